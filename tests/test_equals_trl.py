@@ -1,0 +1,108 @@
+"""With no term set, the Margin trainers are TRL's: the same loss and the same gradients for every loss TRL knows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import assert_same_gradients, first_batch, load, loss_and_gradients, preference_rows, quiet
+from trl import DPOConfig, DPOTrainer
+from trl.experimental.cpo import CPOConfig, CPOTrainer
+
+from trl_margins import MarginCPOConfig, MarginCPOTrainer, MarginDPOConfig, MarginDPOTrainer
+from trl_margins.losses import CPO_LOSSES, DPO_LOSSES
+
+CPO_CASES = [
+    {"loss_type": "sigmoid"},
+    {"loss_type": "sigmoid", "label_smoothing": 0.1, "cpo_alpha": 0.0},
+    {"loss_type": "ipo", "alpha": 0.25},
+    {"loss_type": "hinge", "beta": 0.05},
+    {"loss_type": "ipo", "cpo_alpha": 0.0},
+    {"loss_type": "simpo", "cpo_alpha": 0.0, "beta": 2.0, "simpo_gamma": 1.0},
+    {"loss_type": "simpo", "label_smoothing": 0.2},
+    {"loss_type": "alphapo", "alpha": 0.25, "beta": 2.5},
+]
+# exo_pair needs label smoothing; robust is sigmoid without it
+DPO_CASES = [
+    {"loss_type": [name], "label_smoothing": 0.1 if name in ("exo_pair", "robust", "aot", "aot_unpaired") else 0.0}
+    for name in DPO_LOSSES
+] + [
+    {"loss_type": ["sigmoid", "bco_pair", "sft"], "loss_weights": [0.8, 0.2, 1.0]},
+    {"loss_type": ["sigmoid"], "label_smoothing": 0.3},
+    {"f_divergence_type": "forward_kl"},
+    {"f_divergence_type": "js_divergence", "loss_type": ["hinge"]},
+    {"f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 0.5},
+    {"f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 1.0},
+    {"ld_alpha": 0.4},
+    {"ld_alpha": 0.0, "loss_type": ["ipo"]},
+    {"use_weighting": True},
+    {"use_weighting": True, "loss_type": ["sigmoid", "ipo"]},
+    {"precompute_ref_log_probs": True},
+]
+
+
+def label(case: dict) -> str:
+    return "-".join(f"{key}={value}" for key, value in case.items())
+
+
+def compare(ours, theirs) -> None:
+    our_loss, our_gradients = loss_and_gradients(ours, first_batch(ours))
+    their_loss, their_gradients = loss_and_gradients(theirs, first_batch(theirs))
+    assert torch.isclose(our_loss, their_loss, rtol=1e-5), (our_loss, their_loss)
+    assert_same_gradients(our_gradients, their_gradients)
+
+
+def test_every_loss_is_covered():
+    assert {case["loss_type"] for case in CPO_CASES} == {*CPO_LOSSES, "alphapo"}
+
+
+@pytest.mark.parametrize("case", CPO_CASES, ids=label)
+def test_cpo(case, tiny_model, tokenizer, tmp_path):
+    common = {"train_dataset": preference_rows(6), "processing_class": tokenizer}
+    settings = quiet(output_dir=str(tmp_path), **case)
+    ours = MarginCPOTrainer(load(tiny_model), MarginCPOConfig(**settings), **common)
+    theirs = CPOTrainer(load(tiny_model), CPOConfig(**settings), **common)
+    compare(ours, theirs)
+
+
+@pytest.mark.parametrize("case", DPO_CASES, ids=label)
+def test_dpo(case, tiny_model, tokenizer, tmp_path):
+    common = {"train_dataset": preference_rows(6), "processing_class": tokenizer}
+    settings = quiet(output_dir=str(tmp_path), **case)
+
+    def models():
+        return {"model": load(tiny_model, noise=0.02), "ref_model": load(tiny_model)}
+
+    ours = MarginDPOTrainer(**models(), args=MarginDPOConfig(**settings), **common)
+    theirs = DPOTrainer(**models(), args=DPOConfig(**settings), **common)
+    compare(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"), [(MarginCPOConfig, CPOConfig), (MarginDPOConfig, DPOConfig)], ids=["cpo", "dpo"]
+)
+def test_same_defaults(ours, theirs, tmp_path):
+    config, reference = ours(str(tmp_path), use_cpu=True), theirs(str(tmp_path), use_cpu=True)
+    for name in reference.__dataclass_fields__:
+        if name not in ("logging_dir", "accelerator_config"):
+            assert getattr(config, name) == getattr(reference, name), name
+
+
+@pytest.mark.parametrize("base", ["cpo", "dpo"])
+def test_same_logged_names(base, tiny_model, tokenizer, tmp_path):
+    """Also with TRL's own config: only the import was swapped."""
+    trainers = {"cpo": (MarginCPOTrainer, CPOTrainer, CPOConfig), "dpo": (MarginDPOTrainer, DPOTrainer, DPOConfig)}
+    rows = preference_rows(8)
+    logged = []
+    for cls in trainers[base][:2]:
+        args = trainers[base][2](**quiet(output_dir=str(tmp_path), eval_strategy="epoch", num_train_epochs=1))
+        model = tiny_model if base == "dpo" else load(tiny_model)
+        trainer = cls(model, args=args, train_dataset=rows, eval_dataset=rows, processing_class=tokenizer)
+        trainer.train()
+        logged.append(trainer.state.log_history)
+    for ours, theirs in zip(*logged, strict=True):
+        extra = {"eval_pwa", "eval_pwa_all", "eval_spearman", "eval_n_pairs", "eval_n_pairs_gap"}
+        assert ours.keys() - extra == theirs.keys()
+        for name, value in theirs.items():
+            measured = any(word in name for word in ("time", "per_second", "logits/"))
+            if not measured or (base == "dpo" and "logits/" in name):
+                assert ours[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name

@@ -1,0 +1,119 @@
+"""Score columns: found by name, refused with column, row, value and fix."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from datasets import Dataset
+
+from trl_margins.data.scores import (
+    GAP_COLUMNS,
+    PAIRED_COLUMNS,
+    ScoreColumns,
+    ScoreError,
+    check_scores,
+    find_score_columns,
+    report_scores,
+    require_score_columns,
+)
+from trl_margins.trainers.collator import CARRIED, PairCollator
+
+
+@pytest.mark.parametrize("pair", PAIRED_COLUMNS)
+def test_known_pairs_are_found(pair):
+    assert find_score_columns(["prompt", "chosen", *reversed(pair)]) == ScoreColumns(*pair)
+
+
+@pytest.mark.parametrize("gap", GAP_COLUMNS)
+def test_known_gaps_are_found(gap):
+    assert find_score_columns(["prompt", gap]) == ScoreColumns(gap)
+
+
+def test_the_first_known_pair_wins():
+    names = ["margin", "chosen-rating", "rejected-rating", "score_rejected", "score_chosen"]
+    assert find_score_columns(names) == ScoreColumns("score_chosen", "score_rejected")
+    assert find_score_columns(["chosen_score", "prompt"]) is None
+
+
+def test_given_columns():
+    assert find_score_columns(["a", "b", "margin"], ["b", "a"]) == ScoreColumns("b", "a")
+    assert find_score_columns(["a", "b"], ["a"]) == ScoreColumns("a")
+    with pytest.raises(ScoreError, match=r"names \['c'\].*only the columns \['a', 'b'\]"):
+        find_score_columns(["a", "b"], ["a", "c"])
+    with pytest.raises(ScoreError, match="one gap column or two"):
+        find_score_columns(["a", "b"], ["a", "b", "a"])
+
+
+def test_required_columns_name_what_there_is():
+    with pytest.raises(ScoreError, match=r"eval data set has none: its columns are \['text'\].*margin"):
+        require_score_columns(["text"], None, "'score-gap'", "eval")
+
+
+@pytest.mark.parametrize(
+    ("values", "complaint"),
+    [
+        (
+            [1.0, None, 2.0],
+            r"column 'score_chosen', row 1 of the train data set: the score None is None: drop the row",
+        ),
+        ([1.0, 2.0, float("nan")], r"row 2 .* the score nan is NaN: drop the row"),
+        ([float("inf"), 2.0, float("-inf")], r"row 0 .* the score inf is infinite.*\(2 such rows in all\)"),
+        (["4.5", "3", "1"], r"row 0 .* the score '4.5' is not a number: cast the column"),
+        ([True, False, True], r"row 0 .* the score True is not a number"),
+    ],
+)
+def test_bad_scores(values, complaint):
+    dataset = Dataset.from_dict({"score_chosen": values, "score_rejected": [0.0] * 3})
+    with pytest.raises(ScoreError, match=complaint):
+        check_scores(dataset, ScoreColumns("score_chosen", "score_rejected"), "train")
+
+
+def test_rows_are_counted_as_the_data_set_shows_them():
+    """Also after a selection, whose rows are not where the file has them."""
+    dataset = Dataset.from_dict({"score_chosen": [1.0, None, 3.0, 5.0], "score_rejected": [1, 2, 4, 1]})
+    columns = ScoreColumns("score_chosen", "score_rejected")
+    with pytest.raises(ScoreError, match="row 2 of the train"):
+        check_scores(dataset.select([3, 2, 1]), columns, "train")
+    summary = check_scores(dataset.select([0, 2, 3]), columns, "train", min_score_gap=2.0)
+    assert (summary.n_pairs, summary.n_ties, summary.n_reversed, summary.n_at_least) == (3, 1, 1, 1)
+    assert summary.max_gap == 4.0
+
+
+def test_an_empty_set_has_nothing_wrong():
+    dataset = Dataset.from_dict({"margin": []})
+    assert check_scores(dataset, ScoreColumns("margin"), "train").n_pairs == 0
+
+
+def test_ties_do_not_matter_without_weights(caplog):
+    dataset = Dataset.from_dict({"margin": [0.0, 0.0]})
+    summary = check_scores(dataset, ScoreColumns("margin"), "train")
+    with caplog.at_level(logging.INFO):
+        report_scores(summary, ScoreColumns("margin"), "train", weighted=False)
+    assert "2 ties," in caplog.text
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+class TestCollator:
+    @staticmethod
+    def inner(rows):
+        return {"n": torch.tensor(len(rows))}
+
+    def test_carries_scores_under_one_key(self):
+        rows = [{"chosen-rating": 5, "rejected-rating": 3.5}, {"chosen-rating": 2, "rejected-rating": 4}]
+        batch = PairCollator(self.inner)(rows)
+        assert batch["n"] == 2
+        assert batch[CARRIED]["score_chosen"].tolist() == [5.0, 2.0]
+        assert batch[CARRIED]["score_rejected"].tolist() == [3.5, 4.0]
+
+    def test_a_gap_column_is_a_gap(self):
+        batch = PairCollator(self.inner)([{"margin": 1.5}])
+        assert (batch[CARRIED]["score_chosen"] - batch[CARRIED]["score_rejected"]).tolist() == [1.5]
+
+    def test_rows_without_scores_pass(self):
+        assert CARRIED not in PairCollator(self.inner)([{"prompt": "x"}])
+
+    def test_a_stream_is_checked_as_it_comes(self):
+        with pytest.raises(ScoreError, match="column 'margin', pair 1 of a batch: the score nan"):
+            PairCollator(self.inner)([{"margin": 1.0}, {"margin": float("nan")}])

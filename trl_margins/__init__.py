@@ -1,0 +1,42 @@
+"""Preference trainers for Hugging Face TRL in which every pair has its own weight and its own target margin."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# Loaded when first used, so that `import trl_margins` costs next to nothing
+_HOMES = {
+    "GapPOConfig": "trainers.configs",
+    "GapPODPOConfig": "trainers.configs",
+    "GapPOTrainer": "trainers.named",
+    "METHODS": "methods",
+    "MarginCPOConfig": "trainers.configs",
+    "MarginCPOTrainer": "trainers.cpo",
+    "MarginDPOConfig": "trainers.configs",
+    "MarginDPOTrainer": "trainers.dpo",
+    "Objective": "objective",
+    "ScoreGapWeight": "terms.score_gap",
+}
+__all__ = ["__version__", *_HOMES]
+
+if TYPE_CHECKING:
+    from .methods import METHODS
+    from .objective import Objective
+    from .terms.score_gap import ScoreGapWeight
+    from .trainers.configs import GapPOConfig, GapPODPOConfig, MarginCPOConfig, MarginDPOConfig
+    from .trainers.cpo import MarginCPOTrainer
+    from .trainers.dpo import MarginDPOTrainer
+    from .trainers.named import GapPOTrainer
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

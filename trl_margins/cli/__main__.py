@@ -1,0 +1,7 @@
+"""`accelerate launch -m trl_margins.cli train ...`"""
+
+import sys
+
+from . import main
+
+sys.exit(main())

@@ -1,0 +1,187 @@
+"""Finding the annotation scores of a preference set, and refusing bad ones before training starts."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+logger = logging.getLogger(__name__)
+
+# Names on the Hub, in the order in which they are looked for
+PAIRED_COLUMNS: tuple[tuple[str, str], ...] = (
+    ("score_chosen", "score_rejected"),  # UltraFeedback binarized
+    ("chosen_score", "rejected_score"),
+    ("chosen_rating", "rejected_rating"),
+    ("chosen-rating", "rejected-rating"),  # Argilla's UltraFeedback
+    ("chosen_reward", "rejected_reward"),
+    ("reward_chosen", "reward_rejected"),
+)
+GAP_COLUMNS: tuple[str, ...] = ("margin", "score_gap", "score_margin")  # the gap itself, as reward trainers take it
+
+
+class ScoreError(ValueError):
+    """Scores that cannot be trained on; the text names column, row, value and the fix."""
+
+
+@dataclass(frozen=True)
+class ScoreColumns:
+    """Where a data set keeps its scores. Without `rejected`, `chosen` holds the gap and the rejected score is 0."""
+
+    chosen: str
+    rejected: str | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.chosen,) if self.rejected is None else (self.chosen, self.rejected)
+
+    def read(self, row: Mapping[str, Any]) -> tuple[float, float]:
+        """(score_chosen, score_rejected) of one row."""
+        return row[self.chosen], 0.0 if self.rejected is None else row[self.rejected]
+
+
+def find_score_columns(column_names: Iterable[str], given: Sequence[str] | None = None) -> ScoreColumns | None:
+    """The score columns among `column_names`: the `given` ones, or the first known pair, or a known gap column.
+
+    Raises:
+        ScoreError: `given` names a column that is not there, or more than two.
+    """
+    names = list(column_names)
+    if given is not None:
+        if not 1 <= len(given) <= 2:
+            raise ScoreError(f"score_columns takes one gap column or two score columns, got {list(given)}")
+        missing = [name for name in given if name not in names]
+        if missing:
+            raise ScoreError(f"score_columns names {missing}, but the data set has only the columns {names}")
+        return ScoreColumns(*given)
+    for chosen, rejected in PAIRED_COLUMNS:
+        if chosen in names and rejected in names:
+            return ScoreColumns(chosen, rejected)
+    return next((ScoreColumns(name) for name in GAP_COLUMNS if name in names), None)
+
+
+def require_score_columns(
+    column_names: Iterable[str], given: Sequence[str] | None, needed_by: str, split: str
+) -> ScoreColumns:
+    """`find_score_columns`, where a data set without scores is an error.
+
+    Raises:
+        ScoreError: no score column, naming those there are.
+    """
+    names = list(column_names)
+    columns = find_score_columns(names, given)
+    if columns is None:
+        known = ", ".join("/".join(pair) for pair in PAIRED_COLUMNS) + ", " + ", ".join(GAP_COLUMNS)
+        raise ScoreError(
+            f"{needed_by} needs annotation scores, and the {split} data set has none: its columns are {names}. "
+            f"Known score columns are {known}; name yours with score_columns=[chosen, rejected]."
+        )
+    return columns
+
+
+@dataclass(frozen=True)
+class ScoreSummary:
+    """What the scores of one data set look like."""
+
+    n_pairs: int
+    n_ties: int
+    n_reversed: int
+    max_gap: float
+    n_at_least: int  # pairs with |gap| ≥ the evaluation's threshold
+
+
+def check_scores(dataset: Dataset, columns: ScoreColumns, split: str, min_score_gap: float = 0.0) -> ScoreSummary:
+    """Checks every score of a data set and counts what a trainer should know.
+
+    Raises:
+        ScoreError: a score that is None, NaN, infinite or not a number, with its column and first row.
+    """
+    import numpy as np
+
+    values = [_checked_column(dataset, name, split) for name in columns.names]
+    gaps = values[0] - values[1] if len(values) == 2 else values[0]
+    return ScoreSummary(
+        n_pairs=len(gaps),
+        n_ties=int((gaps == 0).sum()),
+        n_reversed=int((gaps < 0).sum()),
+        max_gap=float(np.abs(gaps).max(initial=0.0)),
+        n_at_least=int((np.abs(gaps) >= min_score_gap).sum()),
+    )
+
+
+def report_scores(summary: ScoreSummary, columns: ScoreColumns, split: str, weighted: bool) -> None:
+    """Logs the counts; warns where most pairs are ties and a weight term will drop them."""
+    logger.info(
+        "%s scores from %s: %d pairs, %d ties%s, %d whose rejected answer scores higher",
+        split,
+        "/".join(columns.names),
+        summary.n_pairs,
+        summary.n_ties,
+        " (weight 0)" if weighted else "",
+        summary.n_reversed,
+    )
+    if weighted and summary.n_ties * 2 > summary.n_pairs:
+        logger.warning(
+            "%d of %d %s pairs are ties: their score gap is 0, so they weigh nothing and training sees only the other "
+            "%d. If that is not meant, check that %s hold the scores of the two answers.",
+            summary.n_ties,
+            summary.n_pairs,
+            split,
+            summary.n_pairs - summary.n_ties,
+            " and ".join(columns.names),
+        )
+
+
+def _checked_column(dataset: Dataset, name: str, split: str) -> Any:
+    """A column as float64, by way of Arrow: no Python object per row where the values are numbers."""
+    import numpy as np
+    import pyarrow as pa
+
+    if not len(dataset):
+        return np.empty(0)
+    column = dataset.select_columns([name]).with_format("arrow")[:][name]
+    if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
+        values = column.to_numpy().astype(np.float64)
+        bad = ~np.isfinite(values)
+        if not bad.any():
+            return values
+        row, count = int(bad.argmax()), int(bad.sum())
+        raise ScoreError(_complaint(column[row].as_py(), name, f"row {row} of the {split} data set", count))
+    row = next((i for i, value in enumerate(column.to_pylist()) if problem_of(value)), 0)
+    value = column[row].as_py()
+    raise ScoreError(_complaint(value, name, f"row {row} of the {split} data set", len(column)))
+
+
+def problem_of(value: Any) -> str | None:
+    """What keeps a value from being a score, and the fix; None where it is one."""
+    if value is None:
+        return "is None: drop the row, for example with dataset.filter"
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return "is not a number: cast the column, for example with dataset.cast_column(name, Value('float64'))"
+    if math.isnan(value):
+        return "is NaN: drop the row, for example with dataset.filter"
+    if math.isinf(value):
+        return "is infinite: clip it or drop the row"
+    return None
+
+
+def check_row(row: Mapping[str, Any], columns: ScoreColumns, where: str) -> None:
+    """The same check for one row of a stream, whose scores nobody could check in advance.
+
+    Raises:
+        ScoreError: as `check_scores`.
+    """
+    for name in columns.names:
+        if problem_of(row[name]):
+            raise ScoreError(_complaint(row[name], name, where, 1))
+
+
+def _complaint(value: Any, column: str, where: str, count: int) -> str:
+    others = f" ({count} such rows in all)" if count > 1 else ""
+    return f"column {column!r}, {where}: the score {value!r} {problem_of(value)}{others}"

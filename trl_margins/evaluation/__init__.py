@@ -1,0 +1,1 @@
+"""How well rewards rank answers."""

@@ -1,0 +1,132 @@
+"""Pairwise accuracy and rank correlation, as plain functions and as `evaluate` metrics that need no Hub."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.stats import spearmanr
+
+CITATION = "GapPO: Gradient-Adaptive Pairwise Preference Optimization, eqs. 9 and 10."
+
+
+def pairwise_accuracy(
+    chosen_rewards: ArrayLike,
+    rejected_rewards: ArrayLike,
+    score_gaps: ArrayLike | None = None,
+    min_score_gap: float = 0.0,
+) -> tuple[float | None, int]:
+    r"""Share of pairs with :math:`r_w > r_l`; a tie of rewards counts as wrong.
+
+    Args:
+        chosen_rewards: [M] rewards of the preferred answers.
+        rejected_rewards: [M] rewards of the others.
+        score_gaps: [M] annotation score gaps; only pairs with |gap| ≥ `min_score_gap` count. All count without it.
+        min_score_gap: τ; the paper's tables have 2.
+
+    Returns:
+        The accuracy in [0, 1] (None where no pair is left) and the number of pairs behind it.
+
+    Source: GapPO, eq. 9.
+    """
+    right = np.asarray(chosen_rewards, float) > np.asarray(rejected_rewards, float)
+    if score_gaps is not None:
+        right = right[np.abs(np.asarray(score_gaps, float)) >= min_score_gap]
+    return (float(right.mean()) if right.size else None), int(right.size)
+
+
+def pooled_spearman(
+    chosen_rewards: ArrayLike,
+    rejected_rewards: ArrayLike,
+    chosen_scores: ArrayLike,
+    rejected_scores: ArrayLike,
+) -> float | None:
+    """Spearman's ρ between rewards and scores of all answers, chosen and rejected in one pool.
+
+    Ties get their mean rank, so for data without ties this is eq. 10's formula exactly.
+
+    Returns:
+        ρ in [−1, 1]; None where there are fewer than two answers or either side is constant.
+
+    Source: GapPO, eq. 10.
+    """
+    rewards = np.concatenate([np.asarray(chosen_rewards, float), np.asarray(rejected_rewards, float)])
+    scores = np.concatenate([np.asarray(chosen_scores, float), np.asarray(rejected_scores, float)])
+    if rewards.size < 2 or np.ptp(rewards) == 0 or np.ptp(scores) == 0:
+        return None
+    return float(spearmanr(rewards, scores).statistic)
+
+
+def ranking_metrics(
+    chosen_rewards: ArrayLike,
+    rejected_rewards: ArrayLike,
+    chosen_scores: ArrayLike | None = None,
+    rejected_scores: ArrayLike | None = None,
+    min_score_gap: float = 2.0,
+    gap_only: bool = False,
+) -> dict[str, float | int | None]:
+    """Everything that the trainers and the CLI report of one set of pairs.
+
+    Args:
+        chosen_rewards, rejected_rewards: [M].
+        chosen_scores, rejected_scores: [M] annotation scores, where the data has them.
+        min_score_gap: τ of `pwa`.
+        gap_only: the scores stand for nothing but their difference, so there is no Spearman.
+
+    Returns:
+        `pwa_all` and `n_pairs`; with scores also `pwa`, `n_pairs_gap` and `spearman`. None where a number is
+        undefined.
+    """
+    pwa_all, n_pairs = pairwise_accuracy(chosen_rewards, rejected_rewards)
+    metrics: dict[str, float | int | None] = {"pwa_all": pwa_all, "n_pairs": n_pairs}
+    if chosen_scores is not None and rejected_scores is not None:
+        gaps = np.asarray(chosen_scores, float) - np.asarray(rejected_scores, float)
+        metrics["pwa"], metrics["n_pairs_gap"] = pairwise_accuracy(
+            chosen_rewards, rejected_rewards, gaps, min_score_gap
+        )
+        if not gap_only:
+            metrics["spearman"] = pooled_spearman(chosen_rewards, rejected_rewards, chosen_scores, rejected_scores)
+    return metrics
+
+
+def _info(description: str, columns: Sequence[str]) -> evaluate.MetricInfo:
+    return evaluate.MetricInfo(
+        description=description,
+        citation=CITATION,
+        inputs_description=f"One number per pair in each of: {', '.join(columns)}.",
+        features=datasets.Features({column: datasets.Value("float64") for column in columns}),
+    )
+
+
+class PairwiseAccuracy(evaluate.Metric):
+    """`PairwiseAccuracy().compute(predictions=chosen_rewards, references=rejected_rewards)` → `{"pwa", "n_pairs"}`.
+
+    With `score_gaps` and `min_score_gap` given to `compute`, only pairs of at least that gap count.
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        return _info(pairwise_accuracy.__doc__ or "", ["predictions", "references"])
+
+    def _compute(
+        self,
+        predictions: Sequence[float],
+        references: Sequence[float],
+        score_gaps: Sequence[float] | None = None,
+        min_score_gap: float = 0.0,
+    ) -> dict[str, Any]:
+        pwa, n_pairs = pairwise_accuracy(predictions, references, score_gaps, min_score_gap)
+        return {"pwa": pwa, "n_pairs": n_pairs}
+
+
+class PooledSpearman(evaluate.Metric):
+    """`PooledSpearman().compute(predictions=rewards, references=scores)` → `{"spearman"}`, one entry per answer."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return _info(pooled_spearman.__doc__ or "", ["predictions", "references"])
+
+    def _compute(self, predictions: Sequence[float], references: Sequence[float]) -> dict[str, Any]:
+        return {"spearman": pooled_spearman(predictions, [], references, [])}

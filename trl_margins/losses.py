@@ -1,0 +1,200 @@
+"""Per-pair preference losses, as TRL defines them. TRL has them inside its trainers, which return only their mean;
+a weight per pair needs each pair's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .pairs import PairLogps
+from .rewards import length_normalized
+
+
+def margin_loss(
+    reward_gap: Tensor,
+    margin: Tensor | float = 0.0,
+    weight: Tensor | float = 1.0,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    r"""The equation of the house: :math:`w_i \cdot -\log\sigma(m_i - \gamma_i)`.
+
+    With label smoothing ε: :math:`w_i \cdot [-(1-\varepsilon)\log\sigma(z_i) - \varepsilon\log\sigma(-z_i)]`,
+    z = m − γ.
+
+    Args:
+        reward_gap: [B] m = r_w − r_l, β inside.
+        margin: [B] or a number, γ in reward units.
+        weight: [B] or a number.
+        label_smoothing: ε, the share of labels taken to be flipped, in [0, 0.5].
+
+    Returns:
+        [B] losses.
+
+    Source: SimPO (arXiv 2405.14734), eq. 6; GapPO, eq. 8.
+    """
+    z = reward_gap - margin
+    loss = -F.logsigmoid(z)
+    if label_smoothing:
+        loss = (1 - label_smoothing) * loss - label_smoothing * F.logsigmoid(-z)
+    return weight * loss
+
+
+@dataclass(frozen=True)
+class LossInputs:
+    """What a loss sees of B pairs. Scores are rewards before β."""
+
+    pairs: PairLogps
+    chosen: Tensor  # [B] score of y_w
+    rejected: Tensor  # [B] score of y_l
+    beta: float
+    margin: Tensor | float = 0.0  # [B] or a number, reward units
+    label_smoothing: float = 0.0
+    discopop_tau: float = 0.05
+
+    @property
+    def reward_gap(self) -> Tensor:
+        """[B] m = β (score_w − score_l)."""
+        return self.beta * (self.chosen - self.rejected)
+
+    @property
+    def per_token_gap(self) -> Tensor:
+        """[B] (score_w / |y_w|) − (score_l / |y_l|), without β."""
+        return length_normalized(self.chosen, self.pairs.chosen_length) - length_normalized(
+            self.rejected, self.pairs.rejected_length
+        )
+
+
+PairLoss = Callable[[LossInputs], Tensor]
+
+
+def sigmoid(x: LossInputs) -> Tensor:
+    """DPO (arXiv 2305.18290), eq. 7, with a margin."""
+    return margin_loss(x.reward_gap, x.margin)
+
+
+def smoothed_sigmoid(x: LossInputs) -> Tensor:
+    """Conservative DPO's label smoothing (Mitchell, 2023), as CPO and SimPO use it, with a margin."""
+    return margin_loss(x.reward_gap, x.margin, label_smoothing=x.label_smoothing)
+
+
+def hinge(x: LossInputs) -> Tensor:
+    """SLiC (arXiv 2305.10425): max(0, 1 − z), z = m − γ."""
+    return torch.relu(1 - (x.reward_gap - x.margin))
+
+
+def ipo(x: LossInputs) -> Tensor:
+    """IPO (arXiv 2310.12036), eq. 17, on scores that are per token already."""
+    return (x.chosen - x.rejected - 1 / (2 * x.beta)) ** 2
+
+
+def ipo_per_token(x: LossInputs) -> Tensor:
+    """IPO on summed scores, divided by the answers' lengths as its authors do."""
+    return (x.per_token_gap - 1 / (2 * x.beta)) ** 2
+
+
+def sigmoid_norm(x: LossInputs) -> Tensor:
+    """DPO's loss on log-ratios per token (arXiv 2411.15124)."""
+    return margin_loss(x.beta * x.per_token_gap)
+
+
+def exo_pair(x: LossInputs) -> Tensor:
+    """EXO (arXiv 2402.00856), eq. 16 for two answers: KL(policy ‖ smoothed label)."""
+    epsilon = torch.tensor(x.label_smoothing, device=x.chosen.device)
+    m = x.reward_gap
+    return torch.sigmoid(m) * (F.logsigmoid(m) - torch.log1p(-epsilon)) + torch.sigmoid(-m) * (
+        F.logsigmoid(-m) - torch.log(epsilon)
+    )
+
+
+def nca_pair(x: LossInputs) -> Tensor:
+    """NCA (arXiv 2402.05369), pairwise."""
+    r_w, r_l = x.beta * x.chosen, x.beta * x.rejected
+    return -F.logsigmoid(r_w) - 0.5 * F.logsigmoid(-r_w) - 0.5 * F.logsigmoid(-r_l)
+
+
+def robust(x: LossInputs) -> Tensor:
+    """Robust DPO (arXiv 2403.00409): unbiased under a flip rate ε."""
+    clean, flipped = -F.logsigmoid(x.reward_gap), -F.logsigmoid(-x.reward_gap)
+    return ((1 - x.label_smoothing) * clean - x.label_smoothing * flipped) / (1 - 2 * x.label_smoothing)
+
+
+def bco_pair(x: LossInputs) -> Tensor:
+    """BCO (arXiv 2404.04656), pairwise, without its running shift."""
+    return -F.logsigmoid(x.beta * x.chosen) - F.logsigmoid(-x.beta * x.rejected)
+
+
+def sppo_hard(x: LossInputs) -> Tensor:
+    """SPPO (arXiv 2405.00675), eq. 4.7 with a winning probability of 1."""
+    return (x.chosen - 0.5 / x.beta) ** 2 + (x.rejected + 0.5 / x.beta) ** 2
+
+
+def apo_zero(x: LossInputs) -> Tensor:
+    """APO-zero (arXiv 2408.06266), eq. 7."""
+    return 1 - torch.sigmoid(x.beta * x.chosen) + torch.sigmoid(x.beta * x.rejected)
+
+
+def apo_down(x: LossInputs) -> Tensor:
+    """APO-down (arXiv 2408.06266), eq. 8."""
+    return torch.sigmoid(x.beta * x.chosen) + 1 - torch.sigmoid(x.reward_gap)
+
+
+def discopop(x: LossInputs) -> Tensor:
+    """DiscoPOP (arXiv 2406.08414), eq. 5: logistic and exponential loss, blended by the gap."""
+    m = x.reward_gap
+    blend = torch.sigmoid(m / x.discopop_tau)
+    return -F.logsigmoid(m) * (1 - blend) + torch.exp(-m) * blend
+
+
+def aot(x: LossInputs) -> Tensor:
+    """AOT (arXiv 2406.05882), paired: sorts the batch, so a row is no longer one pair."""
+    policy = (x.pairs.chosen - x.pairs.rejected).sort(dim=0).values
+    reference = (x.pairs.ref_chosen - x.pairs.ref_rejected).sort(dim=0).values
+    return margin_loss(x.beta * (policy - reference), label_smoothing=x.label_smoothing)
+
+
+def aot_unpaired(x: LossInputs) -> Tensor:
+    """AOT (arXiv 2406.05882), unpaired: sorts chosen and rejected apart."""
+    gap = x.chosen.sort(dim=0).values - x.rejected.sort(dim=0).values
+    return margin_loss(x.beta * gap, label_smoothing=x.label_smoothing)
+
+
+def sft(x: LossInputs) -> Tensor:
+    """Mean negative log-likelihood of the batch's chosen tokens, the same number in every row."""
+    return x.pairs.sft_loss.expand_as(x.chosen)
+
+
+CPO_LOSSES: Mapping[str, PairLoss] = {
+    "sigmoid": smoothed_sigmoid,
+    "hinge": hinge,
+    "ipo": ipo,
+    "simpo": smoothed_sigmoid,
+}
+DPO_LOSSES: Mapping[str, PairLoss] = {
+    "sigmoid": sigmoid,
+    "hinge": hinge,
+    "ipo": ipo_per_token,
+    "exo_pair": exo_pair,
+    "nca_pair": nca_pair,
+    "robust": robust,
+    "bco_pair": bco_pair,
+    "sppo_hard": sppo_hard,
+    "aot": aot,
+    "aot_unpaired": aot_unpaired,
+    "apo_zero": apo_zero,
+    "apo_down": apo_down,
+    "discopop": discopop,
+    "sft": sft,
+    "sigmoid_norm": sigmoid_norm,
+}
+
+# without a reference model only the gap of the two scores, or the chosen answer's likelihood, means something
+REFERENCE_FREE_LOSSES: Mapping[str, PairLoss] = {
+    name: DPO_LOSSES[name] for name in ("sigmoid", "hinge", "robust", "exo_pair", "discopop", "sft")
+}
+
+TAKES_MARGIN = frozenset({"sigmoid", "hinge", "simpo"})  # losses of m − γ
+NOT_PER_PAIR = frozenset({"aot", "aot_unpaired", "sft"})  # a row of these is not one pair's loss

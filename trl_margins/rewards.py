@@ -1,0 +1,85 @@
+"""Implicit rewards: from an answer's log-probability to a score, before the factor β.
+
+The reward of the papers is r = β · score; `objective` multiplies by β once, for all of them.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# exp(x) above this is no longer a number once it is cast back to the dtype of the log-probabilities
+_LARGEST_EXPONENT = {torch.float16: 11.0}
+
+
+def length_normalized(logps_sum: Tensor, lengths: Tensor) -> Tensor:
+    r"""SimPO's and GapPO's score: the mean log-probability per token, :math:`\frac{1}{|y|} \log \pi_\theta(y|x)`.
+
+    The denominator is at least 1: an answer that truncation left empty has reward 0 instead of NaN
+    (GapPO, section 3.6).
+
+    Args:
+        logps_sum: [B] summed log-probabilities of the answers, in nats.
+        lengths: [B] number of answer tokens.
+
+    Returns:
+        [B] mean log-probabilities, in nats per token.
+
+    Source: SimPO (arXiv 2405.14734), eq. 3; GapPO, eq. 8.
+    """
+    return logps_sum / lengths.clamp(min=1)
+
+
+def log_ratio(logps: Tensor, ref_logps: Tensor, divergence: str = "reverse_kl", alpha: float = 0.5) -> Tensor:
+    r"""DPO's score :math:`f'(u)` with :math:`u = \pi_\theta(y|x) / \pi_{ref}(y|x)`; for the reverse KL, log u.
+
+    ==================  =====================================
+    divergence          f'(u), up to a constant
+    ==================  =====================================
+    reverse_kl          log u
+    forward_kl          1 − 1/u
+    js_divergence       log(2u / (1 + u))
+    alpha_divergence    (u^(α−1) − 1) / (α − 1); log u at α=1
+    ==================  =====================================
+
+    Args:
+        logps: [B] summed log-probabilities under the policy, in nats.
+        ref_logps: [B] the same under the reference model.
+        divergence: which row of the table.
+        alpha: α of the α-divergence.
+
+    Raises:
+        ValueError: an unknown divergence.
+
+    Source: DPO (arXiv 2305.18290), eq. 5; f-DPO (arXiv 2309.16240), table 1.
+    """
+    log_u = logps - ref_logps
+    if divergence == "reverse_kl" or (divergence == "alpha_divergence" and math.isclose(alpha, 1.0, abs_tol=1e-6)):
+        return log_u
+    if divergence == "forward_kl":
+        return 1 - torch.exp(-log_u)
+    if divergence == "js_divergence":
+        return math.log(2) + F.logsigmoid(log_u)
+    if divergence == "alpha_divergence":
+        exponent = ((alpha - 1) * log_u).float().clamp(max=_LARGEST_EXPONENT.get(log_u.dtype, 80.0))
+        return (torch.exp(exponent) - 1).to(log_u.dtype) / (alpha - 1)
+    raise ValueError(
+        f"unknown f_divergence_type {divergence!r}; known: reverse_kl, forward_kl, js_divergence, alpha_divergence"
+    )
+
+
+def alphapo(logps: Tensor, alpha: float) -> Tensor:
+    r"""AlphaPO's reward shape :math:`(1 - p^{-\alpha}) / \alpha` with :math:`p = e^{logps}`; α = 0 gives log p.
+
+    Args:
+        logps: [B] log-probabilities in nats: per token for SimPO-like losses, summed for the others.
+        alpha: α; its sign decides which end of the scale is stretched.
+
+    Source: AlphaPO (arXiv 2501.03884), eq. 6.
+    """
+    if alpha == 0.0:
+        return logps
+    return -torch.expm1(-alpha * logps) / alpha

@@ -1,0 +1,92 @@
+"""GapPO: weigh a pair by the gap between its two annotation scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ..pairs import PairBatch
+
+Transform = Literal["linear", "quadratic", "exponential", "hard"]
+
+
+def score_gap_weight(
+    score_chosen: Tensor,
+    score_rejected: Tensor,
+    transform: Transform = "linear",
+    threshold: float | None = None,
+    normalize: bool = False,
+) -> Tensor:
+    r"""Weight per pair from the score gap :math:`\delta_i = |s_{w,i} - s_{l,i}|`.
+
+    ===========  ==========================  ================
+    transform    w                           in the paper
+    ===========  ==========================  ================
+    linear       δ                           eq. 7, the method
+    quadratic    δ²                          Fig. 2
+    exponential  e^δ − 1                     Fig. 2
+    hard         1[δ ≥ threshold]            section 3.3
+    ===========  ==========================  ================
+
+    Args:
+        score_chosen: [B] annotation scores of the chosen answers, any scale.
+        score_rejected: [B] those of the rejected answers.
+        transform: a row of the table.
+        threshold: pairs with δ below it weigh 0; `hard` needs one.
+        normalize: divide by the batch's mean weight, so that a batch of clear pairs takes no larger step (Table 2).
+            A batch of ties keeps weight 0.
+
+    Returns:
+        [B] weights ≥ 0 in float32, without gradient. Equal scores give 0. The exponential stops at the largest
+        float32 instead of overflowing.
+
+    Raises:
+        ValueError: an unknown transform; `hard` without a threshold.
+
+    Source: GapPO, eqs. 6 and 7.
+    """
+    _check(transform, threshold)
+    gap = (score_chosen.detach().float() - score_rejected.detach().float()).abs()
+    if transform == "linear":
+        weight = gap
+    elif transform == "quadratic":
+        weight = gap.square()
+    elif transform == "exponential":
+        weight = torch.expm1(gap).clamp(max=torch.finfo(gap.dtype).max)
+    else:
+        weight = torch.ones_like(gap)
+    if threshold is not None:
+        weight = torch.where(gap >= threshold, weight, 0.0)
+    return _over_mean(weight, weight.mean()) if normalize else weight
+
+
+def _check(transform: str, threshold: float | None) -> None:
+    if transform not in get_args(Transform):
+        raise ValueError(f"unknown score-gap transform {transform!r}; known: {', '.join(get_args(Transform))}")
+    if transform == "hard" and threshold is None:
+        raise ValueError("the score-gap transform 'hard' keeps pairs whose gap reaches a threshold: give one")
+
+
+def _over_mean(weight: Tensor, mean: Tensor) -> Tensor:
+    return torch.where(mean > 0, weight / mean, 0.0)
+
+
+@dataclass(frozen=True)
+class ScoreGapWeight:
+    """`score_gap_weight` as a term of an objective; its mean, where it is normalised, is that of all ranks."""
+
+    transform: Transform = "linear"
+    threshold: float | None = None
+    normalize: bool = False
+    name: ClassVar[str] = "score-gap"
+    columns: ClassVar[tuple[str, ...]] = ("score_chosen", "score_rejected")
+
+    def __post_init__(self) -> None:
+        _check(self.transform, self.threshold)
+
+    def __call__(self, batch: PairBatch, reward_gap: Tensor) -> Tensor:
+        weight = score_gap_weight(batch["score_chosen"], batch["score_rejected"], self.transform, self.threshold)
+        return _over_mean(weight, batch.gather(weight).mean()) if self.normalize else weight

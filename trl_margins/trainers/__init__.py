@@ -1,0 +1,1 @@
+"""TRL's trainers with a weight and a margin per pair."""

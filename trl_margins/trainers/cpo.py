@@ -1,0 +1,115 @@
+"""`CPOTrainer` with a weight and a margin per pair."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from accelerate.utils import is_peft_model
+from datasets import Dataset, DatasetDict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from trl.experimental.cpo import CPOTrainer
+from trl.trainer.utils import add_fused_lm_head, get_config_model_id
+
+from ..forward.standard import fused_token_logps, logits_token_logps, pair_logps
+from ..losses import CPO_LOSSES
+from ..objective import LengthNormalizedReward, Objective, ObjectiveOutput, SummedReward
+from ..pairs import PairLogps
+from ..terms import Term
+from .configs import MarginCPOConfig
+from .mixin import MarginMixin
+from .truncation import report_empty_answers
+
+logger = logging.getLogger(__name__)
+
+
+class MarginCPOTrainer(MarginMixin, CPOTrainer):
+    """TRL's `CPOTrainer`; with `weight` in its config (or `weight_term`, `margin_term`), each pair has its own.
+
+    Without a term it is `CPOTrainer`: same defaults, same losses, same logged names. What differs: the logits are not
+    built (`logits/*` are means over answer tokens), and pairs that truncation left without an answer have reward 0.
+    """
+
+    _config_class = MarginCPOConfig
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._fused = _can_fuse(self.model, self.is_encoder_decoder)
+        if self._fused:
+            base = self.model.get_base_model() if is_peft_model(self.model) else self.model
+            add_fused_lm_head(base, outputs=("log_probs", "mean_logits"))
+        sets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval": self.eval_dataset}
+        for split, dataset in {"train": self.train_dataset, **sets}.items():
+            if isinstance(dataset, Dataset):
+                report_empty_answers(dataset, split, self.max_length)
+
+    def _default_config(self, model: Any) -> MarginCPOConfig:
+        name = model if isinstance(model, str) else get_config_model_id(model.config)
+        return self._config_class(output_dir=f"{name.split('/')[-1]}-{self._name}")
+
+    def _build_objective(self, config: Any, weight: Term | None, margin: Term | None) -> Objective:
+        per_token = config.loss_type in ("simpo", "ipo")
+        return Objective(
+            reward=(LengthNormalizedReward if per_token else SummedReward)(config.alpha),
+            losses={config.loss_type: 1.0},
+            table=CPO_LOSSES,
+            beta=config.beta,
+            gamma=config.simpo_gamma if config.loss_type == "simpo" else 0.0,
+            weight=weight,
+            margin=margin,
+            label_smoothing=config.label_smoothing,
+        )
+
+    def concatenated_forward(self, model: nn.Module, batch: Mapping[str, Any]) -> PairLogps:
+        inputs = self.concatenated_inputs(
+            batch,
+            is_encoder_decoder=self.is_encoder_decoder,
+            padding_value=self.pad_token_id,
+            device=self.accelerator.device,
+        )
+        labels = inputs["concatenated_labels"]
+        model_inputs = {
+            "input_ids": inputs["concatenated_input_ids"],
+            "attention_mask": inputs["concatenated_attention_mask"],
+        }
+        if self.aux_loss_enabled:
+            model_inputs["output_router_logits"] = True
+        if self.is_encoder_decoder:
+            model_inputs["decoder_input_ids"] = self._shift_right(labels)
+        if self._fused:
+            return pair_logps(fused_token_logps(model, model_inputs, labels))
+        return pair_logps(logits_token_logps(model, model_inputs, labels, shift=not self.is_encoder_decoder))
+
+    def _extra_loss(self, pairs: PairLogps) -> Tensor | float:
+        loss = self.cpo_alpha * pairs.sft_loss if self.cpo_alpha else 0.0
+        return loss + self.aux_loss_coef * pairs.aux_loss if self.aux_loss_enabled else loss
+
+    def _batch_metrics(self, pairs: PairLogps, output: ObjectiveOutput, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        per_token = isinstance(self.objective.reward, LengthNormalizedReward)
+        return {
+            **super()._batch_metrics(pairs, output, batch),
+            "logps/chosen": pairs.chosen / pairs.chosen_length.clamp(min=1) if per_token else pairs.chosen,
+            "logps/rejected": pairs.rejected / pairs.rejected_length.clamp(min=1) if per_token else pairs.rejected,
+            "nll_loss": pairs.sft_loss if self.cpo_alpha else torch.zeros_like(pairs.sft_loss),
+        }
+
+    def _check_data(self, call: dict[str, Any]) -> None:
+        super()._check_data(call)
+        if isinstance(call.get("eval_dataset"), dict):
+            # CPOTrainer maps over its evaluation set, which a plain dict cannot
+            call["eval_dataset"] = DatasetDict(call["eval_dataset"])
+
+
+def _can_fuse(model: nn.Module, is_encoder_decoder: bool) -> bool:
+    """Whether TRL's fused LM head computes this model's log-probabilities; says why where it does not."""
+    if is_encoder_decoder:
+        reason = "an encoder-decoder model"
+    elif is_peft_model(model) and isinstance(model.get_output_embeddings(), BaseTunerLayer):
+        reason = "an adapter on its LM head"
+    else:
+        return True
+    logger.info("the model has %s: log-probabilities come from the whole logits", reason)
+    return False

@@ -1,0 +1,155 @@
+"""`DPOTrainer` with a weight and a margin per pair."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from trl import DPOTrainer
+from trl.trainer.utils import get_config_model_id
+
+from ..forward.standard import IGNORE, fused_token_logps, pair_logps
+from ..losses import DPO_LOSSES, REFERENCE_FREE_LOSSES
+from ..objective import LengthNormalizedReward, LogRatioReward, Objective, ObjectiveOutput
+from ..pairs import PairLogps
+from ..terms import Term
+from .collator import CARRIED
+from .configs import MarginDPOConfig
+from .mixin import MarginMixin
+from .truncation import report_dropped
+
+_NO_REFERENCE = object()
+_NOT_FOR_THE_MODEL = ("completion_mask", "ref_chosen_logps", "ref_rejected_logps")
+
+
+class MarginDPOTrainer(MarginMixin, DPOTrainer):
+    """TRL's `DPOTrainer`; with `weight` in its config (or `weight_term`, `margin_term`), each pair has its own.
+
+    Without a term it is `DPOTrainer`: same defaults, same losses, same logged names. With
+    `reward="length-normalized"` it trains SimPO's reward, and no reference model is loaded.
+    """
+
+    _config_class = MarginDPOConfig
+    _new_tokens: Tensor | int = 0  # seen since the last log; a tensor once there are any
+
+    def _default_config(self, model: Any) -> MarginDPOConfig:
+        name = model if isinstance(model, str) else get_config_model_id(model.config)
+        return self._config_class(output_dir=f"{name.split('/')[-1]}-{self._name}")
+
+    def _build_objective(self, config: Any, weight: Term | None, margin: Term | None) -> Objective:
+        self._reference_free = getattr(config, "reward", "log-ratio") == "length-normalized"
+        if self._reference_free:
+            _refuse_reference_options(config)
+        return Objective(
+            reward=LengthNormalizedReward()
+            if self._reference_free
+            else LogRatioReward(config.f_divergence_type, config.f_alpha_divergence_coef),
+            losses=dict(zip(config.loss_type, config.loss_weights or [1.0] * len(config.loss_type), strict=True)),
+            table=REFERENCE_FREE_LOSSES if self._reference_free else DPO_LOSSES,
+            beta=config.beta,
+            gamma=getattr(config, "simpo_gamma", None) or 0.0,
+            weight=weight,
+            margin=margin,
+            label_smoothing=config.label_smoothing,
+            discopop_tau=config.discopop_tau,
+        )
+
+    # DPOTrainer loads a reference model unless it is given one. A reward without reference gives it something that is
+    # none, and never lets it be set.
+
+    @property
+    def ref_model(self) -> nn.Module | None:
+        return self._ref_model
+
+    @ref_model.setter
+    def ref_model(self, model: nn.Module | None) -> None:
+        self._ref_model = None if model is _NO_REFERENCE else model
+
+    def _check_data(self, call: dict[str, Any]) -> None:
+        super()._check_data(call)
+        if self._reference_free:
+            if call.get("ref_model") is not None:
+                raise ValueError("reward='length-normalized' uses no reference model: leave ref_model out")
+            call["ref_model"] = _NO_REFERENCE
+
+    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
+        prepared = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        if isinstance(dataset, Dataset):
+            report_dropped(len(dataset), len(prepared), dataset_name, args.max_length)
+        return prepared
+
+    def concatenated_forward(self, model: nn.Module, batch: Mapping[str, Any]) -> PairLogps:
+        inputs = {key: value for key, value in batch.items() if key not in _NOT_FOR_THE_MODEL}
+        if self.aux_loss_enabled:
+            inputs["output_router_logits"] = True
+        labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, IGNORE)
+        tokens = fused_token_logps(model, inputs, labels)
+        pairs = pair_logps(tokens, tail_weight=self.ld_alpha, policy_weight=self.use_weighting)
+        if self._reference_free:
+            return pairs
+        ref_chosen, ref_rejected = self._reference_logps(batch)
+        return replace(pairs, ref_chosen=ref_chosen, ref_rejected=ref_rejected)
+
+    def _reference_logps(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        if self.precompute_ref_logps:
+            return batch["ref_chosen_logps"], batch["ref_rejected_logps"]
+        return self.compute_ref_log_probs(self.ref_model or self.model, batch)
+
+    def compute_ref_log_probs(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """TRL's, on the batch without the columns that no model takes."""
+        return super().compute_ref_log_probs(model, {k: v for k, v in inputs.items() if k != CARRIED})
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, Any]:
+        loss = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
+        if not return_outputs:
+            return loss
+        # `compute_metrics` gets whole logits, as from DPOTrainer: a second pass builds them
+        with torch.no_grad():
+            plain = {k: v for k, v in inputs.items() if k not in (*_NOT_FOR_THE_MODEL, CARRIED)}
+            return loss, model(**plain, use_cache=False)
+
+    def _extra_loss(self, pairs: PairLogps) -> Tensor | float:
+        return self.router_aux_loss_coef * pairs.aux_loss if self.aux_loss_enabled else 0.0
+
+    def _batch_metrics(self, pairs: PairLogps, output: ObjectiveOutput, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        metrics = super()._batch_metrics(pairs, output, batch)
+        metrics |= {"logps/chosen": pairs.chosen, "logps/rejected": pairs.rejected}
+        if self.aux_loss_enabled:
+            metrics["aux_loss"] = pairs.aux_loss
+        if self._mode == "train":
+            self._new_tokens = self._new_tokens + batch["attention_mask"].sum()
+        return metrics
+
+    def _drained_metrics(self) -> dict[str, float]:
+        metrics = super()._drained_metrics()
+        if metrics:
+            if isinstance(self._new_tokens, Tensor):
+                self._total_train_tokens += self.accelerator.reduce(self._new_tokens).item() // self._tp_size
+            self._new_tokens = 0
+            metrics["num_tokens" if self._mode == "train" else "eval_num_tokens"] = self._total_train_tokens
+        return metrics
+
+
+def _refuse_reference_options(config: MarginDPOConfig) -> None:
+    """Options that mean nothing without a reference model."""
+    for name, off in {
+        "f_divergence_type": "reverse_kl",
+        "precompute_ref_log_probs": False,
+        "sync_ref_model": False,
+        "ld_alpha": None,
+    }.items():
+        if (value := getattr(config, name)) != off:
+            raise ValueError(
+                f"{name}={value!r} does not go with reward='length-normalized', which has no reference model and "
+                f"whole answers: set it to {off!r}, or use reward='log-ratio'"
+            )

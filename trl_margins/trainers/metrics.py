@@ -1,0 +1,60 @@
+"""Logged values stay on the device until someone logs: no host sync per step, one transfer per logging interval."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+# Of these the log shows how they spread, not only their mean
+SPREAD = ("weights", "margins")
+
+
+class MetricBuffer:
+    """Sums and counts by name; `drain` reduces them over all ranks and empties the buffer."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}  # name → [3]: Σ v, Σ v², number
+        self._extremes: dict[str, Tensor] = {}  # name → [2]: greatest −v, greatest v
+
+    @torch.no_grad()
+    def add(self, metrics: Mapping[str, Tensor]) -> None:
+        """Adds values: a scalar counts once, a [B] tensor once per pair."""
+        for name, values in metrics.items():
+            values = values.detach().float().flatten()
+            sums = torch.stack([values.sum(), values.square().sum(), torch.full_like(values.sum(), values.numel())])
+            self._sums[name] = self._sums[name] + sums if name in self._sums else sums
+            if _spreads(name) and values.numel():
+                extremes = torch.stack([(-values).max(), values.max()])
+                known = self._extremes.get(name, extremes)
+                self._extremes[name] = torch.maximum(known, extremes)
+
+    def drain(self, accelerator: Accelerator) -> dict[str, float]:
+        """Means over everything added on any rank since the last call; for `SPREAD` also std, min and max."""
+        if not self._sums:
+            return {}
+        names = sorted(self._sums)
+        sums = accelerator.reduce(torch.stack([self._sums[name] for name in names])).tolist()
+        spread = sorted(self._extremes)
+        extremes = []
+        if spread:
+            stacked = torch.stack([self._extremes[name] for name in spread])
+            extremes = accelerator.gather(stacked[None]).amax(0).tolist()
+        self._sums, self._extremes = {}, {}
+        logs: dict[str, float] = {}
+        for name, (total, squares, count) in zip(names, sums, strict=True):
+            mean = total / max(count, 1)
+            if _spreads(name):
+                logs[f"{name}/mean"] = mean
+                logs[f"{name}/std"] = max(squares / max(count, 1) - mean**2, 0.0) ** 0.5
+            else:
+                logs[name] = mean
+        for name, (least, greatest) in zip(spread, extremes, strict=True):
+            logs[f"{name}/min"], logs[f"{name}/max"] = -least, greatest
+        return logs
+
+
+def _spreads(name: str) -> bool:
+    return name.removeprefix("eval_") in SPREAD

@@ -1,0 +1,238 @@
+"""The one place that knows how TRL calls a trainer. The two bases add their forward pass and their reward."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers.trainer_utils import EvalLoopOutput
+
+from ..data.scores import ScoreColumns, check_scores, find_score_columns, report_scores, require_score_columns
+from ..evaluation.ranking import ranking_metrics
+from ..methods import Method
+from ..objective import Objective, ObjectiveOutput
+from ..pairs import PairBatch, PairLogps
+from ..terms import Term
+from .collator import CARRIED, PairCollator
+from .configs import MarginOptions
+from .metrics import MetricBuffer
+from .scope import train_only
+
+logger = logging.getLogger(__name__)
+
+
+class MarginMixin:
+    """Gives a TRL preference trainer a weight and a margin per pair. Comes before the TRL class in the bases.
+
+    Args:
+        *args, **kwargs: as the TRL trainer takes them. `args` may be TRL's own config: then there is no term.
+        weight_term: a weight term from Python; it takes the place of the one that the config names.
+        margin_term: a margin term from Python.
+    """
+
+    _method: Method | None = None
+
+    def __init__(
+        self, *args: Any, weight_term: Term | None = None, margin_term: Term | None = None, **kwargs: Any
+    ) -> None:
+        call = inspect.signature(super().__init__).bind_partial(*args, **kwargs).arguments
+        config = call["args"] = call.get("args") or self._default_config(call.get("model"))
+        self.options = config if isinstance(config, MarginOptions) else MarginOptions()
+        self._check_method(config)
+        if self.options.train_only and call.get("peft_config") is not None:
+            raise ValueError("train_only and peft_config both choose what trains: give one of them")
+        self.objective = self._build_objective(config, weight_term or self.options.weight_term(), margin_term)
+        self._buffers = {"train": MetricBuffer(), "eval": MetricBuffer()}
+        self._evaluated: list[Tensor] | None = None
+        self._score_columns: set[str] = set()
+        self._check_data(call)
+        super().__init__(**call)
+        if self.options.train_only:
+            train_only(self.model, self.options.train_only)
+        self.data_collator = PairCollator(self.data_collator, self.options.score_columns)
+
+    # What the two bases say
+
+    def _build_objective(self, config: Any, weight: Term | None, margin: Term | None) -> Objective:
+        raise NotImplementedError
+
+    def concatenated_forward(self, model: nn.Module, batch: Mapping[str, Any]) -> PairLogps:
+        """Model and batch to log-probabilities: the only look at the model that a step takes."""
+        raise NotImplementedError
+
+    def _default_config(self, model: Any) -> Any:
+        raise NotImplementedError
+
+    # One batch
+
+    def get_batch_loss_metrics(
+        self, model: nn.Module, batch: Mapping[str, Any], train_eval: str = "train"
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch, and what is logged of it: device tensors, one value or one per pair."""
+        columns = batch.get(CARRIED, {})
+        pairs = self.concatenated_forward(model, {key: value for key, value in batch.items() if key != CARRIED})
+        output = self.objective(pairs, PairBatch(columns, gather=self.accelerator.gather))
+        loss = output.losses.mean() + self._extra_loss(pairs)
+        if self._evaluated is not None and train_eval == "eval":
+            self._remember(output, columns)
+        prefix = "eval_" if train_eval == "eval" else ""
+        metrics = self._batch_metrics(pairs, output, batch)
+        return loss, {f"{prefix}{name}": value for name, value in metrics.items()}
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, Any]:
+        """(1/B) Σ weight_i · link(gap_i − margin_i), and TRL's own extra terms."""
+        mode = self._mode
+        cast = getattr(self, "_peft_has_been_casted_to_bf16", False)
+        with torch.autocast(self.accelerator.device.type) if cast else nullcontext():
+            loss, metrics = self.get_batch_loss_metrics(model, inputs, mode)
+        self.store_metrics(metrics, mode)
+        return (loss, metrics) if return_outputs else loss
+
+    def _extra_loss(self, pairs: PairLogps) -> Tensor | float:
+        return 0.0
+
+    def _batch_metrics(self, pairs: PairLogps, output: ObjectiveOutput, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """TRL's names first, then ours."""
+        metrics = {
+            "rewards/chosen": output.chosen_reward,
+            "rewards/rejected": output.rejected_reward,
+            "rewards/accuracies": (output.chosen_reward > output.rejected_reward).float(),
+            "rewards/margins": output.chosen_reward - output.rejected_reward,
+            **pairs.token_stats,
+        }
+        if output.weight is not None:
+            metrics["weights"] = output.weight
+        if output.margin is not None:
+            metrics["margins"] = output.margin
+        return metrics
+
+    # Logging
+
+    @property
+    def _mode(self) -> str:
+        return "train" if self.model.training else "eval"
+
+    def store_metrics(self, metrics: Mapping[str, Tensor], train_eval: str = "train") -> None:
+        """Keeps a batch's metrics on the device until the next log."""
+        self._buffers[train_eval].add(metrics)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """TRL's log, with the means over everything since the last one on all ranks."""
+        logs.update(self._drained_metrics())
+        super().log(logs, start_time)
+
+    def _drained_metrics(self) -> dict[str, float]:
+        return self._buffers[self._mode].drain(self.accelerator)
+
+    # Evaluation: pairwise accuracy and Spearman over the whole set
+
+    def evaluation_loop(
+        self, dataloader: Any, description: str, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
+    ) -> EvalLoopOutput:
+        """TRL's loop, then `pwa`, `pwa_all`, `spearman` and the numbers of pairs behind them."""
+        self._evaluated = []
+        try:
+            output = super().evaluation_loop(
+                dataloader, description, *args, metric_key_prefix=metric_key_prefix, **kwargs
+            )
+            ranking = self._ranking(dataloader.dataset)
+        finally:
+            self._evaluated = None
+        for name, value in ranking.items():
+            if value is None:
+                logger.warning("%s_%s is undefined on this data set (%s)", metric_key_prefix, name, ranking)
+            else:
+                output.metrics[f"{metric_key_prefix}_{name}"] = value
+        return output
+
+    def _remember(self, output: ObjectiveOutput, columns: Mapping[str, Tensor]) -> None:
+        scores = [columns[name] for name in ("score_chosen", "score_rejected") if name in columns]
+        rows = [output.chosen_reward.float(), output.rejected_reward.float(), *scores]
+        self._evaluated.append(self.accelerator.gather_for_metrics(torch.stack(rows, dim=1)))
+
+    def _ranking(self, dataset: Any) -> dict[str, float | int | None]:
+        if not self._evaluated:
+            return {}
+        scores = find_score_columns(_column_names(dataset), self.options.score_columns)
+        return ranking_metrics(
+            *torch.cat(self._evaluated).cpu().numpy().T,
+            min_score_gap=self.options.eval_min_score_gap,
+            gap_only=scores is not None and scores.rejected is None,
+        )
+
+    # Before training
+
+    def _check_method(self, config: Any) -> None:
+        """A named trainer runs its method's terms, or says why it cannot."""
+        if self._method is None:
+            return
+        weight = getattr(config, "weight", None)
+        if weight != self._method.weight:
+            raise ValueError(
+                f"{type(self).__name__} weighs pairs by {self._method.weight!r}, but its "
+                f"{type(config).__name__} says {weight!r}. Give it a {self._method.name}Config; for other terms use "
+                f"{type(self).__mro__[1].__name__}."
+            )
+
+    def _check_data(self, call: dict[str, Any]) -> None:
+        """Scores of the training set and of every evaluation set, before any of the slow work."""
+        config, evals = call["args"], call.get("eval_dataset")
+        if call.get("train_dataset") is not None:
+            self._check_scores(call["train_dataset"], "train")
+        named = evals if isinstance(evals, dict) else {} if evals is None else {"eval": evals}
+        for name, dataset in named.items():
+            self._check_scores(dataset, name)
+        if isinstance(evals, dict) and evals and config.metric_for_best_model == "eval_pwa":
+            config.metric_for_best_model = f"eval_{next(iter(evals))}_pwa"
+            logger.info("several evaluation sets: the best checkpoint is that of %s", config.metric_for_best_model)
+
+    def _check_scores(self, dataset: Any, split: str) -> None:
+        names = _column_names(dataset)
+        needs = [term.name for term in (self.objective.weight, self.objective.margin) if _reads_scores(term)]
+        if needs:
+            columns = require_score_columns(names, self.options.score_columns, f"{needs[0]!r}", split)
+        else:
+            columns = find_score_columns(names, self.options.score_columns)
+        if columns is None:
+            return
+        self._score_columns.update(columns.names)
+        if isinstance(dataset, Dataset):
+            self._summarize(dataset, columns, split, weighted=bool(needs))
+
+    def _summarize(self, dataset: Dataset, columns: ScoreColumns, split: str, weighted: bool) -> None:
+        threshold = self.options.eval_min_score_gap
+        summary = check_scores(dataset, columns, split, threshold)
+        report_scores(summary, columns, split, weighted)
+        if split != "train" and not summary.n_at_least:
+            logger.warning(
+                "no pair of %s has a score gap of %g or more (the largest is %g), so its pwa is undefined: lower "
+                "eval_min_score_gap",
+                split,
+                threshold,
+                summary.max_gap,
+            )
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        self._signature_columns = list(dict.fromkeys([*self._signature_columns, *sorted(self._score_columns)]))
+
+
+def _reads_scores(term: Term | None) -> bool:
+    return term is not None and "score_chosen" in term.columns
+
+
+def _column_names(dataset: Any) -> Iterable[str]:
+    # a stream may not know its columns before its first row
+    return getattr(dataset, "column_names", None) or next(iter(dataset)).keys()

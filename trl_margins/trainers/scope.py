@@ -1,0 +1,54 @@
+"""Training a part of the model: everything whose name does not match is frozen."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+
+from torch import nn
+
+logger = logging.getLogger(__name__)
+
+# Feed-forward layers in Llama, Qwen, Mistral, Gemma, Phi, GPT-2 and GPT-NeoX ("mlp"), Mixtral, OPT and T5 naming;
+# never the norms that sit beside them
+MLP = r"(^|\.)(mlp|feed_forward|ffn|block_sparse_moe|DenseReluDense|fc1|fc2)\.(?!.*norm)"
+
+
+def train_only(model: nn.Module, patterns: Sequence[str]) -> None:
+    """Freezes every parameter whose name matches none of `patterns`, and logs how many train.
+
+    Args:
+        model: a model without adapters.
+        patterns: regular expressions, searched in the parameters' names; "mlp" stands for the feed-forward layers.
+
+    Raises:
+        ValueError: a pattern that matches nothing, or is no regular expression.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    trained: set[str] = set()
+    for pattern in patterns:
+        try:
+            expression = re.compile(MLP if pattern == "mlp" else pattern)
+        except re.error as error:
+            raise ValueError(f"train_only pattern {pattern!r} is no regular expression: {error}") from error
+        matched = {name for name in names if expression.search(name)}
+        if not matched:
+            raise ValueError(
+                f"train_only pattern {pattern!r} matches none of the {len(names)} parameters; "
+                f"their names look like {', '.join(names[:3])}, {names[-1]}"
+            )
+        trained |= matched
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trained)
+    in_training = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in model.parameters())
+    logger.info(
+        "train_only=%s: %d of %d parameters train (%.1f %%), in %d of %d tensors",
+        list(patterns),
+        in_training,
+        total,
+        100 * in_training / total,
+        len(trained),
+        len(names),
+    )

@@ -1,0 +1,179 @@
+"""The command line: files in, a model and numbers out."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+import yaml
+from conftest import preference_rows
+from transformers import pipeline
+
+from trl_margins.cli import main
+from trl_margins.cli.train import make_parser
+from trl_margins.data.loading import load_splits, pick_split
+from trl_margins.trainers.configs import GapPOConfig, GapPODPOConfig, MarginCPOConfig
+
+SMALL = [
+    "--max_length",
+    "128",
+    "--report_to",
+    "none",
+    "--per_device_train_batch_size",
+    "4",
+    "--gradient_accumulation_steps",
+    "1",
+]
+
+
+@pytest.fixture
+def pairs_file(tmp_path) -> str:
+    path = tmp_path / "pairs.jsonl.gz"
+    preference_rows(12, "conversational").to_json(path, compression="gzip")
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    "name", ["pairs.jsonl", "pairs.jsonl.gz", "pairs.json", "pairs.csv", "pairs.parquet", "saved"]
+)
+def test_every_kind_of_file(name, tmp_path):
+    rows, path = preference_rows(5), tmp_path / name
+    if name == "saved":
+        rows.save_to_disk(path)
+    elif "json" in name:
+        rows.to_json(path, compression="gzip" if name.endswith("gz") else None)
+    else:
+        getattr(rows, f"to_{path.suffix[1:]}")(path)
+    loaded = pick_split(load_splits(str(path)), "train", name)
+    assert loaded.to_list() == rows.to_list()
+
+
+def test_what_is_no_data_set(tmp_path):
+    (tmp_path / "pairs.xlsx").touch()
+    with pytest.raises(ValueError, match=r"pairs.xlsx: a data file is one of \.jsonl"):
+        load_splits(str(tmp_path / "pairs.xlsx"))
+    with pytest.raises(FileNotFoundError, match=r"no data set at missing\.jsonl"):
+        load_splits("missing.jsonl")
+    preference_rows(2).to_json(tmp_path / "a.jsonl")
+    with pytest.raises(ValueError, match=r"has the splits \['train'\], not 'test'"):
+        pick_split(load_splits(str(tmp_path / "a.jsonl")), "test", "a.jsonl")
+
+
+def test_train_then_evaluate(tiny_model, pairs_file, tmp_path, capsys):
+    out = tmp_path / "out"
+    config = {
+        "method": "gappo",
+        "model_name_or_path": tiny_model,
+        "dataset_name": pairs_file,
+        "eval_dataset_name": pairs_file,
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "learning_rate": 0.01,
+        "train_only": "mlp",
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
+    argv = ["train", "--config", str(tmp_path / "run.yaml"), "--output_dir", str(out), "--max_steps", "3", *SMALL]
+    assert main(argv) == 0
+    trained = json.loads((out / "eval_results.json").read_text())
+    card = (out / "README.md").read_text()
+    assert "GapPO" in card
+    assert "Gradient-Adaptive Pairwise Preference Optimization" in card
+
+    numbers = tmp_path / "deep" / "numbers.json"
+    argv = ["evaluate", "--model_name_or_path", str(out), "--dataset_name", pairs_file, "--json", str(numbers)]
+    capsys.readouterr()
+    assert main([*argv, "--max_length", "128"]) == 0
+    table = capsys.readouterr().out
+    written = json.loads(numbers.read_text())
+    assert set(written) == {"pwa", "pwa_all", "spearman", "n_pairs", "n_pairs_gap", "reward_gap"}
+    for name in ("pwa", "pwa_all", "spearman", "n_pairs", "n_pairs_gap"):
+        assert written[name] == pytest.approx(trained[f"eval_{name}"]), name
+    assert "pairwise accuracy, score gap ≥ 2" in table
+    assert f"{written['pwa']:.4f}" in table
+    assert pipeline("text-generation", str(out))("small dog", max_new_tokens=2)[0]["generated_text"]
+
+
+def test_dpo_base_and_adapter(tiny_model, pairs_file, tmp_path):
+    out = tmp_path / "out"
+    argv = ["train", "--base", "dpo", "--model_name_or_path", tiny_model, "--dataset_name", pairs_file]
+    argv += [
+        "--output_dir",
+        str(out),
+        "--max_steps",
+        "2",
+        "--use_peft",
+        "--lora_target_modules",
+        "q_proj",
+        "v_proj",
+        *SMALL,
+    ]
+    assert main(argv) == 0
+    assert (out / "adapter_config.json").exists()
+    argv = ["evaluate", "--model_name_or_path", str(out), "--dataset_name", pairs_file, "--max_length", "128"]
+    assert main([*argv, "--json", str(tmp_path / "n.json")]) == 0
+    assert json.loads((tmp_path / "n.json").read_text())["n_pairs"] == 12
+
+
+def test_plain_dpo_with_a_weight(tiny_model, pairs_file, tmp_path, caplog):
+    """Any term on any base: the reference model is loaded as TRL does."""
+    argv = ["train", "--method", "none", "--base=dpo", "--weight", "score-gap", "--model_name_or_path", tiny_model]
+    argv += ["--dataset_name", pairs_file, "--output_dir", str(tmp_path / "out"), "--max_steps", "1", *SMALL]
+    with caplog.at_level(logging.INFO, "trl_margins"):
+        assert main(argv) == 0
+    assert "train scores from score_chosen/score_rejected: 12 pairs" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("argv", "config"),
+    [
+        ([], GapPOConfig),
+        (["--base", "dpo"], GapPODPOConfig),
+        (["--method=none"], MarginCPOConfig),
+        (["--method", "none", "--base", "cpo"], MarginCPOConfig),
+    ],
+)
+def test_the_config_follows_method_and_base(argv, config):
+    assert config in make_parser(argv).dataclass_types
+
+
+def test_a_flag_goes_before_the_yaml(tmp_path):
+    (tmp_path / "c.yaml").write_text("method: none\nbase: dpo\nbeta: 3.0\noutput_dir: x\n")
+    argv = ["--config", str(tmp_path / "c.yaml"), "--method", "gappo", "--beta", "2.0"]
+    parser = make_parser(argv)
+    assert GapPODPOConfig in parser.dataclass_types
+    assert parser.parse_args_and_config(argv)[1].beta == 2.0
+
+
+def test_fp32_on_a_cpu_unless_asked(tmp_path):
+    argv = ["--output_dir", str(tmp_path), "--use_cpu"]
+    assert not make_parser(argv).parse_args_and_config(argv)[1].bf16
+    argv += ["--bf16", "true"]
+    assert make_parser(argv).parse_args_and_config(argv)[1].bf16
+
+
+@pytest.mark.parametrize(
+    ("argv", "status", "text"),
+    [
+        ([], 0, "usage: trl-margins COMMAND"),
+        (["--version"], 0, "0."),
+        (["tune"], 2, "unknown command 'tune'"),
+    ],
+)
+def test_usage(argv, status, text, capsys):
+    assert main(argv) == status
+    printed = capsys.readouterr()
+    assert text in printed.out + printed.err
+
+
+def test_missing_arguments_are_named(tiny_model, tmp_path):
+    with pytest.raises(SystemExit, match="--dataset_name is missing"):
+        main(["train", "--model_name_or_path", tiny_model, "--output_dir", str(tmp_path)])
+    with pytest.raises(ValueError, match="unknown method 'gappp'; known: gappo"):
+        main(["train", "--method", "gappp"])
+
+
+def test_unknown_yaml_key_is_an_error(tmp_path):
+    (tmp_path / "c.yaml").write_text("output_dir: x\nlearning_rat: 1\n")
+    with pytest.raises(ValueError, match="learning_rat"):
+        main(["train", "--config", str(tmp_path / "c.yaml")])

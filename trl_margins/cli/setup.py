@@ -23,7 +23,7 @@ def plain_precision_on_cpu(parser: ArgumentParser) -> None:
 
 
 def load_model(name: str, **kwargs: Any) -> Any:
-    """The model of a folder, a Hub id or `bundled:NAME`, in the class that its config names; adapters with their base."""
+    """The model of a folder, a Hub id or `bundled:NAME`, in the class of its config; an adapter on its base."""
     from trl.trainer.utils import create_model_from_path
 
     from ..data.demo import resolve_model

@@ -47,7 +47,8 @@ def pooled_spearman(
 ) -> float | None:
     """Spearman's ρ between rewards and scores of all answers, chosen and rejected in one pool.
 
-    Ties get their mean rank, so for data without ties this is eq. 10's formula exactly.
+    Ties get their mean rank, so for data without ties this is eq. 10's formula exactly. Answers whose score is NaN are
+    left out.
 
     Returns:
         ρ in [−1, 1]; None where there are fewer than two answers or either side is constant.
@@ -56,6 +57,8 @@ def pooled_spearman(
     """
     rewards = np.concatenate([np.asarray(chosen_rewards, float), np.asarray(rejected_rewards, float)])
     scores = np.concatenate([np.asarray(chosen_scores, float), np.asarray(rejected_scores, float)])
+    scored = np.isfinite(scores)
+    rewards, scores = rewards[scored], scores[scored]
     if rewards.size < 2 or np.ptp(rewards) == 0 or np.ptp(scores) == 0:
         return None
     return float(spearmanr(rewards, scores).statistic)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from ..data.scores import check_row, find_score_columns
+from ..data.scores import check_row, find_score_columns, problem_of
 
 # One key for all carried columns: TRL's trainers read meaning into keys that begin with "chosen" or "rejected"
 CARRIED = "pair_columns"
@@ -18,18 +19,23 @@ CARRIED = "pair_columns"
 class PairCollator:
     """Wraps a collator; adds `batch["pair_columns"] = {"score_chosen": [B], "score_rejected": [B]}`, float32.
 
-    Rows without scores pass unchanged: whether an objective can do without them is decided before training.
+    Rows without scores pass unchanged: whether an objective can do without them is decided before training. A score
+    that is none stops training where a term reads it (`strict`); where scores only serve the evaluation it is NaN, and
+    the pair is left out there.
     """
 
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
     score_columns: Sequence[str] | None = None
+    strict: bool = True
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         batch = self.collator(rows)
         columns = find_score_columns(rows[0], self.score_columns)
         if columns is not None:
-            for position, row in enumerate(rows):
-                check_row(row, columns, f"pair {position} of a batch")
-            scores = torch.tensor([columns.read(row) for row in rows], dtype=torch.float32)
+            if self.strict:
+                for position, row in enumerate(rows):
+                    check_row(row, columns, f"pair {position} of a batch")
+            pairs = [[math.nan if problem_of(score) else score for score in columns.read(row)] for row in rows]
+            scores = torch.tensor(pairs, dtype=torch.float32)
             batch[CARRIED] = {"score_chosen": scores[:, 0], "score_rejected": scores[:, 1]}
         return batch

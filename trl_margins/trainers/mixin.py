@@ -13,7 +13,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers.trainer_utils import EvalLoopOutput
 
-from ..data.scores import ScoreColumns, check_scores, find_score_columns, report_scores, require_score_columns
+from ..data.scores import ScoreError, check_scores, find_score_columns, report_scores, require_score_columns
 from ..evaluation.ranking import ranking_metrics
 from ..methods import Method
 from ..objective import Objective, ObjectiveOutput
@@ -55,7 +55,8 @@ class MarginMixin:
         super().__init__(**call)
         if self.options.train_only:
             train_only(self.model, self.options.train_only)
-        self.data_collator = PairCollator(self.data_collator, self.options.score_columns)
+        strict = "score_chosen" in self.objective.columns
+        self.data_collator = PairCollator(self.data_collator, self.options.score_columns, strict)
 
     # What the two bases say
 
@@ -200,37 +201,39 @@ class MarginMixin:
 
     def _check_scores(self, dataset: Any, split: str) -> None:
         names = _column_names(dataset)
-        needs = [term.name for term in (self.objective.weight, self.objective.margin) if _reads_scores(term)]
-        if needs:
-            columns = require_score_columns(names, self.options.score_columns, f"{needs[0]!r}", split)
+        needed_by = next((term.name for term in self._terms if "score_chosen" in term.columns), None)
+        if needed_by:
+            columns = require_score_columns(names, self.options.score_columns, repr(needed_by), split)
         else:
             columns = find_score_columns(names, self.options.score_columns)
         if columns is None:
             return
         self._score_columns.update(columns.names)
         if isinstance(dataset, Dataset):
-            self._summarize(dataset, columns, split, weighted=bool(needs))
+            try:
+                summary = check_scores(dataset, columns, split, self.options.eval_min_score_gap)
+            except ScoreError as error:
+                if needed_by:
+                    raise
+                logger.warning("%s; pairs without scores count in pwa_all alone", error)
+                return
+            report_scores(summary, columns, split, weighted=bool(needed_by))
+            if split != "train" and not summary.n_at_least:
+                logger.warning(
+                    "no pair of %s has a score gap of %g or more (the largest is %g), so its pwa is undefined: lower "
+                    "eval_min_score_gap",
+                    split,
+                    self.options.eval_min_score_gap,
+                    summary.max_gap,
+                )
 
-    def _summarize(self, dataset: Dataset, columns: ScoreColumns, split: str, weighted: bool) -> None:
-        threshold = self.options.eval_min_score_gap
-        summary = check_scores(dataset, columns, split, threshold)
-        report_scores(summary, columns, split, weighted)
-        if split != "train" and not summary.n_at_least:
-            logger.warning(
-                "no pair of %s has a score gap of %g or more (the largest is %g), so its pwa is undefined: lower "
-                "eval_min_score_gap",
-                split,
-                threshold,
-                summary.max_gap,
-            )
+    @property
+    def _terms(self) -> list[Term]:
+        return [term for term in (self.objective.weight, self.objective.margin) if term is not None]
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         self._signature_columns = list(dict.fromkeys([*self._signature_columns, *sorted(self._score_columns)]))
-
-
-def _reads_scores(term: Term | None) -> bool:
-    return term is not None and "score_chosen" in term.columns
 
 
 def _column_names(dataset: Any) -> Iterable[str]:

@@ -75,7 +75,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
         eos_token_id=2,
         initializer_range=0.2,
     )
-    return _saved(LlamaForCausalLM(config), tmp_path_factory.mktemp("llama"))
+    return saved(LlamaForCausalLM(config), tmp_path_factory.mktemp("llama"))
 
 
 @pytest.fixture(scope="session")
@@ -94,10 +94,10 @@ def tiny_encoder_decoder(tmp_path_factory: pytest.TempPathFactory) -> str:
         decoder_start_token_id=0,
         dropout_rate=0.0,
     )
-    return _saved(T5ForConditionalGeneration(config), tmp_path_factory.mktemp("t5"))
+    return saved(T5ForConditionalGeneration(config), tmp_path_factory.mktemp("t5"))
 
 
-def _saved(model: Any, folder: Path) -> str:
+def saved(model: Any, folder: Path) -> str:
     model.save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return str(folder)

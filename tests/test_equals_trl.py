@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import assert_same_gradients, first_batch, load, loss_and_gradients, preference_rows, quiet
+from conftest import (
+    VOCABULARY,
+    assert_same_gradients,
+    first_batch,
+    load,
+    loss_and_gradients,
+    preference_rows,
+    quiet,
+    saved,
+)
+from transformers import MixtralConfig, MixtralForCausalLM
 from trl import DPOConfig, DPOTrainer
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 
@@ -74,6 +84,43 @@ def test_dpo(case, tiny_model, tokenizer, tmp_path):
 
     ours = MarginDPOTrainer(**models(), args=MarginDPOConfig(**settings), **common)
     theirs = DPOTrainer(**models(), args=DPOConfig(**settings), **common)
+    compare(ours, theirs)
+
+
+@pytest.fixture(scope="module")
+def tiny_mixture(tmp_path_factory) -> str:
+    """Folder of a one-layer mixture of experts that reports its router's logits."""
+    torch.manual_seed(0)
+    config = MixtralConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=4,
+        max_position_embeddings=256,
+        output_router_logits=True,
+        router_aux_loss_coef=0.5,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    return saved(MixtralForCausalLM(config), tmp_path_factory.mktemp("mixtral"))
+
+
+@pytest.mark.parametrize("base", ["cpo", "dpo"])
+def test_mixture_of_experts(base, tiny_mixture, tokenizer, tmp_path):
+    """The load-balancing loss is part of the loss."""
+    common = {"train_dataset": preference_rows(6), "processing_class": tokenizer}
+    ours_cls, ours_config, theirs_cls, theirs_config = {
+        "cpo": (MarginCPOTrainer, MarginCPOConfig, CPOTrainer, CPOConfig),
+        "dpo": (MarginDPOTrainer, MarginDPOConfig, DPOTrainer, DPOConfig),
+    }[base]
+    settings = quiet(output_dir=str(tmp_path))
+    ours = ours_cls(load(tiny_mixture), args=ours_config(**settings), **common)
+    theirs = theirs_cls(load(tiny_mixture), args=theirs_config(**settings), **common)
+    assert ours.aux_loss_enabled
     compare(ours, theirs)
 
 

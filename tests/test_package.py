@@ -51,7 +51,18 @@ ALLOWED = {
     "objective": {"torch", "pairs", "rewards", "losses", "terms"},
     "methods": {"terms"},
     "forward": {"torch", "pairs"},
-    "data": {"torch", "transformers", "datasets", "numpy", "pyarrow", "tokenizers", "data"},
+    "data": {
+        "torch",
+        "transformers",
+        "datasets",
+        "numpy",
+        "pyarrow",
+        "rapidfuzz",
+        "bert_score",
+        "tqdm",
+        "tokenizers",
+        "data",
+    },
     "evaluation": {"numpy", "scipy", "datasets", "evaluate", "evaluation"},
 }
 

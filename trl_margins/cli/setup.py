@@ -26,7 +26,7 @@ def load_model(name: str, **kwargs: Any) -> Any:
     """The model of a folder, a Hub id or `bundled:NAME`, in the class of its config; an adapter on its base."""
     from trl.trainer.utils import create_model_from_path
 
-    from ..data.demo import resolve_model
+    from ..data.bundled import resolve_model
 
     path = resolve_model(name)
     if (Path(path) / "adapter_config.json").exists():
@@ -40,6 +40,6 @@ def load_tokenizer(name: str, **kwargs: Any) -> Any:
     """Its tokenizer."""
     from transformers import AutoTokenizer
 
-    from ..data.demo import resolve_model
+    from ..data.bundled import resolve_model
 
     return AutoTokenizer.from_pretrained(resolve_model(name), **kwargs)

@@ -11,7 +11,7 @@ import yaml
 from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
 from trl.scripts.utils import DatasetMixtureConfig, get_dataset
 
-from ..data.demo import resolve_model
+from ..data.bundled import resolve_model
 from ..data.loading import load_splits, pick_split
 from ..methods import METHODS
 from .setup import load_model, load_tokenizer, log_to_console, plain_precision_on_cpu

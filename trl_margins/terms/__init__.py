@@ -10,7 +10,12 @@ from ..pairs import PairBatch
 
 
 class Term(Protocol):
-    """A weight or a margin. `columns` are the batch columns it reads (names of `PairBatch.columns`)."""
+    """A weight or a margin.
+
+    `columns` are the batch columns it reads (names of `PairBatch.columns`). A margin with `holds_target = True` has
+    the target margin γ in itself; else the objective adds its own. A term that remembers has `state_dict()` and
+    `load_state_dict(state)`, which go into the checkpoint.
+    """
 
     name: str
     columns: tuple[str, ...]

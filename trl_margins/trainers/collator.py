@@ -27,9 +27,11 @@ class PairCollator:
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
     score_columns: Sequence[str] | None = None
     strict: bool = True
+    columns: Sequence[str] = ()  # further columns of numbers that the objective reads
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         batch = self.collator(rows)
+        carried = {name: torch.tensor([row[name] for row in rows], dtype=torch.float32) for name in self.columns}
         columns = find_score_columns(rows[0], self.score_columns)
         if columns is not None:
             if self.strict:
@@ -37,5 +39,5 @@ class PairCollator:
                     check_row(row, columns, f"pair {position} of a batch")
             pairs = [[math.nan if problem_of(score) else score for score in columns.read(row)] for row in rows]
             scores = torch.tensor(pairs, dtype=torch.float32)
-            batch[CARRIED] = {"score_chosen": scores[:, 0], "score_rejected": scores[:, 1]}
-        return batch
+            carried |= {"score_chosen": scores[:, 0], "score_rejected": scores[:, 1]}
+        return {**batch, CARRIED: carried} if carried else batch

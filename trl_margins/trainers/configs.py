@@ -1,6 +1,6 @@
 """Configs: TRL's own fields, plus those of the objective. A method's defaults come from `methods.METHODS`."""
 
-import dataclasses
+import inspect
 import math
 from collections import ChainMap
 from collections.abc import Callable
@@ -12,8 +12,9 @@ from transformers.trainer_utils import IntervalStrategy
 from trl import DPOConfig
 from trl.experimental.cpo import CPOConfig
 
-from ..methods import WEIGHTS, get_method
+from ..methods import MARGINS, WEIGHTS, get_method
 from ..terms import Term
+from ..terms.evaluation_factor import FLOOR
 
 SIMPO_GAMMA = CPOConfig.simpo_gamma  # TRL's default
 
@@ -41,6 +42,69 @@ class MarginOptions:
     )
     score_gap_normalize: bool = field(
         default=False, metadata={"help": "Divide the weights by their mean over the batch, all ranks together."}
+    )
+    margin: str | None = field(
+        default=None,
+        metadata={
+            "help": f"Margin term: {', '.join(MARGINS)}. It takes the place of the target margin that all pairs share."
+        },
+    )
+    gap_aware_metric: str = field(
+        default="rougeL",
+        metadata={
+            "help": "Evaluation factor (GaPO): jaccard, rouge1, rouge2, rougeL, bertscore_precision, bertscore_recall "
+            "or bertscore_f1. A data set without an `evaluation_factor` column gets one."
+        },
+    )
+    gap_aware_encoder: str | None = field(
+        default=None, metadata={"help": "Encoder of BERTScore: a folder or a Hub id."}
+    )
+    gap_aware_mapping: str = field(
+        default="log",
+        metadata={
+            "help": "'log' log(1/EF), 'linear' 1 - EF, 'square' 1 - EF², 'sqrt' 1 - √EF.",
+            "choices": ["log", "linear", "square", "sqrt"],
+        },
+    )
+    gap_aware_normalization: str = field(
+        default="scale",
+        metadata={
+            "help": "'scale' γ·f/mean(f), 'add' f - mean(f) + γ, 'none' f; the mean is over the training set.",
+            "choices": ["scale", "add", "none"],
+        },
+    )
+    gap_aware_floor: float = field(
+        default=FLOOR, metadata={"help": "Smaller evaluation factors count as this one: log(1/0) is no margin."}
+    )
+    gamma_po_tau: float = field(default=10.0, metadata={"help": "γ-PO's τ: large values keep every margin near γ."})
+    gamma_po_steps: int = field(
+        default=20, metadata={"help": "γ-PO's mirror descent steps; 0 solves its convex problem exactly."}
+    )
+    gamma_po_estimation_size: int = field(
+        default=256, metadata={"help": "Gaps that γ-PO solves for together: the batch, filled up from its queue."}
+    )
+    gamma_po_queue_size: int = field(default=2048, metadata={"help": "Past gaps that γ-PO keeps."})
+    gamma_po_centered: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Subtract γ_i - γ instead of γ_i. By default with the log-ratio reward, as the authors' code does."
+        },
+    )
+    amapo_variant: str = field(
+        default="code",
+        metadata={
+            "help": "AMaPO as its authors' 'code' has it, which made the published tables, or as the 'paper' does.",
+            "choices": ["code", "paper"],
+        },
+    )
+    amapo_z_normalize: bool = field(default=True, metadata={"help": "AMaPO's z-normalisation (off: Table 5)."})
+    amapo_exponential: bool = field(default=True, metadata={"help": "AMaPO's exponential scaling (off: Table 5)."})
+    amapo_zero_well_ranked: bool = field(
+        default=True, metadata={"help": "AMaPO's margin of 0 for well-ranked pairs (off: Table 5)."}
+    )
+    amapo_estimation_size: int = field(
+        default=32,
+        metadata={"help": "Pairs behind AMaPO's mean and deviation: the batch, filled up with recent ones."},
     )
     score_columns: list[str] | None = field(
         default=None,
@@ -72,21 +136,35 @@ class MarginOptions:
             self.train_only = [self.train_only]
         if isinstance(self.score_columns, str):
             self.score_columns = [self.score_columns]
-        if self.weight == "none":
-            self.weight = None
-        if self.weight is not None and self.weight not in WEIGHTS:
-            raise ValueError(f"unknown weight {self.weight!r}; known: {', '.join(WEIGHTS)}")
+        for name, known in {"weight": WEIGHTS, "margin": MARGINS}.items():
+            value = getattr(self, name)
+            if value == "none":
+                setattr(self, name, None)
+            elif value is not None and value not in known:
+                raise ValueError(f"unknown {name} {value!r}; known: {', '.join(known)}")
         if isinstance(self, TrainingArguments):
             self._resolve_target_margin()
             super().__post_init__()
 
     def weight_term(self) -> Term | None:
-        """The weight term that the fields describe: its options are the fields that begin with its name."""
-        if self.weight is None:
+        """The weight term that the fields describe."""
+        return None if self.weight is None else self._term(WEIGHTS[self.weight])
+
+    def margin_term(self) -> Term | None:
+        """The margin term that the fields describe; it holds the target margin."""
+        if self.margin is None:
             return None
-        term = WEIGHTS[self.weight]
-        prefix = self.weight.replace("-", "_")
-        return term(**{f.name: getattr(self, f"{prefix}_{f.name}") for f in dataclasses.fields(term)})
+        needs_target = {"gamma", "gamma0"} & inspect.signature(MARGINS[self.margin]).parameters.keys()
+        if needs_target and self.simpo_gamma is None:
+            raise ValueError(f"margin {self.margin!r} divides a target margin: give gamma_beta_ratio or simpo_gamma")
+        return self._term(MARGINS[self.margin])
+
+    def _term(self, term: type[Term]) -> Term:
+        """A term's options are the fields that begin with its name; β and γ are everyone's."""
+        prefix = term.name.replace("-", "_")
+        shared = {"beta": "beta", "gamma": "simpo_gamma", "gamma0": "simpo_gamma"}
+        names = inspect.signature(term).parameters
+        return term(**{name: getattr(self, shared.get(name, f"{prefix}_{name}")) for name in names})
 
     def _resolve_target_margin(self) -> None:
         """Leaves both fields with the same margin, each in its unit."""
@@ -147,6 +225,11 @@ class MarginDPOConfig(MarginOptions, DPOConfig):
         metadata={"help": "Target margin γ in reward units, subtracted from every reward gap. None without it."},
     )
 
+    def __post_init__(self) -> None:
+        if self.gamma_po_centered is None:
+            self.gamma_po_centered = self.reward == "log-ratio"
+        super().__post_init__()
+
 
 @dataclass
 class KeepsBest:
@@ -192,7 +275,8 @@ def method_config(method_id: str) -> Callable[[type[Config]], type[Config]]:
         method = get_method(method_id)
         base = "cpo" if issubclass(cls, CPOConfig) else "dpo"
         declared = dict(ChainMap(*(vars(parent).get("__dataclass_fields__", {}) for parent in cls.__mro__)))
-        defaults = {**_REWARD_FIELDS[base][method.reward], "weight": method.weight, **method.defaults}
+        terms = {"weight": method.weight, "margin": method.margin}
+        defaults = {**_REWARD_FIELDS[base][method.reward], **terms, **method.defaults}
         # resolved after the user's own, since the margin has two fields
         cls._default_gamma_beta_ratio = defaults.pop("gamma_beta_ratio", None)
         cls._best_metric = f"eval_{method.keep_best}"
@@ -226,3 +310,33 @@ class GapPOConfig(KeepsBest, MarginCPOConfig):
 @method_config("gappo")
 class GapPODPOConfig(KeepsBest, MarginDPOConfig):
     """GapPO on `DPOTrainer`: the same loss; no reference model is loaded."""
+
+
+@method_config("gap-aware")
+class GapAwarePOConfig(MarginCPOConfig):
+    """GaPO on `CPOTrainer`: SimPO's loss, with a larger margin the less alike a pair's answers are."""
+
+
+@method_config("gap-aware")
+class GapAwarePODPOConfig(MarginDPOConfig):
+    """GaPO on `DPOTrainer`: the same loss; with `reward="log-ratio"` DPO's."""
+
+
+@method_config("gamma-po")
+class GammaPOConfig(MarginCPOConfig):
+    """γ-SimPO on `CPOTrainer`: the target margin is split over the pairs by how well the model tells them apart."""
+
+
+@method_config("gamma-po")
+class GammaPODPOConfig(MarginDPOConfig):
+    """γ-SimPO on `DPOTrainer`; with `reward="log-ratio"` γ-DPO."""
+
+
+@method_config("amapo")
+class AMaPOConfig(MarginCPOConfig):
+    """AMaPO on `CPOTrainer`: a margin for the pairs that the model ranks worse than on average."""
+
+
+@method_config("amapo")
+class AMaPODPOConfig(MarginDPOConfig):
+    """AMaPO on `DPOTrainer`: the same loss; with `reward="log-ratio"` DPO's."""

@@ -16,15 +16,19 @@ class MetricBuffer:
     """Sums and counts by name; `drain` reduces them over all ranks and empties the buffer."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}  # name → [3]: Σ v, Σ v², number
+        self._sums: dict[str, Tensor] = {}  # name → [4]: Σ v, Σ v², number, number of zeros
         self._extremes: dict[str, Tensor] = {}  # name → [2]: greatest −v, greatest v
 
     @torch.no_grad()
     def add(self, metrics: Mapping[str, Tensor]) -> None:
         """Adds values: a scalar counts once, a [B] tensor once per pair."""
         for name, values in metrics.items():
-            values = values.detach().float().flatten()
-            sums = torch.stack([values.sum(), values.square().sum(), torch.full_like(values.sum(), values.numel())])
+            # float32 loses a small spread around a large mean; MPS has nothing wider
+            wide = torch.float32 if values.device.type == "mps" else torch.float64
+            values = values.detach().to(wide).flatten()
+            total = values.sum()
+            number = torch.full_like(total, values.numel())
+            sums = torch.stack([total, values.square().sum(), number, (values == 0).sum(dtype=wide)])
             self._sums[name] = self._sums[name] + sums if name in self._sums else sums
             if _spreads(name) and values.numel():
                 extremes = torch.stack([(-values).max(), values.max()])
@@ -32,7 +36,7 @@ class MetricBuffer:
                 self._extremes[name] = torch.maximum(known, extremes)
 
     def drain(self, accelerator: Accelerator) -> dict[str, float]:
-        """Means over everything added on any rank since the last call; for `SPREAD` also std, min and max."""
+        """Means over all added on any rank since the last call; for `SPREAD` also std, min, max, share of zeros."""
         if not self._sums:
             return {}
         names = sorted(self._sums)
@@ -44,11 +48,12 @@ class MetricBuffer:
             extremes = accelerator.gather(stacked[None]).amax(0).tolist()
         self._sums, self._extremes = {}, {}
         logs: dict[str, float] = {}
-        for name, (total, squares, count) in zip(names, sums, strict=True):
+        for name, (total, squares, count, zeros) in zip(names, sums, strict=True):
             mean = total / max(count, 1)
             if _spreads(name):
                 logs[f"{name}/mean"] = mean
                 logs[f"{name}/std"] = max(squares / max(count, 1) - mean**2, 0.0) ** 0.5
+                logs[f"{name}/zero"] = zeros / max(count, 1)
             else:
                 logs[name] = mean
         for name, (least, greatest) in zip(spread, extremes, strict=True):

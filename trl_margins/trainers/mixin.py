@@ -7,13 +7,15 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers.trainer_utils import EvalLoopOutput
-from trl.trainer.utils import get_config_model_id
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
+from trl.trainer.utils import get_config_model_id, global_then_local_main_first
 
 from ..data.scores import ScoreError, check_scores, find_score_columns, report_scores, require_score_columns
 from ..evaluation.ranking import ranking_metrics
@@ -23,10 +25,14 @@ from ..pairs import PairBatch, PairLogps
 from ..terms import Term
 from .collator import CARRIED, PairCollator
 from .configs import MarginOptions
+from .factors import evaluation_factors_of
 from .metrics import MetricBuffer
 from .scope import train_only
 
 logger = logging.getLogger(__name__)
+
+SCORES = ("score_chosen", "score_rejected")
+TERMS_FILE = "margin_terms.pt"
 
 
 class MarginMixin(ABC):
@@ -50,16 +56,21 @@ class MarginMixin(ABC):
         self._check_method(config)
         if self.options.train_only and call.get("peft_config") is not None:
             raise ValueError("train_only and peft_config both choose what trains: give one of them")
-        self.objective = self._build_objective(config, weight_term or self.options.weight_term(), margin_term)
+        weight, margin = weight_term or self.options.weight_term(), margin_term or self.options.margin_term()
+        self.objective = self._build_objective(config, weight, margin)
         self._buffers = {"train": MetricBuffer(), "eval": MetricBuffer()}
         self._evaluated: list[Tensor] | None = None
-        self._score_columns: set[str] = set()
+        self._own_columns = {name for name in self.objective.columns if name not in SCORES}
         self._check_data(call)
         super().__init__(**call)
         if self.options.train_only:
             train_only(self.model, self.options.train_only)
-        strict = "score_chosen" in self.objective.columns
-        self.data_collator = PairCollator(self.data_collator, self.options.score_columns, strict)
+        self.data_collator = PairCollator(
+            self.data_collator,
+            self.options.score_columns,
+            strict="score_chosen" in self.objective.columns,
+            columns=[name for name in self.objective.columns if name not in SCORES],
+        )
 
     # What the two bases say
 
@@ -79,13 +90,17 @@ class MarginMixin(ABC):
         """The loss of a batch, and what is logged of it: device tensors, one value or one per pair."""
         columns = batch.get(CARRIED, {})
         pairs = self.concatenated_forward(model, {key: value for key, value in batch.items() if key != CARRIED})
-        output = self.objective(pairs, PairBatch(columns, gather=self.accelerator.gather))
+        output = self.objective(pairs, self._pair_batch(columns, training=train_eval == "train"))
         loss = output.losses.mean() + self._extra_loss(pairs)
         if self._evaluated is not None and train_eval == "eval":
             self._remember(output, columns)
         prefix = "eval_" if train_eval == "eval" else ""
         metrics = self._batch_metrics(pairs, output, batch)
         return loss, {f"{prefix}{name}": value for name, value in metrics.items()}
+
+    def _pair_batch(self, columns: Mapping[str, Tensor], training: bool) -> PairBatch:
+        rank = self.accelerator.process_index
+        return PairBatch(columns, gather=self.accelerator.gather, rank=rank, training=training)
 
     def compute_loss(
         self,
@@ -160,7 +175,7 @@ class MarginMixin(ABC):
         return output
 
     def _remember(self, output: ObjectiveOutput, columns: Mapping[str, Tensor]) -> None:
-        scores = [columns[name] for name in ("score_chosen", "score_rejected") if name in columns]
+        scores = [columns[name] for name in SCORES if name in columns]
         rows = [output.chosen_reward.float(), output.rejected_reward.float(), *scores]
         self._evaluated.append(self.accelerator.gather_for_metrics(torch.stack(rows, dim=1)))
 
@@ -184,16 +199,18 @@ class MarginMixin(ABC):
         """A named trainer runs its method's terms, or says why it cannot."""
         if self._method is None:
             return
-        weight = getattr(config, "weight", None)
-        if weight != self._method.weight:
-            raise ValueError(
-                f"{type(self).__name__} weighs pairs by {self._method.weight!r}, but its "
-                f"{type(config).__name__} says {weight!r}. Give it a {self._method.name}Config; for other terms use "
-                f"{type(self).__mro__[1].__name__}."
-            )
+        for kind in ("weight", "margin"):
+            here, wanted = getattr(config, kind, None), getattr(self._method, kind)
+            if wanted is not None and here != wanted:
+                raise ValueError(
+                    f"{type(self).__name__} has {kind} {wanted!r}, but its {type(config).__name__} says {here!r}: "
+                    f"give it a {self._config_class.__name__}, or take MarginCPOTrainer for other terms"
+                )
 
     def _check_data(self, call: dict[str, Any]) -> None:
         """Scores of the training set and of every evaluation set, before any of the slow work."""
+        if "evaluation_factor" in self.objective.columns:
+            self._add_evaluation_factors(call)
         config, evals = call["args"], call.get("eval_dataset")
         if call.get("train_dataset") is not None:
             self._check_scores(call["train_dataset"], "train")
@@ -206,14 +223,14 @@ class MarginMixin(ABC):
 
     def _check_scores(self, dataset: Any, split: str) -> None:
         names = _column_names(dataset)
-        needed_by = next((term.name for term in self._terms if "score_chosen" in term.columns), None)
+        needed_by = next((term.name for term in self.objective.terms if "score_chosen" in term.columns), None)
         if needed_by:
             columns = require_score_columns(names, self.options.score_columns, repr(needed_by), split)
         else:
             columns = find_score_columns(names, self.options.score_columns)
         if columns is None:
             return
-        self._score_columns.update(columns.names)
+        self._own_columns.update(columns.names)
         if isinstance(dataset, Dataset):
             try:
                 summary = check_scores(dataset, columns, split, self.options.eval_min_score_gap)
@@ -232,13 +249,55 @@ class MarginMixin(ABC):
                     summary.max_gap,
                 )
 
-    @property
-    def _terms(self) -> list[Term]:
-        return [term for term in (self.objective.weight, self.objective.margin) if term is not None]
+    def _add_evaluation_factors(self, call: dict[str, Any]) -> None:
+        """GaPO's column, computed where it is missing; the mean over the training set goes to the margin term."""
+        add = partial(
+            evaluation_factors_of, metric=self.options.gap_aware_metric, encoder=self.options.gap_aware_encoder
+        )
+        train, evals = call["train_dataset"], call.get("eval_dataset")
+        with global_then_local_main_first():  # the others read the cache
+            call["train_dataset"], factors = add(train, "train", num_proc=call["args"].dataset_num_proc)
+            if isinstance(evals, dict):
+                call["eval_dataset"] = {name: add(dataset, name)[0] for name, dataset in evals.items()}
+            elif evals is not None:
+                call["eval_dataset"] = add(evals, "eval")[0]
+        floored = self.objective.margin.fit(factors)
+        logger.info(
+            "evaluation factor of %d training pairs: mean margin factor %.4f; %d below the floor of %g count as it",
+            len(factors),
+            self.objective.margin.mean,
+            floored,
+            self.objective.margin.floor,
+        )
+
+    # What the terms remember is part of every checkpoint
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        states = self._term_states()
+        if states and self.args.should_save:
+            folder = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+            torch.save(states, folder / TERMS_FILE)
+
+    def _term_states(self) -> dict[str, Any]:
+        return {term.name: term.state_dict() for term in self.objective.terms if hasattr(term, "state_dict")}
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None or not self._term_states():
+            return
+        file = Path(checkpoint, TERMS_FILE)
+        if not file.exists():
+            logger.warning("%s has no %s: the terms begin without what they had learned", checkpoint, TERMS_FILE)
+            return
+        states = torch.load(file, weights_only=True, map_location=self.args.device)
+        for term in self.objective.terms:
+            if term.name in states:
+                term.load_state_dict(states[term.name])
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        self._signature_columns = list(dict.fromkeys([*self._signature_columns, *sorted(self._score_columns)]))
+        self._signature_columns = list(dict.fromkeys([*self._signature_columns, *sorted(self._own_columns)]))
 
 
 def _column_names(dataset: Any) -> Iterable[str]:

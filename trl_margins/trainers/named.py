@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
-from ..methods import METHODS
-from .configs import GapPOConfig
+from ..methods import Method, get_method
+from .configs import AMaPOConfig, GammaPOConfig, GapAwarePOConfig, GapPOConfig, MarginCPOConfig
 from .cpo import MarginCPOTrainer
 from .dpo import MarginDPOTrainer
 
 
-class GapPOTrainer(MarginCPOTrainer):
-    """GapPO: SimPO's loss with each pair weighted by its annotation score gap."""
+class _NamedTrainer(MarginCPOTrainer):
+    """Takes its name, paper and tags from its method's row."""
 
-    _method = METHODS["gappo"]
-    _config_class = GapPOConfig
-    _name = _method.name
-    _paper = _method.paper.as_trl()
-    _tag_names = ["trl", "trl-margins", *_method.tags]
+    def __init_subclass__(cls, method: str, config: type[MarginCPOConfig]) -> None:
+        row: Method = get_method(method)
+        cls._method, cls._config_class = row, config
+        cls._name, cls._paper = row.name, row.paper.as_trl()
+        cls._tag_names = ["trl", "trl-margins", *row.tags]
+        _TRAINERS[method] = cls
 
 
-_TRAINERS: dict[str, type[MarginCPOTrainer]] = {"gappo": GapPOTrainer}
+_TRAINERS: dict[str, type[MarginCPOTrainer]] = {}
+
+
+class GapPOTrainer(_NamedTrainer, method="gappo", config=GapPOConfig):
+    """GapPO: SimPO's loss, each pair weighted by its annotation score gap."""
+
+
+class GapAwarePOTrainer(_NamedTrainer, method="gap-aware", config=GapAwarePOConfig):
+    """GaPO: SimPO's loss, with a margin from how unlike a pair's two answers are."""
+
+
+class GammaPOTrainer(_NamedTrainer, method="gamma-po", config=GammaPOConfig):
+    """γ-PO: SimPO's loss, with a margin from the model's own gaps: larger where it tells a pair apart."""
+
+
+class AMaPOTrainer(_NamedTrainer, method="amapo", config=AMaPOConfig):
+    """AMaPO: SimPO's loss, with a margin from the batch's statistics, for the pairs ranked worse than the mean."""
 
 
 def trainer_class(method_id: str | None, base: str = "cpo") -> type:

@@ -1,0 +1,266 @@
+"""The margin terms against NumPy written from the papers, over hundreds of random batches."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from test_core import random_pairs
+
+from trl_margins.losses import CPO_LOSSES
+from trl_margins.objective import LengthNormalizedReward, Objective
+from trl_margins.pairs import PairBatch
+from trl_margins.terms.adaptive import AdaptiveMargin, adaptive_margin
+from trl_margins.terms.dynamic_target import DynamicTargetMargin, dynamic_target_margin
+from trl_margins.terms.evaluation_factor import EvaluationFactorMargin, evaluation_factor_margin
+from trl_margins.terms.history import GapHistory
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
+
+
+class TestEvaluationFactor:
+    MAPPINGS = {
+        "log": lambda ef: np.log(1 / ef),
+        "linear": lambda ef: 1 - ef,
+        "square": lambda ef: 1 - ef**2,
+        "sqrt": lambda ef: 1 - np.sqrt(ef),
+    }
+
+    @pytest.mark.parametrize("mapping", MAPPINGS)
+    @pytest.mark.parametrize("normalization", ["scale", "add", "none"])
+    def test_against_numpy(self, mapping, normalization):
+        rng = np.random.default_rng(0)
+        for _ in range(100):
+            ef, gamma = rng.uniform(0, 1, 24).astype(np.float32), rng.uniform(0.1, 5)
+            f = self.MAPPINGS[mapping](np.maximum(ef, 0.05).astype(np.float64))
+            expected = {"scale": gamma * f / f.mean(), "add": f - f.mean() + gamma, "none": f}[normalization]
+            ours = evaluation_factor_margin(torch.tensor(ef), gamma, mapping, normalization, floor=0.05)
+            np.testing.assert_allclose(ours.numpy(), expected, rtol=2e-5, atol=2e-6)
+
+    def test_the_mean_is_the_training_sets(self):
+        train, batch = torch.tensor([0.1, 0.2, 0.4, 0.8]), torch.tensor([0.5, 0.1])
+        term = EvaluationFactorMargin(gamma=3.0)
+        assert term.fit(train) == 0
+        expected = 3.0 * -batch.log() / -train.log().mean()
+        torch.testing.assert_close(term(PairBatch({"evaluation_factor": batch}), torch.zeros(2)), expected)
+
+    def test_edges_are_numbers(self):
+        for mapping in self.MAPPINGS:
+            for normalization in ("scale", "add", "none"):
+                margins = evaluation_factor_margin(torch.tensor([0.0, 1.0, 0.5]), 2.0, mapping, normalization)
+                assert torch.isfinite(margins).all()
+        # the same answer twice in every pair: equal factors, hence the plain target margin
+        assert evaluation_factor_margin(torch.ones(3), 2.0).tolist() == [2.0] * 3
+        assert EvaluationFactorMargin(gamma=1.0).fit(torch.tensor([0.001, 0.5])) == 1
+
+    def test_errors(self):
+        ef = torch.tensor([0.5])
+        with pytest.raises(ValueError, match="unknown mapping 'cube'"):
+            evaluation_factor_margin(ef, 1.0, "cube")
+        with pytest.raises(ValueError, match="unknown normalization 'max'"):
+            evaluation_factor_margin(ef, 1.0, normalization="max")
+        with pytest.raises(ValueError, match="between 0 and 1, not at 0"):
+            evaluation_factor_margin(ef, 1.0, floor=0)
+
+
+def mirror_descent(m: np.ndarray, gamma0: float, tau: float, steps: int) -> np.ndarray:
+    """The authors' algorithm: eqs. 23 and 24."""
+    n = len(m)
+    p = np.full(n, 1 / n)
+    eta = min(0.5 / tau, 1)
+    for _ in range(steps):
+        gradient = gamma0 / (1 + np.exp(m - n * p * gamma0)) + tau * (1 + np.log(n * p))
+        p = p * np.exp(-eta * gradient)
+        p = p / p.sum()
+    return gamma0 * n * p
+
+
+class TestDynamicTarget:
+    def test_against_numpy(self):
+        rng = np.random.default_rng(1)
+        for _ in range(300):
+            b, h = rng.integers(1, 40), rng.integers(0, 200)
+            gaps = rng.normal(rng.uniform(-2, 2), rng.uniform(0.1, 4), b + h)
+            gamma0, tau = rng.uniform(0.1, 5), rng.uniform(0.3, 20)
+            expected = mirror_descent(gaps, gamma0, tau, 20)
+            history = torch.tensor(gaps[b:]) if h else None
+            ours = dynamic_target_margin(torch.tensor(gaps[:b]), gamma0, tau, history)
+            np.testing.assert_allclose(ours.numpy(), expected[:b], rtol=1e-5)
+
+    def test_the_optimum_fulfils_its_conditions(self):
+        """gradient_i = λ for all i, and mean γ_i = γ0."""
+        rng = np.random.default_rng(2)
+        for _ in range(300):
+            m = rng.normal(rng.uniform(-3, 3), rng.uniform(0.1, 8), rng.integers(2, 300))
+            gamma0, tau = 10 ** rng.uniform(-1, 1), 10 ** rng.uniform(-1.5, 1.5)
+            share = dynamic_target_margin(torch.tensor(m), gamma0, tau, steps=None).numpy() / gamma0
+            gradient = gamma0 * sigmoid(gamma0 * share - m) + tau * (1 + np.log(share))
+            assert np.ptp(gradient) < 1e-6 * max(1.0, np.abs(gradient).max()), (gamma0, tau)
+            assert share.mean() == pytest.approx(1.0, abs=1e-9)
+
+    @pytest.mark.parametrize("steps", [20, None])
+    def test_shape_of_the_margins(self, steps):
+        """They rise with the gap (Fig. 5), have mean γ0, and leave it only as far as τ lets them."""
+        gaps = torch.linspace(-4, 8, 101, dtype=torch.float64)
+        margins = dynamic_target_margin(gaps, 2.0, 5.0, steps=steps)
+        assert (margins.diff() > 0).all()
+        assert margins.mean().item() == pytest.approx(2.0)
+        stiff = dynamic_target_margin(gaps, 2.0, 500.0, steps=steps)
+        assert (stiff - 2.0).abs().max() < (margins - 2.0).abs().max() / 20
+
+    def test_one_value_of_gaps_is_simpo(self):
+        torch.testing.assert_close(dynamic_target_margin(torch.full((5,), 1.3), 0.7, 3.0), torch.full((5,), 0.7))
+
+    def test_large_gaps_stay_numbers(self):
+        gaps = torch.tensor([1e4, -1e4, 0.0])
+        for dtype in (torch.float32, torch.bfloat16):
+            for steps in (20, None):
+                assert torch.isfinite(dynamic_target_margin(gaps.to(dtype), 4.0, 0.1, steps=steps)).all()
+
+    @pytest.mark.parametrize(("gamma0", "tau"), [(0.0, 1.0), (1.0, 0.0), (1.0, -2.0), (float("nan"), 1.0)])
+    def test_what_cannot_be_divided(self, gamma0, tau):
+        with pytest.raises(ValueError, match="must be > 0"):
+            dynamic_target_margin(torch.zeros(2), gamma0, tau)
+
+    def test_the_queue(self):
+        """It learns from training batches alone, and fills the batch up."""
+        term = DynamicTargetMargin(gamma0=1.0, tau=1.0, estimation_size=6)
+        first, second = torch.tensor([0.5, -1.0]), torch.tensor([2.0, 0.1])
+        term(PairBatch(), torch.tensor([9.0]))
+        assert len(term.history) == 0
+        alone = term(PairBatch(training=True), first)
+        torch.testing.assert_close(alone, dynamic_target_margin(first, 1.0, 1.0))
+        filled = term(PairBatch(training=True), second)
+        torch.testing.assert_close(filled, dynamic_target_margin(second, 1.0, 1.0, history=first))
+        assert len(term.history) == 4
+
+    def test_centered(self):
+        gaps = torch.tensor([0.5, -1.0, 3.0])
+        plain, centered = (DynamicTargetMargin(2.0, centered=c)(PairBatch(), gaps) for c in (False, True))
+        torch.testing.assert_close(centered, plain - 2.0)
+
+    def test_ranks_solve_together(self):
+        """Two ranks with two gaps each: each gets its part of the four's solution."""
+        everyone = torch.tensor([0.5, -1.0, 2.0, 0.1])
+        whole = dynamic_target_margin(everyone, 1.0, 1.0)
+        for rank in range(2):
+            batch = PairBatch(gather=lambda local: everyone, rank=rank)
+            mine = DynamicTargetMargin(1.0, 1.0)(batch, everyone[2 * rank :][:2])
+            torch.testing.assert_close(mine, whole[2 * rank :][:2])
+
+
+def amapo(delta: np.ndarray, beta: float, variant: str, z: bool, exp: bool, zero: bool) -> np.ndarray:
+    gap = delta * (beta if variant == "paper" else 1.0)
+    mu, sigma = gap.mean(), gap.std(ddof=1)
+    a = (mu - gap) / sigma * mu if z else np.full_like(gap, mu)
+    margin = beta * np.exp(a) if exp else a * (beta if variant == "code" else 1.0)
+    if zero:
+        keep = gap < mu if variant == "code" or not z else a > 0
+        margin = np.where(keep, margin, 0.0)
+    return margin
+
+
+class TestAdaptive:
+    @pytest.mark.parametrize("variant", ["code", "paper"])
+    @pytest.mark.parametrize("z", [True, False])
+    @pytest.mark.parametrize("exp", [True, False])
+    @pytest.mark.parametrize("zero", [True, False])
+    def test_against_numpy(self, variant, z, exp, zero):
+        rng = np.random.default_rng(3)
+        for _ in range(60):
+            delta, beta = rng.normal(rng.uniform(-1, 1), rng.uniform(0.05, 1), 32), rng.uniform(1, 4)
+            ours = adaptive_margin(torch.tensor(delta), beta, variant, z, exp, zero)
+            np.testing.assert_allclose(ours.numpy(), amapo(delta, beta, variant, z, exp, zero), rtol=1e-9, atol=1e-12)
+
+    def test_well_ranked_pairs_have_none(self):
+        delta = torch.tensor([-0.5, 0.0, 0.4, 1.5])
+        margins = adaptive_margin(delta, 3.0)
+        assert (margins[:2] > 0).all()
+        assert margins[3] == 0.0
+        assert (margins[0] > margins[1]).item()
+
+    @pytest.mark.parametrize("variant", ["code", "paper"])
+    def test_no_spread_is_no_margin(self, variant):
+        """A batch of one, or of equal gaps: SimPO without a target margin."""
+        for delta in (torch.tensor([0.7]), torch.full((4,), 0.7)):
+            assert adaptive_margin(delta, 3.0, variant).abs().max() == 0.0
+            assert adaptive_margin(delta, 3.0, variant, zero_well_ranked=False).abs().max() == 0.0
+
+    def test_large_gaps_stay_numbers(self):
+        for dtype in (torch.float32, torch.bfloat16):
+            delta = torch.tensor([1e4, -1e4, 9e3], dtype=dtype)
+            for variant in ("code", "paper"):
+                assert torch.isfinite(adaptive_margin(delta, 3.0, variant, zero_well_ranked=False)).all()
+
+    def test_statistics_are_filled_up_with_recent_gaps(self):
+        """A batch of one sees what a batch of four sees, once three gaps have gone before."""
+        term = AdaptiveMargin(beta=2.0, estimation_size=4)
+        deltas = torch.tensor([0.9, 0.1, -0.3, -0.2])
+        margins = torch.cat([term(PairBatch(training=True), 2.0 * d[None]) for d in deltas])
+        torch.testing.assert_close(margins[3:], adaptive_margin(deltas, 2.0)[3:])
+        assert margins[0] == 0.0
+
+    def test_unknown_variant(self):
+        with pytest.raises(ValueError, match="unknown AMaPO variant 'article'; known: code, paper"):
+            AdaptiveMargin(2.0, "article")
+
+
+TERMS = {
+    "gap-aware": lambda: EvaluationFactorMargin(gamma=3.0),
+    "gamma-po": lambda: DynamicTargetMargin(gamma0=1.0),
+    "amapo": lambda: AdaptiveMargin(beta=2.0),
+}
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_no_gradient_flows_through_a_term(name):
+    """The gradient is that of the loss with the margins as constants."""
+    pairs = random_pairs(0, n=9)
+    batch = PairBatch({"evaluation_factor": torch.linspace(0.05, 0.9, 9)}, training=True)
+    common = {"reward": LengthNormalizedReward(), "losses": {"simpo": 1.0}, "table": CPO_LOSSES, "beta": 2.0}
+    output = Objective(**common, margin=TERMS[name]())(pairs, batch)
+    assert not output.margin.requires_grad
+    output.losses.sum().backward()
+    slope = pairs.chosen.grad * pairs.chosen_length
+    gap = output.chosen_reward - output.rejected_reward
+    torch.testing.assert_close(slope, -2.0 * torch.sigmoid(output.margin - gap))
+
+
+@pytest.mark.parametrize(
+    ("margin", "same"),
+    [
+        (EvaluationFactorMargin(gamma=1.4), 1.4),
+        (DynamicTargetMargin(gamma0=1.4), 1.4),
+        (AdaptiveMargin(beta=2.0), 0.0),
+    ],
+)
+def test_reductions_to_simpo(margin, same):
+    """Equal evaluation factors; one value of gaps; no spread: SimPO with that fixed margin."""
+    pairs = random_pairs(3, n=1)
+    batch = PairBatch({"evaluation_factor": torch.tensor([0.3])})
+    common = {"reward": LengthNormalizedReward(), "losses": {"simpo": 1.0}, "table": CPO_LOSSES, "beta": 2.0}
+    ours = Objective(**common, margin=margin, gamma=9.0)(pairs, batch)
+    torch.testing.assert_close(ours.losses, Objective(**common, gamma=same)(pairs, batch).losses)
+
+
+class TestHistory:
+    def test_first_in_first_out(self):
+        history = GapHistory(5)
+        assert history.recent(3) is None
+        for start in (0, 3, 6):
+            history.push(torch.arange(start, start + 3.0))
+        assert len(history) == 5
+        assert history.recent(2).tolist() == [7.0, 8.0]
+        assert history.recent(99).tolist() == [4.0, 5.0, 6.0, 7.0, 8.0]
+        assert history.spread(3).tolist() == [4.0, 5.0, 7.0]
+        assert history.spread(0) is None
+
+    def test_round_trip(self):
+        history, copy = GapHistory(4), GapHistory(4)
+        copy.load_state_dict(history.state_dict())
+        assert len(copy) == 0
+        history.push(torch.tensor([1.0, 2.0]))
+        copy.load_state_dict(history.state_dict())
+        assert copy.recent(4).tolist() == [1.0, 2.0]

@@ -1,0 +1,423 @@
+"""Evaluation factors: how alike the two answers of a pair are, from 0 (nothing in common) to 1 (the same).
+
+EF of "Gap-Aware Preference Optimization (GaPO)", Table 1, with y_w the chosen and y_l the rejected answer:
+
+    jaccard     |W ∩ L| / |W ∪ L|, the sets of their words
+    rouge1, 2   F1 of the words (pairs of neighbouring words) in common, each as often as both have it
+    rougeL      F1 of the longest common subsequence of words
+    bertscore_* P = mean over tokens of y_l of the largest cosine with a token of y_w; R the other way round; their F1
+
+Words are rouge-score's: lower case, runs of a–z and 0–9. So a text in another script has none, and BERTScore is the
+metric for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from numbers import Real
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from datasets import Dataset, DatasetDict
+
+logger = logging.getLogger(__name__)
+
+METRICS: tuple[str, ...] = (
+    "jaccard",
+    "rouge1",
+    "rouge2",
+    "rougeL",
+    "bertscore_precision",
+    "bertscore_recall",
+    "bertscore_f1",
+)
+BERTSCORE_METRICS = METRICS[4:]  # in the order in which bert-score returns them
+PAIRS_PER_CALL = 1024  # bert-score keeps the embeddings of a call: 4 GB for 2,048 texts of 512 tokens, 1,024 wide
+CACHE_VERSION = 1  # part of the cache's key: raise it whenever a value may change
+
+_SPACED = bytes(c if chr(c) in "abcdefghijklmnopqrstuvwxyz0123456789" else 32 for c in range(256))
+
+
+def compute(
+    chosen: Sequence[str],
+    rejected: Sequence[str],
+    metric: str = "rougeL",
+    *,
+    encoder: str | None = None,
+    num_layers: int | None = None,
+    batch_size: int | None = None,
+    device: str | None = None,
+) -> list[float]:
+    """EF of each pair, in [0, 1].
+
+    ROUGE is rouge-score's `fmeasure` without a stemmer, to the last bit, with the chosen answer as the target; texts
+    without words have 0. Jaccard: 1 where neither text has a word, 0 where one has none. BERTScore is bert-score's
+    without baseline rescaling; an empty text has 0, and a text longer than the encoder's window counts with what fits.
+    bert-score counts a token whose best cosine is negative as 0 where a batch is padded, so very unlike answers may
+    change in the fourth digit with their batch.
+
+    Args:
+        chosen, rejected: the answers, `[N]` each.
+        metric: one of `METRICS`.
+        encoder: for BERTScore, a folder or Hub id of a model that `AutoModel` loads.
+        num_layers: take the token embeddings after this layer; by default bert-score's choice where it knows the
+            encoder by its id, else the last layer.
+        batch_size: texts a forward pass of the encoder; by default 8 on a CPU, else 64.
+        device: where the encoder runs; CUDA if there is one, else the CPU.
+
+    Raises:
+        ValueError: an unknown metric, lists of different length, something that is not a string, no encoder.
+        ImportError: BERTScore without bert-score.
+    """
+    _check_metric(metric)
+    if len(chosen) != len(rejected):
+        raise ValueError(f"{len(chosen)} chosen and {len(rejected)} rejected answers: every pair needs one of each")
+    for name, texts in (("chosen", chosen), ("rejected", rejected)):
+        for row, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise ValueError(f"{name}, row {row}: {text!r} is not a string; answer_text() takes it from messages")
+    if metric in BERTSCORE_METRICS:
+        return _bertscore(chosen, rejected, metric, encoder, num_layers, batch_size, device)
+    score = _LEXICAL[metric]
+    return [score(_words(w), _words(r)) for w, r in zip(chosen, rejected, strict=True)]
+
+
+def answer_text(answer: str | Sequence[Mapping[str, Any]]) -> str:
+    """The text of an answer: a string itself; of messages, what the assistant says, joined by newlines.
+
+    Raises:
+        ValueError: neither, or messages none of which is the assistant's.
+    """
+    if isinstance(answer, str):
+        return answer
+    if not isinstance(answer, Sequence) or not all(isinstance(m, Mapping) and "role" in m for m in answer):
+        raise ValueError(f"the answer {answer!r} is neither a string nor messages with role and content")
+    said = [_content_text(message.get("content")) for message in answer if message["role"] == "assistant"]
+    if answer and not said:
+        raise ValueError(f"no message of the role 'assistant', only {sorted({m['role'] for m in answer})}")
+    return "\n".join(text for text in said if text is not None)
+
+
+def answer_texts(chosen: Any, rejected: Any, prompt: Any = None) -> tuple[str, str]:
+    """The texts of both answers of a row; where the prompt is implicit, without the part that they share.
+
+    As TRL has it, a prompt is implicit where there is none, or where it is a string and the answers are messages, or
+    the other way round.
+
+    Raises:
+        ValueError: as `answer_text`.
+    """
+    if prompt is None or isinstance(prompt, str) != isinstance(chosen, str):
+        chosen, rejected = _without_prompt(chosen, rejected)
+    return answer_text(chosen), answer_text(rejected)
+
+
+def add_evaluation_factor(
+    dataset: Dataset | DatasetDict,
+    metric: str = "rougeL",
+    column: str = "evaluation_factor",
+    *,
+    num_proc: int | None = None,
+    encoder: str | None = None,
+    num_layers: int | None = None,
+    batch_size: int | None = None,
+    device: str | None = None,
+    overwrite: bool = False,
+) -> Dataset | DatasetDict:
+    """The data set, or each of its splits, with EF as a float64 column; takes every row form that TRL takes.
+
+    It goes through `Dataset.map`, so the second call with the same arguments reads the cache (a data set that was made
+    in memory has none). For BERTScore one process takes all rows at once, because bert-score encodes a text that
+    stands in several pairs once a call.
+
+    Args:
+        metric, encoder, num_layers, batch_size, device: as for `compute`.
+        column: name of the new column.
+        num_proc: processes, not for BERTScore.
+        overwrite: replace a column of that name.
+
+    Raises:
+        ValueError: as `compute`, with the row; columns that are missing, or there already.
+        TypeError: a streamed data set.
+    """
+    from datasets import Dataset, DatasetDict, Features, Value
+
+    _check_metric(metric)
+    options = {"encoder": encoder, "num_layers": num_layers, "batch_size": batch_size, "device": device}
+    if isinstance(dataset, DatasetDict):
+        shared = {"num_proc": num_proc, "overwrite": overwrite, **options}
+        return DatasetDict({n: add_evaluation_factor(s, metric, column, **shared) for n, s in dataset.items()})
+    if not isinstance(dataset, Dataset):
+        raise TypeError(f"evaluation factors need a data set that is not streamed, got {type(dataset).__name__}")
+    names = dataset.column_names
+    if missing := {"chosen", "rejected"} - set(names):
+        raise ValueError(f"the data set has no column {' and no column '.join(sorted(missing))}, only {names}")
+    if column in names and not overwrite:
+        raise ValueError(f"the data set has a column {column!r} already: overwrite=True computes it anew")
+    if column in names:
+        dataset = dataset.remove_columns(column)
+    features = Features({**dataset.features, column: Value("float64")})
+    if not len(dataset):  # map() does not look at an empty set
+        return Dataset.from_dict({name: [] for name in features}, features=features)
+    shown, whole = dataset.format, metric in BERTSCORE_METRICS
+    scored = dataset.with_format(None).map(
+        _score_rows,
+        batched=True,
+        batch_size=None if whole else 1000,
+        num_proc=None if whole else num_proc,
+        with_indices=True,
+        input_columns=["chosen", "rejected", *(["prompt"] if "prompt" in names else [])],
+        fn_kwargs={
+            "metric": metric,
+            "column": column,
+            "options": options if whole else {},
+            "cache_key": (CACHE_VERSION, _stamp(encoder) if whole else None),
+        },
+        features=features,
+        desc=f"{metric} of chosen and rejected",
+    )
+    return scored.with_format(
+        shown["type"], [*shown["columns"], column], shown["output_all_columns"], **shown["format_kwargs"]
+    )
+
+
+@dataclass(frozen=True)
+class EvaluationFactorSummary:
+    """What the evaluation factors of one data set look like."""
+
+    n: int
+    n_zero: int  # their log is infinite
+    n_one: int  # the same answer twice, as far as the metric sees
+    mean: float  # NaN of no pairs
+
+
+def check_evaluation_factors(values: Any, column: str, split: str) -> EvaluationFactorSummary:
+    """Checks a column of evaluation factors and counts what a trainer should know.
+
+    Args:
+        values: numbers in [0, 1], `[N]`: an array, a list or a column of a data set.
+        column, split: where they are from, for the error.
+
+    Raises:
+        ValueError: None, NaN, something that is not a number, or outside [0, 1], with its column, first row and fix.
+    """
+    import numpy as np
+
+    values = values if isinstance(values, np.ndarray) else values[:]  # a column of a data set is lazy
+    try:
+        array = np.asarray(values)
+    except ValueError:  # lists among the numbers
+        array = np.empty(len(values), object)
+    if array.ndim != 1 or array.dtype.kind not in "iuf":
+        array = np.array([v if isinstance(v, Real) and not isinstance(v, bool) else np.nan for v in values], float)
+    bad = ~((array >= 0) & (array <= 1))
+    if bad.any():
+        row, count = int(bad.argmax()), int(bad.sum())
+        value = values[row].item() if isinstance(values[row], np.generic) else values[row]
+        others = f" ({count} such rows in all)" if count > 1 else ""
+        raise ValueError(
+            f"column {column!r}, row {row} of the {split} data set: the evaluation factor {value!r} {_problem(value)}"
+            f"{others}"
+        )
+    mean = float(array.mean()) if len(array) else float("nan")
+    return EvaluationFactorSummary(len(array), int((array == 0).sum()), int((array == 1).sum()), mean)
+
+
+def _problem(value: Any) -> str:
+    again = "compute the column with trl-margins score or add_evaluation_factor"
+    if value is None:
+        return f"is None: drop the row, or {again}"
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return f"is not a number: {again}"
+    if math.isnan(value):
+        return f"is NaN: drop the row, or {again}"
+    return f"is outside [0, 1]: divide percentages by 100, or {again}"
+
+
+def _check_metric(metric: str) -> None:
+    if metric not in METRICS:
+        raise ValueError(f"unknown metric {metric!r}; known: {', '.join(METRICS)}")
+
+
+def _words(text: str) -> list[bytes]:
+    """rouge-score's tokens. Translating bytes is twice as fast as its regular expressions."""
+    return text.lower().encode("ascii", "replace").translate(_SPACED).split()
+
+
+def _f1(common: int, n_chosen: int, n_rejected: int) -> float:
+    """In the order of rouge-score's arithmetic, so that the last bit is the same."""
+    precision, recall = common / max(n_rejected, 1), common / max(n_chosen, 1)
+    return 2 * precision * recall / (precision + recall) if precision + recall > 0 else 0.0
+
+
+def _jaccard(chosen: list[bytes], rejected: list[bytes]) -> float:
+    words, others = set(chosen), set(rejected)
+    return len(words & others) / len(words | others) if words or others else 1.0
+
+
+def _rouge_1(chosen: list[bytes], rejected: list[bytes]) -> float:
+    return _f1((Counter(chosen) & Counter(rejected)).total(), len(chosen), len(rejected))
+
+
+def _rouge_2(chosen: list[bytes], rejected: list[bytes]) -> float:
+    bigrams, others = Counter(pairwise(chosen)), Counter(pairwise(rejected))
+    return _f1((bigrams & others).total(), bigrams.total(), others.total())
+
+
+def _rouge_l(chosen: list[bytes], rejected: list[bytes]) -> float:
+    from rapidfuzz.distance import LCSseq
+
+    # it compares the words' 64-bit hashes, which differ wherever the words do, for all that will ever be seen
+    return _f1(LCSseq.similarity(chosen, rejected), len(chosen), len(rejected))
+
+
+_LEXICAL: dict[str, Callable[[list[bytes], list[bytes]], float]] = {
+    "jaccard": _jaccard,
+    "rouge1": _rouge_1,
+    "rouge2": _rouge_2,
+    "rougeL": _rouge_l,
+}
+
+
+def _bertscore(
+    chosen: Sequence[str],
+    rejected: Sequence[str],
+    metric: str,
+    encoder: str | None,
+    num_layers: int | None,
+    batch_size: int | None,
+    device: str | None,
+) -> list[float]:
+    import numpy as np
+    from datasets.utils import tqdm
+
+    scorer = _scorer(metric, encoder, num_layers, device)
+    if batch_size is None:  # a CPU gains nothing from a batch, and loses by its padding
+        batch_size = 8 if str(scorer.device) == "cpu" else 64
+    # bert-score 0.3.13 gives empty texts 0 too, but by a tokenizer method that transformers 5 no longer has
+    rows = np.array([i for i, pair in enumerate(zip(chosen, rejected, strict=True)) if all(map(str.strip, pair))], int)
+    values = np.zeros(len(chosen))
+    with tqdm(total=len(chosen), initial=len(chosen) - len(rows), desc=metric, unit="pair") as bar:
+        for group in _groups([chosen[i] for i in rows], [rejected[i] for i in rows], PAIRS_PER_CALL):
+            at = rows[group]
+            scores = scorer.score([rejected[i] for i in at], [chosen[i] for i in at], batch_size=batch_size)
+            values[at] = scores[BERTSCORE_METRICS.index(metric)].double().numpy()
+            bar.update(len(at))
+    if np.isnan(values).any():
+        raise ValueError(f"{metric} of row {int(np.isnan(values).argmax())} is NaN with the encoder {encoder!r}")
+    if n_negative := int((values < 0).sum()):
+        logger.warning("%s: %d of %d pairs have a negative cosine and count as 0", metric, n_negative, len(values))
+    return np.clip(values, 0.0, 1.0).tolist()  # a cosine of 1 may round to a little more
+
+
+def _scorer(metric: str, encoder: str | None, num_layers: int | None, device: str | None) -> Any:
+    """bert-score's scorer, with what it needs to work under transformers 5."""
+    if not encoder:
+        raise ValueError(f"{metric} needs an encoder: a folder or Hub id, for example encoder='roberta-large'")
+    try:
+        from bert_score import BERTScorer
+        from bert_score.utils import model2layers
+    except ImportError as error:
+        raise ImportError(f"{metric} needs bert-score ({error}): pip install bert-score") from error
+    from transformers import AutoConfig
+
+    path = str(Path(encoder).expanduser()) if Path(encoder).expanduser().is_dir() else encoder
+    config = AutoConfig.from_pretrained(path)
+    if "t5" in path and "t5" not in config.model_type:
+        raise ValueError(
+            f"bert-score loads as a T5 whatever has 't5' in its name, and {path!r} is a {config.model_type}: "
+            "give a folder whose path does not have it, for example a link or a relative path"
+        )
+    if num_layers is None:
+        num_layers = model2layers.get(path, config.num_hidden_layers)
+    scorer = BERTScorer(path, num_layers, device=device)
+    scorer._model.float()  # transformers 5 keeps the dtype of the file; bert-score counts on fp32
+    if scorer._tokenizer.model_max_length > 1 << 30:  # "none": more than the fast tokenizers' integers hold
+        # two fewer than positions, as RoBERTa starts to count at 2
+        scorer._tokenizer.model_max_length = getattr(config, "max_position_embeddings", 514) - 2
+    return scorer
+
+
+def _groups(chosen: Sequence[str], rejected: Sequence[str], size: int) -> Iterator[np.ndarray]:
+    """All rows in groups of at most `size`. Rows that share a text stay together, also through other rows, unless they
+    are more than that; so a text is in one group. The longest come first: memory runs out at once or never.
+    """
+    import numpy as np
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    if not len(chosen):
+        return
+    ids: dict[str, int] = {}
+    nodes = np.array([[ids.setdefault(text, len(ids)) for text in side] for side in (chosen, rejected)])
+    graph = coo_matrix((np.ones(len(chosen)), tuple(nodes)), shape=(len(ids), len(ids)))
+    component = connected_components(graph, directed=False)[1][nodes[0]]
+    length = np.array([max(map(len, pair)) for pair in zip(chosen, rejected, strict=True)])
+    longest = np.zeros(len(ids), int)
+    np.maximum.at(longest, component, length)
+    order = np.lexsort((-length, component, -longest[component]))
+    start, ends = 0, np.flatnonzero(np.diff(component[order], append=-1)) + 1
+    for last, end in pairwise((0, *ends)):
+        if start < last and end - start > size:
+            yield order[start:last]
+            start = last
+        while end - start > size:
+            yield order[start : start + size]
+            start += size
+    yield order[start:]
+
+
+def _score_rows(
+    chosen: list[Any],
+    rejected: list[Any],
+    *prompts_and_rows: list[Any],
+    metric: str,
+    column: str,
+    options: dict[str, Any],
+    cache_key: Any,  # only part of the fingerprint
+) -> dict[str, list[float]]:
+    """What `map` calls on a batch; with the rows' numbers last, as it gives them."""
+    *prompts, rows = prompts_and_rows
+    texts = []
+    for row, *answers in zip(rows, chosen, rejected, *prompts, strict=True):
+        try:
+            texts.append(answer_texts(*answers))
+        except ValueError as error:
+            raise ValueError(f"row {row}: {error}") from None
+    return {column: compute([w for w, _ in texts], [r for _, r in texts], metric, **options)}
+
+
+def _stamp(encoder: str | None) -> list[tuple[str, int, int]] | None:
+    """What changes when somebody trains another encoder into the same folder."""
+    folder = Path(encoder or "").expanduser()
+    if not encoder or not folder.is_dir():
+        return None
+    return sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in folder.iterdir())
+
+
+def _without_prompt(chosen: Any, rejected: Any) -> tuple[Any, Any]:
+    """Both without their common beginning, of messages or of characters. TRL's `extract_prompt` cuts there too, but
+    through the middle of a word where the texts differ in it; here that word counts as a whole. As there, something
+    of both is left. Equal answers stay as they are, for nothing tells what they share from what they answer.
+    """
+    if chosen == rejected or not isinstance(chosen, Sequence) or not isinstance(rejected, Sequence):
+        return chosen, rejected
+    shortest = min(len(chosen), len(rejected))
+    start = next((i for i in range(shortest) if chosen[i] != rejected[i]), max(shortest - 1, 0))
+    while start and isinstance(chosen, str) and chosen[start - 1].isascii() and chosen[start - 1].isalnum():
+        start -= 1
+    return chosen[start:], rejected[start:]
+
+
+def _content_text(content: Any) -> str | None:
+    """Text of a message's content; of a list of parts, the texts among them."""
+    if content is None or isinstance(content, str):
+        return content
+    return "\n".join(part["text"] for part in content if part.get("type") == "text" and part.get("text") is not None)

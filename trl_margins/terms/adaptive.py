@@ -1,0 +1,139 @@
+"""AMaPO: a margin from the batch's statistics: large where the model ranks wrongly, none where it ranks well."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ..pairs import PairBatch
+from .history import GapHistory
+
+Variant = Literal["code", "paper"]
+# e^80 is far past any reward, and still a float32 after a multiplication with β
+_LARGEST_EXPONENT = 80.0
+
+
+def adaptive_margin(
+    length_normalized_gap: Tensor,
+    beta: float,
+    variant: Variant = "code",
+    z_normalize: bool = True,
+    exponential: bool = True,
+    zero_well_ranked: bool = True,
+    mean: Tensor | None = None,
+    std: Tensor | None = None,
+) -> Tensor:
+    r"""Margin per pair from how far its gap lies below the mean.
+
+    =======  ======================================  =========================================  ================
+    variant  exponent a_i                            margin                                     0 where
+    =======  ======================================  =========================================  ================
+    code     (μ − Δ_i)/σ · μ, of Δ without β         β·e^a                                      Δ_i ≥ μ
+    paper    (μ − m_i)/σ · μ, of m = βΔ (eq. 9)      β·e^a (eq. 10)                             a_i ≤ 0
+    =======  ======================================  =========================================  ================
+
+    The two differ by β in the exponent, and where μ < 0: there the paper's equation gives its margins to the pairs
+    above the mean. The published tables are the code's.
+
+    Args:
+        length_normalized_gap: [B] Δ, without β, nats per token.
+        beta: β.
+        variant: a row of the table.
+        z_normalize: without it a = μ, eq. 8 with the mean for the oracle margin (Table 5, "w/o Z-norm").
+        exponential: without it the margin is β·a (code) or a (paper; its a has β inside) ("w/o exp"; "w/o adaptive"
+            has neither).
+        zero_well_ranked: without it every pair has its margin ("w/o zero").
+        mean: [] μ of Δ to take instead of this batch's.
+        std: [] σ of Δ (unbiased) to take instead of this batch's.
+
+    Returns:
+        [B] margins in reward units, without gradient. One pair alone, or σ = 0, gives 0. The exponent stops at 80.
+
+    Raises:
+        ValueError: an unknown variant.
+
+    Source: AMaPO (arXiv 2511.09385), eqs. 8 to 11 and Table 5; the authors' code for "code".
+    """
+    if variant not in get_args(Variant):
+        raise ValueError(f"unknown AMaPO variant {variant!r}; known: {', '.join(get_args(Variant))}")
+    scale = 1.0 if variant == "code" else beta
+    gap = length_normalized_gap.detach()
+    gap = scale * gap.to(torch.promote_types(gap.dtype, torch.float32))
+    mean = gap.mean() if mean is None else scale * mean
+    std = _spread(gap) if std is None else scale * std
+    known = std > 0  # false for NaN, too
+    exponent = (
+        torch.where(known, (mean - gap) / torch.where(known, std, 1.0) * mean, 0.0)
+        if z_normalize
+        else (mean.expand_as(gap))
+    )
+    if exponential:
+        margin = beta * exponent.clamp(max=_LARGEST_EXPONENT).exp()
+    else:
+        margin = exponent * (beta if variant == "code" else 1.0)
+    margin = torch.where(known, margin, 0.0)
+    if zero_well_ranked:
+        below = gap < mean if variant == "code" or not z_normalize else exponent > 0
+        margin = torch.where(below, margin, 0.0)
+    return margin
+
+
+def _spread(gap: Tensor) -> Tensor:
+    """Unbiased σ; 0 of a single value, where torch has NaN and a warning."""
+    return gap.std() if gap.numel() > 1 else torch.zeros_like(gap.mean())
+
+
+class AdaptiveMargin:
+    """`adaptive_margin` with statistics over the batch of all ranks, filled up with the most recent gaps.
+
+    Args:
+        beta: β.
+        variant, z_normalize, exponential, zero_well_ranked: as in `adaptive_margin`.
+        estimation_size: pairs behind μ and σ (the paper's batch of 32); a larger batch is taken whole. So a device
+            batch of 1 works, and accumulation does not change what is estimated.
+    """
+
+    name: ClassVar[str] = "amapo"
+    holds_target: ClassVar[bool] = True
+    columns: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(
+        self,
+        beta: float,
+        variant: Variant = "code",
+        z_normalize: bool = True,
+        exponential: bool = True,
+        zero_well_ranked: bool = True,
+        estimation_size: int = 32,
+    ) -> None:
+        if variant not in get_args(Variant):
+            raise ValueError(f"unknown AMaPO variant {variant!r}; known: {', '.join(get_args(Variant))}")
+        self.beta, self.variant, self.estimation_size = beta, variant, estimation_size
+        self.z_normalize, self.exponential, self.zero_well_ranked = z_normalize, exponential, zero_well_ranked
+        self.history = GapHistory(estimation_size)
+
+    def __call__(self, batch: PairBatch, reward_gap: Tensor) -> Tensor:
+        gap = reward_gap / self.beta
+        everyone = batch.gather(gap).float()
+        filling = self.history.recent(self.estimation_size - everyone.numel())
+        seen = everyone if filling is None else torch.cat([everyone, filling.to(everyone)])
+        if batch.training:
+            self.history.push(everyone)
+        return adaptive_margin(
+            gap,
+            self.beta,
+            self.variant,
+            self.z_normalize,
+            self.exponential,
+            self.zero_well_ranked,
+            mean=seen.mean(),
+            std=_spread(seen),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.history.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.history.load_state_dict(state)

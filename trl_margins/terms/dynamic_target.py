@@ -1,0 +1,143 @@
+"""γ-PO: a margin from the model's own gaps: pairs that it tells apart well get a larger one."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..pairs import PairBatch
+from .history import GapHistory
+
+# Enough for any target margin and price between 0.01 and 100 of each other; the usual ones need about ten
+_NEWTON_STEPS = 60
+_STEP_LENGTHS = 24
+
+
+def dynamic_target_margin(
+    reward_gap: Tensor,
+    gamma0: float,
+    tau: float,
+    history: Tensor | None = None,
+    steps: int | None = 20,
+) -> Tensor:
+    r"""Splits the target margin γ0 unevenly over n pairs: :math:`\gamma_i = \gamma_0\, n\, p_i`, where p minimises
+
+    .. math:: -\frac1n \sum_i \log\sigma(m_i - \gamma_0 n p_i) + \tau\, KL(p \,\|\, uniform)
+
+    over the simplex. The mean of γ over the n pairs is γ0.
+
+    Args:
+        reward_gap: [B] reward gaps m of this batch, β inside.
+        gamma0: γ0 in reward units.
+        tau: τ, the price of leaving the uniform distribution; large τ gives every pair γ0.
+        history: [H] further gaps that are solved for together with the batch, n = B + H.
+        steps: of the authors' mirror descent, p ← p·exp(−η g)/Σ with η = min(0.5/τ, 1) and
+            g_i = γ0·σ(γ_i − m_i) + τ(1 + log n p_i). None gives the optimum itself, by Newton's method.
+
+    Returns:
+        [B] margins γ_i in reward units, without gradient; in the dtype of the gaps, at least float32.
+
+    Raises:
+        ValueError: τ or γ0 that is not positive.
+
+    Source: γ-PO, eqs. 9, 22 to 24 and appendix C.
+    """
+    _check(gamma0, tau)
+    gaps = reward_gap.detach() if history is None else torch.cat([reward_gap.detach(), history.to(reward_gap)])
+    gaps = gaps.to(torch.promote_types(gaps.dtype, torch.float32))
+    share = _descend(gaps, gamma0, tau, steps) if steps is not None else _solve(gaps, gamma0, tau)
+    return (gamma0 * share)[: reward_gap.numel()]
+
+
+def _descend(gaps: Tensor, gamma0: float, tau: float, steps: int) -> Tensor:
+    """n·p after `steps` of mirror descent from the uniform distribution. In logarithms, so that p cannot vanish."""
+    rate = min(0.5 / tau, 1.0)
+    log_share = torch.zeros_like(gaps)
+    log_n = math.log(gaps.numel())
+    for _ in range(steps):
+        gradient = gamma0 * torch.sigmoid(gamma0 * log_share.exp() - gaps) + tau * (1 + log_share)
+        log_share = log_share - rate * gradient
+        log_share = log_share - log_share.logsumexp(0) + log_n
+    return log_share.exp()
+
+
+def _solve(gaps: Tensor, gamma0: float, tau: float) -> Tensor:
+    """n·p at the optimum: Newton's method on q = n·p with mean 1; the Hessian is diagonal, so a step is closed form.
+
+    Every step tries a whole row of lengths at once and takes the longest of the best, which asks the device nothing.
+    """
+    m = gaps.double()
+    q = torch.ones_like(m)
+    lengths = 0.5 ** torch.arange(_STEP_LENGTHS, device=m.device, dtype=m.dtype)
+    for _ in range(_NEWTON_STEPS):
+        s = torch.sigmoid(gamma0 * q - m)
+        gradient = gamma0 * s + tau * (1 + q.log())
+        curvature = gamma0**2 * s * (1 - s) + tau / q
+        multiplier = (gradient / curvature).sum() / (1 / curvature).sum()
+        step = (multiplier - gradient) / curvature  # sums to 0: the mean stays 1
+        # never more than nine tenths of the way to a share of 0
+        reach = (0.9 / (-step / q).amax().clamp(min=0.9)).clamp(max=1.0)
+        candidates = q + (reach * lengths)[:, None] * step
+        value = (F.softplus(gamma0 * candidates - m) + tau * candidates * candidates.log()).mean(1)
+        near_best = value <= value.amin() + 1e-14 * value.abs().amax()
+        q = candidates[near_best.int().argmax()]
+    return q.to(gaps.dtype)
+
+
+def _check(gamma0: float, tau: float) -> None:
+    for name, value in {"gamma0": gamma0, "tau": tau}.items():
+        if not value > 0:
+            raise ValueError(
+                f"γ-PO divides a positive target margin at a positive price: {name} must be > 0, not {value}"
+            )
+
+
+class DynamicTargetMargin:
+    """`dynamic_target_margin` over the batch of all ranks, filled up from the last gaps.
+
+    Args:
+        gamma0: γ0 in reward units.
+        tau: τ.
+        steps: mirror descent steps; None or 0 for the optimum.
+        estimation_size: gaps that are solved for together (the authors' 256); a larger batch is taken whole.
+        queue_size: how many past gaps are kept. The filling is spread evenly over them, where the authors draw at
+            random: so it is the same on every rank and after a resume.
+        centered: subtract γ_i − γ0 instead of γ_i, so that an average pair has no margin.
+    """
+
+    name: ClassVar[str] = "gamma-po"
+    holds_target: ClassVar[bool] = True
+    columns: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(
+        self,
+        gamma0: float,
+        tau: float = 10.0,
+        steps: int | None = 20,
+        estimation_size: int = 256,
+        queue_size: int = 2048,
+        centered: bool = False,
+    ) -> None:
+        _check(gamma0, tau)
+        self.gamma0, self.tau, self.steps = gamma0, tau, steps or None
+        self.estimation_size, self.centered = estimation_size, centered
+        self.history = GapHistory(queue_size)
+
+    def __call__(self, batch: PairBatch, reward_gap: Tensor) -> Tensor:
+        everyone = batch.gather(reward_gap)
+        filling = self.history.spread(self.estimation_size - everyone.numel())
+        margins = dynamic_target_margin(everyone, self.gamma0, self.tau, filling, self.steps)
+        if batch.training:
+            self.history.push(everyone)
+        mine = margins[batch.rank * reward_gap.numel() :][: reward_gap.numel()]
+        return mine - self.gamma0 if self.centered else mine
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.history.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.history.load_state_dict(state)

@@ -27,7 +27,7 @@ class DemoArguments:
     """A few minutes on two cores."""
 
     output_dir: str = field(default="gappo-demo", metadata={"help": "Folder of the trained model."})
-    max_steps: int = field(default=40, metadata={"help": "Optimizer steps."})
+    max_steps: int = field(default=30, metadata={"help": "Optimizer steps."})
     batch_size: int = field(default=8, metadata={"help": "Pairs a step."})
     learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate."})
     seed: int = field(default=0, metadata={"help": "Seed of the data and of the training order."})

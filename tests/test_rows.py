@@ -43,6 +43,21 @@ def test_row_formats(base, form, tiny_model, tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize("base", ["cpo", "dpo"])
+def test_ultrafeedback_rows(base, tiny_model, tokenizer, tmp_path):
+    """UltraFeedback binarized as it is on the Hub: the prompt as text, beside answers that repeat it as a message."""
+    rows = preference_rows(6, "conversational").to_list()
+    for row in rows:
+        for side in ("chosen", "rejected"):
+            row[side] = row["prompt"] + row[side]
+        row["messages"], row["prompt"] = row["chosen"], row["prompt"][0]["content"]
+    plain = preference_rows(6, "conversational")
+    hub, _ = train(base, tiny_model, tokenizer, tmp_path, Dataset.from_list(rows))
+    usual, _ = train(base, tiny_model, tokenizer, tmp_path, plain)
+    for name in {"cpo": ("chosen_input_ids", "rejected_labels"), "dpo": ("prompt_ids", "chosen_ids")}[base]:
+        assert hub.train_dataset[name][:] == usual.train_dataset[name][:]
+
+
+@pytest.mark.parametrize("base", ["cpo", "dpo"])
 def test_checkpointing_and_accumulation(base, tiny_model, tokenizer, tmp_path):
     train(
         base,

@@ -5,9 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-import torch
 from datasets import Dataset
-from torch import Tensor
 
 from ..data.evaluation_factors import add_evaluation_factor, check_evaluation_factors
 
@@ -16,10 +14,10 @@ logger = logging.getLogger(__name__)
 COLUMN = "evaluation_factor"
 
 
-def evaluation_factors_of(
+def with_evaluation_factors(
     dataset: Any, split: str, metric: str, encoder: str | None, num_proc: int | None = None
-) -> tuple[Dataset, Tensor]:
-    """The data set with its column, and the column [N].
+) -> Dataset:
+    """The data set with its column of evaluation factors, checked.
 
     Raises:
         ValueError: a factor that is None, NaN or outside [0, 1], with its row.
@@ -36,4 +34,4 @@ def evaluation_factors_of(
         logger.info("%s: no %s column, computing %s of the two answers", split, COLUMN, metric)
         dataset = add_evaluation_factor(dataset, metric, COLUMN, encoder=encoder, num_proc=num_proc)
     check_evaluation_factors(dataset[COLUMN], COLUMN, split)
-    return dataset, torch.tensor(dataset[COLUMN][:], dtype=torch.float32)
+    return dataset

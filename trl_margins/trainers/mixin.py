@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 from trl.trainer.utils import get_config_model_id, global_then_local_main_first
 
+from ..data.rows import without_extras
 from ..data.scores import ScoreError, check_scores, find_score_columns, report_scores, require_score_columns
 from ..evaluation.ranking import ranking_metrics
 from ..methods import Method
@@ -25,7 +26,7 @@ from ..pairs import PairBatch, PairLogps
 from ..terms import Term
 from .collator import CARRIED, PairCollator
 from .configs import MarginOptions
-from .factors import evaluation_factors_of
+from .factors import with_evaluation_factors
 from .metrics import MetricBuffer
 from .scope import train_only
 
@@ -208,20 +209,17 @@ class MarginMixin(ABC):
                 )
 
     def _check_data(self, call: dict[str, Any]) -> None:
-        """Scores of the training set and of every evaluation set, before any of the slow work."""
+        """Rows and scores of the training set and of every evaluation set, before any of the slow work."""
+        _each_dataset(call, without_extras)
         if "evaluation_factor" in self.objective.columns:
             self._add_evaluation_factors(call)
+        _each_dataset(call, self._check_scores)
         config, evals = call["args"], call.get("eval_dataset")
-        if call.get("train_dataset") is not None:
-            self._check_scores(call["train_dataset"], "train")
-        named = evals if isinstance(evals, dict) else {} if evals is None else {"eval": evals}
-        for name, dataset in named.items():
-            self._check_scores(dataset, name)
         if isinstance(evals, dict) and evals and config.metric_for_best_model == "eval_pwa":
             config.metric_for_best_model = f"eval_{next(iter(evals))}_pwa"
             logger.info("several evaluation sets: the best checkpoint is that of %s", config.metric_for_best_model)
 
-    def _check_scores(self, dataset: Any, split: str) -> None:
+    def _check_scores(self, dataset: Any, split: str) -> Any:
         names = _column_names(dataset)
         needed_by = next((term.name for term in self.objective.terms if "score_chosen" in term.columns), None)
         if needed_by:
@@ -229,7 +227,7 @@ class MarginMixin(ABC):
         else:
             columns = find_score_columns(names, self.options.score_columns)
         if columns is None:
-            return
+            return dataset
         self._own_columns.update(columns.names)
         if isinstance(dataset, Dataset):
             try:
@@ -238,7 +236,7 @@ class MarginMixin(ABC):
                 if needed_by:
                     raise
                 logger.warning("%s; pairs without scores count in pwa_all alone", error)
-                return
+                return dataset
             report_scores(summary, columns, split, weighted=bool(needed_by))
             if split != "train" and not summary.n_at_least:
                 logger.warning(
@@ -248,19 +246,19 @@ class MarginMixin(ABC):
                     self.options.eval_min_score_gap,
                     summary.max_gap,
                 )
+        return dataset
 
     def _add_evaluation_factors(self, call: dict[str, Any]) -> None:
         """GaPO's column, computed where it is missing; the mean over the training set goes to the margin term."""
         add = partial(
-            evaluation_factors_of, metric=self.options.gap_aware_metric, encoder=self.options.gap_aware_encoder
+            with_evaluation_factors,
+            metric=self.options.gap_aware_metric,
+            encoder=self.options.gap_aware_encoder,
+            num_proc=call["args"].dataset_num_proc,
         )
-        train, evals = call["train_dataset"], call.get("eval_dataset")
         with global_then_local_main_first():  # the others read the cache
-            call["train_dataset"], factors = add(train, "train", num_proc=call["args"].dataset_num_proc)
-            if isinstance(evals, dict):
-                call["eval_dataset"] = {name: add(dataset, name)[0] for name, dataset in evals.items()}
-            elif evals is not None:
-                call["eval_dataset"] = add(evals, "eval")[0]
+            _each_dataset(call, add)
+        factors = torch.tensor(call["train_dataset"]["evaluation_factor"][:])
         floored = self.objective.margin.fit(factors)
         logger.info(
             "evaluation factor of %d training pairs: mean margin factor %.4f; %d below the floor of %g count as it",
@@ -298,6 +296,17 @@ class MarginMixin(ABC):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         self._signature_columns = list(dict.fromkeys([*self._signature_columns, *sorted(self._own_columns)]))
+
+
+def _each_dataset(call: dict[str, Any], change: Callable[[Any, str], Any]) -> None:
+    """Puts `change(dataset, split)` in the place of the training set and of every evaluation set."""
+    if call.get("train_dataset") is not None:
+        call["train_dataset"] = change(call["train_dataset"], "train")
+    evals = call.get("eval_dataset")
+    if isinstance(evals, dict):
+        call["eval_dataset"] = {name: change(dataset, name) for name, dataset in evals.items()}
+    elif evals is not None:
+        call["eval_dataset"] = change(evals, "eval")
 
 
 def _column_names(dataset: Any) -> Iterable[str]:

@@ -13,6 +13,7 @@ from ..data.scores import check_row, find_score_columns, problem_of
 
 # One key for all carried columns: TRL's trainers read meaning into keys that begin with "chosen" or "rejected"
 CARRIED = "pair_columns"
+SCORES = ("score_chosen", "score_rejected")
 
 
 @dataclass
@@ -39,5 +40,5 @@ class PairCollator:
                     check_row(row, columns, f"pair {position} of a batch")
             pairs = [[math.nan if problem_of(score) else score for score in columns.read(row)] for row in rows]
             scores = torch.tensor(pairs, dtype=torch.float32)
-            carried |= {"score_chosen": scores[:, 0], "score_rejected": scores[:, 1]}
+            carried |= dict(zip(SCORES, scores.unbind(1), strict=True))
         return {**batch, CARRIED: carried} if carried else batch

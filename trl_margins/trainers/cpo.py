@@ -96,8 +96,8 @@ class MarginCPOTrainer(MarginMixin, CPOTrainer):
             "nll_loss": pairs.sft_loss if self.cpo_alpha else torch.zeros_like(pairs.sft_loss),
         }
 
-    def _check_data(self, call: dict[str, Any]) -> None:
-        super()._check_data(call)
+    def _adapt_call(self, call: dict[str, Any]) -> None:
+        super()._adapt_call(call)
         if isinstance(call.get("eval_dataset"), dict):
             # CPOTrainer maps over its evaluation set, which a plain dict cannot
             call["eval_dataset"] = DatasetDict(call["eval_dataset"])

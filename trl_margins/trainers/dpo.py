@@ -64,8 +64,8 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
     def ref_model(self, model: nn.Module | None) -> None:
         self._ref_model = None if model is _NO_REFERENCE else model
 
-    def _check_data(self, call: dict[str, Any]) -> None:
-        super()._check_data(call)
+    def _adapt_call(self, call: dict[str, Any]) -> None:
+        super()._adapt_call(call)
         if self._reference_free:
             if call.get("ref_model") is not None:
                 raise ValueError("reward='length-normalized' uses no reference model: leave ref_model out")

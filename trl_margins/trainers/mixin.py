@@ -5,34 +5,30 @@ from __future__ import annotations
 import inspect
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from torch import Tensor, nn
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
-from trl.trainer.utils import get_config_model_id, global_then_local_main_first
+from trl.trainer.utils import get_config_model_id
 
-from ..data.rows import without_extras
-from ..data.scores import ScoreError, check_scores, find_score_columns, report_scores, require_score_columns
+from ..data.scores import find_score_columns
 from ..evaluation.ranking import ranking_metrics
 from ..methods import Method
 from ..objective import Objective, ObjectiveOutput
 from ..pairs import PairBatch, PairLogps
 from ..terms import Term
-from .collator import CARRIED, PairCollator
+from .collator import CARRIED, SCORES, PairCollator
 from .configs import MarginOptions
-from .factors import with_evaluation_factors
 from .metrics import MetricBuffer
+from .preparation import column_names, prepare_datasets
 from .scope import train_only
 
 logger = logging.getLogger(__name__)
 
-SCORES = ("score_chosen", "score_rejected")
 TERMS_FILE = "margin_terms.pt"
 
 
@@ -61,8 +57,8 @@ class MarginMixin(ABC):
         self.objective = self._build_objective(config, weight, margin)
         self._buffers = {"train": MetricBuffer(), "eval": MetricBuffer()}
         self._evaluated: list[Tensor] | None = None
-        self._own_columns = {name for name in self.objective.columns if name not in SCORES}
-        self._check_data(call)
+        self._own_columns = prepare_datasets(call, self.objective, self.options)
+        self._adapt_call(call)
         super().__init__(**call)
         if self.options.train_only:
             train_only(self.model, self.options.train_only)
@@ -183,7 +179,7 @@ class MarginMixin(ABC):
     def _ranking(self, dataset: Any) -> dict[str, float | int | None]:
         if not self._evaluated:
             return {}
-        scores = find_score_columns(_column_names(dataset), self.options.score_columns)
+        scores = find_score_columns(column_names(dataset), self.options.score_columns)
         return ranking_metrics(
             *torch.cat(self._evaluated).cpu().numpy().T,
             min_score_gap=self.options.eval_min_score_gap,
@@ -208,65 +204,12 @@ class MarginMixin(ABC):
                     f"give it a {self._config_class.__name__}, or take MarginCPOTrainer for other terms"
                 )
 
-    def _check_data(self, call: dict[str, Any]) -> None:
-        """Rows and scores of the training set and of every evaluation set, before any of the slow work."""
-        _each_dataset(call, without_extras)
-        if "evaluation_factor" in self.objective.columns:
-            self._add_evaluation_factors(call)
-        _each_dataset(call, self._check_scores)
+    def _adapt_call(self, call: dict[str, Any]) -> None:
+        """Last changes to the arguments of the TRL trainer."""
         config, evals = call["args"], call.get("eval_dataset")
         if isinstance(evals, dict) and evals and config.metric_for_best_model == "eval_pwa":
             config.metric_for_best_model = f"eval_{next(iter(evals))}_pwa"
             logger.info("several evaluation sets: the best checkpoint is that of %s", config.metric_for_best_model)
-
-    def _check_scores(self, dataset: Any, split: str) -> Any:
-        names = _column_names(dataset)
-        needed_by = next((term.name for term in self.objective.terms if "score_chosen" in term.columns), None)
-        if needed_by:
-            columns = require_score_columns(names, self.options.score_columns, repr(needed_by), split)
-        else:
-            columns = find_score_columns(names, self.options.score_columns)
-        if columns is None:
-            return dataset
-        self._own_columns.update(columns.names)
-        if isinstance(dataset, Dataset):
-            try:
-                summary = check_scores(dataset, columns, split, self.options.eval_min_score_gap)
-            except ScoreError as error:
-                if needed_by:
-                    raise
-                logger.warning("%s; pairs without scores count in pwa_all alone", error)
-                return dataset
-            report_scores(summary, columns, split, weighted=bool(needed_by))
-            if split != "train" and not summary.n_at_least:
-                logger.warning(
-                    "no pair of %s has a score gap of %g or more (the largest is %g), so its pwa is undefined: lower "
-                    "eval_min_score_gap",
-                    split,
-                    self.options.eval_min_score_gap,
-                    summary.max_gap,
-                )
-        return dataset
-
-    def _add_evaluation_factors(self, call: dict[str, Any]) -> None:
-        """GaPO's column, computed where it is missing; the mean over the training set goes to the margin term."""
-        add = partial(
-            with_evaluation_factors,
-            metric=self.options.gap_aware_metric,
-            encoder=self.options.gap_aware_encoder,
-            num_proc=call["args"].dataset_num_proc,
-        )
-        with global_then_local_main_first():  # the others read the cache
-            _each_dataset(call, add)
-        factors = torch.tensor(call["train_dataset"]["evaluation_factor"][:])
-        floored = self.objective.margin.fit(factors)
-        logger.info(
-            "evaluation factor of %d training pairs: mean margin factor %.4f; %d below the floor of %g count as it",
-            len(factors),
-            self.objective.margin.mean,
-            floored,
-            self.objective.margin.floor,
-        )
 
     # What the terms remember is part of every checkpoint
 
@@ -296,19 +239,3 @@ class MarginMixin(ABC):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         self._signature_columns = list(dict.fromkeys([*self._signature_columns, *sorted(self._own_columns)]))
-
-
-def _each_dataset(call: dict[str, Any], change: Callable[[Any, str], Any]) -> None:
-    """Puts `change(dataset, split)` in the place of the training set and of every evaluation set."""
-    if call.get("train_dataset") is not None:
-        call["train_dataset"] = change(call["train_dataset"], "train")
-    evals = call.get("eval_dataset")
-    if isinstance(evals, dict):
-        call["eval_dataset"] = {name: change(dataset, name) for name, dataset in evals.items()}
-    elif evals is not None:
-        call["eval_dataset"] = change(evals, "eval")
-
-
-def _column_names(dataset: Any) -> Iterable[str]:
-    # a stream may not know its columns before its first row
-    return getattr(dataset, "column_names", None) or next(iter(dataset)).keys()

@@ -1,0 +1,133 @@
+"""Rows, scores and evaluation factors of every data set, before any of the slow work."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from datasets import Dataset
+from trl.trainer.utils import global_then_local_main_first
+
+from ..data.evaluation_factors import add_evaluation_factor, check_evaluation_factors
+from ..data.rows import without_extras
+from ..data.scores import (
+    ScoreError,
+    ScoreSummary,
+    check_scores,
+    find_score_columns,
+    report_scores,
+    require_score_columns,
+)
+from ..objective import Objective
+from .collator import SCORES
+from .configs import MarginOptions
+
+logger = logging.getLogger(__name__)
+
+FACTOR = "evaluation_factor"
+
+
+def prepare_datasets(call: dict[str, Any], objective: Objective, options: MarginOptions) -> set[str]:
+    """Changes the training and evaluation sets among a trainer's arguments into what the objective can read.
+
+    Returns:
+        The columns that must reach the collator, by their names in the data.
+
+    Raises:
+        ValueError: scores or factors that cannot be trained on, with column, row, value and fix.
+    """
+    keep = {name for name in objective.columns if name not in SCORES}
+    _each_dataset(call, without_extras)
+    if FACTOR in objective.columns:
+        with global_then_local_main_first():  # the others read the cache
+            _each_dataset(call, lambda dataset, split: _with_factors(dataset, split, options, call["args"]))
+        _fit_margin(objective.margin, call["train_dataset"])
+    _each_dataset(call, lambda dataset, split: _with_checked_scores(dataset, split, objective, options, keep))
+    return keep
+
+
+def column_names(dataset: Any) -> Iterable[str]:
+    """Also of a stream, which may not know its columns before its first row."""
+    return getattr(dataset, "column_names", None) or next(iter(dataset)).keys()
+
+
+def _each_dataset(call: dict[str, Any], change: Callable[[Any, str], Any]) -> None:
+    if call.get("train_dataset") is not None:
+        call["train_dataset"] = change(call["train_dataset"], "train")
+    evals = call.get("eval_dataset")
+    if isinstance(evals, dict):
+        call["eval_dataset"] = {name: change(dataset, name) for name, dataset in evals.items()}
+    elif evals is not None:
+        call["eval_dataset"] = change(evals, "eval")
+
+
+def _with_factors(dataset: Any, split: str, options: MarginOptions, config: Any) -> Dataset:
+    if not isinstance(dataset, Dataset):
+        raise TypeError(
+            f"GaPO's margin is scaled by the mean over the whole training set, which a {type(dataset).__name__} does "
+            "not show: load the data set instead of streaming it"
+        )
+    if FACTOR in dataset.column_names:
+        logger.info("%s: %s column found", split, FACTOR)
+    else:
+        logger.info("%s: no %s column, computing %s of the two answers", split, FACTOR, options.gap_aware_metric)
+        dataset = add_evaluation_factor(
+            dataset,
+            options.gap_aware_metric,
+            FACTOR,
+            encoder=options.gap_aware_encoder,
+            num_proc=config.dataset_num_proc,
+        )
+    check_evaluation_factors(dataset[FACTOR], FACTOR, split)
+    return dataset
+
+
+def _fit_margin(margin: Any, train: Dataset) -> None:
+    floored = margin.fit(torch.tensor(train[FACTOR][:]))
+    logger.info(
+        "evaluation factor of %d training pairs: mean margin factor %.4f; %d below the floor of %g count as it",
+        len(train),
+        margin.mean,
+        floored,
+        margin.floor,
+    )
+
+
+def _with_checked_scores(
+    dataset: Any, split: str, objective: Objective, options: MarginOptions, keep: set[str]
+) -> Any:
+    """The same data set; scores that no term reads may be bad, and are then left out of the evaluation."""
+    names = column_names(dataset)
+    needed_by = next((term.name for term in objective.terms if SCORES[0] in term.columns), None)
+    if needed_by:
+        columns = require_score_columns(names, options.score_columns, repr(needed_by), split)
+    else:
+        columns = find_score_columns(names, options.score_columns)
+    if columns is None:
+        return dataset
+    keep.update(columns.names)
+    if isinstance(dataset, Dataset):
+        try:
+            summary = check_scores(dataset, columns, split, options.eval_min_score_gap)
+        except ScoreError as error:
+            if needed_by:
+                raise
+            logger.warning("%s; pairs without scores count in pwa_all alone", error)
+        else:
+            report_scores(summary, columns, split, weighted=bool(needed_by))
+            if split != "train":
+                _warn_without_clear_pairs(summary, split, options.eval_min_score_gap)
+    return dataset
+
+
+def _warn_without_clear_pairs(summary: ScoreSummary, split: str, min_score_gap: float) -> None:
+    if not summary.n_at_least:
+        logger.warning(
+            "no pair of %s has a score gap of %g or more (the largest is %g), so its pwa is undefined: lower "
+            "eval_min_score_gap",
+            split,
+            min_score_gap,
+            summary.max_gap,
+        )

@@ -40,6 +40,7 @@ def test_length_normalized_is_the_mean_and_empty_answers_have_reward_zero():
     logps = torch.tensor([-6.0, 0.0, -1.0], requires_grad=True)
     rewards = length_normalized(logps, torch.tensor([3, 0, 1]))
     assert rewards.tolist() == [-2.0, 0.0, -1.0]
+    assert length_normalized(torch.tensor([-5.0]), torch.tensor([0])).item() == 0.0
     rewards.sum().backward()
     assert torch.isfinite(logps.grad).all()
 

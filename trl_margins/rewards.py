@@ -18,8 +18,7 @@ _LARGEST_EXPONENT = {torch.float16: 11.0}
 def length_normalized(logps_sum: Tensor, lengths: Tensor) -> Tensor:
     r"""SimPO's and GapPO's score: the mean log-probability per token, :math:`\frac{1}{|y|} \log \pi_\theta(y|x)`.
 
-    The denominator is at least 1: an answer that truncation left empty has reward 0 instead of NaN
-    (GapPO, section 3.6).
+    An answer that truncation left empty has reward 0, where 0/0 would be NaN (GapPO, section 3.6).
 
     Args:
         logps_sum: [B] summed log-probabilities of the answers, in nats.
@@ -30,7 +29,7 @@ def length_normalized(logps_sum: Tensor, lengths: Tensor) -> Tensor:
 
     Source: SimPO (arXiv 2405.14734), eq. 3; GapPO, eq. 8.
     """
-    return logps_sum / lengths.clamp(min=1)
+    return torch.where(lengths > 0, logps_sum / lengths.clamp(min=1), 0.0)
 
 
 def log_ratio(logps: Tensor, ref_logps: Tensor, divergence: str = "reverse_kl", alpha: float = 0.5) -> Tensor:

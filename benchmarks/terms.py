@@ -54,10 +54,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     rows = add_evaluation_factor(make_preference_set(args.pairs))
     common = {"report_to": "none", "bf16": torch.accelerator.is_available(), "gradient_checkpointing": False}
     with tempfile.TemporaryDirectory() as folder:
+        configs = {method: config_class(method)(folder, **common) for method in METHODS}
         config = MarginCPOConfig(folder, loss_type="simpo", cpo_alpha=0.0, **common)
         model, tokenizer = load_model(args.model, device_map=None), load_tokenizer(args.model)
         trainer = MarginCPOTrainer(model, config, train_dataset=rows, processing_class=tokenizer)
-        configs = {method: config_class(method)(folder, **common) for method in METHODS}
     batch = trainer._prepare_inputs(trainer.data_collator(list(trainer.train_dataset)))
 
     def step() -> None:

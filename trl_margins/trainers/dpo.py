@@ -33,7 +33,6 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
     """
 
     _config_class = MarginDPOConfig
-    _new_tokens: Tensor | int = 0  # seen since the last log; a tensor once there are any
 
     def _build_objective(self, config: Any, weight: Term | None, margin: Term | None) -> Objective:
         self._reference_free = getattr(config, "reward", "log-ratio") == "length-normalized"
@@ -122,15 +121,13 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
         if self.aux_loss_enabled:
             metrics["aux_loss"] = pairs.aux_loss
         if self._mode == "train":
-            self._new_tokens = self._new_tokens + batch["attention_mask"].sum()
+            metrics["num_tokens"] = batch["attention_mask"].sum()
         return metrics
 
     def _drained_metrics(self) -> dict[str, float]:
         metrics = super()._drained_metrics()
         if metrics:
-            if isinstance(self._new_tokens, Tensor):
-                self._total_train_tokens += self.accelerator.reduce(self._new_tokens).item() // self._tp_size
-            self._new_tokens = 0
+            self._total_train_tokens += int(metrics.get("num_tokens", 0)) // self._tp_size
             metrics["num_tokens" if self._mode == "train" else "eval_num_tokens"] = self._total_train_tokens
         return metrics
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import islice
 
 import torch
 from accelerate import Accelerator
@@ -10,6 +11,7 @@ from torch import Tensor
 
 # Of these the log shows how they spread, not only their mean
 SPREAD = ("weights", "margins")
+TOTALS = ("num_tokens",)  # and of these their sum
 
 
 class MetricBuffer:
@@ -36,27 +38,32 @@ class MetricBuffer:
                 self._extremes[name] = torch.maximum(known, extremes)
 
     def drain(self, accelerator: Accelerator) -> dict[str, float]:
-        """Means over all added on any rank since the last call; for `SPREAD` also std, min, max, share of zeros."""
+        """Means over all added on any rank since the last call; for `SPREAD` also std, min, max, share of zeros; for
+        `TOTALS` the sum.
+        """
         if not self._sums:
             return {}
-        names = sorted(self._sums)
-        sums = accelerator.reduce(torch.stack([self._sums[name] for name in names])).tolist()
-        spread = sorted(self._extremes)
-        extremes = []
+        names, spread = sorted(self._sums), sorted(self._extremes)
+        values = accelerator.reduce(torch.stack([self._sums[name] for name in names])).flatten()
         if spread:
             stacked = torch.stack([self._extremes[name] for name in spread])
-            extremes = accelerator.gather(stacked[None]).amax(0).tolist()
+            values = torch.cat([values, accelerator.gather(stacked[None]).amax(0).flatten()])
+        numbers = iter(values.tolist())  # the only transfer
         self._sums, self._extremes = {}, {}
         logs: dict[str, float] = {}
-        for name, (total, squares, count, zeros) in zip(names, sums, strict=True):
+        for name in names:
+            total, squares, count, zeros = islice(numbers, 4)
             mean = total / max(count, 1)
-            if _spreads(name):
+            if name in TOTALS:
+                logs[name] = total
+            elif _spreads(name):
                 logs[f"{name}/mean"] = mean
                 logs[f"{name}/std"] = max(squares / max(count, 1) - mean**2, 0.0) ** 0.5
                 logs[f"{name}/zero"] = zeros / max(count, 1)
             else:
                 logs[name] = mean
-        for name, (least, greatest) in zip(spread, extremes, strict=True):
+        for name in spread:
+            least, greatest = islice(numbers, 2)
             logs[f"{name}/min"], logs[f"{name}/max"] = -least, greatest
         return logs
 

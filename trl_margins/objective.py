@@ -31,14 +31,6 @@ class LengthNormalizedReward:
 
     alpha: float = 0.0
 
-    @property
-    def terms(self) -> tuple[Term, ...]:
-        return tuple(term for term in (self.weight, self.margin) if term is not None)
-
-    @property
-    def _shared_margin(self) -> float:
-        return 0.0 if getattr(self.margin, "holds_target", False) else self.gamma
-
     def __call__(self, pairs: PairLogps) -> tuple[Tensor, Tensor]:
         return (
             alphapo(length_normalized(pairs.chosen, pairs.chosen_length), self.alpha),
@@ -52,14 +44,6 @@ class SummedReward:
 
     alpha: float = 0.0
 
-    @property
-    def terms(self) -> tuple[Term, ...]:
-        return tuple(term for term in (self.weight, self.margin) if term is not None)
-
-    @property
-    def _shared_margin(self) -> float:
-        return 0.0 if getattr(self.margin, "holds_target", False) else self.gamma
-
     def __call__(self, pairs: PairLogps) -> tuple[Tensor, Tensor]:
         return alphapo(pairs.chosen, self.alpha), alphapo(pairs.rejected, self.alpha)
 
@@ -70,14 +54,6 @@ class LogRatioReward:
 
     divergence: str = "reverse_kl"
     alpha: float = 0.5
-
-    @property
-    def terms(self) -> tuple[Term, ...]:
-        return tuple(term for term in (self.weight, self.margin) if term is not None)
-
-    @property
-    def _shared_margin(self) -> float:
-        return 0.0 if getattr(self.margin, "holds_target", False) else self.gamma
 
     def __call__(self, pairs: PairLogps) -> tuple[Tensor, Tensor]:
         return (

@@ -9,17 +9,8 @@ from pathlib import Path
 from trl import TrlParser
 
 from ..data.demo import bundled_model_path, make_demo_splits
-from .evaluate import table
+from .evaluate import numbers_of, table
 from .setup import load_model, load_tokenizer, log_to_console
-
-NAMES = {
-    "pwa": "eval_pwa",
-    "pwa_all": "eval_pwa_all",
-    "spearman": "eval_spearman",
-    "reward_gap": "eval_rewards/margins",
-    "n_pairs": "eval_n_pairs",
-    "n_pairs_gap": "eval_n_pairs_gap",
-}
 
 
 @dataclass
@@ -69,8 +60,7 @@ def main(argv: Sequence[str]) -> int:
             trainer.train()
             trainer.save_model(args.output_dir)
             trainer.create_model_card(model_name=Path(args.output_dir).name)
-        metrics = trainer.evaluate()
-        numbers[when] = {name: metrics.get(key) for name, key in NAMES.items()}
+        numbers[when] = numbers_of(trainer.evaluate())
     print()
     print(table(numbers, trainer.args.eval_min_score_gap))
     print(

@@ -21,6 +21,14 @@ ROWS = {
     "spearman": "Spearman ρ, all answers",
     "reward_gap": "mean reward gap (nats per token)",
 }
+NUMBERS = {
+    "pwa": "eval_pwa",
+    "pwa_all": "eval_pwa_all",
+    "spearman": "eval_spearman",
+    "n_pairs": "eval_n_pairs",
+    "n_pairs_gap": "eval_n_pairs_gap",
+    "reward_gap": "eval_rewards/margins",
+}
 COUNTS = {"pwa": "n_pairs_gap", "pwa_all": "n_pairs"}
 
 
@@ -111,8 +119,12 @@ def evaluate_model(
         metrics = trainer.evaluate()
     if not trainer.is_world_process_zero():
         return None
-    names = {name: f"eval_{name}" for name in ("pwa", "pwa_all", "spearman", "n_pairs", "n_pairs_gap")}
-    return {name: metrics.get(key) for name, key in {**names, "reward_gap": "eval_rewards/margins"}.items()}
+    return numbers_of(metrics)
+
+
+def numbers_of(metrics: Mapping[str, Any]) -> dict[str, float | int | None]:
+    """What the table and the JSON show of `trainer.evaluate()`; None for what is undefined."""
+    return {name: metrics.get(key) for name, key in NUMBERS.items()}
 
 
 def table(columns: Mapping[str, Mapping[str, Any]], gap: float) -> str:

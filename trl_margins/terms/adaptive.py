@@ -56,8 +56,7 @@ def adaptive_margin(
 
     Source: AMaPO (arXiv 2511.09385), eqs. 8 to 11 and Table 5; the authors' code for "code".
     """
-    if variant not in get_args(Variant):
-        raise ValueError(f"unknown AMaPO variant {variant!r}; known: {', '.join(get_args(Variant))}")
+    _check(variant)
     scale = 1.0 if variant == "code" else beta
     gap = length_normalized_gap.detach()
     gap = scale * gap.to(torch.promote_types(gap.dtype, torch.float32))
@@ -67,7 +66,7 @@ def adaptive_margin(
     exponent = (
         torch.where(known, (mean - gap) / torch.where(known, std, 1.0) * mean, 0.0)
         if z_normalize
-        else (mean.expand_as(gap))
+        else mean.expand_as(gap)
     )
     if exponential:
         margin = beta * exponent.clamp(max=_LARGEST_EXPONENT).exp()
@@ -78,6 +77,11 @@ def adaptive_margin(
         below = gap < mean if variant == "code" or not z_normalize else exponent > 0
         margin = torch.where(below, margin, 0.0)
     return margin
+
+
+def _check(variant: str) -> None:
+    if variant not in get_args(Variant):
+        raise ValueError(f"unknown AMaPO variant {variant!r}; known: {', '.join(get_args(Variant))}")
 
 
 def _spread(gap: Tensor) -> Tensor:
@@ -108,8 +112,7 @@ class AdaptiveMargin:
         zero_well_ranked: bool = True,
         estimation_size: int = 32,
     ) -> None:
-        if variant not in get_args(Variant):
-            raise ValueError(f"unknown AMaPO variant {variant!r}; known: {', '.join(get_args(Variant))}")
+        _check(variant)
         self.beta, self.variant, self.estimation_size = beta, variant, estimation_size
         self.z_normalize, self.exponential, self.zero_well_ranked = z_normalize, exponential, zero_well_ranked
         self.history = GapHistory(estimation_size)

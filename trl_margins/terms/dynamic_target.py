@@ -84,7 +84,8 @@ def _solve(gaps: Tensor, gamma0: float, tau: float) -> Tensor:
         candidates = q + (reach * lengths)[:, None] * step
         value = (F.softplus(gamma0 * candidates - m) + tau * candidates * candidates.log()).mean(1)
         near_best = value <= value.amin() + 1e-14 * value.abs().amax()
-        q = candidates[near_best.int().argmax()]
+        longest = near_best.int().argmax(0, keepdim=True)  # as an index in brackets the host would read it
+        q = candidates.index_select(0, longest)[0]
     return q.to(gaps.dtype)
 
 

@@ -35,10 +35,12 @@ class PairCollator:
         carried = {name: torch.tensor([row[name] for row in rows], dtype=torch.float32) for name in self.columns}
         columns = find_score_columns(rows[0], self.score_columns)
         if columns is not None:
+            pairs = [columns.read(row) for row in rows]
             if self.strict:
                 for position, row in enumerate(rows):
                     check_row(row, columns, f"pair {position} of a batch")
-            pairs = [[math.nan if problem_of(score) else score for score in columns.read(row)] for row in rows]
+            else:
+                pairs = [[math.nan if problem_of(score) else score for score in pair] for pair in pairs]
             scores = torch.tensor(pairs, dtype=torch.float32)
             carried |= dict(zip(SCORES, scores.unbind(1), strict=True))
         return {**batch, CARRIED: carried} if carried else batch

@@ -18,6 +18,7 @@ from ..forward.standard import fused_token_logps, logits_token_logps, pair_logps
 from ..losses import CPO_LOSSES
 from ..objective import LengthNormalizedReward, Objective, ObjectiveOutput, SummedReward
 from ..pairs import PairLogps
+from ..rewards import length_normalized
 from ..terms import Term
 from .configs import MarginCPOConfig
 from .mixin import MarginMixin
@@ -88,11 +89,14 @@ class MarginCPOTrainer(MarginMixin, CPOTrainer):
         return loss + self.aux_loss_coef * pairs.aux_loss if self.aux_loss_enabled else loss
 
     def _batch_metrics(self, pairs: PairLogps, output: ObjectiveOutput, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        per_token = isinstance(self.objective.reward, LengthNormalizedReward)
+        chosen, rejected = pairs.chosen, pairs.rejected
+        if isinstance(self.objective.reward, LengthNormalizedReward):
+            chosen = length_normalized(chosen, pairs.chosen_length)
+            rejected = length_normalized(rejected, pairs.rejected_length)
         return {
             **super()._batch_metrics(pairs, output, batch),
-            "logps/chosen": pairs.chosen / pairs.chosen_length.clamp(min=1) if per_token else pairs.chosen,
-            "logps/rejected": pairs.rejected / pairs.rejected_length.clamp(min=1) if per_token else pairs.rejected,
+            "logps/chosen": chosen,
+            "logps/rejected": rejected,
             "nll_loss": pairs.sft_loss if self.cpo_alpha else torch.zeros_like(pairs.sft_loss),
         }
 

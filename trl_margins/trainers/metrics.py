@@ -18,7 +18,7 @@ class MetricBuffer:
     """Sums and counts by name; `drain` reduces them over all ranks and empties the buffer."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}  # name → [4]: Σ v, Σ v², number, number of zeros
+        self._sums: dict[str, Tensor] = {}  # name → [2]: Σ v, number
         self._extremes: dict[str, Tensor] = {}  # name → [2]: greatest −v, greatest v
 
     @torch.no_grad()
@@ -26,16 +26,21 @@ class MetricBuffer:
         """Adds values: a scalar counts once, a [B] tensor once per pair."""
         for name, values in metrics.items():
             # float32 loses a small spread around a large mean; MPS has nothing wider
-            wide = torch.float32 if values.device.type == "mps" else torch.float64
-            values = values.detach().to(wide).flatten()
-            total = values.sum()
-            number = torch.full_like(total, values.numel())
-            sums = torch.stack([total, values.square().sum(), number, (values == 0).sum(dtype=wide)])
-            self._sums[name] = self._sums[name] + sums if name in self._sums else sums
-            if _spreads(name) and values.numel():
+            values = values.detach().to(torch.float32 if values.device.type == "mps" else torch.float64).flatten()
+            if not _spreads(name):
+                self._add(name, values)
+                continue
+            self._add(f"{name}/mean", values)
+            self._add(f"{name}/std", values.square())  # becomes one in `drain`
+            self._add(f"{name}/zero", (values == 0).to(values.dtype))
+            if values.numel():
                 extremes = torch.stack([(-values).max(), values.max()])
-                known = self._extremes.get(name, extremes)
-                self._extremes[name] = torch.maximum(known, extremes)
+                self._extremes[name] = torch.maximum(self._extremes.get(name, extremes), extremes)
+
+    def _add(self, name: str, values: Tensor) -> None:
+        total = values.sum()
+        sums = torch.stack([total, torch.full_like(total, values.numel())])
+        self._sums[name] = self._sums[name] + sums if name in self._sums else sums
 
     def drain(self, accelerator: Accelerator) -> dict[str, float]:
         """Means over all added on any rank since the last call; for `SPREAD` also std, min, max, share of zeros; for
@@ -52,19 +57,12 @@ class MetricBuffer:
         self._sums, self._extremes = {}, {}
         logs: dict[str, float] = {}
         for name in names:
-            total, squares, count, zeros = islice(numbers, 4)
-            mean = total / max(count, 1)
-            if name in TOTALS:
-                logs[name] = total
-            elif _spreads(name):
-                logs[f"{name}/mean"] = mean
-                logs[f"{name}/std"] = max(squares / max(count, 1) - mean**2, 0.0) ** 0.5
-                logs[f"{name}/zero"] = zeros / max(count, 1)
-            else:
-                logs[name] = mean
+            total, count = islice(numbers, 2)
+            logs[name] = total if name in TOTALS else total / max(count, 1)
         for name in spread:
             least, greatest = islice(numbers, 2)
             logs[f"{name}/min"], logs[f"{name}/max"] = -least, greatest
+            logs[f"{name}/std"] = max(logs[f"{name}/std"] - logs[f"{name}/mean"] ** 2, 0.0) ** 0.5
         return logs
 
 

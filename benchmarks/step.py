@@ -1,4 +1,4 @@
-"""Seconds per optimizer step and peak memory: TRL's CPOTrainer, ours with the same loss, and GapPO.
+"""Seconds per optimizer step and peak memory: TRL's CPOTrainer, ours with the same loss, and our methods.
 
 Each contender runs in a process of its own, one after the other, several times round: what slows the machine for a
 while slows all of them. Medians are reported.
@@ -21,7 +21,23 @@ import time
 from statistics import median
 from typing import Any
 
-CONTENDERS = ("TRL CPOTrainer(simpo)", "MarginCPOTrainer(simpo)", "GapPOTrainer")
+TRL, OURS = "TRL CPOTrainer(simpo)", "MarginCPOTrainer(simpo)"
+SIMPO: dict[str, Any] = {"loss_type": "simpo", "cpo_alpha": 0.0}
+# name → method ("trl" for TRL's trainer, None for ours without a term) and config fields
+CONTENDERS: dict[str, tuple[str | None, dict[str, Any]]] = {
+    TRL: ("trl", SIMPO),
+    OURS: (None, SIMPO),
+    "GapPO": ("gappo", {}),
+    "GAPO": ("geometric-anchor", {}),
+    "GAPO, no graph kept": ("geometric-anchor", {"anchor_keep_graphs": 0}),
+    "GAPO, momentum direction": ("geometric-anchor", {"anchor_direction": "momentum"}),
+    "GAPO, scope LM head": ("geometric-anchor", {"anchor_scope": ["lm-head"]}),
+    "GAPO, directional": ("geometric-anchor", {"anchor_estimator": "directional"}),
+    "GAPO, per-pair gradients": ("geometric-anchor", {"anchor_estimator": "per-pair"}),
+    "GradNorm-Reweight": ("gradient-norm", {}),
+    "SimPO-SAM": ("simpo-sam", {}),
+}
+DEFAULT = [TRL, OURS, "GapPO"]
 
 
 def main() -> None:
@@ -32,15 +48,17 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3, help="timed steps a run, after one that is not timed")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--max_length", type=int, default=1024)
+    parser.add_argument("--contenders", nargs="+", default=DEFAULT, choices=CONTENDERS)
+    parser.add_argument("--lora", action="store_true", help="adapters on all linear layers instead of all weights")
     parser.add_argument("--json", help="file for the numbers")
     parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.contender:
         print(json.dumps(measure(args)))
         return
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in args.contenders}
     for round_ in range(args.rounds):
-        for name in CONTENDERS:
+        for name in args.contenders:
             print(f"round {round_ + 1} of {args.rounds}: {name} ...", file=sys.stderr, flush=True)
             command = [sys.executable, __file__, *sys.argv[1:], "--contender", name]
             environment = {**os.environ, "TRL_EXPERIMENTAL_SILENCE": "1"}
@@ -52,21 +70,23 @@ def main() -> None:
 def measure(args: argparse.Namespace) -> dict[str, float]:
     """One contender, in this process."""
     import torch
+    from peft import LoraConfig
     from trl.experimental.cpo import CPOConfig, CPOTrainer
 
-    from trl_margins import GapPOConfig, GapPOTrainer, MarginCPOConfig, MarginCPOTrainer
     from trl_margins.cli.setup import load_model, load_tokenizer
     from trl_margins.data.demo import make_preference_set
     from trl_margins.data.loading import load_splits, pick_split
+    from trl_margins.trainers.configs import config_class
+    from trl_margins.trainers.named import trainer_class
 
     wanted = args.pairs * (args.steps + 1)
     rows = pick_split(load_splits(args.dataset), None, args.dataset) if args.dataset else make_preference_set(wanted)
-    trainer_cls, config_cls = {
-        CONTENDERS[0]: (CPOTrainer, CPOConfig),
-        CONTENDERS[1]: (MarginCPOTrainer, MarginCPOConfig),
-        CONTENDERS[2]: (GapPOTrainer, GapPOConfig),
-    }[args.contender]
-    settings: dict[str, Any] = {"loss_type": "simpo", "cpo_alpha": 0.0, "simpo_gamma": 0.5, "beta": 1.0}
+    method, settings = CONTENDERS[args.contender]
+    if method == "trl":
+        trainer_cls, config_cls = CPOTrainer, CPOConfig
+    else:
+        trainer_cls, config_cls = trainer_class(method), config_class(method)
+    settings = {**settings, "simpo_gamma": 0.5, "beta": 1.0}
     with tempfile.TemporaryDirectory() as folder:
         config = config_cls(
             output_dir=folder,
@@ -87,6 +107,7 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
             config,
             train_dataset=rows.select(range(wanted)),
             processing_class=load_tokenizer(args.model),
+            peft_config=LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM") if args.lora else None,
         )
         trainer.add_callback(clock := step_clock())
         trainer.train()
@@ -94,20 +115,24 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
 
 
 def step_clock() -> Any:
-    """A callback that times every optimizer step."""
+    """A callback that times every optimizer step, from the end of one to the end of the next: what a method does
+    before its first forward pass counts.
+    """
     import torch
     from transformers import TrainerCallback
 
     class Clock(TrainerCallback):
         seconds: list[float] = []
 
-        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self.started = time.perf_counter()
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.last = time.perf_counter()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if torch.accelerator.is_available():
                 torch.accelerator.synchronize()
-            self.seconds.append(time.perf_counter() - self.started)
+            now = time.perf_counter()
+            self.seconds.append(now - self.last)
+            self.last = now
 
     return Clock()
 
@@ -127,7 +152,7 @@ def report(args: argparse.Namespace, runs: dict[str, list[dict[str, float]]]) ->
     import trl
 
     medians = {name: {key: median(run[key] for run in each) for key in each[0]} for name, each in runs.items()}
-    first = medians[CONTENDERS[0]]
+    first = next(iter(medians.values()))
     print(f"\n{'':<26}{'s/step':>9}{'speed-up':>10}{'peak GB':>9}{'of TRL':>8}")
     for name, values in medians.items():
         speedup, share = first["seconds"] / values["seconds"], values["gigabytes"] / first["gigabytes"]

@@ -162,8 +162,10 @@ def quiet(**overrides: Any) -> dict[str, Any]:
 
 
 def first_batch(trainer: Any, n: int = 4) -> Any:
-    """The collated first n rows of the training set."""
-    return trainer._prepare_inputs(trainer.data_collator([trainer.train_dataset[i] for i in range(n)]))
+    """The collated first n rows of the training set, as a step gets them."""
+    collated = trainer.data_collator([trainer.train_dataset[i] for i in range(n)])
+    (batch,), _ = trainer.get_batch_samples(iter([collated]), 1, trainer.args.device)
+    return trainer._prepare_inputs(batch)
 
 
 def loss_and_gradients(trainer: Any, batch: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

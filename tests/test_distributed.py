@@ -50,9 +50,10 @@ def test_evaluation_is_over_all_ranks(method, runs):
 def test_training_is_the_same(method, runs):
     """Whatever a method computes of the batch, it computes of all ranks: loss, gradient, terms and model agree."""
     one, two = (r[method] for r in runs)
-    term = "weights" if METHODS[method].weight else "margins"
+    row = METHODS[method]
+    terms = ["weights"] * bool(row.weight) + ["margins"] * bool(row.margin)
     for step, (mine, theirs) in enumerate(zip(one["log"][:2], two["log"][:2], strict=True)):
-        for name in [*LOGGED, *(f"{term}/{part}" for part in SPREAD)]:
+        for name in [*LOGGED, *(f"{term}/{part}" for term in terms for part in SPREAD)]:
             assert theirs[name] == pytest.approx(mine[name], rel=1e-4, abs=1e-6), (step, name)
     for name, norm in one["norms"].items():
         assert two["norms"][name] == pytest.approx(norm, rel=1e-5), name

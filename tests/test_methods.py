@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from itertools import product
 
 import pytest
 import torch
@@ -51,13 +52,15 @@ def test_every_method_trains_on_both_bases(method, base, tiny_model, tokenizer, 
     )
     trainer.train()
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
-    kind = "weights" if METHODS[method].weight else "margins"
+    row = METHODS[method]
+    kinds = ["weights"] * bool(row.weight) + ["margins"] * bool(row.margin)
     for entry in log:
-        for part in ("mean", "std", "min", "max", "zero"):
+        for kind, part in product(kinds, ("mean", "std", "min", "max", "zero")):
             assert torch.isfinite(torch.tensor(entry[f"{kind}/{part}"])), part
         assert 0 <= entry["rewards/accuracies"] <= 1
     assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
-    assert f"eval_{kind}/mean" in trainer.evaluate()
+    metrics = trainer.evaluate()
+    assert all(f"eval_{kind}/mean" in metrics for kind in kinds)
 
 
 @pytest.mark.parametrize("base", BASES)
@@ -93,7 +96,7 @@ def test_what_does_not_combine(settings, complaint, tiny_model, tokenizer, tmp_p
 
 
 def test_a_margin_without_target_says_so(tiny_model, tokenizer, tmp_path):
-    with pytest.raises(ValueError, match="'gamma-po' divides a target margin: give gamma_beta_ratio or simpo_gamma"):
+    with pytest.raises(ValueError, match="'gamma-po' builds on a target margin: give gamma_beta_ratio or simpo_gamma"):
         build(
             MarginDPOTrainer, MarginDPOConfig, tiny_model, tokenizer, tmp_path, preference_rows(4), margin="gamma-po"
         )

@@ -18,6 +18,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "gap-aware": {},
     "gamma-po": {"gamma_po_tau": 1.0, "gamma_po_estimation_size": 6},
     "amapo": {"amapo_estimation_size": 6},
+    "geometric-anchor": {"anchor_radius": 0.5},
+    "gradient-norm": {},
+    "simpo-sam": {"sam_radius": 0.5},
 }
 
 

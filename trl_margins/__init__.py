@@ -13,6 +13,7 @@ _HOMES = {
     "AMaPODPOConfig": "trainers.configs",
     "AMaPOTrainer": "trainers.named",
     "AdaptiveMargin": "terms.adaptive",
+    "AnchorMargin": "terms.anchor",
     "DynamicTargetMargin": "terms.dynamic_target",
     "EvaluationFactorMargin": "terms.evaluation_factor",
     "GammaPOConfig": "trainers.configs",
@@ -24,6 +25,13 @@ _HOMES = {
     "GapPOConfig": "trainers.configs",
     "GapPODPOConfig": "trainers.configs",
     "GapPOTrainer": "trainers.named",
+    "GeometricAnchorPOConfig": "trainers.configs",
+    "GeometricAnchorPODPOConfig": "trainers.configs",
+    "GeometricAnchorPOTrainer": "trainers.named",
+    "GradientNormMargin": "terms.anchor",
+    "GradientNormPOConfig": "trainers.configs",
+    "GradientNormPODPOConfig": "trainers.configs",
+    "GradientNormPOTrainer": "trainers.named",
     "METHODS": "methods",
     "MarginCPOConfig": "trainers.configs",
     "MarginCPOTrainer": "trainers.cpo",
@@ -31,6 +39,9 @@ _HOMES = {
     "MarginDPOTrainer": "trainers.dpo",
     "Objective": "objective",
     "ScoreGapWeight": "terms.score_gap",
+    "SharpnessAwarePOConfig": "trainers.configs",
+    "SharpnessAwarePODPOConfig": "trainers.configs",
+    "SharpnessAwarePOTrainer": "trainers.named",
 }
 __all__ = ["__version__", *_HOMES]
 
@@ -38,6 +49,7 @@ if TYPE_CHECKING:
     from .methods import METHODS
     from .objective import Objective
     from .terms.adaptive import AdaptiveMargin
+    from .terms.anchor import AnchorMargin, GradientNormMargin
     from .terms.dynamic_target import DynamicTargetMargin
     from .terms.evaluation_factor import EvaluationFactorMargin
     from .terms.score_gap import ScoreGapWeight
@@ -50,12 +62,26 @@ if TYPE_CHECKING:
         GapAwarePODPOConfig,
         GapPOConfig,
         GapPODPOConfig,
+        GeometricAnchorPOConfig,
+        GeometricAnchorPODPOConfig,
+        GradientNormPOConfig,
+        GradientNormPODPOConfig,
         MarginCPOConfig,
         MarginDPOConfig,
+        SharpnessAwarePOConfig,
+        SharpnessAwarePODPOConfig,
     )
     from .trainers.cpo import MarginCPOTrainer
     from .trainers.dpo import MarginDPOTrainer
-    from .trainers.named import AMaPOTrainer, GammaPOTrainer, GapAwarePOTrainer, GapPOTrainer
+    from .trainers.named import (
+        AMaPOTrainer,
+        GammaPOTrainer,
+        GapAwarePOTrainer,
+        GapPOTrainer,
+        GeometricAnchorPOTrainer,
+        GradientNormPOTrainer,
+        SharpnessAwarePOTrainer,
+    )
 
 
 def __getattr__(name: str) -> Any:

@@ -10,13 +10,17 @@ from typing import Any
 
 from .terms import Term
 from .terms.adaptive import AdaptiveMargin
+from .terms.anchor import AnchorMargin, GradientNormMargin
 from .terms.dynamic_target import DynamicTargetMargin
 from .terms.evaluation_factor import EvaluationFactorMargin
 from .terms.score_gap import ScoreGapWeight
 
 WEIGHTS: Mapping[str, type[Term]] = MappingProxyType({ScoreGapWeight.name: ScoreGapWeight})
 MARGINS: Mapping[str, type[Term]] = MappingProxyType(
-    {term.name: term for term in (EvaluationFactorMargin, DynamicTargetMargin, AdaptiveMargin)}
+    {
+        term.name: term
+        for term in (EvaluationFactorMargin, DynamicTargetMargin, AdaptiveMargin, AnchorMargin, GradientNormMargin)
+    }
 )
 
 
@@ -63,6 +67,28 @@ _SIMPO_SETTINGS: Mapping[str, Any] = MappingProxyType(
         "max_length": 2048,
     }
 )
+
+_GAPO_PAPER = Paper(
+    title="Learning Where It Matters: Geometric Anchoring for Robust Preference Alignment",
+    arxiv="2602.04909",
+    citation=textwrap.dedent("""\
+        @misc{gapo,
+            title  = {{Learning Where It Matters: Geometric Anchoring for Robust Preference Alignment}},
+            year   = 2026,
+            eprint = {2602.04909},
+            archivePrefix = {arXiv},
+        }"""),
+)
+# Table A; γ is the paper's, β not in it
+_GAPO_SETTINGS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "Mistral-7B-Instruct": {"beta": 2.5, "gamma_beta_ratio": 0.1, "learning_rate": 5e-7},
+        "Llama-3-8B-Base": {"beta": 2.0, "gamma_beta_ratio": 0.5, "learning_rate": 6e-7},
+        "Llama-3-8B-Instruct": {"beta": 2.5, "gamma_beta_ratio": 0.55, "learning_rate": 1e-6},
+        "Gemma-2-9B": {"beta": 10.0, "gamma_beta_ratio": 0.5, "learning_rate": 8e-7},
+    }
+)
+_MISTRAL_SETTINGS = _GAPO_SETTINGS["Mistral-7B-Instruct"]  # what the paper's ablations and controls keep
 
 _ROWS = (
     Method(
@@ -178,6 +204,50 @@ _ROWS = (
             }
         ),
         tags=("amapo", "adaptive-margin"),
+    ),
+    Method(
+        id="geometric-anchor",
+        name="GAPO",
+        paper=_GAPO_PAPER,
+        formula="loss = (1/B) Σ −log σ(β (Γ_i − γ)),  Γ_i = Δ_i(θ) − Δ_i(θ − ρ ∇M̄/‖∇M̄‖),  M̄ = mean Δ",
+        reward="length-normalized",
+        margin=AnchorMargin.name,
+        defaults=MappingProxyType(
+            {**_SIMPO_SETTINGS, **_MISTRAL_SETTINGS, "anchor_radius": 0.05, "anchor_batch_multiplier": 8}
+        ),
+        settings=_GAPO_SETTINGS,
+        tags=("geometric-anchor", "gapo"),
+    ),
+    Method(
+        id="gradient-norm",
+        name="GradNorm-Reweight",
+        paper=_GAPO_PAPER,
+        formula="loss = (1/B) Σ −log σ(β (N_i − γ)),  N_i = ‖∇Δ_i‖ / mean ‖∇Δ‖, without gradient; ∇loss_i ∝ ∇Δ_i",
+        reward="length-normalized",
+        margin=GradientNormMargin.name,
+        defaults=MappingProxyType({**_SIMPO_SETTINGS, **_MISTRAL_SETTINGS}),
+        tags=("gradient-norm",),
+    ),
+    Method(
+        id="simpo-sam",
+        name="SimPO-SAM",
+        paper=Paper(
+            title="Sharpness-Aware Minimization for Efficiently Improving Generalization",
+            arxiv="2010.01412",
+            citation=textwrap.dedent("""\
+                @inproceedings{sam,
+                    title     = {{Sharpness-Aware Minimization for Efficiently Improving Generalization}},
+                    author    = {Foret, Pierre and Kleiner, Ariel and Mobahi, Hossein and Neyshabur, Behnam},
+                    booktitle = {International Conference on Learning Representations},
+                    year      = 2021,
+                    eprint    = {2010.01412},
+                    archivePrefix = {arXiv},
+                }"""),
+        ),
+        formula="loss = (1/B) Σ −log σ(β (Δ − γ)), its gradient taken at θ + ρ ∇loss/‖∇loss‖",
+        reward="length-normalized",
+        defaults=MappingProxyType({**_SIMPO_SETTINGS, **_MISTRAL_SETTINGS, "sam_radius": 0.05}),
+        tags=("simpo", "sharpness-aware"),
     ),
 )
 METHODS: Mapping[str, Method] = MappingProxyType({method.id: method for method in _ROWS})

@@ -9,6 +9,7 @@ from importlib import import_module
 COMMANDS = {
     "train": "train with a method on a preference set",
     "evaluate": "pairwise accuracy and Spearman of a model on a preference set",
+    "select": "rank a preference set by how its pairs hold at a nearby, worse model (GAPO)",
     "score": "add an evaluation factor to a preference set",
     "demo": "train the bundled model on a made-up set, before and after",
 }

@@ -68,6 +68,8 @@ def logits_token_logps(model: nn.Module, inputs: Mapping[str, Any], labels: Tens
     if shift:
         logits, labels = logits[:, -labels.size(1) : -1], labels[:, 1:]
     is_answer = labels != IGNORE
+    if logits.dtype.itemsize < 4:
+        logits = logits.float()  # a sum of many log-probabilities has no digits left in 16 bits
     nll = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORE, reduction="none")
     return TokenLogps(
         logps=-nll,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,13 @@ from ..data.scores import check_row, find_score_columns, problem_of
 
 # One key for all carried columns: TRL's trainers read meaning into keys that begin with "chosen" or "rejected"
 CARRIED = "pair_columns"
+KEPT = "kept_pairs"  # the `PairLogps` of a batch whose forward pass has been made already
 SCORES = ("score_chosen", "score_rejected")
+
+
+def with_columns(batch: Mapping[str, Any], columns: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """The same batch, carrying further columns [B]."""
+    return {**batch, CARRIED: {**batch.get(CARRIED, {}), **columns}}
 
 
 @dataclass

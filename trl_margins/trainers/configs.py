@@ -106,6 +106,50 @@ class MarginOptions:
         default=32,
         metadata={"help": "Pairs behind AMaPO's mean and deviation: the batch, filled up with recent ones."},
     )
+    anchor_radius: float = field(
+        default=0.05, metadata={"help": "GAPO's ρ: how far the anchor lies from the policy, over all its parameters."}
+    )
+    anchor_batch_multiplier: int = field(
+        default=8,
+        metadata={
+            "help": "GAPO's k: mini-batches behind the anchor's direction. A shorter accumulation window goes on from "
+            "those before it, whose share fades so that all shares add up to k."
+        },
+    )
+    anchor_direction: str = field(
+        default="gradient",
+        metadata={
+            "help": "'gradient' of the mean gap, or the optimizer's 'momentum', which costs no pass and no memory.",
+            "choices": ["gradient", "momentum"],
+        },
+    )
+    anchor_estimator: str = field(
+        default="difference",
+        metadata={
+            "help": "How the anchor gaps are measured: as the 'difference' between policy and anchor, in whatever "
+            "precision the training has; the same in 'float32'; 'directional', by the derivative along the anchor's "
+            "direction (first order: without curvature); or 'per-pair', the same from a gradient for each pair, which "
+            "also makes the update, so that GAPO costs no pass (for adapters: the memory of a gradient a pair).",
+            "choices": ["difference", "float32", "directional", "per-pair"],
+        },
+    )
+    anchor_scope: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "What the anchor moves: 'lm-head', or regular expressions over parameter names ('mlp' stands for "
+            "the feed-forward layers). Everything that trains, if not given."
+        },
+    )
+    anchor_keep_graphs: int = field(
+        default=1,
+        metadata={
+            "help": "Accumulation windows of up to so many mini-batches keep their forward passes from the direction "
+            "to the update: faster, at the price of their activations."
+        },
+    )
+    sam_radius: float = field(
+        default=0.0, metadata={"help": "ρ of sharpness-aware minimisation; 0 is off. The scope is `anchor_scope`."}
+    )
     score_columns: list[str] | None = field(
         default=None,
         metadata={
@@ -136,6 +180,9 @@ class MarginOptions:
             self.train_only = [self.train_only]
         if isinstance(self.score_columns, str):
             self.score_columns = [self.score_columns]
+        if isinstance(self.anchor_scope, str):
+            self.anchor_scope = [self.anchor_scope]
+        self._check_anchor()
         for name, known in {"weight": WEIGHTS, "margin": MARGINS}.items():
             value = getattr(self, name)
             if value == "none":
@@ -145,6 +192,20 @@ class MarginOptions:
         if isinstance(self, TrainingArguments):
             self._resolve_target_margin()
             super().__post_init__()
+
+    def _check_anchor(self) -> None:
+        for name, least in {
+            "anchor_radius": 0,
+            "sam_radius": 0,
+            "anchor_batch_multiplier": 1,
+            "anchor_keep_graphs": 0,
+        }.items():
+            if not getattr(self, name) >= least:
+                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        for name in ("anchor_direction", "anchor_estimator"):
+            choices = MarginOptions.__dataclass_fields__[name].metadata["choices"]
+            if getattr(self, name) not in choices:
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}; known: {', '.join(choices)}")
 
     def weight_term(self) -> Term | None:
         """The weight term that the fields describe."""
@@ -156,7 +217,7 @@ class MarginOptions:
             return None
         needs_target = {"gamma", "gamma0"} & inspect.signature(MARGINS[self.margin]).parameters.keys()
         if needs_target and self.simpo_gamma is None:
-            raise ValueError(f"margin {self.margin!r} divides a target margin: give gamma_beta_ratio or simpo_gamma")
+            raise ValueError(f"margin {self.margin!r} builds on a target margin: give gamma_beta_ratio or simpo_gamma")
         return self._term(MARGINS[self.margin])
 
     def _term(self, term: type[Term]) -> Term:
@@ -340,3 +401,33 @@ class AMaPOConfig(MarginCPOConfig):
 @method_config("amapo")
 class AMaPODPOConfig(MarginDPOConfig):
     """AMaPO on `DPOTrainer`: the same loss; with `reward="log-ratio"` DPO's."""
+
+
+@method_config("geometric-anchor")
+class GeometricAnchorPOConfig(MarginCPOConfig):
+    """GAPO on `CPOTrainer`: a pair counts less the further its gap falls at a nearby, worse policy."""
+
+
+@method_config("geometric-anchor")
+class GeometricAnchorPODPOConfig(MarginDPOConfig):
+    """GAPO on `DPOTrainer`: the same loss; with `reward="log-ratio"` the anchor gap is that of the log-ratios."""
+
+
+@method_config("gradient-norm")
+class GradientNormPOConfig(MarginCPOConfig):
+    """GAPO's control on `CPOTrainer`: the pair's own gradient norm in the anchor gap's place."""
+
+
+@method_config("gradient-norm")
+class GradientNormPODPOConfig(MarginDPOConfig):
+    """GAPO's control on `DPOTrainer`: the same loss."""
+
+
+@method_config("simpo-sam")
+class SharpnessAwarePOConfig(MarginCPOConfig):
+    """SimPO with sharpness-aware minimisation on `CPOTrainer`."""
+
+
+@method_config("simpo-sam")
+class SharpnessAwarePODPOConfig(MarginDPOConfig):
+    """SimPO with sharpness-aware minimisation on `DPOTrainer`."""

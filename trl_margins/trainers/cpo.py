@@ -84,6 +84,9 @@ class MarginCPOTrainer(MarginMixin, CPOTrainer):
             return pair_logps(fused_token_logps(model, model_inputs, labels))
         return pair_logps(logits_token_logps(model, model_inputs, labels, shift=not self.is_encoder_decoder))
 
+    def n_pairs(self, batch: Mapping[str, Any]) -> int:
+        return len(batch["chosen_input_ids"])
+
     def _extra_loss(self, pairs: PairLogps) -> Tensor | float:
         loss = self.cpo_alpha * pairs.sft_loss if self.cpo_alpha else 0.0
         return loss + self.aux_loss_coef * pairs.aux_loss if self.aux_loss_enabled else loss

@@ -11,7 +11,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 from trl import DPOTrainer
 
-from ..forward.standard import IGNORE, fused_token_logps, pair_logps
+from ..forward.standard import IGNORE, fused_token_logps, logits_token_logps, pair_logps
 from ..losses import DPO_LOSSES, REFERENCE_FREE_LOSSES
 from ..objective import LengthNormalizedReward, LogRatioReward, Objective, ObjectiveOutput
 from ..pairs import PairLogps
@@ -22,7 +22,8 @@ from .mixin import MarginMixin
 from .truncation import report_dropped
 
 _NO_REFERENCE = object()
-_NOT_FOR_THE_MODEL = ("completion_mask", "ref_chosen_logps", "ref_rejected_logps")
+_REFERENCE = "reference_logps"  # of a batch that several passes look at
+_NOT_FOR_THE_MODEL = ("completion_mask", "ref_chosen_logps", "ref_rejected_logps", _REFERENCE)
 
 
 class MarginDPOTrainer(MarginMixin, DPOTrainer):
@@ -33,6 +34,7 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
     """
 
     _config_class = MarginDPOConfig
+    _fused = True
 
     def _build_objective(self, config: Any, weight: Term | None, margin: Term | None) -> Objective:
         self._reference_free = getattr(config, "reward", "log-ratio") == "length-normalized"
@@ -81,7 +83,8 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
         if self.aux_loss_enabled:
             inputs["output_router_logits"] = True
         labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, IGNORE)
-        tokens = fused_token_logps(model, inputs, labels)
+        token_logps = fused_token_logps if self._fused else logits_token_logps
+        tokens = token_logps(model, inputs, labels)
         pairs = pair_logps(tokens, tail_weight=self.ld_alpha, policy_weight=self.use_weighting)
         if self._reference_free:
             return pairs
@@ -89,9 +92,21 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
         return replace(pairs, ref_chosen=ref_chosen, ref_rejected=ref_rejected)
 
     def _reference_logps(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        if _REFERENCE in batch:
+            return batch[_REFERENCE]
         if self.precompute_ref_logps:
             return batch["ref_chosen_logps"], batch["ref_rejected_logps"]
         return self.compute_ref_log_probs(self.ref_model or self.model, batch)
+
+    def before_measuring(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        batch = super().before_measuring(batch)
+        if self._reference_free:
+            return batch
+        # once for all passes over the mini-batch
+        return {**batch, _REFERENCE: self._reference_logps(batch)}
+
+    def n_pairs(self, batch: Mapping[str, Any]) -> int:
+        return len(batch["input_ids"]) // 2
 
     def compute_ref_log_probs(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """TRL's, on the batch without the columns that no model takes."""

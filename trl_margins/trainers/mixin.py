@@ -5,31 +5,40 @@ from __future__ import annotations
 import inspect
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import DistributedType
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 from trl.trainer.utils import get_config_model_id
 
 from ..data.scores import find_score_columns
 from ..evaluation.ranking import ranking_metrics
+from ..losses import TAKES_MARGIN
 from ..methods import Method
-from ..objective import Objective, ObjectiveOutput
+from ..objective import LengthNormalizedReward, Objective, ObjectiveOutput
 from ..pairs import PairBatch, PairLogps
 from ..terms import Term
-from .collator import CARRIED, SCORES, PairCollator
+from ..terms.anchor import AnchorMargin
+from .collator import CARRIED, KEPT, SCORES, PairCollator
 from .configs import MarginOptions
 from .metrics import MetricBuffer
 from .preparation import column_names, prepare_datasets
+from .probes import window_probes
 from .scope import train_only
+from .sharpness import SharpnessAware
 
 logger = logging.getLogger(__name__)
 
 TERMS_FILE = "margin_terms.pt"
+DIRECTION_FILE = "anchor_direction.safetensors"
+
+_DDP = (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.MULTI_NPU, DistributedType.MULTI_XPU)
 
 
 class MarginMixin(ABC):
@@ -68,6 +77,7 @@ class MarginMixin(ABC):
             strict="score_chosen" in self.objective.columns,
             columns=[name for name in self.objective.columns if name not in SCORES],
         )
+        self._probes = window_probes(self, self.objective, self.options)
 
     # What the two bases say
 
@@ -79,6 +89,10 @@ class MarginMixin(ABC):
     def concatenated_forward(self, model: nn.Module, batch: Mapping[str, Any]) -> PairLogps:
         """Model and batch to log-probabilities: the only look at the model that a step takes."""
 
+    @abstractmethod
+    def n_pairs(self, batch: Mapping[str, Any]) -> int:
+        """The number of pairs of a collated batch."""
+
     # One batch
 
     def get_batch_loss_metrics(
@@ -86,7 +100,7 @@ class MarginMixin(ABC):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch, and what is logged of it: device tensors, one value or one per pair."""
         columns = batch.get(CARRIED, {})
-        pairs = self.concatenated_forward(model, {key: value for key, value in batch.items() if key != CARRIED})
+        pairs = batch[KEPT] if KEPT in batch else self.concatenated_forward(model, _for_the_model(batch))
         output = self.objective(pairs, self._pair_batch(columns, training=train_eval == "train"))
         loss = output.losses.mean() + self._extra_loss(pairs)
         if self._evaluated is not None and train_eval == "eval":
@@ -108,11 +122,14 @@ class MarginMixin(ABC):
     ) -> Tensor | tuple[Tensor, Any]:
         """(1/B) Σ weight_i · link(gap_i − margin_i), and TRL's own extra terms."""
         mode = self._mode
-        cast = getattr(self, "_peft_has_been_casted_to_bf16", False)
-        with torch.autocast(self.accelerator.device.type) if cast else nullcontext():
+        with self._adapter_autocast():
             loss, metrics = self.get_batch_loss_metrics(model, inputs, mode)
         self.store_metrics(metrics, mode)
         return (loss, metrics) if return_outputs else loss
+
+    def _adapter_autocast(self) -> AbstractContextManager:
+        cast = getattr(self, "_peft_has_been_casted_to_bf16", False)
+        return torch.autocast(self.accelerator.device.type) if cast else nullcontext()
 
     def _extra_loss(self, pairs: PairLogps) -> Tensor | float:
         return 0.0
@@ -130,7 +147,83 @@ class MarginMixin(ABC):
             metrics["weights"] = output.weight
         if output.margin is not None:
             metrics["margins"] = output.margin
+        if isinstance(self.objective.margin, AnchorMargin) and self._mode == "train":
+            reward_gap = output.chosen_reward - output.rejected_reward
+            metrics |= self.objective.margin.observed(reward_gap, output.margin)
         return metrics
+
+    # One accumulation window: what a method measures on the model before the optimizer's step
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
+        """The window's mini-batches, with what the probes measured on them."""
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if batches:
+            for probe in self._probes:
+                batches = probe(batches)
+        return batches, num_items
+
+    def training_step(self, model: nn.Module, inputs: Mapping[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        """TRL's; under SAM, at the nearby policy with the higher loss."""
+        with ExitStack() as moved:
+            for probe in self._probes:
+                if isinstance(probe, SharpnessAware):
+                    moved.enter_context(probe.at_the_worse_policy())
+            return super().training_step(model, inputs, *args, **kwargs)
+
+    def before_measuring(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """A mini-batch on its device, with whatever does not change with the policy."""
+        return dict(self._prepare_inputs(batch))
+
+    def forward_pairs(self, batch: Mapping[str, Any], model: Any = None, fused: bool = True) -> PairLogps:
+        """The forward pass of an update, outside of it.
+
+        Args:
+            batch: a prepared mini-batch.
+            model: the model's wrapper, or something that stands for the model; without one, the model itself.
+            fused: whether TRL's fused head may be used, where the trainer does.
+        """
+        before = self._fused
+        self._fused = before and fused
+        try:
+            with self._adapter_autocast():
+                return self.concatenated_forward(self.model if model is None else model, _for_the_model(batch))
+        finally:
+            self._fused = before
+
+    def score_gap(self, pairs: PairLogps) -> Tensor:
+        """[B] the reward's gap without β: Δ where the reward is length-normalized."""
+        chosen, rejected = self.objective.reward(pairs)
+        return chosen - rejected
+
+    def measured_loss(self, batch: Mapping[str, Any]) -> Tensor:
+        """The loss of a batch, of which no term learns and nothing is logged."""
+        with self._adapter_autocast():
+            return self.get_batch_loss_metrics(self.model, batch, "eval")[0]
+
+    def check_gap_only(self) -> None:
+        """Whether the loss reads nothing but the length-normalized gap of each pair.
+
+        Raises:
+            ValueError: it reads more.
+        """
+        losses = set(self.objective.losses)
+        reward = self.objective.reward
+        plain = isinstance(reward, LengthNormalizedReward) and reward.alpha == 0 and losses <= TAKES_MARGIN
+        if not plain or getattr(self.args, "cpo_alpha", 0) or self.aux_loss_enabled:
+            raise ValueError(
+                "anchor_estimator='per-pair' makes the update from the gradients of the length-normalized gaps: it "
+                f"takes a SimPO-like loss ({', '.join(sorted(TAKES_MARGIN))}) without cpo_alpha, alpha and auxiliary "
+                "loss; take anchor_estimator='difference'"
+            )
+
+    def graphs_can_wait(self, n_mini_batches: int) -> bool:
+        """Whether the graphs of a window's mini-batches survive a look at their gradient, for the update to use."""
+        checkpointing = self.args.gradient_checkpointing_kwargs or {}
+        if self.args.n_gpu > 1 or (self.args.gradient_checkpointing and checkpointing.get("use_reentrant")):
+            return False
+        kind = self.accelerator.distributed_type
+        # DDP expects the backward pass of a synchronised forward pass before the next one begins
+        return kind == DistributedType.NO or (kind in _DDP and n_mini_batches == 1)
 
     # Logging
 
@@ -211,31 +304,51 @@ class MarginMixin(ABC):
             config.metric_for_best_model = f"eval_{next(iter(evals))}_pwa"
             logger.info("several evaluation sets: the best checkpoint is that of %s", config.metric_for_best_model)
 
-    # What the terms remember is part of every checkpoint
+    # What the terms and the anchor remember is part of every checkpoint
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
-        states = self._term_states()
-        if states and self.args.should_save:
-            folder = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        if not self.args.should_save:
+            return
+        folder = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        if states := self._term_states():
             torch.save(states, folder / TERMS_FILE)
+        for probe in self._remembering_probes:
+            if state := probe.state_dict():
+                save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / DIRECTION_FILE)
 
     def _term_states(self) -> dict[str, Any]:
         return {term.name: term.state_dict() for term in self.objective.terms if hasattr(term, "state_dict")}
 
+    @property
+    def _remembering_probes(self) -> list[Any]:
+        return [probe for probe in self._probes if hasattr(probe, "state_dict")]
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None or not self._term_states():
+        if checkpoint is None:
             return
-        file = Path(checkpoint, TERMS_FILE)
-        if not file.exists():
-            logger.warning("%s has no %s: the terms begin without what they had learned", checkpoint, TERMS_FILE)
-            return
-        states = torch.load(file, weights_only=True, map_location=self.args.device)
-        for term in self.objective.terms:
-            if term.name in states:
-                term.load_state_dict(states[term.name])
+        if self._term_states() and (file := _state_file(checkpoint, TERMS_FILE)):
+            states = torch.load(file, weights_only=True, map_location=self.args.device)
+            for term in self.objective.terms:
+                if term.name in states:
+                    term.load_state_dict(states[term.name])
+        for probe in self._remembering_probes:
+            if probe.remembers and (file := _state_file(checkpoint, DIRECTION_FILE)):
+                probe.load_state_dict(load_file(file, device=str(self.args.device)))
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         self._signature_columns = list(dict.fromkeys([*self._signature_columns, *sorted(self._own_columns)]))
+
+
+def _for_the_model(batch: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in batch.items() if key not in (CARRIED, KEPT)}
+
+
+def _state_file(checkpoint: str, name: str) -> Path | None:
+    file = Path(checkpoint, name)
+    if file.exists():
+        return file
+    logger.warning("%s has no %s: training goes on without what it held", checkpoint, name)
+    return None

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from ..methods import Method, get_method
-from .configs import AMaPOConfig, GammaPOConfig, GapAwarePOConfig, GapPOConfig, MarginCPOConfig
+from .configs import (
+    AMaPOConfig,
+    GammaPOConfig,
+    GapAwarePOConfig,
+    GapPOConfig,
+    GeometricAnchorPOConfig,
+    GradientNormPOConfig,
+    MarginCPOConfig,
+    SharpnessAwarePOConfig,
+)
 from .cpo import MarginCPOTrainer
 from .dpo import MarginDPOTrainer
 
@@ -36,6 +45,18 @@ class GammaPOTrainer(_NamedTrainer, method="gamma-po", config=GammaPOConfig):
 
 class AMaPOTrainer(_NamedTrainer, method="amapo", config=AMaPOConfig):
     """AMaPO: SimPO's loss, with a margin from the batch's statistics, for the pairs ranked worse than the mean."""
+
+
+class GeometricAnchorPOTrainer(_NamedTrainer, method="geometric-anchor", config=GeometricAnchorPOConfig):
+    """GAPO: SimPO's loss with each pair's margin at a nearby, worse policy: brittle pairs count less."""
+
+
+class GradientNormPOTrainer(_NamedTrainer, method="gradient-norm", config=GradientNormPOConfig):
+    """GAPO's control: the pair's own gradient norm in the anchor gap's place."""
+
+
+class SharpnessAwarePOTrainer(_NamedTrainer, method="simpo-sam", config=SharpnessAwarePOConfig):
+    """SimPO whose gradient is taken at a nearby policy with a higher loss (SAM)."""
 
 
 def trainer_class(method_id: str | None, base: str = "cpo") -> type:

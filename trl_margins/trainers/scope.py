@@ -26,19 +26,7 @@ def train_only(model: nn.Module, patterns: Sequence[str]) -> None:
         ValueError: a pattern that matches nothing, or is no regular expression.
     """
     names = [name for name, _ in model.named_parameters()]
-    trained: set[str] = set()
-    for pattern in patterns:
-        try:
-            expression = re.compile(MLP if pattern == "mlp" else pattern)
-        except re.error as error:
-            raise ValueError(f"train_only pattern {pattern!r} is no regular expression: {error}") from error
-        matched = {name for name in names if expression.search(name)}
-        if not matched:
-            raise ValueError(
-                f"train_only pattern {pattern!r} matches none of the {len(names)} parameters; "
-                f"their names look like {', '.join(names[:3])}, {names[-1]}"
-            )
-        trained |= matched
+    trained = matching(names, patterns, "train_only")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trained)
     in_training = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -52,3 +40,25 @@ def train_only(model: nn.Module, patterns: Sequence[str]) -> None:
         len(trained),
         len(names),
     )
+
+
+def matching(names: Sequence[str], patterns: Sequence[str], option: str) -> set[str]:
+    """The names that match one of the patterns; "mlp" stands for the feed-forward layers.
+
+    Raises:
+        ValueError: a pattern that matches nothing, or is no regular expression; `option` is named as its source.
+    """
+    matched: set[str] = set()
+    for pattern in patterns:
+        try:
+            expression = re.compile(MLP if pattern == "mlp" else pattern)
+        except re.error as error:
+            raise ValueError(f"{option} pattern {pattern!r} is no regular expression: {error}") from error
+        found = {name for name in names if expression.search(name)}
+        if not found:
+            raise ValueError(
+                f"{option} pattern {pattern!r} matches none of the {len(names)} parameters; "
+                f"their names look like {', '.join(names[:3])}, {names[-1]}"
+            )
+        matched |= found
+    return matched

@@ -1,0 +1,696 @@
+"""GAPO: the anchor against a plain reference, the weights' bytes, low precision, windows, resuming."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import assert_same_gradients, load, preference_rows, quiet
+from scipy.stats import spearmanr
+
+from trl_margins.cli import main as cli
+from trl_margins.methods import METHODS, get_method
+from trl_margins.pairs import PairBatch
+from trl_margins.terms.anchor import AnchorMargin, GradientNormMargin, anchor_margin, anchor_weight
+from trl_margins.trainers.configs import config_class
+from trl_margins.trainers.diagnostics import AnchorDiagnostics
+from trl_margins.trainers.direction import Direction, FadingGradient, parameters_in_scope
+from trl_margins.trainers.named import trainer_class
+from trl_margins.trainers.perturbation import perturbed, stochastic_round
+from trl_margins.trainers.selection import dataset_anchor_gaps, subsets
+
+BETA, GAMMA = 2.0, 0.4  # the paper's γ, so β·γ in reward units
+GAPO = {"beta": BETA, "gamma_beta_ratio": GAMMA, "anchor_radius": 0.5}
+
+
+def gapo_trainer(folder, tokenizer, out, base="cpo", method="geometric-anchor", model=None, rows=None, **options):
+    fields = {"anchor_batch_multiplier": 2, "gradient_accumulation_steps": 2, "train_sampling_strategy": "sequential"}
+    fields |= {**GAPO, **options}
+    if method == "simpo-sam":
+        fields = {k: v for k, v in fields.items() if k != "anchor_radius"}
+    return trainer_class(method, base)(
+        load(folder) if model is None else model,
+        args=config_class(method, base)(**quiet(output_dir=str(out), **fields)),
+        train_dataset=preference_rows(16, seed=2) if rows is None else rows,
+        processing_class=tokenizer,
+    )
+
+
+def prepared(trainer):
+    """A trainer ready to look at a window, as after the start of `train`."""
+    trainer.create_optimizer()
+    return trainer
+
+
+def window(trainer, n=2, size=4):
+    rows = trainer.train_dataset
+    return [trainer.data_collator([rows[i * size + j] for j in range(size)]) for i in range(n)]
+
+
+def gaps(trainer, batch):
+    return trainer.score_gap(trainer.forward_pairs(trainer._prepare_inputs(batch)))
+
+
+def reference(trainer, batches, radius=GAPO["anchor_radius"]):
+    """GAPO in ten lines of plain fp32: direction, anchor gaps, loss gradient."""
+    model = trainer.model
+    parameters = dict(model.named_parameters())
+    sum(gaps(trainer, b).sum() for b in batches).backward()
+    direction = {n: p.grad.clone() for n, p in parameters.items()}
+    norm = math.sqrt(sum(float((g.double() ** 2).sum()) for g in direction.values()))
+    before = {n: p.detach().clone() for n, p in parameters.items()}
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter -= radius * direction[name] / norm
+        there = [gaps(trainer, b) for b in batches]
+        for name, parameter in parameters.items():
+            parameter.copy_(before[name])
+    model.zero_grad()
+    fall = [gaps(trainer, b) - t for b, t in zip(batches, there, strict=True)]
+    (sum(-F.logsigmoid(BETA * (f - GAMMA)).mean() for f in fall) / len(batches)).backward()
+    gradient = {n: p.grad.clone() for n, p in parameters.items()}
+    model.zero_grad()
+    return [f.detach() for f in fall], gradient
+
+
+def bytes_of(model):
+    return {n: p.detach().clone().contiguous().view(torch.uint8) for n, p in model.named_parameters()}
+
+
+def assert_same_bytes(before, after):
+    assert before.keys() == after.keys()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+# The terms
+
+
+def test_margin_is_the_reward_gap_at_the_anchor():
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        here, there = torch.randn(2, 7, generator=generator).double()
+        margin = anchor_margin(BETA * here, here - there, BETA, BETA * GAMMA)
+        np.testing.assert_allclose(margin, BETA * there + BETA * GAMMA, rtol=1e-12)
+        loss = -F.logsigmoid(BETA * here - margin)
+        np.testing.assert_allclose(loss, np.log1p(np.exp(-BETA * ((here - there).numpy() - GAMMA))), rtol=1e-12)
+
+
+def test_both_forms_of_the_measurement_give_one_margin():
+    term, (here, there) = AnchorMargin(BETA, 0.3), torch.randn(2, 5, dtype=torch.float64)
+    by_anchor = term(PairBatch({"anchor_score_gap": there}, training=True), BETA * here)
+    by_gap = term(PairBatch({"anchor_gap": here - there}, training=True), BETA * here)
+    torch.testing.assert_close(by_anchor, by_gap)
+
+
+def test_weight_falls_as_the_anchor_gap_grows_and_is_the_loss_gradient():
+    gap = torch.linspace(-3, 3, 41, dtype=torch.float64)
+    weight = anchor_weight(gap, BETA, BETA * GAMMA)
+    assert (weight.diff() < 0).all()
+    here = torch.randn(41, dtype=torch.float64, requires_grad=True)
+    margin = anchor_margin(BETA * here, gap, BETA, BETA * GAMMA)
+    (slope,) = torch.autograd.grad(-F.logsigmoid(BETA * here - margin).sum(), here)
+    torch.testing.assert_close(slope, -weight)
+
+
+@pytest.mark.parametrize("term", [AnchorMargin(BETA, 0.3), GradientNormMargin(BETA, 0.3)])
+def test_evaluation_has_simpos_margin_and_training_needs_the_measurement(term):
+    assert torch.equal(term(PairBatch(), torch.randn(3)), torch.full((3,), 0.3))
+    with pytest.raises(KeyError, match=r"our trainers measure before each optimizer step"):
+        term(PairBatch(training=True), torch.randn(3))
+
+
+# Against the reference
+
+
+@pytest.mark.parametrize("base", ["cpo", "dpo"])
+@pytest.mark.parametrize("keep", [0, 2])
+def test_gaps_weights_and_gradient_are_the_references(base, keep, tiny_model, tokenizer, tmp_path):
+    trainer = prepared(gapo_trainer(tiny_model, tokenizer, tmp_path, base, anchor_keep_graphs=keep))
+    batches = window(trainer)
+    fall, gradient = reference(trainer, batches)
+    measured, _ = trainer.get_batch_samples(iter(batches), 2, trainer.args.device)
+    assert all(("kept_pairs" in batch) == bool(keep) for batch in measured)
+    assert all(p.grad is None for p in trainer.model.parameters())
+    trainer.current_gradient_accumulation_steps = 2
+    for batch, expected in zip(measured, fall, strict=True):
+        trainer.training_step(trainer.model, batch)
+        logged = trainer._buffers["train"].drain(trainer.accelerator)
+        assert logged["anchor/gap/mean"] == pytest.approx(expected.mean().item(), rel=1e-5)
+        assert logged["anchor/gap/max"] == pytest.approx(expected.max().item(), rel=1e-5)
+        weights = anchor_weight(expected, BETA, BETA * GAMMA)
+        assert logged["anchor/weight/min"] == pytest.approx(weights.min().item(), rel=1e-5)
+    assert_same_gradients({n: p.grad for n, p in trainer.model.named_parameters()}, gradient)
+
+
+def test_the_gradient_of_a_pair_keeps_its_direction(tiny_model, tokenizer, tmp_path):
+    """∇loss_i = −weight_i · ∇Δ_i: one pair a batch shows it."""
+    trainer = prepared(gapo_trainer(tiny_model, tokenizer, tmp_path, anchor_keep_graphs=0))
+    measured, _ = trainer.get_batch_samples(iter(window(trainer, size=1)), 2, trainer.args.device)
+    for batch in measured:
+        trainer.model.zero_grad()
+        gap = gaps(trainer, batch)
+        gap.sum().backward()
+        own = {n: p.grad.clone() for n, p in trainer.model.named_parameters()}
+        trainer.model.zero_grad()
+        trainer.compute_loss(trainer.model, batch).backward()
+        weight = anchor_weight(gap - batch["pair_columns"]["anchor_score_gap"], BETA, BETA * GAMMA)
+        assert_same_gradients(
+            {n: p.grad for n, p in trainer.model.named_parameters()}, {n: -weight * g for n, g in own.items()}
+        )
+
+
+@pytest.mark.parametrize("estimator", ["difference", "float32", "directional"])
+def test_radius_zero_weighs_all_pairs_alike(estimator, tiny_model, tokenizer, tmp_path):
+    options = {"anchor_radius": 0.0, "anchor_estimator": estimator}
+    trainer = prepared(gapo_trainer(tiny_model, tokenizer, tmp_path, **options))
+    measured, _ = trainer.get_batch_samples(iter(window(trainer)), 2, trainer.args.device)
+    trainer.compute_loss(trainer.model.train(), measured[0])
+    logged = trainer._buffers["train"].drain(trainer.accelerator)
+    constant = BETA / (1 + math.exp(-BETA * GAMMA))
+    assert logged["anchor/gap/max"] == pytest.approx(0, abs=1e-6)
+    assert logged["anchor/weight/min"] == pytest.approx(constant, rel=1e-5)
+    assert logged["anchor/weight/max"] == pytest.approx(constant, rel=1e-5)
+
+
+def anchor_gaps(trainer, batches, radius, estimator):
+    trainer.options.anchor_radius = radius
+    probe = trainer._probes[0]
+    trainer.options.anchor_estimator = estimator
+    probe.__dict__.pop("_estimator", None)
+    direction, _ = probe._direction([dict(b) for b in batches])
+    here = [gaps(trainer, b).detach() for b in batches]
+    measured = probe.measure(batches, direction)
+    return torch.cat(
+        [
+            m["anchor_gap"] if "anchor_gap" in m else h - m["anchor_score_gap"]
+            for h, m in zip(here, measured, strict=True)
+        ]
+    )
+
+
+def test_the_derivative_is_the_first_order_of_the_difference(tiny_model, tokenizer, tmp_path):
+    """Halving the radius divides what is left by 4."""
+    trainer = prepared(gapo_trainer(tiny_model, tokenizer, tmp_path, model=load(tiny_model).double()))
+    batches = window(trainer)
+
+    def curvature(radius):
+        exact = anchor_gaps(trainer, batches, radius, "difference")
+        return (anchor_gaps(trainer, batches, radius, "directional") - exact).abs().max().item()
+
+    assert curvature(0.02) / curvature(0.01) == pytest.approx(4, rel=0.1)
+
+
+def test_log_ratio_reward_falls_by_its_own_gap(tiny_model, tokenizer, tmp_path):
+    """On DPO's reward Γ is the fall of the log-ratio gap, in which the reference cancels."""
+    trainer = prepared(gapo_trainer(tiny_model, tokenizer, tmp_path, "dpo", reward="log-ratio", anchor_radius=0.05))
+    batches = window(trainer)
+    _, gradient = reference(trainer, batches, radius=0.05)
+    measured, _ = trainer.get_batch_samples(iter(batches), 2, trainer.args.device)
+    trainer.current_gradient_accumulation_steps = 2
+    for batch in measured:
+        trainer.training_step(trainer.model, batch)
+    assert_same_gradients({n: p.grad for n, p in trainer.model.named_parameters()}, gradient)
+
+
+# The weights come back
+
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("error", [RuntimeError, torch.OutOfMemoryError, KeyboardInterrupt, None])
+def test_weights_come_back_bit_for_bit(dtype, error, tiny_model):
+    model = load(tiny_model).to(dtype)
+    before = bytes_of(model)
+    direction = {n: torch.randn_like(p) for n, p in model.named_parameters()}
+    with pytest.raises(error) if error else nullcontext(), perturbed(model, direction, 0.1):
+        moved = sum(not torch.equal(before[n], value) for n, value in bytes_of(model).items())
+        if error:
+            raise error("inside")
+    assert moved == len(before)
+    assert_same_bytes(before, bytes_of(model))
+
+
+def test_weights_come_back_when_moving_them_fails(tiny_model, monkeypatch):
+    """Out of memory while the weights are being moved: those that have moved return."""
+    model = load(tiny_model)
+    before, calls = bytes_of(model), []
+    from trl_margins.trainers import perturbation
+
+    move = perturbation._move
+
+    def fails(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == 5:
+            raise torch.OutOfMemoryError("no memory")
+        move(*args, **kwargs)
+
+    monkeypatch.setattr(perturbation, "_move", fails)
+    with (
+        pytest.raises(torch.OutOfMemoryError),
+        perturbed(model, {n: p.data for n, p in model.named_parameters()}, 1.0),
+    ):
+        raise AssertionError("never entered")
+    assert_same_bytes(before, bytes_of(model))
+
+
+@pytest.mark.parametrize("estimator", ["difference", "float32", "directional"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, KeyboardInterrupt])
+def test_an_anchor_pass_that_fails_leaves_nothing_behind(estimator, dtype, error, tiny_model, tokenizer, tmp_path):
+    """Whatever pass of the window it is that fails: bytes, dtypes, gradients and modes are as before."""
+    model = load(tiny_model).to(dtype)
+    trainer = prepared(gapo_trainer(tiny_model, tokenizer, tmp_path, model=model, anchor_estimator=estimator))
+    before, forward = bytes_of(model), trainer.concatenated_forward
+    for failing in range(1, 5):
+        calls = []
+
+        def fails(model, batch, failing=failing, calls=calls):
+            calls.append(batch)
+            if len(calls) == failing:
+                raise error("inside")
+            return forward(model, batch)
+
+        trainer.concatenated_forward = fails
+        with pytest.raises(error):
+            trainer.get_batch_samples(iter(window(trainer)), 2, trainer.args.device)
+        assert_same_bytes(before, bytes_of(model))
+        assert {p.dtype for p in model.parameters()} == {dtype}
+        assert all(p.grad is None for p in model.parameters())
+        assert model.training
+        assert all(module.training for module in model.modules())
+
+
+def test_a_direction_that_is_none_of_the_models_is_refused(tiny_model):
+    model = load(tiny_model)
+    with (
+        pytest.raises(ValueError, match="'head', which is no parameter"),
+        perturbed(model, {"head": torch.ones(1)}, 1.0),
+    ):
+        pass
+    with pytest.raises(ValueError, match=r"shape \(3,\)"), perturbed(model, {"lm_head.weight": torch.ones(3)}, 1.0):
+        pass
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_stochastic_rounding_is_right_on_average(dtype):
+    generator = torch.Generator().manual_seed(0)
+    scales = 10.0 ** torch.randint(-8, 4, (2000,), generator=generator)
+    values = torch.cat([scales * torch.randn(2000, generator=generator), torch.tensor([0.0, 1.0, -1e-9, 65504.0])])
+    draws = torch.stack([stochastic_round(values, dtype, seed).double() for seed in range(1000)])
+    lower, upper = draws.min(0).values, draws.max(0).values
+    near = values.to(dtype)
+    step = (torch.nextafter(near, torch.full_like(near, torch.inf)).double() - near.double()).abs()
+    assert ((draws - values).abs() <= step * 2 + 1e-30).all()
+    assert all(len(column.unique()) <= 2 for column in draws.T[:50])
+    on_grid = near.double() == values
+    assert (lower == upper)[on_grid].all()
+    # five standard errors of a mean of 1000 draws; to nearest it would be off by up to half a step
+    assert ((draws.mean(0) - values).abs() <= 0.08 * step).all()
+
+
+def test_a_move_below_the_rounding_step_is_felt_in_bf16(tiny_model):
+    """Round-to-nearest would leave every weight where it is."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(300, 300, bias=False).bfloat16()
+    with torch.no_grad():
+        model.weight.copy_(torch.rand(300, 300) + 1)  # steps of 2^-7
+    before = model.weight.detach().float().clone()
+    move = torch.full((300, 300), 1e-4)
+    assert torch.equal((before + move).bfloat16().float(), before)
+    with perturbed(model, {"weight": move}, 1.0):
+        assert (model.weight.float() - before).mean().item() == pytest.approx(1e-4, rel=0.1)
+
+
+@pytest.mark.parametrize("regime", ["bfloat16", "float16", "autocast"])
+def test_anchor_gaps_survive_16_bits(regime, tiny_model, tokenizer, tmp_path):
+    """Within 10 % of float32 in the mean and in nearly its order, where rounded weights would be far off."""
+    rows = preference_rows(64, seed=5)
+    model = load(tiny_model) if regime == "autocast" else load(tiny_model).to(getattr(torch, regime))
+    options = {"rows": rows, "anchor_radius": 0.05, "anchor_batch_multiplier": 8}
+    exact = prepared(gapo_trainer(tiny_model, tokenizer, tmp_path, model=load(tiny_model), **options))
+    ours = prepared(gapo_trainer(tiny_model, tokenizer, tmp_path, model=model, bf16=regime == "autocast", **options))
+    if regime == "autocast":
+        ours.model = ours.accelerator.prepare_model(ours.model)
+    batches = window(ours, n=8, size=8)
+    expected = anchor_gaps(exact, batches, 0.05, "difference")
+    before, forwards = bytes_of(model), {n: m.__dict__.get("forward") for n, m in model.named_modules()}
+    measured = anchor_gaps(ours, batches, 0.05, "difference")
+    assert_same_bytes(before, bytes_of(model))
+    assert {n: m.__dict__.get("forward") for n, m in model.named_modules()} == forwards
+    assert measured.mean().item() == pytest.approx(expected.mean().item(), rel=0.1)
+    assert spearmanr(measured, expected).statistic >= 0.97
+    # the other two ways: float32 passes are exact; the derivative lacks only the curvature
+    in_float32 = anchor_gaps(ours, batches, 0.05, "float32")
+    torch.testing.assert_close(in_float32, expected, rtol=0.1, atol=3e-3)
+    slope = anchor_gaps(ours, batches, 0.05, "directional")
+    expected_slope = anchor_gaps(exact, batches, 0.05, "directional")
+    assert slope.mean().item() == pytest.approx(expected_slope.mean().item(), rel=0.1)
+
+
+# Windows, directions, scopes
+
+
+def test_short_windows_go_on_over_each_other_and_long_ones_do_not():
+    generator = torch.Generator().manual_seed(0)
+    steps = [torch.randn(6, generator=generator).double() for _ in range(5)]
+    fading = FadingGradient(4)
+    total = np.zeros(6)
+    for step in steps:
+        direction, n_pairs = fading.add({"w": step.clone()}, torch.tensor(2.0), 1)
+        total = 0.75 * total + step.numpy()
+        np.testing.assert_allclose(direction.vectors["w"], total, rtol=1e-12)
+        assert direction.norm.item() == pytest.approx(np.linalg.norm(total))
+    shares = [0.75**j for j in range(400)]
+    assert sum(shares) == pytest.approx(4)  # the mini-batches' weights add up to k
+    assert n_pairs.item() == pytest.approx(2 * sum(shares[:5]))
+    fading = FadingGradient(4)
+    for step in steps:
+        direction, _ = fading.add({"w": step.clone()}, torch.tensor(2.0), 4)
+        assert torch.equal(direction.vectors["w"], step)
+    assert fading.state_dict() == {}
+
+
+def test_an_overflown_gradient_is_left_out():
+    fading = FadingGradient(2)
+    fading.add({"w": torch.tensor([3.0, 4.0])}, torch.tensor(1.0), 1)
+    direction, n_pairs = fading.add({"w": torch.tensor([torch.inf, 1.0])}, torch.tensor(1.0), 1)
+    assert torch.equal(direction.vectors["w"], torch.tensor([3.0, 4.0]))
+    assert n_pairs == 1
+    assert direction.per_unit.item() == pytest.approx(0.2)
+    alone, _ = FadingGradient(1).add({"w": torch.tensor([torch.nan])}, torch.tensor(1.0), 1)
+    assert alone.per_unit == 0
+    assert Direction.along({"w": torch.zeros(2)}).per_unit == 0
+
+
+def test_a_window_longer_than_k_takes_its_direction_from_the_first_k(tiny_model, tokenizer, tmp_path):
+    options = {"gradient_accumulation_steps": 4, "anchor_batch_multiplier": 2}
+    trainer = prepared(gapo_trainer(tiny_model, tokenizer, tmp_path, **options))
+    batches = window(trainer, n=4)
+    measured, _ = trainer.get_batch_samples(iter(batches), 4, trainer.args.device)
+    assert all("anchor_score_gap" in batch["pair_columns"] for batch in measured)
+    direction, _ = trainer._probes[0]._direction([dict(b) for b in batches])
+    sum(gaps(trainer, b).sum() for b in batches[:2]).backward()
+    for name, parameter in trainer.model.named_parameters():
+        torch.testing.assert_close(direction.vectors[name], parameter.grad)
+    with perturbed(trainer.model, direction.vectors, -0.5 * direction.per_unit):
+        for batch, raw in zip(measured, batches, strict=True):
+            torch.testing.assert_close(batch["pair_columns"]["anchor_score_gap"], gaps(trainer, raw).detach())
+
+
+def test_direction_from_momentum_needs_no_gradient_pass(tiny_model, tokenizer, tmp_path):
+    trainer = gapo_trainer(
+        tiny_model, tokenizer, tmp_path, anchor_direction="momentum", max_steps=1, learning_rate=1e-3
+    )
+    trainer.train()
+    calls, forward = [], trainer.concatenated_forward
+    trainer.concatenated_forward = lambda *a: calls.append(torch.is_grad_enabled()) or forward(*a)
+    trainer.get_batch_samples(iter(window(trainer)), 2, trainer.args.device)
+    assert calls == [False, False]
+    direction, _ = trainer._probes[0]._direction([])
+    momentum = {id(p): state["exp_avg"] for p, state in trainer.optimizer.state.items()}
+    for name, parameter in trainer.model.named_parameters():
+        assert torch.equal(direction.vectors[name], -momentum[id(parameter)])
+
+
+def test_an_optimizer_without_momentum_is_named(tiny_model, tokenizer, tmp_path):
+    options = {"anchor_direction": "momentum", "optim": "adafactor", "max_steps": 2, "learning_rate": 1e-3}
+    trainer = gapo_trainer(tiny_model, tokenizer, tmp_path, **options)
+    with pytest.raises(ValueError, match=r"Adafactor keeps .*adamw_torch"):
+        trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("scope", "moves"),
+    [
+        ("lm-head", r"lm_head\.weight"),
+        (r"layers\.1\.", r"layers\.1\."),
+        (None, "."),
+        (["lm-head", "mlp"], "lm_head|mlp"),
+    ],
+)
+def test_only_the_scope_moves(scope, moves, tiny_model, tokenizer, tmp_path):
+    trainer = prepared(gapo_trainer(tiny_model, tokenizer, tmp_path, anchor_scope=scope))
+    expected = {name for name, _ in trainer.model.named_parameters() if re.search(moves, name)}
+    assert expected
+    assert set(trainer._probes[0].parameters) == expected
+    direction, _ = trainer._probes[0]._direction(window(trainer))
+    assert set(direction.vectors) == expected
+    assert all(p.grad is None for p in trainer.model.parameters())
+
+
+def test_a_scope_in_which_nothing_trains_is_refused(tiny_model, tokenizer, tmp_path):
+    with pytest.raises(ValueError, match=r"anchor_scope=\['lm-head'\] holds none of the"):
+        gapo_trainer(tiny_model, tokenizer, tmp_path, anchor_scope="lm-head", train_only="mlp")
+    with pytest.raises(ValueError, match="anchor_scope pattern 'heads' matches none"):
+        gapo_trainer(tiny_model, tokenizer, tmp_path, anchor_scope="heads")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"anchor_radius": -0.1},
+        {"anchor_radius": math.nan},
+        {"anchor_batch_multiplier": 0},
+        {"anchor_estimator": "guess"},
+        {"anchor_direction": "up"},
+        {"sam_radius": -1.0},
+    ],
+)
+def test_bad_options_are_named(wrong, tmp_path):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        config_class("geometric-anchor")(**quiet(output_dir=str(tmp_path), **wrong))
+
+
+def test_only_trained_parameters_are_in_scope(tiny_model):
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(load(tiny_model), LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]))
+    assert all("lora_" in name for name in parameters_in_scope(model, None))
+
+
+@pytest.mark.parametrize("estimator", ["difference", "float32", "directional"])
+def test_adapters_are_what_moves(estimator, tiny_model, tokenizer, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    config = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    model = get_peft_model(load(tiny_model), config)
+    options = {"max_steps": 2, "learning_rate": 1e-2, "anchor_estimator": estimator}
+    trainer = gapo_trainer(tiny_model, tokenizer, tmp_path, model=model, **options)
+    frozen = {n: p.detach().clone() for n, p in model.named_parameters() if not p.requires_grad}
+    trainer.train()
+    assert all(torch.equal(value, dict(model.named_parameters())[n]) for n, value in frozen.items())
+    assert trainer.state.log_history[0]["anchor/gap/mean"] > 0
+
+
+# Resuming
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_resuming_goes_on_bit_for_bit(accumulation, tiny_model, tokenizer, tmp_path):
+    options = {
+        "gradient_accumulation_steps": accumulation,
+        "anchor_batch_multiplier": 8,
+        "learning_rate": 1e-2,
+        "warmup_steps": 0,
+        "lr_scheduler_type": "constant",
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "train_sampling_strategy": "random",
+    }
+    rows = preference_rows(32, seed=2)
+
+    def trained(out, resume=None):
+        trainer = gapo_trainer(tiny_model, tokenizer, out, rows=rows, max_steps=4, **options)
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer
+
+    whole = trained(tmp_path / "whole")
+    assert (tmp_path / "whole" / "checkpoint-2" / "anchor_direction.safetensors").exists()
+    resumed = trained(tmp_path / "resumed", resume=str(tmp_path / "whole" / "checkpoint-2"))
+    assert_same_bytes(bytes_of(whole.model), bytes_of(resumed.model))
+
+
+# The controls
+
+
+@pytest.mark.parametrize("base", ["cpo", "dpo"])
+def test_gradient_norms_are_those_of_one_pair_at_a_time(base, tiny_model, tokenizer, tmp_path):
+    trainer = prepared(gapo_trainer(tiny_model, tokenizer, tmp_path, base, method="gradient-norm"))
+    batches = window(trainer)
+    measured, _ = trainer.get_batch_samples(iter(batches), 2, trainer.args.device)
+    norms = []
+    for batch in batches:
+        for i in range(4):
+            trainer.model.zero_grad()
+            gaps(trainer, batch)[i].backward()
+            norms.append(math.sqrt(sum(float((p.grad**2).sum()) for p in trainer.model.parameters())))
+    expected = np.array(norms) / np.mean(norms)
+    ours = torch.cat([batch["pair_columns"]["relative_gradient_norm"] for batch in measured])
+    np.testing.assert_allclose(ours, expected, rtol=1e-4)
+
+
+def test_sam_takes_the_gradient_at_the_worse_policy(tiny_model, tokenizer, tmp_path):
+    trainer = prepared(gapo_trainer(tiny_model, tokenizer, tmp_path, method="simpo-sam", sam_radius=0.3))
+    batches = window(trainer)
+    model = trainer.model
+    before = bytes_of(model)
+
+    def loss():
+        return sum(-F.logsigmoid(BETA * (gaps(trainer, b) - GAMMA)).mean() for b in batches) / 2
+
+    loss().backward()
+    ascent = {n: p.grad.clone() for n, p in model.named_parameters()}
+    norm = math.sqrt(sum(float((g.double() ** 2).sum()) for g in ascent.values()))
+    model.zero_grad()
+    with perturbed(model, ascent, 0.3 / norm):
+        loss().backward()
+    expected = {n: p.grad.clone() for n, p in model.named_parameters()}
+    model.zero_grad()
+    measured, _ = trainer.get_batch_samples(iter(batches), 2, trainer.args.device)
+    trainer.current_gradient_accumulation_steps = 2
+    for batch in measured:
+        trainer.training_step(model, batch)
+    assert_same_gradients({n: p.grad for n, p in model.named_parameters()}, expected)
+    assert_same_bytes(before, bytes_of(model))
+
+
+# Together with the rest
+
+
+def test_any_weight_goes_with_the_anchor(tiny_model, tokenizer, tmp_path):
+    plain = prepared(gapo_trainer(tiny_model, tokenizer, tmp_path, anchor_keep_graphs=0))
+    weighted = prepared(gapo_trainer(tiny_model, tokenizer, tmp_path, weight="score-gap", anchor_keep_graphs=0))
+    measured, _ = plain.get_batch_samples(iter(window(plain)), 2, plain.args.device)
+    both, _ = weighted.get_batch_samples(iter(window(weighted)), 2, weighted.args.device)
+    inputs = [t._prepare_inputs(m[0]) for t, m in ((plain, measured), (weighted, both))]
+    outputs = [
+        t.objective(
+            t.concatenated_forward(t.model, {k: v for k, v in b.items() if k != "pair_columns"}),
+            PairBatch(b["pair_columns"], training=True),
+        )
+        for t, b in zip((plain, weighted), inputs, strict=True)
+    ]
+    columns = inputs[1]["pair_columns"]
+    gap = (columns["score_chosen"] - columns["score_rejected"]).abs()
+    torch.testing.assert_close(outputs[1].losses, gap * outputs[0].losses)
+
+
+def test_evaluation_during_training_asks_for_no_anchor(tiny_model, tokenizer, tmp_path):
+    trainer = gapo_trainer(tiny_model, tokenizer, tmp_path, max_steps=1)
+    trainer.eval_dataset = trainer.train_dataset
+    metrics = trainer.evaluate()
+    assert np.isfinite(metrics["eval_loss"])
+    assert "eval_anchor/gap/mean" not in metrics
+
+
+def test_the_papers_table():
+    row = get_method("geometric-anchor")
+    assert row.defaults["anchor_radius"] == 0.05
+    assert row.defaults["anchor_batch_multiplier"] == 8
+    assert row.settings["Llama-3-8B-Instruct"] == {"beta": 2.5, "gamma_beta_ratio": 0.55, "learning_rate": 1e-6}
+    assert row.defaults["per_device_train_batch_size"] * row.defaults["gradient_accumulation_steps"] == 128
+    assert {"gradient-norm", "simpo-sam"} <= METHODS.keys()
+
+
+# Pair by pair
+
+
+@pytest.mark.parametrize("base", ["cpo", "dpo"])
+def test_kept_gradients_give_the_first_order_and_the_same_update(base, tiny_model, tokenizer, tmp_path):
+    """One backward pass a pair, and none after: gaps as by the derivative, gradients as by the usual update."""
+    trainers = [
+        prepared(gapo_trainer(tiny_model, tokenizer, tmp_path, base, anchor_estimator=estimator, anchor_radius=0.05))
+        for estimator in ("directional", "per-pair")
+    ]
+    results = []
+    for trainer in trainers:
+        measured, _ = trainer.get_batch_samples(iter(window(trainer)), 2, trainer.args.device)
+        trainer.concatenated_forward = None  # nothing is passed forward any more
+        trainer.current_gradient_accumulation_steps = 2
+        losses = [trainer.training_step(trainer.model, batch) for batch in measured if "kept_pairs" in batch]
+        results.append((losses, measured, {n: p.grad for n, p in trainer.model.named_parameters()}))
+    derivative, kept = trainers
+    for mine, theirs in zip(results[0][1], results[1][1], strict=True):
+        torch.testing.assert_close(
+            mine["pair_columns"]["anchor_gap"], theirs["pair_columns"]["anchor_gap"], rtol=1e-4, atol=1e-5
+        )
+    del derivative.concatenated_forward
+    derivative.current_gradient_accumulation_steps = 2
+    losses = [derivative.training_step(derivative.model, batch) for batch in results[0][1]]
+    torch.testing.assert_close(torch.stack(losses), torch.stack(results[1][0]))
+    gradients = {n: p.grad for n, p in derivative.model.named_parameters()}
+    assert_same_gradients(results[1][2], gradients, rtol=1e-4)
+    theirs, mine = (t._buffers["train"].drain(t.accelerator) for t in (derivative, kept))
+    for name in ("rewards/margins", "logps/chosen", "anchor/gap/mean", "margins/std"):
+        assert mine[name] == pytest.approx(theirs[name], rel=1e-3), name
+
+
+def test_kept_gradients_are_refused_where_the_loss_reads_more_than_the_gap(tiny_model, tokenizer, tmp_path):
+    with pytest.raises(ValueError, match="'per-pair' makes the update from the gradients of the length-normalized"):
+        gapo_trainer(tiny_model, tokenizer, tmp_path, anchor_estimator="per-pair", cpo_alpha=1.0)
+
+
+def test_diagnostics_take_the_anchor_gap_apart(tiny_model, tokenizer, tmp_path):
+    trainer = prepared(gapo_trainer(tiny_model, tokenizer, tmp_path, anchor_radius=0.05))
+    trainer.add_callback(AnchorDiagnostics(every=2))
+    batches = window(trainer)
+    trainer.get_batch_samples(iter(batches), 2, trainer.args.device)
+    trainer.state.global_step = 1
+    trainer.get_batch_samples(iter(batches), 2, trainer.args.device)  # not due
+    rows = [json.loads(line) for line in (tmp_path / "anchor_diagnostics.jsonl").read_text().splitlines()]
+    assert len(rows) == 8
+    exact = anchor_gaps(trainer, batches, 0.05, "difference")
+    slope = anchor_gaps(trainer, batches, 0.05, "directional")
+    for row, gap, first_order in zip(rows, exact.tolist(), slope.tolist(), strict=True):
+        assert row["anchor_gap"] == pytest.approx(gap, abs=1e-5)
+        assert row["first_order"] == pytest.approx(first_order, abs=1e-5)
+        assert row["curvature"] == pytest.approx(gap - first_order, abs=1e-5)
+        assert row["first_order"] == pytest.approx(0.05 * row["gradient_norm"] * row["alignment"], rel=1e-4)
+        assert {"step", "score_chosen", "score_rejected"} <= row.keys()
+
+
+# Selecting
+
+
+def test_select_ranks_a_set_by_its_anchor_gaps(tiny_model, tmp_path, capsys):
+    rows = preference_rows(10, "conversational", seed=9)
+    rows.to_json(tmp_path / "pairs.jsonl")
+    arguments = ["select", "--model_name_or_path", tiny_model, "--dataset_name", str(tmp_path / "pairs.jsonl")]
+    options = ["--batch_size", "2", "--batch_multiplier", "2", "--radius", "0.5", "--max_length", "128"]
+    assert cli([*arguments, "--output_dir", str(tmp_path / "out"), "--fraction", "0.4", *options]) == 0
+    parts = {name: read_rows(tmp_path / "out" / f"{name}.jsonl") for name in ("all", "stable", "unstable", "random")}
+    assert [row["prompt"] for row in parts["all"]] == rows["prompt"][:]
+    gaps = np.array([row["anchor_gap"] for row in parts["all"]])
+    assert {len(parts[name]) for name in ("stable", "unstable", "random")} == {4}
+    assert sorted(row["anchor_gap"] for row in parts["stable"]) == sorted(gaps)[:4]
+    assert sorted(row["anchor_gap"] for row in parts["unstable"]) == sorted(gaps)[-4:]
+    assert "stable         4 pairs" in capsys.readouterr().out
+
+
+def test_selected_gaps_are_those_of_the_reference(tiny_model, tokenizer, tmp_path):
+    """Windows of two mini-batches, the last one short."""
+    rows = preference_rows(10, seed=9)
+    options = {"per_device_train_batch_size": 2, "anchor_keep_graphs": 0, "rows": rows}
+    trainer = gapo_trainer(tiny_model, tokenizer, tmp_path, **options)
+    batches = window(trainer, n=5, size=2)
+    expected = [gap for s in range(0, 5, 2) for gap in reference(trainer, batches[s : s + 2])[0]]
+    np.testing.assert_allclose(dataset_anchor_gaps(trainer), torch.cat(expected), rtol=1e-3, atol=1e-5)
+
+
+def test_a_fraction_that_is_none_is_refused():
+    for fraction in (0, -1, 1.5, 0.01):
+        with pytest.raises(ValueError, match="fraction must be in"):
+            subsets(np.arange(10.0), fraction)
+
+
+def read_rows(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]

@@ -1,0 +1,82 @@
+"""`trl-margins select`: ranks a preference set by anchor gap, and writes its stable, unstable and random parts."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trl import TrlParser
+
+from ..data.loading import load_splits, pick_split
+from .setup import load_model, load_tokenizer, log_to_console
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class SelectArguments:
+    """Which pairs, at which model, and how the anchor lies."""
+
+    model_name_or_path: str = field(metadata={"help": "Folder, Hub id, or bundled:smollm2-135m-instruct."})
+    dataset_name: str = field(metadata={"help": "A file, a saved data set, a folder of files or a Hub id."})
+    output_dir: str = field(metadata={"help": "Gets stable.jsonl, unstable.jsonl, random.jsonl and all.jsonl."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub set."})
+    dataset_split: str | None = field(default=None, metadata={"help": "Split; the only one there is, if not given."})
+    fraction: float = field(default=0.3, metadata={"help": "Share of the pairs in each part."})
+    seed: int = field(default=0, metadata={"help": "Seed of the random part."})
+    radius: float = field(default=0.05, metadata={"help": "ρ: how far the anchor lies from the model."})
+    batch_multiplier: int = field(default=8, metadata={"help": "Mini-batches that share a direction."})
+    batch_size: int = field(default=4, metadata={"help": "Pairs a device and mini-batch."})
+    estimator: str = field(default="difference", metadata={"help": "As `anchor_estimator` of the trainer."})
+    scope: list[str] | None = field(default=None, metadata={"help": "As `anchor_scope` of the trainer."})
+    max_length: int = field(default=1024, metadata={"help": "Longest prompt and answer, in tokens."})
+    dtype: str = field(default="float32", metadata={"help": "Dtype of the weights: float32, bfloat16, float16, auto."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run the model's own code."})
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measures every pair's anchor gap, writes the parts."""
+    log_to_console()
+    (args,) = TrlParser(SelectArguments, prog="trl-margins select").parse_args_and_config(list(argv))
+    from ..trainers.configs import GeometricAnchorPOConfig
+    from ..trainers.named import GeometricAnchorPOTrainer
+    from ..trainers.selection import dataset_anchor_gaps, subsets
+
+    rows = pick_split(load_splits(args.dataset_name, args.dataset_config), args.dataset_split, args.dataset_name)
+    with tempfile.TemporaryDirectory() as folder:
+        config = GeometricAnchorPOConfig(
+            output_dir=folder,
+            anchor_radius=args.radius,
+            anchor_batch_multiplier=args.batch_multiplier,
+            anchor_estimator=args.estimator,
+            anchor_scope=args.scope,
+            anchor_keep_graphs=0,
+            gradient_accumulation_steps=args.batch_multiplier,
+            per_device_train_batch_size=args.batch_size,
+            train_sampling_strategy="sequential",
+            max_length=args.max_length,
+            bf16=False,
+            report_to="none",
+        )
+        trainer = GeometricAnchorPOTrainer(
+            load_model(
+                args.model_name_or_path, dtype=args.dtype, trust_remote_code=args.trust_remote_code, device_map=None
+            ),
+            config,
+            train_dataset=rows,
+            processing_class=load_tokenizer(args.model_name_or_path, trust_remote_code=args.trust_remote_code),
+        )
+        gaps = dataset_anchor_gaps(trainer)
+    if not trainer.is_world_process_zero():
+        return 0
+    ranked = rows.add_column("anchor_gap", gaps.astype(float).tolist())
+    out = Path(args.output_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    ranked.to_json(out / "all.jsonl")
+    for name, chosen in subsets(gaps, args.fraction, args.seed).items():
+        ranked.select(chosen).to_json(out / f"{name}.jsonl")
+        print(f"{name:<9}{len(chosen):>7} pairs, mean anchor gap {gaps[chosen].mean():.4f}  {out / name}.jsonl")
+    return 0

@@ -1,0 +1,219 @@
+"""GAPO's look at the model before each optimizer step: where a nearby, worse policy is, and how far each pair's gap
+falls there."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..forward.forward_mode import directional_derivative
+from ..terms.anchor import ANCHOR_GAP, ANCHOR_SCORE_GAP
+from .collator import KEPT, with_columns
+from .configs import MarginOptions
+from .diagnostics import AnchorDiagnostics
+from .direction import Direction, FadingGradient, momentum_direction, parameters_in_scope
+from .gradients import add_gradients, own_gradients
+from .pair_gradients import KeptGradients
+from .perturbation import perturbed
+from .precision import cannot_displace, displaced, in_float32, narrow_dtype
+
+if TYPE_CHECKING:
+    from .mixin import MarginMixin
+
+logger = logging.getLogger(__name__)
+
+Batch = Mapping[str, Any]
+
+
+class GeometricAnchor:
+    """Measures the anchor gaps of an accumulation window's mini-batches under one perturbation.
+
+    Args:
+        trainer: gives the model, its forward pass and the score; `trainer.model` must be on its device.
+        options: the `anchor_*` fields.
+    """
+
+    columns = (ANCHOR_SCORE_GAP, ANCHOR_GAP)
+
+    def __init__(self, trainer: MarginMixin, options: MarginOptions) -> None:
+        self.trainer, self.options = trainer, options
+        self.fading = FadingGradient(options.anchor_batch_multiplier)
+        if options.anchor_estimator == "per-pair":
+            trainer.check_gap_only()
+        self.narrow_dtype = narrow_dtype(trainer.model, trainer.accelerator.mixed_precision)
+        logger.info(
+            "anchor: radius %g over %d parameters (scope %s), direction from %s, gaps by %s",
+            options.anchor_radius,
+            sum(p.numel() for p in parameters_in_scope(trainer.model, options.anchor_scope).values()),
+            options.anchor_scope or "all that trains",
+            f"the gradient over {options.anchor_batch_multiplier} mini-batches"
+            if options.anchor_direction == "gradient"
+            else "the optimizer's momentum",
+            self.options.anchor_estimator,
+        )
+
+    @cached_property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        # looked up when training has begun: FSDP puts others in their place
+        return parameters_in_scope(self.trainer.model, self.options.anchor_scope)
+
+    def __call__(self, batches: Sequence[Batch]) -> list[Batch]:
+        """The same mini-batches, each with `anchor_score_gap` or `anchor_gap` among its columns."""
+        self.trainer.model.train()
+        batches = [self.trainer.before_measuring(batch) for batch in batches]
+        if self.options.anchor_estimator == "per-pair":
+            batches, direction, measured = self._per_pair(batches)
+        else:
+            direction, batches = self._direction(batches)
+            measured = self.measure(batches, direction)
+        batches = [with_columns(batch, columns) for batch, columns in zip(batches, measured, strict=True)]
+        for callback in self.trainer.callback_handler.callbacks:
+            if isinstance(callback, AnchorDiagnostics) and callback.is_due(self.trainer.state.global_step):
+                callback.record(self.trainer, batches, direction, self.parameters, self.options.anchor_radius)
+        return batches
+
+    # The direction
+
+    def _direction(self, batches: list[Batch]) -> tuple[Direction, list[Batch]]:
+        if self.options.anchor_direction == "momentum":
+            direction = momentum_direction(self.trainer.optimizer, self.parameters)
+            if direction is not None:
+                return direction, batches
+        keep = self._may_keep(batches)
+        used = batches[: self.options.anchor_batch_multiplier]
+        kept: list[Batch] = []
+        n_pairs = torch.zeros((), device=self.trainer.accelerator.device)
+        with own_gradients(self.parameters) as gradients:
+            for batch in used:
+                pairs = self.trainer.forward_pairs(batch, self.trainer.model_wrapped if keep else None)
+                gap = self.trainer.score_gap(pairs)
+                add_gradients(self.trainer.accelerator, gap.sum(), self.parameters, retain_graph=keep)
+                n_pairs += gap.numel()
+                kept.append({**batch, KEPT: pairs} if keep else batch)
+            summed = gradients()
+        return self._reduced(summed, n_pairs, len(used)), kept + batches[len(used) :]
+
+    def _reduced(self, summed: dict[str, Tensor], n_pairs: Tensor, n_mini_batches: int) -> Direction:
+        summed, n_pairs = self.trainer.accelerator.reduce((summed, n_pairs), "sum")
+        direction, n_pairs = self.fading.add(summed, n_pairs, n_mini_batches)
+        self.trainer.store_metrics(
+            {
+                "anchor/gradient_norm": direction.norm / n_pairs,
+                "anchor/no_direction": (direction.per_unit == 0).float(),
+            }
+        )
+        return direction
+
+    def _may_keep(self, batches: list[Batch]) -> bool:
+        """Whether the forward passes behind the direction also serve the update."""
+        n, wanted = len(batches), self.options.anchor_keep_graphs
+        if n > min(wanted, self.options.anchor_batch_multiplier) or self.options.anchor_direction == "momentum":
+            return False
+        return self.trainer.graphs_can_wait(n)
+
+    # The gaps
+
+    def measure(self, batches: Sequence[Batch], direction: Direction) -> list[dict[str, Tensor]]:
+        """What each mini-batch gets as columns."""
+        with torch.no_grad():
+            return self._estimator(batches, direction)
+
+    @cached_property
+    def _estimator(self) -> Callable[[Sequence[Batch], Direction], list[dict[str, Tensor]]]:
+        name = self.options.anchor_estimator
+        if name == "difference" and self.narrow_dtype is not None:
+            reason = cannot_displace(self.trainer.model, self.parameters)
+            if reason is not None:
+                logger.warning("anchor gaps are measured in float32, which is slower: %s", reason)
+                name = "float32"
+        return {"difference": self._difference, "float32": self._float32, "directional": self._directional}[name]
+
+    def _difference(self, batches: Sequence[Batch], direction: Direction) -> list[dict[str, Tensor]]:
+        step = -self.options.anchor_radius * direction.per_unit
+        if self.narrow_dtype is None:
+            anchor = perturbed(self.trainer.model, direction.vectors, step)
+        else:
+            anchor = displaced(self.trainer.model, direction.vectors, step, self.narrow_dtype)
+        # the fused head reads the LM head's weight itself, and would miss a step that stays beside it
+        fused = self.narrow_dtype is None
+        if self.trainer.args.disable_dropout:
+            # the update's own forward pass gives the other end of the difference
+            with anchor:
+                return [{ANCHOR_SCORE_GAP: gap} for gap in self._gaps(batches, fused)]
+        with without_dropout(self.trainer.model):
+            here = self._gaps(batches)
+            with anchor:
+                return [{ANCHOR_GAP: h - there} for h, there in zip(here, self._gaps(batches, fused), strict=True)]
+
+    def _float32(self, batches: Sequence[Batch], direction: Direction) -> list[dict[str, Tensor]]:
+        step = -self.options.anchor_radius * direction.per_unit
+        with in_float32(self.trainer.model), without_dropout(self.trainer.model):
+            here = self._gaps(batches)
+            with perturbed(self.trainer.model, direction.vectors, step):
+                return [{ANCHOR_GAP: h - there} for h, there in zip(here, self._gaps(batches), strict=True)]
+
+    def _directional(self, batches: Sequence[Batch], direction: Direction) -> list[dict[str, Tensor]]:
+        scale = self.options.anchor_radius * direction.per_unit
+        with without_dropout(self.trainer.model):
+            return [{ANCHOR_GAP: scale * self._slope(batch, direction.vectors)} for batch in batches]
+
+    def _gaps(self, batches: Sequence[Batch], fused: bool = True) -> list[Tensor]:
+        return [self.trainer.score_gap(self.trainer.forward_pairs(batch, fused=fused)).float() for batch in batches]
+
+    def _slope(self, batch: Batch, vectors: Mapping[str, Tensor]) -> Tensor:
+        def gap(model: Any) -> Tensor:
+            return self.trainer.score_gap(self.trainer.forward_pairs(batch, model, fused=False))
+
+        return directional_derivative(self.trainer.model, vectors, gap).float()
+
+    # Everything from the pairs' own gradients
+
+    def _per_pair(self, batches: list[Batch]) -> tuple[list[Batch], Direction, list[dict[str, Tensor]]]:
+        kept = [KeptGradients.of(self.trainer, batch, self.parameters) for batch in batches]
+        used = kept[: self.options.anchor_batch_multiplier]
+        summed = {name: sum(each.summed()[name] for each in used) for name in self.parameters}
+        n_pairs = torch.tensor(float(sum(each.gap.numel() for each in used)), device=self.trainer.accelerator.device)
+        direction = self._reduced(summed, n_pairs, len(used))
+        scale = self.options.anchor_radius * direction.per_unit
+        measured = [{ANCHOR_GAP: scale * each.along(direction.vectors)} for each in kept]
+        ready = [
+            {**batch, KEPT: each.for_the_update(self.parameters, self._mean_over_ranks)}
+            for batch, each in zip(batches, kept, strict=True)
+        ]
+        return ready, direction, measured
+
+    def _mean_over_ranks(self, gradients: list[Tensor]) -> list[Tensor]:
+        # DDP reduces what its own forward pass has announced; these gradients come from none
+        return self.trainer.accelerator.reduce(gradients, "mean")
+
+    # What it remembers
+
+    @property
+    def remembers(self) -> bool:
+        """Whether the direction goes on from one window to the next."""
+        shorter = self.trainer.args.gradient_accumulation_steps < self.options.anchor_batch_multiplier
+        return shorter and self.options.anchor_direction == "gradient"
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.fading.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.fading.load_state_dict(state)
+
+
+@contextmanager
+def without_dropout(model: nn.Module) -> Iterator[None]:
+    """Two passes that are compared must not differ by chance."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

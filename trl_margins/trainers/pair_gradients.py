@@ -1,0 +1,164 @@
+"""Each pair's own gradient: its norm, or, where few parameters train, the gradient itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..pairs import PairLogps
+from ..terms.anchor import RELATIVE_NORM
+from .collator import with_columns
+from .configs import MarginOptions
+from .direction import parameters_in_scope, total_norm
+
+if TYPE_CHECKING:
+    from .mixin import MarginMixin
+
+Batch = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class PairGradient:
+    """One pair's forward pass, detached, its score gap Δ, and ∇Δ."""
+
+    pairs: PairLogps  # of one pair
+    gap: Tensor  # [1]
+    gradient: Mapping[str, Tensor]  # parameter name → tensor of its shape
+
+
+def pair_gradients(
+    trainer: MarginMixin, batch: Batch, parameters: Mapping[str, nn.Parameter]
+) -> Iterator[PairGradient]:
+    """One pair of a batch after the other: as many passes as pairs, and the work of one over all."""
+    n_pairs = trainer.n_pairs(batch)
+    for i in range(n_pairs):
+        pairs = trainer.forward_pairs(one_pair(batch, i, n_pairs))
+        gap = trainer.score_gap(pairs)
+        found = torch.autograd.grad(gap.sum(), list(parameters.values()), allow_unused=True)
+        gradient = {
+            name: torch.zeros_like(parameter) if value is None else value
+            for (name, parameter), value in zip(parameters.items(), found, strict=True)
+        }
+        yield PairGradient(_detached(pairs), gap.detach(), gradient)
+
+
+def one_pair(batch: Batch, i: int, n_pairs: int) -> Batch:
+    """Pair i of a collated batch: row i of what has a row per pair; rows i and B + i of what has two."""
+
+    def pick(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: pick(entry) for key, entry in value.items()}
+        if isinstance(value, tuple):
+            return tuple(pick(entry) for entry in value)
+        if isinstance(value, Tensor) and value.ndim and value.size(0) in (n_pairs, 2 * n_pairs):
+            return value[i::n_pairs]
+        return value[i : i + 1] if isinstance(value, list) and len(value) == n_pairs else value
+
+    return pick(batch)
+
+
+def _detached(pairs: PairLogps) -> PairLogps:
+    tensors = {name: value.detach() for name, value in vars(pairs).items() if isinstance(value, Tensor)}
+    return replace(pairs, **tensors)
+
+
+class GradientNorms:
+    """Measures ‖∇Δ_i‖ of every pair of a window, over their mean norm on all ranks.
+
+    Args:
+        trainer: gives the model, its forward pass and the score.
+        options: `anchor_scope` says which parameters count.
+    """
+
+    columns = (RELATIVE_NORM,)
+
+    def __init__(self, trainer: MarginMixin, options: MarginOptions) -> None:
+        self.trainer = trainer
+        self.scope = options.anchor_scope
+        parameters_in_scope(trainer.model, self.scope)  # a scope that is empty is said now
+
+    @cached_property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        return parameters_in_scope(self.trainer.model, self.scope)
+
+    def __call__(self, batches: Sequence[Batch]) -> list[Batch]:
+        """The same mini-batches, each with `relative_gradient_norm` among its columns."""
+        self.trainer.model.train()
+        batches = [self.trainer.before_measuring(batch) for batch in batches]
+        norms = [self._norms(batch) for batch in batches]
+        window = torch.cat(norms)
+        total, number = self.trainer.accelerator.reduce((window.sum(), torch.ones_like(window).sum()), "sum")
+        factor = torch.where(total > 0, number / total, 0.0)
+        return [
+            with_columns(batch, {RELATIVE_NORM: factor * norm}) for batch, norm in zip(batches, norms, strict=True)
+        ]
+
+    def _norms(self, batch: Batch) -> Tensor:
+        pairs = pair_gradients(self.trainer, batch, self.parameters)
+        return torch.stack([total_norm(pair.gradient.values()) for pair in pairs])
+
+
+@dataclass(frozen=True)
+class KeptGradients:
+    """A mini-batch's pairs with their gradients: everything that direction, anchor gap and update need."""
+
+    pairs: PairLogps  # of B pairs, detached
+    gap: Tensor  # [B] Δ
+    gradients: Mapping[str, Tensor]  # parameter name → [B, its shape]
+
+    @classmethod
+    def of(cls, trainer: MarginMixin, batch: Batch, parameters: Mapping[str, nn.Parameter]) -> KeptGradients:
+        each = list(pair_gradients(trainer, batch, parameters))
+        gradients = {name: torch.stack([pair.gradient[name] for pair in each]) for name in parameters}
+        return cls(_joined([pair.pairs for pair in each]), torch.cat([pair.gap for pair in each]), gradients)
+
+    def summed(self) -> dict[str, Tensor]:
+        """Σ_i ∇Δ_i."""
+        return {name: gradient.sum(0) for name, gradient in self.gradients.items()}
+
+    def along(self, vectors: Mapping[str, Tensor]) -> Tensor:
+        """[B] ∇Δ_i · vectors."""
+        products = [self.gradients[name].flatten(1) @ along.flatten() for name, along in vectors.items()]
+        return torch.stack([product.float() for product in products]).sum(0)
+
+    def for_the_update(self, parameters: Mapping[str, nn.Parameter], reduce: Any) -> PairLogps:
+        """The forward pass that an update asks for: its backward pass adds the kept gradients, weighted.
+
+        Only the gap has a gradient: a loss of the gap alone cannot tell.
+        """
+        gap = _FromKept.apply(self.gap, reduce, list(self.gradients.values()), *parameters.values())
+        length = self.pairs.chosen_length.clamp(min=1)
+        return replace(self.pairs, chosen=self.pairs.chosen + length * (gap - self.gap))
+
+
+class _FromKept(torch.autograd.Function):
+    """[B] gaps whose gradient for each parameter is Σ_i dL/dΔ_i · ∇Δ_i."""
+
+    @staticmethod
+    def forward(ctx: Any, gap: Tensor, reduce: Any, gradients: list[Tensor], *parameters: Tensor) -> Tensor:
+        ctx.reduce, ctx.gradients = reduce, gradients
+        return gap.clone()
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
+        summed = [torch.tensordot(upstream.to(kept.dtype), kept, dims=1) for kept in ctx.gradients]
+        return (None, None, None, *ctx.reduce(summed))
+
+
+def _joined(pairs: Sequence[PairLogps]) -> PairLogps:
+    """Single pairs as one batch; token statistics are the pairs' mean."""
+    first = pairs[0]
+
+    def join(name: str) -> Any:
+        values = [getattr(pair, name) for pair in pairs]
+        if not isinstance(values[0], Tensor):
+            return values[0]
+        return torch.cat(values) if values[0].ndim else torch.stack(values).mean()
+
+    stats = {name: torch.stack([pair.token_stats[name] for pair in pairs]).mean() for name in first.token_stats}
+    return PairLogps(**{name: join(name) for name in vars(first) if name != "token_stats"}, token_stats=stats)

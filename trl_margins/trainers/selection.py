@@ -1,0 +1,71 @@
+"""Ranks a data set by anchor gap at a checkpoint: which pairs are stable there, which are not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from ..terms.anchor import ANCHOR_GAP
+from .anchor import GeometricAnchor
+from .collator import CARRIED
+
+if TYPE_CHECKING:
+    from .mixin import MarginMixin
+
+
+def dataset_anchor_gaps(trainer: MarginMixin) -> np.ndarray:
+    """Γ of every row of the trainer's training set, in its order, at the model as it is; nothing is trained.
+
+    The rows are taken in windows of `gradient_accumulation_steps` mini-batches, each with a direction of its own.
+    Every rank gets all values. The trainer's config says `train_sampling_strategy="sequential"`.
+    """
+    batches = trainer.get_train_dataloader()
+    trainer.model = trainer.accelerator.prepare_model(trainer.model, evaluation_mode=True)
+    anchor = GeometricAnchor(trainer, trainer.options)
+    size = trainer.args.gradient_accumulation_steps
+    gaps, window = [], []
+    progress = tqdm(batches, desc="Measuring anchor gaps", disable=not trainer.is_world_process_zero())
+    for number, batch in enumerate(progress, start=1):
+        window.append(batch)
+        if len(window) == size or number == len(batches):
+            for measured in anchor(window):
+                gaps.append(trainer.accelerator.gather_for_metrics(_gap(trainer, measured)).float().cpu())
+            window = []
+    return torch.cat(gaps).numpy()
+
+
+@torch.no_grad()
+def _gap(trainer: MarginMixin, batch: Mapping[str, Any]) -> torch.Tensor:
+    columns = batch[CARRIED]
+    if ANCHOR_GAP in columns:
+        return columns[ANCHOR_GAP]
+    return trainer.score_gap(trainer.forward_pairs(batch)) - columns["anchor_score_gap"]
+
+
+def subsets(anchor_gaps: np.ndarray, fraction: float, seed: int = 0) -> dict[str, np.ndarray]:
+    """Row numbers of the stable (lowest Γ), the unstable (highest Γ) and a random subset, each in the set's order.
+
+    Args:
+        anchor_gaps: [n] Γ.
+        fraction: share of the rows in each subset, in (0, 1].
+        seed: of the random one.
+
+    Raises:
+        ValueError: a fraction that leaves nothing, or is no share.
+
+    Source: GAPO (arXiv 2602.04909), appendix E.
+    """
+    n = round(fraction * len(anchor_gaps))
+    if not 0 < fraction <= 1 or n == 0:
+        raise ValueError(f"fraction must be in (0, 1] and leave a row of {len(anchor_gaps)}, not {fraction}")
+    order = np.argsort(anchor_gaps, kind="stable")
+    chosen = {
+        "stable": order[:n],
+        "unstable": order[-n:],
+        "random": np.random.default_rng(seed).choice(len(anchor_gaps), n, replace=False),
+    }
+    return {name: np.sort(rows) for name, rows in chosen.items()}

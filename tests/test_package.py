@@ -50,7 +50,7 @@ ALLOWED = {
     "terms": {"torch", "pairs", "terms"},
     "objective": {"torch", "pairs", "rewards", "losses", "terms"},
     "methods": {"terms"},
-    "forward": {"torch", "pairs"},
+    "forward": {"torch", "accelerate", "transformers", "pairs"},
     "data": {
         "torch",
         "transformers",

@@ -1,0 +1,498 @@
+"""The shared-prompt pass gives what the standard pass gives: log-probabilities and gradients, model by model."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+import torch
+import torch.autograd.forward_ad as forward_ad
+import transformers
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from torch import Tensor, nn
+from torch.func import functional_call
+from trl.trainer.utils import add_fused_lm_head
+
+from trl_margins.forward import shared_prompt
+from trl_margins.forward.answer_positions import decoder, only_positions
+from trl_margins.forward.shared_prompt import SharedRows, shared_rows, shared_token_logps, why_not_shared
+from trl_margins.forward.standard import IGNORE, TokenLogps, fused_token_logps, logits_token_logps, pair_logps
+
+VOCABULARY = 40
+WINDOW = 5  # shorter than a prompt
+OUTPUTS = ("log_probs", "mean_logits", "entropy", "is_top1", "log_sum_sq_probs")
+COMMON = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "initializer_range": 0.3}
+SHAPE = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 64,
+    **COMMON,
+}
+MIXED = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": WINDOW, "head_dim": 8}
+GPT2 = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64, "resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0}
+EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2, "output_router_logits": True}
+MODELS: dict[str, dict[str, Any]] = {
+    "Llama": SHAPE,
+    "Qwen2": {**SHAPE, "use_sliding_window": True, "max_window_layers": 1, "sliding_window": WINDOW},
+    "Qwen3": {**SHAPE, "head_dim": 8},
+    "Mistral": {**SHAPE, "sliding_window": WINDOW},
+    "Gemma2": {**SHAPE, **MIXED, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0},
+    "Gemma3": {**SHAPE, **MIXED},
+    "Phi3": {**SHAPE, "sliding_window": WINDOW},
+    "GPT2": {**COMMON, **GPT2},
+    "GPTNeoX": {**{k: v for k, v in SHAPE.items() if k != "num_key_value_heads"}, "rotary_pct": 0.5},
+    "OPT": {**COMMON, "hidden_size": 16, "word_embed_proj_dim": 16, "ffn_dim": 24, "num_hidden_layers": 2}
+    | {"num_attention_heads": 2, "max_position_embeddings": 64, "dropout": 0.0},
+    "Mixtral": {**SHAPE, **EXPERTS, "sliding_window": None},
+}
+EAGER_ONLY = ("Gemma2",)  # softcapping inside the attention
+CASES = [(name, kind) for name in MODELS for kind in ("eager", "sdpa") if kind == "eager" or name not in EAGER_ONLY]
+
+
+def tiny(name: str, attention: str = "sdpa", **overrides: Any) -> Any:
+    config_name = "Gemma3TextConfig" if name == "Gemma3" else f"{name}Config"
+    config = getattr(transformers, config_name)(**{**MODELS[name], **overrides})
+    config._attn_implementation = attention
+    torch.manual_seed(0)
+    head = "GPT2LMHeadModel" if name == "GPT2" else f"{name}ForCausalLM"
+    model = getattr(transformers, head)(config)
+    add_fused_lm_head(model, outputs=OUTPUTS)
+    return model
+
+
+# Batches
+
+
+def random_rows(rng: random.Random, k: int) -> list[tuple[list[int], list[int]]]:
+    """k pairs (prompt, answer) that share their prompt, or less of it."""
+
+    def tokens(least: int, most: int) -> list[int]:
+        return [rng.randrange(3, VOCABULARY) for _ in range(rng.randint(least, most))]
+
+    prompt = tokens(1, 12)
+    rows = [(list(prompt), tokens(1, 9)) for _ in range(k)]
+    kind = rng.choice(["whole", "whole", "merged", "cut", "empty", "none"])
+    victim = rng.randrange(k)
+    if kind == "merged":  # the prompt's last token became another one
+        rows[victim][0][-1] = rng.randrange(3, VOCABULARY)
+    elif kind == "cut":  # truncation took the prompt's beginning
+        del rows[victim][0][: rng.randint(1, len(prompt))]
+    elif kind == "empty":
+        rows[victim][1].clear()
+    elif kind == "none":
+        rows = [(ids[1:], answer) for ids, answer in rows]
+    return [(ids, answer) if ids or answer else (prompt, answer) for ids, answer in rows]
+
+
+def collated(examples: list[list[tuple[list[int], list[int]]]], side: str = "right") -> dict[str, Tensor]:
+    """The standard layout: row j · B + i is answer j of prompt i."""
+    rows = [example[j] for j in range(len(examples[0])) for example in examples]
+    width = max(len(prompt) + len(answer) for prompt, answer in rows) + 2
+    batch = {name: torch.zeros(len(rows), width, dtype=torch.long) for name in ("input_ids", "attention_mask")}
+    batch["labels"] = torch.full((len(rows), width), IGNORE)
+    for row, (prompt, answer) in enumerate(rows):
+        length = len(prompt) + len(answer)
+        begin = width - length if side == "left" else 0
+        batch["input_ids"][row, begin : begin + length] = torch.tensor(prompt + answer)
+        batch["attention_mask"][row, begin : begin + length] = 1
+        batch["labels"][row, begin + len(prompt) : begin + length] = torch.tensor(answer, dtype=torch.long)
+    return batch
+
+
+def random_batch(k: int = 2, side: str = "right", seed: int = 0, prompts: int = 4) -> dict[str, Tensor]:
+    rng = random.Random(seed)
+    examples = [random_rows(rng, k) for _ in range(prompts)]
+    if side == "left":
+        # the standard pass predicts a row's first token from the padding before it; nobody has such rows
+        examples = [[(ids or [3], answer) for ids, answer in rows] for rows in examples]
+    return collated(examples, side)
+
+
+# The two passes
+
+
+def standard(model: nn.Module, batch: Mapping[str, Tensor], fused: bool, **inputs: Any) -> TokenLogps:
+    inputs |= {name: batch[name] for name in ("input_ids", "attention_mask")}
+    # learned positions have to be told where a row begins; the others see distances alone
+    inputs["position_ids"] = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    return (fused_token_logps if fused else logits_token_logps)(model, inputs, batch["labels"])
+
+
+def shared(model: nn.Module, batch: Mapping[str, Tensor], k: int, fused: bool, **inputs: Any) -> TokenLogps:
+    return shared_token_logps(model, shared_rows(**batch, k=k), fused=fused, **inputs)
+
+
+def loss_of(tokens: TokenLogps) -> Tensor:
+    """Something that gives every row another weight."""
+    lengths = tokens.is_answer.sum(1)
+    weight = torch.linspace(-1, 2, len(lengths))
+    loss = -(weight * tokens.logps.sum(1) / lengths.clamp(min=1)).sum()
+    return loss if tokens.aux_loss is None else loss + tokens.aux_loss
+
+
+def loss_and_gradients(model: nn.Module, tokens: TokenLogps) -> tuple[Tensor, dict[str, Tensor]]:
+    model.zero_grad()
+    loss = loss_of(tokens)
+    loss.backward()
+    return loss.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_equal(ours: TokenLogps, theirs: TokenLogps, rtol: float = 1e-5) -> None:
+    """Field by field, token by token, whatever the columns."""
+    assert torch.equal(ours.is_answer.sum(1), theirs.is_answer.sum(1))
+    for name in ("logps", "mean_logit", "entropy", "log_sum_sq_probs", "is_top1"):
+        one, other = getattr(ours, name), getattr(theirs, name)
+        assert (one is None) == (other is None), name
+        if one is not None:
+            one, other = one[ours.is_answer], other[theirs.is_answer]
+            torch.testing.assert_close(one, other, rtol=rtol, atol=rtol * 10, msg=lambda m, name=name: f"{name}: {m}")
+    assert (ours.aux_loss is None) == (theirs.aux_loss is None)
+
+
+def assert_same_steps(model: nn.Module, ours: TokenLogps, theirs: TokenLogps, rtol: float = 1e-5) -> None:
+    """Loss and gradients; a gradient's error is relative to its largest entry, or to noise where that is none."""
+    our_loss, our_gradients = loss_and_gradients(model, ours)
+    their_loss, their_gradients = loss_and_gradients(model, theirs)
+    assert torch.isclose(our_loss, their_loss, rtol=rtol), (our_loss, their_loss)
+    assert our_gradients.keys() == their_gradients.keys()
+    largest = max(gradient.abs().max() for gradient in their_gradients.values())
+    for name, gradient in their_gradients.items():
+        scale = (
+            gradient.abs().max().clamp(min=0.05 * largest)
+        )  # a key's bias has gradient 0 where positions are learned
+        error = (our_gradients[name] - gradient).abs().max() / scale
+        assert error < rtol, f"{name}: relative error {error:.2e}"
+
+
+# The layout
+
+
+def test_layout_of_a_pair() -> None:
+    batch = collated([[([5, 6, 7], [8, 9]), ([5, 6, 7], [10])], [([5, 6], [7, 8]), ([5, 4], [9])]])
+    rows = shared_rows(**batch)
+    assert rows["input_ids"].tolist() == [[5, 6, 7, 8, 9, 10], [5, 6, 7, 8, 4, 9]]
+    assert rows["position_ids"].tolist() == [[0, 1, 2, 3, 4, 3], [0, 1, 2, 3, 1, 2]]
+    assert rows["segment"].tolist() == [[0, 0, 0, 1, 1, 2], [0, 1, 1, 1, 2, 2]]
+    assert rows["label"].tolist() == [8, 9, 7, 8, 10, 9]
+    assert rows["source"].tolist() == [2, 3, 6 + 1, 6 + 2, 2, 6 + 4]
+    assert rows["row"].tolist() == [0, 0, 1, 1, 2, 3]
+    assert rows["place"].tolist() == [0, 1, 0, 1, 0, 0]
+    assert rows["is_answer"].tolist() == [[True, True], [True, True], [True, False], [True, False]]
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_layout_of_random_batches(side: str) -> None:
+    for seed in range(60):
+        k = 1 + seed % 5
+        batch = random_batch(k, side, seed, prompts=1 + seed % 4)
+        check_layout(shared_rows(**batch, k=k), batch, k)
+
+
+def check_layout(rows: SharedRows, batch: Mapping[str, Tensor], k: int) -> None:
+    """Each standard row can be read off: tokens, positions, labels; and no more is written than has to be."""
+    prompts, width = rows["input_ids"].shape
+    plain = [batch["input_ids"][r][batch["attention_mask"][r] == 1].tolist() for r in range(k * prompts)]
+    labels = [batch["labels"][r][batch["attention_mask"][r] == 1].tolist() for r in range(k * prompts)]
+    for r, (ids, marks) in enumerate(zip(plain, labels, strict=True)):
+        i, answer = r % prompts, r // prompts + 1
+        mine = ((rows["segment"][i] == 0) | (rows["segment"][i] == answer)).nonzero()[:, 0]
+        assert rows["input_ids"][i, mine].tolist() == ids
+        assert rows["position_ids"][i, mine].tolist() == list(range(len(ids)))
+        expected = [(t, token) for t, token in enumerate(marks) if token != IGNORE and t > 0]
+        here = (rows["row"] == r) & (rows["label"] != IGNORE)
+        assert rows["label"][here].tolist() == [token for _, token in expected]
+        assert rows["place"][here].tolist() == list(range(len(expected)))
+        assert rows["source"][here].tolist() == [i * width + int(mine[t - 1]) for t, _ in expected]
+        assert rows["is_answer"][r].sum() == len(expected)
+    for i in range(prompts):
+        copies, marks = plain[i::prompts], labels[i::prompts]
+        most = min(len(ids) for ids in copies)
+        alike = next(
+            (
+                t
+                for t in range(most)
+                if any(c[t] != copies[0][t] for c in copies) or any(m[t] != IGNORE for m in marks)
+            ),
+            most,
+        )
+        assert (rows["segment"][i] == 0).sum() == alike
+        assert (rows["segment"][i] >= 0).sum() == alike + sum(len(ids) - alike for ids in copies)
+    assert (rows["segment"][:, -1] >= 0).any(), "wider than the longest row"
+
+
+# Equality with the standard pass
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+@pytest.mark.parametrize(("name", "attention"), CASES)
+def test_equals_the_standard_pass(name: str, attention: str, k: int) -> None:
+    model = tiny(name, attention)
+    assert why_not_shared(model) is None
+    for seed, (side, fused) in enumerate([("right", True), ("right", False), ("left", True), ("left", False)]):
+        batch = random_batch(k, side, seed)
+        ours, theirs = shared(model, batch, k, fused), standard(model, batch, fused)
+        assert_equal(ours, theirs)
+        assert_same_steps(model, ours, theirs)
+
+
+def test_pair_logps_are_the_same() -> None:
+    model, batch = tiny("Llama"), random_batch()
+    options = {"tail_weight": 0.3, "policy_weight": True}
+    ours = pair_logps(shared(model, batch, 2, True), **options)
+    theirs = pair_logps(standard(model, batch, True), **options)
+    for name in ("chosen", "rejected", "chosen_length", "rejected_length", "policy_weight", "sft_loss"):
+        torch.testing.assert_close(getattr(ours, name), getattr(theirs, name), rtol=1e-5, atol=1e-5)
+    for name, value in theirs.token_stats.items():
+        torch.testing.assert_close(ours.token_stats[name], value, rtol=1e-5, atol=1e-5)
+
+
+def test_a_batch_without_answers() -> None:
+    model = tiny("Llama")
+    batch = collated([[([5, 6, 7], []), ([5, 6, 7], [])], [([8, 9], []), ([8, 7], [])]])
+    for fused in (True, False):
+        tokens = shared(model, batch, 2, fused)
+        loss, gradients = loss_and_gradients(model, tokens)
+        assert loss == 0
+        assert not tokens.is_answer.any()
+        assert gradients
+        assert all((gradient == 0).all() for gradient in gradients.values())
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing(reentrant: bool) -> None:
+    model, batch = tiny("Gemma3"), random_batch()
+    expected = standard(model, batch, True)
+    model.train()
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    if reentrant:
+        model.enable_input_require_grads()
+    ours = shared(model, batch, 2, True)
+    assert_equal(ours, expected)
+    assert_same_steps(model, ours, expected)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("fused", [True, False])
+def test_bf16_autocast(attention: str, fused: bool) -> None:
+    model, batch = tiny("Qwen2", attention, initializer_range=0.1), random_batch()
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, theirs = shared(model, batch, 2, fused), standard(model, batch, fused)
+    assert_equal(ours, theirs, rtol=2e-2)
+    assert_same_steps(model, ours, theirs, rtol=5e-2)
+
+
+def test_bf16_weights() -> None:
+    batch = random_batch()
+    for attention in ("eager", "sdpa"):
+        model = tiny("Gemma3", attention, initializer_range=0.1).bfloat16()
+        ours, theirs = shared(model, batch, 2, True), standard(model, batch, True)
+        torch.testing.assert_close(ours.logps.sum(1), theirs.logps.sum(1), rtol=2e-2, atol=5e-2)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_lora(fused: bool) -> None:
+    model = get_peft_model(tiny("Llama"), LoraConfig(r=2, init_lora_weights=False, task_type="CAUSAL_LM"))
+    batch = random_batch()
+    assert why_not_shared(model) is None
+    ours, theirs = shared(model, batch, 2, fused), standard(model, batch, fused)
+    assert_equal(ours, theirs)
+    assert_same_steps(model, ours, theirs)
+
+
+def test_data_parallel_wrapper(tmp_path: Any) -> None:
+    model, batch = tiny("Llama"), random_batch()
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(model)
+        assert decoder(wrapped) is model.model
+        assert why_not_shared(wrapped) is None
+        assert_equal(shared(wrapped, batch, 2, True), standard(model, batch, True))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_compiled() -> None:
+    """What the hooks do changes with every batch; a compiled model has to notice."""
+    model = tiny("Llama")
+    compiled = torch.compile(model, backend="eager")
+    for seed in range(3):
+        batch = random_batch(seed=seed)
+        assert_equal(shared(compiled, batch, 2, False), standard(model, batch, False))
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_load_balancing_loss(fused: bool) -> None:
+    """The same too: a shared token counts once for each of its standard rows."""
+    model = tiny("Mixtral")
+    for k in (2, 3):
+        batch = random_batch(k)
+        ours = shared(model, batch, k, fused, output_router_logits=True)
+        theirs = standard(model, batch, fused, output_router_logits=True)
+        torch.testing.assert_close(ours.aux_loss, theirs.aux_loss, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("name", ["Llama", "Gemma2"])
+def test_flex_attention(name: str) -> None:
+    """Uncompiled and without gradient, all that it does on a CPU."""
+    batch = random_batch()
+    expected = standard(tiny(name, "eager"), batch, False)
+    model = tiny(name, "flex_attention").eval()
+    assert why_not_shared(model) is None
+    with torch.compiler.set_stance("force_eager"), torch.no_grad():
+        assert_equal(shared(model, batch, 2, False), expected)
+
+
+def test_forward_mode() -> None:
+    """The derivative along a direction equals the gradient times that direction."""
+    model, batch = tiny("Llama", "eager"), random_batch()
+    _, gradients = loss_and_gradients(model, shared(model, batch, 2, False))
+    direction = {name: torch.randn_like(gradient) for name, gradient in gradients.items()}
+    parameters = dict(model.named_parameters())
+    with forward_ad.dual_level():
+        moving = {name: forward_ad.make_dual(parameters[name].detach(), along) for name, along in direction.items()}
+
+        def call(**inputs: Any) -> Any:
+            return functional_call(model, moving, kwargs=inputs)
+
+        tokens = shared_token_logps(model, shared_rows(**batch), fused=False, call=call)
+        tangent = forward_ad.unpack_dual(loss_of(tokens)).tangent
+    expected = sum((gradients[name] * along).sum() for name, along in direction.items())
+    torch.testing.assert_close(tangent, expected, rtol=1e-4, atol=1e-4)
+
+
+# A wrong mask would be noticed
+
+
+def everything_before(segment: Tensor, positions: Tensor, window: int | None) -> Callable[..., Tensor]:
+    return lambda row, head, query, key: (key <= query) & (segment[row, key] >= -1)
+
+
+def without_window(segment: Tensor, positions: Tensor, window: int | None) -> Callable[..., Tensor]:
+    return RIGHT(segment, positions, None)
+
+
+def window_by_column(segment: Tensor, positions: Tensor, window: int | None) -> Callable[..., Tensor]:
+    return RIGHT(segment, torch.arange(segment.size(1)).expand_as(segment), window)
+
+
+RIGHT = shared_prompt._visible
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("Llama", everything_before),
+        ("GPT2", everything_before),
+        ("Mistral", without_window),
+        ("Gemma3", without_window),
+        ("Mistral", window_by_column),
+        ("Qwen2", window_by_column),
+    ],
+)
+def test_a_wrong_mask_is_noticed(
+    name: str, wrong: Callable[..., Any], attention: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, batch = tiny(name, attention), random_batch()
+    expected = standard(model, batch, False).logps.sum(1)
+    monkeypatch.setattr(shared_prompt, "_visible", wrong)
+    found = shared(model, batch, 2, False).logps.sum(1)
+    assert ((found - expected).abs() / expected.abs().clamp(min=1)).max() > 1e-3
+
+
+def test_padding_and_empty_rows_stay_finite() -> None:
+    batch = collated([[([5], []), ([5], [])], [([6] * 10, [7] * 9), ([6] * 10, [8] * 9)]])
+    for name, attention in CASES:
+        model = tiny(name, attention)
+        _, gradients = loss_and_gradients(model, shared(model, batch, 2, False))
+        assert all(gradient.isfinite().all() for gradient in gradients.values()), (name, attention)
+
+
+# The device
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("name", ["Llama", "Gemma3"])
+def test_no_value_is_read_on_the_device(name: str, attention: str) -> None:
+    """Tensors without values refuse whatever depends on one."""
+    model = tiny(name, attention).to("meta")
+    rows = {key: tensor.to("meta") for key, tensor in shared_rows(**random_batch()).items()}
+    pair_logps(shared_token_logps(model, rows, fused=False)).chosen.sum().backward()
+
+
+def test_hooks_go_when_the_model_fails() -> None:
+    model, batch = tiny("Llama"), random_batch()
+    rows = shared_rows(**batch)
+    rows["input_ids"] = rows["input_ids"] + VOCABULARY
+    with pytest.raises(IndexError):
+        shared_token_logps(model, rows)
+    assert not model.model._forward_hooks
+    assert not model.model._forward_pre_hooks
+
+
+def test_only_positions() -> None:
+    model, batch = tiny("Llama"), random_batch()
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    whole = model(**inputs).logits
+    index = torch.tensor([3, 0, 3, whole.size(1) + 1])
+    with only_positions(model, index):
+        some = model(**inputs).logits
+    torch.testing.assert_close(some, whole.flatten(0, 1)[index][None])
+    assert model(**inputs).logits.shape == whole.shape
+
+
+# Which models
+
+
+def flash() -> nn.Module:
+    model = tiny("Llama")
+    model.config._attn_implementation = "flash_attention_2"
+    return model
+
+
+def vision() -> nn.Module:
+    vision_config = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.LlavaConfig(
+        text_config=transformers.LlamaConfig(**SHAPE),
+        vision_config=transformers.CLIPVisionConfig(**vision_config, image_size=8, patch_size=4),
+    )
+    return transformers.LlavaForConditionalGeneration(config)
+
+
+def prompt_tuning() -> nn.Module:
+    return get_peft_model(tiny("Llama"), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+
+
+def of(name: str, **config: Any) -> Callable[[], nn.Module]:
+    head = {"T5": "T5ForConditionalGeneration"}.get(name, f"{name}ForCausalLM")
+    return lambda: getattr(transformers, head)(getattr(transformers, f"{name}Config")(**config))
+
+
+SMALL = {"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 2}
+LINEAR = {"num_attention_heads": 2, "intermediate_size": 24, "layer_types": ["linear_attention", "full_attention"]}
+GPT_NEO = {"num_layers": 2, "num_heads": 2, "attention_types": [[["global", "local"], 1]]}
+REFUSED = [
+    ("encoder-decoder", of("T5", vocab_size=VOCABULARY, d_model=16, d_ff=16, num_layers=1, num_heads=2)),
+    ("linear_attention", of("Mamba", **SMALL)),
+    ("linear_attention", of("Qwen3Next", **{**SHAPE, **LINEAR})),
+    ("recurrent", of("Rwkv", **SMALL, attention_hidden_size=16)),
+    ("position_ids", of("Bloom", vocab_size=VOCABULARY, hidden_size=16, n_layer=1, n_head=2)),
+    ("ALiBi", of("Falcon", **SMALL, num_attention_heads=2, alibi=True)),
+    ("window", of("GPTNeo", vocab_size=VOCABULARY, hidden_size=16, **GPT_NEO)),
+    ("later tokens", of("Roberta", **SMALL, num_attention_heads=2, intermediate_size=16)),
+    ("more than text", vision),
+    ("flash_attention_2", flash),
+    ("virtual tokens", prompt_tuning),
+]
+
+
+@pytest.mark.parametrize(("reason", "build"), REFUSED, ids=[f"{i}-{reason}" for i, (reason, _) in enumerate(REFUSED)])
+def test_refused(reason: str, build: Callable[[], nn.Module]) -> None:
+    with torch.device("meta"):
+        model = build()
+    assert reason in why_not_shared(model)

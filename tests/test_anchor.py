@@ -215,7 +215,8 @@ def test_log_ratio_reward_falls_by_its_own_gap(tiny_model, tokenizer, tmp_path):
     trainer.current_gradient_accumulation_steps = 2
     for batch in measured:
         trainer.training_step(trainer.model, batch)
-    assert_same_gradients({n: p.grad for n, p in trainer.model.named_parameters()}, gradient)
+    # summed over the answers, log-ratios have fewer digits than means
+    assert_same_gradients({n: p.grad for n, p in trainer.model.named_parameters()}, gradient, rtol=2e-4)
 
 
 # The weights come back

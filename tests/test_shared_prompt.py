@@ -17,7 +17,9 @@ from trl.trainer.utils import add_fused_lm_head
 
 from trl_margins.forward import shared_prompt
 from trl_margins.forward.answer_positions import decoder, only_positions
-from trl_margins.forward.shared_prompt import SharedRows, shared_rows, shared_token_logps, why_not_shared
+from trl_margins.forward.shareable import why_not_shared
+from trl_margins.forward.shared_prompt import shared_token_logps
+from trl_margins.forward.shared_rows import SharedRows, shared_rows
 from trl_margins.forward.standard import IGNORE, TokenLogps, fused_token_logps, logits_token_logps, pair_logps
 
 VOCABULARY = 40

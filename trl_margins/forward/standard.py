@@ -21,7 +21,7 @@ class TokenLogps:
 
     logps: Tensor  # [2B, T] with gradient
     is_answer: Tensor  # [2B, T] bool
-    mean_logit: Tensor  # [2B, T] mean over the vocabulary
+    mean_logit: Tensor | None = None  # [2B, T] mean over the vocabulary
     entropy: Tensor | None = None  # [2B, T]
     is_top1: Tensor | None = None  # [2B, T] bool
     log_sum_sq_probs: Tensor | None = None  # [2B, T] log Σ_v p_v²
@@ -68,15 +68,21 @@ def logits_token_logps(model: nn.Module, inputs: Mapping[str, Any], labels: Tens
     if shift:
         logits, labels = logits[:, -labels.size(1) : -1], labels[:, 1:]
     is_answer = labels != IGNORE
-    if logits.dtype.itemsize < 4:
-        logits = logits.float()  # a sum of many log-probabilities has no digits left in 16 bits
-    nll = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORE, reduction="none")
     return TokenLogps(
-        logps=-nll,
+        logps=-token_nll(logits, labels),
         is_answer=is_answer,
         mean_logit=logits.detach().mean(-1) * is_answer,
         aux_loss=getattr(outputs, "aux_loss", None),
     )
+
+
+def token_nll(logits: Tensor, labels: Tensor) -> Tensor:
+    """[R, T] negative log-likelihoods, 0 where the label is −100, from logits [R, T, vocabulary].
+
+    In float32 at least: a sum of many log-probabilities has no digits left in 16 bits.
+    """
+    logits = logits if logits.dtype.itemsize >= 4 else logits.float()
+    return F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORE, reduction="none")
 
 
 def pair_logps(tokens: TokenLogps, tail_weight: float | None = None, policy_weight: bool = False) -> PairLogps:
@@ -123,8 +129,10 @@ def _token_stats(tokens: TokenLogps) -> dict[str, Tensor]:
         return (values * where).sum() / where.sum().clamp(min=1)
 
     chosen, rejected = tokens.is_answer.chunk(2)
-    chosen_logit, rejected_logit = tokens.mean_logit.chunk(2)
-    stats = {"logits/chosen": mean(chosen_logit, chosen), "logits/rejected": mean(rejected_logit, rejected)}
+    stats = {}
+    if tokens.mean_logit is not None:
+        chosen_logit, rejected_logit = tokens.mean_logit.chunk(2)
+        stats |= {"logits/chosen": mean(chosen_logit, chosen), "logits/rejected": mean(rejected_logit, rejected)}
     if tokens.entropy is not None:
         stats["entropy"] = mean(tokens.entropy, tokens.is_answer)
     if tokens.is_top1 is not None:

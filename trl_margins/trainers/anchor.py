@@ -4,8 +4,7 @@ falls there."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,7 @@ from .direction import Direction, FadingGradient, momentum_direction, parameters
 from .gradients import add_gradients, own_gradients
 from .pair_gradients import KeptGradients
 from .perturbation import perturbed
-from .precision import cannot_displace, displaced, in_float32, narrow_dtype
+from .precision import cannot_displace, displaced, in_float32, narrow_dtype, without_dropout
 
 if TYPE_CHECKING:
     from .mixin import MarginMixin
@@ -205,15 +204,3 @@ class GeometricAnchor:
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.fading.load_state_dict(state)
-
-
-@contextmanager
-def without_dropout(model: nn.Module) -> Iterator[None]:
-    """Two passes that are compared must not differ by chance."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

@@ -10,9 +10,13 @@ from typing import Any
 import torch
 
 from ..data.scores import check_row, find_score_columns, problem_of
+from ..forward.shared_rows import shared_rows
+
+StandardRows = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # input_ids, attention_mask, labels, each [2B, T]
 
 # One key for all carried columns: TRL's trainers read meaning into keys that begin with "chosen" or "rejected"
 CARRIED = "pair_columns"
+SHARED = "shared_rows"  # the batch's pairs, each in one row
 KEPT = "kept_pairs"  # the `PairLogps` of a batch whose forward pass has been made already
 SCORES = ("score_chosen", "score_rejected")
 
@@ -20,6 +24,17 @@ SCORES = ("score_chosen", "score_rejected")
 def with_columns(batch: Mapping[str, Any], columns: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """The same batch, carrying further columns [B]."""
     return {**batch, CARRIED: {**batch.get(CARRIED, {}), **columns}}
+
+
+def one_pair(value: Any, i: int, n_pairs: int) -> Any:
+    """Pair i of a collated batch: row i of what has a row per pair; rows i and B + i of what has two."""
+    if isinstance(value, Mapping):
+        return {key: one_pair(entry, i, n_pairs) for key, entry in value.items()}
+    if isinstance(value, tuple):
+        return tuple(one_pair(entry, i, n_pairs) for entry in value)
+    if isinstance(value, torch.Tensor) and value.ndim and value.size(0) in (n_pairs, 2 * n_pairs):
+        return value[i::n_pairs]
+    return value[i : i + 1] if isinstance(value, list) and len(value) == n_pairs else value
 
 
 @dataclass
@@ -35,6 +50,7 @@ class PairCollator:
     score_columns: Sequence[str] | None = None
     strict: bool = True
     columns: Sequence[str] = ()  # further columns of numbers that the objective reads
+    standard_rows: Callable[[Mapping[str, Any]], StandardRows] | None = None  # for a batch that shares prompts
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         batch = self.collator(rows)
@@ -49,4 +65,9 @@ class PairCollator:
                 pairs = [[math.nan if problem_of(score) else score for score in pair] for pair in pairs]
             scores = torch.tensor(pairs, dtype=torch.float32)
             carried |= dict(zip(SCORES, scores.unbind(1), strict=True))
-        return {**batch, CARRIED: carried} if carried else batch
+        if carried:
+            batch = {**batch, CARRIED: carried}
+        if self.standard_rows is not None:
+            # last: accelerate takes the size of a batch from its first tensor
+            batch = {**batch, SHARED: dict(shared_rows(*self.standard_rows(batch)))}
+        return batch

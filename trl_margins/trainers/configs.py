@@ -106,6 +106,14 @@ class MarginOptions:
         default=32,
         metadata={"help": "Pairs behind AMaPO's mean and deviation: the batch, filled up with recent ones."},
     )
+    share_prompt: str = field(
+        default="auto",
+        metadata={
+            "help": "Compute a prompt once for both its answers. 'auto' does where the model can and the first batch, "
+            "computed both ways, agrees; 'always' and 'never' leave out the comparison.",
+            "choices": ["auto", "always", "never"],
+        },
+    )
     anchor_radius: float = field(
         default=0.05, metadata={"help": "GAPO's ρ: how far the anchor lies from the policy, over all its parameters."}
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,12 +15,13 @@ from torch import Tensor, nn
 from trl.experimental.cpo import CPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
-from ..forward.standard import fused_token_logps, logits_token_logps, pair_logps
+from ..forward.standard import TokenLogps, fused_token_logps, logits_token_logps, pair_logps
 from ..losses import CPO_LOSSES
 from ..objective import LengthNormalizedReward, Objective, ObjectiveOutput, SummedReward
 from ..pairs import PairLogps
 from ..rewards import length_normalized
 from ..terms import Term
+from .collator import StandardRows
 from .configs import MarginCPOConfig
 from .mixin import MarginMixin
 from .truncation import report_empty_answers
@@ -64,7 +66,16 @@ class MarginCPOTrainer(MarginMixin, CPOTrainer):
             label_smoothing=config.label_smoothing,
         )
 
+    def standard_rows(self) -> Callable[[Mapping[str, Any]], StandardRows]:
+        return partial(_standard_rows, padding_value=self.pad_token_id)
+
     def concatenated_forward(self, model: nn.Module, batch: Mapping[str, Any]) -> PairLogps:
+        return pair_logps(self.token_logps(model, batch, self._sharing(self, batch)))
+
+    def token_logps(self, model: nn.Module, batch: Mapping[str, Any], shared: bool) -> TokenLogps:
+        router = {"output_router_logits": True} if self.aux_loss_enabled else {}
+        if shared:
+            return self.shared_logps(model, batch, **router)
         inputs = self.concatenated_inputs(
             batch,
             is_encoder_decoder=self.is_encoder_decoder,
@@ -75,14 +86,13 @@ class MarginCPOTrainer(MarginMixin, CPOTrainer):
         model_inputs = {
             "input_ids": inputs["concatenated_input_ids"],
             "attention_mask": inputs["concatenated_attention_mask"],
+            **router,
         }
-        if self.aux_loss_enabled:
-            model_inputs["output_router_logits"] = True
         if self.is_encoder_decoder:
             model_inputs["decoder_input_ids"] = self._shift_right(labels)
         if self._fused:
-            return pair_logps(fused_token_logps(model, model_inputs, labels))
-        return pair_logps(logits_token_logps(model, model_inputs, labels, shift=not self.is_encoder_decoder))
+            return fused_token_logps(model, model_inputs, labels)
+        return logits_token_logps(model, model_inputs, labels, shift=not self.is_encoder_decoder)
 
     def n_pairs(self, batch: Mapping[str, Any]) -> int:
         return len(batch["chosen_input_ids"])
@@ -124,3 +134,8 @@ class MarginCPOTrainer(MarginMixin, CPOTrainer):
             return True
         logger.info("log-probabilities come from the whole logits: %s", reason)
         return False
+
+
+def _standard_rows(batch: Mapping[str, Any], padding_value: int) -> StandardRows:
+    rows = CPOTrainer.concatenated_inputs(batch, padding_value=padding_value)
+    return tuple(rows[f"concatenated_{name}"] for name in ("input_ids", "attention_mask", "labels"))

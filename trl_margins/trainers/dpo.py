@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -11,19 +12,21 @@ from datasets import Dataset
 from torch import Tensor, nn
 from trl import DPOTrainer
 
-from ..forward.standard import IGNORE, fused_token_logps, logits_token_logps, pair_logps
+from ..forward.shareable import why_not_shared
+from ..forward.shared_prompt import shared_token_logps
+from ..forward.standard import IGNORE, TokenLogps, fused_token_logps, logits_token_logps, pair_logps
 from ..losses import DPO_LOSSES, REFERENCE_FREE_LOSSES
 from ..objective import LengthNormalizedReward, LogRatioReward, Objective, ObjectiveOutput
 from ..pairs import PairLogps
 from ..terms import Term
-from .collator import CARRIED
+from .collator import CARRIED, SHARED, StandardRows
 from .configs import MarginDPOConfig
 from .mixin import MarginMixin
 from .truncation import report_dropped
 
 _NO_REFERENCE = object()
 _REFERENCE = "reference_logps"  # of a batch that several passes look at
-_NOT_FOR_THE_MODEL = ("completion_mask", "ref_chosen_logps", "ref_rejected_logps", _REFERENCE)
+_NOT_FOR_THE_MODEL = ("completion_mask", "ref_chosen_logps", "ref_rejected_logps", SHARED, _REFERENCE)
 
 
 class MarginDPOTrainer(MarginMixin, DPOTrainer):
@@ -78,13 +81,20 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
             report_dropped(len(dataset), len(prepared), dataset_name, args.max_length)
         return prepared
 
-    def concatenated_forward(self, model: nn.Module, batch: Mapping[str, Any]) -> PairLogps:
+    def standard_rows(self) -> Callable[[Mapping[str, Any]], StandardRows]:
+        return _standard_rows
+
+    def token_logps(self, model: nn.Module, batch: Mapping[str, Any], shared: bool) -> TokenLogps:
+        router = {"output_router_logits": True} if self.aux_loss_enabled else {}
+        if shared:
+            return self.shared_logps(model, batch, **router)
         inputs = {key: value for key, value in batch.items() if key not in _NOT_FOR_THE_MODEL}
-        if self.aux_loss_enabled:
-            inputs["output_router_logits"] = True
-        labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, IGNORE)
+        _, _, labels = _standard_rows(batch)
         token_logps = fused_token_logps if self._fused else logits_token_logps
-        tokens = token_logps(model, inputs, labels)
+        return token_logps(model, {**inputs, **router}, labels)
+
+    def concatenated_forward(self, model: nn.Module, batch: Mapping[str, Any]) -> PairLogps:
+        tokens = self.token_logps(model, batch, self._sharing(self, batch))
         pairs = pair_logps(tokens, tail_weight=self.ld_alpha, policy_weight=self.use_weighting)
         if self._reference_free:
             return pairs
@@ -109,8 +119,25 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
         return len(batch["input_ids"]) // 2
 
     def compute_ref_log_probs(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        """TRL's, on the batch without the columns that no model takes."""
-        return super().compute_ref_log_probs(model, {k: v for k, v in inputs.items() if k != CARRIED})
+        """TRL's, with the prompt computed once where the model can."""
+        plain = {k: v for k, v in inputs.items() if k not in (CARRIED, SHARED)}
+        if not self._sharing(self, inputs) or why_not_shared(model):
+            return super().compute_ref_log_probs(model, plain)
+        found: list[PairLogps] = []
+
+        def shared(labels: Tensor, **kwargs: Any) -> Any:
+            """What TRL calls as the model, in its own contexts (adapters, autocast); its sums are then not used."""
+            tokens = shared_token_logps(model, inputs[SHARED])
+            # summed as the policy's are, in the same order: equal models have a log-ratio of exactly 0
+            found.append(pair_logps(tokens, tail_weight=self.ld_alpha))
+            return SimpleNamespace(log_probs=tokens.logps.new_zeros(labels[:, 1:].shape))
+
+        super().compute_ref_log_probs(shared, plain)
+        return found[0].chosen, found[0].rejected
+
+    def _precompute_ref_logps(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        self._wrap_collator()
+        return super()._precompute_ref_logps(dataset, *args, **kwargs)
 
     def compute_loss(
         self,
@@ -160,3 +187,8 @@ def _refuse_reference_options(config: MarginDPOConfig) -> None:
                 f"{name}={value!r} does not go with reward='length-normalized', which has no reference model and "
                 f"whole answers: set it to {off!r}, or use reward='log-ratio'"
             )
+
+
+def _standard_rows(batch: Mapping[str, Any]) -> StandardRows:
+    labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, IGNORE)
+    return batch["input_ids"], batch["attention_mask"], labels

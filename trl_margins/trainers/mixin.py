@@ -5,13 +5,15 @@ from __future__ import annotations
 import inspect
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import DistributedType
+from accelerate.utils import send_to_device
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
@@ -19,18 +21,22 @@ from trl.trainer.utils import get_config_model_id
 
 from ..data.scores import find_score_columns
 from ..evaluation.ranking import ranking_metrics
+from ..forward.shared_prompt import shared_token_logps
+from ..forward.shared_rows import shared_rows
+from ..forward.standard import TokenLogps
 from ..losses import TAKES_MARGIN
 from ..methods import Method
 from ..objective import LengthNormalizedReward, Objective, ObjectiveOutput
 from ..pairs import PairBatch, PairLogps
 from ..terms import Term
 from ..terms.anchor import AnchorMargin
-from .collator import CARRIED, KEPT, SCORES, PairCollator
+from .collator import CARRIED, KEPT, SCORES, SHARED, PairCollator, StandardRows, one_pair
 from .configs import MarginOptions
 from .metrics import MetricBuffer
 from .preparation import column_names, prepare_datasets
 from .probes import window_probes
 from .scope import train_only
+from .sharing import PromptSharing
 from .sharpness import SharpnessAware
 
 logger = logging.getLogger(__name__)
@@ -71,13 +77,23 @@ class MarginMixin(ABC):
         super().__init__(**call)
         if self.options.train_only:
             train_only(self.model, self.options.train_only)
+        self._wrap_collator()
+        self._probes = window_probes(self, self.objective, self.options)
+
+    @cached_property
+    def _sharing(self) -> PromptSharing:
+        return PromptSharing(self, self.options.share_prompt)
+
+    def _wrap_collator(self) -> None:
+        if isinstance(self.data_collator, PairCollator):
+            return
         self.data_collator = PairCollator(
             self.data_collator,
             self.options.score_columns,
             strict="score_chosen" in self.objective.columns,
             columns=[name for name in self.objective.columns if name not in SCORES],
+            standard_rows=self.standard_rows() if self._sharing.possible else None,
         )
-        self._probes = window_probes(self, self.objective, self.options)
 
     # What the two bases say
 
@@ -86,12 +102,26 @@ class MarginMixin(ABC):
         """The objective of a config, with the terms given."""
 
     @abstractmethod
+    def standard_rows(self) -> Callable[[Mapping[str, Any]], StandardRows]:
+        """From a collated batch to its 2B rows, chosen first: what the shared layout is made of."""
+
+    @abstractmethod
+    def token_logps(self, model: nn.Module, batch: Mapping[str, Any], shared: bool) -> TokenLogps:
+        """The answers' tokens, by the shared-prompt pass or by the standard one."""
+
+    @abstractmethod
     def concatenated_forward(self, model: nn.Module, batch: Mapping[str, Any]) -> PairLogps:
         """Model and batch to log-probabilities: the only look at the model that a step takes."""
 
     @abstractmethod
     def n_pairs(self, batch: Mapping[str, Any]) -> int:
         """The number of pairs of a collated batch."""
+
+    def shared_logps(self, model: Any, batch: Mapping[str, Any], **inputs: Any) -> TokenLogps:
+        """The shared-prompt pass through a model, or through something that stands for the trainer's."""
+        if isinstance(model, nn.Module):
+            return shared_token_logps(model, batch[SHARED], self._fused, **inputs)
+        return shared_token_logps(self.model, batch[SHARED], self._fused, call=model, **inputs)
 
     # One batch
 
@@ -189,6 +219,15 @@ class MarginMixin(ABC):
                 return self.concatenated_forward(self.model if model is None else model, _for_the_model(batch))
         finally:
             self._fused = before
+
+    def one_pair(self, batch: Mapping[str, Any], i: int) -> dict[str, Any]:
+        """Pair i of a prepared mini-batch, as a mini-batch."""
+        whole = {key: value for key, value in batch.items() if key not in (SHARED, KEPT)}
+        pair = one_pair(whole, i, self.n_pairs(batch))
+        if SHARED not in batch:
+            return pair
+        rows = shared_rows(*(values.cpu() for values in self.standard_rows()(pair)))
+        return {**pair, SHARED: send_to_device(dict(rows), self.accelerator.device)}
 
     def score_gap(self, pairs: PairLogps) -> Tensor:
         """[B] the reward's gap without β: Δ where the reward is length-normalized."""

@@ -35,9 +35,8 @@ def pair_gradients(
     trainer: MarginMixin, batch: Batch, parameters: Mapping[str, nn.Parameter]
 ) -> Iterator[PairGradient]:
     """One pair of a batch after the other: as many passes as pairs, and the work of one over all."""
-    n_pairs = trainer.n_pairs(batch)
-    for i in range(n_pairs):
-        pairs = trainer.forward_pairs(one_pair(batch, i, n_pairs))
+    for i in range(trainer.n_pairs(batch)):
+        pairs = trainer.forward_pairs(trainer.one_pair(batch, i))
         gap = trainer.score_gap(pairs)
         found = torch.autograd.grad(gap.sum(), list(parameters.values()), allow_unused=True)
         gradient = {
@@ -45,21 +44,6 @@ def pair_gradients(
             for (name, parameter), value in zip(parameters.items(), found, strict=True)
         }
         yield PairGradient(_detached(pairs), gap.detach(), gradient)
-
-
-def one_pair(batch: Batch, i: int, n_pairs: int) -> Batch:
-    """Pair i of a collated batch: row i of what has a row per pair; rows i and B + i of what has two."""
-
-    def pick(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {key: pick(entry) for key, entry in value.items()}
-        if isinstance(value, tuple):
-            return tuple(pick(entry) for entry in value)
-        if isinstance(value, Tensor) and value.ndim and value.size(0) in (n_pairs, 2 * n_pairs):
-            return value[i::n_pairs]
-        return value[i : i + 1] if isinstance(value, list) and len(value) == n_pairs else value
-
-    return pick(batch)
 
 
 def _detached(pairs: PairLogps) -> PairLogps:

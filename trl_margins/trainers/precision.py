@@ -134,3 +134,15 @@ def _product_beside(
         return y if module.bias is None else (y.float() + module.bias.float()).to(dtype)
 
     return forward
+
+
+@contextmanager
+def without_dropout(model: nn.Module) -> Iterator[None]:
+    """Two passes that are compared must not differ by chance."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

@@ -42,6 +42,9 @@ def main() -> None:
 def measure(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     from scipy.stats import spearmanr
 
+    from trl_margins.trainers.anchor import GeometricAnchor
+    from trl_margins.trainers.direction import Direction, momentum_direction, parameters_in_scope
+
     gaps: dict[str, Any] = {}
     rows: dict[str, dict[str, float]] = {}
 
@@ -61,20 +64,27 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, float]]:
 
     for regime in ("float32", "bfloat16", "autocast"):
         with anchored(args, regime) as (trainer, batches):
-            note(f"{regime}: difference", lambda: gaps_of(trainer, batches))
-            note(f"{regime}: directional", lambda: gaps_of(trainer, batches, anchor_estimator="directional"))
+            started = time.perf_counter()
+            direction, _ = GeometricAnchor(trainer, trainer.options)._direction(batches)
+            print(f"{regime}: direction in {time.perf_counter() - started:.1f} s", file=sys.stderr, flush=True)
+            along = partial(gaps_of, trainer, batches, direction)
+            note(f"{regime}: difference", along)
+            note(f"{regime}: directional", partial(along, anchor_estimator="directional"))
             if regime != "float32":
-                note(f"{regime}: two passes in float32", lambda: gaps_of(trainer, batches, anchor_estimator="float32"))
-                note(f"{regime}: weights rounded to nearest", lambda: rounded(trainer, batches, stochastic=False))
-                note(f"{regime}: weights rounded stochastically", lambda: rounded(trainer, batches, stochastic=True))
+                note(f"{regime}: two passes in float32", partial(along, anchor_estimator="float32"))
+                note(f"{regime}: weights rounded to nearest", partial(rounded, trainer, batches, direction, False))
+                note(f"{regime}: weights rounded stochastically", partial(rounded, trainer, batches, direction, True))
                 continue
             layers = trainer.model.config.num_hidden_layers
             last = rf"layers\.({'|'.join(str(i) for i in range(layers - 3, layers))})\."
             for name, scope in {"LM head": "lm-head", "last three layers": last, "MLP": "mlp"}.items():
-                note(f"scope: {name}", partial(gaps_of, trainer, batches, anchor_scope=[scope]))
-            note("direction: of each mini-batch alone", lambda: by_mini_batch(trainer, batches))
+                inside = parameters_in_scope(trainer.model, [scope])
+                part = Direction.along({name: direction.vectors[name] for name in inside})
+                note(f"scope: {name}", partial(gaps_of, trainer, batches, part))
+            note("direction: of each mini-batch alone", partial(by_mini_batch, trainer, batches))
             gather_momentum(trainer, batches)
-            note("direction: momentum of a pass over the pairs", lambda: gaps_of(trainer, batches, **MOMENTUM))
+            momentum = momentum_direction(trainer.optimizer, dict(trainer.model.named_parameters()))
+            note("direction: momentum of a pass over the pairs", partial(gaps_of, trainer, batches, momentum))
     return rows
 
 
@@ -120,8 +130,8 @@ def anchored(args: argparse.Namespace, regime: str) -> Iterator[tuple[Any, list[
         yield trainer, batches
 
 
-def gaps_of(trainer: Any, batches: list[Any], **options: Any) -> Any:
-    """Γ of every pair, as the trainer would measure it with these options."""
+def gaps_of(trainer: Any, batches: list[Any], direction: Any, **options: Any) -> Any:
+    """Γ of every pair along a direction, as the trainer would measure it with these options."""
     import torch
 
     from trl_margins.trainers.anchor import GeometricAnchor
@@ -130,25 +140,22 @@ def gaps_of(trainer: Any, batches: list[Any], **options: Any) -> Any:
     for name, value in options.items():
         setattr(trainer.options, name, value)
     try:
-        probe = GeometricAnchor(trainer, trainer.options)
-        direction, _ = probe._direction(batches)
-        return torch.cat(full_gaps(trainer, batches, probe.measure(batches, direction)))
+        measured = GeometricAnchor(trainer, trainer.options).measure(batches, direction)
+        return torch.cat(full_gaps(trainer, batches, measured))
     finally:
         for name, value in before.items():
             setattr(trainer.options, name, value)
 
 
-MOMENTUM = {"anchor_direction": "momentum"}
-
-
 def gather_momentum(trainer: Any, batches: list[Any]) -> None:
-    """An optimizer that has seen every mini-batch, at a learning rate that leaves the weights where they are."""
-    trainer.args.learning_rate = 1e-12
+    """An optimizer that has seen every mini-batch's SimPO gradient, and has not moved the weights."""
+    import torch.nn.functional as F
+
+    trainer.args.learning_rate = 0.0
     trainer.create_optimizer()
-    trainer.current_gradient_accumulation_steps = 1
     for batch in batches:
-        (measured,) = trainer._probes[0]([batch])
-        trainer.training_step(trainer.model, measured)
+        gap = trainer.score_gap(trainer.forward_pairs(batch))
+        (-F.logsigmoid(trainer.beta * gap - trainer.simpo_gamma)).mean().backward()
         trainer.optimizer.step()
         trainer.optimizer.zero_grad()
 
@@ -156,7 +163,11 @@ def gather_momentum(trainer: Any, batches: list[Any]) -> None:
 def by_mini_batch(trainer: Any, batches: list[Any]) -> Any:
     import torch
 
-    return torch.cat([gaps_of(trainer, [batch]) for batch in batches])
+    from trl_margins.trainers.anchor import GeometricAnchor
+
+    anchor = GeometricAnchor(trainer, trainer.options)
+    anchor.fading.mini_batches = 1
+    return torch.cat([gaps_of(trainer, [batch], anchor._direction([batch])[0]) for batch in batches])
 
 
 def full_gaps(trainer: Any, batches: list[Any], measured: list[dict[str, Any]]) -> list[Any]:
@@ -171,15 +182,12 @@ def full_gaps(trainer: Any, batches: list[Any], measured: list[dict[str, Any]]) 
         ]
 
 
-def rounded(trainer: Any, batches: list[Any], stochastic: bool) -> Any:
+def rounded(trainer: Any, batches: list[Any], direction: Any, stochastic: bool) -> Any:
     """What comes of it when the weights themselves take the step: for contrast."""
     import torch
 
     from trl_margins.trainers import perturbation
-    from trl_margins.trainers.anchor import GeometricAnchor
 
-    probe = GeometricAnchor(trainer, trainer.options)
-    direction, _ = probe._direction(batches)
     step = -trainer.options.anchor_radius * direction.per_unit
     plain = perturbation.stochastic_round
     if not stochastic:

@@ -197,19 +197,24 @@ def test_layout_of_random_batches(side: str) -> None:
 
 def check_layout(rows: SharedRows, batch: Mapping[str, Tensor], k: int) -> None:
     """Each standard row can be read off: tokens, positions, labels; and no more is written than has to be."""
-    prompts, width = rows["input_ids"].shape
+    n_rows, width = rows["input_ids"].shape
+    prompts = len(batch["input_ids"]) // k
+    assert n_rows <= prompts
+    flat = {name: rows[name].flatten() for name in ("input_ids", "position_ids", "prompt", "segment", "count")}
     plain = [batch["input_ids"][r][batch["attention_mask"][r] == 1].tolist() for r in range(k * prompts)]
     labels = [batch["labels"][r][batch["attention_mask"][r] == 1].tolist() for r in range(k * prompts)]
     for r, (ids, marks) in enumerate(zip(plain, labels, strict=True)):
         i, answer = r % prompts, r // prompts + 1
-        mine = ((rows["segment"][i] == 0) | (rows["segment"][i] == answer)).nonzero()[:, 0]
-        assert rows["input_ids"][i, mine].tolist() == ids
-        assert rows["position_ids"][i, mine].tolist() == list(range(len(ids)))
+        segment = flat["segment"].masked_fill(flat["prompt"] != i, -1)
+        mine = ((segment == 0) | (segment == answer)).nonzero()[:, 0]
+        assert len({int(place) // width for place in mine}) <= 1, "over the end of a row"
+        assert flat["input_ids"][mine].tolist() == ids
+        assert flat["position_ids"][mine].tolist() == list(range(len(ids)))
         expected = [(t, token) for t, token in enumerate(marks) if token != IGNORE and t > 0]
         here = (rows["row"] == r) & (rows["label"] != IGNORE)
         assert rows["label"][here].tolist() == [token for _, token in expected]
         assert rows["place"][here].tolist() == list(range(len(expected)))
-        assert rows["source"][here].tolist() == [i * width + int(mine[t - 1]) for t, _ in expected]
+        assert rows["source"][here].tolist() == [int(mine[t - 1]) for t, _ in expected]
         assert rows["is_answer"][r].sum() == len(expected)
     for i in range(prompts):
         copies, marks = plain[i::prompts], labels[i::prompts]
@@ -222,9 +227,20 @@ def check_layout(rows: SharedRows, batch: Mapping[str, Tensor], k: int) -> None:
             ),
             most,
         )
-        assert (rows["segment"][i] == 0).sum() == alike
-        assert (rows["segment"][i] >= 0).sum() == alike + sum(len(ids) - alike for ids in copies)
+        of_prompt = flat["prompt"] == i
+        assert (flat["segment"][of_prompt] == 0).sum() == alike
+        assert of_prompt.sum() == alike + sum(len(ids) - alike for ids in copies)
+    assert flat["count"].sum() == sum(map(len, plain))
     assert (rows["segment"][:, -1] >= 0).any(), "wider than the longest row"
+
+
+def test_prompts_are_packed_where_that_costs_less() -> None:
+    """Four pairs of 7, 3, 3 and 1 tokens: two rows of 7 waste nothing; wide rows are worth it if attention is cheap."""
+    pairs = [[([5], [6] * 3), ([5], [7] * 3)], *[[([5], [6]), ([5], [7])]] * 2, [([5], []), ([5], [])]]
+    batch = collated(pairs)
+    assert shared_rows(**batch)["input_ids"].shape in {(1, 14), (2, 7)}
+    assert shared_rows(**batch, balance=1e9)["input_ids"].numel() == 14
+    assert shared_rows(**batch, balance=1.0)["input_ids"].shape == (2, 7)
 
 
 # Equality with the standard pass
@@ -370,16 +386,21 @@ def test_forward_mode() -> None:
 # A wrong mask would be noticed
 
 
-def everything_before(segment: Tensor, positions: Tensor, window: int | None) -> Callable[..., Tensor]:
-    return lambda row, head, query, key: (key <= query) & (segment[row, key] >= -1)
+def everything_before(rows: SharedRows, window: int | None) -> Callable[..., Tensor]:
+    return lambda row, head, query, key: (key <= query) & (rows["segment"][row, key] >= -1)
 
 
-def without_window(segment: Tensor, positions: Tensor, window: int | None) -> Callable[..., Tensor]:
-    return RIGHT(segment, positions, None)
+def other_prompts(rows: SharedRows, window: int | None) -> Callable[..., Tensor]:
+    return RIGHT({**rows, "prompt": torch.zeros_like(rows["prompt"])}, window)
 
 
-def window_by_column(segment: Tensor, positions: Tensor, window: int | None) -> Callable[..., Tensor]:
-    return RIGHT(segment, torch.arange(segment.size(1)).expand_as(segment), window)
+def without_window(rows: SharedRows, window: int | None) -> Callable[..., Tensor]:
+    return RIGHT(rows, None)
+
+
+def window_by_column(rows: SharedRows, window: int | None) -> Callable[..., Tensor]:
+    columns = torch.arange(rows["segment"].size(1)).expand_as(rows["segment"])
+    return RIGHT({**rows, "position_ids": columns}, window)
 
 
 RIGHT = shared_prompt._visible
@@ -391,6 +412,7 @@ RIGHT = shared_prompt._visible
     [
         ("Llama", everything_before),
         ("GPT2", everything_before),
+        ("Llama", other_prompts),
         ("Mistral", without_window),
         ("Gemma3", without_window),
         ("Mistral", window_by_column),

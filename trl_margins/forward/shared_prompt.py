@@ -11,12 +11,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from .answer_positions import causal_model, decoder, only_positions
-from .shared_rows import PADDING, SHARED, SharedRows
+from .shared_rows import SHARED, SharedRows
 from .standard import IGNORE, TokenLogps, token_nll
 
 FULL, SLIDING = "full_attention", "sliding_attention"  # transformers' names for kinds of layers
@@ -29,30 +28,29 @@ SCORED = {  # of each token: our name, TRL's
 }
 
 
-def attention_masks(model: nn.Module, segment: Tensor, position_ids: Tensor) -> Any:
+def attention_masks(model: nn.Module, rows: SharedRows) -> Any:
     """What the decoder takes as `attention_mask`: a mask in its attention's format, or one per kind of layer.
 
     Args:
         model: a causal model.
-        segment: [B, S]
-        position_ids: [B, S]
+        rows: on the model's device.
     """
     model = causal_model(model)
     config = model.config.get_text_config()
     # transformers' own function for this attention: bool for sdpa, additive for eager, blocks for flex_attention
     in_format = ALL_MASK_ATTENTION_FUNCTIONS[config._attn_implementation]
-    batch, size = segment.shape
+    batch, size = rows["segment"].shape
 
     def mask(kind: str) -> Any:
         return in_format(
             batch_size=batch,
             q_length=size,
             kv_length=size,
-            mask_function=_visible(segment, position_ids, config.sliding_window if kind == SLIDING else None),
+            mask_function=_visible(rows, config.sliding_window if kind == SLIDING else None),
             allow_is_causal_skip=False,
             dtype=model.get_input_embeddings().weight.dtype,
             config=config,
-            device=segment.device,
+            device=rows["segment"].device,
         )
 
     masks = {kind: mask(kind) for kind in sorted(layer_kinds(config))}
@@ -65,15 +63,17 @@ def layer_kinds(config: Any) -> set[str]:
     return set(kinds or [FULL if getattr(config, "sliding_window", None) is None else SLIDING])
 
 
-def _visible(segment: Tensor, position_ids: Tensor, window: int | None) -> Callable[..., Tensor]:
-    """Whether a query sees a key: an earlier token of the prompt or of its own answer, inside the window.
+def _visible(rows: SharedRows, window: int | None) -> Callable[..., Tensor]:
+    """Whether a query sees a key: an earlier token of its prompt or of its own answer, inside the window.
 
-    Padding sees the prompt and padding. A query that sees nothing would be NaN in some attention kernels.
+    Padding sees padding: a query that sees nothing would be NaN in some attention kernels.
     """
+    prompt, segment, position_ids = rows["prompt"], rows["segment"], rows["position_ids"]
 
     def visible(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         theirs = segment[row, key]
-        seen = (key <= query) & ((theirs == SHARED) | (theirs == segment[row, query]))
+        seen = (key <= query) & (prompt[row, key] == prompt[row, query])
+        seen &= (theirs == SHARED) | (theirs == segment[row, query])
         if window is None:
             return seen
         # positions restart with every answer, so their difference is the distance within prompt and answer
@@ -111,18 +111,16 @@ def shared_token_logps(
         call: calls the model, where it is not to be called directly (`functional_call` with other parameters, say).
         inputs: what else the model's forward takes, `output_router_logits` for one.
     """
-    segment, label, is_answer = rows["segment"], rows["label"], rows["is_answer"]
-    k = is_answer.size(0) // segment.size(0)
+    label, is_answer = rows["label"], rows["is_answer"]
     inputs |= {
         "input_ids": rows["input_ids"],
         "position_ids": rows["position_ids"],
-        # how many standard rows have the token: the load-balancing loss weighs tokens by it
-        "attention_mask": torch.where(segment == SHARED, k, (segment != PADDING).long()),
+        "attention_mask": rows["count"],  # the load-balancing loss weighs tokens by it
         "use_cache": False,
     }
     if fused:
         inputs |= {"shift_labels": label[None], "fused_lm_head": True}
-    mask = attention_masks(model, segment, rows["position_ids"])
+    mask = attention_masks(model, rows)
     with _masked(model, mask), only_positions(model, rows["source"]):
         outputs = (call or model)(**inputs)
 

@@ -1,4 +1,5 @@
-"""The layout of the shared-prompt pass: one row [prompt | answer 1 | … | answer k] in place of k rows.
+"""The layout of the shared-prompt pass: [prompt | answer 1 | … | answer k] in place of k rows, and as many prompts in
+one row as leave the least padding.
 
 Made on the CPU, in the collator: what it looks up in the tokens would make an accelerator wait.
 """
@@ -16,24 +17,28 @@ SHARED, PADDING = 0, -1  # segments; answers are 1 … k
 
 
 class SharedRows(TypedDict):
-    """B prompts with k answers each, as tensors alone, so that a batch carries it to the device.
+    """B prompts with k answers each in R ≤ B rows, as tensors alone, so that a batch carries it to the device.
 
     Standard row j·B + i is answer j of prompt i. N is the number of answer tokens that have a prediction; a batch
     without any has N = 1 and the label −100, so that the pass still reaches every parameter.
     """
 
-    input_ids: Tensor  # [B, S] padded on the right
-    position_ids: Tensor  # [B, S] place in the standard row without its padding
-    segment: Tensor  # [B, S] 0 shared, 1 … k answers, −1 padding
-    source: Tensor  # [N] where in the flattened [B · S] the token is predicted
+    input_ids: Tensor  # [R, S] padded on the right
+    position_ids: Tensor  # [R, S] place in the standard row without its padding
+    prompt: Tensor  # [R, S] which prompt a token belongs to, −1 padding
+    segment: Tensor  # [R, S] 0 shared, 1 … k answers, −1 padding
+    count: Tensor  # [R, S] how many standard rows have the token: k, 1, or 0 for padding
+    source: Tensor  # [N] where in the flattened [R · S] the token is predicted
     label: Tensor  # [N] the token
     row: Tensor  # [N] its standard row
     place: Tensor  # [N] its place among the row's answer tokens, from 0
     is_answer: Tensor  # [k·B, A] bool, place < the row's number of answer tokens; A is the largest such number
 
 
-def shared_rows(input_ids: Tensor, attention_mask: Tensor, labels: Tensor, k: int = 2) -> SharedRows:
-    """Lays k rows per prompt out as one.
+def shared_rows(
+    input_ids: Tensor, attention_mask: Tensor, labels: Tensor, k: int = 2, balance: float = 4096.0
+) -> SharedRows:
+    """Lays k rows per prompt out as one, and short ones behind each other.
 
     What the k rows begin with alike is shared, as far as no row has an answer token there. The rest of each row is a
     segment of its own, part of the prompt included where tokens merge with the answer's or truncation cut it.
@@ -43,6 +48,7 @@ def shared_rows(input_ids: Tensor, attention_mask: Tensor, labels: Tensor, k: in
         attention_mask: [k·B, T] 0 where padded.
         labels: [k·B, T] token ids, −100 where a token is not part of an answer.
         k: answers per prompt.
+        balance: the row width at which attention, which grows with the square of it, costs as much as all else.
     """
     rows, width = input_ids.shape
     ids, labels, length = _without_padding(input_ids, attention_mask, labels)
@@ -55,15 +61,16 @@ def shared_rows(input_ids: Tensor, attention_mask: Tensor, labels: Tensor, k: in
     total = shared + own.sum(0)
 
     in_prompt = at < shared[:, None]
-    target = torch.where(in_prompt, at, at + (begin - shared)[..., None])  # [k, B, T] column in the shared row
-    size = max(int(total.max()), 1)
-    target = (target + torch.arange(len(shared))[:, None] * size).view(rows, width)
+    target = torch.where(in_prompt, at, at + (begin - shared)[..., None])  # [k, B, T] place behind the prompt's start
+    start, size, n_rows = _packed(total.tolist(), balance)
+    target = (target + start[:, None]).view(rows, width)
     real = at < length[:, None]
     segment = torch.arange(1, k + 1)[:, None, None].masked_fill(in_prompt, SHARED).view(rows, width)
+    prompt = torch.arange(len(shared))[:, None].expand(k, -1, width).reshape(rows, width)
 
     def laid_out(values: Tensor, padding: int) -> Tensor:
         # the k copies of a shared token fall on one another
-        flat = values.new_full((len(shared) * size,), padding)
+        flat = values.new_full((n_rows * size,), padding)
         return flat.index_put_((target[real],), values.expand(rows, width)[real]).view(-1, size)
 
     # the first token of a row is predicted by nothing, as in the standard pass
@@ -78,13 +85,35 @@ def shared_rows(input_ids: Tensor, attention_mask: Tensor, labels: Tensor, k: in
     return SharedRows(
         input_ids=laid_out(ids, 0),
         position_ids=laid_out(at, 0),
+        prompt=laid_out(prompt, PADDING),
         segment=laid_out(segment, PADDING),
+        count=laid_out(torch.where(segment == SHARED, k, 1), 0),
         source=source,
         label=label,
         row=row,
         place=place,
         is_answer=torch.arange(max(int(count.max()), 1)) < count[:, None],
     )
+
+
+def _packed(lengths: list[int], balance: float) -> tuple[Tensor, int, int]:
+    """Where each prompt starts in the flattened rows, the rows' width, and their number: at the least cost
+    R · S · (1 + S / balance).
+    """
+    layouts = (_spread(lengths, n) for n in range(1, len(lengths) + 1))
+    rows, used = min(layouts, key=lambda layout: len(layout[1]) * (s := max(layout[1])) * (1 + s / balance))
+    size = max(*used, 1)
+    return torch.tensor([row * size + column for row, column in rows]), size, len(used)
+
+
+def _spread(lengths: list[int], n_rows: int) -> tuple[list[tuple[int, int]], list[int]]:
+    """Each prompt's (row, column), the longest first into the emptiest row; and how full the rows are."""
+    used, places = [0] * n_rows, [(0, 0)] * len(lengths)
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        row = min(range(n_rows), key=used.__getitem__)
+        places[i] = (row, used[row])
+        used[row] += lengths[i]
+    return places, used
 
 
 def _without_padding(ids: Tensor, mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -82,7 +82,8 @@ def token_nll(logits: Tensor, labels: Tensor) -> Tensor:
     In float32 at least: a sum of many log-probabilities has no digits left in 16 bits.
     """
     logits = logits if logits.dtype.itemsize >= 4 else logits.float()
-    return F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORE, reduction="none")
+    nll = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="none")
+    return nll.view(labels.shape)
 
 
 def pair_logps(tokens: TokenLogps, tail_weight: float | None = None, policy_weight: bool = False) -> PairLogps:

@@ -24,6 +24,7 @@ from ..terms import Term
 from .collator import StandardRows
 from .configs import MarginCPOConfig
 from .mixin import MarginMixin
+from .tokenization import tokenized
 from .truncation import report_empty_answers
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ class MarginCPOTrainer(MarginMixin, CPOTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._tokenize()
         self._fused = self._can_fuse()
         if self._fused:
             base = self.model.get_base_model() if is_peft_model(self.model) else self.model
@@ -48,10 +50,21 @@ class MarginCPOTrainer(MarginMixin, CPOTrainer):
                 # Liger's own fused loss would replace the forward that was just given
                 off = {"fused_linear_cross_entropy": False}
                 self.args.liger_kernel_config = {**(self.args.liger_kernel_config or {}), **off}
-        sets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval": self.eval_dataset}
-        for split, dataset in {"train": self.train_dataset, **sets}.items():
+
+    def _tokenize(self) -> None:
+        """Tokenizes what CPOTrainer was given a row of, and says which answers truncation left empty."""
+
+        def whole(dataset: Any, split: str) -> Any:
+            dataset = tokenized(dataset, self, split)
+            report_empty_answers(dataset, split, self.max_length)
+            return dataset
+
+        for name, split in {"train_dataset": "train", "eval_dataset": "eval"}.items():
+            dataset = self._untokenized.get(name)
             if isinstance(dataset, Dataset):
-                report_empty_answers(dataset, split, self.max_length)
+                setattr(self, name, whole(dataset, split))
+            elif isinstance(dataset, DatasetDict):
+                setattr(self, name, DatasetDict({key: whole(part, key) for key, part in dataset.items()}))
 
     def _build_objective(self, config: Any, weight: Term | None, margin: Term | None) -> Objective:
         per_token = config.loss_type in ("simpo", "ipo")
@@ -118,6 +131,15 @@ class MarginCPOTrainer(MarginMixin, CPOTrainer):
         if isinstance(call.get("eval_dataset"), dict):
             # CPOTrainer maps over its evaluation set, which a plain dict cannot
             call["eval_dataset"] = DatasetDict(call["eval_dataset"])
+        # CPOTrainer tokenizes row by row: it gets one row of each set, and the sets get their tokens afterwards
+        names = ("train_dataset", "eval_dataset")
+        self._untokenized = {name: call[name] for name in names if isinstance(call.get(name), (Dataset, DatasetDict))}
+        for name, dataset in self._untokenized.items():
+            call[name] = (
+                _first_row(dataset)
+                if isinstance(dataset, Dataset)
+                else DatasetDict({key: _first_row(part) for key, part in dataset.items()})
+            )
 
     def _can_fuse(self) -> bool:
         """Whether TRL's fused LM head computes this model's log-probabilities; says why where it does not."""
@@ -134,6 +156,10 @@ class MarginCPOTrainer(MarginMixin, CPOTrainer):
             return True
         logger.info("log-probabilities come from the whole logits: %s", reason)
         return False
+
+
+def _first_row(dataset: Dataset) -> Dataset:
+    return dataset.select(range(min(1, len(dataset))))
 
 
 def _standard_rows(batch: Mapping[str, Any], padding_value: int) -> StandardRows:

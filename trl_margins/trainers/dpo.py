@@ -38,6 +38,7 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
 
     _config_class = MarginDPOConfig
     _fused = True
+    _plain_head_will_do = False  # entropy and token accuracy, which TRL logs here, come with the fused head
 
     def _build_objective(self, config: Any, weight: Term | None, margin: Term | None) -> Objective:
         self._reference_free = getattr(config, "reward", "log-ratio") == "length-normalized"

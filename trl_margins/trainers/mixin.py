@@ -16,6 +16,7 @@ from accelerate import DistributedType
 from accelerate.utils import send_to_device
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 from trl.trainer.utils import get_config_model_id
 
@@ -33,7 +34,7 @@ from ..terms.anchor import AnchorMargin
 from .collator import CARRIED, KEPT, SCORES, SHARED, PairCollator, StandardRows, one_pair
 from .configs import MarginOptions
 from .metrics import MetricBuffer
-from .preparation import column_names, prepare_datasets
+from .preparation import column_names, prepare_datasets, with_lengths
 from .probes import window_probes
 from .scope import train_only
 from .sharing import PromptSharing
@@ -42,6 +43,7 @@ from .sharpness import SharpnessAware
 logger = logging.getLogger(__name__)
 
 TERMS_FILE = "margin_terms.pt"
+_FEW_LOGITS = 2**28  # 1 GiB in float32
 DIRECTION_FILE = "anchor_direction.safetensors"
 
 _DDP = (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.MULTI_NPU, DistributedType.MULTI_XPU)
@@ -57,6 +59,7 @@ class MarginMixin(ABC):
     """
 
     _method: Method | None = None
+    _plain_head_will_do = True
     _config_class: type[MarginOptions]
 
     def __init__(
@@ -119,9 +122,15 @@ class MarginMixin(ABC):
 
     def shared_logps(self, model: Any, batch: Mapping[str, Any], **inputs: Any) -> TokenLogps:
         """The shared-prompt pass through a model, or through something that stands for the trainer's."""
-        if isinstance(model, nn.Module):
-            return shared_token_logps(model, batch[SHARED], self._fused, **inputs)
-        return shared_token_logps(self.model, batch[SHARED], self._fused, call=model, **inputs)
+        rows = batch[SHARED]
+        call = None if isinstance(model, nn.Module) else model
+        return shared_token_logps(self.model if call else model, rows, self._fuses(rows), call=call, **inputs)
+
+    def _fuses(self, rows: Mapping[str, Tensor]) -> bool:
+        """Whether the LM head is TRL's fused one: it saves memory, and costs a CPU more than the logits do."""
+        n_logits = rows["label"].numel() * self.model.config.get_text_config().vocab_size
+        plain_will_do = self._plain_head_will_do and rows["label"].is_cpu and n_logits <= _FEW_LOGITS
+        return self._fused and not plain_will_do
 
     # One batch
 
@@ -375,6 +384,15 @@ class MarginMixin(ABC):
         for probe in self._remembering_probes:
             if probe.remembers and (file := _state_file(checkpoint, DIRECTION_FILE)):
                 probe.load_state_dict(load_file(file, device=str(self.args.device)))
+
+    # Rows of like length side by side are transformers' own; a pair's length is not
+
+    def get_train_dataloader(self) -> DataLoader:
+        """TRL's; `train_sampling_strategy="group_by_length"` finds the pairs' lengths."""
+        if self.args.train_sampling_strategy == "group_by_length":
+            self._own_columns.add(self.args.length_column_name)
+            self.train_dataset = with_lengths(self.train_dataset, self.args.length_column_name)
+        return super().get_train_dataloader()
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()

@@ -48,6 +48,17 @@ def prepare_datasets(call: dict[str, Any], objective: Objective, options: Margin
     return keep
 
 
+def with_lengths(dataset: Any, column: str) -> Any:
+    """The tokenized set with each pair's tokens counted, by which transformers groups rows of like length."""
+    if not isinstance(dataset, Dataset) or column in dataset.column_names:
+        return dataset
+    chosen, rejected = (
+        dataset[next(name for name in (f"{side}_input_ids", f"{side}_ids") if name in dataset.column_names)]
+        for side in ("chosen", "rejected")
+    )
+    return dataset.add_column(column, [len(a) + len(b) for a, b in zip(chosen, rejected, strict=True)])
+
+
 def column_names(dataset: Any) -> Iterable[str]:
     """Also of a stream, which may not know its columns before its first row."""
     return getattr(dataset, "column_names", None) or next(iter(dataset)).keys()

@@ -21,23 +21,32 @@ import time
 from statistics import median
 from typing import Any
 
-TRL, OURS = "TRL CPOTrainer(simpo)", "MarginCPOTrainer(simpo)"
-SIMPO: dict[str, Any] = {"loss_type": "simpo", "cpo_alpha": 0.0}
-# name → method ("trl" for TRL's trainer, None for ours without a term) and config fields
-CONTENDERS: dict[str, tuple[str | None, dict[str, Any]]] = {
-    TRL: ("trl", SIMPO),
-    OURS: (None, SIMPO),
-    "GapPO": ("gappo", {}),
-    "GAPO": ("geometric-anchor", {}),
-    "GAPO, no graph kept": ("geometric-anchor", {"anchor_keep_graphs": 0}),
-    "GAPO, momentum direction": ("geometric-anchor", {"anchor_direction": "momentum"}),
-    "GAPO, scope LM head": ("geometric-anchor", {"anchor_scope": ["lm-head"]}),
-    "GAPO, directional": ("geometric-anchor", {"anchor_estimator": "directional"}),
-    "GAPO, per-pair gradients": ("geometric-anchor", {"anchor_estimator": "per-pair"}),
-    "GradNorm-Reweight": ("gradient-norm", {}),
-    "SimPO-SAM": ("simpo-sam", {}),
+TRL, OURS, FLOOR = "TRL CPOTrainer(simpo)", "MarginCPOTrainer(simpo)", "plain language model"
+SIMPO: dict[str, Any] = {"loss_type": "simpo", "cpo_alpha": 0.0, "simpo_gamma": 0.5, "beta": 1.0}
+GAPO = "geometric-anchor"
+# name → base, method ("trl" for TRL's own trainer, None for ours without a term), config fields
+CONTENDERS: dict[str, tuple[str, str | None, dict[str, Any]]] = {
+    TRL: ("cpo", "trl", SIMPO),
+    OURS: ("cpo", None, SIMPO),
+    "the same, share_prompt=never": ("cpo", None, {**SIMPO, "share_prompt": "never"}),
+    FLOOR: ("cpo", None, SIMPO),
+    "TRL DPOTrainer": ("dpo", "trl", {}),
+    "MarginDPOTrainer": ("dpo", None, {}),
+    "γ-DPO": ("dpo", "gamma-po", {"reward": "log-ratio"}),
+    "GapPO": ("cpo", "gappo", {}),
+    "GaPO": ("cpo", "gap-aware", {}),
+    "γ-PO": ("cpo", "gamma-po", {}),
+    "AMaPO": ("cpo", "amapo", {}),
+    "GAPO": ("cpo", GAPO, {}),
+    "GAPO, no graph kept": ("cpo", GAPO, {"anchor_keep_graphs": 0}),
+    "GAPO, momentum direction": ("cpo", GAPO, {"anchor_direction": "momentum"}),
+    "GAPO, scope last layers": ("cpo", GAPO, {"anchor_scope": [r"layers\.(2[6-9])\."]}),
+    "GAPO, directional": ("cpo", GAPO, {"anchor_estimator": "directional"}),
+    "GAPO, per-pair gradients": ("cpo", GAPO, {"anchor_estimator": "per-pair"}),
+    "GradNorm-Reweight": ("cpo", "gradient-norm", {}),
+    "SimPO-SAM": ("cpo", "simpo-sam", {}),
 }
-DEFAULT = [TRL, OURS, "GapPO"]
+DEFAULT = [TRL, OURS, FLOOR]
 
 
 def main() -> None:
@@ -49,6 +58,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--max_length", type=int, default=1024)
     parser.add_argument("--contenders", nargs="+", default=DEFAULT, choices=CONTENDERS)
+    parser.add_argument("--prompts", choices=["as they are", "long"], default="as they are")
     parser.add_argument("--lora", action="store_true", help="adapters on all linear layers instead of all weights")
     parser.add_argument("--json", help="file for the numbers")
     parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
@@ -71,9 +81,11 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
     """One contender, in this process."""
     import torch
     from peft import LoraConfig
+    from trl import DPOConfig, DPOTrainer
     from trl.experimental.cpo import CPOConfig, CPOTrainer
 
     from trl_margins.cli.setup import load_model, load_tokenizer
+    from trl_margins.data.bundled import resolve_model
     from trl_margins.data.demo import make_preference_set
     from trl_margins.data.loading import load_splits, pick_split
     from trl_margins.trainers.configs import config_class
@@ -81,12 +93,15 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
 
     wanted = args.pairs * (args.steps + 1)
     rows = pick_split(load_splits(args.dataset), None, args.dataset) if args.dataset else make_preference_set(wanted)
-    method, settings = CONTENDERS[args.contender]
+    rows = rows.shuffle(seed=0)
+    tokenizer = load_tokenizer(args.model)
+    if args.prompts == "long":
+        rows = long_prompts(rows, tokenizer, wanted)
+    base, method, settings = CONTENDERS[args.contender]
     if method == "trl":
-        trainer_cls, config_cls = CPOTrainer, CPOConfig
+        trainer_cls, config_cls = {"cpo": (CPOTrainer, CPOConfig), "dpo": (DPOTrainer, DPOConfig)}[base]
     else:
-        trainer_cls, config_cls = trainer_class(method), config_class(method)
-    settings = {**settings, "simpo_gamma": 0.5, "beta": 1.0}
+        trainer_cls, config_cls = trainer_class(method, base), config_class(method, base)
     with tempfile.TemporaryDirectory() as folder:
         config = config_cls(
             output_dir=folder,
@@ -102,16 +117,79 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
             disable_tqdm=True,
             **settings,
         )
+        path = resolve_model(args.model)
         trainer = trainer_cls(
-            load_model(args.model, device_map=None),
-            config,
+            path if base == "dpo" else load_model(path, device_map=None),
+            args=config,
             train_dataset=rows.select(range(wanted)),
-            processing_class=load_tokenizer(args.model),
+            processing_class=tokenizer,
             peft_config=LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM") if args.lora else None,
         )
-        trainer.add_callback(clock := step_clock())
-        trainer.train()
-    return {"seconds": median(clock.seconds[1:]), "gigabytes": peak_memory()}
+        if args.contender == FLOOR:
+            seconds = floor(trainer, args.pairs, args.steps + 1)
+        else:
+            trainer.add_callback(clock := step_clock())
+            trainer.train()
+            seconds = clock.seconds
+    answers = count_answers(trainer, wanted - args.pairs, base)
+    total = sum(seconds[1:])
+    return {"seconds": total / args.steps, "tokens_per_second": answers / total, "gigabytes": peak_memory()}
+
+
+def long_prompts(rows: Any, tokenizer: Any, n: int) -> Any:
+    """Prompts of about 500 tokens, answers of at most 150: the data set's own texts, put together anew."""
+
+    def cut(text: str, tokens: int) -> str:
+        return tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"][:tokens])
+
+    def text(row: Any, name: str) -> str:
+        return row[name] if isinstance(row[name], str) else row[name][-1]["content"]
+
+    filler = "\n\n".join(text(row, "chosen") for row in rows.select(range(n, min(n + 200, len(rows)))))
+    words, made = filler.split(" "), []
+    for i in range(n):
+        row = rows[i]
+        prompt = cut(" ".join(words[i * 50 % len(words) :] + words), 480) + "\n\n" + cut(text(row, "prompt"), 20)
+        made.append(
+            {
+                "prompt": [{"role": "user", "content": prompt}],
+                **{s: [{"role": "assistant", "content": cut(text(row, s), 150)}] for s in ("chosen", "rejected")},
+                "score_chosen": row["score_chosen"],
+                "score_rejected": row["score_rejected"],
+            }
+        )
+    return type(rows).from_list(made)
+
+
+def count_answers(trainer: Any, n: int, base: str) -> int:
+    """Answer tokens of the last n pairs, which are those that were timed."""
+    rows = trainer.train_dataset.select(range(len(trainer.train_dataset) - n, len(trainer.train_dataset)))
+    if base == "dpo":
+        return sum(len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows)
+    return sum(token != -100 for row in rows for side in ("chosen", "rejected") for token in row[f"{side}_labels"])
+
+
+def floor(trainer: Any, pairs: int, steps: int) -> list[float]:
+    """A plain language-model step over as many tokens as the pairs have, prompts counted once, without padding."""
+    import torch
+
+    model, seconds = trainer.model.train(), []
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
+    device = trainer.accelerator.device
+    for step in range(steps):
+        batch = trainer.data_collator([trainer.train_dataset[i] for i in range(step * pairs, (step + 1) * pairs)])
+        tokens = int((batch["shared_rows"]["count"] > 0).sum()) // pairs
+        ids = torch.randint(100, 1000, (pairs, tokens), device=device)
+        started = time.perf_counter()
+        with torch.autocast(device.type, torch.bfloat16, enabled=trainer.args.bf16):
+            model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        if torch.accelerator.is_available():
+            torch.accelerator.synchronize()
+        seconds.append(time.perf_counter() - started)
+    return seconds
 
 
 def step_clock() -> Any:
@@ -147,23 +225,37 @@ def peak_memory() -> float:
 
 
 def report(args: argparse.Namespace, runs: dict[str, list[dict[str, float]]]) -> None:
+    medians = {name: {key: median(run[key] for run in each) for key in each[0]} for name, each in runs.items()}
+    first = next(iter(medians.values()))
+    print(f"\n{'':<30}{'s/step':>9}{'speed-up':>10}{'answer tokens/s':>17}{'peak GB':>9}{'share':>8}")
+    for name, values in medians.items():
+        speedup, share = first["seconds"] / values["seconds"], values["gigabytes"] / first["gigabytes"]
+        print(
+            f"{name:<30}{values['seconds']:>9.2f}{speedup:>9.2f}x{values['tokens_per_second']:>17.1f}"
+            f"{values['gigabytes']:>9.2f}{share:>8.2f}"
+        )
+    said = f"{args.pairs} pairs a step, max_length {args.max_length}, prompts {args.prompts}"
+    print(f"\n{said}, {args.dataset or 'demo pairs'}; {machine()}")
+    if args.json:
+        with open(args.json, "w") as file:
+            json.dump({"settings": vars(args), **machine(), "runs": runs, "medians": medians}, file, indent=2)
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were taken on."""
     import torch
     import transformers
     import trl
 
-    medians = {name: {key: median(run[key] for run in each) for key in each[0]} for name, each in runs.items()}
-    first = next(iter(medians.values()))
-    print(f"\n{'':<26}{'s/step':>9}{'speed-up':>10}{'peak GB':>9}{'of TRL':>8}")
-    for name, values in medians.items():
-        speedup, share = first["seconds"] / values["seconds"], values["gigabytes"] / first["gigabytes"]
-        print(f"{name:<26}{values['seconds']:>9.2f}{speedup:>9.2f}x{values['gigabytes']:>9.2f}{share:>8.2f}")
-    machine = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__, "trl": trl.__version__}
-    said = f"{args.pairs} pairs a step, max_length {args.max_length}, {args.dataset or 'demo pairs'}"
-    print(f"\n{said}; {machine}, Python {platform.python_version()}, {versions}")
-    if args.json:
-        with open(args.json, "w") as file:
-            json.dump({"settings": vars(args), "machine": machine, "versions": versions, "runs": runs}, file, indent=2)
+    return {
+        "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores",
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "trl": trl.__version__,
+        },
+    }
 
 
 if __name__ == "__main__":

@@ -120,13 +120,13 @@ def test_recipes_say_what_the_table_says(path):
     script, config, model, _ = make_parser(argv).parse_args_and_config(argv)
     written = yaml.safe_load(path.read_text())
     method = get_method(script.method)
-    for name, value in method.defaults.items():
+    paper = next((v for k, v in method.settings.items() if model.model_name_or_path.lower().endswith(k.lower())), {})
+    for name, value in {**method.defaults, **paper}.items():
         if name in written and name not in (
             "learning_rate",
             "per_device_train_batch_size",
             "gradient_accumulation_steps",
         ):
             assert written[name] == value, name
-    paper = next((v for k, v in method.settings.items() if model.model_name_or_path.lower().endswith(k.lower())), {})
     for name, value in paper.items():
         assert getattr(config, name) == value, name

@@ -235,7 +235,7 @@ def check_layout(rows: SharedRows, batch: Mapping[str, Tensor], k: int) -> None:
 
 
 def test_prompts_are_packed_where_that_costs_less() -> None:
-    """Four pairs of 7, 3, 3 and 1 tokens: two rows of 7 waste nothing; wide rows are worth it if attention is cheap."""
+    """Four pairs of 7, 3, 3 and 1 tokens: two rows of 7 waste nothing, one row of 14 is for cheap attention."""
     pairs = [[([5], [6] * 3), ([5], [7] * 3)], *[[([5], [6]), ([5], [7])]] * 2, [([5], []), ([5], [])]]
     batch = collated(pairs)
     assert shared_rows(**batch)["input_ids"].shape in {(1, 14), (2, 7)}

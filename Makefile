@@ -15,8 +15,8 @@ demo: $(INSTALLED) $(BUNDLED)  ## train the bundled model on a made-up set: befo
 test: $(INSTALLED) $(MODELS)  ## the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 
-bench: $(INSTALLED) $(BUNDLED)  ## step time and memory beside TRL, and what each term costs
-	$(BIN)/python benchmarks/step.py
+bench: $(INSTALLED) $(BUNDLED)  ## step time and memory beside TRL, methods, evaluation, tokenization
+	$(BIN)/python benchmarks/bench.py $(BENCH)
 	$(BIN)/python benchmarks/terms.py
 
 lint: $(INSTALLED)  ## formatting and lint, as CI has it

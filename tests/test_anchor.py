@@ -6,6 +6,7 @@ import json
 import math
 import re
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from trl_margins.terms.anchor import AnchorMargin, GradientNormMargin, anchor_ma
 from trl_margins.trainers.configs import config_class
 from trl_margins.trainers.diagnostics import AnchorDiagnostics
 from trl_margins.trainers.direction import Direction, FadingGradient, parameters_in_scope
+from trl_margins.trainers.gradients import add_gradients
 from trl_margins.trainers.named import trainer_class
 from trl_margins.trainers.perturbation import perturbed, stochastic_round
 from trl_margins.trainers.selection import dataset_anchor_gaps, subsets
@@ -389,6 +391,18 @@ def test_an_overflown_gradient_is_left_out():
     alone, _ = FadingGradient(1).add({"w": torch.tensor([torch.nan])}, torch.tensor(1.0), 1)
     assert alone.per_unit == 0
     assert Direction.along({"w": torch.zeros(2)}).per_unit == 0
+
+
+def test_gradients_are_scaled_on_their_way_in_fp16():
+    """As GradScaler does for the update: the result is the same, the way there does not underflow."""
+    weight = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+    seen = []
+    weight.register_hook(lambda gradient: seen.append(gradient.clone()))
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for expected in (1, 2):
+        add_gradients(SimpleNamespace(scaler=scaler), (3 * weight).sum(), {"w": weight})
+        assert torch.equal(weight.grad, torch.full((2,), 3.0 * expected))
+    assert all(torch.equal(gradient, torch.full((2,), 3072.0)) for gradient in seen)
 
 
 def test_a_window_longer_than_k_takes_its_direction_from_the_first_k(tiny_model, tokenizer, tmp_path):

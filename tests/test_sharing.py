@@ -13,7 +13,7 @@ from datasets import Dataset
 from trl_margins import MarginCPOConfig, MarginCPOTrainer, MarginDPOConfig, MarginDPOTrainer
 from trl_margins.forward import shared_prompt
 from trl_margins.trainers import mixin
-from trl_margins.trainers.collator import SHARED
+from trl_margins.trainers.collator import SHARED, for_the_model
 
 BASES = {"cpo": (MarginCPOTrainer, MarginCPOConfig), "dpo": (MarginDPOTrainer, MarginDPOConfig)}
 SIMPO = {"cpo": {"loss_type": "simpo", "cpo_alpha": 0.0}, "dpo": {}}
@@ -173,8 +173,25 @@ def test_one_pair_of_a_batch_is_laid_out_anew(tiny_model, tokenizer, tmp_path):
     for base in BASES:
         trainer = build(base, tiny_model, tokenizer, tmp_path, share_prompt="always")
         batch = trainer.before_measuring(first_batch(trainer))
-        whole = trainer.concatenated_forward(trainer.model, mixin._for_the_model(batch))
+        whole = trainer.concatenated_forward(trainer.model, for_the_model(batch))
         for i in range(4):
-            pair = trainer.concatenated_forward(trainer.model, mixin._for_the_model(trainer.one_pair(batch, i)))
+            pair = trainer.concatenated_forward(trainer.model, for_the_model(trainer.one_pair(batch, i)))
             torch.testing.assert_close(pair.chosen[0], whole.chosen[i])
             torch.testing.assert_close(pair.rejected[0], whole.rejected[i])
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_a_batch_of_ones_own_is_left_as_it_is(base, tiny_model, tokenizer, tmp_path):
+    trainer = build(base, tiny_model, tokenizer, tmp_path)
+    trainer.data_collator.collator = lambda rows: {"mine": torch.zeros(len(rows))}
+    assert trainer.data_collator([trainer.train_dataset[0]]).keys() == {"mine", "pair_columns"}
+
+
+def test_many_logits_go_through_the_fused_head(tiny_model, tokenizer, tmp_path, monkeypatch):
+    trainer = build("cpo", tiny_model, tokenizer, tmp_path, share_prompt="always")
+    batch = first_batch(trainer)
+    plain = trainer.compute_loss(trainer.model, batch)
+    assert not trainer._fuses(batch[SHARED])
+    monkeypatch.setattr(mixin, "_FEW_LOGITS", 10)
+    assert trainer._fuses(batch[SHARED])
+    torch.testing.assert_close(trainer.compute_loss(trainer.model, batch), plain)

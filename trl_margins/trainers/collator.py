@@ -26,6 +26,11 @@ def with_columns(batch: Mapping[str, Any], columns: Mapping[str, torch.Tensor]) 
     return {**batch, CARRIED: {**batch.get(CARRIED, {}), **columns}}
 
 
+def for_the_model(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """A batch without what only the objective reads."""
+    return {key: value for key, value in batch.items() if key not in (CARRIED, KEPT)}
+
+
 def one_pair(value: Any, i: int, n_pairs: int) -> Any:
     """Pair i of a collated batch: row i of what has a row per pair; rows i and B + i of what has two."""
     if isinstance(value, Mapping):
@@ -50,7 +55,7 @@ class PairCollator:
     score_columns: Sequence[str] | None = None
     strict: bool = True
     columns: Sequence[str] = ()  # further columns of numbers that the objective reads
-    standard_rows: Callable[[Mapping[str, Any]], StandardRows] | None = None  # for a batch that shares prompts
+    standard_rows: Callable[[Mapping[str, Any]], StandardRows | None] | None = None  # for a batch that shares prompts
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         batch = self.collator(rows)
@@ -67,7 +72,8 @@ class PairCollator:
             carried |= dict(zip(SCORES, scores.unbind(1), strict=True))
         if carried:
             batch = {**batch, CARRIED: carried}
-        if self.standard_rows is not None:
+        rows = None if self.standard_rows is None else self.standard_rows(batch)
+        if rows is not None:
             # last: accelerate takes the size of a batch from its first tensor
-            batch = {**batch, SHARED: dict(shared_rows(*self.standard_rows(batch)))}
+            batch = {**batch, SHARED: dict(shared_rows(*rows))}
         return batch

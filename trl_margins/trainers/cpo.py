@@ -79,7 +79,7 @@ class MarginCPOTrainer(MarginMixin, CPOTrainer):
             label_smoothing=config.label_smoothing,
         )
 
-    def standard_rows(self) -> Callable[[Mapping[str, Any]], StandardRows]:
+    def standard_rows(self) -> Callable[[Mapping[str, Any]], StandardRows | None]:
         return partial(_standard_rows, padding_value=self.pad_token_id)
 
     def concatenated_forward(self, model: nn.Module, batch: Mapping[str, Any]) -> PairLogps:
@@ -162,6 +162,8 @@ def _first_row(dataset: Dataset) -> Dataset:
     return dataset.select(range(min(1, len(dataset))))
 
 
-def _standard_rows(batch: Mapping[str, Any], padding_value: int) -> StandardRows:
+def _standard_rows(batch: Mapping[str, Any], padding_value: int) -> StandardRows | None:
+    if "chosen_labels" not in batch:  # someone's own collator
+        return None
     rows = CPOTrainer.concatenated_inputs(batch, padding_value=padding_value)
     return tuple(rows[f"concatenated_{name}"] for name in ("input_ids", "attention_mask", "labels"))

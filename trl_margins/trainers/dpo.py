@@ -82,8 +82,8 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
             report_dropped(len(dataset), len(prepared), dataset_name, args.max_length)
         return prepared
 
-    def standard_rows(self) -> Callable[[Mapping[str, Any]], StandardRows]:
-        return _standard_rows
+    def standard_rows(self) -> Callable[[Mapping[str, Any]], StandardRows | None]:
+        return _rows_if_known
 
     def token_logps(self, model: nn.Module, batch: Mapping[str, Any], shared: bool) -> TokenLogps:
         router = {"output_router_logits": True} if self.aux_loss_enabled else {}
@@ -173,6 +173,11 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
             self._total_train_tokens += int(metrics.get("num_tokens", 0)) // self._tp_size
             metrics["num_tokens" if self._mode == "train" else "eval_num_tokens"] = self._total_train_tokens
         return metrics
+
+
+def _rows_if_known(batch: Mapping[str, Any]) -> StandardRows | None:
+    """Someone's own collator may give another kind of batch."""
+    return _standard_rows(batch) if "completion_mask" in batch else None
 
 
 def _refuse_reference_options(config: MarginDPOConfig) -> None:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import inspect
 import logging
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from abc import abstractmethod
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import DistributedType
-from accelerate.utils import send_to_device
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -23,33 +20,30 @@ from trl.trainer.utils import get_config_model_id
 from ..data.scores import find_score_columns
 from ..evaluation.ranking import ranking_metrics
 from ..forward.shared_prompt import shared_token_logps
-from ..forward.shared_rows import shared_rows
 from ..forward.standard import TokenLogps
-from ..losses import TAKES_MARGIN
 from ..methods import Method
-from ..objective import LengthNormalizedReward, Objective, ObjectiveOutput
+from ..objective import Objective, ObjectiveOutput
 from ..pairs import PairBatch, PairLogps
 from ..terms import Term
 from ..terms.anchor import AnchorMargin
-from .collator import CARRIED, KEPT, SCORES, SHARED, PairCollator, StandardRows, one_pair
+from .collator import CARRIED, KEPT, SCORES, SHARED, PairCollator, for_the_model
 from .configs import MarginOptions
 from .metrics import MetricBuffer
 from .preparation import column_names, prepare_datasets, with_lengths
 from .probes import window_probes
 from .scope import train_only
 from .sharing import PromptSharing
-from .sharpness import SharpnessAware
+from .window import WindowMixin
 
 logger = logging.getLogger(__name__)
 
 TERMS_FILE = "margin_terms.pt"
-_FEW_LOGITS = 2**28  # 1 GiB in float32
 DIRECTION_FILE = "anchor_direction.safetensors"
 
-_DDP = (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.MULTI_NPU, DistributedType.MULTI_XPU)
+_FEW_LOGITS = 2**28  # 1 GiB in float32
 
 
-class MarginMixin(ABC):
+class MarginMixin(WindowMixin):
     """Gives a TRL preference trainer a weight and a margin per pair. Comes before the TRL class in the bases.
 
     Args:
@@ -105,20 +99,8 @@ class MarginMixin(ABC):
         """The objective of a config, with the terms given."""
 
     @abstractmethod
-    def standard_rows(self) -> Callable[[Mapping[str, Any]], StandardRows]:
-        """From a collated batch to its 2B rows, chosen first: what the shared layout is made of."""
-
-    @abstractmethod
     def token_logps(self, model: nn.Module, batch: Mapping[str, Any], shared: bool) -> TokenLogps:
         """The answers' tokens, by the shared-prompt pass or by the standard one."""
-
-    @abstractmethod
-    def concatenated_forward(self, model: nn.Module, batch: Mapping[str, Any]) -> PairLogps:
-        """Model and batch to log-probabilities: the only look at the model that a step takes."""
-
-    @abstractmethod
-    def n_pairs(self, batch: Mapping[str, Any]) -> int:
-        """The number of pairs of a collated batch."""
 
     def shared_logps(self, model: Any, batch: Mapping[str, Any], **inputs: Any) -> TokenLogps:
         """The shared-prompt pass through a model, or through something that stands for the trainer's."""
@@ -139,7 +121,7 @@ class MarginMixin(ABC):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch, and what is logged of it: device tensors, one value or one per pair."""
         columns = batch.get(CARRIED, {})
-        pairs = batch[KEPT] if KEPT in batch else self.concatenated_forward(model, _for_the_model(batch))
+        pairs = batch[KEPT] if KEPT in batch else self.concatenated_forward(model, for_the_model(batch))
         output = self.objective(pairs, self._pair_batch(columns, training=train_eval == "train"))
         loss = output.losses.mean() + self._extra_loss(pairs)
         if self._evaluated is not None and train_eval == "eval":
@@ -166,10 +148,6 @@ class MarginMixin(ABC):
         self.store_metrics(metrics, mode)
         return (loss, metrics) if return_outputs else loss
 
-    def _adapter_autocast(self) -> AbstractContextManager:
-        cast = getattr(self, "_peft_has_been_casted_to_bf16", False)
-        return torch.autocast(self.accelerator.device.type) if cast else nullcontext()
-
     def _extra_loss(self, pairs: PairLogps) -> Tensor | float:
         return 0.0
 
@@ -190,88 +168,6 @@ class MarginMixin(ABC):
             reward_gap = output.chosen_reward - output.rejected_reward
             metrics |= self.objective.margin.observed(reward_gap, output.margin)
         return metrics
-
-    # One accumulation window: what a method measures on the model before the optimizer's step
-
-    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
-        """The window's mini-batches, with what the probes measured on them."""
-        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if batches:
-            for probe in self._probes:
-                batches = probe(batches)
-        return batches, num_items
-
-    def training_step(self, model: nn.Module, inputs: Mapping[str, Any], *args: Any, **kwargs: Any) -> Tensor:
-        """TRL's; under SAM, at the nearby policy with the higher loss."""
-        with ExitStack() as moved:
-            for probe in self._probes:
-                if isinstance(probe, SharpnessAware):
-                    moved.enter_context(probe.at_the_worse_policy())
-            return super().training_step(model, inputs, *args, **kwargs)
-
-    def before_measuring(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """A mini-batch on its device, with whatever does not change with the policy."""
-        return dict(self._prepare_inputs(batch))
-
-    def forward_pairs(self, batch: Mapping[str, Any], model: Any = None, fused: bool = True) -> PairLogps:
-        """The forward pass of an update, outside of it.
-
-        Args:
-            batch: a prepared mini-batch.
-            model: the model's wrapper, or something that stands for the model; without one, the model itself.
-            fused: whether TRL's fused head may be used, where the trainer does.
-        """
-        before = self._fused
-        self._fused = before and fused
-        try:
-            with self._adapter_autocast():
-                return self.concatenated_forward(self.model if model is None else model, _for_the_model(batch))
-        finally:
-            self._fused = before
-
-    def one_pair(self, batch: Mapping[str, Any], i: int) -> dict[str, Any]:
-        """Pair i of a prepared mini-batch, as a mini-batch."""
-        whole = {key: value for key, value in batch.items() if key not in (SHARED, KEPT)}
-        pair = one_pair(whole, i, self.n_pairs(batch))
-        if SHARED not in batch:
-            return pair
-        rows = shared_rows(*(values.cpu() for values in self.standard_rows()(pair)))
-        return {**pair, SHARED: send_to_device(dict(rows), self.accelerator.device)}
-
-    def score_gap(self, pairs: PairLogps) -> Tensor:
-        """[B] the reward's gap without β: Δ where the reward is length-normalized."""
-        chosen, rejected = self.objective.reward(pairs)
-        return chosen - rejected
-
-    def measured_loss(self, batch: Mapping[str, Any]) -> Tensor:
-        """The loss of a batch, of which no term learns and nothing is logged."""
-        with self._adapter_autocast():
-            return self.get_batch_loss_metrics(self.model, batch, "eval")[0]
-
-    def check_gap_only(self) -> None:
-        """Whether the loss reads nothing but the length-normalized gap of each pair.
-
-        Raises:
-            ValueError: it reads more.
-        """
-        losses = set(self.objective.losses)
-        reward = self.objective.reward
-        plain = isinstance(reward, LengthNormalizedReward) and reward.alpha == 0 and losses <= TAKES_MARGIN
-        if not plain or getattr(self.args, "cpo_alpha", 0) or self.aux_loss_enabled:
-            raise ValueError(
-                "anchor_estimator='per-pair' makes the update from the gradients of the length-normalized gaps: it "
-                f"takes a SimPO-like loss ({', '.join(sorted(TAKES_MARGIN))}) without cpo_alpha, alpha and auxiliary "
-                "loss; take anchor_estimator='difference'"
-            )
-
-    def graphs_can_wait(self, n_mini_batches: int) -> bool:
-        """Whether the graphs of a window's mini-batches survive a look at their gradient, for the update to use."""
-        checkpointing = self.args.gradient_checkpointing_kwargs or {}
-        if self.args.n_gpu > 1 or (self.args.gradient_checkpointing and checkpointing.get("use_reentrant")):
-            return False
-        kind = self.accelerator.distributed_type
-        # DDP expects the backward pass of a synchronised forward pass before the next one begins
-        return kind == DistributedType.NO or (kind in _DDP and n_mini_batches == 1)
 
     # Logging
 
@@ -397,10 +293,6 @@ class MarginMixin(ABC):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         self._signature_columns = list(dict.fromkeys([*self._signature_columns, *sorted(self._own_columns)]))
-
-
-def _for_the_model(batch: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in batch.items() if key not in (CARRIED, KEPT)}
 
 
 def _state_file(checkpoint: str, name: str) -> Path | None:

@@ -126,6 +126,13 @@ class GeometricAnchor:
     @cached_property
     def _estimator(self) -> Callable[[Sequence[Batch], Direction], list[dict[str, Tensor]]]:
         name = self.options.anchor_estimator
+        if any(hasattr(parameter, "to_local") for parameter in self.parameters.values()) and (
+            name != "difference" or self.narrow_dtype is not None
+        ):
+            raise NotImplementedError(
+                "on sharded parameters (FSDP2) the anchor is measured by anchor_estimator='difference' in float32 "
+                f"alone; this run has {name!r} in {self.narrow_dtype or torch.float32}. DDP takes all of them"
+            )
         if name == "difference" and self.narrow_dtype is not None:
             reason = cannot_displace(self.trainer.model, self.parameters)
             if reason is not None:

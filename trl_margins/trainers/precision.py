@@ -99,8 +99,6 @@ def cannot_displace(model: nn.Module, names: Iterable[str]) -> str | None:
     owners = _owners(model)
     for name in names:
         parameter = model.get_parameter(name)
-        if hasattr(parameter, "to_local"):
-            return f"{name} is sharded"
         for module in owners[name]:
             if "forward" in module.__dict__:
                 return f"the forward pass of {name}'s {type(module).__name__} is wrapped (several devices, offloading)"

@@ -114,10 +114,9 @@ class WindowMixin(ABC):
 
     def graphs_can_wait(self, n_mini_batches: int) -> bool:
         """Whether the graphs of a window's mini-batches survive a look at their gradient, for the update to use."""
-        checkpointing = (self.args.gradient_checkpointing_kwargs or {}) | (
-            self.args.activation_checkpointing_kwargs or {}
-        )
-        if self.args.n_gpu > 1 or checkpointing.get("use_reentrant"):
+        names = ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs")  # the second is the newer name
+        reentrant = any((getattr(self.args, name, None) or {}).get("use_reentrant") for name in names)
+        if self.args.n_gpu > 1 or reentrant:
             return False
         kind = self.accelerator.distributed_type
         # DDP expects the backward pass of a synchronised forward pass before the next one begins

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from two_ranks import CASES
 
 from trl_margins.methods import METHODS
 
@@ -37,20 +38,24 @@ def runs(tiny_model, tmp_path_factory):
     return [run(ranks, tiny_model, folder / f"{ranks}.json") for ranks in (1, 2)]
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_evaluation_is_over_all_ranks(method, runs):
+def test_every_method_is_there():
+    assert {method for method, _ in CASES.values()} == set(METHODS)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_evaluation_is_over_all_ranks(case, runs):
     """Nine pairs do not divide by four: the pairs that pad the last batch are not counted twice."""
-    one, two = (r[method]["metrics"] for r in runs)
+    one, two = (r[case]["metrics"] for r in runs)
     assert one["eval_n_pairs"] == two["eval_n_pairs"] == 9
     for name in RANKING:
         assert two[f"eval_{name}"] == pytest.approx(one[f"eval_{name}"], rel=1e-5), name
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_training_is_the_same(method, runs):
+@pytest.mark.parametrize("case", CASES)
+def test_training_is_the_same(case, runs):
     """Whatever a method computes of the batch, it computes of all ranks: loss, gradient, terms and model agree."""
-    one, two = (r[method] for r in runs)
-    row = METHODS[method]
+    one, two = (r[case] for r in runs)
+    row = METHODS[CASES[case][0]]
     terms = ["weights"] * bool(row.weight) + ["margins"] * bool(row.margin)
     for step, (mine, theirs) in enumerate(zip(one["log"][:2], two["log"][:2], strict=True)):
         for name in [*LOGGED, *(f"{term}/{part}" for term in terms for part in SPREAD)]:

@@ -48,6 +48,9 @@ def main() -> None:
     sections[f"{largest} pairs a step, prompts of 500 tokens, answers of 150"] = steps(
         args, largest, BASES, "--prompts", "long"
     )
+    sections[f"{largest} pairs a step, gradient checkpointing"] = steps(
+        args, largest, BASES, "--gradient_checkpointing"
+    )
     sections[f"methods, {largest} pairs a step"] = steps(args, largest, METHODS)
     sections[f"GAPO's options, {largest} pairs a step"] = steps(args, largest, OPTIONS)
     sections["GAPO on adapters"] = steps(args, largest, [OURS, "GAPO", "GAPO, per-pair gradients"], "--lora")

@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("--max_length", type=int, default=1024)
     parser.add_argument("--contenders", nargs="+", default=DEFAULT, choices=CONTENDERS)
     parser.add_argument("--prompts", choices=["as they are", "long"], default="as they are")
+    parser.add_argument("--gradient_checkpointing", action="store_true", help="as TRL trains by default")
     parser.add_argument("--lora", action="store_true", help="adapters on all linear layers instead of all weights")
     parser.add_argument("--json", help="file for the numbers")
     parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
@@ -110,7 +111,7 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
             max_steps=args.steps + 1,
             max_length=args.max_length,
             bf16=torch.accelerator.is_available(),
-            gradient_checkpointing=False,
+            gradient_checkpointing=args.gradient_checkpointing,
             train_sampling_strategy="sequential",
             save_strategy="no",
             report_to="none",

@@ -82,6 +82,15 @@ def test_any_weight_with_any_margin(weight, margin, base, tiny_model, tokenizer,
     assert_same_gradients(weighted, {name: 2.5 * gradient for name, gradient in plain.items()})
 
 
+def test_a_named_trainer_can_be_subclassed():
+    class Mine(AMaPOTrainer):
+        """Someone's own."""
+
+    assert Mine._method is METHODS["amapo"]
+    assert Mine._tag_names == AMaPOTrainer._tag_names
+    assert trainer_class("amapo") is AMaPOTrainer
+
+
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [

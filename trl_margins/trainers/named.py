@@ -20,7 +20,9 @@ from .dpo import MarginDPOTrainer
 class _NamedTrainer(MarginCPOTrainer):
     """Takes its name, paper and tags from its method's row."""
 
-    def __init_subclass__(cls, method: str, config: type[MarginCPOConfig]) -> None:
+    def __init_subclass__(cls, method: str | None = None, config: type[MarginCPOConfig] | None = None) -> None:
+        if method is None:  # someone's own, of a trainer that has its row
+            return
         row: Method = get_method(method)
         cls._method, cls._config_class = row, config
         cls._name, cls._paper = row.name, row.paper.as_trl()

@@ -183,6 +183,7 @@ def evaluation_factors(args: argparse.Namespace) -> dict[str, dict[str, float]]:
 def tokenization(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     """What the two trainers take to be made, nearly all of which is tokenization."""
     import datasets
+    import torch
     from transformers import LlamaConfig, LlamaForCausalLM
     from trl.experimental.cpo import CPOConfig, CPOTrainer
 
@@ -199,7 +200,11 @@ def tokenization(args: argparse.Namespace) -> dict[str, dict[str, float]]:
 
     def make(trainer_class: Any, config_class: Any) -> Callable[[], Any]:
         config = config_class(
-            output_dir=str(args.out / "tokenization"), loss_type="simpo", max_length=args.max_length, report_to="none"
+            output_dir=str(args.out / "tokenization"),
+            loss_type="simpo",
+            max_length=args.max_length,
+            bf16=torch.accelerator.is_available(),
+            report_to="none",
         )
         return lambda: trainer_class(model, config, train_dataset=rows, processing_class=tokenizer)
 

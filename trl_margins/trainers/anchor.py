@@ -129,7 +129,7 @@ class GeometricAnchor:
         if any(hasattr(parameter, "to_local") for parameter in self.parameters.values()) and (
             name != "difference" or self.narrow_dtype is not None
         ):
-            raise NotImplementedError(
+            raise ValueError(
                 "on sharded parameters (FSDP2) the anchor is measured by anchor_estimator='difference' in float32 "
                 f"alone; this run has {name!r} in {self.narrow_dtype or torch.float32}. DDP takes all of them"
             )

@@ -581,6 +581,16 @@ def test_sam_takes_the_gradient_at_the_worse_policy(tiny_model, tokenizer, tmp_p
 # Together with the rest
 
 
+def test_sam_goes_with_the_anchor(tiny_model, tokenizer, tmp_path):
+    """The update is made at SAM's policy: no forward pass of the policy itself is kept for it."""
+    options = {"sam_radius": 0.3, "gradient_accumulation_steps": 1, "max_steps": 2, "learning_rate": 1e-2}
+    trainer = gapo_trainer(tiny_model, tokenizer, tmp_path, **options)
+    trainer.train()
+    assert np.isfinite(trainer.state.log_history[1]["loss"])
+    with pytest.raises(ValueError, match="'per-pair' makes the update at the policy, sam_radius elsewhere"):
+        gapo_trainer(tiny_model, tokenizer, tmp_path, anchor_estimator="per-pair", sam_radius=0.3)
+
+
 def test_any_weight_goes_with_the_anchor(tiny_model, tokenizer, tmp_path):
     plain = prepared(gapo_trainer(tiny_model, tokenizer, tmp_path, anchor_keep_graphs=0))
     weighted = prepared(gapo_trainer(tiny_model, tokenizer, tmp_path, weight="score-gap", anchor_keep_graphs=0))

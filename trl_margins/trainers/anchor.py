@@ -5,67 +5,60 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..forward.forward_mode import directional_derivative
 from ..terms.anchor import ANCHOR_GAP, ANCHOR_SCORE_GAP
 from .collator import KEPT, with_columns
 from .configs import MarginOptions
 from .diagnostics import AnchorDiagnostics
-from .direction import Direction, FadingGradient, momentum_direction, parameters_in_scope
+from .direction import Direction, FadingGradient, momentum_direction
 from .gradients import add_gradients, own_gradients
 from .pair_gradients import KeptGradients
 from .perturbation import perturbed
 from .precision import cannot_displace, displaced, in_float32, narrow_dtype, without_dropout
+from .probe import Batch, Probe
 
 if TYPE_CHECKING:
     from .mixin import MarginMixin
 
 logger = logging.getLogger(__name__)
 
-Batch = Mapping[str, Any]
 
-
-class GeometricAnchor:
-    """Measures the anchor gaps of an accumulation window's mini-batches under one perturbation.
-
-    Args:
-        trainer: gives the model, its forward pass and the score; `trainer.model` must be on its device.
-        options: the `anchor_*` fields.
-    """
+class GeometricAnchor(Probe):
+    """Measures the anchor gaps of an accumulation window's mini-batches under one perturbation."""
 
     columns = (ANCHOR_SCORE_GAP, ANCHOR_GAP)
 
     def __init__(self, trainer: MarginMixin, options: MarginOptions) -> None:
-        self.trainer, self.options = trainer, options
+        super().__init__(trainer, options)
         self.fading = FadingGradient(options.anchor_batch_multiplier)
         if options.anchor_estimator == "per-pair":
             trainer.check_gap_only()
+            if options.sam_radius:
+                raise ValueError(
+                    "anchor_estimator='per-pair' makes the update at the policy, sam_radius elsewhere: one of them"
+                )
         self.narrow_dtype = narrow_dtype(trainer.model, trainer.accelerator.mixed_precision)
         logger.info(
             "anchor: radius %g over %d parameters (scope %s), direction from %s, gaps by %s",
             options.anchor_radius,
-            sum(p.numel() for p in parameters_in_scope(trainer.model, options.anchor_scope).values()),
+            self.n_parameters,
             options.anchor_scope or "all that trains",
             f"the gradient over {options.anchor_batch_multiplier} mini-batches"
             if options.anchor_direction == "gradient"
             else "the optimizer's momentum",
-            self.options.anchor_estimator,
+            options.anchor_estimator,
         )
-
-    @cached_property
-    def parameters(self) -> dict[str, nn.Parameter]:
-        # looked up when training has begun: FSDP puts others in their place
-        return parameters_in_scope(self.trainer.model, self.options.anchor_scope)
 
     def __call__(self, batches: Sequence[Batch]) -> list[Batch]:
         """The same mini-batches, each with `anchor_score_gap` or `anchor_gap` among its columns."""
-        self.trainer.model.train()
-        batches = [self.trainer.before_measuring(batch) for batch in batches]
+        batches = self.prepared(batches)
         if self.options.anchor_estimator == "per-pair":
             batches, direction, measured = self._per_pair(batches)
         else:
@@ -114,6 +107,8 @@ class GeometricAnchor:
         n, wanted = len(batches), self.options.anchor_keep_graphs
         if n > min(wanted, self.options.anchor_batch_multiplier) or self.options.anchor_direction == "momentum":
             return False
+        if self.options.sam_radius:  # SAM's update is made elsewhere
+            return False
         return self.trainer.graphs_can_wait(n)
 
     # The gaps
@@ -153,16 +148,20 @@ class GeometricAnchor:
             with anchor:
                 return [{ANCHOR_SCORE_GAP: gap} for gap in self._gaps(batches, fused)]
         with without_dropout(self.trainer.model):
-            here = self._gaps(batches)
-            with anchor:
-                return [{ANCHOR_GAP: h - there} for h, there in zip(here, self._gaps(batches, fused), strict=True)]
+            return self._fall(batches, anchor, fused)
 
     def _float32(self, batches: Sequence[Batch], direction: Direction) -> list[dict[str, Tensor]]:
         step = -self.options.anchor_radius * direction.per_unit
         with in_float32(self.trainer.model), without_dropout(self.trainer.model):
-            here = self._gaps(batches)
-            with perturbed(self.trainer.model, direction.vectors, step):
-                return [{ANCHOR_GAP: h - there} for h, there in zip(here, self._gaps(batches), strict=True)]
+            return self._fall(batches, perturbed(self.trainer.model, direction.vectors, step))
+
+    def _fall(
+        self, batches: Sequence[Batch], anchor: AbstractContextManager, fused: bool = True
+    ) -> list[dict[str, Tensor]]:
+        """Both ends of the difference, passed forward alike."""
+        here = self._gaps(batches)
+        with anchor:
+            return [{ANCHOR_GAP: h - there} for h, there in zip(here, self._gaps(batches, fused), strict=True)]
 
     def _directional(self, batches: Sequence[Batch], direction: Direction) -> list[dict[str, Tensor]]:
         scale = self.options.anchor_radius * direction.per_unit

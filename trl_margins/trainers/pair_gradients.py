@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,13 +12,11 @@ from torch import Tensor, nn
 from ..pairs import PairLogps
 from ..terms.anchor import RELATIVE_NORM
 from .collator import with_columns
-from .configs import MarginOptions
-from .direction import parameters_in_scope, total_norm
+from .direction import total_norm
+from .probe import Batch, Probe
 
 if TYPE_CHECKING:
     from .mixin import MarginMixin
-
-Batch = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -51,29 +48,14 @@ def _detached(pairs: PairLogps) -> PairLogps:
     return replace(pairs, **tensors)
 
 
-class GradientNorms:
-    """Measures ‖∇Δ_i‖ of every pair of a window, over their mean norm on all ranks.
-
-    Args:
-        trainer: gives the model, its forward pass and the score.
-        options: `anchor_scope` says which parameters count.
-    """
+class GradientNorms(Probe):
+    """Measures ‖∇Δ_i‖ of every pair of a window, over their mean norm on all ranks."""
 
     columns = (RELATIVE_NORM,)
 
-    def __init__(self, trainer: MarginMixin, options: MarginOptions) -> None:
-        self.trainer = trainer
-        self.scope = options.anchor_scope
-        parameters_in_scope(trainer.model, self.scope)  # a scope that is empty is said now
-
-    @cached_property
-    def parameters(self) -> dict[str, nn.Parameter]:
-        return parameters_in_scope(self.trainer.model, self.scope)
-
     def __call__(self, batches: Sequence[Batch]) -> list[Batch]:
         """The same mini-batches, each with `relative_gradient_norm` among its columns."""
-        self.trainer.model.train()
-        batches = [self.trainer.before_measuring(batch) for batch in batches]
+        batches = self.prepared(batches)
         norms = [self._norms(batch) for batch in batches]
         window = torch.cat(norms)
         total, number = self.trainer.accelerator.reduce((window.sum(), torch.ones_like(window).sum()), "sum")

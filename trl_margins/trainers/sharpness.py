@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from .configs import MarginOptions
-from .direction import Direction, parameters_in_scope
+from .direction import Direction
 from .gradients import add_gradients, own_gradients
 from .perturbation import perturbed
+from .probe import Batch, Probe
 
 if TYPE_CHECKING:
     from .mixin import MarginMixin
 
-Batch = Mapping[str, Any]
 
-
-class SharpnessAware:
+class SharpnessAware(Probe):
     r"""SAM: the gradient at :math:`\theta + \rho\,\nabla L / \|\nabla L\|`, applied at θ.
 
     L is the loss over the whole accumulation window and all ranks, which is what one optimizer step descends.
@@ -33,20 +29,13 @@ class SharpnessAware:
     """
 
     def __init__(self, trainer: MarginMixin, options: MarginOptions) -> None:
-        self.trainer, self.radius = trainer, options.sam_radius
-        self.scope = options.anchor_scope
-        parameters_in_scope(trainer.model, self.scope)  # a scope that is empty is said now
+        super().__init__(trainer, options)
         self._direction: Direction | None = None
-
-    @cached_property
-    def parameters(self) -> dict[str, nn.Parameter]:
-        return parameters_in_scope(self.trainer.model, self.scope)
 
     def __call__(self, batches: Sequence[Batch]) -> list[Batch]:
         """Finds the window's direction; the mini-batches stay as they are."""
         self._direction = None
-        self.trainer.model.train()
-        batches = [self.trainer.before_measuring(batch) for batch in batches]
+        batches = self.prepared(batches)
         with own_gradients(self.parameters) as gradients:
             for batch in batches:
                 loss = self.trainer.measured_loss(batch)
@@ -61,5 +50,6 @@ class SharpnessAware:
         if self._direction is None:
             yield
             return
-        with perturbed(self.trainer.model, self._direction.vectors, self.radius * self._direction.per_unit):
+        step = self.options.sam_radius * self._direction.per_unit
+        with perturbed(self.trainer.model, self._direction.vectors, step):
             yield

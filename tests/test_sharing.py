@@ -11,8 +11,7 @@ from conftest import first_batch, load, preference_rows, quiet
 from datasets import Dataset
 
 from trl_margins import MarginCPOConfig, MarginCPOTrainer, MarginDPOConfig, MarginDPOTrainer
-from trl_margins.forward import shared_prompt
-from trl_margins.trainers import mixin
+from trl_margins.forward import head, shared_prompt
 from trl_margins.trainers.collator import SHARED, for_the_model
 
 BASES = {"cpo": (MarginCPOTrainer, MarginCPOConfig), "dpo": (MarginDPOTrainer, MarginDPOConfig)}
@@ -192,6 +191,6 @@ def test_many_logits_go_through_the_fused_head(tiny_model, tokenizer, tmp_path, 
     batch = first_batch(trainer)
     plain = trainer.compute_loss(trainer.model, batch)
     assert not trainer._fuses(batch[SHARED])
-    monkeypatch.setattr(mixin, "_FEW_LOGITS", 10)
+    monkeypatch.setattr(head, "_FEW_LOGITS", 10)
     assert trainer._fuses(batch[SHARED])
     torch.testing.assert_close(trainer.compute_loss(trainer.model, batch), plain)

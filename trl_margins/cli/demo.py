@@ -9,8 +9,17 @@ from pathlib import Path
 from trl import TrlParser
 
 from ..data.demo import bundled_model_path, make_demo_splits
-from .evaluate import numbers_of, table
+from ..evaluation.tables import pair_table
 from .setup import load_model, load_tokenizer, log_to_console
+
+NUMBERS = {
+    "pwa": "eval_pwa",
+    "pwa_all": "eval_pwa_all",
+    "spearman": "eval_spearman",
+    "reward_gap": "eval_rewards/margins",
+    "n_pairs_gap": "eval_n_pairs_gap",
+    "n_pairs": "eval_n_pairs",
+}
 
 
 @dataclass
@@ -60,9 +69,10 @@ def main(argv: Sequence[str]) -> int:
             trainer.train()
             trainer.save_model(args.output_dir)
             trainer.create_model_card(model_name=Path(args.output_dir).name)
-        numbers[when] = numbers_of(trainer.evaluate())
+        metrics = trainer.evaluate()
+        numbers[when] = {name: metrics.get(key) for name, key in NUMBERS.items()}
     print()
-    print(table(numbers, trainer.args.eval_min_score_gap))
+    print(pair_table(numbers, trainer.args.eval_min_score_gap, "nats per token"))
     print(
         f"\nThe model is in {args.output_dir}: transformers.pipeline('text-generation', '{args.output_dir}') loads it."
     )

@@ -1,141 +1,228 @@
-"""`trl-margins evaluate`: PWA and Spearman of a model on scored pairs, as a table and as JSON."""
+"""`trl-margins evaluate`: how a model ranks answers: of pairs, of lists, of RM-Bench."""
 
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from trl import TrlParser
 
 from ..data.loading import load_splits, pick_split
+from ..data.splits import SPLITS
+from ..evaluation.sets import EvaluationSet, evaluation_set
 from .setup import load_model, load_tokenizer, log_to_console
 
-ROWS = {
-    "pwa": "pairwise accuracy, score gap ≥ {gap:g}",
-    "pwa_all": "pairwise accuracy, all pairs",
-    "spearman": "Spearman ρ, all answers",
-    "reward_gap": "mean reward gap (nats per token)",
-}
-NUMBERS = {
-    "pwa": "eval_pwa",
-    "pwa_all": "eval_pwa_all",
-    "spearman": "eval_spearman",
-    "n_pairs": "eval_n_pairs",
-    "n_pairs_gap": "eval_n_pairs_gap",
-    "reward_gap": "eval_rewards/margins",
-}
-COUNTS = {"pwa": "n_pairs_gap", "pwa_all": "n_pairs"}
+if TYPE_CHECKING:
+    from ..trainers.answers import AnswerLogps
+
+UNITS = {"length-normalized": "nats per token", "sum": "nats", "log-ratio": "nats"}
+RM_BENCH = "RM-Bench"
 
 
 @dataclass
 class EvaluateArguments:
     """What to evaluate on what."""
 
-    model_name_or_path: str = field(metadata={"help": "Folder, Hub id, or bundled:smollm2-135m-instruct."})
-    dataset_name: str = field(metadata={"help": "A file, a saved data set, a folder of files or a Hub id."})
+    model_name_or_path: str = field(
+        metadata={"help": "Folder (an adapter's too), Hub id, or bundled:smollm2-135m-instruct."}
+    )
+    dataset_name: list[str] = field(
+        metadata={
+            "help": "One or more: files, saved data sets, folders of files, Hub ids; pairs, lists (prompt, responses, "
+            "scores) or RM-Bench files, which count together."
+        }
+    )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub set."})
-    dataset_split: str | None = field(default=None, metadata={"help": "Split; the only one there is, if not given."})
+    dataset_split: list[str] | None = field(
+        default=None,
+        metadata={"help": f"Splits; if not given, the only one there is, or all of {', '.join(SPLITS)}."},
+    )
+    reward: str = field(
+        default="length-normalized",
+        metadata={"help": "Mean log-probability per token, its sum, or log-ratio to --ref_model.", "choices": UNITS},
+    )
+    ref_model: str | None = field(
+        default=None,
+        metadata={"help": "Reference of the log-ratio; of an adapter, the model under it, if not given."},
+    )
     json: str | None = field(default=None, metadata={"help": "File that gets the numbers as JSON."})
+    markdown: str | None = field(default=None, metadata={"help": "File that gets the tables."})
+    rewards: str | None = field(default=None, metadata={"help": "File that gets each answer's reward, as JSON lines."})
     score_columns: list[str] | None = field(default=None, metadata={"help": "Score columns, if not the usual names."})
     eval_min_score_gap: float = field(default=2.0, metadata={"help": "Least score gap of the pairs behind `pwa`."})
     max_length: int = field(default=1024, metadata={"help": "Longest prompt and answer, in tokens."})
-    batch_size: int = field(default=8, metadata={"help": "Pairs a device and step. Does not change the numbers."})
+    batch_size: int = field(default=16, metadata={"help": "Answers a device and pass. Does not change the numbers."})
+    bootstrap: int = field(default=1000, metadata={"help": "Resamples behind the 95 % intervals."})
     dtype: str = field(default="float32", metadata={"help": "Dtype of the weights: float32, bfloat16, float16, auto."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run the model's own code."})
 
 
 def main(argv: Sequence[str]) -> int:
-    """Evaluates, prints the table, writes the JSON."""
+    """Evaluates, prints the tables, writes the files."""
     log_to_console()
     (args,) = TrlParser(EvaluateArguments, prog="trl-margins evaluate").parse_args_and_config(list(argv))
-    dataset = pick_split(load_splits(args.dataset_name, args.dataset_config), args.dataset_split, args.dataset_name)
-    numbers = evaluate_model(
-        load_model(
-            args.model_name_or_path, dtype=args.dtype, trust_remote_code=args.trust_remote_code, device_map=None
-        ),
-        load_tokenizer(args.model_name_or_path, trust_remote_code=args.trust_remote_code),
-        dataset,
-        score_columns=args.score_columns,
-        eval_min_score_gap=args.eval_min_score_gap,
-        max_length=args.max_length,
-        batch_size=args.batch_size,
-    )
-    if numbers is None:  # not the first process
+    import torch
+    from accelerate import Accelerator
+
+    loading = {"trust_remote_code": args.trust_remote_code}
+    tokenizer = load_tokenizer(args.model_name_or_path, **loading)
+    sets = load_sets(args, as_chat=tokenizer.chat_template is not None)
+    # left to itself, accelerate takes several processes on a CPU for single ones
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    model = load_model(args.model_name_or_path, dtype=args.dtype, device_map=None, **loading)
+    check_reward(args.reward, args.ref_model, model)
+    common = {
+        "tokenizer": tokenizer,
+        "max_length": args.max_length,
+        "batch_size": args.batch_size,
+        "accelerator": accelerator,
+    }
+    scored = {each.name: score_set(model, each, **common) for each in sets}
+    references: dict[str, Any] = {}
+    if args.reward == "log-ratio":
+        if args.ref_model is not None:
+            model = load_model(args.ref_model, dtype=args.dtype, device_map=None, **loading)
+        use_adapter = args.ref_model is not None
+        references = {each.name: score_set(model, each, use_adapter=use_adapter, **common) for each in sets}
+    if not accelerator.is_main_process:
         return 0
-    print(table({"": numbers}, args.eval_min_score_gap))
-    if args.json:
-        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
-        Path(args.json).write_text(json.dumps(numbers, indent=2) + "\n")
+    rewards = {name: reward_of(args.reward, found, references.get(name)) for name, found in scored.items()}
+    reports = report_sets(sets, rewards, scored, args.eval_min_score_gap, args.bootstrap)
+    text = tables(reports, args.eval_min_score_gap, UNITS[args.reward])
+    print(text)
+    settings = {
+        "model": args.model_name_or_path,
+        "reward": args.reward,
+        "ref_model": args.ref_model,
+        "min_score_gap": args.eval_min_score_gap,
+        "max_length": args.max_length,
+        "dtype": args.dtype,
+    }
+    _write(args.json, json.dumps({**settings, "sets": reports}, indent=2))
+    _write(args.markdown, text)
+    lines = (
+        {"set": each.name, "row": i, "rewards": row.tolist(), "lengths": found.lengths.tolist()}
+        for each in sets
+        for i, (row, found) in enumerate(zip(rewards[each.name], scored[each.name], strict=True))
+    )
+    _write(args.rewards, "\n".join(map(json.dumps, lines)))
     return 0
 
 
-def evaluate_model(
-    model: Any,
-    tokenizer: Any,
-    dataset: Any,
-    score_columns: list[str] | None = None,
-    eval_min_score_gap: float = 2.0,
-    max_length: int = 1024,
-    batch_size: int = 8,
-) -> dict[str, float | int | None] | None:
-    """What `GapPOTrainer.evaluate()` would say of the model: the same code does it.
+def check_reward(reward: str, ref_model: str | None, model: Any) -> None:
+    """Complains of a reference model where none is used, or missing.
 
-    Returns:
-        `pwa`, `pwa_all`, `spearman`, `reward_gap` (mean Δ), `n_pairs`, `n_pairs_gap`; None for what is undefined. On
-        other processes than the first, None.
+    Raises:
+        ValueError: with the fix.
     """
-    from ..trainers.configs import MarginCPOConfig
-    from ..trainers.cpo import MarginCPOTrainer
+    from accelerate.utils import is_peft_model
 
-    # pairs of like length side by side: less padding; the longest first, so that memory runs out at once or never
-    sizes = [-max(len(str(row["chosen"])), len(str(row["rejected"]))) for row in dataset]
-    dataset = dataset.select(np.argsort(sizes, kind="stable"))
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = MarginCPOTrainer(
-            model,
-            args=MarginCPOConfig(
-                output_dir=folder,
-                loss_type="simpo",
-                cpo_alpha=0.0,
-                beta=1.0,
-                score_columns=score_columns,
-                eval_min_score_gap=eval_min_score_gap,
-                max_length=max_length,
-                max_completion_length=max_length if model.config.is_encoder_decoder else None,
-                per_device_eval_batch_size=batch_size,
-                bf16=False,
-                gradient_checkpointing=False,
-                report_to="none",
-            ),
-            train_dataset=dataset.select(range(1)),  # CPOTrainer insists on one
-            eval_dataset=dataset,
-            processing_class=tokenizer,
-        )
-        metrics = trainer.evaluate()
-    if not trainer.is_world_process_zero():
-        return None
-    return numbers_of(metrics)
+    if reward != "log-ratio" and ref_model is not None:
+        raise ValueError(f"reward {reward!r} uses no reference model: leave --ref_model out, or --reward log-ratio")
+    if reward == "log-ratio" and ref_model is None and not is_peft_model(model):
+        raise ValueError("reward 'log-ratio' needs --ref_model: the model that training began with")
 
 
-def numbers_of(metrics: Mapping[str, Any]) -> dict[str, float | int | None]:
-    """What the table and the JSON show of `trainer.evaluate()`; None for what is undefined."""
-    return {name: metrics.get(key) for name, key in NUMBERS.items()}
+def load_sets(args: EvaluateArguments, as_chat: bool) -> list[EvaluationSet]:
+    """All sets that the arguments name, RM-Bench's files as one."""
+    found: list[EvaluationSet] = []
+    for source in args.dataset_name:
+        splits = load_splits(source, args.dataset_config)
+        names = args.dataset_split or (SPLITS if set(SPLITS) <= set(splits) else [None])
+        for split in names:
+            name = Path(source).name.split(".")[0] if split is None or len(splits) == 1 else split
+            if name in (each.name for each in found):
+                name = f"{source}:{split}" if split else source
+            dataset = pick_split(splits, split, source)
+            found.append(evaluation_set(dataset, name, args.score_columns, as_chat, source))
+    files = [each for each in found if each.kind == "rm-bench"]
+    others = [each for each in found if each.kind != "rm-bench"]
+    if files:
+        joined = {
+            name: [value for each in files for value in getattr(each, name)]
+            for name in ("prompts", "answers", "domains")
+        }
+        others.append(replace(files[0], name=RM_BENCH, **joined))
+    return others
 
 
-def table(columns: Mapping[str, Mapping[str, Any]], gap: float) -> str:
-    """One row a metric, one column a model; the last column is the number of pairs."""
-    first = next(iter(columns.values()))
-    label_width = max(len(label.format(gap=gap)) for label in ROWS.values())
-    lines = []
-    if any(columns):
-        lines.append(" " * label_width + "".join(f"{name:>10}" for name in columns) + f"{'pairs':>9}")
-    for name, label in ROWS.items():
-        cells = "".join(f"{'-' if c.get(name) is None else format(c[name], '.4f'):>10}" for c in columns.values())
-        count = first.get(COUNTS.get(name, "n_pairs"))
-        lines.append(f"{label.format(gap=gap):<{label_width}}{cells}{'-' if count is None else count:>9}")
-    return "\n".join(lines)
+def score_set(model: Any, each: EvaluationSet, **options: Any) -> list[AnswerLogps]:
+    """Log-probabilities of a set's answers."""
+    from ..trainers.answers import answer_logps
+
+    return answer_logps(model, prompts=each.prompts, answers=each.answers, desc=each.name, **options)
+
+
+def reward_of(
+    reward: str, scored: Sequence[AnswerLogps], reference: Sequence[AnswerLogps] | None = None
+) -> list[np.ndarray]:
+    """[N] of [k] rewards, without β, which changes no ranking."""
+    from torch import from_numpy
+
+    from ..rewards import length_normalized, log_ratio
+
+    logps = [from_numpy(each.logps) for each in scored]
+    if reward == "length-normalized":
+        logps = [length_normalized(each, from_numpy(row.lengths)) for each, row in zip(logps, scored, strict=True)]
+    elif reward == "log-ratio":
+        logps = [log_ratio(each, from_numpy(row.logps)) for each, row in zip(logps, reference, strict=True)]
+    return [each.numpy() for each in logps]
+
+
+def report_sets(
+    sets: Sequence[EvaluationSet],
+    rewards: Mapping[str, Sequence[np.ndarray]],
+    scored: Mapping[str, Sequence[AnswerLogps]],
+    min_score_gap: float,
+    n_resamples: int,
+) -> dict[str, dict[str, Any]]:
+    """Each set's numbers, with its `kind`."""
+    from ..evaluation.listwise import listwise_report
+    from ..evaluation.pairs import Pairs, pair_report
+    from ..evaluation.rm_bench import rm_bench_report
+
+    reports: dict[str, dict[str, Any]] = {}
+    for each in sets:
+        found = rewards[each.name]
+        if each.kind == "listwise":
+            report = listwise_report(found, each.scores, n_resamples)
+        elif each.kind == "rm-bench":
+            chosen, rejected = np.split(np.stack(found), 2, axis=1)
+            report = rm_bench_report(chosen, rejected, each.domains, n_resamples)
+        else:
+            lengths = np.stack([row.lengths for row in scored[each.name]]).T
+            scores = () if each.scores is None else np.array(each.scores, float).T
+            pairs = Pairs(*np.stack(found).T, *lengths, *scores, gap_only=each.gap_only)
+            report = pair_report(pairs, [str(prompt) for prompt in each.prompts], min_score_gap, n_resamples)
+        reports[each.name] = {"kind": each.kind, **report}
+    return reports
+
+
+def tables(reports: Mapping[str, Mapping[str, Any]], min_score_gap: float, unit: str) -> str:
+    """All tables, those of one kind together."""
+    from ..evaluation.tables import bins_table, listwise_table, pair_table, rm_bench_table
+
+    of_kind = {
+        kind: {name: report for name, report in reports.items() if report["kind"] == kind}
+        for kind in ("pairs", "listwise", "rm-bench")
+    }
+    parts = []
+    if pairs := of_kind["pairs"]:
+        parts.append(pair_table(pairs, min_score_gap, unit))
+        for name, report in pairs.items():
+            titles = {"by_score_gap": f"{name}, by score gap", "by_length": f"{name}, by length"}
+            parts += [bins_table(report[key], title) for key, title in titles.items() if report[key]]
+    if lists := of_kind["listwise"]:
+        parts.append(listwise_table(lists))
+    parts += [rm_bench_table(report) for report in of_kind["rm-bench"].values()]
+    return "\n\n".join(parts) + "\n\nIn brackets: 95 % intervals, by bootstrap over prompts."
+
+
+def _write(file: str | None, text: str) -> None:
+    if file:
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        Path(file).write_text(text + "\n")

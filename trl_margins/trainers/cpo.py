@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from accelerate.utils import is_peft_model
 from datasets import Dataset, DatasetDict
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from trl.experimental.cpo import CPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
+from ..forward.head import why_not_fused
 from ..forward.standard import TokenLogps, fused_token_logps, logits_token_logps, pair_logps
 from ..losses import CPO_LOSSES
 from ..objective import LengthNormalizedReward, Objective, ObjectiveOutput, SummedReward
@@ -143,16 +143,10 @@ class MarginCPOTrainer(MarginMixin, CPOTrainer):
 
     def _can_fuse(self) -> bool:
         """Whether TRL's fused LM head computes this model's log-probabilities; says why where it does not."""
-        head = self.model.get_output_embeddings()
-        if self.is_encoder_decoder:
-            reason = "an encoder-decoder model"
-        elif head is None:
-            reason = "a model without an LM head of its own"
-        elif isinstance(head, BaseTunerLayer):
-            reason = "an adapter on the LM head"
-        elif self.args.n_gpu > 1:
+        reason = why_not_fused(self.model)
+        if reason is None and self.args.n_gpu > 1:
             reason = "nn.DataParallel, whose replicas do not carry the fused head; accelerate launch does better"
-        else:
+        if reason is None:
             return True
         logger.info("log-probabilities come from the whole logits: %s", reason)
         return False

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 MODES = ("auto", "always", "never")
 # How far an answer's mean log-probability per token may be from the standard pass's, in nats
-_TOLERANCE = {None: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
+TOLERANCE = {None: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
 
 
 class PromptSharing:
@@ -77,7 +77,7 @@ def _agrees(trainer: MarginMixin, batch: Mapping[str, Any]) -> bool:
         standard, shared = (_means(trainer, batch, way) for way in (False, True))
     difference = trainer.accelerator.gather((standard - shared).abs().max()[None]).max().item()
     dtype = narrow_dtype(trainer.model, trainer.accelerator.mixed_precision)
-    if difference <= _TOLERANCE[dtype]:
+    if difference <= TOLERANCE[dtype]:
         logger.info("prompts are computed once for both answers; largest difference on the first batch: %.1e nats per "
                     "token", difference)  # fmt: skip
         return True
@@ -86,7 +86,7 @@ def _agrees(trainer: MarginMixin, batch: Mapping[str, Any]) -> bool:
         "%.0e in %s): prompts are computed once for each answer. share_prompt='never' spares the comparison; please "
         "report the model: %s",
         difference,
-        _TOLERANCE[dtype],
+        TOLERANCE[dtype],
         dtype or "float32",
         type(trainer.model).__name__,
     )

@@ -1,0 +1,456 @@
+"""Evaluation of a model: metrics against plain references, answers against one pass each, every kind of set."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import math
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from conftest import load, preference_rows, quiet, sentence
+from datasets import Dataset, DatasetDict
+from peft import LoraConfig, get_peft_model
+from scipy.stats import kendalltau, spearmanr
+from sklearn.metrics import ndcg_score
+
+from trl_margins import MarginCPOConfig, MarginCPOTrainer
+from trl_margins.cli import main
+from trl_margins.evaluation.intervals import bootstrap_intervals
+from trl_margins.evaluation.listwise import listwise_metrics, listwise_report
+from trl_margins.evaluation.pairs import Pairs, pair_report
+from trl_margins.evaluation.rm_bench import domain_of, levels, rm_bench_report, style_matrix
+from trl_margins.evaluation.sets import evaluation_set
+from trl_margins.evaluation.tables import markdown_table
+from trl_margins.trainers import answers as answers_module
+from trl_margins.trainers.answers import answer_logps
+
+# Listwise numbers
+
+
+def mean_ranks(values):
+    values = np.asarray(values, float)
+    return np.array([(values < v).sum() + ((values == v).sum() + 1) / 2 for v in values])
+
+
+def tied_ndcg(scores, rewards, k):
+    """Over all orders that ties of rewards allow, the mean DCG; over the best one."""
+    k = k or len(scores)
+    discount = [1 / math.log2(2 + i) for i in range(k)]
+
+    def dcg(order):
+        return sum(scores[i] * d for i, d in zip(order, discount, strict=False))
+
+    orders = [
+        order
+        for order in itertools.permutations(range(len(scores)))
+        if all(rewards[a] >= rewards[b] for a, b in itertools.pairwise(order))
+    ]
+    return np.mean([dcg(order) for order in orders]) / dcg(sorted(range(len(scores)), key=lambda i: -scores[i]))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_listwise_metrics(seed):
+    """Against enumeration, rank formulas, scipy and scikit-learn, with many ties."""
+    rng = np.random.default_rng(seed)
+    k = int(rng.integers(2, 7))
+    rewards, scores = rng.integers(0, 4, k).astype(float), rng.integers(1, 5, k).astype(float)
+    found = listwise_metrics(rewards, scores)
+    if np.ptp(scores) == 0:
+        assert found["ndcg@k"] is None
+    else:
+        for at in (1, 3, None):
+            name = f"ndcg@{at or 'k'}"
+            assert found[name] == pytest.approx(ndcg_score([scores], [rewards], k=at))
+            assert found[name] == pytest.approx(tied_ndcg(scores, rewards, at))
+    if np.ptp(scores) == 0 or np.ptp(rewards) == 0:
+        assert found["spearman"] is None
+        assert found["kendall"] is None
+        return
+    assert found["spearman"] == pytest.approx(np.corrcoef(mean_ranks(rewards), mean_ranks(scores))[0, 1])
+    assert found["spearman"] == pytest.approx(spearmanr(rewards, scores).statistic)
+    signs = [
+        (np.sign(rewards[i] - rewards[j]), np.sign(scores[i] - scores[j]))
+        for i, j in itertools.combinations(range(k), 2)
+    ]
+    concordance = sum(a * b for a, b in signs)
+    tau = concordance / math.sqrt(sum(a != 0 for a, _ in signs) * sum(b != 0 for _, b in signs))
+    assert found["kendall"] == pytest.approx(tau)
+    assert found["kendall"] == pytest.approx(kendalltau(rewards, scores).statistic)
+
+
+def test_regret():
+    found = listwise_metrics([1.0, 3.0, 3.0, 0.0], [9.0, 4.0, 8.0, 1.0])
+    assert found["regret"] == pytest.approx(9 - 6)  # two answers share the highest reward
+    assert found["regret_random"] == pytest.approx(9 - 5.5)
+    assert listwise_metrics([], [])["regret"] is None
+
+
+def test_listwise_means_leave_out_what_is_undefined(caplog):
+    rewards, scores = [[1.0, 2.0], [1.0, 2.0], [0.0]], [[-1.0, 4.0], [2.0, 2.0], [3.0]]
+    with caplog.at_level(logging.INFO, "trl_margins"):
+        report = listwise_report(rewards, scores, n_resamples=50)
+    assert "scores go down to -1" in caplog.text
+    assert report["spearman"] == pytest.approx(1.0)
+    assert report["n_defined"]["spearman"] == 1
+    assert report["n_defined"]["regret"] == report["n_prompts"] == 3
+    assert report["n_answers"] == 5
+    assert report["ndcg@1"] == 1.0
+
+
+# Intervals and pairs
+
+
+def test_interval_of_a_mean_is_as_wide_as_theory_says():
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=400)
+    low, high = bootstrap_intervals(lambda rows: {"mean": values[rows].mean()}, range(400))["mean"]
+    expected = 1.96 * values.std() / 20
+    assert low == pytest.approx(values.mean() - expected, abs=0.25 * expected)
+    assert high == pytest.approx(values.mean() + expected, abs=0.25 * expected)
+
+
+def test_intervals_draw_whole_prompts():
+    """Four copies of a pair are no more evidence than one."""
+    values = np.random.default_rng(0).normal(size=50)
+    single = bootstrap_intervals(lambda rows: {"mean": values[rows].mean()}, range(50))
+    copied = np.repeat(values, 4)
+    clustered = bootstrap_intervals(lambda rows: {"mean": copied[rows].mean()}, np.repeat(range(50), 4).tolist())
+    assert clustered["mean"] == pytest.approx(single["mean"])
+    assert bootstrap_intervals(lambda rows: {"mean": 1.0}, ["one", "one"]) == {"mean": None}
+    assert bootstrap_intervals(lambda rows: {"x": None}, range(9)) == {"x": None}
+
+
+def test_pair_report():
+    rng = np.random.default_rng(1)
+    n = 60
+    chosen, rejected, scores = rng.normal(size=n), rng.normal(size=n), rng.uniform(1, 10, (2, n)).round()
+    lengths = rng.integers(1, 20, (2, n))
+    report = pair_report(Pairs(chosen, rejected, *lengths, *scores), range(n), n_resamples=200)
+    right, gap = chosen > rejected, abs(scores[0] - scores[1])
+    assert report["pwa_all"] == pytest.approx(right.mean())
+    assert report["pwa"] == pytest.approx(right[gap >= 2].mean())
+    assert report["spearman"] == pytest.approx(spearmanr([*chosen, *rejected], [*scores[0], *scores[1]]).statistic)
+    assert report["chosen_longer"] == pytest.approx((lengths[0] > lengths[1]).mean())
+    longer = np.where(lengths[0] > lengths[1], chosen, rejected) > np.where(lengths[0] > lengths[1], rejected, chosen)
+    assert report["prefers_longer"] == pytest.approx(longer[lengths[0] != lengths[1]].mean())
+    for bins in (report["by_score_gap"], report["by_length"]):
+        assert sum(row["n"] for row in bins) == n
+        assert sum(row["n"] * row["accuracy"] for row in bins) == pytest.approx(right.sum())
+    shorter = (lengths[0] - lengths[1]) / lengths.max(0) < -0.2
+    assert report["by_length"][0]["accuracy"] == pytest.approx(right[shorter].mean())
+    for name, interval in report["intervals"].items():
+        assert interval[0] <= report[name] <= interval[1], name
+
+
+def test_pairs_without_scores_or_with_one_gap():
+    pairs = Pairs(np.array([1.0, 2.0]), np.array([0.0, 3.0]), np.array([3, 3]), np.array([3, 3]))
+    report = pair_report(pairs, range(2), n_resamples=20)
+    assert report["pwa_all"] == 0.5
+    assert report["prefers_longer"] is None
+    assert report["by_score_gap"] == []
+    same = pairs._replace(chosen_scores=np.array([4.0, 4.0]), rejected_scores=np.array([1.0, 1.0]))
+    assert [row["bin"] for row in pair_report(same, range(2), n_resamples=20)["by_score_gap"]] == ["3"]
+
+
+# RM-Bench
+
+
+def test_style_matrix_and_levels():
+    """Rows are the chosen style, columns the rejected one; ties are wrong."""
+    chosen = [[1.0, 5.0, 9.0], [1.0, 1.0, 1.0]]
+    rejected = [[0.0, 5.0, 9.5], [0.0, 2.0, 0.5]]
+    matrix = style_matrix(chosen, rejected)
+    pairs = list(zip(chosen, rejected, strict=True))
+    expected = [[np.mean([c[i] > r[j] for c, r in pairs]) for j in range(3)] for i in range(3)]
+    np.testing.assert_allclose(matrix, expected)
+    assert matrix[1, 1] == 0.0
+    found = levels(np.array([[0.5, 0.1, 0.2], [0.7, 0.6, 0.3], [0.8, 0.9, 0.7]]))
+    assert found["hard"] == pytest.approx(0.2)
+    assert found["normal"] == pytest.approx(0.6)
+    assert found["easy"] == pytest.approx(0.8)
+    assert found["average"] == pytest.approx((0.2 + 0.6 + 0.8) / 3)
+
+
+def test_rm_bench_total_is_the_mean_over_domains():
+    rng = np.random.default_rng(0)
+    chosen, rejected = rng.normal(size=(30, 3)), rng.normal(size=(30, 3))
+    domains = ["safety"] * 20 + ["chat"] * 10
+    report = rm_bench_report(chosen, rejected, domains, n_resamples=50)
+    assert list(report["domains"]) == ["chat", "safety"]
+    for level in ("hard", "normal", "easy", "average"):
+        parts = [levels(style_matrix(chosen[a:b], rejected[a:b]))[level] for a, b in ((0, 20), (20, 30))]
+        assert report["total"][level] == pytest.approx(np.mean(parts))
+    low, high = report["intervals"]["average"]
+    assert low < report["total"]["average"] < high
+
+
+@pytest.mark.parametrize(
+    ("field", "file", "domain"),
+    [
+        ("math", "x.json", "math"),
+        ("safety-refuse", "x.json", "safety"),
+        (None, "data/safety-response_filtered.json.gz", "safety"),
+        (None, "chat_filtered.json", "chat"),
+    ],
+)
+def test_domains(field, file, domain):
+    assert domain_of(field, file) == domain
+
+
+def test_an_unknown_domain():
+    with pytest.raises(ValueError, match=r"total\.json: domain 'poetry' is none of chat, code, math, safety"):
+        domain_of("poetry", "total.json")
+
+
+# Answers
+
+
+def lists(n, seed=0, chat=False):
+    import random
+
+    rng = random.Random(seed)
+    rows = []
+    for i in range(n):
+        prompt = sentence(rng, 2, 5)
+        rows.append(
+            {
+                "prompt": [{"role": "user", "content": prompt}] if chat else prompt + " ",
+                "responses": [sentence(rng, 1, 6) for _ in range(1 + (i * 3) % 5)],
+                "scores": [float(rng.randint(1, 9)) for _ in range(1 + (i * 3) % 5)],
+            }
+        )
+    return Dataset.from_list(rows)
+
+
+def one_by_one(model, tokenizer, prompt, answer):
+    """The answer's log-probability and length, by the shortest way there is."""
+    if isinstance(prompt, list):
+        before = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+        whole = tokenizer.apply_chat_template([*prompt, *answer], tokenize=False)
+    else:
+        before, whole = prompt, prompt + answer
+    eos, bos = tokenizer.eos_token_id, tokenizer.bos_token_id
+    start, ids = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (before, whole))
+    if ids[0] != bos:
+        start, ids = [bos, *start], [bos, *ids]
+    if ids[-1] != eos:
+        ids = [*ids, eos]
+    with torch.no_grad():
+        logps = model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+    picked = logps[range(len(start) - 1, len(ids) - 1), ids[len(start) :]]
+    return picked.sum().item(), len(picked)
+
+
+@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_answers_are_scored_as_one_by_one(tiny_model, tokenizer, chat, batch_size):
+    each = evaluation_set(lists(6, chat=chat), "lists")
+    model = load(tiny_model)
+    found = answer_logps(model, tokenizer, each.prompts, each.answers, max_length=256, batch_size=batch_size)
+    for prompt, answers, scored in zip(each.prompts, each.answers, found, strict=True):
+        plain = [one_by_one(load(tiny_model), tokenizer, prompt, answer) for answer in answers]
+        np.testing.assert_allclose(scored.logps, [logp for logp, _ in plain], rtol=1e-5)
+        assert scored.lengths.tolist() == [length for _, length in plain]
+
+
+def test_the_model_is_left_as_it_was(tiny_model, tokenizer):
+    model = load(tiny_model).train()
+    each = evaluation_set(lists(3), "lists")
+    answer_logps(model, tokenizer, each.prompts, each.answers, max_length=64)
+    assert model.training
+    assert "forward" not in model.__dict__
+
+
+def test_a_model_that_cannot_share_prompts(tiny_model, tokenizer, monkeypatch, caplog):
+    each = evaluation_set(lists(5), "lists")
+    shared = answer_logps(load(tiny_model), tokenizer, each.prompts, each.answers, max_length=64)
+    monkeypatch.setattr(answers_module, "why_not_shared", lambda model: "a reason")
+    with caplog.at_level(logging.INFO, "trl_margins"):
+        standard = answer_logps(load(tiny_model), tokenizer, each.prompts, each.answers, max_length=64)
+    assert "a reason" in caplog.text
+    for a, b in zip(shared, standard, strict=True):
+        np.testing.assert_allclose(a.logps, b.logps, rtol=1e-5)
+
+
+def test_passes_that_disagree_fall_back(tiny_model, tokenizer, monkeypatch, caplog):
+    each = evaluation_set(lists(5), "lists")
+    right = answer_logps(load(tiny_model), tokenizer, each.prompts, each.answers, max_length=64)
+    shared = answers_module.shared_token_logps
+
+    def wrong(*args, **kwargs):
+        tokens = shared(*args, **kwargs)
+        tokens.logps.mul_(1.1)
+        return tokens
+
+    monkeypatch.setattr(answers_module, "shared_token_logps", wrong)
+    found = answer_logps(load(tiny_model), tokenizer, each.prompts, each.answers, max_length=64)
+    assert "differs from the standard one" in caplog.text
+    for a, b in zip(found, right, strict=True):
+        np.testing.assert_allclose(a.logps, b.logps, rtol=1e-5)
+
+
+def test_encoder_decoder(tiny_encoder_decoder, tokenizer):
+    each = evaluation_set(lists(4), "lists")
+    model = load(tiny_encoder_decoder)
+    found = answer_logps(model, tokenizer, each.prompts, each.answers, max_length=64, batch_size=5)
+    for prompt, answers, scored in zip(each.prompts, each.answers, found, strict=True):
+        for answer, logp, length in zip(answers, *scored, strict=True):
+            inputs, labels = tokenizer(prompt, return_tensors="pt"), tokenizer(answer, return_tensors="pt").input_ids
+            with torch.no_grad():
+                loss = model(**inputs, labels=labels).loss
+            assert length == labels.numel()
+            assert logp == pytest.approx(-loss.item() * length, rel=1e-4)
+
+
+def test_without_the_adapter_it_is_the_base(tiny_model, tokenizer):
+    each = evaluation_set(lists(3), "lists")
+    base = answer_logps(load(tiny_model), tokenizer, each.prompts, each.answers, max_length=64)
+    adapted = get_peft_model(load(tiny_model), LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+    common = {"prompts": each.prompts, "answers": each.answers, "max_length": 64, "accelerator": Accelerator()}
+    under = answer_logps(adapted, tokenizer, use_adapter=False, **common)
+    over = answer_logps(adapted, tokenizer, **common)
+    for a, b, c in zip(base, under, over, strict=True):
+        np.testing.assert_allclose(a.logps, b.logps, rtol=1e-5)
+        assert not np.allclose(a.logps, c.logps, rtol=1e-3)
+
+
+# The command
+
+
+def rm_bench_rows(n, seed=0, **more):
+    import random
+
+    rng = random.Random(seed)
+    return [
+        {
+            "id": i,
+            "prompt": sentence(rng, 2, 4),
+            **{side: [sentence(rng, 1, 4 + j) for j in range(3)] for side in ("chosen", "rejected")},
+            **more,
+        }
+        for i in range(n)
+    ]
+
+
+@pytest.fixture
+def sets(tmp_path):
+    preference_rows(10, "conversational").to_json(tmp_path / "pairs.jsonl")
+    lists(5, chat=True).to_json(tmp_path / "lists.jsonl")
+    (tmp_path / "chat_filtered.json").write_text(json.dumps(rm_bench_rows(4)))
+    (tmp_path / "total.json").write_text(json.dumps(rm_bench_rows(3, seed=1, domain="safety-refuse")))
+    return tmp_path
+
+
+def evaluate(*argv):
+    assert main(["evaluate", "--max_length", "128", "--bootstrap", "20", *map(str, argv)]) == 0
+
+
+def test_all_kinds_in_one_command(tiny_model, sets, capsys):
+    files = [sets / name for name in ("pairs.jsonl", "lists.jsonl", "chat_filtered.json", "total.json")]
+    numbers, text, rewards = sets / "out" / "n.json", sets / "out" / "n.md", sets / "out" / "r.jsonl"
+    argv = ["--model_name_or_path", tiny_model, "--json", numbers, "--markdown", text, "--rewards", rewards]
+    evaluate("--dataset_name", *files, *argv)
+    found = json.loads(numbers.read_text())["sets"]
+    assert {name: report["kind"] for name, report in found.items()} == {
+        "pairs": "pairs",
+        "lists": "listwise",
+        "RM-Bench": "rm-bench",
+    }
+    assert {name: part["n_prompts"] for name, part in found["RM-Bench"]["domains"].items()} == {"chat": 4, "safety": 3}
+    assert "chat: chosen \\ rejected" in text.read_text()
+    assert text.read_text().strip() in capsys.readouterr().out
+    lines = [json.loads(line) for line in rewards.read_text().splitlines()]
+    assert [len(line["rewards"]) for line in lines if line["set"] == "RM-Bench"] == [6] * 7
+    pairs = np.array([line["rewards"] for line in lines if line["set"] == "pairs"])
+    assert found["pairs"]["pwa_all"] == pytest.approx((pairs[:, 0] > pairs[:, 1]).mean())
+
+
+def test_numbers_are_those_of_the_trainer(tiny_model, tokenizer, sets):
+    """And the same for any batch size."""
+    rows = Dataset.from_json(str(sets / "pairs.jsonl"))
+    trainer = MarginCPOTrainer(
+        load(tiny_model),
+        MarginCPOConfig(**quiet(output_dir=str(sets / "x"), loss_type="simpo", beta=1.0, max_length=128)),
+        train_dataset=rows,
+        eval_dataset=rows,
+        processing_class=tokenizer,
+    )
+    metrics = trainer.evaluate()
+    for batch_size in (1, 5, 100):
+        file = sets / f"{batch_size}.json"
+        argv = ["--model_name_or_path", tiny_model, "--dataset_name", sets / "pairs.jsonl", "--json", file]
+        evaluate(*argv, "--batch_size", batch_size)
+        found = json.loads(file.read_text())["sets"]["pairs"]
+        for name in ("pwa", "pwa_all", "spearman", "n_pairs", "n_pairs_gap"):
+            assert found[name] == pytest.approx(metrics[f"eval_{name}"]), name
+        assert found["reward_gap"] == pytest.approx(metrics["eval_rewards/margins"], abs=1e-5)
+
+
+def test_rewards_are_what_they_are_called(tiny_model, sets):
+    """Sum = mean × length; the log-ratio of a model to itself is 0."""
+    argv = ["--model_name_or_path", tiny_model, "--dataset_name", sets / "lists.jsonl", "--rewards"]
+    options = {"length-normalized": [], "sum": [], "log-ratio": ["--ref_model", tiny_model]}
+    found = {}
+    for reward, more in options.items():
+        evaluate(*argv, sets / reward, "--reward", reward, *more)
+        found[reward] = [json.loads(line) for line in (sets / reward).read_text().splitlines()]
+    for mean, total, ratio in zip(*found.values(), strict=True):
+        np.testing.assert_allclose(np.array(mean["rewards"]) * mean["lengths"], total["rewards"], rtol=1e-6)
+        np.testing.assert_allclose(ratio["rewards"], 0, atol=1e-5)
+
+
+def test_an_adapter_against_its_own_base(tiny_model, sets, capsys):
+    model = get_peft_model(load(tiny_model), LoraConfig(target_modules=["q_proj"]))
+    model.save_pretrained(sets / "adapter")
+    from conftest import byte_tokenizer
+
+    byte_tokenizer().save_pretrained(sets / "adapter")
+    argv = ["--dataset_name", sets / "pairs.jsonl", "--reward", "log-ratio", "--rewards", sets / "r"]
+    evaluate("--model_name_or_path", sets / "adapter", *argv)
+    for line in (sets / "r").read_text().splitlines():  # a fresh adapter does nothing
+        np.testing.assert_allclose(json.loads(line)["rewards"], 0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--reward", "log-ratio"], "needs --ref_model"),
+        (["--ref_model", "x"], "'length-normalized' uses no reference model"),
+    ],
+)
+def test_reference_models(tiny_model, sets, argv, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate("--model_name_or_path", tiny_model, "--dataset_name", sets / "pairs.jsonl", *argv)
+
+
+def test_the_four_splits_come_together(tiny_model, tmp_path):
+    rows = preference_rows(4)
+    splits = DatasetDict(dict.fromkeys(("train", "id", "prompt_ood", "response_ood", "mutual_ood"), rows))
+    splits.save_to_disk(tmp_path / "splits")
+    evaluate("--model_name_or_path", tiny_model, "--dataset_name", tmp_path / "splits", "--json", tmp_path / "n")
+    assert list(json.loads((tmp_path / "n").read_text())["sets"]) == ["id", "prompt_ood", "response_ood", "mutual_ood"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "has no rows"),
+        ([{"text": "a"}], "an evaluation set has chosen and rejected, or prompt, responses, scores"),
+        ([{"prompt": "a", "responses": ["x", "y"], "scores": [1.0]}], "row 0: 2 responses and 1 scores"),
+        ([{"prompt": "a", "responses": ["x"], "scores": [math.nan]}], "row 0 of here, response 0: the score nan"),
+        ([{"prompt": "a", "chosen": ["x"], "rejected": ["x"]}], "chosen has 1 answers, RM-Bench has 3"),
+    ],
+)
+def test_what_is_no_evaluation_set(rows, message):
+    with pytest.raises(ValueError, match=message):
+        evaluation_set(Dataset.from_list(rows), "here")
+
+
+def test_a_bar_in_a_cell_does_not_break_the_table():
+    lines = markdown_table(["a|b", "n"], [["x", "1"]]).splitlines()
+    assert lines[0] == "| a\\|b |   n |"
+    assert {line.replace("\\|", "").count("|") for line in lines} == {3}

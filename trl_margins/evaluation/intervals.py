@@ -1,0 +1,54 @@
+"""Bootstrap intervals of many numbers at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+Numbers = Mapping[str, float | None]
+
+
+def bootstrap_intervals(
+    numbers: Callable[[np.ndarray], Numbers],
+    clusters: Sequence[Hashable],
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, tuple[float, float] | None]:
+    """95 % percentile intervals; whole clusters are drawn, with replacement.
+
+    Pairs of one prompt are alike, so that drawing them one by one would make intervals too narrow.
+
+    Args:
+        numbers: from row numbers [n] (some more than once) to named numbers; None where one is undefined.
+        clusters: [M] which cluster each row belongs to: its prompt.
+        n_resamples: how many are drawn.
+        seed: of the draws.
+
+    Returns:
+        (low, high) by name; None where there is but one cluster, or where the resamples leave a number undefined too
+        often.
+    """
+    rows_of: dict[Hashable, list[int]] = {}
+    for row, cluster in enumerate(clusters):
+        rows_of.setdefault(cluster, []).append(row)
+    groups = [np.array(rows) for rows in rows_of.values()]
+    names = list(numbers(np.arange(len(clusters))))
+    if len(groups) < 2:
+        return dict.fromkeys(names)
+    rng = np.random.default_rng(seed)
+    drawn = np.empty((n_resamples, len(names)))
+    for row in drawn:
+        picked = rng.integers(0, len(groups), len(groups))
+        found = numbers(np.concatenate([groups[g] for g in picked]))
+        row[:] = [np.nan if found[name] is None else found[name] for name in names]
+    return {name: percentile_interval(column) for name, column in zip(names, drawn.T, strict=True)}
+
+
+def percentile_interval(drawn: ArrayLike) -> tuple[float, float] | None:
+    """What holds the middle 95 % of resampled values; None where more than 5 % of them are undefined (NaN)."""
+    if np.isnan(drawn).mean() > 0.05:
+        return None
+    low, high = np.nanquantile(drawn, (0.025, 0.975))
+    return float(low), float(high)

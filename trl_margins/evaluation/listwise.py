@@ -1,0 +1,93 @@
+"""How a model ranks the k answers to one prompt."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.stats import kendalltau, spearmanr
+from sklearn.metrics import ndcg_score
+
+from .intervals import bootstrap_intervals
+
+logger = logging.getLogger(__name__)
+
+NDCG_AT = (1, 3)
+
+
+def listwise_metrics(rewards: ArrayLike, scores: ArrayLike, zero: float = 0.0) -> dict[str, float | None]:
+    """Of the k answers to one prompt.
+
+    ============  ======================================================================================
+    spearman      Spearman's ρ of rewards and scores, ties at their mean rank
+    kendall       Kendall's τ-b
+    ndcg@1, 3, k  Σ score / log2(1 + rank) over the first answers by reward, over the best possible sum;
+                  tied rewards share their ranks
+    regret        best score − score of the answer with the highest reward: what best-of-n loses
+    regret_random best score − mean score: what a random pick loses
+    ============  ======================================================================================
+
+    Args:
+        rewards: [k] the model's.
+        scores: [k] the annotators'.
+        zero: the score that gains nothing; none may be below it.
+
+    Returns:
+        By name; None where a number is undefined: correlations of fewer than two answers or of a constant side, NDCG
+        where all scores are the same.
+    """
+    rewards, scores = np.asarray(rewards, float), np.asarray(scores, float)
+    ranked = len(scores) > 1 and np.ptp(scores) > 0
+    correlated = ranked and np.ptp(rewards) > 0
+    metrics: dict[str, float | None] = {
+        "spearman": float(spearmanr(rewards, scores).statistic) if correlated else None,
+        "kendall": float(kendalltau(rewards, scores).statistic) if correlated else None,
+    }
+    for k in (*NDCG_AT, None):
+        value = float(ndcg_score(scores[None] - zero, rewards[None], k=k)) if ranked else None
+        metrics[f"ndcg@{k or 'k'}"] = value
+    picked = scores[rewards == rewards.max(initial=-np.inf)]
+    metrics["regret"] = float(scores.max() - picked.mean()) if len(scores) else None
+    metrics["regret_random"] = float(scores.max() - scores.mean()) if len(scores) else None
+    return metrics
+
+
+def listwise_report(
+    rewards: Sequence[ArrayLike], scores: Sequence[ArrayLike], n_resamples: int = 1000
+) -> dict[str, Any]:
+    """Means over prompts.
+
+    Args:
+        rewards, scores: [N] of [k] each; k may differ.
+        n_resamples: of the bootstrap over prompts.
+
+    Returns:
+        The means of `listwise_metrics` over the prompts where each is defined, `intervals` (95 %), `n_prompts`,
+        `n_answers`, and `n_defined`, by name.
+    """
+    zero = min((np.min(each, initial=0.0) for each in scores), default=0.0)
+    if zero < 0:
+        logger.info("NDCG: scores go down to %g, which is the one that gains nothing", zero)
+    rows = [listwise_metrics(*each, zero) for each in zip(rewards, scores, strict=True)]
+    names = list(rows[0]) if rows else list(listwise_metrics([], []))
+    values = np.array([[np.nan if row[name] is None else row[name] for name in names] for row in rows])
+    values = values.reshape(len(rows), len(names))
+
+    def means(some: np.ndarray) -> Mapping[str, float | None]:
+        return {name: _mean(column) for name, column in zip(names, values[some].T, strict=True)}
+
+    return {
+        "n_prompts": len(rows),
+        "n_answers": sum(len(np.asarray(each)) for each in scores),
+        **means(np.arange(len(rows))),
+        "n_defined": dict(zip(names, np.isfinite(values).sum(0).tolist(), strict=True)),
+        "intervals": bootstrap_intervals(means, range(len(rows)), n_resamples=n_resamples) if rows else {},
+    }
+
+
+def _mean(values: np.ndarray) -> float | None:
+    defined = values[np.isfinite(values)]
+    return float(defined.mean()) if defined.size else None

@@ -1,0 +1,108 @@
+"""What a model's rewards say of scored pairs: accuracy, rank correlation, and where they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .intervals import bootstrap_intervals
+from .ranking import pairwise_accuracy, ranking_metrics
+
+LENGTH_TOLERANCE = 0.2  # answers whose lengths differ by less than this share of the longer one are of like length
+LENGTH_BINS = ("chosen shorter", "like length", "chosen longer")
+
+
+class Pairs(NamedTuple):
+    """M pairs and their rewards."""
+
+    chosen_rewards: np.ndarray  # [M]
+    rejected_rewards: np.ndarray  # [M]
+    chosen_lengths: np.ndarray  # [M] tokens
+    rejected_lengths: np.ndarray  # [M]
+    chosen_scores: np.ndarray | None = None  # [M] annotation scores, where the data has them
+    rejected_scores: np.ndarray | None = None
+    gap_only: bool = False  # the scores stand for nothing but their difference
+
+    def take(self, rows: np.ndarray) -> Pairs:
+        return Pairs(*(each[rows] if isinstance(each, np.ndarray) else each for each in self))
+
+    @property
+    def score_gaps(self) -> np.ndarray | None:
+        return None if self.chosen_scores is None else np.abs(self.chosen_scores - self.rejected_scores)
+
+
+def pair_report(
+    pairs: Pairs, prompts: Sequence[Hashable], min_score_gap: float = 2.0, n_resamples: int = 1000
+) -> dict[str, Any]:
+    """Everything that is said of a set of pairs.
+
+    Args:
+        pairs: M pairs.
+        prompts: [M] what identifies each pair's prompt: intervals are drawn prompt by prompt.
+        min_score_gap: τ of `pwa`.
+        n_resamples: of the bootstrap.
+
+    Returns:
+        `ranking_metrics`, `reward_gap`, `chosen_longer` (share of pairs whose chosen answer is the longer one),
+        `prefers_longer` (share of pairs of unlike length in which the model prefers the longer answer), `intervals`
+        (95 %, by name), and `by_score_gap`, `by_length`: one row a bin with `bin`, `n`, `accuracy`, `interval`.
+    """
+    metrics: dict[str, Any] = _numbers(pairs, min_score_gap)
+    counts = {name: value for name, value in metrics.items() if name.startswith("n_")}
+    numbers = {name: value for name, value in metrics.items() if name not in counts}
+    bins = {"by_score_gap": _score_gap_bins(pairs), "by_length": _length_bins(pairs)}
+
+    def drawn(rows: np.ndarray) -> dict[str, float | None]:
+        some = pairs.take(rows)
+        found = _numbers(some, min_score_gap)
+        right = some.chosen_rewards > some.rejected_rewards
+        for title, (_, member) in bins.items():
+            in_bin = member[rows]
+            for i in range(member.max(initial=-1) + 1):
+                found[f"{title} {i}"] = float(right[in_bin == i].mean()) if (in_bin == i).any() else None
+        return {name: value for name, value in found.items() if name not in counts}
+
+    intervals = bootstrap_intervals(drawn, prompts, n_resamples=n_resamples)
+    tables = {
+        title: [
+            {
+                "bin": label,
+                "n": int((member == i).sum()),
+                "accuracy": pairwise_accuracy(*(each[member == i] for each in pairs[:2]))[0],
+                "interval": intervals.get(f"{title} {i}"),
+            }
+            for i, label in enumerate(labels)
+        ]
+        for title, (labels, member) in bins.items()
+    }
+    return {**counts, **numbers, "intervals": {name: intervals[name] for name in numbers}, **tables}
+
+
+def _numbers(pairs: Pairs, min_score_gap: float) -> dict[str, float | int | None]:
+    metrics = ranking_metrics(*pairs[:2], pairs.chosen_scores, pairs.rejected_scores, min_score_gap, pairs.gap_only)
+    gap, longer = pairs.chosen_rewards - pairs.rejected_rewards, pairs.chosen_lengths - pairs.rejected_lengths
+    unlike = longer != 0
+    metrics["reward_gap"] = float(gap.mean()) if gap.size else None
+    metrics["chosen_longer"] = float((longer > 0).mean()) if gap.size else None
+    metrics["prefers_longer"] = float((gap * longer > 0)[unlike].mean()) if unlike.any() else None
+    return metrics
+
+
+def _score_gap_bins(pairs: Pairs) -> tuple[list[str], np.ndarray]:
+    """Labels of the quartiles of |score gap|, and each pair's (−1 where the gap is unknown)."""
+    gaps = pairs.score_gaps
+    if gaps is None or not np.isfinite(gaps).any():
+        return [], np.full(len(pairs.chosen_rewards), -1)
+    edges = np.unique(np.quantile(gaps[np.isfinite(gaps)], np.linspace(0, 1, 5)))
+    inner = edges[1:-1]
+    labels = [f"{low:.3g} to {high:.3g}" for low, high in pairwise(edges)] or [f"{edges[0]:.3g}"]
+    return labels, np.where(np.isfinite(gaps), np.searchsorted(inner, gaps, side="right"), -1)
+
+
+def _length_bins(pairs: Pairs) -> tuple[list[str], np.ndarray]:
+    longest = np.maximum(pairs.chosen_lengths, pairs.rejected_lengths).clip(1)
+    difference = (pairs.chosen_lengths - pairs.rejected_lengths) / longest
+    return list(LENGTH_BINS), np.digitize(difference, (-LENGTH_TOLERANCE, LENGTH_TOLERANCE))

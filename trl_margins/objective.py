@@ -71,6 +71,7 @@ class ObjectiveOutput:
     rejected_reward: Tensor  # [B]
     weight: Tensor | None  # [B], None where every pair weighs 1
     margin: Tensor | None  # [B] reward units, None without a margin term
+    slope: Tensor | None = None  # [B] how fast the loss falls in the reward gap, weight not included; in training
 
 
 @dataclass(frozen=True)
@@ -150,8 +151,19 @@ class Objective:
             discopop_tau=self.discopop_tau,
         )
         losses = sum(share * self.table[name](inputs) for name, share in self.losses.items())
-        if weight is not None:
-            losses = weight * losses
         if pairs.policy_weight is not None:
             losses = pairs.policy_weight * losses
-        return ObjectiveOutput(losses, self.beta * chosen.detach(), self.beta * rejected.detach(), weight, margin)
+        slope = self._slope(losses, chosen, rejected) if batch.training and losses.requires_grad else None
+        if weight is not None:
+            losses = weight * losses
+        rewards = self.beta * chosen.detach(), self.beta * rejected.detach()
+        return ObjectiveOutput(losses, *rewards, weight, margin, slope)
+
+    def _slope(self, losses: Tensor, chosen: Tensor, rejected: Tensor) -> Tensor:
+        """[B] −∂loss/∂(r_w − r_l); of a loss that is no function of the gap, the mean of both sides' slopes."""
+        sides = [(sign, score) for sign, score in ((-1, chosen), (1, rejected)) if score.requires_grad]
+        gradients = torch.autograd.grad(
+            losses.sum(), [score for _, score in sides], retain_graph=True, materialize_grads=True
+        )
+        slopes = [sign * gradient for (sign, _), gradient in zip(sides, gradients, strict=True)]
+        return sum(slopes) / (len(slopes) * self.beta)

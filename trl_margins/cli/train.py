@@ -13,6 +13,7 @@ from trl.scripts.utils import DatasetMixtureConfig, get_dataset
 
 from ..data.bundled import resolve_model
 from ..data.loading import load_splits, pick_split
+from ..data.noise import flip_labels, parse_noise
 from ..methods import METHODS
 from .setup import load_model, load_tokenizer, log_to_console, plain_precision_on_cpu
 
@@ -33,6 +34,14 @@ class TrainArguments(ScriptArguments):
         default=None,
         metadata={"help": "Evaluation set, if it is not a split of `dataset_name`: anything that names a data set."},
     )
+    noise: str | None = field(
+        default=None,
+        metadata={
+            "help": "Flip training labels on purpose: random:0.2 flips 20 % of the pairs, length:0.2 as many whose "
+            "chosen answer is the longer one. The log says what became of them."
+        },
+    )
+    noise_seed: int = field(default=0, metadata={"help": "Which pairs `noise` flips."})
 
 
 def main(argv: Sequence[str]) -> int:
@@ -85,6 +94,9 @@ def build_trainer(script: TrainArguments, config: Any, model_args: ModelConfig, 
     from ..trainers.named import trainer_class
 
     train, evals = _datasets(script, config, mixture)
+    if script.noise:
+        kind, rate = parse_noise(script.noise)
+        train = flip_labels(train, rate, kind, script.noise_seed, config.score_columns)
     name, revision = model_args.model_name_or_path, model_args.model_revision
     if name is None:
         raise SystemExit("trl-margins train: --model_name_or_path is missing")

@@ -81,7 +81,7 @@ class AnchorMargin:
         anchor_gap = reward_gap / self.beta - value if measured == ANCHOR_SCORE_GAP else value
         return anchor_margin(reward_gap, anchor_gap, self.beta, self.gamma)
 
-    def observed(self, reward_gap: Tensor, margin: Tensor) -> dict[str, Tensor]:
+    def observed(self, batch: PairBatch, reward_gap: Tensor, margin: Tensor) -> dict[str, Tensor]:
         """[B] Γ (or what stands in its place) and `anchor_weight`, of pairs whose margin this term gave."""
         anchor_gap = (reward_gap - margin + self.gamma) / self.beta
         return {"anchor/gap": anchor_gap, "anchor/weight": anchor_weight(anchor_gap, self.beta, self.gamma)}

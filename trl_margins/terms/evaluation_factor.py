@@ -116,6 +116,11 @@ class EvaluationFactorMargin:
         ef = batch["evaluation_factor"]
         return evaluation_factor_margin(ef, self.gamma, self.mapping, self.normalization, self.mean, self.floor)
 
+    def observed(self, batch: PairBatch, reward_gap: Tensor, margin: Tensor) -> dict[str, Tensor]:
+        """[B] EF and f(EF)."""
+        ef = batch["evaluation_factor"]
+        return {"evaluation_factor": ef, "mapped_factor": mapped_factor(ef, self.mapping, self.floor)}
+
     def state_dict(self) -> dict[str, Any]:
         return {"mean": self.mean}
 

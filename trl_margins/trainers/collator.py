@@ -55,11 +55,13 @@ class PairCollator:
     score_columns: Sequence[str] | None = None
     strict: bool = True
     columns: Sequence[str] = ()  # further columns of numbers that the objective reads
+    if_there: Sequence[str] = ()  # and columns that are carried where the rows have them
     standard_rows: Callable[[Mapping[str, Any]], StandardRows | None] | None = None  # for a batch that shares prompts
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         batch = self.collator(rows)
-        carried = {name: torch.tensor([row[name] for row in rows], dtype=torch.float32) for name in self.columns}
+        names = [*self.columns, *(name for name in self.if_there if all(name in row for row in rows))]
+        carried = {name: torch.tensor([row[name] for row in rows], dtype=torch.float32) for name in names}
         columns = find_score_columns(rows[0], self.score_columns)
         if columns is not None:
             pairs = [columns.read(row) for row in rows]

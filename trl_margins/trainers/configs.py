@@ -12,7 +12,7 @@ from transformers.trainer_utils import IntervalStrategy
 from trl import DPOConfig
 from trl.experimental.cpo import CPOConfig
 
-from ..methods import MARGINS, WEIGHTS, get_method
+from ..methods import MARGINS, WEIGHTS, Method, get_method
 from ..terms import Term
 from ..terms.evaluation_factor import FLOOR
 
@@ -24,6 +24,7 @@ class MarginOptions:
     """The fields that both bases share, beside TRL's. Alone: the options of a trainer that was given TRL's config."""
 
     _default_gamma_beta_ratio: ClassVar[float | None] = None
+    _method_id: ClassVar[str | None] = None
 
     weight: str | None = field(
         default=None,
@@ -105,6 +106,13 @@ class MarginOptions:
     amapo_estimation_size: int = field(
         default=32,
         metadata={"help": "Pairs behind AMaPO's mean and deviation: the batch, filled up with recent ones."},
+    )
+    log_pairs: bool = field(
+        default=True,
+        metadata={
+            "help": "Write what every trained pair came to (gap, weight, margin, log-probabilities) to pair_log.csv "
+            "in the output folder, at every log: `trl-margins report` makes pictures of it."
+        },
     )
     share_prompt: str = field(
         default="auto",
@@ -200,6 +208,12 @@ class MarginOptions:
         if isinstance(self, TrainingArguments):
             self._resolve_target_margin()
             super().__post_init__()
+
+    @property
+    def method(self) -> Method | None:
+        """The method whose config this is, unless its terms were exchanged."""
+        row = None if self._method_id is None else get_method(self._method_id)
+        return row if row and (row.weight, row.margin) == (self.weight, self.margin) else None
 
     def _check_anchor(self) -> None:
         for name, least in {
@@ -349,6 +363,7 @@ def method_config(method_id: str) -> Callable[[type[Config]], type[Config]]:
         # resolved after the user's own, since the margin has two fields
         cls._default_gamma_beta_ratio = defaults.pop("gamma_beta_ratio", None)
         cls._best_metric = f"eval_{method.keep_best}"
+        cls._method_id = method_id
         for name, value in defaults.items():
             cls.__annotations__[name] = declared[name].type
             setattr(cls, name, field(default=value, metadata=declared[name].metadata))

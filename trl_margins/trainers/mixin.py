@@ -17,18 +17,21 @@ from torch.utils.data import DataLoader
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 from trl.trainer.utils import get_config_model_id
 
+from ..data.noise import IS_FLIPPED
 from ..data.scores import find_score_columns
 from ..evaluation.ranking import ranking_metrics
+from ..forward.head import logits_will_do
 from ..forward.shared_prompt import shared_token_logps
 from ..forward.standard import TokenLogps
 from ..methods import Method
 from ..objective import Objective, ObjectiveOutput
 from ..pairs import PairBatch, PairLogps
+from ..rewards import length_normalized
 from ..terms import Term
-from ..terms.anchor import AnchorMargin
 from .collator import CARRIED, KEPT, SCORES, SHARED, PairCollator, for_the_model
 from .configs import MarginOptions
 from .metrics import MetricBuffer
+from .pair_log import PAIRS_FILE, PairLog, RunFolder, flip_metrics
 from .preparation import column_names, prepare_datasets, with_lengths
 from .probes import window_probes
 from .scope import train_only
@@ -39,8 +42,6 @@ logger = logging.getLogger(__name__)
 
 TERMS_FILE = "margin_terms.pt"
 DIRECTION_FILE = "anchor_direction.safetensors"
-
-_FEW_LOGITS = 2**28  # 1 GiB in float32
 
 
 class MarginMixin(WindowMixin):
@@ -53,6 +54,7 @@ class MarginMixin(WindowMixin):
     """
 
     _method: Method | None = None
+    _pair_log: PairLog | None = None
     _plain_head_will_do = True
     _config_class: type[MarginOptions]
 
@@ -76,6 +78,9 @@ class MarginMixin(WindowMixin):
             train_only(self.model, self.options.train_only)
         self._wrap_collator()
         self._probes = window_probes(self, self.objective, self.options)
+        if self.options.log_pairs:
+            self._pair_log = PairLog(Path(self.args.output_dir, PAIRS_FILE))
+            self.add_callback(RunFolder(self, self._pair_log))
 
     @cached_property
     def _sharing(self) -> PromptSharing:
@@ -89,6 +94,7 @@ class MarginMixin(WindowMixin):
             self.options.score_columns,
             strict="score_chosen" in self.objective.columns,
             columns=[name for name in self.objective.columns if name not in SCORES],
+            if_there=[IS_FLIPPED],
             standard_rows=self.standard_rows() if self._sharing.possible else None,
         )
 
@@ -110,9 +116,7 @@ class MarginMixin(WindowMixin):
 
     def _fuses(self, rows: Mapping[str, Tensor]) -> bool:
         """Whether the LM head is TRL's fused one: it saves memory, and costs a CPU more than the logits do."""
-        n_logits = rows["label"].numel() * self.model.config.get_text_config().vocab_size
-        plain_will_do = self._plain_head_will_do and rows["label"].is_cpu and n_logits <= _FEW_LOGITS
-        return self._fused and not plain_will_do
+        return self._fused and not (self._plain_head_will_do and logits_will_do(self.model, rows["label"]))
 
     # One batch
 
@@ -122,12 +126,16 @@ class MarginMixin(WindowMixin):
         """The loss of a batch, and what is logged of it: device tensors, one value or one per pair."""
         columns = batch.get(CARRIED, {})
         pairs = batch[KEPT] if KEPT in batch else self.concatenated_forward(model, for_the_model(batch))
-        output = self.objective(pairs, self._pair_batch(columns, training=train_eval == "train"))
+        about = self._pair_batch(columns, training=train_eval == "train")
+        output = self.objective(pairs, about)
         loss = output.losses.mean() + self._extra_loss(pairs)
         if self._evaluated is not None and train_eval == "eval":
             self._remember(output, columns)
         prefix = "eval_" if train_eval == "eval" else ""
-        metrics = self._batch_metrics(pairs, output, batch)
+        observed = self._observed(about, output)
+        if output.slope is not None and self._pair_log is not None:
+            self._pair_log.add(self.state.global_step + 1, self._pair_values(pairs, output, about, observed))
+        metrics = self._batch_metrics(pairs, output, batch) | observed
         return loss, {f"{prefix}{name}": value for name, value in metrics.items()}
 
     def _pair_batch(self, columns: Mapping[str, Tensor], training: bool) -> PairBatch:
@@ -164,10 +172,34 @@ class MarginMixin(WindowMixin):
             metrics["weights"] = output.weight
         if output.margin is not None:
             metrics["margins"] = output.margin
-        if isinstance(self.objective.margin, AnchorMargin) and self._mode == "train":
-            reward_gap = output.chosen_reward - output.rejected_reward
-            metrics |= self.objective.margin.observed(reward_gap, output.margin)
         return metrics
+
+    def _observed(self, about: PairBatch, output: ObjectiveOutput) -> dict[str, Tensor]:
+        """[B] values that the margin term made on its way."""
+        if not about.training or not hasattr(self.objective.margin, "observed"):
+            return {}
+        return self.objective.margin.observed(about, output.chosen_reward - output.rejected_reward, output.margin)
+
+    def _pair_values(
+        self, pairs: PairLogps, output: ObjectiveOutput, about: PairBatch, observed: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """[B] values of the pair log."""
+        gap, columns = output.chosen_reward - output.rejected_reward, about.columns
+        values = {
+            "reward_gap": gap,
+            "weight": torch.ones_like(gap) if output.weight is None else output.weight,
+            "margin": torch.full_like(gap, self.objective.gamma) if output.margin is None else output.margin,
+            "slope": output.slope,
+            "logp_chosen": length_normalized(pairs.chosen, pairs.chosen_length),
+            "logp_rejected": length_normalized(pairs.rejected, pairs.rejected_length),
+            "length_chosen": pairs.chosen_length,
+            "length_rejected": pairs.rejected_length,
+        }
+        if SCORES[0] in columns:
+            values["score_gap"] = columns[SCORES[0]] - columns[SCORES[1]]
+        if IS_FLIPPED in columns:
+            values[IS_FLIPPED] = columns[IS_FLIPPED]
+        return values | {name.replace("/", "_"): value for name, value in observed.items()}
 
     # Logging
 
@@ -182,6 +214,9 @@ class MarginMixin(WindowMixin):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """TRL's log, with the means over everything since the last one on all ranks."""
         logs.update(self._drained_metrics())
+        if self._pair_log is not None:
+            self._pair_log.flush(self.accelerator)
+            logs.update(flip_metrics(self._pair_log.drain(), weighted=self.objective.weight is not None))
         super().log(logs, start_time)
 
     def _drained_metrics(self) -> dict[str, float]:
@@ -251,6 +286,8 @@ class MarginMixin(WindowMixin):
     # What the terms and the anchor remember is part of every checkpoint
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        if self._pair_log is not None:
+            self._pair_log.flush(self.accelerator)
         super()._save_checkpoint(model, trial)
         if not self.args.should_save:
             return

@@ -11,6 +11,7 @@ from datasets import Dataset
 from trl.trainer.utils import global_then_local_main_first
 
 from ..data.evaluation_factors import add_evaluation_factor, check_evaluation_factors
+from ..data.noise import IS_FLIPPED
 from ..data.rows import without_extras
 from ..data.scores import (
     ScoreError,
@@ -38,7 +39,7 @@ def prepare_datasets(call: dict[str, Any], objective: Objective, options: Margin
     Raises:
         ValueError: scores or factors that cannot be trained on, with column, row, value and fix.
     """
-    keep = {name for name in objective.columns if name not in SCORES}
+    keep = {IS_FLIPPED, *(name for name in objective.columns if name not in SCORES)}
     _each_dataset(call, without_extras)
     if FACTOR in objective.columns:
         with global_then_local_main_first():  # the others read the cache

@@ -1,0 +1,214 @@
+"""What a run leaves in its folder, and what it says of flipped pairs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+
+import numpy as np
+import pytest
+import torch
+from conftest import load, preference_rows, quiet
+
+from trl_margins import MarginCPOConfig, MarginCPOTrainer, MarginDPOConfig, MarginDPOTrainer
+from trl_margins.cli import main
+from trl_margins.data.noise import IS_FLIPPED, flip_labels
+from trl_margins.losses import CPO_LOSSES, DPO_LOSSES
+from trl_margins.objective import LengthNormalizedReward, LogRatioReward, Objective
+from trl_margins.pairs import PairBatch, PairLogps
+from trl_margins.trainers.configs import config_class
+from trl_margins.trainers.named import trainer_class
+from trl_margins.trainers.pair_log import PairLog, flip_metrics
+
+METHODS = ("gappo", "gap-aware", "gamma-po", "amapo", "geometric-anchor", "gradient-norm", "simpo-sam")
+
+
+def read(folder):
+    with (folder / "pair_log.csv").open(newline="") as file:
+        head, *rows = csv.reader(file)
+    return dict(zip(head, np.array(rows, float).T, strict=True))
+
+
+def build(method, folder, tokenizer, out, rows=None, base="cpo", **options):
+    return trainer_class(method, base)(
+        load(folder),
+        args=config_class(method, base)(**quiet(output_dir=str(out), learning_rate=1e-3, **options)),
+        train_dataset=rows or preference_rows(12, seed=3),
+        processing_class=tokenizer,
+    )
+
+
+@pytest.mark.parametrize("base", ["cpo", "dpo"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_line_a_pair(method, base, tiny_model, tokenizer, tmp_path):
+    """Twelve pairs in steps of two mini-batches: once each, also where a method looks at them more often."""
+    options = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "num_train_epochs": 1}
+    trainer = build(method, tiny_model, tokenizer, tmp_path, base=base, logging_steps=2, **options)
+    trainer.train()
+    pairs = read(tmp_path)
+    assert np.bincount(pairs["step"].astype(int)).tolist() == [0, 4, 4, 4]
+    sigmoid = 1 / (1 + np.exp(pairs["reward_gap"] - pairs["margin"]))
+    np.testing.assert_allclose(pairs["slope"], sigmoid, rtol=1e-4)
+    scores = np.abs([row["score_chosen"] - row["score_rejected"] for row in preference_rows(12, seed=3)])
+    assert sorted(np.abs(pairs["score_gap"])) == pytest.approx(sorted(scores))
+    np.testing.assert_allclose(pairs["weight"], np.abs(pairs["score_gap"]) if method == "gappo" else 1.0)
+    anchor = {"anchor_gap", "anchor_weight"}
+    factors = {"evaluation_factor", "mapped_factor"}
+    extra = {"gap-aware": factors, "geometric-anchor": anchor, "gradient-norm": anchor}.get(method, set())
+    assert {"evaluation_factor", "mapped_factor", "anchor_gap", "anchor_weight"} & set(pairs) == extra
+    if extra == anchor:
+        np.testing.assert_allclose(pairs["anchor_weight"], trainer.objective.beta * pairs["slope"], rtol=1e-3)
+    if method == "gap-aware":
+        np.testing.assert_allclose(pairs["mapped_factor"], -np.log(pairs["evaluation_factor"].clip(0.01)), atol=1e-5)
+    run = json.loads((tmp_path / "margin_run.json").read_text())
+    assert (run["method"], run["base"], run["train_rows"]) == (method, base, 12)
+    assert run["config"]["learning_rate"] == 1e-3
+    history = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
+    assert history[0]["step"] == 2
+    if trainer.objective.weight or trainer.objective.margin:
+        term = "weights" if trainer.objective.weight else "margins"
+        column = pairs[term[:-1]]
+        assert history[0][f"{term}/mean"] == pytest.approx(column[pairs["step"] <= 2].mean(), rel=1e-4)
+
+
+def tensors(n=5, reference=True):
+    generator = torch.Generator().manual_seed(0)
+    sums = [-20 * torch.rand(n, generator=generator, dtype=torch.float64) - 1 for _ in range(4)]
+    lengths = torch.randint(1, 9, (2, n), generator=generator)
+    return sums[:2], lengths, sums[2:] if reference else (None, None)
+
+
+@pytest.mark.parametrize(
+    ("loss", "table", "reward"),
+    [
+        *((name, CPO_LOSSES, LengthNormalizedReward()) for name in ("simpo", "hinge", "ipo")),
+        *((name, DPO_LOSSES, LogRatioReward()) for name in ("sigmoid", "hinge", "ipo", "robust", "apo_zero")),
+    ],
+)
+def test_slope_is_the_derivative_in_the_gap(loss, table, reward):
+    """By central differences: the chosen reward up and the rejected one down by half a step each."""
+    (chosen, rejected), lengths, references = tensors()
+    objective = Objective(reward, {loss: 1.0}, table, beta=0.7, label_smoothing=0.1 if loss == "robust" else 0.0)
+
+    def output(shift, grad):
+        scale = lengths if isinstance(reward, LengthNormalizedReward) else (1, 1)
+        up = (chosen + shift / 2 / 0.7 * scale[0]).requires_grad_(grad)
+        down = (rejected - shift / 2 / 0.7 * scale[1]).requires_grad_(grad)
+        return objective(PairLogps(up, down, *lengths, *references), PairBatch(training=grad))
+
+    step = 1e-6
+    expected = -(output(step, False).losses - output(-step, False).losses) / (2 * step)
+    torch.testing.assert_close(output(0.0, True).slope, expected, rtol=1e-4, atol=1e-6)
+    assert output(0.0, False).slope is None
+
+
+def test_stopping_and_going_on_leaves_the_same_lines(tiny_model, tokenizer, tmp_path):
+    options = {"per_device_train_batch_size": 3, "num_train_epochs": 1, "logging_steps": 10}
+    whole = build("gappo", tiny_model, tokenizer, tmp_path / "whole", **options)
+    whole.train()
+    options |= {"save_strategy": "steps", "save_steps": 2}
+    build("gappo", tiny_model, tokenizer, tmp_path / "cut", **options).train()
+    file = tmp_path / "cut" / "pair_log.csv"
+    file.write_text(file.read_text() + "5,0.1,0.")  # as a kill may leave it
+    resumed = build("gappo", tiny_model, tokenizer, tmp_path / "cut", **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "cut" / "checkpoint-2"))
+    assert file.read_text() == (tmp_path / "whole" / "pair_log.csv").read_text()
+
+
+def test_a_new_run_begins_a_new_log(tiny_model, tokenizer, tmp_path):
+    for _ in range(2):
+        build("gappo", tiny_model, tokenizer, tmp_path, max_steps=1).train()
+    assert len(read(tmp_path)["step"]) == 4
+
+
+def test_no_log_when_it_is_not_wanted(tiny_model, tokenizer, tmp_path):
+    build("gappo", tiny_model, tokenizer, tmp_path / "x", max_steps=1, log_pairs=False).train()
+    assert not (tmp_path / "x" / "pair_log.csv").exists()
+
+
+def test_trl_configs_have_it_too(tiny_model, tokenizer, tmp_path):
+    """Any loss, no term."""
+    for name, trainer, config, more in (
+        ("cpo", MarginCPOTrainer, MarginCPOConfig, {"loss_type": "ipo"}),
+        ("dpo", MarginDPOTrainer, MarginDPOConfig, {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5]}),
+    ):
+        args = config(**quiet(output_dir=str(tmp_path / name), max_steps=1, **more))
+        trainer(load(tiny_model), args=args, train_dataset=preference_rows(4), processing_class=tokenizer).train()
+        assert np.isfinite(read(tmp_path / name)["slope"]).all()
+
+
+# Flips
+
+
+def flips_by_hand(pairs):
+    flipped = pairs["is_flipped"] == 1
+    pull = pairs["weight"] * pairs["slope"]
+    order = np.argsort(pull, kind="stable")
+    third = -(-len(order) // 3)
+    return {
+        "flips/rate": flipped.mean(),
+        "flips/weight": pairs["weight"][flipped].mean(),
+        "flips/weight_clean": pairs["weight"][~flipped].mean(),
+        "flips/pull": pull[flipped].mean(),
+        "flips/pull_clean": pull[~flipped].mean(),
+        "flips/gradient_share": pull[flipped].sum() / pull.sum(),
+        "flips/rate_low": flipped[order[:third]].mean(),
+        "flips/rate_high": flipped[order[-third:]].mean(),
+    }
+
+
+def test_flips_are_logged(tiny_model, tokenizer, tmp_path):
+    rows = flip_labels(preference_rows(12, seed=3), 0.5)
+    trainer = build("gappo", tiny_model, tokenizer, tmp_path, rows, logging_steps=3, num_train_epochs=1)
+    trainer.train()
+    pairs, logged = read(tmp_path), trainer.state.log_history[0]
+    assert pairs["is_flipped"].sum() == 6
+    for name, value in flips_by_hand(pairs).items():
+        assert logged[name] == pytest.approx(value, rel=1e-5), name
+
+
+def test_flips_are_never_trained_on(tiny_model, tokenizer, tmp_path):
+    rows = flip_labels(preference_rows(8), 0.5)
+    states = []
+    for name, data in (("with", rows), ("without", rows.remove_columns(IS_FLIPPED))):
+        trainer = build("gappo", tiny_model, tokenizer, tmp_path / name, data, max_steps=2)
+        trainer.train()
+        states.append(trainer.model.state_dict())
+    for name, value in states[0].items():
+        assert torch.equal(value, states[1][name]), name
+
+
+def test_flips_of_nothing():
+    pairs = {"weight": np.ones(4), "slope": np.zeros(4)}
+    assert flip_metrics(pairs, weighted=True) == {}
+    found = flip_metrics({**pairs, IS_FLIPPED: np.zeros(4)}, weighted=False)
+    assert found["flips/rate"] == 0.0
+    assert "flips/pull" not in found  # of no pair
+    assert "flips/gradient_share" not in found  # of nothing
+    assert "flips/weight_clean" not in found  # every pair weighs 1
+
+
+def test_values_between_logs_are_counted_once(tmp_path):
+    from accelerate import Accelerator
+
+    log = PairLog(tmp_path / "x.csv")
+    log.add(1, {"weight": torch.tensor([1.0, 2.0])})
+    log.flush(Accelerator())  # at a checkpoint
+    log.add(2, {"weight": torch.tensor([3.0])})
+    log.flush(Accelerator())
+    assert log.drain()["weight"].tolist() == [1.0, 2.0, 3.0]
+    assert log.drain()["weight"].tolist() == []
+    assert (tmp_path / "x.csv").read_text().split() == ["step,weight", "1,1", "1,2", "2,3"]
+
+
+def test_noise_from_the_command_line(tiny_model, tmp_path, caplog):
+    preference_rows(10, "conversational").to_json(tmp_path / "pairs.jsonl")
+    argv = ["train", "--model_name_or_path", tiny_model, "--dataset_name", str(tmp_path / "pairs.jsonl")]
+    argv += ["--output_dir", str(tmp_path / "out"), "--max_length", "128", "--report_to", "none", "--use_cpu"]
+    with caplog.at_level(logging.INFO, "trl_margins"):
+        assert main([*argv, "--num_train_epochs", "1", "--noise", "random:0.3", "--noise_seed", "1"]) == 0
+    assert "flipped 3 of 10 pairs (random)" in caplog.text
+    assert read(tmp_path / "out")["is_flipped"].sum() == 3
+    with pytest.raises(ValueError, match="noise is written KIND:RATE"):
+        main([*argv, "--noise", "0.3"])

@@ -1,0 +1,173 @@
+"""What every trained pair came to, in a file beside the checkpoints: what the report's pictures are made of."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+from transformers import TrainerCallback
+from trl import DPOTrainer
+
+from .. import __version__
+from ..data.noise import IS_FLIPPED
+
+if TYPE_CHECKING:
+    from .mixin import MarginMixin
+
+logger = logging.getLogger(__name__)
+
+PAIRS_FILE = "pair_log.csv"
+RUN_FILE = "margin_run.json"
+STATE_FILE = "trainer_state.json"
+
+
+class PairLog:
+    """One line of CSV a pair. Values stay on the device until `flush`.
+
+    Args:
+        file: where to; lines are added to it.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self._names: list[str] | None = None
+        self._waiting: list[tuple[int, Tensor]] = []  # step, [B, columns]
+        self._not_logged: list[np.ndarray] = []
+
+    def add(self, step: int, values: Mapping[str, Tensor]) -> None:
+        """Notes B pairs.
+
+        Args:
+            step: of the optimizer, from 1.
+            values: name → [B]; the same names every time.
+        """
+        if self._names is None:
+            self._names = list(values)
+        stacked = torch.stack([values[name].detach().float() for name in self._names], dim=1)
+        self._waiting.append((step, stacked))
+
+    def flush(self, accelerator: Accelerator) -> None:
+        """Writes what was noted on all ranks since the last call, on the first of them."""
+        names = ["step", *(self._names or [])]
+        steps = [np.full((len(values), 1), step) for step, values in self._waiting]
+        rows = np.empty((0, len(names)))
+        if self._waiting:
+            values = torch.cat([values for _, values in self._waiting]).cpu().numpy()  # the only transfer
+            rows = np.hstack([np.concatenate(steps), values])
+        self._waiting = []
+        if accelerator.num_processes > 1:
+            rows = np.concatenate([part for part in gather_object([rows]) if part.size] or [rows])
+            rows = rows[np.argsort(rows[:, 0], kind="stable")]
+        self._not_logged.append(rows)
+        if accelerator.is_main_process and rows.size:
+            self._write(names, rows)
+
+    def drain(self) -> dict[str, np.ndarray]:
+        """By name, what was flushed since the last call, of all ranks."""
+        names = ["step", *(self._names or [])]
+        rows = np.concatenate([part for part in self._not_logged if part.size] or [np.empty((0, len(names)))])
+        self._not_logged = []
+        return dict(zip(names, rows.T, strict=True))
+
+    def _write(self, names: list[str], rows: np.ndarray) -> None:
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        new = not self.file.exists()
+        with self.file.open("a", newline="") as out:
+            writer = csv.writer(out)
+            if new:
+                writer.writerow(names)
+            writer.writerows([int(step), *(f"{value:.7g}" for value in values)] for step, *values in rows)
+
+    def rewind(self, step: int) -> None:
+        """Drops what the file has of later steps, which a resumed run goes through again; all of it at step 0."""
+        if not self.file.exists():
+            return
+        if step == 0:
+            self.file.unlink()
+            return
+        with self.file.open(newline="") as file:
+            head, *rows = csv.reader(file)
+        kept = [row for row in rows if len(row) == len(head) and int(row[0]) <= step]  # a kill may cut the last line
+        if len(kept) < len(rows):
+            logger.info("%s: %d lines of steps after %d are written anew", self.file.name, len(rows) - len(kept), step)
+        with self.file.open("w", newline="") as file:
+            csv.writer(file).writerows([head, *kept])
+
+
+class RunFolder(TrainerCallback):
+    """Puts a run's settings, pairs and history into its folder.
+
+    Args:
+        trainer: whose run it is.
+        log: its pairs.
+    """
+
+    def __init__(self, trainer: MarginMixin, log: PairLog) -> None:
+        self.trainer, self.log = trainer, log
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            self.log.rewind(state.global_step)
+            file = Path(args.output_dir, RUN_FILE)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(described(self.trainer), indent=2) + "\n")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            state.save_to_json(str(Path(args.output_dir, STATE_FILE)))
+
+
+def described(trainer: MarginMixin) -> dict[str, Any]:
+    """A run's settings, for its folder."""
+    method, objective, rows = trainer.options.method, trainer.objective, trainer.train_dataset
+    return {
+        "version": __version__,
+        "method": method and method.id,
+        "name": method.name if method else type(trainer).__name__,
+        "base": "dpo" if isinstance(trainer, DPOTrainer) else "cpo",
+        "trainer": type(trainer).__name__,
+        "model": trainer.model.config.name_or_path,
+        "weight": objective.weight and objective.weight.name,
+        "margin": objective.margin and objective.margin.name,
+        "train_rows": len(rows) if hasattr(rows, "__len__") else None,
+        "config": json.loads(trainer.args.to_json_string()),
+    }
+
+
+def flip_metrics(pairs: Mapping[str, np.ndarray], weighted: bool) -> dict[str, float]:
+    """What became of pairs whose label was flipped, among those of one logging interval.
+
+    The pull of a pair is weight × slope, the factor of its reward gap's gradient.
+
+    Args:
+        pairs: from `PairLog.drain`.
+        weighted: whether there is a weight term.
+
+    Returns:
+        `flips/rate`; the mean `flips/pull` of flipped pairs and `flips/pull_clean` of the others, and with a weight
+        term `flips/weight` and `flips/weight_clean`; `flips/gradient_share`, the part of the summed pull that is
+        flipped pairs'; `flips/rate_low`, `_mid`, `_high`: flip rates of the thirds by pull. Empty without flips known.
+    """
+    if IS_FLIPPED not in pairs or not len(pairs[IS_FLIPPED]):
+        return {}
+    flipped = pairs[IS_FLIPPED] == 1
+    pull = pairs["weight"] * pairs["slope"]
+    found = {"flips/rate": float(flipped.mean())}
+    for name, values in {"pull": pull, "weight": pairs["weight"]}.items():
+        if name == "pull" or weighted:
+            parts = {f"flips/{name}": values[flipped], f"flips/{name}_clean": values[~flipped]}
+            found |= {key: float(part.mean()) for key, part in parts.items() if part.size}
+    if pull.sum() > 0:
+        found["flips/gradient_share"] = float(pull[flipped].sum() / pull.sum())
+    tiers = np.array_split(flipped[np.argsort(pull, kind="stable")], 3)
+    names = ("low", "mid", "high")
+    return found | {f"flips/rate_{n}": float(tier.mean()) for n, tier in zip(names, tiers, strict=True) if tier.size}

@@ -1,0 +1,621 @@
+"""`trl-margins report`: run folders made in code; numbers against independent NumPy; what is left out, and why."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import json
+import logging
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from trl_margins.cli import main
+from trl_margins.report import figures, summaries
+from trl_margins.report.figures import PICTURES, draw_pictures
+from trl_margins.report.page import html_page, render, write_report
+from trl_margins.report.run_folder import Run, read_pairs, read_run, read_runs
+from trl_margins.report.style import label
+
+TERMS = {
+    "gappo": ("GapPO", "score-gap", None),
+    "gap-aware": ("GaPO", None, "gap-aware"),
+    "gamma-po": ("GammaPO", None, "gamma-po"),
+    "amapo": ("AMaPO", None, "amapo"),
+    "geometric-anchor": ("GAPO", None, "geometric-anchor"),
+    None: ("MarginCPO", None, None),
+}
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
+
+
+def pair_columns(method: str | None, steps: int, batch: int, seed: int, flips: float) -> dict[str, np.ndarray]:
+    """A made-up training: reward gaps grow, more slowly where the label is flipped."""
+    rng = np.random.default_rng(seed)
+    n = steps * batch
+    step = np.repeat(np.arange(1, steps + 1), batch)
+    done = step / steps
+    beta, gamma = {"gappo": (1.0, 0.5), "geometric-anchor": (2.5, 0.25)}.get(method, (10.0, 3.0))
+    score_gap = np.round(rng.gamma(1.6, 1.0, n) * 4) / 4
+    flipped = rng.random(n) < flips
+    quality = np.where(flipped, -1, 1) * (0.05 + 0.06 * score_gap)
+    chosen = -1.25 - 0.15 * done + 0.25 * rng.standard_normal(n)
+    rejected = chosen - quality * (0.2 + done) + 0.22 * rng.standard_normal(n)
+    gap = beta * (chosen - rejected)
+    columns: dict[str, np.ndarray] = {"step": step, "reward_gap": gap, "weight": np.ones(n), "margin": np.zeros(n)}
+    target = np.full(n, gamma)
+    if method == "gappo":
+        columns["weight"] = score_gap
+    elif method == "gap-aware":
+        ef = rng.beta(2.2, 6, n)
+        columns |= {"evaluation_factor": ef, "mapped_factor": -np.log(np.maximum(ef, 0.01))}
+        target = gamma * columns["mapped_factor"] / columns["mapped_factor"].mean()
+    elif method == "gamma-po":
+        target = gamma * (0.85 + 0.35 * sigmoid(gap - gamma))
+    elif method == "amapo":
+        mean, spread = gap.mean() / beta, gap.std() / beta
+        target = np.where(gap / beta < mean, beta * np.exp((mean - gap / beta) / spread * mean), 0)
+    elif method == "geometric-anchor":
+        fall = rng.gamma(4, 0.04, n) * np.where(flipped, 1 + done, 1)
+        target = gap - beta * fall + gamma
+        columns |= {"anchor_gap": fall, "anchor_weight": beta * sigmoid(gamma - beta * fall)}
+    if method not in ("gappo", None):
+        columns["margin"] = target
+    columns["slope"] = sigmoid(target - gap)
+    columns |= {"logp_chosen": chosen, "logp_rejected": rejected, "score_gap": score_gap}
+    columns |= {"length_chosen": rng.integers(20, 400, n), "length_rejected": rng.integers(20, 400, n)}
+    if flips:
+        columns["is_flipped"] = flipped.astype(int)
+    return columns
+
+
+def history(steps: int, every: int, seed: int, sets: tuple[str, ...] = ("",)) -> list[dict[str, Any]]:
+    rng = np.random.default_rng(seed)
+    entries: list[dict[str, Any]] = []
+    for step in range(every, steps + 1, every):
+        done = step / steps
+        entries.append(
+            {
+                "step": step,
+                "loss": 1.2 - 0.5 * done + 0.05 * rng.standard_normal(),
+                "rewards/margins": 0.6 * done + 0.05 * rng.standard_normal(),
+            }
+        )
+        for i, name in enumerate(sets):
+            prefix = f"eval_{name}_" if name else "eval_"
+            rise = 0.12 * np.tanh(3 * done) - 0.03 * done - 0.04 * i + 0.006 * rng.standard_normal(3)
+            values = dict(zip(("pwa", "pwa_all", "spearman"), np.array([0.52, 0.5, 0.02]) + rise, strict=True))
+            entries.append({"step": step, **{f"{prefix}{key}": value for key, value in values.items()}})
+    return entries
+
+
+def write_pairs(path: Path, columns: dict[str, np.ndarray]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(zip(*(column.tolist() for column in columns.values()), strict=True))
+
+
+def make_run(
+    folder: Path,
+    method: str | None = "gappo",
+    steps: int = 40,
+    batch: int = 8,
+    seed: int = 0,
+    flips: float = 0.0,
+    sets: tuple[str, ...] = ("",),
+    **config: Any,
+) -> Path:
+    name, weight, margin = TERMS[method]
+    folder.mkdir(parents=True)
+    info = {
+        "version": "0.1.0",
+        "method": method,
+        "name": name,
+        "base": "cpo",
+        "trainer": f"{name}Trainer",
+        "model": "a-small-model",
+        "weight": weight,
+        "margin": margin,
+        "train_rows": steps * batch,
+        "config": {"beta": 1.0, "learning_rate": 1e-5, "seed": seed, "eval_min_score_gap": 2.0, **config},
+    }
+    (folder / "margin_run.json").write_text(json.dumps(info))
+    state = {"log_history": history(steps, max(steps // 20, 1), seed, sets)}
+    (folder / "trainer_state.json").write_text(json.dumps(state))
+    write_pairs(folder / "pair_log.csv", pair_columns(method, steps, batch, seed, flips))
+    return folder
+
+
+@pytest.fixture
+def run_of(tmp_path):
+    """Makes and reads a run."""
+
+    def make(method: str | None = "gappo", name: str = "run", **options: Any) -> Any:
+        return read_run(make_run(tmp_path / name, method, **options))
+
+    return make
+
+
+def of_pairs(folder: Path, **columns: Any) -> Any:
+    """A run whose pair log has these columns, and nothing else of interest."""
+    make_run(folder, "gappo", steps=1, batch=1)
+    write_pairs(folder / "pair_log.csv", {name: np.asarray(column) for name, column in columns.items()})
+    return read_run(folder)
+
+
+def evaluated(*entries: dict[str, Any], **config: Any) -> Any:
+    """A run with this log."""
+    return Run("run", Path("run"), {"config": config}, entries, {})
+
+
+# Reading
+
+
+def test_a_run_is_what_was_written(tmp_path):
+    columns = pair_columns("geometric-anchor", 5, 3, 0, 0.4)
+    run = read_run(make_run(tmp_path / "gapo", "geometric-anchor", steps=5, batch=3, flips=0.4))
+    assert run.name == "gapo"
+    assert run.info["trainer"] == "GAPOTrainer"
+    assert run.pairs.keys() == columns.keys()
+    for name, column in columns.items():
+        np.testing.assert_allclose(run.pairs[name], column, rtol=1e-15)
+    assert len(run.log_history) == 10
+
+
+def test_an_empty_cell_is_nan(tmp_path):
+    (tmp_path / "pairs.csv").write_text("step,score_gap\n1,\n2,-0.5\n")
+    pairs = read_pairs(tmp_path / "pairs.csv")
+    np.testing.assert_array_equal(pairs["step"], [1, 2])
+    np.testing.assert_array_equal(pairs["score_gap"], [np.nan, -0.5])
+
+
+def test_a_line_that_was_cut_off_is_dropped(tmp_path, caplog):
+    path = tmp_path / "pairs.csv"
+    path.write_text("step,weight,slope\n1,2,0.5\n2,3")
+    assert read_pairs(path)["weight"].tolist() == [2]
+    assert "the last line is cut off" in caplog.text
+    path.write_text("step,weight,slope\n1,2\n2,3,0.5\n")
+    with pytest.raises(ValueError, match=r"pairs\.csv, line 2: 2 cells for 3 columns: remove the line"):
+        read_pairs(path)
+
+
+def test_bad_pair_logs_are_named(tmp_path):
+    path = tmp_path / "pairs.csv"
+    path.write_text("step,weight\n1,2\n2,heavy\n")
+    with pytest.raises(ValueError, match=r"pairs\.csv, line 3, column 'weight': 'heavy' is no number; correct the"):
+        read_pairs(path)
+    path.write_text("step,weight\n1,2\n2,2\n2,2\n1,2\n")
+    with pytest.raises(ValueError, match=r"pairs\.csv, pair 4: step 1 comes after step 2; a log is of one training"):
+        read_pairs(path)
+    path.write_text("")
+    with pytest.raises(ValueError, match=r"pairs\.csv has no column 'step' in its first line"):
+        read_pairs(path)
+
+
+def test_what_is_missing_is_named(tmp_path, caplog):
+    with pytest.raises(FileNotFoundError, match="nowhere is no folder: a run is the output_dir of a training"):
+        read_run(tmp_path / "nowhere")
+    folder = make_run(tmp_path / "run")
+    (folder / "trainer_state.json").unlink()
+    assert read_run(folder).log_history == []
+    assert (
+        "has no trainer_state.json (the trainers of trl_margins write it to their output_dir when training ends"
+        in caplog.text
+    )
+    (folder / "pair_log.csv").unlink()
+    with pytest.raises(FileNotFoundError, match=r"has neither trainer_state\.json nor pair_log\.csv.*checkpoint"):
+        read_run(folder)
+    (folder / "margin_run.json").write_text('{"version"')
+    with pytest.raises(ValueError, match=r"margin_run\.json is not JSON .*: was the training stopped"):
+        read_run(folder)
+    (folder / "margin_run.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"has no margin_run\.json: the trainers of trl_margins write it"):
+        read_run(folder)
+
+
+def test_the_log_of_the_newest_checkpoint(tmp_path):
+    folder = make_run(tmp_path / "run")
+    (folder / "trainer_state.json").unlink()
+    for step in (9, 10, 2):
+        (folder / f"checkpoint-{step}").mkdir()
+        state = {"log_history": [{"step": step, "loss": 1.0}]}
+        (folder / f"checkpoint-{step}" / "trainer_state.json").write_text(json.dumps(state))
+    (folder / "checkpoint-best").mkdir()
+    (folder / "checkpoint-best" / "trainer_state.json").write_text("{}")
+    assert [entry["step"] for entry in read_run(folder).log_history] == [10]
+
+
+def test_runs_are_told_apart(tmp_path):
+    folders = [make_run(tmp_path / name, steps=2) for name in ("a/out", "b/out", "other")]
+    assert [run.name for run in read_runs(folders)] == ["a/out", "b/out", f"{tmp_path.name}/other"]
+    assert [run.name for run in read_runs(folders[1:])] == ["out", "other"]
+    with pytest.raises(ValueError, match="given twice: name every run once"):
+        read_runs([folders[0], tmp_path / "b" / ".." / "a" / "out"])
+
+
+# Numbers
+
+
+def test_curves_by_evaluation_set():
+    run = evaluated(
+        {"step": 10, "eval_ultra_pwa": 0.6, "eval_ultra_pwa_all": 0.5, "eval_loss": 1.0},
+        {"step": 10, "eval_my_pwa_set_spearman": 0.1, "eval_ultra_pwa": 0.61},
+        {"step": 20, "eval_ultra_pwa": float("nan"), "eval_ultra_pwa_all": 0.7, "eval_pwa": None},
+        {"step": 5, "eval_ultra_pwa_all": 0.7, "pwa": 0.1},
+    )
+    curves = summaries.ranking_curves(run)
+    assert set(curves) == {("ultra", "pwa"), ("ultra", "pwa_all"), ("my_pwa_set", "spearman")}
+    assert curves["ultra", "pwa"].values.tolist() == [0.61]
+    assert curves["ultra", "pwa_all"].steps.tolist() == [5, 10, 20]
+    assert curves["ultra", "pwa_all"].best == 0  # the first of equals
+    assert set(summaries.ranking_curves(evaluated({"step": 1, "eval_pwa": 0.5}))) == {("", "pwa")}
+
+
+def test_what_the_best_checkpoint_scored_is_no_point_of_the_last_step():
+    log = ({"step": 10, "eval_pwa": 0.7}, {"step": 20, "eval_pwa": 0.4}, {"step": 20, "train_runtime": 9.0})
+    after = {"step": 20, "eval_pwa": 0.7}
+    values = {}
+    for best in (True, False):
+        run = evaluated(*log, after, load_best_model_at_end=best)
+        values[best] = summaries.ranking_curves(run)["", "pwa"].values.tolist()
+    assert values == {True: [0.7, 0.4], False: [0.7, 0.7]}
+
+
+def test_shares_of_mass_by_bin():
+    rng = np.random.default_rng(0)
+    gap, mass, edges = rng.gamma(2, 1, 500), rng.random(500), np.array([0.0, 1.0, 2.0, 4.0])
+    got = summaries.shares(gap, edges, mass)
+    for i, (low, high) in enumerate(((0, 1), (1, 2), (2, np.inf))):  # what is beyond belongs to the last
+        inside = [m for g, m in zip(gap, mass, strict=True) if low <= g < high]
+        assert got[i] == pytest.approx(sum(inside) / mass.sum())
+    np.testing.assert_allclose(summaries.shares(gap, edges), summaries.shares(gap, edges, np.full(500, 3.0)))
+
+
+@pytest.mark.parametrize(("n", "parts"), [(1, 1), (79, 1), (80, 2), (1000, 10)])
+def test_phases_are_equal_and_whole(n, parts):
+    slices = summaries.phases(n, most=10, least=40)
+    sizes = [part.stop - part.start for part in slices]
+    assert len(slices) == parts
+    assert max(sizes) - min(sizes) <= 1
+    assert np.concatenate([np.arange(n)[part] for part in slices]).tolist() == list(range(n))
+
+
+def test_thinning_is_even_and_repeats():
+    kept = summaries.thinned(100_003, 5000)
+    assert kept.size == len(set(kept)) == 5000
+    assert (kept[0], kept[-1]) == (0, 100_002)
+    assert set(np.diff(kept)) <= {20, 21}
+    np.testing.assert_array_equal(kept, summaries.thinned(100_003, 5000))
+    assert summaries.thinned(7, 5000).tolist() == list(range(7))
+
+
+def test_tiers_by_rank():
+    weight = np.array([5.0, 1.0, 9.0, 2.0, 8.0, 3.0, 7.0, 4.0, 6.0, 0.0])
+    assert summaries.tiers(weight).tolist() == [1, 0, 2, 0, 2, 0, 2, 1, 1, 0]
+    assert np.bincount(summaries.tiers(np.zeros(9))).tolist() == [3, 3, 3]
+
+
+def test_wilson_interval():
+    marked = np.array([1.0] * 7 + [0.0] * 33)
+    n, p, z = 40, 7 / 40, 1.959964
+    middle, half = p + z**2 / (2 * n), z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    expected = (p, (middle - half) / (1 + z**2 / n), (middle + half) / (1 + z**2 / n))
+    assert summaries.rate(marked) == pytest.approx(expected, abs=1e-6)
+    assert np.isnan(summaries.rate(marked[:0])).all()
+    assert np.isnan(summaries.mean(marked[:0])).all()
+
+
+def test_flips_by_phase_and_tier():
+    """Against loops over the pairs."""
+    rng = np.random.default_rng(1)
+    n = 200
+    step, flipped = np.arange(n) // 4 + 1.0, (rng.random(n) < 0.3).astype(float)
+    weight = rng.random(n) - 0.2 * flipped
+    result = summaries.flips(step, weight, flipped, most=10, least=40)
+    assert result.steps.size == 5
+    assert result.overall == flipped.mean()
+    for phase in range(5):
+        rows = sorted(range(40 * phase, 40 * phase + 40), key=lambda i: weight[i])
+        assert result.steps[phase] == np.mean([step[i] for i in rows])
+        assert result.flipped[phase, 0] == pytest.approx(np.mean([weight[i] for i in rows if flipped[i]]))
+        clean = [weight[i] for i in rows if not flipped[i]]
+        half = 1.96 * np.std(clean, ddof=1) / len(clean) ** 0.5
+        np.testing.assert_allclose(result.clean[phase], np.mean(clean) + np.array([0, -half, half]))
+        for tier, part in zip(result.by_tier, (rows[:14], rows[14:27], rows[27:]), strict=True):
+            assert tier[phase, 0] == pytest.approx(np.mean([flipped[i] for i in part]))
+
+
+# Pictures
+
+ALWAYS = {"ranking", "gradient_mass", "logps", "loss"}
+
+
+@pytest.mark.parametrize(
+    ("method", "flips", "more"),
+    [
+        ("gappo", 0.0, set()),
+        ("gap-aware", 0.0, {"margins", "evaluation_factors"}),
+        ("gamma-po", 0.2, {"margins", "flips"}),
+        ("geometric-anchor", 0.2, {"margins", "flips"}),
+        (None, 0.0, set()),
+    ],
+)
+def test_a_run_has_the_pictures_it_has_numbers_for(run_of, method, flips, more):
+    pictures = draw_pictures([run_of(method, flips=flips)])
+    assert len(pictures) == len(PICTURES)
+    assert {p.name for p in pictures if p.figure is not None} == ALWAYS | more
+    for picture in pictures:
+        assert (picture.figure is None) == ("run" in picture.left_out)
+        assert isinstance(picture.figure, Figure) == bool(picture.caption)
+
+
+def test_why_a_picture_is_missing(tmp_path):
+    n = 4
+    always = {"step": range(n), "weight": np.zeros(n), "slope": np.full(n, 0.5), "margin": np.zeros(n)}
+    run = of_pairs(tmp_path / "a", **always, reward_gap=range(n), score_gap=range(n), is_flipped=np.zeros(n))
+    reasons = {p.name: p.left_out.get("a") for p in draw_pictures([run])}
+    assert reasons["gradient_mass"] == "no pair has a gradient: weight × slope is 0 for all"
+    assert reasons["margins"] == "all pairs have the same margin, 0 (no margin term)"
+    assert reasons["flips"] == "no pair is marked as flipped"
+    assert reasons["logps"] == "pair_log.csv has no column logp_chosen"
+    assert reasons["evaluation_factors"].startswith("pair_log.csv has no column evaluation_factor (only a margin from")
+
+    run = of_pairs(tmp_path / "b", **always, score_gap=[""] * n, is_flipped=[0, 1, 0, 1])
+    reasons = {p.name: p.left_out.get("b") for p in draw_pictures([run])}
+    assert reasons["gradient_mass"] == "no line of pair_log.csv has a number in each of score_gap, weight, slope"
+    assert reasons["flips"] == "all pairs have the same weight × slope"
+
+    (tmp_path / "b" / "pair_log.csv").unlink()
+    reasons = {p.name: p.left_out.get("b") for p in draw_pictures([read_run(tmp_path / "b")])}
+    assert reasons["flips"].startswith("the folder has no pair_log.csv: the trainers")
+    reasons = {p.name: p.left_out.get("run") for p in draw_pictures([evaluated({"step": 1, "grad_norm": 1.0})])}
+    assert reasons["ranking"] == (
+        "trainer_state.json has no eval_pwa, eval_pwa_all or eval_spearman: it was trained without evaluation"
+    )
+    assert reasons["loss"] == "trainer_state.json has no loss or rewards/margins"
+
+
+def test_gradient_mass_in_the_bars(tmp_path):
+    """Three bars a bin: pairs, slope, weight × slope; a negative score gap counts by its size."""
+    gap = np.array([0.0, -1.0, 1.0, 2.0, 3.0, -3.0, ""], dtype=object)
+    weight, slope = np.array([0, 1, 1, 2, 3, 3, 9.0]), np.array([0.9, 0.5, 0.6, 0.5, 0.1, 0.4, 0.9])
+    run = of_pairs(tmp_path / "run", step=np.ones(7), score_gap=gap, weight=weight, slope=slope)
+    picture = figures.gradient_mass([run])
+    (panel,) = picture.figure.axes
+    heights = [[bar.get_height() for bar in bars] for bars in panel.containers]
+    np.testing.assert_allclose(heights[0], np.array([1, 2, 1, 2]) / 6)
+    np.testing.assert_allclose(heights[1], np.array([0.9, 1.1, 0.5, 0.5]) / 3.0)
+    np.testing.assert_allclose(heights[2], np.array([0, 1.1, 1.0, 1.5]) / 3.6)
+    assert [bars.get_label() for bars in panel.containers][1:] == [
+        "gradient before weighting",
+        "gradient after weighting",
+    ]
+    assert "of 6 trained pairs. Left out for an empty cell: 1 of run." in picture.caption
+
+
+def test_far_score_gaps_do_not_flatten_the_rest(tmp_path):
+    gap = np.array([0.5] * 600 + [1.5] * 399 + [1000.0])
+    run = of_pairs(tmp_path / "run", step=np.ones(1000), score_gap=gap, weight=gap, slope=np.ones(1000))
+    picture = figures.gradient_mass([run])
+    assert picture.figure.axes[0].get_xlim()[1] < 5
+    assert "The last bin also holds the pairs beyond it, 1." in picture.caption
+
+
+def test_margins_are_thinned_and_say_so(run_of):
+    run = run_of("gamma-po", steps=1200, batch=8)
+    picture = figures.margins([run])
+    early, late = (points.get_offsets() for points in picture.figure.axes[0].collections)
+    assert len(early) == len(late) == figures.MOST_POINTS // 2
+    assert {tuple(point) for point in late} <= set(
+        zip(run.pairs["reward_gap"][-3200:], run.pairs["margin"][-3200:], strict=True)
+    )
+    assert "Of 6,400 pairs in the two thirds 5,000 are drawn" in picture.caption
+    assert "are drawn" not in figures.margins([run_of("gamma-po", "small")]).caption
+
+
+def test_flips_are_by_anchor_weight_where_there_is_one(run_of):
+    gapo, gappo = run_of("geometric-anchor", "gapo", flips=0.2), run_of("gappo", "gappo", flips=0.2)
+    panels = figures.flips([gapo, gappo]).figure.axes
+    assert [panel.get_ylabel() for panel in panels] == [
+        "mean anchor weight",
+        "flip rate",
+        "mean weight × slope",
+        "flip rate",
+    ]
+    clean = gapo.pairs["anchor_weight"][gapo.pairs["is_flipped"] == 0]
+    drawn = panels[0].lines[0].get_ydata()
+    assert clean.min() < drawn.min() < clean.mean() < drawn.max() < clean.max()
+
+
+def test_log_probabilities_are_medians(run_of):
+    run = run_of("gappo", steps=100, batch=8)
+    chosen, rejected = figures.logps([run]).figure.axes[0].lines
+    for line, name in ((chosen, "logp_chosen"), (rejected, "logp_rejected")):
+        expected = np.median(run.pairs[name].reshape(20, 40), axis=1)
+        np.testing.assert_allclose(line.get_ydata(), expected)
+    np.testing.assert_allclose(chosen.get_xdata(), np.arange(20) * 5 + 3)
+
+
+def test_a_run_keeps_its_colour(run_of):
+    """Also where another one is left out; several evaluation sets differ by dashes."""
+    runs = [run_of("gappo", "a", sets=("x", "y")), run_of("gap-aware", "b"), run_of("gap-aware", "c")]
+    curves = figures.ranking(runs).figure.axes[0].lines
+    colour = {run.name: figures.run_styles(runs)[run.name]["color"] for run in runs}
+    assert len(set(colour.values())) == 3
+    drawn = [(line.get_color(), line.get_linestyle()) for line in curves if line.get_fillstyle() == "full"]
+    assert [drawn[0][0], drawn[1][0]] == [colour["a"]] * 2
+    assert drawn[0][1] != drawn[1][1]
+    stairs = figures.evaluation_factors(runs).figure.axes[0].lines
+    assert [line.get_color() for line in stairs] == [colour["b"], colour["c"]]
+
+
+def test_drawing_warns_of_nothing_and_leaves_no_trace(run_of, recwarn):
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    one_step = run_of("geometric-anchor", "_$one step", steps=1, batch=4, flips=0.5)
+    for picture in draw_pictures([run_of("gap-aware", flips=0.2), one_step]):
+        render(picture.figure, "png")
+    assert not recwarn.list
+    assert dict(matplotlib.rcParams) == before
+
+
+@pytest.mark.parametrize("image_format", ["png", "svg"])
+def test_the_same_run_the_same_bytes(run_of, image_format):
+    run = run_of("geometric-anchor", flips=0.2)
+    first, second = (render(figures.logps([run]).figure, image_format) for _ in range(2))
+    assert first == second
+
+
+def test_names_are_text():
+    assert label("$x_1$") == r"\$x_1\$"
+    assert label("_private") == "\u200b_private"
+    assert max(map(len, label("no-" * 40).splitlines())) <= 34
+
+
+# The page
+
+
+class Page(HTMLParser):
+    """Checks the nesting; keeps text and attributes."""
+
+    VOID = ("meta", "img", "br")
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def page_of(*runs: Any) -> Page:
+    """The page without its images."""
+    pictures = draw_pictures(runs)
+    return Page(html_page(runs, pictures, {p.name: b"" for p in pictures if p.figure is not None}, "png"))
+
+
+def test_a_page_holds_everything_and_fetches_nothing(run_of, tmp_path):
+    runs = [run_of("geometric-anchor", "gapo", flips=0.2, anchor_radius=0.05), run_of("gappo", "gappo", seed=3)]
+    files = write_report(runs, tmp_path / "out")
+    page = Page(files[0].read_text(encoding="utf-8"))
+    images = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
+    assert len(images) == len(files) - 1 == 6
+    for source, file in zip(images, files[1:], strict=True):
+        head, data = source.split(",")
+        assert head == "data:image/png;base64"
+        assert base64.b64decode(data) == file.read_bytes()
+        assert file.read_bytes().startswith(b"\x89PNG")
+    for tag, attributes in page.tags:
+        assert tag not in ("script", "link", "iframe")
+        assert "href" not in attributes
+        assert attributes.get("src", "data:").startswith("data:")
+    assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in page.tags
+    for text in ("anchor_radius", "0.05", "Learning Where It Matters", "|s_w − s_l|", "evaluation_factors"):
+        assert (text in page.text) == (text != "evaluation_factors")
+    for picture in draw_pictures(runs):
+        for reason in picture.left_out.values():
+            assert reason in page.text
+        assert picture.caption in page.text
+
+
+def test_numbers_of_the_page(run_of):
+    run = run_of("geometric-anchor", flips=0.3, steps=60)
+    curve = [(e["step"], e["eval_pwa"]) for e in run.log_history if "eval_pwa" in e]
+    best = max(curve, key=lambda point: point[1])
+    text = page_of(run).text
+    for step, value in (best, curve[-1]):
+        assert f"{value:.4f} ({step})" in text
+    flipped = run.pairs["is_flipped"] == 1
+    assert f"{flipped.sum()} of 480 ({100 * flipped.mean():.1f} %)" in text
+    weight = run.pairs["anchor_weight"]
+    assert f"{weight[flipped].mean():.4g} [" in text
+    lowest = np.argsort(weight, kind="stable")[:160]
+    assert f"{100 * flipped[lowest].mean():.1f} % [" in text
+
+
+def test_only_settings_that_say_something(run_of):
+    shared = {"beta": 10.0, "gamma_po_tau": 10.0, "adam_beta2": 0.999, "hub_token": "secret"}
+    one = run_of("gamma-po", "one", **shared, weight_decay=0.0, output_dir="a")
+    two = run_of("gamma-po", "two", **(shared | {"hub_token": "other"}), weight_decay=0.1, output_dir="b")
+    text = page_of(one, two).text
+    assert "gamma_po_tau" in text
+    assert "weight_decay" in text  # because it differs
+    assert "adam_beta2" not in text
+    assert "output_dir" not in text
+    assert "secret" not in text
+
+
+def test_what_files_say_is_text(tmp_path):
+    evil = '<script>alert("1")</script>&amp;'
+    folder = make_run(tmp_path / "a<b>$x$", "gappo", steps=4, beta=evil, sets=(evil,))
+    info = json.loads((folder / "margin_run.json").read_text())
+    (folder / "margin_run.json").write_text(json.dumps(info | {"model": evil, "name": evil, "method": evil}))
+    columns = pair_columns("gappo", 4, 2, 0, 0.0)
+    write_pairs(folder / "pair_log.csv", columns | {evil: np.zeros(8)})
+    page = page_of(*read_runs([folder]))
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert page.text.count(evil) >= 4
+    assert "a<b>$x$" in page.text
+
+
+# The command
+
+
+def test_report_of_one_run(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("trl_margins.report.figures.PICTURES", (figures.gradient_mass, figures.margins, figures.flips))
+    folder = make_run(tmp_path / "run", "geometric-anchor", flips=0.2)
+    assert main(["report", str(folder)]) == 0
+    printed = capsys.readouterr().out.split()
+    assert printed[0] == str(folder / "report" / "report.html")
+    assert {Path(file) for file in printed} == set((folder / "report").iterdir())
+    assert len(printed) == 4
+
+
+def test_report_of_several_runs(tmp_path, capsys, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("trl_margins.report.figures.PICTURES", (figures.ranking, figures.flips))
+    for name in ("a", "b"):
+        make_run(tmp_path / name, "gappo")
+    with caplog.at_level(logging.INFO, "trl_margins"):
+        assert main(["report", "a", "b", "--format", "svg"]) == 0
+    assert "flips leaves out b: pair_log.csv has no column is_flipped" in caplog.text
+    assert "report/ranking.svg" in capsys.readouterr().out
+    assert Path("report/ranking.svg").read_text().startswith("<?xml")
+
+
+def test_report_elsewhere(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("trl_margins.report.figures.PICTURES", ())
+    out = tmp_path / "deep" / "out"
+    assert main(["report", str(make_run(tmp_path / "run")), "--out", str(out)]) == 0
+    assert list(out.iterdir()) == [out / "report.html"]
+    with pytest.raises(SystemExit):
+        main(["report"])
+
+
+def test_drawing_loads_no_torch():
+    code = "import sys, trl_margins.report.page; print('torch' in sys.modules, 'matplotlib.pyplot' in sys.modules)"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.split() == ["False", "False"]

@@ -1,0 +1,94 @@
+"""What every picture has: a figure, a caption, and the runs that are not in it with the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from .run_folder import PAIRS, WRITTEN_BY, Run
+
+Columns = Mapping[str, np.ndarray]
+
+_NO_TEXTS = "only a margin from the two texts ('gap-aware') has one"
+_ABSENT = {
+    "score_gap": "the training set has no scores",
+    "is_flipped": "the training set does not say which labels are flipped",
+    "evaluation_factor": _NO_TEXTS,
+    "mapped_factor": _NO_TEXTS,
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure (none, if no run has what it takes), what it shows, and why runs are not in it."""
+
+    name: str  # of its file
+    title: str
+    figure: Figure | None = None
+    caption: str = ""
+    left_out: Mapping[str, str] = field(default_factory=dict)  # run → reason
+
+
+@dataclass(frozen=True)
+class Usable:
+    """The pairs of a run that have a number in every column that a picture needs, in the order of training."""
+
+    run: Run
+    columns: Columns
+    trained: int  # pairs in the log
+
+    @property
+    def size(self) -> int:
+        return len(next(iter(self.columns.values())))
+
+    def __getitem__(self, column: str) -> np.ndarray:
+        return self.columns[column]
+
+
+def usable(
+    runs: Sequence[Run],
+    columns_of: Callable[[Run], Sequence[str]],
+    objection: Callable[[Usable], str | None] = lambda _: None,
+) -> tuple[list[Usable], dict[str, str]]:
+    """Those runs that have the columns, and raise no objection; and why the others are left out."""
+    found, left_out = [], {}
+    for run in runs:
+        chosen = _choose(run, columns_of(run))
+        reason = chosen if isinstance(chosen, str) else objection(chosen)
+        if isinstance(chosen, Usable) and reason is None:
+            found.append(chosen)
+        else:
+            left_out[run.name] = str(reason)
+    return found, left_out
+
+
+def _choose(run: Run, names: Sequence[str]) -> Usable | str:
+    if not run.pairs:
+        return f"the folder has no {PAIRS}: {WRITTEN_BY[PAIRS]}"
+    for name in names:
+        if name not in run.pairs:
+            reason = f" ({_ABSENT[name]})" if name in _ABSENT else ""
+            return f"{PAIRS} has no column {name}{reason}"
+    rows = np.isfinite([run.pairs[name] for name in names]).all(axis=0)
+    if not rows.any():
+        return f"no line of {PAIRS} has a number in each of {', '.join(names)}"
+    return Usable(run, {name: run.pairs[name][rows] for name in names}, rows.size)
+
+
+def source(runs: Sequence[Usable], columns: str) -> str:
+    """Where a picture's numbers came from, how many there are, and how many could not be used."""
+    each = " a run" if len(runs) > 1 else ""
+    text = f"From {PAIRS}: {columns} of {span(of.size for of in runs)} trained pairs{each}."
+    if unusable := [of for of in runs if of.size < of.trained]:
+        counts = ", ".join(f"{of.trained - of.size:,} of {of.run.name}" for of in unusable)
+        text += f" Left out for an empty cell: {counts}."
+    return text
+
+
+def span(numbers: Iterable[int]) -> str:
+    """One number, or the least and the greatest of several."""
+    least, *_, greatest = sorted({*numbers}) * 2
+    return f"{least:,}" if least == greatest else f"{least:,} to {greatest:,}"

@@ -8,8 +8,10 @@ from importlib import import_module
 
 COMMANDS = {
     "train": "train with a method on a preference set",
-    "evaluate": "pairwise accuracy and Spearman of a model on a preference set",
+    "evaluate": "how a model ranks answers: pairs, lists, RM-Bench",
+    "report": "pictures of training runs, from what the trainer wrote",
     "select": "rank a preference set by how its pairs hold at a nearby, worse model (GAPO)",
+    "inspect": "audit a preference set before training: scores, lengths, truncation, duplicates",
     "score": "add an evaluation factor to a preference set",
     "demo": "train the bundled model on a made-up set, before and after",
 }

@@ -1,0 +1,458 @@
+"""The audit of a preference set: its numbers, what it takes for bad, what it warns of, and what the command writes."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from accelerate import PartialState
+from conftest import preference_rows
+from datasets import Dataset, DatasetDict
+from test_tokenization import merging_tokenizer
+
+from trl_margins.cli import main
+from trl_margins.cli.inspect import columns_of, in_tokens_of, report
+from trl_margins.data.audit import Audit, SplitAudit, audit, distribution, nice_edges, pair_texts
+from trl_margins.data.evaluation_factors import compute
+from trl_margins.data.scores import ScoreError
+from trl_margins.methods import METHODS
+from trl_margins.trainers.tokenization import RowsOfABatch
+from trl_margins.trainers.truncation import count_empty_answers
+
+NEEDS = {method.id: columns_of(method) for method in METHODS.values()}
+
+
+def of(rows: Dataset | list[dict], **options) -> SplitAudit:
+    dataset = rows if isinstance(rows, Dataset) else Dataset.from_list(rows)
+    return audit({"train": dataset}, methods=NEEDS, **options).splits["train"]
+
+
+def warnings_of(rows: Dataset | list[dict], **options) -> str:
+    dataset = rows if isinstance(rows, Dataset) else Dataset.from_list(rows)
+    return "\n".join(audit({"train": dataset}, **options).warnings)
+
+
+def user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
+
+
+def plain(n: int, **columns) -> list[dict]:
+    """n pairs that deserve no warning."""
+    rows = [{"prompt": f"say {i}", "chosen": f"good day {i}", "rejected": f"bad day {i}"} for i in range(n)]
+    return [{**row, **{name: values[i] for name, values in columns.items()}} for i, row in enumerate(rows)]
+
+
+def test_the_score_gaps():
+    rows = preference_rows(60, scores=lambda i: ((i * 7 % 23) / 4, (i * 5 % 19) / 4))
+    gaps = np.array(rows["score_chosen"][:]) - np.array(rows["score_rejected"][:])
+    scores = of(rows, min_score_gap=1.5).scores
+    assert scores.columns == ["score_chosen", "score_rejected"]
+    assert not scores.bad
+    assert (scores.gap.n, scores.gap.mean) == (60, pytest.approx(gaps.mean()))
+    found = [scores.gap.lower_quartile, scores.gap.median, scores.gap.upper_quartile]
+    assert found == pytest.approx(np.percentile(gaps, [25, 50, 75]))
+    assert (scores.gap.minimum, scores.gap.maximum) == (gaps.min(), gaps.max())
+    counts = (scores.n_ties, scores.n_reversed, scores.n_at_least)
+    assert counts == (sum(gaps == 0), sum(gaps < 0), sum(abs(gaps) >= 1.5))
+    assert min(counts) > 0
+
+
+def test_exchanged_sides_turn_the_gaps_around():
+    rows = preference_rows(30, scores=lambda i: (i % 7, i % 4))
+    exchanged = rows.rename_columns(
+        {
+            "chosen": "rejected",
+            "rejected": "chosen",
+            "score_chosen": "score_rejected",
+            "score_rejected": "score_chosen",
+        }
+    )
+    one, other = of(rows), of(exchanged)
+    assert other.scores.gap.mean == pytest.approx(-one.scores.gap.mean)
+    assert other.scores.n_reversed == 30 - one.scores.n_ties - one.scores.n_reversed
+    assert other.scores.n_ties == one.scores.n_ties
+    assert other.lengths.chosen == one.lengths.rejected
+    assert other.lengths.n_chosen_longer == one.lengths.n_chosen_shorter
+    assert other.factors.values.mean == pytest.approx(one.factors.values.mean)
+
+
+def test_bad_scores_are_counted_and_left_out():
+    nan, inf = float("nan"), float("inf")
+    rows = plain(7, score_chosen=[3.0, None, nan, inf, 5.0, -inf, 2.0], score_rejected=list("1234567"))
+    found = of(rows)
+    chosen, rejected = found.scores.bad
+    assert (chosen.column, chosen.first_row, chosen.first_value) == ("score_chosen", 1, "None")
+    assert chosen.counts == {"None": 1, "NaN": 1, "infinite": 2}
+    assert (rejected.column, rejected.first_row, rejected.first_value) == ("score_rejected", 0, "'1'")
+    assert rejected.counts == {"not a number": 7}
+    assert found.scores.gap is None
+    assert found.methods["gappo"] == "column score_chosen holds bad scores"
+    assert found.methods["gamma-po"] is None
+
+    some = of(plain(4, score_chosen=[3, None, 5, 6], score_rejected=[1, 1, 1, None]))
+    assert [(bad.counts, bad.first_row) for bad in some.scores.bad] == [({"None": 1}, 1), ({"None": 1}, 3)]
+    assert (some.scores.gap.n, some.scores.gap.mean) == (2, 3.0)
+    with pytest.raises(ScoreError, match=r"names \['a', 'b'\]"):
+        of(plain(2), score_columns=["a", "b"])
+
+
+def test_a_column_of_gaps():
+    scores = of(plain(3, margin=[1.0, 0.0, -2.0])).scores
+    assert scores.columns == ["margin"]
+    assert (scores.n_ties, scores.n_reversed, scores.n_at_least, scores.gap.mean) == (1, 1, 1, pytest.approx(-1 / 3))
+
+
+def test_lengths_in_words():
+    rows = preference_rows(50)
+    n_words = {side: np.array([len(text.split()) for text in rows[side]]) for side in ("prompt", "chosen", "rejected")}
+    lengths = of(rows).lengths
+    assert lengths.unit == "words"
+    for side, n in n_words.items():
+        found = getattr(lengths, side)
+        numbers = (found.mean, found.median, found.percentile_95, found.maximum)
+        assert numbers == pytest.approx((n.mean(), np.median(n), np.percentile(n, 95), n.max())), side
+    longer = n_words["chosen"] - n_words["rejected"]
+    assert lengths.n_chosen_longer == sum(longer > 0)
+    assert lengths.n_chosen_shorter == sum(longer < 0)
+    assert lengths.n_equal == sum(longer == 0)
+    assert lengths.chosen.histogram.edges == lengths.rejected.histogram.edges
+
+
+def test_the_form_of_the_rows_changes_nothing():
+    """String and conversational, and in messages the implicit prompt, say the same."""
+    explicit = preference_rows(40, "conversational")
+    implicit = explicit.map(
+        lambda row: {side: row["prompt"] + row[side] for side in ("chosen", "rejected")}, remove_columns="prompt"
+    )
+    with_text = implicit.add_column("prompt", [f"{i}" for i in range(40)])  # as UltraFeedback has it
+    standard = of(preference_rows(40))
+    for rows in (explicit, implicit, with_text):
+        found = of(rows)
+        assert found.implicit == (rows is not explicit)
+        for name in ("n_read", "scores", "lengths", "duplicates", "factors", "methods", "empty_prompts"):
+            assert getattr(found, name) == getattr(standard, name), name
+
+
+def test_an_implicit_prompt_of_strings():
+    found = of([{"chosen": "Q: two words? A: yes it is", "rejected": "Q: two words? A: no"}])
+    assert found.implicit
+    assert [getattr(found.lengths, side).mean for side in ("prompt", "chosen", "rejected")] == [4, 3, 1]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": None, "chosen": "a", "rejected": "b"},
+        {"prompt": 3, "chosen": "a", "rejected": "b"},
+        {"prompt": "p", "chosen": None, "rejected": "b"},
+        {"prompt": "p", "chosen": ["a", "b"], "rejected": ["b"]},
+        {"chosen": "", "rejected": "P: b"},
+        {"prompt": [], "chosen": [assistant("a")], "rejected": [assistant("b")]},
+        {"prompt": [user("p")], "chosen": [], "rejected": [assistant("b")]},
+        {"prompt": [user("p")], "chosen": [assistant("a")], "rejected": "b"},
+        {"chosen": [user("p"), assistant("a")], "rejected": [user("q"), assistant("b")]},
+        {"chosen": [assistant("a")], "rejected": [assistant("a")]},
+        {"prompt": "p", "chosen": "a", "rejected": "b"},
+        {"prompt": "", "chosen": "", "rejected": "b"},
+        {"chosen": "x", "rejected": "y"},
+        {"chosen": "P: a", "rejected": "P: a"},
+        {"prompt": "p", "chosen": [user("p"), assistant("a")], "rejected": [user("p"), assistant("b")]},
+        {"prompt": None, "chosen": [user("p"), assistant("a")], "rejected": [user("p"), assistant("b")]},
+        {"prompt": [user("p")], "chosen": "P: a", "rejected": "P: b"},
+    ],
+    ids=str,
+)
+def test_what_cannot_be_read_is_what_trl_refuses(row, tokenizer):
+    def refuses(read, *arguments) -> bool:
+        try:
+            read(*arguments)
+        except Exception:
+            return True
+        return False
+
+    tokenize = RowsOfABatch(tokenizer, 1024, None, False)
+    assert refuses(pair_texts, row) == refuses(tokenize, {name: [value] for name, value in row.items()})
+
+
+def test_unreadable_rows_do_not_stop_the_audit():
+    rows = plain(5)
+    rows[1]["chosen"] = None
+    rows[3]["rejected"] = None
+    rows[4]["chosen"] = " "
+    found = of(rows)
+    assert (found.n_rows, found.n_read) == (5, 3)
+    assert (found.unreadable.n, found.unreadable.first_row, found.unreadable.example) == (2, 1, "chosen is None")
+    assert (found.empty_chosen.n, found.empty_chosen.first_row) == (1, 4)
+    assert found.empty_rejected is None
+    assert found.lengths.rejected.n == 3
+    assert set(found.methods.values()) == {"2 rows cannot be read", "2 rows cannot be read; needs scores"}
+
+
+def test_duplicates():
+    rows = plain(4)
+    rows += [rows[0], rows[0]]  # repeats
+    rows += [{**rows[1], "chosen": rows[1]["rejected"], "rejected": rows[1]["chosen"]}]  # contradicts row 1
+    rows += [{**rows[2], "chosen": "same", "rejected": "same"}]
+    found = of(rows).duplicates
+    assert found.n_identical == 2
+    assert found.n_contradicting == 2
+    assert found.n_same_answer == 1
+    assert (found.n_prompts, found.n_repeated_prompts, found.most_frequent_prompt) == (4, 3, 3)
+    assert of(Dataset.from_list(rows).shuffle(seed=1)).duplicates == found
+    without_prompts = of([{**row, "prompt": ""} for row in plain(3)])
+    assert without_prompts.empty_prompts.n == 3
+    assert without_prompts.duplicates.n_prompts == 0
+
+
+def test_prompts_in_two_splits():
+    rows = plain(10)
+    splits = {
+        "train": Dataset.from_list(rows[:6] + rows[:1]),
+        "validation": Dataset.from_list(rows[8:]),
+        "test": Dataset.from_list([*rows[5:9], {**rows[0], "chosen": "x"}]),
+    }
+    found = audit(splits)
+    numbers = {both.splits: (both.n_prompts, both.n_rows) for both in found.shared_prompts}
+    assert numbers == {("train", "test"): (2, (3, 2)), ("validation", "test"): (1, (1, 1))}
+    assert sum("no test of training" in warning for warning in found.warnings) == 2
+
+
+def test_evaluation_factors_are_those_of_the_trainers():
+    rows = preference_rows(50, "implicit")
+    everything = of(rows)
+    texts = preference_rows(50)
+    expected = np.array(compute(texts["chosen"][:], texts["rejected"][:]))
+    assert everything.factors.values.n == 50
+    assert everything.factors.values.mean == pytest.approx(expected.mean(), abs=0.02)  # answers that begin alike
+    direct = of(texts).factors
+    assert direct.values.mean == pytest.approx(expected.mean())
+    assert (direct.n_zero, direct.n_one) == (sum(expected == 0), sum(expected == 1))
+    assert (direct.metric, direct.column) == ("rougeL", None)
+    some = [of(texts, ef_sample=10, seed=seed).factors.values for seed in (0, 0, 1)]
+    assert [values.n for values in some] == [10, 10, 10]
+    assert some[0] == some[1] != some[2]
+
+
+def test_a_column_of_evaluation_factors():
+    factors = of(plain(4, evaluation_factor=[0.0, 0.5, 1.0, 0.5])).factors
+    assert (factors.column, factors.values.n, factors.values.mean, factors.n_zero, factors.n_one) == (
+        "evaluation_factor",
+        4,
+        0.5,
+        1,
+        1,
+    )
+    bad = of(plain(4, evaluation_factor=[0.25, None, 50.0, 0.75]))
+    assert (bad.factors.values.n, bad.factors.values.mean) == (2, 0.5)
+    assert "row 1 of the train data set" in bad.factors.problem
+    assert bad.methods["gap-aware"] == "column evaluation_factor holds bad values"
+    assert bad.methods["amapo"] is None
+
+
+def test_methods_follow_the_table():
+    with_scores, without = of(preference_rows(5)), of(plain(5))
+    assert with_scores.methods == dict.fromkeys(METHODS)
+    needing = {name for name, needs in NEEDS.items() if "score_chosen" in needs}
+    assert "gappo" in needing
+    assert {name for name, why in without.methods.items() if why == "needs scores"} == needing
+    assert {name for name, why in without.methods.items() if why is None} == set(METHODS) - needing
+    assert of(plain(3, margin=[0.0] * 3)).methods["gappo"] == "all pairs are ties"
+    listwise = of([{"prompt": "p", "responses": ["a", "b"], "scores": [1.0, 2.0]}])
+    assert set(listwise.methods.values()) == {"no column chosen and no column rejected"}
+    custom = audit({"train": Dataset.from_list(plain(2))}, methods={"new": ["length_gap"]}).splits["train"]
+    assert custom.methods == {"new": "needs a column length_gap"}
+
+
+@pytest.mark.parametrize("form", ["standard", "conversational", "implicit"])
+@pytest.mark.parametrize("merges", [False, True])
+def test_truncation_is_the_trainers(form, merges, tokenizer):
+    PartialState()  # TRL's logger asks for it
+    tokenizer = merging_tokenizer(tokenizer) if merges else tokenizer
+    rows = preference_rows(80, form)
+    measure = in_tokens_of(tokenizer)
+
+    def as_trainers_do(max_length: int) -> Dataset:
+        return Dataset.from_dict(RowsOfABatch(tokenizer, max_length, None, False)(rows.to_dict()))
+
+    whole = as_trainers_do(1 << 20)
+    n_tokens = {side: np.array(list(map(len, whole[f"{side}_input_ids"]))) for side in ("chosen", "rejected")}
+    for max_length in np.percentile([*n_tokens["chosen"], *map(len, whole["prompt_input_ids"])], [20, 50, 90]):
+        found = of(rows, measure=measure, max_length=int(max_length))
+        too_long = {side: n > int(max_length) for side, n in n_tokens.items()}
+        assert found.truncation.n_chosen == too_long["chosen"].sum() > 0
+        assert found.truncation.n_rejected == too_long["rejected"].sum() > 0
+        assert found.truncation.n_pairs == (too_long["chosen"] | too_long["rejected"]).sum()
+        assert found.truncation.n_left_empty == count_empty_answers(as_trainers_do(int(max_length)))
+    assert found.lengths.unit == "tokens"
+    answers = [sum(label >= 0 for label in labels) for labels in whole["chosen_labels"]]
+    assert found.lengths.chosen.mean == pytest.approx(np.mean(answers))
+    assert found.lengths.prompt.mean == pytest.approx(np.mean(list(map(len, whole["prompt_input_ids"]))))
+
+
+def test_rows_that_a_chat_template_refuses(tokenizer):
+    picky = merging_tokenizer(tokenizer)
+    picky.chat_template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    picky.chat_template += tokenizer.chat_template
+    rows = preference_rows(6, "conversational").to_list()
+    rows[2]["prompt"].insert(0, {"role": "system", "content": "be brief"})
+    rows[1]["chosen"] = None  # so that rows of the audit and of the tokenizer differ
+    rows[5]["prompt"].insert(0, {"role": "system", "content": "be brief"})
+    found = of(rows, measure=in_tokens_of(picky))
+    assert (found.untokenizable.n, found.untokenizable.first_row) == (2, 2)
+    assert "no system role" in found.untokenizable.example
+    assert found.lengths.chosen.n == 3
+    assert found.methods["amapo"] == "1 row cannot be read; 2 rows cannot be tokenized"
+
+
+def test_histograms_hold_everything():
+    rng = np.random.default_rng(0)
+    for values in (
+        rng.normal(size=500),
+        rng.exponential(300, 500).round(),
+        np.r_[rng.normal(size=999), 1e9],
+        np.full(9, 2.5),
+        np.array([0.1]),
+        rng.integers(1, 5, 100),
+        -rng.random(50) * 1e-6,
+    ):
+        found = distribution(values)
+        edges, counts = np.array(found.histogram.edges), np.array(found.histogram.counts)
+        assert counts.sum() == len(values)
+        assert 1 <= len(counts) <= 15
+        assert np.diff(edges) == pytest.approx(np.full(len(counts), edges[1] - edges[0]))
+        inside = (values >= edges[1]) & (values < edges[-2])
+        assert counts[1:-1].sum() == inside.sum()
+    assert nice_edges(np.array([1, 2, 3, 4])).tolist() == [1, 2, 3, 4, 5]
+    assert len(distribution(np.r_[rng.normal(size=999), 1e9]).histogram.counts) > 5  # no bar for all but one
+    assert distribution(np.empty(0)) is None
+
+
+@pytest.mark.parametrize(
+    ("rows", "warning"),
+    [
+        (plain(50, margin=[0.0] + [1.0, 2.0] * 24 + [3.0]), "gappo gives 1 of 50 pairs (2.0%) weight 0"),
+        (plain(3, margin=[1.0, -2.0, 3.0]), "in 1 of 3 pairs (33.3%) the rejected answer has the higher score"),
+        (plain(3, score_chosen=[3.1, 2.1, 0.3], score_rejected=[3.0, 2.0, 0.2]), "gappo is SimPO then"),
+        (plain(3, is_flipped=[True, False, True]), "column is_flipped marks 2 of 3 pairs (66.7%)"),
+        (
+            plain(3, score_chosen=[1.0, None, 2.0], score_rejected=[0.0] * 3),
+            "score_chosen holds 1 × None, the first in",
+        ),
+        ([{**row, "chosen": row["chosen"] + " yes"} for row in plain(3)], "chosen answer is the longer one in 3 of 3"),
+        ([{**row, "chosen": "day"} for row in plain(3)], "chosen answer is the shorter one in 3 of 3"),
+        (plain(9) + plain(1), "1 of 10 pairs (10.0%) repeat another one"),
+        ([*plain(2), {"prompt": "say 0", "chosen": "bad day 0", "rejected": "good day 0"}], "the other way round"),
+        ([*plain(2), {"prompt": "p", "chosen": "a", "rejected": "a"}], "chosen and rejected are the same"),
+        ([*plain(2), {"prompt": "p", "chosen": "good day", "rejected": ""}], "1 rejected answer without text"),
+        ([*plain(2), {"prompt": "", "chosen": "good day", "rejected": "bad day"}], "1 row with an empty prompt"),
+        ([{"chosen": "good day", "rejected": "bad day"}], "share no beginning"),
+        ([{"prompt": [user("p")], "chosen": "Q: a b", "rejected": "Q: a c"}], "TRL leaves such a prompt out"),
+        (
+            [{"chosen": [user("p"), assistant("a")], "rejected": [user("q"), assistant("b")]}],
+            "share no first messages",
+        ),
+        ([{"prompt": "日", "chosen": "本", "rejected": "語"}], "BERTScore may be the better metric"),
+        (plain(2, evaluation_factor=[0.5, 2.0]), "the evaluation factor 2.0 is outside [0, 1]"),
+        ([{"prompt": "p", "completion": "c", "label": True}], "no columns chosen and rejected"),
+        (plain(1)[:0] or Dataset.from_dict({"prompt": [], "chosen": [], "rejected": []}), "there are no rows"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_it_warns(rows, warning):
+    assert warning in warnings_of(rows)
+
+
+def test_it_warns_of_truncation_only_where_it_is_common(tokenizer):
+    rows = [*plain(40), {"prompt": "p " * 30, "chosen": "good day", "rejected": "bad day"}]
+    options = {"measure": in_tokens_of(tokenizer), "max_length": 50}
+    assert "in 1 of 41 pairs (2.4%) the prompt alone fills max_length=50" in warnings_of(rows, **options)
+    assert "cuts" not in warnings_of(rows, **options)
+    assert "max_length=15 cuts 41 of 41 pairs (100.0%)" in warnings_of(rows, **{**options, "max_length": 15})
+
+
+def test_it_does_not_warn_without_a_reason():
+    rows = plain(200, score_chosen=[3.0 + i % 5 for i in range(200)], score_rejected=[2.5] * 200)
+    rows[7]["score_chosen"] = 2.5  # one tie in 200
+    rows[9] = {**rows[8]}
+    found = audit({"train": Dataset.from_list(rows)})
+    assert found.warnings == []
+    assert "No warnings" in report(found)
+
+
+def test_the_report_survives_whatever_the_data_lacks():
+    empty = Dataset.from_dict({"prompt": [], "chosen": [], "rejected": [], "score_chosen": [], "score_rejected": []})
+    unreadable = Dataset.from_list([{"chosen": [1, 2], "rejected": [3, 4], "margin": None}])
+    for rows in (empty, unreadable, Dataset.from_list([{"text": "x"}])):
+        found = audit({"train": rows}, methods=NEEDS)
+        assert "Warnings" in report(found)
+        assert all(found.splits["train"].methods.values())
+
+
+@pytest.fixture
+def two_splits(tmp_path) -> str:
+    splits = DatasetDict({"train": preference_rows(40), "test": Dataset.from_list(plain(3))})
+    splits.save_to_disk(tmp_path / "pairs")
+    return str(tmp_path / "pairs")
+
+
+def test_the_command(two_splits, tiny_model, tmp_path, capsys):
+    out, figure = tmp_path / "deep" / "numbers.json", tmp_path / "figures" / "audit.svg"
+    argv = [two_splits, "--model_name_or_path", tiny_model, "--max_length", "64", "--json", str(out)]
+    assert main(["inspect", *argv, "--plot", str(figure), "--eval_min_score_gap", "1"]) == 0
+    printed = capsys.readouterr().out
+    for text in ("train: 40 rows", "test: 3 rows", "Lengths in tokens", "max_length=64 cuts", "gap ≥ 1", "Warnings"):
+        assert text in printed, text
+    assert "no (needs scores): gappo" in printed
+    numbers = json.loads(out.read_text())
+    train = numbers["splits"]["train"]
+    gaps = np.subtract(*(preference_rows(40)[name][:] for name in ("score_chosen", "score_rejected")))
+    assert train["scores"]["gap"]["median"] == pytest.approx(np.median(gaps))
+    assert sum(train["scores"]["gap"]["histogram"]["counts"]) == 40
+    assert train["methods"]["gappo"] is None
+    assert numbers["splits"]["test"]["scores"] is None
+    assert "<svg" in figure.read_text()
+
+
+def test_one_split_and_the_flag(two_splits, capsys):
+    assert main(["inspect", "--dataset_name", two_splits, "--dataset_split", "test"]) == 0
+    printed = capsys.readouterr().out
+    assert "test: 3 rows" in printed
+    assert "train" not in printed
+    assert "Lengths in words" in printed
+    with pytest.raises(ValueError, match=r"has the splits \['train', 'test'\], not 'dev'"):
+        main(["inspect", two_splits, "--dataset_split", "dev"])
+
+
+def test_bars_are_as_long_as_their_counts():
+    lines = report(audit({"train": Dataset.from_list(plain(7, margin=[1.0] * 4 + [2.0] * 2 + [4.0]))})).splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("  1 – 2"))
+    bars = [line.count("█") for line in lines[first : first + 4]]
+    assert bars == [40, 20, 0, 10]
+    assert not lines[first + 4]
+
+
+def test_figures(two_splits, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"audit.pdf: a figure is one of \.png, \.svg"):
+        main(["inspect", two_splits, "--plot", str(tmp_path / "audit.pdf")])
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ImportError, match="pip install matplotlib"):
+        main(["inspect", two_splits, "--plot", str(tmp_path / "audit.png")])
+
+
+def test_a_figure_has_panels_for_what_there_is():
+    from trl_margins.cli.inspect import figure
+
+    def titles(found: Audit) -> list[str]:
+        return [panel.get_title("left") for panel in figure(found).axes]
+
+    scored, unscored = preference_rows(20), Dataset.from_list(plain(3))
+    assert titles(audit({"a": scored})) == ["Score gap", "Answer length", "Evaluation factor"]
+    assert titles(audit({"a": unscored})) == ["Answer length", "Evaluation factor"]
+    assert len(titles(audit({"a": scored, "b": unscored}))) == 6
+    assert len(titles(audit({"a": Dataset.from_list([{"text": "x"}])}))) == 1

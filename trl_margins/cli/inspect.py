@@ -1,0 +1,179 @@
+"""`trl-margins inspect`: says what a preference set looks like before anybody trains on it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from trl import TrlParser
+
+from ..data.audit import Audit, Distribution, Lengths, Measure, SplitAudit, audit
+from ..data.audit.console import report
+from ..data.loading import load_splits, pick_split
+from .setup import load_tokenizer, log_to_console
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from matplotlib.figure import Figure
+
+    from ..report.audit_figure import Panel
+
+FIGURES = (".png", ".svg")
+
+
+@dataclass
+class InspectArguments:
+    """What to look at."""
+
+    dataset_name: str = field(
+        metadata={"help": "A file, a saved data set, a folder of files or a Hub id. As DATA, first, it needs no flag."}
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub set."})
+    dataset_split: str | None = field(default=None, metadata={"help": "Split; all of them, if not given."})
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder, Hub id, or bundled:smollm2-135m-instruct, whose tokenizer measures the lengths; they are "
+            "in words without it."
+        },
+    )
+    max_length: int = field(default=1024, metadata={"help": "Longest prompt and answer, in tokens."})
+    score_columns: list[str] | None = field(default=None, metadata={"help": "Score columns, if not the usual names."})
+    eval_min_score_gap: float = field(default=2.0, metadata={"help": "Least score gap of the pairs behind `pwa`."})
+    ef_sample: int = field(
+        default=1000, metadata={"help": "Rows at most whose ROUGE-L is computed, without an evaluation_factor column."}
+    )
+    seed: int = field(default=0, metadata={"help": "Seed of that sample."})
+    json: str | None = field(default=None, metadata={"help": "File that gets all numbers as JSON."})
+    plot: str | None = field(default=None, metadata={"help": "File (.png, .svg) that gets the histograms."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run the tokenizer's own code."})
+
+
+def main(argv: Sequence[str]) -> int:
+    """Audits, prints, writes the JSON and the figure."""
+    log_to_console()
+    parser = TrlParser(InspectArguments, prog="trl-margins inspect", usage="trl-margins inspect DATA [options]")
+    named = bool(argv) and not argv[0].startswith("-")
+    (args,) = parser.parse_args_and_config([*(["--dataset_name"] if named else []), *argv])
+    if args.plot:
+        check_figure(args.plot)  # before the work
+    splits = load_splits(args.dataset_name, args.dataset_config)
+    if args.dataset_split is not None:
+        splits = {args.dataset_split: pick_split(splits, args.dataset_split, args.dataset_name)}
+    measure = None
+    if args.model_name_or_path:
+        measure = in_tokens_of(load_tokenizer(args.model_name_or_path, trust_remote_code=args.trust_remote_code))
+    from ..methods import METHODS
+
+    found = audit(
+        splits,
+        score_columns=args.score_columns,
+        min_score_gap=args.eval_min_score_gap,
+        measure=measure,
+        max_length=args.max_length,
+        ef_sample=args.ef_sample,
+        seed=args.seed,
+        methods={method.id: columns_of(method) for method in METHODS.values()},
+    )
+    print(report(found))
+    if args.json:
+        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
+        Path(args.json).write_text(json.dumps(asdict(found), indent=2) + "\n")
+    if args.plot:
+        Path(args.plot).parent.mkdir(parents=True, exist_ok=True)
+        figure(found).savefig(args.plot, dpi=120)
+    return 0
+
+
+def columns_of(method: Any) -> list[str]:
+    """What a method's terms read of a batch."""
+    from ..methods import MARGINS, WEIGHTS
+
+    terms = [table[name] for table, name in ((WEIGHTS, method.weight), (MARGINS, method.margin)) if name]
+    return [column for term in terms for column in term.columns]
+
+
+def in_tokens_of(tokenizer: Any) -> Measure:
+    """Counts the tokens that CPOTrainer would make of each row: with chat template, BOS and EOS."""
+    from datasets.utils import tqdm
+
+    from ..trainers.tokenization import RowsOfABatch
+
+    tokenize = RowsOfABatch(tokenizer, max_length=sys.maxsize, max_completion_length=None, is_encoder_decoder=False)
+
+    def count(batch: dict[str, list[Any]]) -> list[tuple[int, ...]]:
+        tokens = tokenize(batch)
+        whole = [list(map(len, tokens[f"{side}_input_ids"])) for side in ("chosen", "rejected")]
+        answers = [
+            [int((labels >= 0).sum()) for labels in tokens[f"{side}_labels"]] for side in ("chosen", "rejected")
+        ]
+        return list(zip(map(len, tokens["prompt_input_ids"]), *answers, *whole, strict=True))
+
+    def measure(dataset: Dataset) -> Lengths:
+        counts: list[tuple[int, ...]] = []
+        problems: dict[int, str] = {}
+        with tqdm(total=len(dataset), desc="Counting tokens", unit="pair", delay=2, leave=False) as bar:
+            for batch in dataset.iter(batch_size=256):
+                size = len(batch["chosen"])
+                try:
+                    counts += count(batch)
+                except Exception:  # chat templates raise whatever they like: one row at a time, to find which
+                    for i in range(size):
+                        try:
+                            counts += count({name: values[i : i + 1] for name, values in batch.items()})
+                        except Exception as error:
+                            problems[len(counts) + len(problems)] = f"{type(error).__name__}: {error}"
+                bar.update(size)
+        columns = np.array(counts, int).reshape(-1, 5).T
+        return Lengths("tokens", *columns[:3], whole=columns[3:], problems=problems)
+
+    return measure
+
+
+def check_figure(name: str) -> None:
+    """
+    Raises:
+        ValueError: a kind of file that is none of `FIGURES`.
+        ImportError: no matplotlib.
+    """
+    if Path(name).suffix not in FIGURES:
+        raise ValueError(f"{name}: a figure is one of {', '.join(FIGURES)}")
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f"--plot needs matplotlib ({error}): pip install matplotlib") from error
+
+
+def figure(found: Audit) -> Figure:
+    """Score gaps, answer lengths and evaluation factors: a row of panels a split, none for what no split has."""
+    from ..report.audit_figure import draw
+
+    return draw({name: panels_of(split) for name, split in found.splits.items()})
+
+
+def panels_of(split: SplitAudit) -> dict[str, Panel]:
+    """By their titles."""
+    from ..report.audit_figure import Panel
+
+    def panel(label: str, **shown: Distribution) -> Panel:
+        """Of distributions with the same edges."""
+        beyond = any(any(one.reaches_beyond) for one in shown.values())
+        edges = next(iter(shown.values())).histogram.edges
+        counts = {name: one.histogram.counts for name, one in shown.items()}
+        return Panel(f"{label} (ends: and beyond)" if beyond else label, edges, counts)
+
+    panels = {}
+    scores, lengths, factors = split.scores, split.lengths, split.factors
+    if scores is not None and scores.gap is not None:
+        panels["Score gap"] = panel(" − ".join(scores.columns), gap=scores.gap)
+    if lengths is not None and lengths.chosen is not None and lengths.rejected is not None:
+        panels["Answer length"] = panel(lengths.unit, chosen=lengths.chosen, rejected=lengths.rejected)
+    if factors is not None and factors.values is not None:
+        label = factors.column or f"{factors.metric} of {factors.values.n} pairs"
+        panels["Evaluation factor"] = panel(label, factor=factors.values)
+    return panels

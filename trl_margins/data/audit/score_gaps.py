@@ -1,0 +1,96 @@
+"""The score columns of a split: their gaps, and what in them is no score."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import TYPE_CHECKING, Any
+
+from ..scores import find_score_columns
+from .distributions import Distribution, distribution
+from .reading import shortened
+
+if TYPE_CHECKING:
+    import numpy as np
+    from datasets import Dataset
+
+_KINDS = ("None", "NaN", "infinite", "not a number")  # of what `problem_of` refuses
+
+
+@dataclass(frozen=True)
+class BadScores:
+    """What is wrong with a score column: how many values of each kind, and the first."""
+
+    column: str
+    counts: dict[str, int]
+    first_row: int
+    first_value: str
+
+    def kinds(self) -> str:
+        counts = " and ".join(f"{n} × {kind}" for kind, n in self.counts.items())
+        return f"{counts}, the first in row {self.first_row} ({self.first_value})"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Gaps score_chosen − score_rejected of the pairs whose scores are numbers; None of no such pair."""
+
+    columns: list[str]
+    bad: list[BadScores]
+    min_score_gap: float
+    gap: Distribution | None
+    n_ties: int
+    n_reversed: int
+    n_at_least: int  # pairs with |gap| ≥ min_score_gap, as the evaluation counts
+
+
+def score_gaps(dataset: Dataset, given: Sequence[str] | None, min_score_gap: float) -> Scores | None:
+    """None of a split without score columns.
+
+    Raises:
+        ScoreError: `given` names columns that are not there.
+    """
+    import numpy as np
+
+    columns = find_score_columns(dataset.column_names, given)
+    if columns is None:
+        return None
+    read = [_column(dataset, name) for name in columns.names]
+    gaps = read[0][0] - read[1][0] if len(read) == 2 else read[0][0]
+    gaps = gaps[~np.isnan(gaps)]
+    return Scores(
+        columns=list(columns.names),
+        bad=[bad for _, bad in read if bad],
+        min_score_gap=min_score_gap,
+        gap=distribution(gaps),
+        n_ties=int((gaps == 0).sum()),
+        n_reversed=int((gaps < 0).sum()),
+        n_at_least=int((np.abs(gaps) >= min_score_gap).sum()),
+    )
+
+
+def _column(dataset: Dataset, name: str) -> tuple[np.ndarray, BadScores | None]:
+    """A column with NaN for all that is no score, and what that was."""
+    import numpy as np
+
+    # by way of Arrow, as the trainers' own check reads it
+    cells = dataset.select_columns([name]).with_format("arrow")[:][name].to_pylist()
+    kinds = [_kind(cell) for cell in cells]
+    values = np.array([np.nan if kind else cell for cell, kind in zip(cells, kinds, strict=True)], np.float64)
+    counts = {kind: n for kind in _KINDS if (n := kinds.count(kind))}
+    if not counts:
+        return values, None
+    row = next(i for i, kind in enumerate(kinds) if kind)
+    return values, BadScores(name, counts, row, shortened(repr(cells[row])))
+
+
+def _kind(value: Any) -> str | None:
+    if value is None:
+        return "None"
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return "not a number"
+    if math.isnan(value):
+        return "NaN"
+    return "infinite" if math.isinf(value) else None

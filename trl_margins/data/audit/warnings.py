@@ -1,0 +1,139 @@
+"""What of an audit deserves a warning, in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+from ..noise import IS_FLIPPED
+from .duplicates import SharedPrompts
+from .split import SplitAudit
+
+# Shares of the pairs from which on something is worth a warning
+TIES = 0.01
+DUPLICATES = 0.01
+TRUNCATED = 0.05
+LONGER = 0.65
+WITHOUT_COMMON_WORDS = 0.05
+
+
+def find_warnings(splits: Mapping[str, SplitAudit], shared: Sequence[SharedPrompts]) -> Iterator[str]:
+    """One sentence each; with its split's name where there are several."""
+    for name, split in splits.items():
+        where = f"{name}: " if len(splits) > 1 else ""
+        for of in (_of_rows, _of_scores, _of_texts, _of_lengths, _of_duplicates, _of_factors):
+            yield from (where + text for text in of(split))
+    for both in shared:
+        (first, second), (n_first, n_second) = both.splits, both.n_rows
+        yield (
+            f"{counted(both.n_prompts, 'prompt')} both in {first} ({counted(n_first, 'row')}) and in {second} "
+            f"({counted(n_second, 'row')}): the one is no test of training on the other"
+        )
+
+
+def counted(n: int, noun: str) -> str:
+    return f"{n} {noun}{'' if n == 1 else 's'}"
+
+
+def _of_rows(split: SplitAudit) -> Iterator[str]:
+    if not split.n_rows:
+        yield "there are no rows"
+        return
+    if split.lengths is None:
+        yield "there are no columns chosen and rejected: make pairs of these rows before training"
+        return
+    for rows, what in ((split.unreadable, "read"), (split.untokenizable, "tokenized")):
+        if rows is not None:
+            n = counted(rows.n, "row")
+            yield f"{n} cannot be {what}, and training stops there; row {rows.first_row}: {rows.example}"
+    if split.n_flipped is not None:
+        flipped = _share(split.n_flipped, split.n_rows)
+        yield f"column {IS_FLIPPED} marks {flipped} as exchanged, which studies of noise do"
+
+
+def _of_scores(split: SplitAudit) -> Iterator[str]:
+    scores = split.scores
+    if scores is None:
+        return
+    for bad in scores.bad:
+        yield f"column {bad.column} holds {bad.kinds()}: a method that needs scores stops there"
+    if scores.gap is None:
+        return
+    n = scores.gap.n
+    if scores.n_ties > TIES * n:
+        yield f"ties: gappo gives {_share(scores.n_ties, n)} weight 0"
+    if scores.n_reversed:
+        yield (
+            f"in {_share(scores.n_reversed, n)} the rejected answer has the higher score: gappo weighs them by the "
+            "gap's size all the same"
+        )
+    lowest, highest = scores.gap.minimum, scores.gap.maximum
+    if n > 1 and lowest and math.isclose(lowest, highest, rel_tol=1e-9):  # 3.1 − 3 is not 2.1 − 2
+        yield f"all score gaps are {lowest:g}: gappo is SimPO then, its loss times {abs(lowest):g}"
+
+
+def _of_texts(split: SplitAudit) -> Iterator[str]:
+    if split.unused_prompts is not None:
+        yield (
+            f"{counted(split.unused_prompts.n, 'prompt')} made of messages, with answers that are strings: TRL "
+            "leaves such a prompt out, and takes what both answers begin with for it"
+        )
+    if split.empty_prompts is not None:
+        what = "answers that share no beginning, so without a prompt" if split.implicit else "an empty prompt"
+        rows = counted(split.empty_prompts.n, "row")
+        yield f"{rows} with {what}; the first is row {split.empty_prompts.first_row}"
+    for side, found in (("chosen", split.empty_chosen), ("rejected", split.empty_rejected)):
+        if found is not None:
+            yield f"{counted(found.n, f'{side} answer')} without text; the first is in row {found.first_row}"
+
+
+def _of_lengths(split: SplitAudit) -> Iterator[str]:
+    lengths, truncation = split.lengths, split.truncation
+    if lengths is None or lengths.chosen is None:
+        return
+    n = lengths.chosen.n
+    for more, word in ((lengths.n_chosen_longer, "longer"), (lengths.n_chosen_shorter, "shorter")):
+        if more > LONGER * n:
+            yield (
+                f"the chosen answer is the {word} one in {_share(more, n)}: a model can learn the length instead of "
+                "what makes an answer better"
+            )
+    if truncation is None:
+        return
+    limit = f"max_length={truncation.max_length}"
+    if truncation.n_pairs > TRUNCATED * n:
+        yield f"{limit} cuts {_share(truncation.n_pairs, n)}: raise it, or filter out the long ones"
+    if truncation.n_left_empty:
+        yield (
+            f"in {_share(truncation.n_left_empty, n)} the prompt alone fills {limit}: CPO trains on an empty answer "
+            "there, DPO drops the pair"
+        )
+
+
+def _of_duplicates(split: SplitAudit) -> Iterator[str]:
+    n, found = split.n_read, split.duplicates
+    if found is None:
+        return
+    if found.n_identical > DUPLICATES * n:
+        yield f"{_share(found.n_identical, n)} repeat another one"
+    if found.n_contradicting:
+        yield f"{_share(found.n_contradicting, n)} contradict another one: the same answers, the other way round"
+    if found.n_same_answer:
+        yield f"in {_share(found.n_same_answer, n)} chosen and rejected are the same: nothing to be learned there"
+
+
+def _of_factors(split: SplitAudit) -> Iterator[str]:
+    factors = split.factors
+    if factors is None or not split.n_read:
+        return
+    if factors.problem:
+        yield factors.problem
+    if factors.values is not None and factors.n_zero > WITHOUT_COMMON_WORDS * factors.values.n:
+        yield (
+            f"the evaluation factor is 0 in {_share(factors.n_zero, factors.values.n)}: to gap-aware, answers without "
+            "a common word of a–z and 0–9 are all alike; BERTScore may be the better metric"
+        )
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part} of {counted(whole, 'pair')} ({part / whole:.1%})"

@@ -35,11 +35,11 @@ def main() -> None:
     parser.add_argument("--max_length", type=int, default=1024)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="one round of one step, batch 4 alone: does it run?")
+    parser.add_argument("--quick", action="store_true", help="one round of one step of one pair: does it run?")
     parser.add_argument("--out", type=Path, default=Path("bench"), help="folder for bench.json, bench.md, bench.png")
     args = parser.parse_args()
     if args.quick:
-        args.pairs, args.steps, args.rounds = [4], 1, 1
+        args.pairs, args.steps, args.rounds = [1], 1, 1
     args.out.mkdir(parents=True, exist_ok=True)
     sections: dict[str, dict[str, dict[str, float]]] = {}
     largest = max(args.pairs)

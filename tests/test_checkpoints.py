@@ -1,0 +1,144 @@
+"""Checkpoints: no pickle, whole or not taken, and the same weights at the end however often a run is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import load, preference_rows, quiet
+from safetensors.torch import load_file
+
+from trl_margins.methods import METHODS
+from trl_margins.trainers.checkpoints import is_whole, last_whole_checkpoint, load_states, save_states
+from trl_margins.trainers.configs import config_class
+from trl_margins.trainers.named import trainer_class
+
+SCRIPT = str(Path(__file__).with_name("killed.py"))
+
+
+def test_states_come_back_as_they_were(tmp_path):
+    states = {
+        "a": {
+            "queue": torch.randn(3, dtype=torch.float64),
+            "mean": 0.1,
+            "none": None,
+            "seen": [1, 2],
+            "of": {"x": "y"},
+        },
+        "b": {"flags": torch.tensor([True, False]), "empty": torch.empty(0)},
+        "c": {},
+    }
+    save_states(states, tmp_path / "s.safetensors")
+    found = load_states(tmp_path / "s.safetensors", torch.device("cpu"))
+    assert found.keys() == states.keys()
+    for term, state in states.items():
+        assert found[term].keys() == state.keys()
+        for name, value in state.items():
+            same = torch.equal(found[term][name], value) if torch.is_tensor(value) else found[term][name] == value
+            assert same, (term, name)
+
+
+def test_a_state_that_no_file_can_hold(tmp_path):
+    with pytest.raises(TypeError, match="state 'rng' of term 'mine' is a Random"):
+        save_states({"mine": {"rng": random.Random(0)}}, tmp_path / "s.safetensors")
+
+
+def test_only_whole_checkpoints_are_taken(tmp_path, caplog):
+    assert last_whole_checkpoint(tmp_path) is None
+    for step, text in ((2, "{}"), (10, "{}"), (12, '{"epoch": 1.'), (14, None)):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        if text is not None:
+            (folder / "trainer_state.json").write_text(text)
+    assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+    assert "checkpoint-14 was not written to its end" in caplog.text
+    assert not is_whole(tmp_path / "checkpoint-12")
+
+
+def build(method, base, folder, tokenizer, out, **options):
+    return trainer_class(method, base)(
+        load(folder),
+        args=config_class(method, base)(
+            **quiet(
+                output_dir=str(out),
+                learning_rate=1e-2,
+                per_device_train_batch_size=2,
+                save_strategy="steps",
+                save_steps=2,
+                **options,
+            )
+        ),
+        train_dataset=preference_rows(12, seed=5),
+        processing_class=tokenizer,
+    )
+
+
+@pytest.mark.parametrize("base", ["cpo", "dpo"])
+@pytest.mark.parametrize("method", METHODS)
+def test_half_and_half_is_a_whole(method, base, tiny_model, tokenizer, tmp_path):
+    """Six shuffled steps, and the same stopped after the fourth: the same weights, bit for bit."""
+    options = {"num_train_epochs": 1, "seed": 3}
+    whole = build(method, base, tiny_model, tokenizer, tmp_path / "whole", **options)
+    whole.train()
+    build(method, base, tiny_model, tokenizer, tmp_path / "cut", **options).train()
+    for file in (tmp_path / "cut" / "checkpoint-6").iterdir():  # as if it had been killed before
+        file.unlink()
+    resumed = build(method, base, tiny_model, tokenizer, tmp_path / "cut", **options)
+    resumed.train(resume_from_checkpoint=True)
+    first = next(log for log in resumed.state.log_history if "loss" in log and log["step"] == 5)
+    assert first["loss"] == next(log for log in whole.state.log_history if log["step"] == 5)["loss"]
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+    ours = {file.name for file in (tmp_path / "cut" / "checkpoint-4").iterdir()} & {"margin_terms.safetensors"}
+    assert bool(ours) == bool(whole._term_states())
+
+
+def test_a_checkpoint_that_is_cut_off_is_refused(tiny_model, tokenizer, tmp_path):
+    trainer = build("amapo", "cpo", tiny_model, tokenizer, tmp_path, max_steps=4)
+    trainer.train()
+    (tmp_path / "checkpoint-4" / "trainer_state.json").write_text("{")
+    with pytest.raises(ValueError, match=r"checkpoint-4 is no whole checkpoint.*checkpoint-2"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+
+
+def test_kills_change_nothing(tiny_model, tmp_path):
+    """Three kills at random moments, a checkpoint being written at nearly every one of them."""
+    kills = int(os.environ.get("KILLS", "3"))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def start(out):
+        return subprocess.Popen([sys.executable, SCRIPT, tiny_model, str(out)], env=environment)
+
+    assert start(tmp_path / "whole").wait() == 0
+    rng = random.Random(1)
+    out = tmp_path / "killed"
+    for _ in range(kills):
+        process = start(out)
+        before = len(_lines(out))
+        while len(_lines(out)) < before + 2 and process.poll() is None:  # past what the last kill left
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.3))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert start(out).wait() == 0
+    ends = [load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed")]
+    for name, value in ends[0].items():
+        assert torch.equal(value, ends[1][name]), name
+    logs = [(tmp_path / name / "pair_log.csv").read_text() for name in ("whole", "killed")]
+    assert logs[0] == logs[1]
+    starts = [json.loads(line)["from"] for line in _lines(out) if "from" in line]
+    assert len(starts) == kills + 1
+    assert starts[-1] > 0
+
+
+def _lines(out: Path) -> list[str]:
+    file = out / "steps.jsonl"
+    return file.read_text().splitlines() if file.exists() else []

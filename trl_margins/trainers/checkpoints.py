@@ -1,0 +1,153 @@
+"""Checkpoints: what terms remember in them, and which of them are whole."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from ..objective import Objective
+from .pair_log import PairLog
+
+logger = logging.getLogger(__name__)
+
+TERMS_FILE = "margin_terms.safetensors"
+DIRECTION_FILE = "anchor_direction.safetensors"
+_PLAIN = "plain"
+
+
+def save_states(states: Mapping[str, Mapping[str, Any]], file: Path) -> None:
+    """Terms' states, without pickle: tensors as safetensors, everything else as JSON among its metadata.
+
+    Args:
+        states: term → name → tensor, number, text, None, or lists and dicts of these.
+        file: where to.
+
+    Raises:
+        TypeError: a value of another kind, with term and name.
+    """
+    tensors: dict[str, Tensor] = {}
+    plain: dict[str, dict[str, Any]] = {}
+    for term, state in states.items():
+        plain[term] = {}
+        for name, value in state.items():
+            if isinstance(value, Tensor):
+                tensors[f"{term}/{name}"] = value.detach().contiguous()
+                continue
+            try:
+                json.dumps(value)
+            except (TypeError, ValueError) as error:
+                raise TypeError(
+                    f"the state {name!r} of term {term!r} is a {type(value).__name__}: a checkpoint holds tensors, "
+                    "numbers, texts, None, and lists and dicts of them"
+                ) from error
+            plain[term][name] = value
+    save_file(tensors, file, metadata={_PLAIN: json.dumps(plain)})
+
+
+def load_states(file: Path, device: torch.device) -> dict[str, dict[str, Any]]:
+    """What `save_states` wrote."""
+    with safe_open(file, "pt", device=str(device)) as saved:
+        states: dict[str, dict[str, Any]] = json.loads(saved.metadata()[_PLAIN])
+        for key in saved.keys():  # noqa: SIM118 - it is no mapping
+            term, name = key.split("/", 1)
+            states[term][name] = saved.get_tensor(key)
+    return states
+
+
+def last_whole_checkpoint(folder: str | Path) -> str | None:
+    """The newest checkpoint that was written to its end; those that a kill cut off are named in the log."""
+    found = [path for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.split("-")[-1].isdigit()]
+    for path in sorted(found, key=lambda path: int(path.name.split("-")[-1]), reverse=True):
+        if is_whole(path):
+            return str(path)
+        logger.warning("%s was not written to its end: it is left out", path)
+    return None
+
+
+def is_whole(checkpoint: str | Path) -> bool:
+    """Whether its trainer state, which is written last, is there and can be read."""
+    try:
+        json.loads(Path(checkpoint, TRAINER_STATE_NAME).read_text())
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+class CheckpointMixin:
+    """Puts what terms and probes remember into every checkpoint, and goes on from whole ones alone."""
+
+    objective: Objective
+    _probes: list[Any]
+    _pair_log: PairLog | None
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """TRL's; `True` takes the newest checkpoint that was written to its end.
+
+        Raises:
+            ValueError: the checkpoint that is named was not.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir) or True
+        elif resume_from_checkpoint and not is_whole(resume_from_checkpoint):
+            others = last_whole_checkpoint(Path(resume_from_checkpoint).parent)
+            raise ValueError(
+                f"{resume_from_checkpoint} is no whole checkpoint: its {TRAINER_STATE_NAME} is missing or cut off. "
+                + (f"The last whole one beside it is {others}" if others else "There is none beside it")
+            )
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        if self._pair_log is not None:
+            self._pair_log.flush(self.accelerator)
+        if self.args.should_save:
+            folder = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+            folder.mkdir(parents=True, exist_ok=True)
+            Path(folder, TRAINER_STATE_NAME).unlink(missing_ok=True)  # of an earlier run: this one is not whole yet
+            if states := self._term_states():
+                save_states(states, folder / TERMS_FILE)
+            for probe in self._remembering_probes:
+                if state := probe.state_dict():
+                    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / DIRECTION_FILE)
+        super()._save_checkpoint(model, trial)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()  # the trainer state comes next, and says that all of it is there
+
+    def _term_states(self) -> dict[str, Any]:
+        return {term.name: term.state_dict() for term in self.objective.terms if hasattr(term, "state_dict")}
+
+    @property
+    def _remembering_probes(self) -> list[Any]:
+        return [probe for probe in self._probes if hasattr(probe, "state_dict")]
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        if self._term_states() and (file := _state_file(checkpoint, TERMS_FILE)):
+            states = load_states(file, self.args.device)
+            for term in self.objective.terms:
+                if term.name in states:
+                    term.load_state_dict(states[term.name])
+        for probe in self._remembering_probes:
+            if probe.remembers and (file := _state_file(checkpoint, DIRECTION_FILE)):
+                probe.load_state_dict(load_file(file, device=str(self.args.device)))
+
+
+def _state_file(checkpoint: str, name: str) -> Path | None:
+    file = Path(checkpoint, name)
+    if file.exists():
+        return file
+    logger.warning("%s has no %s: training goes on without what it held", checkpoint, name)
+    return None

@@ -79,6 +79,6 @@ def alphapo(logps: Tensor, alpha: float) -> Tensor:
 
     Source: AlphaPO (arXiv 2501.03884), eq. 6.
     """
-    if alpha == 0.0:
+    if abs(alpha) < 1e-7:  # no difference that float32 could show, and in it α may round to 0
         return logps
     return -torch.expm1(-alpha * logps) / alpha

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..pairs import PairBatch
 
+_LARGEST_EXPONENT = 60.0
 Transform = Literal["linear", "quadratic", "exponential", "hard"]
 
 
@@ -40,8 +41,8 @@ def score_gap_weight(
             A batch of ties keeps weight 0.
 
     Returns:
-        [B] weights ≥ 0 in float32, without gradient. Equal scores give 0. The exponential stops at the largest
-        float32 instead of overflowing.
+        [B] weights ≥ 0 in float32, without gradient. Equal scores give 0. The exponential stops at e^60: a weight
+        times its loss stays a number.
 
     Raises:
         ValueError: an unknown transform; `hard` without a threshold.
@@ -55,7 +56,7 @@ def score_gap_weight(
     elif transform == "quadratic":
         weight = gap.square()
     elif transform == "exponential":
-        weight = torch.expm1(gap).clamp(max=torch.finfo(gap.dtype).max)
+        weight = torch.expm1(gap.clamp(max=_LARGEST_EXPONENT))
     else:
         weight = torch.ones_like(gap)
     if threshold is not None:

@@ -1,0 +1,183 @@
+"""Every term, for whatever numbers come: finite, in the order of the pairs, with the right gradient."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from trl_margins.losses import CPO_LOSSES, margin_loss
+from trl_margins.objective import LengthNormalizedReward, LogRatioReward, Objective, SummedReward
+from trl_margins.pairs import PairBatch, PairLogps
+from trl_margins.rewards import alphapo, length_normalized, log_ratio
+from trl_margins.terms.adaptive import AdaptiveMargin
+from trl_margins.terms.anchor import AnchorMargin, GradientNormMargin, anchor_weight
+from trl_margins.terms.dynamic_target import DynamicTargetMargin
+from trl_margins.terms.evaluation_factor import EvaluationFactorMargin
+from trl_margins.terms.score_gap import ScoreGapWeight
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+TERMS = {
+    "score gap": lambda: ScoreGapWeight(),
+    "score gap, squared": lambda: ScoreGapWeight("quadratic"),
+    "score gap, exponential": lambda: ScoreGapWeight("exponential"),
+    "score gap, exponential over its mean": lambda: ScoreGapWeight("exponential", normalize=True),
+    "score gap, hard": lambda: ScoreGapWeight("hard", threshold=1.0, normalize=True),
+    "gap-aware": lambda: EvaluationFactorMargin(3.0),
+    "gap-aware, added": lambda: EvaluationFactorMargin(3.0, "sqrt", "add"),
+    "gamma-po": lambda: DynamicTargetMargin(4.0),
+    "gamma-po, low price": lambda: DynamicTargetMargin(4.0, tau=0.1),
+    "gamma-po, solved": lambda: DynamicTargetMargin(4.0, steps=0),
+    "amapo": lambda: AdaptiveMargin(3.0),
+    "amapo, paper": lambda: AdaptiveMargin(3.0, "paper"),
+    "amapo, without z-normalisation": lambda: AdaptiveMargin(3.0, z_normalize=False),
+    "amapo, linear": lambda: AdaptiveMargin(3.0, exponential=False, zero_well_ranked=False),
+    "anchor": lambda: AnchorMargin(2.5, 0.25),
+    "gradient norm": lambda: GradientNormMargin(2.5, 0.25),
+}
+numbers = st.floats(-1e4, 1e4, width=32)
+pairs = st.integers(1, 12).flatmap(
+    lambda n: st.fixed_dictionaries(
+        {
+            "gap": st.lists(numbers, min_size=n, max_size=n),
+            "score_chosen": st.lists(numbers, min_size=n, max_size=n),
+            "score_rejected": st.lists(numbers, min_size=n, max_size=n),
+            "evaluation_factor": st.lists(st.floats(0, 1, width=32), min_size=n, max_size=n),
+            "order": st.permutations(range(n)),
+        }
+    )
+)
+thorough = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+def batch_of(drawn, dtype):
+    columns = {name: torch.tensor(drawn[name]) for name in ("score_chosen", "score_rejected", "evaluation_factor")}
+    columns["anchor_gap"] = columns["score_chosen"]
+    columns["relative_gradient_norm"] = columns["score_chosen"].abs()
+    return PairBatch(columns, training=True), torch.tensor(drawn["gap"]).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", TERMS)
+@thorough
+@given(drawn=pairs)
+def test_finite_for_finite_input(name, dtype, drawn):
+    """Over two batches, the second with what the first left; and the loss made of it."""
+    term = TERMS[name]()
+    for _ in range(2):
+        batch, gap = batch_of(drawn, dtype)
+        values = term(batch, gap)
+        assert values.shape == gap.shape
+        assert values.isfinite().all()
+        if isinstance(term, ScoreGapWeight):
+            assert (values >= 0).all()
+            loss = margin_loss(gap, 0.5, values)
+        else:
+            loss = margin_loss(gap, values)
+        assert loss.isfinite().all()
+
+
+@pytest.mark.parametrize("name", TERMS)
+@thorough
+@given(drawn=pairs)
+def test_the_order_of_the_pairs_does_not_matter(name, drawn):
+    """Up to the rounding of a mean; in float64, where the sizes of the numbers leave it room."""
+    order = torch.tensor(drawn["order"])
+    batch, gap = batch_of(drawn, torch.float64)
+    turned = PairBatch({key: values[order] for key, values in batch.columns.items()}, training=True)
+    gap = gap / 100  # a hundred standard deviations from the mean, a last digit becomes a factor
+    one, other = TERMS[name]()(batch, gap)[order], TERMS[name]()(turned, gap[order])
+    near_mean = (gap.float() - gap.float().mean()).abs()[order] < 1e-3  # on this side or on that of AMaPO's zero
+    compared = ~near_mean if name.startswith("amapo") else torch.ones_like(near_mean)
+    torch.testing.assert_close(other[compared], one[compared], rtol=2e-2 if "amapo" in name else 1e-4, atol=1e-4)
+
+
+@thorough
+@given(
+    gap=st.lists(numbers, min_size=1, max_size=8),
+    margin=numbers,
+    weight=st.floats(0, 1e4, width=32),
+    smoothing=st.floats(0, 0.5),
+)
+def test_margin_loss(gap, margin, weight, smoothing):
+    """Finite, not below 0 without smoothing, falling in the gap, and with gradient −w·(σ(−z) − ε)."""
+    gap = torch.tensor(gap, dtype=torch.float64, requires_grad=True)
+    loss = margin_loss(gap, margin, weight, smoothing)
+    assert loss.isfinite().all()
+    assert (loss >= 0).all()
+    (gradient,) = torch.autograd.grad(loss.sum(), gap)
+    expected = -weight * (torch.sigmoid(margin - gap) - smoothing)
+    torch.testing.assert_close(gradient, expected.detach(), rtol=1e-6, atol=1e-6 * max(weight, 1))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@thorough
+@given(
+    logps=st.lists(st.floats(-1e4, 0, width=32), min_size=1, max_size=8),
+    length=st.integers(0, 2000),
+    alpha=st.floats(-0.5, 0.5),
+)
+def test_rewards_are_finite(dtype, logps, length, alpha):
+    logps = torch.tensor(logps).to(dtype)
+    lengths = torch.full(logps.shape, length)
+    mean = length_normalized(logps, lengths)
+    assert mean.isfinite().all()
+    assert (mean <= 0).all()
+    assert log_ratio(logps, logps.flip(0)).isfinite().all()
+    if length > 400:  # as SimPO-like losses have it: some nats a token
+        assert alphapo(mean.float(), alpha).isfinite().all()
+
+
+@thorough
+@given(gaps=st.lists(numbers, min_size=1, max_size=8), beta=st.floats(0.1, 20), gamma=st.floats(0, 5))
+def test_the_anchor_weight_falls_in_the_anchor_gap(gaps, beta, gamma):
+    weight = anchor_weight(torch.tensor(sorted(gaps)), beta, gamma)
+    assert weight.isfinite().all()
+    assert ((weight >= 0) & (weight <= beta + 1e-5)).all()
+    assert (weight.diff() <= 1e-6).all()
+
+
+@pytest.mark.parametrize("reward", [LengthNormalizedReward(), SummedReward(), LogRatioReward()], ids=str)
+@pytest.mark.parametrize("name", TERMS)
+def test_gradients_by_finite_differences(name, reward):
+    """Of the whole objective in the log-probabilities: weight and margin are constants to it."""
+    generator = torch.Generator().manual_seed(0)
+    draw = {key: torch.rand(4, generator=generator).double() for key in ("a", "b", "c", "d", "w", "l", "f")}
+    columns = {"score_chosen": 9 * draw["w"], "score_rejected": 9 * draw["l"], "evaluation_factor": draw["f"]}
+    columns |= {"anchor_gap": draw["w"] - draw["l"], "relative_gradient_norm": draw["w"]}
+    lengths = torch.tensor([[3, 5, 7, 2], [4, 4, 1, 9]])
+    chosen, rejected = (-20 * draw[key] - 1 for key in ("a", "b"))
+    references = (-20 * draw["c"], -20 * draw["d"])
+    term = TERMS[name]()
+    kind = "weight" if isinstance(term, ScoreGapWeight) else "margin"
+
+    def objective(**terms):
+        return Objective(reward, {"sigmoid": 1.0}, CPO_LOSSES, beta=1.5, **terms)
+
+    def logps(w, l):  # noqa: E741
+        return PairLogps(w, l, *lengths, *references)
+
+    whole = objective(**{kind: term})
+    batch = PairBatch({key: values.float() for key, values in columns.items()})
+    w, l = chosen.clone().requires_grad_(), rejected.clone().requires_grad_()  # noqa: E741
+    output = whole(logps(w, l), batch)
+    gradients = torch.autograd.grad(output.losses.sum(), (w, l))
+
+    class Constant:
+        name, columns, holds_target = "constant", (), True
+
+        def __call__(self, batch, reward_gap):
+            return getattr(output, kind)
+
+    frozen, step = objective(**{kind: Constant()}), 1e-6
+    for side, gradient in enumerate(gradients):
+        for i in range(4):
+            ends = []
+            for sign in (1, -1):
+                moved = [chosen.clone(), rejected.clone()]
+                moved[side][i] += sign * step
+                ends.append(frozen(logps(*moved), batch).losses.sum())
+            slope = ((ends[0] - ends[1]) / (2 * step)).item()
+            rounding = 2e-15 * abs(ends[0].item()) / step
+            assert gradient[i].item() == pytest.approx(slope, rel=1e-4, abs=1e-7 + rounding)

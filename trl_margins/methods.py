@@ -144,7 +144,17 @@ _ROWS = (
         formula="loss = (1/B) Σ −log σ(βΔ − γ · f / mean f),  f = log(1 / ROUGE-L(y_w, y_l))",
         reward="length-normalized",
         margin=EvaluationFactorMargin.name,
-        defaults=MappingProxyType({**_SIMPO_SETTINGS, "beta": 10.0, "gamma_beta_ratio": 0.3}),
+        defaults=MappingProxyType(
+            {
+                **_SIMPO_SETTINGS,
+                "beta": 10.0,
+                "gamma_beta_ratio": 0.3,
+                "gap_aware_metric": "rougeL",
+                "gap_aware_mapping": "log",
+                "gap_aware_normalization": "scale",
+            }
+        ),
+        settings=MappingProxyType({"Llama-3-8B-Instruct": {}}),
         tags=("gap-aware", "evaluation-factor"),
     ),
     Method(
@@ -165,7 +175,16 @@ _ROWS = (
         formula="loss = (1/B) Σ −log σ(m_i − γ n p_i),  p = argmin −(1/n) Σ log σ(m_i − γ n p_i) + τ KL(p ‖ uniform)",
         reward="length-normalized",
         margin=DynamicTargetMargin.name,
-        defaults=MappingProxyType({**_SIMPO_SETTINGS, "beta": 10.0, "gamma_beta_ratio": 0.4, "gamma_po_tau": 10.0}),
+        defaults=MappingProxyType(
+            {
+                **_SIMPO_SETTINGS,
+                "beta": 10.0,
+                "gamma_beta_ratio": 0.4,
+                "gamma_po_tau": 10.0,
+                "gamma_po_steps": 20,
+                "gamma_po_estimation_size": 256,
+            }
+        ),
         settings=MappingProxyType(
             {
                 "Llama-3-8B-Instruct": {},
@@ -194,12 +213,14 @@ _ROWS = (
         formula="loss = (1/B) Σ −log σ(βΔ_i − margin_i),  margin_i = β exp((μ − Δ_i)/σ · μ) where Δ_i < μ, else 0",
         reward="length-normalized",
         margin=AdaptiveMargin.name,
-        defaults=MappingProxyType({**_SIMPO_SETTINGS, "beta": 3.0, "gamma_beta_ratio": 0.0}),
+        defaults=MappingProxyType(
+            {**_SIMPO_SETTINGS, "beta": 3.0, "gamma_beta_ratio": 0.0, "amapo_estimation_size": 32}
+        ),
         settings=MappingProxyType(
             {
                 "Llama3-8B-Base": {"learning_rate": 6e-7},
                 "Llama3-8B-Instruct": {},
-                "Mistral-7B-Base": {"beta": 2.0, "learning_rate": 4e-7},
+                "Mistral-7B-Base": {"beta": 2.0, "learning_rate": 4e-7, "max_length": 1024},
                 "Mistral-7B-Instruct": {"beta": 2.0, "learning_rate": 6e-7},
             }
         ),
@@ -226,6 +247,7 @@ _ROWS = (
         reward="length-normalized",
         margin=GradientNormMargin.name,
         defaults=MappingProxyType({**_SIMPO_SETTINGS, **_MISTRAL_SETTINGS}),
+        settings=MappingProxyType({"Mistral-7B-Instruct": {}}),
         tags=("gradient-norm",),
     ),
     Method(
@@ -247,6 +269,7 @@ _ROWS = (
         formula="loss = (1/B) Σ −log σ(β (Δ − γ)), its gradient taken at θ + ρ ∇loss/‖∇loss‖",
         reward="length-normalized",
         defaults=MappingProxyType({**_SIMPO_SETTINGS, **_MISTRAL_SETTINGS, "sam_radius": 0.05}),
+        settings=MappingProxyType({"Mistral-7B-Instruct": {}}),
         tags=("simpo", "sharpness-aware"),
     ),
 )

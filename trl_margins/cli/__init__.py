@@ -8,6 +8,8 @@ from importlib import import_module
 
 COMMANDS = {
     "train": "train with a method on a preference set",
+    "recipes": "list the settings of the papers that train --recipe takes",
+    "convert": "another project's YAML in today's words",
     "evaluate": "how a model ranks answers: pairs, lists, RM-Bench",
     "report": "pictures of training runs, from what the trainer wrote",
     "select": "rank a preference set by how its pairs hold at a nearby, worse model (GAPO)",

@@ -43,6 +43,7 @@ METHODS: dict[str, tuple[str, str | None, dict[str, Any]]] = {
     "GAPO": ("cpo", "geometric-anchor", {}),
     "GapPO × AMaPO": ("cpo", "gappo", {"margin": "amapo", "beta": 2.0}),
 }
+SUMMED = ("CPO", "DPO")  # what these log is a sum over tokens
 BASELINE = "SimPO"
 NOISE = (None, "random:0.2", "random:0.4", "length:0.2", "length:0.4")
 MEASURES = {
@@ -68,7 +69,7 @@ class Size:
 
 
 SIZES = {
-    "small": Size(64, 16, 5, (5e-4, 1.5e-3, 5e-3), 256, 4),
+    "small": Size(64, 16, 4, (5e-4, 1.5e-3, 5e-3), 256, 4),
     "real": Size(250, 16, 3, (3e-7, 1e-6, 3e-6), 1024, 8),
 }
 
@@ -365,8 +366,9 @@ def tables(runs: list[dict[str, Any]], size: Size) -> str:
             ]
             lines.append(f"| {method} | {' | '.join(cells)} |")
         lines.append("")
-    lines += [f"| mean log-probability of chosen answers | {' | '.join(heads)} |", f"|---|{'---:|' * len(heads)}"]
-    for method in size.methods:
+    lines += [f"| log-probability of chosen answers, nats per token | {' | '.join(heads)} |"]
+    lines += [f"|---|{'---:|' * len(heads)}", f"| before training | {start.get('logp_chosen', float('nan')):.4f} |"]
+    for method in (method for method in size.methods if method not in SUMMED):
         cells = [_cell([by[method, noise, s]["logp_chosen"] for s in seeds]) for noise in size.noise]
         lines.append(f"| {method} | {' | '.join(cells)} |")
     rates = {method: by[method, size.noise[0], seeds[0]]["learning_rate"] for method in size.methods}

@@ -38,6 +38,7 @@ _HOMES = {
     "MarginDPOConfig": "trainers.configs",
     "MarginDPOTrainer": "trainers.dpo",
     "Objective": "objective",
+    "PairHistograms": "trainers.histograms",
     "ScoreGapWeight": "terms.score_gap",
     "SharpnessAwarePOConfig": "trainers.configs",
     "SharpnessAwarePODPOConfig": "trainers.configs",
@@ -73,6 +74,7 @@ if TYPE_CHECKING:
     )
     from .trainers.cpo import MarginCPOTrainer
     from .trainers.dpo import MarginDPOTrainer
+    from .trainers.histograms import PairHistograms
     from .trainers.named import (
         AMaPOTrainer,
         GammaPOTrainer,

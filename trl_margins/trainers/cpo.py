@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -56,7 +57,8 @@ class MarginCPOTrainer(MarginMixin, CPOTrainer):
 
         def whole(dataset: Any, split: str) -> Any:
             dataset = tokenized(dataset, self, split)
-            report_empty_answers(dataset, split, self.max_length)
+            empty = report_empty_answers(dataset, split, self.max_length)
+            self.set_facts[split] = replace(self.set_facts[split], left_empty=empty)
             return dataset
 
         for name, split in {"train_dataset": "train", "eval_dataset": "eval"}.items():

@@ -79,7 +79,10 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
         prepared = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
         if isinstance(dataset, Dataset):
-            report_dropped(len(dataset), len(prepared), dataset_name, args.max_length)
+            dropped = report_dropped(len(dataset), len(prepared), dataset_name, args.max_length)
+            facts = self.set_facts.get(dataset_name)
+            if facts and facts.dropped is None:  # another set may come later by the same name
+                self.set_facts[dataset_name] = replace(facts, dropped=dropped)
         return prepared
 
     def standard_rows(self) -> Callable[[Mapping[str, Any]], StandardRows | None]:

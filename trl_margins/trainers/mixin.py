@@ -27,6 +27,7 @@ from ..objective import Objective, ObjectiveOutput
 from ..pairs import PairBatch, PairLogps
 from ..rewards import length_normalized
 from ..terms import Term
+from .cards import CardMixin
 from .checkpoints import CheckpointMixin
 from .collator import CARRIED, KEPT, SCORES, SHARED, PairCollator, for_the_model
 from .configs import MarginOptions
@@ -41,7 +42,7 @@ from .window import WindowMixin
 logger = logging.getLogger(__name__)
 
 
-class MarginMixin(CheckpointMixin, WindowMixin):
+class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
     """Gives a TRL preference trainer a weight and a margin per pair. Comes before the TRL class in the bases.
 
     Args:
@@ -64,11 +65,14 @@ class MarginMixin(CheckpointMixin, WindowMixin):
         self._check_method(config)
         if self.options.train_only and call.get("peft_config") is not None:
             raise ValueError("train_only and peft_config both choose what trains: give one of them")
+        given = {"weight": weight_term, "margin": margin_term}
+        self.given_terms = {kind: term for kind, term in given.items() if term is not None}
         weight, margin = weight_term or self.options.weight_term(), margin_term or self.options.margin_term()
         self.objective = self._build_objective(config, weight, margin)
+        self._take_names()
         self._buffers = {"train": MetricBuffer(), "eval": MetricBuffer()}
         self._evaluated: list[Tensor] | None = None
-        self._own_columns = prepare_datasets(call, self.objective, self.options)
+        self._own_columns, self.set_facts = prepare_datasets(call, self.objective, self.options)
         self._adapt_call(call)
         super().__init__(**call)
         if self.options.train_only:

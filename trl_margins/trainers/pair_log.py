@@ -42,6 +42,7 @@ class PairLog:
         self._names: list[str] | None = None
         self._waiting: list[tuple[int, Tensor]] = []  # step, [B, columns]
         self._not_logged: list[np.ndarray] = []
+        self.drained: dict[str, np.ndarray] = {}  # what the last call of `drain` gave, for callbacks
 
     def add(self, step: int, values: Mapping[str, Tensor]) -> None:
         """Notes B pairs.
@@ -76,7 +77,8 @@ class PairLog:
         names = ["step", *(self._names or [])]
         rows = np.concatenate([part for part in self._not_logged if part.size] or [np.empty((0, len(names)))])
         self._not_logged = []
-        return dict(zip(names, rows.T, strict=True))
+        self.drained = dict(zip(names, rows.T, strict=True))
+        return self.drained
 
     def _write(self, names: list[str], rows: np.ndarray) -> None:
         self.file.parent.mkdir(parents=True, exist_ok=True)

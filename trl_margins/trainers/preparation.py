@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from trl.trainer.utils import global_then_local_main_first
@@ -22,6 +24,7 @@ from ..data.scores import (
     require_score_columns,
 )
 from ..objective import Objective
+from ..report.card import SetFacts
 from .collator import SCORES
 from .configs import MarginOptions
 
@@ -30,23 +33,28 @@ logger = logging.getLogger(__name__)
 FACTOR = "evaluation_factor"
 
 
-def prepare_datasets(call: dict[str, Any], objective: Objective, options: MarginOptions) -> set[str]:
+def prepare_datasets(
+    call: dict[str, Any], objective: Objective, options: MarginOptions
+) -> tuple[set[str], dict[str, SetFacts]]:
     """Changes the training and evaluation sets among a trainer's arguments into what the objective can read.
 
     Returns:
-        The columns that must reach the collator, by their names in the data.
+        The columns that must reach the collator, by their names in the data; and what was counted, by set.
 
     Raises:
         ValueError: scores or factors that cannot be trained on, with column, row, value and fix.
     """
     keep = {IS_FLIPPED, *(name for name in objective.columns if name not in SCORES)}
+    facts: dict[str, SetFacts] = {}
     _each_dataset(call, without_extras)
+    _each_dataset(call, lambda dataset, split: _counted(dataset, split, facts))
     if FACTOR in objective.columns:
         with global_then_local_main_first():  # the others read the cache
-            _each_dataset(call, lambda dataset, split: _with_factors(dataset, split, options, call["args"]))
-        _fit_margin(objective.margin, call["train_dataset"])
-    _each_dataset(call, lambda dataset, split: _with_checked_scores(dataset, split, objective, options, keep))
-    return keep
+            _each_dataset(call, lambda dataset, split: _with_factors(dataset, split, options, call["args"], facts))
+        floored = _fit_margin(objective.margin, call["train_dataset"])
+        facts["train"] = replace(facts["train"], floored=floored)
+    _each_dataset(call, lambda dataset, split: _with_checked_scores(dataset, split, objective, options, keep, facts))
+    return keep, facts
 
 
 def with_lengths(dataset: Any, column: str) -> Any:
@@ -75,7 +83,20 @@ def _each_dataset(call: dict[str, Any], change: Callable[[Any, str], Any]) -> No
         call["eval_dataset"] = change(evals, "eval")
 
 
-def _with_factors(dataset: Any, split: str, options: MarginOptions, config: Any) -> Dataset:
+def _counted(dataset: Any, split: str, facts: dict[str, SetFacts]) -> Any:
+    facts[split] = SetFacts(split)
+    if isinstance(dataset, Dataset):
+        flipped = None
+        if IS_FLIPPED in dataset.column_names:
+            flipped = int((np.asarray(dataset[IS_FLIPPED][:]) == 1).sum())
+            logger.info("%s: the labels of %d of %d pairs are marked as flipped", split, flipped, len(dataset))
+        facts[split] = replace(facts[split], pairs=len(dataset), flipped=flipped)
+    return dataset
+
+
+def _with_factors(
+    dataset: Any, split: str, options: MarginOptions, config: Any, facts: dict[str, SetFacts]
+) -> Dataset:
     if not isinstance(dataset, Dataset):
         raise TypeError(
             f"GaPO's margin is scaled by the mean over the whole training set, which a {type(dataset).__name__} does "
@@ -83,6 +104,7 @@ def _with_factors(dataset: Any, split: str, options: MarginOptions, config: Any)
         )
     if FACTOR in dataset.column_names:
         logger.info("%s: %s column found", split, FACTOR)
+        facts[split] = replace(facts[split], factor=f"column {FACTOR}")
     else:
         logger.info("%s: no %s column, computing %s of the two answers", split, FACTOR, options.gap_aware_metric)
         dataset = add_evaluation_factor(
@@ -92,11 +114,12 @@ def _with_factors(dataset: Any, split: str, options: MarginOptions, config: Any)
             encoder=options.gap_aware_encoder,
             num_proc=config.dataset_num_proc,
         )
+        facts[split] = replace(facts[split], factor=options.gap_aware_metric)
     check_evaluation_factors(dataset[FACTOR], FACTOR, split)
     return dataset
 
 
-def _fit_margin(margin: Any, train: Dataset) -> None:
+def _fit_margin(margin: Any, train: Dataset) -> int:
     floored = margin.fit(torch.tensor(train[FACTOR][:]))
     logger.info(
         "evaluation factor of %d training pairs: mean margin factor %.4f; %d below the floor of %g count as it",
@@ -105,10 +128,16 @@ def _fit_margin(margin: Any, train: Dataset) -> None:
         floored,
         margin.floor,
     )
+    return floored
 
 
 def _with_checked_scores(
-    dataset: Any, split: str, objective: Objective, options: MarginOptions, keep: set[str]
+    dataset: Any,
+    split: str,
+    objective: Objective,
+    options: MarginOptions,
+    keep: set[str],
+    facts: dict[str, SetFacts],
 ) -> Any:
     """The same data set; scores that no term reads may be bad, and are then left out of the evaluation."""
     names = column_names(dataset)
@@ -120,6 +149,7 @@ def _with_checked_scores(
     if columns is None:
         return dataset
     keep.update(columns.names)
+    facts[split] = replace(facts[split], score_columns=columns.names)
     if isinstance(dataset, Dataset):
         try:
             summary = check_scores(dataset, columns, split, options.eval_min_score_gap)
@@ -129,6 +159,7 @@ def _with_checked_scores(
             logger.warning("%s; pairs without scores count in pwa_all alone", error)
         else:
             report_scores(summary, columns, split, weighted=bool(needed_by))
+            facts[split] = replace(facts[split], ties=summary.n_ties, reversed=summary.n_reversed)
             if split != "train":
                 _warn_without_clear_pairs(summary, split, options.eval_min_score_gap)
     return dataset

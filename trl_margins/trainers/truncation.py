@@ -30,8 +30,8 @@ def _ends_in_prompt(labels) -> np.ndarray:
     return (lengths == 0) | (last == IGNORE)
 
 
-def report_empty_answers(dataset: Dataset, split: str, max_length: int) -> None:
-    """Warns with the number of pairs that have an empty answer."""
+def report_empty_answers(dataset: Dataset, split: str, max_length: int) -> int:
+    """Warns with the number of pairs that have an empty answer, and returns it."""
     empty = count_empty_answers(dataset)
     if empty:
         logger.warning(
@@ -42,10 +42,11 @@ def report_empty_answers(dataset: Dataset, split: str, max_length: int) -> None:
             split,
             max_length,
         )
+    return empty
 
 
-def report_dropped(before: int, after: int, split: str, max_length: int) -> None:
-    """Warns with the number of pairs that `DPOTrainer` dropped."""
+def report_dropped(before: int, after: int, split: str, max_length: int) -> int:
+    """Warns with the number of pairs that `DPOTrainer` dropped, and returns it."""
     if after < before:
         logger.warning(
             "%d of %d %s pairs were dropped, because the prompt fills max_length=%d: raise it to keep them.",
@@ -54,3 +55,4 @@ def report_dropped(before: int, after: int, split: str, max_length: int) -> None
             split,
             max_length,
         )
+    return before - after

@@ -79,6 +79,13 @@ def test_train_then_evaluate(tiny_model, pairs_file, tmp_path, capsys):
     card = (out / "README.md").read_text()
     assert "GapPO" in card
     assert "Gradient-Adaptive Pairwise Preference Optimization" in card
+    assert f"--config {tmp_path / 'run.yaml'} --output_dir" in card  # how to make it again
+    again = ["train", "--config", str(tmp_path / "run.yaml"), "--output_dir", str(out), "--max_steps", "4", *SMALL]
+    assert main([*again, "--save_strategy", "steps", "--save_steps", "2"]) == 0
+    assert main([*again, "--max_steps", "6", "--resume_from_checkpoint", "true"]) == 0
+    assert json.loads((out / "trainer_state.json").read_text())["global_step"] == 6
+    argv = ["train", "--config", str(tmp_path / "run.yaml"), "--output_dir", str(out), "--max_steps", "3", *SMALL]
+    assert main(argv) == 0
 
     numbers = tmp_path / "deep" / "numbers.json"
     argv = ["evaluate", "--model_name_or_path", str(out), "--dataset_name", pairs_file, "--json", str(numbers)]

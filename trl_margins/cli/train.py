@@ -1,21 +1,31 @@
-"""`trl-margins train`: TRL's own parser over the config of the chosen method."""
+"""`trl-margins train`: TRL's own parser over the config of the chosen method, and YAML in anyone's words."""
 
 from __future__ import annotations
 
+import logging
+import os
+import shlex
+import sys
+from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
+from transformers.hf_argparser import string_to_bool
 from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
-from trl.scripts.utils import DatasetMixtureConfig, get_dataset
+from trl.scripts.utils import DatasetMixtureConfig
 
 from ..data.bundled import resolve_model
 from ..data.loading import load_splits, pick_split
 from ..data.noise import flip_labels, parse_noise
 from ..methods import METHODS
+from .dialects import Note, Settings, check_known, translate
+from .mixture import mixture_splits, mixture_test_split
 from .setup import load_model, load_tokenizer, log_to_console, plain_precision_on_cpu
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -34,6 +44,21 @@ class TrainArguments(ScriptArguments):
         default=None,
         metadata={"help": "Evaluation set, if it is not a split of `dataset_name`: anything that names a data set."},
     )
+    mixture_weights: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Share of its rows, from 0 to 1, that each set of `datasets` gives, in their order; all rows, if "
+            "not given."
+        },
+    )
+    mixture_seed: int | None = field(
+        default=None,
+        metadata={"help": "Draws these rows and `test_split_size` at random; without it a set gives its first rows."},
+    )
+    tokenizer_name_or_path: str | None = field(default=None, metadata={"help": "Tokenizer, if not the model's own."})
+    chat_template: str | None = field(
+        default=None, metadata={"help": "Jinja chat template for the tokenizer, or a file with one."}
+    )
     noise: str | None = field(
         default=None,
         metadata={
@@ -42,6 +67,10 @@ class TrainArguments(ScriptArguments):
         },
     )
     noise_seed: int = field(default=0, metadata={"help": "Which pairs `noise` flips."})
+    recipe: str | None = field(default=None, metadata={"help": "`--config` of a recipe that comes with the package."})
+    dry_run: bool = field(
+        default=False, metadata={"help": "Print what the settings come to, and load neither model nor data."}
+    )
 
 
 def main(argv: Sequence[str]) -> int:
@@ -49,44 +78,136 @@ def main(argv: Sequence[str]) -> int:
     log_to_console()
     parser = make_parser(argv)
     script, config, model_args, mixture = parser.parse_args_and_config(list(argv), fail_with_unknown_args=True)
+    if script.dry_run:
+        from .resolved import resolved
+
+        print(resolved(script, config, model_args, mixture), end="")
+        return 0
     trainer = build_trainer(script, config, model_args, mixture)
-    trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    trainer.reproduce = shlex.join(["trl-margins", "train", *argv])
+    trainer.train(resume_from_checkpoint=_yes_or_path(config.resume_from_checkpoint))
     trainer.save_model(config.output_dir)
     if trainer.eval_dataset is not None:
         metrics = trainer.evaluate()
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
-    trainer.create_model_card(dataset_name=_hub_id(script.dataset_name))
+    names = {"dataset_name": _hub_id(script.dataset_name), "eval_dataset_name": script.eval_dataset_name}
+    trainer.create_model_card(**names)
     trainer.accelerator.print(f"saved to {config.output_dir}")
     if config.push_to_hub:
-        trainer.push_to_hub(dataset_name=_hub_id(script.dataset_name))
+        trainer.push_to_hub(**names)
     trainer.end()
     return 0
 
 
-def make_parser(argv: Sequence[str]) -> TrlParser:
+class TrainParser(TrlParser):
+    """TRL's parser, whose `--config` may be another project's YAML: each key that is not today's is mapped, with a
+    line in the log. Flags go before the YAML."""
+
+    def parse_args_and_config(
+        self, args: Sequence[str] | None = None, *arguments: Any, **kwargs: Any
+    ) -> tuple[Any, ...]:
+        flags, rest = _split_config(sys.argv[1:] if args is None else args)
+        if flags.path is not None:
+            settings, notes = flags.read()
+            for note in notes:
+                logger.info("%s", note)
+            variables = settings.pop("env", None) or {}
+            if not isinstance(variables, dict):
+                raise ValueError(f"{flags.path}: env is a mapping from environment variables to values")
+            os.environ.update({name: str(value) for name, value in variables.items()})
+            check_known(settings, self.fields, str(flags.path))
+            self.set_defaults_with_config(**settings)
+        self.set_defaults(recipe=flags.recipe)
+        if flags.dry_run:
+            use_cpu_without_accelerator(self)
+        return super().parse_args_and_config(rest, *arguments, **kwargs)
+
+    @property
+    def fields(self) -> set[str]:
+        """What a YAML may say."""
+        return {action.dest for action in self._actions} - {"help", "recipe", "dry_run"}
+
+
+def make_parser(argv: Sequence[str]) -> TrainParser:
     """The parser whose config fields and defaults are those of the method and base that `argv` names."""
+    flags, _ = _split_config(argv)
+    settings = {} if flags.path is None else flags.read()[0]
+    return parser_for(flags.method or settings.get("method", "gappo"), flags.base or settings.get("base", "cpo"))
+
+
+def parser_for(method: str | None, base: str) -> TrainParser:
+    """The parser over the fields of a method on a base."""
     from ..trainers.configs import config_class
 
-    chosen = {"method": "gappo", "base": "cpo"} | _choices(argv)
-    config = config_class(_method(chosen["method"]), chosen["base"])
-    parser = TrlParser((TrainArguments, config, ModelConfig, DatasetMixtureConfig), prog="trl-margins train")
+    config = config_class(_method(method), base)
+    parser = TrainParser((TrainArguments, config, ModelConfig, DatasetMixtureConfig), prog="trl-margins train")
     plain_precision_on_cpu(parser)
     return parser
 
 
-def _choices(argv: Sequence[str]) -> dict[str, Any]:
-    """`method` and `base`, which decide what else can be said: from the YAML, then from the flags."""
-    flags: dict[str, Any] = {}
-    for position, argument in enumerate(argv):
-        name, equals, value = argument.partition("=")
-        if name in ("--method", "--base", "--config"):
-            flags[name[2:]] = value if equals else argv[position + 1] if position + 1 < len(argv) else None
-    if path := flags.pop("config", None):
-        with open(path) as file:
-            written = yaml.safe_load(file) or {}
-        flags = {key: written[key] for key in ("method", "base") if key in written} | flags
-    return flags
+def use_cpu_without_accelerator(parser: TrainParser) -> None:
+    """So that a GPU's settings can be looked at elsewhere: transformers refuses bf16 without one."""
+    import torch
+
+    if not torch.accelerator.is_available():
+        parser.set_defaults(use_cpu=True)
+
+
+@dataclass(frozen=True)
+class Flags:
+    """The flags that decide what the others, and the YAML, can say."""
+
+    path: Path | None
+    method: str | None = None
+    base: str | None = None
+    data: str | None = None
+    recipe: str | None = None
+    dry_run: bool = False
+
+    def read(self) -> tuple[Settings, list[Note]]:
+        """The YAML in today's words."""
+        written = read_yaml(self.path)
+        settings, notes = translate(written, self.method, self.base)
+        if self.data is not None:  # TRL would go on taking the mixture
+            for name in ("datasets", "mixture_weights", "mixture_seed", "test_split_size"):
+                settings.pop(name, None)
+        return settings, notes
+
+
+def read_yaml(path: str | Path) -> Settings:
+    """What a YAML file has.
+
+    Raises:
+        ValueError: something else than keys with values.
+    """
+    with open(path) as file:
+        written = yaml.safe_load(file) or {}
+    if not isinstance(written, dict):
+        raise ValueError(f"{path}: a config is a YAML mapping from keys to values, not a {type(written).__name__}")
+    return written
+
+
+def _split_config(argv: Sequence[str]) -> tuple[Flags, list[str]]:
+    """The flags above, and all flags without those that name a YAML."""
+    files = ArgumentParser(prog="trl-margins train", add_help=False, allow_abbrev=False)
+    which = files.add_mutually_exclusive_group()
+    which.add_argument("--config", type=Path)
+    which.add_argument("--recipe")
+    named, rest = files.parse_known_args(list(argv))
+    deciding = ArgumentParser(prog="trl-margins train", add_help=False, allow_abbrev=False)
+    deciding.add_argument("--method")
+    deciding.add_argument("--base")
+    deciding.add_argument("--dataset_name", "--dataset-name")
+    deciding.add_argument("--dry_run", "--dry-run", nargs="?", const="true", default="false")
+    flags, _ = deciding.parse_known_args(rest)
+    path = named.config
+    if named.recipe is not None:
+        from .recipes import recipe_path
+
+        path = Path(recipe_path(named.recipe))
+    dry_run = string_to_bool(flags.dry_run)
+    return Flags(path, flags.method, flags.base, flags.dataset_name, named.recipe, dry_run), rest
 
 
 def build_trainer(script: TrainArguments, config: Any, model_args: ModelConfig, mixture: DatasetMixtureConfig) -> Any:
@@ -120,13 +241,43 @@ def build_trainer(script: TrainArguments, config: Any, model_args: ModelConfig, 
         args=config,
         train_dataset=train,
         eval_dataset=evals,
-        processing_class=load_tokenizer(name, revision=revision, trust_remote_code=config.trust_remote_code),
+        processing_class=_tokenizer(script, name, revision, config.trust_remote_code),
         peft_config=get_peft_config(model_args),
     )
 
 
+def _tokenizer(script: TrainArguments, model: str, revision: str, trust_remote_code: bool) -> Any:
+    own = script.tokenizer_name_or_path in (None, model)
+    tokenizer = load_tokenizer(
+        model if own else script.tokenizer_name_or_path,
+        revision=revision if own else "main",
+        trust_remote_code=trust_remote_code,
+    )
+    if script.chat_template is not None:
+        tokenizer.chat_template = chat_template(script.chat_template)
+    return tokenizer
+
+
+def chat_template(text: str) -> str:
+    """A Jinja chat template as it is, or from the file that is named.
+
+    Raises:
+        ValueError: neither.
+    """
+    if "{%" in text or "{{" in text:
+        return text
+    if Path(text).is_file():
+        return Path(text).read_text()
+    raise ValueError(f"chat_template: {text!r} is neither a Jinja template nor a file with one")
+
+
 def _method(name: str | None) -> str | None:
     return None if name in (None, "none") else name
+
+
+def _yes_or_path(resume: str | None) -> str | bool | None:
+    """transformers' field is text: "true" is the newest checkpoint, anything else its folder."""
+    return {"true": True, "false": None}.get(str(resume).lower(), resume)
 
 
 def _hub_id(dataset_name: str | None) -> str | None:
@@ -136,7 +287,8 @@ def _hub_id(dataset_name: str | None) -> str | None:
 
 def _datasets(script: TrainArguments, config: Any, mixture: DatasetMixtureConfig) -> tuple[Any, Any]:
     if mixture.datasets:
-        splits, name = get_dataset(mixture), "datasets"
+        name = "datasets"
+        splits = mixture_splits(mixture, script.mixture_weights, script.mixture_seed)
     elif script.dataset_name:
         name = script.dataset_name
         splits = load_splits(name, script.dataset_config, script.dataset_streaming)
@@ -147,4 +299,6 @@ def _datasets(script: TrainArguments, config: Any, mixture: DatasetMixtureConfig
         return train, pick_split(load_splits(script.eval_dataset_name), None, script.eval_dataset_name)
     if config.eval_strategy == "no":
         return train, None
+    if mixture.datasets and script.dataset_test_split not in splits:
+        return train, mixture_test_split(mixture, script.dataset_test_split)
     return train, pick_split(splits, script.dataset_test_split, name)

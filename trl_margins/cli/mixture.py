@@ -1,0 +1,95 @@
+"""A training set made of several: a share of each, put together, and split where asked."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..data.loading import load_splits, pick_split
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+    from trl.scripts.utils import DatasetConfig, DatasetMixtureConfig
+
+logger = logging.getLogger(__name__)
+
+
+def mixture_splits(
+    mixture: DatasetMixtureConfig, weights: Sequence[float] | None = None, seed: int | None = None
+) -> DatasetDict:
+    """The mixture as "train", and as "train" and "test" where it has a `test_split_size`.
+
+    Args:
+        mixture: TRL's description of it.
+        weights: share of each set's rows to take, in [0, 1], in the sets' order; all of them, if not given. Not TRL's
+            `fraction`, which is a set's share of the mixture.
+        seed: draw the shares and the test split with it, and shuffle; without one a share is a set's first rows.
+
+    Raises:
+        ValueError: weights that are no shares or not one for each set, or beside what TRL alone can do.
+    """
+    from datasets import DatasetDict
+    from trl.scripts.utils import get_dataset
+
+    if mixture.streaming or any(part.fraction is not None for part in mixture.datasets):
+        if weights is not None or seed is not None:
+            raise ValueError("mixture_weights and mixture_seed go neither with streaming nor with TRL's `fraction`")
+        return get_dataset(mixture)
+    weights = [1.0] * len(mixture.datasets) if weights is None else weights
+    if len(weights) != len(mixture.datasets) or not all(0 <= weight <= 1 for weight in weights):
+        raise ValueError(f"mixture_weights: {list(weights)} must be a share in [0, 1] for each of {_names(mixture)}")
+    together = _together(
+        [
+            _share(_load(part, part.split), weight, seed, part.path)
+            for part, weight in zip(mixture.datasets, weights, strict=True)
+        ]
+    )
+    if seed is not None:
+        together = together.shuffle(seed=seed)
+    if mixture.test_split_size is None:
+        return DatasetDict({"train": together})
+    size = mixture.test_split_size
+    # every rank must draw the same rows
+    return together.train_test_split(test_size=int(size) if size >= 1 else size, seed=seed or 0)
+
+
+def mixture_test_split(mixture: DatasetMixtureConfig, split: str) -> Dataset:
+    """The whole of that split of each set."""
+    if mixture.streaming:
+        raise ValueError(f"a stream of several sets has no {split!r} split: give eval_dataset_name")
+    sets = {(part.path, part.name, part.data_dir, str(part.data_files)): part for part in mixture.datasets}
+    return _together([_load(part, split) for part in sets.values()])
+
+
+def _names(mixture: DatasetMixtureConfig) -> str:
+    return ", ".join(part.path for part in mixture.datasets)
+
+
+def _load(part: DatasetConfig, split: str) -> Dataset:
+    from datasets import load_dataset
+
+    if Path(part.path).expanduser().exists() and part.data_dir is None and part.data_files is None:
+        rows: Any = pick_split(load_splits(part.path, part.name), split, part.path)
+    else:
+        rows = load_dataset(part.path, part.name, data_dir=part.data_dir, data_files=part.data_files, split=split)
+    return rows if part.columns is None else rows.select_columns(part.columns)
+
+
+def _share(rows: Dataset, weight: float, seed: int | None, name: str) -> Dataset:
+    taken = int(weight * len(rows))
+    logger.info("%s: %d of %d rows", name, taken, len(rows))
+    if taken == len(rows):
+        return rows
+    return (rows if seed is None else rows.shuffle(seed=seed)).select(range(taken))
+
+
+def _together(parts: Sequence[Dataset]) -> Dataset:
+    """Rows of all parts, with the columns that all of them have."""
+    from datasets import concatenate_datasets
+
+    shared = [name for name in parts[0].column_names if all(name in part.column_names for part in parts)]
+    if dropped := {name for part in parts for name in part.column_names} - set(shared):
+        logger.info("columns that not all sets have are left out: %s", ", ".join(sorted(dropped)))
+    return concatenate_datasets([part.select_columns(shared) for part in parts])

@@ -6,8 +6,10 @@ import logging
 
 import pytest
 import torch
+from conftest import load, preference_rows, quiet
 from datasets import Dataset
 
+from trl_margins import MarginCPOConfig, MarginCPOTrainer
 from trl_margins.data.scores import (
     GAP_COLUMNS,
     PAIRED_COLUMNS,
@@ -117,3 +119,27 @@ class TestCollator:
     def test_a_stream_is_checked_as_it_comes(self):
         with pytest.raises(ScoreError, match="column 'margin', pair 1 of a batch: the score nan"):
             PairCollator(self.inner)([{"margin": 1.0}, {"margin": float("nan")}])
+
+
+class Difficulty:
+    name, columns = "difficulty", ("difficulty",)
+
+    def __call__(self, batch, reward_gap):
+        return batch["difficulty"]
+
+
+def test_a_missing_column_of_a_term_of_ones_own(tiny_model, tokenizer, tmp_path):
+    with pytest.raises(ValueError, match=r"'difficulty' needs the columns \['difficulty'\], and the eval data set has"):
+        MarginCPOTrainer(
+            load(tiny_model),
+            MarginCPOConfig(**quiet(output_dir=str(tmp_path), loss_type="simpo")),
+            train_dataset=preference_rows(4).add_column("difficulty", [1.0, 2.0, 3.0, 4.0]),
+            eval_dataset=preference_rows(4),
+            processing_class=tokenizer,
+            weight_term=Difficulty(),
+        )
+
+
+def test_a_target_margin_that_amapo_does_not_use_is_named(tmp_path, caplog):
+    MarginCPOConfig(**quiet(output_dir=str(tmp_path), loss_type="simpo", margin="amapo", simpo_gamma=0.5))
+    assert "margin 'amapo' makes its own margins" in caplog.text

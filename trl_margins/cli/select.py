@@ -63,7 +63,11 @@ def main(argv: Sequence[str]) -> int:
         )
         trainer = GeometricAnchorPOTrainer(
             load_model(
-                args.model_name_or_path, dtype=args.dtype, trust_remote_code=args.trust_remote_code, device_map=None
+                args.model_name_or_path,
+                trainable=True,
+                dtype=args.dtype,
+                trust_remote_code=args.trust_remote_code,
+                device_map=None,
             ),
             config,
             train_dataset=rows,

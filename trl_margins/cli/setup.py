@@ -22,8 +22,10 @@ def plain_precision_on_cpu(parser: ArgumentParser) -> None:
         parser.set_defaults(bf16=False)
 
 
-def load_model(name: str, **kwargs: Any) -> Any:
-    """The model of a folder, a Hub id or `bundled:NAME`, in the class of its config; an adapter on its base."""
+def load_model(name: str, trainable: bool = False, **kwargs: Any) -> Any:
+    """The model of a folder, a Hub id or `bundled:NAME`, in the class of its config; an adapter on its base, frozen
+    unless it is to be trained on.
+    """
     from trl.trainer.utils import create_model_from_path
 
     from ..data.bundled import resolve_model
@@ -32,7 +34,7 @@ def load_model(name: str, **kwargs: Any) -> Any:
     if (Path(path) / "adapter_config.json").exists():
         from peft import AutoPeftModelForCausalLM
 
-        return AutoPeftModelForCausalLM.from_pretrained(path, **kwargs)
+        return AutoPeftModelForCausalLM.from_pretrained(path, is_trainable=trainable, **kwargs)
     return create_model_from_path(path, **kwargs)
 
 

@@ -235,7 +235,7 @@ def build_trainer(script: TrainArguments, config: Any, model_args: ModelConfig, 
         model = resolve_model(name)
     else:  # would load an encoder-decoder model in the wrong class
         config.model_init_kwargs = None
-        model = load_model(name, **init)
+        model = load_model(name, trainable=True, **init)
     return trainer_class(_method(script.method), script.base)(
         model,
         args=config,

@@ -1,6 +1,7 @@
 """Configs: TRL's own fields, plus those of the objective. A method's defaults come from `methods.METHODS`."""
 
 import inspect
+import logging
 import math
 from collections import ChainMap
 from collections.abc import Callable
@@ -14,7 +15,10 @@ from trl.experimental.cpo import CPOConfig
 
 from ..methods import MARGINS, WEIGHTS, Method, get_method
 from ..terms import Term
+from ..terms.adaptive import AdaptiveMargin
 from ..terms.evaluation_factor import FLOOR
+
+logger = logging.getLogger(__name__)
 
 SIMPO_GAMMA = CPOConfig.simpo_gamma  # TRL's default
 
@@ -251,6 +255,8 @@ class MarginOptions:
 
     def _resolve_target_margin(self) -> None:
         """Leaves both fields with the same margin, each in its unit."""
+        if self.margin == AdaptiveMargin.name and (self.simpo_gamma or self.gamma_beta_ratio):
+            logger.warning("margin 'amapo' makes its own margins: gamma_beta_ratio and simpo_gamma are not used")
         if self.gamma_beta_ratio is None and self.simpo_gamma is None:
             self.gamma_beta_ratio = self._default_gamma_beta_ratio
         if self.gamma_beta_ratio is None:

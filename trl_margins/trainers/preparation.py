@@ -53,6 +53,7 @@ def prepare_datasets(
             _each_dataset(call, lambda dataset, split: _with_factors(dataset, split, options, call["args"], facts))
         floored = _fit_margin(objective.margin, call["train_dataset"])
         facts["train"] = replace(facts["train"], floored=floored)
+    _each_dataset(call, lambda dataset, split: _with_needed_columns(dataset, split, objective))
     _each_dataset(call, lambda dataset, split: _with_checked_scores(dataset, split, objective, options, keep, facts))
     return keep, facts
 
@@ -81,6 +82,18 @@ def _each_dataset(call: dict[str, Any], change: Callable[[Any, str], Any]) -> No
         call["eval_dataset"] = {name: change(dataset, name) for name, dataset in evals.items()}
     elif evals is not None:
         call["eval_dataset"] = change(evals, "eval")
+
+
+def _with_needed_columns(dataset: Any, split: str, objective: Objective) -> Any:
+    """The same data set; scores are looked for under other names too, and elsewhere."""
+    names = list(column_names(dataset))
+    for term in objective.terms:
+        if missing := [name for name in term.columns if name not in (*names, *SCORES)]:
+            raise ValueError(
+                f"{term.name!r} needs the columns {missing}, and the {split} data set has only {names}: add them with "
+                "dataset.add_column or dataset.rename_column"
+            )
+    return dataset
 
 
 def _counted(dataset: Any, split: str, facts: dict[str, SetFacts]) -> Any:

@@ -1,0 +1,207 @@
+"""Fills the pages' placeholders from the package: `{{ options gappo score_gap_* }}` becomes a table, built anew with
+every build, so that no default, option or setting is written down twice."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatch
+from importlib import import_module
+from typing import Any
+
+PLACEHOLDER = re.compile(r"^\{\{ (\w+) ?(.*?) \}\}$", re.MULTILINE)
+_ALWAYS_SHOWN = ("beta", "gamma_beta_ratio", "learning_rate")  # of a paper's settings; others where they differ
+
+
+def on_page_markdown(markdown: str, **kwargs: Any) -> str:
+    """MkDocs calls this with every page."""
+    return expanded(markdown)
+
+
+def expanded(markdown: str) -> str:
+    """The page with its placeholders filled.
+
+    Raises:
+        ValueError: a placeholder that no function here fills, or that names what is not there.
+    """
+
+    def fill(match: re.Match[str]) -> str:
+        name, arguments = match[1], match[2].split()
+        if name not in FILLERS:
+            raise ValueError(f"no placeholder {name!r}; known: {', '.join(FILLERS)}")
+        return FILLERS[name](*arguments)
+
+    return PLACEHOLDER.sub(fill, markdown)
+
+
+def options(method_id: str, *patterns: str) -> str:
+    """A method's own config fields: name, default, help. `none` is the trainer without a method."""
+    from trl_margins.trainers.configs import MarginOptions, config_class
+
+    declared = config_class(None if method_id == "none" else method_id).__dataclass_fields__
+    own = [field.name for field in dataclasses.fields(MarginOptions)]
+    named = [name for name in own if any(fnmatch(name, pattern) for pattern in patterns)]
+    for pattern in patterns:
+        if not any(fnmatch(name, pattern) for name in named):
+            raise ValueError(f"options {method_id}: no field is called {pattern!r}")
+    rows = [(f"`{name}`", _value(declared[name].default), declared[name].metadata["help"]) for name in named]
+    return _table(("field", "default", "meaning"), rows)
+
+
+def settings(method_id: str) -> str:
+    """A method's defaults, and what its paper takes for each model."""
+    from trl_margins.methods import get_method
+
+    method = get_method(method_id)
+    models = {model: {**method.defaults, **own} for model, own in {"default": {}, **method.settings}.items()}
+    names = list(dict.fromkeys([*_ALWAYS_SHOWN, *(name for values in models.values() for name in values)]))
+    shown = [
+        name
+        for name in names
+        if name in _ALWAYS_SHOWN or any(values[name] != method.defaults[name] for values in models.values())
+    ]
+    rows = [(model, *(_value(values[name]) for name in shown)) for model, values in models.items()]
+    common = ", ".join(f"`{name}` {_value(method.defaults[name])}" for name in names if name not in shown)
+    return _table(("", *(f"`{name}`" for name in shown)), rows) + f"\n\nIn every row: {common}."
+
+
+def gammas() -> str:
+    """The target margins of all papers, as ratio and in reward units."""
+    from trl_margins.methods import METHODS
+
+    rows = []
+    for method in METHODS.values():
+        for model, own in (method.settings or {"default": {}}).items():
+            values = {**method.defaults, **own}
+            beta, ratio = values["beta"], values["gamma_beta_ratio"]
+            rows.append((f"`{method.id}`", model, *map(_value, (beta, ratio, beta * ratio))))
+    return _table(("method", "model", "`beta`", "`gamma_beta_ratio`", "`simpo_gamma`"), rows)
+
+
+def paper(method_id: str) -> str:
+    """Its title, linked where it can be."""
+    from trl_margins.methods import get_method
+
+    cited = get_method(method_id).paper
+    return f"[{cited.title}](https://arxiv.org/abs/{cited.arxiv})" if cited.arxiv else cited.title
+
+
+def citation(method_id: str) -> str:
+    """What to cite it as."""
+    from trl_margins.methods import get_method
+
+    return f"```bibtex\n{get_method(method_id).paper.citation}\n```"
+
+
+def recipes(method_id: str) -> str:
+    """The settings that ship for a method."""
+    from trl_margins.cli.recipes import recipes as all_recipes
+
+    rows = [
+        (f"`{each.name}`", each.data, f"{each.paper}, {each.table}")
+        for each in all_recipes()
+        if each.method == method_id
+    ]
+    return _table(("`--recipe`", "data", "source"), rows)
+
+
+def keys() -> str:
+    """Other projects' keys and what they are today."""
+    from trl_margins.cli.dialects import OURS, ROWS, File
+
+    asked = File(written={}, dialect=OURS, method=None, base="cpo")
+    rows = []
+    for row in ROWS.values():
+        today = re.sub(r"\w+", r"`\g<0>`", row.becomes) if row.becomes else row.change(None, asked)[1]
+        rows.append((f"`{row.key}`", today))
+    return _table(("key", "today"), rows)
+
+
+def commands() -> str:
+    """Every subcommand and what it is for."""
+    from trl_margins.cli import COMMANDS
+
+    return _table(("command", "what it does"), [(f"[`{name}`](#{name})", text) for name, text in COMMANDS.items()])
+
+
+def flags(command: str, *names: str) -> str:
+    """Flags of a subcommand; a name that its own arguments do not have is a field of the trainers' configs."""
+    from trl_margins.trainers.configs import MarginCPOConfig
+
+    module = import_module(f"trl_margins.cli.{command}")
+    own = [
+        value for name, value in vars(module).items() if name.endswith("Arguments") and dataclasses.is_dataclass(value)
+    ]
+    known: dict[str, dataclasses.Field[Any]] = {}
+    for holder in (MarginCPOConfig, *_model_config(), *own):
+        known |= holder.__dataclass_fields__
+    if missing := [name for name in names if name not in known]:
+        raise ValueError(f"trl-margins {command} has no flags {missing}")
+    return _table(("flag", "default", "meaning"), [_flag(known[name]) for name in names])
+
+
+def _flag(field: dataclasses.Field[Any]) -> tuple[str, str, str]:
+    required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    default = "required" if required else _value(field.default)
+    return f"`--{field.name}`", default, " ".join(field.metadata.get("help", "").split())
+
+
+def _model_config() -> Iterable[type]:
+    from trl import ModelConfig
+
+    return (ModelConfig,)
+
+
+def losses() -> str:
+    """Which loss goes with what."""
+    from trl_margins.losses import CPO_LOSSES, DPO_LOSSES, NOT_PER_PAIR, REFERENCE_FREE_LOSSES, TAKES_MARGIN
+
+    def mark(value: bool) -> str:
+        return "yes" if value else ""
+
+    tables = (CPO_LOSSES, DPO_LOSSES, REFERENCE_FREE_LOSSES)
+    rows = [
+        (
+            f"`{name}`",
+            *(mark(name in table) for table in tables),
+            mark(name not in NOT_PER_PAIR),
+            mark(name in TAKES_MARGIN),
+        )
+        for name in dict.fromkeys([*CPO_LOSSES, *DPO_LOSSES])
+    ]
+    return _table(("`loss_type`", "CPO base", "DPO base", "DPO base, no reference", "weight", "margin"), rows)
+
+
+def score_columns() -> str:
+    """Where scores are looked for."""
+    from trl_margins.data.scores import GAP_COLUMNS, PAIRED_COLUMNS
+
+    pairs = [f"`{chosen}`, `{rejected}`" for chosen, rejected in PAIRED_COLUMNS]
+    return "\n".join(
+        f"{place}. {name}" for place, name in enumerate([*pairs, *(f"`{gap}`" for gap in GAP_COLUMNS)], start=1)
+    )
+
+
+def _table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    heads = list(heads)
+    lines = [heads, ["---"] * len(heads), *([cell.replace("|", r"\|") for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _value(value: Any) -> str:
+    """A default as it is written in YAML."""
+    if value is None or value is dataclasses.MISSING:
+        return "none"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"`{re.sub(r'e-0', 'e-', f'{value:g}')}`" if isinstance(value, float) else f"`{value}`"
+
+
+FILLERS: Mapping[str, Any] = {
+    filler.__name__: filler
+    for filler in (
+        *(options, settings, gammas, paper, citation, recipes),
+        *(keys, commands, flags, losses, score_columns),
+    )
+}

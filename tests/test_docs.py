@@ -1,0 +1,299 @@
+"""The documentation does what it says: Python and command lines run, and placeholders find what they name."""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import re
+import shlex
+import shutil
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import datasets
+import pytest
+from conftest import preference_rows
+from datasets import Dataset, DatasetDict
+from transformers import TrainingArguments
+
+from trl_margins.cli import COMMANDS, main
+from trl_margins.trainers import cards
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = ["README.md", *(str(path.relative_to(ROOT)) for path in sorted(DOCS.rglob("*.md")))]
+
+# Name in the pages → what stands in for it: a folder's name in the workspace below
+MODELS = {"Qwen/Qwen2.5-0.5B-Instruct": "tiny"}
+# What every config has in the tests: TRL trains in bf16 by default, which transformers refuses without a GPU
+EVERY_RUN = {"bf16": False, "gradient_checkpointing": False, "max_steps": 1, "disable_tqdm": True}
+# Hub sets → the splits that are made of a few local pairs
+HUB_SETS = {"HuggingFaceH4/ultrafeedback_binarized": ("train_prefs", "test_prefs")}
+# What a page takes as given
+GIVEN = {"docs/evaluation.md": {"dataset": "pairs_with_models"}}
+# What is added to a command, so that it takes a second; the last of two equal flags counts
+ADDED = {
+    "train": "--per_device_train_batch_size 2 --gradient_accumulation_steps 1 --max_length 128 --eval_steps 1",
+    "evaluate": "--max_length 128 --bootstrap 10",
+    "select": "--max_length 128 --batch_size 2 --batch_multiplier 2",
+    "inspect": "--max_length 128",
+}
+# What a `train` says that a page leaves out with an ellipsis
+LEFT_OUT = {"--model_name_or_path": "tiny", "--dataset_name": "pairs.jsonl.gz", "--output_dir": "left-out"}
+# Blocks in another language say that they are not to be run
+LANGUAGES = {"python", "bash", "text", "bibtex", "yaml"}
+# Slow, and nothing on any page builds on what they write: once is enough
+ONCE = {"report", "inspect"}
+
+FENCE = re.compile(r"^(?P<indent> *)```(?P<language>\w*)\n(?P<code>.*?)^ *```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page: str) -> Iterator[tuple[str, str, int]]:
+    """(language, code, line of the first one) of a page's fenced blocks."""
+    text = (ROOT / page).read_text()
+    found = list(FENCE.finditer(text))
+    assert text.count("```") == 2 * len(found), f"{page}: a fence that this file cannot read"
+    for match in found:
+        yield match["language"], textwrap.dedent(match["code"]), text[: match.start("code")].count("\n") + 1
+
+
+def lines(code: str) -> list[list[str]]:
+    """A shell block's commands, split; without comments, and without an ellipsis and the flag that it is for."""
+    joined = re.sub(r"(--\w+ )?…", "", code.replace("\\\n", " ")).splitlines()
+    return [words for words in (shlex.split(line, comments=True) for line in joined) if words]
+
+
+def pairs_with_models() -> Dataset:
+    """Ten prompts with eight pairs each, of the answers of four models."""
+    models = {
+        "chosen_model": [f"m{i % 4}" for i in range(80)],
+        "rejected_model": [f"m{i // 4 % 4}" for i in range(80)],
+    }
+    rows = preference_rows(80, seed=7).to_dict() | models | {"prompt": [f"say {i // 8} " for i in range(80)]}
+    return Dataset.from_dict(rows)
+
+
+def as_on_the_hub() -> Dataset:
+    """UltraFeedback binarized's columns: the prompt as text, the answers as whole conversations, one of them again."""
+
+    def row(pair: dict[str, Any]) -> dict[str, Any]:
+        sides = {side: pair["prompt"] + pair[side] for side in ("chosen", "rejected")}
+        return {"prompt": pair["prompt"][0]["content"], **sides, "messages": sides["chosen"]}
+
+    plain = preference_rows(8, "conversational", seed=3)
+    return Dataset.from_list([{**pair, **row(pair)} for pair in plain])
+
+
+_whole = TrainingArguments.__post_init__
+
+
+def small(config: TrainingArguments) -> None:
+    """A config's `__post_init__`, whatever was said before."""
+    for name, value in EVERY_RUN.items():
+        setattr(config, name, value)
+    _whole(config)
+
+
+@pytest.fixture(scope="session")
+def workspace(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The files that the pages name, among them a run's folder."""
+    gc.freeze()  # every training collects garbage, and looks through all that the libraries have made
+    folder = tmp_path_factory.mktemp("docs")
+    for name, seed in {"pairs": 1, "eval": 2}.items():
+        preference_rows(12, "conversational", seed=seed).to_json(folder / f"{name}.jsonl.gz", compression="gzip")
+    lists = [{"prompt": f"say {i} ", "responses": ["one", "two", "three"], "scores": [i, 5, 2]} for i in range(3)]
+    Dataset.from_list(lists).to_json(folder / "lists.jsonl.gz", compression="gzip")
+    bench = [{"prompt": f"say {i} ", "chosen": ["a", "bb", "c c"], "rejected": ["d", "e", "f"]} for i in range(2)]
+    Dataset.from_list(bench).to_json(folder / "chat_filtered.json", lines=False)
+    (folder / "theirs.yaml").write_text(
+        "model_name_or_path: tiny\ntorch_dtype: float32\ndataset_mixer: {pairs.jsonl.gz: 1.0}\n"
+        "dataset_splits: [train]\nloss_type: simpo\nbeta: 2.0\ngamma_beta_ratio: 0.5\nmax_prompt_length: 64\n"
+        "warmup_ratio: 0.1\noutput_dir: theirs\n"
+    )
+    shutil.copytree(tiny_model, folder / "tiny")
+    shutil.copytree(ROOT / "recipes", folder / "recipes")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(TrainingArguments, "__post_init__", small)
+        patch.setattr(cards, "pictures", lambda trainer: [])
+        run(["trl-margins", "train", "--output_dir", "out"], set())
+    for name in ("gappo", "simpo"):
+        shutil.copytree(folder / "out", folder / name)
+    yield folder
+    gc.unfreeze()
+
+
+@pytest.fixture
+def here(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, where Hub sets are local ones."""
+    folder = tmp_path / "here"
+    shutil.copytree(workspace, folder)
+    monkeypatch.chdir(folder)
+    real = datasets.load_dataset
+
+    def load_dataset(path: str, *args: Any, split: str | None = None, **kwargs: Any) -> Any:
+        if path not in HUB_SETS:
+            return real(path, *args, split=split, **kwargs)
+        splits = DatasetDict({name: as_on_the_hub() for name in HUB_SETS[path]})
+        return splits if split is None else splits[split]
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(cards, "pictures", lambda trainer: [])  # half a minute for all pages together
+    monkeypatch.setattr(TrainingArguments, "__post_init__", small)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def already_run() -> set[str]:
+    return set()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_runs(page: str, here: Path, already_run: set[str]) -> None:
+    """In order, and its Python in one namespace."""
+    namespace: dict[str, Any] = {"__name__": page}
+    namespace |= {name: globals()[maker]() for name, maker in GIVEN.get(page, {}).items()}
+    for language, code, line in blocks(page):
+        assert language in LANGUAGES, f"{page}, line {line}: a block in no language, or in {language!r}"
+        for name, stand_in in MODELS.items():
+            code = code.replace(name, stand_in)
+        if language == "python":
+            # as many newlines as stand above it: a traceback then shows the page's own line
+            exec(compile("\n" * line + code, str(ROOT / page), "exec"), namespace)
+        elif language == "bash":
+            for words in lines(code):
+                run(words, already_run)
+    for name, test in list(namespace.items()):
+        if name.startswith("test_"):
+            test()
+
+
+def run(words: list[str], already_run: set[str]) -> None:
+    """A command line of a page, or what can be said of it without running it."""
+    program, *rest = words
+    if program == "trl-margins":
+        if rest[0] in ONCE and str(rest) in already_run:
+            return
+        already_run.add(str(rest))
+        assert main(as_run(rest)) == 0
+    elif program == "make":
+        targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert rest[0] in targets, f"no such target: {words}"
+    elif program == "pip":
+        check_pip(rest)
+    elif program == "accelerate":
+        check_launch(rest)
+    else:
+        raise AssertionError(f"tests/test_docs.py does not know how to check {words}")
+
+
+def as_run(words: list[str]) -> list[str]:
+    command, *rest = words
+    if command == "train":
+        given = {word.partition("=")[0] for word in rest}
+        named = {"--config", "--recipe"} & given
+        for flag, value in LEFT_OUT.items():
+            if flag not in given and not (named and flag != "--model_name_or_path"):
+                rest += [flag, value]
+    return [command, *rest, *shlex.split(ADDED.get(command, ""))]
+
+
+def check_pip(words: list[str]) -> None:
+    """Installs this package, with extras that it has."""
+    assert words[0] == "install"
+    _, _, after = (ROOT / "pyproject.toml").read_text().partition("[project.optional-dependencies]\n")
+    extras = re.findall(r"^(\w+) = ", after.partition("\n[")[0], re.MULTILINE)
+    for word in words[1:]:
+        match = re.fullmatch(r"(?:\.|trl-margins)(?:\[(.+)\])?", word)
+        assert match, f"pip install {word}: not this package"
+        assert set((match[1] or "").split(",")) - {""} <= set(extras), word
+
+
+def check_launch(words: list[str]) -> None:
+    """The launcher's flags parse, and the command's do in this package."""
+    from accelerate.commands.launch import launch_command_parser
+
+    from trl_margins.cli.train import make_parser
+
+    assert words[0] == "launch"
+    launch = launch_command_parser().parse_args(words[1:])
+    assert launch.module
+    assert launch.training_script == "trl_margins.cli"
+    assert launch.config_file is None or Path(launch.config_file).is_file(), launch.config_file
+    command, *rest = launch.training_script_args
+    assert command in COMMANDS
+    if command == "train":
+        argv = as_run([command, *rest])[1:]
+        make_parser(argv).parse_args_and_config(argv, fail_with_unknown_args=True)
+
+
+# What the site is made of
+
+
+def module(name: str) -> ModuleType:
+    """A file of docs/, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if "{{" in (ROOT / page).read_text()])
+def test_placeholders_are_filled(page: str) -> None:
+    filled = module("hooks").expanded((ROOT / page).read_text())
+    assert "{{" not in FENCE.sub("", filled)
+    for row in re.findall(r"^\| .*$", filled, re.MULTILINE):
+        assert row.endswith(" |"), row
+
+
+def test_a_placeholder_for_nothing_is_an_error() -> None:
+    hooks = module("hooks")
+    for wrong in (
+        "{{ optoins gappo }}",
+        "{{ options gappo scoer_gap_* }}",
+        "{{ settings gapo }}",
+        "{{ flags train x }}",
+    ):
+        with pytest.raises(ValueError, match=r"no placeholder|no field|unknown method|no flags"):
+            hooks.expanded(wrong)
+
+
+def test_settings_say_what_differs_between_models() -> None:
+    """A value that one model of the paper has otherwise is a column, whatever it is."""
+    shown = module("hooks").settings("amapo")
+    head, _, *rows = [line for line in shown.splitlines() if line.startswith("|")]
+    assert [cell.strip(" `") for cell in head.split("|")[2:5]] == ["beta", "gamma_beta_ratio", "learning_rate"]
+    assert "| Mistral-7B-Base | `2` |" in rows[3]
+    assert "`num_train_epochs` `1`" in shown.splitlines()[-1]
+
+
+def test_every_command_has_its_section() -> None:
+    sections = re.findall(r"^## (.+)$", (DOCS / "cli.md").read_text(), re.MULTILINE)
+    assert set(sections) == set(COMMANDS)
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    named = re.findall(r": (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert sorted(named) == sorted(str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md"))
+
+
+def test_links_of_the_readme_lead_somewhere() -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / "README.md").read_text()):
+        assert (ROOT / target).exists(), target
+
+
+def test_docstrings_become_markdown() -> None:
+    pytest.importorskip("griffe")
+    readable = module("docstrings").readable
+    assert readable(r"gap :math:`\delta_i = |s_{w,i} - s_l|`.") == (
+        "gap <i>δ<sub>i</sub> = |s<sub>w,i</sub> − s<sub>l</sub>|</i>."
+    )
+    assert readable(r".. math:: \frac1n \sum_i \log\sigma(m_i)") == ("<i>1/n Σ<sub>i</sub> log σ(m<sub>i</sub>)</i>")
+    assert readable("a\n\n=== ====\nx   y\n=== ====\n1   |2|\n=== ====\n\nb") == (
+        "a\n\n| x | y |\n| --- | --- |\n| 1 | \\|2\\| |\n\nb"
+    )
+    with pytest.raises(ValueError, match=r"no letter for \\omega"):
+        readable(r":math:`\omega`")

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import assert_same_gradients, load, preference_rows, quiet
+from peft import LoraConfig, get_peft_model
 from scipy.stats import spearmanr
 
 from trl_margins.cli import main as cli
@@ -699,6 +700,16 @@ def test_select_ranks_a_set_by_its_anchor_gaps(tiny_model, tmp_path, capsys):
     assert sorted(row["anchor_gap"] for row in parts["stable"]) == sorted(gaps)[:4]
     assert sorted(row["anchor_gap"] for row in parts["unstable"]) == sorted(gaps)[-4:]
     assert "stable         4 pairs" in capsys.readouterr().out
+
+
+def test_select_takes_an_adapter(tiny_model, tokenizer, tmp_path):
+    preference_rows(4, seed=9).to_json(tmp_path / "pairs.jsonl")
+    get_peft_model(load(tiny_model), LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path / "adapter")
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    arguments = ["select", "--model_name_or_path", str(tmp_path / "adapter"), "--output_dir", str(tmp_path / "out")]
+    options = ["--batch_size", "2", "--batch_multiplier", "2", "--radius", "0.5", "--max_length", "128"]
+    assert cli([*arguments, "--dataset_name", str(tmp_path / "pairs.jsonl"), "--fraction", "0.5", *options]) == 0
+    assert all(row["anchor_gap"] != 0 for row in read_rows(tmp_path / "out" / "all.jsonl"))
 
 
 def test_selected_gaps_are_those_of_the_reference(tiny_model, tokenizer, tmp_path):

@@ -129,7 +129,7 @@ class Difficulty:
 
 
 def test_a_missing_column_of_a_term_of_ones_own(tiny_model, tokenizer, tmp_path):
-    with pytest.raises(ValueError, match=r"'difficulty' needs the columns \['difficulty'\], and the eval data set has"):
+    with pytest.raises(ValueError, match=r"'difficulty' needs the columns \['difficulty'\], and the eval data set"):
         MarginCPOTrainer(
             load(tiny_model),
             MarginCPOConfig(**quiet(output_dir=str(tmp_path), loss_type="simpo")),

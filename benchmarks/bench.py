@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -41,25 +42,29 @@ def main() -> None:
     if args.quick:
         args.pairs, args.steps, args.rounds = [1], 1, 1
     args.out.mkdir(parents=True, exist_ok=True)
-    sections: dict[str, dict[str, dict[str, float]]] = {}
     largest = max(args.pairs)
-    for pairs in args.pairs:
-        sections[f"{pairs} pairs a step"] = steps(args, pairs, BASES)
-    sections[f"{largest} pairs a step, prompts of 500 tokens, answers of 150"] = steps(
-        args, largest, BASES, "--prompts", "long"
-    )
-    sections[f"{largest} pairs a step, gradient checkpointing"] = steps(
-        args, largest, BASES, "--gradient_checkpointing"
-    )
-    sections[f"methods, {largest} pairs a step"] = steps(args, largest, METHODS)
-    sections[f"GAPO's options, {largest} pairs a step"] = steps(args, largest, OPTIONS)
-    sections["GAPO on adapters"] = steps(args, largest, [OURS, "GAPO", "GAPO, per-pair gradients"], "--lora")
-    sections["evaluation"] = evaluation(args)
-    sections["ROUGE-L"] = evaluation_factors(args)
-    sections["tokenization"] = tokenization(args)
-    result = {"date": datetime.date.today().isoformat(), **machine(), "sections": sections}
-    (args.out / "bench.json").write_text(json.dumps(result, indent=2) + "\n")
-    (args.out / "bench.md").write_text(markdown(result))
+    long = ("--prompts", "long")
+    on_adapters = [OURS, "GAPO", "GAPO, per-pair gradients"]
+    parts: dict[str, Callable[[], dict[str, dict[str, float]]]] = {
+        f"{pairs} pairs a step": partial(steps, args, pairs, BASES) for pairs in args.pairs
+    }
+    parts |= {
+        f"{largest} pairs a step, prompts of 500 tokens": partial(steps, args, largest, BASES, *long),
+        f"{largest} pairs a step, checkpointing": partial(steps, args, largest, BASES, "--gradient_checkpointing"),
+        f"methods, {largest} pairs a step": partial(steps, args, largest, METHODS),
+        f"GAPO's options, {largest} pairs a step": partial(steps, args, largest, OPTIONS),
+        "GAPO on adapters": partial(steps, args, largest, on_adapters, "--lora"),
+        "evaluation": partial(evaluation, args),
+        "ROUGE-L": partial(evaluation_factors, args),
+        "tokenization": partial(tokenization, args),
+    }
+    sections: dict[str, dict[str, dict[str, float]]] = {}
+    for title, part in parts.items():
+        sections[title] = part()
+        result = {"date": datetime.date.today().isoformat(), **machine(), "sections": sections}
+        # after each part: a run that is broken off has left what it measured
+        (args.out / "bench.json").write_text(json.dumps(result, indent=2) + "\n")
+        (args.out / "bench.md").write_text(markdown(result))
     plot(sections, args.out / "bench.png")
     print((args.out / "bench.md").read_text())
 

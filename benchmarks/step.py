@@ -93,7 +93,10 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
     from trl_margins.trainers.named import trainer_class
 
     wanted = args.pairs * (args.steps + 1)
-    rows = pick_split(load_splits(args.dataset), None, args.dataset) if args.dataset else make_preference_set(wanted)
+    if args.dataset:
+        rows = pick_split(load_splits(args.dataset), None, args.dataset)
+    else:  # what is over fills long prompts
+        rows = make_preference_set(wanted + 200)
     rows = rows.shuffle(seed=0)
     tokenizer = load_tokenizer(args.model)
     if args.prompts == "long":

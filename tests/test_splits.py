@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import random
 import re
@@ -52,7 +53,7 @@ def models(split: Dataset) -> set[str]:
 
 
 def rows_of(splits: DatasetDict) -> dict[str, list[str]]:
-    return {name: sorted(map(str, split)) for name, split in splits.items()}
+    return {name: sorted(json.dumps(row, sort_keys=True) for row in split) for name, split in splits.items()}
 
 
 class TestPairs:
@@ -70,7 +71,7 @@ class TestPairs:
         for row in rows:
             n_unseen = len({row["chosen_model"], row["rejected_model"]} & unseen)
             name = {0: "seen", 1: "mixed", 2: "unseen"}[n_unseen]
-            expected[key(row) in new, name].append(str(row))
+            expected[key(row) in new, name].append(json.dumps(row, sort_keys=True))
         found = rows_of(splits)
         assert found["prompt_ood"] == sorted(expected[True, "seen"])
         assert found["mutual_ood"] == sorted(expected[True, "unseen"])

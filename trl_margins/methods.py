@@ -74,6 +74,7 @@ _GAPO_PAPER = Paper(
     citation=textwrap.dedent("""\
         @misc{gapo,
             title  = {{Learning Where It Matters: Geometric Anchoring for Robust Preference Alignment}},
+            author = {Cho, Youngjae and Kim, Jongsuk and Kim, Ji-Hoon},
             year   = 2026,
             eprint = {2602.04909},
             archivePrefix = {arXiv},

@@ -56,7 +56,7 @@ class EvaluateArguments:
     eval_min_score_gap: float = field(default=2.0, metadata={"help": "Least score gap of the pairs behind `pwa`."})
     max_length: int = field(default=1024, metadata={"help": "Longest prompt and answer, in tokens."})
     batch_size: int = field(default=16, metadata={"help": "Answers a device and pass. Does not change the numbers."})
-    bootstrap: int = field(default=1000, metadata={"help": "Resamples behind the 95 % intervals."})
+    bootstrap: int = field(default=1000, metadata={"help": "Resamples behind the 95 %% intervals."})
     dtype: str = field(default="float32", metadata={"help": "Dtype of the weights: float32, bfloat16, float16, auto."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run the model's own code."})
 

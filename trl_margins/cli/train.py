@@ -62,7 +62,7 @@ class TrainArguments(ScriptArguments):
     noise: str | None = field(
         default=None,
         metadata={
-            "help": "Flip training labels on purpose: random:0.2 flips 20 % of the pairs, length:0.2 as many whose "
+            "help": "Flip training labels on purpose: random:0.2 flips 20 %% of the pairs, length:0.2 as many whose "
             "chosen answer is the longer one. The log says what became of them."
         },
     )

@@ -1,0 +1,310 @@
+"""What is published: metadata that agree with the package, templates that parse, distributions that are whole."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+import tarfile
+import zipfile
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import tomllib
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+import trl_margins
+from trl_margins.methods import METHODS, Paper
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+DIRECT = [
+    Requirement(line)
+    for lines in (PROJECT["dependencies"], *PROJECT["optional-dependencies"].values())
+    for line in lines
+]
+CITATION = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+PAPERS = {method.paper.title: method.paper for method in METHODS.values()}
+FORMS = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
+FOLDERS = ("trl_margins", "tests", "recipes", "docs", "benchmarks", ".ci", ".github")
+CODE = sorted(
+    [*ROOT.glob("*.py"), *(path for name in FOLDERS for path in (ROOT / name).rglob("*.py"))],
+    key=lambda path: path.relative_to(ROOT).as_posix(),
+)
+# what came to the standard library after Python 3.10
+NEWER = {
+    "tomllib": set(),  # all of it
+    "datetime": {"UTC"},
+    "enum": {"EnumCheck", "ReprEnum", "StrEnum", "verify"},
+    "itertools": {"batched"},
+    "typing": {
+        "LiteralString",
+        "Never",
+        "NotRequired",
+        "Required",
+        "Self",
+        "TypeAliasType",
+        "TypeVarTuple",
+        "Unpack",
+        "assert_never",
+        "assert_type",
+        "dataclass_transform",
+        "override",
+        "reveal_type",
+    },
+}
+
+
+def script(name: str) -> ModuleType:
+    """A program of `.ci` as a module."""
+    spec = importlib.util.spec_from_file_location(f"ci_{name}", ROOT / ".ci" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def test_the_version_is_in_one_place():
+    """Neither as `version = …` nor as `trl-margins==…` anywhere else; the changelog is history."""
+    version = re.escape(trl_margins.__version__)
+    repeated = re.compile(rf"(?i)(version|trl[-_]margins)[\W_]{{1,8}}{version}(?![\w.])")
+    texts = (".py", ".toml", ".md", ".yaml", ".yml", ".cff", ".txt", ".in", "")
+    files = [*ROOT.iterdir(), *(p for name in FOLDERS if name != "tests" for p in (ROOT / name).rglob("*"))]
+    found = [
+        relative(path)
+        for path in files
+        if path.is_file() and path.suffix in texts and repeated.search(path.read_text(errors="ignore"))
+    ]
+    assert found == ["trl_margins/__init__.py"]
+
+
+def test_the_metadata_read_the_version_there():
+    tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert PROJECT["dynamic"] == ["version"]
+    assert "version" not in PROJECT
+    assert tool["dynamic"]["version"] == {"attr": "trl_margins.__version__"}
+    assert "version" not in CITATION
+
+
+def test_the_version_is_in_its_normal_form():
+    assert str(Version(trl_margins.__version__)) == trl_margins.__version__
+
+
+@pytest.mark.parametrize("requirement", DIRECT, ids=lambda requirement: requirement.name)
+def test_the_tested_set_is_within_the_ranges(requirement):
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    pinned = {canonicalize_name(pin.name): next(iter(pin.specifier)) for pin in pins}
+    name = canonicalize_name(requirement.name)
+    assert name in pinned, f"constraints.txt does not pin {requirement.name}"
+    assert pinned[name].operator == "=="
+    assert requirement.specifier.contains(pinned[name].version)
+
+
+@pytest.mark.parametrize("line", PROJECT["dependencies"])
+def test_each_dependency_has_one_floor(line):
+    """`nox -s oldest` installs it."""
+    assert [s.operator for s in Requirement(line).specifier].count(">=") == 1
+
+
+def test_python_3_10_reads_it():
+    """The syntax that `requires-python` promises, for Python 3.10 itself may not be at hand."""
+    assert PROJECT["requires-python"] == ">=3.10"
+    assert len(CODE) > 100
+    for path in CODE:
+        ast.parse(path.read_text(), relative(path), feature_version=(3, 10))
+    with pytest.raises(SyntaxError):
+        ast.parse("try:\n    pass\nexcept* ValueError:\n    pass\n", feature_version=(3, 10))
+
+
+def newer_imports(source: str) -> list[str]:
+    """What of NEWER a module imports."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names if alias.name in NEWER and not NEWER[alias.name]]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module in NEWER:
+            names = NEWER[node.module]
+            found += [f"{node.module}.{alias.name}" for alias in node.names if not names or alias.name in names]
+    return found
+
+
+def test_the_package_imports_nothing_that_python_3_10_lacks():
+    package = [path for path in CODE if path.is_relative_to(ROOT / "trl_margins")]
+    assert {relative(path): names for path in package if (names := newer_imports(path.read_text()))} == {}
+    assert newer_imports("import tomllib\nfrom typing import Any, Self\n") == ["tomllib", "typing.Self"]
+
+
+def bibtex_authors(paper: Paper) -> list[dict[str, str]] | None:
+    """A citation's authors as CFF writes them; None where it has none."""
+    found = re.search(r"author\s*=\s*\{(.+?)\},?\n", paper.citation)
+    if found is None:
+        return None
+    authors = []
+    for name in found[1].split(" and "):
+        family, _, given = name.partition(", ")
+        authors.append({"family-names": family, "given-names": given} if given else {"name": family})
+    return authors
+
+
+def test_the_citation_file():
+    """Keys and values of CFF 1.2.0: those of its lists that stand here."""
+    keys = {"cff-version", "type", "title", "message", "abstract", "authors", "license", "keywords", "references"}
+    assert CITATION.keys() == keys
+    assert (CITATION["cff-version"], CITATION["type"]) == ("1.2.0", "software")
+    assert (CITATION["title"], CITATION["license"]) == (PROJECT["name"], PROJECT["license"])
+    assert CITATION["authors"] == PROJECT["authors"] == [{"name": "The trl-margins authors"}]
+
+
+@pytest.mark.parametrize("paper", PAPERS.values(), ids=lambda paper: paper.title.split(":")[0])
+def test_the_citation_file_names_the_paper(paper):
+    (reference,) = [reference for reference in CITATION["references"] if reference["title"] == paper.title]
+    assert reference.get("url") == (f"https://arxiv.org/abs/{paper.arxiv}" if paper.arxiv else None)
+    year = re.search(r"year\s*=\s*(\d{4})", paper.citation)
+    assert reference.get("year") == (int(year[1]) if year else None)
+    authors = bibtex_authors(paper)
+    assert reference["authors"] == authors or (authors is None and reference["authors"])
+    for method in METHODS.values():
+        assert (f"{method.id}: " in reference["notes"] or f"{method.id}, " in reference["notes"]) == (
+            method.paper is paper
+        ), method.id
+
+
+def test_the_citation_file_names_no_other():
+    assert [reference["title"] for reference in CITATION["references"]] == list(PAPERS)
+
+
+@pytest.mark.parametrize("reference", CITATION["references"], ids=lambda reference: reference["title"].split(":")[0])
+def test_a_reference_is_one_of_cff(reference):
+    keys = {"type", "status", "title", "authors", "conference", "year", "url", "notes"}
+    assert {"type", "title", "authors"} <= reference.keys() <= keys
+    assert reference["type"] in ("article", "conference-paper")
+    assert reference.get("status", "preprint") in ("preprint", "submitted")
+    assert all("name" in author or "family-names" in author for author in reference["authors"])
+
+
+@pytest.mark.parametrize("path", FORMS, ids=lambda path: path.stem)
+def test_an_issue_form(path):
+    form = yaml.safe_load(path.read_text())
+    assert {"name", "description", "body"} <= form.keys() <= {"name", "description", "title", "labels", "body"}
+    ids = [element["id"] for element in form["body"]]
+    assert len(ids) == len(set(ids))
+    assert any(element.get("validations", {}).get("required") for element in form["body"])
+    for element in form["body"]:
+        assert element.keys() <= {"type", "id", "attributes", "validations"}
+        check_attributes(element["type"], element["attributes"])
+
+
+def check_attributes(kind: str, attributes: dict[str, Any]) -> None:
+    known = {
+        "input": {"label", "description", "placeholder", "value"},
+        "textarea": {"label", "description", "placeholder", "value", "render"},
+        "dropdown": {"label", "description", "multiple", "options"},
+        "checkboxes": {"label", "description", "options"},
+    }
+    assert attributes["label"]
+    assert attributes.keys() <= known[kind]
+    if kind == "dropdown":
+        assert attributes["options"]
+        assert all(isinstance(option, str) for option in attributes["options"])
+    elif kind == "checkboxes":
+        assert all(option.keys() <= {"label", "required"} and option["label"] for option in attributes["options"])
+
+
+def test_there_are_three_issue_forms():
+    assert [path.stem for path in FORMS] == ["bug", "feature", "method"]
+    assert len({yaml.safe_load(path.read_text())["name"] for path in FORMS}) == 3
+
+
+@pytest.fixture
+def project(tmp_path) -> Path:
+    """A source tree in small."""
+    for name in ("trl_margins/__init__.py", "trl_margins/py.typed", "tests/conftest.py", "recipes/a/b.yaml"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    cache = tmp_path / "trl_margins" / "__pycache__"
+    cache.mkdir()
+    (cache / "x.pyc").touch()
+    return tmp_path
+
+
+IN_A_WHEEL = ["trl_margins/__init__.py", "trl_margins/py.typed", "trl_margins/recipes/a/b.yaml"]
+
+
+def write_wheel(folder: Path, *names: str) -> Path:
+    path = folder / "trl_margins-9-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in (*names, "trl_margins-9.dist-info/METADATA"):
+            archive.writestr(name, "")
+    return path
+
+
+def test_a_whole_wheel(project):
+    wheel = write_wheel(project, *IN_A_WHEEL)
+    assert script("try_wheel").check_wheel(wheel, project) == 4
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (IN_A_WHEEL[:-1], r"missing \['trl_margins/recipes/a/b.yaml'\]"),
+        (IN_A_WHEEL[1:], r"missing \['trl_margins/__init__.py'\]"),
+        ([*IN_A_WHEEL, "tests/conftest.py"], r"not in the source \['tests/conftest.py'\]"),
+    ],
+)
+def test_a_wheel_with_a_hole_or_a_stranger(names, message, project):
+    with pytest.raises(SystemExit, match=message):
+        script("try_wheel").check_wheel(write_wheel(project, *names), project)
+
+
+@pytest.mark.parametrize("missing", [None, "tests/conftest.py", "recipes/a/b.yaml"])
+def test_an_sdist_has_what_the_tests_need(missing, project):
+    names = ["trl_margins/__init__.py", "trl_margins/py.typed", "tests/conftest.py", "recipes/a/b.yaml"]
+    sdist = project / "trl_margins-9.tar.gz"
+    with tarfile.open(sdist, "w:gz") as archive:
+        for name in names:
+            if name != missing:
+                archive.add(project / name, f"trl_margins-9/{name}")
+    if missing is None:
+        assert script("try_wheel").check_sdist(sdist, project) == 4
+    else:
+        with pytest.raises(SystemExit, match=rf"lacks \['{missing}'\]: see MANIFEST.in"):
+            script("try_wheel").check_sdist(sdist, project)
+
+
+def test_one_wheel_or_an_error(tmp_path):
+    with pytest.raises(SystemExit, match=r"\*\.whl: 0 files instead of one"):
+        script("try_wheel").the_only(tmp_path, "*.whl")
+
+
+def test_the_manifest_names_what_is_there():
+    lines = [line.split() for line in (ROOT / "MANIFEST.in").read_text().splitlines()]
+    grafted = {name for command, *names in lines if command == "graft" for name in names}
+    assert grafted | {"trl_margins"} == set(script("try_wheel").IN_THE_SDIST)
+    for command, *names in lines:
+        if command in ("graft", "include"):
+            assert all((ROOT / name).exists() for name in names), names
+
+
+def test_the_smoke_test_trains(tmp_path):
+    """Here in this environment; `make dist` does it in a fresh one."""
+    assert "mean weight 2.00" in script("smoke").train(tmp_path)
+
+
+def test_every_command_has_help():
+    """One % in a field's help is enough to break it: argparse formats it."""
+    assert "train" in script("smoke").help_of_every_command()
+
+
+def test_the_smoke_test_wants_the_installed_package():
+    """The one of this working tree is not it."""
+    with pytest.raises(AssertionError, match="not from the fresh environment"):
+        script("smoke").version(trl_margins.__version__)

@@ -69,7 +69,13 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     with torch.no_grad():
         pairs = trainer.concatenated_forward(trainer.model, batch)
     scores = batch["pair_columns"] | {"evaluation_factor": torch.tensor(rows["evaluation_factor"][:]).to(pairs.chosen)}
-    pair_batch = PairBatch(scores, gather=trainer.accelerator.gather, training=True)
+    measured = {  # as the trainer would have; what measuring costs is in `step.py`
+        name: torch.zeros_like(pairs.chosen)
+        for config in configs.values()
+        if config.margin
+        for name in getattr(config.margin_term(), "probes", ())[-1:]
+    }
+    pair_batch = PairBatch(scores | measured, gather=trainer.accelerator.gather, training=True)
     plain = trainer.objective
     objectives = {
         method: replace(plain, weight=c.weight_term(), margin=c.margin_term()) for method, c in configs.items()

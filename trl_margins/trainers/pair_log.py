@@ -68,14 +68,16 @@ class PairLog:
         if accelerator.num_processes > 1:
             rows = np.concatenate([part for part in gather_object([rows]) if part.size] or [rows])
             rows = rows[np.argsort(rows[:, 0], kind="stable")]
+        if not rows.size:
+            return
         self._not_logged.append(rows)
-        if accelerator.is_main_process and rows.size:
+        if accelerator.is_main_process:
             self._write(names, rows)
 
     def drain(self) -> dict[str, np.ndarray]:
         """By name, what was flushed since the last call, of all ranks."""
         names = ["step", *(self._names or [])]
-        rows = np.concatenate([part for part in self._not_logged if part.size] or [np.empty((0, len(names)))])
+        rows = np.concatenate(self._not_logged or [np.empty((0, len(names)))])
         self._not_logged = []
         self.drained = dict(zip(names, rows.T, strict=True))
         return self.drained
@@ -101,8 +103,10 @@ class PairLog:
         kept = [row for row in rows if len(row) == len(head) and int(row[0]) <= step]  # a kill may cut the last line
         if len(kept) < len(rows):
             logger.info("%s: %d lines of steps after %d are written anew", self.file.name, len(rows) - len(kept), step)
-        with self.file.open("w", newline="") as file:
+        shorter = self.file.with_suffix(".tmp")  # a kill leaves the one or the other whole
+        with shorter.open("w", newline="") as file:
             csv.writer(file).writerows([head, *kept])
+        shorter.replace(self.file)
 
 
 class RunFolder(TrainerCallback):

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 
 from trl_margins import MarginCPOConfig, MarginCPOTrainer, MarginDPOConfig, MarginDPOTrainer
+from trl_margins.trainers.collator import ROW
 from trl_margins.trainers.tokenization import RowsOfABatch
 
 TEXTS = [
@@ -44,7 +45,8 @@ def columns(trainer_class, config_class, model, rows, tokenizer, out, **options)
         eval_dataset=rows,
         processing_class=tokenizer,
     )
-    return trainer.train_dataset, trainer.eval_dataset
+    train = trainer.train_dataset  # whose rows have numbers, for errors and the pair log
+    return train.remove_columns(ROW) if ROW in train.column_names else train, trainer.eval_dataset
 
 
 @pytest.mark.parametrize("merges", [False, True])

@@ -198,3 +198,4 @@ REFERENCE_FREE_LOSSES: Mapping[str, PairLoss] = {
 
 TAKES_MARGIN = frozenset({"sigmoid", "hinge", "simpo"})  # losses of m − γ
 NOT_PER_PAIR = frozenset({"aot", "aot_unpaired", "sft"})  # a row of these is not one pair's loss
+READS_SMOOTHING = frozenset({smoothed_sigmoid, exo_pair, robust, aot, aot_unpaired})

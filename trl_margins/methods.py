@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from .checks import unknown
 from .terms import Term
 from .terms.adaptive import AdaptiveMargin
 from .terms.anchor import AnchorMargin, GradientNormMargin
@@ -281,8 +282,14 @@ def get_method(method_id: str) -> Method:
     """The row of a method's id.
 
     Raises:
-        ValueError: no such row.
+        ValueError: no such row. Three papers' names differ by their letters' case alone, so a name is told from an id.
     """
-    if method_id not in METHODS:
-        raise ValueError(f"unknown method {method_id!r}; known: {', '.join(METHODS)}")
-    return METHODS[method_id]
+    if isinstance(method_id, str) and method_id in METHODS:
+        return METHODS[method_id]
+    names = {method.id: method.name for method in METHODS.values()}
+    named = [key for key, name in names.items() if name == method_id]
+    named = named or [key for key, name in names.items() if name.lower() == str(method_id).lower()]
+    if not named:
+        raise unknown("method", method_id, METHODS)
+    hint = " or ".join(f"{key!r} ({names[key]})" for key in named)
+    raise ValueError(f"unknown method {method_id!r}; known: {', '.join(METHODS)}; did you mean {hint}?")

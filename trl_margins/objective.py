@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .losses import NOT_PER_PAIR, TAKES_MARGIN, LossInputs, PairLoss, margin_loss
+from .checks import Number, unknown
+from .losses import NOT_PER_PAIR, READS_SMOOTHING, TAKES_MARGIN, LossInputs, PairLoss, margin_loss
 from .pairs import PairBatch, PairLogps
-from .rewards import alphapo, length_normalized, log_ratio
+from .rewards import DIVERGENCES, alphapo, length_normalized, log_ratio
 from .terms import Term
 
 __all__ = [
@@ -21,6 +23,8 @@ __all__ = [
     "SummedReward",
     "margin_loss",
 ]
+
+logger = logging.getLogger(__name__)
 
 Reward = Callable[[PairLogps], tuple[Tensor, Tensor]]
 
@@ -54,6 +58,10 @@ class LogRatioReward:
 
     divergence: str = "reverse_kl"
     alpha: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.divergence not in DIVERGENCES:
+            raise unknown("f_divergence_type", self.divergence, DIVERGENCES)
 
     def __call__(self, pairs: PairLogps) -> tuple[Tensor, Tensor]:
         return (
@@ -90,7 +98,7 @@ class Objective:
         discopop_tau: τ of DiscoPOP.
 
     Raises:
-        ValueError: an unknown loss type, or a term that does not go with one.
+        ValueError: an unknown loss type, a term that does not go with one, or a number that a loss cannot take.
     """
 
     reward: Reward
@@ -121,6 +129,24 @@ class Objective:
                     f"margin {margin} does not go with loss_type {name!r}: "
                     f"only {', '.join(sorted(TAKES_MARGIN))} subtract a margin from the reward gap"
                 )
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
+        Number(above=0).check("beta", self.beta)
+        Number().check("simpo_gamma", self.gamma)
+        Number(above=0).check("discopop_tau", self.discopop_tau)
+        Number(least=0, most=0.5).check("label_smoothing", self.label_smoothing)
+        if "robust" in self.losses:  # it divides by 1 − 2ε
+            Number(least=0, below=0.5).check("label_smoothing of loss_type 'robust'", self.label_smoothing)
+        if "exo_pair" in self.losses:  # and this takes its logarithm
+            Number(above=0, most=0.5).check("label_smoothing of loss_type 'exo_pair'", self.label_smoothing)
+        for name, share in self.losses.items():
+            Number(least=0).check(f"the weight of loss_type {name!r} (loss_weights)", share)
+        if not any(self.losses.values()):
+            raise ValueError(f"no loss to train on: loss_type is {list(self.losses)}, and all its loss_weights are 0")
+        reads_smoothing = [name for name in self.losses if self.table.get(name) in READS_SMOOTHING]
+        if self.label_smoothing and not reads_smoothing:
+            logger.warning("label_smoothing=%g has no effect with loss_type %s", self.label_smoothing, [*self.losses])
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -32,6 +32,9 @@ def length_normalized(logps_sum: Tensor, lengths: Tensor) -> Tensor:
     return torch.where(lengths > 0, logps_sum / lengths.clamp(min=1), 0.0)
 
 
+DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
+
+
 def log_ratio(logps: Tensor, ref_logps: Tensor, divergence: str = "reverse_kl", alpha: float = 0.5) -> Tensor:
     r"""DPO's score :math:`f'(u)` with :math:`u = \pi_\theta(y|x) / \pi_{ref}(y|x)`; for the reverse KL, log u.
 
@@ -65,9 +68,7 @@ def log_ratio(logps: Tensor, ref_logps: Tensor, divergence: str = "reverse_kl", 
     if divergence == "alpha_divergence":
         exponent = ((alpha - 1) * log_u).float().clamp(max=_LARGEST_EXPONENT.get(log_u.dtype, 80.0))
         return (torch.exp(exponent) - 1).to(log_u.dtype) / (alpha - 1)
-    raise ValueError(
-        f"unknown f_divergence_type {divergence!r}; known: reverse_kl, forward_kl, js_divergence, alpha_divergence"
-    )
+    raise ValueError(f"unknown f_divergence_type {divergence!r}; known: {', '.join(DIVERGENCES)}")
 
 
 def alphapo(logps: Tensor, alpha: float) -> Tensor:

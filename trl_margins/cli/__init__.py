@@ -5,6 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from linecache import getline
+from traceback import walk_tb
+
+from yaml import YAMLError
 
 COMMANDS = {
     "train": "train with a method on a preference set",
@@ -19,9 +23,34 @@ COMMANDS = {
 }
 
 
+# modules whose errors are meant for users
+_CHECK_THEIR_INPUT = (
+    "trl_margins",
+    "trl",
+    "peft",
+    "transformers.trainer",
+    "transformers.training_args",
+    "transformers.integrations",
+)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a subcommand; returns the exit status."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    """Runs a subcommand; returns the exit status.
+
+    Without `argv`, as the console calls it, what is wrong with the input is one message instead of an error.
+    """
+    if argv is not None:
+        return _run(list(argv))
+    try:
+        return _run(sys.argv[1:])
+    except Exception as error:
+        if not _says_enough(error):
+            raise
+        print(f"{' '.join(['trl-margins', *sys.argv[1:2]])}: {error}", file=sys.stderr)
+        return 1
+
+
+def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_help())
         return 0
@@ -35,6 +64,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"trl-margins: unknown command {command!r}\n\n{_help()}", file=sys.stderr)
         return 2
     return import_module(f".{command}", __name__).main(rest)
+
+
+def _says_enough(error: Exception) -> bool:
+    """Whether an error is about what the user gave, or about a file, or a library that is not there.
+
+    All others are somebody's mistake, of which the traceback tells where.
+    """
+    if isinstance(error, (OSError, ImportError, YAMLError)):
+        return True
+    *_, (frame, line) = walk_tb(error.__traceback__)
+    module = frame.f_globals.get("__name__", "")
+    checks = any(module == name or module.startswith(f"{name}.") for name in _CHECK_THEIR_INPUT)
+    on_purpose = getline(frame.f_code.co_filename, line).lstrip().startswith("raise")
+    return checks and on_purpose and isinstance(error, (ValueError, TypeError, RuntimeError, ArithmeticError))
 
 
 def _help() -> str:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from .dialects import Note, Settings, check_known, translate
 from .resolved import as_yaml
-from .setup import log_to_console
+from .setup import check_writable, log_to_console
+from .yaml_file import read_yaml
 
 
 def main(argv: Sequence[str]) -> int:
@@ -19,7 +20,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("config", type=Path, metavar="THEIRS.yaml", help="YAML for another project or an older TRL.")
     parser.add_argument("--out", type=Path, metavar="FILE", help="Where to write it; to the terminal, if not given.")
     args = parser.parse_args(list(argv))
-    from .train import parser_for, read_yaml
+    from .train import parser_for
 
     settings, notes = translate(read_yaml(args.config))
     known = parser_for(settings.get("method", "gappo"), settings.get("base", "cpo")).fields
@@ -30,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     if args.out.exists() and args.out.samefile(args.config):
         raise SystemExit(f"trl-margins convert: {args.out} is the file to read: write to another")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(args.out.parent)
     args.out.write_text(text)
     print(args.out)
     return 0

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from trl import TrlParser
 
+from ..checks import Number
 from ..data.demo import bundled_model_path, make_demo_splits
 from ..evaluation.tables import pair_table
-from .setup import load_model, load_tokenizer, log_to_console
+from .setup import check_writable, load_model, load_tokenizer, log_to_console
 
 NUMBERS = {
     "pwa": "eval_pwa",
@@ -32,11 +33,17 @@ class DemoArguments:
     learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate."})
     seed: int = field(default=0, metadata={"help": "Seed of the data and of the training order."})
 
+    def __post_init__(self) -> None:
+        Number(least=1, whole=True).check("max_steps", self.max_steps)
+        Number(least=1, whole=True).check("batch_size", self.batch_size)
+        Number(above=0).check("learning_rate", self.learning_rate)
+
 
 def main(argv: Sequence[str]) -> int:
     """Makes the data, trains, prints the table before → after."""
     log_to_console()
     (args,) = TrlParser(DemoArguments, prog="trl-margins demo").parse_args_and_config(list(argv))
+    check_writable(args.output_dir)
     from .. import GapPOConfig, GapPOTrainer
 
     model_path = bundled_model_path("smollm2-135m-instruct")

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from trl import TrlParser
 
+from ..checks import Number
 from ..data.loading import load_splits, pick_split
 from ..data.splits import SPLITS
 from ..evaluation.sets import EvaluationSet, evaluation_set
-from .setup import load_model, load_tokenizer, log_to_console
+from ..report.markdown import inline, one_line
+from .setup import DTYPES, check_writable, load_model, load_tokenizer, log_to_console
 
 if TYPE_CHECKING:
     from ..trainers.answers import AnswerLogps
@@ -57,20 +59,32 @@ class EvaluateArguments:
     max_length: int = field(default=1024, metadata={"help": "Longest prompt and answer, in tokens."})
     batch_size: int = field(default=16, metadata={"help": "Answers a device and pass. Does not change the numbers."})
     bootstrap: int = field(default=1000, metadata={"help": "Resamples behind the 95 %% intervals."})
-    dtype: str = field(default="float32", metadata={"help": "Dtype of the weights: float32, bfloat16, float16, auto."})
+    dtype: str = field(
+        default="float32", metadata={"help": f"Dtype of the weights: {', '.join(DTYPES)}.", "choices": DTYPES}
+    )
     trust_remote_code: bool = field(default=False, metadata={"help": "Run the model's own code."})
+
+    def __post_init__(self) -> None:
+        for name in ("max_length", "batch_size", "bootstrap"):
+            Number(least=1, whole=True).check(name, getattr(self, name))
+        Number(least=0).check("eval_min_score_gap", self.eval_min_score_gap)
 
 
 def main(argv: Sequence[str]) -> int:
     """Evaluates, prints the tables, writes the files."""
     log_to_console()
     (args,) = TrlParser(EvaluateArguments, prog="trl-margins evaluate").parse_args_and_config(list(argv))
+    for file in filter(None, (args.json, args.markdown, args.rewards)):
+        check_writable(Path(file).parent)
     import torch
     from accelerate import Accelerator
+
+    from ..trainers.processing import prepare_tokenizer
 
     loading = {"trust_remote_code": args.trust_remote_code}
     tokenizer = load_tokenizer(args.model_name_or_path, **loading)
     sets = load_sets(args, as_chat=tokenizer.chat_template is not None)
+    prepare_tokenizer(tokenizer, {each.name: [{"prompt": prompt} for prompt in each.prompts[:1]] for each in sets})
     # left to itself, accelerate takes several processes on a CPU for single ones
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     model = load_model(args.model_name_or_path, dtype=args.dtype, device_map=None, **loading)
@@ -103,7 +117,8 @@ def main(argv: Sequence[str]) -> int:
         "dtype": args.dtype,
     }
     _write(args.json, json.dumps({**settings, "sets": reports}, indent=2))
-    _write(args.markdown, text)
+    shown = {inline(name): report for name, report in reports.items()}  # a name could be more than a name there
+    _write(args.markdown, tables(shown, args.eval_min_score_gap, UNITS[args.reward]))
     lines = (
         {"set": each.name, "row": i, "rewards": row.tolist(), "lengths": found.lengths.tolist()}
         for each in sets
@@ -134,7 +149,7 @@ def load_sets(args: EvaluateArguments, as_chat: bool) -> list[EvaluationSet]:
         splits = load_splits(source, args.dataset_config)
         names = args.dataset_split or (SPLITS if set(SPLITS) <= set(splits) else [None])
         for split in names:
-            name = Path(source).name.split(".")[0] if split is None or len(splits) == 1 else split
+            name = one_line(Path(source).name.split(".")[0] if split is None or len(splits) == 1 else split)
             if name in (each.name for each in found):
                 name = f"{source}:{split}" if split else source
             dataset = pick_split(splits, split, source)
@@ -224,5 +239,4 @@ def tables(reports: Mapping[str, Mapping[str, Any]], min_score_gap: float, unit:
 
 def _write(file: str | None, text: str) -> None:
     if file:
-        Path(file).parent.mkdir(parents=True, exist_ok=True)
         Path(file).write_text(text + "\n")

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from trl import TrlParser
 
+from ..checks import Number
 from ..data.audit import Audit, Distribution, Lengths, Measure, SplitAudit, audit
 from ..data.audit.console import report
 from ..data.loading import load_splits, pick_split
-from .setup import load_tokenizer, log_to_console
+from .setup import check_writable, load_tokenizer, log_to_console
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -53,6 +54,11 @@ class InspectArguments:
     plot: str | None = field(default=None, metadata={"help": "File (.png, .svg) that gets the histograms."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run the tokenizer's own code."})
 
+    def __post_init__(self) -> None:
+        Number(least=1, whole=True).check("max_length", self.max_length)
+        Number(least=0).check("eval_min_score_gap", self.eval_min_score_gap)
+        Number(least=0, whole=True).check("ef_sample", self.ef_sample)
+
 
 def main(argv: Sequence[str]) -> int:
     """Audits, prints, writes the JSON and the figure."""
@@ -62,6 +68,8 @@ def main(argv: Sequence[str]) -> int:
     (args,) = parser.parse_args_and_config([*(["--dataset_name"] if named else []), *argv])
     if args.plot:
         check_figure(args.plot)  # before the work
+    for file in filter(None, (args.json, args.plot)):
+        check_writable(Path(file).parent)
     splits = load_splits(args.dataset_name, args.dataset_config)
     if args.dataset_split is not None:
         splits = {args.dataset_split: pick_split(splits, args.dataset_split, args.dataset_name)}
@@ -82,10 +90,8 @@ def main(argv: Sequence[str]) -> int:
     )
     print(report(found))
     if args.json:
-        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
         Path(args.json).write_text(json.dumps(asdict(found), indent=2) + "\n")
     if args.plot:
-        Path(args.plot).parent.mkdir(parents=True, exist_ok=True)
         figure(found).savefig(args.plot, dpi=120)
     return 0
 
@@ -146,7 +152,9 @@ def check_figure(name: str) -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise ImportError(f"--plot needs matplotlib ({error}): pip install matplotlib") from error
+        raise ImportError(
+            f"--plot needs matplotlib ({error}): pip install matplotlib, or pip install 'trl-margins[report]'"
+        ) from error
 
 
 def figure(found: Audit) -> Figure:

@@ -28,11 +28,13 @@ def mixture_splits(
         seed: draw the shares and the test split with it, and shuffle; without one a share is a set's first rows.
 
     Raises:
-        ValueError: weights that are no shares or not one for each set, or beside what TRL alone can do.
+        ValueError: weights that are no shares or not one for each set, or beside what TRL alone can do; pickles.
     """
     from datasets import DatasetDict
     from trl.scripts.utils import get_dataset
 
+    if any(part.path == "pandas" for part in mixture.datasets):
+        raise ValueError("datasets: path pandas reads pickles, which run code: save the rows as Parquet or JSON lines")
     if mixture.streaming or any(part.fraction is not None for part in mixture.datasets):
         if weights is not None or seed is not None:
             raise ValueError("mixture_weights and mixture_seed go neither with streaming nor with TRL's `fraction`")

@@ -6,7 +6,7 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 
-from .setup import log_to_console
+from .setup import check_writable, log_to_console
 
 
 def main(argv: Sequence[str]) -> int:
@@ -26,6 +26,7 @@ def main(argv: Sequence[str]) -> int:
 
     runs = read_runs(args.runs)
     out = args.out or (Path(args.runs[0], "report") if len(runs) == 1 else Path("report"))
+    check_writable(out)
     for file in write_report(runs, out, args.format):
         print(file)
     return 0

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from trl import TrlParser
 
+from ..checks import Number
 from ..data.evaluation_factors import METRICS, add_evaluation_factor, check_evaluation_factors
 from ..data.loading import load_splits, pick_split
-from .setup import log_to_console
+from .setup import check_writable, log_to_console
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -42,6 +43,10 @@ class ScoreArguments:
         metadata={"help": f"A file ({', '.join(FILES)}) for one split, else a folder. Without it only the table."},
     )
 
+    def __post_init__(self) -> None:
+        for name in ("num_layers", "batch_size", "num_proc"):
+            Number(least=1, whole=True, optional=True).check(name, getattr(self, name))
+
 
 def main(argv: Sequence[str]) -> int:
     """Scores, writes, prints the table."""
@@ -53,6 +58,7 @@ def main(argv: Sequence[str]) -> int:
         splits = type(splits)({name: pick_split(splits, name, args.dataset_name)})
     if args.output:
         check_output(args.output, splits)  # before hours of scoring
+        check_writable(Path(args.output).parent)
     scored = add_evaluation_factor(
         splits,
         args.metric,
@@ -95,7 +101,6 @@ def write(output: str, splits: DatasetDict) -> None:
     """One split to a file, by its suffix; to a folder all of them, or the one alone."""
     only: Dataset | None = next(iter(splits.values())) if len(splits) == 1 else None
     suffix = _suffix(output)
-    Path(output).parent.mkdir(parents=True, exist_ok=True)
     if not suffix or only is None:
         (splits if only is None else only).save_to_disk(output)
     elif suffix.startswith(".json"):

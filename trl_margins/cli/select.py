@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 from trl import TrlParser
 
+from ..checks import Number
 from ..data.loading import load_splits, pick_split
-from .setup import load_model, load_tokenizer, log_to_console
+from .setup import DTYPES, check_writable, load_model, load_tokenizer, log_to_console
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +35,16 @@ class SelectArguments:
     estimator: str = field(default="difference", metadata={"help": "As `anchor_estimator` of the trainer."})
     scope: list[str] | None = field(default=None, metadata={"help": "As `anchor_scope` of the trainer."})
     max_length: int = field(default=1024, metadata={"help": "Longest prompt and answer, in tokens."})
-    dtype: str = field(default="float32", metadata={"help": "Dtype of the weights: float32, bfloat16, float16, auto."})
+    dtype: str = field(
+        default="float32", metadata={"help": f"Dtype of the weights: {', '.join(DTYPES)}.", "choices": DTYPES}
+    )
     trust_remote_code: bool = field(default=False, metadata={"help": "Run the model's own code."})
+
+    def __post_init__(self) -> None:
+        Number(above=0, most=1).check("fraction", self.fraction)
+        Number(above=0).check("radius", self.radius)
+        for name in ("batch_multiplier", "batch_size", "max_length"):
+            Number(least=1, whole=True).check(name, getattr(self, name))
 
 
 def main(argv: Sequence[str]) -> int:
@@ -45,7 +55,10 @@ def main(argv: Sequence[str]) -> int:
     from ..trainers.named import GeometricAnchorPOTrainer
     from ..trainers.selection import dataset_anchor_gaps, subsets
 
+    out = Path(args.output_dir)
+    check_writable(out)
     rows = pick_split(load_splits(args.dataset_name, args.dataset_config), args.dataset_split, args.dataset_name)
+    subsets(np.zeros(len(rows)), args.fraction)  # complains now instead of after the measuring
     with tempfile.TemporaryDirectory() as folder:
         config = GeometricAnchorPOConfig(
             output_dir=folder,
@@ -77,8 +90,6 @@ def main(argv: Sequence[str]) -> int:
     if not trainer.is_world_process_zero():
         return 0
     ranked = rows.add_column("anchor_gap", gaps.astype(float).tolist())
-    out = Path(args.output_dir)
-    out.mkdir(parents=True, exist_ok=True)
     ranked.to_json(out / "all.jsonl")
     for name, chosen in subsets(gaps, args.fraction, args.seed).items():
         ranked.select(chosen).to_json(out / f"{name}.jsonl")

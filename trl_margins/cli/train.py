@@ -9,21 +9,28 @@ import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import yaml
 from transformers.hf_argparser import string_to_bool
 from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
 from trl.scripts.utils import DatasetMixtureConfig
 
-from ..data.bundled import resolve_model
 from ..data.loading import load_splits, pick_split
 from ..data.noise import flip_labels, parse_noise
 from ..methods import METHODS
 from .dialects import Note, Settings, check_known, translate
 from .mixture import mixture_splits, mixture_test_split
-from .setup import load_model, load_tokenizer, log_to_console, plain_precision_on_cpu
+from .setup import (
+    check_writable,
+    find_model,
+    load_model,
+    load_tokenizer,
+    log_to_console,
+    plain_precision_on_cpu,
+)
+from .yaml_file import read_yaml, typed
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +92,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     trainer = build_trainer(script, config, model_args, mixture)
     trainer.reproduce = shlex.join(["trl-margins", "train", *argv])
-    trainer.train(resume_from_checkpoint=_yes_or_path(config.resume_from_checkpoint))
+    _train(trainer, _yes_or_path(config.resume_from_checkpoint))
     trainer.save_model(config.output_dir)
     if trainer.eval_dataset is not None:
         metrics = trainer.evaluate()
@@ -98,6 +105,20 @@ def main(argv: Sequence[str]) -> int:
         trainer.push_to_hub(**names)
     trainer.end()
     return 0
+
+
+def _train(trainer: Any, resume: str | bool | None) -> None:
+    """Trains; what stops a run also says where it can go on from."""
+    from ..trainers.checkpoints import last_whole_checkpoint
+
+    try:
+        trainer.train(resume_from_checkpoint=resume)
+    except Exception:
+        if trainer.state.global_step:
+            last = last_whole_checkpoint(trainer.args.output_dir)
+            way_on = f"--resume_from_checkpoint true goes on from {last}" if last else "no checkpoint had been saved"
+            logger.exception("training stopped in step %d; %s", trainer.state.global_step + 1, way_on)
+        raise
 
 
 class TrainParser(TrlParser):
@@ -117,11 +138,28 @@ class TrainParser(TrlParser):
                 raise ValueError(f"{flags.path}: env is a mapping from environment variables to values")
             os.environ.update({name: str(value) for name, value in variables.items()})
             check_known(settings, self.fields, str(flags.path))
-            self.set_defaults_with_config(**settings)
+            self.set_defaults_with_config(**typed(settings, self._actions, str(flags.path)))
         self.set_defaults(recipe=flags.recipe)
         if flags.dry_run:
             use_cpu_without_accelerator(self)
-        return super().parse_args_and_config(rest, *arguments, **kwargs)
+        self._check_flags(rest)
+        try:
+            return super().parse_args_and_config(rest, *arguments, **kwargs)
+        except (ValueError, TypeError, RuntimeError) as error:  # of the configs, about their fields
+            raise ValueError(str(error)) from error
+
+    def _check_flags(self, args: Sequence[str]) -> None:
+        """
+        Raises:
+            ValueError: flags that no field has, with the nearest that one has.
+        """
+        unknown = [text.partition("=")[0] for text in self.parse_known_args(list(args))[1] if text.startswith("--")]
+        complaints = []
+        for flag in unknown:
+            nearest = get_close_matches(flag, self._option_string_actions, n=1)
+            complaints.append(flag + (f" (did you mean {nearest[0]}?)" if nearest else ""))
+        if complaints:
+            raise ValueError(f"unknown flags for this method and base: {', '.join(complaints)}")
 
     @property
     def fields(self) -> set[str]:
@@ -141,7 +179,12 @@ def parser_for(method: str | None, base: str) -> TrainParser:
     from ..trainers.configs import config_class
 
     config = config_class(_method(method), base)
-    parser = TrainParser((TrainArguments, config, ModelConfig, DatasetMixtureConfig), prog="trl-margins train")
+    parser = TrainParser(
+        (TrainArguments, config, ModelConfig, DatasetMixtureConfig),
+        prog="trl-margins train",
+        usage="%(prog)s [--config FILE | --recipe NAME] [options]",  # of some two hundred
+        allow_abbrev=False,  # the flags that decide which others there are must be whole
+    )
     plain_precision_on_cpu(parser)
     return parser
 
@@ -175,19 +218,6 @@ class Flags:
         return settings, notes
 
 
-def read_yaml(path: str | Path) -> Settings:
-    """What a YAML file has.
-
-    Raises:
-        ValueError: something else than keys with values.
-    """
-    with open(path) as file:
-        written = yaml.safe_load(file) or {}
-    if not isinstance(written, dict):
-        raise ValueError(f"{path}: a config is a YAML mapping from keys to values, not a {type(written).__name__}")
-    return written
-
-
 def _split_config(argv: Sequence[str]) -> tuple[Flags, list[str]]:
     """The flags above, and all flags without those that name a YAML."""
     files = ArgumentParser(prog="trl-margins train", add_help=False, allow_abbrev=False)
@@ -213,7 +243,9 @@ def _split_config(argv: Sequence[str]) -> tuple[Flags, list[str]]:
 def build_trainer(script: TrainArguments, config: Any, model_args: ModelConfig, mixture: DatasetMixtureConfig) -> Any:
     """The trainer that the arguments describe."""
     from ..trainers.named import trainer_class
+    from ..trainers.processing import prepare_tokenizer
 
+    check_writable(config.output_dir)
     train, evals = _datasets(script, config, mixture)
     if script.noise:
         kind, rate = parse_noise(script.noise)
@@ -221,6 +253,8 @@ def build_trainer(script: TrainArguments, config: Any, model_args: ModelConfig, 
     name, revision = model_args.model_name_or_path, model_args.model_revision
     if name is None:
         raise SystemExit("trl-margins train: --model_name_or_path is missing")
+    tokenizer = _tokenizer(script, name, revision, config.trust_remote_code)
+    prepare_tokenizer(tokenizer, {"train": train})
     init = {
         "revision": revision,
         "trust_remote_code": config.trust_remote_code,
@@ -230,9 +264,10 @@ def build_trainer(script: TrainArguments, config: Any, model_args: ModelConfig, 
         "quantization_config": get_quantization_config(model_args),
         **(config.model_init_kwargs or {}),
     }
-    if script.base == "dpo":  # loads its reference model the same way
+    is_adapter = Path(find_model(name), "adapter_config.json").is_file()
+    if script.base == "dpo" and not is_adapter:  # loads its reference model the same way
         config.model_init_kwargs = init
-        model = resolve_model(name)
+        model = find_model(name)
     else:  # would load an encoder-decoder model in the wrong class
         config.model_init_kwargs = None
         model = load_model(name, trainable=True, **init)
@@ -241,7 +276,7 @@ def build_trainer(script: TrainArguments, config: Any, model_args: ModelConfig, 
         args=config,
         train_dataset=train,
         eval_dataset=evals,
-        processing_class=_tokenizer(script, name, revision, config.trust_remote_code),
+        processing_class=tokenizer,
         peft_config=get_peft_config(model_args),
     )
 
@@ -286,6 +321,13 @@ def _hub_id(dataset_name: str | None) -> str | None:
 
 
 def _datasets(script: TrainArguments, config: Any, mixture: DatasetMixtureConfig) -> tuple[Any, Any]:
+    alone = {
+        "mixture_weights": script.mixture_weights,
+        "mixture_seed": script.mixture_seed,
+        "test_split_size": mixture.test_split_size,
+    }
+    if not mixture.datasets and (given := [option for option, value in alone.items() if value is not None]):
+        raise ValueError(f"{', '.join(given)}: without `datasets` in the YAML there is nothing to mix or to split")
     if mixture.datasets:
         name = "datasets"
         splits = mixture_splits(mixture, script.mixture_weights, script.mixture_seed)

@@ -325,11 +325,11 @@ def _scorer(metric: str, encoder: str | None, num_layers: int | None, device: st
         from bert_score import BERTScorer
         from bert_score.utils import model2layers
     except ImportError as error:
-        raise ImportError(f"{metric} needs bert-score ({error}): pip install bert-score") from error
+        raise ImportError(f"{metric} needs bert-score ({error}): pip install 'trl-margins[bertscore]'") from error
     from transformers import AutoConfig
 
     path = str(Path(encoder).expanduser()) if Path(encoder).expanduser().is_dir() else encoder
-    config = AutoConfig.from_pretrained(path)
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False)  # left open, transformers would ask
     if "t5" in path and "t5" not in config.model_type:
         raise ValueError(
             f"bert-score loads as a T5 whatever has 't5' in its name, and {path!r} is a {config.model_type}: "

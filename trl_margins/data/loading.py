@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .broken_files import check_header, why_unreadable
+
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset
 
@@ -23,20 +25,37 @@ def load_splits(name: str, config: str | None = None, streaming: bool = False) -
         streaming: read while training instead of before.
 
     Raises:
-        ValueError: a file of another kind.
+        ValueError: a file of another kind, or one that cannot be read, with its name, and the line where it has one.
         FileNotFoundError: something that looks like a path and is not there.
     """
-    from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+    from datasets import load_dataset
 
     path = Path(name).expanduser()
+    if not path.exists():
+        if path.is_absolute() or name.startswith((".", "~")) or _kind(path) in _BUILDERS:
+            raise FileNotFoundError(f"no data set at {name}")
+        return load_dataset(name, config, streaming=streaming)
+    if path.is_file():
+        _builder(path)  # refuses other kinds
+    for file in _data_files(path):
+        check_header(file)
+    try:
+        return _read(path, config, streaming)
+    except FileNotFoundError:  # of a folder without data; says so itself
+        raise
+    except Exception as error:  # the libraries have a dozen kinds, which seldom name the file
+        raise ValueError(why_unreadable(_data_files(path), error) or f"{path} cannot be read: {error}") from error
+
+
+def _read(path: Path, config: str | None, streaming: bool) -> DatasetDict:
+    from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+
     if path.is_file():
         return load_dataset(_builder(path), data_files={"train": str(path)}, streaming=streaming)
-    if path.is_dir() and ((path / "dataset_dict.json").exists() or (path / "state.json").exists()):
+    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         loaded = load_from_disk(str(path))
         return DatasetDict({"train": loaded}) if isinstance(loaded, Dataset) else loaded
-    if not path.exists() and (path.is_absolute() or name.startswith((".", "~")) or _kind(path) in _BUILDERS):
-        raise FileNotFoundError(f"no data set at {name}")
-    return load_dataset(str(path) if path.is_dir() else name, config, streaming=streaming)
+    return load_dataset(str(path), config, streaming=streaming)
 
 
 def pick_split(splits: DatasetDict, split: str | None, name: str) -> Dataset | IterableDataset:
@@ -52,8 +71,14 @@ def pick_split(splits: DatasetDict, split: str | None, name: str) -> Dataset | I
     return splits[split]
 
 
+def _data_files(path: Path) -> list[Path]:
+    """The file itself, or the data files of a folder."""
+    found = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    return [file for file in found if _kind(file) in _BUILDERS]
+
+
 def _kind(path: Path) -> str:
-    suffixes = [suffix for suffix in path.suffixes if suffix not in _COMPRESSED]
+    suffixes = [suffix for suffix in map(str.lower, path.suffixes) if suffix not in _COMPRESSED]
     return suffixes[-1] if suffixes else ""
 
 

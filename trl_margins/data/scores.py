@@ -25,6 +25,9 @@ PAIRED_COLUMNS: tuple[tuple[str, str], ...] = (
 )
 GAP_COLUMNS: tuple[str, ...] = ("margin", "score_gap", "score_margin")  # the gap itself, as reward trainers take it
 
+# Past any annotator's scale. Squared as a weight, and squared again in a gradient's norm, it is still a float32
+LARGEST_SCORE = 1e6
+
 
 class ScoreError(ValueError):
     """Scores that cannot be trained on; the text names column, row, value and the fix."""
@@ -60,10 +63,14 @@ def find_score_columns(column_names: Iterable[str], given: Sequence[str] | None 
         if missing:
             raise ScoreError(f"score_columns names {missing}, but the data set has only the columns {names}")
         return ScoreColumns(*given)
-    for chosen, rejected in PAIRED_COLUMNS:
-        if chosen in names and rejected in names:
-            return ScoreColumns(chosen, rejected)
-    return next((ScoreColumns(name) for name in GAP_COLUMNS if name in names), None)
+    return next(iter(known_score_columns(names)), None)
+
+
+def known_score_columns(column_names: Iterable[str]) -> list[ScoreColumns]:
+    """All that could be meant, the first of which is taken."""
+    names = set(column_names)
+    pairs = [ScoreColumns(*pair) for pair in PAIRED_COLUMNS if names.issuperset(pair)]
+    return pairs + [ScoreColumns(name) for name in GAP_COLUMNS if name in names]
 
 
 def require_score_columns(
@@ -78,8 +85,10 @@ def require_score_columns(
     columns = find_score_columns(names, given)
     if columns is None:
         known = ", ".join("/".join(pair) for pair in PAIRED_COLUMNS) + ", " + ", ".join(GAP_COLUMNS)
+        half = next((pair for pair in PAIRED_COLUMNS if set(pair) & set(names)), None)
+        alone = f" {' and '.join(half)} would be scores, but only one of them is there." if half else ""
         raise ScoreError(
-            f"{needed_by} needs annotation scores, and the {split} data set has none: its columns are {names}. "
+            f"{needed_by} needs annotation scores, and the {split} data set has none: its columns are {names}.{alone} "
             f"Known score columns are {known}; name yours with score_columns=[chosen, rejected]."
         )
     return columns
@@ -100,7 +109,7 @@ def check_scores(dataset: Dataset, columns: ScoreColumns, split: str, min_score_
     """Checks every score of a data set and counts what a trainer should know.
 
     Raises:
-        ScoreError: a score that is None, NaN, infinite or not a number, with its column and first row.
+        ScoreError: a score that is None, NaN, infinite, too large or not a number, with its column and first row.
     """
     import numpy as np
 
@@ -145,30 +154,60 @@ def _checked_column(dataset: Dataset, name: str, split: str) -> Any:
 
     if not len(dataset):
         return np.empty(0)
-    column = dataset.select_columns([name]).with_format("arrow")[:][name]
+    plain = dataset.select_columns([name]).with_format(None)
+    column = plain.with_format("arrow")[:][name]
     if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
         values = column.to_numpy().astype(np.float64)
-        bad = ~np.isfinite(values)
+        bad = ~(np.abs(values) <= LARGEST_SCORE)
         if not bad.any():
             return values
         row, count = int(bad.argmax()), int(bad.sum())
         raise ScoreError(_complaint(column[row].as_py(), name, f"row {row} of the {split} data set", count))
-    row = next((i for i, value in enumerate(column.to_pylist()) if problem_of(value)), 0)
-    value = column[row].as_py()
-    raise ScoreError(_complaint(value, name, f"row {row} of the {split} data set", len(column)))
+    cells = plain[:][name]  # not Arrow's own: a column of mixed types holds JSON there
+    rows = [row for row, value in enumerate(cells) if problem_of(value)]
+    if rows:
+        raise ScoreError(_complaint(cells[rows[0]], name, f"row {rows[0]} of the {split} data set", len(rows)))
+    return np.array(cells, np.float64)
+
+
+def check_numbers(dataset: Dataset, name: str, split: str) -> None:
+    """Checks a column that a term of one's own reads: numbers of any size, or truth values.
+
+    Raises:
+        ScoreError: a value that is None, NaN, infinite or neither of both, with its column and first row.
+    """
+    for row, value in enumerate(dataset.select_columns([name]).with_format(None)[:][name]):
+        problem = _not_finite(value)
+        if problem and not isinstance(value, bool):
+            raise ScoreError(f"column {name!r}, row {row} of the {split} data set: the value {value!r} {problem}")
 
 
 def problem_of(value: Any) -> str | None:
     """What keeps a value from being a score, and the fix; None where it is one."""
+    if problem := _not_finite(value):
+        return problem
+    if abs(value) > LARGEST_SCORE:
+        return f"is too large to train with (more than {LARGEST_SCORE:g}): divide the column, or drop the row"
+    return None
+
+
+def _not_finite(value: Any) -> str | None:
     if value is None:
         return "is None: drop the row, for example with dataset.filter"
+    if isinstance(value, str) and not _reads_as_number(value):
+        return "is not a number: put numbers for such words with dataset.map, or drop the row"
     if isinstance(value, bool) or not isinstance(value, Real):
         return "is not a number: cast the column, for example with dataset.cast_column(name, Value('float64'))"
-    if math.isnan(value):
+    if value != value:
         return "is NaN: drop the row, for example with dataset.filter"
-    if math.isinf(value):
-        return "is infinite: clip it or drop the row"
-    return None
+    return "is infinite: clip it or drop the row" if abs(value) == math.inf else None
+
+
+def _reads_as_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def check_row(row: Mapping[str, Any], columns: ScoreColumns, where: str) -> None:
@@ -178,8 +217,8 @@ def check_row(row: Mapping[str, Any], columns: ScoreColumns, where: str) -> None
         ScoreError: as `check_scores`.
     """
     for name in columns.names:
-        if problem_of(row[name]):
-            raise ScoreError(_complaint(row[name], name, where, 1))
+        if problem_of(row.get(name)):
+            raise ScoreError(_complaint(row.get(name), name, where, 1))
 
 
 def _complaint(value: Any, column: str, where: str, count: int) -> str:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
+from ..checks import Number, unknown
 from ..pairs import PairBatch
 from .history import GapHistory
 
@@ -81,7 +82,7 @@ def adaptive_margin(
 
 def _check(variant: str) -> None:
     if variant not in get_args(Variant):
-        raise ValueError(f"unknown AMaPO variant {variant!r}; known: {', '.join(get_args(Variant))}")
+        raise unknown("AMaPO variant", variant, get_args(Variant))
 
 
 def _spread(gap: Tensor) -> Tensor:
@@ -113,6 +114,8 @@ class AdaptiveMargin:
         estimation_size: int = 32,
     ) -> None:
         _check(variant)
+        Number(above=0).check("beta of AMaPO", beta)
+        Number(least=1, whole=True).check("estimation_size of AMaPO", estimation_size)
         self.beta, self.variant, self.estimation_size = beta, variant, estimation_size
         self.z_normalize, self.exponential, self.zero_well_ranked = z_normalize, exponential, zero_well_ranked
         self.history = GapHistory(estimation_size)

@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..checks import Number
 from ..pairs import PairBatch
 
 # what the trainer measures on the model, by the names under which a batch carries it
@@ -65,6 +66,8 @@ class AnchorMargin:
     probes: ClassVar[tuple[str, ...]] = (ANCHOR_SCORE_GAP, ANCHOR_GAP)
 
     def __init__(self, beta: float, gamma: float = 0.0) -> None:
+        Number(above=0).check(f"beta of margin {self.name!r}", beta)
+        Number().check(f"gamma of margin {self.name!r}", gamma)
         self.beta, self.gamma = beta, gamma
 
     def __call__(self, batch: PairBatch, reward_gap: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..checks import Number
 from ..pairs import PairBatch
 from .history import GapHistory
 
@@ -90,10 +91,12 @@ def _solve(gaps: Tensor, gamma0: float, tau: float) -> Tensor:
 
 
 def _check(gamma0: float, tau: float) -> None:
-    for name, value in {"gamma0": gamma0, "tau": tau}.items():
-        if not value > 0:
+    options = {"gamma0": "simpo_gamma, or gamma_beta_ratio · beta", "tau": "gamma_po_tau"}
+    for (name, option), value in zip(options.items(), (gamma0, tau), strict=True):
+        if not 0 < value < math.inf:
             raise ValueError(
-                f"γ-PO divides a positive target margin at a positive price: {name} must be > 0, not {value}"
+                f"γ-PO divides a positive target margin at a positive price: {name} must be > 0 and finite, not "
+                f"{value} (in a config it is {option})"
             )
 
 
@@ -124,6 +127,9 @@ class DynamicTargetMargin:
         centered: bool = False,
     ) -> None:
         _check(gamma0, tau)
+        Number(least=0, whole=True, optional=True).check("steps of γ-PO", steps)
+        Number(least=1, whole=True).check("estimation_size of γ-PO", estimation_size)
+        Number(least=0, whole=True).check("queue_size of γ-PO", queue_size)
         self.gamma0, self.tau, self.steps = gamma0, tau, steps or None
         self.estimation_size, self.centered = estimation_size, centered
         self.history = GapHistory(queue_size)

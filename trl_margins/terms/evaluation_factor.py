@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
+from ..checks import Number, unknown
 from ..pairs import PairBatch
 
 Mapping = Literal["log", "linear", "square", "sqrt"]
@@ -79,11 +80,9 @@ def evaluation_factor_margin(
 
 def _check(mapping: str, normalization: str, floor: float) -> None:
     if mapping not in get_args(Mapping):
-        raise ValueError(
-            f"unknown mapping {mapping!r} of the evaluation factor; known: {', '.join(get_args(Mapping))}"
-        )
+        raise unknown("mapping", mapping, get_args(Mapping))
     if normalization not in get_args(Normalization):
-        raise ValueError(f"unknown normalization {normalization!r}; known: {', '.join(get_args(Normalization))}")
+        raise unknown("normalization", normalization, get_args(Normalization))
     if not 0 < floor < 1:
         raise ValueError(f"the floor of the evaluation factor lies between 0 and 1, not at {floor}")
 
@@ -104,6 +103,8 @@ class EvaluationFactorMargin:
         self, gamma: float, mapping: Mapping = "log", normalization: Normalization = "scale", floor: float = FLOOR
     ) -> None:
         _check(mapping, normalization, floor)
+        # scaled, a negative target would give the most alike answers the largest margin
+        Number(least=0 if normalization == "scale" else None).check("γ of GaPO", gamma)
         self.gamma, self.mapping, self.normalization, self.floor = gamma, mapping, normalization, floor
         self.mean: float | None = None
 

@@ -23,7 +23,8 @@ class GapHistory:
         """Appends values; the oldest make room."""
         values = values.detach().float().flatten()
         known = values[:0] if self._values is None else self._values.to(values.device)
-        self._values = torch.cat([known, values])[-self.capacity :]
+        both = torch.cat([known, values])
+        self._values = both[max(both.numel() - self.capacity, 0) :]
 
     def recent(self, n: int) -> Tensor | None:
         """The last n values, or as many as there are; None where there is none to give."""
@@ -40,7 +41,7 @@ class GapHistory:
         return self._values[torch.arange(n, device=self._values.device) * len(self) // n]
 
     def state_dict(self) -> dict[str, Tensor | None]:
-        return {"values": None if self._values is None else self._values.cpu()}
+        return {"values": self._values}
 
     def load_state_dict(self, state: dict[str, Tensor | None]) -> None:
         self._values = state["values"]

@@ -8,9 +8,10 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
+from ..checks import Number, unknown
 from ..pairs import PairBatch
 
-_LARGEST_EXPONENT = 60.0
+_LARGEST_EXPONENT = 30.0
 Transform = Literal["linear", "quadratic", "exponential", "hard"]
 
 
@@ -41,7 +42,7 @@ def score_gap_weight(
             A batch of ties keeps weight 0.
 
     Returns:
-        [B] weights ≥ 0 in float32, without gradient. Equal scores give 0. The exponential stops at e^60: a weight
+        [B] weights ≥ 0 in float32, without gradient. Equal scores give 0. The exponential stops at e^30: a weight
         times its loss stays a number.
 
     Raises:
@@ -66,9 +67,12 @@ def score_gap_weight(
 
 def _check(transform: str, threshold: float | None) -> None:
     if transform not in get_args(Transform):
-        raise ValueError(f"unknown score-gap transform {transform!r}; known: {', '.join(get_args(Transform))}")
+        raise unknown("score-gap transform", transform, get_args(Transform))
+    Number(least=0, optional=True).check("threshold of the score gap", threshold)
     if transform == "hard" and threshold is None:
-        raise ValueError("the score-gap transform 'hard' keeps pairs whose gap reaches a threshold: give one")
+        raise ValueError(
+            "the score-gap transform 'hard' keeps pairs whose gap reaches a threshold: give one (score_gap_threshold)"
+        )
 
 
 def _over_mean(weight: Tensor, mean: Tensor) -> Tensor:

@@ -62,7 +62,8 @@ class CardMixin:
     ) -> None:
         """Writes `README.md` and `figures/` to the output folder: TRL's card, and what was trained, on what, how.
 
-        While training goes on (TRL writes a card with every checkpoint) no pictures are drawn.
+        While training goes on (TRL writes a card with every checkpoint) no pictures are drawn. A card that cannot be
+        written is a warning: neither a run nor the model that it describes is lost for it.
 
         Args:
             model_name: the model's; the output folder's, if not given.
@@ -78,15 +79,29 @@ class CardMixin:
         if not self.is_world_process_zero():
             return
         reports = [evaluation] if isinstance(evaluation, str | Path) else evaluation
-        facts = card_facts(self, model_name, dataset_name, eval_dataset_name)
-        command = reproduce or self.reproduce
-        facts = dataclasses.replace(
-            facts,
-            reports=[read_report(file) for file in reports],
-            images=[] if self.is_in_train else pictures(self),
-            reproduce=command or python_lines(self, facts),
-            reproduce_language="bash" if command else "python",
-        )
+        evaluations = [read_report(file) for file in reports]
+        try:
+            facts = card_facts(self, model_name, dataset_name, eval_dataset_name)
+            command = reproduce or self.reproduce
+            facts = dataclasses.replace(
+                facts,
+                reports=evaluations,
+                images=[] if self.is_in_train else pictures(self),
+                reproduce=command or python_lines(self, facts),
+                reproduce_language="bash" if command else "python",
+            )
+            self._write_card(facts, dataset_name, tags)
+        except Exception as error:
+            if not self.is_in_train and not isinstance(error, OSError):
+                raise
+            logger.warning(
+                "the model card of %s cannot be written (%s: %s); trainer.create_model_card() writes it again",
+                self.args.output_dir,
+                type(error).__name__,
+                error,
+            )
+
+    def _write_card(self, facts: CardFacts, dataset_name: str | None, tags: str | list[str] | None) -> None:
         super().create_model_card(facts.model_name, dataset_name, tags)
         file = Path(self.args.output_dir, CARD)
         completed(ModelCard.load(file), facts).save(file)
@@ -176,11 +191,14 @@ def pictures(trainer: MarginMixin) -> list[Image]:
         logger.warning("no pictures for the model card: %s", error)
         return []
     images = []
-    for picture in draw_pictures([dataclasses.replace(run, name=trainer._name)]):
-        file = folder / FIGURES / f"{picture.name}.png"
-        file.unlink(missing_ok=True)  # an earlier run's would be uploaded beside this card
-        if picture.figure is not None:
-            file.parent.mkdir(exist_ok=True)
-            file.write_bytes(render(picture.figure, "png"))
-            images.append(Image(f"{FIGURES}/{file.name}", picture.title, picture.caption))
+    try:
+        for picture in draw_pictures([dataclasses.replace(run, name=trainer._name)]):
+            file = folder / FIGURES / f"{picture.name}.png"
+            file.unlink(missing_ok=True)  # an earlier run's would be uploaded beside this card
+            if picture.figure is not None:
+                file.parent.mkdir(exist_ok=True)
+                file.write_bytes(render(picture.figure, "png"))
+                images.append(Image(f"{FIGURES}/{file.name}", picture.title, picture.caption))
+    except OSError as error:
+        logger.warning("the model card has %d pictures, and not the others: %s", len(images), error)
     return images

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.trainer import TRAINER_STATE_NAME
@@ -52,6 +53,17 @@ def save_states(states: Mapping[str, Mapping[str, Any]], file: Path) -> None:
                 ) from error
             plain[term][name] = value
     save_file(tensors, file, metadata={_PLAIN: json.dumps(plain)})
+
+
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{file} is not what a checkpoint has under that name ({error}): it is damaged, or somebody else's. Go on "
+            "from another checkpoint, or without what this file held: remove it"
+        ) from error
 
 
 def load_states(file: Path, device: torch.device) -> dict[str, dict[str, Any]]:
@@ -111,14 +123,23 @@ class CheckpointMixin:
             self._pair_log.flush(self.accelerator)
         if self.args.should_save:
             folder = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
-            folder.mkdir(parents=True, exist_ok=True)
-            Path(folder, TRAINER_STATE_NAME).unlink(missing_ok=True)  # of an earlier run: this one is not whole yet
-            if states := self._term_states():
-                save_states(states, folder / TERMS_FILE)
-            for probe in self._remembering_probes:
-                if state := probe.state_dict():
-                    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / DIRECTION_FILE)
+            try:
+                self._save_what_is_remembered(folder)
+            except (OSError, SafetensorError) as error:
+                raise OSError(
+                    f"{folder} cannot be written ({error}): make room. Checkpoints before it are whole, and "
+                    "resume_from_checkpoint=True takes the last of them"
+                ) from error
         super()._save_checkpoint(model, trial)
+
+    def _save_what_is_remembered(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        Path(folder, TRAINER_STATE_NAME).unlink(missing_ok=True)  # of an earlier run: this one is not whole yet
+        if states := self._term_states():
+            save_states(states, folder / TERMS_FILE)
+        for probe in self._remembering_probes:
+            if state := probe.state_dict():
+                save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / DIRECTION_FILE)
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
@@ -136,13 +157,15 @@ class CheckpointMixin:
         if checkpoint is None:
             return
         if self._term_states() and (file := _state_file(checkpoint, TERMS_FILE)):
-            states = load_states(file, self.args.device)
-            for term in self.objective.terms:
-                if term.name in states:
-                    term.load_state_dict(states[term.name])
+            with _readable(file):
+                states = load_states(file, self.args.device)
+                for term in self.objective.terms:
+                    if term.name in states:
+                        term.load_state_dict(states[term.name])
         for probe in self._remembering_probes:
             if probe.remembers and (file := _state_file(checkpoint, DIRECTION_FILE)):
-                probe.load_state_dict(load_file(file, device=str(self.args.device)))
+                with _readable(file):
+                    probe.load_state_dict(load_file(file, device=str(self.args.device)))
 
 
 def _state_file(checkpoint: str, name: str) -> Path | None:

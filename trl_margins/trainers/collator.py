@@ -18,6 +18,7 @@ StandardRows = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # input_ids, att
 CARRIED = "pair_columns"
 SHARED = "shared_rows"  # the batch's pairs, each in one row
 KEPT = "kept_pairs"  # the `PairLogps` of a batch whose forward pass has been made already
+ROW = "row_number"  # in the training set, as the trainer was given it
 SCORES = ("score_chosen", "score_rejected")
 
 
@@ -37,7 +38,13 @@ def one_pair(value: Any, i: int, n_pairs: int) -> Any:
         return {key: one_pair(entry, i, n_pairs) for key, entry in value.items()}
     if isinstance(value, tuple):
         return tuple(one_pair(entry, i, n_pairs) for entry in value)
-    if isinstance(value, torch.Tensor) and value.ndim and value.size(0) in (n_pairs, 2 * n_pairs):
+    if isinstance(value, torch.Tensor) and value.ndim:
+        if value.size(0) not in (n_pairs, 2 * n_pairs):
+            raise ValueError(
+                f"a tensor of shape {tuple(value.shape)} in a batch of {n_pairs} pairs cannot be cut into pairs "
+                "(patches of images, say), which gradients of single pairs need: anchor_estimator='difference' does "
+                "without them"
+            )
         return value[i::n_pairs]
     return value[i : i + 1] if isinstance(value, list) and len(value) == n_pairs else value
 
@@ -60,8 +67,16 @@ class PairCollator:
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         batch = self.collator(rows)
+        if missing := [name for name in self.columns if name not in rows[0]]:
+            raise ValueError(
+                f"the objective reads {missing}, which these rows do not have: a set that the trainer was not built "
+                f"with brings them itself, or is given as eval_dataset. The rows have {sorted(rows[0])}"
+            )
         names = [*self.columns, *(name for name in self.if_there if all(name in row for row in rows))]
-        carried = {name: torch.tensor([row[name] for row in rows], dtype=torch.float32) for name in names}
+        carried = {
+            name: torch.tensor([row[name] for row in rows], dtype=torch.long if name == ROW else torch.float32)
+            for name in names
+        }
         columns = find_score_columns(rows[0], self.score_columns)
         if columns is not None:
             pairs = [columns.read(row) for row in rows]

@@ -13,10 +13,13 @@ from transformers.trainer_utils import IntervalStrategy
 from trl import DPOConfig
 from trl.experimental.cpo import CPOConfig
 
+from ..checks import unknown
+from ..data.evaluation_factors import METRICS
 from ..methods import MARGINS, WEIGHTS, Method, get_method
 from ..terms import Term
 from ..terms.adaptive import AdaptiveMargin
 from ..terms.evaluation_factor import FLOOR
+from .limits import check_names, check_options, warn_of_unread
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +61,8 @@ class MarginOptions:
         default="rougeL",
         metadata={
             "help": "Evaluation factor (GaPO): jaccard, rouge1, rouge2, rougeL, bertscore_precision, bertscore_recall "
-            "or bertscore_f1. A data set without an `evaluation_factor` column gets one."
+            "or bertscore_f1. A data set without an `evaluation_factor` column gets one.",
+            "choices": list(METRICS),
         },
     )
     gap_aware_encoder: str | None = field(
@@ -116,6 +120,14 @@ class MarginOptions:
         metadata={
             "help": "Write what every trained pair came to (gap, weight, margin, log-probabilities) to pair_log.csv "
             "in the output folder, at every log: `trl-margins report` makes pictures of it."
+        },
+    )
+    nonfinite_steps: str = field(
+        default="stop",
+        metadata={
+            "help": "What a NaN or an infinity in the model's output, the loss or the gradient does: 'stop' training, "
+            "with the weights of the step before saved, or 'skip' the step and count it.",
+            "choices": ["stop", "skip"],
         },
     )
     share_prompt: str = field(
@@ -202,13 +214,14 @@ class MarginOptions:
             self.score_columns = [self.score_columns]
         if isinstance(self.anchor_scope, str):
             self.anchor_scope = [self.anchor_scope]
-        self._check_anchor()
+        check_options(self, MarginOptions.__dataclass_fields__)
         for name, known in {"weight": WEIGHTS, "margin": MARGINS}.items():
             value = getattr(self, name)
             if value == "none":
                 setattr(self, name, None)
-            elif value is not None and value not in known:
-                raise ValueError(f"unknown {name} {value!r}; known: {', '.join(known)}")
+            elif value is not None and not (isinstance(value, str) and value in known):
+                raise unknown(name, value, known)
+        warn_of_unread(self, MarginOptions.__dataclass_fields__)
         if isinstance(self, TrainingArguments):
             self._resolve_target_margin()
             super().__post_init__()
@@ -219,20 +232,6 @@ class MarginOptions:
         row = None if self._method_id is None else get_method(self._method_id)
         return row if row and (row.weight, row.margin) == (self.weight, self.margin) else None
 
-    def _check_anchor(self) -> None:
-        for name, least in {
-            "anchor_radius": 0,
-            "sam_radius": 0,
-            "anchor_batch_multiplier": 1,
-            "anchor_keep_graphs": 0,
-        }.items():
-            if not getattr(self, name) >= least:
-                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
-        for name in ("anchor_direction", "anchor_estimator"):
-            choices = MarginOptions.__dataclass_fields__[name].metadata["choices"]
-            if getattr(self, name) not in choices:
-                raise ValueError(f"unknown {name} {getattr(self, name)!r}; known: {', '.join(choices)}")
-
     def weight_term(self) -> Term | None:
         """The weight term that the fields describe."""
         return None if self.weight is None else self._term(WEIGHTS[self.weight])
@@ -241,10 +240,14 @@ class MarginOptions:
         """The margin term that the fields describe; it holds the target margin."""
         if self.margin is None:
             return None
-        needs_target = {"gamma", "gamma0"} & inspect.signature(MARGINS[self.margin]).parameters.keys()
-        if needs_target and self.simpo_gamma is None:
+        if self._builds_on_target and self.simpo_gamma is None:
             raise ValueError(f"margin {self.margin!r} builds on a target margin: give gamma_beta_ratio or simpo_gamma")
         return self._term(MARGINS[self.margin])
+
+    @property
+    def _builds_on_target(self) -> bool:
+        term = MARGINS.get(self.margin)
+        return term is not None and bool({"gamma", "gamma0"} & inspect.signature(term).parameters.keys())
 
     def _term(self, term: type[Term]) -> Term:
         """A term's options are the fields that begin with its name; β and γ are everyone's."""
@@ -285,9 +288,11 @@ class MarginCPOConfig(MarginOptions, CPOConfig):
     )
 
     def _resolve_target_margin(self) -> None:
-        if self.loss_type in ("simpo", "alphapo"):
-            if self.gamma_beta_ratio is None and self._default_gamma_beta_ratio is None and self.simpo_gamma is None:
-                self.simpo_gamma = SIMPO_GAMMA
+        has_target = self.loss_type in ("simpo", "alphapo")
+        given = (self.gamma_beta_ratio, self._default_gamma_beta_ratio, self.simpo_gamma)
+        if has_target and all(value is None for value in given):
+            self.simpo_gamma = SIMPO_GAMMA
+        if has_target or self._builds_on_target:
             super()._resolve_target_margin()
         elif self.gamma_beta_ratio is not None:
             raise ValueError(
@@ -317,6 +322,13 @@ class MarginDPOConfig(MarginOptions, DPOConfig):
     def __post_init__(self) -> None:
         if self.gamma_po_centered is None:
             self.gamma_po_centered = self.reward == "log-ratio"
+        if isinstance(self.loss_type, str):
+            self.loss_type = [self.loss_type]
+        check_names("loss_type", self.loss_type)
+        if twice := sorted({name for name in self.loss_type if self.loss_type.count(name) > 1}):
+            raise ValueError(
+                f"loss_type names {twice} more than once: name each once, with the sum of its loss_weights"
+            )
         super().__post_init__()
 
 
@@ -386,7 +398,7 @@ def config_class(method_id: str | None, base: str = "cpo") -> type[MarginOptions
         ValueError: unknown method or base.
     """
     if base not in ("cpo", "dpo"):
-        raise ValueError(f"unknown base {base!r}; known: cpo, dpo")
+        raise unknown("base", base, ("cpo", "dpo"))
     if method_id is not None:
         get_method(method_id)
     return _CONFIGS[method_id, base]

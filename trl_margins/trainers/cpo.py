@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, IterableDataset
 from torch import Tensor, nn
 from trl.experimental.cpo import CPOTrainer
 from trl.trainer.utils import add_fused_lm_head
@@ -29,6 +29,10 @@ from .tokenization import tokenized
 from .truncation import report_empty_answers
 
 logger = logging.getLogger(__name__)
+
+_TOKENS = ("input_ids", "attention_mask", "labels", "decoder_input_ids")
+_PAIR_COLUMNS = {"prompt", "chosen", "rejected"}
+_PAIR_COLUMNS |= {f"{side}_{kind}" for side in _PAIR_COLUMNS for kind in _TOKENS}
 
 
 class MarginCPOTrainer(MarginMixin, CPOTrainer):
@@ -57,13 +61,15 @@ class MarginCPOTrainer(MarginMixin, CPOTrainer):
 
         def whole(dataset: Any, split: str) -> Any:
             dataset = tokenized(dataset, self, split)
+            if isinstance(dataset, IterableDataset):
+                return dataset
             empty = report_empty_answers(dataset, split, self.max_length)
             self.set_facts[split] = replace(self.set_facts[split], left_empty=empty)
             return dataset
 
         for name, split in {"train_dataset": "train", "eval_dataset": "eval"}.items():
             dataset = self._untokenized.get(name)
-            if isinstance(dataset, Dataset):
+            if isinstance(dataset, (Dataset, IterableDataset)):
                 setattr(self, name, whole(dataset, split))
             elif isinstance(dataset, DatasetDict):
                 setattr(self, name, DatasetDict({key: whole(part, key) for key, part in dataset.items()}))
@@ -128,6 +134,11 @@ class MarginCPOTrainer(MarginMixin, CPOTrainer):
             "nll_loss": pairs.sft_loss if self.cpo_alpha else torch.zeros_like(pairs.sft_loss),
         }
 
+    def _set_signature_columns_if_needed(self) -> None:
+        # transformers leaves someone's own collator what the model's forward takes: of a pair, nothing
+        self._own_columns |= _PAIR_COLUMNS
+        super()._set_signature_columns_if_needed()
+
     def _adapt_call(self, call: dict[str, Any]) -> None:
         super()._adapt_call(call)
         if isinstance(call.get("eval_dataset"), dict):
@@ -135,11 +146,12 @@ class MarginCPOTrainer(MarginMixin, CPOTrainer):
             call["eval_dataset"] = DatasetDict(call["eval_dataset"])
         # CPOTrainer tokenizes row by row: it gets one row of each set, and the sets get their tokens afterwards
         names = ("train_dataset", "eval_dataset")
-        self._untokenized = {name: call[name] for name in names if isinstance(call.get(name), (Dataset, DatasetDict))}
+        kinds = (Dataset, IterableDataset, DatasetDict)
+        self._untokenized = {name: call[name] for name in names if isinstance(call.get(name), kinds)}
         for name, dataset in self._untokenized.items():
             call[name] = (
                 _first_row(dataset)
-                if isinstance(dataset, Dataset)
+                if not isinstance(dataset, DatasetDict)
                 else DatasetDict({key: _first_row(part) for key, part in dataset.items()})
             )
 
@@ -154,7 +166,9 @@ class MarginCPOTrainer(MarginMixin, CPOTrainer):
         return False
 
 
-def _first_row(dataset: Dataset) -> Dataset:
+def _first_row(dataset: Dataset | IterableDataset) -> Dataset:
+    if isinstance(dataset, IterableDataset):
+        return Dataset.from_list(list(dataset.take(1)))
     return dataset.select(range(min(1, len(dataset))))
 
 

@@ -44,11 +44,14 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
         self._reference_free = getattr(config, "reward", "log-ratio") == "length-normalized"
         if self._reference_free:
             _refuse_reference_options(config)
+        losses: dict[str, float] = {}
+        for name, share in zip(config.loss_type, config.loss_weights or [1.0] * len(config.loss_type), strict=True):
+            losses[name] = losses.get(name, 0.0) + share
         return Objective(
             reward=LengthNormalizedReward()
             if self._reference_free
             else LogRatioReward(config.f_divergence_type, config.f_alpha_divergence_coef),
-            losses=dict(zip(config.loss_type, config.loss_weights or [1.0] * len(config.loss_type), strict=True)),
+            losses=losses,
             table=REFERENCE_FREE_LOSSES if self._reference_free else DPO_LOSSES,
             beta=config.beta,
             gamma=getattr(config, "simpo_gamma", None) or 0.0,
@@ -110,7 +113,8 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
             return batch[_REFERENCE]
         if self.precompute_ref_logps:
             return batch["ref_chosen_logps"], batch["ref_rejected_logps"]
-        return self.compute_ref_log_probs(self.ref_model or self.model, batch)
+        # not `or`: torch.compile's wrapper has a length that it cannot give
+        return self.compute_ref_log_probs(self.model if self.ref_model is None else self.ref_model, batch)
 
     def before_measuring(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         batch = super().before_measuring(batch)
@@ -121,6 +125,10 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
 
     def n_pairs(self, batch: Mapping[str, Any]) -> int:
         return len(batch["input_ids"]) // 2
+
+    def graphs_can_wait(self, n_mini_batches: int) -> bool:
+        """TRL offloads the activations of a training step alone, and only until their first use."""
+        return not self.args.activation_offloading and super().graphs_can_wait(n_mini_batches)
 
     def compute_ref_log_probs(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """TRL's, with the prompt computed once where the model can."""
@@ -150,7 +158,13 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
-        loss = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
+        # around the mixin's: TRL's own names the option to change where `max_length` cut an image in two
+        return DPOTrainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
+
+    def _compute_loss(
+        self, model: nn.Module, inputs: Mapping[str, Any], return_outputs: bool
+    ) -> Tensor | tuple[Tensor, Any]:
+        loss = super().compute_loss(model, inputs)
         if not return_outputs:
             return loss
         # `compute_metrics` gets whole logits, as from DPOTrainer: a second pass builds them

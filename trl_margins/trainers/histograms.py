@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
@@ -12,6 +13,8 @@ from transformers.integrations import TensorBoardCallback, TrackioCallback, Wand
 
 if TYPE_CHECKING:
     from .mixin import MarginMixin
+
+logger = logging.getLogger(__name__)
 
 # column of the pair log → its histogram; beside the reporters' own "train/weights/mean" and so on
 NAMES = {
@@ -58,18 +61,24 @@ class PairHistograms(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not state.is_world_process_zero or not (found := self._histograms()):
             return
+        try:
+            self._give(found, state.global_step)
+        except OSError as error:
+            logger.warning("step %d: no histograms (%s): training goes on", state.global_step, error.strerror or error)
+
+    def _give(self, found: Mapping[str, np.ndarray], step: int) -> None:
         if self.writer is not None:
-            _write(self.writer, found, state.global_step)
+            _write(self.writer, found, step)
             return
         for reporter in self._reporters():
             if isinstance(reporter, TensorBoardCallback):
                 if reporter.tb_writer is not None:
-                    _write(reporter.tb_writer, found, state.global_step)
+                    _write(reporter.tb_writer, found, step)
                 continue
             library = next(name for kind, name in _WITH_HISTOGRAM.items() if isinstance(reporter, kind))
             tracker = import_module(library)
             histograms = {name: tracker.Histogram(values) for name, values in found.items()}
-            tracker.log({**histograms, "train/global_step": state.global_step})
+            tracker.log({**histograms, "train/global_step": step})
 
     def _reporters(self) -> list[TrainerCallback]:
         kinds = (TensorBoardCallback, *_WITH_HISTOGRAM)

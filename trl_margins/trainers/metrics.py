@@ -21,6 +21,12 @@ class MetricBuffer:
         self._sums: dict[str, Tensor] = {}  # name → [2]: Σ v, number
         self._extremes: dict[str, Tensor] = {}  # name → [2]: greatest −v, greatest v
 
+    def copy(self) -> MetricBuffer:
+        """What it holds now; its tensors are never changed in place."""
+        other = MetricBuffer()
+        other._sums, other._extremes = dict(self._sums), dict(self._extremes)
+        return other
+
     @torch.no_grad()
     def add(self, metrics: Mapping[str, Tensor]) -> None:
         """Adds values: a scalar counts once, a [B] tensor once per pair."""

@@ -29,8 +29,9 @@ from ..rewards import length_normalized
 from ..terms import Term
 from .cards import CardMixin
 from .checkpoints import CheckpointMixin
-from .collator import CARRIED, KEPT, SCORES, SHARED, PairCollator, for_the_model
+from .collator import CARRIED, KEPT, ROW, SCORES, SHARED, PairCollator, for_the_model
 from .configs import MarginOptions
+from .finite import FiniteSteps
 from .metrics import MetricBuffer
 from .pair_log import PAIRS_FILE, PairLog, RunFolder, flip_metrics
 from .preparation import column_names, prepare_datasets, with_lengths
@@ -79,6 +80,8 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
             train_only(self.model, self.options.train_only)
         self._wrap_collator()
         self._probes = window_probes(self, self.objective, self.options)
+        self._finite = FiniteSteps(self, skip=self.options.nonfinite_steps == "skip")
+        self.add_callback(self._finite)
         if self.options.log_pairs:
             self._pair_log = PairLog(Path(self.args.output_dir, PAIRS_FILE))
             self.add_callback(RunFolder(self, self._pair_log))
@@ -95,7 +98,7 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
             self.options.score_columns,
             strict="score_chosen" in self.objective.columns,
             columns=[name for name in self.objective.columns if name not in SCORES],
-            if_there=[IS_FLIPPED],
+            if_there=[IS_FLIPPED, ROW],
             standard_rows=self.standard_rows() if self._sharing.possible else None,
         )
 
@@ -136,6 +139,8 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
         observed = self._observed(about, output)
         if output.slope is not None and self._pair_log is not None:
             self._pair_log.add(self.state.global_step + 1, self._pair_values(pairs, output, about, observed))
+        if about.training:
+            self._finite.see(batch, pairs, output, loss)
         metrics = self._batch_metrics(pairs, output, batch) | observed
         return loss, {f"{prefix}{name}": value for name, value in metrics.items()}
 
@@ -198,8 +203,7 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
         }
         if SCORES[0] in columns:
             values["score_gap"] = columns[SCORES[0]] - columns[SCORES[1]]
-        if IS_FLIPPED in columns:
-            values[IS_FLIPPED] = columns[IS_FLIPPED]
+        values |= {name: columns[name] for name in (IS_FLIPPED, ROW) if name in columns}
         return values | {name.replace("/", "_"): value for name, value in observed.items()}
 
     # Logging
@@ -253,8 +257,16 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
         if not self._evaluated:
             return {}
         scores = find_score_columns(column_names(dataset), self.options.score_columns)
+        values = torch.cat(self._evaluated).cpu()
+        usable = values[:, :2].isfinite().all(dim=1)
+        if not usable.all():
+            logger.warning(
+                "%d of %d pairs are left out of the evaluation: the model gives them NaN or infinite rewards",
+                len(usable) - int(usable.sum()),
+                len(usable),
+            )
         return ranking_metrics(
-            *torch.cat(self._evaluated).cpu().numpy().T,
+            *values[usable].numpy().T,
             min_score_gap=self.options.eval_min_score_gap,
             gap_only=scores is not None and scores.rejected is None,
         )

@@ -5,7 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import os
+from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +22,7 @@ from trl import DPOTrainer
 
 from .. import __version__
 from ..data.noise import IS_FLIPPED
+from .collator import ROW
 
 if TYPE_CHECKING:
     from .mixin import MarginMixin
@@ -28,6 +32,11 @@ logger = logging.getLogger(__name__)
 PAIRS_FILE = "pair_log.csv"
 RUN_FILE = "margin_run.json"
 STATE_FILE = "trainer_state.json"
+_WHOLE = ("step", ROW)
+
+# bounds for runs that log rarely, or never
+MOST_WAITING = 1024  # mini-batches on the device until they are written
+MOST_KEPT = 100_000  # pairs that a log's histograms and flips are of
 
 
 class PairLog:
@@ -41,7 +50,9 @@ class PairLog:
         self.file = file
         self._names: list[str] | None = None
         self._waiting: list[tuple[int, Tensor]] = []  # step, [B, columns]
-        self._not_logged: list[np.ndarray] = []
+        self._not_logged: deque[np.ndarray] = deque()
+        self._too_old = 0  # pairs that are not in there any more
+        self.n_lost = 0  # pairs that the disk did not take
         self.drained: dict[str, np.ndarray] = {}  # what the last call of `drain` gave, for callbacks
 
     def add(self, step: int, values: Mapping[str, Tensor]) -> None:
@@ -55,6 +66,15 @@ class PairLog:
             self._names = list(values)
         stacked = torch.stack([values[name].detach().float() for name in self._names], dim=1)
         self._waiting.append((step, stacked))
+
+    def forget(self, step: int) -> None:
+        """Drops what was noted of a step that is not taken."""
+        self._waiting = [(taken, values) for taken, values in self._waiting if taken != step]
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it is time to flush: the same on every rank."""
+        return len(self._waiting) >= MOST_WAITING
 
     def flush(self, accelerator: Accelerator) -> None:
         """Writes what was noted on all ranks since the last call, on the first of them."""
@@ -71,25 +91,48 @@ class PairLog:
         if not rows.size:
             return
         self._not_logged.append(rows)
+        while sum(map(len, self._not_logged)) - len(self._not_logged[0]) >= MOST_KEPT:
+            self._too_old += len(self._not_logged.popleft())
         if accelerator.is_main_process:
             self._write(names, rows)
 
     def drain(self) -> dict[str, np.ndarray]:
-        """By name, what was flushed since the last call, of all ranks."""
+        """By name, what was flushed since the last call, of all ranks; of very many pairs the last ones."""
         names = ["step", *(self._names or [])]
         rows = np.concatenate(self._not_logged or [np.empty((0, len(names)))])
-        self._not_logged = []
+        if self._too_old:
+            logger.info("of the pairs since the last log, the first %d are only in %s", self._too_old, self.file.name)
+        self._not_logged, self._too_old = deque(), 0
         self.drained = dict(zip(names, rows.T, strict=True))
         return self.drained
 
     def _write(self, names: list[str], rows: np.ndarray) -> None:
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        new = not self.file.exists()
-        with self.file.open("a", newline="") as out:
-            writer = csv.writer(out)
-            if new:
-                writer.writerow(names)
-            writer.writerows([int(step), *(f"{value:.7g}" for value in values)] for step, *values in rows)
+        """Adds the lines, or none of them: no log is worth a run that the disk has no room for."""
+        whole: int | None = None
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            whole = self.file.stat().st_size if self.file.exists() else 0
+            with self.file.open("a", newline="") as out:
+                self._write_lines(csv.writer(out), names, rows, with_names=not whole)
+        except OSError as error:
+            if not self.n_lost:
+                logger.warning(
+                    "%s cannot be written (%s): training goes on, and the log lacks pairs from step %d until it can",
+                    self.file,
+                    error.strerror or error,
+                    rows[0, 0],
+                )
+            self.n_lost += len(rows)
+            if whole is not None:
+                with suppress(OSError):
+                    os.truncate(self.file, whole)
+
+    @staticmethod
+    def _write_lines(writer: Any, names: list[str], rows: np.ndarray, with_names: bool) -> None:
+        if with_names:
+            writer.writerow(names)
+        formats = [".0f" if name in _WHOLE else ".7g" for name in names]
+        writer.writerows([format(value, form) for value, form in zip(row, formats, strict=True)] for row in rows)
 
     def rewind(self, step: int) -> None:
         """Drops what the file has of later steps, which a resumed run goes through again; all of it at step 0."""
@@ -98,14 +141,19 @@ class PairLog:
         if step == 0:
             self.file.unlink()
             return
-        with self.file.open(newline="") as file:
-            head, *rows = csv.reader(file)
-        kept = [row for row in rows if len(row) == len(head) and int(row[0]) <= step]  # a kill may cut the last line
-        if len(kept) < len(rows):
-            logger.info("%s: %d lines of steps after %d are written anew", self.file.name, len(rows) - len(kept), step)
         shorter = self.file.with_suffix(".tmp")  # a kill leaves the one or the other whole
-        with shorter.open("w", newline="") as file:
-            csv.writer(file).writerows([head, *kept])
+        with self.file.open(newline="") as file, shorter.open("w", newline="") as out:
+            rows, writer = csv.reader(file), csv.writer(out)
+            if head := next(rows, None):
+                writer.writerow(head)
+            n_dropped = 0
+            for row in rows:  # a week's log does not fit into memory
+                if len(row) == len(head) and int(row[0]) <= step:  # a kill may cut the last line
+                    writer.writerow(row)
+                else:
+                    n_dropped += 1
+        if n_dropped:
+            logger.info("%s: %d lines of steps after %d are written anew", self.file.name, n_dropped, step)
         shorter.replace(self.file)
 
 
@@ -121,15 +169,32 @@ class RunFolder(TrainerCallback):
         self.trainer, self.log = trainer, log
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
+        if not state.is_world_process_zero:
+            return
+        file = Path(args.output_dir, RUN_FILE)
+        try:
             self.log.rewind(state.global_step)
-            file = Path(args.output_dir, RUN_FILE)
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(described(self.trainer), indent=2) + "\n")
+        except OSError as error:  # now, while nothing is lost: no checkpoint could be saved there either
+            raise OSError(
+                f"output_dir {args.output_dir} cannot be written to ({error.strerror or error}): name another folder, "
+                "or make room"
+            ) from error
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.log.is_full:
+            self.log.flush(self.trainer.accelerator)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
+        if not state.is_world_process_zero:
+            return
+        if self.log.n_lost:
+            logger.warning("%s lacks %d pairs that could not be written", self.log.file, self.log.n_lost)
+        try:
             state.save_to_json(str(Path(args.output_dir, STATE_FILE)))
+        except OSError as error:  # the trained model is still to be saved
+            logger.warning("%s of %s cannot be written (%s)", STATE_FILE, args.output_dir, error.strerror or error)
 
 
 def described(trainer: MarginMixin) -> dict[str, Any]:

@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from trl.trainer.utils import global_then_local_main_first
 
 from ..data.evaluation_factors import add_evaluation_factor, check_evaluation_factors
 from ..data.noise import IS_FLIPPED
-from ..data.rows import without_extras
+from ..data.rows import check_rows, checked_stream, without_extras
 from ..data.scores import (
+    ScoreColumns,
     ScoreError,
     ScoreSummary,
+    check_numbers,
+    check_row,
     check_scores,
     find_score_columns,
+    known_score_columns,
     report_scores,
     require_score_columns,
 )
 from ..objective import Objective
 from ..report.card import SetFacts
-from .collator import SCORES
+from ..terms.score_gap import ScoreGapWeight
+from .collator import ROW, SCORES
 from .configs import MarginOptions
+from .processing import prepare_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -42,11 +49,16 @@ def prepare_datasets(
         The columns that must reach the collator, by their names in the data; and what was counted, by set.
 
     Raises:
-        ValueError: scores or factors that cannot be trained on, with column, row, value and fix.
+        ValueError: rows, scores or factors that cannot be trained on, with column, row, value and fix.
+        TypeError: something that is no data set, or a kind of it that the trainer does not take.
     """
-    keep = {IS_FLIPPED, *(name for name in objective.columns if name not in SCORES)}
+    keep = {IS_FLIPPED, ROW, *(name for name in objective.columns if name not in SCORES)}
     facts: dict[str, SetFacts] = {}
-    _each_dataset(call, without_extras)
+    _each_dataset(call, lambda dataset, split: _taken(dataset, split, call["args"]))
+    _each_dataset(call, lambda dataset, split: _checked_rows(without_extras(dataset, split), split))
+    sets: dict[str, Any] = {}
+    _each_dataset(call, lambda dataset, split: sets.setdefault(split, dataset))
+    prepare_tokenizer(call.get("processing_class"), sets)
     _each_dataset(call, lambda dataset, split: _counted(dataset, split, facts))
     if FACTOR in objective.columns:
         with global_then_local_main_first():  # the others read the cache
@@ -55,6 +67,8 @@ def prepare_datasets(
         facts["train"] = replace(facts["train"], floored=floored)
     _each_dataset(call, lambda dataset, split: _with_needed_columns(dataset, split, objective))
     _each_dataset(call, lambda dataset, split: _with_checked_scores(dataset, split, objective, options, keep, facts))
+    if isinstance(train := call.get("train_dataset"), Dataset):
+        call["train_dataset"] = _numbered(train)
     return keep, facts
 
 
@@ -84,6 +98,50 @@ def _each_dataset(call: dict[str, Any], change: Callable[[Any, str], Any]) -> No
         call["eval_dataset"] = change(evals, "eval")
 
 
+def _taken(dataset: Any, split: str, config: Any) -> Dataset | IterableDataset:
+    """The same data set, as Python values."""
+    if not isinstance(dataset, (Dataset, IterableDataset)):
+        raise TypeError(f"the {split} data set is a {type(dataset).__name__}, {_instead(dataset)}")
+    if isinstance(dataset, IterableDataset):
+        _deal_out(config)
+    if not (len(dataset) if isinstance(dataset, Dataset) else next(iter(dataset), None)):
+        raise ValueError(f"the {split} data set has no rows: see what it was loaded or filtered from")
+    return dataset.with_format(None)
+
+
+def _deal_out(config: Any) -> None:
+    """Lets every process read its own rows of a stream, as TRL does where it trains on one. Else accelerate cuts each
+    tensor of a batch to the length of the first, which rows that share their prompt do not survive.
+    """
+    if config.accelerator_config.dispatch_batches:
+        logger.warning("accelerator_config: dispatch_batches=True does not go with a stream, and is not used")
+    config.accelerator_config.dispatch_batches = False
+
+
+def _instead(given: Any) -> str:
+    if isinstance(given, Mapping):
+        one = next(iter(given), "train")
+        return (
+            f"with the keys {list(given)}: give one data set, for example dataset[{one!r}], or use Dataset.from_dict"
+        )
+    if isinstance(given, (str, Path)):
+        return f"{str(given)!r}: load it first, with trl_margins.data.loading.load_splits or datasets.load_dataset"
+    return "not a datasets.Dataset: Dataset.from_list makes one from a list of rows"
+
+
+def _checked_rows(dataset: Any, split: str) -> Any:
+    if not isinstance(dataset, Dataset):
+        return checked_stream(dataset, split)
+    if same := check_rows(dataset, split):
+        logger.warning(
+            "%d of %d %s pairs have the same answer twice: they have no gap, and nothing is learned from them",
+            same,
+            len(dataset),
+            split,
+        )
+    return dataset
+
+
 def _with_needed_columns(dataset: Any, split: str, objective: Objective) -> Any:
     """The same data set; scores are looked for under other names too, and elsewhere."""
     names = list(column_names(dataset))
@@ -93,7 +151,17 @@ def _with_needed_columns(dataset: Any, split: str, objective: Objective) -> Any:
                 f"{term.name!r} needs the columns {missing}, and the {split} data set has only {names}: add them with "
                 "dataset.add_column or dataset.rename_column"
             )
+        if isinstance(dataset, Dataset):
+            for name in set(term.columns) - {*SCORES, FACTOR}:
+                check_numbers(dataset, name, split)
     return dataset
+
+
+def _numbered(dataset: Dataset) -> Dataset:
+    """Rows that can be named, in errors and in the pair log, also when some of them are dropped later."""
+    if ROW in dataset.column_names:
+        dataset = dataset.remove_columns(ROW)
+    return dataset.add_column(ROW, np.arange(len(dataset)))
 
 
 def _counted(dataset: Any, split: str, facts: dict[str, SetFacts]) -> Any:
@@ -101,6 +169,7 @@ def _counted(dataset: Any, split: str, facts: dict[str, SetFacts]) -> Any:
     if isinstance(dataset, Dataset):
         flipped = None
         if IS_FLIPPED in dataset.column_names:
+            check_numbers(dataset, IS_FLIPPED, split)
             flipped = int((np.asarray(dataset[IS_FLIPPED][:]) == 1).sum())
             logger.info("%s: the labels of %d of %d pairs are marked as flipped", split, flipped, len(dataset))
         facts[split] = replace(facts[split], pairs=len(dataset), flipped=flipped)
@@ -161,6 +230,13 @@ def _with_checked_scores(
         columns = find_score_columns(names, options.score_columns)
     if columns is None:
         return dataset
+    if options.score_columns is None and len(several := known_score_columns(names)) > 1:
+        logger.warning(
+            "%s has several columns that could be scores (%s): %s are taken. Name others with score_columns",
+            split,
+            ", ".join("/".join(each.names) for each in several),
+            "/".join(columns.names),
+        )
     keep.update(columns.names)
     facts[split] = replace(facts[split], score_columns=columns.names)
     if isinstance(dataset, Dataset):
@@ -172,10 +248,30 @@ def _with_checked_scores(
             logger.warning("%s; pairs without scores count in pwa_all alone", error)
         else:
             report_scores(summary, columns, split, weighted=bool(needed_by))
+            if split == "train" and isinstance(objective.weight, ScoreGapWeight):
+                _refuse_no_weights(summary, columns, objective.weight.threshold or 0.0)
             facts[split] = replace(facts[split], ties=summary.n_ties, reversed=summary.n_reversed)
             if split != "train":
                 _warn_without_clear_pairs(summary, split, options.eval_min_score_gap)
+    elif needed_by:
+        dataset = dataset.map(
+            _with_score, with_indices=True, fn_kwargs={"columns": columns, "split": split}, features=dataset.features
+        )
     return dataset
+
+
+def _refuse_no_weights(summary: ScoreSummary, columns: ScoreColumns, threshold: float) -> None:
+    if summary.max_gap == 0 or summary.max_gap < threshold:
+        least = f"score_gap_threshold={threshold:g}" if threshold else "a gap above 0"
+        raise ScoreError(
+            f"all {summary.n_pairs} train pairs would weigh nothing: the largest score gap is {summary.max_gap:g}, "
+            f"and the weight {ScoreGapWeight.name!r} needs {least}. Check what {' and '.join(columns.names)} hold"
+        )
+
+
+def _with_score(row: dict[str, Any], number: int, columns: ScoreColumns, split: str) -> dict[str, Any]:
+    check_row(row, columns, f"row {number} of the {split} data set")
+    return row
 
 
 def _warn_without_clear_pairs(summary: ScoreSummary, split: str, min_score_gap: float) -> None:

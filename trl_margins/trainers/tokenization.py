@@ -8,12 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from trl.data_utils import maybe_apply_chat_template, maybe_extract_prompt
 from trl.experimental.cpo import CPOTrainer
 from trl.trainer.utils import global_then_local_main_first
-
-_TOKENS = ("input_ids", "attention_mask", "labels")
 
 
 def tokenized(dataset: Dataset, trainer: CPOTrainer, split: str) -> Dataset:
@@ -30,10 +28,15 @@ def tokenized(dataset: Dataset, trainer: CPOTrainer, split: str) -> Dataset:
     rows = RowsOfABatch(
         trainer.processing_class, trainer.max_length, trainer.max_completion_length, trainer.is_encoder_decoder
     )
+    if isinstance(dataset, IterableDataset):
+        return dataset.map(rows, batched=True, batch_size=_STREAMED_AT_ONCE)
     with global_then_local_main_first():
         return dataset.map(
             rows, batched=True, num_proc=trainer.args.dataset_num_proc, desc=f"Tokenizing {split} dataset"
         )
+
+
+_STREAMED_AT_ONCE = 64  # rows that a stream reads ahead
 
 
 @dataclass(frozen=True)
@@ -54,10 +57,10 @@ class RowsOfABatch:
         if not self.is_encoder_decoder:
             texts = {text for row in rows for text in self._texts(row)}
             trainer = replace(self, processing_class=_KnownTexts.of(self.processing_class, texts))
-        rows = [{**row, **CPOTrainer.tokenize_row(trainer, row)} for row in rows]
-        columns = {name: [row[name] for row in rows] for name in rows[0]}
+        tokens = [CPOTrainer.tokenize_row(trainer, row) for row in rows]
+        made = {name: _arrays([row[name] for row in tokens]) for name in tokens[0]}
         # Arrow takes arrays many times faster than lists of numbers
-        return {name: _arrays(values) if name.endswith(_TOKENS) else values for name, values in columns.items()}
+        return {name: [row[name] for row in rows] for name in rows[0]} | made
 
     @staticmethod
     def _texts(row: Mapping[str, Any]) -> tuple[str, ...]:

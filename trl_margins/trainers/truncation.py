@@ -31,8 +31,14 @@ def _ends_in_prompt(labels) -> np.ndarray:
 
 
 def report_empty_answers(dataset: Dataset, split: str, max_length: int) -> int:
-    """Warns with the number of pairs that have an empty answer, and returns it."""
+    """Warns with the number of pairs that have an empty answer, and returns it.
+
+    Raises:
+        ValueError: all have.
+    """
     empty = count_empty_answers(dataset)
+    if empty == len(dataset):
+        raise ValueError(_none_left(empty, split, max_length))
     if empty:
         logger.warning(
             "%d of %d %s pairs have an answer that truncation left empty, because the prompt fills max_length=%d: "
@@ -46,7 +52,13 @@ def report_empty_answers(dataset: Dataset, split: str, max_length: int) -> int:
 
 
 def report_dropped(before: int, after: int, split: str, max_length: int) -> int:
-    """Warns with the number of pairs that `DPOTrainer` dropped, and returns it."""
+    """Warns with the number of pairs that `DPOTrainer` dropped, and returns it.
+
+    Raises:
+        ValueError: none is left.
+    """
+    if not after:
+        raise ValueError(_none_left(before, split, max_length))
     if after < before:
         logger.warning(
             "%d of %d %s pairs were dropped, because the prompt fills max_length=%d: raise it to keep them.",
@@ -56,3 +68,10 @@ def report_dropped(before: int, after: int, split: str, max_length: int) -> int:
             max_length,
         )
     return before - after
+
+
+def _none_left(pairs: int, split: str, max_length: int) -> str:
+    return (
+        f"truncation leaves an answer empty in every one of the {pairs} {split} pairs, because the prompt fills "
+        f"max_length={max_length}: raise max_length, or cut the prompts"
+    )

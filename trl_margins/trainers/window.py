@@ -11,12 +11,14 @@ import torch
 from accelerate import DistributedType
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from ..forward.shared_rows import shared_rows
 from ..losses import TAKES_MARGIN
 from ..objective import LengthNormalizedReward, Objective
 from ..pairs import PairLogps
 from .collator import KEPT, SHARED, StandardRows, for_the_model, one_pair
+from .finite import FiniteSteps
 from .sharpness import SharpnessAware
 
 _DDP = (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.MULTI_NPU, DistributedType.MULTI_XPU)
@@ -27,6 +29,7 @@ class WindowMixin(ABC):
 
     objective: Objective
     _probes: list[Any]
+    _finite: FiniteSteps
     _fused: bool
 
     @abstractmethod
@@ -44,10 +47,15 @@ class WindowMixin(ABC):
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """The window's mini-batches, with what the probes measured on them."""
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._finite.begin()
         if batches:
             for probe in self._probes:
                 batches = probe(batches)
         return batches, num_items
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Tensor | float:
+        self.last_grad_norm = super()._get_grad_norm(model, grad_norm)
+        return self.last_grad_norm
 
     def training_step(self, model: nn.Module, inputs: Mapping[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """TRL's; under SAM, at the nearby policy with the higher loss."""
@@ -116,7 +124,8 @@ class WindowMixin(ABC):
         """Whether the graphs of a window's mini-batches survive a look at their gradient, for the update to use."""
         names = ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs")  # the second is the newer name
         reentrant = any((getattr(self.args, name, None) or {}).get("use_reentrant") for name in names)
-        if self.args.n_gpu > 1 or reentrant:
+        # FSDP2 lets go of its parameters after the first way back
+        if self.args.n_gpu > 1 or reentrant or isinstance(self.model, FSDPModule):
             return False
         kind = self.accelerator.distributed_type
         # DDP expects the backward pass of a synchronised forward pass before the next one begins

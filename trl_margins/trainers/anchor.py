@@ -18,11 +18,12 @@ from .collator import KEPT, with_columns
 from .configs import MarginOptions
 from .diagnostics import AnchorDiagnostics
 from .direction import Direction, FadingGradient, momentum_direction
-from .gradients import add_gradients, own_gradients
+from .gradients import own_gradients
 from .pair_gradients import KeptGradients
 from .perturbation import perturbed
-from .precision import cannot_displace, displaced, in_float32, narrow_dtype, without_dropout
+from .precision import cannot_displace, displaced, in_float32, narrow_dtype, widened, without_dropout
 from .probe import Batch, Probe
+from .sharding import fsdp_dtype, is_sharded
 
 if TYPE_CHECKING:
     from .mixin import MarginMixin
@@ -81,18 +82,18 @@ class GeometricAnchor(Probe):
         used = batches[: self.options.anchor_batch_multiplier]
         kept: list[Batch] = []
         n_pairs = torch.zeros((), device=self.trainer.accelerator.device)
-        with own_gradients(self.parameters) as gradients:
+        with own_gradients(self.trainer.accelerator, self.trainer.model, self.parameters) as gradients:
             for batch in used:
                 pairs = self.trainer.forward_pairs(batch, self.trainer.model_wrapped if keep else None)
                 gap = self.trainer.score_gap(pairs)
-                add_gradients(self.trainer.accelerator, gap.sum(), self.parameters, retain_graph=keep)
+                gradients.add(gap.sum(), retain_graph=keep)
                 n_pairs += gap.numel()
                 kept.append({**batch, KEPT: pairs} if keep else batch)
-            summed = gradients()
-        return self._reduced(summed, n_pairs, len(used)), kept + batches[len(used) :]
+            summed = gradients.take()
+        return self._directed(summed, n_pairs, len(used)), kept + batches[len(used) :]
 
-    def _reduced(self, summed: dict[str, Tensor], n_pairs: Tensor, n_mini_batches: int) -> Direction:
-        summed, n_pairs = self.trainer.accelerator.reduce((summed, n_pairs), "sum")
+    def _directed(self, summed: dict[str, Tensor], n_pairs: Tensor, n_mini_batches: int) -> Direction:
+        n_pairs = self.trainer.accelerator.reduce(n_pairs, "sum")
         direction, n_pairs = self.fading.add(summed, n_pairs, n_mini_batches)
         self.trainer.store_metrics(
             {
@@ -121,13 +122,13 @@ class GeometricAnchor(Probe):
     @cached_property
     def _estimator(self) -> Callable[[Sequence[Batch], Direction], list[dict[str, Tensor]]]:
         name = self.options.anchor_estimator
-        if any(hasattr(parameter, "to_local") for parameter in self.parameters.values()) and (
-            name != "difference" or self.narrow_dtype is not None
-        ):
-            raise ValueError(
-                "on sharded parameters (FSDP2) the anchor is measured by anchor_estimator='difference' in float32 "
-                f"alone; this run has {name!r} in {self.narrow_dtype or torch.float32}. DDP takes all of them"
-            )
+        if any(map(is_sharded, self.parameters.values())):
+            dtype = self.narrow_dtype or fsdp_dtype(self.trainer.model) or torch.float32
+            if name != "difference" or dtype.itemsize < 4:
+                raise ValueError(
+                    "on sharded parameters (FSDP2) the anchor is measured by anchor_estimator='difference' in float32 "
+                    f"alone; this run has {name!r} in {dtype}. DDP takes all of them"
+                )
         if name == "difference" and self.narrow_dtype is not None:
             reason = cannot_displace(self.trainer.model, self.parameters)
             if reason is not None:
@@ -143,7 +144,7 @@ class GeometricAnchor(Probe):
             anchor = displaced(self.trainer.model, direction.vectors, step, self.narrow_dtype)
         # the fused head reads the LM head's weight itself, and would miss a step that stays beside it
         fused = self.narrow_dtype is None
-        if self.trainer.args.disable_dropout:
+        if self.trainer.args.disable_dropout and not self.trainer.args.neftune_noise_alpha:
             # the update's own forward pass gives the other end of the difference
             with anchor:
                 return [{ANCHOR_SCORE_GAP: gap} for gap in self._gaps(batches, fused)]
@@ -169,13 +170,13 @@ class GeometricAnchor(Probe):
             return [{ANCHOR_GAP: scale * self._slope(batch, direction.vectors)} for batch in batches]
 
     def _gaps(self, batches: Sequence[Batch], fused: bool = True) -> list[Tensor]:
-        return [self.trainer.score_gap(self.trainer.forward_pairs(batch, fused=fused)).float() for batch in batches]
+        return [widened(self.trainer.score_gap(self.trainer.forward_pairs(batch, fused=fused))) for batch in batches]
 
     def _slope(self, batch: Batch, vectors: Mapping[str, Tensor]) -> Tensor:
         def gap(model: Any) -> Tensor:
             return self.trainer.score_gap(self.trainer.forward_pairs(batch, model, fused=False))
 
-        return directional_derivative(self.trainer.model, vectors, gap).float()
+        return widened(directional_derivative(self.trainer.model, vectors, gap))
 
     # Everything from the pairs' own gradients
 
@@ -184,7 +185,7 @@ class GeometricAnchor(Probe):
         used = kept[: self.options.anchor_batch_multiplier]
         summed = {name: sum(each.summed()[name] for each in used) for name in self.parameters}
         n_pairs = torch.tensor(float(sum(each.gap.numel() for each in used)), device=self.trainer.accelerator.device)
-        direction = self._reduced(summed, n_pairs, len(used))
+        direction = self._directed(self.trainer.accelerator.reduce(summed, "sum"), n_pairs, len(used))
         scale = self.options.anchor_radius * direction.per_unit
         measured = [{ANCHOR_GAP: scale * each.along(direction.vectors)} for each in kept]
         ready = [

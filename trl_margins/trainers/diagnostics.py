@@ -71,7 +71,7 @@ class AnchorDiagnostics(TrainerCallback):
         radius: float,
     ) -> list[dict[str, float]]:
         columns, parts = batch[CARRIED], []
-        for pair in pair_gradients(trainer, batch, parameters):
+        for pair in pair_gradients(trainer, batch, parameters, type(self).__name__):
             slope = sum((pair.gradient[name] * along).sum().float() for name, along in direction.vectors.items())
             norm = total_norm(pair.gradient.values())
             parts.append(torch.stack([pair.gap[0].float(), norm, slope * direction.per_unit]))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .scope import matching
+from .sharding import whole
 
 LM_HEAD = "lm-head"
 _MOMENTUM = ("exp_avg", "momentum_buffer")  # Adam's first moment, SGD's momentum
@@ -39,8 +40,7 @@ def total_norm(tensors: Iterable[Tensor]) -> Tensor:
     norms = [
         torch.linalg.vector_norm(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32)) for tensor in tensors
     ]
-    norms = [norm.full_tensor() if hasattr(norm, "full_tensor") else norm for norm in norms]
-    return torch.linalg.vector_norm(torch.stack(norms))
+    return torch.linalg.vector_norm(torch.stack([whole(norm) for norm in norms]))
 
 
 class FadingGradient:

@@ -2,52 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from accelerate import DistributedType
 from torch import Tensor, nn
+
+from .sharding import forget_gathered, is_sharded
+
+
+class GatheringGradients:
+    """Σ ∇value over everything that is added on any rank.
+
+    Args:
+        accelerator: the trainer's.
+        parameters: by name, those whose gradients are looked at.
+    """
+
+    def __init__(self, accelerator: Any, parameters: Mapping[str, nn.Parameter]) -> None:
+        self.accelerator, self.parameters = accelerator, parameters
+        self.sharded = any(is_sharded(parameter) for parameter in parameters.values())
+
+    def add(self, value: Tensor, retain_graph: bool = False) -> None:
+        """Adds ∇value. In fp16, scaled up for the way back as the update's are, and down again."""
+        leaves, scaler = list(self.parameters.values()), self.accelerator.scaler
+        if self.sharded:
+            # FSDP2's graph ends in gathered parameters of its own, and leaves the shards' gradient in `.grad`
+            torch.autograd.backward(value)
+            return
+        scale = None if scaler is None else scaler.scale(torch.ones((), device=value.device))
+        value = value if scale is None else value * scale
+        # DDP would believe that the update's gradients are there, and DeepSpeed would take these for them
+        hooked = retain_graph or self.accelerator.distributed_type == DistributedType.DEEPSPEED
+        if scale is None and not hooked:
+            torch.autograd.backward(value, inputs=leaves)
+            return
+        found = torch.autograd.grad(value, leaves, retain_graph=retain_graph, allow_unused=True)
+        for leaf, gradient in zip(leaves, found, strict=True):
+            if gradient is not None:
+                gradient = gradient if scale is None else gradient / scale
+                leaf.grad = gradient if leaf.grad is None else leaf.grad.add_(gradient)
+
+    def take(self) -> dict[str, Tensor]:
+        """What has gathered, over all ranks; `.grad` is empty afterwards."""
+        gathered = {name: p.grad if p.grad is not None else torch.zeros_like(p) for name, p in self.parameters.items()}
+        for parameter in self.parameters.values():
+            parameter.grad = None
+        if not self.sharded:
+            return self.accelerator.reduce(gathered, "sum")
+        # FSDP2 has reduced them, to the mean
+        return {name: gradient.mul_(self.accelerator.num_processes) for name, gradient in gathered.items()}
 
 
 @contextmanager
-def own_gradients(parameters: Mapping[str, nn.Parameter]) -> Iterator[Callable[[], dict[str, Tensor]]]:
-    """Within the block `.grad` starts empty; the function that it gives takes what has gathered there by then.
+def own_gradients(
+    accelerator: Any, model: nn.Module, parameters: Mapping[str, nn.Parameter]
+) -> Iterator[GatheringGradients]:
+    """Within the block `.grad` starts empty; after it, it is what it was.
 
     Gradients gather where those of the update will, so they cost no memory that training does not need anyway.
     """
-    before = {name: parameter.grad for name, parameter in parameters.items()}
-
-    def take() -> dict[str, Tensor]:
-        gathered = {name: p.grad if p.grad is not None else torch.zeros_like(p) for name, p in parameters.items()}
-        for parameter in parameters.values():
-            parameter.grad = None
-        return gathered
-
+    forget_gathered(model)
+    # sharded, those that are not looked at get one too
+    before = {parameter: parameter.grad for parameter in model.parameters() if parameter.requires_grad}
     try:
-        for parameter in parameters.values():
+        for parameter in before:
             parameter.grad = None
-        yield take
+        yield GatheringGradients(accelerator, parameters)
     finally:
-        for name, parameter in parameters.items():
-            parameter.grad = before[name]
-
-
-def add_gradients(
-    accelerator: Any, value: Tensor, parameters: Mapping[str, nn.Parameter], retain_graph: bool = False
-) -> None:
-    """Adds ∇value to `.grad`. In fp16, scaled up for the way back as the update's are, and down again."""
-    scaler = accelerator.scaler
-    scale = None if scaler is None else scaler.scale(torch.ones((), device=value.device))
-    value = value if scale is None else value * scale
-    leaves = list(parameters.values())
-    if scale is None and not retain_graph:
-        torch.autograd.backward(value, inputs=leaves)
-        return
-    # not through `backward`, whose hooks would have DDP believe that the update's gradients are there
-    for leaf, gradient in zip(
-        leaves, torch.autograd.grad(value, leaves, retain_graph=retain_graph, allow_unused=True), strict=True
-    ):
-        if gradient is not None:
-            gradient = gradient if scale is None else gradient / scale
-            leaf.grad = gradient if leaf.grad is None else leaf.grad.add_(gradient)
+        for parameter, gradient in before.items():
+            parameter.grad = gradient

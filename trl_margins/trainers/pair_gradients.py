@@ -13,7 +13,9 @@ from ..pairs import PairLogps
 from ..terms.anchor import RELATIVE_NORM
 from .collator import with_columns
 from .direction import total_norm
+from .precision import widened
 from .probe import Batch, Probe
+from .sharding import check_whole
 
 if TYPE_CHECKING:
     from .mixin import MarginMixin
@@ -29,9 +31,20 @@ class PairGradient:
 
 
 def pair_gradients(
-    trainer: MarginMixin, batch: Batch, parameters: Mapping[str, nn.Parameter]
+    trainer: MarginMixin, batch: Batch, parameters: Mapping[str, nn.Parameter], what: str
 ) -> Iterator[PairGradient]:
-    """One pair of a batch after the other: as many passes as pairs, and the work of one over all."""
+    """One pair of a batch after the other: as many passes as pairs, and the work of one over all.
+
+    Args:
+        trainer: gives the forward pass.
+        batch: a prepared mini-batch.
+        parameters: by name, those that the gradients are for.
+        what: whom the gradients are for, in the words of an error.
+
+    Raises:
+        ValueError: sharded parameters.
+    """
+    check_whole(parameters, what)
     for i in range(trainer.n_pairs(batch)):
         pairs = trainer.forward_pairs(trainer.one_pair(batch, i))
         gap = trainer.score_gap(pairs)
@@ -65,7 +78,7 @@ class GradientNorms(Probe):
         ]
 
     def _norms(self, batch: Batch) -> Tensor:
-        pairs = pair_gradients(self.trainer, batch, self.parameters)
+        pairs = pair_gradients(self.trainer, batch, self.parameters, "the gradient-norm control")
         return torch.stack([total_norm(pair.gradient.values()) for pair in pairs])
 
 
@@ -79,7 +92,7 @@ class KeptGradients:
 
     @classmethod
     def of(cls, trainer: MarginMixin, batch: Batch, parameters: Mapping[str, nn.Parameter]) -> KeptGradients:
-        each = list(pair_gradients(trainer, batch, parameters))
+        each = list(pair_gradients(trainer, batch, parameters, "anchor_estimator='per-pair'"))
         gradients = {name: torch.stack([pair.gradient[name] for pair in each]) for name in parameters}
         return cls(_joined([pair.pairs for pair in each]), torch.cat([pair.gap for pair in each]), gradients)
 
@@ -90,7 +103,7 @@ class KeptGradients:
     def along(self, vectors: Mapping[str, Tensor]) -> Tensor:
         """[B] ∇Δ_i · vectors."""
         products = [self.gradients[name].flatten(1) @ along.flatten() for name, along in vectors.items()]
-        return torch.stack([product.float() for product in products]).sum(0)
+        return torch.stack([widened(product) for product in products]).sum(0)
 
     def for_the_update(self, parameters: Mapping[str, nn.Parameter], reduce: Any) -> PairLogps:
         """The forward pass that an update asks for: its backward pass adds the kept gradients, weighted.

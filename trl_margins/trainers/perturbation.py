@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from .sharding import forget_gathered, local
+
 _SEED = 0x5EED  # the same draws on every rank and after a resume
 
 
@@ -27,45 +29,37 @@ def perturbed(model: nn.Module, direction: Mapping[str, Tensor], radius: float |
         radius: how far; negative goes the other way. A 0-d tensor stays on its device.
 
     Raises:
-        ValueError: a name that the model does not have, a shape that is not the parameter's, or a parameter of which
-            this rank holds nothing (DeepSpeed ZeRO-3).
+        ValueError: a name that the model does not have, or a shape that is not the parameter's.
     """
+    forget_gathered(model)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     _check(parameters, direction)
     backups: list[tuple[Tensor, Tensor]] = []
     try:
         with torch.no_grad():
             for position, (name, along) in enumerate(direction.items()):
-                values = _local(parameters[name].data)
+                values = local(parameters[name].data)
                 # noted before the first byte changes, so that no interruption can come between the two
                 backups.append((values, values.clone()))
-                _move(values, _local(along), radius, seed=_SEED + position)
+                _move(values, local(along), radius, seed=_SEED + position)
         torch.clear_autocast_cache()  # or autocast would go on using its low-precision copies
+        forget_gathered(model)
         yield
     finally:
         for values, backup in backups:
             values.copy_(backup)
         torch.clear_autocast_cache()
+        forget_gathered(model)
 
 
 def _check(parameters: Mapping[str, Tensor], direction: Mapping[str, Tensor]) -> None:
     for name, along in direction.items():
         if name not in parameters:
             raise ValueError(f"direction names {name!r}, which is no parameter of the model")
-        if hasattr(parameters[name], "ds_id"):
-            raise ValueError(
-                f"{name!r} is partitioned by DeepSpeed ZeRO-3, whose parameters cannot be moved from outside: take "
-                "ZeRO-2, FSDP2 or DDP"
-            )
         if along.shape != parameters[name].shape:
             raise ValueError(
                 f"direction of {name!r} has shape {tuple(along.shape)}, the parameter {tuple(parameters[name].shape)}"
             )
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """This rank's shard of a sharded tensor."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def _move(values: Tensor, along: Tensor, radius: float | Tensor, seed: int) -> None:

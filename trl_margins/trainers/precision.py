@@ -19,6 +19,11 @@ def narrow_dtype(model: nn.Module, mixed_precision: str) -> torch.dtype | None:
     return next((p.dtype for p in model.parameters() if p.is_floating_point() and p.dtype.itemsize == 2), None)
 
 
+def widened(tensor: Tensor) -> Tensor:
+    """In float32 or wider."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 @contextmanager
 def in_float32(model: nn.Module) -> Iterator[None]:
     """Within the block, weights narrower than float32 are widened, and autocast is off. Afterwards the tensors are the

@@ -23,4 +23,4 @@ def window_probes(trainer: MarginMixin, objective: Objective, options: MarginOpt
     """The probes of an objective, in the order in which they look at a window."""
     wanted = {name for term in objective.terms for name in getattr(term, "probes", ())}
     probes = [probe(trainer, options) for probe in _MEASURES if wanted & set(probe.columns)]
-    return probes + [SharpnessAware(trainer, options)] * bool(options.sam_radius)
+    return [*probes, SharpnessAware(trainer, options)] if options.sam_radius else probes

@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Sequence
 
+from accelerate.utils import is_peft_model
 from torch import nn
 
 logger = logging.getLogger(__name__)
@@ -23,8 +24,13 @@ def train_only(model: nn.Module, patterns: Sequence[str]) -> None:
         patterns: regular expressions, searched in the parameters' names; "mlp" stands for the feed-forward layers.
 
     Raises:
-        ValueError: a pattern that matches nothing, or is no regular expression.
+        ValueError: a pattern that matches nothing, or is no regular expression; or a model with adapters.
     """
+    if is_peft_model(model):
+        raise ValueError(
+            "train_only and the model's adapters both choose what trains: leave train_only out, or merge the adapters "
+            "first (model.merge_and_unload())"
+        )
     names = [name for name, _ in model.named_parameters()]
     trained = matching(names, patterns, "train_only")
     for name, parameter in model.named_parameters():

@@ -64,6 +64,8 @@ class PromptSharing:
 def _why_not_here(trainer: MarginMixin) -> str | None:
     if trainer.args.n_gpu > 1:
         return "nn.DataParallel, which cuts every tensor of a batch by its first dimension"
+    if trainer.args.neftune_noise_alpha:
+        return "NEFTune, whose noise depends on what is in a row"
     loader = trainer.args.accelerator_config
     streamed = not hasattr(getattr(trainer, "train_dataset", None), "__len__") and loader.dispatch_batches is not False
     if trainer.accelerator.num_processes > 1 and (streamed or loader.dispatch_batches or loader.split_batches):

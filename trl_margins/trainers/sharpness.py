@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from .configs import MarginOptions
 from .direction import Direction
-from .gradients import add_gradients, own_gradients
+from .gradients import own_gradients
 from .perturbation import perturbed
 from .probe import Batch, Probe
 
@@ -25,23 +25,28 @@ class SharpnessAware(Probe):
         trainer: gives the model and the loss.
         options: `sam_radius` is ρ, `anchor_scope` the parameters that move.
 
+    Raises:
+        ValueError: DeepSpeed.
+
     Source: Foret et al. (arXiv 2010.01412), eqs. 2 and 3; GAPO's control (arXiv 2602.04909), appendix G.5.
     """
 
     def __init__(self, trainer: MarginMixin, options: MarginOptions) -> None:
         super().__init__(trainer, options)
+        if trainer.is_deepspeed_enabled:
+            raise ValueError(
+                "DeepSpeed takes its step within the backward pass, which SAM makes elsewhere: take DDP or FSDP2"
+            )
         self._direction: Direction | None = None
 
     def __call__(self, batches: Sequence[Batch]) -> list[Batch]:
         """Finds the window's direction; the mini-batches stay as they are."""
         self._direction = None
         batches = self.prepared(batches)
-        with own_gradients(self.parameters) as gradients:
+        with own_gradients(self.trainer.accelerator, self.trainer.model, self.parameters) as gradients:
             for batch in batches:
-                loss = self.trainer.measured_loss(batch)
-                add_gradients(self.trainer.accelerator, loss, self.parameters)
-            summed = self.trainer.accelerator.reduce(gradients(), "sum")
-        self._direction = Direction.along(summed)
+                gradients.add(self.trainer.measured_loss(batch))
+            self._direction = Direction.along(gradients.take())
         return batches
 
     @contextmanager

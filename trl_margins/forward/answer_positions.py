@@ -6,14 +6,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from accelerate.utils import extract_model_from_parallel, is_peft_model
+from accelerate.utils import extract_model_from_parallel
+from peft import PeftModel
 from torch import Tensor, nn
 
 
 def causal_model(model: nn.Module) -> nn.Module:
     """The transformers model inside DDP, FSDP, DeepSpeed, torch.compile and PEFT."""
     model = extract_model_from_parallel(model, keep_torch_compile=False)
-    return model.get_base_model() if is_peft_model(model) else model
+    # not accelerate's `is_peft_model`, which looks for the installed package every time: milliseconds of each pass
+    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def decoder(model: nn.Module) -> nn.Module:

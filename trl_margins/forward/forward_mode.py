@@ -29,8 +29,14 @@ def directional_derivative(
 
     Raises:
         NotImplementedError: an operation of the model has no forward-mode derivative.
+        ValueError: quantized weights, whose products have none either, and may say 0 instead of raising.
     """
     parameters = dict(model.named_parameters())
+    if whole := next((name for name, weight in parameters.items() if not weight.is_floating_point()), None):
+        raise ValueError(
+            f"{whole} is quantized ({parameters[whole].dtype}), and products with it have no forward-mode derivative: "
+            "take anchor_estimator='difference'"
+        )
     with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
         moving = {
             name: forward_ad.make_dual(parameters[name].detach(), along.to(parameters[name].dtype))
@@ -40,5 +46,8 @@ def directional_derivative(
         def call(*args: Any, **kwargs: Any) -> Any:
             return functional_call(model, moving, args, kwargs)
 
-        value, tangent = forward_ad.unpack_dual(f(call))
+        try:
+            value, tangent = forward_ad.unpack_dual(f(call))
+        except NotImplementedError as error:
+            raise NotImplementedError(f"{error} Take anchor_estimator='difference'") from error
         return torch.zeros_like(value) if tangent is None else tangent

@@ -6,7 +6,8 @@ import inspect
 import sys
 from typing import Any
 
-from accelerate.utils import extract_model_from_parallel, is_peft_model
+from accelerate.utils import extract_model_from_parallel
+from peft import PeftModel
 from torch import nn
 
 from .answer_positions import causal_model, decoder
@@ -19,7 +20,7 @@ def why_not_shared(model: nn.Module) -> str | None:
     The model has to look where a 4D mask lets it and nowhere else, and to place tokens by `position_ids` alone.
     """
     model = extract_model_from_parallel(model, keep_torch_compile=False)
-    if is_peft_model(model) and any(adapter.is_prompt_learning for adapter in model.peft_config.values()):
+    if isinstance(model, PeftModel) and any(adapter.is_prompt_learning for adapter in model.peft_config.values()):
         return "an adapter that puts virtual tokens in front of the row"
     model = causal_model(model)
     config = model.config

@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 BUNDLED := $(VENV)/.bundled
 MODELS := $(VENV)/.models
 
-.PHONY: demo test bench docs dist lint format clean
+.PHONY: demo test bench soak docs dist lint format clean
 
 demo: $(INSTALLED) $(BUNDLED)  ## train the bundled model on a made-up set: before and after
 	$(BIN)/trl-margins demo
@@ -18,6 +18,9 @@ test: $(INSTALLED) $(MODELS)  ## the tests
 bench: $(INSTALLED) $(BUNDLED)  ## step time and memory beside TRL, methods, evaluation, tokenization
 	$(BIN)/python benchmarks/bench.py $(BENCH)
 	$(BIN)/python benchmarks/terms.py
+
+soak: $(INSTALLED)  ## 2,000 steps of every method on a tiny model: does anything grow?
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak.py $(SOAK)
 
 docs: $(VENV)/.docs  ## the documentation in site/; warnings are errors
 	$(BIN)/mkdocs build --strict

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ REWARDS: Mapping[str, str] = {
     "log-ratio": "r = β · log(π(y) / π_ref(y)) (DPO's: the log-ratio to the reference model)",
 }
 _LOGISTIC = ("simpo", "sigmoid")  # loss types whose link is −log σ
+
+_TOKEN = re.compile(r"(--hub[_-]token[= ])\S+")  # of a command: a card is for everyone
 
 # TRL's headings, between which ours are put; PEFT looks for them too
 _PROCEDURE, _VERSIONS = "\n## Training procedure\n", "\n### Framework versions\n"
@@ -363,7 +366,8 @@ def _shown(image: Image) -> str:
 def _reproduction(facts: CardFacts) -> str:
     if not facts.reproduce:
         return ""
-    return _joined(["### Reproduce", fenced(facts.reproduce, facts.reproduce_language)])
+    told = _TOKEN.sub(r"\1…", facts.reproduce)
+    return _joined(["### Reproduce", fenced(told, facts.reproduce_language)])
 
 
 def _further_citations(facts: CardFacts) -> str:

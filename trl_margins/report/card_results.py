@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult
 
+from ..evaluation.rm_bench import DOMAINS
 from ..evaluation.tables import LISTWISE_ROWS, PAIR_ROWS
 
 TASK = {"task_type": "text-generation", "task_name": "Preference ranking"}
@@ -78,12 +79,28 @@ def read_report(file: str | Path) -> EvaluationReport:
         kinds = {numbers["kind"] for numbers in sets.values()}
         if unknown := kinds - {"pairs", "listwise", "rm-bench"}:
             raise ValueError(f"unknown kind {sorted(unknown)}")
+        if strange := [text for numbers in sets.values() for text in _texts(numbers)]:
+            raise ValueError(f"{strange[0]!r} among the numbers")
         return EvaluationReport(str(content["reward"]), float(content["min_score_gap"]), sets)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
             f"{file} is not what `trl-margins evaluate --json` writes ({type(error).__name__}: {error}): give the "
             "file of that command"
         ) from error
+
+
+def _texts(part: Any, key: str = "") -> Iterator[str]:
+    """Texts where the command writes none: a card shows what it finds there as it is."""
+    if isinstance(part, Mapping):
+        if key == "domains":
+            yield from (name for name in part if name not in DOMAINS)
+        for name, value in part.items():
+            yield from _texts(value, name)
+    elif isinstance(part, list):
+        for value in part:
+            yield from _texts(value, key)
+    elif isinstance(part, str) and key not in ("kind", "bin"):
+        yield part
 
 
 def eval_results(

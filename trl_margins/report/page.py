@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from . import summaries
 from .figures import draw_pictures, flip_columns, no_flips, pair_weight
-from .picture import Picture, usable
+from .picture import Picture, thinned_logs, usable
 from .run_folder import INFO, PAIRS, STATE, Run
 from .style import WIDTH, styled
 
@@ -252,7 +252,7 @@ def _flips(runs: Sequence[Run]) -> list[str]:
         "flipped in lowest third",
         "in highest third",
     ]
-    note = f"Over all trained pairs of {PAIRS}; in brackets 95 % intervals."
+    note = f"Over the trained pairs of {PAIRS}; in brackets 95 % intervals.{thinned_logs(of.run for of in found)}"
     return ["<h2>Flipped labels</h2>", _table(head, rows, numbers=4), f'<p class="note">{escape(note)}</p>']
 
 

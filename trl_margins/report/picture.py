@@ -85,7 +85,13 @@ def source(runs: Sequence[Usable], columns: str) -> str:
     if unusable := [of for of in runs if of.size < of.trained]:
         counts = ", ".join(f"{of.trained - of.size:,} of {of.run.name}" for of in unusable)
         text += f" Left out for an empty cell: {counts}."
-    return text
+    return text + thinned_logs(of.run for of in runs)
+
+
+def thinned_logs(runs: Iterable[Run]) -> str:
+    """A sentence about the logs that are too long to be read whole; nothing where there is none."""
+    shares = ", ".join(f"one in {run.one_in} of {run.name}" for run in runs if run.one_in > 1)
+    return f" These are not all pairs, but evenly spaced ones of long logs: {shares}." if shares else ""
 
 
 def span(numbers: Iterable[int]) -> str:

@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 
 INFO, STATE, PAIRS = "margin_run.json", "trainer_state.json", "pair_log.csv"
 
+MOST_BYTES = 100_000_000  # of a pair log, about a million pairs, that are read: a long run's has many times as many
+
 # what is said of a file that is not there
 WRITTEN_BY = {
     INFO: "the trainers of trl_margins write it to their output_dir when training begins, unless log_pairs is off",
@@ -34,6 +36,7 @@ class Run:
     info: Mapping[str, Any]  # margin_run.json
     log_history: Sequence[Mapping[str, Any]]  # of trainer_state.json; empty without one
     pairs: Mapping[str, np.ndarray]  # column → [trained pairs] float64, NaN where a cell is empty; empty without a log
+    one_in: int = 1  # so many pairs of the log, of which one was read
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -85,7 +88,13 @@ def read_run(folder: str | Path) -> Run:
         if missing:
             logger.warning("%s has no %s (%s): the pictures from it are left out", path, name, WRITTEN_BY[name])
     history = [] if state is None else _read_json(state).get("log_history", [])
-    return Run(path.resolve().name, path, info, history, read_pairs(pairs) if pairs.is_file() else {})
+    run = Run(path.resolve().name, path, info, history, {})
+    if not pairs.is_file():
+        return run
+    one_in = 1 + pairs.stat().st_size // MOST_BYTES
+    if one_in > 1:
+        logger.info("%s has %.0f MB: one in %d of its pairs is read", pairs, pairs.stat().st_size / 1e6, one_in)
+    return replace(run, pairs=read_pairs(pairs, one_in), one_in=one_in)
 
 
 def state_file(folder: Path) -> Path | None:
@@ -110,10 +119,14 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_pairs(path: Path) -> dict[str, np.ndarray]:
+def read_pairs(path: Path, one_in: int = 1) -> dict[str, np.ndarray]:
     """The columns of a pair log, [rows] each, steps in order.
 
     A last line that was cut off is dropped.
+
+    Args:
+        path: the file; a line at a time is in memory, and the numbers that are kept.
+        one_in: so many pairs, of which the first is kept.
 
     Raises:
         ValueError: no header, no column `step`, steps out of order, a line of the wrong length, or a cell that is no
@@ -124,13 +137,15 @@ def read_pairs(path: Path) -> dict[str, np.ndarray]:
         header = next(reader, [])
         if "step" not in header:
             raise ValueError(f"{path} has no column 'step' in its first line, which reads {','.join(header)!r}")
-        numbers, torn = array("d"), None
+        numbers, torn, seen = array("d"), None, 0
         for row in reader:
             if torn:
                 raise ValueError(f"{path}, {torn} for {len(header)} columns: remove the line")
             if len(row) == len(header):
-                cells = zip(row, header, strict=True)
-                numbers.extend(_number(cell, name, reader.line_num, path) for cell, name in cells)
+                if seen % one_in == 0:
+                    cells = zip(row, header, strict=True)
+                    numbers.extend(_number(cell, name, reader.line_num, path) for cell, name in cells)
+                seen += 1
             elif row:
                 torn = f"line {reader.line_num}: {len(row)} cells"
     if torn:
@@ -140,7 +155,7 @@ def read_pairs(path: Path) -> dict[str, np.ndarray]:
     if (falls := np.flatnonzero(~(np.diff(step) >= 0))).size:
         before, after = step[falls[0] : falls[0] + 2]
         raise ValueError(
-            f"{path}, pair {falls[0] + 2}: step {after:g} comes after step {before:g}; "
+            f"{path}, pair {one_in * (falls[0] + 1) + 1}: step {after:g} comes after step {before:g}; "
             "a log is of one training: remove what is not"
         )
     return {name: table[:, i] for i, name in enumerate(header)}

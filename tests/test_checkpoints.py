@@ -64,28 +64,38 @@ def test_only_whole_checkpoints_are_taken(tmp_path, caplog):
 
 
 def build(method, base, folder, tokenizer, out, **options):
+    model = load(folder)
+    for module in model.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0 if options.get("disable_dropout", True) else 0.3
+    settings = {"learning_rate": 1e-2, "per_device_train_batch_size": 2, "save_strategy": "steps", "save_steps": 2}
     return trainer_class(method, base)(
-        load(folder),
-        args=config_class(method, base)(
-            **quiet(
-                output_dir=str(out),
-                learning_rate=1e-2,
-                per_device_train_batch_size=2,
-                save_strategy="steps",
-                save_steps=2,
-                **options,
-            )
-        ),
+        model,
+        args=config_class(method, base)(**quiet(output_dir=str(out), **settings | options)),
         train_dataset=preference_rows(12, seed=5),
+        eval_dataset=preference_rows(4, seed=6),
         processing_class=tokenizer,
     )
 
 
-@pytest.mark.parametrize("base", ["cpo", "dpo"])
-@pytest.mark.parametrize("method", METHODS)
-def test_half_and_half_is_a_whole(method, base, tiny_model, tokenizer, tmp_path):
+ACCUMULATED = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
+RUNS = [
+    *((method, base, {}) for method in METHODS for base in ("cpo", "dpo")),
+    *((method, "dpo", {"reward": "log-ratio"}) for method in ("gamma-po", "amapo", "geometric-anchor")),
+    *((method, "cpo", ACCUMULATED) for method in METHODS),
+    ("geometric-anchor", "cpo", {"anchor_direction": "momentum"}),
+    ("gamma-po", "cpo", {"eval_strategy": "steps", "eval_steps": 1}),  # which must not be in the queue
+    ("amapo", "cpo", {"disable_dropout": False}),
+    ("geometric-anchor", "cpo", {"disable_dropout": False}),  # whose looks draw too
+    ("gradient-norm", "dpo", {"disable_dropout": False}),
+    ("simpo-sam", "cpo", {"disable_dropout": False, **ACCUMULATED}),
+]
+
+
+@pytest.mark.parametrize(("method", "base", "options"), RUNS)
+def test_half_and_half_is_a_whole(method, base, options, tiny_model, tokenizer, tmp_path):
     """Six shuffled steps, and the same stopped after the fourth: the same weights, bit for bit."""
-    options = {"num_train_epochs": 1, "seed": 3}
+    options = {"num_train_epochs": 1, "seed": 3, **options}
     whole = build(method, base, tiny_model, tokenizer, tmp_path / "whole", **options)
     whole.train()
     build(method, base, tiny_model, tokenizer, tmp_path / "cut", **options).train()

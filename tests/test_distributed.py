@@ -16,14 +16,14 @@ import pytest
 import torch
 from conftest import preference_rows
 from safetensors.torch import load_file
-from two_ranks import CASES
+from two_ranks import CASES, UNEVEN, run_uneven
 
 from trl_margins.methods import METHODS
 from trl_margins.terms.adaptive import adaptive_margin
 from trl_margins.terms.dynamic_target import dynamic_target_margin
 
 SCRIPT = str(Path(__file__).with_name("two_ranks.py"))
-WAYS = {1: ("one", "accumulate"), 2: ("ddp", "sharded")}  # by the number of ranks
+WAYS = {1: ("one", "accumulate"), 2: ("ddp", "sharded", "uneven", "broken")}  # by the number of ranks
 RANKING = ("pwa", "pwa_all", "spearman", "n_pairs", "n_pairs_gap")
 LOGGED = ("loss", "grad_norm", "rewards/margins", "logps/chosen")
 SPREAD = ("mean", "std", "min", "max", "zero")
@@ -156,6 +156,40 @@ def test_what_accumulation_changes(case, runs, folder):
     np.testing.assert_allclose(halves[column][:4], expected, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(whole[column][:4], of_the_whole, rtol=1e-4, atol=1e-6)
     assert not np.allclose(expected, of_the_whole, rtol=1e-2)
+
+
+@pytest.mark.parametrize("case", UNEVEN)
+def test_uneven_batches(case, runs, folder, tiny_model, tmp_path):
+    """Two pairs on one rank and one on the other: the statistics are those of the three."""
+    run_uneven(case, tiny_model, tmp_path)
+    one, two = pair_log(tmp_path / case), pair_log(folder / "uneven" / case)
+    assert two["step"].tolist() == [1] * 4 + [2] * 3
+    for name, values in one.items():
+        assert two[name] == pytest.approx(values, **close(case)), name
+
+
+def test_a_rank_without_a_batch_is_refused(runs):
+    """Before training, and on both ranks: it would wait for the other for ever."""
+    for found in runs["uneven"]["nine"]:
+        assert "the ranks have [3, 2] batches of the train data set, and would wait for each other" in found["error"]
+
+
+def test_nan_on_one_rank_stops_all(runs):
+    """With the row by its number in the data set, which the first rank never saw."""
+    first, second = runs["broken"]["stop"]
+    assert first["rank"] != second["rank"]
+    assert first["error"] == second["error"]
+    assert first["error"].startswith("step 2: the model's output is NaN or infinite for 1 pair(s): row 6 ('")
+    assert first["finite"]
+    assert second["finite"]
+
+
+def test_nan_on_one_rank_is_skipped_by_all(runs):
+    first, second = runs["broken"]["skip"]
+    assert first["finite"]
+    assert first["norm"] == second["norm"]
+    assert first["log"][1]["skipped_steps"] == 1
+    assert first["log"][3]["step"] == 4
 
 
 def test_evaluate_shares_the_work(tiny_model, tmp_path):

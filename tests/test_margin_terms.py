@@ -146,7 +146,7 @@ class TestDynamicTarget:
         everyone = torch.tensor([0.5, -1.0, 2.0, 0.1])
         whole = dynamic_target_margin(everyone, 1.0, 1.0)
         for rank in range(2):
-            batch = PairBatch(gather=lambda local: everyone, rank=rank)
+            batch = PairBatch(gather=lambda local: everyone, first=2 * rank)
             mine = DynamicTargetMargin(1.0, 1.0)(batch, everyone[2 * rank :][:2])
             torch.testing.assert_close(mine, whole[2 * rank :][:2])
 

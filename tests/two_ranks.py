@@ -4,6 +4,8 @@ one         a batch of four
 accumulate  two mini-batches of two
 ddp         under torchrun, two ranks of two
 sharded     the same, each with a half of every parameter (FSDP2)
+
+And what they do with batches that are not as large on both (uneven), and with a model that gives NaN (broken).
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from conftest import byte_tokenizer, load, preference_rows, quiet
+from datasets import Dataset
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 from transformers.distributed import DistributedConfig
@@ -101,9 +105,77 @@ def run(case: str, way: str, folder: str, out: Path) -> dict[str, Any]:
     return {"metrics": metrics, "log": trainer.state.log_history}
 
 
+UNEVEN = ("gappo, normalised", "gamma-po", "amapo")
+BROKEN = "#"
+
+
+def run_uneven(case: str, folder: str, out: Path, n: int = 7) -> dict[str, Any]:
+    """Seven pairs: in the second step one rank has two and the other one. Nine: one rank has no batch for it."""
+    _, method, options = CASES[case]
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    settings = quiet(
+        output_dir=str(out / case),
+        per_device_train_batch_size=4 // world,
+        warmup_steps=0,
+        max_steps=2,
+        ddp_backend="gloo" if world > 1 else None,
+        accelerator_config={"even_batches": False},
+        train_sampling_strategy="sequential",
+        **options,
+    )
+    trainer = trainer_class(method)(
+        load(folder).double(),
+        args=config_class(method)(**settings),
+        train_dataset=preference_rows(n, seed=4),
+        processing_class=byte_tokenizer(),
+    )
+    return outcome(trainer)
+
+
+def run_broken(folder: str, out: Path, **options: Any) -> dict[str, Any]:
+    """Sixteen pairs; the model cannot read the sixth, which is the second rank's in the second step."""
+    rows = preference_rows(16, seed=4).to_list()
+    rows[6]["chosen"] += BROKEN
+    model, tokenizer = load(folder), byte_tokenizer()
+    with torch.no_grad():
+        model.get_input_embeddings().weight[tokenizer.convert_tokens_to_ids(BROKEN)] = torch.nan
+    settings = quiet(
+        output_dir=str(out), per_device_train_batch_size=2, ddp_backend="gloo", warmup_steps=0, max_steps=4, **options
+    )
+    trainer = trainer_class("gamma-po")(
+        model,
+        args=config_class("gamma-po")(**settings, train_sampling_strategy="sequential"),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+    )
+    found = outcome(trainer)
+    others = torch.cat([p.detach().flatten() for n, p in trainer.model.named_parameters() if "embed_tokens" not in n])
+    return found | {"finite": bool(others.isfinite().all()), "norm": others.norm().item()}
+
+
+def outcome(trainer: Any) -> dict[str, Any]:
+    try:
+        trainer.train()
+    except (ValueError, FloatingPointError) as error:
+        return {"error": str(error), "rank": trainer.accelerator.process_index}
+    return {"log": trainer.state.log_history}
+
+
+def on_all_ranks(found: dict[str, Any]) -> list[dict[str, Any]]:
+    return gather_object([found])
+
+
 if __name__ == "__main__":
     folder, out, *ways = sys.argv[1:]
     for way in ways:
-        results = {case: run(case, way, folder, Path(out, way)) for case in CASES}
+        there = Path(out, way)
+        if way == "uneven":
+            results = {case: on_all_ranks(run_uneven(case, folder, there)) for case in UNEVEN}
+            results["nine"] = on_all_ranks(run_uneven("gappo", folder, there, n=9))
+        elif way == "broken":
+            skipped = run_broken(folder, there, nonfinite_steps="skip")
+            results = {"stop": on_all_ranks(run_broken(folder, there)), "skip": on_all_ranks(skipped)}
+        else:
+            results = {case: run(case, way, folder, there) for case in CASES}
         if os.environ.get("RANK", "0") == "0":
             Path(out, f"{way}.json").write_text(json.dumps(results))

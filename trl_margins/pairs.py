@@ -36,8 +36,8 @@ class PairBatch:
     """What the data set says about the same B pairs, and how to see those of the other ranks."""
 
     columns: Mapping[str, Tensor] = field(default_factory=dict)  # name → [B], float32
-    gather: Callable[[Tensor], Tensor] = _this_rank  # [B] → [B · ranks], rank by rank
-    rank: int = 0  # this one's place among them
+    gather: Callable[[Tensor], Tensor] = _this_rank  # [B] → those of all ranks, rank by rank
+    first: int = 0  # where this rank's begin among them
     training: bool = False  # terms that remember learn from training batches only
 
     def __getitem__(self, name: str) -> Tensor:

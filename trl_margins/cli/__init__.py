@@ -42,7 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is not None:
         return _run(list(argv))
     try:
-        return _run(sys.argv[1:])
+        status = _run(sys.argv[1:])
+        _leave_the_other_ranks()
+        return status
     except Exception as error:
         if not _says_enough(error):
             raise
@@ -64,6 +66,13 @@ def _run(arguments: list[str]) -> int:
         print(f"trl-margins: unknown command {command!r}\n\n{_help()}", file=sys.stderr)
         return 2
     return import_module(f".{command}", __name__).main(rest)
+
+
+def _leave_the_other_ranks() -> None:
+    """The threads of a process group that is left open now and then abort the process at its exit."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _says_enough(error: Exception) -> bool:

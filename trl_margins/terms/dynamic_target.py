@@ -140,7 +140,7 @@ class DynamicTargetMargin:
         margins = dynamic_target_margin(everyone, self.gamma0, self.tau, filling, self.steps)
         if batch.training:
             self.history.push(everyone)
-        mine = margins[batch.rank * reward_gap.numel() :][: reward_gap.numel()]
+        mine = margins[batch.first :][: reward_gap.numel()]
         return mine - self.gamma0 if self.centered else mine
 
     def state_dict(self) -> dict[str, Any]:

@@ -101,6 +101,7 @@ class CheckpointMixin:
     objective: Objective
     _probes: list[Any]
     _pair_log: PairLog | None
+    _rng_state_of: str | None = None  # a checkpoint whose random state is still to be loaded
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """TRL's; `True` takes the newest checkpoint that was written to its end.
@@ -145,6 +146,11 @@ class CheckpointMixin:
         super()._save_rng_state(output_dir)
         self.accelerator.wait_for_everyone()  # the trainer state comes next, and says that all of it is there
 
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if self._rng_state_of is not None:  # else it is loaded already, and drawn from
+            self._rng_state_of = None
+            super()._load_rng_state(checkpoint)
+
     def _term_states(self) -> dict[str, Any]:
         return {term.name: term.state_dict() for term in self.objective.terms if hasattr(term, "state_dict")}
 
@@ -154,6 +160,7 @@ class CheckpointMixin:
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
+        self._rng_state_of = checkpoint
         if checkpoint is None:
             return
         if self._term_states() and (file := _state_file(checkpoint, TERMS_FILE)):

@@ -16,7 +16,7 @@ from transformers.trainer_utils import SaveStrategy
 
 from ..objective import ObjectiveOutput
 from ..pairs import PairLogps
-from .collator import CARRIED, ROW, for_the_model
+from .collator import CARRIED, KEPT, ROW, SHARED, for_the_model
 from .metrics import MetricBuffer
 from .sharding import whole
 
@@ -73,10 +73,8 @@ class FiniteSteps(TrainerCallback):
         """Notes what a mini-batch came to, where it is part of a window."""
         if self._seen is None:
             return
-        # not side by side: where both answers share a row, one's NaN reaches the other
-        outputs = pairs.chosen.detach().isfinite() & pairs.rejected.detach().isfinite()
         # a loss beside those of the pairs (mixture of experts, SFT) belongs to all of them
-        seen = _Seen(batch, outputs, output.losses.detach().isfinite() & loss.detach().isfinite())
+        seen = _Seen(batch, _outputs(pairs), output.losses.detach().isfinite() & loss.detach().isfinite())
         if self.trainer.is_deepspeed_enabled:  # the backward pass that comes takes the step
             self._check([seen], torch.tensor(True), self.trainer.model)
         else:
@@ -117,8 +115,21 @@ class FiniteSteps(TrainerCallback):
 
     def _described(self, seen: list[_Seen], by_output: bool) -> list[str]:
         """This rank's pairs that are not finite."""
-        wrong = [(each.batch, ~(each.outputs if by_output else each.losses)) for each in seen]
-        return [self._pair(batch, i) for batch, bad in wrong for i in bad.nonzero().flatten().tolist()]
+        right = [self._alone(each) if by_output else each.losses for each in seen]
+        return [
+            self._pair(each.batch, i)
+            for each, finite in zip(seen, right, strict=True)
+            for i in (~finite).nonzero().flatten().tolist()
+        ]
+
+    @torch.no_grad()
+    def _alone(self, seen: _Seen) -> Tensor:
+        """[B] the same of another pass, in which pairs share no row: there, one's NaN reaches its neighbours."""
+        if SHARED not in seen.batch:
+            return seen.outputs
+        batch = {key: value for key, value in seen.batch.items() if key not in (SHARED, KEPT)}
+        alone = _outputs(self.trainer.forward_pairs(batch))
+        return torch.where(alone.all(), seen.outputs, alone)
 
     def _pair(self, batch: Mapping[str, Any], i: int) -> str:
         numbers = batch.get(CARRIED, {}).get(ROW)
@@ -154,6 +165,10 @@ class FiniteSteps(TrainerCallback):
             "Look at these rows, the learning rate and the precision (fp16 overflows where bf16 does not), or leave "
             "such steps out and count them with nonfinite_steps='skip'"
         )
+
+
+def _outputs(pairs: PairLogps) -> Tensor:
+    return pairs.chosen.detach().isfinite() & pairs.rejected.detach().isfinite()
 
 
 def _message(found: list[str], outputs: bool) -> str:

@@ -36,6 +36,7 @@ from .metrics import MetricBuffer
 from .pair_log import PAIRS_FILE, PairLog, RunFolder, flip_metrics
 from .preparation import column_names, prepare_datasets, with_lengths
 from .probes import window_probes
+from .ranks import check_lockstep, of_all_ranks
 from .scope import train_only
 from .sharing import PromptSharing
 from .window import WindowMixin
@@ -130,7 +131,7 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
         """The loss of a batch, and what is logged of it: device tensors, one value or one per pair."""
         columns = batch.get(CARRIED, {})
         pairs = batch[KEPT] if KEPT in batch else self.concatenated_forward(model, for_the_model(batch))
-        about = self._pair_batch(columns, training=train_eval == "train")
+        about = self._pair_batch(columns, pairs.chosen.numel(), training=train_eval == "train")
         output = self.objective(pairs, about)
         loss = output.losses.mean() + self._extra_loss(pairs)
         if self._evaluated is not None and train_eval == "eval":
@@ -144,9 +145,9 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
         metrics = self._batch_metrics(pairs, output, batch) | observed
         return loss, {f"{prefix}{name}": value for name, value in metrics.items()}
 
-    def _pair_batch(self, columns: Mapping[str, Tensor], training: bool) -> PairBatch:
-        rank = self.accelerator.process_index
-        return PairBatch(columns, gather=self.accelerator.gather, rank=rank, training=training)
+    def _pair_batch(self, columns: Mapping[str, Tensor], n_pairs: int, training: bool) -> PairBatch:
+        gather, first = of_all_ranks(self.accelerator, n_pairs)
+        return PairBatch(columns, gather, first, training)
 
     def compute_loss(
         self,
@@ -303,7 +304,15 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
         if self.args.train_sampling_strategy == "group_by_length":
             self._own_columns.add(self.args.length_column_name)
             self.train_dataset = with_lengths(self.train_dataset, self.args.length_column_name)
-        return super().get_train_dataloader()
+        dataloader = super().get_train_dataloader()
+        check_lockstep(self.accelerator, dataloader, "train")
+        return dataloader
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """TRL's."""
+        dataloader = super().get_eval_dataloader(eval_dataset)
+        check_lockstep(self.accelerator, dataloader, "evaluation")
+        return dataloader
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()

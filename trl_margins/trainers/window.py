@@ -31,6 +31,7 @@ class WindowMixin(ABC):
     _probes: list[Any]
     _finite: FiniteSteps
     _fused: bool
+    _rng_state_of: str | None
 
     @abstractmethod
     def concatenated_forward(self, model: nn.Module, batch: Mapping[str, Any]) -> PairLogps:
@@ -48,6 +49,8 @@ class WindowMixin(ABC):
         """The window's mini-batches, with what the probes measured on them."""
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._finite.begin()
+        # transformers loads a checkpoint's only after this, and the probes draw from it
+        self._load_rng_state(self._rng_state_of)
         if batches:
             for probe in self._probes:
                 batches = probe(batches)

@@ -9,12 +9,13 @@ import os
 import socket
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import preference_rows
+from conftest import load, preference_rows
 from safetensors.torch import load_file
 from two_ranks import CASES, UNEVEN, run_uneven
 
@@ -30,32 +31,50 @@ SPREAD = ("mean", "std", "min", "max", "zero")
 
 # their statistics are those of the mini-batch: what accumulation gives them instead is stated below
 OF_THE_MINI_BATCH = ("gappo, normalised", "gamma-po", "amapo", "amapo, log-ratio")
-# they look at each pair's own gradient, or differentiate forwards, which sharded parameters do not allow
-NOT_SHARDED = {
-    "geometric-anchor, directional": "measured by anchor_estimator='difference' in float32 alone; this run has 'dir",
-    "geometric-anchor, per pair": "anchor_estimator='per-pair' takes every pair's own gradient",
-    "gradient-norm": "the gradient-norm control takes every pair's own gradient",
+_STEP = "DeepSpeed takes its step within the backward pass"
+REFUSED = {
+    # looks at each pair's own gradient, and differentiation forwards
+    "sharded": {
+        "geometric-anchor, directional": "by anchor_estimator='difference' in float32 alone; this run has 'directi",
+        "geometric-anchor, per pair": "anchor_estimator='per-pair' takes every pair's own gradient",
+        "gradient-norm": "the gradient-norm control takes every pair's own gradient",
+    },
+    "zero2": {"simpo-sam": _STEP, "geometric-anchor, momentum": "finds none of the model's parameters in"},
+    "zero3": {"simpo-sam": _STEP}
+    | {
+        case: "is partitioned by DeepSpeed ZeRO-3, whose parameters cannot be looked at from outside"
+        for case, (_, method, _) in CASES.items()
+        if method in ("geometric-anchor", "gradient-norm")
+    },
 }
+ZERO = [
+    pytest.param(way, marks=pytest.mark.skipif(not find_spec("deepspeed"), reason="DeepSpeed is not installed"))
+    for way in ("zero2", "zero3")
+]
 SAME = [
     (case, way)
     for way in ("accumulate", "ddp", "sharded")
     for case in CASES
-    if not (way == "accumulate" and case in OF_THE_MINI_BATCH) and not (way == "sharded" and case in NOT_SHARDED)
+    if not (way == "accumulate" and case in OF_THE_MINI_BATCH) and case not in REFUSED.get(way, {})
 ]
 
 
-def close(case: str) -> dict[str, float]:
-    """Tolerances. The reference of a log-ratio comes from TRL's fused head, which sums 100 to 200 nats in float32."""
+def close(case: str, way: str = "") -> dict[str, float]:
+    """Tolerances. The reference of a log-ratio comes from TRL's fused head, which sums 100 to 200 nats in float32;
+    DeepSpeed steps in float32.
+    """
+    if way.startswith("zero"):
+        return {"rel": 1e-4, "abs": 1e-3}  # Adam makes much of small differences
     return {"rel": 1e-6, "abs": 1e-4 if "log-ratio" in case else 1e-6}
 
 
-def launch(ranks: int, *command: str) -> str:
+def launch(ranks: int, *command: str, **variables: str) -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--master_port", str(port)]
     whole = [sys.executable, *(launcher if ranks > 1 else []), *command]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
     done = subprocess.run(whole, env=environment, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
@@ -68,6 +87,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def runs(tiny_model, folder):
+    load(tiny_model, noise=0.02).save_pretrained(folder / "reference")
     for ranks, ways in WAYS.items():
         launch(ranks, SCRIPT, tiny_model, str(folder), *ways)
     return {way: json.loads((folder / f"{way}.json").read_text()) for ways in WAYS.values() for way in ways}
@@ -94,10 +114,11 @@ def test_loss_margins_weights_and_gradients_are_the_same(case, way, runs, folder
     terms = ["weights"] * bool(row.weight) + ["margins"] * bool(row.margin)
     for step, (mine, theirs) in enumerate(zip(one["log"][:2], other["log"][:2], strict=True)):
         for name in [*LOGGED, *(f"{term}/{part}" for term in terms for part in SPREAD)]:
-            assert theirs[name] == pytest.approx(mine[name], **close(case)), (step, name)
+            assert theirs[name] == pytest.approx(mine[name], **close(case, way)), (step, name)
     mine, theirs = (load_file(folder / w / case / "weights.safetensors") for w in ("one", way))
     for name, weight in mine.items():
-        torch.testing.assert_close(theirs[name], weight, rtol=1e-6, atol=1e-6, msg=name)
+        difference = (theirs[name].double() - weight).norm() / weight.norm()
+        assert difference < close("", way)["abs"], name
 
 
 @pytest.mark.parametrize(("case", "way"), SAME)
@@ -106,7 +127,7 @@ def test_the_pair_log_holds_the_pairs_of_all_ranks(case, way, runs, folder):
     assert one.keys() == other.keys()
     assert one["row_number"].tolist() == list(range(8))
     for name, values in one.items():
-        assert other[name] == pytest.approx(values, **close(case)), name
+        assert other[name] == pytest.approx(values, **close(case, way)), name
 
 
 @pytest.mark.parametrize("way", ["ddp", "sharded"])
@@ -114,17 +135,30 @@ def test_the_pair_log_holds_the_pairs_of_all_ranks(case, way, runs, folder):
 def test_evaluation_is_over_all_ranks(case, way, runs):
     """Nine pairs do not divide by four: the pairs that pad the last batch are not counted twice."""
     if "refused" in runs[way][case]:
-        assert case in NOT_SHARDED
+        assert case in REFUSED[way]
         return
     one, two = (runs[w][case]["metrics"] for w in ("one", way))
     assert one["eval_n_pairs"] == two["eval_n_pairs"] == 9
     for name in RANKING:
-        assert two[f"eval_{name}"] == pytest.approx(one[f"eval_{name}"], rel=1e-6), name
+        assert two[f"eval_{name}"] == pytest.approx(one[f"eval_{name}"], **close(case, way)), name
 
 
-@pytest.mark.parametrize("case", NOT_SHARDED)
+@pytest.mark.parametrize("case", REFUSED["sharded"])
 def test_what_sharded_parameters_do_not_allow_is_refused(case, runs):
-    assert NOT_SHARDED[case] in runs["sharded"][case]["refused"]
+    assert REFUSED["sharded"][case] in runs["sharded"][case]["refused"]
+
+
+@pytest.mark.parametrize("way", ZERO)
+def test_deepspeed(way, runs, tiny_model, folder):
+    launch(2, SCRIPT, tiny_model, str(folder), way, DS_ACCELERATOR="cpu")
+    runs[way] = json.loads((folder / f"{way}.json").read_text())
+    for case, found in runs[way].items():
+        if "refused" in found or case in REFUSED[way]:
+            assert REFUSED[way][case] in found["refused"]
+            continue
+        test_loss_margins_weights_and_gradients_are_the_same(case, way, runs, folder)
+        test_the_pair_log_holds_the_pairs_of_all_ranks(case, way, runs, folder)
+        test_evaluation_is_over_all_ranks(case, way, runs)
 
 
 @pytest.mark.parametrize("case", OF_THE_MINI_BATCH)
@@ -198,5 +232,6 @@ def test_evaluate_shares_the_work(tiny_model, tmp_path):
     command = ["-m", "trl_margins.cli", "evaluate", "--model_name_or_path", tiny_model, "--batch_size", "2"]
     command += ["--dataset_name", str(tmp_path / "pairs.jsonl"), "--max_length", "128", "--bootstrap", "20"]
     said = [launch(ranks, *command, "--rewards", str(tmp_path / str(ranks))) for ranks in (1, 2)]
-    assert said[0] == said[1]
+    tables = [[line for line in text.splitlines() if not line.startswith("[")] for text in said]  # DeepSpeed's log
+    assert tables[0] == tables[1]
     assert (tmp_path / "1").read_text() == (tmp_path / "2").read_text()

@@ -1,9 +1,11 @@
-"""Run by `test_distributed.py` in four ways: the same four pairs a step, the same numbers.
+"""Run by `test_distributed.py` in several ways: the same four pairs a step, the same numbers.
 
 one         a batch of four
 accumulate  two mini-batches of two
 ddp         under torchrun, two ranks of two
 sharded     the same, each with a half of every parameter (FSDP2)
+zero2       the same by DeepSpeed, each with a half of the gradients and of the optimizer's state
+zero3       and of the parameters
 
 And what they do with batches that are not as large on both (uneven), and with a model that gives NaN (broken).
 """
@@ -13,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +82,7 @@ def run(case: str, way: str, folder: str, out: Path) -> dict[str, Any]:
             max_steps=2,
             ddp_backend="gloo" if "WORLD_SIZE" in os.environ else None,
             train_sampling_strategy="sequential",
+            deepspeed=deepspeed_config(int(way[-1])) if way.startswith("zero") else None,
             **options_of(case, way),
         )
     )
@@ -88,21 +92,42 @@ def run(case: str, way: str, folder: str, out: Path) -> dict[str, Any]:
     else:
         model = load(folder).double()
     # a reference elsewhere, for gaps that differ from the first step on
-    reference = {"ref_model": load(folder, noise=0.02).double()} if options_of(case, way).get("reward") else {}
-    trainer = trainer_class(method, base)(
-        model, args=config, train_dataset=rows, eval_dataset=rows, processing_class=byte_tokenizer(), **reference
+    reference = (
+        {"ref_model": load(str(out.parent / "reference")).double()} if options_of(case, way).get("reward") else {}
     )
-    trainer._fused = False  # TRL's fused head computes in float32, whatever the model does
     try:
+        trainer = trainer_class(method, base)(
+            model, args=config, train_dataset=rows, eval_dataset=rows, processing_class=byte_tokenizer(), **reference
+        )
+        trainer._fused = False  # TRL's fused head computes in float32, whatever the model does
         trainer.train()
     except ValueError as error:
         return {"refused": str(error)}
     metrics = trainer.evaluate()
-    weights = {name: p.detach() for name, p in trainer.model.named_parameters()}
+    with whole_parameters(trainer.model):
+        weights = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     weights = {name: p.full_tensor() if hasattr(p, "full_tensor") else p for name, p in weights.items()}
     if trainer.is_world_process_zero():
         save_file(weights, out / case / "weights.safetensors")
     return {"metrics": metrics, "log": trainer.state.log_history}
+
+
+def deepspeed_config(stage: int) -> dict[str, Any]:
+    import deepspeed
+
+    if not deepspeed.comm.is_initialized():
+        deepspeed.init_distributed("gloo")
+    left_to_the_trainer = ("train_micro_batch_size_per_gpu", "train_batch_size", "gradient_clipping")
+    return {"zero_optimization": {"stage": stage}, **dict.fromkeys(left_to_the_trainer, "auto")}
+
+
+def whole_parameters(model: torch.nn.Module) -> AbstractContextManager:
+    parameters = list(model.parameters())
+    if not hasattr(parameters[0], "ds_id"):
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(parameters)
 
 
 UNEVEN = ("gappo, normalised", "gamma-po", "amapo")

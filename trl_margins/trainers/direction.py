@@ -94,9 +94,15 @@ def momentum_direction(optimizer: Any, parameters: Mapping[str, nn.Parameter]) -
     before the first step.
 
     Raises:
-        ValueError: an optimizer without momentum, or with one that is not kept as a plain tensor.
+        ValueError: an optimizer without momentum, or with one that is not kept as a plain tensor of the parameter.
     """
     optimizer = getattr(optimizer, "optimizer", optimizer)  # out of accelerate's wrapper
+    known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    if not any(id(parameter) in known for parameter in parameters.values()):
+        raise ValueError(
+            f"anchor_direction='momentum' finds none of the model's parameters in {type(optimizer).__name__}, which "
+            "keeps them in parts of its own (DeepSpeed does): take anchor_direction='gradient'"
+        )
     states = {name: optimizer.state.get(parameter, {}) for name, parameter in parameters.items()}
     if not any(states.values()):
         return None

@@ -23,6 +23,7 @@ import torch
 from accelerate.utils import gather_object
 from conftest import byte_tokenizer, load, preference_rows, quiet
 from datasets import Dataset
+from peft import LoraConfig
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 from transformers.distributed import DistributedConfig
@@ -54,6 +55,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"anchor_radius": 0.1, "anchor_estimator": "directional"},
     ),
     "geometric-anchor, per pair": ("cpo", "geometric-anchor", {"anchor_radius": 0.1, "anchor_estimator": "per-pair"}),
+    "geometric-anchor, adapters": ("cpo", "geometric-anchor", {"anchor_radius": 0.1, "anchor_estimator": "per-pair"}),
     "gradient-norm": ("cpo", "gradient-norm", {}),
     "simpo-sam": ("cpo", "simpo-sam", {"sam_radius": 0.5}),
 }
@@ -92,12 +94,14 @@ def run(case: str, way: str, folder: str, out: Path) -> dict[str, Any]:
     else:
         model = load(folder).double()
     # a reference elsewhere, for gaps that differ from the first step on
-    reference = (
-        {"ref_model": load(str(out.parent / "reference")).double()} if options_of(case, way).get("reward") else {}
-    )
+    extra: dict[str, Any] = {}
+    if "log-ratio" in case:
+        extra["ref_model"] = load(str(out.parent / "reference")).double()
+    if "adapters" in case:
+        extra["peft_config"] = LoraConfig(r=4, target_modules="all-linear", init_lora_weights="gaussian")
     try:
         trainer = trainer_class(method, base)(
-            model, args=config, train_dataset=rows, eval_dataset=rows, processing_class=byte_tokenizer(), **reference
+            model, args=config, train_dataset=rows, eval_dataset=rows, processing_class=byte_tokenizer(), **extra
         )
         trainer._fused = False  # TRL's fused head computes in float32, whatever the model does
         trainer.train()

@@ -48,7 +48,7 @@ def check_whole(parameters: Mapping[str, nn.Parameter], what: str) -> None:
     if name := next((name for name, parameter in parameters.items() if is_sharded(parameter)), None):
         raise ValueError(
             f"{what} takes every pair's own gradient, and FSDP2 gives each rank a part of {name!r}'s, summed over all "
-            "ranks: take DDP, or train adapters"
+            "ranks: take DDP, or adapters beside a model that transformers has sharded (distributed_config)"
         )
 
 

@@ -128,7 +128,7 @@ class WindowMixin(ABC):
         names = ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs")  # the second is the newer name
         reentrant = any((getattr(self.args, name, None) or {}).get("use_reentrant") for name in names)
         # FSDP2 lets go of its parameters after the first way back
-        if self.args.n_gpu > 1 or reentrant or isinstance(self.model, FSDPModule):
+        if self.args.n_gpu > 1 or reentrant or any(isinstance(m, FSDPModule) for m in self.model.modules()):
             return False
         kind = self.accelerator.distributed_type
         # DDP expects the backward pass of a synchronised forward pass before the next one begins

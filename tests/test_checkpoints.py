@@ -119,6 +119,13 @@ def test_a_checkpoint_that_is_cut_off_is_refused(tiny_model, tokenizer, tmp_path
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
 
 
+def test_another_runs_checkpoint(tiny_model, tokenizer, tmp_path):
+    build("gappo", "cpo", tiny_model, tokenizer, tmp_path, max_steps=2).train()
+    other = build("gappo", "cpo", tiny_model, tokenizer, tmp_path, max_steps=4, train_only=["mlp"])
+    with pytest.raises(ValueError, match=r"checkpoint-2 is of a run that trained other parameters.*train_only"):
+        other.train(resume_from_checkpoint=True)
+
+
 def test_kills_change_nothing(tiny_model, tmp_path):
     """Three kills at random moments, a checkpoint being written at nearly every one of them."""
     kills = int(os.environ.get("KILLS", "3"))

@@ -159,7 +159,13 @@ class CheckpointMixin:
         return [probe for probe in self._probes if hasattr(probe, "state_dict")]
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        except ValueError as error:
+            raise ValueError(
+                f"{checkpoint} is of a run that trained other parameters ({error}): resume with its train_only and "
+                "adapters, or start with another output_dir"
+            ) from error
         self._rng_state_of = checkpoint
         if checkpoint is None:
             return

@@ -21,6 +21,7 @@ from trl_margins.cli import main as cli
 from trl_margins.methods import METHODS, get_method
 from trl_margins.pairs import PairBatch
 from trl_margins.terms.anchor import AnchorMargin, GradientNormMargin, anchor_margin, anchor_weight
+from trl_margins.trainers import sharding
 from trl_margins.trainers.configs import config_class
 from trl_margins.trainers.diagnostics import AnchorDiagnostics
 from trl_margins.trainers.direction import Direction, FadingGradient, parameters_in_scope
@@ -732,3 +733,17 @@ def test_a_fraction_that_is_none_is_refused():
 
 def read_rows(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_parameters_that_cannot_be_reached_are_refused(tiny_model, tokenizer, tmp_path, monkeypatch):
+    """Before the first step: ZeRO-3 leaves a mark on each of its parameters, FSDP1 wraps the model."""
+    trainer = gapo_trainer(tiny_model, tokenizer, tmp_path / "zero3")
+    for parameter in trainer.model.parameters():
+        parameter.ds_id = 0
+    with pytest.raises(ValueError, match=r"'model.embed_tokens.weight' is partitioned by DeepSpeed ZeRO-3"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+    trainer = gapo_trainer(tiny_model, tokenizer, tmp_path / "fsdp1")
+    monkeypatch.setattr(sharding, "FullyShardedDataParallel", type(trainer.model))
+    with pytest.raises(ValueError, match=r"FSDP1 keeps no parameters by name.*set fsdp_version to 2"):
+        trainer.train()

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 from trl.trainer.utils import global_then_local_main_first
 
 from ..data.evaluation_factors import add_evaluation_factor, check_evaluation_factors
@@ -33,6 +32,7 @@ from ..report.card import SetFacts
 from ..terms.score_gap import ScoreGapWeight
 from .collator import ROW, SCORES
 from .configs import MarginOptions
+from .dataset_kinds import as_taken
 from .processing import prepare_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -54,11 +54,9 @@ def prepare_datasets(
     """
     keep = {IS_FLIPPED, ROW, *(name for name in objective.columns if name not in SCORES)}
     facts: dict[str, SetFacts] = {}
-    _each_dataset(call, lambda dataset, split: _taken(dataset, split, call["args"]))
+    _each_dataset(call, lambda dataset, split: as_taken(dataset, split, call["args"]))
     _each_dataset(call, lambda dataset, split: _checked_rows(without_extras(dataset, split), split))
-    sets: dict[str, Any] = {}
-    _each_dataset(call, lambda dataset, split: sets.setdefault(split, dataset))
-    prepare_tokenizer(call.get("processing_class"), sets)
+    prepare_tokenizer(call.get("processing_class"), _by_split(call))
     _each_dataset(call, lambda dataset, split: _counted(dataset, split, facts))
     if FACTOR in objective.columns:
         with global_then_local_main_first():  # the others read the cache
@@ -88,6 +86,13 @@ def column_names(dataset: Any) -> Iterable[str]:
     return getattr(dataset, "column_names", None) or next(iter(dataset)).keys()
 
 
+def _by_split(call: dict[str, Any]) -> dict[str, Any]:
+    evals = call.get("eval_dataset")
+    evals = evals if isinstance(evals, dict) else {"eval": evals}
+    sets = {"train": call.get("train_dataset"), **evals}
+    return {split: dataset for split, dataset in sets.items() if dataset is not None}
+
+
 def _each_dataset(call: dict[str, Any], change: Callable[[Any, str], Any]) -> None:
     if call.get("train_dataset") is not None:
         call["train_dataset"] = change(call["train_dataset"], "train")
@@ -96,37 +101,6 @@ def _each_dataset(call: dict[str, Any], change: Callable[[Any, str], Any]) -> No
         call["eval_dataset"] = {name: change(dataset, name) for name, dataset in evals.items()}
     elif evals is not None:
         call["eval_dataset"] = change(evals, "eval")
-
-
-def _taken(dataset: Any, split: str, config: Any) -> Dataset | IterableDataset:
-    """The same data set, as Python values."""
-    if not isinstance(dataset, (Dataset, IterableDataset)):
-        raise TypeError(f"the {split} data set is a {type(dataset).__name__}, {_instead(dataset)}")
-    if isinstance(dataset, IterableDataset):
-        _deal_out(config)
-    if not (len(dataset) if isinstance(dataset, Dataset) else next(iter(dataset), None)):
-        raise ValueError(f"the {split} data set has no rows: see what it was loaded or filtered from")
-    return dataset.with_format(None)
-
-
-def _deal_out(config: Any) -> None:
-    """Lets every process read its own rows of a stream, as TRL does where it trains on one. Else accelerate cuts each
-    tensor of a batch to the length of the first, which rows that share their prompt do not survive.
-    """
-    if config.accelerator_config.dispatch_batches:
-        logger.warning("accelerator_config: dispatch_batches=True does not go with a stream, and is not used")
-    config.accelerator_config.dispatch_batches = False
-
-
-def _instead(given: Any) -> str:
-    if isinstance(given, Mapping):
-        one = next(iter(given), "train")
-        return (
-            f"with the keys {list(given)}: give one data set, for example dataset[{one!r}], or use Dataset.from_dict"
-        )
-    if isinstance(given, (str, Path)):
-        return f"{str(given)!r}: load it first, with trl_margins.data.loading.load_splits or datasets.load_dataset"
-    return "not a datasets.Dataset: Dataset.from_list makes one from a list of rows"
 
 
 def _checked_rows(dataset: Any, split: str) -> Any:

@@ -17,14 +17,14 @@ import pytest
 import torch
 from conftest import load, preference_rows
 from safetensors.torch import load_file
-from two_ranks import CASES, UNEVEN, run_uneven
+from two_ranks import CASES, STREAMED, UNEVEN, run_uneven
 
 from trl_margins.methods import METHODS
 from trl_margins.terms.adaptive import adaptive_margin
 from trl_margins.terms.dynamic_target import dynamic_target_margin
 
 SCRIPT = str(Path(__file__).with_name("two_ranks.py"))
-WAYS = {1: ("one", "accumulate"), 2: ("ddp", "sharded", "uneven", "broken")}  # by the number of ranks
+WAYS = {1: ("one", "accumulate"), 2: ("ddp", "sharded", "stream", "uneven", "broken")}  # by the number of ranks
 RANKING = ("pwa", "pwa_all", "spearman", "n_pairs", "n_pairs_gap")
 LOGGED = ("loss", "grad_norm", "rewards/margins", "logps/chosen")
 SPREAD = ("mean", "std", "min", "max", "zero")
@@ -106,7 +106,7 @@ def test_every_method_is_there():
     assert {method for _, method, _ in CASES.values()} == set(METHODS)
 
 
-@pytest.mark.parametrize(("case", "way"), SAME)
+@pytest.mark.parametrize(("case", "way"), [*SAME, *((case, "stream") for case in STREAMED)])
 def test_loss_margins_weights_and_gradients_are_the_same(case, way, runs, folder):
     """After two steps also the model, parameter by parameter. Columns of the data set are float32, hence not 1e-12."""
     one, other = runs["one"][case], runs[way][case]

@@ -3,6 +3,7 @@
 one         a batch of four
 accumulate  two mini-batches of two
 ddp         under torchrun, two ranks of two
+stream      the same, from a data set that is read row by row
 sharded     the same, each with a half of every parameter (FSDP2)
 zero2       the same by DeepSpeed, each with a half of the gradients and of the optimizer's state
 zero3       and of the parameters
@@ -101,7 +102,12 @@ def run(case: str, way: str, folder: str, out: Path) -> dict[str, Any]:
         extra["peft_config"] = LoraConfig(r=4, target_modules="all-linear", init_lora_weights="gaussian")
     try:
         trainer = trainer_class(method, base)(
-            model, args=config, train_dataset=rows, eval_dataset=rows, processing_class=byte_tokenizer(), **extra
+            model,
+            args=config,
+            train_dataset=rows.to_iterable_dataset() if way == "stream" else rows,
+            eval_dataset=rows,
+            processing_class=byte_tokenizer(),
+            **extra,
         )
         trainer._fused = False  # TRL's fused head computes in float32, whatever the model does
         trainer.train()
@@ -134,6 +140,7 @@ def whole_parameters(model: torch.nn.Module) -> AbstractContextManager:
     return deepspeed.zero.GatheredParameters(parameters)
 
 
+STREAMED = ("gappo", "amapo, log-ratio")
 UNEVEN = ("gappo, normalised", "gamma-po", "amapo")
 BROKEN = "#"
 
@@ -205,6 +212,7 @@ if __name__ == "__main__":
             skipped = run_broken(folder, there, nonfinite_steps="skip")
             results = {"stop": on_all_ranks(run_broken(folder, there)), "skip": on_all_ranks(skipped)}
         else:
-            results = {case: run(case, way, folder, there) for case in CASES}
+            cases = STREAMED if way == "stream" else CASES
+            results = {case: run(case, way, folder, there) for case in cases}
         if os.environ.get("RANK", "0") == "0":
             Path(out, f"{way}.json").write_text(json.dumps(results))

@@ -8,7 +8,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
+import gc
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,17 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 VOCABULARY = len(SPECIAL) + 256
+
+
+@pytest.fixture(scope="module")
+def few_objects_to_collect() -> Iterator[None]:
+    """accelerate collects garbage at every start of a training, over all that is imported: for modules of many tiny
+    ones, that is most of their time.
+    """
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """What the test of the network runs: everything that a training takes, where whoever reaches for the network is noted.
 
-Given `import`, it loads every module of the package; given an empty folder, it trains, evaluates and reports in there.
+Given `import`, it loads every module of the package; given an empty folder and a model's, it trains, evaluates and
+reports in there.
 """
 
 from __future__ import annotations
@@ -33,23 +34,13 @@ def import_everything() -> None:
             importlib.import_module(module.name)
 
 
-def train(folder: Path) -> None:
+def train(folder: Path, model: str) -> None:
     """A step, an evaluation, a card with pictures, a report, and the commands that load a model."""
-    from conftest import byte_tokenizer, preference_rows, quiet, saved
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from conftest import byte_tokenizer, preference_rows, quiet
 
     from trl_margins import GapPODPOConfig, MarginDPOTrainer
     from trl_margins.cli import main
 
-    config = LlamaConfig(
-        vocab_size=len(byte_tokenizer()),
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-    )
-    (folder / "model").mkdir()
-    model = saved(LlamaForCausalLM(config), folder / "model")
     rows = preference_rows(4)
     trainer = MarginDPOTrainer(
         model,  # by name, as the reference model is
@@ -77,5 +68,5 @@ if __name__ == "__main__":
     if sys.argv[1] == "import":
         import_everything()
     else:
-        train(Path(sys.argv[1]))
+        train(Path(sys.argv[1]), sys.argv[2])
     sys.stdout.write(json.dumps(TRIED) + "\n")

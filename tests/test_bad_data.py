@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import gzip
 import json
 import logging
@@ -20,6 +19,8 @@ from datasets import Dataset, DatasetDict, IterableDataset, Value
 from trl_margins.data.loading import load_splits, pick_split
 from trl_margins.trainers.configs import config_class
 from trl_margins.trainers.named import trainer_class
+
+pytestmark = pytest.mark.usefixtures("few_objects_to_collect")
 
 GAPS = (4.0, 2.0, 1.0, 0.5)  # mean 1.875
 ROOM = 128  # tokens a row, by `quiet`
@@ -353,15 +354,6 @@ def as_dataset(given: Any) -> Any:
     if isinstance(given, dict) and not isinstance(given, DatasetDict):
         return {name: as_dataset(part) for name, part in given.items()}
     return Dataset.from_list(given) if isinstance(given, list) else given
-
-
-@pytest.fixture(scope="module", autouse=True)
-def light_collections():
-    """accelerate collects garbage before every training: over all that is imported, several times its length."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def tokens_of(row: Mapping[str, Any]) -> tuple[int, int]:

@@ -673,14 +673,14 @@ def test_evaluation_factors_are_cached_in_the_cache(tmp_path, monkeypatch):
 # The network
 
 
-def run_offline(argument, **environment):
+def run_offline(*arguments, **environment):
     """What was tried, by the sub-process that notes it."""
     script = str(Path(__file__).with_name("offline.py"))
     kept = {
         name: value for name, value in os.environ.items() if name not in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
     }
     done = subprocess.run(
-        [sys.executable, script, argument],
+        [sys.executable, script, *arguments],
         env={**kept, "TRL_EXPERIMENTAL_SILENCE": "1", "OMP_NUM_THREADS": "1", **environment},
         capture_output=True,
         text=True,
@@ -695,8 +695,8 @@ def test_importing_asks_nobody(tmp_path):
     assert run_offline("import", HF_HOME=str(tmp_path)) == []
 
 
-def test_training_offline_asks_nobody(tmp_path):
-    assert run_offline(str(tmp_path), HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "home")) == []
+def test_training_offline_asks_nobody(tiny_model, tmp_path):
+    assert run_offline(str(tmp_path), tiny_model, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "home")) == []
     assert (tmp_path / "run" / "report" / "report.html").exists()
     assert "## Evaluation" in (tmp_path / "run" / "README.md").read_text()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import pickle
 from collections.abc import Callable
@@ -32,6 +31,8 @@ from trl_margins.trainers.collator import CARRIED, SHARED, one_pair
 from trl_margins.trainers.configs import config_class
 from trl_margins.trainers.named import trainer_class
 
+pytestmark = pytest.mark.usefixtures("few_objects_to_collect")
+
 BASES, SHARING = ("cpo", "dpo"), ("never", "always")
 OURS = {"cpo": (MarginCPOTrainer, MarginCPOConfig), "dpo": (MarginDPOTrainer, MarginDPOConfig)}
 TRLS = {"cpo": (CPOTrainer, CPOConfig), "dpo": (DPOTrainer, DPOConfig)}
@@ -40,15 +41,6 @@ TOKENIZER = byte_tokenizer()
 OUT_OF_MEMORY = RuntimeError("CUDA out of memory.")  # what transformers looks for in a message
 
 Steps = dict[str, Tensor]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _few_objects_to_collect():
-    """accelerate collects garbage at every start, which takes longer than all that these tests compute."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def built(kinds: tuple[type, type], model: Any, out: Path, options: dict[str, Any], **arguments: Any) -> Any:

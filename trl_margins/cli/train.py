@@ -254,7 +254,7 @@ def build_trainer(script: TrainArguments, config: Any, model_args: ModelConfig, 
     if name is None:
         raise SystemExit("trl-margins train: --model_name_or_path is missing")
     tokenizer = _tokenizer(script, name, revision, config.trust_remote_code)
-    prepare_tokenizer(tokenizer, {"train": train})
+    prepare_tokenizer(tokenizer, {"train": train})  # the trainer looks too, when the model has been loaded
     init = {
         "revision": revision,
         "trust_remote_code": config.trust_remote_code,

@@ -18,6 +18,7 @@ from ..objective import ObjectiveOutput
 from ..pairs import PairLogps
 from .collator import CARRIED, KEPT, ROW, SHARED, for_the_model
 from .metrics import MetricBuffer
+from .processing import tokenizer_of
 from .sharding import whole
 
 if TYPE_CHECKING:
@@ -138,8 +139,8 @@ class FiniteSteps(TrainerCallback):
         if rows is None:
             return number
         ids, mask, _ = rows
-        decode = getattr(self.trainer.processing_class, "tokenizer", self.trainer.processing_class).decode
-        return f"{number} ({decode(ids[i][mask[i].bool()], skip_special_tokens=True)[:60]!r}…)"
+        text = tokenizer_of(self.trainer.processing_class).decode(ids[i][mask[i].bool()], skip_special_tokens=True)
+        return f"{number} ({text[:60]!r}…)"
 
     def _undo(self, step: int) -> None:
         trainer, (states, metrics) = self.trainer, self._before

@@ -12,6 +12,11 @@ from trl.data_utils import is_conversational
 logger = logging.getLogger(__name__)
 
 
+def tokenizer_of(processing_class: Any) -> Any:
+    """Of a processor for images and text, its tokenizer; else the tokenizer itself."""
+    return getattr(processing_class, "tokenizer", processing_class)
+
+
 def prepare_tokenizer(processing_class: Any, datasets: Mapping[str, Any]) -> None:
     """Pads with the end token where there is no padding token, as TRL does, but before its collator asks for one.
 
@@ -22,7 +27,7 @@ def prepare_tokenizer(processing_class: Any, datasets: Mapping[str, Any]) -> Non
     Raises:
         ValueError: no end token, or messages without a chat template, with the fix.
     """
-    tokenizer = getattr(processing_class, "tokenizer", processing_class)
+    tokenizer = tokenizer_of(processing_class)
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         return
     name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..checks import unknown
 from ..forward.shareable import why_not_shared
 from ..forward.standard import pair_logps
 from .collator import SHARED
@@ -37,7 +38,7 @@ class PromptSharing:
 
     def __init__(self, trainer: MarginMixin, mode: str) -> None:
         if mode not in MODES:
-            raise ValueError(f"unknown share_prompt {mode!r}; known: {', '.join(MODES)}")
+            raise unknown("share_prompt", mode, MODES)
         self.decided: bool | None = {"never": False, "always": True, "auto": None}[mode]
         reason = None if mode == "never" else why_not_shared(trainer.model) or _why_not_here(trainer)
         if reason is None:

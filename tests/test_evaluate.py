@@ -454,3 +454,18 @@ def test_a_bar_in_a_cell_does_not_break_the_table():
     lines = markdown_table(["a|b", "n"], [["x", "1"]]).splitlines()
     assert lines[0] == "| a\\|b |   n |"
     assert {line.replace("\\|", "").count("|") for line in lines} == {3}
+
+
+def test_a_model_that_gives_nan_is_refused(tiny_model, tokenizer, tmp_path):
+    """One text of eight that it cannot read: no table with NaN in it, but the row."""
+    model = load(tiny_model)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[tokenizer.convert_tokens_to_ids("#")] = math.nan
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    rows = preference_rows(8, seed=4).to_list()
+    rows[3]["chosen"] += "#"
+    Dataset.from_list(rows).to_json(tmp_path / "pairs.jsonl")
+    arguments = ["evaluate", "--model_name_or_path", str(tmp_path / "model"), "--batch_size", "1", "--bootstrap", "2"]
+    with pytest.raises(ValueError, match=r"pairs: the model gives NaN or infinite rewards in 1 of 8 rows, .* row 3:"):
+        main([*arguments, "--dataset_name", str(tmp_path / "pairs.jsonl")])

@@ -105,6 +105,8 @@ def main(argv: Sequence[str]) -> int:
     if not accelerator.is_main_process:
         return 0
     rewards = {name: reward_of(args.reward, found, references.get(name)) for name, found in scored.items()}
+    for name, found in rewards.items():
+        check_finite(found, name)
     reports = report_sets(sets, rewards, scored, args.eval_min_score_gap, args.bootstrap)
     text = tables(reports, args.eval_min_score_gap, UNITS[args.reward])
     print(text)
@@ -170,6 +172,19 @@ def score_set(model: Any, each: EvaluationSet, **options: Any) -> list[AnswerLog
     from ..trainers.answers import answer_logps
 
     return answer_logps(model, prompts=each.prompts, answers=each.answers, desc=each.name, **options)
+
+
+def check_finite(rewards: Sequence[np.ndarray], name: str) -> None:
+    """
+    Raises:
+        ValueError: a reward that is NaN or infinite, which no ranking can place; with the first such row.
+    """
+    if rows := [row for row, found in enumerate(rewards) if not np.isfinite(found).all()]:
+        raise ValueError(
+            f"{name}: the model gives NaN or infinite rewards in {len(rows)} of {len(rewards)} rows, first in row "
+            f"{rows[0]}: look at its texts (--batch_size 1 tells them apart, since texts that are passed together "
+            "share a NaN) and at the precision (--dtype float32), or drop the rows"
+        )
 
 
 def reward_of(

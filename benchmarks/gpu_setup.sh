@@ -1,7 +1,7 @@
-#!/bin/sh
+#!/usr/bin/env bash
 # Puts in place what benchmarks/gpu_wheels.sh collected, on the machine with the accelerator.
 #
-#     . benchmarks/gpu_setup.sh DIR...
+#     . benchmarks/gpu_setup.sh DIR...      # in bash
 #
 # DIR are the groups that were carried here, in one call or one after the other: the wheels go into $GPU_HOME/site, the
 # parts of the bundled model's file into $GPU_HOME/parts. Once all parts are there, with the right checksums, the model

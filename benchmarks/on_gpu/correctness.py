@@ -124,6 +124,9 @@ def items(rig: Rig, references: dict[Any, Outcome]) -> Iterator[Item]:
         for share in ("always", "never"):
             work = partial(against, simpo, simpo, precision, share_prompt=share, **backend)
             yield f"torch.compile, share_prompt={share}/{precision}", "compiled", 90, work
+    for precision in precisions[1:]:
+        yield f"anchor gaps, real model/{precision}", "anchor", 60, partial(_anchor_gaps, rig, precision)
+    # these kernels take the place of transformers' for the rest of the process: last
     if find_spec("liger_kernel") and rig.on_cuda:
         for precision in precisions[:2]:
             work = partial(against, simpo, simpo, precision, use_liger_kernel=True)
@@ -131,8 +134,6 @@ def items(rig: Rig, references: dict[Any, Outcome]) -> Iterator[Item]:
             case = Case("cpo", "geometric-anchor")
             work = partial(against, case, case, precision, use_liger_kernel=True)
             yield f"Liger kernels/GAPO/{precision}", "compiled", 90, work
-    for precision in precisions[1:]:
-        yield f"anchor gaps, real model/{precision}", "anchor", 60, partial(_anchor_gaps, rig, precision)
 
 
 def _methods(rig: Rig) -> Iterator[tuple[str, Case]]:

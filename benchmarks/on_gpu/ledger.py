@@ -68,7 +68,7 @@ class Ledger:
         try:
             values = work()
         except Exception as error:
-            values = {"error": _last_lines(error)}
+            values = {"error": last_lines(error)}
             print("".join(traceback.format_exception(error)), file=sys.stderr, flush=True)
         self._seconds[kind] = time.perf_counter() - began
         self.record(key, kind, self._seconds[kind], values)
@@ -76,6 +76,10 @@ class Ledger:
         if any(sign in values.get("error", "") for sign in BROKEN):
             self._start_afresh()
         return self.items[key]
+
+    def took(self, kind: str, seconds: float) -> None:
+        """For items that others do: how long one of its kind takes."""
+        self._seconds[kind] = seconds
 
     def record(self, key: str, kind: str, seconds: float, values: Values) -> None:
         item = self.items[key] = {"key": key, "kind": kind, "seconds": round(seconds, 3), **values}
@@ -93,7 +97,7 @@ class Ledger:
         os.execv(sys.executable, [sys.executable, *retry, "--budget", str(int(self.remaining))])
 
 
-def _last_lines(error: Exception) -> str:
+def last_lines(error: Exception) -> str:
     where = traceback.extract_tb(error.__traceback__)[-3:]
     places = " < ".join(f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in reversed(where))
     return f"{type(error).__name__}: {str(error)[-1500:]} [{places}]"

@@ -67,7 +67,7 @@ def _said(rig: Rig, warmup: int, steps: int) -> str:
     return (
         f"Medians of rounds in which all take turns; {steps} timed steps a run, after {warmup}. AdamW, clipping; "
         "float32 weights under bf16 autocast (3B: bf16 weights and states). MFU: operations of one pass forward and "
-        "back over the pairs' tokens, each prompt once, over those of an 8192³ bf16 matrix product in the same time.\n\n"
+        "back over the pairs' tokens, each prompt once, over those of an 8192³ bf16 matrix product in that time.\n\n"
     )
 
 

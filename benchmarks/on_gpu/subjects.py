@@ -147,6 +147,7 @@ def make_trainer(
         "eval_strategy": "no",
         "save_strategy": "no",
         "load_best_model_at_end": False,
+        "remove_unused_columns": False,  # which TRL's CPO collator asks for, in a warning
         "report_to": "none",
         "disable_tqdm": True,
         "warmup_steps": 0,
@@ -244,6 +245,7 @@ def be_quiet() -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("accelerate").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
 
 
 def machine(rig: Rig) -> str:

@@ -158,6 +158,7 @@ def train(
         data: "train", and the sets to evaluate on by their names; "test" last.
     """
     import torch
+    from transformers import PrinterCallback
 
     from trl_margins.cli.setup import load_model, load_tokenizer
     from trl_margins.data.noise import flip_labels, parse_noise
@@ -192,12 +193,14 @@ def train(
                 logging_steps=max(size.steps // 4, 1),
                 report_to="none",
                 disable_tqdm=True,
+                remove_unused_columns=False,
                 **{**fields, **options},
             ),
             train_dataset=rows,
             eval_dataset={name: pairs for name, pairs in data.items() if name != "train"},
             processing_class=load_tokenizer(model),
         )
+        trainer.remove_callback(PrinterCallback)
         if method != "start":
             trainer.train()
         found = trainer.evaluate()

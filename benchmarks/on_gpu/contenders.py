@@ -113,7 +113,7 @@ def tokenizer_of(rig: Rig) -> Any:
 @cache
 def real_rows(rig: Rig) -> Rows:
     if rig.tiny or rig.data is None:
-        return word_pairs(64 if rig.tiny else 2000, prompt=65, answer=190)
+        return word_pairs(64, 12, 18) if rig.tiny else word_pairs(2000, prompt=65, answer=190)
     return read_rows(rig.data / "train.jsonl.gz")
 
 

@@ -28,7 +28,7 @@ FIRST = {SMALL_MODEL: 10.0, "1B": 15.0, "3B": 30.0, "tiny": 5.0}
 
 
 def run(rig: Rig, ledger: Ledger) -> str:
-    shapes = [Shape("tiny", 2, max_length=1024)] if rig.tiny else list(SHAPES)
+    shapes = [Shape("tiny", 3, max_length=256)] if rig.tiny else list(SHAPES)
     names = (TRL_SIMPO, OURS) if rig.tiny else MAIN
     largest = shapes[:1] if rig.tiny else LARGEST
     for shape in shapes:

@@ -36,20 +36,20 @@ Spec = dict[str, Any]
 
 def options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="gpu.py --part study", description=__doc__)
-    parser.add_argument("--workers", type=int, default=5, help="runs at the same time")
+    parser.add_argument("--workers", type=int, default=4, help="runs at the same time")
     parser.add_argument("--methods", nargs="+", choices=study.METHODS, default=METHODS)
     parser.add_argument("--noise", nargs="+", default=[noise or "clean" for noise in NOISE])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=250, help="of 16 pairs")
     parser.add_argument("--trial_steps", type=int, default=100, help="of the runs that choose a learning rate")
     parser.add_argument("--learning_rates", type=float, nargs="+", default=[1e-6, 5e-6, 2e-5])
-    parser.add_argument("--max_length", type=int, default=1024)
+    parser.add_argument("--max_length", type=int, default=768)
     return parser.parse_args(arguments)
 
 
 def run(rig: Rig, ledger: Ledger, options: argparse.Namespace) -> str:
     if rig.tiny:
-        vars(options).update(workers=1, methods=["SimPO", "GAPO"], noise=["clean", "random:0.4"], seeds=2, steps=2)
+        vars(options).update(workers=1, methods=["SimPO", "GAPO"], noise=["clean", "random:0.4"], seeds=1, steps=2)
         vars(options).update(trial_steps=1, learning_rates=[1e-4], max_length=256)
     elif rig.data is None:
         raise SystemExit(
@@ -146,7 +146,7 @@ def _rate(spec: Spec, ledger: Ledger, wanted: int = 1) -> float:
 
 
 def _begin(threads: int) -> None:
-    os.environ.update(HF_HUB_OFFLINE="1", TRL_EXPERIMENTAL_SILENCE="1", TOKENIZERS_PARALLELISM="false")
+    os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"  # several processes share the card's memory
     import torch
 
     torch.set_num_threads(threads)

@@ -78,6 +78,11 @@ def word_pairs(n: int, prompt: int, answer: int, seed: int = 0, n_words: int = 9
     ]
 
 
+def short_pairs(rig: Rig, n: int) -> Rows:
+    """A few hundred tokens a mini-batch; fewer in the rehearsal."""
+    return word_pairs(n, *((12, 18) if rig.tiny else (40, 60)))
+
+
 def llama(
     hidden: int, layers: int, vocabulary: int, *, heads: int, kv_heads: int, inner: int, spread: float = 0.02
 ) -> LlamaConfig:
@@ -200,7 +205,7 @@ def steps_of(
     """Trains the tiny model for some steps by plain gradient descent, whose update is the gradient's own size."""
     model = tiny_llama(dtype, noise=0.01, attention=case.attention)
     reference = tiny_llama(dtype, attention=case.attention) if needs_reference(case) else None
-    rows = rows or word_pairs(steps * windows * pairs, prompt=40, answer=60)
+    rows = rows or short_pairs(rig, steps * windows * pairs)
     settings = {
         "per_device_train_batch_size": pairs,
         "gradient_accumulation_steps": windows,

@@ -254,7 +254,8 @@ def build_trainer(script: TrainArguments, config: Any, model_args: ModelConfig, 
     if name is None:
         raise SystemExit("trl-margins train: --model_name_or_path is missing")
     tokenizer = _tokenizer(script, name, revision, config.trust_remote_code)
-    prepare_tokenizer(tokenizer, {"train": train})  # the trainer looks too, when the model has been loaded
+    # the trainer looks too, when the model has been loaded
+    prepare_tokenizer(tokenizer, ["train"] if _is_conversational(train, config) else [])
     init = {
         "revision": revision,
         "trust_remote_code": config.trust_remote_code,
@@ -279,6 +280,19 @@ def build_trainer(script: TrainArguments, config: Any, model_args: ModelConfig, 
         processing_class=tokenizer,
         peft_config=get_peft_config(model_args),
     )
+
+
+def _is_conversational(dataset: Any, config: Any) -> bool:
+    """Whether the first row is messages."""
+    from ..rows import RowReader
+    from ..rows.opened import column_names
+
+    first = next(iter(dataset), None)
+    if first is None:
+        return False
+    return RowReader.of(column_names(dataset), "train", config.prompt_column, config.system_column)(
+        first, 0
+    ).is_conversational
 
 
 def _tokenizer(script: TrainArguments, model: str, revision: str, trust_remote_code: bool) -> Any:

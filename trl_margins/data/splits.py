@@ -10,7 +10,7 @@ from hashlib import blake2b
 from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .scores import problem_of
+from ..rows.scores import problem_of
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from ..data.scores import check_row, find_score_columns, problem_of
 from ..forward.shared_rows import shared_rows
+from ..rows.scores import check_row, find_score_columns, problem_of
 
 StandardRows = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # input_ids, attention_mask, labels, each [2B, T]
 

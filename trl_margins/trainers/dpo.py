@@ -18,11 +18,13 @@ from ..forward.standard import IGNORE, TokenLogps, fused_token_logps, logits_tok
 from ..losses import DPO_LOSSES, REFERENCE_FREE_LOSSES
 from ..objective import LengthNormalizedReward, LogRatioReward, Objective, ObjectiveOutput
 from ..pairs import PairLogps
+from ..rows.tokenized import DPO_COLUMNS, check_told_apart, tokenized, without_filled
+from ..rows.tokens import PairTokenizer, dpo_columns
 from ..terms import Term
 from .collator import CARRIED, SHARED, StandardRows
 from .configs import MarginDPOConfig
 from .mixin import MarginMixin
-from .truncation import report_dropped
+from .preparation import opened_set
 
 _NO_REFERENCE = object()
 _REFERENCE = "reference_logps"  # of a batch that several passes look at
@@ -38,6 +40,7 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
 
     _config_class = MarginDPOConfig
     _fused = True
+    _takes_images = True
     _plain_head_will_do = False  # entropy and token accuracy, which TRL logs here, come with the fused head
 
     def _build_objective(self, config: Any, weight: Term | None, margin: Term | None) -> Objective:
@@ -80,13 +83,19 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
             call["ref_model"] = _NO_REFERENCE
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
-        prepared = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
-        if isinstance(dataset, Dataset):
-            dropped = report_dropped(len(dataset), len(prepared), dataset_name, args.max_length)
-            facts = self.set_facts.get(dataset_name)
-            if facts and facts.dropped is None:  # another set may come later by the same name
-                self.set_facts[dataset_name] = replace(facts, dropped=dropped)
-        return prepared
+        """TRL's tokens, by its rule, many rows at a time."""
+        first = self._opened.pop(dataset_name, None)  # another set may come later by the same name
+        opened = first or opened_set(dataset, dataset_name, self.options, processing_class)
+        opened = replace(opened, dataset=dataset)
+        tokenizer = PairTokenizer(opened.reader, processing_class, dpo_columns)
+        found = tokenized(opened, tokenizer, args.dataset_num_proc)
+        keeps_start = args.truncation_mode == "keep_start"
+        found, dropped = without_filled(found, dataset_name, args.max_length if keeps_start else None, DPO_COLUMNS[0])
+        if isinstance(found, Dataset):
+            check_told_apart(found, opened, DPO_COLUMNS, args.max_length if keeps_start else None)
+            if first is not None:
+                self.set_facts[dataset_name] = replace(self.set_facts[dataset_name], dropped=dropped)
+        return found
 
     def standard_rows(self) -> Callable[[Mapping[str, Any]], StandardRows | None]:
         return _rows_if_known

@@ -17,7 +17,6 @@ from transformers.trainer_utils import EvalLoopOutput
 from trl.trainer.utils import get_config_model_id
 
 from ..data.noise import IS_FLIPPED
-from ..data.scores import find_score_columns
 from ..evaluation.ranking import ranking_metrics
 from ..forward.head import logits_will_do
 from ..forward.shared_prompt import shared_token_logps
@@ -26,6 +25,8 @@ from ..methods import Method
 from ..objective import Objective, ObjectiveOutput
 from ..pairs import PairBatch, PairLogps
 from ..rewards import length_normalized
+from ..rows.opened import column_names
+from ..rows.scores import find_score_columns
 from ..terms import Term
 from .cards import CardMixin
 from .checkpoints import CheckpointMixin
@@ -34,7 +35,7 @@ from .configs import MarginOptions
 from .finite import FiniteSteps
 from .metrics import MetricBuffer
 from .pair_log import PAIRS_FILE, PairLog, RunFolder, flip_metrics
-from .preparation import column_names, prepare_datasets, with_lengths
+from .preparation import prepare_datasets, with_lengths
 from .probes import window_probes
 from .ranks import check_lockstep, of_all_ranks
 from .scope import train_only
@@ -56,6 +57,7 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
     _method: Method | None = None
     _pair_log: PairLog | None = None
     _plain_head_will_do = True
+    _takes_images = False
     _config_class: type[MarginOptions]
 
     def __init__(
@@ -74,7 +76,9 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
         self._take_names()
         self._buffers = {"train": MetricBuffer(), "eval": MetricBuffer()}
         self._evaluated: list[Tensor] | None = None
-        self._own_columns, self.set_facts = prepare_datasets(call, self.objective, self.options)
+        self._own_columns, self.set_facts, self._opened = prepare_datasets(
+            call, self.objective, self.options, self._takes_images
+        )
         self._adapt_call(call)
         super().__init__(**call)
         if self.options.train_only:
@@ -269,7 +273,7 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
         return ranking_metrics(
             *values[usable].numpy().T,
             min_score_gap=self.options.eval_min_score_gap,
-            gap_only=scores is not None and scores.rejected is None,
+            gap_only=scores is not None and scores.is_gap(values[:, 3]),
         )
 
     # Before training

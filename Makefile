@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 BUNDLED := $(VENV)/.bundled
 MODELS := $(VENV)/.models
 
-.PHONY: demo test bench soak docs dist lint format clean
+.PHONY: demo test bench soak gpu docs dist lint format clean
 
 demo: $(INSTALLED) $(BUNDLED)  ## train the bundled model on a made-up set: before and after
 	$(BIN)/trl-margins demo
@@ -21,6 +21,15 @@ bench: $(INSTALLED) $(BUNDLED)  ## step time and memory beside TRL, methods, eva
 
 soak: $(INSTALLED)  ## 2,000 steps of every method on a tiny model: does anything grow?
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak.py $(SOAK)
+
+# not in .venv: a machine with an accelerator has its own torch, and often no network
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
+PART ?= correctness
+BUDGET ?= 480
+OUT ?= gpu
+
+gpu:  ## what only an accelerator can show: PART=correctness, speed, memory or study, within BUDGET seconds, into OUT
+	$(GPU_PYTHON) benchmarks/gpu.py --part $(PART) --budget $(BUDGET) --out $(OUT) $(GPU)
 
 docs: $(VENV)/.docs  ## the documentation in site/; warnings are errors
 	$(BIN)/mkdocs build --strict

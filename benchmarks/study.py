@@ -17,7 +17,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -51,7 +51,11 @@ MEASURES = {
     "pwa_all": "PWA, all pairs",
     "spearman": "Spearman ρ",
     "ood_pwa_all": "PWA, all pairs, unseen prompt families",
-}
+    "id_pwa_all": "PWA, best and worst answers, seen prompts and answering models",
+    "prompt_ood_pwa_all": "PWA, best and worst answers, unseen prompts",
+    "response_ood_pwa_all": "PWA, best and worst answers, unseen answering models",
+    "mutual_ood_pwa_all": "PWA, best and worst answers, unseen prompts and answering models",
+}  # those that a study's sets have
 
 
 @dataclass(frozen=True)
@@ -148,7 +152,11 @@ class Study:
 def train(
     model: str, data: dict[str, Any], method: str, noise: str | None, seed: int, rate: float, size: Size
 ) -> dict[str, float]:
-    """One run; its numbers on test pairs whose labels nobody flipped."""
+    """One run; its numbers on test pairs whose labels nobody flipped.
+
+    Args:
+        data: "train", and the sets to evaluate on by their names; "test" last.
+    """
     import torch
 
     from trl_margins.cli.setup import load_model, load_tokenizer
@@ -187,15 +195,15 @@ def train(
                 **{**fields, **options},
             ),
             train_dataset=rows,
-            eval_dataset={"ood": data["ood"], "test": data["test"]},
+            eval_dataset={name: pairs for name, pairs in data.items() if name != "train"},
             processing_class=load_tokenizer(model),
         )
         if method != "start":
             trainer.train()
         found = trainer.evaluate()
     history = [log for log in trainer.state.log_history if "loss" in log]
-    numbers = {name: found[f"eval_test_{name}"] for name in ("pwa", "pwa_all", "spearman")}
-    numbers["ood_pwa_all"] = found["eval_ood_pwa_all"]
+    measured = {name.removeprefix("eval_").removeprefix("test_"): value for name, value in found.items()}
+    numbers = {name: value for name, value in measured.items() if name.endswith(("pwa", "pwa_all", "spearman"))}
     numbers["logp_chosen"] = found["eval_logps/chosen"]  # TRL names no set here: it is the last one's
     flips = [{key: log[key] for key in log if key.startswith("flips/")} for log in history[-1:]]
     return numbers | (flips[0] if flips else {})
@@ -326,52 +334,60 @@ def mean_and_interval(values: list[float]) -> tuple[float, float]:
     return float(np.mean(values)), float(half)
 
 
-def whole_seeds(runs: list[dict[str, Any]], size: Size) -> list[int]:
-    """Those of which every run is there."""
+def whole_seeds(runs: list[dict[str, Any]], size: Size, noise: str | None) -> list[int]:
+    """Those of which every method's run with this noise is there."""
     there = {(run["method"], run["noise"], run["seed"]) for run in runs}
-    return [s for s in range(size.seeds) if all((*pair, s) in there for pair in product(size.methods, size.noise))]
+    return [seed for seed in range(size.seeds) if all((method, noise, seed) in there for method in size.methods)]
 
 
 def tables(runs: list[dict[str, Any]], size: Size) -> str:
     """Every measure by method and noise; differences are paired by seed, which is the same pairs, flips and order."""
     by = {(run["method"], run["noise"], run["seed"]): run for run in runs}
     start = by.get(("start", None, 0), {})
-    seeds = whole_seeds(runs, size)
-    heads = [noise or "clean" for noise in size.noise]
-    lines = [f"{size.steps} steps of {size.batch_size} pairs, {len(seeds)} seeds; mean ± half a 95 % interval.", ""]
+    seeds = {noise: whole_seeds(runs, size, noise) for noise in size.noise}
+    noises = [noise for noise in size.noise if seeds[noise]]
+    if not noises:
+        return "No kind of noise has the runs of all methods yet.\n"
+
+    def row(method: str, value: Callable[[dict[str, Any], dict[str, Any]], float], sign: str = "") -> str:
+        """A line: of each run, and SimPO's beside it."""
+        cells = [
+            _cell([value(by[method, noise, s], by.get((BASELINE, noise, s), {})) for s in seeds[noise]], sign)
+            for noise in noises
+        ]
+        return f"| {method} | {' | '.join(cells)} |"
+
+    def head(title: str, columns: list[str]) -> list[str]:
+        return [f"| {title} | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
+
+    names = [noise or "clean" for noise in noises]
+    counts = ", ".join(f"{name}: {len(seeds[noise])}" for name, noise in zip(names, noises, strict=True))
+    lines = [f"{size.steps} steps of {size.batch_size} pairs; mean ± half a 95 % interval over seeds ({counts}).", ""]
+    others = [method for method in size.methods if method != BASELINE and BASELINE in size.methods]
     for measure, title in MEASURES.items():
-        lines += [f"| {title} | {' | '.join(heads)} |", f"|---|{'---:|' * len(heads)}"]
-        lines.append(f"| before training | {start.get(measure, float('nan')):.4f} |{' |' * (len(heads) - 1)}")
-        for method in size.methods:
-            cells = [_cell([by[method, noise, s][measure] for s in seeds]) for noise in size.noise]
-            lines.append(f"| {method} | {' | '.join(cells)} |")
+        if any(measure not in run for run in runs):
+            continue
+        lines += head(title, names)
+        lines.append(f"| before training | {start.get(measure, float('nan')):.4f} |{' |' * (len(names) - 1)}")
+        lines += [row(method, lambda run, _, name=measure: run[name]) for method in size.methods]
+        lines += ["", *head(f"{title}, minus {BASELINE}'s", names)]
+        lines += [row(method, lambda run, simpo, name=measure: run[name] - simpo[name], "+") for method in others]
         lines.append("")
-        lines += [f"| {title}, minus {BASELINE}'s | {' | '.join(heads)} |", f"|---|{'---:|' * len(heads)}"]
-        for method in size.methods:
-            if method != BASELINE and BASELINE in size.methods:
-                cells = [
-                    _cell([by[method, n, s][measure] - by[BASELINE, n, s][measure] for s in seeds], sign="+")
-                    for n in size.noise
-                ]
-                lines.append(f"| {method} | {' | '.join(cells)} |")
-        lines.append("")
-    noisy = [noise for noise in size.noise if noise]
+    noisy = [noise for noise in noises if noise]
     if noisy:
         lines += ["Flipped pairs' share of the gradient over their share of the pairs, last quarter of training:", ""]
-        lines += [f"| method | {' | '.join(noisy)} |", f"|---|{'---:|' * len(noisy)}"]
+        lines += head("method", noisy)
         for method in size.methods:
-            cells = [
-                _cell([r["flips/gradient_share"] / r["flips/rate"] for s in seeds if (r := by[method, n, s])])
+            shares = [
+                [run["flips/gradient_share"] / run["flips/rate"] for s in seeds[n] if (run := by[method, n, s])]
                 for n in noisy
             ]
-            lines.append(f"| {method} | {' | '.join(cells)} |")
+            lines.append(f"| {method} | {' | '.join(map(_cell, shares))} |")
         lines.append("")
-    lines += [f"| log-probability of chosen answers, nats per token | {' | '.join(heads)} |"]
-    lines += [f"|---|{'---:|' * len(heads)}", f"| before training | {start.get('logp_chosen', float('nan')):.4f} |"]
-    for method in (method for method in size.methods if method not in SUMMED):
-        cells = [_cell([by[method, noise, s]["logp_chosen"] for s in seeds]) for noise in size.noise]
-        lines.append(f"| {method} | {' | '.join(cells)} |")
-    rates = {method: by[method, size.noise[0], seeds[0]]["learning_rate"] for method in size.methods}
+    lines += head("log-probability of chosen answers, nats per token", names)
+    lines.append(f"| before training | {start.get('logp_chosen', float('nan')):.4f} |{' |' * (len(names) - 1)}")
+    lines += [row(method, lambda run, _: run["logp_chosen"]) for method in size.methods if method not in SUMMED]
+    rates = {method: by[method, noises[0], seeds[noises[0]][0]]["learning_rate"] for method in size.methods}
     lines += ["", "Learning rates: " + ", ".join(f"{method} {rate:g}" for method, rate in rates.items()) + "."]
     return "\n".join(lines) + "\n"
 
@@ -386,9 +402,9 @@ def plot(runs: list[dict[str, Any]], size: Size, file: Path) -> None:
     from matplotlib.figure import Figure
 
     by = {(run["method"], run["noise"], run["seed"]): run for run in runs}
-    seeds = whole_seeds(runs, size)
-    kinds = sorted({noise.split(":")[0] for noise in size.noise if noise})
-    if not kinds:
+    seeds = {noise: whole_seeds(runs, size, noise) for noise in size.noise}
+    kinds = sorted({noise.split(":")[0] for noise in size.noise if noise and seeds[noise]})
+    if not kinds or not seeds.get(None):
         return
     figure = Figure(figsize=(6.2 * len(kinds), 9), layout="constrained")
     panels = figure.subplots(2, len(kinds), squeeze=False, sharey="row")
@@ -397,7 +413,7 @@ def plot(runs: list[dict[str, Any]], size: Size, file: Path) -> None:
     rest = [method for method in size.methods if method not in plain]
     colours = plain | dict(zip(rest, ours, strict=False))
     for column, kind in enumerate(kinds):
-        noises = [None, *(noise for noise in size.noise if noise and noise.startswith(kind))]
+        noises = [None, *(noise for noise in size.noise if noise and noise.startswith(kind) and seeds[noise])]
         rates = [0.0 if noise is None else float(noise.split(":")[1]) for noise in noises]
         for i, method in enumerate(size.methods):
             shift = 0.004 * (i - len(size.methods) / 2)
@@ -406,7 +422,7 @@ def plot(runs: list[dict[str, Any]], size: Size, file: Path) -> None:
                     mean_and_interval(
                         [
                             by[method, n, s]["pwa_all"] - (by[reference, n, s]["pwa_all"] if reference else 0.0)
-                            for s in seeds
+                            for s in seeds[n]
                         ]
                     )
                     for n in noises

@@ -1,0 +1,325 @@
+"""Is it right there? Every method's steps against the same steps in float64 on the CPU, and what only a device shows.
+
+The tolerances are what the types allow, about three times what a CPU shows. float32: sums of a few hundred terms in
+another order, 1e-5 of the gradient (transformers' norms compute in float32 also in a float64 model, so the reference
+itself is no better). bfloat16 has 8 bits, 4e-3 a rounding: over four layers 2e-2 of the gradient under autocast, and
+weights in bfloat16 do not take a small update at all, so that there the update is not compared.
+"""
+
+from __future__ import annotations
+
+import csv
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from . import subjects
+from .ledger import Ledger, Values, table
+from .subjects import THEIRS, Case, Outcome, Rig, make_trainer, read_rows, steps_of, tiny_llama, word_pairs
+from .synchronisations import SynchronisationsOfSteps
+
+METHODS = ("gappo", "gap-aware", "gamma-po", "amapo", "geometric-anchor", "gradient-norm", "simpo-sam")
+SIMPO = {"loss_type": "simpo", "cpo_alpha": 0.0, "beta": 2.0, "simpo_gamma": 1.0}
+LOG_RATIO, NORMALIZED = {"reward": "log-ratio"}, {"reward": "length-normalized"}
+HEAD = ["item", "ok", "loss", "gap/β", "gradient norm", "update", "peak GB", "seconds", "note"]
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How weights are kept and products computed, and what may differ from float64."""
+
+    dtype: torch.dtype
+    autocast: bool
+    loss: float  # relative
+    gap: float  # nats per token
+    gradient_norm: float  # relative
+    update: float | None  # relative, by norm
+
+
+PRECISIONS = {
+    "float32": Precision(torch.float32, False, 1e-4, 1e-4, 1e-4, 1e-4),
+    "bf16": Precision(torch.float32, True, 2e-2, 1e-2, 1e-2, 6e-2),
+    "bf16 weights": Precision(torch.bfloat16, False, 4e-2, 2e-2, 3e-2, None),
+}
+TOKENS = 60  # of an answer: a log-ratio is a sum over so many
+
+
+def run(rig: Rig, ledger: Ledger) -> str:
+    """All items, then their table."""
+    references: dict[Any, Outcome] = {}
+    for key, kind, guess, work in items(rig, references):
+        ledger.do(key, work, kind, guess)
+    rows = [
+        [
+            key,
+            "error" if "error" in item else "yes" if item["ok"] else "NO",
+            *(item.get(name) for name in ("loss", "gap", "gradient_norm", "update", "gigabytes")),
+            item["seconds"],
+            item.get("error", item.get("note", "")),
+        ]
+        for key, item in ledger.items.items()
+    ]
+    wrong = [row[0] for row in rows if row[1] != "yes"]
+    said = (
+        f"{len(rows) - len(wrong)} of {len(rows)} items are right; {len(ledger.left)} are left for another call.\n\n"
+    )
+    return said + table(HEAD, rows)
+
+
+Item = tuple[str, str, float, Callable[[], Values]]
+
+
+def items(rig: Rig, references: dict[Any, Outcome]) -> Iterator[Item]:
+    """Key, kind, seconds at first, and what does it; the quick and telling ones first."""
+    against = partial(_against, rig, references)
+    precisions = ["float32", "bf16"] if rig.tiny else list(PRECISIONS)
+    simpo, dpo = Case("cpo", None, SIMPO), Case("dpo")
+
+    for precision in precisions:
+        for name, case in {"SimPO": simpo, "DPO": dpo}.items():
+            theirs = replace(case, method=THEIRS)
+            yield f"TRL's own/{name}/{precision}", "step", 15, partial(against, theirs, case, precision)
+            yield f"ours/{name}/{precision}", "step", 15, partial(against, case, theirs, precision)
+        for name, case in _methods(rig):
+            yield f"ours/{name}/{precision}", "step", 15, partial(against, case, case, precision)
+
+    for precision in precisions:
+        for attention in ("sdpa", "eager", "flex_attention"):
+            if attention == "flex_attention" and rig.tiny:
+                continue  # compiled
+            kind = "compiled" if attention == "flex_attention" else "step"
+            case = replace(simpo, attention=attention)
+            for share in ("always", "never"):
+                work = partial(against, case, simpo, precision, share_prompt=share)
+                yield f"{attention}, share_prompt={share}/{precision}", kind, 60 if kind == "compiled" else 15, work
+        logits = replace(simpo, logits=True)
+        yield f"whole logits/{precision}", "step", 15, partial(against, logits, simpo, precision)
+        for name, case in {"SimPO": simpo, "GAPO": Case("cpo", "geometric-anchor"), "DPO": dpo}.items():
+            work = partial(against, case, case if case.method else replace(case, method=THEIRS), precision)
+            yield f"gradient checkpointing/{name}/{precision}", "step", 15, partial(work, gradient_checkpointing=True)
+
+    for method in (None, "geometric-anchor") if rig.tiny else (None, "gamma-po", "geometric-anchor"):
+        for base in ("cpo", "dpo"):
+            case = Case(base, method, SIMPO if (base, method) == ("cpo", None) else {})
+            yield f"synchronisations/{base}/{method or 'no term'}", "step", 15, partial(_synchronisations, rig, case)
+    for base in ("cpo", "dpo"):
+        case = Case(base, THEIRS, SIMPO if base == "cpo" else {})
+        yield f"synchronisations/{base}/TRL's own", "step", 15, partial(_synchronisations, rig, case)
+
+    for precision in precisions:
+        yield f"weights after the anchor's pass/{precision}", "step", 15, partial(_restored, rig, precision)
+        yield f"weights after a broken anchor's pass/{precision}", "step", 15, partial(_broken_off, rig, precision)
+    for method in ("geometric-anchor",) if rig.tiny else ("geometric-anchor", "gamma-po", "gappo"):
+        yield f"half and half/{method}", "resume", 30, partial(_resumed, rig, Case("cpo", method))
+
+    backend = {"torch_compile": True, "torch_compile_backend": "eager" if rig.tiny else "inductor"}
+    for precision in precisions[:1] if rig.tiny else precisions[:2]:
+        for share in ("always", "never"):
+            work = partial(against, simpo, simpo, precision, share_prompt=share, **backend)
+            yield f"torch.compile, share_prompt={share}/{precision}", "compiled", 90, work
+    for precision in precisions[1:]:
+        yield f"anchor gaps, real model/{precision}", "anchor", 60, partial(_anchor_gaps, rig, precision)
+    # these kernels take the place of transformers' for the rest of the process: last
+    if find_spec("liger_kernel") and rig.on_cuda:
+        for precision in precisions[:2]:
+            work = partial(against, simpo, simpo, precision, use_liger_kernel=True)
+            yield f"Liger kernels/SimPO/{precision}", "compiled", 90, work
+            case = Case("cpo", "geometric-anchor")
+            work = partial(against, case, case, precision, use_liger_kernel=True)
+            yield f"Liger kernels/GAPO/{precision}", "compiled", 90, work
+
+
+def _methods(rig: Rig) -> Iterator[tuple[str, Case]]:
+    for method in ("gamma-po", "geometric-anchor") if rig.tiny else METHODS:
+        short = {"anchor_batch_multiplier": 2} if method == "geometric-anchor" else {}
+        yield f"{method} on CPO", Case("cpo", method, short)
+        if not rig.tiny:
+            yield f"{method} on DPO, length-normalized", Case("dpo", method, NORMALIZED | short)
+        # summed log-ratios fall by tens of nats at GAPO's radius: no gradient would be left to compare
+        near = {"anchor_radius": 1e-3} if short else {}
+        yield f"{method} on DPO, log-ratio", Case("dpo", method, LOG_RATIO | short | near)
+
+
+def _against(
+    rig: Rig, references: dict[Any, Outcome], case: Case, reference: Case, precision: str, **fields: Any
+) -> Values:
+    """Two steps here, and two of the reference in float64 on the CPU: by the standard pass and eager attention."""
+    cpu = replace(rig, device="cpu")
+    known = (reference.base, reference.method, str(reference.fields))
+    if known not in references:
+        own = {} if reference.method == THEIRS else {"share_prompt": "never"}
+        references[known] = steps_of(replace(reference, attention="eager", logits=False), cpu, torch.float64, **own)
+    right, kept = references[known], PRECISIONS[precision]
+    found = steps_of(case, rig, kept.dtype, autocast=kept.autocast, **fields)
+    tokens = TOKENS if subjects.needs_reference(case) else 1
+    errors = {
+        "loss": _relative(found.loss, right.loss),
+        "gap": max(abs(a - b) for a, b in zip(found.gap, right.gap, strict=True)) / tokens,
+        "gradient_norm": _relative(found.gradient_norm, right.gradient_norm),
+        "update": ((found.update - right.update).norm() / right.update.norm()).item(),
+    }
+    allowed = {name: getattr(kept, name) for name in errors}
+    ok = all(limit is None or error <= limit for error, limit in zip(errors.values(), allowed.values(), strict=True))
+    return {"ok": ok, **errors, "allowed": allowed, "gigabytes": found.gigabytes}
+
+
+def _relative(found: list[float], right: list[float]) -> float:
+    return max(abs(a - b) / abs(b) for a, b in zip(found, right, strict=True))
+
+
+def _synchronisations(rig: Rig, case: Case) -> Values:
+    """How often a step waits for the device when no log is due, and where. A copy to it from memory that is not pinned
+    waits too.
+    """
+    counted = SynchronisationsOfSteps(rig.device, first=3, last=6)
+    fields = {"max_steps": 7, "logging_steps": 100, "windows": 1}
+    found = steps_of(case, rig, torch.float32, autocast=True, callback=counted, rows=word_pairs(32, 40, 60), **fields)
+    del found
+    reads, copies = counted.per_step()
+    wanted = 1 if case.method != THEIRS else None
+    return {
+        "ok": wanted is None or sum(reads.values()) <= wanted,
+        "note": f"{sum(reads.values()):g} reads and {sum(copies.values()):g} copies a step",
+        "reads": reads,
+        "copies": copies,
+    }
+
+
+def _gapo(rig: Rig, precision: str, folder: str, **fields: Any) -> Any:
+    kept = PRECISIONS[precision]
+    settings = {
+        "per_device_train_batch_size": 4,
+        "max_steps": 1,
+        "optim": "sgd",
+        "learning_rate": 0.0,
+        "bf16": kept.autocast,
+        "max_length": 512,
+        **fields,
+    }
+    model = tiny_llama(kept.dtype, noise=0.01)
+    rows = word_pairs(8, 40, 60)
+    return make_trainer(
+        Case("cpo", "geometric-anchor"), rig, folder, model, rows, subjects.word_tokenizer(), **settings
+    )
+
+
+def _weights(model: torch.nn.Module) -> list[torch.Tensor]:
+    return [parameter.detach().clone() for parameter in model.parameters()]
+
+
+def _same(before: list[torch.Tensor], model: torch.nn.Module) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def _restored(rig: Rig, precision: str) -> Values:
+    """Whether the weights come back bit for bit: a whole step at learning rate 0."""
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = _gapo(rig, precision, folder)
+        before = _weights(trainer.model)
+        trainer.train()
+        return {"ok": _same(before, trainer.model)}
+
+
+def _broken_off(rig: Rig, precision: str) -> Values:
+    """The same where the anchor's own pass raises: the second pass of a step."""
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = _gapo(rig, precision, folder, share_prompt="always")  # no passes that compare
+        before, passes = _weights(trainer.model), []
+
+        def second_pass_breaks(*_: Any) -> None:
+            passes.append(1)
+            if len(passes) == 2:
+                raise InterruptedError
+
+        trainer.model.get_decoder().register_forward_pre_hook(second_pass_breaks)
+        try:
+            trainer.train()
+        except InterruptedError:
+            return {"ok": _same(before, trainer.model), "note": f"raised in pass {len(passes)}"}
+        return {"ok": False, "note": f"{len(passes)} passes, and none raised"}
+
+
+def _resumed(rig: Rig, case: Case) -> Values:
+    """Two steps, a checkpoint and two more, against four in one go; and four in one go once more, since some of CUDA's
+    kernels add in an order that changes from run to run.
+    """
+
+    def trained(folder: str, resume: bool = False, **fields: Any) -> Any:
+        settings = {
+            "per_device_train_batch_size": 4,
+            "gradient_accumulation_steps": 2,
+            "bf16": True,
+            "learning_rate": 1e-3,
+            "max_steps": 4,
+            "max_length": 512,
+            "save_strategy": "steps",
+            "save_steps": 2,
+            **fields,
+        }
+        model, rows = tiny_llama(torch.float32, noise=0.01), word_pairs(32, 40, 60)
+        trainer = make_trainer(case, rig, folder, model, rows, subjects.word_tokenizer(), **settings)
+        trainer.train(resume_from_checkpoint=str(Path(folder, "checkpoint-2")) if resume else None)
+        return subjects.flat(trainer.model)
+
+    with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as two:
+        whole, again = trained(one), trained(two)
+        halves = trained(one, resume=True)
+    off, noise = (halves - whole).abs().max().item(), (again - whole).abs().max().item()
+    return {"ok": off <= 2 * noise, "note": f"largest difference {off:.1e}; of two whole runs {noise:.1e}"}
+
+
+def _anchor_gaps(rig: Rig, precision: str) -> Values:
+    """The anchor gaps of 64 real pairs in 16 bits, against those of the same model in float32."""
+    from scipy.stats import spearmanr
+
+    from trl_margins.data.bundled import resolve_model
+
+    kept = PRECISIONS[precision]
+    n, k = (8, 2) if rig.tiny else (64, 8)
+    if rig.tiny or not rig.data:
+        rows = word_pairs(n, 40, 60)
+    else:
+        rows = [row for row in read_rows(rig.data / "train.jsonl.gz") if len(str(row)) < 3000][:n]
+
+    def gaps(dtype: torch.dtype, autocast: bool) -> list[float]:
+        if rig.tiny:
+            model, tokenizer = tiny_llama(dtype, noise=0.01), subjects.word_tokenizer()
+        else:
+            path = resolve_model(rig.model)
+            model, tokenizer = (
+                AutoModelForCausalLM.from_pretrained(path, dtype=dtype),
+                AutoTokenizer.from_pretrained(path),
+            )
+        with tempfile.TemporaryDirectory() as folder:
+            settings = {
+                "per_device_train_batch_size": n // k,
+                "gradient_accumulation_steps": k,
+                "anchor_batch_multiplier": k,
+                "max_steps": 1,
+                "optim": "sgd",
+                "learning_rate": 0.0,
+                "bf16": autocast,
+                "max_length": 1024,
+                "logging_steps": 1,
+            }
+            trainer = make_trainer(Case("cpo", "geometric-anchor"), rig, folder, model, rows, tokenizer, **settings)
+            trainer.train()
+            with Path(folder, "pair_log.csv").open() as file:
+                return [float(row["anchor_gap"]) for row in csv.DictReader(file)]
+
+    right, found = (torch.tensor(gaps(*how)) for how in ((torch.float32, False), (kept.dtype, kept.autocast)))
+    mean = (found.mean() / right.mean() - 1).item()
+    rank = float(spearmanr(found, right)[0])
+    return {
+        "ok": abs(mean) <= 0.1 and rank >= 0.97,
+        "note": f"mean {mean:+.1%} from {right.mean():.4f}, Spearman {rank:.3f}, {len(right)} pairs",
+        "mean_off": mean,
+        "spearman": rank,
+    }

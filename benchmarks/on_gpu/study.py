@@ -1,0 +1,204 @@
+"""Does it help, at a real model's size? benchmarks/study.py's runs, several at a time on one card.
+
+A run trains on all pairs of train.jsonl.gz and is evaluated on five sets beside it. The runs come in an order in which
+a study that was broken off still compares: all methods on clean labels, then each share of flips, seed by seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import study
+from datasets import Dataset
+from study import Size
+
+from . import subjects
+from .ledger import Ledger, Values, last_lines
+from .subjects import Rig, read_rows, word_pairs
+
+METHODS = ("SimPO", "DPO", "GapPO", "GaPO", "γ-PO", "AMaPO", "GAPO")
+NOISE = (None, "random:0.2", "random:0.4")
+SETS = {"id": "eval_id", "prompt_ood": "eval_prompt_ood", "response_ood": "eval_response_ood",
+        "mutual_ood": "eval_mutual_ood", "test": "eval_pairs"}  # fmt: skip
+HELD_OUT = 10  # one prompt in so many is kept for choosing the learning rate
+
+Spec = dict[str, Any]
+
+
+def options(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="gpu.py --part study", description=__doc__)
+    parser.add_argument("--workers", type=int, default=5, help="runs at the same time")
+    parser.add_argument("--methods", nargs="+", choices=study.METHODS, default=METHODS)
+    parser.add_argument("--noise", nargs="+", default=[noise or "clean" for noise in NOISE])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=250, help="of 16 pairs")
+    parser.add_argument("--trial_steps", type=int, default=100, help="of the runs that choose a learning rate")
+    parser.add_argument("--learning_rates", type=float, nargs="+", default=[1e-6, 5e-6, 2e-5])
+    parser.add_argument("--max_length", type=int, default=1024)
+    return parser.parse_args(arguments)
+
+
+def run(rig: Rig, ledger: Ledger, options: argparse.Namespace) -> str:
+    if rig.tiny:
+        vars(options).update(workers=1, methods=["SimPO", "GAPO"], noise=["clean", "random:0.4"], seeds=2, steps=2)
+        vars(options).update(trial_steps=1, learning_rates=[1e-4], max_length=256)
+    elif rig.data is None:
+        raise SystemExit(
+            "the study trains on real pairs: --data, a folder with train.jsonl.gz and the evaluation files"
+        )
+    noise = tuple(None if name == "clean" else name for name in options.noise)
+    rates, windows = tuple(options.learning_rates), 2 if rig.tiny else 8
+    batch = 4 if rig.tiny else 16
+    size = Size(options.steps, batch, options.seeds, rates, options.max_length, windows, noise, tuple(options.methods))
+    if rig.tiny:
+        _save_tiny(ledger.file.parent / "start")
+        rig = Rig(rig.device, True, str(ledger.file.parent / "start"), None)
+    _do(rig, ledger, size, options)
+    runs = [item for item in ledger.items.values() if "seed" in item]
+    text = study.tables(runs, size)
+    study.plot(runs, size, ledger.file.with_suffix(".png"))
+    trials = [item for item in ledger.items.values() if "trial" in item]
+    chosen = "".join(
+        f"* {item['method']}, learning rate {item['trial']:g}: PWA {item['pwa_all']:.4f} on held-out pairs\n"
+        for item in trials
+    )
+    failed = [f"* {key} raised {item['error']}\n" for key, item in ledger.items.items() if "error" in item]
+    return "".join([f"{len(ledger.left)} runs are left for another call.\n\n", text, "\n", chosen, *failed])
+
+
+def _do(rig: Rig, ledger: Ledger, size: Size, options: argparse.Namespace) -> None:
+    """All runs that fit, as many at a time as there are workers."""
+    waiting = [(key, spec) for key, spec in _specs(size, options) if key not in ledger.items]
+    if ledger.only:
+        waiting = [(key, spec) for key, spec in waiting if any(part in key for part in ledger.only)]
+    busy: dict[Future[Values], tuple[str, str]] = {}
+    threads = max((os.cpu_count() or 2) // options.workers, 1)
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(options.workers, context, initializer=_begin, initargs=(threads,))
+    try:
+        while waiting or busy:
+            ready = [pair for pair in waiting if len(busy) < options.workers and _is_ready(pair[1], ledger, options)]
+            if ready:
+                key, spec = ready[0]
+                waiting.remove(ready[0])
+                kind = "trial" if "trial" in spec else "run"
+                if ledger.fits(kind, 60):
+                    busy[pool.submit(_one, rig, size, spec | {"rate": _rate(spec, ledger)})] = key, kind
+                else:
+                    ledger.left.append(key)
+                continue
+            if not busy:  # the rest waits for learning rates that do not come
+                ledger.left += [key for key, _ in waiting]
+                break
+            done, _ = wait(busy, timeout=max(ledger.remaining, 1), return_when=FIRST_COMPLETED)
+            for future in done:
+                key, kind = busy.pop(future)
+                values = future.result()
+                ledger.took(kind, values["seconds"])
+                ledger.record(key, kind, values.pop("seconds"), values)
+            if not done:
+                ledger.left += [key for key, _ in busy.values()] + [key for key, _ in waiting]
+                break
+    finally:
+        for process in list((pool._processes or {}).values()):
+            process.terminate()
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _specs(size: Size, options: argparse.Namespace) -> Iterator[tuple[str, Spec]]:
+    for rate, method in product(size.learning_rates, size.methods):
+        yield (
+            f"{method}/learning rate {rate:g}",
+            {"method": method, "noise": None, "trial": rate, "steps": options.trial_steps},
+        )
+    yield "before training", {"method": "start", "noise": None, "seed": 0}
+    for seed, noise, method in product(range(size.seeds), size.noise, size.methods):
+        yield f"{method}/{noise or 'clean'}/{seed}", {"method": method, "noise": noise, "seed": seed}
+
+
+def _trials(method: str, ledger: Ledger) -> list[Values]:
+    return [item for item in ledger.items.values() if item["key"].startswith(f"{method}/learning rate")]
+
+
+def _is_ready(spec: Spec, ledger: Ledger, options: argparse.Namespace) -> bool:
+    return "trial" in spec or spec["method"] == "start" or bool(_rate(spec, ledger, len(options.learning_rates)))
+
+
+def _rate(spec: Spec, ledger: Ledger, wanted: int = 1) -> float:
+    """Its own, or the one that did best on held-out pairs; 0 while too few are known."""
+    if "trial" in spec:
+        return spec["trial"]
+    trials = _trials(spec["method"], ledger)
+    known = [item for item in trials if "pwa_all" in item]
+    return max(known, key=lambda item: item["pwa_all"])["trial"] if known and len(trials) >= wanted else 0.0
+
+
+# In a worker
+
+
+def _begin(threads: int) -> None:
+    os.environ.update(HF_HUB_OFFLINE="1", TRL_EXPERIMENTAL_SILENCE="1", TOKENIZERS_PARALLELISM="false")
+    import torch
+
+    torch.set_num_threads(threads)
+    subjects.be_quiet()
+
+
+def _one(rig: Rig, size: Size, spec: Spec) -> Values:
+    """A run's numbers, or its error."""
+    from dataclasses import replace
+
+    from trl_margins.data.bundled import resolve_model
+
+    began = time.perf_counter()
+    trial, rate = "trial" in spec, spec.pop("rate")
+    train, held_out, sets = _data(rig)
+    data = {"train": train, "test": held_out} if trial else {"train": _joined(train, held_out), **sets}
+    here = replace(size, steps=min(spec.pop("steps", size.steps), len(data["train"]) // size.batch_size))
+    try:
+        noise, seed = spec["noise"], spec.get("seed", 0)
+        numbers = study.train(resolve_model(rig.model), data, spec["method"], noise, seed, rate, here)
+    except Exception as error:
+        numbers = {"error": last_lines(error)}
+    return {**spec, "learning_rate": rate, "seconds": time.perf_counter() - began, **numbers}
+
+
+def _joined(*parts: Dataset) -> Dataset:
+    from datasets import concatenate_datasets
+
+    return concatenate_datasets(list(parts))
+
+
+@cache
+def _data(rig: Rig) -> tuple[Dataset, Dataset, dict[str, Dataset]]:
+    """Pairs to train on, those of other prompts that are held out, and the sets to evaluate on."""
+    keep = ("prompt", "chosen", "rejected", "score_chosen", "score_rejected")
+
+    def rows(name: str, n: int) -> list[dict[str, Any]]:
+        if rig.tiny or rig.data is None:
+            return word_pairs(n, prompt=10, answer=15, seed=n)
+        return [{column: row[column] for column in keep} for row in read_rows(rig.data / f"{name}.jsonl.gz")]
+
+    train = rows("train", 20)
+    prompts = {str(row["prompt"]): i for i, row in enumerate(train)}
+    held_out = {prompt for i, prompt in enumerate(prompts) if i % HELD_OUT == 0}
+    parts = [[row for row in train if (str(row["prompt"]) in held_out) == wanted] for wanted in (False, True)]
+    sets = {name: Dataset.from_list(rows(file, 8 + i)) for i, (name, file) in enumerate(SETS.items())}
+    return Dataset.from_list(parts[0]), Dataset.from_list(parts[1]), sets
+
+
+def _save_tiny(folder: Path) -> None:
+    import torch
+
+    if not (folder / "config.json").exists():
+        subjects.tiny_llama(torch.float32).save_pretrained(folder)
+        subjects.word_tokenizer().save_pretrained(folder)

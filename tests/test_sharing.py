@@ -12,6 +12,7 @@ from datasets import Dataset
 
 from trl_margins import MarginCPOConfig, MarginCPOTrainer, MarginDPOConfig, MarginDPOTrainer
 from trl_margins.forward import head, shared_prompt
+from trl_margins.forward.shared_rows import unpacked
 from trl_margins.trainers.collator import SHARED, for_the_model
 
 BASES = {"cpo": (MarginCPOTrainer, MarginCPOConfig), "dpo": (MarginDPOTrainer, MarginDPOConfig)}
@@ -190,7 +191,7 @@ def test_many_logits_go_through_the_fused_head(tiny_model, tokenizer, tmp_path, 
     trainer = build("cpo", tiny_model, tokenizer, tmp_path, share_prompt="always")
     batch = first_batch(trainer)
     plain = trainer.compute_loss(trainer.model, batch)
-    assert not trainer._fuses(batch[SHARED])
+    assert not trainer._fuses(unpacked(batch[SHARED]))
     monkeypatch.setattr(head, "_FEW_LOGITS", 10)
-    assert trainer._fuses(batch[SHARED])
+    assert trainer._fuses(unpacked(batch[SHARED]))
     torch.testing.assert_close(trainer.compute_loss(trainer.model, batch), plain)

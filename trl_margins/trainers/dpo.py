@@ -14,6 +14,7 @@ from trl import DPOTrainer
 
 from ..forward.shareable import why_not_shared
 from ..forward.shared_prompt import shared_token_logps
+from ..forward.shared_rows import unpacked
 from ..forward.standard import IGNORE, TokenLogps, fused_token_logps, logits_token_logps, pair_logps
 from ..losses import DPO_LOSSES, REFERENCE_FREE_LOSSES
 from ..objective import LengthNormalizedReward, LogRatioReward, Objective, ObjectiveOutput
@@ -139,7 +140,7 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
 
         def shared(labels: Tensor, **kwargs: Any) -> Any:
             """What TRL calls as the model, in its own contexts (adapters, autocast); its sums are then not used."""
-            tokens = shared_token_logps(model, inputs[SHARED])
+            tokens = shared_token_logps(model, unpacked(inputs[SHARED]))
             # summed as the policy's are, in the same order: equal models have a log-ratio of exactly 0
             found.append(pair_logps(tokens, tail_weight=self.ld_alpha))
             return SimpleNamespace(log_probs=tokens.logps.new_zeros(labels[:, 1:].shape))

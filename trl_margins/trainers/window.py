@@ -13,7 +13,7 @@ from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from ..forward.shared_rows import shared_rows
+from ..forward.shared_rows import packed, shared_rows, width_step
 from ..losses import TAKES_MARGIN
 from ..objective import LengthNormalizedReward, Objective
 from ..pairs import PairLogps
@@ -94,8 +94,9 @@ class WindowMixin(ABC):
         pair = one_pair(whole, i, self.n_pairs(batch))
         if SHARED not in batch:
             return pair
-        rows = shared_rows(*(values.cpu() for values in self.standard_rows()(pair)))
-        return {**pair, SHARED: send_to_device(dict(rows), self.accelerator.device)}
+        device = self.accelerator.device
+        rows = shared_rows(*(values.cpu() for values in self.standard_rows()(pair)), step=width_step(device))
+        return {**pair, SHARED: send_to_device(dict(packed(rows)), device)}
 
     def score_gap(self, pairs: PairLogps) -> Tensor:
         """[B] the reward's gap without β: Δ where the reward is length-normalized."""

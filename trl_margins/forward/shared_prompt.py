@@ -10,14 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
+import trl.trainer.utils
 from torch import Tensor, nn
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from .answer_positions import causal_model, decoder, only_positions
 from .shared_rows import SharedRows
-from .standard import IGNORE, TokenLogps, token_nll
+from .standard import TokenLogps, logit_scores
 
 FULL, SLIDING = "full_attention", "sliding_attention"  # transformers' names for kinds of layers
 SCORED = {  # of each token: our name, TRL's
@@ -118,8 +120,22 @@ def _masked(model: nn.Module, masks: dict[str, Any]) -> Iterator[None]:
         handle.remove()
 
 
+@contextmanager
+def _every_position() -> Iterator[None]:
+    """While open, TRL's head scores every position that it is given, as it does on devices without Triton: looking for
+    the labels that are not −100 makes a GPU wait four times, and here all are none.
+    """
+    with patch.object(trl.trainer.utils, "_use_triton", lambda device: False):
+        yield
+
+
 def shared_token_logps(
-    model: nn.Module, rows: SharedRows, fused: bool = True, call: Callable[..., Any] | None = None, **inputs: Any
+    model: nn.Module,
+    rows: SharedRows,
+    fused: bool = True,
+    call: Callable[..., Any] | None = None,
+    statistics: bool = False,
+    **inputs: Any,
 ) -> TokenLogps:
     """Tokens' log-probabilities, [k·B, A]: what the standard pass gives, without the positions between.
 
@@ -128,6 +144,7 @@ def shared_token_logps(
         rows: from `shared_rows`, on the model's device.
         fused: through TRL's head; otherwise through the model's own logits, which forward-mode differentiation needs.
         call: calls the model, where it is not to be called directly (`functional_call` with other parameters, say).
+        statistics: of the model's own logits too, all that TRL's head gives, not the mean logit alone.
         inputs: what else the model's forward takes, `output_router_logits` for one.
     """
     label, is_answer = rows["label"], rows["is_answer"]
@@ -139,15 +156,13 @@ def shared_token_logps(
     }
     if fused:
         inputs |= {"shift_labels": label[None], "fused_lm_head": True}
-    with _masked(model, attention_masks(model, rows)), only_positions(model, rows["source"]):
+    with _masked(model, attention_masks(model, rows)), _every_position(), only_positions(model, rows["source"]):
         outputs = (call or model)(**inputs)
 
     if fused:
         scores = {ours: outputs.get(theirs) for ours, theirs in SCORED.items()}
     else:
-        logits = outputs.logits
-        mean_logit = logits.detach().mean(-1) * (label != IGNORE)
-        scores = {"logps": -token_nll(logits, label[None]), "mean_logit": mean_logit}
+        scores = logit_scores(outputs.logits, label[None], statistics)
 
     def in_rows(values: Tensor | None) -> Tensor | None:
         """[1, N] to [k·B, A]."""

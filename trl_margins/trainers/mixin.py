@@ -119,11 +119,22 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
         """The shared-prompt pass through a model, or through something that stands for the trainer's."""
         rows = unpacked(batch[SHARED])
         call = None if isinstance(model, nn.Module) else model
-        return shared_token_logps(self.model if call else model, rows, self._fuses(rows), call=call, **inputs)
+        statistics = not self._plain_head_will_do
+        return shared_token_logps(
+            self.model if call else model, rows, self._fuses(rows), call=call, statistics=statistics, **inputs
+        )
+
+    @property
+    def _head_is_fused(self) -> bool:
+        return self._fused and not self._logits_only
 
     def _fuses(self, rows: SharedRows) -> bool:
         """Whether the LM head is TRL's fused one: it saves memory, and costs a CPU more than the logits do."""
-        return self._fused and not (self._plain_head_will_do and logits_will_do(self.model, rows["label"]))
+        return self._head_is_fused and not (self._plain_head_will_do and logits_will_do(self.model, rows["label"]))
+
+    def is_plain_text(self, batch: Mapping[str, Any]) -> bool:
+        """Whether a batch is token ids and nothing else that the model takes."""
+        return True
 
     # One batch
 

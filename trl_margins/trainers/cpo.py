@@ -150,7 +150,7 @@ class MarginCPOTrainer(MarginMixin, CPOTrainer):
         }
         if self.is_encoder_decoder:
             model_inputs["decoder_input_ids"] = self._shift_right(labels)
-        if self._fused:
+        if self._head_is_fused:
             return fused_token_logps(model, model_inputs, labels)
         return logits_token_logps(model, model_inputs, labels, shift=not self.is_encoder_decoder)
 

@@ -14,6 +14,7 @@ from trl import DPOTrainer
 
 from ..forward.shareable import why_not_shared
 from ..forward.shared_prompt import shared_token_logps
+from ..forward.shared_rows import unpacked
 from ..forward.standard import IGNORE, TokenLogps, fused_token_logps, logits_token_logps, pair_logps
 from ..losses import DPO_LOSSES, REFERENCE_FREE_LOSSES
 from ..objective import LengthNormalizedReward, LogRatioReward, Objective, ObjectiveOutput
@@ -106,8 +107,12 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
             return self.shared_logps(model, batch, **router)
         inputs = {key: value for key, value in batch.items() if key not in _NOT_FOR_THE_MODEL}
         _, _, labels = _standard_rows(batch)
-        token_logps = fused_token_logps if self._fused else logits_token_logps
-        return token_logps(model, {**inputs, **router}, labels)
+        if self._head_is_fused:
+            return fused_token_logps(model, {**inputs, **router}, labels)
+        return logits_token_logps(model, {**inputs, **router}, labels, statistics=True)
+
+    def is_plain_text(self, batch: Mapping[str, Any]) -> bool:
+        return not batch.keys() - {"input_ids", "attention_mask", CARRIED, *_NOT_FOR_THE_MODEL}
 
     def concatenated_forward(self, model: nn.Module, batch: Mapping[str, Any]) -> PairLogps:
         tokens = self.token_logps(model, batch, self._sharing(self, batch))
@@ -140,20 +145,24 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
         return not self.args.activation_offloading and super().graphs_can_wait(n_mini_batches)
 
     def compute_ref_log_probs(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        """TRL's, with the prompt computed once where the model can."""
+        """TRL's, with the prompt computed once where the model can, and without the fused head where it is wrong."""
         plain = {k: v for k, v in inputs.items() if k not in (CARRIED, SHARED)}
-        if not self._sharing(self, inputs) or why_not_shared(model):
+        shares = self._sharing(self, inputs) and not why_not_shared(model)
+        if self._fused and not shares:
             return super().compute_ref_log_probs(model, plain)
         found: list[PairLogps] = []
 
-        def shared(labels: Tensor, **kwargs: Any) -> Any:
+        def instead(labels: Tensor, use_cache: bool, fused_lm_head: bool, **kwargs: Any) -> Any:
             """What TRL calls as the model, in its own contexts (adapters, autocast); its sums are then not used."""
-            tokens = shared_token_logps(model, inputs[SHARED])
+            if shares:
+                tokens = shared_token_logps(model, unpacked(inputs[SHARED]), fused=self._fused)
+            else:
+                tokens = logits_token_logps(model, kwargs, labels)
             # summed as the policy's are, in the same order: equal models have a log-ratio of exactly 0
             found.append(pair_logps(tokens, tail_weight=self.ld_alpha))
             return SimpleNamespace(log_probs=tokens.logps.new_zeros(labels[:, 1:].shape))
 
-        super().compute_ref_log_probs(shared, plain)
+        super().compute_ref_log_probs(instead, plain)
         return found[0].chosen, found[0].rejected
 
     def _precompute_ref_logps(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:

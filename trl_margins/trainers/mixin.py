@@ -20,6 +20,7 @@ from ..data.noise import IS_FLIPPED
 from ..evaluation.ranking import ranking_metrics
 from ..forward.head import logits_will_do
 from ..forward.shared_prompt import shared_token_logps
+from ..forward.shared_rows import SharedRows, unpacked, width_step
 from ..forward.standard import TokenLogps
 from ..methods import Method
 from ..objective import Objective, ObjectiveOutput
@@ -105,6 +106,7 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
             columns=[name for name in self.objective.columns if name not in SCORES],
             if_there=[IS_FLIPPED, ROW],
             standard_rows=self.standard_rows() if self._sharing.possible else None,
+            width_step=width_step(self.accelerator.device),
         )
 
     # What the two bases say
@@ -119,13 +121,24 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
 
     def shared_logps(self, model: Any, batch: Mapping[str, Any], **inputs: Any) -> TokenLogps:
         """The shared-prompt pass through a model, or through something that stands for the trainer's."""
-        rows = batch[SHARED]
+        rows = unpacked(batch[SHARED])
         call = None if isinstance(model, nn.Module) else model
-        return shared_token_logps(self.model if call else model, rows, self._fuses(rows), call=call, **inputs)
+        statistics = not self._plain_head_will_do
+        return shared_token_logps(
+            self.model if call else model, rows, self._fuses(rows), call=call, statistics=statistics, **inputs
+        )
 
-    def _fuses(self, rows: Mapping[str, Tensor]) -> bool:
+    @property
+    def _head_is_fused(self) -> bool:
+        return self._fused and not self._logits_only
+
+    def _fuses(self, rows: SharedRows) -> bool:
         """Whether the LM head is TRL's fused one: it saves memory, and costs a CPU more than the logits do."""
-        return self._fused and not (self._plain_head_will_do and logits_will_do(self.model, rows["label"]))
+        return self._head_is_fused and not (self._plain_head_will_do and logits_will_do(self.model, rows["label"]))
+
+    def is_plain_text(self, batch: Mapping[str, Any]) -> bool:
+        """Whether a batch is token ids and nothing else that the model takes."""
+        return True
 
     # One batch
 

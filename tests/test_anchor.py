@@ -336,9 +336,11 @@ def test_a_move_below_the_rounding_step_is_felt_in_bf16(tiny_model):
         assert (model.weight.float() - before).mean().item() == pytest.approx(1e-4, rel=0.1)
 
 
+@pytest.mark.parametrize("head", ["fused", "logits"])
 @pytest.mark.parametrize("regime", ["bfloat16", "float16", "autocast"])
-def test_anchor_gaps_survive_16_bits(regime, tiny_model, tokenizer, tmp_path):
+def test_anchor_gaps_survive_16_bits(regime, head, tiny_model, tokenizer, tmp_path, monkeypatch):
     """Within 10 % of float32 in the mean and in nearly its order, where rounded weights would be far off."""
+    monkeypatch.setattr(trainer_class("geometric-anchor"), "_plain_head_will_do", head == "logits")
     rows = preference_rows(64, seed=5)
     model = load(tiny_model) if regime == "autocast" else load(tiny_model).to(getattr(torch, regime))
     options = {"rows": rows, "anchor_radius": 0.05, "anchor_batch_multiplier": 8}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from operators import Operators
 from scipy.optimize import brentq
 from scipy.special import expit, logsumexp
 from test_core import random_pairs
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from trl_margins.losses import CPO_LOSSES
 from trl_margins.objective import LengthNormalizedReward, Objective
@@ -93,19 +93,6 @@ def scipys_optimum(m: np.ndarray, gamma0: float, tau: float) -> np.ndarray:
 
     c = brentq(lambda c: logsumexp(log_shares(c)) - np.log(len(m)), 0, gamma0, xtol=1e-15, rtol=1e-15)
     return np.exp(log_shares(c))
-
-
-class Operators(TorchDispatchMode):
-    """The names of the operators that compute something."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if not function.is_view:
-            self.names.append(function.overloadpacket.__name__)
-        return function(*args, **(kwargs or {}))
 
 
 class TestDynamicTarget:

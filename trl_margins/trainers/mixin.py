@@ -33,6 +33,7 @@ from .cards import CardMixin
 from .checkpoints import CheckpointMixin
 from .collator import CARRIED, KEPT, ROW, SCORES, SHARED, PairCollator, for_the_model
 from .configs import MarginOptions
+from .devices import check_one_device
 from .finite import FiniteSteps
 from .metrics import MetricBuffer
 from .pair_log import PAIRS_FILE, PairLog, RunFolder, flip_metrics
@@ -82,6 +83,8 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
         )
         self._adapt_call(call)
         super().__init__(**call)
+        check_one_device(self.model)
+        check_one_device(getattr(self, "ref_model", None), "the reference model")
         if self.options.train_only:
             train_only(self.model, self.options.train_only)
         self._wrap_collator()

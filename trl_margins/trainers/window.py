@@ -93,6 +93,11 @@ class WindowMixin(ABC):
         finally:
             self._logits_only = False
 
+    @property
+    def fuses_head(self) -> bool:
+        """Whether TRL's fused head computes log-probabilities."""
+        return self._fused
+
     def one_pair(self, batch: Mapping[str, Any], i: int) -> dict[str, Any]:
         """Pair i of a prepared mini-batch, as a mini-batch."""
         whole = {key: value for key, value in batch.items() if key not in (SHARED, KEPT)}

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..data.scores import check_row, find_score_columns, problem_of
 from ..forward.shared_rows import shared_rows
+
+if TYPE_CHECKING:
+    from .model_checks import TokenLimits
 
 StandardRows = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # input_ids, attention_mask, labels, each [2B, T]
 
@@ -64,9 +67,12 @@ class PairCollator:
     columns: Sequence[str] = ()  # further columns of numbers that the objective reads
     if_there: Sequence[str] = ()  # and columns that are carried where the rows have them
     standard_rows: Callable[[Mapping[str, Any]], StandardRows | None] | None = None  # for a batch that shares prompts
+    limits: TokenLimits | None = None  # of the model that gets the batch
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         batch = self.collator(rows)
+        if self.limits is not None:
+            self.limits.check_batch(batch, rows)
         if missing := [name for name in self.columns if name not in rows[0]]:
             raise ValueError(
                 f"the objective reads {missing}, which these rows do not have: a set that the trainer was not built "

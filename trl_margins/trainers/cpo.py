@@ -25,6 +25,7 @@ from ..terms import Term
 from .collator import StandardRows
 from .configs import MarginCPOConfig
 from .mixin import MarginMixin
+from .model_checks import check_before_training
 from .tokenization import tokenized
 from .truncation import report_empty_answers
 
@@ -55,6 +56,7 @@ class MarginCPOTrainer(MarginMixin, CPOTrainer):
                 # Liger's own fused loss would replace the forward that was just given
                 off = {"fused_linear_cross_entropy": False}
                 self.args.liger_kernel_config = {**(self.args.liger_kernel_config or {}), **off}
+        check_before_training(self)
 
     def _tokenize(self) -> None:
         """Tokenizes what CPOTrainer was given a row of, and says which answers truncation left empty."""

@@ -33,6 +33,7 @@ from .collator import CARRIED, KEPT, ROW, SCORES, SHARED, PairCollator, for_the_
 from .configs import MarginOptions
 from .finite import FiniteSteps
 from .metrics import MetricBuffer
+from .model_checks import TokenLimits, refusing_what_cannot_write
 from .pair_log import PAIRS_FILE, PairLog, RunFolder, flip_metrics
 from .preparation import column_names, prepare_datasets, with_lengths
 from .probes import window_probes
@@ -76,7 +77,8 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
         self._evaluated: list[Tensor] | None = None
         self._own_columns, self.set_facts = prepare_datasets(call, self.objective, self.options)
         self._adapt_call(call)
-        super().__init__(**call)
+        with refusing_what_cannot_write():
+            super().__init__(**call)
         if self.options.train_only:
             train_only(self.model, self.options.train_only)
         self._wrap_collator()
@@ -101,6 +103,7 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
             columns=[name for name in self.objective.columns if name not in SCORES],
             if_there=[IS_FLIPPED, ROW],
             standard_rows=self.standard_rows() if self._sharing.possible else None,
+            limits=TokenLimits.of(self),
         )
 
     # What the two bases say

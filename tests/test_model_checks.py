@@ -34,6 +34,7 @@ from transformers import (
 )
 
 from trl_margins import MarginCPOConfig, MarginCPOTrainer, MarginDPOConfig, MarginDPOTrainer
+from trl_margins.cli import main
 from trl_margins.trainers import model_checks
 from trl_margins.trainers.model_checks import TokenLimits, _check_trains, _positions
 
@@ -310,6 +311,19 @@ def test_rotary_positions_may_be_exceeded(base, tiny_model, tmp_path, caplog):
     caplog.clear()
     build(base, model, tmp_path, options={"max_length": 20}, data=preference_rows(6).map(lambda row: {"prompt": "a "}))
     assert "positions" not in caplog.text
+
+
+@both_bases
+def test_from_the_command_line(base, tiny_model, tmp_path):
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    load(tiny_model).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    preference_rows(4).to_json(tmp_path / "train.jsonl")
+    flags = {"model_name_or_path": "model", "dataset_name": "train.jsonl", "output_dir": "out"}
+    flags = [text for name, path in flags.items() for text in (f"--{name}", str(tmp_path / path))]
+    with pytest.raises(ValueError, match=r"the padding token \d+ \('\[PAD\]'\) has no row"):
+        main(["train", *flags, "--base", base, "--use_cpu", "--report_to", "none"])
 
 
 # Reference models

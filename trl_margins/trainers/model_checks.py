@@ -61,11 +61,8 @@ def check_before_training(trainer: MarginMixin) -> None:
     _check_end_token(model, limits.tokenizer)
     _check_reference(trainer, model)
     max_length = getattr(trainer, "max_length", None) or trainer.args.max_length
-    evals = trainer.eval_dataset
-    for split, dataset in {
-        "train": trainer.train_dataset,
-        **(evals if isinstance(evals, dict) else {"eval": evals}),
-    }.items():
+    evals = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else {"eval": trainer.eval_dataset}
+    for split, dataset in {"train": trainer.train_dataset, **evals}.items():
         if isinstance(dataset, Dataset):
             limits.check_dataset(dataset, split, max_length)
         elif isinstance(dataset, IterableDataset):

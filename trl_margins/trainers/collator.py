@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..forward.shared_rows import packed, shared_rows
 from ..rows.scores import check_row, find_score_columns, problem_of
+
+if TYPE_CHECKING:
+    from .model_checks import TokenLimits
 
 StandardRows = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # input_ids, attention_mask, labels, each [2B, T]
 
@@ -65,9 +68,12 @@ class PairCollator:
     if_there: Sequence[str] = ()  # and columns that are carried where the rows have them
     standard_rows: Callable[[Mapping[str, Any]], StandardRows | None] | None = None  # for a batch that shares prompts
     width_step: int = 1  # of the shared rows, which the trainer's device asks for
+    limits: TokenLimits | None = None  # of the model that gets the batch
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         batch = self.collator(rows)
+        if self.limits is not None:
+            self.limits.check_batch(batch, rows)
         if missing := [name for name in self.columns if name not in rows[0]]:
             raise ValueError(
                 f"the objective reads {missing}, which these rows do not have: a set that the trainer was not built "

@@ -29,6 +29,7 @@ from ..terms import Term
 from .collator import StandardRows
 from .configs import MarginCPOConfig
 from .mixin import MarginMixin
+from .model_checks import check_before_training
 from .preparation import opened_set
 
 logger = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ class MarginCPOTrainer(MarginMixin, CPOTrainer):
                 # Liger's own fused loss would replace the forward that was just given
                 off = {"fused_linear_cross_entropy": False}
                 self.args.liger_kernel_config = {**(self.args.liger_kernel_config or {}), **off}
+        check_before_training(self)
 
     def _tokenize(self) -> None:
         """Tokenizes the sets of which CPOTrainer was shown nothing."""

@@ -25,6 +25,7 @@ from ..terms import Term
 from .collator import CARRIED, SHARED, StandardRows
 from .configs import MarginDPOConfig
 from .mixin import MarginMixin
+from .model_checks import check_before_training
 from .preparation import opened_set
 
 _NO_REFERENCE = object()
@@ -43,6 +44,10 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
     _fused = True
     _takes_images = True
     _plain_head_will_do = False  # entropy and token accuracy, which TRL logs here, come with the fused head
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        check_before_training(self)
 
     def _build_objective(self, config: Any, weight: Term | None, margin: Term | None) -> Objective:
         self._reference_free = getattr(config, "reward", "log-ratio") == "length-normalized"

@@ -36,6 +36,7 @@ from .configs import MarginOptions
 from .devices import check_one_device
 from .finite import FiniteSteps
 from .metrics import MetricBuffer
+from .model_checks import TokenLimits, refusing_what_cannot_write
 from .pair_log import PAIRS_FILE, PairLog, RunFolder, flip_metrics
 from .preparation import prepare_datasets, with_lengths
 from .probes import window_probes
@@ -82,7 +83,8 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
             call, self.objective, self.options, self._takes_images
         )
         self._adapt_call(call)
-        super().__init__(**call)
+        with refusing_what_cannot_write():
+            super().__init__(**call)
         check_one_device(self.model)
         check_one_device(getattr(self, "ref_model", None), "the reference model")
         if self.options.train_only:
@@ -110,6 +112,7 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
             if_there=[IS_FLIPPED, ROW],
             standard_rows=self.standard_rows() if self._sharing.possible else None,
             width_step=width_step(self.accelerator.device),
+            limits=TokenLimits.of(self),
         )
 
     # What the two bases say

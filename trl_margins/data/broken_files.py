@@ -19,12 +19,14 @@ if TYPE_CHECKING:
 _FOR_LINES = (".jsonl", ".json", ".ndjson")
 _FOR_COLUMNS = (".csv", ".tsv")
 _DAMAGES = (OSError, EOFError, lzma.LZMAError)
+_POINTER = b"version https://git-lfs.github.com/spec/"
 _DAMAGED = "the file is damaged or was not written to its end"
 
 
-def check_table(file: Path, only_first: bool = False) -> None:
-    """Refuses a CSV file that a reader takes without a word for something else: a column's name that is there twice, a
-    row with fewer fields than columns, or with more, which shifts all of them, text behind a closing quote.
+def check_file(file: Path, only_first: bool = False) -> None:
+    """Refuses a file that a reader takes without a word for something else: one that is empty or was never fetched, a
+    CSV file with a column's name twice, a row with fewer fields than columns, or with more, which shifts all of them,
+    or text behind a closing quote.
 
     Args:
         only_first: look at the first row only.
@@ -32,10 +34,17 @@ def check_table(file: Path, only_first: bool = False) -> None:
     Raises:
         ValueError: what it is, in which line.
     """
-    if not _is_table(file):
-        return
-    if not file.stat().st_size:
+    with file.open("rb") as content:
+        start = content.read(len(_POINTER))
+    if not start:
         raise ValueError(f"{file.name} is empty")
+    if start == _POINTER:
+        raise ValueError(f"{file.name} is only Git LFS's pointer to a file: get the file with `git lfs pull`")
+    if any(suffix in file.name.lower() for suffix in _FOR_COLUMNS):
+        _check_table(file, only_first)
+
+
+def _check_table(file: Path, only_first: bool) -> None:
     number = 0
     try:
         delimiter = delimiter_of(file)
@@ -70,14 +79,13 @@ def delimiter_of(file: Path) -> str:
     """What stands between the columns of a table."""
     if ".tsv" in file.name.lower():
         return "\t"
-    with text_of(file) as lines:
+    with text_of(file) as lines, _long_fields():
         header = lines.readline()
-    return next((mark for mark in (",", ";", "\t") if mark in header), ",")
+        return max(",;\t|", key=lambda mark: len(next(csv.reader([header], delimiter=mark), [])))
 
 
-def header_of(file: Path) -> list[str]:
+def header_of(file: Path, delimiter: str) -> list[str]:
     """The columns of a table."""
-    delimiter = delimiter_of(file)
     with text_of(file, newline="") as lines, _long_fields():
         return next(csv.reader(lines, delimiter=delimiter), [])
 
@@ -127,8 +135,6 @@ def innermost(error: BaseException) -> BaseException:
 
 
 def _problem_of(file: Path) -> str | None:
-    if not file.stat().st_size:
-        return " is empty"
     if not any(suffix in file.name.lower() for suffix in _FOR_LINES):
         return None
     number = 0
@@ -179,10 +185,6 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if twice := [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]:
         raise ValueError(f"the key {twice[0]!r} more than once")
     return dict(pairs)
-
-
-def _is_table(file: Path) -> bool:
-    return any(suffix in file.name.lower() for suffix in _FOR_COLUMNS)
 
 
 @contextmanager

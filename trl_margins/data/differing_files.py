@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .broken_files import header_of, innermost, text_of
+from .broken_files import delimiter_of, header_of, innermost, text_of
 from .local_files import builder_of
 
 if TYPE_CHECKING:
@@ -27,9 +27,10 @@ def check_columns(folder: Path, files: Sequence[Path]) -> None:
     if len(files) < 2:
         return
     first, *others = files
-    always, ever = _columns(first)
+    delimiter = delimiter_of(first) if builder_of(first) == "csv" else ""
+    always, ever = _columns(first, delimiter)
     for other in others:
-        its_always, its_ever = _columns(other)
+        its_always, its_ever = _columns(other, delimiter)
         only_first = [name for name in always if its_ever and name not in its_ever and _lacks(other, name)]
         only_other = [name for name in its_always if ever and name not in ever and _lacks(first, name)]
         if only_first or only_other:
@@ -104,7 +105,7 @@ def _cast(part: Dataset, features: Features) -> Dataset:
     return part.select_columns(list(features)).cast(features)
 
 
-def _columns(file: Path) -> tuple[list[str], set[str]]:
+def _columns(file: Path, delimiter: str) -> tuple[list[str], set[str]]:
     """The columns that each row at the beginning of a file has, and those that any has; none where that is unclear."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -116,7 +117,7 @@ def _columns(file: Path) -> tuple[list[str], set[str]]:
             names = [name for name in rows[0] if all(name in row for row in rows)] if rows else []
             return names, set().union(*rows)
         if builder == "csv":
-            names = header_of(file)
+            names = header_of(file, delimiter)
         elif builder == "parquet":
             with file.open("rb") as opened:
                 names = pq.read_schema(opened).names

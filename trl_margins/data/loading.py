@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .broken_files import check_table, delimiter_of, header_of, innermost, rows_inside, times_for_text, why_unreadable
+from .broken_files import check_file, delimiter_of, header_of, innermost, rows_inside, times_for_text, why_unreadable
 from .differing_files import check_columns, joined
 from .local_files import builder_of, existing, files_of, is_plain, linked, literal
 from .media import without_decoding
@@ -75,7 +75,7 @@ def _read(path: Path, config: str | None, streaming: bool) -> DatasetDict:
         options = {} if source != str(path) else {"name": config}
     files = [file for each in splits.values() for file in each]
     for file in files:
-        check_table(file, only_first=streaming)
+        check_file(file, only_first=streaming)
     check_columns(path, files)
     if files:
         options |= _options(files)
@@ -112,11 +112,12 @@ def _options(files: Sequence[Path]) -> dict[str, Any]:
 
     builder = builder_of(files[0])
     if builder == "csv":
+        delimiter = delimiter_of(files[0])
         return {  # an answer may be "None" or "007"
-            "sep": delimiter_of(files[0]),
+            "sep": delimiter,
             "converters": dict.fromkeys(TEXTS, str),
             "keep_default_na": False,
-            "na_values": {name: [""] if name in TEXTS else _MISSING for name in header_of(files[0])},
+            "na_values": {name: [""] if name in TEXTS else _MISSING for name in header_of(files[0], delimiter)},
         }
     if builder == "json" and hasattr(JsonConfig, "parse_agent_traces"):
         return {"parse_agent_traces": False}  # which some columns' names would set off

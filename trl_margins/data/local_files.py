@@ -62,7 +62,7 @@ def builder_of(file: Path) -> str:
 
 
 def files_of(folder: Path, config: str | None) -> dict[str, list[Path]]:
-    """A folder's files by split, found as `datasets` finds them; none where none is of a kind that is read here.
+    """A folder's files by split, found as `datasets` finds them; none where it takes `datasets` itself to read them.
 
     Raises:
         ValueError: a README.md that points elsewhere, or leaves open which of several configurations is meant.
@@ -77,12 +77,11 @@ def files_of(folder: Path, config: str | None) -> dict[str, list[Path]]:
     except EmptyDatasetError:
         raise FileNotFoundError(f"{folder} doesn't contain any data files") from None
     splits = {
-        str(split): [Path(file) for each in found for file in _matches(each, base)]
-        for split, found in patterns.items()
+        str(split): [file for each in found for file in _matches(each, base)] for split, found in patterns.items()
     }
-    counts = Counter(BUILDERS[kind_of(file)] for files in splits.values() for file in files)
-    if not counts:
+    if all(file.stem == "metadata" for files in splits.values() for file in files):  # of images, or there are none
         return {}
+    counts = Counter(builder_of(file) for files in splits.values() for file in files)
     builder = max(_PREFERRED, key=lambda name: counts[name])
     left_out = [file.name for files in splits.values() for file in files if builder_of(file) != builder]
     if left_out:
@@ -125,15 +124,16 @@ def linked(path: Path) -> str:
     return str(link)
 
 
-def _matches(pattern: str, base: str) -> list[str]:
+def _matches(pattern: str, base: str) -> list[Path]:
     from datasets.data_files import resolve_pattern
 
     try:
-        return resolve_pattern(pattern, base, allowed_extensions=list(BUILDERS))
+        found = [Path(file) for file in resolve_pattern(pattern, base)]
     except FileNotFoundError:
         if glob.has_magic(pattern):
             return []
         raise
+    return [file for file in found if kind_of(file) in BUILDERS]
 
 
 # What a folder says of itself
@@ -156,6 +156,8 @@ def _configuration(folder: Path, config: str | None) -> Mapping[str, Any]:
                     f"{folder}: the configuration {name!r} of its README.md takes files from {entry!r}, outside the "
                     "folder: only files in it are read, so put them there, or take the entry out"
                 )
+    if not configs and config is not None:
+        raise ValueError(f"{folder} has no configuration {config!r}, for its README.md has none: leave it out")
     if not configs:
         return {}
     chosen = config or configs.get_default_config_name()

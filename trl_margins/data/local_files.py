@@ -8,6 +8,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -118,8 +119,8 @@ def linked(path: Path) -> str:
     stat = path.stat()
     key = hashlib.sha256(repr((str(path), stat.st_mtime_ns, stat.st_size)).encode()).hexdigest()[:16]
     link = Path(datasets.config.HF_DATASETS_CACHE) / "links" / key / re.sub(r"::|[\[\]]", "_", path.name)
-    if not link.is_symlink():
-        link.parent.mkdir(parents=True, exist_ok=True)
+    link.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):  # another process may be making it
         link.symlink_to(path, target_is_directory=path.is_dir())
     return str(link)
 

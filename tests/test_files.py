@@ -30,11 +30,13 @@ from datasets import (
 from PIL import Image as Picture
 
 from trl_margins import GapPOConfig, MarginCPOTrainer
+from trl_margins.cli import main
 from trl_margins.data.evaluation_factors import add_evaluation_factor
 from trl_margins.data.formats import as_plain, transformed
 from trl_margins.data.loading import load_splits, pick_split
 from trl_margins.data.media import without_decoding
 from trl_margins.data.noise import flip_labels
+from trl_margins.trainers.dataset_kinds import as_taken
 
 ROW = {"prompt": "a", "chosen": "b", "rejected": "c", "score_chosen": 2.0, "score_rejected": 1.0}
 LINE = json.dumps(ROW) + "\n"
@@ -344,6 +346,24 @@ def test_other_columns_are_what_they_were():
     assert rows.features == features
     mixed = Dataset.from_list([{"x": 1}, {"x": "a"}], on_mixed_types="use_json")
     assert list(without_decoding(mixed)) == list(mixed)
+
+
+def test_images_that_a_model_sees_are_decoded():
+    """In the columns that TRL gives to it."""
+    picture = Picture.new("RGB", (2, 1), (255, 0, 0))
+    rows = Dataset.from_dict({"images": [[picture]], "image": [picture], "other": [picture]})
+    taken = as_taken(rows, "train", None)[0]
+    assert taken["images"][0].size == taken["image"].size == (2, 1)
+    assert set(taken["other"]) == {"bytes", "path"}
+
+
+def test_scoring_leaves_images_as_they_were(folder):
+    picture = Picture.new("RGB", (2, 1), (255, 0, 0))
+    rows = Dataset.from_dict({**preference_rows(2).to_dict(), "images": [[picture]] * 2})
+    rows.to_parquet(folder / "pairs.parquet")
+    command = ["score", "--dataset_name", str(folder / "pairs.parquet"), "--metric", "jaccard"]
+    assert main([*command, "--output", str(folder / "scored.parquet")]) == 0
+    assert load_splits(str(folder / "scored.parquet"), decoded=None)["train"].features["images"] == List(Image())
 
 
 def test_training_beside_images_that_cannot_be_had(tiny_model, tokenizer, tmp_path):

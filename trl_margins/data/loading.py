@@ -20,7 +20,7 @@ _MISSING = ["", "NaN", "nan", "NA", "N/A", "null", "NULL", "None"]  # in a table
 
 
 def load_splits(
-    name: str, config: str | None = None, streaming: bool = False, decoded: Collection[str] = ()
+    name: str, config: str | None = None, streaming: bool = False, decoded: Collection[str] | None = ()
 ) -> DatasetDict:
     """All splits of a data set; a single file is one split named "train".
 
@@ -31,7 +31,7 @@ def load_splits(
             `save_to_disk`, a folder of files, or a Hub id. What exists is that file, whatever characters it has.
         config: the configuration of a Hub set, or of a folder whose README.md has several.
         streaming: read while training instead of before.
-        decoded: columns whose images, sound or films are decoded when a row is read.
+        decoded: columns whose images, sound or films are decoded when a row is read; None for all.
 
     Raises:
         ValueError: a file of another kind, one that cannot be read, with its name, and the line where it has one, or
@@ -42,6 +42,8 @@ def load_splits(
 
     path = existing(name)
     splits = load_dataset(name, config, streaming=streaming) if path is None else _read(path, config, streaming)
+    if decoded is None:
+        return splits
     return type(splits)({split: without_decoding(rows, keep=decoded) for split, rows in splits.items()})
 
 

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from ..rows import PreferenceRow, RowReader, open_rows
 from ..rows.form import Part, text_of
 from ..rows.tokens import read_batch
+from .formats import transformed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -155,6 +156,7 @@ def add_evaluation_factor(
         return DatasetDict({n: add_evaluation_factor(s, metric, column, **shared) for n, s in dataset.items()})
     if not isinstance(dataset, Dataset):
         raise TypeError(f"evaluation factors need a data set that is not streamed, got {type(dataset).__name__}")
+    dataset = transformed(dataset)
     names = dataset.column_names
     if column in names and not overwrite:
         raise ValueError(f"the data set has a column {column!r} already: overwrite=True computes it anew")

@@ -11,6 +11,7 @@ from ..rows import RowReader
 from ..rows.opened import raw_rows
 from ..rows.scores import find_score_columns
 from .evaluation_factors import BERTSCORE_METRICS
+from .formats import transformed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,6 +66,7 @@ def flip_labels(
     _check(rate, kind)
     if not isinstance(dataset, Dataset):
         raise TypeError(f"flip_labels takes one split that is not streamed, got {type(dataset).__name__}")
+    dataset = transformed(dataset)
     names = dataset.column_names
     if missing := {"chosen", "rejected"} - set(names):
         raise ValueError(f"the data set has no column {' and no column '.join(sorted(missing))}, only {names}")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ...rows import RowReader
 from ...rows.opened import notes, why_refused
+from ..formats import transformed
 from ..noise import IS_FLIPPED
 from .duplicates import Duplicates, count_duplicates, count_prompts
 from .factors import FACTOR, Factors, factors_of_column, factors_of_sample
@@ -67,6 +68,7 @@ def audit_split(
     """
     import numpy as np
 
+    dataset = transformed(dataset)
     columns = list(dataset.column_names)
     if not {"chosen", "rejected"} <= set(columns):
         return SplitAudit(len(dataset), columns), Counter()

@@ -173,11 +173,12 @@ def evaluation_factors(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     from evaluation_factors import ours, rouge_score
 
     from trl_margins.data.demo import make_preference_set
-    from trl_margins.data.evaluation_factors import answer_texts
+    from trl_margins.data.evaluation_factors import completion_texts
     from trl_margins.data.loading import load_splits, pick_split
+    from trl_margins.rows import open_rows
 
     rows = pick_split(load_splits(args.dataset), None, args.dataset) if args.dataset else make_preference_set(2000)
-    pairs = [answer_texts(row["chosen"], row["rejected"], row.get("prompt")) for row in rows.select(range(500))]
+    pairs = [completion_texts(row) for row in open_rows(rows.select(range(500)), "pairs")]
     texts = [w for w, _ in pairs], [r for _, r in pairs]
     return taking_turns(
         args.rounds,

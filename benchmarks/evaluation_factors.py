@@ -51,11 +51,12 @@ def main() -> None:
 
 
 def read(name: str) -> tuple[list[str], list[str]]:
-    from trl_margins.data.evaluation_factors import answer_texts
+    from trl_margins.data.evaluation_factors import completion_texts
     from trl_margins.data.loading import load_splits, pick_split
+    from trl_margins.rows import open_rows
 
     rows = sorted(pick_split(load_splits(name), None, name), key=lambda row: str(row.get("prompt")))
-    pairs = [answer_texts(row["chosen"], row["rejected"], row.get("prompt")) for row in rows]
+    pairs = [completion_texts(row) for row in open_rows(rows, "pairs")]
     return [w for w, _ in pairs], [r for _, r in pairs]
 
 

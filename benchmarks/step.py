@@ -177,12 +177,14 @@ def floor(trainer: Any, pairs: int, steps: int) -> list[float]:
     """A plain language-model step over as many tokens as the pairs have, prompts counted once, without padding."""
     import torch
 
+    from trl_margins.forward.shared_rows import unpacked
+
     model, seconds = trainer.model.train(), []
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
     device = trainer.accelerator.device
     for step in range(steps):
         batch = trainer.data_collator([trainer.train_dataset[i] for i in range(step * pairs, (step + 1) * pairs)])
-        tokens = int((batch["shared_rows"]["count"] > 0).sum()) // pairs
+        tokens = int((unpacked(batch["shared_rows"])["count"] > 0).sum()) // pairs
         ids = torch.randint(100, 1000, (pairs, tokens), device=device)
         started = time.perf_counter()
         with torch.autocast(device.type, torch.bfloat16, enabled=trainer.args.bf16):

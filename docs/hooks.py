@@ -175,7 +175,7 @@ def losses() -> str:
 
 def score_columns() -> str:
     """Where scores are looked for."""
-    from trl_margins.data.scores import GAP_COLUMNS, PAIRED_COLUMNS
+    from trl_margins.rows.scores import GAP_COLUMNS, PAIRED_COLUMNS
 
     pairs = [f"`{chosen}`, `{rejected}`" for chosen, rejected in PAIRED_COLUMNS]
     return "\n".join(

@@ -250,7 +250,7 @@ def test_weights_come_back_when_moving_them_fails(tiny_model, monkeypatch):
     before, calls = bytes_of(model), []
     from trl_margins.trainers import perturbation
 
-    move = perturbation._move
+    move = perturbation.move
 
     def fails(*args, **kwargs):
         calls.append(args)
@@ -258,7 +258,7 @@ def test_weights_come_back_when_moving_them_fails(tiny_model, monkeypatch):
             raise torch.OutOfMemoryError("no memory")
         move(*args, **kwargs)
 
-    monkeypatch.setattr(perturbation, "_move", fails)
+    monkeypatch.setattr(perturbation, "move", fails)
     with (
         pytest.raises(torch.OutOfMemoryError),
         perturbed(model, {n: p.data for n, p in model.named_parameters()}, 1.0),
@@ -310,7 +310,8 @@ def test_stochastic_rounding_is_right_on_average(dtype):
     generator = torch.Generator().manual_seed(0)
     scales = 10.0 ** torch.randint(-8, 4, (2000,), generator=generator)
     values = torch.cat([scales * torch.randn(2000, generator=generator), torch.tensor([0.0, 1.0, -1e-9, 65504.0])])
-    draws = torch.stack([stochastic_round(values, dtype, seed).double() for seed in range(1000)])
+    generators = (torch.Generator().manual_seed(seed) for seed in range(1000))
+    draws = torch.stack([stochastic_round(values, dtype, generator).double() for generator in generators])
     lower, upper = draws.min(0).values, draws.max(0).values
     near = values.to(dtype)
     step = (torch.nextafter(near, torch.full_like(near, torch.inf)).double() - near.double()).abs()
@@ -335,9 +336,11 @@ def test_a_move_below_the_rounding_step_is_felt_in_bf16(tiny_model):
         assert (model.weight.float() - before).mean().item() == pytest.approx(1e-4, rel=0.1)
 
 
+@pytest.mark.parametrize("head", ["fused", "logits"])
 @pytest.mark.parametrize("regime", ["bfloat16", "float16", "autocast"])
-def test_anchor_gaps_survive_16_bits(regime, tiny_model, tokenizer, tmp_path):
+def test_anchor_gaps_survive_16_bits(regime, head, tiny_model, tokenizer, tmp_path, monkeypatch):
     """Within 10 % of float32 in the mean and in nearly its order, where rounded weights would be far off."""
+    monkeypatch.setattr(trainer_class("geometric-anchor"), "_plain_head_will_do", head == "logits")
     rows = preference_rows(64, seed=5)
     model = load(tiny_model) if regime == "autocast" else load(tiny_model).to(getattr(torch, regime))
     options = {"rows": rows, "anchor_radius": 0.05, "anchor_batch_multiplier": 8}
@@ -436,7 +439,9 @@ def test_direction_from_momentum_needs_no_gradient_pass(tiny_model, tokenizer, t
     direction, _ = trainer._probes[0]._direction([])
     momentum = {id(p): state["exp_avg"] for p, state in trainer.optimizer.state.items()}
     for name, parameter in trainer.model.named_parameters():
-        assert torch.equal(direction.vectors[name], -momentum[id(parameter)])
+        assert direction.vectors[name] is momentum[id(parameter)]  # no copy
+        pointed = direction.per_unit * direction.vectors[name]
+        torch.testing.assert_close(pointed, -momentum[id(parameter)] / direction.norm)
 
 
 def test_an_optimizer_without_momentum_is_named(tiny_model, tokenizer, tmp_path):

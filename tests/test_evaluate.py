@@ -232,13 +232,8 @@ def one_by_one(model, tokenizer, prompt, answer):
         before = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
         whole = tokenizer.apply_chat_template([*prompt, *answer], tokenize=False)
     else:
-        before, whole = prompt, prompt + answer
-    eos, bos = tokenizer.eos_token_id, tokenizer.bos_token_id
+        before, whole = prompt, prompt + answer + tokenizer.eos_token
     start, ids = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (before, whole))
-    if ids[0] != bos:
-        start, ids = [bos, *start], [bos, *ids]
-    if ids[-1] != eos:
-        ids = [*ids, eos]
     with torch.no_grad():
         logps = model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
     picked = logps[range(len(start) - 1, len(ids) - 1), ids[len(start) :]]
@@ -250,9 +245,9 @@ def one_by_one(model, tokenizer, prompt, answer):
 def test_answers_are_scored_as_one_by_one(tiny_model, tokenizer, chat, batch_size):
     each = evaluation_set(lists(6, chat=chat), "lists")
     model = load(tiny_model)
-    found = answer_logps(model, tokenizer, each.prompts, each.answers, max_length=256, batch_size=batch_size)
-    for prompt, answers, scored in zip(each.prompts, each.answers, found, strict=True):
-        plain = [one_by_one(load(tiny_model), tokenizer, prompt, answer) for answer in answers]
+    found = answer_logps(model, tokenizer, each.rows, max_length=256, batch_size=batch_size)
+    for row, scored in zip(each.rows, found, strict=True):
+        plain = [one_by_one(load(tiny_model), tokenizer, row.prompt, answer) for answer in row.completions]
         np.testing.assert_allclose(scored.logps, [logp for logp, _ in plain], rtol=1e-5)
         assert scored.lengths.tolist() == [length for _, length in plain]
 
@@ -260,17 +255,17 @@ def test_answers_are_scored_as_one_by_one(tiny_model, tokenizer, chat, batch_siz
 def test_the_model_is_left_as_it_was(tiny_model, tokenizer):
     model = load(tiny_model).train()
     each = evaluation_set(lists(3), "lists")
-    answer_logps(model, tokenizer, each.prompts, each.answers, max_length=64)
+    answer_logps(model, tokenizer, each.rows, max_length=64)
     assert model.training
     assert "forward" not in model.__dict__
 
 
 def test_a_model_that_cannot_share_prompts(tiny_model, tokenizer, monkeypatch, caplog):
     each = evaluation_set(lists(5), "lists")
-    shared = answer_logps(load(tiny_model), tokenizer, each.prompts, each.answers, max_length=64)
+    shared = answer_logps(load(tiny_model), tokenizer, each.rows, max_length=64)
     monkeypatch.setattr(answers_module, "why_not_shared", lambda model: "a reason")
     with caplog.at_level(logging.INFO, "trl_margins"):
-        standard = answer_logps(load(tiny_model), tokenizer, each.prompts, each.answers, max_length=64)
+        standard = answer_logps(load(tiny_model), tokenizer, each.rows, max_length=64)
     assert "a reason" in caplog.text
     for a, b in zip(shared, standard, strict=True):
         np.testing.assert_allclose(a.logps, b.logps, rtol=1e-5)
@@ -278,7 +273,7 @@ def test_a_model_that_cannot_share_prompts(tiny_model, tokenizer, monkeypatch, c
 
 def test_passes_that_disagree_fall_back(tiny_model, tokenizer, monkeypatch, caplog):
     each = evaluation_set(lists(5), "lists")
-    right = answer_logps(load(tiny_model), tokenizer, each.prompts, each.answers, max_length=64)
+    right = answer_logps(load(tiny_model), tokenizer, each.rows, max_length=64)
     shared = answers_module.shared_token_logps
 
     def wrong(*args, **kwargs):
@@ -287,7 +282,7 @@ def test_passes_that_disagree_fall_back(tiny_model, tokenizer, monkeypatch, capl
         return tokens
 
     monkeypatch.setattr(answers_module, "shared_token_logps", wrong)
-    found = answer_logps(load(tiny_model), tokenizer, each.prompts, each.answers, max_length=64)
+    found = answer_logps(load(tiny_model), tokenizer, each.rows, max_length=64)
     assert "differs from the standard one" in caplog.text
     for a, b in zip(found, right, strict=True):
         np.testing.assert_allclose(a.logps, b.logps, rtol=1e-5)
@@ -296,10 +291,13 @@ def test_passes_that_disagree_fall_back(tiny_model, tokenizer, monkeypatch, capl
 def test_encoder_decoder(tiny_encoder_decoder, tokenizer):
     each = evaluation_set(lists(4), "lists")
     model = load(tiny_encoder_decoder)
-    found = answer_logps(model, tokenizer, each.prompts, each.answers, max_length=64, batch_size=5)
-    for prompt, answers, scored in zip(each.prompts, each.answers, found, strict=True):
-        for answer, logp, length in zip(answers, *scored, strict=True):
-            inputs, labels = tokenizer(prompt, return_tensors="pt"), tokenizer(answer, return_tensors="pt").input_ids
+    found = answer_logps(model, tokenizer, each.rows, max_length=64, batch_size=5)
+    for row, scored in zip(each.rows, found, strict=True):
+        for answer, logp, length in zip(row.completions, *scored, strict=True):
+            inputs, labels = (
+                tokenizer(row.prompt, return_tensors="pt"),
+                tokenizer(answer, return_tensors="pt").input_ids,
+            )
             with torch.no_grad():
                 loss = model(**inputs, labels=labels).loss
             assert length == labels.numel()
@@ -308,9 +306,9 @@ def test_encoder_decoder(tiny_encoder_decoder, tokenizer):
 
 def test_without_the_adapter_it_is_the_base(tiny_model, tokenizer):
     each = evaluation_set(lists(3), "lists")
-    base = answer_logps(load(tiny_model), tokenizer, each.prompts, each.answers, max_length=64)
+    base = answer_logps(load(tiny_model), tokenizer, each.rows, max_length=64)
     adapted = get_peft_model(load(tiny_model), LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
-    common = {"prompts": each.prompts, "answers": each.answers, "max_length": 64, "accelerator": Accelerator()}
+    common = {"rows": each.rows, "max_length": 64, "accelerator": Accelerator()}
     under = answer_logps(adapted, tokenizer, use_adapter=False, **common)
     over = answer_logps(adapted, tokenizer, **common)
     for a, b, c in zip(base, under, over, strict=True):

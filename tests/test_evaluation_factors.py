@@ -18,12 +18,12 @@ from trl_margins.data import evaluation_factors as ef
 from trl_margins.data.evaluation_factors import (
     METRICS,
     add_evaluation_factor,
-    answer_text,
-    answer_texts,
     check_evaluation_factors,
+    completion_texts,
     compute,
 )
 from trl_margins.data.loading import load_splits
+from trl_margins.rows import RowReader
 
 NASTY = [
     "",
@@ -120,44 +120,26 @@ def message(content, role="assistant"):
     return {"role": role, "content": content}
 
 
-class TestAnswerText:
-    def test_forms(self):
-        assert answer_text("as it is ") == "as it is "
-        assert answer_text([message("yes")]) == "yes"
-        assert answer_text([message("one"), message("and?", "user"), message("two")]) == "one\ntwo"
-        parts = [{"type": "image", "text": None}, {"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
-        assert answer_text([message(parts)]) == "a\nb"
-        assert answer_text([message(None), message("after a tool call")]) == "after a tool call"
-        assert answer_text([]) == ""
+def texts_of(**row):
+    reader = RowReader.of(row, "given")
+    return completion_texts(reader(row, 0), implicit=reader.prompt_column is None)
 
-    @pytest.mark.parametrize(
-        ("answer", "complaint"),
-        [
-            (None, "the answer None is neither a string nor messages"),
-            ([{"from": "gpt", "value": "x"}], "neither a string nor messages with role and content"),
-            ([message("x", "model")], r"no message of the role 'assistant', only \['model'\]"),
-        ],
-    )
-    def test_bad(self, answer, complaint):
-        with pytest.raises(ValueError, match=complaint):
-            answer_text(answer)
 
-    def test_a_shared_beginning_is_the_prompt_where_there_is_none(self):
-        assert answer_texts("Q: x A: a cat", "Q: x A: a dog") == ("cat", "dog")
-        assert answer_texts("Q: x A: a cat", "Q: x A: a dog", "") == ("Q: x A: a cat", "Q: x A: a dog")
-        assert answer_texts("Q: welcome.", "Q: welcome!") == ("welcome.", "welcome!")  # no word is cut
-        assert answer_texts("Q: yes", "Q: yes indeed") == ("yes", "yes indeed")
-        assert answer_texts("same", "same") == ("same", "same")
-        assert answer_texts("", "a") == ("", "a")
-        assert answer_texts("yes ", "no") == ("yes ", "no")
-
+class TestCompletionTexts:
     def test_messages(self):
         prompt = [message("q", "user"), message("earlier"), message("q2", "user")]
-        transcripts = [*prompt, message("cat")], [*prompt, message("dog")]
-        assert answer_texts(*transcripts) == ("cat", "dog")
-        assert answer_texts(*transcripts, "q") == ("cat", "dog")  # as UltraFeedback has it
-        assert answer_texts(transcripts[0][-1:], transcripts[1][-1:], prompt) == ("cat", "dog")
-        assert answer_texts([message("x")], [message("x")]) == ("x", "x")
+        transcripts = {"chosen": [*prompt, message("cat")], "rejected": [*prompt, message("dog")]}
+        assert texts_of(**transcripts) == ("cat", "dog")
+        assert texts_of(prompt="q2", **transcripts) == ("cat", "dog")  # as UltraFeedback has it
+        assert texts_of(prompt=prompt, chosen=[message("cat")], rejected=[message("dog")]) == ("cat", "dog")
+        several = [message("one"), message("and?", "user"), message("two")]
+        assert texts_of(prompt=prompt, chosen=several, rejected=[message("x")]) == ("one\ntwo", "x")
+
+    def test_a_shared_beginning_is_the_prompt_where_there_is_none(self):
+        assert texts_of(chosen="Q: x A: a cat", rejected="Q: x A: a dog") == (" cat", " dog")
+        assert texts_of(prompt="", chosen="Q: A: cat", rejected="Q: A: dog") == ("Q: A: cat", "Q: A: dog")
+        assert texts_of(chosen="Q: welcome.", rejected="Q: welcome!") == ("welcome.", "welcome!")  # no word is cut
+        assert texts_of(chosen="Q: yes", rejected="Q: yes indeed") == ("yes", "yes indeed")
 
     def test_cut_where_trl_cuts(self):
         from trl.data_utils import extract_prompt
@@ -168,11 +150,8 @@ class TestAnswerText:
             row = {"chosen": f"Q: {prompt} A: {chosen}", "rejected": f"Q: {prompt} A: {rejected}"}
             if row["chosen"].startswith(row["rejected"]) or row["rejected"].startswith(row["chosen"]):
                 continue
-            theirs, ours = extract_prompt(row), answer_texts(**row)
-            assert (theirs["chosen"], theirs["rejected"]) == (f" {ours[0]}", f" {ours[1]}")
-            turns = {side: [message(row[side][:5], "user"), message(row[side])] for side in row}
-            theirs = extract_prompt(turns)
-            assert answer_texts(**turns) == (answer_text(theirs["chosen"]), answer_text(theirs["rejected"]))
+            theirs = extract_prompt(row)
+            assert texts_of(**row) == (theirs["chosen"], theirs["rejected"])
 
 
 class TestColumn:
@@ -182,7 +161,7 @@ class TestColumn:
         scored = add_evaluation_factor(rows)
         answers = preference_rows(20)
         if form == "implicit":  # they may share words at the beginning
-            texts = [answer_texts(row["chosen"], row["rejected"]) for row in rows]
+            texts = [texts_of(chosen=row["chosen"], rejected=row["rejected"]) for row in rows]
             answers = {"chosen": [w for w, _ in texts], "rejected": [r for _, r in texts]}
         assert scored["evaluation_factor"][:] == compute(answers["chosen"][:], answers["rejected"][:])
         assert scored.remove_columns("evaluation_factor").to_list() == rows.to_list()
@@ -232,14 +211,14 @@ class TestColumn:
 
     def test_what_cannot_be_scored(self):
         rows = preference_rows(3)
-        with pytest.raises(ValueError, match="has no column rejected, only"):
+        with pytest.raises(ValueError, match="has no column 'rejected', only"):
             add_evaluation_factor(rows.remove_columns("rejected"))
         with pytest.raises(ValueError, match="unknown metric 'bleu'"):
             add_evaluation_factor(rows, "bleu")
         with pytest.raises(TypeError, match="not streamed, got IterableDataset"):
             add_evaluation_factor(rows.to_iterable_dataset())
         holey = Dataset.from_dict({"prompt": ["a"] * 1003, "chosen": ["b"] * 1002 + [None], "rejected": ["c"] * 1003})
-        with pytest.raises(ValueError, match="row 1002: the answer None is neither"):
+        with pytest.raises(ValueError, match="row 1002 of the given data set: the value is None"):
             add_evaluation_factor(holey)
 
 

@@ -20,7 +20,7 @@ from trl_margins import (
     MarginDPOConfig,
     MarginDPOTrainer,
 )
-from trl_margins.data.scores import ScoreError
+from trl_margins.rows.scores import ScoreError
 
 
 def constant_gap(gap: float):

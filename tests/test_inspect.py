@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
-from accelerate import PartialState
-from conftest import preference_rows
+from conftest import load, preference_rows, quiet
 from datasets import Dataset, DatasetDict
 from test_tokenization import merging_tokenizer
 
+from trl_margins import MarginCPOConfig, MarginCPOTrainer
 from trl_margins.cli import main
 from trl_margins.cli.inspect import columns_of, in_tokens_of, report
-from trl_margins.data.audit import Audit, SplitAudit, audit, distribution, nice_edges, pair_texts
+from trl_margins.data.audit import Audit, SplitAudit, audit, distribution, nice_edges
 from trl_margins.data.evaluation_factors import compute
-from trl_margins.data.scores import ScoreError
 from trl_margins.methods import METHODS
-from trl_margins.trainers.tokenization import RowsOfABatch
-from trl_margins.trainers.truncation import count_empty_answers
+from trl_margins.rows import RowError
+from trl_margins.rows.scores import ScoreError
 
 NEEDS = {method.id: columns_of(method) for method in METHODS.values()}
 
@@ -84,12 +84,12 @@ def test_exchanged_sides_turn_the_gaps_around():
 
 def test_bad_scores_are_counted_and_left_out():
     nan, inf = float("nan"), float("inf")
-    rows = plain(7, score_chosen=[3.0, None, nan, inf, 5.0, -inf, 2.0], score_rejected=list("1234567"))
+    rows = plain(7, score_chosen=[3.0, None, nan, inf, 5.0, -inf, 2.0], score_rejected=["low"] * 7)
     found = of(rows)
     chosen, rejected = found.scores.bad
     assert (chosen.column, chosen.first_row, chosen.first_value) == ("score_chosen", 1, "None")
     assert chosen.counts == {"None": 1, "NaN": 1, "infinite": 2}
-    assert (rejected.column, rejected.first_row, rejected.first_value) == ("score_rejected", 0, "'1'")
+    assert (rejected.column, rejected.first_row, rejected.first_value) == ("score_rejected", 0, "'low'")
     assert rejected.counts == {"not a number": 7}
     assert found.scores.gap is None
     assert found.methods["gappo"] == "column score_chosen holds bad scores"
@@ -130,11 +130,12 @@ def test_the_form_of_the_rows_changes_nothing():
     implicit = explicit.map(
         lambda row: {side: row["prompt"] + row[side] for side in ("chosen", "rejected")}, remove_columns="prompt"
     )
-    with_text = implicit.add_column("prompt", [f"{i}" for i in range(40)])  # as UltraFeedback has it
+    texts = [row["prompt"][0]["content"] for row in explicit]
+    with_text = implicit.add_column("prompt", texts)  # as UltraFeedback has it
     standard = of(preference_rows(40))
     for rows in (explicit, implicit, with_text):
         found = of(rows)
-        assert found.implicit == (rows is not explicit)
+        assert found.implicit == (rows is implicit)
         for name in ("n_read", "scores", "lengths", "duplicates", "factors", "methods", "empty_prompts"):
             assert getattr(found, name) == getattr(standard, name), name
 
@@ -168,16 +169,22 @@ def test_an_implicit_prompt_of_strings():
     ],
     ids=str,
 )
-def test_what_cannot_be_read_is_what_trl_refuses(row, tokenizer):
-    def refuses(read, *arguments) -> bool:
-        try:
-            read(*arguments)
-        except Exception:
-            return True
-        return False
-
-    tokenize = RowsOfABatch(tokenizer, 1024, None, False)
-    assert refuses(pair_texts, row) == refuses(tokenize, {name: [value] for name, value in row.items()})
+def test_what_cannot_be_read_is_what_training_refuses(row, tiny_model, tokenizer, tmp_path):
+    dataset = Dataset.from_list([row])
+    found = of(dataset)
+    refused = pytest.raises(RowError) if found.unreadable else nullcontext()
+    with refused as error:
+        MarginCPOTrainer(
+            load(tiny_model),
+            MarginCPOConfig(**quiet(output_dir=str(tmp_path))),
+            train_dataset=dataset,
+            processing_class=tokenizer,
+        )
+    if found.unreadable:
+        assert found.unreadable.example[:60] == str(error.value)[:60]
+        assert set(found.methods.values()) <= {"1 row cannot be read", "1 row cannot be read; needs scores"}
+    else:
+        assert found.methods["amapo"] is None
 
 
 def test_unreadable_rows_do_not_stop_the_audit():
@@ -187,7 +194,7 @@ def test_unreadable_rows_do_not_stop_the_audit():
     rows[4]["chosen"] = " "
     found = of(rows)
     assert (found.n_rows, found.n_read) == (5, 3)
-    assert (found.unreadable.n, found.unreadable.first_row, found.unreadable.example) == (2, 1, "chosen is None")
+    assert (found.unreadable.n, found.unreadable.first_row) == (2, 1)
     assert (found.empty_chosen.n, found.empty_chosen.first_row) == (1, 4)
     assert found.empty_rejected is None
     assert found.lengths.rejected.n == 3
@@ -271,16 +278,18 @@ def test_methods_follow_the_table():
 
 @pytest.mark.parametrize("form", ["standard", "conversational", "implicit"])
 @pytest.mark.parametrize("merges", [False, True])
-def test_truncation_is_the_trainers(form, merges, tokenizer):
-    PartialState()  # TRL's logger asks for it
+def test_truncation_is_the_trainers(form, merges, tiny_model, tokenizer, tmp_path):
     tokenizer = merging_tokenizer(tokenizer) if merges else tokenizer
     rows = preference_rows(80, form)
     measure = in_tokens_of(tokenizer)
 
-    def as_trainers_do(max_length: int) -> Dataset:
-        return Dataset.from_dict(RowsOfABatch(tokenizer, max_length, None, False)(rows.to_dict()))
+    def trained_on(max_length: int) -> Dataset:
+        options = quiet(output_dir=str(tmp_path), max_length=max_length)
+        return MarginCPOTrainer(
+            load(tiny_model), MarginCPOConfig(**options), train_dataset=rows, processing_class=tokenizer
+        ).train_dataset
 
-    whole = as_trainers_do(1 << 20)
+    whole = trained_on(1 << 20)
     n_tokens = {side: np.array(list(map(len, whole[f"{side}_input_ids"]))) for side in ("chosen", "rejected")}
     for max_length in np.percentile([*n_tokens["chosen"], *map(len, whole["prompt_input_ids"])], [20, 50, 90]):
         found = of(rows, measure=measure, max_length=int(max_length))
@@ -288,7 +297,7 @@ def test_truncation_is_the_trainers(form, merges, tokenizer):
         assert found.truncation.n_chosen == too_long["chosen"].sum() > 0
         assert found.truncation.n_rejected == too_long["rejected"].sum() > 0
         assert found.truncation.n_pairs == (too_long["chosen"] | too_long["rejected"]).sum()
-        assert found.truncation.n_left_empty == count_empty_answers(as_trainers_do(int(max_length)))
+        assert found.truncation.n_left_empty == len(rows) - len(trained_on(int(max_length)))
     assert found.lengths.unit == "tokens"
     answers = [sum(label >= 0 for label in labels) for labels in whole["chosen_labels"]]
     assert found.lengths.chosen.mean == pytest.approx(np.mean(answers))
@@ -348,14 +357,15 @@ def test_histograms_hold_everything():
         ([{**row, "chosen": "day"} for row in plain(3)], "chosen answer is the shorter one in 3 of 3"),
         (plain(9) + plain(1), "1 of 10 pairs (10.0%) repeat another one"),
         ([*plain(2), {"prompt": "say 0", "chosen": "bad day 0", "rejected": "good day 0"}], "the other way round"),
-        ([*plain(2), {"prompt": "p", "chosen": "a", "rejected": "a"}], "chosen and rejected are the same"),
+        ([*plain(2), {"prompt": "p", "chosen": "a", "rejected": "a"}], "1 of 3 pairs have the same completion twice"),
         ([*plain(2), {"prompt": "p", "chosen": "good day", "rejected": ""}], "1 rejected answer without text"),
         ([*plain(2), {"prompt": "", "chosen": "good day", "rejected": "bad day"}], "1 row with an empty prompt"),
-        ([{"chosen": "good day", "rejected": "bad day"}], "share no beginning"),
-        ([{"prompt": [user("p")], "chosen": "Q: a b", "rejected": "Q: a c"}], "TRL leaves such a prompt out"),
+        ([{"chosen": "good day", "rejected": "bad day"}], "columns 'chosen' and 'rejected', row 0 of the train"),
+        ([{"system": "Be kind", **row} for row in plain(2)], "column 'system' is not used"),
+        ([{"chosen": f"Q: {i} b", "rejected": f"Q: {i} c", "schema": "t"} for i in "xy"], "there is no prompt column"),
         (
             [{"chosen": [user("p"), assistant("a")], "rejected": [user("q"), assistant("b")]}],
-            "share no first messages",
+            "columns 'chosen' and 'rejected', row 0 of the train",
         ),
         ([{"prompt": "日", "chosen": "本", "rejected": "語"}], "BERTScore may be the better metric"),
         (plain(2, evaluation_factor=[0.5, 2.0]), "the evaluation factor 2.0 is outside [0, 1]"),

@@ -5,6 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from operators import Operators
+from scipy.optimize import brentq
+from scipy.special import expit, logsumexp
 from test_core import random_pairs
 
 from trl_margins.losses import CPO_LOSSES
@@ -77,6 +80,21 @@ def mirror_descent(m: np.ndarray, gamma0: float, tau: float, steps: int) -> np.n
     return gamma0 * n * p
 
 
+def scipys_optimum(m: np.ndarray, gamma0: float, tau: float) -> np.ndarray:
+    """n·p: SciPy's root of one equation in the multiplier, in which each share is a root by bisection."""
+
+    def log_shares(c: float) -> np.ndarray:
+        low, high = np.full(len(m), (c - gamma0) / tau), np.full(len(m), c / tau)
+        for _ in range(100):
+            u = (low + high) / 2
+            too_large = gamma0 * expit(gamma0 * np.exp(np.minimum(u, 700)) - m) + tau * u > c
+            low, high = np.where(too_large, low, u), np.where(too_large, u, high)
+        return (low + high) / 2
+
+    c = brentq(lambda c: logsumexp(log_shares(c)) - np.log(len(m)), 0, gamma0, xtol=1e-15, rtol=1e-15)
+    return np.exp(log_shares(c))
+
+
 class TestDynamicTarget:
     def test_against_numpy(self):
         rng = np.random.default_rng(1)
@@ -99,6 +117,23 @@ class TestDynamicTarget:
             gradient = gamma0 * sigmoid(gamma0 * share - m) + tau * (1 + np.log(share))
             assert np.ptp(gradient) < 1e-6 * max(1.0, np.abs(gradient).max()), (gamma0, tau)
             assert share.mean() == pytest.approx(1.0, abs=1e-9)
+
+    def test_the_optimum_is_scipys(self):
+        """Target margins and prices from 0.01 to 100 of the usual ones, with gaps from all alike to far apart."""
+        rng = np.random.default_rng(5)
+        for _ in range(40):
+            m = rng.normal(rng.uniform(-3, 3), 10 ** rng.uniform(-2, 1), rng.integers(2, 300))
+            gamma0, tau = 10 ** rng.uniform(-1.5, 1.3), 10 ** rng.uniform(-2, 1.5)
+            ours = dynamic_target_margin(torch.tensor(m), gamma0, tau, steps=None).numpy() / gamma0
+            np.testing.assert_allclose(ours, scipys_optimum(m, gamma0, tau), rtol=1e-9)
+
+    def test_the_optimum_takes_few_kernels_and_never_asks_the_device(self):
+        gaps = torch.randn(256)
+        with Operators() as seen:
+            dynamic_target_margin(gaps, 2.0, 0.5, steps=None)
+        assert "_local_scalar_dense" not in seen.names
+        assert "nonzero" not in seen.names
+        assert len(seen.names) < 300
 
     @pytest.mark.parametrize("steps", [20, None])
     def test_shape_of_the_margins(self, steps):

@@ -12,7 +12,7 @@ from conftest import preference_rows
 from datasets import Dataset, DatasetDict, Value
 
 from trl_margins.data.noise import IS_FLIPPED, KINDS, flip_labels, parse_noise
-from trl_margins.data.scores import ScoreColumns, check_scores
+from trl_margins.rows.scores import ScoreColumns, check_scores
 
 N = 40
 
@@ -172,7 +172,7 @@ class TestLength:
 
     def test_a_row_without_an_answer(self):
         rows = Dataset.from_dict({"prompt": ["q"] * 3, "chosen": ["a"] * 3, "rejected": ["b", None, "c"]})
-        with pytest.raises(ValueError, match="row 1: the answer None is neither"):
+        with pytest.raises(ValueError, match="column 'rejected', row 1 of the given data set: the value is None"):
             flip_labels(rows, 0.1, "length")
         assert sum(flip_labels(rows, 0.4)[IS_FLIPPED]) == 1
 

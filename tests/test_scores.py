@@ -10,7 +10,7 @@ from conftest import load, preference_rows, quiet
 from datasets import Dataset
 
 from trl_margins import MarginCPOConfig, MarginCPOTrainer
-from trl_margins.data.scores import (
+from trl_margins.rows.scores import (
     GAP_COLUMNS,
     PAIRED_COLUMNS,
     ScoreColumns,

@@ -13,13 +13,14 @@ import transformers
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
 from trl.trainer.utils import add_fused_lm_head
 
 from trl_margins.forward import shared_prompt
 from trl_margins.forward.answer_positions import decoder, only_positions
 from trl_margins.forward.shareable import why_not_shared
 from trl_margins.forward.shared_prompt import shared_token_logps
-from trl_margins.forward.shared_rows import SharedRows, shared_rows
+from trl_margins.forward.shared_rows import SharedRows, packed, shared_rows, unpacked, width_step
 from trl_margins.forward.standard import IGNORE, TokenLogps, fused_token_logps, logits_token_logps, pair_logps
 
 VOCABULARY = 40
@@ -179,7 +180,9 @@ def test_layout_of_a_pair() -> None:
     rows = shared_rows(**batch)
     assert rows["input_ids"].tolist() == [[5, 6, 7, 8, 9, 10], [5, 6, 7, 8, 4, 9]]
     assert rows["position_ids"].tolist() == [[0, 1, 2, 3, 4, 3], [0, 1, 2, 3, 1, 2]]
-    assert rows["segment"].tolist() == [[0, 0, 0, 1, 1, 2], [0, 1, 1, 1, 2, 2]]
+    assert rows["prompt_start"].tolist() == [[0] * 6] * 2
+    assert rows["start"].tolist() == [[0, 0, 0, 3, 3, 5], [0, 1, 1, 1, 4, 4]]
+    assert rows["count"].tolist() == [[2, 2, 2, 1, 1, 1], [2, 1, 1, 1, 1, 1]]
     assert rows["label"].tolist() == [8, 9, 7, 8, 10, 9]
     assert rows["source"].tolist() == [2, 3, 6 + 1, 6 + 2, 2, 6 + 4]
     assert rows["row"].tolist() == [0, 0, 1, 1, 2, 3]
@@ -195,27 +198,29 @@ def test_layout_of_random_batches(side: str) -> None:
         check_layout(shared_rows(**batch, k=k), batch, k)
 
 
-def check_layout(rows: SharedRows, batch: Mapping[str, Tensor], k: int) -> None:
+def read_off(rows: SharedRows) -> tuple[Tensor, Tensor]:
+    """Of each token in the flattened rows its prompt and its answer, by the order in which they come: prompt −1 is
+    padding, answer 0 shared. Answers without a token of their own have no number.
+    """
+    n_rows, width = rows["input_ids"].shape
+    real = rows["count"].flatten() > 0
+    row = torch.arange(n_rows).repeat_interleave(width)
+    prompt = (row * width + rows["prompt_start"].flatten()).masked_fill(~real, -1)
+    return prompt, (row * width + rows["start"].flatten()).masked_fill(~real, -1)
+
+
+def check_layout(rows: SharedRows, batch: Mapping[str, Tensor], k: int, step: int = 1) -> None:
     """Each standard row can be read off: tokens, positions, labels; and no more is written than has to be."""
     n_rows, width = rows["input_ids"].shape
     prompts = len(batch["input_ids"]) // k
     assert n_rows <= prompts
-    flat = {name: rows[name].flatten() for name in ("input_ids", "position_ids", "prompt", "segment", "count")}
+    assert width % step == 0
+    of_prompt, begin = read_off(rows)
+    flat = {name: rows[name].flatten() for name in ("input_ids", "position_ids", "count")}
     plain = [batch["input_ids"][r][batch["attention_mask"][r] == 1].tolist() for r in range(k * prompts)]
     labels = [batch["labels"][r][batch["attention_mask"][r] == 1].tolist() for r in range(k * prompts)]
-    for r, (ids, marks) in enumerate(zip(plain, labels, strict=True)):
-        i, answer = r % prompts, r // prompts + 1
-        segment = flat["segment"].masked_fill(flat["prompt"] != i, -1)
-        mine = ((segment == 0) | (segment == answer)).nonzero()[:, 0]
-        assert len({int(place) // width for place in mine}) <= 1, "over the end of a row"
-        assert flat["input_ids"][mine].tolist() == ids
-        assert flat["position_ids"][mine].tolist() == list(range(len(ids)))
-        expected = [(t, token) for t, token in enumerate(marks) if token != IGNORE and t > 0]
-        here = (rows["row"] == r) & (rows["label"] != IGNORE)
-        assert rows["label"][here].tolist() == [token for _, token in expected]
-        assert rows["place"][here].tolist() == list(range(len(expected)))
-        assert rows["source"][here].tolist() == [int(mine[t - 1]) for t, _ in expected]
-        assert rows["is_answer"][r].sum() == len(expected)
+    starts = [start for start in of_prompt.unique().tolist() if start >= 0]
+    assert len(starts) == prompts
     for i in range(prompts):
         copies, marks = plain[i::prompts], labels[i::prompts]
         most = min(len(ids) for ids in copies)
@@ -227,11 +232,27 @@ def check_layout(rows: SharedRows, batch: Mapping[str, Tensor], k: int) -> None:
             ),
             most,
         )
-        of_prompt = flat["prompt"] == i
-        assert (flat["segment"][of_prompt] == 0).sum() == alike
-        assert of_prompt.sum() == alike + sum(len(ids) - alike for ids in copies)
+        written = copies[0][:alike] + [token for ids in copies for token in ids[alike:]]
+        (start,) = (s for s in starts if flat["input_ids"][of_prompt == s].tolist() == written)
+        mine = (of_prompt == start).nonzero()[:, 0]
+        assert len({int(place) // width for place in mine}) == 1, "over the end of a row"
+        assert mine.tolist() == list(range(start, start + len(written)))
+        assert flat["count"][mine].tolist() == [k] * alike + [1] * (len(written) - alike)
+        at = start + alike
+        for r, ids, row_marks in zip(range(i, k * prompts, prompts), copies, marks, strict=True):
+            places = [*range(start, start + alike), *range(at, at + len(ids) - alike)]
+            assert flat["position_ids"][places].tolist() == list(range(len(ids)))
+            assert begin[places].tolist() == [start] * alike + [at] * (len(ids) - alike)
+            at += len(ids) - alike
+            expected = [(t, token) for t, token in enumerate(row_marks) if token != IGNORE and t > 0]
+            here = (rows["row"] == r) & (rows["label"] != IGNORE)
+            assert rows["source"][here].tolist() == [places[t - 1] for t, _ in expected]
+            assert rows["label"][here].tolist() == [token for _, token in expected]
+            assert rows["place"][here].tolist() == list(range(len(expected)))
+            assert rows["is_answer"][r].sum() == len(expected)
     assert flat["count"].sum() == sum(map(len, plain))
-    assert (rows["segment"][:, -1] >= 0).any(), "wider than the longest row"
+    longest = max(int((row > 0).sum()) for row in rows["count"])
+    assert width < longest + step, "wider than the longest row"
 
 
 def test_prompts_are_packed_where_that_costs_less() -> None:
@@ -241,6 +262,93 @@ def test_prompts_are_packed_where_that_costs_less() -> None:
     assert shared_rows(**batch)["input_ids"].shape in {(1, 14), (2, 7)}
     assert shared_rows(**batch, balance=1e9)["input_ids"].numel() == 14
     assert shared_rows(**batch, balance=1.0)["input_ids"].shape == (2, 7)
+
+
+def test_the_width_is_a_multiple_on_accelerators() -> None:
+    assert width_step(torch.device("cpu")) == 1
+    for seed in range(10):
+        batch = random_batch(2, seed=seed)
+        check_layout(shared_rows(**batch, step=64), batch, 2, step=64)
+    model, batch = tiny("Llama"), random_batch()
+    aligned = shared_token_logps(model, shared_rows(**batch, step=64), fused=False)
+    assert_equal(aligned, standard(model, batch, False))
+
+
+def test_an_epoch_has_few_shapes() -> None:
+    """For each, cuDNN builds a plan: 100 batches of four pairs as long as people's."""
+    rng = random.Random(0)
+
+    def tokens(least: int, most: int) -> list[int]:
+        return [3] * rng.randint(least, most)
+
+    shapes: dict[int, set[Any]] = {1: set(), 64: set()}
+    used = dict.fromkeys(shapes, 0)
+    for _ in range(100):
+        pairs = []
+        for _ in range(4):
+            prompt = tokens(20, 300)
+            pairs.append([(prompt, tokens(50, 400)), (prompt, tokens(50, 400))])
+        for step, seen in shapes.items():
+            ids = shared_rows(**collated(pairs), step=step)["input_ids"]
+            seen.add(ids.shape)
+            used[step] += ids.numel()
+    assert len(shapes[1]) > 90
+    assert len(shapes[64]) < 35
+    assert used[64] < 1.05 * used[1]
+
+
+def test_packed_rows_are_the_same_rows() -> None:
+    rows = shared_rows(**random_batch(3), k=3)
+    back = unpacked(packed(rows))
+    assert back.keys() == rows.keys()
+    assert all(torch.equal(back[name], value) and back[name].dtype == value.dtype for name, value in rows.items())
+    assert len(packed(rows)) == 3
+    assert packed(rows)["of_rows"].dtype == torch.int32
+
+
+# The mask
+
+
+@pytest.mark.parametrize(("name", "kinds"), [("Llama", 1), ("Gemma3", 2)])
+@pytest.mark.parametrize("compute", ["float32", "bfloat16", "autocast"])
+def test_one_mask_is_kept_for_the_way_back(name: str, kinds: int, compute: str) -> None:
+    """One for each kind of layer, in the type that the attention computes in; not one for each of four layers."""
+    layers = {"layer_types": ["sliding_attention", "full_attention"] * 2} if name == "Gemma3" else {}
+    model = tiny(name, num_hidden_layers=4, **layers)
+    model = model.bfloat16() if compute == "bfloat16" else model
+    rows = shared_rows(**random_batch())
+    count, size = rows["input_ids"].shape
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        # heads that share a mask are a stride of 0
+        if tensor.ndim == 4 and tensor.shape[-2:] == (size, size) and (tensor.size(1) == 1 or not tensor.stride(1)):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with hooks, torch.autocast("cpu", torch.bfloat16, enabled=compute == "autocast"):
+        shared_token_logps(model, rows, fused=False)
+    bytes_each = 4 if compute == "float32" else 2
+    assert [storage.nbytes() for storage in kept.values()] == [count * size * size * bytes_each] * kinds
+
+
+def test_a_mask_is_built_of_bytes() -> None:
+    """Positions compared with positions would take eight bytes an entry."""
+    rows = shared_rows(**random_batch(prompts=6, seed=3), balance=1e9)
+    count, size = rows["input_ids"].shape
+    made: list[Tensor] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **kwargs or {})
+            made.extend(t for t in ([out] if isinstance(out, Tensor) else []) if t.numel() >= count * size * size)
+            return out
+
+    with Watch():
+        shared_prompt.attention_masks(tiny("Gemma3"), rows)
+    assert made
+    assert {tensor.dtype for tensor in made} == {torch.bool}
 
 
 # Equality with the standard pass
@@ -387,11 +495,15 @@ def test_forward_mode() -> None:
 
 
 def everything_before(rows: SharedRows, window: int | None) -> Callable[..., Tensor]:
-    return lambda row, head, query, key: (key <= query) & (rows["segment"][row, key] >= -1)
+    return lambda row, head, query, key: (key <= query) & (rows["start"][row, query] >= 0)
 
 
 def other_prompts(rows: SharedRows, window: int | None) -> Callable[..., Tensor]:
-    return RIGHT({**rows, "prompt": torch.zeros_like(rows["prompt"])}, window)
+    in_first = rows["prompt_start"] == 0
+    moved = rows["start"].masked_fill(rows["start"] == rows["prompt_start"], 0)
+    return RIGHT(
+        {**rows, "prompt_start": torch.zeros_like(moved), "start": moved.where(~in_first, rows["start"])}, window
+    )
 
 
 def without_window(rows: SharedRows, window: int | None) -> Callable[..., Tensor]:
@@ -399,8 +511,8 @@ def without_window(rows: SharedRows, window: int | None) -> Callable[..., Tensor
 
 
 def window_by_column(rows: SharedRows, window: int | None) -> Callable[..., Tensor]:
-    columns = torch.arange(rows["segment"].size(1)).expand_as(rows["segment"])
-    return RIGHT({**rows, "position_ids": columns}, window)
+    right = RIGHT(rows, None)
+    return lambda row, head, query, key: right(row, head, query, key) & (query - key < (window or 1000))
 
 
 RIGHT = shared_prompt._visible

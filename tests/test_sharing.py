@@ -12,6 +12,7 @@ from datasets import Dataset
 
 from trl_margins import MarginCPOConfig, MarginCPOTrainer, MarginDPOConfig, MarginDPOTrainer
 from trl_margins.forward import head, shared_prompt
+from trl_margins.forward.shared_rows import unpacked
 from trl_margins.trainers.collator import SHARED, for_the_model
 
 BASES = {"cpo": (MarginCPOTrainer, MarginCPOConfig), "dpo": (MarginDPOTrainer, MarginDPOConfig)}
@@ -50,11 +51,13 @@ def test_auto_compares_once_and_shares_from_then_on(base, tiny_model, tokenizer,
     caplog.set_level(logging.INFO, "trl_margins")
     trainer = build(base, tiny_model, tokenizer, tmp_path, num_train_epochs=1)
     trainer.train()
-    assert caplog.text.count("prompts are computed once for both answers; largest difference") == 1
-    assert rows_seen[0] == 8  # the standard way, once
-    assert max(rows_seen[1:]) <= 4  # four pairs, at most four rows, policy and reference alike
+    assert caplog.text.count("prompts are computed once for both answers") == 1
+    assert caplog.text.count("are the model's own: on one pair in float32 TRL's fused LM head differs by") == 1
+    assert rows_seen[:3] == [1, 1, 2]  # each answer of a pair alone, and both by the fused head
+    assert max(rows_seen) <= 4  # four pairs, at most four rows, policy and reference alike
+    seen = len(rows_seen)
     trainer.evaluate()
-    assert max(rows_seen[1:]) <= 4
+    assert len(rows_seen[seen:]) == (2 if base == "cpo" else 4)  # nothing is compared again
 
 
 @pytest.mark.parametrize("base", BASES)
@@ -62,7 +65,8 @@ def test_never_is_the_standard_pass(base, tiny_model, tokenizer, tmp_path, rows_
     trainer = build(base, tiny_model, tokenizer, tmp_path, share_prompt="never", num_train_epochs=1)
     assert SHARED not in first_batch(trainer)
     trainer.train()
-    assert set(rows_seen) == {8}
+    assert rows_seen[:3] == [1, 1, 2]  # the LM head is compared all the same
+    assert set(rows_seen[3:]) == {8}
 
 
 @pytest.mark.parametrize("base", BASES)
@@ -73,8 +77,9 @@ def test_a_pass_that_differs_is_not_used(base, tiny_model, tokenizer, tmp_path, 
     batch = first_batch(shared)
     with caplog.at_level(logging.WARNING, "trl_margins"):
         loss = shared.compute_loss(shared.model, batch)
-    assert "differs from the standard one by" in caplog.text
-    assert "tolerance 1e-04 in float32" in caplog.text
+    assert "on one pair in float32, the shared-prompt pass differs by" in caplog.text
+    assert "nats per token (tolerance 1e-04): prompts are computed once for each answer" in caplog.text
+    assert caplog.text.count("trl_margins") == caplog.text.count("trl_margins.forward.checked") == 1
     torch.testing.assert_close(loss, standard.compute_loss(standard.model, first_batch(standard)))
 
 
@@ -190,7 +195,7 @@ def test_many_logits_go_through_the_fused_head(tiny_model, tokenizer, tmp_path, 
     trainer = build("cpo", tiny_model, tokenizer, tmp_path, share_prompt="always")
     batch = first_batch(trainer)
     plain = trainer.compute_loss(trainer.model, batch)
-    assert not trainer._fuses(batch[SHARED])
+    assert not trainer._fuses(unpacked(batch[SHARED]))
     monkeypatch.setattr(head, "_FEW_LOGITS", 10)
-    assert trainer._fuses(batch[SHARED])
+    assert trainer._fuses(unpacked(batch[SHARED]))
     torch.testing.assert_close(trainer.compute_loss(trainer.model, batch), plain)

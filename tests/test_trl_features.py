@@ -462,7 +462,7 @@ def test_a_collator_can_be_sent(base, tiny_model, tmp_path):
     trainer = built(of("gappo", base), load(tiny_model), tmp_path, {"share_prompt": "always"})
     rows = [trainer.train_dataset[i] for i in range(3)]
     ours, sent = trainer.data_collator(rows), pickle.loads(pickle.dumps(trainer.data_collator))(rows)
-    assert torch.equal(ours[SHARED]["label"], sent[SHARED]["label"])
+    assert torch.equal(ours[SHARED]["of_answers"], sent[SHARED]["of_answers"])
     assert torch.equal(ours[CARRIED]["score_chosen"], sent[CARRIED]["score_chosen"])
 
 

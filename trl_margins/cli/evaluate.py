@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,13 +17,17 @@ from ..data.loading import load_splits, pick_split
 from ..data.splits import SPLITS
 from ..evaluation.sets import EvaluationSet, evaluation_set
 from ..report.markdown import inline, one_line
+from ..report.run_folder import INFO
 from .setup import DTYPES, check_writable, load_model, load_tokenizer, log_to_console
 
 if TYPE_CHECKING:
     from ..trainers.answers import AnswerLogps
 
+logger = logging.getLogger(__name__)
+
 UNITS = {"length-normalized": "nats per token", "sum": "nats", "log-ratio": "nats"}
 RM_BENCH = "RM-Bench"
+RM_BENCH_LENGTH = 2048
 
 
 @dataclass
@@ -54,9 +59,17 @@ class EvaluateArguments:
     json: str | None = field(default=None, metadata={"help": "File that gets the numbers as JSON."})
     markdown: str | None = field(default=None, metadata={"help": "File that gets the tables."})
     rewards: str | None = field(default=None, metadata={"help": "File that gets each answer's reward, as JSON lines."})
+    prompt_column: str | None = field(default=None, metadata={"help": "As `prompt_column` of the trainer."})
+    system_column: str | None = field(default=None, metadata={"help": "As `system_column` of the trainer."})
     score_columns: list[str] | None = field(default=None, metadata={"help": "Score columns, if not the usual names."})
     eval_min_score_gap: float = field(default=2.0, metadata={"help": "Least score gap of the pairs behind `pwa`."})
-    max_length: int = field(default=1024, metadata={"help": "Longest prompt and answer, in tokens."})
+    max_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Longest prompt and completion, in tokens. If not given, what the model was trained with, or else "
+            f"what it can take at most; RM-Bench {RM_BENCH_LENGTH}, as its authors."
+        },
+    )
     batch_size: int = field(default=16, metadata={"help": "Answers a device and pass. Does not change the numbers."})
     bootstrap: int = field(default=1000, metadata={"help": "Resamples behind the 95 %% intervals."})
     dtype: str = field(
@@ -65,7 +78,8 @@ class EvaluateArguments:
     trust_remote_code: bool = field(default=False, metadata={"help": "Run the model's own code."})
 
     def __post_init__(self) -> None:
-        for name in ("max_length", "batch_size", "bootstrap"):
+        Number(least=1, whole=True, optional=True).check("max_length", self.max_length)
+        for name in ("batch_size", "bootstrap"):
             Number(least=1, whole=True).check(name, getattr(self, name))
         Number(least=0).check("eval_min_score_gap", self.eval_min_score_gap)
 
@@ -84,24 +98,27 @@ def main(argv: Sequence[str]) -> int:
     loading = {"trust_remote_code": args.trust_remote_code}
     tokenizer = load_tokenizer(args.model_name_or_path, **loading)
     sets = load_sets(args, as_chat=tokenizer.chat_template is not None)
-    prepare_tokenizer(tokenizer, {each.name: [{"prompt": prompt} for prompt in each.prompts[:1]] for each in sets})
+    prepare_tokenizer(tokenizer, [each.name for each in sets if any(row.is_conversational for row in each.rows)])
     # left to itself, accelerate takes several processes on a CPU for single ones
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     model = load_model(args.model_name_or_path, dtype=args.dtype, device_map=None, **loading)
     check_reward(args.reward, args.ref_model, model)
     common = {
         "tokenizer": tokenizer,
-        "max_length": args.max_length,
         "batch_size": args.batch_size,
         "accelerator": accelerator,
     }
-    scored = {each.name: score_set(model, each, **common) for each in sets}
+    longest = {each.name: longest_rows(args, each, model) for each in sets}
+    scored = {each.name: score_set(model, each, max_length=longest[each.name], **common) for each in sets}
     references: dict[str, Any] = {}
     if args.reward == "log-ratio":
         if args.ref_model is not None:
             model = load_model(args.ref_model, dtype=args.dtype, device_map=None, **loading)
         use_adapter = args.ref_model is not None
-        references = {each.name: score_set(model, each, use_adapter=use_adapter, **common) for each in sets}
+        references = {
+            each.name: score_set(model, each, max_length=longest[each.name], use_adapter=use_adapter, **common)
+            for each in sets
+        }
     if not accelerator.is_main_process:
         return 0
     rewards = {name: reward_of(args.reward, found, references.get(name)) for name, found in scored.items()}
@@ -115,7 +132,7 @@ def main(argv: Sequence[str]) -> int:
         "reward": args.reward,
         "ref_model": args.ref_model,
         "min_score_gap": args.eval_min_score_gap,
-        "max_length": args.max_length,
+        "max_length": longest,
         "dtype": args.dtype,
     }
     _write(args.json, json.dumps({**settings, "sets": reports}, indent=2))
@@ -144,6 +161,31 @@ def check_reward(reward: str, ref_model: str | None, model: Any) -> None:
         raise ValueError("reward 'log-ratio' needs --ref_model: the model that training began with")
 
 
+def longest_rows(args: EvaluateArguments, each: EvaluationSet, model: Any) -> int:
+    """The `max_length` of a set, and a line about where it is from."""
+    if args.max_length is not None:
+        return args.max_length
+    if each.kind == "rm-bench":
+        length, source = RM_BENCH_LENGTH, "as RM-Bench's authors have it"
+    elif trained := trained_length(args.model_name_or_path):
+        length, source = trained, "with which the model was trained"
+    elif of_model := getattr(model.config.get_text_config(), "max_position_embeddings", None):
+        length, source = of_model, "which is as much as the model takes"
+    else:
+        length, source = 1024, "since the model has no length of its own"
+    logger.info("%s: max_length=%d, %s", each.name, length, source)
+    return length
+
+
+def trained_length(model: str) -> int | None:
+    """The `max_length` of the run in whose folder the model is, or whose checkpoint it is."""
+    folder = Path(model).expanduser()
+    for file in (folder / INFO, folder.parent / INFO):
+        if file.is_file():
+            return (json.loads(file.read_text()).get("config") or {}).get("max_length")
+    return None
+
+
 def load_sets(args: EvaluateArguments, as_chat: bool) -> list[EvaluationSet]:
     """All sets that the arguments name, RM-Bench's files as one."""
     found: list[EvaluationSet] = []
@@ -155,14 +197,12 @@ def load_sets(args: EvaluateArguments, as_chat: bool) -> list[EvaluationSet]:
             if name in (each.name for each in found):
                 name = f"{source}:{split}" if split else source
             dataset = pick_split(splits, split, source)
-            found.append(evaluation_set(dataset, name, args.score_columns, as_chat, source))
+            columns = {"prompt_column": args.prompt_column, "system_column": args.system_column}
+            found.append(evaluation_set(dataset, name, args.score_columns, as_chat, source, **columns))
     files = [each for each in found if each.kind == "rm-bench"]
     others = [each for each in found if each.kind != "rm-bench"]
     if files:
-        joined = {
-            name: [value for each in files for value in getattr(each, name)]
-            for name in ("prompts", "answers", "domains")
-        }
+        joined = {name: [value for each in files for value in getattr(each, name)] for name in ("rows", "domains")}
         others.append(replace(files[0], name=RM_BENCH, **joined))
     return others
 
@@ -171,7 +211,7 @@ def score_set(model: Any, each: EvaluationSet, **options: Any) -> list[AnswerLog
     """Log-probabilities of a set's answers."""
     from ..trainers.answers import answer_logps
 
-    return answer_logps(model, prompts=each.prompts, answers=each.answers, desc=each.name, **options)
+    return answer_logps(model, rows=each.rows, desc=each.name, **options)
 
 
 def check_finite(rewards: Sequence[np.ndarray], name: str) -> None:
@@ -227,7 +267,7 @@ def report_sets(
             lengths = np.stack([row.lengths for row in scored[each.name]]).T
             scores = () if each.scores is None else np.array(each.scores, float).T
             pairs = Pairs(*np.stack(found).T, *lengths, *scores, gap_only=each.gap_only)
-            report = pair_report(pairs, [str(prompt) for prompt in each.prompts], min_score_gap, n_resamples)
+            report = pair_report(pairs, [str(row.prompt) for row in each.rows], min_score_gap, n_resamples)
         reports[each.name] = {"kind": each.kind, **report}
     return reports
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,6 +15,8 @@ from ..checks import Number
 from ..data.audit import Audit, Distribution, Lengths, Measure, SplitAudit, audit
 from ..data.audit.console import report
 from ..data.loading import load_splits, pick_split
+from ..rows import PreferenceRow, RowError, RowReader, tokenize
+from ..rows.tokens import read_batch
 from .setup import check_writable, load_tokenizer, log_to_console
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ class InspectArguments:
         },
     )
     max_length: int = field(default=1024, metadata={"help": "Longest prompt and answer, in tokens."})
+    prompt_column: str | None = field(default=None, metadata={"help": "As `prompt_column` of the trainer."})
+    system_column: str | None = field(default=None, metadata={"help": "As `system_column` of the trainer."})
     score_columns: list[str] | None = field(default=None, metadata={"help": "Score columns, if not the usual names."})
     eval_min_score_gap: float = field(default=2.0, metadata={"help": "Least score gap of the pairs behind `pwa`."})
     ef_sample: int = field(
@@ -87,6 +90,8 @@ def main(argv: Sequence[str]) -> int:
         ef_sample=args.ef_sample,
         seed=args.seed,
         methods={method.id: columns_of(method) for method in METHODS.values()},
+        prompt_column=args.prompt_column,
+        system_column=args.system_column,
     )
     print(report(found))
     if args.json:
@@ -105,40 +110,44 @@ def columns_of(method: Any) -> list[str]:
 
 
 def in_tokens_of(tokenizer: Any) -> Measure:
-    """Counts the tokens that CPOTrainer would make of each row: with chat template, BOS and EOS."""
+    """Counts the tokens that training makes of each row."""
     from datasets.utils import tqdm
 
-    from ..trainers.tokenization import RowsOfABatch
-
-    tokenize = RowsOfABatch(tokenizer, max_length=sys.maxsize, max_completion_length=None, is_encoder_decoder=False)
-
-    def count(batch: dict[str, list[Any]]) -> list[tuple[int, ...]]:
-        tokens = tokenize(batch)
-        whole = [list(map(len, tokens[f"{side}_input_ids"])) for side in ("chosen", "rejected")]
-        answers = [
-            [int((labels >= 0).sum()) for labels in tokens[f"{side}_labels"]] for side in ("chosen", "rejected")
-        ]
-        return list(zip(map(len, tokens["prompt_input_ids"]), *answers, *whole, strict=True))
-
-    def measure(dataset: Dataset) -> Lengths:
+    def measure(dataset: Dataset, reader: RowReader, readable: list[int]) -> Lengths:
         counts: list[tuple[int, ...]] = []
         problems: dict[int, str] = {}
-        with tqdm(total=len(dataset), desc="Counting tokens", unit="pair", delay=2, leave=False) as bar:
-            for batch in dataset.iter(batch_size=256):
-                size = len(batch["chosen"])
-                try:
-                    counts += count(batch)
-                except Exception:  # chat templates raise whatever they like: one row at a time, to find which
-                    for i in range(size):
-                        try:
-                            counts += count({name: values[i : i + 1] for name, values in batch.items()})
-                        except Exception as error:
-                            problems[len(counts) + len(problems)] = f"{type(error).__name__}: {error}"
-                bar.update(size)
+        rows = dataset.select(readable).select_columns(reader.needed)
+        with tqdm(total=len(rows), desc="Counting tokens", unit="pair", delay=2, leave=False) as bar:
+            for start in range(0, len(rows), 256):
+                numbers = readable[start : start + 256]
+                some = read_batch(reader, rows[start : start + 256], numbers)
+                counts += _token_counts(some, numbers, tokenizer, reader, problems)
+                bar.update(len(numbers))
         columns = np.array(counts, int).reshape(-1, 5).T
         return Lengths("tokens", *columns[:3], whole=columns[3:], problems=problems)
 
     return measure
+
+
+def _token_counts(
+    rows: list[PreferenceRow], numbers: list[int], tokenizer: Any, reader: RowReader, problems: dict[int, str]
+) -> list[tuple[int, ...]]:
+    """Tokens of prompt, chosen, rejected, and of each with its prompt; rows that cannot be tokenized are noted."""
+    try:
+        tokens = tokenize(rows, tokenizer, lambda i: reader.where(numbers[i]))
+    except RowError as error:
+        if len(rows) > 1:  # one at a time, to find which
+            pairs = zip(rows, numbers, strict=True)
+            return [
+                one for row, number in pairs for one in _token_counts([row], [number], tokenizer, reader, problems)
+            ]
+        problems[numbers[0]] = str(error)
+        return []
+    found = []
+    for prompt, completions in tokens:
+        sizes = list(map(len, completions))
+        found.append((len(prompt), *sizes, *(len(prompt) + size for size in sizes)))
+    return found
 
 
 def check_figure(name: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.loading import load_splits, pick_split
+from ..rows.mixed import mixed
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -42,9 +43,9 @@ def mixture_splits(
     weights = [1.0] * len(mixture.datasets) if weights is None else weights
     if len(weights) != len(mixture.datasets) or not all(0 <= weight <= 1 for weight in weights):
         raise ValueError(f"mixture_weights: {list(weights)} must be a share in [0, 1] for each of {_names(mixture)}")
-    together = _together(
+    together = mixed(
         [
-            _share(_load(part, part.split), weight, seed, part.path)
+            (part.path, _share(_load(part, part.split), weight, seed, part.path))
             for part, weight in zip(mixture.datasets, weights, strict=True)
         ]
     )
@@ -62,7 +63,7 @@ def mixture_test_split(mixture: DatasetMixtureConfig, split: str) -> Dataset:
     if mixture.streaming:
         raise ValueError(f"a stream of several sets has no {split!r} split: give eval_dataset_name")
     sets = {(part.path, part.name, part.data_dir, str(part.data_files)): part for part in mixture.datasets}
-    return _together([_load(part, split) for part in sets.values()])
+    return mixed([(part.path, _load(part, split)) for part in sets.values()])
 
 
 def _names(mixture: DatasetMixtureConfig) -> str:
@@ -85,13 +86,3 @@ def _share(rows: Dataset, weight: float, seed: int | None, name: str) -> Dataset
     if taken == len(rows):
         return rows
     return (rows if seed is None else rows.shuffle(seed=seed)).select(range(taken))
-
-
-def _together(parts: Sequence[Dataset]) -> Dataset:
-    """Rows of all parts, with the columns that all of them have."""
-    from datasets import concatenate_datasets
-
-    shared = [name for name in parts[0].column_names if all(name in part.column_names for part in parts)]
-    if dropped := {name for part in parts for name in part.column_names} - set(shared):
-        logger.info("columns that not all sets have are left out: %s", ", ".join(sorted(dropped)))
-    return concatenate_datasets([part.select_columns(shared) for part in parts])

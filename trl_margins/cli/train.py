@@ -18,6 +18,7 @@ from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_qu
 from trl.scripts.utils import DatasetMixtureConfig
 
 from ..data.loading import load_splits, pick_split
+from ..data.media import IMAGES
 from ..data.noise import flip_labels, parse_noise
 from ..methods import METHODS
 from .dialects import Note, Settings, check_known, translate
@@ -254,7 +255,8 @@ def build_trainer(script: TrainArguments, config: Any, model_args: ModelConfig, 
     if name is None:
         raise SystemExit("trl-margins train: --model_name_or_path is missing")
     tokenizer = _tokenizer(script, name, revision, config.trust_remote_code)
-    prepare_tokenizer(tokenizer, {"train": train})  # the trainer looks too, when the model has been loaded
+    # the trainer looks too, when the model has been loaded
+    prepare_tokenizer(tokenizer, ["train"] if _is_conversational(train, config) else [])
     init = {
         "revision": revision,
         "trust_remote_code": config.trust_remote_code,
@@ -279,6 +281,19 @@ def build_trainer(script: TrainArguments, config: Any, model_args: ModelConfig, 
         processing_class=tokenizer,
         peft_config=get_peft_config(model_args),
     )
+
+
+def _is_conversational(dataset: Any, config: Any) -> bool:
+    """Whether the first row is messages."""
+    from ..rows import RowReader
+    from ..rows.opened import column_names
+
+    first = next(iter(dataset), None)
+    if first is None:
+        return False
+    return RowReader.of(column_names(dataset), "train", config.prompt_column, config.system_column)(
+        first, 0
+    ).is_conversational
 
 
 def _tokenizer(script: TrainArguments, model: str, revision: str, trust_remote_code: bool) -> Any:
@@ -333,12 +348,13 @@ def _datasets(script: TrainArguments, config: Any, mixture: DatasetMixtureConfig
         splits = mixture_splits(mixture, script.mixture_weights, script.mixture_seed)
     elif script.dataset_name:
         name = script.dataset_name
-        splits = load_splits(name, script.dataset_config, script.dataset_streaming)
+        splits = load_splits(name, script.dataset_config, script.dataset_streaming, decoded=IMAGES)
     else:
         raise SystemExit("trl-margins train: --dataset_name is missing (or `datasets` in the YAML)")
     train = pick_split(splits, script.dataset_train_split, name)
     if script.eval_dataset_name:
-        return train, pick_split(load_splits(script.eval_dataset_name), None, script.eval_dataset_name)
+        splits = load_splits(script.eval_dataset_name, decoded=IMAGES)
+        return train, pick_split(splits, None, script.eval_dataset_name)
     if config.eval_strategy == "no":
         return train, None
     if mixture.datasets and script.dataset_test_split not in splits:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,11 @@ from itertools import pairwise
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ..rows import PreferenceRow, RowReader, open_rows
+from ..rows.form import Part, text_of
+from ..rows.tokens import read_batch
+from .formats import transformed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -82,41 +88,33 @@ def compute(
     for name, texts in (("chosen", chosen), ("rejected", rejected)):
         for row, text in enumerate(texts):
             if not isinstance(text, str):
-                raise ValueError(f"{name}, row {row}: {text!r} is not a string; answer_text() takes it from messages")
+                raise ValueError(f"{name}, row {row}: {text!r} is not a string")
     if metric in BERTSCORE_METRICS:
         return _bertscore(chosen, rejected, metric, encoder, num_layers, batch_size, device)
     score = _LEXICAL[metric]
     return [score(_words(w), _words(r)) for w, r in zip(chosen, rejected, strict=True)]
 
 
-def answer_text(answer: str | Sequence[Mapping[str, Any]]) -> str:
-    """The text of an answer: a string itself; of messages, what the assistant says, joined by newlines.
+def completion_texts(row: PreferenceRow, implicit: bool = False) -> tuple[str, str]:
+    """What both completions of a row say, to be compared.
 
-    Raises:
-        ValueError: neither, or messages none of which is the assistant's.
+    Args:
+        row: of messages, what the assistant says counts.
+        implicit: the text prompt is what both began with; a word that it cuts in two counts as a whole.
     """
-    if isinstance(answer, str):
-        return answer
-    if not isinstance(answer, Sequence) or not all(isinstance(m, Mapping) and "role" in m for m in answer):
-        raise ValueError(f"the answer {answer!r} is neither a string nor messages with role and content")
-    said = [_content_text(message.get("content")) for message in answer if message["role"] == "assistant"]
-    if answer and not said:
-        raise ValueError(f"no message of the role 'assistant', only {sorted({m['role'] for m in answer})}")
-    return "\n".join(text for text in said if text is not None)
+    chosen, rejected = (_said(part) for part in row.completions)
+    # TRL leaves a space that both begin with to the completions: no word is cut there
+    if implicit and isinstance(row.prompt, str) and chosen != rejected and chosen[:1] != " ":
+        cut = _CUT_WORD.search(row.prompt).group()
+        chosen, rejected = cut + chosen, cut + rejected
+    return chosen, rejected
 
 
-def answer_texts(chosen: Any, rejected: Any, prompt: Any = None) -> tuple[str, str]:
-    """The texts of both answers of a row; where the prompt is implicit, without the part that they share.
+_CUT_WORD = re.compile(r"[A-Za-z0-9]*\Z")
 
-    As TRL has it, a prompt is implicit where there is none, or where it is a string and the answers are messages, or
-    the other way round.
 
-    Raises:
-        ValueError: as `answer_text`.
-    """
-    if prompt is None or isinstance(prompt, str) != isinstance(chosen, str):
-        chosen, rejected = _without_prompt(chosen, rejected)
-    return answer_text(chosen), answer_text(rejected)
+def _said(part: Part) -> str:
+    return part if isinstance(part, str) else text_of([m for m in part if m["role"] == "assistant"])
 
 
 def add_evaluation_factor(
@@ -130,6 +128,7 @@ def add_evaluation_factor(
     batch_size: int | None = None,
     device: str | None = None,
     overwrite: bool = False,
+    reader: RowReader | None = None,
 ) -> Dataset | DatasetDict:
     """The data set, or each of its splits, with EF as a float64 column; takes every row form that TRL takes.
 
@@ -142,6 +141,7 @@ def add_evaluation_factor(
         column: name of the new column.
         num_proc: processes, not for BERTScore.
         overwrite: replace a column of that name.
+        reader: how the rows are read; found out, if not given.
 
     Raises:
         ValueError: as `compute`, with the row; columns that are missing, or there already.
@@ -156,9 +156,8 @@ def add_evaluation_factor(
         return DatasetDict({n: add_evaluation_factor(s, metric, column, **shared) for n, s in dataset.items()})
     if not isinstance(dataset, Dataset):
         raise TypeError(f"evaluation factors need a data set that is not streamed, got {type(dataset).__name__}")
+    dataset = transformed(dataset)
     names = dataset.column_names
-    if missing := {"chosen", "rejected"} - set(names):
-        raise ValueError(f"the data set has no column {' and no column '.join(sorted(missing))}, only {names}")
     if column in names and not overwrite:
         raise ValueError(f"the data set has a column {column!r} already: overwrite=True computes it anew")
     if column in names:
@@ -166,6 +165,7 @@ def add_evaluation_factor(
     features = Features({**dataset.features, column: Value("float64")})
     if not len(dataset):  # map() does not look at an empty set
         return Dataset.from_dict({name: [] for name in features}, features=features)
+    reader = reader or open_rows(dataset, "given").reader
     shown, whole = dataset.format, metric in BERTSCORE_METRICS
     scored = dataset.with_format(None).map(
         _score_rows,
@@ -173,8 +173,8 @@ def add_evaluation_factor(
         batch_size=None if whole else 1000,
         num_proc=None if whole else num_proc,
         with_indices=True,
-        input_columns=["chosen", "rejected", *(["prompt"] if "prompt" in names else [])],
         fn_kwargs={
+            "reader": reader,
             "metric": metric,
             "column": column,
             "options": options if whole else {},
@@ -375,22 +375,17 @@ def _groups(chosen: Sequence[str], rejected: Sequence[str], size: int) -> Iterat
 
 
 def _score_rows(
-    chosen: list[Any],
-    rejected: list[Any],
-    *prompts_and_rows: list[Any],
+    batch: Mapping[str, list[Any]],
+    numbers: list[int],
+    reader: RowReader,
     metric: str,
     column: str,
     options: dict[str, Any],
     cache_key: Any,  # only part of the fingerprint
 ) -> dict[str, list[float]]:
-    """What `map` calls on a batch; with the rows' numbers last, as it gives them."""
-    *prompts, rows = prompts_and_rows
-    texts = []
-    for row, *answers in zip(rows, chosen, rejected, *prompts, strict=True):
-        try:
-            texts.append(answer_texts(*answers))
-        except ValueError as error:
-            raise ValueError(f"row {row}: {error}") from None
+    """What `map` calls on a batch."""
+    rows = read_batch(reader, batch, numbers)
+    texts = [completion_texts(row, implicit=reader.prompt_column is None) for row in rows]
     return {column: compute([w for w, _ in texts], [r for _, r in texts], metric, **options)}
 
 
@@ -400,24 +395,3 @@ def _stamp(encoder: str | None) -> list[tuple[str, int, int]] | None:
     if not encoder or not folder.is_dir():
         return None
     return sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in folder.iterdir())
-
-
-def _without_prompt(chosen: Any, rejected: Any) -> tuple[Any, Any]:
-    """Both without their common beginning, of messages or of characters. TRL's `extract_prompt` cuts there too, but
-    through the middle of a word where the texts differ in it; here that word counts as a whole. As there, something
-    of both is left. Equal answers stay as they are, for nothing tells what they share from what they answer.
-    """
-    if chosen == rejected or not isinstance(chosen, Sequence) or not isinstance(rejected, Sequence):
-        return chosen, rejected
-    shortest = min(len(chosen), len(rejected))
-    start = next((i for i in range(shortest) if chosen[i] != rejected[i]), max(shortest - 1, 0))
-    while start and isinstance(chosen, str) and chosen[start - 1].isascii() and chosen[start - 1].isalnum():
-        start -= 1
-    return chosen[start:], rejected[start:]
-
-
-def _content_text(content: Any) -> str | None:
-    """Text of a message's content; of a list of parts, the texts among them."""
-    if content is None or isinstance(content, str):
-        return content
-    return "\n".join(part["text"] for part in content if part.get("type") == "text" and part.get("text") is not None)

@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
-from .evaluation_factors import BERTSCORE_METRICS, answer_texts
-from .scores import find_score_columns
+from ..rows import RowReader
+from ..rows.opened import raw_rows
+from ..rows.scores import find_score_columns
+from .evaluation_factors import BERTSCORE_METRICS
+from .formats import transformed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,6 +66,7 @@ def flip_labels(
     _check(rate, kind)
     if not isinstance(dataset, Dataset):
         raise TypeError(f"flip_labels takes one split that is not streamed, got {type(dataset).__name__}")
+    dataset = transformed(dataset)
     names = dataset.column_names
     if missing := {"chosen", "rejected"} - set(names):
         raise ValueError(f"the data set has no column {' and no column '.join(sorted(missing))}, only {names}")
@@ -159,16 +163,13 @@ def _pairs(names: Sequence[str], scores: Sequence[str]) -> list[tuple[str, str]]
 
 
 def _longer_chosen(rows: Dataset) -> np.ndarray:
-    """Rows whose chosen answer has more characters than the rejected one."""
+    """Rows whose chosen completion has more characters than the rejected one."""
     import numpy as np
 
-    sides = [name for name in ("chosen", "rejected", "prompt") if name in rows.column_names]
+    reader = RowReader.of(rows.column_names, "given")
     longer = np.zeros(len(rows), bool)
-    for i, row in enumerate(rows.select_columns(sides)):
-        try:
-            chosen, rejected = answer_texts(**row)
-        except ValueError as error:
-            raise ValueError(f"row {i}: {error}") from None
+    for i, raw in enumerate(raw_rows(rows, reader.needed, reader.split)):
+        chosen, rejected = reader(raw, i).texts[1]
         longer[i] = len(chosen) > len(rejected)
     return np.flatnonzero(longer)
 

@@ -8,10 +8,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from trl.data_utils import maybe_extract_prompt
-
-from ..data.rows import without_extras
-from ..data.scores import ScoreColumns, ScoreError, check_scores, find_score_columns, problem_of
+from ..rows import PreferenceRow, RowError, open_rows
+from ..rows.form import part_of
+from ..rows.scores import (
+    ScoreColumns,
+    ScoreError,
+    as_number,
+    check_scores,
+    find_score_columns,
+    problem_of,
+    refuse_class_labels,
+)
 from .rm_bench import STYLES, domain_of
 
 if TYPE_CHECKING:
@@ -29,24 +36,30 @@ class EvaluationSet:
 
     name: str
     kind: Kind
-    prompts: list[Any]  # [N] texts or messages
-    answers: list[list[Any]]  # [N] of [k]; the chosen one first; RM-Bench: three chosen styles, three rejected ones
+    rows: list[PreferenceRow]  # [N] with k completions; the chosen one first; RM-Bench: three chosen, three rejected
     scores: list[Sequence[float]] | None = None  # [N] of [k]
     gap_only: bool = False  # scores stand for nothing but their difference
     domains: list[str] = field(default_factory=list)  # [N] of RM-Bench
 
 
 def evaluation_set(
-    dataset: Dataset, name: str, score_columns: Sequence[str] | None = None, as_chat: bool = False, source: str = ""
+    dataset: Dataset,
+    name: str,
+    score_columns: Sequence[str] | None = None,
+    as_chat: bool = False,
+    source: str = "",
+    prompt_column: str | None = None,
+    system_column: str | None = None,
 ) -> EvaluationSet:
     """Reads a data set of any of the three kinds.
 
     Args:
-        dataset: rows with `prompt`, `responses`, `scores`; RM-Bench's rows; or pairs in any form that TRL takes.
+        dataset: rows with `prompt`, `responses`, `scores`; RM-Bench's rows; or pairs in any form that training takes.
         name: in tables and messages.
         score_columns: of pairs, if not the usual names.
         as_chat: RM-Bench's texts become messages, as a model with a chat template was trained on.
         source: its file, whose name may say the domain of RM-Bench's rows.
+        prompt_column, system_column: of pairs, as for `RowReader`.
 
     Raises:
         ValueError: no rows, or rows that are none of these; the text names row and column.
@@ -64,24 +77,32 @@ def evaluation_set(
     first = dataset[0]["chosen"]
     if isinstance(first, list) and all(isinstance(answer, str) for answer in first):
         return _rm_bench(dataset, name, as_chat, source or name)
-    return _pairs(dataset, name, score_columns)
+    return _pairs(dataset, name, score_columns, prompt_column, system_column)
 
 
-def _pairs(dataset: Dataset, name: str, score_columns: Sequence[str] | None) -> EvaluationSet:
+def _pairs(
+    dataset: Dataset,
+    name: str,
+    score_columns: Sequence[str] | None,
+    prompt_column: str | None,
+    system_column: str | None,
+) -> EvaluationSet:
     columns = find_score_columns(dataset.column_names, score_columns)
+    scores = None
     if columns is not None:
+        refuse_class_labels(dataset, columns, name)
         try:
             check_scores(dataset, columns, name)
         except ScoreError as error:
             logger.warning("%s; pairs without scores count in pwa_all alone", error)
-    rows = [maybe_extract_prompt(row) for row in without_extras(dataset, name)]
+        scores = [_scores(row, columns) for row in dataset.select_columns(list(columns.names))]
+    opened = open_rows(dataset, name, prompt_column, system_column)
     return EvaluationSet(
         name,
         "pairs",
-        prompts=[row["prompt"] for row in rows],
-        answers=[[row["chosen"], row["rejected"]] for row in rows],
-        scores=None if columns is None else [_scores(row, columns) for row in rows],
-        gap_only=columns is not None and columns.rejected is None,
+        rows=list(opened),
+        scores=scores,
+        gap_only=columns is not None and columns.is_gap(score for _, score in scores),
     )
 
 
@@ -103,9 +124,8 @@ def _listwise(dataset: Dataset, name: str) -> EvaluationSet:
     return EvaluationSet(
         name,
         "listwise",
-        prompts=[row["prompt"] for row in rows],
-        answers=[[_as_answer(answer, row["prompt"]) for answer in row["responses"]] for row in rows],
-        scores=[row["scores"] for row in rows],
+        rows=[_row(row["prompt"], row["responses"], i, name) for i, row in enumerate(rows)],
+        scores=[[as_number(score) for score in row["scores"]] for row in rows],
     )
 
 
@@ -119,17 +139,28 @@ def _rm_bench(dataset: Dataset, name: str, as_chat: bool, source: str) -> Evalua
     return EvaluationSet(
         name,
         "rm-bench",
-        prompts=prompts,
-        answers=[
-            [_as_answer(answer, prompt) for answer in (*row["chosen"], *row["rejected"])]
-            for row, prompt in zip(rows, prompts, strict=True)
+        rows=[
+            _row(prompt, [*row["chosen"], *row["rejected"]], i, name)
+            for i, (row, prompt) in enumerate(zip(rows, prompts, strict=True))
         ],
         domains=[domain_of(row.get("domain"), source) for row in rows],
     )
 
 
-def _as_answer(answer: Any, prompt: Any) -> Any:
-    """A text answers a conversation as a message does."""
-    if isinstance(prompt, list) and isinstance(answer, str):
-        return [{"role": "assistant", "content": answer}]
-    return answer
+def _row(prompt: Any, completions: list[Any], number: int, name: str) -> PreferenceRow:
+    """A text completes a conversation as a message does.
+
+    Raises:
+        RowError: something that is neither text nor messages.
+    """
+    try:
+        parts = [part_of(part) for part in (prompt, *completions)]
+    except ValueError as error:
+        raise RowError(f"row {number} of {name}: {error}") from None
+    if any(isinstance(part, list) for part in parts):
+        speakers = ["user", *["assistant"] * len(completions)]
+        parts = [
+            [{"role": role, "content": part}] if isinstance(part, str) else part
+            for role, part in zip(speakers, parts, strict=True)
+        ]
+    return PreferenceRow(parts[0], parts[1:])

@@ -10,13 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
+import torch
+import trl.trainer.utils
 from torch import Tensor, nn
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from .answer_positions import causal_model, decoder, only_positions
-from .shared_rows import SHARED, SharedRows
-from .standard import IGNORE, TokenLogps, token_nll
+from .shared_rows import SharedRows
+from .standard import TokenLogps, logit_scores
 
 FULL, SLIDING = "full_attention", "sliding_attention"  # transformers' names for kinds of layers
 SCORED = {  # of each token: our name, TRL's
@@ -28,8 +31,8 @@ SCORED = {  # of each token: our name, TRL's
 }
 
 
-def attention_masks(model: nn.Module, rows: SharedRows) -> Any:
-    """What the decoder takes as `attention_mask`: a mask in its attention's format, or one per kind of layer.
+def attention_masks(model: nn.Module, rows: SharedRows) -> dict[str, Any]:
+    """What each kind of layer sees: a bool mask for eager and sdpa, blocks for flex_attention.
 
     Args:
         model: a causal model.
@@ -37,9 +40,10 @@ def attention_masks(model: nn.Module, rows: SharedRows) -> Any:
     """
     model = causal_model(model)
     config = model.config.get_text_config()
-    # transformers' own function for this attention: bool for sdpa, additive for eager, blocks for flex_attention
-    in_format = ALL_MASK_ATTENTION_FUNCTIONS[config._attn_implementation]
-    batch, size = rows["segment"].shape
+    attention = config._attn_implementation
+    # transformers' own function
+    in_format = ALL_MASK_ATTENTION_FUNCTIONS["sdpa" if attention == "eager" else attention]
+    batch, size = rows["start"].shape
 
     def mask(kind: str) -> Any:
         return in_format(
@@ -48,13 +52,25 @@ def attention_masks(model: nn.Module, rows: SharedRows) -> Any:
             kv_length=size,
             mask_function=_visible(rows, config.sliding_window if kind == SLIDING else None),
             allow_is_causal_skip=False,
-            dtype=model.get_input_embeddings().weight.dtype,
             config=config,
-            device=rows["segment"].device,
+            device=rows["start"].device,
         )
 
-    masks = {kind: mask(kind) for kind in sorted(layer_kinds(config))}
-    return masks if len(masks) > 1 else next(iter(masks.values()))
+    return {kind: mask(kind) for kind in sorted(layer_kinds(config))}
+
+
+def _additive(decoder: nn.Module, mask: Any) -> Any:
+    """The mask in the type in which the decoder computes. Of a bool mask, or one of another type, sdpa makes such a
+    mask in every layer, and keeps each for the way back.
+    """
+    if not isinstance(mask, Tensor):
+        return mask
+    kind = mask.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+    else:
+        dtype = decoder.get_input_embeddings().weight.dtype
+    return torch.where(mask, torch.zeros((), dtype=dtype, device=mask.device), torch.finfo(dtype).min)
 
 
 def layer_kinds(config: Any) -> set[str]:
@@ -66,31 +82,36 @@ def layer_kinds(config: Any) -> set[str]:
 def _visible(rows: SharedRows, window: int | None) -> Callable[..., Tensor]:
     """Whether a query sees a key: an earlier token of its prompt or of its own answer, inside the window.
 
+    Columns are compared with bounds that each query has, so that nothing wider than a bool has the mask's size.
     Padding sees padding: a query that sees nothing would be NaN in some attention kernels.
     """
-    prompt, segment, position_ids = rows["prompt"], rows["segment"], rows["position_ids"]
+    column = torch.arange(rows["start"].size(1), device=rows["start"].device)
+    start, first_shared, position = rows["start"], rows["prompt_start"], rows["position_ids"]
+    # what comes before an answer's own tokens is shared; before a shared token nothing else is
+    end_shared = first_shared + position - (column - start)
+    if window is not None:
+        # positions restart with every answer: from a shared token to an answer's it is not as far as the columns say
+        first_shared = first_shared + (position - window + 1).clamp(min=0)
+        start = torch.maximum(start, column - window + 1)
 
     def visible(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        theirs = segment[row, key]
-        seen = (key <= query) & (prompt[row, key] == prompt[row, query])
-        seen &= (theirs == SHARED) | (theirs == segment[row, query])
-        if window is None:
-            return seen
-        # positions restart with every answer, so their difference is the distance within prompt and answer
-        return seen & (position_ids[row, query] - position_ids[row, key] < window)
+        shared = (key >= first_shared[row, query]) & (key < end_shared[row, query])
+        return (shared | (key >= start[row, query])) & (key <= query)
 
     return visible
 
 
 @contextmanager
-def _masked(model: nn.Module, mask: Any) -> Iterator[None]:
-    """While open, the decoder attends through `mask`, whatever `attention_mask` the model was called with.
+def _masked(model: nn.Module, masks: dict[str, Any]) -> Iterator[None]:
+    """While open, the decoder attends through `masks`, whatever `attention_mask` the model was called with.
 
     Past it, a mixture of experts counts tokens by `attention_mask`, for which it has to be [B, S].
     """
 
     def give(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        return args, {**kwargs, "attention_mask": mask}
+        # here, because only within the model is its autocast on
+        mask = {kind: _additive(module, mask) for kind, mask in masks.items()}
+        return args, {**kwargs, "attention_mask": mask if len(mask) > 1 else next(iter(mask.values()))}
 
     handle = decoder(model).register_forward_pre_hook(give, with_kwargs=True)
     try:
@@ -99,8 +120,22 @@ def _masked(model: nn.Module, mask: Any) -> Iterator[None]:
         handle.remove()
 
 
+@contextmanager
+def _every_position() -> Iterator[None]:
+    """While open, TRL's head scores every position that it is given, as it does on devices without Triton: looking for
+    the labels that are not −100 makes a GPU wait four times, and here all are none.
+    """
+    with patch.object(trl.trainer.utils, "_use_triton", lambda device: False):
+        yield
+
+
 def shared_token_logps(
-    model: nn.Module, rows: SharedRows, fused: bool = True, call: Callable[..., Any] | None = None, **inputs: Any
+    model: nn.Module,
+    rows: SharedRows,
+    fused: bool = True,
+    call: Callable[..., Any] | None = None,
+    statistics: bool = False,
+    **inputs: Any,
 ) -> TokenLogps:
     """Tokens' log-probabilities, [k·B, A]: what the standard pass gives, without the positions between.
 
@@ -109,6 +144,7 @@ def shared_token_logps(
         rows: from `shared_rows`, on the model's device.
         fused: through TRL's head; otherwise through the model's own logits, which forward-mode differentiation needs.
         call: calls the model, where it is not to be called directly (`functional_call` with other parameters, say).
+        statistics: of the model's own logits too, all that TRL's head gives, not the mean logit alone.
         inputs: what else the model's forward takes, `output_router_logits` for one.
     """
     label, is_answer = rows["label"], rows["is_answer"]
@@ -120,16 +156,13 @@ def shared_token_logps(
     }
     if fused:
         inputs |= {"shift_labels": label[None], "fused_lm_head": True}
-    mask = attention_masks(model, rows)
-    with _masked(model, mask), only_positions(model, rows["source"]):
+    with _masked(model, attention_masks(model, rows)), _every_position(), only_positions(model, rows["source"]):
         outputs = (call or model)(**inputs)
 
     if fused:
         scores = {ours: outputs.get(theirs) for ours, theirs in SCORED.items()}
     else:
-        logits = outputs.logits
-        mean_logit = logits.detach().mean(-1) * (label != IGNORE)
-        scores = {"logps": -token_nll(logits, label[None]), "mean_logit": mean_logit}
+        scores = logit_scores(outputs.logits, label[None], statistics)
 
     def in_rows(values: Tensor | None) -> Tensor | None:
         """[1, N] to [k·B, A]."""

@@ -6,6 +6,8 @@ Made on the CPU, in the collator: what it looks up in the tokens would make an a
 
 from __future__ import annotations
 
+import heapq
+import math
 from typing import TypedDict
 
 import torch
@@ -13,20 +15,24 @@ from torch import Tensor
 
 from .standard import IGNORE
 
-SHARED, PADDING = 0, -1  # segments; answers are 1 … k
+_OF_ROWS = ("input_ids", "position_ids", "prompt_start", "start", "count")
+_OF_ANSWERS = ("source", "label", "row", "place")
 
 
 class SharedRows(TypedDict):
-    """B prompts with k answers each in R ≤ B rows, as tensors alone, so that a batch carries it to the device.
+    """B prompts with k answers each in R ≤ B rows.
 
     Standard row j·B + i is answer j of prompt i. N is the number of answer tokens that have a prediction; a batch
     without any has N = 1 and the label −100, so that the pass still reaches every parameter.
+
+    A token is shared, or of one answer's own. Shared ones begin at `prompt_start`, own ones at `start`; padding is a
+    prompt of its own, and reaches to the row's end.
     """
 
     input_ids: Tensor  # [R, S] padded on the right
     position_ids: Tensor  # [R, S] place in the standard row without its padding
-    prompt: Tensor  # [R, S] which prompt a token belongs to, −1 padding
-    segment: Tensor  # [R, S] 0 shared, 1 … k answers, −1 padding
+    prompt_start: Tensor  # [R, S] the column in which the token's prompt begins
+    start: Tensor  # [R, S] the column in which the token's answer begins; of a shared token, its prompt
     count: Tensor  # [R, S] how many standard rows have the token: k, 1, or 0 for padding
     source: Tensor  # [N] where in the flattened [R · S] the token is predicted
     label: Tensor  # [N] the token
@@ -35,8 +41,49 @@ class SharedRows(TypedDict):
     is_answer: Tensor  # [k·B, A] bool, place < the row's number of answer tokens; A is the largest such number
 
 
+class PackedRows(TypedDict):
+    """`SharedRows` for the way to the device: three copies in place of ten, at half the bytes."""
+
+    of_rows: Tensor  # [5, R, S] int32
+    of_answers: Tensor  # [4, N] int32
+    is_answer: Tensor  # [k·B, A] bool
+
+
+def packed(rows: SharedRows) -> PackedRows:
+    """For a batch to carry."""
+    return PackedRows(
+        of_rows=torch.stack([rows[name] for name in _OF_ROWS]).int(),
+        of_answers=torch.stack([rows[name] for name in _OF_ANSWERS]).int(),
+        is_answer=rows["is_answer"],
+    )
+
+
+def unpacked(rows: PackedRows) -> SharedRows:
+    """What `packed` was given."""
+    of_rows, of_answers = rows["of_rows"].long(), rows["of_answers"].long()
+    return SharedRows(
+        **dict(zip(_OF_ROWS, of_rows, strict=True)),
+        **dict(zip(_OF_ANSWERS, of_answers, strict=True)),
+        is_answer=rows["is_answer"],
+    )
+
+
+def width_step(device: torch.device) -> int:
+    """Of what the width of shared rows is to be a multiple.
+
+    On an accelerator each width is new work for the attention: cuDNN builds a plan for every shape, and kernels copy a
+    mask whose rows are not aligned.
+    """
+    return 1 if device.type == "cpu" else 64
+
+
 def shared_rows(
-    input_ids: Tensor, attention_mask: Tensor, labels: Tensor, k: int = 2, balance: float = 4096.0
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    labels: Tensor,
+    k: int = 2,
+    balance: float = 4096.0,
+    step: int = 1,
 ) -> SharedRows:
     """Lays k rows per prompt out as one, and short ones behind each other.
 
@@ -49,6 +96,7 @@ def shared_rows(
         labels: [k·B, T] token ids, −100 where a token is not part of an answer.
         k: answers per prompt.
         balance: the row width at which attention, which grows with the square of it, costs as much as all else.
+        step: the width is a multiple of it.
     """
     rows, width = input_ids.shape
     ids, labels, length = _without_padding(input_ids, attention_mask, labels)
@@ -62,58 +110,74 @@ def shared_rows(
 
     in_prompt = at < shared[:, None]
     target = torch.where(in_prompt, at, at + (begin - shared)[..., None])  # [k, B, T] place behind the prompt's start
-    start, size, n_rows = _packed(total.tolist(), balance)
-    target = (target + start[:, None]).view(rows, width)
+    row, column, size, n_rows = _placed(total.tolist(), balance, step)
+    target = (target + (row * size + column)[:, None]).view(rows, width)
     real = at < length[:, None]
-    segment = torch.arange(1, k + 1)[:, None, None].masked_fill(in_prompt, SHARED).view(rows, width)
-    prompt = torch.arange(len(shared))[:, None].expand(k, -1, width).reshape(rows, width)
+    where, in_prompt = target[real], in_prompt.expand(k, -1, width).reshape(rows, width)
+    start = torch.where(in_prompt, column.repeat(k)[:, None], (begin + column).flatten()[:, None])
 
-    def laid_out(values: Tensor, padding: int) -> Tensor:
+    used = torch.zeros(n_rows, dtype=torch.long).scatter_reduce(0, row, column + total, "amax")
+    end = used.repeat_interleave(size)
+
+    def laid_out(values: Tensor, padding: Tensor) -> Tensor:
         # the k copies of a shared token fall on one another
-        flat = values.new_full((n_rows * size,), padding)
-        return flat.index_put_((target[real],), values.expand(rows, width)[real]).view(-1, size)
+        return padding.index_put((where,), values.expand(rows, width)[real]).view(-1, size)
 
     # the first token of a row is predicted by nothing, as in the standard pass
     predicted = real & (labels != IGNORE) & (at > 0)
     count = predicted.sum(1)
-    row, column = predicted.nonzero(as_tuple=True)
-    place = (predicted.cumsum(1) - 1)[row, column]
-    source, label = target[row, column - 1], labels[row, column]
-    if not len(row):
-        row = place = source = torch.zeros(1, dtype=torch.long)
+    of, token = predicted.nonzero(as_tuple=True)
+    place = (predicted.cumsum(1) - 1)[of, token]
+    source, label = target[of, token - 1], labels[of, token]
+    if not len(of):
+        of = place = source = torch.zeros(1, dtype=torch.long)
         label = torch.full((1,), IGNORE)
+    zeros = torch.zeros_like(end)
     return SharedRows(
-        input_ids=laid_out(ids, 0),
-        position_ids=laid_out(at, 0),
-        prompt=laid_out(prompt, PADDING),
-        segment=laid_out(segment, PADDING),
-        count=laid_out(torch.where(segment == SHARED, k, 1), 0),
+        input_ids=laid_out(ids, zeros),
+        position_ids=laid_out(at, zeros),
+        prompt_start=laid_out(column.repeat(k)[:, None], end),
+        start=laid_out(start, end),
+        count=laid_out(torch.where(in_prompt, k, 1), zeros),
         source=source,
         label=label,
-        row=row,
+        row=of,
         place=place,
         is_answer=torch.arange(max(int(count.max()), 1)) < count[:, None],
     )
 
 
-def _packed(lengths: list[int], balance: float) -> tuple[Tensor, int, int]:
-    """Where each prompt starts in the flattened rows, the rows' width, and their number: at the least cost
-    R · S · (1 + S / balance).
-    """
-    layouts = (_spread(lengths, n) for n in range(1, len(lengths) + 1))
-    rows, used = min(layouts, key=lambda layout: len(layout[1]) * (s := max(layout[1])) * (1 + s / balance))
-    size = max(*used, 1)
-    return torch.tensor([row * size + column for row, column in rows]), size, len(used)
+def _placed(lengths: list[int], balance: float, step: int) -> tuple[Tensor, Tensor, int, int]:
+    """Each prompt's row and column, the rows' width, and their number: at the least cost R · S · (1 + S / balance)."""
+    total, longest = sum(lengths), max(*lengths, 1)
+
+    def cost(n_rows: int, width: int) -> float:
+        width = math.ceil(width / step) * step
+        return n_rows * width * (1 + width / balance)
+
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    best, least = None, math.inf
+    # no spread is narrower than its longest prompt and its share of all tokens: most numbers of rows cannot win
+    bounds = {n: cost(n, max(longest, math.ceil(total / n))) for n in range(1, len(lengths) + 1)}
+    for n in sorted(bounds, key=bounds.__getitem__):
+        if bounds[n] >= least:
+            break
+        places, width = _spread(lengths, order, n)
+        if (found := cost(n, width)) < least:
+            best, least = (places, width, n), found
+    places, width, n_rows = best
+    row, column = torch.tensor(places).unbind(1)
+    return row, column, math.ceil(max(width, 1) / step) * step, n_rows
 
 
-def _spread(lengths: list[int], n_rows: int) -> tuple[list[tuple[int, int]], list[int]]:
-    """Each prompt's (row, column), the longest first into the emptiest row; and how full the rows are."""
-    used, places = [0] * n_rows, [(0, 0)] * len(lengths)
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        row = min(range(n_rows), key=used.__getitem__)
-        places[i] = (row, used[row])
-        used[row] += lengths[i]
-    return places, used
+def _spread(lengths: list[int], order: list[int], n_rows: int) -> tuple[list[tuple[int, int]], int]:
+    """Each prompt's (row, column), the longest first into the emptiest row; and how full the fullest row is."""
+    rows, places = [(0, row) for row in range(n_rows)], [(0, 0)] * len(lengths)
+    for i in order:
+        used, row = rows[0]
+        places[i] = (row, used)
+        heapq.heapreplace(rows, (used + lengths[i], row))
+    return places, max(used for used, _ in rows)
 
 
 def _without_padding(ids: Tensor, mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -54,7 +54,9 @@ def fused_token_logps(model: nn.Module, inputs: Mapping[str, Any], labels: Tenso
     )
 
 
-def logits_token_logps(model: nn.Module, inputs: Mapping[str, Any], labels: Tensor, shift: bool = True) -> TokenLogps:
+def logits_token_logps(
+    model: nn.Module, inputs: Mapping[str, Any], labels: Tensor, shift: bool = True, statistics: bool = False
+) -> TokenLogps:
     """The plain way, through the whole logits: for models whose head TRL cannot fuse.
 
     Args:
@@ -62,18 +64,31 @@ def logits_token_logps(model: nn.Module, inputs: Mapping[str, Any], labels: Tens
         inputs: what the model's forward takes.
         labels: [2B, T] token ids, −100 where a token is not part of an answer.
         shift: whether position t predicts token t+1 (causal models) or token t (decoders fed shifted labels).
+        statistics: all that TRL's fused head gives, not the mean logit alone.
     """
     outputs = model(**inputs, use_cache=False)
     logits = outputs.logits
     if shift:
         logits, labels = logits[:, -labels.size(1) : -1], labels[:, 1:]
-    is_answer = labels != IGNORE
     return TokenLogps(
-        logps=-token_nll(logits, labels),
-        is_answer=is_answer,
-        mean_logit=logits.detach().mean(-1) * is_answer,
+        is_answer=labels != IGNORE,
         aux_loss=getattr(outputs, "aux_loss", None),
+        **logit_scores(logits, labels, statistics),
     )
+
+
+def logit_scores(logits: Tensor, labels: Tensor, statistics: bool) -> dict[str, Tensor]:
+    """[R, T] each: what `TokenLogps` has of the tokens `labels` of these logits [R, T, vocabulary]."""
+    is_answer = labels != IGNORE
+    scores = {"logps": -token_nll(logits, labels)}
+    with torch.no_grad():
+        scores["mean_logit"] = logits.mean(-1) * is_answer
+        if statistics:
+            logps = logits.float().log_softmax(-1)
+            scores["entropy"] = -(logps.exp() * logps).sum(-1) * is_answer
+            scores["log_sum_sq_probs"] = (2 * logps).logsumexp(-1) * is_answer
+            scores["is_top1"] = (logits.argmax(-1) == labels) & is_answer
+    return scores
 
 
 def token_nll(logits: Tensor, labels: Tensor) -> Tensor:

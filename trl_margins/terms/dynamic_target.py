@@ -6,16 +6,14 @@ import math
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..checks import Number
 from ..pairs import PairBatch
 from .history import GapHistory
 
-# Enough for any target margin and price between 0.01 and 100 of each other; the usual ones need about ten
-_NEWTON_STEPS = 60
-_STEP_LENGTHS = 24
+# Enough for float64 with target margins and prices between 0.01 and 100
+_ROUNDS, _POINTS, _NEWTON_STEPS = 4, 128, 4
 
 
 def dynamic_target_margin(
@@ -37,7 +35,7 @@ def dynamic_target_margin(
         tau: τ, the price of leaving the uniform distribution; large τ gives every pair γ0.
         history: [H] further gaps that are solved for together with the batch, n = B + H.
         steps: of the authors' mirror descent, p ← p·exp(−η g)/Σ with η = min(0.5/τ, 1) and
-            g_i = γ0·σ(γ_i − m_i) + τ(1 + log n p_i). None gives the optimum itself, by Newton's method.
+            g_i = γ0·σ(γ_i − m_i) + τ(1 + log n p_i). None gives the optimum itself.
 
     Returns:
         [B] margins γ_i in reward units, without gradient; in the dtype of the gaps, at least float32.
@@ -67,27 +65,38 @@ def _descend(gaps: Tensor, gamma0: float, tau: float, steps: int) -> Tensor:
 
 
 def _solve(gaps: Tensor, gamma0: float, tau: float) -> Tensor:
-    """n·p at the optimum: Newton's method on q = n·p with mean 1; the Hessian is diagonal, so a step is closed form.
+    r"""n·p at the optimum. With u = log(n·p) the mean of e^u is 1 there, and one number c is what all of these are:
 
-    Every step tries a whole row of lengths at once and takes the longest of the best, which asks the device nothing.
+    .. math:: f_i(u_i) = \gamma_0\,\sigma(\gamma_0 e^{u_i} - m_i) + \tau u_i
+
+    Every f_i rises with u_i, so a bracket around c gives one around every u_i. A round cuts all of them into many
+    parts at once and keeps those that hold the solution; Newton's method ends it. Nothing is asked of the device.
     """
-    m = gaps.double()
-    q = torch.ones_like(m)
-    lengths = 0.5 ** torch.arange(_STEP_LENGTHS, device=m.device, dtype=m.dtype)
+    m = gaps.double()[:, None]  # [n, 1]
+    n = len(m)
+    part = torch.linspace(0, 1, _POINTS, dtype=m.dtype, device=m.device)
+    c_low, c_high = m.new_zeros(1), m.new_full((1,), gamma0)  # u ≤ 0 for all i, u ≥ 0 for all i
+    low = torch.full_like(m, -gamma0 / tau)
+    high = torch.full_like(m, min(gamma0 / tau, math.log(n)))
+    for _ in range(_ROUNDS):
+        u, c = torch.lerp(low, high, part), torch.lerp(c_low, c_high, part)  # [n, points], [points]
+        f = gamma0 * torch.sigmoid(gamma0 * u.exp() - m) + tau * u
+        right = torch.searchsorted(f, c.repeat(n, 1))
+        below, above = u.gather(1, (right - 1).clamp_(min=0)), u.gather(1, right.clamp_(max=_POINTS - 1))
+        # the last c that is certainly too small, the first that is certainly too large
+        last = ((above.exp().mean(0) < 1).sum(0, keepdim=True) - 1).clamp_(min=0)
+        first = (_POINTS - (below.exp().mean(0) > 1).sum(0, keepdim=True)).clamp_(max=_POINTS - 1)
+        # as indices in brackets the host would read them
+        c_low, c_high = c.index_select(0, last), c.index_select(0, first)
+        low, high = below.index_select(1, last), above.index_select(1, first)
+    u = (low + high) / 2
     for _ in range(_NEWTON_STEPS):
+        q = u.exp()
         s = torch.sigmoid(gamma0 * q - m)
-        gradient = gamma0 * s + tau * (1 + q.log())
-        curvature = gamma0**2 * s * (1 - s) + tau / q
-        multiplier = (gradient / curvature).sum() / (1 / curvature).sum()
-        step = (multiplier - gradient) / curvature  # sums to 0: the mean stays 1
-        # never more than nine tenths of the way to a share of 0
-        reach = (0.9 / (-step / q).amax().clamp(min=0.9)).clamp(max=1.0)
-        candidates = q + (reach * lengths)[:, None] * step
-        value = (F.softplus(gamma0 * candidates - m) + tau * candidates * candidates.log()).mean(1)
-        near_best = value <= value.amin() + 1e-14 * value.abs().amax()
-        longest = near_best.int().argmax(0, keepdim=True)  # as an index in brackets the host would read it
-        q = candidates.index_select(0, longest)[0]
-    return q.to(gaps.dtype)
+        f, slope = gamma0 * s + tau * u, gamma0**2 * s * (1 - s) * q + tau
+        c = ((q * f / slope - q).sum() + n) / (q / slope).sum()
+        u = torch.clamp(u + (c - f) / slope, low, high)
+    return u.exp()[:, 0].to(gaps.dtype)
 
 
 def _check(gamma0: float, tau: float) -> None:

@@ -10,18 +10,28 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..forward.forward_mode import directional_derivative
+from ..forward.ieee import ieee_float32
 from ..terms.anchor import ANCHOR_GAP, ANCHOR_SCORE_GAP
 from .collator import KEPT, with_columns
 from .configs import MarginOptions
 from .diagnostics import AnchorDiagnostics
-from .direction import Direction, FadingGradient, momentum_direction
-from .gradients import own_gradients
+from .direction import Direction, FadingGradient, momentum_direction, parameters_in_scope
+from .gradients import over_ranks, own_gradients
 from .pair_gradients import KeptGradients
 from .perturbation import perturbed
-from .precision import cannot_displace, displaced, in_float32, narrow_dtype, widened, without_dropout
+from .precision import (
+    cannot_displace,
+    displaced,
+    fused_head_moves,
+    in_float32,
+    narrow_dtype,
+    rounds_products,
+    widened,
+    without_dropout,
+)
 from .probe import Batch, Probe
 from .sharding import fsdp_dtype, is_sharded
 
@@ -39,6 +49,7 @@ class GeometricAnchor(Probe):
     def __init__(self, trainer: MarginMixin, options: MarginOptions) -> None:
         super().__init__(trainer, options)
         self.fading = FadingGradient(options.anchor_batch_multiplier)
+        self._warned = False
         if options.anchor_estimator == "per-pair":
             trainer.check_gap_only()
             if options.sam_radius:
@@ -46,6 +57,7 @@ class GeometricAnchor(Probe):
                     "anchor_estimator='per-pair' makes the update at the policy, sam_radius elsewhere: one of them"
                 )
         self.narrow_dtype = narrow_dtype(trainer.model, trainer.accelerator.mixed_precision)
+        self._check_sharded(parameters_in_scope(trainer.model, options.anchor_scope))
         logger.info(
             "anchor: radius %g over %d parameters (scope %s), direction from %s, gaps by %s",
             options.anchor_radius,
@@ -60,6 +72,7 @@ class GeometricAnchor(Probe):
     def __call__(self, batches: Sequence[Batch]) -> list[Batch]:
         """The same mini-batches, each with `anchor_score_gap` or `anchor_gap` among its columns."""
         batches = self.prepared(batches)
+        self._check_sharded(self.parameters)
         if self.options.anchor_estimator == "per-pair":
             batches, direction, measured = self._per_pair(batches)
         else:
@@ -119,16 +132,26 @@ class GeometricAnchor(Probe):
         with torch.no_grad():
             return self._estimator(batches, direction)
 
+    def _check_sharded(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Whether the estimator can measure sharded parameters. Asked at once, of what accelerate is going to shard
+        too, and before a window's first pass, when all of them are.
+
+        Raises:
+            ValueError: it cannot.
+        """
+        if not (self.trainer.accelerator.is_fsdp2 or any(map(is_sharded, parameters.values()))):
+            return
+        name = self.options.anchor_estimator
+        dtype = self.narrow_dtype or fsdp_dtype(self.trainer.model) or torch.float32
+        if name != "per-pair" and (name != "difference" or dtype.itemsize < 4):
+            raise ValueError(
+                "on sharded parameters (FSDP2) the anchor is measured by anchor_estimator='difference' in float32 "
+                f"alone; this run has {name!r} in {dtype}. DDP takes all of them"
+            )
+
     @cached_property
     def _estimator(self) -> Callable[[Sequence[Batch], Direction], list[dict[str, Tensor]]]:
         name = self.options.anchor_estimator
-        if any(map(is_sharded, self.parameters.values())):
-            dtype = self.narrow_dtype or fsdp_dtype(self.trainer.model) or torch.float32
-            if name != "difference" or dtype.itemsize < 4:
-                raise ValueError(
-                    "on sharded parameters (FSDP2) the anchor is measured by anchor_estimator='difference' in float32 "
-                    f"alone; this run has {name!r} in {dtype}. DDP takes all of them"
-                )
         if name == "difference" and self.narrow_dtype is not None:
             reason = cannot_displace(self.trainer.model, self.parameters)
             if reason is not None:
@@ -139,17 +162,22 @@ class GeometricAnchor(Probe):
     def _difference(self, batches: Sequence[Batch], direction: Direction) -> list[dict[str, Tensor]]:
         step = -self.options.anchor_radius * direction.per_unit
         if self.narrow_dtype is None:
-            anchor = perturbed(self.trainer.model, direction.vectors, step)
+            anchor, fused = perturbed(self.trainer.model, direction.vectors, step), True
         else:
-            anchor = displaced(self.trainer.model, direction.vectors, step, self.narrow_dtype)
-        # the fused head reads the LM head's weight itself, and would miss a step that stays beside it
-        fused = self.narrow_dtype is None
-        if self.trainer.args.disable_dropout and not self.trainer.args.neftune_noise_alpha:
-            # the update's own forward pass gives the other end of the difference
-            with anchor:
-                return [{ANCHOR_SCORE_GAP: gap} for gap in self._gaps(batches, fused)]
+            anchor, fused = self._displaced(direction.vectors, step)
+        # the update's own forward pass gives the other end of the difference, where it is computed like this one
+        alike = self.narrow_dtype is not None or not rounds_products()
+        if alike and self.trainer.args.disable_dropout and not self.trainer.args.neftune_noise_alpha:
+            with ieee_float32():
+                return [{ANCHOR_SCORE_GAP: gap} for gap in self._there(batches, anchor, fused)]
         with without_dropout(self.trainer.model):
             return self._fall(batches, anchor, fused)
+
+    def _displaced(self, vectors: Mapping[str, Tensor], step: Tensor) -> tuple[AbstractContextManager, bool]:
+        """The anchor in 16 bits, and whether TRL's fused head may be used there."""
+        fused = fused_head_moves(self.trainer.model, vectors)
+        anchor = displaced(self.trainer.model, vectors, step, self.narrow_dtype, fused and self.trainer.fuses_head)
+        return anchor, fused
 
     def _float32(self, batches: Sequence[Batch], direction: Direction) -> list[dict[str, Tensor]]:
         step = -self.options.anchor_radius * direction.per_unit
@@ -160,13 +188,30 @@ class GeometricAnchor(Probe):
         self, batches: Sequence[Batch], anchor: AbstractContextManager, fused: bool = True
     ) -> list[dict[str, Tensor]]:
         """Both ends of the difference, passed forward alike."""
-        here = self._gaps(batches)
-        with anchor:
-            return [{ANCHOR_GAP: h - there} for h, there in zip(here, self._gaps(batches, fused), strict=True)]
+        with ieee_float32():
+            here = self._gaps(batches)
+            return [
+                {ANCHOR_GAP: h - there} for h, there in zip(here, self._there(batches, anchor, fused), strict=True)
+            ]
+
+    def _there(self, batches: Sequence[Batch], anchor: AbstractContextManager, fused: bool) -> list[Tensor]:
+        with anchor as products:
+            gaps = self._gaps(batches, fused)
+        unused = [name for name, product in (products or {}).items() if not product.called]
+        if unused and not self._warned:
+            self._warned = True
+            logger.warning(
+                "%d of %d linear layers were not called at the anchor (%s is one): the anchor gaps leave their step "
+                "out. If a kernel reads these weights itself, set anchor_estimator='float32'",
+                len(unused),
+                len(products),
+                unused[0],
+            )
+        return gaps
 
     def _directional(self, batches: Sequence[Batch], direction: Direction) -> list[dict[str, Tensor]]:
         scale = self.options.anchor_radius * direction.per_unit
-        with without_dropout(self.trainer.model):
+        with without_dropout(self.trainer.model), ieee_float32():
             return [{ANCHOR_GAP: scale * self._slope(batch, direction.vectors)} for batch in batches]
 
     def _gaps(self, batches: Sequence[Batch], fused: bool = True) -> list[Tensor]:
@@ -185,7 +230,7 @@ class GeometricAnchor(Probe):
         used = kept[: self.options.anchor_batch_multiplier]
         summed = {name: sum(each.summed()[name] for each in used) for name in self.parameters}
         n_pairs = torch.tensor(float(sum(each.gap.numel() for each in used)), device=self.trainer.accelerator.device)
-        direction = self._directed(self.trainer.accelerator.reduce(summed, "sum"), n_pairs, len(used))
+        direction = self._directed(over_ranks(self.trainer.accelerator, summed, "sum"), n_pairs, len(used))
         scale = self.options.anchor_radius * direction.per_unit
         measured = [{ANCHOR_GAP: scale * each.along(direction.vectors)} for each in kept]
         ready = [
@@ -194,9 +239,9 @@ class GeometricAnchor(Probe):
         ]
         return ready, direction, measured
 
-    def _mean_over_ranks(self, gradients: list[Tensor]) -> list[Tensor]:
+    def _mean_over_ranks(self, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
         # DDP reduces what its own forward pass has announced; these gradients come from none
-        return self.trainer.accelerator.reduce(gradients, "mean")
+        return over_ranks(self.trainer.accelerator, gradients, "mean")
 
     # What it remembers
 

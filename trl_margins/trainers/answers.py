@@ -1,4 +1,4 @@
-"""Scores answers with a model as the trainers see them: any number of answers to each prompt, nothing is trained."""
+"""Scores completions with a model as the trainers see them: any number of each prompt, nothing is trained."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ from ..forward.shareable import why_not_shared
 from ..forward.shared_prompt import shared_token_logps
 from ..forward.shared_rows import shared_rows
 from ..forward.standard import IGNORE, TokenLogps, fused_token_logps, logits_token_logps
+from ..rows import PreferenceRow, RowReader, RowTokens, tokenize
+from ..rows.cpo_tokens import CPOTokenizer
 from .precision import narrow_dtype
 from .sharing import TOLERANCE
-from .tokenization import RowsOfABatch
 
 logger = logging.getLogger(__name__)
 
@@ -47,36 +48,43 @@ class _Tokens(NamedTuple):
     def size(self) -> int:
         return sum(map(len, self.answers))
 
+    def distinct(self) -> tuple[_Tokens, np.ndarray]:
+        """Each different completion once, and which of them each completion is: equal ones get the same value, to
+        the last bit.
+        """
+        places: dict[tuple[int, ...], int] = {}
+        at = np.array([places.setdefault(tuple(ids.tolist()), len(places)) for ids in self.answers], int)
+        first = [int(np.flatnonzero(at == place)[0]) for place in range(len(places))]
+        return _Tokens(self.prompt, [self.answers[i] for i in first], [self.labels[i] for i in first]), at
+
 
 def answer_logps(
     model: nn.Module,
     tokenizer: Any,
-    prompts: Sequence[Any],
-    answers: Sequence[Sequence[Any]],
+    rows: Sequence[PreferenceRow],
     max_length: int = 1024,
     batch_size: int = 16,
     accelerator: Accelerator | None = None,
     use_adapter: bool = True,
     desc: str = "Scoring answers",
 ) -> list[AnswerLogps]:
-    """Log-probabilities of every answer, on the tokens that `MarginCPOTrainer` trains on.
+    """Log-probabilities of every completion, on the tokens that the trainers train on.
 
-    The answers to one prompt go through the model in one row, where it can. What is scored together depends on
-    `batch_size` alone, not on the number of processes; every process gets all values.
+    The completions of one prompt go through the model in one row, where it can; equal ones once. What is scored
+    together depends on `batch_size` alone, not on the number of processes; every process gets all values.
 
     Args:
         model: a causal or encoder-decoder model, with or without adapter.
         tokenizer: with a chat template where prompts are conversational.
-        prompts: [N] texts or lists of messages.
-        answers: [N] answers to each, in the prompt's form; their number may differ.
-        max_length: longest prompt and answer, in tokens; answers are cut to it.
+        rows: [N] prompts with their completions, whose number may differ.
+        max_length: longest prompt and completion, in tokens; what is over is cut, and counted in the log.
         batch_size: answers a device and pass.
         accelerator: where several processes share the work.
         use_adapter: score with the adapter, or with the model under it.
         desc: of the progress bar.
     """
     accelerator = accelerator or Accelerator()
-    rows = _tokenized(model, tokenizer, prompts, answers, max_length)
+    rows, places = _tokenized(model, tokenizer, rows, max_length, desc)
     # the longest first: memory runs out at once or never, and rows of a batch are of like length
     order = sorted(range(len(rows)), key=lambda i: (-rows[i].size, i))
     batches = _batches(order, [max(len(row.answers), 1) for row in rows], batch_size)
@@ -91,7 +99,7 @@ def answer_logps(
     if accelerator.num_processes > 1:
         found = gather_object(found)
     by_row = dict(found)
-    return [by_row[i] for i in range(len(rows))]
+    return [AnswerLogps(*(values[at] for values in by_row[i])) for i, at in enumerate(places)]
 
 
 @contextmanager
@@ -114,25 +122,59 @@ def _ready(model: nn.Module, use_adapter: bool) -> Iterator[None]:
 
 
 def _tokenized(
-    model: nn.Module, tokenizer: Any, prompts: Sequence[Any], answers: Sequence[Sequence[Any]], max_length: int
-) -> list[_Tokens]:
-    encoder_decoder = model.config.is_encoder_decoder
-    tokens = RowsOfABatch(tokenizer, max_length, max_length if encoder_decoder else None, encoder_decoder)
-    rows = []
-    for start in tqdm(range(0, len(prompts), _ROWS_A_CALL), desc="Tokenizing", unit="batch", leave=False):
-        some = range(start, min(start + _ROWS_A_CALL, len(prompts)))
-        flat = [(prompts[i], answer) for i in some for answer in answers[i]]
-        # a tokenized pair holds two answers that know nothing of each other: here the same one twice
-        columns = {"prompt": [p for p, _ in flat], "chosen": [a for _, a in flat], "rejected": [a for _, a in flat]}
-        made = tokens(columns) if flat else {}
-        ids = iter(made.get("chosen_labels" if encoder_decoder else "chosen_input_ids", ()))
-        labels, prompt_ids = iter(made.get("chosen_labels", ())), iter(made.get("prompt_input_ids", ()))
-        for i in some:
-            k = range(len(answers[i]))
-            prompt = [torch.as_tensor(next(prompt_ids)) for _ in k]
-            row_ids, row_labels = [torch.as_tensor(next(ids)) for _ in k], [torch.as_tensor(next(labels)) for _ in k]
-            rows.append(_Tokens(prompt[0] if prompt else torch.empty(0, dtype=torch.long), row_ids, row_labels))
-    return rows
+    model: nn.Module, tokenizer: Any, rows: Sequence[PreferenceRow], max_length: int, name: str
+) -> tuple[list[_Tokens], list[np.ndarray]]:
+    """The tokens of each row's different completions, and which of them each completion is."""
+    if model.config.is_encoder_decoder:
+        found = [_encoder_decoder_tokens(tokenizer, row, i, max_length, name) for i, row in enumerate(rows)]
+    else:
+        whole: list[RowTokens] = []
+        for start in tqdm(range(0, len(rows), _ROWS_A_CALL), desc="Tokenizing", unit="batch", leave=False):
+            some = rows[start : start + _ROWS_A_CALL]
+            whole += tokenize(some, tokenizer, lambda i, start=start: f"row {start + i} of {name}")
+        _report_cut(whole, max_length, name)
+        found = [_labelled(tokens.cut(max_length)) for tokens in whole]
+    distinct = [row.distinct() for row in found]
+    return [tokens for tokens, _ in distinct], [places for _, places in distinct]
+
+
+def _labelled(tokens: RowTokens) -> _Tokens:
+    prompt = torch.tensor(tokens.prompt, dtype=torch.long)
+    answers = [torch.tensor(tokens.prompt + ids, dtype=torch.long) for ids in tokens.completions]
+    labels = [answer.clone() for answer in answers]
+    for each in labels:
+        each[: len(prompt)] = IGNORE
+    return _Tokens(prompt, answers, labels)
+
+
+def _encoder_decoder_tokens(tokenizer: Any, row: PreferenceRow, number: int, max_length: int, name: str) -> _Tokens:
+    reader = RowReader(name, ())
+    pairs = [PreferenceRow(row.prompt, [part, part], row.template) for part in row.completions]
+    if not pairs:
+        return _Tokens(torch.empty(0, dtype=torch.long), [], [])
+    made = CPOTokenizer(reader, tokenizer, max_length, max_length, is_encoder_decoder=True).columns(
+        pairs, [number] * len(pairs)
+    )
+    labels = [torch.as_tensor(ids) for ids in made["chosen_labels"]]
+    return _Tokens(torch.as_tensor(made["prompt_input_ids"][0]), labels, labels)
+
+
+def _report_cut(rows: Sequence[RowTokens], max_length: int, name: str) -> None:
+    """Warns of completions that `max_length` cuts, and of prompts that leave nothing of them."""
+    cut = sum(len(row.prompt) + len(ids) > max_length for row in rows for ids in row.completions)
+    emptied = sum(len(row.prompt) >= max_length for row in rows)
+    if cut:
+        logger.warning(
+            "%s: %d of %d completions are cut to max_length=%d%s",
+            name,
+            cut,
+            sum(len(row.completions) for row in rows),
+            max_length,
+            f"; in {emptied} of {len(rows)} rows the prompt alone fills it, so that nothing of the completions is "
+            "left and all of them have the reward 0"
+            if emptied
+            else "",
+        )
 
 
 def _batches(order: Sequence[int], n_answers: Sequence[int], batch_size: int) -> list[list[int]]:

@@ -22,6 +22,7 @@ from .pair_log import PairLog
 logger = logging.getLogger(__name__)
 
 TERMS_FILE = "margin_terms.safetensors"
+SHARING_FILE = "shared_prompts.json"
 DIRECTION_FILE = "anchor_direction.safetensors"
 _PLAIN = "plain"
 
@@ -138,6 +139,8 @@ class CheckpointMixin:
         Path(folder, TRAINER_STATE_NAME).unlink(missing_ok=True)  # of an earlier run: this one is not whole yet
         if states := self._term_states():
             save_states(states, folder / TERMS_FILE)
+        if timed := self._sharing.state_dict():
+            Path(folder, SHARING_FILE).write_text(json.dumps(timed))
         for probe in self._remembering_probes:
             if state := probe.state_dict():
                 save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / DIRECTION_FILE)
@@ -169,6 +172,9 @@ class CheckpointMixin:
         self._rng_state_of = checkpoint
         if checkpoint is None:
             return
+        if (timed := Path(checkpoint, SHARING_FILE)).exists():
+            with _readable(timed):
+                self._sharing.load_state_dict(self, json.loads(timed.read_text()))
         if self._term_states() and (file := _state_file(checkpoint, TERMS_FILE)):
             with _readable(file):
                 states = load_states(file, self.args.device)

@@ -5,18 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..data.scores import check_row, find_score_columns, problem_of
-from ..forward.shared_rows import shared_rows
+from ..forward.shared_rows import packed, shared_rows
+from ..rows.scores import check_row, find_score_columns, problem_of
+
+if TYPE_CHECKING:
+    from .model_checks import TokenLimits
 
 StandardRows = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # input_ids, attention_mask, labels, each [2B, T]
 
 # One key for all carried columns: TRL's trainers read meaning into keys that begin with "chosen" or "rejected"
 CARRIED = "pair_columns"
-SHARED = "shared_rows"  # the batch's pairs, each in one row
+SHARED = "shared_rows"  # the batch's pairs, each in one row, as `PackedRows`
 KEPT = "kept_pairs"  # the `PairLogps` of a batch whose forward pass has been made already
 ROW = "row_number"  # in the training set, as the trainer was given it
 SCORES = ("score_chosen", "score_rejected")
@@ -64,9 +67,13 @@ class PairCollator:
     columns: Sequence[str] = ()  # further columns of numbers that the objective reads
     if_there: Sequence[str] = ()  # and columns that are carried where the rows have them
     standard_rows: Callable[[Mapping[str, Any]], StandardRows | None] | None = None  # for a batch that shares prompts
+    width_step: int = 1  # of the shared rows, which the trainer's device asks for
+    limits: TokenLimits | None = None  # of the model that gets the batch
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         batch = self.collator(rows)
+        if self.limits is not None:
+            self.limits.check_batch(batch, rows)
         if missing := [name for name in self.columns if name not in rows[0]]:
             raise ValueError(
                 f"the objective reads {missing}, which these rows do not have: a set that the trainer was not built "
@@ -92,5 +99,5 @@ class PairCollator:
         rows = None if self.standard_rows is None else self.standard_rows(batch)
         if rows is not None:
             # last: accelerate takes the size of a batch from its first tensor
-            batch = {**batch, SHARED: dict(shared_rows(*rows))}
+            batch = {**batch, SHARED: dict(packed(shared_rows(*rows, step=self.width_step)))}
         return batch

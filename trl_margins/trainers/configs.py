@@ -182,11 +182,25 @@ class MarginOptions:
     sam_radius: float = field(
         default=0.0, metadata={"help": "ρ of sharpness-aware minimisation; 0 is off. The scope is `anchor_scope`."}
     )
+    prompt_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "The column with the prompt, if it is not `prompt`. Without any, the prompt is what chosen and "
+            "rejected both begin with."
+        },
+    )
+    system_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "A column with the system message of each row. Text becomes messages, which alone can have one."
+        },
+    )
     score_columns: list[str] | None = field(
         default=None,
         metadata={
-            "help": "The columns with the scores of the chosen and the rejected answer, or one column with their gap. "
-            "Found by their usual names when not given."
+            "help": "The columns with the scores of the chosen and the rejected completion, or one column with their "
+            "gap or with the list of all responses' scores, of which the highest and the lowest count. Found by their "
+            "usual names when not given."
         },
     )
     eval_min_score_gap: float = field(
@@ -284,6 +298,15 @@ class MarginCPOConfig(MarginOptions, CPOConfig):
         metadata={
             "help": f"Target margin γ in reward units, for loss_type='simpo'. Defaults to TRL's {SIMPO_GAMMA}, or to "
             "`gamma_beta_ratio` · β."
+        },
+    )
+    tokenization: str = field(
+        default="chat-template",
+        metadata={
+            "help": "'chat-template': the tokens of the chat template, as TRL's DPOTrainer has them; a completion "
+            "begins where prompt, prompt + chosen and prompt + rejected part. 'cpo': those of CPOTrainer, for runs "
+            "that go on from old ones.",
+            "choices": ["chat-template", "cpo"],
         },
     )
 

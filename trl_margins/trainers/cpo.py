@@ -21,12 +21,16 @@ from ..losses import CPO_LOSSES
 from ..objective import LengthNormalizedReward, Objective, ObjectiveOutput, SummedReward
 from ..pairs import PairLogps
 from ..rewards import length_normalized
+from ..rows.cpo_tokens import CPOTokenizer
+from ..rows.opened import column_names
+from ..rows.tokenized import CPO_COLUMNS, check_told_apart, compare_with_cpo, tokenized, without_filled
+from ..rows.tokens import PairTokenizer, RowTokens, cpo_columns
 from ..terms import Term
 from .collator import StandardRows
 from .configs import MarginCPOConfig
 from .mixin import MarginMixin
-from .tokenization import tokenized
-from .truncation import report_empty_answers
+from .model_checks import check_before_training
+from .preparation import opened_set
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +42,9 @@ _PAIR_COLUMNS |= {f"{side}_{kind}" for side in _PAIR_COLUMNS for kind in _TOKENS
 class MarginCPOTrainer(MarginMixin, CPOTrainer):
     """TRL's `CPOTrainer`; with `weight` in its config (or `weight_term`, `margin_term`), each pair has its own.
 
-    Without a term it is `CPOTrainer`: same defaults, same losses, same logged names. What differs: the logits are not
-    built (`logits/*` are means over answer tokens), and pairs that truncation left without an answer have reward 0.
+    Without a term it is `CPOTrainer`: same defaults, same losses, same logged names. What differs: tokens are those of
+    the chat template (`tokenization="cpo"` gives CPOTrainer's), the logits are not built (`logits/*` are means over
+    completion tokens), and pairs whose prompt fills `max_length` are dropped, as DPOTrainer drops them.
     """
 
     _config_class = MarginCPOConfig
@@ -55,24 +60,60 @@ class MarginCPOTrainer(MarginMixin, CPOTrainer):
                 # Liger's own fused loss would replace the forward that was just given
                 off = {"fused_linear_cross_entropy": False}
                 self.args.liger_kernel_config = {**(self.args.liger_kernel_config or {}), **off}
+        check_before_training(self)
 
     def _tokenize(self) -> None:
-        """Tokenizes what CPOTrainer was given a row of, and says which answers truncation left empty."""
+        """Tokenizes the sets of which CPOTrainer was shown nothing."""
+        for name, given in self._untokenized.items():
+            if isinstance(given, DatasetDict):
+                sets = {split: self._tokenized(dataset, split) for split, dataset in given.items()}
+                setattr(self, name, DatasetDict(sets))
+            else:
+                setattr(self, name, self._tokenized(given, {"train_dataset": "train"}.get(name, "eval")))
 
-        def whole(dataset: Any, split: str) -> Any:
-            dataset = tokenized(dataset, self, split)
-            if isinstance(dataset, IterableDataset):
-                return dataset
-            empty = report_empty_answers(dataset, split, self.max_length)
-            self.set_facts[split] = replace(self.set_facts[split], left_empty=empty)
-            return dataset
+    def _tokenized(self, dataset: Dataset | IterableDataset, split: str) -> Dataset | IterableDataset:
+        first = self._opened.pop(split, None)  # another set may come later by the same name
+        opened = first or opened_set(dataset, split, self.options, self.processing_class)
+        opened = replace(opened, dataset=dataset)
+        as_cpo = self.is_encoder_decoder or getattr(self.args, "tokenization", "") == "cpo"
+        tokenizer: CPOTokenizer | PairTokenizer
+        if as_cpo:
+            tokenizer = CPOTokenizer(
+                opened.reader,
+                self.processing_class,
+                self.max_length,
+                self.max_completion_length,
+                self.is_encoder_decoder,
+            )
+        else:
+            columns = partial(_token_columns, max_length=self.max_length, shown=self._shown)
+            tokenizer = PairTokenizer(opened.reader, self.processing_class, columns)
+        found = tokenized(opened, tokenizer, self.args.dataset_num_proc)
+        if self.is_encoder_decoder:
+            return found
+        found, dropped = without_filled(found, split, self.max_length, CPO_COLUMNS[0])
+        if isinstance(found, Dataset):
+            check_told_apart(found, opened, CPO_COLUMNS, None)
+            if first is not None:
+                self.set_facts[split] = replace(self.set_facts[split], dropped=dropped)
+        if split == "train" and first is not None and not as_cpo:
+            compare_with_cpo(opened, self.processing_class, self.max_length)
+        return found
 
-        for name, split in {"train_dataset": "train", "eval_dataset": "eval"}.items():
-            dataset = self._untokenized.get(name)
-            if isinstance(dataset, (Dataset, IterableDataset)):
-                setattr(self, name, whole(dataset, split))
-            elif isinstance(dataset, DatasetDict):
-                setattr(self, name, DatasetDict({key: whole(part, key) for key, part in dataset.items()}))
+    @property
+    def _shown(self) -> Any:
+        """The tokenizer that gives `generate_during_eval` the prompts as text."""
+        return self.processing_class if self.generate_during_eval else None
+
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """TRL's; a set that the trainer was not built with is tokenized first."""
+        if isinstance(eval_dataset, Dataset | IterableDataset) and CPO_COLUMNS[1] not in column_names(eval_dataset):
+            eval_dataset = self._tokenized(eval_dataset, kwargs.get("metric_key_prefix", "eval"))
+        return super().evaluate(eval_dataset, *args, **kwargs)
+
+    def tokenize_row(self, feature: Any, model: Any = None) -> dict[str, Any]:
+        """Nothing: CPOTrainer tokenizes row by row in its constructor; the sets get their tokens afterwards."""
+        return {}
 
     def _build_objective(self, config: Any, weight: Term | None, margin: Term | None) -> Objective:
         per_token = config.loss_type in ("simpo", "ipo")
@@ -111,7 +152,7 @@ class MarginCPOTrainer(MarginMixin, CPOTrainer):
         }
         if self.is_encoder_decoder:
             model_inputs["decoder_input_ids"] = self._shift_right(labels)
-        if self._fused:
+        if self._head_is_fused:
             return fused_token_logps(model, model_inputs, labels)
         return logits_token_logps(model, model_inputs, labels, shift=not self.is_encoder_decoder)
 
@@ -144,15 +185,13 @@ class MarginCPOTrainer(MarginMixin, CPOTrainer):
         if isinstance(call.get("eval_dataset"), dict):
             # CPOTrainer maps over its evaluation set, which a plain dict cannot
             call["eval_dataset"] = DatasetDict(call["eval_dataset"])
-        # CPOTrainer tokenizes row by row: it gets one row of each set, and the sets get their tokens afterwards
+        # CPOTrainer's constructor reads and tokenizes row by row: it gets a row that says nothing in place of each set
         names = ("train_dataset", "eval_dataset")
         kinds = (Dataset, IterableDataset, DatasetDict)
         self._untokenized = {name: call[name] for name in names if isinstance(call.get(name), kinds)}
         for name, dataset in self._untokenized.items():
             call[name] = (
-                _first_row(dataset)
-                if not isinstance(dataset, DatasetDict)
-                else DatasetDict({key: _first_row(part) for key, part in dataset.items()})
+                DatasetDict({key: _one_row() for key in dataset}) if isinstance(dataset, DatasetDict) else _one_row()
             )
 
     def _can_fuse(self) -> bool:
@@ -166,10 +205,13 @@ class MarginCPOTrainer(MarginMixin, CPOTrainer):
         return False
 
 
-def _first_row(dataset: Dataset | IterableDataset) -> Dataset:
-    if isinstance(dataset, IterableDataset):
-        return Dataset.from_list(list(dataset.take(1)))
-    return dataset.select(range(min(1, len(dataset))))
+def _one_row() -> Dataset:
+    return Dataset.from_list([{"prompt": "", "chosen": "", "rejected": ""}])
+
+
+def _token_columns(tokens: RowTokens, max_length: int | None, shown: Any) -> dict[str, Any]:
+    made = cpo_columns(tokens, max_length)
+    return made if shown is None else {**made, "prompt": shown.decode(tokens.prompt)}
 
 
 def _standard_rows(batch: Mapping[str, Any], padding_value: int) -> StandardRows | None:

@@ -22,17 +22,18 @@ class Direction:
 
     vectors: Mapping[str, Tensor]  # parameter name → tensor of its shape
     norm: Tensor  # []
+    sign: int = 1  # −1 for vectors that point the other way
 
     @classmethod
-    def along(cls, vectors: Mapping[str, Tensor]) -> Direction:
+    def along(cls, vectors: Mapping[str, Tensor], sign: int = 1) -> Direction:
         # in one order, for the same rounding after a resume
-        return cls(vectors, total_norm(vectors[name] for name in sorted(vectors)))
+        return cls(vectors, total_norm(vectors[name] for name in sorted(vectors)), sign)
 
     @property
     def per_unit(self) -> Tensor:
         """[] the factor that makes it a unit vector; 0 where there is no direction."""
         usable = torch.isfinite(self.norm) & (self.norm > 0)
-        return torch.where(usable, 1 / self.norm, 0.0)
+        return torch.where(usable, self.sign / self.norm, 0.0)
 
 
 def total_norm(tensors: Iterable[Tensor]) -> Tensor:
@@ -91,7 +92,7 @@ _PAIRS = "n_pairs"
 
 def momentum_direction(optimizer: Any, parameters: Mapping[str, nn.Parameter]) -> Direction | None:
     """The direction in which the optimizer's running mean of the loss gradient says that gaps grow, −momentum; None
-    before the first step.
+    before the first step. Its vectors are the optimizer's own tensors.
 
     Raises:
         ValueError: an optimizer without momentum, or with one that is not kept as a plain tensor of the parameter.
@@ -117,8 +118,8 @@ def momentum_direction(optimizer: Any, parameters: Mapping[str, nn.Parameter]) -
                 f"{type(optimizer).__name__} keeps {', '.join(state)} for {name}. Take an optimizer with a plain "
                 "momentum (adamw_torch), or anchor_direction='gradient'"
             )
-        vectors[name] = -momentum
-    return Direction.along(vectors)
+        vectors[name] = momentum
+    return Direction.along(vectors, sign=-1)
 
 
 def parameters_in_scope(model: nn.Module, scope: Sequence[str] | None) -> dict[str, nn.Parameter]:

@@ -14,15 +14,19 @@ from trl import DPOTrainer
 
 from ..forward.shareable import why_not_shared
 from ..forward.shared_prompt import shared_token_logps
+from ..forward.shared_rows import unpacked
 from ..forward.standard import IGNORE, TokenLogps, fused_token_logps, logits_token_logps, pair_logps
 from ..losses import DPO_LOSSES, REFERENCE_FREE_LOSSES
 from ..objective import LengthNormalizedReward, LogRatioReward, Objective, ObjectiveOutput
 from ..pairs import PairLogps
+from ..rows.tokenized import DPO_COLUMNS, check_told_apart, tokenized, without_filled
+from ..rows.tokens import PairTokenizer, dpo_columns
 from ..terms import Term
 from .collator import CARRIED, SHARED, StandardRows
 from .configs import MarginDPOConfig
 from .mixin import MarginMixin
-from .truncation import report_dropped
+from .model_checks import check_before_training
+from .preparation import opened_set
 
 _NO_REFERENCE = object()
 _REFERENCE = "reference_logps"  # of a batch that several passes look at
@@ -38,7 +42,12 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
 
     _config_class = MarginDPOConfig
     _fused = True
+    _takes_images = True
     _plain_head_will_do = False  # entropy and token accuracy, which TRL logs here, come with the fused head
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        check_before_training(self)
 
     def _build_objective(self, config: Any, weight: Term | None, margin: Term | None) -> Objective:
         self._reference_free = getattr(config, "reward", "log-ratio") == "length-normalized"
@@ -80,13 +89,19 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
             call["ref_model"] = _NO_REFERENCE
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
-        prepared = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
-        if isinstance(dataset, Dataset):
-            dropped = report_dropped(len(dataset), len(prepared), dataset_name, args.max_length)
-            facts = self.set_facts.get(dataset_name)
-            if facts and facts.dropped is None:  # another set may come later by the same name
-                self.set_facts[dataset_name] = replace(facts, dropped=dropped)
-        return prepared
+        """TRL's tokens, by its rule, many rows at a time."""
+        first = self._opened.pop(dataset_name, None)  # another set may come later by the same name
+        opened = first or opened_set(dataset, dataset_name, self.options, processing_class)
+        opened = replace(opened, dataset=dataset)
+        tokenizer = PairTokenizer(opened.reader, processing_class, dpo_columns)
+        found = tokenized(opened, tokenizer, args.dataset_num_proc)
+        keeps_start = args.truncation_mode == "keep_start"
+        found, dropped = without_filled(found, dataset_name, args.max_length if keeps_start else None, DPO_COLUMNS[0])
+        if isinstance(found, Dataset):
+            check_told_apart(found, opened, DPO_COLUMNS, args.max_length if keeps_start else None)
+            if first is not None:
+                self.set_facts[dataset_name] = replace(self.set_facts[dataset_name], dropped=dropped)
+        return found
 
     def standard_rows(self) -> Callable[[Mapping[str, Any]], StandardRows | None]:
         return _rows_if_known
@@ -97,8 +112,12 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
             return self.shared_logps(model, batch, **router)
         inputs = {key: value for key, value in batch.items() if key not in _NOT_FOR_THE_MODEL}
         _, _, labels = _standard_rows(batch)
-        token_logps = fused_token_logps if self._fused else logits_token_logps
-        return token_logps(model, {**inputs, **router}, labels)
+        if self._head_is_fused:
+            return fused_token_logps(model, {**inputs, **router}, labels)
+        return logits_token_logps(model, {**inputs, **router}, labels, statistics=True)
+
+    def is_plain_text(self, batch: Mapping[str, Any]) -> bool:
+        return not batch.keys() - {"input_ids", "attention_mask", CARRIED, *_NOT_FOR_THE_MODEL}
 
     def concatenated_forward(self, model: nn.Module, batch: Mapping[str, Any]) -> PairLogps:
         tokens = self.token_logps(model, batch, self._sharing(self, batch))
@@ -131,20 +150,24 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
         return not self.args.activation_offloading and super().graphs_can_wait(n_mini_batches)
 
     def compute_ref_log_probs(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        """TRL's, with the prompt computed once where the model can."""
+        """TRL's, with the prompt computed once where the model can, and without the fused head where it is wrong."""
         plain = {k: v for k, v in inputs.items() if k not in (CARRIED, SHARED)}
-        if not self._sharing(self, inputs) or why_not_shared(model):
+        shares = self._sharing(self, inputs) and not why_not_shared(model)
+        if self._fused and not shares:
             return super().compute_ref_log_probs(model, plain)
         found: list[PairLogps] = []
 
-        def shared(labels: Tensor, **kwargs: Any) -> Any:
+        def instead(labels: Tensor, use_cache: bool, fused_lm_head: bool, **kwargs: Any) -> Any:
             """What TRL calls as the model, in its own contexts (adapters, autocast); its sums are then not used."""
-            tokens = shared_token_logps(model, inputs[SHARED])
+            if shares:
+                tokens = shared_token_logps(model, unpacked(inputs[SHARED]), fused=self._fused)
+            else:
+                tokens = logits_token_logps(model, kwargs, labels)
             # summed as the policy's are, in the same order: equal models have a log-ratio of exactly 0
             found.append(pair_logps(tokens, tail_weight=self.ld_alpha))
             return SimpleNamespace(log_probs=tokens.logps.new_zeros(labels[:, 1:].shape))
 
-        super().compute_ref_log_probs(shared, plain)
+        super().compute_ref_log_probs(instead, plain)
         return found[0].chosen, found[0].rejected
 
     def _precompute_ref_logps(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:

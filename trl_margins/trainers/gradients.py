@@ -35,9 +35,10 @@ class GatheringGradients:
         scale = None if scaler is None else scaler.scale(torch.ones((), device=value.device))
         value = value if scale is None else value * scale
         # DDP would believe that the update's gradients are there, and DeepSpeed would take these for them
-        hooked = retain_graph or self.accelerator.distributed_type == DistributedType.DEEPSPEED
+        kind = self.accelerator.distributed_type
+        hooked = kind == DistributedType.DEEPSPEED or (retain_graph and kind != DistributedType.NO)
         if scale is None and not hooked:
-            torch.autograd.backward(value, inputs=leaves)
+            torch.autograd.backward(value, inputs=leaves, retain_graph=retain_graph)
             return
         found = torch.autograd.grad(value, leaves, retain_graph=retain_graph, allow_unused=True)
         for leaf, gradient in zip(leaves, found, strict=True):
@@ -51,9 +52,20 @@ class GatheringGradients:
         for parameter in self.parameters.values():
             parameter.grad = None
         if not self.sharded:
-            return self.accelerator.reduce(gathered, "sum")
+            return over_ranks(self.accelerator, gathered, "sum")
         # FSDP2 has reduced them, to the mean
         return {name: gradient.mul_(self.accelerator.num_processes) for name, gradient in gathered.items()}
+
+
+def over_ranks(accelerator: Any, tensors: dict[str, Tensor], how: str) -> dict[str, Tensor]:
+    """The "sum" or the "mean" of every tensor over all ranks; `tensors` is handed over.
+
+    accelerate reduces copies. One process needs none, and several hold that of one tensor at a time.
+    """
+    if accelerator.num_processes > 1:
+        for name in list(tensors):
+            tensors[name] = accelerator.reduce(tensors[name], how)
+    return tensors
 
 
 @contextmanager

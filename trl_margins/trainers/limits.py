@@ -45,7 +45,7 @@ NUMBERS: Mapping[str, Number] = MappingProxyType(
     }
 )
 _NAMES = ("train_only", "score_columns", "anchor_scope")
-_CHOSEN = ("loss_type", "reward")  # of a base's config
+_CHOSEN = ("loss_type", "reward", "tokenization")  # of a base's config
 
 # prefix of options → the term that reads them
 _READ_BY = {

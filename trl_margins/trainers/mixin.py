@@ -17,24 +17,28 @@ from transformers.trainer_utils import EvalLoopOutput
 from trl.trainer.utils import get_config_model_id
 
 from ..data.noise import IS_FLIPPED
-from ..data.scores import find_score_columns
 from ..evaluation.ranking import ranking_metrics
 from ..forward.head import logits_will_do
 from ..forward.shared_prompt import shared_token_logps
+from ..forward.shared_rows import SharedRows, unpacked, width_step
 from ..forward.standard import TokenLogps
 from ..methods import Method
 from ..objective import Objective, ObjectiveOutput
 from ..pairs import PairBatch, PairLogps
 from ..rewards import length_normalized
+from ..rows.opened import column_names
+from ..rows.scores import find_score_columns
 from ..terms import Term
 from .cards import CardMixin
 from .checkpoints import CheckpointMixin
 from .collator import CARRIED, KEPT, ROW, SCORES, SHARED, PairCollator, for_the_model
 from .configs import MarginOptions
+from .devices import check_one_device
 from .finite import FiniteSteps
 from .metrics import MetricBuffer
+from .model_checks import TokenLimits, refusing_what_cannot_write
 from .pair_log import PAIRS_FILE, PairLog, RunFolder, flip_metrics
-from .preparation import column_names, prepare_datasets, with_lengths
+from .preparation import prepare_datasets, with_lengths
 from .probes import window_probes
 from .ranks import check_lockstep, of_all_ranks
 from .scope import train_only
@@ -56,6 +60,7 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
     _method: Method | None = None
     _pair_log: PairLog | None = None
     _plain_head_will_do = True
+    _takes_images = False
     _config_class: type[MarginOptions]
 
     def __init__(
@@ -74,9 +79,14 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
         self._take_names()
         self._buffers = {"train": MetricBuffer(), "eval": MetricBuffer()}
         self._evaluated: list[Tensor] | None = None
-        self._own_columns, self.set_facts = prepare_datasets(call, self.objective, self.options)
+        self._own_columns, self.set_facts, self._opened = prepare_datasets(
+            call, self.objective, self.options, self._takes_images
+        )
         self._adapt_call(call)
-        super().__init__(**call)
+        with refusing_what_cannot_write():
+            super().__init__(**call)
+        check_one_device(self.model)
+        check_one_device(getattr(self, "ref_model", None), "the reference model")
         if self.options.train_only:
             train_only(self.model, self.options.train_only)
         self._wrap_collator()
@@ -101,6 +111,8 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
             columns=[name for name in self.objective.columns if name not in SCORES],
             if_there=[IS_FLIPPED, ROW],
             standard_rows=self.standard_rows() if self._sharing.possible else None,
+            width_step=width_step(self.accelerator.device),
+            limits=TokenLimits.of(self),
         )
 
     # What the two bases say
@@ -115,13 +127,24 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
 
     def shared_logps(self, model: Any, batch: Mapping[str, Any], **inputs: Any) -> TokenLogps:
         """The shared-prompt pass through a model, or through something that stands for the trainer's."""
-        rows = batch[SHARED]
+        rows = unpacked(batch[SHARED])
         call = None if isinstance(model, nn.Module) else model
-        return shared_token_logps(self.model if call else model, rows, self._fuses(rows), call=call, **inputs)
+        statistics = not self._plain_head_will_do
+        return shared_token_logps(
+            self.model if call else model, rows, self._fuses(rows), call=call, statistics=statistics, **inputs
+        )
 
-    def _fuses(self, rows: Mapping[str, Tensor]) -> bool:
+    @property
+    def _head_is_fused(self) -> bool:
+        return self._fused and not self._logits_only
+
+    def _fuses(self, rows: SharedRows) -> bool:
         """Whether the LM head is TRL's fused one: it saves memory, and costs a CPU more than the logits do."""
-        return self._fused and not (self._plain_head_will_do and logits_will_do(self.model, rows["label"]))
+        return self._head_is_fused and not (self._plain_head_will_do and logits_will_do(self.model, rows["label"]))
+
+    def is_plain_text(self, batch: Mapping[str, Any]) -> bool:
+        """Whether a batch is token ids and nothing else that the model takes."""
+        return True
 
     # One batch
 
@@ -269,7 +292,7 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
         return ranking_metrics(
             *values[usable].numpy().T,
             min_score_gap=self.options.eval_min_score_gap,
-            gap_only=scores is not None and scores.rejected is None,
+            gap_only=scores is not None and scores.is_gap(values[:, 3]),
         )
 
     # Before training

@@ -13,7 +13,7 @@ from ..pairs import PairLogps
 from ..terms.anchor import RELATIVE_NORM
 from .collator import with_columns
 from .direction import total_norm
-from .precision import widened
+from .precision import narrow_dtype, widened
 from .probe import Batch, Probe
 from .sharding import check_whole
 
@@ -21,9 +21,14 @@ if TYPE_CHECKING:
     from .mixin import MarginMixin
 
 
+# In fp16 the way back begins with gaps so many times as large. An update's loss is scaled by more, and can be: one
+# pair's gradient is much larger than its part of that loss.
+_FP16_SCALE = 2.0**8
+
+
 @dataclass(frozen=True)
 class PairGradient:
-    """One pair's forward pass, detached, its score gap Δ, and ∇Δ."""
+    """One pair's forward pass, detached, its score gap Δ, and ∇Δ (of fp16 parameters in float32)."""
 
     pairs: PairLogps  # of one pair
     gap: Tensor  # [1]
@@ -45,10 +50,14 @@ def pair_gradients(
         ValueError: sharded parameters.
     """
     check_whole(parameters, what)
+    fp16 = narrow_dtype(trainer.model, trainer.accelerator.mixed_precision) == torch.float16
     for i in range(trainer.n_pairs(batch)):
         pairs = trainer.forward_pairs(trainer.one_pair(batch, i))
         gap = trainer.score_gap(pairs)
-        found = torch.autograd.grad(gap.sum(), list(parameters.values()), allow_unused=True)
+        value = gap.sum() * _FP16_SCALE if fp16 else gap.sum()
+        found = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
+        if fp16:
+            found = [None if each is None else widened(each) / _FP16_SCALE for each in found]
         gradient = {
             name: torch.zeros_like(parameter) if value is None else value
             for (name, parameter), value in zip(parameters.items(), found, strict=True)
@@ -110,7 +119,7 @@ class KeptGradients:
 
         Only the gap has a gradient: a loss of the gap alone cannot tell.
         """
-        gap = _FromKept.apply(self.gap, reduce, list(self.gradients.values()), *parameters.values())
+        gap = _FromKept.apply(self.gap, reduce, self.gradients, *parameters.values())
         length = self.pairs.chosen_length.clamp(min=1)
         return replace(self.pairs, chosen=self.pairs.chosen + length * (gap - self.gap))
 
@@ -119,14 +128,14 @@ class _FromKept(torch.autograd.Function):
     """[B] gaps whose gradient for each parameter is Σ_i dL/dΔ_i · ∇Δ_i."""
 
     @staticmethod
-    def forward(ctx: Any, gap: Tensor, reduce: Any, gradients: list[Tensor], *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, gap: Tensor, reduce: Any, gradients: Mapping[str, Tensor], *parameters: Tensor) -> Tensor:
         ctx.reduce, ctx.gradients = reduce, gradients
         return gap.clone()
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
-        summed = [torch.tensordot(upstream.to(kept.dtype), kept, dims=1) for kept in ctx.gradients]
-        return (None, None, None, *ctx.reduce(summed))
+        summed = {name: torch.tensordot(upstream.to(kept.dtype), kept, dims=1) for name, kept in ctx.gradients.items()}
+        return (None, None, None, *ctx.reduce(summed).values())
 
 
 def _joined(pairs: Sequence[PairLogps]) -> PairLogps:

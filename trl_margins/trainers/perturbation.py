@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .sharding import forget_gathered, local
 
 _SEED = 0x5EED  # the same draws on every rank and after a resume
+_PART = 2**22  # elements that move together: what the arithmetic needs beside the weights is bounded by it
 
 
 @contextmanager
@@ -41,7 +42,7 @@ def perturbed(model: nn.Module, direction: Mapping[str, Tensor], radius: float |
                 values = local(parameters[name].data)
                 # noted before the first byte changes, so that no interruption can come between the two
                 backups.append((values, values.clone()))
-                _move(values, local(along), radius, seed=_SEED + position)
+                move(values, local(along), radius, seed=_SEED + position)
         torch.clear_autocast_cache()  # or autocast would go on using its low-precision copies
         forget_gathered(model)
         yield
@@ -62,21 +63,29 @@ def _check(parameters: Mapping[str, Tensor], direction: Mapping[str, Tensor]) ->
             )
 
 
-def _move(values: Tensor, along: Tensor, radius: float | Tensor, seed: int) -> None:
-    if values.dtype.itemsize >= 4:
-        values.add_(along.to(values.dtype) * radius)
-        return
-    wanted = values.float() + along.float() * radius
-    values.copy_(stochastic_round(wanted, values.dtype, seed))
+def move(values: Tensor, along: Tensor, radius: float | Tensor, seed: int = 0) -> None:
+    """values += radius · along, in place; below float32 rounded stochastically."""
+    generator = torch.Generator(values.device).manual_seed(seed)
+    for part, step in _parts(values, along):
+        if part.dtype.itemsize >= 4:
+            part.add_(step.to(part.dtype) * radius)
+        else:
+            part.copy_(stochastic_round((step.float() * radius).add_(part), part.dtype, generator))
 
 
-def stochastic_round(values: Tensor, dtype: torch.dtype, seed: int) -> Tensor:
+def _parts(values: Tensor, along: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
+    """Views of `values`, and the steps that belong to them."""
+    if not values.is_contiguous():
+        return [(values, along)]
+    return zip(values.view(-1).split(_PART), along.reshape(-1).split(_PART), strict=True)
+
+
+def stochastic_round(values: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
     """float32 `values` in a 16-bit float type: one of the two nearest numbers, so drawn that the mean is right."""
     near = values.to(dtype)
     # as integers, neighbouring floats of one sign differ by one, upwards away from zero
     outwards = torch.where(values.abs() > near.float().abs(), 1, -1).to(torch.int16)
     other = (near.view(torch.int16) + outwards).view(dtype)
     share = (values - near.float()) / (other.float() - near.float())
-    generator = torch.Generator(values.device).manual_seed(seed)
     draw = torch.rand(values.shape, generator=generator, device=values.device)
     return torch.where(draw < share, other, near)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ..forward.answer_positions import causal_model, decoder
+from .perturbation import move
 
 _MIXED = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -50,53 +54,159 @@ def in_float32(model: nn.Module) -> Iterator[None]:
             model.forward = wrapped
 
 
+def rounds_products() -> bool:
+    """Whether float32 matrix products are rounded as the run is set (TF32, say)."""
+    try:
+        return torch.get_float32_matmul_precision() != "highest"
+    except RuntimeError:  # PyTorch's older and newer switches disagree, and no old one can be read
+        return torch.backends.cuda.matmul.fp32_precision not in ("none", "ieee")
+
+
 def _device_type(model: nn.Module) -> str:
     return next(model.parameters()).device.type
 
 
 @contextmanager
 def displaced(
-    model: nn.Module, direction: Mapping[str, Tensor], radius: float | Tensor, dtype: torch.dtype
-) -> Iterator[None]:
+    model: nn.Module, direction: Mapping[str, Tensor], radius: float | Tensor, dtype: torch.dtype, fused: bool = False
+) -> Iterator[Mapping[str, Product]]:
     r"""Within the block the model computes in 16 bits at θ + radius · direction, without rounding that sum to 16 bits.
 
     A small step is lost when a 16-bit weight takes it, and random rounding, right on average, moves the weights
-    further than the step does. So the step stays beside the weight: a linear layer becomes one product
-    :math:`[x\; x]\,[W\; \delta]^\top`, with the sum in the product's float32 accumulator. All other parameters (norms,
-    embeddings, biases) are float32 meanwhile, under autocast. No byte of the model changes; float32 copies are made of
-    those others alone.
+    further than the step does. So the step stays beside the weight: a linear layer becomes two products, whose sum
+    is in float32 until the layer's output is rounded. All other parameters (norms, embeddings, biases) are float32
+    meanwhile, under autocast. No byte of the model changes.
+
+    Memory: a float32 copy of those others; 2 bytes for every weight of a linear layer whose direction is not in 16
+    bits; and 4 for every weight of the LM head.
 
     Args:
         model: a model whose matrices belong to linear layers and embeddings: see `cannot_displace`.
         direction: parameter name → tensor of its shape.
         radius: how far; a 0-d tensor stays on its device.
         dtype: the 16-bit type that the training computes in.
+        fused: whether TRL's fused head will be asked for log-probabilities.
+
+    Yields:
+        The linear layers' products, by the weight's name.
     """
     owners = _owners(model)
+    head = model.get_output_embeddings()
     widened: list[tuple[Tensor, Tensor]] = []
-    products: list[nn.Module] = []
-    try:
-        with torch.no_grad():
-            # the products first: a tied head must not see the embedding's float32 values
-            for name, along in direction.items():
-                for module in owners[name]:
-                    if _is_product(module, name):
-                        products.append(module)
-                        module.forward = _product_beside(module.weight.data, along, radius, module, dtype)
-            for name, along in direction.items():
-                if not all(_is_product(module, name) for module in owners[name]):
-                    parameter = model.get_parameter(name)
-                    widened.append((parameter, parameter.data))
-                    parameter.data = parameter.data.float() + along.float() * radius
+    products: dict[str, Product] = {}
+    with ExitStack() as undo:
+        # the products first: a tied head must not see the embedding's float32 values
+        for name, along in direction.items():
+            for module in owners[name]:
+                if _is_product(module, name):
+                    products[name] = (_HeadProduct if module is head else Product)(module, along, radius, dtype)
+                    undo.callback(module.__dict__.pop, "forward", None)
+                    module.forward = products[name]
+                    if module is head and fused:
+                        undo.enter_context(_fused_head(model, products[name]))
+        undo.callback(_put_back, widened)
+        for name, along in direction.items():
+            if not all(_is_product(module, name) for module in owners[name]):
+                parameter = model.get_parameter(name)
+                widened.append((parameter, parameter.data))
+                moved = parameter.data.to(torch.float32, copy=True)
+                move(moved, along, radius)
+                parameter.data = moved
         torch.clear_autocast_cache()
+        undo.callback(torch.clear_autocast_cache)
         with torch.autocast(_device_type(model), dtype=dtype):
-            yield
+            yield products
+
+
+def _put_back(widened: Iterable[tuple[Tensor, Tensor]]) -> None:
+    for parameter, data in widened:
+        parameter.data = data
+
+
+class Product:
+    """A linear layer's forward pass with a step beside its weight. `called` says whether it took part.
+
+    The step is that of the direction times a factor, which goes to the layer's input: so a direction that is in 16
+    bits already is taken as it is, and another is cast once.
+    """
+
+    def __init__(self, module: nn.Linear, along: Tensor, radius: float | Tensor, dtype: torch.dtype) -> None:
+        self.module, self.dtype, self.called = module, dtype, False
+        self.along, self.factor = _narrow(along, radius, dtype)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.called = True
+        x = x.to(self.dtype)
+        rows = x.reshape(-1, x.size(-1))
+        with torch.autocast(x.device.type, enabled=False):
+            y = _wide_product(rows, self.module.weight.data.to(self.dtype))
+            y = _wide_product(rows * self.factor, self.along, y)
+        if self.module.bias is not None:
+            y += self.module.bias  # in float32, where a displaced bias keeps its step
+        return y.to(self.dtype).view(*x.shape[:-1], -1)
+
+
+class _HeadProduct(Product):
+    """The LM head's, as one product [x x'] [W δ]ᵀ: of as many outputs no float32 copy should be made."""
+
+    def __init__(self, module: nn.Linear, along: Tensor, radius: float | Tensor, dtype: torch.dtype) -> None:
+        super().__init__(module, along, radius, dtype)
+        self.weight = torch.cat([module.weight.data.to(dtype), self.along], dim=1)
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.module.bias
+
+    def doubled(self, x: Tensor) -> Tensor:
+        x = x.to(self.dtype)
+        return torch.cat([x, x * self.factor], dim=-1)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.called = True
+        y = F.linear(x if x.size(-1) == self.weight.size(1) else self.doubled(x), self.weight)
+        return y if self.bias is None else (y.float() + self.bias.float()).to(self.dtype)
+
+
+@contextmanager
+def _fused_head(model: nn.Module, product: _HeadProduct) -> Iterator[None]:
+    """TRL's fused head multiplies the decoder's output with the head's weight itself, a tile of logits at a time:
+    within the block with both parts of either.
+    """
+    causal = causal_model(model)
+
+    def double(module: nn.Module, args: Any, output: Any) -> Any:
+        output.last_hidden_state = product.doubled(output.last_hidden_state)
+        return output
+
+    def head() -> _HeadProduct:
+        product.called = True
+        return product
+
+    handle = decoder(model).register_forward_hook(double)
+    causal.get_output_embeddings = head
+    try:
+        yield
     finally:
-        for parameter, data in widened:
-            parameter.data = data
-        for module in products:
-            module.__dict__.pop("forward", None)
-        torch.clear_autocast_cache()
+        del causal.get_output_embeddings
+        handle.remove()
+
+
+def _narrow(along: Tensor, radius: float | Tensor, dtype: torch.dtype) -> tuple[Tensor, float | Tensor]:
+    """radius · along as a 16-bit tensor and a factor."""
+    if along.dtype == dtype or dtype == torch.bfloat16:
+        return along.to(dtype), radius
+    largest = torch.linalg.vector_norm(along, torch.inf).clamp(min=torch.finfo(along.dtype).tiny)
+    return torch.div(along, largest, out=torch.empty_like(along, dtype=dtype)), radius * largest
+
+
+def _wide_product(x: Tensor, weight: Tensor, plus: Tensor | None = None) -> Tensor:
+    """x · weightᵀ (+ plus, in place), summed in float32 and left in it."""
+    if not x.is_cuda:  # elsewhere PyTorch has no such product; that of 16-bit numbers is exact in float32
+        x, weight = x.float(), weight.float()
+        return x @ weight.t() if plus is None else plus.addmm_(x, weight.t())
+    if plus is None:
+        return torch.mm(x, weight.t(), out_dtype=torch.float32)
+    return torch.addmm(plus, x, weight.t(), out_dtype=torch.float32, out=plus)
 
 
 def cannot_displace(model: nn.Module, names: Iterable[str]) -> str | None:
@@ -105,11 +215,20 @@ def cannot_displace(model: nn.Module, names: Iterable[str]) -> str | None:
     for name in names:
         parameter = model.get_parameter(name)
         for module in owners[name]:
-            if "forward" in module.__dict__:
+            # kernels that take the place of other modules' forward passes (norms, above all) read float32 weights too
+            if isinstance(module, (nn.Linear, nn.Embedding)) and "forward" in module.__dict__:
                 return f"the forward pass of {name}'s {type(module).__name__} is wrapped (several devices, offloading)"
             if parameter.ndim > 1 and not _is_product(module, name) and not isinstance(module, nn.Embedding):
                 return f"{name} is a matrix of {type(module).__name__}, neither a linear layer nor an embedding"
     return None
+
+
+def fused_head_moves(model: nn.Module, names: Iterable[str]) -> bool:
+    """Whether TRL's fused head, which reads the LM head's parameters itself, computes with the step of `displaced`."""
+    head = model.get_output_embeddings()
+    own = {id(parameter): name for name, parameter in ({} if head is None else dict(head.named_parameters())).items()}
+    moved = {own.get(id(model.get_parameter(name))) for name in names} - {None}
+    return not moved or (moved == {"weight"} and type(head).forward is nn.Linear.forward)
 
 
 def _owners(model: nn.Module) -> dict[str, list[nn.Module]]:
@@ -124,19 +243,6 @@ def _owners(model: nn.Module) -> dict[str, list[nn.Module]]:
 
 def _is_product(module: nn.Module, name: str) -> bool:
     return type(module).forward is nn.Linear.forward and name.endswith("weight")
-
-
-def _product_beside(
-    weight: Tensor, along: Tensor, radius: float | Tensor, module: nn.Linear, dtype: torch.dtype
-) -> Callable[[Tensor], Tensor]:
-    def forward(x: Tensor) -> Tensor:
-        x = x.to(dtype)
-        both = torch.cat([weight.to(dtype), (along.float() * radius).to(dtype)], dim=1)
-        y = F.linear(torch.cat([x, x], dim=-1), both)
-        # in float32, where a displaced bias keeps its step
-        return y if module.bias is None else (y.float() + module.bias.float()).to(dtype)
-
-    return forward
 
 
 @contextmanager

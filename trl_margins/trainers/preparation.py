@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
+from transformers import ProcessorMixin
 from trl.trainer.utils import global_then_local_main_first
 
 from ..data.evaluation_factors import add_evaluation_factor, check_evaluation_factors
 from ..data.noise import IS_FLIPPED
-from ..data.rows import check_rows, checked_stream, without_extras
-from ..data.scores import (
+from ..objective import Objective
+from ..report.card import SetFacts
+from ..rows import OpenedSet, open_rows
+from ..rows.opened import column_names
+from ..rows.scores import (
     ScoreColumns,
     ScoreError,
     ScoreSummary,
@@ -24,11 +28,10 @@ from ..data.scores import (
     check_scores,
     find_score_columns,
     known_score_columns,
+    refuse_class_labels,
     report_scores,
     require_score_columns,
 )
-from ..objective import Objective
-from ..report.card import SetFacts
 from ..terms.score_gap import ScoreGapWeight
 from .collator import ROW, SCORES
 from .configs import MarginOptions
@@ -40,13 +43,27 @@ logger = logging.getLogger(__name__)
 FACTOR = "evaluation_factor"
 
 
+# What TRL's collators read tensors from, whoever the column is from
+_TOKEN_ENDINGS = ("input_ids", "attention_mask", "labels", "pixel_values")
+_IMAGES = ("image", "images")
+# Columns by which TRL would take a row with images for another kind: language modelling, completions, judged ones
+_OTHER_KINDS = ("messages", "completion", "label")
+
+
 def prepare_datasets(
-    call: dict[str, Any], objective: Objective, options: MarginOptions
-) -> tuple[set[str], dict[str, SetFacts]]:
+    call: dict[str, Any], objective: Objective, options: MarginOptions, takes_images: bool
+) -> tuple[set[str], dict[str, SetFacts], dict[str, OpenedSet]]:
     """Changes the training and evaluation sets among a trainer's arguments into what the objective can read.
 
+    Args:
+        call: the trainer's arguments.
+        objective: says which columns it reads.
+        options: the config's.
+        takes_images: the trainer is one for vision-language models, too.
+
     Returns:
-        The columns that must reach the collator, by their names in the data; and what was counted, by set.
+        The columns that must reach the collator, by their names in the data; what was counted, by set; and how each
+        set is read.
 
     Raises:
         ValueError: rows, scores or factors that cannot be trained on, with column, row, value and fix.
@@ -54,20 +71,59 @@ def prepare_datasets(
     """
     keep = {IS_FLIPPED, ROW, *(name for name in objective.columns if name not in SCORES)}
     facts: dict[str, SetFacts] = {}
-    _each_dataset(call, lambda dataset, split: as_taken(dataset, split, call["args"]))
-    _each_dataset(call, lambda dataset, split: _checked_rows(without_extras(dataset, split), split))
-    prepare_tokenizer(call.get("processing_class"), _by_split(call))
+    opened: dict[str, OpenedSet] = {}
+    processing_class = call.get("processing_class")
+
+    def open_set(dataset: Any, split: str) -> Any:
+        dataset = _without_tensors(as_taken(dataset, split, call["args"]), split, takes_images)
+        opened[split] = opened_set(dataset, split, options, processing_class)
+        return dataset
+
+    _each_dataset(call, open_set)
+    prepare_tokenizer(processing_class, [split for split, each in opened.items() if each.counts.messages.n])
     _each_dataset(call, lambda dataset, split: _counted(dataset, split, facts))
     if FACTOR in objective.columns:
         with global_then_local_main_first():  # the others read the cache
-            _each_dataset(call, lambda dataset, split: _with_factors(dataset, split, options, call["args"], facts))
+
+            def with_factors(dataset: Any, split: str) -> Any:
+                return _with_factors(replace(opened[split], dataset=dataset), options, call["args"], facts)
+
+            _each_dataset(call, with_factors)
         floored = _fit_margin(objective.margin, call["train_dataset"])
         facts["train"] = replace(facts["train"], floored=floored)
     _each_dataset(call, lambda dataset, split: _with_needed_columns(dataset, split, objective))
     _each_dataset(call, lambda dataset, split: _with_checked_scores(dataset, split, objective, options, keep, facts))
     if isinstance(train := call.get("train_dataset"), Dataset):
         call["train_dataset"] = _numbered(train)
-    return keep, facts
+    return keep, facts, opened
+
+
+def opened_set(dataset: Any, split: str, options: MarginOptions, processing_class: Any) -> OpenedSet:
+    """`open_rows` with a config's options."""
+    return open_rows(
+        dataset,
+        split,
+        options.prompt_column,
+        options.system_column,
+        keeps_parts=isinstance(processing_class, ProcessorMixin),
+    )
+
+
+def _without_tensors(dataset: Any, split: str, takes_images: bool) -> Any:
+    """Without the columns that TRL's collators would take for tokens; and images only where they can be trained on."""
+    names = column_names(dataset)
+    images = [name for name in _IMAGES if name in names]
+    if images and not takes_images:
+        raise ValueError(
+            f"the {split} data set has the column {images[0]!r}: vision-language models train on DPOTrainer's base "
+            "(MarginDPOTrainer, --base dpo). To train on the text alone, remove the column"
+        )
+    extras = [name for name in names if name.endswith(_TOKEN_ENDINGS) or (images and name in _OTHER_KINDS)]
+    if extras:
+        logger.info("%s: leaving out %s, which TRL would misread beside chosen and rejected", split,
+                    " and ".join(extras))  # fmt: skip
+        dataset = dataset.remove_columns(extras)
+    return dataset
 
 
 def with_lengths(dataset: Any, column: str) -> Any:
@@ -81,18 +137,6 @@ def with_lengths(dataset: Any, column: str) -> Any:
     return dataset.add_column(column, [len(a) + len(b) for a, b in zip(chosen, rejected, strict=True)])
 
 
-def column_names(dataset: Any) -> Iterable[str]:
-    """Also of a stream, which may not know its columns before its first row."""
-    return getattr(dataset, "column_names", None) or next(iter(dataset)).keys()
-
-
-def _by_split(call: dict[str, Any]) -> dict[str, Any]:
-    evals = call.get("eval_dataset")
-    evals = evals if isinstance(evals, dict) else {"eval": evals}
-    sets = {"train": call.get("train_dataset"), **evals}
-    return {split: dataset for split, dataset in sets.items() if dataset is not None}
-
-
 def _each_dataset(call: dict[str, Any], change: Callable[[Any, str], Any]) -> None:
     if call.get("train_dataset") is not None:
         call["train_dataset"] = change(call["train_dataset"], "train")
@@ -101,19 +145,6 @@ def _each_dataset(call: dict[str, Any], change: Callable[[Any, str], Any]) -> No
         call["eval_dataset"] = {name: change(dataset, name) for name, dataset in evals.items()}
     elif evals is not None:
         call["eval_dataset"] = change(evals, "eval")
-
-
-def _checked_rows(dataset: Any, split: str) -> Any:
-    if not isinstance(dataset, Dataset):
-        return checked_stream(dataset, split)
-    if same := check_rows(dataset, split):
-        logger.warning(
-            "%d of %d %s pairs have the same answer twice: they have no gap, and nothing is learned from them",
-            same,
-            len(dataset),
-            split,
-        )
-    return dataset
 
 
 def _with_needed_columns(dataset: Any, split: str, objective: Objective) -> Any:
@@ -150,9 +181,8 @@ def _counted(dataset: Any, split: str, facts: dict[str, SetFacts]) -> Any:
     return dataset
 
 
-def _with_factors(
-    dataset: Any, split: str, options: MarginOptions, config: Any, facts: dict[str, SetFacts]
-) -> Dataset:
+def _with_factors(opened: OpenedSet, options: MarginOptions, config: Any, facts: dict[str, SetFacts]) -> Dataset:
+    dataset, split = opened.dataset, opened.reader.split
     if not isinstance(dataset, Dataset):
         raise TypeError(
             f"GaPO's margin is scaled by the mean over the whole training set, which a {type(dataset).__name__} does "
@@ -162,13 +192,14 @@ def _with_factors(
         logger.info("%s: %s column found", split, FACTOR)
         facts[split] = replace(facts[split], factor=f"column {FACTOR}")
     else:
-        logger.info("%s: no %s column, computing %s of the two answers", split, FACTOR, options.gap_aware_metric)
+        logger.info("%s: no %s column, computing %s of the two completions", split, FACTOR, options.gap_aware_metric)
         dataset = add_evaluation_factor(
             dataset,
             options.gap_aware_metric,
             FACTOR,
             encoder=options.gap_aware_encoder,
             num_proc=config.dataset_num_proc,
+            reader=opened.reader,
         )
         facts[split] = replace(facts[split], factor=options.gap_aware_metric)
     check_evaluation_factors(dataset[FACTOR], FACTOR, split)
@@ -206,11 +237,13 @@ def _with_checked_scores(
         return dataset
     if options.score_columns is None and len(several := known_score_columns(names)) > 1:
         logger.warning(
-            "%s has several columns that could be scores (%s): %s are taken. Name others with score_columns",
+            "%s has several columns that could be scores (%s): %s are taken. Name others with score_columns "
+            "(--score_columns)",
             split,
             ", ".join("/".join(each.names) for each in several),
             "/".join(columns.names),
         )
+    refuse_class_labels(dataset, columns, split)
     keep.update(columns.names)
     facts[split] = replace(facts[split], score_columns=columns.names)
     if isinstance(dataset, Dataset):

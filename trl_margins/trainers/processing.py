@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
-from trl.data_utils import is_conversational
 
 logger = logging.getLogger(__name__)
 
@@ -17,12 +16,12 @@ def tokenizer_of(processing_class: Any) -> Any:
     return getattr(processing_class, "tokenizer", processing_class)
 
 
-def prepare_tokenizer(processing_class: Any, datasets: Mapping[str, Any]) -> None:
+def prepare_tokenizer(processing_class: Any, conversational: Iterable[str]) -> None:
     """Pads with the end token where there is no padding token, as TRL does, but before its collator asks for one.
 
     Args:
         processing_class: a tokenizer, or a processor that has one.
-        datasets: what it will read, by split; the first row of each says whether it needs a chat template.
+        conversational: names of the data sets that hold messages, which need a chat template.
 
     Raises:
         ValueError: no end token, or messages without a chat template, with the fix.
@@ -41,11 +40,9 @@ def prepare_tokenizer(processing_class: Any, datasets: Mapping[str, Any]) -> Non
         logger.info("the tokenizer %s has no padding token: %r pads", name, tokenizer.eos_token)
     if getattr(processing_class, "chat_template", None):
         return
-    for split, dataset in datasets.items():
-        row = next(iter(dataset), None)
-        if row is not None and is_conversational(row):
-            raise ValueError(
-                f"the {split} data set has messages, and the tokenizer {name} has no chat template to make text of "
-                "them: set tokenizer.chat_template (trl-margins train has --chat_template FILE), take the tokenizer "
-                "of a chat model, or turn the messages into text"
-            )
+    for split in conversational:
+        raise ValueError(
+            f"the {split} data set has messages, and the tokenizer {name} has no chat template to make text of them: "
+            "set tokenizer.chat_template (trl-margins train has --chat_template FILE), take the tokenizer of a chat "
+            "model, or turn the messages into text"
+        )

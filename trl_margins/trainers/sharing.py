@@ -1,18 +1,24 @@
-"""Whether a trainer's passes take both answers of a pair in one row: asked of the model, then tried on a batch."""
+"""How a trainer's passes come to log-probabilities: asked of the model, tried on the first batch, and timed."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import math
+import time
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 
 from ..checks import unknown
+from ..forward.checked import TOLERANCE as TOLERANCE
+from ..forward.checked import Ways, checked_ways
 from ..forward.shareable import why_not_shared
 from ..forward.standard import pair_logps
-from .collator import SHARED
+from .collator import SHARED, PairCollator, for_the_model
 from .precision import narrow_dtype, without_dropout
 
 if TYPE_CHECKING:
@@ -21,16 +27,18 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MODES = ("auto", "always", "never")
-# How far an answer's mean log-probability per token may be from the standard pass's, in nats
-TOLERANCE = {None: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
+_TIMED_BATCHES = 3  # of unlike shapes, mostly
+_TIMED_PASSES = 2  # of each batch and way, after one that builds what the shape needs
 
 
 class PromptSharing:
-    """Decides between the shared-prompt pass and the standard one, once, and says why.
+    """Decides between the shared-prompt pass and the standard one, once, and says why. Both, and the LM head that they
+    go through, are first compared with the model's own logits.
 
     Args:
-        trainer: its model is looked at now, its first batch later.
-        mode: "never"; "always", which asks the model alone; or "auto", which also computes the first batch both ways.
+        trainer: its model is looked at now, its first batches later.
+        mode: "never"; "always", which asks the model alone; or "auto", which takes the shared pass where it gives what
+            the model's own logits give and, on an accelerator, is the faster one.
 
     Raises:
         ValueError: an unknown mode, or "always" for a model that cannot.
@@ -40,6 +48,9 @@ class PromptSharing:
         if mode not in MODES:
             raise unknown("share_prompt", mode, MODES)
         self.decided: bool | None = {"never": False, "always": True, "auto": None}[mode]
+        self._checked = False
+        self._seconds = {True: 0.0, False: 0.0}  # so far, by way
+        self._to_time = _TIMED_BATCHES if mode == "auto" and _is_timed(trainer) else 0
         reason = None if mode == "never" else why_not_shared(trainer.model) or _why_not_here(trainer)
         if reason is None:
             return
@@ -55,11 +66,138 @@ class PromptSharing:
 
     def __call__(self, trainer: MarginMixin, batch: Mapping[str, Any]) -> bool:
         """Whether this batch's pass shares prompts."""
-        if SHARED not in batch:
-            return False
+        self.check(trainer, batch)
+        return SHARED in batch and self.decided is True
+
+    def check(self, trainer: MarginMixin, batch: Mapping[str, Any]) -> None:
+        """Compares a prepared batch's first pass with the model's own logits, once; all ranks come to the same end."""
+        if self._checked:
+            return
+        ways = Ways(fused=trainer._fused, shared=self.decided is None)
+        rows = trainer.standard_rows()(batch) if ways.fused or ways.shared else None
+        if rows is None or (self.possible and SHARED not in batch):
+            return  # nothing to check; or someone's own batch, or one that had to do without the layout
+        self._checked = True
+        if not trainer.is_plain_text(batch):
+            logger.info("log-probabilities are not compared with the model's own logits: batches of more than text")
+            return
+
+        def of_all_ranks(differences: Tensor) -> Tensor:
+            return trainer.accelerator.gather(differences[None]).amax(0)
+
+        dtype = narrow_dtype(trainer.model, trainer.accelerator.mixed_precision)
+        with without_dropout(trainer.model):
+            right = checked_ways(trainer.model, *rows, ways, dtype=dtype, of_all_ranks=of_all_ranks)
+        trainer._fused = right.fused
         if self.decided is None:
-            self.decided = _agrees(trainer, batch)
-        return self.decided
+            self._decide(trainer, right.shared)
+            if right.shared and not self._to_time:
+                logger.info("prompts are computed once for both answers")
+
+    def time(self, trainer: MarginMixin, batches: Sequence[Mapping[str, Any]]) -> None:
+        """Times both ways on the first batches of a training, forward and backward, and takes the faster.
+
+        Neither gradients nor the random state change.
+
+        Args:
+            trainer: whose model is to be trained next.
+            batches: a window's, as the data loader gave them.
+        """
+        for batch in batches:
+            if not self._to_time or self.decided is not True or SHARED not in batch:
+                return
+            batch = for_the_model(trainer._prepare_inputs(batch))
+            for way in self._seconds:
+                self._seconds[way] += _seconds(trainer, batch, way)
+            self._to_time -= 1
+            if not self._to_time:
+                self._take_the_faster(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was timed: a run that goes on must not come to another end."""
+        if not any(self._seconds.values()):
+            return {}
+        return {"seconds": list(self._seconds.values()), "to_time": self._to_time, "shares": self.decided}
+
+    def load_state_dict(self, trainer: MarginMixin, state: Mapping[str, Any]) -> None:
+        """Goes on where the run stood."""
+        if not self._to_time or not self.possible:
+            return
+        self._seconds, self._to_time = dict(zip((True, False), state["seconds"], strict=True)), state["to_time"]
+        if state["shares"] is False:
+            self._decide(trainer, shares=False)
+
+    def _take_the_faster(self, trainer: MarginMixin) -> None:
+        device = trainer.accelerator.device
+        totals = torch.tensor([list(self._seconds.values())], device=device, dtype=torch.float32)
+        shared, standard = trainer.accelerator.gather(totals).amax(0).tolist()  # the slowest rank is waited for
+        self._decide(trainer, shared <= standard)
+        logger.info(
+            "prompts are computed once for %s: forward and backward of the first %d batches take %.3f s with one "
+            "prompt for both answers, %.3f s with one for each",
+            "both answers" if self.decided else "each answer",
+            _TIMED_BATCHES,
+            shared,
+            standard,
+        )
+
+    def _decide(self, trainer: MarginMixin, shares: bool) -> None:
+        self.decided = shares
+        if not shares and isinstance(trainer.data_collator, PairCollator):
+            trainer.data_collator.standard_rows = None  # nobody reads the layout
+
+
+def _is_timed(trainer: MarginMixin) -> bool:
+    """Whether speed is asked for too: on a CPU what is computed less is faster."""
+    if not _on_accelerator(trainer) or trainer.args.n_gpu > 1 or trainer.is_deepspeed_enabled:
+        return False
+    sharded = (FSDPModule, FullyShardedDataParallel)
+    if trainer.is_fsdp_enabled or any(isinstance(module, sharded) for module in trainer.model.modules()):
+        return False  # their backward passes cannot be tried
+    return not trainer.checkpoints_reentrantly  # nor can this one
+
+
+def _on_accelerator(trainer: MarginMixin) -> bool:
+    return trainer.accelerator.device.type != "cpu"
+
+
+def _seconds(trainer: MarginMixin, batch: Mapping[str, Any], shared: bool) -> float:
+    """Of a batch, forward and backward; infinite where memory does not do."""
+    model, device = trainer.model, trainer.accelerator.device
+    modes = [(module, module.training) for module in model.modules()]
+    devices = [] if device.type == "cpu" else [device]
+    least = math.inf
+    try:
+        model.train()
+        with torch.random.fork_rng(devices, device_type="cuda" if device.type == "cpu" else device.type):
+            for attempt in range(1 + _TIMED_PASSES):
+                started = _clock(device)
+                _forward_and_backward(trainer, batch, shared)
+                if attempt:
+                    least = min(least, _clock(device) - started)
+    except torch.OutOfMemoryError:
+        logger.info("the %s pass does not fit into memory", "shared-prompt" if shared else "standard")
+        least = math.inf
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    if least == math.inf:
+        clear_device_cache(garbage_collection=True)
+    return least
+
+
+def _forward_and_backward(trainer: MarginMixin, batch: Mapping[str, Any], shared: bool) -> None:
+    with torch.enable_grad(), trainer._adapter_autocast():
+        pairs = pair_logps(trainer.token_logps(trainer.model, batch, shared))
+        parameters = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
+        # not `backward`, which would leave gradients, and have DDP send them
+        torch.autograd.grad((pairs.rejected - pairs.chosen).sum(), parameters, allow_unused=True)
+
+
+def _clock(device: torch.device) -> float:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.perf_counter()
 
 
 def _why_not_here(trainer: MarginMixin) -> str | None:
@@ -72,35 +210,3 @@ def _why_not_here(trainer: MarginMixin) -> str | None:
     if trainer.accelerator.num_processes > 1 and (streamed or loader.dispatch_batches or loader.split_batches):
         return "batches that accelerate cuts up for the ranks (dispatch_batches or split_batches)"
     return None
-
-
-def _agrees(trainer: MarginMixin, batch: Mapping[str, Any]) -> bool:
-    """Computes a batch both ways; all ranks come to the same answer."""
-    with torch.no_grad(), without_dropout(trainer.model):
-        standard, shared = (_means(trainer, batch, way) for way in (False, True))
-    difference = trainer.accelerator.gather((standard - shared).abs().max()[None]).max().item()
-    dtype = narrow_dtype(trainer.model, trainer.accelerator.mixed_precision)
-    if difference <= TOLERANCE[dtype]:
-        logger.info("prompts are computed once for both answers; largest difference on the first batch: %.1e nats per "
-                    "token", difference)  # fmt: skip
-        return True
-    logger.warning(
-        "the shared-prompt pass differs from the standard one by %.1e nats per token on the first batch (tolerance "
-        "%.0e in %s): prompts are computed once for each answer. share_prompt='never' spares the comparison; please "
-        "report the model: %s",
-        difference,
-        TOLERANCE[dtype],
-        dtype or "float32",
-        type(trainer.model).__name__,
-    )
-    return False
-
-
-def _means(trainer: MarginMixin, batch: Mapping[str, Any], shared: bool) -> Tensor:
-    pairs = pair_logps(trainer.token_logps(trainer.model, batch, shared))
-    return torch.cat(
-        [
-            (pairs.chosen / pairs.chosen_length.clamp(min=1)).float(),
-            (pairs.rejected / pairs.rejected_length.clamp(min=1)).float(),
-        ]
-    )

@@ -13,12 +13,13 @@ from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from ..forward.shared_rows import shared_rows
+from ..forward.shared_rows import packed, shared_rows, width_step
 from ..losses import TAKES_MARGIN
 from ..objective import LengthNormalizedReward, Objective
 from ..pairs import PairLogps
 from .collator import KEPT, SHARED, StandardRows, for_the_model, one_pair
 from .finite import FiniteSteps
+from .sharing import PromptSharing
 from .sharpness import SharpnessAware
 
 _DDP = (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.MULTI_NPU, DistributedType.MULTI_XPU)
@@ -31,6 +32,8 @@ class WindowMixin(ABC):
     _probes: list[Any]
     _finite: FiniteSteps
     _fused: bool
+    _logits_only = False  # for the pass that is being made
+    _sharing: PromptSharing
     _rng_state_of: str | None
 
     @abstractmethod
@@ -48,6 +51,9 @@ class WindowMixin(ABC):
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """The window's mini-batches, with what the probes measured on them."""
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if batches:
+            self._sharing.check(self, batches[0])
+            self._sharing.time(self, batches)
         self._finite.begin()
         # transformers loads a checkpoint's only after this, and the probes draw from it
         self._load_rng_state(self._rng_state_of)
@@ -80,13 +86,17 @@ class WindowMixin(ABC):
             model: the model's wrapper, or something that stands for the model; without one, the model itself.
             fused: whether TRL's fused head may be used, where the trainer does.
         """
-        before = self._fused
-        self._fused = before and fused
+        self._logits_only = not fused
         try:
             with self._adapter_autocast():
                 return self.concatenated_forward(self.model if model is None else model, for_the_model(batch))
         finally:
-            self._fused = before
+            self._logits_only = False
+
+    @property
+    def fuses_head(self) -> bool:
+        """Whether TRL's fused head computes log-probabilities."""
+        return self._fused
 
     def one_pair(self, batch: Mapping[str, Any], i: int) -> dict[str, Any]:
         """Pair i of a prepared mini-batch, as a mini-batch."""
@@ -94,8 +104,9 @@ class WindowMixin(ABC):
         pair = one_pair(whole, i, self.n_pairs(batch))
         if SHARED not in batch:
             return pair
-        rows = shared_rows(*(values.cpu() for values in self.standard_rows()(pair)))
-        return {**pair, SHARED: send_to_device(dict(rows), self.accelerator.device)}
+        device = self.accelerator.device
+        rows = shared_rows(*(values.cpu() for values in self.standard_rows()(pair)), step=width_step(device))
+        return {**pair, SHARED: send_to_device(dict(packed(rows)), device)}
 
     def score_gap(self, pairs: PairLogps) -> Tensor:
         """[B] the reward's gap without β: Δ where the reward is length-normalized."""
@@ -125,14 +136,19 @@ class WindowMixin(ABC):
 
     def graphs_can_wait(self, n_mini_batches: int) -> bool:
         """Whether the graphs of a window's mini-batches survive a look at their gradient, for the update to use."""
-        names = ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs")  # the second is the newer name
-        reentrant = any((getattr(self.args, name, None) or {}).get("use_reentrant") for name in names)
         # FSDP2 lets go of its parameters after the first way back
-        if self.args.n_gpu > 1 or reentrant or any(isinstance(m, FSDPModule) for m in self.model.modules()):
+        sharded = any(isinstance(module, FSDPModule) for module in self.model.modules())
+        if self.args.n_gpu > 1 or self.checkpoints_reentrantly or sharded:
             return False
         kind = self.accelerator.distributed_type
         # DDP expects the backward pass of a synchronised forward pass before the next one begins
         return kind == DistributedType.NO or (kind in _DDP and n_mini_batches == 1)
+
+    @property
+    def checkpoints_reentrantly(self) -> bool:
+        """Whether activations are checkpointed in the way that knows one kind of backward pass alone."""
+        names = ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs")  # the second is the newer name
+        return any((getattr(self.args, name, None) or {}).get("use_reentrant") for name in names)
 
     def _adapter_autocast(self) -> AbstractContextManager:
         cast = getattr(self, "_peft_has_been_casted_to_bf16", False)

@@ -6,7 +6,6 @@ the first of them, and left out of the numbers.
 from .distributions import Distribution, distribution, nice_edges
 from .lengths import Lengths, Measure
 from .overall import Audit, audit
-from .reading import pair_texts
 from .split import SplitAudit
 
 __all__ = [
@@ -18,5 +17,4 @@ __all__ = [
     "audit",
     "distribution",
     "nice_edges",
-    "pair_texts",
 ]

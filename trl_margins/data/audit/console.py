@@ -98,7 +98,6 @@ def _row_lines(split: SplitAudit) -> Iterator[str]:
     found = {
         "cannot be read": split.unreadable,
         "cannot be tokenized": split.untokenizable,
-        "unused prompt": split.unused_prompts,
         "empty prompt": split.empty_prompts,
         "empty chosen": split.empty_chosen,
         "empty rejected": split.empty_rejected,

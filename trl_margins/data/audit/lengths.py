@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     import numpy as np
     from datasets import Dataset
 
-Measure = Callable[["Dataset"], "Lengths"]
+    from ...rows import RowReader
+
+# of a data set, how it is read, and the rows that can be
+Measure = Callable[["Dataset", "RowReader", "list[int]"], "Lengths"]
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from ..scores import PAIRED_COLUMNS
+from ...rows.scores import PAIRED_COLUMNS
 from .factors import FACTOR
 from .split import SplitAudit
 from .warnings import counted
@@ -19,7 +19,8 @@ def why_not(split: SplitAudit, needs: Collection[str]) -> str | None:
         return f"no column {' and no column '.join(missing)}"
     if not split.n_rows:
         return "no rows"
-    reasons = [
+    reasons = ["the prompts are a guess"] if split.refused else []
+    reasons += [
         f"{counted(rows.n, 'row')} cannot be {what}"
         for rows, what in ((split.unreadable, "read"), (split.untokenizable, "tokenized"))
         if rows is not None

@@ -35,6 +35,8 @@ def audit(
     ef_sample: int = 1000,
     seed: int = 0,
     methods: Mapping[str, Collection[str]] | None = None,
+    prompt_column: str | None = None,
+    system_column: str | None = None,
 ) -> Audit:
     """Looks at every row of every split.
 
@@ -47,6 +49,7 @@ def audit(
         ef_sample: rows at most for which evaluation factors are computed, where there is no column of them.
         seed: of that sample.
         methods: id → columns that its terms read.
+        prompt_column, system_column: as for `RowReader`.
 
     Raises:
         ScoreError: `score_columns` names columns that are not there.
@@ -62,6 +65,8 @@ def audit(
             max_length=max_length,
             ef_sample=ef_sample,
             seed=seed,
+            prompt_column=prompt_column,
+            system_column=system_column,
         )
         reasons = {method: why_not(found, needs) for method, needs in (methods or {}).items()}
         audits[name] = replace(found, methods=reasons)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
-from ..scores import LARGEST_SCORE, find_score_columns
+from ...rows.scores import LARGEST_SCORE, as_number, find_score_columns
 from .distributions import Distribution, distribution
 from .reading import shortened
 
@@ -75,7 +75,7 @@ def _column(dataset: Dataset, name: str) -> tuple[np.ndarray, BadScores | None]:
     """A column with NaN for all that is no score, and what that was."""
     import numpy as np
 
-    cells = dataset.select_columns([name]).with_format(None)[:][name]
+    cells = list(map(as_number, dataset.select_columns([name]).with_format(None)[:][name]))
     kinds = [_kind(cell) for cell in cells]
     values = np.array([np.nan if kind else cell for cell, kind in zip(cells, kinds, strict=True)], np.float64)
     counts = {kind: n for kind in _KINDS if (n := kinds.count(kind))}

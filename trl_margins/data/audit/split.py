@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from ...rows import RowReader
+from ...rows.opened import notes, why_refused
+from ..formats import transformed
 from ..noise import IS_FLIPPED
-from ..rows import without_extras
 from .duplicates import Duplicates, count_duplicates, count_prompts
 from .factors import FACTOR, Factors, factors_of_column, factors_of_sample
 from .lengths import AnswerLengths, Lengths, Measure, Truncation, answer_lengths, truncation
-from .reading import Found, read_texts
+from .reading import Found, read_texts, shortened
 from .score_gaps import Scores, score_gaps
 
 if TYPE_CHECKING:
@@ -32,7 +34,8 @@ class SplitAudit:
     unreadable: Found | None = None
     untokenizable: Found | None = None
     implicit: bool = False  # no prompt apart from the answers
-    unused_prompts: Found | None = None  # messages, while the answers are strings: TRL leaves them out
+    refused: str | None = None  # why training does not take the set, beside single rows
+    notes: list[str] = field(default_factory=list)  # what training says of the rows
     empty_prompts: Found | None = None
     empty_chosen: Found | None = None
     empty_rejected: Found | None = None
@@ -55,6 +58,8 @@ def audit_split(
     max_length: int,
     ef_sample: int,
     seed: int,
+    prompt_column: str | None = None,
+    system_column: str | None = None,
 ) -> tuple[SplitAudit, Counter[bytes]]:
     """The arguments are those of `audit`.
 
@@ -63,32 +68,38 @@ def audit_split(
     """
     import numpy as np
 
+    dataset = transformed(dataset)
     columns = list(dataset.column_names)
     if not {"chosen", "rejected"} <= set(columns):
         return SplitAudit(len(dataset), columns), Counter()
     n_rows = len(dataset)
-    dataset = without_extras(dataset.with_format(None), split)
+    dataset = dataset.with_format(None)
+    reader = RowReader.of(columns, split, prompt_column, system_column)
     scores = score_gaps(dataset, score_columns, min_score_gap)
     n_sampled = 0 if FACTOR in columns else min(ef_sample, n_rows)
     sample = np.random.default_rng(seed).choice(n_rows, n_sampled, replace=False)
-    texts = read_texts(dataset, split, set(sample.tolist()))
+    texts = read_texts(dataset, reader, set(sample.tolist()))
+    if texts.counts.text.n and texts.counts.repeated.n == texts.counts.text.n:
+        reader = replace(reader, repeats_prompt=True)
     n_read = len(texts.rows)
     if n_read < n_rows:
         logger.warning("%s: %d of %d rows cannot be read", split, n_rows - n_read, n_rows)
     if measure is None:
         lengths = Lengths("words", *np.array(texts.n_words, int).reshape(-1, 3).T)
     else:
-        lengths = measure(dataset.select(texts.rows))
+        lengths = measure(dataset, reader, texts.rows)
     untokenizable = None
     if lengths.problems:
         first = min(lengths.problems)
-        untokenizable = Found(len(lengths.problems), texts.rows[first], lengths.problems[first])
+        untokenizable = Found(len(lengths.problems), first, shortened(lengths.problems[first]))
     found = SplitAudit(
         n_rows=n_rows,
         columns=columns,
         n_read=n_read,
         untokenizable=untokenizable,
-        implicit=texts.implicit,
+        implicit=reader.prompt_column is None,
+        refused=why_refused(reader, texts.counts),
+        notes=[note.text for note in notes(reader, texts.counts)],
         n_flipped=sum(map(bool, dataset[IS_FLIPPED][:])) if IS_FLIPPED in columns else None,
         scores=scores,
         lengths=answer_lengths(lengths),

@@ -42,6 +42,8 @@ def _of_rows(split: SplitAudit) -> Iterator[str]:
     if split.lengths is None:
         yield "there are no columns chosen and rejected: make pairs of these rows before training"
         return
+    if split.refused:
+        yield split.refused
     for rows, what in ((split.unreadable, "read"), (split.untokenizable, "tokenized")):
         if rows is not None:
             n = counted(rows.n, "row")
@@ -73,11 +75,7 @@ def _of_scores(split: SplitAudit) -> Iterator[str]:
 
 
 def _of_texts(split: SplitAudit) -> Iterator[str]:
-    if split.unused_prompts is not None:
-        yield (
-            f"{counted(split.unused_prompts.n, 'prompt')} made of messages, with answers that are strings: TRL "
-            "leaves such a prompt out, and takes what both answers begin with for it"
-        )
+    yield from split.notes
     if split.empty_prompts is not None:
         what = "answers that share no beginning, so without a prompt" if split.implicit else "an empty prompt"
         rows = counted(split.empty_prompts.n, "row")
@@ -104,10 +102,7 @@ def _of_lengths(split: SplitAudit) -> Iterator[str]:
     if truncation.n_pairs > TRUNCATED * n:
         yield f"{limit} cuts {_share(truncation.n_pairs, n)}: raise it, or filter out the long ones"
     if truncation.n_left_empty:
-        yield (
-            f"in {_share(truncation.n_left_empty, n)} the prompt alone fills {limit}: CPO trains on an empty answer "
-            "there, DPO drops the pair"
-        )
+        yield (f"in {_share(truncation.n_left_empty, n)} the prompt alone fills {limit}: training drops the pair")
 
 
 def _of_duplicates(split: SplitAudit) -> Iterator[str]:
@@ -118,8 +113,6 @@ def _of_duplicates(split: SplitAudit) -> Iterator[str]:
         yield f"{_share(found.n_identical, n)} repeat another one"
     if found.n_contradicting:
         yield f"{_share(found.n_contradicting, n)} contradict another one: the same answers, the other way round"
-    if found.n_same_answer:
-        yield f"in {_share(found.n_same_answer, n)} chosen and rejected are the same: nothing to be learned there"
 
 
 def _of_factors(split: SplitAudit) -> Iterator[str]:

@@ -20,6 +20,7 @@ PAIRED_COLUMNS: tuple[tuple[str, str], ...] = (
     ("chosen_score", "rejected_score"),
     ("chosen_rating", "rejected_rating"),
     ("chosen-rating", "rejected-rating"),  # Argilla's UltraFeedback
+    ("rating_chosen", "rating_rejected"),
     ("chosen_reward", "rejected_reward"),
     ("reward_chosen", "reward_rejected"),
 )
@@ -44,9 +45,33 @@ class ScoreColumns:
     def names(self) -> tuple[str, ...]:
         return (self.chosen,) if self.rejected is None else (self.chosen, self.rejected)
 
-    def read(self, row: Mapping[str, Any]) -> tuple[float, float]:
-        """(score_chosen, score_rejected) of one row."""
-        return row[self.chosen], 0.0 if self.rejected is None else row[self.rejected]
+    def is_gap(self, rejected_scores: Iterable[float]) -> bool:
+        """Whether the scores, as they were read, stand for nothing but their difference."""
+        return self.rejected is None and not any(rejected_scores)
+
+    def read(self, row: Mapping[str, Any]) -> tuple[Any, Any]:
+        """(score_chosen, score_rejected) of one row; a value that is no score stays as it is.
+
+        Numbers written as text are numbers. A list, which is the scores of all responses, counts as the highest and
+        the lowest.
+        """
+        chosen = row.get(self.chosen)
+        if self.rejected is None:
+            return _extremes(chosen) if isinstance(chosen, list) else (as_number(chosen), 0.0)
+        return as_number(chosen), as_number(row.get(self.rejected))
+
+
+def as_number(value: Any) -> Any:
+    """The number that a text spells, else the value."""
+    return float(value) if isinstance(value, str) and _reads_as_number(value) else value
+
+
+def _extremes(scores: list[Any]) -> tuple[Any, Any]:
+    numbers = [as_number(score) for score in scores]
+    bad = next((score for score in numbers if problem_of(score)), None)
+    if bad is not None or not numbers:
+        return bad, bad
+    return max(numbers), min(numbers)
 
 
 def find_score_columns(column_names: Iterable[str], given: Sequence[str] | None = None) -> ScoreColumns | None:
@@ -89,7 +114,8 @@ def require_score_columns(
         alone = f" {' and '.join(half)} would be scores, but only one of them is there." if half else ""
         raise ScoreError(
             f"{needed_by} needs annotation scores, and the {split} data set has none: its columns are {names}.{alone} "
-            f"Known score columns are {known}; name yours with score_columns=[chosen, rejected]."
+            f"Known score columns are {known}; name yours with score_columns=[chosen, rejected] (--score_columns "
+            "CHOSEN REJECTED), or one column that holds the gap, or the list of all responses' scores"
         )
     return columns
 
@@ -113,6 +139,7 @@ def check_scores(dataset: Dataset, columns: ScoreColumns, split: str, min_score_
     """
     import numpy as np
 
+    refuse_class_labels(dataset, columns, split)
     values = [_checked_column(dataset, name, split) for name in columns.names]
     gaps = values[0] - values[1] if len(values) == 2 else values[0]
     return ScoreSummary(
@@ -122,6 +149,23 @@ def check_scores(dataset: Dataset, columns: ScoreColumns, split: str, min_score_
         max_gap=float(np.abs(gaps).max(initial=0.0)),
         n_at_least=int((np.abs(gaps) >= min_score_gap).sum()),
     )
+
+
+def refuse_class_labels(dataset: Any, columns: ScoreColumns, split: str) -> None:
+    """
+    Raises:
+        ScoreError: a column of class labels, whose values are the indices of names.
+    """
+    from datasets import ClassLabel
+
+    for name in columns.names:
+        feature = (getattr(dataset, "features", None) or {}).get(name)
+        if isinstance(feature, ClassLabel):
+            raise ScoreError(
+                f"column {name!r} of the {split} data set holds class labels: its values are the places of "
+                f"{feature.names[:5]}, not scores. Put numbers for the names, or name other columns with "
+                "score_columns (--score_columns)"
+            )
 
 
 def report_scores(summary: ScoreSummary, columns: ScoreColumns, split: str, weighted: bool) -> None:
@@ -135,10 +179,19 @@ def report_scores(summary: ScoreSummary, columns: ScoreColumns, split: str, weig
         " (weight 0)" if weighted else "",
         summary.n_reversed,
     )
+    if summary.n_reversed * 2 > summary.n_pairs - summary.n_ties:
+        logger.warning(
+            "in %d of %d %s pairs the rejected completion scores higher: see that %s are not swapped, and that a "
+            "higher score is the better one",
+            summary.n_reversed,
+            summary.n_pairs,
+            split,
+            " and ".join(columns.names),
+        )
     if weighted and summary.n_ties * 2 > summary.n_pairs:
         logger.warning(
             "%d of %d %s pairs are ties: their score gap is 0, so they weigh nothing and training sees only the other "
-            "%d. If that is not meant, check that %s hold the scores of the two answers.",
+            "%d. If that is not meant, check that %s hold the scores of the two completions",
             summary.n_ties,
             summary.n_pairs,
             split,
@@ -164,10 +217,16 @@ def _checked_column(dataset: Dataset, name: str, split: str) -> Any:
         row, count = int(bad.argmax()), int(bad.sum())
         raise ScoreError(_complaint(column[row].as_py(), name, f"row {row} of the {split} data set", count))
     cells = plain[:][name]  # not Arrow's own: a column of mixed types holds JSON there
-    rows = [row for row, value in enumerate(cells) if problem_of(value)]
+    values = [_highest_minus_lowest(value) if isinstance(value, list) else as_number(value) for value in cells]
+    rows = [row for row, value in enumerate(values) if problem_of(value)]
     if rows:
         raise ScoreError(_complaint(cells[rows[0]], name, f"row {rows[0]} of the {split} data set", len(rows)))
-    return np.array(cells, np.float64)
+    return np.array(values, np.float64)
+
+
+def _highest_minus_lowest(scores: list[Any]) -> Any:
+    highest, lowest = _extremes(scores)
+    return highest if problem_of(highest) else highest - lowest
 
 
 def check_numbers(dataset: Dataset, name: str, split: str) -> None:
@@ -186,18 +245,19 @@ def problem_of(value: Any) -> str | None:
     """What keeps a value from being a score, and the fix; None where it is one."""
     if problem := _not_finite(value):
         return problem
-    if abs(value) > LARGEST_SCORE:
+    if abs(as_number(value)) > LARGEST_SCORE:
         return f"is too large to train with (more than {LARGEST_SCORE:g}): divide the column, or drop the row"
     return None
 
 
 def _not_finite(value: Any) -> str | None:
+    value = as_number(value)
     if value is None:
         return "is None: drop the row, for example with dataset.filter"
-    if isinstance(value, str) and not _reads_as_number(value):
+    if isinstance(value, str):
         return "is not a number: put numbers for such words with dataset.map, or drop the row"
     if isinstance(value, bool) or not isinstance(value, Real):
-        return "is not a number: cast the column, for example with dataset.cast_column(name, Value('float64'))"
+        return "is not a number: give each row one, for example with dataset.map"
     if value != value:
         return "is NaN: drop the row, for example with dataset.filter"
     return "is infinite: clip it or drop the row" if abs(value) == math.inf else None
@@ -216,11 +276,12 @@ def check_row(row: Mapping[str, Any], columns: ScoreColumns, where: str) -> None
     Raises:
         ScoreError: as `check_scores`.
     """
-    for name in columns.names:
-        if problem_of(row.get(name)):
+    for name, value in zip(columns.names, columns.read(row), strict=False):
+        if problem_of(value):
             raise ScoreError(_complaint(row.get(name), name, where, 1))
 
 
 def _complaint(value: Any, column: str, where: str, count: int) -> str:
     others = f" ({count} such rows in all)" if count > 1 else ""
-    return f"column {column!r}, {where}: the score {value!r} {problem_of(value)}{others}"
+    problem = problem_of(_extremes(value)[0] if isinstance(value, list) else value)
+    return f"column {column!r}, {where}: the score {value!r} {problem}{others}"

@@ -1,0 +1,565 @@
+"""Where model, tokenizer, data and config do not fit each other, that is said before training."""
+
+import json
+import logging
+import warnings
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import VOCABULARY, byte_tokenizer, load, preference_rows, quiet, saved
+from datasets import Dataset
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    BartConfig,
+    BertConfig,
+    BertForMaskedLM,
+    BertLMHeadModel,
+    BioGptConfig,
+    GPT2Config,
+    GPTBigCodeConfig,
+    GPTNeoConfig,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    LlamaModel,
+    MixtralConfig,
+    MixtralForCausalLM,
+    OpenAIGPTConfig,
+    OPTConfig,
+    RobertaConfig,
+    XGLMConfig,
+)
+
+from trl_margins import MarginCPOConfig, MarginCPOTrainer, MarginDPOConfig, MarginDPOTrainer
+from trl_margins.cli import main
+from trl_margins.trainers import model_checks
+from trl_margins.trainers.model_checks import TokenLimits, _check_trains, _positions
+
+pytestmark = pytest.mark.usefixtures("few_objects_to_collect")
+
+BASES = {"cpo": (MarginCPOTrainer, MarginCPOConfig), "dpo": (MarginDPOTrainer, MarginDPOConfig)}
+both_bases = pytest.mark.parametrize("base", BASES)
+IDS = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+LLAMA = LlamaConfig(
+    **IDS, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1
+)
+BERT = BertConfig(**IDS, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+GPT2 = {**IDS, "n_embd": 16, "n_layer": 1, "n_head": 2}
+OPT = {**IDS, "hidden_size": 16, "ffn_dim": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+def build(base, model, out, tokenizer=None, data=None, options=None, **arguments):
+    trainer, config = BASES[base]
+    return trainer(
+        model,
+        args=config(**quiet(output_dir=str(out), **(options or {}))),
+        train_dataset=preference_rows(6) if data is None else data,
+        processing_class=tokenizer or byte_tokenizer(),
+        **arguments,
+    )
+
+
+def made(config, cls=None):
+    """A tiny model that remembers a folder, as DPOTrainer's reference needs."""
+    torch.manual_seed(0)
+    return cls(config) if cls else AutoModelForCausalLM.from_config(config)
+
+
+def kept(model, folder):
+    saved(model, folder)
+    return type(model).from_pretrained(folder)
+
+
+# Healthy ones
+
+
+def padded_vocabulary(tiny_model):
+    model = load(tiny_model)
+    model.resize_token_embeddings(320)
+    return model
+
+
+HEALTHY = {
+    "llama": load,
+    "embedding padded to a multiple of 64": padded_vocabulary,
+    "gpt2": lambda _: made(GPT2Config(**GPT2, n_positions=128)),
+    "opt": lambda _: made(OPTConfig(**OPT, word_embed_proj_dim=16, max_position_embeddings=128)),
+    "bert that is a decoder": lambda _: made(BertConfig(**{**BERT.to_dict(), "is_decoder": True}), BertLMHeadModel),
+    "mixtral": lambda _: made(
+        MixtralConfig(**{**LLAMA.to_dict(), "num_local_experts": 2, "model_type": "mixtral"}), MixtralForCausalLM
+    ),
+    "lora": lambda folder: get_peft_model(load(folder), LoraConfig(r=2, task_type="CAUSAL_LM")),
+    "lora and a whole embedding": lambda folder: get_peft_model(
+        load(folder),
+        LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["embed_tokens"], task_type="CAUSAL_LM"),
+    ),
+    "a token trained by lora": lambda folder: get_peft_model(
+        load(folder),
+        LoraConfig(r=2, target_modules=["q_proj"], trainable_token_indices=[5], task_type="CAUSAL_LM"),
+    ),
+}
+
+
+@both_bases
+@pytest.mark.parametrize("kind", [*HEALTHY, "t5"])
+def test_what_fits_passes_without_a_word(kind, base, request, tiny_model, tokenizer, tmp_path, caplog):
+    if kind == "t5":
+        if base == "dpo":
+            pytest.skip("DPOTrainer takes no encoder-decoder model")
+        model = load(request.getfixturevalue("tiny_encoder_decoder"))
+    else:
+        model = HEALTHY[kind](tiny_model)
+        model = model if isinstance(model, PeftModel) else kept(model, tmp_path / "model")
+    with caplog.at_level(logging.INFO), warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        trainer = build(base, model, tmp_path, options={"max_completion_length": 64} if base == "cpo" else {})
+    said = [r.getMessage() for r in caplog.records if r.levelno > logging.INFO and r.name.startswith("trl_margins")]
+    assert not said
+    assert not [w for w in warned if "model_checks" in w.filename]
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".trial")]
+    assert trainer.data_collator.limits.vocabulary >= VOCABULARY
+
+
+# Tokens
+
+
+@both_bases
+def test_a_token_that_the_model_does_not_have(base, tiny_model, tmp_path):
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(["<tool>"])
+    rows = preference_rows(6).to_list()
+    rows[4]["rejected"] += "<tool>"
+    data = Dataset.from_list(rows)
+    found = (
+        rf"row 4 of the train data set has the token {VOCABULARY} \('<tool>'\), and the embedding of the model has "
+        rf"{VOCABULARY} rows \(the tokenizer has {VOCABULARY + 1} tokens\): call "
+        r"model\.resize_token_embeddings\(len\(tokenizer\)\)"
+    )
+    with pytest.raises(ValueError, match=found):
+        build(base, load(tiny_model), tmp_path, tokenizer, data)
+    with pytest.raises(ValueError, match="row 4 of the two data set"):
+        build(base, load(tiny_model), tmp_path, tokenizer, eval_dataset={"one": preference_rows(2), "two": data})
+    # rows without it, and the fix
+    build(base, load(tiny_model), tmp_path, tokenizer)
+    model = load(tiny_model)
+    model.resize_token_embeddings(len(tokenizer))
+    model = kept(model, tmp_path / "resized")
+    build(base, model, tmp_path, tokenizer, data, options={"max_steps": 1}).train()
+
+
+@both_bases
+def test_a_token_that_the_model_does_not_have_in_a_stream(base, tiny_model, tmp_path):
+    """Not seen before it comes; but before the device sees it."""
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(["<tool>"])
+    rows = preference_rows(12).to_list()
+    rows[9]["chosen"] += "<tool>"
+    stream = Dataset.from_list(rows).to_iterable_dataset()
+    trainer = build(base, load(tiny_model), tmp_path, tokenizer, stream, options={"max_steps": 3})
+    with pytest.raises(ValueError, match=rf"row \d of a batch has the token {VOCABULARY} \('<tool>'\)"):
+        trainer.train()
+    assert trainer.state.global_step == 1
+    # nor in a set that comes later
+    trainer = build(base, load(tiny_model), tmp_path, tokenizer)
+    trainer.data_collator([trainer.train_dataset[0]])
+    bad = build(
+        base, kept(padded_vocabulary(tiny_model), tmp_path / "model"), tmp_path, tokenizer, stream, {"max_steps": 1}
+    )
+    with pytest.raises(ValueError, match="row 1 of a batch has the token"):
+        trainer.data_collator(list(bad.train_dataset)[8:10])
+
+
+@both_bases
+def test_a_padding_token_that_the_model_does_not_have(base, tiny_model, tmp_path):
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    found = (
+        rf"padding token {VOCABULARY} \('\[PAD\]'\) has no row in the embedding of the model, which has {VOCABULARY}"
+    )
+    with pytest.raises(ValueError, match=found):
+        build(base, load(tiny_model), tmp_path, tokenizer)
+    tokenizer.pad_token = "a"  # an ordinary token does
+    build(base, load(tiny_model), tmp_path, tokenizer)
+
+
+@pytest.mark.parametrize("columns", ["cpo", "dpo"])
+def test_the_right_row_of_many(columns, tokenizer, caplog):
+    """Found among several Arrow batches, behind a selection; NumPy says which it is."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(0, 9, (5000, 3))
+    names = (
+        ("prompt_ids", "chosen_ids", "rejected_ids")
+        if columns == "dpo"
+        else ("chosen_input_ids", "a", "chosen_labels")
+    )
+    lists = [{name: rng.integers(0, 50, n).tolist() for name, n in zip(names, row, strict=True)} for row in lengths]
+    order = rng.permutation(5000)[:4500]
+    bad = int(order[4321])
+    lists[bad][names[2]].append(70)
+    dataset = Dataset.from_list(lists).select(order)
+    limits = TokenLimits(tokenizer, vocabulary=70, positions=None, trained_positions=12)
+    with pytest.raises(ValueError, match="row 4321 of the train data set has the token 70 "):
+        limits.check_dataset(dataset, "train", None)
+    numbered = dataset.add_column("row_number", order)
+    with pytest.raises(ValueError, match=f"row {bad} of the train data set has the token 70 "):
+        limits.check_dataset(numbered, "train", None)
+
+    lengths[bad, 2] += 1
+    lengths = lengths[order]
+    tokens = lengths[:, 0] + lengths[:, 1:].max(axis=1) if columns == "dpo" else lengths[:, [0, 2]].max(axis=1)
+    n_long, longest = int((tokens > 7).sum()), int(tokens.max())
+    assert n_long
+    TokenLimits(tokenizer, 71, None, trained_positions=7).check_dataset(dataset, "train", None)
+    assert f"{n_long} of 4500 train rows are longer than the 7 positions" in caplog.text
+    assert f"the longest has {longest} tokens" in caplog.text
+    TokenLimits(tokenizer, 71, longest, None).check_dataset(dataset, "train", None)
+    with pytest.raises(ValueError, match=f"row {tokens.argmax()} of the train data set takes {longest} tokens"):
+        TokenLimits(tokenizer, 71, longest - 1, None).check_dataset(dataset, "train", None)
+
+
+# Positions
+
+
+ABSOLUTE = {
+    "gpt2": GPT2Config(**GPT2, n_positions=16),
+    "gpt_bigcode": GPTBigCodeConfig(**GPT2, n_positions=16),
+    "openai-gpt": OpenAIGPTConfig(**GPT2, n_positions=16),
+    "gpt_neo": GPTNeoConfig(
+        **IDS, hidden_size=16, num_layers=1, num_heads=2, attention_types=[[["global"], 1]], max_position_embeddings=16
+    ),
+    "opt": OPTConfig(**OPT, word_embed_proj_dim=16, max_position_embeddings=16),
+    "biogpt": BioGptConfig(
+        **IDS,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=16,
+    ),
+    "roberta": RobertaConfig(**{**BERT.to_dict(), "max_position_embeddings": 16, "is_decoder": True}),
+    "bart": BartConfig(
+        **IDS,
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        max_position_embeddings=16,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ABSOLUTE)
+def test_the_number_of_positions_is_where_the_model_ends(kind):
+    model = made(ABSOLUTE[kind]).eval()
+    positions = _positions(model)
+    ids = torch.full((1, positions + 1), 7)
+    model(input_ids=ids[:, :positions])
+    with pytest.raises((IndexError, RuntimeError), match=r"out of (range|bounds)|must match the size"):
+        model(input_ids=ids)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LlamaConfig(**{**LLAMA.to_dict(), "max_position_embeddings": 16}),
+        XGLMConfig(**IDS, d_model=16, ffn_dim=32, num_layers=1, attention_heads=2, max_position_embeddings=16),
+    ],
+    ids=["llama", "xglm"],
+)
+def test_positions_that_are_computed_have_no_end(config):
+    model = made(config).eval()
+    assert _positions(model) is None
+    model(input_ids=torch.full((1, 24), 7))
+
+
+@both_bases
+@pytest.mark.parametrize("kind", ["gpt2", "opt"])
+def test_rows_beyond_the_positions(kind, base, tmp_path):
+    config = type(ABSOLUTE[kind])(**{**ABSOLUTE[kind].to_dict(), "max_position_embeddings": 60})
+    model = kept(made(config), tmp_path / "model")
+    long = preference_rows(6).to_list()
+    long[3]["chosen"] = "x" * 50
+    long = Dataset.from_list([{**row, "prompt": "1234567890", "rejected": "x"} for row in long])
+    with pytest.raises(ValueError, match=r"row 3 of the train data set takes 6\d tokens, .* 60 positions: set max_le"):
+        build(base, model, tmp_path, data=long)
+    build(base, model, tmp_path, data=long, options={"max_length": 60, "max_steps": 2}).train()
+    with pytest.raises(ValueError, match=r"is a stream, of which max_length=61 .* set max_length=60 or less"):
+        build(base, model, tmp_path, data=long.to_iterable_dataset(), options={"max_length": 61, "max_steps": 1})
+    build(base, model, tmp_path, data=long.to_iterable_dataset(), options={"max_length": 60, "max_steps": 2}).train()
+
+
+def test_padding_takes_positions_too(tmp_path):
+    model = kept(made(GPT2Config(**GPT2, n_positions=50)), tmp_path / "model")
+    options = {"max_length": 50, "pad_to_multiple_of": 16}
+    with pytest.raises(ValueError, match="takes 64 tokens, and the model has learned 50 positions"):
+        build("dpo", model, tmp_path, options=options, data=preference_rows(20))
+
+
+@both_bases
+def test_rotary_positions_may_be_exceeded(base, tiny_model, tmp_path, caplog):
+    model = load(tiny_model)
+    model.config.max_position_embeddings = 20
+    trainer = build(base, model, tmp_path, options={"max_steps": 1})
+    assert "6 of 6 train rows are longer than the 20 positions that the model was made for" in caplog.text
+    trainer.train()
+    caplog.clear()
+    build(base, model, tmp_path, options={"max_length": 20}, data=preference_rows(6).map(lambda row: {"prompt": "a "}))
+    assert "positions" not in caplog.text
+
+
+@both_bases
+def test_from_the_command_line(base, tiny_model, tmp_path):
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    load(tiny_model).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    preference_rows(4).to_json(tmp_path / "train.jsonl")
+    flags = {"model_name_or_path": "model", "dataset_name": "train.jsonl", "output_dir": "out"}
+    flags = [text for name, path in flags.items() for text in (f"--{name}", str(tmp_path / path))]
+    with pytest.raises(ValueError, match=r"the padding token \d+ \('\[PAD\]'\) has no row"):
+        main(["train", *flags, "--base", base, "--use_cpu", "--report_to", "none"])
+
+
+# Reference models
+
+
+def test_a_reference_model_of_another_vocabulary(tiny_model, tmp_path):
+    other = LlamaConfig(**{**LLAMA.to_dict(), "vocab_size": 2 * VOCABULARY})
+    found = rf"vocabulary has {VOCABULARY} tokens, and the reference model's {2 * VOCABULARY}"
+    with pytest.raises(ValueError, match=found):
+        build("dpo", load(tiny_model), tmp_path, ref_model=made(other))
+    # padding to a round number is none
+    build("dpo", load(tiny_model), tmp_path, ref_model=made(LlamaConfig(**{**LLAMA.to_dict(), "vocab_size": 264})))
+
+
+def test_a_reference_model_that_was_not_resized(tiny_model, tmp_path):
+    """DPOTrainer loads it from the folder of the model, which is the one of before."""
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(["<tool>"])
+    data = preference_rows(4).map(lambda row: {"chosen": row["chosen"] + "<tool>"})
+    model = load(tiny_model)
+    model.resize_token_embeddings(len(tokenizer))
+    found = rf"the embedding of the reference model has {VOCABULARY} rows .*: give a reference model as large as"
+    with pytest.raises(ValueError, match=found):
+        build("dpo", model, tmp_path, tokenizer, data)
+    # before the reference's pass, which comes within the construction
+    trainer = build("dpo", model, tmp_path, tokenizer, data, options={"precompute_ref_log_probs": True})
+    assert trainer.ref_model is None  # it is the model itself
+    reference = load(tiny_model)
+    reference.resize_token_embeddings(len(tokenizer))
+    build("dpo", model, tmp_path, tokenizer, data, {"max_steps": 1}, ref_model=reference).train()
+
+
+def test_precomputed_references_are_looked_at_before_they_are_computed(tiny_model, tmp_path):
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(["<tool>"])
+    data = preference_rows(4).map(lambda row: {"chosen": row["chosen"] + "<tool>"})
+    with pytest.raises(ValueError, match=r"of a batch has the token 259 \('<tool>'\)"):
+        build("dpo", load(tiny_model), tmp_path, tokenizer, data, {"precompute_ref_log_probs": True})
+
+
+def test_a_tokenizer_of_another_family(tiny_model, tmp_path, caplog):
+    """Smaller than the embedding, so that every token has a row; but the model's end token is a letter there."""
+    model = load(tiny_model)
+    model.config.eos_token_id = byte_tokenizer().convert_tokens_to_ids("k")
+    build("cpo", model, tmp_path)
+    assert "ends answers with token" in caplog.text
+    assert "which in the tokenizer is 'k' and nothing special" in caplog.text
+
+
+# Nothing that trains, nothing that writes
+
+
+@both_bases
+def test_nothing_that_trains(base, tiny_model, tmp_path):
+    with pytest.raises(
+        ValueError, match="none of the model's 21 weight tensors trains: set requires_grad, give a peft"
+    ):
+        build(base, load(tiny_model).requires_grad_(False), tmp_path)
+    get_peft_model(load(tiny_model), LoraConfig(r=2, task_type="CAUSAL_LM")).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ValueError, match=r"trains: load the adapter with .*is_trainable=True"):
+        build(base, PeftModel.from_pretrained(load(tiny_model), tmp_path / "adapter"), tmp_path)
+    build(base, PeftModel.from_pretrained(load(tiny_model), tmp_path / "adapter", is_trainable=True), tmp_path)
+
+
+@both_bases
+def test_names_that_match_nothing(base, tiny_model, tmp_path):
+    """PEFT's refusal, and `train_only`'s, come at construction."""
+    with pytest.raises(ValueError, match=r"Target modules \{'nothing'\} not found"):
+        build(
+            base, load(tiny_model), tmp_path, peft_config=LoraConfig(target_modules=["nothing"], task_type="CAUSAL_LM")
+        )
+    with pytest.raises(ValueError, match="train_only pattern 'nothing' matches none of the 21 parameters"):
+        build(base, load(tiny_model), tmp_path, options={"train_only": ["nothing"]})
+
+
+@both_bases
+@pytest.mark.parametrize("cls", [LlamaModel, LlamaForSequenceClassification, BertForMaskedLM])
+def test_no_language_model(cls, base, tmp_path):
+    model = made(BERT if cls is BertForMaskedLM else LLAMA, cls)
+    with pytest.raises(
+        ValueError, match=rf"a {cls.__name__} writes no text: .* AutoModelForCausalLM\.from_pretrained"
+    ):
+        build(base, model, tmp_path)
+    if base == "dpo":  # takes a folder's class from its config
+        with pytest.raises(ValueError, match=f"a {cls.__name__} writes no text"):
+            build(base, saved(model, tmp_path / "model"), tmp_path)
+
+
+def test_another_attribute_error_is_left_alone(tiny_model, tmp_path):
+    class Broken(MarginCPOTrainer):
+        def build_tokenized_answer(self, *args):
+            return self.nothing_of_that_name
+
+    with pytest.raises(AttributeError, match="nothing_of_that_name"):
+        Broken(
+            load(tiny_model),
+            args=MarginCPOConfig(**quiet(output_dir=str(tmp_path))),
+            train_dataset=preference_rows(2),
+            processing_class=byte_tokenizer(),
+        )
+
+
+def sees_the_end(model):
+    """Whether what the model says after the first token hangs on the last one."""
+    embedded = torch.randn(1, 6, model.config.hidden_size, requires_grad=True)
+    model(inputs_embeds=embedded).logits[0, 0].sum().backward()
+    return bool(embedded.grad[0, -1].any())
+
+
+@both_bases
+def test_an_encoder(base, tmp_path):
+    model = kept(made(BERT, BertLMHeadModel), tmp_path / "model")
+    assert sees_the_end(model)
+    assert not sees_the_end(made(BertConfig(**{**BERT.to_dict(), "is_decoder": True}), BertLMHeadModel))
+    with pytest.raises(ValueError, match=r"this BertLMHeadModel is an encoder: .*is_decoder=True"):
+        build(base, model, tmp_path)
+
+
+def test_an_encoder_decoder_on_the_dpo_base(tiny_encoder_decoder, tmp_path):
+    with pytest.raises(
+        ValueError, match="a T5ForConditionalGeneration has an encoder and a decoder, which DPOTrainer d"
+    ):
+        build("dpo", load(tiny_encoder_decoder), tmp_path)
+
+
+# Weights
+
+
+@both_bases
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_weights_that_are_no_numbers(value, base, tiny_model, tmp_path):
+    model = load(tiny_model)
+    model.model.layers[1].mlp.up_proj.weight.data[3, 4] = value
+    found = r"1 of the model's 21 weight tensors hold NaN or infinity .* model\.layers\.1\.mlp\.up_proj\.weight"
+    with pytest.raises(ValueError, match=found):
+        build(base, model, tmp_path)
+
+
+def test_float16_weights_with_fp16():
+    """torch: Attempting to unscale FP16 gradients."""
+    model, args = nn.Linear(2, 2).half(), SimpleNamespace(fp16=True)
+    with pytest.raises(ValueError, match=r"weight is float16 itself: load the model with dtype=torch\.float32"):
+        _check_trains(model, args)
+    _check_trains(model.float(), args)
+    _check_trains(model.half(), SimpleNamespace(fp16=False))
+    model.weight.requires_grad_(False)
+    model.bias.data = model.bias.data.float()
+    _check_trains(model, args)
+
+
+# Saving
+
+
+@both_bases
+def test_a_generation_config_that_cannot_be_saved(base, tiny_model, tmp_path):
+    model = load(tiny_model)
+    model.generation_config.temperature = 0.6
+    with pytest.raises(
+        ValueError, match=r"generation_config cannot be saved.*`temperature` is set to `0\.6`.*do_sample"
+    ):
+        build(base, model, tmp_path)
+    model.generation_config.do_sample = True
+    build(base, model, tmp_path, options={"max_steps": 1}).save_model(str(tmp_path / "out"))
+    # adapters have none
+    peft = get_peft_model(load(tiny_model), LoraConfig(r=2, task_type="CAUSAL_LM"))
+    peft.get_base_model().generation_config.temperature = 0.6
+    build(base, peft, tmp_path).save_model(str(tmp_path / "out"))
+
+
+def loaded_with(settings, folder):
+    saved(made(LLAMA), folder)
+    (folder / "generation_config.json").write_text(json.dumps({"temperature": 0.6, **settings}))
+    return AutoModelForCausalLM.from_pretrained(folder)
+
+
+@both_bases
+@pytest.mark.parametrize("settings", [{}, {"pad_token_id": 0}, {"pad_token_id": 0, "eos_token_id": 9}], ids=str)
+def test_a_published_generation_config_that_training_changes(settings, base, tmp_path):
+    """It is saved as it came; but TRL gives it the tokenizer's padding token, and transformers the others."""
+    model = loaded_with(settings, tmp_path / "model")
+    model.generation_config.save_pretrained(tmp_path / "as it came")
+    with pytest.raises(ValueError, match="generation_config cannot be saved"):
+        build(base, model, tmp_path)
+
+
+@both_bases
+def test_a_published_generation_config_that_training_leaves(base, tmp_path):
+    model = loaded_with({"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}, tmp_path / "model")
+    trainer = build(base, model, tmp_path, options={"max_steps": 1})
+    trainer.train()
+    trainer.save_model(str(tmp_path / "out"))
+
+
+def test_a_tokenizer_that_cannot_be_saved(tiny_model, tmp_path):
+    from tokenizers import pre_tokenizers
+
+    class Letters:
+        def pre_tokenize(self, text):
+            text.split(lambda i, part: [part])
+
+    tokenizer = byte_tokenizer()
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.PreTokenizer.custom(Letters())
+    with pytest.raises(
+        ValueError, match=r"the model's tokenizer cannot be saved.*Custom PreTokenizer cannot be serial"
+    ):
+        model_checks._try_to_save(tokenizer, str(tmp_path), "tokenizer")
+
+
+@both_bases
+def test_an_output_folder_that_cannot_be_written_to(base, tiny_model, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(model_checks.tempfile, "TemporaryDirectory", full)
+    with pytest.raises(OSError, match=r"cannot be written to \(No space left on device\): set another output_dir"):
+        build(base, load(tiny_model), tmp_path)
+
+
+def test_a_disk_too_small_for_a_checkpoint(tiny_model, tmp_path, monkeypatch, caplog):
+    model = load(tiny_model)
+    saved(model, tmp_path / "model")
+    size = (tmp_path / "model" / "model.safetensors").stat().st_size
+    header = 8 + int.from_bytes((tmp_path / "model" / "model.safetensors").read_bytes()[:8], "little")
+    weights = size - header
+    free = {}
+    monkeypatch.setattr(model_checks.shutil, "disk_usage", lambda folder: SimpleNamespace(**free))
+    for factor, options in {3: {}, 1: {"save_only_model": True}}.items():  # two more numbers a weight, of AdamW
+        for free["free"], warns in ((factor * weights, False), (factor * weights - 1, True)):
+            caplog.clear()
+            build("cpo", model, tmp_path, options={"save_strategy": "steps", **options})
+            assert ("a checkpoint takes at least" in caplog.text) == warns
+    caplog.clear()
+    free["free"] = 0
+    build("cpo", model, tmp_path)  # saves none
+    assert "a checkpoint takes" not in caplog.text
+    peft = LoraConfig(r=2, task_type="CAUSAL_LM")
+    free["free"] = weights
+    build("cpo", model, tmp_path, options={"save_strategy": "steps"}, peft_config=peft)
+    assert "a checkpoint takes" not in caplog.text

@@ -1,0 +1,232 @@
+"""Tokens at the edges: what is right is rendered and tokenized here, one row at a time, by plain transformers."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+import pytest
+import torch
+from conftest import byte_tokenizer, load, preference_rows, quiet
+from datasets import Dataset
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from trl_margins import MarginCPOConfig, MarginCPOTrainer, MarginDPOConfig, MarginDPOTrainer
+from trl_margins.evaluation.sets import evaluation_set
+from trl_margins.rows import PreferenceRow, tokenize
+from trl_margins.trainers.answers import answer_logps
+
+pytestmark = pytest.mark.usefixtures("few_objects_to_collect")
+
+BASES = {"cpo": (MarginCPOTrainer, MarginCPOConfig), "dpo": (MarginDPOTrainer, MarginDPOConfig)}
+# ChatML as SmolLM2 has it, with a line break behind each end token, tools, and thinking that a variable switches off
+CHATML = (
+    "{% if tools %}tools {{ tools | tojson }}\n{% endif %}"
+    "{% for m in messages %}{{ '<s>' + m['role'] + '\n' + m['content'] + '</s>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant\n"
+    "{% if thinking is defined and not thinking %}(none)\n{% endif %}{% endif %}"
+)
+# Leaves the thinking of earlier turns out, as Qwen3's does, and puts an empty one at the end of a prompt
+THINKING = (
+    "{% for m in messages %}<s>{{ m['role'] }}:"
+    "{% if m['role'] == 'assistant' and not loop.last %}{{ m['content'].split('</think>')[-1] }}"
+    "{% else %}{{ m['content'] }}{% endif %}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant:<think></think>{% endif %}"
+)
+
+
+def chat_tokenizer(template: str) -> PreTrainedTokenizerFast:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def trainer_of(base: str, folder: str, tokenizer: Any, out: Any, rows: Any, **options: Any) -> Any:
+    cls, config_cls = BASES[base]
+    if not isinstance(rows, Dataset):
+        options["max_steps"] = 1
+    config = config_cls(**quiet(output_dir=str(out), **{"max_length": 256, **options}))
+    return cls(load(folder), args=config, train_dataset=rows, processing_class=tokenizer)
+
+
+def sequences(base: str, trainer: Any) -> list[list[tuple[list[int], list[int]]]]:
+    """Of each row and side, the tokens before the completion, and the completion's."""
+    found = []
+    for row in trainer.train_dataset:
+        sides = []
+        for side in ("chosen", "rejected"):
+            if base == "dpo":
+                sides.append((list(row["prompt_ids"]), list(row[f"{side}_ids"])))
+            else:
+                ids, labels = list(row[f"{side}_input_ids"]), list(row[f"{side}_labels"])
+                start = sum(label == -100 for label in labels)
+                assert labels[start:] == ids[start:]
+                sides.append((ids[:start], ids[start:]))
+        found.append(sides)
+    return found
+
+
+def chats(**more: Any) -> list[dict[str, Any]]:
+    rows = preference_rows(3, "conversational").to_list()
+    return [{**row, **{name: value(i) for name, value in more.items()}} for i, row in enumerate(rows)]
+
+
+def implicit(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    sides = ("chosen", "rejected")
+    whole = [{**row, **{side: row["prompt"] + row[side] for side in sides}} for row in rows]
+    return [{name: value for name, value in row.items() if name != "prompt"} for row in whole]
+
+
+TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {"where": {"type": "string"}}}}]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("form", ["explicit", "implicit"])
+@pytest.mark.parametrize(
+    ("more", "variables"),
+    [
+        ({}, {}),
+        ({"chat_template_kwargs": lambda i: {"thinking": bool(i)}}, {"thinking": None}),
+        ({"tools": lambda i: TOOLS}, {"tools": TOOLS}),
+        ({"tools": lambda i: json.dumps(TOOLS)}, {"tools": TOOLS}),
+    ],
+    ids=["plain", "chat_template_kwargs", "tools", "tools as JSON"],
+)
+def test_what_the_template_reads(form, base, streamed, more, variables, tiny_model, tmp_path):
+    """Also a template that ends in a line break: no second end token behind it."""
+    tokenizer = chat_tokenizer(CHATML)
+    plain = chats(**more)
+    given = Dataset.from_list(implicit(plain) if form == "implicit" else plain)
+    rows = given.to_iterable_dataset() if streamed else given
+    found = sequences(base, trainer_of(base, tiny_model, tokenizer, tmp_path, rows, max_length=512))
+    for i, (row, sides) in enumerate(zip(plain, found, strict=True)):
+        variables = {name: bool(i) if name == "thinking" else value for name, value in variables.items()}
+        for side, (before, completion) in zip(("chosen", "rejected"), sides, strict=True):
+            text = tokenizer.apply_chat_template(row["prompt"] + row[side], tokenize=False, **variables)
+            said = row[side][0]["content"]
+            assert text.endswith(f"<s>assistant\n{said}</s>\n")
+            assert before + completion == tokenizer(text, add_special_tokens=False)["input_ids"]
+            assert tokenizer.decode(completion) == f"{said}</s>\n"
+    evaluated = answer_logps(load(tiny_model), tokenizer, evaluation_set(given, "here").rows, max_length=512)
+    lengths = [[len(completion) for _, completion in sides] for sides in found]
+    assert [row.lengths.tolist() for row in evaluated] == lengths
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_thinking_beside_a_plain_answer(base, tiny_model, tmp_path):
+    """The prompt alone ends with an empty thought that the whole conversation does not have: the completion begins
+    where they part.
+    """
+    tokenizer = chat_tokenizer(THINKING)
+    row = chats()[0]
+    row["chosen"] = [{"role": "assistant", "content": "<think>hm</think>yes"}]
+    row["rejected"] = [{"role": "assistant", "content": "no"}]
+    ((chosen, rejected),) = sequences(
+        base, trainer_of(base, tiny_model, tokenizer, tmp_path, Dataset.from_list([row]))
+    )
+    assert tokenizer.decode(rejected[0]).endswith("<s>assistant:")
+    assert chosen[0] == rejected[0]
+    assert [tokenizer.decode(ids) for _, ids in (chosen, rejected)] == ["<think>hm</think>yes</s>", "no</s>"]
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_a_tokenizer_that_adds_its_own_tokens(base, tiny_model, tmp_path):
+    tokenizer = byte_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    rows = preference_rows(3).to_list()
+    rows[1]["chosen"] += "</s>"
+    found = sequences(base, trainer_of(base, tiny_model, tokenizer, tmp_path, Dataset.from_list(rows)))
+    for row, sides in zip(rows, found, strict=True):
+        for side, (before, completion) in zip(("chosen", "rejected"), sides, strict=True):
+            assert before + completion == tokenizer(row["prompt"] + row[side].removesuffix("</s>"))["input_ids"]
+            assert (before + completion).count(2) == 1
+            assert tokenizer.decode(completion) == row[side].removesuffix("</s>") + "</s>"
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_every_text_is_the_tokenizers_own(base, tiny_model, tmp_path):
+    """Special tokens written in a text are split where the tokenizer is told so; also by two processes."""
+    tokenizer = byte_tokenizer()
+    tokenizer.split_special_tokens = True
+    rows = preference_rows(4).to_list()
+    for row in rows[2:]:  # not in the first, by which a shortcut would be judged
+        row["chosen"] += " </s> or <pad>"
+    found = sequences(
+        base, trainer_of(base, tiny_model, tokenizer, tmp_path, Dataset.from_list(rows), dataset_num_proc=2)
+    )
+    for row, ((before, completion), _) in zip(rows, found, strict=True):
+        assert before + completion == tokenizer(row["prompt"] + row["chosen"] + "</s>")["input_ids"]
+
+
+def test_a_truncating_tokenizer_cuts_nothing(tiny_model, tmp_path):
+    tokenizer = byte_tokenizer()
+    tokenizer.backend_tokenizer.enable_truncation(8)
+    tokenizer.backend_tokenizer.enable_padding(length=8)
+    rows = preference_rows(2)
+    ((_, completion), _), *_ = sequences("cpo", trainer_of("cpo", tiny_model, tokenizer, tmp_path, rows))
+    assert tokenizer.decode(completion) == rows[0]["chosen"] + "</s>"
+
+
+def test_merges_across_the_border():
+    """Every token with a character of a completion belongs to it."""
+    vocab = {token: i for i, token in enumerate(["<pad>", "<s>", "</s>", *"abcdefghijklmnopqrstuvwxyz ", "ab", "abc"])}
+    made = Tokenizer(models.BPE(vocab=vocab, merges=[("a", "b"), ("ab", "c")]))
+    made.pre_tokenizer = pre_tokenizers.Split(" ", "isolated")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="</s>", pad_token="<pad>")
+    (merged, plain) = tokenize([PreferenceRow("x ab", ["c", "d"]), PreferenceRow("x a", ["b", "bc"])], tokenizer)
+    assert tokenizer.convert_ids_to_tokens(merged.prompt) == ["x", " "]
+    assert [tokenizer.convert_ids_to_tokens(ids) for ids in merged.completions] == [
+        ["abc", "</s>"],
+        ["ab", "d", "</s>"],
+    ]
+    assert [tokenizer.convert_ids_to_tokens(ids) for ids in plain.completions] == [["ab", "</s>"], ["abc", "</s>"]]
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_what_the_template_refuses_is_named(base, tiny_model, tmp_path):
+    template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    rows = chats()
+    rows[2]["prompt"] = [{"role": "system", "content": "Be kind"}, *rows[2]["prompt"]]
+    tokenizer = chat_tokenizer(template + CHATML)
+    with pytest.raises(ValueError, match=r"row 2 of the train data set: the chat template refuses.*System role not"):
+        trainer_of(base, tiny_model, tokenizer, tmp_path, Dataset.from_list(rows))
+    with pytest.raises(ValueError, match="row 2 of here: the chat template refuses"):
+        answer_logps(load(tiny_model), tokenizer, evaluation_set(Dataset.from_list(rows), "here").rows, desc="here")
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_a_template_without_the_answers(base, tiny_model, tmp_path):
+    template = "{% for m in messages %}{% if m['role'] == 'user' %}{{ '<s>' + m['content'] }}{% endif %}{% endfor %}"
+    with pytest.raises(
+        ValueError, match=r"same tokens in every one of the 3 train pairs.*template drops the completions"
+    ):
+        trainer_of(base, tiny_model, chat_tokenizer(template), tmp_path, Dataset.from_list(chats()))
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_pairs_that_are_alike_after_the_cut(base, tiny_model, tokenizer, tmp_path, caplog):
+    rows = preference_rows(3).to_list()
+    rows[1] |= {"prompt": "a ", "chosen": "b" * 200 + "c", "rejected": "b" * 200 + "d"}
+    with caplog.at_level(logging.WARNING, "trl_margins"):
+        trainer_of(base, tiny_model, tokenizer, tmp_path, Dataset.from_list(rows), max_length=100)
+    assert "1 of 3 train pairs have the same tokens twice, although their texts differ" in caplog.text
+
+
+def test_equal_answers_are_no_win(tiny_model, tokenizer, tmp_path):
+    """Not by rounding either, wherever in a batch they are."""
+    rows = preference_rows(8).to_list()
+    for row in rows[::2]:
+        row["rejected"] = row["chosen"]
+    dataset = Dataset.from_list(rows)
+    for found in answer_logps(load(tiny_model), tokenizer, evaluation_set(dataset, "here").rows)[::2]:
+        assert found.logps[0] == found.logps[1]
+    for base in BASES:
+        trainer = trainer_of(base, tiny_model, tokenizer, tmp_path, dataset, per_device_eval_batch_size=8)
+        metrics = trainer.evaluate(Dataset.from_list(rows[::2]))
+        assert metrics["eval_pwa_all"] == 0.0
+        assert torch.tensor(metrics["eval_loss"]).isfinite()

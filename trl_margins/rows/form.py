@@ -1,0 +1,402 @@
+"""What the columns of a preference set mean: from a row in any known form to a `PreferenceRow`."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from reprlib import repr as shortened
+from typing import Any
+
+from trl.data_utils import extract_prompt
+
+Message = dict[str, Any]
+Part = str | list[Message]
+
+COMPLETIONS = ("chosen", "rejected")
+SHAREGPT = ("conversations", "conversation")  # hold the prompt's messages where there is no prompt column
+TEMPLATE = ("tools", "chat_template_kwargs")  # reach the chat template
+
+_ROLES = {  # of ShareGPT's from/value messages
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "assistant": "assistant",
+    "model": "assistant",
+    "system": "system",
+    "tool": "tool",
+    "observation": "tool",
+}
+_NOT_THE_MODEL = ("system", "user")
+_STORED_MESSAGES = re.compile(r"""\s*\[\s*\{\s*['"](role|content|from|value)['"]\s*:""")
+
+
+class RowError(ValueError):
+    """A row that cannot be used. The message names the column, the row, the value and the fix."""
+
+
+@dataclass(frozen=True)
+class PreferenceRow:
+    """A prompt and k completions, the chosen one first: all of them text, or all of them messages.
+
+    Attributes:
+        prompt: text (empty where there is none) or a list of messages.
+        completions: k times the same.
+        template: what else the chat template reads: `tools`, and the variables of `chat_template_kwargs`.
+    """
+
+    prompt: Part
+    completions: list[Part]
+    template: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_conversational(self) -> bool:
+        return not isinstance(self.prompt, str)
+
+    @property
+    def texts(self) -> tuple[str, list[str]]:
+        """What the prompt and each completion say, for comparisons and counts of words."""
+        return text_of(self.prompt), [text_of(part) for part in self.completions]
+
+
+@dataclass(frozen=True)
+class RowReader:
+    """Reads the rows of one data set.
+
+    Args:
+        split: name of the set in errors.
+        columns: the columns it has.
+        prompt_column: the column with the prompt, or None where the completions begin with it.
+        system_column: a column whose text becomes the system message of the prompt.
+        repeats_prompt: the text completions begin with their prompt, which is then no part of them.
+        keeps_parts: messages may hold images and the like, for a processor; else they must be text.
+    """
+
+    split: str
+    columns: tuple[str, ...]
+    prompt_column: str | None = None
+    system_column: str | None = None
+    repeats_prompt: bool = False
+    keeps_parts: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        columns: Iterable[str],
+        split: str,
+        prompt_column: str | None = None,
+        system_column: str | None = None,
+        keeps_parts: bool = False,
+    ) -> RowReader:
+        """A reader for a set with these columns.
+
+        Raises:
+            RowError: no chosen or rejected completions, or a named column that is missing.
+        """
+        names = tuple(columns)
+        require_columns(names, split)
+        for option, name in {"prompt_column": prompt_column, "system_column": system_column}.items():
+            if name is not None and name not in names:
+                raise RowError(f"{option} names {name!r}, but the {split} data set has only the columns {list(names)}")
+        if prompt_column is None:
+            prompt_column = next((name for name in ("prompt", *SHAREGPT) if name in names), None)
+        return cls(split, names, prompt_column, system_column, keeps_parts=keeps_parts)
+
+    @property
+    def needed(self) -> list[str]:
+        """The columns it reads."""
+        names = (self.prompt_column, self.system_column, *COMPLETIONS, *TEMPLATE)
+        return [name for name in dict.fromkeys(names) if name in self.columns]
+
+    def where(self, number: int) -> str:
+        return f"row {number} of the {self.split} data set"
+
+    def __call__(self, row: Mapping[str, Any], number: int) -> PreferenceRow:
+        """
+        Raises:
+            RowError: a row that cannot be read.
+        """
+        where = self.where(number)
+        chosen, rejected = (self._part(name, row.get(name), where) for name in COMPLETIONS)
+        if isinstance(chosen, str) != isinstance(rejected, str):
+            kinds = ("a list of messages", "text")
+            raise RowError(
+                f"column 'rejected', {where}: {shortened(rejected)} is {kinds[isinstance(rejected, str)]}, but chosen "
+                f"is {kinds[isinstance(chosen, str)]}: give both in one form"
+            )
+        prompt, chosen, rejected = self._split(self._prompt(row, where), chosen, rejected, where)
+        if self.system_column is not None:
+            prompt, chosen, rejected = _with_system(row.get(self.system_column), prompt, chosen, rejected)
+        for name, part in zip(COMPLETIONS, (chosen, rejected), strict=True):
+            _check_end(name, part, where)
+        return PreferenceRow(prompt, [chosen, rejected], _template(row, where))
+
+    def _prompt(self, row: Mapping[str, Any], where: str) -> Part | None:
+        """None where the completions begin with it."""
+        name = self.prompt_column
+        if name is None or (name in SHAREGPT and not _is_messages(row.get(name))):
+            return None
+        return self._part(name, row.get(name), where)
+
+    def _part(self, name: str, value: Any, where: str) -> Part:
+        if value is None:
+            end = ", or the column if the completions begin with their prompts" if name == self.prompt_column else ""
+            raise RowError(
+                f"column {name!r}, {where}: the value is None: drop the row, for example with dataset.filter{end}"
+            )
+        try:
+            return part_of(value, self.keeps_parts)
+        except ValueError as error:
+            raise RowError(f"column {name!r}, {where}: {error}") from None
+
+    def _split(self, prompt: Part | None, chosen: Part, rejected: Part, where: str) -> tuple[Part, Part, Part]:
+        """Prompt and completions in one form, each message or character in one of them alone."""
+        if isinstance(chosen, str):
+            if prompt is None:
+                return self._extracted(chosen, rejected, where)
+            if isinstance(prompt, list):  # text that answers a conversation
+                return prompt, _says("assistant", chosen), _says("assistant", rejected)
+            if self.repeats_prompt:
+                return prompt, chosen.removeprefix(prompt), rejected.removeprefix(prompt)
+            return prompt, chosen, rejected
+        if isinstance(prompt, list):
+            repeated = _repeated(prompt, chosen[: _shared_turns(chosen, rejected)])
+            return chosen[:repeated] or prompt, chosen[repeated:], rejected[repeated:]
+        if prompt and not any(part[0]["role"] in _NOT_THE_MODEL for part in (chosen, rejected)):
+            return _says("user", prompt), chosen, rejected
+        # a text prompt beside whole conversations says once more what they begin with
+        return self._extracted(chosen, rejected, where)
+
+    def _extracted(self, chosen: Part, rejected: Part, where: str) -> tuple[Part, Part, Part]:
+        """By TRL's rule: what both begin with is the prompt; something of each has to be left."""
+        if min(len(chosen), len(rejected)) < 2 or chosen[0] != rejected[0]:
+            what, text = ("characters", True) if isinstance(chosen, str) else ("messages", False)
+            raise RowError(
+                f"columns 'chosen' and 'rejected', {where}: there is no prompt beside them, and the {what} that both "
+                f"begin with, which would be it, are none: {shortened(chosen)} and {shortened(rejected)}. Add a "
+                "prompt column" + (", with '' where there is no prompt" if text else "") + self._candidates()
+            )
+        found = extract_prompt({"chosen": chosen, "rejected": rejected})
+        return found["prompt"], found["chosen"], found["rejected"]
+
+    def _candidates(self) -> str:
+        names = [name for name in LIKE_A_PROMPT if name in self.columns]
+        if not names:
+            return ""
+        named = next((name for name in names if name != "system"), None)
+        how = [f"prompt_column={named!r} (--prompt_column {named})"] if named else []
+        how += ["system_column='system' (--system_column system)"] if "system" in names else []
+        return f"; the columns {names} are there: name the prompt with {' and '.join(how)}"
+
+
+# Columns that often hold the prompt or a part of it, where a set calls it otherwise
+LIKE_A_PROMPT = (
+    "question",
+    "instruction",
+    "query",
+    "input",
+    "prompts",
+    "trajectory",
+    "conversations",
+    "conversation",
+    "context",
+    "history",
+    "schema",
+    "problem",
+    "system",
+)
+
+
+def require_columns(names: Sequence[str], split: str) -> None:
+    """
+    Raises:
+        RowError: no chosen or no rejected completions.
+    """
+    if missing := [name for name in COMPLETIONS if name not in names]:
+        raise RowError(
+            f"the {split} data set has no column {' and no column '.join(map(repr, missing))}, only {list(names)}: a "
+            "preference pair is chosen and rejected, and usually prompt; rename yours, for example with "
+            "dataset.rename_column"
+        )
+
+
+def part_of(value: Any, keeps_parts: bool = False) -> Part:
+    """A prompt or a completion as text or as messages with role and content.
+
+    ShareGPT's from/value messages, a single message, messages stored as JSON or Python text, and content in parts of
+    plain text are read as what they mean. Keys whose value is None are left out, as transformers does.
+
+    Raises:
+        ValueError: something else; the message says what, and the fix.
+    """
+    if isinstance(value, str):
+        return _stored(value, keeps_parts) if _STORED_MESSAGES.match(value) else _checked_text(value)
+    if isinstance(value, Mapping):
+        value = [value]
+    if not isinstance(value, list):
+        raise ValueError(
+            f"it should be an str or a list of messages, but is of type {type(value).__name__}: {value!r}"
+        )
+    if not value:
+        raise ValueError("the value is an empty list of messages: give it one, or drop the row")
+    messages = []
+    for i, message in enumerate(value):
+        try:
+            messages.append(_message(message, keeps_parts))
+        except ValueError as error:
+            raise ValueError(f"message {i} {error}") from None
+    return messages
+
+
+def text_of(part: Part) -> str:
+    """The text of a prompt or a completion: of messages, that of each, a line break between them."""
+    if isinstance(part, str):
+        return part
+    return "\n".join(_text_of_content(message.get("content")) for message in part)
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """All texts in a value of lists and mappings."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for each in value.values():
+            yield from texts_in(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from texts_in(each)
+
+
+def _text_of_content(content: Any) -> str:
+    if isinstance(content, list):  # parts, which only a processor reads
+        return "".join(part.get("text") or "" for part in content if isinstance(part, Mapping))
+    return content or ""
+
+
+def _stored(text: str, keeps_parts: bool) -> Part:
+    """Messages that a CSV file holds as text."""
+    for read in (json.loads, ast.literal_eval):
+        try:
+            value = read(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+        return part_of(value, keeps_parts)
+    raise ValueError(
+        f"{shortened(text)} looks like messages stored as text, but is neither JSON nor a Python list: save the set "
+        "as JSON lines or Parquet"
+    )
+
+
+def _message(message: Any, keeps_parts: bool) -> Message:
+    if not isinstance(message, Mapping):
+        raise ValueError(
+            f"is {shortened(message)}: a message is a mapping with role and content, in one list, not nested"
+        )
+    there = pruned(message)
+    if "from" in there and "value" in there and "role" not in there:
+        role = there.pop("from")
+        if role not in _ROLES:
+            raise ValueError(f"is from {role!r}; known: {', '.join(_ROLES)}. Rename it, or drop the row")
+        there = {"role": _ROLES[role], "content": there.pop("value"), **there}
+    missing = [key for key in ("role", "content") if key not in there]
+    if missing and not ("role" in there and there.get("tool_calls")):
+        raise ValueError(
+            f"has no {' and no '.join(missing)}, only {there!r:.200}: give it both, under these names, or drop the row"
+        )
+    content = there.get("content", "")
+    if not isinstance(there["role"], str) or not isinstance(content, str | list):
+        raise ValueError(f"is {shortened(message)}: role is text, and content is text or a list of parts")
+    if isinstance(content, str):
+        _checked_text(content)
+    elif not keeps_parts:
+        there["content"] = _plain(content)
+    return there
+
+
+def _plain(parts: list[Any]) -> str:
+    for part in parts:
+        if not (
+            isinstance(part, Mapping) and part.get("type", "text") == "text" and isinstance(part.get("text"), str)
+        ):
+            raise ValueError(
+                f"has a content part that is not text, {shortened(part)}, which a text model cannot read: drop the "
+                "row, or train a vision-language model with its processor on DPOTrainer's base"
+            )
+    return _checked_text("".join(part["text"] for part in parts))
+
+
+def _checked_text(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"character {error.start} of {text[: error.start + 1][-20:]!r} is half of a surrogate pair, which no "
+            "tokenizer takes: clean it, for example with text.encode(errors='replace').decode()"
+        ) from None
+    return text
+
+
+def pruned(value: Any) -> Any:
+    """Without the keys whose value is None: Arrow gives every mapping of a column the keys of all of them."""
+    if isinstance(value, Mapping):
+        return {key: pruned(each) for key, each in value.items() if each is not None}
+    return [pruned(each) for each in value] if isinstance(value, list) else value
+
+
+def _template(row: Mapping[str, Any], where: str) -> dict[str, Any]:
+    tools, variables = (row.get(name) for name in TEMPLATE)
+    try:
+        tools = json.loads(tools) if isinstance(tools, str) else tools
+    except ValueError as error:
+        raise RowError(f"column 'tools', {where}: it should be a list or JSON, and is neither: {error}") from None
+    if not isinstance(variables, Mapping | None):
+        raise RowError(f"column 'chat_template_kwargs', {where}: {shortened(variables)} is not a mapping")
+    return ({"tools": pruned(tools)} if tools else {}) | pruned(variables or {})
+
+
+def _with_system(system: Any, prompt: Part, chosen: Part, rejected: Part) -> tuple[Part, Part, Part]:
+    """With a system message in front; text becomes messages, which alone can have one."""
+    if isinstance(prompt, str):
+        prompt = _says("user", prompt)
+        chosen, rejected = _says("assistant", chosen), _says("assistant", rejected)
+    if system and prompt[0]["role"] != "system":
+        prompt = _says("system", str(system)) + prompt
+    return prompt, chosen, rejected
+
+
+def _check_end(name: str, part: Part, where: str) -> None:
+    if isinstance(part, list) and part[-1]["role"] in _NOT_THE_MODEL:
+        raise RowError(
+            f"column {name!r}, {where}: the last message, {shortened(part[-1].get('content'))}, is of the role "
+            f"{part[-1]['role']!r}: a completion ends with the assistant's; cut what follows it, or drop the row"
+        )
+
+
+def _shared_turns(chosen: list[Message], rejected: list[Message]) -> int:
+    """How many messages both begin with; each keeps its last."""
+    most = min(len(chosen), len(rejected)) - 1
+    return next((i for i in range(most) if chosen[i] != rejected[i]), most)
+
+
+def _repeated(prompt: list[Message], shared: list[Message]) -> int:
+    """How many of the messages that both completions begin with are the prompt, given beside them as well."""
+    if shared[: len(prompt)] == prompt:
+        return len(prompt)
+    # with a system message in front, say
+    return len(shared) if len(shared) > len(prompt) and shared[-len(prompt) :] == prompt else 0
+
+
+def _is_messages(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and isinstance(value[0], Mapping)
+        and ({"from", "value"} <= value[0].keys() or {"role", "content"} <= value[0].keys())
+    )
+
+
+def _says(role: str, text: str) -> list[Message]:
+    return [{"role": role, "content": text}]

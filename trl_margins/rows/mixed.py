@@ -1,0 +1,89 @@
+"""Several preference sets as one: each is read by its own columns before they are put together."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from datasets import Dataset, Features, Json, Value, concatenate_datasets
+
+from .form import RowReader
+from .opened import open_rows
+from .scores import ScoreColumns, find_score_columns, refuse_class_labels
+from .tokens import read_batch
+
+logger = logging.getLogger(__name__)
+
+_SCORES = ("score_chosen", "score_rejected")
+# Json takes text beside messages, and messages with different keys
+_PARTS = {name: Json() for name in ("prompt", "chosen", "rejected", "tools", "chat_template_kwargs")}
+
+
+def mixed(parts: Sequence[tuple[str, Dataset]]) -> Dataset:
+    """The rows of all sets, each with its own prompt, completions and scores.
+
+    Sets with the same columns are put together as they are. Of others, prompt, completions and scores are read as each
+    set has them; further columns stay where all sets have them in one type.
+
+    Args:
+        parts: each set's name and rows.
+
+    Raises:
+        RowError: a set that cannot be read, by its name.
+        ScoreError: scores of a set that are class labels.
+    """
+    sets = [dataset for _, dataset in parts]
+    if all(dataset.features == sets[0].features for dataset in sets):
+        return concatenate_datasets(sets)
+    scores = {name: find_score_columns(dataset.column_names) for name, dataset in parts}
+    without = [name for name, found in scores.items() if found is None]
+    if without and len(without) < len(parts):
+        logger.warning("no scores in %s, so those of the other sets are left out", ", ".join(without))
+    common = [
+        name
+        for name in sets[0].column_names
+        if name not in (*_PARTS, *_SCORES) and len({str(dataset.features.get(name)) for dataset in sets}) == 1
+    ]
+    read = [_read(dataset, name, None if without else scores[name], common) for name, dataset in parts]
+    dropped = {name for dataset in sets for name in dataset.column_names} - set(read[0].column_names)
+    dropped -= {name for found in scores.values() if found for name in found.names}
+    if dropped:
+        logger.info("columns that not all sets have in one type are left out: %s", ", ".join(sorted(dropped)))
+    return concatenate_datasets(read)
+
+
+def _read(dataset: Dataset, name: str, scores: ScoreColumns | None, common: list[str]) -> Dataset:
+    if scores is not None:
+        refuse_class_labels(dataset, scores, name)
+    opened = open_rows(dataset, name)
+    features = {**_PARTS, **({column: Value("float64") for column in _SCORES} if scores else {})}
+    return opened.dataset.map(
+        _rows,
+        batched=True,
+        with_indices=True,
+        fn_kwargs={"reader": opened.reader, "scores": scores},
+        remove_columns=[column for column in dataset.column_names if column not in common],
+        features=Features({**{column: dataset.features[column] for column in common}, **features}),
+        desc=f"Reading {name}",
+    )
+
+
+def _rows(
+    batch: Mapping[str, list[Any]], numbers: list[int], reader: RowReader, scores: ScoreColumns | None
+) -> dict[str, list[Any]]:
+    """What `map` calls on a batch."""
+    rows = read_batch(reader, batch, numbers)
+    made: dict[str, list[Any]] = {
+        "prompt": [row.prompt for row in rows],
+        "chosen": [row.completions[0] for row in rows],
+        "rejected": [row.completions[1] for row in rows],
+        "tools": [row.template.get("tools") for row in rows],
+        "chat_template_kwargs": [
+            {name: value for name, value in row.template.items() if name != "tools"} or None for row in rows
+        ],
+    }
+    if scores is not None:
+        pairs = [scores.read({name: batch[name][i] for name in scores.names}) for i in range(len(rows))]
+        made |= dict(zip(_SCORES, map(list, zip(*pairs, strict=True)), strict=True))
+    return made

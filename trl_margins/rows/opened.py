@@ -1,0 +1,261 @@
+"""One pass over a preference set before anything slow: every row is read, and what a user should know is said."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any, NamedTuple
+
+from datasets import Dataset, IterableDataset
+
+from .form import LIKE_A_PROMPT, PreferenceRow, RowError, RowReader, text_of, texts_in
+
+logger = logging.getLogger(__name__)
+
+_STREAMED = 32  # rows of a stream by which it is judged
+
+
+@dataclass
+class Seen:
+    """Rows that have something in common: how many, and the first of them."""
+
+    n: int = 0
+    first: int = 0
+
+    def add(self, number: int) -> None:
+        self.first = self.first if self.n else number
+        self.n += 1
+
+
+@dataclass
+class RowCounts:
+    """What a pass over rows found."""
+
+    n: int = 0
+    text: Seen = field(default_factory=Seen)
+    messages: Seen = field(default_factory=Seen)
+    same: Seen = field(default_factory=Seen)  # the same completion twice
+    user_turns: Seen = field(default_factory=Seen)  # within a completion
+    prefilled: Seen = field(default_factory=Seen)  # prompts that end with the assistant's turn
+    repeated: Seen = field(default_factory=Seen)  # text completions that both begin with their prompt
+    unused: dict[str, Seen] = field(default_factory=dict)  # columns like a prompt whose text is nowhere in the row's
+    prompts: set[int] = field(default_factory=set)  # hashes of prompts
+
+    def add(self, row: PreferenceRow, raw: Mapping[str, Any], number: int, suspects: Iterable[str]) -> None:
+        chosen, rejected = row.completions
+        self.n += 1
+        (self.messages if row.is_conversational else self.text).add(number)
+        if chosen == rejected:
+            self.same.add(number)
+        if isinstance(row.prompt, str):
+            if row.prompt and chosen.startswith(row.prompt) and rejected.startswith(row.prompt):
+                self.repeated.add(number)
+        else:
+            if any(message["role"] == "user" for part in row.completions for message in part):
+                self.user_turns.add(number)
+            if row.prompt[-1]["role"] == "assistant":
+                self.prefilled.add(number)
+        said = text_of(row.prompt)
+        self.prompts.add(hash(said))
+        for name in suspects:
+            if any(text.strip() not in said for text in texts_in(raw.get(name))):
+                self.unused.setdefault(name, Seen()).add(number)
+
+
+@dataclass(frozen=True)
+class OpenedSet:
+    """A data set and how to read it."""
+
+    dataset: Dataset | IterableDataset
+    reader: RowReader
+    counts: RowCounts
+
+    def __iter__(self) -> Iterator[PreferenceRow]:
+        for number, raw in enumerate(raw_rows(self.dataset, self.reader.needed, self.reader.split)):
+            yield self.reader(raw, number)
+
+
+def open_rows(
+    dataset: Dataset | IterableDataset,
+    split: str,
+    prompt_column: str | None = None,
+    system_column: str | None = None,
+    keeps_parts: bool = False,
+) -> OpenedSet:
+    """Reads every row of a data set, of a stream the first few, and logs what training would otherwise hide.
+
+    Args:
+        dataset: rows in any known form.
+        split: its name in messages.
+        prompt_column, system_column, keeps_parts: as for `RowReader`.
+
+    Raises:
+        RowError: a column that is missing, the first row that cannot be read, or a prompt that is only guessed.
+    """
+    columns = column_names(dataset)
+    reader = RowReader.of(columns, split, prompt_column, system_column, keeps_parts)
+    counts = count_rows(dataset, reader)
+    if refusal := why_refused(reader, counts):
+        raise RowError(refusal)
+    if counts.text.n and counts.repeated.n == counts.text.n:
+        reader = replace(reader, repeats_prompt=True)
+    for message in notes(reader, counts):
+        logger.log(message.level, "%s: %s", split, message.text)
+    return OpenedSet(dataset, reader, counts)
+
+
+def column_names(dataset: Dataset | IterableDataset) -> list[str]:
+    """Also of a stream, which may not know its columns before its first row."""
+    return list(getattr(dataset, "column_names", None) or next(iter(dataset)))
+
+
+def count_rows(
+    dataset: Dataset | IterableDataset,
+    reader: RowReader,
+    on_error: Callable[[RowError, int], None] | None = None,
+    on_row: Callable[[PreferenceRow, int], None] | None = None,
+) -> RowCounts:
+    """Reads every row, of a stream the first few.
+
+    Args:
+        dataset: rows in any known form.
+        reader: for this set.
+        on_error: is told of rows that cannot be read, which are then left out; without it the first is an error.
+        on_row: is given every other row.
+
+    Raises:
+        RowError: the first row that cannot be read.
+    """
+    used = set(reader.needed)
+    suspects = [name for name in LIKE_A_PROMPT if name in reader.columns and name not in used]
+    counts = RowCounts()
+    rows = raw_rows(dataset, [*reader.needed, *suspects], reader.split)
+    for number, raw in enumerate(rows if isinstance(dataset, Dataset) else islice(rows, _STREAMED)):
+        try:
+            row = reader(raw, number)
+        except RowError as error:
+            if on_error is None:
+                raise
+            on_error(error, number)
+            continue
+        counts.add(row, raw, number, suspects)
+        if on_row is not None:
+            on_row(row, number)
+    return counts
+
+
+def raw_rows(dataset: Dataset | IterableDataset, columns: list[str], split: str) -> Iterator[dict[str, Any]]:
+    """Those columns of every row; of a loaded set many times faster than by its own iterator.
+
+    Raises:
+        RowError: bytes that are not UTF-8.
+    """
+    if not isinstance(dataset, Dataset):
+        yield from ({name: row.get(name) for name in columns} for row in dataset)
+        return
+    some = dataset.select_columns(columns).with_format(None)
+    try:
+        for batch in some.iter(batch_size=1000):
+            for values in zip(*batch.values(), strict=True):
+                yield dict(zip(batch, values, strict=True))
+    except UnicodeDecodeError as error:
+        number = next(i for i in range(len(some)) if not _decodes(some, i))
+        raise RowError(f"row {number} of the {split} data set is not UTF-8 ({error}): convert its file") from error
+
+
+def _decodes(dataset: Dataset, number: int) -> bool:
+    try:
+        return bool(dataset[number])
+    except UnicodeDecodeError:
+        return False
+
+
+def why_refused(reader: RowReader, counts: RowCounts) -> str | None:
+    """Why the prompts of a set are only a guess: its completions begin alike by chance, or beside a column that says
+    more than they do.
+    """
+    if reader.prompt_column is not None:
+        return None
+    if counts.unused:
+        name, seen = next(iter(counts.unused.items()))
+        option = _option_for(name)
+        return (
+            f"column {name!r}, {reader.where(seen.first)}: there is no prompt column, so what chosen and rejected "
+            f"both begin with would be the prompt, and it does not contain this column's text ({seen.n} such rows). "
+            f"Set {option}={name!r} (--{option} {name}), or remove the column if it is no part of the prompt"
+        )
+    if counts.text.n == counts.n >= 3 and len(counts.prompts) == 1 and counts.same.n < counts.n:
+        return (
+            f"the {reader.split} data set has no prompt column, and chosen and rejected begin alike in all {counts.n} "
+            "rows, with the same text: that looks like chance, not like a prompt. Add a prompt column, with '' where "
+            "there is no prompt"
+        )
+    return None
+
+
+class Note(NamedTuple):
+    """Something to be said of a data set."""
+
+    level: int
+    text: str
+
+
+def notes(reader: RowReader, counts: RowCounts) -> Iterator[Note]:
+    """What training would otherwise hide, one sentence each."""
+    n, texts = counts.n, counts.text.n
+    if reader.prompt_column not in (None, "prompt"):
+        yield Note(logging.INFO, f"column {reader.prompt_column!r} holds the prompts")
+    if counts.same.n:
+        yield Note(
+            logging.WARNING,
+            f"{counts.same.n} of {n} pairs have the same completion twice: they have no gap, and nothing is learned "
+            "from them",
+        )
+    if texts and counts.repeated.n == texts:
+        yield Note(
+            logging.INFO,
+            f"chosen and rejected repeat their prompt in all {texts} text rows: it is taken as the prompt once, and "
+            "is no part of the completions",
+        )
+    elif counts.repeated.n:
+        yield Note(
+            logging.WARNING,
+            f"in {counts.repeated.n} of {texts} text rows, not in all, chosen and rejected begin with their prompt "
+            f"(the first is row {counts.repeated.first}): there it counts as a part of the completions. Remove it "
+            "from them if that is not meant",
+        )
+    if counts.user_turns.n:
+        yield Note(
+            logging.WARNING,
+            f"in {counts.user_turns.n} of {n} rows a completion holds turns of the user (the first is row "
+            f"{counts.user_turns.first}): their tokens are scored as if the model had written them. Put earlier turns "
+            "into the prompt, or cut the completion before them",
+        )
+    if counts.prefilled.n:
+        yield Note(
+            logging.WARNING,
+            f"{counts.prefilled.n} of {n} prompts end with the assistant's turn (the first is row "
+            f"{counts.prefilled.first}): the chat template makes the completion a further turn. To continue the turn, "
+            "move its text into the completions",
+        )
+    if texts and counts.messages.n:
+        yield Note(
+            logging.WARNING,
+            f"{texts} rows are text (the first is row {counts.text.first}) and {counts.messages.n} are messages (the "
+            f"first is row {counts.messages.first}): the chat template renders only the messages",
+        )
+    if reader.prompt_column is None:
+        return
+    for name, seen in counts.unused.items():
+        option = _option_for(name)
+        yield Note(
+            logging.WARNING,
+            f"column {name!r} is not used, and in {seen.n} of {n} rows it holds text that the prompt does not (the "
+            f"first is row {seen.first}): set {option}={name!r} (--{option} {name}) if it belongs there",
+        )
+
+
+def _option_for(column: str) -> str:
+    return "system_column" if column == "system" else "prompt_column"

@@ -1,0 +1,204 @@
+"""A whole data set to its tokens, and what the chat template and `max_length` made of it."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from functools import partial
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+from datasets import Dataset, IterableDataset
+from trl.trainer.utils import global_then_local_main_first
+
+from .cpo_tokens import CPOTokenizer
+from .form import RowError
+from .opened import OpenedSet
+from .tokens import PairTokenizer, cpo_columns, tokenize
+
+logger = logging.getLogger(__name__)
+
+_STREAMED_AT_ONCE = 64  # rows that a stream reads ahead
+_COMPARED = 256  # rows at which the two ways of tokenization are compared
+
+TokenColumns = tuple[str, str, str]  # of prompt, chosen, rejected
+DPO_COLUMNS: TokenColumns = ("prompt_ids", "chosen_ids", "rejected_ids")
+CPO_COLUMNS: TokenColumns = ("prompt_input_ids", "chosen_input_ids", "rejected_input_ids")
+
+
+def tokenized(
+    opened: OpenedSet, tokenizer: PairTokenizer | CPOTokenizer, num_proc: int | None = None
+) -> Dataset | IterableDataset:
+    """The set with its token columns: one cached pass with a progress bar.
+
+    Args:
+        opened: the set, and how to read it.
+        tokenizer: rows to token columns.
+        num_proc: processes; a fast tokenizer uses all cores in one as well.
+    """
+    if isinstance(opened.dataset, IterableDataset):
+        listed = partial(_listed, tokenizer)
+        return opened.dataset.map(listed, batched=True, batch_size=_STREAMED_AT_ONCE, with_indices=True)
+    with global_then_local_main_first():
+        return opened.dataset.map(
+            tokenizer,
+            batched=True,
+            with_indices=True,
+            num_proc=num_proc,
+            desc=f"Tokenizing {opened.reader.split} dataset",
+        )
+
+
+def _listed(tokenizer: Any, batch: Mapping[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:
+    """Lists of tokens, as a loaded set gives them to TRL's collators."""
+    made = tokenizer(batch, numbers)
+    return {name: [np.asarray(row).tolist() for row in column] for name, column in made.items()}
+
+
+def without_filled(
+    dataset: Dataset | IterableDataset, split: str, max_length: int | None, prompt: str
+) -> tuple[Dataset | IterableDataset, int]:
+    """Without the pairs whose prompt alone fills `max_length`: nothing is left of their completions.
+
+    Args:
+        dataset: with tokens.
+        split: its name in messages.
+        max_length: tokens of prompt and completion.
+        prompt: the column with the prompt's tokens.
+
+    Returns:
+        The pairs that are left, and how many were dropped; of a stream nobody knows.
+
+    Raises:
+        ValueError: none is left.
+    """
+    if max_length is None:
+        return dataset, 0
+    if isinstance(dataset, IterableDataset):
+        return dataset.filter(lambda row: len(row[prompt]) < max_length), 0
+    lengths = np.concatenate([prompts.lengths for (prompts,) in _lists(dataset, prompt)])
+    left = np.flatnonzero(lengths < max_length)
+    dropped = len(dataset) - len(left)
+    if not len(left):
+        raise ValueError(
+            f"truncation leaves a completion empty in every one of the {dropped} {split} pairs, because the prompt "
+            f"fills max_length={max_length}: raise max_length, or cut the prompts"
+        )
+    if dropped:
+        logger.warning(
+            "%d of %d %s pairs were dropped, because the prompt fills max_length=%d: raise it to keep them",
+            dropped,
+            len(dataset),
+            split,
+            max_length,
+        )
+        dataset = dataset.select(left)
+    return dataset, dropped
+
+
+def check_told_apart(dataset: Dataset, opened: OpenedSet, columns: TokenColumns, max_length: int | None) -> None:
+    """Warns of pairs whose completions differ as they are written, and not as tokens.
+
+    Args:
+        dataset: with tokens, and without the pairs that were dropped.
+        opened: what was counted before.
+        columns: the token columns of prompt and completions.
+        max_length: tokens of prompt and completion that the model sees.
+
+    Raises:
+        ValueError: no pair differs.
+    """
+    alike = sum(_n_alike(*lists, max_length) for lists in _lists(dataset, *columns))
+    split, n = opened.reader.split, len(dataset)
+    if alike == n and opened.counts.same.n < opened.counts.n:
+        raise ValueError(
+            f"chosen and rejected have the same tokens in every one of the {n} {split} pairs, although their texts "
+            "differ: the chat template drops the completions, or max_length cuts them before they differ. Look at "
+            "tokenizer.apply_chat_template(prompt + chosen, tokenize=False)"
+        )
+    if alike > opened.counts.same.n:
+        logger.warning(
+            "%d of %d %s pairs have the same tokens twice, although their texts differ: the chat template or "
+            "max_length leaves out where they do. They have no gap, and nothing is learned from them",
+            alike - opened.counts.same.n,
+            n,
+            split,
+        )
+
+
+def _n_alike(prompt: _Lists, chosen: _Lists, rejected: _Lists, max_length: int | None) -> int:
+    most = np.iinfo(np.int64).max if max_length is None else np.maximum(max_length - prompt.lengths, 0)
+    lengths = [np.minimum(each.lengths, most) for each in (chosen, rejected)]
+    return sum(
+        np.array_equal(chosen.head(i, lengths[0][i]), rejected.head(i, lengths[0][i]))
+        for i in np.flatnonzero(lengths[0] == lengths[1])
+    )
+
+
+class _Lists(NamedTuple):
+    """A column of lists of numbers, as Arrow has it."""
+
+    values: np.ndarray
+    offsets: np.ndarray
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.offsets).astype(np.int64)
+
+    def head(self, i: int, n: int) -> np.ndarray:
+        return self.values[self.offsets[i] : self.offsets[i] + n]
+
+
+def _lists(dataset: Dataset, *columns: str) -> Iterator[list[_Lists]]:
+    for table in dataset.select_columns(list(columns)).with_format("arrow").iter(batch_size=2048):
+        arrays = [table[name].combine_chunks() for name in columns]
+        yield [_Lists(array.values.to_numpy(), array.offsets.to_numpy()) for array in arrays]
+
+
+def compare_with_cpo(opened: OpenedSet, processing_class: Any, max_length: int | None) -> None:
+    """Logs in how many of the first rows CPOTrainer's own tokens are others, and how."""
+    numbers, rows = [], []
+    for number, row in enumerate(islice(opened, _COMPARED)):
+        numbers.append(number)
+        rows.append(row)
+    cpo = CPOTokenizer(opened.reader, processing_class, max_length or sys.maxsize, None, is_encoder_decoder=False)
+    ways: Counter[str] = Counter()
+    ours = tokenize(rows, processing_class, opened.reader.where)
+    for number, row, tokens in zip(numbers, rows, ours, strict=True):
+        try:
+            theirs = cpo.columns([row], [number])
+        except RowError:
+            ways["CPOTrainer raises an error"] += 1
+            continue
+        ways.update(_differences(cpo_columns(tokens, max_length), {name: each[0] for name, each in theirs.items()}))
+    if ways:
+        logger.info(
+            "%s: of the first %d rows, CPOTrainer's own tokenization differs: %s. tokenization='cpo' gives its tokens",
+            opened.reader.split,
+            len(rows),
+            "; ".join(f"{way} in {n}" for way, n in ways.most_common()),
+        )
+
+
+def _differences(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]) -> set[str]:
+    """In words, of one row."""
+    found = set()
+    for side in ("chosen", "rejected"):
+        (mine, my_labels), (its, its_labels) = (
+            (row[f"{side}_input_ids"], row[f"{side}_labels"]) for row in (ours, theirs)
+        )
+        if np.array_equal(mine, its):
+            if not np.array_equal(my_labels, its_labels):
+                found.add("the completion begins at another token")
+        elif len(its) == len(mine) + 1 and np.array_equal(its[:-1], mine):
+            found.add("one more end token")
+        elif len(its) == len(mine) + 1 and np.array_equal(its[1:], mine):
+            found.add("one more begin token")
+        elif len(its) == len(mine) + 2 and np.array_equal(its[1:-1], mine):
+            found.add("one more begin token and one more end token")
+        else:
+            found.add("other tokens")
+    return found

@@ -1,0 +1,461 @@
+"""What would stop a run late, or go wrong unseen, because model, tokenizer, data and config do not fit each other.
+
+On a GPU a token or a position beyond its table is no exception but an assertion on the device, which ends the process
+and names nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from accelerate.utils import is_peft_model
+from datasets import Dataset, IterableDataset
+from torch import nn
+from transformers import GenerationConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.trainer_utils import SaveStrategy, align_special_tokens
+
+from .collator import ROW
+from .processing import tokenizer_of
+from .sharding import local
+
+if TYPE_CHECKING:
+    from .mixin import MarginMixin
+
+logger = logging.getLogger(__name__)
+
+_PROMPT, _ANSWERS = ("prompt_ids",), ("chosen_ids", "rejected_ids")  # apart, as DPOTrainer has them
+_WHOLE = ("chosen_input_ids", "rejected_input_ids", "prompt_input_ids", "chosen_labels", "rejected_labels")
+_ROWS_AT_ONCE = 2048
+_POSITIONS = re.compile(r"(^|\.)(wpe|\w*pos\w*)(\.|$)")  # of GPT-2; of all others
+_MORE_THAN_THE_CONFIG = 8  # rows that a table of positions may have beyond the config's number: an offset, padding
+_ANOTHER_VOCABULARY = 1.1  # times as many rows: more than padding to a round number, or a few added tokens
+_RESIZE = "resize_token_embeddings(len(tokenizer))"
+
+
+def check_before_training(trainer: MarginMixin) -> None:
+    """Looks at a trainer that is ready otherwise.
+
+    Raises:
+        ValueError: model, tokenizer, data and config do not fit each other; with what was found, and the fix.
+        OSError: the output folder cannot be written to.
+    """
+    model = _base(trainer.model)
+    _check_kind(model, trainer)
+    _check_weights(trainer.model)
+    _check_trains(trainer.model, trainer.args)
+    limits: TokenLimits = trainer.data_collator.limits
+    limits.check_padding()
+    _check_end_token(model, limits.tokenizer)
+    _check_reference(trainer, model)
+    max_length = getattr(trainer, "max_length", None) or trainer.args.max_length
+    evals = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else {"eval": trainer.eval_dataset}
+    for split, dataset in {"train": trainer.train_dataset, **evals}.items():
+        if isinstance(dataset, Dataset):
+            limits.check_dataset(dataset, split, max_length)
+        elif isinstance(dataset, IterableDataset):
+            limits.check_stream(split, max_length)
+    check_savable(trainer)
+
+
+# No language model
+
+
+@contextmanager
+def refusing_what_cannot_write() -> Iterator[None]:
+    """Around a TRL trainer's construction, which asks the model for its generation config.
+
+    Raises:
+        ValueError: it has none, as no model without a language-model head has.
+    """
+    try:
+        yield
+    except AttributeError as error:
+        if error.name != "generation_config" or not isinstance(error.obj, nn.Module):
+            raise
+        raise ValueError(
+            f"a {type(error.obj).__name__} writes no text: it has no language-model head, or one that is not made to "
+            "go from left to right. Load the model with AutoModelForCausalLM.from_pretrained, or, on the CPO base, "
+            "AutoModelForSeq2SeqLM"
+        ) from error
+
+
+def _check_kind(model: nn.Module, trainer: Any) -> None:
+    config = model.config
+    if config.is_encoder_decoder and not getattr(trainer, "is_encoder_decoder", False):
+        raise ValueError(
+            f"a {type(model).__name__} has an encoder and a decoder, which DPOTrainer does not take: train it on the "
+            "CPO base (MarginCPOTrainer, trl-margins train --base cpo)"
+        )
+    if (
+        config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+        and not config.is_encoder_decoder
+        and not (getattr(config, "is_decoder", False) or getattr(config, "causal", False))
+    ):
+        raise ValueError(
+            f"this {type(model).__name__} is an encoder: each token sees those after it, so that no log-probability "
+            "would be one of the answer. Take a decoder, or load it with "
+            "AutoModelForCausalLM.from_pretrained(..., is_decoder=True)"
+        )
+
+
+# Weights
+
+
+def _check_weights(model: nn.Module) -> None:
+    # of a table of tokens, a broken row that no text needs does no harm
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    names = [name for name, p in model.named_parameters() if id(p) not in tables and not _is_finite(p)]
+    if names:
+        raise ValueError(
+            f"{len(names)} of the model's {len(list(model.parameters()))} weight tensors hold NaN or infinity before "
+            f"training, {names[0]} among them: its files are damaged or do not fit the class, or a cast overflowed "
+            "(bfloat16 weights in float16). Load it anew, in float32"
+        )
+
+
+def _is_finite(parameter: nn.Parameter) -> bool:
+    if not parameter.is_floating_point() or parameter.dtype.itemsize < 2 or parameter.is_meta:
+        return True  # quantized, or somewhere else
+    # a sum needs no mask as large as the tensor
+    return bool(local(parameter.detach()).sum(dtype=torch.float32).isfinite())
+
+
+def _check_trains(model: nn.Module, args: Any) -> None:
+    trained = {name: parameter.dtype for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if trained:
+        if args.fp16 and (name := next((name for name, dtype in trained.items() if dtype == torch.float16), None)):
+            raise ValueError(
+                f"fp16=True trains float32 weights with float16 passes, and {name} is float16 itself: load the model "
+                "with dtype=torch.float32 (trl-margins train has --dtype float32), or take bf16=True"
+            )
+        return
+    how = (
+        "load the adapter with PeftModel.from_pretrained(..., is_trainable=True)"
+        if is_peft_model(model)
+        else "set requires_grad, give a peft_config, or name what trains with train_only"
+    )
+    raise ValueError(f"none of the model's {len(list(model.parameters()))} weight tensors trains: {how}")
+
+
+# Tokens and positions
+
+
+@dataclass(frozen=True)
+class TokenLimits:
+    """The tokens and positions for which a model, and its reference model, have a place."""
+
+    tokenizer: Any
+    vocabulary: int | None  # rows of the smaller input embedding
+    positions: int | None  # None where any number of them is computed
+    trained_positions: int | None  # of rotary ones, which go on beyond it
+    whose: str = "the model"  # has the smaller embedding
+    pad_to_multiple_of: int | None = None
+
+    @classmethod
+    def of(cls, trainer: Any) -> TokenLimits:
+        """Those of a trainer's models."""
+        whose, models = "the model", [_base(trainer.model)]
+        reference = getattr(trainer, "ref_model", None)
+        if reference is not None:
+            models.append(_base(trainer.accelerator.unwrap_model(reference)))
+        vocabularies = [rows for rows in map(_embedding_rows, models) if rows is not None]
+        if len(vocabularies) == 2 and vocabularies[1] < vocabularies[0]:
+            whose = "the reference model"
+        tables = [table for table in map(_positions, models) if table is not None]
+        config = models[0].config.get_text_config()
+        return cls(
+            tokenizer=tokenizer_of(trainer.processing_class),
+            vocabulary=min(vocabularies, default=None),
+            positions=min(tables, default=None),
+            trained_positions=getattr(config, "max_position_embeddings", None)
+            if getattr(config, "rope_parameters", None)
+            else None,
+            whose=whose,
+            pad_to_multiple_of=getattr(trainer.args, "pad_to_multiple_of", None),
+        )
+
+    def check_padding(self) -> None:
+        """
+        Raises:
+            ValueError: the padding token has no row in the embedding.
+        """
+        pad = self.tokenizer.pad_token_id
+        if pad is not None and self._is_beyond(pad):
+            raise ValueError(
+                f"the padding token {self._named(pad)} has no row in the embedding of {self.whose}, which has "
+                f"{self.vocabulary}: {self._fix()}, or pad with a token that is there "
+                "(tokenizer.pad_token = tokenizer.eos_token)"
+            )
+
+    def check_dataset(self, dataset: Dataset, split: str, max_length: int | None) -> None:
+        """Looks at all tokens of a data set, and at the lengths of its rows.
+
+        Raises:
+            ValueError: one of them has no place.
+        """
+        columns = [name for name in (*_PROMPT, *_ANSWERS, *_WHOLE) if _holds_tokens(dataset, name)]
+        if not columns:
+            return  # images among the text, say, or somebody's own columns: the collator looks at what comes of them
+        numbered = [ROW] if ROW in dataset.column_names else []
+        first, longest, n_long = 0, (0, 0), 0
+        for table in dataset.select_columns(columns + numbered).with_format("arrow").iter(batch_size=_ROWS_AT_ONCE):
+            numbers = table[ROW].to_numpy() if numbered else range(first, first + len(table))
+            lists = {name: table[name].combine_chunks() for name in columns}
+            for tokens in lists.values():
+                self._check_tokens(tokens, numbers, split)
+            lengths = _lengths(lists)
+            if max_length is not None and columns[0] in _PROMPT:  # else they have been cut already
+                lengths = pc.min_element_wise(lengths, max_length)
+            here = pc.max(lengths).as_py()
+            if here > longest[0]:
+                longest = here, numbers[pc.index(lengths, here).as_py()]
+            if self.trained_positions is not None:
+                n_long += pc.sum(pc.greater(lengths, self.trained_positions)).as_py()
+            first += len(table)
+        self._check_longest(*longest, split)
+        if n_long:
+            logger.warning(
+                "%d of %d %s rows are longer than the %d positions that the model was made for "
+                "(max_position_embeddings; the longest has %d tokens): max_length=%d would cut them",
+                n_long,
+                len(dataset),
+                split,
+                self.trained_positions,
+                longest[0],
+                self.trained_positions,
+            )
+
+    def check_stream(self, split: str, max_length: int | None) -> None:
+        """
+        Raises:
+            ValueError: a row of this length, should there be one, has no place.
+        """
+        if self.positions is not None and (max_length is None or max_length > self.positions):
+            raise ValueError(
+                f"the {split} data set is a stream, of which max_length={max_length} lets rows through that the model "
+                f"has no positions for (it has {self.positions}): set max_length={self.positions} or less"
+            )
+
+    def check_batch(self, batch: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+        """The same of a batch, before it goes to the device: streams, and sets that come later.
+
+        Raises:
+            ValueError: a token or a position has no place.
+        """
+        for name in ("input_ids", *_WHOLE):
+            tokens = batch.get(name)
+            if not isinstance(tokens, torch.Tensor) or not tokens.numel() or tokens.device.type != "cpu":
+                continue
+            if self.vocabulary is not None and (largest := int(tokens.max())) >= self.vocabulary:
+                position = int((tokens == largest).nonzero()[0, 0]) % len(rows)
+                raise self._no_row(largest, f"row {rows[position].get(ROW, position)} of a batch")
+            if self.positions is not None and tokens.shape[-1] > self.positions:
+                raise self._no_position(tokens.shape[-1], "a row of a batch")
+
+    def _check_tokens(self, tokens: pa.Array, numbers: Sequence[int], split: str) -> None:
+        if self.vocabulary is None:
+            return
+        flat = tokens.flatten()
+        largest = pc.max(flat).as_py()
+        if largest is not None and largest >= self.vocabulary:
+            position = pc.list_parent_indices(tokens)[pc.index(flat, largest).as_py()].as_py()
+            raise self._no_row(largest, f"row {numbers[position]} of the {split} data set")
+
+    def _check_longest(self, length: int, number: int, split: str) -> None:
+        padded = (
+            length if not self.pad_to_multiple_of else -(-length // self.pad_to_multiple_of) * self.pad_to_multiple_of
+        )
+        if self.positions is not None and padded > self.positions:
+            raise self._no_position(padded, f"row {number} of the {split} data set")
+
+    def _is_beyond(self, token: int) -> bool:
+        return self.vocabulary is not None and not 0 <= token < self.vocabulary
+
+    def _named(self, token: int) -> str:
+        return f"{token} ({self.tokenizer.convert_ids_to_tokens(token)!r})"
+
+    def _fix(self) -> str:
+        if self.whose == "the model":
+            return f"call model.{_RESIZE} before training, or take the model's own tokenizer"
+        return (
+            f"give a reference model as large as the model: load it, call ref_model.{_RESIZE} and pass it as ref_model"
+        )
+
+    def _no_row(self, token: int, where: str) -> ValueError:
+        return ValueError(
+            f"{where} has the token {self._named(token)}, and the embedding of {self.whose} has {self.vocabulary} "
+            f"rows (the tokenizer has {len(self.tokenizer)} tokens): {self._fix()}"
+        )
+
+    def _no_position(self, length: int, where: str) -> ValueError:
+        return ValueError(
+            f"{where} takes {length} tokens, and the model has learned {self.positions} positions: set "
+            f"max_length={self.positions} or less, or filter out long rows"
+        )
+
+
+def _base(model: nn.Module) -> nn.Module:
+    return model.get_base_model() if is_peft_model(model) else model
+
+
+def _embedding_rows(model: nn.Module) -> int | None:
+    embedding = model.get_input_embeddings()
+    while not isinstance(embedding, nn.Embedding):  # PEFT wraps those that it trains
+        inner = next(
+            (getattr(embedding, name) for name in ("base_layer", "original_module") if hasattr(embedding, name)), None
+        )
+        if inner is None:
+            return None
+        embedding = inner
+    return embedding.num_embeddings
+
+
+def _positions(model: nn.Module) -> int | None:
+    """Rows for tokens in the model's table of positions, learned or not; None where it has no such table."""
+    config = model.config.get_text_config()
+    said = getattr(config, "max_position_embeddings", None)
+    if not isinstance(said, int):
+        return None
+    found = []
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Embedding) or not _POSITIONS.search(name):
+            continue
+        if 0 <= module.num_embeddings - said <= _MORE_THAN_THE_CONFIG:  # others are those of an image encoder
+            before = getattr(module, "offset", 0 if module.padding_idx is None else module.padding_idx + 1)
+            found.append(module.num_embeddings - before)
+    return min(found, default=None)
+
+
+def _holds_tokens(dataset: Dataset, name: str) -> bool:
+    if name not in dataset.column_names:
+        return False
+    kind = dataset.data.schema.field(name).type
+    return (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and pa.types.is_integer(kind.value_type)
+
+
+def _lengths(lists: Mapping[str, pa.Array]) -> pa.Array:
+    """Of each pair, the tokens of its longest row."""
+    apart = [pc.list_value_length(lists[name]) for name in _ANSWERS if name in lists]
+    if not apart:
+        return pc.max_element_wise(*(pc.list_value_length(tokens) for tokens in lists.values()))
+    answers = pc.max_element_wise(*apart)
+    return pc.add(answers, pc.list_value_length(lists[_PROMPT[0]])) if _PROMPT[0] in lists else answers
+
+
+# Two models, or a model and a tokenizer, of different kinds
+
+
+def _check_end_token(model: nn.Module, tokenizer: Any) -> None:
+    """Warns where the token that ends the model's answers is an ordinary one of the tokenizer, or none."""
+    rows, ends = _embedding_rows(model), model.config.get_text_config().eos_token_id
+    ends = [end for end in (ends if isinstance(ends, list) else [ends]) if end is not None and end < (rows or 0)]
+    if not ends or any(end in tokenizer.added_tokens_decoder or end in tokenizer.all_special_ids for end in ends):
+        return
+    logger.warning(
+        "the model's config ends answers with token %d, which in the tokenizer is %r and nothing special: is it "
+        "another model's tokenizer? It has %d tokens, the model's embedding %d rows",
+        ends[0],
+        tokenizer.convert_ids_to_tokens(ends[0]) if ends[0] < len(tokenizer) else None,
+        len(tokenizer),
+        rows,
+    )
+
+
+def _check_reference(trainer: Any, model: nn.Module) -> None:
+    reference = getattr(trainer, "ref_model", None)
+    if reference is None:
+        return
+    ours, theirs = (_embedding_rows(each) for each in (model, _base(trainer.accelerator.unwrap_model(reference))))
+    if ours and theirs and max(ours, theirs) > _ANOTHER_VOCABULARY * min(ours, theirs):
+        raise ValueError(
+            f"the model's vocabulary has {ours} tokens, and the reference model's {theirs}: the same numbers mean "
+            "other texts to it. Take a reference model with the model's tokenizer, or leave ref_model out: it is then "
+            "a copy of the model"
+        )
+
+
+# Saving
+
+
+def check_savable(trainer: Any) -> None:
+    """Saves, into a folder that is then removed, all but the weights: what transformers refuses it refuses now.
+
+    Raises:
+        ValueError: a config or a tokenizer that cannot be saved.
+        OSError: the output folder cannot be written to.
+    """
+    args = trainer.args
+    if not args.should_save:
+        return
+    try:
+        with tempfile.TemporaryDirectory(dir=args.output_dir, prefix=".trial-") as folder:
+            if not is_peft_model(trainer.model):
+                _try_to_save(trainer.model.config, folder, "config")
+                _try_to_save(_aligned(trainer), folder, "generation_config")
+            _try_to_save(trainer.processing_class, folder, "tokenizer")
+    except OSError as error:
+        raise OSError(
+            f"{args.output_dir} cannot be written to ({error.strerror or error}): set another output_dir, or make room"
+        ) from error
+    needed, free = _checkpoint_size(trainer), shutil.disk_usage(args.output_dir).free
+    if SaveStrategy(args.save_strategy) != SaveStrategy.NO and free < needed:
+        logger.warning(
+            "a checkpoint takes at least %.1f GB, and %s has %.1f GB left: make room, or save less "
+            "(save_only_model, save_total_limit)",
+            needed / 1e9,
+            args.output_dir,
+            free / 1e9,
+        )
+
+
+def _aligned(trainer: Any) -> GenerationConfig:
+    """The model's generation config as `train` will leave it. What it was loaded as is always saved; but `train` gives
+    it the tokenizer's special tokens, and what was changed is saved only if it is valid."""
+    generation = trainer.model.generation_config
+    try:
+        generation.validate(strict=True)
+    except ValueError:
+        stand_in = SimpleNamespace(config=deepcopy(trainer.model.config), generation_config=deepcopy(generation))
+        align_special_tokens(stand_in, trainer.processing_class)
+        return stand_in.generation_config
+    return generation
+
+
+def _try_to_save(part: Any, folder: str, name: str) -> None:
+    try:
+        part.save_pretrained(folder)
+    except OSError:
+        raise
+    except Exception as error:  # each library has its own
+        reason = " ".join(str(error).split())
+        fix = {
+            "generation_config": "set model.generation_config.do_sample = True, or the options named to None; for "
+            "trl-margins train, in the generation_config.json of the model's folder",
+            "config": "put model.config right",
+            "tokenizer": "take a tokenizer that can be saved",
+        }[name]
+        raise ValueError(
+            f"the model's {name} cannot be saved, so that training would end without a model: {reason} Before "
+            f"training, {fix}"
+        ) from error
+
+
+def _checkpoint_size(trainer: Any) -> int:
+    """Bytes of weights, and of AdamW's two numbers for each that trains."""
+    model, args = trainer.model, trainer.args
+    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    weights = trained if is_peft_model(model) else sum(p.numel() * p.element_size() for p in model.parameters())
+    return weights + (0 if args.save_only_model or "adamw_torch" not in args.optim else 2 * trained)

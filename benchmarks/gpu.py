@@ -15,6 +15,7 @@ import argparse
 import importlib
 import os
 import sys
+import time
 from pathlib import Path
 
 PARTS = ("correctness", "speed", "memory", "study")
@@ -22,8 +23,8 @@ PARTS = ("correctness", "speed", "memory", "study")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=PARTS, required=True)
-    parser.add_argument("--budget", type=float, default=480, help="seconds")
+    parser.add_argument("--part", nargs="+", choices=PARTS, required=True)
+    parser.add_argument("--budget", type=float, default=480, help="seconds, for all parts together")
     parser.add_argument("--out", type=Path, default=Path("gpu"))
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--size", choices=["real", "tiny"], default="real")
@@ -32,6 +33,9 @@ def main() -> None:
     parser.add_argument("--retry", action="store_true", help="do the items again that raised before")
     parser.add_argument("--only", nargs="+", help="the items whose names contain one of these")
     args, rest = parser.parse_known_args()
+    if rest and "study" not in args.part:
+        parser.error(f"unknown arguments: {' '.join(rest)}")
+    began = time.perf_counter()
 
     os.environ.update(HF_HUB_OFFLINE="1", TRL_EXPERIMENTAL_SILENCE="1", TOKENIZERS_PARALLELISM="false")
     sys.path.insert(0, os.getcwd())
@@ -40,15 +44,13 @@ def main() -> None:
 
     subjects.be_quiet()
     rig = subjects.Rig(args.device, args.size == "tiny", args.model, args.data)
-    ledger = Ledger(args.out / f"{args.part}.jsonl", args.budget, retry=args.retry, only=args.only)
-    part = importlib.import_module(f"on_gpu.{args.part}")
-    options = part.options(rest) if hasattr(part, "options") else None
-    if rest and options is None:
-        parser.error(f"unknown arguments: {' '.join(rest)}")
-    tables = part.run(rig, ledger) if options is None else part.run(rig, ledger, options)
-    text = f"# {args.part}\n\n{subjects.machine(rig)}\n\n{tables}"
-    (args.out / f"{args.part}.md").write_text(text)
-    print(text)
+    for name in args.part:
+        part = importlib.import_module(f"on_gpu.{name}")
+        ledger = Ledger(args.out / f"{name}.jsonl", args.budget - (time.perf_counter() - began), args.retry, args.only)
+        tables = part.run(rig, ledger, part.options(rest)) if hasattr(part, "options") else part.run(rig, ledger)
+        text = f"# {name}\n\n{subjects.machine(rig)}\n\n{tables}"
+        (args.out / f"{name}.md").write_text(text)
+        print(text)
 
 
 if __name__ == "__main__":

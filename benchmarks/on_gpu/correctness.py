@@ -48,7 +48,7 @@ PRECISIONS = {
     "bf16": Precision(torch.float32, True, 2e-2, 1e-2, 1e-2, 6e-2),
     "bf16 weights": Precision(torch.bfloat16, False, 4e-2, 2e-2, 3e-2, None),
 }
-TOKENS = 60  # of an answer: a log-ratio is a sum over so many
+TOKENS = 60  # of an answer
 
 
 def run(rig: Rig, ledger: Ledger) -> str:
@@ -81,16 +81,17 @@ def items(rig: Rig, references: dict[Any, Outcome]) -> Iterator[Item]:
     against = partial(_against, rig, references)
     precisions = ["float32", "bf16"] if rig.tiny else list(PRECISIONS)
     simpo, dpo = Case("cpo", None, SIMPO), Case("dpo")
+    both = {"SimPO": simpo, "DPO": dpo}
 
     for precision in precisions:
-        for name, case in {"SimPO": simpo, "DPO": dpo}.items():
+        for name, case in ({"SimPO": simpo} if rig.tiny and precision != "float32" else both).items():
             theirs = replace(case, method=THEIRS)
             yield f"TRL's own/{name}/{precision}", "step", 15, partial(against, theirs, case, precision)
             yield f"ours/{name}/{precision}", "step", 15, partial(against, case, theirs, precision)
         for name, case in _methods(rig, precision):
             yield f"ours/{name}/{precision}", "step", 15, partial(against, case, case, precision)
 
-    for precision in precisions[:2]:
+    for precision in precisions[: 1 if rig.tiny else 2]:
         for attention in ("eager",) if rig.tiny else ("sdpa", "eager", "flex_attention"):  # the last is compiled
             kind = "compiled" if attention == "flex_attention" else "step"
             case = replace(simpo, attention=attention)
@@ -140,7 +141,7 @@ def _methods(rig: Rig, precision: str) -> Iterator[tuple[str, Case]]:
     for method in ("geometric-anchor",) if rig.tiny else METHODS:
         short = {"anchor_batch_multiplier": 2} if method == "geometric-anchor" else {}
         yield f"{method} on CPO", Case("cpo", method, short)
-        if precision == "bf16 weights":
+        if precision == "bf16 weights" or (rig.tiny and precision == "bf16"):
             continue
         if precision == "float32" and not rig.tiny:
             yield f"{method} on DPO, length-normalized", Case("dpo", method, NORMALIZED | short)
@@ -160,14 +161,17 @@ def _against(
         references[known] = steps_of(replace(reference, attention="eager", logits=False), cpu, torch.float64, **own)
     right, kept = references[known], PRECISIONS[precision]
     found = steps_of(case, rig, kept.dtype, autocast=kept.autocast, **fields)
-    tokens = TOKENS if subjects.needs_reference(case) else 1
+    summed = subjects.needs_reference(case)
+    # a log-ratio is a sum over the answer's tokens, and what 16 bits round off each adds up
+    slack = 5 if summed and precision != "float32" else 1
+    tokens = TOKENS if summed else 1
     errors = {
         "loss": _relative(found.loss, right.loss),
         "gap": max(abs(a - b) for a, b in zip(found.gap, right.gap, strict=True)) / tokens,
         "gradient_norm": _relative(found.gradient_norm, right.gradient_norm),
         "update": ((found.update - right.update).norm() / right.update.norm()).item(),
     }
-    allowed = {name: getattr(kept, name) for name in errors}
+    allowed = {name: limit and slack * limit for name in errors for limit in [getattr(kept, name)]}
     ok = all(limit is None or error <= limit for error, limit in zip(errors.values(), allowed.values(), strict=True))
     return {"ok": ok, **errors, "allowed": allowed, "gigabytes": found.gigabytes}
 
@@ -207,7 +211,7 @@ def _gapo(rig: Rig, precision: str, folder: str, **fields: Any) -> Any:
         "max_length": 512,
         **fields,
     }
-    model = tiny_llama(kept.dtype, noise=0.01)
+    model = tiny_llama(rig, kept.dtype, noise=0.01)
     rows = subjects.short_pairs(rig, 8)
     return make_trainer(
         Case("cpo", "geometric-anchor"), rig, folder, model, rows, subjects.word_tokenizer(), **settings
@@ -267,7 +271,7 @@ def _resumed(rig: Rig, case: Case) -> Values:
             "save_steps": 2,
             **fields,
         }
-        model, rows = tiny_llama(torch.float32, noise=0.01), subjects.short_pairs(rig, 32)
+        model, rows = tiny_llama(rig, torch.float32, noise=0.01), subjects.short_pairs(rig, 32)
         trainer = make_trainer(case, rig, folder, model, rows, subjects.word_tokenizer(), **settings)
         trainer.train(resume_from_checkpoint=str(Path(folder, "checkpoint-2")) if resume else None)
         return subjects.flat(trainer.model)
@@ -294,7 +298,7 @@ def _anchor_gaps(rig: Rig, precision: str) -> Values:
 
     def gaps(dtype: torch.dtype, autocast: bool) -> list[float]:
         if rig.tiny:
-            model, tokenizer = tiny_llama(dtype, noise=0.01), subjects.word_tokenizer()
+            model, tokenizer = tiny_llama(rig, dtype, noise=0.01), subjects.word_tokenizer()
         else:
             path = resolve_model(rig.model)
             model, tokenizer = (

@@ -49,7 +49,7 @@ def options(arguments: list[str]) -> argparse.Namespace:
 
 def run(rig: Rig, ledger: Ledger, options: argparse.Namespace) -> str:
     if rig.tiny:
-        vars(options).update(workers=1, methods=["SimPO", "GAPO"], noise=["clean", "random:0.4"], seeds=1, steps=2)
+        vars(options).update(workers=1, methods=["SimPO", "GAPO"], noise=["clean", "random:0.4"], seeds=1, steps=1)
         vars(options).update(trial_steps=1, learning_rates=[1e-4], max_length=256)
     elif rig.data is None:
         raise SystemExit(
@@ -60,7 +60,7 @@ def run(rig: Rig, ledger: Ledger, options: argparse.Namespace) -> str:
     batch = 4 if rig.tiny else 16
     size = Size(options.steps, batch, options.seeds, rates, options.max_length, windows, noise, tuple(options.methods))
     if rig.tiny:
-        _save_tiny(ledger.file.parent / "start")
+        _save_tiny(rig, ledger.file.parent / "start")
         rig = Rig(rig.device, True, str(ledger.file.parent / "start"), None)
     _do(rig, ledger, size, options)
     runs = [item for item in ledger.items.values() if "seed" in item]
@@ -193,12 +193,14 @@ def _data(rig: Rig) -> tuple[Dataset, Dataset, dict[str, Dataset]]:
     held_out = {prompt for i, prompt in enumerate(prompts) if i % HELD_OUT == 0}
     parts = [[row for row in train if (str(row["prompt"]) in held_out) == wanted] for wanted in (False, True)]
     sets = {name: Dataset.from_list(rows(file, 8 + i)) for i, (name, file) in enumerate(SETS.items())}
+    if rig.tiny:
+        sets = {name: sets[name] for name in ("id", "test")}
     return Dataset.from_list(parts[0]), Dataset.from_list(parts[1]), sets
 
 
-def _save_tiny(folder: Path) -> None:
+def _save_tiny(rig: Rig, folder: Path) -> None:
     import torch
 
     if not (folder / "config.json").exists():
-        subjects.tiny_llama(torch.float32).save_pretrained(folder)
+        subjects.tiny_llama(rig, torch.float32).save_pretrained(folder)
         subjects.word_tokenizer().save_pretrained(folder)

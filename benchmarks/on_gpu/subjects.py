@@ -102,10 +102,10 @@ def llama(
     )
 
 
-def tiny_llama(dtype: torch.dtype, noise: float = 0.0, attention: str = "sdpa") -> LlamaForCausalLM:
+def tiny_llama(rig: Rig, dtype: torch.dtype, noise: float = 0.0, attention: str = "sdpa") -> LlamaForCausalLM:
     """Real attention shapes (heads of 64), few of them. Noise makes a policy that has left its reference."""
     torch.manual_seed(0)
-    config = llama(256, 4, 1000, heads=4, kv_heads=2, inner=512, spread=0.06)
+    config = llama(256, 2 if rig.tiny else 4, 1000, heads=4, kv_heads=2, inner=512, spread=0.06)
     model = LlamaForCausalLM(config)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -203,8 +203,8 @@ def steps_of(
     **fields: Any,
 ) -> Outcome:
     """Trains the tiny model for some steps by plain gradient descent, whose update is the gradient's own size."""
-    model = tiny_llama(dtype, noise=0.01, attention=case.attention)
-    reference = tiny_llama(dtype, attention=case.attention) if needs_reference(case) else None
+    model = tiny_llama(rig, dtype, noise=0.01, attention=case.attention)
+    reference = tiny_llama(rig, dtype, attention=case.attention) if needs_reference(case) else None
     rows = rows or short_pairs(rig, steps * windows * pairs)
     settings = {
         "per_device_train_batch_size": pairs,

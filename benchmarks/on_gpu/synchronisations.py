@@ -14,7 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TrainerCallback
 
-OF_INTEREST = ("trl_margins", "trl", "transformers", "accelerate", "torch")  # a place is named in the first of these
+PACKAGES = ("trl_margins", "trl", "transformers", "accelerate")  # a place is named in the innermost of these
 READS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "unique2", "_unique2"}
 
 
@@ -65,7 +65,7 @@ def _of_cuda(places: Counter[tuple[str, bool]]) -> Iterator[None]:
 def _of_operators(places: Counter[tuple[str, bool]]) -> Iterator[None]:
     class Counting(TorchDispatchMode):
         def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if function._schema.name.removeprefix("aten::") in READS:
+            if function._schema.name.removeprefix("aten::") in READS and not _in_the_collator():
                 places[_place()] += 1
             return function(*args, **(kwargs or {}))
 
@@ -73,15 +73,17 @@ def _of_operators(places: Counter[tuple[str, bool]]) -> Iterator[None]:
         yield
 
 
+def _in_the_collator() -> bool:
+    """Which works on a CPU's tensors, wherever the model is."""
+    return any(Path(frame.filename).name == "fetch.py" for frame in traceback.extract_stack())
+
+
 def _place() -> tuple[str, bool]:
     """The line that asked for it, and whether it copies something to the device."""
-    frames = traceback.extract_stack()
-    for package in OF_INTEREST:
-        inside = [frame for frame in frames if f"/{package}/" in frame.filename]
-        if inside:
-            frame = inside[-1]
-            name = f"{package}/…/{Path(frame.filename).name}:{frame.lineno} {frame.name}: {(frame.line or '')[:60]}"
-            return name, any(
-                f.name in ("send_to_device", "pin_memory") or ".to(" in (f.line or "") for f in frames[-6:]
-            )
-    return frames[-1].filename, False
+    frames = [frame for frame in traceback.extract_stack() if any(f"/{name}/" in frame.filename for name in PACKAGES)]
+    if not frames:
+        return "elsewhere", False
+    frame = frames[-1]
+    package = next(name for name in PACKAGES if f"/{name}/" in frame.filename)
+    copies = any(f.name in ("send_to_device", "pin_memory") or ".to(" in (f.line or "") for f in frames[-3:])
+    return f"{package}/…/{Path(frame.filename).name}:{frame.lineno} {frame.name}: {(frame.line or '')[:60]}", copies

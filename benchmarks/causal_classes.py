@@ -2,6 +2,8 @@
 
     python benchmarks/causal_classes.py [--only Llama,Gemma2] [--json FILE]
 
+    python benchmarks/causal_classes.py --json FILE --page docs/models.md   # the page, from an earlier run's file
+
 Builds every causal class of transformers that builds small, on the CPU, and compares TRL's fused LM head and the
 shared-prompt pass with the model's own logits: `model(input_ids, attention_mask).logits` of each row alone.
 """
@@ -62,6 +64,19 @@ SMALL: dict[str, Any] = {
     "attention_hidden_size": 32,
     "initializer_range": 0.1,
     "chunk_size": 8,
+    "vocab_size_per_layer_input": VOCABULARY,
+    "num_kv_shared_layers": 0,
+    "activation_sparsity_pattern": [0.0] * 4,
+    "default_language": "en_XX",
+    "is_decoder": True,
+}
+OF_ONE_TYPE: dict[str, dict[str, Any]] = {
+    "codegen": {"n_head": 4, "rotary_dim": 4},
+    "gptj": {"rotary_dim": 8},
+    "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
+    "mamba2": {"num_heads": 4, "head_dim": 16, "n_groups": 2},
+    "falcon_h1": {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1},
+    "zamba2": {"mamba_ngroups": 1, "n_mamba_heads": 4},
 }
 
 
@@ -79,7 +94,7 @@ def small_config(model_type: str) -> Any:
     for name in ("layer_types", "mlp_layer_types", "attention_types", "layers_block_type"):
         if name in names:
             values.pop(name, None)
-    return cls(**values)
+    return cls(**values | OF_ONE_TYPE.get(model_type, {}))
 
 
 def built(model_type: str) -> torch.nn.Module:
@@ -159,11 +174,77 @@ def row(model_type: str, name: str) -> dict[str, str]:
     return found
 
 
+def page(measured: dict[str, Any]) -> str:
+    """docs/models.md."""
+    built_rows = [row for row in measured["rows"] if row["built"] == "yes"]
+    shared = [row for row in built_rows if "shared prompts" in row["taken"]]
+    own = [row for row in built_rows if row["taken"].startswith("own logits")]
+    fused = [row for row in built_rows if row not in shared and row not in own]
+
+    def names(rows: list[dict[str, str]]) -> str:
+        return ", ".join(f"`{name}`" for name in sorted({row["class"] for row in rows}))
+
+    def worst(rows: list[dict[str, str]], way: str) -> str:
+        return f"{max(float(row[way]) for row in rows if row[way][:1].isdigit()):.0e}"
+
+    lines = [
+        "# Models",
+        "",
+        "Log-probabilities come by the quickest way that gives what the model's own logits give:",
+        "`model(input_ids, attention_mask).logits` of each answer alone, as anyone computes them with transformers.",
+        "Before the first step that is tried on one pair, in float32 and to 1e-4 nats per token, whatever the training",
+        "computes in: see [performance](performance.md#checked-before-the-first-step).",
+        "",
+        "This is what it comes to for transformers' causal classes, built small with random weights, in float32 on a",
+        f"CPU ({measured['date']}, torch {measured['torch']}, transformers {measured['transformers']}, trl",
+        f"{measured['trl']}): {len(built_rows)} of {len(measured['rows'])} build small.",
+        "`python benchmarks/causal_classes.py` makes the table anew.",
+        "",
+        f"## Fused LM head, shared prompts: {len(shared)}",
+        "",
+        f"TRL's fused head differs from the model's logits by at most {worst(shared, 'fused')} nats per token, the",
+        f"shared-prompt pass by {worst(shared, 'shared')}.",
+        "",
+        names(shared),
+        "",
+        f"## Fused LM head, a prompt for each answer: {len(fused)}",
+        "",
+        f"The fused head differs by at most {worst(fused, 'fused')}.",
+        "",
+        "| why prompts are not shared | classes |",
+        "|---|---|",
+    ]
+    reasons = sorted({row["shared"] for row in fused})
+    for reason in reasons:
+        lines.append(
+            f"| {reason.removeprefix('not tried: ')} | {names([r for r in fused if r['shared'] == reason])} |"
+        )
+    lines += [
+        "",
+        f"## The model's own logits: {len(own)}",
+        "",
+        "TRL's fused head takes something else for the logits of these classes: most have layers between decoder and",
+        "head that it does not know of. A warning says so before the first step, and whole logits are built, which",
+        "takes memory: batch × length × vocabulary.",
+        "",
+        "| class | fused head, nats per token | shared prompts, nats per token |",
+        "|---|---:|---|",
+    ]
+    lines += [f"| `{row['class']}` | {row['fused']} | {row['shared']} |" for row in own]
+    others = [row for row in measured["rows"] if row["built"] != "yes"]
+    lines += ["", f"## Not built small: {len(others)}", "", names(others), ""]
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", help="model types or classes, with commas")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--page", type=Path)
     arguments = parser.parse_args()
+    if arguments.page:
+        arguments.page.write_text(page(json.loads(arguments.json.read_text())))
+        return
     warnings.simplefilter("ignore")
     logging.getLogger("transformers").setLevel(logging.ERROR)
     logging.getLogger("trl_margins").setLevel(logging.INFO)

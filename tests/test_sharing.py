@@ -9,10 +9,12 @@ import pytest
 import torch
 from conftest import first_batch, load, preference_rows, quiet
 from datasets import Dataset
+from transformers import LlamaForCausalLM
 
 from trl_margins import MarginCPOConfig, MarginCPOTrainer, MarginDPOConfig, MarginDPOTrainer
 from trl_margins.forward import head, shared_prompt
 from trl_margins.forward.shared_rows import unpacked
+from trl_margins.trainers import sharing
 from trl_margins.trainers.collator import SHARED, for_the_model
 
 BASES = {"cpo": (MarginCPOTrainer, MarginCPOConfig), "dpo": (MarginDPOTrainer, MarginDPOConfig)}
@@ -199,3 +201,176 @@ def test_many_logits_go_through_the_fused_head(tiny_model, tokenizer, tmp_path, 
     monkeypatch.setattr(head, "_FEW_LOGITS", 10)
     assert trainer._fuses(unpacked(batch[SHARED]))
     torch.testing.assert_close(trainer.compute_loss(trainer.model, batch), plain)
+
+
+# Speed
+
+
+def fake_clock(monkeypatch, shared, standard):
+    """As on an accelerator, whose passes take so many seconds each: the first pass of a batch ten times that."""
+    log, now, forward = [], [0.0], sharing._forward_and_backward
+
+    def timed(trainer, batch, way):
+        forward(trainer, batch, way)
+        first = sum(entry == (way, id(batch)) for entry in log) == 0
+        log.append((way, id(batch)))
+        now[0] += (shared if way else standard) * (10 if first else 1)
+
+    monkeypatch.setattr(sharing, "_on_accelerator", lambda trainer: True)
+    monkeypatch.setattr(sharing, "_forward_and_backward", timed)
+    monkeypatch.setattr(sharing, "_clock", lambda device: now[0])
+    return log
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize(("shared", "standard"), [(0.25, 0.5), (0.5, 0.25)])
+def test_auto_takes_the_faster_way(base, shared, standard, tiny_model, tokenizer, tmp_path, caplog, monkeypatch):
+    """Over three batches, of which one window has two; a training that does not time comes to the same weights."""
+    log = fake_clock(monkeypatch, shared, standard)
+    caplog.set_level(logging.INFO, "trl_margins")
+    faster = "always" if shared < standard else "never"
+    weights = {}
+    for mode in ("auto", faster):
+        torch.manual_seed(0)
+        model = load(tiny_model)
+        for layer in model.model.layers:
+            layer.self_attn.attention_dropout = 0.1  # random numbers that timing must not draw from
+        options = {"gradient_accumulation_steps": 2, "num_train_epochs": 1, "learning_rate": 1e-3}
+        rows = preference_rows(32)
+        trainer = build(
+            base,
+            tiny_model,
+            tokenizer,
+            tmp_path / mode,
+            rows,
+            model,
+            share_prompt=mode,
+            disable_dropout=False,
+            **options,
+        )
+        trainer.train()
+        weights[mode] = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+        if mode == "auto":
+            assert trainer._sharing.decided is (shared < standard)
+            assert (trainer.data_collator.standard_rows is not None) is (shared < standard)
+    assert len(log) == 3 * 2 * 3  # batches, ways, passes; none of them in the other training
+    line = f"batches take {3 * shared:.3f} s with one prompt for both answers, {3 * standard:.3f} s with one for each"
+    assert caplog.text.count(line) == 1
+    if shared < standard:
+        for name, value in weights["auto"].items():
+            assert torch.equal(value, weights[faster][name]), name
+
+
+def test_a_way_that_does_not_fit_into_memory_is_not_taken(tiny_model, tokenizer, tmp_path, caplog, monkeypatch):
+    log = fake_clock(monkeypatch, 0.5, 0.25)
+    timed = sharing._forward_and_backward
+
+    def short_of_memory(trainer, batch, way):
+        timed(trainer, batch, way)
+        if not way:
+            raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(sharing, "_forward_and_backward", short_of_memory)
+    caplog.set_level(logging.INFO, "trl_margins")
+    trainer = build("cpo", tiny_model, tokenizer, tmp_path, preference_rows(16), num_train_epochs=1)
+    trainer.train()
+    assert trainer._sharing.decided is True
+    assert "the standard pass does not fit into memory" in caplog.text
+    assert "take 1.500 s with one prompt for both answers, inf s with one for each" in caplog.text
+    assert log
+
+
+def test_a_run_that_goes_on_keeps_what_was_timed(tiny_model, tokenizer, tmp_path, monkeypatch):
+    """The second time the clock says otherwise."""
+    options = {"num_train_epochs": 1, "save_strategy": "steps", "save_steps": 4}
+    fake_clock(monkeypatch, 0.5, 0.25)
+    trainer = build("cpo", tiny_model, tokenizer, tmp_path, preference_rows(32), **options)
+    trainer.train()
+    assert trainer._sharing.decided is False
+    log = fake_clock(monkeypatch, 0.25, 0.5)
+    again = build("cpo", tiny_model, tokenizer, tmp_path, preference_rows(32), **options)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert again._sharing.decided is False
+    assert not log
+
+
+def test_nothing_is_timed_on_a_cpu(tiny_model, tokenizer, tmp_path, monkeypatch):
+    def refuse(*args):
+        raise AssertionError
+
+    monkeypatch.setattr(sharing, "_forward_and_backward", refuse)
+    trainer = build("cpo", tiny_model, tokenizer, tmp_path, num_train_epochs=1)
+    trainer.train()
+    assert trainer._sharing.decided is True
+
+
+def test_flash_attention_keeps_the_standard_pass(tiny_model, tokenizer, tmp_path, caplog):
+    """Its kernels take no mask of ours: one line says so."""
+    caplog.set_level(logging.INFO, "trl_margins")
+    model = load(tiny_model)
+    model.config._attn_implementation = "flash_attention_2"
+    trainer = build("cpo", tiny_model, tokenizer, tmp_path, model=model)
+    assert trainer._sharing.decided is False
+    assert caplog.text.count("prompts are computed once for each answer") == 1
+    assert "attn_implementation='flash_attention_2', whose kernels take no such mask" in caplog.text
+
+
+# The model's own logits
+
+
+class ScaledLlama(LlamaForCausalLM):
+    """Like classes whose own forward does more to the logits than TRL's fused head knows of."""
+
+    def forward(self, *args, **kwargs):
+        output = super().forward(*args, **kwargs)
+        output.logits = 0.9 * output.logits
+        return output
+
+
+class CrashingLlama(LlamaForCausalLM):
+    """Like Llama4ForCausalLM, whose `base_model` is the model itself."""
+
+    base_model = property(lambda self: self.model.layers)
+
+
+@pytest.mark.parametrize("kind", [ScaledLlama, CrashingLlama])
+@pytest.mark.parametrize("options", [{}, {"ld_alpha": 0.3}, {"use_weighting": True}], ids=str)
+@pytest.mark.parametrize("base", BASES)
+def test_a_head_that_is_wrong_is_not_used(base, options, kind, tiny_model, tokenizer, tmp_path, caplog):
+    """Policy and reference: the values are those of plain transformers, pair by pair."""
+    if options and base == "cpo":
+        pytest.skip("options of DPO")
+    torch.manual_seed(0)
+    model = kind.from_pretrained(tiny_model, dtype=torch.float32)
+    rows = preference_rows(4)
+    with caplog.at_level(logging.WARNING, "trl_margins"):
+        trainer = build(base, tiny_model, tokenizer, tmp_path, rows, model, num_train_epochs=1, **options)
+        batch = first_batch(trainer)
+        trainer.model.eval()
+        pairs = trainer.concatenated_forward(trainer.model, for_the_model(batch))
+    (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("trl_margins")]
+    assert "TRL's fused LM head" in line
+    assert "log-probabilities come from the whole logits" in line
+    assert f"Please report the model: {kind.__name__}" in line
+    ids, mask, labels = trainer.standard_rows()(batch)
+    tail = options.get("ld_alpha")
+    shortest = (labels != -100).sum(1).view(2, -1).amin(0).repeat(2)
+
+    def plain(model, i):
+        real = mask[i].bool()
+        logits = model(input_ids=ids[i][real][None]).logits[0, :-1].log_softmax(-1)
+        target = labels[i][real][1:]
+        logps = logits.gather(1, target.clamp(min=0)[:, None])[:, 0][target != -100]
+        weight = torch.ones(len(logps))
+        if tail is not None:
+            weight[shortest[i] :] = tail
+        return (logps * weight).sum()
+
+    found = [(model, torch.cat([pairs.chosen, pairs.rejected]))]
+    if base == "dpo":  # which TRL has loaded as a plain Llama
+        found.append((trainer.ref_model, torch.cat([pairs.ref_chosen, pairs.ref_rejected])))
+    for one, logps in found:
+        torch.testing.assert_close(logps, torch.stack([plain(one, i) for i in range(8)]), rtol=1e-5, atol=1e-4)
+    trainer.train()
+    for name in ("rewards/margins", "logits/chosen", *(["entropy", "mean_token_accuracy"] if base == "dpo" else [])):
+        assert name in trainer.state.log_history[0], name

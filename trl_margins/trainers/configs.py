@@ -23,6 +23,11 @@ from .limits import check_names, check_options, warn_of_unread
 
 logger = logging.getLogger(__name__)
 
+_NAN_FILTER = {
+    "help": "transformers reads every loss from the device to keep NaN and infinity out of the logged mean. Off by "
+    "default, since `nonfinite_steps` looks at all of a step at once; on with nonfinite_steps='skip', whose steps "
+    "would be in that mean. The mean loss of an evaluation is always over finite ones by default."
+}
 SIMPO_GAMMA = CPOConfig.simpo_gamma  # TRL's default
 
 
@@ -32,6 +37,7 @@ class MarginOptions:
 
     _default_gamma_beta_ratio: ClassVar[float | None] = None
     _method_id: ClassVar[str | None] = None
+    filters_evaluation: ClassVar[bool] = False  # although `logging_nan_inf_filter` is off
 
     weight: str | None = field(
         default=None,
@@ -133,8 +139,8 @@ class MarginOptions:
     share_prompt: str = field(
         default="auto",
         metadata={
-            "help": "Compute a prompt once for both its answers. 'auto' does where the model can and the first batch, "
-            "computed both ways, agrees; 'always' and 'never' leave out the comparison.",
+            "help": "Compute a prompt once for both its answers. 'auto' does where that gives what the model's own "
+            "logits give and, on an accelerator, is faster on the first batches; 'always' and 'never' do not ask.",
             "choices": ["auto", "always", "never"],
         },
     )
@@ -237,6 +243,8 @@ class MarginOptions:
                 raise unknown(name, value, known)
         warn_of_unread(self, MarginOptions.__dataclass_fields__)
         if isinstance(self, TrainingArguments):
+            if self.logging_nan_inf_filter is None:
+                self.filters_evaluation, self.logging_nan_inf_filter = True, self.nonfinite_steps == "skip"
             self._resolve_target_margin()
             super().__post_init__()
 
@@ -293,6 +301,7 @@ class MarginOptions:
 class MarginCPOConfig(MarginOptions, CPOConfig):
     """TRL's `CPOConfig` with the fields of the objective; without them, the same defaults."""
 
+    logging_nan_inf_filter: bool | None = field(default=None, metadata=_NAN_FILTER)
     simpo_gamma: float | None = field(
         default=None,
         metadata={
@@ -329,6 +338,7 @@ class MarginCPOConfig(MarginOptions, CPOConfig):
 class MarginDPOConfig(MarginOptions, DPOConfig):
     """TRL's `DPOConfig` with the fields of the objective; without them, the same defaults."""
 
+    logging_nan_inf_filter: bool | None = field(default=None, metadata=_NAN_FILTER)
     reward: str = field(
         default="log-ratio",
         metadata={

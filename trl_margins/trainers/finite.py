@@ -168,6 +168,15 @@ class FiniteSteps(TrainerCallback):
         )
 
 
+def without_neighbours(trainer: MarginMixin, batch: Mapping[str, Any], pairs: PairLogps) -> PairLogps:
+    """The pairs of an evaluation's batch, computed anew with a row for each answer where something is not finite: in a
+    row that pairs share, one's NaN reaches its neighbours. All ranks decide alike.
+    """
+    if SHARED not in batch or not trainer.accelerator.gather((~_outputs(pairs)).any()[None]).any():
+        return pairs
+    return trainer.forward_pairs({key: value for key, value in batch.items() if key != SHARED})
+
+
 def _outputs(pairs: PairLogps) -> Tensor:
     return pairs.chosen.detach().isfinite() & pairs.rejected.detach().isfinite()
 

@@ -34,7 +34,7 @@ from .checkpoints import CheckpointMixin
 from .collator import CARRIED, KEPT, ROW, SCORES, SHARED, PairCollator, for_the_model
 from .configs import MarginOptions
 from .devices import check_one_device
-from .finite import FiniteSteps
+from .finite import FiniteSteps, without_neighbours
 from .metrics import MetricBuffer
 from .model_checks import TokenLimits, refusing_what_cannot_write
 from .pair_log import PAIRS_FILE, PairLog, RunFolder, flip_metrics
@@ -154,10 +154,13 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
         """The loss of a batch, and what is logged of it: device tensors, one value or one per pair."""
         columns = batch.get(CARRIED, {})
         pairs = batch[KEPT] if KEPT in batch else self.concatenated_forward(model, for_the_model(batch))
+        evaluates = self._evaluated is not None and train_eval == "eval"
+        if evaluates:
+            pairs = without_neighbours(self, batch, pairs)
         about = self._pair_batch(columns, pairs.chosen.numel(), training=train_eval == "train")
         output = self.objective(pairs, about)
         loss = output.losses.mean() + self._extra_loss(pairs)
-        if self._evaluated is not None and train_eval == "eval":
+        if evaluates:
             self._remember(output, columns)
         prefix = "eval_" if train_eval == "eval" else ""
         observed = self._observed(about, output)
@@ -258,6 +261,8 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
     ) -> EvalLoopOutput:
         """TRL's loop, then `pwa`, `pwa_all`, `spearman` and the numbers of pairs behind them."""
         self._evaluated = []
+        filtered = self.args.logging_nan_inf_filter
+        self.args.logging_nan_inf_filter = filtered or self.options.filters_evaluation
         try:
             output = super().evaluation_loop(
                 dataloader, description, *args, metric_key_prefix=metric_key_prefix, **kwargs
@@ -265,6 +270,7 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
             ranking = self._ranking(dataloader.dataset)
         finally:
             self._evaluated = None
+            self.args.logging_nan_inf_filter = filtered
         for name, value in ranking.items():
             if value is None:
                 logger.warning("%s_%s is undefined on this data set (%s)", metric_key_prefix, name, ranking)

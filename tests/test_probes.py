@@ -99,14 +99,17 @@ def test_logits_of_all_tokens_are_never_built(regime, share_prompt, tiny_model, 
     assert max(np.prod(made.shape[:-1]) for made in logits) <= 16
 
 
-def test_a_tied_head_moves_beside_its_weight(tiny_model, tokenizer, tmp_path, monkeypatch):
-    """The embedding is widened meanwhile; the head has the same weight."""
-    monkeypatch.setattr(trainer_class("geometric-anchor"), "_plain_head_will_do", False)
-    options = {"rows": preference_rows(32, seed=5), "anchor_radius": 0.05, "anchor_batch_multiplier": 8}
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("plain_head", [True, False])
+def test_the_heads_own_step_is_felt(tied, plain_head, tiny_model, tokenizer, tmp_path, monkeypatch):
+    """By TRL's fused head, too, which reads the weight itself. A tied embedding is widened meanwhile."""
+    monkeypatch.setattr(trainer_class("geometric-anchor"), "_plain_head_will_do", plain_head)
+    options = {"rows": preference_rows(32, seed=5), "anchor_scope": "lm-head", "anchor_batch_multiplier": 8}
 
     def trainer(dtype):
         model = load(tiny_model).to(dtype)
-        model.lm_head.weight = model.get_input_embeddings().weight
+        if tied:
+            model.lm_head.weight = model.get_input_embeddings().weight
         return prepared(gapo_trainer(tiny_model, tokenizer, tmp_path, model=model, **options))
 
     exact, ours = trainer(torch.float32), trainer(torch.bfloat16)

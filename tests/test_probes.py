@@ -99,14 +99,17 @@ def test_logits_of_all_tokens_are_never_built(regime, share_prompt, tiny_model, 
     assert max(np.prod(made.shape[:-1]) for made in logits) <= 16
 
 
-def test_a_tied_head_moves_beside_its_weight(tiny_model, tokenizer, tmp_path, monkeypatch):
-    """The embedding is widened meanwhile; the head has the same weight."""
-    monkeypatch.setattr(trainer_class("geometric-anchor"), "_plain_head_will_do", False)
-    options = {"rows": preference_rows(32, seed=5), "anchor_radius": 0.05, "anchor_batch_multiplier": 8}
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("plain_head", [True, False])
+def test_the_heads_own_step_is_felt(tied, plain_head, tiny_model, tokenizer, tmp_path, monkeypatch):
+    """By TRL's fused head, too, which reads the weight itself. A tied embedding is widened meanwhile."""
+    monkeypatch.setattr(trainer_class("geometric-anchor"), "_plain_head_will_do", plain_head)
+    options = {"rows": preference_rows(32, seed=5), "anchor_scope": "lm-head", "anchor_batch_multiplier": 8}
 
     def trainer(dtype):
         model = load(tiny_model).to(dtype)
-        model.lm_head.weight = model.get_input_embeddings().weight
+        if tied:
+            model.lm_head.weight = model.get_input_embeddings().weight
         return prepared(gapo_trainer(tiny_model, tokenizer, tmp_path, model=model, **options))
 
     exact, ours = trainer(torch.float32), trainer(torch.bfloat16)
@@ -135,6 +138,8 @@ def test_the_direction_is_cast_once_or_not_at_all():
     linear = nn.Linear(48, 40, dtype=torch.bfloat16)
     narrow = torch.randn(40, 48).bfloat16()
     assert Product(linear, narrow, 0.1, torch.bfloat16).along is narrow
+    assert Product(linear.to(torch.float16), half := narrow.half(), 0.1, torch.float16).along is half
+    linear = linear.bfloat16()
     wide = narrow.float()
     with Operators() as seen:
         product = Product(linear, wide, 0.1, torch.bfloat16)
@@ -230,6 +235,17 @@ def test_what_has_gathered_is_handed_over():
     gathered = weight.grad
     assert gradients.take()["w"] is gathered
     assert weight.grad is None
+
+
+def test_kept_graphs_need_no_second_set_of_gradients(monkeypatch):
+    """They add to what has gathered, parameter by parameter; asked for by themselves, all would be there at once."""
+    weight = nn.Parameter(torch.tensor([1.0, 2.0]))
+    gradients = GatheringGradients(ONE_PROCESS, {"w": weight})
+    monkeypatch.setattr(torch.autograd, "grad", None)
+    value = weight.square().sum()
+    for _ in range(2):  # the graph is still there
+        gradients.add(value, retain_graph=True)
+    assert torch.equal(gradients.take()["w"], torch.tensor([4.0, 8.0]))
 
 
 def test_several_ranks_copy_one_tensor_at_a_time():
@@ -354,6 +370,33 @@ def test_the_norm_is_of_more_than_16_bits():
     assert total_norm(tensors).item() == pytest.approx(1000 * (2 * 300 * 200) ** 0.5, rel=1e-4)
     assert total_norm(tensors).dtype == torch.float32
     assert total_norm([tensors[0].double()]).dtype == torch.float64
+
+
+@pytest.mark.parametrize("wrong", [torch.inf, torch.nan])
+def test_a_direction_that_overflowed_moves_nothing(wrong, tiny_model):
+    """As fp16's first ones do, until the scaler has found its scale."""
+    model = load(tiny_model)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    vectors = {name: torch.ones_like(parameter) for name, parameter in before.items()}
+    vectors["model.norm.weight"][3] = wrong
+    direction = Direction.along(vectors).finite()
+    assert direction.per_unit == 0
+    with perturbed(model, direction.vectors, 0.05 * direction.per_unit):
+        assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+
+
+@pytest.mark.parametrize("method", ["geometric-anchor", "simpo-sam"])
+def test_fp16s_overflow_is_no_direction(method, tiny_model, tokenizer, tmp_path):
+    radius = {"sam_radius": 0.3} if method == "simpo-sam" else {}
+    trainer = prepared(gapo_trainer(tiny_model, tokenizer, tmp_path, method=method, **radius))
+    trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    measured, _ = trainer.get_batch_samples(iter(window(trainer)), 2, trainer.args.device)
+    if method == "geometric-anchor":
+        found = torch.cat([batch["pair_columns"]["anchor_score_gap"] for batch in measured])
+        assert torch.equal(found, torch.cat([gaps(trainer, batch).detach() for batch in measured]))
+    else:
+        assert trainer._probes[-1]._direction.per_unit == 0
+        assert not any(vector.any() for vector in trainer._probes[-1]._direction.vectors.values())
 
 
 @pytest.mark.parametrize("optimizer", ["SGD", "AdamW", "RMSprop"])

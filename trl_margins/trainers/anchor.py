@@ -108,6 +108,8 @@ class GeometricAnchor(Probe):
     def _directed(self, summed: dict[str, Tensor], n_pairs: Tensor, n_mini_batches: int) -> Direction:
         n_pairs = self.trainer.accelerator.reduce(n_pairs, "sum")
         direction, n_pairs = self.fading.add(summed, n_pairs, n_mini_batches)
+        if self.trainer.accelerator.scaler is not None:  # in fp16 a gradient that overflows is nothing out of the way
+            direction = direction.finite()
         self.trainer.store_metrics(
             {
                 "anchor/gradient_norm": direction.norm / n_pairs,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .scope import matching
-from .sharding import whole
+from .sharding import local, whole
 
 LM_HEAD = "lm-head"
 _MOMENTUM = ("exp_avg", "momentum_buffer")  # Adam's first moment, SGD's momentum
@@ -34,6 +34,12 @@ class Direction:
         """[] the factor that makes it a unit vector; 0 where there is no direction."""
         usable = torch.isfinite(self.norm) & (self.norm > 0)
         return torch.where(usable, self.sign / self.norm, 0.0)
+
+    def finite(self) -> Direction:
+        """Itself, with vectors of 0 (in place) where their norm is not finite: a step of 0 · ∞ would be NaN."""
+        for vector in self.vectors.values():
+            local(vector).masked_fill_(~torch.isfinite(self.norm), 0.0)
+        return self
 
 
 def total_norm(tensors: Iterable[Tensor]) -> Tensor:

@@ -65,12 +65,13 @@ def _check(parameters: Mapping[str, Tensor], direction: Mapping[str, Tensor]) ->
 
 def move(values: Tensor, along: Tensor, radius: float | Tensor, seed: int = 0) -> None:
     """values += radius · along, in place; below float32 rounded stochastically."""
+    if values.dtype.itemsize >= 4:
+        for part, step in _parts(values, along):
+            part.add_(step.to(part.dtype) * radius)
+        return
     generator = torch.Generator(values.device).manual_seed(seed)
     for part, step in _parts(values, along):
-        if part.dtype.itemsize >= 4:
-            part.add_(step.to(part.dtype) * radius)
-        else:
-            part.copy_(stochastic_round((step.float() * radius).add_(part), part.dtype, generator))
+        part.copy_(stochastic_round((step.float() * radius).add_(part), part.dtype, generator))
 
 
 def _parts(values: Tensor, along: Tensor) -> Iterable[tuple[Tensor, Tensor]]:

@@ -46,7 +46,8 @@ class SharpnessAware(Probe):
         with own_gradients(self.trainer.accelerator, self.trainer.model, self.parameters) as gradients:
             for batch in batches:
                 gradients.add(self.trainer.measured_loss(batch))
-            self._direction = Direction.along(gradients.take())
+            direction = Direction.along(gradients.take())
+        self._direction = direction if self.trainer.accelerator.scaler is None else direction.finite()
         return batches
 
     @contextmanager

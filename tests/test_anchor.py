@@ -146,10 +146,11 @@ def test_gaps_weights_and_gradient_are_the_references(base, keep, tiny_model, to
     for batch, expected in zip(measured, fall, strict=True):
         trainer.training_step(trainer.model, batch)
         logged = trainer._buffers["train"].drain(trainer.accelerator)
-        assert logged["anchor/gap/mean"] == pytest.approx(expected.mean().item(), rel=1e-5)
-        assert logged["anchor/gap/max"] == pytest.approx(expected.max().item(), rel=1e-5)
+        # a difference of Δs of some 6 nats, each with an error of some last digits (5e-7)
+        assert logged["anchor/gap/mean"] == pytest.approx(expected.mean().item(), rel=1e-5, abs=1e-5)
+        assert logged["anchor/gap/max"] == pytest.approx(expected.max().item(), rel=1e-5, abs=1e-5)
         weights = anchor_weight(expected, BETA, BETA * GAMMA)
-        assert logged["anchor/weight/min"] == pytest.approx(weights.min().item(), rel=1e-5)
+        assert logged["anchor/weight/min"] == pytest.approx(weights.min().item(), rel=1e-4)
     assert_same_gradients({n: p.grad for n, p in trainer.model.named_parameters()}, gradient)
 
 
@@ -178,9 +179,9 @@ def test_radius_zero_weighs_all_pairs_alike(estimator, tiny_model, tokenizer, tm
     trainer.compute_loss(trainer.model.train(), measured[0])
     logged = trainer._buffers["train"].drain(trainer.accelerator)
     constant = BETA / (1 + math.exp(-BETA * GAMMA))
-    assert logged["anchor/gap/max"] == pytest.approx(0, abs=1e-6)
-    assert logged["anchor/weight/min"] == pytest.approx(constant, rel=1e-5)
-    assert logged["anchor/weight/max"] == pytest.approx(constant, rel=1e-5)
+    assert logged["anchor/gap/max"] == pytest.approx(0, abs=1e-5)
+    assert logged["anchor/weight/min"] == pytest.approx(constant, rel=1e-4)
+    assert logged["anchor/weight/max"] == pytest.approx(constant, rel=1e-4)
 
 
 def anchor_gaps(trainer, batches, radius, estimator):
@@ -333,7 +334,8 @@ def test_a_move_below_the_rounding_step_is_felt_in_bf16(tiny_model):
     move = torch.full((300, 300), 1e-4)
     assert torch.equal((before + move).bfloat16().float(), before)
     with perturbed(model, {"weight": move}, 1.0):
-        assert (model.weight.float() - before).mean().item() == pytest.approx(1e-4, rel=0.1)
+        # five standard errors of the mean of 90,000 draws, one in 78 of which is a step
+        assert (model.weight.float() - before).mean().item() == pytest.approx(1e-4, rel=0.15)
 
 
 @pytest.mark.parametrize("head", ["fused", "logits"])
@@ -356,9 +358,10 @@ def test_anchor_gaps_survive_16_bits(regime, head, tiny_model, tokenizer, tmp_pa
     assert {n: m.__dict__.get("forward") for n, m in model.named_modules()} == forwards
     assert measured.mean().item() == pytest.approx(expected.mean().item(), rel=0.1)
     assert spearmanr(measured, expected).statistic >= 0.97
-    # the other two ways: float32 passes are exact; the derivative lacks only the curvature
+    # the other two ways: float32 passes are exact, along a direction from 16 bits, whose kernels differ from CPU to
+    # CPU; the derivative lacks only the curvature
     in_float32 = anchor_gaps(ours, batches, 0.05, "float32")
-    torch.testing.assert_close(in_float32, expected, rtol=0.1, atol=3e-3)
+    torch.testing.assert_close(in_float32, expected, rtol=0.1, atol=6e-3)
     slope = anchor_gaps(ours, batches, 0.05, "directional")
     expected_slope = anchor_gaps(exact, batches, 0.05, "directional")
     assert slope.mean().item() == pytest.approx(expected_slope.mean().item(), rel=0.1)

@@ -62,7 +62,9 @@ def compare(ours, theirs, share: str) -> None:
     our_loss, our_gradients = loss_and_gradients(ours, first_batch(ours))
     their_loss, their_gradients = loss_and_gradients(theirs, first_batch(theirs))
     assert torch.isclose(our_loss, their_loss, rtol=1e-5), (our_loss, their_loss)
-    assert_same_gradients(our_gradients, their_gradients, rtol=SHARING[share])
+    # DiscoPOP divides the log-ratios, and their rounding, by its temperature of 0.05
+    steep = 5 if "discopop" in ours.args.loss_type else 1
+    assert_same_gradients(our_gradients, their_gradients, rtol=steep * SHARING[share])
 
 
 def test_every_loss_is_covered():
@@ -148,7 +150,9 @@ def test_same_logged_names(base, tiny_model, tokenizer, tmp_path):
     rows = preference_rows(8)
     logged = []
     for cls in trainers[base][:2]:
-        args = trainers[base][2](**quiet(output_dir=str(tmp_path), eval_strategy="epoch", num_train_epochs=1))
+        # steps that move the rewards well beyond the rounding of the 150 nats that they are differences of
+        options = {"eval_strategy": "epoch", "num_train_epochs": 1, "learning_rate": 1e-4}
+        args = trainers[base][2](**quiet(output_dir=str(tmp_path), **options))
         model = tiny_model if base == "dpo" else load(tiny_model)
         trainer = cls(model, args=args, train_dataset=rows, eval_dataset=rows, processing_class=tokenizer)
         trainer.train()
@@ -159,4 +163,4 @@ def test_same_logged_names(base, tiny_model, tokenizer, tmp_path):
         for name, value in theirs.items():
             measured = any(word in name for word in ("time", "per_second", "logits/"))
             if not measured or (base == "dpo" and "logits/" in name):
-                assert ours[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+                assert ours[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name

@@ -398,7 +398,7 @@ def test_rewards_are_what_they_are_called(tiny_model, sets):
         found[reward] = [json.loads(line) for line in (sets / reward).read_text().splitlines()]
     for mean, total, ratio in zip(*found.values(), strict=True):
         np.testing.assert_allclose(np.array(mean["rewards"]) * mean["lengths"], total["rewards"], rtol=1e-6)
-        np.testing.assert_allclose(ratio["rewards"], 0, atol=1e-5)
+        np.testing.assert_allclose(ratio["rewards"], 0, atol=1e-4)  # of two sums of some 200 nats
 
 
 def test_an_adapter_against_its_own_base(tiny_model, sets, capsys):
@@ -410,7 +410,7 @@ def test_an_adapter_against_its_own_base(tiny_model, sets, capsys):
     argv = ["--dataset_name", sets / "pairs.jsonl", "--reward", "log-ratio", "--rewards", sets / "r"]
     evaluate("--model_name_or_path", sets / "adapter", *argv)
     for line in (sets / "r").read_text().splitlines():  # a fresh adapter does nothing
-        np.testing.assert_allclose(json.loads(line)["rewards"], 0, atol=1e-5)
+        np.testing.assert_allclose(json.loads(line)["rewards"], 0, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -413,13 +413,15 @@ def test_no_language_model(cls, base, tmp_path):
 
 
 def test_another_attribute_error_is_left_alone(tiny_model, tmp_path):
+    model = load(tiny_model)
+
     class Broken(MarginCPOTrainer):
         def build_tokenized_answer(self, *args):
-            return self.nothing_of_that_name
+            return model.nothing_of_that_name
 
     with pytest.raises(AttributeError, match="nothing_of_that_name"):
         Broken(
-            load(tiny_model),
+            model,
             args=MarginCPOConfig(**quiet(output_dir=str(tmp_path))),
             train_dataset=preference_rows(2),
             processing_class=byte_tokenizer(),

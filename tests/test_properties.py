@@ -134,8 +134,9 @@ def test_rewards_are_finite(dtype, logps, length, alpha):
 def test_the_anchor_weight_falls_in_the_anchor_gap(gaps, beta, gamma):
     weight = anchor_weight(torch.tensor(sorted(gaps)), beta, gamma)
     assert weight.isfinite().all()
-    assert ((weight >= 0) & (weight <= beta + 1e-5)).all()
-    assert (weight.diff() <= 1e-6).all()
+    rounding = 1e-6 * beta  # some last digits of the largest weight
+    assert ((weight >= 0) & (weight <= beta + rounding)).all()
+    assert (weight.diff() <= rounding).all()
 
 
 @pytest.mark.parametrize("reward", [LengthNormalizedReward(), SummedReward(), LogRatioReward()], ids=str)

@@ -12,8 +12,7 @@ from ..checks import Number
 from ..pairs import PairBatch
 from .history import GapHistory
 
-# Enough for float64 with target margins and prices between 0.01 and 100
-_ROUNDS, _POINTS, _NEWTON_STEPS = 4, 128, 4
+_POINTS = 128
 
 
 def dynamic_target_margin(
@@ -78,7 +77,9 @@ def _solve(gaps: Tensor, gamma0: float, tau: float) -> Tensor:
     c_low, c_high = m.new_zeros(1), m.new_full((1,), gamma0)  # u ≤ 0 for all i, u ≥ 0 for all i
     low = torch.full_like(m, -gamma0 / tau)
     high = torch.full_like(m, min(gamma0 / tau, math.log(n)))
-    for _ in range(_ROUNDS):
+    # enough for float64 up to γ0 = 1,000 τ (usually it is below τ), and up to 10,000 τ
+    times = 4 if gamma0 <= 1000 * tau else 8
+    for _ in range(times):
         u, c = torch.lerp(low, high, part), torch.lerp(c_low, c_high, part)  # [n, points], [points]
         f = gamma0 * torch.sigmoid(gamma0 * u.exp() - m) + tau * u
         right = torch.searchsorted(f, c.repeat(n, 1))
@@ -90,7 +91,7 @@ def _solve(gaps: Tensor, gamma0: float, tau: float) -> Tensor:
         c_low, c_high = c.index_select(0, last), c.index_select(0, first)
         low, high = below.index_select(1, last), above.index_select(1, first)
     u = (low + high) / 2
-    for _ in range(_NEWTON_STEPS):
+    for _ in range(times):
         q = u.exp()
         s = torch.sigmoid(gamma0 * q - m)
         f, slope = gamma0 * s + tau * u, gamma0**2 * s * (1 - s) * q + tau

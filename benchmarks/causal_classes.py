@@ -192,7 +192,8 @@ def page(measured: dict[str, Any]) -> str:
         "",
         "Log-probabilities come by the quickest way that gives what the model's own logits give:",
         "`model(input_ids, attention_mask).logits` of each answer alone, as anyone computes them with transformers.",
-        "Before the first step that is tried on one pair, in float32 and to 1e-4 nats per token, whatever the training",
+        "Before the first step that is tried on one pair, in float32 and to 1e-4 nats per token, whatever the "
+        "training",
         "computes in: see [performance](performance.md#checked-before-the-first-step).",
         "",
         "This is what it comes to for transformers' causal classes, built small with random weights, in float32 on a",

@@ -126,12 +126,13 @@ def with_long_prompts(n_long: int, n: int) -> Dataset:
 
 
 def test_pairs_truncated_to_nothing(tiny_model, tokenizer, tmp_path, caplog):
-    """TRL's CPOTrainer turns them into NaN gradients and a loss of 0; here they have reward 0 and are counted."""
+    """TRL's CPOTrainer turns them into NaN gradients and a loss of 0; here they are dropped, as by DPOTrainer."""
     rows = with_long_prompts(2, 8)
     with caplog.at_level(logging.WARNING, "trl_margins"):
         trainer, _ = train("cpo", tiny_model, tokenizer, tmp_path, rows, {"max_length": 100})
-    assert "2 of 8 train pairs have an answer that truncation left empty" in caplog.text
-    assert "2 of 8 eval pairs have" in caplog.text
+    assert "2 of 8 train pairs were dropped, because the prompt fills max_length=100" in caplog.text
+    assert "2 of 8 eval pairs were dropped" in caplog.text
+    assert len(trainer.train_dataset) == 6
     logged = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert all(torch.isfinite(torch.tensor([entry["loss"], entry["grad_norm"]])).all() for entry in logged)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.loading import load_splits, pick_split
+from ..data.media import IMAGES
 from ..rows.mixed import mixed
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def _load(part: DatasetConfig, split: str) -> Dataset:
     from datasets import load_dataset
 
     if Path(part.path).expanduser().exists() and part.data_dir is None and part.data_files is None:
-        rows: Any = pick_split(load_splits(part.path, part.name), split, part.path)
+        rows: Any = pick_split(load_splits(part.path, part.name, decoded=IMAGES), split, part.path)
     else:
         rows = load_dataset(part.path, part.name, data_dir=part.data_dir, data_files=part.data_files, split=split)
     return rows if part.columns is None else rows.select_columns(part.columns)

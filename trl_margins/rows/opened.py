@@ -41,9 +41,21 @@ class RowCounts:
     prefilled: Seen = field(default_factory=Seen)  # prompts that end with the assistant's turn
     repeated: Seen = field(default_factory=Seen)  # text completions that both begin with their prompt
     unused: dict[str, Seen] = field(default_factory=dict)  # columns like a prompt whose text is nowhere in the row's
+    contradicted: Seen = field(default_factory=Seen)  # prompts as text beside conversations that begin otherwise
     prompts: set[int] = field(default_factory=set)  # hashes of prompts
 
-    def add(self, row: PreferenceRow, raw: Mapping[str, Any], number: int, suspects: Iterable[str]) -> None:
+    def add(
+        self, row: PreferenceRow, raw: Mapping[str, Any], number: int, asked: Any, suspects: Iterable[str]
+    ) -> None:
+        """Counts a row.
+
+        Args:
+            row: as it was read.
+            raw: as it was given.
+            number: its place in the set.
+            asked: what its prompt column holds.
+            suspects: columns that may hold a part of the prompt, and are not read.
+        """
         chosen, rejected = row.completions
         self.n += 1
         (self.messages if row.is_conversational else self.text).add(number)
@@ -59,6 +71,8 @@ class RowCounts:
                 self.prefilled.add(number)
         said = text_of(row.prompt)
         self.prompts.add(hash(said))
+        if row.is_conversational and isinstance(asked, str) and asked.strip() not in said:
+            self.contradicted.add(number)
         for name in suspects:
             if any(text.strip() not in said for text in texts_in(raw.get(name))):
                 self.unused.setdefault(name, Seen()).add(number)
@@ -140,7 +154,7 @@ def count_rows(
                 raise
             on_error(error, number)
             continue
-        counts.add(row, raw, number, suspects)
+        counts.add(row, raw, number, raw.get(reader.prompt_column), suspects)
         if on_row is not None:
             on_row(row, number)
     return counts
@@ -212,6 +226,13 @@ def notes(reader: RowReader, counts: RowCounts) -> Iterator[Note]:
             logging.WARNING,
             f"{counts.same.n} of {n} pairs have the same completion twice: they have no gap, and nothing is learned "
             "from them",
+        )
+    if counts.contradicted.n:
+        yield Note(
+            logging.WARNING,
+            f"in {counts.contradicted.n} of {n} rows the text in column {reader.prompt_column!r} is not what the "
+            f"conversations in chosen and rejected begin with (the first is row {counts.contradicted.first}): the "
+            "conversations' own beginning is the prompt",
         )
     if texts and counts.repeated.n == texts:
         yield Note(

@@ -140,7 +140,7 @@ def check_scores(dataset: Dataset, columns: ScoreColumns, split: str, min_score_
     import numpy as np
 
     refuse_class_labels(dataset, columns, split)
-    values = [_checked_column(dataset, name, split) for name in columns.names]
+    values = [_checked_column(dataset, name, split, takes_lists=columns.rejected is None) for name in columns.names]
     gaps = values[0] - values[1] if len(values) == 2 else values[0]
     return ScoreSummary(
         n_pairs=len(gaps),
@@ -200,7 +200,7 @@ def report_scores(summary: ScoreSummary, columns: ScoreColumns, split: str, weig
         )
 
 
-def _checked_column(dataset: Dataset, name: str, split: str) -> Any:
+def _checked_column(dataset: Dataset, name: str, split: str, takes_lists: bool) -> Any:
     """A column as float64, by way of Arrow: no Python object per row where the values are numbers."""
     import numpy as np
     import pyarrow as pa
@@ -217,7 +217,10 @@ def _checked_column(dataset: Dataset, name: str, split: str) -> Any:
         row, count = int(bad.argmax()), int(bad.sum())
         raise ScoreError(_complaint(column[row].as_py(), name, f"row {row} of the {split} data set", count))
     cells = plain[:][name]  # not Arrow's own: a column of mixed types holds JSON there
-    values = [_highest_minus_lowest(value) if isinstance(value, list) else as_number(value) for value in cells]
+    values = [
+        _highest_minus_lowest(value) if takes_lists and isinstance(value, list) else as_number(value)
+        for value in cells
+    ]
     rows = [row for row, value in enumerate(values) if problem_of(value)]
     if rows:
         raise ScoreError(_complaint(cells[rows[0]], name, f"row {rows[0]} of the {split} data set", len(rows)))
@@ -283,5 +286,5 @@ def check_row(row: Mapping[str, Any], columns: ScoreColumns, where: str) -> None
 
 def _complaint(value: Any, column: str, where: str, count: int) -> str:
     others = f" ({count} such rows in all)" if count > 1 else ""
-    problem = problem_of(_extremes(value)[0] if isinstance(value, list) else value)
+    problem = (isinstance(value, list) and problem_of(_extremes(value)[0])) or problem_of(value)
     return f"column {column!r}, {where}: the score {value!r} {problem}{others}"

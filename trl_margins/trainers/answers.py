@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,15 +18,15 @@ from tqdm.auto import tqdm
 from trl.trainer.utils import add_fused_lm_head
 
 from ..forward.answer_positions import causal_model
+from ..forward.checked import Ways, checked_ways
 from ..forward.head import logits_will_do, why_not_fused
 from ..forward.shareable import why_not_shared
 from ..forward.shared_prompt import shared_token_logps
-from ..forward.shared_rows import shared_rows
+from ..forward.shared_rows import shared_rows, width_step
 from ..forward.standard import IGNORE, TokenLogps, fused_token_logps, logits_token_logps
 from ..rows import PreferenceRow, RowReader, RowTokens, tokenize
 from ..rows.cpo_tokens import CPOTokenizer
 from .precision import narrow_dtype
-from .sharing import TOLERANCE
 
 logger = logging.getLogger(__name__)
 
@@ -84,16 +85,21 @@ def answer_logps(
         desc: of the progress bar.
     """
     accelerator = accelerator or Accelerator()
+    # placed, and not prepared, which would compute in the precision of somebody's training
+    if not getattr(model, "is_quantized", False):
+        model.to(accelerator.device)
     rows, places = _tokenized(model, tokenizer, rows, max_length, desc)
     # the longest first: memory runs out at once or never, and rows of a batch are of like length
     order = sorted(range(len(rows)), key=lambda i: (-rows[i].size, i))
-    batches = _batches(order, [max(len(row.answers), 1) for row in rows], batch_size)
+    stretched = _stretched(model, rows, desc)
+    batches = _batches(order, [max(len(row.answers), 1) for row in rows], batch_size, stretched)
     mine = batches[accelerator.process_index :: accelerator.num_processes]
     progress = tqdm(mine, desc=desc, unit="batch", disable=not accelerator.is_main_process)
     found: list[tuple[int, AnswerLogps]] = []
     with torch.no_grad(), _ready(model, use_adapter):
-        passes = _Passes(model, accelerator)
-        passes.choose([rows[i] for i in order[len(order) // 2 :][:1]])
+        passes = _Passes(model, accelerator.device)
+        for i in order[len(order) // 2 :][:1]:
+            passes.check(rows[i])
         for batch in progress:
             found += zip(batch, passes([rows[i] for i in batch]), strict=True)
     if accelerator.num_processes > 1:
@@ -177,11 +183,36 @@ def _report_cut(rows: Sequence[RowTokens], max_length: int, name: str) -> None:
         )
 
 
-def _batches(order: Sequence[int], n_answers: Sequence[int], batch_size: int) -> list[list[int]]:
+def _stretched(model: nn.Module, rows: Sequence[_Tokens], name: str) -> list[bool]:
+    """Rows for which the model scales its rotary embedding. It does so for a whole batch, by its longest row, so that
+    others must not be in one batch with them.
+    """
+    config = model.config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    if rope.get("rope_type") not in ("dynamic", "longrope"):
+        return [False] * len(rows)
+    longest = rope.get("original_max_position_embeddings") or config.max_position_embeddings
+    found = [max(map(len, row.answers), default=0) > longest for row in rows]
+    if any(found):
+        logger.warning(
+            "%s: %d of %d rows are longer than the %d tokens from which on this model scales its rotary embedding by "
+            "the longest row of a batch (%s): their values depend on what they are computed with",
+            name,
+            sum(found),
+            len(rows),
+            longest,
+            rope["rope_type"],
+        )
+    return found
+
+
+def _batches(
+    order: Sequence[int], n_answers: Sequence[int], batch_size: int, stretched: Sequence[bool]
+) -> list[list[int]]:
     batches: list[list[int]] = []
     room = 0
     for i in order:
-        if n_answers[i] > room:
+        if n_answers[i] > room or stretched[i] != stretched[batches[-1][-1]]:
             batches.append([])
             room = max(batch_size, n_answers[i])
         batches[-1].append(i)
@@ -192,21 +223,22 @@ def _batches(order: Sequence[int], n_answers: Sequence[int], batch_size: int) ->
 class _Passes:
     """Scores batches of rows, by the shared-prompt pass where the model can."""
 
-    def __init__(self, model: nn.Module, accelerator: Accelerator) -> None:
-        self.bare, self.device = model, accelerator.device
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        self.model, self.device = model, device
         self.encoder_decoder = model.config.is_encoder_decoder
-        self.fused = why_not_fused(model) is None
-        self.model = accelerator.prepare_model(model, evaluation_mode=True)
+        self.ways = Ways(fused=why_not_fused(model) is None, shared=False)
         reason = why_not_shared(model)
-        self.shares = reason is None
-        if reason is not None:
+        if reason is None:
+            self.ways = replace(self.ways, shared=True)
+        else:
             logger.info("prompts are computed once for each answer: %s", reason)
 
-    def choose(self, rows: Sequence[_Tokens]) -> None:
-        """Computes rows both ways; where they differ, prompts are not shared."""
-        k = max((len(row.answers) for row in rows), default=0)
-        if self.shares and k:
-            self.shares = self._agrees(*_standard_rows(rows, k), k)
+    def check(self, row: _Tokens) -> None:
+        """Compares the ways to log-probabilities with the model's own logits, on one row."""
+        if not self.encoder_decoder and row.answers:
+            dtype = narrow_dtype(self.model, "no")
+            k = len(row.answers)
+            self.ways = checked_ways(self.model, *_standard_rows([row], k), self.ways, k, dtype)
 
     def __call__(self, rows: Sequence[_Tokens]) -> Iterable[AnswerLogps]:
         k = max(len(row.answers) for row in rows)
@@ -216,7 +248,7 @@ class _Passes:
             tokens = self._encoder_decoder(rows, k)
         else:
             ids, mask, labels = _standard_rows(rows, k)
-            tokens = self._shared(ids, mask, labels, k) if self.shares else self._standard(ids, mask, labels)
+            tokens = self._shared(ids, mask, labels, k) if self.ways.shared else self._standard(ids, mask, labels)
         logps = tokens.logps.double().sum(1).view(k, -1).T.cpu().numpy()
         lengths = tokens.is_answer.sum(1).view(k, -1).T.cpu().numpy()
         return [
@@ -225,13 +257,16 @@ class _Passes:
         ]
 
     def _shared(self, ids: Tensor, mask: Tensor, labels: Tensor, k: int) -> TokenLogps:
-        laid_out = {name: value.to(self.device) for name, value in shared_rows(ids, mask, labels, k).items()}
-        fused = self.fused and not logits_will_do(self.bare, laid_out["label"])
+        rows = shared_rows(ids, mask, labels, k, step=width_step(self.device))
+        laid_out = {name: value.to(self.device) for name, value in rows.items()}
+        fused = self.ways.fused and not logits_will_do(self.model, laid_out["label"])
         return shared_token_logps(self.model, laid_out, fused)
 
     def _standard(self, ids: Tensor, mask: Tensor, labels: Tensor) -> TokenLogps:
         inputs = {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device)}
-        return (fused_token_logps if self.fused else logits_token_logps)(self.model, inputs, labels.to(self.device))
+        return (fused_token_logps if self.ways.fused else logits_token_logps)(
+            self.model, inputs, labels.to(self.device)
+        )
 
     def _encoder_decoder(self, rows: Sequence[_Tokens], k: int) -> TokenLogps:
         prompts = [row.prompt for row in rows]
@@ -241,24 +276,9 @@ class _Passes:
         inputs = {
             "input_ids": pad_sequence(prompts, batch_first=True).repeat(k, 1).to(self.device),
             "attention_mask": _ones(prompts).repeat(k, 1).to(self.device),
-            "decoder_input_ids": self.bare.prepare_decoder_input_ids_from_labels(labels=labels),
+            "decoder_input_ids": self.model.prepare_decoder_input_ids_from_labels(labels=labels),
         }
         return logits_token_logps(self.model, inputs, labels, shift=False)
-
-    def _agrees(self, ids: Tensor, mask: Tensor, labels: Tensor, k: int) -> bool:
-        shared, standard = self._shared(ids, mask, labels, k), self._standard(ids, mask, labels)
-        lengths = standard.is_answer.sum(1).clamp(min=1)
-        difference = ((shared.logps.sum(1) - standard.logps.sum(1)) / lengths).abs().max().item()
-        dtype = narrow_dtype(self.bare, "no")
-        if difference <= TOLERANCE[dtype]:
-            return True
-        logger.warning(
-            "the shared-prompt pass differs from the standard one by %.1e nats per token on one prompt "
-            "(tolerance %.0e): prompts are computed once for each answer",
-            difference,
-            TOLERANCE[dtype],
-        )
-        return False
 
 
 def _answer(row: _Tokens, j: int, tokens: list[Tensor]) -> tuple[Tensor, Tensor]:

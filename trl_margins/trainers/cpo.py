@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from accelerate.utils import is_peft_model
 from datasets import Dataset, DatasetDict, IterableDataset
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from trl.experimental.cpo import CPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
 from ..forward.head import why_not_fused
-from ..forward.standard import TokenLogps, fused_token_logps, logits_token_logps, pair_logps
+from ..forward.standard import IGNORE, TokenLogps, fused_token_logps, logits_token_logps, pair_logps
 from ..losses import CPO_LOSSES
 from ..objective import LengthNormalizedReward, Objective, ObjectiveOutput, SummedReward
 from ..pairs import PairLogps
@@ -155,6 +156,12 @@ class MarginCPOTrainer(MarginMixin, CPOTrainer):
         if self._head_is_fused:
             return fused_token_logps(model, model_inputs, labels)
         return logits_token_logps(model, model_inputs, labels, shift=not self.is_encoder_decoder)
+
+    def same_completions(self, batch: Mapping[str, Any]) -> Tensor:
+        chosen, rejected = batch["chosen_labels"], batch["rejected_labels"]
+        width = max(chosen.size(1), rejected.size(1))
+        chosen, rejected = (F.pad(each, (0, width - each.size(1)), value=IGNORE) for each in (chosen, rejected))
+        return (chosen == rejected).all(1)
 
     def n_pairs(self, batch: Mapping[str, Any]) -> int:
         return len(batch["chosen_input_ids"])

@@ -142,6 +142,10 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
         # once for all passes over the mini-batch
         return {**batch, _REFERENCE: self._reference_logps(batch)}
 
+    def same_completions(self, batch: Mapping[str, Any]) -> Tensor:
+        chosen, rejected = _standard_rows(batch)[2].chunk(2)
+        return (chosen == rejected).all(1)
+
     def n_pairs(self, batch: Mapping[str, Any]) -> int:
         return len(batch["input_ids"]) // 2
 

@@ -142,6 +142,10 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
         """Whether the LM head is TRL's fused one: it saves memory, and costs a CPU more than the logits do."""
         return self._head_is_fused and not (self._plain_head_will_do and logits_will_do(self.model, rows["label"]))
 
+    @abstractmethod
+    def same_completions(self, batch: Mapping[str, Any]) -> Tensor:
+        """[B] pairs whose two completions have the same tokens."""
+
     def is_plain_text(self, batch: Mapping[str, Any]) -> bool:
         """Whether a batch is token ids and nothing else that the model takes."""
         return True
@@ -161,7 +165,7 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
         output = self.objective(pairs, about)
         loss = output.losses.mean() + self._extra_loss(pairs)
         if evaluates:
-            self._remember(output, columns)
+            self._remember(output, columns, self.same_completions(batch))
         prefix = "eval_" if train_eval == "eval" else ""
         observed = self._observed(about, output)
         if output.slope is not None and self._pair_log is not None:
@@ -278,9 +282,11 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
                 output.metrics[f"{metric_key_prefix}_{name}"] = value
         return output
 
-    def _remember(self, output: ObjectiveOutput, columns: Mapping[str, Tensor]) -> None:
+    def _remember(self, output: ObjectiveOutput, columns: Mapping[str, Tensor], same: Tensor) -> None:
         scores = [columns[name] for name in SCORES if name in columns]
-        rows = [output.chosen_reward.float(), output.rejected_reward.float(), *scores]
+        # the same completion twice is no win, by rounding either
+        rejected = torch.where(same, output.chosen_reward, output.rejected_reward)
+        rows = [output.chosen_reward.float(), rejected.float(), *scores]
         self._evaluated.append(self.accelerator.gather_for_metrics(torch.stack(rows, dim=1)))
 
     def _ranking(self, dataset: Any) -> dict[str, float | int | None]:

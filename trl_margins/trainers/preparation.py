@@ -14,6 +14,7 @@ from transformers import ProcessorMixin
 from trl.trainer.utils import global_then_local_main_first
 
 from ..data.evaluation_factors import add_evaluation_factor, check_evaluation_factors
+from ..data.media import IMAGES
 from ..data.noise import IS_FLIPPED
 from ..objective import Objective
 from ..report.card import SetFacts
@@ -45,7 +46,6 @@ FACTOR = "evaluation_factor"
 
 # What TRL's collators read tensors from, whoever the column is from
 _TOKEN_ENDINGS = ("input_ids", "attention_mask", "labels", "pixel_values")
-_IMAGES = ("image", "images")
 # Columns by which TRL would take a row with images for another kind: language modelling, completions, judged ones
 _OTHER_KINDS = ("messages", "completion", "label")
 
@@ -112,7 +112,7 @@ def opened_set(dataset: Any, split: str, options: MarginOptions, processing_clas
 def _without_tensors(dataset: Any, split: str, takes_images: bool) -> Any:
     """Without the columns that TRL's collators would take for tokens; and images only where they can be trained on."""
     names = column_names(dataset)
-    images = [name for name in _IMAGES if name in names]
+    images = [name for name in IMAGES if name in names]
     if images and not takes_images:
         raise ValueError(
             f"the {split} data set has the column {images[0]!r}: vision-language models train on DPOTrainer's base "

@@ -177,7 +177,7 @@ def row(model_type: str, name: str) -> dict[str, str]:
 def page(measured: dict[str, Any]) -> str:
     """docs/models.md."""
     built_rows = [row for row in measured["rows"] if row["built"] == "yes"]
-    shared = [row for row in built_rows if "shared prompts" in row["taken"]]
+    shared = [row for row in built_rows if row["taken"].startswith("fused head, shared prompts")]
     own = [row for row in built_rows if row["taken"].startswith("own logits")]
     fused = [row for row in built_rows if row not in shared and row not in own]
 
@@ -192,8 +192,7 @@ def page(measured: dict[str, Any]) -> str:
         "",
         "Log-probabilities come by the quickest way that gives what the model's own logits give:",
         "`model(input_ids, attention_mask).logits` of each answer alone, as anyone computes them with transformers.",
-        "Before the first step that is tried on one pair, in float32 and to 1e-4 nats per token, whatever the "
-        "training",
+        "Before the first step that is tried on one pair, in float32 and to 1e-4 nats per token, whatever training",
         "computes in: see [performance](performance.md#checked-before-the-first-step).",
         "",
         "This is what it comes to for transformers' causal classes, built small with random weights, in float32 on a",
@@ -225,15 +224,17 @@ def page(measured: dict[str, Any]) -> str:
         f"## The model's own logits: {len(own)}",
         "",
         "TRL's fused head takes something else for the logits of these classes: most have layers between decoder and",
-        "head that it does not know of. A warning says so before the first step, and whole logits are built, which",
-        "takes memory: batch × length × vocabulary.",
+        "head that it does not know of. A warning says so before the first step, and logits are built: of answer",
+        "tokens alone where prompts are shared, else whole ones, which takes memory (batch × length × vocabulary).",
         "",
         "| class | fused head, nats per token | shared prompts, nats per token |",
         "|---|---:|---|",
     ]
     lines += [f"| `{row['class']}` | {row['fused']} | {row['shared']} |" for row in own]
+    padded = [row for row in built_rows if "padding" in row["taken"]]
+    lines += ["", f"Padding alone changes the logits of {names(padded)}: no way is right for them in a batch.", ""]
     others = [row for row in measured["rows"] if row["built"] != "yes"]
-    lines += ["", f"## Not built small: {len(others)}", "", names(others), ""]
+    lines += [f"## Not built small: {len(others)}", "", names(others), ""]
     return "\n".join(lines)
 
 

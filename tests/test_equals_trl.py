@@ -139,7 +139,8 @@ def test_mixture_of_experts(base, share, tiny_mixture, tokenizer, tmp_path):
 def test_same_defaults(ours, theirs, tmp_path):
     config, reference = ours(str(tmp_path), use_cpu=True), theirs(str(tmp_path), use_cpu=True)
     for name in reference.__dataclass_fields__:
-        if name not in ("logging_dir", "accelerator_config"):
+        # the NaN filter waits for the device in every step: tests/test_syncs.py
+        if name not in ("logging_dir", "accelerator_config", "logging_nan_inf_filter"):
             assert getattr(config, name) == getattr(reference, name), name
 
 

@@ -49,7 +49,7 @@ ALLOWED = {
     "terms": {"torch", "checks", "pairs", "terms"},
     "objective": {"torch", "checks", "pairs", "rewards", "losses", "terms"},
     "methods": {"checks", "terms"},
-    "forward": {"torch", "accelerate", "transformers", "peft", "pairs"},
+    "forward": {"trl", "torch", "accelerate", "transformers", "peft", "pairs"},
     "data": {
         "torch",
         "transformers",

@@ -23,6 +23,8 @@ from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .formats import transformed
+
 if TYPE_CHECKING:
     import numpy as np
     from datasets import Dataset, DatasetDict
@@ -156,6 +158,7 @@ def add_evaluation_factor(
         return DatasetDict({n: add_evaluation_factor(s, metric, column, **shared) for n, s in dataset.items()})
     if not isinstance(dataset, Dataset):
         raise TypeError(f"evaluation factors need a data set that is not streamed, got {type(dataset).__name__}")
+    dataset = transformed(dataset)
     names = dataset.column_names
     if missing := {"chosen", "rejected"} - set(names):
         raise ValueError(f"the data set has no column {' and no column '.join(sorted(missing))}, only {names}")

@@ -8,6 +8,7 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from .evaluation_factors import BERTSCORE_METRICS, answer_texts
+from .formats import transformed
 from .scores import find_score_columns
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def flip_labels(
     _check(rate, kind)
     if not isinstance(dataset, Dataset):
         raise TypeError(f"flip_labels takes one split that is not streamed, got {type(dataset).__name__}")
+    dataset = transformed(dataset)
     names = dataset.column_names
     if missing := {"chosen", "rejected"} - set(names):
         raise ValueError(f"the data set has no column {' and no column '.join(sorted(missing))}, only {names}")

@@ -10,6 +10,7 @@ from hashlib import blake2b
 from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .formats import transformed
 from .scores import problem_of
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ def generalization_splits(
 
     if not isinstance(dataset, Dataset):
         raise TypeError(f"generalization_splits takes one split that is not streamed, got {type(dataset).__name__}")
+    dataset = transformed(dataset)
     draw = _Draw(unseen_prompts, unseen_models, held_out, int(seed))
     names, rows = dataset.column_names, dataset.with_format(None)
     if columns is not None and len(columns) != 2:

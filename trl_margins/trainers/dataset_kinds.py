@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, IterableDataset
+from trl.trainer.utils import global_then_local_main_first
+
+from ..data.formats import as_plain
+from ..data.media import IMAGES, without_decoding
 
 logger = logging.getLogger(__name__)
 
 
 def as_taken(dataset: Any, split: str, config: Any) -> Dataset | IterableDataset:
-    """The same data set, as Python values; a stream is read by every process for itself.
+    """The same data set, as Python values, a transform applied; a stream is read by every process for itself.
 
     Raises:
         TypeError: something that is no data set.
@@ -25,7 +29,9 @@ def as_taken(dataset: Any, split: str, config: Any) -> Dataset | IterableDataset
         _deal_out(config)
     if not (len(dataset) if isinstance(dataset, Dataset) else next(iter(dataset), None)):
         raise ValueError(f"the {split} data set has no rows: see what it was loaded or filtered from")
-    return dataset.with_format(None)
+    with global_then_local_main_first():  # of a transform: the others read what the first one made
+        plain = as_plain(dataset)
+    return without_decoding(plain, keep=IMAGES)
 
 
 def _deal_out(config: Any) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ..formats import transformed
 from ..noise import IS_FLIPPED
 from ..rows import without_extras
 from .duplicates import Duplicates, count_duplicates, count_prompts
@@ -63,6 +64,7 @@ def audit_split(
     """
     import numpy as np
 
+    dataset = transformed(dataset)
     columns = list(dataset.column_names)
     if not {"chosen", "rejected"} <= set(columns):
         return SplitAudit(len(dataset), columns), Counter()

@@ -61,6 +61,8 @@ ALLOWED = {
         "bert_score",
         "tqdm",
         "tokenizers",
+        "huggingface_hub",
+        "yaml",
         "data",
     },
     "report": {"matplotlib", "numpy", "scipy", "huggingface_hub", "evaluation", "methods", "report"},

@@ -52,7 +52,9 @@ def main(argv: Sequence[str]) -> int:
     """Scores, writes, prints the table."""
     log_to_console()
     (args,) = TrlParser(ScoreArguments, prog="trl-margins score").parse_args_and_config(list(argv))
-    splits = load_splits(args.dataset_name, args.dataset_config)
+    splits = load_splits(
+        args.dataset_name, args.dataset_config, decoded=None
+    )  # as whoever reads the output expects it
     if args.dataset_split is not None or len(splits) == 1:
         name = args.dataset_split or next(iter(splits))
         splits = type(splits)({name: pick_split(splits, name, args.dataset_name)})

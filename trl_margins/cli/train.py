@@ -18,6 +18,7 @@ from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_qu
 from trl.scripts.utils import DatasetMixtureConfig
 
 from ..data.loading import load_splits, pick_split
+from ..data.media import IMAGES
 from ..data.noise import flip_labels, parse_noise
 from ..methods import METHODS
 from .dialects import Note, Settings, check_known, translate
@@ -333,12 +334,13 @@ def _datasets(script: TrainArguments, config: Any, mixture: DatasetMixtureConfig
         splits = mixture_splits(mixture, script.mixture_weights, script.mixture_seed)
     elif script.dataset_name:
         name = script.dataset_name
-        splits = load_splits(name, script.dataset_config, script.dataset_streaming)
+        splits = load_splits(name, script.dataset_config, script.dataset_streaming, decoded=IMAGES)
     else:
         raise SystemExit("trl-margins train: --dataset_name is missing (or `datasets` in the YAML)")
     train = pick_split(splits, script.dataset_train_split, name)
     if script.eval_dataset_name:
-        return train, pick_split(load_splits(script.eval_dataset_name), None, script.eval_dataset_name)
+        splits = load_splits(script.eval_dataset_name, decoded=IMAGES)
+        return train, pick_split(splits, None, script.eval_dataset_name)
     if config.eval_strategy == "no":
         return train, None
     if mixture.datasets and script.dataset_test_split not in splits:

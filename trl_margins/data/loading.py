@@ -2,60 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from .broken_files import check_header, why_unreadable
+from .broken_files import check_file, delimiter_of, header_of, innermost, rows_inside, times_for_text, why_unreadable
+from .differing_files import check_columns, joined
+from .local_files import builder_of, existing, files_of, is_plain, linked, literal
+from .media import without_decoding
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset
 
-# What `datasets` reads each file with; .gz and .zst go through unchanged
-_BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
-_COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
+TEXTS = ("prompt", "chosen", "rejected")
+_MISSING = ["", "NaN", "nan", "NA", "N/A", "null", "NULL", "None"]  # in a table's other columns
 
 
-def load_splits(name: str, config: str | None = None, streaming: bool = False) -> DatasetDict:
+def load_splits(
+    name: str, config: str | None = None, streaming: bool = False, decoded: Collection[str] | None = ()
+) -> DatasetDict:
     """All splits of a data set; a single file is one split named "train".
 
+    Nothing that is on this machine needs the network, whatever it says of itself.
+
     Args:
-        name: a `.jsonl`, `.json`, `.csv` or `.parquet` file (also compressed), a folder written by `save_to_disk`,
-            a folder of files, or a Hub id.
-        config: the configuration of a Hub set.
+        name: a `.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet` or `.arrow` file (also compressed), a folder written by
+            `save_to_disk`, a folder of files, or a Hub id. What exists is that file, whatever characters it has.
+        config: the configuration of a Hub set, or of a folder whose README.md has several.
         streaming: read while training instead of before.
+        decoded: columns whose images, sound or films are decoded when a row is read; None for all.
 
     Raises:
-        ValueError: a file of another kind, or one that cannot be read, with its name, and the line where it has one.
+        ValueError: a file of another kind, one that cannot be read, with its name, and the line where it has one, or
+            a folder of files that do not belong together, with two of them.
         FileNotFoundError: something that looks like a path and is not there.
     """
     from datasets import load_dataset
 
-    path = Path(name).expanduser()
-    if not path.exists():
-        if path.is_absolute() or name.startswith((".", "~")) or _kind(path) in _BUILDERS:
-            raise FileNotFoundError(f"no data set at {name}")
-        return load_dataset(name, config, streaming=streaming)
-    if path.is_file():
-        _builder(path)  # refuses other kinds
-    for file in _data_files(path):
-        check_header(file)
-    try:
-        return _read(path, config, streaming)
-    except FileNotFoundError:  # of a folder without data; says so itself
-        raise
-    except Exception as error:  # the libraries have a dozen kinds, which seldom name the file
-        raise ValueError(why_unreadable(_data_files(path), error) or f"{path} cannot be read: {error}") from error
-
-
-def _read(path: Path, config: str | None, streaming: bool) -> DatasetDict:
-    from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
-
-    if path.is_file():
-        return load_dataset(_builder(path), data_files={"train": str(path)}, streaming=streaming)
-    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-        loaded = load_from_disk(str(path))
-        return DatasetDict({"train": loaded}) if isinstance(loaded, Dataset) else loaded
-    return load_dataset(str(path), config, streaming=streaming)
+    path = existing(name)
+    splits = load_dataset(name, config, streaming=streaming) if path is None else _read(path, config, streaming)
+    if decoded is None:
+        return splits
+    return type(splits)({split: without_decoding(rows, keep=decoded) for split, rows in splits.items()})
 
 
 def pick_split(splits: DatasetDict, split: str | None, name: str) -> Dataset | IterableDataset:
@@ -71,19 +60,77 @@ def pick_split(splits: DatasetDict, split: str | None, name: str) -> Dataset | I
     return splits[split]
 
 
-def _data_files(path: Path) -> list[Path]:
-    """The file itself, or the data files of a folder."""
-    found = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-    return [file for file in found if _kind(file) in _BUILDERS]
+def _read(path: Path, config: str | None, streaming: bool) -> DatasetDict:
+    from datasets import load_dataset
+
+    if path.is_file():
+        splits = {"train": [path]}
+        source, options = builder_of(path), {}
+    elif not path.is_dir():
+        raise ValueError(f"{path} is neither a file nor a folder: write its rows to a file first")
+    elif (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+        return _saved(path)
+    else:
+        splits = files_of(path, config)
+        # the folder's own settings come with its name, which `datasets` must be able to read
+        source = str(path) if is_plain(path) or not splits else builder_of(next(iter(splits.values()))[0])
+        options = {} if source != str(path) else {"name": config}
+    files = [file for each in splits.values() for file in each]
+    for file in files:
+        check_file(file, only_first=streaming)
+    check_columns(path, files)
+    if files:
+        options |= _options(files)
+    read = partial(_load, source=source, options=options, streaming=streaming)
+    try:
+        loaded = read(splits) if files else load_dataset(str(path), config, streaming=streaming)
+    except FileNotFoundError:  # says so itself
+        raise
+    except Exception as error:  # the libraries have a dozen kinds, which seldom name the file
+        if problem := why_unreadable(files, error):
+            raise ValueError(problem) from error
+        if len(files) < 2 or streaming:
+            raise ValueError(f"{path} cannot be read: {innermost(error)}") from error
+        loaded = joined(path, splits, lambda file: read({"train": [file]})["train"], error)
+    if not streaming and (found := rows_inside(loaded)):
+        raise ValueError(f"{path.name} is one object {found}: write the rows alone, one object a line")
+    if files and builder_of(files[0]) == "json" and (found := times_for_text(loaded, TEXTS)):
+        raise ValueError(f"{path.name}: {found}: write it as Parquet or CSV")
+    return loaded
 
 
-def _kind(path: Path) -> str:
-    suffixes = [suffix for suffix in map(str.lower, path.suffixes) if suffix not in _COMPRESSED]
-    return suffixes[-1] if suffixes else ""
+def _load(
+    splits: Mapping[str, Sequence[Path]], source: str, options: Mapping[str, Any], streaming: bool
+) -> DatasetDict:
+    from datasets import load_dataset
+
+    names = {split: [literal(file) for file in files] for split, files in splits.items()}
+    return load_dataset(source, data_files=names, streaming=streaming, **options)
 
 
-def _builder(path: Path) -> str:
-    kind = _kind(path)
-    if kind not in _BUILDERS:
-        raise ValueError(f"{path.name}: a data file is one of {', '.join(_BUILDERS)} (also compressed), not {kind!r}")
-    return _BUILDERS[kind]
+def _options(files: Sequence[Path]) -> dict[str, Any]:
+    """What `datasets` must be told so that text stays the text it is in the file."""
+    from datasets.packaged_modules.json.json import JsonConfig
+
+    builder = builder_of(files[0])
+    if builder == "csv":
+        delimiter = delimiter_of(files[0])
+        return {  # an answer may be "None" or "007"
+            "sep": delimiter,
+            "converters": dict.fromkeys(TEXTS, str),
+            "keep_default_na": False,
+            "na_values": {name: [""] if name in TEXTS else _MISSING for name in header_of(files[0], delimiter)},
+        }
+    if builder == "json" and hasattr(JsonConfig, "parse_agent_traces"):
+        return {"parse_agent_traces": False}  # which some columns' names would set off
+    return {}
+
+
+def _saved(path: Path) -> DatasetDict:
+    from datasets import Dataset, DatasetDict, load_from_disk
+
+    try:
+        loaded = load_from_disk(linked(path))
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read: {innermost(error)}") from error
+    return DatasetDict({"train": loaded}) if isinstance(loaded, Dataset) else loaded

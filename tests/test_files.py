@@ -1,0 +1,523 @@
+"""A file is read as what it is, whatever it is called and whatever lies beside it, or refused by its name."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import logging
+import lzma
+import shutil
+import socket
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import load, preference_rows, quiet
+from datasets import (
+    Audio,
+    ClassLabel,
+    Dataset,
+    DatasetDict,
+    DatasetInfo,
+    Features,
+    Image,
+    List,
+    Value,
+    concatenate_datasets,
+)
+from PIL import Image as Picture
+
+from trl_margins import GapPOConfig, MarginCPOTrainer
+from trl_margins.cli import main
+from trl_margins.data.evaluation_factors import add_evaluation_factor
+from trl_margins.data.formats import as_plain, transformed
+from trl_margins.data.loading import load_splits, pick_split
+from trl_margins.data.media import without_decoding
+from trl_margins.data.noise import flip_labels
+from trl_margins.trainers.dataset_kinds import as_taken
+
+ROW = {"prompt": "a", "chosen": "b", "rejected": "c", "score_chosen": 2.0, "score_rejected": 1.0}
+LINE = json.dumps(ROW) + "\n"
+HEAD = "prompt,chosen,rejected\n"
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 3\n"
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path, monkeypatch):
+    """A cache of its own, and no network."""
+
+    def refused(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("the network was asked")
+
+    for name in ("connect", "connect_ex", "sendto"):
+        monkeypatch.setattr(socket.socket, name, refused)
+    for name in ("create_connection", "getaddrinfo", "gethostbyname"):
+        monkeypatch.setattr(socket, name, refused)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "data").mkdir()
+    return tmp_path / "data"
+
+
+def write(folder: Any, **contents: str | bytes) -> Any:
+    """Files by their names, in which `__` is a dot."""
+    for name, content in contents.items():
+        path = folder / name.replace("__", ".")
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return folder
+
+
+def rows_of(path: Any, split: str = "train", **options: Any) -> list[dict[str, Any]]:
+    return list(load_splits(str(path), **options)[split])
+
+
+# Names
+
+NAMES = ["pairs[ab]", "p*s", "c**", "a::b", "what?", "a b", "a#b", "a%20b", "é漢", "-x", "{a,b}", "http:x", "~x", "!a"]
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["loaded", "streamed"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_that_exists_is_that_file(name, streaming, folder, monkeypatch):
+    """Beside files that a pattern of this name would find."""
+    for other in ("pairsa", "pairs", "what1", "b", "c"):
+        (folder / f"{other}.jsonl").write_text(LINE.replace('"b"', '"other"'))
+    (folder / f"{name}.jsonl").write_text(LINE)
+    monkeypatch.chdir(folder)
+    for path in (f"{name}.jsonl", folder / f"{name}.jsonl"):
+        assert rows_of(path, streaming=streaming) == [ROW]
+
+
+@pytest.mark.parametrize("name", ["pairs[ab]", "a::b", "p*s?"])
+def test_every_kind_of_file_by_any_name(name, folder):
+    table, text = Dataset.from_list([ROW]), ",".join(ROW) + "\na,b,c,2.0,1.0\n"
+    kinds = {
+        "json": json.dumps([ROW]).encode(),
+        "ndjson": LINE.encode(),
+        "csv": text.encode(),
+        "tsv": text.replace(",", "\t").encode(),
+        "jsonl.gz": gzip.compress(LINE.encode()),
+        "jsonl.xz": lzma.compress(LINE.encode()),
+        "jsonl.bz2": bz2.compress(LINE.encode()),
+        "csv.gz": gzip.compress(text.encode()),
+    }
+    for kind, content in kinds.items():
+        (folder / f"{name}.{kind}").write_bytes(content)
+    table.to_parquet(folder / "plain.parquet")
+    shutil.move(folder / "plain.parquet", folder / f"{name}.parquet")
+    table.save_to_disk(folder / "saved")
+    shutil.copy(folder / "saved" / "data-00000-of-00001.arrow", folder / f"{name}.arrow")
+    shutil.move(folder / "saved", folder / name)
+    for kind in (*kinds, "parquet", "arrow"):
+        assert rows_of(folder / f"{name}.{kind}") == [ROW], kind
+    assert rows_of(folder / name) == [ROW]
+
+
+@pytest.mark.parametrize("name", ["d[x]", "e::f", "g*?", "%20 #"])
+def test_a_folder_by_any_name(name, folder):
+    strange = folder / name
+    strange.mkdir()
+    write(strange, train__jsonl=LINE * 2, test__jsonl=LINE)
+    (strange / "test-[1]::x.jsonl").write_text(LINE)
+    assert {split: len(rows) for split, rows in load_splits(str(strange)).items()} == {"train": 2, "test": 2}
+
+
+def test_a_link_is_read_anew_when_its_target_changes(folder):
+    write(folder, first__jsonl=LINE, second__jsonl=LINE * 2)
+    link = folder / "pairs.jsonl"
+    for name, rows in (("first.jsonl", 1), ("second.jsonl", 2)):
+        link.unlink(missing_ok=True)
+        link.symlink_to(folder / name)
+        assert len(rows_of(link)) == rows
+    (folder / "second.jsonl").write_text(LINE * 3)
+    assert len(rows_of(link)) == 3
+
+
+def test_a_wrong_split_is_an_error_that_lists_the_splits(folder):
+    write(folder, train__jsonl=LINE, test__jsonl=LINE)
+    with pytest.raises(ValueError, match=r"'pairs' has the splits \['train', 'test'\], not 'tset': name one of them"):
+        pick_split(load_splits(str(folder)), "tset", "pairs")
+
+
+# What a folder says of itself
+
+
+def readme(*entries: Any) -> str:
+    return f"---\n{json.dumps({'configs': entries})}\n---\n"
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"data_files": "../outside.jsonl"},
+        {"data_files": ["a.jsonl", "../*.jsonl"]},
+        {"data_files": [{"split": "train", "path": ["a.jsonl", "/outside.jsonl"]}]},
+        {"data_files": "x/../../outside.jsonl"},
+        {"data_files": "..\\outside.jsonl"},
+        {"data_files": "https://example.com/x.jsonl"},
+        {"data_files": [{"split": "train", "path": "hf://datasets/a/b/x.jsonl"}]},
+        {"data_files": "gzip://x.jsonl::x.jsonl.gz"},
+        {"data_dir": ".."},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("where", ["README__md", "__huggingface__yaml"])
+def test_a_folder_s_own_word_does_not_lead_out_of_it(entry, where, folder, tmp_path):
+    (tmp_path / "outside.jsonl").write_text(LINE)
+    card = readme({"config_name": "default", **entry})
+    write(folder, a__jsonl=LINE, **{where: card if where == "README__md" else card.strip("-\n")})
+    with pytest.raises(ValueError, match=r"configuration 'default' .* takes files from '.*', outside the folder"):
+        load_splits(str(folder))
+
+
+def test_a_folder_s_configurations(folder):
+    (folder / "sub").mkdir()
+    write(folder / "sub", train__jsonl=LINE * 3)
+    one = {"config_name": "one", "data_files": [{"split": "good", "path": "a.jsonl"}, {"split": "bad", "path": "b*"}]}
+    write(folder, README__md=readme(one, {"config_name": "two", "data_dir": "sub"}), a__jsonl=LINE, b__jsonl=LINE * 2)
+    splits = load_splits(str(folder), "one")
+    assert {split: len(rows) for split, rows in splits.items()} == {"good": 1, "bad": 2}
+    assert len(rows_of(folder, config="two")) == 3
+    for name in (None, "three"):
+        with pytest.raises(ValueError, match=rf"data has the configurations \['one', 'two'\], not {name!r}"):
+            load_splits(str(folder), name)
+    write(folder / "sub", README__md="no configurations")
+    with pytest.raises(ValueError, match="sub has no configuration 'one'"):
+        load_splits(str(folder / "sub"), "one")
+    write(folder, README__md="---\nconfigs: [\n---\n")
+    with pytest.raises(ValueError, match=r"data: the YAML of its README.md cannot be read"):
+        load_splits(str(folder))
+
+
+def test_files_that_are_no_data_are_no_data(folder, caplog):
+    write(folder, README__md="hello", __DS_Store=b"\0\1", LICENSE__txt="x", to_do__txt="x", notes__md="x", x__py="x")
+    write(folder, train__jsonl=LINE * 2, test__jsonl=LINE, test_more__csv=HEAD + "a,b,c\n")
+    with caplog.at_level(logging.WARNING, "trl_margins"):
+        splits = load_splits(str(folder))
+    assert {split: len(rows) for split, rows in splits.items()} == {"train": 2, "test": 1}
+    assert "only its json files are read, not test_more.csv" in caplog.text
+
+
+def test_a_folder_of_images_beside_pairs(folder):
+    """Is read as `datasets` reads it, and its images decoded where they are used."""
+    Picture.new("RGB", (2, 1), (255, 0, 0)).save(folder / "a.png")
+    write(folder, metadata__jsonl=json.dumps({"file_name": "a.png", **ROW}) + "\n")
+    (row,) = rows_of(folder)
+    assert row["image"]["path"].endswith("a.png")
+    (row,) = rows_of(folder, decoded=["image"])
+    assert row["image"].getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_a_folder_without_files(folder):
+    with pytest.raises(FileNotFoundError, match="data doesn't contain any data files"):
+        load_splits(str(folder))
+
+
+# Files of one folder that differ
+
+OTHER = json.dumps({"question": "x", "prompt": "y"}) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "error"),
+    [
+        ({"a__jsonl": LINE, "b__jsonl": OTHER}, "a.jsonl and b.jsonl .*a.jsonl has 'chosen', .* only b.* 'question'"),
+        ({"train__jsonl": LINE, "test__jsonl": OTHER}, "train.jsonl and test.jsonl have different columns"),
+        ({"a__jsonl": LINE, "b__jsonl": '{"prompt": "x"}\n'}, "columns .only a.jsonl has 'chosen', 'rejected'"),
+        ({"a__json": f"[{LINE}]", "b__json": f"[{OTHER}]"}, "a.json and b.json have different columns"),
+        ({"a__csv": HEAD + "a,b,c\n", "b__csv": "prompt,chosen\na,b\n"}, "a.csv and b.csv .*a.csv has 'rejected'"),
+        ({"a__jsonl": LINE, "b__jsonl": LINE.replace("2.0", '"x"')},
+         "'score_chosen' is double in a.jsonl and string in b.jsonl: give it one type"),
+        ({"a__jsonl": LINE, "b__jsonl": LINE.replace('"c"', '[{"role": "user", "content": "c"}]')},
+         "'rejected' is string in a.jsonl and list<.* in b.jsonl"),
+        ({"a__csv": HEAD + "a,b,c\n", "b__csv": HEAD + "a,b\n"}, "b.csv, line 2: 2 fields"),
+        ({"a__csv": HEAD + "a,b,c\n", "b__csv": "prompt;chosen;rejected\na;b;c\n"}, "only b.csv has .prompt;ch"),
+        ({"a__jsonl": LINE, "b__jsonl": ""}, "b.jsonl is empty"),
+        ({"a__jsonl": LINE, "b__jsonl": "{\n"}, "b.jsonl, line 1: not JSON"),
+    ],
+)  # fmt: skip
+def test_files_that_differ_are_named(files, error, folder):
+    with pytest.raises(ValueError, match=error):
+        load_splits(str(write(folder, **files)))
+
+
+def test_parquet_and_arrow_files_that_differ_are_named(folder):
+    for name, row in (("a", ROW), ("b", {"prompt": "x"})):
+        Dataset.from_list([row]).to_parquet(folder / f"{name}.parquet")
+    with pytest.raises(ValueError, match=r"a.parquet and b.parquet have different columns"):
+        load_splits(str(folder))
+    for name, row in (("a", ROW), ("b", {"prompt": "x"})):
+        (folder / f"{name}.parquet").unlink()
+        Dataset.from_list([row]).save_to_disk(folder / name)
+        shutil.move(folder / name / "data-00000-of-00001.arrow", folder / f"{name}.arrow")
+        shutil.rmtree(folder / name)
+    with pytest.raises(ValueError, match=r"a.arrow and b.arrow have different columns"):
+        load_splits(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "scores"),
+    [("2", "2.5", [2.0, 2.5]), ("2.5", "2", [2.5, 2.0]), ("null", "2.5", [None, 2.5]), ("2.5", "null", [2.5, None])],
+)
+def test_files_whose_difference_does_no_harm(first, second, scores, folder):
+    write(folder, a__jsonl=LINE.replace("2.0", first), b__jsonl=LINE.replace("2.0", second))
+    loaded = load_splits(str(folder))["train"]
+    assert loaded["score_chosen"][:] == scores
+    assert (
+        loaded.remove_columns("score_chosen").to_list() == [{k: v for k, v in ROW.items() if k != "score_chosen"}] * 2
+    )
+
+
+def test_a_key_that_few_rows_have(folder):
+    """In the one file at its end, in the other at its beginning."""
+    rare = json.dumps({**ROW, "system": "s"}) + "\n"
+    write(folder, a__jsonl=LINE * 3 + rare, b__jsonl=rare + LINE)
+    assert [row["system"] for row in rows_of(folder)] == [None, None, None, "s", "s", None]
+    write(folder, b__jsonl=LINE.replace("2.0", "2"))
+    assert [row["system"] for row in rows_of(folder)] == [None, None, None, "s", None]
+
+
+# Images, sound and films
+
+
+def pictures() -> Dataset:
+    """Pairs beside images that cannot be had: as a value, in a list and in a dict."""
+    far = "https://example.com/image.png"
+    columns = {"picture": far, "pictures": [far, far], "deep": {"seen": far}}
+    rows = Dataset.from_list([{**row, **columns} for row in preference_rows(4).to_list()])
+    kinds = {"picture": Image(), "pictures": List(Image()), "deep": {"seen": Image()}}
+    return rows.cast(Features({**rows.features, **kinds}))
+
+
+def test_the_network_is_asked_where_an_image_is_decoded():
+    """So the tests below could fail."""
+    with pytest.raises((AssertionError, FileNotFoundError)):
+        pictures()[0]
+
+
+def test_nobody_decodes_what_nobody_uses(folder):
+    rows = without_decoding(pictures())
+    for changed in (rows, rows.select([0]), rows.add_column("n", range(4)), rows.map(lambda row: {"n": 1})):
+        assert changed[0]["picture"] == {"bytes": None, "path": "https://example.com/image.png"}
+        assert changed[0]["pictures"][1]["path"] == changed[0]["deep"]["seen"]["path"] == changed[0]["picture"]["path"]
+    assert len(list(concatenate_datasets([rows, rows]))) == 8
+    stream = without_decoding(pictures().to_iterable_dataset())
+    assert [row["picture"]["path"] for row in stream] == ["https://example.com/image.png"] * 4
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["loaded", "streamed"])
+def test_a_loaded_set_decodes_nothing(streaming, folder):
+    pq.write_table(pictures().data.table, folder / "pairs.parquet")  # `to_parquet` would fetch the images
+    rows = load_splits(str(folder / "pairs.parquet"), streaming=streaming)["train"]
+    assert rows.features["pictures"] == List(Image(decode=False))
+    assert [row["picture"]["bytes"] for row in rows] == [None] * 4
+    kept = load_splits(str(folder / "pairs.parquet"), streaming=streaming, decoded=["picture"])["train"]
+    with pytest.raises((AssertionError, FileNotFoundError)):
+        next(iter(kept))
+
+
+def test_what_is_used_is_decoded():
+    picture = Picture.new("RGB", (2, 1), (255, 0, 0))
+    rows = Dataset.from_dict({"images": [[picture]], "image": [picture], "n": [1]}).cast_column(
+        "images", List(Image())
+    )
+    kept = without_decoding(rows, keep=["images"])
+    assert kept[0]["images"][0].getpixel((1, 0)) == (255, 0, 0)
+    assert set(kept[0]["image"]) == {"bytes", "path"}
+    assert without_decoding(rows.select_columns("n"))[0] == {"n": 1}
+    with_map = rows.map(lambda row: {"n": 2}), without_decoding(rows).map(lambda row: {"n": 2})
+    assert isinstance(with_map[0][0]["image"], Picture.Image)  # and not from the cache of the other
+    assert isinstance(with_map[1][0]["image"], dict)
+
+
+def test_other_columns_are_what_they_were():
+    features = Features({"label": ClassLabel(names=["a", "b"]), "sound": Audio(), "text": Value("string")})
+    sounds = [{"bytes": b"x", "path": "x.wav"}]
+    table = pa.table({"label": [1], "sound": sounds, "text": ["t"]})
+    rows = Dataset(table, DatasetInfo(features=features))
+    stored = without_decoding(rows)
+    assert stored[0] == {"label": 1, "sound": sounds[0], "text": "t"}
+    assert stored.features == {**features, "sound": Audio(decode=False)}
+    assert rows.features == features
+    mixed = Dataset.from_list([{"x": 1}, {"x": "a"}], on_mixed_types="use_json")
+    assert list(without_decoding(mixed)) == list(mixed)
+
+
+def test_images_that_a_model_sees_are_decoded():
+    """In the columns that TRL gives to it."""
+    picture = Picture.new("RGB", (2, 1), (255, 0, 0))
+    rows = Dataset.from_dict({"images": [[picture]], "image": [picture], "other": [picture]})
+    taken = as_taken(rows, "train", None)[0]
+    assert taken["images"][0].size == taken["image"].size == (2, 1)
+    assert set(taken["other"]) == {"bytes", "path"}
+
+
+def test_scoring_leaves_images_as_they_were(folder):
+    picture = Picture.new("RGB", (2, 1), (255, 0, 0))
+    rows = Dataset.from_dict({**preference_rows(2).to_dict(), "images": [[picture]] * 2})
+    rows.to_parquet(folder / "pairs.parquet")
+    command = ["score", "--dataset_name", str(folder / "pairs.parquet"), "--metric", "jaccard"]
+    assert main([*command, "--output", str(folder / "scored.parquet")]) == 0
+    assert load_splits(str(folder / "scored.parquet"), decoded=None)["train"].features["images"] == List(Image())
+
+
+def test_training_beside_images_that_cannot_be_had(tiny_model, tokenizer, tmp_path):
+    trainer = MarginCPOTrainer(
+        load(tiny_model),
+        args=GapPOConfig(**quiet(output_dir=str(tmp_path), max_steps=1)),
+        train_dataset=pictures(),
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    assert trainer.state.global_step == 1
+
+
+# Transforms and formats
+
+
+def louder(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    return {**batch, "chosen": [text.upper() for text in batch["chosen"]]}
+
+
+def test_a_transform_is_applied():
+    rows = preference_rows(3)
+    given = rows.with_transform(louder)
+    plain = as_plain(given)
+    assert plain.to_list() == list(given) == [{**row, "chosen": row["chosen"].upper()} for row in rows]
+    assert plain.format["type"] is None
+    assert as_plain(rows.with_transform(lambda batch: batch)).to_list() == rows.to_list()
+
+
+@pytest.mark.parametrize("output_all_columns", [False, True])
+def test_a_transform_may_make_other_columns(output_all_columns):
+    rows = Dataset.from_dict({"question": ["q", "r"], "answers": [["a", "b"], ["c", "d"]], "n": [1, 2]})
+
+    def pairs(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        chosen, rejected = zip(*batch["answers"], strict=True)
+        return {"prompt": batch["question"], "chosen": list(chosen), "rejected": list(rejected)}
+
+    given = rows.with_transform(pairs, ["question", "answers"], output_all_columns)
+    assert as_plain(given).to_list() == list(given)
+    others = {"n"} if output_all_columns else set()
+    assert set(as_plain(given).column_names) == {"prompt", "chosen", "rejected"} | others
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch", "pandas", "arrow"])
+def test_a_format_is_only_how_values_look(kind):
+    rows = preference_rows(3)
+    assert as_plain(rows.with_format(kind, columns=["score_chosen"])).to_list() == rows.to_list()
+    assert transformed(rows.with_format("numpy")).format["type"] == "numpy"
+    assert list(as_plain(rows.to_iterable_dataset().with_format("numpy"))) == rows.to_list()
+
+
+def test_what_the_transform_gives_is_trained_on(tiny_model, tokenizer, tmp_path):
+    def prepared(rows: Dataset, **options: Any) -> Dataset:
+        return MarginCPOTrainer(
+            load(tiny_model),
+            args=GapPOConfig(**quiet(output_dir=str(tmp_path))),
+            train_dataset=rows,
+            processing_class=tokenizer,
+        ).train_dataset
+
+    rows = preference_rows(4)
+    mapped, transformed_ = prepared(rows.map(louder, batched=True)), prepared(rows.with_transform(louder))
+    assert transformed_.to_list() == mapped.to_list()
+    assert transformed_.to_list() != prepared(rows).to_list()
+
+
+def test_tools_for_data_see_what_the_transform_gives():
+    rows = preference_rows(6)
+    given, mapped = rows.with_transform(louder), rows.map(louder, batched=True)
+    assert flip_labels(given, 0.5).to_list() == flip_labels(mapped, 0.5).to_list()
+    scored = add_evaluation_factor(given, "jaccard")
+    assert scored["chosen"][0].isupper()
+    assert scored.to_list() == add_evaluation_factor(mapped, "jaccard").to_list()
+
+
+# Broken files, and files that only look so
+
+
+def test_cells_of_a_table_are_the_text_that_they_are(folder):
+    table = "prompt,chosen,rejected,score_chosen,n\\na,None,NA,,x\\nb,007,1e5,NaN,NA\\nc,True,2024-01-01,2.5,\\n"
+    write(folder, pairs__csv=table.replace("\\n", "\n"))
+    rows = load_splits(str(folder / "pairs.csv"))["train"]
+    assert rows["chosen"][:] == ["None", "007", "True"]
+    assert rows["rejected"][:] == ["NA", "1e5", "2024-01-01"]
+    assert rows["score_chosen"][:] == [None, None, 2.5]
+    assert rows["n"][:] == ["x", None, None]
+    write(folder, pairs__csv=HEAD + "a,,c\n")
+    assert rows_of(folder / "pairs.csv") == [{"prompt": "a", "chosen": None, "rejected": "c"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "row"),
+    [
+        ("semicolons.csv", "prompt;chosen;rejected\na;b, b;c\n", ("a", "b, b", "c")),
+        ("tabs.csv", "prompt\tchosen\trejected\na\tb, b\tc\n", ("a", "b, b", "c")),
+        ("comma.csv", '"n, 1";prompt;chosen;rejected\n1;a;b;c\n', ("a", "b", "c")),
+        ("bars.csv", "prompt|chosen|rejected\na|b, b|c\n", ("a", "b, b", "c")),
+        ("tabs.tsv", 'prompt\tchosen\trejected\na\t"b\nb"\tc\n', ("a", "b\nb", "c")),
+        ("lines.csv", HEAD + '"a\r\na",b,c\r\n', ("a\r\na", "b", "c")),
+        ("mark.csv", b"\xef\xbb\xbf" + (HEAD + "a,b,c\n").encode(), ("a", "b", "c")),
+        ("blank.csv", HEAD + "\na,b,c\n\n", ("a", "b", "c")),
+        ("long.csv", HEAD + f"a,{'b' * 200_000},c\n", ("a", "b" * 200_000, "c")),
+        ("pretty.json", json.dumps(ROW, indent=1), ("a", "b", "c")),
+        ("mark.json", b"\xef\xbb\xbf" + json.dumps([ROW]).encode(), ("a", "b", "c")),
+        ("crlf.jsonl", LINE.replace("\n", "\r\n"), ("a", "b", "c")),
+        ("long.jsonl", LINE.replace('"b"', f'"{"b" * 12_000_000}"'), ("a", "b" * 12_000_000, "c")),
+    ],
+    ids=lambda value: value if isinstance(value, str) and len(value) < 20 else "",
+)
+def test_a_file_that_only_looks_broken(name, content, row, folder):
+    (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    (found,) = rows_of(folder / name)
+    assert tuple(found[column] for column in ("prompt", "chosen", "rejected")) == row
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "error"),
+    [
+        ("shifted.csv", HEAD + "x,a,b,c\ny,a,b,c\n", "shifted.csv, line 2: 4 fields, but the header has 3 columns"),
+        ("ending.csv", HEAD + "a,b,c,\n", "ending.csv, line 2: 4 fields"),
+        ("short.csv", HEAD + "a,b,c\n" * 3 + "a,b\n", "short.csv, line 5: 2 fields"),
+        ("shifted.tsv", "prompt\tchosen\na\tb\tc\n", r"shifted.tsv, line 2: 3 fields.* that has '\\t'"),
+        ("backslash.csv", HEAD + 'a,b,c\na,"b \\"b\\" b",c\n', "in the row after line 2: .*double quotes as two"),
+        ("wide.csv", (HEAD + "a,b,c\n").encode("utf-16"), "wide.csv, after line 0: .*; write the file in UTF-8"),
+        ("latin.csv", (HEAD + "a,é,c\n" * 9).encode("latin-1"), "latin.csv, after line .*write the file in UTF-8"),
+        ("cut.jsonl.xz", lzma.compress(LINE.encode() * 9)[:-30], "cut.jsonl.xz, after line 9: .*to its end"),
+        ("inside.json", json.dumps({"n": 1, "data": [ROW, ROW]}), "inside.json is one object with its rows under"),
+        ("inside.jsonl", json.dumps({"train": [ROW, ROW]}), "inside.jsonl is one object with its rows under 'train'"),
+        ("pandas.json", json.dumps({k: {"0": v, "1": v} for k, v in ROW.items()}), "is one object of columns"),
+        ("pointer.csv", POINTER, "pointer.csv is only Git LFS's pointer to a file"),
+        ("pointer.parquet", POINTER, "pointer.parquet is only Git LFS's pointer to a file"),
+        ("comma.jsonl", LINE.replace("}", "},"), "comma.jsonl, line 1: not JSON .Extra data"),
+        ("python.jsonl", LINE + str(ROW) + "\n", "python.jsonl, line 2: not JSON"),
+        ("dates.jsonl", LINE.replace('"b"', '"2024-01-01"'), "dates.jsonl: column 'chosen' has nothing but dates"),
+        ("no.arrow", LINE, "no.arrow cannot be read"),
+        ("pairs.zip", LINE, "pairs.zip: a data file is one of"),
+    ],
+    ids=lambda value: value if isinstance(value, str) and "." in value and len(value) < 16 else "",
+)  # fmt: skip
+def test_a_broken_file_is_named(name, content, error, folder):
+    (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=error):
+        load_splits(str(folder / name))
+
+
+def test_columns_by_the_names_of_agents_traces(folder):
+    row = {**ROW, "id": "1", "source": "s", "model": "m", "system_prompt": "p", "messages": [{"role": "r"}]}
+    write(folder, pairs__jsonl=json.dumps(row) + "\n")
+    assert rows_of(folder / "pairs.jsonl") == [row]
+
+
+def test_nested_types_of_parquet(folder):
+    rows = preference_rows(3, "conversational")
+    rows.to_parquet(folder / "pairs.parquet")
+    assert rows_of(folder / "pairs.parquet") == rows.to_list()
+    DatasetDict({"a": rows, "b": rows}).save_to_disk(folder / "saved")
+    assert list(load_splits(str(folder / "saved"))) == ["a", "b"]

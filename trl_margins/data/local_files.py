@@ -1,0 +1,204 @@
+"""Which files on this machine a name means, and how `datasets` is given them without reading more into their names."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+# What `datasets` reads each kind with; .gz and .zst go through unchanged
+BUILDERS = {
+    ".jsonl": "json",
+    ".json": "json",
+    ".csv": "csv",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".ndjson": "json",
+    ".tsv": "csv",
+}
+_PREFERRED = ("parquet", "arrow", "json", "csv")  # by `datasets`, where a folder has as many of one as of another
+_COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
+
+
+def existing(name: str) -> Path | None:
+    """The file or folder of that name, whatever characters it has; None where there is none.
+
+    Raises:
+        FileNotFoundError: something that looks like a path and is not there.
+    """
+    path = Path(name)
+    if not path.exists() and name.startswith("~"):
+        path = path.expanduser()
+    if path.exists():
+        return path
+    if path.is_absolute() or name.startswith((".", "~")) or kind_of(path) in BUILDERS:
+        raise FileNotFoundError(f"no data set at {name}")
+    return None
+
+
+def kind_of(file: Path) -> str:
+    """The suffix that says what a file is, which may have one of a compression behind it."""
+    suffixes = [suffix for suffix in map(str.lower, file.suffixes) if suffix not in _COMPRESSED]
+    return suffixes[-1] if suffixes else ""
+
+
+def builder_of(file: Path) -> str:
+    """What `datasets` reads a file with.
+
+    Raises:
+        ValueError: a file of another kind.
+    """
+    if kind_of(file) not in BUILDERS:
+        kinds = ", ".join(BUILDERS)
+        raise ValueError(f"{file.name}: a data file is one of {kinds} (also compressed), not {kind_of(file)!r}")
+    return BUILDERS[kind_of(file)]
+
+
+def files_of(folder: Path, config: str | None) -> dict[str, list[Path]]:
+    """A folder's files by split, found as `datasets` finds them; none where it takes `datasets` itself to read them.
+
+    Raises:
+        ValueError: a README.md that points elsewhere, or leaves open which of several configurations is meant.
+        FileNotFoundError: no files.
+    """
+    from datasets.data_files import EmptyDatasetError, get_data_patterns, sanitize_patterns
+
+    chosen = _configuration(folder, config)
+    base = glob.escape(linked(folder / (chosen.get("data_dir") or "")))
+    try:
+        patterns = sanitize_patterns(chosen["data_files"]) if "data_files" in chosen else get_data_patterns(base)
+    except EmptyDatasetError:
+        raise FileNotFoundError(f"{folder} doesn't contain any data files") from None
+    splits = {
+        str(split): [file for each in found for file in _matches(each, base)] for split, found in patterns.items()
+    }
+    if all(file.stem == "metadata" for files in splits.values() for file in files):  # of images, or there are none
+        return {}
+    counts = Counter(builder_of(file) for files in splits.values() for file in files)
+    builder = max(_PREFERRED, key=lambda name: counts[name])
+    left_out = [file.name for files in splits.values() for file in files if builder_of(file) != builder]
+    if left_out:
+        logger.warning(
+            "%s: only its %s files are read, not %s: a data set is of one kind, the one of most files",
+            folder,
+            builder,
+            ", ".join(left_out),
+        )
+    kept = {split: [file for file in files if builder_of(file) == builder] for split, files in splits.items()}
+    return {split: files for split, files in kept.items() if files}
+
+
+def literal(file: Path) -> str:
+    """A file's name as a pattern that means this file only."""
+    target = file.resolve()  # a link does not change when what it points at does, and `datasets` would read its cache
+    return glob.escape(linked(target if kind_of(target) == kind_of(file) else file))
+
+
+def is_plain(path: Path) -> bool:
+    """Whether `datasets` takes the name as it is, in every place."""
+    return not re.search(r"[*?\[\]]|::", str(path.absolute()))
+
+
+def linked(path: Path) -> str:
+    """The name, or that of a link to it where `datasets` would read a URL in it: `::` joins the parts of one, and in
+    one, as which it opens a compressed file, brackets hold an address.
+    """
+    path = path.absolute()
+    if "::" not in str(path) and not (path.suffix.lower() in _COMPRESSED and set(str(path)) & set("[]")):
+        return str(path)
+    import datasets
+
+    stat = path.stat()
+    key = hashlib.sha256(repr((str(path), stat.st_mtime_ns, stat.st_size)).encode()).hexdigest()[:16]
+    link = Path(datasets.config.HF_DATASETS_CACHE) / "links" / key / re.sub(r"::|[\[\]]", "_", path.name)
+    link.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):  # another process may be making it
+        link.symlink_to(path, target_is_directory=path.is_dir())
+    return str(link)
+
+
+def _matches(pattern: str, base: str) -> list[Path]:
+    from datasets.data_files import resolve_pattern
+
+    try:
+        found = [Path(file) for file in resolve_pattern(pattern, base)]
+    except FileNotFoundError:
+        if glob.has_magic(pattern):
+            return []
+        raise
+    return [file for file in found if kind_of(file) in BUILDERS]
+
+
+# What a folder says of itself
+
+
+def _configuration(folder: Path, config: str | None) -> Mapping[str, Any]:
+    """What README.md says of the configuration that is meant; nothing where it names none."""
+    from datasets.utils.metadata import MetadataConfigs
+    from huggingface_hub import DatasetCardData
+
+    card = _card(folder)
+    try:
+        configs = MetadataConfigs.from_dataset_card_data(DatasetCardData(**card))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{folder}: its README.md has bad `configs`: {error}") from error
+    for name, entries in configs.items():
+        for entry in _places(entries.get("data_files"), entries.get("data_dir")):
+            if _is_elsewhere(entry):
+                raise ValueError(
+                    f"{folder}: the configuration {name!r} of its README.md takes files from {entry!r}, outside the "
+                    "folder: only files in it are read, so put them there, or take the entry out"
+                )
+    if not configs and config is not None:
+        raise ValueError(f"{folder} has no configuration {config!r}, for its README.md has none: leave it out")
+    if not configs:
+        return {}
+    chosen = config or configs.get_default_config_name()
+    if chosen not in configs:
+        raise ValueError(
+            f"{folder} has the configurations {list(configs)}, not {config!r}: name one of them as its configuration"
+        )
+    return configs[chosen]
+
+
+def _card(folder: Path) -> dict[str, Any]:
+    import yaml
+    from huggingface_hub import metadata_load
+
+    card: dict[str, Any] = {}
+    for name in ("README.md", ".huggingface.yaml"):
+        if not (file := folder / name).is_file():
+            continue
+        try:
+            found = metadata_load(file) if name == "README.md" else yaml.safe_load(file.read_text("utf-8"))
+        except (yaml.YAMLError, ValueError) as error:
+            raise ValueError(f"{folder}: the YAML of its {name} cannot be read: {error}") from error
+        card.update(found or {})
+    return card
+
+
+def _places(*entries: Any) -> Iterator[str]:
+    """Every path in `data_files` and `data_dir`, which may be lists, and lists of splits with paths."""
+    for entry in entries:
+        if isinstance(entry, str):
+            yield entry
+        elif isinstance(entry, Mapping):
+            yield from _places(entry.get("path"))
+        elif isinstance(entry, Iterable):
+            yield from _places(*entry)
+
+
+def _is_elsewhere(entry: str) -> bool:
+    return (
+        "://" in entry
+        or "::" in entry
+        or any(kind(entry).is_absolute() or ".." in kind(entry).parts for kind in (PurePosixPath, PureWindowsPath))
+    )

@@ -322,7 +322,7 @@ def test_keys_that_depend_on_method_or_base():
     assert translate({"length_norm": True}, "amapo", "dpo")[0] == {"reward": "length-normalized"}
     assert translate({"length_norm": False}, "amapo", "dpo")[0] == {"reward": "log-ratio"}
     assert translate({"truncation_mode": "keep_start"}, "none", "dpo") == ({"truncation_mode": "keep_start"}, [])
-    assert "has reward 0" in str(translate({"max_prompt_length": 9}, "none", "cpo")[1][0])
+    assert "whose prompt fills it is dropped" in str(translate({"max_prompt_length": 9}, "none", "cpo")[1][0])
     assert "is dropped" in str(translate({"max_prompt_length": 9}, "none", "dpo")[1][0])
 
 

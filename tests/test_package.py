@@ -64,9 +64,11 @@ ALLOWED = {
         "huggingface_hub",
         "yaml",
         "data",
+        "rows",
     },
+    "rows": {"datasets", "numpy", "pyarrow", "transformers", "trl", "rows"},
     "report": {"matplotlib", "numpy", "scipy", "huggingface_hub", "evaluation", "methods", "report"},
-    "evaluation": {"numpy", "scipy", "sklearn", "datasets", "evaluate", "trl", "data", "evaluation"},
+    "evaluation": {"numpy", "scipy", "sklearn", "datasets", "evaluate", "rows", "evaluation"},
 }
 
 

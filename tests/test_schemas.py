@@ -19,7 +19,10 @@ from datasets import Dataset
 from trl_margins import GapPOConfig, GapPODPOConfig, GapPOTrainer, MarginDPOTrainer
 from trl_margins.cli.inspect import in_tokens_of
 from trl_margins.data.audit import audit
+from trl_margins.data.evaluation_factors import add_evaluation_factor, compute
 from trl_margins.evaluation.sets import evaluation_set
+from trl_margins.rows import open_rows, tokenize
+from trl_margins.rows.mixed import mixed
 from trl_margins.trainers.answers import answer_logps
 
 pytestmark = pytest.mark.usefixtures("few_objects_to_collect")
@@ -330,6 +333,7 @@ HUB = {
         ],
         log="in 3 of 3 rows a completion holds turns of the user",
     ),
+    "a mixture's other set": Schema(each(text_rows, further="x"), TEXTS),
     "openbmb/UltraFeedback": Schema(
         [{"instruction": q, "completions": [{"response": a}, {"response": b}]} for q, a, b, _ in EACH],
         refused="no column 'chosen' and no column 'rejected'",
@@ -392,6 +396,7 @@ def plain_logps(model: Any, tokenizer: Any, right: Right) -> list[float]:
 def test_a_schema_means_the_same_to_every_command(name, tiny_model, tokenizer, tmp_path, caplog):
     schema = HUB[name]
     options = dict(schema.options)
+    columns = {key: value for key, value in options.items() if key != "score_columns"}
     dataset = Dataset.from_list(schema.rows)
     sets = {
         (base, kind): dataset if kind == "loaded" else dataset.to_iterable_dataset()
@@ -407,6 +412,10 @@ def test_a_schema_means_the_same_to_every_command(name, tiny_model, tokenizer, t
                 evaluation_set(dataset, "here", **options)
             found = audit({"train": dataset}, **options).splits["train"]
             assert not found.n_read or found.refused
+            with pytest.raises(ValueError, match=schema.refused):
+                add_evaluation_factor(dataset)
+            with pytest.raises(ValueError, match=schema.refused):
+                mixed([("first", dataset), ("second", Dataset.from_list(HUB["a mixture's other set"].rows))])
         return
     with caplog.at_level(logging.INFO, "trl_margins"):
         for (base, kind), rows in sets.items():
@@ -420,6 +429,16 @@ def test_a_schema_means_the_same_to_every_command(name, tiny_model, tokenizer, t
     assert [tuple(pair) for pair in evaluated.scores] == [right[3:] for right in schema.right]
     for right, found in zip(schema.right, scored, strict=True):
         torch.testing.assert_close(found.logps.tolist(), plain_logps(model, tokenizer, right), rtol=1e-5, atol=1e-5)
+    if not columns:  # which the other commands do not name
+        together = mixed([("first", dataset), ("second", Dataset.from_list(HUB["a mixture's other set"].rows))])
+        tokens = tokenize(list(open_rows(together, "together"))[:3], tokenizer)
+        assert [tuple(map(tokenizer.decode, (row.prompt, *row.completions))) for row in tokens] == [
+            right[:3] for right in schema.right
+        ]
+        said = [[part.removesuffix("</s>") for part in right[1:3]] for right in schema.right]
+        if all("</s>" not in text for pair in said for text in pair) and "word" not in name:
+            factors = compute([pair[0] for pair in said], [pair[1] for pair in said])
+            assert add_evaluation_factor(dataset)["evaluation_factor"][:] == factors
     inspected = audit({"train": dataset}, measure=in_tokens_of(tokenizer), **options).splits["train"]
     assert inspected.n_read == 3
     assert not inspected.refused

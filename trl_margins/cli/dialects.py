@@ -306,12 +306,9 @@ def _warmup_ratio(value: Any, file: File) -> Changed:
 
 
 def _max_prompt_length(value: Any, file: File) -> Changed:
-    empty = (
-        "an answer that this empties has reward 0" if file.base == "cpo" else "a pair whose prompt fills it is dropped"
-    )
-    return (
-        {},
-        f"nothing: TRL cuts no prompt any more, prompt and answer together lose their end at max_length; {empty}",
+    return {}, (
+        "nothing: TRL cuts no prompt any more, prompt and answer together lose their end at max_length; a pair whose "
+        "prompt fills it is dropped"
     )
 
 

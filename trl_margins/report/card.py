@@ -44,7 +44,6 @@ class SetFacts:
     flipped: int | None = None  # None where the data does not say
     factor: str | None = None  # the metric behind the evaluation factors, where a term reads them
     floored: int | None = None
-    left_empty: int | None = None
     dropped: int | None = None
 
 
@@ -330,7 +329,6 @@ def _data(facts: CardFacts) -> str:
         "flipped": ("flipped", "the label was swapped on purpose"),
         "factor": ("evaluation factor", "the likeness of the two answers, by this metric"),
         "floored": ("at the floor", "so unlike that the factor's floor stands for it"),
-        "left_empty": ("left empty", "truncation left no token of an answer, whose reward is 0"),
         "dropped": ("dropped", "the prompt alone fills the length limit, so the pair was not used"),
     }
     shown = [name for name in columns if any(getattr(of, name) not in (None, ()) for of in facts.sets)]

@@ -217,17 +217,15 @@ def _checked_column(dataset: Dataset, name: str, split: str, takes_lists: bool) 
         row, count = int(bad.argmax()), int(bad.sum())
         raise ScoreError(_complaint(column[row].as_py(), name, f"row {row} of the {split} data set", count))
     cells = plain[:][name]  # not Arrow's own: a column of mixed types holds JSON there
-    values = [
-        _highest_minus_lowest(value) if takes_lists and isinstance(value, list) else as_number(value)
-        for value in cells
-    ]
+    values = [spread(value) if takes_lists and isinstance(value, list) else as_number(value) for value in cells]
     rows = [row for row, value in enumerate(values) if problem_of(value)]
     if rows:
         raise ScoreError(_complaint(cells[rows[0]], name, f"row {rows[0]} of the {split} data set", len(rows)))
     return np.array(values, np.float64)
 
 
-def _highest_minus_lowest(scores: list[Any]) -> Any:
+def spread(scores: list[Any]) -> Any:
+    """The highest score minus the lowest; of a list with a value that is no score, that value."""
     highest, lowest = _extremes(scores)
     return highest if problem_of(highest) else highest - lowest
 

@@ -128,7 +128,10 @@ def _without_tensors(dataset: Any, split: str, takes_images: bool) -> Any:
 
 def with_lengths(dataset: Any, column: str) -> Any:
     """The tokenized set with each pair's tokens counted, by which transformers groups rows of like length."""
-    if not isinstance(dataset, Dataset) or column in dataset.column_names:
+    if not isinstance(dataset, Dataset):
+        return dataset
+    if column in dataset.column_names:
+        check_numbers(dataset, column, "train")
         return dataset
     chosen, rejected = (
         dataset[next(name for name in (f"{side}_input_ids", f"{side}_ids") if name in dataset.column_names)]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
-from ...rows.scores import LARGEST_SCORE, as_number, find_score_columns
+from ...rows.scores import LARGEST_SCORE, as_number, find_score_columns, spread
 from .distributions import Distribution, distribution
 from .reading import shortened
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from datasets import Dataset
 
-_KINDS = ("None", "NaN", "infinite", "too large", "not a number")  # of what `problem_of` refuses
+_KINDS = ("None", "NaN", "infinite", "too large", "not a number", "a class label")  # of what `problem_of` refuses
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def score_gaps(dataset: Dataset, given: Sequence[str] | None, min_score_gap: flo
     columns = find_score_columns(dataset.column_names, given)
     if columns is None:
         return None
-    read = [_column(dataset, name) for name in columns.names]
+    read = [_column(dataset, name, takes_lists=columns.rejected is None) for name in columns.names]
     gaps = read[0][0] - read[1][0] if len(read) == 2 else read[0][0]
     gaps = gaps[~np.isnan(gaps)]
     return Scores(
@@ -71,18 +71,21 @@ def score_gaps(dataset: Dataset, given: Sequence[str] | None, min_score_gap: flo
     )
 
 
-def _column(dataset: Dataset, name: str) -> tuple[np.ndarray, BadScores | None]:
+def _column(dataset: Dataset, name: str, takes_lists: bool) -> tuple[np.ndarray, BadScores | None]:
     """A column with NaN for all that is no score, and what that was."""
     import numpy as np
+    from datasets import ClassLabel
 
-    cells = list(map(as_number, dataset.select_columns([name]).with_format(None)[:][name]))
-    kinds = [_kind(cell) for cell in cells]
+    given = dataset.select_columns([name]).with_format(None)[:][name]
+    cells = [spread(value) if takes_lists and isinstance(value, list) else as_number(value) for value in given]
+    labels = isinstance(dataset.features[name], ClassLabel)
+    kinds = ["a class label" if labels else _kind(cell) for cell in cells]
     values = np.array([np.nan if kind else cell for cell, kind in zip(cells, kinds, strict=True)], np.float64)
     counts = {kind: n for kind in _KINDS if (n := kinds.count(kind))}
     if not counts:
         return values, None
     row = next(i for i, kind in enumerate(kinds) if kind)
-    return values, BadScores(name, counts, row, shortened(repr(cells[row])))
+    return values, BadScores(name, counts, row, shortened(repr(given[row])))
 
 
 def _kind(value: Any) -> str | None:

@@ -187,13 +187,14 @@ def evaluation_factors(args: argparse.Namespace) -> dict[str, dict[str, float]]:
 
 
 def tokenization(args: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """What the two trainers take to be made, nearly all of which is tokenization."""
+    """What the trainers take to be made, nearly all of which is tokenization."""
     import datasets
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
+    from trl import DPOConfig, DPOTrainer
     from trl.experimental.cpo import CPOConfig, CPOTrainer
 
-    from trl_margins import MarginCPOConfig, MarginCPOTrainer
+    from trl_margins import MarginCPOConfig, MarginCPOTrainer, MarginDPOConfig, MarginDPOTrainer
     from trl_margins.cli.setup import load_tokenizer
     from trl_margins.data.demo import make_preference_set
     from trl_margins.data.loading import load_splits, pick_split
@@ -204,17 +205,24 @@ def tokenization(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **shape))
 
-    def make(trainer_class: Any, config_class: Any) -> Callable[[], Any]:
+    def make(trainer_class: Any, config_class: Any, **options: Any) -> Callable[[], Any]:
         config = config_class(
             output_dir=str(args.out / "tokenization"),
-            loss_type="simpo",
+            **options,
             max_length=args.max_length,
             bf16=torch.accelerator.is_available(),
             report_to="none",
         )
-        return lambda: trainer_class(model, config, train_dataset=rows, processing_class=tokenizer)
+        return lambda: trainer_class(model, args=config, train_dataset=rows, processing_class=tokenizer)
 
-    trainers = {"TRL CPOTrainer": make(CPOTrainer, CPOConfig), "ours": make(MarginCPOTrainer, MarginCPOConfig)}
+    simpo = {"loss_type": "simpo"}
+    trainers = {
+        "TRL CPOTrainer": make(CPOTrainer, CPOConfig, **simpo),
+        "TRL DPOTrainer": make(DPOTrainer, DPOConfig),
+        "MarginCPOTrainer": make(MarginCPOTrainer, MarginCPOConfig, **simpo),
+        "MarginCPOTrainer, tokenization=cpo": make(MarginCPOTrainer, MarginCPOConfig, tokenization="cpo", **simpo),
+        "MarginDPOTrainer": make(MarginDPOTrainer, MarginDPOConfig),
+    }
     timed = taking_turns(args.rounds, **{f"{name}, {len(rows)} pairs": run for name, run in trainers.items()})
     datasets.enable_caching()
     return timed

@@ -710,14 +710,12 @@ def test_a_chat_template_can_be_given(tiny_model, tmp_path, console):
 def test_what_a_tokenizer_needs():
     tokenizer = byte_tokenizer()
     tokenizer.pad_token = None
-    processing.prepare_tokenizer(tokenizer, {"train": preference_rows(2)})
+    processing.prepare_tokenizer(tokenizer, [])
     assert tokenizer.pad_token == tokenizer.eos_token == "</s>"
     tokenizer.chat_template = None
-    processing.prepare_tokenizer(SimpleNamespace(tokenizer=tokenizer), {"train": preference_rows(2)})
+    processing.prepare_tokenizer(SimpleNamespace(tokenizer=tokenizer), [])
     with pytest.raises(ValueError, match=r"the eval data set has messages.*has no chat template"):
-        processing.prepare_tokenizer(
-            tokenizer, {"train": preference_rows(2), "eval": preference_rows(2, "conversational")}
-        )
+        processing.prepare_tokenizer(tokenizer, ["eval"])
 
 
 @pytest.mark.parametrize("base", ["cpo", "dpo"])

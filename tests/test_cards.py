@@ -283,7 +283,7 @@ def test_data_counts(trained):
     trainer, out, _ = trained
     table = rows_of(section(card_of(out).text, "Data"))
     flipped = sum(trainer.train_dataset["is_flipped"])
-    assert table["set"] == ["pairs", "scores from", "ties", "reversed", "flipped", "left empty"]
+    assert table["set"] == ["pairs", "scores from", "ties", "reversed", "flipped", "dropped"]
     columns = "`score_chosen`, `score_rejected`"
     assert table["train"] == ["16", columns, "1", "2", str(flipped), "1"]
     assert flipped == 4

@@ -590,7 +590,7 @@ def test_a_mixer_takes_the_first_rows_and_whole_test_splits(two_sets, caplog):
     rows = sets[0]["train"].select(range(5)).remove_columns("kept").to_list() + sets[1]["train"].to_list()[:2]
     assert train.to_list() == rows
     assert f"{first}: 5 of 10 rows" in caplog.text
-    assert "columns that not all sets have are left out: kept" in caplog.text
+    assert "columns that not all sets have in one type are left out: kept" in caplog.text
     assert len(mixture_test_split(mixture, script.dataset_test_split)) == 17
 
 

@@ -76,7 +76,9 @@ def test_every_loss_is_covered():
 def test_cpo(case, share, tiny_model, tokenizer, tmp_path):
     common = {"train_dataset": preference_rows(6), "processing_class": tokenizer}
     settings = quiet(output_dir=str(tmp_path), **case)
-    ours = MarginCPOTrainer(load(tiny_model), MarginCPOConfig(**settings, share_prompt=share), **common)
+    ours = MarginCPOTrainer(
+        load(tiny_model), MarginCPOConfig(**settings, share_prompt=share, tokenization="cpo"), **common
+    )
     theirs = CPOTrainer(load(tiny_model), CPOConfig(**settings), **common)
     compare(ours, theirs, share)
 
@@ -126,8 +128,8 @@ def test_mixture_of_experts(base, share, tiny_mixture, tokenizer, tmp_path):
         "cpo": (MarginCPOTrainer, MarginCPOConfig, CPOTrainer, CPOConfig),
         "dpo": (MarginDPOTrainer, MarginDPOConfig, DPOTrainer, DPOConfig),
     }[base]
-    settings = quiet(output_dir=str(tmp_path))
-    ours = ours_cls(load(tiny_mixture), args=ours_config(**settings, share_prompt=share), **common)
+    settings, own = quiet(output_dir=str(tmp_path)), {"tokenization": "cpo"} if base == "cpo" else {}
+    ours = ours_cls(load(tiny_mixture), args=ours_config(**settings, share_prompt=share, **own), **common)
     theirs = theirs_cls(load(tiny_mixture), args=theirs_config(**settings), **common)
     assert ours.aux_loss_enabled
     compare(ours, theirs, share)
@@ -148,7 +150,7 @@ def test_same_defaults(ours, theirs, tmp_path):
 def test_same_logged_names(base, tiny_model, tokenizer, tmp_path):
     """Also with TRL's own config: only the import was swapped."""
     trainers = {"cpo": (MarginCPOTrainer, CPOTrainer, CPOConfig), "dpo": (MarginDPOTrainer, DPOTrainer, DPOConfig)}
-    rows = preference_rows(8)
+    rows = preference_rows(8, "conversational")  # whose tokens are the same to CPOTrainer
     logged = []
     for cls in trainers[base][:2]:
         # steps that move the rewards well beyond the rounding of the 150 nats that they are differences of

@@ -25,6 +25,7 @@ from trl_margins.evaluation.pairs import Pairs, pair_report
 from trl_margins.evaluation.rm_bench import domain_of, levels, rm_bench_report, style_matrix
 from trl_margins.evaluation.sets import evaluation_set
 from trl_margins.evaluation.tables import markdown_table
+from trl_margins.forward import checked
 from trl_margins.trainers import answers as answers_module
 from trl_margins.trainers.answers import answer_logps
 
@@ -274,16 +275,17 @@ def test_a_model_that_cannot_share_prompts(tiny_model, tokenizer, monkeypatch, c
 def test_passes_that_disagree_fall_back(tiny_model, tokenizer, monkeypatch, caplog):
     each = evaluation_set(lists(5), "lists")
     right = answer_logps(load(tiny_model), tokenizer, each.rows, max_length=64)
-    shared = answers_module.shared_token_logps
+    shared = checked.shared_token_logps
 
     def wrong(*args, **kwargs):
         tokens = shared(*args, **kwargs)
         tokens.logps.mul_(1.1)
         return tokens
 
-    monkeypatch.setattr(answers_module, "shared_token_logps", wrong)
+    for module in (checked, answers_module):
+        monkeypatch.setattr(module, "shared_token_logps", wrong)
     found = answer_logps(load(tiny_model), tokenizer, each.rows, max_length=64)
-    assert "differs from the standard one" in caplog.text
+    assert "the shared-prompt pass differs by" in caplog.text
     for a, b in zip(found, right, strict=True):
         np.testing.assert_allclose(a.logps, b.logps, rtol=1e-5)
 

@@ -35,7 +35,7 @@ def gappo(folder: str, tokenizer, out, rows, **settings) -> GapPOTrainer:
 
 def test_weights_of_one_are_trl_simpo(tiny_model, tokenizer, tmp_path):
     rows = preference_rows(6, scores=constant_gap(1.0))
-    ours = gappo(tiny_model, tokenizer, tmp_path, rows, beta=2.0, simpo_gamma=1.1)
+    ours = gappo(tiny_model, tokenizer, tmp_path, rows, beta=2.0, simpo_gamma=1.1, tokenization="cpo")
     config = CPOConfig(**quiet(output_dir=str(tmp_path), loss_type="simpo", cpo_alpha=0.0, beta=2.0, simpo_gamma=1.1))
     theirs = CPOTrainer(load(tiny_model), config, train_dataset=rows, processing_class=tokenizer)
     our_loss, our_gradients = loss_and_gradients(ours, first_batch(ours))

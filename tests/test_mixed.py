@@ -82,7 +82,7 @@ def test_what_not_all_sets_have_is_said(caplog):
     caplog.set_level("INFO", "trl_margins")
     other = Dataset.from_list([{**row, "source": "x"} for row in TEXT])
     together = mixed([("with scores", scored(CHATS)), ("without", other)])
-    assert set(together.column_names) == {"prompt", "chosen", "rejected", "tools", "chat_template_kwargs"}
+    assert set(together.column_names) == {"prompt", "chosen", "rejected"}
     assert "no scores in without, so those of the other sets are left out" in caplog.text
     assert "are left out: source" in caplog.text
 

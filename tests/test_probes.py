@@ -92,6 +92,8 @@ def test_logits_of_all_tokens_are_never_built(regime, share_prompt, tiny_model, 
     trainer = prepared(gapo_trainer(tiny_model, tokenizer, tmp_path, model=model, **options))
     if regime == "autocast":
         trainer.model = trainer.accelerator.prepare_model(trainer.model)
+    # which compares one pair with the model's own logits, once
+    trainer._sharing.check(trainer, trainer._prepare_inputs(window(trainer)[0]))
     with Operators() as seen:
         trainer.get_batch_samples(iter(window(trainer)), 2, trainer.args.device)
     logits = [made for made in seen.made if made.shape and made.shape[-1] == VOCABULARY]
@@ -524,7 +526,7 @@ def test_graphs_wait_where_the_update_may_come_later(kind, waits, tiny_model, to
 def test_the_fused_head_is_used_where_both_want_it(here, tiny_model, tokenizer, tmp_path):
     trainer = gapo_trainer(tiny_model, tokenizer, tmp_path)
     trainer._fused, seen = here, []
-    trainer.concatenated_forward = lambda model, batch: seen.append(trainer._fused)
+    trainer.concatenated_forward = lambda model, batch: seen.append(trainer._fused and not trainer._logits_only)
     for wanted in (True, False):
         trainer.forward_pairs({}, fused=wanted)
     assert seen == [here, False]

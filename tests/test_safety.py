@@ -504,7 +504,7 @@ def hostile(tiny_model, tokenizer, tmp_path_factory):
             **quiet(
                 output_dir=str(out),
                 max_steps=2,
-                max_length=256,
+                max_length=512,
                 hub_token="hf_secret",
                 run_name=EVIL,
                 score_columns=[column, "score_rejected"],

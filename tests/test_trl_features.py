@@ -99,7 +99,8 @@ def as_trl(
     rtol: float = 1e-4,
 ) -> tuple[Any, Any]:
     """Trains ours and TRL's: the same losses, the same steps of the same parameters."""
-    ours, our_steps = trained(OURS[base], model(), out / "ours", {"share_prompt": share, **options}, **arguments())
+    own = {"share_prompt": share, **({"tokenization": "cpo"} if base == "cpo" else {})}
+    ours, our_steps = trained(OURS[base], model(), out / "ours", {**own, **options}, **arguments())
     theirs, their_steps = trained(TRLS[base], model(), out / "trl", options, **arguments())
     assert len(logged(ours)) >= 2
     assert logged(ours) == pytest.approx(logged(theirs), rel=max(1e-5, rtol / 10))
@@ -483,7 +484,7 @@ def test_an_optimizer_of_ones_own(base, tiny_model, tmp_path):
         model = load(tiny_model)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (step + 1))
-        options = {"max_steps": 3}
+        options = {"max_steps": 3, **({"tokenization": "cpo"} if kinds == OURS["cpo"] else {})}
         runs.append(trained(kinds, model, tmp_path, options, optimizers=(optimizer, schedule)))
         assert logged(runs[-1][0], "learning_rate") == pytest.approx([0.02, 0.01, 0.02 / 3])
     assert logged(runs[0][0]) == pytest.approx(logged(runs[1][0]), rel=1e-4)
@@ -601,6 +602,7 @@ def test_generation_during_evaluation(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setattr(cpo_trainer, "wandb", Tracker, raising=False)
     for kinds in (OURS["cpo"], TRLS["cpo"]):
         options = {"generate_during_eval": True, "max_length": 48}
+        options |= {"tokenization": "cpo"} if kinds == OURS["cpo"] else {}
         trainer = built(kinds, load(tiny_model), tmp_path, options, eval_dataset=EVAL_ROWS)
         trainer.args.report_to = ["wandb"]
         transformers.set_seed(0)

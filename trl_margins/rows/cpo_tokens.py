@@ -42,9 +42,9 @@ class CPOTokenizer:
             asked = {text for row in texts for text in (row["prompt"], *_wholes(row))}
             trainer = replace(self, processing_class=_KnownTexts.of(self.processing_class, asked))
 
-        def tokens(row: dict[str, str]) -> dict[str, np.ndarray]:
-            made = CPOTrainer.tokenize_row(trainer, row)
-            return {name: np.asarray(value) for name, value in made.items() if not isinstance(value, str)}
+        def tokens(row: dict[str, str]) -> dict[str, Any]:
+            made = {name: np.asarray(value) for name, value in CPOTrainer.tokenize_row(trainer, row).items()}
+            return {"prompt": row["prompt"], **made}  # the text is for `generate_during_eval`
 
         return in_columns(self._row(tokens, row, number) for row, number in zip(texts, numbers, strict=True))
 

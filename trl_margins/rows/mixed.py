@@ -8,7 +8,7 @@ from typing import Any
 
 from datasets import Dataset, Features, Json, Value, concatenate_datasets
 
-from .form import RowReader
+from .form import TEMPLATE, RowReader
 from .opened import open_rows
 from .scores import ScoreColumns, find_score_columns, refuse_class_labels
 from .tokens import read_batch
@@ -16,8 +16,7 @@ from .tokens import read_batch
 logger = logging.getLogger(__name__)
 
 _SCORES = ("score_chosen", "score_rejected")
-# Json takes text beside messages, and messages with different keys
-_PARTS = {name: Json() for name in ("prompt", "chosen", "rejected", "tools", "chat_template_kwargs")}
+_PARTS = ("prompt", "chosen", "rejected", *TEMPLATE)
 
 
 def mixed(parts: Sequence[tuple[str, Dataset]]) -> Dataset:
@@ -50,14 +49,17 @@ def mixed(parts: Sequence[tuple[str, Dataset]]) -> Dataset:
     dropped -= {name for found in scores.values() if found for name in found.names}
     if dropped:
         logger.info("columns that not all sets have in one type are left out: %s", ", ".join(sorted(dropped)))
-    return concatenate_datasets(read)
+    unused = [name for name in TEMPLATE if not any(name in dataset.column_names for dataset in sets)]
+    return concatenate_datasets(read).remove_columns(unused)
 
 
 def _read(dataset: Dataset, name: str, scores: ScoreColumns | None, common: list[str]) -> Dataset:
     if scores is not None:
         refuse_class_labels(dataset, scores, name)
     opened = open_rows(dataset, name)
-    features = {**_PARTS, **({column: Value("float64") for column in _SCORES} if scores else {})}
+    # Json takes text beside messages, and messages with different keys
+    features = {column: Json() for column in _PARTS}
+    features |= {column: Value("float64") for column in _SCORES} if scores else {}
     return opened.dataset.map(
         _rows,
         batched=True,

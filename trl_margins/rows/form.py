@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import ast
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from reprlib import repr as shortened
 from typing import Any
 
@@ -19,19 +18,10 @@ COMPLETIONS = ("chosen", "rejected")
 SHAREGPT = ("conversations", "conversation")  # hold the prompt's messages where there is no prompt column
 TEMPLATE = ("tools", "chat_template_kwargs")  # reach the chat template
 
-_ROLES = {  # of ShareGPT's from/value messages
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "assistant": "assistant",
-    "model": "assistant",
-    "system": "system",
-    "tool": "tool",
-    "observation": "tool",
-}
+_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant"}
+_ROLES |= {role: role for role in ("system", "user", "assistant", "tool")}  # in any case of letters
+_SHAREGPT_ROLES = {**_ROLES, "model": "assistant", "observation": "tool"}  # of from/value messages
 _NOT_THE_MODEL = ("system", "user")
-_STORED_MESSAGES = re.compile(r"""\s*\[\s*\{\s*['"](role|content|from|value)['"]\s*:""")
 
 
 class RowError(ValueError):
@@ -72,6 +62,8 @@ class RowReader:
         prompt_column: the column with the prompt, or None where the completions begin with it.
         system_column: a column whose text becomes the system message of the prompt.
         repeats_prompt: the text completions begin with their prompt, which is then no part of them.
+        stored: columns that hold messages as JSON or Python text, as pandas writes them to CSV.
+        features: of the columns, where the set knows them: what Arrow fills up with None is told from what is None.
         keeps_parts: messages may hold images and the like, for a processor; else they must be text.
     """
 
@@ -81,6 +73,8 @@ class RowReader:
     system_column: str | None = None
     repeats_prompt: bool = False
     keeps_parts: bool = False
+    stored: frozenset[str] = frozenset()
+    features: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -90,6 +84,7 @@ class RowReader:
         prompt_column: str | None = None,
         system_column: str | None = None,
         keeps_parts: bool = False,
+        features: Mapping[str, Any] | None = None,
     ) -> RowReader:
         """A reader for a set with these columns.
 
@@ -103,7 +98,8 @@ class RowReader:
                 raise RowError(f"{option} names {name!r}, but the {split} data set has only the columns {list(names)}")
         if prompt_column is None:
             prompt_column = next((name for name in ("prompt", *SHAREGPT) if name in names), None)
-        return cls(split, names, prompt_column, system_column, keeps_parts=keeps_parts)
+        reader = cls(split, names, prompt_column, system_column, keeps_parts=keeps_parts)
+        return replace(reader, features={name: (features or {}).get(name) for name in reader.needed})
 
     @property
     def needed(self) -> list[str]:
@@ -129,15 +125,17 @@ class RowReader:
             )
         prompt, chosen, rejected = self._split(self._prompt(row, where), chosen, rejected, where)
         if self.system_column is not None:
-            prompt, chosen, rejected = _with_system(row.get(self.system_column), prompt, chosen, rejected)
+            system = row.get(self.system_column)
+            said = text_of(self._part(self.system_column, system, where)) if system else ""
+            prompt, chosen, rejected = _with_system(said, prompt, chosen, rejected)
         for name, part in zip(COMPLETIONS, (chosen, rejected), strict=True):
             _check_end(name, part, where)
-        return PreferenceRow(prompt, [chosen, rejected], _template(row, where))
+        return PreferenceRow(prompt, [chosen, rejected], self.template(row, where))
 
     def _prompt(self, row: Mapping[str, Any], where: str) -> Part | None:
         """None where the completions begin with it."""
         name = self.prompt_column
-        if name is None or (name in SHAREGPT and not _is_messages(row.get(name))):
+        if name is None or (name in SHAREGPT and not is_messages(row.get(name))):
             return None
         return self._part(name, row.get(name), where)
 
@@ -148,7 +146,9 @@ class RowReader:
                 f"column {name!r}, {where}: the value is None: drop the row, for example with dataset.filter{end}"
             )
         try:
-            return part_of(value, self.keeps_parts)
+            if name in self.stored and isinstance(value, str):
+                value = stored_messages(value)
+            return part_of(pruned(value, self.features.get(name)), self.keeps_parts)
         except ValueError as error:
             raise RowError(f"column {name!r}, {where}: {error}") from None
 
@@ -163,8 +163,8 @@ class RowReader:
                 return prompt, chosen.removeprefix(prompt), rejected.removeprefix(prompt)
             return prompt, chosen, rejected
         if isinstance(prompt, list):
-            repeated = _repeated(prompt, chosen[: _shared_turns(chosen, rejected)])
-            return chosen[:repeated] or prompt, chosen[repeated:], rejected[repeated:]
+            prompt, (chosen, rejected) = without_prompt(prompt, [chosen, rejected])
+            return prompt, chosen, rejected
         if prompt and not any(part[0]["role"] in _NOT_THE_MODEL for part in (chosen, rejected)):
             return _says("user", prompt), chosen, rejected
         # a text prompt beside whole conversations says once more what they begin with
@@ -172,15 +172,45 @@ class RowReader:
 
     def _extracted(self, chosen: Part, rejected: Part, where: str) -> tuple[Part, Part, Part]:
         """By TRL's rule: what both begin with is the prompt; something of each has to be left."""
-        if min(len(chosen), len(rejected)) < 2 or chosen[0] != rejected[0]:
-            what, text = ("characters", True) if isinstance(chosen, str) else ("messages", False)
+        text = isinstance(chosen, str)
+        if not text and (shared := _shared_turns([chosen, rejected])):
+            return chosen[:shared], chosen[shared:], rejected[shared:]
+        if not text or min(len(chosen), len(rejected)) < 2 or chosen[0] != rejected[0]:
+            what = "characters" if text else "messages"
+            beside = "no prompt" if self.prompt_column is None or text else "no prompt in their form"
             raise RowError(
-                f"columns 'chosen' and 'rejected', {where}: there is no prompt beside them, and the {what} that both "
+                f"columns 'chosen' and 'rejected', {where}: there is {beside} beside them, and the {what} that both "
                 f"begin with, which would be it, are none: {shortened(chosen)} and {shortened(rejected)}. Add a "
                 "prompt column" + (", with '' where there is no prompt" if text else "") + self._candidates()
             )
         found = extract_prompt({"chosen": chosen, "rejected": rejected})
         return found["prompt"], found["chosen"], found["rejected"]
+
+    def template(self, row: Mapping[str, Any], where: str) -> dict[str, Any]:
+        """What the chat template reads beside the messages. JSON text is taken as it is.
+
+        Raises:
+            RowError: neither a list of tools or a mapping of variables nor the JSON of one.
+        """
+        found = {}
+        for name, kind in zip(TEMPLATE, (list, Mapping), strict=True):
+            value = row.get(name)
+            try:
+                value = json.loads(value.strip() or "null") if isinstance(value, str) else value
+            except ValueError as error:
+                raise RowError(f"column {name!r}, {where}: the text is not JSON: {error}") from None
+            if value is not None and not isinstance(value, kind):
+                raise RowError(
+                    f"column {name!r}, {where}: {shortened(value)} is neither a {kind.__name__.lower()} nor the JSON "
+                    "of one: correct it, or drop the column"
+                )
+            found[name] = pruned(value, self.features.get(name))
+        tools, variables = found.values()
+        if ours := {"add_generation_prompt", "tokenize", "return_dict"} & set(variables or {}):
+            raise RowError(
+                f"column 'chat_template_kwargs', {where}: {sorted(ours)} are set by the trainer: leave them out"
+            )
+        return ({"tools": tools} if tools else {}) | dict(variables or {})
 
     def _candidates(self) -> str:
         names = [name for name in LIKE_A_PROMPT if name in self.columns]
@@ -226,14 +256,14 @@ def require_columns(names: Sequence[str], split: str) -> None:
 def part_of(value: Any, keeps_parts: bool = False) -> Part:
     """A prompt or a completion as text or as messages with role and content.
 
-    ShareGPT's from/value messages, a single message, messages stored as JSON or Python text, and content in parts of
-    plain text are read as what they mean. Keys whose value is None are left out, as transformers does.
+    ShareGPT's from/value messages, a single message, and content in parts of plain text are read as what they mean.
+    Keys of a message whose value is None are left out, as transformers does.
 
     Raises:
         ValueError: something else; the message says what, and the fix.
     """
     if isinstance(value, str):
-        return _stored(value, keeps_parts) if _STORED_MESSAGES.match(value) else _checked_text(value)
+        return _checked_text(value)
     if isinstance(value, Mapping):
         value = [value]
     if not isinstance(value, list):
@@ -276,18 +306,49 @@ def _text_of_content(content: Any) -> str:
     return content or ""
 
 
-def _stored(text: str, keeps_parts: bool) -> Part:
-    """Messages that a CSV file holds as text."""
+def stored_messages(text: str) -> Any:
+    """Messages that a CSV file holds as text: JSON, or a Python list.
+
+    Raises:
+        ValueError: neither.
+    """
     for read in (json.loads, ast.literal_eval):
         try:
             value = read(text)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             continue
-        return part_of(value, keeps_parts)
-    raise ValueError(
-        f"{shortened(text)} looks like messages stored as text, but is neither JSON nor a Python list: save the set "
-        "as JSON lines or Parquet"
-    )
+        if is_messages([value] if isinstance(value, Mapping) else value):
+            return value
+    raise ValueError(f"{shortened(text)} is neither the JSON nor the Python text of messages, as other rows have it")
+
+
+def without_prompt(
+    prompt: list[Message], completions: list[list[Message]]
+) -> tuple[list[Message], list[list[Message]]]:
+    """A prompt in messages, and completions without the turns of it that they repeat.
+
+    Whole conversations may have a system message more than the prompt beside them, or less.
+    """
+    n = _shared_turns(completions)
+    shared = completions[0][:n] if completions else []
+    more = n - len(prompt)
+    if more > 0 and all(m["role"] == "system" for m in shared[:more]) and _same(shared[more:], prompt):
+        return shared, [part[n:] for part in completions]
+    less = next((i for i, message in enumerate(prompt) if message["role"] != "system"), len(prompt))
+    for begin in (prompt, prompt[less:]):
+        if begin and any(_begins_with(part, begin) for part in completions):
+            return prompt, [part[len(begin) :] if _begins_with(part, begin) else part for part in completions]
+    return prompt, completions
+
+
+def _begins_with(part: list[Message], begin: list[Message]) -> bool:
+    return len(part) > len(begin) and _same(part[: len(begin)], begin)
+
+
+def _same(some: list[Message], others: list[Message]) -> bool:
+    """Whether the same is said, whatever else the messages carry."""
+    keys = ("role", "content", "tool_calls")
+    return [[m.get(key) for key in keys] for m in some] == [[m.get(key) for key in keys] for m in others]
 
 
 def _message(message: Any, keeps_parts: bool) -> Message:
@@ -295,12 +356,12 @@ def _message(message: Any, keeps_parts: bool) -> Message:
         raise ValueError(
             f"is {shortened(message)}: a message is a mapping with role and content, in one list, not nested"
         )
-    there = pruned(message)
+    there = {key: value for key, value in message.items() if value is not None}
     if "from" in there and "value" in there and "role" not in there:
         role = there.pop("from")
-        if role not in _ROLES:
-            raise ValueError(f"is from {role!r}; known: {', '.join(_ROLES)}. Rename it, or drop the row")
-        there = {"role": _ROLES[role], "content": there.pop("value"), **there}
+        if role not in _SHAREGPT_ROLES:
+            raise ValueError(f"is from {role!r}; known: {', '.join(_SHAREGPT_ROLES)}. Rename it, or drop the row")
+        there = {"role": _SHAREGPT_ROLES[role], "content": there.pop("value"), **there}
     missing = [key for key in ("role", "content") if key not in there]
     if missing and not ("role" in there and there.get("tool_calls")):
         raise ValueError(
@@ -309,6 +370,7 @@ def _message(message: Any, keeps_parts: bool) -> Message:
     content = there.get("content", "")
     if not isinstance(there["role"], str) or not isinstance(content, str | list):
         raise ValueError(f"is {shortened(message)}: role is text, and content is text or a list of parts")
+    there["role"] = _ROLES.get(there["role"].lower(), there["role"])
     if isinstance(content, str):
         _checked_text(content)
     elif not keeps_parts:
@@ -339,31 +401,22 @@ def _checked_text(text: str) -> str:
     return text
 
 
-def pruned(value: Any) -> Any:
-    """Without the keys whose value is None: Arrow gives every mapping of a column the keys of all of them."""
-    if isinstance(value, Mapping):
-        return {key: pruned(each) for key, each in value.items() if each is not None}
-    return [pruned(each) for each in value] if isinstance(value, list) else value
+def pruned(value: Any, feature: Any) -> Any:
+    """Without the keys that Arrow added: it gives every mapping of a column the keys of all of them, with None."""
+    if isinstance(feature, Mapping) and isinstance(value, Mapping):
+        return {key: pruned(each, feature.get(key)) for key, each in value.items() if each is not None}
+    if isinstance(value, list) and (within := getattr(feature, "feature", None)) is not None:
+        return [pruned(each, within) for each in value]
+    return value
 
 
-def _template(row: Mapping[str, Any], where: str) -> dict[str, Any]:
-    tools, variables = (row.get(name) for name in TEMPLATE)
-    try:
-        tools = json.loads(tools) if isinstance(tools, str) else tools
-    except ValueError as error:
-        raise RowError(f"column 'tools', {where}: it should be a list or JSON, and is neither: {error}") from None
-    if not isinstance(variables, Mapping | None):
-        raise RowError(f"column 'chat_template_kwargs', {where}: {shortened(variables)} is not a mapping")
-    return ({"tools": pruned(tools)} if tools else {}) | pruned(variables or {})
-
-
-def _with_system(system: Any, prompt: Part, chosen: Part, rejected: Part) -> tuple[Part, Part, Part]:
+def _with_system(system: str, prompt: Part, chosen: Part, rejected: Part) -> tuple[Part, Part, Part]:
     """With a system message in front; text becomes messages, which alone can have one."""
     if isinstance(prompt, str):
         prompt = _says("user", prompt)
         chosen, rejected = _says("assistant", chosen), _says("assistant", rejected)
     if system and prompt[0]["role"] != "system":
-        prompt = _says("system", str(system)) + prompt
+        prompt = _says("system", system) + prompt
     return prompt, chosen, rejected
 
 
@@ -375,27 +428,26 @@ def _check_end(name: str, part: Part, where: str) -> None:
         )
 
 
-def _shared_turns(chosen: list[Message], rejected: list[Message]) -> int:
-    """How many messages both begin with; each keeps its last."""
-    most = min(len(chosen), len(rejected)) - 1
-    return next((i for i in range(most) if chosen[i] != rejected[i]), most)
-
-
-def _repeated(prompt: list[Message], shared: list[Message]) -> int:
-    """How many of the messages that both completions begin with are the prompt, given beside them as well."""
-    if shared[: len(prompt)] == prompt:
-        return len(prompt)
-    # with a system message in front, say
-    return len(shared) if len(shared) > len(prompt) and shared[-len(prompt) :] == prompt else 0
-
-
-def _is_messages(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and isinstance(value[0], Mapping)
-        and ({"from", "value"} <= value[0].keys() or {"role", "content"} <= value[0].keys())
+def _shared_turns(parts: list[list[Message]]) -> int:
+    """How many messages all begin with; each keeps its last."""
+    most = min(map(len, parts), default=1) - 1
+    return next(
+        (i for i in range(most) if not all(_same(part[i : i + 1], parts[0][i : i + 1]) for part in parts)), most
     )
+
+
+def is_messages(value: Any) -> bool:
+    """Whether it is a list of messages with roles that are known."""
+    if not isinstance(value, list) or not value:
+        return False
+    for message in value:
+        if not isinstance(message, Mapping):
+            return False
+        role = message.get("role", message.get("from"))
+        known = _ROLES if "role" in message else _SHAREGPT_ROLES
+        if not isinstance(role, str) or role.lower() not in known or not {"content", "value"} & message.keys():
+            return False
+    return True
 
 
 def _says(role: str, text: str) -> list[Message]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from datasets import Dataset, Features, Json, Value, concatenate_datasets
 
-from .form import TEMPLATE, RowReader
-from .opened import open_rows
+from .form import TEMPLATE, Part, RowReader
+from .opened import OpenedSet, open_rows
 from .scores import ScoreColumns, find_score_columns, refuse_class_labels
 from .tokens import read_batch
 
@@ -33,10 +34,12 @@ def mixed(parts: Sequence[tuple[str, Dataset]]) -> Dataset:
         ScoreError: scores of a set that are class labels.
     """
     sets = [dataset for _, dataset in parts]
-    if all(dataset.features == sets[0].features for dataset in sets):
+    opened = [open_rows(dataset, name) for name, dataset in parts]
+    ways = {(each.reader.repeats_prompt, each.reader.stored) for each in opened}
+    if len(ways) == 1 and all(dataset.features == sets[0].features for dataset in sets):
         return concatenate_datasets(sets)
-    scores = {name: find_score_columns(dataset.column_names) for name, dataset in parts}
-    without = [name for name, found in scores.items() if found is None]
+    scores = [find_score_columns(dataset.column_names) for dataset in sets]
+    without = [name for (name, _), found in zip(parts, scores, strict=True) if found is None]
     if without and len(without) < len(parts):
         logger.warning("no scores in %s, so those of the other sets are left out", ", ".join(without))
     common = [
@@ -44,23 +47,23 @@ def mixed(parts: Sequence[tuple[str, Dataset]]) -> Dataset:
         for name in sets[0].column_names
         if name not in (*_PARTS, *_SCORES) and len({str(dataset.features.get(name)) for dataset in sets}) == 1
     ]
-    read = [_read(dataset, name, None if without else scores[name], common) for name, dataset in parts]
+    read = [_read(each, None if without else found, common) for each, found in zip(opened, scores, strict=True)]
     dropped = {name for dataset in sets for name in dataset.column_names} - set(read[0].column_names)
-    dropped -= {name for found in scores.values() if found for name in found.names}
+    dropped -= {name for found in scores if found for name in found.names}
     if dropped:
         logger.info("columns that not all sets have in one type are left out: %s", ", ".join(sorted(dropped)))
     unused = [name for name in TEMPLATE if not any(name in dataset.column_names for dataset in sets)]
     return concatenate_datasets(read).remove_columns(unused)
 
 
-def _read(dataset: Dataset, name: str, scores: ScoreColumns | None, common: list[str]) -> Dataset:
+def _read(opened: OpenedSet, scores: ScoreColumns | None, common: list[str]) -> Dataset:
+    dataset, name = opened.dataset, opened.reader.split
     if scores is not None:
         refuse_class_labels(dataset, scores, name)
-    opened = open_rows(dataset, name)
     # Json takes text beside messages, and messages with different keys
     features = {column: Json() for column in _PARTS}
     features |= {column: Value("float64") for column in _SCORES} if scores else {}
-    return opened.dataset.map(
+    return dataset.map(
         _rows,
         batched=True,
         with_indices=True,
@@ -77,9 +80,9 @@ def _rows(
     """What `map` calls on a batch."""
     rows = read_batch(reader, batch, numbers)
     made: dict[str, list[Any]] = {
-        "prompt": [row.prompt for row in rows],
-        "chosen": [row.completions[0] for row in rows],
-        "rejected": [row.completions[1] for row in rows],
+        "prompt": [_as_json(row.prompt) for row in rows],
+        "chosen": [_as_json(row.completions[0]) for row in rows],
+        "rejected": [_as_json(row.completions[1]) for row in rows],
         "tools": [row.template.get("tools") for row in rows],
         "chat_template_kwargs": [
             {name: value for name, value in row.template.items() if name != "tools"} or None for row in rows
@@ -89,3 +92,8 @@ def _rows(
         pairs = [scores.read({name: batch[name][i] for name in scores.names}) for i in range(len(rows))]
         made |= dict(zip(_SCORES, map(list, zip(*pairs, strict=True)), strict=True))
     return made
+
+
+def _as_json(part: Part) -> Any:
+    """Text as JSON text: a Json column takes any text for JSON already."""
+    return json.dumps(part) if isinstance(part, str) else part

@@ -10,7 +10,16 @@ from typing import Any, NamedTuple
 
 from datasets import Dataset, IterableDataset
 
-from .form import LIKE_A_PROMPT, PreferenceRow, RowError, RowReader, text_of, texts_in
+from .form import (
+    COMPLETIONS,
+    LIKE_A_PROMPT,
+    PreferenceRow,
+    RowError,
+    RowReader,
+    stored_messages,
+    text_of,
+    texts_in,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +51,13 @@ class RowCounts:
     repeated: Seen = field(default_factory=Seen)  # text completions that both begin with their prompt
     unused: dict[str, Seen] = field(default_factory=dict)  # columns like a prompt whose text is nowhere in the row's
     contradicted: Seen = field(default_factory=Seen)  # prompts as text beside conversations that begin otherwise
+    prompted: int = 0  # text rows whose prompt is not empty
     prompts: set[int] = field(default_factory=set)  # hashes of prompts
+
+    @property
+    def repeats_prompt(self) -> bool:
+        """Whether all text completions begin with their prompt."""
+        return 0 < self.repeated.n == self.prompted
 
     def add(
         self, row: PreferenceRow, raw: Mapping[str, Any], number: int, asked: Any, suspects: Iterable[str]
@@ -62,6 +77,7 @@ class RowCounts:
         if chosen == rejected:
             self.same.add(number)
         if isinstance(row.prompt, str):
+            self.prompted += bool(row.prompt)
             if row.prompt and chosen.startswith(row.prompt) and rejected.startswith(row.prompt):
                 self.repeated.add(number)
         else:
@@ -71,6 +87,7 @@ class RowCounts:
                 self.prefilled.add(number)
         said = text_of(row.prompt)
         self.prompts.add(hash(said))
+        # a prompt in messages is compared by the reader
         if row.is_conversational and isinstance(asked, str) and asked.strip() not in said:
             self.contradicted.add(number)
         for name in suspects:
@@ -108,21 +125,22 @@ def open_rows(
     Raises:
         RowError: a column that is missing, the first row that cannot be read, or a prompt that is only guessed.
     """
-    columns = column_names(dataset)
-    reader = RowReader.of(columns, split, prompt_column, system_column, keeps_parts)
+    features = getattr(dataset, "features", None)
+    reader = RowReader.of(column_names(dataset), split, prompt_column, system_column, keeps_parts, features)
+    reader = replace(reader, stored=frozenset(_stored(dataset, reader)))
     counts = count_rows(dataset, reader)
     if refusal := why_refused(reader, counts):
         raise RowError(refusal)
-    if counts.text.n and counts.repeated.n == counts.text.n:
-        reader = replace(reader, repeats_prompt=True)
+    reader = replace(reader, repeats_prompt=counts.repeats_prompt)
     for message in notes(reader, counts):
         logger.log(message.level, "%s: %s", split, message.text)
     return OpenedSet(dataset, reader, counts)
 
 
 def column_names(dataset: Dataset | IterableDataset) -> list[str]:
-    """Also of a stream, which may not know its columns before its first row."""
-    return list(getattr(dataset, "column_names", None) or next(iter(dataset)))
+    """Also of a stream, which may not know its columns before its first rows."""
+    known = getattr(dataset, "column_names", None)
+    return list(known or dict.fromkeys(name for row in islice(dataset, _STREAMED) for name in row))
 
 
 def count_rows(
@@ -154,10 +172,32 @@ def count_rows(
                 raise
             on_error(error, number)
             continue
-        counts.add(row, raw, number, raw.get(reader.prompt_column), suspects)
+        asked = None if reader.prompt_column in reader.stored else raw.get(reader.prompt_column)
+        counts.add(row, raw, number, asked, suspects)
         if on_row is not None:
             on_row(row, number)
     return counts
+
+
+def _stored(dataset: Dataset | IterableDataset, reader: RowReader) -> Iterator[str]:
+    """The columns all of whose values are messages written as text."""
+    for name in dict.fromkeys((reader.prompt_column, *COMPLETIONS)):
+        if name is None:
+            continue
+        values = (row[name] for row in raw_rows(dataset, [name], reader.split))
+        if not isinstance(dataset, Dataset):
+            values = islice(values, _STREAMED)
+        if all(isinstance(value, str) and _reads_as_messages(value) for value in values):
+            yield name
+
+
+def _reads_as_messages(text: str) -> bool:
+    if text[:1] not in ("[", "{"):
+        return False
+    try:
+        return bool(stored_messages(text))
+    except ValueError:
+        return False
 
 
 def raw_rows(dataset: Dataset | IterableDataset, columns: list[str], split: str) -> Iterator[dict[str, Any]]:
@@ -234,16 +274,16 @@ def notes(reader: RowReader, counts: RowCounts) -> Iterator[Note]:
             f"conversations in chosen and rejected begin with (the first is row {counts.contradicted.first}): the "
             "conversations' own beginning is the prompt",
         )
-    if texts and counts.repeated.n == texts:
+    if counts.repeats_prompt:
         yield Note(
             logging.INFO,
-            f"chosen and rejected repeat their prompt in all {texts} text rows: it is taken as the prompt once, and "
+            f"chosen and rejected repeat their prompt in all {counts.prompted} text rows: it is taken as the prompt once, and "
             "is no part of the completions",
         )
     elif counts.repeated.n:
         yield Note(
             logging.WARNING,
-            f"in {counts.repeated.n} of {texts} text rows, not in all, chosen and rejected begin with their prompt "
+            f"in {counts.repeated.n} of {counts.prompted} text rows, not in all, chosen and rejected begin with their prompt "
             f"(the first is row {counts.repeated.first}): there it counts as a part of the completions. Remove it "
             "from them if that is not meant",
         )
@@ -270,11 +310,13 @@ def notes(reader: RowReader, counts: RowCounts) -> Iterator[Note]:
     if reader.prompt_column is None:
         return
     for name, seen in counts.unused.items():
-        option = _option_for(name)
+        fix = "add it to the prompt column"
+        if name == "system" and reader.system_column is None:
+            fix = "set system_column='system' (--system_column system)"
         yield Note(
             logging.WARNING,
             f"column {name!r} is not used, and in {seen.n} of {n} rows it holds text that the prompt does not (the "
-            f"first is row {seen.first}): set {option}={name!r} (--{option} {name}) if it belongs there",
+            f"first is row {seen.first}): {fix}, if it belongs there",
         )
 
 

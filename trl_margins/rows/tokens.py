@@ -50,7 +50,8 @@ def tokenize(
     """
     kinds: dict[str, list[int]] = {}
     for i, row in enumerate(rows):
-        kind = json.dumps(row.template, sort_keys=True, default=str) if row.is_conversational else ""
+        # the order of keys is part of what a template renders
+        kind = json.dumps(row.template, default=repr) if row.is_conversational else ""
         kinds.setdefault(kind, []).append(i)
     found: dict[int, RowTokens] = {}
     for members in kinds.values():
@@ -67,10 +68,8 @@ def _alike(rows: list[PreferenceRow], processing_class: Any, where: Callable[[in
             prompts = ids([row.prompt for row in rows], add_generation_prompt=True)
             wholes = ids([row.prompt + part for row in rows for part in row.completions])
         else:
-            end, own_end = _end_token(processing_class)
-            ids = partial(_text_ids, processing_class)
-            prompts = ids([row.prompt for row in rows])
-            wholes = ids([row.prompt + _ended(part, end, own_end) for row in rows for part in row.completions])
+            prompts = _text_ids(processing_class, [row.prompt for row in rows])
+            wholes = _ended_ids(processing_class, [row.prompt + part for row in rows for part in row.completions])
     except Exception as error:  # chat templates raise whatever they like
         if len(rows) > 1:  # one of them at a time, to find which
             return [_alike([row], processing_class, lambda _, i=i: where(i))[0] for i, row in enumerate(rows)]
@@ -106,16 +105,16 @@ def _text_ids(processing_class: Any, texts: list[str]) -> list[list[int]]:
     return processing_class(text=texts)["input_ids"]
 
 
-def _end_token(processing_class: Any) -> tuple[str, bool]:
-    """The end token, and whether the tokenizer puts it behind every text by itself."""
+def _ended_ids(processing_class: Any, texts: list[str]) -> list[list[int]]:
+    """With one end token, whether the text has it, the tokenizer adds it, or neither."""
     tokenizer = getattr(processing_class, "tokenizer", processing_class)
-    (ids,) = _text_ids(processing_class, ["a"])
-    return tokenizer.eos_token, ids[-1] == tokenizer.eos_token_id
-
-
-def _ended(text: str, end: str, own_end: bool) -> str:
-    """With one end token, once the tokenizer has added its own."""
-    return text.removesuffix(end) if own_end else text if text.endswith(end) else text + end
+    end, end_id = tokenizer.eos_token, tokenizer.eos_token_id
+    (added,) = _text_ids(processing_class, [""])
+    if added[-1:] == [end_id]:
+        return _text_ids(processing_class, [text.removesuffix(end) for text in texts])
+    if getattr(tokenizer, "split_special_tokens", False):  # the end token's text would be split, too
+        return [[*ids, end_id] for ids in _text_ids(processing_class, [text.removesuffix(end) for text in texts])]
+    return _text_ids(processing_class, [text if text.endswith(end) else text + end for text in texts])
 
 
 @dataclass(frozen=True)
@@ -139,7 +138,8 @@ class PairTokenizer:
 
 
 def read_batch(reader: RowReader, batch: Mapping[str, list[Any]], numbers: Sequence[int]) -> list[PreferenceRow]:
-    columns = {name: batch[name] for name in reader.needed}  # others may be slow to decode
+    # others may be slow to decode, and of a stream's rows some may have none of a column
+    columns = {name: batch[name] for name in reader.needed if name in batch}
     raws = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
     return [reader(raw, number) for raw, number in zip(raws, numbers, strict=True)]
 

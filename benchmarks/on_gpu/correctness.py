@@ -117,7 +117,7 @@ def items(rig: Rig, references: dict[Any, Outcome]) -> Iterator[Item]:
     for precision in narrow:
         for share in ("always",) if rig.tiny else ("always", "never"):
             work = partial(against, simpo, simpo, precision, share_prompt=share, **backend)
-            yield f"torch.compile, share_prompt={share}/{precision}", "inductor", 40, work
+            yield f"torch.compile, share_prompt={share}/{precision}", "inductor", 30, work
     for precision in () if rig.tiny else narrow:
         for share in ("always", "never"):
             work = partial(against, replace(simpo, attention="flex_attention"), simpo, precision, share_prompt=share)

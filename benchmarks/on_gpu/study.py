@@ -52,7 +52,7 @@ def options(arguments: list[str]) -> argparse.Namespace:
 
 def run(rig: Rig, ledger: Ledger, options: argparse.Namespace) -> str:
     if rig.tiny:
-        vars(options).update(workers=1, methods=["SimPO", "GAPO"], noise=["clean", "random:0.4"], seeds=1, steps=1)
+        vars(options).update(workers=1, methods=["SimPO", "GAPO"], noise=["random:0.4"], seeds=1, steps=1)
         vars(options).update(trial_steps=1, learning_rates=[1e-4], max_length=256)
     elif rig.data is None:
         raise SystemExit(

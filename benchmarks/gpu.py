@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--size", choices=["real", "tiny"], default="real")
     parser.add_argument("--model", default="bundled:smollm2-135m-instruct", help="folder, or a bundled model")
     parser.add_argument("--data", type=Path, help="folder with train.jsonl.gz and the evaluation files")
-    parser.add_argument("--retry", action="store_true", help="do the items again that raised before")
+    parser.add_argument("--retry", action="store_true", help="do the items again that raised, or were not right")
     parser.add_argument("--only", nargs="+", help="the items whose names contain one of these")
     args, rest = parser.parse_known_args()
     if rest and "study" not in args.part:

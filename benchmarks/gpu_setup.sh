@@ -5,7 +5,8 @@
 #
 # DIR are the groups that were carried here, in one call or one after the other: the wheels go into $GPU_HOME/site, the
 # parts of the bundled model's file into $GPU_HOME/parts. Once all parts are there, with the right checksums, the model
-# is converted. Sourced, it also sets PYTHONPATH and TRL_MARGINS_CACHE. What is done is not done again.
+# is converted. Sourced, it also sets PYTHONPATH and TRL_MARGINS_CACHE: not in a pipe (`. gpu_setup.sh DIR | tail`), whose
+# parts run in shells of their own, so that what they set is lost. What is done is not done again.
 GPU_HOME=${GPU_HOME:-/tmp/trl-margins}
 GPU_PYTHON=${GPU_PYTHON:-python3}
 export PYTHONPATH="$GPU_HOME/site:$PWD${PYTHONPATH:+:$PYTHONPATH}" TRL_MARGINS_CACHE="$GPU_HOME/models"
@@ -49,10 +50,16 @@ if sums.exists() and not model.is_dir():
     print("the bundled model is in", model)
 PY
     "$GPU_PYTHON" -c "
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 import torch
-import trl_margins
+def said(name):
+    try:
+        return f'{name} {version(name)}'
+    except PackageNotFoundError:  # it comes with another group
+        return f'no {name} yet'
 card = torch.cuda.get_device_name() if torch.cuda.is_available() else 'no CUDA device'
 names = 'torch', 'transformers', 'trl', 'datasets', 'pyarrow', 'accelerate', 'peft'
-print(card, *(f'{name} {version(name)}' for name in names), trl_margins.__file__, sep=', ')"
+package = find_spec('trl_margins')
+print(card, *map(said, names), package.origin if package else 'no trl_margins', sep=', ')"
 )

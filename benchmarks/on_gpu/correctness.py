@@ -54,8 +54,7 @@ TOKENS = 60  # of an answer
 def run(rig: Rig, ledger: Ledger) -> str:
     """All items, then their table."""
     references: dict[Any, Outcome] = {}
-    for key, kind, guess, work in items(rig, references):
-        ledger.do(key, work, kind, guess)
+    done = {key: ledger.do(key, work, kind, guess) for key, kind, guess, work in items(rig, references)}
     rows = [
         [
             key,
@@ -64,7 +63,8 @@ def run(rig: Rig, ledger: Ledger) -> str:
             item["seconds"],
             item.get("error", item.get("note", "")),
         ]
-        for key, item in ledger.items.items()
+        for key, item in done.items()
+        if item is not None
     ]
     wrong = [row[0] for row in rows if row[1] != "yes"]
     said = (
@@ -83,57 +83,67 @@ def items(rig: Rig, references: dict[Any, Outcome]) -> Iterator[Item]:
     simpo, dpo = Case("cpo", None, SIMPO), Case("dpo")
     both = {"SimPO": simpo, "DPO": dpo}
 
+    for precision in precisions[1:]:
+        yield f"anchor gaps, real model/{precision}", "anchor", 30, partial(_anchor_gaps, rig, precision)
+    for precision in precisions:
+        yield f"weights after the anchor's pass/{precision}", "quick", 5, partial(_restored, rig, precision)
+        yield f"weights after a broken anchor's pass/{precision}", "quick", 5, partial(_broken_off, rig, precision)
+    for method in ("geometric-anchor",) if rig.tiny else ("geometric-anchor", "gamma-po", "gappo"):
+        yield f"half and half/{method}", "resume", 15, partial(_resumed, rig, Case("cpo", method))
+    yield from _waits(rig)
+
     for precision in precisions:
         for name, case in ({"SimPO": simpo} if rig.tiny and precision != "float32" else both).items():
             theirs = replace(case, method=THEIRS)
-            yield f"TRL's own/{name}/{precision}", "step", 15, partial(against, theirs, case, precision)
-            yield f"ours/{name}/{precision}", "step", 15, partial(against, case, theirs, precision)
+            yield f"TRL's own/{name}/{precision}", "step", 5, partial(against, theirs, case, precision)
+            yield f"ours/{name}/{precision}", "step", 5, partial(against, case, theirs, precision)
         for name, case in _methods(rig, precision):
-            yield f"ours/{name}/{precision}", "step", 15, partial(against, case, case, precision)
-
-    for precision in precisions[: 1 if rig.tiny else 2]:
-        for attention in ("eager",) if rig.tiny else ("sdpa", "eager", "flex_attention"):  # the last is compiled
-            kind = "compiled" if attention == "flex_attention" else "step"
-            case = replace(simpo, attention=attention)
+            yield f"ours/{name}/{precision}", "step", 5, partial(against, case, case, precision)
+    narrow = precisions[: 1 if rig.tiny else 2]
+    for precision in narrow:
+        for attention in ("eager",) if rig.tiny else ("sdpa", "eager"):
             for share in ("always",) if rig.tiny else ("always", "never"):
-                work = partial(against, case, simpo, precision, share_prompt=share)
-                yield f"{attention}, share_prompt={share}/{precision}", kind, 60 if kind == "compiled" else 15, work
+                work = partial(against, replace(simpo, attention=attention), simpo, precision, share_prompt=share)
+                yield f"{attention}, share_prompt={share}/{precision}", "step", 5, work
         logits = replace(simpo, logits=True)
-        yield f"whole logits/{precision}", "step", 15, partial(against, logits, simpo, precision)
+        yield f"whole logits/{precision}", "step", 5, partial(against, logits, simpo, precision)
         gapo = Case("cpo", "geometric-anchor", {"anchor_batch_multiplier": 2})
         for name, case in ({"GAPO": gapo} if rig.tiny else {"SimPO": simpo, "GAPO": gapo, "DPO": dpo}).items():
-            work = partial(against, case, case, precision)
-            yield f"gradient checkpointing/{name}/{precision}", "step", 15, partial(work, gradient_checkpointing=True)
+            work = partial(against, case, case, precision, gradient_checkpointing=True)
+            yield f"gradient checkpointing/{name}/{precision}", "step", 5, work
 
-    for method in (None,) if rig.tiny else (None, "gamma-po", "geometric-anchor"):
-        for base in ("cpo", "dpo"):
-            case = Case(base, method, SIMPO if (base, method) == ("cpo", None) else {})
-            yield f"synchronisations/{base}/{method or 'no term'}", "step", 15, partial(_synchronisations, rig, case)
-    for base in ("cpo", "dpo"):
-        case = Case(base, THEIRS, SIMPO if base == "cpo" else {})
-        yield f"synchronisations/{base}/TRL's own", "step", 15, partial(_synchronisations, rig, case)
-
-    for precision in precisions:
-        yield f"weights after the anchor's pass/{precision}", "step", 15, partial(_restored, rig, precision)
-        yield f"weights after a broken anchor's pass/{precision}", "step", 15, partial(_broken_off, rig, precision)
-    for method in ("geometric-anchor",) if rig.tiny else ("geometric-anchor", "gamma-po", "gappo"):
-        yield f"half and half/{method}", "resume", 30, partial(_resumed, rig, Case("cpo", method))
-
+    # what is compiled takes most of the time
     backend = {"torch_compile": True, "torch_compile_backend": "eager" if rig.tiny else "inductor"}
-    for precision in precisions[:1] if rig.tiny else precisions[:2]:
+    for precision in narrow:
         for share in ("always",) if rig.tiny else ("always", "never"):
             work = partial(against, simpo, simpo, precision, share_prompt=share, **backend)
-            yield f"torch.compile, share_prompt={share}/{precision}", "compiled", 90, work
-    for precision in precisions[1:]:
-        yield f"anchor gaps, real model/{precision}", "anchor", 60, partial(_anchor_gaps, rig, precision)
+            yield f"torch.compile, share_prompt={share}/{precision}", "inductor", 30, work
+    for precision in () if rig.tiny else narrow:
+        for share in ("always", "never"):
+            work = partial(against, replace(simpo, attention="flex_attention"), simpo, precision, share_prompt=share)
+            yield f"flex_attention, share_prompt={share}/{precision}", "flex", 65, work
     # these kernels take the place of transformers' for the rest of the process: last
     if find_spec("liger_kernel") and rig.on_cuda:
-        for precision in precisions[:2]:
-            work = partial(against, simpo, simpo, precision, use_liger_kernel=True)
-            yield f"Liger kernels/SimPO/{precision}", "compiled", 90, work
-            case = Case("cpo", "geometric-anchor")
-            work = partial(against, case, case, precision, use_liger_kernel=True)
-            yield f"Liger kernels/GAPO/{precision}", "compiled", 90, work
+        for precision in narrow:
+            for name, case in {"SimPO": simpo, "GAPO": Case("cpo", "geometric-anchor")}.items():
+                work = partial(against, case, case, precision, use_liger_kernel=True)
+                yield f"Liger kernels/{name}/{precision}", "Liger", 15, work
+
+
+def _waits(rig: Rig) -> Iterator[Item]:
+    """Where a step waits. With shared prompts once; the standard pass adds what transformers and TRL read (the mask,
+    the labels), which is not ours to judge.
+    """
+    for base in ("cpo", "dpo"):
+        fields = SIMPO if base == "cpo" else {}
+        cases = {"no term": Case(base, None, {**fields, "share_prompt": "always"})}
+        if not rig.tiny:
+            for method in ("gamma-po", "geometric-anchor"):
+                cases[method] = Case(base, method, {"share_prompt": "always"})
+            cases["no term, share_prompt=never"] = Case(base, None, {**fields, "share_prompt": "never"})
+        cases["TRL's own"] = Case(base, THEIRS, fields)
+        for name, case in cases.items():
+            yield f"waits/{base}/{name}", "quick", 5, partial(_synchronisations, rig, case)
 
 
 def _methods(rig: Rig, precision: str) -> Iterator[tuple[str, Case]]:
@@ -145,9 +155,15 @@ def _methods(rig: Rig, precision: str) -> Iterator[tuple[str, Case]]:
             continue
         if precision == "float32" and not rig.tiny:
             yield f"{method} on DPO, length-normalized", Case("dpo", method, NORMALIZED | short)
-        # summed log-ratios fall by tens of nats at GAPO's radius: no gradient would be left to compare
-        near = {"anchor_radius": 1e-3} if short else {}
-        yield f"{method} on DPO, log-ratio", Case("dpo", method, LOG_RATIO | short | near)
+        if precision == "float32":
+            # summed log-ratios fall by tens of nats at GAPO's radius: no gradient would be left to compare
+            near = {"anchor_radius": 1e-3} if short else {}
+            yield f"{method} on DPO, log-ratio", Case("dpo", method, LOG_RATIO | short | near)
+            continue
+        # A bf16 pass is off by 0.2 nats in the sum over an answer's tokens, however the anchor is measured. At that
+        # radius, where the gap falls by 0.4 nats, or at length-normalized rewards' β of 2.5, the loss of a pair is
+        # made of that rounding. So GAPO's own radius, where it falls by 18, and the β that log-ratios are used with.
+        yield f"{method} on DPO, log-ratio, β = 0.1", Case("dpo", method, LOG_RATIO | short | {"beta": 0.1})
 
 
 def _against(
@@ -162,8 +178,6 @@ def _against(
     right, kept = references[known], PRECISIONS[precision]
     found = steps_of(case, rig, kept.dtype, autocast=kept.autocast, **fields)
     summed = subjects.needs_reference(case)
-    # a log-ratio is a sum over the answer's tokens, and what 16 bits round off each adds up
-    slack = 5 if summed and precision != "float32" else 1
     tokens = TOKENS if summed else 1
     errors = {
         "loss": _relative(found.loss, right.loss),
@@ -171,7 +185,9 @@ def _against(
         "gradient_norm": _relative(found.gradient_norm, right.gradient_norm),
         "update": ((found.update - right.update).norm() / right.update.norm()).item(),
     }
-    allowed = {name: limit and slack * limit for name in errors for limit in [getattr(kept, name)]}
+    allowed = {name: getattr(kept, name) for name in errors}
+    if summed and precision != "float32":  # β times a gap that is off by tenths of a nat goes into every loss
+        allowed |= {name: 3 * allowed[name] for name in ("loss", "gradient_norm")}
     ok = all(limit is None or error <= limit for error, limit in zip(errors.values(), allowed.values(), strict=True))
     return {"ok": ok, **errors, "allowed": allowed, "gigabytes": found.gigabytes}
 
@@ -191,7 +207,7 @@ def _synchronisations(rig: Rig, case: Case) -> Values:
     )
     del found
     reads, copies = counted.per_step()
-    wanted = 1 if case.method != THEIRS else None
+    wanted = 1 if case.fields.get("share_prompt") == "always" else None
     return {
         "ok": wanted is None or sum(reads.values()) <= wanted,
         "note": f"{sum(reads.values()):g} reads and {sum(copies.values()):g} copies a step",

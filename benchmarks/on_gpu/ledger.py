@@ -23,7 +23,7 @@ class Ledger:
     Args:
         file: JSON lines. Items that it holds are not done again.
         budget: seconds for this process.
-        retry: do items again that the file says failed.
+        retry: do items again that the file says raised, or were not right.
         only: do those items alone whose names contain one of these.
     """
 
@@ -36,7 +36,9 @@ class Ledger:
             item = json.loads(line)
             self.items[item["key"]] = item
         if retry:
-            self.items = {key: item for key, item in self.items.items() if "error" not in item}
+            self.items = {
+                key: item for key, item in self.items.items() if "error" not in item and item.get("ok", True)
+            }
         self.left: list[str] = []  # what did not fit
         self._seconds: dict[str, float] = {item["kind"]: item["seconds"] for item in self.items.values()}
 
@@ -72,7 +74,7 @@ class Ledger:
             print("".join(traceback.format_exception(error)), file=sys.stderr, flush=True)
         self._seconds[kind] = time.perf_counter() - began
         self.record(key, kind, self._seconds[kind], values)
-        _free()
+        free()
         if any(sign in values.get("error", "") for sign in BROKEN):
             self._start_afresh()
         return self.items[key]
@@ -103,7 +105,7 @@ def last_lines(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error)[-1500:]} [{places}]"
 
 
-def _free() -> None:
+def free() -> None:
     import torch
 
     gc.collect()

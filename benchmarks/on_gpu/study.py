@@ -22,7 +22,7 @@ from datasets import Dataset
 from study import Size
 
 from . import subjects
-from .ledger import Ledger, Values, last_lines
+from .ledger import Ledger, Values, free, last_lines
 from .subjects import Rig, read_rows, word_pairs
 
 METHODS = ("SimPO", "DPO", "GapPO", "GaPO", "γ-PO", "AMaPO", "GAPO")
@@ -30,31 +30,36 @@ NOISE = (None, "random:0.2", "random:0.4")
 SETS = {"id": "eval_id", "prompt_ood": "eval_prompt_ood", "response_ood": "eval_response_ood",
         "mutual_ood": "eval_mutual_ood", "test": "eval_pairs"}  # fmt: skip
 HELD_OUT = 10  # one prompt in so many is kept for choosing the learning rate
+GIGABYTES = 20.0  # of a run: SmolLM2-135M, 16 pairs of 512 tokens, its CUDA context
+# how a run fails that found too little memory; the second is cuDNN's
+TOO_LITTLE_MEMORY = ("OutOfMemoryError", "mha_graph.execute", "ALLOC_FAILED")
 
 Spec = dict[str, Any]
 
 
 def options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="gpu.py --part study", description=__doc__)
-    parser.add_argument("--workers", type=int, default=4, help="runs at the same time")
+    parser.add_argument("--workers", type=int, help="runs at the same time; as many as fit into memory without it")
     parser.add_argument("--methods", nargs="+", choices=study.METHODS, default=METHODS)
     parser.add_argument("--noise", nargs="+", default=[noise or "clean" for noise in NOISE])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=250, help="of 16 pairs")
     parser.add_argument("--trial_steps", type=int, default=100, help="of the runs that choose a learning rate")
-    parser.add_argument("--learning_rates", type=float, nargs="+", default=[1e-6, 5e-6, 2e-5])
-    parser.add_argument("--max_length", type=int, default=768)
+    parser.add_argument("--learning_rates", type=float, nargs="+", default=[2e-5, 8e-5])
+    parser.add_argument("--max_length", type=int, default=512)
     return parser.parse_args(arguments)
 
 
 def run(rig: Rig, ledger: Ledger, options: argparse.Namespace) -> str:
     if rig.tiny:
-        vars(options).update(workers=1, methods=["SimPO", "GAPO"], noise=["clean", "random:0.4"], seeds=1, steps=1)
+        vars(options).update(workers=1, methods=["SimPO", "GAPO"], noise=["random:0.4"], seeds=1, steps=1)
         vars(options).update(trial_steps=1, learning_rates=[1e-4], max_length=256)
     elif rig.data is None:
         raise SystemExit(
             "the study trains on real pairs: --data, a folder with train.jsonl.gz and the evaluation files"
         )
+    if options.workers is None:
+        options.workers = _that_fit(rig, options)
     noise = tuple(None if name == "clean" else name for name in options.noise)
     rates, windows = tuple(options.learning_rates), 2 if rig.tiny else 8
     batch = 4 if rig.tiny else 16
@@ -63,10 +68,10 @@ def run(rig: Rig, ledger: Ledger, options: argparse.Namespace) -> str:
         _save_tiny(rig, ledger.file.parent / "start")
         rig = Rig(rig.device, True, str(ledger.file.parent / "start"), None)
     _do(rig, ledger, size, options)
-    runs = [item for item in ledger.items.values() if "seed" in item]
+    runs = [item for item in ledger.items.values() if "seed" in item and "error" not in item]
     text = study.tables(runs, size)
     study.plot(runs, size, ledger.file.with_suffix(".png"))
-    trials = [item for item in ledger.items.values() if "trial" in item]
+    trials = [item for item in ledger.items.values() if "trial" in item and "error" not in item]
     chosen = "".join(
         f"* {item['method']}, learning rate {item['trial']:g}: PWA {item['pwa_all']:.4f} on held-out pairs\n"
         for item in trials
@@ -80,19 +85,24 @@ def _do(rig: Rig, ledger: Ledger, size: Size, options: argparse.Namespace) -> No
     waiting = [(key, spec) for key, spec in _specs(size, options) if key not in ledger.items]
     if ledger.only:
         waiting = [(key, spec) for key, spec in waiting if any(part in key for part in ledger.only)]
-    busy: dict[Future[Values], tuple[str, str]] = {}
+    busy: dict[Future[Values], tuple[str, str, Spec]] = {}
+    alone: set[str] = set()  # what found too little memory beside the others
     threads = max((os.cpu_count() or 2) // options.workers, 1)
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(options.workers, context, initializer=_begin, initargs=(threads,))
     try:
         while waiting or busy:
-            ready = [pair for pair in waiting if len(busy) < options.workers and _is_ready(pair[1], ledger, options)]
-            if ready:
+            ready = [pair for pair in waiting if _is_ready(pair[1], ledger, options)]
+            ready.sort(key=lambda pair: pair[0] in alone)  # these at the end
+            room = (
+                1 if alone & ({key for key, *_ in busy.values()} | {key for key, _ in ready[:1]}) else options.workers
+            )
+            if ready and len(busy) < room:
                 key, spec = ready[0]
                 waiting.remove(ready[0])
                 kind = "trial" if "trial" in spec else "run"
                 if ledger.fits(kind, 60):
-                    busy[pool.submit(_one, rig, size, spec | {"rate": _rate(spec, ledger)})] = key, kind
+                    busy[pool.submit(_one, rig, size, spec | {"rate": _rate(spec, ledger)})] = key, kind, spec
                 else:
                     ledger.left.append(key)
                 continue
@@ -101,17 +111,31 @@ def _do(rig: Rig, ledger: Ledger, size: Size, options: argparse.Namespace) -> No
                 break
             done, _ = wait(busy, timeout=max(ledger.remaining, 1), return_when=FIRST_COMPLETED)
             for future in done:
-                key, kind = busy.pop(future)
+                key, kind, spec = busy.pop(future)
                 values = future.result()
+                if key not in alone and any(sign in values.get("error", "") for sign in TOO_LITTLE_MEMORY):
+                    print(f"{key} found too little memory beside other runs: it is made again, alone", flush=True)
+                    alone.add(key)
+                    waiting.append((key, spec))
+                    continue
                 ledger.took(kind, values["seconds"])
                 ledger.record(key, kind, values.pop("seconds"), values)
             if not done:
-                ledger.left += [key for key, _ in busy.values()] + [key for key, _ in waiting]
+                ledger.left += [key for key, *_ in busy.values()] + [key for key, _ in waiting]
                 break
     finally:
         for process in list((pool._processes or {}).values()):
             process.terminate()
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _that_fit(rig: Rig, options: argparse.Namespace) -> int:
+    if not rig.on_cuda:
+        return 1
+    import torch
+
+    each = GIGABYTES * options.max_length / 512
+    return max(int(0.9 * torch.cuda.get_device_properties(0).total_memory / 1e9 / each), 1)
 
 
 def _specs(size: Size, options: argparse.Namespace) -> Iterator[tuple[str, Spec]]:
@@ -169,6 +193,7 @@ def _one(rig: Rig, size: Size, spec: Spec) -> Values:
         numbers = study.train(resolve_model(rig.model), data, spec["method"], noise, seed, rate, here)
     except Exception as error:
         numbers = {"error": last_lines(error)}
+    free()  # for the runs beside
     return {**spec, "learning_rate": rate, "seconds": time.perf_counter() - began, **numbers}
 
 

@@ -91,12 +91,12 @@ def test_where_cpo_trainer_has_other_tokens_is_logged(tiny_model, tokenizer, tmp
     with caplog.at_level(logging.INFO, "trl_margins"):
         trainer_of(MarginCPOTrainer, MarginCPOConfig, tiny_model, preference_rows(12), tokenizer, tmp_path)
     # this tokenizer puts no <s> in front of a text by itself, and CPOTrainer does
-    assert "of the first 12 rows, CPOTrainer's own tokenization differs: one more begin token in 12" in caplog.text
+    assert "CPOTrainer's own tokens differ in 12 of the first 12 rows: one more begin token in 12" in caplog.text
     caplog.clear()
     with caplog.at_level(logging.INFO, "trl_margins"):
         chats = preference_rows(12, "conversational")
         trainer_of(MarginCPOTrainer, MarginCPOConfig, tiny_model, chats, tokenizer, tmp_path)
-    assert "tokenization differs" not in caplog.text
+    assert "own tokens differ" not in caplog.text
 
 
 def test_an_encoder_decoder_model_has_cpo_trainers_tokens(tiny_encoder_decoder, tokenizer, tmp_path):

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..rows import PreferenceRow, RowError, open_rows
-from ..rows.form import part_of
+from ..rows import PreferenceRow, RowError, RowReader, open_rows
+from ..rows.form import TEMPLATE, part_of, pruned, without_prompt
 from ..rows.scores import (
     ScoreColumns,
     ScoreError,
@@ -111,8 +111,12 @@ def _scores(row: Mapping[str, Any], columns: ScoreColumns) -> list[float]:
 
 
 def _listwise(dataset: Dataset, name: str) -> EvaluationSet:
-    rows = dataset.select_columns(list(LISTS)).to_list()
+    reader = RowReader(name, tuple(dataset.column_names), features=dataset.features)
+    rows = dataset.select_columns([column for column in (*LISTS, *TEMPLATE) if column in reader.columns]).to_list()
     for i, row in enumerate(rows):
+        for column in LISTS[1:]:
+            if not isinstance(row[column], list) or not row[column]:
+                raise RowError(f"column {column!r}, row {i} of {name}: {row[column]!r} is not a list of one or more")
         if len(row["responses"]) != len(row["scores"]):
             raise ValueError(
                 f"{name}, row {i}: {len(row['responses'])} responses and {len(row['scores'])} scores: each response "
@@ -124,7 +128,7 @@ def _listwise(dataset: Dataset, name: str) -> EvaluationSet:
     return EvaluationSet(
         name,
         "listwise",
-        rows=[_row(row["prompt"], row["responses"], i, name) for i, row in enumerate(rows)],
+        rows=[_row(row["prompt"], row["responses"], i, name, reader, row) for i, row in enumerate(rows)],
         scores=[[as_number(score) for score in row["scores"]] for row in rows],
     )
 
@@ -147,14 +151,24 @@ def _rm_bench(dataset: Dataset, name: str, as_chat: bool, source: str) -> Evalua
     )
 
 
-def _row(prompt: Any, completions: list[Any], number: int, name: str) -> PreferenceRow:
-    """A text completes a conversation as a message does.
+def _row(
+    prompt: Any,
+    completions: list[Any],
+    number: int,
+    name: str,
+    reader: RowReader | None = None,
+    raw: Mapping[str, Any] | None = None,
+) -> PreferenceRow:
+    """A text completes a conversation as a message does, and conversations lose the prompt that they repeat.
 
     Raises:
         RowError: something that is neither text nor messages.
     """
+    features = reader.features if reader else {}
+    within = getattr(features.get("responses"), "feature", None)
     try:
-        parts = [part_of(part) for part in (prompt, *completions)]
+        parts = [part_of(pruned(prompt, features.get("prompt")))]
+        parts += [part_of(pruned(part, within)) for part in completions]
     except ValueError as error:
         raise RowError(f"row {number} of {name}: {error}") from None
     if any(isinstance(part, list) for part in parts):
@@ -163,4 +177,6 @@ def _row(prompt: Any, completions: list[Any], number: int, name: str) -> Prefere
             [{"role": role, "content": part}] if isinstance(part, str) else part
             for role, part in zip(speakers, parts, strict=True)
         ]
-    return PreferenceRow(parts[0], parts[1:])
+        parts = [parts[0], *without_prompt(parts[0], parts[1:])[1]]
+    template = reader.template(raw, f"row {number} of {name}") if reader and raw else {}
+    return PreferenceRow(parts[0], parts[1:], template)

@@ -13,7 +13,7 @@ from trl.data_utils import maybe_apply_chat_template
 from trl.experimental.cpo import CPOTrainer
 
 from .form import PreferenceRow, RowError, RowReader
-from .tokens import in_columns, read_batch
+from .tokens import VERSION, in_columns, read_batch
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class CPOTokenizer:
     max_length: int | None
     max_completion_length: int | None
     is_encoder_decoder: bool
+    version: str = VERSION
 
     build_tokenized_answer = CPOTrainer.build_tokenized_answer
 

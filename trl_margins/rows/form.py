@@ -135,7 +135,7 @@ class RowReader:
     def _prompt(self, row: Mapping[str, Any], where: str) -> Part | None:
         """None where the completions begin with it."""
         name = self.prompt_column
-        if name is None or (name in SHAREGPT and not is_messages(row.get(name))):
+        if name is None or (name in SHAREGPT and name not in self.stored and not is_messages(row.get(name))):
             return None
         return self._part(name, row.get(name), where)
 
@@ -307,19 +307,21 @@ def _text_of_content(content: Any) -> str:
 
 
 def stored_messages(text: str) -> Any:
-    """Messages that a CSV file holds as text: JSON, or a Python list.
+    """Messages that a CSV file holds as text, JSON or a Python list; None where it holds something else.
 
     Raises:
-        ValueError: neither.
+        ValueError: it cannot be read.
     """
     for read in (json.loads, ast.literal_eval):
         try:
             value = read(text)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             continue
-        if is_messages([value] if isinstance(value, Mapping) else value):
-            return value
-    raise ValueError(f"{shortened(text)} is neither the JSON nor the Python text of messages, as other rows have it")
+        return value if is_messages([value] if isinstance(value, Mapping) else value) else None
+    raise ValueError(
+        f"{shortened(text)} looks like messages stored as text, but is neither JSON nor a Python list: save the set "
+        "as JSON lines or Parquet"
+    )
 
 
 def without_prompt(

@@ -12,7 +12,7 @@ from datasets import Dataset, Features, Json, Value, concatenate_datasets
 from .form import TEMPLATE, Part, RowReader
 from .opened import OpenedSet, open_rows
 from .scores import ScoreColumns, find_score_columns, refuse_class_labels
-from .tokens import read_batch
+from .tokens import VERSION, read_batch
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ def _read(opened: OpenedSet, scores: ScoreColumns | None, common: list[str]) -> 
         _rows,
         batched=True,
         with_indices=True,
-        fn_kwargs={"reader": opened.reader, "scores": scores},
+        fn_kwargs={"reader": opened.reader, "scores": scores, "version": VERSION},
         remove_columns=[column for column in dataset.column_names if column not in common],
         features=Features({**{column: dataset.features[column] for column in common}, **features}),
         desc=f"Reading {name}",
@@ -75,7 +75,11 @@ def _read(opened: OpenedSet, scores: ScoreColumns | None, common: list[str]) -> 
 
 
 def _rows(
-    batch: Mapping[str, list[Any]], numbers: list[int], reader: RowReader, scores: ScoreColumns | None
+    batch: Mapping[str, list[Any]],
+    numbers: list[int],
+    reader: RowReader,
+    scores: ScoreColumns | None,
+    version: str,  # only part of the fingerprint
 ) -> dict[str, list[Any]]:
     """What `map` calls on a batch."""
     rows = read_batch(reader, batch, numbers)

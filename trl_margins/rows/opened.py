@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -13,9 +14,11 @@ from datasets import Dataset, IterableDataset
 from .form import (
     COMPLETIONS,
     LIKE_A_PROMPT,
+    SHAREGPT,
     PreferenceRow,
     RowError,
     RowReader,
+    is_messages,
     stored_messages,
     text_of,
     texts_in,
@@ -46,6 +49,7 @@ class RowCounts:
     text: Seen = field(default_factory=Seen)
     messages: Seen = field(default_factory=Seen)
     same: Seen = field(default_factory=Seen)  # the same completion twice
+    same_rows: set[int] = field(default_factory=set)  # which those are
     user_turns: Seen = field(default_factory=Seen)  # within a completion
     prefilled: Seen = field(default_factory=Seen)  # prompts that end with the assistant's turn
     repeated: Seen = field(default_factory=Seen)  # text completions that both begin with their prompt
@@ -76,6 +80,7 @@ class RowCounts:
         (self.messages if row.is_conversational else self.text).add(number)
         if chosen == rejected:
             self.same.add(number)
+            self.same_rows.add(number)
         if isinstance(row.prompt, str):
             self.prompted += bool(row.prompt)
             if row.prompt and chosen.startswith(row.prompt) and rejected.startswith(row.prompt):
@@ -125,9 +130,7 @@ def open_rows(
     Raises:
         RowError: a column that is missing, the first row that cannot be read, or a prompt that is only guessed.
     """
-    features = getattr(dataset, "features", None)
-    reader = RowReader.of(column_names(dataset), split, prompt_column, system_column, keeps_parts, features)
-    reader = replace(reader, stored=frozenset(_stored(dataset, reader)))
+    reader = reader_for(dataset, split, prompt_column, system_column, keeps_parts)
     counts = count_rows(dataset, reader)
     if refusal := why_refused(reader, counts):
         raise RowError(refusal)
@@ -135,6 +138,27 @@ def open_rows(
     for message in notes(reader, counts):
         logger.log(message.level, "%s: %s", split, message.text)
     return OpenedSet(dataset, reader, counts)
+
+
+def _is_prompt(name: str, raw: Mapping[str, Any], reader: RowReader) -> bool:
+    return name == reader.prompt_column and (name in reader.stored or is_messages(raw.get(name)))
+
+
+def reader_for(
+    dataset: Dataset | IterableDataset,
+    split: str,
+    prompt_column: str | None = None,
+    system_column: str | None = None,
+    keeps_parts: bool = False,
+) -> RowReader:
+    """A reader for a data set, which knows the columns that hold messages written as text.
+
+    Raises:
+        RowError: a column that is missing, or text that was messages once.
+    """
+    features = getattr(dataset, "features", None)
+    reader = RowReader.of(column_names(dataset), split, prompt_column, system_column, keeps_parts, features)
+    return replace(reader, stored=frozenset(_stored(dataset, reader)))
 
 
 def column_names(dataset: Dataset | IterableDataset) -> list[str]:
@@ -160,10 +184,10 @@ def count_rows(
     Raises:
         RowError: the first row that cannot be read.
     """
-    used = set(reader.needed)
+    used = set(reader.needed) - set(SHAREGPT)  # which may be something else, and then are no prompt
     suspects = [name for name in LIKE_A_PROMPT if name in reader.columns and name not in used]
     counts = RowCounts()
-    rows = raw_rows(dataset, [*reader.needed, *suspects], reader.split)
+    rows = raw_rows(dataset, list(dict.fromkeys([*reader.needed, *suspects])), reader.split)
     for number, raw in enumerate(rows if isinstance(dataset, Dataset) else islice(rows, _STREAMED)):
         try:
             row = reader(raw, number)
@@ -173,31 +197,46 @@ def count_rows(
             on_error(error, number)
             continue
         asked = None if reader.prompt_column in reader.stored else raw.get(reader.prompt_column)
-        counts.add(row, raw, number, asked, suspects)
+        counts.add(row, raw, number, asked, [name for name in suspects if not _is_prompt(name, raw, reader)])
         if on_row is not None:
             on_row(row, number)
     return counts
 
 
-def _stored(dataset: Dataset | IterableDataset, reader: RowReader) -> Iterator[str]:
-    """The columns all of whose values are messages written as text."""
-    for name in dict.fromkeys((reader.prompt_column, *COMPLETIONS)):
-        if name is None:
-            continue
-        values = (row[name] for row in raw_rows(dataset, [name], reader.split))
-        if not isinstance(dataset, Dataset):
-            values = islice(values, _STREAMED)
-        if all(isinstance(value, str) and _reads_as_messages(value) for value in values):
-            yield name
+def _stored(dataset: Dataset | IterableDataset, reader: RowReader) -> set[str]:
+    """The columns all of whose values are messages written as text; of the completions both, or none."""
+    found = {name for name in COMPLETIONS if _holds_messages(dataset, name, reader)}
+    found = found if len(found) == len(COMPLETIONS) else set()
+    first = next(iter(raw_rows(dataset, list(COMPLETIONS), reader.split)), {})
+    prompt = reader.prompt_column
+    # beside text, a prompt that is JSON may be just that
+    as_messages = found or prompt in SHAREGPT or not all(isinstance(value, str) for value in first.values())
+    if prompt is not None and as_messages and _holds_messages(dataset, prompt, reader):
+        found.add(prompt)
+    return found
 
 
-def _reads_as_messages(text: str) -> bool:
-    if text[:1] not in ("[", "{"):
-        return False
-    try:
-        return bool(stored_messages(text))
-    except ValueError:
-        return False
+def _holds_messages(dataset: Dataset | IterableDataset, name: str, reader: RowReader) -> bool:
+    """
+    Raises:
+        RowError: text that was messages once.
+    """
+    values = (row[name] for row in raw_rows(dataset, [name], reader.split))
+    broken: tuple[int, str] | None = None
+    for number, text in enumerate(values if isinstance(dataset, Dataset) else islice(values, _STREAMED)):
+        if not isinstance(text, str) or not _LIKE_MESSAGES.match(text):
+            return False
+        try:
+            if stored_messages(text) is None:  # data of another kind
+                return False
+        except ValueError as error:
+            broken = broken or (number, str(error))
+    if broken is not None:
+        raise RowError(f"column {name!r}, {reader.where(broken[0])}: {broken[1]}")
+    return True
+
+
+_LIKE_MESSAGES = re.compile(r"""\s*(array\()?\[?\s*\{[^{]*['"](role|from)['"]\s*:""")
 
 
 def raw_rows(dataset: Dataset | IterableDataset, columns: list[str], split: str) -> Iterator[dict[str, Any]]:
@@ -230,7 +269,7 @@ def why_refused(reader: RowReader, counts: RowCounts) -> str | None:
     """Why the prompts of a set are only a guess: its completions begin alike by chance, or beside a column that says
     more than they do.
     """
-    if reader.prompt_column is not None:
+    if reader.prompt_column is not None and reader.prompt_column not in SHAREGPT:
         return None
     if counts.unused:
         name, seen = next(iter(counts.unused.items()))
@@ -277,15 +316,15 @@ def notes(reader: RowReader, counts: RowCounts) -> Iterator[Note]:
     if counts.repeats_prompt:
         yield Note(
             logging.INFO,
-            f"chosen and rejected repeat their prompt in all {counts.prompted} text rows: it is taken as the prompt once, and "
-            "is no part of the completions",
+            f"chosen and rejected repeat their prompt in all {counts.prompted} text rows: it is taken as the prompt "
+            "once, and is no part of the completions",
         )
     elif counts.repeated.n:
         yield Note(
             logging.WARNING,
-            f"in {counts.repeated.n} of {counts.prompted} text rows, not in all, chosen and rejected begin with their prompt "
-            f"(the first is row {counts.repeated.first}): there it counts as a part of the completions. Remove it "
-            "from them if that is not meant",
+            f"in {counts.repeated.n} of {counts.prompted} text rows, not in all, chosen and rejected begin with their "
+            f"prompt (the first is row {counts.repeated.first}): there it counts as a part of the completions. Remove "
+            "it from them if that is not meant",
         )
     if counts.user_turns.n:
         yield Note(
@@ -307,7 +346,7 @@ def notes(reader: RowReader, counts: RowCounts) -> Iterator[Note]:
             f"{texts} rows are text (the first is row {counts.text.first}) and {counts.messages.n} are messages (the "
             f"first is row {counts.messages.first}): the chat template renders only the messages",
         )
-    if reader.prompt_column is None:
+    if reader.prompt_column is None or reader.prompt_column in SHAREGPT:
         return
     for name, seen in counts.unused.items():
         fix = "add it to the prompt column"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -63,7 +64,10 @@ class ScoreColumns:
 
 def as_number(value: Any) -> Any:
     """The number that a text spells, else the value."""
-    return float(value) if isinstance(value, str) and _reads_as_number(value) else value
+    return float(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else value
+
+
+_NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
 
 
 def _extremes(scores: list[Any]) -> tuple[Any, Any]:
@@ -74,8 +78,15 @@ def _extremes(scores: list[Any]) -> tuple[Any, Any]:
     return max(numbers), min(numbers)
 
 
-def find_score_columns(column_names: Iterable[str], given: Sequence[str] | None = None) -> ScoreColumns | None:
+def find_score_columns(
+    column_names: Iterable[str], given: Sequence[str] | None = None, strict: bool = True
+) -> ScoreColumns | None:
     """The score columns among `column_names`: the `given` ones, or the first known pair, or a known gap column.
+
+    Args:
+        column_names: of a data set.
+        given: what a user named.
+        strict: given names that are not there are an error, and not a set without scores.
 
     Raises:
         ScoreError: `given` names a column that is not there, or more than two.
@@ -85,6 +96,8 @@ def find_score_columns(column_names: Iterable[str], given: Sequence[str] | None 
         if not 1 <= len(given) <= 2:
             raise ScoreError(f"score_columns takes one gap column or two score columns, got {list(given)}")
         missing = [name for name in given if name not in names]
+        if missing and not strict:
+            return None
         if missing:
             raise ScoreError(f"score_columns names {missing}, but the data set has only the columns {names}")
         return ScoreColumns(*given)
@@ -262,13 +275,6 @@ def _not_finite(value: Any) -> str | None:
     if value != value:
         return "is NaN: drop the row, for example with dataset.filter"
     return "is infinite: clip it or drop the row" if abs(value) == math.inf else None
-
-
-def _reads_as_number(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
 
 
 def check_row(row: Mapping[str, Any], columns: ScoreColumns, where: str) -> None:

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
+from accelerate import PartialState
 from datasets import Dataset, IterableDataset
 from trl.trainer.utils import global_then_local_main_first
 
 from .cpo_tokens import CPOTokenizer
-from .form import RowError
+from .form import PreferenceRow, RowError, text_of
 from .opened import OpenedSet
-from .tokens import PairTokenizer, cpo_columns, tokenize
+from .tokens import PairTokenizer, RowTokens, cpo_columns, tokenize
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def _listed(tokenizer: Any, batch: Mapping[str, list[Any]], numbers: list[int]) 
 
 def without_filled(
     dataset: Dataset | IterableDataset, split: str, max_length: int | None, prompt: str
-) -> tuple[Dataset | IterableDataset, int]:
+) -> tuple[Dataset | IterableDataset, np.ndarray | None]:
     """Without the pairs whose prompt alone fills `max_length`: nothing is left of their completions.
 
     Args:
@@ -70,15 +70,15 @@ def without_filled(
         prompt: the column with the prompt's tokens.
 
     Returns:
-        The pairs that are left, and how many were dropped; of a stream nobody knows.
+        The pairs that are left, and which they were; of a stream nobody knows.
 
     Raises:
         ValueError: none is left.
     """
-    if max_length is None:
-        return dataset, 0
     if isinstance(dataset, IterableDataset):
-        return dataset.filter(lambda row: len(row[prompt]) < max_length), 0
+        return dataset if max_length is None else dataset.filter(lambda row: len(row[prompt]) < max_length), None
+    if max_length is None:
+        return dataset, np.arange(len(dataset))
     lengths = np.concatenate([prompts.lengths for (prompts,) in _lists(dataset, prompt)])
     left = np.flatnonzero(lengths < max_length)
     dropped = len(dataset) - len(left)
@@ -96,15 +96,18 @@ def without_filled(
             max_length,
         )
         dataset = dataset.select(left)
-    return dataset, dropped
+    return dataset, left
 
 
-def check_told_apart(dataset: Dataset, opened: OpenedSet, columns: TokenColumns, max_length: int | None) -> None:
+def check_told_apart(
+    dataset: Dataset, opened: OpenedSet, left: np.ndarray, columns: TokenColumns, max_length: int | None
+) -> None:
     """Warns of pairs whose completions differ as they are written, and not as tokens.
 
     Args:
         dataset: with tokens, and without the pairs that were dropped.
         opened: what was counted before.
+        left: which of its rows the data set has.
         columns: the token columns of prompt and completions.
         max_length: tokens of prompt and completion that the model sees.
 
@@ -113,17 +116,18 @@ def check_told_apart(dataset: Dataset, opened: OpenedSet, columns: TokenColumns,
     """
     alike = sum(_n_alike(*lists, max_length) for lists in _lists(dataset, *columns))
     split, n = opened.reader.split, len(dataset)
-    if alike == n and opened.counts.same.n < opened.counts.n:
+    same = len(opened.counts.same_rows.intersection(left.tolist()))
+    if alike == n > same:
         raise ValueError(
             f"chosen and rejected have the same tokens in every one of the {n} {split} pairs, although their texts "
             "differ: the chat template drops the completions, or max_length cuts them before they differ. Look at "
             "tokenizer.apply_chat_template(prompt + chosen, tokenize=False)"
         )
-    if alike > opened.counts.same.n:
+    if alike > same:
         logger.warning(
             "%d of %d %s pairs have the same tokens twice, although their texts differ: the chat template or "
             "max_length leaves out where they do. They have no gap, and nothing is learned from them",
-            alike - opened.counts.same.n,
+            alike - same,
             n,
             split,
         )
@@ -158,26 +162,87 @@ def _lists(dataset: Dataset, *columns: str) -> Iterator[list[_Lists]]:
         yield [_Lists(array.values.to_numpy(), array.offsets.to_numpy()) for array in arrays]
 
 
-def compare_with_cpo(opened: OpenedSet, processing_class: Any, max_length: int | None) -> None:
-    """Logs in how many of the first rows CPOTrainer's own tokens are others, and how."""
-    numbers, rows = [], []
-    for number, row in enumerate(islice(opened, _COMPARED)):
-        numbers.append(number)
-        rows.append(row)
-    cpo = CPOTokenizer(opened.reader, processing_class, max_length or sys.maxsize, None, is_encoder_decoder=False)
+def look_at_first_rows(opened: OpenedSet, processing_class: Any, cpo_max_length: int | None = None) -> None:
+    """Says what the chat template and the tokenizer make of the first rows that a user may not expect.
+
+    Args:
+        opened: a set; streams are not read ahead for this.
+        processing_class: a tokenizer, or a processor that has one.
+        cpo_max_length: where given, CPOTrainer's own tokens are compared, too.
+    """
+    if isinstance(opened.dataset, IterableDataset) or not PartialState().is_main_process:
+        return
+    rows = list(islice(opened, _COMPARED))
+    tails: list[tuple[int, list[int]]] = []
+    ours = tokenize(rows, processing_class, opened.reader.where, lambda i, tail: tails.append((i, tail)))
+    _report_tails(opened.reader.split, rows, tails, processing_class)
+    bos = getattr(getattr(processing_class, "tokenizer", processing_class), "bos_token_id", None)
+    doubled = [i for i, tokens in enumerate(ours) if bos is not None and tokens.prompt[:2] == [bos, bos]]
+    if doubled:
+        logger.warning(
+            "%s: %d of the first %d rows begin with two begin tokens (the first is row %d): the text has one already, "
+            "and the tokenizer adds one. Remove it from the text",
+            opened.reader.split,
+            len(doubled),
+            len(rows),
+            doubled[0],
+        )
+    if cpo_max_length is not None:
+        _compare_with_cpo(opened, rows, ours, processing_class, cpo_max_length)
+
+
+def _report_tails(
+    split: str, rows: Sequence[PreferenceRow], tails: Sequence[tuple[int, list[int]]], processing_class: Any
+) -> None:
+    """Prompts whose end is rendered or tokenized otherwise before a completion than alone."""
+    if not tails:
+        return
+    asked = []
+    for i, tail in tails:
+        last = "" if isinstance(rows[i].prompt, str) else text_of(rows[i].prompt[-1:]).strip()
+        if last and last in processing_class.decode(tail):
+            asked.append(i)
+    first, tail = tails[0]
+    logger.log(
+        logging.WARNING if asked else logging.INFO,
+        "%s: in %d of the first %d rows the prompt alone ends otherwise than before its completion (the first is row "
+        "%d, which alone ends with %r): the completion begins where they part%s",
+        split,
+        len(tails),
+        len(rows),
+        first,
+        processing_class.decode(tail),
+        f". In {len(asked)} rows it begins before the last message of the prompt, which is scored, too: take a chat "
+        "template that renders a prompt the same way with and without a completion"
+        if asked
+        else "",
+    )
+
+
+def _compare_with_cpo(
+    opened: OpenedSet,
+    rows: Sequence[PreferenceRow],
+    ours: Sequence[RowTokens],
+    processing_class: Any,
+    max_length: int,
+) -> None:
+    """Logs in how many of the rows CPOTrainer's own tokens are others, and how."""
+    cpo = CPOTokenizer(opened.reader, processing_class, max_length, None, is_encoder_decoder=False)
     ways: Counter[str] = Counter()
-    ours = tokenize(rows, processing_class, opened.reader.where)
-    for number, row, tokens in zip(numbers, rows, ours, strict=True):
+    different = 0
+    for number, (row, tokens) in enumerate(zip(rows, ours, strict=True)):
         try:
             theirs = cpo.columns([row], [number])
+            found = _differences(cpo_columns(tokens, max_length), {name: each[0] for name, each in theirs.items()})
         except RowError:
-            ways["CPOTrainer raises an error"] += 1
-            continue
-        ways.update(_differences(cpo_columns(tokens, max_length), {name: each[0] for name, each in theirs.items()}))
-    if ways:
+            found = {"CPOTrainer raises an error"}
+        different += bool(found)
+        ways.update(found)
+    if different:
         logger.info(
-            "%s: of the first %d rows, CPOTrainer's own tokenization differs: %s. tokenization='cpo' gives its tokens",
+            "%s: CPOTrainer's own tokens differ in %d of the first %d rows: %s. tokenization='cpo' gives them",
             opened.reader.split,
+            different,
             len(rows),
             "; ".join(f"{way} in {n}" for way, n in ways.most_common()),
         )

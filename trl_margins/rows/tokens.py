@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,9 @@ from transformers import ProcessorMixin
 from trl.data_utils import _tokenize, common_prefix_length
 
 from .form import PreferenceRow, RowError, RowReader
+
+# What tokens depend on beside the data and the tokenizer. Raise the number whenever a token may change
+VERSION = f"1, trl {version('trl')}, transformers {version('transformers')}"
 
 
 class RowTokens(NamedTuple):
@@ -34,13 +38,17 @@ class RowTokens(NamedTuple):
 
 
 def tokenize(
-    rows: Sequence[PreferenceRow], processing_class: Any, where: Callable[[int], str] = "row {}".format
+    rows: Sequence[PreferenceRow],
+    processing_class: Any,
+    where: Callable[[int], str] = "row {}".format,
+    on_tail: Callable[[int, list[int]], None] | None = None,
 ) -> list[RowTokens]:
     """
     Args:
         rows: N rows; the completions of one row share its prompt, up to where the tokens of the first of them part.
         processing_class: a tokenizer, or a processor that has one.
         where: names row i in errors.
+        on_tail: is told of row i whose prompt alone ends with tokens that it does not have before a completion.
 
     Returns:
         [N] token ids.
@@ -56,12 +64,18 @@ def tokenize(
     found: dict[int, RowTokens] = {}
     for members in kinds.values():
         some = [rows[i] for i in members]
-        found.update(zip(members, _alike(some, processing_class, lambda j, m=members: where(m[j])), strict=True))
+        made = _alike(some, processing_class, lambda j, m=members: where(m[j]))
+        for i, (tokens, tail) in zip(members, made, strict=True):
+            found[i] = tokens
+            if tail and on_tail is not None:
+                on_tail(i, tail)
     return [found[i] for i in range(len(rows))]
 
 
-def _alike(rows: list[PreferenceRow], processing_class: Any, where: Callable[[int], str]) -> list[RowTokens]:
-    """Rows that are all text, or that give the chat template the same variables."""
+def _alike(
+    rows: list[PreferenceRow], processing_class: Any, where: Callable[[int], str]
+) -> list[tuple[RowTokens, list[int]]]:
+    """Of rows that are all text, or that give the chat template the same; with what each prompt alone ends with."""
     try:
         if rows[0].is_conversational:
             ids = partial(_chat_ids, processing_class, template=rows[0].template)
@@ -82,7 +96,7 @@ def _alike(rows: list[PreferenceRow], processing_class: Any, where: Callable[[in
         begin, end_of = end_of, end_of + len(row.completions)
         full = wholes[begin:end_of]
         start = min((_shared(prompt, each) for each in full), default=len(prompt))
-        made.append(RowTokens(prompt[:start], [each[start:] for each in full]))
+        made.append((RowTokens(prompt[:start], [each[start:] for each in full]), prompt[start:]))
     return made
 
 
@@ -125,11 +139,13 @@ class PairTokenizer:
         reader: knows what the columns mean.
         processing_class: a tokenizer, or a processor that has one.
         columns: the token columns of one row.
+        version: part of the cache's key, for the code is none.
     """
 
     reader: RowReader
     processing_class: Any
     columns: Callable[[RowTokens], dict[str, Any]]
+    version: str = VERSION
 
     def __call__(self, batch: Mapping[str, list[Any]], numbers: Sequence[int]) -> dict[str, list[Any]]:
         rows = read_batch(self.reader, batch, numbers)

@@ -84,7 +84,7 @@ class PairCollator:
             name: torch.tensor([row[name] for row in rows], dtype=torch.long if name == ROW else torch.float32)
             for name in names
         }
-        columns = find_score_columns(rows[0], self.score_columns)
+        columns = find_score_columns(rows[0], self.score_columns, strict=self.strict)
         if columns is not None:
             pairs = [columns.read(row) for row in rows]
             if self.strict:

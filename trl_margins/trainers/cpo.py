@@ -24,14 +24,14 @@ from ..pairs import PairLogps
 from ..rewards import length_normalized
 from ..rows.cpo_tokens import CPOTokenizer
 from ..rows.opened import column_names
-from ..rows.tokenized import CPO_COLUMNS, check_told_apart, compare_with_cpo, tokenized, without_filled
+from ..rows.tokenized import CPO_COLUMNS, check_told_apart, look_at_first_rows, tokenized, without_filled
 from ..rows.tokens import PairTokenizer, RowTokens, cpo_columns
 from ..terms import Term
 from .collator import StandardRows
 from .configs import MarginCPOConfig
 from .mixin import MarginMixin
 from .model_checks import check_before_training
-from .preparation import opened_set
+from .preparation import TRAIN
 
 logger = logging.getLogger(__name__)
 
@@ -73,9 +73,8 @@ class MarginCPOTrainer(MarginMixin, CPOTrainer):
                 setattr(self, name, self._tokenized(given, {"train_dataset": "train"}.get(name, "eval")))
 
     def _tokenized(self, dataset: Dataset | IterableDataset, split: str) -> Dataset | IterableDataset:
-        first = self._opened.pop(split, None)  # another set may come later by the same name
-        opened = first or opened_set(dataset, split, self.options, self.processing_class)
-        opened = replace(opened, dataset=dataset)
+        opened, is_first = self._opened_set(dataset, split)
+        split = opened.reader.split
         as_cpo = self.is_encoder_decoder or getattr(self.args, "tokenization", "") == "cpo"
         tokenizer: CPOTokenizer | PairTokenizer
         if as_cpo:
@@ -92,13 +91,14 @@ class MarginCPOTrainer(MarginMixin, CPOTrainer):
         found = tokenized(opened, tokenizer, self.args.dataset_num_proc)
         if self.is_encoder_decoder:
             return found
-        found, dropped = without_filled(found, split, self.max_length, CPO_COLUMNS[0])
-        if isinstance(found, Dataset):
-            check_told_apart(found, opened, CPO_COLUMNS, None)
-            if first is not None:
+        found, left = without_filled(found, split, self.max_length, CPO_COLUMNS[0])
+        if left is not None:
+            check_told_apart(found, opened, left, CPO_COLUMNS, None)
+            if is_first:
+                dropped = opened.counts.n - len(left)
                 self.set_facts[split] = replace(self.set_facts[split], dropped=dropped)
-        if split == "train" and first is not None and not as_cpo:
-            compare_with_cpo(opened, self.processing_class, self.max_length)
+        if is_first and split == TRAIN:
+            look_at_first_rows(opened, self.processing_class, None if as_cpo else self.max_length)
         return found
 
     @property

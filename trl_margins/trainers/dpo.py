@@ -8,7 +8,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from datasets import Dataset
 from torch import Tensor, nn
 from trl import DPOTrainer
 
@@ -19,14 +18,14 @@ from ..forward.standard import IGNORE, TokenLogps, fused_token_logps, logits_tok
 from ..losses import DPO_LOSSES, REFERENCE_FREE_LOSSES
 from ..objective import LengthNormalizedReward, LogRatioReward, Objective, ObjectiveOutput
 from ..pairs import PairLogps
-from ..rows.tokenized import DPO_COLUMNS, check_told_apart, tokenized, without_filled
+from ..rows.tokenized import DPO_COLUMNS, check_told_apart, look_at_first_rows, tokenized, without_filled
 from ..rows.tokens import PairTokenizer, dpo_columns
 from ..terms import Term
 from .collator import CARRIED, SHARED, StandardRows
 from .configs import MarginDPOConfig
 from .mixin import MarginMixin
 from .model_checks import check_before_training
-from .preparation import opened_set
+from .preparation import TRAIN
 
 _NO_REFERENCE = object()
 _REFERENCE = "reference_logps"  # of a batch that several passes look at
@@ -90,17 +89,18 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
         """TRL's tokens, by its rule, many rows at a time."""
-        first = self._opened.pop(dataset_name, None)  # another set may come later by the same name
-        opened = first or opened_set(dataset, dataset_name, self.options, processing_class)
-        opened = replace(opened, dataset=dataset)
+        opened, is_first = self._opened_set(dataset, dataset_name)
+        split = opened.reader.split
         tokenizer = PairTokenizer(opened.reader, processing_class, dpo_columns)
         found = tokenized(opened, tokenizer, args.dataset_num_proc)
         keeps_start = args.truncation_mode == "keep_start"
-        found, dropped = without_filled(found, dataset_name, args.max_length if keeps_start else None, DPO_COLUMNS[0])
-        if isinstance(found, Dataset):
-            check_told_apart(found, opened, DPO_COLUMNS, args.max_length if keeps_start else None)
-            if first is not None:
-                self.set_facts[dataset_name] = replace(self.set_facts[dataset_name], dropped=dropped)
+        found, left = without_filled(found, split, args.max_length if keeps_start else None, DPO_COLUMNS[0])
+        if left is not None:
+            check_told_apart(found, opened, left, DPO_COLUMNS, args.max_length if keeps_start else None)
+            if is_first:
+                self.set_facts[split] = replace(self.set_facts[split], dropped=opened.counts.n - len(left))
+        if is_first and split == TRAIN:
+            look_at_first_rows(opened, processing_class)
         return found
 
     def standard_rows(self) -> Callable[[Mapping[str, Any]], StandardRows | None]:

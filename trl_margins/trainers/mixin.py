@@ -6,11 +6,13 @@ import inspect
 import logging
 from abc import abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import IterableDataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
@@ -26,6 +28,7 @@ from ..methods import Method
 from ..objective import Objective, ObjectiveOutput
 from ..pairs import PairBatch, PairLogps
 from ..rewards import length_normalized
+from ..rows import OpenedSet
 from ..rows.opened import column_names
 from ..rows.scores import find_score_columns
 from ..terms import Term
@@ -38,7 +41,7 @@ from .finite import FiniteSteps, without_neighbours
 from .metrics import MetricBuffer
 from .model_checks import TokenLimits, refusing_what_cannot_write
 from .pair_log import PAIRS_FILE, PairLog, RunFolder, flip_metrics
-from .preparation import prepare_datasets, with_lengths
+from .preparation import eval_split, opened_set, prepare_datasets, with_lengths
 from .probes import window_probes
 from .ranks import check_lockstep, of_all_ranks
 from .scope import train_only
@@ -292,7 +295,7 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
     def _ranking(self, dataset: Any) -> dict[str, float | int | None]:
         if not self._evaluated:
             return {}
-        scores = find_score_columns(column_names(dataset), self.options.score_columns)
+        scores = find_score_columns(column_names(dataset), self.options.score_columns, strict=False)
         values = torch.cat(self._evaluated).cpu()
         usable = values[:, :2].isfinite().all(dim=1)
         if not usable.all():
@@ -308,6 +311,25 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
         )
 
     # Before training
+
+    def _opened_set(self, dataset: Any, name: str) -> tuple[OpenedSet, bool]:
+        """How a data set is read, and whether the trainer was built with it: later ones are looked at now.
+
+        Args:
+            dataset: the training set, an evaluation set, or one that comes later.
+            name: TRL's for it.
+        """
+        for split in (name, eval_split(name)):
+            if split in self._opened:
+                return replace(self._opened.pop(split), dataset=dataset), True
+        if isinstance(dataset, IterableDataset):  # as for those that it was built with
+            self.accelerator.dataloader_config.dispatch_batches = False
+        later = opened_set(
+            dataset, eval_split(name), self.args, self.options, self.processing_class, self._takes_images
+        )
+        if scores := find_score_columns(column_names(later.dataset), self.options.score_columns, strict=False):
+            self._own_columns.update(scores.names)
+        return later, False
 
     def _default_config(self, model: Any) -> MarginOptions:
         name = model if isinstance(model, str) else get_config_model_id(model.config)

@@ -42,6 +42,7 @@ from .processing import prepare_tokenizer
 logger = logging.getLogger(__name__)
 
 FACTOR = "evaluation_factor"
+TRAIN = "train"
 
 
 # What TRL's collators read tensors from, whoever the column is from
@@ -75,11 +76,11 @@ def prepare_datasets(
     processing_class = call.get("processing_class")
 
     def open_set(dataset: Any, split: str) -> Any:
-        dataset = _without_tensors(as_taken(dataset, split, call["args"]), split, takes_images)
-        opened[split] = opened_set(dataset, split, options, processing_class)
-        return dataset
+        opened[split] = opened_set(dataset, split, call["args"], options, processing_class, takes_images)
+        return opened[split].dataset
 
     _each_dataset(call, open_set)
+    _read_alike(opened)
     prepare_tokenizer(processing_class, [split for split, each in opened.items() if each.counts.messages.n])
     _each_dataset(call, lambda dataset, split: _counted(dataset, split, facts))
     if FACTOR in objective.columns:
@@ -98,15 +99,28 @@ def prepare_datasets(
     return keep, facts, opened
 
 
-def opened_set(dataset: Any, split: str, options: MarginOptions, processing_class: Any) -> OpenedSet:
-    """`open_rows` with a config's options."""
-    return open_rows(
-        dataset,
-        split,
-        options.prompt_column,
-        options.system_column,
-        keeps_parts=isinstance(processing_class, ProcessorMixin),
-    )
+def opened_set(
+    dataset: Any, split: str, config: Any, options: MarginOptions, processing_class: Any, takes_images: bool
+) -> OpenedSet:
+    """A data set as it was given, ready to be read.
+
+    Raises:
+        ValueError, TypeError: as `prepare_datasets`.
+    """
+    dataset = _without_tensors(as_taken(dataset, split, config), split, takes_images)
+    # TRL loads the processor of a vision-language model later
+    keeps_parts = isinstance(processing_class, ProcessorMixin) or any(n in IMAGES for n in column_names(dataset))
+    return open_rows(dataset, split, options.prompt_column, options.system_column, keeps_parts)
+
+
+def _read_alike(opened: dict[str, OpenedSet]) -> None:
+    """Text completions lose the prompt that they repeat in every set, where they do in the training set."""
+    train = opened.get(TRAIN)
+    if train is None or not train.reader.repeats_prompt:
+        return
+    for split, each in opened.items():
+        if each.counts.repeated.n:
+            opened[split] = replace(each, reader=replace(each.reader, repeats_prompt=True))
 
 
 def _without_tensors(dataset: Any, split: str, takes_images: bool) -> Any:
@@ -140,12 +154,17 @@ def with_lengths(dataset: Any, column: str) -> Any:
     return dataset.add_column(column, [len(a) + len(b) for a, b in zip(chosen, rejected, strict=True)])
 
 
+def eval_split(name: str) -> str:
+    """What an evaluation set is called here: one may have the training set's name."""
+    return f"eval {name}" if name == TRAIN else name
+
+
 def _each_dataset(call: dict[str, Any], change: Callable[[Any, str], Any]) -> None:
     if call.get("train_dataset") is not None:
-        call["train_dataset"] = change(call["train_dataset"], "train")
+        call["train_dataset"] = change(call["train_dataset"], TRAIN)
     evals = call.get("eval_dataset")
     if isinstance(evals, dict):
-        call["eval_dataset"] = {name: change(dataset, name) for name, dataset in evals.items()}
+        call["eval_dataset"] = {name: change(dataset, eval_split(name)) for name, dataset in evals.items()}
     elif evals is not None:
         call["eval_dataset"] = change(evals, "eval")
 
@@ -235,7 +254,7 @@ def _with_checked_scores(
     if needed_by:
         columns = require_score_columns(names, options.score_columns, repr(needed_by), split)
     else:
-        columns = find_score_columns(names, options.score_columns)
+        columns = find_score_columns(names, options.score_columns, strict=split == TRAIN)
     if columns is None:
         return dataset
     if options.score_columns is None and len(several := known_score_columns(names)) > 1:

@@ -19,7 +19,7 @@ def why_not(split: SplitAudit, needs: Collection[str]) -> str | None:
         return f"no column {' and no column '.join(missing)}"
     if not split.n_rows:
         return "no rows"
-    reasons = ["the prompts are a guess"] if split.refused else []
+    reasons = ["training refuses the rows"] if split.refused else []
     reasons += [
         f"{counted(rows.n, 'row')} cannot be {what}"
         for rows, what in ((split.unreadable, "read"), (split.untokenizable, "tokenized"))

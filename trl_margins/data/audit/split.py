@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from ...rows import RowReader
-from ...rows.opened import notes, why_refused
+from ...rows import RowError, RowReader
+from ...rows.opened import notes, reader_for, why_refused
 from ..formats import transformed
 from ..noise import IS_FLIPPED
 from .duplicates import Duplicates, count_duplicates, count_prompts
@@ -74,13 +74,16 @@ def audit_split(
         return SplitAudit(len(dataset), columns), Counter()
     n_rows = len(dataset)
     dataset = dataset.with_format(None)
-    reader = RowReader.of(columns, split, prompt_column, system_column)
+    refused = None
+    try:
+        reader = reader_for(dataset, split, prompt_column, system_column)
+    except RowError as error:  # an audit goes on
+        reader, refused = RowReader.of(columns, split, prompt_column, system_column), str(error)
     scores = score_gaps(dataset, score_columns, min_score_gap)
     n_sampled = 0 if FACTOR in columns else min(ef_sample, n_rows)
     sample = np.random.default_rng(seed).choice(n_rows, n_sampled, replace=False)
     texts = read_texts(dataset, reader, set(sample.tolist()))
-    if texts.counts.text.n and texts.counts.repeated.n == texts.counts.text.n:
-        reader = replace(reader, repeats_prompt=True)
+    reader = replace(reader, repeats_prompt=texts.counts.repeats_prompt)
     n_read = len(texts.rows)
     if n_read < n_rows:
         logger.warning("%s: %d of %d rows cannot be read", split, n_rows - n_read, n_rows)
@@ -98,7 +101,7 @@ def audit_split(
         n_read=n_read,
         untokenizable=untokenizable,
         implicit=reader.prompt_column is None,
-        refused=why_refused(reader, texts.counts),
+        refused=refused or why_refused(reader, texts.counts),
         notes=[note.text for note in notes(reader, texts.counts)],
         n_flipped=sum(map(bool, dataset[IS_FLIPPED][:])) if IS_FLIPPED in columns else None,
         scores=scores,

@@ -1,0 +1,300 @@
+"""What outsiders found in the reading of rows: text stays text, a row is what it is alone, and nothing is remembered
+that has changed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+import pytest
+from conftest import byte_tokenizer, load, preference_rows, quiet
+from datasets import Dataset, Features, IterableDataset, Json, Value
+
+from trl_margins import GapPOConfig, GapPOTrainer, MarginCPOConfig, MarginCPOTrainer, MarginDPOConfig, MarginDPOTrainer
+from trl_margins.evaluation.sets import evaluation_set
+from trl_margins.rows import PreferenceRow, open_rows, tokenize
+from trl_margins.rows import tokenized as tokenized_module
+from trl_margins.rows.mixed import mixed
+from trl_margins.rows.tokens import PairTokenizer
+
+pytestmark = pytest.mark.usefixtures("few_objects_to_collect")
+
+BASES = {"cpo": (MarginCPOTrainer, MarginCPOConfig), "dpo": (MarginDPOTrainer, MarginDPOConfig)}
+TOOLS = (
+    "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}<s>{{ m['role'] }}:{{ m['content'] }}"
+    "{% if m['tool_calls'] %}{{ m['tool_calls'] | tojson }}{% endif %}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant:{% endif %}"
+)
+
+
+def says(role: str, content: str, **more: Any) -> dict[str, Any]:
+    return {"role": role, "content": content, **more}
+
+
+def chat(i: Any, **more: Any) -> dict[str, Any]:
+    sides = {side: [says("assistant", f"{side[0]}{i}")] for side in ("chosen", "rejected")}
+    return {"prompt": [says("user", f"q{i}")], **sides, **more}
+
+
+def with_template(template: str) -> Any:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def trainer_of(base: str, folder: str, tokenizer: Any, out: Any, rows: Any, evals: Any = None, **options: Any) -> Any:
+    cls, config_cls = BASES[base]
+    if not isinstance(rows, Dataset):
+        options["max_steps"] = 1
+    config = config_cls(**quiet(output_dir=str(out), **{"max_length": 256, **options}))
+    return cls(load(folder), args=config, train_dataset=rows, eval_dataset=evals, processing_class=tokenizer)
+
+
+def texts(base: str, dataset: Any, tokenizer: Any) -> list[str]:
+    """Prompt and chosen completion of each row."""
+    if base == "dpo":
+        return [tokenizer.decode([*row["prompt_ids"], *row["chosen_ids"]]) for row in dataset]
+    return [tokenizer.decode(row["chosen_input_ids"]) for row in dataset]
+
+
+# Text stays text
+
+
+@pytest.mark.parametrize("text", ['"x"', "42", "1.50", "null", "true", '{"a": 1}', "[1, 2]", "7", "ok"])
+def test_a_mixture_keeps_text_that_is_json(text):
+    rows = [{"prompt": text, "chosen": f"{text} ", "rejected": "no"}]
+    together = mixed([("text", Dataset.from_list(rows)), ("chats", Dataset.from_list([chat(1)]))])
+    assert {name: together[0][name] for name in rows[0]} == rows[0]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected"),
+    [
+        ('[{"value": 3, "label": "x"}]', '[{"value": 4, "label": "y"}]'),
+        ('[{"content": "hi"}] is it', "no"),
+        ('[{"role": "CEO", "content": "boss"}]', '[{"role": "CTO", "content": "boss"}]'),
+        ('[{"role": "assistant", "content": "b"}]', "no"),
+    ],
+)
+def test_an_answer_in_json_is_text(chosen, rejected):
+    row = {"prompt": "As JSON: ", "chosen": chosen, "rejected": rejected}
+    other = {"prompt": "q ", "chosen": "a", "rejected": "b"}
+    for rows in ([row], [other, row]):
+        found = list(open_rows(Dataset.from_list(rows), "train"))[-1]
+        assert found == PreferenceRow("As JSON: ", [chosen, rejected])
+    lists = Dataset.from_list([{"prompt": "As JSON: ", "responses": [chosen, "x"], "scores": [2.0, 1.0]}])
+    assert evaluation_set(lists, "lists").rows[0].completions == [chosen, "x"]
+
+
+def test_conversations_as_json_text_are_read():
+    turns = json.dumps([{"from": "human", "value": "q"}])
+    rows = Dataset.from_list([{"conversations": turns, "chosen": "The good one", "rejected": "The bad one"}] * 2)
+    assert next(iter(open_rows(rows, "train"))).prompt == [says("user", "q")]
+
+
+# What a template reads
+
+
+def test_a_row_has_its_own_tools(tiny_model, tmp_path):
+    """Also where they differ in nothing but the order of their keys."""
+    first, second = {"type": "function", "name": "f"}, {"name": "f", "type": "function"}
+    rows = [PreferenceRow(chat(1)["prompt"], [chat(1)["chosen"]] * 2, {"tools": [tool]}) for tool in (first, second)]
+    tokenizer = with_template(TOOLS)
+    together = tokenize(rows, tokenizer)
+    for row, tokens in zip(rows, together, strict=True):
+        assert tokens == tokenize([row], tokenizer)[0]
+        assert tokenizer.decode(tokens.prompt).startswith(json.dumps(row.template["tools"]))
+
+
+def test_nulls_that_the_data_has_stay():
+    """A column of structs has others, which Arrow added."""
+    tools = [{"name": "f", "parameters": {"x": {"type": "string", "default": None}}}]
+    call = says("assistant", "", tool_calls=[{"name": "f", "arguments": {"x": None, "y": 1}}])
+    row = {**chat(1), "chosen": [call], "tools": json.dumps(tools)}
+    features = Features({name: Json() if name != "tools" else Value("string") for name in row})
+    found = next(iter(open_rows(Dataset.from_list([row], features=features), "train")))
+    assert found.template["tools"] == tools
+    assert found.completions[0] == [call]
+    struct = Dataset.from_list([chat(1, tools=[{"a": {"x": 1}}]), chat(2, tools=[{"b": {"y": 2}}])])
+    assert [row.template for row in open_rows(struct, "train")] == [{"tools": [{"a": {"x": 1}}]},
+                                                                    {"tools": [{"b": {"y": 2}}]}]  # fmt: skip
+
+
+@pytest.mark.parametrize("tools", ["", None, []])
+def test_no_tools(tools):
+    rows = Dataset.from_list([chat(1, tools=tools, chat_template_kwargs='{"x": 1}')])
+    assert next(iter(open_rows(rows, "train"))).template == {"x": 1}
+
+
+def test_a_list_of_responses_has_its_template_variables_and_its_prompt_once():
+    row = {"prompt": [says("user", "q")], "tools": "[1]", "scores": ["2", 1.0]}
+    row["responses"] = [[*row["prompt"], says("assistant", text)] for text in "ab"]
+    features = Features({name: Json() if name != "tools" else Value("string") for name in row})
+    found = evaluation_set(Dataset.from_list([row], features=features), "lists")
+    assert found.rows == [PreferenceRow(row["prompt"], [[says("assistant", text)] for text in "ab"], {"tools": [1]})]
+    assert found.scores == [[2.0, 1.0]]
+    with pytest.raises(ValueError, match="column 'responses', row 0 of lists: None is not a list"):
+        evaluation_set(Dataset.from_list([{**row, "responses": None}], features=features), "lists")
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_a_template_that_moves_the_question_is_told(base, tiny_model, tmp_path, caplog):
+    """As Mistral's, which renders the system message where the user's is the last one."""
+    template = (
+        "{% for m in messages %}{% if m['role'] == 'user' %}[I]"
+        "{% if loop.last %}{{ messages[0]['content'] }}{% endif %}"
+        "{{ m['content'] }}[/I]{% elif m['role'] == 'assistant' %}{{ m['content'] }}</s>{% endif %}{% endfor %}"
+    )
+    rows = [{**chat(i), "prompt": [says("system", "Be kind"), says("user", f"what {i}")]} for i in range(3)]
+    caplog.set_level(logging.INFO, "trl_margins")
+    trainer_of(base, tiny_model, with_template(template), tmp_path, Dataset.from_list(rows))
+    assert "in 3 of the first 3 rows the prompt alone ends otherwise" in caplog.text
+    assert "In 3 rows it begins before the last message of the prompt" in caplog.text
+
+
+def test_two_begin_tokens_are_told(tiny_model, tmp_path, caplog):
+    from tokenizers import processors
+
+    tokenizer = byte_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
+    rows = preference_rows(3).to_list()
+    rows[1]["prompt"] = "<s>" + rows[1]["prompt"]
+    trainer_of("dpo", tiny_model, tokenizer, tmp_path, Dataset.from_list(rows))
+    assert "1 of the first 3 rows begin with two begin tokens (the first is row 1)" in caplog.text
+
+
+# Prompts given twice
+
+
+@pytest.mark.parametrize(
+    ("prompt", "before"),
+    [
+        ([says("user", "q")], [says("system", "s"), says("user", "q")]),
+        ([says("system", "s"), says("user", "q")], [says("user", "q")]),
+        ([says("user", "q", id="7")], [says("user", "q")]),
+    ],
+)
+def test_a_prompt_that_conversations_repeat_nearly(prompt, before):
+    row = {"prompt": prompt, **{s: [*before, says("assistant", s)] for s in ("chosen", "rejected")}}
+    found = next(iter(open_rows(Dataset.from_list([row], features=Features({n: Json() for n in row})), "train")))
+    assert found.completions == [[says("assistant", "chosen")], [says("assistant", "rejected")]]
+    assert [message["content"] for message in found.prompt] == [
+        message["content"] for message in max(prompt, before, key=len)
+    ]
+
+
+def test_a_turn_that_comes_again_later_is_no_prompt():
+    turns = [says("assistant", "x"), says("user", "hi")]
+    row = {"prompt": [says("user", "hi")], **{s: [*turns, says("assistant", s)] for s in ("chosen", "rejected")}}
+    found = next(iter(open_rows(Dataset.from_list([row]), "train")))
+    assert found.prompt == row["prompt"]
+    assert found.completions[0] == row["chosen"]
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_every_set_of_a_trainer_loses_the_prompt_that_answers_repeat(base, tiny_model, tokenizer, tmp_path):
+    rows = [{"prompt": f"{i} ", "chosen": f"{i} a", "rejected": f"{i} b"} for i in range(4)]
+    evals = Dataset.from_list([*rows, {"prompt": "z ", "chosen": "c", "rejected": "d"}])
+    trainer = trainer_of(base, tiny_model, tokenizer, tmp_path, Dataset.from_list(rows), evals)
+    assert texts(base, trainer.train_dataset, tokenizer) == [f"{i} a</s>" for i in range(4)]
+    assert texts(base, trainer.eval_dataset, tokenizer) == [*(f"{i} a</s>" for i in range(4)), "z c</s>"]
+
+
+# Sets
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_an_evaluation_set_called_train(base, tiny_model, tokenizer, tmp_path):
+    """The two are read apart, and counted apart."""
+    rows = Dataset.from_list([{"prompt": f"Q{i}: ", "chosen": "The a", "rejected": "The b"} for i in range(6)])
+    other = Dataset.from_list([{"chosen": f"P{i} x", "rejected": f"P{i} y"} for i in range(3)])
+    trainer = trainer_of(base, tiny_model, tokenizer, tmp_path, rows, {"train": other, "test": rows})
+    assert texts(base, trainer.train_dataset, tokenizer) == [f"Q{i}: The a</s>" for i in range(6)]
+    assert texts(base, trainer.eval_dataset["train"], tokenizer) == [f"P{i} x</s>" for i in range(3)]
+    assert {name: facts.pairs for name, facts in trainer.set_facts.items()} == {"train": 6, "eval train": 3, "test": 6}
+    assert "eval_train_pwa_all" in trainer.evaluate()
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("kind", ["loaded", "stream", "transformed"])
+def test_sets_that_come_later(base, kind, tiny_model, tokenizer, tmp_path):
+    """As those that the trainer was built with, with their scores."""
+    scored = preference_rows(6, "conversational")
+    plain = scored.remove_columns(["score_chosen", "score_rejected"])
+    later = {
+        "loaded": scored,
+        "stream": scored.to_iterable_dataset(),
+        "transformed": scored.rename_column("chosen", "better").with_transform(
+            lambda batch: {"chosen": batch["better"], **{k: v for k, v in batch.items() if k != "better"}}
+        ),
+    }[kind]
+    size = {"per_device_eval_batch_size": 3}  # which divides them: the loss is a mean over batches
+    size |= {"reward": "length-normalized"} if base == "dpo" else {}  # a log-ratio to itself ranks nothing
+    early = trainer_of(base, tiny_model, tokenizer, tmp_path, scored, scored, **size).evaluate()
+    found = trainer_of(base, tiny_model, tokenizer, tmp_path, plain, **size).evaluate(later)
+    for name in ("eval_loss", "eval_pwa_all", "eval_pwa", "eval_spearman"):
+        assert found[name] == pytest.approx(early[name], rel=1e-4), name
+
+
+def test_named_scores_that_an_evaluation_set_lacks(tiny_model, tokenizer, tmp_path):
+    rows = preference_rows(4).rename_columns({"score_chosen": "a", "score_rejected": "b"})
+    evals = preference_rows(4).remove_columns(["score_chosen", "score_rejected"])
+    options = {"score_columns": ["a", "b"]}
+    trainer = trainer_of("cpo", tiny_model, tokenizer, tmp_path, rows, evals, **options)
+    assert set(trainer.evaluate()) >= {"eval_pwa_all"}
+    with pytest.raises(ValueError, match="score_columns names"):
+        GapPOTrainer(
+            load(tiny_model),
+            GapPOConfig(**quiet(output_dir=str(tmp_path), **options)),
+            train_dataset=evals,
+            processing_class=tokenizer,
+        )
+
+
+def test_a_column_that_comes_late_in_a_stream(tiny_model, tmp_path):
+    def rows():
+        yield chat(1)
+        yield chat(2, tools=[{"name": "f"}])
+
+    tokenizer = with_template(TOOLS)
+    for base in BASES:
+        trainer = trainer_of(base, tiny_model, tokenizer, tmp_path, IterableDataset.from_generator(rows))
+        assert [text.startswith('[{"name": "f"}]') for text in texts(base, trainer.train_dataset, tokenizer)] == [
+            False,
+            True,
+        ]
+
+
+def test_a_newer_tokenization_is_not_read_from_an_older_cache(tiny_model, tokenizer, tmp_path, monkeypatch):
+    preference_rows(6).to_json(tmp_path / "rows.jsonl")
+    calls, tokens_of = [], PairTokenizer.__call__
+    monkeypatch.setattr(PairTokenizer, "__call__", lambda *a: calls.append(a) or tokens_of(*a))
+
+    def make() -> None:
+        rows = Dataset.from_json(str(tmp_path / "rows.jsonl"), cache_dir=str(tmp_path / "cache"))
+        opened = open_rows(rows, "train")
+        tokenized_module.tokenized(opened, PairTokenizer(opened.reader, tokenizer, _lengths))
+
+    make()
+    assert len(calls) == 1
+    make()
+    assert len(calls) == 1
+    monkeypatch.setattr(PairTokenizer.__init__, "__defaults__", ("2, trl 1.0",))
+    make()
+    assert len(calls) == 2
+
+
+def _lengths(tokens: Any) -> dict[str, int]:
+    return {"n": len(tokens.prompt)}
+
+
+def test_pairs_that_were_dropped_blame_no_template(tiny_model, tokenizer, tmp_path, caplog):
+    """One pair has the same completion twice, the other is dropped for its length."""
+    rows = preference_rows(2).to_list()
+    rows[0]["rejected"], rows[1]["prompt"] = rows[0]["chosen"], "x" * 200
+    trainer_of("cpo", tiny_model, tokenizer, tmp_path, Dataset.from_list(rows), max_length=100)
+    assert "same tokens" not in caplog.text

@@ -340,11 +340,12 @@ def _anchor_gaps(rig: Rig, precision: str) -> Values:
                 return [float(row["anchor_gap"]) for row in csv.DictReader(file)]
 
     right, found = (torch.tensor(gaps(*how)) for how in ((torch.float32, False), (kept.dtype, kept.autocast)))
+    pairs = f"{len(right)} {'made-up' if made else 'real'} pairs"
     mean = (found.mean() / right.mean() - 1).item()
     rank = float(spearmanr(found, right)[0])
     return {
         "ok": abs(mean) <= 0.1 and rank >= 0.97,
-        "note": f"mean {mean:+.1%} from {right.mean():.4f}, Spearman {rank:.3f}, {len(right)} {'made-up' if made else 'real'} pairs",
+        "note": f"mean {mean:+.1%} from {right.mean():.4f}, Spearman {rank:.3f}, {pairs}",
         "mean_off": mean,
         "spearman": rank,
     }

@@ -164,6 +164,13 @@ def test_nothing_starts_that_does_not_fit(tmp_path, monkeypatch):
     assert ledger.left == ["long", "second"]
 
 
+def test_what_only_leaves_out_is_left(tmp_path):
+    ledger = Ledger(tmp_path / "part.jsonl", budget=100, only=["this"])
+    assert ledger.do("that", lambda: pytest.fail("it was not asked for")) is None
+    assert ledger.do("just this", dict) is not None
+    assert ledger.left == ["that"]
+
+
 def test_the_edge_of_memory_is_looked_for_along_a_line(monkeypatch):
     import torch
 

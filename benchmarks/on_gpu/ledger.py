@@ -39,7 +39,7 @@ class Ledger:
             self.items = {
                 key: item for key, item in self.items.items() if "error" not in item and item.get("ok", True)
             }
-        self.left: list[str] = []  # what did not fit
+        self.left: list[str] = []  # what did not fit, or was not asked for
         self._seconds: dict[str, float] = {item["kind"]: item["seconds"] for item in self.items.values()}
 
     @property
@@ -61,6 +61,7 @@ class Ledger:
         if key in self.items:
             return self.items[key]
         if self.only and not any(part in key for part in self.only):
+            self.left.append(key)
             return None
         kind = kind or key
         if not self.fits(kind, guess):

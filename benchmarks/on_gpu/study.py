@@ -84,6 +84,7 @@ def _do(rig: Rig, ledger: Ledger, size: Size, options: argparse.Namespace) -> No
     """All runs that fit, as many at a time as there are workers."""
     waiting = [(key, spec) for key, spec in _specs(size, options) if key not in ledger.items]
     if ledger.only:
+        ledger.left += [key for key, _ in waiting if not any(part in key for part in ledger.only)]
         waiting = [(key, spec) for key, spec in waiting if any(part in key for part in ledger.only)]
     busy: dict[Future[Values], tuple[str, str, Spec]] = {}
     alone: set[str] = set()  # what found too little memory beside the others

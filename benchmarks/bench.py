@@ -203,17 +203,20 @@ def tokenization(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     rows = pick_split(load_splits(args.dataset), None, args.dataset) if args.dataset else make_preference_set(2000)
     tokenizer = load_tokenizer(args.model)
     shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **shape))
+    model, folder = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **shape)), args.out / "tokenization"
+    model.save_pretrained(folder)
 
     def make(trainer_class: Any, config_class: Any, **options: Any) -> Callable[[], Any]:
         config = config_class(
-            output_dir=str(args.out / "tokenization"),
+            output_dir=str(folder),
             **options,
             max_length=args.max_length,
             bf16=torch.accelerator.is_available(),
             report_to="none",
         )
-        return lambda: trainer_class(model, args=config, train_dataset=rows, processing_class=tokenizer)
+        # DPOTrainer loads its reference as it loads its model
+        given = str(folder) if issubclass(trainer_class, DPOTrainer) else model
+        return lambda: trainer_class(given, args=config, train_dataset=rows, processing_class=tokenizer)
 
     simpo = {"loss_type": "simpo"}
     trainers = {

@@ -292,6 +292,19 @@ def _lengths(tokens: Any) -> dict[str, int]:
     return {"n": len(tokens.prompt)}
 
 
+@pytest.mark.parametrize(
+    ("columns", "fix"),
+    [
+        (["Prompt", "Chosen", "Rejected"], "names are case-sensitive, so 'Chosen' and 'Rejected' must be written"),
+        (["prompt", "responses", "scores"], "lists of scored responses are for trl-margins evaluate"),
+        (["prompt", "better", "worse"], "rename yours in the file"),
+    ],
+)
+def test_columns_that_are_called_otherwise(columns, fix):
+    with pytest.raises(ValueError, match=f"no column 'chosen' and no column 'rejected', only .*; {fix}"):
+        open_rows(Dataset.from_list([dict.fromkeys(columns, "x")]), "train")
+
+
 def test_pairs_that_were_dropped_blame_no_template(tiny_model, tokenizer, tmp_path, caplog):
     """One pair has the same completion twice, the other is dropped for its length."""
     rows = preference_rows(2).to_list()

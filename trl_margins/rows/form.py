@@ -246,10 +246,16 @@ def require_columns(names: Sequence[str], split: str) -> None:
         RowError: no chosen or no rejected completions.
     """
     if missing := [name for name in COMPLETIONS if name not in names]:
+        fix = "rename yours in the file, or with dataset.rename_column"
+        if otherwise := [name for name in names if name.lower() in missing]:
+            fix = f"names are case-sensitive, so {' and '.join(map(repr, otherwise))} must be written in lower case"
+        elif {"responses", "scores"} <= set(names):
+            fix = (
+                "lists of scored responses are for trl-margins evaluate, and generalization_splits makes pairs of them"
+            )
         raise RowError(
             f"the {split} data set has no column {' and no column '.join(map(repr, missing))}, only {list(names)}: a "
-            "preference pair is chosen and rejected, and usually prompt; rename yours, for example with "
-            "dataset.rename_column"
+            f"preference pair is chosen and rejected, and usually prompt; {fix}"
         )
 
 

@@ -282,7 +282,7 @@ def test_a_key_that_few_rows_have(folder):
     assert [row["system"] for row in rows_of(folder)] == [None, None, None, "s", None]
 
 
-# Images, sound and films
+# Images, audio and video
 
 
 def pictures() -> Dataset:

@@ -59,8 +59,8 @@ class EvaluateArguments:
     json: str | None = field(default=None, metadata={"help": "File that gets the numbers as JSON."})
     markdown: str | None = field(default=None, metadata={"help": "File that gets the tables."})
     rewards: str | None = field(default=None, metadata={"help": "File that gets each answer's reward, as JSON lines."})
-    prompt_column: str | None = field(default=None, metadata={"help": "As `prompt_column` of the trainer."})
-    system_column: str | None = field(default=None, metadata={"help": "As `system_column` of the trainer."})
+    prompt_column: str | None = field(default=None, metadata={"help": PROMPT_COLUMN})
+    system_column: str | None = field(default=None, metadata={"help": SYSTEM_COLUMN})
     score_columns: list[str] | None = field(default=None, metadata={"help": "Score columns, if not the usual names."})
     eval_min_score_gap: float = field(default=2.0, metadata={"help": "Least score gap of the pairs behind `pwa`."})
     max_length: int | None = field(
@@ -70,7 +70,7 @@ class EvaluateArguments:
             f"what it can take at most; RM-Bench {RM_BENCH_LENGTH}, as its authors."
         },
     )
-    batch_size: int = field(default=16, metadata={"help": "Answers a device and pass. Does not change the numbers."})
+    batch_size: int = field(default=16, metadata={"help": "Answers per device and forward pass. Does not change the numbers."})
     bootstrap: int = field(default=1000, metadata={"help": "Resamples behind the 95 %% intervals."})
     dtype: str = field(
         default="float32", metadata={"help": f"Dtype of the weights: {', '.join(DTYPES)}.", "choices": DTYPES}

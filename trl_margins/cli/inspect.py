@@ -45,8 +45,8 @@ class InspectArguments:
         },
     )
     max_length: int = field(default=1024, metadata={"help": "Longest prompt and answer, in tokens."})
-    prompt_column: str | None = field(default=None, metadata={"help": "As `prompt_column` of the trainer."})
-    system_column: str | None = field(default=None, metadata={"help": "As `system_column` of the trainer."})
+    prompt_column: str | None = field(default=None, metadata={"help": PROMPT_COLUMN})
+    system_column: str | None = field(default=None, metadata={"help": SYSTEM_COLUMN})
     score_columns: list[str] | None = field(default=None, metadata={"help": "Score columns, if not the usual names."})
     eval_min_score_gap: float = field(default=2.0, metadata={"help": "Least score gap of the pairs behind `pwa`."})
     ef_sample: int = field(

@@ -32,7 +32,7 @@ class ScoreArguments:
     encoder: str | None = field(default=None, metadata={"help": "For BERTScore: folder or Hub id of the encoder."})
     num_layers: int | None = field(default=None, metadata={"help": "For BERTScore: embeddings after this layer."})
     batch_size: int | None = field(
-        default=None, metadata={"help": "For BERTScore: texts a forward pass; 8 on a CPU, else 64, if not given."}
+        default=None, metadata={"help": "For BERTScore: texts per forward pass; 8 on a CPU, else 64, if not given."}
     )
     device: str | None = field(default=None, metadata={"help": "For BERTScore: CUDA if there is one, else the CPU."})
     column: str = field(default="evaluation_factor", metadata={"help": "Name of the new column."})

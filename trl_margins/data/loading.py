@@ -31,7 +31,7 @@ def load_splits(
             `save_to_disk`, a folder of files, or a Hub id. What exists is that file, whatever characters it has.
         config: the configuration of a Hub set, or of a folder whose README.md has several.
         streaming: read while training instead of before.
-        decoded: columns whose images, sound or films are decoded when a row is read; None for all.
+        decoded: columns whose images, audio or video are decoded when a row is read; None for all.
 
     Raises:
         ValueError: a file of another kind, one that cannot be read, with its name, and the line where it has one, or

@@ -51,8 +51,8 @@ class TrainArguments(ScriptArguments):
     eval_dataset_name: str | None = field(
         default=None,
         metadata={
-            "help": "Evaluation set, if it is not a split of `dataset_name`: a file, a saved data set, a folder of files "
-            "or a Hub id; its `dataset_test_split`, or its only split."
+            "help": "Evaluation set, if it is not a split of `dataset_name`: a file, a saved data set, a folder of "
+            "files or a Hub id; its `dataset_test_split`, or its only split."
         },
     )
     mixture_weights: list[float] | None = field(

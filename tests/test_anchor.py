@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import DistributedType
 from conftest import assert_same_gradients, load, preference_rows, quiet
+from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from scipy.stats import spearmanr
 
@@ -731,6 +733,61 @@ def test_selected_gaps_are_those_of_the_reference(tiny_model, tokenizer, tmp_pat
     batches = window(trainer, n=5, size=2)
     expected = [gap for s in range(0, 5, 2) for gap in reference(trainer, batches[s : s + 2])[0]]
     np.testing.assert_allclose(dataset_anchor_gaps(trainer), torch.cat(expected), rtol=1e-3, atol=1e-5)
+
+
+def test_selected_gaps_of_a_short_last_mini_batch(tiny_model, tokenizer, tmp_path):
+    """Ten pairs by four: accelerate cuts what it gathers at the end to the last mini-batch's size."""
+    rows = preference_rows(10, seed=9)
+    trainer = gapo_trainer(tiny_model, tokenizer, tmp_path, anchor_keep_graphs=0, rows=rows)
+    batches = [
+        trainer.data_collator([trainer.train_dataset[i] for i in some]) for some in (range(4), range(4, 8), (8, 9))
+    ]
+    expected = [gap for some in (batches[:2], batches[2:]) for gap in reference(trainer, some)[0]]
+    np.testing.assert_allclose(dataset_anchor_gaps(trainer), torch.cat(expected), rtol=1e-3, atol=1e-5)
+
+
+def test_select_leaves_out_what_training_drops(tiny_model, tmp_path, capsys):
+    rows = preference_rows(8, seed=9).to_list()
+    whole = [row for i, row in enumerate(rows) if i != 2]
+    rows[2]["prompt"] = "a" * 200
+    options = ["--batch_size", "2", "--batch_multiplier", "2", "--max_length", "128", "--fraction", "0.5"]
+    found = {}
+    for name, some in {"with": rows, "without": whole}.items():
+        Dataset.from_list(some).to_json(tmp_path / f"{name}.jsonl")
+        model = ["--model_name_or_path", tiny_model, "--output_dir", str(tmp_path / name)]
+        assert cli(["select", "--dataset_name", str(tmp_path / f"{name}.jsonl"), *model, *options]) == 0
+        found[name] = {part: read_rows(tmp_path / name / f"{part}.jsonl") for part in ("all", "stable", "unstable")}
+        assert ("1 of 8 pairs could not be measured" in capsys.readouterr().out) == (name == "with")
+    assert found["with"] == found["without"]
+    assert [row["prompt"] for row in found["with"]["all"]] == [row["prompt"] for row in whole]
+
+
+def test_select_checks_the_fraction_of_what_is_left(tiny_model, tmp_path):
+    """Before it measures: of four pairs a quarter is one, of one pair none."""
+    long = [{**row, "prompt": "a" * 200} for row in preference_rows(3).to_list()]
+    Dataset.from_list([*preference_rows(1).to_list(), *long]).to_json(tmp_path / "pairs.jsonl")
+    arguments = ["select", "--model_name_or_path", tiny_model, "--dataset_name", str(tmp_path / "pairs.jsonl")]
+    with pytest.raises(ValueError, match=r"leave a row of 1, not 0\.25"):
+        cli([*arguments, "--output_dir", str(tmp_path / "out"), "--fraction", "0.25", "--max_length", "128"])
+
+
+def test_select_reads_named_columns_and_the_trained_length(tiny_model, tmp_path, caplog):
+    rows = preference_rows(4, seed=9).rename_columns(
+        {"prompt": "question", "score_chosen": "good", "score_rejected": "bad"}
+    )
+    rows.add_column("system", ["be brief"] * 4).to_json(tmp_path / "pairs.jsonl")
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    (model / "margin_run.json").write_text(json.dumps({"config": {"max_length": 96}}))
+    arguments = ["select", "--model_name_or_path", str(model), "--dataset_name", str(tmp_path / "pairs.jsonl")]
+    named = ["--prompt_column", "question", "--system_column", "system", "--score_columns", "good", "bad"]
+    with caplog.at_level("INFO", logger="trl_margins"):
+        assert cli([*arguments, "--output_dir", str(tmp_path / "out"), "--fraction", "0.5", *named]) == 0
+    assert "max_length=96, with which the model was trained" in caplog.text
+    assert "column 'question' holds the prompts" in caplog.text
+    assert "is not used" not in caplog.text  # as the system message would be
+    assert len(read_rows(tmp_path / "out" / "all.jsonl")) == 4
+    with pytest.raises(ValueError, match=r"score_columns names \['worse'\]"):
+        cli([*arguments, "--output_dir", str(tmp_path / "out"), *named[:-1], "worse"])
 
 
 def test_a_fraction_that_is_none_is_refused():

@@ -514,7 +514,10 @@ def test_what_is_not_there(tmp_path):
     with pytest.raises(FileNotFoundError, match=f"{tmp_path.name} doesn't contain any data files"):
         load_splits(str(tmp_path))
     splits = DatasetDict({"train_prefs": Dataset.from_list(texts())})
-    with pytest.raises(ValueError, match=r"'pairs' has the splits \['train_prefs'\], not 'train': name one of them"):
+    with pytest.raises(
+        ValueError,
+        match=r"'pairs' has the splits \['train_prefs'\], not 'train': name one of them with --dataset_split",
+    ):
         pick_split(splits, "train", "pairs")
 
 

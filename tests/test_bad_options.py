@@ -613,6 +613,12 @@ def test_flags_that_are_wrong(argv, status, words, console, tiny_model, tmp_path
         (["evaluate", "--config", "tab.yaml"], 1, "(?s)found character '\\\\t'.*tab.yaml"),
         (["select", "--output_dir", "out", "--fraction", "0"], 1, "fraction must be a number, above 0 and at most 1"),
         (["select", "--output_dir", "out", "--fraction", "0.01"], 1, "fraction .*leave a row of 4, not 0.01"),
+        (["evaluate", "--rewrad", "sum"], 1, "evaluate: unknown option --rewrad; did you mean --reward.\n"),
+        (["inspect", "--x=1"], 1, "inspect: unknown option --x\n"),
+        (["score", "--metrik", "jaccard"], 1, "unknown option --metrik; did you mean --metric.\n"),
+        (["select", "--output-dri", "o"], 1, "select: unknown option --output-dri; did you mean --output-dir.\n"),
+        (["select", "--output_dir", "o", "--config", "x.yaml"], 1, "unknown option --radios; did you mean --radius."),
+        (["evaluate", "--json", "a", "b"], 1, "unexpected argument 'b': write the option"),
         (["select", "--output_dir", "file/out"], 1, "file/out cannot be written to .Not a directory"),
         (["select", "--output_dir", "out", "--estimator", "exact"], 1, "unknown anchor_estimator 'exact'"),
     ],
@@ -622,6 +628,7 @@ def test_flags_of_other_commands(argv, status, words, console, tiny_model, tmp_p
     preference_rows(4).to_json("rows.jsonl")
     Path("file").touch()
     Path("tab.yaml").write_text("a:\n\t- b")
+    Path("x.yaml").write_text("radios: 1")
     command, *flags = argv
     model = ["--model_name_or_path", tiny_model, "--dataset_name", "rows.jsonl"] if flags else []
     found, said = console(command, *model, *flags)

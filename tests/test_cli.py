@@ -8,6 +8,7 @@ import logging
 import pytest
 import yaml
 from conftest import preference_rows
+from datasets import DatasetDict
 from transformers import pipeline
 
 from trl_margins.cli import main
@@ -98,6 +99,34 @@ def test_train_then_evaluate(tiny_model, pairs_file, tmp_path, capsys):
     assert "pairwise accuracy, score gap ≥ 2" in table
     assert f"{written['pwa']:.4f}" in table
     assert pipeline("text-generation", str(out))("small dog", max_new_tokens=2)[0]["generated_text"]
+
+
+def test_the_split_of_an_evaluation_set(tiny_model, tmp_path, caplog):
+    """The test split where there is one, else the only one."""
+    splits = DatasetDict({"train": preference_rows(8), "test": preference_rows(6, seed=1)})
+    splits.save_to_disk(tmp_path / "pairs")
+    preference_rows(5, seed=2).to_json(tmp_path / "more.jsonl")
+    argv = ["train", "--model_name_or_path", tiny_model, "--dataset_name", str(tmp_path / "pairs"), *SMALL]
+    argv += ["--output_dir", str(tmp_path / "out"), "--max_steps", "1", "--eval_dataset_name"]
+    for name, n in {"pairs": 6, "more.jsonl": 5}.items():
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "trl_margins"):
+            assert main([*argv, str(tmp_path / name)]) == 0
+        assert f"eval scores from score_chosen/score_rejected: {n} pairs" in caplog.text
+    for flag in ("--dataset_test_split", "--dataset_train_split"):
+        with pytest.raises(ValueError, match=rf"\['train', 'test'\], not 'dev': name one of them with {flag}"):
+            main([*argv, str(tmp_path / "pairs"), flag, "dev"])
+    with pytest.raises(ValueError, match=r"has the splits \['train', 'test'\]: name one of them with --dataset_split"):
+        main(["select", *argv[1:5], "--output_dir", str(tmp_path / "ranked")])
+
+
+def test_noise_by_length_reads_the_named_prompt(tiny_model, tmp_path, caplog):
+    preference_rows(8).rename_column("prompt", "question").to_json(tmp_path / "pairs.jsonl")
+    argv = ["train", "--model_name_or_path", tiny_model, "--dataset_name", str(tmp_path / "pairs.jsonl"), *SMALL]
+    argv += ["--output_dir", str(tmp_path / "out"), "--max_steps", "1", "--prompt_column", "question"]
+    with caplog.at_level(logging.INFO, "trl_margins"):
+        assert main([*argv, "--noise", "length:0.25"]) == 0
+    assert "flipped 2 of 8 pairs (length)" in caplog.text
 
 
 def test_dpo_base_and_adapter(tiny_model, pairs_file, tmp_path):

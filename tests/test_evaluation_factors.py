@@ -444,6 +444,15 @@ class TestCommand:
         assert main([*argv, "--dataset_split", "test", "--output", str(tmp_path / "out.parquet")]) == 0
         assert len(load_splits(str(tmp_path / "out.parquet"))["train"]) == 3
 
+    def test_the_data_first_and_the_prompt_in_a_named_column(self, tmp_path, capsys):
+        rows = {"question": ["q"] * 2, "rules": ["be brief"] * 2, "chosen": ["a b", "c"], "rejected": ["b", "c"]}
+        Dataset.from_dict(rows).to_csv(tmp_path / "sheet.csv", index=False)
+        argv = ["score", str(tmp_path / "sheet.csv"), "--metric", "rouge1"]
+        with pytest.raises(ValueError, match=r"\(--prompt_column question\)"):
+            main(argv)
+        assert main([*argv, "--prompt_column", "question", "--system_column", "rules"]) == 0
+        assert capsys.readouterr().out.splitlines()[1].split()[:3] == ["train", "2", f"{(2 / 3 + 1) / 2:.4f}"]
+
     def test_the_table_alone(self, tmp_path, capsys):
         Dataset.from_dict(
             {"prompt": ["", "", ""], "chosen": ["a b", "a", "c d"], "rejected": ["a b", "b", "c e"]}

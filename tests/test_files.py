@@ -140,7 +140,10 @@ def test_a_link_is_read_anew_when_its_target_changes(folder):
 
 def test_a_wrong_split_is_an_error_that_lists_the_splits(folder):
     write(folder, train__jsonl=LINE, test__jsonl=LINE)
-    with pytest.raises(ValueError, match=r"'pairs' has the splits \['train', 'test'\], not 'tset': name one of them"):
+    with pytest.raises(
+        ValueError,
+        match=r"'pairs' has the splits \['train', 'test'\], not 'tset': name one of them with --dataset_split",
+    ):
         pick_split(load_splits(str(folder)), "tset", "pairs")
 
 
@@ -282,7 +285,7 @@ def test_a_key_that_few_rows_have(folder):
     assert [row["system"] for row in rows_of(folder)] == [None, None, None, "s", None]
 
 
-# Images, sound and films
+# Images, audio and video
 
 
 def pictures() -> Dataset:

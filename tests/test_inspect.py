@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from contextlib import nullcontext
 
@@ -16,6 +17,7 @@ from trl_margins import MarginCPOConfig, MarginCPOTrainer
 from trl_margins.cli import main
 from trl_margins.cli.inspect import columns_of, in_tokens_of, report
 from trl_margins.data.audit import Audit, SplitAudit, audit, distribution, nice_edges
+from trl_margins.data.audit.reading import shortened
 from trl_margins.data.evaluation_factors import compute
 from trl_margins.methods import METHODS
 from trl_margins.rows import RowError
@@ -162,7 +164,6 @@ def test_an_implicit_prompt_of_strings():
         {"prompt": "p", "chosen": "a", "rejected": "b"},
         {"prompt": "", "chosen": "", "rejected": "b"},
         {"chosen": "x", "rejected": "y"},
-        {"chosen": "P: a", "rejected": "P: a"},
         {"prompt": "p", "chosen": [user("p"), assistant("a")], "rejected": [user("p"), assistant("b")]},
         {"prompt": None, "chosen": [user("p"), assistant("a")], "rejected": [user("p"), assistant("b")]},
         {"prompt": [user("p")], "chosen": "P: a", "rejected": "P: b"},
@@ -227,7 +228,7 @@ def test_prompts_in_two_splits():
     found = audit(splits)
     numbers = {both.splits: (both.n_prompts, both.n_rows) for both in found.shared_prompts}
     assert numbers == {("train", "test"): (2, (3, 2)), ("validation", "test"): (1, (1, 1))}
-    assert sum("no test of training" in warning for warning in found.warnings) == 2
+    assert sum("does not measure unseen prompts" in warning for warning in found.warnings) == 2
 
 
 def test_evaluation_factors_are_those_of_the_trainers():
@@ -274,6 +275,39 @@ def test_methods_follow_the_table():
     assert set(listwise.methods.values()) == {"no column chosen and no column rejected"}
     custom = audit({"train": Dataset.from_list(plain(2))}, methods={"new": ["length_gap"]}).splits["train"]
     assert custom.methods == {"new": "needs a column length_gap"}
+
+
+def test_no_method_where_training_would_stop(tiny_model, tokenizer, tmp_path):
+    """Each prompt fills max_length, which training itself says; or no pair has two completions."""
+    rows = Dataset.from_list([{**row, "prompt": "p" * 60} for row in plain(3)])
+    with pytest.raises(ValueError, match="the prompt fills max_length=50"):
+        MarginCPOTrainer(
+            load(tiny_model),
+            MarginCPOConfig(**quiet(output_dir=str(tmp_path), max_length=50)),
+            train_dataset=rows,
+            processing_class=tokenizer,
+        )
+    measured = {"measure": in_tokens_of(tokenizer)}
+    assert set(of(rows, max_length=50, **measured).methods.values()) == {
+        "every prompt fills max_length=50",
+        "every prompt fills max_length=50; needs scores",
+    }
+    some = of([*rows, *plain(1)], max_length=50, **measured)
+    assert some.methods["amapo"] is None
+    same = of([{**row, "rejected": row["chosen"]} for row in plain(3)])
+    assert same.methods["amapo"] == "every pair has the same completion twice, so nothing can be learned"
+    assert of([*plain(1), {"prompt": "p", "chosen": "a", "rejected": "a"}]).methods["amapo"] is None
+
+
+def test_an_error_is_shown_from_its_beginning():
+    long = [{"role": "user", "content": "word " * 200}]
+    example = of([{"prompt": "p", "chosen": long, "rejected": long}]).unreadable.example
+    assert (
+        "row 0 of the train data set: there is no prompt in their form beside them, and the messages that" in example
+    )
+    assert len(example) <= 300
+    assert shortened("a" * 300) == "a" * 300
+    assert shortened("a" * 301) == "a" * 299 + "…"
 
 
 @pytest.mark.parametrize("form", ["standard", "conversational", "implicit"])
@@ -351,7 +385,7 @@ def test_histograms_hold_everything():
         (plain(3, is_flipped=[True, False, True]), "column is_flipped marks 2 of 3 pairs (66.7%)"),
         (
             plain(3, score_chosen=[1.0, None, 2.0], score_rejected=[0.0] * 3),
-            "score_chosen holds 1 × None, the first in",
+            "score_chosen has 1 value that is None, the first in",
         ),
         ([{**row, "chosen": row["chosen"] + " yes"} for row in plain(3)], "chosen answer is the longer one in 3 of 3"),
         ([{**row, "chosen": "day"} for row in plain(3)], "chosen answer is the shorter one in 3 of 3"),
@@ -368,6 +402,14 @@ def test_histograms_hold_everything():
             "columns 'chosen' and 'rejected', row 0 of the train",
         ),
         ([{"prompt": "日", "chosen": "本", "rejected": "語"}], "BERTScore may be the better metric"),
+        (
+            plain(3, margin=["low", "high", "1"]),
+            "margin has 2 values that are not numbers, the first in row 0 ('low')",
+        ),
+        (
+            [{"Prompt": "p", "Chosen": "a", "rejected": "b"}],
+            "case-sensitive; did you mean 'chosen' instead of 'Chosen'?",
+        ),
         (plain(2, evaluation_factor=[0.5, 2.0]), "the evaluation factor 2.0 is outside [0, 1]"),
         ([{"prompt": "p", "completion": "c", "label": True}], "no columns chosen and rejected"),
         (plain(1)[:0] or Dataset.from_dict({"prompt": [], "chosen": [], "rejected": []}), "there are no rows"),
@@ -427,6 +469,17 @@ def test_the_command(two_splits, tiny_model, tmp_path, capsys):
     assert train["methods"]["gappo"] is None
     assert numbers["splits"]["test"]["scores"] is None
     assert "<svg" in figure.read_text()
+
+
+def test_the_length_that_the_model_was_trained_with(two_splits, tiny_model, tmp_path, capsys):
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    (model / "margin_run.json").write_text(json.dumps({"config": {"max_length": 48}}))
+    assert main(["inspect", two_splits, "--model_name_or_path", str(model)]) == 0
+    assert "max_length=48 cuts" in capsys.readouterr().out
+    assert main(["inspect", two_splits, "--model_name_or_path", str(model), "--max_length", "64"]) == 0
+    assert "max_length=64 cuts" in capsys.readouterr().out
+    assert main(["inspect", two_splits, "--model_name_or_path", tiny_model]) == 0
+    assert "max_length=1024 cuts" in capsys.readouterr().out
 
 
 def test_one_split_and_the_flag(two_splits, capsys):

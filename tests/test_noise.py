@@ -170,6 +170,15 @@ class TestLength:
         rate = float(str(error.value).split("can be ")[1].split()[0])
         assert sum(flip_labels(rows, rate, "length")[IS_FLIPPED]) == n_long
 
+    def test_prompt_and_system_message_in_named_columns(self):
+        rows = self.rows("standard").rename_column("prompt", "question").add_column("rules", ["be brief"] * 4)
+        with pytest.raises(ValueError, match="name the prompt with prompt_column='question'"):
+            flip_labels(rows, 0.5, "length")
+        named = flip_labels(rows, 0.5, "length", prompt_column="question", system_column="rules")
+        assert named[IS_FLIPPED][:] == [True, False, True, False]
+        with pytest.raises(ValueError, match="rulez"):
+            flip_labels(rows, 0.5, "length", prompt_column="question", system_column="rulez")
+
     def test_a_row_without_an_answer(self):
         rows = Dataset.from_dict({"prompt": ["q"] * 3, "chosen": ["a"] * 3, "rejected": ["b", None, "c"]})
         with pytest.raises(ValueError, match="column 'rejected', row 1 of the given data set: the value is None"):

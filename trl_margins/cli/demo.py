@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trl import TrlParser
-
 from ..checks import Number
 from ..data.demo import bundled_model_path, make_demo_splits
 from ..evaluation.tables import pair_table
+from .options import OptionsParser
 from .setup import check_writable, load_model, load_tokenizer, log_to_console
 
 NUMBERS = {
@@ -42,7 +41,7 @@ class DemoArguments:
 def main(argv: Sequence[str]) -> int:
     """Makes the data, trains, prints the table before → after."""
     log_to_console()
-    (args,) = TrlParser(DemoArguments, prog="trl-margins demo").parse_args_and_config(list(argv))
+    (args,) = OptionsParser(DemoArguments, prog="trl-margins demo").parse_args_and_config(list(argv))
     check_writable(args.output_dir)
     from .. import GapPOConfig, GapPOTrainer
 

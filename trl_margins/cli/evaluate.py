@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from trl import TrlParser
 
 from ..checks import Number
 from ..data.loading import load_splits, pick_split
@@ -18,6 +17,7 @@ from ..data.splits import SPLITS
 from ..evaluation.sets import EvaluationSet, evaluation_set
 from ..report.markdown import inline, one_line
 from ..report.run_folder import INFO
+from .options import PROMPT_COLUMN, SCORE_COLUMNS, SYSTEM_COLUMN, OptionsParser
 from .setup import DTYPES, check_writable, load_model, load_tokenizer, log_to_console
 
 if TYPE_CHECKING:
@@ -59,9 +59,9 @@ class EvaluateArguments:
     json: str | None = field(default=None, metadata={"help": "File that gets the numbers as JSON."})
     markdown: str | None = field(default=None, metadata={"help": "File that gets the tables."})
     rewards: str | None = field(default=None, metadata={"help": "File that gets each answer's reward, as JSON lines."})
-    prompt_column: str | None = field(default=None, metadata={"help": "As `prompt_column` of the trainer."})
-    system_column: str | None = field(default=None, metadata={"help": "As `system_column` of the trainer."})
-    score_columns: list[str] | None = field(default=None, metadata={"help": "Score columns, if not the usual names."})
+    prompt_column: str | None = field(default=None, metadata={"help": PROMPT_COLUMN})
+    system_column: str | None = field(default=None, metadata={"help": SYSTEM_COLUMN})
+    score_columns: list[str] | None = field(default=None, metadata={"help": SCORE_COLUMNS})
     eval_min_score_gap: float = field(default=2.0, metadata={"help": "Least score gap of the pairs behind `pwa`."})
     max_length: int | None = field(
         default=None,
@@ -70,7 +70,9 @@ class EvaluateArguments:
             f"what it can take at most; RM-Bench {RM_BENCH_LENGTH}, as its authors."
         },
     )
-    batch_size: int = field(default=16, metadata={"help": "Answers a device and pass. Does not change the numbers."})
+    batch_size: int = field(
+        default=16, metadata={"help": "Answers per device and forward pass. Does not change the numbers."}
+    )
     bootstrap: int = field(default=1000, metadata={"help": "Resamples behind the 95 %% intervals."})
     dtype: str = field(
         default="float32", metadata={"help": f"Dtype of the weights: {', '.join(DTYPES)}.", "choices": DTYPES}
@@ -87,7 +89,7 @@ class EvaluateArguments:
 def main(argv: Sequence[str]) -> int:
     """Evaluates, prints the tables, writes the files."""
     log_to_console()
-    (args,) = TrlParser(EvaluateArguments, prog="trl-margins evaluate").parse_args_and_config(list(argv))
+    (args,) = OptionsParser(EvaluateArguments, prog="trl-margins evaluate").parse_args_and_config(list(argv))
     for file in filter(None, (args.json, args.markdown, args.rewards)):
         check_writable(Path(file).parent)
     import torch

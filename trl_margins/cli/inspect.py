@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from trl import TrlParser
 
 from ..checks import Number
 from ..data.audit import Audit, Distribution, Lengths, Measure, SplitAudit, audit
@@ -17,6 +16,7 @@ from ..data.audit.console import report
 from ..data.loading import load_splits, pick_split
 from ..rows import PreferenceRow, RowError, RowReader, tokenize
 from ..rows.tokens import read_batch
+from .options import MAX_LENGTH, PROMPT_COLUMN, SCORE_COLUMNS, SYSTEM_COLUMN, OptionsParser, data_first, max_length_of
 from .setup import check_writable, load_tokenizer, log_to_console
 
 if TYPE_CHECKING:
@@ -44,10 +44,16 @@ class InspectArguments:
             "in words without it."
         },
     )
-    max_length: int = field(default=1024, metadata={"help": "Longest prompt and answer, in tokens."})
-    prompt_column: str | None = field(default=None, metadata={"help": "As `prompt_column` of the trainer."})
-    system_column: str | None = field(default=None, metadata={"help": "As `system_column` of the trainer."})
-    score_columns: list[str] | None = field(default=None, metadata={"help": "Score columns, if not the usual names."})
+    max_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Longest prompt and answer, in tokens. If not given, what the model was trained with, or else "
+            f"{MAX_LENGTH}."
+        },
+    )
+    prompt_column: str | None = field(default=None, metadata={"help": PROMPT_COLUMN})
+    system_column: str | None = field(default=None, metadata={"help": SYSTEM_COLUMN})
+    score_columns: list[str] | None = field(default=None, metadata={"help": SCORE_COLUMNS})
     eval_min_score_gap: float = field(default=2.0, metadata={"help": "Least score gap of the pairs behind `pwa`."})
     ef_sample: int = field(
         default=1000, metadata={"help": "Rows at most whose ROUGE-L is computed, without an evaluation_factor column."}
@@ -58,7 +64,7 @@ class InspectArguments:
     trust_remote_code: bool = field(default=False, metadata={"help": "Run the tokenizer's own code."})
 
     def __post_init__(self) -> None:
-        Number(least=1, whole=True).check("max_length", self.max_length)
+        Number(least=1, whole=True, optional=True).check("max_length", self.max_length)
         Number(least=0).check("eval_min_score_gap", self.eval_min_score_gap)
         Number(least=0, whole=True).check("ef_sample", self.ef_sample)
 
@@ -66,9 +72,8 @@ class InspectArguments:
 def main(argv: Sequence[str]) -> int:
     """Audits, prints, writes the JSON and the figure."""
     log_to_console()
-    parser = TrlParser(InspectArguments, prog="trl-margins inspect", usage="trl-margins inspect DATA [options]")
-    named = bool(argv) and not argv[0].startswith("-")
-    (args,) = parser.parse_args_and_config([*(["--dataset_name"] if named else []), *argv])
+    parser = OptionsParser(InspectArguments, prog="trl-margins inspect", usage="trl-margins inspect DATA [options]")
+    (args,) = parser.parse_args_and_config(data_first(argv))
     if args.plot:
         check_figure(args.plot)  # before the work
     for file in filter(None, (args.json, args.plot)):
@@ -86,7 +91,7 @@ def main(argv: Sequence[str]) -> int:
         score_columns=args.score_columns,
         min_score_gap=args.eval_min_score_gap,
         measure=measure,
-        max_length=args.max_length,
+        max_length=max_length_of(args.max_length, args.model_name_or_path),
         ef_sample=args.ef_sample,
         seed=args.seed,
         methods={method.id: columns_of(method) for method in METHODS.values()},

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from trl import TrlParser
 
 from ..checks import Number
 from ..data.evaluation_factors import METRICS, add_evaluation_factor, check_evaluation_factors
 from ..data.loading import load_splits, pick_split
+from ..rows import open_rows
+from .options import PROMPT_COLUMN, SYSTEM_COLUMN, OptionsParser, data_first
 from .setup import check_writable, log_to_console
 
 if TYPE_CHECKING:
@@ -25,14 +26,18 @@ FILES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
 class ScoreArguments:
     """What to score, how, and where it goes."""
 
-    dataset_name: str = field(metadata={"help": "A file, a saved data set, a folder of files or a Hub id."})
+    dataset_name: str = field(
+        metadata={"help": "A file, a saved data set, a folder of files or a Hub id. As DATA, first, it needs no flag."}
+    )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub set."})
     dataset_split: str | None = field(default=None, metadata={"help": "Split; all of them, if not given."})
+    prompt_column: str | None = field(default=None, metadata={"help": PROMPT_COLUMN})
+    system_column: str | None = field(default=None, metadata={"help": SYSTEM_COLUMN})
     metric: str = field(default="rougeL", metadata={"help": f"One of {', '.join(METRICS)}."})
     encoder: str | None = field(default=None, metadata={"help": "For BERTScore: folder or Hub id of the encoder."})
     num_layers: int | None = field(default=None, metadata={"help": "For BERTScore: embeddings after this layer."})
     batch_size: int | None = field(
-        default=None, metadata={"help": "For BERTScore: texts a forward pass; 8 on a CPU, else 64, if not given."}
+        default=None, metadata={"help": "For BERTScore: texts per forward pass; 8 on a CPU, else 64, if not given."}
     )
     device: str | None = field(default=None, metadata={"help": "For BERTScore: CUDA if there is one, else the CPU."})
     column: str = field(default="evaluation_factor", metadata={"help": "Name of the new column."})
@@ -51,7 +56,8 @@ class ScoreArguments:
 def main(argv: Sequence[str]) -> int:
     """Scores, writes, prints the table."""
     log_to_console()
-    (args,) = TrlParser(ScoreArguments, prog="trl-margins score").parse_args_and_config(list(argv))
+    parser = OptionsParser(ScoreArguments, prog="trl-margins score", usage="trl-margins score DATA [options]")
+    (args,) = parser.parse_args_and_config(data_first(argv))
     splits = load_splits(
         args.dataset_name, args.dataset_config, decoded=None
     )  # as whoever reads the output expects it
@@ -61,8 +67,16 @@ def main(argv: Sequence[str]) -> int:
     if args.output:
         check_output(args.output, splits)  # before hours of scoring
         check_writable(Path(args.output).parent)
-    scored = add_evaluation_factor(
-        splits,
+    scored = type(splits)({name: _scored(split, name, args) for name, split in splits.items()})
+    if args.output:
+        write(args.output, scored)
+    print(table({name: split.with_format("numpy")[args.column][:] for name, split in scored.items()}, args.metric))
+    return 0
+
+
+def _scored(dataset: Dataset, split: str, args: ScoreArguments) -> Dataset:
+    return add_evaluation_factor(
+        dataset,
         args.metric,
         args.column,
         num_proc=args.num_proc,
@@ -71,11 +85,8 @@ def main(argv: Sequence[str]) -> int:
         batch_size=args.batch_size,
         device=args.device,
         overwrite=args.overwrite,
+        reader=open_rows(dataset, split, args.prompt_column, args.system_column).reader,
     )
-    if args.output:
-        write(args.output, scored)
-    print(table({name: split.with_format("numpy")[args.column][:] for name, split in scored.items()}, args.metric))
-    return 0
 
 
 def check_output(output: str, splits: DatasetDict) -> None:

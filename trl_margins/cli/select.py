@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from trl import TrlParser
 
 from ..checks import Number
 from ..data.loading import load_splits, pick_split
+from .options import MAX_LENGTH, PROMPT_COLUMN, SCORE_COLUMNS, SYSTEM_COLUMN, OptionsParser, max_length_of
 from .setup import DTYPES, check_writable, load_model, load_tokenizer, log_to_console
 
 logger = logging.getLogger(__name__)
@@ -31,10 +31,24 @@ class SelectArguments:
     seed: int = field(default=0, metadata={"help": "Seed of the random part."})
     radius: float = field(default=0.05, metadata={"help": "ρ: how far the anchor lies from the model."})
     batch_multiplier: int = field(default=8, metadata={"help": "Mini-batches that share a direction."})
-    batch_size: int = field(default=4, metadata={"help": "Pairs a device and mini-batch."})
-    estimator: str = field(default="difference", metadata={"help": "As `anchor_estimator` of the trainer."})
-    scope: list[str] | None = field(default=None, metadata={"help": "As `anchor_scope` of the trainer."})
-    max_length: int = field(default=1024, metadata={"help": "Longest prompt and answer, in tokens."})
+    batch_size: int = field(default=4, metadata={"help": "Pairs per device and mini-batch."})
+    estimator: str = field(
+        default="difference", metadata={"help": "How gaps are measured: difference, float32, directional or per-pair."}
+    )
+    scope: list[str] | None = field(
+        default=None,
+        metadata={"help": "Parameters that the anchor moves: lm-head, mlp or regular expressions over their names."},
+    )
+    max_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Longest prompt and answer, in tokens. If not given, what the model was trained with, or else "
+            f"{MAX_LENGTH}."
+        },
+    )
+    prompt_column: str | None = field(default=None, metadata={"help": PROMPT_COLUMN})
+    system_column: str | None = field(default=None, metadata={"help": SYSTEM_COLUMN})
+    score_columns: list[str] | None = field(default=None, metadata={"help": SCORE_COLUMNS})
     dtype: str = field(
         default="float32", metadata={"help": f"Dtype of the weights: {', '.join(DTYPES)}.", "choices": DTYPES}
     )
@@ -43,14 +57,16 @@ class SelectArguments:
     def __post_init__(self) -> None:
         Number(above=0, most=1).check("fraction", self.fraction)
         Number(above=0).check("radius", self.radius)
-        for name in ("batch_multiplier", "batch_size", "max_length"):
+        for name in ("batch_multiplier", "batch_size"):
             Number(least=1, whole=True).check(name, getattr(self, name))
+        Number(least=1, whole=True, optional=True).check("max_length", self.max_length)
 
 
 def main(argv: Sequence[str]) -> int:
     """Measures every pair's anchor gap, writes the parts."""
     log_to_console()
-    (args,) = TrlParser(SelectArguments, prog="trl-margins select").parse_args_and_config(list(argv))
+    (args,) = OptionsParser(SelectArguments, prog="trl-margins select").parse_args_and_config(list(argv))
+    from ..trainers.collator import ROW
     from ..trainers.configs import GeometricAnchorPOConfig
     from ..trainers.named import GeometricAnchorPOTrainer
     from ..trainers.selection import dataset_anchor_gaps, subsets
@@ -70,7 +86,10 @@ def main(argv: Sequence[str]) -> int:
             gradient_accumulation_steps=args.batch_multiplier,
             per_device_train_batch_size=args.batch_size,
             train_sampling_strategy="sequential",
-            max_length=args.max_length,
+            max_length=max_length_of(args.max_length, args.model_name_or_path),
+            prompt_column=args.prompt_column,
+            system_column=args.system_column,
+            score_columns=args.score_columns,
             bf16=False,
             report_to="none",
         )
@@ -86,10 +105,14 @@ def main(argv: Sequence[str]) -> int:
             train_dataset=rows,
             processing_class=load_tokenizer(args.model_name_or_path, trust_remote_code=args.trust_remote_code),
         )
+        measured = trainer.train_dataset[ROW][:]  # training drops pairs whose prompts fill max_length
+        subsets(np.zeros(len(measured)), args.fraction)
         gaps = dataset_anchor_gaps(trainer)
     if not trainer.is_world_process_zero():
         return 0
-    ranked = rows.add_column("anchor_gap", gaps.astype(float).tolist())
+    if dropped := len(rows) - len(measured):
+        print(f"{dropped} of {len(rows)} pairs could not be measured, since training drops them: they are in no file")
+    ranked = rows.select(measured).add_column("anchor_gap", gaps.astype(float).tolist())
     ranked.to_json(out / "all.jsonl")
     for name, chosen in subsets(gaps, args.fraction, args.seed).items():
         ranked.select(chosen).to_json(out / f"{name}.jsonl")

@@ -50,7 +50,10 @@ class TrainArguments(ScriptArguments):
     )
     eval_dataset_name: str | None = field(
         default=None,
-        metadata={"help": "Evaluation set, if it is not a split of `dataset_name`: anything that names a data set."},
+        metadata={
+            "help": "Evaluation set, if it is not a split of `dataset_name`: a file, a saved data set, a folder of "
+            "files or a Hub id; its `dataset_test_split`, or its only split."
+        },
     )
     mixture_weights: list[float] | None = field(
         default=None,
@@ -250,7 +253,15 @@ def build_trainer(script: TrainArguments, config: Any, model_args: ModelConfig, 
     train, evals = _datasets(script, config, mixture)
     if script.noise:
         kind, rate = parse_noise(script.noise)
-        train = flip_labels(train, rate, kind, script.noise_seed, config.score_columns)
+        train = flip_labels(
+            train,
+            rate,
+            kind,
+            script.noise_seed,
+            config.score_columns,
+            prompt_column=config.prompt_column,
+            system_column=config.system_column,
+        )
     name, revision = model_args.model_name_or_path, model_args.model_revision
     if name is None:
         raise SystemExit("trl-margins train: --model_name_or_path is missing")
@@ -351,12 +362,14 @@ def _datasets(script: TrainArguments, config: Any, mixture: DatasetMixtureConfig
         splits = load_splits(name, script.dataset_config, script.dataset_streaming, decoded=IMAGES)
     else:
         raise SystemExit("trl-margins train: --dataset_name is missing (or `datasets` in the YAML)")
-    train = pick_split(splits, script.dataset_train_split, name)
+    train = pick_split(splits, script.dataset_train_split, name, "--dataset_train_split")
+    test = script.dataset_test_split
     if script.eval_dataset_name:
         splits = load_splits(script.eval_dataset_name, decoded=IMAGES)
-        return train, pick_split(splits, None, script.eval_dataset_name)
+        only = len(splits) == 1  # whatever its name
+        return train, pick_split(splits, None if only else test, script.eval_dataset_name, "--dataset_test_split")
     if config.eval_strategy == "no":
         return train, None
-    if mixture.datasets and script.dataset_test_split not in splits:
-        return train, mixture_test_split(mixture, script.dataset_test_split)
-    return train, pick_split(splits, script.dataset_test_split, name)
+    if mixture.datasets and test not in splits:
+        return train, mixture_test_split(mixture, test)
+    return train, pick_split(splits, test, name, "--dataset_test_split")

@@ -75,7 +75,7 @@ def compute(
         encoder: for BERTScore, a folder or Hub id of a model that `AutoModel` loads.
         num_layers: take the token embeddings after this layer; by default bert-score's choice where it knows the
             encoder by its id, else the last layer.
-        batch_size: texts a forward pass of the encoder; by default 8 on a CPU, else 64.
+        batch_size: texts per forward pass of the encoder; by default 8 on a CPU, else 64.
         device: where the encoder runs; CUDA if there is one, else the CPU.
 
     Raises:

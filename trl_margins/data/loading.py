@@ -31,7 +31,7 @@ def load_splits(
             `save_to_disk`, a folder of files, or a Hub id. What exists is that file, whatever characters it has.
         config: the configuration of a Hub set, or of a folder whose README.md has several.
         streaming: read while training instead of before.
-        decoded: columns whose images, sound or films are decoded when a row is read; None for all.
+        decoded: columns whose images, audio or video are decoded when a row is read; None for all.
 
     Raises:
         ValueError: a file of another kind, one that cannot be read, with its name, and the line where it has one, or
@@ -47,8 +47,10 @@ def load_splits(
     return type(splits)({split: without_decoding(rows, keep=decoded) for split, rows in splits.items()})
 
 
-def pick_split(splits: DatasetDict, split: str | None, name: str) -> Dataset | IterableDataset:
-    """One split by name; without a name the only one there is.
+def pick_split(
+    splits: DatasetDict, split: str | None, name: str, flag: str = "--dataset_split"
+) -> Dataset | IterableDataset:
+    """One split by name; without a name the only one there is. `flag` is how a command names it.
 
     Raises:
         ValueError: no such split, naming those there are.
@@ -56,7 +58,8 @@ def pick_split(splits: DatasetDict, split: str | None, name: str) -> Dataset | I
     if split is None and len(splits) == 1:
         split = next(iter(splits))
     if split not in splits:
-        raise ValueError(f"data set {name!r} has the splits {list(splits)}, not {split!r}: name one of them")
+        named = "" if split is None else f", not {split!r}"
+        raise ValueError(f"data set {name!r} has the splits {list(splits)}{named}: name one of them with {flag}")
     return splits[split]
 
 

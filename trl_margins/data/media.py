@@ -1,4 +1,4 @@
-"""Images, sound and films that stay as they are stored until somebody needs them."""
+"""Images, audio and video that stay as they are stored until somebody needs them."""
 
 from __future__ import annotations
 

@@ -30,6 +30,9 @@ def flip_labels(
     kind: str = "random",
     seed: int = 0,
     score_columns: Sequence[str] | None = None,
+    *,
+    prompt_column: str | None = None,
+    system_column: str | None = None,
 ) -> Dataset:
     """The data set with round(rate · n) of its n pairs flipped, and a bool column `is_flipped`.
 
@@ -54,6 +57,7 @@ def flip_labels(
         kind: `random` or `length`. Length is that of the answer's text, in characters, without the prompt.
         seed: of the draw.
         score_columns: where the scores are, as for the trainers; by default known names are looked for.
+        prompt_column, system_column: where prompt and system message are, as for the trainers.
 
     Raises:
         ValueError: an unknown kind, a rate outside [0, 1), fewer pairs to draw from than the rate asks for, columns
@@ -81,7 +85,7 @@ def flip_labels(
                 f"{dataset.features[other]}: give one of them the other's, with dataset.cast_column"
             )
     shown, rows = dataset.format, dataset.with_format(None)
-    candidates = _longer_chosen(rows) if kind == "length" else np.arange(len(rows))
+    candidates = _longer_chosen(rows, prompt_column, system_column) if kind == "length" else np.arange(len(rows))
     n_flips = round(rate * len(rows))
     if n_flips > len(candidates):
         raise ValueError(
@@ -162,11 +166,11 @@ def _pairs(names: Sequence[str], scores: Sequence[str]) -> list[tuple[str, str]]
     return pairs
 
 
-def _longer_chosen(rows: Dataset) -> np.ndarray:
+def _longer_chosen(rows: Dataset, prompt_column: str | None, system_column: str | None) -> np.ndarray:
     """Rows whose chosen completion has more characters than the rejected one."""
     import numpy as np
 
-    reader = RowReader.of(rows.column_names, "given")
+    reader = RowReader.of(rows.column_names, "given", prompt_column, system_column)
     longer = np.zeros(len(rows), bool)
     for i, raw in enumerate(raw_rows(rows, reader.needed, reader.split)):
         chosen, rejected = reader(raw, i).texts[1]

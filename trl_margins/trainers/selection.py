@@ -11,31 +11,37 @@ from tqdm.auto import tqdm
 
 from ..terms.anchor import ANCHOR_GAP
 from .anchor import GeometricAnchor
-from .collator import CARRIED
+from .collator import CARRIED, ROW
 
 if TYPE_CHECKING:
     from .mixin import MarginMixin
 
 
 def dataset_anchor_gaps(trainer: MarginMixin) -> np.ndarray:
-    """Γ of every row of the trainer's training set, in its order, at the model as it is; nothing is trained.
+    """Γ of every pair of `trainer.train_dataset`, in its order, at the model as it is; nothing is trained.
 
-    The rows are taken in windows of `gradient_accumulation_steps` mini-batches, each with a direction of its own.
-    Every rank gets all values. The trainer's config says `train_sampling_strategy="sequential"`.
+    That set lacks the pairs that training drops; its column `row_number` says which row of the given set each value
+    belongs to. Pairs are taken in windows of `gradient_accumulation_steps` mini-batches, each with a direction of its
+    own; with `train_sampling_strategy="sequential"` in their order, else at random. Every rank gets all values.
     """
     batches = trainer.get_train_dataloader()
     trainer.model = trainer.accelerator.prepare_model(trainer.model, evaluation_mode=True)
     anchor = GeometricAnchor(trainer, trainer.options)
     size = trainer.args.gradient_accumulation_steps
-    gaps, window = [], []
+    gap_of_row: dict[int, float] = {}
+    window: list[Mapping[str, Any]] = []
     progress = tqdm(batches, desc="Measuring anchor gaps", disable=not trainer.is_world_process_zero())
     for number, batch in enumerate(progress, start=1):
         window.append(batch)
         if len(window) == size or number == len(batches):
             for measured in anchor(window):
-                gaps.append(trainer.accelerator.gather_for_metrics(_gap(trainer, measured)).float().cpu())
+                # by their numbers: the last mini-batches of several ranks are filled up with pairs of the first
+                both = trainer.accelerator.gather((measured[CARRIED][ROW], _gap(trainer, measured).float()))
+                rows, gaps = (each.tolist() for each in both)
+                for row, gap in zip(rows, gaps, strict=True):
+                    gap_of_row.setdefault(row, gap)
             window = []
-    return torch.cat(gaps).numpy()
+    return np.array([gap_of_row[row] for row in trainer.train_dataset[ROW]], np.float32)
 
 
 @torch.no_grad()

@@ -52,6 +52,7 @@ class Truncation:
     """Pairs that max_length tokens of prompt and answer do not hold."""
 
     max_length: int
+    n: int  # pairs that were counted
     n_chosen: int
     n_rejected: int
     n_pairs: int  # on one side at least
@@ -84,4 +85,11 @@ def truncation(lengths: Lengths, max_length: int) -> Truncation | None:
     cut = lengths.whole > max_length
     left_empty = lengths.whole - np.stack([lengths.chosen, lengths.rejected]) >= max_length
     n_chosen, n_rejected = cut.sum(axis=1).tolist()
-    return Truncation(max_length, n_chosen, n_rejected, int(cut.any(axis=0).sum()), int(left_empty.any(axis=0).sum()))
+    return Truncation(
+        max_length=max_length,
+        n=cut.shape[1],
+        n_chosen=n_chosen,
+        n_rejected=n_rejected,
+        n_pairs=int(cut.any(axis=0).sum()),
+        n_left_empty=int(left_empty.any(axis=0).sum()),
+    )

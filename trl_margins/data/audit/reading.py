@@ -70,5 +70,5 @@ def read_texts(dataset: Dataset, reader: RowReader, sample: set[int]) -> Texts:
 
 
 def shortened(text: str) -> str:
-    """At most 143 characters: an example for a line of a report."""
-    return text if len(text) <= 143 else f"{text[:60]} … {text[-80:]}"
+    """At most 300 characters: an example for a line of a report. What is cut is the end, which repeats the data."""
+    return text if len(text) <= 300 else f"{text[:299]}…"

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _KINDS = ("None", "NaN", "infinite", "too large", "not a number", "a class label")  # of what `problem_of` refuses
+_SEVERAL = {"not a number": "not numbers", "a class label": "class labels"}
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,15 @@ class BadScores:
     first_value: str
 
     def kinds(self) -> str:
-        counts = " and ".join(f"{n} × {kind}" for kind, n in self.counts.items())
+        """In words, such as "1 value that is None and 2 values that are infinite"."""
+        counts = " and ".join(_counted(kind, n) for kind, n in self.counts.items())
         return f"{counts}, the first in row {self.first_row} ({self.first_value})"
+
+
+def _counted(kind: str, n: int) -> str:
+    if n == 1:
+        return f"1 value that is {kind}"
+    return f"{n} values that are {_SEVERAL.get(kind, kind)}"
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,9 @@ def find_warnings(splits: Mapping[str, SplitAudit], shared: Sequence[SharedPromp
     for both in shared:
         (first, second), (n_first, n_second) = both.splits, both.n_rows
         yield (
-            f"{counted(both.n_prompts, 'prompt')} both in {first} ({counted(n_first, 'row')}) and in {second} "
-            f"({counted(n_second, 'row')}): the one is no test of training on the other"
+            f"{counted(both.n_prompts, 'prompt')} {'is' if both.n_prompts == 1 else 'are'} in both {first} "
+            f"({counted(n_first, 'row')}) and {second} ({counted(n_second, 'row')}), so {second} does not measure "
+            f"unseen prompts"
         )
 
 
@@ -40,7 +41,7 @@ def _of_rows(split: SplitAudit) -> Iterator[str]:
         yield "there are no rows"
         return
     if split.lengths is None:
-        yield "there are no columns chosen and rejected: make pairs of these rows before training"
+        yield f"there are no columns chosen and rejected: {_instead_of_pairs(split.columns)}"
         return
     if split.refused:
         yield split.refused
@@ -53,12 +54,22 @@ def _of_rows(split: SplitAudit) -> Iterator[str]:
         yield f"column {IS_FLIPPED} marks {flipped} as exchanged, which studies of noise do"
 
 
+def _instead_of_pairs(columns: Sequence[str]) -> str:
+    """What to do about columns chosen and rejected that are not there."""
+    alike = {name.strip().lower(): name for name in columns}
+    written = [(name, alike[name]) for name in ("chosen", "rejected") if alike.get(name, name) != name]
+    if not written:
+        return "make pairs of these rows before training"
+    meant = " and ".join(f"{name!r} instead of {given!r}" for name, given in written)
+    return f"column names are case-sensitive; did you mean {meant}? Rename them"
+
+
 def _of_scores(split: SplitAudit) -> Iterator[str]:
     scores = split.scores
     if scores is None:
         return
     for bad in scores.bad:
-        yield f"column {bad.column} holds {bad.kinds()}: a method that needs scores stops there"
+        yield f"column {bad.column} has {bad.kinds()}: a method that needs scores stops there"
     if scores.gap is None:
         return
     n = scores.gap.n
@@ -123,8 +134,8 @@ def _of_factors(split: SplitAudit) -> Iterator[str]:
         yield factors.problem
     if factors.values is not None and factors.n_zero > WITHOUT_COMMON_WORDS * factors.values.n:
         yield (
-            f"the evaluation factor is 0 in {_share(factors.n_zero, factors.values.n)}: to gap-aware, answers without "
-            "a common word of a–z and 0–9 are all alike; BERTScore may be the better metric"
+            f"the evaluation factor is 0 in {_share(factors.n_zero, factors.values.n)}: gap-aware cannot tell apart "
+            "answers that share no word made of a–z or 0–9; BERTScore may be the better metric"
         )
 
 

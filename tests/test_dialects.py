@@ -562,15 +562,15 @@ def test_a_mixture_is_the_handbooks(two_sets):
     first, second = two_sets
     mixture, script = mixed(
         f"dataset_mixture:\n  seed: 3\n  test_split_size: 4\n  datasets:\n"
-        f"    - {{id: {first}, columns: [chosen, rejected], weight: 0.55}}\n"
-        f"    - {{id: {second}, split: train, columns: [chosen, rejected]}}\n"
+        f"    - {{id: {first}, columns: [prompt, chosen, rejected], weight: 0.55}}\n"
+        f"    - {{id: {second}, split: train, columns: [prompt, chosen, rejected]}}\n"
     )
     splits = mixture_splits(mixture, script.mixture_weights, script.mixture_seed)
     parts = [
-        DatasetDict.load_from_disk(folder)["train"].select_columns(["chosen", "rejected"]).shuffle(seed=3)
+        DatasetDict.load_from_disk(folder)["train"].select_columns(["prompt", "chosen", "rejected"]).shuffle(seed=3)
         for folder in two_sets
     ]
-    whole = DatasetDict.load_from_disk(second)["train"].select_columns(["chosen", "rejected"])
+    whole = DatasetDict.load_from_disk(second)["train"].select_columns(["prompt", "chosen", "rejected"])
     theirs = concatenate_datasets([parts[0].select(range(5)), whole]).shuffle(seed=3)
     theirs = theirs.train_test_split(test_size=4, seed=3)
     assert {name: part.to_list() for name, part in splits.items()} == {n: p.to_list() for n, p in theirs.items()}

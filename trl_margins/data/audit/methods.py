@@ -25,11 +25,9 @@ def why_not(split: SplitAudit, needs: Collection[str]) -> str | None:
         for rows, what in ((split.unreadable, "read"), (split.untokenizable, "tokenized"))
         if rows is not None
     ]
-    truncation, duplicates = split.truncation, split.duplicates
+    truncation = split.truncation
     if truncation is not None and 0 < truncation.n == truncation.n_left_empty:
         reasons.append(f"every prompt fills max_length={truncation.max_length}")
-    if duplicates is not None and 0 < split.n_read == duplicates.n_same_answer:
-        reasons.append("every pair has the same completion twice, so nothing can be learned")
     if any(name in SCORES for name in needs):
         if split.scores is None:
             reasons.append("needs scores")

@@ -230,12 +230,10 @@ def _compare_with_cpo(
     cpo = CPOTokenizer(opened.reader, processing_class, max_length, None, is_encoder_decoder=False)
     ways: Counter[str] = Counter()
     different = 0
-    for number, (row, tokens) in enumerate(zip(rows, ours, strict=True)):
-        try:
-            theirs = cpo.columns([row], [number])
-            found = _differences(cpo_columns(tokens, max_length), {name: each[0] for name, each in theirs.items()})
-        except RowError:
-            found = {"CPOTrainer raises an error"}
+    for theirs, tokens in zip(_by_cpo(cpo, rows), ours, strict=True):
+        found = {"CPOTrainer raises an error"}
+        if theirs is not None:
+            found = _differences(cpo_columns(tokens, max_length), theirs)
         different += bool(found)
         ways.update(found)
     if different:
@@ -246,6 +244,15 @@ def _compare_with_cpo(
             len(rows),
             "; ".join(f"{way} in {n}" for way, n in ways.most_common()),
         )
+
+
+def _by_cpo(cpo: CPOTokenizer, rows: Sequence[PreferenceRow]) -> list[dict[str, Any] | None]:
+    """Each row's columns; None where CPOTrainer cannot tokenize it."""
+    try:
+        made = cpo.columns(rows, range(len(rows)))
+    except RowError:
+        return [each for row in rows for each in _by_cpo(cpo, [row])] if len(rows) > 1 else [None]
+    return [{name: column[i] for name, column in made.items()} for i in range(len(rows))]
 
 
 def _differences(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]) -> set[str]:

@@ -6,6 +6,7 @@ import itertools
 import json
 import logging
 import math
+import re
 
 import numpy as np
 import pytest
@@ -253,6 +254,21 @@ def test_answers_are_scored_as_one_by_one(tiny_model, tokenizer, chat, batch_siz
         assert scored.lengths.tolist() == [length for _, length in plain]
 
 
+def test_lists_have_cpo_trainers_tokens_where_that_is_asked_for(tiny_model, tokenizer):
+    """A begin token before the text, which this tokenizer does not put there by itself."""
+    each = evaluation_set(lists(4), "lists")
+    rows = [*each.rows, each.rows[0].__class__(each.rows[0].prompt, [])]
+    model = load(tiny_model)
+    *found, none = answer_logps(model, tokenizer, rows, max_length=256, tokenization="cpo")
+    assert none.logps.shape == none.lengths.shape == (0,)
+    for row, scored in zip(each.rows, found, strict=True):
+        plain = [one_by_one(model, tokenizer, "<s>" + row.prompt, answer) for answer in row.completions]
+        np.testing.assert_allclose(scored.logps, [logp for logp, _ in plain], rtol=1e-5)
+        assert scored.lengths.tolist() == [length for _, length in plain]
+    with pytest.raises(ValueError, match="unknown tokenization 'CPO'; known: chat-template, cpo; did you mean 'cpo'"):
+        answer_logps(model, tokenizer, each.rows, tokenization="CPO")
+
+
 def test_the_model_is_left_as_it_was(tiny_model, tokenizer):
     model = load(tiny_model).train()
     each = evaluation_set(lists(3), "lists")
@@ -388,6 +404,54 @@ def test_numbers_are_those_of_the_trainer(tiny_model, tokenizer, sets):
         for name in ("pwa", "pwa_all", "spearman", "n_pairs", "n_pairs_gap"):
             assert found[name] == pytest.approx(metrics[f"eval_{name}"]), name
         assert found["reward_gap"] == pytest.approx(metrics["eval_rewards/margins"], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "said"),
+    [
+        ("tiny_model", {}, ["max_length=40, with which the model was trained"]),
+        ("tiny_model", {"tokenization": "cpo"}, ["tokenization='cpo', with which the model was trained"]),
+        (
+            "tiny_encoder_decoder",
+            {"max_completion_length": 12},
+            ["max_completion_length=12, with which", "completions are cut to 12 tokens (max_completion_length)"],
+        ),
+    ],
+    ids=["chat-template", "cpo", "encoder-decoder"],
+)
+def test_a_run_is_evaluated_on_its_own_tokens(model, options, said, tokenizer, tmp_path, request, caplog):
+    """As `margin_run.json` has it: some completions are cut, and the numbers are the trainer's."""
+    caplog.set_level(logging.INFO, "trl_margins")
+    rows = preference_rows(10)
+    rows.to_json(tmp_path / "pairs.jsonl")
+    options = {"loss_type": "simpo", "beta": 1.0, "max_length": 40, "max_steps": 1, **options}
+    trainer = MarginCPOTrainer(
+        load(request.getfixturevalue(model)),
+        MarginCPOConfig(**quiet(output_dir=str(tmp_path / "run"), **options)),
+        train_dataset=rows,
+        eval_dataset=rows,
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    trainer.save_model()
+    metrics = trainer.evaluate()
+    files = ["--dataset_name", tmp_path / "pairs.jsonl", "--json", tmp_path / "n", "--rewards", tmp_path / "r"]
+    main(["evaluate", "--bootstrap", "20", "--model_name_or_path", *map(str, [tmp_path / "run", *files])])
+    found = json.loads((tmp_path / "n").read_text())
+    assert found["sets"]["pairs"]["reward_gap"] == pytest.approx(metrics["eval_rewards/margins"], abs=1e-5)
+    rewards = np.array([json.loads(line)["rewards"] for line in (tmp_path / "r").read_text().splitlines()])
+    assert rewards.mean(0) == pytest.approx([metrics[f"eval_rewards/{side}"] for side in ("chosen", "rejected")])
+    for line in said:
+        assert line in caplog.text
+    limit = options.get("max_completion_length", 40)
+    n_cut = int(re.search(r"(\d+) of 20 completions are cut to .*" + str(limit), caplog.text)[1])
+    lengths = [json.loads(line)["lengths"] for line in (tmp_path / "r").read_text().splitlines()]
+    assert 0 < n_cut < 20
+    assert found["tokenization"] == ("chat-template" if said[0].startswith("max_length") else "cpo")
+    if limit == 12:
+        whole = [len(tokenizer(row[side]).input_ids) for row in rows for side in ("chosen", "rejected")]
+        assert n_cut == sum(length > 12 for length in whole)
+        assert np.array(lengths).flatten().tolist() == [min(length, 12) for length in whole]
 
 
 def test_rewards_are_what_they_are_called(tiny_model, sets):

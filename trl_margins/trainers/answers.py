@@ -105,17 +105,21 @@ def answer_logps(
     rows, places = _tokenized(model, tokenizer, rows, max_length, tokenization, desc)
     # the longest first: memory runs out at once or never, and rows of a batch are of like length
     order = sorted(range(len(rows)), key=lambda i: (-rows[i].size, i))
-    stretched = _stretched(model, rows, desc)
+    beyond = _scaled_beyond(model)
+    stretched = _stretched(rows, beyond, desc)
     batches = _batches(order, [max(len(row.answers), 1) for row in rows], batch_size, stretched)
     mine = batches[accelerator.process_index :: accelerator.num_processes]
     progress = tqdm(mine, desc=desc, unit="batch", disable=not accelerator.is_main_process)
     found: list[tuple[int, AnswerLogps]] = []
     with torch.no_grad(), _ready(model, use_adapter):
         passes = _Passes(model, accelerator.device)
-        comparable = [i for i in order if rows[i].has_answers] or order
+        # alone, an answer would be scaled in another way than beside a longer one
+        comparable = [i for i in order if rows[i].has_answers and not stretched[i]] or order
         for i in comparable[len(comparable) // 2 :][:1]:
             passes.check(rows[i])
         for batch in progress:
+            if beyond is not None:
+                passes.forget_length()
             found += zip(batch, passes([rows[i] for i in batch]), strict=True)
     if accelerator.num_processes > 1:
         found = gather_object(found)
@@ -235,25 +239,28 @@ def _report_cut_completions(
         )
 
 
-def _stretched(model: nn.Module, rows: Sequence[_Tokens], name: str) -> list[bool]:
-    """Rows for which the model scales its rotary embedding. It does so for a whole batch, by its longest row, so that
-    others must not be in one batch with them.
-    """
+def _scaled_beyond(model: nn.Module) -> int | None:
+    """The length from which on the model scales its rotary embedding, for a whole batch by its longest row."""
     config = model.config.get_text_config()
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    if rope.get("rope_type") not in ("dynamic", "longrope"):
+    if rope.get("rope_type") == "longrope":
+        return rope.get("original_max_position_embeddings") or config.max_position_embeddings
+    return config.max_position_embeddings if rope.get("rope_type") == "dynamic" else None
+
+
+def _stretched(rows: Sequence[_Tokens], beyond: int | None, name: str) -> list[bool]:
+    """Rows for which the model scales its rotary embedding: others must not be in one batch with them."""
+    if beyond is None:
         return [False] * len(rows)
-    longest = rope.get("original_max_position_embeddings") or config.max_position_embeddings
-    found = [max(map(len, row.answers), default=0) > longest for row in rows]
+    found = [max(map(len, row.answers), default=0) > beyond for row in rows]
     if any(found):
         logger.warning(
             "%s: %d of %d rows are longer than the %d tokens from which on this model scales its rotary embedding by "
-            "the longest row of a batch (%s): their values depend on what they are computed with",
+            "the longest row of a batch: their values depend on what they are computed with",
             name,
             sum(found),
             len(rows),
-            longest,
-            rope["rope_type"],
+            beyond,
         )
     return found
 
@@ -291,6 +298,10 @@ class _Passes:
             dtype = narrow_dtype(self.model, "no")
             k = len(row.answers)
             self.ways = checked_ways(self.model, *_standard_rows([row], k), self.ways, k, dtype)
+
+    def forget_length(self) -> None:
+        """Of long rows, whose scale a dynamic rotary embedding keeps until it sees a short one."""
+        self.model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=self.device))
 
     def __call__(self, rows: Sequence[_Tokens]) -> Iterable[AnswerLogps]:
         k = max(len(row.answers) for row in rows)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
-from test_shared_prompt import EAGER_ONLY, MODELS, random_batch, tiny
+from test_shared_prompt import EAGER_ONLY, MODELS, collated, random_batch, tiny
 from torch import Tensor, nn
 
 from trl_margins.forward import checked, shared_prompt, shared_rows
 from trl_margins.forward.checked import Ways, checked_ways
 from trl_margins.forward.layerwise import float32_layer_by_layer, why_not_float32
+from trl_margins.forward.standard import IGNORE
 
 BOTH = Ways(fused=True, shared=True)
 NARROW = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -175,18 +179,117 @@ def test_logits_that_fail_are_said(monkeypatch: pytest.MonkeyPatch, caplog: pyte
     assert "which fail: TypeError: needs something else" in caplog.text
 
 
-def test_ranks_come_to_the_same_end() -> None:
-    """Another rank's differences count too."""
-    model, dtype = model_in("Llama", "float32")
-    for other, right in (([0.0, 1.0], Ways(True, False)), ([1.0, 0.0], Ways(False, True))):
-        found = checked_ways(
-            model,
-            **random_batch(),
-            ways=BOTH,
-            dtype=dtype,
-            of_all_ranks=lambda d, o=other: torch.maximum(d, torch.tensor(o)),
-        )
-        assert found == right
+class Ranks:
+    """Two ranks as two threads, each with a model of its own; a gather that one of them misses fails on the other."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.barrier, self.values = threading.Barrier(2, timeout=30), {}
+        self.n_gathers, self.n_passes = [0, 0], [0, 0]
+        monkeypatch.setattr(checked, "ieee_float32", nullcontext)  # its switches are those of all threads
+
+    def of_all_ranks(self, rank: int) -> Callable[[Tensor], Tensor]:
+        def largest(values: Tensor) -> Tensor:
+            self.n_gathers[rank] += 1
+            self.values[rank] = values
+            self.barrier.wait()
+            found = torch.stack([self.values[0], self.values[1]]).amax(0)
+            self.barrier.wait()
+            return found
+
+        return largest
+
+    def check(self, change: Callable[[nn.Module], None], batches: tuple[int, int] = (0, 0)) -> list[Ways]:
+        """What the ranks find, when the second one's model is changed."""
+        models = [model_in("Llama", "float32")[0] for _ in range(2)]
+        for rank, model in enumerate(models):
+            model.model.register_forward_pre_hook(lambda *_, rank=rank: self.count(rank))
+        change(models[1])
+
+        def one(rank: int) -> Ways:
+            rows = random_batch(seed=batches[rank])
+            return checked_ways(models[rank], **rows, ways=BOTH, of_all_ranks=self.of_all_ranks(rank))
+
+        with ThreadPoolExecutor(2) as pool:
+            return list(pool.map(one, range(2)))
+
+    def count(self, rank: int) -> None:
+        self.n_passes[rank] += 1
+
+
+def fails_alone(model: nn.Module) -> None:
+    """In the model's own pass."""
+
+    def fail(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        if kwargs["input_ids"].size(0) == 1 and "use_cache" in kwargs:
+            raise RuntimeError("here alone")
+
+    model.register_forward_pre_hook(fail, with_kwargs=True)
+
+
+def other_head(model: nn.Module) -> None:
+    """Fused log-probabilities that are not those of the model's own logits."""
+    fused = model.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        output = fused(*args, **kwargs)
+        if hasattr(output, "log_probs"):
+            output.log_probs = output.log_probs + 0.01
+        return output
+
+    model.forward = forward
+
+
+def nothing(model: nn.Module) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("change", "right", "passes"),
+    [
+        (nothing, BOTH, 2 + 1 + 2),
+        (other_head, Ways(fused=False, shared=True), 2 + 1 + 1 + 1),
+        (fails_alone, BOTH, None),
+    ],
+)
+def test_ranks_come_to_the_same_end(
+    change: Callable[[nn.Module], None],
+    right: Ways,
+    passes: int | None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """By the same passes, in which a sharded model's ranks wait for each other."""
+    ranks = Ranks(monkeypatch)
+    assert ranks.check(change) == [right, right]
+    assert ranks.n_gathers[0] == ranks.n_gathers[1]
+    if passes is None:
+        said = sorted(line for line in caplog.messages if "which fail: " in line)
+        assert [line.split("which fail: ")[1] for line in said] == ["RuntimeError: here alone", "on another rank"]
+    else:
+        assert ranks.n_passes == [passes, passes]
+
+
+def prompts_with(*kept: int) -> dict[str, Tensor]:
+    """Four prompts, the later the longer. Those that are not kept fill max_length: there is no answer after them."""
+    prompts = [[3 + i] * (2 + 4 * i) for i in range(4)]
+    return collated(
+        [
+            [(prompt, [7] * (i + 1) * (i in kept)), (prompt, [8] * (i + 2) * (i in kept))]
+            for i, prompt in enumerate(prompts)
+        ]
+    )
+
+
+@pytest.mark.parametrize("kept", range(4))
+def test_a_prompt_without_answers_is_not_the_one(kept: int) -> None:
+    _, _, labels = checked.one_prompt(tiny("Llama"), **prompts_with(kept), k=2)
+    assert (labels != IGNORE).sum(1).tolist() == [kept + 1, kept + 2]
+
+
+def test_where_nothing_can_be_compared_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "trl_margins")
+    assert checked_ways(tiny("Llama").eval(), **prompts_with(), ways=BOTH) == BOTH
+    (line,) = caplog.messages
+    assert line.endswith("not compared with the model's own logits, since the pair has no completion tokens")
 
 
 def test_autocast_is_off_and_on_again() -> None:

@@ -6,6 +6,7 @@ import itertools
 import json
 import logging
 import math
+import re
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from datasets import Dataset, DatasetDict
 from peft import LoraConfig, get_peft_model
 from scipy.stats import kendalltau, spearmanr
 from sklearn.metrics import ndcg_score
+from transformers import AutoConfig, LlamaForCausalLM
 
 from trl_margins import MarginCPOConfig, MarginCPOTrainer
 from trl_margins.cli import main
@@ -26,6 +28,7 @@ from trl_margins.evaluation.rm_bench import domain_of, levels, rm_bench_report, 
 from trl_margins.evaluation.sets import evaluation_set
 from trl_margins.evaluation.tables import markdown_table
 from trl_margins.forward import checked
+from trl_margins.rows import PreferenceRow
 from trl_margins.trainers import answers as answers_module
 from trl_margins.trainers.answers import answer_logps
 
@@ -253,6 +256,77 @@ def test_answers_are_scored_as_one_by_one(tiny_model, tokenizer, chat, batch_siz
         assert scored.lengths.tolist() == [length for _, length in plain]
 
 
+def test_lists_have_cpo_trainers_tokens_where_that_is_asked_for(tiny_model, tokenizer):
+    """A begin token before the text, which this tokenizer does not put there by itself."""
+    each = evaluation_set(lists(4), "lists")
+    rows = [*each.rows, PreferenceRow("nothing to score", [])]
+    model = load(tiny_model)
+    *found, none = answer_logps(model, tokenizer, rows, max_length=256, tokenization="cpo")
+    assert none.logps.shape == none.lengths.shape == (0,)
+    for row, scored in zip(each.rows, found, strict=True):
+        plain = [one_by_one(model, tokenizer, "<s>" + row.prompt, answer) for answer in row.completions]
+        np.testing.assert_allclose(scored.logps, [logp for logp, _ in plain], rtol=1e-5)
+        assert scored.lengths.tolist() == [length for _, length in plain]
+    with pytest.raises(ValueError, match="unknown tokenization 'CPO'; known: chat-template, cpo; did you mean 'cpo'"):
+        answer_logps(model, tokenizer, each.rows, tokenization="CPO")
+
+
+ROPE = {
+    "dynamic": ({"factor": 4.0}, 32),
+    "longrope": ({"short_factor": [1.0] * 4, "long_factor": [3.0] * 4, "original_max_position_embeddings": 32}, 128),
+}
+
+
+@pytest.mark.parametrize("rope_type", ROPE)
+def test_long_rows_do_not_change_the_values_of_others(rope_type, tiny_model, tokenizer, caplog):
+    """Models that scale their rotary embedding by the longest row of a batch, beyond 32 tokens; dynamic ones go on
+    with it until they see a row of less.
+    """
+    rope, longest = ROPE[rope_type]
+    config = AutoConfig.from_pretrained(
+        tiny_model,
+        rope_parameters={"rope_type": rope_type, "rope_theta": 1e4, **rope},
+        max_position_embeddings=longest,
+    )
+    model = LlamaForCausalLM.from_pretrained(tiny_model, config=config, dtype=torch.float32).eval()
+    lengths = [[20], [31, 18], [32, 19], [33], [60]]  # with the end token
+    rows = [PreferenceRow(f"{i} is a text:", ["x" * (length - 13) for length in row]) for i, row in enumerate(lengths)]
+    for _ in range(2):  # the second time with a model that has just seen the long ones
+        caplog.clear()
+        found = answer_logps(model, tokenizer, rows, max_length=128, batch_size=16, desc="here")
+        (line,) = [each for each in caplog.messages if "rotary" in each]
+        assert line.startswith("here: 2 of 5 rows are longer than the 32 tokens from which on this model scales")
+        assert "differs" not in caplog.text
+        for row, scored in list(zip(rows, found, strict=True))[:3]:
+            plain = [one_by_one(model, tokenizer, row.prompt, answer)[0] for answer in row.completions]
+            np.testing.assert_allclose(scored.logps, plain, rtol=1e-5)
+        one_by_one(model, tokenizer, rows[4].prompt, rows[4].completions[0])
+    caplog.clear()
+    answer_logps(model, tokenizer, rows[:3], max_length=128)
+    assert "rotary" not in caplog.text
+
+
+@pytest.mark.parametrize("tokenization", ["chat-template", "cpo"])
+def test_prompts_that_fill_max_length_are_counted(tokenization, tiny_model, tokenizer, caplog):
+    """One leaves room for a token, one exactly none, one is over; the end token counts."""
+    begin = tokenization == "cpo"
+    rows = [PreferenceRow("p" * (length - begin), ["", "xy"]) for length in (13, 15, 16, 17)]
+    found = answer_logps(load(tiny_model), tokenizer, rows, max_length=16, desc="here", tokenization=tokenization)
+    assert "here: 5 of 8 completions are cut to max_length=16; in 2 of 4 rows the prompt alone fills it" in caplog.text
+    assert [each.lengths.tolist() for each in found] == [[1, 3], [1, 1], [0, 0], [0, 0]]
+    assert all((each.logps == 0).all() for each in found[2:])
+
+
+def test_the_rows_compared_have_answers(tiny_model, tokenizer, caplog):
+    """Most prompts fill max_length: what is said of the comparison is of tokens."""
+    caplog.set_level(logging.INFO, "trl_margins")
+    rows = [PreferenceRow("p" * length, ["x", "yz"]) for length in (30, 30, 30, 30, 5)]
+    answer_logps(load(tiny_model), tokenizer, rows, max_length=16)
+    (line,) = [each for each in caplog.messages if "model's own" in each]
+    assert "differs by" in line
+    assert "differs by 0.0e+00" not in line
+
+
 def test_the_model_is_left_as_it_was(tiny_model, tokenizer):
     model = load(tiny_model).train()
     each = evaluation_set(lists(3), "lists")
@@ -388,6 +462,54 @@ def test_numbers_are_those_of_the_trainer(tiny_model, tokenizer, sets):
         for name in ("pwa", "pwa_all", "spearman", "n_pairs", "n_pairs_gap"):
             assert found[name] == pytest.approx(metrics[f"eval_{name}"]), name
         assert found["reward_gap"] == pytest.approx(metrics["eval_rewards/margins"], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "said"),
+    [
+        ("tiny_model", {}, ["max_length=40, with which the model was trained"]),
+        ("tiny_model", {"tokenization": "cpo"}, ["tokenization='cpo', with which the model was trained"]),
+        (
+            "tiny_encoder_decoder",
+            {"max_completion_length": 12},
+            ["max_completion_length=12, with which", "completions are cut to 12 tokens (max_completion_length)"],
+        ),
+    ],
+    ids=["chat-template", "cpo", "encoder-decoder"],
+)
+def test_a_run_is_evaluated_on_its_own_tokens(model, options, said, tokenizer, tmp_path, request, caplog):
+    """As `margin_run.json` has it: some completions are cut, and the numbers are the trainer's."""
+    caplog.set_level(logging.INFO, "trl_margins")
+    rows = preference_rows(10)
+    rows.to_json(tmp_path / "pairs.jsonl")
+    options = {"loss_type": "simpo", "beta": 1.0, "max_length": 40, "max_steps": 1, **options}
+    trainer = MarginCPOTrainer(
+        load(request.getfixturevalue(model)),
+        MarginCPOConfig(**quiet(output_dir=str(tmp_path / "run"), **options)),
+        train_dataset=rows,
+        eval_dataset=rows,
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    trainer.save_model()
+    metrics = trainer.evaluate()
+    files = ["--dataset_name", tmp_path / "pairs.jsonl", "--json", tmp_path / "n", "--rewards", tmp_path / "r"]
+    main(["evaluate", "--bootstrap", "20", "--model_name_or_path", *map(str, [tmp_path / "run", *files])])
+    found = json.loads((tmp_path / "n").read_text())
+    assert found["sets"]["pairs"]["reward_gap"] == pytest.approx(metrics["eval_rewards/margins"], abs=1e-5)
+    rewards = np.array([json.loads(line)["rewards"] for line in (tmp_path / "r").read_text().splitlines()])
+    assert rewards.mean(0) == pytest.approx([metrics[f"eval_rewards/{side}"] for side in ("chosen", "rejected")])
+    for line in said:
+        assert line in caplog.text
+    limit = options.get("max_completion_length", 40)
+    n_cut = int(re.search(r"(\d+) of 20 completions are cut to .*" + str(limit), caplog.text)[1])
+    lengths = [json.loads(line)["lengths"] for line in (tmp_path / "r").read_text().splitlines()]
+    assert 0 < n_cut < 20
+    assert found["tokenization"] == ("chat-template" if said[0].startswith("max_length") else "cpo")
+    if limit == 12:
+        whole = [len(tokenizer(row[side]).input_ids) for row in rows for side in ("chosen", "rejected")]
+        assert n_cut == sum(length > 12 for length in whole)
+        assert np.array(lengths).flatten().tolist() == [min(length, 12) for length in whole]
 
 
 def test_rewards_are_what_they_are_called(tiny_model, sets):

@@ -86,6 +86,25 @@ def test_a_pass_that_differs_is_not_used(base, tiny_model, tokenizer, tmp_path, 
     torch.testing.assert_close(loss, standard.compute_loss(standard.model, first_batch(standard)))
 
 
+@pytest.mark.parametrize(
+    ("other", "said"), [([1, 0], "of a collator other than TRL's"), ([0, 1], "of more than text")]
+)
+def test_ranks_compare_together_or_not_at_all(
+    other, said, tiny_model, tokenizer, tmp_path, caplog, monkeypatch, rows_seen
+):
+    """Another rank's batch has an image, or no layout: it would not come to the passes of the comparison."""
+    caplog.set_level(logging.INFO, "trl_margins")
+    trainer = build("cpo", tiny_model, tokenizer, tmp_path)
+    monkeypatch.setattr(trainer.accelerator, "gather", lambda own: torch.cat([own, torch.tensor([other])]))
+    batch = first_batch(trainer)
+    trainer._sharing.check(trainer, batch)
+    assert not rows_seen
+    assert trainer._sharing.decided is False
+    assert f"not compared with the model's own logits: batches {said}" in caplog.text
+    trainer._sharing.check(trainer, batch)
+    assert not rows_seen
+
+
 @pytest.mark.parametrize("base", BASES)
 def test_dropout_does_not_disturb_the_comparison(base, tiny_model, tokenizer, tmp_path):
     model = load(tiny_model)

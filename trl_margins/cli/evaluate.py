@@ -66,8 +66,16 @@ class EvaluateArguments:
     max_length: int | None = field(
         default=None,
         metadata={
-            "help": "Longest prompt and completion, in tokens. If not given, what the model was trained with, or else "
-            f"what it can take at most; RM-Bench {RM_BENCH_LENGTH}, as its authors."
+            "help": "Longest prompt and completion, in tokens; longest completion of an encoder-decoder model. If not "
+            f"given, what the model was trained with, or else what it takes at most; RM-Bench {RM_BENCH_LENGTH}, as "
+            "its authors."
+        },
+    )
+    tokenization: str | None = field(
+        default=None,
+        metadata={
+            "help": "As `tokenization` of the trainer. If not given, what the model was trained with.",
+            "choices": ["chat-template", "cpo"],
         },
     )
     batch_size: int = field(
@@ -109,6 +117,7 @@ def main(argv: Sequence[str]) -> int:
         "tokenizer": tokenizer,
         "batch_size": args.batch_size,
         "accelerator": accelerator,
+        "tokenization": tokenization_of(args, model),
     }
     longest = {each.name: longest_rows(args, each, model) for each in sets}
     scored = {each.name: score_set(model, each, max_length=longest[each.name], **common) for each in sets}
@@ -135,6 +144,7 @@ def main(argv: Sequence[str]) -> int:
         "ref_model": args.ref_model,
         "min_score_gap": args.eval_min_score_gap,
         "max_length": longest,
+        "tokenization": common["tokenization"],
         "dtype": args.dtype,
     }
     _write(args.json, json.dumps({**settings, "sets": reports}, indent=2))
@@ -167,25 +177,38 @@ def longest_rows(args: EvaluateArguments, each: EvaluationSet, model: Any) -> in
     """The `max_length` of a set, and a line about where it is from."""
     if args.max_length is not None:
         return args.max_length
+    name = "max_completion_length" if model.config.is_encoder_decoder else "max_length"
     if each.kind == "rm-bench":
         length, source = RM_BENCH_LENGTH, "as RM-Bench's authors have it"
-    elif trained := trained_length(args.model_name_or_path):
+    elif trained := trained_with(args.model_name_or_path).get(name):
         length, source = trained, "with which the model was trained"
     elif of_model := getattr(model.config.get_text_config(), "max_position_embeddings", None):
         length, source = of_model, "which is as much as the model takes"
     else:
         length, source = 1024, "since the model has no length of its own"
-    logger.info("%s: max_length=%d, %s", each.name, length, source)
+    logger.info("%s: %s=%d, %s", each.name, name, length, source)
     return length
 
 
-def trained_length(model: str) -> int | None:
-    """The `max_length` of the run in whose folder the model is, or whose checkpoint it is."""
+def tokenization_of(args: EvaluateArguments, model: Any) -> str:
+    """The way to tokens, and a line about it where a training run says which."""
+    if model.config.is_encoder_decoder:
+        return "cpo"
+    if args.tokenization is not None:
+        return args.tokenization
+    trained = trained_with(args.model_name_or_path).get("tokenization")
+    if trained:
+        logger.info("tokenization=%r, with which the model was trained", trained)
+    return trained or "chat-template"
+
+
+def trained_with(model: str) -> Mapping[str, Any]:
+    """The config of the run in whose folder the model is, or whose checkpoint it is."""
     folder = Path(model).expanduser()
     for file in (folder / INFO, folder.parent / INFO):
         if file.is_file():
-            return (json.loads(file.read_text()).get("config") or {}).get("max_length")
-    return None
+            return json.loads(file.read_text()).get("config") or {}
+    return {}
 
 
 def load_sets(args: EvaluateArguments, as_chat: bool) -> list[EvaluationSet]:

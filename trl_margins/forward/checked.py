@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +46,7 @@ def checked_ways(
     ways: Ways,
     k: int = 2,
     dtype: torch.dtype | None = None,
-    of_all_ranks: Callable[[Tensor], Tensor] = lambda differences: differences,
+    of_all_ranks: Callable[[Tensor], Tensor] = lambda values: values,
 ) -> Ways:
     """Those of `ways` that give the model's own log-probabilities: `model(input_ids, attention_mask).logits` of each
     row alone, without padding. What is left out is said in a warning, with the numbers; the model's own way remains.
@@ -62,25 +63,27 @@ def checked_ways(
         ways: what is possible.
         k: answers per prompt.
         dtype: the 16-bit type that the model computes in; None for float32.
-        of_all_ranks: from this rank's differences [2] to the largest ones of all ranks.
+        of_all_ranks: from this rank's values [n] to the largest ones of all ranks. Every rank calls it equally often,
+            whatever becomes of its own passes.
     """
     rows = one_prompt(model, input_ids, attention_mask, labels, k)
-    device = model.get_input_embeddings().weight.device
-    compared = False
+    compared, unknown = False, ""
     for precision, of_type, tolerance in _rounds(model, dtype):
         try:
             with precision():
-                differences = differences_from_own(model, rows, ways, tolerance)
-        except _OwnFailsError as error:
-            unknown = error
+                differences = differences_from_own(model, rows, ways, tolerance, of_all_ranks)
+        except OwnFailsError as error:
+            unknown = f"which fail: {error}"
             continue
-        found = of_all_ranks(torch.tensor([differences.fused, differences.shared], device=device)).tolist()
-        right = Ways(ways.fused and found[0] <= tolerance, ways.shared and found[1] <= tolerance)
+        if not differences.n_tokens:
+            unknown = "since the pair has no completion tokens"
+            continue
+        right = Ways(ways.fused and differences.fused <= tolerance, ways.shared and differences.shared <= tolerance)
         if right != ways or not compared:
-            _tell(model, ways, right, found, differences, of_type, tolerance)
+            _tell(model, ways, right, differences, of_type, tolerance)
         ways, compared = right, True
     if not compared:
-        logger.warning("log-probabilities are not compared with the model's own logits, which fail: %s", unknown)
+        logger.warning("log-probabilities are not compared with the model's own logits, %s", unknown)
     return ways
 
 
@@ -100,14 +103,15 @@ def _rounds(
     ]
 
 
-class _OwnFailsError(Exception):
+class OwnFailsError(Exception):
     """The model's own logits cannot be computed."""
 
 
 @dataclass
 class Differences:
-    """From the model's own values, in nats per token; 0 where there is nothing to compare, infinite for a crash."""
+    """From the model's own values, in nats per token, the largest of all ranks; infinite for a crash."""
 
+    n_tokens: int = 0  # that are compared; with none of them, the differences are 0 and say nothing
     fused: float = 0.0
     shared: float = 0.0
     padded: float = 0.0  # the model's own logits, of rows with padding
@@ -115,31 +119,52 @@ class Differences:
 
 
 def differences_from_own(
-    model: nn.Module, rows: tuple[Tensor, Tensor, Tensor], ways: Ways, tolerance: float = TOLERANCE[None]
+    model: nn.Module,
+    rows: tuple[Tensor, Tensor, Tensor],
+    ways: Ways,
+    tolerance: float = TOLERANCE[None],
+    of_all_ranks: Callable[[Tensor], Tensor] = lambda values: values,
 ) -> Differences:
     """How far these ways are from the model's own logits, on the answers to one prompt. The shared pass goes through
     the fused head only where that is within the tolerance.
+
+    What one pass gives decides on the next, and a pass of a sharded model is of all ranks: they agree after each.
+
+    Raises:
+        OwnFailsError: the model's own logits fail, on this rank or another.
     """
     ids, mask, labels = rows
     device = model.get_input_embeddings().weight.device
     inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+
+    def largest(*values: float) -> list[float]:
+        return of_all_ranks(torch.tensor(values, device=device)).tolist()
+
+    own: list[Tensor] = []
+    failure = None
     try:
         own = [_own(model, *(values[i].to(device) for values in rows)) for i in range(len(ids))]
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        raise _OwnFailsError(f"{type(error).__name__}: {error}") from error
-    found = Differences()
+        failure = error
+    fails, n_tokens = largest(failure is not None, sum(map(len, own)))
+    if fails:
+        raise OwnFailsError(f"{type(failure).__name__}: {failure}" if failure else "on another rank") from failure
+    found = Differences(n_tokens=int(n_tokens))
 
-    def compared(way: Callable[[], TokenLogps]) -> float:
-        try:
-            return _largest(way(), own)
-        except torch.OutOfMemoryError:
-            raise
-        # whatever a class of models does to a pass that it was not made for: it is not used
-        except Exception as error:
-            found.crash = found.crash or f"{type(error).__name__}: {error}".split("\n")[0]
-            return math.inf
+    def compared(*passes: Callable[[], TokenLogps]) -> float:
+        difference = 0.0
+        for each in passes:
+            try:
+                difference = max(difference, _largest(each(), own))
+            except torch.OutOfMemoryError:
+                raise
+            # whatever a class of models does to a pass that it was not made for: it is not used
+            except Exception as error:
+                found.crash = found.crash or f"{type(error).__name__}: {error}".split("\n")[0]
+                difference = math.inf
+        return largest(difference)[0]
 
     if ways.fused:
         found.fused = compared(lambda: fused_token_logps(model, inputs, labels.to(device)))
@@ -157,9 +182,8 @@ def differences_from_own(
         twice = {name: value.to(device) for name, value in twice.items()}
         own = [values for values in own for _ in range(2)]
         # few logits are built even where there is a fused head
-        found.shared = max(
-            compared(lambda head=head: shared_token_logps(model, twice, fused=head)) for head in {fused, False}
-        )
+        heads = (True, False) if fused else (False,)
+        found.shared = compared(*(partial(shared_token_logps, model, twice, fused=head) for head in heads))
     return found
 
 
@@ -187,10 +211,12 @@ def _largest(tokens: TokenLogps, own: list[Tensor]) -> float:
 def one_prompt(
     model: nn.Module, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, k: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The rows of the longest prompt and answers whose logits are no burden, else of the shortest."""
+    """The rows of the prompt most of whose answers have tokens; of those, the longest whose logits are no burden, else
+    the shortest.
+    """
     rows = tuple(values.view(k, -1, values.size(-1)) for values in (input_ids, attention_mask, labels))
     lengths = (rows[1] != 0).sum(2).amax(0).tolist()
-    answers = (rows[2] != IGNORE).any(2).all(0).tolist()
+    answers = (rows[2][..., 1:] != IGNORE).any(2).sum(0).tolist()  # the first token of a row has no prediction
     most = _MOST_LOGITS // model.config.get_text_config().vocab_size
     i = max(range(len(lengths)), key=lambda i: (answers[i], lengths[i] if lengths[i] <= most else -lengths[i]))
     ids, mask, labels = (values[:, i] for values in rows)
@@ -202,12 +228,14 @@ def _tell(
     model: nn.Module,
     ways: Ways,
     right: Ways,
-    found: list[float],
     differences: Differences,
     compared: torch.dtype | None,
     tolerance: float,
 ) -> None:
-    names = {"TRL's fused LM head": ("fused", found[0]), "the shared-prompt pass": ("shared", found[1])}
+    names = {
+        "TRL's fused LM head": ("fused", differences.fused),
+        "the shared-prompt pass": ("shared", differences.shared),
+    }
     tried = {name: value for name, (way, value) in names.items() if getattr(ways, way)}
     wrong = {name: value for name, value in tried.items() if not getattr(right, names[name][0])}
     compared_in = str(compared or torch.float32).removeprefix("torch.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -17,6 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from trl.trainer.utils import add_fused_lm_head
 
+from ..checks import unknown
 from ..forward.answer_positions import causal_model
 from ..forward.checked import Ways, checked_ways
 from ..forward.head import logits_will_do, why_not_fused
@@ -30,6 +32,7 @@ from .precision import narrow_dtype
 
 logger = logging.getLogger(__name__)
 
+TOKENIZATIONS = ("chat-template", "cpo")
 _ROWS_A_CALL = 250  # of the tokenizer
 
 
@@ -48,6 +51,14 @@ class _Tokens(NamedTuple):
     @property
     def size(self) -> int:
         return sum(map(len, self.answers))
+
+    @property
+    def has_answers(self) -> bool:
+        """Whether truncation left something of them."""
+        return any((each != IGNORE).any() for each in self.labels)
+
+    def cut(self, max_length: int) -> _Tokens:
+        return _Tokens(self.prompt[:max_length], *([each[:max_length] for each in some] for some in self[1:]))
 
     def distinct(self) -> tuple[_Tokens, np.ndarray]:
         """Each different completion once, and which of them each completion is: equal ones get the same value, to
@@ -68,6 +79,7 @@ def answer_logps(
     accelerator: Accelerator | None = None,
     use_adapter: bool = True,
     desc: str = "Scoring answers",
+    tokenization: str = "chat-template",
 ) -> list[AnswerLogps]:
     """Log-probabilities of every completion, on the tokens that the trainers train on.
 
@@ -78,29 +90,36 @@ def answer_logps(
         model: a causal or encoder-decoder model, with or without adapter.
         tokenizer: with a chat template where prompts are conversational.
         rows: [N] prompts with their completions, whose number may differ.
-        max_length: longest prompt and completion, in tokens; what is over is cut, and counted in the log.
+        max_length: longest prompt and completion, in tokens, or completion alone for an encoder-decoder model (the
+            `max_completion_length` of its training); what is over is cut, and counted in the log.
         batch_size: answers a device and pass.
         accelerator: where several processes share the work.
         use_adapter: score with the adapter, or with the model under it.
         desc: of the progress bar.
+        tokenization: that of the training, "chat-template" or "cpo"; an encoder-decoder model has CPOTrainer's.
     """
     accelerator = accelerator or Accelerator()
     # placed, and not prepared, which would compute in the precision of somebody's training
     if not getattr(model, "is_quantized", False):
         model.to(accelerator.device)
-    rows, places = _tokenized(model, tokenizer, rows, max_length, desc)
+    rows, places = _tokenized(model, tokenizer, rows, max_length, tokenization, desc)
     # the longest first: memory runs out at once or never, and rows of a batch are of like length
     order = sorted(range(len(rows)), key=lambda i: (-rows[i].size, i))
-    stretched = _stretched(model, rows, desc)
+    beyond = _scaled_beyond(model)
+    stretched = _stretched(rows, beyond, desc)
     batches = _batches(order, [max(len(row.answers), 1) for row in rows], batch_size, stretched)
     mine = batches[accelerator.process_index :: accelerator.num_processes]
     progress = tqdm(mine, desc=desc, unit="batch", disable=not accelerator.is_main_process)
     found: list[tuple[int, AnswerLogps]] = []
     with torch.no_grad(), _ready(model, use_adapter):
         passes = _Passes(model, accelerator.device)
-        for i in order[len(order) // 2 :][:1]:
+        # alone, an answer would be scaled in another way than beside a longer one
+        comparable = [i for i in order if rows[i].has_answers and not stretched[i]] or order
+        for i in comparable[len(comparable) // 2 :][:1]:
             passes.check(rows[i])
         for batch in progress:
+            if beyond is not None:
+                passes.forget_length()
             found += zip(batch, passes([rows[i] for i in batch]), strict=True)
     if accelerator.num_processes > 1:
         found = gather_object(found)
@@ -128,18 +147,26 @@ def _ready(model: nn.Module, use_adapter: bool) -> Iterator[None]:
 
 
 def _tokenized(
-    model: nn.Module, tokenizer: Any, rows: Sequence[PreferenceRow], max_length: int, name: str
+    model: nn.Module, tokenizer: Any, rows: Sequence[PreferenceRow], max_length: int, tokenization: str, name: str
 ) -> tuple[list[_Tokens], list[np.ndarray]]:
     """The tokens of each row's different completions, and which of them each completion is."""
+    if tokenization not in TOKENIZATIONS:
+        raise unknown("tokenization", tokenization, TOKENIZATIONS)
+    numbers = range(len(rows))
     if model.config.is_encoder_decoder:
-        found = [_encoder_decoder_tokens(tokenizer, row, i, max_length, name) for i, row in enumerate(rows)]
+        found = _cpo_tokens(tokenizer, rows, numbers, name, max_length)
+        _report_cut_completions(tokenizer, rows, found, max_length, name)
     else:
-        whole: list[RowTokens] = []
+        whole: list[_Tokens] = []
         for start in tqdm(range(0, len(rows), _ROWS_A_CALL), desc="Tokenizing", unit="batch", leave=False):
-            some = rows[start : start + _ROWS_A_CALL]
-            whole += tokenize(some, tokenizer, lambda i, start=start: f"row {start + i} of {name}")
+            some, its_numbers = (each[start : start + _ROWS_A_CALL] for each in (rows, numbers))
+            if tokenization == "cpo":
+                whole += _cpo_tokens(tokenizer, some, its_numbers, name)
+            else:
+                where = [f"row {number} of {name}" for number in its_numbers]
+                whole += map(_labelled, tokenize(some, tokenizer, where.__getitem__))
         _report_cut(whole, max_length, name)
-        found = [_labelled(tokens.cut(max_length)) for tokens in whole]
+        found = [tokens.cut(max_length) for tokens in whole]
     distinct = [row.distinct() for row in found]
     return [tokens for tokens, _ in distinct], [places for _, places in distinct]
 
@@ -153,28 +180,41 @@ def _labelled(tokens: RowTokens) -> _Tokens:
     return _Tokens(prompt, answers, labels)
 
 
-def _encoder_decoder_tokens(tokenizer: Any, row: PreferenceRow, number: int, max_length: int, name: str) -> _Tokens:
-    reader = RowReader(name, ())
-    pairs = [PreferenceRow(row.prompt, [part, part], row.template) for part in row.completions]
+def _cpo_tokens(
+    tokenizer: Any,
+    rows: Sequence[PreferenceRow],
+    numbers: Sequence[int],
+    name: str,
+    max_completion_length: int | None = None,
+) -> list[_Tokens]:
+    """CPOTrainer's, whole for a causal model; with `max_completion_length`, for an encoder-decoder one."""
+    whose = [i for i, row in enumerate(rows) for _ in row.completions]
+    # it knows pairs alone: each completion is one with itself
+    pairs = [PreferenceRow(row.prompt, [part, part], row.template) for row in rows for part in row.completions]
+    found = [_Tokens(torch.empty(0, dtype=torch.long), [], []) for _ in rows]
     if not pairs:
-        return _Tokens(torch.empty(0, dtype=torch.long), [], [])
-    made = CPOTokenizer(reader, tokenizer, max_length, max_length, is_encoder_decoder=True).columns(
-        pairs, [number] * len(pairs)
+        return found
+    as_cpo = CPOTokenizer(
+        RowReader(name, ()), tokenizer, sys.maxsize, max_completion_length, max_completion_length is not None
     )
-    labels = [torch.as_tensor(ids) for ids in made["chosen_labels"]]
-    return _Tokens(torch.as_tensor(made["prompt_input_ids"][0]), labels, labels)
+    made = as_cpo.columns(pairs, [numbers[i] for i in whose])
+    answers = made["chosen_labels" if as_cpo.is_encoder_decoder else "chosen_input_ids"]
+    for i, *ids in zip(whose, made["prompt_input_ids"], answers, made["chosen_labels"], strict=True):
+        prompt, answer, labels = map(torch.as_tensor, ids)
+        found[i] = _Tokens(prompt, [*found[i].answers, answer], [*found[i].labels, labels])
+    return found
 
 
-def _report_cut(rows: Sequence[RowTokens], max_length: int, name: str) -> None:
+def _report_cut(rows: Sequence[_Tokens], max_length: int, name: str) -> None:
     """Warns of completions that `max_length` cuts, and of prompts that leave nothing of them."""
-    cut = sum(len(row.prompt) + len(ids) > max_length for row in rows for ids in row.completions)
+    cut = sum(len(ids) > max_length for row in rows for ids in row.answers)
     emptied = sum(len(row.prompt) >= max_length for row in rows)
     if cut:
         logger.warning(
             "%s: %d of %d completions are cut to max_length=%d%s",
             name,
             cut,
-            sum(len(row.completions) for row in rows),
+            sum(len(row.answers) for row in rows),
             max_length,
             f"; in {emptied} of {len(rows)} rows the prompt alone fills it, so that nothing of the completions is "
             "left and all of them have the reward 0"
@@ -183,25 +223,44 @@ def _report_cut(rows: Sequence[RowTokens], max_length: int, name: str) -> None:
         )
 
 
-def _stretched(model: nn.Module, rows: Sequence[_Tokens], name: str) -> list[bool]:
-    """Rows for which the model scales its rotary embedding. It does so for a whole batch, by its longest row, so that
-    others must not be in one batch with them.
-    """
+def _report_cut_completions(
+    tokenizer: Any, rows: Sequence[PreferenceRow], found: Sequence[_Tokens], most: int, name: str
+) -> None:
+    """The same for an encoder-decoder model, whose completions the tokenizer cuts."""
+    full = [i for i, row in enumerate(found) if any(len(ids) == most for ids in row.answers)]
+    longer = _cpo_tokens(tokenizer, [rows[i] for i in full], full, name, most + 1)
+    if cut := sum(len(ids) > most for row in longer for ids in row.answers):
+        logger.warning(
+            "%s: %d of %d completions are cut to %d tokens (max_completion_length)",
+            name,
+            cut,
+            sum(len(row.answers) for row in found),
+            most,
+        )
+
+
+def _scaled_beyond(model: nn.Module) -> int | None:
+    """The length from which on the model scales its rotary embedding, for a whole batch by its longest row."""
     config = model.config.get_text_config()
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    if rope.get("rope_type") not in ("dynamic", "longrope"):
+    if rope.get("rope_type") == "longrope":
+        return rope.get("original_max_position_embeddings") or config.max_position_embeddings
+    return config.max_position_embeddings if rope.get("rope_type") == "dynamic" else None
+
+
+def _stretched(rows: Sequence[_Tokens], beyond: int | None, name: str) -> list[bool]:
+    """Rows for which the model scales its rotary embedding: others must not be in one batch with them."""
+    if beyond is None:
         return [False] * len(rows)
-    longest = rope.get("original_max_position_embeddings") or config.max_position_embeddings
-    found = [max(map(len, row.answers), default=0) > longest for row in rows]
+    found = [max(map(len, row.answers), default=0) > beyond for row in rows]
     if any(found):
         logger.warning(
             "%s: %d of %d rows are longer than the %d tokens from which on this model scales its rotary embedding by "
-            "the longest row of a batch (%s): their values depend on what they are computed with",
+            "the longest row of a batch: their values depend on what they are computed with",
             name,
             sum(found),
             len(rows),
-            longest,
-            rope["rope_type"],
+            beyond,
         )
     return found
 
@@ -239,6 +298,10 @@ class _Passes:
             dtype = narrow_dtype(self.model, "no")
             k = len(row.answers)
             self.ways = checked_ways(self.model, *_standard_rows([row], k), self.ways, k, dtype)
+
+    def forget_length(self) -> None:
+        """Of long rows, whose scale a dynamic rotary embedding keeps until it sees a short one."""
+        self.model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=self.device))
 
     def __call__(self, rows: Sequence[_Tokens]) -> Iterable[AnswerLogps]:
         k = max(len(row.answers) for row in rows)

@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 
 from ..checks import unknown
-from ..forward.checked import TOLERANCE as TOLERANCE
 from ..forward.checked import Ways, checked_ways
 from ..forward.shareable import why_not_shared
 from ..forward.standard import pair_logps
@@ -71,20 +70,27 @@ class PromptSharing:
 
     def check(self, trainer: MarginMixin, batch: Mapping[str, Any]) -> None:
         """Compares a prepared batch's first pass with the model's own logits, once; all ranks come to the same end."""
-        if self._checked:
-            return
         ways = Ways(fused=trainer._fused, shared=self.decided is None)
-        rows = trainer.standard_rows()(batch) if ways.fused or ways.shared else None
-        if rows is None or (self.possible and SHARED not in batch):
-            return  # nothing to check; or someone's own batch, or one that had to do without the layout
-        self._checked = True
-        if not trainer.is_plain_text(batch):
-            logger.info("log-probabilities are not compared with the model's own logits: batches of more than text")
+        if self._checked or not (ways.fused or ways.shared):
             return
+        self._checked = True
 
-        def of_all_ranks(differences: Tensor) -> Tensor:
-            return trainer.accelerator.gather(differences[None]).amax(0)
+        def of_all_ranks(values: Tensor) -> Tensor:
+            return trainer.accelerator.gather(values[None]).amax(0)
 
+        rows = trainer.standard_rows()(batch)
+        no_layout = rows is None or (self.possible and SHARED not in batch)
+        # on one rank, a batch may hold an image where another's does not
+        kinds = torch.tensor([no_layout, not trainer.is_plain_text(batch)], device=trainer.accelerator.device)
+        no_layout, more_than_text = of_all_ranks(kinds.long()).tolist()
+        if no_layout or more_than_text:
+            logger.info(
+                "log-probabilities are not compared with the model's own logits: batches %s",
+                "of a collator other than TRL's" if no_layout else "of more than text",
+            )
+            if self.decided is None:
+                self._decide(trainer, shares=False)
+            return
         dtype = narrow_dtype(trainer.model, trainer.accelerator.mixed_precision)
         with without_dropout(trainer.model):
             right = checked_ways(trainer.model, *rows, ways, dtype=dtype, of_all_ranks=of_all_ranks)

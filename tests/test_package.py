@@ -66,7 +66,7 @@ ALLOWED = {
         "data",
         "rows",
     },
-    "rows": {"datasets", "numpy", "pyarrow", "transformers", "trl", "rows"},
+    "rows": {"accelerate", "datasets", "numpy", "pyarrow", "transformers", "trl", "rows"},
     "report": {"matplotlib", "numpy", "scipy", "huggingface_hub", "evaluation", "methods", "report"},
     "evaluation": {"numpy", "scipy", "sklearn", "datasets", "evaluate", "rows", "evaluation"},
 }

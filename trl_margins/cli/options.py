@@ -59,11 +59,11 @@ def data_first(args: Sequence[str]) -> list[str]:
 
 def max_length_of(given: int | None, model: str | None) -> int:
     """The `max_length` that is given, or else the one that the model was trained with; with a line about that."""
-    from .evaluate import trained_length
+    from .evaluate import trained_with
 
     if given is not None:
         return given
-    trained = None if model is None else trained_length(model)
+    trained = None if model is None else trained_with(model).get("max_length")
     if trained is None:
         return MAX_LENGTH
     logger.info("max_length=%d, with which the model was trained", trained)

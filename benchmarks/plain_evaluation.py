@@ -15,18 +15,19 @@ parser.add_argument("model")
 parser.add_argument("rewards")
 parser.add_argument("sets", nargs="+")
 parser.add_argument("--rows", type=int)
+parser.add_argument("--max_length", type=int, default=1024, help="as evaluate had it")
 args = parser.parse_args()
 tokenizer, model = AutoTokenizer.from_pretrained(args.model), AutoModelForCausalLM.from_pretrained(args.model).float()
 
 
 def reward(prompt, answer):
-    """Mean log-probability of the answer's tokens, the end of the turn included."""
+    """Mean log-probability of the answer's tokens: what the chat template puts behind the prompt, and nothing else."""
     messages = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
     start = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     answer = answer if isinstance(answer, str) else answer[-1]["content"]
     whole = tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": answer}], tokenize=False)
     start, ids = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (start, whole))
-    ids = torch.tensor([(ids if ids[-1] == tokenizer.eos_token_id else [*ids, tokenizer.eos_token_id])[:1024]])
+    ids = torch.tensor([ids[: args.max_length]])
     logps = model(ids).logits[0, len(start) - 1 : -1].log_softmax(-1)
     return logps.gather(1, ids[0, len(start) :, None]).mean().item()
 

@@ -16,7 +16,7 @@ from ..data.audit.console import report
 from ..data.loading import load_splits, pick_split
 from ..rows import PreferenceRow, RowError, RowReader, tokenize
 from ..rows.tokens import read_batch
-from .options import MAX_LENGTH, PROMPT_COLUMN, SCORE_COLUMNS, SYSTEM_COLUMN, OptionsParser, data_first, max_length_of
+from .options import LENGTH, PROMPT_COLUMN, SCORE_COLUMNS, SYSTEM_COLUMN, OptionsParser, data_first, max_length_of
 from .setup import check_writable, load_tokenizer, log_to_console
 
 if TYPE_CHECKING:
@@ -44,13 +44,7 @@ class InspectArguments:
             "in words without it."
         },
     )
-    max_length: int | None = field(
-        default=None,
-        metadata={
-            "help": "Longest prompt and answer, in tokens. If not given, what the model was trained with, or else "
-            f"{MAX_LENGTH}."
-        },
-    )
+    max_length: int | None = field(default=None, metadata={"help": LENGTH})
     prompt_column: str | None = field(default=None, metadata={"help": PROMPT_COLUMN})
     system_column: str | None = field(default=None, metadata={"help": SYSTEM_COLUMN})
     score_columns: list[str] | None = field(default=None, metadata={"help": SCORE_COLUMNS})

@@ -16,6 +16,7 @@ PROMPT_COLUMN = "Column with the prompt, if it is not `prompt`."
 SYSTEM_COLUMN = "Column with each row's system message."
 SCORE_COLUMNS = "Score columns, if not the usual names."
 MAX_LENGTH = 1024  # of a model that no run of this package trained
+LENGTH = f"Longest prompt and answer, in tokens. If not given, what the model was trained with, or else {MAX_LENGTH}."
 
 
 class OptionsParser(TrlParser):

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..checks import Number
 from ..data.loading import load_splits, pick_split
-from .options import MAX_LENGTH, PROMPT_COLUMN, SCORE_COLUMNS, SYSTEM_COLUMN, OptionsParser, max_length_of
+from .options import LENGTH, PROMPT_COLUMN, SCORE_COLUMNS, SYSTEM_COLUMN, OptionsParser, max_length_of
 from .setup import DTYPES, check_writable, load_model, load_tokenizer, log_to_console
 
 logger = logging.getLogger(__name__)
@@ -39,13 +39,7 @@ class SelectArguments:
         default=None,
         metadata={"help": "Parameters that the anchor moves: lm-head, mlp or regular expressions over their names."},
     )
-    max_length: int | None = field(
-        default=None,
-        metadata={
-            "help": "Longest prompt and answer, in tokens. If not given, what the model was trained with, or else "
-            f"{MAX_LENGTH}."
-        },
-    )
+    max_length: int | None = field(default=None, metadata={"help": LENGTH})
     prompt_column: str | None = field(default=None, metadata={"help": PROMPT_COLUMN})
     system_column: str | None = field(default=None, metadata={"help": SYSTEM_COLUMN})
     score_columns: list[str] | None = field(default=None, metadata={"help": SCORE_COLUMNS})

@@ -11,12 +11,11 @@ from datasets import Dataset, Features, Json, Value, concatenate_datasets
 
 from .form import TEMPLATE, Part, RowReader
 from .opened import OpenedSet, open_rows
-from .scores import ScoreColumns, find_score_columns, refuse_class_labels
+from .scores import SCORES, ScoreColumns, find_score_columns, refuse_class_labels
 from .tokens import VERSION, read_batch
 
 logger = logging.getLogger(__name__)
 
-_SCORES = ("score_chosen", "score_rejected")
 _PARTS = ("prompt", "chosen", "rejected", *TEMPLATE)
 
 
@@ -45,7 +44,7 @@ def mixed(parts: Sequence[tuple[str, Dataset]]) -> Dataset:
     common = [
         name
         for name in sets[0].column_names
-        if name not in (*_PARTS, *_SCORES) and len({str(dataset.features.get(name)) for dataset in sets}) == 1
+        if name not in (*_PARTS, *SCORES) and len({str(dataset.features.get(name)) for dataset in sets}) == 1
     ]
     read = [_read(each, None if without else found, common) for each, found in zip(opened, scores, strict=True)]
     dropped = {name for dataset in sets for name in dataset.column_names} - set(read[0].column_names)
@@ -62,7 +61,7 @@ def _read(opened: OpenedSet, scores: ScoreColumns | None, common: list[str]) -> 
         refuse_class_labels(dataset, scores, name)
     # Json takes text beside messages, and messages with different keys
     features = {column: Json() for column in _PARTS}
-    features |= {column: Value("float64") for column in _SCORES} if scores else {}
+    features |= {column: Value("float64") for column in SCORES} if scores else {}
     return dataset.map(
         _rows,
         batched=True,
@@ -94,7 +93,7 @@ def _rows(
     }
     if scores is not None:
         pairs = [scores.read({name: batch[name][i] for name in scores.names}) for i in range(len(rows))]
-        made |= dict(zip(_SCORES, map(list, zip(*pairs, strict=True)), strict=True))
+        made |= dict(zip(SCORES, map(list, zip(*pairs, strict=True)), strict=True))
     return made
 
 

@@ -48,8 +48,7 @@ class RowCounts:
     n: int = 0
     text: Seen = field(default_factory=Seen)
     messages: Seen = field(default_factory=Seen)
-    same: Seen = field(default_factory=Seen)  # the same completion twice
-    same_rows: set[int] = field(default_factory=set)  # which those are
+    same_rows: set[int] = field(default_factory=set)  # the same completion twice
     user_turns: Seen = field(default_factory=Seen)  # within a completion
     prefilled: Seen = field(default_factory=Seen)  # prompts that end with the assistant's turn
     repeated: Seen = field(default_factory=Seen)  # text completions that both begin with their prompt
@@ -79,7 +78,6 @@ class RowCounts:
         self.n += 1
         (self.messages if row.is_conversational else self.text).add(number)
         if chosen == rejected:
-            self.same.add(number)
             self.same_rows.add(number)
         if isinstance(row.prompt, str):
             self.prompted += bool(row.prompt)
@@ -279,7 +277,7 @@ def why_refused(reader: RowReader, counts: RowCounts) -> str | None:
             f"both begin with would be the prompt, and it does not contain this column's text ({seen.n} such rows). "
             f"Set {option}={name!r} (--{option} {name}), or remove the column if it is no part of the prompt"
         )
-    if counts.text.n == counts.n >= 3 and len(counts.prompts) == 1 and counts.same.n < counts.n:
+    if counts.text.n == counts.n >= 3 and len(counts.prompts) == 1 and len(counts.same_rows) < counts.n:
         return (
             f"the {reader.split} data set has no prompt column, and chosen and rejected begin alike in all {counts.n} "
             "rows, with the same text: that looks like chance, not like a prompt. Add a prompt column, with '' where "
@@ -300,11 +298,10 @@ def notes(reader: RowReader, counts: RowCounts) -> Iterator[Note]:
     n, texts = counts.n, counts.text.n
     if reader.prompt_column not in (None, "prompt"):
         yield Note(logging.INFO, f"column {reader.prompt_column!r} holds the prompts")
-    if counts.same.n:
+    if same := len(counts.same_rows):
         yield Note(
             logging.WARNING,
-            f"{counts.same.n} of {n} pairs have the same completion twice: they have no gap, and nothing is learned "
-            "from them",
+            f"{same} of {n} pairs have the same completion twice: they have no gap, and nothing is learned from them",
         )
     if counts.contradicted.n:
         yield Note(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..forward.shared_rows import packed, shared_rows
-from ..rows.scores import check_row, find_score_columns, problem_of
+from ..rows.scores import SCORES, check_row, find_score_columns, problem_of
 
 if TYPE_CHECKING:
     from .model_checks import TokenLimits
@@ -22,7 +22,6 @@ CARRIED = "pair_columns"
 SHARED = "shared_rows"  # the batch's pairs, each in one row, as `PackedRows`
 KEPT = "kept_pairs"  # the `PairLogps` of a batch whose forward pass has been made already
 ROW = "row_number"  # in the training set, as the trainer was given it
-SCORES = ("score_chosen", "score_rejected")
 
 
 def with_columns(batch: Mapping[str, Any], columns: Mapping[str, torch.Tensor]) -> dict[str, Any]:

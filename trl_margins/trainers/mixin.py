@@ -30,11 +30,11 @@ from ..pairs import PairBatch, PairLogps
 from ..rewards import length_normalized
 from ..rows import OpenedSet
 from ..rows.opened import column_names
-from ..rows.scores import find_score_columns
+from ..rows.scores import SCORES, find_score_columns
 from ..terms import Term
 from .cards import CardMixin
 from .checkpoints import CheckpointMixin
-from .collator import CARRIED, KEPT, ROW, SCORES, SHARED, PairCollator, for_the_model
+from .collator import CARRIED, KEPT, ROW, SHARED, PairCollator, for_the_model
 from .configs import MarginOptions
 from .devices import check_one_device
 from .finite import FiniteSteps, without_neighbours

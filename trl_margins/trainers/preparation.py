@@ -21,6 +21,7 @@ from ..report.card import SetFacts
 from ..rows import OpenedSet, open_rows
 from ..rows.opened import column_names
 from ..rows.scores import (
+    SCORES,
     ScoreColumns,
     ScoreError,
     ScoreSummary,
@@ -34,7 +35,7 @@ from ..rows.scores import (
     require_score_columns,
 )
 from ..terms.score_gap import ScoreGapWeight
-from .collator import ROW, SCORES
+from .collator import ROW
 from .configs import MarginOptions
 from .dataset_kinds import as_taken
 from .processing import prepare_tokenizer
@@ -43,7 +44,6 @@ logger = logging.getLogger(__name__)
 
 FACTOR = "evaluation_factor"
 TRAIN = "train"
-
 
 # What TRL's collators read tensors from, whoever the column is from
 _TOKEN_ENDINGS = ("input_ids", "attention_mask", "labels", "pixel_values")
@@ -91,7 +91,7 @@ def prepare_datasets(
 
             _each_dataset(call, with_factors)
         floored = _fit_margin(objective.margin, call["train_dataset"])
-        facts["train"] = replace(facts["train"], floored=floored)
+        facts[TRAIN] = replace(facts[TRAIN], floored=floored)
     _each_dataset(call, lambda dataset, split: _with_needed_columns(dataset, split, objective))
     _each_dataset(call, lambda dataset, split: _with_checked_scores(dataset, split, objective, options, keep, facts))
     if isinstance(train := call.get("train_dataset"), Dataset):
@@ -145,7 +145,7 @@ def with_lengths(dataset: Any, column: str) -> Any:
     if not isinstance(dataset, Dataset):
         return dataset
     if column in dataset.column_names:
-        check_numbers(dataset, column, "train")
+        check_numbers(dataset, column, TRAIN)
         return dataset
     chosen, rejected = (
         dataset[next(name for name in (f"{side}_input_ids", f"{side}_ids") if name in dataset.column_names)]
@@ -277,10 +277,10 @@ def _with_checked_scores(
             logger.warning("%s; pairs without scores count in pwa_all alone", error)
         else:
             report_scores(summary, columns, split, weighted=bool(needed_by))
-            if split == "train" and isinstance(objective.weight, ScoreGapWeight):
+            if split == TRAIN and isinstance(objective.weight, ScoreGapWeight):
                 _refuse_no_weights(summary, columns, objective.weight.threshold or 0.0)
             facts[split] = replace(facts[split], ties=summary.n_ties, reversed=summary.n_reversed)
-            if split != "train":
+            if split != TRAIN:
                 _warn_without_clear_pairs(summary, split, options.eval_min_score_gap)
     elif needed_by:
         dataset = dataset.map(

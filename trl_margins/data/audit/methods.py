@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from ...rows.scores import PAIRED_COLUMNS
+from ...rows.scores import SCORES
 from .factors import FACTOR
 from .split import SplitAudit
 from .warnings import counted
-
-SCORES = PAIRED_COLUMNS[0]  # what the terms call them, whatever the data set does
 
 
 def why_not(split: SplitAudit, needs: Collection[str]) -> str | None:

@@ -42,8 +42,9 @@ def main() -> None:
 def measure(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     from scipy.stats import spearmanr
 
-    from trl_margins.trainers.anchor import GeometricAnchor
-    from trl_margins.trainers.direction import Direction, momentum_direction, parameters_in_scope
+    from trl_margins.probes.anchor import GeometricAnchor
+    from trl_margins.probes.direction import Direction, momentum_direction
+    from trl_margins.probes.scope import parameters_in_scope
 
     gaps: dict[str, Any] = {}
     rows: dict[str, dict[str, float]] = {}
@@ -134,7 +135,7 @@ def gaps_of(trainer: Any, batches: list[Any], direction: Any, **options: Any) ->
     """Γ of every pair along a direction, as the trainer would measure it with these options."""
     import torch
 
-    from trl_margins.trainers.anchor import GeometricAnchor
+    from trl_margins.probes.anchor import GeometricAnchor
 
     before = {name: getattr(trainer.options, name) for name in options}
     for name, value in options.items():
@@ -163,7 +164,7 @@ def gather_momentum(trainer: Any, batches: list[Any]) -> None:
 def by_mini_batch(trainer: Any, batches: list[Any]) -> Any:
     import torch
 
-    from trl_margins.trainers.anchor import GeometricAnchor
+    from trl_margins.probes.anchor import GeometricAnchor
 
     anchor = GeometricAnchor(trainer, trainer.options)
     anchor.fading.mini_batches = 1
@@ -186,7 +187,7 @@ def rounded(trainer: Any, batches: list[Any], direction: Any, stochastic: bool) 
     """What comes of it when the weights themselves take the step: for contrast."""
     import torch
 
-    from trl_margins.trainers import perturbation
+    from trl_margins.probes import perturbation
 
     step = -trainer.options.anchor_radius * direction.per_unit
     plain = perturbation.stochastic_round

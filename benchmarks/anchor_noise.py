@@ -45,8 +45,8 @@ def study(args: argparse.Namespace) -> dict[str, Any]:
     from trl_margins import GeometricAnchorPOConfig, GeometricAnchorPOTrainer
     from trl_margins.cli.setup import load_model, load_tokenizer
     from trl_margins.data.loading import load_splits, pick_split
+    from trl_margins.probes.selection import dataset_anchor_gaps
     from trl_margins.terms.anchor import anchor_weight
-    from trl_margins.trainers.selection import dataset_anchor_gaps
 
     rows = pick_split(load_splits(args.dataset), None, args.dataset).shuffle(seed=0)
     rows = rows.filter(lambda row: row["score_chosen"] - row["score_rejected"] >= args.least_gap)

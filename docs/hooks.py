@@ -155,7 +155,7 @@ def _model_config() -> Iterable[type]:
 
 def losses() -> str:
     """Which loss goes with what."""
-    from trl_margins.losses import CPO_LOSSES, DPO_LOSSES, NOT_PER_PAIR, REFERENCE_FREE_LOSSES, TAKES_MARGIN
+    from trl_margins.links import CPO_LOSSES, DPO_LOSSES, NOT_PER_PAIR, REFERENCE_FREE_LOSSES, TAKES_MARGIN
 
     def mark(value: bool) -> str:
         return "yes" if value else ""

@@ -19,18 +19,18 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from scipy.stats import spearmanr
 
+from trl_margins import distributed as sharding
 from trl_margins.cli import main as cli
 from trl_margins.methods import METHODS, get_method
 from trl_margins.pairs import PairBatch
+from trl_margins.probes.diagnostics import AnchorDiagnostics
+from trl_margins.probes.direction import Direction, FadingGradient, GatheringGradients
+from trl_margins.probes.perturbation import perturbed, stochastic_round
+from trl_margins.probes.scope import parameters_in_scope
+from trl_margins.probes.selection import dataset_anchor_gaps, subsets
 from trl_margins.terms.anchor import AnchorMargin, GradientNormMargin, anchor_margin, anchor_weight
-from trl_margins.trainers import sharding
 from trl_margins.trainers.configs import config_class
-from trl_margins.trainers.diagnostics import AnchorDiagnostics
-from trl_margins.trainers.direction import Direction, FadingGradient, parameters_in_scope
-from trl_margins.trainers.gradients import GatheringGradients
 from trl_margins.trainers.named import trainer_class
-from trl_margins.trainers.perturbation import perturbed, stochastic_round
-from trl_margins.trainers.selection import dataset_anchor_gaps, subsets
 
 BETA, GAMMA = 2.0, 0.4  # the paper's γ, so β·γ in reward units
 GAPO = {"beta": BETA, "gamma_beta_ratio": GAMMA, "anchor_radius": 0.5}
@@ -251,7 +251,7 @@ def test_weights_come_back_when_moving_them_fails(tiny_model, monkeypatch):
     """Out of memory while the weights are being moved: those that have moved return."""
     model = load(tiny_model)
     before, calls = bytes_of(model), []
-    from trl_margins.trainers import perturbation
+    from trl_margins.probes import perturbation
 
     move = perturbation.move
 

@@ -30,25 +30,26 @@ from trl_margins.cli.train import _train, make_parser
 from trl_margins.cli.yaml_file import read_yaml
 from trl_margins.data import bundled
 from trl_margins.data.evaluation_factors import compute
-from trl_margins.losses import CPO_LOSSES, DPO_LOSSES
+from trl_margins.links import CPO_LOSSES, DPO_LOSSES
 from trl_margins.methods import get_method
 from trl_margins.objective import LengthNormalizedReward, Objective
 from trl_margins.pairs import PairBatch, PairLogps
+from trl_margins.recording.histograms import PairHistograms
+from trl_margins.recording.pair_log import PairLog
 from trl_margins.report.run_folder import read_pairs
+from trl_margins.rows import tokens as processing
 from trl_margins.terms.adaptive import AdaptiveMargin
 from trl_margins.terms.anchor import ANCHOR_GAP, AnchorMargin, anchor_weight
 from trl_margins.terms.dynamic_target import DynamicTargetMargin, dynamic_target_margin
 from trl_margins.terms.evaluation_factor import EvaluationFactorMargin
 from trl_margins.terms.history import GapHistory
 from trl_margins.terms.score_gap import ScoreGapWeight
-from trl_margins.trainers import checkpoints, processing
+from trl_margins.trainers import checkpoints
 from trl_margins.trainers.checkpoints import last_whole_checkpoint
 from trl_margins.trainers.configs import MarginCPOConfig, config_class
 from trl_margins.trainers.cpo import MarginCPOTrainer
 from trl_margins.trainers.dpo import MarginDPOTrainer
-from trl_margins.trainers.histograms import PairHistograms
 from trl_margins.trainers.named import AMaPOTrainer, trainer_class
-from trl_margins.trainers.pair_log import PairLog
 
 NAN, INF = float("nan"), float("inf")
 FULL = OSError(errno.ENOSPC, "No space left on device")

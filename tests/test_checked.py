@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from trl_margins.forward import checked, shared_prompt, shared_rows
 from trl_margins.forward.checked import Ways, checked_ways
-from trl_margins.forward.layerwise import float32_layer_by_layer, why_not_float32
+from trl_margins.forward.precision import float32_layer_by_layer, why_not_float32
 from trl_margins.forward.standard import IGNORE
 
 BOTH = Ways(fused=True, shared=True)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from trl_margins.losses import CPO_LOSSES, DPO_LOSSES, NOT_PER_PAIR, REFERENCE_FREE_LOSSES, TAKES_MARGIN
+from trl_margins.links import CPO_LOSSES, DPO_LOSSES, NOT_PER_PAIR, REFERENCE_FREE_LOSSES, TAKES_MARGIN
 from trl_margins.objective import LengthNormalizedReward, LogRatioReward, Objective, margin_loss
 from trl_margins.pairs import PairBatch, PairLogps
 from trl_margins.rewards import alphapo, length_normalized, log_ratio

@@ -19,7 +19,7 @@ from trl import DPOConfig, DPOTrainer
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 
 from trl_margins import MarginCPOConfig, MarginCPOTrainer, MarginDPOConfig, MarginDPOTrainer
-from trl_margins.losses import CPO_LOSSES, DPO_LOSSES
+from trl_margins.links import CPO_LOSSES, DPO_LOSSES
 
 CPO_CASES = [
     {"loss_type": "sigmoid"},

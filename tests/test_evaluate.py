@@ -21,16 +21,16 @@ from transformers import AutoConfig, LlamaForCausalLM
 
 from trl_margins import MarginCPOConfig, MarginCPOTrainer
 from trl_margins.cli import main
+from trl_margins.evaluation import scorer as answers_module
 from trl_margins.evaluation.intervals import bootstrap_intervals
 from trl_margins.evaluation.listwise import listwise_metrics, listwise_report
 from trl_margins.evaluation.pairs import Pairs, pair_report
 from trl_margins.evaluation.rm_bench import domain_of, levels, rm_bench_report, style_matrix
+from trl_margins.evaluation.scorer import answer_logps
 from trl_margins.evaluation.sets import evaluation_set
 from trl_margins.evaluation.tables import markdown_table
 from trl_margins.forward import checked
 from trl_margins.rows import PreferenceRow
-from trl_margins.trainers import answers as answers_module
-from trl_margins.trainers.answers import answer_logps
 
 # Listwise numbers
 

@@ -36,7 +36,7 @@ from trl_margins.data.formats import as_plain, transformed
 from trl_margins.data.loading import load_splits, pick_split
 from trl_margins.data.media import without_decoding
 from trl_margins.data.noise import flip_labels
-from trl_margins.trainers.dataset_kinds import as_taken
+from trl_margins.trainers.preparation import as_taken
 
 ROW = {"prompt": "a", "chosen": "b", "rejected": "c", "score_chosen": 2.0, "score_rejected": 1.0}
 LINE = json.dumps(ROW) + "\n"

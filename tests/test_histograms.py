@@ -14,8 +14,8 @@ from transformers.integrations import TensorBoardCallback, TrackioCallback, Wand
 
 from trl_margins import PairHistograms
 from trl_margins.data.noise import flip_labels
+from trl_margins.recording.histograms import NAMES
 from trl_margins.trainers.configs import config_class
-from trl_margins.trainers.histograms import NAMES
 from trl_margins.trainers.named import trainer_class
 
 

@@ -17,7 +17,7 @@ SWITCHED_BY = {
 CODE = """
 import torch
 {switch}
-from trl_margins.forward.ieee import ieee_float32
+from trl_margins.forward.precision import ieee_float32
 
 def value(read):
     try:

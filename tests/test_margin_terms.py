@@ -10,7 +10,7 @@ from scipy.optimize import brentq
 from scipy.special import expit, logsumexp
 from test_core import random_pairs
 
-from trl_margins.losses import CPO_LOSSES
+from trl_margins.links import CPO_LOSSES
 from trl_margins.objective import LengthNormalizedReward, Objective
 from trl_margins.pairs import PairBatch
 from trl_margins.terms.adaptive import AdaptiveMargin, adaptive_margin

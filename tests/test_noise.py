@@ -11,7 +11,8 @@ import pytest
 from conftest import preference_rows
 from datasets import Dataset, DatasetDict, Value
 
-from trl_margins.data.noise import IS_FLIPPED, KINDS, flip_labels, parse_noise
+from trl_margins.data.noise import KINDS, flip_labels, parse_noise
+from trl_margins.pairs import IS_FLIPPED
 from trl_margins.rows.scores import ScoreColumns, check_scores
 
 N = 40

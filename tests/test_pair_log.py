@@ -13,13 +13,13 @@ from conftest import load, preference_rows, quiet
 
 from trl_margins import MarginCPOConfig, MarginCPOTrainer, MarginDPOConfig, MarginDPOTrainer
 from trl_margins.cli import main
-from trl_margins.data.noise import IS_FLIPPED, flip_labels
-from trl_margins.losses import CPO_LOSSES, DPO_LOSSES
+from trl_margins.data.noise import flip_labels
+from trl_margins.links import CPO_LOSSES, DPO_LOSSES
 from trl_margins.objective import LengthNormalizedReward, LogRatioReward, Objective
-from trl_margins.pairs import PairBatch, PairLogps
+from trl_margins.pairs import IS_FLIPPED, PairBatch, PairLogps
+from trl_margins.recording.pair_log import PairLog, flip_metrics
 from trl_margins.trainers.configs import config_class
 from trl_margins.trainers.named import trainer_class
-from trl_margins.trainers.pair_log import PairLog, flip_metrics
 
 METHODS = ("gappo", "gap-aware", "gamma-po", "amapo", "geometric-anchor", "gradient-norm", "simpo-sam")
 

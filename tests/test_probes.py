@@ -18,14 +18,12 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from trl.kernels import chunked_logprob
 
-from trl_margins.trainers import pair_gradients, perturbation
+from trl_margins.probes import pair_gradients, perturbation
+from trl_margins.probes.direction import Direction, GatheringGradients, momentum_direction, over_ranks, total_norm
+from trl_margins.probes.perturbation import Product, cannot_displace, displaced, fused_head_moves, perturbed
 from trl_margins.trainers.configs import config_class
-from trl_margins.trainers.devices import check_one_device
-from trl_margins.trainers.direction import Direction, momentum_direction, total_norm
-from trl_margins.trainers.gradients import GatheringGradients, over_ranks
+from trl_margins.trainers.model_checks import check_one_device
 from trl_margins.trainers.named import trainer_class
-from trl_margins.trainers.perturbation import perturbed
-from trl_margins.trainers.precision import Product, cannot_displace, displaced, fused_head_moves
 
 ESTIMATORS = ["difference", "float32", "directional"]
 ONE_PROCESS = SimpleNamespace(scaler=None, distributed_type=DistributedType.NO, num_processes=1)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from trl_margins.losses import CPO_LOSSES, margin_loss
+from trl_margins.links import CPO_LOSSES, margin_loss
 from trl_margins.objective import LengthNormalizedReward, LogRatioReward, Objective, SummedReward
 from trl_margins.pairs import PairBatch, PairLogps
 from trl_margins.rewards import alphapo, length_normalized, log_ratio

@@ -20,10 +20,10 @@ from trl_margins import GapPOConfig, GapPODPOConfig, GapPOTrainer, MarginDPOTrai
 from trl_margins.cli.inspect import in_tokens_of
 from trl_margins.data.audit import audit
 from trl_margins.data.evaluation_factors import add_evaluation_factor, compute
+from trl_margins.evaluation.scorer import answer_logps
 from trl_margins.evaluation.sets import evaluation_set
 from trl_margins.rows import open_rows, tokenize
 from trl_margins.rows.mixed import mixed
-from trl_margins.trainers.answers import answer_logps
 
 pytestmark = pytest.mark.usefixtures("few_objects_to_collect")
 

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from trl_margins import GapPOConfig, GapPOTrainer
-from trl_margins.trainers.scope import train_only
+from trl_margins.probes.scope import train_only
 
 SHAPE = {
     "vocab_size": 64,

@@ -10,6 +10,7 @@ from conftest import load, preference_rows, quiet
 from datasets import Dataset
 
 from trl_margins import MarginCPOConfig, MarginCPOTrainer
+from trl_margins.pairs import CARRIED
 from trl_margins.rows.scores import (
     GAP_COLUMNS,
     PAIRED_COLUMNS,
@@ -20,7 +21,7 @@ from trl_margins.rows.scores import (
     report_scores,
     require_score_columns,
 )
-from trl_margins.trainers.collator import CARRIED, PairCollator
+from trl_margins.trainers.collator import PairCollator
 
 
 @pytest.mark.parametrize("pair", PAIRED_COLUMNS)

@@ -14,8 +14,8 @@ from transformers import LlamaForCausalLM
 from trl_margins import MarginCPOConfig, MarginCPOTrainer, MarginDPOConfig, MarginDPOTrainer
 from trl_margins.forward import head, shared_prompt
 from trl_margins.forward.shared_rows import unpacked
+from trl_margins.pairs import SHARED, for_the_model
 from trl_margins.trainers import sharing
-from trl_margins.trainers.collator import SHARED, for_the_model
 
 BASES = {"cpo": (MarginCPOTrainer, MarginCPOConfig), "dpo": (MarginDPOTrainer, MarginDPOConfig)}
 SIMPO = {"cpo": {"loss_type": "simpo", "cpo_alpha": 0.0}, "dpo": {}}

@@ -19,11 +19,11 @@ from conftest import load, preference_rows, quiet
 from transformers import TrainerCallback
 
 from trl_margins import AMaPOConfig, AMaPOTrainer
+from trl_margins.recording import pair_log
+from trl_margins.recording.pair_log import PairLog
 from trl_margins.report import run_folder
 from trl_margins.report.picture import source, usable
 from trl_margins.report.run_folder import read_pairs, read_run
-from trl_margins.trainers import pair_log
-from trl_margins.trainers.pair_log import PairLog
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 

@@ -13,8 +13,8 @@ from trl import DPOConfig, DPOTrainer
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 
 from trl_margins import MarginCPOConfig, MarginCPOTrainer, MarginDPOConfig, MarginDPOTrainer
+from trl_margins.pairs import ROW
 from trl_margins.rows.tokens import PairTokenizer
-from trl_margins.trainers.collator import ROW
 
 CPO = ("prompt_input_ids", "chosen_input_ids", "chosen_labels", "rejected_input_ids", "rejected_labels")
 CPO += ("prompt_attention_mask", "chosen_attention_mask", "rejected_attention_mask")

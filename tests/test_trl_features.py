@@ -27,7 +27,7 @@ from trl.trainer import dpo_trainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from trl_margins import MarginCPOConfig, MarginCPOTrainer, MarginDPOConfig, MarginDPOTrainer
-from trl_margins.trainers.collator import CARRIED, SHARED, one_pair
+from trl_margins.pairs import CARRIED, SHARED, one_pair
 from trl_margins.trainers.configs import config_class
 from trl_margins.trainers.named import trainer_class
 

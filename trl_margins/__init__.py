@@ -38,7 +38,7 @@ _HOMES = {
     "MarginDPOConfig": "trainers.configs",
     "MarginDPOTrainer": "trainers.dpo",
     "Objective": "objective",
-    "PairHistograms": "trainers.histograms",
+    "PairHistograms": "recording.histograms",
     "ScoreGapWeight": "terms.score_gap",
     "SharpnessAwarePOConfig": "trainers.configs",
     "SharpnessAwarePODPOConfig": "trainers.configs",
@@ -49,6 +49,7 @@ __all__ = ["__version__", *_HOMES]
 if TYPE_CHECKING:
     from .methods import METHODS
     from .objective import Objective
+    from .recording.histograms import PairHistograms
     from .terms.adaptive import AdaptiveMargin
     from .terms.anchor import AnchorMargin, GradientNormMargin
     from .terms.dynamic_target import DynamicTargetMargin
@@ -74,7 +75,6 @@ if TYPE_CHECKING:
     )
     from .trainers.cpo import MarginCPOTrainer
     from .trainers.dpo import MarginDPOTrainer
-    from .trainers.histograms import PairHistograms
     from .trainers.named import (
         AMaPOTrainer,
         GammaPOTrainer,

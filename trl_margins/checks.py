@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import Field, dataclass, fields
 from difflib import get_close_matches
 from numbers import Integral, Real
+from types import MappingProxyType
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -54,3 +58,99 @@ def unknown(what: str, value: Any, known: Iterable[str]) -> ValueError:
     nearest = get_close_matches(str(value).lower(), names, n=1)
     hint = f"; did you mean {names[nearest[0]]!r}?" if nearest else ""
     return ValueError(f"unknown {what} {value!r}; known: {', '.join(names.values())}{hint}")
+
+
+_POSITIVE, _NOT_NEGATIVE, _FINITE = Number(above=0), Number(least=0), Number()
+_COUNT, _SIZE = Number(least=0, whole=True), Number(least=1, whole=True)
+_TOKENS = Number(least=1, whole=True, optional=True)
+
+# ours, and those of TRL's that the losses read
+NUMBERS: Mapping[str, Number] = MappingProxyType(
+    {
+        "beta": _POSITIVE,
+        "simpo_gamma": Number(optional=True),
+        "gamma_beta_ratio": Number(optional=True),
+        "score_gap_threshold": Number(least=0, optional=True),
+        "gap_aware_floor": Number(above=0, below=1),
+        "gamma_po_tau": _POSITIVE,
+        "gamma_po_steps": _COUNT,
+        "gamma_po_estimation_size": _SIZE,
+        "gamma_po_queue_size": _COUNT,
+        "amapo_estimation_size": _SIZE,
+        "anchor_radius": _NOT_NEGATIVE,
+        "anchor_batch_multiplier": _SIZE,
+        "anchor_keep_graphs": _COUNT,
+        "sam_radius": _NOT_NEGATIVE,
+        "eval_min_score_gap": _NOT_NEGATIVE,
+        "label_smoothing": Number(least=0, most=0.5),
+        "cpo_alpha": _NOT_NEGATIVE,
+        "alpha": _FINITE,
+        "ld_alpha": Number(least=0, most=1, optional=True),
+        "f_alpha_divergence_coef": _FINITE,
+        "discopop_tau": _POSITIVE,
+        "max_length": _TOKENS,
+        "max_completion_length": _TOKENS,
+    }
+)
+_NAMES = ("train_only", "score_columns", "anchor_scope")
+_CHOSEN = ("loss_type", "reward", "tokenization")  # of a base's config
+
+# prefix of options → the term that reads them
+_READ_BY = {
+    "score_gap_": ("weight", "score-gap"),
+    "gap_aware_": ("margin", "gap-aware"),
+    "gamma_po_": ("margin", "gamma-po"),
+    "amapo_": ("margin", "amapo"),
+    "anchor_": ("margin", "geometric-anchor"),
+}
+_READ_ELSEWHERE = ("anchor_scope", "gamma_po_centered")  # by other probes too; set by the config itself
+
+
+def check_options(options: Any, own: Collection[str]) -> None:
+    """Looks at the fields of a config one by one.
+
+    Args:
+        options: the config.
+        own: names of the fields that both bases share; transformers and TRL check their own.
+
+    Raises:
+        ValueError: a value that its field cannot have, with the field's name and what it takes.
+    """
+    for name, number in NUMBERS.items():
+        if hasattr(options, name):
+            number.check(name, getattr(options, name))
+    for item in fields(options):
+        if item.name not in (*own, *_CHOSEN):
+            continue
+        value, choices = getattr(options, item.name), item.metadata.get("choices")
+        if choices and (not isinstance(value, str) or value not in choices):
+            raise unknown(item.name, value, choices)
+        if item.type in (bool, bool | None) and not isinstance(value, bool) and not (value is item.default is None):
+            raise ValueError(f"{item.name} must be True or False; it is {value!r}")
+    for name in _NAMES:
+        if getattr(options, name) is not None:
+            check_names(name, getattr(options, name))
+
+
+def check_names(option: str, value: Any) -> None:
+    """
+    Raises:
+        ValueError: no list of texts, or an empty one.
+    """
+    if not isinstance(value, list | tuple) or not value or not all(isinstance(name, str) for name in value):
+        raise ValueError(f"{option} must be a list of one or more names; it is {value!r}")
+
+
+def warn_of_unread(options: Any, own: Mapping[str, Field]) -> None:
+    """Names the options of terms that were not chosen, where they are not what they are by default."""
+    for prefix, (kind, term) in _READ_BY.items():
+        if getattr(options, kind) == term:
+            continue
+        unread = [
+            name
+            for name, item in own.items()
+            if name.startswith(prefix) and name not in _READ_ELSEWHERE and getattr(options, name) != item.default
+        ]
+        if unread:
+            chosen = getattr(options, kind) or "none"
+            logger.warning("no effect of %s: for %s=%r, and this is %r", ", ".join(unread), kind, term, chosen)

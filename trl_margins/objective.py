@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .checks import Number, unknown
-from .losses import NOT_PER_PAIR, READS_SMOOTHING, TAKES_MARGIN, LossInputs, PairLoss, margin_loss
+from .links import NOT_PER_PAIR, READS_SMOOTHING, TAKES_MARGIN, LossInputs, PairLoss, margin_loss
 from .pairs import PairBatch, PairLogps
 from .rewards import DIVERGENCES, alphapo, length_normalized, log_ratio
 from .terms import Term

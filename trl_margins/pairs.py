@@ -4,8 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
+import torch
 from torch import Tensor
+
+# One key for all carried columns: TRL's trainers read meaning into keys that begin with "chosen" or "rejected"
+CARRIED = "pair_columns"
+SHARED = "shared_rows"  # the batch's pairs, each in one row, as `PackedRows`
+KEPT = "kept_pairs"  # the `PairLogps` of a batch whose forward pass has been made already
+ROW = "row_number"  # in the training set, as the trainer was given it
+IS_FLIPPED = "is_flipped"
+SCORES = ("score_chosen", "score_rejected")  # what the terms call them, whatever the data set does
 
 
 @dataclass(frozen=True)
@@ -42,3 +52,30 @@ class PairBatch:
 
     def __getitem__(self, name: str) -> Tensor:
         return self.columns[name]
+
+
+def with_columns(batch: Mapping[str, Any], columns: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """The same batch, carrying further columns [B]."""
+    return {**batch, CARRIED: {**batch.get(CARRIED, {}), **columns}}
+
+
+def for_the_model(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """A batch without what only the objective reads."""
+    return {key: value for key, value in batch.items() if key not in (CARRIED, KEPT)}
+
+
+def one_pair(value: Any, i: int, n_pairs: int) -> Any:
+    """Pair i of a collated batch: row i of what has a row per pair; rows i and B + i of what has two."""
+    if isinstance(value, Mapping):
+        return {key: one_pair(entry, i, n_pairs) for key, entry in value.items()}
+    if isinstance(value, tuple):
+        return tuple(one_pair(entry, i, n_pairs) for entry in value)
+    if isinstance(value, torch.Tensor) and value.ndim:
+        if value.size(0) not in (n_pairs, 2 * n_pairs):
+            raise ValueError(
+                f"a tensor of shape {tuple(value.shape)} in a batch of {n_pairs} pairs cannot be cut into pairs "
+                "(patches of images, say), which gradients of single pairs need: anchor_estimator='difference' does "
+                "without them"
+            )
+        return value[i::n_pairs]
+    return value[i : i + 1] if isinstance(value, list) and len(value) == n_pairs else value

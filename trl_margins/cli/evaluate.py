@@ -21,7 +21,7 @@ from .options import PROMPT_COLUMN, SCORE_COLUMNS, SYSTEM_COLUMN, OptionsParser
 from .setup import DTYPES, check_writable, load_model, load_tokenizer, log_to_console
 
 if TYPE_CHECKING:
-    from ..trainers.answers import AnswerLogps
+    from ..evaluation.scorer import AnswerLogps
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ def main(argv: Sequence[str]) -> int:
     import torch
     from accelerate import Accelerator
 
-    from ..trainers.processing import prepare_tokenizer
+    from ..rows.tokens import prepare_tokenizer
 
     loading = {"trust_remote_code": args.trust_remote_code}
     tokenizer = load_tokenizer(args.model_name_or_path, **loading)
@@ -234,7 +234,7 @@ def load_sets(args: EvaluateArguments, as_chat: bool) -> list[EvaluationSet]:
 
 def score_set(model: Any, each: EvaluationSet, **options: Any) -> list[AnswerLogps]:
     """Log-probabilities of a set's answers."""
-    from ..trainers.answers import answer_logps
+    from ..evaluation.scorer import answer_logps
 
     return answer_logps(model, rows=each.rows, desc=each.name, **options)
 

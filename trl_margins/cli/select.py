@@ -60,10 +60,10 @@ def main(argv: Sequence[str]) -> int:
     """Measures every pair's anchor gap, writes the parts."""
     log_to_console()
     (args,) = OptionsParser(SelectArguments, prog="trl-margins select").parse_args_and_config(list(argv))
-    from ..trainers.collator import ROW
+    from ..pairs import ROW
+    from ..probes.selection import dataset_anchor_gaps, subsets
     from ..trainers.configs import GeometricAnchorPOConfig
     from ..trainers.named import GeometricAnchorPOTrainer
-    from ..trainers.selection import dataset_anchor_gaps, subsets
 
     out = Path(args.output_dir)
     check_writable(out)

@@ -23,14 +23,7 @@ from ..data.noise import flip_labels, parse_noise
 from ..methods import METHODS
 from .dialects import Note, Settings, check_known, translate
 from .mixture import mixture_splits, mixture_test_split
-from .setup import (
-    check_writable,
-    find_model,
-    load_model,
-    load_tokenizer,
-    log_to_console,
-    plain_precision_on_cpu,
-)
+from .setup import check_writable, find_model, load_model, load_tokenizer, log_to_console, plain_precision_on_cpu
 from .yaml_file import read_yaml, typed
 
 logger = logging.getLogger(__name__)
@@ -246,8 +239,8 @@ def _split_config(argv: Sequence[str]) -> tuple[Flags, list[str]]:
 
 def build_trainer(script: TrainArguments, config: Any, model_args: ModelConfig, mixture: DatasetMixtureConfig) -> Any:
     """The trainer that the arguments describe."""
+    from ..rows.tokens import prepare_tokenizer
     from ..trainers.named import trainer_class
-    from ..trainers.processing import prepare_tokenizer
 
     check_writable(config.output_dir)
     train, evals = _datasets(script, config, mixture)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
+from ..pairs import IS_FLIPPED
 from ..rows import RowReader
 from ..rows.opened import raw_rows
 from ..rows.scores import find_score_columns
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-IS_FLIPPED = "is_flipped"
 KINDS = ("random", "length")
 _SIDES = (("chosen", "rejected"), ("Chosen", "Rejected"))
 

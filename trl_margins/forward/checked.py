@@ -13,8 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from .ieee import ieee_float32
-from .layerwise import float32_layer_by_layer, why_not_float32
+from .precision import float32_layer_by_layer, ieee_float32, why_not_float32
 from .shared_prompt import shared_token_logps
 from .shared_rows import shared_rows, width_step
 from .standard import IGNORE, TokenLogps, fused_token_logps, logits_token_logps, token_nll

@@ -9,9 +9,10 @@ from typing import Any
 
 from datasets import Dataset, Features, Json, Value, concatenate_datasets
 
+from ..pairs import SCORES
 from .form import TEMPLATE, Part, RowReader
 from .opened import OpenedSet, open_rows
-from .scores import SCORES, ScoreColumns, find_score_columns, refuse_class_labels
+from .scores import ScoreColumns, find_score_columns, refuse_class_labels
 from .tokens import VERSION, read_batch
 
 logger = logging.getLogger(__name__)

@@ -26,7 +26,6 @@ PAIRED_COLUMNS: tuple[tuple[str, str], ...] = (
     ("reward_chosen", "reward_rejected"),
 )
 GAP_COLUMNS: tuple[str, ...] = ("margin", "score_gap", "score_margin")  # the gap itself, as reward trainers take it
-SCORES = PAIRED_COLUMNS[0]  # what the terms call them, whatever the data set does
 
 # Past any annotator's scale. Squared as a weight, and squared again in a gradient's norm, it is still a float32
 LARGEST_SCORE = 1e6

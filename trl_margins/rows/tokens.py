@@ -1,12 +1,12 @@
 """Prompts and completions to token ids, by the rule of TRL's `DPOTrainer`, many rows at a time.
 
-The tokens of a sequence are those of prompt and completion rendered and tokenized together, by the chat template where
-they are messages. The completion begins where the tokens of the prompt alone and those of prompt and completion part.
-"""
+The tokens of a sequence are those of prompt and completion, rendered and tokenized together, by the chat template
+where they are messages. The completion begins where the tokens of the prompt alone and those of both part."""
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,10 +14,12 @@ from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import numpy as np
-from transformers import ProcessorMixin
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from trl.data_utils import _tokenize, common_prefix_length
 
 from .form import PreferenceRow, RowError, RowReader
+
+logger = logging.getLogger(__name__)
 
 # What tokens depend on beside the data and the tokenizer. Raise the number whenever a token may change
 VERSION = f"1, trl {version('trl')}, transformers {version('transformers')}"
@@ -187,3 +189,40 @@ def cpo_columns(tokens: RowTokens, max_length: int | None) -> dict[str, Any]:
 def _array(ids: list[int]) -> np.ndarray:
     # Arrow takes arrays many times faster than lists of numbers
     return np.asarray(ids, dtype=np.int64)
+
+
+def tokenizer_of(processing_class: Any) -> Any:
+    """Of a processor for images and text, its tokenizer; else the tokenizer itself."""
+    return getattr(processing_class, "tokenizer", processing_class)
+
+
+def prepare_tokenizer(processing_class: Any, conversational: Iterable[str]) -> None:
+    """Pads with the end token where there is no padding token, as TRL does, but before its collator asks for one.
+
+    Args:
+        processing_class: a tokenizer, or a processor that has one.
+        conversational: names of the data sets that hold messages, which need a chat template.
+
+    Raises:
+        ValueError: no end token, or messages without a chat template, with the fix.
+    """
+    tokenizer = tokenizer_of(processing_class)
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        return
+    name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            f"the tokenizer {name} has no end token, so no answer would end: set tokenizer.eos_token to the token "
+            "that ends the model's answers"
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+        logger.info("the tokenizer %s has no padding token: %r pads", name, tokenizer.eos_token)
+    if getattr(processing_class, "chat_template", None):
+        return
+    for split in conversational:
+        raise ValueError(
+            f"the {split} data set has messages, and the tokenizer {name} has no chat template to make text of them: "
+            "set tokenizer.chat_template (trl-margins train has --chat_template FILE), take the tokenizer of a chat "
+            "model, or turn the messages into text"
+        )

@@ -11,19 +11,18 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..objective import Objective
-from .pair_log import PairLog
+from ..recording.pair_log import PairLog
 
 logger = logging.getLogger(__name__)
 
 TERMS_FILE = "margin_terms.safetensors"
 SHARING_FILE = "shared_prompts.json"
-DIRECTION_FILE = "anchor_direction.safetensors"
 _PLAIN = "plain"
 
 
@@ -141,9 +140,6 @@ class CheckpointMixin:
             save_states(states, folder / TERMS_FILE)
         if timed := self._sharing.state_dict():
             Path(folder, SHARING_FILE).write_text(json.dumps(timed))
-        for probe in self._remembering_probes:
-            if state := probe.state_dict():
-                save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / DIRECTION_FILE)
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
@@ -156,10 +152,6 @@ class CheckpointMixin:
 
     def _term_states(self) -> dict[str, Any]:
         return {term.name: term.state_dict() for term in self.objective.terms if hasattr(term, "state_dict")}
-
-    @property
-    def _remembering_probes(self) -> list[Any]:
-        return [probe for probe in self._probes if hasattr(probe, "state_dict")]
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         try:
@@ -181,10 +173,6 @@ class CheckpointMixin:
                 for term in self.objective.terms:
                     if term.name in states:
                         term.load_state_dict(states[term.name])
-        for probe in self._remembering_probes:
-            if probe.remembers and (file := _state_file(checkpoint, DIRECTION_FILE)):
-                with _readable(file):
-                    probe.load_state_dict(load_file(file, device=str(self.args.device)))
 
 
 def _state_file(checkpoint: str, name: str) -> Path | None:

@@ -13,13 +13,12 @@ from transformers.trainer_utils import IntervalStrategy
 from trl import DPOConfig
 from trl.experimental.cpo import CPOConfig
 
-from ..checks import unknown
+from ..checks import check_names, check_options, unknown, warn_of_unread
 from ..data.evaluation_factors import METRICS
 from ..methods import MARGINS, WEIGHTS, Method, get_method
 from ..terms import Term
 from ..terms.adaptive import AdaptiveMargin
 from ..terms.evaluation_factor import FLOOR
-from .limits import check_names, check_options, warn_of_unread
 
 logger = logging.getLogger(__name__)
 
@@ -150,8 +149,8 @@ class MarginOptions:
     anchor_batch_multiplier: int = field(
         default=8,
         metadata={
-            "help": "GAPO's k: mini-batches behind the anchor's direction. A shorter accumulation window goes on from "
-            "those before it, whose share fades so that all shares add up to k."
+            "help": "GAPO's k: mini-batches behind the anchor's direction, or the whole accumulation window where it "
+            "is shorter."
         },
     )
     anchor_direction: str = field(
@@ -165,10 +164,10 @@ class MarginOptions:
         default="difference",
         metadata={
             "help": "How the anchor gaps are measured: as the 'difference' between policy and anchor, in whatever "
-            "precision the training has; the same in 'float32'; 'directional', by the derivative along the anchor's "
-            "direction (first order: without curvature); or 'per-pair', the same from a gradient for each pair, which "
-            "also makes the update, so that GAPO costs no pass (for adapters: the memory of a gradient a pair).",
-            "choices": ["difference", "float32", "directional", "per-pair"],
+            "precision the training has; the same in 'float32'; or 'per-pair', to first order from a gradient for "
+            "each pair, which also makes the update, so that GAPO costs no forward pass (for adapters: it keeps one "
+            "gradient per pair in memory).",
+            "choices": ["difference", "float32", "per-pair"],
         },
     )
     anchor_scope: list[str] | None = field(

@@ -18,7 +18,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from ..forward.head import why_not_fused
 from ..forward.standard import IGNORE, TokenLogps, fused_token_logps, logits_token_logps, pair_logps
-from ..losses import CPO_LOSSES
+from ..links import CPO_LOSSES
 from ..objective import LengthNormalizedReward, Objective, ObjectiveOutput, SummedReward
 from ..pairs import PairLogps
 from ..rewards import length_normalized

@@ -15,13 +15,13 @@ from ..forward.shareable import why_not_shared
 from ..forward.shared_prompt import shared_token_logps
 from ..forward.shared_rows import unpacked
 from ..forward.standard import IGNORE, TokenLogps, fused_token_logps, logits_token_logps, pair_logps
-from ..losses import DPO_LOSSES, REFERENCE_FREE_LOSSES
+from ..links import DPO_LOSSES, REFERENCE_FREE_LOSSES
 from ..objective import LengthNormalizedReward, LogRatioReward, Objective, ObjectiveOutput
-from ..pairs import PairLogps
+from ..pairs import CARRIED, SHARED, PairLogps
 from ..rows.tokenized import DPO_COLUMNS, check_told_apart, look_at_first_rows, tokenized, without_filled
 from ..rows.tokens import PairTokenizer, dpo_columns
 from ..terms import Term
-from .collator import CARRIED, SHARED, StandardRows
+from .collator import StandardRows
 from .configs import MarginDPOConfig
 from .mixin import MarginMixin
 from .model_checks import check_before_training

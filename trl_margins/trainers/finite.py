@@ -14,12 +14,11 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 
+from ..distributed import whole
 from ..objective import ObjectiveOutput
-from ..pairs import PairLogps
-from .collator import CARRIED, KEPT, ROW, SHARED, for_the_model
-from .metrics import MetricBuffer
-from .processing import tokenizer_of
-from .sharding import whole
+from ..pairs import CARRIED, KEPT, ROW, SHARED, PairLogps, for_the_model
+from ..recording.metrics import MetricBuffer
+from ..rows.tokens import tokenizer_of
 
 if TYPE_CHECKING:
     from .mixin import MarginMixin

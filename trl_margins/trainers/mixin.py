@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 from trl.trainer.utils import get_config_model_id
 
-from ..data.noise import IS_FLIPPED
+from ..distributed import check_lockstep, of_all_ranks
 from ..evaluation.ranking import ranking_metrics
 from ..forward.head import logits_will_do
 from ..forward.shared_prompt import shared_token_logps
@@ -26,26 +26,24 @@ from ..forward.shared_rows import SharedRows, unpacked, width_step
 from ..forward.standard import TokenLogps
 from ..methods import Method
 from ..objective import Objective, ObjectiveOutput
-from ..pairs import PairBatch, PairLogps
+from ..pairs import CARRIED, IS_FLIPPED, KEPT, ROW, SCORES, SHARED, PairBatch, PairLogps, for_the_model
+from ..probes import window_probes
+from ..probes.scope import train_only
+from ..recording.metrics import MetricBuffer
+from ..recording.pair_log import PAIRS_FILE, PairLog, RunFolder, flip_metrics
 from ..rewards import length_normalized
 from ..rows import OpenedSet
 from ..rows.opened import column_names
-from ..rows.scores import SCORES, find_score_columns
+from ..rows.scores import find_score_columns
 from ..terms import Term
 from .cards import CardMixin
 from .checkpoints import CheckpointMixin
-from .collator import CARRIED, KEPT, ROW, SHARED, PairCollator, for_the_model
+from .collator import PairCollator
 from .configs import MarginOptions
-from .devices import check_one_device
 from .finite import FiniteSteps, without_neighbours
-from .metrics import MetricBuffer
-from .model_checks import TokenLimits, refusing_what_cannot_write
-from .pair_log import PAIRS_FILE, PairLog, RunFolder, flip_metrics
+from .model_checks import TokenLimits, check_one_device, refusing_what_cannot_write
 from .preparation import eval_split, opened_set, prepare_datasets, with_lengths
-from .probes import window_probes
-from .ranks import check_lockstep, of_all_ranks
-from .scope import train_only
-from .sharing import PromptSharing
+from .prompt_sharing import PromptSharing
 from .window import WindowMixin
 
 logger = logging.getLogger(__name__)

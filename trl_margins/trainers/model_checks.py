@@ -1,8 +1,7 @@
 """What would stop a run late, or go wrong unseen, because model, tokenizer, data and config do not fit each other.
 
 On a GPU a token or a position beyond its table is no exception but an assertion on the device, which ends the process
-and names nothing.
-"""
+and names nothing."""
 
 from __future__ import annotations
 
@@ -27,9 +26,9 @@ from transformers import GenerationConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.trainer_utils import SaveStrategy, align_special_tokens
 
-from .collator import ROW
-from .processing import tokenizer_of
-from .sharding import local
+from ..distributed import local
+from ..pairs import ROW
+from ..rows.tokens import tokenizer_of
 
 if TYPE_CHECKING:
     from .mixin import MarginMixin
@@ -459,3 +458,22 @@ def _checkpoint_size(trainer: Any) -> int:
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     weights = trained if is_peft_model(model) else sum(p.numel() * p.element_size() for p in model.parameters())
     return weights + (0 if args.save_only_model or "adamw_torch" not in args.optim else 2 * trained)
+
+
+def check_one_device(model: Any, what: str = "the model") -> None:
+    """Whether one device holds a whole model, as our passes expect of each process.
+
+    TRL loads a model that is given by name with `device_map="auto"`, which spreads it over all GPUs that one process
+    sees.
+
+    Raises:
+        ValueError: its parts are on several devices.
+    """
+    # not a set: devices are numbers, strings or torch.device
+    devices = list(dict.fromkeys(map(str, (getattr(model, "hf_device_map", None) or {}).values())))
+    if len(devices) > 1:
+        raise ValueError(
+            f"{what} is spread over several devices ({', '.join(devices)}), as device_map='auto' does where one "
+            "process sees several GPUs. Start the run with `accelerate launch`, which gives every GPU a process with "
+            "the whole model (FSDP2 shards one that is too large), or set CUDA_VISIBLE_DEVICES to one GPU"
+        )

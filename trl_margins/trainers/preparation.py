@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from transformers import ProcessorMixin
 from trl.trainer.utils import global_then_local_main_first
 
 from ..data.evaluation_factors import add_evaluation_factor, check_evaluation_factors
-from ..data.media import IMAGES
-from ..data.noise import IS_FLIPPED
+from ..data.formats import as_plain
+from ..data.media import IMAGES, without_decoding
 from ..objective import Objective
+from ..pairs import IS_FLIPPED, ROW, SCORES
 from ..report.card import SetFacts
 from ..rows import OpenedSet, open_rows
 from ..rows.opened import column_names
 from ..rows.scores import (
-    SCORES,
     ScoreColumns,
     ScoreError,
     ScoreSummary,
@@ -34,11 +35,9 @@ from ..rows.scores import (
     report_scores,
     require_score_columns,
 )
+from ..rows.tokens import prepare_tokenizer
 from ..terms.score_gap import ScoreGapWeight
-from .collator import ROW
 from .configs import MarginOptions
-from .dataset_kinds import as_taken
-from .processing import prepare_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -312,3 +311,41 @@ def _warn_without_clear_pairs(summary: ScoreSummary, split: str, min_score_gap: 
             min_score_gap,
             summary.max_gap,
         )
+
+
+def as_taken(dataset: Any, split: str, config: Any) -> Dataset | IterableDataset:
+    """The same data set, as Python values, a transform applied; a stream is read by every process for itself.
+
+    Raises:
+        TypeError: something that is no data set.
+        ValueError: one without rows.
+    """
+    if not isinstance(dataset, (Dataset, IterableDataset)):
+        raise TypeError(f"the {split} data set is a {type(dataset).__name__}, {_instead(dataset)}")
+    if isinstance(dataset, IterableDataset):
+        _deal_out(config)
+    if not (len(dataset) if isinstance(dataset, Dataset) else next(iter(dataset), None)):
+        raise ValueError(f"the {split} data set has no rows: see what it was loaded or filtered from")
+    with global_then_local_main_first():  # of a transform: the others read what the first one made
+        plain = as_plain(dataset)
+    return without_decoding(plain, keep=IMAGES)
+
+
+def _deal_out(config: Any) -> None:
+    """Lets every process read its own rows of a stream, as TRL does where it trains on one. Else accelerate cuts each
+    tensor of a batch to the length of the first, which rows that share their prompt do not survive.
+    """
+    if config.accelerator_config.dispatch_batches:
+        logger.warning("accelerator_config: dispatch_batches=True does not go with a stream, and is not used")
+    config.accelerator_config.dispatch_batches = False
+
+
+def _instead(given: Any) -> str:
+    if isinstance(given, Mapping):
+        one = next(iter(given), "train")
+        return (
+            f"with the keys {list(given)}: give one data set, for example dataset[{one!r}], or use Dataset.from_dict"
+        )
+    if isinstance(given, (str, Path)):
+        return f"{str(given)!r}: load it first, with trl_margins.data.loading.load_splits or datasets.load_dataset"
+    return "not a datasets.Dataset: Dataset.from_list makes one from a list of rows"

@@ -14,13 +14,12 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from ..forward.shared_rows import packed, shared_rows, width_step
-from ..losses import TAKES_MARGIN
-from ..objective import LengthNormalizedReward, Objective
-from ..pairs import PairLogps
-from .collator import KEPT, SHARED, StandardRows, for_the_model, one_pair
+from ..objective import Objective
+from ..pairs import KEPT, SHARED, PairLogps, for_the_model, one_pair
+from ..probes.sharpness import SharpnessAware
+from .collator import StandardRows
 from .finite import FiniteSteps
-from .sharing import PromptSharing
-from .sharpness import SharpnessAware
+from .prompt_sharing import PromptSharing
 
 _DDP = (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.MULTI_NPU, DistributedType.MULTI_XPU)
 
@@ -118,21 +117,10 @@ class WindowMixin(ABC):
         with self._adapter_autocast():
             return self.get_batch_loss_metrics(self.model, batch, "eval")[0]
 
-    def check_gap_only(self) -> None:
-        """Whether the loss reads nothing but the length-normalized gap of each pair.
-
-        Raises:
-            ValueError: it reads more.
-        """
-        losses = set(self.objective.losses)
-        reward = self.objective.reward
-        plain = isinstance(reward, LengthNormalizedReward) and reward.alpha == 0 and losses <= TAKES_MARGIN
-        if not plain or getattr(self.args, "cpo_alpha", 0) or self.aux_loss_enabled:
-            raise ValueError(
-                "anchor_estimator='per-pair' makes the update from the gradients of the length-normalized gaps: it "
-                f"takes a SimPO-like loss ({', '.join(sorted(TAKES_MARGIN))}) without cpo_alpha, alpha and auxiliary "
-                "loss; take anchor_estimator='difference'"
-            )
+    @property
+    def has_aux_loss(self) -> bool:
+        """Whether the model's auxiliary loss (mixture of experts) is added to that of the pairs."""
+        return bool(self.aux_loss_enabled)
 
     def graphs_can_wait(self, n_mini_batches: int) -> bool:
         """Whether the graphs of a window's mini-batches survive a look at their gradient, for the update to use."""

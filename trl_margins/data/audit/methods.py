@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from ...rows.scores import SCORES
+from ...pairs import SCORES
 from .factors import FACTOR
 from .split import SplitAudit
 from .warnings import counted

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from ...pairs import IS_FLIPPED
 from ...rows import RowError, RowReader
 from ...rows.opened import notes, reader_for, why_refused
 from ..formats import transformed
-from ..noise import IS_FLIPPED
 from .duplicates import Duplicates, count_duplicates, count_prompts
 from .factors import FACTOR, Factors, factors_of_column, factors_of_sample
 from .lengths import AnswerLengths, Lengths, Measure, Truncation, answer_lengths, truncation

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from ..noise import IS_FLIPPED
+from ...pairs import IS_FLIPPED
 from .duplicates import SharedPrompts
 from .split import SplitAudit
 

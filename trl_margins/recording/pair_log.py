@@ -21,11 +21,10 @@ from transformers import TrainerCallback
 from trl import DPOTrainer
 
 from .. import __version__
-from ..data.noise import IS_FLIPPED
-from .collator import ROW
+from ..pairs import IS_FLIPPED, ROW
 
 if TYPE_CHECKING:
-    from .mixin import MarginMixin
+    from ..trainers.mixin import MarginMixin
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
 if TYPE_CHECKING:
-    from .mixin import MarginMixin
+    from ..trainers.mixin import MarginMixin
 
 logger = logging.getLogger(__name__)
 

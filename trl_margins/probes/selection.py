@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from ..pairs import CARRIED, ROW
 from ..terms.anchor import ANCHOR_GAP
 from .anchor import GeometricAnchor
-from .collator import CARRIED, ROW
-
-if TYPE_CHECKING:
-    from .mixin import MarginMixin
+from .probe import ProbedTrainer
 
 
-def dataset_anchor_gaps(trainer: MarginMixin) -> np.ndarray:
+def dataset_anchor_gaps(trainer: ProbedTrainer) -> np.ndarray:
     """Γ of every pair of `trainer.train_dataset`, in its order, at the model as it is; nothing is trained.
 
     That set lacks the pairs that training drops; its column `row_number` says which row of the given set each value
@@ -45,7 +43,7 @@ def dataset_anchor_gaps(trainer: MarginMixin) -> np.ndarray:
 
 
 @torch.no_grad()
-def _gap(trainer: MarginMixin, batch: Mapping[str, Any]) -> torch.Tensor:
+def _gap(trainer: ProbedTrainer, batch: Mapping[str, Any]) -> torch.Tensor:
     columns = batch[CARRIED]
     if ANCHOR_GAP in columns:
         return columns[ANCHOR_GAP]

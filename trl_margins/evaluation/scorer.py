@@ -22,13 +22,13 @@ from ..checks import unknown
 from ..forward.answer_positions import causal_model
 from ..forward.checked import Ways, checked_ways
 from ..forward.head import logits_will_do, why_not_fused
+from ..forward.precision import narrow_dtype
 from ..forward.shareable import why_not_shared
 from ..forward.shared_prompt import shared_token_logps
 from ..forward.shared_rows import shared_rows, width_step
 from ..forward.standard import IGNORE, TokenLogps, fused_token_logps, logits_token_logps
 from ..rows import PreferenceRow, RowReader, RowTokens, tokenize
 from ..rows.cpo_tokens import CPOTokenizer
-from .precision import narrow_dtype
 
 logger = logging.getLogger(__name__)
 

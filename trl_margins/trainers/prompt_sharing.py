@@ -15,10 +15,11 @@ from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 
 from ..checks import unknown
 from ..forward.checked import Ways, checked_ways
+from ..forward.precision import narrow_dtype, without_dropout
 from ..forward.shareable import why_not_shared
 from ..forward.standard import pair_logps
-from .collator import SHARED, PairCollator, for_the_model
-from .precision import narrow_dtype, without_dropout
+from ..pairs import SHARED, for_the_model
+from .collator import PairCollator
 
 if TYPE_CHECKING:
     from .mixin import MarginMixin

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..pairs import PairLogps
+from ..distributed import check_whole
+from ..forward.precision import narrow_dtype, widened
+from ..pairs import PairLogps, with_columns
 from ..terms.anchor import RELATIVE_NORM
-from .collator import with_columns
 from .direction import total_norm
-from .precision import narrow_dtype, widened
-from .probe import Batch, Probe
-from .sharding import check_whole
-
-if TYPE_CHECKING:
-    from .mixin import MarginMixin
-
+from .probe import Batch, Probe, ProbedTrainer
 
 # In fp16 the way back begins with gaps so many times as large. An update's loss is scaled by more, and can be: one
 # pair's gradient is much larger than its part of that loss.
@@ -36,7 +31,7 @@ class PairGradient:
 
 
 def pair_gradients(
-    trainer: MarginMixin, batch: Batch, parameters: Mapping[str, nn.Parameter], what: str
+    trainer: ProbedTrainer, batch: Batch, parameters: Mapping[str, nn.Parameter], what: str
 ) -> Iterator[PairGradient]:
     """One pair of a batch after the other: as many passes as pairs, and the work of one over all.
 
@@ -100,7 +95,7 @@ class KeptGradients:
     gradients: Mapping[str, Tensor]  # parameter name → [B, its shape]
 
     @classmethod
-    def of(cls, trainer: MarginMixin, batch: Batch, parameters: Mapping[str, nn.Parameter]) -> KeptGradients:
+    def of(cls, trainer: ProbedTrainer, batch: Batch, parameters: Mapping[str, nn.Parameter]) -> KeptGradients:
         each = list(pair_gradients(trainer, batch, parameters, "anchor_estimator='per-pair'"))
         gradients = {name: torch.stack([pair.gradient[name] for pair in each]) for name in parameters}
         return cls(_joined([pair.pairs for pair in each]), torch.cat([pair.gap for pair in each]), gradients)

@@ -1,16 +1,47 @@
-"""A pass in float32 through a model that computes in 16 bits, at the price of one layer's weights in float32."""
+"""The precision of a forward pass."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 
-from .ieee import ieee_float32
+
+@contextmanager
+def ieee_float32() -> Iterator[None]:
+    """Within the block float32 products are IEEE's; afterwards as before.
+
+    `tf32=True`, which transformers also sets for compiled bf16 runs, rounds their factors to 10 bits: too few where
+    two passes are compared, or where the step between them is small.
+    """
+    backends = torch.backends
+    old: dict[str, Any] = {}
+    # torch has two sets of switches since 2.9: the old ones set both, and raise when read while the two disagree
+    with suppress(RuntimeError):
+        old["matmul"] = torch.get_float32_matmul_precision()
+    with suppress(RuntimeError):
+        old["cudnn"] = backends.cudnn.allow_tf32
+    new = []
+    if hasattr(backends, "fp32_precision"):
+        kinds = (backends.cuda.matmul, backends.mkldnn.matmul, backends.cudnn.conv, backends.cudnn.rnn)
+        new = [(kind, kind.fp32_precision) for kind in kinds]
+    try:
+        torch.set_float32_matmul_precision("highest")
+        backends.cudnn.allow_tf32 = False
+        for kind, _ in new:  # the older switch leaves cuDNN what torch.backends.fp32_precision says
+            kind.fp32_precision = "ieee"
+        yield
+    finally:
+        if "matmul" in old:
+            torch.set_float32_matmul_precision(old["matmul"])
+        if "cudnn" in old:
+            backends.cudnn.allow_tf32 = old["cudnn"]
+        for kind, precision in new:
+            kind.fp32_precision = precision
 
 
 def why_not_float32(model: nn.Module) -> str | None:
@@ -98,3 +129,38 @@ def _widen(modules: Any) -> Callable[[], None]:
             tensor.data = data
 
     return back
+
+
+_MIXED = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def narrow_dtype(model: nn.Module, mixed_precision: str) -> torch.dtype | None:
+    """The 16-bit type in which a trainer's forward pass computes; None where it is float32 or wider."""
+    if mixed_precision in _MIXED:
+        return _MIXED[mixed_precision]
+    return next((p.dtype for p in model.parameters() if p.is_floating_point() and p.dtype.itemsize == 2), None)
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """In float32 or wider."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def rounds_products() -> bool:
+    """Whether float32 matrix products are rounded as the run is set (TF32, say)."""
+    try:
+        return torch.get_float32_matmul_precision() != "highest"
+    except RuntimeError:  # PyTorch's older and newer switches disagree, and no old one can be read
+        return torch.backends.cuda.matmul.fp32_precision not in ("none", "ieee")
+
+
+@contextmanager
+def without_dropout(model: nn.Module) -> Iterator[None]:
+    """Two passes that are compared must not differ by chance."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

@@ -5,20 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate.utils import gather_object
 from torch import nn
 from transformers import TrainerCallback
 
+from ..pairs import CARRIED
 from ..terms.anchor import ANCHOR_GAP, ANCHOR_SCORE_GAP
-from .collator import CARRIED
 from .direction import Direction, total_norm
 from .pair_gradients import pair_gradients
-
-if TYPE_CHECKING:
-    from .mixin import MarginMixin
+from .probe import ProbedTrainer
 
 FILE = "anchor_diagnostics.jsonl"
 
@@ -46,7 +44,7 @@ class AnchorDiagnostics(TrainerCallback):
 
     def record(
         self,
-        trainer: MarginMixin,
+        trainer: ProbedTrainer,
         batches: Sequence[Mapping[str, Any]],
         direction: Direction,
         parameters: Mapping[str, nn.Parameter],
@@ -64,7 +62,7 @@ class AnchorDiagnostics(TrainerCallback):
 
     def _rows(
         self,
-        trainer: MarginMixin,
+        trainer: ProbedTrainer,
         batch: Mapping[str, Any],
         direction: Direction,
         parameters: Mapping[str, nn.Parameter],

@@ -1,16 +1,85 @@
-"""Gradients that are looked at and not applied: they gather in `.grad`, and leave it as it was."""
+"""Where the anchor lies: the gradient of the mean score gap, or an estimate of it that the optimizer already has."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate import DistributedType
 from torch import Tensor, nn
 
-from .sharding import forget_gathered, is_sharded
+from ..distributed import forget_gathered, is_sharded, local, whole
+
+_MOMENTUM = ("exp_avg", "momentum_buffer")  # Adam's first moment, SGD's momentum
+
+
+@dataclass(frozen=True)
+class Direction:
+    """∇M̄ up to a factor, and its norm over all tensors: kept apart, so that no normalised copy is needed."""
+
+    vectors: Mapping[str, Tensor]  # parameter name → tensor of its shape
+    norm: Tensor  # []
+    sign: int = 1  # −1 for vectors that point the other way
+
+    @classmethod
+    def along(cls, vectors: Mapping[str, Tensor], sign: int = 1) -> Direction:
+        # in one order, for the same rounding after a resume
+        return cls(vectors, total_norm(vectors[name] for name in sorted(vectors)), sign)
+
+    @property
+    def per_unit(self) -> Tensor:
+        """[] the factor that makes it a unit vector; 0 where there is no direction."""
+        usable = torch.isfinite(self.norm) & (self.norm > 0)
+        return torch.where(usable, self.sign / self.norm, 0.0)
+
+    def finite(self) -> Direction:
+        """Itself, with vectors of 0 (in place) where their norm is not finite: a step of 0 · ∞ would be NaN."""
+        for vector in self.vectors.values():
+            local(vector).masked_fill_(~torch.isfinite(self.norm), 0.0)
+        return self
+
+
+def total_norm(tensors: Iterable[Tensor]) -> Tensor:
+    """[] Euclidean norm over all tensors, in float32 or wider; of sharded tensors, over all shards."""
+    norms = [
+        torch.linalg.vector_norm(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32)) for tensor in tensors
+    ]
+    return torch.linalg.vector_norm(torch.stack([whole(norm) for norm in norms]))
+
+
+def momentum_direction(optimizer: Any, parameters: Mapping[str, nn.Parameter]) -> Direction | None:
+    """The direction in which the optimizer's running mean of the loss gradient says that gaps grow, −momentum; None
+    before the first step. Its vectors are the optimizer's own tensors.
+
+    Raises:
+        ValueError: an optimizer without momentum, or with one that is not kept as a plain tensor of the parameter.
+    """
+    optimizer = getattr(optimizer, "optimizer", optimizer)  # out of accelerate's wrapper
+    known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    if not any(id(parameter) in known for parameter in parameters.values()):
+        raise ValueError(
+            f"anchor_direction='momentum' finds none of the model's parameters in {type(optimizer).__name__}, which "
+            "keeps them in parts of its own (DeepSpeed does): take anchor_direction='gradient'"
+        )
+    states = {name: optimizer.state.get(parameter, {}) for name, parameter in parameters.items()}
+    if not any(states.values()):
+        return None
+    vectors = {}
+    for name, state in states.items():
+        if not state:
+            continue  # a parameter that no batch has used yet
+        momentum = next((state[key] for key in _MOMENTUM if isinstance(state.get(key), Tensor)), None)
+        if momentum is None or momentum.shape != parameters[name].shape:
+            raise ValueError(
+                f"anchor_direction='momentum' reads {' or '.join(_MOMENTUM)} from the optimizer's state; "
+                f"{type(optimizer).__name__} keeps {', '.join(state)} for {name}. Take an optimizer with a plain "
+                "momentum (adamw_torch), or anchor_direction='gradient'"
+            )
+        vectors[name] = momentum
+    return Direction.along(vectors, sign=-1)
 
 
 class GatheringGradients:

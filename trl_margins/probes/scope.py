@@ -16,6 +16,9 @@ logger = logging.getLogger(__name__)
 MLP = r"(^|\.)(mlp|feed_forward|ffn|block_sparse_moe|DenseReluDense|fc1|fc2)\.(?!.*norm)"
 
 
+LM_HEAD = "lm-head"
+
+
 def train_only(model: nn.Module, patterns: Sequence[str]) -> None:
     """Freezes every parameter whose name matches none of `patterns`, and logs how many train.
 
@@ -68,3 +71,28 @@ def matching(names: Sequence[str], patterns: Sequence[str], option: str) -> set[
             )
         matched |= found
     return matched
+
+
+def parameters_in_scope(model: nn.Module, scope: Sequence[str] | None) -> dict[str, nn.Parameter]:
+    """The trained parameters that the anchor moves, by name.
+
+    Args:
+        model: the model, without wrappers.
+        scope: "lm-head" and regular expressions searched in the parameters' names; None for all.
+
+    Raises:
+        ValueError: nothing in it trains.
+    """
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if scope is None:
+        return trained
+    patterns = [pattern for pattern in scope if pattern != LM_HEAD]
+    chosen = matching([name for name, _ in model.named_parameters()], patterns, "anchor_scope")
+    if LM_HEAD in scope and (head := model.get_output_embeddings()) is not None:
+        # by identity: a tied head goes by its embedding's name
+        of_head = {id(parameter) for parameter in head.parameters()}
+        chosen |= {name for name, parameter in trained.items() if id(parameter) in of_head}
+    if not chosen & trained.keys():
+        names = f"{', '.join(trained):.300}"
+        raise ValueError(f"anchor_scope={list(scope)} holds none of the {len(trained)} tensors that train: {names}")
+    return {name: parameter for name, parameter in trained.items() if name in chosen}

@@ -4,16 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
-from .configs import MarginOptions
-from .direction import Direction
-from .gradients import own_gradients
+from .direction import Direction, own_gradients
 from .perturbation import perturbed
-from .probe import Batch, Probe
-
-if TYPE_CHECKING:
-    from .mixin import MarginMixin
+from .probe import Batch, Probe, ProbedTrainer, ProbeOptions
 
 
 class SharpnessAware(Probe):
@@ -31,7 +25,7 @@ class SharpnessAware(Probe):
     Source: Foret et al. (arXiv 2010.01412), eqs. 2 and 3; GAPO's control (arXiv 2602.04909), appendix G.5.
     """
 
-    def __init__(self, trainer: MarginMixin, options: MarginOptions) -> None:
+    def __init__(self, trainer: ProbedTrainer, options: ProbeOptions) -> None:
         super().__init__(trainer, options)
         if trainer.is_deepspeed_enabled:
             raise ValueError(

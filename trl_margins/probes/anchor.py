@@ -7,36 +7,22 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from ..forward.forward_mode import directional_derivative
-from ..forward.ieee import ieee_float32
+from ..distributed import fsdp_dtype, is_sharded
+from ..forward.precision import ieee_float32, narrow_dtype, rounds_products, widened, without_dropout
+from ..links import TAKES_MARGIN
+from ..objective import LengthNormalizedReward
+from ..pairs import KEPT, with_columns
 from ..terms.anchor import ANCHOR_GAP, ANCHOR_SCORE_GAP
-from .collator import KEPT, with_columns
-from .configs import MarginOptions
 from .diagnostics import AnchorDiagnostics
-from .direction import Direction, FadingGradient, momentum_direction, parameters_in_scope
-from .gradients import over_ranks, own_gradients
+from .direction import Direction, momentum_direction, over_ranks, own_gradients
 from .pair_gradients import KeptGradients
-from .perturbation import perturbed
-from .precision import (
-    cannot_displace,
-    displaced,
-    fused_head_moves,
-    in_float32,
-    narrow_dtype,
-    rounds_products,
-    widened,
-    without_dropout,
-)
-from .probe import Batch, Probe
-from .sharding import fsdp_dtype, is_sharded
-
-if TYPE_CHECKING:
-    from .mixin import MarginMixin
+from .perturbation import cannot_displace, displaced, fused_head_moves, in_float32, perturbed
+from .probe import Batch, Probe, ProbedTrainer, ProbeOptions
+from .scope import parameters_in_scope
 
 logger = logging.getLogger(__name__)
 
@@ -46,12 +32,11 @@ class GeometricAnchor(Probe):
 
     columns = (ANCHOR_SCORE_GAP, ANCHOR_GAP)
 
-    def __init__(self, trainer: MarginMixin, options: MarginOptions) -> None:
+    def __init__(self, trainer: ProbedTrainer, options: ProbeOptions) -> None:
         super().__init__(trainer, options)
-        self.fading = FadingGradient(options.anchor_batch_multiplier)
         self._warned = False
         if options.anchor_estimator == "per-pair":
-            trainer.check_gap_only()
+            check_gap_only(trainer)
             if options.sam_radius:
                 raise ValueError(
                     "anchor_estimator='per-pair' makes the update at the policy, sam_radius elsewhere: one of them"
@@ -103,11 +88,11 @@ class GeometricAnchor(Probe):
                 n_pairs += gap.numel()
                 kept.append({**batch, KEPT: pairs} if keep else batch)
             summed = gradients.take()
-        return self._directed(summed, n_pairs, len(used)), kept + batches[len(used) :]
+        return self._directed(summed, n_pairs), kept + batches[len(used) :]
 
-    def _directed(self, summed: dict[str, Tensor], n_pairs: Tensor, n_mini_batches: int) -> Direction:
+    def _directed(self, summed: dict[str, Tensor], n_pairs: Tensor) -> Direction:
         n_pairs = self.trainer.accelerator.reduce(n_pairs, "sum")
-        direction, n_pairs = self.fading.add(summed, n_pairs, n_mini_batches)
+        direction = Direction.along(summed)
         if self.trainer.accelerator.scaler is not None:  # in fp16 a gradient that overflows is nothing out of the way
             direction = direction.finite()
         self.trainer.store_metrics(
@@ -159,7 +144,7 @@ class GeometricAnchor(Probe):
             if reason is not None:
                 logger.warning("anchor gaps are measured in float32, which is slower: %s", reason)
                 name = "float32"
-        return {"difference": self._difference, "float32": self._float32, "directional": self._directional}[name]
+        return {"difference": self._difference, "float32": self._float32}[name]
 
     def _difference(self, batches: Sequence[Batch], direction: Direction) -> list[dict[str, Tensor]]:
         step = -self.options.anchor_radius * direction.per_unit
@@ -211,19 +196,8 @@ class GeometricAnchor(Probe):
             )
         return gaps
 
-    def _directional(self, batches: Sequence[Batch], direction: Direction) -> list[dict[str, Tensor]]:
-        scale = self.options.anchor_radius * direction.per_unit
-        with without_dropout(self.trainer.model), ieee_float32():
-            return [{ANCHOR_GAP: scale * self._slope(batch, direction.vectors)} for batch in batches]
-
     def _gaps(self, batches: Sequence[Batch], fused: bool = True) -> list[Tensor]:
         return [widened(self.trainer.score_gap(self.trainer.forward_pairs(batch, fused=fused))) for batch in batches]
-
-    def _slope(self, batch: Batch, vectors: Mapping[str, Tensor]) -> Tensor:
-        def gap(model: Any) -> Tensor:
-            return self.trainer.score_gap(self.trainer.forward_pairs(batch, model, fused=False))
-
-        return widened(directional_derivative(self.trainer.model, vectors, gap))
 
     # Everything from the pairs' own gradients
 
@@ -232,7 +206,7 @@ class GeometricAnchor(Probe):
         used = kept[: self.options.anchor_batch_multiplier]
         summed = {name: sum(each.summed()[name] for each in used) for name in self.parameters}
         n_pairs = torch.tensor(float(sum(each.gap.numel() for each in used)), device=self.trainer.accelerator.device)
-        direction = self._directed(over_ranks(self.trainer.accelerator, summed, "sum"), n_pairs, len(used))
+        direction = self._directed(over_ranks(self.trainer.accelerator, summed, "sum"), n_pairs)
         scale = self.options.anchor_radius * direction.per_unit
         measured = [{ANCHOR_GAP: scale * each.along(direction.vectors)} for each in kept]
         ready = [
@@ -245,16 +219,18 @@ class GeometricAnchor(Probe):
         # DDP reduces what its own forward pass has announced; these gradients come from none
         return over_ranks(self.trainer.accelerator, gradients, "mean")
 
-    # What it remembers
 
-    @property
-    def remembers(self) -> bool:
-        """Whether the direction goes on from one window to the next."""
-        shorter = self.trainer.args.gradient_accumulation_steps < self.options.anchor_batch_multiplier
-        return shorter and self.options.anchor_direction == "gradient"
+def check_gap_only(trainer: ProbedTrainer) -> None:
+    """Checks that the loss reads only the length-normalized gap of each pair.
 
-    def state_dict(self) -> dict[str, Tensor]:
-        return self.fading.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.fading.load_state_dict(state)
+    Raises:
+        ValueError: it reads more.
+    """
+    reward, losses = trainer.objective.reward, set(trainer.objective.losses)
+    plain = isinstance(reward, LengthNormalizedReward) and reward.alpha == 0 and losses <= TAKES_MARGIN
+    if not plain or getattr(trainer.args, "cpo_alpha", 0) or trainer.has_aux_loss:
+        raise ValueError(
+            "anchor_estimator='per-pair' makes the update from the gradients of the length-normalized gaps: it takes "
+            f"a SimPO-like loss ({', '.join(sorted(TAKES_MARGIN))}) without cpo_alpha, alpha and auxiliary loss; take "
+            "anchor_estimator='difference'"
+        )

@@ -67,7 +67,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
     seconds = [timed(step) for _ in range(args.steps + 1)][1:]
     with torch.no_grad():
-        pairs = trainer.concatenated_forward(trainer.model, batch)
+        pairs = trainer.pair_logps(trainer.model, batch)
     scores = batch["pair_columns"] | {"evaluation_factor": torch.tensor(rows["evaluation_factor"][:]).to(pairs.chosen)}
     measured = {  # as the trainer would have; what measuring costs is in `step.py`
         name: torch.zeros_like(pairs.chosen)

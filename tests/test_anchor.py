@@ -277,7 +277,7 @@ def test_an_anchor_pass_that_fails_leaves_nothing_behind(estimator, dtype, error
     """Whatever pass of the window it is that fails: bytes, dtypes, gradients and modes are as before."""
     model = load(tiny_model).to(dtype)
     trainer = prepared(gapo_trainer(tiny_model, tokenizer, tmp_path, model=model, anchor_estimator=estimator))
-    before, forward = bytes_of(model), trainer.concatenated_forward
+    before, forward = bytes_of(model), trainer.pair_logps
     for failing in range(1, 5):
         calls = []
 
@@ -287,7 +287,7 @@ def test_an_anchor_pass_that_fails_leaves_nothing_behind(estimator, dtype, error
                 raise error("inside")
             return forward(model, batch)
 
-        trainer.concatenated_forward = fails
+        trainer.pair_logps = fails
         with pytest.raises(error):
             trainer.get_batch_samples(iter(window(trainer)), 2, trainer.args.device)
         assert_same_bytes(before, bytes_of(model))
@@ -437,8 +437,8 @@ def test_direction_from_momentum_needs_no_gradient_pass(tiny_model, tokenizer, t
         tiny_model, tokenizer, tmp_path, anchor_direction="momentum", max_steps=1, learning_rate=1e-3
     )
     trainer.train()
-    calls, forward = [], trainer.concatenated_forward
-    trainer.concatenated_forward = lambda *a: calls.append(torch.is_grad_enabled()) or forward(*a)
+    calls, forward = [], trainer.pair_logps
+    trainer.pair_logps = lambda *a: calls.append(torch.is_grad_enabled()) or forward(*a)
     trainer.get_batch_samples(iter(window(trainer)), 2, trainer.args.device)
     assert calls == [False, False]
     direction, _ = trainer._probes[0]._direction([])
@@ -613,7 +613,7 @@ def test_any_weight_goes_with_the_anchor(tiny_model, tokenizer, tmp_path):
     inputs = [t._prepare_inputs(m[0]) for t, m in ((plain, measured), (weighted, both))]
     outputs = [
         t.objective(
-            t.concatenated_forward(t.model, {k: v for k, v in b.items() if k != "pair_columns"}),
+            t.pair_logps(t.model, {k: v for k, v in b.items() if k != "pair_columns"}),
             PairBatch(b["pair_columns"], training=True),
         )
         for t, b in zip((plain, weighted), inputs, strict=True)
@@ -653,7 +653,7 @@ def test_kept_gradients_give_the_first_order_and_the_same_update(base, tiny_mode
     results = []
     for trainer in trainers:
         measured, _ = trainer.get_batch_samples(iter(window(trainer)), 2, trainer.args.device)
-        trainer.concatenated_forward = None  # nothing is passed forward any more
+        trainer.pair_logps = None  # nothing is passed forward any more
         trainer.current_gradient_accumulation_steps = 2
         losses = [trainer.training_step(trainer.model, batch) for batch in measured if "kept_pairs" in batch]
         results.append((losses, measured, {n: p.grad for n, p in trainer.model.named_parameters()}))
@@ -662,7 +662,7 @@ def test_kept_gradients_give_the_first_order_and_the_same_update(base, tiny_mode
         torch.testing.assert_close(
             mine["pair_columns"]["anchor_gap"], theirs["pair_columns"]["anchor_gap"], rtol=1e-4, atol=1e-5
         )
-    del derivative.concatenated_forward
+    del derivative.pair_logps
     derivative.current_gradient_accumulation_steps = 2
     losses = [derivative.training_step(derivative.model, batch) for batch in results[0][1]]
     torch.testing.assert_close(torch.stack(losses), torch.stack(results[1][0]))

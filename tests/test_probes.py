@@ -48,13 +48,13 @@ def tf32():
 
 def passes(trainer):
     """Of every forward pass: whether for a gradient, and how float32 is multiplied."""
-    seen, forward = [], trainer.concatenated_forward
+    seen, forward = [], trainer.pair_logps
 
     def look(model, batch):
         seen.append((torch.is_grad_enabled(), torch.get_float32_matmul_precision()))
         return forward(model, batch)
 
-    trainer.concatenated_forward = look
+    trainer.pair_logps = look
     return seen
 
 
@@ -524,7 +524,7 @@ def test_graphs_wait_where_the_update_may_come_later(kind, waits, tiny_model, to
 def test_the_fused_head_is_used_where_both_want_it(here, tiny_model, tokenizer, tmp_path):
     trainer = gapo_trainer(tiny_model, tokenizer, tmp_path)
     trainer._fused, seen = here, []
-    trainer.concatenated_forward = lambda model, batch: seen.append(trainer._fused and not trainer._logits_only)
+    trainer.pair_logps = lambda model, batch: seen.append(trainer._fused and not trainer._logits_only)
     for wanted in (True, False):
         trainer.forward_pairs({}, fused=wanted)
     assert seen == [here, False]

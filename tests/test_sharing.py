@@ -14,7 +14,7 @@ from transformers import LlamaForCausalLM
 from trl_margins import MarginCPOConfig, MarginCPOTrainer, MarginDPOConfig, MarginDPOTrainer
 from trl_margins.forward import head, shared_prompt
 from trl_margins.forward.shared_rows import unpacked
-from trl_margins.pairs import SHARED, for_the_model
+from trl_margins.pairs import SHARED
 from trl_margins.trainers import sharing
 
 BASES = {"cpo": (MarginCPOTrainer, MarginCPOConfig), "dpo": (MarginDPOTrainer, MarginDPOConfig)}
@@ -200,9 +200,9 @@ def test_one_pair_of_a_batch_is_laid_out_anew(tiny_model, tokenizer, tmp_path):
     for base in BASES:
         trainer = build(base, tiny_model, tokenizer, tmp_path, share_prompt="always")
         batch = trainer.before_measuring(first_batch(trainer))
-        whole = trainer.concatenated_forward(trainer.model, for_the_model(batch))
+        whole = trainer.pair_logps(trainer.model, batch)
         for i in range(4):
-            pair = trainer.concatenated_forward(trainer.model, for_the_model(trainer.one_pair(batch, i)))
+            pair = trainer.pair_logps(trainer.model, trainer.one_pair(batch, i))
             torch.testing.assert_close(pair.chosen[0], whole.chosen[i])
             torch.testing.assert_close(pair.rejected[0], whole.rejected[i])
 
@@ -368,7 +368,7 @@ def test_a_head_that_is_wrong_is_not_used(base, options, kind, tiny_model, token
         trainer = build(base, tiny_model, tokenizer, tmp_path, rows, model, num_train_epochs=1, **options)
         batch = first_batch(trainer)
         trainer.model.eval()
-        pairs = trainer.concatenated_forward(trainer.model, for_the_model(batch))
+        pairs = trainer.pair_logps(trainer.model, batch)
     (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("trl_margins")]
     assert "TRL's fused LM head" in line
     assert "log-probabilities come from the whole logits" in line

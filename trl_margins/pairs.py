@@ -59,11 +59,6 @@ def with_columns(batch: Mapping[str, Any], columns: Mapping[str, torch.Tensor]) 
     return {**batch, CARRIED: {**batch.get(CARRIED, {}), **columns}}
 
 
-def for_the_model(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """A batch without what only the objective reads."""
-    return {key: value for key, value in batch.items() if key not in (CARRIED, KEPT)}
-
-
 def one_pair(value: Any, i: int, n_pairs: int) -> Any:
     """Pair i of a collated batch: row i of what has a row per pair; rows i and B + i of what has two."""
     if isinstance(value, Mapping):

@@ -28,11 +28,12 @@ class MetricBuffer:
         return other
 
     @torch.no_grad()
-    def add(self, metrics: Mapping[str, Tensor]) -> None:
+    def add(self, metrics: Mapping[str, Tensor | float]) -> None:
         """Adds values: a scalar counts once, a [B] tensor once per pair."""
         for name, values in metrics.items():
             # float32 loses a small spread around a large mean; MPS has nothing wider
-            values = values.detach().to(torch.float32 if values.device.type == "mps" else torch.float64).flatten()
+            values = torch.as_tensor(values).detach()
+            values = values.to(torch.float32 if values.device.type == "mps" else torch.float64).flatten()
             if not _spreads(name):
                 self._add(name, values)
                 continue

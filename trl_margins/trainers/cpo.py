@@ -20,7 +20,7 @@ from ..forward.head import why_not_fused
 from ..forward.standard import IGNORE, TokenLogps, fused_token_logps, logits_token_logps, pair_logps
 from ..links import CPO_LOSSES
 from ..objective import LengthNormalizedReward, Objective, ObjectiveOutput, SummedReward
-from ..pairs import PairLogps
+from ..pairs import KEPT, PairLogps
 from ..rewards import length_normalized
 from ..rows.cpo_tokens import CPOTokenizer
 from ..rows.opened import column_names
@@ -132,13 +132,23 @@ class MarginCPOTrainer(MarginMixin, CPOTrainer):
     def standard_rows(self) -> Callable[[Mapping[str, Any]], StandardRows | None]:
         return partial(_standard_rows, padding_value=self.pad_token_id)
 
-    def concatenated_forward(self, model: nn.Module, batch: Mapping[str, Any]) -> PairLogps:
-        return pair_logps(self.token_logps(model, batch, self._sharing(self, batch)))
+    def get_batch_loss_metrics(
+        self, model: nn.Module, batch: Mapping[str, Any], train_eval: str = "train"
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """What CPOTrainer calls for each batch: its own method where it will do, `pair_loss` otherwise."""
+        if train_eval == "train" and self.runs_trl(batch):
+            return super().get_batch_loss_metrics(model, batch, train_eval)
+        return self.pair_loss(model, batch, train_eval)
 
-    def token_logps(self, model: nn.Module, batch: Mapping[str, Any], shared: bool) -> TokenLogps:
+    def pair_logps(self, model: nn.Module, batch: Mapping[str, Any], fused: bool = True) -> PairLogps:
+        if KEPT in batch:
+            return batch[KEPT]
+        return pair_logps(self.token_logps(model, batch, self._sharing(self, batch), fused))
+
+    def token_logps(self, model: nn.Module, batch: Mapping[str, Any], shared: bool, fused: bool = True) -> TokenLogps:
         router = {"output_router_logits": True} if self.aux_loss_enabled else {}
         if shared:
-            return self.shared_logps(model, batch, **router)
+            return self.shared_logps(model, batch, fused, **router)
         inputs = self.concatenated_inputs(
             batch,
             is_encoder_decoder=self.is_encoder_decoder,
@@ -153,7 +163,7 @@ class MarginCPOTrainer(MarginMixin, CPOTrainer):
         }
         if self.is_encoder_decoder:
             model_inputs["decoder_input_ids"] = self._shift_right(labels)
-        if self._head_is_fused:
+        if self._fused and fused:
             return fused_token_logps(model, model_inputs, labels)
         return logits_token_logps(model, model_inputs, labels, shift=not self.is_encoder_decoder)
 
@@ -170,13 +180,15 @@ class MarginCPOTrainer(MarginMixin, CPOTrainer):
         loss = self.cpo_alpha * pairs.sft_loss if self.cpo_alpha else 0.0
         return loss + self.aux_loss_coef * pairs.aux_loss if self.aux_loss_enabled else loss
 
-    def _batch_metrics(self, pairs: PairLogps, output: ObjectiveOutput, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    def _batch_metrics(
+        self, pairs: PairLogps, output: ObjectiveOutput, batch: Mapping[str, Any], train_eval: str
+    ) -> dict[str, Tensor]:
         chosen, rejected = pairs.chosen, pairs.rejected
         if isinstance(self.objective.reward, LengthNormalizedReward):
             chosen = length_normalized(chosen, pairs.chosen_length)
             rejected = length_normalized(rejected, pairs.rejected_length)
         return {
-            **super()._batch_metrics(pairs, output, batch),
+            **super()._batch_metrics(pairs, output, batch, train_eval),
             "logps/chosen": chosen,
             "logps/rejected": rejected,
             "nll_loss": pairs.sft_loss if self.cpo_alpha else torch.zeros_like(pairs.sft_loss),

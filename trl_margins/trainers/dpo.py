@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import torch
+from accelerate.utils import is_peft_model
 from torch import Tensor, nn
 from trl import DPOTrainer
+from trl.models.utils import disable_gradient_checkpointing
+from trl.trainer.utils import use_adapter
 
 from ..forward.shareable import why_not_shared
 from ..forward.shared_prompt import shared_token_logps
@@ -17,7 +20,7 @@ from ..forward.shared_rows import unpacked
 from ..forward.standard import IGNORE, TokenLogps, fused_token_logps, logits_token_logps, pair_logps
 from ..links import DPO_LOSSES, REFERENCE_FREE_LOSSES
 from ..objective import LengthNormalizedReward, LogRatioReward, Objective, ObjectiveOutput
-from ..pairs import CARRIED, SHARED, PairLogps
+from ..pairs import CARRIED, KEPT, SHARED, PairLogps
 from ..rows.tokenized import DPO_COLUMNS, check_told_apart, look_at_first_rows, tokenized, without_filled
 from ..rows.tokens import PairTokenizer, dpo_columns
 from ..terms import Term
@@ -29,7 +32,8 @@ from .preparation import TRAIN
 
 _NO_REFERENCE = object()
 _REFERENCE = "reference_logps"  # of a batch that several passes look at
-_NOT_FOR_THE_MODEL = ("completion_mask", "ref_chosen_logps", "ref_rejected_logps", SHARED, _REFERENCE)
+_OURS = (CARRIED, SHARED, KEPT, _REFERENCE)  # in a batch, and not known to TRL
+_NOT_FOR_THE_MODEL = ("completion_mask", "ref_chosen_logps", "ref_rejected_logps", *_OURS)
 
 
 class MarginDPOTrainer(MarginMixin, DPOTrainer):
@@ -106,26 +110,43 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
     def standard_rows(self) -> Callable[[Mapping[str, Any]], StandardRows | None]:
         return _rows_if_known
 
-    def token_logps(self, model: nn.Module, batch: Mapping[str, Any], shared: bool) -> TokenLogps:
-        router = {"output_router_logits": True} if self.aux_loss_enabled else {}
-        if shared:
-            return self.shared_logps(model, batch, **router)
-        inputs = {key: value for key, value in batch.items() if key not in _NOT_FOR_THE_MODEL}
-        _, _, labels = _standard_rows(batch)
-        if self._head_is_fused:
-            return fused_token_logps(model, {**inputs, **router}, labels)
-        return logits_token_logps(model, {**inputs, **router}, labels, statistics=True)
+    def _compute_loss(
+        self, model: nn.Module, inputs: Mapping[str, Any], return_outputs: bool
+    ) -> Tensor | tuple[Tensor, Any]:
+        """What DPOTrainer calls for each batch: its own method where it will do, `pair_loss` otherwise."""
+        mode = self._mode
+        if mode == "train" and not self._reference_free and not self.objective.gamma and self.runs_trl(inputs):
+            plain = {key: value for key, value in inputs.items() if key not in _OURS}
+            return super()._compute_loss(model, plain, return_outputs)
+        loss, metrics = self.pair_loss(model, inputs, mode)
+        self.store_metrics(metrics, mode)
+        if not return_outputs:
+            return loss
+        # `compute_metrics` gets whole logits, as from DPOTrainer: a second forward pass builds them
+        with torch.no_grad():
+            return loss, model(**_for_the_model(inputs), use_cache=False)
 
-    def is_plain_text(self, batch: Mapping[str, Any]) -> bool:
-        return not batch.keys() - {"input_ids", "attention_mask", CARRIED, *_NOT_FOR_THE_MODEL}
-
-    def concatenated_forward(self, model: nn.Module, batch: Mapping[str, Any]) -> PairLogps:
-        tokens = self.token_logps(model, batch, self._sharing(self, batch))
+    def pair_logps(self, model: nn.Module, batch: Mapping[str, Any], fused: bool = True) -> PairLogps:
+        if KEPT in batch:
+            return batch[KEPT]
+        tokens = self.token_logps(model, batch, self._sharing(self, batch), fused)
         pairs = pair_logps(tokens, tail_weight=self.ld_alpha, policy_weight=self.use_weighting)
         if self._reference_free:
             return pairs
         ref_chosen, ref_rejected = self._reference_logps(batch)
         return replace(pairs, ref_chosen=ref_chosen, ref_rejected=ref_rejected)
+
+    def token_logps(self, model: nn.Module, batch: Mapping[str, Any], shared: bool, fused: bool = True) -> TokenLogps:
+        router = {"output_router_logits": True} if self.aux_loss_enabled else {}
+        if shared:
+            return self.shared_logps(model, batch, fused, **router)
+        inputs, labels = {**_for_the_model(batch), **router}, _standard_rows(batch)[2]
+        if self._fused and fused:
+            return fused_token_logps(model, inputs, labels)
+        return logits_token_logps(model, inputs, labels, statistics=True)
+
+    def is_plain_text(self, batch: Mapping[str, Any]) -> bool:
+        return not _for_the_model(batch).keys() - {"input_ids", "attention_mask"}
 
     def _reference_logps(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         if _REFERENCE in batch:
@@ -134,6 +155,25 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
             return batch["ref_chosen_logps"], batch["ref_rejected_logps"]
         # not `or`: torch.compile's wrapper has a length that it cannot give
         return self.compute_ref_log_probs(self.model if self.ref_model is None else self.ref_model, batch)
+
+    def compute_ref_log_probs(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """TRL's, by the forward pass of the policy: equal models have a log-ratio of exactly 0."""
+        shared = self._sharing(self, inputs) and not why_not_shared(model)
+        adapters = nullcontext()
+        if self.ref_model is None and is_peft_model(self.model):
+            # a new adapter is switched off; one that goes on training has its first state under the name "ref"
+            unwrapped = self.accelerator.unwrap_model(self.model)
+            adapters = use_adapter(unwrapped, adapter_name="ref" if "ref" in unwrapped.peft_config else None)
+        checkpointing = disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs)
+        with torch.no_grad(), checkpointing, adapters, self.accelerator.autocast():
+            if shared:
+                tokens = shared_token_logps(model, unpacked(inputs[SHARED]), fused=self._fused)
+            elif self._fused:
+                tokens = fused_token_logps(model, _for_the_model(inputs), _standard_rows(inputs)[2])
+            else:
+                tokens = logits_token_logps(model, _for_the_model(inputs), _standard_rows(inputs)[2])
+            pairs = pair_logps(tokens, tail_weight=self.ld_alpha)
+        return pairs.chosen, pairs.rejected
 
     def before_measuring(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         batch = super().before_measuring(batch)
@@ -153,61 +193,21 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
         """TRL offloads the activations of a training step alone, and only until their first use."""
         return not self.args.activation_offloading and super().graphs_can_wait(n_mini_batches)
 
-    def compute_ref_log_probs(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        """TRL's, with the prompt computed once where the model can, and without the fused head where it is wrong."""
-        plain = {k: v for k, v in inputs.items() if k not in (CARRIED, SHARED)}
-        shares = self._sharing(self, inputs) and not why_not_shared(model)
-        if self._fused and not shares:
-            return super().compute_ref_log_probs(model, plain)
-        found: list[PairLogps] = []
-
-        def instead(labels: Tensor, use_cache: bool, fused_lm_head: bool, **kwargs: Any) -> Any:
-            """What TRL calls as the model, in its own contexts (adapters, autocast); its sums are then not used."""
-            if shares:
-                tokens = shared_token_logps(model, unpacked(inputs[SHARED]), fused=self._fused)
-            else:
-                tokens = logits_token_logps(model, kwargs, labels)
-            # summed as the policy's are, in the same order: equal models have a log-ratio of exactly 0
-            found.append(pair_logps(tokens, tail_weight=self.ld_alpha))
-            return SimpleNamespace(log_probs=tokens.logps.new_zeros(labels[:, 1:].shape))
-
-        super().compute_ref_log_probs(instead, plain)
-        return found[0].chosen, found[0].rejected
-
     def _precompute_ref_logps(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         self._wrap_collator()
         return super()._precompute_ref_logps(dataset, *args, **kwargs)
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: Mapping[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Tensor | tuple[Tensor, Any]:
-        # around the mixin's: TRL's own names the option to change where `max_length` cut an image in two
-        return DPOTrainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
-
-    def _compute_loss(
-        self, model: nn.Module, inputs: Mapping[str, Any], return_outputs: bool
-    ) -> Tensor | tuple[Tensor, Any]:
-        loss = super().compute_loss(model, inputs)
-        if not return_outputs:
-            return loss
-        # `compute_metrics` gets whole logits, as from DPOTrainer: a second pass builds them
-        with torch.no_grad():
-            plain = {k: v for k, v in inputs.items() if k not in (*_NOT_FOR_THE_MODEL, CARRIED)}
-            return loss, model(**plain, use_cache=False)
-
     def _extra_loss(self, pairs: PairLogps) -> Tensor | float:
         return self.router_aux_loss_coef * pairs.aux_loss if self.aux_loss_enabled else 0.0
 
-    def _batch_metrics(self, pairs: PairLogps, output: ObjectiveOutput, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        metrics = super()._batch_metrics(pairs, output, batch)
+    def _batch_metrics(
+        self, pairs: PairLogps, output: ObjectiveOutput, batch: Mapping[str, Any], train_eval: str
+    ) -> dict[str, Tensor]:
+        metrics = super()._batch_metrics(pairs, output, batch, train_eval)
         metrics |= {"logps/chosen": pairs.chosen, "logps/rejected": pairs.rejected}
         if self.aux_loss_enabled:
             metrics["aux_loss"] = pairs.aux_loss
-        if self._mode == "train":
+        if train_eval == "train":
             metrics["num_tokens"] = batch["attention_mask"].sum()
         return metrics
 
@@ -217,6 +217,10 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
             self._total_train_tokens += int(metrics.get("num_tokens", 0)) // self._tp_size
             metrics["num_tokens" if self._mode == "train" else "eval_num_tokens"] = self._total_train_tokens
         return metrics
+
+
+def _for_the_model(batch: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in batch.items() if key not in _NOT_FOR_THE_MODEL}
 
 
 def _rows_if_known(batch: Mapping[str, Any]) -> StandardRows | None:

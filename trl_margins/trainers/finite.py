@@ -16,7 +16,7 @@ from transformers.trainer_utils import SaveStrategy
 
 from ..distributed import whole
 from ..objective import ObjectiveOutput
-from ..pairs import CARRIED, KEPT, ROW, SHARED, PairLogps, for_the_model
+from ..pairs import CARRIED, KEPT, ROW, SHARED, PairLogps
 from ..recording.metrics import MetricBuffer
 from ..rows.tokens import tokenizer_of
 
@@ -82,13 +82,15 @@ class FiniteSteps(TrainerCallback):
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
         seen, self._seen = self._seen, None
-        if seen:
+        if seen is not None and not self.trainer.is_deepspeed_enabled:
             self._check(seen, self._gradient_is_finite(), model)
 
     def _check(self, seen: list[_Seen], gradient: Tensor, model: nn.Module) -> None:
-        trainer, device = self.trainer, seen[0].losses.device
-        counts = [torch.stack([(~each.outputs).sum(), (~each.losses).sum()]) for each in seen]
-        total = torch.stack([*torch.stack(counts).sum(0), (~gradient).long().to(device)])
+        trainer, device = self.trainer, self.trainer.accelerator.device
+        counts = torch.zeros(2, dtype=torch.long, device=device)
+        for each in seen:  # none where TRL's own method computes the loss
+            counts = counts + torch.stack([(~each.outputs).sum(), (~each.losses).sum()])
+        total = torch.stack([*counts, (~gradient).long().to(device)])
         n_outputs, n_losses, n_gradients = trainer.accelerator.reduce(total, "sum").tolist()
         if not n_outputs + n_losses + n_gradients:
             self._in_a_row = 0
@@ -134,7 +136,7 @@ class FiniteSteps(TrainerCallback):
     def _pair(self, batch: Mapping[str, Any], i: int) -> str:
         numbers = batch.get(CARRIED, {}).get(ROW)
         number = "a row" if numbers is None else f"row {int(numbers[i])}"
-        rows = self.trainer.standard_rows()(for_the_model(batch))
+        rows = self.trainer.standard_rows()(batch)
         if rows is None:
             return number
         ids, mask, _ = rows

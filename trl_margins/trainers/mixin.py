@@ -22,11 +22,11 @@ from ..distributed import check_lockstep, of_all_ranks
 from ..evaluation.ranking import ranking_metrics
 from ..forward.head import logits_will_do
 from ..forward.shared_prompt import shared_token_logps
-from ..forward.shared_rows import SharedRows, unpacked, width_step
+from ..forward.shared_rows import unpacked, width_step
 from ..forward.standard import TokenLogps
 from ..methods import Method
 from ..objective import Objective, ObjectiveOutput
-from ..pairs import CARRIED, IS_FLIPPED, KEPT, ROW, SCORES, SHARED, PairBatch, PairLogps, for_the_model
+from ..pairs import CARRIED, IS_FLIPPED, KEPT, ROW, SCORES, SHARED, PairBatch, PairLogps
 from ..probes import window_probes
 from ..probes.scope import train_only
 from ..recording.metrics import MetricBuffer
@@ -79,7 +79,7 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
         self.objective = self._build_objective(config, weight, margin)
         self._take_names()
         self._buffers = {"train": MetricBuffer(), "eval": MetricBuffer()}
-        self._evaluated: list[Tensor] | None = None
+        self._evaluated: list[Tensor] = []
         self._own_columns, self.set_facts, self._opened = prepare_datasets(
             call, self.objective, self.options, self._takes_images
         )
@@ -123,25 +123,21 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
         """The objective of a config, with the terms given."""
 
     @abstractmethod
-    def token_logps(self, model: nn.Module, batch: Mapping[str, Any], shared: bool) -> TokenLogps:
-        """The answers' tokens, by the shared-prompt pass or by the standard one."""
+    def token_logps(self, model: nn.Module, batch: Mapping[str, Any], shared: bool, fused: bool = True) -> TokenLogps:
+        """Log-probabilities of the completion tokens.
 
-    def shared_logps(self, model: Any, batch: Mapping[str, Any], **inputs: Any) -> TokenLogps:
-        """The shared-prompt pass through a model, or through something that stands for the trainer's."""
+        Args:
+            model: the model, wrapped or not.
+            batch: a collated batch on its device.
+            shared: compute each prompt once for both completions.
+            fused: whether TRL's fused LM head may be used, where the trainer uses it.
+        """
+
+    def shared_logps(self, model: nn.Module, batch: Mapping[str, Any], fused: bool, **inputs: Any) -> TokenLogps:
+        """`token_logps` with each prompt computed once."""
         rows = unpacked(batch[SHARED])
-        call = None if isinstance(model, nn.Module) else model
-        statistics = not self._plain_head_will_do
-        return shared_token_logps(
-            self.model if call else model, rows, self._fuses(rows), call=call, statistics=statistics, **inputs
-        )
-
-    @property
-    def _head_is_fused(self) -> bool:
-        return self._fused and not self._logits_only
-
-    def _fuses(self, rows: SharedRows) -> bool:
-        """Whether the LM head is TRL's fused one: it saves memory, and costs a CPU more than the logits do."""
-        return self._head_is_fused and not (self._plain_head_will_do and logits_will_do(self.model, rows["label"]))
+        fused = fused and self._fused and not (self._plain_head_will_do and logits_will_do(self.model, rows["label"]))
+        return shared_token_logps(model, rows, fused, statistics=not self._plain_head_will_do, **inputs)
 
     @abstractmethod
     def same_completions(self, batch: Mapping[str, Any]) -> Tensor:
@@ -153,51 +149,50 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
 
     # One batch
 
-    def get_batch_loss_metrics(
+    def runs_trl(self, batch: Mapping[str, Any]) -> bool:
+        """Whether TRL's own method computes a training batch's loss: no term is set, nothing is measured before the
+        step, and prompts are not shared.
+        """
+        return not (self.objective.terms or self._probes or KEPT in batch or self._sharing(self, batch))
+
+    def pair_loss(
         self, model: nn.Module, batch: Mapping[str, Any], train_eval: str = "train"
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a batch, and what is logged of it: device tensors, one value or one per pair."""
-        columns = batch.get(CARRIED, {})
-        pairs = batch[KEPT] if KEPT in batch else self.concatenated_forward(model, for_the_model(batch))
-        evaluates = self._evaluated is not None and train_eval == "eval"
-        if evaluates:
+        """(1/B) Σ weight_i · link(gap_i − margin_i) plus TRL's own extra terms, and the metrics of the batch.
+
+        Returns:
+            The loss [], and device tensors by name: one value, or one per pair.
+        """
+        pairs = self.pair_logps(model, batch)
+        training = train_eval == "train"
+        if not training:
             pairs = without_neighbours(self, batch, pairs)
-        about = self._pair_batch(columns, pairs.chosen.numel(), training=train_eval == "train")
-        output = self.objective(pairs, about)
-        loss = output.losses.mean() + self._extra_loss(pairs)
-        if evaluates:
-            self._remember(output, columns, self.same_completions(batch))
-        prefix = "eval_" if train_eval == "eval" else ""
-        observed = self._observed(about, output)
-        if output.slope is not None and self._pair_log is not None:
-            self._pair_log.add(self.state.global_step + 1, self._pair_values(pairs, output, about, observed))
-        if about.training:
+        loss, output, pair_view = self._loss(pairs, batch, training)
+        observed = self._observed(pair_view, output)
+        if training:
             self._finite.see(batch, pairs, output, loss)
-        metrics = self._batch_metrics(pairs, output, batch) | observed
+            if output.slope is not None and self._pair_log is not None:
+                self._pair_log.add(self.state.global_step + 1, self._pair_values(pairs, output, pair_view, observed))
+        else:
+            self._remember(output, loss, pair_view.columns, self.same_completions(batch))
+        prefix = "" if training else "eval_"
+        metrics = self._batch_metrics(pairs, output, batch, train_eval) | observed
         return loss, {f"{prefix}{name}": value for name, value in metrics.items()}
 
-    def _pair_batch(self, columns: Mapping[str, Tensor], n_pairs: int, training: bool) -> PairBatch:
-        gather, first = of_all_ranks(self.accelerator, n_pairs)
-        return PairBatch(columns, gather, first, training)
-
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: Mapping[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Tensor | tuple[Tensor, Any]:
-        """(1/B) Σ weight_i · link(gap_i − margin_i), and TRL's own extra terms."""
-        mode = self._mode
-        with self._adapter_autocast():
-            loss, metrics = self.get_batch_loss_metrics(model, inputs, mode)
-        self.store_metrics(metrics, mode)
-        return (loss, metrics) if return_outputs else loss
+    def _loss(
+        self, pairs: PairLogps, batch: Mapping[str, Any], training: bool
+    ) -> tuple[Tensor, ObjectiveOutput, PairBatch]:
+        gather, first = of_all_ranks(self.accelerator, pairs.chosen.numel())
+        pair_view = PairBatch(batch.get(CARRIED, {}), gather, first, training)
+        output = self.objective(pairs, pair_view)
+        return output.losses.mean() + self._extra_loss(pairs), output, pair_view
 
     def _extra_loss(self, pairs: PairLogps) -> Tensor | float:
         return 0.0
 
-    def _batch_metrics(self, pairs: PairLogps, output: ObjectiveOutput, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    def _batch_metrics(
+        self, pairs: PairLogps, output: ObjectiveOutput, batch: Mapping[str, Any], train_eval: str
+    ) -> dict[str, Tensor]:
         """TRL's names first, then ours."""
         metrics = {
             "rewards/chosen": output.chosen_reward,
@@ -212,17 +207,17 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
             metrics["margins"] = output.margin
         return metrics
 
-    def _observed(self, about: PairBatch, output: ObjectiveOutput) -> dict[str, Tensor]:
-        """[B] values that the margin term made on its way."""
-        if not about.training or not hasattr(self.objective.margin, "observed"):
+    def _observed(self, pair_view: PairBatch, output: ObjectiveOutput) -> dict[str, Tensor]:
+        """[B] values that the margin term computed on its way."""
+        if not pair_view.training or not hasattr(self.objective.margin, "observed"):
             return {}
-        return self.objective.margin.observed(about, output.chosen_reward - output.rejected_reward, output.margin)
+        return self.objective.margin.observed(pair_view, output.chosen_reward - output.rejected_reward, output.margin)
 
     def _pair_values(
-        self, pairs: PairLogps, output: ObjectiveOutput, about: PairBatch, observed: Mapping[str, Tensor]
+        self, pairs: PairLogps, output: ObjectiveOutput, pair_view: PairBatch, observed: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         """[B] values of the pair log."""
-        gap, columns = output.chosen_reward - output.rejected_reward, about.columns
+        gap, columns = output.chosen_reward - output.rejected_reward, pair_view.columns
         values = {
             "reward_gap": gap,
             "weight": torch.ones_like(gap) if output.weight is None else output.weight,
@@ -244,8 +239,8 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
     def _mode(self) -> str:
         return "train" if self.model.training else "eval"
 
-    def store_metrics(self, metrics: Mapping[str, Tensor], train_eval: str = "train") -> None:
-        """Keeps a batch's metrics on the device until the next log."""
+    def store_metrics(self, metrics: Mapping[str, Tensor | float], train_eval: str = "train") -> None:
+        """Caches a batch's metrics on the device until the next log."""
         self._buffers[train_eval].add(metrics)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -266,16 +261,15 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
     ) -> EvalLoopOutput:
         """TRL's loop, then `pwa`, `pwa_all`, `spearman` and the numbers of pairs behind them."""
         self._evaluated = []
-        filtered = self.args.logging_nan_inf_filter
-        self.args.logging_nan_inf_filter = filtered or self.options.filters_evaluation
-        try:
-            output = super().evaluation_loop(
-                dataloader, description, *args, metric_key_prefix=metric_key_prefix, **kwargs
-            )
-            ranking = self._ranking(dataloader.dataset)
-        finally:
-            self._evaluated = None
-            self.args.logging_nan_inf_filter = filtered
+        output = super().evaluation_loop(dataloader, description, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+        values, self._evaluated = torch.cat(self._evaluated).cpu() if self._evaluated else None, []
+        if values is None:
+            return output
+        losses, rewards = values[:, 0], values[:, 1:]
+        if self.options.filters_evaluation and losses.isfinite().any() and not losses.isfinite().all():
+            # as transformers does with `logging_nan_inf_filter`, which also reads every training loss from the device
+            output.metrics[f"{metric_key_prefix}_loss"] = losses[losses.isfinite()].mean().item()
+        ranking = self._ranking(rewards, dataloader.dataset)
         for name, value in ranking.items():
             if value is None:
                 logger.warning("%s_%s is undefined on this data set (%s)", metric_key_prefix, name, ranking)
@@ -283,18 +277,16 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
                 output.metrics[f"{metric_key_prefix}_{name}"] = value
         return output
 
-    def _remember(self, output: ObjectiveOutput, columns: Mapping[str, Tensor], same: Tensor) -> None:
+    def _remember(self, output: ObjectiveOutput, loss: Tensor, columns: Mapping[str, Tensor], same: Tensor) -> None:
+        """Caches what the metrics over a whole evaluation set are computed from: [pairs, loss, rewards, scores]."""
         scores = [columns[name] for name in SCORES if name in columns]
-        # the same completion twice is no win, by rounding either
+        # the same completion twice is not a win, whatever the rounding
         rejected = torch.where(same, output.chosen_reward, output.rejected_reward)
-        rows = [output.chosen_reward.float(), rejected.float(), *scores]
+        rows = [loss.detach().float().expand_as(rejected), output.chosen_reward.float(), rejected.float(), *scores]
         self._evaluated.append(self.accelerator.gather_for_metrics(torch.stack(rows, dim=1)))
 
-    def _ranking(self, dataset: Any) -> dict[str, float | int | None]:
-        if not self._evaluated:
-            return {}
+    def _ranking(self, values: Tensor, dataset: Any) -> dict[str, float | int | None]:
         scores = find_score_columns(column_names(dataset), self.options.score_columns, strict=False)
-        values = torch.cat(self._evaluated).cpu()
         usable = values[:, :2].isfinite().all(dim=1)
         if not usable.all():
             logger.warning(

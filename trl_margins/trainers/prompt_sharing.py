@@ -18,7 +18,7 @@ from ..forward.checked import Ways, checked_ways
 from ..forward.precision import narrow_dtype, without_dropout
 from ..forward.shareable import why_not_shared
 from ..forward.standard import pair_logps
-from ..pairs import SHARED, for_the_model
+from ..pairs import SHARED
 from .collator import PairCollator
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class PromptSharing:
         for batch in batches:
             if not self._to_time or self.decided is not True or SHARED not in batch:
                 return
-            batch = for_the_model(trainer._prepare_inputs(batch))
+            batch = trainer._prepare_inputs(batch)
             for way in self._seconds:
                 self._seconds[way] += _seconds(trainer, batch, way)
             self._to_time -= 1

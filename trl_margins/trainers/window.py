@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from ..forward.shared_rows import packed, shared_rows, width_step
 from ..objective import Objective
-from ..pairs import KEPT, SHARED, PairLogps, for_the_model, one_pair
+from ..pairs import KEPT, SHARED, PairLogps, one_pair
 from ..probes.sharpness import SharpnessAware
 from .collator import StandardRows
 from .finite import FiniteSteps
@@ -31,12 +31,11 @@ class WindowMixin(ABC):
     _probes: list[Any]
     _finite: FiniteSteps
     _fused: bool
-    _logits_only = False  # for the pass that is being made
     _sharing: PromptSharing
     _rng_state_of: str | None
 
     @abstractmethod
-    def concatenated_forward(self, model: nn.Module, batch: Mapping[str, Any]) -> PairLogps:
+    def pair_logps(self, model: nn.Module, batch: Mapping[str, Any], fused: bool = True) -> PairLogps:
         """Model and batch to log-probabilities: the only look at the model that a step takes."""
 
     @abstractmethod
@@ -77,20 +76,17 @@ class WindowMixin(ABC):
         """A mini-batch on its device, with whatever does not change with the policy."""
         return dict(self._prepare_inputs(batch))
 
-    def forward_pairs(self, batch: Mapping[str, Any], model: Any = None, fused: bool = True) -> PairLogps:
+    def forward_pairs(self, batch: Mapping[str, Any], model: nn.Module | None = None, fused: bool = True) -> PairLogps:
         """The forward pass of an update, outside of it.
 
         Args:
             batch: a prepared mini-batch.
-            model: the model's wrapper, or something that stands for the model; without one, the model itself.
-            fused: whether TRL's fused head may be used, where the trainer does.
+            model: the model's wrapper; without one, the model itself.
+            fused: whether TRL's fused LM head may be used, where the trainer uses it.
         """
-        self._logits_only = not fused
-        try:
-            with self._adapter_autocast():
-                return self.concatenated_forward(self.model if model is None else model, for_the_model(batch))
-        finally:
-            self._logits_only = False
+        anew = {key: value for key, value in batch.items() if key != KEPT}
+        with self._adapter_autocast():
+            return self.pair_logps(self.model if model is None else model, anew, fused)
 
     @property
     def fuses_head(self) -> bool:
@@ -115,7 +111,7 @@ class WindowMixin(ABC):
     def measured_loss(self, batch: Mapping[str, Any]) -> Tensor:
         """The loss of a batch, of which no term learns and nothing is logged."""
         with self._adapter_autocast():
-            return self.get_batch_loss_metrics(self.model, batch, "eval")[0]
+            return self._loss(self.pair_logps(self.model, batch), batch, training=False)[0]
 
     @property
     def has_aux_loss(self) -> bool:

@@ -3,10 +3,9 @@
 import inspect
 import logging
 import math
-from collections import ChainMap
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
 
 from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
@@ -27,16 +26,32 @@ _NAN_FILTER = {
     "default, since `nonfinite_steps` looks at all of a step at once; on with nonfinite_steps='skip', whose steps "
     "would be in that mean. The mean loss of an evaluation is always over finite ones by default."
 }
+_KEEP_BEST = {
+    "help": "Load the best checkpoint at the end of training. On by default where `eval_strategy` is set; where "
+    "saving does not fall on evaluations, checkpoints are then saved as often as evaluated."
+}
 SIMPO_GAMMA = CPOConfig.simpo_gamma  # TRL's default
+
+# The config fields that give a method's reward on each base
+_REWARD_FIELDS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "cpo": {"length-normalized": {"loss_type": "simpo", "cpo_alpha": 0.0}},
+    "dpo": {"length-normalized": {"reward": "length-normalized"}},
+}
 
 
 @dataclass
 class MarginOptions:
-    """The fields that both bases share, beside TRL's. Alone: the options of a trainer that was given TRL's config."""
+    """The fields that both bases share, beside TRL's. Alone: the options of a trainer that was given TRL's config.
 
-    _default_gamma_beta_ratio: ClassVar[float | None] = None
+    `class SomeConfig(MarginCPOConfig, method="gappo")`, decorated with `@dataclass`, has the defaults of that method's
+    row in `METHODS`.
+    """
+
+    _base: ClassVar[str]  # "cpo" or "dpo"
     _method_id: ClassVar[str | None] = None
-    filters_evaluation: ClassVar[bool] = False  # although `logging_nan_inf_filter` is off
+    _best_metric: ClassVar[str | None] = None
+    _default_gamma_beta_ratio: ClassVar[float | None] = None
+    filters_evaluation = False  # not a field: whether evaluations filter although `logging_nan_inf_filter` is off
 
     weight: str | None = field(
         default=None,
@@ -226,6 +241,27 @@ class MarginOptions:
         },
     )
 
+    def __init_subclass__(cls, method: str | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if method is None:
+            return
+        row = get_method(method)
+        cls._method_id = method
+        declared: dict[str, tuple[Any, Any]] = {item.name: (item.type, item.metadata) for item in fields(cls)}
+        terms = {"weight": row.weight, "margin": row.margin}
+        defaults = {**_REWARD_FIELDS[cls._base][row.reward], **terms, **row.defaults}
+        # resolved after the user's own, since the margin has two fields
+        cls._default_gamma_beta_ratio = defaults.pop("gamma_beta_ratio", None)
+        if row.keep_best:
+            cls._best_metric = f"eval_{row.keep_best}"
+            declared["load_best_model_at_end"] = bool | None, _KEEP_BEST
+            defaults["load_best_model_at_end"] = None
+        for name, value in defaults.items():  # `@dataclass` reads them when this has returned
+            kind, metadata = declared[name]
+            cls.__annotations__[name] = kind
+            setattr(cls, name, field(default=value, metadata=metadata))
+        _CONFIGS[method, cls._base] = cls
+
     def __post_init__(self) -> None:
         if isinstance(self.train_only, str):
             self.train_only = [self.train_only]
@@ -244,6 +280,8 @@ class MarginOptions:
         if isinstance(self, TrainingArguments):
             if self.logging_nan_inf_filter is None:
                 self.filters_evaluation, self.logging_nan_inf_filter = True, self.nonfinite_steps == "skip"
+            if self._best_metric and self.load_best_model_at_end is None:
+                _keep_best(self, self._best_metric)
             self._resolve_target_margin()
             super().__post_init__()
 
@@ -261,14 +299,15 @@ class MarginOptions:
         """The margin term that the fields describe; it holds the target margin."""
         if self.margin is None:
             return None
-        if self._builds_on_target and self.simpo_gamma is None:
+        if self._builds_on_target and getattr(self, "simpo_gamma", None) is None:
             raise ValueError(f"margin {self.margin!r} builds on a target margin: give gamma_beta_ratio or simpo_gamma")
         return self._term(MARGINS[self.margin])
 
     @property
     def _builds_on_target(self) -> bool:
-        term = MARGINS.get(self.margin)
-        return term is not None and bool({"gamma", "gamma0"} & inspect.signature(term).parameters.keys())
+        if self.margin is None:
+            return False
+        return bool({"gamma", "gamma0"} & inspect.signature(MARGINS[self.margin]).parameters.keys())
 
     def _term(self, term: type[Term]) -> Term:
         """A term's options are the fields that begin with its name; β and γ are everyone's."""
@@ -278,30 +317,17 @@ class MarginOptions:
         return term(**{name: getattr(self, shared.get(name, f"{prefix}_{name}")) for name in names})
 
     def _resolve_target_margin(self) -> None:
-        """Leaves both fields with the same margin, each in its unit."""
-        if self.margin == AdaptiveMargin.name and (self.simpo_gamma or self.gamma_beta_ratio):
-            logger.warning("margin 'amapo' makes its own margins: gamma_beta_ratio and simpo_gamma are not used")
-        if self.gamma_beta_ratio is None and self.simpo_gamma is None:
-            self.gamma_beta_ratio = self._default_gamma_beta_ratio
-        if self.gamma_beta_ratio is None:
-            self.gamma_beta_ratio = None if self.simpo_gamma is None else self.simpo_gamma / self.beta
-            return
-        gamma = self.gamma_beta_ratio * self.beta
-        if self.simpo_gamma is not None and not math.isclose(self.simpo_gamma, gamma):
-            raise ValueError(
-                f"gamma_beta_ratio={self.gamma_beta_ratio:g} and simpo_gamma={self.simpo_gamma:g} both set the target "
-                f"margin and differ: with beta={self.beta:g} the ratio means simpo_gamma={gamma:g}. Give one of them "
-                "and leave the other None."
-            )
-        self.simpo_gamma = gamma
+        """Checks the target margin, for the bases' configs: this class alone has none."""
 
 
 @dataclass
 class MarginCPOConfig(MarginOptions, CPOConfig):
     """TRL's `CPOConfig` with the fields of the objective; without them, the same defaults."""
 
-    logging_nan_inf_filter: bool | None = field(default=None, metadata=_NAN_FILTER)
-    simpo_gamma: float | None = field(
+    _base = "cpo"
+
+    logging_nan_inf_filter: bool | None = field(default=None, metadata=_NAN_FILTER)  # type: ignore[assignment]
+    simpo_gamma: float | None = field(  # type: ignore[assignment]
         default=None,
         metadata={
             "help": f"Target margin γ in reward units, for loss_type='simpo'. Defaults to TRL's {SIMPO_GAMMA}, or to "
@@ -324,7 +350,7 @@ class MarginCPOConfig(MarginOptions, CPOConfig):
         if has_target and all(value is None for value in given):
             self.simpo_gamma = SIMPO_GAMMA
         if has_target or self._builds_on_target:
-            super()._resolve_target_margin()
+            _resolve_target_margin(self)
         elif self.gamma_beta_ratio is not None:
             raise ValueError(
                 f"gamma_beta_ratio goes with loss_type='simpo'; loss_type={self.loss_type!r} has no target margin"
@@ -337,7 +363,9 @@ class MarginCPOConfig(MarginOptions, CPOConfig):
 class MarginDPOConfig(MarginOptions, DPOConfig):
     """TRL's `DPOConfig` with the fields of the objective; without them, the same defaults."""
 
-    logging_nan_inf_filter: bool | None = field(default=None, metadata=_NAN_FILTER)
+    _base = "dpo"
+
+    logging_nan_inf_filter: bool | None = field(default=None, metadata=_NAN_FILTER)  # type: ignore[assignment]
     reward: str = field(
         default="log-ratio",
         metadata={
@@ -363,64 +391,44 @@ class MarginDPOConfig(MarginOptions, DPOConfig):
             )
         super().__post_init__()
 
-
-@dataclass
-class KeepsBest:
-    """For methods that keep the checkpoint of their best evaluation."""
-
-    load_best_model_at_end: bool | None = field(
-        default=None,
-        metadata={
-            "help": "Load the best checkpoint at the end of training. On by default where `eval_strategy` is set; "
-            "where saving does not fall on evaluations, checkpoints are then saved as often as evaluated."
-        },
-    )
-
-    def __post_init__(self) -> None:
-        evaluates = IntervalStrategy(self.eval_strategy) != IntervalStrategy.NO
-        if self.load_best_model_at_end is None:
-            self.load_best_model_at_end = evaluates
-            if evaluates:
-                self.metric_for_best_model = self.metric_for_best_model or self._best_metric
-                self._save_on_evaluations()
-        super().__post_init__()
-
-    def _save_on_evaluations(self) -> None:
-        eval_steps = self.eval_steps or self.logging_steps
-        if self.save_strategy not in ("best", self.eval_strategy) or self.save_steps % eval_steps:
-            self.save_strategy, self.save_steps = self.eval_strategy, eval_steps
+    def _resolve_target_margin(self) -> None:
+        _resolve_target_margin(self)
 
 
-# What a method's reward means on each base, in the base's own fields
-_REWARD_FIELDS: dict[str, dict[str, dict[str, Any]]] = {
-    "cpo": {"length-normalized": {"loss_type": "simpo", "cpo_alpha": 0.0}},
-    "dpo": {"length-normalized": {"reward": "length-normalized"}},
+def _resolve_target_margin(config: MarginCPOConfig | MarginDPOConfig) -> None:
+    """Leaves both fields with the same margin, each in its unit."""
+    if config.margin == AdaptiveMargin.name and (config.simpo_gamma or config.gamma_beta_ratio):
+        logger.warning("margin 'amapo' makes its own margins: gamma_beta_ratio and simpo_gamma are not used")
+    if config.gamma_beta_ratio is None and config.simpo_gamma is None:
+        config.gamma_beta_ratio = config._default_gamma_beta_ratio
+    if config.gamma_beta_ratio is None:
+        config.gamma_beta_ratio = None if config.simpo_gamma is None else config.simpo_gamma / config.beta
+        return
+    gamma = config.gamma_beta_ratio * config.beta
+    if config.simpo_gamma is not None and not math.isclose(config.simpo_gamma, gamma):
+        raise ValueError(
+            f"gamma_beta_ratio={config.gamma_beta_ratio:g} and simpo_gamma={config.simpo_gamma:g} both set the target "
+            f"margin and differ: with beta={config.beta:g} the ratio means simpo_gamma={gamma:g}. Give one of them "
+            "and leave the other None."
+        )
+    config.simpo_gamma = gamma
+
+
+def _keep_best(config: TrainingArguments, metric: str) -> None:
+    """Loads the best checkpoint at the end where there are evaluations, and has one saved at each."""
+    config.load_best_model_at_end = IntervalStrategy(config.eval_strategy) != IntervalStrategy.NO
+    if not config.load_best_model_at_end:
+        return
+    config.metric_for_best_model = config.metric_for_best_model or metric
+    eval_steps = config.eval_steps or config.logging_steps
+    if config.save_strategy not in ("best", config.eval_strategy) or config.save_steps % eval_steps:
+        config.save_strategy, config.save_steps = config.eval_strategy, eval_steps
+
+
+_CONFIGS: dict[tuple[str | None, str], type[MarginOptions]] = {
+    (None, "cpo"): MarginCPOConfig,
+    (None, "dpo"): MarginDPOConfig,
 }
-_CONFIGS: dict[tuple[str | None, str], type] = {(None, "cpo"): MarginCPOConfig, (None, "dpo"): MarginDPOConfig}
-
-Config = TypeVar("Config", bound=MarginOptions)
-
-
-def method_config(method_id: str) -> Callable[[type[Config]], type[Config]]:
-    """Class decorator: a dataclass with the defaults of the method's row in `METHODS`."""
-
-    def decorate(cls: type[Config]) -> type[Config]:
-        method = get_method(method_id)
-        base = "cpo" if issubclass(cls, CPOConfig) else "dpo"
-        declared = dict(ChainMap(*(vars(parent).get("__dataclass_fields__", {}) for parent in cls.__mro__)))
-        terms = {"weight": method.weight, "margin": method.margin}
-        defaults = {**_REWARD_FIELDS[base][method.reward], **terms, **method.defaults}
-        # resolved after the user's own, since the margin has two fields
-        cls._default_gamma_beta_ratio = defaults.pop("gamma_beta_ratio", None)
-        cls._best_metric = f"eval_{method.keep_best}"
-        cls._method_id = method_id
-        for name, value in defaults.items():
-            cls.__annotations__[name] = declared[name].type
-            setattr(cls, name, field(default=value, metadata=declared[name].metadata))
-        _CONFIGS[method_id, base] = dataclass(cls)
-        return cls
-
-    return decorate
 
 
 def config_class(method_id: str | None, base: str = "cpo") -> type[MarginOptions]:
@@ -436,71 +444,71 @@ def config_class(method_id: str | None, base: str = "cpo") -> type[MarginOptions
     return _CONFIGS[method_id, base]
 
 
-@method_config("gappo")
-class GapPOConfig(KeepsBest, MarginCPOConfig):
+@dataclass
+class GapPOConfig(MarginCPOConfig, method="gappo"):
     """GapPO on `CPOTrainer`: SimPO's loss, each pair weighted by its score gap, with the paper's settings."""
 
 
-@method_config("gappo")
-class GapPODPOConfig(KeepsBest, MarginDPOConfig):
+@dataclass
+class GapPODPOConfig(MarginDPOConfig, method="gappo"):
     """GapPO on `DPOTrainer`: the same loss; no reference model is loaded."""
 
 
-@method_config("gap-aware")
-class GapAwarePOConfig(MarginCPOConfig):
+@dataclass
+class GapAwarePOConfig(MarginCPOConfig, method="gap-aware"):
     """GaPO on `CPOTrainer`: SimPO's loss, with a larger margin the less alike a pair's answers are."""
 
 
-@method_config("gap-aware")
-class GapAwarePODPOConfig(MarginDPOConfig):
+@dataclass
+class GapAwarePODPOConfig(MarginDPOConfig, method="gap-aware"):
     """GaPO on `DPOTrainer`: the same loss; with `reward="log-ratio"` DPO's."""
 
 
-@method_config("gamma-po")
-class GammaPOConfig(MarginCPOConfig):
+@dataclass
+class GammaPOConfig(MarginCPOConfig, method="gamma-po"):
     """γ-SimPO on `CPOTrainer`: the target margin is split over the pairs by how well the model tells them apart."""
 
 
-@method_config("gamma-po")
-class GammaPODPOConfig(MarginDPOConfig):
+@dataclass
+class GammaPODPOConfig(MarginDPOConfig, method="gamma-po"):
     """γ-SimPO on `DPOTrainer`; with `reward="log-ratio"` γ-DPO."""
 
 
-@method_config("amapo")
-class AMaPOConfig(MarginCPOConfig):
+@dataclass
+class AMaPOConfig(MarginCPOConfig, method="amapo"):
     """AMaPO on `CPOTrainer`: a margin for the pairs that the model ranks worse than on average."""
 
 
-@method_config("amapo")
-class AMaPODPOConfig(MarginDPOConfig):
+@dataclass
+class AMaPODPOConfig(MarginDPOConfig, method="amapo"):
     """AMaPO on `DPOTrainer`: the same loss; with `reward="log-ratio"` DPO's."""
 
 
-@method_config("geometric-anchor")
-class GeometricAnchorPOConfig(MarginCPOConfig):
+@dataclass
+class GeometricAnchorPOConfig(MarginCPOConfig, method="geometric-anchor"):
     """GAPO on `CPOTrainer`: a pair counts less the further its gap falls at a nearby, worse policy."""
 
 
-@method_config("geometric-anchor")
-class GeometricAnchorPODPOConfig(MarginDPOConfig):
+@dataclass
+class GeometricAnchorPODPOConfig(MarginDPOConfig, method="geometric-anchor"):
     """GAPO on `DPOTrainer`: the same loss; with `reward="log-ratio"` the anchor gap is that of the log-ratios."""
 
 
-@method_config("gradient-norm")
-class GradientNormPOConfig(MarginCPOConfig):
+@dataclass
+class GradientNormPOConfig(MarginCPOConfig, method="gradient-norm"):
     """GAPO's control on `CPOTrainer`: the pair's own gradient norm in the anchor gap's place."""
 
 
-@method_config("gradient-norm")
-class GradientNormPODPOConfig(MarginDPOConfig):
+@dataclass
+class GradientNormPODPOConfig(MarginDPOConfig, method="gradient-norm"):
     """GAPO's control on `DPOTrainer`: the same loss."""
 
 
-@method_config("simpo-sam")
-class SharpnessAwarePOConfig(MarginCPOConfig):
+@dataclass
+class SharpnessAwarePOConfig(MarginCPOConfig, method="simpo-sam"):
     """SimPO with sharpness-aware minimisation on `CPOTrainer`."""
 
 
-@method_config("simpo-sam")
-class SharpnessAwarePODPOConfig(MarginDPOConfig):
+@dataclass
+class SharpnessAwarePODPOConfig(MarginDPOConfig, method="simpo-sam"):
     """SimPO with sharpness-aware minimisation on `DPOTrainer`."""

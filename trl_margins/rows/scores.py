@@ -11,7 +11,7 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
 
 logger = logging.getLogger(__name__)
 
@@ -243,16 +243,39 @@ def spread(scores: list[Any]) -> Any:
     return highest if problem_of(highest) else highest - lowest
 
 
-def check_numbers(dataset: Dataset, name: str, split: str) -> None:
-    """Checks a column that a term of one's own reads: numbers of any size, or truth values.
+def check_numbers(dataset: Dataset, name: str, split: str, least: float | None = None) -> None:
+    """Checks a column that a term reads: numbers of any size, or truth values.
+
+    Args:
+        dataset: has the column.
+        name: of the column.
+        split: of the data set.
+        least: the smallest value that it may have.
 
     Raises:
-        ScoreError: a value that is None, NaN, infinite or neither of both, with its column and first row.
+        ScoreError: a value that is None, NaN, infinite or not a number, with its column and first row.
     """
     for row, value in enumerate(dataset.select_columns([name]).with_format(None)[:][name]):
-        problem = _not_finite(value)
-        if problem and not isinstance(value, bool):
-            raise ScoreError(f"column {name!r}, row {row} of the {split} data set: the value {value!r} {problem}")
+        _check_number(value, name, row, split, least)
+
+
+def checked_stream(dataset: IterableDataset, name: str, split: str, least: float | None = None) -> IterableDataset:
+    """The same stream, which checks a column as `check_numbers` does, row by row."""
+
+    def checked(row: dict[str, Any], number: int) -> dict[str, Any]:
+        _check_number(row[name], name, number, split, least)
+        return row
+
+    return dataset.map(checked, with_indices=True, features=dataset.features)
+
+
+def _check_number(value: Any, name: str, row: int, split: str, least: float | None) -> None:
+    where = f"column {name!r}, row {row} of the {split} data set"
+    problem = None if isinstance(value, bool) else _not_finite(value)
+    if problem:
+        raise ScoreError(f"{where}: the value {value!r} {problem}")
+    if least is not None and as_number(value) < least:
+        raise ScoreError(f"{where}: the value {value!r} is below {least:g}: change it with dataset.map, or drop the row")
 
 
 def problem_of(value: Any) -> str | None:

@@ -151,7 +151,7 @@ class CheckpointMixin:
             super()._load_rng_state(checkpoint)
 
     def _term_states(self) -> dict[str, Any]:
-        return {term.name: term.state_dict() for term in self.objective.terms if hasattr(term, "state_dict")}
+        return {term.name: term.state_dict() for term in self.objective.remembering}
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         try:
@@ -167,10 +167,10 @@ class CheckpointMixin:
         if (timed := Path(checkpoint, SHARING_FILE)).exists():
             with _readable(timed):
                 self._sharing.load_state_dict(self, json.loads(timed.read_text()))
-        if self._term_states() and (file := _state_file(checkpoint, TERMS_FILE)):
+        if self.objective.remembering and (file := _state_file(checkpoint, TERMS_FILE)):
             with _readable(file):
                 states = load_states(file, self.args.device)
-                for term in self.objective.terms:
+                for term in self.objective.remembering:
                     if term.name in states:
                         term.load_state_dict(states[term.name])
 

@@ -31,11 +31,12 @@ _NAMED = 8  # pairs that a message names
 
 @dataclass(frozen=True)
 class _Seen:
-    """What a mini-batch came to, on the device."""
+    """A mini-batch and what is finite in it, on the device."""
 
     batch: Mapping[str, Any]
-    outputs: Tensor  # [B] whether what the model gave for both answers is finite
-    losses: Tensor  # [B]
+    outputs: Tensor  # [B] whether the model's log-probabilities of both completions are finite
+    losses: Tensor  # [B] whether the loss is, and each term's value
+    terms: Mapping[str, Tensor]  # "weight 'name'" → [B] its values
 
 
 class FiniteSteps(TrainerCallback):
@@ -73,8 +74,13 @@ class FiniteSteps(TrainerCallback):
         """Notes what a mini-batch came to, where it is part of a window."""
         if self._seen is None:
             return
+        terms = {f"weight {name!r}": value for name, value in output.weights.items()}
+        terms |= {f"margin {name!r}": value for name, value in output.margins.items()}
         # a loss beside those of the pairs (mixture of experts, SFT) belongs to all of them
-        seen = _Seen(batch, _outputs(pairs), output.losses.detach().isfinite() & loss.detach().isfinite())
+        finite = output.losses.detach().isfinite() & loss.detach().isfinite()
+        for value in terms.values():
+            finite = finite & value.isfinite()
+        seen = _Seen(batch, _outputs(pairs), finite, terms)
         if self.trainer.is_deepspeed_enabled:  # the backward pass that comes takes the step
             self._check([seen], torch.tensor(True), self.trainer.model)
         else:
@@ -97,7 +103,9 @@ class FiniteSteps(TrainerCallback):
             return
         step = trainer.state.global_step + 1
         found = gather_object(self._described(seen, by_output=n_outputs > 0))
-        message = f"step {step}: " + _message(found, n_outputs > 0)
+        terms = gather_object([name for each in seen for name, value in each.terms.items() if not value.isfinite().all()])
+        what = "the model's output" if n_outputs else " and ".join(dict.fromkeys(terms)) or "the loss"
+        message = f"step {step}: " + _message(found, what)
         self._undo(step)
         self._in_a_row += 1
         if self.skip and self._in_a_row < _IN_A_ROW:
@@ -145,9 +153,8 @@ class FiniteSteps(TrainerCallback):
 
     def _undo(self, step: int) -> None:
         trainer, (states, metrics) = self.trainer, self._before
-        for term in trainer.objective.terms:
-            if term.name in states:
-                term.load_state_dict(states[term.name])
+        for term in trainer.objective.remembering:
+            term.load_state_dict(states[term.name])
         trainer._buffers["train"] = metrics
         if trainer._pair_log is not None:
             trainer._pair_log.forget(step)
@@ -182,9 +189,8 @@ def _outputs(pairs: PairLogps) -> Tensor:
     return pairs.chosen.detach().isfinite() & pairs.rejected.detach().isfinite()
 
 
-def _message(found: list[str], outputs: bool) -> str:
+def _message(found: list[str], what: str) -> str:
     if not found:
         return "the gradient is NaN or infinite, although the model's output and the loss are not"
-    what = "the model's output" if outputs else "the loss"
     named, more = ", ".join(found[:_NAMED]), len(found) - _NAMED
     return f"{what} is NaN or infinite for {len(found)} pair(s): {named}" + (f" and {more} more" if more > 0 else "")

@@ -114,8 +114,8 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
         self, model: nn.Module, inputs: Mapping[str, Any], return_outputs: bool
     ) -> Tensor | tuple[Tensor, Any]:
         """What DPOTrainer calls for each batch: its own method where it will do, `pair_loss` otherwise."""
-        mode = self._mode
-        if mode == "train" and not self._reference_free and not self.objective.gamma and self.runs_trl(inputs):
+        mode, trls_reward = self._mode, not (self._reference_free or self.objective.gamma)
+        if mode == "train" and trls_reward and self._fused and self.runs_trl(inputs):
             plain = {key: value for key, value in inputs.items() if key not in _OURS}
             return super()._compute_loss(model, plain, return_outputs)
         loss, metrics = self.pair_loss(model, inputs, mode)

@@ -15,7 +15,7 @@ from trl_margins import MarginCPOConfig, MarginCPOTrainer, MarginDPOConfig, Marg
 from trl_margins.forward import head, shared_prompt
 from trl_margins.forward.shared_rows import unpacked
 from trl_margins.pairs import SHARED
-from trl_margins.trainers import sharing
+from trl_margins.trainers import prompt_sharing
 
 BASES = {"cpo": (MarginCPOTrainer, MarginCPOConfig), "dpo": (MarginDPOTrainer, MarginDPOConfig)}
 SIMPO = {"cpo": {"loss_type": "simpo", "cpo_alpha": 0.0}, "dpo": {}}
@@ -229,7 +229,7 @@ def test_many_logits_go_through_the_fused_head(tiny_model, tokenizer, tmp_path, 
 
 def fake_clock(monkeypatch, shared, standard):
     """As on an accelerator, whose passes take so many seconds each: the first pass of a batch ten times that."""
-    log, now, forward = [], [0.0], sharing._forward_and_backward
+    log, now, forward = [], [0.0], prompt_sharing._forward_and_backward
 
     def timed(trainer, batch, way):
         forward(trainer, batch, way)
@@ -237,9 +237,9 @@ def fake_clock(monkeypatch, shared, standard):
         log.append((way, id(batch)))
         now[0] += (shared if way else standard) * (10 if first else 1)
 
-    monkeypatch.setattr(sharing, "_on_accelerator", lambda trainer: True)
-    monkeypatch.setattr(sharing, "_forward_and_backward", timed)
-    monkeypatch.setattr(sharing, "_clock", lambda device: now[0])
+    monkeypatch.setattr(prompt_sharing, "_on_accelerator", lambda trainer: True)
+    monkeypatch.setattr(prompt_sharing, "_forward_and_backward", timed)
+    monkeypatch.setattr(prompt_sharing, "_clock", lambda device: now[0])
     return log
 
 
@@ -284,14 +284,14 @@ def test_auto_takes_the_faster_way(base, shared, standard, tiny_model, tokenizer
 
 def test_a_way_that_does_not_fit_into_memory_is_not_taken(tiny_model, tokenizer, tmp_path, caplog, monkeypatch):
     log = fake_clock(monkeypatch, 0.5, 0.25)
-    timed = sharing._forward_and_backward
+    timed = prompt_sharing._forward_and_backward
 
     def short_of_memory(trainer, batch, way):
         timed(trainer, batch, way)
         if not way:
             raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(sharing, "_forward_and_backward", short_of_memory)
+    monkeypatch.setattr(prompt_sharing, "_forward_and_backward", short_of_memory)
     caplog.set_level(logging.INFO, "trl_margins")
     trainer = build("cpo", tiny_model, tokenizer, tmp_path, preference_rows(16), num_train_epochs=1)
     trainer.train()
@@ -319,7 +319,7 @@ def test_nothing_is_timed_on_a_cpu(tiny_model, tokenizer, tmp_path, monkeypatch)
     def refuse(*args):
         raise AssertionError
 
-    monkeypatch.setattr(sharing, "_forward_and_backward", refuse)
+    monkeypatch.setattr(prompt_sharing, "_forward_and_backward", refuse)
     trainer = build("cpo", tiny_model, tokenizer, tmp_path, num_train_epochs=1)
     trainer.train()
     assert trainer._sharing.decided is True

@@ -7,9 +7,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from accelerate import PartialState
 from datasets import Dataset, IterableDataset
 from trl.trainer.utils import global_then_local_main_first
@@ -58,6 +60,42 @@ def _listed(tokenizer: Any, batch: Mapping[str, list[Any]], numbers: list[int]) 
     return {name: [np.asarray(row).tolist() for row in column] for name, column in made.items()}
 
 
+def finish_tokenized(
+    dataset: Dataset | IterableDataset,
+    opened: OpenedSet,
+    columns: TokenColumns,
+    *,
+    max_length: int | None,
+    completion_cut: int | None = None,
+    processing_class: Any = None,
+    cpo_max_length: int | None = None,
+) -> tuple[Dataset | IterableDataset, int | None]:
+    """Drop the pairs without completion tokens, then report what the template and the cut made of the rest.
+
+    Args:
+        dataset: with tokens.
+        opened: the set as it was opened.
+        columns: the token columns of prompt, chosen and rejected.
+        max_length: pairs whose prompt has this many tokens are dropped; None drops none.
+        completion_cut: the `max_length` by which the collator cuts prompt and completion later; None where the columns
+            are cut already, or are never cut.
+        processing_class: given for the training set only, whose first rows are then looked at.
+        cpo_max_length: compare these rows with CPOTrainer's own tokens, cut to this length.
+
+    Returns:
+        The pairs that are left, and how many were dropped; None for a stream, which cannot be counted.
+
+    Raises:
+        ValueError: no pair is left, or in no pair do the completions differ.
+    """
+    dataset, left = without_filled(dataset, opened.reader.split, max_length, columns[0])
+    if left is not None:
+        check_told_apart(dataset, opened, left, columns, completion_cut)
+    if processing_class is not None:
+        look_at_first_rows(opened, processing_class, cpo_max_length)
+    return dataset, None if left is None else opened.counts.n - len(left)
+
+
 def without_filled(
     dataset: Dataset | IterableDataset, split: str, max_length: int | None, prompt: str
 ) -> tuple[Dataset | IterableDataset, np.ndarray | None]:
@@ -79,7 +117,9 @@ def without_filled(
         return dataset if max_length is None else dataset.filter(lambda row: len(row[prompt]) < max_length), None
     if max_length is None:
         return dataset, np.arange(len(dataset))
-    lengths = np.concatenate([prompts.lengths for (prompts,) in _lists(dataset, prompt)])
+    lengths = np.concatenate(
+        [pc.list_value_length(prompts).to_numpy() for (prompts,) in arrow_columns(dataset, prompt)]
+    )
     left = np.flatnonzero(lengths < max_length)
     dropped = len(dataset) - len(left)
     if not len(left):
@@ -114,7 +154,7 @@ def check_told_apart(
     Raises:
         ValueError: no pair differs.
     """
-    alike = sum(_n_alike(*lists, max_length) for lists in _lists(dataset, *columns))
+    alike = sum(_n_alike(*arrays, max_length) for arrays in arrow_columns(dataset, *columns))
     split, n = opened.reader.split, len(dataset)
     same = len(opened.counts.same_rows.intersection(left.tolist()))
     if alike == n > same:
@@ -133,33 +173,21 @@ def check_told_apart(
         )
 
 
-def _n_alike(prompt: _Lists, chosen: _Lists, rejected: _Lists, max_length: int | None) -> int:
-    most = np.iinfo(np.int64).max if max_length is None else np.maximum(max_length - prompt.lengths, 0)
-    lengths = [np.minimum(each.lengths, most) for each in (chosen, rejected)]
+def _n_alike(prompt: pa.ListArray, chosen: pa.ListArray, rejected: pa.ListArray, max_length: int | None) -> int:
+    n_prompt, *lengths = (pc.list_value_length(array).to_numpy() for array in (prompt, chosen, rejected))
+    if max_length is not None:
+        room = np.maximum(max_length - n_prompt, 0)
+        lengths = [np.minimum(each, room) for each in lengths]
     return sum(
-        np.array_equal(chosen.head(i, lengths[0][i]), rejected.head(i, lengths[0][i]))
-        for i in np.flatnonzero(lengths[0] == lengths[1])
+        chosen[i].values[: lengths[0][i]].equals(rejected[i].values[: lengths[0][i]])
+        for i in np.flatnonzero(lengths[0] == lengths[1]).tolist()
     )
 
 
-class _Lists(NamedTuple):
-    """A column of lists of numbers, as Arrow has it."""
-
-    values: np.ndarray
-    offsets: np.ndarray
-
-    @property
-    def lengths(self) -> np.ndarray:
-        return np.diff(self.offsets).astype(np.int64)
-
-    def head(self, i: int, n: int) -> np.ndarray:
-        return self.values[self.offsets[i] : self.offsets[i] + n]
-
-
-def _lists(dataset: Dataset, *columns: str) -> Iterator[list[_Lists]]:
+def arrow_columns(dataset: Dataset, *columns: str) -> Iterator[list[pa.Array]]:
+    """The columns as Arrow arrays, 2,048 rows at a time: no Python object per token."""
     for table in dataset.select_columns(list(columns)).with_format("arrow").iter(batch_size=2048):
-        arrays = [table[name].combine_chunks() for name in columns]
-        yield [_Lists(array.values.to_numpy(), array.offsets.to_numpy()) for array in arrays]
+        yield [table[name].combine_chunks() for name in columns]
 
 
 def look_at_first_rows(opened: OpenedSet, processing_class: Any, cpo_max_length: int | None = None) -> None:

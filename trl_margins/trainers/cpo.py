@@ -124,9 +124,14 @@ class MarginCPOTrainer(MarginMixin, CPOTrainer):
         self, model: nn.Module, batch: Mapping[str, Any], train_eval: str = "train"
     ) -> tuple[Tensor, dict[str, Any]]:
         """What CPOTrainer calls for each batch: its own method where it will do, `pair_loss` otherwise."""
-        if train_eval == "train" and self.runs_trl(batch):
+        if train_eval == "train" and not self._has_virtual_tokens and self.runs_trl(batch):
             return super().get_batch_loss_metrics(model, batch, train_eval)
         return self.pair_loss(model, batch, train_eval)
+
+    @property
+    def _has_virtual_tokens(self) -> bool:
+        """Whether a prompt-learning adapter adds tokens to each row, which CPOTrainer does not take."""
+        return any(adapter.is_prompt_learning for adapter in getattr(self.model, "peft_config", {}).values())
 
     def pair_logps(self, model: nn.Module, batch: Mapping[str, Any], fused: bool = True) -> PairLogps:
         if KEPT in batch:

@@ -97,7 +97,7 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
     ) -> Tensor | tuple[Tensor, Any]:
         """What DPOTrainer calls for each batch: its own method where it will do, `pair_loss` otherwise."""
         mode = self._mode
-        if mode == "train" and self.runs_trl(inputs):
+        if mode == "train" and self._fused and self.runs_trl(inputs):
             plain = {key: value for key, value in inputs.items() if key not in _OURS}
             return super()._compute_loss(model, plain, return_outputs)
         loss, metrics = self.pair_loss(model, inputs, mode)

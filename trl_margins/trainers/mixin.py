@@ -22,7 +22,7 @@ from ..distributed import check_lockstep, of_all_ranks
 from ..evaluation.ranking import ranking_metrics
 from ..forward.head import logits_will_do
 from ..forward.shared_prompt import shared_token_logps
-from ..forward.shared_rows import unpacked, width_step
+from ..forward.shared_rows import SharedRows, unpacked, width_step
 from ..forward.standard import TokenLogps
 from ..methods import Method, names_of
 from ..objective import Objective, ObjectiveOutput
@@ -147,8 +147,12 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
     def shared_logps(self, model: nn.Module, batch: Mapping[str, Any], fused: bool, **inputs: Any) -> TokenLogps:
         """`token_logps` with each prompt computed once."""
         rows = unpacked(batch[SHARED])
-        fused = fused and self._fused and not (self._plain_head_will_do and logits_will_do(self.model, rows["label"]))
+        fused = fused and self._fuses(rows)
         return shared_token_logps(model, rows, fused, statistics=not self._plain_head_will_do, **inputs)
+
+    def _fuses(self, rows: SharedRows) -> bool:
+        """Whether the LM head is TRL's fused one: it saves memory, and costs a CPU more time than the logits do."""
+        return self._fused and not (self._plain_head_will_do and logits_will_do(self.model, rows["label"]))
 
     @abstractmethod
     def same_completions(self, batch: Mapping[str, Any]) -> Tensor:

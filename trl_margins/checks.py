@@ -10,6 +10,7 @@ from numbers import Integral, Real
 from types import MappingProxyType
 from typing import Any
 
+
 @dataclass(frozen=True)
 class Number:
     """The numbers that an option takes: finite, and within its bounds."""

@@ -87,6 +87,11 @@ class Objective:
         return self.weights + self.margins
 
     @property
+    def named_terms(self) -> tuple[tuple[str, Term], ...]:
+        """("weight", term) and ("margin", term) of each."""
+        return (*(("weight", term) for term in self.weights), *(("margin", term) for term in self.margins))
+
+    @property
     def remembering(self) -> tuple[Term, ...]:
         """Terms with a state, which goes into the checkpoint."""
         return tuple(term for term in self.terms if type(term).state_dict is not Term.state_dict)
@@ -111,7 +116,9 @@ class Objective:
             _check_terms(kind, terms)
         names = [term.name for term in self.remembering]
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"a weight and a margin are both called {twice[0]!r}: a checkpoint has one state per name")
+            raise ValueError(
+                f"a weight and a margin are both called {twice[0]!r}: a checkpoint has one state per name"
+            )
         for link in self.links:
             self._check_link(link)
         self._check_numbers()
@@ -119,8 +126,8 @@ class Objective:
     def _check_link(self, link: Link) -> None:
         if link.needs_reference and not self.reward.needs_reference:
             raise ValueError(
-                f"loss_type {link.name!r} does not go with reward {self.reward.name!r}: it is a loss of log-ratios to a "
-                "reference model"
+                f"loss_type {link.name!r} does not go with reward {self.reward.name!r}: it is a loss of log-ratios to "
+                "a reference model"
             )
         if self.weights and not link.per_pair:
             raise ValueError(
@@ -151,9 +158,7 @@ class Objective:
         if self.label_smoothing and not any(link.reads_smoothing for link in self.links):
             logger.warning("label_smoothing=%g has no effect with loss_type %s", self.label_smoothing, names)
 
-    def __call__(
-        self, pairs: PairLogps, columns: Mapping[str, Tensor] | None = None, **view: Any
-    ) -> ObjectiveOutput:
+    def __call__(self, pairs: PairLogps, columns: Mapping[str, Tensor] | None = None, **view: Any) -> ObjectiveOutput:
         """The losses of B pairs.
 
         Args:
@@ -226,7 +231,9 @@ def _value(kind: str, term: Term, view: PairView) -> Tensor:
     """[B] what a term returns. Inputs are detached: a gradient can only come from the term's own tensors."""
     value, expected = term(view), tuple(view.reward_gap.shape)
     if not isinstance(value, Tensor):
-        raise TypeError(f"{kind} {term.name!r} returned a {type(value).__name__}, expected a tensor of shape {expected}")
+        raise TypeError(
+            f"{kind} {term.name!r} returned a {type(value).__name__}, expected a tensor of shape {expected}"
+        )
     if tuple(value.shape) != expected:
         raise ValueError(f"{kind} {term.name!r} returned shape {tuple(value.shape)}, expected {expected}")
     if value.requires_grad:

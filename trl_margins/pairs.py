@@ -111,7 +111,9 @@ class PairView:
     def __getitem__(self, column: str) -> Tensor:
         """[B] a column of the batch."""
         if column not in self.columns:
-            raise KeyError(f"the batch has no column {column!r}, only {sorted(self.columns)}: name it in the term's `columns`")
+            raise KeyError(
+                f"the batch has no column {column!r}, only {sorted(self.columns)}: name it in the term's `columns`"
+            )
         return self.columns[column]
 
     @property

@@ -48,8 +48,8 @@ def register_term(term: type[Term], kind: Kind) -> type[Term]:
     """Makes a term available by its name, and its `__init__` arguments as config fields and flags.
 
     Args:
-        term: a subclass of `Term`. An argument's default and annotation are its field's; the help text is the dataclass
-            field's metadata "help", or the argument's line in the docstring.
+        term: a subclass of `Term`. An argument's default and annotation are its field's; the help text is the
+            dataclass field's metadata "help", or the argument's line in the docstring.
         kind: "weight" or "margin".
 
     Raises:
@@ -166,8 +166,8 @@ def _options(cls: type[Any], kind: str) -> dict[str, tuple[Any, Field[Any]]]:
         declared = hints.get(argument, type(default))
         if not _can_be_written(declared):
             raise TypeError(
-                f"argument {argument!r} of {kind} {cls.name!r} is of type {declared}, which neither a flag nor YAML can "
-                "give: use bool, int, float, str, a Literal or a list of these"
+                f"argument {argument!r} of {kind} {cls.name!r} is of type {declared}, which neither a flag nor YAML "
+                "can give: use bool, int, float, str, a Literal or a list of these"
             )
         if default is parameters[argument].empty:
             default, declared = None, declared | None

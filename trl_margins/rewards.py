@@ -154,7 +154,9 @@ class LogRatioReward(Reward):
 
     def __call__(self, pairs: PairLogps) -> tuple[Tensor, Tensor]:
         if pairs.ref_chosen is None or pairs.ref_rejected is None:
-            raise ValueError("reward 'log-ratio' needs the reference model's log-probabilities: train on DPOTrainer's base")
+            raise ValueError(
+                "reward 'log-ratio' needs the reference model's log-probabilities: train on DPOTrainer's base"
+            )
         return (
             log_ratio(pairs.chosen, pairs.ref_chosen, self.divergence, self.alpha),
             log_ratio(pairs.rejected, pairs.ref_rejected, self.divergence, self.alpha),

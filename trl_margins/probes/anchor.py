@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from ..distributed import fsdp_dtype, is_sharded
 from ..forward.precision import ieee_float32, narrow_dtype, rounds_products, widened, without_dropout
-from ..links import TAKES_MARGIN
-from ..objective import LengthNormalizedReward
 from ..pairs import KEPT, with_columns
+from ..rewards import LengthNormalizedReward
 from ..terms.anchor import ANCHOR_GAP, ANCHOR_SCORE_GAP
 from .diagnostics import AnchorDiagnostics
 from .direction import Direction, momentum_direction, over_ranks, own_gradients
@@ -226,11 +225,12 @@ def check_gap_only(trainer: ProbedTrainer) -> None:
     Raises:
         ValueError: it reads more.
     """
-    reward, losses = trainer.objective.reward, set(trainer.objective.losses)
-    plain = isinstance(reward, LengthNormalizedReward) and reward.alpha == 0 and losses <= TAKES_MARGIN
+    reward, links = trainer.objective.reward, trainer.objective.links
+    plain = isinstance(reward, LengthNormalizedReward) and reward.alpha == 0
+    plain = plain and all(link.takes_margin for link in links)
     if not plain or getattr(trainer.args, "cpo_alpha", 0) or trainer.has_aux_loss:
         raise ValueError(
             "anchor_estimator='per-pair' makes the update from the gradients of the length-normalized gaps: it takes "
-            f"a SimPO-like loss ({', '.join(sorted(TAKES_MARGIN))}) without cpo_alpha, alpha and auxiliary loss; take "
+            "a loss of the reward gap (simpo, sigmoid, hinge) without cpo_alpha, alpha and auxiliary loss; take "
             "anchor_estimator='difference'"
         )

@@ -275,7 +275,9 @@ def _check_number(value: Any, name: str, row: int, split: str, least: float | No
     if problem:
         raise ScoreError(f"{where}: the value {value!r} {problem}")
     if least is not None and as_number(value) < least:
-        raise ScoreError(f"{where}: the value {value!r} is below {least:g}: change it with dataset.map, or drop the row")
+        raise ScoreError(
+            f"{where}: the value {value!r} is below {least:g}: change it with dataset.map, or drop the row"
+        )
 
 
 def problem_of(value: Any) -> str | None:

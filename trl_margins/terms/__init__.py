@@ -42,7 +42,7 @@ class Term(ABC):
     def __call__(self, view: PairView) -> Tensor:
         """[B] weights, or margins in reward units, without gradient."""
 
-    def fit(self, columns: Mapping[str, Tensor]) -> None:
+    def fit(self, columns: Mapping[str, Tensor]) -> None:  # noqa: B027 - optional
         """Called once before training, with the training set's `columns`: name → [N] float32.
 
         A term with a `fit` of its own cannot train on a stream.
@@ -56,5 +56,5 @@ class Term(ABC):
         """What a checkpoint keeps: tensors, numbers, strings, None, and lists and dicts of these."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 - optional
         """Takes back what `state_dict` gave."""

@@ -11,15 +11,12 @@ from accelerate.utils import is_peft_model
 from trl import DPOTrainer
 from trl.experimental.cpo import CPOTrainer
 
-from ..objective import LengthNormalizedReward, LogRatioReward, SummedReward
 from ..report.markdown import python_text
+from ..registry import own_options
 from ..terms import Term
-from .configs import MarginOptions
 
 if TYPE_CHECKING:
     from .mixin import MarginMixin
-
-_REWARDS = {LengthNormalizedReward: "length-normalized", SummedReward: "sum", LogRatioReward: "log-ratio"}
 
 # what is said of every training, beside the fields of its terms
 DATA = ("score_columns", "eval_min_score_gap")
@@ -47,8 +44,7 @@ _NEVER_OF_PEFT = ("peft_type", "task_type", "inference_mode", "base_model_name_o
 
 
 def reward_kind(trainer: MarginMixin) -> str:
-    reward = trainer.objective.reward
-    return _REWARDS.get(type(reward), type(reward).__name__)
+    return trainer.objective.reward.name
 
 
 def adapter_kind(model: Any) -> str | None:
@@ -70,8 +66,8 @@ def settings(trainer: MarginMixin) -> list[tuple[str, Any]]:
     if objective.gamma or getattr(config, "gamma_beta_ratio", None) is not None:
         rows.append(("simpo_gamma", f"{objective.gamma:g} (in reward units, β inside)"))
         rows.append(("gamma_beta_ratio", f"{objective.gamma / objective.beta:g} (the same, divided by β)"))
-    for kind in ("weight", "margin"):
-        rows += _term_settings(trainer, kind)
+    for kind, terms in (("weight", objective.weights), ("margin", objective.margins)):
+        rows += _term_settings(trainer, kind, terms)
     if trainer.options.sam_radius:
         rows += [("sam_radius", trainer.options.sam_radius), ("anchor_scope", trainer.options.anchor_scope)]
     trained, total = _parameters(trainer.model)
@@ -93,21 +89,19 @@ def settings(trainer: MarginMixin) -> list[tuple[str, Any]]:
     return [(name, value) for name, value in dict(rows).items() if value is not None]
 
 
-def _term_settings(trainer: MarginMixin, kind: str) -> list[tuple[str, Any]]:
-    """A term, and the fields that describe it; of a term from Python, its own attributes."""
-    term: Term | None = getattr(trainer.objective, kind)
-    if term is None:
+def _term_settings(trainer: MarginMixin, kind: str, terms: Sequence[Term]) -> list[tuple[str, Any]]:
+    """The terms, and the fields that describe them; of terms from Python, their own attributes."""
+    if not terms:
         return []
-    if kind in trainer.given_terms:
-        own = {name: value for name, value in getattr(term, "__dict__", {}).items() if _is_plain(value)}
-        options = [(f"{kind}: {name}", value) for name, value in own.items() if not name.startswith("_")]
-        return [(kind, f"{type(term).__name__} from Python"), *options]
-    fields = [field.name for field in dataclasses.fields(MarginOptions)]
-    prefix = ("anchor" if "anchor" in term.name else term.name.replace("-", "_")) + "_"
-    rows = [(name, getattr(trainer.options, name)) for name in fields if name.startswith(prefix)]
-    if term.name == "gradient-norm":
-        rows.append(("anchor_scope", trainer.options.anchor_scope))
-    return [(kind, term.name), *rows]
+    if f"{kind}_term" in trainer.from_python or "objective" in trainer.from_python:
+        rows = [(kind, ", ".join(f"{type(term).__name__} from Python" for term in terms))]
+        for term in terms:
+            where = kind if len(terms) == 1 else f"{kind} {term.name}"
+            own = {name: value for name, value in getattr(term, "__dict__", {}).items() if _is_plain(value)}
+            rows += [(f"{where}: {name}", value) for name, value in own.items() if not name.startswith("_")]
+        return rows
+    names = [name for term in terms for name in own_options(type(term), kind)]
+    return [(kind, ", ".join(term.name for term in terms)), *((name, getattr(trainer.args, name)) for name in names)]
 
 
 def _parameters(model: Any) -> tuple[int, int]:

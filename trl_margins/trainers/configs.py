@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
 from types import new_class
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -68,11 +68,11 @@ class MarginOptions:
     filters_evaluation = False  # not a field: whether evaluations filter although `logging_nan_inf_filter` is off
 
     # in this order transformers' parser makes a flag that takes several names
-    weight: list[str] | None | str = field(
+    weight: list[str] | None | str = field(  # noqa: RUF036
         default=None,
         metadata={
-            "help": f"Weight term: {', '.join(WEIGHTS)}, or a registered one. Several multiply. Without one every pair "
-            "has weight 1."
+            "help": f"Weight term: {', '.join(WEIGHTS)}, or a registered one. Several multiply. Without one every "
+            "pair has weight 1."
         },
     )
     weight_column: str | None = field(
@@ -92,7 +92,7 @@ class MarginOptions:
     score_gap_normalize: bool = field(
         default=False, metadata={"help": "Divide the weights by their mean over the batch, all ranks together."}
     )
-    margin: list[str] | None | str = field(
+    margin: list[str] | None | str = field(  # noqa: RUF036
         default=None,
         metadata={
             "help": f"Margin term: {', '.join(MARGINS)}, or a registered one. It takes the place of the target margin "
@@ -303,7 +303,9 @@ class MarginOptions:
             declared["load_best_model_at_end"] = bool | None, _KEEP_BEST
             defaults["load_best_model_at_end"] = None
         if unknown_fields := [name for name in defaults if name not in declared]:
-            raise ValueError(f"the defaults of method {method!r} name {unknown_fields}, which {cls.__name__} does not have")
+            raise ValueError(
+                f"the defaults of method {method!r} name {unknown_fields}, which {cls.__name__} does not have"
+            )
         for name, value in defaults.items():  # `@dataclass` reads them when this has returned
             kind, metadata = declared[name]
             cls.__annotations__[name] = kind
@@ -348,7 +350,9 @@ class MarginOptions:
         classes = self._term_classes(kind)
         for term in classes:
             if kind == "margin" and term.takes_target() and getattr(self, "simpo_gamma", None) is None:
-                raise ValueError(f"margin {term.name!r} builds on a target margin: give gamma_beta_ratio or simpo_gamma")
+                raise ValueError(
+                    f"margin {term.name!r} builds on a target margin: give gamma_beta_ratio or simpo_gamma"
+                )
         return tuple(built(term, kind, self) for term in classes)
 
     def _term_classes(self, kind: str) -> list[type[Term]]:
@@ -370,7 +374,10 @@ class MarginCPOConfig(MarginOptions, CPOConfig):
 
     loss_type: str = field(
         default="sigmoid",
-        metadata={"help": f"Type of loss: {', '.join(LINKS['cpo'])}, or a registered one. 'alphapo' is 'simpo' with cpo_alpha 0."},
+        metadata={
+            "help": f"Type of loss: {', '.join(LINKS['cpo'])}, or a registered one. 'alphapo' is 'simpo' with "
+            "cpo_alpha 0."
+        },
     )
     logging_nan_inf_filter: bool | None = field(default=None, metadata=_NAN_FILTER)  # type: ignore[assignment]
     simpo_gamma: float | None = field(  # type: ignore[assignment]
@@ -565,8 +572,16 @@ def config_class(method_id: str | None, base: str = "cpo") -> type[MarginOptions
     method = None if method_id is None else get_method(method_id)
     if method is not None and (method_id, base) not in _CONFIGS:
         name = "".join(filter(str.isalnum, method.name)) + ("Config" if base == "cpo" else "DPOConfig")
-        body = {"__module__": __name__, "__doc__": f"{method.name} on TRL's {base.upper()}Trainer.", "_origin": (method_id, base)}
-        dataclass(new_class(name, (with_options(_CONFIGS[None, base]),), {"method": method_id}, lambda space: space.update(body)))
+        body = {
+            "__module__": __name__,
+            "__doc__": f"{method.name} on TRL's {base.upper()}Trainer.",
+            "_origin": (method_id, base),
+        }
+        dataclass(
+            new_class(
+                name, (with_options(_CONFIGS[None, base]),), {"method": method_id}, lambda space: space.update(body)
+            )
+        )
     return with_options(_CONFIGS[method_id, base])
 
 
@@ -578,7 +593,9 @@ def with_options(cls: type[Any]) -> type[Any]:
     """
     for name in OPTIONS:
         if name in MarginCPOConfig.__dataclass_fields__ or name in MarginDPOConfig.__dataclass_fields__:
-            raise ValueError(f"the option {name!r} of a registered term is another field already: change its option_prefix")
+            raise ValueError(
+                f"the option {name!r} of a registered term is another field already: change its option_prefix"
+            )
     added = tuple(name for name in OPTIONS if name not in cls.__dataclass_fields__)
     if not added:
         return cls

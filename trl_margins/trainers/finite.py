@@ -103,7 +103,9 @@ class FiniteSteps(TrainerCallback):
             return
         step = trainer.state.global_step + 1
         found = gather_object(self._described(seen, by_output=n_outputs > 0))
-        terms = gather_object([name for each in seen for name, value in each.terms.items() if not value.isfinite().all()])
+        terms = gather_object(
+            [name for each in seen for name, value in each.terms.items() if not value.isfinite().all()]
+        )
         what = "the model's output" if n_outputs else " and ".join(dict.fromkeys(terms)) or "the loss"
         message = f"step {step}: " + _message(found, what)
         self._undo(step)

@@ -165,8 +165,8 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
     # One batch
 
     def runs_trl(self, batch: Mapping[str, Any]) -> bool:
-        """Whether TRL's own method computes a training batch's loss: the objective is TRL's, nothing is measured before
-        the step, and prompts are not shared.
+        """Whether TRL's own method computes a training batch's loss: the objective is TRL's, nothing is measured
+        before the step, and prompts are not shared.
         """
         return self.objective.is_trls and not (self._probes or KEPT in batch or self._sharing(self, batch))
 

@@ -1,8 +1,8 @@
-"""One tiny class a paper."""
+"""One small class per paper."""
 
 from __future__ import annotations
 
-from ..methods import Method, get_method
+from ..registry import get_method
 from .configs import (
     AMaPOConfig,
     GammaPOConfig,
@@ -21,9 +21,9 @@ class _NamedTrainer(MarginCPOTrainer):
     """Takes its name, paper and tags from its method's row."""
 
     def __init_subclass__(cls, method: str | None = None, config: type[MarginCPOConfig] | None = None) -> None:
-        if method is None:  # someone's own, of a trainer that has its row
+        if method is None:  # a custom subclass of a trainer that has its method
             return
-        row: Method = get_method(method)
+        row = get_method(method)
         cls._method, cls._config_class = row, config
         cls._name, cls._paper = row.name, row.paper.as_trl()
         cls._tag_names = ["trl", "trl-margins", *row.tags]
@@ -62,7 +62,7 @@ class SharpnessAwarePOTrainer(_NamedTrainer, method="simpo-sam", config=Sharpnes
 
 
 def trainer_class(method_id: str | None, base: str = "cpo") -> type:
-    """The trainer of a method on a base; without a method, and on the DPO base, the one that takes any objective."""
+    """The trainer of a method on a base: the one that takes any objective, but for the package's methods on CPO."""
     if base == "dpo":
         return MarginDPOTrainer
-    return MarginCPOTrainer if method_id is None else _TRAINERS[method_id]
+    return MarginCPOTrainer if method_id is None else _TRAINERS.get(get_method(method_id).id, MarginCPOTrainer)

@@ -175,40 +175,36 @@ def _each_dataset(call: dict[str, Any], change: Callable[[Any, str], Any]) -> No
 
 
 def _with_needed_columns(dataset: Any, split: str, objective: Objective) -> Any:
-    """The same data set, whose columns have the numbers that the terms take. Scores are looked at elsewhere."""
-    names = list(column_names(dataset))
-    kinds = [*(("weight", term) for term in objective.weights), *(("margin", term) for term in objective.margins)]
-    for kind, term in kinds:
+    """The same data set, whose columns have the numbers that the terms take. Scores are checked elsewhere."""
+    names, is_loaded = list(column_names(dataset)), isinstance(dataset, Dataset)
+    for kind, term in objective.named_terms:
         if missing := [name for name in term.columns if name not in (*names, *SCORES)]:
             raise ValueError(
-                f"{kind} {term.name!r} needs the columns {missing}, and the {split} data set has only {names}: add them with "
-                "dataset.add_column or dataset.rename_column"
+                f"{kind} {term.name!r} needs the columns {missing}, and the {split} data set has only {names}: add "
+                "them with dataset.add_column or dataset.rename_column"
             )
-        for name in dict.fromkeys(term.columns):
-            if name in (*SCORES, FACTOR):
-                continue
-            if isinstance(dataset, Dataset):
+        for name in [name for name in dict.fromkeys(term.columns) if name not in (*SCORES, FACTOR)]:
+            if is_loaded:
                 check_numbers(dataset, name, split, term.column_minimum)
             else:
                 dataset = checked_stream(dataset, name, split, term.column_minimum)
-        if isinstance(dataset, Dataset) and isinstance(term, ColumnWeight) and split == TRAIN:
-            if not any(dataset[term.column]):
-                raise ValueError(
-                    f"all {len(dataset)} train pairs would have weight 0: column {term.column!r}, which weight_column "
-                    "names, is 0 in every row"
-                )
+        if isinstance(term, ColumnWeight) and split == TRAIN and is_loaded and not any(dataset[term.column]):
+            raise ValueError(
+                f"all {len(dataset)} train pairs would have weight 0: column {term.column!r} (weight_column) is 0 in "
+                "every row"
+            )
     return dataset
 
 
 def _fit(objective: Objective, train: Any, options: MarginOptions) -> None:
     """Shows the training set's columns to the terms that look at all of it."""
-    for term in objective.terms:
+    for kind, term in objective.named_terms:
         if type(term).fit is Term.fit or train is None:
             continue
         if not isinstance(train, Dataset):
             raise TypeError(
-                f"{term.name!r} looks at the whole training set, which a {type(train).__name__} does not show: load the "
-                "data set instead of streaming it"
+                f"{kind} {term.name!r} looks at the whole training set, which a {type(train).__name__} does not show: "
+                "load the data set instead of streaming it"
             )
         term.fit({name: torch.as_tensor(values) for name, values in _numbers(train, term.columns, options).items()})
 
@@ -247,8 +243,8 @@ def _with_factors(opened: OpenedSet, options: MarginOptions, config: Any, facts:
     dataset, split = opened.dataset, opened.reader.split
     if not isinstance(dataset, Dataset):
         raise TypeError(
-            f"{FACTOR} is computed for a whole data set, which a {type(dataset).__name__} does not show: load the data "
-            "set instead of streaming it"
+            f"{FACTOR} is checked or computed for a whole data set, which a {type(dataset).__name__} does not show: "
+            "load the data set instead of streaming it"
         )
     if FACTOR in dataset.column_names:
         logger.info("%s: %s column found", split, FACTOR)

@@ -35,6 +35,7 @@ from ..rewards import length_normalized
 from ..rows import OpenedSet
 from ..rows.opened import column_names
 from ..rows.scores import find_score_columns
+from ..rows.tokenized import TokenColumns, finish_tokenized
 from ..terms import Term
 from .cards import CardMixin
 from .checkpoints import CheckpointMixin
@@ -42,7 +43,7 @@ from .collator import PairCollator
 from .configs import MarginOptions
 from .finite import FiniteSteps, without_neighbours
 from .model_checks import TokenLimits, check_one_device, refusing_what_cannot_write
-from .preparation import eval_split, opened_set, prepare_datasets, with_lengths
+from .preparation import TRAIN, eval_split, opened_set, prepare_datasets, with_lengths
 from .prompt_sharing import PromptSharing
 from .window import WindowMixin
 
@@ -324,6 +325,23 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
         if scores := find_score_columns(column_names(later.dataset), self.options.score_columns, strict=False):
             self._own_columns.update(scores.names)
         return later, False
+
+    def _finish_tokens(
+        self,
+        dataset: Any,
+        opened: OpenedSet,
+        is_first: bool,
+        columns: TokenColumns,
+        processing_class: Any,
+        **lengths: int | None,
+    ) -> Any:
+        """A tokenized set without the pairs that training drops, which the model card counts."""
+        split = opened.reader.split
+        looked_at = processing_class if is_first and split == TRAIN else None
+        dataset, dropped = finish_tokenized(dataset, opened, columns, processing_class=looked_at, **lengths)
+        if is_first and dropped is not None:
+            self.set_facts[split] = replace(self.set_facts[split], dropped=dropped)
+        return dataset
 
     def _default_config(self, model: Any) -> MarginOptions:
         name = model if isinstance(model, str) else get_config_model_id(model.config)

@@ -12,7 +12,7 @@ from trl import DPOTrainer
 from trl.experimental.cpo import CPOTrainer
 
 from ..report.markdown import python_text
-from ..registry import own_options
+from ..registry import OPTIONS, option_fields, own_options
 from ..terms import Term
 
 if TYPE_CHECKING:
@@ -63,9 +63,11 @@ def settings(trainer: MarginMixin) -> list[tuple[str, Any]]:
         ("reward", reward_kind(trainer)),
         ("beta", objective.beta),
     ]
-    if objective.gamma or getattr(config, "gamma_beta_ratio", None) is not None:
+    uses_target = any(term.takes_target() for term in objective.margins) or objective.shared_margin
+    if uses_target or (not objective.margins and getattr(config, "gamma_beta_ratio", None) is not None):
         rows.append(("simpo_gamma", f"{objective.gamma:g} (in reward units, β inside)"))
         rows.append(("gamma_beta_ratio", f"{objective.gamma / objective.beta:g} (the same, divided by β)"))
+    rows += [(name, getattr(config, name)) for name in OPTIONS if name in option_fields(type(objective.reward), "reward").values()]
     for kind, terms in (("weight", objective.weights), ("margin", objective.margins)):
         rows += _term_settings(trainer, kind, terms)
     if trainer.options.sam_radius:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -23,13 +22,12 @@ from ..pairs import KEPT, PairLogps
 from ..rewards import LengthNormalizedReward, length_normalized
 from ..rows.cpo_tokens import CPOTokenizer
 from ..rows.opened import column_names
-from ..rows.tokenized import CPO_COLUMNS, check_told_apart, look_at_first_rows, tokenized, without_filled
+from ..rows.tokenized import CPO_COLUMNS, tokenized
 from ..rows.tokens import PairTokenizer, RowTokens, cpo_columns
 from .collator import StandardRows
 from .configs import MarginCPOConfig, refuse_reference
 from .mixin import MarginMixin
 from .model_checks import check_before_training
-from .preparation import TRAIN
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +70,6 @@ class MarginCPOTrainer(MarginMixin, CPOTrainer):
 
     def _tokenized(self, dataset: Dataset | IterableDataset, split: str) -> Dataset | IterableDataset:
         opened, is_first = self._opened_set(dataset, split)
-        split = opened.reader.split
         as_cpo = self.is_encoder_decoder or getattr(self.args, "tokenization", "") == "cpo"
         tokenizer: CPOTokenizer | PairTokenizer
         if as_cpo:
@@ -89,15 +86,8 @@ class MarginCPOTrainer(MarginMixin, CPOTrainer):
         found = tokenized(opened, tokenizer, self.args.dataset_num_proc)
         if self.is_encoder_decoder:
             return found
-        found, left = without_filled(found, split, self.max_length, CPO_COLUMNS[0])
-        if left is not None:
-            check_told_apart(found, opened, left, CPO_COLUMNS, None)
-            if is_first:
-                dropped = opened.counts.n - len(left)
-                self.set_facts[split] = replace(self.set_facts[split], dropped=dropped)
-        if is_first and split == TRAIN:
-            look_at_first_rows(opened, self.processing_class, None if as_cpo else self.max_length)
-        return found
+        lengths = {"max_length": self.max_length, "cpo_max_length": None if as_cpo else self.max_length}
+        return self._finish_tokens(found, opened, is_first, CPO_COLUMNS, self.processing_class, **lengths)
 
     @property
     def _shown(self) -> Any:

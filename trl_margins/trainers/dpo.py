@@ -21,13 +21,12 @@ from ..forward.standard import IGNORE, TokenLogps, fused_token_logps, logits_tok
 from ..objective import Objective, ObjectiveOutput
 from ..pairs import CARRIED, KEPT, SHARED, PairLogps
 from ..rewards import LogRatioReward
-from ..rows.tokenized import DPO_COLUMNS, check_told_apart, look_at_first_rows, tokenized, without_filled
+from ..rows.tokenized import DPO_COLUMNS, tokenized
 from ..rows.tokens import PairTokenizer, dpo_columns
 from .collator import StandardRows
 from .configs import MarginDPOConfig
 from .mixin import MarginMixin
 from .model_checks import check_before_training
-from .preparation import TRAIN
 
 _NO_REFERENCE = object()
 _REFERENCE = "reference_logps"  # of a batch that several passes look at
@@ -76,18 +75,11 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
         """TRL's tokens, by its rule, many rows at a time."""
         opened, is_first = self._opened_set(dataset, dataset_name)
-        split = opened.reader.split
         tokenizer = PairTokenizer(opened.reader, processing_class, dpo_columns)
         found = tokenized(opened, tokenizer, args.dataset_num_proc)
-        keeps_start = args.truncation_mode == "keep_start"
-        found, left = without_filled(found, split, args.max_length if keeps_start else None, DPO_COLUMNS[0])
-        if left is not None:
-            check_told_apart(found, opened, left, DPO_COLUMNS, args.max_length if keeps_start else None)
-            if is_first:
-                self.set_facts[split] = replace(self.set_facts[split], dropped=opened.counts.n - len(left))
-        if is_first and split == TRAIN:
-            look_at_first_rows(opened, processing_class)
-        return found
+        cut = args.max_length if args.truncation_mode == "keep_start" else None
+        lengths = {"max_length": cut, "completion_cut": cut}
+        return self._finish_tokens(found, opened, is_first, DPO_COLUMNS, processing_class, **lengths)
 
     def standard_rows(self) -> Callable[[Mapping[str, Any]], StandardRows | None]:
         return _rows_if_known

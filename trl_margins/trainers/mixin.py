@@ -34,6 +34,7 @@ from ..recording.pair_log import PAIRS_FILE, PairLog, RunFolder, flip_metrics
 from ..rows import OpenedSet
 from ..rows.opened import column_names
 from ..rows.scores import ScoreColumns, find_score_columns
+from ..rows.tokenized import TokenColumns, finish_tokenized
 from ..terms import Term
 from .cards import CardMixin
 from .checkpoints import CheckpointMixin
@@ -41,7 +42,7 @@ from .collator import PairCollator
 from .configs import MarginOptions, objective_of
 from .finite import FiniteSteps, without_neighbours
 from .model_checks import TokenLimits, check_one_device, refusing_what_cannot_write
-from .preparation import eval_split, opened_set, prepare_datasets, with_lengths
+from .preparation import TRAIN, eval_split, opened_set, prepare_datasets, with_lengths
 from .prompt_sharing import PromptSharing
 from .window import WindowMixin
 
@@ -348,6 +349,23 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
         if given is None:
             names = [name for name in names if name not in self.objective.columns or name in SCORES]
         return find_score_columns(names, given, strict=False)
+
+    def _finish_tokens(
+        self,
+        dataset: Any,
+        opened: OpenedSet,
+        is_first: bool,
+        columns: TokenColumns,
+        processing_class: Any,
+        **lengths: int | None,
+    ) -> Any:
+        """A tokenized set without the pairs that training drops, which the model card counts."""
+        split = opened.reader.split
+        looked_at = processing_class if is_first and split == TRAIN else None
+        dataset, dropped = finish_tokenized(dataset, opened, columns, processing_class=looked_at, **lengths)
+        if is_first and dropped is not None:
+            self.set_facts[split] = replace(self.set_facts[split], dropped=dropped)
+        return dataset
 
     def _default_config(self, model: Any) -> MarginOptions:
         name = model if isinstance(model, str) else get_config_model_id(model.config)

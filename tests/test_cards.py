@@ -18,7 +18,8 @@ from trl_margins import MarginCPOConfig, MarginCPOTrainer, MarginDPOConfig, Marg
 from trl_margins.data.noise import flip_labels
 from trl_margins.evaluation.listwise import listwise_report
 from trl_margins.evaluation.rm_bench import rm_bench_report
-from trl_margins.methods import METHODS, get_method
+from trl_margins.methods import METHODS
+from trl_margins.registry import get_method
 from trl_margins.report.card import CardFacts, Image, SetFacts, completed, hub_id
 from trl_margins.report.card_results import Evaluation, EvaluationReport, eval_results, logged_evaluations, read_report
 from trl_margins.report.markdown import code, fenced, inline

@@ -53,7 +53,7 @@ def test_every_method_trains_on_both_bases(method, base, tiny_model, tokenizer, 
     trainer.train()
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
     row = METHODS[method]
-    kinds = ["weights"] * bool(row.weight) + ["margins"] * bool(row.margin)
+    kinds = ["weights"] * bool(row.weight) + ["target_margins"] * bool(row.margin)
     for entry in log:
         for kind, part in product(kinds, ("mean", "std", "min", "max", "zero")):
             assert torch.isfinite(torch.tensor(entry[f"{kind}/{part}"])), part
@@ -114,14 +114,10 @@ def test_a_margin_without_target_says_so(tiny_model, tokenizer, tmp_path):
 def test_gamma_dpo_is_centered(tiny_model, tmp_path):
     """As the authors' code has it; their equation on request."""
     kinds = {"reward": "log-ratio", "use_cpu": True}
-    assert GammaPODPOConfig(str(tmp_path), **kinds).margin_term().centered
-    assert not GammaPODPOConfig(str(tmp_path), **kinds, gamma_po_centered=False).margin_term().centered
-    assert not GammaPODPOConfig(str(tmp_path), use_cpu=True).margin_term().centered
-    assert not GammaPOConfig(str(tmp_path), use_cpu=True).margin_term().centered
-
-
-def test_gamma_po_zero_steps_is_the_optimum(tmp_path):
-    assert GammaPOConfig(str(tmp_path), use_cpu=True, gamma_po_steps=0).margin_term().steps is None
+    assert GammaPODPOConfig(str(tmp_path), **kinds).terms("margin")[0].centered
+    assert not GammaPODPOConfig(str(tmp_path), **kinds, gamma_po_centered=False).terms("margin")[0].centered
+    assert not GammaPODPOConfig(str(tmp_path), use_cpu=True).terms("margin")[0].centered
+    assert not GammaPOConfig(str(tmp_path), use_cpu=True).terms("margin")[0].centered
 
 
 class TestEvaluationFactors:
@@ -149,7 +145,7 @@ class TestEvaluationFactors:
         trainer = build(GapAwarePOTrainer, GapAwarePOConfig, tiny_model, tokenizer, tmp_path, train, evals, beta=1.0)
         mean = -torch.tensor([0.2, 0.4, 0.4, 0.8]).log().mean()
         expected = 0.3 * -torch.tensor(0.5).log() / mean
-        assert trainer.evaluate()["eval_margins/mean"] == pytest.approx(expected.item(), rel=1e-5)
+        assert trainer.evaluate()["eval_target_margins/mean"] == pytest.approx(expected.item(), rel=1e-5)
 
     @pytest.mark.parametrize(
         ("value", "complaint"), [(1.5, "row 2 of the train.*1.5"), (None, "row 2 of the train.*None")]

@@ -14,6 +14,8 @@ _HOMES = {
     "AMaPOTrainer": "trainers.named",
     "AdaptiveMargin": "terms.adaptive",
     "AnchorMargin": "terms.anchor",
+    "ColumnMargin": "terms.column",
+    "ColumnWeight": "terms.column",
     "DynamicTargetMargin": "terms.dynamic_target",
     "EvaluationFactorMargin": "terms.evaluation_factor",
     "GammaPOConfig": "trainers.configs",
@@ -32,26 +34,47 @@ _HOMES = {
     "GradientNormPOConfig": "trainers.configs",
     "GradientNormPODPOConfig": "trainers.configs",
     "GradientNormPOTrainer": "trainers.named",
+    "LengthNormalizedReward": "rewards",
+    "Link": "links",
+    "LogRatioReward": "rewards",
     "METHODS": "methods",
     "MarginCPOConfig": "trainers.configs",
     "MarginCPOTrainer": "trainers.cpo",
     "MarginDPOConfig": "trainers.configs",
     "MarginDPOTrainer": "trainers.dpo",
+    "Method": "methods",
     "Objective": "objective",
     "PairHistograms": "recording.histograms",
+    "PairLogps": "pairs",
+    "PairView": "pairs",
+    "Paper": "methods",
+    "Reward": "rewards",
     "ScoreGapWeight": "terms.score_gap",
     "SharpnessAwarePOConfig": "trainers.configs",
     "SharpnessAwarePODPOConfig": "trainers.configs",
     "SharpnessAwarePOTrainer": "trainers.named",
+    "SummedReward": "rewards",
+    "Term": "terms",
+    "config_class": "trainers.configs",
+    "register_link": "registry",
+    "register_method": "registry",
+    "register_reward": "registry",
+    "register_term": "registry",
 }
 __all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
-    from .methods import METHODS
+    from .links import Link
+    from .methods import METHODS, Method, Paper
     from .objective import Objective
+    from .pairs import PairLogps, PairView
     from .recording.histograms import PairHistograms
+    from .registry import register_link, register_method, register_reward, register_term
+    from .rewards import LengthNormalizedReward, LogRatioReward, Reward, SummedReward
+    from .terms import Term
     from .terms.adaptive import AdaptiveMargin
     from .terms.anchor import AnchorMargin, GradientNormMargin
+    from .terms.column import ColumnMargin, ColumnWeight
     from .terms.dynamic_target import DynamicTargetMargin
     from .terms.evaluation_factor import EvaluationFactorMargin
     from .terms.score_gap import ScoreGapWeight
@@ -72,6 +95,7 @@ if TYPE_CHECKING:
         MarginDPOConfig,
         SharpnessAwarePOConfig,
         SharpnessAwarePODPOConfig,
+        config_class,
     )
     from .trainers.cpo import MarginCPOTrainer
     from .trainers.dpo import MarginDPOTrainer

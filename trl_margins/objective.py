@@ -49,7 +49,7 @@ class Objective:
         margin: a margin term, or several, which add.
         label_smoothing: ε of the links that have one.
         discopop_tau: τ of DiscoPOP.
-        is_trls: TRL's trainer computes this very objective.
+        is_trls: reward and link are those that TRL's own trainer computes from the same config.
 
     Raises:
         TypeError: a term that is not a `Term`.
@@ -70,6 +70,11 @@ class Objective:
     def links(self) -> Mapping[Link, float]:
         """Link → its share of the loss."""
         return {self.link: 1.0} if isinstance(self.link, Link) else self.link
+
+    @property
+    def losses(self) -> dict[str, float]:
+        """Name of a link → its share of the loss."""
+        return {link.name: share for link, share in self.links.items()}
 
     @cached_property
     def weights(self) -> tuple[Term, ...]:

@@ -206,8 +206,9 @@ def described(trainer: MarginMixin) -> dict[str, Any]:
         "base": "dpo" if isinstance(trainer, DPOTrainer) else "cpo",
         "trainer": type(trainer).__name__,
         "model": trainer.model.config.name_or_path,
-        "weight": objective.weight and objective.weight.name,
-        "margin": objective.margin and objective.margin.name,
+        "weight": ", ".join(term.name for term in objective.weights) or None,
+        "margin": ", ".join(term.name for term in objective.margins) or None,
+        "term_options": [*trainer.options.term_options("weight"), *trainer.options.term_options("margin")],
         "train_rows": len(rows) if hasattr(rows, "__len__") else None,
         "config": json.loads(trainer.args.to_json_string()),
     }

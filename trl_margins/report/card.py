@@ -13,7 +13,7 @@ from huggingface_hub import EvalResult, ModelCard
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from ..evaluation.tables import listwise_table, markdown_table, pair_table, rm_bench_table
-from ..methods import METHODS, Method
+from ..methods import METHODS, Method, names_of
 from .card_results import Evaluation, EvaluationReport, eval_results
 from .markdown import code, fenced, inline, one_line, python_text
 
@@ -69,8 +69,8 @@ class CardFacts:
     reward: str  # of `REWARDS`, or the name of another one
     losses: Mapping[str, float]  # loss type → its share
     method: Method | None = None
-    weight: str | None = None  # terms, by name
-    margin: str | None = None
+    weights: tuple[str, ...] = ()  # terms, by name; several multiply
+    margins: tuple[str, ...] = ()  # several add
     gamma: float = 0.0  # the target margin of all pairs, in reward units
     settings: Sequence[tuple[str, Any]] = ()  # field or words → value
     sets: Sequence[SetFacts] = ()
@@ -281,26 +281,27 @@ def _method(facts: CardFacts) -> str:
     if as_published and facts.reward != method.reward:
         notes.append("The formula is the paper's, with its own reward; here the gaps are those of this one.")
     if not as_published:
-        notes += [f"Its {kind} is {_term(kind, name)}." for kind, name in _terms(facts) if name]
-        if facts.margin is None and facts.gamma:
+        notes += [
+            f"Its {kind} is {f' {sign} '.join(_term(kind, name) for name in names)}."
+            for kind, sign, names in (("weight_i", "·", facts.weights), ("margin_i", "+", facts.margins))
+            if names
+        ]
+        if not facts.margins and facts.gamma:
             notes.append(f"γ = {facts.gamma:g} is the same for all pairs.")
     return _joined([*parts, " ".join(notes)])
 
 
 def _as_published(facts: CardFacts) -> bool:
     method = facts.method
-    terms = (facts.weight, facts.margin)
-    return method is not None and terms == (method.weight, method.margin) and set(facts.losses) <= set(_LOGISTIC)
-
-
-def _terms(facts: CardFacts) -> list[tuple[str, str | None]]:
-    return [("weight_i", facts.weight), ("margin_i", facts.margin)]
+    if method is None or not set(facts.losses) <= set(_LOGISTIC):
+        return False
+    return (facts.weights, facts.margins) == (names_of(method.weight), names_of(method.margin))
 
 
 def _formula(facts: CardFacts) -> str:
     """What is trained where no paper has the whole of it."""
-    weight = "weight_i · " if facts.weight else ""
-    margin = " − margin_i" if facts.margin else " − γ" if facts.gamma else ""
+    weight = "weight_i · " if facts.weights else ""
+    margin = " − margin_i" if facts.margins else " − γ" if facts.gamma else ""
     losses = [
         f"{'' if share == 1 else f'{share:g} · '}"
         + (f"−log σ(r_w − r_l{margin})" if name in _LOGISTIC else f"{name}(r_w − r_l{margin})")
@@ -312,7 +313,7 @@ def _formula(facts: CardFacts) -> str:
 
 def _owner(kind: str, name: str) -> Method | None:
     """Whose term it is."""
-    return next((row for row in METHODS.values() if getattr(row, kind.removesuffix("_i")) == name), None)
+    return next((row for row in METHODS.values() if name in names_of(getattr(row, kind.removesuffix("_i")))), None)
 
 
 def _term(kind: str, name: str) -> str:
@@ -372,11 +373,10 @@ def _further_citations(facts: CardFacts) -> str:
     """The papers of terms that are not the method's: TRL cites one."""
     cited = {facts.method.paper.title} if facts.method else set()
     parts = []
-    for kind, name in _terms(facts):
-        owner = _owner(kind, name) if name else None
+    named = [*(("weight", name) for name in facts.weights), *(("margin", name) for name in facts.margins)]
+    for kind, name in named:
+        owner = _owner(kind, name)
         if owner and owner.paper.title not in cited:
             cited.add(owner.paper.title)
-            parts.append(
-                f"Cite {kind.removesuffix('_i')} {code(name)} as:\n\n{fenced(owner.paper.citation, 'bibtex')}"
-            )
+            parts.append(f"Cite {kind} {code(name)} as:\n\n{fenced(owner.paper.citation, 'bibtex')}")
     return _joined(parts)

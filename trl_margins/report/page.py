@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -19,6 +19,9 @@ from .figures import draw_pictures, flip_columns, no_flips, pair_weight
 from .picture import Picture, thinned_logs, usable
 from .run_folder import INFO, PAIRS, STATE, Run
 from .style import WIDTH, styled
+
+if TYPE_CHECKING:
+    from ..methods import Method
 
 logger = logging.getLogger(__name__)
 
@@ -164,34 +167,32 @@ def _settings(runs: Sequence[Run]) -> str:
 def _fields(runs: Sequence[Run]) -> list[str]:
     """Config fields worth a row: the usual ones, those of a run's terms, and those in which the runs differ."""
     every = dict.fromkeys(name for run in runs for name in run.config)
-    prefixes = tuple(prefix for run in runs for prefix in _prefixes(run))
     usual = [name for name in _SETTINGS if name in every]
     others = [name for name in every if name not in usual and not any(part in name for part in _UNINTERESTING)]
-    terms = [name for name in others if name.startswith(prefixes)]
+    options = {name for run in runs for name in run.info.get("term_options", [])}
+    sam = any(run.config.get("sam_radius") for run in runs)
+    terms = [name for name in others if name in options or (sam and name.startswith("sam_"))]
     different = [name for name in others if len({json.dumps(run.config.get(name)) for run in runs}) > 1]
     return list(dict.fromkeys([*usual, *terms, *different]))
 
 
-def _prefixes(run: Run) -> list[str]:
-    """What the fields of a run's terms begin with: `gamma_po_` for `gamma-po`, `anchor_` for `geometric-anchor`."""
-    terms = [run.info[kind] for kind in ("weight", "margin") if run.info.get(kind)]
-    prefixes = [("anchor" if term == "geometric-anchor" else term.replace("-", "_")) + "_" for term in terms]
-    return [*prefixes, "sam_"] if run.config.get("sam_radius") else prefixes
+def _method(run: Run) -> Method | None:
+    """The run's method, where it is known here."""
+    from ..registry import METHODS, method_ids
+
+    method = run.info.get("method")
+    return METHODS[method] if method in method_ids() else None
 
 
 def _paper(run: Run) -> str | None:
-    from ..methods import METHODS
-
-    method = METHODS.get(str(run.info.get("method")))
+    method = _method(run)
     if method is None:
         return None
     return f"{method.paper.title} (arXiv {method.paper.arxiv})" if method.paper.arxiv else method.paper.title
 
 
 def _formula(run: Run) -> str | None:
-    from ..methods import METHODS
-
-    method = METHODS.get(str(run.info.get("method")))
+    method = _method(run)
     return method.formula if method else None
 
 

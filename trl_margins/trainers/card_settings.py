@@ -11,8 +11,8 @@ from accelerate.utils import is_peft_model
 from trl import DPOTrainer
 from trl.experimental.cpo import CPOTrainer
 
+from ..registry import OPTIONS, option_fields
 from ..report.markdown import python_text
-from ..registry import OPTIONS, option_fields, own_options
 from ..terms import Term
 
 if TYPE_CHECKING:
@@ -67,7 +67,12 @@ def settings(trainer: MarginMixin) -> list[tuple[str, Any]]:
     if uses_target or (not objective.margins and getattr(config, "gamma_beta_ratio", None) is not None):
         rows.append(("simpo_gamma", f"{objective.gamma:g} (in reward units, β inside)"))
         rows.append(("gamma_beta_ratio", f"{objective.gamma / objective.beta:g} (the same, divided by β)"))
-    rows += [(name, getattr(config, name)) for name in OPTIONS if name in option_fields(type(objective.reward), "reward").values()]
+    of_reward = option_fields(type(objective.reward), "reward").values()
+    rows += [
+        (name, getattr(config, name))
+        for name in of_reward
+        if name in OPTIONS and "objective" not in trainer.from_python
+    ]
     for kind, terms in (("weight", objective.weights), ("margin", objective.margins)):
         rows += _term_settings(trainer, kind, terms)
     if trainer.options.sam_radius:
@@ -102,8 +107,8 @@ def _term_settings(trainer: MarginMixin, kind: str, terms: Sequence[Term]) -> li
             own = {name: value for name, value in getattr(term, "__dict__", {}).items() if _is_plain(value)}
             rows += [(f"{where}: {name}", value) for name, value in own.items() if not name.startswith("_")]
         return rows
-    names = [name for term in terms for name in own_options(type(term), kind)]
-    return [(kind, ", ".join(term.name for term in terms)), *((name, getattr(trainer.args, name)) for name in names)]
+    options = [(name, getattr(trainer.args, name)) for name in trainer.options.term_options(kind)]
+    return [(kind, ", ".join(term.name for term in terms)), *options]
 
 
 def _parameters(model: Any) -> tuple[int, int]:

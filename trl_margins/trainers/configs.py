@@ -355,6 +355,10 @@ class MarginOptions:
                 )
         return tuple(built(term, kind, self) for term in classes)
 
+    def term_options(self, kind: str) -> list[str]:
+        """The fields that belong to the weights or margins that are named."""
+        return [name for term in self._term_classes(kind) for name in own_options(term, kind)]
+
     def _term_classes(self, kind: str) -> list[type[Term]]:
         return [term_class(kind, name) for name in self.term_names(kind)]
 
@@ -530,9 +534,8 @@ def _check_terms(config: MarginOptions, kind: str) -> None:
 
 def _warn_of_unread(config: MarginOptions) -> None:
     """Names the options of terms that were not chosen, where they are not what they are by default."""
-    chosen = {kind: config._term_classes(kind) for kind in _KINDS}
-    read = {name for kind, terms in chosen.items() for term in terms for name in own_options(term, kind)}
-    if any(FACTOR in term.columns for terms in chosen.values() for term in terms):
+    read = {name for kind in _KINDS for name in config.term_options(kind)}
+    if any(FACTOR in term.columns for kind in _KINDS for term in config._term_classes(kind)):
         read |= {"gap_aware_metric", "gap_aware_encoder"}
     declared = {item.name: item for item in fields(config)}
     for kind, table in {"weight": WEIGHTS, "margin": MARGINS}.items():
@@ -657,9 +660,7 @@ def objective_of(
         margin=margins,
         label_smoothing=config.label_smoothing,
         discopop_tau=getattr(config, "discopop_tau", 0.05),
-        is_trls=reward == usual
-        and _TRL_LINKS[base].issuperset(losses)
-        and not (weights or margins or (gamma and base == "dpo")),
+        is_trls=reward == usual and _TRL_LINKS[base].issuperset(losses) and not (gamma and base == "dpo"),
     )
     if base == "cpo":
         refuse_reference(objective)

@@ -166,10 +166,11 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
     # One batch
 
     def runs_trl(self, batch: Mapping[str, Any]) -> bool:
-        """Whether TRL's own method computes a training batch's loss: the objective is TRL's, nothing is measured
-        before the step, and prompts are not shared.
+        """Whether TRL's own method computes a training batch's loss: the objective is TRL's, no term is set,
+        nothing is measured before the step, and prompts are not shared.
         """
-        return self.objective.is_trls and not (self._probes or KEPT in batch or self._sharing(self, batch))
+        measured = self.objective.terms or self._probes or KEPT in batch
+        return self.objective.is_trls and not (measured or self._sharing(self, batch))
 
     def pair_loss(
         self, model: nn.Module, batch: Mapping[str, Any], train_eval: str = "train"

@@ -9,8 +9,8 @@ from accelerate.utils import is_peft_model
 
 from ..report.card import CardFacts, display_name, hub_id
 from ..report.markdown import python_text
-from .configs import config_class, origin_of
 from .card_settings import DATA, TRAINING, adapter_options, changed, python_source
+from .configs import config_class, origin_of
 
 if TYPE_CHECKING:
     from .mixin import MarginMixin
@@ -68,12 +68,16 @@ def python_lines(trainer: MarginMixin, facts: CardFacts) -> str:
 def _registered(trainer: MarginMixin) -> list[str]:
     """Imports of the modules that registered what the config names."""
     objective = trainer.objective
-    custom = [part for part in (objective.reward, *objective.terms) if not type(part).__module__.startswith(f"{PACKAGE}.")]
+    custom = [
+        part for part in (objective.reward, *objective.terms) if not type(part).__module__.startswith(f"{PACKAGE}.")
+    ]
     if not custom or trainer.from_python:
         return []
     found = {type(part).__module__: part.name for part in custom}
     lines = [
-        f"# here: register {name!r}, as the script did that trained" if module == "__main__" else f"import {module}  # {name!r}"
+        f"# here: register {name!r}, as the script did that trained"
+        if module == "__main__"
+        else f"import {module}  # {name!r}"
         for module, name in found.items()
     ]
     return [*lines, ""]

@@ -69,12 +69,14 @@ def test_every_method_trains_on_both_bases(method, base, tiny_model, tokenizer, 
 def test_any_weight_with_any_margin(weight, margin, base, tiny_model, tokenizer, tmp_path):
     """The weighted gradient is the weight times that of the margin alone."""
     rows = preference_rows(4, scores=lambda i: (5.0, 2.5))
+    rows = rows.add_column("pair_weight", [2.5] * 4).add_column("pair_margin", [0.1, 0.4, -0.2, 0.0])
     cls, config, settings = {
         "cpo": (MarginCPOTrainer, MarginCPOConfig, {"loss_type": "simpo", "cpo_alpha": 0.0}),
         "dpo": (MarginDPOTrainer, MarginDPOConfig, {"simpo_gamma": 0.5}),
     }[base]
+    columns = {"weight_column": "pair_weight", "margin_column": "pair_margin", "margin_column_unit": "reward"}
     both, alone = (
-        build(cls, config, tiny_model, tokenizer, tmp_path, rows, margin=margin, weight=w, **settings)
+        build(cls, config, tiny_model, tokenizer, tmp_path, rows, margin=margin, weight=w, **settings, **columns)
         for w in (weight, None)
     )
     _, weighted = loss_and_gradients(both, first_batch(both))

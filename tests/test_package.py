@@ -45,11 +45,12 @@ def test_it_is_typed():
 ALLOWED = {
     "checks": set(),
     "pairs": {"torch"},
-    "rewards": {"torch", "pairs"},
-    "losses": {"torch", "pairs", "rewards"},
+    "rewards": {"torch", "checks", "pairs"},
+    "links": {"torch", "pairs", "rewards"},
     "terms": {"torch", "checks", "pairs", "terms"},
-    "objective": {"torch", "checks", "pairs", "rewards", "losses", "terms"},
-    "methods": {"checks", "terms"},
+    "objective": {"torch", "checks", "pairs", "rewards", "links", "terms"},
+    "methods": {"terms"},
+    "registry": {"checks", "links", "methods", "rewards", "terms"},
     "forward": {"trl", "torch", "accelerate", "transformers", "peft", "pairs"},
     "data": {
         "torch",
@@ -68,7 +69,7 @@ ALLOWED = {
         "rows",
     },
     "rows": {"accelerate", "datasets", "numpy", "pyarrow", "transformers", "trl", "rows"},
-    "report": {"matplotlib", "numpy", "scipy", "huggingface_hub", "evaluation", "methods", "report"},
+    "report": {"matplotlib", "numpy", "scipy", "huggingface_hub", "evaluation", "methods", "registry", "report"},
     "evaluation": {"numpy", "scipy", "sklearn", "datasets", "evaluate", "rows", "evaluation"},
 }
 

@@ -76,10 +76,11 @@ class FiniteSteps(TrainerCallback):
             return
         terms = {f"weight {name!r}": value for name, value in output.weights.items()}
         terms |= {f"margin {name!r}": value for name, value in output.margins.items()}
-        # a loss beside those of the pairs (mixture of experts, SFT) belongs to all of them
-        finite = output.losses.detach().isfinite() & loss.detach().isfinite()
+        finite = output.losses.detach().isfinite()
         for value in terms.values():
             finite = finite & value.isfinite()
+        # a loss beside those of the pairs (mixture of experts, SFT) belongs to all of them
+        finite = finite & (loss.detach().isfinite() | ~finite.all())
         seen = _Seen(batch, _outputs(pairs), finite, terms)
         if self.trainer.is_deepspeed_enabled:  # the backward pass that comes takes the step
             self._check([seen], torch.tensor(True), self.trainer.model)

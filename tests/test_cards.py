@@ -604,7 +604,7 @@ def test_evaluation_factors_are_counted(tiny_model, tokenizer, tmp_path):
     trainer = build("gap-aware", tiny_model, tokenizer, tmp_path / "x", rows=rows)
     facts = trainer.set_facts["train"]
     assert facts.factor == "rougeL"
-    below = sum(factor < trainer.objective.margin.floor for factor in trainer.train_dataset["evaluation_factor"])
+    below = sum(factor < trainer.objective.margins[0].floor for factor in trainer.train_dataset["evaluation_factor"])
     assert facts.floored == below >= 1
     with_column = rows.add_column("evaluation_factor", [0.5] * 4)
     trainer = build("gap-aware", tiny_model, tokenizer, tmp_path / "x", rows=with_column)

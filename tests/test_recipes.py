@@ -204,7 +204,7 @@ def test_a_recipe_trains(name, tiny_model, pairs, tmp_path):
     assert [log["step"] for log in logs] == [1, 2]
     assert all(math.isfinite(log["loss"]) and math.isfinite(log["grad_norm"]) for log in logs)
     method = get_method(written(name)["method"])
-    assert ("weights/mean" in logs[0], "margins/mean" in logs[0]) == (bool(method.weight), bool(method.margin))
+    assert ("weights/mean" in logs[0], "target_margins/mean" in logs[0]) == (bool(method.weight), bool(method.margin))
     assert ("is_flipped" in trainer.train_dataset.column_names) == ("noise" in written(name))
     moved = {key for key, value in trainer.model.named_parameters() if not value.equal(before[key])}
     part = {"full": "", "mlp": r"\.mlp\.", "lora": r"\.lora_[AB]\."}[name.split("/")[2]]

@@ -127,8 +127,7 @@ def test_the_script_in_the_card_trains_the_same_model(run, trained, tiny_model, 
     run("-c", ready, where=tmp_path)
     state = json.loads((tmp_path / "twin" / "trainer_state.json").read_text())
     first = json.loads((tmp_path / "first" / "trainer_state.json").read_text())
-    for name in ("loss", "weights/mean", "grad_norm"):
-        assert state["log_history"][0][name] == first["log_history"][0][name]
+    assert state["log_history"][-1]["train_loss"] == first["log_history"][-1]["train_loss"]
 
 
 def test_the_python_of_the_readme(run, tmp_path):

@@ -30,6 +30,7 @@ from .collator import StandardRows
 from .configs import MarginCPOConfig
 from .mixin import MarginMixin
 from .model_checks import check_before_training
+from .preparation import PreparedSets
 
 logger = logging.getLogger(__name__)
 
@@ -194,19 +195,18 @@ class MarginCPOTrainer(MarginMixin, CPOTrainer):
         self._own_columns |= _PAIR_COLUMNS
         super()._set_signature_columns_if_needed()
 
-    def _adapt_call(self, call: dict[str, Any]) -> None:
-        super()._adapt_call(call)
-        if isinstance(call.get("eval_dataset"), dict):
-            # CPOTrainer maps over its evaluation set, which a plain dict cannot
-            call["eval_dataset"] = DatasetDict(call["eval_dataset"])
-        # CPOTrainer's constructor reads and tokenizes row by row: it gets a row that says nothing in place of each set
+    def _trl_arguments(self, given: Mapping[str, Any], sets: PreparedSets) -> dict[str, Any]:
+        """CPOTrainer's constructor reads and tokenizes row by row: in place of each set it gets an empty row."""
+        arguments = super()._trl_arguments(given, sets)
+        if isinstance(sets.eval, dict):  # over which CPOTrainer maps
+            arguments["eval_dataset"] = DatasetDict(sets.eval)
         names = ("train_dataset", "eval_dataset")
-        kinds = (Dataset, IterableDataset, DatasetDict)
-        self._untokenized = {name: call[name] for name in names if isinstance(call.get(name), kinds)}
-        for name, dataset in self._untokenized.items():
-            call[name] = (
-                DatasetDict({key: _one_row() for key in dataset}) if isinstance(dataset, DatasetDict) else _one_row()
-            )
+        self._untokenized = {name: arguments[name] for name in names if arguments[name] is not None}
+        stand_ins = {
+            name: DatasetDict({key: _one_row() for key in given}) if isinstance(given, DatasetDict) else _one_row()
+            for name, given in self._untokenized.items()
+        }
+        return arguments | stand_ins
 
     def _can_fuse(self) -> bool:
         """Whether TRL's fused LM head computes this model's log-probabilities; says why where it does not."""

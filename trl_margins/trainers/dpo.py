@@ -28,6 +28,7 @@ from .collator import StandardRows
 from .configs import MarginDPOConfig
 from .mixin import MarginMixin
 from .model_checks import check_before_training
+from .preparation import PreparedSets
 
 _NO_REFERENCE = object()
 _REFERENCE = "reference_logps"  # of a batch that several passes look at
@@ -83,12 +84,13 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
     def ref_model(self, model: nn.Module | None) -> None:
         self._ref_model = None if model is _NO_REFERENCE else model
 
-    def _adapt_call(self, call: dict[str, Any]) -> None:
-        super()._adapt_call(call)
-        if self._reference_free:
-            if call.get("ref_model") is not None:
-                raise ValueError("reward='length-normalized' uses no reference model: leave ref_model out")
-            call["ref_model"] = _NO_REFERENCE
+    def _trl_arguments(self, given: Mapping[str, Any], sets: PreparedSets) -> dict[str, Any]:
+        arguments = super()._trl_arguments(given, sets)
+        if not self._reference_free:
+            return arguments
+        if given.get("ref_model") is not None:
+            raise ValueError("reward='length-normalized' uses no reference model: leave ref_model out")
+        return {**arguments, "ref_model": _NO_REFERENCE}
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
         """TRL's tokens, by its rule, many rows at a time."""

@@ -43,7 +43,7 @@ from .collator import PairCollator
 from .configs import MarginOptions
 from .finite import FiniteSteps, without_neighbours
 from .model_checks import TokenLimits, check_one_device, refusing_what_cannot_write
-from .preparation import TRAIN, eval_split, opened_set, prepare_datasets, with_lengths
+from .preparation import TRAIN, PreparedSets, eval_split, opened_set, prepare_datasets, with_lengths
 from .prompt_sharing import PromptSharing
 from .window import WindowMixin
 
@@ -68,25 +68,31 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
     def __init__(
         self, *args: Any, weight_term: Term | None = None, margin_term: Term | None = None, **kwargs: Any
     ) -> None:
-        call = inspect.signature(super().__init__).bind_partial(*args, **kwargs).arguments
-        config = call["args"] = call.get("args") or self._default_config(call.get("model"))
+        given = inspect.signature(super().__init__).bind_partial(*args, **kwargs).arguments
+        config = given.get("args") or self._default_config(given.get("model"))
         self.options = config if isinstance(config, MarginOptions) else MarginOptions()
         self._check_method(config)
-        if self.options.train_only and call.get("peft_config") is not None:
+        if self.options.train_only and given.get("peft_config") is not None:
             raise ValueError("train_only and peft_config both choose what trains: give one of them")
-        given = {"weight": weight_term, "margin": margin_term}
-        self.given_terms = {kind: term for kind, term in given.items() if term is not None}
+        terms = {"weight": weight_term, "margin": margin_term}
+        self.given_terms = {kind: term for kind, term in terms.items() if term is not None}
         weight, margin = weight_term or self.options.weight_term(), margin_term or self.options.margin_term()
         self.objective = self._build_objective(config, weight, margin)
         self._take_names()
         self._buffers = {"train": MetricBuffer(), "eval": MetricBuffer()}
         self._evaluated: list[Tensor] = []
-        self._own_columns, self.set_facts, self._opened = prepare_datasets(
-            call, self.objective, self.options, self._takes_images
+        sets = prepare_datasets(
+            given.get("train_dataset"),
+            given.get("eval_dataset"),
+            config,
+            self.options,
+            self.objective,
+            given.get("processing_class"),
+            self._takes_images,
         )
-        self._adapt_call(call)
+        self._own_columns, self.set_facts, self._opened = sets.columns, sets.facts, sets.opened
         with refusing_what_cannot_write():
-            super().__init__(**call)
+            super().__init__(**self._trl_arguments({**given, "args": config}, sets))
         check_one_device(self.model)
         check_one_device(getattr(self, "ref_model", None), "the reference model")
         if self.options.train_only:
@@ -359,12 +365,13 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
                     f"give it a {self._config_class.__name__}, or take MarginCPOTrainer for other terms"
                 )
 
-    def _adapt_call(self, call: dict[str, Any]) -> None:
-        """Last changes to the arguments of the TRL trainer."""
-        config, evals = call["args"], call.get("eval_dataset")
-        if isinstance(evals, dict) and evals and config.metric_for_best_model == "eval_pwa":
-            config.metric_for_best_model = f"eval_{next(iter(evals))}_pwa"
+    def _trl_arguments(self, given: Mapping[str, Any], sets: PreparedSets) -> dict[str, Any]:
+        """The arguments of TRL's constructor."""
+        config = given["args"]
+        if isinstance(sets.eval, dict) and sets.eval and config.metric_for_best_model == "eval_pwa":
+            config.metric_for_best_model = f"eval_{next(iter(sets.eval))}_pwa"
             logger.info("several evaluation sets: the best checkpoint is that of %s", config.metric_for_best_model)
+        return {**given, "train_dataset": sets.train, "eval_dataset": sets.eval}
 
     # Rows of like length side by side are transformers' own; a pair's length is not
 

@@ -332,9 +332,10 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
         for kind in ("weight", "margin"):
             here, wanted = getattr(config, kind, None), getattr(self._method, kind)
             if wanted is not None and here != wanted:
+                general = f"Margin{self._config_class._base.upper()}Trainer"
                 raise ValueError(
                     f"{type(self).__name__} has {kind} {wanted!r}, but its {type(config).__name__} says {here!r}: "
-                    f"give it a {self._config_class.__name__}, or take MarginCPOTrainer for other terms"
+                    f"give it a {self._config_class.__name__}, or take {general} for other terms"
                 )
 
     def _adapt_call(self, call: dict[str, Any]) -> None:

@@ -204,7 +204,7 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
         if output.weight is not None:
             metrics["weights"] = output.weight
         if output.margin is not None:
-            metrics["margins"] = output.margin
+            metrics["target_margins"] = output.margin
         return metrics
 
     def _observed(self, pair_view: PairBatch, output: ObjectiveOutput) -> dict[str, Tensor]:

@@ -112,7 +112,7 @@ COLUMNS = [
     Case("no scores", lambda: without(texts(), "score_chosen", "score_rejected"),
          r"'score-gap' needs annotation scores, and the train data set has none: .*name yours with score_columns"),
     Case("no scores where none are needed", lambda: without(texts(), "score_chosen", "score_rejected"),
-         method="gamma-po", right={"pairs": 4, "margins/mean": 4.0}),
+         method="gamma-po", right={"pairs": 4, "target_margins/mean": 4.0}),
     Case("one score", lambda: without(texts(), "score_rejected"),
          "score_chosen and score_rejected would be scores, but only one of them is there"),
     Case("two pairs of scores", lambda: each(texts(), chosen_rating=9.0, rejected_rating=None), right=USUAL,
@@ -132,15 +132,15 @@ SCORES = [
     Case("all None", lambda: each(texts(), score_chosen=None), r"'score_chosen', row 0.* is None.*\(4 such rows"),
     Case("NaN", lambda: one(texts(), 3, score_chosen=NAN), f"'score_chosen', row 3.*the score nan is NaN: {DROP}"),
     Case("NaN that no term reads", lambda: one(texts(), 3, score_chosen=NAN), method="gamma-po",
-         right={"margins/mean": 4.0}, log="row 3.*is NaN.*count in pwa_all alone"),
+         right={"target_margins/mean": 4.0}, log="row 3.*is NaN.*count in pwa_all alone"),
     Case("+inf", lambda: one(texts(), score_chosen=INF), "row 1.*the score inf is infinite: clip it or drop the row"),
     Case("-inf", lambda: one(texts(), score_rejected=-INF), "'score_rejected', row 1.*the score -inf is infinite"),
     Case("1e30", lambda: one(texts(), score_chosen=1e30),
          r"'score_chosen', row 1.*score 1e\+30 is too large to train with \(more than 1e\+06\): divide the column"),
     Case("1e308 and -1e308", lambda: one(texts(), score_chosen=1e308, score_rejected=-1e308), "row 1.*too large"),
     Case("1e308 that no term reads", lambda: one(texts(), score_chosen=1e308), method="gamma-po",
-         right={"margins/mean": 4.0, "eval_n_pairs": 4, "eval_n_pairs_gap": 3}, options={"eval_min_score_gap": 0.0},
-         evaluated=lambda: one(texts(), score_chosen=1e308)),
+         right={"target_margins/mean": 4.0, "eval_n_pairs": 4, "eval_n_pairs_gap": 3},
+         options={"eval_min_score_gap": 0.0}, evaluated=lambda: one(texts(), score_chosen=1e308)),
     Case("an integer that no float holds", lambda: stream(one(texts(), 0, score_chosen=10**400)),
          "column 'score_chosen', row 0 of the train.*too large", **DPO),
     Case("as large as scores may be", lambda: each(texts(), score_chosen=1e6, score_rejected=-1e6),
@@ -165,7 +165,7 @@ SCORES = [
     Case("ties only", lambda: each(texts(), score_chosen=2.0),
          r"all 4 train pairs would weigh nothing: the largest score gap is 0.*needs a gap above 0.*score_rejected"),
     Case("ties only, where nothing is weighed", lambda: each(texts(), score_chosen=2.0), method="gamma-po",
-         right={"margins/mean": 4.0}),
+         right={"target_margins/mean": 4.0}),
     Case("no gap that reaches the threshold", texts, "largest score gap is 4, and .* needs score_gap_threshold=5",
          options={"score_gap_transform": "hard", "score_gap_threshold": 5.0}),
 ]  # fmt: skip
@@ -188,7 +188,7 @@ ANSWERS = [
     Case("the same answer twice", lambda: one(texts(), chosen="ab", rejected="ab"), right={"tokens": (3, 3), **USUAL},
          log="train: 1 of 4 pairs have the same completion twice"),
     Case("the same answer always, gap-aware", lambda: each(texts(), chosen="ab", rejected="ab"), method="gap-aware",
-         right={"margins/mean": 3.0, "rewards/margins": 0.0}),
+         right={"target_margins/mean": 3.0, "rewards/margins": 0.0}),
     Case("the same transcript twice", lambda: each(transcripts(), rejected=lambda r: r["chosen"]),
          right={"tokens": (2, 2), "rewards/margins": 0.0}),
     Case("empty transcripts", lambda: each(transcripts(), chosen="", rejected=""), "row 0.*both begin with.*are none"),
@@ -201,7 +201,7 @@ ANSWERS = [
     Case("NUL, U+2028, U+FFFF", lambda: one(texts(), chosen="a\0b", rejected="\u2028\uffff"),
          right={"tokens": (4, 7), **USUAL}),
     Case("Unicode, gap-aware", lambda: each(texts(), chosen="שלום 🙂", rejected="مرحبا"), method="gap-aware",
-         right={"margins/mean": 3.0, "margins/std": 0.0}),
+         right={"target_margins/mean": 3.0, "target_margins/std": 0.0}),
     Case("half of a surrogate pair", lambda: stream(one(texts(), 1, chosen="ab\ud83d")),
          r"'chosen', row 1.*character 2 of 'ab\\ud83d' is half of a surrogate pair.*errors='replace'", **DPO),
     Case("a very long answer", lambda: one(texts(), prompt="ab", chosen="word " * 30_000, rejected="x"),
@@ -276,15 +276,17 @@ SETS = [
     Case("evaluation set without scores", texts, "'score-gap' needs annotation scores, and the eval data set has none",
          evaluated=lambda: without(texts(), "score_chosen", "score_rejected")),
     Case("evaluation set without scores where none are needed", texts, method="gamma-po",
-         right={"margins/mean": 4.0, "eval_n_pairs": 4},
+         right={"target_margins/mean": 4.0, "eval_n_pairs": 4},
          evaluated=lambda: without(texts(), "score_chosen", "score_rejected")),
     Case("one pair", lambda: texts(1), right={"pairs": 1, "weights/mean": 4.0, "weights/std": 0.0}),
-    Case("one pair, gamma-po", lambda: texts(1), method="gamma-po", right={"margins/mean": 4.0, "margins/std": 0.0}),
-    Case("one pair, amapo", lambda: texts(1), method="amapo", right={"margins/mean": 0.0}, options={"max_steps": 1}),
-    Case("one pair, gap-aware", lambda: texts(1), method="gap-aware", right={"margins/mean": 3.0}),
+    Case("one pair, gamma-po", lambda: texts(1), method="gamma-po",
+         right={"target_margins/mean": 4.0, "target_margins/std": 0.0}),
+    Case("one pair, amapo", lambda: texts(1), method="amapo", right={"target_margins/mean": 0.0},
+         options={"max_steps": 1}),
+    Case("one pair, gap-aware", lambda: texts(1), method="gap-aware", right={"target_margins/mean": 3.0}),
     Case("one pair, geometric-anchor", lambda: texts(1), method="geometric-anchor", right={"pairs": 1}),
     Case("one pair, normalized", lambda: texts(1), right={"weights/mean": 1.0}, options={"score_gap_normalize": True}),
-    Case("one pair a batch, amapo", texts, method="amapo", right={"margins/mean": 0.0},
+    Case("one pair a batch, amapo", texts, method="amapo", right={"target_margins/mean": 0.0},
          options={"max_steps": 1, "per_device_train_batch_size": 1}),
     Case("one pair a batch, dpo", texts, right={"weights/std": 0.0},
          options={"per_device_train_batch_size": 1}, **DPO),
@@ -325,7 +327,7 @@ STREAMS = [
 
 FACTORS = [
     Case("a column", lambda: [{**row, FACTOR: 0.5 if i < 2 else 0.25} for i, row in enumerate(texts())],
-         right={"margins/min": 2.0, "margins/mean": 3.0, "margins/max": 4.0}),
+         right={"target_margins/min": 2.0, "target_margins/mean": 3.0, "target_margins/max": 4.0}),
     Case("None", lambda: one(each(texts(), **{FACTOR: 0.5}), **{FACTOR: None}),
          f"column {FACTOR!r}, row 1 of the train data set: the evaluation factor None is None: {DROP}"),
     Case("NaN", lambda: one(each(texts(), **{FACTOR: 0.5}), **{FACTOR: NAN}), "row 1.*evaluation factor nan is NaN"),
@@ -333,8 +335,8 @@ FACTORS = [
          r"row 2.*the evaluation factor 50.0 is outside \[0, 1\]: divide percentages by 100"),
     Case("below 0", lambda: one(each(texts(), **{FACTOR: 0.5}), **{FACTOR: -0.1}), "row 1.*-0.1 is outside"),
     Case("text", lambda: each(texts(), **{FACTOR: "0.5"}), "row 0.*'0.5' is not a number: compute the column"),
-    Case("0 in all", lambda: each(texts(), **{FACTOR: 0.0}), right={"margins/mean": 3.0, "margins/std": 0.0},
-         log="4 below the floor"),
+    Case("0 in all", lambda: each(texts(), **{FACTOR: 0.0}),
+         right={"target_margins/mean": 3.0, "target_margins/std": 0.0}, log="4 below the floor"),
     Case("bad in the evaluation set", lambda: each(texts(), **{FACTOR: 0.5}), "row 3 of the eval data set.*is None",
          evaluated=lambda: one(each(texts(), **{FACTOR: 0.5}), 3, **{FACTOR: None})),
 ]  # fmt: skip
@@ -384,7 +386,7 @@ def rounding(name):
     of some last digits (4e-6); in a standard deviation, which is that of a mean square and a squared mean, the root of
     the error of 4² (2e-6).
     """
-    return {"rewards/margins": 1e-4, "weights/std": 5e-3, "margins/std": 5e-3}.get(name, 1e-6)
+    return {"rewards/margins": 1e-4, "weights/std": 5e-3, "target_margins/std": 5e-3}.get(name, 1e-6)
 
 
 @pytest.mark.parametrize("case", TABLE)

@@ -111,7 +111,7 @@ def test_loss_margins_weights_and_gradients_are_the_same(case, way, runs, folder
     """After two steps also the model, parameter by parameter. Columns of the data set are float32, hence not 1e-12."""
     one, other = runs["one"][case], runs[way][case]
     row = METHODS[CASES[case][1]]
-    terms = ["weights"] * bool(row.weight) + ["margins"] * bool(row.margin)
+    terms = ["weights"] * bool(row.weight) + ["target_margins"] * bool(row.margin)
     for step, (mine, theirs) in enumerate(zip(one["log"][:2], other["log"][:2], strict=True)):
         of_the_probe = [name for name in mine if name == "anchor/gradient_norm"]  # a mean over the pairs of all ranks
         for name in [*LOGGED, *of_the_probe, *(f"{term}/{part}" for term in terms for part in SPREAD)]:

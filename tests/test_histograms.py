@@ -163,8 +163,8 @@ def test_scalars_have_tidy_names(method, base, tiny_model, tokenizer, tmp_path):
     assert all(re.fullmatch(r"(train|eval)(/[a-z][a-z_]*){1,3}", name) for name in names), names
     groups = {
         "gappo": ["weights"],
-        "gap-aware": ["margins"],
-        "geometric-anchor": ["margins", "anchor/gap", "anchor/weight"],
+        "gap-aware": ["target_margins"],
+        "geometric-anchor": ["target_margins", "anchor/gap", "anchor/weight"],
     }
     for group in groups[method]:
         spread = {f"train/{group}/{name}" for name in ("mean", "std", "min", "max", "zero")}

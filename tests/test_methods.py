@@ -53,7 +53,7 @@ def test_every_method_trains_on_both_bases(method, base, tiny_model, tokenizer, 
     trainer.train()
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
     row = METHODS[method]
-    kinds = ["weights"] * bool(row.weight) + ["margins"] * bool(row.margin)
+    kinds = ["weights"] * bool(row.weight) + ["target_margins"] * bool(row.margin)
     for entry in log:
         for kind, part in product(kinds, ("mean", "std", "min", "max", "zero")):
             assert torch.isfinite(torch.tensor(entry[f"{kind}/{part}"])), part
@@ -149,7 +149,7 @@ class TestEvaluationFactors:
         trainer = build(GapAwarePOTrainer, GapAwarePOConfig, tiny_model, tokenizer, tmp_path, train, evals, beta=1.0)
         mean = -torch.tensor([0.2, 0.4, 0.4, 0.8]).log().mean()
         expected = 0.3 * -torch.tensor(0.5).log() / mean
-        assert trainer.evaluate()["eval_margins/mean"] == pytest.approx(expected.item(), rel=1e-5)
+        assert trainer.evaluate()["eval_target_margins/mean"] == pytest.approx(expected.item(), rel=1e-5)
 
     @pytest.mark.parametrize(
         ("value", "complaint"), [(1.5, "row 2 of the train.*1.5"), (None, "row 2 of the train.*None")]

@@ -67,8 +67,8 @@ def test_a_line_a_pair(method, base, tiny_model, tokenizer, tmp_path):
     history = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
     assert history[0]["step"] == 2
     if trainer.objective.weight or trainer.objective.margin:
-        term = "weights" if trainer.objective.weight else "margins"
-        column = pairs[term[:-1]]
+        term, name = ("weights", "weight") if trainer.objective.weight else ("target_margins", "margin")
+        column = pairs[name]
         assert history[0][f"{term}/mean"] == pytest.approx(column[pairs["step"] <= 2].mean(), rel=1e-4)
 
 

@@ -203,7 +203,7 @@ def test_a_recipe_trains(name, tiny_model, pairs, tmp_path):
     assert [log["step"] for log in logs] == [1, 2]
     assert all(math.isfinite(log["loss"]) and math.isfinite(log["grad_norm"]) for log in logs)
     method = get_method(written(name)["method"])
-    assert ("weights/mean" in logs[0], "margins/mean" in logs[0]) == (bool(method.weight), bool(method.margin))
+    assert ("weights/mean" in logs[0], "target_margins/mean" in logs[0]) == (bool(method.weight), bool(method.margin))
     assert ("is_flipped" in trainer.train_dataset.column_names) == ("noise" in written(name))
     moved = {key for key, value in trainer.model.named_parameters() if not value.equal(before[key])}
     part = {"full": "", "mlp": r"\.mlp\.", "lora": r"\.lora_[AB]\."}[name.split("/")[2]]
@@ -273,11 +273,9 @@ def test_an_installed_package_has_them_inside(tmp_path, monkeypatch):
 
 def test_the_wheel_takes_them_along():
     tomllib = pytest.importorskip("tomllib")
-    setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    assert setup["package-dir"] == {"trl_margins.recipes": "recipes"}
-    assert setup["package-data"]["trl_margins.recipes"] == ["**/*.yaml"]
-    with_code = {file.parent.relative_to(ROOT) for file in (ROOT / "trl_margins").rglob("*.py")}
-    assert sorted(setup["packages"]) == sorted([*(".".join(path.parts) for path in with_code), "trl_margins.recipes"])
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert wheel["include"] == ["/trl_margins", "/recipes/**/*.yaml"]
+    assert wheel["sources"] == {"recipes": "trl_margins/recipes"}
 
 
 @pytest.mark.parametrize(

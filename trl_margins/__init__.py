@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "AMaPOConfig": "trainers.configs",
     "AMaPODPOConfig": "trainers.configs",
+    "AMaPODPOTrainer": "trainers.named",
     "AMaPOTrainer": "trainers.named",
     "AdaptiveMargin": "terms.adaptive",
     "AnchorMargin": "terms.anchor",
@@ -18,19 +19,24 @@ _HOMES = {
     "EvaluationFactorMargin": "terms.evaluation_factor",
     "GammaPOConfig": "trainers.configs",
     "GammaPODPOConfig": "trainers.configs",
+    "GammaPODPOTrainer": "trainers.named",
     "GammaPOTrainer": "trainers.named",
     "GapAwarePOConfig": "trainers.configs",
     "GapAwarePODPOConfig": "trainers.configs",
+    "GapAwarePODPOTrainer": "trainers.named",
     "GapAwarePOTrainer": "trainers.named",
     "GapPOConfig": "trainers.configs",
     "GapPODPOConfig": "trainers.configs",
+    "GapPODPOTrainer": "trainers.named",
     "GapPOTrainer": "trainers.named",
     "GeometricAnchorPOConfig": "trainers.configs",
     "GeometricAnchorPODPOConfig": "trainers.configs",
+    "GeometricAnchorPODPOTrainer": "trainers.named",
     "GeometricAnchorPOTrainer": "trainers.named",
     "GradientNormMargin": "terms.anchor",
     "GradientNormPOConfig": "trainers.configs",
     "GradientNormPODPOConfig": "trainers.configs",
+    "GradientNormPODPOTrainer": "trainers.named",
     "GradientNormPOTrainer": "trainers.named",
     "METHODS": "methods",
     "MarginCPOConfig": "trainers.configs",
@@ -42,54 +48,61 @@ _HOMES = {
     "ScoreGapWeight": "terms.score_gap",
     "SharpnessAwarePOConfig": "trainers.configs",
     "SharpnessAwarePODPOConfig": "trainers.configs",
+    "SharpnessAwarePODPOTrainer": "trainers.named",
     "SharpnessAwarePOTrainer": "trainers.named",
 }
 __all__ = ["__version__", *_HOMES]
 
-if TYPE_CHECKING:
-    from .methods import METHODS
-    from .objective import Objective
-    from .recording.histograms import PairHistograms
-    from .terms.adaptive import AdaptiveMargin
-    from .terms.anchor import AnchorMargin, GradientNormMargin
-    from .terms.dynamic_target import DynamicTargetMargin
-    from .terms.evaluation_factor import EvaluationFactorMargin
-    from .terms.score_gap import ScoreGapWeight
-    from .trainers.configs import (
-        AMaPOConfig,
-        AMaPODPOConfig,
-        GammaPOConfig,
-        GammaPODPOConfig,
-        GapAwarePOConfig,
-        GapAwarePODPOConfig,
-        GapPOConfig,
-        GapPODPOConfig,
-        GeometricAnchorPOConfig,
-        GeometricAnchorPODPOConfig,
-        GradientNormPOConfig,
-        GradientNormPODPOConfig,
-        MarginCPOConfig,
-        MarginDPOConfig,
-        SharpnessAwarePOConfig,
-        SharpnessAwarePODPOConfig,
-    )
-    from .trainers.cpo import MarginCPOTrainer
-    from .trainers.dpo import MarginDPOTrainer
-    from .trainers.named import (
-        AMaPOTrainer,
-        GammaPOTrainer,
-        GapAwarePOTrainer,
-        GapPOTrainer,
-        GeometricAnchorPOTrainer,
-        GradientNormPOTrainer,
-        SharpnessAwarePOTrainer,
-    )
+if TYPE_CHECKING:  # the same names, exported in the form that type checkers accept
+    from .methods import METHODS as METHODS
+    from .objective import Objective as Objective
+    from .recording.histograms import PairHistograms as PairHistograms
+    from .terms.adaptive import AdaptiveMargin as AdaptiveMargin
+    from .terms.anchor import AnchorMargin as AnchorMargin
+    from .terms.anchor import GradientNormMargin as GradientNormMargin
+    from .terms.dynamic_target import DynamicTargetMargin as DynamicTargetMargin
+    from .terms.evaluation_factor import EvaluationFactorMargin as EvaluationFactorMargin
+    from .terms.score_gap import ScoreGapWeight as ScoreGapWeight
+    from .trainers.configs import AMaPOConfig as AMaPOConfig
+    from .trainers.configs import AMaPODPOConfig as AMaPODPOConfig
+    from .trainers.configs import GammaPOConfig as GammaPOConfig
+    from .trainers.configs import GammaPODPOConfig as GammaPODPOConfig
+    from .trainers.configs import GapAwarePOConfig as GapAwarePOConfig
+    from .trainers.configs import GapAwarePODPOConfig as GapAwarePODPOConfig
+    from .trainers.configs import GapPOConfig as GapPOConfig
+    from .trainers.configs import GapPODPOConfig as GapPODPOConfig
+    from .trainers.configs import GeometricAnchorPOConfig as GeometricAnchorPOConfig
+    from .trainers.configs import GeometricAnchorPODPOConfig as GeometricAnchorPODPOConfig
+    from .trainers.configs import GradientNormPOConfig as GradientNormPOConfig
+    from .trainers.configs import GradientNormPODPOConfig as GradientNormPODPOConfig
+    from .trainers.configs import MarginCPOConfig as MarginCPOConfig
+    from .trainers.configs import MarginDPOConfig as MarginDPOConfig
+    from .trainers.configs import SharpnessAwarePOConfig as SharpnessAwarePOConfig
+    from .trainers.configs import SharpnessAwarePODPOConfig as SharpnessAwarePODPOConfig
+    from .trainers.cpo import MarginCPOTrainer as MarginCPOTrainer
+    from .trainers.dpo import MarginDPOTrainer as MarginDPOTrainer
+    from .trainers.named import AMaPODPOTrainer as AMaPODPOTrainer
+    from .trainers.named import AMaPOTrainer as AMaPOTrainer
+    from .trainers.named import GammaPODPOTrainer as GammaPODPOTrainer
+    from .trainers.named import GammaPOTrainer as GammaPOTrainer
+    from .trainers.named import GapAwarePODPOTrainer as GapAwarePODPOTrainer
+    from .trainers.named import GapAwarePOTrainer as GapAwarePOTrainer
+    from .trainers.named import GapPODPOTrainer as GapPODPOTrainer
+    from .trainers.named import GapPOTrainer as GapPOTrainer
+    from .trainers.named import GeometricAnchorPODPOTrainer as GeometricAnchorPODPOTrainer
+    from .trainers.named import GeometricAnchorPOTrainer as GeometricAnchorPOTrainer
+    from .trainers.named import GradientNormPODPOTrainer as GradientNormPODPOTrainer
+    from .trainers.named import GradientNormPOTrainer as GradientNormPOTrainer
+    from .trainers.named import SharpnessAwarePODPOTrainer as SharpnessAwarePODPOTrainer
+    from .trainers.named import SharpnessAwarePOTrainer as SharpnessAwarePOTrainer
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+if not TYPE_CHECKING:  # where it would stand for every name that there is not
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
 
 
 def __dir__() -> list[str]:

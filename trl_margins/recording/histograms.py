@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 # column of the pair log → its histogram; beside the reporters' own "train/weights/mean" and so on
 NAMES = {
     "weight": "train/weights/histogram",
-    "margin": "train/margins/histogram",
+    "margin": "train/target_margins/histogram",
     "reward_gap": "train/reward_gaps/histogram",
 }
 _WITH_HISTOGRAM = {WandbCallback: "wandb", TrackioCallback: "trackio"}

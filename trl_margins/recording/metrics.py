@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 # Of these the log shows how they spread, not only their mean
-SPREAD = ("weights", "margins", "anchor/gap", "anchor/weight")
+SPREAD = ("weights", "target_margins", "anchor/gap", "anchor/weight")
 TOTALS = ("num_tokens",)  # and of these their sum
 
 

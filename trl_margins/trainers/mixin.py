@@ -215,7 +215,7 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
         if output.weight is not None:
             metrics["weights"] = output.weight
         if output.margin is not None:
-            metrics["margins"] = output.margin
+            metrics["target_margins"] = output.margin
         return metrics
 
     def _observed(self, pair_view: PairBatch, output: ObjectiveOutput) -> dict[str, Tensor]:
@@ -360,9 +360,10 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
         for kind in ("weight", "margin"):
             here, wanted = getattr(config, kind, None), getattr(self._method, kind)
             if wanted is not None and here != wanted:
+                general = f"Margin{self._config_class._base.upper()}Trainer"
                 raise ValueError(
                     f"{type(self).__name__} has {kind} {wanted!r}, but its {type(config).__name__} says {here!r}: "
-                    f"give it a {self._config_class.__name__}, or take MarginCPOTrainer for other terms"
+                    f"give it a {self._config_class.__name__}, or take {general} for other terms"
                 )
 
     def _trl_arguments(self, given: Mapping[str, Any], sets: PreparedSets) -> dict[str, Any]:

@@ -721,7 +721,7 @@ def test_vision(images, vision, tmp_path, caplog):
 
     with caplog.at_level(logging.INFO, "trl_margins"):
         ours, theirs = as_trl("dpo", lambda: llava(folder), tmp_path, VISION, arguments, share="auto")
-    assert "prompts are computed once for each answer: a model of more than text" in caplog.text
+    assert "prompts are computed once per completion: a model of more than text" in caplog.text
     found, expected = ours.evaluate(), theirs.evaluate()
     assert found["eval_loss"] == pytest.approx(expected["eval_loss"], rel=1e-5)
     assert found["eval_n_pairs"] == 8
@@ -812,7 +812,7 @@ def test_neftune(base, tiny_model, tmp_path, caplog):
     options = {"neftune_noise_alpha": 5.0}
     with caplog.at_level(logging.INFO, "trl_margins"):
         as_trl(base, lambda: load(tiny_model), tmp_path, options, share="auto")
-    assert "prompts are computed once for each answer: NEFTune" in caplog.text
+    assert "prompts are computed once per completion: NEFTune" in caplog.text
     with pytest.raises(ValueError, match="share_prompt='always' does not go with NEFTune"):
         built(OURS[base], load(tiny_model), tmp_path, {"share_prompt": "always", **options})
 

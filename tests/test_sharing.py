@@ -275,7 +275,7 @@ def test_auto_takes_the_faster_way(base, shared, standard, tiny_model, tokenizer
             assert trainer._sharing.decided is (shared < standard)
             assert (trainer.data_collator.standard_rows is not None) is (shared < standard)
     assert len(log) == 3 * 2 * 3  # batches, ways, passes; none of them in the other training
-    line = f"batches take {3 * shared:.3f} s with one prompt for both answers, {3 * standard:.3f} s with one for each"
+    line = f"batches take {3 * shared:.3f} s with a shared prompt, {3 * standard:.3f} s without"
     assert caplog.text.count(line) == 1
     if shared < standard:
         for name, value in weights["auto"].items():
@@ -297,7 +297,7 @@ def test_a_way_that_does_not_fit_into_memory_is_not_taken(tiny_model, tokenizer,
     trainer.train()
     assert trainer._sharing.decided is True
     assert "the standard pass does not fit into memory" in caplog.text
-    assert "take 1.500 s with one prompt for both answers, inf s with one for each" in caplog.text
+    assert "take 1.500 s with a shared prompt, inf s without" in caplog.text
     assert log
 
 

@@ -24,7 +24,7 @@ from ..pairs import PairLogps
 from ..rewards import length_normalized
 from ..rows.cpo_tokens import CPOTokenizer
 from ..rows.opened import column_names
-from ..rows.tokenized import CPO_COLUMNS, check_told_apart, look_at_first_rows, tokenized, without_filled
+from ..rows.tokenized import CPO_COLUMNS, finish_tokenized, tokenized
 from ..rows.tokens import PairTokenizer, RowTokens, cpo_columns
 from ..terms import Term
 from .collator import StandardRows
@@ -91,14 +91,17 @@ class MarginCPOTrainer(MarginMixin, CPOTrainer):
         found = tokenized(opened, tokenizer, self.args.dataset_num_proc)
         if self.is_encoder_decoder:
             return found
-        found, left = without_filled(found, split, self.max_length, CPO_COLUMNS[0])
-        if left is not None:
-            check_told_apart(found, opened, left, CPO_COLUMNS, None)
-            if is_first:
-                dropped = opened.counts.n - len(left)
-                self.set_facts[split] = replace(self.set_facts[split], dropped=dropped)
-        if is_first and split == TRAIN:
-            look_at_first_rows(opened, self.processing_class, None if as_cpo else self.max_length)
+        first_train = is_first and split == TRAIN
+        found, dropped = finish_tokenized(
+            found,
+            opened,
+            CPO_COLUMNS,
+            max_length=self.max_length,
+            processing_class=self.processing_class if first_train else None,
+            cpo_max_length=None if as_cpo else self.max_length,
+        )
+        if is_first and dropped is not None:
+            self.set_facts[split] = replace(self.set_facts[split], dropped=dropped)
         return found
 
     @property

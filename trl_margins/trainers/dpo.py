@@ -18,7 +18,7 @@ from ..forward.standard import IGNORE, TokenLogps, fused_token_logps, logits_tok
 from ..links import DPO_LOSSES, REFERENCE_FREE_LOSSES
 from ..objective import LengthNormalizedReward, LogRatioReward, Objective, ObjectiveOutput
 from ..pairs import CARRIED, SHARED, PairLogps
-from ..rows.tokenized import DPO_COLUMNS, check_told_apart, look_at_first_rows, tokenized, without_filled
+from ..rows.tokenized import DPO_COLUMNS, finish_tokenized, tokenized
 from ..rows.tokens import PairTokenizer, dpo_columns
 from ..terms import Term
 from .collator import StandardRows
@@ -94,13 +94,17 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
         tokenizer = PairTokenizer(opened.reader, processing_class, dpo_columns)
         found = tokenized(opened, tokenizer, args.dataset_num_proc)
         keeps_start = args.truncation_mode == "keep_start"
-        found, left = without_filled(found, split, args.max_length if keeps_start else None, DPO_COLUMNS[0])
-        if left is not None:
-            check_told_apart(found, opened, left, DPO_COLUMNS, args.max_length if keeps_start else None)
-            if is_first:
-                self.set_facts[split] = replace(self.set_facts[split], dropped=opened.counts.n - len(left))
-        if is_first and split == TRAIN:
-            look_at_first_rows(opened, processing_class)
+        cut = args.max_length if keeps_start else None
+        found, dropped = finish_tokenized(
+            found,
+            opened,
+            DPO_COLUMNS,
+            max_length=cut,
+            completion_cut=cut,
+            processing_class=processing_class if is_first and split == TRAIN else None,
+        )
+        if is_first and dropped is not None:
+            self.set_facts[split] = replace(self.set_facts[split], dropped=dropped)
         return found
 
     def standard_rows(self) -> Callable[[Mapping[str, Any]], StandardRows | None]:

@@ -688,7 +688,7 @@ def test_without_a_padding_token_the_end_token_pads(base, tiny_model, tmp_path, 
 @pytest.mark.parametrize(
     ("command", "form", "tokens", "words"),
     [
-        ("train", "standard", {"pad_token": None, "eos_token": None}, "has no end token, so no answer would end: set"),
+        ("train", "standard", {"pad_token": None, "eos_token": None}, "has no end token, so no completion would end: set"),
         ("train", "conversational", {"chat_template": None}, "has no chat template .*--chat_template FILE"),
         (
             "evaluate",

@@ -178,7 +178,7 @@ def test_results_for_the_hub():
         metric_value=0.5124,
         metric_args={"min_score_gap": 2.0},
     )
-    assert (rho.metric_type, rho.metric_name, rho.metric_value) == ("spearmanr", "Spearman ρ, all answers", -0.5)
+    assert (rho.metric_type, rho.metric_name, rho.metric_value) == ("spearmanr", "Spearman ρ, all completions", -0.5)
     assert hard.metric_name == "Pairwise accuracy, all pairs (at step 4 of 8)"
     (index,) = eval_results_to_model_index("m", [easy, rho, hard])
     assert [result["dataset"]["split"] for result in index["results"]] == ["easy", "hard"]
@@ -322,7 +322,7 @@ def test_the_kept_checkpoint_has_its_own_numbers(trained):
     (entry,) = (e for e in trainer.state.log_history if e["step"] == best and "eval_pwa" in e)
     results = {of.metric_name: of.metric_value for of in card_of(out).data.eval_results}
     assert results["Pairwise accuracy, score gap ≥ 2"] == round(entry["eval_pwa"], 4)
-    assert results["Spearman ρ, all answers"] == round(entry["eval_spearman"], 4)
+    assert results["Spearman ρ, all completions"] == round(entry["eval_spearman"], 4)
     row = rows_of(section(card_of(out).text, "Evaluation"))["held-out pairs"]
     assert row[0] == f"{entry['eval_pwa']:.4f}"
     assert row[-3:] == [str(entry["eval_n_pairs_gap"]), "12", str(best)]

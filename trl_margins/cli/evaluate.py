@@ -21,7 +21,7 @@ from .options import PROMPT_COLUMN, SCORE_COLUMNS, SYSTEM_COLUMN, OptionsParser
 from .setup import DTYPES, check_writable, load_model, load_tokenizer, log_to_console
 
 if TYPE_CHECKING:
-    from ..evaluation.scorer import AnswerLogps
+    from ..evaluation.scorer import CompletionLogps
 
 logger = logging.getLogger(__name__)
 
@@ -232,11 +232,11 @@ def load_sets(args: EvaluateArguments, as_chat: bool) -> list[EvaluationSet]:
     return others
 
 
-def score_set(model: Any, each: EvaluationSet, **options: Any) -> list[AnswerLogps]:
+def score_set(model: Any, each: EvaluationSet, **options: Any) -> list[CompletionLogps]:
     """Log-probabilities of a set's answers."""
-    from ..evaluation.scorer import answer_logps
+    from ..evaluation.scorer import completion_logps
 
-    return answer_logps(model, rows=each.rows, desc=each.name, **options)
+    return completion_logps(model, rows=each.rows, desc=each.name, **options)
 
 
 def check_finite(rewards: Sequence[np.ndarray], name: str) -> None:
@@ -253,7 +253,7 @@ def check_finite(rewards: Sequence[np.ndarray], name: str) -> None:
 
 
 def reward_of(
-    reward: str, scored: Sequence[AnswerLogps], reference: Sequence[AnswerLogps] | None = None
+    reward: str, scored: Sequence[CompletionLogps], reference: Sequence[CompletionLogps] | None = None
 ) -> list[np.ndarray]:
     """[N] of [k] rewards, without β, which changes no ranking."""
     from torch import from_numpy
@@ -271,7 +271,7 @@ def reward_of(
 def report_sets(
     sets: Sequence[EvaluationSet],
     rewards: Mapping[str, Sequence[np.ndarray]],
-    scored: Mapping[str, Sequence[AnswerLogps]],
+    scored: Mapping[str, Sequence[CompletionLogps]],
     min_score_gap: float,
     n_resamples: int,
 ) -> dict[str, dict[str, Any]]:

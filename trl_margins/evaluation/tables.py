@@ -1,4 +1,4 @@
-"""Evaluation reports as Markdown tables, which read well on a screen too."""
+"""Evaluation reports as Markdown tables, which are readable in a terminal, too."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from .rm_bench import LEVELS, STYLES
 PAIR_ROWS = {
     "pwa": "pairwise accuracy, score gap ≥ {gap:g}",
     "pwa_all": "pairwise accuracy, all pairs",
-    "spearman": "Spearman ρ, all answers",
+    "spearman": "Spearman ρ, all completions",
     "reward_gap": "mean reward gap ({unit})",
-    "chosen_longer": "chosen answer is the longer one",
-    "prefers_longer": "model prefers the longer answer",
+    "chosen_longer": "chosen completion is longer",
+    "prefers_longer": "model prefers the longer one",
     "n_pairs_gap": "pairs with score gap ≥ {gap:g}",
     "n_pairs": "pairs",
 }
@@ -22,16 +22,16 @@ LISTWISE_ROWS = {
     "kendall": "Kendall τ-b per prompt",
     "ndcg@1": "NDCG@1",
     "ndcg@3": "NDCG@3",
-    "ndcg@k": "NDCG, all answers",
+    "ndcg@k": "NDCG, all completions",
     "regret": "best-of-n regret (score)",
     "regret_random": "regret of a random pick",
     "n_prompts": "prompts",
-    "n_answers": "answers",
+    "n_completions": "completions",
 }
 
 
 def pair_table(reports: Mapping[str, Mapping[str, Any]], min_score_gap: float, unit: str) -> str:
-    """Sets of pairs side by side; a row that none of them has is left out."""
+    """Sets of pairs side by side; a metric that none of them has is left out."""
     labels = {name: label.format(gap=min_score_gap, unit=unit) for name, label in PAIR_ROWS.items()}
     return _side_by_side(reports, labels)
 
@@ -48,7 +48,7 @@ def bins_table(rows: Sequence[Mapping[str, Any]], title: str) -> str:
 
 
 def rm_bench_table(report: Mapping[str, Any]) -> str:
-    """Levels of every domain and of all, then each domain's style matrix."""
+    """The levels of each domain and their means, then each domain's style matrix."""
     parts = {**report["domains"], "all (mean)": {"n_prompts": report["n_prompts"], **report["total"]}}
     parts["all (mean)"]["intervals"] = report["intervals"]
     levels = markdown_table(
@@ -69,7 +69,7 @@ def rm_bench_table(report: Mapping[str, Any]) -> str:
 
 
 def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The first column to the left, the others to the right."""
+    """The first column is left-aligned, the others right-aligned."""
     rows = [[cell.replace("|", "\\|") for cell in row] for row in (heads, *rows)]
     widths = [max(3, *(len(row[i]) for row in rows)) for i in range(len(heads))]
     lines = [

@@ -76,7 +76,7 @@ def _curve_looks(runs: Sequence[Run], curves: Mapping[str, Mapping[tuple[str, st
 
 def _ranking_title(metric: str, runs: Sequence[Run]) -> str:
     if metric == "spearman":
-        return "Spearman ρ, all answers"
+        return "Spearman ρ, all completions"
     least = {run.config.get("eval_min_score_gap") for run in runs}
     threshold = f"{least.pop():g}" if len(least) == 1 and None not in least else "τ"
     return "PWA, all pairs" if metric == "pwa_all" else f"PWA, score gap ≥ {threshold}"

@@ -54,7 +54,9 @@ def test_auto_compares_once_and_shares_from_then_on(base, tiny_model, tokenizer,
     trainer = build(base, tiny_model, tokenizer, tmp_path, num_train_epochs=1)
     trainer.train()
     assert caplog.text.count("prompts are computed once for both answers") == 1
-    assert caplog.text.count("match the model's own logits: on one pair in float32, TRL's fused LM head differs by") == 1
+    assert (
+        caplog.text.count("match the model's own logits: on one pair in float32, TRL's fused LM head differs by") == 1
+    )
     assert rows_seen[:3] == [1, 1, 2]  # each answer of a pair alone, and both by the fused head
     assert max(rows_seen) <= 4  # four pairs, at most four rows, policy and reference alike
     seen = len(rows_seen)

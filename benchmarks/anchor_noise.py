@@ -61,7 +61,7 @@ def study(args: argparse.Namespace) -> dict[str, Any]:
         def get_batch_samples(self, *arguments: Any) -> Any:
             batches, number = super().get_batch_samples(*arguments)
             for batch in batches:
-                here = self.score_gap(batch["kept_pairs"]).detach()
+                here = self.score_gap(batch["cached_pairs"]).detach()
                 during.append((here - batch["pair_columns"]["anchor_score_gap"]).numpy())
             return batches, number
 

@@ -24,8 +24,8 @@ from step import FLOOR, OURS, TRL, machine
 
 BASES = [TRL, OURS, FLOOR, "TRL DPOTrainer", "MarginDPOTrainer", "γ-DPO"]
 METHODS = [OURS, "GapPO", "GaPO", "γ-PO", "AMaPO", "GAPO", "GradNorm-Reweight", "SimPO-SAM"]
-OPTIONS = [OURS, "GAPO", "GAPO, no graph kept", "GAPO, momentum direction", "GAPO, scope last layers"]
-OPTIONS += ["GAPO, directional", "GAPO, per-pair gradients"]
+OPTIONS = [OURS, "GAPO", "GAPO, no cached graphs", "GAPO, momentum direction", "GAPO, scope last layers"]
+OPTIONS += ["GAPO, per-pair gradients"]
 
 
 def main() -> None:

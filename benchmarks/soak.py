@@ -251,8 +251,6 @@ def remembered(trainer: Any) -> dict[str, int]:
     found: dict[str, int] = {}
     for name, state in trainer._term_states().items():
         found[f"{name}'s state"] = entries(state)
-    for probe in trainer._remembering_probes:
-        found[f"{type(probe).__name__}'s state"] = entries(probe.state_dict())
     for name, buffer in trainer._buffers.items():
         found[f"metrics, {name}"] = len(buffer._sums) + len(buffer._extremes)
     if (log := trainer._pair_log) is not None:

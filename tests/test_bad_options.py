@@ -398,7 +398,7 @@ def test_label_smoothing_that_no_loss_reads_is_named(caplog):
     [
         ("cpo", {"weight": "score-gap", "score_gap_transform": "hard"}, {}, "'hard' keeps pairs whose gap reaches"),
         ("cpo", {"train_only": ["mlp"]}, {"peft_config": LoraConfig()}, "train_only and peft_config both choose"),
-        ("cpo", {"train_only": ["attention("]}, {}, "train_only pattern 'attention\\(' is no regular expression"),
+        ("cpo", {"train_only": ["attention("]}, {}, "train_only pattern 'attention\\(' is not a regular expression"),
         ("cpo", {"train_only": ["nowhere"]}, {}, "train_only pattern 'nowhere' matches none of the 21 parameters"),
         (
             "cpo",
@@ -422,7 +422,7 @@ def test_label_smoothing_that_no_loss_reads_is_named(caplog):
                 "sam_radius": 0.1,
             },
             {},
-            "anchor_estimator='per-pair' makes the update at the policy, sam_radius elsewhere",
+            "anchor_estimator='per-pair' makes the update at the policy, and sam_radius makes it elsewhere",
         ),
         (
             "dpo",
@@ -688,7 +688,12 @@ def test_without_a_padding_token_the_end_token_pads(base, tiny_model, tmp_path, 
 @pytest.mark.parametrize(
     ("command", "form", "tokens", "words"),
     [
-        ("train", "standard", {"pad_token": None, "eos_token": None}, "has no end token, so no completion would end: set"),
+        (
+            "train",
+            "standard",
+            {"pad_token": None, "eos_token": None},
+            "has no end token, so no completion would end: set",
+        ),
         ("train", "conversational", {"chat_template": None}, "has no chat template .*--chat_template FILE"),
         (
             "evaluate",

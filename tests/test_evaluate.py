@@ -359,7 +359,7 @@ def test_passes_that_disagree_fall_back(tiny_model, tokenizer, monkeypatch, capl
     for module in (checked, scorer_module):
         monkeypatch.setattr(module, "shared_token_logps", wrong)
     found = completion_logps(load(tiny_model), tokenizer, each.rows, max_length=64)
-    assert "the shared-prompt pass differs by" in caplog.text
+    assert "the shared-prompt forward pass differs by" in caplog.text
     for a, b in zip(found, right, strict=True):
         np.testing.assert_allclose(a.logps, b.logps, rtol=1e-5)
 

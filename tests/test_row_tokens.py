@@ -197,7 +197,9 @@ def test_what_the_template_refuses_is_named(base, tiny_model, tmp_path):
     with pytest.raises(ValueError, match=r"row 2 of the train data set: the chat template refuses.*System role not"):
         trainer_of(base, tiny_model, tokenizer, tmp_path, Dataset.from_list(rows))
     with pytest.raises(ValueError, match="row 2 of here: the chat template refuses"):
-        completion_logps(load(tiny_model), tokenizer, evaluation_set(Dataset.from_list(rows), "here").rows, desc="here")
+        completion_logps(
+            load(tiny_model), tokenizer, evaluation_set(Dataset.from_list(rows), "here").rows, desc="here"
+        )
 
 
 @pytest.mark.parametrize("base", BASES)

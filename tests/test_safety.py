@@ -202,22 +202,21 @@ def test_a_bomb_goes_off(bomb):
 
 @pytest.fixture(scope="module")
 def checkpoints(tiny_model, tokenizer, tmp_path_factory):
-    """Of a method whose term remembers, and of one whose probe does."""
+    """A folder of checkpoints of a method whose term remembers, and the training that made them."""
 
-    def train(method, out, resume=None):
-        trainer = trainer_class(method)(
+    def train(out, resume=None):
+        trainer = trainer_class("gamma-po")(
             load(tiny_model),
-            config_class(method)(**quiet(output_dir=str(out), max_steps=2, save_strategy="steps", save_steps=1)),
+            config_class("gamma-po")(**quiet(output_dir=str(out), max_steps=2, save_strategy="steps", save_steps=1)),
             train_dataset=preference_rows(8),
             processing_class=tokenizer,
         )
         trainer.train(resume)
         return trainer
 
-    folders = {method: tmp_path_factory.mktemp(method) for method in ("gamma-po", "geometric-anchor")}
-    for method, folder in folders.items():
-        train(method, folder)
-    return folders, train
+    folder = tmp_path_factory.mktemp("checkpoints")
+    train(folder)
+    return folder, train
 
 
 @pytest.mark.parametrize("save", ["pickle", "torch"])
@@ -225,7 +224,6 @@ def checkpoints(tiny_model, tokenizer, tmp_path_factory):
     "name",
     [
         "margin_terms.safetensors",
-        "anchor_direction.safetensors",
         "model.safetensors",
         "pytorch_model.bin",
         "optimizer.pt",
@@ -236,27 +234,24 @@ def checkpoints(tiny_model, tokenizer, tmp_path_factory):
 )
 def test_a_checkpoint_s_pickle_is_refused(name, save, checkpoints, bomb, tmp_path):
     """Ours are no pickles, and those of transformers are read for tensors and plain values alone."""
-    folders, train = checkpoints
-    method = "geometric-anchor" if name.startswith("anchor") else "gamma-po"
-    out = tmp_path / "run"
-    shutil.copytree(folders[method], out)
+    folder, train = checkpoints
+    out = shutil.copytree(folder, tmp_path / "run")
     file = out / "checkpoint-1" / name
     assert file.exists() or name == "pytorch_model.bin"
     if name == "pytorch_model.bin":
         (out / "checkpoint-1" / "model.safetensors").unlink()
     file.write_bytes(pickle.dumps(bomb)) if save == "pickle" else torch.save(bomb, file)
-    ours = "is not what a checkpoint has under that name" if name.startswith(("margin", "anchor")) else ""
+    ours = "is not what a checkpoint has under that name" if name.startswith("margin") else ""
     with pytest.raises((SafetensorError, pickle.UnpicklingError, ValueError), match=ours):
-        train(method, out, str(out / "checkpoint-1"))
+        train(out, str(out / "checkpoint-1"))
     assert not bomb.marker.exists()
 
 
 def test_nobody_reads_the_arguments_of_a_checkpoint(checkpoints, bomb, tmp_path):
-    folders, train = checkpoints
-    out = tmp_path / "run"
-    shutil.copytree(folders["gamma-po"], out)
+    folder, train = checkpoints
+    out = shutil.copytree(folder, tmp_path / "run")
     (out / "checkpoint-1" / "training_args.bin").write_bytes(pickle.dumps(bomb))
-    assert train("gamma-po", out, str(out / "checkpoint-1")).state.global_step == 2
+    assert train(out, str(out / "checkpoint-1")).state.global_step == 2
     assert not bomb.marker.exists()
 
 

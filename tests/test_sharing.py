@@ -54,7 +54,9 @@ def test_auto_compares_once_and_shares_from_then_on(base, tiny_model, tokenizer,
     trainer = build(base, tiny_model, tokenizer, tmp_path, num_train_epochs=1)
     trainer.train()
     assert caplog.text.count("prompts are computed once for both completions") == 1
-    assert caplog.text.count("are the model's own: on one pair in float32 TRL's fused LM head differs by") == 1
+    assert (
+        caplog.text.count("match the model's own logits: on one pair in float32, TRL's fused LM head differs by") == 1
+    )
     assert rows_seen[:3] == [1, 1, 2]  # each answer of a pair alone, and both by the fused head
     assert max(rows_seen) <= 4  # four pairs, at most four rows, policy and reference alike
     seen = len(rows_seen)
@@ -79,16 +81,14 @@ def test_a_pass_that_differs_is_not_used(base, tiny_model, tokenizer, tmp_path, 
     batch = first_batch(shared)
     with caplog.at_level(logging.WARNING, "trl_margins"):
         loss = shared.compute_loss(shared.model, batch)
-    assert "on one pair in float32, the shared-prompt pass differs by" in caplog.text
-    assert "nats per token (tolerance 1e-04): prompts are computed once per completion" in caplog.text
+    assert "on one pair in float32, the shared-prompt forward pass differs by" in caplog.text
+    assert "nats per token (tolerance 1e-04): each prompt is computed once per completion" in caplog.text
     warnings = [entry.name for entry in caplog.records if entry.levelno >= logging.WARNING]
     assert [name for name in warnings if name.startswith("trl_margins")] == ["trl_margins.forward.checked"]
     torch.testing.assert_close(loss, standard.compute_loss(standard.model, first_batch(standard)))
 
 
-@pytest.mark.parametrize(
-    ("other", "said"), [([1, 0], "come from a custom collator"), ([0, 1], "hold more than text")]
-)
+@pytest.mark.parametrize(("other", "said"), [([1, 0], "come from a custom collator"), ([0, 1], "hold more than text")])
 def test_ranks_compare_together_or_not_at_all(
     other, said, tiny_model, tokenizer, tmp_path, caplog, monkeypatch, rows_seen
 ):
@@ -219,7 +219,7 @@ def test_many_logits_go_through_the_fused_head(tiny_model, tokenizer, tmp_path, 
     batch = first_batch(trainer)
     plain = trainer.compute_loss(trainer.model, batch)
     assert not trainer._fuses(unpacked(batch[SHARED]))
-    monkeypatch.setattr(head, "_FEW_LOGITS", 10)
+    monkeypatch.setattr(head, "FEW_LOGITS", 10)
     assert trainer._fuses(unpacked(batch[SHARED]))
     torch.testing.assert_close(trainer.compute_loss(trainer.model, batch), plain)
 

@@ -18,12 +18,10 @@ from tqdm.auto import tqdm
 from trl.trainer.utils import add_fused_lm_head
 
 from ..checks import unknown
-from ..forward.answer_positions import causal_model
 from ..forward.checked import Ways, checked_ways
-from ..forward.head import logits_will_do, why_not_fused
+from ..forward.head import causal_model, logits_will_do, why_not_fused
 from ..forward.precision import narrow_dtype
-from ..forward.shareable import why_not_shared
-from ..forward.shared_prompt import shared_token_logps
+from ..forward.shared_prompt import shared_token_logps, why_not_shared
 from ..forward.shared_rows import shared_rows, width_step
 from ..forward.standard import IGNORE, TokenLogps, fused_token_logps, logits_token_logps
 from ..rows import PreferenceRow, tokenize
@@ -284,7 +282,7 @@ class _Forward:
             return [CompletionLogps(np.empty(0), np.empty(0, int)) for _ in rows]
         tokens = self._token_logps(rows, k)
         logps = tokens.logps.double().sum(1).view(k, -1).T.cpu().numpy()
-        lengths = tokens.is_answer.sum(1).view(k, -1).T.cpu().numpy()
+        lengths = tokens.is_completion.sum(1).view(k, -1).T.cpu().numpy()
         return [
             CompletionLogps(logp[: len(row.ids)], length[: len(row.ids)])
             for row, logp, length in zip(rows, logps, lengths, strict=True)

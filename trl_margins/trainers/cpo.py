@@ -19,7 +19,7 @@ from ..forward.head import why_not_fused
 from ..forward.standard import IGNORE, TokenLogps, fused_token_logps, logits_token_logps, pair_logps
 from ..links import CPO_LOSSES
 from ..objective import LengthNormalizedReward, Objective, ObjectiveOutput, SummedReward
-from ..pairs import KEPT, PairLogps
+from ..pairs import CACHED, PairLogps
 from ..rewards import length_normalized
 from ..rows.cpo_tokens import CPOTokenizer
 from ..rows.opened import column_names
@@ -137,8 +137,8 @@ class MarginCPOTrainer(MarginMixin, CPOTrainer):
         return any(adapter.is_prompt_learning for adapter in getattr(self.model, "peft_config", {}).values())
 
     def pair_logps(self, model: nn.Module, batch: Mapping[str, Any], fused: bool = True) -> PairLogps:
-        if KEPT in batch:
-            return batch[KEPT]
+        if CACHED in batch:
+            return batch[CACHED]
         return pair_logps(self.token_logps(model, batch, self._sharing(self, batch), fused))
 
     def token_logps(self, model: nn.Module, batch: Mapping[str, Any], shared: bool, fused: bool = True) -> TokenLogps:

@@ -14,13 +14,12 @@ from trl import DPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import use_adapter
 
-from ..forward.shareable import why_not_shared
-from ..forward.shared_prompt import shared_token_logps
+from ..forward.shared_prompt import shared_token_logps, why_not_shared
 from ..forward.shared_rows import unpacked
 from ..forward.standard import IGNORE, TokenLogps, fused_token_logps, logits_token_logps, pair_logps
 from ..links import DPO_LOSSES, REFERENCE_FREE_LOSSES
 from ..objective import LengthNormalizedReward, LogRatioReward, Objective, ObjectiveOutput
-from ..pairs import CARRIED, KEPT, SHARED, PairLogps
+from ..pairs import CACHED, CARRIED, SHARED, PairLogps
 from ..rows.tokenized import DPO_COLUMNS, tokenized
 from ..rows.tokens import PairTokenizer, dpo_columns
 from ..terms import Term
@@ -32,7 +31,7 @@ from .preparation import PreparedSets
 
 _NO_REFERENCE = object()
 _REFERENCE = "reference_logps"  # of a batch that several passes look at
-_OURS = (CARRIED, SHARED, KEPT, _REFERENCE)  # in a batch, and not known to TRL
+_OURS = (CARRIED, SHARED, CACHED, _REFERENCE)  # in a batch, and not known to TRL
 _NOT_FOR_THE_MODEL = ("completion_mask", "ref_chosen_logps", "ref_rejected_logps", *_OURS)
 
 
@@ -121,8 +120,8 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
             return loss, model(**_for_the_model(inputs), use_cache=False)
 
     def pair_logps(self, model: nn.Module, batch: Mapping[str, Any], fused: bool = True) -> PairLogps:
-        if KEPT in batch:
-            return batch[KEPT]
+        if CACHED in batch:
+            return batch[CACHED]
         tokens = self.token_logps(model, batch, self._sharing(self, batch), fused)
         pairs = pair_logps(tokens, tail_weight=self.ld_alpha, policy_weight=self.use_weighting)
         if self._reference_free:

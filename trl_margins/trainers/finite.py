@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 
-from ..distributed import whole
+from ..distributed import full_tensor
 from ..objective import ObjectiveOutput
-from ..pairs import CARRIED, KEPT, ROW, SHARED, PairLogps
+from ..pairs import CACHED, CARRIED, ROW, SHARED, PairLogps
 from ..recording.metrics import MetricBuffer
 from ..rows.tokens import tokenizer_of
 
@@ -113,7 +113,7 @@ class FiniteSteps(TrainerCallback):
         if self.trainer.accelerator.scaler is not None:
             return torch.tensor(True)  # the scale itself may overflow; the scaler leaves such steps out and lowers it
         norm = torch.as_tensor(self.trainer.last_grad_norm)
-        return whole(norm).isfinite()
+        return full_tensor(norm).isfinite()
 
     def _described(self, seen: list[_Seen], by_output: bool) -> list[str]:
         """This rank's pairs that are not finite."""
@@ -129,7 +129,7 @@ class FiniteSteps(TrainerCallback):
         """[B] the same of another pass, in which pairs share no row: there, one's NaN reaches its neighbours."""
         if SHARED not in seen.batch:
             return seen.outputs
-        batch = {key: value for key, value in seen.batch.items() if key not in (SHARED, KEPT)}
+        batch = {key: value for key, value in seen.batch.items() if key not in (SHARED, CACHED)}
         alone = _outputs(self.trainer.forward_pairs(batch))
         return torch.where(alone.all(), seen.outputs, alone)
 

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 from trl.trainer.utils import get_config_model_id
 
-from ..distributed import check_lockstep, of_all_ranks
+from ..distributed import check_lockstep, gather_over_ranks
 from ..evaluation.ranking import ranking_metrics
 from ..forward.head import logits_will_do
 from ..forward.shared_prompt import shared_token_logps
@@ -26,7 +26,7 @@ from ..forward.shared_rows import SharedRows, unpacked, width_step
 from ..forward.standard import TokenLogps
 from ..methods import Method
 from ..objective import Objective, ObjectiveOutput
-from ..pairs import CARRIED, IS_FLIPPED, KEPT, ROW, SCORES, SHARED, PairBatch, PairLogps
+from ..pairs import CACHED, CARRIED, IS_FLIPPED, ROW, SCORES, SHARED, PairBatch, PairLogps
 from ..probes import window_probes
 from ..probes.scope import train_only
 from ..recording.metrics import MetricBuffer
@@ -164,7 +164,7 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
         """Whether TRL's own method computes a training batch's loss: no term is set, nothing is measured before the
         step, and prompts are not shared.
         """
-        return not (self.objective.terms or self._probes or KEPT in batch or self._sharing(self, batch))
+        return not (self.objective.terms or self._probes or CACHED in batch or self._sharing(self, batch))
 
     def pair_loss(
         self, model: nn.Module, batch: Mapping[str, Any], train_eval: str = "train"
@@ -193,7 +193,7 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
     def _loss(
         self, pairs: PairLogps, batch: Mapping[str, Any], training: bool
     ) -> tuple[Tensor, ObjectiveOutput, PairBatch]:
-        gather, first = of_all_ranks(self.accelerator, pairs.chosen.numel())
+        gather, first = gather_over_ranks(self.accelerator, pairs.chosen.numel())
         pair_view = PairBatch(batch.get(CARRIED, {}), gather, first, training)
         output = self.objective(pairs, pair_view)
         return output.losses.mean() + self._extra_loss(pairs), output, pair_view

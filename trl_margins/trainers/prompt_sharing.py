@@ -16,8 +16,8 @@ from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 
 from ..checks import unknown
 from ..forward.checked import Ways, checked_ways
-from ..forward.precision import narrow_dtype, without_dropout
-from ..forward.shareable import why_not_shared
+from ..forward.precision import eval_mode, narrow_dtype
+from ..forward.shared_prompt import why_not_shared
 from ..forward.standard import TokenLogps, pair_logps
 from ..pairs import SHARED
 from ..probes.probe import Batch, ProbedTrainer
@@ -90,14 +90,14 @@ class PromptSharing:
             return
         self._checked = True
 
-        def of_all_ranks(values: Tensor) -> Tensor:
+        def max_over_ranks(values: Tensor) -> Tensor:
             return trainer.accelerator.gather(values[None]).amax(0)
 
         rows = trainer.standard_rows()(batch)
         no_layout = rows is None or (self.possible and SHARED not in batch)
         # on one rank, a batch may hold an image where another's does not
         kinds = torch.tensor([no_layout, not trainer.is_plain_text(batch)], device=trainer.accelerator.device)
-        no_layout, more_than_text = of_all_ranks(kinds.long()).tolist()
+        no_layout, more_than_text = max_over_ranks(kinds.long()).tolist()
         if no_layout or more_than_text:
             logger.info(
                 "log-probabilities are not compared with the model's own logits: batches %s",
@@ -107,8 +107,8 @@ class PromptSharing:
                 self._decide(trainer, shares=False)
             return
         dtype = narrow_dtype(trainer.model, trainer.accelerator.mixed_precision)
-        with without_dropout(trainer.model):
-            right = checked_ways(trainer.model, *rows, ways, dtype=dtype, of_all_ranks=of_all_ranks)
+        with eval_mode(trainer.model):
+            right = checked_ways(trainer.model, *rows, ways, dtype=dtype, max_over_ranks=max_over_ranks)
         trainer._fused = right.fused
         if self.decided is None:
             self._decide(trainer, right.shared)

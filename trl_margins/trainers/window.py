@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from ..forward.shared_rows import packed, shared_rows, width_step
 from ..objective import Objective
-from ..pairs import KEPT, SHARED, PairLogps, one_pair
+from ..pairs import CACHED, SHARED, PairLogps, one_pair
 from ..probes.sharpness import SharpnessAware
 from .collator import StandardRows
 from .finite import FiniteSteps
@@ -84,7 +84,7 @@ class WindowMixin(ABC):
             model: the model's wrapper; without one, the model itself.
             fused: whether TRL's fused LM head may be used, where the trainer uses it.
         """
-        anew = {key: value for key, value in batch.items() if key != KEPT}
+        anew = {key: value for key, value in batch.items() if key != CACHED}
         with self._adapter_autocast():
             return self.pair_logps(self.model if model is None else model, anew, fused)
 
@@ -95,7 +95,7 @@ class WindowMixin(ABC):
 
     def one_pair(self, batch: Mapping[str, Any], i: int) -> dict[str, Any]:
         """Pair i of a prepared mini-batch, as a mini-batch."""
-        whole = {key: value for key, value in batch.items() if key not in (SHARED, KEPT)}
+        whole = {key: value for key, value in batch.items() if key not in (SHARED, CACHED)}
         pair = one_pair(whole, i, self.n_pairs(batch))
         if SHARED not in batch:
             return pair

@@ -26,8 +26,8 @@ from trl import DPOConfig
 from trl.experimental.cpo import CPOConfig
 
 from trl_margins.cli import main
-from trl_margins.cli.train import _train, make_parser
-from trl_margins.cli.yaml_file import read_yaml
+from trl_margins.cli.config_file import read_yaml
+from trl_margins.cli.train import _train, parse
 from trl_margins.data import bundled
 from trl_margins.data.evaluation_factors import compute
 from trl_margins.links import CPO_LOSSES, DPO_LOSSES
@@ -520,7 +520,7 @@ def console(monkeypatch, capsys) -> Callable[..., tuple[int, str]]:
         ("0", "c.yaml: a config is a YAML mapping from keys to values, not a int"),
         ("beta: 1\nbeta: 2", r"(?s)the key 'beta' is there twice.*c.yaml\", line 2"),
         ("model_init_kwargs: {a: 1, a: 2}", r"(?s)the key 'a' is there twice.*c.yaml\", line 1"),
-        ("model_init_kwargs:\n\ta: 1", r"(?s)found character '\\t' .*c.yaml\", line 2.*indented by spaces"),
+        ("model_init_kwargs:\n\ta: 1", r"(?s)found character '\\t' .*c.yaml\", line 2.*indented with spaces"),
         ("beta: 1: 2", r"(?s)mapping values are not allowed here.*c.yaml\", line 1"),
         ("\x00", 'c.yaml", position 0'),
     ],
@@ -550,7 +550,7 @@ def test_yaml_numbers_that_yaml_takes_for_texts(tmp_path):
         "loss_type: [sigmoid, sft]\nloss_weights: [8e-1, 1]\noutput_dir: x\n"
     )
     argv = ["--config", str(tmp_path / "c.yaml")]
-    args = make_parser(argv).parse_args_and_config(argv)[1]
+    args = parse(argv)[1]
     assert (args.learning_rate, args.beta, args.max_steps, args.loss_weights) == (1e-6, 2.5, 3, [0.8, 1.0])
     assert args.use_cpu is True
 
@@ -567,9 +567,9 @@ def test_yaml_that_says_nothing_changes_nothing(tmp_path):
     ("argv", "status", "words"),
     [
         (["--method", "gapo"], 1, r"unknown method 'gapo'; .*'gap-aware' \(GaPO\) or 'geometric-anchor' \(GAPO\)"),
-        (["--lerning_rate", "1"], 1, r"unknown flags .*--lerning_rate \(did you mean --learning_rate\?\)"),
-        (["--meth", "amapo"], 1, r"--meth \(did you mean --method\?\)"),
-        (["--reward", "length-normalized"], 1, "unknown flags for this method and base: --reward"),
+        (["--lerning_rate", "1"], 1, r"unknown option \'--lerning_rate\' \(did you mean \'--learning_rate\'\?\)"),
+        (["--meth", "amapo"], 1, r"\'--meth\' \(did you mean \'--method\'\?\)"),
+        (["--reward", "length-normalized"], 1, "method 'gappo' on base 'cpo': unknown option '--reward'"),
         (["--beta", "-1"], 1, "beta must be a number, above 0; it is -1.0"),
         (["--beta", "nan"], 1, "beta must be a number, above 0; it is nan"),
         (["--max_steps", "ten"], 2, "argument --max_steps/--max-steps: invalid int value: 'ten'"),
@@ -605,21 +605,33 @@ def test_flags_that_are_wrong(argv, status, words, console, tiny_model, tmp_path
 @pytest.mark.parametrize(
     ("argv", "status", "words"),
     [
-        (["tune"], 2, "trl-margins: unknown command 'tune'"),
+        (["tune"], 2, "trl-margins: error: argument COMMAND: invalid choice: 'tune'"),
         (["evaluate", "--bootstrap", "0"], 1, "bootstrap must be a whole number, at least 1; it is 0"),
         (["evaluate", "--batch_size", "-4"], 1, "batch_size must be a whole number, at least 1; it is -4"),
         (["evaluate", "--dtype", "float31"], 2, "invalid choice: 'float31'"),
         (["evaluate", "--reward", "log-ratio"], 1, "reward 'log-ratio' needs --ref_model"),
-        (["evaluate", "--json", "file/n.json"], 1, "file cannot be written to .*: name another folder, or make room"),
+        (
+            ["evaluate", "--json", "file/n.json"],
+            1,
+            "file cannot be written to .*: name another folder, or make room",
+        ),
         (["evaluate", "--config", "tab.yaml"], 1, "(?s)found character '\\\\t'.*tab.yaml"),
         (["select", "--output_dir", "out", "--fraction", "0"], 1, "fraction must be a number, above 0 and at most 1"),
         (["select", "--output_dir", "out", "--fraction", "0.01"], 1, "fraction .*leave a row of 4, not 0.01"),
-        (["evaluate", "--rewrad", "sum"], 1, "evaluate: unknown option --rewrad; did you mean --reward.\n"),
-        (["inspect", "--x=1"], 1, "inspect: unknown option --x\n"),
-        (["score", "--metrik", "jaccard"], 1, "unknown option --metrik; did you mean --metric.\n"),
-        (["select", "--output-dri", "o"], 1, "select: unknown option --output-dri; did you mean --output-dir.\n"),
-        (["select", "--output_dir", "o", "--config", "x.yaml"], 1, "unknown option --radios; did you mean --radius."),
-        (["evaluate", "--json", "a", "b"], 1, "unexpected argument 'b': write the option"),
+        (["evaluate", "--rewrad", "sum"], 1, r"evaluate: unknown option '--rewrad' \(did you mean '--reward'\?\)\n"),
+        (["inspect", "--x=1"], 1, "inspect: unknown option '--x'\n"),
+        (
+            ["score", "--metrik", "jaccard"],
+            1,
+            r"unknown options '--model_name_or_path', '--metrik' \(did you mean '--metric'\?\)\n",
+        ),
+        (
+            ["select", "--output-dri", "o"],
+            1,
+            r"select: unknown option '--output-dri' \(did you mean '--output-dir'\?\)\n",
+        ),
+        (["select", "--config", "x.yaml"], 1, r"select: x.yaml: unknown key 'radios' \(did you mean 'radius'\?\)\n"),
+        (["evaluate", "--json", "a", "b"], 1, "unexpected argument 'b': put the option"),
         (["select", "--output_dir", "file/out"], 1, "file/out cannot be written to .Not a directory"),
         (["select", "--output_dir", "out", "--estimator", "exact"], 1, "unknown anchor_estimator 'exact'"),
     ],
@@ -763,8 +775,8 @@ def test_models_that_are_not_there(base, tiny_model, tmp_path, console):
     adapter.save_pretrained(tmp_path / "adapter")
     for model, words in {
         tmp_path / "nowhere": f"there is no model folder {tmp_path / 'nowhere'}: give a folder, a Hub id",
-        runs: r"runs holds no model .*but checkpoint-4 in it: name one of these",
-        tmp_path / "adapter": r"the base of the adapter .*adapter is missing: there is no model folder .*gone.*"
+        runs: r"runs contains no model .*but checkpoint-4 in it: name one of these",
+        tmp_path / "adapter": r"the base model of the adapter .*adapter is missing: there is no model folder .*gone.*"
         "base_model_name_or_path",
         "some/model": r"'some/model' cannot be loaded: .*HF_HUB_OFFLINE.*hf download some/model\), or give a folder",
     }.items():
@@ -1011,7 +1023,7 @@ def test_a_full_disk_under_a_checkpoint(tiny_model, tmp_path, monkeypatch, caplo
     with pytest.raises(OSError, match="No space left on device"), caplog.at_level(logging.ERROR, "trl_margins"):
         _train(trainer, None)
     last = tmp_path / "checkpoint-1"
-    assert f"training stopped in step 3; --resume_from_checkpoint true goes on from {last}" in caplog.text
+    assert f"training stopped in step 3; --resume_from_checkpoint true resumes from {last}" in caplog.text
     monkeypatch.undo()
     again = build(tiny_model, tmp_path, **saving)
     _train(again, resume=True)

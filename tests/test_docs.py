@@ -216,7 +216,7 @@ def check_launch(words: list[str]) -> None:
     """The launcher's flags parse, and the command's do in this package."""
     from accelerate.commands.launch import launch_command_parser
 
-    from trl_margins.cli.train import make_parser
+    from trl_margins.cli.train import parse
 
     assert words[0] == "launch"
     launch = launch_command_parser().parse_args(words[1:])
@@ -226,8 +226,7 @@ def check_launch(words: list[str]) -> None:
     command, *rest = launch.training_script_args
     assert command in COMMANDS
     if command == "train":
-        argv = as_run([command, *rest])[1:]
-        make_parser(argv).parse_args_and_config(argv, fail_with_unknown_args=True)
+        parse(as_run([command, *rest])[1:])
 
 
 # What the site is made of

@@ -502,7 +502,7 @@ def test_figures(two_splits, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"audit.pdf: a figure is one of \.png, \.svg"):
         main(["inspect", two_splits, "--plot", str(tmp_path / "audit.pdf")])
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ImportError, match="pip install matplotlib"):
+    with pytest.raises(ImportError, match=r"pip install 'trl-margins\[report\]'"):
         main(["inspect", two_splits, "--plot", str(tmp_path / "audit.png")])
 
 
@@ -513,7 +513,7 @@ def test_a_figure_has_panels_for_what_there_is():
         return [panel.get_title("left") for panel in figure(found).axes]
 
     scored, unscored = preference_rows(20), Dataset.from_list(plain(3))
-    assert titles(audit({"a": scored})) == ["Score gap", "Answer length", "Evaluation factor"]
-    assert titles(audit({"a": unscored})) == ["Answer length", "Evaluation factor"]
+    assert titles(audit({"a": scored})) == ["Score gap", "Completion length", "Evaluation factor"]
+    assert titles(audit({"a": unscored})) == ["Completion length", "Evaluation factor"]
     assert len(titles(audit({"a": scored, "b": unscored}))) == 6
     assert len(titles(audit({"a": Dataset.from_list([{"text": "x"}])}))) == 1

@@ -14,10 +14,10 @@ import pytest
 import yaml
 from conftest import preference_rows
 
-from trl_margins.cli import main
+from trl_margins.cli import main, train
 from trl_margins.cli import recipes as module
 from trl_margins.cli.recipes import recipe_folder, recipe_path, recipes
-from trl_margins.cli.train import build_trainer, make_parser
+from trl_margins.cli.train import build_trainer
 from trl_margins.methods import METHODS, get_method
 from trl_margins.trainers.configs import MarginOptions
 
@@ -76,8 +76,7 @@ def head(name: str) -> Head:
 
 
 def parse(name: str, *flags: str) -> tuple[Any, ...]:
-    argv = ["--config", str(recipe_path(name)), *flags]
-    return make_parser(argv).parse_args_and_config(argv)
+    return train.parse(["--config", str(recipe_path(name)), *flags])
 
 
 def written(name: str) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 import trl_margins
 from trl_margins import GapPOConfig, GapPOTrainer
 from trl_margins.cli import main
-from trl_margins.cli.aliases import check_aliases
+from trl_margins.cli.config_file import ConfigLoader
 from trl_margins.cli.recipes import recipe_path
 from trl_margins.cli.setup import load_tokenizer
 from trl_margins.data.bundled import resolve_model
@@ -423,7 +423,7 @@ def bomb_of(levels, width=9):
 )
 def test_aliases_are_counted_before_they_are_written_out(text, problem):
     with pytest.raises(yaml.YAMLError, match=problem):
-        check_aliases(yaml.compose(text))
+        yaml.load(text, Loader=ConfigLoader)
 
 
 @pytest.mark.parametrize("argv", [["train", "--dry_run", "--config"], ["convert"]])
@@ -437,7 +437,7 @@ def test_a_yaml_bomb_does_not_go_off(levels, argv, tmp_path):
 
 @pytest.mark.parametrize("text", ["", "a: 1", bomb_of(3), "usual: &usual {beta: 1}\nmine: {<<: *usual, gamma: 2}"])
 def test_ordinary_aliases_are_welcome(text):
-    check_aliases(yaml.compose(text))
+    yaml.load(text, Loader=ConfigLoader)
 
 
 # Texts in cards, pages, pictures and tables

@@ -1,4 +1,4 @@
-"""What the settings of a run come to, as YAML that `trl-margins train --config` takes."""
+"""`trl-margins train --dry_run`: the settings of a run, as YAML that `--config` takes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import asdict, fields, is_dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-import yaml
+from .config_file import as_yaml
 
 if TYPE_CHECKING:
     from trl import ModelConfig
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
     from .train import TrainArguments
 
-# said elsewhere, no setting, a secret, or transformers' copy of `gradient_checkpointing…`
-_LEFT_OUT = frozenset(
+# printed elsewhere, not a setting, a secret, or transformers' copy of `gradient_checkpointing…`
+_HIDDEN = frozenset(
     {"method", "base", "recipe", "dry_run", "hub_token", "activation_checkpointing", "activation_checkpointing_kwargs"}
 )
 
 
 def resolved(script: TrainArguments, config: Any, model_args: ModelConfig, mixture: DatasetMixtureConfig) -> str:
-    """Method, base, model, data, and every other field that is not by default what it is: TRL's, or the method's."""
+    """Method, base, model, data, and every field that differs from TRL's default or from the method's."""
     from ..trainers.configs import config_class
 
     defaults = [kind(use_cpu=config.use_cpu) for kind in (config_class(None, script.base), type(config))]
@@ -31,33 +31,31 @@ def resolved(script: TrainArguments, config: Any, model_args: ModelConfig, mixtu
         f"The objective: {type(config).__name__}": {"method": script.method, "base": script.base},
         "Model": _changed(model_args, type(model_args)()),
         "Data": {**_changed(script, type(script)()), **_changed(mixture, type(mixture)())},
-        f"What else differs from the defaults of TRL's {script.base.upper()}Trainer, or the method's": _changed(
-            config, *defaults
+        f"Other settings that differ from the defaults of TRL's {script.base.upper()}Trainer or of the method": (
+            _changed(config, *defaults)
         ),
     }
     return "\n".join(f"# {title}\n{as_yaml(part)}" for title, part in parts.items() if part)
 
 
-def as_yaml(settings: dict[str, Any]) -> str:
-    """Keys in their order."""
-    return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=110)
-
-
 def _changed(values: Any, *defaults: Any) -> dict[str, Any]:
-    """The fields that `values` has otherwise than one of the defaults."""
-    names = [item.name for item in fields(defaults[0]) if item.init and item.name not in _LEFT_OUT]
+    """The fields of `values` that differ from one of the defaults."""
+    names = [item.name for item in fields(defaults[0]) if item.init and item.name not in _HIDDEN]
     found = {name: _plain(getattr(values, name)) for name in names}
     return {name: value for name, value in found.items() if any(value != _plain(getattr(d, name)) for d in defaults)}
 
 
 def _plain(value: Any) -> Any:
-    """As YAML can say it."""
-    if isinstance(value, Enum):
-        return value.value
+    """As YAML can write it."""
+    match value:
+        case Enum():
+            return value.value
+        case dict():
+            return {name: _plain(each) for name, each in value.items()}
+        case list() | tuple():
+            return [_plain(each) for each in value]
+        case None | str() | int() | float():
+            return value
     if is_dataclass(value) and not isinstance(value, type):
-        return {name: _plain(kept) for name, kept in asdict(value).items() if kept is not None}
-    if isinstance(value, dict):
-        return {name: _plain(kept) for name, kept in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(kept) for kept in value]
-    return value if value is None or isinstance(value, str | int | float | bool) else str(value)
+        return {name: _plain(each) for name, each in asdict(value).items() if each is not None}
+    return str(value)

@@ -15,6 +15,7 @@ from ..checks import Number
 from ..data.loading import load_splits, pick_split
 from ..data.splits import SPLITS
 from ..evaluation.sets import EvaluationSet, evaluation_set
+from ..evaluation.tables import report_tables
 from ..report.markdown import inline, one_line
 from ..report.run_folder import INFO
 from .options import PROMPT_COLUMN, SCORE_COLUMNS, SYSTEM_COLUMN, OptionsParser
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-UNITS = {"length-normalized": "nats per token", "sum": "nats", "log-ratio": "nats"}
+REWARDS = ("length-normalized", "sum", "log-ratio")
 RM_BENCH = "RM-Bench"
 RM_BENCH_LENGTH = 2048
 
@@ -50,7 +51,7 @@ class EvaluateArguments:
     )
     reward: str = field(
         default="length-normalized",
-        metadata={"help": "Mean log-probability per token, its sum, or log-ratio to --ref_model.", "choices": UNITS},
+        metadata={"help": "Mean log-probability per token, its sum, or log-ratio to --ref_model.", "choices": REWARDS},
     )
     ref_model: str | None = field(
         default=None,
@@ -136,8 +137,7 @@ def main(argv: Sequence[str]) -> int:
     for name, found in rewards.items():
         check_finite(found, name)
     reports = report_sets(sets, rewards, scored, args.eval_min_score_gap, args.bootstrap)
-    text = tables(reports, args.eval_min_score_gap, UNITS[args.reward])
-    print(text)
+    print(report_tables(reports, args.eval_min_score_gap, args.reward))
     settings = {
         "model": args.model_name_or_path,
         "reward": args.reward,
@@ -149,7 +149,7 @@ def main(argv: Sequence[str]) -> int:
     }
     _write(args.json, json.dumps({**settings, "sets": reports}, indent=2))
     shown = {inline(name): report for name, report in reports.items()}  # a name could be more than a name there
-    _write(args.markdown, tables(shown, args.eval_min_score_gap, UNITS[args.reward]))
+    _write(args.markdown, report_tables(shown, args.eval_min_score_gap, args.reward))
     lines = (
         {"set": each.name, "row": i, "rewards": row.tolist(), "lengths": found.lengths.tolist()}
         for each in sets
@@ -295,26 +295,6 @@ def report_sets(
             report = pair_report(pairs, [str(row.prompt) for row in each.rows], min_score_gap, n_resamples)
         reports[each.name] = {"kind": each.kind, **report}
     return reports
-
-
-def tables(reports: Mapping[str, Mapping[str, Any]], min_score_gap: float, unit: str) -> str:
-    """All tables, those of one kind together."""
-    from ..evaluation.tables import bins_table, listwise_table, pair_table, rm_bench_table
-
-    of_kind = {
-        kind: {name: report for name, report in reports.items() if report["kind"] == kind}
-        for kind in ("pairs", "listwise", "rm-bench")
-    }
-    parts = []
-    if pairs := of_kind["pairs"]:
-        parts.append(pair_table(pairs, min_score_gap, unit))
-        for name, report in pairs.items():
-            titles = {"by_score_gap": f"{name}, by score gap", "by_length": f"{name}, by length"}
-            parts += [bins_table(report[key], title) for key, title in titles.items() if report[key]]
-    if lists := of_kind["listwise"]:
-        parts.append(listwise_table(lists))
-    parts += [rm_bench_table(report) for report in of_kind["rm-bench"].values()]
-    return "\n\n".join(parts) + "\n\nIn brackets: 95 % intervals, by bootstrap over prompts."
 
 
 def _write(file: str | None, text: str) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..checks import Number
-from ..data.audit import Audit, Distribution, Lengths, Measure, SplitAudit, audit
+from ..data.audit import Lengths, Measure, audit
 from ..data.audit.console import report
 from ..data.loading import load_splits, pick_split
 from ..rows import PreferenceRow, RowError, RowReader, tokenize
@@ -21,9 +21,6 @@ from .setup import check_writable, load_tokenizer, log_to_console
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from matplotlib.figure import Figure
-
-    from ..report.audit_figure import Panel
 
 FIGURES = (".png", ".svg")
 
@@ -96,7 +93,9 @@ def main(argv: Sequence[str]) -> int:
     if args.json:
         Path(args.json).write_text(json.dumps(asdict(found), indent=2) + "\n")
     if args.plot:
-        figure(found).savefig(args.plot, dpi=120)
+        from ..report.audit_figure import audit_figure
+
+        audit_figure(found).savefig(args.plot, dpi=120)
     return 0
 
 
@@ -163,33 +162,3 @@ def check_figure(name: str) -> None:
         raise ImportError(
             f"--plot needs matplotlib ({error}): pip install matplotlib, or pip install 'trl-margins[report]'"
         ) from error
-
-
-def figure(found: Audit) -> Figure:
-    """Score gaps, answer lengths and evaluation factors: a row of panels a split, none for what no split has."""
-    from ..report.audit_figure import draw
-
-    return draw({name: panels_of(split) for name, split in found.splits.items()})
-
-
-def panels_of(split: SplitAudit) -> dict[str, Panel]:
-    """By their titles."""
-    from ..report.audit_figure import Panel
-
-    def panel(label: str, **shown: Distribution) -> Panel:
-        """Of distributions with the same edges."""
-        beyond = any(any(one.reaches_beyond) for one in shown.values())
-        edges = next(iter(shown.values())).histogram.edges
-        counts = {name: one.histogram.counts for name, one in shown.items()}
-        return Panel(f"{label} (ends: and beyond)" if beyond else label, edges, counts)
-
-    panels = {}
-    scores, lengths, factors = split.scores, split.lengths, split.factors
-    if scores is not None and scores.gap is not None:
-        panels["Score gap"] = panel(" − ".join(scores.columns), gap=scores.gap)
-    if lengths is not None and lengths.chosen is not None and lengths.rejected is not None:
-        panels["Answer length"] = panel(lengths.unit, chosen=lengths.chosen, rejected=lengths.rejected)
-    if factors is not None and factors.values is not None:
-        label = factors.column or f"{factors.metric} of {factors.values.n} pairs"
-        panels["Evaluation factor"] = panel(label, factor=factors.values)
-    return panels

@@ -3,34 +3,29 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 
-from .distributions import Distribution
-from .factors import Factors
-from .lengths import AnswerLengths
-from .overall import Audit
-from .split import SplitAudit
+from ...tables import aligned
+from . import Audit, Distribution, SplitAudit
+from .counting import Factors, PairLengths
 
 BAR = 40  # characters of the longest bar
-WIDTH = 110  # of a line of prose
+WIDTH = 110  # characters of a line of prose
 
 
 def report(found: Audit) -> str:
-    """All of it, the warnings last."""
-    blocks = []
-    for name, split in found.splits.items():
-        blocks += ["\n".join(block) for block in _split_blocks(name, split)]
+    """The whole audit, the warnings last."""
+    blocks = [block for name, split in found.splits.items() for block in _split_blocks(name, split)]
     if found.shared_prompts:
-        lines = ["Prompts in two splits"]
+        blocks.append(["Prompts in two splits"])
         for both in found.shared_prompts:
             rows = " and ".join(f"{n} rows of {split}" for split, n in zip(both.splits, both.n_rows, strict=True))
-            lines.append(f"  {both.n_prompts} prompts, in {rows}")
-        blocks.append("\n".join(lines))
-    lines = [_filled("  * ", warning) for warning in found.warnings]
-    blocks.append("\n".join(["Warnings", *lines] if lines else ["No warnings"]))
-    text = "\n\n".join(blocks)
-    # names are the data's own, and a console obeys escape sequences
+            blocks[-1].append(f"  {both.n_prompts} prompts, in {rows}")
+    warnings = [_filled("  * ", warning) for warning in found.warnings]
+    blocks.append(["Warnings", *warnings] if warnings else ["No warnings"])
+    text = "\n\n".join("\n".join(block) for block in blocks)
+    # names come from the data, and a console obeys escape sequences
     return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
@@ -44,10 +39,10 @@ def _split_blocks(name: str, split: SplitAudit) -> Iterator[list[str]]:
         yield list(_row_lines(split))
         if split.factors is not None and (split.factors.values is not None or split.factors.problem):
             yield list(_factor_lines(split.factors))
-    answers: dict[str, list[str]] = {}
+    verdicts: dict[str, list[str]] = {}
     for method, why in split.methods.items():
-        answers.setdefault(f"no ({why})" if why else "yes", []).append(method)
-    yield ["Methods that it can feed", *(_filled(f"  {a}: ", ", ".join(m)) for a, m in answers.items())]
+        verdicts.setdefault(f"no ({why})" if why else "yes", []).append(method)
+    yield ["Usable methods", *(_filled(f"  {v}: ", ", ".join(m)) for v, m in verdicts.items())]
 
 
 def _filled(head: str, text: str) -> str:
@@ -62,7 +57,7 @@ def _score_lines(split: SplitAudit) -> Iterator[str]:
         yield "Scores: no score columns"
         return
     yield f"Score gap, {' − '.join(scores.columns)}"
-    yield from (f"  {bad.column}: {bad.kinds()}" for bad in scores.bad)
+    yield from (f"  {bad.column}: {bad}" for bad in scores.bad)
     gap = scores.gap
     if gap is None:
         return
@@ -72,25 +67,25 @@ def _score_lines(split: SplitAudit) -> Iterator[str]:
         "reversed (rejected scores higher)": scores.n_reversed,
         f"gap ≥ {scores.min_score_gap:g}": scores.n_at_least,
     }
-    yield "  " + ", ".join(f"{what} {_share(n, gap.n)}" for what, n in counts.items())
+    yield f"  {_shares(counts, gap.n)}"
     yield from _bars(gap)
 
 
-def _length_lines(split: SplitAudit, lengths: AnswerLengths) -> Iterator[str]:
-    yield f"{'Lengths in ' + lengths.unit:<20}" + "".join(f"{head:>9}" for head in ("mean", "median", "95 %", "max"))
+def _length_lines(split: SplitAudit, lengths: PairLengths) -> Iterator[str]:
+    rows = [(f"Lengths in {lengths.unit}", "mean", "median", "95 %", "max")]
     for name in ("prompt", "chosen", "rejected"):
         d: Distribution = getattr(lengths, name)
         implied = " (implicit)" if name == "prompt" and split.implicit else ""
-        cells = "".join(f"{cell:>9.0f}" for cell in (d.mean, d.median, d.percentile_95, d.maximum))
-        yield f"  {name + implied:<18}{cells}"
+        cells = (f"{cell:.0f}" for cell in (d.mean, d.median, d.percentile_95, d.maximum))
+        rows.append((f"  {name}{implied}", *cells))
+    yield from aligned(rows, right=(False, True, True, True, True))
     n, truncation = d.n, split.truncation
     counts = {"longer": lengths.n_chosen_longer, "shorter": lengths.n_chosen_shorter, "equal": lengths.n_equal}
-    yield "  chosen is " + ", ".join(f"{what} {_share(count, n)}" for what, count in counts.items())
+    yield f"  chosen is {_shares(counts, n)}"
     if truncation is not None:
-        counts = {"chosen": truncation.n_chosen, "rejected": truncation.n_rejected, "either": truncation.n_pairs}
-        sides = ", ".join(f"{side} {_share(count, n)}" for side, count in counts.items())
+        cut = {"chosen": truncation.n_chosen, "rejected": truncation.n_rejected, "either": truncation.n_pairs}
         filled = _share(truncation.n_left_empty, n)
-        yield f"  max_length={truncation.max_length} cuts {sides}; the prompt alone fills it in {filled}"
+        yield f"  max_length={truncation.max_length} cuts {_shares(cut, n)}; the prompt alone fills it in {filled}"
 
 
 def _row_lines(split: SplitAudit) -> Iterator[str]:
@@ -102,18 +97,18 @@ def _row_lines(split: SplitAudit) -> Iterator[str]:
         "empty chosen": split.empty_chosen,
         "empty rejected": split.empty_rejected,
     }
-    for what, rows in found.items():
+    for problem, rows in found.items():
         if rows is not None:
             example = f": {rows.example}" if rows.example else ""
-            yield f"  {what} {_share(rows.n, split.n_rows)}; the first is row {rows.first_row}{example}"
+            yield f"  {problem} {_share(rows.n, split.n_rows)}; the first is row {rows.first_row}{example}"
     duplicates = split.duplicates
     assert duplicates is not None
     counts = {
         "repeat another row": duplicates.n_identical,
-        "same pair the other way round": duplicates.n_contradicting,
-        "chosen = rejected": duplicates.n_same_answer,
+        "same pair, swapped": duplicates.n_contradicting,
+        "chosen = rejected": duplicates.n_same_completion,
     }
-    yield "  " + ", ".join(f"{what} {_share(n, split.n_read)}" for what, n in counts.items())
+    yield f"  {_shares(counts, split.n_read)}"
     yield (
         f"  {duplicates.n_prompts} distinct prompts, {duplicates.n_repeated_prompts} of them in several rows, the "
         f"most frequent in {duplicates.most_frequent_prompt}"
@@ -125,13 +120,13 @@ def _factor_lines(factors: Factors) -> Iterator[str]:
     n = values.n if values else 0
     yield "Evaluation factor, " + (f"column {factors.column}" if factors.column else f"{factors.metric} of {n} pairs")
     if factors.problem:
-        yield f"  without the bad values (see the warnings), {n} pairs"
+        yield f"  {n} pairs, without the bad values (see the warnings)"
     if values is not None:
-        yield f"  {_quartiles(values)}, EF = 0 {_share(factors.n_zero, n)}, EF = 1 {_share(factors.n_one, n)}"
+        yield f"  {_quartiles(values)}, {_shares({'EF = 0': factors.n_zero, 'EF = 1': factors.n_one}, n)}"
         yield from _bars(values)
 
 
-def _bars(values: Distribution) -> Iterator[str]:
+def _bars(values: Distribution) -> list[str]:
     edges, counts = values.histogram.edges, values.histogram.counts
     labels = [f"{low:g} – {high:g}" for low, high in pairwise(edges)]
     below, above = values.reaches_beyond
@@ -139,16 +134,18 @@ def _bars(values: Distribution) -> Iterator[str]:
         labels[0] = f"< {edges[1]:g}"
     if above:
         labels[-1] = f"≥ {edges[-2]:g}"
+    bars = ["█" * round(BAR * count / max(counts)) or ("▏" if count else "") for count in counts]
     filled = [i for i, count in enumerate(counts) if count]
-    shown = slice(filled[0], filled[-1] + 1)
-    width = max(map(len, labels[shown]))
-    for label, count in zip(labels[shown], counts[shown], strict=True):
-        bar = "█" * round(BAR * count / max(counts)) or ("▏" if count else "")
-        yield f"  {label:>{width}}  {bar:<{BAR}}  {_share(count, values.n)}"
+    rows = [(labels[i], f"{bars[i]:<{BAR}}", _share(counts[i], values.n)) for i in range(filled[0], filled[-1] + 1)]
+    return [f"  {line}" for line in aligned(rows, right=(True, False, False))]
 
 
 def _quartiles(values: Distribution) -> str:
     return f"quartiles {values.lower_quartile:.4g}, {values.median:.4g}, {values.upper_quartile:.4g}"
+
+
+def _shares(counts: Mapping[str, int], whole: int) -> str:
+    return ", ".join(f"{what} {_share(n, whole)}" for what, n in counts.items())
 
 
 def _share(part: int, whole: int) -> str:

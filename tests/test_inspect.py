@@ -15,11 +15,12 @@ from test_tokenization import merging_tokenizer
 
 from trl_margins import MarginCPOConfig, MarginCPOTrainer
 from trl_margins.cli import main
-from trl_margins.cli.inspect import columns_of, in_tokens_of, report
+from trl_margins.cli.inspect import columns_of, in_tokens_of
 from trl_margins.data.audit import Audit, SplitAudit, audit, distribution, nice_edges
 from trl_margins.data.audit.counting import shortened
 from trl_margins.data.evaluation_factors import compute
 from trl_margins.methods import METHODS
+from trl_margins.report.audit_text import audit_text
 from trl_margins.rows import RowError
 from trl_margins.rows.scores import ScoreError
 
@@ -438,7 +439,7 @@ def test_it_does_not_warn_without_a_reason():
     rows[9] = {**rows[8]}
     found = audit({"train": Dataset.from_list(rows)})
     assert found.warnings == []
-    assert "No warnings" in report(found)
+    assert "No warnings" in audit_text(found)
 
 
 def test_the_report_survives_whatever_the_data_lacks():
@@ -446,7 +447,7 @@ def test_the_report_survives_whatever_the_data_lacks():
     unreadable = Dataset.from_list([{"chosen": [1, 2], "rejected": [3, 4], "margin": None}])
     for rows in (empty, unreadable, Dataset.from_list([{"text": "x"}])):
         found = audit({"train": rows}, methods=NEEDS)
-        assert "Warnings" in report(found)
+        assert "Warnings" in audit_text(found)
         assert all(found.splits["train"].methods.values())
 
 
@@ -497,7 +498,9 @@ def test_one_split_and_the_flag(two_splits, capsys):
 
 
 def test_bars_are_as_long_as_their_counts():
-    lines = report(audit({"train": Dataset.from_list(plain(7, margin=[1.0] * 4 + [2.0] * 2 + [4.0]))})).splitlines()
+    lines = audit_text(
+        audit({"train": Dataset.from_list(plain(7, margin=[1.0] * 4 + [2.0] * 2 + [4.0]))})
+    ).splitlines()
     first = next(i for i, line in enumerate(lines) if line.startswith("  1 – 2"))
     bars = [line.count("█") for line in lines[first : first + 4]]
     assert bars == [40, 20, 0, 10]

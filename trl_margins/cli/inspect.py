@@ -12,8 +12,8 @@ import numpy as np
 
 from ..checks import Number
 from ..data.audit import Lengths, Measure, audit
-from ..data.audit.console import report
 from ..data.loading import load_splits, pick_split
+from ..report.audit_text import audit_text
 from ..rows import PreferenceRow, RowError, RowReader, tokenize
 from ..rows.tokens import read_batch
 from .options import LENGTH, PROMPT_COLUMN, SCORE_COLUMNS, SYSTEM_COLUMN, OptionsParser, data_first, max_length_of
@@ -89,7 +89,7 @@ def main(argv: Sequence[str]) -> int:
         prompt_column=args.prompt_column,
         system_column=args.system_column,
     )
-    print(report(found))
+    print(audit_text(found))
     if args.json:
         Path(args.json).write_text(json.dumps(asdict(found), indent=2) + "\n")
     if args.plot:

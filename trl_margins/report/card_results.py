@@ -114,14 +114,8 @@ def eval_results(
 ) -> list[EvalResult]:
     """All numbers, in the form of the Hub's `model-index`.
 
-    Args:
-        evaluations: by the trainer.
-        reports: by `trl-margins evaluate`. Their sets are known by name only.
-        min_score_gap: τ of the trainer's `pwa`.
-        model_step: the step of the model. Evaluations of an earlier step say so.
-        hub_id: id of the evaluation set on the Hub, if it has one.
-        name: the name of the evaluation set.
-        split: its split, if it is known and there is one evaluation set.
+    `min_score_gap` is τ of the trainer's `pwa`; `hub_id`, `name` and `split` are those of the trainer's evaluation set.
+    Evaluations of a step before `model_step` say so.
     """
     results: list[EvalResult] = []
     for of in evaluations:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -26,13 +27,20 @@ def draw_pictures(runs: Sequence[Run]) -> list[Picture]:
 @styled
 def ranking(runs: Sequence[Run]) -> Picture:
     """PWA of clear pairs and of all, and Spearman over steps; all runs and evaluation sets in the same axes."""
-    name, title = "ranking", "Pairwise accuracy and Spearman"
+    picture = Picture("ranking", "Pairwise accuracy and Spearman")
     curves = {run.name: summaries.ranking_curves(run) for run in runs}
     nothing = "eval_pwa, eval_pwa_all or eval_spearman: it was trained without evaluation"
     left_out = {run.name: _unlogged(run, nothing) for run in runs if not curves[run.name]}
     metrics = [m for m in summaries.RANKING if any(m == metric for c in curves.values() for _, metric in c)]
     if not metrics:
-        return Picture(name, title, left_out=left_out)
+        return replace(picture, left_out=left_out)
+    least = {run.config.get("eval_min_score_gap") for run in runs}
+    threshold = f"{least.pop():g}" if len(least) == 1 and None not in least else "τ"
+    shown = {
+        "pwa": (f"PWA, score gap ≥ {threshold}", "share of pairs", 0.5),
+        "pwa_all": ("PWA, all pairs", "share of pairs", 0.5),
+        "spearman": ("Spearman ρ, all completions", "rank correlation", 0.0),
+    }
     figure, axes = panels(len(metrics), height=3.2, columns=3)
     looks = _curve_looks(runs, curves)
     for panel, metric in zip(axes, metrics, strict=True):
@@ -41,10 +49,13 @@ def ranking(runs: Sequence[Run]) -> Picture:
                 _plot(panel, curve, look)
                 best = curve.steps[curve.best], curve.values[curve.best]
                 panel.plot(*best, marker="o", markersize=11, fillstyle="none", color=look["color"])
-        panel.set_title(_ranking_title(metric, runs))
-        panel.set_ylabel("rank correlation" if metric == "spearman" else "share of pairs")
+        title, ylabel, guessing = shown[metric]
+        panel.set(title=title, ylabel=ylabel)
         _steps(panel)
-        _reference(panel, 0.0 if metric == "spearman" else 0.5)
+        low, high = panel.get_ylim()
+        if low < guessing < high:
+            panel.axhline(guessing, color=GREY, linewidth=1.2, linestyle=":", zorder=1)
+        panel.set_ylim(low, high)
     names = [f"{run}, {of_set}" if of_set else run for run, of_set in looks]
     legend_below(figure, [Line2D([], [], **look) for look in looks.values()], names)
     caption = (
@@ -53,7 +64,7 @@ def ranking(runs: Sequence[Run]) -> Picture:
         f"dotted line, where it is in range, the value of guessing. From {STATE}: "
         f"{', '.join(f'eval_{m}' for m in metrics)}."
     )
-    return Picture(name, title, figure, caption, left_out)
+    return replace(picture, figure=figure, caption=caption, left_out=left_out)
 
 
 def _curve_looks(runs: Sequence[Run], curves: Mapping[str, Mapping[tuple[str, str], object]]) -> dict:
@@ -67,14 +78,6 @@ def _curve_looks(runs: Sequence[Run], curves: Mapping[str, Mapping[tuple[str, st
                 look = style.LOOKS[i % len(style.LOOKS)]
             looks[run, of_set] = look | {"linestyle": style.DASHES[i % len(style.DASHES)]}
     return looks
-
-
-def _ranking_title(metric: str, runs: Sequence[Run]) -> str:
-    if metric == "spearman":
-        return "Spearman ρ, all completions"
-    least = {run.config.get("eval_min_score_gap") for run in runs}
-    threshold = f"{least.pop():g}" if len(least) == 1 and None not in least else "τ"
-    return "PWA, all pairs" if metric == "pwa_all" else f"PWA, score gap ≥ {threshold}"
 
 
 def _no_mass(of: Usable) -> str | None:
@@ -149,7 +152,11 @@ def margins(found: list[Usable], runs: Sequence[Run]) -> tuple[Figure, str]:
             panel.scatter(gap[shown], margin[shown], s=10, alpha=alpha, color=color, linewidths=0, rasterized=True)
         if drawn < there:
             thinned.append(there)
-        _diagonal(panel)
+        x, y = panel.get_xlim(), panel.get_ylim()
+        ends = max(x[0], y[0]), min(x[1], y[1])
+        if ends[0] < ends[1]:  # the line is in range
+            panel.plot(ends, ends, color=GREY, linewidth=1, zorder=3)
+        panel.set(xlim=x, ylim=y)
         panel.locator_params(axis="x", nbins=7)
         panel.set(xlabel="reward gap m (reward units, β inside)", ylabel="margin (reward units)")
         panel.set_title(label(of.run.name))
@@ -164,15 +171,6 @@ def margins(found: list[Usable], runs: Sequence[Run]) -> tuple[Figure, str]:
     if thinned:
         caption += f" Of {span(thinned)} pairs in the two thirds {MOST_POINTS:,} are drawn, evenly spaced."
     return figure, caption
-
-
-def _diagonal(panel: Axes) -> None:
-    """gap = margin, as far as the points reach."""
-    limits = panel.get_xlim(), panel.get_ylim()
-    ends = max(limits[0][0], limits[1][0]), min(limits[0][1], limits[1][1])
-    if ends[0] < ends[1]:
-        panel.plot(ends, ends, color=GREY, linewidth=1, zorder=3)
-    panel.set(xlim=limits[0], ylim=limits[1])
 
 
 @from_pairs(
@@ -311,7 +309,7 @@ def logps(found: list[Usable], runs: Sequence[Run]) -> tuple[Figure, str]:
 @styled
 def loss(runs: Sequence[Run]) -> Picture:
     """Loss, reward gap and target margin as the trainer logged them."""
-    name, title = "loss", "Loss and reward margin"
+    picture = Picture("loss", "Loss and reward margin")
     labels = {
         "loss": "loss",
         "rewards/margins": "mean reward gap m\n(reward units, β inside)",
@@ -321,7 +319,7 @@ def loss(runs: Sequence[Run]) -> Picture:
     curves = {run: of_run for run, of_run in curves.items() if any(c.steps.size for c in of_run.values())}
     left_out = {run.name: _unlogged(run, "loss or rewards/margins") for run in runs if run.name not in curves}
     if not curves:
-        return Picture(name, title, left_out=left_out)
+        return replace(picture, left_out=left_out)
     looks = {run: look for run, look in run_styles(runs).items() if run in curves}
     logged = [key for key in labels if any(of_run[key].steps.size for of_run in curves.values())]
     figure, axes = panels(len(logged), height=2.4, columns=3)
@@ -335,7 +333,7 @@ def loss(runs: Sequence[Run]) -> Picture:
         "Of the training batches; each point is the mean since the one before. Weights and margins are part of the "
         f"loss, so its level cannot be compared between methods. From {STATE}: {', '.join(logged)}."
     )
-    return Picture(name, title, figure, caption, left_out)
+    return replace(picture, figure=figure, caption=caption, left_out=left_out)
 
 
 PICTURES: tuple[Draw, ...] = (ranking, gradient_mass, margins, evaluation_factors, flips, logps, loss)
@@ -359,11 +357,3 @@ def _steps(panel: Axes) -> None:
     panel.set_xlim(left=0)
     panel.set_xlabel("optimizer step")
     panel.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=[1, 2, 2.5, 5, 10]))
-
-
-def _reference(panel: Axes, value: float) -> None:
-    """A line where it is in range; it does not enlarge the panel."""
-    limits = panel.get_ylim()
-    if limits[0] < value < limits[1]:
-        panel.axhline(value, color=GREY, linewidth=1.2, linestyle=":", zorder=1)
-    panel.set_ylim(limits)

@@ -18,7 +18,7 @@ from . import summaries
 from .figures import draw_pictures, flip_columns, no_flips, pair_weight
 from .markdown import one_line
 from .picture import Picture, Usable, thinned_logs, usable
-from .run_folder import INFO, PAIRS, STATE, Run, option_prefix
+from .run_folder import INFO, PAIRS, STATE, TRAINING, Run, option_prefix
 from .style import styled
 
 logger = logging.getLogger(__name__)
@@ -27,34 +27,14 @@ PAGE = "report.html"
 MEDIA = {"png": "image/png", "svg": "image/svg+xml"}
 
 # shown for every run, beside the fields of its terms and those in which the runs differ
-_SETTINGS = (
-    "beta",
-    "gamma_beta_ratio",
-    "simpo_gamma",
-    "reward",
-    "loss_type",
-    "learning_rate",
-    "lr_scheduler_type",
-    "warmup_steps",
-    "num_train_epochs",
-    "max_steps",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "max_length",
-    "train_only",
-    "seed",
-)
+_SETTINGS = ("beta", "gamma_beta_ratio", "simpo_gamma", "reward", "loss_type", *TRAINING)
 # parts of the names of fields that do not affect the training, or are private
 _UNINTERESTING = ("_dir", "_token", "run_name", "hub_", "_hub", "logging_", "report_to")
 _METRICS = {"pwa": "PWA, clear pairs", "pwa_all": "PWA, all pairs", "spearman": "Spearman ρ"}
 
 
 def write_report(runs: Sequence[Run], out: str | Path, image_format: str = "png") -> list[Path]:
-    """Draws all pictures of the runs, and writes them and the page that holds them to a folder.
-
-    Returns:
-        The files, the page first.
-    """
+    """Draws all pictures of the runs, and writes the page and them to a folder. Returns the files, the page first."""
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     pictures = draw_pictures(runs)
@@ -81,47 +61,40 @@ def html_page(runs: Sequence[Run], pictures: Sequence[Picture], images: Mapping[
     """The page, from its template."""
     loader = FileSystemLoader(Path(__file__).parent / "templates")
     template = Environment(loader=loader, autoescape=True).get_template("report.html.jinja")
+    data = f"data:{MEDIA[image_format]};base64,"
     flipped, _ = usable(runs, flip_columns, no_flips)
     return template.render(
         title=f"Training report: {runs[0].name if len(runs) == 1 else f'{len(runs)} runs'}",
         files=(INFO, STATE, PAIRS),
         runs=runs,
-        settings=[[name, *map(one_line, values)] for name, values in _settings(runs).items() if any_of(values)],
+        settings=_settings(runs),
         evaluations=_evaluations(runs),
         flips=list(map(_flips, flipped)),
         thinned=thinned_logs(of.run for of in flipped),
         pictures=pictures,
-        images={
-            name: f"data:{MEDIA[image_format]};base64,{base64.b64encode(image).decode()}"
-            for name, image in images.items()
-        },
-        left_out=[(p.title, run, reason) for p in pictures for run, reason in p.left_out.items()],
+        images={name: data + base64.b64encode(image).decode() for name, image in images.items()},
+        left_out=[(picture.title, *left) for picture in pictures for left in picture.left_out.items()],
     )
 
 
-def any_of(values: Sequence[Any]) -> bool:
-    return any(value is not None for value in values)
-
-
-def _settings(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """Name → a value for each run."""
+def _settings(runs: Sequence[Run]) -> list[list[str]]:
+    """A name and a value for each run; nothing that no run says."""
     from ..methods import METHODS
 
     methods = [METHODS.get(str(run.info.get("method"))) for run in runs]
     papers = [method and method.paper for method in methods]
-    return {
+    info = {"trainer": "trainer", "model": "model", "weight term": "weight", "margin term": "margin"}
+    rows = {
         "method": [run.info.get("name") or run.info.get("method") for run in runs],
         "paper": [p and (f"{p.title} (arXiv {p.arxiv})" if p.arxiv else p.title) for p in papers],
         "objective, as in the paper": [method and method.formula for method in methods],
-        "trainer": [run.info.get("trainer") for run in runs],
-        "model": [run.info.get("model") for run in runs],
+        **{label: [run.info.get(key) for run in runs] for label, key in info.items()},
         "training pairs": [run.info.get("train_rows") for run in runs],
         "steps trained": [_last_step(run) for run in runs],
-        "weight term": [run.info.get("weight") for run in runs],
-        "margin term": [run.info.get("margin") for run in runs],
         **{name: [run.config.get(name) for run in runs] for name in _fields(runs)},
         "trl_margins": [run.info.get("version") for run in runs],
     }
+    return [[name, *map(one_line, row)] for name, row in rows.items() if any(value is not None for value in row)]
 
 
 def _fields(runs: Sequence[Run]) -> list[str]:

@@ -48,17 +48,17 @@ class Usable:
         return self.columns[column]
 
 
-ColumnsOf = Callable[[Run], Sequence[str]]
 Objection = Callable[[Usable], "str | None"]
 Draw = Callable[[Sequence[Run]], Picture]
+DrawUsable = Callable[[list[Usable], Sequence[Run]], tuple[Figure, str]]
 
 
 def from_pairs(
-    name: str, title: str, columns_of: ColumnsOf, objection: Objection = lambda _: None
-) -> Callable[[Callable[[list[Usable], Sequence[Run]], tuple[Figure, str]]], Draw]:
+    name: str, title: str, columns_of: Callable[[Run], Sequence[str]], objection: Objection = lambda _: None
+) -> Callable[[DrawUsable], Draw]:
     """Decorator: a picture from the pair logs, of a function from the usable and all runs to figure and caption."""
 
-    def decorate(draw: Callable[[list[Usable], Sequence[Run]], tuple[Figure, str]]) -> Draw:
+    def decorate(draw: DrawUsable) -> Draw:
         @wraps(draw)
         @styled
         def drawn(runs: Sequence[Run]) -> Picture:
@@ -72,7 +72,7 @@ def from_pairs(
 
 
 def usable(
-    runs: Sequence[Run], columns_of: ColumnsOf, objection: Objection = lambda _: None
+    runs: Sequence[Run], columns_of: Callable[[Run], Sequence[str]], objection: Objection = lambda _: None
 ) -> tuple[list[Usable], dict[str, str]]:
     """The runs that have the columns and raise no objection; and why the others are left out."""
     found, left_out = [], {}

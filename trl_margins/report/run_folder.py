@@ -17,6 +17,13 @@ logger = logging.getLogger(__name__)
 
 INFO, STATE, PAIRS = "margin_run.json", "trainer_state.json", "pair_log.csv"
 
+# the config fields of every training that reports and cards show
+TRAINING = (
+    *("train_only", "learning_rate", "lr_scheduler_type", "warmup_steps", "optim", "weight_decay", "max_grad_norm"),
+    *("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps"),
+    *("max_length", "max_completion_length", "seed"),
+)
+
 MOST_BYTES = 100_000_000  # of a pair log, about a million pairs, that are read: long runs have many times as many
 
 # said of a file that is missing
@@ -52,8 +59,7 @@ def read_runs(folders: Sequence[str | Path]) -> list[Run]:
     """The runs, each named after its folder, or by as much of the path as makes the name unique.
 
     Raises:
-        ValueError: a folder that is given twice, or a malformed file.
-        FileNotFoundError: a folder that does not exist or holds no run.
+        ValueError: a folder that is given twice.
     """
     paths = [Path(folder).resolve() for folder in folders]
     for path in paths:

@@ -61,13 +61,6 @@ def legend_below(figure: Figure, handles: Sequence[Any], names: Sequence[str], c
 
 
 def band(axes: Axes, x: np.ndarray, rows: np.ndarray, **line: Any) -> None:
-    """A line with its band.
-
-    Args:
-        axes: where to draw.
-        x: [n].
-        rows: [n, 3] value, low, high.
-        **line: of `Axes.plot`.
-    """
+    """A line with its band, at x [n] from rows [n, 3] of value, low, high."""
     (drawn,) = axes.plot(x, rows[:, 0], **line)
     axes.fill_between(x, rows[:, 1], rows[:, 2], color=drawn.get_color(), alpha=0.15, linewidth=0)

@@ -64,12 +64,9 @@ def _during_training(run: Run) -> Sequence[Mapping[str, Any]]:
 
 
 def shares(values: np.ndarray, edges: np.ndarray, mass: np.ndarray | None = None) -> np.ndarray:
-    """Share of the mass (by default of the number) in each bin. Values beyond the last edge are in the last bin.
+    """Share of the mass [N] (by default of the number) of the values [N] in each bin between the edges [bins + 1].
 
-    Args:
-        values: [N] ≥ the first edge.
-        edges: [bins + 1] rising.
-        mass: [N] ≥ 0, not all 0.
+    Values beyond the last edge are in the last bin.
     """
     counted, _ = np.histogram(np.clip(values, edges[0], edges[-1]), edges, weights=mass)
     return counted / counted.sum()
@@ -89,9 +86,7 @@ def phases(n: int, most: int, least: int) -> list[slice]:
 def tiers(weight: np.ndarray) -> np.ndarray:
     """[N] 0, 1 or 2: the lowest third of the weights, the middle or the highest. Ties go by position."""
     rank = np.empty(weight.size, dtype=int)
-    rank[np.argsort(weight, kind="stable")] = np.repeat(
-        np.arange(TIERS), [part.size for part in np.array_split(weight, TIERS)]
-    )
+    rank[np.argsort(weight, kind="stable")] = np.arange(weight.size) * TIERS // max(weight.size, 1)
     return rank
 
 

@@ -23,7 +23,7 @@ from ..objective import LengthNormalizedReward, LogRatioReward, Objective, Summe
 from ..report.card import CardFacts, Image, SetFacts, completed, display_name, hub_id
 from ..report.card_results import logged_evaluations, read_report
 from ..report.markdown import python_text
-from ..report.run_folder import INFO, option_prefix, read_run
+from ..report.run_folder import INFO, TRAINING, option_prefix, read_run
 from ..terms import Term
 from .configs import MarginOptions
 
@@ -34,24 +34,7 @@ FIGURES = "figures"
 TAGS = ("trl-margins", "preference-optimization")
 
 _REWARDS = {LengthNormalizedReward: "length-normalized", SummedReward: "sum", LogRatioReward: "log-ratio"}
-# the config fields of every card, beside those of the terms
 _LOSS = ("loss_type", "loss_weights", "label_smoothing", "cpo_alpha", "alpha", "f_divergence_type")
-_TRAINING = (
-    "train_only",
-    "learning_rate",
-    "lr_scheduler_type",
-    "warmup_steps",
-    "optim",
-    "weight_decay",
-    "max_grad_norm",
-    "num_train_epochs",
-    "max_steps",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "max_length",
-    "max_completion_length",
-    "seed",
-)
 _ONLY_IN_SCRIPT = ("bf16", "fp16", "score_columns", "eval_min_score_gap")
 _ALWAYS_OF_PEFT = ("r", "lora_alpha", "lora_dropout", "target_modules")
 _NEVER_OF_PEFT = ("peft_type", "task_type", "inference_mode", "base_model_name_or_path", "revision", "peft_version")
@@ -264,9 +247,9 @@ def settings(trainer: Any) -> list[tuple[str, Any]]:
     rows.append(("trained parameters", f"{trained:,} of {total:,} ({100 * trained / max(total, 1):.3g} %)"))
     if is_peft_model(model):
         rows.append((f"{_adapter_kind(model)} adapter", _arguments(adapter_options(model))))
-    for name in _TRAINING:
+    for name in TRAINING:
         value = getattr(config, name, None)
-        if name == "warmup_steps" and 0 < value < 1:
+        if name == "warmup_steps" and value is not None and 0 < value < 1:
             value = f"{value:g} of all steps"
         if name not in (("num_train_epochs",) if config.max_steps > 0 else ("max_steps",)):
             rows.append((name, value))
@@ -332,39 +315,34 @@ def python_script(trainer: Any, facts: CardFacts) -> str:
     """The script that starts the training, with every setting of the card that is not the default of its config."""
     config, model = trainer.args, trainer.model
     names = [name for name, _ in facts.settings if name not in ("simpo_gamma", "gamma_beta_ratio")]
-    options = {"output_dir": facts.model_name, **dict(changed(config, [*names, *_TRAINING, *_ONLY_IN_SCRIPT]))}
+    options = {"output_dir": facts.model_name, **dict(changed(config, [*names, *TRAINING, *_ONLY_IN_SCRIPT]))}
     ratio = getattr(config, "gamma_beta_ratio", None)
     if ratio is not None and ratio != getattr(config, "_default_gamma_beta_ratio", None):
         options["gamma_beta_ratio"] = float(f"{ratio:.6g}")
-    dataset = f'load_dataset({python_text(facts.dataset_name)}, split="train")' if hub_id(facts.dataset_name) else None
     arguments = {
         "model": python_text(display_name(facts.base_model or "model")),
         "args": "config",
-        "train_dataset": dataset or "train_dataset",
+        "train_dataset": "train_dataset",
     }
+    imports: dict[str, list[str]] = {}
+    if hub_id(facts.dataset_name):
+        imports["datasets"] = ["load_dataset"]
+        arguments["train_dataset"] = f'load_dataset({python_text(facts.dataset_name)}, split="train")'
     if trainer.eval_dataset is not None:
         arguments["eval_dataset"] = "eval_dataset"
-    imported = [type(config), type(trainer)]
+    classes = [type(config), type(trainer)]
     if is_peft_model(model):
-        imported.append(type(model.active_peft_config))
-        arguments["peft_config"] = f"{imported[-1].__name__}({_arguments(adapter_options(model))})"
+        classes.append(type(model.active_peft_config))
+        arguments["peft_config"] = f"{classes[-1].__name__}({_arguments(adapter_options(model))})"
     arguments |= {f"{kind}_term": f"{kind}_term" for kind in trainer.given_terms}
-    imports: dict[str, list[str]] = {"datasets": ["load_dataset"]} if dataset else {}
-    for cls in imported:
+    for cls in classes:
         imports.setdefault(_home(cls), []).append(cls.__name__)
-    return "\n".join(
-        [
-            *(f"from {home} import {', '.join(sorted(classes))}" for home, classes in sorted(imports.items())),
-            "",
-            f"config = {type(config).__name__}(",
-            *(f"    {name}={python_source(value)}," for name, value in options.items()),
-            ")",
-            f"trainer = {type(trainer).__name__}(",
-            *(f"    {name}={value}," for name, value in arguments.items()),
-            ")",
-            "trainer.train()",
-        ]
-    )
+    lines = [f"from {home} import {', '.join(sorted(names))}" for home, names in sorted(imports.items())]
+    lines += ["", f"config = {type(config).__name__}("]
+    lines += [f"    {name}={python_source(value)}," for name, value in options.items()]
+    lines += [")", f"trainer = {type(trainer).__name__}("]
+    lines += [f"    {name}={source}," for name, source in arguments.items()]
+    return "\n".join([*lines, ")", "trainer.train()"])
 
 
 def _home(cls: type) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...rows.scores import LARGEST_SCORE, as_number, find_score_columns, spread
+from ...rows.scores import as_number, find_score_columns, problem_of, spread
 from ..evaluation_factors import check_evaluation_factors
 
 if TYPE_CHECKING:
@@ -158,25 +158,14 @@ def _score_column(dataset: Dataset, name: str, takes_lists: bool) -> tuple[np.nd
     given = dataset.select_columns([name]).with_format(None)[:][name]
     cells = [spread(value) if takes_lists and isinstance(value, list) else as_number(value) for value in given]
     labels = isinstance(dataset.features[name], ClassLabel)
-    problems = ["a class label" if labels else _problem(cell) for cell in cells]
+    problems = ["is a class label" if labels else problem_of(cell) for cell in cells]
     values = np.array([np.nan if bad else cell for cell, bad in zip(cells, problems, strict=True)], np.float64)
-    counts = Counter(filter(None, problems))
-    if not counts:
+    bad = [row for row, problem in enumerate(problems) if problem]
+    if not bad:
         return values, None
-    row = next(i for i, problem in enumerate(problems) if problem)
-    return values, BadScores(name, dict(counts), row, shortened(repr(given[row])))
-
-
-def _problem(value: Any) -> str | None:
-    if value is None:
-        return "None"
-    if isinstance(value, bool) or not isinstance(value, Real):
-        return "not a number"
-    if math.isnan(value):
-        return "NaN"
-    if abs(value) > LARGEST_SCORE:
-        return "infinite" if math.isinf(value) else "too large"
-    return None
+    # the rest of a problem's text is its fix
+    counts = Counter(re.match(r"is ([^:(]*\w)", problems[row])[1] for row in bad)
+    return values, BadScores(name, dict(counts), bad[0], shortened(repr(given[bad[0]])))
 
 
 # Lengths
@@ -328,10 +317,8 @@ def evaluation_factors(column: Sequence[Any] | None, sample: Sequence[float], sp
     try:
         check_evaluation_factors(values, FACTOR, split)
     except ValueError as error:
-        values, problem = (
-            [v for v in values if isinstance(v, Real) and not isinstance(v, bool) and 0 <= v <= 1],
-            str(error),
-        )
+        problem = str(error)
+        values = [v for v in values if isinstance(v, Real) and not isinstance(v, bool) and 0 <= v <= 1]
     numbers = np.asarray(values, np.float64)
     return Factors(
         column=None if column is None else FACTOR,

@@ -21,7 +21,7 @@ def find_warnings(splits: Mapping[str, SplitAudit], shared: Sequence[SharedPromp
     """One sentence each, with the name of the split where there are several."""
     for name, split in splits.items():
         where = f"{name}: " if len(splits) > 1 else ""
-        for check in (_of_rows, _of_scores, _of_texts, _of_lengths, _of_duplicates, _of_factors):
+        for check in (_of_rows, _of_scores, _of_lengths, _of_texts):
             yield from (where + text for text in check(split))
     for both in shared:
         (first, second), (n_first, n_second) = both.splits, both.n_rows
@@ -113,17 +113,6 @@ def _of_scores(split: SplitAudit) -> Iterator[str]:
         yield f"all score gaps are {lowest:g}: gappo is then SimPO with its loss times {abs(lowest):g}"
 
 
-def _of_texts(split: SplitAudit) -> Iterator[str]:
-    yield from split.notes
-    if split.empty_prompts is not None:
-        what = "completions without a common beginning, so without a prompt" if split.implicit else "an empty prompt"
-        rows = _counted(split.empty_prompts.n, "row")
-        yield f"{rows} with {what}; the first is row {split.empty_prompts.first_row}"
-    for side, found in (("chosen", split.empty_chosen), ("rejected", split.empty_rejected)):
-        if found is not None:
-            yield f"{_counted(found.n, f'{side} completion')} without text; the first is in row {found.first_row}"
-
-
 def _of_lengths(split: SplitAudit) -> Iterator[str]:
     lengths, truncation = split.lengths, split.truncation
     if lengths is None or lengths.chosen is None:
@@ -144,23 +133,23 @@ def _of_lengths(split: SplitAudit) -> Iterator[str]:
         yield f"in {_share(truncation.n_left_empty, n)} the prompt alone fills {limit}: training drops the pair"
 
 
-def _of_duplicates(split: SplitAudit) -> Iterator[str]:
-    n, found = split.n_read, split.duplicates
-    if found is None:
-        return
-    if found.n_identical > DUPLICATES * n:
-        yield f"{_share(found.n_identical, n)} repeat another one"
-    if found.n_contradicting:
-        yield f"{_share(found.n_contradicting, n)} contradict another one: the same completions, swapped"
-
-
-def _of_factors(split: SplitAudit) -> Iterator[str]:
-    factors = split.factors
-    if factors is None or not split.n_read:
-        return
-    if factors.problem:
+def _of_texts(split: SplitAudit) -> Iterator[str]:
+    yield from split.notes
+    if split.empty_prompts is not None:
+        what = "completions without a common beginning, so without a prompt" if split.implicit else "an empty prompt"
+        rows = _counted(split.empty_prompts.n, "row")
+        yield f"{rows} with {what}; the first is row {split.empty_prompts.first_row}"
+    for side, found in (("chosen", split.empty_chosen), ("rejected", split.empty_rejected)):
+        if found is not None:
+            yield f"{_counted(found.n, f'{side} completion')} without text; the first is in row {found.first_row}"
+    duplicates, factors, n = split.duplicates, split.factors, split.n_read
+    if duplicates is not None and duplicates.n_identical > DUPLICATES * n:
+        yield f"{_share(duplicates.n_identical, n)} repeat another one"
+    if duplicates is not None and duplicates.n_contradicting:
+        yield f"{_share(duplicates.n_contradicting, n)} contradict another one: the same completions, swapped"
+    if factors is not None and factors.problem and n:
         yield factors.problem
-    if factors.values is not None and factors.n_zero > WITHOUT_COMMON_WORDS * factors.values.n:
+    if factors is not None and factors.values is not None and factors.n_zero > WITHOUT_COMMON_WORDS * factors.values.n:
         yield (
             f"the evaluation factor is 0 in {_share(factors.n_zero, factors.values.n)}: gap-aware cannot tell apart "
             "completions that share no word made of a–z or 0–9; BERTScore may be the better metric"

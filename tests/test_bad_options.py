@@ -987,7 +987,7 @@ def test_a_full_disk_under_the_pictures_of_a_card(tiny_model, tmp_path, caplog):
     trainer.train()
     (tmp_path / "figures").touch()
     trainer.create_model_card()
-    assert "the model card has 0 pictures, and not the others" in caplog.text
+    assert "the model card has only the first 0 pictures" in caplog.text
     assert "GammaPO" in (tmp_path / "README.md").read_text()
 
 
@@ -1039,4 +1039,4 @@ def test_a_report_below_a_file(tiny_model, tmp_path, console):
     assert "file/report cannot be written to (Not a directory): name another folder, or make room" in said
     status, said = console("report", tmp_path / "nowhere")
     assert status == 1
-    assert "nowhere is no folder: a run is the output_dir of a training" in said
+    assert "nowhere is not a directory: a run is the output_dir of a training" in said

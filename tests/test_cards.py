@@ -22,8 +22,8 @@ from trl_margins.methods import METHODS, get_method
 from trl_margins.report.card import CardFacts, Image, SetFacts, completed, hub_id
 from trl_margins.report.card_results import Evaluation, EvaluationReport, eval_results, logged_evaluations, read_report
 from trl_margins.report.markdown import code, fenced, inline
-from trl_margins.trainers import cards
-from trl_margins.trainers.card_settings import settings
+from trl_margins.trainers import card as cards
+from trl_margins.trainers.card import settings
 from trl_margins.trainers.configs import config_class
 from trl_margins.trainers.named import trainer_class
 
@@ -224,7 +224,7 @@ def test_numbers_of_the_evaluate_command(tmp_path):
 def test_another_file_is_refused(text, tmp_path):
     file = tmp_path / "other.json"
     file.write_text(text)
-    with pytest.raises(ValueError, match="is not what `trl-margins evaluate --json` writes"):
+    with pytest.raises(ValueError, match="was not written by `trl-margins evaluate --json`"):
         read_report(file)
 
 
@@ -307,7 +307,7 @@ def test_method_and_settings(trained):
         "`warmup_steps`": "0.1 of all steps",
         "`num_train_epochs`": "1",
         "`max_length`": "96",
-        "pairs an optimizer step": "4 (4 a device × 1 accumulated × 1 device)",
+        "pairs per optimizer step": "4 (4 per device × 1 accumulated × 1 device)",
         "optimizer steps": "4",
     }.items():
         assert table[name] == [value], name

@@ -20,7 +20,7 @@ from datasets import Dataset, DatasetDict
 from transformers import TrainingArguments
 
 from trl_margins.cli import COMMANDS, main
-from trl_margins.trainers import cards
+from trl_margins.trainers import card as cards
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ import numpy as np
 from ..data.loading import load_splits, pick_split
 from ..data.splits import SPLITS
 from ..evaluation.sets import EvaluationSet, evaluation_set
+from ..evaluation.tables import report_tables
 from ..report.markdown import inline, one_line
 from .options import DTYPES, OptionsParser, ScoredRowOptions, option
 from .setup import check_writable, load_model, load_tokenizer, log_to_console, trained_with
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-UNITS = {"length-normalized": "nats per token", "sum": "nats", "log-ratio": "nats"}
+REWARDS = ("length-normalized", "sum", "log-ratio")
 RM_BENCH = "RM-Bench"
 RM_BENCH_LENGTH = 2048
 
@@ -41,7 +42,7 @@ class EvaluateArguments(ScoredRowOptions):
         f"Splits; by default the only one there is, or all of {', '.join(SPLITS)}.", None
     )
     reward: str = option(
-        "Mean log-probability per token, its sum, or log-ratio to --ref_model.", "length-normalized", choices=UNITS
+        "Mean log-probability per token, its sum, or log-ratio to --ref_model.", "length-normalized", choices=REWARDS
     )
     ref_model: str | None = option("Reference model of the log-ratio; by default, an adapter's base model.", None)
     json: str | None = option("File for the numbers, as JSON.", None)
@@ -115,7 +116,7 @@ def main(argv: Sequence[str]) -> int:
     for name, found in rewards.items():
         check_finite(found, name)
     reports = {each.name: report_of(each, rewards[each.name], scored[each.name], args) for each in sets}
-    print(tables(reports, args))
+    print(report_tables(reports, args.eval_min_score_gap, args.reward))
     settings = {
         "model": args.model_name_or_path,
         "reward": args.reward,
@@ -125,6 +126,7 @@ def main(argv: Sequence[str]) -> int:
         "tokenization": tokenization,
         "dtype": args.dtype,
     }
+    shown = {inline(name): report for name, report in reports.items()}
     lines = (
         json.dumps({"set": each.name, "row": i, "rewards": row.tolist(), "lengths": logps.lengths.tolist()})
         for each in sets
@@ -132,7 +134,7 @@ def main(argv: Sequence[str]) -> int:
     )
     for file, text in (
         (args.json, json.dumps({**settings, "sets": reports}, indent=2)),
-        (args.markdown, tables({inline(name): report for name, report in reports.items()}, args)),
+        (args.markdown, report_tables(shown, args.eval_min_score_gap, args.reward)),
         (args.rewards, "\n".join(lines)),
     ):
         if file:
@@ -250,22 +252,3 @@ def report_of(
         prompts = [str(row.prompt) for row in each.rows]
         report = pair_report(pairs, prompts, args.eval_min_score_gap, args.bootstrap)
     return {"kind": each.kind, **report}
-
-
-def tables(reports: Mapping[str, Mapping[str, Any]], args: EvaluateArguments) -> str:
-    """All tables: pairs, lists, RM-Bench."""
-    from ..evaluation.tables import bins_table, listwise_table, pair_table, rm_bench_table
-
-    def of_kind(kind: str) -> dict[str, Mapping[str, Any]]:
-        return {name: report for name, report in reports.items() if report["kind"] == kind}
-
-    parts = []
-    if pairs := of_kind("pairs"):
-        parts.append(pair_table(pairs, args.eval_min_score_gap, UNITS[args.reward]))
-        for name, report in pairs.items():
-            titles = {"by_score_gap": f"{name}, by score gap", "by_length": f"{name}, by length"}
-            parts += [bins_table(report[key], title) for key, title in titles.items() if report[key]]
-    if lists := of_kind("listwise"):
-        parts.append(listwise_table(lists))
-    parts += map(rm_bench_table, of_kind("rm-bench").values())
-    return "\n\n".join(parts) + "\n\nIn brackets: 95 % intervals, by bootstrap over prompts."

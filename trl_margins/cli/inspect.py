@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..data.audit import Audit, Distribution, Lengths, Measure, SplitAudit, audit
-from ..data.audit.console import report
+from ..data.audit import Lengths, Measure, audit
 from ..data.loading import load_splits, pick_split
+from ..report.audit_text import audit_text
 from ..rows import PreferenceRow, RowError, RowReader, tokenize
 from ..rows.tokens import read_batch
 from .options import LENGTH, OptionsParser, ScoredRowOptions, data_first, option
@@ -20,9 +20,6 @@ from .setup import check_writable, load_tokenizer, log_to_console, max_length_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from matplotlib.figure import Figure
-
-    from ..report.audit_figure import Panel
 
 FIGURES = (".png", ".svg")
 
@@ -78,11 +75,13 @@ def main(argv: Sequence[str]) -> int:
         prompt_column=args.prompt_column,
         system_column=args.system_column,
     )
-    print(report(found))
+    print(audit_text(found))
     if args.json:
         Path(args.json).write_text(json.dumps(asdict(found), indent=2) + "\n")
     if args.plot:
-        figure(found).savefig(args.plot, dpi=120)
+        from ..report.audit_figure import audit_figure
+
+        audit_figure(found).savefig(args.plot, dpi=120)
     return 0
 
 
@@ -145,33 +144,3 @@ def check_figure(name: str) -> None:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise ImportError(f"--plot needs matplotlib ({error}): pip install 'trl-margins[report]'") from error
-
-
-def figure(found: Audit) -> Figure:
-    """Score gaps, completion lengths and evaluation factors, one row of panels per split."""
-    from ..report.audit_figure import draw
-
-    return draw({name: panels_of(split) for name, split in found.splits.items()})
-
-
-def panels_of(split: SplitAudit) -> dict[str, Panel]:
-    """The panels of a split, by title."""
-    from ..report.audit_figure import Panel
-
-    def panel(label: str, **shown: Distribution) -> Panel:
-        """Distributions with the same edges."""
-        beyond = any(any(one.reaches_beyond) for one in shown.values())
-        edges = next(iter(shown.values())).histogram.edges
-        counts = {name: one.histogram.counts for name, one in shown.items()}
-        return Panel(f"{label} (ends: and beyond)" if beyond else label, edges, counts)
-
-    panels = {}
-    scores, lengths, factors = split.scores, split.lengths, split.factors
-    if scores is not None and scores.gap is not None:
-        panels["Score gap"] = panel(" − ".join(scores.columns), gap=scores.gap)
-    if lengths is not None and lengths.chosen is not None and lengths.rejected is not None:
-        panels["Completion length"] = panel(lengths.unit, chosen=lengths.chosen, rejected=lengths.rejected)
-    if factors is not None and factors.values is not None:
-        label = factors.column or f"{factors.metric} of {factors.values.n} pairs"
-        panels["Evaluation factor"] = panel(label, factor=factors.values)
-    return panels

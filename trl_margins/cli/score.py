@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tabulate import tabulate
 
 from ..data.evaluation_factors import METRICS, add_evaluation_factor, check_evaluation_factors
 from ..data.loading import load_splits, pick_split
 from ..rows import open_rows
+from ..tables import aligned
 from .options import OptionsParser, RowOptions, data_first, option
 from .setup import check_writable, log_to_console
 
@@ -112,7 +112,7 @@ def table(columns: Mapping[str, Any], metric: str) -> str:
             cells = [*(f"{number:.4f}" for number in numbers), *(f"{share:.2%}" for share in shares)]
         rows.append([name, summary.n, *cells])
     headers = [metric, "rows", "mean", "25 %", "median", "75 %", "EF = 0", "EF = 1"]
-    return tabulate(rows, headers, "plain", disable_numparse=True, colalign=("left", *["right"] * 7))
+    return "\n".join(aligned(rows, (False, *[True] * 7), headers))
 
 
 def _suffix(output: str) -> str:

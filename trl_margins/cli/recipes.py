@@ -9,7 +9,8 @@ from difflib import get_close_matches
 from pathlib import Path
 
 import yaml
-from tabulate import tabulate
+
+from ..tables import aligned
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     """Prints the table and the folder of the files."""
     ArgumentParser(prog="trl-margins recipes", description=__doc__).parse_args(argv)
     headers = [field.name for field in fields(Recipe)]
-    print(tabulate([astuple(recipe) for recipe in recipes()], headers, "plain", disable_numparse=True))
+    print("\n".join(aligned([astuple(recipe) for recipe in recipes()], [False] * len(headers), headers)))
     print(f"\nThe files, and accelerate configurations for several devices, are in {recipe_folder()}")
     return 0
 

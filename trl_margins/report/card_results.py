@@ -114,8 +114,8 @@ def eval_results(
 ) -> list[EvalResult]:
     """All numbers, in the form of the Hub's `model-index`.
 
-    `min_score_gap` is τ of the trainer's `pwa`; `hub_id`, `name` and `split` are those of the trainer's evaluation set.
-    Evaluations of a step before `model_step` say so.
+    `min_score_gap` is τ of the trainer's `pwa`; `hub_id`, `name` and `split` are those of the trainer's evaluation
+    set. Evaluations of a step before `model_step` say so.
     """
     results: list[EvalResult] = []
     for of in evaluations:

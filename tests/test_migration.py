@@ -373,14 +373,17 @@ def test_a_file_of_ours_stays_as_it_is():
     [
         (
             {"trainer_type": "simpo", "loss_type": "b-simpo"},
-            r"does not have β-DPO's plug-in on SimPO.*gappo, gap-aware",
+            "loss_type: b-simpo .*does not have this objective.*gappo, gap-aware",
         ),
-        ({"trainer_type": "dpo", "loss_type": "b-dpo"}, "β-DPO's plug-in on DPO"),
-        ({"trainer_type": "dpo", "loss_type": "gm-dpo"}, "averaged log-ratios"),
-        ({"trainer_type": "simpo", "loss_type": "cpo"}, "such a loss"),
-        ({"loss_type": "orpo"}, "ORPO .*trl.experimental.orpo"),
+        ({"trainer_type": "dpo", "loss_type": "b-dpo"}, "trainer_type: dpo with loss_type: b-dpo"),
+        ({"trainer_type": "dpo", "loss_type": "gm-dpo"}, "loss_type: gm-dpo and length_norm: true: the package does"),
+        ({"trainer_type": "simpo", "loss_type": "cpo"}, "does not have this objective"),
+        ({"loss_type": "orpo"}, "loss_type: orpo .*ORPO is in trl.experimental.orpo"),
         ({"dataset_mixer": {"a/b": 1.0}, "output_dir": "data/zephyr-orpo-141b"}, "an ORPO recipe, by its name"),
-        ({"dataset_mixer": {"a/b": 1.0}, "gamma_beta_ratio": 1, "loss_type": "hinge"}, "SimPO with hinge"),
+        (
+            {"dataset_mixer": {"a/b": 1.0}, "gamma_beta_ratio": 1, "loss_type": "hinge"},
+            "loss_type: hinge beside SimPO's γ",
+        ),
         ({"length_norm": True, "loss_type": "hinge"}, "beside AMaPO's keys"),
         ({"warmup_ratio": 0.1, "warmup_steps": 100}, "warmup_ratio: 0.1 and warmup_steps: 100 both set warmup_steps"),
         ({"max_length": 5, "max_seq_length": 6}, "both set max_length"),

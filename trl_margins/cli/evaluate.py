@@ -17,7 +17,7 @@ from ..evaluation.sets import EvaluationSet, evaluation_set
 from ..evaluation.tables import report_tables
 from ..report.markdown import inline, one_line
 from .options import DTYPES, OptionsParser, ScoredRowOptions, option
-from .setup import check_writable, load_model, load_tokenizer, log_to_console, trained_with
+from .setup import MAX_LENGTH, check_writable, load_model, load_tokenizer, log_to_console, trained_with
 
 if TYPE_CHECKING:
     from ..evaluation.scorer import CompletionLogps
@@ -64,6 +64,13 @@ class EvaluateArguments(ScoredRowOptions):
     dtype: str = option(f"Dtype of the weights: {', '.join(DTYPES)}.", "float32", choices=DTYPES)
     trust_remote_code: bool = option("Run the model's own code.", False)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.reward != "log-ratio" and self.ref_model is not None:
+            raise ValueError(
+                f"reward {self.reward!r} uses no reference model: remove --ref_model, or set --reward log-ratio"
+            )
+
 
 def main(argv: Sequence[str]) -> int:
     """Evaluates, prints the tables, writes the files."""
@@ -73,6 +80,7 @@ def main(argv: Sequence[str]) -> int:
         check_writable(Path(file).parent)
     import torch
     from accelerate import Accelerator
+    from accelerate.utils import is_peft_model
 
     from ..evaluation.scorer import completion_logps
     from ..rows.tokens import prepare_tokenizer
@@ -86,9 +94,12 @@ def main(argv: Sequence[str]) -> int:
     # by itself, accelerate treats several processes on a CPU as single ones
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     model = load(args.model_name_or_path)
-    check_reward(args.reward, args.ref_model, model)
-    tokenization = tokenization_of(args, model)
-    longest = {each.name: longest_rows(args, each, model) for each in sets}
+    if args.reward == "log-ratio" and args.ref_model is None and not is_peft_model(model):
+        raise ValueError("reward 'log-ratio' needs --ref_model: the model that training started from")
+    tokenization = args.tokenization or trained_with(args.model_name_or_path, "tokenization") or "chat-template"
+    if model.config.is_encoder_decoder:
+        tokenization = "cpo"
+    longest = longest_rows(args, sets, model)
 
     def score(model: Any, use_adapter: bool = True) -> dict[str, list[CompletionLogps]]:
         return {
@@ -113,8 +124,7 @@ def main(argv: Sequence[str]) -> int:
     if not accelerator.is_main_process:
         return 0
     rewards = {name: rewards_of(args.reward, found, references.get(name)) for name, found in scored.items()}
-    for name, found in rewards.items():
-        check_finite(found, name)
+    check_finite(rewards)
     reports = {each.name: report_of(each, rewards[each.name], scored[each.name], args) for each in sets}
     print(report_tables(reports, args.eval_min_score_gap, args.reward))
     settings = {
@@ -142,46 +152,17 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def check_reward(reward: str, ref_model: str | None, model: Any) -> None:
-    """
-    Raises:
-        ValueError: a reference model that is not used, or is missing.
-    """
-    from accelerate.utils import is_peft_model
-
-    if reward != "log-ratio" and ref_model is not None:
-        raise ValueError(f"reward {reward!r} uses no reference model: remove --ref_model, or set --reward log-ratio")
-    if reward == "log-ratio" and ref_model is None and not is_peft_model(model):
-        raise ValueError("reward 'log-ratio' needs --ref_model: the model that training started from")
-
-
-def longest_rows(args: EvaluateArguments, each: EvaluationSet, model: Any) -> int:
-    """The `max_length` of a set; logs where it comes from."""
-    if args.max_length is not None:
-        return args.max_length
-    name = "max_completion_length" if model.config.is_encoder_decoder else "max_length"
-    if each.kind == "rm-bench":
-        length, source = RM_BENCH_LENGTH, "as RM-Bench's authors set it"
-    elif trained := trained_with(args.model_name_or_path).get(name):
-        length, source = trained, "with which the model was trained"
-    elif of_model := getattr(model.config.get_text_config(), "max_position_embeddings", None):
-        length, source = of_model, "the model's limit"
-    else:
-        length, source = 1024, "since the model has no limit"
-    logger.info("%s: %s=%d, %s", each.name, name, length, source)
-    return length
-
-
-def tokenization_of(args: EvaluateArguments, model: Any) -> str:
-    """The tokenization given, or that of the model's training run."""
-    if model.config.is_encoder_decoder:
-        return "cpo"
-    if args.tokenization is not None:
-        return args.tokenization
-    trained = trained_with(args.model_name_or_path).get("tokenization")
-    if trained:
-        logger.info("tokenization=%r, with which the model was trained", trained)
-    return trained or "chat-template"
+def longest_rows(args: EvaluateArguments, sets: Sequence[EvaluationSet], model: Any) -> dict[str, int]:
+    """The `max_length` of each set."""
+    length = args.max_length
+    if length is None:
+        name = "max_completion_length" if model.config.is_encoder_decoder else "max_length"
+        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        length = trained_with(args.model_name_or_path, name) or limit or MAX_LENGTH
+    default = {"rm-bench": RM_BENCH_LENGTH} if args.max_length is None else {}
+    found = {each.name: default.get(each.kind, length) for each in sets}
+    logger.info("longest rows, in tokens: %s", found)
+    return found
 
 
 def load_sets(args: EvaluateArguments, as_chat: bool) -> list[EvaluationSet]:
@@ -219,17 +200,18 @@ def rewards_of(
     return [row.logps for row in scored]
 
 
-def check_finite(rewards: Sequence[np.ndarray], name: str) -> None:
+def check_finite(rewards: Mapping[str, Sequence[np.ndarray]]) -> None:
     """
     Raises:
         ValueError: a reward is NaN or infinite; names the first such row.
     """
-    if rows := [row for row, found in enumerate(rewards) if not np.isfinite(found).all()]:
-        raise ValueError(
-            f"{name}: the model gives NaN or infinite rewards in {len(rows)} of {len(rewards)} rows, first in row "
-            f"{rows[0]}: look at its texts (with --batch_size 1, since a NaN spreads within a batch) and at the "
-            "precision (--dtype float32), or drop the rows"
-        )
+    for name, rows in rewards.items():
+        if bad := [i for i, row in enumerate(rows) if not np.isfinite(row).all()]:
+            raise ValueError(
+                f"{name}: the model gives NaN or infinite rewards in {len(bad)} of {len(rows)} rows, first in row "
+                f"{bad[0]}: look at its texts (with --batch_size 1, since a NaN spreads within a batch) and at the "
+                "precision (--dtype float32), or drop the rows"
+            )
 
 
 def report_of(

@@ -70,12 +70,7 @@ _RECIPE_KEYS = ("dataset_mixer", "dataset_mixture", "dataset_splits", "max_promp
 _OWN_KEYS = ("method", "base", "weight", "margin", "reward")
 _SIMPO_KEYS = ("gamma_beta_ratio", "gamma", "simpo_gamma", "sft_weight")
 _AMAPO_KEYS = ("length_norm", "margin_norm", "mode_weight")
-_DPO_LOSSES = (
-    *("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired"),
-    *("apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm"),
-)
 _GAMMA_PO_LOSSES = ("gm-simpo", "b-simpo", "gm-dpo", "b-dpo", "dpo", "r-dpo", "kto", "cpo", "orpo")
-_ORPO = "TRL does, in trl.experimental.orpo"
 
 _SIMPO = {"method": "none", "base": "cpo", "loss_type": "simpo", "cpo_alpha": 0.0}
 # defaults of SimPO's config and of transformers' TrainingArguments under it
@@ -115,16 +110,6 @@ class Project:
     defaults: Mapping[str, Any] = field(default_factory=dict)  # of its code
 
 
-@dataclass(frozen=True)
-class File:
-    """What a conversion may look at besides its own value."""
-
-    written: Mapping[str, Any]
-    project: Project
-    method: str | None  # None: neither the file nor a flag names one
-    base: str
-
-
 def migrate(
     written: Mapping[str, Any], method: str | None = None, base: str | None = None
 ) -> tuple[Settings, list[Note]]:
@@ -145,12 +130,12 @@ def migrate(
     project = _project(written) if method is None else Project()
     implied = project.implied
     method = method or written.get("method") or implied.get("method")
-    file = File(written, project, method, base or written.get("base") or implied.get("base") or "cpo")
+    base = base or written.get("base") or implied.get("base") or "cpo"
     settings: Settings = {}
     notes: list[Note] = []
     set_by: dict[str, str] = {}
     for key, value in written.items():
-        changed = _changed(key, value, file)
+        changed = _changed(key, value, written, project, method, base)
         if changed is not None:
             notes.append(Note(key, _line(value, *changed), tuple(changed[0])))
         for name, new in ({key: value} if changed is None else changed[0]).items():
@@ -204,64 +189,63 @@ def _project(written: Mapping[str, Any]) -> Project:
     if loss is None and is_recipe:  # ORPO recipes have the same keys as DPO's
         names = " ".join(str(written.get(key, "")) for key in ("output_dir", "run_name", "hub_model_id"))
         if re.search(r"(?<![a-z])orpo(?![a-z])", names.lower()):
-            raise _no_such_method("an ORPO recipe, by its name", "ORPO", _ORPO)
+            raise _unsupported("an ORPO recipe, by its name")
     if loss == "simpo" or (is_recipe and any(key in written for key in _SIMPO_KEYS)):
         if loss not in (None, "simpo", "sigmoid"):
-            raise _no_such_method(f"loss_type: {loss} beside SimPO's γ", f"SimPO with {loss}")
+            raise _unsupported(f"loss_type: {loss} beside SimPO's γ")
         return Project("SimPO", _SIMPO, {**_SIMPO_DEFAULTS, "gamma_beta_ratio": 0.25} if is_recipe else {})
     if any(key in written for key in _AMAPO_KEYS):
         if written.get("loss_type", "sigmoid") != "sigmoid":
-            raise _no_such_method(f"loss_type: {loss} beside AMaPO's keys", "such a loss")
+            raise _unsupported(f"loss_type: {loss} beside AMaPO's keys")
         summed = {"loss_type": "sigmoid"} if written.get("length_norm") is False else {}
         return Project("AMaPO", {"method": "amapo", "base": "cpo", **summed}, _SIMPO_DEFAULTS)
-    if is_recipe or isinstance(loss, list) or loss in _DPO_LOSSES:  # CPO takes one loss
+    if is_recipe or loss not in (None, "alphapo"):  # which is CPO's alone
         return Project("a DPO recipe", {"method": "none", "base": "dpo"})
     return Project()
 
 
 def _gamma_po(written: Mapping[str, Any]) -> Project:
     trainer, loss = str(written.get("trainer_type") or "simpo"), str(written.get("loss_type") or "dpo")
-    normalized = written.get("length_norm", True)
-    said = f"trainer_type: {trainer} with loss_type: {loss}"
-    if loss == "orpo":
-        raise _no_such_method(said, "ORPO", _ORPO)
-    if loss in ("b-simpo", "b-dpo"):
-        raise _no_such_method(said, f"β-DPO's plug-in on {'SimPO' if loss == 'b-simpo' else 'DPO'}")
-    if (trainer, loss) == ("dpo", "gm-dpo") and normalized:
-        raise _no_such_method(f"{said} and length_norm: true", "γ-PO on averaged log-ratios", "it does on summed ones")
-    objectives: dict[tuple[str, str], Mapping[str, Any]] = {
-        ("simpo", "gm-simpo"): {"method": "gamma-po", "base": "cpo"},
-        ("simpo", "simpo"): _SIMPO,
-        ("dpo", "gm-dpo"): {"method": "gamma-po", "base": "dpo", "loss_type": "sigmoid", "reward": "log-ratio"},
-        ("dpo", "dpo"): {"method": "none", "base": "dpo", "loss_type": "sigmoid_norm" if normalized else "sigmoid"},
-    }
-    if (trainer, loss) not in objectives:
-        raise _no_such_method(said, "such a loss")
+    means = bool(written.get("length_norm", True))
+    implied: Mapping[str, Any]
+    match trainer, loss, means:
+        case "simpo", "simpo", _:
+            implied = _SIMPO
+        case "simpo", "gm-simpo", _:
+            implied = {"method": "gamma-po", "base": "cpo"}
+        case "dpo", "gm-dpo", False:  # the paper's; the package has no γ-PO on averaged log-ratios
+            implied = {"method": "gamma-po", "base": "dpo", "loss_type": "sigmoid", "reward": "log-ratio"}
+        case "dpo", "dpo", _:
+            implied = {"method": "none", "base": "dpo", "loss_type": "sigmoid_norm" if means else "sigmoid"}
+        case _:
+            raise _unsupported(f"trainer_type: {trainer} with loss_type: {loss} and length_norm: {_short(means)}")
     gamma = {} if loss == "dpo" else {"gamma_beta_ratio": 0.25}
     tau = {"gamma_po_tau": 1.0} if loss.startswith("gm-") else {}
-    return Project("γ-PO", objectives[trainer, loss], {**_SIMPO_DEFAULTS, **gamma, **tau})
+    return Project("γ-PO", implied, {**_SIMPO_DEFAULTS, **gamma, **tau})
 
 
-def _no_such_method(said: str, what: str, instead: str = "") -> ValueError:
+def _unsupported(said: str) -> ValueError:
     from ..methods import METHODS
 
     return ValueError(
-        f"{said}: this package does not have {what}{f' ({instead})' if instead else ''}. Its methods are "
-        f"{', '.join(METHODS)}, and none for TRL's own CPO and DPO losses: --method NAME --base cpo (or dpo) trains "
-        "this file's model on its data with one of them."
+        f"{said}: the package does not have this objective. Its methods are {', '.join(METHODS)}, and none for TRL's "
+        "own CPO and DPO losses (ORPO is in trl.experimental.orpo): --method NAME --base cpo (or dpo) trains this "
+        "file's model on its data with one of them."
     )
 
 
 # How values change ---------------------------------------------------------------------------------------------------
 
 
-def _changed(key: str, value: Any, file: File) -> Changed | None:
+def _changed(
+    key: str, value: Any, written: Mapping[str, Any], project: Project, method: str | None, base: str
+) -> Changed | None:
     """What one key sets today, with a remark; None for a key of today."""
     if key not in OLD_KEYS or (value is None and key in RENAMED.get(key, "").split(", ")):
         return None
     if value is None and key != "torch_dtype":
         return {}, "dropped: null, the default"
-    project, implied = file.project.name, file.project.implied
+    whose, implied = project.name, project.implied
     match key:
         case "torch_dtype":
             if value is None:
@@ -271,47 +255,47 @@ def _changed(key: str, value: Any, file: File) -> Changed | None:
             return ({"attn_implementation": "flash_attention_2"}, "") if value else ({}, "dropped: the default")
         case "group_by_length":
             return ({"train_sampling_strategy": "group_by_length"}, "") if value else ({}, "dropped: the default")
-        case "ref_model_init_kwargs" if value and value != file.written.get("model_init_kwargs"):
+        case "ref_model_init_kwargs" if value and value != written.get("model_init_kwargs"):
             raise ValueError(f"ref_model_init_kwargs: {DROPPED[key]}, with model_init_kwargs; remove it")
         case "dataset_mixer":
-            return _dataset_mixer(value, file)
+            return _dataset_mixer(value, written, whose)
         case "dataset_splits" | "dataset_configs":
-            if "dataset_mixer" not in file.written:
+            if "dataset_mixer" not in written:
                 raise ValueError("dataset_splits and dataset_configs need dataset_mixer, which is missing")
             return {}, "set by dataset_mixer"
         case "dataset_mixture":
             return _dataset_mixture(value)
         case "max_target_length":
-            if file.base == "dpo":
+            if base == "dpo":
                 return {}, "dropped: the DPO base takes no encoder-decoder models"
             return {"max_completion_length": value}, "for encoder-decoder models"
-        case "truncation_mode" if file.base == "dpo" and (value == "keep_start" or not implied):
+        case "truncation_mode" if base == "dpo" and (value == "keep_start" or not implied):
             return None
         case "trainer_type":
             return {}, "set by method and base"
         case "loss_type":
             if value in _GAMMA_PO_LOSSES and not implied:
                 return {}, "dropped: another method was chosen"
-            if value in _GAMMA_PO_LOSSES or (value == "sigmoid" and project in ("SimPO", "AMaPO")):
+            if value in _GAMMA_PO_LOSSES or (value == "sigmoid" and whose in ("SimPO", "AMaPO")):
                 return {}, "set by method"
             return None
         case "length_norm":  # whether a log-probability is the mean over a completion's tokens, or their sum
-            if project == "γ-PO" and file.base == "cpo":
+            if whose == "γ-PO" and base == "cpo":
                 return {}, "dropped: its SimPO trainer never reads it, and takes means, as here"
             if implied:
                 return {}, "set by loss_type" if "loss_type" in implied else "set by method, which takes means"
-            if file.base == "dpo":
+            if base == "dpo":
                 return {"reward": "length-normalized" if value else "log-ratio"}, ""
             return {"loss_type": "simpo" if value else "sigmoid"}, "the CPO loss on means" if value else "on sums"
         case "gamma_beta_ratio":
-            unread = project == "γ-PO" and file.method == "none" and file.base == "dpo"
+            unread = whose == "γ-PO" and method == "none" and base == "dpo"
             return ({}, "dropped: DPO's loss never reads it") if unread else None
         case "gamma":
             return {"simpo_gamma": value}, "SimPO's first form of γ, with β in it"
-        case "tau" if file.method != "gamma-po":
+        case "tau" if method != "gamma-po":
             return {}, "dropped: only γ-PO's loss reads it"
         case "sft_weight":
-            if project == "AMaPO" or file.base == "dpo":
+            if whose == "AMaPO" or base == "dpo":
                 return {}, "dropped: of these projects' trainers only SimPO's uses it"
             return {"cpo_alpha": value}, "weight of the chosen completions' log-likelihood"
         case "flip":
@@ -332,15 +316,15 @@ def _changed(key: str, value: Any, file: File) -> Changed | None:
     return ({}, f"dropped: {DROPPED[key]}") if key in DROPPED else ({RENAMED[key]: value}, "")
 
 
-def _dataset_mixer(value: Any, file: File) -> Changed:
+def _dataset_mixer(value: Any, written: Mapping[str, Any], whose: str) -> Changed:
     """{name: fraction}: the first rows of each set's training splits, and its whole test split."""
     if not isinstance(value, Mapping) or not value:
         raise ValueError(f"dataset_mixer: {_short(value)} is not a mapping from data sets to fractions")
     fractions = {name: _fraction(f"dataset_mixer: {name}", share) for name, share in value.items()}
-    configs = file.written.get("dataset_configs") or [None] * len(fractions)
+    configs = written.get("dataset_configs") or [None] * len(fractions)
     if len(configs) != len(fractions):
         raise ValueError(f"dataset_configs has {len(configs)} names for {len(fractions)} sets in dataset_mixer")
-    train, test = _mixer_splits(file.written.get("dataset_splits") or ["train", "test"])
+    train, test = _mixer_splits(written.get("dataset_splits") or ["train", "test"])
     parts = [
         {"path": name, "name": config, "split": split}
         for name, config in zip(fractions, configs, strict=True)
@@ -348,10 +332,10 @@ def _dataset_mixer(value: Any, file: File) -> Changed:
     ]
     shares = [share for share in fractions.values() for _ in train]
     remarks = []  # about what the old scripts did to rows unasked
-    if "auto_insert_empty_system_msg" not in file.written:
+    if "auto_insert_empty_system_msg" not in written:
         remarks.append("rows are used as they are: the old script inserted an empty system message for some templates")
-    model = str(file.written.get("model_name_or_path", "")).lower()
-    if file.project.name in ("SimPO", "γ-PO", "AMaPO") and "mistral" in model:
+    model = str(written.get("model_name_or_path", "")).lower()
+    if whose in ("SimPO", "γ-PO", "AMaPO") and "mistral" in model:
         remarks.append("and a Mistral model keeps its chat template, which it replaced")
     return {**_mixed(parts, shares), **({"dataset_test_split": test} if test else {})}, ", ".join(remarks)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -71,20 +71,15 @@ def find_model(name: str) -> str:
 
 
 @contextmanager
-def _errors_name(what: str, name: str) -> Iterator[None]:
+def _loading(what: str, name: str) -> Iterator[None]:
     """Errors of the block say what could not be loaded, and the fix."""
     try:
         yield
     except (OSError, ValueError) as error:
-        from huggingface_hub.constants import HF_HUB_OFFLINE
-
         reason = " ".join(str(error).split())
-        if HF_HUB_OFFLINE and not Path(name).exists() and isinstance(error, OSError):
-            reason = (
-                "it is neither a folder nor in the cache, and HF_HUB_OFFLINE is set. Unset it, download the files "
-                f"first (hf download {name}), or give a folder"
-            )
-        raise ValueError(f"the {what} {name!r} cannot be loaded: {reason}") from error
+        missing = isinstance(error, OSError) and not Path(name).exists()
+        fix = f" Give a folder, or download it first: hf download {name}" if missing else ""
+        raise ValueError(f"the {what} {name!r} cannot be loaded: {reason}{fix}") from error
 
 
 def load_model(name: str, trainable: bool = False, **kwargs: Any) -> Any:
@@ -98,7 +93,7 @@ def load_model(name: str, trainable: bool = False, **kwargs: Any) -> Any:
     from trl.trainer.utils import create_model_from_path
 
     path = find_model(name)
-    with _errors_name("model", name):
+    with _loading("model", name):
         if (Path(path) / "adapter_config.json").exists():
             from peft import AutoPeftModelForCausalLM
 
@@ -115,27 +110,24 @@ def load_tokenizer(name: str, **kwargs: Any) -> Any:
     from transformers import AutoTokenizer
 
     path = find_model(name)
-    with _errors_name("tokenizer", name):
+    with _loading("tokenizer", name):
         return AutoTokenizer.from_pretrained(path, **kwargs)
 
 
-def trained_with(model: str) -> Mapping[str, Any]:
-    """The config of the training run whose folder, or whose checkpoint, the model is in."""
+def trained_with(model: str, option: str) -> Any:
+    """An option of the training run whose folder, or whose checkpoint, the model is in; None without one."""
     from ..report.run_folder import INFO
 
     folder = Path(model).expanduser()
     for file in (folder / INFO, folder.parent / INFO):
         if file.is_file():
-            return json.loads(file.read_text()).get("config") or {}
-    return {}
+            value = (json.loads(file.read_text()).get("config") or {}).get(option)
+            if value is not None:
+                logger.info("%s=%r, with which the model was trained", option, value)
+            return value
+    return None
 
 
 def max_length_of(given: int | None, model: str | None) -> int:
     """The `max_length` given, or that of the model's training run."""
-    if given is not None:
-        return given
-    trained = None if model is None else trained_with(model).get("max_length")
-    if trained is None:
-        return MAX_LENGTH
-    logger.info("max_length=%d, with which the model was trained", trained)
-    return trained
+    return given or (model and trained_with(model, "max_length")) or MAX_LENGTH

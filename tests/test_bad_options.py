@@ -800,7 +800,7 @@ def test_an_adapter_is_trained_on_where_its_base_is_there(base, tiny_model, tmp_
 
 
 def test_a_bundled_model_that_is_not_installed(monkeypatch, console, tmp_path):
-    monkeypatch.setenv("TRL_MARGINS_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.utils._cache_assets.HF_ASSETS_CACHE", str(tmp_path))
     monkeypatch.setattr(bundled, "_find_wheel", lambda distribution: None)
     argv = ["evaluate", "--model_name_or_path", "bundled:smollm2-135m-instruct", "--dataset_name", "x.jsonl"]
     status, said = console(*argv)
@@ -830,7 +830,7 @@ def test_a_bundled_model_that_is_not_installed(monkeypatch, console, tmp_path):
 )
 def test_commands_without_a_library(library, argv, words, monkeypatch, console, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TRL_MARGINS_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.utils._cache_assets.HF_ASSETS_CACHE", str(tmp_path))
     monkeypatch.setattr(bundled, "_find_wheel", lambda distribution: SimpleNamespace(version="0.1.2"))
     monkeypatch.setitem(sys.modules, library, None)
     preference_rows(4).to_json("rows.jsonl")

@@ -1,22 +1,20 @@
-"""The words that the demo's preference set is written with."""
+"""The word lists from which the demo's preference set is made."""
 
 from __future__ import annotations
 
 
+def _cells(text: str) -> list[str]:
+    return [" ".join(cell.split()) for cell in text.split("|")]
+
+
 def _table(text: str) -> list[tuple[str, ...]]:
-    return [tuple(cell.strip() for cell in line.split("|")) for line in text.strip().splitlines()]
-
-
-def _lines(text: str) -> list[str]:
-    return [line.strip() for line in text.strip().splitlines()]
+    return [tuple(_cells(line)) for line in text.strip().splitlines()]
 
 
 def _groups(text: str) -> dict[str, list[tuple[str, str]]]:
-    """Read a table of three columns, and group the other two by the first."""
-    groups: dict[str, list[tuple[str, str]]] = {}
-    for group, option, reason in _table(text):
-        groups.setdefault(group, []).append((option, reason))
-    return groups
+    """Reads `group: option | reason | option | reason; …`."""
+    groups = (group.split(":") for group in text.split(";"))
+    return {name.strip(): list(zip(_cells(cells)[::2], _cells(cells)[1::2], strict=True)) for name, cells in groups}
 
 
 PEOPLE = ("Anna", "Ben", "Clara", "David", "Emma", "Farid", "Grace", "Hugo", "Iris", "Jonas", "Lena", "Marco", "Nina")
@@ -81,106 +79,50 @@ TASKS = _table("""
     prune a rose | cut out dead wood | shorten the rest above a bud | clear the leaves | Late winter is a good time
 """)
 
-# what the choice is for | option | what speaks for it
+# what the choice is for: option | its advantage
 CHOICES = _groups("""
-    getting to work | the bus | lets you read on the way
-    getting to work | a bike | is cheap and keeps you fit
-    getting to work | a car | can carry a lot
-    getting to work | the train | is rarely held up by traffic
-    a small flat | a cat | is fine on its own all day
-    a small flat | a dog | gets you out of the house
-    a small flat | a goldfish | is quiet and calming
-    a small flat | a hamster | needs little space
-    taking notes | a notebook | never runs out of power
-    taking notes | a laptop | makes notes easy to search
-    taking notes | a phone | is always in your pocket
-    taking notes | a tablet | lets you draw as well
-    a holiday | the sea | is best for lazy days
-    a holiday | the mountains | stay cool in the heat
-    a holiday | a city | has plenty to see when it rains
-    a holiday | a lake | has calm water for children
-    breakfast | porridge | keeps you full for hours
-    breakfast | toast | is ready in two minutes
-    breakfast | fruit | is light and fresh
-    breakfast | yogurt | needs no cooking
-    getting fit | running | needs nothing but shoes
-    getting fit | swimming | is easy on the knees
-    getting fit | yoga | also helps you relax
-    getting fit | rowing | trains the whole body
-    a birthday party | a garden | leaves room for games
-    a birthday party | a restaurant | spares you the cooking
-    a birthday party | my home | costs the least
-    a birthday party | a park | has space for many guests
+    getting to work: the bus | lets you read on the way | a bike | is cheap and keeps you fit |
+        a car | can carry a lot | the train | is rarely held up by traffic;
+    a small flat: a cat | is fine on its own all day | a dog | gets you out of the house |
+        a goldfish | is quiet and calming | a hamster | needs little space;
+    taking notes: a notebook | never runs out of power | a laptop | makes notes easy to search |
+        a phone | is always in your pocket | a tablet | lets you draw as well;
+    a holiday: the sea | is best for lazy days | the mountains | stay cool in the heat |
+        a city | has plenty to see when it rains | a lake | has calm water for children;
+    breakfast: porridge | keeps you full for hours | toast | is ready in two minutes |
+        fruit | is light and fresh | yogurt | needs no cooking;
+    getting fit: running | needs nothing but shoes | swimming | is easy on the knees |
+        yoga | also helps you relax | rowing | trains the whole body;
+    a birthday party: a garden | leaves room for games | a restaurant | spares you the cooking |
+        my home | costs the least | a park | has space for many guests
 """)
 
-REQUESTS = _lines("""
-    send me the report
-    turn down the music
-    reply to my email
-    move your car
-    clean the kitchen
-    give me my book back
-    fix the printer
-    close the window
-    stop tapping your pen
-    wait for your turn
-    tell me the price
-    bring me the menu
-    finish the slides
-    keep your dog off the lawn
-    check these numbers
-    pay your share of the bill
-    take your boxes away
-    speak more slowly
-    pick up the phone
-    read the manual
+REQUESTS = _cells("""
+    send me the report | turn down the music | reply to my email | move your car | clean the kitchen |
+    give me my book back | fix the printer | close the window | stop tapping your pen | wait for your turn |
+    tell me the price | bring me the menu | finish the slides | keep your dog off the lawn | check these numbers |
+    pay your share of the bill | take your boxes away | speak more slowly | pick up the phone | read the manual
 """)
-RUDE_ENDS = _lines("""
-    now
-    at last
-    for once
-    or else
-    this minute
-    before I lose my patience
-    you slowpoke
+RUDE_ENDS = _cells("""
+    now | at last | for once | or else | this minute | before I lose my patience | you slowpoke
 """)
 
-# what is asked for | option | why it is a good one
+# what is asked for: option | why it is a good one
 WISHES = _groups("""
-    a present | a warm scarf | it is useful all winter
-    a present | a potted herb | it stays fresh for months
-    a present | a photo book | it brings back shared days
-    a present | a box of good tea | it suits almost any taste
-    a hobby | baking bread | the results can be shared
-    a hobby | birdwatching | it is calm and costs little
-    a hobby | sketching | all it takes is a pencil
-    a hobby | chess | a game fits into any break
-    a day trip | a walk around a lake | there is always a bench to rest
-    a day trip | a small museum | it is dry and quiet
-    a day trip | a farm visit | there are animals to feed
-    a day trip | a boat ride | the view changes all the time
-    a quick dinner | an omelette | it is done in ten minutes
-    a quick dinner | lentil soup | it is filling and cheap
-    a quick dinner | pasta with peas | there is only one pot to wash
-    a quick dinner | a baked potato | the oven does the work
-    a party game | charades | everybody can join in
-    a party game | a quiz | the questions can fit the guests
-    a party game | a treasure hunt | it keeps people moving
-    a party game | bingo | the rules are easy to learn
+    a present: a warm scarf | it is useful all winter | a potted herb | it stays fresh for months |
+        a photo book | it brings back shared days | a box of good tea | it suits almost any taste;
+    a hobby: baking bread | the results can be shared | birdwatching | it is calm and costs little |
+        sketching | all it takes is a pencil | chess | a game fits into any break;
+    a day trip: a walk around a lake | there is always a bench to rest | a small museum | it is dry and quiet |
+        a farm visit | there are animals to feed | a boat ride | the view changes all the time;
+    a quick dinner: an omelette | it is done in ten minutes | lentil soup | it is filling and cheap |
+        pasta with peas | there is only one pot to wash | a baked potato | the oven does the work;
+    a party game: charades | everybody can join in | a quiz | the questions can fit the guests |
+        a treasure hunt | it keeps people moving | bingo | the rules are easy to learn
 """)
-GUESTS = _lines("""
-    my grandmother
-    a new colleague
-    my neighbour
-    a shy teenager
-    my brother
-    two old friends
-    my boss
-    a busy student
-    my aunt
-    a family of four
-    my teacher
-    a tired parent
+GUESTS = _cells("""
+    my grandmother | a new colleague | my neighbour | a shy teenager | my brother | two old friends | my boss |
+    a busy student | my aunt | a family of four | my teacher | a tired parent
 """)
 
 # worry | a first thing to do about it
@@ -199,48 +141,29 @@ WORRIES = _table("""
     singing in public | sing for one friend first and breathe slowly
 """)
 
-WARM = _lines("""
-    Good luck with it!
-    I hope that helps.
-    Ask me if anything is unclear.
-    Let me know how it goes.
+WARM = _cells("""
+    Good luck with it! | I hope that helps. | Ask me if anything is unclear. | Let me know how it goes. |
     Feel free to ask for more details.
 """)
-PADDING = _lines("""
-    That is more or less all there is to it.
-    There is more to say, but that is the rough idea.
-    The rest you will find out in some way.
-    It is like that in most cases, more or less.
-    Things like this are what they are.
-    It works for some and not for others.
+PADDING = _cells("""
+    That is more or less all there is to it. | There is more to say, but that is the rough idea. |
+    The rest you will find out in some way. | It is like that in most cases, more or less. |
+    Things like this are what they are. | It works for some and not for others.
 """)
-EVASIVE = _lines("""
-    I'm sorry, but I can't help you with that.
-    As an AI assistant, I don't have an answer to this.
-    There are many different factors to consider.
-    It depends on your needs and preferences.
-    I'm not able to give you any advice on this topic.
-    It's important to consider all of the options.
-    Please ask a professional for more information.
-    If you have any other questions, feel free to ask.
+EVASIVE = _cells("""
+    I'm sorry, but I can't help you with that. | As an AI assistant, I don't have an answer to this. |
+    There are many different factors to consider. | It depends on your needs and preferences. |
+    I'm not able to give you any advice on this topic. | It's important to consider all of the options. |
+    Please ask a professional for more information. | If you have any other questions, feel free to ask. |
     Is there anything else that I can help you with?
 """)
-RUDE = _lines("""
-    What a stupid thing to ask.
-    Why do you waste my time with this?
-    Work it out yourself for a change.
-    Nobody cares about that, and I do not either.
-    Any fool knows that already.
-    I am not your servant.
-    Do not bother me with such rubbish again.
-    You clearly understand nothing at all.
-    Honestly, you should be ashamed of that question.
-    Shut up and use a search engine.
+RUDE = _cells("""
+    What a stupid thing to ask. | Why do you waste my time with this? | Work it out yourself for a change. |
+    Nobody cares about that, and I do not either. | Any fool knows that already. | I am not your servant. |
+    Do not bother me with such rubbish again. | You clearly understand nothing at all. |
+    Honestly, you should be ashamed of that question. | Shut up and use a search engine.
 """)
-STUCK = _lines("""
-    It is good because it is good.
-    You can do it, yes, you can do it.
-    That is the thing about that thing.
-    Yes, and then you do it again.
-    I think that I think that it is so.
+STUCK = _cells("""
+    It is good because it is good. | You can do it, yes, you can do it. | That is the thing about that thing. |
+    Yes, and then you do it again. | I think that I think that it is so.
 """)

@@ -586,7 +586,11 @@ def test_yaml_that_says_nothing_changes_nothing(tmp_path):
         (["--chat_template", "missing.jinja"], 1, "'missing.jinja' is neither a Jinja template nor a file with one"),
         (["--use_peft", "--train_only", "mlp"], 1, "train_only and peft_config both choose what trains"),
         (["--resume_from_checkpoint", "true"], 1, "No valid checkpoint found in output directory"),
-        (["--resume_from_checkpoint", "elsewhere"], 1, "elsewhere is no whole checkpoint: its trainer_state.json is"),
+        (
+            ["--resume_from_checkpoint", "elsewhere"],
+            1,
+            "elsewhere is not a complete checkpoint: its trainer_state.json is",
+        ),
         (["--model_name_or_path", "/no/model"], 1, "there is no model folder /no/model: give a folder, a Hub id, or"),
         (["--model_name_or_path", "bundled:smol"], 1, "unknown bundled model 'smol'; known: smollm2-135m-instruct"),
         (["--model_name_or_path", "some/model"], 1, r"'some/model' cannot be loaded: .*hf download some/model"),
@@ -931,8 +935,8 @@ def test_the_pair_log_goes_on_where_there_is_room_again(tmp_path, monkeypatch):
     log, accelerator = PairLog(tmp_path / "pair_log.csv"), Accelerator(cpu=True)
     whole = PairLog._write_lines
 
-    def half(writer: Any, names: list[str], rows: Any, with_names: bool) -> None:
-        whole(writer, names, rows[:1], with_names)
+    def half(out: Any, names: list[str], rows: Any) -> None:
+        whole(out, names, rows[:1])
         raise FULL
 
     for step, write in enumerate((half, whole, half, whole), start=1):

@@ -102,7 +102,7 @@ def test_what_grows_is_named(soak):
 def test_a_run_that_never_logs(tiny_model, tokenizer, tmp_path, monkeypatch):
     """Its pairs wait on the device for a while, not for the whole run."""
     monkeypatch.setattr(pair_log, "MOST_WAITING", 6)
-    monkeypatch.setattr(pair_log, "MOST_KEPT", 10)
+    monkeypatch.setattr(pair_log, "MOST_CACHED", 10)
     options = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "num_train_epochs": 1}
     trainer = AMaPOTrainer(
         load(tiny_model),
@@ -122,7 +122,7 @@ def test_a_run_that_never_logs(tiny_model, tokenizer, tmp_path, monkeypatch):
 
 
 def test_a_long_interval_s_log_is_of_its_last_pairs(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(pair_log, "MOST_KEPT", 4)
+    monkeypatch.setattr(pair_log, "MOST_CACHED", 4)
     log = PairLog(tmp_path / "x.csv")
     for step in (1, 2, 3, 4):
         log.add(step, {"weight": torch.full((3,), float(step))})

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         train_dataset: Any
         eval_dataset: Any
 
+        _config_class: type[MarginOptions]
         options: MarginOptions
         objective: Objective
         _fused: bool
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
             self, batch: Mapping[str, Any], model: nn.Module | None = None, fused: bool = True
         ) -> PairLogps: ...
         def store_metrics(self, metrics: Mapping[str, Tensor | float], train_eval: str = "train") -> None: ...
-        def term_states(self) -> dict[str, dict[str, Any]]: ...
+        def _term_states(self) -> dict[str, dict[str, Any]]: ...
         def _adapter_autocast(self) -> AbstractContextManager: ...
 
 else:

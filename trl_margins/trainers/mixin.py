@@ -7,7 +7,7 @@ import logging
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ from ..rows.scores import find_score_columns
 from ..rows.tokenized import TokenColumns, finish_tokenized
 from ..terms import Term
 from .card import CardMixin
-from .checkpoints import CheckpointMixin
+from .checkpoints import CheckpointMixin, run_settings
 from .collator import PairCollator
 from .configs import MarginOptions
 from .finite import FiniteSteps, without_neighbours
@@ -63,7 +63,6 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
     _pair_log: PairLog | None = None
     _plain_head_will_do = True
     _takes_images = False
-    _config_class: type[MarginOptions]
 
     def __init__(
         self, *args: Any, weight_term: Term | None = None, margin_term: Term | None = None, **kwargs: Any
@@ -103,7 +102,7 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
         self.add_callback(self._finite)
         if self.options.log_pairs:
             self._pair_log = PairLog(Path(self.args.output_dir, PAIRS_FILE))
-            self.add_callback(RunFolder(self, self._pair_log))
+            self.add_callback(RunFolder(self._pair_log, self.accelerator, partial(run_settings, self)))
 
     @cached_property
     def _sharing(self) -> PromptSharing:

@@ -9,12 +9,11 @@ from pathlib import Path
 
 from .config_file import Settings, as_yaml, read_yaml
 from .migration import Note, migrate
-from .setup import check_writable, log_to_console
+from .setup import check_writable
 
 
 def main(argv: Sequence[str]) -> int:
     """Reads the file, writes or prints the migrated one."""
-    log_to_console()
     parser = ArgumentParser(prog="trl-margins convert", description=__doc__)
     parser.add_argument("config", type=Path, metavar="FILE", help="YAML for another project or an older TRL.")
     parser.add_argument("--out", type=Path, help="File to write; without it, the result is printed.")

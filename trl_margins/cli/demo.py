@@ -9,7 +9,7 @@ from pathlib import Path
 from ..data.demo import bundled_model_path, make_demo_splits
 from ..evaluation.tables import pair_table
 from .options import Options, OptionsParser, option
-from .setup import check_writable, load_model, load_tokenizer, log_to_console
+from .setup import check_writable, load_model, load_tokenizer
 
 METRICS = {
     "pwa": "eval_pwa",
@@ -34,7 +34,6 @@ class DemoArguments(Options):
 
 def main(argv: Sequence[str]) -> int:
     """Creates the data, trains, prints the metrics before and after."""
-    log_to_console()
     (args,) = OptionsParser("demo", DemoArguments).parse(argv)
     check_writable(args.output_dir)
     from .. import GapPOConfig, GapPOTrainer

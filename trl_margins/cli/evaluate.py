@@ -17,7 +17,7 @@ from ..evaluation.sets import EvaluationSet, evaluation_set
 from ..evaluation.tables import report_tables
 from ..report.markdown import inline, one_line
 from .options import DTYPES, OptionsParser, ScoredRowOptions, option
-from .setup import MAX_LENGTH, check_writable, load_model, load_tokenizer, log_to_console, trained_with
+from .setup import MAX_LENGTH, check_writable, load_model, load_tokenizer, trained_with
 
 if TYPE_CHECKING:
     from ..evaluation.scorer import CompletionLogps
@@ -74,7 +74,6 @@ class EvaluateArguments(ScoredRowOptions):
 
 def main(argv: Sequence[str]) -> int:
     """Evaluates, prints the tables, writes the files."""
-    log_to_console()
     (args,) = OptionsParser("evaluate", EvaluateArguments).parse(argv)
     for file in filter(None, (args.json, args.markdown, args.rewards)):
         check_writable(Path(file).parent)

@@ -16,7 +16,7 @@ from ..report.audit_text import audit_text
 from ..rows import PreferenceRow, RowError, RowReader, tokenize
 from ..rows.tokens import read_batch
 from .options import LENGTH, OptionsParser, ScoredRowOptions, data_first, option
-from .setup import check_writable, load_tokenizer, log_to_console, max_length_of
+from .setup import check_writable, load_tokenizer, max_length_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -48,7 +48,6 @@ class InspectArguments(ScoredRowOptions):
 
 def main(argv: Sequence[str]) -> int:
     """Audits, prints, writes the JSON and the figure."""
-    log_to_console()
     parser = OptionsParser("inspect", InspectArguments, usage="trl-margins inspect DATA [options]")
     (args,) = parser.parse(data_first(argv))
     if args.plot:

@@ -28,8 +28,8 @@ class Recipe:
 def main(argv: Sequence[str]) -> int:
     """Prints the table and the folder of the files."""
     ArgumentParser(prog="trl-margins recipes", description=__doc__).parse_args(argv)
-    headers = [field.name for field in fields(Recipe)]
-    print("\n".join(aligned([astuple(recipe) for recipe in recipes()], [False] * len(headers), headers)))
+    heads = [field.name for field in fields(Recipe)]
+    print("\n".join(aligned(map(astuple, recipes()), [False] * len(heads), heads)))
     print(f"\nThe files, and accelerate configurations for several devices, are in {recipe_folder()}")
     return 0
 

@@ -6,12 +6,11 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 
-from .setup import check_writable, log_to_console
+from .setup import check_writable
 
 
 def main(argv: Sequence[str]) -> int:
     """Reads the runs, writes the report, prints its files."""
-    log_to_console()
     parser = ArgumentParser(prog="trl-margins report", description=__doc__)
     parser.add_argument(
         "runs", nargs="+", metavar="RUN", help="Output folder of a training run; several are compared."

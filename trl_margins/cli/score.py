@@ -14,7 +14,7 @@ from ..data.loading import load_splits, pick_split
 from ..rows import open_rows
 from ..tables import aligned
 from .options import OptionsParser, RowOptions, data_first, option
-from .setup import check_writable, log_to_console
+from .setup import check_writable
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
@@ -45,7 +45,6 @@ class ScoreArguments(RowOptions):
 
 def main(argv: Sequence[str]) -> int:
     """Scores, writes, prints the table."""
-    log_to_console()
     parser = OptionsParser("score", ScoreArguments, usage="trl-margins score DATA [options]")
     (args,) = parser.parse(data_first(argv))
     # not decoded, so that what is written is what was read

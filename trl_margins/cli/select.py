@@ -11,7 +11,7 @@ import numpy as np
 
 from ..data.loading import load_splits, pick_split
 from .options import DTYPES, LENGTH, OptionsParser, ScoredRowOptions, option
-from .setup import check_writable, load_model, load_tokenizer, log_to_console, max_length_of
+from .setup import check_writable, load_model, load_tokenizer, max_length_of
 
 
 @dataclass(kw_only=True)
@@ -38,7 +38,6 @@ class SelectArguments(ScoredRowOptions):
 
 def main(argv: Sequence[str]) -> int:
     """Measures the anchor gap of every pair, writes the parts."""
-    log_to_console()
     (args,) = OptionsParser("select", SelectArguments).parse(argv)
     from ..pairs import ROW
     from ..probes.selection import dataset_anchor_gaps, subsets

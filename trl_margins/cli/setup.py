@@ -1,4 +1,4 @@
-"""What subcommands do first: log to the console, check folders, find and load model and tokenizer."""
+"""What subcommands do first: check folders, find and load model and tokenizer."""
 
 from __future__ import annotations
 
@@ -13,12 +13,6 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 MAX_LENGTH = 1024  # of a model that this package did not train
-
-
-def log_to_console() -> None:
-    """Shows this package's INFO lines; other libraries keep their own level."""
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
-    logging.getLogger("trl_margins").setLevel(logging.INFO)
 
 
 def check_writable(folder: str | Path) -> None:

@@ -22,7 +22,7 @@ from .config_file import Settings, read_yaml
 from .migration import OLD_KEYS, migrate
 from .mixture import mixture_splits, mixture_test_split
 from .options import OptionsParser, option
-from .setup import check_writable, find_model, load_model, load_tokenizer, log_to_console
+from .setup import check_writable, find_model, load_model, load_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,6 @@ class TrainArguments(ScriptArguments):
 
 def main(argv: Sequence[str]) -> int:
     """Trains, saves the model and its card."""
-    log_to_console()
     script, config, model_args, mixture = parse(argv)
     if script.dry_run:
         from .dry_run import resolved

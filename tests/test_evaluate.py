@@ -574,7 +574,7 @@ def test_what_is_no_evaluation_set(rows, message):
 
 def test_a_bar_in_a_cell_does_not_break_the_table():
     lines = markdown_table(["a|b", "n"], [["x", "1"]]).splitlines()
-    assert lines[0] == "| a\\|b |   n |"
+    assert lines[0] == "| a\\|b   |   n |"
     assert {line.replace("\\|", "").count("|") for line in lines} == {3}
 
 

@@ -13,8 +13,8 @@ import numpy as np
 from ..data.audit import Lengths, Measure, audit
 from ..data.loading import load_splits, pick_split
 from ..report.audit_text import audit_text
-from ..rows import PreferenceRow, RowError, RowReader, tokenize
-from ..rows.tokens import read_batch
+from ..rows import RowReader
+from ..rows.tokens import read_batch, tokenize_or_errors
 from .options import LENGTH, OptionsParser, ScoredRowOptions, data_first, option
 from .setup import check_writable, load_tokenizer, max_length_of
 
@@ -104,31 +104,17 @@ def in_tokens_of(tokenizer: Any) -> Measure:
             for start in range(0, len(rows), 256):
                 numbers = readable[start : start + 256]
                 batch = read_batch(reader, rows[start : start + 256], numbers)
-                counts += _token_counts(batch, numbers, tokenizer, reader, problems)
+                for number, tokens in zip(numbers, tokenize_or_errors(batch, tokenizer), strict=True):
+                    if isinstance(tokens, Exception):
+                        problems[number] = f"{reader.where(number)}: {tokens}"
+                        continue
+                    prompt, chosen, rejected = len(tokens.prompt), *map(len, tokens.completions)
+                    counts.append((prompt, chosen, rejected, prompt + chosen, prompt + rejected))
                 bar.update(len(numbers))
         columns = np.array(counts, int).reshape(-1, 5).T
         return Lengths("tokens", *columns[:3], whole=columns[3:], problems=problems)
 
     return measure
-
-
-def _token_counts(
-    rows: list[PreferenceRow], numbers: list[int], tokenizer: Any, reader: RowReader, problems: dict[int, str]
-) -> list[tuple[int, ...]]:
-    """Tokens of prompt, chosen, rejected, and of each completion with its prompt.
-
-    Rows that cannot be tokenized go into `problems`.
-    """
-    try:
-        tokens = tokenize(rows, tokenizer, lambda i: reader.where(numbers[i]))
-    except RowError as error:
-        if len(rows) > 1:  # one at a time, to find which
-            pairs = zip(rows, numbers, strict=True)
-            return [one for row, n in pairs for one in _token_counts([row], [n], tokenizer, reader, problems)]
-        problems[numbers[0]] = str(error)
-        return []
-    sizes = [(len(prompt), *map(len, completions)) for prompt, completions in tokens]
-    return [(prompt, chosen, rejected, prompt + chosen, prompt + rejected) for prompt, chosen, rejected in sizes]
 
 
 def check_figure(name: str) -> None:

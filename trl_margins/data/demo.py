@@ -1,19 +1,24 @@
 """What the demo needs to run offline: a small chat model, and a scored preference set that is generated here.
 
-The set is made from word lists, with the score gaps and the label noise of marks averaged over a few annotators.
+The set is made from the sentences and words in `demo.yaml`, with the score gaps and the label noise of marks averaged
+over a few annotators.
 """
 
 from __future__ import annotations
 
 import random
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import yaml
 from datasets import Dataset, DatasetDict
 
-from . import demo_text as lists
 from .bundled import bundled_model_path, resolve_model
 
 __all__ = ["bundled_model_path", "make_demo_splits", "make_preference_set", "resolve_model"]
+
+
+_TEXT = yaml.safe_load(Path(__file__).with_name("demo.yaml").read_text("utf-8"))
 
 
 class _Draft(NamedTuple):
@@ -26,141 +31,62 @@ class _Draft(NamedTuple):
     thin: str  # looks like an answer and says next to nothing
 
 
-def _capital(text: str) -> str:
-    return text[0].upper() + text[1:]
-
-
-def _arithmetic(rng: random.Random) -> _Draft:
-    name, goods = rng.choice(lists.PEOPLE), rng.choice(lists.GOODS)
+def _arithmetic(rng: random.Random) -> dict[str, Any]:
+    name, goods = rng.choice(_TEXT["people"]), rng.choice(_TEXT["goods"])
     start, change = rng.randint(21, 80), rng.randint(3, 20)
     grows = rng.random() < 0.5
     verb = rng.choice(("finds another", "buys another") if grows else ("loses", "gives away"))
     end, sign, back = (start + change, "+", "minus") if grows else (start - change, "-", "plus")
-    prompt = f"{name} has {start} {goods} and {verb} {change}. How many {goods} does {name} have now?"
-    core = f"{name} has {end} {goods} now, since {start} {sign} {change} = {end}."
-    thin = (
-        f"{name} has some number of {goods}, and it is not quite the same as before.",
-        f"You can find the number of {goods} with the numbers that are there.",
-        f"{name} still has {goods}, and you could count them if you like.",
-    )
-    return _Draft("arithmetic", prompt, core, f"To check it, {end} {back} {change} is {start}.", rng.choice(thin))
+    found = {"name": name, "goods": goods, "start": start, "change": change, "verb": verb}
+    return found | {"end": end, "sign": sign, "back": back}
 
 
-def _explain(rng: random.Random) -> _Draft:
-    thing, what, detail = rng.choice(lists.THINGS)
-    ask = (
-        f"What is {thing}?",
-        f"Explain {thing} to a ten-year-old.",
-        f"Can you tell me in simple words what {thing} is?",
-        f"My son asked me what {thing} is. What can I tell him?",
-        f"Describe {thing} in a sentence or two.",
-    )
-    thin = (
-        f"{_capital(thing)} is a thing that you hear about now and then.",
-        f"{_capital(thing)} is something that exists and that people know.",
-        f"There is such a thing as {thing}, and it has its place.",
-    )
-    return _Draft("explain", rng.choice(ask), f"{_capital(thing)} is {what}.", f"{detail}.", rng.choice(thin))
+def _explain(rng: random.Random) -> dict[str, Any]:
+    return dict(zip(("thing", "what", "detail"), rng.choice(_TEXT["things"]).split(" | "), strict=True))
 
 
-def _how_to(rng: random.Random) -> _Draft:
-    task, first, then, last, tip = rng.choice(lists.TASKS)
-    ask = (
-        f"How do I {task}?",
-        f"Give me short steps to {task}.",
-        f"I have never tried to {task}. How does it work?",
-        f"What is the right way to {task}?",
-        f"I want to {task} today. Where do I start?",
-    )
-    core = (
-        f"First {first}, then {then}, and {last}.",
-        f"1. {_capital(first)}. 2. {_capital(then)}. 3. {_capital(last)}.",
-    )
-    thin = (
-        f"To {task}, you get the things for it and do it step by step.",
-        f"You start to {task} and go on until it is done.",
-        f"Many people {task}, and it works in the usual way.",
-    )
-    return _Draft("how_to", rng.choice(ask), rng.choice(core), f"{tip}.", rng.choice(thin))
+def _how_to(rng: random.Random) -> dict[str, Any]:
+    return dict(zip(("task", "first", "then", "last", "tip"), rng.choice(_TEXT["tasks"]).split(" | "), strict=True))
 
 
-def _compare(rng: random.Random) -> _Draft:
-    purpose = rng.choice(list(lists.CHOICES))
-    (one, pro), (other, contra) = rng.sample(lists.CHOICES[purpose], 2)
-    ask = (
-        f"For {purpose}, which is better: {one} or {other}?",
-        f"Compare {one} and {other} for {purpose}.",
-        f"I cannot decide between {one} and {other} for {purpose}.",
-    )
-    one, other = one.replace("my ", "your "), other.replace("my ", "your ")
-    core = f"{_capital(one)} {pro}, while {other} {contra}."
-    extra = (f"If in doubt, I would start with {one}.", f"If in doubt, I would start with {other}.")
-    thin = (
-        f"{_capital(one)} is one option and {other} is another one.",
-        f"Some people take {one} and some people take {other}.",
-        f"There is a difference between {one} and {other}, but both exist.",
-    )
-    return _Draft("compare", rng.choice(ask), core, rng.choice(extra), rng.choice(thin))
+def _compare(rng: random.Random) -> dict[str, Any]:
+    purpose = rng.choice(list(_TEXT["choices"]))
+    (one, pro), (other, contra) = rng.sample(list(_TEXT["choices"][purpose].items()), 2)
+    return {"purpose": purpose, "one": one, "pro": pro, "other": other, "contra": contra}
 
 
-def _rewrite(rng: random.Random) -> _Draft:
-    request = rng.choice(lists.REQUESTS)
-    ask = rng.choice(
-        ('Make this polite: "{}!"', 'Rewrite this in a friendly tone: "{}!"', 'How can I say "{}!" nicely?')
-    )
-    prompt = ask.format(f"{_capital(request)}, {rng.choice(lists.RUDE_ENDS)}")
-    core = (f'"Could you please {request} when you have a moment?"', f'"Would you mind if I ask you to {request}?"')
-    extra = ('"Thank you, I know that you are busy."', '"It would really help me today, thanks a lot."')
-    thin = (
-        f'You could say "{request}" in some other words.',
-        f'"{_capital(request)}." I left out the end of it.',
-        f'Just say "{request}" in a nicer way.',
-    )
-    return _Draft("rewrite", prompt, rng.choice(core), rng.choice(extra), rng.choice(thin))
+def _rewrite(rng: random.Random) -> dict[str, Any]:
+    request, ask = rng.choice(_TEXT["requests"]), rng.choice(_TEXT["templates"]["rewrite"]["prompt"])
+    return {"request": request, "prompt": ask, "end": rng.choice(_TEXT["rude_ends"])}
 
 
-def _recommend(rng: random.Random) -> _Draft:
-    wish, guest = rng.choice(list(lists.WISHES)), rng.choice(lists.GUESTS)
-    (best, why), (second, _) = rng.sample(lists.WISHES[wish], 2)
-    ask = (
-        f"Can you recommend {wish} for {guest}?",
-        f"I am looking for {wish} for {guest}. Any ideas?",
-        f"What would be {wish} that suits {guest}?",
-    )
-    guest = guest.replace("my ", "your ")
-    core, extra = f"For {guest} I would pick {best}, because {why}.", f"Otherwise, {second} is a nice choice as well."
-    thin = (
-        f"You could look for {wish} that is nice for {guest}.",
-        f"There is {wish} for everybody, and so there is one for {guest}.",
-        f"Just take something that people take for {guest}.",
-    )
-    return _Draft("recommend", rng.choice(ask), core, extra, rng.choice(thin))
+def _recommend(rng: random.Random) -> dict[str, Any]:
+    wish, guest = rng.choice(list(_TEXT["wishes"])), rng.choice(_TEXT["guests"])
+    (best, why), (second, _) = rng.sample(list(_TEXT["wishes"][wish].items()), 2)
+    return {"wish": wish, "guest": guest, "best": best, "why": why, "second": second}
 
 
-def _encourage(rng: random.Random) -> _Draft:
-    worry, step = rng.choice(lists.WORRIES)
-    feeling = rng.choice(lists.FEELINGS)
-    ask = (
-        f"I am {feeling} about {worry}.",
-        f"Any advice? I am {feeling} about {worry}.",
-        f"What can I do? I feel so {feeling} because of {worry}.",
-    )
-    worry = worry.replace("my ", "your ")
-    core = f"It is natural to feel {feeling} about {worry}. First, {step}."
-    extra = ("You have got through hard things before.", "Be kind to yourself, it gets easier.")
-    thin = (
-        f"So you think about {worry}. That happens to people.",
-        f"It is about {worry}, and later it will be over.",
-        f"Well, {worry} is one of those things, I suppose.",
-    )
-    return _Draft("encourage", rng.choice(ask), core, rng.choice(extra), rng.choice(thin))
+def _encourage(rng: random.Random) -> dict[str, Any]:
+    worry, step = rng.choice(list(_TEXT["worries"].items()))
+    return {"worry": worry, "step": step, "feeling": rng.choice(_TEXT["feelings"])}
 
 
-_FAMILIES = (_arithmetic, _explain, _how_to, _compare, _rewrite, _recommend, _encourage)
+_KINDS = (_arithmetic, _explain, _how_to, _compare, _rewrite, _recommend, _encourage)
 
 
 def _draft(rng: random.Random) -> _Draft:
-    return rng.choice(_FAMILIES)(rng)
+    draw = rng.choice(_KINDS)
+    kind = draw.__name__.removeprefix("_")
+    fields = draw(rng)
+    # as the assistant says it: "your exam" for "my exam"; and at the start of a sentence
+    fields |= {f"your_{name}": str(value).replace("my ", "your ") for name, value in fields.items()}
+    fields |= {name.capitalize(): str(value)[:1].upper() + str(value)[1:] for name, value in fields.items()}
+
+    def text(part: str) -> str:
+        template = fields.get(part) or _TEXT["templates"][kind][part]
+        return (template if isinstance(template, str) else rng.choice(template)).format(**fields)
+
+    return _Draft(kind, text("prompt"), text("core"), text("extra"), text("thin"))
 
 
 def _join(rng: random.Random, start: str, sentences: list[str]) -> str:
@@ -178,18 +104,18 @@ def _excellent(rng: random.Random, draft: _Draft) -> str:
 
 
 def _good(rng: random.Random, draft: _Draft) -> str:
-    return f"{draft.core} {rng.choice(lists.WARM + lists.PADDING)}"
+    return f"{draft.core} {rng.choice(_TEXT['warm'] + _TEXT['padding'])}"
 
 
 def _thin(rng: random.Random, draft: _Draft) -> str:
-    return _join(rng, draft.thin, lists.PADDING)
+    return _join(rng, draft.thin, _TEXT["padding"])
 
 
 def _poor(rng: random.Random, draft: _Draft) -> str:
     """Evasive, off topic or cut off."""
     way = rng.choice(("evasive", "evasive", "evasive", "off topic", "cut off"))
     if way == "evasive":
-        return _join(rng, "", lists.EVASIVE)
+        return _join(rng, "", _TEXT["evasive"])
     if way == "off topic":
         while (other := _draft(rng)).kind == draft.kind:
             pass
@@ -201,8 +127,8 @@ def _poor(rng: random.Random, draft: _Draft) -> str:
 def _bad(rng: random.Random, draft: _Draft) -> str:
     """Rude, or stuck in a loop."""
     if rng.random() < 0.4:
-        return _join(rng, "", lists.RUDE)
-    return _join(rng, "", [rng.choice((*lists.STUCK, draft.thin))] * 3)
+        return _join(rng, "", _TEXT["rude"])
+    return _join(rng, "", [rng.choice((*_TEXT["stuck"], draft.thin))] * 3)
 
 
 # Kinds of completions: their mean quality, on the annotators' scale, and who writes them

@@ -91,10 +91,8 @@ def files_of(folder: Path, config: str | None) -> dict[str, list[Path]]:
     builder = max(_PREFERRED, key=lambda name: counts[name])
     if left_out := [file.name for file in every if builder_of(file) != builder]:
         logger.warning(
-            "%s: only its %s files are read, not %s: a data set has one format, that of most files",
-            folder,
-            builder,
-            ", ".join(left_out),
+            f"{folder}: only its {builder} files are read, not {', '.join(left_out)}: a data set has one format, that "
+            "of most files"
         )
     found = {split: [file for file in files if builder_of(file) == builder] for split, files in splits.items()}
     return {split: files for split, files in found.items() if files}

@@ -97,14 +97,8 @@ def flip_labels(
         features=dataset.features,
         desc="Flipping labels",
     ).add_column(IS_FLIPPED, flipped, feature=Value("bool"))
-    logger.info(
-        "flipped %d of %d pairs (%s): %s swapped, %s stayed",
-        n_flips,
-        len(rows),
-        kind,
-        ", ".join("/".join(pair) for pair in pairs),
-        "/".join(scores.names) if scores else "no scores, so nothing",
-    )
+    swapped, stayed = ", ".join("/".join(pair) for pair in pairs), "/".join(scores.names) if scores else "nothing"
+    logger.info(f"flipped {n_flips} of {len(rows)} pairs ({kind}): {swapped} swapped, {stayed} stayed")
     return with_format_of(noisy, dataset, IS_FLIPPED)
 
 

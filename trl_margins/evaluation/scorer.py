@@ -156,7 +156,7 @@ def _tokenized(
     def where(i: int) -> str:
         return f"row {i} of {name}"
 
-    limit, emptied = f"max_length={max_length}", 0
+    limit, emptied = f"max_length={max_length}", ""
     if model.config.is_encoder_decoder:
         found = _cpo_tokens(tokenizer, rows, where, max_length)
         # the tokenizer truncated: see which completions are longer than what is left of them
@@ -170,23 +170,18 @@ def _tokenized(
         else:
             whole = [
                 _Tokens(prompt, [prompt + ids for ids in many], [[IGNORE] * len(prompt) + ids for ids in many])
-                for prompt, many in tokenize(rows, tokenizer, where)
+                for prompt, many, _ in tokenize(rows, tokenizer, where)
             ]
         found = [row.cut(max_length) for row in whole]
         n_cut = sum(len(ids) > max_length for row in whole for ids in row.ids)
-        emptied = sum(len(row.prompt) >= max_length for row in whole)
+        if n_emptied := sum(len(row.prompt) >= max_length for row in whole):
+            emptied = (
+                f"; in {n_emptied} of {len(rows)} rows the prompt alone fills it, so nothing is left of the "
+                "completions and all of them have the reward 0"
+            )
     if n_cut:
-        logger.warning(
-            "%s: %d of %d completions are cut to %s%s",
-            name,
-            n_cut,
-            sum(len(row.ids) for row in found),
-            limit,
-            f"; in {emptied} of {len(rows)} rows the prompt alone fills it, so nothing is left of the completions and "
-            "all of them have the reward 0"
-            if emptied
-            else "",
-        )
+        total = sum(len(row.ids) for row in found)
+        logger.warning(f"{name}: {n_cut} of {total} completions are cut to {limit}{emptied}")
     return found
 
 
@@ -231,12 +226,9 @@ def _stretched(rows: Sequence[_Tokens], beyond: int | None, name: str) -> list[b
     found = [beyond is not None and max(map(len, row.ids), default=0) > beyond for row in rows]
     if any(found):
         logger.warning(
-            "%s: %d of %d rows are longer than the %d tokens from which on this model scales its rotary embedding by "
-            "the longest row of a batch: their values depend on what they are computed with",
-            name,
-            sum(found),
-            len(rows),
-            beyond,
+            f"{name}: {sum(found)} of {len(rows)} rows are longer than the {beyond} tokens from which on this model "
+            "scales its rotary embedding by the longest row of a batch: their values depend on what they are computed "
+            "with"
         )
     return found
 

@@ -243,32 +243,18 @@ def _complaint(value: Any, column: str, where: str, count: int) -> str:
 
 def report_scores(summary: ScoreSummary, columns: ScoreColumns, split: str, weighted: bool) -> None:
     """Logs the counts; warns where most pairs are reversed, or are ties that a weight drops."""
+    n, ties, names = summary.n_pairs, summary.n_ties, " and ".join(columns.names)
     logger.info(
-        "%s scores from %s: %d pairs, %d ties%s, %d whose rejected completion scores higher",
-        split,
-        "/".join(columns.names),
-        summary.n_pairs,
-        summary.n_ties,
-        " (weight 0)" if weighted else "",
-        summary.n_reversed,
+        f"{split} scores from {'/'.join(columns.names)}: {n} pairs, {ties} ties{' (weight 0)' if weighted else ''}, "
+        f"{summary.n_reversed} whose rejected completion scores higher"
     )
-    names = " and ".join(columns.names)
-    if summary.n_reversed * 2 > summary.n_pairs - summary.n_ties:
+    if summary.n_reversed * 2 > n - ties:
         logger.warning(
-            "in %d of %d %s pairs the rejected completion scores higher: check that %s are not swapped, and that a "
-            "higher score is better",
-            summary.n_reversed,
-            summary.n_pairs,
-            split,
-            names,
+            f"in {summary.n_reversed} of {n} {split} pairs the rejected completion scores higher: check that {names} "
+            "are not swapped, and that a higher score is better"
         )
-    if weighted and summary.n_ties * 2 > summary.n_pairs:
+    if weighted and ties * 2 > n:
         logger.warning(
-            "%d of %d %s pairs are ties: their score gap is 0, so their weight is 0 and training sees only the other "
-            "%d. If that is not intended, check that %s hold the scores of the two completions",
-            summary.n_ties,
-            summary.n_pairs,
-            split,
-            summary.n_pairs - summary.n_ties,
-            names,
+            f"{ties} of {n} {split} pairs are ties: their score gap is 0, so their weight is 0 and training sees only "
+            f"the other {n - ties}. If that is not intended, check that {names} hold the scores of the two completions"
         )

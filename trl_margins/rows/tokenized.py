@@ -109,11 +109,8 @@ def _without_filled(
         )
     if dropped:
         logger.warning(
-            "%d of %d %s pairs were dropped, because the prompt fills max_length=%d: raise it to keep them",
-            dropped,
-            len(dataset),
-            split,
-            max_length,
+            f"{dropped} of {len(dataset)} {split} pairs were dropped, because the prompt fills "
+            f"max_length={max_length}: raise it to keep them"
         )
         dataset = dataset.select(left)
     return dataset, left
@@ -134,11 +131,8 @@ def _check_told_apart(
         )
     if alike > same:
         logger.warning(
-            "%d of %d %s pairs have the same tokens twice, although their texts differ: the chat template or "
-            "max_length removes the difference. They have no gap, and nothing is learned from them",
-            alike - same,
-            n,
-            split,
+            f"{alike - same} of {n} {split} pairs have the same tokens twice, although their texts differ: the chat "
+            "template or max_length removes the difference. They have no gap, and nothing is learned from them"
         )
 
 
@@ -170,18 +164,13 @@ def look_at_first_rows(opened: OpenedSet, processing_class: Any, cpo_max_length:
     if isinstance(opened.dataset, IterableDataset) or not PartialState().is_main_process:
         return
     rows, split = list(islice(opened, _COMPARED)), opened.reader.split
-    tails: list[tuple[int, list[int]]] = []
-    ours = tokenize(rows, processing_class, opened.reader.where, lambda i, tail: tails.append((i, tail)))
-    _report_tails(split, rows, tails, processing_class)
+    ours = tokenize(rows, processing_class, opened.reader.where)
+    _report_tails(split, rows, [tokens.tail for tokens in ours], processing_class)
     bos = getattr(tokenizer_of(processing_class), "bos_token_id", None)
     if doubled := [i for i, tokens in enumerate(ours) if bos is not None and tokens.prompt[:2] == [bos, bos]]:
         logger.warning(
-            "%s: %d of the first %d rows begin with two begin tokens (the first is row %d): the text has one already, "
-            "and the tokenizer adds one. Remove it from the text",
-            split,
-            len(doubled),
-            len(rows),
-            doubled[0],
+            f"{split}: {len(doubled)} of the first {len(rows)} rows begin with two begin tokens (the first is row "
+            f"{doubled[0]}): the text has one already, and the tokenizer adds one. Remove it from the text"
         )
     if cpo_max_length is not None:
         cpo = CPOTokenizer(None, processing_class, cpo_max_length, None, is_encoder_decoder=False)
@@ -189,30 +178,26 @@ def look_at_first_rows(opened: OpenedSet, processing_class: Any, cpo_max_length:
 
 
 def _report_tails(
-    split: str, rows: Sequence[PreferenceRow], tails: Sequence[tuple[int, list[int]]], processing_class: Any
+    split: str, rows: Sequence[PreferenceRow], tails: Sequence[list[int]], processing_class: Any
 ) -> None:
     """Logs prompts whose last tokens are different before a completion."""
-    if not tails:
+    texts = {i: processing_class.decode(tail) for i, tail in enumerate(tails) if tail}
+    if not texts:
         return
-    asked = 0
-    for i, tail in tails:
-        last = "" if isinstance(rows[i].prompt, str) else text_of(rows[i].prompt[-1:]).strip()
-        asked += bool(last and last in processing_class.decode(tail))
-    first, tail = tails[0]
-    logger.log(
-        logging.WARNING if asked else logging.INFO,
-        "%s: in %d of the first %d rows the prompt alone ends otherwise than before its completion (the first is row "
-        "%d, which alone ends with %r): the completion begins at the first different token%s",
-        split,
-        len(tails),
-        len(rows),
-        first,
-        processing_class.decode(tail),
-        f". In {asked} rows it begins before the last message of the prompt, which is then scored as well: use a "
-        "chat template that renders a prompt the same way with and without a completion"
-        if asked
-        else "",
+    last = {i: text_of(rows[i].prompt[-1:]).strip() for i in texts if rows[i].is_conversational}
+    asked = sum(bool(last[i]) and last[i] in texts[i] for i in last)
+    first = min(texts)
+    message = (
+        f"{split}: in {len(texts)} of the first {len(rows)} rows the prompt alone ends otherwise than before its "
+        f"completion (the first is row {first}, which alone ends with {texts[first]!r}): the completion begins at the "
+        "first different token"
     )
+    if asked:
+        message += (
+            f". In {asked} rows it begins before the last message of the prompt, which is then scored as well: use a "
+            "chat template that renders a prompt the same way with and without a completion"
+        )
+    logger.log(logging.WARNING if asked else logging.INFO, message)
 
 
 def _compare_with_cpo(
@@ -224,12 +209,10 @@ def _compare_with_cpo(
         for mine, theirs in zip(ours, each_or_error(cpo.rows, rows), strict=True)
     ]
     if different := sum(map(bool, found)):
+        ways = "; ".join(f"{way} in {n}" for way, n in Counter(way for each in found for way in each).most_common())
         logger.info(
-            "%s: CPOTrainer's own tokens differ in %d of the first %d rows: %s. tokenization='cpo' gives them",
-            split,
-            different,
-            len(rows),
-            "; ".join(f"{way} in {n}" for way, n in Counter(way for ways in found for way in ways).most_common()),
+            f"{split}: CPOTrainer's own tokens differ in {different} of the first {len(rows)} rows: {ways}. "
+            "tokenization='cpo' gives them"
         )
 
 

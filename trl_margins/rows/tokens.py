@@ -31,27 +31,24 @@ class RowTokens(NamedTuple):
 
     prompt: list[int]
     completions: list[list[int]]
+    tail: list[int] = []  # the tokens that the prompt ends with alone, but not before a completion
 
     def cut(self, max_length: int | None) -> RowTokens:
         """Truncates prompt and completion together to `max_length` tokens, from the end."""
         if max_length is None:
             return self
         room = max(max_length - len(self.prompt), 0)
-        return RowTokens(self.prompt[:max_length], [ids[:room] for ids in self.completions])
+        return RowTokens(self.prompt[:max_length], [ids[:room] for ids in self.completions], self.tail)
 
 
 def tokenize(
-    rows: Sequence[PreferenceRow],
-    processing_class: Any,
-    where: Callable[[int], str] = "row {}".format,
-    on_tail: Callable[[int, list[int]], None] | None = None,
+    rows: Sequence[PreferenceRow], processing_class: Any, where: Callable[[int], str] = "row {}".format
 ) -> list[RowTokens]:
     """
     Args:
         rows: N rows; the completions of one row share its prompt, up to the first token in which one of them differs.
         processing_class: a tokenizer, or a processor that has one.
         where: names row i in errors.
-        on_tail: called with i and the tokens that the prompt of row i ends with alone, but not before a completion.
 
     Returns:
         [N] token ids.
@@ -59,14 +56,10 @@ def tokenize(
     Raises:
         RowError: the chat template refuses the messages of a row.
     """
-    return without_errors(tokenize_or_errors(rows, processing_class, on_tail), where)
+    return without_errors(tokenize_or_errors(rows, processing_class), where)
 
 
-def tokenize_or_errors(
-    rows: Sequence[PreferenceRow],
-    processing_class: Any,
-    on_tail: Callable[[int, list[int]], None] | None = None,
-) -> list[RowTokens | Exception]:
+def tokenize_or_errors(rows: Sequence[PreferenceRow], processing_class: Any) -> list[RowTokens | Exception]:
     """As `tokenize`, with an error, which does not name the row, in place of a row that cannot be tokenized."""
     kinds: dict[str, list[int]] = {}
     for i, row in enumerate(rows):
@@ -75,14 +68,9 @@ def tokenize_or_errors(
         kinds.setdefault(kind, []).append(i)
     found: dict[int, RowTokens | Exception] = {}
     for members in kinds.values():
-        made = each_or_error(lambda some: _tokens_and_tails(some, processing_class), [rows[i] for i in members])
+        made = each_or_error(lambda some: _tokenize_alike(some, processing_class), [rows[i] for i in members])
         for i, each in zip(members, made, strict=True):
-            if isinstance(each, Exception):
-                found[i] = _refusal(rows[i], each)
-                continue
-            found[i], tail = each
-            if tail and on_tail is not None:
-                on_tail(i, tail)
+            found[i] = _refusal(rows[i], each) if isinstance(each, Exception) else each
     return [found[i] for i in range(len(rows))]
 
 
@@ -115,8 +103,8 @@ def _refusal(row: PreferenceRow, cause: Exception) -> Exception:
     return error
 
 
-def _tokens_and_tails(rows: list[PreferenceRow], processing_class: Any) -> list[tuple[RowTokens, list[int]]]:
-    """For rows that are all text, or whose messages are rendered with the same variables."""
+def _tokenize_alike(rows: list[PreferenceRow], processing_class: Any) -> list[RowTokens]:
+    """Of rows that are all text, or whose messages are rendered with the same variables."""
     prompts: list[Any] = [row.prompt for row in rows]
     wholes: list[Any] = [row.prompt + part for row in rows for part in row.completions]
     if rows[0].is_conversational:
@@ -128,7 +116,7 @@ def _tokens_and_tails(rows: list[PreferenceRow], processing_class: Any) -> list[
     for row, prompt in zip(rows, prompts, strict=True):
         full = [next(remaining) for _ in row.completions]
         start = min((_shared(prompt, each) for each in full), default=len(prompt))
-        made.append((RowTokens(prompt[:start], [each[start:] for each in full]), prompt[start:]))
+        made.append(RowTokens(prompt[:start], [each[start:] for each in full], prompt[start:]))
     return made
 
 
@@ -201,7 +189,7 @@ def dpo_columns(tokens: RowTokens) -> dict[str, Any]:
 
 def cpo_columns(tokens: RowTokens, max_length: int | None) -> dict[str, Any]:
     """The columns of TRL's `CPOTrainer`."""
-    prompt, completions = tokens.cut(max_length)
+    prompt, completions, _ = tokens.cut(max_length)
     made: dict[str, Any] = {}
     for side, completion in zip(("chosen", "rejected"), completions, strict=True):
         ids = _array(prompt + completion)

@@ -29,6 +29,7 @@ from transformers.trainer_utils import SaveStrategy, align_special_tokens
 
 from ..distributed import local
 from ..pairs import ROW
+from ..rows.tokenized import arrow_columns
 from ..rows.tokens import tokenizer_of
 from .base import MarginTrainer
 
@@ -36,7 +37,6 @@ logger = logging.getLogger(__name__)
 
 _PROMPT, _COMPLETIONS = "prompt_ids", ("chosen_ids", "rejected_ids")  # apart, as DPOTrainer has them
 _WHOLE = ("chosen_input_ids", "rejected_input_ids", "prompt_input_ids", "chosen_labels", "rejected_labels")
-_ROWS_AT_ONCE = 2048
 _POSITIONS = re.compile(r"(^|\.)(wpe|\w*pos\w*)(\.|$)")  # of GPT-2; of all others
 _MORE_THAN_THE_CONFIG = 8  # rows that a table of positions may have beyond the config's number: an offset, padding
 _ANOTHER_VOCABULARY = 1.1  # times as many rows: more than padding to a round number, or a few added tokens
@@ -218,9 +218,9 @@ class TokenLimits:
             return  # images among the text, say, or columns of a custom collator: its batches are checked
         numbered = [ROW] if ROW in dataset.column_names else []
         first, longest, longest_row, n_long = 0, 0, 0, 0
-        for table in dataset.select_columns(columns + numbered).with_format("arrow").iter(batch_size=_ROWS_AT_ONCE):
-            rows = table[ROW].to_numpy() if numbered else range(first, first + len(table))
-            lists = {name: table[name].combine_chunks() for name in columns}
+        for arrays in arrow_columns(dataset, *columns, *numbered):
+            rows = arrays[-1].to_numpy() if numbered else range(first, first + len(arrays[0]))
+            lists = dict(zip(columns, arrays, strict=False))
             for tokens in lists.values():
                 self._check_tokens(tokens, rows, split)
             lengths = _lengths(lists)
@@ -230,7 +230,7 @@ class TokenLimits:
                 longest, longest_row = int(lengths.max()), rows[lengths.argmax()]
             if self.trained_positions is not None:
                 n_long += int((lengths > self.trained_positions).sum())
-            first += len(table)
+            first += len(arrays[0])
         self._check_length(longest, self.pad_to_multiple_of or 1, f"row {longest_row} of the {split} data set")
         if n_long:
             logger.warning(

@@ -91,7 +91,7 @@ def in_float32(model: nn.Module, layer_by_layer: bool = False) -> Iterator[None]
     embeddings, the LM head and whatever else is not a layer.
 
     Args:
-        model: a model for which `why_not_float32` returns None; for forward passes without gradient only.
+        model: any; quantized weights stay as they are. For forward passes without gradient only.
         layer_by_layer: upcast each layer only while it runs.
     """
     layers = _layers(model) if layer_by_layer else []

@@ -238,7 +238,7 @@ def markdown(result: dict[str, Any]) -> str:
     for title, rows in result["sections"].items():
         first = next(iter(rows.values()))
         memory = "gigabytes" in first
-        extra = [" answer tokens/s | peak GB |", "---:|---:|"] if memory else ["", ""]
+        extra = [" completion tokens/s | peak GB |", "---:|---:|"] if memory else ["", ""]
         lines += [f"| {title} | s | first ÷ this |{extra[0]}", f"|---|---:|---:|{extra[1]}"]
         for name, row in rows.items():
             cells = [name, f"{row['seconds']:.2f}", f"{first['seconds'] / row['seconds']:.2f}"]

@@ -232,11 +232,11 @@ def peak_memory() -> float:
 def report(args: argparse.Namespace, runs: dict[str, list[dict[str, float]]]) -> None:
     medians = {name: {key: median(run[key] for run in each) for key in each[0]} for name, each in runs.items()}
     first = next(iter(medians.values()))
-    print(f"\n{'':<30}{'s/step':>9}{'speed-up':>10}{'answer tokens/s':>17}{'peak GB':>9}{'share':>8}")
+    print(f"\n{'':<30}{'s/step':>9}{'speed-up':>10}{'completion tokens/s':>21}{'peak GB':>9}{'share':>8}")
     for name, values in medians.items():
         speedup, share = first["seconds"] / values["seconds"], values["gigabytes"] / first["gigabytes"]
         print(
-            f"{name:<30}{values['seconds']:>9.2f}{speedup:>9.2f}x{values['tokens_per_second']:>17.1f}"
+            f"{name:<30}{values['seconds']:>9.2f}{speedup:>9.2f}x{values['tokens_per_second']:>21.1f}"
             f"{values['gigabytes']:>9.2f}{share:>8.2f}"
         )
     said = f"{args.pairs} pairs a step, max_length {args.max_length}, prompts {args.prompts}"

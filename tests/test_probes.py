@@ -23,6 +23,7 @@ from trl_margins.distributed import reduce_tensors
 from trl_margins.probes import pair_gradients, perturbation
 from trl_margins.probes.direction import Direction, GradientSum, gradient_direction, momentum_direction, total_norm
 from trl_margins.probes.perturbation import Product, cannot_displace, displaced, fused_head_moves, perturbed
+from trl_margins.trainers import cpo
 from trl_margins.trainers.configs import config_class
 from trl_margins.trainers.model_checks import check_one_device
 from trl_margins.trainers.named import trainer_class
@@ -51,9 +52,9 @@ def passes(trainer):
     """Of every forward pass: whether for a gradient, and how float32 is multiplied."""
     seen, forward = [], trainer.pair_logps
 
-    def look(model, batch):
+    def look(*args):
         seen.append((torch.is_grad_enabled(), torch.get_float32_matmul_precision()))
-        return forward(model, batch)
+        return forward(*args)
 
     trainer.pair_logps = look
     return seen
@@ -549,11 +550,14 @@ def test_graphs_wait_where_the_update_may_come_later(kind, waits, tiny_model, to
 
 
 @pytest.mark.parametrize("here", [True, False])
-def test_the_fused_head_is_used_where_both_want_it(here, tiny_model, tokenizer, tmp_path):
-    trainer = gapo_trainer(tiny_model, tokenizer, tmp_path)
-    trainer._fused, seen = here, []
-    trainer.pair_logps = lambda model, batch: seen.append(trainer._fused and not trainer._logits_only)
+def test_the_fused_head_is_used_where_both_want_it(here, tiny_model, tokenizer, tmp_path, monkeypatch):
+    trainer = gapo_trainer(tiny_model, tokenizer, tmp_path, share_prompt="never")
+    trainer._fused, batch = here, trainer.before_measuring(window(trainer)[0])
+    trainer._sharing.check(trainer, batch)
+    seen, forward = [], cpo.fused_token_logps
+    monkeypatch.setattr(cpo, "fused_token_logps", lambda *args: seen.append("fused") or forward(*args))
     for wanted in (True, False):
-        trainer.forward_pairs({}, fused=wanted)
-    assert seen == [here, False]
-    assert trainer._fused is here
+        pairs = trainer.forward_pairs(batch, fused=wanted)
+        assert pairs.chosen.shape == (4,)
+        seen.append(wanted)
+    assert seen == (["fused", True, False] if here else [True, False])

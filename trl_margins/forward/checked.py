@@ -9,11 +9,13 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
-from .head import FEW_LOGITS
+from .head import FEW_LOGITS, causal_model
 from .precision import ieee_float32, in_float32, why_not_float32
 from .shared_prompt import shared_token_logps
 from .shared_rows import SharedRows, shared_rows, width_step
@@ -96,7 +98,7 @@ def _comparisons(model: nn.Module, dtype: torch.dtype | None) -> list[_Compariso
     """The contexts to compare in, the dtype that the model computes in there (None: float32), and the tolerance."""
     if dtype is None:
         return [(ieee_float32, None, TOLERANCE[None])]
-    attention = model.config.get_text_config()._attn_implementation or ""
+    attention = causal_model(model).config.get_text_config()._attn_implementation or ""
     if why_not_float32(model) or any(name in attention for name in _WITHOUT_FLOAT32):
         return [(nullcontext, dtype, TOLERANCE[dtype])]
     # then once more as the training computes, where a way must not crash
@@ -137,7 +139,7 @@ def differences_from_own(
     Raises:
         OwnFailsError: the model's own logits fail, on this rank or another.
     """
-    device = model.get_input_embeddings().weight.device
+    device = cast("Tensor", causal_model(model).get_input_embeddings().weight).device
     ids, mask, labels = (values.to(device) for values in rows)
     inputs = {"input_ids": ids, "attention_mask": mask}
 
@@ -186,9 +188,9 @@ def differences_from_own(
 
 def _twice_in_a_row(rows: Rows, device: torch.device) -> SharedRows:
     """The prompt with its completions, twice in one shared row: the neighbour is what a token must not see."""
-    twice = (values.cpu().repeat_interleave(2, dim=0) for values in rows)
-    found = shared_rows(*twice, k=len(rows[0]), balance=math.inf, step=width_step(device))
-    return SharedRows(**{name: value.to(device) for name, value in found.items()})
+    ids, mask, labels = (values.cpu().repeat_interleave(2, dim=0) for values in rows)
+    found = shared_rows(ids, mask, labels, len(rows[0]), balance=math.inf, step=width_step(device))
+    return cast("SharedRows", send_to_device(found, device))
 
 
 def _own(model: nn.Module, ids: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
@@ -220,7 +222,7 @@ def one_prompt(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, labe
     rows = tuple(values.view(k, -1, values.size(-1)) for values in (input_ids, attention_mask, labels))
     lengths = (rows[1] != 0).sum(2).amax(0).tolist()
     completions = (rows[2][..., 1:] != IGNORE).any(2).sum(0).tolist()  # the first token of a row has no prediction
-    most = FEW_LOGITS // model.config.get_text_config().vocab_size
+    most = FEW_LOGITS // causal_model(model).config.get_text_config().vocab_size
     i = max(range(len(lengths)), key=lambda i: (completions[i], lengths[i] if lengths[i] <= most else -lengths[i]))
     ids, mask, labels = (values[:, i] for values in rows)
     used = (mask != 0).any(0)

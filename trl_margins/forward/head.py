@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 from accelerate.utils import extract_model_from_parallel
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 FEW_LOGITS = 2**28  # 1 GiB in float32
 
 
-def causal_model(model: nn.Module) -> nn.Module:
+def causal_model(model: nn.Module) -> PreTrainedModel:
     """The transformers model inside DDP, FSDP, DeepSpeed, torch.compile and PEFT."""
     model = extract_model_from_parallel(model, keep_torch_compile=False)
     # not accelerate's `is_peft_model`, which searches for the installed package on every call (milliseconds)
-    return model.get_base_model() if isinstance(model, PeftModel) else model
+    return cast("PreTrainedModel", model.get_base_model() if isinstance(model, PeftModel) else model)
 
 
 def decoder(model: nn.Module) -> nn.Module:
@@ -46,17 +47,15 @@ def only_positions(model: nn.Module, index: Tensor) -> Iterator[None]:
         output.last_hidden_state = output.last_hidden_state.flatten(0, 1).index_select(0, index)[None]
         return output
 
-    handle = decoder(model).register_forward_hook(select)
-    try:
+    with decoder(model).register_forward_hook(select):
         yield
-    finally:
-        handle.remove()
 
 
 def why_not_fused(model: nn.Module) -> str | None:
     """Why TRL's fused LM head does not work with this model; None if it does."""
-    head = model.get_output_embeddings()
-    if model.config.is_encoder_decoder:
+    causal = causal_model(model)
+    head = causal.get_output_embeddings()
+    if causal.config.is_encoder_decoder:
         return "an encoder-decoder model"
     if head is None:
         return "a model without an LM head of its own"
@@ -67,4 +66,4 @@ def why_not_fused(model: nn.Module) -> str | None:
 
 def logits_will_do(model: nn.Module, labels: Tensor) -> bool:
     """Whether the logits of these tokens are cheap to build: on a CPU, where the fused head costs time."""
-    return labels.is_cpu and labels.numel() * model.config.get_text_config().vocab_size <= FEW_LOGITS
+    return labels.is_cpu and labels.numel() * causal_model(model).config.get_text_config().vocab_size <= FEW_LOGITS

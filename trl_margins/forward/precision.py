@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from functools import partial
+from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -26,13 +27,11 @@ def narrow_dtype(model: nn.Module, mixed_precision: str) -> torch.dtype | None:
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Within the block the model is in evaluation mode; afterwards each module has its own mode again."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
+    with ExitStack() as undo:
+        for module in model.modules():
+            undo.callback(setattr, module, "training", module.training)
+        model.eval()
         yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def rounds_products() -> bool:
@@ -50,26 +49,23 @@ def ieee_float32() -> Iterator[None]:
     `tf32=True`, which transformers also sets for compiled bf16 runs, rounds their factors to 10 bits: not enough to
     compare two forward passes, or to resolve a small step between them.
     """
-    backends = torch.backends
-    restore: list[Callable[[], None]] = []
-    # torch has two sets of switches since 2.9: the older ones set both, and raise when read while the two disagree
-    with suppress(RuntimeError):
-        restore.append(partial(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision()))
-    with suppress(RuntimeError):
-        restore.append(partial(setattr, backends.cudnn, "allow_tf32", backends.cudnn.allow_tf32))
-    newer = ()
+    backends: Any = torch.backends
+    newer: tuple[Any, ...] = ()
     if hasattr(backends, "fp32_precision"):
         newer = (backends.cuda.matmul, backends.mkldnn.matmul, backends.cudnn.conv, backends.cudnn.rnn)
-    restore += [partial(setattr, kind, "fp32_precision", kind.fp32_precision) for kind in newer]
-    try:
+    with ExitStack() as undo:
+        for kind in newer:
+            undo.callback(setattr, kind, "fp32_precision", kind.fp32_precision)
+        # torch has two sets of switches since 2.9: the older ones set both, and raise when read while the two disagree
+        with suppress(RuntimeError):
+            undo.callback(setattr, backends.cudnn, "allow_tf32", backends.cudnn.allow_tf32)
+        with suppress(RuntimeError):
+            undo.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
         torch.set_float32_matmul_precision("highest")
         backends.cudnn.allow_tf32 = False
         for kind in newer:  # the older switch leaves cuDNN at torch.backends.fp32_precision
             kind.fp32_precision = "ieee"
         yield
-    finally:
-        for each in restore:
-            each()
 
 
 def why_not_float32(model: nn.Module) -> str | None:
@@ -95,23 +91,20 @@ def in_float32(model: nn.Module, layer_by_layer: bool = False) -> Iterator[None]
     embeddings, the LM head and whatever else is not a layer.
 
     Args:
-        model: a model for which `why_not_float32` returns None; for forward passes without gradient only.
+        model: any; quantized weights stay as they are. For forward passes without gradient only.
         layer_by_layer: upcast each layer only while it runs.
     """
     layers = _layers(model) if layer_by_layer else []
     of_layers = {id(module) for layer in layers for module in layer.modules()}
-    with ExitStack() as stack:
-        stack.enter_context(ieee_float32())
-        stack.enter_context(_upcast_weights(module for module in model.modules() if id(module) not in of_layers))
+    with ExitStack() as undo:
+        undo.enter_context(ieee_float32())
+        _upcast_weights((module for module in model.modules() if id(module) not in of_layers), undo)
         for layer in layers:
-            running = stack.enter_context(ExitStack())
-            before, after = partial(_enter, running), partial(_leave, running)
-            stack.callback(layer.register_forward_pre_hook(before).remove)
-            stack.callback(layer.register_forward_hook(after, always_call=True).remove)
-        if "_original_forward" in model.__dict__:  # accelerate has put its autocast into `forward`
-            stack.callback(setattr, model, "forward", model.forward)
-            model.forward = model._original_forward
-        stack.enter_context(torch.autocast(next(model.parameters()).device.type, enabled=False))
+            _upcast_while_running(layer, undo)
+        original = model.__dict__.get("_original_forward")  # accelerate has put its autocast into `forward`
+        if original is not None:
+            undo.enter_context(patch.object(model, "forward", original))
+        undo.enter_context(torch.autocast(next(model.parameters()).device.type, enabled=False))
         yield
 
 
@@ -122,25 +115,23 @@ def _layers(module: nn.Module) -> list[nn.Module]:
     return [layer for child in module.children() for layer in _layers(child)]
 
 
-def _enter(running: ExitStack, layer: nn.Module, args: object) -> None:
-    running.enter_context(_upcast_weights(layer.modules()))
+def _upcast_while_running(layer: nn.Module, undo: ExitStack) -> None:
+    running = undo.enter_context(ExitStack())
+
+    def before(layer: nn.Module, args: object) -> None:
+        _upcast_weights(layer.modules(), running)
+
+    def after(layer: nn.Module, args: object, output: object) -> None:
+        running.close()
+
+    undo.enter_context(layer.register_forward_pre_hook(before))
+    undo.enter_context(layer.register_forward_hook(after, always_call=True))
 
 
-def _leave(running: ExitStack, *args: object) -> None:
-    running.close()
-
-
-@contextmanager
-def _upcast_weights(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Within the block, the parameters and buffers of these modules themselves are float32 or wider."""
-    before: list[tuple[Tensor, Tensor]] = []
-    try:
-        for module in modules:
-            for tensor in [*module._parameters.values(), *module._buffers.values()]:
-                if tensor is not None and tensor.is_floating_point() and tensor.dtype.itemsize < 4:
-                    before.append((tensor, tensor.data))
-                    tensor.data = tensor.data.float()
-        yield
-    finally:
-        for tensor, data in before:
-            tensor.data = data
+def _upcast_weights(modules: Iterable[nn.Module], undo: ExitStack) -> None:
+    """Makes the modules' own parameters and buffers float32 or wider, until `undo` is closed."""
+    for module in modules:
+        for tensor in [*module._parameters.values(), *module._buffers.values()]:
+            if tensor is not None and tensor.is_floating_point() and tensor.dtype.itemsize < 4:
+                undo.callback(setattr, tensor, "data", tensor.data)
+                tensor.data = tensor.data.float()

@@ -11,7 +11,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 from unittest.mock import patch
 
 import torch
@@ -19,7 +19,7 @@ import trl.trainer.utils
 from accelerate.utils import extract_model_from_parallel
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from .head import causal_model, decoder, only_positions
@@ -50,7 +50,9 @@ def shared_token_logps(
     }
     if fused:
         inputs |= {"shift_labels": label[None], "fused_lm_head": True}
-    with _masked(model, attention_masks(model, rows)), _every_position(), only_positions(model, rows["source"]):
+    # with Triton, TRL's head would look for labels of −100, of which there are none, and make a GPU wait four times
+    scores_all = patch.object(trl.trainer.utils, "_use_triton", lambda device: False)
+    with _masked(model, attention_masks(model, rows)), scores_all, only_positions(model, rows["source"]):
         outputs = model(**inputs)
     scores = fused_scores(outputs) if fused else logit_scores(outputs.logits, label[None], statistics)
     place = rows["row"], rows["place"]
@@ -115,19 +117,16 @@ def _masked(model: nn.Module, masks: Mapping[str, Any]) -> Iterator[None]:
     A mixture of experts still counts tokens by that `attention_mask`, which has to be [B, S] for it.
     """
 
-    def give(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def give(module: PreTrainedModel, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         # here, because only within the model is its autocast on
         mask = {kind: _additive(module, mask) for kind, mask in masks.items()}
         return args, {**kwargs, "attention_mask": mask if len(mask) > 1 else next(iter(mask.values()))}
 
-    handle = decoder(model).register_forward_pre_hook(give, with_kwargs=True)
-    try:
+    with decoder(model).register_forward_pre_hook(give, with_kwargs=True):
         yield
-    finally:
-        handle.remove()
 
 
-def _additive(decoder: nn.Module, mask: Any) -> Any:
+def _additive(decoder: PreTrainedModel, mask: Any) -> Any:
     """The mask in the dtype in which the decoder computes. Given a bool mask, or another dtype, sdpa makes such a mask
     in every layer, and keeps each for the backward pass.
     """
@@ -137,17 +136,8 @@ def _additive(decoder: nn.Module, mask: Any) -> Any:
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)
     else:
-        dtype = decoder.get_input_embeddings().weight.dtype
+        dtype = cast("Tensor", decoder.get_input_embeddings().weight).dtype
     return torch.where(mask, torch.zeros((), dtype=dtype, device=mask.device), torch.finfo(dtype).min)
-
-
-@contextmanager
-def _every_position() -> Iterator[None]:
-    """Within the block TRL's head scores every position that it is given, as it does on devices without Triton. With
-    Triton it looks for labels other than −100, which makes a GPU wait four times; here no label is −100.
-    """
-    with patch.object(trl.trainer.utils, "_use_triton", lambda device: False):
-        yield
 
 
 def why_not_shared(model: nn.Module) -> str | None:
@@ -158,8 +148,8 @@ def why_not_shared(model: nn.Module) -> str | None:
     model = extract_model_from_parallel(model, keep_torch_compile=False)
     if isinstance(model, PeftModel) and any(adapter.is_prompt_learning for adapter in model.peft_config.values()):
         return "an adapter that puts virtual tokens in front of the row"
-    model = causal_model(model)
-    config = model.config
+    causal = causal_model(model)
+    config = causal.config
     if config.is_encoder_decoder:
         return "an encoder-decoder model"
     text = config.get_text_config()
@@ -168,8 +158,8 @@ def why_not_shared(model: nn.Module) -> str | None:
     attention = text._attn_implementation
     if attention not in ("eager", "sdpa", "flex_attention"):
         return f"attn_implementation={attention!r}, whose kernels take no such mask: load the model with 'sdpa'"
-    inner = decoder(model)
-    if inner is model:
+    inner = causal.get_decoder()
+    if inner is causal:
         return "no decoder apart from its LM head"
     return _why_not_layers(text) or _why_not_decoder(inner, text)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from typing import TypedDict
+from typing import TypedDict, cast
 
 import torch
 from torch import Tensor
@@ -51,20 +51,19 @@ class PackedRows(TypedDict):
 
 def packed(rows: SharedRows) -> PackedRows:
     """The rows as a batch carries them."""
+    tensors = cast("dict[str, Tensor]", rows)
     return PackedRows(
-        of_rows=torch.stack([rows[name] for name in _OF_ROWS]).int(),
-        of_completions=torch.stack([rows[name] for name in _OF_COMPLETIONS]).int(),
+        of_rows=torch.stack([tensors[name] for name in _OF_ROWS]).int(),
+        of_completions=torch.stack([tensors[name] for name in _OF_COMPLETIONS]).int(),
         is_completion=rows["is_completion"],
     )
 
 
 def unpacked(rows: PackedRows) -> SharedRows:
     """The rows that `packed` was given."""
-    return SharedRows(
-        **dict(zip(_OF_ROWS, rows["of_rows"].long(), strict=True)),
-        **dict(zip(_OF_COMPLETIONS, rows["of_completions"].long(), strict=True)),
-        is_completion=rows["is_completion"],
-    )
+    tensors = dict(zip(_OF_ROWS, rows["of_rows"].long(), strict=True))
+    tensors |= zip(_OF_COMPLETIONS, rows["of_completions"].long(), strict=True)
+    return cast("SharedRows", {**tensors, "is_completion": rows["is_completion"]})
 
 
 def width_step(device: torch.device) -> int:

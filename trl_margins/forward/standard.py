@@ -137,6 +137,8 @@ def _tail_weights(is_completion: Tensor, lengths: Tensor, tail_weight: float) ->
 
 @torch.no_grad()
 def _policy_weight(tokens: TokenLogps, lengths: Tensor) -> Tensor:
+    if tokens.log_sum_sq_probs is None:
+        raise ValueError("policy_weight needs log_sum_sq_probs: compute the tokens with statistics=True")
     aligned = ((tokens.logps - tokens.log_sum_sq_probs) * tokens.is_completion).sum(1)
     chosen, rejected = torch.exp(aligned / lengths.clamp(min=1)).chunk(2)
     return chosen * rejected
@@ -150,7 +152,7 @@ def _token_stats(tokens: TokenLogps) -> dict[str, Tensor]:
     def mean(values: Tensor, where: Tensor) -> Tensor:
         return (values * where).sum() / where.sum().clamp(min=1)
 
-    stats = {}
+    stats: dict[str, Tensor] = {}
     if tokens.mean_logit is not None:
         chosen_logit, rejected_logit = tokens.mean_logit.chunk(2)
         stats |= {"logits/chosen": mean(chosen_logit, chosen), "logits/rejected": mean(rejected_logit, rejected)}

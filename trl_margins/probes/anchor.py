@@ -206,7 +206,7 @@ class GeometricAnchor(Probe):
         measured = [{ANCHOR_GAP: scale * each.along(direction.vectors)} for each in cached]
         # DDP reduces what its own forward pass has announced; these gradients come from none
         reduce = partial(reduce_tensors, accelerator, how="mean")
-        ready = [
+        ready: list[Batch] = [
             {**batch, CACHED: each.for_the_update(self.parameters, reduce)}
             for batch, each in zip(batches, cached, strict=True)
         ]
@@ -221,7 +221,7 @@ def _check_gap_only(trainer: ProbedTrainer) -> None:
     """
     reward, losses = trainer.objective.reward, set(trainer.objective.losses)
     plain = isinstance(reward, LengthNormalizedReward) and reward.alpha == 0 and losses <= TAKES_MARGIN
-    if not plain or getattr(trainer.args, "cpo_alpha", 0) or trainer.has_aux_loss:
+    if not plain or getattr(trainer.args, "cpo_alpha", None) or trainer.has_aux_loss:
         raise ValueError(
             "anchor_estimator='per-pair' makes the update from the gradients of the length-normalized gaps: it takes "
             f"a SimPO-like loss ({', '.join(sorted(TAKES_MARGIN))}) without cpo_alpha, alpha and auxiliary loss; use "

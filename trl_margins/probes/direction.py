@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -136,12 +136,9 @@ def own_gradients(
     Gradients gather where those of the update will, so they cost no memory beyond what training needs anyway.
     """
     reshard(model)
-    # of all parameters: FSDP2 gives the others a gradient too
-    before = {parameter: parameter.grad for parameter in model.parameters() if parameter.requires_grad}
-    try:
-        for parameter in before:
-            parameter.grad = None
+    with ExitStack() as undo:
+        for parameter in model.parameters():  # FSDP2 gives those that are not asked for a gradient too
+            if parameter.requires_grad:
+                undo.callback(setattr, parameter, "grad", parameter.grad)
+                parameter.grad = None
         yield GradientSum(accelerator, parameters)
-    finally:
-        for parameter, gradient in before.items():
-            parameter.grad = gradient

@@ -57,7 +57,9 @@ def pair_gradients(
 
 
 def _detached(pairs: PairLogps) -> PairLogps:
-    tensors = {name: value.detach() for name, value in vars(pairs).items() if isinstance(value, Tensor)}
+    tensors: dict[str, Any] = {
+        name: value.detach() for name, value in vars(pairs).items() if isinstance(value, Tensor)
+    }
     return replace(pairs, **tensors)
 
 
@@ -135,7 +137,7 @@ class _FromCached(torch.autograd.Function):
 def _joined(pairs: Sequence[PairLogps]) -> PairLogps:
     """Single pairs as one batch; losses and token statistics are the mean over the pairs."""
 
-    def join(values: Sequence[Any]) -> Any:
+    def join(values: list[Any]) -> Any:
         if not isinstance(values[0], Tensor):
             return values[0]
         return torch.cat(values) if values[0].ndim else torch.stack(values).mean()

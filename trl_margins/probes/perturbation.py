@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, TypeGuard
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -42,22 +43,18 @@ def perturbed(model: nn.Module, direction: Mapping[str, Tensor], radius: float |
             raise ValueError(f"direction names {name!r}, which is not a parameter of the model")
         if along.shape != (shape := parameters[name].shape):
             raise ValueError(f"direction of {name!r} has shape {tuple(along.shape)}, the parameter {tuple(shape)}")
-    backups: list[tuple[Tensor, Tensor]] = []
-    try:
+    with ExitStack() as undo:
+        undo.callback(reshard, model)
+        undo.callback(torch.clear_autocast_cache)  # else autocast would go on using its 16-bit copies
         with torch.no_grad():
             for position, (name, along) in enumerate(direction.items()):
                 values = local(parameters[name].data)
                 # noted before the first byte changes, so that no interruption can come between the two
-                backups.append((values, values.clone()))
+                undo.callback(values.copy_, values.clone())
                 move(values, local(along), radius, seed=_SEED + position)
-        torch.clear_autocast_cache()  # else autocast would go on using its 16-bit copies
-        reshard(model)
-        yield
-    finally:
-        for values, backup in backups:
-            values.copy_(backup)
         torch.clear_autocast_cache()
         reshard(model)
+        yield
 
 
 def move(values: Tensor, along: Tensor, radius: float | Tensor, seed: int = 0) -> None:
@@ -109,24 +106,23 @@ def displaced(
     Yields:
         The linear layers' products, by the weight's name.
     """
-    owners, head = _owners(model), model.get_output_embeddings()
-    upcast: list[tuple[Tensor, Tensor]] = []
+    owners, head = _owners(model), causal_model(model).get_output_embeddings()
     products: dict[str, Product] = {}
     with ExitStack() as undo:
         # the products first: a tied head must not see the embedding's float32 values
         for name, along in direction.items():
             for module in owners[name]:
-                if _is_product(module, name):
-                    products[name] = (_HeadProduct if module is head else Product)(module, along, radius, dtype)
-                    undo.callback(module.__dict__.pop, "forward", None)
-                    module.forward = products[name]
-                    if module is head and fused:
-                        undo.enter_context(_fused_head(model, products[name]))
-        undo.callback(_put_back, upcast)
+                if not _is_product(module, name):
+                    continue
+                product: Product = (_HeadProduct if module is head else Product)(module, along, radius, dtype)
+                if fused and isinstance(product, _HeadProduct):
+                    undo.enter_context(_fused_head(model, product))
+                undo.enter_context(patch.object(module, "forward", product))
+                products[name] = product
         for name, along in direction.items():
             if not all(_is_product(module, name) for module in owners[name]):
                 parameter = model.get_parameter(name)
-                upcast.append((parameter, parameter.data))
+                undo.callback(setattr, parameter, "data", parameter.data)
                 moved = parameter.data.to(torch.float32, copy=True)
                 move(moved, along, radius)
                 parameter.data = moved
@@ -134,11 +130,6 @@ def displaced(
         undo.callback(torch.clear_autocast_cache)
         with torch.autocast(next(model.parameters()).device.type, dtype=dtype):
             yield products
-
-
-def _put_back(upcast: Iterable[tuple[Tensor, Tensor]]) -> None:
-    for parameter, data in upcast:
-        parameter.data = data
 
 
 class Product:
@@ -187,7 +178,6 @@ def _fused_head(model: nn.Module, product: _HeadProduct) -> Iterator[None]:
     """Within the block TRL's fused head, which multiplies the decoder's output with the head's weight itself, a tile
     of logits at a time, does so with both parts of each.
     """
-    causal = causal_model(model)
 
     def double(module: nn.Module, args: Any, output: Any) -> Any:
         output.last_hidden_state = product.doubled(output.last_hidden_state)
@@ -197,13 +187,11 @@ def _fused_head(model: nn.Module, product: _HeadProduct) -> Iterator[None]:
         product.called = True
         return product
 
-    handle = decoder(model).register_forward_hook(double)
-    causal.get_output_embeddings = head
-    try:
+    with (
+        decoder(model).register_forward_hook(double),
+        patch.object(causal_model(model), "get_output_embeddings", head),
+    ):
         yield
-    finally:
-        del causal.get_output_embeddings
-        handle.remove()
 
 
 def _narrow(along: Tensor, radius: float | Tensor, dtype: torch.dtype) -> tuple[Tensor, float | Tensor]:
@@ -240,7 +228,7 @@ def cannot_displace(model: nn.Module, names: Iterable[str]) -> str | None:
 
 def fused_head_moves(model: nn.Module, names: Iterable[str]) -> bool:
     """Whether TRL's fused head, which reads the LM head's parameters itself, sees the step that `displaced` makes."""
-    head = model.get_output_embeddings()
+    head = causal_model(model).get_output_embeddings()
     own = {id(parameter): name for name, parameter in ({} if head is None else dict(head.named_parameters())).items()}
     moved = {own.get(id(model.get_parameter(name))) for name in names} - {None}
     return not moved or (moved == {"weight"} and type(head).forward is nn.Linear.forward)
@@ -256,5 +244,5 @@ def _owners(model: nn.Module) -> dict[str, list[nn.Module]]:
     return {name: modules[id(parameter)] for name, parameter in model.named_parameters()}
 
 
-def _is_product(module: nn.Module, name: str) -> bool:
+def _is_product(module: nn.Module, name: str) -> TypeGuard[nn.Linear]:
     return type(module).forward is nn.Linear.forward and name.endswith("weight")

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from accelerate.utils import is_peft_model
 from torch import nn
 
+from ..forward.head import causal_model
+
 logger = logging.getLogger(__name__)
 
 LM_HEAD = "lm-head"
@@ -63,7 +65,7 @@ def parameters_in_scope(model: nn.Module, scope: Sequence[str] | None) -> dict[s
         return trained
     patterns = [pattern for pattern in scope if pattern != LM_HEAD]
     chosen = _matching([name for name, _ in model.named_parameters()], patterns, "anchor_scope")
-    if LM_HEAD in scope and (head := model.get_output_embeddings()) is not None:
+    if LM_HEAD in scope and (head := causal_model(model).get_output_embeddings()) is not None:
         # by identity: a tied head has the name of its embedding
         of_head = {id(parameter) for parameter in head.parameters()}
         chosen |= {name for name, parameter in trained.items() if id(parameter) in of_head}

@@ -107,8 +107,20 @@ ALLOWED = {
         "rows",
     },
     "rows": {"accelerate", "datasets", "numpy", "pyarrow", "transformers", "trl", "rows"},
-    "report": {"matplotlib", "numpy", "scipy", "huggingface_hub", "evaluation", "methods", "report"},
-    "evaluation": {"numpy", "scipy", "sklearn", "datasets", "evaluate", "rows", "evaluation"},
+    "report": {
+        "matplotlib",
+        "numpy",
+        "scipy",
+        "huggingface_hub",
+        "jinja2",
+        "tables",
+        "data",
+        "evaluation",
+        "methods",
+        "report",
+    },
+    "tables": {"tabulate"},
+    "evaluation": {"tables", "numpy", "scipy", "sklearn", "datasets", "evaluate", "rows", "evaluation"},
 }
 
 

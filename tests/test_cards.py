@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import re
@@ -514,6 +515,23 @@ def test_every_method_before_training(method, base, tiny_model, tokenizer, tmp_p
         if name.startswith(("gamma_po", "amapo", "anchor", "gap_aware", "score_gap", "sam")):
             assert table[f"`{name}`"] == [inline(value)], name
     compile(section(card.text, "Reproduce").strip().removeprefix("```python").removesuffix("```"), "card", "exec")
+
+
+@dataclasses.dataclass
+class WithSlack(MarginCPOConfig):
+    """A config with a further option of a term."""
+
+    score_gap_slack: float = 0.0
+
+
+def test_every_option_with_a_term_s_prefix(tiny_model, tokenizer, tmp_path):
+    config = WithSlack(**quiet(output_dir=str(tmp_path), loss_type="simpo", weight="score-gap", score_gap_slack=0.25))
+    trainer = MarginCPOTrainer(load(tiny_model), config, train_dataset=preference_rows(4), processing_class=tokenizer)
+    assert ("score_gap_slack", 0.25) in cards.term_settings(config, trainer.objective.weight)
+    trainer.create_model_card()
+    text = card_of(tmp_path).text
+    assert rows_of(section(text, "Hyperparameters"))["`score_gap_slack`"] == ["0.25"]
+    assert "    score_gap_slack=0.25,\n" in section(text, "Reproduce")
 
 
 def test_terms_of_two_papers(tiny_model, tokenizer, tmp_path):

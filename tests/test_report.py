@@ -260,6 +260,18 @@ def test_curves_by_evaluation_set():
     assert set(summaries.ranking_curves(evaluated({"step": 1, "eval_pwa": 0.5}))) == {("", "pwa")}
 
 
+def test_target_margins_by_their_name_today_or_before():
+    values = {"step": 2, "rewards/margins": 0.5}
+    for name in ("target_margins", "margins"):
+        run = evaluated({"step": 1, f"{name}/mean": 0.25, "rewards/margins": 0.5}, values)
+        assert summaries.logged_curve(run, "target_margins/mean").values.tolist() == [0.25]
+        assert [panel.get_ylabel() for panel in figures.loss([run]).figure.axes] == [
+            "mean reward gap m\n(reward units, β inside)",
+            "mean target margin\n(reward units)",
+        ]
+    assert summaries.logged_curve(evaluated(values), "target_margins/mean").steps.size == 0
+
+
 def test_what_the_best_checkpoint_scored_is_no_point_of_the_last_step():
     log = ({"step": 10, "eval_pwa": 0.7}, {"step": 20, "eval_pwa": 0.4}, {"step": 20, "train_runtime": 9.0})
     after = {"step": 20, "eval_pwa": 0.7}

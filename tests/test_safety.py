@@ -614,7 +614,7 @@ def test_nothing_is_written_elsewhere(hostile):
 def test_numbers_for_a_card_are_numbers(numbers, tmp_path):
     file = tmp_path / "numbers.json"
     file.write_text(json.dumps({"reward": "sum", "min_score_gap": 1, "sets": {EVIL: numbers}}))
-    with pytest.raises(ValueError, match=r"is not what `trl-margins evaluate --json` writes.*among the numbers"):
+    with pytest.raises(ValueError, match=r"was not written by `trl-margins evaluate --json`.*among the numbers"):
         read_report(file)
 
 

@@ -116,7 +116,16 @@ def _table(shape: Shape, ledger: Ledger) -> str:
                 f"{len(each)}, {spread:.0%}",
             ]
         )
-    head = ["contender", "s/step", "TRL ÷ this", "floor ÷ this", "completion tokens/s", "MFU", "peak GB", "shares prompts"]
+    head = [
+        "contender",
+        "s/step",
+        "TRL ÷ this",
+        "floor ÷ this",
+        "completion tokens/s",
+        "MFU",
+        "peak GB",
+        "shares prompts",
+    ]
     lines = f"## {shape.name}\n\n" + table([*head, "rounds, spread"], rows)
     return lines + "".join(f"\n* {name} raised {error}" for name, error in failed.items()) + ("\n" if failed else "")
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader
 
-from ..data.audit import Audit, Distribution, SplitAudit
+from ..data.audit import Audit, Distribution
+from ..data.audit.counting import PairLengths
 from ..tables import aligned
 
 BAR = 40  # characters of the longest bar
@@ -39,13 +40,13 @@ def _bars(values: Distribution) -> str:
     return textwrap.indent("\n".join(aligned(rows, right=(True, False, False))), "  ")
 
 
-def _length_table(split: SplitAudit) -> str:
-    rows = [(f"Lengths in {split.lengths.unit}", "mean", "median", "95 %", "max")]
+def _length_table(lengths: PairLengths, implicit: bool) -> str:
+    rows = [[f"Lengths in {lengths.unit}", "mean", "median", "95 %", "max"]]
     for name in ("prompt", "chosen", "rejected"):
-        d: Distribution = getattr(split.lengths, name)
-        implied = " (implicit)" if name == "prompt" and split.implicit else ""
+        d: Distribution = getattr(lengths, name)
+        implied = " (implicit)" if name == "prompt" and implicit else ""
         cells = (f"{cell:.0f}" for cell in (d.mean, d.median, d.percentile_95, d.maximum))
-        rows.append((f"  {name}{implied}", *cells))
+        rows.append([f"  {name}{implied}", *cells])
     return "\n".join(aligned(rows, right=(False, True, True, True, True)))
 
 

@@ -144,12 +144,13 @@ def completed(written: ModelCard, facts: CardFacts) -> ModelCard:
     step = facts.last_step if facts.best_step is None else facts.best_step
     on_the_hub = hub_id(name), name and display_name(name), facts.eval_split
     data = ModelCardData(**written.data.to_dict())
+    tags = sorted(data.tags or [])
     data.model_name, data.base_model, data.datasets = (
         facts.model_name,
         hub_id(facts.base_model),
         hub_id(facts.dataset_name),
     )
-    data.tags = list(dict.fromkeys(["generated_from_trainer", *sorted(written.data.tags or [])]))
+    data.tags = list(dict.fromkeys(["generated_from_trainer", *tags]))
     data.eval_results = eval_results(facts.evaluations, facts.reports, facts.min_score_gap, step, *on_the_hub) or None
     counts = [f for f in fields(SetFacts)[1:] if any(getattr(of, f.name) is not None for of in facts.sets)]
     ranking = [image for image in facts.images if Path(image.file).stem == "ranking"]

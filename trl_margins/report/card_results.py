@@ -114,8 +114,8 @@ def eval_results(
 ) -> list[EvalResult]:
     """All numbers, in the form of the Hub's `model-index`.
 
-    `min_score_gap` is τ of the trainer's `pwa`; `hub_id`, `name` and `split` are those of the trainer's evaluation
-    set. Evaluations of a step before `model_step` say so.
+    `min_score_gap` is τ of the trainer's `pwa`; `hub_id`, `name` and `split` are of the trainer's evaluation set.
+    Evaluations of a step before `model_step` say so.
     """
     results: list[EvalResult] = []
     for of in evaluations:
@@ -144,7 +144,8 @@ def _results(
 ) -> Iterator[EvalResult]:
     """One result for each number that metadata hold. `dataset` is type, name and split."""
     for metric, label in labels.items():
-        if metric in _METRIC_TYPES and _is_number(value := numbers.get(metric)):
+        value: Any = numbers.get(metric)
+        if metric in _METRIC_TYPES and _is_number(value):
             label = label.format(gap=min_score_gap, unit="") + suffix
             yield EvalResult(
                 task_type="text-generation",

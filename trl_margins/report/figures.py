@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -75,7 +76,7 @@ def _curve_looks(runs: Sequence[Run], curves: Mapping[str, Mapping[tuple[str, st
         for of_set in dict.fromkeys(of_set for of_set, _ in curves[run]):
             i = sets.index(of_set)
             if len(runs) == 1:  # colors are free to tell the sets apart
-                look = style.LOOKS[i % len(style.LOOKS)]
+                look = dict(style.LOOKS[i % len(style.LOOKS)])
             looks[run, of_set] = look | {"linestyle": style.DASHES[i % len(style.DASHES)]}
     return looks
 
@@ -123,8 +124,8 @@ def _gap_edges(gap: np.ndarray) -> np.ndarray:
     """About eight bins with round edges from 0 to beyond the greatest gap, except a few far ones."""
     whole = bool((gap == np.round(gap)).all())
     greatest = np.quantile(gap, 0.995)
-    edges = MaxNLocator(nbins=8, integer=whole, steps=[1, 2, 2.5, 5, 10]).tick_values(0, greatest or 1.0)
-    edges = edges[edges >= 0]
+    locator = MaxNLocator(nbins=8, integer=whole, steps=[1, 2, 2.5, 5, 10])
+    edges = np.array([edge for edge in locator.tick_values(0, greatest or 1.0) if edge >= 0])
     return np.append(edges, 2 * edges[-1] - edges[-2]) if greatest >= edges[-1] else edges
 
 
@@ -160,8 +161,7 @@ def margins(found: list[Usable], runs: Sequence[Run]) -> tuple[Figure, str]:
         panel.locator_params(axis="x", nbins=7)
         panel.set(xlabel="reward gap m (reward units, β inside)", ylabel="margin (reward units)")
         panel.set_title(label(of.run.name))
-    dot = {"linestyle": "none", "marker": "o", "markersize": 6}
-    handles = [Line2D([], [], color=color, **dot) for color in (SKY, VERMILLION)]
+    handles = [Line2D([], [], color=c, linestyle="none", marker="o", markersize=6) for c in (SKY, VERMILLION)]
     handles.append(Line2D([], [], color=GREY, linewidth=1))
     legend_below(figure, handles, ["first third of training", "last third", "margin = reward gap"])
     caption = (
@@ -345,11 +345,11 @@ def _unlogged(run: Run, what: str) -> str:
     return f"{STATE} has no {what}"
 
 
-def _plot(panel: Axes, curve: summaries.Curve, look: Mapping[str, object]) -> None:
+def _plot(panel: Axes, curve: summaries.Curve, look: Mapping[str, Any]) -> None:
     panel.plot(curve.steps, curve.values, markevery=max(1, curve.steps.size // 12), **look)
 
 
-def _percent(share: float, _: int | None = None) -> str:
+def _percent(share: float, _: float) -> str:
     return f"{100 * share:g} %"
 
 

@@ -84,7 +84,7 @@ def _settings(runs: Sequence[Run]) -> list[list[str]]:
     methods = [METHODS.get(str(run.info.get("method"))) for run in runs]
     papers = [method and method.paper for method in methods]
     info = {"trainer": "trainer", "model": "model", "weight term": "weight", "margin term": "margin"}
-    rows = {
+    rows: dict[str, list[Any]] = {
         "method": [run.info.get("name") or run.info.get("method") for run in runs],
         "paper": [p and (f"{p.title} (arXiv {p.arxiv})" if p.arxiv else p.title) for p in papers],
         "objective, as in the paper": [method and method.formula for method in methods],
@@ -125,9 +125,10 @@ def _evaluations(runs: Sequence[Run]) -> dict[str, Any]:
     for run, of_set in keys:
         rows.append([run, of_set][:n_names])
         for metric in metrics:
-            curve = curves[run].get((of_set, metric))
-            points = (curve.best, -1) if curve else ()
-            rows[-1] += [f"{curve.values[i]:.4f} ({curve.steps[i]:g})" for i in points] or ["–", "–"]
+            if curve := curves[run].get((of_set, metric)):
+                rows[-1] += [f"{curve.values[i]:.4f} ({curve.steps[i]:g})" for i in (curve.best, -1)]
+            else:
+                rows[-1] += ["–", "–"]
     heads = [f"{_METRICS[metric]}: {which} (step)" for metric in metrics for which in ("best", "last")]
     return {
         "rows": rows,

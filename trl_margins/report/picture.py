@@ -78,10 +78,11 @@ def usable(
     found, left_out = [], {}
     for run in runs:
         chosen = _choose(run, columns_of(run))
-        if reason := chosen if isinstance(chosen, str) else objection(chosen):
-            left_out[run.name] = reason
-        else:
+        reason = chosen if isinstance(chosen, str) else objection(chosen)
+        if isinstance(chosen, Usable) and reason is None:
             found.append(chosen)
+        else:
+            left_out[run.name] = str(reason)
     return found, left_out
 
 

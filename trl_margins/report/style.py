@@ -11,6 +11,7 @@ import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from .run_folder import Run
 
@@ -46,8 +47,8 @@ def panels(n: int, height: float = 3.0, columns: int = 2) -> tuple[Figure, list[
     """n panels in rows; a single one is narrower than the page."""
     columns = min(n, columns)
     rows = -(-n // columns)
-    figure = Figure(figsize=(WIDTH if columns > 1 else 0.72 * WIDTH, height * rows), layout="constrained")
-    figure.get_layout_engine().set(wspace=0.03, hspace=0.03, w_pad=0.06, h_pad=0.06)
+    layout = ConstrainedLayoutEngine(wspace=0.03, hspace=0.03, w_pad=0.06, h_pad=0.06)
+    figure = Figure(figsize=(WIDTH if columns > 1 else 0.72 * WIDTH, height * rows), layout=layout)
     return figure, [figure.add_subplot(rows, columns, i + 1) for i in range(n)]
 
 

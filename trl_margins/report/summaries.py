@@ -128,5 +128,5 @@ def flips(step: np.ndarray, weight: np.ndarray, is_flipped: np.ndarray, most: in
         w, f = weight[phase], marked[phase]
         by_tier = [rate(f[tiers(w) == t]) for t in range(TIERS)]
         rows.append((step[phase].mean(), mean(w[~f]), mean(w[f]), *by_tier))
-    steps, clean, flipped, *by_tier = (np.array(column, float) for column in zip(*rows, strict=True))
-    return Flips(steps, clean, flipped, by_tier, float(marked.mean()))
+    steps, clean, flipped, *of_tiers = (np.array(column, float) for column in zip(*rows, strict=True))
+    return Flips(steps, clean, flipped, of_tiers, float(marked.mean()))

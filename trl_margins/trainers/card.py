@@ -9,7 +9,7 @@ from enum import Enum
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import is_peft_model
 from huggingface_hub import ModelCard
@@ -19,6 +19,7 @@ from trl.trainer.utils import get_config_model_id
 
 from .. import __version__
 from ..data.bundled import BUNDLED_MODELS, BUNDLED_PREFIX
+from ..methods import Method
 from ..objective import LengthNormalizedReward, LogRatioReward, Objective, SummedReward
 from ..report.card import CardFacts, Image, SetFacts, completed, display_name, hub_id
 from ..report.card_results import logged_evaluations, read_report
@@ -26,6 +27,11 @@ from ..report.markdown import python_text
 from ..report.run_folder import INFO, TRAINING, option_prefix, read_run
 from ..terms import Term
 from .configs import MarginOptions
+
+if TYPE_CHECKING:
+    from trl.trainer.base_trainer import _BaseTrainer as TRLTrainer
+else:
+    TRLTrainer = object
 
 logger = logging.getLogger(__name__)
 
@@ -40,9 +46,10 @@ _ALWAYS_OF_PEFT = ("r", "lora_alpha", "lora_dropout", "target_modules")
 _NEVER_OF_PEFT = ("peft_type", "task_type", "inference_mode", "base_model_name_or_path", "revision", "peft_version")
 
 
-class CardMixin:
+class CardMixin(TRLTrainer):
     """A trainer whose model card says what it trained, and how."""
 
+    _method: Method | None
     reproduce: str | None = None  # the command that starts this training
     options: MarginOptions
     objective: Objective
@@ -58,10 +65,12 @@ class CardMixin:
         if method and type(self)._name in (CPOTrainer._name, DPOTrainer._name):
             self._name, self._paper = method.name, method.paper.as_trl()
             tags += method.tags
+        elif self._method and isinstance(self, DPOTrainer):
+            tags += DPOTrainer._tag_names
         tags += [term.name for term in self.objective.terms]
         self._tag_names = list(dict.fromkeys([*tags, *TAGS]))
 
-    def create_model_card(
+    def create_model_card(  # type: ignore[override] # TRL's signature, not that of transformers
         self,
         model_name: str | None = None,
         dataset_name: str | None = None,
@@ -101,7 +110,7 @@ class CardMixin:
                 reproduce_language="bash" if command else "python",
             )
             super().create_model_card(facts.model_name, dataset_name, tags)
-            file = Path(self.args.output_dir, CARD)
+            file = Path(str(self.args.output_dir), CARD)
             completed(ModelCard.load(file), facts).save(file)
             if facts.adapter:
                 _add_peft_entries(self, file)
@@ -325,9 +334,9 @@ def python_script(trainer: Any, facts: CardFacts) -> str:
         "train_dataset": "train_dataset",
     }
     imports: dict[str, list[str]] = {}
-    if hub_id(facts.dataset_name):
+    if dataset := hub_id(facts.dataset_name):
         imports["datasets"] = ["load_dataset"]
-        arguments["train_dataset"] = f'load_dataset({python_text(facts.dataset_name)}, split="train")'
+        arguments["train_dataset"] = f'load_dataset({python_text(dataset)}, split="train")'
     if trainer.eval_dataset is not None:
         arguments["eval_dataset"] = "eval_dataset"
     classes = [type(config), type(trainer)]

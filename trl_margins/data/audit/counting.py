@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
-from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -71,8 +70,9 @@ def distribution(values: np.ndarray, edges: np.ndarray | None = None) -> Distrib
         return None
     edges = nice_edges(values) if edges is None else edges
     counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), edges)
-    quantiles = np.quantile(values, (0, 0.25, 0.5, 0.75, 0.95, 1)).tolist()
-    return Distribution(len(values), float(np.mean(values)), *quantiles, Histogram(edges.tolist(), counts.tolist()))
+    low, q25, q50, q75, q95, high = np.quantile(values, (0, 0.25, 0.5, 0.75, 0.95, 1)).tolist()
+    histogram = Histogram(edges.tolist(), counts.tolist())
+    return Distribution(len(values), float(np.mean(values)), low, q25, q50, q75, q95, high, histogram)
 
 
 def nice_edges(values: np.ndarray, bins: int = 12) -> np.ndarray:
@@ -164,7 +164,7 @@ def _score_column(dataset: Dataset, name: str, takes_lists: bool) -> tuple[np.nd
     if not bad:
         return values, None
     # the rest of a problem's text is its fix
-    counts = Counter(re.match(r"is ([^:(]*\w)", problems[row])[1] for row in bad)
+    counts = Counter(re.sub(r"is ([^:(]*\w).*", r"\1", str(problems[row])) for row in bad)
     return values, BadScores(name, dict(counts), bad[0], shortened(repr(given[bad[0]])))
 
 
@@ -233,8 +233,8 @@ def truncation(lengths: Lengths, max_length: int) -> Truncation | None:
         return None
     cut = lengths.whole > max_length
     left_empty = lengths.whole - np.stack([lengths.chosen, lengths.rejected]) >= max_length
-    sides = cut.sum(axis=1).tolist()
-    return Truncation(max_length, cut.shape[1], *sides, int(cut.any(axis=0).sum()), int(left_empty.any(axis=0).sum()))
+    counts = (*cut.sum(axis=1), cut.any(axis=0).sum(), left_empty.any(axis=0).sum())
+    return Truncation(max_length, cut.shape[1], *map(int, counts))
 
 
 # Duplicates. Digests of the texts fit in memory where the texts do not
@@ -318,7 +318,7 @@ def evaluation_factors(column: Sequence[Any] | None, sample: Sequence[float], sp
         check_evaluation_factors(values, FACTOR, split)
     except ValueError as error:
         problem = str(error)
-        values = [v for v in values if isinstance(v, Real) and not isinstance(v, bool) and 0 <= v <= 1]
+        values = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool) and 0 <= v <= 1]
     numbers = np.asarray(values, np.float64)
     return Factors(
         column=None if column is None else FACTOR,

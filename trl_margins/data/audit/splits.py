@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -96,7 +96,7 @@ def audit_split(dataset: Dataset, split: str, settings: Settings) -> tuple[Split
         lengths = counting.Lengths("words", *words.T)
     else:
         lengths = settings.measure(dataset, reader, texts.rows)
-    empty = {
+    empty: dict[str, Any] = {
         f"empty_{part}": _found({texts.rows[i]: "" for i in np.flatnonzero(column == 0)})
         for part, column in zip(("prompts", "chosen", "rejected"), words.T, strict=True)
     }
@@ -152,8 +152,9 @@ def _read_texts(dataset: Dataset, reader: RowReader, sample: set[int]) -> Texts:
         def read(row: PreferenceRow, number: int) -> None:
             bar.update()
             prompt, completions = row.texts
+            chosen, rejected = map(counting.digest, row.completions)
             texts.rows.append(number)
-            texts.keys.append(tuple(map(counting.digest, (prompt, *row.completions))))
+            texts.keys.append((counting.digest(prompt), chosen, rejected))
             texts.n_words.append([len(text.split()) for text in (prompt, *completions)])
             if number in sample:
                 compared = completion_texts(row, implicit)

@@ -12,15 +12,13 @@ if TYPE_CHECKING:
     from trl import ModelConfig
     from trl.scripts.utils import DatasetMixtureConfig
 
-    from .train import TrainArguments
-
 # printed elsewhere, not a setting, a secret, or transformers' copy of `gradient_checkpointing…`
 _HIDDEN = frozenset(
     {"method", "base", "recipe", "dry_run", "hub_token", "activation_checkpointing", "activation_checkpointing_kwargs"}
 )
 
 
-def resolved(script: TrainArguments, config: Any, model_args: ModelConfig, mixture: DatasetMixtureConfig) -> str:
+def resolved(script: Any, config: Any, model_args: ModelConfig, mixture: DatasetMixtureConfig) -> str:
     """Method, base, model, data, and every field that differs from TRL's default or from the method's."""
     from ..trainers.configs import config_class
 

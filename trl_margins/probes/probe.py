@@ -48,10 +48,11 @@ class ProbedTrainer(Protocol):
     state: TrainerState
     callback_handler: CallbackHandler
     objective: Objective
-    options: ProbeOptions
     train_dataset: Dataset
     is_deepspeed_enabled: bool
 
+    @property
+    def options(self) -> ProbeOptions: ...
     @property
     def fuses_head(self) -> bool: ...
     @property

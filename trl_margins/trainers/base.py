@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from trl.trainer.base_trainer import _BaseTrainer
 
     from ..forward.standard import TokenLogps
-    from ..objective import Objective
+    from ..objective import Objective, ObjectiveOutput
     from ..pairs import PairLogps
     from ..recording.metrics import MetricBuffer
     from ..recording.pair_log import PairLog
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         data_collator: Any
         train_dataset: Any
         eval_dataset: Any
+        optimizer: Any
 
         _config_class: type[MarginOptions]
         options: MarginOptions
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
         _buffers: dict[str, MetricBuffer]
         _sharing: Any
         last_grad_norm: Tensor | float
-        checkpoints_reentrantly: bool
+        aux_loss_enabled: bool
 
         def standard_rows(self) -> Callable[[Mapping[str, Any]], tuple[Tensor, Tensor, Tensor] | None]: ...
         def is_plain_text(self, batch: Mapping[str, Any]) -> bool: ...
@@ -47,8 +48,17 @@ if TYPE_CHECKING:
             self, batch: Mapping[str, Any], model: nn.Module | None = None, fused: bool = True
         ) -> PairLogps: ...
         def store_metrics(self, metrics: Mapping[str, Tensor | float], train_eval: str = "train") -> None: ...
+        def _prepare_inputs(self, inputs: Any) -> dict[str, Any]: ...
+        def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor: ...
+        def _loss(
+            self, pairs: PairLogps, batch: Mapping[str, Any], training: bool
+        ) -> tuple[Tensor, ObjectiveOutput, Any]: ...
         def _term_states(self) -> dict[str, dict[str, Any]]: ...
+        @property
+        def checkpoints_reentrantly(self) -> bool: ...
         def _adapter_autocast(self) -> AbstractContextManager: ...
 
 else:
-    MarginTrainer = object
+
+    class MarginTrainer:
+        """TRL's trainer as the mixins see it. The trainers' own bases make it one."""

@@ -5,44 +5,28 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from accelerate.utils.memory import clear_device_cache
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 
 from ..checks import unknown
 from ..forward.checked import Ways, checked_ways
 from ..forward.precision import eval_mode, narrow_dtype
 from ..forward.shared_prompt import why_not_shared
-from ..forward.standard import TokenLogps, pair_logps
+from ..forward.standard import pair_logps
 from ..pairs import SHARED
-from ..probes.probe import Batch, ProbedTrainer
-from .collator import PairCollator, StandardRows
+from .base import MarginTrainer
+from .collator import PairCollator
 
 logger = logging.getLogger(__name__)
 
 MODES = ("auto", "always", "never")
 _TIMED_BATCHES = 3  # mostly of different shapes
 _TIMED_PASSES = 2  # per batch and way, after a first one that builds what the shape needs
-
-
-class SharingTrainer(ProbedTrainer, Protocol):
-    """The trainer as `PromptSharing` sees it."""
-
-    is_fsdp_enabled: bool
-    checkpoints_reentrantly: bool
-    data_collator: Any
-    _fused: bool
-
-    def token_logps(self, model: nn.Module, batch: Batch, shared: bool, fused: bool = True) -> TokenLogps: ...
-    def standard_rows(self) -> Callable[[Batch], StandardRows | None]: ...
-    def is_plain_text(self, batch: Batch) -> bool: ...
-    def _prepare_inputs(self, inputs: Any) -> Any: ...
-    def _adapter_autocast(self) -> AbstractContextManager: ...
 
 
 class PromptSharing:
@@ -58,7 +42,7 @@ class PromptSharing:
         ValueError: an unknown mode, or "always" for a model that does not allow it.
     """
 
-    def __init__(self, trainer: SharingTrainer, mode: str) -> None:
+    def __init__(self, trainer: MarginTrainer, mode: str) -> None:
         if mode not in MODES:
             raise unknown("share_prompt", mode, MODES)
         self.decided: bool | None = {"never": False, "always": True, "auto": None}[mode]
@@ -78,12 +62,12 @@ class PromptSharing:
         """Whether batches need the shared layout."""
         return self.decided is not False
 
-    def __call__(self, trainer: SharingTrainer, batch: Mapping[str, Any]) -> bool:
+    def __call__(self, trainer: MarginTrainer, batch: Mapping[str, Any]) -> bool:
         """Whether this batch shares prompts."""
         self.check(trainer, batch)
         return SHARED in batch and self.decided is True
 
-    def check(self, trainer: SharingTrainer, batch: Mapping[str, Any]) -> None:
+    def check(self, trainer: MarginTrainer, batch: Mapping[str, Any]) -> None:
         """Compares the first prepared batch with the model's own logits, once; all ranks decide alike."""
         ways = Ways(fused=trainer._fused, shared=self.decided is None)
         if self._checked or not (ways.fused or ways.shared):
@@ -98,7 +82,7 @@ class PromptSharing:
         # on one rank, a batch may hold an image where another's does not
         kinds = torch.tensor([no_layout, not trainer.is_plain_text(batch)], device=trainer.accelerator.device)
         no_layout, more_than_text = max_over_ranks(kinds.long()).tolist()
-        if no_layout or more_than_text:
+        if rows is None or no_layout or more_than_text:
             logger.info(
                 "log-probabilities are not compared with the model's own logits: batches %s",
                 "come from a custom collator" if no_layout else "hold more than text",
@@ -115,7 +99,7 @@ class PromptSharing:
             if right.shared and not self._to_time:
                 logger.info("prompts are computed once for both completions")
 
-    def time(self, trainer: SharingTrainer, batches: Sequence[Mapping[str, Any]]) -> None:
+    def time(self, trainer: MarginTrainer, batches: Sequence[Mapping[str, Any]]) -> None:
         """Times both ways on the first training batches, forward and backward, and takes the faster.
 
         Neither gradients nor the random state change.
@@ -140,7 +124,7 @@ class PromptSharing:
             return {}
         return {"seconds": list(self._seconds.values()), "to_time": self._to_time, "shares": self.decided}
 
-    def load_state_dict(self, trainer: SharingTrainer, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, trainer: MarginTrainer, state: Mapping[str, Any]) -> None:
         """Continues from a checkpoint."""
         if not self._to_time or not self.possible:
             return
@@ -148,7 +132,7 @@ class PromptSharing:
         if state["shares"] is False:
             self._decide(trainer, shares=False)
 
-    def _take_the_faster(self, trainer: SharingTrainer) -> None:
+    def _take_the_faster(self, trainer: MarginTrainer) -> None:
         device = trainer.accelerator.device
         totals = torch.tensor([list(self._seconds.values())], device=device, dtype=torch.float32)
         shared, standard = trainer.accelerator.gather(totals).amax(0).tolist()  # the slowest rank is waited for
@@ -162,13 +146,13 @@ class PromptSharing:
             standard,
         )
 
-    def _decide(self, trainer: SharingTrainer, shares: bool) -> None:
+    def _decide(self, trainer: MarginTrainer, shares: bool) -> None:
         self.decided = shares
         if not shares and isinstance(trainer.data_collator, PairCollator):
             trainer.data_collator.standard_rows = None  # the layout is not needed
 
 
-def _is_timed(trainer: SharingTrainer) -> bool:
+def _is_timed(trainer: MarginTrainer) -> bool:
     """Whether both ways are timed: on a CPU, fewer computed tokens are faster."""
     if not _on_accelerator(trainer) or trainer.args.n_gpu > 1 or trainer.is_deepspeed_enabled:
         return False
@@ -178,11 +162,11 @@ def _is_timed(trainer: SharingTrainer) -> bool:
     return not trainer.checkpoints_reentrantly  # nor can these
 
 
-def _on_accelerator(trainer: SharingTrainer) -> bool:
+def _on_accelerator(trainer: MarginTrainer) -> bool:
     return trainer.accelerator.device.type != "cpu"
 
 
-def _seconds(trainer: SharingTrainer, batch: Mapping[str, Any], shared: bool) -> float:
+def _seconds(trainer: MarginTrainer, batch: Mapping[str, Any], shared: bool) -> float:
     """Time of one batch, forward and backward; infinite where it runs out of memory."""
     model, device = trainer.model, trainer.accelerator.device
     modes = [(module, module.training) for module in model.modules()]
@@ -207,7 +191,7 @@ def _seconds(trainer: SharingTrainer, batch: Mapping[str, Any], shared: bool) ->
     return least
 
 
-def _forward_and_backward(trainer: SharingTrainer, batch: Mapping[str, Any], shared: bool) -> None:
+def _forward_and_backward(trainer: MarginTrainer, batch: Mapping[str, Any], shared: bool) -> None:
     with torch.enable_grad(), trainer._adapter_autocast():
         pairs = pair_logps(trainer.token_logps(trainer.model, batch, shared))
         parameters = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
@@ -221,7 +205,7 @@ def _clock(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _why_not_here(trainer: SharingTrainer) -> str | None:
+def _why_not_here(trainer: MarginTrainer) -> str | None:
     if trainer.args.n_gpu > 1:
         return "nn.DataParallel, which splits every tensor of a batch along its first dimension"
     if trainer.args.neftune_noise_alpha:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import Action, ArgumentTypeError
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import yaml
 Settings = dict[str, Any]
 
 MAX_VALUES = 100_000  # of a file with its aliases expanded; the longest recipe has a few dozen
-_KINDS = {bool: "true or false", int: "a whole number", float: "a number"}
+_KINDS = {"string_to_bool": "true or false", "int": "a whole number", "float": "a number"}  # types of HfArgumentParser
 
 
 def read_yaml(path: str | Path) -> Settings:
@@ -106,25 +106,15 @@ def typed(settings: Mapping[str, Any], actions: Iterable[Action], where: str) ->
         if value is None or not callable(kind):
             continue
         many = action.nargs == "+"
+        wanted = _KINDS.get(getattr(kind, "__name__", ""))
         try:
-            values = [_typed(each, kind) for each in (value if many and isinstance(value, list) else [value])]
+            values = [
+                kind(str(each)) if wanted or isinstance(each, str) else each
+                for each in (value if many and isinstance(value, list) else [value])
+            ]
         except (ValueError, TypeError, ArgumentTypeError) as error:
-            one = _KINDS.get(_result_type(kind), "a string")
-            wanted = f"a list, each {one}" if many else one
-            raise ValueError(f"{where}: {action.dest} must be {wanted}; it is {value!r}") from error
+            one = wanted or "a string"
+            must = f"a list, each {one}" if many else one
+            raise ValueError(f"{where}: {action.dest} must be {must}; it is {value!r}") from error
         found[action.dest] = values if many else values[0]
     return found
-
-
-def _typed(value: Any, kind: Callable[[str], Any]) -> Any:
-    if isinstance(value, str):
-        return kind(value)
-    return kind(str(value)) if _result_type(kind) in _KINDS else value
-
-
-def _result_type(kind: Callable[[str], Any]) -> type:
-    """What a flag's type converts to; for argparse, any function is a type."""
-    try:
-        return type(kind("1"))
-    except (ValueError, TypeError, ArgumentTypeError):
-        return object

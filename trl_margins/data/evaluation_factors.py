@@ -33,6 +33,7 @@ from transformers import AutoConfig
 
 from ..rows import PreferenceRow, RowReader, open_rows
 from ..rows.form import Part, text_of
+from ..rows.scores import refuse_bad_values
 from ..rows.tokens import read_batch
 from .formats import one_split, with_format_of
 
@@ -213,15 +214,10 @@ def check_evaluation_factors(values: Any, column: str, split: str) -> Evaluation
         column, split: their origin, for the error.
 
     Raises:
-        ValueError: None, NaN, something that is not a number, or outside [0, 1], with its column, first row and fix.
+        ScoreError: None, NaN, something that is not a number, or outside [0, 1], with its column, first row and fix.
     """
     values = values.tolist() if isinstance(values, np.ndarray) else values[:]  # a column of a data set is lazy
-    if bad := [row for row, value in enumerate(values) if _problem(value)]:
-        value, others = values[bad[0]], f" ({len(bad)} such rows in all)" if len(bad) > 1 else ""
-        raise ValueError(
-            f"column {column!r}, row {bad[0]} of the {split} data set: the evaluation factor {value!r} "
-            f"{_problem(value)}{others}"
-        )
+    refuse_bad_values(values, _problem, column, split, "evaluation factor")
     array = np.array(values, float)
     mean = float(array.mean()) if len(array) else float("nan")
     return EvaluationFactorSummary(len(array), int((array == 0).sum()), int((array == 1).sum()), mean)

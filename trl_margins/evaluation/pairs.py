@@ -29,10 +29,6 @@ class Pairs(NamedTuple):
     def take(self, rows: np.ndarray) -> Pairs:
         return Pairs(*(each[rows] if isinstance(each, np.ndarray) else each for each in self))
 
-    @property
-    def score_gaps(self) -> np.ndarray | None:
-        return None if self.chosen_scores is None else np.abs(self.chosen_scores - self.rejected_scores)
-
 
 def pair_report(
     pairs: Pairs, prompts: Sequence[Hashable], min_score_gap: float = 2.0, n_resamples: int = 1000
@@ -93,8 +89,8 @@ def _numbers(pairs: Pairs, min_score_gap: float) -> dict[str, float | int | None
 
 def _score_gap_bins(pairs: Pairs) -> tuple[list[str], np.ndarray]:
     """Labels of the quartiles of |score gap|, and the quartile of each pair (−1 where the gap is unknown)."""
-    gaps = pairs.score_gaps
-    if gaps is None or not np.isfinite(gaps).any():
+    gaps = np.array([]) if pairs.chosen_scores is None else np.abs(pairs.chosen_scores - pairs.rejected_scores)
+    if not np.isfinite(gaps).any():
         return [], np.full(len(pairs.chosen_rewards), -1)
     edges = np.unique(np.quantile(gaps[np.isfinite(gaps)], np.linspace(0, 1, 5)))
     inner = edges[1:-1]

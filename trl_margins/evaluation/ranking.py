@@ -96,23 +96,23 @@ def ranking_metrics(
     return metrics
 
 
-def _info(description: str, columns: Sequence[str]) -> evaluate.MetricInfo:
-    return evaluate.MetricInfo(
-        description=description,
-        citation=CITATION,
-        inputs_description=f"One number per pair in each of: {', '.join(columns)}.",
-        features=datasets.Features({column: datasets.Value("float64") for column in columns}),
-    )
+class _PairMetric(evaluate.Metric):
+    """A metric of two columns with one number per pair or completion."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=self.__doc__ or "",
+            citation=CITATION,
+            inputs_description="One number per pair in each of: predictions, references.",
+            features=datasets.Features(dict.fromkeys(("predictions", "references"), datasets.Value("float64"))),
+        )
 
 
-class PairwiseAccuracy(evaluate.Metric):
+class PairwiseAccuracy(_PairMetric):
     """`PairwiseAccuracy().compute(predictions=chosen_rewards, references=rejected_rewards)` → `{"pwa", "n_pairs"}`.
 
     With `score_gaps` and `min_score_gap` given to `compute`, only pairs of at least that gap count.
     """
-
-    def _info(self) -> evaluate.MetricInfo:
-        return _info(pairwise_accuracy.__doc__ or "", ["predictions", "references"])
 
     def _compute(
         self,
@@ -125,11 +125,8 @@ class PairwiseAccuracy(evaluate.Metric):
         return {"pwa": pwa, "n_pairs": n_pairs}
 
 
-class PooledSpearman(evaluate.Metric):
+class PooledSpearman(_PairMetric):
     """`PooledSpearman().compute(predictions=rewards, references=scores)` → `{"spearman"}`, one per completion."""
-
-    def _info(self) -> evaluate.MetricInfo:
-        return _info(pooled_spearman.__doc__ or "", ["predictions", "references"])
 
     def _compute(self, predictions: Sequence[float], references: Sequence[float]) -> dict[str, Any]:
         return {"spearman": pooled_spearman(predictions, [], references, [])}

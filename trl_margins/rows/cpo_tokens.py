@@ -43,7 +43,7 @@ class CPOTokenizer:
         trainer = self
         if not self.is_encoder_decoder:
             wholes = {row["prompt"] + row[side] for row in texts for side in ("chosen", "rejected")}
-            known = _KnownTexts.of(self.processing_class, wholes | {row["prompt"] for row in texts})
+            known = _KnownTexts(self.processing_class, sorted(wholes | {row["prompt"] for row in texts}))
             trainer = replace(self, processing_class=known)
         made = [CPOTrainer.tokenize_row(trainer, row) for row in texts]
         return [
@@ -59,20 +59,14 @@ class CPOTokenizer:
         return maybe_apply_chat_template(example, self.processing_class, tools=row.template.get("tools"))
 
 
-@dataclass(frozen=True)
 class _KnownTexts:
-    """A stand-in for the tokenizer that looks up texts tokenized before."""
+    """A stand-in for the tokenizer that has tokenized all texts before."""
 
-    bos_token_id: int | None
-    eos_token_id: int | None
-    known: Mapping[str, dict[str, list[int]]]
-
-    @classmethod
-    def of(cls, tokenizer: Any, texts: set[str]) -> _KnownTexts:
-        ordered = sorted(texts)
-        ids = tokenizer(ordered, add_special_tokens=False)["input_ids"]
-        known = {text: {"input_ids": i, "attention_mask": [1] * len(i)} for text, i in zip(ordered, ids, strict=True)}
-        return cls(tokenizer.bos_token_id, tokenizer.eos_token_id, known)
+    def __init__(self, tokenizer: Any, texts: list[str]) -> None:
+        self.bos_token_id, self.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
+        ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        self.known = dict(zip(texts, ids, strict=True))
 
     def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
-        return self.known[text]
+        ids = self.known[text]
+        return {"input_ids": list(ids), "attention_mask": [1] * len(ids)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -164,11 +164,12 @@ def check_scores(dataset: Dataset, columns: ScoreColumns, split: str, min_score_
 
 
 def _checked_column(dataset: Dataset, name: str, split: str, takes_lists: bool) -> np.ndarray:
-    cells = _values(dataset, name)
-    values = [spread(value) if takes_lists and isinstance(value, list) else as_number(value) for value in cells]
-    if rows := [row for row, value in enumerate(values) if problem_of(value)]:
-        raise ScoreError(_complaint(cells[rows[0]], name, f"row {rows[0]} of the {split} data set", len(rows)))
-    return np.array(values, np.float64)
+    def number(value: Any) -> Any:
+        return spread(value) if takes_lists and isinstance(value, list) else as_number(value)
+
+    values = _values(dataset, name)
+    refuse_bad_values(values, lambda value: problem_of(number(value)), name, split, "score")
+    return np.array(list(map(number, values)), np.float64)
 
 
 def _values(dataset: Dataset, name: str) -> list[Any]:
@@ -181,10 +182,21 @@ def check_numbers(dataset: Dataset, name: str, split: str) -> None:
     Raises:
         ScoreError: any other value, with its column and first row.
     """
-    for row, value in enumerate(_values(dataset, name)):
-        problem = _not_finite(value)
-        if problem and not isinstance(value, bool):
-            raise ScoreError(f"column {name!r}, row {row} of the {split} data set: the value {value!r} {problem}")
+    values = _values(dataset, name)
+    refuse_bad_values(values, lambda each: None if isinstance(each, bool) else _not_finite(each), name, split, "value")
+
+
+def refuse_bad_values(
+    values: Sequence[Any], problem_of: Callable[[Any], str | None], column: str, split: str, what: str
+) -> None:
+    """
+    Raises:
+        ScoreError: a value with a problem, with its column, its first row and the number of such rows.
+    """
+    if rows := [row for row, value in enumerate(values) if problem_of(value)]:
+        value, others = values[rows[0]], f" ({len(rows)} such rows in all)" if len(rows) > 1 else ""
+        where = f"column {column!r}, row {rows[0]} of the {split} data set"
+        raise ScoreError(f"{where}: the {what} {value!r} {problem_of(value)}{others}")
 
 
 def check_row(row: Mapping[str, Any], columns: ScoreColumns, where: str) -> None:
@@ -194,8 +206,8 @@ def check_row(row: Mapping[str, Any], columns: ScoreColumns, where: str) -> None
         ScoreError: as `check_scores`.
     """
     for name, value in zip(columns.names, columns.read(row), strict=False):
-        if problem_of(value):
-            raise ScoreError(_complaint(row.get(name), name, where, 1))
+        if problem := problem_of(value):
+            raise ScoreError(f"column {name!r}, {where}: the score {row.get(name)!r} {problem}")
 
 
 def refuse_class_labels(dataset: Any, columns: ScoreColumns, split: str) -> None:
@@ -233,12 +245,6 @@ def _not_finite(value: Any) -> str | None:
     if value != value:
         return "is NaN: drop the row, for example with dataset.filter"
     return "is infinite: clip it or drop the row" if abs(value) == math.inf else None
-
-
-def _complaint(value: Any, column: str, where: str, count: int) -> str:
-    others = f" ({count} such rows in all)" if count > 1 else ""
-    problem = (isinstance(value, list) and problem_of(_extremes(value)[0])) or problem_of(value)
-    return f"column {column!r}, {where}: the score {value!r} {problem}{others}"
 
 
 def report_scores(summary: ScoreSummary, columns: ScoreColumns, split: str, weighted: bool) -> None:

@@ -309,7 +309,7 @@ def logps(found: list[Usable], runs: Sequence[Run]) -> tuple[Figure, str]:
 @styled
 def loss(runs: Sequence[Run]) -> Picture:
     """Loss, reward gap and target margin as the trainer logged them."""
-    picture = Picture("loss", "Loss and reward margin")
+    picture = Picture("loss", "Loss, reward gap and target margin")
     labels = {
         "loss": "loss",
         "rewards/margins": "mean reward gap m\n(reward units, β inside)",

@@ -1,4 +1,4 @@
-"""GAPO's anchor gaps on real pairs: how well each way of measuring them agrees with plain float32, and what it costs.
+"""GAPO's anchor gaps on real pairs: how well each way of measuring them agrees with plain float32, and its cost.
 
 python benchmarks/anchor.py --dataset pairs.jsonl.gz --pairs 32 --max_length 256
 """
@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("--model", default="bundled:smollm2-135m-instruct")
     parser.add_argument("--dataset", help="scored pairs; the demo's without one")
     parser.add_argument("--pairs", type=int, default=32)
-    parser.add_argument("--batch_size", type=int, default=4, help="pairs a mini-batch; 8 mini-batches a direction")
+    parser.add_argument("--batch_size", type=int, default=4, help="pairs per mini-batch")
     parser.add_argument("--max_length", type=int, default=256)
     parser.add_argument("--radius", type=float, default=0.05)
     parser.add_argument("--json", help="file for the numbers")
@@ -182,7 +182,7 @@ def full_gaps(trainer: Any, batches: list[Any], measured: list[dict[str, Any]]) 
 
 
 def rounded(trainer: Any, batches: list[Any], direction: Any, stochastic: bool) -> Any:
-    """What comes of it when the weights themselves take the step: for contrast."""
+    """The gaps measured by moving the 16-bit weights themselves, for comparison."""
     import torch
 
     from trl_margins.probes import perturbation

@@ -1,4 +1,4 @@
-"""How fast, side by side: rounds in which every contender takes its turn, all in one process."""
+"""Speed, side by side: rounds in which every contender takes its turn, all in one process."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _timed(name: str, shape: Shape, rig: Rig, warmup: int, steps: int) -> Values
         "step": found.seconds,
         "gigabytes": found.gigabytes,
         "shares": found.shares,
-        "completion_tokens": sum(answers for _, answers in timed) / steps,
+        "completion_tokens": sum(completions for _, completions in timed) / steps,
         "tokens": sum(map(sum, timed)) / steps,
         "operations": contenders.useful_operations(shape, contenders.config_of(shape, rig), timed) / steps,
     }
@@ -139,7 +139,7 @@ class Profiler(TrainerCallback):
         self.profile = torch.profiler.profile(activities=activities)
 
     def __enter__(self) -> None:
-        """For a loop that is no trainer's: all of it."""
+        """For a loop outside a trainer: all of it."""
         self.profile.__enter__()
 
     def __exit__(self, *error: Any) -> None:

@@ -40,9 +40,10 @@ dist: $(VENV)/.release  ## wheel and sdist in dist/, checked, installed into a f
 	$(BIN)/twine check --strict dist/*
 	$(BIN)/python .ci/try_wheel.py dist
 
-lint: $(INSTALLED)  ## formatting and lint, as CI has it
+lint: $(INSTALLED)  ## formatting, lint and types, as CI has it
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/mypy
 
 format: $(INSTALLED)  ## put both right
 	$(BIN)/ruff check --fix .

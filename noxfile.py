@@ -62,10 +62,12 @@ def newest(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Formatting and lint."""
-    session.install(*TESTED, "ruff")
+    """Formatting, lint and types."""
+    session.install(TORCH)
+    session.install(*TESTED, *PROJECT)
     session.run("ruff", "format", "--check", ".")
     session.run("ruff", "check", ".")
+    session.run("mypy")
 
 
 @nox.session

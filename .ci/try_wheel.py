@@ -74,7 +74,7 @@ def check_sdist(sdist: Path, root: Path) -> int:
     with tarfile.open(sdist) as archive:
         names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
     if missing := source_files(root) - names:
-        sys.exit(f"{sdist.name} lacks {sorted(missing)}: see MANIFEST.in")
+        sys.exit(f"{sdist.name} lacks {sorted(missing)}: see the sdist in pyproject.toml")
     return len(names)
 
 

@@ -1,4 +1,4 @@
-"""GAPO's anchor gaps on real pairs: how well each way of measuring them agrees with plain float32, and what it costs.
+"""GAPO's anchor gaps on real pairs: how well each way of measuring them agrees with plain float32, and its cost.
 
 python benchmarks/anchor.py --dataset pairs.jsonl.gz --pairs 32 --max_length 256
 """
@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("--model", default="bundled:smollm2-135m-instruct")
     parser.add_argument("--dataset", help="scored pairs; the demo's without one")
     parser.add_argument("--pairs", type=int, default=32)
-    parser.add_argument("--batch_size", type=int, default=4, help="pairs a mini-batch; 8 mini-batches a direction")
+    parser.add_argument("--batch_size", type=int, default=4, help="pairs per mini-batch")
     parser.add_argument("--max_length", type=int, default=256)
     parser.add_argument("--radius", type=float, default=0.05)
     parser.add_argument("--json", help="file for the numbers")
@@ -68,11 +68,10 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, float]]:
             started = time.perf_counter()
             direction, _ = GeometricAnchor(trainer, trainer.options)._direction(batches)
             print(f"{regime}: direction in {time.perf_counter() - started:.1f} s", file=sys.stderr, flush=True)
-            along = partial(gaps_of, trainer, batches, direction)
-            note(f"{regime}: difference", along)
-            note(f"{regime}: directional", partial(along, anchor_estimator="directional"))
+            note(f"{regime}: difference", partial(gaps_of, trainer, batches, direction))
             if regime != "float32":
-                note(f"{regime}: two passes in float32", partial(along, anchor_estimator="float32"))
+                upcast = partial(gaps_of, trainer, batches, direction, anchor_estimator="float32")
+                note(f"{regime}: two forward passes in float32", upcast)
                 note(f"{regime}: weights rounded to nearest", partial(rounded, trainer, batches, direction, False))
                 note(f"{regime}: weights rounded stochastically", partial(rounded, trainer, batches, direction, True))
                 continue
@@ -167,7 +166,6 @@ def by_mini_batch(trainer: Any, batches: list[Any]) -> Any:
     from trl_margins.probes.anchor import GeometricAnchor
 
     anchor = GeometricAnchor(trainer, trainer.options)
-    anchor.fading.mini_batches = 1
     return torch.cat([gaps_of(trainer, [batch], anchor._direction([batch])[0]) for batch in batches])
 
 
@@ -184,7 +182,7 @@ def full_gaps(trainer: Any, batches: list[Any], measured: list[dict[str, Any]]) 
 
 
 def rounded(trainer: Any, batches: list[Any], direction: Any, stochastic: bool) -> Any:
-    """What comes of it when the weights themselves take the step: for contrast."""
+    """The gaps measured by moving the 16-bit weights themselves, for comparison."""
     import torch
 
     from trl_margins.probes import perturbation
@@ -192,7 +190,7 @@ def rounded(trainer: Any, batches: list[Any], direction: Any, stochastic: bool) 
     step = -trainer.options.anchor_radius * direction.per_unit
     plain = perturbation.stochastic_round
     if not stochastic:
-        perturbation.stochastic_round = lambda values, dtype, seed: values.to(dtype)
+        perturbation.stochastic_round = lambda values, dtype, generator: values.to(dtype)
     try:
         with torch.no_grad():
             here = [trainer.score_gap(trainer.forward_pairs(batch)) for batch in batches]

@@ -1,4 +1,4 @@
-"""Does GAPO turn down flipped labels? Trains one epoch on pairs of which a part is flipped, and compares the weights.
+"""Does GAPO turn down flipped labels? Trains one epoch on pairs, some of them flipped, and compares the weights.
 
 python benchmarks/anchor_noise.py --dataset pairs.jsonl.gz --pairs 240 --rate 0.2
 """
@@ -56,12 +56,12 @@ def study(args: argparse.Namespace) -> dict[str, Any]:
     during: list[np.ndarray] = []
 
     class Noting(GeometricAnchorPOTrainer):
-        """Keeps the anchor gap of every pair as it was trained on."""
+        """Records the anchor gap of every pair as it is trained on."""
 
         def get_batch_samples(self, *arguments: Any) -> Any:
             batches, number = super().get_batch_samples(*arguments)
             for batch in batches:
-                here = self.score_gap(batch["kept_pairs"]).detach()
+                here = self.score_gap(batch["cached_pairs"]).detach()
                 during.append((here - batch["pair_columns"]["anchor_score_gap"]).numpy())
             return batches, number
 
@@ -72,7 +72,7 @@ def study(args: argparse.Namespace) -> dict[str, Any]:
             gradient_accumulation_steps=1,
             max_length=args.max_length,
             learning_rate=args.learning_rate,
-            train_sampling_strategy="sequential",  # the rows are shuffled already, and come back in order
+            train_sampling_strategy="sequential",  # the rows are already shuffled, and the gaps come back in order
             bf16=torch.accelerator.is_available(),
             gradient_checkpointing=False,
             logging_steps=5,

@@ -24,8 +24,8 @@ from step import FLOOR, OURS, TRL, machine
 
 BASES = [TRL, OURS, FLOOR, "TRL DPOTrainer", "MarginDPOTrainer", "γ-DPO"]
 METHODS = [OURS, "GapPO", "GaPO", "γ-PO", "AMaPO", "GAPO", "GradNorm-Reweight", "SimPO-SAM"]
-OPTIONS = [OURS, "GAPO", "GAPO, no graph kept", "GAPO, momentum direction", "GAPO, scope last layers"]
-OPTIONS += ["GAPO, directional", "GAPO, per-pair gradients"]
+OPTIONS = [OURS, "GAPO", "GAPO, no cached graphs", "GAPO, momentum direction", "GAPO, scope last layers"]
+OPTIONS += ["GAPO, per-pair gradients"]
 
 
 def main() -> None:
@@ -62,7 +62,7 @@ def main() -> None:
     for title, part in parts.items():
         sections[title] = part()
         result = {"date": datetime.date.today().isoformat(), **machine(), "sections": sections}
-        # after each part: a run that is broken off has left what it measured
+        # after each part: an interrupted run leaves what it has measured
         (args.out / "bench.json").write_text(json.dumps(result, indent=2) + "\n")
         (args.out / "bench.md").write_text(markdown(result))
     plot(sections, args.out / "bench.png")
@@ -84,7 +84,7 @@ def steps(args: argparse.Namespace, pairs: int, contenders: list[str], *more: st
 
 
 def taking_turns(rounds: int, **contenders: Callable[[], Any]) -> dict[str, dict[str, float]]:
-    """Median seconds of each, one after the other, after a turn that is not timed."""
+    """Median seconds of each; they take turns, and the first turn is not timed."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds + 1):
         for name, run in contenders.items():
@@ -95,7 +95,7 @@ def taking_turns(rounds: int, **contenders: Callable[[], Any]) -> dict[str, dict
 
 
 def evaluation(args: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """PWA over pairs, and eight answers to a prompt in one pass, each with shared prompts and without."""
+    """PWA over pairs, and eight completions of one prompt in one forward pass, with shared prompts and without."""
     import torch
 
     from trl_margins import MarginCPOConfig, MarginCPOTrainer
@@ -143,13 +143,13 @@ def evaluation(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     layout = trainer.standard_rows()
     batch = collate([data[i] for i in range(4)])
     ids, mask, labels = layout(batch)
-    # eight answers to the first prompt: what the first pairs answered, behind that prompt
+    # eight completions of the first prompt: those of the first pairs, behind that prompt
     width = int((labels[0] == -100).sum().item())
     prompt = ids[0, : width - int((mask[0] == 0).sum())]
-    answers = [row[label != -100] for row, label in zip(ids, labels, strict=True)]
-    k = len(answers)
-    full = [torch.cat([prompt, answer]) for answer in answers]
-    marked = [torch.cat([torch.full_like(prompt, -100), answer]) for answer in answers]
+    completions = [row[label != -100] for row, label in zip(ids, labels, strict=True)]
+    k = len(completions)
+    full = [torch.cat([prompt, completion]) for completion in completions]
+    marked = [torch.cat([torch.full_like(prompt, -100), completion]) for completion in completions]
     ids = torch.nn.utils.rnn.pad_sequence(full, batch_first=True)
     labels = torch.nn.utils.rnn.pad_sequence(marked, batch_first=True, padding_value=-100)
     mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in full], batch_first=True)
@@ -165,11 +165,13 @@ def evaluation(args: argparse.Namespace) -> dict[str, dict[str, float]]:
         rows = {name: value.to(device) for name, value in shared_rows(ids, mask, labels, k).items()}
         shared_token_logps(model, rows)
 
-    return pairs | taking_turns(args.rounds, **{f"{k} answers, standard": standard, f"{k} answers, shared": shared})
+    return pairs | taking_turns(
+        args.rounds, **{f"{k} completions, standard": standard, f"{k} completions, shared": shared}
+    )
 
 
 def evaluation_factors(args: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """ROUGE-L of the pairs' answers; `evaluation_factors.py` has BERTScore too."""
+    """ROUGE-L of the pairs' completions; `evaluation_factors.py` has BERTScore too."""
     from evaluation_factors import ours, rouge_score
 
     from trl_margins.data.demo import make_preference_set
@@ -187,7 +189,7 @@ def evaluation_factors(args: argparse.Namespace) -> dict[str, dict[str, float]]:
 
 
 def tokenization(args: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """What the trainers take to be made, nearly all of which is tokenization."""
+    """How long the trainers' constructors take, which is nearly all tokenization."""
     import datasets
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -238,7 +240,7 @@ def markdown(result: dict[str, Any]) -> str:
     for title, rows in result["sections"].items():
         first = next(iter(rows.values()))
         memory = "gigabytes" in first
-        extra = [" answer tokens/s | peak GB |", "---:|---:|"] if memory else ["", ""]
+        extra = [" completion tokens/s | peak GB |", "---:|---:|"] if memory else ["", ""]
         lines += [f"| {title} | s | first ÷ this |{extra[0]}", f"|---|---:|---:|{extra[1]}"]
         for name, row in rows.items():
             cells = [name, f"{row['seconds']:.2f}", f"{first['seconds'] / row['seconds']:.2f}"]
@@ -249,7 +251,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def plot(sections: dict[str, dict[str, dict[str, float]]], file: Path) -> None:
-    """Seconds of every contender, a panel for each section."""
+    """Seconds of every contender, one panel per section."""
     import matplotlib.pyplot as plt
 
     heights = [len(rows) for rows in sections.values()]

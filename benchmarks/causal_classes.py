@@ -32,7 +32,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from trl_margins.forward.checked import TOLERANCE, Ways, checked_ways, differences_from_own, one_prompt
 from trl_margins.forward.head import why_not_fused
-from trl_margins.forward.shareable import why_not_shared
+from trl_margins.forward.shared_prompt import why_not_shared
 from trl_margins.forward.standard import IGNORE
 
 VOCABULARY = 64

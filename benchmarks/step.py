@@ -1,7 +1,7 @@
 """Seconds per optimizer step and peak memory: TRL's CPOTrainer, ours with the same loss, and our methods.
 
-Each contender runs in a process of its own, one after the other, several times round: what slows the machine for a
-while slows all of them. Medians are reported.
+Each contender runs in a process of its own, one after the other, several times round: whatever slows the machine for
+a while slows all of them. Medians are reported.
 
     python benchmarks/step.py --model bundled:smollm2-135m-instruct --pairs 4 --steps 3 --rounds 3
     python benchmarks/step.py --dataset pairs.jsonl.gz --max_length 1024
@@ -38,10 +38,9 @@ CONTENDERS: dict[str, tuple[str, str | None, dict[str, Any]]] = {
     "γ-PO": ("cpo", "gamma-po", {}),
     "AMaPO": ("cpo", "amapo", {}),
     "GAPO": ("cpo", GAPO, {}),
-    "GAPO, no graph kept": ("cpo", GAPO, {"anchor_keep_graphs": 0}),
+    "GAPO, no cached graphs": ("cpo", GAPO, {"anchor_keep_graphs": 0}),
     "GAPO, momentum direction": ("cpo", GAPO, {"anchor_direction": "momentum"}),
     "GAPO, scope last layers": ("cpo", GAPO, {"anchor_scope": [r"layers\.(2[6-9])\."]}),
-    "GAPO, directional": ("cpo", GAPO, {"anchor_estimator": "directional"}),
     "GAPO, per-pair gradients": ("cpo", GAPO, {"anchor_estimator": "per-pair"}),
     "GradNorm-Reweight": ("cpo", "gradient-norm", {}),
     "SimPO-SAM": ("cpo", "simpo-sam", {}),
@@ -53,8 +52,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="bundled:smollm2-135m-instruct")
     parser.add_argument("--dataset", help="scored pairs; the demo's without one")
-    parser.add_argument("--pairs", type=int, default=4, help="pairs a step")
-    parser.add_argument("--steps", type=int, default=3, help="timed steps a run, after one that is not timed")
+    parser.add_argument("--pairs", type=int, default=4, help="pairs per step")
+    parser.add_argument("--steps", type=int, default=3, help="timed steps per run, after one that is not timed")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--max_length", type=int, default=1024)
     parser.add_argument("--contenders", nargs="+", default=DEFAULT, choices=CONTENDERS)
@@ -95,7 +94,7 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
     wanted = args.pairs * (args.steps + 1)
     if args.dataset:
         rows = pick_split(load_splits(args.dataset), None, args.dataset)
-    else:  # what is over fills long prompts
+    else:  # the surplus fills long prompts
         rows = make_preference_set(wanted + 200)
     rows = rows.shuffle(seed=0)
     tokenizer = load_tokenizer(args.model)
@@ -135,13 +134,13 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
             trainer.add_callback(clock := step_clock())
             trainer.train()
             seconds = clock.seconds
-    answers = count_answers(trainer, wanted - args.pairs, base)
+    tokens = count_completion_tokens(trainer, wanted - args.pairs, base)
     total = sum(seconds[1:])
-    return {"seconds": total / args.steps, "tokens_per_second": answers / total, "gigabytes": peak_memory()}
+    return {"seconds": total / args.steps, "tokens_per_second": tokens / total, "gigabytes": peak_memory()}
 
 
 def long_prompts(rows: Any, tokenizer: Any, n: int) -> Any:
-    """Prompts of about 500 tokens, answers of at most 150: the data set's own texts, put together anew."""
+    """Prompts of about 500 tokens, completions of at most 150, recombined from the data set's own texts."""
 
     def cut(text: str, tokens: int) -> str:
         return tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"][:tokens])
@@ -165,8 +164,8 @@ def long_prompts(rows: Any, tokenizer: Any, n: int) -> Any:
     return type(rows).from_list(made)
 
 
-def count_answers(trainer: Any, n: int, base: str) -> int:
-    """Answer tokens of the last n pairs, which are those that were timed."""
+def count_completion_tokens(trainer: Any, n: int, base: str) -> int:
+    """Completion tokens of the last n pairs: those that were timed."""
     rows = trainer.train_dataset.select(range(len(trainer.train_dataset) - n, len(trainer.train_dataset)))
     if base == "dpo":
         return sum(len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows)
@@ -222,7 +221,7 @@ def step_clock() -> Any:
 
 
 def peak_memory() -> float:
-    """In GB: of the accelerator where there is one, else of this process."""
+    """In GB: of the accelerator if there is one, else of this process."""
     import torch
 
     if torch.cuda.is_available():
@@ -233,14 +232,14 @@ def peak_memory() -> float:
 def report(args: argparse.Namespace, runs: dict[str, list[dict[str, float]]]) -> None:
     medians = {name: {key: median(run[key] for run in each) for key in each[0]} for name, each in runs.items()}
     first = next(iter(medians.values()))
-    print(f"\n{'':<30}{'s/step':>9}{'speed-up':>10}{'answer tokens/s':>17}{'peak GB':>9}{'share':>8}")
+    print(f"\n{'':<30}{'s/step':>9}{'speed-up':>10}{'completion tokens/s':>21}{'peak GB':>9}{'share':>8}")
     for name, values in medians.items():
         speedup, share = first["seconds"] / values["seconds"], values["gigabytes"] / first["gigabytes"]
         print(
-            f"{name:<30}{values['seconds']:>9.2f}{speedup:>9.2f}x{values['tokens_per_second']:>17.1f}"
+            f"{name:<30}{values['seconds']:>9.2f}{speedup:>9.2f}x{values['tokens_per_second']:>21.1f}"
             f"{values['gigabytes']:>9.2f}{share:>8.2f}"
         )
-    said = f"{args.pairs} pairs a step, max_length {args.max_length}, prompts {args.prompts}"
+    said = f"{args.pairs} pairs per step, max_length {args.max_length}, prompts {args.prompts}"
     print(f"\n{said}, {args.dataset or 'demo pairs'}; {machine()}")
     if args.json:
         with open(args.json, "w") as file:
@@ -248,7 +247,7 @@ def report(args: argparse.Namespace, runs: dict[str, list[dict[str, float]]]) ->
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers were taken on."""
+    """The machine and the versions behind the numbers."""
     import torch
     import transformers
     import trl

@@ -107,15 +107,12 @@ def recipes(method_id: str) -> str:
 
 
 def keys() -> str:
-    """Other projects' keys and what they are today."""
-    from trl_margins.cli.dialects import OURS, ROWS, File
+    """Keys of other projects, and what they are today."""
+    from trl_margins.cli.migration import DROPPED, RENAMED
 
-    asked = File(written={}, dialect=OURS, method=None, base="cpo")
-    rows = []
-    for row in ROWS.values():
-        today = re.sub(r"\w+", r"`\g<0>`", row.becomes) if row.becomes else row.change(None, asked)[1]
-        rows.append((f"`{row.key}`", today))
-    return _table(("key", "today"), rows)
+    today = {key: re.sub(r"\w+", r"`\g<0>`", fields) for key, fields in RENAMED.items()}
+    dropped = {key: f"dropped: {why}" for key, why in DROPPED.items()}
+    return _table(("key", "today"), [(f"`{key}`", text) for key, text in {**today, **dropped}.items()])
 
 
 def commands() -> str:

@@ -18,13 +18,15 @@ from conftest import assert_same_gradients, load, preference_rows, quiet
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from scipy.stats import spearmanr
+from torch.func import functional_call
+from transformers import LlamaForCausalLM
 
-from trl_margins import distributed as sharding
+from trl_margins import distributed
 from trl_margins.cli import main as cli
 from trl_margins.methods import METHODS
-from trl_margins.pairs import PairView
+from trl_margins.pairs import PairView, with_columns
 from trl_margins.probes.diagnostics import AnchorDiagnostics
-from trl_margins.probes.direction import Direction, FadingGradient, GatheringGradients
+from trl_margins.probes.direction import Direction, GradientSum
 from trl_margins.probes.perturbation import perturbed, stochastic_round
 from trl_margins.probes.scope import parameters_in_scope
 from trl_margins.probes.selection import dataset_anchor_gaps, subsets
@@ -87,6 +89,31 @@ def reference(trainer, batches, radius=GAPO["anchor_radius"]):
     return [f.detach() for f in fall], gradient
 
 
+def plain_gaps(logits, labels):
+    """Δ of every pair, from the logits of its rows and their labels."""
+    target, real = labels[:, 1:].clamp(min=0), labels[:, 1:] != -100
+    logps = logits[:, :-1].log_softmax(-1).gather(-1, target[..., None])[..., 0]
+    chosen, rejected = ((logps * real).sum(1) / real.sum(1)).chunk(2)
+    return chosen - rejected
+
+
+def first_order(trainer, batches, radius):
+    """ρ times the derivative of each Δ along ∇M̄/‖∇M̄‖: plain transformers in float64, forward-mode differentiation."""
+    model = LlamaForCausalLM._from_config(trainer.model.config, attn_implementation="eager").double()
+    model.load_state_dict(trainer.model.state_dict())
+    rows = [trainer.standard_rows()(batch) for batch in batches]
+
+    def all_gaps(parameters):
+        outputs = [functional_call(model, parameters, (ids, mask)) for ids, mask, _ in rows]
+        return torch.cat([plain_gaps(out.logits, labels) for out, (*_, labels) in zip(outputs, rows, strict=True)])
+
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    gradient = torch.func.grad(lambda moving: all_gaps(moving).mean())(parameters)
+    norm = torch.stack([each.square().sum() for each in gradient.values()]).sum().sqrt()
+    unit = {name: each / norm for name, each in gradient.items()}
+    return radius * torch.func.jvp(all_gaps, (parameters,), (unit,))[1]
+
+
 def bytes_of(model):
     return {n: p.detach().clone().contiguous().view(torch.uint8) for n, p in model.named_parameters()}
 
@@ -143,7 +170,7 @@ def test_gaps_weights_and_gradient_are_the_references(base, keep, tiny_model, to
     batches = window(trainer)
     fall, gradient = reference(trainer, batches)
     measured, _ = trainer.get_batch_samples(iter(batches), 2, trainer.args.device)
-    assert all(("kept_pairs" in batch) == bool(keep) for batch in measured)
+    assert all(("cached_pairs" in batch) == bool(keep) for batch in measured)
     assert all(p.grad is None for p in trainer.model.parameters())
     trainer.current_gradient_accumulation_steps = 2
     for batch, expected in zip(measured, fall, strict=True):
@@ -174,7 +201,7 @@ def test_the_gradient_of_a_pair_keeps_its_direction(tiny_model, tokenizer, tmp_p
         )
 
 
-@pytest.mark.parametrize("estimator", ["difference", "float32", "directional"])
+@pytest.mark.parametrize("estimator", ["difference", "float32", "per-pair"])
 def test_radius_zero_weighs_all_pairs_alike(estimator, tiny_model, tokenizer, tmp_path):
     options = {"anchor_radius": 0.0, "anchor_estimator": estimator}
     trainer = prepared(gapo_trainer(tiny_model, tokenizer, tmp_path, **options))
@@ -191,7 +218,7 @@ def anchor_gaps(trainer, batches, radius, estimator):
     trainer.options.anchor_radius = radius
     probe = trainer._probes[0]
     trainer.options.anchor_estimator = estimator
-    probe.__dict__.pop("_estimator", None)
+    probe.__dict__.pop("_upcasts", None)
     direction, _ = probe._direction([dict(b) for b in batches])
     here = [gaps(trainer, b).detach() for b in batches]
     measured = probe.measure(batches, direction)
@@ -203,14 +230,14 @@ def anchor_gaps(trainer, batches, radius, estimator):
     )
 
 
-def test_the_derivative_is_the_first_order_of_the_difference(tiny_model, tokenizer, tmp_path):
-    """Halving the radius divides what is left by 4."""
+def test_the_difference_is_of_first_order_and_curvature(tiny_model, tokenizer, tmp_path):
+    """Halving the radius divides by 4 what the difference has beside the derivative."""
     trainer = prepared(gapo_trainer(tiny_model, tokenizer, tmp_path, model=load(tiny_model).double()))
     batches = window(trainer)
 
     def curvature(radius):
-        exact = anchor_gaps(trainer, batches, radius, "difference")
-        return (anchor_gaps(trainer, batches, radius, "directional") - exact).abs().max().item()
+        difference = anchor_gaps(trainer, batches, radius, "difference")
+        return (first_order(trainer, batches, radius) - difference).abs().max().item()
 
     assert curvature(0.02) / curvature(0.01) == pytest.approx(4, rel=0.1)
 
@@ -271,7 +298,7 @@ def test_weights_come_back_when_moving_them_fails(tiny_model, monkeypatch):
     assert_same_bytes(before, bytes_of(model))
 
 
-@pytest.mark.parametrize("estimator", ["difference", "float32", "directional"])
+@pytest.mark.parametrize("estimator", ["difference", "float32"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, KeyboardInterrupt])
 def test_an_anchor_pass_that_fails_leaves_nothing_behind(estimator, dtype, error, tiny_model, tokenizer, tmp_path):
@@ -301,7 +328,7 @@ def test_an_anchor_pass_that_fails_leaves_nothing_behind(estimator, dtype, error
 def test_a_direction_that_is_none_of_the_models_is_refused(tiny_model):
     model = load(tiny_model)
     with (
-        pytest.raises(ValueError, match="'head', which is no parameter"),
+        pytest.raises(ValueError, match="'head', which is not a parameter"),
         perturbed(model, {"head": torch.ones(1)}, 1.0),
     ):
         pass
@@ -361,48 +388,36 @@ def test_anchor_gaps_survive_16_bits(regime, head, tiny_model, tokenizer, tmp_pa
     assert {n: m.__dict__.get("forward") for n, m in model.named_modules()} == forwards
     assert measured.mean().item() == pytest.approx(expected.mean().item(), rel=0.1)
     assert spearmanr(measured, expected).statistic >= 0.97
-    # the other two ways: float32 passes are exact, along a direction from 16 bits, whose kernels differ from CPU to
-    # CPU; the derivative lacks only the curvature
+    # float32 forward passes are exact, along a direction from 16 bits, whose kernels differ from CPU to CPU
     in_float32 = anchor_gaps(ours, batches, 0.05, "float32")
     torch.testing.assert_close(in_float32, expected, rtol=0.1, atol=6e-3)
-    slope = anchor_gaps(ours, batches, 0.05, "directional")
-    expected_slope = anchor_gaps(exact, batches, 0.05, "directional")
-    assert slope.mean().item() == pytest.approx(expected_slope.mean().item(), rel=0.1)
 
 
 # Windows, directions, scopes
 
 
-def test_short_windows_go_on_over_each_other_and_long_ones_do_not():
-    generator = torch.Generator().manual_seed(0)
-    steps = [torch.randn(6, generator=generator).double() for _ in range(5)]
-    fading = FadingGradient(4)
-    total = np.zeros(6)
-    for step in steps:
-        direction, n_pairs = fading.add({"w": step.clone()}, torch.tensor(2.0), 1)
-        total = 0.75 * total + step.numpy()
-        np.testing.assert_allclose(direction.vectors["w"], total, rtol=1e-12)
-        assert direction.norm.item() == pytest.approx(np.linalg.norm(total))
-    shares = [0.75**j for j in range(400)]
-    assert sum(shares) == pytest.approx(4)  # the mini-batches' weights add up to k
-    assert n_pairs.item() == pytest.approx(2 * sum(shares[:5]))
-    fading = FadingGradient(4)
-    for step in steps:
-        direction, _ = fading.add({"w": step.clone()}, torch.tensor(2.0), 4)
-        assert torch.equal(direction.vectors["w"], step)
-    assert fading.state_dict() == {}
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("base", ["cpo", "dpo"])
+def test_a_window_shorter_than_k_has_a_direction_of_its_own(base, n, tiny_model, tokenizer, tmp_path):
+    """Plain autograd over its own pairs gives it: whatever windows came before it have no part in it."""
+    options = {"gradient_accumulation_steps": n, "anchor_batch_multiplier": 8, "anchor_keep_graphs": 0}
+    trainer = gapo_trainer(tiny_model, tokenizer, tmp_path, base, max_steps=2, learning_rate=1e-2, **options)
+    trainer.train()
+    batches = window(trainer, n=4)
+    for own in (batches[:n], batches[2 : 2 + n]):
+        expected, _ = reference(trainer, own)
+        found, _ = trainer.get_batch_samples(iter(own), n, trainer.args.device)
+        for batch, raw, gap in zip(found, own, expected, strict=True):
+            measured = gaps(trainer, raw).detach() - batch["pair_columns"]["anchor_score_gap"]
+            torch.testing.assert_close(measured, gap, rtol=1e-4, atol=1e-5)
+    alone, together = (reference(trainer, some)[0][0] for some in (batches[:1], batches))
+    assert not torch.allclose(alone, together, rtol=1e-2)  # the difference would be seen
 
 
-def test_an_overflown_gradient_is_left_out():
-    fading = FadingGradient(2)
-    fading.add({"w": torch.tensor([3.0, 4.0])}, torch.tensor(1.0), 1)
-    direction, n_pairs = fading.add({"w": torch.tensor([torch.inf, 1.0])}, torch.tensor(1.0), 1)
-    assert torch.equal(direction.vectors["w"], torch.tensor([3.0, 4.0]))
-    assert n_pairs == 1
-    assert direction.per_unit.item() == pytest.approx(0.2)
-    alone, _ = FadingGradient(1).add({"w": torch.tensor([torch.nan])}, torch.tensor(1.0), 1)
-    assert alone.per_unit == 0
-    assert Direction.along({"w": torch.zeros(2)}).per_unit == 0
+def test_a_direction_that_is_none_makes_no_step():
+    for vector in (torch.zeros(2), torch.tensor([torch.nan, 1.0]), torch.tensor([torch.inf, 1.0])):
+        assert Direction.along({"w": vector}).per_unit == 0
+    assert Direction.along({"w": torch.tensor([3.0, 4.0])}).per_unit.item() == pytest.approx(0.2)
 
 
 def test_gradients_are_scaled_on_their_way_in_fp16():
@@ -411,7 +426,7 @@ def test_gradients_are_scaled_on_their_way_in_fp16():
     seen = []
     weight.register_hook(lambda gradient: seen.append(gradient.clone()))
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    gradients = GatheringGradients(SimpleNamespace(scaler=scaler, distributed_type=DistributedType.NO), {"w": weight})
+    gradients = GradientSum(SimpleNamespace(scaler=scaler, distributed_type=DistributedType.NO), {"w": weight})
     for expected in (1, 2):
         gradients.add((3 * weight).sum())
         assert torch.equal(weight.grad, torch.full((2,), 3.0 * expected))
@@ -506,7 +521,7 @@ def test_only_trained_parameters_are_in_scope(tiny_model):
     assert all("lora_" in name for name in parameters_in_scope(model, None))
 
 
-@pytest.mark.parametrize("estimator", ["difference", "float32", "directional"])
+@pytest.mark.parametrize("estimator", ["difference", "float32", "per-pair"])
 def test_adapters_are_what_moves(estimator, tiny_model, tokenizer, tmp_path):
     from peft import LoraConfig, get_peft_model
 
@@ -544,8 +559,9 @@ def test_resuming_goes_on_bit_for_bit(accumulation, tiny_model, tokenizer, tmp_p
         return trainer
 
     whole = trained(tmp_path / "whole")
-    assert (tmp_path / "whole" / "checkpoint-2" / "anchor_direction.safetensors").exists()
-    resumed = trained(tmp_path / "resumed", resume=str(tmp_path / "whole" / "checkpoint-2"))
+    checkpoint = tmp_path / "whole" / "checkpoint-2"
+    assert not [file.name for file in checkpoint.iterdir() if "anchor" in file.name]  # the direction is not remembered
+    resumed = trained(tmp_path / "resumed", resume=str(checkpoint))
     assert_same_bytes(bytes_of(whole.model), bytes_of(resumed.model))
 
 
@@ -602,7 +618,9 @@ def test_sam_goes_with_the_anchor(tiny_model, tokenizer, tmp_path):
     trainer = gapo_trainer(tiny_model, tokenizer, tmp_path, **options)
     trainer.train()
     assert np.isfinite(trainer.state.log_history[1]["loss"])
-    with pytest.raises(ValueError, match="'per-pair' makes the update at the policy, sam_radius elsewhere"):
+    with pytest.raises(
+        ValueError, match="'per-pair' makes the update at the policy, and sam_radius makes it elsewhere"
+    ):
         gapo_trainer(tiny_model, tokenizer, tmp_path, anchor_estimator="per-pair", sam_radius=0.3)
 
 
@@ -646,36 +664,33 @@ def test_the_papers_table():
 
 
 @pytest.mark.parametrize("base", ["cpo", "dpo"])
-def test_kept_gradients_give_the_first_order_and_the_same_update(base, tiny_model, tokenizer, tmp_path):
-    """One backward pass a pair, and none after: gaps as by the derivative, gradients as by the usual update."""
-    trainers = [
+def test_cached_gradients_give_the_first_order_and_the_same_update(base, tiny_model, tokenizer, tmp_path):
+    """One backward pass per pair, and none after: gaps as by forward-mode differentiation, gradients as by the usual
+    update."""
+    plain, cached = (
         prepared(gapo_trainer(tiny_model, tokenizer, tmp_path, base, anchor_estimator=estimator, anchor_radius=0.05))
-        for estimator in ("directional", "per-pair")
-    ]
-    results = []
-    for trainer in trainers:
-        measured, _ = trainer.get_batch_samples(iter(window(trainer)), 2, trainer.args.device)
-        trainer.pair_logps = None  # nothing is passed forward any more
+        for estimator in ("difference", "per-pair")
+    )
+    batches = window(plain)
+    expected = first_order(plain, batches, 0.05).float().split(4)
+    measured, _ = cached.get_batch_samples(iter(batches), 2, cached.args.device)
+    for batch, gap in zip(measured, expected, strict=True):
+        torch.testing.assert_close(batch["pair_columns"]["anchor_gap"], gap, rtol=1e-4, atol=1e-5)
+    cached.token_logps = None  # there is no further forward pass
+    usual = [with_columns(batch, {"anchor_gap": gap}) for batch, gap in zip(batches, expected, strict=True)]
+    losses = []
+    for trainer, some in ((plain, usual), (cached, measured)):
         trainer.current_gradient_accumulation_steps = 2
-        losses = [trainer.training_step(trainer.model, batch) for batch in measured if "kept_pairs" in batch]
-        results.append((losses, measured, {n: p.grad for n, p in trainer.model.named_parameters()}))
-    derivative, kept = trainers
-    for mine, theirs in zip(results[0][1], results[1][1], strict=True):
-        torch.testing.assert_close(
-            mine["pair_columns"]["anchor_gap"], theirs["pair_columns"]["anchor_gap"], rtol=1e-4, atol=1e-5
-        )
-    del derivative.pair_logps
-    derivative.current_gradient_accumulation_steps = 2
-    losses = [derivative.training_step(derivative.model, batch) for batch in results[0][1]]
-    torch.testing.assert_close(torch.stack(losses), torch.stack(results[1][0]))
-    gradients = {n: p.grad for n, p in derivative.model.named_parameters()}
-    assert_same_gradients(results[1][2], gradients, rtol=1e-4)
-    theirs, mine = (t._buffers["train"].drain(t.accelerator) for t in (derivative, kept))
-    for name in ("rewards/margins", "logps/chosen", "anchor/gap/mean", "margins/std"):
+        losses.append(torch.stack([trainer.training_step(trainer.model, batch) for batch in some]))
+    torch.testing.assert_close(*losses)
+    gradients, others = ({n: p.grad for n, p in trainer.model.named_parameters()} for trainer in (cached, plain))
+    assert_same_gradients(gradients, others, rtol=1e-4)
+    theirs, mine = (t._buffers["train"].drain(t.accelerator) for t in (plain, cached))
+    for name in ("rewards/margins", "logps/chosen", "anchor/gap/mean", "target_margins/std"):
         assert mine[name] == pytest.approx(theirs[name], rel=1e-3), name
 
 
-def test_kept_gradients_are_refused_where_the_loss_reads_more_than_the_gap(tiny_model, tokenizer, tmp_path):
+def test_cached_gradients_are_refused_where_the_loss_reads_more_than_the_gap(tiny_model, tokenizer, tmp_path):
     with pytest.raises(ValueError, match="'per-pair' makes the update from the gradients of the length-normalized"):
         gapo_trainer(tiny_model, tokenizer, tmp_path, anchor_estimator="per-pair", cpo_alpha=1.0)
 
@@ -690,11 +705,11 @@ def test_diagnostics_take_the_anchor_gap_apart(tiny_model, tokenizer, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "anchor_diagnostics.jsonl").read_text().splitlines()]
     assert len(rows) == 8
     exact = anchor_gaps(trainer, batches, 0.05, "difference")
-    slope = anchor_gaps(trainer, batches, 0.05, "directional")
-    for row, gap, first_order in zip(rows, exact.tolist(), slope.tolist(), strict=True):
+    derivative = first_order(trainer, batches, 0.05)
+    for row, gap, first in zip(rows, exact.tolist(), derivative.tolist(), strict=True):
         assert row["anchor_gap"] == pytest.approx(gap, abs=1e-5)
-        assert row["first_order"] == pytest.approx(first_order, abs=1e-5)
-        assert row["curvature"] == pytest.approx(gap - first_order, abs=1e-5)
+        assert row["first_order"] == pytest.approx(first, abs=1e-5)
+        assert row["curvature"] == pytest.approx(gap - first, abs=1e-5)
         assert row["first_order"] == pytest.approx(0.05 * row["gradient_norm"] * row["alignment"], rel=1e-4)
         assert {"step", "score_chosen", "score_rejected"} <= row.keys()
 
@@ -811,6 +826,6 @@ def test_parameters_that_cannot_be_reached_are_refused(tiny_model, tokenizer, tm
         trainer.train()
     assert trainer.state.global_step == 0
     trainer = gapo_trainer(tiny_model, tokenizer, tmp_path / "fsdp1")
-    monkeypatch.setattr(sharding, "FullyShardedDataParallel", type(trainer.model))
+    monkeypatch.setattr(distributed, "FullyShardedDataParallel", type(trainer.model))
     with pytest.raises(ValueError, match=r"FSDP1 keeps no parameters by name.*set fsdp_version to 2"):
         trainer.train()

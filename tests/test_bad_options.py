@@ -26,8 +26,8 @@ from trl import DPOConfig
 from trl.experimental.cpo import CPOConfig
 
 from trl_margins.cli import main
-from trl_margins.cli.train import _train, make_parser
-from trl_margins.cli.yaml_file import read_yaml
+from trl_margins.cli.config_file import read_yaml
+from trl_margins.cli.train import _train, parse
 from trl_margins.data import bundled
 from trl_margins.data.evaluation_factors import compute
 from trl_margins.links import CPO_LINKS
@@ -400,7 +400,7 @@ def test_label_smoothing_that_no_loss_reads_is_named(caplog):
     [
         ("cpo", {"weight": "score-gap", "score_gap_transform": "hard"}, {}, "'hard' keeps pairs whose gap reaches"),
         ("cpo", {"train_only": ["mlp"]}, {"peft_config": LoraConfig()}, "train_only and peft_config both choose"),
-        ("cpo", {"train_only": ["attention("]}, {}, "train_only pattern 'attention\\(' is no regular expression"),
+        ("cpo", {"train_only": ["attention("]}, {}, "train_only pattern 'attention\\(' is not a regular expression"),
         ("cpo", {"train_only": ["nowhere"]}, {}, "train_only pattern 'nowhere' matches none of the 21 parameters"),
         (
             "cpo",
@@ -424,7 +424,7 @@ def test_label_smoothing_that_no_loss_reads_is_named(caplog):
                 "sam_radius": 0.1,
             },
             {},
-            "anchor_estimator='per-pair' makes the update at the policy, sam_radius elsewhere",
+            "anchor_estimator='per-pair' makes the update at the policy, and sam_radius makes it elsewhere",
         ),
         (
             "dpo",
@@ -435,12 +435,7 @@ def test_label_smoothing_that_no_loss_reads_is_named(caplog):
         ("dpo", {"margin": "gamma-po"}, {}, "'gamma-po' builds on a target margin"),
         ("dpo", {"margin": "gamma-po", "simpo_gamma": 0.0}, {}, "gamma0 must be > 0.*in a config it is simpo_gamma"),
         ("dpo", {"margin": "gap-aware", "simpo_gamma": -1.0}, {}, "γ of GaPO must be a number, at least 0"),
-        (
-            "dpo",
-            {"reward": "length-normalized", "loss_type": "ipo"},
-            {},
-            "'ipo' does not go with reward 'length-normalized'",
-        ),
+        ("dpo", {"reward": "length-normalized", "loss_type": "ipo"}, {}, "'ipo' does not go with reward 'length-n"),
         ("dpo", {"reward": "length-normalized", "ld_alpha": 0.5}, {}, "ld_alpha=0.5 does not go with reward="),
         (
             "dpo",
@@ -530,7 +525,7 @@ def console(monkeypatch, capsys) -> Callable[..., tuple[int, str]]:
         ("0", "c.yaml: a config is a YAML mapping from keys to values, not a int"),
         ("beta: 1\nbeta: 2", r"(?s)the key 'beta' is there twice.*c.yaml\", line 2"),
         ("model_init_kwargs: {a: 1, a: 2}", r"(?s)the key 'a' is there twice.*c.yaml\", line 1"),
-        ("model_init_kwargs:\n\ta: 1", r"(?s)found character '\\t' .*c.yaml\", line 2.*indented by spaces"),
+        ("model_init_kwargs:\n\ta: 1", r"(?s)found character '\\t' .*c.yaml\", line 2.*indented with spaces"),
         ("beta: 1: 2", r"(?s)mapping values are not allowed here.*c.yaml\", line 1"),
         ("\x00", 'c.yaml", position 0'),
     ],
@@ -560,7 +555,7 @@ def test_yaml_numbers_that_yaml_takes_for_texts(tmp_path):
         "loss_type: [sigmoid, sft]\nloss_weights: [8e-1, 1]\noutput_dir: x\n"
     )
     argv = ["--config", str(tmp_path / "c.yaml")]
-    args = make_parser(argv).parse_args_and_config(argv)[1]
+    args = parse(argv)[1]
     assert (args.learning_rate, args.beta, args.max_steps, args.loss_weights) == (1e-6, 2.5, 3, [0.8, 1.0])
     assert args.use_cpu is True
 
@@ -577,9 +572,9 @@ def test_yaml_that_says_nothing_changes_nothing(tmp_path):
     ("argv", "status", "words"),
     [
         (["--method", "gapo"], 1, r"unknown method 'gapo'; .*'gap-aware' \(GaPO\) or 'geometric-anchor' \(GAPO\)"),
-        (["--lerning_rate", "1"], 1, r"unknown flags .*--lerning_rate \(did you mean --learning_rate\?\)"),
-        (["--meth", "amapo"], 1, r"--meth \(did you mean --method\?\)"),
-        (["--loss_weights", "1.0"], 1, "unknown flags for this method and base: --loss_weights"),
+        (["--lerning_rate", "1"], 1, r"unknown option \'--lerning_rate\' \(did you mean \'--learning_rate\'\?\)"),
+        (["--meth", "amapo"], 1, r"\'--meth\' \(did you mean \'--method\'\?\)"),
+        (["--loss_weights", "1.0"], 1, "method 'gappo' on base 'cpo': unknown option '--loss_weights'"),
         (["--beta", "-1"], 1, "beta must be a number, above 0; it is -1.0"),
         (["--beta", "nan"], 1, "beta must be a number, above 0; it is nan"),
         (["--max_steps", "ten"], 2, "argument --max_steps/--max-steps: invalid int value: 'ten'"),
@@ -596,7 +591,11 @@ def test_yaml_that_says_nothing_changes_nothing(tmp_path):
         (["--chat_template", "missing.jinja"], 1, "'missing.jinja' is neither a Jinja template nor a file with one"),
         (["--use_peft", "--train_only", "mlp"], 1, "train_only and peft_config both choose what trains"),
         (["--resume_from_checkpoint", "true"], 1, "No valid checkpoint found in output directory"),
-        (["--resume_from_checkpoint", "elsewhere"], 1, "elsewhere is no whole checkpoint: its trainer_state.json is"),
+        (
+            ["--resume_from_checkpoint", "elsewhere"],
+            1,
+            "elsewhere is not a complete checkpoint: its trainer_state.json is",
+        ),
         (["--model_name_or_path", "/no/model"], 1, "there is no model folder /no/model: give a folder, a Hub id, or"),
         (["--model_name_or_path", "bundled:smol"], 1, "unknown bundled model 'smol'; known: smollm2-135m-instruct"),
         (["--model_name_or_path", "some/model"], 1, r"'some/model' cannot be loaded: .*hf download some/model"),
@@ -615,21 +614,33 @@ def test_flags_that_are_wrong(argv, status, words, console, tiny_model, tmp_path
 @pytest.mark.parametrize(
     ("argv", "status", "words"),
     [
-        (["tune"], 2, "trl-margins: unknown command 'tune'"),
+        (["tune"], 2, "trl-margins: error: argument COMMAND: invalid choice: 'tune'"),
         (["evaluate", "--bootstrap", "0"], 1, "bootstrap must be a whole number, at least 1; it is 0"),
         (["evaluate", "--batch_size", "-4"], 1, "batch_size must be a whole number, at least 1; it is -4"),
         (["evaluate", "--dtype", "float31"], 2, "invalid choice: 'float31'"),
         (["evaluate", "--reward", "log-ratio"], 1, "reward 'log-ratio' needs --ref_model"),
-        (["evaluate", "--json", "file/n.json"], 1, "file cannot be written to .*: name another folder, or make room"),
+        (
+            ["evaluate", "--json", "file/n.json"],
+            1,
+            "file cannot be written to .*: name another folder, or make room",
+        ),
         (["evaluate", "--config", "tab.yaml"], 1, "(?s)found character '\\\\t'.*tab.yaml"),
         (["select", "--output_dir", "out", "--fraction", "0"], 1, "fraction must be a number, above 0 and at most 1"),
         (["select", "--output_dir", "out", "--fraction", "0.01"], 1, "fraction .*leave a row of 4, not 0.01"),
-        (["evaluate", "--rewrad", "sum"], 1, "evaluate: unknown option --rewrad; did you mean --reward.\n"),
-        (["inspect", "--x=1"], 1, "inspect: unknown option --x\n"),
-        (["score", "--metrik", "jaccard"], 1, "unknown option --metrik; did you mean --metric.\n"),
-        (["select", "--output-dri", "o"], 1, "select: unknown option --output-dri; did you mean --output-dir.\n"),
-        (["select", "--output_dir", "o", "--config", "x.yaml"], 1, "unknown option --radios; did you mean --radius."),
-        (["evaluate", "--json", "a", "b"], 1, "unexpected argument 'b': write the option"),
+        (["evaluate", "--rewrad", "sum"], 1, r"evaluate: unknown option '--rewrad' \(did you mean '--reward'\?\)\n"),
+        (["inspect", "--x=1"], 1, "inspect: unknown option '--x'\n"),
+        (
+            ["score", "--metrik", "jaccard"],
+            1,
+            r"unknown options '--model_name_or_path', '--metrik' \(did you mean '--metric'\?\)\n",
+        ),
+        (
+            ["select", "--output-dri", "o"],
+            1,
+            r"select: unknown option '--output-dri' \(did you mean '--output-dir'\?\)\n",
+        ),
+        (["select", "--config", "x.yaml"], 1, r"select: x.yaml: unknown key 'radios' \(did you mean 'radius'\?\)\n"),
+        (["evaluate", "--json", "a", "b"], 1, "unexpected argument 'b': put the option"),
         (["select", "--output_dir", "file/out"], 1, "file/out cannot be written to .Not a directory"),
         (["select", "--output_dir", "out", "--estimator", "exact"], 1, "unknown anchor_estimator 'exact'"),
     ],
@@ -698,7 +709,12 @@ def test_without_a_padding_token_the_end_token_pads(base, tiny_model, tmp_path, 
 @pytest.mark.parametrize(
     ("command", "form", "tokens", "words"),
     [
-        ("train", "standard", {"pad_token": None, "eos_token": None}, "has no end token, so no answer would end: set"),
+        (
+            "train",
+            "standard",
+            {"pad_token": None, "eos_token": None},
+            "has no end token, so no completion would end: set",
+        ),
         ("train", "conversational", {"chat_template": None}, "has no chat template .*--chat_template FILE"),
         (
             "evaluate",
@@ -768,8 +784,8 @@ def test_models_that_are_not_there(base, tiny_model, tmp_path, console):
     adapter.save_pretrained(tmp_path / "adapter")
     for model, words in {
         tmp_path / "nowhere": f"there is no model folder {tmp_path / 'nowhere'}: give a folder, a Hub id",
-        runs: r"runs holds no model .*but checkpoint-4 in it: name one of these",
-        tmp_path / "adapter": r"the base of the adapter .*adapter is missing: there is no model folder .*gone.*"
+        runs: r"runs contains no model .*but checkpoint-4 in it: name one of these",
+        tmp_path / "adapter": r"the base model of the adapter .*adapter is missing: there is no model folder .*gone.*"
         "base_model_name_or_path",
         "some/model": r"'some/model' cannot be loaded: .*HF_HUB_OFFLINE.*hf download some/model\), or give a folder",
     }.items():
@@ -793,7 +809,7 @@ def test_an_adapter_is_trained_on_where_its_base_is_there(base, tiny_model, tmp_
 
 
 def test_a_bundled_model_that_is_not_installed(monkeypatch, console, tmp_path):
-    monkeypatch.setenv("TRL_MARGINS_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.utils._cache_assets.HF_ASSETS_CACHE", str(tmp_path))
     monkeypatch.setattr(bundled, "_find_wheel", lambda distribution: None)
     argv = ["evaluate", "--model_name_or_path", "bundled:smollm2-135m-instruct", "--dataset_name", "x.jsonl"]
     status, said = console(*argv)
@@ -823,7 +839,7 @@ def test_a_bundled_model_that_is_not_installed(monkeypatch, console, tmp_path):
 )
 def test_commands_without_a_library(library, argv, words, monkeypatch, console, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TRL_MARGINS_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.utils._cache_assets.HF_ASSETS_CACHE", str(tmp_path))
     monkeypatch.setattr(bundled, "_find_wheel", lambda distribution: SimpleNamespace(version="0.1.2"))
     monkeypatch.setitem(sys.modules, library, None)
     preference_rows(4).to_json("rows.jsonl")
@@ -924,8 +940,8 @@ def test_the_pair_log_goes_on_where_there_is_room_again(tmp_path, monkeypatch):
     log, accelerator = PairLog(tmp_path / "pair_log.csv"), Accelerator(cpu=True)
     whole = PairLog._write_lines
 
-    def half(writer: Any, names: list[str], rows: Any, with_names: bool) -> None:
-        whole(writer, names, rows[:1], with_names)
+    def half(out: Any, names: list[str], rows: Any) -> None:
+        whole(out, names, rows[:1])
         raise FULL
 
     for step, write in enumerate((half, whole, half, whole), start=1):
@@ -980,7 +996,7 @@ def test_a_full_disk_under_the_pictures_of_a_card(tiny_model, tmp_path, caplog):
     trainer.train()
     (tmp_path / "figures").touch()
     trainer.create_model_card()
-    assert "the model card has 0 pictures, and not the others" in caplog.text
+    assert "the model card has only the first 0 pictures" in caplog.text
     assert "GammaPO" in (tmp_path / "README.md").read_text()
 
 
@@ -1016,7 +1032,7 @@ def test_a_full_disk_under_a_checkpoint(tiny_model, tmp_path, monkeypatch, caplo
     with pytest.raises(OSError, match="No space left on device"), caplog.at_level(logging.ERROR, "trl_margins"):
         _train(trainer, None)
     last = tmp_path / "checkpoint-1"
-    assert f"training stopped in step 3; --resume_from_checkpoint true goes on from {last}" in caplog.text
+    assert f"training stopped in step 3; --resume_from_checkpoint true resumes from {last}" in caplog.text
     monkeypatch.undo()
     again = build(tiny_model, tmp_path, **saving)
     _train(again, resume=True)
@@ -1032,4 +1048,4 @@ def test_a_report_below_a_file(tiny_model, tmp_path, console):
     assert "file/report cannot be written to (Not a directory): name another folder, or make room" in said
     status, said = console("report", tmp_path / "nowhere")
     assert status == 1
-    assert "nowhere is no folder: a run is the output_dir of a training" in said
+    assert "nowhere is not a directory: a run is the output_dir of a training" in said

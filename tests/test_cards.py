@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import re
@@ -23,8 +24,8 @@ from trl_margins.registry import get_method
 from trl_margins.report.card import CardFacts, Image, SetFacts, completed, hub_id
 from trl_margins.report.card_results import Evaluation, EvaluationReport, eval_results, logged_evaluations, read_report
 from trl_margins.report.markdown import code, fenced, inline
-from trl_margins.trainers import cards
-from trl_margins.trainers.card_settings import settings
+from trl_margins.trainers import card as cards
+from trl_margins.trainers.card import settings
 from trl_margins.trainers.configs import config_class
 from trl_margins.trainers.named import trainer_class
 
@@ -179,7 +180,7 @@ def test_results_for_the_hub():
         metric_value=0.5124,
         metric_args={"min_score_gap": 2.0},
     )
-    assert (rho.metric_type, rho.metric_name, rho.metric_value) == ("spearmanr", "Spearman ρ, all answers", -0.5)
+    assert (rho.metric_type, rho.metric_name, rho.metric_value) == ("spearmanr", "Spearman ρ, all completions", -0.5)
     assert hard.metric_name == "Pairwise accuracy, all pairs (at step 4 of 8)"
     (index,) = eval_results_to_model_index("m", [easy, rho, hard])
     assert [result["dataset"]["split"] for result in index["results"]] == ["easy", "hard"]
@@ -225,7 +226,7 @@ def test_numbers_of_the_evaluate_command(tmp_path):
 def test_another_file_is_refused(text, tmp_path):
     file = tmp_path / "other.json"
     file.write_text(text)
-    with pytest.raises(ValueError, match="is not what `trl-margins evaluate --json` writes"):
+    with pytest.raises(ValueError, match="was not written by `trl-margins evaluate --json`"):
         read_report(file)
 
 
@@ -308,7 +309,7 @@ def test_method_and_settings(trained):
         "`warmup_steps`": "0.1 of all steps",
         "`num_train_epochs`": "1",
         "`max_length`": "96",
-        "pairs an optimizer step": "4 (4 a device × 1 accumulated × 1 device)",
+        "pairs per optimizer step": "4 (4 per device × 1 accumulated × 1 device)",
         "optimizer steps": "4",
     }.items():
         assert table[name] == [value], name
@@ -323,7 +324,7 @@ def test_the_kept_checkpoint_has_its_own_numbers(trained):
     (entry,) = (e for e in trainer.state.log_history if e["step"] == best and "eval_pwa" in e)
     results = {of.metric_name: of.metric_value for of in card_of(out).data.eval_results}
     assert results["Pairwise accuracy, score gap ≥ 2"] == round(entry["eval_pwa"], 4)
-    assert results["Spearman ρ, all answers"] == round(entry["eval_spearman"], 4)
+    assert results["Spearman ρ, all completions"] == round(entry["eval_spearman"], 4)
     row = rows_of(section(card_of(out).text, "Evaluation"))["held-out pairs"]
     assert row[0] == f"{entry['eval_pwa']:.4f}"
     assert row[-3:] == [str(entry["eval_n_pairs_gap"]), "12", str(best)]
@@ -515,6 +516,23 @@ def test_every_method_before_training(method, base, tiny_model, tokenizer, tmp_p
         if name.startswith(("gamma_po", "amapo", "anchor", "gap_aware", "score_gap", "sam")):
             assert table[f"`{name}`"] == [inline(value)], name
     compile(section(card.text, "Reproduce").strip().removeprefix("```python").removesuffix("```"), "card", "exec")
+
+
+@dataclasses.dataclass
+class WithSlack(MarginCPOConfig):
+    """A config with a further option of a term."""
+
+    score_gap_slack: float = 0.0
+
+
+def test_every_option_with_a_term_s_prefix(tiny_model, tokenizer, tmp_path):
+    config = WithSlack(**quiet(output_dir=str(tmp_path), loss_type="simpo", weight="score-gap", score_gap_slack=0.25))
+    trainer = MarginCPOTrainer(load(tiny_model), config, train_dataset=preference_rows(4), processing_class=tokenizer)
+    assert ("score_gap_slack", 0.25) in cards.term_settings(config, trainer.objective.weight)
+    trainer.create_model_card()
+    text = card_of(tmp_path).text
+    assert rows_of(section(text, "Hyperparameters"))["`score_gap_slack`"] == ["0.25"]
+    assert "    score_gap_slack=0.25,\n" in section(text, "Reproduce")
 
 
 def test_terms_of_two_papers(tiny_model, tokenizer, tmp_path):

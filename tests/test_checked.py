@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from trl_margins.forward import checked, shared_prompt, shared_rows
 from trl_margins.forward.checked import Ways, checked_ways
-from trl_margins.forward.precision import float32_layer_by_layer, why_not_float32
+from trl_margins.forward.precision import in_float32, why_not_float32
 from trl_margins.forward.standard import IGNORE
 
 BOTH = Ways(fused=True, shared=True)
@@ -47,7 +47,9 @@ def test_healthy_passes_agree(name: str, compute: str, caplog: pytest.LogCapture
     for seed in range(2):
         caplog.clear()
         assert check(model, dtype, seed=seed) == BOTH
-        assert caplog.messages[0].startswith("log-probabilities are the model's own: on one pair in float32 ")
+        assert caplog.messages[0].startswith(
+            "log-probabilities match the model's own logits: on one pair in float32, "
+        )
         assert len(caplog.messages) == 1
     after = model.state_dict(keep_vars=True)
     assert all(after[key] is tensor and tensor.data_ptr() == at for key, (tensor, at, _) in before.items())
@@ -110,8 +112,8 @@ def test_small_faults_are_noticed_in_any_precision(
     fault(monkeypatch)
     assert check(model, dtype) == Ways(fused=True, shared=False)
     (line,) = caplog.messages
-    assert "against the model's own logits, on one pair in float32, the shared-prompt pass differs by" in line
-    assert line.endswith("prompts are computed once for each answer. Please report the model: LlamaForCausalLM")
+    assert "against the model's own logits, on one pair in float32, the shared-prompt forward pass differs by" in line
+    assert line.endswith("each prompt is computed once per completion. Please report the model: LlamaForCausalLM")
 
 
 def test_a_neighbour_in_the_row_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,7 +189,7 @@ class Ranks:
         self.n_gathers, self.n_passes = [0, 0], [0, 0]
         monkeypatch.setattr(checked, "ieee_float32", nullcontext)  # its switches are those of all threads
 
-    def of_all_ranks(self, rank: int) -> Callable[[Tensor], Tensor]:
+    def max_over_ranks(self, rank: int) -> Callable[[Tensor], Tensor]:
         def largest(values: Tensor) -> Tensor:
             self.n_gathers[rank] += 1
             self.values[rank] = values
@@ -207,7 +209,7 @@ class Ranks:
 
         def one(rank: int) -> Ways:
             rows = random_batch(seed=batches[rank])
-            return checked_ways(models[rank], **rows, ways=BOTH, of_all_ranks=self.of_all_ranks(rank))
+            return checked_ways(models[rank], **rows, ways=BOTH, max_over_ranks=self.max_over_ranks(rank))
 
         with ThreadPoolExecutor(2) as pool:
             return list(pool.map(one, range(2)))
@@ -302,7 +304,7 @@ def test_autocast_is_off_and_on_again() -> None:
     ids = torch.arange(3, 12)[None]
     with torch.no_grad():
         narrow = model(input_ids=ids).logits
-        with float32_layer_by_layer(model):
+        with in_float32(model, layer_by_layer=True):
             wide = model(input_ids=ids).logits
         assert model.forward is wrapped
         torch.testing.assert_close(wide, plain(input_ids=ids).logits, rtol=0, atol=0)
@@ -319,11 +321,11 @@ def test_one_layer_at_a_time() -> None:
 
     for layer in layers:
         layer.self_attn.register_forward_pre_hook(watch)
-    with torch.no_grad(), float32_layer_by_layer(model):
+    with torch.no_grad(), in_float32(model, layer_by_layer=True):
         model(input_ids=torch.arange(3, 12)[None])
     assert widest == [[True, False], [False, True]]
     layers[1].mlp.forward = _fail
-    with pytest.raises(KeyError), torch.no_grad(), float32_layer_by_layer(model):
+    with pytest.raises(KeyError), torch.no_grad(), in_float32(model, layer_by_layer=True):
         model(input_ids=torch.arange(3, 12)[None])
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
 

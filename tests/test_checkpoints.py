@@ -59,7 +59,7 @@ def test_only_whole_checkpoints_are_taken(tmp_path, caplog):
         if text is not None:
             (folder / "trainer_state.json").write_text(text)
     assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
-    assert "checkpoint-14 was not written to its end" in caplog.text
+    assert "checkpoint-14 is incomplete" in caplog.text
     assert not is_whole(tmp_path / "checkpoint-12")
 
 
@@ -115,7 +115,7 @@ def test_a_checkpoint_that_is_cut_off_is_refused(tiny_model, tokenizer, tmp_path
     trainer = build("amapo", "cpo", tiny_model, tokenizer, tmp_path, max_steps=4)
     trainer.train()
     (tmp_path / "checkpoint-4" / "trainer_state.json").write_text("{")
-    with pytest.raises(ValueError, match=r"checkpoint-4 is no whole checkpoint.*checkpoint-2"):
+    with pytest.raises(ValueError, match=r"checkpoint-4 is not a complete checkpoint.*checkpoint-2"):
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
 
 

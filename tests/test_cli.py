@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -12,7 +14,7 @@ from datasets import DatasetDict
 from transformers import pipeline
 
 from trl_margins.cli import main
-from trl_margins.cli.train import make_parser
+from trl_margins.cli.train import parse
 from trl_margins.data.loading import load_splits, pick_split
 from trl_margins.trainers.configs import GapPOConfig, GapPODPOConfig, MarginCPOConfig
 
@@ -169,36 +171,57 @@ def test_plain_dpo_with_a_weight(tiny_model, pairs_file, tmp_path, caplog):
     ],
 )
 def test_the_config_follows_method_and_base(argv, config):
-    assert config in make_parser(argv).dataclass_types
+    assert type(parse([*argv, "--use_cpu"])[1]) is config
 
 
 def test_a_flag_goes_before_the_yaml(tmp_path):
     (tmp_path / "c.yaml").write_text("method: none\nbase: dpo\nbeta: 3.0\noutput_dir: x\n")
     argv = ["--config", str(tmp_path / "c.yaml"), "--method", "gappo", "--beta", "2.0"]
-    parser = make_parser(argv)
-    assert GapPODPOConfig in parser.dataclass_types
-    assert parser.parse_args_and_config(argv)[1].beta == 2.0
+    config = parse([*argv, "--use_cpu"])[1]
+    assert type(config) is GapPODPOConfig
+    assert config.beta == 2.0
 
 
 def test_fp32_on_a_cpu_unless_asked(tmp_path):
     argv = ["--output_dir", str(tmp_path), "--use_cpu"]
-    assert not make_parser(argv).parse_args_and_config(argv)[1].bf16
-    argv += ["--bf16", "true"]
-    assert make_parser(argv).parse_args_and_config(argv)[1].bf16
+    assert not parse(argv)[1].bf16
+    assert parse([*argv, "--bf16", "true"])[1].bf16
 
 
 @pytest.mark.parametrize(
     ("argv", "status", "text"),
     [
-        ([], 0, "usage: trl-margins COMMAND"),
+        ([], 0, "train with a method on a preference set"),
+        (["--help"], 0, "usage: trl-margins [-h] [--version] COMMAND"),
         (["--version"], 0, "0."),
-        (["tune"], 2, "unknown command 'tune'"),
+        (["tune"], 2, "argument COMMAND: invalid choice: 'tune' (choose from"),
+        (["train", "--help"], 0, "usage: trl-margins train [--config FILE | --recipe NAME] [options]"),
+        (["inspect", "-h"], 0, "usage: trl-margins inspect DATA [options]"),
+        (["convert", "--help"], 0, "usage: trl-margins convert [-h] [--out OUT] FILE"),
     ],
 )
 def test_usage(argv, status, text, capsys):
-    assert main(argv) == status
+    try:
+        ended = main(argv)
+    except SystemExit as stop:
+        ended = stop.code
+    assert ended == status
     printed = capsys.readouterr()
     assert text in printed.out + printed.err
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["--version"], ["tune"], ["recipes"], ["convert", "--help"]])
+def test_a_light_command_loads_nothing_heavy(argv):
+    """A subcommand is imported when it runs."""
+    code = f"""if True:
+        import contextlib, sys
+        from trl_margins.cli import main
+        with contextlib.suppress(SystemExit):
+            main({argv})
+        print([name for name in ("torch", "transformers", "trl", "datasets", "numpy") if name in sys.modules])
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_missing_arguments_are_named(tiny_model, tmp_path):

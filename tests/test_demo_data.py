@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -122,10 +125,10 @@ class _Wheel:
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A fresh cache, an installed wheel, and the package that reads it."""
-    monkeypatch.setenv("TRL_MARGINS_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.utils._cache_assets.HF_ASSETS_CACHE", str(tmp_path))
     monkeypatch.setattr(bundled, "_find_wheel", lambda distribution: _Wheel())
     monkeypatch.setattr(bundled, "find_spec", lambda package: object())
-    return tmp_path
+    return tmp_path / "trl-margins" / "models"
 
 
 def _write_model(gguf: Path, folder: Path) -> None:
@@ -205,13 +208,13 @@ def test_slower_of_two_processes_takes_the_other_ones_model(cache: Path, monkeyp
     assert list((cache / NAME).iterdir()) == [folder]
 
 
-def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv("TRL_MARGINS_CACHE", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert bundled._cache_dir() == tmp_path / "trl-margins"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert bundled._cache_dir() == tmp_path / ".cache" / "trl-margins"
+def test_cache_folder(tmp_path: Path) -> None:
+    """Where Hugging Face's libraries keep assets."""
+    code = "from trl_margins.data import bundled; bundled._find_wheel = lambda _: None; bundled.bundled_model_path()"
+    folder = tmp_path / "trl-margins" / "models" / NAME / bundled.BUNDLED_MODELS[NAME].version
+    folder.mkdir(parents=True)
+    environment = {**os.environ, "HF_ASSETS_CACHE": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
 
 
 def test_resolve_model(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

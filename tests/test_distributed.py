@@ -6,7 +6,8 @@ from __future__ import annotations
 import csv
 import json
 import os
-import socket
+import shlex
+import signal
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import load, preference_rows
+from filelock import FileLock
 from safetensors.torch import load_file
 from two_ranks import CASES, STREAMED, UNEVEN, run_uneven
 
@@ -24,6 +26,7 @@ from trl_margins.terms.adaptive import adaptive_margin
 from trl_margins.terms.dynamic_target import dynamic_target_margin
 
 SCRIPT = str(Path(__file__).with_name("two_ranks.py"))
+TIMEOUT = 900  # seconds; a launch takes one minute on two free cores, and the suite may keep those busy
 WAYS = {1: ("one", "accumulate"), 2: ("ddp", "sharded", "stream", "uneven", "broken")}  # by the number of ranks
 RANKING = ("pwa", "pwa_all", "spearman", "n_pairs", "n_pairs_gap")
 LOGGED = ("loss", "grad_norm", "rewards/margins", "logps/chosen")
@@ -33,16 +36,16 @@ SPREAD = ("mean", "std", "min", "max", "zero")
 OF_THE_MINI_BATCH = ("gappo, normalised", "gamma-po", "amapo", "amapo, log-ratio")
 _STEP = "DeepSpeed takes its step within the backward pass"
 REFUSED = {
-    # looks at each pair's own gradient, and differentiation forwards
+    # the gradients of single pairs, and more than one precision
     "sharded": {
-        "geometric-anchor, directional": "by anchor_estimator='difference' in float32 alone; this run has 'directi",
+        "geometric-anchor, float32": "by anchor_estimator='difference' in float32 only; this run has 'float32'",
         "geometric-anchor, per pair": "anchor_estimator='per-pair' takes every pair's own gradient",
         "gradient-norm": "the gradient-norm control takes every pair's own gradient",
     },
     "zero2": {"simpo-sam": _STEP, "geometric-anchor, momentum": "finds none of the model's parameters in"},
     "zero3": {"simpo-sam": _STEP}
     | {
-        case: "is partitioned by DeepSpeed ZeRO-3, whose parameters cannot be looked at from outside"
+        case: "is partitioned by DeepSpeed ZeRO-3, which hides parameters outside its own forward pass"
         for case, (_, method, _) in CASES.items()
         if method in ("geometric-anchor", "gradient-norm")
     },
@@ -69,27 +72,44 @@ def close(case: str, way: str = "") -> dict[str, float]:
 
 
 def launch(ranks: int, *command: str, **variables: str) -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--master_port", str(port)]
-    whole = [sys.executable, *(launcher if ranks > 1 else []), *command]
+    """What a command prints, run by several ranks; they rendezvous at a port that torchrun itself has bound."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+    arguments = [sys.executable, *(launcher if ranks > 1 else []), *command]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
-    done = subprocess.run(whole, env=environment, capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    # a session of its own: a launcher that is killed alone leaves its ranks behind
+    with subprocess.Popen(
+        arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            printed, said = process.communicate(timeout=TIMEOUT)
+        except BaseException as error:
+            os.killpg(process.pid, signal.SIGKILL)
+            printed, said = process.communicate()
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
+            pytest.fail(f"{ranks} ranks took more than {TIMEOUT} s: {shlex.join(arguments)}\n{said[-3000:]}")
+    if process.returncode:
+        pytest.fail(f"{ranks} ranks ended with {process.returncode}: {shlex.join(arguments)}\n{said[-3000:]}")
+    return printed
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("ranks")
+    """One for all of pytest-xdist's workers, each of which runs some of these tests."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "ranks"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="module")
 def runs(tiny_model, folder):
-    load(tiny_model, noise=0.02).save_pretrained(folder / "reference")
-    for ranks, ways in WAYS.items():
-        launch(ranks, SCRIPT, tiny_model, str(folder), *ways)
+    """What every way gives, computed by the first worker that asks."""
+    with FileLock(folder / "lock"):
+        for ranks, ways in WAYS.items():
+            if not all((folder / f"{way}.json").exists() for way in ways):
+                load(tiny_model, noise=0.02).save_pretrained(folder / "reference")
+                launch(ranks, SCRIPT, tiny_model, str(folder), *ways)
     return {way: json.loads((folder / f"{way}.json").read_text()) for ways in WAYS.values() for way in ways}
 
 
@@ -111,7 +131,7 @@ def test_loss_margins_weights_and_gradients_are_the_same(case, way, runs, folder
     """After two steps also the model, parameter by parameter. Columns of the data set are float32, hence not 1e-12."""
     one, other = runs["one"][case], runs[way][case]
     row = METHODS[CASES[case][1]]
-    terms = ["weights"] * bool(row.weight) + ["margins"] * bool(row.margin)
+    terms = ["weights"] * bool(row.weight) + ["target_margins"] * bool(row.margin)
     for step, (mine, theirs) in enumerate(zip(one["log"][:2], other["log"][:2], strict=True)):
         of_the_probe = [name for name in mine if name == "anchor/gradient_norm"]  # a mean over the pairs of all ranks
         for name in [*LOGGED, *of_the_probe, *(f"{term}/{part}" for term in terms for part in SPREAD)]:

@@ -20,7 +20,8 @@ from datasets import Dataset, DatasetDict
 from transformers import TrainingArguments
 
 from trl_margins.cli import COMMANDS, main
-from trl_margins.trainers import cards
+from trl_margins.data import loading
+from trl_margins.trainers import card as cards
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -141,6 +142,7 @@ def here(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
         return splits if split is None else splits[split]
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(loading, "load_dataset", load_dataset)
     monkeypatch.setattr(cards, "pictures", lambda trainer: [])  # half a minute for all pages together
     monkeypatch.setattr(TrainingArguments, "__post_init__", small)
     return folder
@@ -216,7 +218,7 @@ def check_launch(words: list[str]) -> None:
     """The launcher's flags parse, and the command's do in this package."""
     from accelerate.commands.launch import launch_command_parser
 
-    from trl_margins.cli.train import make_parser
+    from trl_margins.cli.train import parse
 
     assert words[0] == "launch"
     launch = launch_command_parser().parse_args(words[1:])
@@ -226,8 +228,7 @@ def check_launch(words: list[str]) -> None:
     command, *rest = launch.training_script_args
     assert command in COMMANDS
     if command == "train":
-        argv = as_run([command, *rest])[1:]
-        make_parser(argv).parse_args_and_config(argv, fail_with_unknown_args=True)
+        parse(as_run([command, *rest])[1:])
 
 
 # What the site is made of

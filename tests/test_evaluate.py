@@ -21,12 +21,12 @@ from transformers import AutoConfig, LlamaForCausalLM
 
 from trl_margins import MarginCPOConfig, MarginCPOTrainer
 from trl_margins.cli import main
-from trl_margins.evaluation import scorer as answers_module
+from trl_margins.evaluation import scorer as scorer_module
 from trl_margins.evaluation.intervals import bootstrap_intervals
 from trl_margins.evaluation.listwise import listwise_metrics, listwise_report
 from trl_margins.evaluation.pairs import Pairs, pair_report
 from trl_margins.evaluation.rm_bench import domain_of, levels, rm_bench_report, style_matrix
-from trl_margins.evaluation.scorer import answer_logps
+from trl_margins.evaluation.scorer import completion_logps
 from trl_margins.evaluation.sets import evaluation_set
 from trl_margins.evaluation.tables import markdown_table
 from trl_margins.forward import checked
@@ -101,7 +101,7 @@ def test_listwise_means_leave_out_what_is_undefined(caplog):
     assert report["spearman"] == pytest.approx(1.0)
     assert report["n_defined"]["spearman"] == 1
     assert report["n_defined"]["regret"] == report["n_prompts"] == 3
-    assert report["n_answers"] == 5
+    assert report["n_completions"] == 5
     assert report["ndcg@1"] == 1.0
 
 
@@ -206,7 +206,7 @@ def test_domains(field, file, domain):
 
 
 def test_an_unknown_domain():
-    with pytest.raises(ValueError, match=r"total\.json: domain 'poetry' is none of chat, code, math, safety"):
+    with pytest.raises(ValueError, match=r"total\.json: the domain 'poetry' is not one of chat, code, math, safety"):
         domain_of("poetry", "total.json")
 
 
@@ -249,7 +249,7 @@ def one_by_one(model, tokenizer, prompt, answer):
 def test_answers_are_scored_as_one_by_one(tiny_model, tokenizer, chat, batch_size):
     each = evaluation_set(lists(6, chat=chat), "lists")
     model = load(tiny_model)
-    found = answer_logps(model, tokenizer, each.rows, max_length=256, batch_size=batch_size)
+    found = completion_logps(model, tokenizer, each.rows, max_length=256, batch_size=batch_size)
     for row, scored in zip(each.rows, found, strict=True):
         plain = [one_by_one(load(tiny_model), tokenizer, row.prompt, answer) for answer in row.completions]
         np.testing.assert_allclose(scored.logps, [logp for logp, _ in plain], rtol=1e-5)
@@ -261,14 +261,14 @@ def test_lists_have_cpo_trainers_tokens_where_that_is_asked_for(tiny_model, toke
     each = evaluation_set(lists(4), "lists")
     rows = [*each.rows, PreferenceRow("nothing to score", [])]
     model = load(tiny_model)
-    *found, none = answer_logps(model, tokenizer, rows, max_length=256, tokenization="cpo")
+    *found, none = completion_logps(model, tokenizer, rows, max_length=256, tokenization="cpo")
     assert none.logps.shape == none.lengths.shape == (0,)
     for row, scored in zip(each.rows, found, strict=True):
         plain = [one_by_one(model, tokenizer, "<s>" + row.prompt, answer) for answer in row.completions]
         np.testing.assert_allclose(scored.logps, [logp for logp, _ in plain], rtol=1e-5)
         assert scored.lengths.tolist() == [length for _, length in plain]
     with pytest.raises(ValueError, match="unknown tokenization 'CPO'; known: chat-template, cpo; did you mean 'cpo'"):
-        answer_logps(model, tokenizer, each.rows, tokenization="CPO")
+        completion_logps(model, tokenizer, each.rows, tokenization="CPO")
 
 
 ROPE = {
@@ -293,7 +293,7 @@ def test_long_rows_do_not_change_the_values_of_others(rope_type, tiny_model, tok
     rows = [PreferenceRow(f"{i} is a text:", ["x" * (length - 13) for length in row]) for i, row in enumerate(lengths)]
     for _ in range(2):  # the second time with a model that has just seen the long ones
         caplog.clear()
-        found = answer_logps(model, tokenizer, rows, max_length=128, batch_size=16, desc="here")
+        found = completion_logps(model, tokenizer, rows, max_length=128, batch_size=16, desc="here")
         (line,) = [each for each in caplog.messages if "rotary" in each]
         assert line.startswith("here: 2 of 5 rows are longer than the 32 tokens from which on this model scales")
         assert "Please report the model" not in caplog.text
@@ -302,7 +302,7 @@ def test_long_rows_do_not_change_the_values_of_others(rope_type, tiny_model, tok
             np.testing.assert_allclose(scored.logps, plain, rtol=1e-5)
         one_by_one(model, tokenizer, rows[4].prompt, rows[4].completions[0])
     caplog.clear()
-    answer_logps(model, tokenizer, rows[:3], max_length=128)
+    completion_logps(model, tokenizer, rows[:3], max_length=128)
     assert "rotary" not in caplog.text
 
 
@@ -311,7 +311,7 @@ def test_prompts_that_fill_max_length_are_counted(tokenization, tiny_model, toke
     """One leaves room for a token, one exactly none, one is over; the end token counts."""
     begin = tokenization == "cpo"
     rows = [PreferenceRow("p" * (length - begin), ["", "xy"]) for length in (13, 15, 16, 17)]
-    found = answer_logps(load(tiny_model), tokenizer, rows, max_length=16, desc="here", tokenization=tokenization)
+    found = completion_logps(load(tiny_model), tokenizer, rows, max_length=16, desc="here", tokenization=tokenization)
     assert "here: 5 of 8 completions are cut to max_length=16; in 2 of 4 rows the prompt alone fills it" in caplog.text
     assert [each.lengths.tolist() for each in found] == [[1, 3], [1, 1], [0, 0], [0, 0]]
     assert all((each.logps == 0).all() for each in found[2:])
@@ -321,7 +321,7 @@ def test_the_rows_compared_have_answers(tiny_model, tokenizer, caplog):
     """Most prompts fill max_length: what is said of the comparison is of tokens."""
     caplog.set_level(logging.INFO, "trl_margins")
     rows = [PreferenceRow("p" * length, ["x", "yz"]) for length in (30, 30, 30, 30, 5)]
-    answer_logps(load(tiny_model), tokenizer, rows, max_length=16)
+    completion_logps(load(tiny_model), tokenizer, rows, max_length=16)
     (line,) = [each for each in caplog.messages if "model's own" in each]
     assert "differs by" in line
     assert "differs by 0.0e+00" not in line
@@ -330,17 +330,17 @@ def test_the_rows_compared_have_answers(tiny_model, tokenizer, caplog):
 def test_the_model_is_left_as_it_was(tiny_model, tokenizer):
     model = load(tiny_model).train()
     each = evaluation_set(lists(3), "lists")
-    answer_logps(model, tokenizer, each.rows, max_length=64)
+    completion_logps(model, tokenizer, each.rows, max_length=64)
     assert model.training
     assert "forward" not in model.__dict__
 
 
 def test_a_model_that_cannot_share_prompts(tiny_model, tokenizer, monkeypatch, caplog):
     each = evaluation_set(lists(5), "lists")
-    shared = answer_logps(load(tiny_model), tokenizer, each.rows, max_length=64)
-    monkeypatch.setattr(answers_module, "why_not_shared", lambda model: "a reason")
+    shared = completion_logps(load(tiny_model), tokenizer, each.rows, max_length=64)
+    monkeypatch.setattr(scorer_module, "why_not_shared", lambda model: "a reason")
     with caplog.at_level(logging.INFO, "trl_margins"):
-        standard = answer_logps(load(tiny_model), tokenizer, each.rows, max_length=64)
+        standard = completion_logps(load(tiny_model), tokenizer, each.rows, max_length=64)
     assert "a reason" in caplog.text
     for a, b in zip(shared, standard, strict=True):
         np.testing.assert_allclose(a.logps, b.logps, rtol=1e-5)
@@ -348,7 +348,7 @@ def test_a_model_that_cannot_share_prompts(tiny_model, tokenizer, monkeypatch, c
 
 def test_passes_that_disagree_fall_back(tiny_model, tokenizer, monkeypatch, caplog):
     each = evaluation_set(lists(5), "lists")
-    right = answer_logps(load(tiny_model), tokenizer, each.rows, max_length=64)
+    right = completion_logps(load(tiny_model), tokenizer, each.rows, max_length=64)
     shared = checked.shared_token_logps
 
     def wrong(*args, **kwargs):
@@ -356,10 +356,10 @@ def test_passes_that_disagree_fall_back(tiny_model, tokenizer, monkeypatch, capl
         tokens.logps.mul_(1.1)
         return tokens
 
-    for module in (checked, answers_module):
+    for module in (checked, scorer_module):
         monkeypatch.setattr(module, "shared_token_logps", wrong)
-    found = answer_logps(load(tiny_model), tokenizer, each.rows, max_length=64)
-    assert "the shared-prompt pass differs by" in caplog.text
+    found = completion_logps(load(tiny_model), tokenizer, each.rows, max_length=64)
+    assert "the shared-prompt forward pass differs by" in caplog.text
     for a, b in zip(found, right, strict=True):
         np.testing.assert_allclose(a.logps, b.logps, rtol=1e-5)
 
@@ -367,7 +367,7 @@ def test_passes_that_disagree_fall_back(tiny_model, tokenizer, monkeypatch, capl
 def test_encoder_decoder(tiny_encoder_decoder, tokenizer):
     each = evaluation_set(lists(4), "lists")
     model = load(tiny_encoder_decoder)
-    found = answer_logps(model, tokenizer, each.rows, max_length=64, batch_size=5)
+    found = completion_logps(model, tokenizer, each.rows, max_length=64, batch_size=5)
     for row, scored in zip(each.rows, found, strict=True):
         for answer, logp, length in zip(row.completions, *scored, strict=True):
             inputs, labels = (
@@ -382,11 +382,11 @@ def test_encoder_decoder(tiny_encoder_decoder, tokenizer):
 
 def test_without_the_adapter_it_is_the_base(tiny_model, tokenizer):
     each = evaluation_set(lists(3), "lists")
-    base = answer_logps(load(tiny_model), tokenizer, each.rows, max_length=64)
+    base = completion_logps(load(tiny_model), tokenizer, each.rows, max_length=64)
     adapted = get_peft_model(load(tiny_model), LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
     common = {"rows": each.rows, "max_length": 64, "accelerator": Accelerator()}
-    under = answer_logps(adapted, tokenizer, use_adapter=False, **common)
-    over = answer_logps(adapted, tokenizer, **common)
+    under = completion_logps(adapted, tokenizer, use_adapter=False, **common)
+    over = completion_logps(adapted, tokenizer, **common)
     for a, b, c in zip(base, under, over, strict=True):
         np.testing.assert_allclose(a.logps, b.logps, rtol=1e-5)
         assert not np.allclose(a.logps, c.logps, rtol=1e-3)
@@ -564,7 +564,7 @@ def test_the_four_splits_come_together(tiny_model, tmp_path):
         ([{"text": "a"}], "an evaluation set has chosen and rejected, or prompt, responses, scores"),
         ([{"prompt": "a", "responses": ["x", "y"], "scores": [1.0]}], "row 0: 2 responses and 1 scores"),
         ([{"prompt": "a", "responses": ["x"], "scores": [math.nan]}], "row 0 of here, response 0: the score nan"),
-        ([{"prompt": "a", "chosen": ["x"], "rejected": ["x"]}], "chosen has 1 answers, RM-Bench has 3"),
+        ([{"prompt": "a", "chosen": ["x"], "rejected": ["x"]}], "chosen has 1 completions, RM-Bench has 3"),
     ],
 )
 def test_what_is_no_evaluation_set(rows, message):
@@ -574,7 +574,7 @@ def test_what_is_no_evaluation_set(rows, message):
 
 def test_a_bar_in_a_cell_does_not_break_the_table():
     lines = markdown_table(["a|b", "n"], [["x", "1"]]).splitlines()
-    assert lines[0] == "| a\\|b |   n |"
+    assert lines[0] == "| a\\|b   |   n |"
     assert {line.replace("\\|", "").count("|") for line in lines} == {3}
 
 

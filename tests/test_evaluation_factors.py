@@ -105,7 +105,7 @@ class TestWords:
     ("chosen", "rejected", "metric", "complaint"),
     [
         (["a"], ["b"], "rouge3", "unknown metric 'rouge3'; known: jaccard, rouge1, rouge2, rougeL, bertscore_p"),
-        (["a", "b"], ["b"], "rougeL", "2 chosen and 1 rejected answers"),
+        (["a", "b"], ["b"], "rougeL", "2 chosen and 1 rejected completions"),
         (["a", "b"], ["b", None], "rougeL", "rejected, row 1: None is not a string"),
         ([["a"]], ["b"], "jaccard", r"chosen, row 0: \['a'\] is not a string"),
         (["a"], ["b"], "bertscore_f1", "bertscore_f1 needs an encoder: a folder or Hub id"),

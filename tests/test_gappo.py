@@ -233,7 +233,7 @@ def test_mostly_ties_warn(tiny_model, tokenizer, tmp_path, caplog):
     rows = preference_rows(5, scores=lambda i: (4.0, 4.0) if i else (5.0, 4.0))
     with caplog.at_level(logging.INFO, "trl_margins"):
         gappo(tiny_model, tokenizer, tmp_path, rows)
-    assert "5 pairs, 4 ties (weight 0), 0 whose rejected answer scores higher" in caplog.text
+    assert "5 pairs, 4 ties (weight 0), 0 whose rejected completion scores higher" in caplog.text
     assert "4 of 5 train pairs are ties" in caplog.text
 
 

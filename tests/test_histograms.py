@@ -143,7 +143,7 @@ def test_values_that_no_writer_takes_are_left_out():
 def test_nobody_to_give_them_to(tiny_model, tokenizer, tmp_path):
     trainer = build("gappo", tiny_model, tokenizer, tmp_path)
     trainer.add_callback(PairHistograms(trainer))
-    with pytest.raises(ValueError, match=r"nothing to give histograms to: report_to is \[\].*'tensorboard', 'wandb'"):
+    with pytest.raises(ValueError, match=r"nothing that takes histograms: report_to is \[\].*'tensorboard', 'wandb'"):
         trainer.train()
     quiet_one = build("gappo", tiny_model, tokenizer, tmp_path, log_pairs=False)
     with pytest.raises(ValueError, match="log_pairs is off"):
@@ -163,13 +163,13 @@ def test_scalars_have_tidy_names(method, base, tiny_model, tokenizer, tmp_path):
     assert all(re.fullmatch(r"(train|eval)(/[a-z][a-z_]*){1,3}", name) for name in names), names
     groups = {
         "gappo": ["weights"],
-        "gap-aware": ["margins"],
-        "geometric-anchor": ["margins", "anchor/gap", "anchor/weight"],
+        "gap-aware": ["target_margins"],
+        "geometric-anchor": ["target_margins", "anchor/gap", "anchor/weight"],
     }
     for group in groups[method]:
         spread = {f"train/{group}/{name}" for name in ("mean", "std", "min", "max", "zero")}
         assert {name for name in names if name.startswith(f"train/{group}/")} == spread
-    flips = {"rate", "pull", "pull_clean", "gradient_share", "rate_low", "rate_mid", "rate_high"}
+    flips = {"rate", "gradient_scale", "gradient_scale_clean", "gradient_share", "rate_low", "rate_mid", "rate_high"}
     assert {f"train/flips/{name}" for name in flips} <= names
     assert {"eval/pwa", "eval/pwa_all", "eval/spearman", "eval/n_pairs", "train/rewards/margins"} <= names
     assert not names & set(NAMES.values())

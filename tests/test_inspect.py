@@ -15,11 +15,12 @@ from test_tokenization import merging_tokenizer
 
 from trl_margins import MarginCPOConfig, MarginCPOTrainer
 from trl_margins.cli import main
-from trl_margins.cli.inspect import columns_of, in_tokens_of, report
+from trl_margins.cli.inspect import columns_of, in_tokens_of
 from trl_margins.data.audit import Audit, SplitAudit, audit, distribution, nice_edges
-from trl_margins.data.audit.reading import shortened
+from trl_margins.data.audit.counting import shortened
 from trl_margins.data.evaluation_factors import compute
 from trl_margins.methods import METHODS
+from trl_margins.report.audit_text import audit_text
 from trl_margins.rows import RowError
 from trl_margins.rows.scores import ScoreError
 
@@ -211,7 +212,7 @@ def test_duplicates():
     found = of(rows).duplicates
     assert found.n_identical == 2
     assert found.n_contradicting == 2
-    assert found.n_same_answer == 1
+    assert found.n_same_completion == 1
     assert (found.n_prompts, found.n_repeated_prompts, found.most_frequent_prompt) == (4, 3, 3)
     assert of(Dataset.from_list(rows).shuffle(seed=1)).duplicates == found
     without_prompts = of([{**row, "prompt": ""} for row in plain(3)])
@@ -378,19 +379,25 @@ def test_histograms_hold_everything():
     ("rows", "warning"),
     [
         (plain(50, margin=[0.0] + [1.0, 2.0] * 24 + [3.0]), "gappo gives 1 of 50 pairs (2.0%) weight 0"),
-        (plain(3, margin=[1.0, -2.0, 3.0]), "in 1 of 3 pairs (33.3%) the rejected answer has the higher score"),
-        (plain(3, score_chosen=[3.1, 2.1, 0.3], score_rejected=[3.0, 2.0, 0.2]), "gappo is SimPO then"),
+        (plain(3, margin=[1.0, -2.0, 3.0]), "in 1 of 3 pairs (33.3%) the rejected completion has the higher score"),
+        (plain(3, score_chosen=[3.1, 2.1, 0.3], score_rejected=[3.0, 2.0, 0.2]), "gappo is then SimPO"),
         (plain(3, is_flipped=[True, False, True]), "column is_flipped marks 2 of 3 pairs (66.7%)"),
         (
             plain(3, score_chosen=[1.0, None, 2.0], score_rejected=[0.0] * 3),
             "score_chosen has 1 value that is None, the first in",
         ),
-        ([{**row, "chosen": row["chosen"] + " yes"} for row in plain(3)], "chosen answer is the longer one in 3 of 3"),
-        ([{**row, "chosen": "day"} for row in plain(3)], "chosen answer is the shorter one in 3 of 3"),
+        (
+            [{**row, "chosen": row["chosen"] + " yes"} for row in plain(3)],
+            "chosen completion is the longer one in 3 of 3",
+        ),
+        ([{**row, "chosen": "day"} for row in plain(3)], "chosen completion is the shorter one in 3 of 3"),
         (plain(9) + plain(1), "1 of 10 pairs (10.0%) repeat another one"),
-        ([*plain(2), {"prompt": "say 0", "chosen": "bad day 0", "rejected": "good day 0"}], "the other way round"),
+        (
+            [*plain(2), {"prompt": "say 0", "chosen": "bad day 0", "rejected": "good day 0"}],
+            "the same completions, swapped",
+        ),
         ([*plain(2), {"prompt": "p", "chosen": "a", "rejected": "a"}], "1 of 3 pairs have the same completion twice"),
-        ([*plain(2), {"prompt": "p", "chosen": "good day", "rejected": ""}], "1 rejected answer without text"),
+        ([*plain(2), {"prompt": "p", "chosen": "good day", "rejected": ""}], "1 rejected completion without text"),
         ([*plain(2), {"prompt": "", "chosen": "good day", "rejected": "bad day"}], "1 row with an empty prompt"),
         ([{"chosen": "good day", "rejected": "bad day"}], "columns 'chosen' and 'rejected', row 0 of the train"),
         ([{"system": "Be kind", **row} for row in plain(2)], "column 'system' is not used"),
@@ -432,7 +439,7 @@ def test_it_does_not_warn_without_a_reason():
     rows[9] = {**rows[8]}
     found = audit({"train": Dataset.from_list(rows)})
     assert found.warnings == []
-    assert "No warnings" in report(found)
+    assert "No warnings" in audit_text(found)
 
 
 def test_the_report_survives_whatever_the_data_lacks():
@@ -440,7 +447,7 @@ def test_the_report_survives_whatever_the_data_lacks():
     unreadable = Dataset.from_list([{"chosen": [1, 2], "rejected": [3, 4], "margin": None}])
     for rows in (empty, unreadable, Dataset.from_list([{"text": "x"}])):
         found = audit({"train": rows}, methods=NEEDS)
-        assert "Warnings" in report(found)
+        assert "Warnings" in audit_text(found)
         assert all(found.splits["train"].methods.values())
 
 
@@ -491,7 +498,9 @@ def test_one_split_and_the_flag(two_splits, capsys):
 
 
 def test_bars_are_as_long_as_their_counts():
-    lines = report(audit({"train": Dataset.from_list(plain(7, margin=[1.0] * 4 + [2.0] * 2 + [4.0]))})).splitlines()
+    lines = audit_text(
+        audit({"train": Dataset.from_list(plain(7, margin=[1.0] * 4 + [2.0] * 2 + [4.0]))})
+    ).splitlines()
     first = next(i for i, line in enumerate(lines) if line.startswith("  1 – 2"))
     bars = [line.count("█") for line in lines[first : first + 4]]
     assert bars == [40, 20, 0, 10]
@@ -502,18 +511,18 @@ def test_figures(two_splits, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"audit.pdf: a figure is one of \.png, \.svg"):
         main(["inspect", two_splits, "--plot", str(tmp_path / "audit.pdf")])
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ImportError, match="pip install matplotlib"):
+    with pytest.raises(ImportError, match=r"pip install 'trl-margins\[report\]'"):
         main(["inspect", two_splits, "--plot", str(tmp_path / "audit.png")])
 
 
 def test_a_figure_has_panels_for_what_there_is():
-    from trl_margins.cli.inspect import figure
+    from trl_margins.report.audit_figure import audit_figure
 
     def titles(found: Audit) -> list[str]:
-        return [panel.get_title("left") for panel in figure(found).axes]
+        return [panel.get_title("left") for panel in audit_figure(found).axes]
 
     scored, unscored = preference_rows(20), Dataset.from_list(plain(3))
-    assert titles(audit({"a": scored})) == ["Score gap", "Answer length", "Evaluation factor"]
-    assert titles(audit({"a": unscored})) == ["Answer length", "Evaluation factor"]
+    assert titles(audit({"a": scored})) == ["Score gap", "Completion length", "Evaluation factor"]
+    assert titles(audit({"a": unscored})) == ["Completion length", "Evaluation factor"]
     assert len(titles(audit({"a": scored, "b": unscored}))) == 6
     assert len(titles(audit({"a": Dataset.from_list([{"text": "x"}])}))) == 1

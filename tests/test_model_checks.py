@@ -369,8 +369,8 @@ def test_a_tokenizer_of_another_family(tiny_model, tmp_path, caplog):
     model = load(tiny_model)
     model.config.eos_token_id = byte_tokenizer().convert_tokens_to_ids("k")
     build("cpo", model, tmp_path)
-    assert "ends answers with token" in caplog.text
-    assert "which in the tokenizer is 'k' and nothing special" in caplog.text
+    assert "ends texts with token" in caplog.text
+    assert "which in the tokenizer is 'k' and not a special token" in caplog.text
 
 
 # Nothing that trains, nothing that writes

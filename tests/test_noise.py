@@ -157,7 +157,7 @@ class TestLength:
     @pytest.mark.parametrize("form", ["standard", "conversational"])
     def test_too_few(self, form):
         complaint = (
-            "length:0.7 flips 3 of 4 pairs, but only 2 have a longer chosen answer: the rate can be 0.5 at most"
+            "length:0.7 flips 3 of 4 pairs, but only 2 have a longer chosen completion: the rate can be 0.5 at most"
         )
         with pytest.raises(ValueError, match=complaint):
             flip_labels(self.rows(form), 0.7, "length")

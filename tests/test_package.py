@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
+import shutil
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from importlib import resources
 from pathlib import Path
 
@@ -41,68 +44,138 @@ def test_it_is_typed():
     assert resources.files("trl_margins").joinpath("py.typed").is_file()
 
 
-# each room, and the rooms and libraries it may import
-ALLOWED = {
-    "checks": set(),
-    "pairs": {"torch"},
-    "rewards": {"torch", "checks", "pairs"},
-    "links": {"torch", "pairs", "rewards"},
-    "terms": {"torch", "checks", "pairs", "terms"},
-    "objective": {"torch", "checks", "pairs", "rewards", "links", "terms"},
-    "methods": {"terms"},
-    "registry": {"checks", "links", "methods", "rewards", "terms"},
-    "forward": {"trl", "torch", "accelerate", "transformers", "peft", "pairs"},
-    "data": {
-        "torch",
-        "transformers",
-        "datasets",
-        "numpy",
-        "pyarrow",
-        "scipy",
-        "rapidfuzz",
-        "bert_score",
-        "tqdm",
-        "tokenizers",
-        "huggingface_hub",
-        "yaml",
-        "data",
-        "rows",
-    },
-    "rows": {"accelerate", "datasets", "numpy", "pyarrow", "transformers", "trl", "rows"},
-    "report": {"matplotlib", "numpy", "scipy", "huggingface_hub", "evaluation", "methods", "registry", "report"},
-    "evaluation": {"numpy", "scipy", "sklearn", "datasets", "evaluate", "rows", "evaluation"},
+def test_type_checkers_see_every_public_name():
+    """Each of them as `import name as name`, which exports it."""
+    (block,) = [
+        node
+        for node in ast.parse((ROOT / "__init__.py").read_text()).body
+        if ast.unparse(node).startswith("if TYPE_CHECKING")
+    ]
+    names = [(alias.name, alias.asname) for node in block.body for alias in node.names]
+    assert ["__version__", *(name for name, exported in sorted(names) if name == exported)] == trl_margins.__all__
+
+
+USES_CONFIGS = """\
+from trl_margins import GapPOConfig, MarginDPOConfig
+
+GapPOConfig("x", bf16=False)
+MarginDPOConfig("x", bf16=False, weight="score-gap", beta=0.1)
+GapPOConfig("x", score_gap_treshold=1.0)
+"""
+CHECKERS = {
+    "mypy": [sys.executable, "-m", "mypy", "--strict", "--cache-dir", "cache", "--config-file", "", "uses.py"],
+    "pyright": ["pyright", "--pythonpath", sys.executable, "uses.py"],
+    "basedpyright": ["basedpyright", "--level", "error", "--pythonpath", sys.executable, "uses.py"],
 }
 
 
-def imports_of(path: Path) -> set[str]:
-    """Third-party libraries and rooms that a module imports; names within its own room are left out."""
+@pytest.mark.parametrize("checker", CHECKERS)
+def test_a_type_checker_knows_the_configs(checker, tmp_path):
+    """TRL's fields and ours are accepted; what is no field is not."""
+    if not (importlib.util.find_spec("mypy") if checker == "mypy" else shutil.which(checker)):
+        pytest.skip(f"{checker} is not installed")
+    (tmp_path / "uses.py").write_text(USES_CONFIGS)
+    printed = subprocess.run(CHECKERS[checker], cwd=tmp_path, capture_output=True, text=True).stdout
+    errors = [line.strip() for line in printed.splitlines() if "error:" in line or "- error" in line]
+    assert len(errors) == 1, printed
+    assert "uses.py:5:" in errors[0]
+    assert "score_gap_treshold" in errors[0]
+
+
+# The rooms from the bottom up: each imports its own modules and rooms above it in this list, type-only imports counted
+ROOMS = (
+    "checks",
+    "tables",
+    "pairs",
+    "rewards",
+    "links",
+    "terms",
+    "objective",
+    "methods",
+    "registry",
+    "rows",
+    "forward",
+    "distributed",
+    "recording",
+    "data",
+    "probes",
+    "evaluation",
+    "report",
+    "trainers",
+    "cli",
+)
+# libraries that a room must not know; all others are free
+FORBIDDEN = {
+    "checks": {"torch", "numpy", "transformers", "trl", "datasets", "accelerate", "peft"},
+    **{
+        room: {"numpy", "transformers", "trl", "datasets", "accelerate", "peft"}
+        for room in ("pairs", "rewards", "links", "terms", "objective", "methods", "registry")
+    },
+    "rows": {"peft", "matplotlib"},
+    "forward": {"datasets", "matplotlib"},
+    "distributed": {"transformers", "trl", "datasets", "peft"},
+    "recording": {"trl", "peft", "matplotlib"},
+    "data": {"trl", "peft"},
+    "probes": {"trl", "matplotlib"},
+    "evaluation": {"matplotlib"},
+    "report": {"trl", "peft", "torch"},
+}
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the package by its name without the package's."""
+    paths = (path for path in ROOT.rglob("*.py") if path.parent != ROOT or path.stem != "__init__")
+    return {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in paths}
+
+
+def imports_of(name: str, path: Path) -> set[str]:
+    """Modules of the package and libraries that a module imports, also where only a type checker does."""
+    here = ROOT.name + "." + name + (".x" if path.stem == "__init__" else "")
     found = set()
-    depth = len(path.relative_to(ROOT).parts)
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            if node.level == 0:
-                found.add(node.module.split(".")[0])
-            elif node.level == depth:  # the package itself
-                found |= {node.module.split(".")[0]} if node.module else {alias.name for alias in node.names}
-    return found - set(sys.stdlib_module_names)
+            base = ".".join(here.split(".")[: -node.level]) if node.level else ""
+            source = ".".join(part for part in (base, node.module) if part)
+            named = {f"{source}.{alias.name}" for alias in node.names}
+            found |= {full if full.removeprefix(f"{ROOT.name}.") in modules() else source for full in named}
+    return {each.removeprefix(f"{ROOT.name}.") if each.startswith(ROOT.name) else each for each in found}
 
 
-@pytest.mark.parametrize("room", ALLOWED)
+def test_every_module_is_in_a_room():
+    assert {name.split(".")[0] for name in modules()} == set(ROOMS)
+
+
+@pytest.mark.parametrize("room", ROOMS)
 def test_imports_run_downwards(room):
-    files = [ROOT / f"{room}.py"] if (ROOT / f"{room}.py").exists() else list((ROOT / room).rglob("*.py"))
-    assert files
-    for path in files:
-        assert imports_of(path) <= ALLOWED[room], path
+    allowed, forbidden = set(ROOMS[: ROOMS.index(room) + 1]), FORBIDDEN.get(room, set())
+    for name, path in modules().items():
+        if name.split(".")[0] != room:
+            continue
+        for imported in imports_of(name, path):
+            top = imported.split(".")[0]
+            assert top not in set(ROOMS) - allowed, f"{name} imports {imported}"
+            assert top not in forbidden, f"{name} imports {imported}"
+
+
+def test_no_import_circle():
+    graph = {name: imports_of(name, path) & modules().keys() for name, path in modules().items()}
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=lambda method: method.id)
 def test_a_row_is_whole(method):
     """Every row has a trainer, a config on both bases, and a paper that a card can cite."""
-    assert trainer_class(method.id)._method is method
-    for base in ("cpo", "dpo"):
-        config = config_class(method.id, base)
+    for base, parent in {"cpo": trl_margins.MarginCPOTrainer, "dpo": trl_margins.MarginDPOTrainer}.items():
+        config, trainer = config_class(method.id, base), trainer_class(method.id, base)
+        assert trainer._method is method
+        assert trainer._config_class is config
+        assert trainer.__base__ is parent
+        assert trainer.__name__ == config.__name__.replace("Config", "Trainer")
+        assert getattr(trl_margins, trainer.__name__) is trainer
+        assert (trainer._name, trainer._paper["title"]) == (method.name, method.paper.title)
+        assert trainer._tag_names == ["trl", *(["dpo"] if base == "dpo" else []), "trl-margins", *method.tags]
         for name, value in method.defaults.items():
             if name != "gamma_beta_ratio":
                 assert config.__dataclass_fields__[name].default == value, (base, name)
@@ -115,3 +188,7 @@ def test_an_unknown_method_names_the_known():
         get_method("GAPO")
     with pytest.raises(ValueError, match="unknown base 'ppo'; known: cpo, dpo"):
         config_class("gappo", "ppo")
+    with pytest.raises(ValueError, match="unknown method 'GAPO'; known: gappo, gap-aware"):
+        trainer_class("GAPO", "dpo")
+    with pytest.raises(ValueError, match="unknown base 'ppo'; known: cpo, dpo"):
+        trainer_class(None, "ppo")

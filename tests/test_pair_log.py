@@ -67,9 +67,9 @@ def test_a_line_a_pair(method, base, tiny_model, tokenizer, tmp_path):
     assert run["config"]["learning_rate"] == 1e-3
     history = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
     assert history[0]["step"] == 2
-    if trainer.objective.terms:
-        term, kind = ("weights", "weight") if trainer.objective.weights else ("target_margins", "margin")
-        column = pairs[kind]
+    if trainer.objective.weight or trainer.objective.margin:
+        term, name = ("weights", "weight") if trainer.objective.weight else ("target_margins", "margin")
+        column = pairs[name]
         assert history[0][f"{term}/mean"] == pytest.approx(column[pairs["step"] <= 2].mean(), rel=1e-4)
 
 
@@ -144,16 +144,16 @@ def test_trl_configs_have_it_too(tiny_model, tokenizer, tmp_path):
 
 def flips_by_hand(pairs):
     flipped = pairs["is_flipped"] == 1
-    pull = pairs["weight"] * pairs["slope"]
-    order = np.argsort(pull, kind="stable")
+    scale = pairs["weight"] * pairs["slope"]
+    order = np.argsort(scale, kind="stable")
     third = -(-len(order) // 3)
     return {
         "flips/rate": flipped.mean(),
         "flips/weight": pairs["weight"][flipped].mean(),
         "flips/weight_clean": pairs["weight"][~flipped].mean(),
-        "flips/pull": pull[flipped].mean(),
-        "flips/pull_clean": pull[~flipped].mean(),
-        "flips/gradient_share": pull[flipped].sum() / pull.sum(),
+        "flips/gradient_scale": scale[flipped].mean(),
+        "flips/gradient_scale_clean": scale[~flipped].mean(),
+        "flips/gradient_share": scale[flipped].sum() / scale.sum(),
         "flips/rate_low": flipped[order[:third]].mean(),
         "flips/rate_high": flipped[order[-third:]].mean(),
     }
@@ -185,7 +185,7 @@ def test_flips_of_nothing():
     assert flip_metrics(pairs, weighted=True) == {}
     found = flip_metrics({**pairs, IS_FLIPPED: np.zeros(4)}, weighted=False)
     assert found["flips/rate"] == 0.0
-    assert "flips/pull" not in found  # of no pair
+    assert "flips/gradient_scale" not in found  # of no pair
     assert "flips/gradient_share" not in found  # of nothing
     assert "flips/weight_clean" not in found  # every pair weighs 1
 

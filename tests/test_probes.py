@@ -18,14 +18,16 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from trl.kernels import chunked_logprob
 
+from trl_margins import MarginCPOConfig, MarginCPOTrainer
+from trl_margins.distributed import reduce_tensors
 from trl_margins.probes import pair_gradients, perturbation
-from trl_margins.probes.direction import Direction, GatheringGradients, momentum_direction, over_ranks, total_norm
+from trl_margins.probes.direction import Direction, GradientSum, gradient_direction, momentum_direction, total_norm
 from trl_margins.probes.perturbation import Product, cannot_displace, displaced, fused_head_moves, perturbed
+from trl_margins.trainers import cpo
 from trl_margins.trainers.configs import config_class
 from trl_margins.trainers.model_checks import check_one_device
 from trl_margins.trainers.named import trainer_class
 
-ESTIMATORS = ["difference", "float32", "directional"]
 ONE_PROCESS = SimpleNamespace(scaler=None, distributed_type=DistributedType.NO, num_processes=1)
 
 
@@ -50,15 +52,15 @@ def passes(trainer):
     """Of every forward pass: whether for a gradient, and how float32 is multiplied."""
     seen, forward = [], trainer.pair_logps
 
-    def look(model, batch):
+    def look(*args):
         seen.append((torch.is_grad_enabled(), torch.get_float32_matmul_precision()))
-        return forward(model, batch)
+        return forward(*args)
 
     trainer.pair_logps = look
     return seen
 
 
-@pytest.mark.parametrize(("estimator", "n"), [("difference", 4), ("float32", 4), ("directional", 2)])
+@pytest.mark.parametrize(("estimator", "n"), [("difference", 4), ("float32", 4)])
 def test_under_tf32_both_ends_of_a_difference_are_ieee(estimator, n, tf32, tiny_model, tokenizer, tmp_path):
     """The update's pass, in TF32, gives neither."""
     trainer = prepared(gapo_trainer(tiny_model, tokenizer, tmp_path, anchor_estimator=estimator))
@@ -102,7 +104,7 @@ def test_logits_of_all_tokens_are_never_built(regime, share_prompt, tiny_model, 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("plain_head", [True, False])
 def test_the_heads_own_step_is_felt(tied, plain_head, tiny_model, tokenizer, tmp_path, monkeypatch):
-    """By TRL's fused head, too, which reads the weight itself. A tied embedding is widened meanwhile."""
+    """By TRL's fused head, too, which reads the weight itself. A tied embedding is float32 meanwhile."""
     monkeypatch.setattr(trainer_class("geometric-anchor"), "_plain_head_will_do", plain_head)
     options = {"rows": preference_rows(32, seed=5), "anchor_scope": "lm-head", "anchor_batch_multiplier": 8}
 
@@ -185,7 +187,9 @@ def test_matrices_that_a_kernel_reads_itself_are_named(tiny_model, tokenizer, tm
             trainer.get_batch_samples(iter(window(trainer)), 2, trainer.args.device)
     said = [record.getMessage() for record in caplog.records if "were not called at the anchor" in record.getMessage()]
     assert len(said) == 1
-    assert said[0].startswith("1 of 15 linear layers were not called at the anchor (model.layers.1.mlp.up_proj.weight")
+    assert said[0].startswith(
+        "1 of 15 linear layers were not called at the anchor (for example model.layers.1.mlp.up_proj.weight)"
+    )
 
 
 def test_a_head_that_cannot_take_a_step_beside_it_gets_none(tiny_model):
@@ -230,7 +234,7 @@ def test_one_process_copies_no_gradient(keep, tiny_model, tokenizer, tmp_path):
 
 def test_what_has_gathered_is_handed_over():
     weight = nn.Parameter(torch.randn(3))
-    gradients = GatheringGradients(ONE_PROCESS, {"w": weight})
+    gradients = GradientSum(ONE_PROCESS, {"w": weight})
     gradients.add(weight.sum())
     gathered = weight.grad
     assert gradients.take()["w"] is gathered
@@ -240,7 +244,7 @@ def test_what_has_gathered_is_handed_over():
 def test_kept_graphs_need_no_second_set_of_gradients(monkeypatch):
     """They add to what has gathered, parameter by parameter; asked for by themselves, all would be there at once."""
     weight = nn.Parameter(torch.tensor([1.0, 2.0]))
-    gradients = GatheringGradients(ONE_PROCESS, {"w": weight})
+    gradients = GradientSum(ONE_PROCESS, {"w": weight})
     monkeypatch.setattr(torch.autograd, "grad", None)
     value = weight.square().sum()
     for _ in range(2):  # the graph is still there
@@ -257,7 +261,7 @@ def test_several_ranks_copy_one_tensor_at_a_time():
         alive.append([name for name, original in originals.items() if original() is not None])
         return 2 * tensor
 
-    found = over_ranks(SimpleNamespace(num_processes=2, reduce=reduce), tensors, "sum")
+    found = reduce_tensors(SimpleNamespace(num_processes=2, reduce=reduce), tensors, "sum")
     assert alive == [["a", "b", "c"], ["b", "c"], ["c"]]
     assert all(torch.equal(tensor, torch.full((3,), 2.0)) for tensor in found.values())
 
@@ -294,6 +298,31 @@ def test_a_move_needs_little_beside_the_backup(dtype, monkeypatch):
 # Refused before the first pass
 
 
+@pytest.mark.parametrize("kind", ["weight", "margin"])
+def test_a_probe_that_does_not_exist_is_refused(kind, tiny_model, tokenizer, tmp_path):
+    """With the name of the term that asks for it; it would otherwise train without what it asked for."""
+
+    class Curious:
+        name, columns, probes = "curious", (), ("hessian_trace", "anchor_gap")
+
+        def __call__(self, batch, reward_gap):
+            return torch.ones_like(reward_gap)
+
+    config = MarginCPOConfig(**quiet(output_dir=str(tmp_path), loss_type="simpo", cpo_alpha=0.0))
+    message = (
+        "term 'curious' asks for hessian_trace, which no probe measures; known: anchor_gap, anchor_score_gap, "
+        "relative_gradient_norm"
+    )
+    with pytest.raises(ValueError, match=message):
+        MarginCPOTrainer(
+            load(tiny_model),
+            config,
+            train_dataset=preference_rows(4),
+            processing_class=tokenizer,
+            **{f"{kind}_term": Curious()},
+        )
+
+
 def test_a_model_on_several_devices_is_refused(tiny_model, tokenizer, tmp_path):
     model = load(tiny_model)
     check_one_device(model)
@@ -310,7 +339,7 @@ def test_a_model_on_several_devices_is_refused(tiny_model, tokenizer, tmp_path):
     [
         ({}, False),
         ({"bf16": True}, True),
-        ({"anchor_estimator": "directional"}, True),
+        ({"anchor_estimator": "float32"}, True),
     ],
 )
 def test_what_sharding_does_not_allow_is_refused(options, refused, tiny_model, tokenizer, tmp_path, monkeypatch):
@@ -319,7 +348,7 @@ def test_what_sharding_does_not_allow_is_refused(options, refused, tiny_model, t
     if not refused:
         gapo_trainer(tiny_model, tokenizer, tmp_path, **options)
         return
-    with pytest.raises(ValueError, match=r"by anchor_estimator='difference' in float32 alone; this run has"):
+    with pytest.raises(ValueError, match=r"by anchor_estimator='difference' in float32 only; this run has"):
         gapo_trainer(tiny_model, tokenizer, tmp_path, **options)
 
 
@@ -379,7 +408,7 @@ def test_a_direction_that_overflowed_moves_nothing(wrong, tiny_model):
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     vectors = {name: torch.ones_like(parameter) for name, parameter in before.items()}
     vectors["model.norm.weight"][3] = wrong
-    direction = Direction.along(vectors).finite()
+    direction = gradient_direction(SimpleNamespace(scaler=torch.amp.GradScaler("cpu")), vectors)
     assert direction.per_unit == 0
     with perturbed(model, direction.vectors, 0.05 * direction.per_unit):
         assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
@@ -455,7 +484,7 @@ def fixed_direction(trainer):
     return Direction.along({name: torch.randn(p.shape, generator=generator) for name, p in parameters})
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("estimator", ["difference", "float32"])
 @pytest.mark.parametrize("chance", ["NEFTune", "dropout"])
 def test_chance_is_no_part_of_an_anchor_gap(chance, estimator, tiny_model, tokenizer, tmp_path):
     noisy = {"neftune_noise_alpha": 50.0} if chance == "NEFTune" else {"disable_dropout": False}
@@ -521,11 +550,14 @@ def test_graphs_wait_where_the_update_may_come_later(kind, waits, tiny_model, to
 
 
 @pytest.mark.parametrize("here", [True, False])
-def test_the_fused_head_is_used_where_both_want_it(here, tiny_model, tokenizer, tmp_path):
-    trainer = gapo_trainer(tiny_model, tokenizer, tmp_path)
-    trainer._fused, seen = here, []
-    trainer.pair_logps = lambda model, batch: seen.append(trainer._fused and not trainer._logits_only)
+def test_the_fused_head_is_used_where_both_want_it(here, tiny_model, tokenizer, tmp_path, monkeypatch):
+    trainer = gapo_trainer(tiny_model, tokenizer, tmp_path, share_prompt="never")
+    trainer._fused, batch = here, trainer.before_measuring(window(trainer)[0])
+    trainer._sharing.check(trainer, batch)
+    seen, forward = [], cpo.fused_token_logps
+    monkeypatch.setattr(cpo, "fused_token_logps", lambda *args: seen.append("fused") or forward(*args))
     for wanted in (True, False):
-        trainer.forward_pairs({}, fused=wanted)
-    assert seen == [here, False]
-    assert trainer._fused is here
+        pairs = trainer.forward_pairs(batch, fused=wanted)
+        assert pairs.chosen.shape == (4,)
+        seen.append(wanted)
+    assert seen == (["fused", True, False] if here else [True, False])

@@ -87,10 +87,10 @@ def test_the_version_is_in_one_place():
 
 
 def test_the_metadata_read_the_version_there():
-    tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]
     assert PROJECT["dynamic"] == ["version"]
     assert "version" not in PROJECT
-    assert tool["dynamic"]["version"] == {"attr": "trl_margins.__version__"}
+    assert tool["version"] == {"path": "trl_margins/__init__.py"}
     assert "version" not in CITATION
 
 
@@ -276,7 +276,7 @@ def test_an_sdist_has_what_the_tests_need(missing, project):
     if missing is None:
         assert script("try_wheel").check_sdist(sdist, project) == 4
     else:
-        with pytest.raises(SystemExit, match=rf"lacks \['{missing}'\]: see MANIFEST.in"):
+        with pytest.raises(SystemExit, match=rf"lacks \['{missing}'\]: see the sdist in pyproject.toml"):
             script("try_wheel").check_sdist(sdist, project)
 
 
@@ -285,13 +285,13 @@ def test_one_wheel_or_an_error(tmp_path):
         script("try_wheel").the_only(tmp_path, "*.whl")
 
 
-def test_the_manifest_names_what_is_there():
-    lines = [line.split() for line in (ROOT / "MANIFEST.in").read_text().splitlines()]
-    grafted = {name for command, *names in lines if command == "graft" for name in names}
-    assert grafted | {"trl_margins"} == set(script("try_wheel").IN_THE_SDIST)
-    for command, *names in lines:
-        if command in ("graft", "include"):
-            assert all((ROOT / name).exists() for name in names), names
+def test_the_sdist_includes_what_exists():
+    included = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["sdist"][
+        "include"
+    ]
+    paths = [ROOT / name.removeprefix("/") for name in included]
+    assert all(path.exists() for path in paths)
+    assert {path.name for path in paths if path.is_dir()} == set(script("try_wheel").IN_THE_SDIST)
 
 
 def test_the_smoke_test_trains(tmp_path):

@@ -14,10 +14,10 @@ import pytest
 import yaml
 from conftest import preference_rows
 
-from trl_margins.cli import main
+from trl_margins.cli import main, train
 from trl_margins.cli import recipes as module
 from trl_margins.cli.recipes import recipe_folder, recipe_path, recipes
-from trl_margins.cli.train import build_trainer, make_parser
+from trl_margins.cli.train import build_trainer
 from trl_margins.methods import METHODS
 from trl_margins.registry import get_method
 from trl_margins.trainers.configs import MarginOptions
@@ -77,8 +77,7 @@ def head(name: str) -> Head:
 
 
 def parse(name: str, *flags: str) -> tuple[Any, ...]:
-    argv = ["--config", str(recipe_path(name)), *flags]
-    return make_parser(argv).parse_args_and_config(argv)
+    return train.parse(["--config", str(recipe_path(name)), *flags])
 
 
 def written(name: str) -> dict[str, Any]:
@@ -274,11 +273,9 @@ def test_an_installed_package_has_them_inside(tmp_path, monkeypatch):
 
 def test_the_wheel_takes_them_along():
     tomllib = pytest.importorskip("tomllib")
-    setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    assert setup["package-dir"] == {"trl_margins.recipes": "recipes"}
-    assert setup["package-data"]["trl_margins.recipes"] == ["**/*.yaml"]
-    with_code = {file.parent.relative_to(ROOT) for file in (ROOT / "trl_margins").rglob("*.py")}
-    assert sorted(setup["packages"]) == sorted([*(".".join(path.parts) for path in with_code), "trl_margins.recipes"])
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert wheel["include"] == ["/trl_margins", "/recipes/**/*.yaml"]
+    assert wheel["sources"] == {"recipes": "trl_margins/recipes"}
 
 
 @pytest.mark.parametrize(

@@ -296,7 +296,7 @@ def _lengths(tokens: Any) -> dict[str, int]:
     ("columns", "fix"),
     [
         (["Prompt", "Chosen", "Rejected"], "names are case-sensitive, so 'Chosen' and 'Rejected' must be written"),
-        (["prompt", "responses", "scores"], "lists of scored responses are for trl-margins evaluate"),
+        (["prompt", "responses", "scores"], "trl-margins evaluate reads lists of scored responses"),
         (["prompt", "better", "worse"], "rename yours in the file"),
     ],
 )

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from trl_margins import MarginCPOConfig, MarginCPOTrainer, MarginDPOConfig, MarginDPOTrainer
-from trl_margins.evaluation.scorer import answer_logps
+from trl_margins.evaluation.scorer import completion_logps
 from trl_margins.evaluation.sets import evaluation_set
 from trl_margins.rows import PreferenceRow, tokenize
 
@@ -110,7 +110,7 @@ def test_what_the_template_reads(form, base, streamed, more, variables, tiny_mod
             assert text.endswith(f"<s>assistant\n{said}</s>\n")
             assert before + completion == tokenizer(text, add_special_tokens=False)["input_ids"]
             assert tokenizer.decode(completion) == f"{said}</s>\n"
-    evaluated = answer_logps(load(tiny_model), tokenizer, evaluation_set(given, "here").rows, max_length=512)
+    evaluated = completion_logps(load(tiny_model), tokenizer, evaluation_set(given, "here").rows, max_length=512)
     lengths = [[len(completion) for _, completion in sides] for sides in found]
     assert [row.lengths.tolist() for row in evaluated] == lengths
 
@@ -197,7 +197,9 @@ def test_what_the_template_refuses_is_named(base, tiny_model, tmp_path):
     with pytest.raises(ValueError, match=r"row 2 of the train data set: the chat template refuses.*System role not"):
         trainer_of(base, tiny_model, tokenizer, tmp_path, Dataset.from_list(rows))
     with pytest.raises(ValueError, match="row 2 of here: the chat template refuses"):
-        answer_logps(load(tiny_model), tokenizer, evaluation_set(Dataset.from_list(rows), "here").rows, desc="here")
+        completion_logps(
+            load(tiny_model), tokenizer, evaluation_set(Dataset.from_list(rows), "here").rows, desc="here"
+        )
 
 
 @pytest.mark.parametrize("base", BASES)
@@ -224,7 +226,7 @@ def test_equal_answers_are_no_win(tiny_model, tokenizer, tmp_path):
     for row in rows[::2]:
         row["rejected"] = row["chosen"]
     dataset = Dataset.from_list(rows)
-    for found in answer_logps(load(tiny_model), tokenizer, evaluation_set(dataset, "here").rows)[::2]:
+    for found in completion_logps(load(tiny_model), tokenizer, evaluation_set(dataset, "here").rows)[::2]:
         assert found.logps[0] == found.logps[1]
     for base in BASES:
         trainer = trainer_of(base, tiny_model, tokenizer, tmp_path, dataset, per_device_eval_batch_size=8)

@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 import trl_margins
 from trl_margins import GapPOConfig, GapPOTrainer
 from trl_margins.cli import main
-from trl_margins.cli.aliases import check_aliases
+from trl_margins.cli.config_file import ConfigLoader
 from trl_margins.cli.recipes import recipe_path
 from trl_margins.cli.setup import load_tokenizer
 from trl_margins.data.bundled import resolve_model
@@ -202,22 +202,21 @@ def test_a_bomb_goes_off(bomb):
 
 @pytest.fixture(scope="module")
 def checkpoints(tiny_model, tokenizer, tmp_path_factory):
-    """Of a method whose term remembers, and of one whose probe does."""
+    """A folder of checkpoints of a method whose term remembers, and the training that made them."""
 
-    def train(method, out, resume=None):
-        trainer = trainer_class(method)(
+    def train(out, resume=None):
+        trainer = trainer_class("gamma-po")(
             load(tiny_model),
-            config_class(method)(**quiet(output_dir=str(out), max_steps=2, save_strategy="steps", save_steps=1)),
+            config_class("gamma-po")(**quiet(output_dir=str(out), max_steps=2, save_strategy="steps", save_steps=1)),
             train_dataset=preference_rows(8),
             processing_class=tokenizer,
         )
         trainer.train(resume)
         return trainer
 
-    folders = {method: tmp_path_factory.mktemp(method) for method in ("gamma-po", "geometric-anchor")}
-    for method, folder in folders.items():
-        train(method, folder)
-    return folders, train
+    folder = tmp_path_factory.mktemp("checkpoints")
+    train(folder)
+    return folder, train
 
 
 @pytest.mark.parametrize("save", ["pickle", "torch"])
@@ -225,7 +224,6 @@ def checkpoints(tiny_model, tokenizer, tmp_path_factory):
     "name",
     [
         "margin_terms.safetensors",
-        "anchor_direction.safetensors",
         "model.safetensors",
         "pytorch_model.bin",
         "optimizer.pt",
@@ -236,27 +234,24 @@ def checkpoints(tiny_model, tokenizer, tmp_path_factory):
 )
 def test_a_checkpoint_s_pickle_is_refused(name, save, checkpoints, bomb, tmp_path):
     """Ours are no pickles, and those of transformers are read for tensors and plain values alone."""
-    folders, train = checkpoints
-    method = "geometric-anchor" if name.startswith("anchor") else "gamma-po"
-    out = tmp_path / "run"
-    shutil.copytree(folders[method], out)
+    folder, train = checkpoints
+    out = shutil.copytree(folder, tmp_path / "run")
     file = out / "checkpoint-1" / name
     assert file.exists() or name == "pytorch_model.bin"
     if name == "pytorch_model.bin":
         (out / "checkpoint-1" / "model.safetensors").unlink()
     file.write_bytes(pickle.dumps(bomb)) if save == "pickle" else torch.save(bomb, file)
-    ours = "is not what a checkpoint has under that name" if name.startswith(("margin", "anchor")) else ""
+    ours = "is not what a checkpoint has under that name" if name.startswith("margin") else ""
     with pytest.raises((SafetensorError, pickle.UnpicklingError, ValueError), match=ours):
-        train(method, out, str(out / "checkpoint-1"))
+        train(out, str(out / "checkpoint-1"))
     assert not bomb.marker.exists()
 
 
 def test_nobody_reads_the_arguments_of_a_checkpoint(checkpoints, bomb, tmp_path):
-    folders, train = checkpoints
-    out = tmp_path / "run"
-    shutil.copytree(folders["gamma-po"], out)
+    folder, train = checkpoints
+    out = shutil.copytree(folder, tmp_path / "run")
     (out / "checkpoint-1" / "training_args.bin").write_bytes(pickle.dumps(bomb))
-    assert train("gamma-po", out, str(out / "checkpoint-1")).state.global_step == 2
+    assert train(out, str(out / "checkpoint-1")).state.global_step == 2
     assert not bomb.marker.exists()
 
 
@@ -428,7 +423,7 @@ def bomb_of(levels, width=9):
 )
 def test_aliases_are_counted_before_they_are_written_out(text, problem):
     with pytest.raises(yaml.YAMLError, match=problem):
-        check_aliases(yaml.compose(text))
+        yaml.load(text, Loader=ConfigLoader)
 
 
 @pytest.mark.parametrize("argv", [["train", "--dry_run", "--config"], ["convert"]])
@@ -442,7 +437,7 @@ def test_a_yaml_bomb_does_not_go_off(levels, argv, tmp_path):
 
 @pytest.mark.parametrize("text", ["", "a: 1", bomb_of(3), "usual: &usual {beta: 1}\nmine: {<<: *usual, gamma: 2}"])
 def test_ordinary_aliases_are_welcome(text):
-    check_aliases(yaml.compose(text))
+    yaml.load(text, Loader=ConfigLoader)
 
 
 # Texts in cards, pages, pictures and tables
@@ -619,7 +614,7 @@ def test_nothing_is_written_elsewhere(hostile):
 def test_numbers_for_a_card_are_numbers(numbers, tmp_path):
     file = tmp_path / "numbers.json"
     file.write_text(json.dumps({"reward": "sum", "min_score_gap": 1, "sets": {EVIL: numbers}}))
-    with pytest.raises(ValueError, match=r"is not what `trl-margins evaluate --json` writes.*among the numbers"):
+    with pytest.raises(ValueError, match=r"was not written by `trl-margins evaluate --json`.*among the numbers"):
         read_report(file)
 
 

@@ -20,7 +20,7 @@ from trl_margins import GapPOConfig, GapPODPOConfig, GapPOTrainer, MarginDPOTrai
 from trl_margins.cli.inspect import in_tokens_of
 from trl_margins.data.audit import audit
 from trl_margins.data.evaluation_factors import add_evaluation_factor, compute
-from trl_margins.evaluation.scorer import answer_logps
+from trl_margins.evaluation.scorer import completion_logps
 from trl_margins.evaluation.sets import evaluation_set
 from trl_margins.rows import open_rows, tokenize
 from trl_margins.rows.mixed import mixed
@@ -425,7 +425,7 @@ def test_a_schema_means_the_same_to_every_command(name, tiny_model, tokenizer, t
         assert any(re.search(schema.log, message) for message in caplog.messages)
     model = load(tiny_model)
     evaluated = evaluation_set(dataset, "here", **options)
-    scored = answer_logps(model, tokenizer, evaluated.rows, max_length=256)
+    scored = completion_logps(model, tokenizer, evaluated.rows, max_length=256)
     assert [tuple(pair) for pair in evaluated.scores] == [right[3:] for right in schema.right]
     for right, found in zip(schema.right, scored, strict=True):
         torch.testing.assert_close(found.logps.tolist(), plain_logps(model, tokenizer, right), rtol=1e-5, atol=1e-5)

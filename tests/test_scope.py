@@ -79,7 +79,10 @@ def test_patterns_are_regular_expressions():
 
 @pytest.mark.parametrize(
     ("patterns", "message"),
-    [(["mlp", "adapter_7"], "'adapter_7' matches none of the 21 parameters"), (["(mlp"], "is no regular expression")],
+    [
+        (["mlp", "adapter_7"], "'adapter_7' matches none of the 21 parameters"),
+        (["(mlp"], "is not a regular expression"),
+    ],
 )
 def test_bad_patterns(patterns, message):
     with pytest.raises(ValueError, match=message):

@@ -63,7 +63,7 @@ def test_required_columns_name_what_there_is():
         ),
         ([1.0, 2.0, float("nan")], r"row 2 .* the score nan is NaN: drop the row"),
         ([float("inf"), 2.0, float("-inf")], r"row 0 .* the score inf is infinite.*\(2 such rows in all\)"),
-        (["4.5", "3", "high"], r"row 2 .* the score 'high' is not a number: put numbers for such words"),
+        (["4.5", "3", "high"], r"row 2 .* the score 'high' is not a number: replace such words by numbers"),
         ([True, False, True], r"row 0 .* the score True is not a number"),
     ],
 )

@@ -8,18 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-import torch.autograd.forward_ad as forward_ad
 import transformers
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from trl.trainer.utils import add_fused_lm_head
 
 from trl_margins.forward import shared_prompt
-from trl_margins.forward.answer_positions import decoder, only_positions
-from trl_margins.forward.shareable import why_not_shared
-from trl_margins.forward.shared_prompt import shared_token_logps
+from trl_margins.forward.head import decoder, only_positions
+from trl_margins.forward.shared_prompt import shared_token_logps, why_not_shared
 from trl_margins.forward.shared_rows import SharedRows, packed, shared_rows, unpacked, width_step
 from trl_margins.forward.standard import IGNORE, TokenLogps, fused_token_logps, logits_token_logps, pair_logps
 
@@ -132,7 +129,7 @@ def shared(model: nn.Module, batch: Mapping[str, Tensor], k: int, fused: bool, *
 
 def loss_of(tokens: TokenLogps) -> Tensor:
     """Something that gives every row another weight."""
-    lengths = tokens.is_answer.sum(1)
+    lengths = tokens.is_completion.sum(1)
     weight = torch.linspace(-1, 2, len(lengths))
     loss = -(weight * tokens.logps.sum(1) / lengths.clamp(min=1)).sum()
     return loss if tokens.aux_loss is None else loss + tokens.aux_loss
@@ -147,12 +144,12 @@ def loss_and_gradients(model: nn.Module, tokens: TokenLogps) -> tuple[Tensor, di
 
 def assert_equal(ours: TokenLogps, theirs: TokenLogps, rtol: float = 1e-5) -> None:
     """Field by field, token by token, whatever the columns."""
-    assert torch.equal(ours.is_answer.sum(1), theirs.is_answer.sum(1))
+    assert torch.equal(ours.is_completion.sum(1), theirs.is_completion.sum(1))
     for name in ("logps", "mean_logit", "entropy", "log_sum_sq_probs", "is_top1"):
         one, other = getattr(ours, name), getattr(theirs, name)
         assert (one is None) == (other is None), name
         if one is not None:
-            one, other = one[ours.is_answer], other[theirs.is_answer]
+            one, other = one[ours.is_completion], other[theirs.is_completion]
             torch.testing.assert_close(one, other, rtol=rtol, atol=rtol * 10, msg=lambda m, name=name: f"{name}: {m}")
     assert (ours.aux_loss is None) == (theirs.aux_loss is None)
 
@@ -187,7 +184,7 @@ def test_layout_of_a_pair() -> None:
     assert rows["source"].tolist() == [2, 3, 6 + 1, 6 + 2, 2, 6 + 4]
     assert rows["row"].tolist() == [0, 0, 1, 1, 2, 3]
     assert rows["place"].tolist() == [0, 1, 0, 1, 0, 0]
-    assert rows["is_answer"].tolist() == [[True, True], [True, True], [True, False], [True, False]]
+    assert rows["is_completion"].tolist() == [[True, True], [True, True], [True, False], [True, False]]
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
@@ -249,7 +246,7 @@ def check_layout(rows: SharedRows, batch: Mapping[str, Tensor], k: int, step: in
             assert rows["source"][here].tolist() == [places[t - 1] for t, _ in expected]
             assert rows["label"][here].tolist() == [token for _, token in expected]
             assert rows["place"][here].tolist() == list(range(len(expected)))
-            assert rows["is_answer"][r].sum() == len(expected)
+            assert rows["is_completion"][r].sum() == len(expected)
     assert flat["count"].sum() == sum(map(len, plain))
     longest = max(int((row > 0).sum()) for row in rows["count"])
     assert width < longest + step, "wider than the longest row"
@@ -384,7 +381,7 @@ def test_a_batch_without_answers() -> None:
         tokens = shared(model, batch, 2, fused)
         loss, gradients = loss_and_gradients(model, tokens)
         assert loss == 0
-        assert not tokens.is_answer.any()
+        assert not tokens.is_completion.any()
         assert gradients
         assert all((gradient == 0).all() for gradient in gradients.values())
 
@@ -471,24 +468,6 @@ def test_flex_attention(name: str) -> None:
     assert why_not_shared(model) is None
     with torch.compiler.set_stance("force_eager"), torch.no_grad():
         assert_equal(shared(model, batch, 2, False), expected)
-
-
-def test_forward_mode() -> None:
-    """The derivative along a direction equals the gradient times that direction."""
-    model, batch = tiny("Llama", "eager"), random_batch()
-    _, gradients = loss_and_gradients(model, shared(model, batch, 2, False))
-    direction = {name: torch.randn_like(gradient) for name, gradient in gradients.items()}
-    parameters = dict(model.named_parameters())
-    with forward_ad.dual_level():
-        moving = {name: forward_ad.make_dual(parameters[name].detach(), along) for name, along in direction.items()}
-
-        def call(**inputs: Any) -> Any:
-            return functional_call(model, moving, kwargs=inputs)
-
-        tokens = shared_token_logps(model, shared_rows(**batch), fused=False, call=call)
-        tangent = forward_ad.unpack_dual(loss_of(tokens)).tangent
-    expected = sum((gradients[name] * along).sum() for name, along in direction.items())
-    torch.testing.assert_close(tangent, expected, rtol=1e-4, atol=1e-4)
 
 
 # A wrong mask would be noticed

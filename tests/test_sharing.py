@@ -53,8 +53,10 @@ def test_auto_compares_once_and_shares_from_then_on(base, tiny_model, tokenizer,
     caplog.set_level(logging.INFO, "trl_margins")
     trainer = build(base, tiny_model, tokenizer, tmp_path, num_train_epochs=1)
     trainer.train()
-    assert caplog.text.count("prompts are computed once for both answers") == 1
-    assert caplog.text.count("are the model's own: on one pair in float32 TRL's fused LM head differs by") == 1
+    assert caplog.text.count("prompts are computed once for both completions") == 1
+    assert (
+        caplog.text.count("match the model's own logits: on one pair in float32, TRL's fused LM head differs by") == 1
+    )
     assert rows_seen[:3] == [1, 1, 2]  # each answer of a pair alone, and both by the fused head
     assert max(rows_seen) <= 4  # four pairs, at most four rows, policy and reference alike
     seen = len(rows_seen)
@@ -79,16 +81,14 @@ def test_a_pass_that_differs_is_not_used(base, tiny_model, tokenizer, tmp_path, 
     batch = first_batch(shared)
     with caplog.at_level(logging.WARNING, "trl_margins"):
         loss = shared.compute_loss(shared.model, batch)
-    assert "on one pair in float32, the shared-prompt pass differs by" in caplog.text
-    assert "nats per token (tolerance 1e-04): prompts are computed once for each answer" in caplog.text
+    assert "on one pair in float32, the shared-prompt forward pass differs by" in caplog.text
+    assert "nats per token (tolerance 1e-04): each prompt is computed once per completion" in caplog.text
     warnings = [entry.name for entry in caplog.records if entry.levelno >= logging.WARNING]
     assert [name for name in warnings if name.startswith("trl_margins")] == ["trl_margins.forward.checked"]
     torch.testing.assert_close(loss, standard.compute_loss(standard.model, first_batch(standard)))
 
 
-@pytest.mark.parametrize(
-    ("other", "said"), [([1, 0], "of a collator other than TRL's"), ([0, 1], "of more than text")]
-)
+@pytest.mark.parametrize(("other", "said"), [([1, 0], "come from a custom collator"), ([0, 1], "hold more than text")])
 def test_ranks_compare_together_or_not_at_all(
     other, said, tiny_model, tokenizer, tmp_path, caplog, monkeypatch, rows_seen
 ):
@@ -122,7 +122,7 @@ def test_a_model_that_cannot_share_says_why(tiny_encoder_decoder, tokenizer, tmp
     caplog.set_level(logging.INFO, "trl_margins")
     options = {"max_completion_length": 32}
     trainer = build("cpo", tiny_encoder_decoder, tokenizer, tmp_path, **options)
-    assert "prompts are computed once for each answer: an encoder-decoder model" in caplog.text
+    assert "prompts are computed once per completion: an encoder-decoder model" in caplog.text
     assert SHARED not in first_batch(trainer)
     with pytest.raises(ValueError, match="share_prompt='always' does not go with an encoder-decoder model"):
         build("cpo", tiny_encoder_decoder, tokenizer, tmp_path, share_prompt="always", **options)
@@ -219,7 +219,7 @@ def test_many_logits_go_through_the_fused_head(tiny_model, tokenizer, tmp_path, 
     batch = first_batch(trainer)
     plain = trainer.compute_loss(trainer.model, batch)
     assert not trainer._fuses(unpacked(batch[SHARED]))
-    monkeypatch.setattr(head, "_FEW_LOGITS", 10)
+    monkeypatch.setattr(head, "FEW_LOGITS", 10)
     assert trainer._fuses(unpacked(batch[SHARED]))
     torch.testing.assert_close(trainer.compute_loss(trainer.model, batch), plain)
 
@@ -275,7 +275,7 @@ def test_auto_takes_the_faster_way(base, shared, standard, tiny_model, tokenizer
             assert trainer._sharing.decided is (shared < standard)
             assert (trainer.data_collator.standard_rows is not None) is (shared < standard)
     assert len(log) == 3 * 2 * 3  # batches, ways, passes; none of them in the other training
-    line = f"batches take {3 * shared:.3f} s with one prompt for both answers, {3 * standard:.3f} s with one for each"
+    line = f"batches take {3 * shared:.3f} s with a shared prompt, {3 * standard:.3f} s without"
     assert caplog.text.count(line) == 1
     if shared < standard:
         for name, value in weights["auto"].items():
@@ -297,7 +297,7 @@ def test_a_way_that_does_not_fit_into_memory_is_not_taken(tiny_model, tokenizer,
     trainer.train()
     assert trainer._sharing.decided is True
     assert "the standard pass does not fit into memory" in caplog.text
-    assert "take 1.500 s with one prompt for both answers, inf s with one for each" in caplog.text
+    assert "take 1.500 s with a shared prompt, inf s without" in caplog.text
     assert log
 
 
@@ -332,7 +332,7 @@ def test_flash_attention_keeps_the_standard_pass(tiny_model, tokenizer, tmp_path
     model.config._attn_implementation = "flash_attention_2"
     trainer = build("cpo", tiny_model, tokenizer, tmp_path, model=model)
     assert trainer._sharing.decided is False
-    assert caplog.text.count("prompts are computed once for each answer") == 1
+    assert caplog.text.count("prompts are computed once per completion") == 1
     assert "attn_implementation='flash_attention_2', whose kernels take no such mask" in caplog.text
 
 

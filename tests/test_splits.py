@@ -214,7 +214,7 @@ class TestLists:
                 counts["few" if len(scores) < 2 else "tie" if len(set(scores)) == 1 else "pair"] += 1
         few, ties = (
             sum(map(int, re.findall(r" (\d+)", re.search(rf"left out prompts {why}: (.*)", caplog.text)[1])))
-            for why in ("with fewer than two answers", "whose best and worst answers are tied")
+            for why in ("with fewer than two completions", "whose best and worst completions are tied")
         )
         lost = int(re.search(r"left out (\d+) prompts of response_ood that have no training", caplog.text)[1])
         assert (few, ties) == (counts["few"], counts["tie"])
@@ -295,7 +295,7 @@ class TestLists:
             ("scores", [1.0, None, 3.0], "column 'scores', row 7: the score None is None: drop"),
             ("scores", [1.0, float("nan"), 3.0], "column 'scores', row 7: the score nan is NaN"),
             ("scores", [1.0, 2.0], "row 7: {'responses': 3, 'scores': 2, 'models': 3} differ"),
-            ("prompt", None, "column 'prompt', row 7: the prompt None is none: drop the row"),
+            ("prompt", None, "column 'prompt', row 7: the prompt is None: drop the row"),
             ("models", ["model-1", None, "model-2"], "column 'models', row 7: the model None is not a name"),
         ],
     )

@@ -72,7 +72,7 @@ def of_each_step(trainer: Any) -> list[list[str]]:
 @pytest.fixture
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Through TRL's head, which there looks for the labels that are not −100."""
-    monkeypatch.setattr(head, "_FEW_LOGITS", 0)
+    monkeypatch.setattr(head, "FEW_LOGITS", 0)
     monkeypatch.setattr(trl.trainer.utils, "_use_triton", lambda device: True)
 
 

@@ -42,7 +42,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "amapo": ("cpo", "amapo", {"amapo_estimation_size": 6}),
     "amapo, log-ratio": ("dpo", "amapo", {"amapo_estimation_size": 6, "reward": "log-ratio"}),
     "geometric-anchor": ("cpo", "geometric-anchor", ANCHOR),
-    "geometric-anchor, no graph kept": ("cpo", "geometric-anchor", {**ANCHOR, "anchor_keep_graphs": 0}),
+    "geometric-anchor, no cached graphs": ("cpo", "geometric-anchor", {**ANCHOR, "anchor_keep_graphs": 0}),
     "geometric-anchor, momentum": ("cpo", "geometric-anchor", {**ANCHOR, "anchor_direction": "momentum"}),
     "geometric-anchor, log-ratio": (
         "dpo",
@@ -50,11 +50,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"anchor_radius": 0.05, "reward": "log-ratio"},
     ),
     "geometric-anchor, lm-head": ("cpo", "geometric-anchor", {**ANCHOR, "anchor_scope": ["lm-head"]}),
-    "geometric-anchor, directional": (
-        "cpo",
-        "geometric-anchor",
-        {"anchor_radius": 0.1, "anchor_estimator": "directional"},
-    ),
+    "geometric-anchor, float32": ("cpo", "geometric-anchor", {"anchor_radius": 0.1, "anchor_estimator": "float32"}),
     "geometric-anchor, per pair": ("cpo", "geometric-anchor", {"anchor_radius": 0.1, "anchor_estimator": "per-pair"}),
     "geometric-anchor, adapters": ("cpo", "geometric-anchor", {"anchor_radius": 0.1, "anchor_estimator": "per-pair"}),
     "gradient-norm": ("cpo", "gradient-norm", {}),

@@ -1,49 +1,51 @@
-"""Ranks and shards: the batch of all ranks, and parameters that FSDP2 cuts up over them."""
+"""Values over all ranks, and parameters that FSDP2 shards over them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+from torch.distributed.tensor import DTensor
+from torch.utils.data import DataLoader
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether this rank holds a part of a tensor that others have the rest of."""
-    return hasattr(tensor, "to_local")
+    """Whether this rank holds only its part of the tensor."""
+    return isinstance(tensor, DTensor)
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This rank's part."""
-    return tensor.to_local() if is_sharded(tensor) else tensor
+    """This rank's part of the tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """The tensor itself, on every rank."""
-    return tensor.full_tensor() if is_sharded(tensor) else tensor
+def full_tensor(tensor: Tensor) -> Tensor:
+    """The whole tensor, on every rank."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def check_movable(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
-    """Whether gradients and values of these parameters can be reached from outside the training step.
+def check_reachable(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
+    """Checks that gradients and values of these parameters can be reached outside the training step.
 
     Raises:
-        ValueError: FSDP1, whose parameters are lost in a flat one; DeepSpeed ZeRO-3, which shows none of them.
+        ValueError: FSDP1, which flattens the parameters; DeepSpeed ZeRO-3, which hides them.
     """
     if isinstance(model, FullyShardedDataParallel):
-        raise ValueError("FSDP1 keeps no parameters by name, which GAPO and SAM look at: set fsdp_version to 2")
+        raise ValueError("FSDP1 keeps no parameters by name, which GAPO and SAM need: set fsdp_version to 2")
     if name := next((name for name, parameter in parameters.items() if hasattr(parameter, "ds_id")), None):
         raise ValueError(
-            f"{name!r} is partitioned by DeepSpeed ZeRO-3, whose parameters cannot be looked at from outside: take "
+            f"{name!r} is partitioned by DeepSpeed ZeRO-3, which hides parameters outside its own forward pass: use "
             "ZeRO-2, FSDP2 or DDP"
         )
 
 
-def check_whole(parameters: Mapping[str, nn.Parameter], what: str) -> None:
-    """Whether each rank sees all of these parameters' gradients, as looking at its own pairs takes.
+def check_unsharded(parameters: Mapping[str, nn.Parameter], what: str) -> None:
+    """Checks that each rank has the whole gradient of these parameters, as gradients of its own pairs require.
 
     Raises:
         ValueError: they are sharded.
@@ -51,13 +53,15 @@ def check_whole(parameters: Mapping[str, nn.Parameter], what: str) -> None:
     if name := next((name for name, parameter in parameters.items() if is_sharded(parameter)), None):
         raise ValueError(
             f"{what} takes every pair's own gradient, and FSDP2 gives each rank a part of {name!r}'s, summed over all "
-            "ranks: take DDP, or adapters beside a model that transformers has sharded (distributed_config)"
+            "ranks: use DDP, or adapters on a model that transformers has sharded (distributed_config)"
         )
 
 
-def forget_gathered(model: nn.Module) -> None:
-    """Has FSDP2 gather the parameters anew for the next pass. Some it keeps after a pass without gradient: then it
-    would not see that their shards have moved, and the model's parameters are the gathered ones.
+def reshard(model: nn.Module) -> None:
+    """Makes FSDP2 gather the parameters again for the next forward pass.
+
+    After a forward pass without gradient it keeps some of them gathered. Until they are sharded again it would not see
+    that the shards have changed, and the model's parameters would be the gathered ones.
     """
     for module in model.modules():
         if isinstance(module, FSDPModule):
@@ -65,16 +69,29 @@ def forget_gathered(model: nn.Module) -> None:
 
 
 def fsdp_dtype(model: nn.Module) -> torch.dtype | None:
-    """The type to which FSDP2 casts parameters for a pass, where it does."""
+    """The dtype to which FSDP2 casts parameters for a forward pass, if it does."""
     states = (module._get_fsdp_state() for module in model.modules() if isinstance(module, FSDPModule))
     return next((state._mp_policy.param_dtype for state in states), None)
 
 
-def of_all_ranks(accelerator: Accelerator, n_pairs: int) -> tuple[Callable[[Tensor], Tensor], int]:
-    """How to see the values [B] of all ranks, and where this rank's begin among them.
+def reduce_tensors(
+    accelerator: Accelerator, tensors: dict[str, Tensor], how: Literal["sum", "mean"]
+) -> dict[str, Tensor]:
+    """The sum or the mean of every tensor over all ranks. The dict is emptied of the originals one by one.
 
-    With `even_batches`, which is accelerate's default, every rank has as many pairs. Without it, their numbers are
-    asked for: one value from each rank to the host, a batch.
+    accelerate reduces copies: a single process needs none, and several hold one tensor's copy at a time.
+    """
+    if accelerator.num_processes > 1:
+        for name in list(tensors):
+            tensors[name] = accelerator.reduce(tensors[name], how)
+    return tensors
+
+
+def gather_over_ranks(accelerator: Accelerator, n_pairs: int) -> tuple[Callable[[Tensor], Tensor], int]:
+    """A function that gathers values [B] over all ranks, and the position of this rank's first value in its result.
+
+    With `even_batches`, accelerate's default, every rank has the same number of pairs. Without it the numbers are
+    gathered first: one value per rank and batch is read on the host.
     """
     if accelerator.num_processes == 1 or accelerator.even_batches:
         return accelerator.gather, accelerator.process_index * n_pairs
@@ -88,8 +105,8 @@ def of_all_ranks(accelerator: Accelerator, n_pairs: int) -> tuple[Callable[[Tens
     return gather, sum(sizes[: accelerator.process_index])
 
 
-def check_lockstep(accelerator: Accelerator, dataloader: Any, split: str) -> None:
-    """Whether all ranks have as many batches: one that has none would leave the others waiting for it.
+def check_lockstep(accelerator: Accelerator, dataloader: DataLoader, split: str) -> None:
+    """Checks that all ranks have the same number of batches: the others would wait forever for a rank without one.
 
     Raises:
         ValueError: they do not.

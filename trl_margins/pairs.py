@@ -12,7 +12,7 @@ from torch import Tensor
 # One key for all carried columns: TRL's trainers read meaning into keys that begin with "chosen" or "rejected"
 CARRIED = "pair_columns"
 SHARED = "shared_rows"  # the batch's pairs, each in one row, as `PackedRows`
-KEPT = "kept_pairs"  # the `PairLogps` of a batch whose forward pass has been made already
+CACHED = "cached_pairs"  # the `PairLogps` of a batch whose forward pass has been made already
 ROW = "row_number"  # in the training set, as the trainer was given it
 IS_FLIPPED = "is_flipped"
 SCORES = ("score_chosen", "score_rejected")  # what the terms call them, whatever the data set does

@@ -61,14 +61,14 @@ class Shape:
     """A model, and the pairs that it sees."""
 
     model: str  # SmolLM2-135M, 1B, 3B
-    pairs: int  # a step
+    pairs: int  # per step
     lengths: str = "real"  # real pairs; or prompt/answer, in tokens
     max_length: int = 2048
     checkpointing: bool = False
 
     @property
     def name(self) -> str:
-        pairs = "real pairs" if self.lengths == "real" else f"prompts and answers of {self.lengths} tokens"
+        pairs = "real pairs" if self.lengths == "real" else f"prompts and completions of {self.lengths} tokens"
         return f"{self.model}, {self.pairs} × {pairs}{', checkpointing' if self.checkpointing else ''}"
 
 
@@ -119,7 +119,7 @@ def real_rows(rig: Rig) -> Rows:
 
 @cache
 def rows_of(shape: Shape, rig: Rig, n: int, longest: bool = False) -> tuple[Rows, list[tuple[int, int]]]:
-    """n pairs of a shape, and of each how many tokens prompt and answers have. None is cut by `max_length`.
+    """n pairs of a shape, and of each how many tokens prompt and completions have. None is cut by `max_length`.
 
     With `longest`, every step gets the longest that there are.
     """
@@ -144,7 +144,7 @@ def _length(tokenizer: Any, messages: list[dict[str, str]]) -> int:
 
 
 def _of_lengths(rows: Rows, tokenizer: Any, prompt: int, answer: int) -> Iterator[dict[str, Any]]:
-    """Prompts and answers of about so many tokens: the rows' own texts, put together anew."""
+    """Prompts and completions of about this many tokens, recombined from the rows' own texts."""
     for i in range(10**9):
         row, text = rows[i % len(rows)], ""
         ids: list[int] = []
@@ -162,7 +162,7 @@ def _of_lengths(rows: Rows, tokenizer: Any, prompt: int, answer: int) -> Iterato
 
 
 class Clock(TrainerCallback):
-    """Seconds, and most memory, of the steps after the first few. Nothing waits for the device in between."""
+    """Seconds and peak memory of the steps after the first few. Nothing waits for the device in between."""
 
     def __init__(self, warmup: int, on_cuda: bool) -> None:
         self.warmup, self.on_cuda, self.seconds, self.steps = warmup, on_cuda, 0.0, 0
@@ -188,8 +188,8 @@ class Clock(TrainerCallback):
 class Run:
     """What the steps of a run took."""
 
-    seconds: float  # a step
-    gigabytes: float  # most allocated
+    seconds: float  # per step
+    gigabytes: float  # the most allocated
     shares: bool | None  # whether prompts were computed once
 
 
@@ -246,7 +246,7 @@ def _floor(
     autocast: bool,
 ) -> None:
     """Language-model steps over as many tokens as the pairs have, each prompt once, without padding; the head, TRL's
-    fused one, on as many positions as the answers have tokens.
+    fused one, on as many positions as the completions have tokens.
     """
     add_fused_lm_head(model)
     model.train()
@@ -256,8 +256,8 @@ def _floor(
     generator = torch.Generator().manual_seed(0)
     for step in range(steps):
         here = lengths[step * shape.pairs : (step + 1) * shape.pairs]
-        width = sum(prompt + answers for prompt, answers in here) // shape.pairs
-        scored = sum(answers for _, answers in here) // shape.pairs
+        width = sum(prompt + completions for prompt, completions in here) // shape.pairs
+        scored = sum(completions for _, completions in here) // shape.pairs
         ids = torch.randint(10, 900, (shape.pairs, width), generator=generator).to(rig.device, non_blocking=True)
         labels = ids.clone()
         labels[:, : width - scored] = -100
@@ -279,15 +279,17 @@ def useful_operations(shape: Shape, config: Any, lengths: list[tuple[int, int]])
     heads, kv = config.num_attention_heads, config.num_key_value_heads
     weights = layers * (hidden * head_dim * (2 * heads + 2 * kv) + 3 * hidden * config.intermediate_size)
     total = 0.0
-    for prompt, answers in lengths:
-        visible = (prompt + answers / 2) ** 2 / 2 + prompt * answers / 2 + (answers / 2) ** 2 / 2  # a mask's entries
-        total += 6 * weights * (prompt + answers) + 6 * hidden * config.vocab_size * answers
+    for prompt, completions in lengths:
+        visible = (
+            (prompt + completions / 2) ** 2 / 2 + prompt * completions / 2 + (completions / 2) ** 2 / 2
+        )  # a mask's entries
+        total += 6 * weights * (prompt + completions) + 6 * hidden * config.vocab_size * completions
         total += 12 * layers * heads * head_dim * visible
     return total
 
 
 def peak_rate(rig: Rig) -> float:
-    """Operations a second of one large matrix product in bf16."""
+    """Operations per second of one large matrix product in bf16."""
     size, times = (8192, 20) if rig.on_cuda else (256, 2)
     a, b = (torch.randn(size, size, device=rig.device, dtype=torch.bfloat16) for _ in range(2))
     for i in range(times + 3):

@@ -1,4 +1,4 @@
-"""Is it right there? Every method's steps against the same steps in float64 on the CPU, and what only a device shows.
+"""Correctness on a device: every method's steps against the same steps in float64 on the CPU.
 
 The tolerances are what the types allow, about three times what a CPU shows. float32: sums of a few hundred terms in
 another order, 1e-5 of the gradient (transformers' norms compute in float32 also in a float64 model, so the reference
@@ -33,7 +33,7 @@ HEAD = ["item", "ok", "loss", "gap/β", "gradient norm", "update", "peak GB", "s
 
 @dataclass(frozen=True)
 class Precision:
-    """How weights are kept and products computed, and what may differ from float64."""
+    """The dtype of weights and products, and how far results may be from float64."""
 
     dtype: torch.dtype
     autocast: bool
@@ -48,7 +48,7 @@ PRECISIONS = {
     "bf16": Precision(torch.float32, True, 2e-2, 1e-2, 1e-2, 6e-2),
     "bf16 weights": Precision(torch.bfloat16, False, 4e-2, 2e-2, 3e-2, None),
 }
-TOKENS = 60  # of an answer
+TOKENS = 60  # per completion
 
 
 def run(rig: Rig, ledger: Ledger) -> str:
@@ -131,8 +131,8 @@ def items(rig: Rig, references: dict[Any, Outcome]) -> Iterator[Item]:
 
 
 def _waits(rig: Rig) -> Iterator[Item]:
-    """Where a step waits. With shared prompts once; the standard pass adds what transformers and TRL read (the mask,
-    the labels), which is not ours to judge.
+    """Where a step waits: once with shared prompts; the standard forward pass adds what transformers and TRL read (the
+    mask, the labels), which is not counted against us.
     """
     for base in ("cpo", "dpo"):
         fields = SIMPO if base == "cpo" else {}
@@ -160,16 +160,16 @@ def _methods(rig: Rig, precision: str) -> Iterator[tuple[str, Case]]:
             near = {"anchor_radius": 1e-3} if short else {}
             yield f"{method} on DPO, log-ratio", Case("dpo", method, LOG_RATIO | short | near)
             continue
-        # A bf16 pass is off by 0.2 nats in the sum over an answer's tokens, however the anchor is measured. At that
-        # radius, where the gap falls by 0.4 nats, or at length-normalized rewards' β of 2.5, the loss of a pair is
-        # made of that rounding. So GAPO's own radius, where it falls by 18, and the β that log-ratios are used with.
+        # A bf16 forward pass is off by 0.2 nats in the sum over a completion's tokens, however the anchor is measured.
+        # At that radius, where the gap falls by 0.4 nats, or at length-normalized rewards' β of 2.5, a pair's loss
+        # consists of that rounding. Hence GAPO's own radius, where the gap falls by 18, and the usual β of log-ratios.
         yield f"{method} on DPO, log-ratio, β = 0.1", Case("dpo", method, LOG_RATIO | short | {"beta": 0.1})
 
 
 def _against(
     rig: Rig, references: dict[Any, Outcome], case: Case, reference: Case, precision: str, **fields: Any
 ) -> Values:
-    """Two steps here, and two of the reference in float64 on the CPU: by the standard pass and eager attention."""
+    """Two steps here, and two of the reference in float64 on the CPU, by standard forward pass and eager attention."""
     cpu = replace(rig, device="cpu")
     known = (reference.base, reference.method, str(reference.fields))
     if known not in references:
@@ -253,7 +253,7 @@ def _restored(rig: Rig, precision: str) -> Values:
 
 
 def _broken_off(rig: Rig, precision: str) -> Values:
-    """The same where the anchor's own pass raises: the one that finds the weights elsewhere."""
+    """The same if the forward pass at the anchor raises."""
     with tempfile.TemporaryDirectory() as folder:
         trainer = _gapo(rig, precision, folder)
         before = _weights(trainer.model)
@@ -271,8 +271,8 @@ def _broken_off(rig: Rig, precision: str) -> Values:
 
 
 def _resumed(rig: Rig, case: Case) -> Values:
-    """Two steps, a checkpoint and two more, against four in one go; and four in one go once more, since some of CUDA's
-    kernels add in an order that changes from run to run.
+    """Two steps, a checkpoint and two more, against four in one go, twice: some of CUDA's kernels add in an order that
+    changes from run to run.
     """
 
     def trained(folder: str, resume: bool = False, **fields: Any) -> Any:

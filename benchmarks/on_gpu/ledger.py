@@ -1,4 +1,4 @@
-"""Items of work, one line of JSON each as soon as it is done: what a borrowed machine has shown is never lost."""
+"""Items of work, one line of JSON each as soon as it is done, so that no result is lost."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 Values = dict[str, Any]
-ROOM = 1.15  # an item may take so much longer than the last of its kind
+ROOM = 1.15  # an item may take this much longer than the last of its kind
 BROKEN = ("CUDA error", "device-side assert", "unspecified launch failure", "illegal memory access")
 
 

@@ -1,4 +1,4 @@
-"""How much memory: the most that steps over the longest pairs allocate, and the largest batch of them that fits."""
+"""Memory: the peak of steps over the longest pairs, and the largest batch of them that fits."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _beyond(tried: dict[int, float | None], rig: Rig) -> int:
 
 
 def _memory_of(name: str, shape: Shape, rig: Rig) -> float | None:
-    """GB, or None where they are not to be had."""
+    """GB, or None where memory does not suffice."""
     try:
         if not rig.on_cuda and shape.pairs > 5:
             raise torch.OutOfMemoryError("the rehearsal's device is small")
@@ -97,7 +97,7 @@ def _memory_of(name: str, shape: Shape, rig: Rig) -> float | None:
         if not isinstance(error, torch.OutOfMemoryError) and "ALLOC_FAILED" not in str(error):  # cuBLAS has its own
             raise
         found = None
-    gc.collect()  # the error's traceback held what the pass had made
+    gc.collect()  # the error's traceback held the tensors of the forward pass
     if rig.on_cuda:
         torch.cuda.empty_cache()
     return found

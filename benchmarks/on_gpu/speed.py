@@ -1,4 +1,4 @@
-"""How fast, side by side: rounds in which every contender takes its turn, all in one process."""
+"""Speed, side by side: rounds in which every contender takes its turn, all in one process."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _timed(name: str, shape: Shape, rig: Rig, warmup: int, steps: int) -> Values
         "step": found.seconds,
         "gigabytes": found.gigabytes,
         "shares": found.shares,
-        "answer_tokens": sum(answers for _, answers in timed) / steps,
+        "completion_tokens": sum(completions for _, completions in timed) / steps,
         "tokens": sum(map(sum, timed)) / steps,
         "operations": contenders.useful_operations(shape, contenders.config_of(shape, rig), timed) / steps,
     }
@@ -109,14 +109,23 @@ def _table(shape: Shape, ledger: Ledger) -> str:
                 name,
                 step[name],
                 *(step[other] / step[name] if other in step else None for other in (TRL_SIMPO, FLOOR)),
-                first["answer_tokens"] / step[name],
+                first["completion_tokens"] / step[name],
                 first["operations"] / step[name] / rate if rate else None,
                 max(item["gigabytes"] for item in each),
                 {True: "yes", False: "no", None: None}[first["shares"]],
                 f"{len(each)}, {spread:.0%}",
             ]
         )
-    head = ["contender", "s/step", "TRL ÷ this", "floor ÷ this", "answer tokens/s", "MFU", "peak GB", "shares prompts"]
+    head = [
+        "contender",
+        "s/step",
+        "TRL ÷ this",
+        "floor ÷ this",
+        "completion tokens/s",
+        "MFU",
+        "peak GB",
+        "shares prompts",
+    ]
     lines = f"## {shape.name}\n\n" + table([*head, "rounds, spread"], rows)
     return lines + "".join(f"\n* {name} raised {error}" for name, error in failed.items()) + ("\n" if failed else "")
 
@@ -130,7 +139,7 @@ class Profiler(TrainerCallback):
         self.profile = torch.profiler.profile(activities=activities)
 
     def __enter__(self) -> None:
-        """For a loop that is no trainer's: all of it."""
+        """For a loop outside a trainer: all of it."""
         self.profile.__enter__()
 
     def __exit__(self, *error: Any) -> None:

@@ -1,4 +1,4 @@
-"""Does it help, at a real model's size? benchmarks/study.py's runs, several at a time on one card.
+"""Does it help at a real model's size? benchmarks/study.py's runs, several at a time on one card.
 
 A run trains on all pairs of train.jsonl.gz and is evaluated on five sets beside it. The runs come in an order in which
 a study that was broken off still compares: all methods on clean labels, then each share of flips, seed by seed.
@@ -29,9 +29,9 @@ METHODS = ("SimPO", "DPO", "GapPO", "GaPO", "γ-PO", "AMaPO", "GAPO")
 NOISE = (None, "random:0.2", "random:0.4")
 SETS = {"id": "eval_id", "prompt_ood": "eval_prompt_ood", "response_ood": "eval_response_ood",
         "mutual_ood": "eval_mutual_ood", "test": "eval_pairs"}  # fmt: skip
-HELD_OUT = 10  # one prompt in so many is kept for choosing the learning rate
+HELD_OUT = 10  # one prompt in this many is held out to choose the learning rate
 GIGABYTES = 20.0  # of a run: SmolLM2-135M, 16 pairs of 512 tokens, its CUDA context
-# how a run fails that found too little memory; the second is cuDNN's
+# how a run fails with too little memory; the second is cuDNN's
 TOO_LITTLE_MEMORY = ("OutOfMemoryError", "mha_graph.execute", "ALLOC_FAILED")
 
 Spec = dict[str, Any]
@@ -87,7 +87,7 @@ def _do(rig: Rig, ledger: Ledger, size: Size, options: argparse.Namespace) -> No
         ledger.left += [key for key, _ in waiting if not any(part in key for part in ledger.only)]
         waiting = [(key, spec) for key, spec in waiting if any(part in key for part in ledger.only)]
     busy: dict[Future[Values], tuple[str, str, Spec]] = {}
-    alone: set[str] = set()  # what found too little memory beside the others
+    alone: set[str] = set()  # those that had too little memory beside the others
     threads = max((os.cpu_count() or 2) // options.workers, 1)
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(options.workers, context, initializer=_begin, initargs=(threads,))

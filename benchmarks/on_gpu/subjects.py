@@ -1,4 +1,4 @@
-"""What is tried: models, pairs, and a trainer's steps with what they came to."""
+"""What is measured: models, pairs, and a trainer's steps with their results."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def word_tokenizer(n_words: int = 1000) -> PreTrainedTokenizerFast:
 
 
 def word_pairs(n: int, prompt: int, answer: int, seed: int = 0, n_words: int = 900) -> Rows:
-    """Scored pairs of made-up words: prompts and answers of half to one and a half times so many."""
+    """Scored pairs of made-up words: prompts and completions of half to one and a half times the tokens asked for."""
     rng = random.Random(seed)
 
     def text(about: int) -> str:
@@ -79,7 +79,7 @@ def word_pairs(n: int, prompt: int, answer: int, seed: int = 0, n_words: int = 9
 
 
 def short_pairs(rig: Rig, n: int) -> Rows:
-    """A few hundred tokens a mini-batch; fewer in the rehearsal."""
+    """A few hundred tokens per mini-batch; fewer in the rehearsal."""
     return word_pairs(n, *((12, 18) if rig.tiny else (40, 60)))
 
 
@@ -140,7 +140,7 @@ class Case:
 def make_trainer(
     case: Case, rig: Rig, folder: str, model: Any, rows: Rows, tokenizer: Any, reference: Any = None, **fields: Any
 ) -> Any:
-    """A quiet trainer that takes its rows in their order."""
+    """A quiet trainer that takes its rows in order."""
     trainer_cls, config_cls = case.classes()
     settings: dict[str, Any] = {
         "output_dir": folder,
@@ -180,7 +180,7 @@ def needs_reference(case: Case) -> bool:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What some steps came to."""
+    """The results of some steps."""
 
     loss: list[float]
     gap: list[float]  # of the rewards, without β
@@ -254,7 +254,7 @@ def be_quiet() -> None:
 
 
 def machine(rig: Rig) -> str:
-    """Date, card and versions: what a table's numbers were taken on."""
+    """Date, card and versions behind a table's numbers."""
     card = torch.cuda.get_device_name() if rig.on_cuda else f"{os.cpu_count()} CPU cores"
     names = ("torch", "triton", "transformers", "trl", "accelerate", "datasets", "liger-kernel", "flash-attn")
     versions = []

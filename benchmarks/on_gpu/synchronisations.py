@@ -33,7 +33,7 @@ class SynchronisationsOfSteps(TrainerCallback):
             self._open.close()
 
     def per_step(self) -> tuple[dict[str, float], dict[str, float]]:
-        """Place → times a step: what is read from the device, and what is copied to it by a call that waits."""
+        """Place → times per step: what is read from the device, and what is copied to it by a call that waits."""
         steps = self.last - self.first
         reads = {place: n / steps for (place, copy), n in self.places.most_common() if not copy}
         copies = {place: n / steps for (place, copy), n in self.places.most_common() if copy}
@@ -41,14 +41,14 @@ class SynchronisationsOfSteps(TrainerCallback):
 
 
 def counted(device: str, places: Counter[tuple[str, bool]]) -> AbstractContextManager:
-    """While open, adds every call that waits for the device. On a CPU nothing does: there, those that would."""
+    """Within the block, records every call that waits for the device; on a CPU, where none does, those that would."""
     return _of_cuda(places) if device == "cuda" else _of_operators(places)
 
 
 @contextmanager
 def _of_cuda(places: Counter[tuple[str, bool]]) -> Iterator[None]:
     def note(message: Any, category: Any, *_: Any) -> None:
-        # the mode itself warns once a process: it is a prototype and does not see all "synchronizing operations"
+        # the mode itself warns once per process: it is a prototype and does not see all "synchronizing operations"
         if "synchronizing" in str(message) and "prototype" not in str(message):
             places[_place()] += 1
 
@@ -75,7 +75,7 @@ def _of_operators(places: Counter[tuple[str, bool]]) -> Iterator[None]:
 
 
 def _in_the_collator() -> bool:
-    """Which works on a CPU's tensors, wherever the model is."""
+    """Works on a CPU's tensors, wherever the model is."""
     return any(Path(frame.filename).name == "fetch.py" for frame in traceback.extract_stack())
 
 

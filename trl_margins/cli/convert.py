@@ -1,4 +1,4 @@
-"""`trl-margins convert`: another project's YAML in today's words, with a comment where a key changed."""
+"""`trl-margins convert`: migrates another project's YAML, with a comment for each key that changed."""
 
 from __future__ import annotations
 
@@ -7,30 +7,28 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 
-from .dialects import Note, Settings, check_known, translate
-from .resolved import as_yaml
-from .setup import check_writable, log_to_console
-from .yaml_file import read_yaml
+from .config_file import Settings, as_yaml, read_yaml
+from .migration import Note, migrate
+from .setup import check_writable
 
 
 def main(argv: Sequence[str]) -> int:
-    """Reads theirs, writes ours."""
-    log_to_console()
+    """Reads the file, writes or prints the migrated one."""
     parser = ArgumentParser(prog="trl-margins convert", description=__doc__)
-    parser.add_argument("config", type=Path, metavar="THEIRS.yaml", help="YAML for another project or an older TRL.")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="Where to write it; to the terminal, if not given.")
+    parser.add_argument("config", type=Path, metavar="FILE", help="YAML for another project or an older TRL.")
+    parser.add_argument("--out", type=Path, help="File to write; without it, the result is printed.")
     args = parser.parse_args(list(argv))
     from .train import parser_for
 
-    settings, notes = translate(read_yaml(args.config))
-    known = parser_for(settings.get("method", "gappo"), settings.get("base", "cpo")).fields
-    check_known(settings, known | {"env"}, str(args.config))
+    settings, notes = migrate(read_yaml(args.config))
+    method, base = settings.get("method", "gappo"), settings.get("base", "cpo")
+    parser_for(method, base).check_keys(settings, str(args.config))
     text = converted(settings, notes, args.config.name)
     if args.out is None:
         print(text, end="")
         return 0
     if args.out.exists() and args.out.samefile(args.config):
-        raise SystemExit(f"trl-margins convert: {args.out} is the file to read: write to another")
+        raise SystemExit(f"trl-margins convert: {args.out} is the input file: name another")
     check_writable(args.out.parent)
     args.out.write_text(text)
     print(args.out)
@@ -38,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def converted(settings: Settings, notes: Sequence[Note], name: str) -> str:
-    """The settings as YAML, each note before the first field that it is about, and last those about none."""
+    """The settings as YAML: each note before the first key that it sets, notes without a key last."""
     lines = [f"# From {name}, by trl-margins convert."]
     left = list(notes)
     for key, value in settings.items():
@@ -47,7 +45,7 @@ def converted(settings: Settings, notes: Sequence[Note], name: str) -> str:
             left.remove(note)
         lines.append(as_yaml({key: value}).rstrip("\n"))
     if left:
-        lines += ["", "# Not in this file any more:", *map(_comment, left)]
+        lines += ["", "# No longer in this file:", *map(_comment, left)]
     return "\n".join(lines) + "\n"
 
 

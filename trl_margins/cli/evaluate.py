@@ -1,322 +1,235 @@
-"""`trl-margins evaluate`: how a model ranks answers: of pairs, of lists, of RM-Bench."""
+"""`trl-margins evaluate`: measures how a model ranks completions: pairs, lists, RM-Bench."""
 
 from __future__ import annotations
 
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..checks import Number
 from ..data.loading import load_splits, pick_split
 from ..data.splits import SPLITS
 from ..evaluation.sets import EvaluationSet, evaluation_set
+from ..evaluation.tables import report_tables
 from ..report.markdown import inline, one_line
-from ..report.run_folder import INFO
-from .options import PROMPT_COLUMN, SCORE_COLUMNS, SYSTEM_COLUMN, OptionsParser
-from .setup import DTYPES, check_writable, load_model, load_tokenizer, log_to_console
+from .options import DTYPES, OptionsParser, ScoredRowOptions, option
+from .setup import MAX_LENGTH, check_writable, load_model, load_tokenizer, trained_with
 
 if TYPE_CHECKING:
-    from ..evaluation.scorer import AnswerLogps
+    from ..evaluation.scorer import CompletionLogps
 
 logger = logging.getLogger(__name__)
 
-UNITS = {"length-normalized": "nats per token", "sum": "nats", "log-ratio": "nats"}
+REWARDS = ("length-normalized", "sum", "log-ratio")
 RM_BENCH = "RM-Bench"
 RM_BENCH_LENGTH = 2048
 
 
-@dataclass
-class EvaluateArguments:
-    """What to evaluate on what."""
+@dataclass(kw_only=True)
+class EvaluateArguments(ScoredRowOptions):
+    """Model and data sets."""
 
-    model_name_or_path: str = field(
-        metadata={"help": "Folder (an adapter's too), Hub id, or bundled:smollm2-135m-instruct."}
+    model_name_or_path: str = option("Folder (also an adapter's), Hub id, or bundled:smollm2-135m-instruct.")
+    dataset_name: list[str] = option(
+        "One or more files, saved data sets, folders of files or Hub ids: pairs, lists (prompt, responses, scores) "
+        "or RM-Bench files, which count as one set."
     )
-    dataset_name: list[str] = field(
-        metadata={
-            "help": "One or more: files, saved data sets, folders of files, Hub ids; pairs, lists (prompt, responses, "
-            "scores) or RM-Bench files, which count together."
-        }
+    dataset_split: list[str] | None = option(
+        f"Splits; by default the only one there is, or all of {', '.join(SPLITS)}.", None
     )
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub set."})
-    dataset_split: list[str] | None = field(
-        default=None,
-        metadata={"help": f"Splits; if not given, the only one there is, or all of {', '.join(SPLITS)}."},
+    reward: str = option(
+        "Mean log-probability per token, its sum, or log-ratio to --ref_model.", "length-normalized", choices=REWARDS
     )
-    reward: str = field(
-        default="length-normalized",
-        metadata={"help": "Mean log-probability per token, its sum, or log-ratio to --ref_model.", "choices": UNITS},
+    ref_model: str | None = option("Reference model of the log-ratio; by default, an adapter's base model.", None)
+    json: str | None = option("File for the numbers, as JSON.", None)
+    markdown: str | None = option("File for the tables.", None)
+    rewards: str | None = option("File for the reward of each completion, as JSON lines.", None)
+    eval_min_score_gap: float = option("Smallest score gap of the pairs behind `pwa`.", 2.0)
+    max_length: int | None = option(
+        "Longest prompt and completion, in tokens; longest completion of an encoder-decoder model. By default that "
+        f"of the model's training run, else the model's limit; for RM-Bench {RM_BENCH_LENGTH}, as its authors set it.",
+        None,
     )
-    ref_model: str | None = field(
-        default=None,
-        metadata={"help": "Reference of the log-ratio; of an adapter, the model under it, if not given."},
+    tokenization: str | None = option(
+        "As `tokenization` of the trainer. By default that of the model's training run.",
+        None,
+        choices=["chat-template", "cpo"],
     )
-    json: str | None = field(default=None, metadata={"help": "File that gets the numbers as JSON."})
-    markdown: str | None = field(default=None, metadata={"help": "File that gets the tables."})
-    rewards: str | None = field(default=None, metadata={"help": "File that gets each answer's reward, as JSON lines."})
-    prompt_column: str | None = field(default=None, metadata={"help": PROMPT_COLUMN})
-    system_column: str | None = field(default=None, metadata={"help": SYSTEM_COLUMN})
-    score_columns: list[str] | None = field(default=None, metadata={"help": SCORE_COLUMNS})
-    eval_min_score_gap: float = field(default=2.0, metadata={"help": "Least score gap of the pairs behind `pwa`."})
-    max_length: int | None = field(
-        default=None,
-        metadata={
-            "help": "Longest prompt and completion, in tokens; longest completion of an encoder-decoder model. If not "
-            f"given, what the model was trained with, or else what it takes at most; RM-Bench {RM_BENCH_LENGTH}, as "
-            "its authors."
-        },
-    )
-    tokenization: str | None = field(
-        default=None,
-        metadata={
-            "help": "As `tokenization` of the trainer. If not given, what the model was trained with.",
-            "choices": ["chat-template", "cpo"],
-        },
-    )
-    batch_size: int = field(
-        default=16, metadata={"help": "Answers per device and forward pass. Does not change the numbers."}
-    )
-    bootstrap: int = field(default=1000, metadata={"help": "Resamples behind the 95 %% intervals."})
-    dtype: str = field(
-        default="float32", metadata={"help": f"Dtype of the weights: {', '.join(DTYPES)}.", "choices": DTYPES}
-    )
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run the model's own code."})
+    batch_size: int = option("Completions per device and forward pass. Does not change the numbers.", 16)
+    bootstrap: int = option("Resamples for the 95 %% intervals.", 1000)
+    dtype: str = option(f"Dtype of the weights: {', '.join(DTYPES)}.", "float32", choices=DTYPES)
+    trust_remote_code: bool = option("Run the model's own code.", False)
 
     def __post_init__(self) -> None:
-        Number(least=1, whole=True, optional=True).check("max_length", self.max_length)
-        for name in ("batch_size", "bootstrap"):
-            Number(least=1, whole=True).check(name, getattr(self, name))
-        Number(least=0).check("eval_min_score_gap", self.eval_min_score_gap)
+        super().__post_init__()
+        if self.reward != "log-ratio" and self.ref_model is not None:
+            raise ValueError(
+                f"reward {self.reward!r} uses no reference model: remove --ref_model, or set --reward log-ratio"
+            )
 
 
 def main(argv: Sequence[str]) -> int:
     """Evaluates, prints the tables, writes the files."""
-    log_to_console()
-    (args,) = OptionsParser(EvaluateArguments, prog="trl-margins evaluate").parse_args_and_config(list(argv))
+    (args,) = OptionsParser("evaluate", EvaluateArguments).parse(argv)
     for file in filter(None, (args.json, args.markdown, args.rewards)):
         check_writable(Path(file).parent)
     import torch
     from accelerate import Accelerator
+    from accelerate.utils import is_peft_model
 
+    from ..evaluation.scorer import completion_logps
     from ..rows.tokens import prepare_tokenizer
 
-    loading = {"trust_remote_code": args.trust_remote_code}
-    tokenizer = load_tokenizer(args.model_name_or_path, **loading)
+    def load(name: str) -> Any:
+        return load_model(name, dtype=args.dtype, device_map=None, trust_remote_code=args.trust_remote_code)
+
+    tokenizer = load_tokenizer(args.model_name_or_path, trust_remote_code=args.trust_remote_code)
     sets = load_sets(args, as_chat=tokenizer.chat_template is not None)
     prepare_tokenizer(tokenizer, [each.name for each in sets if any(row.is_conversational for row in each.rows)])
-    # left to itself, accelerate takes several processes on a CPU for single ones
+    # by itself, accelerate treats several processes on a CPU as single ones
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
-    model = load_model(args.model_name_or_path, dtype=args.dtype, device_map=None, **loading)
-    check_reward(args.reward, args.ref_model, model)
-    common = {
-        "tokenizer": tokenizer,
-        "batch_size": args.batch_size,
-        "accelerator": accelerator,
-        "tokenization": tokenization_of(args, model),
-    }
-    longest = {each.name: longest_rows(args, each, model) for each in sets}
-    scored = {each.name: score_set(model, each, max_length=longest[each.name], **common) for each in sets}
-    references: dict[str, Any] = {}
-    if args.reward == "log-ratio":
-        if args.ref_model is not None:
-            model = load_model(args.ref_model, dtype=args.dtype, device_map=None, **loading)
-        use_adapter = args.ref_model is not None
-        references = {
-            each.name: score_set(model, each, max_length=longest[each.name], use_adapter=use_adapter, **common)
+    model = load(args.model_name_or_path)
+    if args.reward == "log-ratio" and args.ref_model is None and not is_peft_model(model):
+        raise ValueError("reward 'log-ratio' needs --ref_model: the model that training started from")
+    tokenization = args.tokenization or trained_with(args.model_name_or_path, "tokenization") or "chat-template"
+    if model.config.is_encoder_decoder:
+        tokenization = "cpo"
+    longest = longest_rows(args, sets, model)
+
+    def score(model: Any, use_adapter: bool = True) -> dict[str, list[CompletionLogps]]:
+        return {
+            each.name: completion_logps(
+                model,
+                tokenizer,
+                each.rows,
+                max_length=longest[each.name],
+                batch_size=args.batch_size,
+                accelerator=accelerator,
+                use_adapter=use_adapter,
+                desc=each.name,
+                tokenization=tokenization,
+            )
             for each in sets
         }
+
+    scored = score(model)
+    references: dict[str, list[CompletionLogps]] = {}
+    if args.reward == "log-ratio":
+        references = score(model, use_adapter=False) if args.ref_model is None else score(load(args.ref_model))
     if not accelerator.is_main_process:
         return 0
-    rewards = {name: reward_of(args.reward, found, references.get(name)) for name, found in scored.items()}
-    for name, found in rewards.items():
-        check_finite(found, name)
-    reports = report_sets(sets, rewards, scored, args.eval_min_score_gap, args.bootstrap)
-    text = tables(reports, args.eval_min_score_gap, UNITS[args.reward])
-    print(text)
+    rewards = {name: rewards_of(args.reward, found, references.get(name)) for name, found in scored.items()}
+    check_finite(rewards)
+    reports = {each.name: report_of(each, rewards[each.name], scored[each.name], args) for each in sets}
+    print(report_tables(reports, args.eval_min_score_gap, args.reward))
     settings = {
         "model": args.model_name_or_path,
         "reward": args.reward,
         "ref_model": args.ref_model,
         "min_score_gap": args.eval_min_score_gap,
         "max_length": longest,
-        "tokenization": common["tokenization"],
+        "tokenization": tokenization,
         "dtype": args.dtype,
     }
-    _write(args.json, json.dumps({**settings, "sets": reports}, indent=2))
-    shown = {inline(name): report for name, report in reports.items()}  # a name could be more than a name there
-    _write(args.markdown, tables(shown, args.eval_min_score_gap, UNITS[args.reward]))
+    shown = {inline(name): report for name, report in reports.items()}
     lines = (
-        {"set": each.name, "row": i, "rewards": row.tolist(), "lengths": found.lengths.tolist()}
+        json.dumps({"set": each.name, "row": i, "rewards": row.tolist(), "lengths": logps.lengths.tolist()})
         for each in sets
-        for i, (row, found) in enumerate(zip(rewards[each.name], scored[each.name], strict=True))
+        for i, (row, logps) in enumerate(zip(rewards[each.name], scored[each.name], strict=True))
     )
-    _write(args.rewards, "\n".join(map(json.dumps, lines)))
+    for file, text in (
+        (args.json, json.dumps({**settings, "sets": reports}, indent=2)),
+        (args.markdown, report_tables(shown, args.eval_min_score_gap, args.reward)),
+        (args.rewards, "\n".join(lines)),
+    ):
+        if file:
+            Path(file).write_text(f"{text}\n")
     return 0
 
 
-def check_reward(reward: str, ref_model: str | None, model: Any) -> None:
-    """Complains of a reference model where none is used, or missing.
-
-    Raises:
-        ValueError: with the fix.
-    """
-    from accelerate.utils import is_peft_model
-
-    if reward != "log-ratio" and ref_model is not None:
-        raise ValueError(f"reward {reward!r} uses no reference model: leave --ref_model out, or --reward log-ratio")
-    if reward == "log-ratio" and ref_model is None and not is_peft_model(model):
-        raise ValueError("reward 'log-ratio' needs --ref_model: the model that training began with")
-
-
-def longest_rows(args: EvaluateArguments, each: EvaluationSet, model: Any) -> int:
-    """The `max_length` of a set, and a line about where it is from."""
-    if args.max_length is not None:
-        return args.max_length
-    name = "max_completion_length" if model.config.is_encoder_decoder else "max_length"
-    if each.kind == "rm-bench":
-        length, source = RM_BENCH_LENGTH, "as RM-Bench's authors have it"
-    elif trained := trained_with(args.model_name_or_path).get(name):
-        length, source = trained, "with which the model was trained"
-    elif of_model := getattr(model.config.get_text_config(), "max_position_embeddings", None):
-        length, source = of_model, "which is as much as the model takes"
-    else:
-        length, source = 1024, "since the model has no length of its own"
-    logger.info("%s: %s=%d, %s", each.name, name, length, source)
-    return length
-
-
-def tokenization_of(args: EvaluateArguments, model: Any) -> str:
-    """The way to tokens, and a line about it where a training run says which."""
-    if model.config.is_encoder_decoder:
-        return "cpo"
-    if args.tokenization is not None:
-        return args.tokenization
-    trained = trained_with(args.model_name_or_path).get("tokenization")
-    if trained:
-        logger.info("tokenization=%r, with which the model was trained", trained)
-    return trained or "chat-template"
-
-
-def trained_with(model: str) -> Mapping[str, Any]:
-    """The config of the run in whose folder the model is, or whose checkpoint it is."""
-    folder = Path(model).expanduser()
-    for file in (folder / INFO, folder.parent / INFO):
-        if file.is_file():
-            return json.loads(file.read_text()).get("config") or {}
-    return {}
+def longest_rows(args: EvaluateArguments, sets: Sequence[EvaluationSet], model: Any) -> dict[str, int]:
+    """The `max_length` of each set."""
+    length = args.max_length
+    if length is None:
+        name = "max_completion_length" if model.config.is_encoder_decoder else "max_length"
+        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        length = trained_with(args.model_name_or_path, name) or limit or MAX_LENGTH
+    default = {"rm-bench": RM_BENCH_LENGTH} if args.max_length is None else {}
+    found = {each.name: default.get(each.kind, length) for each in sets}
+    logger.info("longest rows, in tokens: %s", found)
+    return found
 
 
 def load_sets(args: EvaluateArguments, as_chat: bool) -> list[EvaluationSet]:
-    """All sets that the arguments name, RM-Bench's files as one."""
+    """The sets that the arguments name, with all RM-Bench files as one."""
     found: list[EvaluationSet] = []
+    columns = {"prompt_column": args.prompt_column, "system_column": args.system_column}
     for source in args.dataset_name:
         splits = load_splits(source, args.dataset_config)
-        names = args.dataset_split or (SPLITS if set(SPLITS) <= set(splits) else [None])
-        for split in names:
+        for split in args.dataset_split or (SPLITS if set(SPLITS) <= set(splits) else [None]):
             name = one_line(Path(source).name.split(".")[0] if split is None or len(splits) == 1 else split)
             if name in (each.name for each in found):
                 name = f"{source}:{split}" if split else source
             dataset = pick_split(splits, split, source)
-            columns = {"prompt_column": args.prompt_column, "system_column": args.system_column}
             found.append(evaluation_set(dataset, name, args.score_columns, as_chat, source, **columns))
-    files = [each for each in found if each.kind == "rm-bench"]
-    others = [each for each in found if each.kind != "rm-bench"]
-    if files:
-        joined = {name: [value for each in files for value in getattr(each, name)] for name in ("rows", "domains")}
-        others.append(replace(files[0], name=RM_BENCH, **joined))
-    return others
+    bench = [each for each in found if each.kind == "rm-bench"]
+    if not bench:
+        return found
+    joined = {name: [value for each in bench for value in getattr(each, name)] for name in ("rows", "domains")}
+    return [*(each for each in found if each not in bench), replace(bench[0], name=RM_BENCH, **joined)]
 
 
-def score_set(model: Any, each: EvaluationSet, **options: Any) -> list[AnswerLogps]:
-    """Log-probabilities of a set's answers."""
-    from ..evaluation.scorer import answer_logps
-
-    return answer_logps(model, rows=each.rows, desc=each.name, **options)
-
-
-def check_finite(rewards: Sequence[np.ndarray], name: str) -> None:
-    """
-    Raises:
-        ValueError: a reward that is NaN or infinite, which no ranking can place; with the first such row.
-    """
-    if rows := [row for row, found in enumerate(rewards) if not np.isfinite(found).all()]:
-        raise ValueError(
-            f"{name}: the model gives NaN or infinite rewards in {len(rows)} of {len(rewards)} rows, first in row "
-            f"{rows[0]}: look at its texts (--batch_size 1 tells them apart, since texts that are passed together "
-            "share a NaN) and at the precision (--dtype float32), or drop the rows"
-        )
-
-
-def reward_of(
-    reward: str, scored: Sequence[AnswerLogps], reference: Sequence[AnswerLogps] | None = None
+def rewards_of(
+    reward: str, scored: Sequence[CompletionLogps], reference: Sequence[CompletionLogps] | None = None
 ) -> list[np.ndarray]:
-    """[N] of [k] rewards, without β, which changes no ranking."""
+    """[N] of [k] rewards, without β, which does not change the ranking."""
     from torch import from_numpy
 
     from ..rewards import length_normalized, log_ratio
 
-    logps = [from_numpy(each.logps) for each in scored]
     if reward == "length-normalized":
-        logps = [length_normalized(each, from_numpy(row.lengths)) for each, row in zip(logps, scored, strict=True)]
-    elif reward == "log-ratio":
-        logps = [log_ratio(each, from_numpy(row.logps)) for each, row in zip(logps, reference, strict=True)]
-    return [each.numpy() for each in logps]
+        return [length_normalized(from_numpy(row.logps), from_numpy(row.lengths)).numpy() for row in scored]
+    if reward == "log-ratio" and reference is not None:
+        pairs = zip(scored, reference, strict=True)
+        return [log_ratio(from_numpy(row.logps), from_numpy(ref.logps)).numpy() for row, ref in pairs]
+    return [row.logps for row in scored]
 
 
-def report_sets(
-    sets: Sequence[EvaluationSet],
-    rewards: Mapping[str, Sequence[np.ndarray]],
-    scored: Mapping[str, Sequence[AnswerLogps]],
-    min_score_gap: float,
-    n_resamples: int,
-) -> dict[str, dict[str, Any]]:
-    """Each set's numbers, with its `kind`."""
+def check_finite(rewards: Mapping[str, Sequence[np.ndarray]]) -> None:
+    """
+    Raises:
+        ValueError: a reward is NaN or infinite; names the first such row.
+    """
+    for name, rows in rewards.items():
+        if bad := [i for i, row in enumerate(rows) if not np.isfinite(row).all()]:
+            raise ValueError(
+                f"{name}: the model gives NaN or infinite rewards in {len(bad)} of {len(rows)} rows, first in row "
+                f"{bad[0]}: look at its texts (with --batch_size 1, since a NaN spreads within a batch) and at the "
+                "precision (--dtype float32), or drop the rows"
+            )
+
+
+def report_of(
+    each: EvaluationSet, rewards: Sequence[np.ndarray], scored: Sequence[CompletionLogps], args: EvaluateArguments
+) -> dict[str, Any]:
+    """A set's numbers and its `kind`."""
     from ..evaluation.listwise import listwise_report
     from ..evaluation.pairs import Pairs, pair_report
     from ..evaluation.rm_bench import rm_bench_report
 
-    reports: dict[str, dict[str, Any]] = {}
-    for each in sets:
-        found = rewards[each.name]
-        if each.kind == "listwise":
-            report = listwise_report(found, each.scores, n_resamples)
-        elif each.kind == "rm-bench":
-            chosen, rejected = np.split(np.stack(found), 2, axis=1)
-            report = rm_bench_report(chosen, rejected, each.domains, n_resamples)
-        else:
-            lengths = np.stack([row.lengths for row in scored[each.name]]).T
-            scores = () if each.scores is None else np.array(each.scores, float).T
-            pairs = Pairs(*np.stack(found).T, *lengths, *scores, gap_only=each.gap_only)
-            report = pair_report(pairs, [str(row.prompt) for row in each.rows], min_score_gap, n_resamples)
-        reports[each.name] = {"kind": each.kind, **report}
-    return reports
-
-
-def tables(reports: Mapping[str, Mapping[str, Any]], min_score_gap: float, unit: str) -> str:
-    """All tables, those of one kind together."""
-    from ..evaluation.tables import bins_table, listwise_table, pair_table, rm_bench_table
-
-    of_kind = {
-        kind: {name: report for name, report in reports.items() if report["kind"] == kind}
-        for kind in ("pairs", "listwise", "rm-bench")
-    }
-    parts = []
-    if pairs := of_kind["pairs"]:
-        parts.append(pair_table(pairs, min_score_gap, unit))
-        for name, report in pairs.items():
-            titles = {"by_score_gap": f"{name}, by score gap", "by_length": f"{name}, by length"}
-            parts += [bins_table(report[key], title) for key, title in titles.items() if report[key]]
-    if lists := of_kind["listwise"]:
-        parts.append(listwise_table(lists))
-    parts += [rm_bench_table(report) for report in of_kind["rm-bench"].values()]
-    return "\n\n".join(parts) + "\n\nIn brackets: 95 % intervals, by bootstrap over prompts."
-
-
-def _write(file: str | None, text: str) -> None:
-    if file:
-        Path(file).write_text(text + "\n")
+    if each.kind == "listwise":
+        report = listwise_report(rewards, each.scores, args.bootstrap)
+    elif each.kind == "rm-bench":
+        chosen, rejected = np.split(np.stack(rewards), 2, axis=1)
+        report = rm_bench_report(chosen, rejected, each.domains, args.bootstrap)
+    else:
+        lengths = np.stack([row.lengths for row in scored]).T
+        scores = () if each.scores is None else np.array(each.scores, float).T
+        pairs = Pairs(*np.stack(rewards).T, *lengths, *scores, gap_only=each.gap_only)
+        prompts = [str(row.prompt) for row in each.rows]
+        report = pair_report(pairs, prompts, args.eval_min_score_gap, args.bootstrap)
+    return {"kind": each.kind, **report}

@@ -1,73 +1,55 @@
-"""`trl-margins inspect`: says what a preference set looks like before anybody trains on it."""
+"""`trl-margins inspect`: audits a preference set before training."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..checks import Number
-from ..data.audit import Audit, Distribution, Lengths, Measure, SplitAudit, audit
-from ..data.audit.console import report
+from ..data.audit import Lengths, Measure, audit
 from ..data.loading import load_splits, pick_split
-from ..rows import PreferenceRow, RowError, RowReader, tokenize
-from ..rows.tokens import read_batch
-from .options import LENGTH, PROMPT_COLUMN, SCORE_COLUMNS, SYSTEM_COLUMN, OptionsParser, data_first, max_length_of
-from .setup import check_writable, load_tokenizer, log_to_console
+from ..report.audit_text import audit_text
+from ..rows import RowReader
+from ..rows.tokens import read_batch, tokenize_or_errors
+from .options import LENGTH, OptionsParser, ScoredRowOptions, data_first, option
+from .setup import check_writable, load_tokenizer, max_length_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from matplotlib.figure import Figure
-
-    from ..report.audit_figure import Panel
 
 FIGURES = (".png", ".svg")
 
 
-@dataclass
-class InspectArguments:
-    """What to look at."""
+@dataclass(kw_only=True)
+class InspectArguments(ScoredRowOptions):
+    """What to audit."""
 
-    dataset_name: str = field(
-        metadata={"help": "A file, a saved data set, a folder of files or a Hub id. As DATA, first, it needs no flag."}
+    dataset_name: str = option(
+        "A file, a saved data set, a folder of files or a Hub id. Needs no flag if it comes first, as DATA."
     )
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub set."})
-    dataset_split: str | None = field(default=None, metadata={"help": "Split; all of them, if not given."})
-    model_name_or_path: str | None = field(
-        default=None,
-        metadata={
-            "help": "Folder, Hub id, or bundled:smollm2-135m-instruct, whose tokenizer measures the lengths; they are "
-            "in words without it."
-        },
+    dataset_split: str | None = option("Split; all by default.", None)
+    model_name_or_path: str | None = option(
+        "Folder, Hub id, or bundled:smollm2-135m-instruct, whose tokenizer measures the lengths. Without it, lengths "
+        "are in words.",
+        None,
     )
-    max_length: int | None = field(default=None, metadata={"help": LENGTH})
-    prompt_column: str | None = field(default=None, metadata={"help": PROMPT_COLUMN})
-    system_column: str | None = field(default=None, metadata={"help": SYSTEM_COLUMN})
-    score_columns: list[str] | None = field(default=None, metadata={"help": SCORE_COLUMNS})
-    eval_min_score_gap: float = field(default=2.0, metadata={"help": "Least score gap of the pairs behind `pwa`."})
-    ef_sample: int = field(
-        default=1000, metadata={"help": "Rows at most whose ROUGE-L is computed, without an evaluation_factor column."}
-    )
-    seed: int = field(default=0, metadata={"help": "Seed of that sample."})
-    json: str | None = field(default=None, metadata={"help": "File that gets all numbers as JSON."})
-    plot: str | None = field(default=None, metadata={"help": "File (.png, .svg) that gets the histograms."})
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run the tokenizer's own code."})
-
-    def __post_init__(self) -> None:
-        Number(least=1, whole=True, optional=True).check("max_length", self.max_length)
-        Number(least=0).check("eval_min_score_gap", self.eval_min_score_gap)
-        Number(least=0, whole=True).check("ef_sample", self.ef_sample)
+    max_length: int | None = option(LENGTH, None)
+    eval_min_score_gap: float = option("Smallest score gap of the pairs behind `pwa`.", 2.0)
+    ef_sample: int = option("Number of rows to compute ROUGE-L for, without an evaluation_factor column.", 1000)
+    seed: int = option("Seed of that sample.", 0)
+    json: str | None = option("File for all numbers, as JSON.", None)
+    plot: str | None = option("File (.png, .svg) for the histograms.", None)
+    trust_remote_code: bool = option("Run the tokenizer's own code.", False)
 
 
 def main(argv: Sequence[str]) -> int:
     """Audits, prints, writes the JSON and the figure."""
-    log_to_console()
-    parser = OptionsParser(InspectArguments, prog="trl-margins inspect", usage="trl-margins inspect DATA [options]")
-    (args,) = parser.parse_args_and_config(data_first(argv))
+    parser = OptionsParser("inspect", InspectArguments, usage="trl-margins inspect DATA [options]")
+    (args,) = parser.parse(data_first(argv))
     if args.plot:
         check_figure(args.plot)  # before the work
     for file in filter(None, (args.json, args.plot)):
@@ -92,16 +74,18 @@ def main(argv: Sequence[str]) -> int:
         prompt_column=args.prompt_column,
         system_column=args.system_column,
     )
-    print(report(found))
+    print(audit_text(found))
     if args.json:
         Path(args.json).write_text(json.dumps(asdict(found), indent=2) + "\n")
     if args.plot:
-        figure(found).savefig(args.plot, dpi=120)
+        from ..report.audit_figure import audit_figure
+
+        audit_figure(found).savefig(args.plot, dpi=120)
     return 0
 
 
 def columns_of(method: Any) -> list[str]:
-    """What a method's terms read of a batch."""
+    """The columns that a method's terms read."""
     from ..methods import names_of
     from ..registry import term_class
 
@@ -120,8 +104,13 @@ def in_tokens_of(tokenizer: Any) -> Measure:
         with tqdm(total=len(rows), desc="Counting tokens", unit="pair", delay=2, leave=False) as bar:
             for start in range(0, len(rows), 256):
                 numbers = readable[start : start + 256]
-                some = read_batch(reader, rows[start : start + 256], numbers)
-                counts += _token_counts(some, numbers, tokenizer, reader, problems)
+                batch = read_batch(reader, rows[start : start + 256], numbers)
+                for number, tokens in zip(numbers, tokenize_or_errors(batch, tokenizer), strict=True):
+                    if isinstance(tokens, Exception):
+                        problems[number] = f"{reader.where(number)}: {tokens}"
+                        continue
+                    prompt, chosen, rejected = len(tokens.prompt), *map(len, tokens.completions)
+                    counts.append((prompt, chosen, rejected, prompt + chosen, prompt + rejected))
                 bar.update(len(numbers))
         columns = np.array(counts, int).reshape(-1, 5).T
         return Lengths("tokens", *columns[:3], whole=columns[3:], problems=problems)
@@ -129,31 +118,10 @@ def in_tokens_of(tokenizer: Any) -> Measure:
     return measure
 
 
-def _token_counts(
-    rows: list[PreferenceRow], numbers: list[int], tokenizer: Any, reader: RowReader, problems: dict[int, str]
-) -> list[tuple[int, ...]]:
-    """Tokens of prompt, chosen, rejected, and of each with its prompt; rows that cannot be tokenized are noted."""
-    try:
-        tokens = tokenize(rows, tokenizer, lambda i: reader.where(numbers[i]))
-    except RowError as error:
-        if len(rows) > 1:  # one at a time, to find which
-            pairs = zip(rows, numbers, strict=True)
-            return [
-                one for row, number in pairs for one in _token_counts([row], [number], tokenizer, reader, problems)
-            ]
-        problems[numbers[0]] = str(error)
-        return []
-    found = []
-    for prompt, completions in tokens:
-        sizes = list(map(len, completions))
-        found.append((len(prompt), *sizes, *(len(prompt) + size for size in sizes)))
-    return found
-
-
 def check_figure(name: str) -> None:
     """
     Raises:
-        ValueError: a kind of file that is none of `FIGURES`.
+        ValueError: the file's suffix is not in `FIGURES`.
         ImportError: no matplotlib.
     """
     if Path(name).suffix not in FIGURES:
@@ -161,36 +129,4 @@ def check_figure(name: str) -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise ImportError(
-            f"--plot needs matplotlib ({error}): pip install matplotlib, or pip install 'trl-margins[report]'"
-        ) from error
-
-
-def figure(found: Audit) -> Figure:
-    """Score gaps, answer lengths and evaluation factors: a row of panels a split, none for what no split has."""
-    from ..report.audit_figure import draw
-
-    return draw({name: panels_of(split) for name, split in found.splits.items()})
-
-
-def panels_of(split: SplitAudit) -> dict[str, Panel]:
-    """By their titles."""
-    from ..report.audit_figure import Panel
-
-    def panel(label: str, **shown: Distribution) -> Panel:
-        """Of distributions with the same edges."""
-        beyond = any(any(one.reaches_beyond) for one in shown.values())
-        edges = next(iter(shown.values())).histogram.edges
-        counts = {name: one.histogram.counts for name, one in shown.items()}
-        return Panel(f"{label} (ends: and beyond)" if beyond else label, edges, counts)
-
-    panels = {}
-    scores, lengths, factors = split.scores, split.lengths, split.factors
-    if scores is not None and scores.gap is not None:
-        panels["Score gap"] = panel(" − ".join(scores.columns), gap=scores.gap)
-    if lengths is not None and lengths.chosen is not None and lengths.rejected is not None:
-        panels["Answer length"] = panel(lengths.unit, chosen=lengths.chosen, rejected=lengths.rejected)
-    if factors is not None and factors.values is not None:
-        label = factors.column or f"{factors.metric} of {factors.values.n} pairs"
-        panels["Evaluation factor"] = panel(label, factor=factors.values)
-    return panels
+        raise ImportError(f"--plot needs matplotlib ({error}): pip install 'trl-margins[report]'") from error

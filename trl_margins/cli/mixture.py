@@ -1,4 +1,4 @@
-"""A training set made of several: a share of each, put together, and split where asked."""
+"""Training sets that are mixtures: a share of each set, combined, and split where asked."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ logger = logging.getLogger(__name__)
 def mixture_splits(
     mixture: DatasetMixtureConfig, weights: Sequence[float] | None = None, seed: int | None = None
 ) -> DatasetDict:
-    """The mixture as "train", and as "train" and "test" where it has a `test_split_size`.
+    """The mixture as "train", and as "train" and "test" if it has a `test_split_size`.
 
     Args:
         mixture: TRL's description of it.
-        weights: share of each set's rows to take, in [0, 1], in the sets' order; all of them, if not given. Not TRL's
-            `fraction`, which is a set's share of the mixture.
-        seed: draw the shares and the test split with it, and shuffle; without one a share is a set's first rows.
+        weights: share of each set's rows to take, in [0, 1], in the order of the sets; all rows by default. Unlike
+            TRL's `fraction`, which is a set's share of the mixture.
+        seed: draws shares and test split at random, and shuffles; without it, a share is a set's first rows.
 
     Raises:
-        ValueError: weights that are no shares or not one for each set, or beside what TRL alone can do; pickles.
+        ValueError: weights that are not one share per set, or given together with streaming or `fraction`; pickles.
     """
     from datasets import DatasetDict
     from trl.scripts.utils import get_dataset
@@ -39,36 +39,36 @@ def mixture_splits(
         raise ValueError("datasets: path pandas reads pickles, which run code: save the rows as Parquet or JSON lines")
     if mixture.streaming or any(part.fraction is not None for part in mixture.datasets):
         if weights is not None or seed is not None:
-            raise ValueError("mixture_weights and mixture_seed go neither with streaming nor with TRL's `fraction`")
+            raise ValueError("mixture_weights and mixture_seed do not work with streaming or with TRL's `fraction`")
         return get_dataset(mixture)
     weights = [1.0] * len(mixture.datasets) if weights is None else weights
     if len(weights) != len(mixture.datasets) or not all(0 <= weight <= 1 for weight in weights):
-        raise ValueError(f"mixture_weights: {list(weights)} must be a share in [0, 1] for each of {_names(mixture)}")
-    together = mixed(
-        [
-            (part.path, _share(_load(part, part.split), weight, seed, part.path))
-            for part, weight in zip(mixture.datasets, weights, strict=True)
-        ]
-    )
+        names = ", ".join(part.path for part in mixture.datasets)
+        raise ValueError(f"mixture_weights: {list(weights)} must be a share in [0, 1] for each of {names}")
+    parts = []
+    for part, weight in zip(mixture.datasets, weights, strict=True):
+        rows = _load(part, part.split)
+        taken = int(weight * len(rows))
+        logger.info("%s: %d of %d rows", part.path, taken, len(rows))
+        if taken < len(rows):
+            rows = (rows if seed is None else rows.shuffle(seed=seed)).select(range(taken))
+        parts.append((part.path, rows))
+    together = mixed(parts)
     if seed is not None:
         together = together.shuffle(seed=seed)
-    if mixture.test_split_size is None:
-        return DatasetDict({"train": together})
     size = mixture.test_split_size
+    if size is None:
+        return DatasetDict({"train": together})
     # every rank must draw the same rows
     return together.train_test_split(test_size=int(size) if size >= 1 else size, seed=seed or 0)
 
 
 def mixture_test_split(mixture: DatasetMixtureConfig, split: str) -> Dataset:
-    """The whole of that split of each set."""
+    """That split of every set, whole."""
     if mixture.streaming:
         raise ValueError(f"a stream of several sets has no {split!r} split: give eval_dataset_name")
     sets = {(part.path, part.name, part.data_dir, str(part.data_files)): part for part in mixture.datasets}
     return mixed([(part.path, _load(part, split)) for part in sets.values()])
-
-
-def _names(mixture: DatasetMixtureConfig) -> str:
-    return ", ".join(part.path for part in mixture.datasets)
 
 
 def _load(part: DatasetConfig, split: str) -> Dataset:
@@ -79,11 +79,3 @@ def _load(part: DatasetConfig, split: str) -> Dataset:
     else:
         rows = load_dataset(part.path, part.name, data_dir=part.data_dir, data_files=part.data_files, split=split)
     return rows if part.columns is None else rows.select_columns(part.columns)
-
-
-def _share(rows: Dataset, weight: float, seed: int | None, name: str) -> Dataset:
-    taken = int(weight * len(rows))
-    logger.info("%s: %d of %d rows", name, taken, len(rows))
-    if taken == len(rows):
-        return rows
-    return (rows if seed is None else rows.shuffle(seed=seed)).select(range(taken))

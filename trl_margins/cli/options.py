@@ -1,71 +1,137 @@
-"""The options of the subcommands: what several of them say alike, and what is unknown."""
+"""Options of the subcommands: dataclass fields that are flags and keys of a config file."""
 
 from __future__ import annotations
 
-import logging
+import os
 from argparse import ArgumentParser
-from collections.abc import Sequence
-from difflib import get_close_matches
+from collections.abc import Collection, Sequence
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 from trl import TrlParser
 
-logger = logging.getLogger(__name__)
+from ..checks import Number
+from .config_file import Settings, check_known, read_yaml, typed
+from .setup import MAX_LENGTH
 
-PROMPT_COLUMN = "Column with the prompt, if it is not `prompt`."
-SYSTEM_COLUMN = "Column with each row's system message."
-SCORE_COLUMNS = "Score columns, if not the usual names."
-MAX_LENGTH = 1024  # of a model that no run of this package trained
-LENGTH = f"Longest prompt and answer, in tokens. If not given, what the model was trained with, or else {MAX_LENGTH}."
+DTYPES = ("float32", "bfloat16", "float16", "auto")
+LENGTH = f"Longest prompt and completion, in tokens. By default that of the model's training run, else {MAX_LENGTH}."
+
+_COUNT = Number(least=1, whole=True)
+_NUMBERS = {
+    **dict.fromkeys(("batch_multiplier", "batch_size", "bootstrap", "max_length", "max_steps"), _COUNT),
+    **dict.fromkeys(("num_layers", "num_proc"), _COUNT),
+    "ef_sample": Number(least=0, whole=True),
+    "eval_min_score_gap": Number(least=0),
+    "fraction": Number(above=0, most=1),
+    "learning_rate": Number(above=0),
+    "radius": Number(above=0),
+}
+
+
+def option(text: str, default: Any = MISSING, **metadata: Any) -> Any:
+    """A dataclass field with the help text of its flag; without a default, a required flag."""
+    return field(default=default, metadata={"help": text, **metadata})
+
+
+@dataclass(kw_only=True)
+class Options:
+    """Options whose numbers are checked."""
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.name in _NUMBERS and not (value is None and item.default is None):
+                _NUMBERS[item.name].check(item.name, value)
+
+
+@dataclass(kw_only=True)
+class RowOptions(Options):
+    """How to read a data set."""
+
+    dataset_config: str | None = option("Configuration of a Hub data set.", None)
+    prompt_column: str | None = option("Column with the prompt, if it is not `prompt`.", None)
+    system_column: str | None = option("Column with each row's system message.", None)
+
+
+@dataclass(kw_only=True)
+class ScoredRowOptions(RowOptions):
+    """How to read a data set and its scores."""
+
+    score_columns: list[str] | None = option("Score columns, if they do not have one of the usual names.", None)
 
 
 class OptionsParser(TrlParser):
-    """TRL's parser, which says of an unknown option what it could have been."""
+    """Flags and a `--config` file for the fields of dataclasses. A flag overrides the file; unknown names are errors.
 
-    def parse_args_and_config(self, args: Sequence[str], **kwargs: Any) -> tuple[Any, ...]:  # type: ignore[override]
+    Args:
+        command: the subcommand.
+        kinds: the dataclasses.
+        scope: what decides which options there are, for errors.
+        flags_only: fields that a file cannot set.
+        old_keys: keys that are known under another name, for errors.
+    """
+
+    def __init__(
+        self,
+        command: str,
+        *kinds: type,
+        scope: str = "",
+        flags_only: Collection[str] = (),
+        old_keys: Collection[str] = (),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(kinds, prog=f"trl-margins {command}", allow_abbrev=False, **kwargs)
+        self.add_argument("--config", metavar="FILE", help="YAML file with any of these options.")
+        self.scope, self.flags_only, self.old_keys = scope, {"help", "config", *flags_only}, old_keys
+
+    @property
+    def keys(self) -> set[str]:
+        """Keys that a config file can have."""
+        return {"env", *(action.dest for action in self._actions)} - self.flags_only
+
+    def check_keys(self, settings: Settings, source: str) -> None:
         """
         Raises:
-            ValueError: an option or an argument that the command does not have, also in the YAML file.
+            ValueError: unknown keys.
         """
-        check_options(self, args)  # before argparse asks for a required option that is only misspelled
-        *parsed, rest = super().parse_args_and_config(list(args), **kwargs, return_remaining_strings=True)
+        check_known(settings, self.keys, source, also=self.old_keys)
+
+    def parse(self, args: Sequence[str], settings: Settings | None = None, source: str = "") -> tuple[Any, ...]:
+        """The dataclasses that flags and file describe.
+
+        Args:
+            args: flags.
+            settings: the file's settings, if they have been read.
+            source: where they are from.
+
+        Raises:
+            ValueError: an unknown option or key, or a value that its field does not take.
+        """
+        if settings is None:
+            files = ArgumentParser(prog=self.prog, add_help=False, allow_abbrev=False)
+            files.add_argument("--config")
+            source = files.parse_known_args(list(args))[0].config or ""
+            settings = read_yaml(source) if source else {}
+        self.check_keys(settings, source)
+        environment = settings.get("env") or {}
+        if not isinstance(environment, dict):
+            raise ValueError(f"{source}: env must be a mapping from environment variables to values")
+        os.environ.update({name: str(value) for name, value in environment.items()})
+        self.set_defaults_with_config(**typed(settings, self._actions, source))
+        # before argparse asks for a required option that is only misspelled
+        flags = [text.partition("=")[0] for text in args if text.startswith("--") and text != "--"]
+        check_known((flag for flag in flags if " " not in flag), self._option_string_actions, self.scope, "option")
+        try:
+            *parsed, _, rest = self.parse_args_into_dataclasses(list(args), return_remaining_strings=True)
+        except (ValueError, TypeError, RuntimeError) as error:  # of transformers' configs, about their fields
+            raise ValueError(str(error)) from error
         if rest:
-            check_options(self, rest)
-            raise ValueError(f"unexpected argument {rest[0]!r}: write the option it belongs to in front of it")
+            raise ValueError(f"unexpected argument {rest[0]!r}: put the option that it belongs to in front of it")
         return tuple(parsed)
 
 
-def check_options(parser: ArgumentParser, args: Sequence[str]) -> None:
-    """
-    Raises:
-        ValueError: options that the parser does not have, each with the nearest that it has.
-    """
-    known = [*parser._option_string_actions, "--config"]
-    given = [text.partition("=")[0] for text in args if text.startswith("--") and text != "--"]
-    complaints = []
-    for option in dict.fromkeys(given):
-        if any(name.startswith(option) for name in known):  # argparse takes abbreviations
-            continue
-        nearest = get_close_matches(option, known, n=1)
-        complaints.append(f"unknown option {option}" + (f"; did you mean {nearest[0]}?" if nearest else ""))
-    if complaints:
-        raise ValueError("\n".join(complaints))
-
-
 def data_first(args: Sequence[str]) -> list[str]:
-    """With the data set's flag, where it stands first without one."""
+    """The flags, with that of the data set added where the data set comes first without it."""
     named = bool(args) and not args[0].startswith("-")
     return [*(["--dataset_name"] if named else []), *args]
-
-
-def max_length_of(given: int | None, model: str | None) -> int:
-    """The `max_length` that is given, or else the one that the model was trained with; with a line about that."""
-    from .evaluate import trained_with
-
-    if given is not None:
-        return given
-    trained = None if model is None else trained_with(model).get("max_length")
-    if trained is None:
-        return MAX_LENGTH
-    logger.info("max_length=%d, with which the model was trained", trained)
-    return trained

@@ -1,48 +1,51 @@
-"""`trl-margins recipes`: the settings that ship with the package; `trl-margins train --recipe NAME` takes one."""
+"""`trl-margins recipes`: lists the settings in the package, for `trl-margins train --recipe NAME`."""
 
 from __future__ import annotations
 
 from argparse import ArgumentParser
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
 
 import yaml
 
+from ..tables import aligned
+
 
 @dataclass(frozen=True)
 class Recipe:
-    """One YAML file of settings, in the words of its keys and of its first line."""
+    """One YAML file of settings, by its keys and its first line."""
 
     name: str  # model/method/variant
     method: str
     model: str
     data: str
     paper: str
-    table: str  # of the paper, or "quick" where the settings are no paper's
+    table: str  # of the paper, or "quick" if the settings are not from a paper
 
 
 def main(argv: Sequence[str]) -> int:
-    """Prints the table, and where the files are."""
+    """Prints the table and the folder of the files."""
     ArgumentParser(prog="trl-margins recipes", description=__doc__).parse_args(argv)
-    print(_table([tuple(field.name for field in fields(Recipe)), *map(astuple, recipes())]))
-    print(f"\nThe files, and configurations of several devices for accelerate, are in {recipe_folder()}")
+    heads = [field.name for field in fields(Recipe)]
+    print("\n".join(aligned(map(astuple, recipes()), [False] * len(heads), heads)))
+    print(f"\nThe files, and accelerate configurations for several devices, are in {recipe_folder()}")
     return 0
 
 
 def recipe_folder() -> Path:
-    """Inside the package where it is installed, beside it in a clone."""
+    """Inside the package if it is installed, next to it in a clone."""
     package = Path(__file__).parents[1]
     inside = package / "recipes"
     return inside if inside.is_dir() else package.parent / "recipes"
 
 
 def recipe_path(name: str) -> Path:
-    """The file of `model/method/variant`; of `model/method` it is the variant "full".
+    """The file of `model/method/variant`; for `model/method` that of the variant "full".
 
     Raises:
-        ValueError: no such recipe, naming those most like it.
+        ValueError: no such recipe; names the closest.
     """
     files = _files()
     whole = name if name.count("/") == 2 else f"{name}/full"
@@ -55,7 +58,7 @@ def recipe_path(name: str) -> Path:
 
 
 def recipes() -> list[Recipe]:
-    """All of them, by name."""
+    """All recipes, sorted by name."""
     return [_read(name, path) for name, path in sorted(_files().items())]
 
 
@@ -69,9 +72,3 @@ def _read(name: str, path: Path) -> Recipe:
     paper, table, _ = text.removeprefix("# ").split(", ", 2)
     written = yaml.safe_load(text)
     return Recipe(name, written["method"], written["model_name_or_path"], written["dataset_name"], paper, table)
-
-
-def _table(rows: Iterable[Sequence[str]]) -> str:
-    rows = list(rows)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)

@@ -1,4 +1,4 @@
-"""`trl-margins report`: pictures of training runs and a page that holds them, from the run folders alone."""
+"""`trl-margins report`: plots of training runs and an HTML page with them, from the run folders alone."""
 
 from __future__ import annotations
 
@@ -6,21 +6,22 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 
-from .setup import check_writable, log_to_console
+from .setup import check_writable
 
 
 def main(argv: Sequence[str]) -> int:
-    """Reads the runs, draws, writes, prints the files."""
-    log_to_console()
+    """Reads the runs, writes the report, prints its files."""
     parser = ArgumentParser(prog="trl-margins report", description=__doc__)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="Output folder of a training; several are compared.")
-    parser.add_argument("--out", type=Path, help="Folder for the report; RUN/report for one run, else ./report.")
-    parser.add_argument("--format", choices=("png", "svg"), default="png", help="Of the pictures.")
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="Output folder of a training run; several are compared."
+    )
+    parser.add_argument("--out", type=Path, help="Folder for the report. Default: RUN/report, ./report for several.")
+    parser.add_argument("--format", choices=("png", "svg"), default="png", help="Format of the plots.")
     args = parser.parse_args(list(argv))
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise SystemExit("trl-margins report draws with matplotlib: pip install 'trl-margins[report]'") from None
+        raise SystemExit("trl-margins report needs matplotlib: pip install 'trl-margins[report]'") from None
     from ..report.page import write_report
     from ..report.run_folder import read_runs
 

@@ -2,64 +2,43 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from ..checks import Number
 from ..data.loading import load_splits, pick_split
-from .options import LENGTH, PROMPT_COLUMN, SCORE_COLUMNS, SYSTEM_COLUMN, OptionsParser, max_length_of
-from .setup import DTYPES, check_writable, load_model, load_tokenizer, log_to_console
-
-logger = logging.getLogger(__name__)
+from .options import DTYPES, LENGTH, OptionsParser, ScoredRowOptions, option
+from .setup import check_writable, load_model, load_tokenizer, max_length_of
 
 
-@dataclass
-class SelectArguments:
-    """Which pairs, at which model, and how the anchor lies."""
+@dataclass(kw_only=True)
+class SelectArguments(ScoredRowOptions):
+    """Pairs, model and anchor."""
 
-    model_name_or_path: str = field(metadata={"help": "Folder, Hub id, or bundled:smollm2-135m-instruct."})
-    dataset_name: str = field(metadata={"help": "A file, a saved data set, a folder of files or a Hub id."})
-    output_dir: str = field(metadata={"help": "Gets stable.jsonl, unstable.jsonl, random.jsonl and all.jsonl."})
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub set."})
-    dataset_split: str | None = field(default=None, metadata={"help": "Split; the only one there is, if not given."})
-    fraction: float = field(default=0.3, metadata={"help": "Share of the pairs in each part."})
-    seed: int = field(default=0, metadata={"help": "Seed of the random part."})
-    radius: float = field(default=0.05, metadata={"help": "ρ: how far the anchor lies from the model."})
-    batch_multiplier: int = field(default=8, metadata={"help": "Mini-batches that share a direction."})
-    batch_size: int = field(default=4, metadata={"help": "Pairs per device and mini-batch."})
-    estimator: str = field(
-        default="difference", metadata={"help": "How gaps are measured: difference, float32, directional or per-pair."}
+    model_name_or_path: str = option("Folder, Hub id, or bundled:smollm2-135m-instruct.")
+    dataset_name: str = option("A file, a saved data set, a folder of files or a Hub id.")
+    output_dir: str = option("Folder for stable.jsonl, unstable.jsonl, random.jsonl and all.jsonl.")
+    dataset_split: str | None = option("Split; by default the only one there is.", None)
+    fraction: float = option("Share of the pairs in each part.", 0.3)
+    seed: int = option("Seed of the random part.", 0)
+    radius: float = option("ρ: distance of the anchor from the model.", 0.05)
+    batch_multiplier: int = option("Mini-batches that share a direction.", 8)
+    batch_size: int = option("Pairs per device and mini-batch.", 4)
+    estimator: str = option("How gaps are measured: difference, float32 or per-pair.", "difference")
+    scope: list[str] | None = option(
+        "Parameters that the anchor moves: lm-head, mlp, or regular expressions over parameter names.", None
     )
-    scope: list[str] | None = field(
-        default=None,
-        metadata={"help": "Parameters that the anchor moves: lm-head, mlp or regular expressions over their names."},
-    )
-    max_length: int | None = field(default=None, metadata={"help": LENGTH})
-    prompt_column: str | None = field(default=None, metadata={"help": PROMPT_COLUMN})
-    system_column: str | None = field(default=None, metadata={"help": SYSTEM_COLUMN})
-    score_columns: list[str] | None = field(default=None, metadata={"help": SCORE_COLUMNS})
-    dtype: str = field(
-        default="float32", metadata={"help": f"Dtype of the weights: {', '.join(DTYPES)}.", "choices": DTYPES}
-    )
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run the model's own code."})
-
-    def __post_init__(self) -> None:
-        Number(above=0, most=1).check("fraction", self.fraction)
-        Number(above=0).check("radius", self.radius)
-        for name in ("batch_multiplier", "batch_size"):
-            Number(least=1, whole=True).check(name, getattr(self, name))
-        Number(least=1, whole=True, optional=True).check("max_length", self.max_length)
+    max_length: int | None = option(LENGTH, None)
+    dtype: str = option(f"Dtype of the weights: {', '.join(DTYPES)}.", "float32", choices=DTYPES)
+    trust_remote_code: bool = option("Run the model's own code.", False)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measures every pair's anchor gap, writes the parts."""
-    log_to_console()
-    (args,) = OptionsParser(SelectArguments, prog="trl-margins select").parse_args_and_config(list(argv))
+    """Measures the anchor gap of every pair, writes the parts."""
+    (args,) = OptionsParser("select", SelectArguments).parse(argv)
     from ..pairs import ROW
     from ..probes.selection import dataset_anchor_gaps, subsets
     from ..trainers.configs import GeometricAnchorPOConfig
@@ -68,7 +47,8 @@ def main(argv: Sequence[str]) -> int:
     out = Path(args.output_dir)
     check_writable(out)
     rows = pick_split(load_splits(args.dataset_name, args.dataset_config), args.dataset_split, args.dataset_name)
-    subsets(np.zeros(len(rows)), args.fraction)  # complains now instead of after the measuring
+    subsets(np.zeros(len(rows)), args.fraction)  # checks the fraction before measuring
+    model, code = args.model_name_or_path, args.trust_remote_code
     with tempfile.TemporaryDirectory() as folder:
         config = GeometricAnchorPOConfig(
             output_dir=folder,
@@ -80,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
             gradient_accumulation_steps=args.batch_multiplier,
             per_device_train_batch_size=args.batch_size,
             train_sampling_strategy="sequential",
-            max_length=max_length_of(args.max_length, args.model_name_or_path),
+            max_length=max_length_of(args.max_length, model),
             prompt_column=args.prompt_column,
             system_column=args.system_column,
             score_columns=args.score_columns,
@@ -88,16 +68,10 @@ def main(argv: Sequence[str]) -> int:
             report_to="none",
         )
         trainer = GeometricAnchorPOTrainer(
-            load_model(
-                args.model_name_or_path,
-                trainable=True,
-                dtype=args.dtype,
-                trust_remote_code=args.trust_remote_code,
-                device_map=None,
-            ),
+            load_model(model, trainable=True, dtype=args.dtype, trust_remote_code=code, device_map=None),
             config,
             train_dataset=rows,
-            processing_class=load_tokenizer(args.model_name_or_path, trust_remote_code=args.trust_remote_code),
+            processing_class=load_tokenizer(model, trust_remote_code=code),
         )
         measured = trainer.train_dataset[ROW][:]  # training drops pairs whose prompts fill max_length
         subsets(np.zeros(len(measured)), args.fraction)

@@ -1,35 +1,22 @@
-"""What every subcommand does first: speak up, choose a precision, find model and tokenizer."""
+"""What subcommands do first: check folders, find and load model and tokenizer."""
 
 from __future__ import annotations
 
 import json
 import logging
 import tempfile
-from argparse import ArgumentParser
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-DTYPES = ("float32", "bfloat16", "float16", "auto")
+logger = logging.getLogger(__name__)
 
-
-def log_to_console() -> None:
-    """Shows this package's info lines; the libraries keep their own level."""
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
-    logging.getLogger("trl_margins").setLevel(logging.INFO)
-
-
-def plain_precision_on_cpu(parser: ArgumentParser) -> None:
-    """TRL trains in bf16 by default, several times slower than fp32 on a CPU; a flag or a YAML key still decides."""
-    import torch
-
-    if not torch.accelerator.is_available():
-        parser.set_defaults(bf16=False)
+MAX_LENGTH = 1024  # of a model that this package did not train
 
 
 def check_writable(folder: str | Path) -> None:
-    """Makes a folder, and sees whether files can be put there: before hours of work.
+    """Creates a folder and checks that files can be written to it, before hours of work.
 
     Raises:
         OSError: they cannot.
@@ -39,16 +26,15 @@ def check_writable(folder: str | Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise OSError(
-            f"{folder} cannot be written to ({error.strerror or error}): name another folder, or make room"
-        ) from error
+        reason = error.strerror or error
+        raise OSError(f"{folder} cannot be written to ({reason}): name another folder, or make room") from error
 
 
 def find_model(name: str) -> str:
-    """The folder or Hub id of a model or an adapter, by its name.
+    """The folder or Hub id of a model or an adapter.
 
     Raises:
-        ValueError: a folder that is not there or holds no model, or an adapter's whose base is not there.
+        ValueError: a folder that does not exist or contains no model, or an adapter whose base model is missing.
     """
     from ..data.bundled import resolve_model
 
@@ -64,49 +50,44 @@ def find_model(name: str) -> str:
     if adapter.is_file():
         base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path")
         try:
-            if base:  # else PEFT says that there is none
+            if base:  # without one, PEFT's own error says so
                 find_model(base)
         except ValueError as error:
             raise ValueError(
-                f"the base of the adapter {name} is missing: {error}. Where it has moved, say so in {adapter}, as "
-                "base_model_name_or_path"
+                f"the base model of the adapter {name} is missing: {error}. If it has moved, set "
+                f"base_model_name_or_path in {adapter}"
             ) from error
     elif not (folder / "config.json").is_file():
         inside = sorted(path.parent.name for path in folder.glob("*/config.json"))
         hint = f", but {', '.join(inside)} in it: name one of these" if inside else ""
-        raise ValueError(f"{name} holds no model (it has neither config.json nor adapter_config.json){hint}")
+        raise ValueError(f"{name} contains no model (neither config.json nor adapter_config.json){hint}")
     return str(folder)
 
 
 @contextmanager
-def _named(what: str, name: str) -> Iterator[None]:
-    """An error in the block names what could not be loaded, and what to do."""
+def _loading(what: str, name: str) -> Iterator[None]:
+    """Errors of the block say what could not be loaded, and the fix."""
     try:
         yield
     except (OSError, ValueError) as error:
-        from huggingface_hub.constants import HF_HUB_OFFLINE
-
-        if HF_HUB_OFFLINE and not Path(name).exists() and isinstance(error, OSError):
-            reason = (
-                "it is no folder and in no cache, and HF_HUB_OFFLINE keeps the Hub from being asked. Unset that, "
-                f"fetch it before (hf download {name}), or give a folder"
-            )
-        else:
-            reason = " ".join(str(error).split())
-        raise ValueError(f"the {what} {name!r} cannot be loaded: {reason}") from error
+        reason = " ".join(str(error).split())
+        missing = isinstance(error, OSError) and not Path(name).exists()
+        fix = f" Give a folder, or download it first: hf download {name}" if missing else ""
+        raise ValueError(f"the {what} {name!r} cannot be loaded: {reason}{fix}") from error
 
 
 def load_model(name: str, trainable: bool = False, **kwargs: Any) -> Any:
-    """The model of a folder, a Hub id or `bundled:NAME`, in the class of its config; an adapter on its base, frozen
-    unless it is to be trained on.
+    """The model of a folder, a Hub id or `bundled:NAME`, in the class that its config names.
+
+    An adapter is loaded on its base model, frozen unless `trainable`.
 
     Raises:
-        ValueError: it is not there, or cannot be loaded.
+        ValueError: it does not exist or cannot be loaded.
     """
     from trl.trainer.utils import create_model_from_path
 
     path = find_model(name)
-    with _named("model", name):
+    with _loading("model", name):
         if (Path(path) / "adapter_config.json").exists():
             from peft import AutoPeftModelForCausalLM
 
@@ -115,13 +96,32 @@ def load_model(name: str, trainable: bool = False, **kwargs: Any) -> Any:
 
 
 def load_tokenizer(name: str, **kwargs: Any) -> Any:
-    """Its tokenizer.
+    """The tokenizer of a model.
 
     Raises:
-        ValueError: it is not there, or cannot be loaded.
+        ValueError: it does not exist or cannot be loaded.
     """
     from transformers import AutoTokenizer
 
     path = find_model(name)
-    with _named("tokenizer", name):
+    with _loading("tokenizer", name):
         return AutoTokenizer.from_pretrained(path, **kwargs)
+
+
+def trained_with(model: str, option: str) -> Any:
+    """An option of the training run whose folder, or whose checkpoint, the model is in; None without one."""
+    from ..report.run_folder import INFO
+
+    folder = Path(model).expanduser()
+    for file in (folder / INFO, folder.parent / INFO):
+        if file.is_file():
+            value = (json.loads(file.read_text()).get("config") or {}).get(option)
+            if value is not None:
+                logger.info("%s=%r, with which the model was trained", option, value)
+            return value
+    return None
+
+
+def max_length_of(given: int | None, model: str | None) -> int:
+    """The `max_length` given, or that of the model's training run."""
+    return given or (model and trained_with(model, "max_length")) or MAX_LENGTH

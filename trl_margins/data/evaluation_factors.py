@@ -1,14 +1,13 @@
-"""Evaluation factors: how alike the two answers of a pair are, from 0 (nothing in common) to 1 (the same).
+"""Evaluation factors: the similarity of the two completions of a pair, from 0 (nothing in common) to 1 (equal).
 
-EF of "Gap-Aware Preference Optimization (GaPO)", Table 1, with y_w the chosen and y_l the rejected answer:
+EF of "Gap-Aware Preference Optimization (GaPO)", Table 1, with y_w the chosen and y_l the rejected completion:
 
     jaccard     |W ∩ L| / |W ∪ L|, the sets of their words
     rouge1, 2   F1 of the words (pairs of neighbouring words) in common, each as often as both have it
     rougeL      F1 of the longest common subsequence of words
     bertscore_* P = mean over tokens of y_l of the largest cosine with a token of y_w; R the other way round; their F1
 
-Words are rouge-score's: lower case, runs of a–z and 0–9. So a text in another script has none, and BERTScore is the
-metric for it.
+Words are rouge-score's: lower case, runs of a–z and 0–9. Text in other scripts has none: use BERTScore for it.
 """
 
 from __future__ import annotations
@@ -22,33 +21,31 @@ from dataclasses import dataclass
 from itertools import pairwise
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, DatasetDict, Features, Value
+from datasets.utils import tqdm
+from rapidfuzz.distance import LCSseq
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+from transformers import AutoConfig
 
 from ..rows import PreferenceRow, RowReader, open_rows
 from ..rows.form import Part, text_of
+from ..rows.scores import refuse_bad_values
 from ..rows.tokens import read_batch
-from .formats import transformed
-
-if TYPE_CHECKING:
-    import numpy as np
-    from datasets import Dataset, DatasetDict
+from .formats import one_split, with_format_of
 
 logger = logging.getLogger(__name__)
 
-METRICS: tuple[str, ...] = (
-    "jaccard",
-    "rouge1",
-    "rouge2",
-    "rougeL",
-    "bertscore_precision",
-    "bertscore_recall",
-    "bertscore_f1",
-)
-BERTSCORE_METRICS = METRICS[4:]  # in the order in which bert-score returns them
+BERTSCORE_METRICS = ("bertscore_precision", "bertscore_recall", "bertscore_f1")  # in bert-score's order
+METRICS: tuple[str, ...] = ("jaccard", "rouge1", "rouge2", "rougeL", *BERTSCORE_METRICS)
 PAIRS_PER_CALL = 1024  # bert-score keeps the embeddings of a call: 4 GB for 2,048 texts of 512 tokens, 1,024 wide
-CACHE_VERSION = 1  # part of the cache's key: raise it whenever a value may change
+CACHE_VERSION = 1  # part of the cache key: raise it whenever a value may change
 
 _SPACED = bytes(c if chr(c) in "abcdefghijklmnopqrstuvwxyz0123456789" else 32 for c in range(256))
+_CUT_WORD = re.compile(r"[A-Za-z0-9]*\Z")
 
 
 def compute(
@@ -63,20 +60,20 @@ def compute(
 ) -> list[float]:
     """EF of each pair, in [0, 1].
 
-    ROUGE is rouge-score's `fmeasure` without a stemmer, to the last bit, with the chosen answer as the target; texts
-    without words have 0. Jaccard: 1 where neither text has a word, 0 where one has none. BERTScore is bert-score's
-    without baseline rescaling; an empty text has 0, and a text longer than the encoder's window counts with what fits.
-    bert-score counts a token whose best cosine is negative as 0 where a batch is padded, so very unlike answers may
-    change in the fourth digit with their batch.
+    ROUGE is rouge-score's `fmeasure` without a stemmer, to the last bit, with the chosen completion as the target;
+    texts without words have 0. Jaccard: 1 if neither text has a word, 0 if one has none. BERTScore is bert-score's
+    without baseline rescaling; an empty text has 0, and a text longer than the encoder's context is truncated.
+    bert-score counts a token whose best cosine is negative as 0 where a batch is padded, so the values of very
+    different completions may change in the fourth digit with their batch.
 
     Args:
-        chosen, rejected: the answers, `[N]` each.
+        chosen, rejected: the completions, `[N]` each.
         metric: one of `METRICS`.
         encoder: for BERTScore, a folder or Hub id of a model that `AutoModel` loads.
-        num_layers: take the token embeddings after this layer; by default bert-score's choice where it knows the
-            encoder by its id, else the last layer.
+        num_layers: use the token embeddings after this layer; by default bert-score's choice if it knows the encoder
+            by its id, else the last layer.
         batch_size: texts per forward pass of the encoder; by default 8 on a CPU, else 64.
-        device: where the encoder runs; CUDA if there is one, else the CPU.
+        device: of the encoder; CUDA if available, else the CPU.
 
     Raises:
         ValueError: an unknown metric, lists of different length, something that is not a string, no encoder.
@@ -84,7 +81,7 @@ def compute(
     """
     _check_metric(metric)
     if len(chosen) != len(rejected):
-        raise ValueError(f"{len(chosen)} chosen and {len(rejected)} rejected answers: every pair needs one of each")
+        raise ValueError(f"{len(chosen)} chosen and {len(rejected)} rejected completions: each pair needs one of each")
     for name, texts in (("chosen", chosen), ("rejected", rejected)):
         for row, text in enumerate(texts):
             if not isinstance(text, str):
@@ -96,24 +93,21 @@ def compute(
 
 
 def completion_texts(row: PreferenceRow, implicit: bool = False) -> tuple[str, str]:
-    """What both completions of a row say, to be compared.
+    """The texts of both completions of a row, for comparison: of messages, only the assistant's.
 
     Args:
-        row: of messages, what the assistant says counts.
-        implicit: the text prompt is what both began with; a word that it cuts in two counts as a whole.
+        row: a pair.
+        implicit: the prompt is what both completions began with; a word that it cuts in two counts as a whole.
     """
-    chosen, rejected = (_said(part) for part in row.completions)
-    # TRL leaves a space that both begin with to the completions: no word is cut there
+    chosen, rejected = (_assistant_text(part) for part in row.completions)
+    # TRL leaves a common space to the completions: then no word is cut
     if implicit and isinstance(row.prompt, str) and chosen != rejected and chosen[:1] != " ":
         cut = _CUT_WORD.search(row.prompt).group()
         chosen, rejected = cut + chosen, cut + rejected
     return chosen, rejected
 
 
-_CUT_WORD = re.compile(r"[A-Za-z0-9]*\Z")
-
-
-def _said(part: Part) -> str:
+def _assistant_text(part: Part) -> str:
     return part if isinstance(part, str) else text_of([m for m in part if m["role"] == "assistant"])
 
 
@@ -132,41 +126,35 @@ def add_evaluation_factor(
 ) -> Dataset | DatasetDict:
     """The data set, or each of its splits, with EF as a float64 column; takes every row form that TRL takes.
 
-    It goes through `Dataset.map`, so the second call with the same arguments reads the cache (a data set that was made
-    in memory has none). For BERTScore one process takes all rows at once, because bert-score encodes a text that
-    stands in several pairs once a call.
+    `Dataset.map` caches the result, so a second call with the same arguments computes nothing (a data set that was
+    made in memory has no cache). For BERTScore one process takes all rows at once, because bert-score encodes a text
+    that occurs in several pairs once per call.
 
     Args:
         metric, encoder, num_layers, batch_size, device: as for `compute`.
         column: name of the new column.
         num_proc: processes, not for BERTScore.
         overwrite: replace a column of that name.
-        reader: how the rows are read; found out, if not given.
+        reader: reads the rows; by default, one for this set.
 
     Raises:
         ValueError: as `compute`, with the row; columns that are missing, or there already.
         TypeError: a streamed data set.
     """
-    from datasets import Dataset, DatasetDict, Features, Value
-
     _check_metric(metric)
     options = {"encoder": encoder, "num_layers": num_layers, "batch_size": batch_size, "device": device}
     if isinstance(dataset, DatasetDict):
         shared = {"num_proc": num_proc, "overwrite": overwrite, **options}
         return DatasetDict({n: add_evaluation_factor(s, metric, column, **shared) for n, s in dataset.items()})
-    if not isinstance(dataset, Dataset):
-        raise TypeError(f"evaluation factors need a data set that is not streamed, got {type(dataset).__name__}")
-    dataset = transformed(dataset)
-    names = dataset.column_names
-    if column in names and not overwrite:
-        raise ValueError(f"the data set has a column {column!r} already: overwrite=True computes it anew")
-    if column in names:
+    dataset = one_split(dataset, "add_evaluation_factor")
+    if column in dataset.column_names:
+        if not overwrite:
+            raise ValueError(f"the data set has a column {column!r} already: overwrite=True computes it anew")
         dataset = dataset.remove_columns(column)
     features = Features({**dataset.features, column: Value("float64")})
     if not len(dataset):  # map() does not look at an empty set
         return Dataset.from_dict({name: [] for name in features}, features=features)
-    reader = reader or open_rows(dataset, "given").reader
-    shown, whole = dataset.format, metric in BERTSCORE_METRICS
+    whole = metric in BERTSCORE_METRICS
     scored = dataset.with_format(None).map(
         _score_rows,
         batched=True,
@@ -174,7 +162,7 @@ def add_evaluation_factor(
         num_proc=None if whole else num_proc,
         with_indices=True,
         fn_kwargs={
-            "reader": reader,
+            "reader": reader or open_rows(dataset, "given").reader,
             "metric": metric,
             "column": column,
             "options": options if whole else {},
@@ -183,54 +171,59 @@ def add_evaluation_factor(
         features=features,
         desc=f"{metric} of chosen and rejected",
     )
-    return scored.with_format(
-        shown["type"], [*shown["columns"], column], shown["output_all_columns"], **shown["format_kwargs"]
-    )
+    return with_format_of(scored, dataset, column)
+
+
+def _score_rows(
+    batch: Mapping[str, list[Any]],
+    numbers: list[int],
+    reader: RowReader,
+    metric: str,
+    column: str,
+    options: dict[str, Any],
+    cache_key: Any,  # only part of the fingerprint
+) -> dict[str, list[float]]:
+    rows = read_batch(reader, batch, numbers)
+    texts = [completion_texts(row, implicit=reader.prompt_column is None) for row in rows]
+    return {column: compute([w for w, _ in texts], [r for _, r in texts], metric, **options)}
+
+
+def _stamp(encoder: str | None) -> list[tuple[str, int, int]] | None:
+    """Changes when another encoder is saved into the same folder."""
+    folder = Path(encoder or "").expanduser()
+    if not encoder or not folder.is_dir():
+        return None
+    return sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in folder.iterdir())
 
 
 @dataclass(frozen=True)
 class EvaluationFactorSummary:
-    """What the evaluation factors of one data set look like."""
+    """Counts over the evaluation factors of one data set."""
 
     n: int
     n_zero: int  # their log is infinite
-    n_one: int  # the same answer twice, as far as the metric sees
-    mean: float  # NaN of no pairs
+    n_one: int  # equal completions, as far as the metric sees
+    mean: float  # NaN without pairs
 
 
 def check_evaluation_factors(values: Any, column: str, split: str) -> EvaluationFactorSummary:
-    """Checks a column of evaluation factors and counts what a trainer should know.
+    """Checks a column of evaluation factors, and counts its zeros and ones.
 
     Args:
         values: numbers in [0, 1], `[N]`: an array, a list or a column of a data set.
-        column, split: where they are from, for the error.
+        column, split: their origin, for the error.
 
     Raises:
-        ValueError: None, NaN, something that is not a number, or outside [0, 1], with its column, first row and fix.
+        ScoreError: None, NaN, something that is not a number, or outside [0, 1], with its column, first row and fix.
     """
-    import numpy as np
-
-    values = values if isinstance(values, np.ndarray) else values[:]  # a column of a data set is lazy
-    try:
-        array = np.asarray(values)
-    except ValueError:  # lists among the numbers
-        array = np.empty(len(values), object)
-    if array.ndim != 1 or array.dtype.kind not in "iuf":
-        array = np.array([v if isinstance(v, Real) and not isinstance(v, bool) else np.nan for v in values], float)
-    bad = ~((array >= 0) & (array <= 1))
-    if bad.any():
-        row, count = int(bad.argmax()), int(bad.sum())
-        value = values[row].item() if isinstance(values[row], np.generic) else values[row]
-        others = f" ({count} such rows in all)" if count > 1 else ""
-        raise ValueError(
-            f"column {column!r}, row {row} of the {split} data set: the evaluation factor {value!r} {_problem(value)}"
-            f"{others}"
-        )
+    values = values.tolist() if isinstance(values, np.ndarray) else values[:]  # a column of a data set is lazy
+    refuse_bad_values(values, _problem, column, split, "evaluation factor")
+    array = np.array(values, float)
     mean = float(array.mean()) if len(array) else float("nan")
     return EvaluationFactorSummary(len(array), int((array == 0).sum()), int((array == 1).sum()), mean)
 
 
-def _problem(value: Any) -> str:
+def _problem(value: Any) -> str | None:
     again = "compute the column with trl-margins score or add_evaluation_factor"
     if value is None:
         return f"is None: drop the row, or {again}"
@@ -238,7 +231,7 @@ def _problem(value: Any) -> str:
         return f"is not a number: {again}"
     if math.isnan(value):
         return f"is NaN: drop the row, or {again}"
-    return f"is outside [0, 1]: divide percentages by 100, or {again}"
+    return None if 0 <= value <= 1 else f"is outside [0, 1]: divide percentages by 100, or {again}"
 
 
 def _check_metric(metric: str) -> None:
@@ -252,7 +245,7 @@ def _words(text: str) -> list[bytes]:
 
 
 def _f1(common: int, n_chosen: int, n_rejected: int) -> float:
-    """In the order of rouge-score's arithmetic, so that the last bit is the same."""
+    """In the order of rouge-score's arithmetic, for the same last bit."""
     precision, recall = common / max(n_rejected, 1), common / max(n_chosen, 1)
     return 2 * precision * recall / (precision + recall) if precision + recall > 0 else 0.0
 
@@ -262,26 +255,19 @@ def _jaccard(chosen: list[bytes], rejected: list[bytes]) -> float:
     return len(words & others) / len(words | others) if words or others else 1.0
 
 
-def _rouge_1(chosen: list[bytes], rejected: list[bytes]) -> float:
+def _rouge_1(chosen: Sequence[Any], rejected: Sequence[Any]) -> float:
     return _f1((Counter(chosen) & Counter(rejected)).total(), len(chosen), len(rejected))
 
 
-def _rouge_2(chosen: list[bytes], rejected: list[bytes]) -> float:
-    bigrams, others = Counter(pairwise(chosen)), Counter(pairwise(rejected))
-    return _f1((bigrams & others).total(), bigrams.total(), others.total())
-
-
 def _rouge_l(chosen: list[bytes], rejected: list[bytes]) -> float:
-    from rapidfuzz.distance import LCSseq
-
-    # it compares the words' 64-bit hashes, which differ wherever the words do, for all that will ever be seen
+    # rapidfuzz compares 64-bit hashes of the words
     return _f1(LCSseq.similarity(chosen, rejected), len(chosen), len(rejected))
 
 
 _LEXICAL: dict[str, Callable[[list[bytes], list[bytes]], float]] = {
     "jaccard": _jaccard,
     "rouge1": _rouge_1,
-    "rouge2": _rouge_2,
+    "rouge2": lambda chosen, rejected: _rouge_1(list(pairwise(chosen)), list(pairwise(rejected))),
     "rougeL": _rouge_l,
 }
 
@@ -295,13 +281,10 @@ def _bertscore(
     batch_size: int | None,
     device: str | None,
 ) -> list[float]:
-    import numpy as np
-    from datasets.utils import tqdm
-
     scorer = _scorer(metric, encoder, num_layers, device)
-    if batch_size is None:  # a CPU gains nothing from a batch, and loses by its padding
+    if batch_size is None:  # on a CPU, larger batches only add padding
         batch_size = 8 if str(scorer.device) == "cpu" else 64
-    # bert-score 0.3.13 gives empty texts 0 too, but by a tokenizer method that transformers 5 no longer has
+    # bert-score 0.3.13 also gives empty texts 0, but with a tokenizer method that transformers 5 has removed
     rows = np.array([i for i, pair in enumerate(zip(chosen, rejected, strict=True)) if all(map(str.strip, pair))], int)
     values = np.zeros(len(chosen))
     with tqdm(total=len(chosen), initial=len(chosen) - len(rows), desc=metric, unit="pair") as bar:
@@ -314,7 +297,7 @@ def _bertscore(
         raise ValueError(f"{metric} of row {int(np.isnan(values).argmax())} is NaN with the encoder {encoder!r}")
     if n_negative := int((values < 0).sum()):
         logger.warning("%s: %d of %d pairs have a negative cosine and count as 0", metric, n_negative, len(values))
-    return np.clip(values, 0.0, 1.0).tolist()  # a cosine of 1 may round to a little more
+    return np.clip(values, 0.0, 1.0).tolist()  # a cosine of 1 may be rounded up
 
 
 def _scorer(metric: str, encoder: str | None, num_layers: int | None, device: str | None) -> Any:
@@ -326,33 +309,28 @@ def _scorer(metric: str, encoder: str | None, num_layers: int | None, device: st
         from bert_score.utils import model2layers
     except ImportError as error:
         raise ImportError(f"{metric} needs bert-score ({error}): pip install 'trl-margins[bertscore]'") from error
-    from transformers import AutoConfig
-
     path = str(Path(encoder).expanduser()) if Path(encoder).expanduser().is_dir() else encoder
-    config = AutoConfig.from_pretrained(path, trust_remote_code=False)  # left open, transformers would ask
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False)  # without it, transformers may prompt
     if "t5" in path and "t5" not in config.model_type:
         raise ValueError(
             f"bert-score loads as a T5 whatever has 't5' in its name, and {path!r} is a {config.model_type}: "
-            "give a folder whose path does not have it, for example a link or a relative path"
+            "use a path without 't5', for example a link or a relative path"
         )
     if num_layers is None:
         num_layers = model2layers.get(path, config.num_hidden_layers)
     scorer = BERTScorer(path, num_layers, device=device)
-    scorer._model.float()  # transformers 5 keeps the dtype of the file; bert-score counts on fp32
-    if scorer._tokenizer.model_max_length > 1 << 30:  # "none": more than the fast tokenizers' integers hold
-        # two fewer than positions, as RoBERTa starts to count at 2
+    scorer._model.float()  # transformers 5 keeps the dtype of the file; bert-score needs fp32
+    if scorer._tokenizer.model_max_length > 1 << 30:  # means no limit, and overflows the fast tokenizers' integers
+        # two fewer than positions, as RoBERTa's start at 2
         scorer._tokenizer.model_max_length = getattr(config, "max_position_embeddings", 514) - 2
     return scorer
 
 
 def _groups(chosen: Sequence[str], rejected: Sequence[str], size: int) -> Iterator[np.ndarray]:
-    """All rows in groups of at most `size`. Rows that share a text stay together, also through other rows, unless they
-    are more than that; so a text is in one group. The longest come first: memory runs out at once or never.
-    """
-    import numpy as np
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
+    """All rows in groups of at most `size`; rows connected by shared texts stay in one group, if they fit.
 
+    So each text is encoded once. The longest come first: memory runs out at once or never.
+    """
     if not len(chosen):
         return
     ids: dict[str, int] = {}
@@ -372,26 +350,3 @@ def _groups(chosen: Sequence[str], rejected: Sequence[str], size: int) -> Iterat
             yield order[start : start + size]
             start += size
     yield order[start:]
-
-
-def _score_rows(
-    batch: Mapping[str, list[Any]],
-    numbers: list[int],
-    reader: RowReader,
-    metric: str,
-    column: str,
-    options: dict[str, Any],
-    cache_key: Any,  # only part of the fingerprint
-) -> dict[str, list[float]]:
-    """What `map` calls on a batch."""
-    rows = read_batch(reader, batch, numbers)
-    texts = [completion_texts(row, implicit=reader.prompt_column is None) for row in rows]
-    return {column: compute([w for w, _ in texts], [r for _, r in texts], metric, **options)}
-
-
-def _stamp(encoder: str | None) -> list[tuple[str, int, int]] | None:
-    """What changes when somebody trains another encoder into the same folder."""
-    folder = Path(encoder or "").expanduser()
-    if not encoder or not folder.is_dir():
-        return None
-    return sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in folder.iterdir())

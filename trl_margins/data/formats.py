@@ -1,29 +1,39 @@
-"""A data set in somebody's format or behind somebody's transform, as plain Python values."""
+"""A data set with a format or a transform, as plain Python values."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-if TYPE_CHECKING:
-    from datasets import Dataset, IterableDataset
+from datasets import Dataset, IterableDataset
 
-    AnyDataset = TypeVar("AnyDataset", Dataset, IterableDataset)
+AnyDataset = TypeVar("AnyDataset", Dataset, IterableDataset)
 
 logger = logging.getLogger(__name__)
 
 
 def as_plain(dataset: AnyDataset) -> AnyDataset:
-    """The same data set without a format; where it has a transform, what that makes of the rows, once and for all.
+    """The same data set without a format; a transform is applied once and for all.
 
     `with_format(None)` alone would give the rows that the transform never saw.
     """
     return transformed(dataset).with_format(None)
 
 
+def one_split(dataset: Any, function: str) -> Dataset:
+    """A data set in memory or on disk, with its transform applied.
+
+    Raises:
+        TypeError: a stream, or several splits.
+    """
+    if not isinstance(dataset, Dataset):
+        raise TypeError(f"{function} takes one split that is not streamed, got {type(dataset).__name__}")
+    return transformed(dataset)
+
+
 def transformed(dataset: AnyDataset) -> AnyDataset:
-    """The same data set; where `set_transform` gave it a transform, what that makes of the rows."""
+    """The same data set, with the rows that its `set_transform` makes, if it has one."""
     given = getattr(dataset, "format", {})  # a stream has none
     if given.get("type") != "custom":
         return dataset
@@ -51,3 +61,11 @@ def _apply(
 ) -> dict[str, Any]:
     made = transform({name: batch[name] for name in columns})
     return {**made, **{name: batch[name] for name in beside}}
+
+
+def with_format_of(dataset: Dataset, other: Dataset, new: str) -> Dataset:
+    """The data set with the format of another one, which also applies to its new column."""
+    shown = other.format
+    return dataset.with_format(
+        shown["type"], [*shown["columns"], new], shown["output_all_columns"], **shown["format_kwargs"]
+    )

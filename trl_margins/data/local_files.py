@@ -1,4 +1,4 @@
-"""Which files on this machine a name means, and how `datasets` is given them without reading more into their names."""
+"""The local files that a name stands for, and names for them in which `datasets` sees no pattern and no URL."""
 
 from __future__ import annotations
 
@@ -12,9 +12,15 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+import datasets
+import yaml
+from datasets.data_files import EmptyDatasetError, get_data_patterns, resolve_pattern, sanitize_patterns
+from datasets.utils.metadata import MetadataConfigs
+from huggingface_hub import DatasetCardData, metadata_load
+
 logger = logging.getLogger(__name__)
 
-# What `datasets` reads each kind with; .gz and .zst go through unchanged
+# The builder of `datasets` for each kind; compressed files are passed on as they are
 BUILDERS = {
     ".jsonl": "json",
     ".json": "json",
@@ -24,12 +30,12 @@ BUILDERS = {
     ".ndjson": "json",
     ".tsv": "csv",
 }
-_PREFERRED = ("parquet", "arrow", "json", "csv")  # by `datasets`, where a folder has as many of one as of another
+_PREFERRED = ("parquet", "arrow", "json", "csv")  # by `datasets`, if a folder has as many of one as of another
 _COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 
 
 def existing(name: str) -> Path | None:
-    """The file or folder of that name, whatever characters it has; None where there is none.
+    """The file or folder of that name, whatever characters it has; None if there is none.
 
     Raises:
         FileNotFoundError: something that looks like a path and is not there.
@@ -45,13 +51,13 @@ def existing(name: str) -> Path | None:
 
 
 def kind_of(file: Path) -> str:
-    """The suffix that says what a file is, which may have one of a compression behind it."""
+    """The suffix that tells the format of a file, without that of a compression."""
     suffixes = [suffix for suffix in map(str.lower, file.suffixes) if suffix not in _COMPRESSED]
     return suffixes[-1] if suffixes else ""
 
 
 def builder_of(file: Path) -> str:
-    """What `datasets` reads a file with.
+    """The builder of `datasets` that reads a file.
 
     Raises:
         ValueError: a file of another kind.
@@ -63,16 +69,14 @@ def builder_of(file: Path) -> str:
 
 
 def files_of(folder: Path, config: str | None) -> dict[str, list[Path]]:
-    """A folder's files by split, found as `datasets` finds them; none where it takes `datasets` itself to read them.
+    """A folder's files by split, found as `datasets` finds them; none if only `datasets` itself can read them.
 
     Raises:
-        ValueError: a README.md that points elsewhere, or leaves open which of several configurations is meant.
+        ValueError: a README.md that points elsewhere, or that leaves open which of several configurations is meant.
         FileNotFoundError: no files.
     """
-    from datasets.data_files import EmptyDatasetError, get_data_patterns, sanitize_patterns
-
     chosen = _configuration(folder, config)
-    base = glob.escape(linked(folder / (chosen.get("data_dir") or "")))
+    base = linked(folder / (chosen.get("data_dir") or ""))
     try:
         patterns = sanitize_patterns(chosen["data_files"]) if "data_files" in chosen else get_data_patterns(base)
     except EmptyDatasetError:
@@ -80,45 +84,39 @@ def files_of(folder: Path, config: str | None) -> dict[str, list[Path]]:
     splits = {
         str(split): [file for each in found for file in _matches(each, base)] for split, found in patterns.items()
     }
-    if all(file.stem == "metadata" for files in splits.values() for file in files):  # of images, or there are none
+    every = [file for files in splits.values() for file in files]
+    if all(file.stem == "metadata" for file in every):  # a folder of images, or no files
         return {}
-    counts = Counter(builder_of(file) for files in splits.values() for file in files)
+    counts = Counter(map(builder_of, every))
     builder = max(_PREFERRED, key=lambda name: counts[name])
-    left_out = [file.name for files in splits.values() for file in files if builder_of(file) != builder]
-    if left_out:
+    if left_out := [file.name for file in every if builder_of(file) != builder]:
         logger.warning(
-            "%s: only its %s files are read, not %s: a data set is of one kind, the one of most files",
-            folder,
-            builder,
-            ", ".join(left_out),
+            f"{folder}: only its {builder} files are read, not {', '.join(left_out)}: a data set has one format, that "
+            "of most files"
         )
-    kept = {split: [file for file in files if builder_of(file) == builder] for split, files in splits.items()}
-    return {split: files for split, files in kept.items() if files}
+    found = {split: [file for file in files if builder_of(file) == builder] for split, files in splits.items()}
+    return {split: files for split, files in found.items() if files}
 
 
 def literal(file: Path) -> str:
-    """A file's name as a pattern that means this file only."""
-    target = file.resolve()  # a link does not change when what it points at does, and `datasets` would read its cache
-    return glob.escape(linked(target if kind_of(target) == kind_of(file) else file))
+    """A name for a file that `datasets` takes for this file only."""
+    target = file.resolve()  # a link stays the same when its target changes, and `datasets` would read its cache
+    return linked(target if kind_of(target) == kind_of(file) else file)
 
 
 def is_plain(path: Path) -> bool:
-    """Whether `datasets` takes the name as it is, in every place."""
+    """Whether `datasets` takes the name as it is: it has no pattern, and no `::`, which joins the parts of a URL."""
     return not re.search(r"[*?\[\]]|::", str(path.absolute()))
 
 
 def linked(path: Path) -> str:
-    """The name, or that of a link to it where `datasets` would read a URL in it: `::` joins the parts of one, and in
-    one, as which it opens a compressed file, brackets hold an address.
-    """
+    """The name; if it is not plain, the name of a link to it."""
     path = path.absolute()
-    if "::" not in str(path) and not (path.suffix.lower() in _COMPRESSED and set(str(path)) & set("[]")):
+    if is_plain(path):
         return str(path)
-    import datasets
-
     stat = path.stat()
     key = hashlib.sha256(repr((str(path), stat.st_mtime_ns, stat.st_size)).encode()).hexdigest()[:16]
-    link = Path(datasets.config.HF_DATASETS_CACHE) / "links" / key / re.sub(r"::|[\[\]]", "_", path.name)
+    link = Path(datasets.config.HF_DATASETS_CACHE) / "links" / key / re.sub(r"::|[*?\[\]]", "_", path.name)
     link.parent.mkdir(parents=True, exist_ok=True)
     with suppress(FileExistsError):  # another process may be making it
         link.symlink_to(path, target_is_directory=path.is_dir())
@@ -126,8 +124,6 @@ def linked(path: Path) -> str:
 
 
 def _matches(pattern: str, base: str) -> list[Path]:
-    from datasets.data_files import resolve_pattern
-
     try:
         found = [Path(file) for file in resolve_pattern(pattern, base)]
     except FileNotFoundError:
@@ -137,14 +133,8 @@ def _matches(pattern: str, base: str) -> list[Path]:
     return [file for file in found if kind_of(file) in BUILDERS]
 
 
-# What a folder says of itself
-
-
 def _configuration(folder: Path, config: str | None) -> Mapping[str, Any]:
-    """What README.md says of the configuration that is meant; nothing where it names none."""
-    from datasets.utils.metadata import MetadataConfigs
-    from huggingface_hub import DatasetCardData
-
+    """The settings of a configuration in README.md; none if it has no configurations."""
     card = _card(folder)
     try:
         configs = MetadataConfigs.from_dataset_card_data(DatasetCardData(**card))
@@ -155,10 +145,10 @@ def _configuration(folder: Path, config: str | None) -> Mapping[str, Any]:
             if _is_elsewhere(entry):
                 raise ValueError(
                     f"{folder}: the configuration {name!r} of its README.md takes files from {entry!r}, outside the "
-                    "folder: only files in it are read, so put them there, or take the entry out"
+                    "folder: only files in it are read, so put them there, or remove the entry"
                 )
     if not configs and config is not None:
-        raise ValueError(f"{folder} has no configuration {config!r}, for its README.md has none: leave it out")
+        raise ValueError(f"{folder} has no configuration {config!r}, since its README.md has none: leave it out")
     if not configs:
         return {}
     chosen = config or configs.get_default_config_name()
@@ -170,9 +160,6 @@ def _configuration(folder: Path, config: str | None) -> Mapping[str, Any]:
 
 
 def _card(folder: Path) -> dict[str, Any]:
-    import yaml
-    from huggingface_hub import metadata_load
-
     card: dict[str, Any] = {}
     for name in ("README.md", ".huggingface.yaml"):
         if not (file := folder / name).is_file():
@@ -186,7 +173,7 @@ def _card(folder: Path) -> dict[str, Any]:
 
 
 def _places(*entries: Any) -> Iterator[str]:
-    """Every path in `data_files` and `data_dir`, which may be lists, and lists of splits with paths."""
+    """Every path in `data_files` and `data_dir`, which may be lists, also of splits with paths."""
     for entry in entries:
         if isinstance(entry, str):
             yield entry

@@ -1,48 +1,44 @@
-"""Images, audio and video that stay as they are stored until somebody needs them."""
+"""Images, audio and video that are not decoded before they are needed."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
-if TYPE_CHECKING:
-    from datasets import Dataset, IterableDataset
+import pyarrow as pa
+from datasets import Dataset, Features
+from datasets.fingerprint import Hasher
 
-    AnyDataset = TypeVar("AnyDataset", Dataset, IterableDataset)
+from .formats import AnyDataset
 
 IMAGES = ("images", "image")  # the columns that TRL gives to a vision-language model
 
 
 def without_decoding(dataset: AnyDataset, keep: Collection[str] = ()) -> AnyDataset:
-    """The same data set, whose rows have an image, a sound or a film as `{"bytes", "path"}`.
+    """The same data set, whose rows have images, audio and video as `{"bytes", "path"}`.
 
-    Reading a row would otherwise open each of its files, or ask the network for it, also where nobody looks at that
-    column. No data is rewritten.
+    Otherwise reading a row would open each of its files, or download it, even if the column is never used. No data is
+    rewritten.
 
     Args:
         keep: columns that are decoded as before.
     """
-    from datasets import Dataset, Features
-    from datasets.fingerprint import Hasher
-
-    if dataset.features is None:  # a stream that does not know its types decodes nothing
+    if dataset.features is None:  # a stream without known types decodes nothing
         return dataset
     stored = {name: kind if name in keep else _stored(kind) for name, kind in dataset.features.items()}
     if stored == dict(dataset.features):
         return dataset
     if not isinstance(dataset, Dataset):
         return dataset.cast(Features(stored))
-    changed = copy.deepcopy(dataset)  # of its description: the table is shared
+    changed = copy.deepcopy(dataset)  # copies the description; the table is shared
     changed.info.features = Features(stored)
-    # else `map` finds what it once made of the decoded set, whose columns decode
+    # otherwise `map` would find the cached result of the decoded set, whose columns decode
     changed._fingerprint = Hasher.hash(("without_decoding", dataset._fingerprint, sorted(keep)))
     return changed
 
 
 def _stored(feature: Any) -> Any:
-    import pyarrow as pa
-
     if isinstance(feature, dict):
         return {name: _stored(part) for name, part in feature.items()}
     if isinstance(feature, list):

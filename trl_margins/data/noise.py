@@ -1,27 +1,25 @@
-"""Label noise: pairs whose answers are swapped on purpose, to see what a trainer makes of them."""
+"""Label noise: pairs whose completions are swapped on purpose, to test a trainer's robustness."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, Value
 
 from ..pairs import IS_FLIPPED
 from ..rows import RowReader
 from ..rows.opened import raw_rows
 from ..rows.scores import find_score_columns
 from .evaluation_factors import BERTSCORE_METRICS
-from .formats import transformed
-
-if TYPE_CHECKING:
-    import numpy as np
-    from datasets import Dataset
+from .formats import one_split, with_format_of
 
 logger = logging.getLogger(__name__)
 
 KINDS = ("random", "length")
-_SIDES = (("chosen", "rejected"), ("Chosen", "Rejected"))
 
 
 def flip_labels(
@@ -36,41 +34,35 @@ def flip_labels(
 ) -> Dataset:
     """The data set with round(rate · n) of its n pairs flipped, and a bool column `is_flipped`.
 
-    `random` flips any pairs. `length` flips only pairs whose chosen answer is the longer one, which teaches that
-    shorter is better: the structured noise of GAPO (arXiv 2602.04909), section 6.2. Either draws uniformly; with the
-    same seed, a higher rate flips the same pairs and more.
+    `random` flips any pairs. `length` flips only pairs whose chosen completion is longer, which teaches that shorter
+    is better: the structured noise of GAPO (arXiv 2602.04909), section 6.2. Both draw uniformly; with the same seed, a
+    higher rate flips the same pairs and more.
 
-    A flip is an annotator's mistake: the answers swap, and so does all that belongs to an answer, that is, every two
-    columns whose names differ only by chosen/rejected, as `chosen_model` and `rejected_model`. So do BERTScore's
-    precision and recall of a pair, which are each other with the answers swapped; they are known by their metrics'
-    names, so under another name they have to be added after the noise. A `messages` column goes on being the chosen
-    answer where it was.
+    A flip is an annotator's mistake: the completions swap, and so do all columns that belong to them, that is, every
+    two whose names differ only by chosen/rejected, such as `chosen_model` and `rejected_model`. So do BERTScore's
+    precision and recall, each of which becomes the other; they are recognized by their metrics' names, so under
+    another name they have to be added after the noise. A `messages` column with the chosen completion follows it.
 
-    The scores stay on their side, for they are what the mistaken annotator says: score_chosen ≥ score_rejected goes on
-    holding, as it does in data with such mistakes, and |score_chosen − score_rejected| is still that of the pair, so a
-    weight made of it gives the wrong label what it gave the right one. Scores are only the columns that a trainer
-    would read; others of the kind swap.
+    The scores stay on their side, since they are what the mistaken annotator says: score_chosen ≥ score_rejected still
+    holds, as in data with such mistakes, and so does |score_chosen − score_rejected|, so a weight made of it gives the
+    wrong label what it gave the right one. Only the columns that a trainer would read are scores; others like them
+    swap.
 
     Args:
         dataset: pairs in any form that TRL takes.
         rate: share of all pairs to flip, in [0, 1).
-        kind: `random` or `length`. Length is that of the answer's text, in characters, without the prompt.
+        kind: `random` or `length`. Length is that of the completion's text, in characters, without the prompt.
         seed: of the draw.
-        score_columns: where the scores are, as for the trainers; by default known names are looked for.
-        prompt_column, system_column: where prompt and system message are, as for the trainers.
+        score_columns: the score columns, as for the trainers; by default, known names are looked for.
+        prompt_column, system_column: the columns of prompt and system message, as for the trainers.
 
     Raises:
         ValueError: an unknown kind, a rate outside [0, 1), fewer pairs to draw from than the rate asks for, columns
-            that are missing, flipped already or cannot be swapped, and with `length` a row without answers.
-        TypeError: not one data set in memory or on disk: a stream, or several splits.
+            that are missing, flipped already or cannot be swapped, and with `length` a row without completions.
+        TypeError: a stream, or several splits.
     """
-    import numpy as np
-    from datasets import Dataset, Value
-
     _check(rate, kind)
-    if not isinstance(dataset, Dataset):
-        raise TypeError(f"flip_labels takes one split that is not streamed, got {type(dataset).__name__}")
-    dataset = transformed(dataset)
+    dataset = one_split(dataset, "flip_labels")
     names = dataset.column_names
     if missing := {"chosen", "rejected"} - set(names):
         raise ValueError(f"the data set has no column {' and no column '.join(sorted(missing))}, only {names}")
@@ -81,16 +73,16 @@ def flip_labels(
     for one, other in pairs:
         if dataset.features[one] != dataset.features[other]:
             raise ValueError(
-                f"columns {one!r} and {other!r} cannot swap, for they are of the types {dataset.features[one]} and "
+                f"columns {one!r} and {other!r} cannot swap, since their types are {dataset.features[one]} and "
                 f"{dataset.features[other]}: give one of them the other's, with dataset.cast_column"
             )
-    shown, rows = dataset.format, dataset.with_format(None)
+    rows = dataset.with_format(None)
     candidates = _longer_chosen(rows, prompt_column, system_column) if kind == "length" else np.arange(len(rows))
     n_flips = round(rate * len(rows))
     if n_flips > len(candidates):
         raise ValueError(
             f"{kind}:{rate:g} flips {n_flips} of {len(rows)} pairs, but only {len(candidates)} have a longer chosen "
-            f"answer: the rate can be {len(candidates) / len(rows):.6g} at most"
+            f"completion: the rate can be {len(candidates) / len(rows):.6g} at most"
         )
     flipped = np.zeros(len(rows), bool)
     flipped[np.random.default_rng(seed).permutation(candidates)[:n_flips]] = True
@@ -105,17 +97,9 @@ def flip_labels(
         features=dataset.features,
         desc="Flipping labels",
     ).add_column(IS_FLIPPED, flipped, feature=Value("bool"))
-    logger.info(
-        "flipped %d of %d pairs (%s): %s swapped, %s stayed",
-        n_flips,
-        len(rows),
-        kind,
-        ", ".join("/".join(pair) for pair in pairs),
-        "/".join(scores.names) if scores else "no scores, so nothing",
-    )
-    return noisy.with_format(
-        shown["type"], [*shown["columns"], IS_FLIPPED], shown["output_all_columns"], **shown["format_kwargs"]
-    )
+    swapped, stayed = ", ".join("/".join(pair) for pair in pairs), "/".join(scores.names) if scores else "nothing"
+    logger.info(f"flipped {n_flips} of {len(rows)} pairs ({kind}): {swapped} swapped, {stayed} stayed")
+    return with_format_of(noisy, dataset, IS_FLIPPED)
 
 
 def parse_noise(text: str) -> tuple[str, float]:
@@ -143,13 +127,12 @@ def _check(rate: float, kind: str) -> None:
 
 def _pairs(names: Sequence[str], scores: Sequence[str]) -> list[tuple[str, str]]:
     """Columns that swap under a flip."""
-    pairs = []
-    for name in names:
-        other = name
-        for chosen, rejected in _SIDES:
-            other = other.replace(chosen, rejected)
-        if other != name and other in names and not {name, other} & set(scores):
-            pairs.append((name, other))
+    others = {name: name.replace("chosen", "rejected").replace("Chosen", "Rejected") for name in names}
+    pairs = [
+        (name, other)
+        for name, other in others.items()
+        if other != name and other in names and not {name, other} & set(scores)
+    ]
     precision, recall = BERTSCORE_METRICS[:2]
     for name in names:
         other = name.replace(precision, recall) if precision in name else name.replace(recall, precision)
@@ -160,26 +143,21 @@ def _pairs(names: Sequence[str], scores: Sequence[str]) -> list[tuple[str, str]]
             )
         if precision in name:
             pairs.append((name, other))
-    sided = {name for name in names if any(side in name for sides in _SIDES for side in sides)}
+    sided = {name for name in names if "chosen" in name.lower() or "rejected" in name.lower()}
     if alone := sorted(sided.difference(scores, *pairs)):
-        logger.warning("%s: no column of the other side to swap with, so flipped pairs keep what is there", alone)
+        logger.warning("%s: no column of the other side to swap with, so flipped pairs keep their values", alone)
     return pairs
 
 
 def _longer_chosen(rows: Dataset, prompt_column: str | None, system_column: str | None) -> np.ndarray:
     """Rows whose chosen completion has more characters than the rejected one."""
-    import numpy as np
-
     reader = RowReader.of(rows.column_names, "given", prompt_column, system_column)
-    longer = np.zeros(len(rows), bool)
-    for i, raw in enumerate(raw_rows(rows, reader.needed, reader.split)):
-        chosen, rejected = reader(raw, i).texts[1]
-        longer[i] = len(chosen) > len(rejected)
-    return np.flatnonzero(longer)
+    texts = (reader(raw, i).texts[1] for i, raw in enumerate(raw_rows(rows, reader.needed, reader.split)))
+    return np.flatnonzero([len(chosen) > len(rejected) for chosen, rejected in texts])
 
 
 def _swap(*values_and_rows: list[Any], columns: list[str], copies: list[str], flipped: np.ndarray) -> dict[str, Any]:
-    """What `map` calls on a batch; `columns` come two by two, the rows' numbers last."""
+    """A function for `Dataset.map`; `columns` has the pairs one after the other, and the row numbers come last."""
     *values, rows = values_and_rows
     batch = {name: list(column) for name, column in zip([*columns, *copies], values, strict=True)}
     for i, row in enumerate(rows):

@@ -1,4 +1,4 @@
-"""The four generalization scenarios of AMaPO: prompts and answering models that training saw, or did not."""
+"""The four generalization scenarios of AMaPO: prompts and completing models that training has seen, or not."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from hashlib import blake2b
 from numbers import Real
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+from datasets import Dataset, DatasetDict, Features, List, Value
 
 from ..rows.scores import problem_of
-from .formats import transformed
-
-if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict
+from .formats import one_split
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +21,7 @@ SPLITS = ("id", "prompt_ood", "response_ood", "mutual_ood")
 PAIR_MODELS = ("chosen_model", "rejected_model")
 LISTWISE = ("prompt", "responses", "scores", "models")
 
-# (unseen prompt, unseen models) → where it goes
+# (unseen prompt, unseen models) → split
 _SCENARIOS = {
     (False, False): "train",
     (True, False): "prompt_ood",
@@ -31,7 +30,7 @@ _SCENARIOS = {
 }
 _REMEDIES = {
     "train": "lower unseen_prompts, unseen_models or held_out",
-    "id": "raise held_out, or lower unseen_models so that prompts have more answers by seen models",
+    "id": "raise held_out, or lower unseen_models so that prompts have more completions by seen models",
     "prompt_ood": "raise unseen_prompts, or lower unseen_models",
     "response_ood": "raise unseen_models, or lower unseen_prompts",
     "mutual_ood": "raise unseen_prompts or unseen_models",
@@ -46,42 +45,42 @@ def generalization_splits(
     seed: int = 0,
     columns: Sequence[str] | None = None,
 ) -> DatasetDict:
-    """`train`, and the four splits of AMaPO (arXiv 2511.09385, appendix D.1) that tell under- from overfitting:
+    """`train`, and the four splits of AMaPO (arXiv 2511.09385, appendix D.1) that tell underfitting from overfitting:
 
-    ================ ================ ==============
-    split            prompts          answers by
-    ================ ================ ==============
-    ``id``           of training      seen models
-    ``prompt_ood``   not of training  seen models
-    ``response_ood`` of training      unseen models
-    ``mutual_ood``   not of training  unseen models
-    ================ ================ ==============
+    ================ =============== ==============
+    split            prompts         completions by
+    ================ =============== ==============
+    ``id``           of training     seen models
+    ``prompt_ood``   not of training seen models
+    ``response_ood`` of training     unseen models
+    ``mutual_ood``   not of training unseen models
+    ================ =============== ==============
 
-    A prompt of training is one that has a pair in `train`: `id` never takes a prompt's last pair, and `response_ood`
-    leaves out prompts without one. Two forms of rows are taken, told apart by their columns:
+    A prompt of training has a pair in `train`: `id` never takes a prompt's last pair, and `response_ood` leaves out
+    prompts without one. The rows are pairs or lists, recognized by their columns:
 
-    *Pairs* with `prompt`, `chosen`, `rejected` and the model behind each answer. A pair belongs to the seen models if
-    both of its models are seen, to the unseen ones if neither is; mixed pairs are dropped. `id` is a random share of
-    the pairs on seen prompts by seen models; other pairs of its prompts stay in `train`, and may share an answer with
-    it. A pair that stands in the set twice, also the other way round, counts once and goes as one. Rows keep all their
-    columns.
+    *Pairs* with `prompt`, `chosen`, `rejected` and the model behind each completion. A pair belongs to the seen models
+    if both of its models are seen, to the unseen ones if neither is; mixed pairs are dropped. `id` is a random share
+    of the pairs on seen prompts by seen models; other pairs of its prompts stay in `train`, and may share a completion
+    with it. A pair that occurs twice, also with its sides swapped, counts once and is never divided. Rows keep all
+    their columns.
 
-    *Lists* with `prompt`, `responses`, `scores` and `models`, for example one row a prompt. Every split but `train`
-    has the best against the worst answer to each of its prompts, by the models of its scenario; so has `train`, but
-    for the prompts of `id`: there it has the second best against the second worst. So the prompts of `id` have been
-    trained on and its answers have not; it draws among the prompts for which that is possible. Prompts with fewer than
-    two answers in a scenario, or whose best and worst are tied, are left out of it. Rows with equal prompts count as
-    one. The result has `prompt`, `chosen`, `rejected`, `score_chosen`, `score_rejected`, `chosen_model` and
-    `rejected_model`; where the prompt is a list of messages, an answer that is a string becomes the assistant's.
+    *Lists* with `prompt`, `responses`, `scores` and `models`, for example one row per prompt. Each split but `train`
+    pairs the best with the worst completion of each prompt, among the models of its scenario. So does `train`, but for
+    the prompts of `id`, of which it has the second best and the second worst: these prompts have been trained on, and
+    the completions in `id` have not. `id` draws among the prompts for which that is possible. A scenario leaves out
+    prompts with fewer than two completions, or whose best and worst are tied. Rows with equal prompts count as one.
+    The result has `prompt`, `chosen`, `rejected`, `score_chosen`, `score_rejected`, `chosen_model` and
+    `rejected_model`; if the prompt is a list of messages, a response in text becomes the assistant's message.
 
-    Who is unseen and what is held out depends on the seed and on the contents, not on the order of the rows, and
-    larger shares hold what smaller ones did.
+    Which prompts, models and pairs are drawn depends on the seed and on the contents, not on the order of the rows,
+    and a larger share includes the smaller one.
 
     Args:
         dataset: pairs or lists.
         unseen_prompts: share of the prompts, in (0, 1).
         unseen_models: share of the models, in (0, 1), or their names.
-        held_out: share of the pairs on seen prompts by seen models (of lists: one pair a prompt) that `id` gets, in
+        held_out: share of the pairs on seen prompts by seen models (of lists: one pair per prompt) that `id` gets, in
             (0, 1).
         seed: of all draws.
         columns: the two columns of pairs that hold the models, if not `chosen_model` and `rejected_model`.
@@ -89,13 +88,9 @@ def generalization_splits(
     Raises:
         ValueError: a share outside (0, 1), unknown models, columns or values that are missing or bad, more held out
             than training prompts can spare, or an empty split, with what to change.
-        TypeError: not one data set in memory or on disk: a stream, or several splits.
+        TypeError: a stream, or several splits.
     """
-    from datasets import Dataset, DatasetDict
-
-    if not isinstance(dataset, Dataset):
-        raise TypeError(f"generalization_splits takes one split that is not streamed, got {type(dataset).__name__}")
-    dataset = transformed(dataset)
+    dataset = one_split(dataset, "generalization_splits")
     draw = _Draw(unseen_prompts, unseen_models, held_out, int(seed))
     names, rows = dataset.column_names, dataset.with_format(None)
     if columns is not None and len(columns) != 2:
@@ -121,12 +116,12 @@ def generalization_splits(
 
 
 class _Draw:
-    """What is unseen or held out: the first ones in an order by hash, which depends on nothing but item and seed."""
+    """Draws what is unseen or held out: the first items in an order by hash, which depends only on item and seed."""
 
     def __init__(
         self, unseen_prompts: float, unseen_models: float | Collection[str], held_out: float, seed: int
     ) -> None:
-        shares = {"unseen_prompts": unseen_prompts, "held_out": held_out}
+        shares: dict[str, Any] = {"unseen_prompts": unseen_prompts, "held_out": held_out}
         if isinstance(unseen_models, (Real, str)) or not isinstance(unseen_models, Collection):
             shares["unseen_models"] = unseen_models
         for name, share in shares.items():
@@ -136,13 +131,15 @@ class _Draw:
         self._unseen_prompts, self._unseen_models = unseen_prompts, unseen_models
         self._held_out, self._seed = held_out, seed
 
-    def prompts(self, keys: Iterable[str]) -> set[str]:
-        """The unseen ones."""
+    def order(self, items: Iterable[str], what: str) -> list[str]:
+        """The distinct items, shuffled."""
+        return sorted(set(items), key=lambda item: _digest(self._seed, what, item))
+
+    def unseen_prompts(self, keys: Iterable[str]) -> set[str]:
         keys = self.order(keys, "prompts")
         return set(keys[: round(self._unseen_prompts * len(keys))])
 
-    def models(self, names: Iterable[str]) -> set[str]:
-        """The unseen ones."""
+    def unseen_models(self, names: Iterable[str]) -> set[str]:
         names = self.order(names, "models")
         if isinstance(self._unseen_models, Real):
             unseen = set(names[: round(self._unseen_models * len(names))])
@@ -161,13 +158,9 @@ class _Draw:
             raise ValueError(
                 f"held_out={self._held_out:g} of {n} pairs on seen prompts by seen models is {wanted}, but only "
                 f"{len(spare)} can go without their prompt leaving the training set: {most}lower unseen_models, so "
-                "that prompts have more pairs or answers by seen models"
+                "that prompts have more pairs or completions by seen models"
             )
         return list(spare[:wanted])
-
-    def order(self, items: Iterable[str], what: str) -> list[str]:
-        """The distinct items, shuffled."""
-        return sorted(set(items), key=lambda item: _digest(self._seed, what, item))
 
 
 def _digest(*values: Any) -> str:
@@ -176,7 +169,7 @@ def _digest(*values: Any) -> str:
 
 def _prompt_key(prompt: Any, row: int) -> str:
     if not prompt:
-        raise ValueError(f"column 'prompt', row {row}: the prompt {prompt!r} is none: drop the row")
+        raise ValueError(f"column 'prompt', row {row}: the prompt is {prompt!r}: drop the row")
     return _digest(prompt)
 
 
@@ -190,21 +183,18 @@ def _split_pairs(rows: Dataset, columns: Sequence[str], draw: _Draw) -> dict[str
     """Row numbers of each split."""
     prompts: list[str] = []
     pairs: list[str] = []
-    models: list[tuple[str, ...]] = []
+    models: list[set[str]] = []
     for i, row in enumerate(rows.select_columns(["prompt", "chosen", "rejected", *columns])):
         prompts.append(_prompt_key(row["prompt"], i))
         pairs.append(_digest(row["prompt"], sorted(map(_digest, (row["chosen"], row["rejected"])))))
-        models.append(tuple(_check_model(row[name], name, i) for name in columns))
-    unseen_prompts = draw.prompts(prompts)
-    unseen_models = draw.models(name for both in models for name in both)
+        models.append({_check_model(row[name], name, i) for name in columns})
+    unseen_prompts = draw.unseen_prompts(prompts)
+    unseen_models = draw.unseen_models(name for both in models for name in both)
     splits: dict[str, list[int]] = {name: [] for name in ("train", *SPLITS)}
-    n_mixed = 0
     for i, (prompt, both) in enumerate(zip(prompts, models, strict=True)):
-        unseen = {name in unseen_models for name in both}
-        if len(unseen) == 2:
-            n_mixed += 1
-        else:
-            splits[_SCENARIOS[prompt in unseen_prompts, unseen.pop()]].append(i)
+        if both <= unseen_models or not both & unseen_models:
+            splits[_SCENARIOS[prompt in unseen_prompts, both <= unseen_models]].append(i)
+    n_mixed = len(rows) - sum(map(len, splits.values()))
     logger.info("dropped %d of %d pairs, of a seen and an unseen model", n_mixed, len(rows))
 
     prompt_of = {pairs[i]: prompts[i] for i in splits["train"]}
@@ -217,45 +207,44 @@ def _split_pairs(rows: Dataset, columns: Sequence[str], draw: _Draw) -> dict[str
     held_out = set(draw.held_out(len(prompt_of), spare))
     splits["id"] = [i for i in splits["train"] if pairs[i] in held_out]
     splits["train"] = [i for i in splits["train"] if pairs[i] not in held_out]
-    kept = [i for i in splits["response_ood"] if prompts[i] in trained]
-    if lost := len(splits["response_ood"]) - len(kept):
+    known = [i for i in splits["response_ood"] if prompts[i] in trained]
+    if lost := len(splits["response_ood"]) - len(known):
         logger.info("dropped %d pairs of response_ood, whose prompts have no training pair", lost)
-    splits["response_ood"] = kept
-    return splits
+    return splits | {"response_ood": known}
 
 
-class _Answer(NamedTuple):
+class _Response(NamedTuple):
     score: float
     model: str
-    key: str  # of the response; also breaks ties, so that the order of the rows does not
-    response: Any
+    key: str  # digest of the value; breaks ties independently of the order of the rows
+    value: Any
 
 
 def _split_lists(rows: Dataset, draw: _Draw) -> dict[str, Dataset]:
     prompts: dict[str, Any] = {}
-    answers: defaultdict[str, list[_Answer]] = defaultdict(list)
+    responses: defaultdict[str, list[_Response]] = defaultdict(list)
     for i, row in enumerate(rows.select_columns(list(LISTWISE))):
         key = _prompt_key(row["prompt"], i)
         prompts[key] = row["prompt"]
-        answers[key] += _answers(row, i)
+        responses[key] += _responses(row, i)
     if merged := len(rows) - len(prompts):
         logger.info("%d of %d rows have the prompt of another one and were merged", merged, len(rows))
-    unseen_prompts = draw.prompts(prompts)
-    unseen_models = draw.models(answer.model for some in answers.values() for answer in some)
-    splits: dict[str, dict[str, list[_Answer]]] = {name: {} for name in ("train", *SPLITS)}
+    unseen_prompts = draw.unseen_prompts(prompts)
+    unseen_models = draw.unseen_models(each.model for some in responses.values() for each in some)
+    splits: dict[str, dict[str, list[_Response]]] = {name: {} for name in ("train", *SPLITS)}
     few: Counter[str] = Counter()
     ties: Counter[str] = Counter()
-    for key, some in answers.items():
+    for key, some in responses.items():
         for unseen in (False, True):
             name = _SCENARIOS[key in unseen_prompts, unseen]
-            ranked = sorted(answer for answer in some if (answer.model in unseen_models) is unseen)
+            ranked = sorted(each for each in some if (each.model in unseen_models) is unseen)
             if len(ranked) < 2:
                 few[name] += 1
             elif ranked[0].score == ranked[-1].score:
                 ties[name] += 1
             else:
                 splits[name][key] = ranked
-    for counts, why in ((few, "with fewer than two answers"), (ties, "whose best and worst answers are tied")):
+    for counts, why in ((few, "with fewer than two completions"), (ties, "whose best and worst completions are tied")):
         if counts:
             logger.info("left out prompts %s: %s", why, ", ".join(f"{name} {n}" for name, n in counts.items()))
 
@@ -264,53 +253,46 @@ def _split_lists(rows: Dataset, draw: _Draw) -> dict[str, Dataset]:
     for key in draw.held_out(len(train), spare):
         splits["id"][key] = train[key]
         train[key] = train[key][1:-1]
-    trained = {key: ranked for key, ranked in splits["response_ood"].items() if key in train}
-    if lost := len(splits["response_ood"]) - len(trained):
+    known = {key: ranked for key, ranked in splits["response_ood"].items() if key in train}
+    if lost := len(splits["response_ood"]) - len(known):
         logger.info("left out %d prompts of response_ood that have no training pair", lost)
-    splits["response_ood"] = trained
-    return {name: _best_and_worst(ranked, prompts, rows) for name, ranked in splits.items()}
+    splits["response_ood"] = known
+    return {name: _best_and_worst(ranked, prompts, rows.features) for name, ranked in splits.items()}
 
 
-def _answers(row: Mapping[str, Any], i: int) -> list[_Answer]:
+def _responses(row: Mapping[str, Any], i: int) -> list[_Response]:
     sizes = {name: len(row[name] or ()) for name in LISTWISE[1:]}
     if len(set(sizes.values())) > 1:
         raise ValueError(f"row {i}: {sizes} differ, and every response has one score and one model")
     found = []
-    for response, score, model in zip(*(row[name] or () for name in LISTWISE[1:]), strict=True):
+    for value, score, model in zip(*(row[name] or () for name in LISTWISE[1:]), strict=True):
         if problem := problem_of(score):
             raise ValueError(f"column 'scores', row {i}: the score {score!r} {problem}")
-        found.append(_Answer(float(score), _check_model(model, "models", i), _digest(response), response))
+        found.append(_Response(float(score), _check_model(model, "models", i), _digest(value), value))
     return found
 
 
-def _has_two_pairs(ranked: Sequence[_Answer]) -> bool:
-    """Whether the second best and the second worst answer make a pair that shares no text with the first."""
+def _has_two_pairs(ranked: Sequence[_Response]) -> bool:
+    """Whether the second best and the second worst make a pair that shares no text with the best and the worst."""
     if len(ranked) < 4 or ranked[1].score == ranked[-2].score:
         return False
     return not {ranked[0].key, ranked[-1].key} & {ranked[1].key, ranked[-2].key}
 
 
-def _best_and_worst(ranked: Mapping[str, Sequence[_Answer]], prompts: Mapping[str, Any], rows: Dataset) -> Dataset:
-    from datasets import Dataset, Features, List, Value
-
-    prompt, response = rows.features["prompt"], rows.features["responses"].feature
+def _best_and_worst(
+    ranked: Mapping[str, Sequence[_Response]], prompts: Mapping[str, Any], given: Mapping[str, Any]
+) -> Dataset:
+    prompt, response = given["prompt"], given["responses"].feature
     as_message = not isinstance(prompt, Value) and isinstance(response, Value)
-
-    def answers(side: Iterable[_Answer]) -> list[Any]:
-        return [[{"role": "assistant", "content": a.response}] if as_message else a.response for a in side]
-
     if as_message:
         response = List({"role": Value("string"), "content": response})
     number, name = Value("float64"), Value("string")
-    best, worst = [some[-1] for some in ranked.values()], [some[0] for some in ranked.values()]
-    columns = {
-        "prompt": (prompt, [prompts[key] for key in ranked]),
-        "chosen": (response, answers(best)),
-        "rejected": (response, answers(worst)),
-        "score_chosen": (number, [answer.score for answer in best]),
-        "score_rejected": (number, [answer.score for answer in worst]),
-        PAIR_MODELS[0]: (name, [answer.model for answer in best]),
-        PAIR_MODELS[1]: (name, [answer.model for answer in worst]),
-    }
-    features = Features({column: feature for column, (feature, _) in columns.items()})
-    return Dataset.from_dict({column: values for column, (_, values) in columns.items()}, features=features)
+    columns = {"prompt": [prompts[key] for key in ranked]}
+    features = Features({"prompt": prompt, "chosen": response, "rejected": response})
+    features |= {"score_chosen": number, "score_rejected": number, **dict.fromkeys(PAIR_MODELS, name)}
+    for side, place, model in (("chosen", -1, PAIR_MODELS[0]), ("rejected", 0, PAIR_MODELS[1])):
+        some = [each[place] for each in ranked.values()]
+        columns[side] = [[{"role": "assistant", "content": r.value}] if as_message else r.value for r in some]
+        columns[f"score_{side}"] = [each.score for each in some]
+        columns[model] = [each.model for each in some]
+    return Dataset.from_dict({name: columns[name] for name in features}, features=features)

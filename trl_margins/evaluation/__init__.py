@@ -1,1 +1,1 @@
-"""How well rewards rank answers."""
+"""How well rewards rank completions."""

@@ -1,4 +1,4 @@
-"""Bootstrap intervals of many numbers at once."""
+"""Bootstrap intervals of several metrics at once."""
 
 from __future__ import annotations
 
@@ -18,17 +18,16 @@ def bootstrap_intervals(
 ) -> dict[str, tuple[float, float] | None]:
     """95 % percentile intervals; whole clusters are drawn, with replacement.
 
-    Pairs of one prompt are alike, so that drawing them one by one would make intervals too narrow.
+    Pairs of one prompt are correlated, so drawing them one by one would make intervals too narrow.
 
     Args:
-        numbers: from row numbers [n] (some more than once) to named numbers; None where one is undefined.
-        clusters: [M] which cluster each row belongs to: its prompt.
-        n_resamples: how many are drawn.
+        numbers: from row numbers [n] (possibly repeated) to metrics by name; None where one is undefined.
+        clusters: [M] the cluster of each row: its prompt.
+        n_resamples: how many samples are drawn.
         seed: of the draws.
 
     Returns:
-        (low, high) by name; None where there is but one cluster, or where the resamples leave a number undefined too
-        often.
+        (low, high) by name; None if there is only one cluster, or if a metric is undefined in too many resamples.
     """
     rows_of: dict[Hashable, list[int]] = {}
     for row, cluster in enumerate(clusters):
@@ -47,7 +46,7 @@ def bootstrap_intervals(
 
 
 def percentile_interval(drawn: ArrayLike) -> tuple[float, float] | None:
-    """What holds the middle 95 % of resampled values; None where more than 5 % of them are undefined (NaN)."""
+    """The middle 95 % of resampled values; None if more than 5 % of them are undefined (NaN)."""
     if np.isnan(drawn).mean() > 0.05:
         return None
     low, high = np.nanquantile(drawn, (0.025, 0.975))

@@ -1,4 +1,4 @@
-"""How a model ranks the k answers to one prompt."""
+"""How a model ranks the k completions of one prompt."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ NDCG_AT = (1, 3)
 
 
 def listwise_metrics(rewards: ArrayLike, scores: ArrayLike, zero: float = 0.0) -> dict[str, float | None]:
-    """Of the k answers to one prompt.
+    """Of the k completions of one prompt.
 
-    ============  ======================================================================================
+    ============= ======================================================================================
     spearman      Spearman's ρ of rewards and scores, ties at their mean rank
     kendall       Kendall's τ-b
-    ndcg@1, 3, k  Σ score / log2(1 + rank) over the first answers by reward, over the best possible sum;
-                  tied rewards share their ranks
-    regret        best score − score of the answer with the highest reward: what best-of-n loses
+    ndcg@1, 3, k  Σ score / log2(1 + rank) over the first completions by reward, divided by the best
+                  possible sum; tied rewards share their ranks
+    regret        best score − score of the completion with the highest reward: what best-of-n loses
     regret_random best score − mean score: what a random pick loses
-    ============  ======================================================================================
+    ============= ======================================================================================
 
     Args:
-        rewards: [k] the model's.
-        scores: [k] the annotators'.
-        zero: the score that gains nothing; none may be below it.
+        rewards: [k] from the model.
+        scores: [k] from the annotators.
+        zero: the score with zero gain; none may be below it.
 
     Returns:
-        By name; None where a number is undefined: correlations of fewer than two answers or of a constant side, NDCG
-        where all scores are the same.
+        By name; None where a metric is undefined: correlations of fewer than two completions or of a constant side,
+        NDCG where all scores are the same.
     """
     rewards, scores = np.asarray(rewards, float), np.asarray(scores, float)
     ranked = len(scores) > 1 and np.ptp(scores) > 0
@@ -66,11 +66,11 @@ def listwise_report(
 
     Returns:
         The means of `listwise_metrics` over the prompts where each is defined, `intervals` (95 %), `n_prompts`,
-        `n_answers`, and `n_defined`, by name.
+        `n_completions`, and `n_defined`, by name.
     """
     zero = min((np.min(each, initial=0.0) for each in scores), default=0.0)
     if zero < 0:
-        logger.info("NDCG: scores go down to %g, which is the one that gains nothing", zero)
+        logger.info("NDCG: scores go down to %g, which has zero gain", zero)
     rows = [listwise_metrics(*each, zero) for each in zip(rewards, scores, strict=True)]
     names = list(rows[0]) if rows else list(listwise_metrics([], []))
     values = np.array([[np.nan if row[name] is None else row[name] for name in names] for row in rows])
@@ -81,7 +81,7 @@ def listwise_report(
 
     return {
         "n_prompts": len(rows),
-        "n_answers": sum(len(np.asarray(each)) for each in scores),
+        "n_completions": sum(len(np.asarray(each)) for each in scores),
         **means(np.arange(len(rows))),
         "n_defined": dict(zip(names, np.isfinite(values).sum(0).tolist(), strict=True)),
         "intervals": bootstrap_intervals(means, range(len(rows)), n_resamples=n_resamples) if rows else {},

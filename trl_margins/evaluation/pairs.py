@@ -1,4 +1,4 @@
-"""What a model's rewards say of scored pairs: accuracy, rank correlation, and where they come from."""
+"""A model's rewards on scored pairs: accuracy, rank correlation, and their breakdown by score gap and length."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 from .intervals import bootstrap_intervals
 from .ranking import pairwise_accuracy, ranking_metrics
 
-LENGTH_TOLERANCE = 0.2  # answers whose lengths differ by less than this share of the longer one are of like length
-LENGTH_BINS = ("chosen shorter", "like length", "chosen longer")
+LENGTH_TOLERANCE = 0.2  # lengths that differ by less than this share of the longer one are similar
+LENGTH_BINS = ("chosen shorter", "similar length", "chosen longer")
 
 
 class Pairs(NamedTuple):
@@ -24,31 +24,28 @@ class Pairs(NamedTuple):
     rejected_lengths: np.ndarray  # [M]
     chosen_scores: np.ndarray | None = None  # [M] annotation scores, where the data has them
     rejected_scores: np.ndarray | None = None
-    gap_only: bool = False  # the scores stand for nothing but their difference
+    gap_only: bool = False  # only the difference of the scores has a meaning
 
     def take(self, rows: np.ndarray) -> Pairs:
         return Pairs(*(each[rows] if isinstance(each, np.ndarray) else each for each in self))
-
-    @property
-    def score_gaps(self) -> np.ndarray | None:
-        return None if self.chosen_scores is None else np.abs(self.chosen_scores - self.rejected_scores)
 
 
 def pair_report(
     pairs: Pairs, prompts: Sequence[Hashable], min_score_gap: float = 2.0, n_resamples: int = 1000
 ) -> dict[str, Any]:
-    """Everything that is said of a set of pairs.
+    """All metrics of a set of pairs.
 
     Args:
         pairs: M pairs.
-        prompts: [M] what identifies each pair's prompt: intervals are drawn prompt by prompt.
+        prompts: [M] identifies each pair's prompt: the bootstrap draws whole prompts.
         min_score_gap: τ of `pwa`.
         n_resamples: of the bootstrap.
 
     Returns:
-        `ranking_metrics`, `reward_gap`, `chosen_longer` (share of pairs whose chosen answer is the longer one),
-        `prefers_longer` (share of pairs of unlike length in which the model prefers the longer answer), `intervals`
-        (95 %, by name), and `by_score_gap`, `by_length`: one row a bin with `bin`, `n`, `accuracy`, `interval`.
+        `ranking_metrics`, `reward_gap`, `chosen_longer` (share of pairs whose chosen completion is longer),
+        `prefers_longer` (share of pairs of different lengths in which the model prefers the longer completion),
+        `intervals` (95 %, by name), and `by_score_gap`, `by_length`: one row per bin with `bin`, `n`, `accuracy`,
+        `interval`.
     """
     metrics: dict[str, Any] = _numbers(pairs, min_score_gap)
     counts = {name: value for name, value in metrics.items() if name.startswith("n_")}
@@ -84,17 +81,16 @@ def pair_report(
 def _numbers(pairs: Pairs, min_score_gap: float) -> dict[str, float | int | None]:
     metrics = ranking_metrics(*pairs[:2], pairs.chosen_scores, pairs.rejected_scores, min_score_gap, pairs.gap_only)
     gap, longer = pairs.chosen_rewards - pairs.rejected_rewards, pairs.chosen_lengths - pairs.rejected_lengths
-    unlike = longer != 0
     metrics["reward_gap"] = float(gap.mean()) if gap.size else None
     metrics["chosen_longer"] = float((longer > 0).mean()) if gap.size else None
-    metrics["prefers_longer"] = float((gap * longer > 0)[unlike].mean()) if unlike.any() else None
+    metrics["prefers_longer"] = float((gap * longer > 0)[longer != 0].mean()) if longer.any() else None
     return metrics
 
 
 def _score_gap_bins(pairs: Pairs) -> tuple[list[str], np.ndarray]:
-    """Labels of the quartiles of |score gap|, and each pair's (−1 where the gap is unknown)."""
-    gaps = pairs.score_gaps
-    if gaps is None or not np.isfinite(gaps).any():
+    """Labels of the quartiles of |score gap|, and the quartile of each pair (−1 where the gap is unknown)."""
+    gaps = np.array([]) if pairs.chosen_scores is None else np.abs(pairs.chosen_scores - pairs.rejected_scores)
+    if not np.isfinite(gaps).any():
         return [], np.full(len(pairs.chosen_rewards), -1)
     edges = np.unique(np.quantile(gaps[np.isfinite(gaps)], np.linspace(0, 1, 5)))
     inner = edges[1:-1]

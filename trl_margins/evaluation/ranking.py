@@ -1,4 +1,4 @@
-"""Pairwise accuracy and rank correlation, as plain functions and as `evaluate` metrics that need no Hub."""
+"""Pairwise accuracy and rank correlation, as functions and as `evaluate` metrics that do not need the Hub."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def pairwise_accuracy(
     r"""Share of pairs with :math:`r_w > r_l`; a tie of rewards counts as wrong.
 
     Args:
-        chosen_rewards: [M] rewards of the preferred answers.
+        chosen_rewards: [M] rewards of the preferred completions.
         rejected_rewards: [M] rewards of the others.
-        score_gaps: [M] annotation score gaps; only pairs with |gap| ≥ `min_score_gap` count. All count without it.
-        min_score_gap: τ; the paper's tables have 2.
+        score_gaps: [M] annotation score gaps; only pairs with |gap| ≥ `min_score_gap` count. Without it, all count.
+        min_score_gap: τ; 2 in the paper's tables.
 
     Returns:
-        The accuracy in [0, 1] (None where no pair is left) and the number of pairs behind it.
+        The accuracy in [0, 1] (None if no pair counts) and the number of pairs.
 
     Source: GapPO, eq. 9.
     """
@@ -45,13 +45,13 @@ def pooled_spearman(
     chosen_scores: ArrayLike,
     rejected_scores: ArrayLike,
 ) -> float | None:
-    """Spearman's ρ between rewards and scores of all answers, chosen and rejected in one pool.
+    """Spearman's ρ between rewards and scores of all completions, chosen and rejected in one pool.
 
-    Ties get their mean rank, so for data without ties this is eq. 10's formula exactly. Answers whose score is NaN are
-    left out.
+    Ties get their mean rank, so for data without ties this is exactly eq. 10. Completions whose score is NaN are left
+    out.
 
     Returns:
-        ρ in [−1, 1]; None where there are fewer than two answers or either side is constant.
+        ρ in [−1, 1]; None if there are fewer than two completions or either side is constant.
 
     Source: GapPO, eq. 10.
     """
@@ -72,16 +72,16 @@ def ranking_metrics(
     min_score_gap: float = 2.0,
     gap_only: bool = False,
 ) -> dict[str, float | int | None]:
-    """Everything that the trainers and the CLI report of one set of pairs.
+    """The metrics that the trainers and the CLI report for one set of pairs.
 
     Args:
         chosen_rewards, rejected_rewards: [M].
         chosen_scores, rejected_scores: [M] annotation scores, where the data has them.
         min_score_gap: τ of `pwa`.
-        gap_only: the scores stand for nothing but their difference, so there is no Spearman.
+        gap_only: only the difference of the scores has a meaning, so there is no Spearman.
 
     Returns:
-        `pwa_all` and `n_pairs`; with scores also `pwa`, `n_pairs_gap` and `spearman`. None where a number is
+        `pwa_all` and `n_pairs`; with scores also `pwa`, `n_pairs_gap` and `spearman`. None where a metric is
         undefined.
     """
     pwa_all, n_pairs = pairwise_accuracy(chosen_rewards, rejected_rewards)
@@ -96,23 +96,23 @@ def ranking_metrics(
     return metrics
 
 
-def _info(description: str, columns: Sequence[str]) -> evaluate.MetricInfo:
-    return evaluate.MetricInfo(
-        description=description,
-        citation=CITATION,
-        inputs_description=f"One number per pair in each of: {', '.join(columns)}.",
-        features=datasets.Features({column: datasets.Value("float64") for column in columns}),
-    )
+class _PairMetric(evaluate.Metric):
+    """A metric of two columns with one number per pair or completion."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=self.__doc__ or "",
+            citation=CITATION,
+            inputs_description="One number per pair in each of: predictions, references.",
+            features=datasets.Features(dict.fromkeys(("predictions", "references"), datasets.Value("float64"))),
+        )
 
 
-class PairwiseAccuracy(evaluate.Metric):
+class PairwiseAccuracy(_PairMetric):
     """`PairwiseAccuracy().compute(predictions=chosen_rewards, references=rejected_rewards)` → `{"pwa", "n_pairs"}`.
 
     With `score_gaps` and `min_score_gap` given to `compute`, only pairs of at least that gap count.
     """
-
-    def _info(self) -> evaluate.MetricInfo:
-        return _info(pairwise_accuracy.__doc__ or "", ["predictions", "references"])
 
     def _compute(
         self,
@@ -125,11 +125,8 @@ class PairwiseAccuracy(evaluate.Metric):
         return {"pwa": pwa, "n_pairs": n_pairs}
 
 
-class PooledSpearman(evaluate.Metric):
-    """`PooledSpearman().compute(predictions=rewards, references=scores)` → `{"spearman"}`, one entry per answer."""
-
-    def _info(self) -> evaluate.MetricInfo:
-        return _info(pooled_spearman.__doc__ or "", ["predictions", "references"])
+class PooledSpearman(_PairMetric):
+    """`PooledSpearman().compute(predictions=rewards, references=scores)` → `{"spearman"}`, one per completion."""
 
     def _compute(self, predictions: Sequence[float], references: Sequence[float]) -> dict[str, Any]:
         return {"spearman": pooled_spearman(predictions, [], references, [])}

@@ -1,4 +1,4 @@
-"""RM-Bench: three styles of the better answer against three styles of the worse one."""
+"""RM-Bench: three styles of the better completion against three styles of the worse one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LEVELS = ("hard", "normal", "easy", "average")
 
 
 def style_matrix(chosen: ArrayLike, rejected: ArrayLike) -> np.ndarray:
-    """[3, 3] share of prompts whose chosen answer in style i has a higher reward than the rejected one in style j.
+    """[3, 3] share of prompts whose chosen completion in style i has a higher reward than the rejected one in style j.
 
     A tie counts as wrong.
 
@@ -31,12 +31,12 @@ def style_matrix(chosen: ArrayLike, rejected: ArrayLike) -> np.ndarray:
 def levels(matrix: np.ndarray) -> dict[str, float]:
     """Means over the cells of a style matrix.
 
-    ========  ==================================================================
-    hard      i < j: the worse answer has the richer style
-    normal    i = j
-    easy      i > j: the better answer has the richer style
-    average   mean of the three
-    ========  ==================================================================
+    ======= ===================================================
+    hard    i < j: the worse completion has the richer style
+    normal  i = j
+    easy    i > j: the better completion has the richer style
+    average mean of the three
+    ======= ===================================================
 
     Source: RM-Bench (arXiv 2410.16184), section 4.
     """
@@ -51,7 +51,7 @@ def levels(matrix: np.ndarray) -> dict[str, float]:
 def rm_bench_report(
     chosen: ArrayLike, rejected: ArrayLike, domains: Sequence[str], n_resamples: int = 1000
 ) -> dict[str, Any]:
-    """Levels of each domain and of all.
+    """The levels of each domain, and their means.
 
     Args:
         chosen, rejected: [N, 3] rewards in the order of `STYLES`.
@@ -90,7 +90,7 @@ def rm_bench_report(
 
 
 def domain_of(row_domain: str | None, source: str) -> str:
-    """A row's domain: from its own field, or from the name of its file (`safety-response_filtered.json`).
+    """The domain of a row: from its own field, or from the name of its file (`safety-response_filtered.json`).
 
     Raises:
         ValueError: neither begins with a domain.
@@ -100,6 +100,6 @@ def domain_of(row_domain: str | None, source: str) -> str:
         if found:
             return found
     raise ValueError(
-        f"{source}: domain {row_domain!r} is none of {', '.join(DOMAINS)}, and the file's name begins with none: "
-        "give the rows a `domain`, or the file a name like chat_filtered.json"
+        f"{source}: the domain {row_domain!r} is not one of {', '.join(DOMAINS)}, and the file's name does not begin "
+        "with one: add a `domain` to the rows, or give the file a name like chat_filtered.json"
     )

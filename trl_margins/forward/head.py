@@ -1,17 +1,61 @@
-"""Through which LM head log-probabilities come: TRL's fused one, or the model's own logits."""
+"""The LM head: TRL's fused one or the model's own logits, at completion positions only."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+from accelerate.utils import extract_model_from_parallel
+from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-_FEW_LOGITS = 2**28  # 1 GiB in float32
+FEW_LOGITS = 2**28  # 1 GiB in float32
+
+
+def causal_model(model: nn.Module) -> PreTrainedModel:
+    """The transformers model inside DDP, FSDP, DeepSpeed, torch.compile and PEFT."""
+    model = extract_model_from_parallel(model, keep_torch_compile=False)
+    # not accelerate's `is_peft_model`, which searches for the installed package on every call (milliseconds)
+    return cast("PreTrainedModel", model.get_base_model() if isinstance(model, PeftModel) else model)
+
+
+def decoder(model: nn.Module) -> nn.Module:
+    """The module whose hidden states the LM head projects.
+
+    For most models this is `base_model`, which TRL's fused head calls. OPT and its relatives nest a decoder inside
+    `base_model`, and their own forward calls that decoder directly.
+    """
+    return causal_model(model).get_decoder()
+
+
+@contextmanager
+def only_positions(model: nn.Module, index: Tensor) -> Iterator[None]:
+    """Within the block, the decoder's `last_hidden_state` [B, S, H] is reduced to its rows at `index`, as [1, N, H].
+
+    `model(...).logits` is then [1, N, vocabulary], and TRL's fused head takes `shift_labels` [1, N]. Everything else
+    that the decoder returns (router logits, for example) is unchanged.
+
+    Args:
+        model: a causal model, wrapped or not.
+        index: [N] positions in the flattened [B · S].
+    """
+
+    def select(module: nn.Module, args: Any, output: Any) -> Any:
+        output.last_hidden_state = output.last_hidden_state.flatten(0, 1).index_select(0, index)[None]
+        return output
+
+    with decoder(model).register_forward_hook(select):
+        yield
 
 
 def why_not_fused(model: nn.Module) -> str | None:
-    """What keeps TRL's fused LM head from this model; None where nothing does."""
-    head = model.get_output_embeddings()
-    if model.config.is_encoder_decoder:
+    """Why TRL's fused LM head does not work with this model; None if it does."""
+    causal = causal_model(model)
+    head = causal.get_output_embeddings()
+    if causal.config.is_encoder_decoder:
         return "an encoder-decoder model"
     if head is None:
         return "a model without an LM head of its own"
@@ -21,5 +65,5 @@ def why_not_fused(model: nn.Module) -> str | None:
 
 
 def logits_will_do(model: nn.Module, labels: Tensor) -> bool:
-    """Whether the logits of these tokens are few enough to be built: on a CPU, where the fused head costs time."""
-    return labels.is_cpu and labels.numel() * model.config.get_text_config().vocab_size <= _FEW_LOGITS
+    """Whether the logits of these tokens are cheap to build: on a CPU, where the fused head costs time."""
+    return labels.is_cpu and labels.numel() * causal_model(model).config.get_text_config().vocab_size <= FEW_LOGITS

@@ -1,34 +1,66 @@
-"""The shared-prompt pass: the k answers to one prompt in one row, so that the prompt is computed once.
+"""The shared-prompt forward pass: the k completions of one prompt in one row, so that the prompt is computed once.
 
-Instead of k rows [prompt | answer] there is one row [prompt | answer 1 | … | answer k]. Positions go on from the
-prompt's end for every answer, and a mask hides the answers from each other: each token sees what it sees in a row of
-its own, so log-probabilities and gradients are those of the standard pass.
+Instead of k rows [prompt | completion] there is one row [prompt | completion 1 | … | completion k]. Positions go on
+from the prompt's end for every completion, and a mask hides the completions from each other: each token sees what it
+sees in a row of its own, so log-probabilities and gradients are those of the standard forward pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 from unittest.mock import patch
 
 import torch
 import trl.trainer.utils
+from accelerate.utils import extract_model_from_parallel
+from peft import PeftModel
 from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-from .answer_positions import causal_model, decoder, only_positions
+from .head import causal_model, decoder, only_positions
 from .shared_rows import SharedRows
-from .standard import TokenLogps, logit_scores
+from .standard import TokenLogps, fused_scores, logit_scores
 
-FULL, SLIDING = "full_attention", "sliding_attention"  # transformers' names for kinds of layers
-SCORED = {  # of each token: our name, TRL's
-    "logps": "log_probs",
-    "mean_logit": "mean_logits",
-    "entropy": "entropy",
-    "is_top1": "is_top1",
-    "log_sum_sq_probs": "log_sum_sq_probs",
-}
+_FULL, _SLIDING = "full_attention", "sliding_attention"  # transformers' names for kinds of layers
+
+
+def shared_token_logps(
+    model: nn.Module, rows: SharedRows, fused: bool = True, statistics: bool = False, **inputs: Any
+) -> TokenLogps:
+    """Tokens' log-probabilities [k·B, A]: those of the standard forward pass, without the positions in between.
+
+    Args:
+        model: a causal model for which `why_not_shared` returns None; with TRL's fused head if `fused`.
+        rows: from `shared_rows`, on the model's device.
+        fused: use TRL's fused head rather than the model's own logits.
+        statistics: with the model's own logits, compute all that TRL's head gives, not just the mean logit.
+        inputs: whatever else the model's forward takes, `output_router_logits` for example.
+    """
+    label, is_completion = rows["label"], rows["is_completion"]
+    inputs |= {
+        "input_ids": rows["input_ids"],
+        "position_ids": rows["position_ids"],
+        "attention_mask": rows["count"],  # the load-balancing loss weighs tokens by it
+        "use_cache": False,
+    }
+    if fused:
+        inputs |= {"shift_labels": label[None], "fused_lm_head": True}
+    # with Triton, TRL's head would look for labels of −100, of which there are none, and make a GPU wait four times
+    scores_all = patch.object(trl.trainer.utils, "_use_triton", lambda device: False)
+    with _masked(model, attention_masks(model, rows)), scores_all, only_positions(model, rows["source"]):
+        outputs = model(**inputs)
+    scores = fused_scores(outputs) if fused else logit_scores(outputs.logits, label[None], statistics)
+    place = rows["row"], rows["place"]
+    return TokenLogps(
+        **{name: values.new_zeros(is_completion.shape).index_put(place, values[0]) for name, values in scores.items()},
+        is_completion=is_completion,
+        aux_loss=outputs.get("aux_loss"),
+    )
 
 
 def attention_masks(model: nn.Module, rows: SharedRows) -> dict[str, Any]:
@@ -38,61 +70,38 @@ def attention_masks(model: nn.Module, rows: SharedRows) -> dict[str, Any]:
         model: a causal model.
         rows: on the model's device.
     """
-    model = causal_model(model)
-    config = model.config.get_text_config()
+    config = causal_model(model).config.get_text_config()
     attention = config._attn_implementation
-    # transformers' own function
-    in_format = ALL_MASK_ATTENTION_FUNCTIONS["sdpa" if attention == "eager" else attention]
+    make = ALL_MASK_ATTENTION_FUNCTIONS["sdpa" if attention == "eager" else attention]
     batch, size = rows["start"].shape
-
-    def mask(kind: str) -> Any:
-        return in_format(
+    return {
+        kind: make(
             batch_size=batch,
             q_length=size,
             kv_length=size,
-            mask_function=_visible(rows, config.sliding_window if kind == SLIDING else None),
+            mask_function=_visible(rows, config.sliding_window if kind == _SLIDING else None),
             allow_is_causal_skip=False,
             config=config,
             device=rows["start"].device,
         )
-
-    return {kind: mask(kind) for kind in sorted(layer_kinds(config))}
-
-
-def _additive(decoder: nn.Module, mask: Any) -> Any:
-    """The mask in the type in which the decoder computes. Of a bool mask, or one of another type, sdpa makes such a
-    mask in every layer, and keeps each for the way back.
-    """
-    if not isinstance(mask, Tensor):
-        return mask
-    kind = mask.device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        dtype = torch.get_autocast_dtype(kind)
-    else:
-        dtype = decoder.get_input_embeddings().weight.dtype
-    return torch.where(mask, torch.zeros((), dtype=dtype, device=mask.device), torch.finfo(dtype).min)
+        for kind in sorted(_layer_kinds(config))
+    }
 
 
-def layer_kinds(config: Any) -> set[str]:
-    """The config's `layer_types`; one kind for all where it has none, as transformers reads it."""
-    kinds = getattr(config, "layer_types", None)
-    return set(kinds or [FULL if getattr(config, "sliding_window", None) is None else SLIDING])
-
-
-def _visible(rows: SharedRows, window: int | None) -> Callable[..., Tensor]:
-    """Whether a query sees a key: an earlier token of its prompt or of its own answer, inside the window.
+def _visible(rows: SharedRows, sliding_window: int | None) -> Callable[..., Tensor]:
+    """Whether a query sees a key: an earlier token of its prompt or of its own completion, inside the sliding window.
 
     Columns are compared with bounds that each query has, so that nothing wider than a bool has the mask's size.
     Padding sees padding: a query that sees nothing would be NaN in some attention kernels.
     """
     column = torch.arange(rows["start"].size(1), device=rows["start"].device)
     start, first_shared, position = rows["start"], rows["prompt_start"], rows["position_ids"]
-    # what comes before an answer's own tokens is shared; before a shared token nothing else is
+    # everything before a completion's own tokens is shared; before a shared token there is nothing else
     end_shared = first_shared + position - (column - start)
-    if window is not None:
-        # positions restart with every answer: from a shared token to an answer's it is not as far as the columns say
-        first_shared = first_shared + (position - window + 1).clamp(min=0)
-        start = torch.maximum(start, column - window + 1)
+    if sliding_window is not None:
+        # positions restart with every completion: the distance from it to a shared token is less than the columns say
+        first_shared = first_shared + (position - sliding_window + 1).clamp(min=0)
+        start = torch.maximum(start, column - sliding_window + 1)
 
     def visible(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         shared = (key >= first_shared[row, query]) & (key < end_shared[row, query])
@@ -102,76 +111,87 @@ def _visible(rows: SharedRows, window: int | None) -> Callable[..., Tensor]:
 
 
 @contextmanager
-def _masked(model: nn.Module, masks: dict[str, Any]) -> Iterator[None]:
-    """While open, the decoder attends through `masks`, whatever `attention_mask` the model was called with.
+def _masked(model: nn.Module, masks: Mapping[str, Any]) -> Iterator[None]:
+    """Within the block the decoder attends through `masks`, whatever `attention_mask` the model was called with.
 
-    Past it, a mixture of experts counts tokens by `attention_mask`, for which it has to be [B, S].
+    A mixture of experts still counts tokens by that `attention_mask`, which has to be [B, S] for it.
     """
 
-    def give(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def give(module: PreTrainedModel, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         # here, because only within the model is its autocast on
         mask = {kind: _additive(module, mask) for kind, mask in masks.items()}
         return args, {**kwargs, "attention_mask": mask if len(mask) > 1 else next(iter(mask.values()))}
 
-    handle = decoder(model).register_forward_pre_hook(give, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def _every_position() -> Iterator[None]:
-    """While open, TRL's head scores every position that it is given, as it does on devices without Triton: looking for
-    the labels that are not −100 makes a GPU wait four times, and here all are none.
-    """
-    with patch.object(trl.trainer.utils, "_use_triton", lambda device: False):
+    with decoder(model).register_forward_pre_hook(give, with_kwargs=True):
         yield
 
 
-def shared_token_logps(
-    model: nn.Module,
-    rows: SharedRows,
-    fused: bool = True,
-    call: Callable[..., Any] | None = None,
-    statistics: bool = False,
-    **inputs: Any,
-) -> TokenLogps:
-    """Tokens' log-probabilities, [k·B, A]: what the standard pass gives, without the positions between.
-
-    Args:
-        model: a causal model for which `why_not_shared` has nothing to say; with TRL's fused head if `fused`.
-        rows: from `shared_rows`, on the model's device.
-        fused: through TRL's head; otherwise through the model's own logits, which forward-mode differentiation needs.
-        call: calls the model, where it is not to be called directly (`functional_call` with other parameters, say).
-        statistics: of the model's own logits too, all that TRL's head gives, not the mean logit alone.
-        inputs: what else the model's forward takes, `output_router_logits` for one.
+def _additive(decoder: PreTrainedModel, mask: Any) -> Any:
+    """The mask in the dtype in which the decoder computes. Given a bool mask, or another dtype, sdpa makes such a mask
+    in every layer, and keeps each for the backward pass.
     """
-    label, is_answer = rows["label"], rows["is_answer"]
-    inputs |= {
-        "input_ids": rows["input_ids"],
-        "position_ids": rows["position_ids"],
-        "attention_mask": rows["count"],  # the load-balancing loss weighs tokens by it
-        "use_cache": False,
-    }
-    if fused:
-        inputs |= {"shift_labels": label[None], "fused_lm_head": True}
-    with _masked(model, attention_masks(model, rows)), _every_position(), only_positions(model, rows["source"]):
-        outputs = (call or model)(**inputs)
-
-    if fused:
-        scores = {ours: outputs.get(theirs) for ours, theirs in SCORED.items()}
+    if not isinstance(mask, Tensor):
+        return mask
+    kind = mask.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
     else:
-        scores = logit_scores(outputs.logits, label[None], statistics)
+        dtype = cast("Tensor", decoder.get_input_embeddings().weight).dtype
+    return torch.where(mask, torch.zeros((), dtype=dtype, device=mask.device), torch.finfo(dtype).min)
 
-    def in_rows(values: Tensor | None) -> Tensor | None:
-        """[1, N] to [k·B, A]."""
-        if values is None:
-            return None
-        return values.new_zeros(is_answer.shape).index_put((rows["row"], rows["place"]), values[0])
 
-    return TokenLogps(
-        **{name: in_rows(values) for name, values in scores.items()},
-        is_answer=is_answer,
-        aux_loss=outputs.get("aux_loss"),
-    )
+def why_not_shared(model: nn.Module) -> str | None:
+    """Why this model cannot take several completions in one row; None if it can.
+
+    The model has to attend where a 4D mask lets it and nowhere else, and to place tokens by `position_ids` alone.
+    """
+    model = extract_model_from_parallel(model, keep_torch_compile=False)
+    if isinstance(model, PeftModel) and any(adapter.is_prompt_learning for adapter in model.peft_config.values()):
+        return "an adapter that puts virtual tokens in front of the row"
+    causal = causal_model(model)
+    config = causal.config
+    if config.is_encoder_decoder:
+        return "an encoder-decoder model"
+    text = config.get_text_config()
+    if text is not config or hasattr(config, "vision_config") or hasattr(config, "audio_config"):
+        return "a model of more than text, whose positions and masks depend on its other inputs"
+    attention = text._attn_implementation
+    if attention not in ("eager", "sdpa", "flex_attention"):
+        return f"attn_implementation={attention!r}, whose kernels take no such mask: load the model with 'sdpa'"
+    inner = causal.get_decoder()
+    if inner is causal:
+        return "no decoder apart from its LM head"
+    return _why_not_layers(text) or _why_not_decoder(inner, text)
+
+
+def _why_not_layers(config: PreTrainedConfig) -> str | None:
+    if others := _layer_kinds(config) - {_FULL, _SLIDING}:
+        return f"layers that a mask does not reach: {', '.join(sorted(others))}"
+    if getattr(config, "attention_chunk_size", None):
+        return "attention in chunks of absolute positions"
+    if "local" in (getattr(config, "attention_layers", None) or ()):
+        return "a sliding window that its config does not show"
+    if getattr(config, "alibi", False):
+        return "ALiBi, which takes distances from places in the row"
+    return None
+
+
+def _why_not_decoder(decoder: nn.Module, config: PreTrainedConfig) -> str | None:
+    if getattr(decoder, "_is_stateful", False):
+        return "recurrent layers, which read the row from left to right whatever the mask"
+    if "position_ids" not in inspect.signature(decoder.forward).parameters:
+        return "a forward without position_ids"
+    # a model that builds its masks with transformers' functions also takes a mask that is already built
+    builders = {_FULL: "create_causal_mask", _SLIDING: "create_sliding_window_causal_mask"}
+    module = sys.modules[type(decoder).__module__]
+    if missing := [builders[kind] for kind in sorted(_layer_kinds(config)) if not hasattr(module, builders[kind])]:
+        return f"masks of the model's own, not of transformers' {missing[0]}"
+    if not all(getattr(part, "is_causal", True) for part in decoder.modules()):
+        return "attention to later tokens"
+    return None
+
+
+def _layer_kinds(config: PreTrainedConfig) -> set[str]:
+    """The config's `layer_types`; one kind for all layers if it has none, as transformers reads it."""
+    kinds = getattr(config, "layer_types", None)
+    return set(kinds or [_FULL if getattr(config, "sliding_window", None) is None else _SLIDING])

@@ -1,4 +1,4 @@
-"""What a trainer measures on the model before the optimizer's step: chosen by the objective's terms."""
+"""Measurements on the model before the optimizer's step, chosen by the objective's terms."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ from .pair_gradients import GradientNorms
 from .probe import Probe, ProbedTrainer, ProbeOptions
 from .sharpness import SharpnessAware
 
-MEASURES: tuple[type[Probe], ...] = (GeometricAnchor, GradientNorms)
+MEASURING: tuple[type[Probe], ...] = (GeometricAnchor, GradientNorms)
 
 
 def window_probes(trainer: ProbedTrainer, objective: Objective, options: ProbeOptions) -> list[Probe]:
-    """The probes of an objective, in the order in which they look at an accumulation window.
+    """The probes of an objective, in the order in which they see an accumulation window.
 
     Raises:
-        ValueError: a term reads a value that no probe measures.
+        ValueError: a term asks for a value that no probe measures.
     """
-    known = {name for probe in MEASURES for name in probe.columns}
+    known = {name for probe in MEASURING for name in probe.columns}
     wanted: set[str] = set()
     for term in objective.terms:
         names = set(term.probes)
-        if unknown := names - known:
+        if unknown := sorted(names - known):
             raise ValueError(
-                f"term {term.name!r} reads {sorted(unknown)}, which no probe measures; known: {sorted(known)}"
+                f"term {term.name!r} asks for {', '.join(unknown)}, which no probe measures; known: "
+                f"{', '.join(sorted(known))}"
             )
         wanted |= names
-    probes = [probe(trainer, options) for probe in MEASURES if wanted & set(probe.columns)]
+    probes = [probe(trainer, options) for probe in MEASURING if wanted & set(probe.columns)]
     return [*probes, SharpnessAware(trainer, options)] if options.sam_radius else probes

@@ -1,29 +1,30 @@
-"""GAPO's look at the model before each optimizer step: where a nearby, worse policy is, and how far each pair's gap
-falls there."""
+"""GAPO's measurement before each optimizer step: a nearby, worse policy, and how far each pair's gap falls there."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
 
-from ..distributed import fsdp_dtype, is_sharded
-from ..forward.precision import ieee_float32, narrow_dtype, rounds_products, widened, without_dropout
-from ..pairs import KEPT, with_columns
+from ..distributed import fsdp_dtype, is_sharded, reduce_tensors
+from ..forward.precision import eval_mode, ieee_float32, in_float32, narrow_dtype, rounds_products, upcast
+from ..pairs import CACHED, with_columns
 from ..rewards import LengthNormalizedReward
 from ..terms.anchor import ANCHOR_GAP, ANCHOR_SCORE_GAP
 from .diagnostics import AnchorDiagnostics
-from .direction import Direction, momentum_direction, over_ranks, own_gradients
-from .pair_gradients import KeptGradients
-from .perturbation import cannot_displace, displaced, fused_head_moves, in_float32, perturbed
+from .direction import Direction, gradient_direction, momentum_direction, own_gradients
+from .pair_gradients import CachedGradients
+from .perturbation import Product, cannot_displace, displaced, fused_head_moves, perturbed
 from .probe import Batch, Probe, ProbedTrainer, ProbeOptions
 from .scope import parameters_in_scope
 
 logger = logging.getLogger(__name__)
+
+Anchor = AbstractContextManager[Mapping[str, Product] | None]  # within it the model computes at the anchor
 
 
 class GeometricAnchor(Probe):
@@ -35,10 +36,11 @@ class GeometricAnchor(Probe):
         super().__init__(trainer, options)
         self._warned = False
         if options.anchor_estimator == "per-pair":
-            check_gap_only(trainer)
+            _check_gap_only(trainer)
             if options.sam_radius:
                 raise ValueError(
-                    "anchor_estimator='per-pair' makes the update at the policy, sam_radius elsewhere: one of them"
+                    "anchor_estimator='per-pair' makes the update at the policy, and sam_radius makes it elsewhere: "
+                    "set only one of them"
                 )
         self.narrow_dtype = narrow_dtype(trainer.model, trainer.accelerator.mixed_precision)
         self._check_sharded(parameters_in_scope(trainer.model, options.anchor_scope))
@@ -68,62 +70,12 @@ class GeometricAnchor(Probe):
                 callback.record(self.trainer, batches, direction, self.parameters, self.options.anchor_radius)
         return batches
 
-    # The direction
-
-    def _direction(self, batches: list[Batch]) -> tuple[Direction, list[Batch]]:
-        if self.options.anchor_direction == "momentum":
-            direction = momentum_direction(self.trainer.optimizer, self.parameters)
-            if direction is not None:
-                return direction, batches
-        keep = self._may_keep(batches)
-        used = batches[: self.options.anchor_batch_multiplier]
-        kept: list[Batch] = []
-        n_pairs = torch.zeros((), device=self.trainer.accelerator.device)
-        with own_gradients(self.trainer.accelerator, self.trainer.model, self.parameters) as gradients:
-            for batch in used:
-                pairs = self.trainer.forward_pairs(batch, self.trainer.model_wrapped if keep else None)
-                gap = self.trainer.score_gap(pairs)
-                gradients.add(gap.sum(), retain_graph=keep)
-                n_pairs += gap.numel()
-                kept.append({**batch, KEPT: pairs} if keep else batch)
-            summed = gradients.take()
-        return self._directed(summed, n_pairs), kept + batches[len(used) :]
-
-    def _directed(self, summed: dict[str, Tensor], n_pairs: Tensor) -> Direction:
-        n_pairs = self.trainer.accelerator.reduce(n_pairs, "sum")
-        direction = Direction.along(summed)
-        if self.trainer.accelerator.scaler is not None:  # in fp16 a gradient that overflows is nothing out of the way
-            direction = direction.finite()
-        self.trainer.store_metrics(
-            {
-                "anchor/gradient_norm": direction.norm / n_pairs,
-                "anchor/no_direction": (direction.per_unit == 0).float(),
-            }
-        )
-        return direction
-
-    def _may_keep(self, batches: list[Batch]) -> bool:
-        """Whether the forward passes behind the direction also serve the update."""
-        n, wanted = len(batches), self.options.anchor_keep_graphs
-        if n > min(wanted, self.options.anchor_batch_multiplier) or self.options.anchor_direction == "momentum":
-            return False
-        if self.options.sam_radius:  # SAM's update is made elsewhere
-            return False
-        return self.trainer.graphs_can_wait(n)
-
-    # The gaps
-
-    def measure(self, batches: Sequence[Batch], direction: Direction) -> list[dict[str, Tensor]]:
-        """What each mini-batch gets as columns."""
-        with torch.no_grad():
-            return self._estimator(batches, direction)
-
     def _check_sharded(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Whether the estimator can measure sharded parameters. Asked at once, of what accelerate is going to shard
-        too, and before a window's first pass, when all of them are.
+        """Checks that the estimator works on sharded parameters: at once if accelerate is going to shard them, and
+        again before the first forward pass, when they are what they will be.
 
         Raises:
-            ValueError: it cannot.
+            ValueError: it does not.
         """
         if not (self.trainer.accelerator.is_fsdp2 or any(map(is_sharded, parameters.values()))):
             return
@@ -131,95 +83,136 @@ class GeometricAnchor(Probe):
         dtype = self.narrow_dtype or fsdp_dtype(self.trainer.model) or torch.float32
         if name != "per-pair" and (name != "difference" or dtype.itemsize < 4):
             raise ValueError(
-                "on sharded parameters (FSDP2) the anchor is measured by anchor_estimator='difference' in float32 "
-                f"alone; this run has {name!r} in {dtype}. DDP takes all of them"
+                "on sharded parameters (FSDP2) anchor gaps are measured by anchor_estimator='difference' in float32 "
+                f"only; this run has {name!r} in {dtype}. DDP supports all estimators"
             )
 
-    @cached_property
-    def _estimator(self) -> Callable[[Sequence[Batch], Direction], list[dict[str, Tensor]]]:
-        name = self.options.anchor_estimator
-        if name == "difference" and self.narrow_dtype is not None:
-            reason = cannot_displace(self.trainer.model, self.parameters)
-            if reason is not None:
-                logger.warning("anchor gaps are measured in float32, which is slower: %s", reason)
-                name = "float32"
-        return {"difference": self._difference, "float32": self._float32}[name]
+    # The direction
 
-    def _difference(self, batches: Sequence[Batch], direction: Direction) -> list[dict[str, Tensor]]:
-        step = -self.options.anchor_radius * direction.per_unit
+    def _direction(self, batches: list[Batch]) -> tuple[Direction, list[Batch]]:
+        """The direction, and the mini-batches, with their forward passes where the update can use them."""
+        trainer, k = self.trainer, self.options.anchor_batch_multiplier
+        if self.options.anchor_direction == "momentum":
+            direction = momentum_direction(trainer.optimizer, self.parameters)
+            if direction is not None:
+                return direction, batches
+        caches = self._may_cache(len(batches))
+        n_pairs, found = 0, []
+        with own_gradients(trainer.accelerator, trainer.model, self.parameters) as gradients:
+            for batch in batches[:k]:
+                pairs = trainer.forward_pairs(batch, trainer.model_wrapped if caches else None)
+                gap = trainer.score_gap(pairs)
+                gradients.add(gap.sum(), retain_graph=caches)
+                n_pairs += gap.numel()
+                found.append({**batch, CACHED: pairs} if caches else batch)
+            gradient = gradients.take()
+        return self._directed(gradient, n_pairs), found + batches[k:]
+
+    def _directed(self, gradient: dict[str, Tensor], n_pairs: int) -> Direction:
+        """The direction of Σ ∇Δ over all ranks, of which `n_pairs` are this rank's."""
+        accelerator = self.trainer.accelerator
+        total = accelerator.reduce(torch.full((), float(n_pairs), device=accelerator.device), "sum")
+        direction = gradient_direction(accelerator, gradient)
+        self.trainer.store_metrics(
+            {
+                "anchor/gradient_norm": direction.norm / total,
+                "anchor/no_direction": (direction.per_unit == 0).float(),
+            }
+        )
+        return direction
+
+    def _may_cache(self, n_mini_batches: int) -> bool:
+        """Whether the forward passes behind the direction also serve the update."""
+        options = self.options
+        if n_mini_batches > min(options.anchor_keep_graphs, options.anchor_batch_multiplier):
+            return False
+        if options.anchor_direction == "momentum" or options.sam_radius:  # SAM's update is made elsewhere
+            return False
+        return self.trainer.graphs_can_wait(n_mini_batches)
+
+    # The gaps
+
+    @torch.no_grad()
+    def measure(self, batches: Sequence[Batch], direction: Direction) -> list[dict[str, Tensor]]:
+        """Each mini-batch's columns: its gaps at the anchor, or how far they fall from the policy to there."""
+        model, args = self.trainer.model, self.trainer.args
+        vectors, step = direction.vectors, -self.options.anchor_radius * direction.per_unit
+        if self._upcasts:
+            with in_float32(model), eval_mode(model):
+                return self._fall(batches, perturbed(model, vectors, step))
+        anchor: Anchor
         if self.narrow_dtype is None:
-            anchor, fused = perturbed(self.trainer.model, direction.vectors, step), True
+            anchor, fused = perturbed(model, vectors, step), True
         else:
-            anchor, fused = self._displaced(direction.vectors, step)
-        # the update's own forward pass gives the other end of the difference, where it is computed like this one
+            fused = fused_head_moves(model, vectors)
+            anchor = displaced(model, vectors, step, self.narrow_dtype, fused and self.trainer.fuses_head)
+        # the update's own forward pass gives the gaps at the policy, if it computes as this one does
         alike = self.narrow_dtype is not None or not rounds_products()
-        if alike and self.trainer.args.disable_dropout and not self.trainer.args.neftune_noise_alpha:
+        if alike and getattr(args, "disable_dropout", False) and not args.neftune_noise_alpha:
             with ieee_float32():
-                return [{ANCHOR_SCORE_GAP: gap} for gap in self._there(batches, anchor, fused)]
-        with without_dropout(self.trainer.model):
+                return [{ANCHOR_SCORE_GAP: gap} for gap in self._gaps_at(anchor, batches, fused)]
+        with eval_mode(model):
             return self._fall(batches, anchor, fused)
 
-    def _displaced(self, vectors: Mapping[str, Tensor], step: Tensor) -> tuple[AbstractContextManager, bool]:
-        """The anchor in 16 bits, and whether TRL's fused head may be used there."""
-        fused = fused_head_moves(self.trainer.model, vectors)
-        anchor = displaced(self.trainer.model, vectors, step, self.narrow_dtype, fused and self.trainer.fuses_head)
-        return anchor, fused
+    @cached_property
+    def _upcasts(self) -> bool:
+        """Whether the model is upcast to float32 for the measurement."""
+        if self.options.anchor_estimator == "float32":
+            return True
+        reason = None if self.narrow_dtype is None else cannot_displace(self.trainer.model, self.parameters)
+        if reason is not None:
+            logger.warning("anchor gaps are measured in float32, which is slower: %s", reason)
+        return reason is not None
 
-    def _float32(self, batches: Sequence[Batch], direction: Direction) -> list[dict[str, Tensor]]:
-        step = -self.options.anchor_radius * direction.per_unit
-        with in_float32(self.trainer.model), without_dropout(self.trainer.model):
-            return self._fall(batches, perturbed(self.trainer.model, direction.vectors, step))
-
-    def _fall(
-        self, batches: Sequence[Batch], anchor: AbstractContextManager, fused: bool = True
-    ) -> list[dict[str, Tensor]]:
-        """Both ends of the difference, passed forward alike."""
+    def _fall(self, batches: Sequence[Batch], anchor: Anchor, fused: bool = True) -> list[dict[str, Tensor]]:
+        """Both ends of the difference, in forward passes that compute alike."""
         with ieee_float32():
             here = self._gaps(batches)
-            return [
-                {ANCHOR_GAP: h - there} for h, there in zip(here, self._there(batches, anchor, fused), strict=True)
-            ]
+            there = self._gaps_at(anchor, batches, fused)
+        return [{ANCHOR_GAP: before - after} for before, after in zip(here, there, strict=True)]
 
-    def _there(self, batches: Sequence[Batch], anchor: AbstractContextManager, fused: bool) -> list[Tensor]:
+    def _gaps_at(self, anchor: Anchor, batches: Sequence[Batch], fused: bool) -> list[Tensor]:
         with anchor as products:
             gaps = self._gaps(batches, fused)
         unused = [name for name, product in (products or {}).items() if not product.called]
         if unused and not self._warned:
             self._warned = True
             logger.warning(
-                "%d of %d linear layers were not called at the anchor (%s is one): the anchor gaps leave their step "
-                "out. If a kernel reads these weights itself, set anchor_estimator='float32'",
+                "%d of %d linear layers were not called at the anchor (for example %s): the anchor gaps leave their "
+                "step out. If a kernel reads these weights itself, set anchor_estimator='float32'",
                 len(unused),
-                len(products),
+                len(products or {}),
                 unused[0],
             )
         return gaps
 
     def _gaps(self, batches: Sequence[Batch], fused: bool = True) -> list[Tensor]:
-        return [widened(self.trainer.score_gap(self.trainer.forward_pairs(batch, fused=fused))) for batch in batches]
+        return [upcast(self.trainer.score_gap(self.trainer.forward_pairs(batch, fused=fused))) for batch in batches]
 
     # Everything from the pairs' own gradients
 
     def _per_pair(self, batches: list[Batch]) -> tuple[list[Batch], Direction, list[dict[str, Tensor]]]:
-        kept = [KeptGradients.of(self.trainer, batch, self.parameters) for batch in batches]
-        used = kept[: self.options.anchor_batch_multiplier]
-        summed = {name: sum(each.summed()[name] for each in used) for name in self.parameters}
-        n_pairs = torch.tensor(float(sum(each.gap.numel() for each in used)), device=self.trainer.accelerator.device)
-        direction = self._directed(over_ranks(self.trainer.accelerator, summed, "sum"), n_pairs)
+        accelerator = self.trainer.accelerator
+        cached = [CachedGradients.of(self.trainer, batch, self.parameters) for batch in batches]
+        used = [(each.gap.numel(), each.summed()) for each in cached[: self.options.anchor_batch_multiplier]]
+        summed = {
+            name: sum((gradient[name] for _, gradient in used), torch.zeros_like(parameter))
+            for name, parameter in self.parameters.items()
+        }
+        gradient = reduce_tensors(accelerator, summed, "sum")
+        direction = self._directed(gradient, sum(n for n, _ in used))
         scale = self.options.anchor_radius * direction.per_unit
-        measured = [{ANCHOR_GAP: scale * each.along(direction.vectors)} for each in kept]
-        ready = [
-            {**batch, KEPT: each.for_the_update(self.parameters, self._mean_over_ranks)}
-            for batch, each in zip(batches, kept, strict=True)
+        measured = [{ANCHOR_GAP: scale * each.along(direction.vectors)} for each in cached]
+        # DDP reduces what its own forward pass has announced; these gradients come from none
+        reduce = partial(reduce_tensors, accelerator, how="mean")
+        ready: list[Batch] = [
+            {**batch, CACHED: each.for_the_update(self.parameters, reduce)}
+            for batch, each in zip(batches, cached, strict=True)
         ]
         return ready, direction, measured
 
-    def _mean_over_ranks(self, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
-        # DDP reduces what its own forward pass has announced; these gradients come from none
-        return over_ranks(self.trainer.accelerator, gradients, "mean")
 
-
-def check_gap_only(trainer: ProbedTrainer) -> None:
+def _check_gap_only(trainer: ProbedTrainer) -> None:
     """Checks that the loss reads only the length-normalized gap of each pair.
 
     Raises:
@@ -227,10 +220,14 @@ def check_gap_only(trainer: ProbedTrainer) -> None:
     """
     reward, links = trainer.objective.reward, trainer.objective.links
     plain = isinstance(reward, LengthNormalizedReward) and reward.alpha == 0
-    plain = plain and all(link.takes_margin for link in links)
-    if not plain or getattr(trainer.args, "cpo_alpha", 0) or trainer.has_aux_loss:
+    if (
+        not plain
+        or not all(link.takes_margin for link in links)
+        or getattr(trainer.args, "cpo_alpha", None)
+        or trainer.has_aux_loss
+    ):
         raise ValueError(
             "anchor_estimator='per-pair' makes the update from the gradients of the length-normalized gaps: it takes "
-            "a loss of the reward gap (simpo, sigmoid, hinge) without cpo_alpha, alpha and auxiliary loss; take "
+            "a loss of the reward gap (simpo, sigmoid, hinge) without cpo_alpha, alpha and auxiliary loss; use "
             "anchor_estimator='difference'"
         )

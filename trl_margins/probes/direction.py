@@ -1,24 +1,24 @@
-"""Where the anchor lies: the gradient of the mean score gap, or an estimate of it that the optimizer already has."""
+"""The direction of a step away from the policy: a gradient of gaps or losses, or the optimizer's momentum."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from accelerate import DistributedType
+from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from ..distributed import forget_gathered, is_sharded, local, whole
+from ..distributed import full_tensor, is_sharded, local, reduce_tensors, reshard
 
 _MOMENTUM = ("exp_avg", "momentum_buffer")  # Adam's first moment, SGD's momentum
 
 
 @dataclass(frozen=True)
 class Direction:
-    """∇M̄ up to a factor, and its norm over all tensors: kept apart, so that no normalised copy is needed."""
+    """A gradient up to a factor, and its norm over all tensors: kept apart, so that no normalised copy is needed."""
 
     vectors: Mapping[str, Tensor]  # parameter name → tensor of its shape
     norm: Tensor  # []
@@ -35,38 +35,39 @@ class Direction:
         usable = torch.isfinite(self.norm) & (self.norm > 0)
         return torch.where(usable, self.sign / self.norm, 0.0)
 
-    def finite(self) -> Direction:
-        """Itself, with vectors of 0 (in place) where their norm is not finite: a step of 0 · ∞ would be NaN."""
-        for vector in self.vectors.values():
-            local(vector).masked_fill_(~torch.isfinite(self.norm), 0.0)
-        return self
-
 
 def total_norm(tensors: Iterable[Tensor]) -> Tensor:
     """[] Euclidean norm over all tensors, in float32 or wider; of sharded tensors, over all shards."""
     norms = [
         torch.linalg.vector_norm(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32)) for tensor in tensors
     ]
-    return torch.linalg.vector_norm(torch.stack([whole(norm) for norm in norms]))
+    return torch.linalg.vector_norm(torch.stack([full_tensor(norm) for norm in norms]))
 
 
-def momentum_direction(optimizer: Any, parameters: Mapping[str, nn.Parameter]) -> Direction | None:
-    """The direction in which the optimizer's running mean of the loss gradient says that gaps grow, −momentum; None
-    before the first step. Its vectors are the optimizer's own tensors.
+def gradient_direction(accelerator: Accelerator, gradient: Mapping[str, Tensor]) -> Direction:
+    """The direction of a gradient. In fp16, one that overflows becomes 0 in place: a step of 0 · ∞ would be NaN."""
+    direction = Direction.along(gradient)
+    if accelerator.scaler is not None:
+        for vector in gradient.values():
+            local(vector).masked_fill_(~torch.isfinite(direction.norm), 0.0)
+    return direction
+
+
+def momentum_direction(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> Direction | None:
+    """The direction in which gaps grow according to the optimizer's running mean of the loss gradient: −momentum.
+    None before the first step. Its vectors are the optimizer's own tensors.
 
     Raises:
-        ValueError: an optimizer without momentum, or with one that is not kept as a plain tensor of the parameter.
+        ValueError: an optimizer without momentum, or with one that is not a plain tensor of the parameter's shape.
     """
     optimizer = getattr(optimizer, "optimizer", optimizer)  # out of accelerate's wrapper
     known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     if not any(id(parameter) in known for parameter in parameters.values()):
         raise ValueError(
             f"anchor_direction='momentum' finds none of the model's parameters in {type(optimizer).__name__}, which "
-            "keeps them in parts of its own (DeepSpeed does): take anchor_direction='gradient'"
+            "keeps them in parts of its own (DeepSpeed does): use anchor_direction='gradient'"
         )
     states = {name: optimizer.state.get(parameter, {}) for name, parameter in parameters.items()}
-    if not any(states.values()):
-        return None
     vectors = {}
     for name, state in states.items():
         if not state:
@@ -75,40 +76,40 @@ def momentum_direction(optimizer: Any, parameters: Mapping[str, nn.Parameter]) -
         if momentum is None or momentum.shape != parameters[name].shape:
             raise ValueError(
                 f"anchor_direction='momentum' reads {' or '.join(_MOMENTUM)} from the optimizer's state; "
-                f"{type(optimizer).__name__} keeps {', '.join(state)} for {name}. Take an optimizer with a plain "
+                f"{type(optimizer).__name__} keeps {', '.join(state)} for {name}. Use an optimizer with a plain "
                 "momentum (adamw_torch), or anchor_direction='gradient'"
             )
         vectors[name] = momentum
-    return Direction.along(vectors, sign=-1)
+    return Direction.along(vectors, sign=-1) if vectors else None
 
 
-class GatheringGradients:
-    """Σ ∇value over everything that is added on any rank.
+class GradientSum:
+    """Σ ∇value over everything that is added on any rank, gathered in `.grad`.
 
     Args:
         accelerator: the trainer's.
-        parameters: by name, those whose gradients are looked at.
+        parameters: by name, those that are differentiated by.
     """
 
-    def __init__(self, accelerator: Any, parameters: Mapping[str, nn.Parameter]) -> None:
+    def __init__(self, accelerator: Accelerator, parameters: Mapping[str, nn.Parameter]) -> None:
         self.accelerator, self.parameters = accelerator, parameters
         self.sharded = any(is_sharded(parameter) for parameter in parameters.values())
 
     def add(self, value: Tensor, retain_graph: bool = False) -> None:
-        """Adds ∇value. In fp16, scaled up for the way back as the update's are, and down again."""
-        leaves, scaler = list(self.parameters.values()), self.accelerator.scaler
+        """Adds ∇value. In fp16 the backward pass is scaled, as the update's is."""
         if self.sharded:
             # FSDP2's graph ends in gathered parameters of its own, and leaves the shards' gradient in `.grad`
             torch.autograd.backward(value)
             return
-        scale = None if scaler is None else scaler.scale(torch.ones((), device=value.device))
-        value = value if scale is None else value * scale
-        # DDP would believe that the update's gradients are there, and DeepSpeed would take these for them
+        leaves, scaler = list(self.parameters.values()), self.accelerator.scaler
+        # DDP would take this backward pass for the update's, and DeepSpeed these gradients
         kind = self.accelerator.distributed_type
         hooked = kind == DistributedType.DEEPSPEED or (retain_graph and kind != DistributedType.NO)
-        if scale is None and not hooked:
+        if scaler is None and not hooked:
             torch.autograd.backward(value, inputs=leaves, retain_graph=retain_graph)
             return
+        scale = None if scaler is None else scaler.scale(torch.ones((), device=value.device))
+        value = value if scale is None else value * scale
         found = torch.autograd.grad(value, leaves, retain_graph=retain_graph, allow_unused=True)
         for leaf, gradient in zip(leaves, found, strict=True):
             if gradient is not None:
@@ -116,42 +117,28 @@ class GatheringGradients:
                 leaf.grad = gradient if leaf.grad is None else leaf.grad.add_(gradient)
 
     def take(self) -> dict[str, Tensor]:
-        """What has gathered, over all ranks; `.grad` is empty afterwards."""
-        gathered = {name: p.grad if p.grad is not None else torch.zeros_like(p) for name, p in self.parameters.items()}
+        """The sum over all ranks; `.grad` is empty afterwards."""
+        found = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in self.parameters.items()}
         for parameter in self.parameters.values():
             parameter.grad = None
         if not self.sharded:
-            return over_ranks(self.accelerator, gathered, "sum")
+            return reduce_tensors(self.accelerator, found, "sum")
         # FSDP2 has reduced them, to the mean
-        return {name: gradient.mul_(self.accelerator.num_processes) for name, gradient in gathered.items()}
-
-
-def over_ranks(accelerator: Any, tensors: dict[str, Tensor], how: str) -> dict[str, Tensor]:
-    """The "sum" or the "mean" of every tensor over all ranks; `tensors` is handed over.
-
-    accelerate reduces copies. One process needs none, and several hold that of one tensor at a time.
-    """
-    if accelerator.num_processes > 1:
-        for name in list(tensors):
-            tensors[name] = accelerator.reduce(tensors[name], how)
-    return tensors
+        return {name: gradient.mul_(self.accelerator.num_processes) for name, gradient in found.items()}
 
 
 @contextmanager
 def own_gradients(
-    accelerator: Any, model: nn.Module, parameters: Mapping[str, nn.Parameter]
-) -> Iterator[GatheringGradients]:
-    """Within the block `.grad` starts empty; after it, it is what it was.
+    accelerator: Accelerator, model: nn.Module, parameters: Mapping[str, nn.Parameter]
+) -> Iterator[GradientSum]:
+    """Within the block `.grad` starts empty; after it, it is what it was before.
 
-    Gradients gather where those of the update will, so they cost no memory that training does not need anyway.
+    Gradients gather where those of the update will, so they cost no memory beyond what training needs anyway.
     """
-    forget_gathered(model)
-    # sharded, those that are not looked at get one too
-    before = {parameter: parameter.grad for parameter in model.parameters() if parameter.requires_grad}
-    try:
-        for parameter in before:
-            parameter.grad = None
-        yield GatheringGradients(accelerator, parameters)
-    finally:
-        for parameter, gradient in before.items():
-            parameter.grad = gradient
+    reshard(model)
+    with ExitStack() as undo:
+        for parameter in model.parameters():  # FSDP2 gives those that are not asked for a gradient too
+            if parameter.requires_grad:
+                undo.callback(setattr, parameter, "grad", parameter.grad)
+                parameter.grad = None
+        yield GradientSum(accelerator, parameters)

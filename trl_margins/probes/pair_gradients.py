@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..distributed import check_whole
-from ..forward.precision import narrow_dtype, widened
+from ..distributed import check_unsharded
+from ..forward.precision import narrow_dtype, upcast
 from ..pairs import PairLogps, with_columns
 from ..terms.anchor import RELATIVE_NORM
 from .direction import total_norm
 from .probe import Batch, Probe, ProbedTrainer
 
-# In fp16 the way back begins with gaps so many times as large. An update's loss is scaled by more, and can be: one
-# pair's gradient is much larger than its part of that loss.
+# In fp16 the backward pass begins with gaps this many times as large. An update's loss is scaled by more, and can be:
+# one pair's gradient is much larger than its part of that loss.
 _FP16_SCALE = 2.0**8
 
 
 @dataclass(frozen=True)
 class PairGradient:
-    """One pair's forward pass, detached, its score gap Δ, and ∇Δ (of fp16 parameters in float32)."""
+    """One pair's forward pass, detached, its score gap Δ, and ∇Δ (for fp16 parameters in float32)."""
 
     pairs: PairLogps  # of one pair
     gap: Tensor  # [1]
@@ -33,40 +33,38 @@ class PairGradient:
 def pair_gradients(
     trainer: ProbedTrainer, batch: Batch, parameters: Mapping[str, nn.Parameter], what: str
 ) -> Iterator[PairGradient]:
-    """One pair of a batch after the other: as many passes as pairs, and the work of one over all.
+    """The pairs of a batch one after the other: a small forward and backward pass for each.
 
     Args:
         trainer: gives the forward pass.
         batch: a prepared mini-batch.
-        parameters: by name, those that the gradients are for.
-        what: whom the gradients are for, in the words of an error.
+        parameters: by name, those that are differentiated by.
+        what: what the gradients are for, as an error message names it.
 
     Raises:
         ValueError: sharded parameters.
     """
-    check_whole(parameters, what)
+    check_unsharded(parameters, what)
     fp16 = narrow_dtype(trainer.model, trainer.accelerator.mixed_precision) == torch.float16
     for i in range(trainer.n_pairs(batch)):
         pairs = trainer.forward_pairs(trainer.one_pair(batch, i))
         gap = trainer.score_gap(pairs)
         value = gap.sum() * _FP16_SCALE if fp16 else gap.sum()
-        found = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
+        found = torch.autograd.grad(value, list(parameters.values()), allow_unused=True, materialize_grads=True)
         if fp16:
-            found = [None if each is None else widened(each) / _FP16_SCALE for each in found]
-        gradient = {
-            name: torch.zeros_like(parameter) if value is None else value
-            for (name, parameter), value in zip(parameters.items(), found, strict=True)
-        }
-        yield PairGradient(_detached(pairs), gap.detach(), gradient)
+            found = tuple(upcast(each) / _FP16_SCALE for each in found)
+        yield PairGradient(_detached(pairs), gap.detach(), dict(zip(parameters, found, strict=True)))
 
 
 def _detached(pairs: PairLogps) -> PairLogps:
-    tensors = {name: value.detach() for name, value in vars(pairs).items() if isinstance(value, Tensor)}
+    tensors: dict[str, Any] = {
+        name: value.detach() for name, value in vars(pairs).items() if isinstance(value, Tensor)
+    }
     return replace(pairs, **tensors)
 
 
 class GradientNorms(Probe):
-    """Measures ‖∇Δ_i‖ of every pair of a window, over their mean norm on all ranks."""
+    """Measures ‖∇Δ_i‖ of every pair of an accumulation window, divided by the mean norm over all ranks."""
 
     columns = (RELATIVE_NORM,)
 
@@ -87,7 +85,7 @@ class GradientNorms(Probe):
 
 
 @dataclass(frozen=True)
-class KeptGradients:
+class CachedGradients:
     """A mini-batch's pairs with their gradients: everything that direction, anchor gap and update need."""
 
     pairs: PairLogps  # of B pairs, detached
@@ -95,7 +93,8 @@ class KeptGradients:
     gradients: Mapping[str, Tensor]  # parameter name → [B, its shape]
 
     @classmethod
-    def of(cls, trainer: ProbedTrainer, batch: Batch, parameters: Mapping[str, nn.Parameter]) -> KeptGradients:
+    def of(cls, trainer: ProbedTrainer, batch: Batch, parameters: Mapping[str, nn.Parameter]) -> CachedGradients:
+        """The gradients of a prepared mini-batch: B times the memory of the parameters."""
         each = list(pair_gradients(trainer, batch, parameters, "anchor_estimator='per-pair'"))
         gradients = {name: torch.stack([pair.gradient[name] for pair in each]) for name in parameters}
         return cls(_joined([pair.pairs for pair in each]), torch.cat([pair.gap for pair in each]), gradients)
@@ -107,19 +106,21 @@ class KeptGradients:
     def along(self, vectors: Mapping[str, Tensor]) -> Tensor:
         """[B] ∇Δ_i · vectors."""
         products = [self.gradients[name].flatten(1) @ along.flatten() for name, along in vectors.items()]
-        return torch.stack([widened(product) for product in products]).sum(0)
+        return torch.stack([upcast(product) for product in products]).sum(0)
 
-    def for_the_update(self, parameters: Mapping[str, nn.Parameter], reduce: Any) -> PairLogps:
-        """The forward pass that an update asks for: its backward pass adds the kept gradients, weighted.
+    def for_the_update(
+        self, parameters: Mapping[str, nn.Parameter], reduce: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+    ) -> PairLogps:
+        """The forward pass that an update asks for: its backward pass adds the cached gradients, weighted.
 
-        Only the gap has a gradient: a loss of the gap alone cannot tell.
+        Only the gap has a gradient: a loss that is a function of the gap alone gives the same update.
         """
-        gap = _FromKept.apply(self.gap, reduce, self.gradients, *parameters.values())
+        gap = _FromCached.apply(self.gap, reduce, self.gradients, *parameters.values())
         length = self.pairs.chosen_length.clamp(min=1)
         return replace(self.pairs, chosen=self.pairs.chosen + length * (gap - self.gap))
 
 
-class _FromKept(torch.autograd.Function):
+class _FromCached(torch.autograd.Function):
     """[B] gaps whose gradient for each parameter is Σ_i dL/dΔ_i · ∇Δ_i."""
 
     @staticmethod
@@ -128,20 +129,19 @@ class _FromKept(torch.autograd.Function):
         return gap.clone()
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
-        summed = {name: torch.tensordot(upstream.to(kept.dtype), kept, dims=1) for name, kept in ctx.gradients.items()}
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        summed = {name: torch.tensordot(upstream.to(each.dtype), each, dims=1) for name, each in ctx.gradients.items()}
         return (None, None, None, *ctx.reduce(summed).values())
 
 
 def _joined(pairs: Sequence[PairLogps]) -> PairLogps:
-    """Single pairs as one batch; token statistics are the pairs' mean."""
-    first = pairs[0]
+    """Single pairs as one batch; losses and token statistics are the mean over the pairs."""
 
-    def join(name: str) -> Any:
-        values = [getattr(pair, name) for pair in pairs]
+    def join(values: list[Any]) -> Any:
         if not isinstance(values[0], Tensor):
             return values[0]
         return torch.cat(values) if values[0].ndim else torch.stack(values).mean()
 
-    stats = {name: torch.stack([pair.token_stats[name] for pair in pairs]).mean() for name in first.token_stats}
-    return PairLogps(**{name: join(name) for name in vars(first) if name != "token_stats"}, token_stats=stats)
+    fields = {name: join([getattr(pair, name) for pair in pairs]) for name in vars(pairs[0]) if name != "token_stats"}
+    stats = {name: join([pair.token_stats[name] for pair in pairs]) for name in pairs[0].token_stats}
+    return PairLogps(**fields, token_stats=stats)

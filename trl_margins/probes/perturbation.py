@@ -1,20 +1,21 @@
-"""Moves a model's parameters a little way along a direction, and back, bit for bit."""
+"""Moves a model's parameters a small step along a direction, and back, bit for bit."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, TypeGuard
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..distributed import forget_gathered, local
-from ..forward.answer_positions import causal_model, decoder
+from ..distributed import local, reshard
+from ..forward.head import causal_model, decoder
 
 _SEED = 0x5EED  # the same draws on every rank and after a resume
-_PART = 2**22  # elements that move together: what the arithmetic needs beside the weights is bounded by it
+_PART = 2**22  # elements that move together: this bounds the memory that the arithmetic needs beside the weights
 
 
 @contextmanager
@@ -23,69 +24,55 @@ def perturbed(model: nn.Module, direction: Mapping[str, Tensor], radius: float |
     the block raises, runs out of memory or is interrupted.
 
     The parameters keep their storage, so that sharded, tied and compiled models see the change. Below float32 a
-    perturbation is often smaller than half a rounding step and plain rounding would swallow it: there the values are
-    rounded stochastically, each up or down with the probability that makes it right on average. Every rank draws the
-    same. Memory: one copy of the parameters that `direction` names, for as long as the block lasts.
+    perturbation is often smaller than half a rounding step, and rounding to nearest would lose it: there the values
+    are rounded stochastically, each up or down with the probability that makes it right on average. Every rank draws
+    the same numbers. Memory: one copy of the parameters in `direction`, for as long as the block lasts.
 
     Args:
         model: any model; its gradients, its optimizer and its other parameters are left alone.
-        direction: parameter name → tensor of its shape; of unit norm over all of them, for `radius` to be one.
+        direction: parameter name → tensor of its shape; with unit norm over all of them, `radius` is the distance.
         radius: how far; negative goes the other way. A 0-d tensor stays on its device.
 
     Raises:
         ValueError: a name that the model does not have, or a shape that is not the parameter's.
     """
-    forget_gathered(model)
+    reshard(model)
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    _check(parameters, direction)
-    backups: list[tuple[Tensor, Tensor]] = []
-    try:
+    for name, along in direction.items():
+        if name not in parameters:
+            raise ValueError(f"direction names {name!r}, which is not a parameter of the model")
+        if along.shape != (shape := parameters[name].shape):
+            raise ValueError(f"direction of {name!r} has shape {tuple(along.shape)}, the parameter {tuple(shape)}")
+    with ExitStack() as undo:
+        undo.callback(reshard, model)
+        undo.callback(torch.clear_autocast_cache)  # else autocast would go on using its 16-bit copies
         with torch.no_grad():
             for position, (name, along) in enumerate(direction.items()):
                 values = local(parameters[name].data)
                 # noted before the first byte changes, so that no interruption can come between the two
-                backups.append((values, values.clone()))
+                undo.callback(values.copy_, values.clone())
                 move(values, local(along), radius, seed=_SEED + position)
-        torch.clear_autocast_cache()  # or autocast would go on using its low-precision copies
-        forget_gathered(model)
-        yield
-    finally:
-        for values, backup in backups:
-            values.copy_(backup)
         torch.clear_autocast_cache()
-        forget_gathered(model)
-
-
-def _check(parameters: Mapping[str, Tensor], direction: Mapping[str, Tensor]) -> None:
-    for name, along in direction.items():
-        if name not in parameters:
-            raise ValueError(f"direction names {name!r}, which is no parameter of the model")
-        if along.shape != parameters[name].shape:
-            raise ValueError(
-                f"direction of {name!r} has shape {tuple(along.shape)}, the parameter {tuple(parameters[name].shape)}"
-            )
+        reshard(model)
+        yield
 
 
 def move(values: Tensor, along: Tensor, radius: float | Tensor, seed: int = 0) -> None:
     """values += radius · along, in place; below float32 rounded stochastically."""
+    parts: Iterable[tuple[Tensor, Tensor]] = [(values, along)]
+    if values.is_contiguous():  # then views of it
+        parts = zip(values.view(-1).split(_PART), along.reshape(-1).split(_PART), strict=True)
     if values.dtype.itemsize >= 4:
-        for part, step in _parts(values, along):
+        for part, step in parts:
             part.add_(step.to(part.dtype) * radius)
         return
     generator = torch.Generator(values.device).manual_seed(seed)
-    for part, step in _parts(values, along):
+    for part, step in parts:
         part.copy_(stochastic_round((step.float() * radius).add_(part), part.dtype, generator))
 
 
-def _parts(values: Tensor, along: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
-    """Views of `values`, and the steps that belong to them."""
-    if not values.is_contiguous():
-        return [(values, along)]
-    return zip(values.view(-1).split(_PART), along.reshape(-1).split(_PART), strict=True)
-
-
 def stochastic_round(values: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
-    """float32 `values` in a 16-bit float type: one of the two nearest numbers, so drawn that the mean is right."""
+    """float32 `values` in a 16-bit float dtype: one of the two nearest numbers, drawn so that the mean is right."""
     near = values.to(dtype)
     # as integers, neighbouring floats of one sign differ by one, upwards away from zero
     outwards = torch.where(values.abs() > near.float().abs(), 1, -1).to(torch.int16)
@@ -96,40 +83,14 @@ def stochastic_round(values: Tensor, dtype: torch.dtype, generator: torch.Genera
 
 
 @contextmanager
-def in_float32(model: nn.Module) -> Iterator[None]:
-    """Within the block, weights narrower than float32 are widened, and autocast is off. Afterwards the tensors are the
-    very ones they were.
-
-    Memory: a float32 copy of the narrow weights, for as long as the block lasts.
-    """
-    wrapped = model.__dict__.get("forward")  # accelerate puts its autocast here, and keeps what it found
-    unwrapped = model.__dict__.get("_original_forward")
-    narrow = {}
-    try:
-        for tensor in [*model.parameters(), *model.buffers()]:
-            if tensor.is_floating_point() and tensor.dtype.itemsize < 4:
-                narrow[tensor] = tensor.data
-                tensor.data = tensor.data.float()
-        if unwrapped is not None:
-            model.forward = unwrapped
-        with torch.autocast(_device_type(model), enabled=False):
-            yield
-    finally:
-        for tensor, data in narrow.items():
-            tensor.data = data
-        if unwrapped is not None:
-            model.forward = wrapped
-
-
-@contextmanager
 def displaced(
     model: nn.Module, direction: Mapping[str, Tensor], radius: float | Tensor, dtype: torch.dtype, fused: bool = False
 ) -> Iterator[Mapping[str, Product]]:
     r"""Within the block the model computes in 16 bits at θ + radius · direction, without rounding that sum to 16 bits.
 
-    A small step is lost when a 16-bit weight takes it, and random rounding, right on average, moves the weights
-    further than the step does. So the step stays beside the weight: a linear layer becomes two products, whose sum
-    is in float32 until the layer's output is rounded. All other parameters (norms, embeddings, biases) are float32
+    A small step is lost when it is added to a 16-bit weight, and stochastic rounding, right on average, moves the
+    weights further than the step does. So the step stays beside the weight: a linear layer becomes two products, whose
+    sum is in float32 until the layer's output is rounded. All other parameters (norms, embeddings, biases) are float32
     meanwhile, under autocast. No byte of the model changes.
 
     Memory: a float32 copy of those others; 2 bytes for every weight of a linear layer whose direction is not in 16
@@ -139,50 +100,43 @@ def displaced(
         model: a model whose matrices belong to linear layers and embeddings: see `cannot_displace`.
         direction: parameter name → tensor of its shape.
         radius: how far; a 0-d tensor stays on its device.
-        dtype: the 16-bit type that the training computes in.
+        dtype: the 16-bit dtype that the training computes in.
         fused: whether TRL's fused head will be asked for log-probabilities.
 
     Yields:
         The linear layers' products, by the weight's name.
     """
-    owners = _owners(model)
-    head = model.get_output_embeddings()
-    widened: list[tuple[Tensor, Tensor]] = []
+    owners, head = _owners(model), causal_model(model).get_output_embeddings()
     products: dict[str, Product] = {}
     with ExitStack() as undo:
         # the products first: a tied head must not see the embedding's float32 values
         for name, along in direction.items():
             for module in owners[name]:
-                if _is_product(module, name):
-                    products[name] = (_HeadProduct if module is head else Product)(module, along, radius, dtype)
-                    undo.callback(module.__dict__.pop, "forward", None)
-                    module.forward = products[name]
-                    if module is head and fused:
-                        undo.enter_context(_fused_head(model, products[name]))
-        undo.callback(_put_back, widened)
+                if not _is_product(module, name):
+                    continue
+                product: Product = (_HeadProduct if module is head else Product)(module, along, radius, dtype)
+                if fused and isinstance(product, _HeadProduct):
+                    undo.enter_context(_fused_head(model, product))
+                undo.enter_context(patch.object(module, "forward", product))
+                products[name] = product
         for name, along in direction.items():
             if not all(_is_product(module, name) for module in owners[name]):
                 parameter = model.get_parameter(name)
-                widened.append((parameter, parameter.data))
+                undo.callback(setattr, parameter, "data", parameter.data)
                 moved = parameter.data.to(torch.float32, copy=True)
                 move(moved, along, radius)
                 parameter.data = moved
         torch.clear_autocast_cache()
         undo.callback(torch.clear_autocast_cache)
-        with torch.autocast(_device_type(model), dtype=dtype):
+        with torch.autocast(next(model.parameters()).device.type, dtype=dtype):
             yield products
-
-
-def _put_back(widened: Iterable[tuple[Tensor, Tensor]]) -> None:
-    for parameter, data in widened:
-        parameter.data = data
 
 
 class Product:
     """A linear layer's forward pass with a step beside its weight. `called` says whether it took part.
 
-    The step is that of the direction times a factor, which goes to the layer's input: so a direction that is in 16
-    bits already is taken as it is, and another is cast once.
+    The step is the direction times a factor, and the factor is applied to the layer's input: a direction that is in 16
+    bits already is used as it is, and any other is cast once.
     """
 
     def __init__(self, module: nn.Linear, along: Tensor, radius: float | Tensor, dtype: torch.dtype) -> None:
@@ -202,15 +156,12 @@ class Product:
 
 
 class _HeadProduct(Product):
-    """The LM head's, as one product [x x'] [W δ]ᵀ: of as many outputs no float32 copy should be made."""
+    """The LM head's, as one product [x x'] [W δ]ᵀ: its many outputs should not be copied in float32."""
 
     def __init__(self, module: nn.Linear, along: Tensor, radius: float | Tensor, dtype: torch.dtype) -> None:
         super().__init__(module, along, radius, dtype)
         self.weight = torch.cat([module.weight.data.to(dtype), self.along], dim=1)
-
-    @property
-    def bias(self) -> Tensor | None:
-        return self.module.bias
+        self.bias = module.bias
 
     def doubled(self, x: Tensor) -> Tensor:
         x = x.to(self.dtype)
@@ -224,10 +175,9 @@ class _HeadProduct(Product):
 
 @contextmanager
 def _fused_head(model: nn.Module, product: _HeadProduct) -> Iterator[None]:
-    """TRL's fused head multiplies the decoder's output with the head's weight itself, a tile of logits at a time:
-    within the block with both parts of either.
+    """Within the block TRL's fused head, which multiplies the decoder's output with the head's weight itself, a tile
+    of logits at a time, does so with both parts of each.
     """
-    causal = causal_model(model)
 
     def double(module: nn.Module, args: Any, output: Any) -> Any:
         output.last_hidden_state = product.doubled(output.last_hidden_state)
@@ -237,13 +187,11 @@ def _fused_head(model: nn.Module, product: _HeadProduct) -> Iterator[None]:
         product.called = True
         return product
 
-    handle = decoder(model).register_forward_hook(double)
-    causal.get_output_embeddings = head
-    try:
+    with (
+        decoder(model).register_forward_hook(double),
+        patch.object(causal_model(model), "get_output_embeddings", head),
+    ):
         yield
-    finally:
-        del causal.get_output_embeddings
-        handle.remove()
 
 
 def _narrow(along: Tensor, radius: float | Tensor, dtype: torch.dtype) -> tuple[Tensor, float | Tensor]:
@@ -256,7 +204,7 @@ def _narrow(along: Tensor, radius: float | Tensor, dtype: torch.dtype) -> tuple[
 
 def _wide_product(x: Tensor, weight: Tensor, plus: Tensor | None = None) -> Tensor:
     """x · weightᵀ (+ plus, in place), summed in float32 and left in it."""
-    if not x.is_cuda:  # elsewhere PyTorch has no such product; that of 16-bit numbers is exact in float32
+    if not x.is_cuda:  # PyTorch has no such product elsewhere; float32 holds a product of 16-bit numbers exactly
         x, weight = x.float(), weight.float()
         return x @ weight.t() if plus is None else plus.addmm_(x, weight.t())
     if plus is None:
@@ -265,12 +213,12 @@ def _wide_product(x: Tensor, weight: Tensor, plus: Tensor | None = None) -> Tens
 
 
 def cannot_displace(model: nn.Module, names: Iterable[str]) -> str | None:
-    """Why `displaced` does not do for a step of these parameters; None where it does."""
+    """Why `displaced` cannot make a step of these parameters; None if it can."""
     owners = _owners(model)
     for name in names:
         parameter = model.get_parameter(name)
         for module in owners[name]:
-            # kernels that take the place of other modules' forward passes (norms, above all) read float32 weights too
+            # kernels that replace the forward pass of other modules (norms, above all) read float32 weights too
             if isinstance(module, (nn.Linear, nn.Embedding)) and "forward" in module.__dict__:
                 return f"the forward pass of {name}'s {type(module).__name__} is wrapped (several devices, offloading)"
             if parameter.ndim > 1 and not _is_product(module, name) and not isinstance(module, nn.Embedding):
@@ -279,8 +227,8 @@ def cannot_displace(model: nn.Module, names: Iterable[str]) -> str | None:
 
 
 def fused_head_moves(model: nn.Module, names: Iterable[str]) -> bool:
-    """Whether TRL's fused head, which reads the LM head's parameters itself, computes with the step of `displaced`."""
-    head = model.get_output_embeddings()
+    """Whether TRL's fused head, which reads the LM head's parameters itself, sees the step that `displaced` makes."""
+    head = causal_model(model).get_output_embeddings()
     own = {id(parameter): name for name, parameter in ({} if head is None else dict(head.named_parameters())).items()}
     moved = {own.get(id(model.get_parameter(name))) for name in names} - {None}
     return not moved or (moved == {"weight"} and type(head).forward is nn.Linear.forward)
@@ -296,9 +244,5 @@ def _owners(model: nn.Module) -> dict[str, list[nn.Module]]:
     return {name: modules[id(parameter)] for name, parameter in model.named_parameters()}
 
 
-def _is_product(module: nn.Module, name: str) -> bool:
+def _is_product(module: nn.Module, name: str) -> TypeGuard[nn.Linear]:
     return type(module).forward is nn.Linear.forward and name.endswith("weight")
-
-
-def _device_type(model: nn.Module) -> str:
-    return next(model.parameters()).device.type

@@ -1,4 +1,4 @@
-"""What a probe is, and all that it asks of a trainer."""
+"""What a probe is, and everything that it asks of a trainer."""
 
 from __future__ import annotations
 
@@ -8,18 +8,21 @@ from functools import cached_property
 from typing import Any, ClassVar, Protocol
 
 from accelerate import Accelerator
+from datasets import Dataset
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from transformers import TrainerState, TrainingArguments
+from transformers.trainer_callback import CallbackHandler
 
-from ..distributed import check_movable, forget_gathered
+from ..distributed import check_reachable, reshard
 from ..objective import Objective
 from ..pairs import PairLogps
 from .scope import parameters_in_scope
 
 logger = logging.getLogger(__name__)
 
-Batch = Mapping[str, Any]
+Batch = Mapping[str, Any]  # a collated mini-batch
 
 
 class ProbeOptions(Protocol):
@@ -35,22 +38,25 @@ class ProbeOptions(Protocol):
 
 
 class ProbedTrainer(Protocol):
-    """The trainer as a probe sees it: a model, its forward pass outside of an update, and its loss."""
+    """The trainer as a probe sees it: a model, its forward pass outside the update, and its loss."""
 
     args: TrainingArguments
     model: nn.Module
     model_wrapped: nn.Module
-    optimizer: Any
+    optimizer: Optimizer
     accelerator: Accelerator
     state: TrainerState
-    callback_handler: Any
+    callback_handler: CallbackHandler
     objective: Objective
-    options: ProbeOptions
-    train_dataset: Any
+    train_dataset: Dataset
     is_deepspeed_enabled: bool
-    fuses_head: bool
-    has_aux_loss: bool
 
+    @property
+    def options(self) -> ProbeOptions: ...
+    @property
+    def fuses_head(self) -> bool: ...
+    @property
+    def has_aux_loss(self) -> bool: ...
     def before_measuring(self, batch: Batch) -> Batch: ...
     def forward_pairs(self, batch: Batch, model: nn.Module | None = None, fused: bool = True) -> PairLogps: ...
     def score_gap(self, pairs: PairLogps) -> Tensor: ...
@@ -64,13 +70,13 @@ class ProbedTrainer(Protocol):
 
 
 class Probe:
-    """Looks at the mini-batches of an accumulation window before they are trained on.
+    """Sees the mini-batches of an accumulation window before they are trained on.
 
-    A probe is called with the window's mini-batches and returns them, with what it measured among their columns.
+    A probe is called with the window's mini-batches and returns them, with its measurements among their columns.
 
     Args:
         trainer: its model must be on its device by the first call.
-        options: `anchor_scope` says which parameters count; an empty scope is refused at once.
+        options: `anchor_scope` selects the parameters; an empty scope is refused immediately.
     """
 
     columns: ClassVar[tuple[str, ...]] = ()  # what it measures
@@ -85,10 +91,10 @@ class Probe:
 
     @cached_property
     def parameters(self) -> dict[str, nn.Parameter]:
-        # looked up again when training has begun: FSDP puts others in their place
-        forget_gathered(self.trainer.model)
+        # not before training has begun: FSDP replaces the parameters
+        reshard(self.trainer.model)
         parameters = parameters_in_scope(self.trainer.model, self.options.anchor_scope)
-        check_movable(self.trainer.model, parameters)
+        check_reachable(self.trainer.model, parameters)
         return parameters
 
     def prepared(self, batches: Sequence[Batch]) -> list[Batch]:
@@ -98,14 +104,12 @@ class Probe:
 
 
 def _without_reentry(config: TrainingArguments) -> None:
-    """Reentrant checkpointing knows whole backward passes alone, and a probe asks for single gradients.
+    """Reentrant checkpointing only knows whole backward passes, and a probe asks for single gradients.
 
     PyTorch's other kind gives the same numbers.
     """
     kwargs = config.gradient_checkpointing_kwargs
-    if config.gradient_checkpointing and kwargs and kwargs.get("use_reentrant"):
-        logger.warning(
-            "use_reentrant=True cannot give single gradients: checkpointing goes on with use_reentrant=False"
-        )
+    if config.gradient_checkpointing and isinstance(kwargs, dict) and kwargs.get("use_reentrant"):
+        logger.warning("use_reentrant=True cannot give single gradients: using use_reentrant=False instead")
         kwargs = {**kwargs, "use_reentrant": False}
         config.gradient_checkpointing_kwargs = config.activation_checkpointing_kwargs = kwargs

@@ -1,4 +1,4 @@
-"""Training a part of the model: everything whose name does not match is frozen."""
+"""Which parameters train, and which of them a probe moves: chosen by their names."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from accelerate.utils import is_peft_model
 from torch import nn
 
+from ..forward.head import causal_model
+
 logger = logging.getLogger(__name__)
 
-# Feed-forward layers in Llama, Qwen, Mistral, Gemma, Phi, GPT-2 and GPT-NeoX ("mlp"), Mixtral, OPT and T5 naming;
-# never the norms that sit beside them
-MLP = r"(^|\.)(mlp|feed_forward|ffn|block_sparse_moe|DenseReluDense|fc1|fc2)\.(?!.*norm)"
-
-
 LM_HEAD = "lm-head"
+# Feed-forward layers as named in Llama, Qwen, Mistral, Gemma, Phi, GPT-2 and GPT-NeoX ("mlp"), Mixtral, OPT and T5;
+# never the norms beside them
+MLP = r"(^|\.)(mlp|feed_forward|ffn|block_sparse_moe|DenseReluDense|fc1|fc2)\.(?!.*norm)"
 
 
 def train_only(model: nn.Module, patterns: Sequence[str]) -> None:
@@ -27,19 +27,18 @@ def train_only(model: nn.Module, patterns: Sequence[str]) -> None:
         patterns: regular expressions, searched in the parameters' names; "mlp" stands for the feed-forward layers.
 
     Raises:
-        ValueError: a pattern that matches nothing, or is no regular expression; or a model with adapters.
+        ValueError: a pattern that matches nothing, or is not a regular expression; or a model with adapters.
     """
     if is_peft_model(model):
         raise ValueError(
             "train_only and the model's adapters both choose what trains: leave train_only out, or merge the adapters "
             "first (model.merge_and_unload())"
         )
-    names = [name for name, _ in model.named_parameters()]
-    trained = matching(names, patterns, "train_only")
-    for name, parameter in model.named_parameters():
+    parameters = dict(model.named_parameters())
+    trained = _matching(list(parameters), patterns, "train_only")
+    for name, parameter in parameters.items():
         parameter.requires_grad_(name in trained)
-    in_training = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    total = sum(p.numel() for p in model.parameters())
+    in_training, total = (sum(parameters[name].numel() for name in names) for names in (trained, parameters))
     logger.info(
         "train_only=%s: %d of %d parameters train (%.1f %%), in %d of %d tensors",
         list(patterns),
@@ -47,34 +46,12 @@ def train_only(model: nn.Module, patterns: Sequence[str]) -> None:
         total,
         100 * in_training / total,
         len(trained),
-        len(names),
+        len(parameters),
     )
 
 
-def matching(names: Sequence[str], patterns: Sequence[str], option: str) -> set[str]:
-    """The names that match one of the patterns; "mlp" stands for the feed-forward layers.
-
-    Raises:
-        ValueError: a pattern that matches nothing, or is no regular expression; `option` is named as its source.
-    """
-    matched: set[str] = set()
-    for pattern in patterns:
-        try:
-            expression = re.compile(MLP if pattern == "mlp" else pattern)
-        except re.error as error:
-            raise ValueError(f"{option} pattern {pattern!r} is no regular expression: {error}") from error
-        found = {name for name in names if expression.search(name)}
-        if not found:
-            raise ValueError(
-                f"{option} pattern {pattern!r} matches none of the {len(names)} parameters; "
-                f"their names look like {', '.join(names[:3])}, {names[-1]}"
-            )
-        matched |= found
-    return matched
-
-
 def parameters_in_scope(model: nn.Module, scope: Sequence[str] | None) -> dict[str, nn.Parameter]:
-    """The trained parameters that the anchor moves, by name.
+    """The trained parameters that a probe moves, by name.
 
     Args:
         model: the model, without wrappers.
@@ -87,12 +64,30 @@ def parameters_in_scope(model: nn.Module, scope: Sequence[str] | None) -> dict[s
     if scope is None:
         return trained
     patterns = [pattern for pattern in scope if pattern != LM_HEAD]
-    chosen = matching([name for name, _ in model.named_parameters()], patterns, "anchor_scope")
-    if LM_HEAD in scope and (head := model.get_output_embeddings()) is not None:
-        # by identity: a tied head goes by its embedding's name
+    chosen = _matching([name for name, _ in model.named_parameters()], patterns, "anchor_scope")
+    if LM_HEAD in scope and (head := causal_model(model).get_output_embeddings()) is not None:
+        # by identity: a tied head has the name of its embedding
         of_head = {id(parameter) for parameter in head.parameters()}
         chosen |= {name for name, parameter in trained.items() if id(parameter) in of_head}
     if not chosen & trained.keys():
         names = f"{', '.join(trained):.300}"
         raise ValueError(f"anchor_scope={list(scope)} holds none of the {len(trained)} tensors that train: {names}")
     return {name: parameter for name, parameter in trained.items() if name in chosen}
+
+
+def _matching(names: Sequence[str], patterns: Sequence[str], option: str) -> set[str]:
+    """The names that match one of the patterns; `option` is what an error calls their source."""
+    matched: set[str] = set()
+    for pattern in patterns:
+        try:
+            expression = re.compile(MLP if pattern == "mlp" else pattern)
+        except re.error as error:
+            raise ValueError(f"{option} pattern {pattern!r} is not a regular expression: {error}") from error
+        found = {name for name in names if expression.search(name)}
+        if not found:
+            raise ValueError(
+                f"{option} pattern {pattern!r} matches none of the {len(names)} parameters; "
+                f"their names look like {', '.join(names[:3])}, {names[-1]}"
+            )
+        matched |= found
+    return matched

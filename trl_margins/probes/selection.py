@@ -1,53 +1,51 @@
-"""Ranks a data set by anchor gap at a checkpoint: which pairs are stable there, which are not."""
+"""Ranks a data set by anchor gap at a checkpoint: which pairs are stable there, and which are not."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..pairs import CARRIED, ROW
-from ..terms.anchor import ANCHOR_GAP
+from ..terms.anchor import ANCHOR_GAP, ANCHOR_SCORE_GAP
 from .anchor import GeometricAnchor
-from .probe import ProbedTrainer
+from .probe import Batch, ProbedTrainer
 
 
 def dataset_anchor_gaps(trainer: ProbedTrainer) -> np.ndarray:
-    """Γ of every pair of `trainer.train_dataset`, in its order, at the model as it is; nothing is trained.
+    """Γ of every pair of `trainer.train_dataset`, in its order, under the current weights; nothing is trained.
 
-    That set lacks the pairs that training drops; its column `row_number` says which row of the given set each value
-    belongs to. Pairs are taken in windows of `gradient_accumulation_steps` mini-batches, each with a direction of its
-    own; with `train_sampling_strategy="sequential"` in their order, else at random. Every rank gets all values.
+    That set lacks the pairs that training drops; its column `row_number` gives the row of the given set that each
+    value belongs to. Pairs are taken in accumulation windows of `gradient_accumulation_steps` mini-batches, each with
+    a direction of its own; with `train_sampling_strategy="sequential"` in their order, else at random. Every rank gets
+    all values.
     """
     batches = trainer.get_train_dataloader()
     trainer.model = trainer.accelerator.prepare_model(trainer.model, evaluation_mode=True)
     anchor = GeometricAnchor(trainer, trainer.options)
     size = trainer.args.gradient_accumulation_steps
     gap_of_row: dict[int, float] = {}
-    window: list[Mapping[str, Any]] = []
+    window: list[Batch] = []
     progress = tqdm(batches, desc="Measuring anchor gaps", disable=not trainer.is_world_process_zero())
     for number, batch in enumerate(progress, start=1):
         window.append(batch)
         if len(window) == size or number == len(batches):
             for measured in anchor(window):
-                # by their numbers: the last mini-batches of several ranks are filled up with pairs of the first
-                both = trainer.accelerator.gather((measured[CARRIED][ROW], _gap(trainer, measured).float()))
-                rows, gaps = (each.tolist() for each in both)
-                for row, gap in zip(rows, gaps, strict=True):
+                # by row number: the last mini-batches of several ranks are filled up with pairs of the first
+                both = trainer.accelerator.gather((measured[CARRIED][ROW], _anchor_gap(trainer, measured).float()))
+                for row, gap in zip(*(each.tolist() for each in both), strict=True):
                     gap_of_row.setdefault(row, gap)
             window = []
     return np.array([gap_of_row[row] for row in trainer.train_dataset[ROW]], np.float32)
 
 
 @torch.no_grad()
-def _gap(trainer: ProbedTrainer, batch: Mapping[str, Any]) -> torch.Tensor:
+def _anchor_gap(trainer: ProbedTrainer, batch: Batch) -> Tensor:
     columns = batch[CARRIED]
     if ANCHOR_GAP in columns:
         return columns[ANCHOR_GAP]
-    return trainer.score_gap(trainer.forward_pairs(batch)) - columns["anchor_score_gap"]
+    return trainer.score_gap(trainer.forward_pairs(batch)) - columns[ANCHOR_SCORE_GAP]
 
 
 def subsets(anchor_gaps: np.ndarray, fraction: float, seed: int = 0) -> dict[str, np.ndarray]:
@@ -56,10 +54,10 @@ def subsets(anchor_gaps: np.ndarray, fraction: float, seed: int = 0) -> dict[str
     Args:
         anchor_gaps: [n] Γ.
         fraction: share of the rows in each subset, in (0, 1].
-        seed: of the random one.
+        seed: of the random subset.
 
     Raises:
-        ValueError: a fraction that leaves nothing, or is no share.
+        ValueError: a fraction outside (0, 1], or one that leaves no row.
 
     Source: GAPO (arXiv 2602.04909), appendix E.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from .direction import Direction, own_gradients
+from .direction import Direction, gradient_direction, own_gradients
 from .perturbation import perturbed
 from .probe import Batch, Probe, ProbedTrainer, ProbeOptions
 
@@ -13,7 +13,7 @@ from .probe import Batch, Probe, ProbedTrainer, ProbeOptions
 class SharpnessAware(Probe):
     r"""SAM: the gradient at :math:`\theta + \rho\,\nabla L / \|\nabla L\|`, applied at θ.
 
-    L is the loss over the whole accumulation window and all ranks, which is what one optimizer step descends.
+    L is the loss over the whole accumulation window and all ranks: the loss that one optimizer step descends.
 
     Args:
         trainer: gives the model and the loss.
@@ -29,19 +29,19 @@ class SharpnessAware(Probe):
         super().__init__(trainer, options)
         if trainer.is_deepspeed_enabled:
             raise ValueError(
-                "DeepSpeed takes its step within the backward pass, which SAM makes elsewhere: take DDP or FSDP2"
+                "DeepSpeed takes its step within the backward pass, which SAM makes elsewhere: use DDP or FSDP2"
             )
         self._direction: Direction | None = None
 
     def __call__(self, batches: Sequence[Batch]) -> list[Batch]:
-        """Finds the window's direction; the mini-batches stay as they are."""
+        """Finds the direction; the mini-batches stay as they are."""
         self._direction = None
         batches = self.prepared(batches)
-        with own_gradients(self.trainer.accelerator, self.trainer.model, self.parameters) as gradients:
+        accelerator = self.trainer.accelerator
+        with own_gradients(accelerator, self.trainer.model, self.parameters) as gradients:
             for batch in batches:
                 gradients.add(self.trainer.measured_loss(batch))
-            direction = Direction.along(gradients.take())
-        self._direction = direction if self.trainer.accelerator.scaler is None else direction.finite()
+            self._direction = gradient_direction(accelerator, gradients.take())
         return batches
 
     @contextmanager

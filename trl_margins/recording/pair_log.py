@@ -1,16 +1,15 @@
-"""What every trained pair came to, in a file beside the checkpoints: what the report's pictures are made of."""
+"""Per-pair training log: a CSV file beside the checkpoints, from which the report draws its pictures."""
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import os
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TextIO
 
 import numpy as np
 import torch
@@ -18,13 +17,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import TrainerCallback
-from trl import DPOTrainer
 
-from .. import __version__
 from ..pairs import IS_FLIPPED, ROW
-
-if TYPE_CHECKING:
-    from ..trainers.mixin import MarginMixin
 
 logger = logging.getLogger(__name__)
 
@@ -33,41 +27,39 @@ RUN_FILE = "margin_run.json"
 STATE_FILE = "trainer_state.json"
 _WHOLE = ("step", ROW)
 
-# bounds for runs that log rarely, or never
+# Bounds for runs that log rarely, or never
 MOST_WAITING = 1024  # mini-batches on the device until they are written
-MOST_KEPT = 100_000  # pairs that a log's histograms and flips are of
+MOST_CACHED = 100_000  # pairs for the histograms and flip metrics of one log
 
 
 class PairLog:
-    """One line of CSV a pair. Values stay on the device until `flush`.
+    """One CSV line per pair. Values stay on the device until `flush`.
 
     Args:
-        file: where to; lines are added to it.
+        file: lines are added to it.
     """
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self._names: list[str] | None = None
+        self._names: list[str] = []
         self._waiting: list[tuple[int, Tensor]] = []  # step, [B, columns]
         self._not_logged: deque[np.ndarray] = deque()
-        self._too_old = 0  # pairs that are not in there any more
-        self.n_lost = 0  # pairs that the disk did not take
-        self.drained: dict[str, np.ndarray] = {}  # what the last call of `drain` gave, for callbacks
+        self._too_old = 0  # pairs that have left it again
+        self.n_lost = 0  # pairs that could not be written
+        self.drained: dict[str, np.ndarray] = {}  # what the last call of `drain` returned, for callbacks
 
     def add(self, step: int, values: Mapping[str, Tensor]) -> None:
-        """Notes B pairs.
+        """Adds B pairs.
 
         Args:
             step: of the optimizer, from 1.
             values: name → [B]; the same names every time.
         """
-        if self._names is None:
-            self._names = list(values)
-        stacked = torch.stack([values[name].detach().float() for name in self._names], dim=1)
-        self._waiting.append((step, stacked))
+        self._names = self._names or list(values)
+        self._waiting.append((step, torch.stack([values[name].detach().float() for name in self._names], dim=1)))
 
     def forget(self, step: int) -> None:
-        """Drops what was noted of a step that is not taken."""
+        """Drops the pairs of a step that is not taken."""
         self._waiting = [(taken, values) for taken, values in self._waiting if taken != step]
 
     @property
@@ -76,28 +68,27 @@ class PairLog:
         return len(self._waiting) >= MOST_WAITING
 
     def flush(self, accelerator: Accelerator) -> None:
-        """Writes what was noted on all ranks since the last call, on the first of them."""
-        names = ["step", *(self._names or [])]
-        steps = [np.full((len(values), 1), step) for step, values in self._waiting]
+        """Writes the pairs that were added on all ranks since the last call; the main process writes."""
+        names, waiting, self._waiting = ["step", *self._names], self._waiting, []
         rows = np.empty((0, len(names)))
-        if self._waiting:
-            values = torch.cat([values for _, values in self._waiting]).cpu().numpy()  # the only transfer
-            rows = np.hstack([np.concatenate(steps), values])
-        self._waiting = []
+        if waiting:
+            steps = np.repeat([step for step, _ in waiting], [len(values) for _, values in waiting])
+            values = torch.cat([values for _, values in waiting]).cpu().numpy()  # the only transfer
+            rows = np.column_stack([steps, values])
         if accelerator.num_processes > 1:
             rows = np.concatenate([part for part in gather_object([rows]) if part.size] or [rows])
             rows = rows[np.argsort(rows[:, 0], kind="stable")]
         if not rows.size:
             return
         self._not_logged.append(rows)
-        while sum(map(len, self._not_logged)) - len(self._not_logged[0]) >= MOST_KEPT:
+        while sum(map(len, self._not_logged)) - len(self._not_logged[0]) >= MOST_CACHED:
             self._too_old += len(self._not_logged.popleft())
         if accelerator.is_main_process:
             self._write(names, rows)
 
     def drain(self) -> dict[str, np.ndarray]:
-        """By name, what was flushed since the last call, of all ranks; of very many pairs the last ones."""
-        names = ["step", *(self._names or [])]
+        """The pairs flushed since the last call, over all ranks: name → [pairs]. Of very many pairs, the last ones."""
+        names = ["step", *self._names]
         rows = np.concatenate(self._not_logged or [np.empty((0, len(names)))])
         if self._too_old:
             logger.info("of the pairs since the last log, the first %d are only in %s", self._too_old, self.file.name)
@@ -106,66 +97,63 @@ class PairLog:
         return self.drained
 
     def _write(self, names: list[str], rows: np.ndarray) -> None:
-        """Adds the lines, or none of them: no log is worth a run that the disk has no room for."""
-        whole: int | None = None
+        """Adds all of the lines or none: a full disk does not stop the run."""
+        size: int | None = None
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            whole = self.file.stat().st_size if self.file.exists() else 0
-            with self.file.open("a", newline="") as out:
-                self._write_lines(csv.writer(out), names, rows, with_names=not whole)
+            with self.file.open("a") as out:
+                size = out.tell()
+                self._write_lines(out, names, rows)
         except OSError as error:
             if not self.n_lost:
                 logger.warning(
                     "%s cannot be written (%s): training goes on, and the log lacks pairs from step %d until it can",
-                    self.file,
-                    error.strerror or error,
-                    rows[0, 0],
+                    *(self.file, error.strerror or error, rows[0, 0]),
                 )
             self.n_lost += len(rows)
-            if whole is not None:
+            if size is not None:
                 with suppress(OSError):
-                    os.truncate(self.file, whole)
+                    os.truncate(self.file, size)
 
     @staticmethod
-    def _write_lines(writer: Any, names: list[str], rows: np.ndarray, with_names: bool) -> None:
-        if with_names:
-            writer.writerow(names)
-        formats = [".0f" if name in _WHOLE else ".7g" for name in names]
-        writer.writerows([format(value, form) for value, form in zip(row, formats, strict=True)] for row in rows)
+    def _write_lines(out: TextIO, names: list[str], rows: np.ndarray) -> None:
+        head = "" if out.tell() else ",".join(names)
+        formats = ["%.0f" if name in _WHOLE else "%.7g" for name in names]
+        np.savetxt(out, rows, fmt=formats, delimiter=",", header=head, comments="")
 
     def rewind(self, step: int) -> None:
-        """Drops what the file has of later steps, which a resumed run goes through again; all of it at step 0."""
+        """Drops the lines of later steps, which a resumed run takes again; the whole file at step 0."""
         if not self.file.exists():
             return
         if step == 0:
             self.file.unlink()
             return
-        shorter = self.file.with_suffix(".tmp")  # a kill leaves the one or the other whole
-        with self.file.open(newline="") as file, shorter.open("w", newline="") as out:
-            rows, writer = csv.reader(file), csv.writer(out)
-            if head := next(rows, None):
-                writer.writerow(head)
-            n_dropped = 0
-            for row in rows:  # a week's log does not fit into memory
-                if len(row) == len(head) and int(row[0]) <= step:  # a kill may cut the last line
-                    writer.writerow(row)
+        shorter = self.file.with_suffix(".tmp")  # after a kill, one of the two files is whole
+        with self.file.open(newline="") as lines, shorter.open("w", newline="") as out:
+            head, n_dropped = next(lines, ""), 0
+            out.write(head)
+            for line in lines:  # a long run's log does not fit into memory
+                # a kill may cut the last line
+                if line.endswith("\n") and line.count(",") == head.count(",") and int(line.partition(",")[0]) <= step:
+                    out.write(line)
                 else:
                     n_dropped += 1
         if n_dropped:
-            logger.info("%s: %d lines of steps after %d are written anew", self.file.name, n_dropped, step)
+            logger.info("%s: %d lines of steps after %d are removed", self.file.name, n_dropped, step)
         shorter.replace(self.file)
 
 
 class RunFolder(TrainerCallback):
-    """Puts a run's settings, pairs and history into its folder.
+    """Writes a run's settings, pairs and history into its folder.
 
     Args:
-        trainer: whose run it is.
         log: its pairs.
+        accelerator: the trainer's.
+        settings: what `margin_run.json` holds, asked for when training begins.
     """
 
-    def __init__(self, trainer: MarginMixin, log: PairLog) -> None:
-        self.trainer, self.log = trainer, log
+    def __init__(self, log: PairLog, accelerator: Accelerator, settings: Callable[[], Mapping[str, Any]]) -> None:
+        self.log, self.accelerator, self.settings = log, accelerator, settings
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
@@ -174,7 +162,7 @@ class RunFolder(TrainerCallback):
         try:
             self.log.rewind(state.global_step)
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(described(self.trainer), indent=2) + "\n")
+            file.write_text(json.dumps(self.settings(), indent=2) + "\n")
         except OSError as error:  # now, while nothing is lost: no checkpoint could be saved there either
             raise OSError(
                 f"output_dir {args.output_dir} cannot be written to ({error.strerror or error}): name another folder, "
@@ -183,7 +171,7 @@ class RunFolder(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.log.is_full:
-            self.log.flush(self.trainer.accelerator)
+            self.log.flush(self.accelerator)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
@@ -196,49 +184,32 @@ class RunFolder(TrainerCallback):
             logger.warning("%s of %s cannot be written (%s)", STATE_FILE, args.output_dir, error.strerror or error)
 
 
-def described(trainer: MarginMixin) -> dict[str, Any]:
-    """A run's settings, for its folder."""
-    method, objective, rows = trainer.options.method, trainer.objective, trainer.train_dataset
-    return {
-        "version": __version__,
-        "method": method and method.id,
-        "name": method.name if method else type(trainer).__name__,
-        "base": "dpo" if isinstance(trainer, DPOTrainer) else "cpo",
-        "trainer": type(trainer).__name__,
-        "model": trainer.model.config.name_or_path,
-        "weight": ", ".join(term.name for term in objective.weights) or None,
-        "margin": ", ".join(term.name for term in objective.margins) or None,
-        "term_options": [*trainer.options.term_options("weight"), *trainer.options.term_options("margin")],
-        "train_rows": len(rows) if hasattr(rows, "__len__") else None,
-        "config": json.loads(trainer.args.to_json_string()),
-    }
-
-
 def flip_metrics(pairs: Mapping[str, np.ndarray], weighted: bool) -> dict[str, float]:
-    """What became of pairs whose label was flipped, among those of one logging interval.
+    """Metrics of the pairs whose label was flipped, among those of one logging interval.
 
-    The pull of a pair is weight × slope, the factor of its reward gap's gradient.
+    A pair's gradient scale is weight × slope, the factor of its reward gap's gradient.
 
     Args:
         pairs: from `PairLog.drain`.
         weighted: whether there is a weight term.
 
     Returns:
-        `flips/rate`; the mean `flips/pull` of flipped pairs and `flips/pull_clean` of the others, and with a weight
-        term `flips/weight` and `flips/weight_clean`; `flips/gradient_share`, the part of the summed pull that is
-        flipped pairs'; `flips/rate_low`, `_mid`, `_high`: flip rates of the thirds by pull. Empty without flips known.
+        `flips/rate`; the mean `flips/gradient_scale` of flipped pairs and `flips/gradient_scale_clean` of the others,
+        and with a weight term `flips/weight` and `flips/weight_clean`; `flips/gradient_share`, the flipped pairs' part
+        of the summed gradient scale; `flips/rate_low`, `_mid`, `_high`: flip rates of the thirds by gradient scale.
+        Empty where no flips are known.
     """
     if IS_FLIPPED not in pairs or not len(pairs[IS_FLIPPED]):
         return {}
     flipped = pairs[IS_FLIPPED] == 1
-    pull = pairs["weight"] * pairs["slope"]
-    found = {"flips/rate": float(flipped.mean())}
-    for name, values in {"pull": pull, "weight": pairs["weight"]}.items():
-        if name == "pull" or weighted:
-            parts = {f"flips/{name}": values[flipped], f"flips/{name}_clean": values[~flipped]}
-            found |= {key: float(part.mean()) for key, part in parts.items() if part.size}
-    if pull.sum() > 0:
-        found["flips/gradient_share"] = float(pull[flipped].sum() / pull.sum())
-    tiers = np.array_split(flipped[np.argsort(pull, kind="stable")], 3)
+    scale = pairs["weight"] * pairs["slope"]
+    found = {"flips/rate": flipped.mean()}
+    for name, values in {"gradient_scale": scale, **({"weight": pairs["weight"]} if weighted else {})}.items():
+        parts = {f"flips/{name}": values[flipped], f"flips/{name}_clean": values[~flipped]}
+        found |= {key: part.mean() for key, part in parts.items() if part.size}
+    if scale.sum() > 0:
+        found["flips/gradient_share"] = scale[flipped].sum() / scale.sum()
+    thirds = np.array_split(flipped[np.argsort(scale, kind="stable")], 3)
     names = ("low", "mid", "high")
-    return found | {f"flips/rate_{n}": float(tier.mean()) for n, tier in zip(names, tiers, strict=True) if tier.size}
+    found |= {f"flips/rate_{name}": third.mean() for name, third in zip(names, thirds, strict=True) if third.size}
+    return {name: float(value) for name, value in found.items()}

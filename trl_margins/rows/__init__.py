@@ -1,4 +1,4 @@
-"""From a row of a preference set to its prompt, its completions, its scores and its tokens: one way for everyone."""
+"""From a row of a preference set to its prompt, completions, scores and tokens: the one way that everything uses."""
 
 from .form import PreferenceRow, RowError, RowReader
 from .opened import OpenedSet, open_rows

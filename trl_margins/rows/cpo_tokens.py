@@ -1,5 +1,5 @@
-"""The tokens of TRL's `CPOTrainer`, many rows at a time: for runs that go on from old ones, and for encoder-decoder
-models, of which `DPOTrainer` knows nothing. Its own code runs for each row; the tokenizer's work is done in one call.
+"""The tokens of TRL's `CPOTrainer`, many rows at a time: to continue old runs, and for encoder-decoder models, which
+`DPOTrainer` does not support. CPOTrainer's own code runs for each row; the tokenizer runs once for all of them.
 """
 
 from __future__ import annotations
@@ -12,15 +12,19 @@ import numpy as np
 from trl.data_utils import maybe_apply_chat_template
 from trl.experimental.cpo import CPOTrainer
 
-from .form import PreferenceRow, RowError, RowReader
-from .tokens import VERSION, in_columns, read_batch
+from .form import PreferenceRow, RowReader
+from .tokens import VERSION, each_or_error, in_columns, read_batch, without_errors
 
 
 @dataclass(frozen=True)
 class CPOTokenizer:
-    """A batch of raw rows, in columns, to CPOTrainer's token columns. As much of a trainer as `tokenize_row` reads."""
+    """A function for `Dataset.map`: a batch of raw rows, in columns, to CPOTrainer's token columns.
 
-    reader: RowReader
+    It has the attributes of a trainer that `CPOTrainer.tokenize_row` reads. `reader` may be None where rows have been
+    read already.
+    """
+
+    reader: RowReader | None
     processing_class: Any
     max_length: int | None
     max_completion_length: int | None
@@ -30,30 +34,23 @@ class CPOTokenizer:
     build_tokenized_answer = CPOTrainer.build_tokenized_answer
 
     def __call__(self, batch: Mapping[str, list[Any]], numbers: Sequence[int]) -> dict[str, list[Any]]:
-        return self.columns(read_batch(self.reader, batch, numbers), numbers)
+        found = each_or_error(self.rows, read_batch(self.reader, batch, numbers))
+        return in_columns(without_errors(found, lambda i: self.reader.where(numbers[i])))
 
-    def columns(self, rows: Sequence[PreferenceRow], numbers: Sequence[int]) -> dict[str, list[Any]]:
-        """
-        Raises:
-            RowError: a row that CPOTrainer cannot tokenize.
-        """
-        texts = [self._row(self._rendered, row, number) for row, number in zip(rows, numbers, strict=True)]
+    def rows(self, rows: Sequence[PreferenceRow]) -> list[dict[str, Any]]:
+        """The token columns of each row. Raises whatever the chat template and `tokenize_row` raise."""
+        texts = [self._rendered(row) for row in rows]
         trainer = self
         if not self.is_encoder_decoder:
-            asked = {text for row in texts for text in (row["prompt"], *_wholes(row))}
-            trainer = replace(self, processing_class=_KnownTexts.of(self.processing_class, asked))
-
-        def tokens(row: dict[str, str]) -> dict[str, Any]:
-            made = {name: np.asarray(value) for name, value in CPOTrainer.tokenize_row(trainer, row).items()}
-            return {"prompt": row["prompt"], **made}  # the text is for `generate_during_eval`
-
-        return in_columns(self._row(tokens, row, number) for row, number in zip(texts, numbers, strict=True))
-
-    def _row(self, step: Any, row: Any, number: int) -> Any:
-        try:
-            return step(row)
-        except Exception as error:  # of the chat template, or of tokenize_row
-            raise RowError(f"{self.reader.where(number)}: {error}") from error
+            wholes = {row["prompt"] + row[side] for row in texts for side in ("chosen", "rejected")}
+            known = _KnownTexts(self.processing_class, sorted(wholes | {row["prompt"] for row in texts}))
+            trainer = replace(self, processing_class=known)
+        made = [CPOTrainer.tokenize_row(trainer, row) for row in texts]
+        return [
+            # `generate_during_eval` reads the text of the prompt
+            {"prompt": row["prompt"], **{name: np.asarray(value) for name, value in each.items()}}
+            for row, each in zip(texts, made, strict=True)
+        ]
 
     def _rendered(self, row: PreferenceRow) -> dict[str, str]:
         chosen, rejected = row.completions
@@ -62,24 +59,14 @@ class CPOTokenizer:
         return maybe_apply_chat_template(example, self.processing_class, tools=row.template.get("tools"))
 
 
-def _wholes(row: Mapping[str, str]) -> tuple[str, str]:
-    return row["prompt"] + row["chosen"], row["prompt"] + row["rejected"]
-
-
-@dataclass(frozen=True)
 class _KnownTexts:
-    """A tokenizer that has done its work already."""
+    """A stand-in for the tokenizer that has tokenized all texts before."""
 
-    bos_token_id: int | None
-    eos_token_id: int | None
-    known: Mapping[str, dict[str, list[int]]]
-
-    @classmethod
-    def of(cls, tokenizer: Any, texts: set[str]) -> _KnownTexts:
-        ordered = sorted(texts)
-        ids = tokenizer(ordered, add_special_tokens=False)["input_ids"]
-        known = {text: {"input_ids": i, "attention_mask": [1] * len(i)} for text, i in zip(ordered, ids, strict=True)}
-        return cls(tokenizer.bos_token_id, tokenizer.eos_token_id, known)
+    def __init__(self, tokenizer: Any, texts: list[str]) -> None:
+        self.bos_token_id, self.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
+        ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        self.known = dict(zip(texts, ids, strict=True))
 
     def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
-        return self.known[text]
+        ids = self.known[text]
+        return {"input_ids": list(ids), "attention_mask": [1] * len(ids)}

@@ -16,12 +16,19 @@ Part = str | list[Message]
 
 COMPLETIONS = ("chosen", "rejected")
 SHAREGPT = ("conversations", "conversation")  # hold the prompt's messages where there is no prompt column
-TEMPLATE = ("tools", "chat_template_kwargs")  # reach the chat template
+TEMPLATE = ("tools", "chat_template_kwargs")  # variables of the chat template
+
+# Columns that often hold the prompt or a part of it, in data sets that do not call it "prompt"
+LIKE_A_PROMPT = (
+    *("question", "instruction", "query", "input", "prompts", "trajectory", *SHAREGPT),
+    *("context", "history", "schema", "problem", "system"),
+)
 
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant"}
-_ROLES |= {role: role for role in ("system", "user", "assistant", "tool")}  # in any case of letters
+_ROLES |= {role: role for role in ("system", "user", "assistant", "tool")}  # in upper or lower case
 _SHAREGPT_ROLES = {**_ROLES, "model": "assistant", "observation": "tool"}  # of from/value messages
 _NOT_THE_MODEL = ("system", "user")
+_SET_BY_THE_TRAINER = {"add_generation_prompt", "tokenize", "return_dict"}
 
 
 class RowError(ValueError):
@@ -33,9 +40,9 @@ class PreferenceRow:
     """A prompt and k completions, the chosen one first: all of them text, or all of them messages.
 
     Attributes:
-        prompt: text (empty where there is none) or a list of messages.
+        prompt: text (empty if there is none) or a list of messages.
         completions: k times the same.
-        template: what else the chat template reads: `tools`, and the variables of `chat_template_kwargs`.
+        template: further variables of the chat template: `tools`, and those in `chat_template_kwargs`.
     """
 
     prompt: Part
@@ -48,7 +55,7 @@ class PreferenceRow:
 
     @property
     def texts(self) -> tuple[str, list[str]]:
-        """What the prompt and each completion say, for comparisons and counts of words."""
+        """The text of the prompt and of each completion, for comparisons and word counts."""
         return text_of(self.prompt), [text_of(part) for part in self.completions]
 
 
@@ -61,10 +68,10 @@ class RowReader:
         columns: the columns it has.
         prompt_column: the column with the prompt, or None where the completions begin with it.
         system_column: a column whose text becomes the system message of the prompt.
-        repeats_prompt: the text completions begin with their prompt, which is then no part of them.
-        stored: columns that hold messages as JSON or Python text, as pandas writes them to CSV.
-        features: of the columns, where the set knows them: what Arrow fills up with None is told from what is None.
+        repeats_prompt: the text completions begin with their prompt, which is then removed from them.
         keeps_parts: messages may hold images and the like, for a processor; else they must be text.
+        stored: columns that hold messages as JSON or Python text, as pandas writes them to CSV.
+        features: of the columns, if known: they tell a None that Arrow filled in from one that was there.
     """
 
     split: str
@@ -126,10 +133,15 @@ class RowReader:
         prompt, chosen, rejected = self._split(self._prompt(row, where), chosen, rejected, where)
         if self.system_column is not None:
             system = row.get(self.system_column)
-            said = text_of(self._part(self.system_column, system, where)) if system else ""
-            prompt, chosen, rejected = _with_system(said, prompt, chosen, rejected)
+            text = text_of(self._part(self.system_column, system, where)) if system else ""
+            prompt, chosen, rejected = _with_system(text, prompt, chosen, rejected)
         for name, part in zip(COMPLETIONS, (chosen, rejected), strict=True):
-            _check_end(name, part, where)
+            if isinstance(part, list) and part[-1]["role"] in _NOT_THE_MODEL:
+                raise RowError(
+                    f"column {name!r}, {where}: the last message, {shortened(part[-1].get('content'))}, is of the "
+                    f"role {part[-1]['role']!r}: a completion ends with the assistant's; remove what follows it, or "
+                    "drop the row"
+                )
         return PreferenceRow(prompt, [chosen, rejected], self.template(row, where))
 
     def _prompt(self, row: Mapping[str, Any], where: str) -> Part | None:
@@ -153,11 +165,11 @@ class RowReader:
             raise RowError(f"column {name!r}, {where}: {error}") from None
 
     def _split(self, prompt: Part | None, chosen: Part, rejected: Part, where: str) -> tuple[Part, Part, Part]:
-        """Prompt and completions in one form, each message or character in one of them alone."""
+        """Prompt and completions in one form, with no message or character in two of them."""
         if isinstance(chosen, str):
             if prompt is None:
                 return self._extracted(chosen, rejected, where)
-            if isinstance(prompt, list):  # text that answers a conversation
+            if isinstance(prompt, list):  # text that completes a conversation
                 return prompt, _says("assistant", chosen), _says("assistant", rejected)
             if self.repeats_prompt:
                 return prompt, chosen.removeprefix(prompt), rejected.removeprefix(prompt)
@@ -167,11 +179,11 @@ class RowReader:
             return prompt, chosen, rejected
         if prompt and not any(part[0]["role"] in _NOT_THE_MODEL for part in (chosen, rejected)):
             return _says("user", prompt), chosen, rejected
-        # a text prompt beside whole conversations says once more what they begin with
+        # a text prompt beside whole conversations repeats their beginning
         return self._extracted(chosen, rejected, where)
 
     def _extracted(self, chosen: Part, rejected: Part, where: str) -> tuple[Part, Part, Part]:
-        """By TRL's rule: what both begin with is the prompt; something of each has to be left."""
+        """By TRL's rule: the common beginning is the prompt, and something must be left of each completion."""
         text = isinstance(chosen, str)
         if not text and (shared := _shared_turns([chosen, rejected])):
             return chosen[:shared], chosen[shared:], rejected[shared:]
@@ -187,7 +199,7 @@ class RowReader:
         return found["prompt"], found["chosen"], found["rejected"]
 
     def template(self, row: Mapping[str, Any], where: str) -> dict[str, Any]:
-        """What the chat template reads beside the messages. JSON text is taken as it is.
+        """Variables of the chat template, from values or from JSON text.
 
         Raises:
             RowError: neither a list of tools or a mapping of variables nor the JSON of one.
@@ -206,7 +218,7 @@ class RowReader:
                 )
             found[name] = pruned(value, self.features.get(name))
         tools, variables = found.values()
-        if ours := {"add_generation_prompt", "tokenize", "return_dict"} & set(variables or {}):
+        if ours := _SET_BY_THE_TRAINER & set(variables or {}):
             raise RowError(
                 f"column 'chat_template_kwargs', {where}: {sorted(ours)} are set by the trainer: leave them out"
             )
@@ -219,25 +231,7 @@ class RowReader:
         named = next((name for name in names if name != "system"), None)
         how = [f"prompt_column={named!r} (--prompt_column {named})"] if named else []
         how += ["system_column='system' (--system_column system)"] if "system" in names else []
-        return f"; the columns {names} are there: name the prompt with {' and '.join(how)}"
-
-
-# Columns that often hold the prompt or a part of it, where a set calls it otherwise
-LIKE_A_PROMPT = (
-    "question",
-    "instruction",
-    "query",
-    "input",
-    "prompts",
-    "trajectory",
-    "conversations",
-    "conversation",
-    "context",
-    "history",
-    "schema",
-    "problem",
-    "system",
-)
+        return f"; there are the columns {names}: name the prompt with {' and '.join(how)}"
 
 
 def require_columns(names: Sequence[str], split: str) -> None:
@@ -250,9 +244,7 @@ def require_columns(names: Sequence[str], split: str) -> None:
         if otherwise := [name for name in names if name.lower() in missing]:
             fix = f"names are case-sensitive, so {' and '.join(map(repr, otherwise))} must be written in lower case"
         elif {"responses", "scores"} <= set(names):
-            fix = (
-                "lists of scored responses are for trl-margins evaluate, and generalization_splits makes pairs of them"
-            )
+            fix = "trl-margins evaluate reads lists of scored responses, and generalization_splits makes pairs of them"
         raise RowError(
             f"the {split} data set has no column {' and no column '.join(map(repr, missing))}, only {list(names)}: a "
             f"preference pair is chosen and rejected, and usually prompt; {fix}"
@@ -260,13 +252,13 @@ def require_columns(names: Sequence[str], split: str) -> None:
 
 
 def part_of(value: Any, keeps_parts: bool = False) -> Part:
-    """A prompt or a completion as text or as messages with role and content.
+    """A prompt or a completion as text, or as messages with role and content.
 
-    ShareGPT's from/value messages, a single message, and content in parts of plain text are read as what they mean.
-    Keys of a message whose value is None are left out, as transformers does.
+    Takes ShareGPT's from/value messages, a single message, and content in parts of plain text. Keys of a message whose
+    value is None are left out, as transformers does.
 
     Raises:
-        ValueError: something else; the message says what, and the fix.
+        ValueError: anything else; the message says what it is, and the fix.
     """
     if isinstance(value, str):
         return _checked_text(value)
@@ -277,7 +269,7 @@ def part_of(value: Any, keeps_parts: bool = False) -> Part:
             f"it should be an str or a list of messages, but is of type {type(value).__name__}: {value!r}"
         )
     if not value:
-        raise ValueError("the value is an empty list of messages: give it one, or drop the row")
+        raise ValueError("the value is an empty list of messages: add one, or drop the row")
     messages = []
     for i, message in enumerate(value):
         try:
@@ -288,32 +280,30 @@ def part_of(value: Any, keeps_parts: bool = False) -> Part:
 
 
 def text_of(part: Part) -> str:
-    """The text of a prompt or a completion: of messages, that of each, a line break between them."""
+    """The text of a prompt or a completion; of messages, one line each."""
     if isinstance(part, str):
         return part
-    return "\n".join(_text_of_content(message.get("content")) for message in part)
+    contents = [message.get("content") or "" for message in part]
+    return "\n".join(
+        # a list has parts, which only a processor reads
+        "".join(each.get("text") or "" for each in content if isinstance(each, Mapping))
+        if isinstance(content, list)
+        else content
+        for content in contents
+    )
 
 
 def texts_in(value: Any) -> Iterator[str]:
-    """All texts in a value of lists and mappings."""
+    """All texts in nested lists and mappings."""
     if isinstance(value, str):
         yield value
-    elif isinstance(value, Mapping):
-        for each in value.values():
+    elif isinstance(value, Mapping | list):
+        for each in value.values() if isinstance(value, Mapping) else value:
             yield from texts_in(each)
-    elif isinstance(value, list):
-        for each in value:
-            yield from texts_in(each)
-
-
-def _text_of_content(content: Any) -> str:
-    if isinstance(content, list):  # parts, which only a processor reads
-        return "".join(part.get("text") or "" for part in content if isinstance(part, Mapping))
-    return content or ""
 
 
 def stored_messages(text: str) -> Any:
-    """Messages that a CSV file holds as text, JSON or a Python list; None where it holds something else.
+    """Messages that a CSV file holds as text, JSON or a Python list; None where the text is something else.
 
     Raises:
         ValueError: it cannot be read.
@@ -335,8 +325,12 @@ def without_prompt(
 ) -> tuple[list[Message], list[list[Message]]]:
     """A prompt in messages, and completions without the turns of it that they repeat.
 
-    Whole conversations may have a system message more than the prompt beside them, or less.
+    Whole conversations may have a system message that the prompt beside them lacks, or the other way round.
     """
+
+    def repeats(part: list[Message], begin: list[Message]) -> bool:
+        return len(part) > len(begin) and _same(part[: len(begin)], begin)
+
     n = _shared_turns(completions)
     shared = completions[0][:n] if completions else []
     more = n - len(prompt)
@@ -344,19 +338,23 @@ def without_prompt(
         return shared, [part[n:] for part in completions]
     less = next((i for i, message in enumerate(prompt) if message["role"] != "system"), len(prompt))
     for begin in (prompt, prompt[less:]):
-        if begin and any(_begins_with(part, begin) for part in completions):
-            return prompt, [part[len(begin) :] if _begins_with(part, begin) else part for part in completions]
+        if begin and any(repeats(part, begin) for part in completions):
+            return prompt, [part[len(begin) :] if repeats(part, begin) else part for part in completions]
     return prompt, completions
 
 
-def _begins_with(part: list[Message], begin: list[Message]) -> bool:
-    return len(part) > len(begin) and _same(part[: len(begin)], begin)
-
-
 def _same(some: list[Message], others: list[Message]) -> bool:
-    """Whether the same is said, whatever else the messages carry."""
+    """Whether the messages say the same, whatever other keys they have."""
     keys = ("role", "content", "tool_calls")
     return [[m.get(key) for key in keys] for m in some] == [[m.get(key) for key in keys] for m in others]
+
+
+def _shared_turns(parts: list[list[Message]]) -> int:
+    """How many messages all of them begin with; the last message of each is not counted."""
+    most = min(map(len, parts), default=1) - 1
+    return next(
+        (i for i in range(most) if not all(_same(part[i : i + 1], parts[0][i : i + 1]) for part in parts)), most
+    )
 
 
 def _message(message: Any, keeps_parts: bool) -> Message:
@@ -373,7 +371,7 @@ def _message(message: Any, keeps_parts: bool) -> Message:
     missing = [key for key in ("role", "content") if key not in there]
     if missing and not ("role" in there and there.get("tool_calls")):
         raise ValueError(
-            f"has no {' and no '.join(missing)}, only {there!r:.200}: give it both, under these names, or drop the row"
+            f"has no {' and no '.join(missing)}, only {there!r:.200}: add them, under these names, or drop the row"
         )
     content = there.get("content", "")
     if not isinstance(there["role"], str) or not isinstance(content, str | list):
@@ -388,9 +386,8 @@ def _message(message: Any, keeps_parts: bool) -> Message:
 
 def _plain(parts: list[Any]) -> str:
     for part in parts:
-        if not (
-            isinstance(part, Mapping) and part.get("type", "text") == "text" and isinstance(part.get("text"), str)
-        ):
+        is_text = isinstance(part, Mapping) and part.get("type", "text") == "text"
+        if not is_text or not isinstance(part.get("text"), str):
             raise ValueError(
                 f"has a content part that is not text, {shortened(part)}, which a text model cannot read: drop the "
                 "row, or train a vision-language model with its processor on DPOTrainer's base"
@@ -410,7 +407,7 @@ def _checked_text(text: str) -> str:
 
 
 def pruned(value: Any, feature: Any) -> Any:
-    """Without the keys that Arrow added: it gives every mapping of a column the keys of all of them, with None."""
+    """Without the keys that Arrow added: it gives all mappings of a column the same keys, with None."""
     if isinstance(feature, Mapping) and isinstance(value, Mapping):
         return {key: pruned(each, feature.get(key)) for key, each in value.items() if each is not None}
     if isinstance(value, list) and (within := getattr(feature, "feature", None)) is not None:
@@ -418,44 +415,27 @@ def pruned(value: Any, feature: Any) -> Any:
     return value
 
 
+def is_messages(value: Any) -> bool:
+    """Whether it is a list of messages with known roles."""
+    if not isinstance(value, list) or not value:
+        return False
+    for message in value:
+        if not isinstance(message, Mapping) or not {"content", "value"} & message.keys():
+            return False
+        role = message.get("role", message.get("from"))
+        if not isinstance(role, str) or role.lower() not in (_ROLES if "role" in message else _SHAREGPT_ROLES):
+            return False
+    return True
+
+
 def _with_system(system: str, prompt: Part, chosen: Part, rejected: Part) -> tuple[Part, Part, Part]:
-    """With a system message in front; text becomes messages, which alone can have one."""
+    """With a system message in front; text becomes messages, since only they can have one."""
     if isinstance(prompt, str):
         prompt = _says("user", prompt)
         chosen, rejected = _says("assistant", chosen), _says("assistant", rejected)
     if system and prompt[0]["role"] != "system":
         prompt = _says("system", system) + prompt
     return prompt, chosen, rejected
-
-
-def _check_end(name: str, part: Part, where: str) -> None:
-    if isinstance(part, list) and part[-1]["role"] in _NOT_THE_MODEL:
-        raise RowError(
-            f"column {name!r}, {where}: the last message, {shortened(part[-1].get('content'))}, is of the role "
-            f"{part[-1]['role']!r}: a completion ends with the assistant's; cut what follows it, or drop the row"
-        )
-
-
-def _shared_turns(parts: list[list[Message]]) -> int:
-    """How many messages all begin with; each keeps its last."""
-    most = min(map(len, parts), default=1) - 1
-    return next(
-        (i for i in range(most) if not all(_same(part[i : i + 1], parts[0][i : i + 1]) for part in parts)), most
-    )
-
-
-def is_messages(value: Any) -> bool:
-    """Whether it is a list of messages with roles that are known."""
-    if not isinstance(value, list) or not value:
-        return False
-    for message in value:
-        if not isinstance(message, Mapping):
-            return False
-        role = message.get("role", message.get("from"))
-        known = _ROLES if "role" in message else _SHAREGPT_ROLES
-        if not isinstance(role, str) or role.lower() not in known or not {"content", "value"} & message.keys():
-            return False
-    return True
 
 
 def _says(role: str, text: str) -> list[Message]:

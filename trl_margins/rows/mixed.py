@@ -1,4 +1,4 @@
-"""Several preference sets as one: each is read by its own columns before they are put together."""
+"""Several preference sets as one: each is read by its own columns before they are concatenated."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _PARTS = ("prompt", "chosen", "rejected", *TEMPLATE)
 def mixed(parts: Sequence[tuple[str, Dataset]]) -> Dataset:
     """The rows of all sets, each with its own prompt, completions and scores.
 
-    Sets with the same columns are put together as they are. Of others, prompt, completions and scores are read as each
-    set has them; further columns stay where all sets have them in one type.
+    Sets with the same columns are concatenated unchanged. Otherwise prompt, completions and scores are read as each
+    set has them, and a further column stays if all sets have it with the same type.
 
     Args:
         parts: each set's name and rows.
 
     Raises:
-        RowError: a set that cannot be read, by its name.
+        RowError: a set that cannot be read, with its name.
         ScoreError: scores of a set that are class labels.
     """
     sets = [dataset for _, dataset in parts]
@@ -60,7 +60,7 @@ def _read(opened: OpenedSet, scores: ScoreColumns | None, common: list[str]) -> 
     dataset, name = opened.dataset, opened.reader.split
     if scores is not None:
         refuse_class_labels(dataset, scores, name)
-    # Json takes text beside messages, and messages with different keys
+    # Json columns hold text beside messages, and messages with different keys
     features = {column: Json() for column in _PARTS}
     features |= {column: Value("float64") for column in SCORES} if scores else {}
     return dataset.map(
@@ -81,7 +81,6 @@ def _rows(
     scores: ScoreColumns | None,
     version: str,  # only part of the fingerprint
 ) -> dict[str, list[Any]]:
-    """What `map` calls on a batch."""
     rows = read_batch(reader, batch, numbers)
     made: dict[str, list[Any]] = {
         "prompt": [_as_json(row.prompt) for row in rows],
@@ -99,5 +98,5 @@ def _rows(
 
 
 def _as_json(part: Part) -> Any:
-    """Text as JSON text: a Json column takes any text for JSON already."""
+    """Text as JSON text, since a Json column reads any text as JSON."""
     return json.dumps(part) if isinstance(part, str) else part

@@ -1,4 +1,4 @@
-"""One pass over a preference set before anything slow: every row is read, and what a user should know is said."""
+"""Reads a preference set once before anything slow, and logs what a user should know about it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -26,7 +27,8 @@ from .form import (
 
 logger = logging.getLogger(__name__)
 
-_STREAMED = 32  # rows of a stream by which it is judged
+_STREAMED = 32  # rows of a stream that are read ahead
+_LIKE_MESSAGES = re.compile(r"""\s*(array\()?\[?\s*\{[^{]*['"](role|from)['"]\s*:""")
 
 
 @dataclass
@@ -43,7 +45,7 @@ class Seen:
 
 @dataclass
 class RowCounts:
-    """What a pass over rows found."""
+    """What reading the rows of a set found."""
 
     n: int = 0
     text: Seen = field(default_factory=Seen)
@@ -52,7 +54,7 @@ class RowCounts:
     user_turns: Seen = field(default_factory=Seen)  # within a completion
     prefilled: Seen = field(default_factory=Seen)  # prompts that end with the assistant's turn
     repeated: Seen = field(default_factory=Seen)  # text completions that both begin with their prompt
-    unused: dict[str, Seen] = field(default_factory=dict)  # columns like a prompt whose text is nowhere in the row's
+    unused: dict[str, Seen] = field(default_factory=dict)  # columns like a prompt whose text the prompt lacks
     contradicted: Seen = field(default_factory=Seen)  # prompts as text beside conversations that begin otherwise
     prompted: int = 0  # text rows whose prompt is not empty
     prompts: set[int] = field(default_factory=set)  # hashes of prompts
@@ -69,9 +71,9 @@ class RowCounts:
 
         Args:
             row: as it was read.
-            raw: as it was given.
-            number: its place in the set.
-            asked: what its prompt column holds.
+            raw: as the data set has it.
+            number: its index in the set.
+            asked: the value of its prompt column.
             suspects: columns that may hold a part of the prompt, and are not read.
         """
         chosen, rejected = row.completions
@@ -88,13 +90,13 @@ class RowCounts:
                 self.user_turns.add(number)
             if row.prompt[-1]["role"] == "assistant":
                 self.prefilled.add(number)
-        said = text_of(row.prompt)
-        self.prompts.add(hash(said))
-        # a prompt in messages is compared by the reader
-        if row.is_conversational and isinstance(asked, str) and asked.strip() not in said:
+        prompt = text_of(row.prompt)
+        self.prompts.add(hash(prompt))
+        # the reader compares a prompt in messages
+        if row.is_conversational and isinstance(asked, str) and asked.strip() not in prompt:
             self.contradicted.add(number)
         for name in suspects:
-            if any(text.strip() not in said for text in texts_in(raw.get(name))):
+            if any(text.strip() not in prompt for text in texts_in(raw.get(name))):
                 self.unused.setdefault(name, Seen()).add(number)
 
 
@@ -118,7 +120,7 @@ def open_rows(
     system_column: str | None = None,
     keeps_parts: bool = False,
 ) -> OpenedSet:
-    """Reads every row of a data set, of a stream the first few, and logs what training would otherwise hide.
+    """Reads every row of a data set, or the first few of a stream, and logs what training would otherwise hide.
 
     Args:
         dataset: rows in any known form.
@@ -126,20 +128,15 @@ def open_rows(
         prompt_column, system_column, keeps_parts: as for `RowReader`.
 
     Raises:
-        RowError: a column that is missing, the first row that cannot be read, or a prompt that is only guessed.
+        RowError: a missing column, the first row that cannot be read, or prompts that would be a guess.
     """
     reader = reader_for(dataset, split, prompt_column, system_column, keeps_parts)
     counts = count_rows(dataset, reader)
     if refusal := why_refused(reader, counts):
         raise RowError(refusal)
-    reader = replace(reader, repeats_prompt=counts.repeats_prompt)
-    for message in notes(reader, counts):
-        logger.log(message.level, "%s: %s", split, message.text)
-    return OpenedSet(dataset, reader, counts)
-
-
-def _is_prompt(name: str, raw: Mapping[str, Any], reader: RowReader) -> bool:
-    return name == reader.prompt_column and (name in reader.stored or is_messages(raw.get(name)))
+    for note in notes(reader, counts):
+        logger.log(note.level, "%s: %s", split, note.text)
+    return OpenedSet(dataset, replace(reader, repeats_prompt=counts.repeats_prompt), counts)
 
 
 def reader_for(
@@ -149,10 +146,10 @@ def reader_for(
     system_column: str | None = None,
     keeps_parts: bool = False,
 ) -> RowReader:
-    """A reader for a data set, which knows the columns that hold messages written as text.
+    """A reader for a data set that knows which columns hold messages written as text.
 
     Raises:
-        RowError: a column that is missing, or text that was messages once.
+        RowError: a missing column, or messages written as text that cannot be read.
     """
     features = getattr(dataset, "features", None)
     reader = RowReader.of(column_names(dataset), split, prompt_column, system_column, keeps_parts, features)
@@ -171,22 +168,21 @@ def count_rows(
     on_error: Callable[[RowError, int], None] | None = None,
     on_row: Callable[[PreferenceRow, int], None] | None = None,
 ) -> RowCounts:
-    """Reads every row, of a stream the first few.
+    """Reads every row, or the first few of a stream.
 
     Args:
         dataset: rows in any known form.
         reader: for this set.
-        on_error: is told of rows that cannot be read, which are then left out; without it the first is an error.
-        on_row: is given every other row.
+        on_error: called with each row that cannot be read, which is then left out; without it, the first one raises.
+        on_row: called with every other row.
 
     Raises:
         RowError: the first row that cannot be read.
     """
-    used = set(reader.needed) - set(SHAREGPT)  # which may be something else, and then are no prompt
+    used = set(reader.needed) - set(SHAREGPT)  # they may be something else, and then are no prompt
     suspects = [name for name in LIKE_A_PROMPT if name in reader.columns and name not in used]
-    counts = RowCounts()
-    rows = raw_rows(dataset, list(dict.fromkeys([*reader.needed, *suspects])), reader.split)
-    for number, raw in enumerate(rows if isinstance(dataset, Dataset) else islice(rows, _STREAMED)):
+    counts, prompt = RowCounts(), reader.prompt_column
+    for number, raw in enumerate(_ahead(dataset, list(dict.fromkeys([*reader.needed, *suspects])), reader.split)):
         try:
             row = reader(raw, number)
         except RowError as error:
@@ -194,20 +190,21 @@ def count_rows(
                 raise
             on_error(error, number)
             continue
-        asked = None if reader.prompt_column in reader.stored else raw.get(reader.prompt_column)
-        counts.add(row, raw, number, asked, [name for name in suspects if not _is_prompt(name, raw, reader)])
+        asked = None if prompt in reader.stored else raw.get(prompt)
+        is_read = prompt in suspects and (prompt in reader.stored or is_messages(asked))
+        counts.add(row, raw, number, asked, [name for name in suspects if not (is_read and name == prompt)])
         if on_row is not None:
             on_row(row, number)
     return counts
 
 
 def _stored(dataset: Dataset | IterableDataset, reader: RowReader) -> set[str]:
-    """The columns all of whose values are messages written as text; of the completions both, or none."""
+    """The columns in which all values are messages written as text; of the completions both, or none."""
     found = {name for name in COMPLETIONS if _holds_messages(dataset, name, reader)}
     found = found if len(found) == len(COMPLETIONS) else set()
-    first = next(iter(raw_rows(dataset, list(COMPLETIONS), reader.split)), {})
+    first = next(raw_rows(dataset, list(COMPLETIONS), reader.split), {})
     prompt = reader.prompt_column
-    # beside text, a prompt that is JSON may be just that
+    # beside text completions, a prompt that is JSON may be just that
     as_messages = found or prompt in SHAREGPT or not all(isinstance(value, str) for value in first.values())
     if prompt is not None and as_messages and _holds_messages(dataset, prompt, reader):
         found.add(prompt)
@@ -217,28 +214,25 @@ def _stored(dataset: Dataset | IterableDataset, reader: RowReader) -> set[str]:
 def _holds_messages(dataset: Dataset | IterableDataset, name: str, reader: RowReader) -> bool:
     """
     Raises:
-        RowError: text that was messages once.
+        RowError: messages written as text that cannot be read.
     """
-    values = (row[name] for row in raw_rows(dataset, [name], reader.split))
-    broken: tuple[int, str] | None = None
-    for number, text in enumerate(values if isinstance(dataset, Dataset) else islice(values, _STREAMED)):
+    broken = None
+    for number, row in enumerate(_ahead(dataset, [name], reader.split)):
+        text = row[name]
         if not isinstance(text, str) or not _LIKE_MESSAGES.match(text):
             return False
         try:
             if stored_messages(text) is None:  # data of another kind
                 return False
         except ValueError as error:
-            broken = broken or (number, str(error))
+            broken = broken or RowError(f"column {name!r}, {reader.where(number)}: {error}")
     if broken is not None:
-        raise RowError(f"column {name!r}, {reader.where(broken[0])}: {broken[1]}")
+        raise broken
     return True
 
 
-_LIKE_MESSAGES = re.compile(r"""\s*(array\()?\[?\s*\{[^{]*['"](role|from)['"]\s*:""")
-
-
 def raw_rows(dataset: Dataset | IterableDataset, columns: list[str], split: str) -> Iterator[dict[str, Any]]:
-    """Those columns of every row; of a loaded set many times faster than by its own iterator.
+    """These columns of every row; of a loaded set many times faster than its own iterator.
 
     Raises:
         RowError: bytes that are not UTF-8.
@@ -252,30 +246,31 @@ def raw_rows(dataset: Dataset | IterableDataset, columns: list[str], split: str)
             for values in zip(*batch.values(), strict=True):
                 yield dict(zip(batch, values, strict=True))
     except UnicodeDecodeError as error:
-        number = next(i for i in range(len(some)) if not _decodes(some, i))
-        raise RowError(f"row {number} of the {split} data set is not UTF-8 ({error}): convert its file") from error
+        for number in range(len(some)):
+            try:
+                some[number]
+            except UnicodeDecodeError:
+                where = f"row {number} of the {split} data set"
+                raise RowError(f"{where} is not UTF-8 ({error}): convert its file") from error
+        raise
 
 
-def _decodes(dataset: Dataset, number: int) -> bool:
-    try:
-        return bool(dataset[number])
-    except UnicodeDecodeError:
-        return False
+def _ahead(dataset: Dataset | IterableDataset, columns: list[str], split: str) -> Iterator[dict[str, Any]]:
+    """All rows of a set, and the first few of a stream."""
+    return islice(raw_rows(dataset, columns, split), None if isinstance(dataset, Dataset) else _STREAMED)
 
 
 def why_refused(reader: RowReader, counts: RowCounts) -> str | None:
-    """Why the prompts of a set are only a guess: its completions begin alike by chance, or beside a column that says
-    more than they do.
-    """
+    """Why the prompts of a set would be a guess: its completions begin alike by chance, or a column says more."""
     if reader.prompt_column is not None and reader.prompt_column not in SHAREGPT:
         return None
     if counts.unused:
         name, seen = next(iter(counts.unused.items()))
-        option = _option_for(name)
+        option = "system_column" if name == "system" else "prompt_column"
         return (
             f"column {name!r}, {reader.where(seen.first)}: there is no prompt column, so what chosen and rejected "
             f"both begin with would be the prompt, and it does not contain this column's text ({seen.n} such rows). "
-            f"Set {option}={name!r} (--{option} {name}), or remove the column if it is no part of the prompt"
+            f"Set {option}={name!r} (--{option} {name}), or remove the column if it is not part of the prompt"
         )
     if counts.text.n == counts.n >= 3 and len(counts.prompts) == 1 and len(counts.same_rows) < counts.n:
         return (
@@ -287,7 +282,7 @@ def why_refused(reader: RowReader, counts: RowCounts) -> str | None:
 
 
 class Note(NamedTuple):
-    """Something to be said of a data set."""
+    """A message about a data set."""
 
     level: int
     text: str
@@ -295,53 +290,45 @@ class Note(NamedTuple):
 
 def notes(reader: RowReader, counts: RowCounts) -> Iterator[Note]:
     """What training would otherwise hide, one sentence each."""
-    n, texts = counts.n, counts.text.n
+    info, warning = partial(Note, logging.INFO), partial(Note, logging.WARNING)
+    n = counts.n
     if reader.prompt_column not in (None, "prompt"):
-        yield Note(logging.INFO, f"column {reader.prompt_column!r} holds the prompts")
+        yield info(f"column {reader.prompt_column!r} holds the prompts")
     if same := len(counts.same_rows):
-        yield Note(
-            logging.WARNING,
-            f"{same} of {n} pairs have the same completion twice: they have no gap, and nothing is learned from them",
+        yield warning(
+            f"{same} of {n} pairs have the same completion twice: they have no gap, and nothing is learned from them"
         )
-    if counts.contradicted.n:
-        yield Note(
-            logging.WARNING,
-            f"in {counts.contradicted.n} of {n} rows the text in column {reader.prompt_column!r} is not what the "
-            f"conversations in chosen and rejected begin with (the first is row {counts.contradicted.first}): the "
-            "conversations' own beginning is the prompt",
+    if (seen := counts.contradicted).n:
+        yield warning(
+            f"in {seen.n} of {n} rows the text in column {reader.prompt_column!r} is not what the conversations in "
+            f"chosen and rejected begin with (the first is row {seen.first}): the beginning of the conversations is "
+            "the prompt"
         )
     if counts.repeats_prompt:
-        yield Note(
-            logging.INFO,
-            f"chosen and rejected repeat their prompt in all {counts.prompted} text rows: it is taken as the prompt "
-            "once, and is no part of the completions",
+        yield info(
+            f"chosen and rejected repeat their prompt in all {counts.prompted} text rows: it is removed from them"
         )
-    elif counts.repeated.n:
-        yield Note(
-            logging.WARNING,
-            f"in {counts.repeated.n} of {counts.prompted} text rows, not in all, chosen and rejected begin with their "
-            f"prompt (the first is row {counts.repeated.first}): there it counts as a part of the completions. Remove "
-            "it from them if that is not meant",
+    elif (seen := counts.repeated).n:
+        yield warning(
+            f"in {seen.n} of {counts.prompted} text rows, not in all, chosen and rejected begin with their prompt "
+            f"(the first is row {seen.first}): there it counts as part of the completions. Remove it from them if "
+            "that is not intended"
         )
-    if counts.user_turns.n:
-        yield Note(
-            logging.WARNING,
-            f"in {counts.user_turns.n} of {n} rows a completion holds turns of the user (the first is row "
-            f"{counts.user_turns.first}): their tokens are scored as if the model had written them. Put earlier turns "
-            "into the prompt, or cut the completion before them",
+    if (seen := counts.user_turns).n:
+        yield warning(
+            f"in {seen.n} of {n} rows a completion holds turns of the user (the first is row {seen.first}): their "
+            "tokens are scored as if the model had written them. Put earlier turns into the prompt, or end the "
+            "completion before them"
         )
-    if counts.prefilled.n:
-        yield Note(
-            logging.WARNING,
-            f"{counts.prefilled.n} of {n} prompts end with the assistant's turn (the first is row "
-            f"{counts.prefilled.first}): the chat template makes the completion a further turn. To continue the turn, "
-            "move its text into the completions",
+    if (seen := counts.prefilled).n:
+        yield warning(
+            f"{seen.n} of {n} prompts end with the assistant's turn (the first is row {seen.first}): the chat "
+            "template makes the completion a further turn. To continue the turn, move its text into the completions"
         )
-    if texts and counts.messages.n:
-        yield Note(
-            logging.WARNING,
-            f"{texts} rows are text (the first is row {counts.text.first}) and {counts.messages.n} are messages (the "
-            f"first is row {counts.messages.first}): the chat template renders only the messages",
+    if counts.text.n and (seen := counts.messages).n:
+        yield warning(
+            f"{counts.text.n} rows are text (the first is row {counts.text.first}) and {seen.n} are messages (the "
+            f"first is row {seen.first}): the chat template renders only the messages"
         )
     if reader.prompt_column is None or reader.prompt_column in SHAREGPT:
         return
@@ -349,12 +336,7 @@ def notes(reader: RowReader, counts: RowCounts) -> Iterator[Note]:
         fix = "add it to the prompt column"
         if name == "system" and reader.system_column is None:
             fix = "set system_column='system' (--system_column system)"
-        yield Note(
-            logging.WARNING,
+        yield warning(
             f"column {name!r} is not used, and in {seen.n} of {n} rows it holds text that the prompt does not (the "
-            f"first is row {seen.first}): {fix}, if it belongs there",
+            f"first is row {seen.first}): {fix}, if it belongs there"
         )
-
-
-def _option_for(column: str) -> str:
-    return "system_column" if column == "system" else "prompt_column"

@@ -1,17 +1,17 @@
-"""Finding the annotation scores of a preference set, and refusing bad ones before training starts."""
+"""Finds the annotation scores of a preference set, and refuses bad ones before training starts."""
 
 from __future__ import annotations
 
 import logging
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from datasets import Dataset, IterableDataset
+import numpy as np
+from datasets import ClassLabel, Dataset, IterableDataset
 
 logger = logging.getLogger(__name__)
 
@@ -27,12 +27,14 @@ PAIRED_COLUMNS: tuple[tuple[str, str], ...] = (
 )
 GAP_COLUMNS: tuple[str, ...] = ("margin", "score_gap", "score_margin")  # the gap itself, as reward trainers take it
 
-# Past any annotator's scale. Squared as a weight, and squared again in a gradient's norm, it is still a float32
+# Beyond any annotator's scale. Squared as a weight, and again in the gradient's norm, it still fits a float32
 LARGEST_SCORE = 1e6
+
+_NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
 
 
 class ScoreError(ValueError):
-    """Scores that cannot be trained on; the text names column, row, value and the fix."""
+    """Scores that cannot be trained on. The message names the column, the row, the value and the fix."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +49,14 @@ class ScoreColumns:
         return (self.chosen,) if self.rejected is None else (self.chosen, self.rejected)
 
     def is_gap(self, rejected_scores: Iterable[float]) -> bool:
-        """Whether the scores, as they were read, stand for nothing but their difference."""
+        """Whether only the difference of the scores, as they were read, has a meaning."""
         return self.rejected is None and not any(rejected_scores)
 
     def read(self, row: Mapping[str, Any]) -> tuple[Any, Any]:
-        """(score_chosen, score_rejected) of one row; a value that is no score stays as it is.
+        """(score_chosen, score_rejected) of one row; a value that is not a score is returned as it is.
 
-        Numbers written as text are numbers. A list, which is the scores of all responses, counts as the highest and
-        the lowest.
+        Numbers written as text are numbers. Of a list, which holds the scores of all responses, the highest and the
+        lowest count.
         """
         chosen = row.get(self.chosen)
         if self.rejected is None:
@@ -67,15 +69,16 @@ def as_number(value: Any) -> Any:
     return float(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else value
 
 
-_NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
-
-
 def _extremes(scores: list[Any]) -> tuple[Any, Any]:
     numbers = [as_number(score) for score in scores]
     bad = next((score for score in numbers if problem_of(score)), None)
-    if bad is not None or not numbers:
-        return bad, bad
-    return max(numbers), min(numbers)
+    return (bad, bad) if bad is not None or not numbers else (max(numbers), min(numbers))
+
+
+def spread(scores: list[Any]) -> Any:
+    """The highest score minus the lowest; of a list with a value that is not a score, that value."""
+    highest, lowest = _extremes(scores)
+    return highest if problem_of(highest) else highest - lowest
 
 
 def find_score_columns(
@@ -86,26 +89,25 @@ def find_score_columns(
     Args:
         column_names: of a data set.
         given: what a user named.
-        strict: given names that are not there are an error, and not a set without scores.
+        strict: raise an error if a given column is missing, instead of taking the set for one without scores.
 
     Raises:
         ScoreError: `given` names a column that is not there, or more than two.
     """
     names = list(column_names)
-    if given is not None:
-        if not 1 <= len(given) <= 2:
-            raise ScoreError(f"score_columns takes one gap column or two score columns, got {list(given)}")
-        missing = [name for name in given if name not in names]
-        if missing and not strict:
+    if given is None:
+        return next(iter(known_score_columns(names)), None)
+    if not 1 <= len(given) <= 2:
+        raise ScoreError(f"score_columns takes one gap column or two score columns, got {list(given)}")
+    if missing := [name for name in given if name not in names]:
+        if not strict:
             return None
-        if missing:
-            raise ScoreError(f"score_columns names {missing}, but the data set has only the columns {names}")
-        return ScoreColumns(*given)
-    return next(iter(known_score_columns(names)), None)
+        raise ScoreError(f"score_columns names {missing}, but the data set has only the columns {names}")
+    return ScoreColumns(*given)
 
 
 def known_score_columns(column_names: Iterable[str]) -> list[ScoreColumns]:
-    """All that could be meant, the first of which is taken."""
+    """All candidates; the first one is used."""
     names = set(column_names)
     pairs = [ScoreColumns(*pair) for pair in PAIRED_COLUMNS if names.issuperset(pair)]
     return pairs + [ScoreColumns(name) for name in GAP_COLUMNS if name in names]
@@ -117,25 +119,24 @@ def require_score_columns(
     """`find_score_columns`, where a data set without scores is an error.
 
     Raises:
-        ScoreError: no score column, naming those there are.
+        ScoreError: no score column; the message lists the columns there are.
     """
     names = list(column_names)
-    columns = find_score_columns(names, given)
-    if columns is None:
-        known = ", ".join("/".join(pair) for pair in PAIRED_COLUMNS) + ", " + ", ".join(GAP_COLUMNS)
-        half = next((pair for pair in PAIRED_COLUMNS if set(pair) & set(names)), None)
-        alone = f" {' and '.join(half)} would be scores, but only one of them is there." if half else ""
-        raise ScoreError(
-            f"{needed_by} needs annotation scores, and the {split} data set has none: its columns are {names}.{alone} "
-            f"Known score columns are {known}; name yours with score_columns=[chosen, rejected] (--score_columns "
-            "CHOSEN REJECTED), or one column that holds the gap, or the list of all responses' scores"
-        )
-    return columns
+    if columns := find_score_columns(names, given):
+        return columns
+    known = ", ".join("/".join(pair) for pair in PAIRED_COLUMNS) + ", " + ", ".join(GAP_COLUMNS)
+    half = next((pair for pair in PAIRED_COLUMNS if set(pair) & set(names)), None)
+    alone = f" {' and '.join(half)} would be scores, but only one of them is there." if half else ""
+    raise ScoreError(
+        f"{needed_by} needs annotation scores, and the {split} data set has none: its columns are {names}.{alone} "
+        f"Known score columns are {known}; name yours with score_columns=[chosen, rejected] (--score_columns "
+        "CHOSEN REJECTED), or one column that holds the gap, or the list of all responses' scores"
+    )
 
 
 @dataclass(frozen=True)
 class ScoreSummary:
-    """What the scores of one data set look like."""
+    """Counts over the scores of one data set."""
 
     n_pairs: int
     n_ties: int
@@ -145,13 +146,11 @@ class ScoreSummary:
 
 
 def check_scores(dataset: Dataset, columns: ScoreColumns, split: str, min_score_gap: float = 0.0) -> ScoreSummary:
-    """Checks every score of a data set and counts what a trainer should know.
+    """Checks every score of a data set, and counts ties, reversed pairs and clear pairs.
 
     Raises:
         ScoreError: a score that is None, NaN, infinite, too large or not a number, with its column and first row.
     """
-    import numpy as np
-
     refuse_class_labels(dataset, columns, split)
     values = [_checked_column(dataset, name, split, takes_lists=columns.rejected is None) for name in columns.names]
     gaps = values[0] - values[1] if len(values) == 2 else values[0]
@@ -164,124 +163,92 @@ def check_scores(dataset: Dataset, columns: ScoreColumns, split: str, min_score_
     )
 
 
-def refuse_class_labels(dataset: Any, columns: ScoreColumns, split: str) -> None:
-    """
-    Raises:
-        ScoreError: a column of class labels, whose values are the indices of names.
-    """
-    from datasets import ClassLabel
+def _checked_column(dataset: Dataset, name: str, split: str, takes_lists: bool) -> np.ndarray:
+    def number(value: Any) -> Any:
+        return spread(value) if takes_lists and isinstance(value, list) else as_number(value)
 
-    for name in columns.names:
-        feature = (getattr(dataset, "features", None) or {}).get(name)
-        if isinstance(feature, ClassLabel):
-            raise ScoreError(
-                f"column {name!r} of the {split} data set holds class labels: its values are the places of "
-                f"{feature.names[:5]}, not scores. Put numbers for the names, or name other columns with "
-                "score_columns (--score_columns)"
-            )
+    values = _values(dataset, name)
+    refuse_bad_values(values, lambda value: problem_of(number(value)), name, split, "score")
+    return np.array(list(map(number, values)), np.float64)
 
 
-def report_scores(summary: ScoreSummary, columns: ScoreColumns, split: str, weighted: bool) -> None:
-    """Logs the counts; warns where most pairs are ties and a weight term will drop them."""
-    logger.info(
-        "%s scores from %s: %d pairs, %d ties%s, %d whose rejected answer scores higher",
-        split,
-        "/".join(columns.names),
-        summary.n_pairs,
-        summary.n_ties,
-        " (weight 0)" if weighted else "",
-        summary.n_reversed,
-    )
-    if summary.n_reversed * 2 > summary.n_pairs - summary.n_ties:
-        logger.warning(
-            "in %d of %d %s pairs the rejected completion scores higher: see that %s are not swapped, and that a "
-            "higher score is the better one",
-            summary.n_reversed,
-            summary.n_pairs,
-            split,
-            " and ".join(columns.names),
-        )
-    if weighted and summary.n_ties * 2 > summary.n_pairs:
-        logger.warning(
-            "%d of %d %s pairs are ties: their score gap is 0, so they weigh nothing and training sees only the other "
-            "%d. If that is not meant, check that %s hold the scores of the two completions",
-            summary.n_ties,
-            summary.n_pairs,
-            split,
-            summary.n_pairs - summary.n_ties,
-            " and ".join(columns.names),
-        )
-
-
-def _checked_column(dataset: Dataset, name: str, split: str, takes_lists: bool) -> Any:
-    """A column as float64, by way of Arrow: no Python object per row where the values are numbers."""
-    import numpy as np
-    import pyarrow as pa
-
-    if not len(dataset):
-        return np.empty(0)
-    plain = dataset.select_columns([name]).with_format(None)
-    column = plain.with_format("arrow")[:][name]
-    if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
-        values = column.to_numpy().astype(np.float64)
-        bad = ~(np.abs(values) <= LARGEST_SCORE)
-        if not bad.any():
-            return values
-        row, count = int(bad.argmax()), int(bad.sum())
-        raise ScoreError(_complaint(column[row].as_py(), name, f"row {row} of the {split} data set", count))
-    cells = plain[:][name]  # not Arrow's own: a column of mixed types holds JSON there
-    values = [spread(value) if takes_lists and isinstance(value, list) else as_number(value) for value in cells]
-    rows = [row for row, value in enumerate(values) if problem_of(value)]
-    if rows:
-        raise ScoreError(_complaint(cells[rows[0]], name, f"row {rows[0]} of the {split} data set", len(rows)))
-    return np.array(values, np.float64)
-
-
-def spread(scores: list[Any]) -> Any:
-    """The highest score minus the lowest; of a list with a value that is no score, that value."""
-    highest, lowest = _extremes(scores)
-    return highest if problem_of(highest) else highest - lowest
+def _values(dataset: Dataset, name: str) -> list[Any]:
+    return dataset.select_columns([name]).with_format(None)[:][name]
 
 
 def check_numbers(dataset: Dataset, name: str, split: str, least: float | None = None) -> None:
-    """Checks a column that a term reads: numbers of any size, or truth values.
-
-    Args:
-        dataset: has the column.
-        name: of the column.
-        split: of the data set.
-        least: the smallest value that it may have.
+    """Checks a column that a term reads: numbers from `least` on, or truth values.
 
     Raises:
-        ScoreError: a value that is None, NaN, infinite or not a number, with its column and first row.
+        ScoreError: any other value, with its column and first row.
     """
-    for row, value in enumerate(dataset.select_columns([name]).with_format(None)[:][name]):
-        _check_number(value, name, row, split, least)
+    refuse_bad_values(_values(dataset, name), lambda value: _number_problem(value, least), name, split, "value")
 
 
 def checked_stream(dataset: IterableDataset, name: str, split: str, least: float | None = None) -> IterableDataset:
-    """The same stream, which checks a column as `check_numbers` does, row by row."""
+    """The same stream, whose column is checked as `check_numbers` does, row by row."""
 
     def checked(row: dict[str, Any], number: int) -> dict[str, Any]:
-        _check_number(row[name], name, number, split, least)
+        if problem := _number_problem(row[name], least):
+            raise ScoreError(
+                f"column {name!r}, row {number} of the {split} data set: the value {row[name]!r} {problem}"
+            )
         return row
 
     return dataset.map(checked, with_indices=True, features=dataset.features)
 
 
-def _check_number(value: Any, name: str, row: int, split: str, least: float | None) -> None:
-    where = f"column {name!r}, row {row} of the {split} data set"
-    problem = None if isinstance(value, bool) else _not_finite(value)
-    if problem:
-        raise ScoreError(f"{where}: the value {value!r} {problem}")
+def _number_problem(value: Any, least: float | None) -> str | None:
+    if isinstance(value, bool):
+        return None
+    if problem := _not_finite(value):
+        return problem
     if least is not None and as_number(value) < least:
-        raise ScoreError(
-            f"{where}: the value {value!r} is below {least:g}: change it with dataset.map, or drop the row"
-        )
+        return f"is below {least:g}: change it with dataset.map, or drop the row"
+    return None
+
+
+def refuse_bad_values(
+    values: Sequence[Any], problem_of: Callable[[Any], str | None], column: str, split: str, what: str
+) -> None:
+    """
+    Raises:
+        ScoreError: a value with a problem, with its column, its first row and the number of such rows.
+    """
+    if rows := [row for row, value in enumerate(values) if problem_of(value)]:
+        value, others = values[rows[0]], f" ({len(rows)} such rows in all)" if len(rows) > 1 else ""
+        where = f"column {column!r}, row {rows[0]} of the {split} data set"
+        raise ScoreError(f"{where}: the {what} {value!r} {problem_of(value)}{others}")
+
+
+def check_row(row: Mapping[str, Any], columns: ScoreColumns, where: str) -> None:
+    """The check of `check_scores` for one row of a stream, whose scores cannot be checked in advance.
+
+    Raises:
+        ScoreError: as `check_scores`.
+    """
+    for name, value in zip(columns.names, columns.read(row), strict=False):
+        if problem := problem_of(value):
+            raise ScoreError(f"column {name!r}, {where}: the score {row.get(name)!r} {problem}")
+
+
+def refuse_class_labels(dataset: Any, columns: ScoreColumns, split: str) -> None:
+    """
+    Raises:
+        ScoreError: a column of class labels, whose values are indices of names.
+    """
+    for name in columns.names:
+        feature = (getattr(dataset, "features", None) or {}).get(name)
+        if isinstance(feature, ClassLabel):
+            raise ScoreError(
+                f"column {name!r} of the {split} data set holds class labels: its values are indices into "
+                f"{feature.names[:5]}, not scores. Replace the names by numbers, or name other columns with "
+                "score_columns (--score_columns)"
+            )
 
 
 def problem_of(value: Any) -> str | None:
-    """What keeps a value from being a score, and the fix; None where it is one."""
+    """Why a value is not a score, and the fix; None for a score."""
     if problem := _not_finite(value):
         return problem
     if abs(as_number(value)) > LARGEST_SCORE:
@@ -294,7 +261,7 @@ def _not_finite(value: Any) -> str | None:
     if value is None:
         return "is None: drop the row, for example with dataset.filter"
     if isinstance(value, str):
-        return "is not a number: put numbers for such words with dataset.map, or drop the row"
+        return "is not a number: replace such words by numbers with dataset.map, or drop the row"
     if isinstance(value, bool) or not isinstance(value, Real):
         return "is not a number: give each row one, for example with dataset.map"
     if value != value:
@@ -302,18 +269,20 @@ def _not_finite(value: Any) -> str | None:
     return "is infinite: clip it or drop the row" if abs(value) == math.inf else None
 
 
-def check_row(row: Mapping[str, Any], columns: ScoreColumns, where: str) -> None:
-    """The same check for one row of a stream, whose scores nobody could check in advance.
-
-    Raises:
-        ScoreError: as `check_scores`.
-    """
-    for name, value in zip(columns.names, columns.read(row), strict=False):
-        if problem_of(value):
-            raise ScoreError(_complaint(row.get(name), name, where, 1))
-
-
-def _complaint(value: Any, column: str, where: str, count: int) -> str:
-    others = f" ({count} such rows in all)" if count > 1 else ""
-    problem = (isinstance(value, list) and problem_of(_extremes(value)[0])) or problem_of(value)
-    return f"column {column!r}, {where}: the score {value!r} {problem}{others}"
+def report_scores(summary: ScoreSummary, columns: ScoreColumns, split: str, weighted: bool) -> None:
+    """Logs the counts; warns where most pairs are reversed, or are ties that a weight drops."""
+    n, ties, names = summary.n_pairs, summary.n_ties, " and ".join(columns.names)
+    logger.info(
+        f"{split} scores from {'/'.join(columns.names)}: {n} pairs, {ties} ties{' (weight 0)' if weighted else ''}, "
+        f"{summary.n_reversed} whose rejected completion scores higher"
+    )
+    if summary.n_reversed * 2 > n - ties:
+        logger.warning(
+            f"in {summary.n_reversed} of {n} {split} pairs the rejected completion scores higher: check that {names} "
+            "are not swapped, and that a higher score is better"
+        )
+    if weighted and ties * 2 > n:
+        logger.warning(
+            f"{ties} of {n} {split} pairs are ties: their score gap is 0, so their weight is 0 and training sees only "
+            f"the other {n - ties}. If that is not intended, check that {names} hold the scores of the two completions"
+        )

@@ -1,4 +1,4 @@
-"""Checkpoints: what terms remember in them, and which of them are whole."""
+"""What a run leaves in its folder: its settings, and in each checkpoint the states of terms and probes."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..objective import Objective
-from ..recording.pair_log import PairLog
+from .. import __version__
+from .base import MarginTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -27,10 +27,10 @@ _PLAIN = "plain"
 
 
 def save_states(states: Mapping[str, Mapping[str, Any]], file: Path) -> None:
-    """Terms' states, without pickle: tensors as safetensors, everything else as JSON among its metadata.
+    """Saves the terms' states without pickle: tensors as safetensors, everything else as JSON in its metadata.
 
     Args:
-        states: term → name → tensor, number, text, None, or lists and dicts of these.
+        states: term → name → tensor, number, string, None, or lists and dicts of these.
         file: where to.
 
     Raises:
@@ -49,45 +49,34 @@ def save_states(states: Mapping[str, Mapping[str, Any]], file: Path) -> None:
             except (TypeError, ValueError) as error:
                 raise TypeError(
                     f"the state {name!r} of term {term!r} is a {type(value).__name__}: a checkpoint holds tensors, "
-                    "numbers, texts, None, and lists and dicts of them"
+                    "numbers, strings, None, and lists and dicts of them"
                 ) from error
             plain[term][name] = value
     save_file(tensors, file, metadata={_PLAIN: json.dumps(plain)})
-
-
-@contextmanager
-def _readable(file: Path) -> Iterator[None]:
-    try:
-        yield
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{file} is not what a checkpoint has under that name ({error}): it is damaged, or somebody else's. Go on "
-            "from another checkpoint, or without what this file held: remove it"
-        ) from error
 
 
 def load_states(file: Path, device: torch.device) -> dict[str, dict[str, Any]]:
     """What `save_states` wrote."""
     with safe_open(file, "pt", device=str(device)) as saved:
         states: dict[str, dict[str, Any]] = json.loads(saved.metadata()[_PLAIN])
-        for key in saved.keys():  # noqa: SIM118 - it is no mapping
+        for key in saved.keys():  # noqa: SIM118 - it is not a mapping
             term, name = key.split("/", 1)
             states[term][name] = saved.get_tensor(key)
     return states
 
 
 def last_whole_checkpoint(folder: str | Path) -> str | None:
-    """The newest checkpoint that was written to its end; those that a kill cut off are named in the log."""
+    """The newest complete checkpoint; incomplete ones are named in the log."""
     found = [path for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.split("-")[-1].isdigit()]
     for path in sorted(found, key=lambda path: int(path.name.split("-")[-1]), reverse=True):
         if is_whole(path):
             return str(path)
-        logger.warning("%s was not written to its end: it is left out", path)
+        logger.warning("%s is incomplete: it is left out", path)
     return None
 
 
 def is_whole(checkpoint: str | Path) -> bool:
-    """Whether its trainer state, which is written last, is there and can be read."""
+    """Whether its trainer state, which is written last, can be read."""
     try:
         json.loads(Path(checkpoint, TRAINER_STATE_NAME).read_text())
     except (OSError, ValueError):
@@ -95,27 +84,42 @@ def is_whole(checkpoint: str | Path) -> bool:
     return True
 
 
-class CheckpointMixin:
-    """Puts what terms and probes remember into every checkpoint, and goes on from whole ones alone."""
+def run_settings(trainer: MarginTrainer) -> dict[str, Any]:
+    """A run's settings, for `margin_run.json`."""
+    method, objective, rows = trainer.options.method, trainer.objective, trainer.train_dataset
+    return {
+        "version": __version__,
+        "method": method and method.id,
+        "name": method.name if method else type(trainer).__name__,
+        "base": trainer._config_class._base,
+        "trainer": type(trainer).__name__,
+        "model": trainer.model.config.name_or_path,
+        "weight": ", ".join(term.name for term in objective.weights) or None,
+        "margin": ", ".join(term.name for term in objective.margins) or None,
+        "term_options": [*trainer.options.term_options("weight"), *trainer.options.term_options("margin")],
+        "train_rows": len(rows) if hasattr(rows, "__len__") else None,
+        "config": json.loads(trainer.args.to_json_string()),
+    }
 
-    objective: Objective
-    _probes: list[Any]
-    _pair_log: PairLog | None
+
+class CheckpointMixin(MarginTrainer):
+    """Saves what terms and probes remember in every checkpoint, and resumes from complete ones only."""
+
     _rng_state_of: str | None = None  # a checkpoint whose random state is still to be loaded
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """TRL's; `True` takes the newest checkpoint that was written to its end.
+        """TRL's; `True` takes the newest complete checkpoint.
 
         Raises:
-            ValueError: the checkpoint that is named was not.
+            ValueError: the checkpoint that is named is incomplete.
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir) or True
         elif resume_from_checkpoint and not is_whole(resume_from_checkpoint):
             others = last_whole_checkpoint(Path(resume_from_checkpoint).parent)
             raise ValueError(
-                f"{resume_from_checkpoint} is no whole checkpoint: its {TRAINER_STATE_NAME} is missing or cut off. "
-                + (f"The last whole one beside it is {others}" if others else "There is none beside it")
+                f"{resume_from_checkpoint} is not a complete checkpoint: its {TRAINER_STATE_NAME} is missing or cut "
+                "off. " + (f"The last complete one beside it is {others}" if others else "There is none beside it")
             )
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
@@ -125,17 +129,17 @@ class CheckpointMixin:
         if self.args.should_save:
             folder = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
             try:
-                self._save_what_is_remembered(folder)
+                self._save_remembered(folder)
             except (OSError, SafetensorError) as error:
                 raise OSError(
-                    f"{folder} cannot be written ({error}): make room. Checkpoints before it are whole, and "
+                    f"{folder} cannot be written ({error}): make room. Checkpoints before it are complete, and "
                     "resume_from_checkpoint=True takes the last of them"
                 ) from error
         super()._save_checkpoint(model, trial)
 
-    def _save_what_is_remembered(self, folder: Path) -> None:
+    def _save_remembered(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        Path(folder, TRAINER_STATE_NAME).unlink(missing_ok=True)  # of an earlier run: this one is not whole yet
+        Path(folder, TRAINER_STATE_NAME).unlink(missing_ok=True)  # of an earlier run: this one is not complete yet
         if states := self._term_states():
             save_states(states, folder / TERMS_FILE)
         if timed := self._sharing.state_dict():
@@ -167,17 +171,24 @@ class CheckpointMixin:
         if (timed := Path(checkpoint, SHARING_FILE)).exists():
             with _readable(timed):
                 self._sharing.load_state_dict(self, json.loads(timed.read_text()))
-        if self.objective.remembering and (file := _state_file(checkpoint, TERMS_FILE)):
-            with _readable(file):
-                states = load_states(file, self.args.device)
-                for term in self.objective.remembering:
-                    if term.name in states:
-                        term.load_state_dict(states[term.name])
+        if not self.objective.remembering:
+            return
+        if not (file := Path(checkpoint, TERMS_FILE)).exists():
+            logger.warning("%s has no %s: training goes on without what it held", checkpoint, TERMS_FILE)
+            return
+        with _readable(file):
+            states = load_states(file, self.args.device)
+            for term in self.objective.remembering:
+                if term.name in states:
+                    term.load_state_dict(states[term.name])
 
 
-def _state_file(checkpoint: str, name: str) -> Path | None:
-    file = Path(checkpoint, name)
-    if file.exists():
-        return file
-    logger.warning("%s has no %s: training goes on without what it held", checkpoint, name)
-    return None
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{file} is not what a checkpoint has under that name ({error}): it is damaged, or another program's. "
+            "Resume from another checkpoint, or without what this file held: remove it"
+        ) from error

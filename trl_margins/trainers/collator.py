@@ -1,4 +1,4 @@
-"""Carries what the objective asks of the data set through TRL's own collators."""
+"""Adds the columns that the objective reads to the batches of TRL's own collators."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ StandardRows = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # input_ids, att
 class PairCollator:
     """Wraps a collator; adds `batch["pair_columns"] = {"score_chosen": [B], "score_rejected": [B]}`, float32.
 
-    Rows without scores pass unchanged: whether an objective can do without them is decided before training. A score
-    that is none stops training where a term reads it (`strict`); where scores only serve the evaluation it is NaN, and
+    Rows without scores are accepted: whether an objective needs them is checked before training. A score that is not
+    a number stops training where a term reads it (`strict`); where scores only serve the evaluation it is NaN, and
     the pair is left out there.
     """
 
@@ -32,10 +32,10 @@ class PairCollator:
     score_columns: Sequence[str] | None = None
     strict: bool = True
     columns: Sequence[str] = ()  # further columns of numbers that the objective reads
-    if_there: Sequence[str] = ()  # and columns that are carried where the rows have them
+    if_there: Sequence[str] = ()  # and columns that are added where the rows have them
     standard_rows: Callable[[Mapping[str, Any]], StandardRows | None] | None = None  # for a batch that shares prompts
-    width_step: int = 1  # of the shared rows, which the trainer's device asks for
-    limits: TokenLimits | None = None  # of the model that gets the batch
+    width_step: int = 1  # of the shared rows, for the trainer's device
+    limits: TokenLimits | None = None  # the model's
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         batch = self.collator(rows)
@@ -56,18 +56,15 @@ class PairCollator:
         candidates = rows[0] if self.score_columns else [name for name in rows[0] if name not in self.columns]
         columns = find_score_columns(candidates, self.score_columns, strict=self.strict)
         if columns is not None:
-            pairs = [columns.read(row) for row in rows]
             if self.strict:
                 for position, row in enumerate(rows):
                     check_row(row, columns, f"pair {position} of a batch")
-            else:
-                pairs = [[math.nan if problem_of(score) else score for score in pair] for pair in pairs]
-            scores = torch.tensor(pairs, dtype=torch.float32)
-            carried |= dict(zip(SCORES, scores.unbind(1), strict=True))
+            scores = [[math.nan if problem_of(score) else score for score in columns.read(row)] for row in rows]
+            carried |= dict(zip(SCORES, torch.tensor(scores, dtype=torch.float32).unbind(1), strict=True))
         if carried:
             batch = {**batch, CARRIED: carried}
-        rows = None if self.standard_rows is None else self.standard_rows(batch)
-        if rows is not None:
+        standard = None if self.standard_rows is None else self.standard_rows(batch)
+        if standard is not None:
             # last: accelerate takes the size of a batch from its first tensor
-            batch = {**batch, SHARED: dict(packed(shared_rows(*rows, step=self.width_step)))}
+            batch = {**batch, SHARED: dict(packed(shared_rows(*standard, step=self.width_step)))}
         return batch

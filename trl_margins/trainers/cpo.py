@@ -18,7 +18,7 @@ from trl.trainer.utils import add_fused_lm_head
 from ..forward.head import why_not_fused
 from ..forward.standard import IGNORE, TokenLogps, fused_token_logps, logits_token_logps, pair_logps
 from ..objective import ObjectiveOutput
-from ..pairs import KEPT, PairLogps
+from ..pairs import CACHED, PairLogps
 from ..rewards import LengthNormalizedReward, length_normalized
 from ..rows.cpo_tokens import CPOTokenizer
 from ..rows.opened import column_names
@@ -28,6 +28,7 @@ from .collator import StandardRows
 from .configs import MarginCPOConfig, refuse_reference
 from .mixin import MarginMixin
 from .model_checks import check_before_training
+from .preparation import PreparedSets
 
 logger = logging.getLogger(__name__)
 
@@ -124,8 +125,8 @@ class MarginCPOTrainer(MarginMixin, CPOTrainer):
         return any(adapter.is_prompt_learning for adapter in getattr(self.model, "peft_config", {}).values())
 
     def pair_logps(self, model: nn.Module, batch: Mapping[str, Any], fused: bool = True) -> PairLogps:
-        if KEPT in batch:
-            return batch[KEPT]
+        if CACHED in batch:
+            return batch[CACHED]
         return pair_logps(self.token_logps(model, batch, self._sharing(self, batch), fused))
 
     def token_logps(self, model: nn.Module, batch: Mapping[str, Any], shared: bool, fused: bool = True) -> TokenLogps:
@@ -182,19 +183,18 @@ class MarginCPOTrainer(MarginMixin, CPOTrainer):
         self._own_columns |= _PAIR_COLUMNS
         super()._set_signature_columns_if_needed()
 
-    def _adapt_call(self, call: dict[str, Any]) -> None:
-        super()._adapt_call(call)
-        if isinstance(call.get("eval_dataset"), dict):
-            # CPOTrainer maps over its evaluation set, which a plain dict cannot
-            call["eval_dataset"] = DatasetDict(call["eval_dataset"])
-        # CPOTrainer's constructor reads and tokenizes row by row: it gets a row that says nothing in place of each set
+    def _trl_arguments(self, given: Mapping[str, Any], sets: PreparedSets) -> dict[str, Any]:
+        """CPOTrainer's constructor reads and tokenizes row by row: in place of each set it gets an empty row."""
+        arguments = super()._trl_arguments(given, sets)
+        if isinstance(sets.eval, dict):  # over which CPOTrainer maps
+            arguments["eval_dataset"] = DatasetDict(sets.eval)
         names = ("train_dataset", "eval_dataset")
-        kinds = (Dataset, IterableDataset, DatasetDict)
-        self._untokenized = {name: call[name] for name in names if isinstance(call.get(name), kinds)}
-        for name, dataset in self._untokenized.items():
-            call[name] = (
-                DatasetDict({key: _one_row() for key in dataset}) if isinstance(dataset, DatasetDict) else _one_row()
-            )
+        self._untokenized = {name: arguments[name] for name in names if arguments[name] is not None}
+        stand_ins = {
+            name: DatasetDict({key: _one_row() for key in given}) if isinstance(given, DatasetDict) else _one_row()
+            for name, given in self._untokenized.items()
+        }
+        return arguments | stand_ins
 
     def _can_fuse(self) -> bool:
         """Whether TRL's fused LM head computes this model's log-probabilities; says why where it does not."""

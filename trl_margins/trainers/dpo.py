@@ -14,12 +14,11 @@ from trl import DPOConfig, DPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import use_adapter
 
-from ..forward.shareable import why_not_shared
-from ..forward.shared_prompt import shared_token_logps
+from ..forward.shared_prompt import shared_token_logps, why_not_shared
 from ..forward.shared_rows import unpacked
 from ..forward.standard import IGNORE, TokenLogps, fused_token_logps, logits_token_logps, pair_logps
 from ..objective import Objective, ObjectiveOutput
-from ..pairs import CARRIED, KEPT, SHARED, PairLogps
+from ..pairs import CACHED, CARRIED, SHARED, PairLogps
 from ..rewards import LogRatioReward
 from ..rows.tokenized import DPO_COLUMNS, tokenized
 from ..rows.tokens import PairTokenizer, dpo_columns
@@ -27,10 +26,11 @@ from .collator import StandardRows
 from .configs import MarginDPOConfig
 from .mixin import MarginMixin
 from .model_checks import check_before_training
+from .preparation import PreparedSets
 
 _NO_REFERENCE = object()
 _REFERENCE = "reference_logps"  # of a batch that several passes look at
-_OURS = (CARRIED, SHARED, KEPT, _REFERENCE)  # in a batch, and not known to TRL
+_OURS = (CARRIED, SHARED, CACHED, _REFERENCE)  # in a batch, and not known to TRL
 _NOT_FOR_THE_MODEL = ("completion_mask", "ref_chosen_logps", "ref_rejected_logps", *_OURS)
 
 
@@ -65,12 +65,13 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
     def ref_model(self, model: nn.Module | None) -> None:
         self._ref_model = None if model is _NO_REFERENCE else model
 
-    def _adapt_call(self, call: dict[str, Any]) -> None:
-        super()._adapt_call(call)
-        if self._reference_free:
-            if call.get("ref_model") is not None:
-                raise ValueError(f"reward={self.objective.reward.name!r} uses no reference model: leave ref_model out")
-            call["ref_model"] = _NO_REFERENCE
+    def _trl_arguments(self, given: Mapping[str, Any], sets: PreparedSets) -> dict[str, Any]:
+        arguments = super()._trl_arguments(given, sets)
+        if not self._reference_free:
+            return arguments
+        if given.get("ref_model") is not None:
+            raise ValueError(f"reward={self.objective.reward.name!r} uses no reference model: leave ref_model out")
+        return {**arguments, "ref_model": _NO_REFERENCE}
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
         """TRL's tokens, by its rule, many rows at a time."""
@@ -101,8 +102,8 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
             return loss, model(**_for_the_model(inputs), use_cache=False)
 
     def pair_logps(self, model: nn.Module, batch: Mapping[str, Any], fused: bool = True) -> PairLogps:
-        if KEPT in batch:
-            return batch[KEPT]
+        if CACHED in batch:
+            return batch[CACHED]
         tokens = self.token_logps(model, batch, self._sharing(self, batch), fused)
         pairs = pair_logps(tokens, tail_weight=self.ld_alpha, policy_weight=self.use_weighting)
         if self._reference_free:

@@ -1,4 +1,4 @@
-"""Nothing that is not a number reaches the weights: a step whose model output is NaN or infinite is not taken."""
+"""Steps that are not finite are not taken: no NaN and no infinity reaches the weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate.utils import gather_object
@@ -14,14 +14,12 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 
-from ..distributed import whole
+from ..distributed import full_tensor
 from ..objective import ObjectiveOutput
-from ..pairs import CARRIED, KEPT, ROW, SHARED, PairLogps
+from ..pairs import CACHED, CARRIED, ROW, SHARED, PairLogps
 from ..recording.metrics import MetricBuffer
 from ..rows.tokens import tokenizer_of
-
-if TYPE_CHECKING:
-    from .mixin import MarginMixin
+from .base import MarginTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -31,47 +29,47 @@ _NAMED = 8  # pairs that a message names
 
 @dataclass(frozen=True)
 class _Seen:
-    """A mini-batch and what is finite in it, on the device."""
+    """What is finite in a mini-batch, on the device."""
 
     batch: Mapping[str, Any]
-    outputs: Tensor  # [B] whether the model's log-probabilities of both completions are finite
-    losses: Tensor  # [B] whether the loss is, and each term's value
+    outputs: Tensor  # [B] whether the log-probabilities of both completions are
+    losses: Tensor  # [B] whether the loss and every term's value are
     terms: Mapping[str, Tensor]  # "weight 'name'" → [B] its values
 
 
 class FiniteSteps(TrainerCallback):
-    """Looks, before each optimizer step, at whether all that it is made of is finite.
+    """Checks before each optimizer step that the model's output, the loss and the gradient are finite.
 
-    One value is read from the device a step, after the backward pass, where transformers has just waited for the loss
-    itself (`logging_nan_inf_filter`). All ranks decide alike.
+    One value per step is read from the device, after the backward pass, where transformers has just waited for the
+    loss itself (`logging_nan_inf_filter`). All ranks decide alike.
 
     Args:
         trainer: whose steps.
-        skip: leave such a step out and go on, instead of stopping. The terms then remember nothing of it, nor do the
-            pair log and the logged means.
+        skip: leave such a step out and go on, instead of stopping. The terms, the pair log and the logged means then
+            hold nothing of it.
 
     Raises:
-        ValueError: to skip under DeepSpeed.
+        ValueError: skipping under DeepSpeed.
     """
 
-    def __init__(self, trainer: MarginMixin, skip: bool) -> None:
+    def __init__(self, trainer: MarginTrainer, skip: bool) -> None:
         if skip and trainer.is_deepspeed_enabled:
             raise ValueError(
-                "nonfinite_steps='skip' needs a say before the optimizer's step, which DeepSpeed takes within the "
+                "nonfinite_steps='skip' must decide before the optimizer's step, which DeepSpeed takes within the "
                 "backward pass: leave it at 'stop'"
             )
         self.trainer, self.skip = trainer, skip
         self.n_skipped = self._in_a_row = 0
-        self._seen: list[_Seen] | None = None  # of the window that is open
+        self._seen: list[_Seen] | None = None  # of the open accumulation window
         self._before: tuple[dict[str, Any], MetricBuffer]
 
     def begin(self) -> None:
-        """Notes what a window is about to change."""
+        """Remembers what an accumulation window is about to change."""
         self._seen = []
         self._before = copy.deepcopy(self.trainer._term_states()), self.trainer._buffers["train"].copy()
 
     def see(self, batch: Mapping[str, Any], pairs: PairLogps, output: ObjectiveOutput, loss: Tensor) -> None:
-        """Notes what a mini-batch came to, where it is part of a window."""
+        """Looks at a mini-batch of the open window."""
         if self._seen is None:
             return
         terms = {f"weight {name!r}": value for name, value in output.weights.items()}
@@ -82,15 +80,15 @@ class FiniteSteps(TrainerCallback):
         # a loss beside those of the pairs (mixture of experts, SFT) belongs to all of them
         finite = finite & (loss.detach().isfinite() | ~finite.all())
         seen = _Seen(batch, _outputs(pairs), finite, terms)
-        if self.trainer.is_deepspeed_enabled:  # the backward pass that comes takes the step
+        if self.trainer.is_deepspeed_enabled:  # the backward pass that follows takes the step
             self._check([seen], torch.tensor(True), self.trainer.model)
         else:
             self._seen.append(seen)
 
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         seen, self._seen = self._seen, None
         if seen is not None and not self.trainer.is_deepspeed_enabled:
-            self._check(seen, self._gradient_is_finite(), model)
+            self._check(seen, self._gradient_is_finite(), kwargs["model"])
 
     def _check(self, seen: list[_Seen], gradient: Tensor, model: nn.Module) -> None:
         trainer, device = self.trainer, self.trainer.accelerator.device
@@ -103,48 +101,43 @@ class FiniteSteps(TrainerCallback):
             self._in_a_row = 0
             return
         step = trainer.state.global_step + 1
-        found = gather_object(self._described(seen, by_output=n_outputs > 0))
-        terms = gather_object(
-            [name for each in seen for name, value in each.terms.items() if not value.isfinite().all()]
-        )
-        what = "the model's output" if n_outputs else " and ".join(dict.fromkeys(terms)) or "the loss"
-        message = f"step {step}: " + _message(found, what)
+        found = gather_object(self._named_pairs(seen, by_output=n_outputs > 0))
+        broken = [name for each in seen for name, value in each.terms.items() if not value.isfinite().all()]
+        terms = " and ".join(dict.fromkeys(gather_object(broken)))
+        message = f"step {step}: " + _message(found, "the model's output" if n_outputs else terms or "the loss")
         self._undo(step)
         self._in_a_row += 1
-        if self.skip and self._in_a_row < _IN_A_ROW:
-            self.n_skipped += 1
-            trainer.store_metrics({"skipped_steps": torch.tensor(float(self.n_skipped))})
-            logger.warning("%s. The step is left out; %d so far", message, self.n_skipped)
-            if trainer.accelerator.scaler is None:
-                model.zero_grad()
-            return
-        raise FloatingPointError(f"{message}. {self._kept(step - 1)} {self._advice()}")
+        if not self.skip or self._in_a_row >= _IN_A_ROW:
+            raise FloatingPointError(f"{message}. {self._save(step - 1)} {self._advice()}")
+        self.n_skipped += 1
+        trainer.store_metrics({"skipped_steps": float(self.n_skipped)})
+        logger.warning("%s. The step is left out; %d so far", message, self.n_skipped)
+        if trainer.accelerator.scaler is None:
+            model.zero_grad()
 
     def _gradient_is_finite(self) -> Tensor:
         if self.trainer.accelerator.scaler is not None:
             return torch.tensor(True)  # the scale itself may overflow; the scaler leaves such steps out and lowers it
-        norm = torch.as_tensor(self.trainer.last_grad_norm)
-        return whole(norm).isfinite()
+        return full_tensor(torch.as_tensor(self.trainer.last_grad_norm)).isfinite()
 
-    def _described(self, seen: list[_Seen], by_output: bool) -> list[str]:
+    def _named_pairs(self, seen: list[_Seen], by_output: bool) -> list[str]:
         """This rank's pairs that are not finite."""
-        right = [self._alone(each) if by_output else each.losses for each in seen]
+        finite = [self._alone(each) if by_output else each.losses for each in seen]
         return [
-            self._pair(each.batch, i)
-            for each, finite in zip(seen, right, strict=True)
-            for i in (~finite).nonzero().flatten().tolist()
+            self._name(each.batch, i)
+            for each, pairs in zip(seen, finite, strict=True)
+            for i in (~pairs).nonzero().flatten().tolist()
         ]
 
     @torch.no_grad()
     def _alone(self, seen: _Seen) -> Tensor:
-        """[B] the same of another pass, in which pairs share no row: there, one's NaN reaches its neighbours."""
+        """[B] `seen.outputs` of a forward pass in which no pairs share a row: there, a NaN reaches its neighbours."""
         if SHARED not in seen.batch:
             return seen.outputs
-        batch = {key: value for key, value in seen.batch.items() if key not in (SHARED, KEPT)}
-        alone = _outputs(self.trainer.forward_pairs(batch))
+        alone = _outputs(self.trainer.forward_pairs(_without(seen.batch, SHARED, CACHED)))
         return torch.where(alone.all(), seen.outputs, alone)
 
-    def _pair(self, batch: Mapping[str, Any], i: int) -> str:
+    def _name(self, batch: Mapping[str, Any], i: int) -> str:
         numbers = batch.get(CARRIED, {}).get(ROW)
         number = "a row" if numbers is None else f"row {int(numbers[i])}"
         rows = self.trainer.standard_rows()(batch)
@@ -162,8 +155,8 @@ class FiniteSteps(TrainerCallback):
         if trainer._pair_log is not None:
             trainer._pair_log.forget(step)
 
-    def _kept(self, step: int) -> str:
-        """Saves the weights, which are those of before, unless the run saves none."""
+    def _save(self, step: int) -> str:
+        """Saves the weights, which this step has not changed, unless the run saves none."""
         trainer = self.trainer
         if trainer.args.save_strategy == SaveStrategy.NO or step == 0:
             return f"The weights are those after step {step}."
@@ -179,13 +172,17 @@ class FiniteSteps(TrainerCallback):
         )
 
 
-def without_neighbours(trainer: MarginMixin, batch: Mapping[str, Any], pairs: PairLogps) -> PairLogps:
-    """The pairs of an evaluation's batch, computed anew with a row for each answer where something is not finite: in a
-    row that pairs share, one's NaN reaches its neighbours. All ranks decide alike.
+def without_neighbours(trainer: MarginTrainer, batch: Mapping[str, Any], pairs: PairLogps) -> PairLogps:
+    """The pairs of an evaluation batch, computed again with one row per completion where something is not finite: in a
+    row that pairs share, a NaN reaches its neighbours. All ranks decide alike.
     """
     if SHARED not in batch or not trainer.accelerator.gather((~_outputs(pairs)).any()[None]).any():
         return pairs
-    return trainer.forward_pairs({key: value for key, value in batch.items() if key != SHARED})
+    return trainer.forward_pairs(_without(batch, SHARED))
+
+
+def _without(batch: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in batch.items() if key not in keys}
 
 
 def _outputs(pairs: PairLogps) -> Tensor:

@@ -7,7 +7,7 @@ import logging
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 from trl.trainer.utils import get_config_model_id
 
-from ..distributed import check_lockstep, of_all_ranks
+from ..distributed import check_lockstep, gather_over_ranks
 from ..evaluation.ranking import ranking_metrics
 from ..forward.head import logits_will_do
 from ..forward.shared_prompt import shared_token_logps
@@ -26,7 +26,7 @@ from ..forward.shared_rows import SharedRows, unpacked, width_step
 from ..forward.standard import TokenLogps
 from ..methods import Method, names_of
 from ..objective import Objective, ObjectiveOutput
-from ..pairs import CARRIED, IS_FLIPPED, KEPT, ROW, SCORES, SHARED, PairLogps
+from ..pairs import CACHED, CARRIED, IS_FLIPPED, ROW, SCORES, SHARED, PairLogps
 from ..probes import window_probes
 from ..probes.scope import train_only
 from ..recording.metrics import MetricBuffer
@@ -36,13 +36,13 @@ from ..rows.opened import column_names
 from ..rows.scores import ScoreColumns, find_score_columns
 from ..rows.tokenized import TokenColumns, finish_tokenized
 from ..terms import Term
-from .cards import CardMixin
-from .checkpoints import CheckpointMixin
+from .card import CardMixin
+from .checkpoints import CheckpointMixin, run_settings
 from .collator import PairCollator
 from .configs import MarginOptions, objective_of
 from .finite import FiniteSteps, without_neighbours
 from .model_checks import TokenLimits, check_one_device, refusing_what_cannot_write
-from .preparation import TRAIN, eval_split, opened_set, prepare_datasets, with_lengths
+from .preparation import TRAIN, PreparedSets, eval_split, opened_set, prepare_datasets, with_lengths
 from .prompt_sharing import PromptSharing
 from .window import WindowMixin
 
@@ -65,7 +65,6 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
     _pair_log: PairLog | None = None
     _plain_head_will_do = True
     _takes_images = False
-    _config_class: type[MarginOptions]
 
     def __init__(
         self,
@@ -75,14 +74,14 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
         objective: Objective | None = None,
         **kwargs: Any,
     ) -> None:
-        call = inspect.signature(super().__init__).bind_partial(*args, **kwargs).arguments
-        config = call["args"] = call.get("args") or self._default_config(call.get("model"))
+        given = inspect.signature(super().__init__).bind_partial(*args, **kwargs).arguments
+        config = given.get("args") or self._default_config(given.get("model"))
         self.options = config if isinstance(config, MarginOptions) else MarginOptions()
         self._check_method(config)
-        if self.options.train_only and call.get("peft_config") is not None:
+        if self.options.train_only and given.get("peft_config") is not None:
             raise ValueError("train_only and peft_config both choose what trains: give one of them")
-        given = {"weight_term": weight_term, "margin_term": margin_term, "objective": objective}
-        self.from_python = [name for name, value in given.items() if value is not None]
+        from_python = {"weight_term": weight_term, "margin_term": margin_term, "objective": objective}
+        self.from_python = [name for name, value in from_python.items() if value is not None]
         if objective is not None:
             self._check_objective(config)
         self.objective = objective or objective_of(config, weight_term, margin_term)
@@ -90,12 +89,18 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
         self._take_names()
         self._buffers = {"train": MetricBuffer(), "eval": MetricBuffer()}
         self._evaluated: list[Tensor] = []
-        self._own_columns, self.set_facts, self._opened = prepare_datasets(
-            call, self.objective, self.options, self._takes_images
+        sets = prepare_datasets(
+            given.get("train_dataset"),
+            given.get("eval_dataset"),
+            config,
+            self.options,
+            self.objective,
+            given.get("processing_class"),
+            self._takes_images,
         )
-        self._adapt_call(call)
+        self._own_columns, self.set_facts, self._opened = sets.columns, sets.facts, sets.opened
         with refusing_what_cannot_write():
-            super().__init__(**call)
+            super().__init__(**self._trl_arguments({**given, "args": config}, sets))
         check_one_device(self.model)
         check_one_device(getattr(self, "ref_model", None), "the reference model")
         if self.options.train_only:
@@ -106,7 +111,7 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
         self.add_callback(self._finite)
         if self.options.log_pairs:
             self._pair_log = PairLog(Path(self.args.output_dir, PAIRS_FILE))
-            self.add_callback(RunFolder(self, self._pair_log))
+            self.add_callback(RunFolder(self._pair_log, self.accelerator, partial(run_settings, self)))
 
     @cached_property
     def _sharing(self) -> PromptSharing:
@@ -169,7 +174,7 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
         """Whether TRL's own method computes a training batch's loss: the objective is TRL's, no term is set,
         nothing is measured before the step, and prompts are not shared.
         """
-        measured = self.objective.terms or self._probes or KEPT in batch
+        measured = self.objective.terms or self._probes or CACHED in batch
         return self.objective.is_trls and not (measured or self._sharing(self, batch))
 
     def pair_loss(
@@ -197,7 +202,7 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
         return loss, {f"{prefix}{name}": value for name, value in metrics.items()}
 
     def _loss(self, pairs: PairLogps, batch: Mapping[str, Any], training: bool) -> tuple[Tensor, ObjectiveOutput]:
-        gather, first = of_all_ranks(self.accelerator, pairs.chosen.numel())
+        gather, first = gather_over_ranks(self.accelerator, pairs.chosen.numel())
         output = self.objective(pairs, batch.get(CARRIED), gather=gather, first=first, training=training)
         return output.losses.mean() + self._extra_loss(pairs), output
 
@@ -379,10 +384,11 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
         for kind in ("weight", "margin"):
             here, wanted = names_of(getattr(config, kind, None)), names_of(getattr(self._method, kind))
             if missing := [name for name in wanted if name not in here]:
+                general = f"Margin{self._config_class._base.upper()}Trainer"
                 raise ValueError(
                     f"{type(self).__name__} has {kind} {missing[0]!r}, but its {type(config).__name__} says "
                     f"{', '.join(map(repr, here)) or None}: give it a {self._config_class.__name__}, or take "
-                    "MarginCPOTrainer for other terms"
+                    f"{general} for other terms"
                 )
 
     def _check_objective(self, config: Any) -> None:
@@ -397,12 +403,13 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
         if unread:
             logger.warning("no effect of %s: the trainer was given an objective", ", ".join(unread))
 
-    def _adapt_call(self, call: dict[str, Any]) -> None:
-        """Last changes to the arguments of the TRL trainer."""
-        config, evals = call["args"], call.get("eval_dataset")
-        if isinstance(evals, dict) and evals and config.metric_for_best_model == "eval_pwa":
-            config.metric_for_best_model = f"eval_{next(iter(evals))}_pwa"
+    def _trl_arguments(self, given: Mapping[str, Any], sets: PreparedSets) -> dict[str, Any]:
+        """The arguments of TRL's constructor."""
+        config = given["args"]
+        if isinstance(sets.eval, dict) and sets.eval and config.metric_for_best_model == "eval_pwa":
+            config.metric_for_best_model = f"eval_{next(iter(sets.eval))}_pwa"
             logger.info("several evaluation sets: the best checkpoint is that of %s", config.metric_for_best_model)
+        return {**given, "train_dataset": sets.train, "eval_dataset": sets.eval}
 
     # Rows of like length side by side are transformers' own; a pair's length is not
 

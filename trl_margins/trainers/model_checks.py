@@ -1,7 +1,7 @@
-"""What would stop a run late, or go wrong unseen, because model, tokenizer, data and config do not fit each other.
+"""Model, tokenizer, data and config must fit each other. What does not is an error before training, with the fix.
 
-On a GPU a token or a position beyond its table is no exception but an assertion on the device, which ends the process
-and names nothing."""
+On a GPU, a token or a position beyond its table is an assertion on the device: it ends the process and names nothing.
+"""
 
 from __future__ import annotations
 
@@ -14,48 +14,46 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
 from torch import nn
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.trainer_utils import SaveStrategy, align_special_tokens
 
 from ..distributed import local
 from ..pairs import ROW
+from ..rows.tokenized import arrow_columns
 from ..rows.tokens import tokenizer_of
-
-if TYPE_CHECKING:
-    from .mixin import MarginMixin
+from .base import MarginTrainer
 
 logger = logging.getLogger(__name__)
 
-_PROMPT, _ANSWERS = ("prompt_ids",), ("chosen_ids", "rejected_ids")  # apart, as DPOTrainer has them
+_PROMPT, _COMPLETIONS = "prompt_ids", ("chosen_ids", "rejected_ids")  # apart, as DPOTrainer has them
 _WHOLE = ("chosen_input_ids", "rejected_input_ids", "prompt_input_ids", "chosen_labels", "rejected_labels")
-_ROWS_AT_ONCE = 2048
 _POSITIONS = re.compile(r"(^|\.)(wpe|\w*pos\w*)(\.|$)")  # of GPT-2; of all others
 _MORE_THAN_THE_CONFIG = 8  # rows that a table of positions may have beyond the config's number: an offset, padding
 _ANOTHER_VOCABULARY = 1.1  # times as many rows: more than padding to a round number, or a few added tokens
 _RESIZE = "resize_token_embeddings(len(tokenizer))"
 
 
-def check_before_training(trainer: MarginMixin) -> None:
-    """Looks at a trainer that is ready otherwise.
+def check_before_training(trainer: MarginTrainer) -> None:
+    """Checks a trainer that is ready to train.
 
     Raises:
         ValueError: model, tokenizer, data and config do not fit each other; with what was found, and the fix.
         OSError: the output folder cannot be written to.
     """
-    model = _base(trainer.model)
+    model, limits = _base(trainer.model), TokenLimits.of(trainer)
     _check_kind(model, trainer)
     _check_weights(trainer.model)
     _check_trains(trainer.model, trainer.args)
-    limits: TokenLimits = trainer.data_collator.limits
     limits.check_padding()
     _check_end_token(model, limits.tokenizer)
     _check_reference(trainer, model)
@@ -69,12 +67,12 @@ def check_before_training(trainer: MarginMixin) -> None:
     check_savable(trainer)
 
 
-# No language model
+# Kinds of models
 
 
 @contextmanager
 def refusing_what_cannot_write() -> Iterator[None]:
-    """Around a TRL trainer's construction, which asks the model for its generation config.
+    """Around a TRL trainer's construction, which reads the model's generation config.
 
     Raises:
         ValueError: it has none, as no model without a language-model head has.
@@ -85,28 +83,45 @@ def refusing_what_cannot_write() -> Iterator[None]:
         if error.name != "generation_config" or not isinstance(error.obj, nn.Module):
             raise
         raise ValueError(
-            f"a {type(error.obj).__name__} writes no text: it has no language-model head, or one that is not made to "
-            "go from left to right. Load the model with AutoModelForCausalLM.from_pretrained, or, on the CPO base, "
+            f"a {type(error.obj).__name__} writes no text: it has no language-model head, or one that does not work "
+            "from left to right. Load the model with AutoModelForCausalLM.from_pretrained, or, on the CPO base, "
             "AutoModelForSeq2SeqLM"
         ) from error
 
 
-def _check_kind(model: nn.Module, trainer: Any) -> None:
+def _check_kind(model: PreTrainedModel, trainer: MarginTrainer) -> None:
     config = model.config
-    if config.is_encoder_decoder and not getattr(trainer, "is_encoder_decoder", False):
+    if config.is_encoder_decoder:
+        if not getattr(trainer, "is_encoder_decoder", False):
+            raise ValueError(
+                f"a {type(model).__name__} has an encoder and a decoder, which DPOTrainer does not take: train it on "
+                "the CPO base (MarginCPOTrainer, trl-margins train --base cpo)"
+            )
+        return
+    sees_the_end = not (getattr(config, "is_decoder", False) or getattr(config, "causal", False))
+    if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and sees_the_end:
         raise ValueError(
-            f"a {type(model).__name__} has an encoder and a decoder, which DPOTrainer does not take: train it on the "
-            "CPO base (MarginCPOTrainer, trl-margins train --base cpo)"
-        )
-    if (
-        config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
-        and not config.is_encoder_decoder
-        and not (getattr(config, "is_decoder", False) or getattr(config, "causal", False))
-    ):
-        raise ValueError(
-            f"this {type(model).__name__} is an encoder: each token sees those after it, so that no log-probability "
-            "would be one of the answer. Take a decoder, or load it with "
+            f"this {type(model).__name__} is an encoder: each token sees those after it, so no log-probability would "
+            "be that of the completion. Use a decoder, or load it with "
             "AutoModelForCausalLM.from_pretrained(..., is_decoder=True)"
+        )
+
+
+def check_one_device(model: Any, what: str = "the model") -> None:
+    """Checks that one device holds the whole model.
+
+    TRL loads a model that is given by name with `device_map="auto"`, which spreads it over all GPUs of the process.
+
+    Raises:
+        ValueError: its parts are on several devices.
+    """
+    # not a set: devices are numbers, strings or torch.device
+    devices = list(dict.fromkeys(map(str, (getattr(model, "hf_device_map", None) or {}).values())))
+    if len(devices) > 1:
+        raise ValueError(
+            f"{what} is spread over several devices ({', '.join(devices)}), as device_map='auto' does where one "
+            "process sees several GPUs. Start the run with `accelerate launch`, which gives every GPU a process with "
+            "the whole model (FSDP2 shards one that is too large), or set CUDA_VISIBLE_DEVICES to one GPU"
         )
 
 
@@ -114,14 +129,14 @@ def _check_kind(model: nn.Module, trainer: Any) -> None:
 
 
 def _check_weights(model: nn.Module) -> None:
-    # of a table of tokens, a broken row that no text needs does no harm
+    # a broken row in a table of tokens does no harm if no text needs it
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     names = [name for name, p in model.named_parameters() if id(p) not in tables and not _is_finite(p)]
     if names:
         raise ValueError(
             f"{len(names)} of the model's {len(list(model.parameters()))} weight tensors hold NaN or infinity before "
             f"training, {names[0]} among them: its files are damaged or do not fit the class, or a cast overflowed "
-            "(bfloat16 weights in float16). Load it anew, in float32"
+            "(bfloat16 weights in float16). Load it again, in float32"
         )
 
 
@@ -134,19 +149,16 @@ def _is_finite(parameter: nn.Parameter) -> bool:
 
 def _check_trains(model: nn.Module, args: Any) -> None:
     trained = {name: parameter.dtype for name, parameter in model.named_parameters() if parameter.requires_grad}
-    if trained:
-        if args.fp16 and (name := next((name for name, dtype in trained.items() if dtype == torch.float16), None)):
-            raise ValueError(
-                f"fp16=True trains float32 weights with float16 passes, and {name} is float16 itself: load the model "
-                "with dtype=torch.float32 (trl-margins train has --dtype float32), or take bf16=True"
-            )
-        return
-    how = (
-        "load the adapter with PeftModel.from_pretrained(..., is_trainable=True)"
-        if is_peft_model(model)
-        else "set requires_grad, give a peft_config, or name what trains with train_only"
-    )
-    raise ValueError(f"none of the model's {len(list(model.parameters()))} weight tensors trains: {how}")
+    if not trained:
+        fix = "set requires_grad, give a peft_config, or name what trains with train_only"
+        if is_peft_model(model):
+            fix = "load the adapter with PeftModel.from_pretrained(..., is_trainable=True)"
+        raise ValueError(f"none of the model's {len(list(model.parameters()))} weight tensors trains: {fix}")
+    if args.fp16 and (name := next((name for name, dtype in trained.items() if dtype == torch.float16), None)):
+        raise ValueError(
+            f"fp16=True trains float32 weights with float16 forward passes, and {name} is float16 itself: load the "
+            "model with dtype=torch.float32 (trl-margins train has --dtype float32), or use bf16=True"
+        )
 
 
 # Tokens and positions
@@ -154,7 +166,7 @@ def _check_trains(model: nn.Module, args: Any) -> None:
 
 @dataclass(frozen=True)
 class TokenLimits:
-    """The tokens and positions for which a model, and its reference model, have a place."""
+    """The tokens and positions for which a model and its reference model have a row."""
 
     tokenizer: Any
     vocabulary: int | None  # rows of the smaller input embedding
@@ -164,25 +176,21 @@ class TokenLimits:
     pad_to_multiple_of: int | None = None
 
     @classmethod
-    def of(cls, trainer: Any) -> TokenLimits:
+    def of(cls, trainer: MarginTrainer) -> TokenLimits:
         """Those of a trainer's models."""
-        whose, models = "the model", [_base(trainer.model)]
-        reference = getattr(trainer, "ref_model", None)
+        models, reference = [_base(trainer.model)], getattr(trainer, "ref_model", None)
         if reference is not None:
             models.append(_base(trainer.accelerator.unwrap_model(reference)))
         vocabularies = [rows for rows in map(_embedding_rows, models) if rows is not None]
-        if len(vocabularies) == 2 and vocabularies[1] < vocabularies[0]:
-            whose = "the reference model"
-        tables = [table for table in map(_positions, models) if table is not None]
+        is_smaller = len(vocabularies) == 2 and vocabularies[1] < vocabularies[0]
         config = models[0].config.get_text_config()
+        rotary = getattr(config, "rope_parameters", None)
         return cls(
             tokenizer=tokenizer_of(trainer.processing_class),
             vocabulary=min(vocabularies, default=None),
-            positions=min(tables, default=None),
-            trained_positions=getattr(config, "max_position_embeddings", None)
-            if getattr(config, "rope_parameters", None)
-            else None,
-            whose=whose,
+            positions=min((table for table in map(_positions, models) if table is not None), default=None),
+            trained_positions=getattr(config, "max_position_embeddings", None) if rotary else None,
+            whose="the reference model" if is_smaller else "the model",
             pad_to_multiple_of=getattr(trainer.args, "pad_to_multiple_of", None),
         )
 
@@ -192,7 +200,7 @@ class TokenLimits:
             ValueError: the padding token has no row in the embedding.
         """
         pad = self.tokenizer.pad_token_id
-        if pad is not None and self._is_beyond(pad):
+        if pad is not None and self.vocabulary is not None and not 0 <= pad < self.vocabulary:
             raise ValueError(
                 f"the padding token {self._named(pad)} has no row in the embedding of {self.whose}, which has "
                 f"{self.vocabulary}: {self._fix()}, or pad with a token that is there "
@@ -200,47 +208,41 @@ class TokenLimits:
             )
 
     def check_dataset(self, dataset: Dataset, split: str, max_length: int | None) -> None:
-        """Looks at all tokens of a data set, and at the lengths of its rows.
+        """Checks all tokens of a data set, and the lengths of its rows.
 
         Raises:
-            ValueError: one of them has no place.
+            ValueError: a token or a position has no row.
         """
-        columns = [name for name in (*_PROMPT, *_ANSWERS, *_WHOLE) if _holds_tokens(dataset, name)]
+        columns = [name for name in (_PROMPT, *_COMPLETIONS, *_WHOLE) if _holds_tokens(dataset, name)]
         if not columns:
-            return  # images among the text, say, or somebody's own columns: the collator looks at what comes of them
+            return  # images among the text, say, or columns of a custom collator: its batches are checked
         numbered = [ROW] if ROW in dataset.column_names else []
-        first, longest, n_long = 0, (0, 0), 0
-        for table in dataset.select_columns(columns + numbered).with_format("arrow").iter(batch_size=_ROWS_AT_ONCE):
-            numbers = table[ROW].to_numpy() if numbered else range(first, first + len(table))
-            lists = {name: table[name].combine_chunks() for name in columns}
+        first, longest, longest_row, n_long = 0, 0, 0, 0
+        for arrays in arrow_columns(dataset, *columns, *numbered):
+            rows = arrays[-1].to_numpy() if numbered else range(first, first + len(arrays[0]))
+            lists = dict(zip(columns, arrays, strict=False))
             for tokens in lists.values():
-                self._check_tokens(tokens, numbers, split)
+                self._check_tokens(tokens, rows, split)
             lengths = _lengths(lists)
-            if max_length is not None and columns[0] in _PROMPT:  # else they have been cut already
-                lengths = pc.min_element_wise(lengths, max_length)
-            here = pc.max(lengths).as_py()
-            if here > longest[0]:
-                longest = here, numbers[pc.index(lengths, here).as_py()]
+            if max_length is not None and columns[0] == _PROMPT:  # else they have been cut already
+                lengths = np.minimum(lengths, max_length)
+            if lengths.max() > longest:
+                longest, longest_row = int(lengths.max()), rows[lengths.argmax()]
             if self.trained_positions is not None:
-                n_long += pc.sum(pc.greater(lengths, self.trained_positions)).as_py()
-            first += len(table)
-        self._check_longest(*longest, split)
+                n_long += int((lengths > self.trained_positions).sum())
+            first += len(arrays[0])
+        self._check_length(longest, self.pad_to_multiple_of or 1, f"row {longest_row} of the {split} data set")
         if n_long:
             logger.warning(
                 "%d of %d %s rows are longer than the %d positions that the model was made for "
                 "(max_position_embeddings; the longest has %d tokens): max_length=%d would cut them",
-                n_long,
-                len(dataset),
-                split,
-                self.trained_positions,
-                longest[0],
-                self.trained_positions,
+                *(n_long, len(dataset), split, self.trained_positions, longest, self.trained_positions),
             )
 
     def check_stream(self, split: str, max_length: int | None) -> None:
         """
         Raises:
-            ValueError: a row of this length, should there be one, has no place.
+            ValueError: a row of this length, should there be one, has no position.
         """
         if self.positions is not None and (max_length is None or max_length > self.positions):
             raise ValueError(
@@ -249,10 +251,10 @@ class TokenLimits:
             )
 
     def check_batch(self, batch: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
-        """The same of a batch, before it goes to the device: streams, and sets that come later.
+        """Checks a batch before it goes to the device: those of streams, and of sets that come later.
 
         Raises:
-            ValueError: a token or a position has no place.
+            ValueError: a token or a position has no row.
         """
         for name in ("input_ids", *_WHOLE):
             tokens = batch.get(name)
@@ -261,34 +263,29 @@ class TokenLimits:
             if self.vocabulary is not None and (largest := int(tokens.max())) >= self.vocabulary:
                 position = int((tokens == largest).nonzero()[0, 0]) % len(rows)
                 raise self._no_row(largest, f"row {rows[position].get(ROW, position)} of a batch")
-            if self.positions is not None and tokens.shape[-1] > self.positions:
-                raise self._no_position(tokens.shape[-1], "a row of a batch")
+            self._check_length(tokens.shape[-1], 1, "a row of a batch")
 
-    def _check_tokens(self, tokens: pa.Array, numbers: Sequence[int], split: str) -> None:
-        if self.vocabulary is None:
-            return
+    def _check_tokens(self, tokens: pa.Array, rows: Sequence[int], split: str) -> None:
         flat = tokens.flatten()
         largest = pc.max(flat).as_py()
-        if largest is not None and largest >= self.vocabulary:
+        if self.vocabulary is not None and largest is not None and largest >= self.vocabulary:
             position = pc.list_parent_indices(tokens)[pc.index(flat, largest).as_py()].as_py()
-            raise self._no_row(largest, f"row {numbers[position]} of the {split} data set")
+            raise self._no_row(largest, f"row {rows[position]} of the {split} data set")
 
-    def _check_longest(self, length: int, number: int, split: str) -> None:
-        padded = (
-            length if not self.pad_to_multiple_of else -(-length // self.pad_to_multiple_of) * self.pad_to_multiple_of
-        )
+    def _check_length(self, length: int, multiple: int, where: str) -> None:
+        padded = -(-length // multiple) * multiple
         if self.positions is not None and padded > self.positions:
-            raise self._no_position(padded, f"row {number} of the {split} data set")
-
-    def _is_beyond(self, token: int) -> bool:
-        return self.vocabulary is not None and not 0 <= token < self.vocabulary
+            raise ValueError(
+                f"{where} takes {padded} tokens, and the model has learned {self.positions} positions: set "
+                f"max_length={self.positions} or less, or filter out long rows"
+            )
 
     def _named(self, token: int) -> str:
         return f"{token} ({self.tokenizer.convert_ids_to_tokens(token)!r})"
 
     def _fix(self) -> str:
         if self.whose == "the model":
-            return f"call model.{_RESIZE} before training, or take the model's own tokenizer"
+            return f"call model.{_RESIZE} before training, or use the model's own tokenizer"
         return (
             f"give a reference model as large as the model: load it, call ref_model.{_RESIZE} and pass it as ref_model"
         )
@@ -299,30 +296,23 @@ class TokenLimits:
             f"rows (the tokenizer has {len(self.tokenizer)} tokens): {self._fix()}"
         )
 
-    def _no_position(self, length: int, where: str) -> ValueError:
-        return ValueError(
-            f"{where} takes {length} tokens, and the model has learned {self.positions} positions: set "
-            f"max_length={self.positions} or less, or filter out long rows"
-        )
+
+def _base(model: Any) -> PreTrainedModel:
+    base: PreTrainedModel = model.get_base_model() if is_peft_model(model) else model
+    return base
 
 
-def _base(model: nn.Module) -> nn.Module:
-    return model.get_base_model() if is_peft_model(model) else model
-
-
-def _embedding_rows(model: nn.Module) -> int | None:
-    embedding = model.get_input_embeddings()
+def _embedding_rows(model: PreTrainedModel) -> int | None:
+    embedding: Any = model.get_input_embeddings()
     while not isinstance(embedding, nn.Embedding):  # PEFT wraps those that it trains
-        inner = next(
-            (getattr(embedding, name) for name in ("base_layer", "original_module") if hasattr(embedding, name)), None
-        )
-        if inner is None:
+        wrapped = getattr(embedding, "base_layer", None)
+        embedding = getattr(embedding, "original_module", None) if wrapped is None else wrapped
+        if embedding is None:
             return None
-        embedding = inner
     return embedding.num_embeddings
 
 
-def _positions(model: nn.Module) -> int | None:
+def _positions(model: PreTrainedModel) -> int | None:
     """Rows for tokens in the model's table of positions, learned or not; None where it has no such table."""
     config = model.config.get_text_config()
     said = getattr(config, "max_position_embeddings", None)
@@ -345,26 +335,26 @@ def _holds_tokens(dataset: Dataset, name: str) -> bool:
     return (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and pa.types.is_integer(kind.value_type)
 
 
-def _lengths(lists: Mapping[str, pa.Array]) -> pa.Array:
-    """Of each pair, the tokens of its longest row."""
-    apart = [pc.list_value_length(lists[name]) for name in _ANSWERS if name in lists]
-    if not apart:
-        return pc.max_element_wise(*(pc.list_value_length(tokens) for tokens in lists.values()))
-    answers = pc.max_element_wise(*apart)
-    return pc.add(answers, pc.list_value_length(lists[_PROMPT[0]])) if _PROMPT[0] in lists else answers
+def _lengths(lists: Mapping[str, pa.Array]) -> np.ndarray:
+    """[N] tokens of each pair's longer row."""
+    lengths = {name: pc.list_value_length(tokens).to_numpy(zero_copy_only=False) for name, tokens in lists.items()}
+    completions = [lengths[name] for name in _COMPLETIONS if name in lengths]
+    if not completions:
+        return np.max([*lengths.values()], axis=0)
+    return np.max(completions, axis=0) + lengths.get(_PROMPT, 0)
 
 
 # Two models, or a model and a tokenizer, of different kinds
 
 
-def _check_end_token(model: nn.Module, tokenizer: Any) -> None:
-    """Warns where the token that ends the model's answers is an ordinary one of the tokenizer, or none."""
+def _check_end_token(model: PreTrainedModel, tokenizer: Any) -> None:
+    """Warns where the token that ends the model's texts is an ordinary one of the tokenizer, or none."""
     rows, ends = _embedding_rows(model), model.config.get_text_config().eos_token_id
     ends = [end for end in (ends if isinstance(ends, list) else [ends]) if end is not None and end < (rows or 0)]
     if not ends or any(end in tokenizer.added_tokens_decoder or end in tokenizer.all_special_ids for end in ends):
         return
     logger.warning(
-        "the model's config ends answers with token %d, which in the tokenizer is %r and nothing special: is it "
+        "the model's config ends texts with token %d, which in the tokenizer is %r and not a special token: is it "
         "another model's tokenizer? It has %d tokens, the model's embedding %d rows",
         ends[0],
         tokenizer.convert_ids_to_tokens(ends[0]) if ends[0] < len(tokenizer) else None,
@@ -373,7 +363,7 @@ def _check_end_token(model: nn.Module, tokenizer: Any) -> None:
     )
 
 
-def _check_reference(trainer: Any, model: nn.Module) -> None:
+def _check_reference(trainer: MarginTrainer, model: PreTrainedModel) -> None:
     reference = getattr(trainer, "ref_model", None)
     if reference is None:
         return
@@ -381,7 +371,7 @@ def _check_reference(trainer: Any, model: nn.Module) -> None:
     if ours and theirs and max(ours, theirs) > _ANOTHER_VOCABULARY * min(ours, theirs):
         raise ValueError(
             f"the model's vocabulary has {ours} tokens, and the reference model's {theirs}: the same numbers mean "
-            "other texts to it. Take a reference model with the model's tokenizer, or leave ref_model out: it is then "
+            "other texts to it. Use a reference model with the model's tokenizer, or leave ref_model out: it is then "
             "a copy of the model"
         )
 
@@ -389,8 +379,8 @@ def _check_reference(trainer: Any, model: nn.Module) -> None:
 # Saving
 
 
-def check_savable(trainer: Any) -> None:
-    """Saves, into a folder that is then removed, all but the weights: what transformers refuses it refuses now.
+def check_savable(trainer: MarginTrainer) -> None:
+    """Saves everything but the weights, into a folder that is then removed: what cannot be saved is an error now.
 
     Raises:
         ValueError: a config or a tokenizer that cannot be saved.
@@ -414,22 +404,20 @@ def check_savable(trainer: Any) -> None:
         logger.warning(
             "a checkpoint takes at least %.1f GB, and %s has %.1f GB left: make room, or save less "
             "(save_only_model, save_total_limit)",
-            needed / 1e9,
-            args.output_dir,
-            free / 1e9,
+            *(needed / 1e9, args.output_dir, free / 1e9),
         )
 
 
-def _aligned(trainer: Any) -> GenerationConfig:
-    """The model's generation config as `train` will leave it. What it was loaded as is always saved; but `train` gives
-    it the tokenizer's special tokens, and what was changed is saved only if it is valid."""
-    generation = trainer.model.generation_config
+def _aligned(trainer: MarginTrainer) -> GenerationConfig:
+    """The model's generation config as `train` will leave it. One that was loaded is always saved; but `train` gives
+    it the tokenizer's special tokens, and a changed one is saved only if it is valid."""
+    generation: GenerationConfig = trainer.model.generation_config
     try:
         generation.validate(strict=True)
     except ValueError:
-        stand_in = SimpleNamespace(config=deepcopy(trainer.model.config), generation_config=deepcopy(generation))
-        align_special_tokens(stand_in, trainer.processing_class)
-        return stand_in.generation_config
+        copy: Any = SimpleNamespace(config=deepcopy(trainer.model.config), generation_config=deepcopy(generation))
+        align_special_tokens(copy, trainer.processing_class)
+        generation = copy.generation_config
     return generation
 
 
@@ -443,8 +431,8 @@ def _try_to_save(part: Any, folder: str, name: str) -> None:
         fix = {
             "generation_config": "set model.generation_config.do_sample = True, or the options named to None; for "
             "trl-margins train, in the generation_config.json of the model's folder",
-            "config": "put model.config right",
-            "tokenizer": "take a tokenizer that can be saved",
+            "config": "correct model.config",
+            "tokenizer": "use a tokenizer that can be saved",
         }[name]
         raise ValueError(
             f"the model's {name} cannot be saved, so that training would end without a model: {reason} Before "
@@ -452,28 +440,10 @@ def _try_to_save(part: Any, folder: str, name: str) -> None:
         ) from error
 
 
-def _checkpoint_size(trainer: Any) -> int:
+def _checkpoint_size(trainer: MarginTrainer) -> int:
     """Bytes of weights, and of AdamW's two numbers for each that trains."""
     model, args = trainer.model, trainer.args
-    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    weights = trained if is_peft_model(model) else sum(p.numel() * p.element_size() for p in model.parameters())
+    sizes = [(p.requires_grad, p.numel() * p.element_size()) for p in model.parameters()]
+    trained = sum(size for trains, size in sizes if trains)
+    weights = trained if is_peft_model(model) else sum(size for _, size in sizes)
     return weights + (0 if args.save_only_model or "adamw_torch" not in args.optim else 2 * trained)
-
-
-def check_one_device(model: Any, what: str = "the model") -> None:
-    """Whether one device holds a whole model, as our passes expect of each process.
-
-    TRL loads a model that is given by name with `device_map="auto"`, which spreads it over all GPUs that one process
-    sees.
-
-    Raises:
-        ValueError: its parts are on several devices.
-    """
-    # not a set: devices are numbers, strings or torch.device
-    devices = list(dict.fromkeys(map(str, (getattr(model, "hf_device_map", None) or {}).values())))
-    if len(devices) > 1:
-        raise ValueError(
-            f"{what} is spread over several devices ({', '.join(devices)}), as device_map='auto' does where one "
-            "process sees several GPUs. Start the run with `accelerate launch`, which gives every GPU a process with "
-            "the whole model (FSDP2 shards one that is too large), or set CUDA_VISIBLE_DEVICES to one GPU"
-        )

@@ -1,68 +1,117 @@
-"""One small class per paper."""
+"""The methods' trainers, one on each base. Name, paper, tags and config come from the method's row."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
+from ..checks import unknown
 from ..registry import get_method
-from .configs import (
-    AMaPOConfig,
-    GammaPOConfig,
-    GapAwarePOConfig,
-    GapPOConfig,
-    GeometricAnchorPOConfig,
-    GradientNormPOConfig,
-    MarginCPOConfig,
-    SharpnessAwarePOConfig,
-)
+from .configs import config_class
 from .cpo import MarginCPOTrainer
 from .dpo import MarginDPOTrainer
+from .mixin import MarginMixin
+
+_TRAINERS: dict[tuple[str | None, str], type[MarginMixin]] = {
+    (None, "cpo"): MarginCPOTrainer,
+    (None, "dpo"): MarginDPOTrainer,
+}
+Trainer = TypeVar("Trainer", bound=MarginMixin)
 
 
-class _NamedTrainer(MarginCPOTrainer):
-    """Takes its name, paper and tags from its method's row."""
+def _trains(method_id: str) -> Callable[[type[Trainer]], type[Trainer]]:
+    """Class decorator: the trainer of a method on the base from which the class inherits."""
 
-    def __init_subclass__(cls, method: str | None = None, config: type[MarginCPOConfig] | None = None) -> None:
-        if method is None:  # a custom subclass of a trainer that has its method
-            return
-        row = get_method(method)
-        cls._method, cls._config_class = row, config
+    def named(cls: type[Trainer]) -> type[Trainer]:
+        row, base = get_method(method_id), cls._config_class._base
+        cls._method, cls._config_class = row, config_class(method_id, base)
         cls._name, cls._paper = row.name, row.paper.as_trl()
-        cls._tag_names = ["trl", "trl-margins", *row.tags]
-        _TRAINERS[method] = cls
+        # TRL's "cpo" would say another loss; its "dpo" says the trainer
+        cls._tag_names = ["trl", *(["dpo"] if base == "dpo" else []), "trl-margins", *row.tags]
+        _TRAINERS[method_id, base] = cls
+        return cls
+
+    return named
 
 
-_TRAINERS: dict[str, type[MarginCPOTrainer]] = {}
+def trainer_class(method_id: str | None, base: str = "cpo") -> type[MarginMixin]:
+    """The trainer of a method on a base ("cpo" or "dpo"); without a method, and of a registered one, the trainer that
+    takes any objective.
+
+    Raises:
+        ValueError: unknown method or base.
+    """
+    if base not in ("cpo", "dpo"):
+        raise unknown("base", base, ("cpo", "dpo"))
+    known = None if method_id is None else get_method(method_id).id
+    return _TRAINERS.get((known, base), _TRAINERS[None, base])
 
 
-class GapPOTrainer(_NamedTrainer, method="gappo", config=GapPOConfig):
+@_trains("gappo")
+class GapPOTrainer(MarginCPOTrainer):
     """GapPO: SimPO's loss, each pair weighted by its annotation score gap."""
 
 
-class GapAwarePOTrainer(_NamedTrainer, method="gap-aware", config=GapAwarePOConfig):
-    """GaPO: SimPO's loss, with a margin from how unlike a pair's two answers are."""
+@_trains("gappo")
+class GapPODPOTrainer(MarginDPOTrainer):
+    """GapPO on `DPOTrainer`."""
 
 
-class GammaPOTrainer(_NamedTrainer, method="gamma-po", config=GammaPOConfig):
-    """γ-PO: SimPO's loss, with a margin from the model's own gaps: larger where it tells a pair apart."""
+@_trains("gap-aware")
+class GapAwarePOTrainer(MarginCPOTrainer):
+    """GaPO: SimPO's loss, with a margin that grows as a pair's completions become less similar."""
 
 
-class AMaPOTrainer(_NamedTrainer, method="amapo", config=AMaPOConfig):
-    """AMaPO: SimPO's loss, with a margin from the batch's statistics, for the pairs ranked worse than the mean."""
+@_trains("gap-aware")
+class GapAwarePODPOTrainer(MarginDPOTrainer):
+    """GaPO on `DPOTrainer`."""
 
 
-class GeometricAnchorPOTrainer(_NamedTrainer, method="geometric-anchor", config=GeometricAnchorPOConfig):
-    """GAPO: SimPO's loss with each pair's margin at a nearby, worse policy: brittle pairs count less."""
+@_trains("gamma-po")
+class GammaPOTrainer(MarginCPOTrainer):
+    """γ-PO: SimPO's loss, with a margin from the model's own gaps: larger for pairs that it separates well."""
 
 
-class GradientNormPOTrainer(_NamedTrainer, method="gradient-norm", config=GradientNormPOConfig):
-    """GAPO's control: the pair's own gradient norm in the anchor gap's place."""
+@_trains("gamma-po")
+class GammaPODPOTrainer(MarginDPOTrainer):
+    """γ-PO on `DPOTrainer`."""
 
 
-class SharpnessAwarePOTrainer(_NamedTrainer, method="simpo-sam", config=SharpnessAwarePOConfig):
-    """SimPO whose gradient is taken at a nearby policy with a higher loss (SAM)."""
+@_trains("amapo")
+class AMaPOTrainer(MarginCPOTrainer):
+    """AMaPO: SimPO's loss, with a margin from the batch's statistics for pairs that rank below its mean."""
 
 
-def trainer_class(method_id: str | None, base: str = "cpo") -> type:
-    """The trainer of a method on a base: the one that takes any objective, but for the package's methods on CPO."""
-    if base == "dpo":
-        return MarginDPOTrainer
-    return MarginCPOTrainer if method_id is None else _TRAINERS.get(get_method(method_id).id, MarginCPOTrainer)
+@_trains("amapo")
+class AMaPODPOTrainer(MarginDPOTrainer):
+    """AMaPO on `DPOTrainer`."""
+
+
+@_trains("geometric-anchor")
+class GeometricAnchorPOTrainer(MarginCPOTrainer):
+    """GAPO: SimPO's loss, with each pair's margin at a nearby, worse policy: brittle pairs count less."""
+
+
+@_trains("geometric-anchor")
+class GeometricAnchorPODPOTrainer(MarginDPOTrainer):
+    """GAPO on `DPOTrainer`."""
+
+
+@_trains("gradient-norm")
+class GradientNormPOTrainer(MarginCPOTrainer):
+    """GAPO's control: the pair's gradient norm in place of the anchor gap."""
+
+
+@_trains("gradient-norm")
+class GradientNormPODPOTrainer(MarginDPOTrainer):
+    """GAPO's control on `DPOTrainer`."""
+
+
+@_trains("simpo-sam")
+class SharpnessAwarePOTrainer(MarginCPOTrainer):
+    """SimPO with its gradient taken at a nearby policy with a higher loss (SAM)."""
+
+
+@_trains("simpo-sam")
+class SharpnessAwarePODPOTrainer(MarginDPOTrainer):
+    """SimPO with SAM on `DPOTrainer`."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,54 +54,72 @@ _TOKEN_ENDINGS = ("input_ids", "attention_mask", "labels", "pixel_values")
 _OTHER_KINDS = ("messages", "completion", "label")
 
 
+@dataclass(frozen=True)
+class PreparedSets:
+    """The sets of a trainer, ready to be tokenized."""
+
+    train: Any
+    eval: Any  # one data set, or several by name
+    columns: set[str]  # that must reach the collator, by their names in the data
+    facts: dict[str, SetFacts]  # what was counted, by split
+    opened: dict[str, OpenedSet]  # how each split is read
+
+
 def prepare_datasets(
-    call: dict[str, Any], objective: Objective, options: MarginOptions, takes_images: bool
-) -> tuple[set[str], dict[str, SetFacts], dict[str, OpenedSet]]:
-    """Changes the training and evaluation sets among a trainer's arguments into what the objective can read.
+    train: Any,
+    evals: Any,
+    config: Any,
+    options: MarginOptions,
+    objective: Objective,
+    processing_class: Any,
+    takes_images: bool,
+) -> PreparedSets:
+    """Reads and checks the training and evaluation sets, and adds what the objective needs.
 
     Args:
-        call: the trainer's arguments.
+        train: the training set, or None.
+        evals: an evaluation set, several by name, or None.
+        config: the trainer's config.
+        options: its fields of the objective.
         objective: says which columns it reads.
-        options: the config's.
-        takes_images: the trainer is one for vision-language models, too.
-
-    Returns:
-        The columns that must reach the collator, by their names in the data; what was counted, by set; and how each
-        set is read.
+        processing_class: the trainer's.
+        takes_images: the trainer takes vision-language models.
 
     Raises:
         ValueError: rows, scores or factors that cannot be trained on, with column, row, value and fix.
-        TypeError: something that is no data set, or a kind of it that the trainer does not take.
+        TypeError: not a data set, or a kind of it that the trainer does not take.
     """
-    keep = {IS_FLIPPED, ROW, *(name for name in objective.columns if name not in SCORES)}
-    facts: dict[str, SetFacts] = {}
-    opened: dict[str, OpenedSet] = {}
-    processing_class = call.get("processing_class")
-
-    def open_set(dataset: Any, split: str) -> Any:
-        opened[split] = opened_set(dataset, split, call["args"], options, processing_class, takes_images)
-        return opened[split].dataset
-
-    _each_dataset(call, open_set)
-    _read_alike(opened)
+    given = {} if train is None else {TRAIN: train}
+    if isinstance(evals, dict):
+        given |= {eval_split(name): dataset for name, dataset in evals.items()}
+    elif evals is not None:
+        given["eval"] = evals
+    opened = {
+        split: opened_set(dataset, split, config, options, processing_class, takes_images)
+        for split, dataset in given.items()
+    }
+    opened = _read_alike(opened)
     prepare_tokenizer(processing_class, [split for split, each in opened.items() if each.counts.messages.n])
-    _each_dataset(call, lambda dataset, split: _counted(dataset, split, facts))
+    sets = {split: each.dataset for split, each in opened.items()}
+    facts = {split: _counted(dataset, split) for split, dataset in sets.items()}
     if FACTOR in objective.columns:
         with global_then_local_main_first():  # the others read the cache
-
-            def with_factors(dataset: Any, split: str) -> Any:
-                return _with_factors(replace(opened[split], dataset=dataset), options, call["args"], facts)
-
-            _each_dataset(call, with_factors)
-    _each_dataset(call, lambda dataset, split: _with_needed_columns(dataset, split, objective))
-    _each_dataset(call, lambda dataset, split: _with_checked_scores(dataset, split, objective, options, keep, facts))
-    _fit(objective, call.get("train_dataset"), options)
-    floored = [term.n_floored for term in objective.terms if isinstance(term, EvaluationFactorMargin)]
-    if floored:
-        facts[TRAIN] = replace(facts[TRAIN], floored=floored[0])
-    if isinstance(train := call.get("train_dataset"), Dataset):
-        call["train_dataset"] = _numbered(train)
-    return keep, facts, opened
+            sets = {split: _with_factors(each, options, config, facts) for split, each in opened.items()}
+    sets = {split: _with_checked_columns(dataset, split, objective) for split, dataset in sets.items()}
+    columns = {IS_FLIPPED, ROW, *(name for name in objective.columns if name not in SCORES)}
+    sets = {
+        split: _with_checked_scores(dataset, split, objective, options, columns, facts)
+        for split, dataset in sets.items()
+    }
+    if TRAIN in sets:
+        _fit(objective, sets[TRAIN], options)
+    for term in objective.terms:
+        if isinstance(term, EvaluationFactorMargin) and TRAIN in sets:
+            facts[TRAIN] = replace(facts[TRAIN], floored=term.n_floored)
+    if isinstance(sets.get(TRAIN), Dataset):
+        sets[TRAIN] = _numbered(sets[TRAIN])
+    by_name = {name: sets[eval_split(name)] for name in evals} if isinstance(evals, dict) else sets.get("eval")
+    return PreparedSets(sets.get(TRAIN), by_name, columns, facts, opened)
 
 
 def opened_set(
@@ -118,14 +136,14 @@ def opened_set(
     return open_rows(dataset, split, options.prompt_column, options.system_column, keeps_parts)
 
 
-def _read_alike(opened: dict[str, OpenedSet]) -> None:
+def _read_alike(opened: dict[str, OpenedSet]) -> dict[str, OpenedSet]:
     """Text completions lose the prompt that they repeat in every set, where they do in the training set."""
-    train = opened.get(TRAIN)
-    if train is None or not train.reader.repeats_prompt:
-        return
-    for split, each in opened.items():
-        if each.counts.repeated.n:
-            opened[split] = replace(each, reader=replace(each.reader, repeats_prompt=True))
+    if TRAIN not in opened or not opened[TRAIN].reader.repeats_prompt:
+        return opened
+    return {
+        split: replace(each, reader=replace(each.reader, repeats_prompt=True)) if each.counts.repeated.n else each
+        for split, each in opened.items()
+    }
 
 
 def _without_tensors(dataset: Any, split: str, takes_images: bool) -> Any:
@@ -164,17 +182,7 @@ def eval_split(name: str) -> str:
     return f"eval {name}" if name == TRAIN else name
 
 
-def _each_dataset(call: dict[str, Any], change: Callable[[Any, str], Any]) -> None:
-    if call.get("train_dataset") is not None:
-        call["train_dataset"] = change(call["train_dataset"], TRAIN)
-    evals = call.get("eval_dataset")
-    if isinstance(evals, dict):
-        call["eval_dataset"] = {name: change(dataset, eval_split(name)) for name, dataset in evals.items()}
-    elif evals is not None:
-        call["eval_dataset"] = change(evals, "eval")
-
-
-def _with_needed_columns(dataset: Any, split: str, objective: Objective) -> Any:
+def _with_checked_columns(dataset: Any, split: str, objective: Objective) -> Any:
     """The same data set, whose columns have the numbers that the terms take. Scores are checked elsewhere."""
     names, is_loaded = list(column_names(dataset)), isinstance(dataset, Dataset)
     for kind, term in objective.named_terms:
@@ -199,7 +207,7 @@ def _with_needed_columns(dataset: Any, split: str, objective: Objective) -> Any:
 def _fit(objective: Objective, train: Any, options: MarginOptions) -> None:
     """Shows the training set's columns to the terms that look at all of it."""
     for kind, term in objective.named_terms:
-        if type(term).fit is Term.fit or train is None:
+        if type(term).fit is Term.fit:
             continue
         if not isinstance(train, Dataset):
             raise TypeError(
@@ -209,14 +217,13 @@ def _fit(objective: Objective, train: Any, options: MarginOptions) -> None:
         term.fit({name: torch.as_tensor(values) for name, values in _numbers(train, term.columns, options).items()})
 
 
-def _numbers(train: Dataset, names: Sequence[str], options: MarginOptions) -> dict[str, Any]:
-    """Columns as the terms call them, float32."""
+def _numbers(train: Dataset, names: Sequence[str], options: MarginOptions) -> dict[str, np.ndarray]:
+    """Columns under the terms' names, float32."""
     found = {name: np.array([*map(as_number, train[name][:])], np.float32) for name in names if name not in SCORES}
     if set(names) & {*SCORES}:
-        columns = require_score_columns(column_names(train), options.score_columns, "fit", TRAIN)
-        rows = train.select_columns(list(columns.names))
-        scores = np.array([columns.read(row) for row in rows], np.float32).T
-        found |= dict(zip(SCORES, scores, strict=True))
+        columns = require_score_columns(column_names(train), options.score_columns, "a term", TRAIN)
+        scores = [columns.read(row) for row in train.select_columns(list(columns.names))]
+        found |= dict(zip(SCORES, np.array(scores, np.float32).T, strict=True))
     return found
 
 
@@ -227,16 +234,15 @@ def _numbered(dataset: Dataset) -> Dataset:
     return dataset.add_column(ROW, np.arange(len(dataset)))
 
 
-def _counted(dataset: Any, split: str, facts: dict[str, SetFacts]) -> Any:
-    facts[split] = SetFacts(split)
-    if isinstance(dataset, Dataset):
-        flipped = None
-        if IS_FLIPPED in dataset.column_names:
-            check_numbers(dataset, IS_FLIPPED, split)
-            flipped = int((np.asarray(dataset[IS_FLIPPED][:]) == 1).sum())
-            logger.info("%s: the labels of %d of %d pairs are marked as flipped", split, flipped, len(dataset))
-        facts[split] = replace(facts[split], pairs=len(dataset), flipped=flipped)
-    return dataset
+def _counted(dataset: Any, split: str) -> SetFacts:
+    if not isinstance(dataset, Dataset):
+        return SetFacts(split)
+    flipped = None
+    if IS_FLIPPED in dataset.column_names:
+        check_numbers(dataset, IS_FLIPPED, split)
+        flipped = int((np.asarray(dataset[IS_FLIPPED][:]) == 1).sum())
+        logger.info("%s: the labels of %d of %d pairs are marked as flipped", split, flipped, len(dataset))
+    return SetFacts(split, pairs=len(dataset), flipped=flipped)
 
 
 def _with_factors(opened: OpenedSet, options: MarginOptions, config: Any, facts: dict[str, SetFacts]) -> Dataset:

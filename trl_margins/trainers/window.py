@@ -14,24 +14,20 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from ..forward.shared_rows import packed, shared_rows, width_step
-from ..objective import Objective
-from ..pairs import KEPT, SHARED, PairLogps, one_pair
+from ..pairs import CACHED, SHARED, PairLogps, one_pair
 from ..probes.sharpness import SharpnessAware
+from .base import MarginTrainer
 from .collator import StandardRows
 from .finite import FiniteSteps
-from .prompt_sharing import PromptSharing
 
 _DDP = (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.MULTI_NPU, DistributedType.MULTI_XPU)
 
 
-class WindowMixin(ABC):
+class WindowMixin(MarginTrainer, ABC):
     """Shows a window's mini-batches to the probes, and gives the probes what they look with."""
 
-    objective: Objective
     _probes: list[Any]
     _finite: FiniteSteps
-    _fused: bool
-    _sharing: PromptSharing
     _rng_state_of: str | None
 
     @abstractmethod
@@ -84,7 +80,7 @@ class WindowMixin(ABC):
             model: the model's wrapper; without one, the model itself.
             fused: whether TRL's fused LM head may be used, where the trainer uses it.
         """
-        anew = {key: value for key, value in batch.items() if key != KEPT}
+        anew = {key: value for key, value in batch.items() if key != CACHED}
         with self._adapter_autocast():
             return self.pair_logps(self.model if model is None else model, anew, fused)
 
@@ -95,13 +91,15 @@ class WindowMixin(ABC):
 
     def one_pair(self, batch: Mapping[str, Any], i: int) -> dict[str, Any]:
         """Pair i of a prepared mini-batch, as a mini-batch."""
-        whole = {key: value for key, value in batch.items() if key not in (SHARED, KEPT)}
-        pair = one_pair(whole, i, self.n_pairs(batch))
-        if SHARED not in batch:
+        whole = {key: value for key, value in batch.items() if key not in (SHARED, CACHED)}
+        pair: dict[str, Any] = one_pair(whole, i, self.n_pairs(batch))
+        rows = self.standard_rows()(pair) if SHARED in batch else None
+        if rows is None:
             return pair
         device = self.accelerator.device
-        rows = shared_rows(*(values.cpu() for values in self.standard_rows()(pair)), step=width_step(device))
-        return {**pair, SHARED: send_to_device(dict(packed(rows)), device)}
+        ids, mask, labels = (values.cpu() for values in rows)
+        shared = shared_rows(ids, mask, labels, step=width_step(device))
+        return {**pair, SHARED: send_to_device(dict(packed(shared)), device)}
 
     def score_gap(self, pairs: PairLogps) -> Tensor:
         """[B] the reward's gap without β: Δ where the reward is length-normalized."""

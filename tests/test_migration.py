@@ -21,9 +21,10 @@ from transformers import AutoTokenizer
 from trl.scripts.utils import DatasetMixtureConfig
 
 from trl_margins.cli import main
-from trl_margins.cli.dialects import ROWS, check_known, translate
+from trl_margins.cli.config_file import check_known
+from trl_margins.cli.migration import DROPPED, RENAMED, migrate
 from trl_margins.cli.mixture import mixture_splits, mixture_test_split
-from trl_margins.cli.train import TrainArguments, _tokenizer, chat_template, make_parser, parser_for
+from trl_margins.cli.train import TrainArguments, _tokenizer, chat_template, parse, parser_for
 
 # Settings as the papers and the recipes' keys have them; made for these tests
 TRAINING = """
@@ -201,17 +202,17 @@ def pairs(tmp_path_factory) -> str:
 
 def arguments(*argv: str) -> dict[str, Any]:
     """All fields that a run with these flags would have."""
-    parsed = make_parser(argv).parse_args_and_config([*argv, "--use_cpu"])
+    parsed = parse([*argv, "--use_cpu"])
     values = {item.name: getattr(part, item.name) for part in parsed for item in dataclasses.fields(part)}
     return {name: value.value if isinstance(value, Enum) else value for name, value in values.items()}
 
 
 def of_today(text: str, **flags: Any) -> dict[str, Any]:
-    return translate(yaml.safe_load(text), **flags)[0]
+    return migrate(yaml.safe_load(text), **flags)[0]
 
 
 def lines(text: str, **flags: Any) -> list[str]:
-    return [str(note) for note in translate(yaml.safe_load(text), **flags)[1]]
+    return [str(note) for note in migrate(yaml.safe_load(text), **flags)[1]]
 
 
 def test_every_dialect_comes_to_its_settings(recipe):
@@ -246,9 +247,9 @@ def test_a_converted_file_comes_to_the_same(recipe, tmp_path, capsys):
     assert capsys.readouterr().out.strip() == str(out)
     assert arguments("--config", str(out)) == arguments("--config", path)
     written = yaml.safe_load(out.read_text())
-    assert translate(written) == (written, [])  # nothing is left to say
+    assert migrate(written) == (written, [])  # nothing is left to say
     comments = " ".join(line.strip("# ") for line in out.read_text().splitlines() if line.startswith("#"))
-    for note in translate(yaml.safe_load(Path(path).read_text()))[1]:
+    for note in migrate(yaml.safe_load(Path(path).read_text()))[1]:
         assert " ".join(str(note).split()) in comments
 
 
@@ -267,11 +268,12 @@ def test_a_dry_run_says_what_a_run_would_have(recipe, tmp_path, capsys):
     assert capsys.readouterr().out == printed
 
 
-@pytest.mark.parametrize("row", ROWS.values(), ids=lambda row: row.key)
-def test_a_row_names_fields_of_today(row):
-    known = parser_for("none", "cpo").fields | parser_for("none", "dpo").fields
-    assert set(row.fields) <= known
-    assert row.key in row.fields or row.key not in known or row.key == "truncation_mode"
+@pytest.mark.parametrize(("key", "today"), {**RENAMED, **dict.fromkeys(DROPPED, "")}.items())
+def test_an_old_key_names_fields_of_today(key, today):
+    known = parser_for("none", "cpo").keys | parser_for("none", "dpo").keys
+    fields = set(today.split(", ")) - {""}
+    assert fields <= known
+    assert key in fields or key not in known or key == "truncation_mode"
 
 
 @pytest.mark.parametrize(
@@ -310,7 +312,7 @@ def test_a_row_names_fields_of_today(row):
 )
 def test_one_key(written, today):
     """Under a method that is named, so that nothing else is said."""
-    settings, notes = translate({"method": "none", **written})
+    settings, notes = migrate({"method": "none", **written})
     assert settings == {"method": "none", **today}
     assert {note.key for note in notes} == written.keys() - today.keys() - {"model_init_kwargs"} | {
         name for name, value in written.items() if value is False and name in today
@@ -318,26 +320,26 @@ def test_one_key(written, today):
 
 
 def test_keys_that_depend_on_method_or_base():
-    assert translate({"tau": 3}, "gamma-po")[0] == {"gamma_po_tau": 3}
-    assert translate({"length_norm": True}, "amapo", "dpo")[0] == {"reward": "length-normalized"}
-    assert translate({"length_norm": False}, "amapo", "dpo")[0] == {"reward": "log-ratio"}
-    assert translate({"truncation_mode": "keep_start"}, "none", "dpo") == ({"truncation_mode": "keep_start"}, [])
-    assert "whose prompt fills it is dropped" in str(translate({"max_prompt_length": 9}, "none", "cpo")[1][0])
-    assert "is dropped" in str(translate({"max_prompt_length": 9}, "none", "dpo")[1][0])
+    assert migrate({"tau": 3}, "gamma-po")[0] == {"gamma_po_tau": 3}
+    assert migrate({"length_norm": True}, "amapo", "dpo")[0] == {"reward": "length-normalized"}
+    assert migrate({"length_norm": False}, "amapo", "dpo")[0] == {"reward": "log-ratio"}
+    assert migrate({"truncation_mode": "keep_start"}, "none", "dpo") == ({"truncation_mode": "keep_start"}, [])
+    assert "whose prompt fills it is dropped" in str(migrate({"max_prompt_length": 9}, "none", "cpo")[1][0])
+    assert "is dropped" in str(migrate({"max_prompt_length": 9}, "none", "dpo")[1][0])
 
 
 def test_what_their_code_takes_in_silence():
     """Where the file has no word, SimPO's scripts do not train as ours: 3 epochs, no warm-up, a linear schedule."""
     bare = {"dataset_mixer": {"a/b": 1.0}, "gamma_beta_ratio": 0.5}
-    settings, notes = translate(bare)
+    settings, notes = migrate(bare)
     assert settings["beta"] == 2.0
     assert settings["gamma_beta_ratio"] == 0.5
     assert (settings["num_train_epochs"], settings["warmup_steps"], settings["max_length"]) == (3.0, 0, 512)
-    assert "max_length: not said → 512, the default of SimPO's code" in map(str, notes)
-    assert translate({"dataset_mixer": {"a/b": 1.0}, "gamma": 1.6})[0].get("gamma_beta_ratio") is None
+    assert "max_length: not set → 512, the default of SimPO's code" in map(str, notes)
+    assert migrate({"dataset_mixer": {"a/b": 1.0}, "gamma": 1.6})[0].get("gamma_beta_ratio") is None
     silent = {"dataset_mixer": {"a/b": 1.0}, "loss_type": "gm-simpo"}
-    assert {"gamma_beta_ratio": 0.25, "gamma_po_tau": 1.0}.items() <= translate(silent)[0].items()
-    assert translate(bare, "gappo")[0].keys().isdisjoint({"beta", "num_train_epochs", "method"})
+    assert {"gamma_beta_ratio": 0.25, "gamma_po_tau": 1.0}.items() <= migrate(silent)[0].items()
+    assert migrate(bare, "gappo")[0].keys().isdisjoint({"beta", "num_train_epochs", "method"})
 
 
 @pytest.mark.parametrize(
@@ -354,15 +356,15 @@ def test_what_their_code_takes_in_silence():
 )
 def test_whose_file_it_is(written, method):
     """Ours, unless it says another objective: nothing else makes a file without a method train something else."""
-    assert translate(written)[0].get("method") == method
+    assert migrate(written)[0].get("method") == method
 
 
 def test_a_file_of_ours_stays_as_it_is():
     written = {"method": "gappo", "beta": 1.0, "eval_strategy": "steps", "warmup_steps": 0.1, "env": {"A": "1"}}
-    assert translate(written) == (written, [])
+    assert migrate(written) == (written, [])
     written = {"gamma_beta_ratio": None, "loss_type": None, "eval_strategy": None}
-    assert translate(written) == (written, [])
-    (note,) = (note for note in translate({"torch_dtype": "auto"})[1] if note.key == "method")
+    assert migrate(written) == (written, [])
+    (note,) = (note for note in migrate({"torch_dtype": "auto"})[1] if note.key == "method")
     assert note.text.endswith("the default")
 
 
@@ -371,14 +373,17 @@ def test_a_file_of_ours_stays_as_it_is():
     [
         (
             {"trainer_type": "simpo", "loss_type": "b-simpo"},
-            r"does not have β-DPO's plug-in on SimPO.*gappo, gap-aware",
+            "loss_type: b-simpo .*does not have this objective.*gappo, gap-aware",
         ),
-        ({"trainer_type": "dpo", "loss_type": "b-dpo"}, "β-DPO's plug-in on DPO"),
-        ({"trainer_type": "dpo", "loss_type": "gm-dpo"}, "averaged log-ratios"),
-        ({"trainer_type": "simpo", "loss_type": "cpo"}, "such a loss"),
-        ({"loss_type": "orpo"}, "ORPO .*trl.experimental.orpo"),
+        ({"trainer_type": "dpo", "loss_type": "b-dpo"}, "trainer_type: dpo with loss_type: b-dpo"),
+        ({"trainer_type": "dpo", "loss_type": "gm-dpo"}, "loss_type: gm-dpo and length_norm: true: the package does"),
+        ({"trainer_type": "simpo", "loss_type": "cpo"}, "does not have this objective"),
+        ({"loss_type": "orpo"}, "loss_type: orpo .*ORPO is in trl.experimental.orpo"),
         ({"dataset_mixer": {"a/b": 1.0}, "output_dir": "data/zephyr-orpo-141b"}, "an ORPO recipe, by its name"),
-        ({"dataset_mixer": {"a/b": 1.0}, "gamma_beta_ratio": 1, "loss_type": "hinge"}, "SimPO with hinge"),
+        (
+            {"dataset_mixer": {"a/b": 1.0}, "gamma_beta_ratio": 1, "loss_type": "hinge"},
+            "loss_type: hinge beside SimPO's γ",
+        ),
         ({"length_norm": True, "loss_type": "hinge"}, "beside AMaPO's keys"),
         ({"warmup_ratio": 0.1, "warmup_steps": 100}, "warmup_ratio: 0.1 and warmup_steps: 100 both set warmup_steps"),
         ({"max_length": 5, "max_seq_length": 6}, "both set max_length"),
@@ -387,37 +392,37 @@ def test_a_file_of_ours_stays_as_it_is():
         ({"attn_implementation": "eager", "use_flash_attention_2": True}, "both set attn_implementation"),
         (
             {"dataset_mixer": {"a/b": 1}, "dataset_name": "a/b"},
-            "dataset_name and dataset_mixer both say what to train",
+            "dataset_name and dataset_mixer both name the training data",
         ),
         ({"dataset_mixer": {"a/b": 1}, "dataset_mixture": {"datasets": []}}, "dataset_mixer and dataset_mixture both"),
-        ({"warmup_ratio": 1.0}, "no share of all steps"),
-        ({"warmup_ratio": True}, "no share of all steps"),
-        ({"dataset_mixer": ["a/b"]}, "no mapping from data sets to fractions"),
-        ({"dataset_mixer": {"a/b": 1.5}}, "dataset_mixer: a/b: 1.5 is no fraction"),
+        ({"warmup_ratio": 1.0}, "not a share of all steps"),
+        ({"warmup_ratio": True}, "not a share of all steps"),
+        ({"dataset_mixer": ["a/b"]}, "not a mapping from data sets to fractions"),
+        ({"dataset_mixer": {"a/b": 1.5}}, "dataset_mixer: a/b: 1.5 is not a fraction"),
         ({"dataset_mixer": {"a/b": 1}, "dataset_splits": ["train", "validation"]}, "'validation' has neither"),
         ({"dataset_mixer": {"a/b": 1}, "dataset_splits": ["test"]}, "at least one training split"),
         ({"dataset_mixer": {"a/b": 1}, "dataset_configs": ["x", "y"]}, "2 names for 1 sets"),
-        ({"dataset_splits": ["train"]}, "go with dataset_mixer"),
+        ({"dataset_splits": ["train"]}, "need dataset_mixer"),
         ({"dataset_mixture": {"datasets": [{"config": "x"}]}}, "set 1 has no id"),
         ({"dataset_mixture": {"datasets": [{"id": "x", "wieght": 1}]}}, r"set 1: unknown key 'wieght' .*'weight'"),
-        ({"dataset_mixture": {"datasets": [{"id": "x", "weight": -1}]}}, "set 1, weight: -1 is no fraction"),
-        ({"dataset_mixture": ["x"]}, "no mapping with datasets, seed, test_split_size"),
+        ({"dataset_mixture": {"datasets": [{"id": "x", "weight": -1}]}}, "set 1, weight: -1 is not a fraction"),
+        ({"dataset_mixture": ["x"]}, "not a mapping with datasets, seed, test_split_size"),
         (
             {"dataset_mixture": {"datasets": [{"id": "x", "columns": ["a"]}, {"id": "y", "columns": ["b"]}]}},
             "same col",
         ),
         ({"flip": 0.2}, "noise: random:0.2"),
-        ({"ref_model_init_kwargs": {"a": 1}}, "leave it out"),
+        ({"ref_model_init_kwargs": {"a": 1}}, "remove it"),
     ],
 )
 def test_what_cannot_be_said_today(written, complaint):
     with pytest.raises(ValueError, match=complaint):
-        translate(written)
+        migrate(written)
 
 
 def test_the_same_twice_is_no_contradiction():
-    assert translate({"method": "none", "max_length": 5, "max_seq_length": 5})[0]["max_length"] == 5
-    assert translate({"method": "none", "max_length": None, "max_seq_length": 5})[0]["max_length"] == 5
+    assert migrate({"method": "none", "max_length": 5, "max_seq_length": 5})[0]["max_length"] == 5
+    assert migrate({"method": "none", "max_length": None, "max_seq_length": 5})[0]["max_length"] == 5
 
 
 def test_an_unknown_key_names_the_nearest(tmp_path):
@@ -449,10 +454,10 @@ def test_convert_writes_to_the_terminal_and_not_over_its_source(tmp_path, capsys
     assert printed == (
         "# From theirs.yaml, by trl-margins convert.\nmethod: none\n"
         "# warmup_ratio: 0.1 → warmup_steps: 0.1 (below 1 it is a share of all steps)\nwarmup_steps: 0.1\n"
-        "env:\n  A: x\n\n# Not in this file any more:\n"
-        "# overwrite_output_dir: true → nothing: a run starts anew unless resume_from_checkpoint is set\n"
+        "env:\n  A: x\n\n# No longer in this file:\n"
+        "# overwrite_output_dir: true → dropped: a run starts from scratch unless resume_from_checkpoint is set\n"
     )
-    with pytest.raises(SystemExit, match="is the file to read"):
+    with pytest.raises(SystemExit, match="is the input file"):
         main(["convert", str(path), "--out", str(path)])
 
 
@@ -470,7 +475,10 @@ def test_one_line_a_key_in_the_log(tmp_path, caplog):
         ["method", "evaluation_strategy", "max_prompt_length", "warmup_ratio", *mapped.split()]
     )
     assert "tau: 10 → gamma_po_tau: 10" in logged
-    assert any("mistral" in line for line in lines(FILES["simpo"][0].replace("some/it", "some/Mistral-7B")))
+    assert any(
+        "a Mistral model keeps its chat template" in line
+        for line in lines(FILES["simpo"][0].replace("some/it", "some/Mistral-7B"))
+    )
 
 
 def test_a_flag_goes_before_the_file(tmp_path, tiny_model):
@@ -492,7 +500,7 @@ def test_the_environment_of_a_file(tmp_path, monkeypatch):
     arguments("--config", str(tmp_path / "c.yaml"))
     assert os.environ["SOME_VARIABLE"] == "3"
     (tmp_path / "c.yaml").write_text("env: 3\n")
-    with pytest.raises(ValueError, match="env is a mapping"):
+    with pytest.raises(ValueError, match="env must be a mapping"):
         arguments("--config", str(tmp_path / "c.yaml"))
 
 
@@ -506,7 +514,7 @@ def test_a_recipe_is_a_config_by_name(tmp_path, monkeypatch):
     assert (values["method"], values["margin"], values["beta"]) == ("amapo", "amapo", 3.0)
     assert values["recipe"] == "some/recipe"
     with pytest.raises(SystemExit):
-        make_parser(["--recipe", "some/recipe", "--config", "x"])
+        parse(["--recipe", "some/recipe", "--config", "x"])
 
 
 def test_a_chat_template_is_text_or_a_file(tmp_path):
@@ -525,7 +533,7 @@ def test_a_tokenizer_of_its_own(tiny_model):
 
 def test_nothing_heavy_is_loaded_for_the_table():
     heavy = "('torch', 'transformers', 'trl', 'datasets')"
-    code = f"import sys, trl_margins.cli.dialects; print([name for name in {heavy} if name in sys.modules])"
+    code = f"import sys, trl_margins.cli.migration; print([name for name in {heavy} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 

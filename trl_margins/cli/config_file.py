@@ -1,0 +1,120 @@
+"""Config files: YAML that is read safely, checked against known keys, and typed like flags."""
+
+from __future__ import annotations
+
+from argparse import Action, ArgumentTypeError
+from collections.abc import Collection, Iterable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+Settings = dict[str, Any]
+
+MAX_VALUES = 100_000  # of a file with its aliases expanded; the longest recipe has a few dozen
+_KINDS = {"string_to_bool": "true or false", "int": "a whole number", "float": "a number"}  # types of HfArgumentParser
+
+
+def read_yaml(path: str | Path) -> Settings:
+    """The settings of a YAML file.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is not a mapping.
+        yaml.YAMLError: invalid YAML, a tag, a duplicate key, or aliases that expand without end; with the line.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no YAML file {path}")
+    with open(path, encoding="utf-8") as file:
+        try:
+            settings = yaml.load(file, Loader=ConfigLoader)
+        except yaml.MarkedYAMLError as error:
+            error.note = "A config has one line `key: value` per setting, indented with spaces, without tags."
+            raise
+    if not isinstance(settings, dict | None):
+        raise ValueError(f"{path}: a config is a YAML mapping from keys to values, not a {type(settings).__name__}")
+    return settings or {}
+
+
+def as_yaml(settings: Mapping[str, Any]) -> str:
+    """YAML with the keys in their order."""
+    return yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True, width=110)
+
+
+class ConfigLoader(yaml.SafeLoader):
+    """YAML's safe loader, which also refuses duplicate keys and aliases that expand to too many values."""
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        self._sizes: dict[yaml.Node, int] = {}  # values in each node, aliases expanded
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        is_alias = self.check_event(yaml.AliasEvent)
+        node = super().compose_node(parent, index)
+        if node is None or (is_alias and node in self._sizes):
+            return node
+        if is_alias:
+            raise _error("an alias stands for something that it is part of", node)
+        parts = node.value if isinstance(node, yaml.CollectionNode) else []
+        if isinstance(node, yaml.MappingNode):
+            keys = [key for key, _ in parts if isinstance(key, yaml.ScalarNode)]
+            names = [key.value for key in keys]
+            if twice := [key for i, key in enumerate(keys) if key.value in names[:i]]:
+                raise _error(f"the key {twice[0].value!r} is there twice", twice[0])
+            parts = [part for pair in parts for part in pair]
+        self._sizes[node] = 1 + sum(self._sizes[part] for part in parts)
+        if self._sizes[node] > MAX_VALUES:
+            raise _error(f"its aliases expand to more than {MAX_VALUES:,} values: write them out", node)
+        return node
+
+
+def _error(problem: str, node: yaml.Node) -> yaml.MarkedYAMLError:
+    return yaml.composer.ComposerError(None, None, problem, node.start_mark)
+
+
+def check_known(
+    names: Iterable[Any], known: Collection[str], where: str = "", what: str = "key", also: Iterable[str] = ()
+) -> None:
+    """Refuses unknown names.
+
+    Args:
+        also: names to suggest besides the known ones.
+
+    Raises:
+        ValueError: lists the unknown names, each with the closest known one.
+    """
+    unknown = [str(name) for name in names if name not in known]
+    listed = []
+    for name in unknown:
+        closest = get_close_matches(name, [*known, *also], n=1)
+        listed.append(repr(name) + (f" (did you mean {closest[0]!r}?)" if closest else ""))
+    if listed:
+        prefix, plural = f"{where}: " if where else "", "s" if len(listed) > 1 else ""
+        raise ValueError(f"{prefix}unknown {what}{plural} {', '.join(listed)}")
+
+
+def typed(settings: Mapping[str, Any], actions: Iterable[Action], where: str) -> Settings:
+    """The settings with the types that flags would give them: YAML 1.1 reads 1e-6 as a string.
+
+    Raises:
+        ValueError: a value of the wrong type.
+    """
+    found = dict(settings)
+    for action in actions:
+        value, kind = found.get(action.dest), action.type
+        if value is None or not callable(kind):
+            continue
+        many = action.nargs == "+"
+        wanted = _KINDS.get(getattr(kind, "__name__", ""))
+        try:
+            values = [
+                kind(str(each)) if wanted or isinstance(each, str) else each
+                for each in (value if many and isinstance(value, list) else [value])
+            ]
+        except (ValueError, TypeError, ArgumentTypeError) as error:
+            one = wanted or "a string"
+            must = f"a list, each {one}" if many else one
+            raise ValueError(f"{where}: {action.dest} must be {must}; it is {value!r}") from error
+        found[action.dest] = values if many else values[0]
+    return found

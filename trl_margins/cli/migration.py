@@ -1,0 +1,400 @@
+"""Config migration: YAML for alignment-handbook, SimPO, γ-PO, AMaPO or an older TRL becomes the package's own.
+
+Pure functions from dict to dict that load nothing heavy. What is said of another project's code was read there:
+huggingface/alignment-handbook, princeton-nlp/SimPO, sunjie279/gammaPO, Shiroha-Offical/AMaPO.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import Any
+
+from .config_file import Settings, check_known
+
+# old key → the fields that it sets now
+RENAMED: Mapping[str, str] = {
+    "torch_dtype": "dtype",
+    "use_flash_attention_2": "attn_implementation",
+    "dataset_mixer": "dataset_name, dataset_train_split, dataset_test_split, datasets, mixture_weights",
+    "dataset_splits": "dataset_train_split, dataset_test_split",
+    "dataset_configs": "dataset_config",
+    "dataset_mixture": "datasets, mixture_weights, mixture_seed, test_split_size, dataset_name",
+    "preprocessing_num_workers": "dataset_num_proc",
+    "max_seq_length": "max_length",
+    "max_target_length": "max_completion_length",
+    "trainer_type": "method, base",
+    "loss_type": "method, base, loss_type",
+    "length_norm": "loss_type, reward",
+    "gamma_beta_ratio": "gamma_beta_ratio",
+    "gamma": "simpo_gamma",
+    "tau": "gamma_po_tau",
+    "sft_weight": "cpo_alpha",
+    "flip": "noise",
+    "warmup_ratio": "warmup_steps",
+    "evaluation_strategy": "eval_strategy",
+    "eval_strategy": "eval_strategy",
+    "save_strategy": "save_strategy",
+    "logging_strategy": "logging_strategy",
+    "group_by_length": "train_sampling_strategy",
+    "hub_model_revision": "hub_revision",
+    "push_to_hub_revision": "push_to_hub",
+}
+# old key → why it has no effect any more
+DROPPED: Mapping[str, str] = {
+    "model_code_revision": "transformers loads code and weights at one model_revision",
+    "base_model_revision": "an adapter's base is loaded at its main revision",
+    "ref_model_init_kwargs": "the reference model is loaded like the policy",
+    "auto_insert_empty_system_msg": "rows are used as they are, without an empty system message",
+    "text_column": "only pretraining on plain text read it",
+    "decontaminate": "rows are used as they are: decontaminate the data set first",
+    "max_prompt_length": "TRL no longer cuts prompts; max_length cuts the end of prompt and completion together, and "
+    "a pair whose prompt fills it is dropped",
+    "truncation_mode": "it said which end of a prompt to keep, and TRL no longer cuts prompts",
+    "truncation_side": "max_length cuts the end of prompt and completion",
+    "label_pad_token_id": "TRL masks with -100",
+    "padding_value": "TRL pads with the tokenizer's padding token",
+    "margin_norm": "AMaPO's trainer never reads it",
+    "mode_weight": "AMaPO's trainer never reads it",
+    "overwrite_output_dir": "a run starts from scratch unless resume_from_checkpoint is set",
+    "save_safetensors": "transformers saves nothing else",
+    "logging_dir": "transformers 5 reads the environment variable TENSORBOARD_LOGGING_DIR",
+}
+OLD_KEYS = frozenset({*RENAMED, *DROPPED})
+
+_DATA_KEYS = ("dataset_name", "datasets", "dataset_mixer", "dataset_mixture")
+# a file with one of these that names no method is another project's preference recipe
+_RECIPE_KEYS = ("dataset_mixer", "dataset_mixture", "dataset_splits", "max_prompt_length", "preprocessing_num_workers")
+_OWN_KEYS = ("method", "base", "weight", "margin", "reward")
+_SIMPO_KEYS = ("gamma_beta_ratio", "gamma", "simpo_gamma", "sft_weight")
+_AMAPO_KEYS = ("length_norm", "margin_norm", "mode_weight")
+_GAMMA_PO_LOSSES = ("gm-simpo", "b-simpo", "gm-dpo", "b-dpo", "dpo", "r-dpo", "kto", "cpo", "orpo")
+
+_SIMPO = {"method": "none", "base": "cpo", "loss_type": "simpo", "cpo_alpha": 0.0}
+# defaults of SimPO's config and of transformers' TrainingArguments under it
+_SIMPO_DEFAULTS: Mapping[str, Any] = {
+    "beta": 2.0,
+    "max_length": 512,
+    "learning_rate": 5e-5,
+    "lr_scheduler_type": "linear",
+    "warmup_steps": 0,
+    "num_train_epochs": 3.0,
+    "per_device_train_batch_size": 8,
+    "gradient_accumulation_steps": 1,
+    "bf16": False,
+}
+
+Changed = tuple[Settings, str]  # today's settings, and a remark
+
+
+@dataclass(frozen=True)
+class Note:
+    """What happened to one key: a line of the log, and a comment in the converted file."""
+
+    key: str
+    text: str
+    fields: tuple[str, ...] = ()  # that it sets now
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.text}"
+
+
+@dataclass(frozen=True)
+class Project:
+    """Whose config a file is, and what that implies."""
+
+    name: str = "this package"
+    implied: Mapping[str, Any] = field(default_factory=dict)  # method, base, and the rest of the objective
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # of its code
+
+
+def migrate(
+    written: Mapping[str, Any], method: str | None = None, base: str | None = None
+) -> tuple[Settings, list[Note]]:
+    """Today's settings for a config file, and what changed. Settings of today are returned unchanged, without notes.
+
+    Args:
+        written: the YAML.
+        method: `--method`, if given: it overrides the file's objective.
+        base: `--base`, if given.
+
+    Raises:
+        ValueError: two keys that contradict each other, a value without a meaning, or an objective that the package
+            does not have.
+    """
+    named = [key for key in _DATA_KEYS if written.get(key)]
+    if len(named) > 1 and named != ["dataset_name", "datasets"]:  # TRL has an order for these two
+        raise ValueError(f"{' and '.join(named)} both name the training data: remove one")
+    project = _project(written) if method is None else Project()
+    implied = project.implied
+    method = method or written.get("method") or implied.get("method")
+    base = base or written.get("base") or implied.get("base") or "cpo"
+    settings: Settings = {}
+    notes: list[Note] = []
+    set_by: dict[str, str] = {}
+    for key, value in written.items():
+        changed = _changed(key, value, written, project, method, base)
+        if changed is not None:
+            notes.append(Note(key, _line(value, *changed), tuple(changed[0])))
+        for name, new in ({key: value} if changed is None else changed[0]).items():
+            old = settings.get(name)
+            if old is not None and new is not None and old != new:
+                pair = " and ".join(f"{each}: {_short(written[each])}" for each in (set_by[name], key))
+                raise ValueError(f"{pair} both set {name}, and differ: remove one")
+            if old is None:
+                settings[name], set_by[name] = new, key
+    if implied:
+        chosen = {name: value for name, value in implied.items() if name not in settings}
+        settings = {**chosen, **settings}
+        notes.insert(0, Note("method", f"not named; {project.name} by its keys → {_said(chosen)}", tuple(chosen)))
+    elif notes and method is None:
+        notes.insert(0, Note("method", "not named, and no sign of another project's objective: the default"))
+    for name, value in project.defaults.items():
+        if settings.get(name) is None and not (name == "gamma_beta_ratio" and "simpo_gamma" in settings):
+            settings[name] = value
+            notes.append(Note(name, f"not set → {value}, the default of {project.name}'s code", (name,)))
+    return settings, notes
+
+
+def _line(value: Any, fields: Settings, remark: str) -> str:
+    if not fields:
+        return f"{_short(value)} → {remark}"
+    return f"{_short(value)} → {_said(fields)}" + (f" ({remark})" if remark else "")
+
+
+def _said(fields: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}: {_short(value)}" for name, value in fields.items())
+
+
+def _short(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    text = str(value)
+    return text if len(text) <= 100 else f"{text[:97]}…"
+
+
+# Whose file it is ----------------------------------------------------------------------------------------------------
+
+
+def _project(written: Mapping[str, Any]) -> Project:
+    """The project that a file without a method is for, by its other keys."""
+    if any(written.get(key) is not None for key in _OWN_KEYS):
+        return Project()
+    loss = written.get("loss_type")
+    is_recipe = any(key in written for key in _RECIPE_KEYS)
+    if "trainer_type" in written or loss in _GAMMA_PO_LOSSES:
+        return _gamma_po(written)
+    if loss is None and is_recipe:  # ORPO recipes have the same keys as DPO's
+        names = " ".join(str(written.get(key, "")) for key in ("output_dir", "run_name", "hub_model_id"))
+        if re.search(r"(?<![a-z])orpo(?![a-z])", names.lower()):
+            raise _unsupported("an ORPO recipe, by its name")
+    if loss == "simpo" or (is_recipe and any(key in written for key in _SIMPO_KEYS)):
+        if loss not in (None, "simpo", "sigmoid"):
+            raise _unsupported(f"loss_type: {loss} beside SimPO's γ")
+        return Project("SimPO", _SIMPO, {**_SIMPO_DEFAULTS, "gamma_beta_ratio": 0.25} if is_recipe else {})
+    if any(key in written for key in _AMAPO_KEYS):
+        if written.get("loss_type", "sigmoid") != "sigmoid":
+            raise _unsupported(f"loss_type: {loss} beside AMaPO's keys")
+        summed = {"loss_type": "sigmoid"} if written.get("length_norm") is False else {}
+        return Project("AMaPO", {"method": "amapo", "base": "cpo", **summed}, _SIMPO_DEFAULTS)
+    if is_recipe or loss not in (None, "alphapo"):  # which is CPO's alone
+        return Project("a DPO recipe", {"method": "none", "base": "dpo"})
+    return Project()
+
+
+def _gamma_po(written: Mapping[str, Any]) -> Project:
+    trainer, loss = str(written.get("trainer_type") or "simpo"), str(written.get("loss_type") or "dpo")
+    means = bool(written.get("length_norm", True))
+    implied: Mapping[str, Any]
+    match trainer, loss, means:
+        case "simpo", "simpo", _:
+            implied = _SIMPO
+        case "simpo", "gm-simpo", _:
+            implied = {"method": "gamma-po", "base": "cpo"}
+        case "dpo", "gm-dpo", False:  # the paper's; the package has no γ-PO on averaged log-ratios
+            implied = {"method": "gamma-po", "base": "dpo", "loss_type": "sigmoid", "reward": "log-ratio"}
+        case "dpo", "dpo", _:
+            implied = {"method": "none", "base": "dpo", "loss_type": "sigmoid_norm" if means else "sigmoid"}
+        case _:
+            raise _unsupported(f"trainer_type: {trainer} with loss_type: {loss} and length_norm: {_short(means)}")
+    gamma = {} if loss == "dpo" else {"gamma_beta_ratio": 0.25}
+    tau = {"gamma_po_tau": 1.0} if loss.startswith("gm-") else {}
+    return Project("γ-PO", implied, {**_SIMPO_DEFAULTS, **gamma, **tau})
+
+
+def _unsupported(said: str) -> ValueError:
+    from ..methods import METHODS
+
+    return ValueError(
+        f"{said}: the package does not have this objective. Its methods are {', '.join(METHODS)}, and none for TRL's "
+        "own CPO and DPO losses (ORPO is in trl.experimental.orpo): --method NAME --base cpo (or dpo) trains this "
+        "file's model on its data with one of them."
+    )
+
+
+# How values change ---------------------------------------------------------------------------------------------------
+
+
+def _changed(
+    key: str, value: Any, written: Mapping[str, Any], project: Project, method: str | None, base: str
+) -> Changed | None:
+    """What one key sets today, with a remark; None for a key of today."""
+    if key not in OLD_KEYS or (value is None and key in RENAMED.get(key, "").split(", ")):
+        return None
+    if value is None and key != "torch_dtype":
+        return {}, "dropped: null, the default"
+    whose, implied = project.name, project.implied
+    match key:
+        case "torch_dtype":
+            if value is None:
+                return {"dtype": "float32"}, "the meaning of null in transformers 4; in 5 it is the checkpoint's dtype"
+            return {"dtype": str(value).removeprefix("torch.")}, ""
+        case "use_flash_attention_2":
+            return ({"attn_implementation": "flash_attention_2"}, "") if value else ({}, "dropped: the default")
+        case "group_by_length":
+            return ({"train_sampling_strategy": "group_by_length"}, "") if value else ({}, "dropped: the default")
+        case "ref_model_init_kwargs" if value and value != written.get("model_init_kwargs"):
+            raise ValueError(f"ref_model_init_kwargs: {DROPPED[key]}, with model_init_kwargs; remove it")
+        case "dataset_mixer":
+            return _dataset_mixer(value, written, whose)
+        case "dataset_splits" | "dataset_configs":
+            if "dataset_mixer" not in written:
+                raise ValueError("dataset_splits and dataset_configs need dataset_mixer, which is missing")
+            return {}, "set by dataset_mixer"
+        case "dataset_mixture":
+            return _dataset_mixture(value)
+        case "max_target_length":
+            if base == "dpo":
+                return {}, "dropped: the DPO base takes no encoder-decoder models"
+            return {"max_completion_length": value}, "for encoder-decoder models"
+        case "truncation_mode" if base == "dpo" and (value == "keep_start" or not implied):
+            return None
+        case "trainer_type":
+            return {}, "set by method and base"
+        case "loss_type":
+            if value in _GAMMA_PO_LOSSES and not implied:
+                return {}, "dropped: another method was chosen"
+            if value in _GAMMA_PO_LOSSES or (value == "sigmoid" and whose in ("SimPO", "AMaPO")):
+                return {}, "set by method"
+            return None
+        case "length_norm":  # whether a log-probability is the mean over a completion's tokens, or their sum
+            if whose == "γ-PO" and base == "cpo":
+                return {}, "dropped: its SimPO trainer never reads it, and takes means, as here"
+            if implied:
+                return {}, "set by loss_type" if "loss_type" in implied else "set by method, which takes means"
+            if base == "dpo":
+                return {"reward": "length-normalized" if value else "log-ratio"}, ""
+            return {"loss_type": "simpo" if value else "sigmoid"}, "the CPO loss on means" if value else "on sums"
+        case "gamma_beta_ratio":
+            unread = whose == "γ-PO" and method == "none" and base == "dpo"
+            return ({}, "dropped: DPO's loss never reads it") if unread else None
+        case "gamma":
+            return {"simpo_gamma": value}, "SimPO's first form of γ, with β in it"
+        case "tau" if method != "gamma-po":
+            return {}, "dropped: only γ-PO's loss reads it"
+        case "sft_weight":
+            if whose == "AMaPO" or base == "dpo":
+                return {}, "dropped: of these projects' trainers only SimPO's uses it"
+            return {"cpo_alpha": value}, "weight of the chosen completions' log-likelihood"
+        case "flip":
+            if value:
+                raise ValueError(
+                    f"flip: {value} inverts the losses of whole batches at random, which the package does not do; "
+                    f"noise: random:{value} flips that share of the pairs"
+                )
+            return {}, "dropped: no labels are flipped"
+        case "warmup_ratio":
+            if not (_is_number(value) and 0 <= value < 1):
+                raise ValueError(f"warmup_ratio: {_short(value)} is not a share of all steps: at least 0 and below 1")
+            return {"warmup_steps": value}, "below 1 it is a share of all steps"
+        case "evaluation_strategy" | "eval_strategy" | "save_strategy" | "logging_strategy":
+            if value is False:
+                return {RENAMED[key]: "no"}, "YAML reads a bare no as false"
+            return None if key == RENAMED[key] else ({RENAMED[key]: value}, "")
+    return ({}, f"dropped: {DROPPED[key]}") if key in DROPPED else ({RENAMED[key]: value}, "")
+
+
+def _dataset_mixer(value: Any, written: Mapping[str, Any], whose: str) -> Changed:
+    """{name: fraction}: the first rows of each set's training splits, and its whole test split."""
+    if not isinstance(value, Mapping) or not value:
+        raise ValueError(f"dataset_mixer: {_short(value)} is not a mapping from data sets to fractions")
+    fractions = {name: _fraction(f"dataset_mixer: {name}", share) for name, share in value.items()}
+    configs = written.get("dataset_configs") or [None] * len(fractions)
+    if len(configs) != len(fractions):
+        raise ValueError(f"dataset_configs has {len(configs)} names for {len(fractions)} sets in dataset_mixer")
+    train, test = _mixer_splits(written.get("dataset_splits") or ["train", "test"])
+    parts = [
+        {"path": name, "name": config, "split": split}
+        for name, config in zip(fractions, configs, strict=True)
+        for split in train
+    ]
+    shares = [share for share in fractions.values() for _ in train]
+    remarks = []  # about what the old scripts did to rows unasked
+    if "auto_insert_empty_system_msg" not in written:
+        remarks.append("rows are used as they are: the old script inserted an empty system message for some templates")
+    model = str(written.get("model_name_or_path", "")).lower()
+    if whose in ("SimPO", "γ-PO", "AMaPO") and "mistral" in model:
+        remarks.append("and a Mistral model keeps its chat template, which it replaced")
+    return {**_mixed(parts, shares), **({"dataset_test_split": test} if test else {})}, ", ".join(remarks)
+
+
+def _mixer_splits(splits: Any) -> tuple[list[str], str | None]:
+    splits = [splits] if isinstance(splits, str) else list(splits)
+    train = [split for split in splits if "train" in split]
+    test = [split for split in splits if "train" not in split and "test" in split]
+    if strange := [split for split in splits if split not in (*train, *test)]:
+        raise ValueError(f"dataset_splits: {strange[0]!r} has neither train nor test in its name")
+    if not train or len(test) > 1:
+        raise ValueError(f"dataset_splits: {splits} must name at least one training split and at most one for tests")
+    return train, test[0] if test else None
+
+
+def _dataset_mixture(value: Any) -> Changed:
+    """{datasets: [{id, config, split, columns, weight}], seed, test_split_size}: random rows of each set, mixed."""
+    _check_mapping(value, "dataset_mixture", ("datasets", "seed", "test_split_size"))
+    if not isinstance(value.get("datasets"), list) or not value["datasets"]:
+        raise ValueError("dataset_mixture: datasets is not a list of data sets")
+    parts, shares = [], []
+    for number, entry in enumerate(value["datasets"], 1):
+        where = f"dataset_mixture: set {number}"
+        _check_mapping(entry, where, ("id", "config", "split", "columns", "weight"))
+        if not entry.get("id"):
+            raise ValueError(f"{where} has no id")
+        share = entry.get("weight")
+        shares.append(_fraction(f"{where}, weight", 1.0 if share is None else share))
+        part = {"path": entry["id"], "name": entry.get("config"), "split": entry.get("split", "train")}
+        parts.append({**part, "columns": entry.get("columns")})
+    if len({frozenset(part["columns"]) for part in parts if part["columns"]}) > 1:
+        raise ValueError("dataset_mixture: all sets must name the same columns")
+    size = value.get("test_split_size")
+    mixed = _mixed(parts, shares, always=size is not None)
+    if "datasets" in mixed:
+        mixed |= {"mixture_seed": value.get("seed") or 0, **({} if size is None else {"test_split_size": size})}
+    return mixed, ""
+
+
+def _mixed(parts: list[dict[str, Any]], shares: list[float], always: bool = False) -> Settings:
+    """The mixture of these sets; one whole set is a mixture only if `always`."""
+    parts = [{name: said for name, said in part.items() if said} for part in parts]
+    if len(parts) == 1 and shares == [1.0] and "columns" not in parts[0] and not always:
+        names = {"path": "dataset_name", "name": "dataset_config", "split": "dataset_train_split"}
+        return {today: parts[0][name] for name, today in names.items() if name in parts[0]}
+    return {"datasets": parts, **({} if set(shares) == {1.0} else {"mixture_weights": shares})}
+
+
+def _fraction(what: str, share: Any) -> float:
+    if not (_is_number(share) and 0 <= share <= 1):
+        raise ValueError(f"{what}: {_short(share)} is not a fraction of its rows: at least 0 and at most 1")
+    return float(share)
+
+
+def _check_mapping(value: Any, where: str, known: tuple[str, ...]) -> None:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{where}: {_short(value)} is not a mapping with {', '.join(known)}")
+    check_known(value, known, where)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)

@@ -1,0 +1,64 @@
+"""The trainer as its parts see it, for type checkers: TRL's, with what the mixins add. Empty at run time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from contextlib import AbstractContextManager
+    from typing import Any
+
+    from torch import Tensor, nn
+    from trl.trainer.base_trainer import _BaseTrainer
+
+    from ..forward.standard import TokenLogps
+    from ..objective import Objective, ObjectiveOutput
+    from ..pairs import PairLogps
+    from ..recording.metrics import MetricBuffer
+    from ..recording.pair_log import PairLog
+    from .configs import MarginOptions
+
+    class MarginTrainer(_BaseTrainer):
+        # TRL's, which are declared for trainers of any kind
+        args: Any
+        model: Any
+        processing_class: Any
+        data_collator: Any
+        train_dataset: Any
+        eval_dataset: Any
+        optimizer: Any
+
+        _config_class: type[MarginOptions]
+        options: MarginOptions
+        objective: Objective
+        _fused: bool
+        _pair_log: PairLog | None
+        _buffers: dict[str, MetricBuffer]
+        _sharing: Any
+        last_grad_norm: Tensor | float
+        aux_loss_enabled: bool
+
+        def standard_rows(self) -> Callable[[Mapping[str, Any]], tuple[Tensor, Tensor, Tensor] | None]: ...
+        def is_plain_text(self, batch: Mapping[str, Any]) -> bool: ...
+        def token_logps(
+            self, model: nn.Module, batch: Mapping[str, Any], shared: bool, fused: bool = True
+        ) -> TokenLogps: ...
+        def forward_pairs(
+            self, batch: Mapping[str, Any], model: nn.Module | None = None, fused: bool = True
+        ) -> PairLogps: ...
+        def store_metrics(self, metrics: Mapping[str, Tensor | float], train_eval: str = "train") -> None: ...
+        def _prepare_inputs(self, inputs: Any) -> dict[str, Any]: ...
+        def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor: ...
+        def _loss(
+            self, pairs: PairLogps, batch: Mapping[str, Any], training: bool
+        ) -> tuple[Tensor, ObjectiveOutput, Any]: ...
+        def _term_states(self) -> dict[str, dict[str, Any]]: ...
+        @property
+        def checkpoints_reentrantly(self) -> bool: ...
+        def _adapter_autocast(self) -> AbstractContextManager: ...
+
+else:
+
+    class MarginTrainer:
+        """TRL's trainer as the mixins see it. The trainers' own bases make it one."""

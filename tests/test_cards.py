@@ -528,7 +528,7 @@ class WithSlack(MarginCPOConfig):
 def test_every_option_with_a_term_s_prefix(tiny_model, tokenizer, tmp_path):
     config = WithSlack(**quiet(output_dir=str(tmp_path), loss_type="simpo", weight="score-gap", score_gap_slack=0.25))
     trainer = MarginCPOTrainer(load(tiny_model), config, train_dataset=preference_rows(4), processing_class=tokenizer)
-    assert ("score_gap_slack", 0.25) in cards.term_settings(config, trainer.objective.weight)
+    assert "score_gap_slack" in config.term_options("weight")
     trainer.create_model_card()
     text = card_of(tmp_path).text
     assert rows_of(section(text, "Hyperparameters"))["`score_gap_slack`"] == ["0.25"]
@@ -642,7 +642,7 @@ def facts(name: str) -> CardFacts:
         version="0",
         reward="sum",
         losses={"simpo": 1.0},
-        weight=name,
+        weights=(name,),
         settings=[(name, name), ("train_only", [name, name])],
         sets=[SetFacts(name, 3, (name, name), flipped=1)],
         evaluations=[Evaluation(name, 1, {"pwa": 0.5})],

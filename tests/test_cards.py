@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import re
@@ -9,22 +10,35 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import load, preference_rows, quiet
 from huggingface_hub import EvalResult, HfApi, ModelCard, metadata_load
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 from peft import LoraConfig
 
-from trl_margins import MarginCPOConfig, MarginCPOTrainer, MarginDPOConfig, MarginDPOTrainer, ScoreGapWeight
+from trl_margins import (
+    MarginCPOConfig,
+    MarginCPOTrainer,
+    MarginDPOConfig,
+    MarginDPOTrainer,
+    ScoreGapWeight,
+    Term,
+    register_term,
+    registry,
+)
 from trl_margins.data.noise import flip_labels
 from trl_margins.evaluation.listwise import listwise_report
 from trl_margins.evaluation.rm_bench import rm_bench_report
-from trl_margins.methods import METHODS
+from trl_margins.methods import MARGINS, METHODS, WEIGHTS
 from trl_margins.registry import get_method
 from trl_margins.report.card import CardFacts, Image, SetFacts, completed, hub_id
 from trl_margins.report.card_results import Evaluation, EvaluationReport, eval_results, logged_evaluations, read_report
 from trl_margins.report.markdown import code, fenced, inline
-from trl_margins.trainers import cards
-from trl_margins.trainers.card_settings import settings
+from trl_margins.report.page import html_page
+from trl_margins.report.run_folder import read_runs
+from trl_margins.trainers import card as cards
+from trl_margins.trainers import configs
+from trl_margins.trainers.card import settings
 from trl_margins.trainers.configs import config_class
 from trl_margins.trainers.named import trainer_class
 
@@ -179,7 +193,7 @@ def test_results_for_the_hub():
         metric_value=0.5124,
         metric_args={"min_score_gap": 2.0},
     )
-    assert (rho.metric_type, rho.metric_name, rho.metric_value) == ("spearmanr", "Spearman ρ, all answers", -0.5)
+    assert (rho.metric_type, rho.metric_name, rho.metric_value) == ("spearmanr", "Spearman ρ, all completions", -0.5)
     assert hard.metric_name == "Pairwise accuracy, all pairs (at step 4 of 8)"
     (index,) = eval_results_to_model_index("m", [easy, rho, hard])
     assert [result["dataset"]["split"] for result in index["results"]] == ["easy", "hard"]
@@ -225,7 +239,7 @@ def test_numbers_of_the_evaluate_command(tmp_path):
 def test_another_file_is_refused(text, tmp_path):
     file = tmp_path / "other.json"
     file.write_text(text)
-    with pytest.raises(ValueError, match="is not what `trl-margins evaluate --json` writes"):
+    with pytest.raises(ValueError, match="was not written by `trl-margins evaluate --json`"):
         read_report(file)
 
 
@@ -308,7 +322,7 @@ def test_method_and_settings(trained):
         "`warmup_steps`": "0.1 of all steps",
         "`num_train_epochs`": "1",
         "`max_length`": "96",
-        "pairs an optimizer step": "4 (4 a device × 1 accumulated × 1 device)",
+        "pairs per optimizer step": "4 (4 per device × 1 accumulated × 1 device)",
         "optimizer steps": "4",
     }.items():
         assert table[name] == [value], name
@@ -323,7 +337,7 @@ def test_the_kept_checkpoint_has_its_own_numbers(trained):
     (entry,) = (e for e in trainer.state.log_history if e["step"] == best and "eval_pwa" in e)
     results = {of.metric_name: of.metric_value for of in card_of(out).data.eval_results}
     assert results["Pairwise accuracy, score gap ≥ 2"] == round(entry["eval_pwa"], 4)
-    assert results["Spearman ρ, all answers"] == round(entry["eval_spearman"], 4)
+    assert results["Spearman ρ, all completions"] == round(entry["eval_spearman"], 4)
     row = rows_of(section(card_of(out).text, "Evaluation"))["held-out pairs"]
     assert row[0] == f"{entry['eval_pwa']:.4f}"
     assert row[-3:] == [str(entry["eval_n_pairs_gap"]), "12", str(best)]
@@ -517,6 +531,42 @@ def test_every_method_before_training(method, base, tiny_model, tokenizer, tmp_p
     compile(section(card.text, "Reproduce").strip().removeprefix("```python").removesuffix("```"), "card", "exec")
 
 
+@dataclasses.dataclass
+class Slack(Term):
+    """A weight that a test registers."""
+
+    width: float = 1.0
+    name = "slack"
+
+    def __call__(self, view):
+        return torch.full_like(view.reward_gap, self.width)
+
+
+def test_options_of_a_registered_term(tiny_model, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "_TERMS", {"weight": dict(WEIGHTS), "margin": dict(MARGINS)})
+    monkeypatch.setattr(registry, "OPTIONS", added := {})
+    monkeypatch.setattr(configs, "OPTIONS", added)
+    monkeypatch.setattr(cards, "OPTIONS", added)
+    register_term(Slack, kind="weight")
+    config = MarginCPOConfig(
+        **quiet(output_dir=str(tmp_path), loss_type="simpo", weight=["score-gap", "slack"], slack_width=0.25)
+    )
+    trainer = MarginCPOTrainer(load(tiny_model), config, train_dataset=preference_rows(4), processing_class=tokenizer)
+    trainer.train()
+    trainer.create_model_card()
+    text = card_of(tmp_path).text
+    assert "weight_i is `score-gap`, GapPO's · `slack`" in text
+    table = rows_of(section(text, "Hyperparameters"))
+    assert table["`weight`"] == ["score-gap, slack"]
+    assert table["`slack_width`"] == ["0.25"]
+    script = section(text, "Reproduce")
+    assert f"import {Slack.__module__}  # 'slack'\n" in script
+    assert "config = MarginCPOConfig(\n" in script
+    assert '    weight=["score-gap", "slack"],\n' in script
+    assert "    slack_width=0.25,\n" in script
+    assert "slack_width" in html_page(read_runs([tmp_path]), [], {}, "png")
+
+
 def test_terms_of_two_papers(tiny_model, tokenizer, tmp_path):
     config = MarginCPOConfig(
         **quiet(output_dir=str(tmp_path / "x"), loss_type="simpo", weight="score-gap", margin="amapo", beta=2.0)
@@ -604,7 +654,7 @@ def test_evaluation_factors_are_counted(tiny_model, tokenizer, tmp_path):
     trainer = build("gap-aware", tiny_model, tokenizer, tmp_path / "x", rows=rows)
     facts = trainer.set_facts["train"]
     assert facts.factor == "rougeL"
-    below = sum(factor < trainer.objective.margin.floor for factor in trainer.train_dataset["evaluation_factor"])
+    below = sum(factor < trainer.objective.margins[0].floor for factor in trainer.train_dataset["evaluation_factor"])
     assert facts.floored == below >= 1
     with_column = rows.add_column("evaluation_factor", [0.5] * 4)
     trainer = build("gap-aware", tiny_model, tokenizer, tmp_path / "x", rows=with_column)
@@ -624,7 +674,7 @@ def facts(name: str) -> CardFacts:
         version="0",
         reward="sum",
         losses={"simpo": 1.0},
-        weight=name,
+        weights=(name,),
         settings=[(name, name), ("train_only", [name, name])],
         sets=[SetFacts(name, 3, (name, name), flipped=1)],
         evaluations=[Evaluation(name, 1, {"pwa": 0.5})],

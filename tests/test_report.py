@@ -125,6 +125,7 @@ def make_run(
         "model": "a-small-model",
         "weight": weight,
         "margin": margin,
+        "term_options": [key for key in config if key.startswith(("score_gap_", "gamma_po_", "anchor_"))],
         "train_rows": steps * batch,
         "config": {"beta": 1.0, "learning_rate": 1e-5, "seed": seed, "eval_min_score_gap": 2.0, **config},
     }
@@ -182,7 +183,7 @@ def test_a_line_that_was_cut_off_is_dropped(tmp_path, caplog):
     path = tmp_path / "pairs.csv"
     path.write_text("step,weight,slope\n1,2,0.5\n2,3")
     assert read_pairs(path)["weight"].tolist() == [2]
-    assert "the last line is cut off" in caplog.text
+    assert "the last line is incomplete" in caplog.text
     path.write_text("step,weight,slope\n1,2\n2,3,0.5\n")
     with pytest.raises(ValueError, match=r"pairs\.csv, line 2: 2 cells for 3 columns: remove the line"):
         read_pairs(path)
@@ -191,10 +192,10 @@ def test_a_line_that_was_cut_off_is_dropped(tmp_path, caplog):
 def test_bad_pair_logs_are_named(tmp_path):
     path = tmp_path / "pairs.csv"
     path.write_text("step,weight\n1,2\n2,heavy\n")
-    with pytest.raises(ValueError, match=r"pairs\.csv, line 3, column 'weight': 'heavy' is no number; correct the"):
+    with pytest.raises(ValueError, match=r"pairs\.csv, line 3, column 'weight': 'heavy' is not a number; correct the"):
         read_pairs(path)
     path.write_text("step,weight\n1,2\n2,2\n2,2\n1,2\n")
-    with pytest.raises(ValueError, match=r"pairs\.csv, pair 4: step 1 comes after step 2; a log is of one training"):
+    with pytest.raises(ValueError, match=r"pairs\.csv, pair 4: step 1 comes after step 2; a log holds one training"):
         read_pairs(path)
     path.write_text("")
     with pytest.raises(ValueError, match=r"pairs\.csv has no column 'step' in its first line"):
@@ -202,7 +203,7 @@ def test_bad_pair_logs_are_named(tmp_path):
 
 
 def test_what_is_missing_is_named(tmp_path, caplog):
-    with pytest.raises(FileNotFoundError, match="nowhere is no folder: a run is the output_dir of a training"):
+    with pytest.raises(FileNotFoundError, match="nowhere is not a directory: a run is the output_dir of a training"):
         read_run(tmp_path / "nowhere")
     folder = make_run(tmp_path / "run")
     (folder / "trainer_state.json").unlink()
@@ -258,6 +259,18 @@ def test_curves_by_evaluation_set():
     assert curves["ultra", "pwa_all"].steps.tolist() == [5, 10, 20]
     assert curves["ultra", "pwa_all"].best == 0  # the first of equals
     assert set(summaries.ranking_curves(evaluated({"step": 1, "eval_pwa": 0.5}))) == {("", "pwa")}
+
+
+def test_target_margins_by_their_name_today_or_before():
+    values = {"step": 2, "rewards/margins": 0.5}
+    for name in ("target_margins", "margins"):
+        run = evaluated({"step": 1, f"{name}/mean": 0.25, "rewards/margins": 0.5}, values)
+        assert summaries.logged_curve(run, "target_margins/mean").values.tolist() == [0.25]
+        assert [panel.get_ylabel() for panel in figures.loss([run]).figure.axes] == [
+            "mean reward gap m\n(reward units, β inside)",
+            "mean target margin\n(reward units)",
+        ]
+    assert summaries.logged_curve(evaluated(values), "target_margins/mean").steps.size == 0
 
 
 def test_what_the_best_checkpoint_scored_is_no_point_of_the_last_step():

@@ -1,19 +1,20 @@
-"""Evaluation reports as Markdown tables, which read well on a screen too."""
+"""Evaluation reports as Markdown tables, which are readable in a terminal, too."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..tables import markdown_table
 from .rm_bench import LEVELS, STYLES
 
 PAIR_ROWS = {
     "pwa": "pairwise accuracy, score gap ≥ {gap:g}",
     "pwa_all": "pairwise accuracy, all pairs",
-    "spearman": "Spearman ρ, all answers",
+    "spearman": "Spearman ρ, all completions",
     "reward_gap": "mean reward gap ({unit})",
-    "chosen_longer": "chosen answer is the longer one",
-    "prefers_longer": "model prefers the longer answer",
+    "chosen_longer": "chosen completion is longer",
+    "prefers_longer": "model prefers the longer one",
     "n_pairs_gap": "pairs with score gap ≥ {gap:g}",
     "n_pairs": "pairs",
 }
@@ -22,73 +23,72 @@ LISTWISE_ROWS = {
     "kendall": "Kendall τ-b per prompt",
     "ndcg@1": "NDCG@1",
     "ndcg@3": "NDCG@3",
-    "ndcg@k": "NDCG, all answers",
+    "ndcg@k": "NDCG, all completions",
     "regret": "best-of-n regret (score)",
     "regret_random": "regret of a random pick",
     "n_prompts": "prompts",
-    "n_answers": "answers",
+    "n_completions": "completions",
 }
 
 
+def report_tables(
+    reports: Mapping[str, Mapping[str, Any]], min_score_gap: float, reward: str, bins: bool = True
+) -> str:
+    """All tables of `trl-margins evaluate`, those of one kind together.
+
+    Args:
+        reports: set → numbers, with their `kind`.
+        min_score_gap: of the pairs behind `pwa`.
+        reward: its name.
+        bins: also the pairwise accuracy by score gap and by length.
+    """
+    kinds = {
+        kind: {k: v for k, v in reports.items() if v["kind"] == kind} for kind in ("pairs", "listwise", "rm-bench")
+    }
+    unit = "nats per token" if reward == "length-normalized" else "nats"
+    parts = [pair_table(kinds["pairs"], min_score_gap, unit)] if kinds["pairs"] else []
+    for name, report in kinds["pairs"].items() if bins else ():
+        titles = {"by_score_gap": f"{name}, by score gap", "by_length": f"{name}, by length"}
+        parts += [_bins_table(report[key], title) for key, title in titles.items() if report[key]]
+    parts += [_side_by_side(kinds["listwise"], LISTWISE_ROWS)] if kinds["listwise"] else []
+    parts += map(_rm_bench_tables, kinds["rm-bench"].values())
+    return "\n\n".join([*parts, "In brackets: 95 % intervals, by bootstrap over prompts."])
+
+
 def pair_table(reports: Mapping[str, Mapping[str, Any]], min_score_gap: float, unit: str) -> str:
-    """Sets of pairs side by side; a row that none of them has is left out."""
+    """Sets of pairs side by side; a metric that none of them has is left out."""
     labels = {name: label.format(gap=min_score_gap, unit=unit) for name, label in PAIR_ROWS.items()}
     return _side_by_side(reports, labels)
 
 
-def listwise_table(reports: Mapping[str, Mapping[str, Any]]) -> str:
-    """Sets of lists side by side."""
-    return _side_by_side(reports, LISTWISE_ROWS)
-
-
-def bins_table(rows: Sequence[Mapping[str, Any]], title: str) -> str:
+def _bins_table(rows: Sequence[Mapping[str, Any]], title: str) -> str:
     """Pairwise accuracy by bin."""
     cells = [[row["bin"], str(row["n"]), _cell(row["accuracy"], row["interval"])] for row in rows]
     return markdown_table([title, "pairs", "pairwise accuracy"], cells)
 
 
-def rm_bench_table(report: Mapping[str, Any]) -> str:
-    """Levels of every domain and of all, then each domain's style matrix."""
-    parts = {**report["domains"], "all (mean)": {"n_prompts": report["n_prompts"], **report["total"]}}
-    parts["all (mean)"]["intervals"] = report["intervals"]
-    levels = markdown_table(
-        ["RM-Bench", "prompts", *LEVELS],
-        [
-            [name, str(part["n_prompts"]), *(_cell(part[level], part["intervals"][level]) for level in LEVELS)]
-            for name, part in parts.items()
-        ],
-    )
-    matrices = [
-        markdown_table(
-            [f"{name}: chosen \\ rejected", *STYLES],
-            [[style, *(f"{cell:.4f}" for cell in row)] for style, row in zip(STYLES, domain["matrix"], strict=True)],
-        )
-        for name, domain in report["domains"].items()
+def _rm_bench_tables(report: Mapping[str, Any]) -> str:
+    """The levels of every domain and of all, then the style matrix of each domain."""
+    total = {"n_prompts": report["n_prompts"], **report["total"], "intervals": report["intervals"]}
+    parts = {**report["domains"], "all (mean)": total}
+    rows = [
+        [name, str(part["n_prompts"]), *(_cell(part[level], part["intervals"][level]) for level in LEVELS)]
+        for name, part in parts.items()
     ]
-    return "\n\n".join([levels, *matrices])
-
-
-def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The first column to the left, the others to the right."""
-    rows = [[cell.replace("|", "\\|") for cell in row] for row in (heads, *rows)]
-    widths = [max(3, *(len(row[i]) for row in rows)) for i in range(len(heads))]
-    lines = [
-        "| " + " | ".join(f"{cell:{'<' if i == 0 else '>'}{widths[i]}}" for i, cell in enumerate(row)) + " |"
-        for row in rows
-    ]
-    rule = "|" + "|".join("-" * (width + 2) if i == 0 else "-" * (width + 1) + ":" for i, width in enumerate(widths))
-    return "\n".join([lines[0], f"{rule}|", *lines[1:]])
+    tables = [markdown_table(["RM-Bench", "prompts", *LEVELS], rows)]
+    for name, domain in report["domains"].items():
+        rows = [[style, *map(_cell, row)] for style, row in zip(STYLES, domain["matrix"], strict=True)]
+        tables.append(markdown_table([f"{name}: chosen \\ rejected", *STYLES], rows))
+    return "\n\n".join(tables)
 
 
 def _side_by_side(reports: Mapping[str, Mapping[str, Any]], labels: Mapping[str, str]) -> str:
-    return markdown_table(
-        ["", *reports],
-        [
-            [label, *(_cell(report.get(name), report.get("intervals", {}).get(name)) for report in reports.values())]
-            for name, label in labels.items()
-            if any(name in report for report in reports.values())
-        ],
-    )
+    rows = [
+        [label, *(_cell(report.get(name), report.get("intervals", {}).get(name)) for report in reports.values())]
+        for name, label in labels.items()
+        if any(name in report for report in reports.values())
+    ]
+    return markdown_table(["", *reports], rows)
 
 
 def _cell(value: float | int | None, interval: tuple[float, float] | None = None) -> str:

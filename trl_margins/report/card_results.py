@@ -1,4 +1,4 @@
-"""A model's numbers, from a trainer's history and from `trl-margins evaluate`: as metadata that the Hub renders."""
+"""The numbers of a model, from a trainer's history and from `trl-margins evaluate`, as metadata for the Hub."""
 
 from __future__ import annotations
 
@@ -12,30 +12,32 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
-from ..evaluation.rm_bench import DOMAINS
+from ..evaluation.rm_bench import DOMAINS, LEVELS
 from ..evaluation.tables import LISTWISE_ROWS, PAIR_ROWS
 
-TASK = {"task_type": "text-generation", "task_name": "Preference ranking"}
-ANY_PAIRS = "preference-pairs"  # stands where the Hub wants a data set's id and there is none
+ANY_PAIRS = "preference-pairs"  # where the Hub wants the id of a data set and there is none
 
 _LOGGED = ("pwa", "pwa_all", "spearman", "n_pairs_gap", "n_pairs")
 _KEY = re.compile(rf"eval_(?:(?P<set>.+)_)?(?P<name>{'|'.join(sorted(_LOGGED, reverse=True))})", re.DOTALL)
-_ON_THE_HUB = {"pwa": "accuracy", "pwa_all": "accuracy", "spearman": "spearmanr", "kendall": "kendalltau"}
-_TOLD = ("pwa", "pwa_all", "spearman", "kendall", "ndcg@1", "ndcg@3", "ndcg@k")  # what the metadata tells
+# the metrics that metadata hold, by the Hub's names
+_METRIC_TYPES = {
+    **dict.fromkeys(("pwa", "pwa_all", *LEVELS), "accuracy"),
+    **{"spearman": "spearmanr", "kendall": "kendalltau", "ndcg@1": "ndcg@1", "ndcg@3": "ndcg@3", "ndcg@k": "ndcg@k"},
+}
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a trainer logged of one evaluation set."""
+    """The numbers that a trainer logged for one evaluation set."""
 
-    name: str  # "" where there is only one
+    name: str  # "" for a single set
     step: int  # of the model that was evaluated
     numbers: Mapping[str, float]  # by the names of `ranking_metrics`
 
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """What `trl-margins evaluate --json` wrote."""
+    """The content of a file that `trl-margins evaluate --json` wrote."""
 
     reward: str
     min_score_gap: float
@@ -43,15 +45,14 @@ class EvaluationReport:
 
 
 def logged_evaluations(log_history: Sequence[Mapping[str, Any]], best_step: int | None) -> list[Evaluation]:
-    """The evaluation of every set that is the model's own.
+    """The last evaluation of the model on every set.
 
     Args:
         log_history: of the trainer's state.
-        best_step: the step whose checkpoint was loaded when training ended; None if the last step's model is kept.
-            Evaluations after training are then of that step, whatever step the history gives them.
+        best_step: the step whose checkpoint was loaded at the end of training; None for the last step's model.
+            Evaluations after training are then of that step, whatever step the history says.
     """
-    ends = [i for i, entry in enumerate(log_history) if "train_runtime" in entry]
-    end = ends[-1] if ends else len(log_history)
+    end = max((i for i, entry in enumerate(log_history) if "train_runtime" in entry), default=len(log_history))
     found: dict[str, Evaluation] = {}
     for i, entry in enumerate(log_history):
         step = entry.get("step", 0)
@@ -68,7 +69,7 @@ def logged_evaluations(log_history: Sequence[Mapping[str, Any]], best_step: int 
 
 
 def read_report(file: str | Path) -> EvaluationReport:
-    """Reads what `trl-margins evaluate --json` wrote.
+    """Reads a file that `trl-margins evaluate --json` wrote.
 
     Raises:
         ValueError: another kind of file.
@@ -76,21 +77,20 @@ def read_report(file: str | Path) -> EvaluationReport:
     try:
         content = json.loads(Path(file).read_text(encoding="utf-8"))
         sets = {name: dict(numbers) for name, numbers in content["sets"].items()}
-        kinds = {numbers["kind"] for numbers in sets.values()}
-        if unknown := kinds - {"pairs", "listwise", "rm-bench"}:
+        if unknown := {numbers["kind"] for numbers in sets.values()} - {"pairs", "listwise", "rm-bench"}:
             raise ValueError(f"unknown kind {sorted(unknown)}")
         if strange := [text for numbers in sets.values() for text in _texts(numbers)]:
             raise ValueError(f"{strange[0]!r} among the numbers")
         return EvaluationReport(str(content["reward"]), float(content["min_score_gap"]), sets)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
-            f"{file} is not what `trl-margins evaluate --json` writes ({type(error).__name__}: {error}): give the "
+            f"{file} was not written by `trl-margins evaluate --json` ({type(error).__name__}: {error}): give the "
             "file of that command"
         ) from error
 
 
 def _texts(part: Any, key: str = "") -> Iterator[str]:
-    """Texts where the command writes none: a card shows what it finds there as it is."""
+    """Text where the command writes none. A card would show it unchanged."""
     if isinstance(part, Mapping):
         if key == "domains":
             yield from (name for name in part if name not in DOMAINS)
@@ -112,70 +112,52 @@ def eval_results(
     name: str | None,
     split: str | None,
 ) -> list[EvalResult]:
-    """All numbers, as the Hub's `model-index` has them.
+    """All numbers, in the form of the Hub's `model-index`.
 
-    Args:
-        evaluations: the trainer's own.
-        reports: of `trl-margins evaluate`; their sets go by their names alone.
-        min_score_gap: τ of the trainer's `pwa`.
-        model_step: the model's own; an evaluation of an earlier one says so.
-        hub_id: the evaluation set's id on the Hub, if it is there.
-        name: what to call it.
-        split: of the data set, where it is known and there is one evaluation set.
+    `min_score_gap` is τ of the trainer's `pwa`; `hub_id`, `name` and `split` are of the trainer's evaluation set.
+    Evaluations of a step before `model_step` say so.
     """
-    found = []
+    results: list[EvalResult] = []
     for of in evaluations:
-        dataset = {
-            "dataset_type": hub_id or ANY_PAIRS,
-            "dataset_name": ", ".join(filter(None, (name or "preference pairs", of.name))),
-            "dataset_split": of.name or split,
-        }
+        named = ", ".join(filter(None, (name or "preference pairs", of.name)))
         earlier = f" (at step {of.step} of {model_step})" if of.step < model_step else ""
-        found += _pair_results(of.numbers, min_score_gap, dataset, earlier)
+        results += _results(
+            of.numbers, PAIR_ROWS, (hub_id or ANY_PAIRS, named, of.name or split), min_score_gap, earlier
+        )
     for report in reports:
         for of_set, numbers in report.sets.items():
-            dataset = {"dataset_type": ANY_PAIRS, "dataset_name": of_set, "dataset_split": of_set}
-            if numbers["kind"] == "pairs":
-                found += _pair_results(numbers, report.min_score_gap, dataset)
-            elif numbers["kind"] == "listwise":
-                found += [
-                    _result(metric, numbers[metric], LISTWISE_ROWS[metric], dataset)
-                    for metric in _TOLD
-                    if _is_number(numbers.get(metric))
-                ]
+            if numbers["kind"] == "rm-bench":
+                levels = {level: f"RM-Bench, {level}" for level in numbers["total"]}
+                results += _results(numbers["total"], levels, ("rm-bench", of_set, of_set))
             else:
-                dataset["dataset_type"] = "rm-bench"
-                found += [
-                    _result("accuracy", value, f"RM-Bench, {level}", dataset)
-                    for level, value in numbers["total"].items()
-                    if _is_number(value)
-                ]
-    return found
-
-
-def _pair_results(
-    numbers: Mapping[str, Any], min_score_gap: float, dataset: Mapping[str, Any], which: str = ""
-) -> list[EvalResult]:
-    results = []
-    for metric in _TOLD:
-        if _is_number(numbers.get(metric)):
-            label = PAIR_ROWS[metric].format(gap=min_score_gap)
-            arguments = {"min_score_gap": float(min_score_gap)} if metric == "pwa" else None
-            results.append(_result(metric, numbers[metric], label + which, dataset, arguments))
+                labels = LISTWISE_ROWS if numbers["kind"] == "listwise" else PAIR_ROWS
+                results += _results(numbers, labels, (ANY_PAIRS, of_set, of_set), report.min_score_gap)
     return results
 
 
-def _result(
-    metric: str, value: float, label: str, dataset: Mapping[str, Any], arguments: dict[str, Any] | None = None
-) -> EvalResult:
-    return EvalResult(
-        **TASK,
-        **dataset,
-        metric_type=_ON_THE_HUB.get(metric, metric),
-        metric_name=label[0].upper() + label[1:],
-        metric_value=round(float(value), 4),
-        metric_args=arguments,
-    )
+def _results(
+    numbers: Mapping[str, Any],
+    labels: Mapping[str, str],
+    dataset: tuple[str, str, str | None],
+    min_score_gap: float = 0.0,
+    suffix: str = "",
+) -> Iterator[EvalResult]:
+    """One result for each number that metadata hold. `dataset` is type, name and split."""
+    for metric, label in labels.items():
+        value: Any = numbers.get(metric)
+        if metric in _METRIC_TYPES and _is_number(value):
+            label = label.format(gap=min_score_gap, unit="") + suffix
+            yield EvalResult(
+                task_type="text-generation",
+                task_name="Preference ranking",
+                dataset_type=dataset[0],
+                dataset_name=dataset[1],
+                dataset_split=dataset[2],
+                metric_type=_METRIC_TYPES[metric],
+                metric_name=label[0].upper() + label[1:],
+                metric_value=round(float(value), 4),
+                metric_args={"min_score_gap": float(min_score_gap)} if metric == "pwa" else None,
+            )
 
 
 def _is_number(value: Any) -> bool:

@@ -2,124 +2,83 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from . import style, summaries
-from .picture import Picture, Usable, source, span, usable
+from .picture import Draw, Picture, Usable, from_pairs, source, span
 from .run_folder import STATE, WRITTEN_BY, Run
-from .style import band, label, legend_below, panels, run_styles, styled
+from .style import BLUE, GREY, SKY, VERMILLION, band, label, legend_below, panels, run_styles, styled
 
 MOST_POINTS = 5000  # of a scatter
 
-_STEP = "optimizer step"
-
 
 def draw_pictures(runs: Sequence[Run]) -> list[Picture]:
-    """All of them, in the order in which a page shows them."""
+    """All pictures, in the order of the page."""
     return [draw(runs) for draw in PICTURES]
 
 
 @styled
 def ranking(runs: Sequence[Run]) -> Picture:
-    """PWA, of clear pairs and of all, and Spearman over steps; all runs and evaluation sets in the same axes."""
+    """PWA of clear pairs and of all, and Spearman over steps; all runs and evaluation sets in the same axes."""
     picture = Picture("ranking", "Pairwise accuracy and Spearman")
     curves = {run.name: summaries.ranking_curves(run) for run in runs}
-    left_out = {
-        run.name: _unlogged(run, "eval_pwa, eval_pwa_all or eval_spearman: it was trained without evaluation")
-        for run in runs
-        if not curves[run.name]
-    }
+    nothing = "eval_pwa, eval_pwa_all or eval_spearman: it was trained without evaluation"
+    left_out = {run.name: _unlogged(run, nothing) for run in runs if not curves[run.name]}
     metrics = [m for m in summaries.RANKING if any(m == metric for c in curves.values() for _, metric in c)]
     if not metrics:
         return replace(picture, left_out=left_out)
+    least = {run.config.get("eval_min_score_gap") for run in runs}
+    threshold = f"{least.pop():g}" if len(least) == 1 and None not in least else "τ"
+    shown = {
+        "pwa": (f"PWA, score gap ≥ {threshold}", "share of pairs", 0.5),
+        "pwa_all": ("PWA, all pairs", "share of pairs", 0.5),
+        "spearman": ("Spearman ρ, all completions", "rank correlation", 0.0),
+    }
     figure, axes = panels(len(metrics), height=3.2, columns=3)
     looks = _curve_looks(runs, curves)
     for panel, metric in zip(axes, metrics, strict=True):
         for (run, of_set), look in looks.items():
-            if (curve := curves[run].get((of_set, metric))) is None:
-                continue
-            panel.plot(curve.steps, curve.values, markevery=max(1, curve.steps.size // 12), **look)
-            at_best = curve.steps[curve.best], curve.values[curve.best]
-            panel.plot(*at_best, marker="o", markersize=11, fillstyle="none", color=look["color"])
-        panel.set_title(_ranking_title(metric, runs))
-        panel.set_ylabel("rank correlation" if metric == "spearman" else "share of pairs")
+            if (curve := curves[run].get((of_set, metric))) is not None:
+                _plot(panel, curve, look)
+                best = curve.steps[curve.best], curve.values[curve.best]
+                panel.plot(*best, marker="o", markersize=11, fillstyle="none", color=look["color"])
+        title, ylabel, guessing = shown[metric]
+        panel.set(title=title, ylabel=ylabel)
         _steps(panel)
-        _reference(panel, 0.0 if metric == "spearman" else 0.5)
+        low, high = panel.get_ylim()
+        if low < guessing < high:
+            panel.axhline(guessing, color=GREY, linewidth=1.2, linestyle=":", zorder=1)
+        panel.set_ylim(low, high)
     names = [f"{run}, {of_set}" if of_set else run for run, of_set in looks]
     legend_below(figure, [Line2D([], [], **look) for look in looks.values()], names)
     caption = (
-        "PWA is the share of held-out pairs whose chosen answer has the higher reward; Spearman's ρ compares rewards "
-        "and annotation scores of all answers in one pool. A ring marks the best value of a curve, and a dotted line, "
-        f"where it is in sight, what guessing gets. From {STATE}: {', '.join(f'eval_{m}' for m in metrics)}."
+        "PWA is the share of held-out pairs whose chosen completion has the higher reward. Spearman's ρ compares the "
+        "rewards and annotation scores of all completions in one pool. A ring marks the best value of a curve; a "
+        f"dotted line, where it is in range, the value of guessing. From {STATE}: "
+        f"{', '.join(f'eval_{m}' for m in metrics)}."
     )
     return replace(picture, figure=figure, caption=caption, left_out=left_out)
 
 
 def _curve_looks(runs: Sequence[Run], curves: Mapping[str, Mapping[tuple[str, str], object]]) -> dict:
-    """(run, evaluation set) → how its curve is drawn: a colour for each run, dashes for each set."""
+    """(run, evaluation set) → line style: a color for each run, dashes for each set."""
     sets = list(dict.fromkeys(of_set for of_run in curves.values() for of_set, _ in of_run))
     looks = {}
     for run, look in run_styles(runs).items():
         for of_set in dict.fromkeys(of_set for of_set, _ in curves[run]):
             i = sets.index(of_set)
-            if len(runs) == 1:  # colours are free to tell the sets apart
-                look = style.LOOKS[i % len(style.LOOKS)]
+            if len(runs) == 1:  # colors are free to tell the sets apart
+                look = dict(style.LOOKS[i % len(style.LOOKS)])
             looks[run, of_set] = look | {"linestyle": style.DASHES[i % len(style.DASHES)]}
     return looks
-
-
-def _ranking_title(metric: str, runs: Sequence[Run]) -> str:
-    if metric == "spearman":
-        return "Spearman ρ, all answers"
-    least = {run.config.get("eval_min_score_gap") for run in runs}
-    threshold = f"{least.pop():g}" if len(least) == 1 and None not in least else "τ"
-    return "PWA, all pairs" if metric == "pwa_all" else f"PWA, score gap ≥ {threshold}"
-
-
-@styled
-def gradient_mass(runs: Sequence[Run]) -> Picture:
-    """Where the gradient comes from, by score gap, before and after weighting."""
-    picture = Picture("gradient_mass", "Gradient mass by score gap")
-    found, left_out = usable(runs, lambda _: ("score_gap", "weight", "slope"), _no_mass)
-    if not found:
-        return replace(picture, left_out=left_out)
-    figure, axes = panels(len(found))
-    beyond = []
-    for panel, of in zip(axes, found, strict=True):
-        gap = np.abs(of["score_gap"])
-        edges = _gap_edges(gap)
-        beyond.append(int((gap > edges[-1]).sum()))
-        series = {
-            "pairs": (None, style.PAIRS),
-            "gradient before weighting": (of["slope"], style.BEFORE),
-            "gradient after weighting": (of["weight"] * of["slope"], style.AFTER),
-        }
-        width = 0.28 * (edges[1] - edges[0])
-        for i, (name, (mass, colour)) in enumerate(series.items()):
-            middles = (edges[:-1] + edges[1:]) / 2 + (i - 1) * width
-            panel.bar(middles, summaries.shares(gap, edges, mass), 0.94 * width, color=colour, label=name)
-        panel.set_xticks(edges)
-        panel.grid(visible=False, axis="x")
-        panel.set_xlabel("|score gap| (score points)")
-        panel.set_ylabel("share of the total")
-        panel.yaxis.set_major_formatter(_percent)
-        panel.set_title(label(of.run.name))
-    legend_below(figure, *axes[0].get_legend_handles_labels())
-    caption = (
-        "A pair's gradient is its slope −∂link/∂gap before weighting and weight × slope after it; each colour adds up "
-        "to 100 %. Where a bin's blue bar is higher than its grey one, a pair in it gets more gradient than the "
-        "average pair. Without a weight term the two gradients are the same. "
-        f"{source(found, '|score_gap|, weight and slope')}"
-    )
-    if any(beyond):
-        caption += f" The last bin also holds the pairs beyond it, {span(beyond)}."
-    return replace(picture, figure=figure, caption=caption, left_out=left_out)
 
 
 def _no_mass(of: Usable) -> str | None:
@@ -127,51 +86,47 @@ def _no_mass(of: Usable) -> str | None:
     return None if mass.sum() > 0 else "no pair has a gradient: weight × slope is 0 for all"
 
 
+@from_pairs("gradient_mass", "Gradient mass by score gap", lambda _: ("score_gap", "weight", "slope"), _no_mass)
+def gradient_mass(found: list[Usable], runs: Sequence[Run]) -> tuple[Figure, str]:
+    """Where the gradient comes from, by score gap, before and after weighting."""
+    figure, axes = panels(len(found))
+    beyond = []
+    for panel, of in zip(axes, found, strict=True):
+        gap = np.abs(of["score_gap"])
+        edges = _gap_edges(gap)
+        beyond.append(int((gap > edges[-1]).sum()))
+        series = {
+            "pairs": (None, GREY),
+            "gradient before weighting": (of["slope"], SKY),
+            "gradient after weighting": (of["weight"] * of["slope"], BLUE),
+        }
+        width = 0.28 * (edges[1] - edges[0])
+        for i, (name, (mass, color)) in enumerate(series.items()):
+            middles = (edges[:-1] + edges[1:]) / 2 + (i - 1) * width
+            panel.bar(middles, summaries.shares(gap, edges, mass), 0.94 * width, color=color, label=name)
+        panel.set_xticks(edges)
+        panel.grid(visible=False, axis="x")
+        panel.set(xlabel="|score gap| (score points)", ylabel="share of the total", title=label(of.run.name))
+        panel.yaxis.set_major_formatter(_percent)
+    legend_below(figure, *axes[0].get_legend_handles_labels())
+    caption = (
+        "The gradient scale of a pair is its slope −∂link/∂gap before weighting, and weight × slope after it; each "
+        "color adds up to 100 %. Where the blue bar of a bin is higher than the grey one, its pairs get more gradient "
+        "than the average pair. Without a weight term the two gradients are the same. "
+        f"{source(found, '|score_gap|, weight and slope')}"
+    )
+    if any(beyond):
+        caption += f" The last bin also holds the pairs beyond it, {span(beyond)}."
+    return figure, caption
+
+
 def _gap_edges(gap: np.ndarray) -> np.ndarray:
-    """About eight bins with round edges from 0 to beyond the greatest gap, a few far ones aside."""
+    """About eight bins with round edges from 0 to beyond the greatest gap, except a few far ones."""
     whole = bool((gap == np.round(gap)).all())
     greatest = np.quantile(gap, 0.995)
-    edges = MaxNLocator(nbins=8, integer=whole, steps=[1, 2, 2.5, 5, 10]).tick_values(0, greatest or 1.0)
-    edges = edges[edges >= 0]
+    locator = MaxNLocator(nbins=8, integer=whole, steps=[1, 2, 2.5, 5, 10])
+    edges = np.array([edge for edge in locator.tick_values(0, greatest or 1.0) if edge >= 0])
     return np.append(edges, 2 * edges[-1] - edges[-2]) if greatest >= edges[-1] else edges
-
-
-@styled
-def margins(runs: Sequence[Run]) -> Picture:
-    """Margin against reward gap, in the first and in the last third of training."""
-    picture = Picture("margins", "Margin against reward gap")
-    found, left_out = usable(runs, lambda _: ("reward_gap", "margin"), _one_margin)
-    if not found:
-        return replace(picture, left_out=left_out)
-    figure, axes = panels(len(found), height=3.3)
-    thinned = []
-    for panel, of in zip(axes, found, strict=True):
-        thirds = summaries.phases(of.size, most=3, least=1)
-        drawn = there = 0
-        for third, colour in zip((thirds[0], thirds[-1]), (style.EARLY, style.LATE), strict=True):
-            gap, margin = of["reward_gap"][third], of["margin"][third]
-            kept = summaries.thinned(gap.size, MOST_POINTS // 2)
-            drawn, there = drawn + kept.size, there + gap.size
-            alpha = 0.35 if kept.size > 500 else 0.7
-            panel.scatter(gap[kept], margin[kept], s=10, alpha=alpha, color=colour, linewidths=0, rasterized=True)
-        if drawn < there:
-            thinned.append(there)
-        _diagonal(panel)
-        panel.locator_params(axis="x", nbins=7)
-        panel.set_xlabel("reward gap m (reward units, β inside)")
-        panel.set_ylabel("margin (reward units)")
-        panel.set_title(label(of.run.name))
-    dot = {"linestyle": "none", "marker": "o", "markersize": 6}
-    handles = [Line2D([], [], color=colour, **dot) for colour in (style.EARLY, style.LATE)]
-    handles.append(Line2D([], [], color=style.GREY, linewidth=1))
-    legend_below(figure, handles, ["first third of training", "last third", "margin = reward gap"])
-    caption = (
-        "One point a trained pair. Right of the grey line a pair's reward gap is larger than its margin. "
-        f"{source(found, 'reward_gap and margin')}"
-    )
-    if thinned:
-        caption += f" Of {span(thinned)} pairs in the two thirds {MOST_POINTS:,} are drawn, spaced evenly."
-    return replace(picture, figure=figure, caption=caption, left_out=left_out)
 
 
 def _one_margin(of: Usable) -> str | None:
@@ -182,117 +137,85 @@ def _one_margin(of: Usable) -> str | None:
     return f"all pairs have the same margin, {margin[0]:g} ({term})"
 
 
-def _diagonal(panel: Axes) -> None:
-    """gap = margin, as far as the points reach."""
-    limits = panel.get_xlim(), panel.get_ylim()
-    ends = max(limits[0][0], limits[1][0]), min(limits[0][1], limits[1][1])
-    if ends[0] < ends[1]:
-        panel.plot(ends, ends, color=style.GREY, linewidth=1, zorder=3)
-    panel.set(xlim=limits[0], ylim=limits[1])
+@from_pairs("margins", "Margin against reward gap", lambda _: ("reward_gap", "margin"), _one_margin)
+def margins(found: list[Usable], runs: Sequence[Run]) -> tuple[Figure, str]:
+    """Margin against reward gap, in the first and in the last third of training."""
+    figure, axes = panels(len(found), height=3.3)
+    thinned = []
+    for panel, of in zip(axes, found, strict=True):
+        thirds = summaries.phases(of.size, most=3, least=1)
+        drawn = there = 0
+        for third, color in ((thirds[0], SKY), (thirds[-1], VERMILLION)):
+            gap, margin = of["reward_gap"][third], of["margin"][third]
+            shown = summaries.thinned(gap.size, MOST_POINTS // 2)
+            drawn, there = drawn + shown.size, there + gap.size
+            alpha = 0.35 if shown.size > 500 else 0.7
+            panel.scatter(gap[shown], margin[shown], s=10, alpha=alpha, color=color, linewidths=0, rasterized=True)
+        if drawn < there:
+            thinned.append(there)
+        x, y = panel.get_xlim(), panel.get_ylim()
+        ends = max(x[0], y[0]), min(x[1], y[1])
+        if ends[0] < ends[1]:  # the line is in range
+            panel.plot(ends, ends, color=GREY, linewidth=1, zorder=3)
+        panel.set(xlim=x, ylim=y)
+        panel.locator_params(axis="x", nbins=7)
+        panel.set(xlabel="reward gap m (reward units, β inside)", ylabel="margin (reward units)")
+        panel.set_title(label(of.run.name))
+    handles = [Line2D([], [], color=c, linestyle="none", marker="o", markersize=6) for c in (SKY, VERMILLION)]
+    handles.append(Line2D([], [], color=GREY, linewidth=1))
+    legend_below(figure, handles, ["first third of training", "last third", "margin = reward gap"])
+    caption = (
+        "One point per trained pair. Right of the grey line the reward gap of a pair is larger than its margin. "
+        f"{source(found, 'reward_gap and margin')}"
+    )
+    if thinned:
+        caption += f" Of {span(thinned)} pairs in the two thirds {MOST_POINTS:,} are drawn, evenly spaced."
+    return figure, caption
 
 
-@styled
-def evaluation_factors(runs: Sequence[Run]) -> Picture:
-    """How likeness becomes a margin: the raw evaluation factor, f of it, and what normalisation makes of that."""
-    picture = Picture("evaluation_factors", "From evaluation factor to margin")
-    found, left_out = usable(runs, lambda _: ("evaluation_factor", "mapped_factor", "margin"))
-    if not found:
-        return replace(picture, left_out=left_out)
+@from_pairs(
+    "evaluation_factors",
+    "From evaluation factor to margin",
+    lambda _: ("evaluation_factor", "mapped_factor", "margin"),
+)
+def evaluation_factors(found: list[Usable], runs: Sequence[Run]) -> tuple[Figure, str]:
+    """How similarity becomes a margin: the evaluation factor, f of it, and the normalised margin."""
     figure, axes = panels(3, columns=3)
-    looks = run_styles(runs)
+    colors = {name: look["color"] for name, look in run_styles(runs).items()}
     labels = {
-        "evaluation_factor": ("raw", "evaluation factor EF (1: alike)"),
+        "evaluation_factor": ("raw", "evaluation factor EF (1: the same)"),
         "mapped_factor": ("mapped", "f(EF)"),
         "margin": ("normalised", "margin (reward units)"),
     }
-    for panel, (column, (title, axis)) in zip(axes, labels.items(), strict=True):
+    for panel, (column, (title, xlabel)) in zip(axes, labels.items(), strict=True):
         reach = (0.0, 1.0) if column == "evaluation_factor" else None
         edges = np.histogram_bin_edges(np.concatenate([of[column] for of in found]), 25, reach)
         for of in found:
-            colour = looks[of.run.name]["color"]
-            heights = summaries.shares(of[column], edges)
-            panel.stairs(heights, edges, color=colour, fill=True, alpha=0.25 / len(found))
-            panel.stairs(heights, edges, color=colour, linewidth=1.6)
-            panel.axvline(of[column].mean(), color=colour, linewidth=1.2, linestyle="--")
-        panel.set_title(title)
-        panel.set_xlabel(axis)
-        panel.set_ylabel("share of pairs")
+            color, heights = colors[of.run.name], summaries.shares(of[column], edges)
+            panel.stairs(heights, edges, color=color, fill=True, alpha=0.25 / len(found))
+            panel.stairs(heights, edges, color=color, linewidth=1.6)
+            panel.axvline(of[column].mean(), color=color, linewidth=1.2, linestyle="--")
+        panel.set(title=title, xlabel=xlabel, ylabel="share of pairs")
         panel.yaxis.set_major_formatter(_percent)
-    handles = [Line2D([], [], color=looks[of.run.name]["color"]) for of in found]
-    legend_below(figure, handles, [of.run.name for of in found])
+    names = [of.run.name for of in found]
+    legend_below(figure, [Line2D([], [], color=colors[name]) for name in names], names)
     caption = (
-        "How the trained pairs spread over 25 bins; dashed lines are means. The mapping turns the two answers' "
-        "likeness into a distance, and normalisation gives it the size of a target margin. "
+        "The trained pairs in 25 bins; dashed lines are means. The mapping turns the similarity of the two "
+        "completions into a distance, and normalisation gives it the size of a target margin. "
         f"{source(found, 'evaluation_factor, mapped_factor and margin')}"
     )
-    return replace(picture, figure=figure, caption=caption, left_out=left_out)
-
-
-@styled
-def flips(runs: Sequence[Run]) -> Picture:
-    """Whether flipped labels weigh less: mean weights of clean and flipped pairs, and flip rates by weight."""
-    picture = Picture("flips", "Flipped labels and their weights")
-    found, left_out = usable(runs, flip_columns, no_flips)
-    if not found:
-        return replace(picture, left_out=left_out)
-    figure, axes = panels(2 * len(found))
-    most = 0
-    for of, left, right in zip(found, axes[::2], axes[1::2], strict=True):
-        name, weight = pair_weight(of)
-        result = summaries.flips(of["step"], weight, of["is_flipped"])
-        most = max(most, result.steps.size)
-        band(left, result.steps, result.clean, color=style.CLEAN, marker="o", label="clean")
-        band(left, result.steps, result.flipped, color=style.FLIPPED, marker="s", label="flipped")
-        left.set_ylabel(f"mean {name}")
-        aside = 0.12 * np.diff(result.steps).min() if result.steps.size > 1 else 0.05 * max(of["step"][-1], 1)
-        for i, (tier, rows) in enumerate(zip(style.TIERS, result.by_tier, strict=True)):
-            right.errorbar(
-                result.steps + (i - 1) * aside,
-                rows[:, 0],
-                yerr=np.abs(rows[:, 1:] - rows[:, :1]).T,
-                color=style.TIER_COLOURS[i],
-                marker=style.MARKERS[i],
-                clip_on=False,
-                elinewidth=1,
-                capsize=2,
-                label=tier,
-            )
-        right.axhline(result.overall, color=style.INK, linewidth=1, linestyle="--", label="flip rate of all pairs")
-        right.set_ylim(bottom=0)
-        right.set_ylabel("flip rate")
-        right.yaxis.set_major_formatter(_percent)
-        left.set_title(label(of.run.name))
-        right.set_title("flip rate by tier of weight")
-        _steps(left)
-        _steps(right)
-    (lines, names), (bars, tiers) = (panel.get_legend_handles_labels() for panel in axes[:2])
-    legend_below(figure, lines + bars, names + tiers, columns=6)
-    weights = dict.fromkeys(pair_weight(of)[0] for of in found)
-    caption = (
-        f"The weight of a pair is what multiplies its gradient: its {' or '.join(weights)}. Training is cut into at "
-        f"most {most} parts with equally many pairs, and the pairs of each part into thirds by weight. Bands and bars "
-        "are 95 % intervals (normal for means, Wilson's for rates) over the pairs of one run: they say nothing about "
-        "other seeds. "
-        f"{source(found, 'step, is_flipped and ' + ' or '.join(dict.fromkeys(map(_weight_columns, found))))}"
-    )
-    return replace(picture, figure=figure, caption=caption, left_out=left_out)
+    return figure, caption
 
 
 def flip_columns(run: Run) -> tuple[str, ...]:
-    """GAPO's own weight where there is one; else what stands before the gradient of a pair's gap."""
+    """GAPO's own weight where there is one; else the factors of the gradient of a pair's gap."""
     own = run.pairs.get("anchor_weight")
-    return ("step", "is_flipped", *(("anchor_weight",) if own is not None and np.isfinite(own).any() else _WEIGHT))
-
-
-_WEIGHT = ("weight", "slope")
-
-
-def _weight_columns(of: Usable) -> str:
-    return " × ".join(name for name in of.columns if name not in ("step", "is_flipped"))
+    weight = ("weight", "slope") if own is None or not np.isfinite(own).any() else ("anchor_weight",)
+    return "step", "is_flipped", *weight
 
 
 def pair_weight(of: Usable) -> tuple[str, np.ndarray]:
-    """The weight that pictures of flips compare, with its name."""
+    """The weight that flipped and clean pairs are compared by, with its name."""
     if "anchor_weight" in of.columns:
         return "anchor weight", of["anchor_weight"]
     return "weight × slope", of["weight"] * of["slope"]
@@ -307,22 +230,66 @@ def no_flips(of: Usable) -> str | None:
     return None if np.ptp(weight) > 0 else f"all pairs have the same {name}"
 
 
-@styled
-def logps(runs: Sequence[Run]) -> Picture:
-    """Whether the chosen answers' log-probability falls with the rejected ones'."""
-    picture = Picture("logps", "Log-probability of chosen and rejected answers")
-    found, left_out = usable(runs, lambda _: ("step", "logp_chosen", "logp_rejected"))
-    if not found:
-        return replace(picture, left_out=left_out)
+@from_pairs("flips", "Flipped labels and their weights", flip_columns, no_flips)
+def flips(found: list[Usable], runs: Sequence[Run]) -> tuple[Figure, str]:
+    """Whether flipped labels weigh less: mean weights of clean and flipped pairs, and flip rates by weight."""
+    figure, axes = panels(2 * len(found))
+    most = 0
+    for of, left, right in zip(found, axes[::2], axes[1::2], strict=True):
+        name, weight = pair_weight(of)
+        result = summaries.flips(of["step"], weight, of["is_flipped"])
+        most = max(most, result.steps.size)
+        band(left, result.steps, result.clean, color=BLUE, marker="o", label="clean")
+        band(left, result.steps, result.flipped, color=VERMILLION, marker="s", label="flipped")
+        aside = 0.12 * np.diff(result.steps).min() if result.steps.size > 1 else 0.05 * max(of["step"][-1], 1)
+        for i, (tier, rows) in enumerate(zip(style.TIERS, result.by_tier, strict=True)):
+            right.errorbar(
+                result.steps + (i - 1) * aside,
+                rows[:, 0],
+                yerr=np.abs(rows[:, 1:] - rows[:, :1]).T,
+                color=style.TIER_COLORS[i],
+                marker=style.MARKERS[i],
+                clip_on=False,
+                elinewidth=1,
+                capsize=2,
+                label=tier,
+            )
+        right.axhline(result.overall, color=style.INK, linewidth=1, linestyle="--", label="flip rate of all pairs")
+        right.set_ylim(bottom=0)
+        right.yaxis.set_major_formatter(_percent)
+        left.set(title=label(of.run.name), ylabel=f"mean {name}")
+        right.set(title="flip rate by tier of weight", ylabel="flip rate")
+        _steps(left)
+        _steps(right)
+    (lines, names), (bars, tiers) = (panel.get_legend_handles_labels() for panel in axes[:2])
+    legend_below(figure, lines + bars, names + tiers, columns=6)
+    weights = dict.fromkeys(pair_weight(of)[0] for of in found)
+    columns = dict.fromkeys(" × ".join(c for c in of.columns if c not in ("step", "is_flipped")) for of in found)
+    caption = (
+        f"The weight of a pair is the factor of its gradient: its {' or '.join(weights)}. Training is cut into at "
+        f"most {most} parts with equally many pairs, and the pairs of each part into thirds by weight. Bands and bars "
+        "are 95 % intervals (normal for means, Wilson's for rates) over the pairs of one run: they say nothing about "
+        f"other seeds. {source(found, 'step, is_flipped and ' + ' or '.join(columns))}"
+    )
+    return figure, caption
+
+
+@from_pairs(
+    "logps",
+    "Log-probability of chosen and rejected completions",
+    lambda _: ("step", "logp_chosen", "logp_rejected"),
+)
+def logps(found: list[Usable], runs: Sequence[Run]) -> tuple[Figure, str]:
+    """Whether the log-probability of the chosen completions falls together with that of the rejected ones."""
     figure, axes = panels(len(found))
     for panel, of in zip(axes, found, strict=True):
         parts = summaries.phases(of.size, most=20, least=20)
         steps = np.array([of["step"][part].mean() for part in parts])
         changes = []
-        for name, colour, marker in (("chosen", style.CHOSEN, "o"), ("rejected", style.REJECTED, "s")):
+        for name, color, marker in (("chosen", BLUE, "o"), ("rejected", VERMILLION, "s")):
             values = of[f"logp_{name}"]
             rows = np.array([np.quantile(values[part], (0.5, 0.25, 0.75)) for part in parts])
-            band(panel, steps, rows, color=colour, marker=marker, label=name)
+            band(panel, steps, rows, color=color, marker=marker, label=name)
             changes.append(f"{name} {rows[-1, 0] - rows[0, 0]:+.2f}".replace("-", "−"))
         panel.set_ylabel("log-probability (nats per token)")
         panel.set_title(label(of.run.name) + "\n ")  # the second line is for the changes
@@ -336,45 +303,40 @@ def logps(runs: Sequence[Run]) -> Picture:
         "from the first part to the last. Parts hold different pairs, and every panel has its own scale. "
         f"{source(found, 'step, logp_chosen and logp_rejected')}"
     )
-    return replace(picture, figure=figure, caption=caption, left_out=left_out)
+    return figure, caption
 
 
 @styled
 def loss(runs: Sequence[Run]) -> Picture:
-    """Loss and reward margin as the trainer logged them."""
+    """Loss, reward gap and target margin as the trainer logged them."""
     picture = Picture("loss", "Loss and reward margin")
-    labels = {"loss": "loss", "rewards/margins": "mean reward gap m\n(reward units, β inside)"}
+    labels = {
+        "loss": "loss",
+        "rewards/margins": "mean reward gap m\n(reward units, β inside)",
+        "target_margins/mean": "mean target margin\n(reward units)",
+    }
     curves = {run.name: {key: summaries.logged_curve(run, key) for key in labels} for run in runs}
-    curves = {name: of_run for name, of_run in curves.items() if any(c.steps.size for c in of_run.values())}
+    curves = {run: of_run for run, of_run in curves.items() if any(c.steps.size for c in of_run.values())}
     left_out = {run.name: _unlogged(run, "loss or rewards/margins") for run in runs if run.name not in curves}
     if not curves:
         return replace(picture, left_out=left_out)
-    looks = {name: look for name, look in run_styles(runs).items() if name in curves}
-    figure, axes = panels(2, height=2.4)
-    for panel, (key, axis) in zip(axes, labels.items(), strict=True):
-        for name, of_run in curves.items():
-            every = max(1, of_run[key].steps.size // 12)
-            panel.plot(of_run[key].steps, of_run[key].values, markevery=every, **looks[name])
-        panel.set_ylabel(axis)
+    looks = {run: look for run, look in run_styles(runs).items() if run in curves}
+    logged = [key for key in labels if any(of_run[key].steps.size for of_run in curves.values())]
+    figure, axes = panels(len(logged), height=2.4, columns=3)
+    for panel, key in zip(axes, logged, strict=True):
+        for run, of_run in curves.items():
+            _plot(panel, of_run[key], looks[run])
+        panel.set_ylabel(labels[key])
         _steps(panel)
     legend_below(figure, [Line2D([], [], **look) for look in looks.values()], list(looks))
     caption = (
         "Of the training batches; each point is the mean since the one before. Weights and margins are part of the "
-        "loss, so its level cannot be compared between methods. "
-        f"From {STATE}: {' and '.join(labels)}."
+        f"loss, so its level cannot be compared between methods. From {STATE}: {', '.join(logged)}."
     )
     return replace(picture, figure=figure, caption=caption, left_out=left_out)
 
 
-PICTURES: tuple[Callable[[Sequence[Run]], Picture], ...] = (
-    ranking,
-    gradient_mass,
-    margins,
-    evaluation_factors,
-    flips,
-    logps,
-    loss,
-)
+PICTURES: tuple[Draw, ...] = (ranking, gradient_mass, margins, evaluation_factors, flips, logps, loss)
 
 
 def _unlogged(run: Run, what: str) -> str:
@@ -383,19 +345,15 @@ def _unlogged(run: Run, what: str) -> str:
     return f"{STATE} has no {what}"
 
 
-def _percent(share: float, _: int | None = None) -> str:
+def _plot(panel: Axes, curve: summaries.Curve, look: Mapping[str, Any]) -> None:
+    panel.plot(curve.steps, curve.values, markevery=max(1, curve.steps.size // 12), **look)
+
+
+def _percent(share: float, _: float) -> str:
     return f"{100 * share:g} %"
 
 
 def _steps(panel: Axes) -> None:
     panel.set_xlim(left=0)
-    panel.set_xlabel(_STEP)
+    panel.set_xlabel("optimizer step")
     panel.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=[1, 2, 2.5, 5, 10]))
-
-
-def _reference(panel: Axes, value: float) -> None:
-    """A line where it is in sight; it does not make the panel larger."""
-    limits = panel.get_ylim()
-    if limits[0] < value < limits[1]:
-        panel.axhline(value, color=style.GREY, linewidth=1.2, linestyle=":", zorder=1)
-    panel.set_ylim(limits)

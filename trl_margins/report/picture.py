@@ -1,16 +1,16 @@
-"""What every picture has: a figure, a caption, and the runs that are not in it with the reason."""
+"""What every picture has: a figure, a caption, and the runs that are left out with the reason."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import wraps
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from .run_folder import PAIRS, WRITTEN_BY, Run
-
-Columns = Mapping[str, np.ndarray]
+from .style import styled
 
 _NO_TEXTS = "only a margin from the two texts ('gap-aware') has one"
 _ABSENT = {
@@ -23,7 +23,7 @@ _ABSENT = {
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure (none, if no run has what it takes), what it shows, and why runs are not in it."""
+    """A figure (None if no run has the numbers), its caption, and why runs are left out."""
 
     name: str  # of its file
     title: str
@@ -34,10 +34,10 @@ class Picture:
 
 @dataclass(frozen=True)
 class Usable:
-    """The pairs of a run that have a number in every column that a picture needs, in the order of training."""
+    """The pairs of a run with a number in every column that a picture needs, in the order of training."""
 
     run: Run
-    columns: Columns
+    columns: Mapping[str, np.ndarray]
     trained: int  # pairs in the log
 
     @property
@@ -48,12 +48,33 @@ class Usable:
         return self.columns[column]
 
 
+Objection = Callable[[Usable], "str | None"]
+Draw = Callable[[Sequence[Run]], Picture]
+DrawUsable = Callable[[list[Usable], Sequence[Run]], tuple[Figure, str]]
+
+
+def from_pairs(
+    name: str, title: str, columns_of: Callable[[Run], Sequence[str]], objection: Objection = lambda _: None
+) -> Callable[[DrawUsable], Draw]:
+    """Decorator: a picture from the pair logs, of a function from the usable and all runs to figure and caption."""
+
+    def decorate(draw: DrawUsable) -> Draw:
+        @wraps(draw)
+        @styled
+        def drawn(runs: Sequence[Run]) -> Picture:
+            found, left_out = usable(runs, columns_of, objection)
+            figure, caption = draw(found, runs) if found else (None, "")
+            return Picture(name, title, figure, caption, left_out)
+
+        return drawn
+
+    return decorate
+
+
 def usable(
-    runs: Sequence[Run],
-    columns_of: Callable[[Run], Sequence[str]],
-    objection: Callable[[Usable], str | None] = lambda _: None,
+    runs: Sequence[Run], columns_of: Callable[[Run], Sequence[str]], objection: Objection = lambda _: None
 ) -> tuple[list[Usable], dict[str, str]]:
-    """Those runs that have the columns, and raise no objection; and why the others are left out."""
+    """The runs that have the columns and raise no objection; and why the others are left out."""
     found, left_out = [], {}
     for run in runs:
         chosen = _choose(run, columns_of(run))
@@ -68,10 +89,9 @@ def usable(
 def _choose(run: Run, names: Sequence[str]) -> Usable | str:
     if not run.pairs:
         return f"the folder has no {PAIRS}: {WRITTEN_BY[PAIRS]}"
-    for name in names:
-        if name not in run.pairs:
-            reason = f" ({_ABSENT[name]})" if name in _ABSENT else ""
-            return f"{PAIRS} has no column {name}{reason}"
+    if missing := [name for name in names if name not in run.pairs]:
+        reason = f" ({_ABSENT[missing[0]]})" if missing[0] in _ABSENT else ""
+        return f"{PAIRS} has no column {missing[0]}{reason}"
     rows = np.isfinite([run.pairs[name] for name in names]).all(axis=0)
     if not rows.any():
         return f"no line of {PAIRS} has a number in each of {', '.join(names)}"
@@ -79,19 +99,18 @@ def _choose(run: Run, names: Sequence[str]) -> Usable | str:
 
 
 def source(runs: Sequence[Usable], columns: str) -> str:
-    """Where a picture's numbers came from, how many there are, and how many could not be used."""
-    each = " a run" if len(runs) > 1 else ""
+    """Where the numbers of a picture are from, how many there are, and how many could not be used."""
+    each = " per run" if len(runs) > 1 else ""
     text = f"From {PAIRS}: {columns} of {span(of.size for of in runs)} trained pairs{each}."
-    if unusable := [of for of in runs if of.size < of.trained]:
-        counts = ", ".join(f"{of.trained - of.size:,} of {of.run.name}" for of in unusable)
-        text += f" Left out for an empty cell: {counts}."
+    if incomplete := [f"{of.trained - of.size:,} of {of.run.name}" for of in runs if of.size < of.trained]:
+        text += f" Left out for an empty cell: {', '.join(incomplete)}."
     return text + thinned_logs(of.run for of in runs)
 
 
 def thinned_logs(runs: Iterable[Run]) -> str:
-    """A sentence about the logs that are too long to be read whole; nothing where there is none."""
-    shares = ", ".join(f"one in {run.one_in} of {run.name}" for run in runs if run.one_in > 1)
-    return f" These are not all pairs, but evenly spaced ones of long logs: {shares}." if shares else ""
+    """A sentence about logs that are too long to be read whole; empty if there are none."""
+    parts = ", ".join(f"one in {run.one_in} of {run.name}" for run in runs if run.one_in > 1)
+    return f" These are not all pairs, but evenly spaced ones of long logs: {parts}." if parts else ""
 
 
 def span(numbers: Iterable[int]) -> str:

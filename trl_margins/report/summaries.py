@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 from .run_folder import Run
 
 RANKING = ("pwa", "pwa_all", "spearman")
-TIERS = 3  # thirds, as the trainers' flips/rate_low, _mid and _high
+TIERS = 3  # thirds, as in the trainers' flips/rate_low, _mid and _high
 
 _RANKING_KEY = re.compile(rf"eval_(?:(?P<set>.+)_)?(?P<metric>{'|'.join(sorted(RANKING, reverse=True))})")
 
@@ -27,38 +27,35 @@ class Curve:
 
     @property
     def best(self) -> int:
-        """Index of the greatest value, the first of them."""
+        """Index of the first greatest value."""
         return int(np.argmax(self.values))
 
 
 def ranking_curves(run: Run) -> dict[tuple[str, str], Curve]:
-    """(evaluation set, metric) → curve; the set is "" where there is only one."""
-    entries = during_training(run)
-    keys = dict.fromkeys(key for entry in entries for key in entry)
-    found = {key: match for key in keys if (match := _RANKING_KEY.fullmatch(key))}
-    curves = {(match["set"] or "", match["metric"]): _curve(entries, key) for key, match in found.items()}
+    """(evaluation set, metric) → curve. A single evaluation set has the name ""."""
+    keys = dict.fromkeys(key for entry in run.log_history for key in entry)
+    matches = {key: match for key in keys if (match := _RANKING_KEY.fullmatch(key))}
+    curves = {(match["set"] or "", match["metric"]): logged_curve(run, key) for key, match in matches.items()}
     return {name: curve for name, curve in curves.items() if curve.steps.size}
 
 
 def logged_curve(run: Run, key: str) -> Curve:
-    """Any number of the log; empty where it was never logged."""
-    return _curve(during_training(run), key)
-
-
-def _curve(entries: Sequence[Mapping[str, Any]], key: str) -> Curve:
-    """The last value of every step; not a number is no point."""
+    """The last finite value of every step; empty if there is none."""
+    older = key.replace("target_margins/", "margins/")  # the name in logs of older versions
     points = {
-        entry["step"]: entry[key]
-        for entry in entries
-        if "step" in entry and isinstance(entry.get(key), int | float) and np.isfinite(entry[key])
+        entry["step"]: value
+        for entry in _during_training(run)
+        if "step" in entry
+        and isinstance(value := entry.get(key, entry.get(older)), int | float)
+        and np.isfinite(value)
     }
     steps = sorted(points)
     return Curve(np.array(steps, float), np.array([points[step] for step in steps], float))
 
 
-def during_training(run: Run) -> Sequence[Mapping[str, Any]]:
-    """The log without what was evaluated after the best checkpoint had been loaded: it goes by the last step's number,
-    and is another step's model.
+def _during_training(run: Run) -> Sequence[Mapping[str, Any]]:
+    """The log without evaluations of the best checkpoint after training: they have the last step's number, and are of
+    another step's model.
     """
     if not run.config.get("load_best_model_at_end"):
         return run.log_history
@@ -67,39 +64,34 @@ def during_training(run: Run) -> Sequence[Mapping[str, Any]]:
 
 
 def shares(values: np.ndarray, edges: np.ndarray, mass: np.ndarray | None = None) -> np.ndarray:
-    """Share of the mass (of the number, without one) in each bin; what lies beyond the last edge is in the last bin.
+    """Share of the mass [N] (by default of the number) of the values [N] in each bin between the edges [bins + 1].
 
-    Args:
-        values: [N] ≥ the first edge.
-        edges: [bins + 1] rising.
-        mass: [N] ≥ 0, not all 0.
+    Values beyond the last edge are in the last bin.
     """
-    inside = np.clip(values, edges[0], edges[-1])  # the last bin is closed
-    counted, _ = np.histogram(inside, edges, weights=mass)
+    counted, _ = np.histogram(np.clip(values, edges[0], edges[-1]), edges, weights=mass)
     return counted / counted.sum()
 
 
 def thinned(n: int, most: int) -> np.ndarray:
-    """At most so many of 0 … n−1, evenly spaced and always the same."""
+    """At most `most` of 0 … n−1, evenly spaced and always the same."""
     return np.arange(n) if n <= most else np.linspace(0, n - 1, most).round().astype(int)
 
 
 def phases(n: int, most: int, least: int) -> list[slice]:
-    """Cuts n rows into equal parts: at most so many, of at least so many rows each (one part, if there are fewer)."""
+    """Cuts n rows into at most `most` equal parts of at least `least` rows each; one part if there are fewer."""
     cuts = np.linspace(0, n, min(most, max(n // least, 1)) + 1).round().astype(int)
     return [slice(a, b) for a, b in pairwise(cuts)]
 
 
 def tiers(weight: np.ndarray) -> np.ndarray:
-    """[N] 0, 1 or 2: whether a weight is in the lowest third, the middle or the highest; equal ones as they come."""
-    tier = np.empty(weight.size, dtype=int)
-    for i, rows in enumerate(np.array_split(np.argsort(weight, kind="stable"), TIERS)):
-        tier[rows] = i
-    return tier
+    """[N] 0, 1 or 2: the lowest third of the weights, the middle or the highest. Ties go by position."""
+    rank = np.empty(weight.size, dtype=int)
+    rank[np.argsort(weight, kind="stable")] = np.arange(weight.size) * TIERS // max(weight.size, 1)
+    return rank
 
 
 def rate(marked: np.ndarray) -> tuple[float, float, float]:
-    """Share of ones, with the ends of Wilson's 95 % interval; NaN of none."""
+    """Share of ones, with the ends of Wilson's 95 % interval; NaN if there are none."""
     from scipy.stats import binomtest
 
     if not marked.size:
@@ -110,7 +102,7 @@ def rate(marked: np.ndarray) -> tuple[float, float, float]:
 
 
 def mean(values: np.ndarray) -> tuple[float, float, float]:
-    """Mean, with the ends of its normal 95 % interval; NaN of none, an empty interval of one."""
+    """Mean, with the ends of its normal 95 % interval; NaN for no values, an empty interval for one."""
     if not values.size:
         return np.nan, np.nan, np.nan
     half = 1.96 * values.std(ddof=1) / np.sqrt(values.size) if values.size > 1 else 0.0
@@ -119,24 +111,22 @@ def mean(values: np.ndarray) -> tuple[float, float, float]:
 
 @dataclass(frozen=True)
 class Flips:
-    """How clean and flipped pairs were weighed. Arrays: [phases, 3] value, low, high."""
+    """The weights of clean and flipped pairs. Arrays: [phases, 3] value, low, high."""
 
     steps: np.ndarray  # [phases] mean step
     clean: np.ndarray
     flipped: np.ndarray
-    by_tier: Sequence[np.ndarray]  # bottom, middle, top
+    by_tier: Sequence[np.ndarray]  # lowest, middle, highest
     overall: float  # flip rate of all pairs
 
 
 def flips(step: np.ndarray, weight: np.ndarray, is_flipped: np.ndarray, most: int = 10, least: int = 40) -> Flips:
-    """Phases of pairs in the order of training; tiers are those of each phase."""
+    """Phases of pairs in the order of training, and the tiers within each phase."""
     marked = is_flipped > 0.5
-
-    def rows() -> Iterator[list[Any]]:
-        for phase in phases(step.size, most, least):
-            w, f = weight[phase], marked[phase]
-            tier = tiers(w)
-            yield [step[phase].mean(), mean(w[~f]), mean(w[f]), *(rate(f[tier == t]) for t in range(TIERS))]
-
-    steps, clean, flipped, *by_tier = (np.array(column, float) for column in zip(*rows(), strict=True))
-    return Flips(steps, clean, flipped, by_tier, float(marked.mean()))
+    rows = []
+    for phase in phases(step.size, most, least):
+        w, f = weight[phase], marked[phase]
+        by_tier = [rate(f[tiers(w) == t]) for t in range(TIERS)]
+        rows.append((step[phase].mean(), mean(w[~f]), mean(w[f]), *by_tier))
+    steps, clean, flipped, *of_tiers = (np.array(column, float) for column in zip(*rows, strict=True))
+    return Flips(steps, clean, flipped, of_tiers, float(marked.mean()))

@@ -36,7 +36,7 @@ from ..rows.opened import column_names
 from ..rows.scores import ScoreColumns, find_score_columns
 from ..rows.tokenized import TokenColumns, finish_tokenized
 from ..terms import Term
-from .cards import CardMixin
+from .card import CardMixin
 from .checkpoints import CheckpointMixin
 from .collator import PairCollator
 from .configs import MarginOptions, objective_of

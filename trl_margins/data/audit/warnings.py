@@ -1,15 +1,15 @@
-"""What of an audit deserves a warning, in words."""
+"""What an audit warns of, and which methods a split can train."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from ...pairs import IS_FLIPPED
-from .duplicates import SharedPrompts
-from .split import SplitAudit
+from ...pairs import IS_FLIPPED, SCORES
+from .counting import FACTOR, SharedPrompts
+from .splits import SplitAudit
 
-# Shares of the pairs from which on something is worth a warning
+# shares of the pairs from which on there is a warning
 TIES = 0.01
 DUPLICATES = 0.01
 TRUNCATED = 0.05
@@ -18,22 +18,52 @@ WITHOUT_COMMON_WORDS = 0.05
 
 
 def find_warnings(splits: Mapping[str, SplitAudit], shared: Sequence[SharedPrompts]) -> Iterator[str]:
-    """One sentence each; with its split's name where there are several."""
+    """One sentence each, with the name of the split where there are several."""
     for name, split in splits.items():
         where = f"{name}: " if len(splits) > 1 else ""
-        for of in (_of_rows, _of_scores, _of_texts, _of_lengths, _of_duplicates, _of_factors):
-            yield from (where + text for text in of(split))
+        for check in (_of_rows, _of_scores, _of_lengths, _of_texts):
+            yield from (where + text for text in check(split))
     for both in shared:
         (first, second), (n_first, n_second) = both.splits, both.n_rows
         yield (
-            f"{counted(both.n_prompts, 'prompt')} {'is' if both.n_prompts == 1 else 'are'} in both {first} "
-            f"({counted(n_first, 'row')}) and {second} ({counted(n_second, 'row')}), so {second} does not measure "
-            f"unseen prompts"
+            f"{_counted(both.n_prompts, 'prompt')} {'is' if both.n_prompts == 1 else 'are'} in both {first} "
+            f"({_counted(n_first, 'row')}) and {second} ({_counted(n_second, 'row')}), so {second} does not measure "
+            "unseen prompts"
         )
 
 
-def counted(n: int, noun: str) -> str:
+def why_not(split: SplitAudit, needs: Collection[str]) -> str | None:
+    """Why a method that reads the columns `needs` cannot train on the split; None if it can."""
+    missing = [name for name in ("chosen", "rejected") if name not in split.columns]
+    if missing:
+        return f"no column {' and no column '.join(missing)}"
+    if not split.n_rows:
+        return "no rows"
+    reasons = ["training refuses the rows"] if split.refused else []
+    for rows, verb in ((split.unreadable, "read"), (split.untokenizable, "tokenized")):
+        if rows is not None:
+            reasons.append(f"{_counted(rows.n, 'row')} cannot be {verb}")
+    if split.truncation is not None and 0 < split.truncation.n == split.truncation.n_left_empty:
+        reasons.append(f"every prompt fills max_length={split.truncation.max_length}")
+    if any(name in SCORES for name in needs):
+        if split.scores is None:
+            reasons.append("needs scores")
+        elif split.scores.bad:
+            reasons.append(f"column {split.scores.bad[0].column} holds bad scores")
+        elif split.scores.n_ties == split.n_rows:
+            reasons.append("all pairs are ties")
+    if FACTOR in needs and split.factors is not None and split.factors.problem:
+        reasons.append(f"column {FACTOR} holds bad values")
+    reasons += [f"needs a column {name}" for name in needs if name not in (*SCORES, FACTOR, *split.columns)]
+    return "; ".join(reasons) or None
+
+
+def _counted(n: int, noun: str) -> str:
     return f"{n} {noun}{'' if n == 1 else 's'}"
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part} of {_counted(whole, 'pair')} ({part / whole:.1%})"
 
 
 def _of_rows(split: SplitAudit) -> Iterator[str]:
@@ -45,19 +75,17 @@ def _of_rows(split: SplitAudit) -> Iterator[str]:
         return
     if split.refused:
         yield split.refused
-    for rows, what in ((split.unreadable, "read"), (split.untokenizable, "tokenized")):
+    for rows, verb in ((split.unreadable, "read"), (split.untokenizable, "tokenized")):
         if rows is not None:
-            n = counted(rows.n, "row")
-            yield f"{n} cannot be {what}, and training stops there; row {rows.first_row}: {rows.example}"
+            n = _counted(rows.n, "row")
+            yield f"{n} cannot be {verb}, and training stops there; row {rows.first_row}: {rows.example}"
     if split.n_flipped is not None:
-        flipped = _share(split.n_flipped, split.n_rows)
-        yield f"column {IS_FLIPPED} marks {flipped} as exchanged, which studies of noise do"
+        yield f"column {IS_FLIPPED} marks {_share(split.n_flipped, split.n_rows)} as flipped, as in studies of noise"
 
 
 def _instead_of_pairs(columns: Sequence[str]) -> str:
-    """What to do about columns chosen and rejected that are not there."""
-    alike = {name.strip().lower(): name for name in columns}
-    written = [(name, alike[name]) for name in ("chosen", "rejected") if alike.get(name, name) != name]
+    lower = {name.strip().lower(): name for name in columns}
+    written = [(name, lower[name]) for name in ("chosen", "rejected") if lower.get(name, name) != name]
     if not written:
         return "make pairs of these rows before training"
     meant = " and ".join(f"{name!r} instead of {given!r}" for name, given in written)
@@ -69,7 +97,7 @@ def _of_scores(split: SplitAudit) -> Iterator[str]:
     if scores is None:
         return
     for bad in scores.bad:
-        yield f"column {bad.column} has {bad.kinds()}: a method that needs scores stops there"
+        yield f"column {bad.column} has {bad}: a method that needs scores stops there"
     if scores.gap is None:
         return
     n = scores.gap.n
@@ -77,23 +105,12 @@ def _of_scores(split: SplitAudit) -> Iterator[str]:
         yield f"ties: gappo gives {_share(scores.n_ties, n)} weight 0"
     if scores.n_reversed:
         yield (
-            f"in {_share(scores.n_reversed, n)} the rejected answer has the higher score: gappo weighs them by the "
-            "gap's size all the same"
+            f"in {_share(scores.n_reversed, n)} the rejected completion has the higher score: gappo still weighs them "
+            "by the size of the gap"
         )
     lowest, highest = scores.gap.minimum, scores.gap.maximum
     if n > 1 and lowest and math.isclose(lowest, highest, rel_tol=1e-9):  # 3.1 − 3 is not 2.1 − 2
-        yield f"all score gaps are {lowest:g}: gappo is SimPO then, its loss times {abs(lowest):g}"
-
-
-def _of_texts(split: SplitAudit) -> Iterator[str]:
-    yield from split.notes
-    if split.empty_prompts is not None:
-        what = "answers that share no beginning, so without a prompt" if split.implicit else "an empty prompt"
-        rows = counted(split.empty_prompts.n, "row")
-        yield f"{rows} with {what}; the first is row {split.empty_prompts.first_row}"
-    for side, found in (("chosen", split.empty_chosen), ("rejected", split.empty_rejected)):
-        if found is not None:
-            yield f"{counted(found.n, f'{side} answer')} without text; the first is in row {found.first_row}"
+        yield f"all score gaps are {lowest:g}: gappo is then SimPO with its loss times {abs(lowest):g}"
 
 
 def _of_lengths(split: SplitAudit) -> Iterator[str]:
@@ -104,8 +121,8 @@ def _of_lengths(split: SplitAudit) -> Iterator[str]:
     for more, word in ((lengths.n_chosen_longer, "longer"), (lengths.n_chosen_shorter, "shorter")):
         if more > LONGER * n:
             yield (
-                f"the chosen answer is the {word} one in {_share(more, n)}: a model can learn the length instead of "
-                "what makes an answer better"
+                f"the chosen completion is the {word} one in {_share(more, n)}: a model can learn the length instead "
+                "of what makes a completion better"
             )
     if truncation is None:
         return
@@ -113,31 +130,27 @@ def _of_lengths(split: SplitAudit) -> Iterator[str]:
     if truncation.n_pairs > TRUNCATED * n:
         yield f"{limit} cuts {_share(truncation.n_pairs, n)}: raise it, or filter out the long ones"
     if truncation.n_left_empty:
-        yield (f"in {_share(truncation.n_left_empty, n)} the prompt alone fills {limit}: training drops the pair")
+        yield f"in {_share(truncation.n_left_empty, n)} the prompt alone fills {limit}: training drops the pair"
 
 
-def _of_duplicates(split: SplitAudit) -> Iterator[str]:
-    n, found = split.n_read, split.duplicates
-    if found is None:
-        return
-    if found.n_identical > DUPLICATES * n:
-        yield f"{_share(found.n_identical, n)} repeat another one"
-    if found.n_contradicting:
-        yield f"{_share(found.n_contradicting, n)} contradict another one: the same answers, the other way round"
-
-
-def _of_factors(split: SplitAudit) -> Iterator[str]:
-    factors = split.factors
-    if factors is None or not split.n_read:
-        return
-    if factors.problem:
+def _of_texts(split: SplitAudit) -> Iterator[str]:
+    yield from split.notes
+    if split.empty_prompts is not None:
+        what = "completions without a common beginning, so without a prompt" if split.implicit else "an empty prompt"
+        rows = _counted(split.empty_prompts.n, "row")
+        yield f"{rows} with {what}; the first is row {split.empty_prompts.first_row}"
+    for side, found in (("chosen", split.empty_chosen), ("rejected", split.empty_rejected)):
+        if found is not None:
+            yield f"{_counted(found.n, f'{side} completion')} without text; the first is in row {found.first_row}"
+    duplicates, factors, n = split.duplicates, split.factors, split.n_read
+    if duplicates is not None and duplicates.n_identical > DUPLICATES * n:
+        yield f"{_share(duplicates.n_identical, n)} repeat another one"
+    if duplicates is not None and duplicates.n_contradicting:
+        yield f"{_share(duplicates.n_contradicting, n)} contradict another one: the same completions, swapped"
+    if factors is not None and factors.problem and n:
         yield factors.problem
-    if factors.values is not None and factors.n_zero > WITHOUT_COMMON_WORDS * factors.values.n:
+    if factors is not None and factors.values is not None and factors.n_zero > WITHOUT_COMMON_WORDS * factors.values.n:
         yield (
             f"the evaluation factor is 0 in {_share(factors.n_zero, factors.values.n)}: gap-aware cannot tell apart "
-            "answers that share no word made of a–z or 0–9; BERTScore may be the better metric"
+            "completions that share no word made of a–z or 0–9; BERTScore may be the better metric"
         )
-
-
-def _share(part: int, whole: int) -> str:
-    return f"{part} of {counted(whole, 'pair')} ({part / whole:.1%})"

@@ -1,0 +1,164 @@
+"""The audit of one split."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ...pairs import IS_FLIPPED
+from ...rows import PreferenceRow, RowError, RowReader
+from ...rows.opened import RowCounts, count_rows, notes, reader_for, why_refused
+from ..evaluation_factors import completion_texts, compute
+from ..formats import transformed
+from . import counting
+from .counting import FACTOR, shortened
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of an audit."""
+
+    score_columns: Sequence[str] | None = None  # as for `find_score_columns`
+    min_score_gap: float = 2.0  # the evaluation's threshold
+    measure: counting.Measure | None = None  # counts tokens in readable rows; without it lengths are in words
+    max_length: int = 1024  # tokens of prompt and completion; needs `measure`
+    ef_sample: int = 1000  # at most so many rows get an evaluation factor, where there is no column of them
+    seed: int = 0  # of that sample
+    prompt_column: str | None = None  # as for `RowReader`
+    system_column: str | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """Rows that have something in common."""
+
+    n: int
+    first_row: int
+    example: str = ""
+
+
+@dataclass(frozen=True)
+class SplitAudit:
+    """The audit of one split. What needs pairs is None without the columns chosen and rejected."""
+
+    n_rows: int
+    columns: list[str]
+    n_read: int = 0  # pairs; what follows is about them
+    unreadable: Found | None = None
+    untokenizable: Found | None = None
+    implicit: bool = False  # no prompt apart from the completions
+    refused: str | None = None  # why training does not take the set, apart from single rows
+    notes: list[str] = field(default_factory=list)  # what training says of the rows
+    empty_prompts: Found | None = None
+    empty_chosen: Found | None = None
+    empty_rejected: Found | None = None
+    n_flipped: int | None = None  # None without that column
+    scores: counting.Scores | None = None
+    lengths: counting.PairLengths | None = None
+    truncation: counting.Truncation | None = None
+    duplicates: counting.Duplicates | None = None
+    factors: counting.Factors | None = None
+    methods: dict[str, str | None] = field(default_factory=dict)  # id → why not; None: it can be trained
+
+
+def audit_split(dataset: Dataset, split: str, settings: Settings) -> tuple[SplitAudit, Counter[bytes]]:
+    """The audit of a split without the methods, and the number of rows of each prompt."""
+    dataset = transformed(dataset)
+    columns, n_rows = list(dataset.column_names), len(dataset)
+    if not {"chosen", "rejected"} <= set(columns):
+        return SplitAudit(n_rows, columns), Counter()
+    dataset = dataset.with_format(None)
+    named, refused = (settings.prompt_column, settings.system_column), None
+    try:
+        reader = reader_for(dataset, split, *named)
+    except RowError as error:  # an audit goes on
+        reader, refused = RowReader.of(columns, split, *named), str(error)
+    scores = counting.score_gaps(dataset, settings.score_columns, settings.min_score_gap)
+    given = dataset[FACTOR][:] if FACTOR in columns else None
+    n_sampled = 0 if given is not None else min(settings.ef_sample, n_rows)
+    sample = np.random.default_rng(settings.seed).choice(n_rows, n_sampled, replace=False)
+    texts = _read_texts(dataset, reader, set(sample.tolist()))
+    reader = replace(reader, repeats_prompt=texts.counts.repeats_prompt)
+    if texts.unreadable:
+        logger.warning("%s: %d of %d rows cannot be read", split, len(texts.unreadable), n_rows)
+    words = np.array(texts.n_words, int).reshape(-1, 3)
+    if settings.measure is None:
+        lengths = counting.Lengths("words", *words.T)
+    else:
+        lengths = settings.measure(dataset, reader, texts.rows)
+    empty: dict[str, Any] = {
+        f"empty_{part}": _found({texts.rows[i]: "" for i in np.flatnonzero(column == 0)})
+        for part, column in zip(("prompts", "chosen", "rejected"), words.T, strict=True)
+    }
+    found = SplitAudit(
+        n_rows=n_rows,
+        columns=columns,
+        n_read=len(texts.rows),
+        unreadable=_found(texts.unreadable),
+        untokenizable=_found(lengths.problems),
+        implicit=reader.prompt_column is None,
+        refused=refused or why_refused(reader, texts.counts),
+        notes=[note.text for note in notes(reader, texts.counts)],
+        n_flipped=sum(map(bool, dataset[IS_FLIPPED][:])) if IS_FLIPPED in columns else None,
+        scores=scores,
+        lengths=counting.pair_lengths(lengths),
+        truncation=counting.truncation(lengths, settings.max_length),
+        duplicates=counting.count_duplicates(texts.keys),
+        factors=counting.evaluation_factors(given, texts.factors, split),
+        **empty,
+    )
+    return found, counting.count_prompts(texts.keys)
+
+
+def _found(problems: Mapping[int, str]) -> Found | None:
+    first = min(problems, default=None)
+    return None if first is None else Found(len(problems), first, shortened(problems[first]))
+
+
+@dataclass
+class Texts:
+    """What is gathered while the rows are read: never the texts themselves."""
+
+    counts: RowCounts = field(default_factory=RowCounts)
+    unreadable: dict[int, str] = field(default_factory=dict)  # row → why
+    rows: list[int] = field(default_factory=list)  # the readable ones, to which the next two lists belong
+    keys: list[counting.Key] = field(default_factory=list)
+    n_words: list[list[int]] = field(default_factory=list)  # prompt, chosen, rejected
+    factors: list[float] = field(default_factory=list)  # of the sample
+
+
+def _read_texts(dataset: Dataset, reader: RowReader, sample: set[int]) -> Texts:
+    """Reads every row as training does; computes evaluation factors in those of the sample."""
+    from datasets.utils import tqdm
+
+    texts = Texts()
+    implicit = reader.prompt_column is None
+    with tqdm(total=len(dataset), desc=f"Reading {reader.split}", delay=2, leave=False) as bar:
+
+        def unreadable(error: RowError, number: int) -> None:
+            bar.update()
+            texts.unreadable[number] = shortened(str(error))
+
+        def read(row: PreferenceRow, number: int) -> None:
+            bar.update()
+            prompt, completions = row.texts
+            chosen, rejected = map(counting.digest, row.completions)
+            texts.rows.append(number)
+            texts.keys.append((counting.digest(prompt), chosen, rejected))
+            texts.n_words.append([len(text.split()) for text in (prompt, *completions)])
+            if number in sample:
+                compared = completion_texts(row, implicit)
+                texts.factors += compute(compared[:1], compared[1:])
+
+        texts.counts = count_rows(dataset, reader, unreadable, read)
+    return texts

@@ -1,0 +1,409 @@
+"""The model card of a training: collects what the trainer knows, and has `report.card` write it."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accelerate.utils import is_peft_model
+from huggingface_hub import ModelCard
+from trl import DPOTrainer
+from trl.experimental.cpo import CPOTrainer
+from trl.trainer.utils import get_config_model_id
+
+from .. import __version__
+from ..data.bundled import BUNDLED_MODELS, BUNDLED_PREFIX
+from ..methods import Method
+from ..objective import Objective
+from ..registry import OPTIONS, option_fields
+from ..report.card import CardFacts, Image, SetFacts, completed, display_name, hub_id
+from ..report.card_results import logged_evaluations, read_report
+from ..report.markdown import python_text
+from ..report.run_folder import INFO, TRAINING, read_run
+from ..terms import Term
+from .configs import MarginOptions, config_class, origin_of
+
+if TYPE_CHECKING:
+    from trl.trainer.base_trainer import _BaseTrainer as TRLTrainer
+else:
+    TRLTrainer = object
+
+logger = logging.getLogger(__name__)
+
+CARD = "README.md"
+FIGURES = "figures"
+TAGS = ("trl-margins", "preference-optimization")
+
+_LOSS = ("loss_type", "loss_weights", "label_smoothing", "cpo_alpha", "alpha", "f_divergence_type")
+_ONLY_IN_SCRIPT = ("bf16", "fp16", "score_columns", "eval_min_score_gap")
+_ALWAYS_OF_PEFT = ("r", "lora_alpha", "lora_dropout", "target_modules")
+_NEVER_OF_PEFT = ("peft_type", "task_type", "inference_mode", "base_model_name_or_path", "revision", "peft_version")
+
+
+class CardMixin(TRLTrainer):
+    """A trainer whose model card says what it trained, and how."""
+
+    _method: Method | None
+    reproduce: str | None = None  # the command that starts this training
+    options: MarginOptions
+    objective: Objective
+    from_python: list[str]  # arguments: weight_term, margin_term, objective
+    set_facts: dict[str, SetFacts]
+
+    def _take_names(self) -> None:
+        """The name, paper and tags of the config's method, where the class has TRL's own; tags for search.
+
+        It runs before TRL's `__init__`, which gives the tags to the model.
+        """
+        method, tags = self.options.method, list(type(self)._tag_names)
+        if method and type(self)._name in (CPOTrainer._name, DPOTrainer._name):
+            self._name, self._paper = method.name, method.paper.as_trl()
+            tags += method.tags
+        elif self._method and isinstance(self, DPOTrainer):
+            tags += DPOTrainer._tag_names
+        tags += [term.name for term in self.objective.terms]
+        self._tag_names = list(dict.fromkeys([*tags, *TAGS]))
+
+    def create_model_card(  # type: ignore[override] # TRL's signature, not that of transformers
+        self,
+        model_name: str | None = None,
+        dataset_name: str | None = None,
+        tags: str | list[str] | None = None,
+        *,
+        eval_dataset_name: str | None = None,
+        reproduce: str | None = None,
+        evaluation: str | Path | Sequence[str | Path] = (),
+    ) -> None:
+        """Writes `README.md` and `figures/` to the output folder: TRL's card, with what was trained, on what and how.
+
+        During training (TRL writes a card with every checkpoint) no pictures are drawn. A card that cannot be written
+        is a warning: it costs neither the run nor the model.
+
+        Args:
+            model_name: name of the model. Default: the name of the output folder.
+            dataset_name: name of the training set. Linked if it can be a Hub id.
+            tags: further tags.
+            eval_dataset_name: name of the evaluation set, if it is not part of `dataset_name`.
+            reproduce: command that starts this training. Default: `trainer.reproduce`, or a Python script.
+            evaluation: files that `trl-margins evaluate --json` wrote for this model.
+
+        Raises:
+            ValueError: a file in `evaluation` that another program wrote.
+        """
+        if not self.is_world_process_zero():
+            return
+        reports = list(map(read_report, [evaluation] if isinstance(evaluation, str | Path) else evaluation))
+        try:
+            facts = card_facts(self, model_name, dataset_name, eval_dataset_name)
+            command = reproduce or self.reproduce
+            facts = dataclasses.replace(
+                facts,
+                reports=reports,
+                images=[] if self.is_in_train else pictures(self),
+                reproduce=command or python_script(self, facts),
+                reproduce_language="bash" if command else "python",
+            )
+            super().create_model_card(facts.model_name, dataset_name, tags)
+            file = Path(str(self.args.output_dir), CARD)
+            completed(ModelCard.load(file), facts).save(file)
+            if facts.adapter:
+                _add_peft_entries(self, file)
+        except Exception as error:
+            if not self.is_in_train and not isinstance(error, OSError):
+                raise
+            logger.warning(
+                "the model card of %s cannot be written (%s: %s); trainer.create_model_card() writes it again",
+                self.args.output_dir,
+                type(error).__name__,
+                error,
+            )
+
+
+def _add_peft_entries(trainer: Any, file: Path) -> None:
+    """PEFT adds its entries, but drops the tags, and names the folder of the base model."""
+    before = ModelCard.load(file).data
+    trainer.accelerator.unwrap_model(trainer.model).create_or_update_model_card(str(file.parent))
+    card = ModelCard.load(file)
+    added = [tag for tag in card.data.tags or [] if not tag.startswith("base_model:")]
+    if before.base_model:
+        added.append(f"base_model:adapter:{before.base_model}")
+    card.data.tags = list(dict.fromkeys([*(before.tags or []), *added]))
+    card.data.base_model = before.base_model
+    card.save(file)
+
+
+# Facts
+
+
+def card_facts(
+    trainer: Any, model_name: str | None, dataset_name: str | None, eval_dataset_name: str | None
+) -> CardFacts:
+    """What a trainer knows, without pictures."""
+    config, state, objective = trainer.args, trainer.state, trainer.objective
+    folder = Path(config.output_dir).resolve().name
+    loads_best = config.load_best_model_at_end and state.best_model_checkpoint and not trainer.is_in_train
+    best_step = state.best_global_step if loads_best else None
+    evals = trainer.eval_dataset
+    split = None if isinstance(evals, dict) else getattr(evals, "split", None)
+    return CardFacts(
+        model_name=model_name or folder,
+        model_id=trainer.hub_model_id or folder,
+        base_model=_base_model(trainer),
+        dataset_name=dataset_name,
+        trained_with=trainer._name,
+        version=__version__,
+        reward=objective.reward.name,
+        losses=objective.losses,
+        method=trainer.options.method,
+        weights=tuple(term.name for term in objective.weights),
+        margins=tuple(term.name for term in objective.margins),
+        gamma=objective.gamma,
+        settings=settings(trainer),
+        sets=list(trainer.set_facts.values()),
+        evaluations=logged_evaluations(state.log_history, best_step),
+        min_score_gap=trainer.options.eval_min_score_gap,
+        last_step=state.global_step,
+        best_step=best_step,
+        best_by=config.metric_for_best_model,
+        eval_dataset_name=eval_dataset_name,
+        eval_split=str(split) if split and str(split) != "train" else None,  # load_dataset calls every file train
+        adapter=_adapter_kind(trainer.model),
+        encoder_decoder=bool(getattr(trainer.model.config, "is_encoder_decoder", False)),
+        chat=bool(getattr(trainer.processing_class, "chat_template", None)),
+    )
+
+
+def _base_model(trainer: Any) -> str | None:
+    name = get_config_model_id(trainer.model.config)
+    bundled = Path(name).parent.name  # the model is in a folder with the name of its version
+    return BUNDLED_PREFIX + bundled if bundled in BUNDLED_MODELS else name or None
+
+
+def _adapter_kind(model: Any) -> str | None:
+    if not is_peft_model(model):
+        return None
+    kind = str(_plain(model.active_peft_config.peft_type))
+    return {"LORA": "LoRA"}.get(kind, kind)
+
+
+def pictures(trainer: Any) -> list[Image]:
+    """Draws the run folder; nothing before training, without a pair log, or without matplotlib."""
+    folder = Path(trainer.args.output_dir)
+    if trainer._pair_log is None or not trainer.state.global_step or not (folder / INFO).is_file():
+        return []
+    if find_spec("matplotlib") is None:
+        logger.info("no pictures for the model card: pip install 'trl-margins[report]'")
+        return []
+    from ..report.figures import draw_pictures
+    from ..report.page import render
+
+    try:
+        run = read_run(folder)
+    except (ValueError, FileNotFoundError) as error:
+        logger.warning("no pictures for the model card: %s", error)
+        return []
+    images: list[Image] = []
+    try:
+        for picture in draw_pictures([dataclasses.replace(run, name=trainer._name)]):
+            file = folder / FIGURES / f"{picture.name}.png"
+            file.unlink(missing_ok=True)  # an earlier run's would be uploaded with this card
+            if picture.figure is not None:
+                file.parent.mkdir(exist_ok=True)
+                file.write_bytes(render(picture.figure, "png"))
+                images.append(Image(f"{FIGURES}/{file.name}", picture.title, picture.caption))
+    except OSError as error:
+        logger.warning("the model card has only the first %d pictures: %s", len(images), error)
+    return images
+
+
+# Settings
+
+
+def settings(trainer: Any) -> list[tuple[str, Any]]:
+    """Config fields, or words, and their values."""
+    config, objective, model = trainer.args, trainer.objective, trainer.model
+    base = DPOTrainer if isinstance(trainer, DPOTrainer) else CPOTrainer
+    rows: list[tuple[str, Any]] = [
+        ("trainer", f"{type(trainer).__name__}, on TRL's {base.__name__}"),
+        ("reward", objective.reward.name),
+        ("beta", objective.beta),
+    ]
+    uses_target = objective.shared_margin or any(term.takes_target() for term in objective.margins)
+    if uses_target or (not objective.margins and getattr(config, "gamma_beta_ratio", None) is not None):
+        rows.append(("simpo_gamma", f"{objective.gamma:g} (in reward units, β inside)"))
+        rows.append(("gamma_beta_ratio", f"{objective.gamma / objective.beta:g} (the same, divided by β)"))
+    if "objective" not in trainer.from_python:
+        names = option_fields(type(objective.reward), "reward").values()
+        rows += [(name, getattr(config, name)) for name in names if name in OPTIONS]
+    for kind, terms in (("weight", objective.weights), ("margin", objective.margins)):
+        if not {f"{kind}_term", "objective"}.isdisjoint(trainer.from_python):
+            rows += _terms_from_python(kind, terms)
+        elif terms:
+            rows.append((kind, ", ".join(term.name for term in terms)))
+            rows += [(name, getattr(config, name)) for name in trainer.options.term_options(kind)]
+    if trainer.options.sam_radius:
+        rows += [("sam_radius", trainer.options.sam_radius), ("anchor_scope", trainer.options.anchor_scope)]
+    trained, total = _parameters(model)
+    rows += changed(config, _LOSS, always=("loss_type",))
+    rows.append(("trained parameters", f"{trained:,} of {total:,} ({100 * trained / max(total, 1):.3g} %)"))
+    if is_peft_model(model):
+        rows.append((f"{_adapter_kind(model)} adapter", _arguments(adapter_options(model))))
+    for name in TRAINING:
+        value = getattr(config, name, None)
+        if name == "warmup_steps" and value is not None and 0 < value < 1:
+            value = f"{value:g} of all steps"
+        if name not in (("num_train_epochs",) if config.max_steps > 0 else ("max_steps",)):
+            rows.append((name, value))
+    dtypes = ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters()}))
+    precision = trainer.accelerator.mixed_precision
+    rows += [
+        ("pairs per optimizer step", _batch(trainer)),
+        ("optimizer steps", trainer.state.global_step),
+        ("weights stored in", dtypes if precision == "no" else f"{dtypes}; computed in {precision}"),
+    ]
+    return [(name, value) for name, value in dict(rows).items() if value is not None]
+
+
+def _terms_from_python(kind: str, terms: Sequence[Term]) -> list[tuple[str, Any]]:
+    """Terms without config fields: their own attributes."""
+    rows: list[tuple[str, Any]] = []
+    for term in terms:
+        where = kind if len(terms) == 1 else f"{kind} {term.name}"
+        own = {name: value for name, value in getattr(term, "__dict__", {}).items() if _is_plain(value)}
+        rows += [(f"{where}: {name}", value) for name, value in own.items() if not name.startswith("_")]
+    names = ", ".join(f"{type(term).__name__} from Python" for term in terms)
+    return [(kind, names), *rows] if terms else []
+
+
+def _parameters(model: Any) -> tuple[int, int]:
+    """(trained, all). DeepSpeed's shards count as a whole."""
+    if is_peft_model(model):
+        return model.get_nb_trainable_parameters()
+    counts = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in model.parameters()]
+    return sum(n for n, trains in counts if trains), sum(n for n, _ in counts)
+
+
+def _batch(trainer: Any) -> str:
+    config = trainer.args
+    total = trainer.get_total_train_batch_size(config)
+    size, steps = config.per_device_train_batch_size, config.gradient_accumulation_steps
+    devices, rest = divmod(total, size * steps)
+    if rest or not devices:  # the size was found by trying
+        return str(total)
+    return f"{total} ({size} per device × {steps} accumulated × {devices} device{'s' * (devices != 1)})"
+
+
+def changed(config: Any, names: Sequence[str], always: Sequence[str] = ()) -> list[tuple[str, Any]]:
+    """The fields that differ from their defaults."""
+    defaults = {field.name: _plain(_default(field)) for field in dataclasses.fields(config)}
+    return [
+        (name, value)
+        for name in dict.fromkeys(names)
+        if name in defaults
+        and _is_plain(value := getattr(config, name))
+        and (name in always or _plain(value) != defaults[name])
+    ]
+
+
+def adapter_options(model: Any) -> dict[str, Any]:
+    """The options of an adapter that differ from their defaults, and the usual ones."""
+    config = model.active_peft_config
+    fields = [field.name for field in dataclasses.fields(config) if field.init and field.name not in _NEVER_OF_PEFT]
+    found = {name: _plain(value) for name, value in changed(config, fields, always=_ALWAYS_OF_PEFT)}
+    return {name: value for name, value in found.items() if name in _ALWAYS_OF_PEFT or value is not None}
+
+
+# The training as a Python script
+
+
+def python_script(trainer: Any, facts: CardFacts) -> str:
+    """The script that starts the training, with every setting of the card that is not the default of its config."""
+    config, model = trainer.args, trainer.model
+    names = [name for name, _ in facts.settings if name not in ("simpo_gamma", "gamma_beta_ratio")]
+    options = {"output_dir": facts.model_name, **dict(changed(config, [*names, *TRAINING, *_ONLY_IN_SCRIPT]))}
+    ratio = getattr(config, "gamma_beta_ratio", None)
+    if ratio is not None and ratio != getattr(config, "_default_gamma_beta_ratio", None):
+        options["gamma_beta_ratio"] = float(f"{ratio:.6g}")
+    arguments = {
+        "model": python_text(display_name(facts.base_model or "model")),
+        "args": "config",
+        "train_dataset": "train_dataset",
+    }
+    imports: dict[str, list[str]] = {}
+    if dataset := hub_id(facts.dataset_name):
+        imports["datasets"] = ["load_dataset"]
+        arguments["train_dataset"] = f'load_dataset({python_text(dataset)}, split="train")'
+    if trainer.eval_dataset is not None:
+        arguments["eval_dataset"] = "eval_dataset"
+    origin = origin_of(type(config))  # of a class with the options of registered terms
+    if isinstance(origin, tuple):
+        classes, made = [config_class, type(trainer)], f"config_class({', '.join(map(python_source, origin))})"
+    else:
+        classes, made = [origin, type(trainer)], origin.__name__
+    if is_peft_model(model):
+        classes.append(type(model.active_peft_config))
+        arguments["peft_config"] = f"{classes[-1].__name__}({_arguments(adapter_options(model))})"
+    arguments |= {name: name for name in trainer.from_python}
+    for cls in classes:
+        imports.setdefault(_home(cls), []).append(cls.__name__)
+    lines = [f"from {home} import {', '.join(sorted(names))}" for home, names in sorted(imports.items())]
+    lines += ["", *_registering(trainer), f"config = {made}("]
+    lines += [f"    {name}={python_source(value)}," for name, value in options.items()]
+    lines += [")", f"trainer = {type(trainer).__name__}("]
+    lines += [f"    {name}={source}," for name, source in arguments.items()]
+    return "\n".join([*lines, ")", "trainer.train()"])
+
+
+def _registering(trainer: Any) -> list[str]:
+    """Imports of the modules that registered what the config names."""
+    parts = [] if trainer.from_python else [trainer.objective.reward, *trainer.objective.terms]
+    package = __name__.partition(".")[0]
+    lines = []
+    for module, name in {type(part).__module__: part.name for part in parts}.items():
+        if module == "__main__":
+            lines.append(f"# register {name!r} here, as the training script did")
+        elif not module.startswith(f"{package}."):
+            lines.append(f"import {module}  # {name!r}")
+    return [*lines, ""] if lines else []
+
+
+def _home(cls: Any) -> str:
+    """The module to import a class or function from: the package itself where it has it."""
+    package = cls.__module__.partition(".")[0]
+    return package if getattr(import_module(package), cls.__name__, None) is cls else cls.__module__
+
+
+def _arguments(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={python_source(value)}" for name, value in options.items())
+
+
+def python_source(value: Any) -> str:
+    """The value as Python code."""
+    value = _plain(value)
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(python_source, value))}]"
+    return python_text(value) if isinstance(value, str) else repr(value)
+
+
+def _default(field: dataclasses.Field) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def _plain(value: Any) -> Any:
+    """The value as Python and JSON have it."""
+    if isinstance(value, Enum):
+        return value.value
+    return sorted(value) if isinstance(value, set | frozenset) else value
+
+
+def _is_plain(value: Any) -> bool:
+    value = _plain(value)
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, str | int | float | bool)

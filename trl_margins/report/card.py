@@ -34,17 +34,17 @@ _TOKEN = re.compile(r"(--hub[_-]token[= ])\S+")  # in a command: a card is publi
 _PROCEDURE, _VERSIONS = "\n## Training procedure\n", "\n### Framework versions\n"
 
 
-def _counted(label: str, meaning: str = "") -> Any:
-    return field(default=None, metadata={"label": label, "meaning": meaning})
+def _counted(label: str, meaning: str = "", default: Any = None) -> Any:
+    return field(default=default, metadata={"label": label, "meaning": meaning})
 
 
 @dataclass(frozen=True)
 class SetFacts:
-    """What was counted in a data set, None where it is unknown. Metadata: the column in the card, and its meaning."""
+    """What was counted in a data set. Metadata: the column in the card, and its meaning."""
 
     name: str  # train, eval, or one of several evaluation sets
     pairs: int | None = _counted("pairs")
-    score_columns: tuple[str, ...] | None = _counted("scores from")
+    score_columns: tuple[str, ...] = _counted("scores from", default=())
     ties: int | None = _counted("ties", "both completions have the same score")
     reversed: int | None = _counted("reversed", "the rejected completion has the higher score")
     flipped: int | None = _counted("flipped", "the label was swapped on purpose")
@@ -153,7 +153,7 @@ def completed(written: ModelCard, facts: CardFacts) -> ModelCard:
     )
     data.tags = list(dict.fromkeys(["generated_from_trainer", *tags]))
     data.eval_results = eval_results(facts.evaluations, facts.reports, facts.min_score_gap, step, *on_the_hub) or None
-    counts = [f for f in fields(SetFacts)[1:] if any(getattr(of, f.name) is not None for of in facts.sets)]
+    counts = [f for f in fields(SetFacts)[1:] if any(getattr(of, f.name) not in (None, ()) for of in facts.sets)]
     ranking = [image for image in facts.images if Path(image.file).stem == "ranking"]
     return ModelCard.from_template(
         data,
@@ -214,7 +214,7 @@ def _logged(facts: CardFacts) -> str:
 
 
 def _cell(value: Any) -> str:
-    if value is None:
+    if value in (None, ()):
         return "–"
     if isinstance(value, str | tuple):
         return ", ".join(map(code, value)) if isinstance(value, tuple) else code(value)

@@ -48,7 +48,6 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     from trl_margins.data.demo import make_preference_set
     from trl_margins.data.evaluation_factors import add_evaluation_factor
     from trl_margins.methods import METHODS
-    from trl_margins.pairs import PairBatch
     from trl_margins.trainers.configs import config_class
 
     rows = add_evaluation_factor(make_preference_set(args.pairs))
@@ -69,25 +68,22 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     with torch.no_grad():
         pairs = trainer.pair_logps(trainer.model, batch)
     scores = batch["pair_columns"] | {"evaluation_factor": torch.tensor(rows["evaluation_factor"][:]).to(pairs.chosen)}
+    terms = {method: {kind: c.terms(kind) for kind in ("weight", "margin")} for method, c in configs.items()}
     measured = {  # as the trainer would have; what measuring costs is in `step.py`
         name: torch.zeros_like(pairs.chosen)
-        for config in configs.values()
-        if config.margin
-        for name in getattr(config.margin_term(), "probes", ())[-1:]
+        for of_method in terms.values()
+        for term in of_method["margin"]
+        for name in term.probes[-1:]
     }
-    pair_batch = PairBatch(scores | measured, gather=trainer.accelerator.gather, training=True)
+    view = {"columns": scores | measured, "gather": trainer.accelerator.gather, "training": True}
     plain = trainer.objective
-    objectives = {
-        method: replace(plain, weight=c.weight_term(), margin=c.margin_term()) for method, c in configs.items()
-    }
-    objectives["gap-aware"].margin.fit(scores["evaluation_factor"])
-    objectives["gappo + amapo"] = replace(
-        plain, weight=configs["gappo"].weight_term(), margin=configs["amapo"].margin_term()
-    )
+    objectives = {method: replace(plain, **of_method) for method, of_method in terms.items()}
+    objectives["gap-aware"].margins[0].fit({"evaluation_factor": scores["evaluation_factor"]})
+    objectives["gappo + amapo"] = replace(plain, weight=terms["gappo"]["weight"], margin=terms["amapo"]["margin"])
     times: dict[str, list[float]] = {name: [] for name in ("plain", *objectives)}
     for _ in range(args.calls):
         for name, objective in {"plain": plain, **objectives}.items():
-            times[name].append(timed(lambda o=objective: o(pairs, pair_batch)))
+            times[name].append(timed(lambda o=objective: o(pairs, **view)))
     base = median(times.pop("plain"))
     return {"step": median(seconds), "terms": {name: median(each) - base for name, each in times.items()}}
 

@@ -51,7 +51,7 @@ def options(method_id: str, *patterns: str) -> str:
 
 def settings(method_id: str) -> str:
     """A method's defaults, and what its paper takes for each model."""
-    from trl_margins.methods import get_method
+    from trl_margins.registry import get_method
 
     method = get_method(method_id)
     models = {model: {**method.defaults, **own} for model, own in {"default": {}, **method.settings}.items()}
@@ -81,7 +81,7 @@ def gammas() -> str:
 
 def paper(method_id: str) -> str:
     """Its title, linked where it can be."""
-    from trl_margins.methods import get_method
+    from trl_margins.registry import get_method
 
     cited = get_method(method_id).paper
     return f"[{cited.title}](https://arxiv.org/abs/{cited.arxiv})" if cited.arxiv else cited.title
@@ -89,7 +89,7 @@ def paper(method_id: str) -> str:
 
 def citation(method_id: str) -> str:
     """What to cite it as."""
-    from trl_margins.methods import get_method
+    from trl_margins.registry import get_method
 
     return f"```bibtex\n{get_method(method_id).paper.citation}\n```"
 
@@ -152,20 +152,20 @@ def _model_config() -> Iterable[type]:
 
 def losses() -> str:
     """Which loss goes with what."""
-    from trl_margins.links import CPO_LOSSES, DPO_LOSSES, NOT_PER_PAIR, REFERENCE_FREE_LOSSES, TAKES_MARGIN
+    from trl_margins.links import CPO_LINKS, DPO_LINKS
 
     def mark(value: bool) -> str:
         return "yes" if value else ""
 
-    tables = (CPO_LOSSES, DPO_LOSSES, REFERENCE_FREE_LOSSES)
+    reference_free = [name for name, link in DPO_LINKS.items() if not link.needs_reference]
     rows = [
         (
             f"`{name}`",
-            *(mark(name in table) for table in tables),
-            mark(name not in NOT_PER_PAIR),
-            mark(name in TAKES_MARGIN),
+            *(mark(name in table) for table in (CPO_LINKS, DPO_LINKS, reference_free)),
+            mark(link.per_pair),
+            mark(link.takes_margin),
         )
-        for name in dict.fromkeys([*CPO_LOSSES, *DPO_LOSSES])
+        for name, link in {**DPO_LINKS, **CPO_LINKS}.items()
     ]
     return _table(("`loss_type`", "CPO base", "DPO base", "DPO base, no reference", "weight", "margin"), rows)
 

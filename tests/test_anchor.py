@@ -23,13 +23,14 @@ from transformers import LlamaForCausalLM
 
 from trl_margins import distributed
 from trl_margins.cli import main as cli
-from trl_margins.methods import METHODS, get_method
+from trl_margins.methods import METHODS
 from trl_margins.pairs import PairBatch, with_columns
 from trl_margins.probes.diagnostics import AnchorDiagnostics
 from trl_margins.probes.direction import Direction, GradientSum
 from trl_margins.probes.perturbation import perturbed, stochastic_round
 from trl_margins.probes.scope import parameters_in_scope
 from trl_margins.probes.selection import dataset_anchor_gaps, subsets
+from trl_margins.registry import get_method
 from trl_margins.terms.anchor import AnchorMargin, GradientNormMargin, anchor_margin, anchor_weight
 from trl_margins.trainers.configs import config_class
 from trl_margins.trainers.named import trainer_class

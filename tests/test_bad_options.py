@@ -31,11 +31,11 @@ from trl_margins.cli.train import _train, parse
 from trl_margins.data import bundled
 from trl_margins.data.evaluation_factors import compute
 from trl_margins.links import CPO_LOSSES, DPO_LOSSES
-from trl_margins.methods import get_method
 from trl_margins.objective import LengthNormalizedReward, Objective
 from trl_margins.pairs import PairBatch, PairLogps
 from trl_margins.recording.histograms import PairHistograms
 from trl_margins.recording.pair_log import PairLog
+from trl_margins.registry import get_method
 from trl_margins.report.run_folder import read_pairs
 from trl_margins.rows import tokens as processing
 from trl_margins.terms.adaptive import AdaptiveMargin

@@ -8,11 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from trl_margins.links import CPO_LOSSES, DPO_LOSSES, NOT_PER_PAIR, REFERENCE_FREE_LOSSES, TAKES_MARGIN
-from trl_margins.objective import LengthNormalizedReward, LogRatioReward, Objective, margin_loss
-from trl_margins.pairs import PairBatch, PairLogps
-from trl_margins.rewards import alphapo, length_normalized, log_ratio
+from trl_margins.links import CPO_LINKS, DPO_LINKS, margin_loss
+from trl_margins.objective import Objective
+from trl_margins.pairs import PairLogps, PairView
+from trl_margins.rewards import LengthNormalizedReward, LogRatioReward, alphapo, length_normalized, log_ratio
+from trl_margins.terms import Term
 from trl_margins.terms.score_gap import ScoreGapWeight, score_gap_weight
+
+NOT_PER_PAIR = {name for name, link in DPO_LINKS.items() if not link.per_pair}
+TAKES_MARGIN = {name for name, link in CPO_LINKS.items() if link.takes_margin}
 
 
 def softplus(x: np.ndarray) -> np.ndarray:
@@ -101,8 +105,8 @@ def test_score_gap_weight_edges():
 def test_the_mean_weight_is_that_of_all_ranks():
     """What one rank sees, when the other rank holds pairs of gap 3."""
     columns = {"score_chosen": torch.tensor([4.0, 2.0]), "score_rejected": torch.tensor([3.0, 2.0])}
-    batch = PairBatch(columns, gather=lambda local: torch.cat([local, torch.tensor([3.0, 3.0])]))
-    weight = ScoreGapWeight(normalize=True)(batch, torch.zeros(2))
+    view = PairView.of_gaps(torch.zeros(2), columns, gather=lambda local: torch.cat([local, torch.tensor([3.0, 3.0])]))
+    weight = ScoreGapWeight(normalize=True)(view)
     assert weight.tolist() == pytest.approx([1 / 1.75, 0.0])
 
 
@@ -143,10 +147,10 @@ def test_gappo_against_numpy(seed):
     chosen_scores, rejected_scores = rng.uniform(1, 10, (2, 9)).astype(np.float32)
     beta, ratio = rng.uniform(0.5, 10), rng.uniform(0, 1)
     objective = Objective(
-        LengthNormalizedReward(), {"simpo": 1.0}, CPO_LOSSES, beta, gamma=beta * ratio, weight=ScoreGapWeight()
+        LengthNormalizedReward(), CPO_LINKS["simpo"], beta, gamma=beta * ratio, weight=ScoreGapWeight()
     )
     columns = {"score_chosen": torch.tensor(chosen_scores), "score_rejected": torch.tensor(rejected_scores)}
-    output = objective(pairs, PairBatch(columns))
+    output = objective(pairs, columns)
     output.losses.mean().backward()
 
     lengths = pairs.chosen_length.numpy(), pairs.rejected_length.numpy()
@@ -159,51 +163,50 @@ def test_gappo_against_numpy(seed):
     np.testing.assert_allclose(pairs.rejected.grad.numpy(), -slope / lengths[1], rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", sorted(DPO_LOSSES.keys() - NOT_PER_PAIR))
+@pytest.mark.parametrize("name", sorted(DPO_LINKS.keys() - NOT_PER_PAIR))
 def test_a_weight_scales_every_per_pair_loss(name):
     pairs = random_pairs(1, reference=True)
     scores = {"score_chosen": torch.arange(7.0), "score_rejected": torch.zeros(7)}
-    common = {"reward": LogRatioReward(), "losses": {name: 1.0}, "table": DPO_LOSSES, "beta": 0.1}
+    common = {"reward": LogRatioReward(), "link": DPO_LINKS[name], "beta": 0.1}
     smoothing = {"label_smoothing": 0.1} if name == "exo_pair" else {}
-    plain = Objective(**common, **smoothing)(pairs, PairBatch()).losses
-    weighted = Objective(**common, **smoothing, weight=ScoreGapWeight())(pairs, PairBatch(scores)).losses
+    plain = Objective(**common, **smoothing)(pairs).losses
+    weighted = Objective(**common, **smoothing, weight=ScoreGapWeight())(pairs, scores).losses
     torch.testing.assert_close(weighted, torch.arange(7.0) * plain)
 
 
-class ConstantMargin:
+class ConstantMargin(Term):
     name = "constant"
-    columns = ()
 
-    def __call__(self, batch, reward_gap):
-        assert not reward_gap.requires_grad
-        return torch.full_like(reward_gap, 0.7)
+    def __call__(self, view):
+        assert not view.reward_gap.requires_grad
+        return torch.full_like(view.reward_gap, 0.7)
 
 
 @pytest.mark.parametrize("name", sorted(TAKES_MARGIN))
 def test_a_constant_margin_is_a_target_margin(name):
     pairs = random_pairs(2)
-    common = {"reward": LengthNormalizedReward(), "losses": {name: 1.0}, "table": CPO_LOSSES, "beta": 2.0}
-    with_term = Objective(**common, margin=ConstantMargin(), gamma=0.2)(pairs, PairBatch())
-    fixed = Objective(**common, gamma=0.9)(pairs, PairBatch())
+    common = {"reward": LengthNormalizedReward(), "link": CPO_LINKS[name], "beta": 2.0}
+    with_term = Objective(**common, margin=ConstantMargin(), gamma=0.2)(pairs)
+    fixed = Objective(**common, gamma=0.9)(pairs)
     torch.testing.assert_close(with_term.losses, fixed.losses)
     torch.testing.assert_close(with_term.margin, torch.full((7,), 0.9, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("name", sorted(DPO_LOSSES.keys() - TAKES_MARGIN))
+@pytest.mark.parametrize("name", sorted(DPO_LINKS.keys() - TAKES_MARGIN))
 def test_a_margin_with_another_loss_is_an_error_that_names_both(name):
     with pytest.raises(ValueError, match=f"'constant' does not go with loss_type '{name}'"):
-        Objective(LogRatioReward(), {name: 1.0}, DPO_LOSSES, 0.1, margin=ConstantMargin())
+        Objective(LogRatioReward(), DPO_LINKS[name], 0.1, margin=ConstantMargin())
 
 
 @pytest.mark.parametrize("name", sorted(NOT_PER_PAIR))
 def test_a_weight_with_a_batch_loss_is_an_error_that_names_both(name):
     with pytest.raises(ValueError, match=f"'score-gap' does not go with loss_type '{name}'"):
-        Objective(LogRatioReward(), {name: 1.0}, DPO_LOSSES, 0.1, weight=ScoreGapWeight())
+        Objective(LogRatioReward(), DPO_LINKS[name], 0.1, weight=ScoreGapWeight())
 
 
 def test_a_loss_that_needs_a_reference_is_an_error_without_one():
-    with pytest.raises(ValueError, match="'ipo' is unknown or does not go with LengthNormalizedReward"):
-        Objective(LengthNormalizedReward(), {"ipo": 1.0}, REFERENCE_FREE_LOSSES, 0.1)
+    with pytest.raises(ValueError, match="loss_type 'ipo' does not go with reward 'length-normalized'"):
+        Objective(LengthNormalizedReward(), DPO_LINKS["ipo"], 0.1)
 
 
 def test_pairs_do_not_see_each_other():
@@ -213,8 +216,6 @@ def test_pairs_do_not_see_each_other():
     names = ("chosen", "rejected", "chosen_length", "rejected_length")
     shuffled = PairLogps(**{name: getattr(pairs, name)[order] for name in names})
     scores = {"score_chosen": torch.arange(7.0), "score_rejected": torch.ones(7)}
-    objective = Objective(LengthNormalizedReward(), {"simpo": 1.0}, CPO_LOSSES, 2.0, weight=ScoreGapWeight())
+    objective = Objective(LengthNormalizedReward(), CPO_LINKS["simpo"], 2.0, weight=ScoreGapWeight())
     permuted = {name: column[order] for name, column in scores.items()}
-    torch.testing.assert_close(
-        objective(shuffled, PairBatch(permuted)).losses, objective(pairs, PairBatch(scores)).losses[order]
-    )
+    torch.testing.assert_close(objective(shuffled, permuted).losses, objective(pairs, scores).losses[order])

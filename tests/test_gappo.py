@@ -20,6 +20,7 @@ from trl_margins import (
     MarginCPOTrainer,
     MarginDPOConfig,
     MarginDPOTrainer,
+    Term,
 )
 from trl_margins.rows.scores import ScoreError
 
@@ -239,12 +240,11 @@ def test_mostly_ties_warn(tiny_model, tokenizer, tmp_path, caplog):
 def test_terms_from_python(tiny_model, tokenizer, tmp_path):
     """A margin of one's own, on a base without any term in its config."""
 
-    class Half:
+    class Half(Term):
         name = "half"
-        columns = ()
 
-        def __call__(self, batch, reward_gap):
-            return torch.full_like(reward_gap, 0.5)
+        def __call__(self, view):
+            return torch.full_like(view.reward_gap, 0.5)
 
     rows = preference_rows(6)
     settings = quiet(output_dir=str(tmp_path), loss_type="simpo", cpo_alpha=0.0)

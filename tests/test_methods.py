@@ -69,12 +69,14 @@ def test_every_method_trains_on_both_bases(method, base, tiny_model, tokenizer, 
 def test_any_weight_with_any_margin(weight, margin, base, tiny_model, tokenizer, tmp_path):
     """The weighted gradient is the weight times that of the margin alone."""
     rows = preference_rows(4, scores=lambda i: (5.0, 2.5))
+    rows = rows.add_column("pair_weight", [2.5] * 4).add_column("pair_margin", [0.1, 0.4, -0.2, 0.0])
     cls, config, settings = {
         "cpo": (MarginCPOTrainer, MarginCPOConfig, {"loss_type": "simpo", "cpo_alpha": 0.0}),
         "dpo": (MarginDPOTrainer, MarginDPOConfig, {"simpo_gamma": 0.5}),
     }[base]
+    columns = {"weight_column": "pair_weight", "margin_column": "pair_margin", "margin_column_unit": "reward"}
     both, alone = (
-        build(cls, config, tiny_model, tokenizer, tmp_path, rows, margin=margin, weight=w, **settings)
+        build(cls, config, tiny_model, tokenizer, tmp_path, rows, margin=margin, weight=w, **settings, **columns)
         for w in (weight, None)
     )
     _, weighted = loss_and_gradients(both, first_batch(both))
@@ -114,14 +116,10 @@ def test_a_margin_without_target_says_so(tiny_model, tokenizer, tmp_path):
 def test_gamma_dpo_is_centered(tiny_model, tmp_path):
     """As the authors' code has it; their equation on request."""
     kinds = {"reward": "log-ratio", "use_cpu": True}
-    assert GammaPODPOConfig(str(tmp_path), **kinds).margin_term().centered
-    assert not GammaPODPOConfig(str(tmp_path), **kinds, gamma_po_centered=False).margin_term().centered
-    assert not GammaPODPOConfig(str(tmp_path), use_cpu=True).margin_term().centered
-    assert not GammaPOConfig(str(tmp_path), use_cpu=True).margin_term().centered
-
-
-def test_gamma_po_zero_steps_is_the_optimum(tmp_path):
-    assert GammaPOConfig(str(tmp_path), use_cpu=True, gamma_po_steps=0).margin_term().steps is None
+    assert GammaPODPOConfig(str(tmp_path), **kinds).terms("margin")[0].centered
+    assert not GammaPODPOConfig(str(tmp_path), **kinds, gamma_po_centered=False).terms("margin")[0].centered
+    assert not GammaPODPOConfig(str(tmp_path), use_cpu=True).terms("margin")[0].centered
+    assert not GammaPOConfig(str(tmp_path), use_cpu=True).terms("margin")[0].centered
 
 
 class TestEvaluationFactors:

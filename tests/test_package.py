@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 import trl_margins
-from trl_margins.methods import METHODS, get_method
+from trl_margins.methods import METHODS
+from trl_margins.registry import get_method
 from trl_margins.trainers.configs import config_class
 from trl_margins.trainers.named import trainer_class
 
@@ -91,6 +92,7 @@ ROOMS = (
     "terms",
     "objective",
     "methods",
+    "registry",
     "rows",
     "forward",
     "distributed",

@@ -7,12 +7,21 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from trl_margins.links import CPO_LOSSES, margin_loss
-from trl_margins.objective import LengthNormalizedReward, LogRatioReward, Objective, SummedReward
-from trl_margins.pairs import PairBatch, PairLogps
-from trl_margins.rewards import alphapo, length_normalized, log_ratio
+from trl_margins.links import CPO_LINKS, margin_loss
+from trl_margins.objective import Objective
+from trl_margins.pairs import PairLogps, PairView
+from trl_margins.rewards import (
+    LengthNormalizedReward,
+    LogRatioReward,
+    SummedReward,
+    alphapo,
+    length_normalized,
+    log_ratio,
+)
+from trl_margins.terms import Term
 from trl_margins.terms.adaptive import AdaptiveMargin
 from trl_margins.terms.anchor import AnchorMargin, GradientNormMargin, anchor_weight
+from trl_margins.terms.column import ColumnMargin, ColumnWeight
 from trl_margins.terms.dynamic_target import DynamicTargetMargin
 from trl_margins.terms.evaluation_factor import EvaluationFactorMargin
 from trl_margins.terms.score_gap import ScoreGapWeight
@@ -28,14 +37,16 @@ TERMS = {
     "gap-aware, added": lambda: EvaluationFactorMargin(3.0, "sqrt", "add"),
     "gamma-po": lambda: DynamicTargetMargin(4.0),
     "gamma-po, low price": lambda: DynamicTargetMargin(4.0, tau=0.1),
-    "gamma-po, solved": lambda: DynamicTargetMargin(4.0, steps=0),
     "amapo": lambda: AdaptiveMargin(3.0),
     "amapo, paper": lambda: AdaptiveMargin(3.0, "paper"),
     "amapo, without z-normalisation": lambda: AdaptiveMargin(3.0, z_normalize=False),
     "amapo, linear": lambda: AdaptiveMargin(3.0, exponential=False, zero_well_ranked=False),
     "anchor": lambda: AnchorMargin(2.5, 0.25),
     "gradient norm": lambda: GradientNormMargin(2.5, 0.25),
+    "column": lambda: ColumnWeight("relative_gradient_norm"),
+    "column of margins": lambda: ColumnMargin("score_chosen", "gamma_beta_ratio", 2.5),
 }
+WEIGHTS = (ScoreGapWeight, ColumnWeight)
 numbers = st.floats(-1e4, 1e4, width=32)
 pairs = st.integers(1, 12).flatmap(
     lambda n: st.fixed_dictionaries(
@@ -51,11 +62,14 @@ pairs = st.integers(1, 12).flatmap(
 thorough = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
-def batch_of(drawn, dtype):
-    columns = {name: torch.tensor(drawn[name]) for name in ("score_chosen", "score_rejected", "evaluation_factor")}
+def view_of(drawn, dtype, order=slice(None)):
+    columns = {
+        name: torch.tensor(drawn[name])[order] for name in ("score_chosen", "score_rejected", "evaluation_factor")
+    }
     columns["anchor_gap"] = columns["score_chosen"]
     columns["relative_gradient_norm"] = columns["score_chosen"].abs()
-    return PairBatch(columns, training=True), torch.tensor(drawn["gap"]).to(dtype)
+    gap = torch.tensor(drawn["gap"])[order].to(dtype)
+    return PairView.of_gaps(gap, columns, training=True)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -66,11 +80,11 @@ def test_finite_for_finite_input(name, dtype, drawn):
     """Over two batches, the second with what the first left; and the loss made of it."""
     term = TERMS[name]()
     for _ in range(2):
-        batch, gap = batch_of(drawn, dtype)
-        values = term(batch, gap)
+        view = view_of(drawn, dtype)
+        gap, values = view.reward_gap, term(view)
         assert values.shape == gap.shape
         assert values.isfinite().all()
-        if isinstance(term, ScoreGapWeight):
+        if isinstance(term, WEIGHTS):
             assert (values >= 0).all()
             loss = margin_loss(gap, 0.5, values)
         else:
@@ -84,10 +98,11 @@ def test_finite_for_finite_input(name, dtype, drawn):
 def test_the_order_of_the_pairs_does_not_matter(name, drawn):
     """Up to the rounding of a mean; in float64, where the sizes of the numbers leave it room."""
     order = torch.tensor(drawn["order"])
-    batch, gap = batch_of(drawn, torch.float64)
-    turned = PairBatch({key: values[order] for key, values in batch.columns.items()}, training=True)
-    gap = gap / 100  # a hundred standard deviations from the mean, a last digit becomes a factor
-    one, other = TERMS[name]()(batch, gap)[order], TERMS[name]()(turned, gap[order])
+    # a hundred standard deviations from the mean, a last digit becomes a factor
+    drawn = {**drawn, "gap": [gap / 100 for gap in drawn["gap"]]}
+    view, turned = view_of(drawn, torch.float64), view_of(drawn, torch.float64, order)
+    gap = view.reward_gap
+    one, other = TERMS[name]()(view)[order], TERMS[name]()(turned)
     near_mean = (gap.float() - gap.float().mean()).abs()[order] < 1e-3  # on this side or on that of AMaPO's zero
     compared = ~near_mean if name.startswith("amapo") else torch.ones_like(near_mean)
     torch.testing.assert_close(other[compared], one[compared], rtol=2e-2 if "amapo" in name else 1e-4, atol=1e-4)
@@ -151,24 +166,24 @@ def test_gradients_by_finite_differences(name, reward):
     chosen, rejected = (-20 * draw[key] - 1 for key in ("a", "b"))
     references = (-20 * draw["c"], -20 * draw["d"])
     term = TERMS[name]()
-    kind = "weight" if isinstance(term, ScoreGapWeight) else "margin"
+    kind = "weight" if isinstance(term, WEIGHTS) else "margin"
 
     def objective(**terms):
-        return Objective(reward, {"sigmoid": 1.0}, CPO_LOSSES, beta=1.5, **terms)
+        return Objective(reward, CPO_LINKS["sigmoid"], beta=1.5, **terms)
 
     def logps(w, l):  # noqa: E741
         return PairLogps(w, l, *lengths, *references)
 
     whole = objective(**{kind: term})
-    batch = PairBatch({key: values.float() for key, values in columns.items()})
+    columns = {key: values.float() for key, values in columns.items()}
     w, l = chosen.clone().requires_grad_(), rejected.clone().requires_grad_()  # noqa: E741
-    output = whole(logps(w, l), batch)
+    output = whole(logps(w, l), columns)
     gradients = torch.autograd.grad(output.losses.sum(), (w, l))
 
-    class Constant:
-        name, columns, holds_target = "constant", (), True
+    class Constant(Term):
+        name, holds_target = "constant", True
 
-        def __call__(self, batch, reward_gap):
+        def __call__(self, view):
             return getattr(output, kind)
 
     frozen, step = objective(**{kind: Constant()}), 1e-6
@@ -178,7 +193,7 @@ def test_gradients_by_finite_differences(name, reward):
             for sign in (1, -1):
                 moved = [chosen.clone(), rejected.clone()]
                 moved[side][i] += sign * step
-                ends.append(frozen(logps(*moved), batch).losses.sum())
+                ends.append(frozen(logps(*moved), columns).losses.sum())
             slope = ((ends[0] - ends[1]) / (2 * step)).item()
             rounding = 2e-15 * abs(ends[0].item()) / step
             assert gradient[i].item() == pytest.approx(slope, rel=1e-4, abs=1e-7 + rounding)

@@ -18,7 +18,8 @@ from trl_margins.cli import main, train
 from trl_margins.cli import recipes as module
 from trl_margins.cli.recipes import recipe_folder, recipe_path, recipes
 from trl_margins.cli.train import build_trainer
-from trl_margins.methods import METHODS, get_method
+from trl_margins.methods import METHODS
+from trl_margins.registry import get_method
 from trl_margins.trainers.configs import MarginOptions
 
 ROOT = Path(__file__).parents[1]

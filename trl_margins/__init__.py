@@ -15,6 +15,8 @@ _HOMES = {
     "AMaPOTrainer": "trainers.named",
     "AdaptiveMargin": "terms.adaptive",
     "AnchorMargin": "terms.anchor",
+    "ColumnMargin": "terms.column",
+    "ColumnWeight": "terms.column",
     "DynamicTargetMargin": "terms.dynamic_target",
     "EvaluationFactorMargin": "terms.evaluation_factor",
     "GammaPOConfig": "trainers.configs",
@@ -38,28 +40,59 @@ _HOMES = {
     "GradientNormPODPOConfig": "trainers.configs",
     "GradientNormPODPOTrainer": "trainers.named",
     "GradientNormPOTrainer": "trainers.named",
+    "LengthNormalizedReward": "rewards",
+    "Link": "links",
+    "LogRatioReward": "rewards",
     "METHODS": "methods",
     "MarginCPOConfig": "trainers.configs",
     "MarginCPOTrainer": "trainers.cpo",
     "MarginDPOConfig": "trainers.configs",
     "MarginDPOTrainer": "trainers.dpo",
+    "Method": "methods",
     "Objective": "objective",
     "PairHistograms": "recording.histograms",
+    "PairLogps": "pairs",
+    "PairView": "pairs",
+    "Paper": "methods",
+    "Reward": "rewards",
     "ScoreGapWeight": "terms.score_gap",
     "SharpnessAwarePOConfig": "trainers.configs",
     "SharpnessAwarePODPOConfig": "trainers.configs",
     "SharpnessAwarePODPOTrainer": "trainers.named",
     "SharpnessAwarePOTrainer": "trainers.named",
+    "SummedReward": "rewards",
+    "Term": "terms",
+    "config_class": "trainers.configs",
+    "register_link": "registry",
+    "register_method": "registry",
+    "register_reward": "registry",
+    "register_term": "registry",
 }
 __all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:  # the same names, exported in the form that type checkers accept
+    from .links import Link as Link
     from .methods import METHODS as METHODS
+    from .methods import Method as Method
+    from .methods import Paper as Paper
     from .objective import Objective as Objective
+    from .pairs import PairLogps as PairLogps
+    from .pairs import PairView as PairView
     from .recording.histograms import PairHistograms as PairHistograms
+    from .registry import register_link as register_link
+    from .registry import register_method as register_method
+    from .registry import register_reward as register_reward
+    from .registry import register_term as register_term
+    from .rewards import LengthNormalizedReward as LengthNormalizedReward
+    from .rewards import LogRatioReward as LogRatioReward
+    from .rewards import Reward as Reward
+    from .rewards import SummedReward as SummedReward
+    from .terms import Term as Term
     from .terms.adaptive import AdaptiveMargin as AdaptiveMargin
     from .terms.anchor import AnchorMargin as AnchorMargin
     from .terms.anchor import GradientNormMargin as GradientNormMargin
+    from .terms.column import ColumnMargin as ColumnMargin
+    from .terms.column import ColumnWeight as ColumnWeight
     from .terms.dynamic_target import DynamicTargetMargin as DynamicTargetMargin
     from .terms.evaluation_factor import EvaluationFactorMargin as EvaluationFactorMargin
     from .terms.score_gap import ScoreGapWeight as ScoreGapWeight
@@ -79,6 +112,7 @@ if TYPE_CHECKING:  # the same names, exported in the form that type checkers acc
     from .trainers.configs import MarginDPOConfig as MarginDPOConfig
     from .trainers.configs import SharpnessAwarePOConfig as SharpnessAwarePOConfig
     from .trainers.configs import SharpnessAwarePODPOConfig as SharpnessAwarePODPOConfig
+    from .trainers.configs import config_class as config_class
     from .trainers.cpo import MarginCPOTrainer as MarginCPOTrainer
     from .trainers.dpo import MarginDPOTrainer as MarginDPOTrainer
     from .trainers.named import AMaPODPOTrainer as AMaPODPOTrainer

@@ -1,22 +1,19 @@
-"""Is a value one that an option can have? If not, an error that says which it can. Standard library alone."""
+"""Validate option values. Standard library alone."""
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import Field, dataclass, fields
+from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from numbers import Integral, Real
 from types import MappingProxyType
 from typing import Any
 
-logger = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class Number:
-    """The numbers that an option takes: never NaN or infinite, and within bounds where there are any."""
+    """The numbers that an option takes: finite, and within its bounds."""
 
     least: float | None = None
     most: float | None = None
@@ -37,7 +34,7 @@ class Number:
             ValueError: another value, with the option's name and what it takes.
         """
         if not (self._has(value) or (self.optional and value is None)):
-            hint = " (a text: leave the quotes out)" if isinstance(value, str) else ""
+            hint = " (got a string; remove the quotes)" if isinstance(value, str) else ""
             raise ValueError(f"{name} must be {self}; it is {value!r}{hint}")
 
     def _has(self, value: Any) -> bool:
@@ -53,7 +50,7 @@ class Number:
 
 
 def unknown(what: str, value: Any, known: Iterable[str]) -> ValueError:
-    """The error that lists what is known, and names what is most like the value."""
+    """The error that lists what is known, and names the nearest."""
     names = {name.lower(): name for name in known}
     nearest = get_close_matches(str(value).lower(), names, n=1)
     hint = f"; did you mean {names[nearest[0]]!r}?" if nearest else ""
@@ -64,7 +61,7 @@ _POSITIVE, _NOT_NEGATIVE, _FINITE = Number(above=0), Number(least=0), Number()
 _COUNT, _SIZE = Number(least=0, whole=True), Number(least=1, whole=True)
 _TOKENS = Number(least=1, whole=True, optional=True)
 
-# ours, and those of TRL's that the losses read
+# Our own, and those of TRL's that the losses read
 NUMBERS: Mapping[str, Number] = MappingProxyType(
     {
         "beta": _POSITIVE,
@@ -73,7 +70,7 @@ NUMBERS: Mapping[str, Number] = MappingProxyType(
         "score_gap_threshold": Number(least=0, optional=True),
         "gap_aware_floor": Number(above=0, below=1),
         "gamma_po_tau": _POSITIVE,
-        "gamma_po_steps": _COUNT,
+        "gamma_po_steps": _SIZE,
         "gamma_po_estimation_size": _SIZE,
         "gamma_po_queue_size": _COUNT,
         "amapo_estimation_size": _SIZE,
@@ -93,21 +90,11 @@ NUMBERS: Mapping[str, Number] = MappingProxyType(
     }
 )
 _NAMES = ("train_only", "score_columns", "anchor_scope")
-_CHOSEN = ("loss_type", "reward", "tokenization")  # of a base's config
-
-# prefix of options → the term that reads them
-_READ_BY = {
-    "score_gap_": ("weight", "score-gap"),
-    "gap_aware_": ("margin", "gap-aware"),
-    "gamma_po_": ("margin", "gamma-po"),
-    "amapo_": ("margin", "amapo"),
-    "anchor_": ("margin", "geometric-anchor"),
-}
-_READ_ELSEWHERE = ("anchor_scope", "gamma_po_centered")  # by other probes too; set by the config itself
+_CHOSEN = ("tokenization",)  # of a base's config
 
 
 def check_options(options: Any, own: Collection[str]) -> None:
-    """Looks at the fields of a config one by one.
+    """Checks the fields of a config one by one.
 
     Args:
         options: the config.
@@ -135,22 +122,7 @@ def check_options(options: Any, own: Collection[str]) -> None:
 def check_names(option: str, value: Any) -> None:
     """
     Raises:
-        ValueError: no list of texts, or an empty one.
+        ValueError: not a list of strings, or an empty one.
     """
     if not isinstance(value, list | tuple) or not value or not all(isinstance(name, str) for name in value):
         raise ValueError(f"{option} must be a list of one or more names; it is {value!r}")
-
-
-def warn_of_unread(options: Any, own: Mapping[str, Field]) -> None:
-    """Names the options of terms that were not chosen, where they are not what they are by default."""
-    for prefix, (kind, term) in _READ_BY.items():
-        if getattr(options, kind) == term:
-            continue
-        unread = [
-            name
-            for name, item in own.items()
-            if name.startswith(prefix) and name not in _READ_ELSEWHERE and getattr(options, name) != item.default
-        ]
-        if unread:
-            chosen = getattr(options, kind) or "none"
-            logger.warning("no effect of %s: for %s=%r, and this is %r", ", ".join(unread), kind, term, chosen)

@@ -1,9 +1,11 @@
-"""Per-pair preference losses, as TRL defines them. TRL has them inside its trainers, which return only their mean;
-a weight per pair needs each pair's own."""
+"""Links: from the reward gap and its margin to a loss per pair, as TRL defines them.
+
+TRL's trainers return only the mean over a batch; a weight per pair needs each pair's own loss.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +22,7 @@ def margin_loss(
     weight: Tensor | float = 1.0,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    r"""The equation of the house: :math:`w_i \cdot -\log\sigma(m_i - \gamma_i)`.
+    r"""The package's equation: :math:`w_i \cdot -\log\sigma(m_i - \gamma_i)`.
 
     With label smoothing ε: :math:`w_i \cdot [-(1-\varepsilon)\log\sigma(z_i) - \varepsilon\log\sigma(-z_i)]`,
     z = m − γ.
@@ -45,7 +47,7 @@ def margin_loss(
 
 @dataclass(frozen=True)
 class LossInputs:
-    """What a loss sees of B pairs. Scores are rewards before β."""
+    """What a link sees of B pairs. Scores are rewards before β."""
 
     pairs: PairLogps
     chosen: Tensor  # [B] score of y_w
@@ -68,7 +70,28 @@ class LossInputs:
         )
 
 
-PairLoss = Callable[[LossInputs], Tensor]
+@dataclass(frozen=True)
+class Link:
+    """A loss per pair under the name that a config's `loss_type` gives it.
+
+    Args:
+        name: of the loss.
+        function: from `LossInputs` to [B] losses.
+        takes_margin: it is a function of m − γ.
+        per_pair: row i is the loss of pair i alone; only such a loss can be weighted.
+        needs_reference: it means something for log-ratios to a reference model alone.
+        reads_smoothing: it has a label smoothing ε.
+    """
+
+    name: str
+    function: Callable[[LossInputs], Tensor]
+    takes_margin: bool = False
+    per_pair: bool = True
+    needs_reference: bool = False
+    reads_smoothing: bool = False
+
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        return self.function(inputs)
 
 
 def sigmoid(x: LossInputs) -> Tensor:
@@ -92,7 +115,7 @@ def ipo(x: LossInputs) -> Tensor:
 
 
 def ipo_per_token(x: LossInputs) -> Tensor:
-    """IPO on summed scores, divided by the answers' lengths as its authors do."""
+    """IPO on summed scores, divided by the completions' lengths as its authors do."""
     return (x.per_token_gap - 1 / (2 * x.beta)) ** 2
 
 
@@ -102,7 +125,7 @@ def sigmoid_norm(x: LossInputs) -> Tensor:
 
 
 def exo_pair(x: LossInputs) -> Tensor:
-    """EXO (arXiv 2402.00856), eq. 16 for two answers: KL(policy ‖ smoothed label)."""
+    """EXO (arXiv 2402.00856), eq. 16 for two completions: KL(policy ‖ smoothed label)."""
     epsilon = torch.tensor(x.label_smoothing, device=x.chosen.device)
     m = x.reward_gap
     return torch.sigmoid(m) * (F.logsigmoid(m) - torch.log1p(-epsilon)) + torch.sigmoid(-m) * (
@@ -167,35 +190,36 @@ def sft(x: LossInputs) -> Tensor:
     return x.pairs.sft_loss.expand_as(x.chosen)
 
 
-CPO_LOSSES: Mapping[str, PairLoss] = {
-    "sigmoid": smoothed_sigmoid,
-    "hinge": hinge,
-    "ipo": ipo,
-    "simpo": smoothed_sigmoid,
+# Without a reference model only the gap of the two scores, or the chosen completion's likelihood, means something
+CPO_LINKS: dict[str, Link] = {
+    link.name: link
+    for link in (
+        Link("sigmoid", smoothed_sigmoid, takes_margin=True, reads_smoothing=True),
+        Link("hinge", hinge, takes_margin=True),
+        Link("ipo", ipo),
+        Link("simpo", smoothed_sigmoid, takes_margin=True, reads_smoothing=True),
+        Link("alphapo", smoothed_sigmoid, takes_margin=True, reads_smoothing=True),  # to TRL, simpo without SFT loss
+    )
 }
-DPO_LOSSES: Mapping[str, PairLoss] = {
-    "sigmoid": sigmoid,
-    "hinge": hinge,
-    "ipo": ipo_per_token,
-    "exo_pair": exo_pair,
-    "nca_pair": nca_pair,
-    "robust": robust,
-    "bco_pair": bco_pair,
-    "sppo_hard": sppo_hard,
-    "aot": aot,
-    "aot_unpaired": aot_unpaired,
-    "apo_zero": apo_zero,
-    "apo_down": apo_down,
-    "discopop": discopop,
-    "sft": sft,
-    "sigmoid_norm": sigmoid_norm,
+DPO_LINKS: dict[str, Link] = {
+    link.name: link
+    for link in (
+        Link("sigmoid", sigmoid, takes_margin=True),
+        Link("hinge", hinge, takes_margin=True),
+        Link("ipo", ipo_per_token, needs_reference=True),
+        Link("exo_pair", exo_pair, reads_smoothing=True),
+        Link("nca_pair", nca_pair, needs_reference=True),
+        Link("robust", robust, reads_smoothing=True),
+        Link("bco_pair", bco_pair, needs_reference=True),
+        Link("sppo_hard", sppo_hard, needs_reference=True),
+        Link("aot", aot, per_pair=False, reads_smoothing=True, needs_reference=True),
+        Link("aot_unpaired", aot_unpaired, per_pair=False, reads_smoothing=True, needs_reference=True),
+        Link("apo_zero", apo_zero, needs_reference=True),
+        Link("apo_down", apo_down, needs_reference=True),
+        Link("discopop", discopop),
+        Link("sft", sft, per_pair=False),
+        Link("sigmoid_norm", sigmoid_norm, needs_reference=True),
+    )
 }
-
-# without a reference model only the gap of the two scores, or the chosen answer's likelihood, means something
-REFERENCE_FREE_LOSSES: Mapping[str, PairLoss] = {
-    name: DPO_LOSSES[name] for name in ("sigmoid", "hinge", "robust", "exo_pair", "discopop", "sft")
-}
-
-TAKES_MARGIN = frozenset({"sigmoid", "hinge", "simpo"})  # losses of m − γ
-NOT_PER_PAIR = frozenset({"aot", "aot_unpaired", "sft"})  # a row of these is not one pair's loss
-READS_SMOOTHING = frozenset({smoothed_sigmoid, exo_pair, robust, aot, aot_unpaired})
+# TRL gives the same name to different losses on its two bases
+LINKS: dict[str, dict[str, Link]] = {"cpo": CPO_LINKS, "dpo": DPO_LINKS}

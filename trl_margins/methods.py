@@ -1,28 +1,33 @@
-"""THE table of methods. Trainers, configs, CLI, model cards and docs read it; nothing repeats it."""
+"""The table of methods. Trainers, configs, CLI, model cards and docs read it; nothing repeats it."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from .checks import unknown
 from .terms import Term
 from .terms.adaptive import AdaptiveMargin
 from .terms.anchor import AnchorMargin, GradientNormMargin
+from .terms.column import ColumnMargin, ColumnWeight
 from .terms.dynamic_target import DynamicTargetMargin
 from .terms.evaluation_factor import EvaluationFactorMargin
 from .terms.score_gap import ScoreGapWeight
 
-WEIGHTS: Mapping[str, type[Term]] = MappingProxyType({ScoreGapWeight.name: ScoreGapWeight})
-MARGINS: Mapping[str, type[Term]] = MappingProxyType(
-    {
-        term.name: term
-        for term in (EvaluationFactorMargin, DynamicTargetMargin, AdaptiveMargin, AnchorMargin, GradientNormMargin)
-    }
-)
+WEIGHTS: dict[str, type[Term]] = {term.name: term for term in (ScoreGapWeight, ColumnWeight)}
+MARGINS: dict[str, type[Term]] = {
+    term.name: term
+    for term in (
+        EvaluationFactorMargin,
+        DynamicTargetMargin,
+        AdaptiveMargin,
+        AnchorMargin,
+        GradientNormMargin,
+        ColumnMargin,
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class Paper:
 
 @dataclass(frozen=True)
 class Method:
-    """One row: a named choice of reward and terms, with its paper and the paper's settings."""
+    """A named choice of reward and terms, with its paper and the paper's settings."""
 
     id: str
     name: str
@@ -49,8 +54,8 @@ class Method:
     formula: str
     reward: str
     defaults: Mapping[str, Any]  # config fields, both bases
-    weight: str | None = None
-    margin: str | None = None
+    weight: str | Sequence[str] | None = None  # a term by name, or several, which multiply
+    margin: str | Sequence[str] | None = None  # or which add
     keep_best: str | None = None  # evaluation metric whose best checkpoint is kept
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # model of the paper → its own values
     tags: tuple[str, ...] = ()
@@ -275,21 +280,11 @@ _ROWS = (
         tags=("simpo", "sharpness-aware"),
     ),
 )
-METHODS: Mapping[str, Method] = MappingProxyType({method.id: method for method in _ROWS})
+METHODS: dict[str, Method] = {method.id: method for method in _ROWS}
 
 
-def get_method(method_id: str) -> Method:
-    """The row of a method's id.
-
-    Raises:
-        ValueError: no such row. Three papers' names differ by their letters' case alone, so a name is told from an id.
-    """
-    if isinstance(method_id, str) and method_id in METHODS:
-        return METHODS[method_id]
-    names = {method.id: method.name for method in METHODS.values()}
-    named = [key for key, name in names.items() if name == method_id]
-    named = named or [key for key, name in names.items() if name.lower() == str(method_id).lower()]
-    if not named:
-        raise unknown("method", method_id, METHODS)
-    hint = " or ".join(f"{key!r} ({names[key]})" for key in named)
-    raise ValueError(f"unknown method {method_id!r}; known: {', '.join(METHODS)}; did you mean {hint}?")
+def names_of(named: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The names of one term, of several, or of none."""
+    if named is None:
+        return ()
+    return (named,) if isinstance(named, str) else tuple(named)

@@ -1,152 +1,105 @@
-"""Puts reward, weight, margin and loss together: from `PairLogps` and `PairBatch` to one loss per pair."""
+"""Puts reward, link, weights and margins together: from `PairLogps` and the batch's columns to one loss per pair."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, reduce
+from operator import add, mul
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .checks import Number, unknown
-from .links import NOT_PER_PAIR, READS_SMOOTHING, TAKES_MARGIN, LossInputs, PairLoss, margin_loss
-from .pairs import PairBatch, PairLogps
-from .rewards import DIVERGENCES, alphapo, length_normalized, log_ratio
+from .checks import Number
+from .links import Link, LossInputs
+from .pairs import PairLogps, PairView
+from .rewards import Reward
 from .terms import Term
 
-__all__ = [
-    "LengthNormalizedReward",
-    "LogRatioReward",
-    "Objective",
-    "ObjectiveOutput",
-    "SummedReward",
-    "margin_loss",
-]
-
 logger = logging.getLogger(__name__)
-
-Reward = Callable[[PairLogps], tuple[Tensor, Tensor]]
-
-
-@dataclass(frozen=True)
-class LengthNormalizedReward:
-    """SimPO: mean log-probability per token; with α ≠ 0 in AlphaPO's shape. No reference model."""
-
-    alpha: float = 0.0
-
-    def __call__(self, pairs: PairLogps) -> tuple[Tensor, Tensor]:
-        return (
-            alphapo(length_normalized(pairs.chosen, pairs.chosen_length), self.alpha),
-            alphapo(length_normalized(pairs.rejected, pairs.rejected_length), self.alpha),
-        )
-
-
-@dataclass(frozen=True)
-class SummedReward:
-    """CPO: summed log-probability; with α ≠ 0 in AlphaPO's shape. No reference model."""
-
-    alpha: float = 0.0
-
-    def __call__(self, pairs: PairLogps) -> tuple[Tensor, Tensor]:
-        return alphapo(pairs.chosen, self.alpha), alphapo(pairs.rejected, self.alpha)
-
-
-@dataclass(frozen=True)
-class LogRatioReward:
-    """DPO: log-ratio to the reference model, or another f-divergence's score of it."""
-
-    divergence: str = "reverse_kl"
-    alpha: float = 0.5
-
-    def __post_init__(self) -> None:
-        if self.divergence not in DIVERGENCES:
-            raise unknown("f_divergence_type", self.divergence, DIVERGENCES)
-
-    def __call__(self, pairs: PairLogps) -> tuple[Tensor, Tensor]:
-        return (
-            log_ratio(pairs.chosen, pairs.ref_chosen, self.divergence, self.alpha),
-            log_ratio(pairs.rejected, pairs.ref_rejected, self.divergence, self.alpha),
-        )
 
 
 @dataclass(frozen=True)
 class ObjectiveOutput:
-    """What one batch of B pairs came to. Everything but `losses` is detached."""
+    """The losses of a batch of B pairs and what they were computed from. Everything but `losses` is detached."""
 
     losses: Tensor  # [B] weight included
     chosen_reward: Tensor  # [B] β inside
     rejected_reward: Tensor  # [B]
-    weight: Tensor | None  # [B], None where every pair weighs 1
-    margin: Tensor | None  # [B] reward units, None without a margin term
-    slope: Tensor | None = None  # [B] how fast the loss falls in the reward gap, weight not included; in training
+    view: PairView
+    weights: Mapping[str, Tensor]  # weight term → [B]
+    margins: Mapping[str, Tensor]  # margin term → [B] reward units
+    weight: Tensor | None  # [B] the product of the weights, None where every pair weighs 1
+    margin: Tensor | None  # [B] the sum of the margins and the shared target margin, None without a margin term
+    gradient_scale: Tensor | None = None  # [B] −∂loss/∂(r_w − r_l), weight not included; in training
 
 
 @dataclass(frozen=True)
 class Objective:
-    """A reward, the losses of its gap, and the optional weight and margin of each pair.
+    """loss_i = weight_i · link( (r_w,i − r_l,i) − margin_i ).
 
     Args:
         reward: from log-probabilities to the two scores of each pair.
-        losses: loss type → its share of the sum (TRL's multi-loss lists have several).
-        table: loss type → function; one of the tables in `losses`.
+        link: from the reward gap and the margin to a loss per pair; of several, link → its share of the sum.
         beta: β.
-        gamma: target margin that all pairs share, in reward units; not used by a margin term that holds it itself.
-        weight: weight term.
-        margin: margin term.
-        label_smoothing: ε of the losses that have one.
+        gamma: target margin that all pairs share, in reward units; not used beside a margin term that holds it itself.
+        weight: a weight term, or several, which multiply.
+        margin: a margin term, or several, which add.
+        label_smoothing: ε of the links that have one.
         discopop_tau: τ of DiscoPOP.
+        is_trls: reward and link are those that TRL's own trainer computes from the same config.
 
     Raises:
-        ValueError: an unknown loss type, a term that does not go with one, or a number that a loss cannot take.
+        TypeError: a term that is not a `Term`.
+        ValueError: parts that do not go together, two terms of the same name, or a number that a link cannot take.
     """
 
     reward: Reward
-    losses: Mapping[str, float]
-    table: Mapping[str, PairLoss]
+    link: Link | Mapping[Link, float]
     beta: float
     gamma: float = 0.0
-    weight: Term | None = None
-    margin: Term | None = None
+    weight: Term | Sequence[Term] | None = None
+    margin: Term | Sequence[Term] | None = None
     label_smoothing: float = 0.0
     discopop_tau: float = 0.05
+    is_trls: bool = field(default=False, repr=False, compare=False)
 
-    def __post_init__(self) -> None:
-        for name in self.losses:
-            if name not in self.table:
-                raise ValueError(
-                    f"loss_type {name!r} is unknown or does not go with {type(self.reward).__name__}; "
-                    f"these do: {', '.join(sorted(self.table))}"
-                )
-            if self.weight is not None and name in NOT_PER_PAIR:
-                raise ValueError(
-                    f"weight {self.weight.name!r} does not go with loss_type {name!r}, "
-                    "which has no loss per pair to weigh"
-                )
-            if name not in TAKES_MARGIN and (self.margin is not None or self.gamma):
-                margin = repr(self.margin.name) if self.margin is not None else f"of {self.gamma} (simpo_gamma)"
-                raise ValueError(
-                    f"margin {margin} does not go with loss_type {name!r}: "
-                    f"only {', '.join(sorted(TAKES_MARGIN))} subtract a margin from the reward gap"
-                )
-        self._check_numbers()
+    @cached_property
+    def links(self) -> Mapping[Link, float]:
+        """Link → its share of the loss."""
+        return {self.link: 1.0} if isinstance(self.link, Link) else self.link
 
-    def _check_numbers(self) -> None:
-        Number(above=0).check("beta", self.beta)
-        Number().check("simpo_gamma", self.gamma)
-        Number(above=0).check("discopop_tau", self.discopop_tau)
-        Number(least=0, most=0.5).check("label_smoothing", self.label_smoothing)
-        if "robust" in self.losses:  # it divides by 1 − 2ε
-            Number(least=0, below=0.5).check("label_smoothing of loss_type 'robust'", self.label_smoothing)
-        if "exo_pair" in self.losses:  # and this takes its logarithm
-            Number(above=0, most=0.5).check("label_smoothing of loss_type 'exo_pair'", self.label_smoothing)
-        for name, share in self.losses.items():
-            Number(least=0).check(f"the weight of loss_type {name!r} (loss_weights)", share)
-        if not any(self.losses.values()):
-            raise ValueError(f"no loss to train on: loss_type is {list(self.losses)}, and all its loss_weights are 0")
-        reads_smoothing = [name for name in self.losses if self.table.get(name) in READS_SMOOTHING]
-        if self.label_smoothing and not reads_smoothing:
-            logger.warning("label_smoothing=%g has no effect with loss_type %s", self.label_smoothing, [*self.losses])
+    @property
+    def losses(self) -> dict[str, float]:
+        """Name of a link → its share of the loss."""
+        return {link.name: share for link, share in self.links.items()}
+
+    @cached_property
+    def weights(self) -> tuple[Term, ...]:
+        """The weight terms."""
+        return _terms(self.weight)
+
+    @cached_property
+    def margins(self) -> tuple[Term, ...]:
+        """The margin terms."""
+        return _terms(self.margin)
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        """Weights and margins."""
+        return self.weights + self.margins
+
+    @property
+    def named_terms(self) -> tuple[tuple[str, Term], ...]:
+        """("weight", term) and ("margin", term) of each."""
+        return (*(("weight", term) for term in self.weights), *(("margin", term) for term in self.margins))
+
+    @property
+    def remembering(self) -> tuple[Term, ...]:
+        """Terms with a state, which goes into the checkpoint."""
+        return tuple(term for term in self.terms if type(term).state_dict is not Term.state_dict)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -154,19 +107,79 @@ class Objective:
         return tuple(dict.fromkeys(name for term in self.terms for name in term.columns))
 
     @property
-    def terms(self) -> tuple[Term, ...]:
-        return tuple(term for term in (self.weight, self.margin) if term is not None)
+    def needs_reference(self) -> bool:
+        """Whether the reward or a term reads the reference model's log-probabilities."""
+        return self.reward.needs_reference or any(term.needs_reference for term in self.terms)
 
     @property
-    def _shared_margin(self) -> float:
-        return 0.0 if getattr(self.margin, "holds_target", False) else self.gamma
+    def shared_margin(self) -> float:
+        """The target margin that is the same for all pairs."""
+        return 0.0 if any(term.holds_target for term in self.margins) else self.gamma
 
-    def __call__(self, pairs: PairLogps, batch: PairBatch) -> ObjectiveOutput:
+    def __post_init__(self) -> None:
+        for kind, terms in {"weight": self.weights, "margin": self.margins}.items():
+            _check_terms(kind, terms)
+        names = [term.name for term in self.remembering]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(
+                f"a weight and a margin are both called {twice[0]!r}: a checkpoint has one state per name"
+            )
+        for link in self.links:
+            self._check_link(link)
+        self._check_numbers()
+
+    def _check_link(self, link: Link) -> None:
+        if link.needs_reference and not self.reward.needs_reference:
+            raise ValueError(
+                f"loss_type {link.name!r} does not go with reward {self.reward.name!r}: it is a loss of log-ratios to "
+                "a reference model"
+            )
+        if self.weights and not link.per_pair:
+            raise ValueError(
+                f"weight {self.weights[0].name!r} does not go with loss_type {link.name!r}, "
+                "which has no loss per pair to weight"
+            )
+        if not link.takes_margin and (self.margins or self.gamma):
+            margin = repr(self.margins[0].name) if self.margins else f"of {self.gamma} (simpo_gamma)"
+            raise ValueError(
+                f"margin {margin} does not go with loss_type {link.name!r}, which does not subtract a margin from the "
+                "reward gap"
+            )
+
+    def _check_numbers(self) -> None:
+        Number(above=0).check("beta", self.beta)
+        Number().check("simpo_gamma", self.gamma)
+        Number(above=0).check("discopop_tau", self.discopop_tau)
+        Number(least=0, most=0.5).check("label_smoothing", self.label_smoothing)
+        names = [link.name for link in self.links]
+        if "robust" in names:  # it divides by 1 − 2ε
+            Number(least=0, below=0.5).check("label_smoothing of loss_type 'robust'", self.label_smoothing)
+        if "exo_pair" in names:  # and this takes its logarithm
+            Number(above=0, most=0.5).check("label_smoothing of loss_type 'exo_pair'", self.label_smoothing)
+        for link, share in self.links.items():
+            Number(least=0).check(f"the weight of loss_type {link.name!r} (loss_weights)", share)
+        if not any(self.links.values()):
+            raise ValueError(f"no loss to train on: loss_type is {names}, and all its loss_weights are 0")
+        if self.label_smoothing and not any(link.reads_smoothing for link in self.links):
+            logger.warning("label_smoothing=%g has no effect with loss_type %s", self.label_smoothing, names)
+
+    def __call__(self, pairs: PairLogps, columns: Mapping[str, Tensor] | None = None, **view: Any) -> ObjectiveOutput:
+        """The losses of B pairs.
+
+        Args:
+            pairs: their log-probabilities.
+            columns: the batch's columns, name → [B].
+            **view: `gather`, `first` and `training` of `PairView`.
+
+        Raises:
+            ValueError: a term whose value has another shape than [B], or a gradient.
+        """
         chosen, rejected = self.reward(pairs)
-        gap = self.beta * (chosen - rejected).detach()
-        with torch.no_grad():
-            weight = self.weight(batch, gap) if self.weight is not None else None
-            margin = self.margin(batch, gap) + self._shared_margin if self.margin is not None else None
+        seen = PairView.of(pairs, (chosen, rejected), self.beta, columns, **view)
+        weights = {term.name: _value("weight", term, seen) for term in self.weights}
+        margins = {term.name: _value("margin", term, seen) for term in self.margins}
+        weight = reduce(mul, weights.values()) if weights else None
+        margin = reduce(add, margins.values()) + self.shared_margin if margins else None
         inputs = LossInputs(
             pairs,
             chosen,
@@ -176,20 +189,58 @@ class Objective:
             label_smoothing=self.label_smoothing,
             discopop_tau=self.discopop_tau,
         )
-        losses = sum(share * self.table[name](inputs) for name, share in self.losses.items())
+        losses = reduce(add, (share * link(inputs) for link, share in self.links.items()))
         if pairs.policy_weight is not None:
             losses = pairs.policy_weight * losses
-        slope = self._slope(losses, chosen, rejected) if batch.training and losses.requires_grad else None
+        scale = self._gradient_scale(losses, chosen, rejected) if seen.training and losses.requires_grad else None
         if weight is not None:
             losses = weight * losses
         rewards = self.beta * chosen.detach(), self.beta * rejected.detach()
-        return ObjectiveOutput(losses, *rewards, weight, margin, slope)
+        return ObjectiveOutput(losses, *rewards, seen, weights, margins, weight, margin, scale)
 
-    def _slope(self, losses: Tensor, chosen: Tensor, rejected: Tensor) -> Tensor:
-        """[B] −∂loss/∂(r_w − r_l); of a loss that is no function of the gap, the mean of both sides' slopes."""
+    def _gradient_scale(self, losses: Tensor, chosen: Tensor, rejected: Tensor) -> Tensor:
+        """[B] −∂loss/∂(r_w − r_l); of a loss that is not a function of the gap, the mean over both sides."""
         sides = [(sign, score) for sign, score in ((-1, chosen), (1, rejected)) if score.requires_grad]
         gradients = torch.autograd.grad(
             losses.sum(), [score for _, score in sides], retain_graph=True, materialize_grads=True
         )
-        slopes = [sign * gradient for (sign, _), gradient in zip(sides, gradients, strict=True)]
-        return sum(slopes) / (len(slopes) * self.beta)
+        scales = [sign * gradient for (sign, _), gradient in zip(sides, gradients, strict=True)]
+        return reduce(add, scales) / (len(scales) * self.beta)
+
+
+def _terms(given: Term | Sequence[Term] | None) -> tuple[Term, ...]:
+    if given is None:
+        return ()
+    return tuple(given) if isinstance(given, Sequence) else (given,)
+
+
+def _check_terms(kind: str, terms: Sequence[Term]) -> None:
+    for term in terms:
+        if not isinstance(term, Term) or not isinstance(getattr(term, "name", None), str):
+            raise TypeError(
+                f"the {kind} {getattr(term, 'name', term)!r} is not a Term: let its class inherit from "
+                "trl_margins.Term and give it a name"
+            )
+    names = [term.name for term in terms]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"two {kind} terms are called {twice[0]!r}: logs and checkpoints know a term by its name")
+    with_target = [term.name for term in terms if kind == "margin" and term.takes_target()]
+    if len(with_target) > 1:
+        raise ValueError(
+            f"margins {' and '.join(map(repr, with_target))} each hold the target margin γ, so that their sum would "
+            "have it more than once: name one of them"
+        )
+
+
+def _value(kind: str, term: Term, view: PairView) -> Tensor:
+    """[B] what a term returns. Inputs are detached: a gradient can only come from the term's own tensors."""
+    value, expected = term(view), tuple(view.reward_gap.shape)
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"{kind} {term.name!r} returned a {type(value).__name__}, expected a tensor of shape {expected}"
+        )
+    if tuple(value.shape) != expected:
+        raise ValueError(f"{kind} {term.name!r} returned shape {tuple(value.shape)}, expected {expected}")
+    if value.requires_grad:
+        raise ValueError(f"{kind} {term.name!r} returned a tensor that requires grad; detach it")
+    return value

@@ -1,4 +1,4 @@
-"""The two dataclasses that everything passes. B is the number of pairs of one batch on this rank."""
+"""The dataclasses that everything passes. B is the number of pairs of one batch on this rank."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ CACHED = "cached_pairs"  # the `PairLogps` of a batch whose forward pass has bee
 ROW = "row_number"  # in the training set, as the trainer was given it
 IS_FLIPPED = "is_flipped"
 SCORES = ("score_chosen", "score_rejected")  # what the terms call them, whatever the data set does
+FACTOR = "evaluation_factor"  # the similarity of the two completions; computed where the data set has none
 
 
 @dataclass(frozen=True)
 class PairLogps:
     """What one forward pass says about B pairs.
 
-    Log-probabilities are natural logarithms, summed over the answer's tokens; lengths count those tokens.
+    Log-probabilities are natural logarithms, summed over the completion's tokens; lengths count those tokens.
     """
 
     chosen: Tensor  # [B] Σ_t log π(y_w,t | x, y_w,<t), with gradient
@@ -32,9 +33,19 @@ class PairLogps:
     ref_chosen: Tensor | None = None  # [B] under the reference model, without gradient
     ref_rejected: Tensor | None = None  # [B]
     policy_weight: Tensor | None = None  # [B] how likely the policy itself writes the pair (WPO), without gradient
-    sft_loss: Tensor | None = None  # [] mean negative log-likelihood of the chosen answers' tokens
+    sft_loss: Tensor | None = None  # [] mean negative log-likelihood of the chosen completions' tokens
     aux_loss: Tensor | None = None  # [] load-balancing loss of a mixture-of-experts model
-    token_stats: Mapping[str, Tensor] = field(default_factory=dict)  # name → [] means over answer tokens, for the log
+    token_stats: Mapping[str, Tensor] = field(default_factory=dict)  # name → [] means over completion tokens, for logs
+
+
+def mean_logps(logps_sum: Tensor, lengths: Tensor) -> Tensor:
+    """[B] mean log-probability per token, in nats; 0 for a completion that truncation left empty."""
+    return torch.where(lengths > 0, logps_sum / lengths.clamp(min=1), 0.0)
+
+
+def upcast(values: Tensor) -> Tensor:
+    """The values in their own dtype, at least float32."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _this_rank(values: Tensor) -> Tensor:
@@ -42,16 +53,88 @@ def _this_rank(values: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class PairBatch:
-    """What the data set says about the same B pairs, and how to see those of the other ranks."""
+class PairView:
+    """What a term sees of B pairs. Every tensor is detached."""
 
-    columns: Mapping[str, Tensor] = field(default_factory=dict)  # name → [B], float32
+    reward_gap: Tensor  # [B] m = r_w − r_l, β inside
+    unscaled_gap: Tensor  # [B] the same before β; Δ, nats per token, where the reward is length-normalized
+    beta: float
+    chosen_logps: Tensor  # [B] log π(y_w), summed over tokens, in nats
+    rejected_logps: Tensor  # [B] log π(y_l)
+    chosen_length: Tensor  # [B] |y_w| in tokens, 0 where truncation left nothing
+    rejected_length: Tensor  # [B] |y_l|
+    ref_chosen_logps: Tensor | None = None  # [B] log π_ref(y_w); None without a reference model
+    ref_rejected_logps: Tensor | None = None  # [B] log π_ref(y_l)
+    columns: Mapping[str, Tensor] = field(default_factory=dict)  # the batch's: name → [B], float32
     gather: Callable[[Tensor], Tensor] = _this_rank  # [B] → those of all ranks, rank by rank
-    first: int = 0  # where this rank's begin among them
+    first: int = 0  # where this rank's pairs begin among the gathered
     training: bool = False  # terms that remember learn from training batches only
 
-    def __getitem__(self, name: str) -> Tensor:
-        return self.columns[name]
+    @classmethod
+    def of(
+        cls,
+        pairs: PairLogps,
+        scores: tuple[Tensor, Tensor],
+        beta: float,
+        columns: Mapping[str, Tensor] | None = None,
+        gather: Callable[[Tensor], Tensor] = _this_rank,
+        first: int = 0,
+        training: bool = False,
+    ) -> PairView:
+        """The view of pairs with these scores, (chosen, rejected) rewards before β."""
+        gap = (scores[0] - scores[1]).detach()
+        return cls(
+            reward_gap=beta * gap,
+            unscaled_gap=gap,
+            beta=beta,
+            chosen_logps=pairs.chosen.detach(),
+            rejected_logps=pairs.rejected.detach(),
+            chosen_length=pairs.chosen_length,
+            rejected_length=pairs.rejected_length,
+            ref_chosen_logps=pairs.ref_chosen,
+            ref_rejected_logps=pairs.ref_rejected,
+            columns=columns or {},
+            gather=gather,
+            first=first,
+            training=training,
+        )
+
+    @classmethod
+    def of_gaps(
+        cls, reward_gap: Tensor, columns: Mapping[str, Tensor] | None = None, beta: float = 1.0, **view: Any
+    ) -> PairView:
+        """A view for tests of a term: pairs with these reward gaps, each completion one token long."""
+        gap, length = reward_gap.detach() / beta, torch.ones_like(reward_gap, dtype=torch.long)
+        logps = gap, torch.zeros_like(gap)
+        return cls(reward_gap.detach(), gap, beta, *logps, length, length, columns=columns or {}, **view)
+
+    def __getitem__(self, column: str) -> Tensor:
+        """[B] a column of the batch."""
+        if column not in self.columns:
+            raise KeyError(
+                f"the batch has no column {column!r}, only {sorted(self.columns)}: name it in the term's `columns`"
+            )
+        return self.columns[column]
+
+    @property
+    def chosen_mean_logps(self) -> Tensor:
+        """[B] log π(y_w) / |y_w|, in nats per token."""
+        return mean_logps(self.chosen_logps, self.chosen_length)
+
+    @property
+    def rejected_mean_logps(self) -> Tensor:
+        """[B] log π(y_l) / |y_l|, in nats per token."""
+        return mean_logps(self.rejected_logps, self.rejected_length)
+
+    @property
+    def chosen_log_ratio(self) -> Tensor | None:
+        """[B] log π(y_w) − log π_ref(y_w); None without a reference model."""
+        return None if self.ref_chosen_logps is None else self.chosen_logps - self.ref_chosen_logps
+
+    @property
+    def rejected_log_ratio(self) -> Tensor | None:
+        """[B] log π(y_l) − log π_ref(y_l); None without a reference model."""
+        return None if self.ref_rejected_logps is None else self.rejected_logps - self.ref_rejected_logps
 
 
 def with_columns(batch: Mapping[str, Any], columns: Mapping[str, torch.Tensor]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Implicit rewards: from an answer's log-probability to a score, before the factor β.
+"""Implicit rewards: from a completion's log-probability to a score, before the factor β.
 
 The reward of the papers is r = β · score; `objective` multiplies by β once, for all of them.
 """
@@ -6,10 +6,17 @@ The reward of the papers is r = β · score; `objective` multiplies by β once, 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .checks import unknown
+from .pairs import PairLogps, mean_logps
 
 # exp(x) above this is no longer a number once it is cast back to the dtype of the log-probabilities
 _LARGEST_EXPONENT = {torch.float16: 11.0}
@@ -18,18 +25,18 @@ _LARGEST_EXPONENT = {torch.float16: 11.0}
 def length_normalized(logps_sum: Tensor, lengths: Tensor) -> Tensor:
     r"""SimPO's and GapPO's score: the mean log-probability per token, :math:`\frac{1}{|y|} \log \pi_\theta(y|x)`.
 
-    An answer that truncation left empty has reward 0, where 0/0 would be NaN (GapPO, section 3.6).
+    A completion that truncation left empty has reward 0, where 0/0 would be NaN (GapPO, section 3.6).
 
     Args:
-        logps_sum: [B] summed log-probabilities of the answers, in nats.
-        lengths: [B] number of answer tokens.
+        logps_sum: [B] summed log-probabilities of the completions, in nats.
+        lengths: [B] number of completion tokens.
 
     Returns:
         [B] mean log-probabilities, in nats per token.
 
     Source: SimPO (arXiv 2405.14734), eq. 3; GapPO, eq. 8.
     """
-    return torch.where(lengths > 0, logps_sum / lengths.clamp(min=1), 0.0)
+    return mean_logps(logps_sum, lengths)
 
 
 DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
@@ -68,7 +75,7 @@ def log_ratio(logps: Tensor, ref_logps: Tensor, divergence: str = "reverse_kl", 
     if divergence == "alpha_divergence":
         exponent = ((alpha - 1) * log_u).float().clamp(max=_LARGEST_EXPONENT.get(log_u.dtype, 80.0))
         return (torch.exp(exponent) - 1).to(log_u.dtype) / (alpha - 1)
-    raise ValueError(f"unknown f_divergence_type {divergence!r}; known: {', '.join(DIVERGENCES)}")
+    raise unknown("f_divergence_type", divergence, DIVERGENCES)
 
 
 def alphapo(logps: Tensor, alpha: float) -> Tensor:
@@ -83,3 +90,79 @@ def alphapo(logps: Tensor, alpha: float) -> Tensor:
     if abs(alpha) < 1e-7:  # no difference that float32 could show, and in it α may round to 0
         return logps
     return -torch.expm1(-alpha * logps) / alpha
+
+
+class Reward(ABC):
+    """An implicit reward: from the log-probabilities of B pairs to the two scores of each, before β.
+
+    An argument of `__init__` is a config field: `option_prefix` and the argument's name, or what `option_fields` says.
+    """
+
+    name: ClassVar[str]
+    option_prefix: ClassVar[str] = ""  # "" makes it the name with underscores
+    option_fields: ClassVar[Mapping[str, str]] = {}  # argument → config field
+    needs_reference: ClassVar[bool] = False  # reads `ref_chosen` and `ref_rejected`
+
+    @abstractmethod
+    def __call__(self, pairs: PairLogps) -> tuple[Tensor, Tensor]:
+        """[B] scores of the chosen and of the rejected completions, with gradient."""
+
+
+@dataclass(frozen=True)
+class LengthNormalizedReward(Reward):
+    """SimPO: mean log-probability per token; with α ≠ 0 in AlphaPO's shape. No reference model."""
+
+    alpha: float = 0.0
+    name: ClassVar[str] = "length-normalized"
+    option_fields: ClassVar[Mapping[str, str]] = {"alpha": "alpha"}
+
+    def __call__(self, pairs: PairLogps) -> tuple[Tensor, Tensor]:
+        return (
+            alphapo(length_normalized(pairs.chosen, pairs.chosen_length), self.alpha),
+            alphapo(length_normalized(pairs.rejected, pairs.rejected_length), self.alpha),
+        )
+
+
+@dataclass(frozen=True)
+class SummedReward(Reward):
+    """CPO: summed log-probability; with α ≠ 0 in AlphaPO's shape. No reference model."""
+
+    alpha: float = 0.0
+    name: ClassVar[str] = "sum"
+    option_fields: ClassVar[Mapping[str, str]] = {"alpha": "alpha"}
+
+    def __call__(self, pairs: PairLogps) -> tuple[Tensor, Tensor]:
+        return alphapo(pairs.chosen, self.alpha), alphapo(pairs.rejected, self.alpha)
+
+
+@dataclass(frozen=True)
+class LogRatioReward(Reward):
+    """DPO: log-ratio to the reference model, or another f-divergence's score of it."""
+
+    divergence: str = "reverse_kl"
+    alpha: float = 0.5
+    name: ClassVar[str] = "log-ratio"
+    option_fields: ClassVar[Mapping[str, str]] = {
+        "divergence": "f_divergence_type",
+        "alpha": "f_alpha_divergence_coef",
+    }
+    needs_reference: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.divergence not in DIVERGENCES:
+            raise unknown("f_divergence_type", self.divergence, DIVERGENCES)
+
+    def __call__(self, pairs: PairLogps) -> tuple[Tensor, Tensor]:
+        if pairs.ref_chosen is None or pairs.ref_rejected is None:
+            raise ValueError(
+                "reward 'log-ratio' needs the reference model's log-probabilities: train on DPOTrainer's base"
+            )
+        return (
+            log_ratio(pairs.chosen, pairs.ref_chosen, self.divergence, self.alpha),
+            log_ratio(pairs.rejected, pairs.ref_rejected, self.divergence, self.alpha),
+        )
+
+
+REWARDS: dict[str, type[Reward]] = {
+    reward.name: reward for reward in (LengthNormalizedReward, SummedReward, LogRatioReward)
+}

@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
     measure = None
     if args.model_name_or_path:
         measure = in_tokens_of(load_tokenizer(args.model_name_or_path, trust_remote_code=args.trust_remote_code))
-    from ..methods import METHODS
+    from ..registry import get_method, method_ids
 
     found = audit(
         splits,
@@ -70,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
         max_length=max_length_of(args.max_length, args.model_name_or_path),
         ef_sample=args.ef_sample,
         seed=args.seed,
-        methods={method.id: columns_of(method) for method in METHODS.values()},
+        methods={method_id: columns_of(get_method(method_id)) for method_id in method_ids()},
         prompt_column=args.prompt_column,
         system_column=args.system_column,
     )
@@ -86,9 +86,10 @@ def main(argv: Sequence[str]) -> int:
 
 def columns_of(method: Any) -> list[str]:
     """The columns that a method's terms read."""
-    from ..methods import MARGINS, WEIGHTS
+    from ..methods import names_of
+    from ..registry import term_class
 
-    terms = [table[name] for table, name in ((WEIGHTS, method.weight), (MARGINS, method.margin)) if name]
+    terms = [term_class(kind, name) for kind in ("weight", "margin") for name in names_of(getattr(method, kind))]
     return [column for term in terms for column in term.columns]
 
 

@@ -20,7 +20,7 @@ def window_probes(trainer: ProbedTrainer, objective: Objective, options: ProbeOp
     known = {name for probe in MEASURING for name in probe.columns}
     wanted: set[str] = set()
     for term in objective.terms:
-        names = set(getattr(term, "probes", ()))
+        names = set(term.probes)
         if unknown := sorted(names - known):
             raise ValueError(
                 f"term {term.name!r} asks for {', '.join(unknown)}, which no probe measures; known: "

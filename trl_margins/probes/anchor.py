@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from ..distributed import fsdp_dtype, is_sharded, reduce_tensors
 from ..forward.precision import eval_mode, ieee_float32, in_float32, narrow_dtype, rounds_products, upcast
-from ..links import TAKES_MARGIN
-from ..objective import LengthNormalizedReward
 from ..pairs import CACHED, with_columns
+from ..rewards import LengthNormalizedReward
 from ..terms.anchor import ANCHOR_GAP, ANCHOR_SCORE_GAP
 from .diagnostics import AnchorDiagnostics
 from .direction import Direction, gradient_direction, momentum_direction, own_gradients
@@ -219,11 +218,12 @@ def _check_gap_only(trainer: ProbedTrainer) -> None:
     Raises:
         ValueError: it reads more.
     """
-    reward, losses = trainer.objective.reward, set(trainer.objective.losses)
-    plain = isinstance(reward, LengthNormalizedReward) and reward.alpha == 0 and losses <= TAKES_MARGIN
-    if not plain or getattr(trainer.args, "cpo_alpha", None) or trainer.has_aux_loss:
+    reward, links = trainer.objective.reward, trainer.objective.links
+    plain = isinstance(reward, LengthNormalizedReward) and reward.alpha == 0
+    plain = plain and all(link.takes_margin for link in links)
+    if not plain or getattr(trainer.args, "cpo_alpha", 0) or trainer.has_aux_loss:
         raise ValueError(
             "anchor_estimator='per-pair' makes the update from the gradients of the length-normalized gaps: it takes "
-            f"a SimPO-like loss ({', '.join(sorted(TAKES_MARGIN))}) without cpo_alpha, alpha and auxiliary loss; use "
+            "a loss of the reward gap (simpo, sigmoid, hinge) without cpo_alpha, alpha and auxiliary loss; use "
             "anchor_estimator='difference'"
         )

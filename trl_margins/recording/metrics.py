@@ -74,4 +74,5 @@ class MetricBuffer:
 
 
 def _spreads(name: str) -> bool:
-    return name.removeprefix("eval_") in SPREAD
+    name = name.removeprefix("eval_")
+    return name in SPREAD or name.startswith(("weights/", "target_margins/"))  # of one term among several

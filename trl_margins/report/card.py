@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from ..evaluation.tables import report_tables
-from ..methods import METHODS, Method
+from ..methods import METHODS, Method, names_of
 from ..tables import markdown_table
 from . import markdown
 from .card_results import Evaluation, EvaluationReport, eval_results
@@ -75,8 +75,8 @@ class CardFacts:
     reward: str  # of `REWARDS`, or another name
     losses: Mapping[str, float]  # loss type → its share
     method: Method | None = None
-    weight: str | None = None  # name of the term
-    margin: str | None = None
+    weights: tuple[str, ...] = ()  # names of the terms; several multiply
+    margins: tuple[str, ...] = ()  # several add
     gamma: float = 0.0  # the target margin of all pairs, in reward units
     settings: Sequence[tuple[str, Any]] = ()  # field, or words, and value
     sets: Sequence[SetFacts] = ()
@@ -98,16 +98,17 @@ class CardFacts:
     @property
     def is_as_published(self) -> bool:
         """Whether the formula of the method holds."""
-        method, terms = self.method, (self.weight, self.margin)
-        return method is not None and terms == (method.weight, method.margin) and self.losses.keys() <= _LOGISTIC
+        if self.method is None or not self.losses.keys() <= _LOGISTIC:
+            return False
+        return (self.weights, self.margins) == (names_of(self.method.weight), names_of(self.method.margin))
 
     @property
     def formula(self) -> str:
         """The method's, or the combination where no paper has it."""
         if self.method and self.is_as_published:
             return self.method.formula
-        weight = "weight_i · " if self.weight else ""
-        margin = " − margin_i" if self.margin else " − γ" if self.gamma else ""
+        weight = "weight_i · " if self.weights else ""
+        margin = " − margin_i" if self.margins else " − γ" if self.gamma else ""
         losses = [
             ("" if share == 1 else f"{share:g} · ")
             + ("−log σ" if name in _LOGISTIC else name)
@@ -170,8 +171,8 @@ def completed(written: ModelCard, facts: CardFacts) -> ModelCard:
         reward=REWARDS.get(facts.reward, code(facts.reward)),
         terms=[
             {"kind": kind, "name": name, "owner": _owner(kind, name)}
-            for kind, name in (("weight", facts.weight), ("margin", facts.margin))
-            if name
+            for kind, names in (("weight", facts.weights), ("margin", facts.margins))
+            for name in names
         ],
         counts=[f.metadata for f in counts],
         count_table=markdown_table(
@@ -192,7 +193,7 @@ def _linked(name: str, kind: str = "") -> str:
 
 def _owner(kind: str, name: str) -> Method | None:
     """The method that a term is from."""
-    return next((row for row in METHODS.values() if getattr(row, kind) == name), None)
+    return next((row for row in METHODS.values() if name in names_of(getattr(row, kind))), None)
 
 
 def _logged(facts: CardFacts) -> str:

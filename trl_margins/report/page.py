@@ -18,7 +18,7 @@ from . import summaries
 from .figures import draw_pictures, flip_columns, no_flips, pair_weight
 from .markdown import one_line
 from .picture import Picture, Usable, thinned_logs, usable
-from .run_folder import INFO, PAIRS, STATE, TRAINING, Run, option_prefix
+from .run_folder import INFO, PAIRS, STATE, TRAINING, Run
 from .style import styled
 
 logger = logging.getLogger(__name__)
@@ -79,9 +79,10 @@ def html_page(runs: Sequence[Run], pictures: Sequence[Picture], images: Mapping[
 
 def _settings(runs: Sequence[Run]) -> list[list[str]]:
     """A name and a value for each run; nothing that no run says."""
-    from ..methods import METHODS
+    from ..registry import METHODS, method_ids
 
-    methods = [METHODS.get(str(run.info.get("method"))) for run in runs]
+    known = method_ids()  # those of plugins, too
+    methods = [METHODS[m] if (m := run.info.get("method")) in known else None for run in runs]
     papers = [method and method.paper for method in methods]
     info = {"trainer": "trainer", "model": "model", "weight term": "weight", "margin term": "margin"}
     rows: dict[str, list[Any]] = {
@@ -100,11 +101,11 @@ def _settings(runs: Sequence[Run]) -> list[list[str]]:
 def _fields(runs: Sequence[Run]) -> list[str]:
     """The config fields to show: the usual ones, those of a run's terms, and those in which the runs differ."""
     every = dict.fromkeys(name for run in runs for name in run.config)
-    terms = [run.info[kind] for run in runs for kind in ("weight", "margin") if run.info.get(kind)]
-    prefixes = [*map(option_prefix, terms), *("sam_" for run in runs if run.config.get("sam_radius"))]
+    options = {name for run in runs for name in run.info.get("term_options", ())}
+    sam = any(run.config.get("sam_radius") for run in runs)
     others = [name for name in every if not any(part in name for part in _UNINTERESTING)]
     usual = [name for name in _SETTINGS if name in every]
-    of_terms = [name for name in others if name.startswith(tuple(prefixes))]
+    of_terms = [name for name in others if name in options or (sam and name.startswith("sam_"))]
     different = [name for name in others if len({json.dumps(run.config.get(name)) for run in runs}) > 1]
     return list(dict.fromkeys([*usual, *of_terms, *different]))
 

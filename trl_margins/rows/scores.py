@@ -11,7 +11,7 @@ from numbers import Real
 from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset
+from datasets import ClassLabel, Dataset, IterableDataset
 
 logger = logging.getLogger(__name__)
 
@@ -176,14 +176,40 @@ def _values(dataset: Dataset, name: str) -> list[Any]:
     return dataset.select_columns([name]).with_format(None)[:][name]
 
 
-def check_numbers(dataset: Dataset, name: str, split: str) -> None:
-    """Checks a column that a custom term reads: numbers of any size, or truth values.
+def check_numbers(dataset: Dataset, name: str, split: str, least: float | None = None) -> None:
+    """Checks a column that a term reads: numbers of any size, or truth values.
+
+    Args:
+        dataset: has the column.
+        name: of the column.
+        split: of the data set.
+        least: the smallest value that it may have.
 
     Raises:
-        ScoreError: any other value, with its column and first row.
+        ScoreError: a value that is None, NaN, infinite, not a number or too small, with its column and first row.
     """
-    values = _values(dataset, name)
-    refuse_bad_values(values, lambda each: None if isinstance(each, bool) else _not_finite(each), name, split, "value")
+    refuse_bad_values(_values(dataset, name), lambda each: _problem_of_number(each, least), name, split, "value")
+
+
+def checked_stream(dataset: IterableDataset, name: str, split: str, least: float | None = None) -> IterableDataset:
+    """The same stream, which checks a column as `check_numbers` does, row by row."""
+
+    def checked(row: dict[str, Any], number: int) -> dict[str, Any]:
+        if problem := _problem_of_number(row[name], least):
+            raise ScoreError(
+                f"column {name!r}, row {number} of the {split} data set: the value {row[name]!r} {problem}"
+            )
+        return row
+
+    return dataset.map(checked, with_indices=True, features=dataset.features)
+
+
+def _problem_of_number(value: Any, least: float | None) -> str | None:
+    if problem := None if isinstance(value, bool) else _not_finite(value):
+        return problem
+    if least is not None and as_number(value) < least:
+        return f"is below {least:g}: change it with dataset.map, or drop the row"
+    return None
 
 
 def refuse_bad_values(

@@ -1,25 +1,60 @@
-"""Weight and margin terms: one file a paper. A term maps a batch of pairs to [B] values without gradient."""
+"""Weight and margin terms: one file per paper. A term maps a batch of pairs to [B] values without gradient."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from inspect import signature
+from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ..pairs import PairBatch
+from ..pairs import PairView
 
 
-class Term(Protocol):
-    """A weight or a margin.
+class Term(ABC):
+    """A weight or a margin per pair. A subclass has a `name` and is callable; the rest is optional.
 
-    `columns` are the batch columns it reads (names of `PairBatch.columns`). A margin with `holds_target = True` has
-    the target margin γ in itself; else the objective adds its own. A term that remembers has `state_dict()` and
-    `load_state_dict(state)`, which go into the checkpoint.
+    Each argument of `__init__` is a config field of the term: `option_prefix` and the argument's name. The arguments
+    `beta`, `gamma` and `gamma0` of a margin are the config's β and target margin in reward units instead.
     """
 
-    name: str
-    columns: tuple[str, ...]
+    name: ClassVar[str]
+    option_prefix: ClassVar[str]  # the name with underscores, unless a class has its own
+    further_options: ClassVar[tuple[str, ...]] = ()  # config fields that others read for the term
+    columns: tuple[str, ...] = ()  # of the batch: score_chosen, score_rejected, evaluation_factor, or the data's own
+    column_minimum: ClassVar[float | None] = None  # smaller values in a column of the data's own are refused
+    probes: ClassVar[tuple[str, ...]] = ()  # values that the trainer measures before the optimizer's step
+    needs_reference: ClassVar[bool] = False  # reads the reference model's log-probabilities
+    holds_target: ClassVar[bool] = False  # a margin that is the whole target: the objective adds no γ to it
 
-    def __call__(self, batch: PairBatch, reward_gap: Tensor) -> Tensor:
-        """[B] from the batch and the detached reward gap [B] (β inside)."""
-        ...
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "name" in vars(cls) and "option_prefix" not in vars(cls):
+            cls.option_prefix = cls.name.replace("-", "_") + "_"
+
+    @classmethod
+    def takes_target(cls) -> bool:
+        """Whether the target margin γ is an argument of `__init__`."""
+        return not signature(cls).parameters.keys().isdisjoint({"gamma", "gamma0"})
+
+    @abstractmethod
+    def __call__(self, view: PairView) -> Tensor:
+        """[B] weights, or margins in reward units, without gradient."""
+
+    def fit(self, columns: Mapping[str, Tensor]) -> None:  # noqa: B027 - optional
+        """Called once before training, with the training set's `columns`: name → [N] float32.
+
+        A term with a `fit` of its own cannot train on a stream.
+        """
+
+    def observed(self, view: PairView, value: Tensor) -> dict[str, Tensor]:
+        """[B] further values to log in training, by name. `value` is what the term returned for this view."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps: tensors, numbers, strings, None, and lists and dicts of these."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 - optional
+        """Takes back what `state_dict` gave."""

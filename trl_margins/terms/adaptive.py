@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..checks import Number, unknown
-from ..pairs import PairBatch
+from ..pairs import PairView, upcast
+from . import Term
 from .history import GapHistory
 
 Variant = Literal["code", "paper"]
@@ -59,8 +60,7 @@ def adaptive_margin(
     """
     _check(variant)
     scale = 1.0 if variant == "code" else beta
-    gap = length_normalized_gap.detach()
-    gap = scale * gap.to(torch.promote_types(gap.dtype, torch.float32))
+    gap = scale * upcast(length_normalized_gap.detach())
     mean = gap.mean() if mean is None else scale * mean
     std = _spread(gap) if std is None else scale * std
     known = std > 0  # false for NaN, too
@@ -90,7 +90,7 @@ def _spread(gap: Tensor) -> Tensor:
     return gap.std() if gap.numel() > 1 else torch.zeros_like(gap.mean())
 
 
-class AdaptiveMargin:
+class AdaptiveMargin(Term):
     """`adaptive_margin` with statistics over the batch of all ranks, filled up with the most recent gaps.
 
     Args:
@@ -102,7 +102,6 @@ class AdaptiveMargin:
 
     name: ClassVar[str] = "amapo"
     holds_target: ClassVar[bool] = True
-    columns: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -120,12 +119,12 @@ class AdaptiveMargin:
         self.z_normalize, self.exponential, self.zero_well_ranked = z_normalize, exponential, zero_well_ranked
         self.history = GapHistory(estimation_size)
 
-    def __call__(self, batch: PairBatch, reward_gap: Tensor) -> Tensor:
-        gap = reward_gap / self.beta
-        everyone = batch.gather(gap).float()
+    def __call__(self, view: PairView) -> Tensor:
+        gap = view.reward_gap / self.beta
+        everyone = upcast(view.gather(gap))
         filling = self.history.recent(self.estimation_size - everyone.numel())
         seen = everyone if filling is None else torch.cat([everyone, filling.to(everyone)])
-        if batch.training:
+        if view.training:
             self.history.push(everyone)
         return adaptive_margin(
             gap,

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..checks import Number
-from ..pairs import PairBatch
+from ..pairs import PairView
+from . import Term
 
 # what the trainer measures on the model, by the names under which a batch carries it
 ANCHOR_SCORE_GAP = "anchor_score_gap"
@@ -39,7 +40,7 @@ def anchor_margin(reward_gap: Tensor, anchor_gap: Tensor, beta: float, gamma: fl
 
 
 def anchor_weight(anchor_gap: Tensor, beta: float, gamma: float = 0.0) -> Tensor:
-    r"""How strongly GAPO pulls at a pair: :math:`\beta\,\sigma(\gamma - \beta\,\Gamma_i)`, falling in Γ.
+    r"""The factor of a pair's gradient under GAPO: :math:`\beta\,\sigma(\gamma - \beta\,\Gamma_i)`, falling in Γ.
 
     Args:
         anchor_gap: [B] Γ, without β.
@@ -51,9 +52,9 @@ def anchor_weight(anchor_gap: Tensor, beta: float, gamma: float = 0.0) -> Tensor
     return beta * torch.sigmoid(gamma - beta * anchor_gap.detach())
 
 
-class AnchorMargin:
+class AnchorMargin(Term):
     """`anchor_margin`, from what the trainer measures before each optimizer step: `anchor_score_gap`, Δ_i(θ') itself,
-    or `anchor_gap`, Γ_i. Where it has measured neither (in evaluation) the margin is γ, as in SimPO.
+    or `anchor_gap`, Γ_i. Where neither was measured (in evaluation) the margin is γ, as in SimPO.
 
     Args:
         beta: β.
@@ -61,8 +62,16 @@ class AnchorMargin:
     """
 
     name: ClassVar[str] = "geometric-anchor"
+    option_prefix: ClassVar[str] = "anchor_"
+    further_options: ClassVar[tuple[str, ...]] = (
+        "anchor_radius",
+        "anchor_batch_multiplier",
+        "anchor_direction",
+        "anchor_estimator",
+        "anchor_scope",
+        "anchor_keep_graphs",
+    )
     holds_target: ClassVar[bool] = True
-    columns: ClassVar[tuple[str, ...]] = ()
     probes: ClassVar[tuple[str, ...]] = (ANCHOR_SCORE_GAP, ANCHOR_GAP)
 
     def __init__(self, beta: float, gamma: float = 0.0) -> None:
@@ -70,28 +79,32 @@ class AnchorMargin:
         Number().check(f"gamma of margin {self.name!r}", gamma)
         self.beta, self.gamma = beta, gamma
 
-    def __call__(self, batch: PairBatch, reward_gap: Tensor) -> Tensor:
-        measured = next((name for name in self.probes if name in batch.columns), None)
+    def __call__(self, view: PairView) -> Tensor:
+        gap = view.reward_gap
+        measured = next((name for name in self.probes if name in view.columns), None)
         if measured is None:
-            if batch.training:
+            if view.training:
                 raise KeyError(
                     f"margin {self.name!r} needs {self.probes[-1]!r}, which our trainers measure before each "
                     "optimizer step: train with MarginCPOTrainer or MarginDPOTrainer, or put it "
                     "among the batch's columns"
                 )
-            return torch.full_like(reward_gap, self.gamma)
-        value = batch[measured].to(reward_gap)
-        anchor_gap = reward_gap / self.beta - value if measured == ANCHOR_SCORE_GAP else value
-        return anchor_margin(reward_gap, anchor_gap, self.beta, self.gamma)
+            return torch.full_like(gap, self.gamma)
+        value = view[measured].to(gap)
+        anchor_gap = gap / self.beta - value if measured == ANCHOR_SCORE_GAP else value
+        return anchor_margin(gap, anchor_gap, self.beta, self.gamma)
 
-    def observed(self, batch: PairBatch, reward_gap: Tensor, margin: Tensor) -> dict[str, Tensor]:
+    def observed(self, view: PairView, value: Tensor) -> dict[str, Tensor]:
         """[B] Γ (or what stands in its place) and `anchor_weight`, of pairs whose margin this term gave."""
-        anchor_gap = (reward_gap - margin + self.gamma) / self.beta
+        anchor_gap = (view.reward_gap - value + self.gamma) / self.beta
         return {"anchor/gap": anchor_gap, "anchor/weight": anchor_weight(anchor_gap, self.beta, self.gamma)}
 
 
 class GradientNormMargin(AnchorMargin):
-    """GAPO's control: Γ replaced by the norm of the pair's own gradient, over the mean norm of its window."""
+    """GAPO's control: Γ replaced by the norm of the pair's own gradient, over the mean norm of its accumulation
+    window.
+    """
 
     name: ClassVar[str] = "gradient-norm"
+    further_options: ClassVar[tuple[str, ...]] = ("anchor_scope",)
     probes: ClassVar[tuple[str, ...]] = (RELATIVE_NORM,)

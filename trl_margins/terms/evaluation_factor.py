@@ -1,30 +1,35 @@
-"""GaPO: a margin from the texts: the less alike the two answers are, the larger."""
+"""GaPO: a margin from the texts: the less similar the two completions are, the larger."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from ..checks import Number, unknown
-from ..pairs import PairBatch
+from ..pairs import FACTOR, PairView, upcast
+from . import Term
 
-Mapping = Literal["log", "linear", "square", "sqrt"]
+logger = logging.getLogger(__name__)
+
+FactorMapping = Literal["log", "linear", "square", "sqrt"]
 Normalization = Literal["scale", "add", "none"]
 FLOOR = 0.01
 
 
-def mapped_factor(ef: Tensor, mapping: Mapping = "log", floor: float = FLOOR) -> Tensor:
+def mapped_factor(ef: Tensor, mapping: FactorMapping = "log", floor: float = FLOOR) -> Tensor:
     """f(EF): log(1/EF), 1 − EF, 1 − EF² or 1 − √EF, with EF clipped to [floor, 1].
 
-    Answers that are the same (EF = 1) have f = 0 under every mapping.
+    Completions that are the same (EF = 1) have f = 0 under every mapping.
 
     Raises:
         ValueError: an unknown mapping; a floor outside (0, 1).
     """
     _check(mapping, "scale", floor)
-    ef = ef.detach().float().clamp(floor, 1.0)
+    ef = upcast(ef.detach()).clamp(floor, 1.0)
     if mapping == "log":
         return -ef.log()
     if mapping == "linear":
@@ -35,12 +40,12 @@ def mapped_factor(ef: Tensor, mapping: Mapping = "log", floor: float = FLOOR) ->
 def evaluation_factor_margin(
     ef: Tensor,
     gamma: float,
-    mapping: Mapping = "log",
+    mapping: FactorMapping = "log",
     normalization: Normalization = "scale",
     mean: Tensor | float | None = None,
     floor: float = FLOOR,
 ) -> Tensor:
-    r"""Margin per pair from the evaluation factor EF, the likeness of the two answers.
+    r"""Margin per pair from the evaluation factor EF, the similarity of the two completions.
 
     =============  ==========================
     normalization  margin
@@ -56,11 +61,11 @@ def evaluation_factor_margin(
         mapping: f, see `mapped_factor`.
         normalization: a row of the table.
         mean: mean of f over the whole training set; over these B without it.
-        floor: smaller EFs count as this one, since log(1/0) is no margin.
+        floor: smaller EFs count as this one, since log(1/0) is infinite.
 
     Returns:
-        [B] margins in reward units, float32, without gradient. With equal EFs it is γ for every pair (scale, add),
-        also where all answers are the same and the mean is 0.
+        [B] margins in reward units, in the dtype of the EFs, at least float32, without gradient. With equal EFs it is
+        γ for every pair (scale, add), also where all completions are the same and the mean is 0.
 
     Raises:
         ValueError: an unknown mapping or normalization; a floor outside (0, 1).
@@ -79,15 +84,15 @@ def evaluation_factor_margin(
 
 
 def _check(mapping: str, normalization: str, floor: float) -> None:
-    if mapping not in get_args(Mapping):
-        raise unknown("mapping", mapping, get_args(Mapping))
+    if mapping not in get_args(FactorMapping):
+        raise unknown("mapping", mapping, get_args(FactorMapping))
     if normalization not in get_args(Normalization):
         raise unknown("normalization", normalization, get_args(Normalization))
     if not 0 < floor < 1:
         raise ValueError(f"the floor of the evaluation factor lies between 0 and 1, not at {floor}")
 
 
-class EvaluationFactorMargin:
+class EvaluationFactorMargin(Term):
     """`evaluation_factor_margin` with the mean over the training set, which the checkpoint keeps.
 
     Args:
@@ -96,31 +101,45 @@ class EvaluationFactorMargin:
     """
 
     name: ClassVar[str] = "gap-aware"
+    further_options: ClassVar[tuple[str, ...]] = ("gap_aware_metric", "gap_aware_encoder")
     holds_target: ClassVar[bool] = True
-    columns: ClassVar[tuple[str, ...]] = ("evaluation_factor",)
+    columns = (FACTOR,)
 
     def __init__(
-        self, gamma: float, mapping: Mapping = "log", normalization: Normalization = "scale", floor: float = FLOOR
+        self,
+        gamma: float,
+        mapping: FactorMapping = "log",
+        normalization: Normalization = "scale",
+        floor: float = FLOOR,
     ) -> None:
         _check(mapping, normalization, floor)
-        # scaled, a negative target would give the most alike answers the largest margin
+        # scaled, a negative target would give the most similar completions the largest margin
         Number(least=0 if normalization == "scale" else None).check("γ of GaPO", gamma)
         self.gamma, self.mapping, self.normalization, self.floor = gamma, mapping, normalization, floor
         self.mean: float | None = None
+        self.n_floored: int | None = None  # training pairs below the floor
 
-    def fit(self, ef: Tensor) -> int:
-        """Takes the mean over a whole training set; returns how many EFs lie below the floor."""
+    def fit(self, columns: Mapping[str, Tensor]) -> None:
+        """Takes the mean over a whole training set."""
+        ef = columns[FACTOR]
         self.mean = mapped_factor(ef, self.mapping, self.floor).mean(dtype=torch.float64).item()
-        return int((ef < self.floor).sum())
+        self.n_floored = int((ef < self.floor).sum())
+        logger.info(
+            "evaluation factor of %d training pairs: mean margin factor %.4f; %d below the floor of %g count as it",
+            len(ef),
+            self.mean,
+            self.n_floored,
+            self.floor,
+        )
 
-    def __call__(self, batch: PairBatch, reward_gap: Tensor) -> Tensor:
-        ef = batch["evaluation_factor"]
+    def __call__(self, view: PairView) -> Tensor:
+        ef = view[FACTOR]
         return evaluation_factor_margin(ef, self.gamma, self.mapping, self.normalization, self.mean, self.floor)
 
-    def observed(self, batch: PairBatch, reward_gap: Tensor, margin: Tensor) -> dict[str, Tensor]:
+    def observed(self, view: PairView, value: Tensor) -> dict[str, Tensor]:
         """[B] EF and f(EF)."""
-        ef = batch["evaluation_factor"]
-        return {"evaluation_factor": ef, "mapped_factor": mapped_factor(ef, self.mapping, self.floor)}
+        ef = view[FACTOR]
+        return {FACTOR: ef, "mapped_factor": mapped_factor(ef, self.mapping, self.floor)}
 
     def state_dict(self) -> dict[str, Any]:
         return {"mean": self.mean}

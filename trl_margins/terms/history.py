@@ -1,15 +1,17 @@
-"""The last gaps that a run has seen: the same on every rank, kept on the device, part of the checkpoint."""
+"""The last gaps that a run has seen: the same on every rank, on the device, part of the checkpoint."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from ..pairs import upcast
+
 
 class GapHistory:
-    """A first-in-first-out queue of numbers that never asks the device for a value.
+    """A first-in-first-out queue of numbers that never reads a value from the device.
 
-    How many there are is known on the host, since every push says how many it brings.
+    The host knows how many there are, since every push says how many it brings.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -20,20 +22,20 @@ class GapHistory:
         return 0 if self._values is None else self._values.numel()
 
     def push(self, values: Tensor) -> None:
-        """Appends values; the oldest make room."""
-        values = values.detach().float().flatten()
-        known = values[:0] if self._values is None else self._values.to(values.device)
+        """Appends values; the oldest give way."""
+        values = upcast(values.detach()).flatten()
+        known = values[:0] if self._values is None else self._values.to(values)
         both = torch.cat([known, values])
         self._values = both[max(both.numel() - self.capacity, 0) :]
 
     def recent(self, n: int) -> Tensor | None:
-        """The last n values, or as many as there are; None where there is none to give."""
+        """The last n values, or as many as there are; None where there is none."""
         if n <= 0 or not len(self):
             return None
         return self._values[-n:]
 
     def spread(self, n: int) -> Tensor | None:
-        """n values evenly spaced over the queue, or all of them; None where there is none to give."""
+        """n values evenly spaced over the queue, or all of them; None where there is none."""
         if n <= 0 or not len(self):
             return None
         if n >= len(self):

@@ -1,4 +1,4 @@
-"""GapPO: weigh a pair by the gap between its two annotation scores."""
+"""GapPO: weight a pair by the gap between its two annotation scores."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..checks import Number, unknown
-from ..pairs import PairBatch
+from ..pairs import SCORES, PairView, upcast
+from . import Term
 
 _LARGEST_EXPONENT = 30.0
 Transform = Literal["linear", "quadratic", "exponential", "hard"]
@@ -34,16 +35,16 @@ def score_gap_weight(
     ===========  ==========================  ================
 
     Args:
-        score_chosen: [B] annotation scores of the chosen answers, any scale.
+        score_chosen: [B] annotation scores of the chosen completions, any scale.
         score_rejected: [B] those of the rejected answers.
         transform: a row of the table.
-        threshold: pairs with δ below it weigh 0; `hard` needs one.
+        threshold: pairs with δ below it have weight 0; `hard` needs one.
         normalize: divide by the batch's mean weight, so that a batch of clear pairs takes no larger step (Table 2).
             A batch of ties keeps weight 0.
 
     Returns:
-        [B] weights ≥ 0 in float32, without gradient. Equal scores give 0. The exponential stops at e^30: a weight
-        times its loss stays a number.
+        [B] weights ≥ 0 in the dtype of the scores, at least float32, without gradient. Equal scores give 0. The
+        exponential stops at e^30: a weight times its loss stays finite.
 
     Raises:
         ValueError: an unknown transform; `hard` without a threshold.
@@ -51,7 +52,7 @@ def score_gap_weight(
     Source: GapPO, eqs. 6 and 7.
     """
     _check(transform, threshold)
-    gap = (score_chosen.detach().float() - score_rejected.detach().float()).abs()
+    gap = (upcast(score_chosen.detach()) - upcast(score_rejected.detach())).abs()
     if transform == "linear":
         weight = gap
     elif transform == "quadratic":
@@ -80,18 +81,18 @@ def _over_mean(weight: Tensor, mean: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class ScoreGapWeight:
-    """`score_gap_weight` as a term of an objective; its mean, where it is normalised, is that of all ranks."""
+class ScoreGapWeight(Term):
+    """`score_gap_weight` as a term of an objective; with `normalize`, the mean is over all ranks."""
 
     transform: Transform = "linear"
     threshold: float | None = None
     normalize: bool = False
     name: ClassVar[str] = "score-gap"
-    columns: ClassVar[tuple[str, ...]] = ("score_chosen", "score_rejected")
+    columns = SCORES
 
     def __post_init__(self) -> None:
         _check(self.transform, self.threshold)
 
-    def __call__(self, batch: PairBatch, reward_gap: Tensor) -> Tensor:
-        weight = score_gap_weight(batch["score_chosen"], batch["score_rejected"], self.transform, self.threshold)
-        return _over_mean(weight, batch.gather(weight).mean()) if self.normalize else weight
+    def __call__(self, view: PairView) -> Tensor:
+        weight = score_gap_weight(view[SCORES[0]], view[SCORES[1]], self.transform, self.threshold)
+        return _over_mean(weight, view.gather(weight).mean()) if self.normalize else weight

@@ -20,13 +20,14 @@ from trl.trainer.utils import get_config_model_id
 from .. import __version__
 from ..data.bundled import BUNDLED_MODELS, BUNDLED_PREFIX
 from ..methods import Method
-from ..objective import LengthNormalizedReward, LogRatioReward, Objective, SummedReward
+from ..objective import Objective
+from ..registry import OPTIONS, option_fields
 from ..report.card import CardFacts, Image, SetFacts, completed, display_name, hub_id
 from ..report.card_results import logged_evaluations, read_report
 from ..report.markdown import python_text
-from ..report.run_folder import INFO, TRAINING, option_prefix, read_run
+from ..report.run_folder import INFO, TRAINING, read_run
 from ..terms import Term
-from .configs import MarginOptions
+from .configs import MarginOptions, config_class, origin_of
 
 if TYPE_CHECKING:
     from trl.trainer.base_trainer import _BaseTrainer as TRLTrainer
@@ -39,7 +40,6 @@ CARD = "README.md"
 FIGURES = "figures"
 TAGS = ("trl-margins", "preference-optimization")
 
-_REWARDS = {LengthNormalizedReward: "length-normalized", SummedReward: "sum", LogRatioReward: "log-ratio"}
 _LOSS = ("loss_type", "loss_weights", "label_smoothing", "cpo_alpha", "alpha", "f_divergence_type")
 _ONLY_IN_SCRIPT = ("bf16", "fp16", "score_columns", "eval_min_score_gap")
 _ALWAYS_OF_PEFT = ("r", "lora_alpha", "lora_dropout", "target_modules")
@@ -53,7 +53,7 @@ class CardMixin(TRLTrainer):
     reproduce: str | None = None  # the command that starts this training
     options: MarginOptions
     objective: Objective
-    given_terms: Mapping[str, Term]
+    from_python: list[str]  # arguments: weight_term, margin_term, objective
     set_facts: dict[str, SetFacts]
 
     def _take_names(self) -> None:
@@ -158,11 +158,11 @@ def card_facts(
         dataset_name=dataset_name,
         trained_with=trainer._name,
         version=__version__,
-        reward=_reward_name(trainer),
+        reward=objective.reward.name,
         losses=objective.losses,
         method=trainer.options.method,
-        weight=objective.weight and objective.weight.name,
-        margin=objective.margin and objective.margin.name,
+        weights=tuple(term.name for term in objective.weights),
+        margins=tuple(term.name for term in objective.margins),
         gamma=objective.gamma,
         settings=settings(trainer),
         sets=list(trainer.set_facts.values()),
@@ -183,11 +183,6 @@ def _base_model(trainer: Any) -> str | None:
     name = get_config_model_id(trainer.model.config)
     bundled = Path(name).parent.name  # the model is in a folder with the name of its version
     return BUNDLED_PREFIX + bundled if bundled in BUNDLED_MODELS else name or None
-
-
-def _reward_name(trainer: Any) -> str:
-    reward = type(trainer.objective.reward)
-    return _REWARDS.get(reward, reward.__name__)
 
 
 def _adapter_kind(model: Any) -> str | None:
@@ -236,19 +231,22 @@ def settings(trainer: Any) -> list[tuple[str, Any]]:
     base = DPOTrainer if isinstance(trainer, DPOTrainer) else CPOTrainer
     rows: list[tuple[str, Any]] = [
         ("trainer", f"{type(trainer).__name__}, on TRL's {base.__name__}"),
-        ("reward", _reward_name(trainer)),
+        ("reward", objective.reward.name),
         ("beta", objective.beta),
     ]
-    if objective.gamma or getattr(config, "gamma_beta_ratio", None) is not None:
+    uses_target = objective.shared_margin or any(term.takes_target() for term in objective.margins)
+    if uses_target or (not objective.margins and getattr(config, "gamma_beta_ratio", None) is not None):
         rows.append(("simpo_gamma", f"{objective.gamma:g} (in reward units, β inside)"))
         rows.append(("gamma_beta_ratio", f"{objective.gamma / objective.beta:g} (the same, divided by β)"))
-    for kind, term in (("weight", objective.weight), ("margin", objective.margin)):
-        if kind in trainer.given_terms:
-            own = {name: value for name, value in getattr(term, "__dict__", {}).items() if _is_plain(value)}
-            rows.append((kind, f"{type(term).__name__} from Python"))
-            rows += [(f"{kind}: {name}", value) for name, value in own.items() if not name.startswith("_")]
-        elif term is not None:
-            rows += [(kind, term.name), *term_settings(trainer.options, term)]
+    if "objective" not in trainer.from_python:
+        names = option_fields(type(objective.reward), "reward").values()
+        rows += [(name, getattr(config, name)) for name in names if name in OPTIONS]
+    for kind, terms in (("weight", objective.weights), ("margin", objective.margins)):
+        if not {f"{kind}_term", "objective"}.isdisjoint(trainer.from_python):
+            rows += _terms_from_python(kind, terms)
+        elif terms:
+            rows.append((kind, ", ".join(term.name for term in terms)))
+            rows += [(name, getattr(config, name)) for name in trainer.options.term_options(kind)]
     if trainer.options.sam_radius:
         rows += [("sam_radius", trainer.options.sam_radius), ("anchor_scope", trainer.options.anchor_scope)]
     trained, total = _parameters(model)
@@ -272,11 +270,15 @@ def settings(trainer: Any) -> list[tuple[str, Any]]:
     return [(name, value) for name, value in dict(rows).items() if value is not None]
 
 
-def term_settings(options: MarginOptions, term: Term) -> list[tuple[str, Any]]:
-    """The config fields of a term, which begin with its prefix."""
-    names = [field.name for field in dataclasses.fields(options) if field.name.startswith(option_prefix(term.name))]
-    names += ["anchor_scope"] if term.name == "gradient-norm" else []
-    return [(name, getattr(options, name)) for name in names]
+def _terms_from_python(kind: str, terms: Sequence[Term]) -> list[tuple[str, Any]]:
+    """Terms without config fields: their own attributes."""
+    rows: list[tuple[str, Any]] = []
+    for term in terms:
+        where = kind if len(terms) == 1 else f"{kind} {term.name}"
+        own = {name: value for name, value in getattr(term, "__dict__", {}).items() if _is_plain(value)}
+        rows += [(f"{where}: {name}", value) for name, value in own.items() if not name.startswith("_")]
+    names = ", ".join(f"{type(term).__name__} from Python" for term in terms)
+    return [(kind, names), *rows] if terms else []
 
 
 def _parameters(model: Any) -> tuple[int, int]:
@@ -339,23 +341,40 @@ def python_script(trainer: Any, facts: CardFacts) -> str:
         arguments["train_dataset"] = f'load_dataset({python_text(dataset)}, split="train")'
     if trainer.eval_dataset is not None:
         arguments["eval_dataset"] = "eval_dataset"
-    classes = [type(config), type(trainer)]
+    origin = origin_of(type(config))  # of a class with the options of registered terms
+    if isinstance(origin, tuple):
+        classes, made = [config_class, type(trainer)], f"config_class({', '.join(map(python_source, origin))})"
+    else:
+        classes, made = [origin, type(trainer)], origin.__name__
     if is_peft_model(model):
         classes.append(type(model.active_peft_config))
         arguments["peft_config"] = f"{classes[-1].__name__}({_arguments(adapter_options(model))})"
-    arguments |= {f"{kind}_term": f"{kind}_term" for kind in trainer.given_terms}
+    arguments |= {name: name for name in trainer.from_python}
     for cls in classes:
         imports.setdefault(_home(cls), []).append(cls.__name__)
     lines = [f"from {home} import {', '.join(sorted(names))}" for home, names in sorted(imports.items())]
-    lines += ["", f"config = {type(config).__name__}("]
+    lines += ["", *_registering(trainer), f"config = {made}("]
     lines += [f"    {name}={python_source(value)}," for name, value in options.items()]
     lines += [")", f"trainer = {type(trainer).__name__}("]
     lines += [f"    {name}={source}," for name, source in arguments.items()]
     return "\n".join([*lines, ")", "trainer.train()"])
 
 
-def _home(cls: type) -> str:
-    """The module to import a class from: the package itself where it has the class."""
+def _registering(trainer: Any) -> list[str]:
+    """Imports of the modules that registered what the config names."""
+    parts = [] if trainer.from_python else [trainer.objective.reward, *trainer.objective.terms]
+    package = __name__.partition(".")[0]
+    lines = []
+    for module, name in {type(part).__module__: part.name for part in parts}.items():
+        if module == "__main__":
+            lines.append(f"# register {name!r} here, as the training script did")
+        elif not module.startswith(f"{package}."):
+            lines.append(f"import {module}  # {name!r}")
+    return [*lines, ""] if lines else []
+
+
+def _home(cls: Any) -> str:
+    """The module to import a class or function from: the package itself where it has it."""
     package = cls.__module__.partition(".")[0]
     return package if getattr(import_module(package), cls.__name__, None) is cls else cls.__module__
 

@@ -94,8 +94,9 @@ def run_settings(trainer: MarginTrainer) -> dict[str, Any]:
         "base": trainer._config_class._base,
         "trainer": type(trainer).__name__,
         "model": trainer.model.config.name_or_path,
-        "weight": objective.weight and objective.weight.name,
-        "margin": objective.margin and objective.margin.name,
+        "weight": ", ".join(term.name for term in objective.weights) or None,
+        "margin": ", ".join(term.name for term in objective.margins) or None,
+        "term_options": [*trainer.options.term_options("weight"), *trainer.options.term_options("margin")],
         "train_rows": len(rows) if hasattr(rows, "__len__") else None,
         "config": json.loads(trainer.args.to_json_string()),
     }
@@ -154,7 +155,7 @@ class CheckpointMixin(MarginTrainer):
             super()._load_rng_state(checkpoint)
 
     def _term_states(self) -> dict[str, Any]:
-        return {term.name: term.state_dict() for term in self.objective.terms if hasattr(term, "state_dict")}
+        return {term.name: term.state_dict() for term in self.objective.remembering}
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         try:
@@ -170,14 +171,14 @@ class CheckpointMixin(MarginTrainer):
         if (timed := Path(checkpoint, SHARING_FILE)).exists():
             with _readable(timed):
                 self._sharing.load_state_dict(self, json.loads(timed.read_text()))
-        if not self._term_states():
+        if not self.objective.remembering:
             return
         if not (file := Path(checkpoint, TERMS_FILE)).exists():
             logger.warning("%s has no %s: training goes on without what it held", checkpoint, TERMS_FILE)
             return
         with _readable(file):
             states = load_states(file, self.args.device)
-            for term in self.objective.terms:
+            for term in self.objective.remembering:
                 if term.name in states:
                     term.load_state_dict(states[term.name])
 

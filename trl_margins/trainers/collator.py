@@ -11,7 +11,7 @@ import torch
 
 from ..forward.shared_rows import packed, shared_rows
 from ..pairs import CARRIED, ROW, SCORES, SHARED
-from ..rows.scores import check_row, find_score_columns, problem_of
+from ..rows.scores import as_number, check_row, find_score_columns, problem_of
 
 if TYPE_CHECKING:
     from .model_checks import TokenLimits
@@ -48,10 +48,13 @@ class PairCollator:
             )
         names = [*self.columns, *(name for name in self.if_there if all(name in row for row in rows))]
         carried = {
-            name: torch.tensor([row[name] for row in rows], dtype=torch.long if name == ROW else torch.float32)
+            name: torch.tensor(
+                [as_number(row[name]) for row in rows], dtype=torch.long if name == ROW else torch.float32
+            )
             for name in names
         }
-        columns = find_score_columns(rows[0], self.score_columns, strict=self.strict)
+        candidates = rows[0] if self.score_columns else [name for name in rows[0] if name not in self.columns]
+        columns = find_score_columns(candidates, self.score_columns, strict=self.strict)
         if columns is not None:
             if self.strict:
                 for position, row in enumerate(rows):

@@ -1,22 +1,35 @@
 """Configs: TRL's own fields, plus those of the objective. A method's defaults come from `methods.METHODS`."""
 
-import inspect
 import logging
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, make_dataclass
+from types import new_class
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 from trl import DPOConfig
 from trl.experimental.cpo import CPOConfig
 
-from ..checks import check_names, check_options, unknown, warn_of_unread
+from ..checks import check_names, check_options, unknown
 from ..data.evaluation_factors import METRICS
-from ..methods import MARGINS, WEIGHTS, Method, get_method
+from ..links import LINKS, Link
+from ..methods import MARGINS, WEIGHTS, Method, names_of
+from ..objective import Objective
+from ..pairs import FACTOR
+from ..registry import (
+    OPTIONS,
+    built,
+    find_link,
+    get_method,
+    load_plugins,
+    own_options,
+    reward_class,
+    term_class,
+)
+from ..rewards import REWARDS
 from ..terms import Term
-from ..terms.adaptive import AdaptiveMargin
 from ..terms.evaluation_factor import FLOOR
 
 logger = logging.getLogger(__name__)
@@ -32,11 +45,12 @@ _KEEP_BEST = {
 }
 SIMPO_GAMMA = CPOConfig.simpo_gamma  # TRL's default
 
-# The config fields that give a method's reward on each base
-_REWARD_FIELDS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
-    "cpo": {"length-normalized": {"loss_type": "simpo", "cpo_alpha": 0.0}},
-    "dpo": {"length-normalized": {"reward": "length-normalized"}},
-}
+_KINDS = ("weight", "margin")
+# TRL's own losses and rewards: with these alone its trainers compute an objective
+_TRL_LINKS = {base: frozenset(links) for base, links in LINKS.items()}
+_TRL_REWARDS = frozenset(REWARDS)
+# Config fields that are set by the config itself, and that SAM reads too
+_READ_ELSEWHERE = ("gamma_po_centered", "anchor_scope")
 
 
 @dataclass
@@ -53,9 +67,16 @@ class MarginOptions:
     _default_gamma_beta_ratio: ClassVar[float | None] = None
     filters_evaluation = False  # not a field: whether evaluations filter although `logging_nan_inf_filter` is off
 
-    weight: str | None = field(
+    # in this order transformers' parser makes a flag that takes several names
+    weight: list[str] | None | str = field(  # noqa: RUF036
         default=None,
-        metadata={"help": f"Weight term: {', '.join(WEIGHTS)}. Without one every pair weighs 1."},
+        metadata={
+            "help": f"Weight term: {', '.join(WEIGHTS)}, or a registered one. Several multiply. Without one every "
+            "pair has weight 1."
+        },
+    )
+    weight_column: str | None = field(
+        default=None, metadata={"help": "The column with the weight of each pair, at least 0, for weight='column'."}
     )
     score_gap_transform: str = field(
         default="linear",
@@ -66,15 +87,26 @@ class MarginOptions:
         },
     )
     score_gap_threshold: float | None = field(
-        default=None, metadata={"help": "Pairs with a smaller score gap weigh 0. The 'hard' transform needs it."}
+        default=None, metadata={"help": "Pairs with a smaller score gap have weight 0. The 'hard' transform needs it."}
     )
     score_gap_normalize: bool = field(
         default=False, metadata={"help": "Divide the weights by their mean over the batch, all ranks together."}
     )
-    margin: str | None = field(
+    margin: list[str] | None | str = field(  # noqa: RUF036
         default=None,
         metadata={
-            "help": f"Margin term: {', '.join(MARGINS)}. It takes the place of the target margin that all pairs share."
+            "help": f"Margin term: {', '.join(MARGINS)}, or a registered one. It takes the place of the target margin "
+            "that all pairs share. Several add."
+        },
+    )
+    margin_column: str | None = field(
+        default=None, metadata={"help": "The column with the target margin of each pair, for margin='column'."}
+    )
+    margin_column_unit: str | None = field(
+        default=None,
+        metadata={
+            "help": "What the numbers of `margin_column` are: 'reward' for reward units, as `simpo_gamma`, or "
+            "'gamma_beta_ratio' for the same divided by β."
         },
     )
     gap_aware_metric: str = field(
@@ -107,12 +139,12 @@ class MarginOptions:
     )
     gamma_po_tau: float = field(default=10.0, metadata={"help": "γ-PO's τ: large values keep every margin near γ."})
     gamma_po_steps: int = field(
-        default=20, metadata={"help": "γ-PO's mirror descent steps; 0 solves its convex problem exactly."}
+        default=20, metadata={"help": "γ-PO's steps of mirror descent; each halves the distance to the optimum."}
     )
     gamma_po_estimation_size: int = field(
         default=256, metadata={"help": "Gaps that γ-PO solves for together: the batch, filled up from its queue."}
     )
-    gamma_po_queue_size: int = field(default=2048, metadata={"help": "Past gaps that γ-PO keeps."})
+    gamma_po_queue_size: int = field(default=2048, metadata={"help": "Past gaps that γ-PO caches."})
     gamma_po_centered: bool | None = field(
         default=None,
         metadata={
@@ -241,6 +273,20 @@ class MarginOptions:
         },
     )
 
+    if not TYPE_CHECKING:
+
+        def __new__(cls, *args, **kwargs):
+            """An instance with the options of registered terms among its fields."""
+            asked = [(kind, name) for kind in _KINDS for name in names_of(kwargs.get(kind))]
+            known = {"weight": WEIGHTS, "margin": MARGINS}
+            if kwargs.keys() - cls.__dataclass_fields__.keys() or any(name not in known[kind] for kind, name in asked):
+                load_plugins()
+            return super().__new__(with_options(cls))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # the class with the options of registered terms cannot be found by its name
+        return _blank, (origin_of(type(self)),), self.__dict__
+
     def __init_subclass__(cls, method: str | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if method is None:
@@ -248,35 +294,37 @@ class MarginOptions:
         row = get_method(method)
         cls._method_id = method
         declared: dict[str, tuple[Any, Any]] = {item.name: (item.type, item.metadata) for item in fields(cls)}
-        terms = {"weight": row.weight, "margin": row.margin}
-        defaults = {**_REWARD_FIELDS[cls._base][row.reward], **terms, **row.defaults}
+        terms = {kind: _one_or_list(getattr(row, kind)) for kind in _KINDS}
+        defaults = {**cls._reward_fields(row.reward), **terms, **row.defaults}
         # resolved after the user's own, since the margin has two fields
         cls._default_gamma_beta_ratio = defaults.pop("gamma_beta_ratio", None)
         if row.keep_best:
             cls._best_metric = f"eval_{row.keep_best}"
             declared["load_best_model_at_end"] = bool | None, _KEEP_BEST
             defaults["load_best_model_at_end"] = None
+        if unknown_fields := [name for name in defaults if name not in declared]:
+            raise ValueError(
+                f"the defaults of method {method!r} name {unknown_fields}, which {cls.__name__} does not have"
+            )
         for name, value in defaults.items():  # `@dataclass` reads them when this has returned
             kind, metadata = declared[name]
             cls.__annotations__[name] = kind
-            setattr(cls, name, field(default=value, metadata=metadata))
+            setattr(cls, name, _field(value, metadata))
         _CONFIGS[method, cls._base] = cls
 
+    @classmethod
+    def _reward_fields(cls, reward: str) -> dict[str, Any]:
+        """The config fields that give a method's reward on this base."""
+        raise NotImplementedError
+
     def __post_init__(self) -> None:
-        if isinstance(self.train_only, str):
-            self.train_only = [self.train_only]
-        if isinstance(self.score_columns, str):
-            self.score_columns = [self.score_columns]
-        if isinstance(self.anchor_scope, str):
-            self.anchor_scope = [self.anchor_scope]
+        for name in ("train_only", "score_columns", "anchor_scope"):
+            if isinstance(value := getattr(self, name), str):
+                setattr(self, name, [value])
         check_options(self, MarginOptions.__dataclass_fields__)
-        for name, known in {"weight": WEIGHTS, "margin": MARGINS}.items():
-            value = getattr(self, name)
-            if value == "none":
-                setattr(self, name, None)
-            elif value is not None and not (isinstance(value, str) and value in known):
-                raise unknown(name, value, known)
-        warn_of_unread(self, MarginOptions.__dataclass_fields__)
+        for kind in _KINDS:
+            _check_terms(self, kind)
+        _warn_of_unread(self)
         if isinstance(self, TrainingArguments):
             if self.logging_nan_inf_filter is None:
                 self.filters_evaluation, self.logging_nan_inf_filter = True, self.nonfinite_steps == "skip"
@@ -284,37 +332,39 @@ class MarginOptions:
                 _keep_best(self, self._best_metric)
             self._resolve_target_margin()
             super().__post_init__()
+            for kind in _KINDS:
+                self.terms(kind)  # now, rather than after the model was loaded
 
     @property
     def method(self) -> Method | None:
         """The method whose config this is, unless its terms were exchanged."""
         row = None if self._method_id is None else get_method(self._method_id)
-        return row if row and (row.weight, row.margin) == (self.weight, self.margin) else None
+        return row if row and all(names_of(getattr(row, kind)) == self.term_names(kind) for kind in _KINDS) else None
 
-    def weight_term(self) -> Term | None:
-        """The weight term that the fields describe."""
-        return None if self.weight is None else self._term(WEIGHTS[self.weight])
+    def term_names(self, kind: str) -> tuple[str, ...]:
+        """The weights or margins that are named."""
+        return names_of(getattr(self, kind))
 
-    def margin_term(self) -> Term | None:
-        """The margin term that the fields describe; it holds the target margin."""
-        if self.margin is None:
-            return None
-        if self._builds_on_target and getattr(self, "simpo_gamma", None) is None:
-            raise ValueError(f"margin {self.margin!r} builds on a target margin: give gamma_beta_ratio or simpo_gamma")
-        return self._term(MARGINS[self.margin])
+    def terms(self, kind: str) -> tuple[Term, ...]:
+        """The weights or margins that the fields describe."""
+        classes = self._term_classes(kind)
+        for term in classes:
+            if kind == "margin" and term.takes_target() and getattr(self, "simpo_gamma", None) is None:
+                raise ValueError(
+                    f"margin {term.name!r} builds on a target margin: give gamma_beta_ratio or simpo_gamma"
+                )
+        return tuple(built(term, kind, self) for term in classes)
+
+    def term_options(self, kind: str) -> list[str]:
+        """The fields that belong to the weights or margins that are named."""
+        return [name for term in self._term_classes(kind) for name in own_options(term, kind)]
+
+    def _term_classes(self, kind: str) -> list[type[Term]]:
+        return [term_class(kind, name) for name in self.term_names(kind)]
 
     @property
     def _builds_on_target(self) -> bool:
-        if self.margin is None:
-            return False
-        return bool({"gamma", "gamma0"} & inspect.signature(MARGINS[self.margin]).parameters.keys())
-
-    def _term(self, term: type[Term]) -> Term:
-        """A term's options are the fields that begin with its name; β and γ are everyone's."""
-        prefix = term.name.replace("-", "_")
-        shared = {"beta": "beta", "gamma": "simpo_gamma", "gamma0": "simpo_gamma"}
-        names = inspect.signature(term).parameters
-        return term(**{name: getattr(self, shared.get(name, f"{prefix}_{name}")) for name in names})
+        return any(term.takes_target() for term in self._term_classes("margin"))
 
     def _resolve_target_margin(self) -> None:
         """Checks the target margin, for the bases' configs: this class alone has none."""
@@ -326,12 +376,26 @@ class MarginCPOConfig(MarginOptions, CPOConfig):
 
     _base = "cpo"
 
+    loss_type: str = field(
+        default="sigmoid",
+        metadata={
+            "help": f"Type of loss: {', '.join(LINKS['cpo'])}, or a registered one. 'alphapo' is 'simpo' with "
+            "cpo_alpha 0."
+        },
+    )
     logging_nan_inf_filter: bool | None = field(default=None, metadata=_NAN_FILTER)  # type: ignore[assignment]
     simpo_gamma: float | None = field(  # type: ignore[assignment]
         default=None,
         metadata={
             "help": f"Target margin γ in reward units, for loss_type='simpo'. Defaults to TRL's {SIMPO_GAMMA}, or to "
             "`gamma_beta_ratio` · β."
+        },
+    )
+    reward: str | None = field(
+        default=None,
+        metadata={
+            "help": "Implicit reward: 'length-normalized', 'sum' or a registered one. By default 'length-normalized' "
+            "with loss_type 'simpo' and 'ipo', 'sum' otherwise, as TRL has it."
         },
     )
     tokenization: str = field(
@@ -344,11 +408,19 @@ class MarginCPOConfig(MarginOptions, CPOConfig):
         },
     )
 
+    @classmethod
+    def _reward_fields(cls, reward: str) -> dict[str, Any]:
+        simpo = {"loss_type": "simpo", "cpo_alpha": 0.0}
+        return simpo if reward == "length-normalized" else {**simpo, "reward": reward}
+
     def _resolve_target_margin(self) -> None:
-        has_target = self.loss_type in ("simpo", "alphapo")
+        link, custom = find_link("cpo", self.loss_type), self.loss_type not in _TRL_LINKS["cpo"]
+        if self.reward is not None:
+            reward_class(self.reward)
+        has_target = self.loss_type in ("simpo", "alphapo") or (custom and link.takes_margin)
         given = (self.gamma_beta_ratio, self._default_gamma_beta_ratio, self.simpo_gamma)
         if has_target and all(value is None for value in given):
-            self.simpo_gamma = SIMPO_GAMMA
+            self.simpo_gamma = 0.0 if custom else SIMPO_GAMMA
         if has_target or self._builds_on_target:
             _resolve_target_margin(self)
         elif self.gamma_beta_ratio is not None:
@@ -370,14 +442,17 @@ class MarginDPOConfig(MarginOptions, DPOConfig):
         default="log-ratio",
         metadata={
             "help": "Implicit reward: 'log-ratio' to the reference model (DPO), or 'length-normalized' (SimPO), for "
-            "which no reference model is loaded.",
-            "choices": ["log-ratio", "length-normalized"],
+            "which no reference model is loaded; or 'sum' (CPO) or a registered one."
         },
     )
     simpo_gamma: float | None = field(
         default=None,
         metadata={"help": "Target margin γ in reward units, subtracted from every reward gap. None without it."},
     )
+
+    @classmethod
+    def _reward_fields(cls, reward: str) -> dict[str, Any]:
+        return {"reward": reward}
 
     def __post_init__(self) -> None:
         if self.gamma_po_centered is None:
@@ -392,13 +467,21 @@ class MarginDPOConfig(MarginOptions, DPOConfig):
         super().__post_init__()
 
     def _resolve_target_margin(self) -> None:
+        for name in self.loss_type:
+            find_link("dpo", name)
+        reward_class(self.reward)
         _resolve_target_margin(self)
 
 
 def _resolve_target_margin(config: MarginCPOConfig | MarginDPOConfig) -> None:
     """Leaves both fields with the same margin, each in its unit."""
-    if config.margin == AdaptiveMargin.name and (config.simpo_gamma or config.gamma_beta_ratio):
-        logger.warning("margin 'amapo' makes its own margins: gamma_beta_ratio and simpo_gamma are not used")
+    margins = config._term_classes("margin")
+    if (config.simpo_gamma or config.gamma_beta_ratio) and not config._builds_on_target:
+        for term in margins:
+            if term.holds_target:
+                logger.warning(
+                    "margin %r is the whole margin: gamma_beta_ratio and simpo_gamma are not used", term.name
+                )
     if config.gamma_beta_ratio is None and config.simpo_gamma is None:
         config.gamma_beta_ratio = config._default_gamma_beta_ratio
     if config.gamma_beta_ratio is None:
@@ -425,23 +508,177 @@ def _keep_best(config: TrainingArguments, metric: str) -> None:
         config.save_strategy, config.save_steps = config.eval_strategy, eval_steps
 
 
+def _one_or_list(named: str | Sequence[str] | None) -> str | list[str] | None:
+    names = names_of(named)
+    return list(names) if len(names) > 1 else next(iter(names), None)
+
+
+def _field(value: Any, metadata: Any) -> Any:
+    if isinstance(value, list):
+        return field(default_factory=lambda: list(value), metadata=metadata)
+    return field(default=value, metadata=metadata)
+
+
+def _check_terms(config: MarginOptions, kind: str) -> None:
+    """Leaves one name, a list of several, or None."""
+    value = getattr(config, kind)
+    if value is not None and not isinstance(value, str):
+        check_names(kind, value)
+    names = () if value in ("none", ["none"]) else names_of(value)
+    for name in names:
+        term_class(kind, name)
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{kind} names {twice[0]!r} more than once")
+    setattr(config, kind, _one_or_list(names))
+
+
+def _warn_of_unread(config: MarginOptions) -> None:
+    """Names the options of terms that were not chosen, where they are not what they are by default."""
+    read = {name for kind in _KINDS for name in config.term_options(kind)}
+    if any(FACTOR in term.columns for kind in _KINDS for term in config._term_classes(kind)):
+        read |= {"gap_aware_metric", "gap_aware_encoder"}
+    declared = {item.name: item for item in fields(config)}
+    for kind, table in {"weight": WEIGHTS, "margin": MARGINS}.items():
+        for name, term in table.items():
+            unread = [
+                option
+                for option in own_options(term, kind)
+                if option not in (*read, *_READ_ELSEWHERE)
+                and option in declared
+                and getattr(config, option) != declared[option].default
+            ]
+            if unread:
+                here = getattr(config, kind) or "none"
+                logger.warning("no effect of %s: for %s=%r, and this is %r", ", ".join(unread), kind, name, here)
+
+
+# Config classes by method and base, and with the options of registered terms
+
 _CONFIGS: dict[tuple[str | None, str], type[MarginOptions]] = {
     (None, "cpo"): MarginCPOConfig,
     (None, "dpo"): MarginDPOConfig,
 }
+_EXTENDED: dict[tuple[type, tuple[str, ...]], type[Any]] = {}
 
 
 def config_class(method_id: str | None, base: str = "cpo") -> type[MarginOptions]:
     """The config of a method on a base ("cpo" or "dpo"); without a method, the base's own.
 
+    It has the options of all registered terms and rewards among its fields.
+
     Raises:
         ValueError: unknown method or base.
     """
-    if base not in ("cpo", "dpo"):
-        raise unknown("base", base, ("cpo", "dpo"))
-    if method_id is not None:
-        get_method(method_id)
-    return _CONFIGS[method_id, base]
+    if base not in LINKS:
+        raise unknown("base", base, LINKS)
+    load_plugins()
+    method = None if method_id is None else get_method(method_id)
+    if method is not None and (method_id, base) not in _CONFIGS:
+        name = "".join(filter(str.isalnum, method.name)) + ("Config" if base == "cpo" else "DPOConfig")
+        body = {
+            "__module__": __name__,
+            "__doc__": f"{method.name} on TRL's {base.upper()}Trainer.",
+            "_origin": (method_id, base),
+        }
+        dataclass(
+            new_class(
+                name, (with_options(_CONFIGS[None, base]),), {"method": method_id}, lambda space: space.update(body)
+            )
+        )
+    return with_options(_CONFIGS[method_id, base])
+
+
+def with_options(cls: type[Any]) -> type[Any]:
+    """A config class with a field for each option of the terms and rewards that are registered by now.
+
+    Raises:
+        ValueError: an option has the name of another field.
+    """
+    for name in OPTIONS:
+        if name in MarginCPOConfig.__dataclass_fields__ or name in MarginDPOConfig.__dataclass_fields__:
+            raise ValueError(
+                f"the option {name!r} of a registered term is another field already: change its option_prefix"
+            )
+    added = tuple(name for name in OPTIONS if name not in cls.__dataclass_fields__)
+    if not added:
+        return cls
+    if (cls, added) not in _EXTENDED:
+        body = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__, "_origin": cls}
+        _EXTENDED[cls, added] = make_dataclass(
+            cls.__name__, [(name, *OPTIONS[name]) for name in added], bases=(cls,), namespace=body
+        )
+    return _EXTENDED[cls, added]
+
+
+def origin_of(cls: type[Any]) -> Any:
+    """The class that a config class was extended from, or the (method, base) that `config_class` made it for."""
+    origin = vars(cls).get("_origin", cls)
+    return origin if origin is cls or isinstance(origin, tuple) else origin_of(origin)
+
+
+def _blank(origin: Any) -> Any:
+    cls = config_class(*origin) if isinstance(origin, tuple) else with_options(origin)
+    return object.__new__(cls)
+
+
+# From a config to its objective
+
+
+def objective_of(
+    config: Any, weight: Term | Sequence[Term] | None = None, margin: Term | Sequence[Term] | None = None
+) -> Objective:
+    """The objective that a config describes; of TRL's own `CPOConfig` and `DPOConfig`, too.
+
+    Args:
+        config: of either base.
+        weight: weight terms from Python, instead of those that the config names.
+        margin: margin terms from Python.
+
+    Raises:
+        ValueError: an unknown name, or parts that do not go together.
+    """
+    options = config if isinstance(config, MarginOptions) else MarginOptions()
+    base = "cpo" if isinstance(config, CPOConfig) else "dpo"
+    losses = [config.loss_type] if isinstance(config.loss_type, str) else config.loss_type
+    shares = getattr(config, "loss_weights", None) or [1.0] * len(losses)
+    links: dict[Link, float] = {}
+    for name, share in zip(losses, shares, strict=True):
+        link = find_link(base, name)
+        links[link] = links.get(link, 0.0) + share
+    usual = "log-ratio" if base == "dpo" else "length-normalized" if losses[0] in ("simpo", "ipo") else "sum"
+    reward = getattr(config, "reward", None) or usual
+    has_target = base == "dpo" or losses[0] == "simpo" or losses[0] not in _TRL_LINKS["cpo"]
+    gamma = (getattr(config, "simpo_gamma", None) or 0.0) if has_target else 0.0
+    weights = options.terms("weight") if weight is None else weight
+    margins = options.terms("margin") if margin is None else margin
+    objective = Objective(
+        reward=built(reward_class(reward), "reward", config),
+        link=links,
+        beta=config.beta,
+        gamma=gamma,
+        weight=weights,
+        margin=margins,
+        label_smoothing=config.label_smoothing,
+        discopop_tau=getattr(config, "discopop_tau", 0.05),
+        is_trls=reward == usual and _TRL_LINKS[base].issuperset(losses) and not (gamma and base == "dpo"),
+    )
+    if base == "cpo":
+        refuse_reference(objective)
+    return objective
+
+
+def refuse_reference(objective: Objective) -> None:
+    """
+    Raises:
+        ValueError: the objective reads a reference model, which CPOTrainer does not have.
+    """
+    if objective.needs_reference:
+        reads = [objective.reward, *objective.terms]
+        name = next(part.name for part in reads if part.needs_reference)
+        raise ValueError(
+            f"{name!r} reads the log-probabilities of a reference model, which CPOTrainer does not have: take "
+            "MarginDPOTrainer (--base dpo)"
+        )
 
 
 @dataclass

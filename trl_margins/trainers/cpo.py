@@ -17,17 +17,15 @@ from trl.trainer.utils import add_fused_lm_head
 
 from ..forward.head import why_not_fused
 from ..forward.standard import IGNORE, TokenLogps, fused_token_logps, logits_token_logps, pair_logps
-from ..links import CPO_LOSSES
-from ..objective import LengthNormalizedReward, Objective, ObjectiveOutput, SummedReward
+from ..objective import ObjectiveOutput
 from ..pairs import CACHED, PairLogps
-from ..rewards import length_normalized
+from ..rewards import LengthNormalizedReward, length_normalized
 from ..rows.cpo_tokens import CPOTokenizer
 from ..rows.opened import column_names
 from ..rows.tokenized import CPO_COLUMNS, tokenized
 from ..rows.tokens import PairTokenizer, RowTokens, cpo_columns
-from ..terms import Term
 from .collator import StandardRows
-from .configs import MarginCPOConfig
+from .configs import MarginCPOConfig, refuse_reference
 from .mixin import MarginMixin
 from .model_checks import check_before_training
 from .preparation import PreparedSets
@@ -107,18 +105,8 @@ class MarginCPOTrainer(MarginMixin, CPOTrainer):
         """Nothing: CPOTrainer tokenizes row by row in its constructor; the sets get their tokens afterwards."""
         return {}
 
-    def _build_objective(self, config: Any, weight: Term | None, margin: Term | None) -> Objective:
-        per_token = config.loss_type in ("simpo", "ipo")
-        return Objective(
-            reward=(LengthNormalizedReward if per_token else SummedReward)(config.alpha),
-            losses={config.loss_type: 1.0},
-            table=CPO_LOSSES,
-            beta=config.beta,
-            gamma=config.simpo_gamma if config.loss_type == "simpo" else 0.0,
-            weight=weight,
-            margin=margin,
-            label_smoothing=config.label_smoothing,
-        )
+    def _check_reference(self, config: Any) -> None:
+        refuse_reference(self.objective)
 
     def standard_rows(self) -> Callable[[Mapping[str, Any]], StandardRows | None]:
         return partial(_standard_rows, padding_value=self.pad_token_id)

@@ -10,19 +10,18 @@ from typing import Any
 import torch
 from accelerate.utils import is_peft_model
 from torch import Tensor, nn
-from trl import DPOTrainer
+from trl import DPOConfig, DPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import use_adapter
 
 from ..forward.shared_prompt import shared_token_logps, why_not_shared
 from ..forward.shared_rows import unpacked
 from ..forward.standard import IGNORE, TokenLogps, fused_token_logps, logits_token_logps, pair_logps
-from ..links import DPO_LOSSES, REFERENCE_FREE_LOSSES
-from ..objective import LengthNormalizedReward, LogRatioReward, Objective, ObjectiveOutput
+from ..objective import Objective, ObjectiveOutput
 from ..pairs import CACHED, CARRIED, SHARED, PairLogps
+from ..rewards import LogRatioReward
 from ..rows.tokenized import DPO_COLUMNS, tokenized
 from ..rows.tokens import PairTokenizer, dpo_columns
-from ..terms import Term
 from .collator import StandardRows
 from .configs import MarginDPOConfig
 from .mixin import MarginMixin
@@ -51,26 +50,9 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
         super().__init__(*args, **kwargs)
         check_before_training(self)
 
-    def _build_objective(self, config: Any, weight: Term | None, margin: Term | None) -> Objective:
-        self._reference_free = getattr(config, "reward", "log-ratio") == "length-normalized"
-        if self._reference_free:
-            _refuse_reference_options(config)
-        losses: dict[str, float] = {}
-        for name, share in zip(config.loss_type, config.loss_weights or [1.0] * len(config.loss_type), strict=True):
-            losses[name] = losses.get(name, 0.0) + share
-        return Objective(
-            reward=LengthNormalizedReward()
-            if self._reference_free
-            else LogRatioReward(config.f_divergence_type, config.f_alpha_divergence_coef),
-            losses=losses,
-            table=REFERENCE_FREE_LOSSES if self._reference_free else DPO_LOSSES,
-            beta=config.beta,
-            gamma=getattr(config, "simpo_gamma", None) or 0.0,
-            weight=weight,
-            margin=margin,
-            label_smoothing=config.label_smoothing,
-            discopop_tau=config.discopop_tau,
-        )
+    def _check_reference(self, config: Any) -> None:
+        self._reference_free = not self.objective.needs_reference
+        _refuse_unread_options(config, self.objective)
 
     # DPOTrainer loads a reference model unless it is given one. A reward without reference gives it something that is
     # none, and never lets it be set.
@@ -88,7 +70,7 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
         if not self._reference_free:
             return arguments
         if given.get("ref_model") is not None:
-            raise ValueError("reward='length-normalized' uses no reference model: leave ref_model out")
+            raise ValueError(f"reward={self.objective.reward.name!r} uses no reference model: leave ref_model out")
         return {**arguments, "ref_model": _NO_REFERENCE}
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
@@ -107,8 +89,8 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
         self, model: nn.Module, inputs: Mapping[str, Any], return_outputs: bool
     ) -> Tensor | tuple[Tensor, Any]:
         """What DPOTrainer calls for each batch: its own method where it will do, `pair_loss` otherwise."""
-        mode, trls_reward = self._mode, not (self._reference_free or self.objective.gamma)
-        if mode == "train" and trls_reward and self._fused and self.runs_trl(inputs):
+        mode = self._mode
+        if mode == "train" and self._fused and self.runs_trl(inputs):
             plain = {key: value for key, value in inputs.items() if key not in _OURS}
             return super()._compute_loss(model, plain, return_outputs)
         loss, metrics = self.pair_loss(model, inputs, mode)
@@ -221,18 +203,18 @@ def _rows_if_known(batch: Mapping[str, Any]) -> StandardRows | None:
     return _standard_rows(batch) if "completion_mask" in batch else None
 
 
-def _refuse_reference_options(config: MarginDPOConfig) -> None:
-    """Options that mean nothing without a reference model."""
-    for name, off in {
-        "f_divergence_type": "reverse_kl",
-        "precompute_ref_log_probs": False,
-        "sync_ref_model": False,
-        "ld_alpha": None,
-    }.items():
+def _refuse_unread_options(config: DPOConfig, objective: Objective) -> None:
+    """Options of the log-ratio and of the reference model, where the objective does not read them."""
+    reward = objective.reward.name
+    of_log_ratio = {"f_divergence_type": "reverse_kl", "ld_alpha": None}
+    of_reference = {"precompute_ref_log_probs": False, "sync_ref_model": False}
+    unread = {} if reward == LogRatioReward.name else of_log_ratio
+    unread |= {} if objective.needs_reference else of_reference
+    for name, off in unread.items():
         if (value := getattr(config, name)) != off:
             raise ValueError(
-                f"{name}={value!r} does not go with reward='length-normalized', which has no reference model and "
-                f"whole answers: set it to {off!r}, or use reward='log-ratio'"
+                f"{name}={value!r} does not go with reward={reward!r}, which has no reference model and whole "
+                f"completions: set it to {off!r}, or use reward='log-ratio'"
             )
 
 

@@ -29,11 +29,12 @@ _NAMED = 8  # pairs that a message names
 
 @dataclass(frozen=True)
 class _Seen:
-    """What is finite in a mini-batch, on the device."""
+    """A mini-batch and what is finite in it, on the device."""
 
     batch: Mapping[str, Any]
     outputs: Tensor  # [B] whether the log-probabilities of both completions are
-    losses: Tensor  # [B]
+    losses: Tensor  # [B] whether the loss is, and each term's value
+    terms: Mapping[str, Tensor]  # "weight 'name'" → [B] its values
 
 
 class FiniteSteps(TrainerCallback):
@@ -71,8 +72,14 @@ class FiniteSteps(TrainerCallback):
         """Looks at a mini-batch of the open window."""
         if self._seen is None:
             return
+        terms = {f"weight {name!r}": value for name, value in output.weights.items()}
+        terms |= {f"margin {name!r}": value for name, value in output.margins.items()}
+        finite = output.losses.detach().isfinite()
+        for value in terms.values():
+            finite = finite & value.isfinite()
         # a loss beside those of the pairs (mixture of experts, SFT) belongs to all of them
-        seen = _Seen(batch, _outputs(pairs), output.losses.detach().isfinite() & loss.detach().isfinite())
+        finite = finite & (loss.detach().isfinite() | ~finite.all())
+        seen = _Seen(batch, _outputs(pairs), finite, terms)
         if self.trainer.is_deepspeed_enabled:  # the backward pass that follows takes the step
             self._check([seen], torch.tensor(True), self.trainer.model)
         else:
@@ -95,7 +102,11 @@ class FiniteSteps(TrainerCallback):
             return
         step = trainer.state.global_step + 1
         found = gather_object(self._named_pairs(seen, by_output=n_outputs > 0))
-        message = f"step {step}: " + _message(found, "the model's output" if n_outputs else "the loss")
+        terms = gather_object(
+            [name for each in seen for name, value in each.terms.items() if not value.isfinite().all()]
+        )
+        what = "the model's output" if n_outputs else " and ".join(dict.fromkeys(terms)) or "the loss"
+        message = f"step {step}: " + _message(found, what)
         self._undo(step)
         self._in_a_row += 1
         if not self.skip or self._in_a_row >= _IN_A_ROW:
@@ -140,9 +151,8 @@ class FiniteSteps(TrainerCallback):
 
     def _undo(self, step: int) -> None:
         trainer, (states, metrics) = self.trainer, self._before
-        for term in trainer.objective.terms:
-            if term.name in states:
-                term.load_state_dict(states[term.name])
+        for term in trainer.objective.remembering:
+            term.load_state_dict(states[term.name])
         trainer._buffers["train"] = metrics
         if trainer._pair_log is not None:
             trainer._pair_log.forget(step)

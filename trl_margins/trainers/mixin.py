@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 import logging
 from abc import abstractmethod
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -24,23 +24,22 @@ from ..forward.head import logits_will_do
 from ..forward.shared_prompt import shared_token_logps
 from ..forward.shared_rows import SharedRows, unpacked, width_step
 from ..forward.standard import TokenLogps
-from ..methods import Method
+from ..methods import Method, names_of
 from ..objective import Objective, ObjectiveOutput
-from ..pairs import CACHED, CARRIED, IS_FLIPPED, ROW, SCORES, SHARED, PairBatch, PairLogps
+from ..pairs import CACHED, CARRIED, IS_FLIPPED, ROW, SCORES, SHARED, PairLogps
 from ..probes import window_probes
 from ..probes.scope import train_only
 from ..recording.metrics import MetricBuffer
 from ..recording.pair_log import PAIRS_FILE, PairLog, RunFolder, flip_metrics
-from ..rewards import length_normalized
 from ..rows import OpenedSet
 from ..rows.opened import column_names
-from ..rows.scores import find_score_columns
+from ..rows.scores import ScoreColumns, find_score_columns
 from ..rows.tokenized import TokenColumns, finish_tokenized
 from ..terms import Term
 from .card import CardMixin
 from .checkpoints import CheckpointMixin, run_settings
 from .collator import PairCollator
-from .configs import MarginOptions
+from .configs import MarginOptions, objective_of
 from .finite import FiniteSteps, without_neighbours
 from .model_checks import TokenLimits, check_one_device, refusing_what_cannot_write
 from .preparation import TRAIN, PreparedSets, eval_split, opened_set, prepare_datasets, with_lengths
@@ -49,14 +48,17 @@ from .window import WindowMixin
 
 logger = logging.getLogger(__name__)
 
+_OF_THE_OBJECTIVE = ("beta", "loss_weights", "label_smoothing", "reward")  # config fields that only an objective reads
+
 
 class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
     """Gives a TRL preference trainer a weight and a margin per pair. Comes before the TRL class in the bases.
 
     Args:
         *args, **kwargs: as the TRL trainer takes them. `args` may be TRL's own config: then there is no term.
-        weight_term: a weight term from Python; it takes the place of the one that the config names.
-        margin_term: a margin term from Python.
+        weight_term: a weight term from Python, or several; they take the place of those that the config names.
+        margin_term: a margin term from Python, or several.
+        objective: the whole objective from Python, instead of the config's.
     """
 
     _method: Method | None = None
@@ -65,7 +67,12 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
     _takes_images = False
 
     def __init__(
-        self, *args: Any, weight_term: Term | None = None, margin_term: Term | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        weight_term: Term | Sequence[Term] | None = None,
+        margin_term: Term | Sequence[Term] | None = None,
+        objective: Objective | None = None,
+        **kwargs: Any,
     ) -> None:
         given = inspect.signature(super().__init__).bind_partial(*args, **kwargs).arguments
         config = given.get("args") or self._default_config(given.get("model"))
@@ -73,10 +80,12 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
         self._check_method(config)
         if self.options.train_only and given.get("peft_config") is not None:
             raise ValueError("train_only and peft_config both choose what trains: give one of them")
-        terms = {"weight": weight_term, "margin": margin_term}
-        self.given_terms = {kind: term for kind, term in terms.items() if term is not None}
-        weight, margin = weight_term or self.options.weight_term(), margin_term or self.options.margin_term()
-        self.objective = self._build_objective(config, weight, margin)
+        from_python = {"weight_term": weight_term, "margin_term": margin_term, "objective": objective}
+        self.from_python = [name for name, value in from_python.items() if value is not None]
+        if objective is not None:
+            self._check_objective(config)
+        self.objective = objective or objective_of(config, weight_term, margin_term)
+        self._check_reference(config)
         self._take_names()
         self._buffers = {"train": MetricBuffer(), "eval": MetricBuffer()}
         self._evaluated: list[Tensor] = []
@@ -125,8 +134,10 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
     # What the two bases say
 
     @abstractmethod
-    def _build_objective(self, config: Any, weight: Term | None, margin: Term | None) -> Objective:
-        """The objective of a config, with the terms given."""
+    def _check_reference(self, config: Any) -> None:
+        """Raises a ValueError where the base does not have the reference model that the objective reads, or where the
+        config says something about one that is not read.
+        """
 
     @abstractmethod
     def token_logps(self, model: nn.Module, batch: Mapping[str, Any], shared: bool, fused: bool = True) -> TokenLogps:
@@ -160,10 +171,11 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
     # One batch
 
     def runs_trl(self, batch: Mapping[str, Any]) -> bool:
-        """Whether TRL's own method computes a training batch's loss: no term is set, nothing is measured before the
-        step, and prompts are not shared.
+        """Whether TRL's own method computes a training batch's loss: the objective is TRL's, no term is set,
+        nothing is measured before the step, and prompts are not shared.
         """
-        return not (self.objective.terms or self._probes or CACHED in batch or self._sharing(self, batch))
+        measured = self.objective.terms or self._probes or CACHED in batch
+        return self.objective.is_trls and not (measured or self._sharing(self, batch))
 
     def pair_loss(
         self, model: nn.Module, batch: Mapping[str, Any], train_eval: str = "train"
@@ -177,25 +189,22 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
         training = train_eval == "train"
         if not training:
             pairs = without_neighbours(self, batch, pairs)
-        loss, output, pair_view = self._loss(pairs, batch, training)
-        observed = self._observed(pair_view, output)
+        loss, output = self._loss(pairs, batch, training)
+        observed = self._observed(output) if training else {}
         if training:
             self._finite.see(batch, pairs, output, loss)
-            if output.slope is not None and self._pair_log is not None:
-                self._pair_log.add(self.state.global_step + 1, self._pair_values(pairs, output, pair_view, observed))
+            if output.gradient_scale is not None and self._pair_log is not None:
+                self._pair_log.add(self.state.global_step + 1, self._pair_values(output, observed))
         else:
-            self._remember(output, loss, pair_view.columns, self.same_completions(batch))
+            self._remember(output, loss, self.same_completions(batch))
         prefix = "" if training else "eval_"
         metrics = self._batch_metrics(pairs, output, batch, train_eval) | observed
         return loss, {f"{prefix}{name}": value for name, value in metrics.items()}
 
-    def _loss(
-        self, pairs: PairLogps, batch: Mapping[str, Any], training: bool
-    ) -> tuple[Tensor, ObjectiveOutput, PairBatch]:
+    def _loss(self, pairs: PairLogps, batch: Mapping[str, Any], training: bool) -> tuple[Tensor, ObjectiveOutput]:
         gather, first = gather_over_ranks(self.accelerator, pairs.chosen.numel())
-        pair_view = PairBatch(batch.get(CARRIED, {}), gather, first, training)
-        output = self.objective(pairs, pair_view)
-        return output.losses.mean() + self._extra_loss(pairs), output, pair_view
+        output = self.objective(pairs, batch.get(CARRIED), gather=gather, first=first, training=training)
+        return output.losses.mean() + self._extra_loss(pairs), output
 
     def _extra_loss(self, pairs: PairLogps) -> Tensor | float:
         return 0.0
@@ -211,36 +220,44 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
             "rewards/margins": output.chosen_reward - output.rejected_reward,
             **pairs.token_stats,
         }
-        if output.weight is not None:
-            metrics["weights"] = output.weight
-        if output.margin is not None:
-            metrics["target_margins"] = output.margin
+        for name, total, by_term in (
+            ("weights", output.weight, output.weights),
+            ("target_margins", output.margin, output.margins),
+        ):
+            if total is not None:
+                metrics[name] = total
+            if len(by_term) > 1:
+                metrics |= {f"{name}/{term}": value for term, value in by_term.items()}
         return metrics
 
-    def _observed(self, pair_view: PairBatch, output: ObjectiveOutput) -> dict[str, Tensor]:
-        """[B] values that the margin term computed on its way."""
-        if not pair_view.training or not hasattr(self.objective.margin, "observed"):
-            return {}
-        return self.objective.margin.observed(pair_view, output.chosen_reward - output.rejected_reward, output.margin)
+    def _observed(self, output: ObjectiveOutput) -> dict[str, Tensor]:
+        """[B] values that the terms computed on their way."""
+        found: dict[str, Tensor] = {}
+        for terms, values in ((self.objective.weights, output.weights), (self.objective.margins, output.margins)):
+            for term in terms:
+                found |= term.observed(output.view, values[term.name])
+        return found
 
-    def _pair_values(
-        self, pairs: PairLogps, output: ObjectiveOutput, pair_view: PairBatch, observed: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
+    def _pair_values(self, output: ObjectiveOutput, observed: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """[B] values of the pair log."""
-        gap, columns = output.chosen_reward - output.rejected_reward, pair_view.columns
+        view = output.view
+        gap, columns = output.chosen_reward - output.rejected_reward, view.columns
         values = {
             "reward_gap": gap,
             "weight": torch.ones_like(gap) if output.weight is None else output.weight,
             "margin": torch.full_like(gap, self.objective.gamma) if output.margin is None else output.margin,
-            "slope": output.slope,
-            "logp_chosen": length_normalized(pairs.chosen, pairs.chosen_length),
-            "logp_rejected": length_normalized(pairs.rejected, pairs.rejected_length),
-            "length_chosen": pairs.chosen_length,
-            "length_rejected": pairs.rejected_length,
+            "slope": output.gradient_scale,
+            "logp_chosen": view.chosen_mean_logps,
+            "logp_rejected": view.rejected_mean_logps,
+            "length_chosen": view.chosen_length,
+            "length_rejected": view.rejected_length,
         }
         if SCORES[0] in columns:
             values["score_gap"] = columns[SCORES[0]] - columns[SCORES[1]]
         values |= {name: columns[name] for name in (IS_FLIPPED, ROW) if name in columns}
+        for kind, by_term in (("weight", output.weights), ("margin", output.margins)):
+            if len(by_term) > 1:
+                values |= {f"{kind}_{name}": value for name, value in by_term.items()}
         return values | {name.replace("/", "_"): value for name, value in observed.items()}
 
     # Logging
@@ -258,7 +275,7 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
         logs.update(self._drained_metrics())
         if self._pair_log is not None:
             self._pair_log.flush(self.accelerator)
-            logs.update(flip_metrics(self._pair_log.drain(), weighted=self.objective.weight is not None))
+            logs.update(flip_metrics(self._pair_log.drain(), weighted=bool(self.objective.weights)))
         super().log(logs, start_time)
 
     def _drained_metrics(self) -> dict[str, float]:
@@ -287,8 +304,9 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
                 output.metrics[f"{metric_key_prefix}_{name}"] = value
         return output
 
-    def _remember(self, output: ObjectiveOutput, loss: Tensor, columns: Mapping[str, Tensor], same: Tensor) -> None:
+    def _remember(self, output: ObjectiveOutput, loss: Tensor, same: Tensor) -> None:
         """Caches what the metrics over a whole evaluation set are computed from: [pairs, loss, rewards, scores]."""
+        columns = output.view.columns
         scores = [columns[name] for name in SCORES if name in columns]
         # the same completion twice is not a win, whatever the rounding
         rejected = torch.where(same, output.chosen_reward, output.rejected_reward)
@@ -296,7 +314,7 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
         self._evaluated.append(self.accelerator.gather_for_metrics(torch.stack(rows, dim=1)))
 
     def _ranking(self, values: Tensor, dataset: Any) -> dict[str, float | int | None]:
-        scores = find_score_columns(column_names(dataset), self.options.score_columns, strict=False)
+        scores = self._score_columns(dataset)
         usable = values[:, :2].isfinite().all(dim=1)
         if not usable.all():
             logger.warning(
@@ -327,9 +345,16 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
         later = opened_set(
             dataset, eval_split(name), self.args, self.options, self.processing_class, self._takes_images
         )
-        if scores := find_score_columns(column_names(later.dataset), self.options.score_columns, strict=False):
+        if scores := self._score_columns(later.dataset):
             self._own_columns.update(scores.names)
         return later, False
+
+    def _score_columns(self, dataset: Any) -> ScoreColumns | None:
+        """Where an evaluation set has its scores; not in a column that a term reads."""
+        names, given = column_names(dataset), self.options.score_columns
+        if given is None:
+            names = [name for name in names if name not in self.objective.columns or name in SCORES]
+        return find_score_columns(names, given, strict=False)
 
     def _finish_tokens(
         self,
@@ -357,13 +382,26 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
         if self._method is None:
             return
         for kind in ("weight", "margin"):
-            here, wanted = getattr(config, kind, None), getattr(self._method, kind)
-            if wanted is not None and here != wanted:
+            here, wanted = names_of(getattr(config, kind, None)), names_of(getattr(self._method, kind))
+            if missing := [name for name in wanted if name not in here]:
                 general = f"Margin{self._config_class._base.upper()}Trainer"
                 raise ValueError(
-                    f"{type(self).__name__} has {kind} {wanted!r}, but its {type(config).__name__} says {here!r}: "
-                    f"give it a {self._config_class.__name__}, or take {general} for other terms"
+                    f"{type(self).__name__} has {kind} {missing[0]!r}, but its {type(config).__name__} says "
+                    f"{', '.join(map(repr, here)) or None}: give it a {self._config_class.__name__}, or take "
+                    f"{general} for other terms"
                 )
+
+    def _check_objective(self, config: Any) -> None:
+        """An objective from Python is the whole of it."""
+        others = [name for name in self.from_python if name != "objective"]
+        others += [kind for kind in ("weight", "margin") if getattr(config, kind, None) is not None]
+        if self._method is not None or others:
+            what = f"{type(self).__name__}, whose objective is its method's" if self._method else " and ".join(others)
+            raise ValueError(f"objective does not go with {what}: the objective has the weight and the margin already")
+        defaults = {item.name: item.default for item in fields(config)}
+        unread = [name for name in _OF_THE_OBJECTIVE if getattr(config, name, None) != defaults.get(name)]
+        if unread:
+            logger.warning("no effect of %s: the trainer was given an objective", ", ".join(unread))
 
     def _trl_arguments(self, given: Mapping[str, Any], sets: PreparedSets) -> dict[str, Any]:
         """The arguments of TRL's constructor."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from ..checks import unknown
-from ..methods import get_method
+from ..registry import get_method
 from .configs import config_class
 from .cpo import MarginCPOTrainer
 from .dpo import MarginDPOTrainer
@@ -42,9 +42,8 @@ def trainer_class(method_id: str | None, base: str = "cpo") -> type[MarginMixin]
     """
     if base not in ("cpo", "dpo"):
         raise unknown("base", base, ("cpo", "dpo"))
-    if method_id is not None:
-        get_method(method_id)
-    return _TRAINERS[method_id, base]
+    own = None if method_id is None else get_method(method_id).id
+    return _TRAINERS.get((own, base), _TRAINERS[None, base])  # a registered method has the general one
 
 
 @_trains("gappo")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from ..data.evaluation_factors import add_evaluation_factor, check_evaluation_fa
 from ..data.formats import as_plain
 from ..data.media import IMAGES, without_decoding
 from ..objective import Objective
-from ..pairs import IS_FLIPPED, ROW, SCORES
+from ..pairs import FACTOR, IS_FLIPPED, ROW, SCORES
 from ..report.card import SetFacts
 from ..rows import OpenedSet, open_rows
 from ..rows.opened import column_names
@@ -26,9 +26,11 @@ from ..rows.scores import (
     ScoreColumns,
     ScoreError,
     ScoreSummary,
+    as_number,
     check_numbers,
     check_row,
     check_scores,
+    checked_stream,
     find_score_columns,
     known_score_columns,
     refuse_class_labels,
@@ -36,12 +38,14 @@ from ..rows.scores import (
     require_score_columns,
 )
 from ..rows.tokens import prepare_tokenizer
+from ..terms import Term
+from ..terms.column import ColumnWeight
+from ..terms.evaluation_factor import EvaluationFactorMargin
 from ..terms.score_gap import ScoreGapWeight
 from .configs import MarginOptions
 
 logger = logging.getLogger(__name__)
 
-FACTOR = "evaluation_factor"
 TRAIN = "train"
 
 # What TRL's collators read tensors from, whoever the column is from
@@ -101,14 +105,16 @@ def prepare_datasets(
     if FACTOR in objective.columns:
         with global_then_local_main_first():  # the others read the cache
             sets = {split: _with_factors(each, options, config, facts) for split, each in opened.items()}
-        facts[TRAIN] = replace(facts[TRAIN], floored=_fit_margin(objective.margin, sets[TRAIN]))
-    for split, dataset in sets.items():
-        _check_columns(dataset, split, objective)
+    sets = {split: _with_checked_columns(dataset, split, objective) for split, dataset in sets.items()}
     columns = {IS_FLIPPED, ROW, *(name for name in objective.columns if name not in SCORES)}
     sets = {
         split: _with_checked_scores(dataset, split, objective, options, columns, facts)
         for split, dataset in sets.items()
     }
+    _fit(objective, sets.get(TRAIN), options)
+    floored = [term.n_floored for term in objective.terms if isinstance(term, EvaluationFactorMargin)]
+    if floored:
+        facts[TRAIN] = replace(facts[TRAIN], floored=floored[0])
     if isinstance(sets.get(TRAIN), Dataset):
         sets[TRAIN] = _numbered(sets[TRAIN])
     by_name = {name: sets[eval_split(name)] for name in evals} if isinstance(evals, dict) else sets.get("eval")
@@ -175,18 +181,50 @@ def eval_split(name: str) -> str:
     return f"eval {name}" if name == TRAIN else name
 
 
-def _check_columns(dataset: Any, split: str, objective: Objective) -> None:
-    """The columns that terms read; scores are looked for under other names too, and elsewhere."""
-    names = list(column_names(dataset))
-    for term in objective.terms:
+def _with_checked_columns(dataset: Any, split: str, objective: Objective) -> Any:
+    """The same data set, whose columns have the numbers that the terms take. Scores are checked elsewhere."""
+    names, is_loaded = list(column_names(dataset)), isinstance(dataset, Dataset)
+    for kind, term in objective.named_terms:
         if missing := [name for name in term.columns if name not in (*names, *SCORES)]:
             raise ValueError(
-                f"{term.name!r} needs the columns {missing}, and the {split} data set has only {names}: add them with "
-                "dataset.add_column or dataset.rename_column"
+                f"{kind} {term.name!r} needs the columns {missing}, and the {split} data set has only {names}: add "
+                "them with dataset.add_column or dataset.rename_column"
             )
-        if isinstance(dataset, Dataset):
-            for name in set(term.columns) - {*SCORES, FACTOR}:
-                check_numbers(dataset, name, split)
+        for name in [name for name in dict.fromkeys(term.columns) if name not in (*SCORES, FACTOR)]:
+            if is_loaded:
+                check_numbers(dataset, name, split, term.column_minimum)
+            else:
+                dataset = checked_stream(dataset, name, split, term.column_minimum)
+        if isinstance(term, ColumnWeight) and split == TRAIN and is_loaded and not any(dataset[term.column]):
+            raise ValueError(
+                f"all {len(dataset)} train pairs would have weight 0: column {term.column!r} (weight_column) is 0 in "
+                "every row"
+            )
+    return dataset
+
+
+def _fit(objective: Objective, train: Any, options: MarginOptions) -> None:
+    """Shows the training set's columns to the terms that look at all of it."""
+    for kind, term in objective.named_terms:
+        if type(term).fit is Term.fit or train is None:
+            continue
+        if not isinstance(train, Dataset):
+            raise TypeError(
+                f"{kind} {term.name!r} looks at the whole training set, which a {type(train).__name__} does not show: "
+                "load the data set instead of streaming it"
+            )
+        term.fit({name: torch.as_tensor(values) for name, values in _numbers(train, term.columns, options).items()})
+
+
+def _numbers(train: Dataset, names: Sequence[str], options: MarginOptions) -> dict[str, Any]:
+    """Columns as the terms call them, float32."""
+    found = {name: np.array([*map(as_number, train[name][:])], np.float32) for name in names if name not in SCORES}
+    if set(names) & {*SCORES}:
+        columns = require_score_columns(column_names(train), options.score_columns, "fit", TRAIN)
+        rows = train.select_columns(list(columns.names))
+        scores = np.array([columns.read(row) for row in rows], np.float32).T
+        found |= dict(zip(SCORES, scores, strict=True))
+    return found
 
 
 def _numbered(dataset: Dataset) -> Dataset:
@@ -211,8 +249,8 @@ def _with_factors(opened: OpenedSet, options: MarginOptions, config: Any, facts:
     dataset, split = opened.dataset, opened.reader.split
     if not isinstance(dataset, Dataset):
         raise TypeError(
-            f"GaPO's margin is scaled by the mean over the whole training set, which a {type(dataset).__name__} does "
-            "not show: load the data set instead of streaming it"
+            f"{FACTOR} is checked or computed for a whole data set, which a {type(dataset).__name__} does not show: "
+            "load the data set instead of streaming it"
         )
     if FACTOR in dataset.column_names:
         logger.info("%s: %s column found", split, FACTOR)
@@ -232,18 +270,6 @@ def _with_factors(opened: OpenedSet, options: MarginOptions, config: Any, facts:
     return dataset
 
 
-def _fit_margin(margin: Any, train: Dataset) -> int:
-    floored = margin.fit(torch.tensor(train[FACTOR][:]))
-    logger.info(
-        "evaluation factor of %d training pairs: mean margin factor %.4f; %d below the floor of %g count as it",
-        len(train),
-        margin.mean,
-        floored,
-        margin.floor,
-    )
-    return floored
-
-
 def _with_checked_scores(
     dataset: Any,
     split: str,
@@ -253,7 +279,8 @@ def _with_checked_scores(
     facts: dict[str, SetFacts],
 ) -> Any:
     """The same data set; scores that no term reads may be bad, and are then left out of the evaluation."""
-    names = column_names(dataset)
+    own = [] if options.score_columns else [name for name in objective.columns if name not in SCORES]
+    names = [name for name in column_names(dataset) if name not in own]  # a column of margins is not one of scores
     needed_by = next((term.name for term in objective.terms if SCORES[0] in term.columns), None)
     if needed_by:
         columns = require_score_columns(names, options.score_columns, repr(needed_by), split)
@@ -281,8 +308,9 @@ def _with_checked_scores(
             logger.warning("%s; pairs without scores count in pwa_all alone", error)
         else:
             report_scores(summary, columns, split, weighted=bool(needed_by))
-            if split == TRAIN and isinstance(objective.weight, ScoreGapWeight):
-                _refuse_no_weights(summary, columns, objective.weight.threshold or 0.0)
+            for term in objective.weights:
+                if split == TRAIN and isinstance(term, ScoreGapWeight):
+                    _refuse_no_weights(summary, columns, term.threshold or 0.0)
             facts[split] = replace(facts[split], ties=summary.n_ties, reversed=summary.n_reversed)
             if split != TRAIN:
                 _warn_without_clear_pairs(summary, split, options.eval_min_score_gap)
@@ -297,7 +325,7 @@ def _refuse_no_weights(summary: ScoreSummary, columns: ScoreColumns, threshold: 
     if summary.max_gap == 0 or summary.max_gap < threshold:
         least = f"score_gap_threshold={threshold:g}" if threshold else "a gap above 0"
         raise ScoreError(
-            f"all {summary.n_pairs} train pairs would weigh nothing: the largest score gap is {summary.max_gap:g}, "
+            f"all {summary.n_pairs} train pairs would have weight 0: the largest score gap is {summary.max_gap:g}, "
             f"and the weight {ScoreGapWeight.name!r} needs {least}. Check what {' and '.join(columns.names)} hold"
         )
 

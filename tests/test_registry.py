@@ -1,0 +1,392 @@
+"""Terms, rewards, links and methods that another package registers."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import pickle
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import pytest
+import torch
+from conftest import first_batch, load, loss_and_gradients, preference_rows, quiet
+
+from trl_margins import (
+    GapPOConfig,
+    Link,
+    MarginCPOConfig,
+    MarginCPOTrainer,
+    MarginDPOConfig,
+    MarginDPOTrainer,
+    Method,
+    Objective,
+    Paper,
+    Reward,
+    ScoreGapWeight,
+    Term,
+    config_class,
+    register_link,
+    register_method,
+    register_reward,
+    register_term,
+    registry,
+)
+from trl_margins.links import CPO_LINKS, DPO_LINKS
+from trl_margins.methods import MARGINS, METHODS, WEIGHTS
+from trl_margins.rewards import REWARDS, LengthNormalizedReward
+from trl_margins.trainers import configs
+from trl_margins.trainers.configs import objective_of
+from trl_margins.trainers.named import trainer_class
+
+PAPER = Paper(title="A title", citation="@misc{title,\n  title = {A title}\n}")
+
+
+@dataclasses.dataclass
+class Focal(Term):
+    """A focal weight.
+
+    Args:
+        gamma: focusing parameter.
+    """
+
+    gamma: float = 2.0
+    side: Literal["both", "low"] = "both"
+    name = "focal"
+
+    def __call__(self, view):
+        return torch.sigmoid(-view.reward_gap) ** self.gamma
+
+
+class Shifted(Term):
+    name = "shifted"
+    holds_target = True
+
+    def __init__(self, by: float, beta: float, gamma: float = 0.0) -> None:
+        self.by, self.beta, self.gamma = by, beta, gamma
+
+    def __call__(self, view):
+        return torch.full_like(view.reward_gap, self.by * self.beta + self.gamma)
+
+
+@dataclasses.dataclass
+class Half(Reward):
+    """Half of the mean log-probability."""
+
+    factor: float = 0.5
+    name = "half"
+
+    def __call__(self, pairs):
+        chosen, rejected = LengthNormalizedReward()(pairs)
+        return self.factor * chosen, self.factor * rejected
+
+
+SQUARED = Link("squared", lambda x: (1 - (x.reward_gap - x.margin)).clamp(min=0) ** 2, takes_margin=True)
+
+
+@pytest.fixture(autouse=True)
+def clean() -> Iterator[None]:
+    """What a test registers is gone after it."""
+    tables = (WEIGHTS, MARGINS, METHODS, REWARDS, CPO_LINKS, DPO_LINKS, registry.OPTIONS, configs._CONFIGS)
+    before = [dict(table) for table in tables]
+    yield
+    for table, entries in zip(tables, before, strict=True):
+        table.clear()
+        table.update(entries)
+    configs._EXTENDED.clear()
+
+
+def config(cls: type = MarginCPOConfig, **settings: Any) -> Any:
+    return cls("unused", use_cpu=True, bf16=False, **settings)
+
+
+class TestTerms:
+    def test_its_arguments_are_fields_of_every_config(self):
+        register_term(Focal, kind="weight")
+        for cls in (MarginCPOConfig, MarginDPOConfig, GapPOConfig):
+            made = config(cls, weight="focal", focal_gamma=3.0)
+            assert isinstance(made, cls)
+            assert made.terms("weight") == (Focal(3.0),)
+        fields = {item.name: item for item in dataclasses.fields(config_class(None, "cpo"))}
+        assert fields["focal_gamma"].metadata["help"] == "focusing parameter."
+        assert (fields["focal_gamma"].type, fields["focal_gamma"].default) == (float, 2.0)
+        assert fields["focal_side"].type == Literal["both", "low"]
+
+    def test_the_config_can_be_copied_and_pickled(self):
+        register_term(Focal, kind="weight")
+        made = config(weight="focal", focal_gamma=3.0)
+        for twin in (pickle.loads(pickle.dumps(made)), copy.deepcopy(made), dataclasses.replace(made)):
+            assert twin.to_dict() == made.to_dict()
+            assert twin.focal_gamma == 3.0
+
+    def test_a_config_without_its_options_is_as_before(self):
+        plain = config().to_dict()
+        register_term(Focal, kind="weight")
+        assert plain.items() <= config().to_dict().items()
+        with pytest.raises(TypeError, match="unexpected keyword argument 'focal_gama'"):
+            config(focal_gama=1.0)
+
+    def test_a_margin_gets_beta_and_the_target_margin(self):
+        register_term(Shifted, kind="margin")
+        made = config(loss_type="simpo", beta=4.0, gamma_beta_ratio=0.5, margin="shifted", shifted_by=1.0)
+        (term,) = made.terms("margin")
+        assert (term.by, term.beta, term.gamma) == (1.0, 4.0, 2.0)
+        with pytest.raises(ValueError, match="margin 'shifted' needs shifted_by, which is not set"):
+            config(loss_type="simpo", margin="shifted")
+
+    def test_options_that_nothing_reads_are_named(self, caplog):
+        register_term(Focal, kind="weight")
+        config(focal_gamma=3.0)
+        assert "no effect of focal_gamma: for weight='focal', and this is 'none'" in caplog.text
+
+    def test_what_cannot_be_registered(self):
+        class NoName(Term):
+            def __call__(self, view): ...
+
+        class Scheduled(Focal):
+            name = "scheduled"
+
+            def __init__(self, schedule: Callable[[int], float]) -> None: ...
+
+        class Clash(Focal):
+            name = "clash"
+            option_prefix = "focal_"
+
+        class Taken(Term):
+            name = "score-gap"
+
+            def __call__(self, view): ...
+
+        register_term(Focal, kind="weight")
+        register_term(Focal, kind="weight")  # the module again
+        with pytest.raises(TypeError, match="it is not a subclass of Term"):
+            register_term(torch.nn.Linear, kind="weight")
+        with pytest.raises(TypeError, match="NoName cannot be registered as a weight: it has no name"):
+            register_term(NoName, kind="weight")
+        with pytest.raises(TypeError, match=r"argument 'schedule' of weight 'scheduled' is of type .*Callable"):
+            register_term(Scheduled, kind="weight")
+        with pytest.raises(ValueError, match="weight 'clash' has the config field 'focal_gamma', which is another's"):
+            register_term(Clash, kind="weight")
+        with pytest.raises(ValueError, match=r"the weight 'score-gap' is taken by .*ScoreGapWeight"):
+            register_term(Taken, kind="weight")
+        with pytest.raises(ValueError, match="unknown kind of term 'weights'; known: weight, margin"):
+            register_term(Focal, kind="weights")
+
+    def test_an_option_that_is_a_field_already(self):
+        class Score(Focal):
+            name = "score"
+            option_prefix = "score_gap_"
+
+            def __init__(self, threshold: float = 1.0) -> None: ...
+
+        register_term(Score, kind="weight")
+        with pytest.raises(ValueError, match="option 'score_gap_threshold' of a registered term is another field"):
+            config_class(None, "cpo")
+
+    def test_it_trains_and_is_logged(self, tiny_model, tokenizer, tmp_path):
+        register_term(Focal, kind="weight")
+        args = MarginCPOConfig(**quiet(output_dir=str(tmp_path), weight=["focal", "score-gap"], focal_gamma=1.0))
+        rows = preference_rows(8)
+        trainer = MarginCPOTrainer(load(tiny_model), args, train_dataset=rows, processing_class=tokenizer)
+        trainer.train()
+        logged = next(entry for entry in trainer.state.log_history if "weights/mean" in entry)
+        assert 0 < logged["weights/focal/mean"] < 1
+        assert logged["weights/score-gap/max"] > 1
+
+
+def test_an_unknown_name_lists_the_registered():
+    register_term(Focal, kind="weight")
+    with pytest.raises(ValueError, match=r"unknown weight 'focale'; known: .*focal; did you mean 'focal'\?"):
+        config(weight="focale")
+
+
+class TestRewardsAndLinks:
+    @pytest.mark.parametrize("base", ["cpo", "dpo"])
+    def test_a_reward_by_name(self, base, tiny_model, tokenizer, tmp_path):
+        """Half of the rewards at twice the β is the same loss."""
+        register_reward(Half)
+        cls = {"cpo": MarginCPOTrainer, "dpo": MarginDPOTrainer}[base]
+        options = {"loss_type": "simpo", "cpo_alpha": 0.0} if base == "cpo" else {"simpo_gamma": 0.5}
+        losses = []
+        for own in (
+            {"reward": "half", "half_factor": 0.25, "beta": 8.0},
+            {"reward": "length-normalized", "beta": 2.0},
+        ):
+            args = config_class(None, base)(**quiet(output_dir=str(tmp_path), **options, **own))
+            trainer = cls(load(tiny_model), args=args, train_dataset=preference_rows(6), processing_class=tokenizer)
+            assert getattr(trainer, "ref_model", None) is None
+            losses.append(loss_and_gradients(trainer, first_batch(trainer))[0])
+        torch.testing.assert_close(*losses)
+
+    @pytest.mark.parametrize("base", ["cpo", "dpo"])
+    def test_a_link_by_name(self, base, tiny_model, tokenizer, tmp_path):
+        register_link(SQUARED)
+        cls = {"cpo": MarginCPOTrainer, "dpo": MarginDPOTrainer}[base]
+        settings = {"loss_type": "squared", "reward": "length-normalized", "beta": 2.0, "gamma_beta_ratio": 0.5}
+        settings |= {"cpo_alpha": 0.0} if base == "cpo" else {}
+        args = config_class(None, base)(**quiet(output_dir=str(tmp_path), **settings))
+        trainer = cls(load(tiny_model), args=args, train_dataset=preference_rows(6), processing_class=tokenizer)
+        assert (list(trainer.objective.links), trainer.objective.gamma) == ([SQUARED], 1.0)
+        batch = first_batch(trainer)
+        gap = 2.0 * trainer.score_gap(trainer.forward_pairs(trainer.before_measuring(batch)))
+        loss, _ = loss_and_gradients(trainer, batch)
+        torch.testing.assert_close(loss, ((1 - (gap - 1.0)).clamp(min=0) ** 2).mean().detach())
+
+    def test_the_names_that_trl_has_are_taken(self):
+        with pytest.raises(ValueError, match="loss_type of the CPO base 'sigmoid' is taken"):
+            register_link(dataclasses.replace(SQUARED, name="sigmoid"))
+        with pytest.raises(ValueError, match="unknown loss_type 'square'; known: sigmoid"):
+            config(loss_type="square")
+        with pytest.raises(ValueError, match="unknown reward 'halve'; known: length-normalized"):
+            config(reward="halve")
+
+    def test_a_reference_is_not_to_be_had_on_cpo(self, tiny_model, tokenizer, tmp_path):
+        with pytest.raises(ValueError, match=r"'log-ratio' reads .*, which CPOTrainer does not have"):
+            objective_of(config(reward="log-ratio"))
+
+
+class TestMethods:
+    def method(self, **changes: Any) -> Method:
+        settings = {"weight": "focal", "defaults": {"beta": 2.0, "gamma_beta_ratio": 0.5, "focal_gamma": 4.0}}
+        return Method(
+            **{
+                "id": "focal-simpo",
+                "name": "FocalSimPO",
+                "paper": PAPER,
+                "formula": "f",
+                "reward": "length-normalized",
+            }
+            | settings
+            | changes
+        )
+
+    @pytest.mark.parametrize("base", ["cpo", "dpo"])
+    def test_its_config_and_trainer(self, base):
+        register_term(Focal, kind="weight")
+        method = register_method(self.method(keep_best="pwa"))
+        made = config(config_class("focal-simpo", base))
+        assert (made.weight, made.beta, made.simpo_gamma, made.focal_gamma) == ("focal", 2.0, 1.0, 4.0)
+        assert made.method is method
+        assert registry.get_method("focal-simpo") is method
+        assert "focal-simpo" in registry.method_ids()
+        assert trainer_class("focal-simpo", base) is {"cpo": MarginCPOTrainer, "dpo": MarginDPOTrainer}[base]
+        twin = pickle.loads(pickle.dumps(made))
+        assert type(twin) is type(made)
+        assert twin.to_dict() == made.to_dict()
+
+    def test_what_cannot_be_registered(self):
+        with pytest.raises(ValueError, match="unknown weight of method 'focal-simpo' 'focal'; known: score-gap"):
+            register_method(self.method())
+        register_term(Focal, kind="weight")
+        with pytest.raises(ValueError, match="unknown reward of method 'focal-simpo' 'mean'"):
+            register_method(self.method(reward="mean"))
+        with pytest.raises(ValueError, match="the method 'gappo' is taken by"):
+            register_method(self.method(id="gappo"))
+        register_method(self.method(defaults={"focal_gama": 1.0}))
+        with pytest.raises(ValueError, match=r"defaults of method 'focal-simpo' name \['focal_gama'\]"):
+            config_class("focal-simpo")
+
+    def test_several_terms(self):
+        register_term(Focal, kind="weight")
+        register_method(self.method(weight=("score-gap", "focal")))
+        made = config(config_class("focal-simpo"))
+        assert made.weight == ["score-gap", "focal"]
+        assert made.method is not None
+        assert config(config_class("focal-simpo"), weight="focal").method is None
+
+
+class TestPlugins:
+    @pytest.fixture
+    def plugins(self, monkeypatch):
+        """Installs entry points: name → what loading it does."""
+        registry.load_plugins.cache_clear()
+        loaded = []
+
+        def install(**points: Callable[[], Any]) -> list[str]:
+            class Point:
+                def __init__(self, name, action):
+                    self.name = self.value = name
+                    self.action = action
+
+                def load(self):
+                    loaded.append(self.name)
+                    self.action()
+
+            made = [Point(name, action) for name, action in points.items()]
+            monkeypatch.setattr(registry, "entry_points", lambda group: made if group == registry.GROUP else [])
+            return loaded
+
+        yield install
+        registry.load_plugins.cache_clear()
+        registry._failed.clear()
+
+    def test_they_are_loaded_when_a_name_is_not_known(self, plugins):
+        loaded = plugins(focal=lambda: register_term(Focal, kind="weight"))
+        config(GapPOConfig, score_gap_threshold=1.0)
+        assert not loaded
+        assert config(weight="focal", focal_gamma=1.5).terms("weight") == (Focal(1.5),)
+        assert loaded == ["focal"]
+        assert "focal" in registry.term_names("weight")
+        assert loaded == ["focal"]  # once
+
+    def test_one_that_is_broken_stops_only_who_needs_it(self, plugins, caplog):
+        def broken():
+            raise ImportError("no module named 'flax'")
+
+        plugins(bad=broken, focal=lambda: register_term(Focal, kind="weight"))
+        assert config(weight="focal").terms("weight")
+        assert "the plugin 'bad' (bad) cannot be loaded: no module named 'flax'" in caplog.text
+        with pytest.raises(
+            ValueError, match=r"unknown weight 'bad-one'.*the plugin bad could not be loaded: no module"
+        ):
+            config(weight="bad-one")
+
+
+class TestObjectiveFromPython:
+    def test_it_is_the_whole_objective(self, tiny_model, tokenizer, tmp_path):
+        """The config's own, given as an object, is the same loss."""
+        rows, settings = preference_rows(6), quiet(output_dir=str(tmp_path), cpo_alpha=0.0)
+        objective = Objective(LengthNormalizedReward(), CPO_LINKS["simpo"], 2.0, gamma=1.0, weight=ScoreGapWeight())
+        given = MarginCPOTrainer(
+            load(tiny_model),
+            MarginCPOConfig(**settings),
+            train_dataset=rows,
+            processing_class=tokenizer,
+            objective=objective,
+        )
+        named = MarginCPOTrainer(
+            load(tiny_model),
+            MarginCPOConfig(**settings, loss_type="simpo", beta=2.0, simpo_gamma=1.0, weight="score-gap"),
+            train_dataset=rows,
+            processing_class=tokenizer,
+        )
+        batch = first_batch(named)
+        assert torch.equal(loss_and_gradients(given, batch)[0], loss_and_gradients(named, batch)[0])
+
+    def test_without_terms_trl_does_not_compute_it(self, tiny_model, tokenizer, tmp_path):
+        objective = Objective(LengthNormalizedReward(), SQUARED, 2.0)
+        args = MarginDPOConfig(**quiet(output_dir=str(tmp_path), share_prompt="never"))
+        trainer = MarginDPOTrainer(
+            load(tiny_model),
+            args=args,
+            train_dataset=preference_rows(6),
+            processing_class=tokenizer,
+            objective=objective,
+        )
+        assert trainer.ref_model is None
+        batch = first_batch(trainer)
+        assert not trainer.runs_trl(batch)
+        gap = 2.0 * trainer.score_gap(trainer.forward_pairs(trainer.before_measuring(batch)))
+        loss, _ = loss_and_gradients(trainer, batch)
+        torch.testing.assert_close(loss, ((1 - gap).clamp(min=0) ** 2).mean().detach())
+
+    def test_nothing_beside_it(self, tiny_model, tokenizer, tmp_path, caplog):
+        objective = Objective(LengthNormalizedReward(), CPO_LINKS["simpo"], 2.0)
+        common = {"train_dataset": preference_rows(4), "processing_class": tokenizer, "objective": objective}
+        args = MarginCPOConfig(**quiet(output_dir=str(tmp_path), beta=3.0))
+        with pytest.raises(ValueError, match="objective does not go with weight_term: the objective has the weight"):
+            MarginCPOTrainer(load(tiny_model), args, weight_term=ScoreGapWeight(), **common)
+        with pytest.raises(ValueError, match="objective does not go with GapPOTrainer"):
+            trainer_class("gappo")(load(tiny_model), GapPOConfig(**quiet(output_dir=str(tmp_path))), **common)
+        MarginCPOTrainer(load(tiny_model), args, **common)
+        assert "no effect of beta: the trainer was given an objective" in caplog.text

@@ -1,0 +1,282 @@
+"""Custom terms, rewards, links and methods: how to register one, and how any of them is found by name.
+
+A package registers its own when it is imported, and names the module as an entry point:
+
+    [project.entry-points."trl_margins.methods"]
+    focal = "trl_margins_focal"
+
+Entry points are loaded when a name is looked up that is not known yet, or when names are listed.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Mapping
+from dataclasses import Field, field
+from functools import cache, partial
+from importlib.metadata import entry_points
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from .checks import unknown
+from .links import LINKS, Link
+from .methods import MARGINS, METHODS, WEIGHTS, Method, names_of
+from .rewards import REWARDS, Reward
+from .terms import Term
+
+logger = logging.getLogger(__name__)
+
+GROUP = "trl_margins.methods"
+Kind = Literal["weight", "margin"]
+Base = Literal["cpo", "dpo"]
+
+_TERMS: Mapping[str, dict[str, type[Term]]] = {"weight": WEIGHTS, "margin": MARGINS}
+# What a margin's arguments of these names get: the config's own fields
+_OF_EVERY_MARGIN = {"beta": "beta", "gamma": "simpo_gamma", "gamma0": "simpo_gamma"}
+
+OPTIONS: dict[str, tuple[Any, Field[Any]]] = {}  # config field of a registered class → type, field
+_failed: dict[str, Exception] = {}  # entry point → what its import raised
+
+T = TypeVar("T")
+P = TypeVar("P", bound="Term | Reward")
+
+
+# Registering
+
+
+def register_term(term: type[Term], kind: Kind) -> type[Term]:
+    """Makes a term available by its name, and its `__init__` arguments as config fields and flags.
+
+    Args:
+        term: a subclass of `Term`. An argument's default and annotation are its field's; the help text is the
+            dataclass field's metadata "help", or the argument's line in the docstring.
+        kind: "weight" or "margin".
+
+    Raises:
+        TypeError: not a subclass of `Term`, or an argument that neither a flag nor YAML can give.
+        ValueError: another term has the name, or another field.
+    """
+    if kind not in _TERMS:
+        raise unknown("kind of term", kind, _TERMS)
+    return _register_class(term, Term, kind, _TERMS[kind])
+
+
+def register_reward(reward: type[Reward]) -> type[Reward]:
+    """Makes a reward available by its name, for `reward` in a config; its arguments become fields as a term's do.
+
+    Raises:
+        TypeError, ValueError: as `register_term`.
+    """
+    return _register_class(reward, Reward, "reward", REWARDS)
+
+
+def register_link(link: Link, base: Base | None = None) -> Link:
+    """Makes a link available by its name, for `loss_type` in a config.
+
+    Args:
+        link: its name is new to TRL.
+        base: the base that knows it; both, if not given.
+
+    Raises:
+        ValueError: another link has the name.
+    """
+    for one in LINKS if base is None else (base,):
+        _add(LINKS[one], link.name, link, f"loss_type of the {one.upper()} base")
+    return link
+
+
+def register_method(method: Method) -> Method:
+    """Makes a method available by its id, for `--method` and `config_class`.
+
+    Raises:
+        ValueError: another method has the id, or its reward or terms are not registered.
+    """
+    if method.reward not in REWARDS:
+        raise unknown(f"reward of method {method.id!r}", method.reward, REWARDS)
+    for kind, named in {"weight": method.weight, "margin": method.margin}.items():
+        for name in names_of(named):
+            if name not in _TERMS[kind]:
+                raise unknown(f"{kind} of method {method.id!r}", name, _TERMS[kind])
+    _add(METHODS, method.id, method, "method")
+    return method
+
+
+def _register_class(cls: type[P], parent: type, kind: str, table: dict[str, type[P]]) -> type[P]:
+    if not (inspect.isclass(cls) and issubclass(cls, parent)):
+        raise TypeError(f"{cls!r} cannot be registered as a {kind}: it is not a subclass of {parent.__name__}")
+    if not isinstance(getattr(cls, "name", None), str) or not cls.name:
+        raise TypeError(f"{cls.__name__} cannot be registered as a {kind}: it has no name")
+    if table.get(cls.name) is cls:
+        return cls
+    options = _options(cls, kind)
+    for name in options:
+        if name in OPTIONS:
+            raise ValueError(
+                f"{kind} {cls.name!r} has the config field {name!r}, which is another's already: give "
+                f"{cls.__name__} another option_prefix"
+            )
+    _add(table, cls.name, cls, kind)
+    OPTIONS.update(options)
+    return cls
+
+
+def _add(table: dict[str, T], name: str, value: T, what: str) -> None:
+    if table.setdefault(name, value) is not value:
+        raise ValueError(f"the {what} {name!r} is taken by {table[name]!r}: choose another name")
+
+
+# Options: from the arguments of `__init__` to config fields
+
+
+def option_fields(cls: type[Term] | type[Reward], kind: str) -> dict[str, str]:
+    """Argument of `__init__` → the config field that gives it."""
+    prefix = cls.option_prefix or cls.name.replace("-", "_") + "_"
+    said = cls.option_fields if issubclass(cls, Reward) else _OF_EVERY_MARGIN if kind == "margin" else {}
+    return {name: said.get(name, prefix + name) for name in inspect.signature(cls).parameters}
+
+
+def own_options(cls: type[Term], kind: str) -> list[str]:
+    """The config fields that belong to a term alone."""
+    fields = option_fields(cls, kind)
+    own = [name for argument, name in fields.items() if kind != "margin" or argument not in _OF_EVERY_MARGIN]
+    return [*own, *cls.further_options]
+
+
+def built(cls: type[P], kind: str, config: Any) -> P:
+    """A term or reward with the arguments that a config gives.
+
+    Raises:
+        ValueError: an argument without default that the config leaves out.
+    """
+    given = {arg: getattr(config, name) for arg, name in option_fields(cls, kind).items() if hasattr(config, name)}
+    for argument, parameter in inspect.signature(cls).parameters.items():
+        if parameter.default is parameter.empty and given.get(argument) is None:
+            raise ValueError(f"{kind} {cls.name!r} needs {option_fields(cls, kind)[argument]}, which is not set")
+    return cls(**given)
+
+
+def _options(cls: type[Any], kind: str) -> dict[str, tuple[Any, Field[Any]]]:
+    """The config fields of a class's own arguments: name → type, field."""
+    hints, parameters = get_type_hints(cls.__init__), inspect.signature(cls).parameters
+    found = {}
+    for argument, name in option_fields(cls, kind).items():
+        if kind == "margin" and argument in _OF_EVERY_MARGIN:
+            continue
+        default = parameters[argument].default
+        declared = hints.get(argument, type(default))
+        if not _can_be_written(declared):
+            raise TypeError(
+                f"argument {argument!r} of {kind} {cls.name!r} is of type {declared}, which neither a flag nor YAML "
+                "can give: use bool, int, float, str, a Literal or a list of these"
+            )
+        if default is parameters[argument].empty:
+            default, declared = None, declared | None
+        told = {"help": _help(cls, argument, kind)}
+        if isinstance(default, list):
+            found[name] = declared, field(default_factory=partial(list, default), metadata=told)
+        else:
+            found[name] = declared, field(default=default, metadata=told)
+    return found
+
+
+def _can_be_written(declared: Any) -> bool:
+    if declared in (bool, int, float, str) or get_origin(declared) in (list, Literal):
+        return True
+    one, *others = [each for each in get_args(declared) if each is not type(None)] or [None]
+    return not others and one is not None and _can_be_written(one)
+
+
+def _help(cls: type[Any], argument: str, kind: str) -> str:
+    declared = getattr(cls, "__dataclass_fields__", {}).get(argument)
+    if declared is not None and "help" in declared.metadata:
+        return str(declared.metadata["help"])
+    lines = [line.strip() for line in (inspect.getdoc(cls) or "").splitlines()]
+    said = next((line.partition(":")[2].strip() for line in lines if line.startswith(f"{argument}:")), "")
+    return said or f"{argument} of {kind} {cls.name!r}."
+
+
+# Looking up
+
+
+@cache
+def load_plugins() -> None:
+    """Imports the modules that installed packages name in the entry-point group, once.
+
+    One that cannot be imported is a warning: it must not stop a run that does not need it.
+    """
+    for point in entry_points(group=GROUP):
+        try:
+            point.load()
+        except Exception as error:
+            _failed[point.value] = error
+            logger.warning("the plugin %r (%s) cannot be loaded: %s", point.name, point.value, error)
+
+
+def term_class(kind: str, name: str) -> type[Term]:
+    """The class of a weight or a margin.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    return _found(_TERMS[kind], name, kind)
+
+
+def reward_class(name: str) -> type[Reward]:
+    """The class of a reward.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    return _found(REWARDS, name, "reward")
+
+
+def find_link(base: str, name: str) -> Link:
+    """The link that a base knows as this `loss_type`.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    return _found(LINKS[base], name, "loss_type")
+
+
+def term_names(kind: str) -> tuple[str, ...]:
+    """All weights or margins."""
+    load_plugins()
+    return tuple(_TERMS[kind])
+
+
+def method_ids() -> tuple[str, ...]:
+    """All methods."""
+    load_plugins()
+    return tuple(METHODS)
+
+
+def get_method(method_id: str) -> Method:
+    """The method with an id.
+
+    Raises:
+        ValueError: an unknown id. The names of three papers differ only by the letters' case, so a name is not an id.
+    """
+    if isinstance(method_id, str) and (method_id in METHODS or method_id in method_ids()):
+        return METHODS[method_id]
+    names = {method.id: method.name for method in METHODS.values()}
+    named = [key for key, name in names.items() if name == method_id]
+    named = named or [key for key, name in names.items() if name.lower() == str(method_id).lower()]
+    if not named:
+        raise _unknown("method", method_id, METHODS)
+    hint = " or ".join(f"{key!r} ({names[key]})" for key in named)
+    raise ValueError(f"unknown method {method_id!r}; known: {', '.join(METHODS)}; did you mean {hint}?")
+
+
+def _found(table: Mapping[str, T], name: Any, what: str) -> T:
+    if not isinstance(name, str) or name not in table:
+        load_plugins()
+    if not isinstance(name, str) or name not in table:
+        raise _unknown(what, name, table)
+    return table[name]
+
+
+def _unknown(what: str, name: Any, known: Mapping[str, Any]) -> ValueError:
+    error = unknown(what, name, known)
+    failed = "".join(f"; the plugin {module} could not be loaded: {why}" for module, why in _failed.items())
+    return ValueError(f"{error}{failed}")

@@ -1,0 +1,56 @@
+"""A weight or a margin that the data set says: one number per pair, in a column."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal, get_args
+
+from torch import Tensor
+
+from ..checks import Number, unknown
+from ..pairs import PairView
+from . import Term
+
+Unit = Literal["reward", "gamma_beta_ratio"]
+
+
+class ColumnWeight(Term):
+    """The weight of each pair is the value of a column, at least 0.
+
+    Args:
+        column: its name in the data set.
+    """
+
+    name: ClassVar[str] = "column"
+    option_prefix: ClassVar[str] = "weight_"
+    column_minimum: ClassVar[float | None] = 0.0
+
+    def __init__(self, column: str) -> None:
+        self.column, self.columns = column, (column,)
+
+    def __call__(self, view: PairView) -> Tensor:
+        return view[self.column]
+
+
+class ColumnMargin(Term):
+    """The whole target margin of each pair is the value of a column; no γ is added.
+
+    Args:
+        column: its name in the data set.
+        column_unit: "reward" for reward units, β inside, as TRL's `simpo_gamma`; "gamma_beta_ratio" for the same
+            divided by β, as SimPO's code gives γ.
+        beta: β.
+    """
+
+    name: ClassVar[str] = "column"
+    option_prefix: ClassVar[str] = "margin_"
+    holds_target: ClassVar[bool] = True
+
+    def __init__(self, column: str, column_unit: Unit, beta: float) -> None:
+        if column_unit not in get_args(Unit):
+            raise unknown("margin_column_unit", column_unit, get_args(Unit))
+        Number(above=0).check(f"beta of margin {self.name!r}", beta)
+        self.column, self.columns = column, (column,)
+        self.column_unit, self.scale = column_unit, beta if column_unit == "gamma_beta_ratio" else 1.0
+
+    def __call__(self, view: PairView) -> Tensor:
+        return self.scale * view[self.column]

@@ -43,15 +43,16 @@ class ProbedTrainer(Protocol):
     args: TrainingArguments
     model: nn.Module
     model_wrapped: nn.Module
-    optimizer: Optimizer
+    optimizer: Optimizer | None  # None before training
     accelerator: Accelerator
     state: TrainerState
     callback_handler: CallbackHandler
     objective: Objective
-    options: ProbeOptions
     train_dataset: Dataset
     is_deepspeed_enabled: bool
 
+    @property
+    def options(self) -> ProbeOptions: ...
     @property
     def fuses_head(self) -> bool: ...
     @property

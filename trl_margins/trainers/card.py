@@ -341,6 +341,7 @@ def python_script(trainer: Any, facts: CardFacts) -> str:
         arguments["train_dataset"] = f'load_dataset({python_text(dataset)}, split="train")'
     if trainer.eval_dataset is not None:
         arguments["eval_dataset"] = "eval_dataset"
+    classes: list[Any]
     origin = origin_of(type(config))  # of a class with the options of registered terms
     if isinstance(origin, tuple):
         classes, made = [config_class, type(trainer)], f"config_class({', '.join(map(python_source, origin))})"

@@ -282,10 +282,11 @@ def _with_checked_scores(
     own = [] if options.score_columns else [name for name in objective.columns if name not in SCORES]
     names = [name for name in column_names(dataset) if name not in own]  # a column of margins is not one of scores
     needed_by = next((term.name for term in objective.terms if SCORES[0] in term.columns), None)
-    if needed_by:
-        columns = require_score_columns(names, options.score_columns, repr(needed_by), split)
-    else:
-        columns = find_score_columns(names, options.score_columns, strict=split == TRAIN)
+    columns = (
+        require_score_columns(names, options.score_columns, repr(needed_by), split)
+        if needed_by
+        else find_score_columns(names, options.score_columns, strict=split == TRAIN)
+    )
     if columns is None:
         return dataset
     if options.score_columns is None and len(several := known_score_columns(names)) > 1:

@@ -24,7 +24,7 @@ from transformers import LlamaForCausalLM
 from trl_margins import distributed
 from trl_margins.cli import main as cli
 from trl_margins.methods import METHODS
-from trl_margins.pairs import PairBatch, with_columns
+from trl_margins.pairs import PairView, with_columns
 from trl_margins.probes.diagnostics import AnchorDiagnostics
 from trl_margins.probes.direction import Direction, GradientSum
 from trl_margins.probes.perturbation import perturbed, stochastic_round
@@ -138,8 +138,8 @@ def test_margin_is_the_reward_gap_at_the_anchor():
 
 def test_both_forms_of_the_measurement_give_one_margin():
     term, (here, there) = AnchorMargin(BETA, 0.3), torch.randn(2, 5, dtype=torch.float64)
-    by_anchor = term(PairBatch({"anchor_score_gap": there}, training=True), BETA * here)
-    by_gap = term(PairBatch({"anchor_gap": here - there}, training=True), BETA * here)
+    by_anchor = term(PairView.of_gaps(BETA * here, {"anchor_score_gap": there}, training=True))
+    by_gap = term(PairView.of_gaps(BETA * here, {"anchor_gap": here - there}, training=True))
     torch.testing.assert_close(by_anchor, by_gap)
 
 
@@ -155,9 +155,9 @@ def test_weight_falls_as_the_anchor_gap_grows_and_is_the_loss_gradient():
 
 @pytest.mark.parametrize("term", [AnchorMargin(BETA, 0.3), GradientNormMargin(BETA, 0.3)])
 def test_evaluation_has_simpos_margin_and_training_needs_the_measurement(term):
-    assert torch.equal(term(PairBatch(), torch.randn(3)), torch.full((3,), 0.3))
+    assert torch.equal(term(PairView.of_gaps(torch.randn(3))), torch.full((3,), 0.3))
     with pytest.raises(KeyError, match=r"our trainers measure before each optimizer step"):
-        term(PairBatch(training=True), torch.randn(3))
+        term(PairView.of_gaps(torch.randn(3), training=True))
 
 
 # Against the reference
@@ -633,7 +633,8 @@ def test_any_weight_goes_with_the_anchor(tiny_model, tokenizer, tmp_path):
     outputs = [
         t.objective(
             t.pair_logps(t.model, {k: v for k, v in b.items() if k != "pair_columns"}),
-            PairBatch(b["pair_columns"], training=True),
+            b["pair_columns"],
+            training=True,
         )
         for t, b in zip((plain, weighted), inputs, strict=True)
     ]

@@ -30,13 +30,14 @@ from trl_margins.cli.config_file import read_yaml
 from trl_margins.cli.train import _train, parse
 from trl_margins.data import bundled
 from trl_margins.data.evaluation_factors import compute
-from trl_margins.links import CPO_LOSSES, DPO_LOSSES
-from trl_margins.objective import LengthNormalizedReward, Objective
-from trl_margins.pairs import PairBatch, PairLogps
+from trl_margins.links import CPO_LINKS
+from trl_margins.objective import Objective
+from trl_margins.pairs import PairLogps, PairView
 from trl_margins.recording.histograms import PairHistograms
 from trl_margins.recording.pair_log import PairLog
-from trl_margins.registry import get_method
+from trl_margins.registry import find_link, get_method
 from trl_margins.report.run_folder import read_pairs
+from trl_margins.rewards import LengthNormalizedReward
 from trl_margins.rows import tokens as processing
 from trl_margins.terms.adaptive import AdaptiveMargin
 from trl_margins.terms.anchor import ANCHOR_GAP, AnchorMargin, anchor_weight
@@ -72,7 +73,7 @@ def config(method: str | None = None, base: str = "cpo", **settings: Any) -> Any
         ({"beta": INF}, "beta must be .* it is inf"),
         ({"beta": None}, "beta must be .* it is None"),
         ({"beta": True}, "beta must be .* it is True"),
-        ({"beta": "0.1"}, r"beta must be .* it is '0.1' \(a text: leave the quotes out\)"),
+        ({"beta": "0.1"}, r"beta must be .* it is '0.1' \(got a string; remove the quotes\)"),
         ({"beta": [0.1]}, r"beta must be .* it is \[0.1\]"),
         # γ, in both conventions
         ({"gamma_beta_ratio": NAN}, "gamma_beta_ratio must be a finite number, or None; it is nan"),
@@ -99,7 +100,7 @@ def config(method: str | None = None, base: str = "cpo", **settings: Any) -> Any
         ({"gamma_po_tau": 0}, "gamma_po_tau must be a number, above 0; it is 0"),
         ({"gamma_po_tau": -10.0}, "gamma_po_tau must be"),
         ({"gamma_po_tau": NAN}, "gamma_po_tau must be"),
-        ({"gamma_po_steps": -1}, "gamma_po_steps must be a whole number, at least 0; it is -1"),
+        ({"gamma_po_steps": -1}, "gamma_po_steps must be a whole number, at least 1; it is -1"),
         ({"gamma_po_steps": 2.5}, "gamma_po_steps must be a whole number"),
         ({"gamma_po_estimation_size": 0}, "gamma_po_estimation_size must be a whole number, at least 1; it is 0"),
         ({"gamma_po_queue_size": -1}, "gamma_po_queue_size must be a whole number, at least 0; it is -1"),
@@ -110,7 +111,7 @@ def config(method: str | None = None, base: str = "cpo", **settings: Any) -> Any
         # GAPO and SAM
         ({"anchor_radius": -0.05}, "anchor_radius must be a number, at least 0; it is -0.05"),
         ({"anchor_radius": NAN}, "anchor_radius must be"),
-        ({"anchor_radius": "0.05"}, "anchor_radius must be .*leave the quotes out"),
+        ({"anchor_radius": "0.05"}, "anchor_radius must be .*remove the quotes"),
         ({"anchor_batch_multiplier": 0}, "anchor_batch_multiplier must be a whole number, at least 1; it is 0"),
         ({"anchor_batch_multiplier": True}, "anchor_batch_multiplier must be"),
         ({"anchor_keep_graphs": -1}, "anchor_keep_graphs must be a whole number, at least 0"),
@@ -118,9 +119,9 @@ def config(method: str | None = None, base: str = "cpo", **settings: Any) -> Any
         ({"anchor_estimator": "per_pair"}, "unknown anchor_estimator 'per_pair'.*did you mean 'per-pair'"),
         ({"sam_radius": INF}, "sam_radius must be a number, at least 0; it is inf"),
         # the rest
-        ({"weight": "score_gap"}, "unknown weight 'score_gap'; known: score-gap; did you mean 'score-gap'"),
+        ({"weight": "score_gap"}, "unknown weight 'score_gap'; known: score-gap, column; did you mean 'score-gap'"),
         ({"margin": "amapos"}, "unknown margin 'amapos'; known: .*did you mean 'amapo'"),
-        ({"margin": ["amapo"]}, r"unknown margin \['amapo'\]"),
+        ({"margin": ["amapos"]}, "unknown margin 'amapos'"),
         (
             {"share_prompt": "allways"},
             "unknown share_prompt 'allways'; known: auto, always, never; did you mean 'always'",
@@ -214,8 +215,8 @@ def test_the_target_margin_in_both_units(method, settings, gamma, ratio):
 
 def test_a_margin_on_a_loss_without_target_asks_for_one():
     with pytest.raises(ValueError, match="'gamma-po' builds on a target margin: give gamma_beta_ratio or simpo_gamma"):
-        config(loss_type="sigmoid", margin="gamma-po").margin_term()
-    assert config(loss_type="sigmoid", margin="gamma-po", simpo_gamma=0.7).margin_term().gamma0 == 0.7
+        config(loss_type="sigmoid", margin="gamma-po").terms("margin")
+    assert config(loss_type="sigmoid", margin="gamma-po", simpo_gamma=0.7).terms("margin")[0].gamma0 == 0.7
 
 
 def test_a_negative_target_margin_is_what_it_says(tiny_model, tokenizer, tmp_path):
@@ -239,10 +240,10 @@ def pairs(gaps: list[float]) -> PairLogps:
 def test_an_anchor_at_radius_0_gives_every_pair_the_same_pull():
     """ρ = 0: Γ is 0, the loss −log σ(−γ), the weight β·σ(γ)."""
     objective = Objective(
-        LengthNormalizedReward(), {"simpo": 1.0}, CPO_LOSSES, beta=2.0, gamma=0.8, margin=AnchorMargin(2.0, 0.8)
+        LengthNormalizedReward(), CPO_LINKS["simpo"], beta=2.0, gamma=0.8, margin=AnchorMargin(2.0, 0.8)
     )
     gap = torch.zeros(3)
-    found = objective(pairs([0.3, -1.0, 5.0]), PairBatch({ANCHOR_GAP: gap}))
+    found = objective(pairs([0.3, -1.0, 5.0]), {ANCHOR_GAP: gap})
     torch.testing.assert_close(found.losses, torch.full((3,), -math.log(1 / (1 + math.exp(0.8)))))
     torch.testing.assert_close(anchor_weight(gap, 2.0, 0.8), torch.full((3,), 2 / (1 + math.exp(-0.8))))
 
@@ -260,7 +261,7 @@ def test_an_anchor_at_radius_0_in_training(tiny_model, tokenizer, tmp_path):
 def test_a_large_tau_gives_every_pair_the_target_margin():
     """τ → ∞; at τ = 0 the mirror descent has no step size, so it is refused."""
     gaps = torch.tensor([-3.0, 0.0, 0.5, 9.0])
-    for steps in (20, None):
+    for steps in (20, 60):
         torch.testing.assert_close(dynamic_target_margin(gaps, 0.7, 1e9, steps=steps), torch.full((4,), 0.7))
     with pytest.raises(ValueError, match=r"tau must be > 0 and finite, not 0.0 \(in a config it is gamma_po_tau\)"):
         dynamic_target_margin(gaps, 0.7, 0.0)
@@ -273,13 +274,13 @@ def test_a_queue_of_nothing_leaves_the_batch_alone():
     assert queue.spread(5) is None
     term = DynamicTargetMargin(0.7, queue_size=0)
     for gaps in (torch.tensor([0.1, 2.0]), torch.tensor([-1.0, 0.4])):
-        torch.testing.assert_close(term(PairBatch({}, training=True), gaps), dynamic_target_margin(gaps, 0.7, 10.0))
+        torch.testing.assert_close(term(PairView.of_gaps(gaps, training=True)), dynamic_target_margin(gaps, 0.7, 10.0))
 
 
 def test_an_estimate_over_one_pair_is_the_batch_alone():
     term, gaps = AdaptiveMargin(2.0, estimation_size=1), torch.tensor([0.5, 3.0])
-    first = term(PairBatch({}, training=True), gaps)
-    torch.testing.assert_close(term(PairBatch({}, training=True), gaps), first)
+    first = term(PairView.of_gaps(gaps, training=True))
+    torch.testing.assert_close(term(PairView.of_gaps(gaps, training=True)), first)
     assert first.isfinite().all()
 
 
@@ -328,8 +329,9 @@ def test_terms_refuse_what_they_cannot_compute_with(build, words):
         build()
 
 
-def objective(losses: dict[str, float], table: Any = DPO_LOSSES, **settings: Any) -> Objective:
-    return Objective(LengthNormalizedReward(), losses, table, **{"beta": 0.1, **settings})
+def objective(losses: dict[str, float], **settings: Any) -> Objective:
+    links = {find_link("dpo", name): share for name, share in losses.items()}
+    return Objective(LengthNormalizedReward(), links, **{"beta": 0.1, **settings})
 
 
 @pytest.mark.parametrize(
@@ -343,16 +345,16 @@ def objective(losses: dict[str, float], table: Any = DPO_LOSSES, **settings: Any
             lambda: objective({"sigmoid": -1.0}),
             r"the weight of loss_type 'sigmoid' \(loss_weights\) must be .*at least 0",
         ),
-        (lambda: objective({"sigmoid": "1"}), "the weight of loss_type 'sigmoid'.*leave the quotes out"),
+        (lambda: objective({"sigmoid": "1"}), "the weight of loss_type 'sigmoid'.*remove the quotes"),
         (
             lambda: objective({"robust": 1.0}, label_smoothing=0.5),
             "label_smoothing of loss_type 'robust' must be .*below 0.5",
         ),
         (lambda: objective({"exo_pair": 1.0}), "label_smoothing of loss_type 'exo_pair' must be a number, above 0"),
-        (lambda: objective({"simpo": 1.0}), "loss_type 'simpo' is unknown or does not go with"),
+        (lambda: objective({"simpo": 1.0}), "unknown loss_type 'simpo'; known: sigmoid, hinge"),
         (
-            lambda: objective({"nca_pair": 1.0}, CPO_LOSSES),
-            "'nca_pair' is unknown or does not go with .*these do: hinge",
+            lambda: objective({"nca_pair": 1.0}),
+            "'nca_pair' does not go with reward 'length-normalized', .*these do: alphapo, discopop",
         ),
         (
             lambda: objective({"ipo": 1.0}, margin=AdaptiveMargin(2.0)),
@@ -368,7 +370,7 @@ def objective(losses: dict[str, float], table: Any = DPO_LOSSES, **settings: Any
         ),
         (
             lambda: objective({"sigmoid": 0.8, "bco_pair": 1.0}, gamma=0.5),
-            r"margin of 0.5 \(simpo_gamma\) does not go with loss_type 'bco_pair': only hinge, sigmoid, simpo",
+            r"margin of 0.5 \(simpo_gamma\) does not go with loss_type 'bco_pair': only alphapo, hinge, sig",
         ),
     ],
 )
@@ -380,7 +382,7 @@ def test_losses_that_clash(build, words):
 def test_two_losses_and_their_weights():
     both = objective({"sigmoid": 0.8, "hinge": 0.2}, gamma=0.5, weight=ScoreGapWeight())
     scores = {"score_chosen": torch.tensor([3.0, 1.0]), "score_rejected": torch.tensor([1.0, 1.0])}
-    found = both(pairs([2.0, 2.0]), PairBatch(scores)).losses
+    found = both(pairs([2.0, 2.0]), scores).losses
     expected = 2 * (0.8 * math.log(1 + math.exp(-(0.2 - 0.5))) + 0.2 * (1 - (0.2 - 0.5)))
     torch.testing.assert_close(found, torch.tensor([expected, 0.0]))
 
@@ -428,12 +430,12 @@ def test_label_smoothing_that_no_loss_reads_is_named(caplog):
             "dpo",
             {"margin": "geometric-anchor", "simpo_gamma": 0.1, "anchor_estimator": "per-pair"},
             {},
-            "takes a SimPO-like loss",
+            "takes a loss of the reward gap",
         ),
         ("dpo", {"margin": "gamma-po"}, {}, "'gamma-po' builds on a target margin"),
         ("dpo", {"margin": "gamma-po", "simpo_gamma": 0.0}, {}, "gamma0 must be > 0.*in a config it is simpo_gamma"),
         ("dpo", {"margin": "gap-aware", "simpo_gamma": -1.0}, {}, "γ of GaPO must be a number, at least 0"),
-        ("dpo", {"reward": "length-normalized", "loss_type": "ipo"}, {}, "'ipo' is unknown or does not go with"),
+        ("dpo", {"reward": "length-normalized", "loss_type": "ipo"}, {}, "'ipo' does not go with reward 'length-n"),
         ("dpo", {"reward": "length-normalized", "ld_alpha": 0.5}, {}, "ld_alpha=0.5 does not go with reward="),
         (
             "dpo",
@@ -447,12 +449,15 @@ def test_label_smoothing_that_no_loss_reads_is_named(caplog):
     ],
 )
 def test_what_does_not_go_together(base, settings, call, words, tiny_model, tokenizer, tmp_path):
-    args = config_class(None, base)(**quiet(output_dir=str(tmp_path), max_steps=1, **settings))
-    trainer = trainer_class(None, base)
-    with pytest.raises(ValueError, match=words):
+    def train() -> None:
+        args = config_class(None, base)(**quiet(output_dir=str(tmp_path), max_steps=1, **settings))
+        trainer = trainer_class(None, base)
         trainer(
             load(tiny_model), args=args, train_dataset=preference_rows(4), processing_class=tokenizer, **call
         ).train()
+
+    with pytest.raises(ValueError, match=words):
+        train()
 
 
 @pytest.mark.parametrize(
@@ -461,7 +466,7 @@ def test_what_does_not_go_together(base, settings, call, words, tiny_model, toke
         (MarginCPOTrainer, CPOConfig, {"beta": 0.0}, "beta must be a number, above 0"),
         (MarginDPOTrainer, DPOConfig, {"beta": -0.1}, "beta must be a number, above 0"),
         (MarginDPOTrainer, DPOConfig, {"loss_type": "robust", "label_smoothing": 0.5}, "'robust' must be .*below 0.5"),
-        (MarginDPOTrainer, DPOConfig, {"loss_type": "simpo"}, "loss_type 'simpo' is unknown or does not go with"),
+        (MarginDPOTrainer, DPOConfig, {"loss_type": "simpo"}, "unknown loss_type 'simpo'; known: sigmoid"),
     ],
 )
 def test_configs_of_trl_are_looked_at_too(trainer, args, settings, words, tiny_model, tokenizer, tmp_path):
@@ -569,7 +574,7 @@ def test_yaml_that_says_nothing_changes_nothing(tmp_path):
         (["--method", "gapo"], 1, r"unknown method 'gapo'; .*'gap-aware' \(GaPO\) or 'geometric-anchor' \(GAPO\)"),
         (["--lerning_rate", "1"], 1, r"unknown option \'--lerning_rate\' \(did you mean \'--learning_rate\'\?\)"),
         (["--meth", "amapo"], 1, r"\'--meth\' \(did you mean \'--method\'\?\)"),
-        (["--reward", "length-normalized"], 1, "method 'gappo' on base 'cpo': unknown option '--reward'"),
+        (["--loss_weights", "1.0"], 1, "method 'gappo' on base 'cpo': unknown option '--loss_weights'"),
         (["--beta", "-1"], 1, "beta must be a number, above 0; it is -1.0"),
         (["--beta", "nan"], 1, "beta must be a number, above 0; it is nan"),
         (["--max_steps", "ten"], 2, "argument --max_steps/--max-steps: invalid int value: 'ten'"),

@@ -75,7 +75,7 @@ class TestColumns:
     def test_a_margin_is_the_whole_target(self, unit, scale, tiny_model, tokenizer, tmp_path, caplog):
         named = {"margin": "column", "margin_column": "margin", "margin_column_unit": unit}
         trainer = build(tiny_model, tokenizer, tmp_path, **named)
-        assert "margin 'column' is the whole margin: gamma_beta_ratio and simpo_gamma are not used" in caplog.text
+        assert "margin 'column' makes its own margins: gamma_beta_ratio and simpo_gamma are not used" in caplog.text
         batch = first_batch(trainer)
         pairs = trainer.forward_pairs(trainer.before_measuring(batch))
         output = trainer.objective(pairs, batch["pair_columns"])

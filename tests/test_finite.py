@@ -11,6 +11,7 @@ import torch
 from conftest import load, preference_rows, quiet
 from datasets import Dataset
 
+from trl_margins import Term
 from trl_margins.trainers.checkpoints import is_whole
 from trl_margins.trainers.configs import config_class
 from trl_margins.trainers.named import trainer_class
@@ -116,7 +117,7 @@ def test_a_whole_window_is_skipped(tiny_model, tokenizer, tmp_path):
     other = build("gamma-po", tiny_model, tokenizer, tmp_path, data.select([*range(4), *range(8, 16)]), **run)
     other.train()
     assert_same(weights(trainer), weights(other))
-    assert len(trainer.objective.margin.history) == 12
+    assert len(trainer.objective.margins[0].history) == 12
 
 
 def test_many_skipped_steps_in_a_row_stop_training(tiny_model, tokenizer, tmp_path):
@@ -139,17 +140,17 @@ def test_a_gradient_alone_stops_training(tiny_model, tokenizer, tmp_path):
 def test_the_loss_alone_stops_training(tiny_model, tokenizer, tmp_path):
     """A term from Python that gives NaN: every pair of the batch is named."""
 
-    class Broken:
-        name, columns = "broken", ()
+    class Broken(Term):
+        name = "broken"
 
-        def __call__(self, batch, gap):
-            return torch.full_like(gap, math.nan)
+        def __call__(self, view):
+            return torch.full_like(view.reward_gap, math.nan)
 
     config = config_class(None)(**quiet(output_dir=str(tmp_path), loss_type="simpo", cpo_alpha=0.0))
     trainer = trainer_class(None)(
         load(tiny_model), config, train_dataset=rows(4), processing_class=tokenizer, weight_term=Broken()
     )
-    with pytest.raises(FloatingPointError, match=r"the loss is NaN or infinite for 4 pair\(s\): row \d"):
+    with pytest.raises(FloatingPointError, match=r"weight 'broken' is NaN or infinite for 4 pair\(s\): row \d"):
         trainer.train()
 
 

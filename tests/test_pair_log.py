@@ -14,10 +14,11 @@ from conftest import load, preference_rows, quiet
 from trl_margins import MarginCPOConfig, MarginCPOTrainer, MarginDPOConfig, MarginDPOTrainer
 from trl_margins.cli import main
 from trl_margins.data.noise import flip_labels
-from trl_margins.links import CPO_LOSSES, DPO_LOSSES
-from trl_margins.objective import LengthNormalizedReward, LogRatioReward, Objective
-from trl_margins.pairs import IS_FLIPPED, PairBatch, PairLogps
+from trl_margins.links import CPO_LINKS, DPO_LINKS
+from trl_margins.objective import Objective
+from trl_margins.pairs import IS_FLIPPED, PairLogps
 from trl_margins.recording.pair_log import PairLog, flip_metrics
+from trl_margins.rewards import LengthNormalizedReward, LogRatioReward
 from trl_margins.trainers.configs import config_class
 from trl_margins.trainers.named import trainer_class
 
@@ -82,25 +83,25 @@ def tensors(n=5, reference=True):
 @pytest.mark.parametrize(
     ("loss", "table", "reward"),
     [
-        *((name, CPO_LOSSES, LengthNormalizedReward()) for name in ("simpo", "hinge", "ipo")),
-        *((name, DPO_LOSSES, LogRatioReward()) for name in ("sigmoid", "hinge", "ipo", "robust", "apo_zero")),
+        *((name, CPO_LINKS, LengthNormalizedReward()) for name in ("simpo", "hinge", "ipo")),
+        *((name, DPO_LINKS, LogRatioReward()) for name in ("sigmoid", "hinge", "ipo", "robust", "apo_zero")),
     ],
 )
 def test_slope_is_the_derivative_in_the_gap(loss, table, reward):
     """By central differences: the chosen reward up and the rejected one down by half a step each."""
     (chosen, rejected), lengths, references = tensors()
-    objective = Objective(reward, {loss: 1.0}, table, beta=0.7, label_smoothing=0.1 if loss == "robust" else 0.0)
+    objective = Objective(reward, table[loss], beta=0.7, label_smoothing=0.1 if loss == "robust" else 0.0)
 
     def output(shift, grad):
         scale = lengths if isinstance(reward, LengthNormalizedReward) else (1, 1)
         up = (chosen + shift / 2 / 0.7 * scale[0]).requires_grad_(grad)
         down = (rejected - shift / 2 / 0.7 * scale[1]).requires_grad_(grad)
-        return objective(PairLogps(up, down, *lengths, *references), PairBatch(training=grad))
+        return objective(PairLogps(up, down, *lengths, *references), training=grad)
 
     step = 1e-6
     expected = -(output(step, False).losses - output(-step, False).losses) / (2 * step)
-    torch.testing.assert_close(output(0.0, True).slope, expected, rtol=1e-4, atol=1e-6)
-    assert output(0.0, False).slope is None
+    torch.testing.assert_close(output(0.0, True).gradient_scale, expected, rtol=1e-4, atol=1e-6)
+    assert output(0.0, False).gradient_scale is None
 
 
 def test_stopping_and_going_on_leaves_the_same_lines(tiny_model, tokenizer, tmp_path):

@@ -9,7 +9,7 @@ import torch
 from conftest import load, preference_rows, quiet
 from datasets import Dataset
 
-from trl_margins import MarginCPOConfig, MarginCPOTrainer
+from trl_margins import MarginCPOConfig, MarginCPOTrainer, Term
 from trl_margins.pairs import CARRIED
 from trl_margins.rows.scores import (
     GAP_COLUMNS,
@@ -122,11 +122,11 @@ class TestCollator:
             PairCollator(self.inner)([{"margin": 1.0}, {"margin": float("nan")}])
 
 
-class Difficulty:
+class Difficulty(Term):
     name, columns = "difficulty", ("difficulty",)
 
-    def __call__(self, batch, reward_gap):
-        return batch["difficulty"]
+    def __call__(self, view):
+        return view["difficulty"]
 
 
 def test_a_missing_column_of_a_term_of_ones_own(tiny_model, tokenizer, tmp_path):

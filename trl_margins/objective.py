@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .checks import Number
-from .links import Link, LossInputs
+from .links import LINKS, Link, LossInputs
 from .pairs import PairLogps, PairView
 from .rewards import Reward
 from .terms import Term
@@ -129,11 +129,7 @@ class Objective:
         self._check_numbers()
 
     def _check_link(self, link: Link) -> None:
-        if link.needs_reference and not self.reward.needs_reference:
-            raise ValueError(
-                f"loss_type {link.name!r} does not go with reward {self.reward.name!r}: it is a loss of log-ratios to "
-                "a reference model"
-            )
+        every = [each for table in LINKS.values() for each in table.values()]
         if self.weights and not link.per_pair:
             raise ValueError(
                 f"weight {self.weights[0].name!r} does not go with loss_type {link.name!r}, "
@@ -141,9 +137,16 @@ class Objective:
             )
         if not link.takes_margin and (self.margins or self.gamma):
             margin = repr(self.margins[0].name) if self.margins else f"of {self.gamma} (simpo_gamma)"
+            able = sorted({each.name for each in every if each.takes_margin})
             raise ValueError(
-                f"margin {margin} does not go with loss_type {link.name!r}, which does not subtract a margin from the "
-                "reward gap"
+                f"margin {margin} does not go with loss_type {link.name!r}: only {', '.join(able)} subtract a margin "
+                "from the reward gap"
+            )
+        if link.needs_reference and not self.reward.needs_reference:
+            able = sorted({each.name for each in every if not each.needs_reference})
+            raise ValueError(
+                f"loss_type {link.name!r} does not go with reward {self.reward.name!r}, which has no reference model; "
+                f"these do: {', '.join(able)}"
             )
 
     def _check_numbers(self) -> None:

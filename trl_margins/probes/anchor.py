@@ -220,8 +220,12 @@ def _check_gap_only(trainer: ProbedTrainer) -> None:
     """
     reward, links = trainer.objective.reward, trainer.objective.links
     plain = isinstance(reward, LengthNormalizedReward) and reward.alpha == 0
-    plain = plain and all(link.takes_margin for link in links)
-    if not plain or getattr(trainer.args, "cpo_alpha", 0) or trainer.has_aux_loss:
+    if (
+        not plain
+        or not all(link.takes_margin for link in links)
+        or getattr(trainer.args, "cpo_alpha", None)
+        or trainer.has_aux_loss
+    ):
         raise ValueError(
             "anchor_estimator='per-pair' makes the update from the gradients of the length-normalized gaps: it takes "
             "a loss of the reward gap (simpo, sigmoid, hinge) without cpo_alpha, alpha and auxiliary loss; use "

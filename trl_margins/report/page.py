@@ -81,8 +81,8 @@ def _settings(runs: Sequence[Run]) -> list[list[str]]:
     """A name and a value for each run; nothing that no run says."""
     from ..registry import METHODS, method_ids
 
-    known = method_ids()  # those of plugins, too
-    methods = [METHODS[m] if (m := run.info.get("method")) in known else None for run in runs]
+    ids = [run.info.get("method") for run in runs]
+    methods = [METHODS[each] if each in method_ids() else None for each in ids]
     papers = [method and method.paper for method in methods]
     info = {"trainer": "trainer", "model": "model", "weight term": "weight", "margin term": "margin"}
     rows: dict[str, list[Any]] = {
@@ -101,11 +101,11 @@ def _settings(runs: Sequence[Run]) -> list[list[str]]:
 def _fields(runs: Sequence[Run]) -> list[str]:
     """The config fields to show: the usual ones, those of a run's terms, and those in which the runs differ."""
     every = dict.fromkeys(name for run in runs for name in run.config)
-    options = {name for run in runs for name in run.info.get("term_options", ())}
-    sam = any(run.config.get("sam_radius") for run in runs)
+    options = {name for run in runs for name in run.info.get("term_options", [])}
+    options |= {"sam_radius" for run in runs if run.config.get("sam_radius")}
     others = [name for name in every if not any(part in name for part in _UNINTERESTING)]
     usual = [name for name in _SETTINGS if name in every]
-    of_terms = [name for name in others if name in options or (sam and name.startswith("sam_"))]
+    of_terms = [name for name in others if name in options]
     different = [name for name in others if len({json.dumps(run.config.get(name)) for run in runs}) > 1]
     return list(dict.fromkeys([*usual, *of_terms, *different]))
 

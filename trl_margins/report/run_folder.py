@@ -50,11 +50,6 @@ class Run:
         return self.info.get("config") or {}
 
 
-def option_prefix(term: str) -> str:
-    """What the config fields of a term begin with."""
-    return ("anchor" if "anchor" in term else term.replace("-", "_")) + "_"
-
-
 def read_runs(folders: Sequence[str | Path]) -> list[Run]:
     """The runs, each named after its folder, or by as much of the path as makes the name unique.
 

@@ -177,25 +177,19 @@ def _values(dataset: Dataset, name: str) -> list[Any]:
 
 
 def check_numbers(dataset: Dataset, name: str, split: str, least: float | None = None) -> None:
-    """Checks a column that a term reads: numbers of any size, or truth values.
-
-    Args:
-        dataset: has the column.
-        name: of the column.
-        split: of the data set.
-        least: the smallest value that it may have.
+    """Checks a column that a term reads: numbers from `least` on, or truth values.
 
     Raises:
         ScoreError: a value that is None, NaN, infinite, not a number or too small, with its column and first row.
     """
-    refuse_bad_values(_values(dataset, name), lambda each: _problem_of_number(each, least), name, split, "value")
+    refuse_bad_values(_values(dataset, name), lambda value: _number_problem(value, least), name, split, "value")
 
 
 def checked_stream(dataset: IterableDataset, name: str, split: str, least: float | None = None) -> IterableDataset:
-    """The same stream, which checks a column as `check_numbers` does, row by row."""
+    """The same stream, whose column is checked as `check_numbers` does, row by row."""
 
     def checked(row: dict[str, Any], number: int) -> dict[str, Any]:
-        if problem := _problem_of_number(row[name], least):
+        if problem := _number_problem(row[name], least):
             raise ScoreError(
                 f"column {name!r}, row {number} of the {split} data set: the value {row[name]!r} {problem}"
             )
@@ -204,8 +198,10 @@ def checked_stream(dataset: IterableDataset, name: str, split: str, least: float
     return dataset.map(checked, with_indices=True, features=dataset.features)
 
 
-def _problem_of_number(value: Any, least: float | None) -> str | None:
-    if problem := None if isinstance(value, bool) else _not_finite(value):
+def _number_problem(value: Any, least: float | None) -> str | None:
+    if isinstance(value, bool):
+        return None
+    if problem := _not_finite(value):
         return problem
     if least is not None and as_number(value) < least:
         return f"is below {least:g}: change it with dataset.map, or drop the row"

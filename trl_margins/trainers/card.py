@@ -26,7 +26,6 @@ from ..report.card import CardFacts, Image, SetFacts, completed, display_name, h
 from ..report.card_results import logged_evaluations, read_report
 from ..report.markdown import python_text
 from ..report.run_folder import INFO, TRAINING, read_run
-from ..terms import Term
 from .configs import MarginOptions, config_class, origin_of
 
 if TYPE_CHECKING:
@@ -53,7 +52,7 @@ class CardMixin(TRLTrainer):
     reproduce: str | None = None  # the command that starts this training
     options: MarginOptions
     objective: Objective
-    from_python: list[str]  # arguments: weight_term, margin_term, objective
+    from_python: Sequence[str]
     set_facts: dict[str, SetFacts]
 
     def _take_names(self) -> None:
@@ -234,19 +233,13 @@ def settings(trainer: Any) -> list[tuple[str, Any]]:
         ("reward", objective.reward.name),
         ("beta", objective.beta),
     ]
-    uses_target = objective.shared_margin or any(term.takes_target() for term in objective.margins)
+    uses_target = any(term.takes_target() for term in objective.margins) or objective.shared_margin
     if uses_target or (not objective.margins and getattr(config, "gamma_beta_ratio", None) is not None):
         rows.append(("simpo_gamma", f"{objective.gamma:g} (in reward units, β inside)"))
         rows.append(("gamma_beta_ratio", f"{objective.gamma / objective.beta:g} (the same, divided by β)"))
-    if "objective" not in trainer.from_python:
-        names = option_fields(type(objective.reward), "reward").values()
-        rows += [(name, getattr(config, name)) for name in names if name in OPTIONS]
-    for kind, terms in (("weight", objective.weights), ("margin", objective.margins)):
-        if not {f"{kind}_term", "objective"}.isdisjoint(trainer.from_python):
-            rows += _terms_from_python(kind, terms)
-        elif terms:
-            rows.append((kind, ", ".join(term.name for term in terms)))
-            rows += [(name, getattr(config, name)) for name in trainer.options.term_options(kind)]
+    of_reward = [name for name in option_fields(type(objective.reward), "reward").values() if name in OPTIONS]
+    rows += [(name, getattr(config, name)) for name in of_reward if "objective" not in trainer.from_python]
+    rows += [row for kind in ("weight", "margin") for row in _term_settings(trainer, kind)]
     if trainer.options.sam_radius:
         rows += [("sam_radius", trainer.options.sam_radius), ("anchor_scope", trainer.options.anchor_scope)]
     trained, total = _parameters(model)
@@ -270,15 +263,20 @@ def settings(trainer: Any) -> list[tuple[str, Any]]:
     return [(name, value) for name, value in dict(rows).items() if value is not None]
 
 
-def _terms_from_python(kind: str, terms: Sequence[Term]) -> list[tuple[str, Any]]:
-    """Terms without config fields: their own attributes."""
-    rows: list[tuple[str, Any]] = []
+def _term_settings(trainer: Any, kind: str) -> list[tuple[str, Any]]:
+    """The weights or margins, and their config fields; of terms from Python, their own attributes."""
+    terms = [term for each, term in trainer.objective.named_terms if each == kind]
+    if not terms:
+        return []
+    if "objective" not in trainer.from_python and f"{kind}_term" not in trainer.from_python:
+        options = [(name, getattr(trainer.args, name)) for name in trainer.options.term_options(kind)]
+        return [(kind, ", ".join(term.name for term in terms)), *options]
+    rows = [(kind, ", ".join(f"{type(term).__name__} from Python" for term in terms))]
     for term in terms:
         where = kind if len(terms) == 1 else f"{kind} {term.name}"
         own = {name: value for name, value in getattr(term, "__dict__", {}).items() if _is_plain(value)}
         rows += [(f"{where}: {name}", value) for name, value in own.items() if not name.startswith("_")]
-    names = ", ".join(f"{type(term).__name__} from Python" for term in terms)
-    return [(kind, names), *rows] if terms else []
+    return rows
 
 
 def _parameters(model: Any) -> tuple[int, int]:
@@ -341,12 +339,10 @@ def python_script(trainer: Any, facts: CardFacts) -> str:
         arguments["train_dataset"] = f'load_dataset({python_text(dataset)}, split="train")'
     if trainer.eval_dataset is not None:
         arguments["eval_dataset"] = "eval_dataset"
-    classes: list[Any]
-    origin = origin_of(type(config))  # of a class with the options of registered terms
-    if isinstance(origin, tuple):
-        classes, made = [config_class, type(trainer)], f"config_class({', '.join(map(python_source, origin))})"
-    else:
-        classes, made = [origin, type(trainer)], origin.__name__
+    origin = origin_of(type(config))
+    is_made = isinstance(origin, tuple)  # by `config_class`, and not to be imported by its name
+    classes = [config_class if is_made else origin, type(trainer)]
+    made = f"config_class({', '.join(map(python_source, origin))})" if is_made else origin.__name__
     if is_peft_model(model):
         classes.append(type(model.active_peft_config))
         arguments["peft_config"] = f"{classes[-1].__name__}({_arguments(adapter_options(model))})"
@@ -354,23 +350,22 @@ def python_script(trainer: Any, facts: CardFacts) -> str:
     for cls in classes:
         imports.setdefault(_home(cls), []).append(cls.__name__)
     lines = [f"from {home} import {', '.join(sorted(names))}" for home, names in sorted(imports.items())]
-    lines += ["", *_registering(trainer), f"config = {made}("]
+    lines += ["", *_registered(trainer), f"config = {made}("]
     lines += [f"    {name}={python_source(value)}," for name, value in options.items()]
     lines += [")", f"trainer = {type(trainer).__name__}("]
     lines += [f"    {name}={source}," for name, source in arguments.items()]
     return "\n".join([*lines, ")", "trainer.train()"])
 
 
-def _registering(trainer: Any) -> list[str]:
-    """Imports of the modules that registered what the config names."""
+def _registered(trainer: Any) -> list[str]:
+    """Imports of the modules that register what the config names."""
     parts = [] if trainer.from_python else [trainer.objective.reward, *trainer.objective.terms]
-    package = __name__.partition(".")[0]
-    lines = []
-    for module, name in {type(part).__module__: part.name for part in parts}.items():
-        if module == "__main__":
-            lines.append(f"# register {name!r} here, as the training script did")
-        elif not module.startswith(f"{package}."):
-            lines.append(f"import {module}  # {name!r}")
+    modules = {type(part).__module__: part.name for part in parts}
+    lines = [
+        f"# register {name!r} here, as the script did" if module == "__main__" else f"import {module}  # {name!r}"
+        for module, name in modules.items()
+        if not module.startswith(__name__.partition(".")[0] + ".")
+    ]
     return [*lines, ""] if lines else []
 
 

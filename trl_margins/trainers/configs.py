@@ -3,7 +3,9 @@
 import logging
 import math
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, field, fields, make_dataclass
+from functools import partial
 from types import new_class
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -309,7 +311,9 @@ class MarginOptions:
         for name, value in defaults.items():  # `@dataclass` reads them when this has returned
             kind, metadata = declared[name]
             cls.__annotations__[name] = kind
-            setattr(cls, name, _field(value, metadata))
+            # of a list, transformers' parser knows no default but a factory's
+            made = {"default_factory": partial(copy, value)} if name in _KINDS and value else {"default": value}
+            setattr(cls, name, field(**made, metadata=metadata))
         _CONFIGS[method, cls._base] = cls
 
     @classmethod
@@ -480,7 +484,7 @@ def _resolve_target_margin(config: MarginCPOConfig | MarginDPOConfig) -> None:
         for term in margins:
             if term.holds_target:
                 logger.warning(
-                    "margin %r is the whole margin: gamma_beta_ratio and simpo_gamma are not used", term.name
+                    "margin %r makes its own margins: gamma_beta_ratio and simpo_gamma are not used", term.name
                 )
     if config.gamma_beta_ratio is None and config.simpo_gamma is None:
         config.gamma_beta_ratio = config._default_gamma_beta_ratio
@@ -511,12 +515,6 @@ def _keep_best(config: TrainingArguments, metric: str) -> None:
 def _one_or_list(named: str | Sequence[str] | None) -> str | list[str] | None:
     names = names_of(named)
     return list(names) if len(names) > 1 else next(iter(names), None)
-
-
-def _field(value: Any, metadata: Any) -> Any:
-    if isinstance(value, list):
-        return field(default_factory=lambda: list(value), metadata=metadata)
-    return field(default=value, metadata=metadata)
 
 
 def _check_terms(config: MarginOptions, kind: str) -> None:

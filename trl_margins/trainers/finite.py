@@ -29,11 +29,11 @@ _NAMED = 8  # pairs that a message names
 
 @dataclass(frozen=True)
 class _Seen:
-    """A mini-batch and what is finite in it, on the device."""
+    """What is finite in a mini-batch, on the device."""
 
     batch: Mapping[str, Any]
     outputs: Tensor  # [B] whether the log-probabilities of both completions are
-    losses: Tensor  # [B] whether the loss is, and each term's value
+    losses: Tensor  # [B] whether the loss and every term's value are
     terms: Mapping[str, Tensor]  # "weight 'name'" → [B] its values
 
 
@@ -102,11 +102,9 @@ class FiniteSteps(TrainerCallback):
             return
         step = trainer.state.global_step + 1
         found = gather_object(self._named_pairs(seen, by_output=n_outputs > 0))
-        terms = gather_object(
-            [name for each in seen for name, value in each.terms.items() if not value.isfinite().all()]
-        )
-        what = "the model's output" if n_outputs else " and ".join(dict.fromkeys(terms)) or "the loss"
-        message = f"step {step}: " + _message(found, what)
+        broken = [name for each in seen for name, value in each.terms.items() if not value.isfinite().all()]
+        terms = " and ".join(dict.fromkeys(gather_object(broken)))
+        message = f"step {step}: " + _message(found, "the model's output" if n_outputs else terms or "the loss")
         self._undo(step)
         self._in_a_row += 1
         if not self.skip or self._in_a_row >= _IN_A_ROW:

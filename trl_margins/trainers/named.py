@@ -35,15 +35,16 @@ def _trains(method_id: str) -> Callable[[type[Trainer]], type[Trainer]]:
 
 
 def trainer_class(method_id: str | None, base: str = "cpo") -> type[MarginMixin]:
-    """The trainer of a method on a base ("cpo" or "dpo"); without a method, the one that takes any objective.
+    """The trainer of a method on a base ("cpo" or "dpo"); without a method, and of a registered one, the trainer that
+    takes any objective.
 
     Raises:
         ValueError: unknown method or base.
     """
     if base not in ("cpo", "dpo"):
         raise unknown("base", base, ("cpo", "dpo"))
-    own = None if method_id is None else get_method(method_id).id
-    return _TRAINERS.get((own, base), _TRAINERS[None, base])  # a registered method has the general one
+    known = None if method_id is None else get_method(method_id).id
+    return _TRAINERS.get((known, base), _TRAINERS[None, base])
 
 
 @_trains("gappo")

@@ -111,10 +111,11 @@ def prepare_datasets(
         split: _with_checked_scores(dataset, split, objective, options, columns, facts)
         for split, dataset in sets.items()
     }
-    _fit(objective, sets.get(TRAIN), options)
-    floored = [term.n_floored for term in objective.terms if isinstance(term, EvaluationFactorMargin)]
-    if floored:
-        facts[TRAIN] = replace(facts[TRAIN], floored=floored[0])
+    if TRAIN in sets:
+        _fit(objective, sets[TRAIN], options)
+    for term in objective.terms:
+        if isinstance(term, EvaluationFactorMargin) and TRAIN in sets:
+            facts[TRAIN] = replace(facts[TRAIN], floored=term.n_floored)
     if isinstance(sets.get(TRAIN), Dataset):
         sets[TRAIN] = _numbered(sets[TRAIN])
     by_name = {name: sets[eval_split(name)] for name in evals} if isinstance(evals, dict) else sets.get("eval")
@@ -206,7 +207,7 @@ def _with_checked_columns(dataset: Any, split: str, objective: Objective) -> Any
 def _fit(objective: Objective, train: Any, options: MarginOptions) -> None:
     """Shows the training set's columns to the terms that look at all of it."""
     for kind, term in objective.named_terms:
-        if type(term).fit is Term.fit or train is None:
+        if type(term).fit is Term.fit:
             continue
         if not isinstance(train, Dataset):
             raise TypeError(
@@ -216,14 +217,13 @@ def _fit(objective: Objective, train: Any, options: MarginOptions) -> None:
         term.fit({name: torch.as_tensor(values) for name, values in _numbers(train, term.columns, options).items()})
 
 
-def _numbers(train: Dataset, names: Sequence[str], options: MarginOptions) -> dict[str, Any]:
-    """Columns as the terms call them, float32."""
+def _numbers(train: Dataset, names: Sequence[str], options: MarginOptions) -> dict[str, np.ndarray]:
+    """Columns under the terms' names, float32."""
     found = {name: np.array([*map(as_number, train[name][:])], np.float32) for name in names if name not in SCORES}
     if set(names) & {*SCORES}:
-        columns = require_score_columns(column_names(train), options.score_columns, "fit", TRAIN)
-        rows = train.select_columns(list(columns.names))
-        scores = np.array([columns.read(row) for row in rows], np.float32).T
-        found |= dict(zip(SCORES, scores, strict=True))
+        columns = require_score_columns(column_names(train), options.score_columns, "a term", TRAIN)
+        scores = [columns.read(row) for row in train.select_columns(list(columns.names))]
+        found |= dict(zip(SCORES, np.array(scores, np.float32).T, strict=True))
     return found
 
 

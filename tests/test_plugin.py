@@ -1,0 +1,138 @@
+"""The package in examples/plugin, installed and trained with."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import preference_rows
+
+ROOT = Path(__file__).parents[1]
+FLAGS = ["--bf16", "false", "--use_cpu", "true", "--report_to", "none", "--max_steps", "2", "--logging_steps", "1"]
+# what pip would bring, and what is not looked for online
+ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1", "PIP_NO_INDEX": "1"}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Runs Python where the plugin is installed; nothing else knows of it."""
+    folder = tmp_path_factory.mktemp("installed")
+    left_out = shutil.ignore_patterns("build", "*.egg-info")
+    shutil.copytree(ROOT / "examples" / "plugin", folder / "source", ignore=left_out)
+
+    def run(*argv: str, where: Path = folder) -> str:
+        path = os.pathsep.join([str(folder / "site"), str(ROOT)])
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", *argv],
+            cwd=where,
+            env={**os.environ, **ENVIRONMENT, "PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
+    pip = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target", str(folder / "site")]
+    run(*pip, str(folder / "source"))
+    return run
+
+
+@pytest.fixture(scope="module")
+def trained(run, tiny_model, tmp_path_factory) -> Path:
+    """The output folder of `--method focal-simpo --focal_gamma 3`."""
+    folder = tmp_path_factory.mktemp("trained")
+    preference_rows(8).to_json(folder / "pairs.jsonl")
+    flags = ["--model_name_or_path", tiny_model, "--dataset_name", "pairs.jsonl", "--output_dir", "out", *FLAGS]
+    run("-m", "trl_margins.cli", "train", "--method", "focal-simpo", "--focal_gamma", "3", *flags, where=folder)
+    return folder / "out"
+
+
+def cells(card: str) -> dict[str, str]:
+    """First cell → second, of every table."""
+    rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in card.splitlines() if line[:1] == "|"]
+    return {row[0]: row[1].replace("\\", "") for row in rows}
+
+
+def test_the_card_and_the_run_have_its_options(trained):
+    card = (trained / "README.md").read_text()
+    told = cells(card)
+    assert (told["weight"], told["focal_gamma"]) == ("focal", "3")
+    assert "(1 − σ(m_i))^γ" in card
+    assert "Focal Loss for Dense Object Detection" in card
+    assert "--method focal-simpo --focal_gamma 3" in card
+    run = json.loads((trained / "margin_run.json").read_text())
+    assert (run["method"], run["weight"], run["config"]["focal_gamma"]) == ("focal-simpo", "focal", 3.0)
+    log = json.loads((trained / "trainer_state.json").read_text())["log_history"]
+    assert 0 < log[0]["weights/mean"] < 1
+
+
+def test_the_report_has_them(run, trained):
+    run("-m", "trl_margins.cli", "report", str(trained), "--out", str(trained / "report"))
+    page = next(trained.rglob("*.html")).read_text()
+    assert re.search(r"focal_gamma</t[hd]>\s*<td[^>]*>3", page)
+    assert "Focal Loss for Dense Object Detection" in page
+
+
+def test_flags_and_yaml_are_checked(run, trained):
+    help_text = run("-m", "trl_margins.cli", "train", "--method", "focal-simpo", "--help")
+    assert "--focal_gamma" in help_text
+    assert "Focusing parameter" in help_text
+    (trained / "c.yaml").write_text("method: none\nweight: [score-gap, focal]\nfocal_gamma: 1.5\nmax_steps: 1\n")
+    shown = run("-m", "trl_margins.cli", "train", "--config", str(trained / "c.yaml"), "--dry_run", "--bf16", "false")
+    assert "focal_gamma: 1.5" in shown
+    assert re.search(r"weight:\n\s*- score-gap\n\s*- focal", shown)
+    for text, complaint in {
+        "method: focal-simpo\nfocal_gama: 1.5\n": "unknown key 'focal_gama' (did you mean 'focal_gamma'?)",
+        "method: focal-simpo\nfocal_gamma: high\n": "focal_gamma must be a number; it is 'high'",
+        "method: focal\n": "unknown method 'focal'",
+    }.items():
+        (trained / "c.yaml").write_text(text)
+        with pytest.raises(AssertionError, match=re.escape(complaint)):
+            run("-m", "trl_margins.cli", "train", "--config", str(trained / "c.yaml"), "--dry_run")
+
+
+TRAIN = """
+from datasets import load_dataset
+from trl_margins import MarginCPOConfig, MarginCPOTrainer
+
+config = MarginCPOConfig(
+    {out!r}, loss_type="simpo", cpo_alpha=0.0, weight="focal", focal_gamma=5.0, use_cpu=True, bf16=False,
+    report_to="none", max_steps=1, logging_steps=1, learning_rate=1e-3,
+)
+rows = load_dataset("json", data_files={data!r}, split="train")
+trainer = MarginCPOTrainer({model!r}, config, train_dataset=rows)
+trainer.train()
+trainer.create_model_card("twin")
+"""
+
+
+def test_the_script_in_the_card_trains_the_same_model(run, trained, tiny_model, tmp_path):
+    data = str(trained.parent / "pairs.jsonl")
+    run("-c", TRAIN.format(out=str(tmp_path / "first"), data=data, model=tiny_model))
+    card = (tmp_path / "first" / "README.md").read_text()
+    assert cells(card)["focal_gamma"] == "5"
+    (script,) = [code for code in re.findall(r"```python\n(.*?)```", card, re.DOTALL) if "config = " in code]
+    assert "import trl_margins_focal" in script
+    assert "focal_gamma=5.0" in script
+    load = f"load_dataset('json', data_files={data!r}, split='train')"
+    ready = f"from datasets import load_dataset\ntrain_dataset = {load}\n{script}"
+    ready = ready.replace("output_dir=", "use_cpu=True, report_to='none', output_dir=")
+    ready = re.sub(r"model=[\"'].*?[\"']", f"model={tiny_model!r}", ready)
+    run("-c", ready, where=tmp_path)
+    state = json.loads((tmp_path / "twin" / "trainer_state.json").read_text())
+    first = json.loads((tmp_path / "first" / "trainer_state.json").read_text())
+    assert state["log_history"][-1]["train_loss"] == first["log_history"][-1]["train_loss"]
+
+
+def test_the_python_of_the_readme(run, tmp_path):
+    """A config of the readme's, without the training."""
+    text = (ROOT / "examples" / "plugin" / "README.md").read_text()
+    line = next(line for line in text.splitlines() if line.startswith("config = "))
+    code = f"from trl_margins import MarginCPOConfig\n{line[:-1]}, use_cpu=True, bf16=False)\n"
+    assert "3.0" in run("-c", code + "print(config.terms('weight')[0].gamma)", where=tmp_path)

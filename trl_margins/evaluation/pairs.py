@@ -27,7 +27,8 @@ class Pairs(NamedTuple):
     gap_only: bool = False  # only the difference of the scores has a meaning
 
     def take(self, rows: np.ndarray) -> Pairs:
-        return Pairs(*(each[rows] if isinstance(each, np.ndarray) else each for each in self))
+        arrays = {name: value[rows] for name, value in self._asdict().items() if isinstance(value, np.ndarray)}
+        return self._replace(**arrays)
 
 
 def pair_report(

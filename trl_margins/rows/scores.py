@@ -173,7 +173,7 @@ def _checked_column(dataset: Dataset, name: str, split: str, takes_lists: bool) 
 
 
 def _values(dataset: Dataset, name: str) -> list[Any]:
-    return dataset.select_columns([name]).with_format(None)[:][name]
+    return list(dataset.select_columns([name]).with_format(None)[:][name])
 
 
 def check_numbers(dataset: Dataset, name: str, split: str, least: float | None = None) -> None:

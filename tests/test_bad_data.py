@@ -116,7 +116,7 @@ COLUMNS = [
     Case("one score", lambda: without(texts(), "score_rejected"),
          "score_chosen and score_rejected would be scores, but only one of them is there"),
     Case("two pairs of scores", lambda: each(texts(), chosen_rating=9.0, rejected_rating=None), right=USUAL,
-         log="score_chosen/score_rejected, chosen_rating/rejected_rating.*: score_chosen/score_rejected are taken"),
+         log="score_chosen/score_rejected, chosen_rating/rejected_rating.*: score_chosen/score_rejected are used"),
     Case("two pairs of scores, one named", lambda: each(texts(), chosen_rating=9.0, rejected_rating=6.0),
          right={"weights/mean": 3.0}, options={"score_columns": ["chosen_rating", "rejected_rating"]}),
     Case("named scores that are not there", texts, r"score_columns names \['quality'\].*only the columns",

@@ -787,7 +787,9 @@ def test_models_that_are_not_there(base, tiny_model, tmp_path, console):
         runs: r"runs contains no model .*but checkpoint-4 in it: name one of these",
         tmp_path / "adapter": r"the base model of the adapter .*adapter is missing: there is no model folder .*gone.*"
         "base_model_name_or_path",
-        "some/model": r"'some/model' cannot be loaded: .*HF_HUB_OFFLINE.*hf download some/model\), or give a folder",
+        "some/model": (
+            r"'some/model' cannot be loaded: .*HF_HUB_OFFLINE is set.*Give a folder, or .*hf download some/model"
+        ),
     }.items():
         status, said = console(*train(model, tmp_path / "rows.jsonl", tmp_path / "out", "--base", base))
         assert status == 1

@@ -10,21 +10,34 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import load, preference_rows, quiet
 from huggingface_hub import EvalResult, HfApi, ModelCard, metadata_load
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 from peft import LoraConfig
 
-from trl_margins import MarginCPOConfig, MarginCPOTrainer, MarginDPOConfig, MarginDPOTrainer, ScoreGapWeight
+from trl_margins import (
+    MarginCPOConfig,
+    MarginCPOTrainer,
+    MarginDPOConfig,
+    MarginDPOTrainer,
+    ScoreGapWeight,
+    Term,
+    register_term,
+    registry,
+)
 from trl_margins.data.noise import flip_labels
 from trl_margins.evaluation.listwise import listwise_report
 from trl_margins.evaluation.rm_bench import rm_bench_report
-from trl_margins.methods import METHODS
+from trl_margins.methods import MARGINS, METHODS, WEIGHTS
 from trl_margins.registry import get_method
 from trl_margins.report.card import CardFacts, Image, SetFacts, completed, hub_id
 from trl_margins.report.card_results import Evaluation, EvaluationReport, eval_results, logged_evaluations, read_report
 from trl_margins.report.markdown import code, fenced, inline
+from trl_margins.report.page import html_page
+from trl_margins.report.run_folder import read_runs
 from trl_margins.trainers import card as cards
+from trl_margins.trainers import configs
 from trl_margins.trainers.card import settings
 from trl_margins.trainers.configs import config_class
 from trl_margins.trainers.named import trainer_class
@@ -519,20 +532,39 @@ def test_every_method_before_training(method, base, tiny_model, tokenizer, tmp_p
 
 
 @dataclasses.dataclass
-class WithSlack(MarginCPOConfig):
-    """A config with a further option of a term."""
+class Slack(Term):
+    """A weight that a test registers."""
 
-    score_gap_slack: float = 0.0
+    width: float = 1.0
+    name = "slack"
+
+    def __call__(self, view):
+        return torch.full_like(view.reward_gap, self.width)
 
 
-def test_every_option_with_a_term_s_prefix(tiny_model, tokenizer, tmp_path):
-    config = WithSlack(**quiet(output_dir=str(tmp_path), loss_type="simpo", weight="score-gap", score_gap_slack=0.25))
+def test_options_of_a_registered_term(tiny_model, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "_TERMS", {"weight": dict(WEIGHTS), "margin": dict(MARGINS)})
+    monkeypatch.setattr(registry, "OPTIONS", added := {})
+    monkeypatch.setattr(configs, "OPTIONS", added)
+    monkeypatch.setattr(cards, "OPTIONS", added)
+    register_term(Slack, kind="weight")
+    config = MarginCPOConfig(
+        **quiet(output_dir=str(tmp_path), loss_type="simpo", weight=["score-gap", "slack"], slack_width=0.25)
+    )
     trainer = MarginCPOTrainer(load(tiny_model), config, train_dataset=preference_rows(4), processing_class=tokenizer)
-    assert "score_gap_slack" in config.term_options("weight")
+    trainer.train()
     trainer.create_model_card()
     text = card_of(tmp_path).text
-    assert rows_of(section(text, "Hyperparameters"))["`score_gap_slack`"] == ["0.25"]
-    assert "    score_gap_slack=0.25,\n" in section(text, "Reproduce")
+    assert "weight_i is `score-gap`, GapPO's · `slack`" in text
+    table = rows_of(section(text, "Hyperparameters"))
+    assert table["`weight`"] == ["score-gap, slack"]
+    assert table["`slack_width`"] == ["0.25"]
+    script = section(text, "Reproduce")
+    assert f"import {Slack.__module__}  # 'slack'\n" in script
+    assert "config = MarginCPOConfig(\n" in script
+    assert '    weight=["score-gap", "slack"],\n' in script
+    assert "    slack_width=0.25,\n" in script
+    assert "slack_width" in html_page(read_runs([tmp_path]), [], {}, "png")
 
 
 def test_terms_of_two_papers(tiny_model, tokenizer, tmp_path):

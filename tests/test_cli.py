@@ -12,10 +12,12 @@ import yaml
 from conftest import preference_rows
 from datasets import DatasetDict
 from transformers import pipeline
+from trl import TrlParser
 
 from trl_margins.cli import main
 from trl_margins.cli.train import parse
 from trl_margins.data.loading import load_splits, pick_split
+from trl_margins.methods import METHODS, names_of
 from trl_margins.trainers.configs import GapPOConfig, GapPODPOConfig, MarginCPOConfig
 
 SMALL = [
@@ -172,6 +174,16 @@ def test_plain_dpo_with_a_weight(tiny_model, pairs_file, tmp_path, caplog):
 )
 def test_the_config_follows_method_and_base(argv, config):
     assert type(parse([*argv, "--use_cpu"])[1]) is config
+
+
+@pytest.mark.parametrize("base", ["cpo", "dpo"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_parser_keeps_the_terms_of_a_method(method, base):
+    """Also TRL's own parser, in a custom script."""
+    config = parse(["--method", method, "--base", base, "--use_cpu"])[1]
+    (plain,) = TrlParser(type(config)).parse_args_and_config(["--use_cpu", "--bf16", "false"])
+    for kind in ("weight", "margin"):
+        assert config.term_names(kind) == plain.term_names(kind) == names_of(getattr(METHODS[method], kind))
 
 
 def test_a_flag_goes_before_the_yaml(tmp_path):

@@ -32,6 +32,7 @@ from trl_margins import (
     register_term,
     registry,
 )
+from trl_margins.cli.train import parse
 from trl_margins.links import CPO_LINKS, DPO_LINKS
 from trl_margins.methods import MARGINS, METHODS, WEIGHTS
 from trl_margins.rewards import REWARDS, LengthNormalizedReward
@@ -328,6 +329,23 @@ class TestPlugins:
         assert loaded == ["focal"]
         assert "focal" in registry.term_names("weight")
         assert loaded == ["focal"]  # once
+
+    def test_the_command_line_has_their_methods_and_options(self, plugins, tmp_path):
+        def load_focal():
+            register_term(Focal, kind="weight")
+            method = Method("theirs", "Theirs", PAPER, "loss", reward="length-normalized", defaults={}, weight="focal")
+            register_method(method)
+
+        plugins(focal=load_focal)
+        given = parse(["--method", "theirs", "--focal_gamma", "3", "--use_cpu"])[1]
+        assert given.terms("weight") == (Focal(3.0),)
+        (tmp_path / "c.yaml").write_text("method: none\nweight: [score-gap, focal]\nfocal_gamma: 4\n")
+        given = parse(["--config", str(tmp_path / "c.yaml"), "--use_cpu"])[1]
+        assert given.terms("weight") == (ScoreGapWeight(), Focal(4.0))
+        with pytest.raises(ValueError, match=r"unknown option '--focal_gama' \(did you mean '--focal_gamma'\?\)"):
+            parse(["--method", "theirs", "--focal_gama", "3"])
+        with pytest.raises(ValueError, match=r"unknown method 'thiers'; known: gappo.*did you mean 'theirs'"):
+            parse(["--method", "thiers"])
 
     def test_one_that_is_broken_stops_only_who_needs_it(self, plugins, caplog):
         def broken():

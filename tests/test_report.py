@@ -125,7 +125,7 @@ def make_run(
         "model": "a-small-model",
         "weight": weight,
         "margin": margin,
-        "term_options": [option for option in config if option.startswith(("gamma_po_", "anchor_"))],
+        "term_options": [key for key in config if key.startswith(("score_gap_", "gamma_po_", "anchor_"))],
         "train_rows": steps * batch,
         "config": {"beta": 1.0, "learning_rate": 1e-5, "seed": seed, "eval_min_score_gap": 2.0, **config},
     }

@@ -174,6 +174,8 @@ def discopop(x: LossInputs) -> Tensor:
 
 def aot(x: LossInputs) -> Tensor:
     """AOT (arXiv 2406.05882), paired: sorts the batch, so a row is no longer one pair."""
+    if x.pairs.ref_chosen is None or x.pairs.ref_rejected is None:
+        raise ValueError("loss_type 'aot' compares with a reference model, which this objective does not have")
     policy = (x.pairs.chosen - x.pairs.rejected).sort(dim=0).values
     reference = (x.pairs.ref_chosen - x.pairs.ref_rejected).sort(dim=0).values
     return margin_loss(x.beta * (policy - reference), label_smoothing=x.label_smoothing)
@@ -187,6 +189,8 @@ def aot_unpaired(x: LossInputs) -> Tensor:
 
 def sft(x: LossInputs) -> Tensor:
     """Mean negative log-likelihood of the batch's chosen tokens, the same number in every row."""
+    if x.pairs.sft_loss is None:
+        raise ValueError("loss_type 'sft' needs PairLogps.sft_loss")
     return x.pairs.sft_loss.expand_as(x.chosen)
 
 

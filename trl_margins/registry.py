@@ -128,7 +128,7 @@ def _add(table: dict[str, T], name: str, value: T, what: str) -> None:
 # Options: from the arguments of `__init__` to config fields
 
 
-def option_fields(cls: type[Term] | type[Reward], kind: str) -> dict[str, str]:
+def option_fields(cls: type[Any], kind: str) -> dict[str, str]:
     """Argument of `__init__` → the config field that gives it."""
     prefix = cls.option_prefix or cls.name.replace("-", "_") + "_"
     said = cls.option_fields if issubclass(cls, Reward) else _OF_EVERY_MARGIN if kind == "margin" else {}
@@ -151,7 +151,7 @@ def built(cls: type[P], kind: str, config: Any) -> P:
 def _options(cls: type[Any], kind: str) -> dict[str, tuple[Any, Field[Any]]]:
     """The config fields of a class's own arguments: name → type, field."""
     hints, parameters = get_type_hints(cls.__init__), inspect.signature(cls).parameters
-    found = {}
+    found: dict[str, tuple[Any, Field[Any]]] = {}
     for argument, name in option_fields(cls, kind).items():
         if kind == "margin" and argument in _OF_EVERY_MARGIN:
             continue
@@ -166,7 +166,8 @@ def _options(cls: type[Any], kind: str) -> dict[str, tuple[Any, Field[Any]]]:
             default, declared = None, declared | None
         told = {"help": _help(cls, argument, kind)}
         if isinstance(default, list):
-            found[name] = declared, field(default_factory=partial(list, default), metadata=told)
+            factory: Any = partial(list, default)
+            found[name] = declared, field(default_factory=factory, metadata=told)
         else:
             found[name] = declared, field(default=default, metadata=told)
     return found

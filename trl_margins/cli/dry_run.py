@@ -22,7 +22,8 @@ def resolved(script: Any, config: Any, model_args: ModelConfig, mixture: Dataset
     """Method, base, model, data, and every field that differs from TRL's default or from the method's."""
     from ..trainers.configs import config_class
 
-    defaults = [kind(use_cpu=config.use_cpu) for kind in (config_class(None, script.base), type(config))]
+    plain_config: Any = config_class(None, script.base)
+    defaults: list[Any] = [kind(use_cpu=config.use_cpu) for kind in (plain_config, type(config))]
     for plain in defaults:
         plain.bf16 = None  # depends on the machine
     parts = {

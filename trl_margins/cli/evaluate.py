@@ -170,7 +170,8 @@ def load_sets(args: EvaluateArguments, as_chat: bool) -> list[EvaluationSet]:
     columns = {"prompt_column": args.prompt_column, "system_column": args.system_column}
     for source in args.dataset_name:
         splits = load_splits(source, args.dataset_config)
-        for split in args.dataset_split or (SPLITS if set(SPLITS) <= set(splits) else [None]):
+        names: Sequence[str | None] = args.dataset_split or (SPLITS if set(SPLITS) <= set(splits) else [None])
+        for split in names:
             name = one_line(Path(source).name.split(".")[0] if split is None or len(splits) == 1 else split)
             if name in (each.name for each in found):
                 name = f"{source}:{split}" if split else source
@@ -179,8 +180,10 @@ def load_sets(args: EvaluateArguments, as_chat: bool) -> list[EvaluationSet]:
     bench = [each for each in found if each.kind == "rm-bench"]
     if not bench:
         return found
-    joined = {name: [value for each in bench for value in getattr(each, name)] for name in ("rows", "domains")}
-    return [*(each for each in found if each not in bench), replace(bench[0], name=RM_BENCH, **joined)]
+    rows = [row for each in bench for row in each.rows]
+    domains = [domain for each in bench for domain in each.domains]
+    others = [each for each in found if each.kind != "rm-bench"]
+    return [*others, replace(bench[0], name=RM_BENCH, rows=rows, domains=domains)]
 
 
 def rewards_of(
@@ -222,14 +225,15 @@ def report_of(
     from ..evaluation.rm_bench import rm_bench_report
 
     if each.kind == "listwise":
-        report = listwise_report(rewards, each.scores, args.bootstrap)
+        report = listwise_report(rewards, each.scores or [], args.bootstrap)
     elif each.kind == "rm-bench":
         chosen, rejected = np.split(np.stack(rewards), 2, axis=1)
         report = rm_bench_report(chosen, rejected, each.domains, args.bootstrap)
     else:
-        lengths = np.stack([row.lengths for row in scored]).T
-        scores = () if each.scores is None else np.array(each.scores, float).T
-        pairs = Pairs(*np.stack(rewards).T, *lengths, *scores, gap_only=each.gap_only)
+        columns = [*np.stack(rewards).T, *np.stack([row.lengths for row in scored]).T]
+        if each.scores is not None:
+            columns += [*np.array(each.scores, float).T]
+        pairs = Pairs(*columns)._replace(gap_only=each.gap_only)
         prompts = [str(row.prompt) for row in each.rows]
         report = pair_report(pairs, prompts, args.eval_min_score_gap, args.bootstrap)
     return {"kind": each.kind, **report}

@@ -109,11 +109,11 @@ def in_tokens_of(tokenizer: Any) -> Measure:
                     if isinstance(tokens, Exception):
                         problems[number] = f"{reader.where(number)}: {tokens}"
                         continue
-                    prompt, chosen, rejected = len(tokens.prompt), *map(len, tokens.completions)
-                    counts.append((prompt, chosen, rejected, prompt + chosen, prompt + rejected))
+                    size, sizes = len(tokens.prompt), [len(completion) for completion in tokens.completions]
+                    counts.append((size, *sizes, *(size + each for each in sizes)))
                 bar.update(len(numbers))
-        columns = np.array(counts, int).reshape(-1, 5).T
-        return Lengths("tokens", *columns[:3], whole=columns[3:], problems=problems)
+        prompt, chosen, rejected, *whole = np.array(counts, int).reshape(-1, 5).T
+        return Lengths("tokens", prompt, chosen, rejected, whole=np.array(whole), problems=problems)
 
     return measure
 

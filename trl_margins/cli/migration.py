@@ -225,12 +225,12 @@ def _gamma_po(written: Mapping[str, Any]) -> Project:
 
 
 def _unsupported(said: str) -> ValueError:
-    from ..methods import METHODS
+    from ..registry import method_ids
 
     return ValueError(
-        f"{said}: the package does not have this objective. Its methods are {', '.join(METHODS)}, and none for TRL's "
-        "own CPO and DPO losses (ORPO is in trl.experimental.orpo): --method NAME --base cpo (or dpo) trains this "
-        "file's model on its data with one of them."
+        f"{said}: the package does not have this objective. Its methods are {', '.join(method_ids())}, and none for "
+        "TRL's own CPO and DPO losses (ORPO is in trl.experimental.orpo): --method NAME --base cpo (or dpo) trains "
+        "this file's model on its data with one of them."
     )
 
 

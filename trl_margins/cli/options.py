@@ -75,7 +75,7 @@ class OptionsParser(TrlParser):
     def __init__(
         self,
         command: str,
-        *kinds: type,
+        *kinds: Any,
         scope: str = "",
         flags_only: Collection[str] = (),
         old_keys: Collection[str] = (),

@@ -109,7 +109,7 @@ def table(columns: Mapping[str, Any], metric: str) -> str:
             numbers = (summary.mean, *np.quantile(values, (0.25, 0.5, 0.75)))
             shares = (summary.n_zero / summary.n, summary.n_one / summary.n)
             cells = [*(f"{number:.4f}" for number in numbers), *(f"{share:.2%}" for share in shares)]
-        rows.append([name, summary.n, *cells])
+        rows.append([name, str(summary.n), *cells])
     headers = [metric, "rows", "mean", "25 %", "median", "75 %", "EF = 0", "EF = 1"]
     return "\n".join(aligned(rows, (False, *[True] * 7), headers))
 

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -67,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
             bf16=False,
             report_to="none",
         )
-        trainer = GeometricAnchorPOTrainer(
+        trainer: Any = GeometricAnchorPOTrainer(
             load_model(model, trainable=True, dtype=args.dtype, trust_remote_code=code, device_map=None),
             config,
             train_dataset=rows,

@@ -70,10 +70,13 @@ def _loading(what: str, name: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
+        from huggingface_hub.constants import HF_HUB_OFFLINE
+
         reason = " ".join(str(error).split())
-        missing = isinstance(error, OSError) and not Path(name).exists()
-        fix = f" Give a folder, or download it first: hf download {name}" if missing else ""
-        raise ValueError(f"the {what} {name!r} cannot be loaded: {reason}{fix}") from error
+        if isinstance(error, OSError) and not Path(name).exists():
+            offline = " (HF_HUB_OFFLINE is set)" if HF_HUB_OFFLINE else ""
+            reason += f"{offline} Give a folder, or download it first: hf download {name}"
+        raise ValueError(f"the {what} {name!r} cannot be loaded: {reason}") from error
 
 
 def load_model(name: str, trainable: bool = False, **kwargs: Any) -> Any:

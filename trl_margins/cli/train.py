@@ -180,7 +180,7 @@ def build_trainer(script: TrainArguments, config: Any, model_args: ModelConfig, 
 
     check_writable(config.output_dir)
     train, evals = _datasets(script, config, mixture)
-    columns = {"prompt_column": config.prompt_column, "system_column": config.system_column}
+    columns: dict[str, Any] = {"prompt_column": config.prompt_column, "system_column": config.system_column}
     if script.noise:
         kind, rate = parse_noise(script.noise)
         train = flip_labels(train, rate, kind, script.noise_seed, config.score_columns, **columns)
@@ -215,7 +215,7 @@ def build_trainer(script: TrainArguments, config: Any, model_args: ModelConfig, 
     )
 
 
-def _is_conversational(dataset: Any, columns: dict[str, str | None]) -> bool:
+def _is_conversational(dataset: Any, columns: dict[str, Any]) -> bool:
     from ..rows import RowReader
     from ..rows.opened import column_names
 

@@ -13,7 +13,7 @@ from reprlib import repr as shortened
 from typing import Any, TextIO
 
 from datasets import Dataset
-from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
 
 _FOR_LINES = (".jsonl", ".json", ".ndjson")
 _FOR_COLUMNS = (".csv", ".tsv")

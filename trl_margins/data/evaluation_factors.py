@@ -102,7 +102,7 @@ def completion_texts(row: PreferenceRow, implicit: bool = False) -> tuple[str, s
     chosen, rejected = (_assistant_text(part) for part in row.completions)
     # TRL leaves a common space to the completions: then no word is cut
     if implicit and isinstance(row.prompt, str) and chosen != rejected and chosen[:1] != " ":
-        cut = _CUT_WORD.search(row.prompt).group()
+        cut = _CUT_WORD.findall(row.prompt)[0]
         chosen, rejected = cut + chosen, cut + rejected
     return chosen, rejected
 
@@ -142,9 +142,14 @@ def add_evaluation_factor(
         TypeError: a streamed data set.
     """
     _check_metric(metric)
-    options = {"encoder": encoder, "num_layers": num_layers, "batch_size": batch_size, "device": device}
+    options: dict[str, Any] = {
+        "encoder": encoder,
+        "num_layers": num_layers,
+        "batch_size": batch_size,
+        "device": device,
+    }
     if isinstance(dataset, DatasetDict):
-        shared = {"num_proc": num_proc, "overwrite": overwrite, **options}
+        shared: dict[str, Any] = {"num_proc": num_proc, "overwrite": overwrite, **options}
         return DatasetDict({n: add_evaluation_factor(s, metric, column, **shared) for n, s in dataset.items()})
     dataset = one_split(dataset, "add_evaluation_factor")
     if column in dataset.column_names:
@@ -231,7 +236,7 @@ def _problem(value: Any) -> str | None:
         return f"is not a number: {again}"
     if math.isnan(value):
         return f"is NaN: drop the row, or {again}"
-    return None if 0 <= value <= 1 else f"is outside [0, 1]: divide percentages by 100, or {again}"
+    return None if 0 <= float(value) <= 1 else f"is outside [0, 1]: divide percentages by 100, or {again}"
 
 
 def _check_metric(metric: str) -> None:

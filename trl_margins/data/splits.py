@@ -125,7 +125,8 @@ class _Draw:
         if isinstance(unseen_models, (Real, str)) or not isinstance(unseen_models, Collection):
             shares["unseen_models"] = unseen_models
         for name, share in shares.items():
-            if isinstance(share, (bool, str)) or not isinstance(share, Real) or not 0 < share < 1:
+            is_number = isinstance(share, Real) and not isinstance(share, bool)
+            if not is_number or not 0 < share < 1:
                 names = ", or a list of names" if name == "unseen_models" else ""
                 raise ValueError(f"{name} is a share between 0 and 1{names}, got {share!r}")
         self._unseen_prompts, self._unseen_models = unseen_prompts, unseen_models
@@ -141,12 +142,10 @@ class _Draw:
 
     def unseen_models(self, names: Iterable[str]) -> set[str]:
         names = self.order(names, "models")
-        if isinstance(self._unseen_models, Real):
-            unseen = set(names[: round(self._unseen_models * len(names))])
-        elif unknown := set(self._unseen_models).difference(names):
+        given = self._unseen_models
+        unseen = set(given if isinstance(given, Collection) else names[: round(given * len(names))])
+        if unknown := unseen.difference(names):
             raise ValueError(f"unseen_models names {sorted(unknown)}, but the models are {sorted(names)}")
-        else:
-            unseen = set(self._unseen_models)
         logger.info("%d of %d models are unseen: %s", len(unseen), len(names), ", ".join(sorted(unseen)))
         return unseen
 

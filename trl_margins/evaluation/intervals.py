@@ -30,8 +30,8 @@ def bootstrap_intervals(
         (low, high) by name; None if there is only one cluster, or if a metric is undefined in too many resamples.
     """
     rows_of: dict[Hashable, list[int]] = {}
-    for row, cluster in enumerate(clusters):
-        rows_of.setdefault(cluster, []).append(row)
+    for i, cluster in enumerate(clusters):
+        rows_of.setdefault(cluster, []).append(i)
     groups = [np.array(rows) for rows in rows_of.values()]
     names = list(numbers(np.arange(len(clusters))))
     if len(groups) < 2:
@@ -47,7 +47,8 @@ def bootstrap_intervals(
 
 def percentile_interval(drawn: ArrayLike) -> tuple[float, float] | None:
     """The middle 95 % of resampled values; None if more than 5 % of them are undefined (NaN)."""
-    if np.isnan(drawn).mean() > 0.05:
+    values = np.asarray(drawn, float)
+    if np.isnan(values).mean() > 0.05:
         return None
-    low, high = np.nanquantile(drawn, (0.025, 0.975))
+    low, high = np.nanquantile(values, (0.025, 0.975))
     return float(low), float(high)

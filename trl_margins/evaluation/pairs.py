@@ -27,7 +27,8 @@ class Pairs(NamedTuple):
     gap_only: bool = False  # only the difference of the scores has a meaning
 
     def take(self, rows: np.ndarray) -> Pairs:
-        return Pairs(*(each[rows] if isinstance(each, np.ndarray) else each for each in self))
+        arrays = {name: value[rows] for name, value in self._asdict().items() if isinstance(value, np.ndarray)}
+        return self._replace(**arrays)
 
 
 def pair_report(
@@ -79,8 +80,13 @@ def pair_report(
 
 
 def _numbers(pairs: Pairs, min_score_gap: float) -> dict[str, float | int | None]:
-    metrics = ranking_metrics(*pairs[:2], pairs.chosen_scores, pairs.rejected_scores, min_score_gap, pairs.gap_only)
-    gap, longer = pairs.chosen_rewards - pairs.rejected_rewards, pairs.chosen_lengths - pairs.rejected_lengths
+    chosen, rejected, scores = (
+        pairs.chosen_rewards,
+        pairs.rejected_rewards,
+        (pairs.chosen_scores, pairs.rejected_scores),
+    )
+    metrics = ranking_metrics(chosen, rejected, *scores, min_score_gap=min_score_gap, gap_only=pairs.gap_only)
+    gap, longer = chosen - rejected, pairs.chosen_lengths - pairs.rejected_lengths
     metrics["reward_gap"] = float(gap.mean()) if gap.size else None
     metrics["chosen_longer"] = float((longer > 0).mean()) if gap.size else None
     metrics["prefers_longer"] = float((gap * longer > 0)[longer != 0].mean()) if longer.any() else None

@@ -69,6 +69,7 @@ def ranking_metrics(
     rejected_rewards: ArrayLike,
     chosen_scores: ArrayLike | None = None,
     rejected_scores: ArrayLike | None = None,
+    *,
     min_score_gap: float = 2.0,
     gap_only: bool = False,
 ) -> dict[str, float | int | None]:

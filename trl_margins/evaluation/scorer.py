@@ -130,7 +130,7 @@ def completion_logps(
 
 
 @contextmanager
-def _ready(model: nn.Module, use_adapter: bool) -> Iterator[None]:
+def _ready(model: Any, use_adapter: bool) -> Iterator[None]:
     """In evaluation mode, and with TRL's fused head if the model takes one; restored afterwards."""
     base = causal_model(model)
     training, forward = model.training, base.__dict__.get("forward")
@@ -149,7 +149,7 @@ def _ready(model: nn.Module, use_adapter: bool) -> Iterator[None]:
 
 
 def _tokenized(
-    model: nn.Module, tokenizer: Any, rows: Sequence[PreferenceRow], max_length: int, tokenization: str, name: str
+    model: Any, tokenizer: Any, rows: Sequence[PreferenceRow], max_length: int, tokenization: str, name: str
 ) -> list[_Tokens]:
     """The tokens of each row, truncated; logs how many completions are."""
 
@@ -212,9 +212,9 @@ def _cpo_tokens(
     return found
 
 
-def _scaled_beyond(model: nn.Module) -> int | None:
+def _scaled_beyond(model: Any) -> int | None:
     """The length beyond which the model scales its rotary embedding, for a whole batch by its longest row."""
-    config = model.config.get_text_config()
+    config: Any = model.config.get_text_config()
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     if rope.get("rope_type") == "longrope":
         return rope.get("original_max_position_embeddings") or config.max_position_embeddings
@@ -250,7 +250,7 @@ def _batches(
 class _Forward:
     """Forward passes over batches of rows, with each prompt computed once where the model can."""
 
-    def __init__(self, model: nn.Module, device: torch.device) -> None:
+    def __init__(self, model: Any, device: torch.device) -> None:
         self.model, self.device = model, device
         self.encoder_decoder = model.config.is_encoder_decoder
         reason = why_not_shared(model)
@@ -284,8 +284,8 @@ class _Forward:
         """[k·B, T]: all first completions, then all second ones, and so on."""
         ids, mask, labels = _standard_rows(rows, k)
         if self.ways.shared:
-            laid_out = shared_rows(ids, mask, labels, k, step=width_step(self.device))
-            laid_out = {name: value.to(self.device) for name, value in laid_out.items()}
+            rows_on_cpu: Any = shared_rows(ids, mask, labels, k, step=width_step(self.device))
+            laid_out: Any = {name: value.to(self.device) for name, value in rows_on_cpu.items()}
             fused = self.ways.fused and not logits_will_do(self.model, laid_out["label"])
             return shared_token_logps(self.model, laid_out, fused)
         labels = labels.to(self.device)

@@ -144,6 +144,7 @@ def _row(prompt: Any, completions: list[Any], where: str, template: Mapping[str,
     Raises:
         RowError: something that is neither text nor messages.
     """
+    parts: list[Any]
     try:
         prompt, *parts = (part_of(part) for part in (prompt, *completions))
     except ValueError as error:
@@ -151,5 +152,5 @@ def _row(prompt: Any, completions: list[Any], where: str, template: Mapping[str,
     if any(isinstance(part, list) for part in (prompt, *parts)):
         prompt = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         parts = [[{"role": "assistant", "content": part}] if isinstance(part, str) else part for part in parts]
-        parts = without_prompt(prompt, parts)[1]
+        parts = [*without_prompt(prompt, parts)[1]]
     return PreferenceRow(prompt, parts, template)

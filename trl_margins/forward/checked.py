@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 from accelerate.utils import send_to_device
@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 TOLERANCE: dict[torch.dtype | None, float] = {None: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
 _WITHOUT_FLOAT32 = ("flash", "sage")  # attention kernels of 16 bits
 
+T = TypeVar("T")
 Rows = tuple[Tensor, Tensor, Tensor]  # input_ids, attention_mask, labels, [k·B, T] each
 _Comparison = tuple[Callable[[], AbstractContextManager[None]], torch.dtype | None, float]
 
@@ -146,30 +147,18 @@ def differences_from_own(
     def largest(*values: float) -> list[float]:
         return max_over_ranks(torch.tensor(values, device=device)).tolist()
 
-    own: list[Tensor] = []
-    failure = None
-    try:
-        own = [_own(model, *row) for row in zip(ids, mask, labels, strict=True)]
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:
-        failure = error
-    fails, n_tokens = largest(failure is not None, sum(map(len, own)))
-    if fails:
-        raise OwnFailsError(f"{type(failure).__name__}: {failure}" if failure else "on another rank") from failure
+    own, failure = _attempt(lambda: [_own(model, *row) for row in zip(ids, mask, labels, strict=True)])
+    fails, n_tokens = largest(own is None, sum(map(len, own or [])))
+    if own is None or fails:
+        raise OwnFailsError(failure or "on another rank")
     found = Differences(n_tokens=int(n_tokens))
 
     def compared(own: list[Tensor], *passes: Callable[[], TokenLogps]) -> float:
         difference = 0.0
         for each in passes:
-            try:
-                difference = max(difference, _largest(each(), own))
-            except torch.OutOfMemoryError:
-                raise
-            # a class of models may fail in any way in a forward pass that it was not made for: it is then not used
-            except Exception as error:
-                found.crash = found.crash or f"{type(error).__name__}: {error}".split("\n")[0]
-                difference = math.inf
+            value, crash = _attempt(partial(_largest, each, own))
+            difference = max(difference, math.inf if value is None else value)
+            found.crash = found.crash or crash.split("\n")[0]
         return largest(difference)[0]
 
     if ways.fused:
@@ -184,6 +173,16 @@ def differences_from_own(
         passes = [partial(shared_token_logps, model, twice, fused=head) for head in heads]
         found.shared = compared([values for values in own for _ in range(2)], *passes)
     return found
+
+
+def _attempt(run: Callable[[], T]) -> tuple[T | None, str]:
+    """The result, or None and the error: a model may fail in any way in a forward pass that it was not made for."""
+    try:
+        return run(), ""
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        return None, f"{type(error).__name__}: {error}"
 
 
 def _twice_in_a_row(rows: Rows, device: torch.device) -> SharedRows:
@@ -202,9 +201,9 @@ def _own(model: nn.Module, ids: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
     return -token_nll(logits[:, -ids.size(1) : -1], labels)[labels != IGNORE]
 
 
-def _largest(tokens: TokenLogps, own: Sequence[Tensor]) -> float:
+def _largest(forward: Callable[[], TokenLogps], own: Sequence[Tensor]) -> float:
     """The largest mean difference of a completion's tokens."""
-    largest = 0.0
+    tokens, largest = forward(), 0.0
     for logps, is_completion, right in zip(tokens.logps, tokens.is_completion, own, strict=True):
         found = logps[is_completion]
         if len(right):

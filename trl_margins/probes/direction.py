@@ -53,13 +53,15 @@ def gradient_direction(accelerator: Accelerator, gradient: Mapping[str, Tensor])
     return direction
 
 
-def momentum_direction(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> Direction | None:
+def momentum_direction(optimizer: Optimizer | None, parameters: Mapping[str, nn.Parameter]) -> Direction | None:
     """The direction in which gaps grow according to the optimizer's running mean of the loss gradient: −momentum.
     None before the first step. Its vectors are the optimizer's own tensors.
 
     Raises:
-        ValueError: an optimizer without momentum, or with one that is not a plain tensor of the parameter's shape.
+        ValueError: no optimizer, or one whose momentum is not a plain tensor of the parameter's shape.
     """
+    if optimizer is None:
+        raise ValueError("anchor_direction='momentum' reads a training's optimizer: use anchor_direction='gradient'")
     optimizer = getattr(optimizer, "optimizer", optimizer)  # out of accelerate's wrapper
     known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     if not any(id(parameter) in known for parameter in parameters.values()):
@@ -84,12 +86,7 @@ def momentum_direction(optimizer: Optimizer, parameters: Mapping[str, nn.Paramet
 
 
 class GradientSum:
-    """Σ ∇value over everything that is added on any rank, gathered in `.grad`.
-
-    Args:
-        accelerator: the trainer's.
-        parameters: by name, those that are differentiated by.
-    """
+    """Σ ∇value over everything that is added on any rank, for these parameters; gathered in `.grad`."""
 
     def __init__(self, accelerator: Accelerator, parameters: Mapping[str, nn.Parameter]) -> None:
         self.accelerator, self.parameters = accelerator, parameters

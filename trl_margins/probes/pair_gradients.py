@@ -35,14 +35,8 @@ def pair_gradients(
 ) -> Iterator[PairGradient]:
     """The pairs of a batch one after the other: a small forward and backward pass for each.
 
-    Args:
-        trainer: gives the forward pass.
-        batch: a prepared mini-batch.
-        parameters: by name, those that are differentiated by.
-        what: what the gradients are for, as an error message names it.
-
     Raises:
-        ValueError: sharded parameters.
+        ValueError: sharded parameters; `what` names the use of the gradients.
     """
     check_unsharded(parameters, what)
     fp16 = narrow_dtype(trainer.model, trainer.accelerator.mixed_precision) == torch.float16

@@ -43,7 +43,7 @@ class ProbedTrainer(Protocol):
     args: TrainingArguments
     model: nn.Module
     model_wrapped: nn.Module
-    optimizer: Optimizer
+    optimizer: Optimizer | None  # None before training
     accelerator: Accelerator
     state: TrainerState
     callback_handler: CallbackHandler

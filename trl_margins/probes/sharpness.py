@@ -15,12 +15,7 @@ class SharpnessAware(Probe):
 
     L is the loss over the whole accumulation window and all ranks: the loss that one optimizer step descends.
 
-    Args:
-        trainer: gives the model and the loss.
-        options: `sam_radius` is ρ, `anchor_scope` the parameters that move.
-
-    Raises:
-        ValueError: DeepSpeed.
+    The option `sam_radius` is ρ, and `anchor_scope` selects the parameters that move.
 
     Source: Foret et al. (arXiv 2010.01412), eqs. 2 and 3; GAPO's control (arXiv 2602.04909), appendix G.5.
     """

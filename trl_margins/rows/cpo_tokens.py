@@ -34,13 +34,15 @@ class CPOTokenizer:
     build_tokenized_answer = CPOTrainer.build_tokenized_answer
 
     def __call__(self, batch: Mapping[str, list[Any]], numbers: Sequence[int]) -> dict[str, list[Any]]:
-        found = each_or_error(self.rows, read_batch(self.reader, batch, numbers))
-        return in_columns(without_errors(found, lambda i: self.reader.where(numbers[i])))
+        reader = self.reader
+        assert reader is not None
+        found = each_or_error(self.rows, read_batch(reader, batch, numbers))
+        return in_columns(without_errors(found, lambda i: reader.where(numbers[i])))
 
     def rows(self, rows: Sequence[PreferenceRow]) -> list[dict[str, Any]]:
         """The token columns of each row. Raises whatever the chat template and `tokenize_row` raise."""
         texts = [self._rendered(row) for row in rows]
-        trainer = self
+        trainer: Any = self
         if not self.is_encoder_decoder:
             wholes = {row["prompt"] + row[side] for row in texts for side in ("chosen", "rejected")}
             known = _KnownTexts(self.processing_class, sorted(wholes | {row["prompt"] for row in texts}))
@@ -55,7 +57,12 @@ class CPOTokenizer:
     def _rendered(self, row: PreferenceRow) -> dict[str, str]:
         chosen, rejected = row.completions
         variables = {name: value for name, value in row.template.items() if name != "tools"}
-        example = {"prompt": row.prompt, "chosen": chosen, "rejected": rejected, "chat_template_kwargs": variables}
+        example: Any = {
+            "prompt": row.prompt,
+            "chosen": chosen,
+            "rejected": rejected,
+            "chat_template_kwargs": variables,
+        }
         return maybe_apply_chat_template(example, self.processing_class, tools=row.template.get("tools"))
 
 

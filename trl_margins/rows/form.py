@@ -54,6 +54,12 @@ class PreferenceRow:
         return not isinstance(self.prompt, str)
 
     @property
+    def wholes(self) -> list[Any]:
+        """The prompt together with each completion."""
+        prompt: Any = self.prompt  # of the same type as the completions
+        return [prompt + part for part in self.completions]
+
+    @property
     def texts(self) -> tuple[str, list[str]]:
         """The text of the prompt and of each completion, for comparisons and word counts."""
         return text_of(self.prompt), [text_of(part) for part in self.completions]
@@ -164,7 +170,7 @@ class RowReader:
         except ValueError as error:
             raise RowError(f"column {name!r}, {where}: {error}") from None
 
-    def _split(self, prompt: Part | None, chosen: Part, rejected: Part, where: str) -> tuple[Part, Part, Part]:
+    def _split(self, prompt: Part | None, chosen: Any, rejected: Any, where: str) -> tuple[Part, Part, Part]:
         """Prompt and completions in one form, with no message or character in two of them."""
         if isinstance(chosen, str):
             if prompt is None:
@@ -182,7 +188,7 @@ class RowReader:
         # a text prompt beside whole conversations repeats their beginning
         return self._extracted(chosen, rejected, where)
 
-    def _extracted(self, chosen: Part, rejected: Part, where: str) -> tuple[Part, Part, Part]:
+    def _extracted(self, chosen: Any, rejected: Any, where: str) -> tuple[Part, Part, Part]:
         """By TRL's rule: the common beginning is the prompt, and something must be left of each completion."""
         text = isinstance(chosen, str)
         if not text and (shared := _shared_turns([chosen, rejected])):
@@ -195,7 +201,7 @@ class RowReader:
                 f"begin with, which would be it, are none: {shortened(chosen)} and {shortened(rejected)}. Add a "
                 "prompt column" + (", with '' where there is no prompt" if text else "") + self._candidates()
             )
-        found = extract_prompt({"chosen": chosen, "rejected": rejected})
+        found: dict[str, Any] = extract_prompt({"chosen": chosen, "rejected": rejected})
         return found["prompt"], found["chosen"], found["rejected"]
 
     def template(self, row: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -428,7 +434,7 @@ def is_messages(value: Any) -> bool:
     return True
 
 
-def _with_system(system: str, prompt: Part, chosen: Part, rejected: Part) -> tuple[Part, Part, Part]:
+def _with_system(system: str, prompt: Part, chosen: Any, rejected: Any) -> tuple[Part, Part, Part]:
     """With a system message in front; text becomes messages, since only they can have one."""
     if isinstance(prompt, str):
         prompt = _says("user", prompt)

@@ -76,17 +76,17 @@ class RowCounts:
             asked: the value of its prompt column.
             suspects: columns that may hold a part of the prompt, and are not read.
         """
-        chosen, rejected = row.completions
+        completions: list[Any] = row.completions
         self.n += 1
         (self.messages if row.is_conversational else self.text).add(number)
-        if chosen == rejected:
+        if completions[0] == completions[1]:
             self.same_rows.add(number)
         if isinstance(row.prompt, str):
             self.prompted += bool(row.prompt)
-            if row.prompt and chosen.startswith(row.prompt) and rejected.startswith(row.prompt):
+            if row.prompt and all(part.startswith(row.prompt) for part in completions):
                 self.repeated.add(number)
         else:
-            if any(message["role"] == "user" for part in row.completions for message in part):
+            if any(message["role"] == "user" for part in completions for message in part):
                 self.user_turns.add(number)
             if row.prompt[-1]["role"] == "assistant":
                 self.prefilled.add(number)
@@ -190,7 +190,7 @@ def count_rows(
                 raise
             on_error(error, number)
             continue
-        asked = None if prompt in reader.stored else raw.get(prompt)
+        asked = None if prompt is None or prompt in reader.stored else raw.get(prompt)
         is_read = prompt in suspects and (prompt in reader.stored or is_messages(asked))
         counts.add(row, raw, number, asked, [name for name in suspects if not (is_read and name == prompt)])
         if on_row is not None:

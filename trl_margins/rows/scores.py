@@ -173,14 +173,14 @@ def _checked_column(dataset: Dataset, name: str, split: str, takes_lists: bool) 
 
 
 def _values(dataset: Dataset, name: str) -> list[Any]:
-    return dataset.select_columns([name]).with_format(None)[:][name]
+    return list(dataset.select_columns([name]).with_format(None)[:][name])
 
 
 def check_numbers(dataset: Dataset, name: str, split: str, least: float | None = None) -> None:
     """Checks a column that a term reads: numbers from `least` on, or truth values.
 
     Raises:
-        ScoreError: any other value, with its column and first row.
+        ScoreError: a value that is None, NaN, infinite, not a number or too small, with its column and first row.
     """
     refuse_bad_values(_values(dataset, name), lambda value: _number_problem(value, least), name, split, "value")
 

@@ -120,7 +120,7 @@ def _check_told_apart(
     dataset: Dataset, opened: OpenedSet, left: np.ndarray, columns: TokenColumns, max_length: int | None
 ) -> None:
     """Warns of pairs whose completions differ as text, but not as tokens; an error if that is true of all pairs."""
-    alike = sum(_n_alike(*arrays, max_length) for arrays in arrow_columns(dataset, *columns))
+    alike = sum(_n_alike(arrays, max_length) for arrays in arrow_columns(dataset, *columns))
     split, n = opened.reader.split, len(dataset)
     same = len(opened.counts.same_rows.intersection(left.tolist()))
     if alike == n > same:
@@ -136,8 +136,9 @@ def _check_told_apart(
         )
 
 
-def _n_alike(prompt: pa.ListArray, chosen: pa.ListArray, rejected: pa.ListArray, max_length: int | None) -> int:
-    n_prompt, *lengths = (pc.list_value_length(array).to_numpy() for array in (prompt, chosen, rejected))
+def _n_alike(arrays: list[pa.ListArray], max_length: int | None) -> int:
+    _, chosen, rejected = arrays
+    n_prompt, *lengths = (pc.list_value_length(array).to_numpy() for array in arrays)
     if max_length is not None:
         room = np.maximum(max_length - n_prompt, 0)
         lengths = [np.minimum(each, room) for each in lengths]

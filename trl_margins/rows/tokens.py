@@ -20,7 +20,8 @@ from .form import PreferenceRow, RowError, RowReader
 
 logger = logging.getLogger(__name__)
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 # What tokens depend on besides the data and the tokenizer. Raise the number whenever a token may change
 VERSION = f"1, trl {version('trl')}, transformers {version('transformers')}"
@@ -74,7 +75,7 @@ def tokenize_or_errors(rows: Sequence[PreferenceRow], processing_class: Any) -> 
     return [found[i] for i in range(len(rows))]
 
 
-def each_or_error(work: Callable[[list[Item]], list[Result]], items: list[Item]) -> list[Result | Exception]:
+def each_or_error(work: Callable[[list[Item]], Iterable[Result]], items: list[Item]) -> list[Result | Exception]:
     """One result per item, from one call for all; if that fails, from one call per item, or the item's error."""
     try:
         return list(work(items))
@@ -97,7 +98,7 @@ def without_errors(found: Iterable[Result | Exception], where: Callable[[int], s
 
 
 def _refusal(row: PreferenceRow, cause: Exception) -> Exception:
-    said = f"the chat template refuses {row.prompt + row.completions[0]!r:.300}"
+    said = f"the chat template refuses {row.wholes[0]!r:.300}"
     error = ValueError(f"{said if row.is_conversational else 'cannot be tokenized'}: {cause}")
     error.__cause__ = cause
     return error
@@ -106,7 +107,7 @@ def _refusal(row: PreferenceRow, cause: Exception) -> Exception:
 def _tokenize_alike(rows: list[PreferenceRow], processing_class: Any) -> list[RowTokens]:
     """Of rows that are all text, or whose messages are rendered with the same variables."""
     prompts: list[Any] = [row.prompt for row in rows]
-    wholes: list[Any] = [row.prompt + part for row in rows for part in row.completions]
+    wholes: list[Any] = [whole for row in rows for whole in row.wholes]
     if rows[0].is_conversational:
         prompts = _chat_ids(processing_class, prompts, add_generation_prompt=True, **rows[0].template)
         wholes = _chat_ids(processing_class, wholes, **rows[0].template)
@@ -128,11 +129,12 @@ def _shared(prompt: list[int], whole: list[int]) -> int:
 def _chat_ids(processing_class: Any, conversations: list[Any], **options: Any) -> list[list[int]]:
     if isinstance(processing_class, ProcessorMixin):  # TRL knows how a processor wants its messages
         return [_tokenize(processing_class, each, **options)["input_ids"] for each in conversations]
-    return processing_class.apply_chat_template(conversations, tokenize=True, return_dict=True, **options)["input_ids"]
+    made = processing_class.apply_chat_template(conversations, tokenize=True, return_dict=True, **options)
+    return list(made["input_ids"])
 
 
 def _text_ids(processing_class: Any, texts: list[str]) -> list[list[int]]:
-    return processing_class(text=texts)["input_ids"]
+    return list(processing_class(text=texts)["input_ids"])
 
 
 def _ended_ids(processing_class: Any, texts: list[str]) -> list[list[int]]:

@@ -30,13 +30,11 @@ class GapHistory:
 
     def recent(self, n: int) -> Tensor | None:
         """The last n values, or as many as there are; None where there is none."""
-        if n <= 0 or not len(self):
-            return None
-        return self._values[-n:]
+        return None if n <= 0 or self._values is None else self._values[-n:]
 
     def spread(self, n: int) -> Tensor | None:
         """n values evenly spaced over the queue, or all of them; None where there is none."""
-        if n <= 0 or not len(self):
+        if n <= 0 or self._values is None or not len(self):
             return None
         if n >= len(self):
             return self._values

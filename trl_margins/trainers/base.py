@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..pairs import PairLogps
     from ..recording.metrics import MetricBuffer
     from ..recording.pair_log import PairLog
-    from .configs import MarginOptions
+    from .configs import ConfigClass, MarginOptions
 
     class MarginTrainer(_BaseTrainer):
         # TRL's, which are declared for trainers of any kind
@@ -28,8 +28,9 @@ if TYPE_CHECKING:
         train_dataset: Any
         eval_dataset: Any
         optimizer: Any
+        _signature_columns: Any
 
-        _config_class: type[MarginOptions]
+        _config_class: ConfigClass
         options: MarginOptions
         objective: Objective
         _fused: bool
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
         def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor: ...
         def _loss(
             self, pairs: PairLogps, batch: Mapping[str, Any], training: bool
-        ) -> tuple[Tensor, ObjectiveOutput, Any]: ...
+        ) -> tuple[Tensor, ObjectiveOutput]: ...
         def _term_states(self) -> dict[str, dict[str, Any]]: ...
         @property
         def checkpoints_reentrantly(self) -> bool: ...

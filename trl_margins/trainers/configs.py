@@ -30,6 +30,7 @@ from ..registry import (
     reward_class,
     term_class,
 )
+from ..rewards import Reward
 from ..terms import Term
 from ..terms.evaluation_factor import FLOOR
 
@@ -556,14 +557,15 @@ def _warn_of_unread(config: MarginOptions) -> None:
 
 # Config classes by method and base, and with the options of registered terms
 
-_CONFIGS: dict[tuple[str | None, str], type[MarginOptions]] = {
+ConfigClass = type[MarginCPOConfig] | type[MarginDPOConfig]
+_CONFIGS: dict[tuple[str | None, str], type[Any]] = {
     (None, "cpo"): MarginCPOConfig,
     (None, "dpo"): MarginDPOConfig,
 }
 _EXTENDED: dict[tuple[type, tuple[str, ...]], type[Any]] = {}
 
 
-def config_class(method_id: str | None, base: str = "cpo") -> type[MarginOptions]:
+def config_class(method_id: str | None, base: str = "cpo") -> ConfigClass:
     """The config of a method on a base ("cpo" or "dpo"); without a method, the base's own.
 
     It has the options of all registered terms and rewards among its fields.
@@ -675,7 +677,7 @@ def refuse_reference(objective: Objective) -> None:
         ValueError: the objective reads a reference model, which CPOTrainer does not have.
     """
     if objective.needs_reference:
-        reads = [objective.reward, *objective.terms]
+        reads: list[Reward | Term] = [objective.reward, *objective.terms]
         name = next(part.name for part in reads if part.needs_reference)
         raise ValueError(
             f"{name!r} reads the log-probabilities of a reference model, which CPOTrainer does not have: take "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +46,8 @@ class MarginCPOTrainer(MarginMixin, CPOTrainer):
     """
 
     _config_class = MarginCPOConfig
+    is_encoder_decoder: bool
+    pad_token_id: int
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -112,7 +114,7 @@ class MarginCPOTrainer(MarginMixin, CPOTrainer):
         return partial(_standard_rows, padding_value=self.pad_token_id)
 
     def get_batch_loss_metrics(
-        self, model: nn.Module, batch: Mapping[str, Any], train_eval: str = "train"
+        self, model: nn.Module, batch: Any, train_eval: Literal["train", "eval"] = "train"
     ) -> tuple[Tensor, dict[str, Any]]:
         """What CPOTrainer calls for each batch: its own method where it will do, `pair_loss` otherwise."""
         if train_eval == "train" and not self._has_virtual_tokens and self.runs_trl(batch):
@@ -134,7 +136,7 @@ class MarginCPOTrainer(MarginMixin, CPOTrainer):
         if shared:
             return self.shared_logps(model, batch, fused, **router)
         inputs = self.concatenated_inputs(
-            batch,
+            dict(batch),
             is_encoder_decoder=self.is_encoder_decoder,
             padding_value=self.pad_token_id,
             device=self.accelerator.device,
@@ -161,8 +163,12 @@ class MarginCPOTrainer(MarginMixin, CPOTrainer):
         return len(batch["chosen_input_ids"])
 
     def _extra_loss(self, pairs: PairLogps) -> Tensor | float:
-        loss = self.cpo_alpha * pairs.sft_loss if self.cpo_alpha else 0.0
-        return loss + self.aux_loss_coef * pairs.aux_loss if self.aux_loss_enabled else loss
+        loss: Tensor | float = 0.0
+        if self.cpo_alpha and pairs.sft_loss is not None:
+            loss = self.cpo_alpha * pairs.sft_loss
+        if self.aux_loss_enabled and pairs.aux_loss is not None:
+            loss = loss + self.aux_loss_coef * pairs.aux_loss
+        return loss
 
     def _batch_metrics(
         self, pairs: PairLogps, output: ObjectiveOutput, batch: Mapping[str, Any], train_eval: str
@@ -171,12 +177,11 @@ class MarginCPOTrainer(MarginMixin, CPOTrainer):
         if isinstance(self.objective.reward, LengthNormalizedReward):
             chosen = length_normalized(chosen, pairs.chosen_length)
             rejected = length_normalized(rejected, pairs.rejected_length)
-        return {
-            **super()._batch_metrics(pairs, output, batch, train_eval),
-            "logps/chosen": chosen,
-            "logps/rejected": rejected,
-            "nll_loss": pairs.sft_loss if self.cpo_alpha else torch.zeros_like(pairs.sft_loss),
-        }
+        metrics = super()._batch_metrics(pairs, output, batch, train_eval)
+        metrics |= {"logps/chosen": chosen, "logps/rejected": rejected}
+        if pairs.sft_loss is not None:
+            metrics["nll_loss"] = pairs.sft_loss if self.cpo_alpha else torch.zeros_like(pairs.sft_loss)
+        return metrics
 
     def _set_signature_columns_if_needed(self) -> None:
         # transformers leaves someone's own collator what the model's forward takes: of a pair, nothing
@@ -219,5 +224,6 @@ def _token_columns(tokens: RowTokens, max_length: int | None, shown: Any) -> dic
 def _standard_rows(batch: Mapping[str, Any], padding_value: int) -> StandardRows | None:
     if "chosen_labels" not in batch:  # someone's own collator
         return None
-    rows = CPOTrainer.concatenated_inputs(batch, padding_value=padding_value)
-    return tuple(rows[f"concatenated_{name}"] for name in ("input_ids", "attention_mask", "labels"))
+    rows = CPOTrainer.concatenated_inputs(dict(batch), padding_value=padding_value)
+    ids, mask, labels = (rows[f"concatenated_{name}"] for name in ("input_ids", "attention_mask", "labels"))
+    return ids, mask, labels

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from trl import DPOConfig, DPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import use_adapter
@@ -58,12 +59,12 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
     # none, and never lets it be set.
 
     @property
-    def ref_model(self) -> nn.Module | None:
+    def ref_model(self) -> PreTrainedModel | None:
         return self._ref_model
 
     @ref_model.setter
-    def ref_model(self, model: nn.Module | None) -> None:
-        self._ref_model = None if model is _NO_REFERENCE else model
+    def ref_model(self, model: Any) -> None:
+        self._ref_model: PreTrainedModel | None = None if model is _NO_REFERENCE else model
 
     def _trl_arguments(self, given: Mapping[str, Any], sets: PreparedSets) -> dict[str, Any]:
         arguments = super()._trl_arguments(given, sets)
@@ -134,7 +135,7 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
     def compute_ref_log_probs(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """TRL's, by the forward pass of the policy: equal models have a log-ratio of exactly 0."""
         shared = self._sharing(self, inputs) and not why_not_shared(model)
-        adapters = nullcontext()
+        adapters: AbstractContextManager[Any] = nullcontext()
         if self.ref_model is None and is_peft_model(self.model):
             # a new adapter is switched off; one that goes on training has its first state under the name "ref"
             unwrapped = self.accelerator.unwrap_model(self.model)
@@ -173,14 +174,16 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
         return super()._precompute_ref_logps(dataset, *args, **kwargs)
 
     def _extra_loss(self, pairs: PairLogps) -> Tensor | float:
-        return self.router_aux_loss_coef * pairs.aux_loss if self.aux_loss_enabled else 0.0
+        if not self.aux_loss_enabled or pairs.aux_loss is None:
+            return 0.0
+        return self.router_aux_loss_coef * pairs.aux_loss
 
     def _batch_metrics(
         self, pairs: PairLogps, output: ObjectiveOutput, batch: Mapping[str, Any], train_eval: str
     ) -> dict[str, Tensor]:
         metrics = super()._batch_metrics(pairs, output, batch, train_eval)
         metrics |= {"logps/chosen": pairs.chosen, "logps/rejected": pairs.rejected}
-        if self.aux_loss_enabled:
+        if self.aux_loss_enabled and pairs.aux_loss is not None:
             metrics["aux_loss"] = pairs.aux_loss
         if train_eval == "train":
             metrics["num_tokens"] = batch["attention_mask"].sum()
@@ -208,9 +211,8 @@ def _refuse_unread_options(config: DPOConfig, objective: Objective) -> None:
     reward = objective.reward.name
     of_log_ratio = {"f_divergence_type": "reverse_kl", "ld_alpha": None}
     of_reference = {"precompute_ref_log_probs": False, "sync_ref_model": False}
-    unread = {} if reward == LogRatioReward.name else of_log_ratio
-    unread |= {} if objective.needs_reference else of_reference
-    for name, off in unread.items():
+    unread: dict[str, Any] = {} if reward == LogRatioReward.name else of_log_ratio
+    for name, off in (unread | ({} if objective.needs_reference else of_reference)).items():
         if (value := getattr(config, name)) != off:
             raise ValueError(
                 f"{name}={value!r} does not go with reward={reward!r}, which has no reference model and whole "

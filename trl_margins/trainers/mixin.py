@@ -242,7 +242,7 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
         """[B] values of the pair log."""
         view = output.view
         gap, columns = output.chosen_reward - output.rejected_reward, view.columns
-        values = {
+        values: dict[str, Any] = {
             "reward_gap": gap,
             "weight": torch.ones_like(gap) if output.weight is None else output.weight,
             "margin": torch.full_like(gap, self.objective.gamma) if output.margin is None else output.margin,
@@ -284,24 +284,30 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
     # Evaluation: pairwise accuracy and Spearman over the whole set
 
     def evaluation_loop(
-        self, dataloader: Any, description: str, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """TRL's loop, then `pwa`, `pwa_all`, `spearman` and the numbers of pairs behind them."""
         self._evaluated = []
-        output = super().evaluation_loop(dataloader, description, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         values, self._evaluated = torch.cat(self._evaluated).cpu() if self._evaluated else None, []
-        if values is None:
+        metrics = output.metrics
+        if values is None or metrics is None:
             return output
         losses, rewards = values[:, 0], values[:, 1:]
         if self.options.filters_evaluation and losses.isfinite().any() and not losses.isfinite().all():
             # as transformers does with `logging_nan_inf_filter`, which also reads every training loss from the device
-            output.metrics[f"{metric_key_prefix}_loss"] = losses[losses.isfinite()].mean().item()
+            metrics[f"{metric_key_prefix}_loss"] = losses[losses.isfinite()].mean().item()
         ranking = self._ranking(rewards, dataloader.dataset)
         for name, value in ranking.items():
             if value is None:
                 logger.warning("%s_%s is undefined on this data set (%s)", metric_key_prefix, name, ranking)
             else:
-                output.metrics[f"{metric_key_prefix}_{name}"] = value
+                metrics[f"{metric_key_prefix}_{name}"] = value
         return output
 
     def _remember(self, output: ObjectiveOutput, loss: Tensor, same: Tensor) -> None:

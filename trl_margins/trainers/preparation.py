@@ -48,9 +48,9 @@ logger = logging.getLogger(__name__)
 
 TRAIN = "train"
 
-# What TRL's collators read tensors from, whoever the column is from
+# Columns that TRL's collators take for tensors, whatever they hold
 _TOKEN_ENDINGS = ("input_ids", "attention_mask", "labels", "pixel_values")
-# Columns by which TRL would take a row with images for another kind: language modelling, completions, judged ones
+# Columns that make TRL take a row with images for one of another task
 _OTHER_KINDS = ("messages", "completion", "label")
 
 
@@ -100,7 +100,7 @@ def prepare_datasets(
     }
     opened = _read_alike(opened)
     prepare_tokenizer(processing_class, [split for split, each in opened.items() if each.counts.messages.n])
-    sets = {split: each.dataset for split, each in opened.items()}
+    sets: dict[str, Any] = {split: each.dataset for split, each in opened.items()}
     facts = {split: _counted(dataset, split) for split, dataset in sets.items()}
     if FACTOR in objective.columns:
         with global_then_local_main_first():  # the others read the cache
@@ -113,11 +113,13 @@ def prepare_datasets(
     }
     if TRAIN in sets:
         _fit(objective, sets[TRAIN], options)
-    for term in objective.terms:
-        if isinstance(term, EvaluationFactorMargin) and TRAIN in sets:
-            facts[TRAIN] = replace(facts[TRAIN], floored=term.n_floored)
-    if isinstance(sets.get(TRAIN), Dataset):
-        sets[TRAIN] = _numbered(sets[TRAIN])
+        for term in objective.terms:
+            if isinstance(term, EvaluationFactorMargin):
+                facts[TRAIN] = replace(facts[TRAIN], floored=term.n_floored)
+    if isinstance(numbered := sets.get(TRAIN), Dataset):
+        # names the rows, in errors and in the pair log, also when some of them are dropped later
+        numbered = numbered.remove_columns(ROW) if ROW in numbered.column_names else numbered
+        sets[TRAIN] = numbered.add_column(ROW, np.arange(len(numbered)))
     by_name = {name: sets[eval_split(name)] for name in evals} if isinstance(evals, dict) else sets.get("eval")
     return PreparedSets(sets.get(TRAIN), by_name, columns, facts, opened)
 
@@ -125,7 +127,7 @@ def prepare_datasets(
 def opened_set(
     dataset: Any, split: str, config: Any, options: MarginOptions, processing_class: Any, takes_images: bool
 ) -> OpenedSet:
-    """A data set as it was given, ready to be read.
+    """A data set, ready to be read.
 
     Raises:
         ValueError, TypeError: as `prepare_datasets`.
@@ -137,7 +139,7 @@ def opened_set(
 
 
 def _read_alike(opened: dict[str, OpenedSet]) -> dict[str, OpenedSet]:
-    """Text completions lose the prompt that they repeat in every set, where they do in the training set."""
+    """Where the training set's text completions repeat the prompt, those of the other sets lose it too."""
     if TRAIN not in opened or not opened[TRAIN].reader.repeats_prompt:
         return opened
     return {
@@ -147,7 +149,7 @@ def _read_alike(opened: dict[str, OpenedSet]) -> dict[str, OpenedSet]:
 
 
 def _without_tensors(dataset: Any, split: str, takes_images: bool) -> Any:
-    """Without the columns that TRL's collators would take for tokens; and images only where they can be trained on."""
+    """Removes columns that TRL's collators would take for tokens; images only where they can be trained on."""
     names = column_names(dataset)
     images = [name for name in IMAGES if name in names]
     if images and not takes_images:
@@ -157,14 +159,13 @@ def _without_tensors(dataset: Any, split: str, takes_images: bool) -> Any:
         )
     extras = [name for name in names if name.endswith(_TOKEN_ENDINGS) or (images and name in _OTHER_KINDS)]
     if extras:
-        logger.info("%s: leaving out %s, which TRL would misread beside chosen and rejected", split,
-                    " and ".join(extras))  # fmt: skip
+        logger.info(f"{split}: leaving out {' and '.join(extras)}, which TRL would misread beside chosen and rejected")
         dataset = dataset.remove_columns(extras)
     return dataset
 
 
 def with_lengths(dataset: Any, column: str) -> Any:
-    """The tokenized set with each pair's tokens counted, by which transformers groups rows of like length."""
+    """The tokenized set with each pair's number of tokens, by which transformers groups rows of similar length."""
     if not isinstance(dataset, Dataset):
         return dataset
     if column in dataset.column_names:
@@ -178,12 +179,12 @@ def with_lengths(dataset: Any, column: str) -> Any:
 
 
 def eval_split(name: str) -> str:
-    """What an evaluation set is called here: one may have the training set's name."""
+    """The split's name of an evaluation set: one may have the training set's name."""
     return f"eval {name}" if name == TRAIN else name
 
 
 def _with_checked_columns(dataset: Any, split: str, objective: Objective) -> Any:
-    """The same data set, whose columns have the numbers that the terms take. Scores are checked elsewhere."""
+    """The same data set, after a check of the columns that the terms read. Scores are checked elsewhere."""
     names, is_loaded = list(column_names(dataset)), isinstance(dataset, Dataset)
     for kind, term in objective.named_terms:
         if missing := [name for name in term.columns if name not in (*names, *SCORES)]:
@@ -205,7 +206,7 @@ def _with_checked_columns(dataset: Any, split: str, objective: Objective) -> Any
 
 
 def _fit(objective: Objective, train: Any, options: MarginOptions) -> None:
-    """Shows the training set's columns to the terms that look at all of it."""
+    """Fits the terms that read the whole training set."""
     for kind, term in objective.named_terms:
         if type(term).fit is Term.fit:
             continue
@@ -227,13 +228,6 @@ def _numbers(train: Dataset, names: Sequence[str], options: MarginOptions) -> di
     return found
 
 
-def _numbered(dataset: Dataset) -> Dataset:
-    """Rows that can be named, in errors and in the pair log, also when some of them are dropped later."""
-    if ROW in dataset.column_names:
-        dataset = dataset.remove_columns(ROW)
-    return dataset.add_column(ROW, np.arange(len(dataset)))
-
-
 def _counted(dataset: Any, split: str) -> SetFacts:
     if not isinstance(dataset, Dataset):
         return SetFacts(split)
@@ -252,20 +246,15 @@ def _with_factors(opened: OpenedSet, options: MarginOptions, config: Any, facts:
             f"{FACTOR} is checked or computed for a whole data set, which a {type(dataset).__name__} does not show: "
             "load the data set instead of streaming it"
         )
+    factor = f"column {FACTOR}"
     if FACTOR in dataset.column_names:
         logger.info("%s: %s column found", split, FACTOR)
-        facts[split] = replace(facts[split], factor=f"column {FACTOR}")
     else:
-        logger.info("%s: no %s column, computing %s of the two completions", split, FACTOR, options.gap_aware_metric)
-        dataset = add_evaluation_factor(
-            dataset,
-            options.gap_aware_metric,
-            FACTOR,
-            encoder=options.gap_aware_encoder,
-            num_proc=config.dataset_num_proc,
-            reader=opened.reader,
-        )
-        facts[split] = replace(facts[split], factor=options.gap_aware_metric)
+        factor = options.gap_aware_metric
+        logger.info("%s: no %s column, computing %s of the two completions", split, FACTOR, factor)
+        kwargs = {"encoder": options.gap_aware_encoder, "num_proc": config.dataset_num_proc, "reader": opened.reader}
+        dataset = add_evaluation_factor(dataset, factor, FACTOR, **kwargs)
+    facts[split] = replace(facts[split], factor=factor)
     check_evaluation_factors(dataset[FACTOR], FACTOR, split)
     return dataset
 
@@ -278,45 +267,48 @@ def _with_checked_scores(
     keep: set[str],
     facts: dict[str, SetFacts],
 ) -> Any:
-    """The same data set; scores that no term reads may be bad, and are then left out of the evaluation."""
+    """The same data set; bad scores that no term reads are only left out of the evaluation."""
     own = [] if options.score_columns else [name for name in objective.columns if name not in SCORES]
     names = [name for name in column_names(dataset) if name not in own]  # a column of margins is not one of scores
     needed_by = next((term.name for term in objective.terms if SCORES[0] in term.columns), None)
-    if needed_by:
-        columns = require_score_columns(names, options.score_columns, repr(needed_by), split)
-    else:
-        columns = find_score_columns(names, options.score_columns, strict=split == TRAIN)
+    columns = (
+        require_score_columns(names, options.score_columns, repr(needed_by), split)
+        if needed_by
+        else find_score_columns(names, options.score_columns, strict=split == TRAIN)
+    )
     if columns is None:
         return dataset
     if options.score_columns is None and len(several := known_score_columns(names)) > 1:
+        found = ", ".join("/".join(each.names) for each in several)
         logger.warning(
-            "%s has several columns that could be scores (%s): %s are taken. Name others with score_columns "
-            "(--score_columns)",
-            split,
-            ", ".join("/".join(each.names) for each in several),
-            "/".join(columns.names),
+            f"{split} has several columns that could be scores ({found}): {'/'.join(columns.names)} are used. Name "
+            "others with score_columns (--score_columns)"
         )
     refuse_class_labels(dataset, columns, split)
     keep.update(columns.names)
     facts[split] = replace(facts[split], score_columns=columns.names)
-    if isinstance(dataset, Dataset):
-        try:
-            summary = check_scores(dataset, columns, split, options.eval_min_score_gap)
-        except ScoreError as error:
-            if needed_by:
-                raise
-            logger.warning("%s; pairs without scores count in pwa_all alone", error)
-        else:
-            report_scores(summary, columns, split, weighted=bool(needed_by))
-            for term in objective.weights:
-                if split == TRAIN and isinstance(term, ScoreGapWeight):
-                    _refuse_no_weights(summary, columns, term.threshold or 0.0)
-            facts[split] = replace(facts[split], ties=summary.n_ties, reversed=summary.n_reversed)
-            if split != TRAIN:
-                _warn_without_clear_pairs(summary, split, options.eval_min_score_gap)
-    elif needed_by:
-        dataset = dataset.map(
-            _with_score, with_indices=True, fn_kwargs={"columns": columns, "split": split}, features=dataset.features
+    if not isinstance(dataset, Dataset):
+        if needed_by:
+            kwargs = {"columns": columns, "split": split}
+            dataset = dataset.map(_with_score, with_indices=True, fn_kwargs=kwargs, features=dataset.features)
+        return dataset
+    try:
+        summary = check_scores(dataset, columns, split, options.eval_min_score_gap)
+    except ScoreError as error:
+        if needed_by:
+            raise
+        logger.warning("%s; pairs without scores count in pwa_all alone", error)
+        return dataset
+    report_scores(summary, columns, split, weighted=bool(needed_by))
+    facts[split] = replace(facts[split], ties=summary.n_ties, reversed=summary.n_reversed)
+    if split == TRAIN:
+        for term in objective.weights:
+            if isinstance(term, ScoreGapWeight):
+                _refuse_no_weights(summary, columns, term.threshold or 0.0)
+    elif not summary.n_at_least:
+        logger.warning(
+            f"no pair of {split} has a score gap of {options.eval_min_score_gap:g} or more (the largest is "
+            f"{summary.max_gap:g}), so its pwa is undefined: lower eval_min_score_gap"
         )
     return dataset
 
@@ -335,42 +327,26 @@ def _with_score(row: dict[str, Any], number: int, columns: ScoreColumns, split: 
     return row
 
 
-def _warn_without_clear_pairs(summary: ScoreSummary, split: str, min_score_gap: float) -> None:
-    if not summary.n_at_least:
-        logger.warning(
-            "no pair of %s has a score gap of %g or more (the largest is %g), so its pwa is undefined: lower "
-            "eval_min_score_gap",
-            split,
-            min_score_gap,
-            summary.max_gap,
-        )
-
-
 def as_taken(dataset: Any, split: str, config: Any) -> Dataset | IterableDataset:
-    """The same data set, as Python values, a transform applied; a stream is read by every process for itself.
+    """The same data set, as Python values, a transform applied; every process reads a stream for itself.
 
     Raises:
-        TypeError: something that is no data set.
+        TypeError: not a data set.
         ValueError: one without rows.
     """
     if not isinstance(dataset, (Dataset, IterableDataset)):
         raise TypeError(f"the {split} data set is a {type(dataset).__name__}, {_instead(dataset)}")
     if isinstance(dataset, IterableDataset):
-        _deal_out(config)
+        # Every process reads its own rows of a stream, as in TRL's training on one. Otherwise accelerate cuts each
+        # tensor of a batch to the length of the first, which rows that share their prompt do not survive.
+        if config.accelerator_config.dispatch_batches:
+            logger.warning("accelerator_config: dispatch_batches=True does not go with a stream, and is not used")
+        config.accelerator_config.dispatch_batches = False
     if not (len(dataset) if isinstance(dataset, Dataset) else next(iter(dataset), None)):
         raise ValueError(f"the {split} data set has no rows: see what it was loaded or filtered from")
-    with global_then_local_main_first():  # of a transform: the others read what the first one made
+    with global_then_local_main_first():  # the others read the first one's cache
         plain = as_plain(dataset)
     return without_decoding(plain, keep=IMAGES)
-
-
-def _deal_out(config: Any) -> None:
-    """Lets every process read its own rows of a stream, as TRL does where it trains on one. Else accelerate cuts each
-    tensor of a batch to the length of the first, which rows that share their prompt do not survive.
-    """
-    if config.accelerator_config.dispatch_batches:
-        logger.warning("accelerator_config: dispatch_batches=True does not go with a stream, and is not used")
-    config.accelerator_config.dispatch_batches = False
 
 
 def _instead(given: Any) -> str:

@@ -135,13 +135,6 @@ def option_fields(cls: type[Any], kind: str) -> dict[str, str]:
     return {name: said.get(name, prefix + name) for name in inspect.signature(cls).parameters}
 
 
-def own_options(cls: type[Term], kind: str) -> list[str]:
-    """The config fields that belong to a term alone."""
-    fields = option_fields(cls, kind)
-    own = [name for argument, name in fields.items() if kind != "margin" or argument not in _OF_EVERY_MARGIN]
-    return [*own, *cls.further_options]
-
-
 def built(cls: type[P], kind: str, config: Any) -> P:
     """A term or reward with the arguments that a config gives.
 

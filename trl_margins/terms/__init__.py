@@ -21,7 +21,7 @@ class Term(ABC):
 
     name: ClassVar[str]
     option_prefix: ClassVar[str]  # the name with underscores, unless a class has its own
-    further_options: ClassVar[tuple[str, ...]] = ()  # config fields that others read for the term
+    further_options: ClassVar[tuple[str, ...]] = ()  # config fields beside those that begin with the prefix
     columns: tuple[str, ...] = ()  # of the batch: score_chosen, score_rejected, evaluation_factor, or the data's own
     column_minimum: ClassVar[float | None] = None  # smaller values in a column of the data's own are refused
     probes: ClassVar[tuple[str, ...]] = ()  # values that the trainer measures before the optimizer's step

@@ -63,14 +63,6 @@ class AnchorMargin(Term):
 
     name: ClassVar[str] = "geometric-anchor"
     option_prefix: ClassVar[str] = "anchor_"
-    further_options: ClassVar[tuple[str, ...]] = (
-        "anchor_radius",
-        "anchor_batch_multiplier",
-        "anchor_direction",
-        "anchor_estimator",
-        "anchor_scope",
-        "anchor_keep_graphs",
-    )
     holds_target: ClassVar[bool] = True
     probes: ClassVar[tuple[str, ...]] = (ANCHOR_SCORE_GAP, ANCHOR_GAP)
 

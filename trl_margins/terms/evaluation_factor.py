@@ -101,7 +101,7 @@ class EvaluationFactorMargin(Term):
     """
 
     name: ClassVar[str] = "gap-aware"
-    further_options: ClassVar[tuple[str, ...]] = ("gap_aware_metric", "gap_aware_encoder")
+    option_prefix: ClassVar[str] = "gap_aware_"
     holds_target: ClassVar[bool] = True
     columns = (FACTOR,)
 

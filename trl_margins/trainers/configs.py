@@ -26,11 +26,11 @@ from ..registry import (
     find_link,
     get_method,
     load_plugins,
-    own_options,
+    option_fields,
     reward_class,
     term_class,
 )
-from ..rewards import REWARDS, Reward
+from ..rewards import Reward
 from ..terms import Term
 from ..terms.evaluation_factor import FLOOR
 
@@ -50,7 +50,7 @@ SIMPO_GAMMA = CPOConfig.simpo_gamma  # TRL's default
 _KINDS = ("weight", "margin")
 # TRL's own losses and rewards: with these alone its trainers compute an objective
 _TRL_LINKS = {base: frozenset(links) for base, links in LINKS.items()}
-_TRL_REWARDS = frozenset(REWARDS)
+_TRL_FIELDS = {*CPOConfig.__dataclass_fields__, *DPOConfig.__dataclass_fields__}
 # Config fields that are set by the config itself, and that SAM reads too
 _READ_ELSEWHERE = ("gamma_po_centered", "anchor_scope")
 
@@ -363,7 +363,14 @@ class MarginOptions:
 
     def term_options(self, kind: str) -> list[str]:
         """The fields that belong to the weights or margins that are named."""
-        return [name for term in self._term_classes(kind) for name in own_options(term, kind)]
+        return [name for term in self._term_classes(kind) for name in self._options_of(term, kind)]
+
+    def _options_of(self, term: type[Term], kind: str) -> list[str]:
+        """The fields of a term: those that begin with its prefix, and what else it reads."""
+        registered = OPTIONS.keys() - option_fields(term, kind).values()  # by others
+        others = {*registered, *_TRL_FIELDS}
+        own = [item.name for item in fields(self) if item.name.startswith(term.option_prefix)]
+        return [*(name for name in own if name not in others), *term.further_options]
 
     def _term_classes(self, kind: str) -> list[type[Term]]:
         return [term_class(kind, name) for name in self.term_names(kind)]
@@ -542,10 +549,8 @@ def _warn_of_unread(config: MarginOptions) -> None:
         for name, term in table.items():
             unread = [
                 option
-                for option in own_options(term, kind)
-                if option not in (*read, *_READ_ELSEWHERE)
-                and option in declared
-                and getattr(config, option) != declared[option].default
+                for option in config._options_of(term, kind)
+                if option not in (*read, *_READ_ELSEWHERE) and getattr(config, option) != declared[option].default
             ]
             if unread:
                 here = getattr(config, kind) or "none"

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from trl.kernels import chunked_logprob
 
-from trl_margins import MarginCPOConfig, MarginCPOTrainer
+from trl_margins import MarginCPOConfig, MarginCPOTrainer, Term
 from trl_margins.distributed import reduce_tensors
 from trl_margins.probes import pair_gradients, perturbation
 from trl_margins.probes.direction import Direction, GradientSum, gradient_direction, momentum_direction, total_norm
@@ -302,11 +302,12 @@ def test_a_move_needs_little_beside_the_backup(dtype, monkeypatch):
 def test_a_probe_that_does_not_exist_is_refused(kind, tiny_model, tokenizer, tmp_path):
     """With the name of the term that asks for it; it would otherwise train without what it asked for."""
 
-    class Curious:
-        name, columns, probes = "curious", (), ("hessian_trace", "anchor_gap")
+    class Curious(Term):
+        name = "curious"
+        probes = ("hessian_trace", "anchor_gap")
 
-        def __call__(self, batch, reward_gap):
-            return torch.ones_like(reward_gap)
+        def __call__(self, view):
+            return torch.ones_like(view.reward_gap)
 
     config = MarginCPOConfig(**quiet(output_dir=str(tmp_path), loss_type="simpo", cpo_alpha=0.0))
     message = (

@@ -1,4 +1,4 @@
-"""Logged values stay on the device until someone logs: no host sync per step, one transfer per logging interval."""
+"""Logged values stay on the device until the next log: no host sync per step, one transfer per logging interval."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-# Of these the log shows how they spread, not only their mean
+# The log shows the spread of these, not only their mean
 SPREAD = ("weights", "target_margins", "anchor/gap", "anchor/weight")
-TOTALS = ("num_tokens",)  # and of these their sum
+TOTALS = ("num_tokens",)  # and the sum of these
 
 
 class MetricBuffer:
@@ -22,7 +22,7 @@ class MetricBuffer:
         self._extremes: dict[str, Tensor] = {}  # name → [2]: greatest −v, greatest v
 
     def copy(self) -> MetricBuffer:
-        """What it holds now; its tensors are never changed in place."""
+        """A copy that shares its tensors, which are never changed in place."""
         other = MetricBuffer()
         other._sums, other._extremes = dict(self._sums), dict(self._extremes)
         return other
@@ -50,8 +50,8 @@ class MetricBuffer:
         self._sums[name] = self._sums[name] + sums if name in self._sums else sums
 
     def drain(self, accelerator: Accelerator) -> dict[str, float]:
-        """Means over all added on any rank since the last call; for `SPREAD` also std, min, max, share of zeros; for
-        `TOTALS` the sum.
+        """Means over everything added on all ranks since the last call; for `SPREAD` also std, min, max and share of
+        zeros; for `TOTALS` the sum.
         """
         if not self._sums:
             return {}

@@ -38,8 +38,8 @@ logger = logging.getLogger(__name__)
 
 _NAN_FILTER = {
     "help": "transformers reads every loss from the device to keep NaN and infinity out of the logged mean. Off by "
-    "default, since `nonfinite_steps` looks at all of a step at once; on with nonfinite_steps='skip', whose steps "
-    "would be in that mean. The mean loss of an evaluation is always over finite ones by default."
+    "default, since `nonfinite_steps` checks a whole step at once; on with nonfinite_steps='skip', whose steps would "
+    "be in that mean. By default, the mean loss of an evaluation is always over finite losses."
 }
 _KEEP_BEST = {
     "help": "Load the best checkpoint at the end of training. On by default where `eval_strategy` is set; where "
@@ -137,7 +137,7 @@ class MarginOptions:
         },
     )
     gap_aware_floor: float = field(
-        default=FLOOR, metadata={"help": "Smaller evaluation factors count as this one: log(1/0) is no margin."}
+        default=FLOOR, metadata={"help": "Smaller evaluation factors count as this one: log(1/0) is infinite."}
     )
     gamma_po_tau: float = field(default=10.0, metadata={"help": "γ-PO's τ: large values keep every margin near γ."})
     gamma_po_steps: int = field(
@@ -172,23 +172,24 @@ class MarginOptions:
     log_pairs: bool = field(
         default=True,
         metadata={
-            "help": "Write what every trained pair came to (gap, weight, margin, log-probabilities) to pair_log.csv "
-            "in the output folder, at every log: `trl-margins report` makes pictures of it."
+            "help": "Write the per-pair training log (gap, weight, margin, log-probabilities) to pair_log.csv in the "
+            "output folder, at every log. `trl-margins report` draws pictures of it."
         },
     )
     nonfinite_steps: str = field(
         default="stop",
         metadata={
-            "help": "What a NaN or an infinity in the model's output, the loss or the gradient does: 'stop' training, "
-            "with the weights of the step before saved, or 'skip' the step and count it.",
+            "help": "What to do about NaN or infinity in the model's output, the loss or the gradient: 'stop' "
+            "training and save the weights of the step before, or 'skip' the step and count it.",
             "choices": ["stop", "skip"],
         },
     )
     share_prompt: str = field(
         default="auto",
         metadata={
-            "help": "Compute a prompt once for both its answers. 'auto' does where that gives what the model's own "
-            "logits give and, on an accelerator, is faster on the first batches; 'always' and 'never' do not ask.",
+            "help": "Compute a prompt once for both its completions. 'auto' does so where the result matches the "
+            "model's own logits and, on an accelerator, is faster on the first batches; 'always' and 'never' do not "
+            "check.",
             "choices": ["auto", "always", "never"],
         },
     )
@@ -205,7 +206,8 @@ class MarginOptions:
     anchor_direction: str = field(
         default="gradient",
         metadata={
-            "help": "'gradient' of the mean gap, or the optimizer's 'momentum', which costs no pass and no memory.",
+            "help": "'gradient' of the mean gap, or the optimizer's 'momentum', which costs no forward pass and no "
+            "memory.",
             "choices": ["gradient", "momentum"],
         },
     )
@@ -229,8 +231,8 @@ class MarginOptions:
     anchor_keep_graphs: int = field(
         default=1,
         metadata={
-            "help": "Accumulation windows of up to so many mini-batches keep their forward passes from the direction "
-            "to the update: faster, at the price of their activations."
+            "help": "Accumulation windows of at most this many mini-batches keep their forward passes from the "
+            "direction to the update: faster, at the price of their activations."
         },
     )
     sam_radius: float = field(
@@ -246,7 +248,7 @@ class MarginOptions:
     system_column: str | None = field(
         default=None,
         metadata={
-            "help": "A column with the system message of each row. Text becomes messages, which alone can have one."
+            "help": "A column with the system message of each row. Text becomes messages: only these can have one."
         },
     )
     score_columns: list[str] | None = field(
@@ -341,7 +343,7 @@ class MarginOptions:
 
     @property
     def method(self) -> Method | None:
-        """The method whose config this is, unless its terms were exchanged."""
+        """The method whose config this is, unless the terms are not the method's."""
         row = None if self._method_id is None else get_method(self._method_id)
         return row if row and all(names_of(getattr(row, kind)) == self.term_names(kind) for kind in _KINDS) else None
 
@@ -697,7 +699,7 @@ class GapPODPOConfig(MarginDPOConfig, method="gappo"):
 
 @dataclass
 class GapAwarePOConfig(MarginCPOConfig, method="gap-aware"):
-    """GaPO on `CPOTrainer`: SimPO's loss, with a larger margin the less alike a pair's answers are."""
+    """GaPO on `CPOTrainer`: SimPO's loss, with a margin that grows as a pair's completions become less similar."""
 
 
 @dataclass
@@ -707,7 +709,7 @@ class GapAwarePODPOConfig(MarginDPOConfig, method="gap-aware"):
 
 @dataclass
 class GammaPOConfig(MarginCPOConfig, method="gamma-po"):
-    """γ-SimPO on `CPOTrainer`: the target margin is split over the pairs by how well the model tells them apart."""
+    """γ-SimPO on `CPOTrainer`: the target margin is split over the pairs by how well the model separates them."""
 
 
 @dataclass
@@ -717,7 +719,7 @@ class GammaPODPOConfig(MarginDPOConfig, method="gamma-po"):
 
 @dataclass
 class AMaPOConfig(MarginCPOConfig, method="amapo"):
-    """AMaPO on `CPOTrainer`: a margin for the pairs that the model ranks worse than on average."""
+    """AMaPO on `CPOTrainer`: a margin for pairs that rank below the batch's mean."""
 
 
 @dataclass
@@ -737,7 +739,7 @@ class GeometricAnchorPODPOConfig(MarginDPOConfig, method="geometric-anchor"):
 
 @dataclass
 class GradientNormPOConfig(MarginCPOConfig, method="gradient-norm"):
-    """GAPO's control on `CPOTrainer`: the pair's own gradient norm in the anchor gap's place."""
+    """GAPO's control on `CPOTrainer`: the pair's gradient norm in place of the anchor gap."""
 
 
 @dataclass

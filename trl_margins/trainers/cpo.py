@@ -184,7 +184,7 @@ class MarginCPOTrainer(MarginMixin, CPOTrainer):
         return metrics
 
     def _set_signature_columns_if_needed(self) -> None:
-        # transformers leaves someone's own collator what the model's forward takes: of a pair, nothing
+        # transformers leaves a custom collator what the model's forward takes: of a pair, nothing
         self._own_columns |= _PAIR_COLUMNS
         super()._set_signature_columns_if_needed()
 
@@ -222,7 +222,7 @@ def _token_columns(tokens: RowTokens, max_length: int | None, shown: Any) -> dic
 
 
 def _standard_rows(batch: Mapping[str, Any], padding_value: int) -> StandardRows | None:
-    if "chosen_labels" not in batch:  # someone's own collator
+    if "chosen_labels" not in batch:  # a custom collator
         return None
     rows = CPOTrainer.concatenated_inputs(dict(batch), padding_value=padding_value)
     ids, mask, labels = (rows[f"concatenated_{name}"] for name in ("input_ids", "attention_mask", "labels"))

@@ -17,6 +17,7 @@ from trl_margins import (
     ColumnMargin,
     ColumnWeight,
     GammaPOTrainer,
+    Link,
     MarginCPOConfig,
     MarginCPOTrainer,
     MarginDPOConfig,
@@ -263,6 +264,19 @@ class TestValues:
             TypeError, match=r"the weight .* is not a Term: let its class inherit from trl_margins.Term"
         ):
             simpo(weight=lambda view: view.reward_gap)
+
+    def test_a_wrong_reward_or_link_is_named(self):
+        class Half(LengthNormalizedReward):
+            name = "half"
+
+            def __call__(self, pairs):
+                return pairs.chosen[:2], pairs.rejected[:2]
+
+        mean = Link("mean", lambda x: x.reward_gap.mean())
+        with pytest.raises(ValueError, match=r"reward 'half' returned shape \(2,\), expected \(4,\)"):
+            Objective(Half(), CPO_LINKS["simpo"], 2.0)(random_pairs(0, n=4))
+        with pytest.raises(ValueError, match=r"loss_type 'mean' returned shape \(\), expected \(4,\)"):
+            Objective(LengthNormalizedReward(), mean, 2.0)(random_pairs(0, n=4))
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
     def test_one_that_is_not_finite_names_the_term_and_the_row(self, value, tiny_model, tokenizer, tmp_path):

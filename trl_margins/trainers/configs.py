@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass, field, fields, make_dataclass
 from functools import partial
@@ -30,7 +30,7 @@ from ..registry import (
     reward_class,
     term_class,
 )
-from ..rewards import Reward
+from ..rewards import REWARDS, Reward
 from ..terms import Term
 from ..terms.evaluation_factor import FLOOR
 
@@ -280,10 +280,11 @@ class MarginOptions:
     if not TYPE_CHECKING:
 
         def __new__(cls, *args, **kwargs):
-            """An instance with the options of registered terms among its fields."""
-            asked = [(kind, name) for kind in _KINDS for name in names_of(kwargs.get(kind))]
-            known = {"weight": WEIGHTS, "margin": MARGINS}
-            if kwargs.keys() - cls.__dataclass_fields__.keys() or any(name not in known[kind] for kind, name in asked):
+            """An instance with the options of registered terms and rewards among its fields."""
+            known = {"weight": {*WEIGHTS, "none"}, "margin": {*MARGINS, "none"}, "reward": REWARDS}
+            named = {kind: kwargs[kind] for kind in known if isinstance(kwargs.get(kind), str | list)}
+            new = [name for kind, value in named.items() for name in names_of(value) if name not in known[kind]]
+            if new or kwargs.keys() - cls.__dataclass_fields__.keys():
                 load_plugins()
             return super().__new__(with_options(cls))
 
@@ -428,8 +429,8 @@ class MarginCPOConfig(MarginOptions, CPOConfig):
 
     def _resolve_target_margin(self) -> None:
         link, custom = find_link("cpo", self.loss_type), self.loss_type not in _TRL_LINKS["cpo"]
-        if self.reward is not None:
-            reward_class(self.reward)
+        rewards = [] if self.reward is None else [reward_class(self.reward)]
+        refuse_reference([*rewards, *self._term_classes("weight"), *self._term_classes("margin")])
         has_target = self.loss_type in ("simpo", "alphapo") or (custom and link.takes_margin)
         given = (self.gamma_beta_ratio, self._default_gamma_beta_ratio, self.simpo_gamma)
         if has_target and all(value is None for value in given):
@@ -669,22 +670,21 @@ def objective_of(
         is_trls=reward == usual and _TRL_LINKS[base].issuperset(losses) and not (gamma and base == "dpo"),
     )
     if base == "cpo":
-        refuse_reference(objective)
+        refuse_reference([objective.reward, *objective.terms])
     return objective
 
 
-def refuse_reference(objective: Objective) -> None:
+def refuse_reference(parts: Iterable[Reward | Term | type[Reward] | type[Term]]) -> None:
     """
     Raises:
-        ValueError: the objective reads a reference model, which CPOTrainer does not have.
+        ValueError: a part reads a reference model, which CPOTrainer does not have.
     """
-    if objective.needs_reference:
-        reads: list[Reward | Term] = [objective.reward, *objective.terms]
-        name = next(part.name for part in reads if part.needs_reference)
-        raise ValueError(
-            f"{name!r} reads the log-probabilities of a reference model, which CPOTrainer does not have: take "
-            "MarginDPOTrainer (--base dpo)"
-        )
+    for part in parts:
+        if part.needs_reference:
+            raise ValueError(
+                f"{part.name!r} reads the log-probabilities of a reference model, which CPOTrainer does not have: "
+                "take MarginDPOTrainer (--base dpo)"
+            )
 
 
 @dataclass

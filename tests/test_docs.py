@@ -20,7 +20,6 @@ from datasets import Dataset, DatasetDict
 from transformers import TrainingArguments
 
 from trl_margins.cli import COMMANDS, main
-from trl_margins.data import loading
 from trl_margins.trainers import card as cards
 
 ROOT = Path(__file__).parents[1]
@@ -142,7 +141,6 @@ def here(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
         return splits if split is None else splits[split]
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr(loading, "load_dataset", load_dataset)
     monkeypatch.setattr(cards, "pictures", lambda trainer: [])  # half a minute for all pages together
     monkeypatch.setattr(TrainingArguments, "__post_init__", small)
     return folder

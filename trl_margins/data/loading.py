@@ -6,8 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import datasets
-from datasets import Dataset, DatasetDict, IterableDataset
+from datasets import Dataset, DatasetDict, IterableDataset, load_dataset, load_from_disk
 from datasets.packaged_modules.json.json import JsonConfig
 
 from .broken_files import check_file, delimiter_of, header_of, innermost, rows_inside, times_for_text, why_unreadable
@@ -39,9 +38,7 @@ def load_splits(
         FileNotFoundError: something that looks like a path and is not there.
     """
     path = existing(name)
-    splits = (
-        datasets.load_dataset(name, config, streaming=streaming) if path is None else _read(path, config, streaming)
-    )
+    splits = load_dataset(name, config, streaming=streaming) if path is None else _read(path, config, streaming)
     if decoded is None:
         return splits
     return type(splits)({split: without_decoding(rows, keep=decoded) for split, rows in splits.items()})
@@ -50,11 +47,7 @@ def load_splits(
 def pick_split(
     splits: DatasetDict, split: str | None, name: str, flag: str = "--dataset_split"
 ) -> Dataset | IterableDataset:
-    """One split by name, or the only one there is. `flag` is the command's option for it.
-
-    Raises:
-        ValueError: no such split; the message lists those there are.
-    """
+    """One split by name, or the only one there is; else a ValueError lists them. `flag` is the command's option."""
     if split is None and len(splits) == 1:
         split = next(iter(splits))
     if split not in splits:
@@ -78,7 +71,7 @@ def _read(path: Path, config: str | None, streaming: bool) -> DatasetDict:
         source = str(path) if plain else builder_of(next(iter(splits.values()))[0])
         options = {"name": config} if plain else {}
     if not splits:
-        return datasets.load_dataset(str(path), config, streaming=streaming)
+        return load_dataset(str(path), config, streaming=streaming)
     files = [file for each in splits.values() for file in each]
     for file in files:
         check_file(file, only_first=streaming)
@@ -86,7 +79,7 @@ def _read(path: Path, config: str | None, streaming: bool) -> DatasetDict:
 
     def read(splits: Mapping[str, Sequence[Path]], streaming: bool = streaming) -> DatasetDict:
         names = {split: [literal(file) for file in files] for split, files in splits.items()}
-        return datasets.load_dataset(source, data_files=names, streaming=streaming, **options)
+        return load_dataset(source, data_files=names, streaming=streaming, **options)
 
     check_columns(path, files, lambda file: read({"train": [file]}, streaming=True)["train"])
     try:
@@ -124,7 +117,7 @@ def _options(files: Sequence[Path]) -> dict[str, Any]:
 
 def _saved(path: Path) -> DatasetDict:
     try:
-        loaded = datasets.load_from_disk(linked(path))
+        loaded = load_from_disk(linked(path))
     except Exception as error:
         raise ValueError(f"{path} cannot be read: {innermost(error)}") from error
     return DatasetDict({"train": loaded}) if isinstance(loaded, Dataset) else loaded

@@ -66,6 +66,24 @@ def few_objects_to_collect() -> Iterator[None]:
     gc.unfreeze()
 
 
+@pytest.fixture
+def clean_registry() -> Iterator[None]:
+    """What a test registers is gone after it."""
+    from trl_margins import registry
+    from trl_margins.links import CPO_LINKS, DPO_LINKS
+    from trl_margins.methods import MARGINS, METHODS, WEIGHTS
+    from trl_margins.rewards import REWARDS
+    from trl_margins.trainers import configs
+
+    tables = (WEIGHTS, MARGINS, METHODS, REWARDS, CPO_LINKS, DPO_LINKS, registry.OPTIONS, configs._CONFIGS)
+    before = [dict(table) for table in tables]
+    yield
+    for table, entries in zip(tables, before, strict=True):
+        table.clear()
+        table.update(entries)
+    configs._EXTENDED.clear()
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
     return byte_tokenizer()

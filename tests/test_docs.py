@@ -127,7 +127,7 @@ def workspace(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 @pytest.fixture
-def here(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clean_registry: None) -> Path:
     """A copy of it, where Hub sets are local ones."""
     folder = tmp_path / "here"
     shutil.copytree(workspace, folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Literal
 
 import pytest
@@ -33,10 +33,8 @@ from trl_margins import (
     registry,
 )
 from trl_margins.cli.train import parse
-from trl_margins.links import CPO_LINKS, DPO_LINKS
-from trl_margins.methods import MARGINS, METHODS, WEIGHTS
-from trl_margins.rewards import REWARDS, LengthNormalizedReward
-from trl_margins.trainers import configs
+from trl_margins.links import CPO_LINKS
+from trl_margins.rewards import LengthNormalizedReward
 from trl_margins.trainers.configs import objective_of
 from trl_margins.trainers.named import trainer_class
 
@@ -85,16 +83,7 @@ class Half(Reward):
 SQUARED = Link("squared", lambda x: (1 - (x.reward_gap - x.margin)).clamp(min=0) ** 2, takes_margin=True)
 
 
-@pytest.fixture(autouse=True)
-def clean() -> Iterator[None]:
-    """What a test registers is gone after it."""
-    tables = (WEIGHTS, MARGINS, METHODS, REWARDS, CPO_LINKS, DPO_LINKS, registry.OPTIONS, configs._CONFIGS)
-    before = [dict(table) for table in tables]
-    yield
-    for table, entries in zip(tables, before, strict=True):
-        table.clear()
-        table.update(entries)
-    configs._EXTENDED.clear()
+pytestmark = pytest.mark.usefixtures("clean_registry")
 
 
 def config(cls: type = MarginCPOConfig, **settings: Any) -> Any:

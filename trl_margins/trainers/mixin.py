@@ -63,6 +63,7 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
 
     _method: Method | None = None
     _pair_log: PairLog | None = None
+    _told_of_no_pairs = False
     _plain_head_will_do = True
     _takes_images = False
 
@@ -175,7 +176,15 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
         nothing is measured before the step, and prompts are not shared.
         """
         measured = self.objective.terms or self._probes or CACHED in batch
-        return self.objective.is_trls and not (measured or self._sharing(self, batch))
+        runs = self.objective.is_trls and not (measured or self._sharing(self, batch))
+        if runs and self._pair_log is not None and not self._told_of_no_pairs:
+            self._told_of_no_pairs = True
+            logger.info(
+                "no term is set and prompts are not shared: TRL's own method computes the loss. It gives no values "
+                "per pair, so %s gets none",
+                PAIRS_FILE,
+            )
+        return runs
 
     def pair_loss(
         self, model: nn.Module, batch: Mapping[str, Any], train_eval: str = "train"

@@ -6,7 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, IterableDataset, load_dataset, load_from_disk
+import datasets
+from datasets import Dataset, DatasetDict, IterableDataset
 from datasets.packaged_modules.json.json import JsonConfig
 
 from .broken_files import check_file, delimiter_of, header_of, innermost, rows_inside, times_for_text, why_unreadable
@@ -38,7 +39,9 @@ def load_splits(
         FileNotFoundError: something that looks like a path and is not there.
     """
     path = existing(name)
-    splits = load_dataset(name, config, streaming=streaming) if path is None else _read(path, config, streaming)
+    splits = (
+        datasets.load_dataset(name, config, streaming=streaming) if path is None else _read(path, config, streaming)
+    )
     if decoded is None:
         return splits
     return type(splits)({split: without_decoding(rows, keep=decoded) for split, rows in splits.items()})
@@ -71,7 +74,7 @@ def _read(path: Path, config: str | None, streaming: bool) -> DatasetDict:
         source = str(path) if plain else builder_of(next(iter(splits.values()))[0])
         options = {"name": config} if plain else {}
     if not splits:
-        return load_dataset(str(path), config, streaming=streaming)
+        return datasets.load_dataset(str(path), config, streaming=streaming)
     files = [file for each in splits.values() for file in each]
     for file in files:
         check_file(file, only_first=streaming)
@@ -79,7 +82,7 @@ def _read(path: Path, config: str | None, streaming: bool) -> DatasetDict:
 
     def read(splits: Mapping[str, Sequence[Path]], streaming: bool = streaming) -> DatasetDict:
         names = {split: [literal(file) for file in files] for split, files in splits.items()}
-        return load_dataset(source, data_files=names, streaming=streaming, **options)
+        return datasets.load_dataset(source, data_files=names, streaming=streaming, **options)
 
     check_columns(path, files, lambda file: read({"train": [file]}, streaming=True)["train"])
     try:
@@ -117,7 +120,7 @@ def _options(files: Sequence[Path]) -> dict[str, Any]:
 
 def _saved(path: Path) -> DatasetDict:
     try:
-        loaded = load_from_disk(linked(path))
+        loaded = datasets.load_from_disk(linked(path))
     except Exception as error:
         raise ValueError(f"{path} cannot be read: {innermost(error)}") from error
     return DatasetDict({"train": loaded}) if isinstance(loaded, Dataset) else loaded

@@ -195,8 +195,8 @@ def page(measured: dict[str, Any]) -> str:
         "# Models",
         "",
         "Log-probabilities are computed in the fastest way that agrees with the model's own logits,",
-        "`model(input_ids, attention_mask).logits` of each completion alone. Before the first step this is checked on one",
-        "pair, in float32 and to 1e-4 nats per token, whatever the training computes in: see",
+        "`model(input_ids, attention_mask).logits` of each completion alone. Before the first step this is checked on",
+        "one pair, in float32 and to 1e-4 nats per token, whatever the training computes in: see",
         "[performance](performance.md#checked-before-the-first-step).",
         "",
         "The results for transformers' causal classes, built small with random weights, in float32 on a CPU",
@@ -227,16 +227,16 @@ def page(measured: dict[str, Any]) -> str:
         "",
         f"## The model's own logits: {len(own)}",
         "",
-        "TRL's fused head does not give the logits of these classes: most have layers between decoder and head that it",
-        "skips. A warning says so before the first step, and the logits are built: only for completion tokens where",
-        "prompts are shared, otherwise for all tokens, which takes memory (batch × length × vocabulary).",
+        "TRL's fused head does not give the logits of these classes: most have layers between decoder and head that",
+        "it skips. A warning says so before the first step, and the logits are built: only for completion tokens",
+        "where prompts are shared, otherwise for all tokens, which takes memory (batch × length × vocabulary).",
         "",
         "| class | fused head, nats per token | shared prompts, nats per token |",
         "|---|---:|---|",
     ]
     lines += [f"| `{row['class']}` | {row['fused']} | {row['shared']} |" for row in own]
     padded = [row for row in built_rows if "padding" in row["taken"]]
-    lines += ["", f"Padding alone changes the logits of {names(padded)}: none of the ways is right for them in a batch.", ""]
+    lines += ["", f"Padding alone changes the logits of {names(padded)}: no way is right for them in a batch.", ""]
     others = [row for row in rows.values() if row["built"] != "yes"]
     lines += [f"## Not built small: {len(others)}", "", names(others), ""]
     return "\n".join(lines)

@@ -82,7 +82,7 @@ class PairHistograms(TrainerCallback):
         """Name → values; none of them empty, infinite or NaN, which SummaryWriter refuses."""
         found = {}
         for column, name in NAMES.items():
-            if column == "reward_gap" or getattr(self.trainer.objective, column) is not None:
+            if column == "reward_gap" or getattr(self.trainer.objective, f"{column}s"):
                 values = self.log.drained.get(column, np.empty(0))
                 found[name] = values[np.isfinite(values)]
         return {name: values for name, values in found.items() if values.size}

@@ -162,7 +162,7 @@ def test_a_page_runs(page: str, here: Path, already_run: set[str]) -> None:
             code = code.replace(name, stand_in)
         if language == "python":
             # as many newlines as stand above it: a traceback then shows the page's own line
-            exec(compile("\n" * line + code, str(ROOT / page), "exec"), namespace)
+            exec(compile("\n" * line + code, str(ROOT / page), "exec", dont_inherit=True), namespace)
         elif language == "bash":
             for words in lines(code):
                 run(words, already_run)

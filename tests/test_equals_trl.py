@@ -65,10 +65,11 @@ def compare(ours, theirs, share: str) -> None:
     steep = 5 if "discopop" in ours.args.loss_type else 1
     our_loss, our_gradients = loss_and_gradients(ours, batch)
     if share == "never":  # TRL's own method, to the last bit
-        assert ours.runs_trl(batch)
+        assert ours.runs_trl
         assert torch.equal(our_loss, their_loss)
         assert_same_gradients(our_gradients, their_gradients, rtol=0)
-        ours.runs_trl = lambda batch: False  # and ours, which computes the same loss beside a term
+        ours.options.share_prompt = "auto"  # and ours, which computes the same loss beside a term
+        assert not ours.runs_trl
         our_loss, our_gradients = loss_and_gradients(ours, batch)
     assert torch.isclose(our_loss, their_loss, rtol=1e-5), (our_loss, their_loss)
     assert_same_gradients(our_gradients, their_gradients, rtol=steep * SHARING[share])

@@ -55,7 +55,10 @@ class PairHistograms(TrainerCallback):
 
     def __init__(self, trainer: LoggingTrainer, writer: Writer | None = None) -> None:
         if trainer._pair_log is None:
-            raise ValueError("PairHistograms shows the pairs of the pair log, and log_pairs is off: leave it on")
+            raise ValueError(
+                "PairHistograms shows the pairs of the pair log, which this run does not write: leave log_pairs on, "
+                "and without a term also share_prompt at 'auto'"
+            )
         self.trainer, self.log, self.writer = trainer, trainer._pair_log, writer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

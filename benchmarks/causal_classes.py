@@ -5,7 +5,7 @@
     python benchmarks/causal_classes.py --json FILE --page docs/models.md   # the page, from an earlier run's file
 
 Builds every causal class of transformers that builds small, on the CPU, and compares TRL's fused LM head and the
-shared-prompt pass with the model's own logits: `model(input_ids, attention_mask).logits` of each row alone.
+shared-prompt forward pass with the model's own logits: `model(input_ids, attention_mask).logits` of each row alone.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def built(model_type: str) -> torch.nn.Module:
 
 
 def pair() -> tuple[torch.Tensor, ...]:
-    """Two answers of unlike length to one prompt, longer than the windows."""
+    """Two completions of different lengths to one prompt, longer than the sliding windows."""
     torch.manual_seed(1)
     prompt, answers = torch.randint(3, VOCABULARY, (14,)), [torch.randint(3, VOCABULARY, (n,)) for n in (9, 5)]
     ids, mask, labels = (torch.full((2, 23), value) for value in (1, 0, IGNORE))
@@ -194,24 +194,24 @@ def page(measured: dict[str, Any]) -> str:
     lines = [
         "# Models",
         "",
-        "Log-probabilities come by the quickest way that gives what the model's own logits give:",
-        "`model(input_ids, attention_mask).logits` of each answer alone, as anyone computes them with transformers.",
-        "Before the first step that is tried on one pair, in float32 and to 1e-4 nats per token, whatever training",
-        "computes in: see [performance](performance.md#checked-before-the-first-step).",
+        "Log-probabilities are computed in the fastest way that agrees with the model's own logits,",
+        "`model(input_ids, attention_mask).logits` of each completion alone. Before the first step this is checked on",
+        "one pair, in float32 and to 1e-4 nats per token, whatever the training computes in: see",
+        "[performance](performance.md#checked-before-the-first-step).",
         "",
-        "This is what it comes to for transformers' causal classes, built small with random weights, in float32 on a",
-        f"CPU ({measured['date']}, torch {measured['torch']}, transformers {measured['transformers']}, trl",
+        "The results for transformers' causal classes, built small with random weights, in float32 on a CPU",
+        f"({measured['date']}, torch {measured['torch']}, transformers {measured['transformers']}, trl",
         f"{measured['trl']}): {len(built_rows)} of {len(rows)} build small.",
-        "`python benchmarks/causal_classes.py` makes the table anew.",
+        "`python benchmarks/causal_classes.py` generates this page.",
         "",
         f"## Fused LM head, shared prompts: {len(shared)}",
         "",
         f"TRL's fused head differs from the model's logits by at most {worst(shared, 'fused')} nats per token, the",
-        f"shared-prompt pass by {worst(shared, 'shared')}.",
+        f"shared-prompt forward pass by {worst(shared, 'shared')}.",
         "",
         names(shared),
         "",
-        f"## Fused LM head, a prompt for each answer: {len(fused)}",
+        f"## Fused LM head, one prompt per completion: {len(fused)}",
         "",
         f"The fused head differs by at most {worst(fused, 'fused')}.",
         "",
@@ -227,9 +227,9 @@ def page(measured: dict[str, Any]) -> str:
         "",
         f"## The model's own logits: {len(own)}",
         "",
-        "TRL's fused head takes something else for the logits of these classes: most have layers between decoder and",
-        "head that it does not know of. A warning says so before the first step, and logits are built: of answer",
-        "tokens alone where prompts are shared, else whole ones, which takes memory (batch × length × vocabulary).",
+        "TRL's fused head does not give the logits of these classes: most have layers between decoder and head that",
+        "it skips. A warning says so before the first step, and the logits are built: only for completion tokens",
+        "where prompts are shared, otherwise for all tokens, which takes memory (batch × length × vocabulary).",
         "",
         "| class | fused head, nats per token | shared prompts, nats per token |",
         "|---|---:|---|",

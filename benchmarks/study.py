@@ -53,7 +53,7 @@ MEASURES = {
     "ood_pwa_all": "PWA, all pairs, unseen prompt families",
     "id_pwa_all": "PWA, best and worst answers, seen prompts and answering models",
     "prompt_ood_pwa_all": "PWA, best and worst answers, unseen prompts",
-    "response_ood_pwa_all": "PWA, best and worst answers, unseen answering models",
+    "response_ood_pwa_all": "PWA, best and worst completions, unseen models",
     "mutual_ood_pwa_all": "PWA, best and worst answers, unseen prompts and answering models",
 }  # those that a study's sets have
 
@@ -387,7 +387,7 @@ def tables(runs: list[dict[str, Any]], size: Size) -> str:
             ]
             lines.append(f"| {method} | {' | '.join(map(_cell, shares))} |")
         lines.append("")
-    lines += head("log-probability of chosen answers, nats per token", names)
+    lines += head("log-probability of chosen completions, nats per token", names)
     lines.append(f"| before training | {start.get('logp_chosen', float('nan')):.4f} |{' |' * (len(names) - 1)}")
     lines += [row(method, lambda run, _: run["logp_chosen"]) for method in size.methods if method not in SUMMED]
     rates = {method: by[method, noises[0], seeds[noises[0]][0]]["learning_rate"] for method in size.methods}

@@ -59,11 +59,19 @@ SHARING = {"never": 1e-5, "always": 1e-4}
 
 
 def compare(ours, theirs, share: str) -> None:
-    our_loss, our_gradients = loss_and_gradients(ours, first_batch(ours))
+    batch = first_batch(ours)
     their_loss, their_gradients = loss_and_gradients(theirs, first_batch(theirs))
-    assert torch.isclose(our_loss, their_loss, rtol=1e-5), (our_loss, their_loss)
     # DiscoPOP divides the log-ratios, and their rounding, by its temperature of 0.05
     steep = 5 if "discopop" in ours.args.loss_type else 1
+    our_loss, our_gradients = loss_and_gradients(ours, batch)
+    if share == "never":  # TRL's own method, to the last bit
+        assert ours.runs_trl
+        assert torch.equal(our_loss, their_loss)
+        assert_same_gradients(our_gradients, their_gradients, rtol=0)
+        ours.options.share_prompt = "auto"  # and ours, which computes the same loss beside a term
+        assert not ours.runs_trl
+        our_loss, our_gradients = loss_and_gradients(ours, batch)
+    assert torch.isclose(our_loss, their_loss, rtol=1e-5), (our_loss, their_loss)
     assert_same_gradients(our_gradients, their_gradients, rtol=steep * SHARING[share])
 
 

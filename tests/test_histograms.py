@@ -128,7 +128,7 @@ def test_wandb_and_trackio(library, reporter, tiny_model, tokenizer, tmp_path, m
 
 def test_values_that_no_writer_takes_are_left_out():
     log = SimpleNamespace(drained={"weight": np.array([np.nan, 1.0, np.inf]), "reward_gap": np.array([np.nan])})
-    objective = SimpleNamespace(weight=object(), margin=None)
+    objective = SimpleNamespace(weights=(object(),), margins=())
     writer = FakeWriter()
     callback = PairHistograms(SimpleNamespace(_pair_log=log, objective=objective), writer)
     state = SimpleNamespace(is_world_process_zero=True, global_step=7)

@@ -1,4 +1,4 @@
-"""Other projects' YAML: each key in today's words, the same settings before and after, two steps of every dialect."""
+"""Config migration: settings of other projects' YAML, the same after converting, and two training steps of each."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ hub_model_revision: v2
 TEMPLATE = "{% for m in messages %}{{ '<|' + m['role'] + '|>\\n' + m['content'] + eos_token }}{% endfor %}"
 DPO = {"method": "none", "base": "dpo"}
 SIMPO = {"method": "none", "base": "cpo", "loss_type": "simpo", "cpo_alpha": 0.0}
-# name → (YAML, what it must come to)
+# name → (YAML, the settings that it must have)
 FILES: dict[str, tuple[str, dict[str, Any]]] = {
     "handbook-old": (
         f"model_name_or_path: some/sft\nbeta: 0.01\nlearning_rate: 5.0e-7\n{OLD}",
@@ -215,7 +215,7 @@ def lines(text: str, **flags: Any) -> list[str]:
     return [str(note) for note in migrate(yaml.safe_load(text), **flags)[1]]
 
 
-def test_every_dialect_comes_to_its_settings(recipe):
+def test_every_file_migrates_to_its_settings(recipe):
     path, becomes = recipe
     values = arguments("--config", path)
     assert {name: values[name] for name in becomes} == becomes
@@ -224,7 +224,7 @@ def test_every_dialect_comes_to_its_settings(recipe):
 @pytest.mark.parametrize(
     "recipe", ["handbook-old", "handbook-new", "simpo", "gamma-po", "gamma-po-on-dpo", "amapo"], indirect=True
 )
-def test_every_dialect_trains_two_steps(recipe, tiny_model, pairs, tmp_path):
+def test_every_project_trains_two_steps(recipe, tiny_model, pairs, tmp_path):
     path, becomes = recipe
     text = Path(path).read_text().replace("some/pairs", pairs)  # a mixture is no flag
     Path(path).write_text(text)
@@ -240,7 +240,7 @@ def test_every_dialect_trains_two_steps(recipe, tiny_model, pairs, tmp_path):
     assert saved == becomes.get("chat_template", CHAT_TEMPLATE)
 
 
-def test_a_converted_file_comes_to_the_same(recipe, tmp_path, capsys):
+def test_a_converted_file_has_the_same_settings(recipe, tmp_path, capsys):
     path, _ = recipe
     out = tmp_path / "deep" / "converted.yaml"
     assert main(["convert", path, "--out", str(out)]) == 0
@@ -328,7 +328,7 @@ def test_keys_that_depend_on_method_or_base():
     assert "is dropped" in str(migrate({"max_prompt_length": 9}, "none", "dpo")[1][0])
 
 
-def test_what_their_code_takes_in_silence():
+def test_their_defaults():
     """Where the file has no word, SimPO's scripts do not train as ours: 3 epochs, no warm-up, a linear schedule."""
     bare = {"dataset_mixer": {"a/b": 1.0}, "gamma_beta_ratio": 0.5}
     settings, notes = migrate(bare)
@@ -415,7 +415,7 @@ def test_a_file_of_ours_stays_as_it_is():
         ({"ref_model_init_kwargs": {"a": 1}}, "remove it"),
     ],
 )
-def test_what_cannot_be_said_today(written, complaint):
+def test_what_cannot_be_migrated(written, complaint):
     with pytest.raises(ValueError, match=complaint):
         migrate(written)
 
@@ -461,7 +461,7 @@ def test_convert_writes_to_the_terminal_and_not_over_its_source(tmp_path, capsys
         main(["convert", str(path), "--out", str(path)])
 
 
-def test_one_line_a_key_in_the_log(tmp_path, caplog):
+def test_one_log_line_per_key(tmp_path, caplog):
     path = tmp_path / "c.yaml"
     path.write_text(FILES["gamma-po"][0])
     with caplog.at_level(logging.INFO, "trl_margins"):

@@ -382,7 +382,7 @@ class TestObjectiveFromPython:
         )
         assert trainer.ref_model is None
         batch = first_batch(trainer)
-        assert not trainer.runs_trl(batch)
+        assert not trainer.runs_trl
         gap = 2.0 * trainer.score_gap(trainer.forward_pairs(trainer.before_measuring(batch)))
         loss, _ = loss_and_gradients(trainer, batch)
         torch.testing.assert_close(loss, ((1 - gap).clamp(min=0) ** 2).mean().detach())

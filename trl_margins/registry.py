@@ -35,6 +35,7 @@ _TERMS: Mapping[str, dict[str, type[Term]]] = {"weight": WEIGHTS, "margin": MARG
 _OF_EVERY_MARGIN = {"beta": "beta", "gamma": "simpo_gamma", "gamma0": "simpo_gamma"}
 
 OPTIONS: dict[str, tuple[Any, Field[Any]]] = {}  # config field of a registered class → type, field
+RESERVED: set[str] = set()  # the configs' own fields, which they add when they are imported
 _failed: dict[str, Exception] = {}  # entry point → what its import raised
 
 T = TypeVar("T")
@@ -110,7 +111,7 @@ def _register_class(cls: type[P], parent: type, kind: str, table: dict[str, type
         return cls
     options = _options(cls, kind)
     for name in options:
-        if name in OPTIONS:
+        if name in OPTIONS or name in RESERVED:
             raise ValueError(
                 f"{kind} {cls.name!r} has the config field {name!r}, which is another's already: give "
                 f"{cls.__name__} another option_prefix"

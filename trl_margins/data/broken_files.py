@@ -24,13 +24,7 @@ _DAMAGED = "the file is damaged or was not written to its end"
 
 def check_file(file: Path, only_first: bool = False) -> None:
     """Refuses a file that a reader would silently misread: an empty one, a Git LFS pointer, a CSV file with a column
-    twice, a row with fewer or more fields than columns, or text after a closing quote.
-
-    Args:
-        only_first: check the first row only.
-
-    Raises:
-        ValueError: what is wrong, and in which line.
+    twice, a row with fewer or more fields than columns, or text after a closing quote. `only_first` checks one row.
     """
     with file.open("rb") as content:
         start = content.read(len(_POINTER))

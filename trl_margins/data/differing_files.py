@@ -17,11 +17,7 @@ _LOOKED_AT = 100  # rows of a file
 
 
 def check_columns(folder: Path, files: Sequence[Path], stream: Callable[[Path], IterableDataset]) -> None:
-    """Compares the first rows of each file, before the slow work.
-
-    Raises:
-        ValueError: two files of which one lacks a column that all rows of the other have.
-    """
+    """Raises a ValueError for two files of which one lacks a column that all first rows of the other have."""
     if len(files) < 2:
         return
     first, *others = files
@@ -66,10 +62,7 @@ def joined(
     folder: Path, splits: Mapping[str, Sequence[Path]], load: Callable[[Path], Dataset], error: Exception
 ) -> DatasetDict:
     """Reads each file on its own, and concatenates them with types that hold the values of all: an integer beside a
-    fraction, a column that is empty in one of them.
-
-    Raises:
-        ValueError: two files with incompatible types, or one file that cannot be read.
+    fraction, a column that is empty in one of them. A ValueError names two files with incompatible types.
     """
     parts: dict[Path, Dataset] = {}
     for file in (file for files in splits.values() for file in files):

@@ -95,9 +95,7 @@ def compute(
 def completion_texts(row: PreferenceRow, implicit: bool = False) -> tuple[str, str]:
     """The texts of both completions of a row, for comparison: of messages, only the assistant's.
 
-    Args:
-        row: a pair.
-        implicit: the prompt is what both completions began with; a word that it cuts in two counts as a whole.
+    If the prompt is `implicit`, the common beginning of both, a word that it cuts in two counts as a whole.
     """
     chosen, rejected = (_assistant_text(part) for part in row.completions)
     # TRL leaves a common space to the completions: then no word is cut
@@ -212,14 +210,9 @@ class EvaluationFactorSummary:
 
 
 def check_evaluation_factors(values: Any, column: str, split: str) -> EvaluationFactorSummary:
-    """Checks a column of evaluation factors, and counts its zeros and ones.
+    """Checks a column of evaluation factors, `[N]`, and counts its zeros and ones.
 
-    Args:
-        values: numbers in [0, 1], `[N]`: an array, a list or a column of a data set.
-        column, split: their origin, for the error.
-
-    Raises:
-        ScoreError: None, NaN, something that is not a number, or outside [0, 1], with its column, first row and fix.
+    Raises a ScoreError for None, NaN, something that is not a number, or is outside [0, 1].
     """
     values = values.tolist() if isinstance(values, np.ndarray) else values[:]  # a column of a data set is lazy
     refuse_bad_values(values, _problem, column, split, "evaluation factor")

@@ -22,11 +22,7 @@ def as_plain(dataset: AnyDataset) -> AnyDataset:
 
 
 def one_split(dataset: Any, function: str) -> Dataset:
-    """A data set in memory or on disk, with its transform applied.
-
-    Raises:
-        TypeError: a stream, or several splits.
-    """
+    """A data set in memory or on disk, with its transform applied; a TypeError for a stream, or several splits."""
     if not isinstance(dataset, Dataset):
         raise TypeError(f"{function} takes one split that is not streamed, got {type(dataset).__name__}")
     return transformed(dataset)

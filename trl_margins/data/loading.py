@@ -50,11 +50,7 @@ def load_splits(
 def pick_split(
     splits: DatasetDict, split: str | None, name: str, flag: str = "--dataset_split"
 ) -> Dataset | IterableDataset:
-    """One split by name, or the only one there is. `flag` is the command's option for it.
-
-    Raises:
-        ValueError: no such split; the message lists those there are.
-    """
+    """One split by name, or the only one there is; else a ValueError lists them. `flag` is the command's option."""
     if split is None and len(splits) == 1:
         split = next(iter(splits))
     if split not in splits:

@@ -35,11 +35,7 @@ _COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 
 
 def existing(name: str) -> Path | None:
-    """The file or folder of that name, whatever characters it has; None if there is none.
-
-    Raises:
-        FileNotFoundError: something that looks like a path and is not there.
-    """
+    """The file or folder of that name, whatever characters it has; None if there is none, and it is not a path."""
     path = Path(name)
     if not path.exists() and name.startswith("~"):
         path = path.expanduser()
@@ -57,11 +53,7 @@ def kind_of(file: Path) -> str:
 
 
 def builder_of(file: Path) -> str:
-    """The builder of `datasets` that reads a file.
-
-    Raises:
-        ValueError: a file of another kind.
-    """
+    """The builder of `datasets` that reads a file; a ValueError if it reads no such file."""
     if kind_of(file) not in BUILDERS:
         kinds = ", ".join(BUILDERS)
         raise ValueError(f"{file.name}: a data file is one of {kinds} (also compressed), not {kind_of(file)!r}")
@@ -71,9 +63,7 @@ def builder_of(file: Path) -> str:
 def files_of(folder: Path, config: str | None) -> dict[str, list[Path]]:
     """A folder's files by split, found as `datasets` finds them; none if only `datasets` itself can read them.
 
-    Raises:
-        ValueError: a README.md that points elsewhere, or that leaves open which of several configurations is meant.
-        FileNotFoundError: no files.
+    Raises a ValueError if README.md points elsewhere, or leaves open which of several configurations is meant.
     """
     chosen = _configuration(folder, config)
     base = linked(folder / (chosen.get("data_dir") or ""))

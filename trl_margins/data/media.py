@@ -19,10 +19,7 @@ def without_decoding(dataset: AnyDataset, keep: Collection[str] = ()) -> AnyData
     """The same data set, whose rows have images, audio and video as `{"bytes", "path"}`.
 
     Otherwise reading a row would open each of its files, or download it, even if the column is never used. No data is
-    rewritten.
-
-    Args:
-        keep: columns that are decoded as before.
+    rewritten. The columns in `keep` are decoded as before.
     """
     if dataset.features is None:  # a stream without known types decodes nothing
         return dataset

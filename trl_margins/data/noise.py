@@ -103,11 +103,7 @@ def flip_labels(
 
 
 def parse_noise(text: str) -> tuple[str, float]:
-    """(kind, rate) of `random:0.2` or `length:0.4`.
-
-    Raises:
-        ValueError: another form, an unknown kind, or a rate outside [0, 1).
-    """
+    """(kind, rate) of `random:0.2` or `length:0.4`; a ValueError for anything else."""
     kind, _, number = text.partition(":")
     try:
         rate = float(number)

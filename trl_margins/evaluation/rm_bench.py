@@ -90,11 +90,7 @@ def rm_bench_report(
 
 
 def domain_of(row_domain: str | None, source: str) -> str:
-    """The domain of a row: from its own field, or from the name of its file (`safety-response_filtered.json`).
-
-    Raises:
-        ValueError: neither begins with a domain.
-    """
+    """The domain of a row: from its own field, or from the name of its file (`safety-response_filtered.json`)."""
     for name in (row_domain, Path(source).name):
         found = next((domain for domain in DOMAINS if (name or "").lower().startswith(domain)), None)
         if found:

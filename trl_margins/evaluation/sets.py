@@ -139,11 +139,7 @@ def _rm_bench(dataset: Dataset, name: str, as_chat: bool, source: str) -> Evalua
 
 
 def _row(prompt: Any, completions: list[Any], where: str, template: Mapping[str, Any]) -> PreferenceRow:
-    """If anything is in messages, all text becomes messages; completions lose the prompt that they repeat.
-
-    Raises:
-        RowError: something that is neither text nor messages.
-    """
+    """If anything is in messages, all text becomes messages; completions lose the prompt that they repeat."""
     parts: list[Any]
     try:
         prompt, *parts = (part_of(part) for part in (prompt, *completions))

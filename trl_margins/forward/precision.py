@@ -8,13 +8,8 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
-
-
-def upcast(tensor: Tensor) -> Tensor:
-    """The tensor in float32, or unchanged if it is wider."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def narrow_dtype(model: nn.Module, mixed_precision: str) -> torch.dtype | None:

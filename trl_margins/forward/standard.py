@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..pairs import PairLogps
-from .precision import upcast
+from ..pairs import PairLogps, upcast
 
 IGNORE = -100
 _FUSED_NAMES = {  # of each token: ours, TRL's

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..distributed import fsdp_dtype, is_sharded, reduce_tensors
-from ..forward.precision import eval_mode, ieee_float32, in_float32, narrow_dtype, rounds_products, upcast
-from ..pairs import CACHED, with_columns
+from ..forward.precision import eval_mode, ieee_float32, in_float32, narrow_dtype, rounds_products
+from ..pairs import CACHED, upcast, with_columns
 from ..rewards import LengthNormalizedReward
 from ..terms.anchor import ANCHOR_GAP, ANCHOR_SCORE_GAP
 from .diagnostics import AnchorDiagnostics

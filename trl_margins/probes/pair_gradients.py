@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..distributed import check_unsharded
-from ..forward.precision import narrow_dtype, upcast
-from ..pairs import PairLogps, with_columns
+from ..forward.precision import narrow_dtype
+from ..pairs import PairLogps, upcast, with_columns
 from ..terms.anchor import RELATIVE_NORM
 from .direction import total_norm
 from .probe import Batch, Probe, ProbedTrainer

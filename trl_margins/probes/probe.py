@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any, ClassVar, Protocol
 
@@ -88,6 +89,10 @@ class Probe:
 
     def __call__(self, batches: Sequence[Batch]) -> list[Batch]:
         raise NotImplementedError
+
+    def around_update(self) -> AbstractContextManager[None]:
+        """Entered around the forward and backward pass of each of these mini-batches."""
+        return nullcontext()
 
     @cached_property
     def parameters(self) -> dict[str, nn.Parameter]:

@@ -40,7 +40,7 @@ class SharpnessAware(Probe):
         return batches
 
     @contextmanager
-    def at_the_worse_policy(self) -> Iterator[None]:
+    def around_update(self) -> Iterator[None]:
         """Within the block the weights are those at which the gradient is taken."""
         if self._direction is None:
             yield

@@ -55,7 +55,10 @@ class PairHistograms(TrainerCallback):
 
     def __init__(self, trainer: LoggingTrainer, writer: Writer | None = None) -> None:
         if trainer._pair_log is None:
-            raise ValueError("PairHistograms shows the pairs of the pair log, and log_pairs is off: leave it on")
+            raise ValueError(
+                "PairHistograms shows the pairs of the pair log, which this run does not write: leave log_pairs on, "
+                "and without a term also share_prompt at 'auto'"
+            )
         self.trainer, self.log, self.writer = trainer, trainer._pair_log, writer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -82,7 +85,7 @@ class PairHistograms(TrainerCallback):
         """Name → values; none of them empty, infinite or NaN, which SummaryWriter refuses."""
         found = {}
         for column, name in NAMES.items():
-            if column == "reward_gap" or getattr(self.trainer.objective, column) is not None:
+            if column == "reward_gap" or getattr(self.trainer.objective, f"{column}s"):
                 values = self.log.drained.get(column, np.empty(0))
                 found[name] = values[np.isfinite(values)]
         return {name: values for name, values in found.items() if values.size}

@@ -99,11 +99,7 @@ class RowReader:
         keeps_parts: bool = False,
         features: Mapping[str, Any] | None = None,
     ) -> RowReader:
-        """A reader for a set with these columns.
-
-        Raises:
-            RowError: no chosen or rejected completions, or a named column that is missing.
-        """
+        """A reader for a set with these columns; a RowError names one that is missing."""
         names = tuple(columns)
         require_columns(names, split)
         for option, name in {"prompt_column": prompt_column, "system_column": system_column}.items():
@@ -124,10 +120,7 @@ class RowReader:
         return f"row {number} of the {self.split} data set"
 
     def __call__(self, row: Mapping[str, Any], number: int) -> PreferenceRow:
-        """
-        Raises:
-            RowError: a row that cannot be read.
-        """
+        """Reads a row; a RowError says what cannot be read, and the fix."""
         where = self.where(number)
         chosen, rejected = (self._part(name, row.get(name), where) for name in COMPLETIONS)
         if isinstance(chosen, str) != isinstance(rejected, str):
@@ -205,11 +198,7 @@ class RowReader:
         return found["prompt"], found["chosen"], found["rejected"]
 
     def template(self, row: Mapping[str, Any], where: str) -> dict[str, Any]:
-        """Variables of the chat template, from values or from JSON text.
-
-        Raises:
-            RowError: neither a list of tools or a mapping of variables nor the JSON of one.
-        """
+        """Variables of the chat template: a list of tools and a mapping of variables, or the JSON of one."""
         found = {}
         for name, kind in zip(TEMPLATE, (list, Mapping), strict=True):
             value = row.get(name)
@@ -241,10 +230,7 @@ class RowReader:
 
 
 def require_columns(names: Sequence[str], split: str) -> None:
-    """
-    Raises:
-        RowError: no chosen or no rejected completions.
-    """
+    """Raises a RowError if there are no chosen or no rejected completions."""
     if missing := [name for name in COMPLETIONS if name not in names]:
         fix = "rename yours in the file, or with dataset.rename_column"
         if otherwise := [name for name in names if name.lower() in missing]:
@@ -260,11 +246,8 @@ def require_columns(names: Sequence[str], split: str) -> None:
 def part_of(value: Any, keeps_parts: bool = False) -> Part:
     """A prompt or a completion as text, or as messages with role and content.
 
-    Takes ShareGPT's from/value messages, a single message, and content in parts of plain text. Keys of a message whose
-    value is None are left out, as transformers does.
-
-    Raises:
-        ValueError: anything else; the message says what it is, and the fix.
+    Takes ShareGPT's from/value messages, a single message, and content in parts of plain text; anything else is a
+    ValueError with the fix. Keys of a message whose value is None are left out, as transformers does.
     """
     if isinstance(value, str):
         return _checked_text(value)
@@ -309,11 +292,7 @@ def texts_in(value: Any) -> Iterator[str]:
 
 
 def stored_messages(text: str) -> Any:
-    """Messages that a CSV file holds as text, JSON or a Python list; None where the text is something else.
-
-    Raises:
-        ValueError: it cannot be read.
-    """
+    """Messages that a CSV file holds as text, JSON or a Python list; None if the text is something else."""
     for read in (json.loads, ast.literal_eval):
         try:
             value = read(text)

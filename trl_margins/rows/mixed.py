@@ -26,12 +26,7 @@ def mixed(parts: Sequence[tuple[str, Dataset]]) -> Dataset:
     Sets with the same columns are concatenated unchanged. Otherwise prompt, completions and scores are read as each
     set has them, and a further column stays if all sets have it with the same type.
 
-    Args:
-        parts: each set's name and rows.
-
-    Raises:
-        RowError: a set that cannot be read, with its name.
-        ScoreError: scores of a set that are class labels.
+    Errors have the name of the set, which comes before its rows in `parts`.
     """
     sets = [dataset for _, dataset in parts]
     opened = [open_rows(dataset, name) for name, dataset in parts]

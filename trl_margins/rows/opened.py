@@ -67,14 +67,8 @@ class RowCounts:
     def add(
         self, row: PreferenceRow, raw: Mapping[str, Any], number: int, asked: Any, suspects: Iterable[str]
     ) -> None:
-        """Counts a row.
-
-        Args:
-            row: as it was read.
-            raw: as the data set has it.
-            number: its index in the set.
-            asked: the value of its prompt column.
-            suspects: columns that may hold a part of the prompt, and are not read.
+        """Counts a row, given also as the data set has it (`raw`), with the value of its prompt column (`asked`) and
+        unread columns that may hold a part of the prompt (`suspects`).
         """
         completions: list[Any] = row.completions
         self.n += 1
@@ -122,13 +116,8 @@ def open_rows(
 ) -> OpenedSet:
     """Reads every row of a data set, or the first few of a stream, and logs what training would otherwise hide.
 
-    Args:
-        dataset: rows in any known form.
-        split: its name in messages.
-        prompt_column, system_column, keeps_parts: as for `RowReader`.
-
-    Raises:
-        RowError: a missing column, the first row that cannot be read, or prompts that would be a guess.
+    The arguments are those of `RowReader`. Raises a RowError for a missing column, a row that cannot be read, or
+    prompts that would be a guess.
     """
     reader = reader_for(dataset, split, prompt_column, system_column, keeps_parts)
     counts = count_rows(dataset, reader)
@@ -146,11 +135,7 @@ def reader_for(
     system_column: str | None = None,
     keeps_parts: bool = False,
 ) -> RowReader:
-    """A reader for a data set that knows which columns hold messages written as text.
-
-    Raises:
-        RowError: a missing column, or messages written as text that cannot be read.
-    """
+    """A reader for a data set that knows which columns hold messages written as text."""
     features = getattr(dataset, "features", None)
     reader = RowReader.of(column_names(dataset), split, prompt_column, system_column, keeps_parts, features)
     return replace(reader, stored=frozenset(_stored(dataset, reader)))
@@ -170,14 +155,7 @@ def count_rows(
 ) -> RowCounts:
     """Reads every row, or the first few of a stream.
 
-    Args:
-        dataset: rows in any known form.
-        reader: for this set.
-        on_error: called with each row that cannot be read, which is then left out; without it, the first one raises.
-        on_row: called with every other row.
-
-    Raises:
-        RowError: the first row that cannot be read.
+    A row that cannot be read is an error, or is left out and given to `on_error`; `on_row` gets every other row.
     """
     used = set(reader.needed) - set(SHAREGPT)  # they may be something else, and then are no prompt
     suspects = [name for name in LIKE_A_PROMPT if name in reader.columns and name not in used]
@@ -212,10 +190,7 @@ def _stored(dataset: Dataset | IterableDataset, reader: RowReader) -> set[str]:
 
 
 def _holds_messages(dataset: Dataset | IterableDataset, name: str, reader: RowReader) -> bool:
-    """
-    Raises:
-        RowError: messages written as text that cannot be read.
-    """
+    """Raises a RowError for messages written as text that cannot be read."""
     broken = None
     for number, row in enumerate(_ahead(dataset, [name], reader.split)):
         text = row[name]
@@ -232,11 +207,7 @@ def _holds_messages(dataset: Dataset | IterableDataset, name: str, reader: RowRe
 
 
 def raw_rows(dataset: Dataset | IterableDataset, columns: list[str], split: str) -> Iterator[dict[str, Any]]:
-    """These columns of every row; of a loaded set many times faster than its own iterator.
-
-    Raises:
-        RowError: bytes that are not UTF-8.
-    """
+    """These columns of every row; of a loaded set many times faster than its own iterator."""
     if not isinstance(dataset, Dataset):
         yield from ({name: row.get(name) for name in columns} for row in dataset)
         return

@@ -86,13 +86,7 @@ def find_score_columns(
 ) -> ScoreColumns | None:
     """The score columns among `column_names`: the `given` ones, or the first known pair, or a known gap column.
 
-    Args:
-        column_names: of a data set.
-        given: what a user named.
-        strict: raise an error if a given column is missing, instead of taking the set for one without scores.
-
-    Raises:
-        ScoreError: `given` names a column that is not there, or more than two.
+    A given column that is missing is a ScoreError, or, if not `strict`, the set is one without scores.
     """
     names = list(column_names)
     if given is None:
@@ -116,11 +110,7 @@ def known_score_columns(column_names: Iterable[str]) -> list[ScoreColumns]:
 def require_score_columns(
     column_names: Iterable[str], given: Sequence[str] | None, needed_by: str, split: str
 ) -> ScoreColumns:
-    """`find_score_columns`, where a data set without scores is an error.
-
-    Raises:
-        ScoreError: no score column; the message lists the columns there are.
-    """
+    """`find_score_columns`, where a data set without scores is a ScoreError."""
     names = list(column_names)
     if columns := find_score_columns(names, given):
         return columns
@@ -177,11 +167,7 @@ def _values(dataset: Dataset, name: str) -> list[Any]:
 
 
 def check_numbers(dataset: Dataset, name: str, split: str, least: float | None = None) -> None:
-    """Checks a column that a term reads: numbers from `least` on, or truth values.
-
-    Raises:
-        ScoreError: a value that is None, NaN, infinite, not a number or too small, with its column and first row.
-    """
+    """Raises a ScoreError if a column that a term reads has other values than numbers from `least` on, or booleans."""
     refuse_bad_values(_values(dataset, name), lambda value: _number_problem(value, least), name, split, "value")
 
 
@@ -211,10 +197,7 @@ def _number_problem(value: Any, least: float | None) -> str | None:
 def refuse_bad_values(
     values: Sequence[Any], problem_of: Callable[[Any], str | None], column: str, split: str, what: str
 ) -> None:
-    """
-    Raises:
-        ScoreError: a value with a problem, with its column, its first row and the number of such rows.
-    """
+    """Raises a ScoreError if a value has a problem, with the column, the first row and the number of such rows."""
     if rows := [row for row, value in enumerate(values) if problem_of(value)]:
         value, others = values[rows[0]], f" ({len(rows)} such rows in all)" if len(rows) > 1 else ""
         where = f"column {column!r}, row {rows[0]} of the {split} data set"
@@ -222,21 +205,14 @@ def refuse_bad_values(
 
 
 def check_row(row: Mapping[str, Any], columns: ScoreColumns, where: str) -> None:
-    """The check of `check_scores` for one row of a stream, whose scores cannot be checked in advance.
-
-    Raises:
-        ScoreError: as `check_scores`.
-    """
+    """The check of `check_scores` for one row of a stream, whose scores cannot be checked in advance."""
     for name, value in zip(columns.names, columns.read(row), strict=False):
         if problem := problem_of(value):
             raise ScoreError(f"column {name!r}, {where}: the score {row.get(name)!r} {problem}")
 
 
 def refuse_class_labels(dataset: Any, columns: ScoreColumns, split: str) -> None:
-    """
-    Raises:
-        ScoreError: a column of class labels, whose values are indices of names.
-    """
+    """Raises a ScoreError for a column of class labels, whose values are indices of names."""
     for name in columns.names:
         feature = (getattr(dataset, "features", None) or {}).get(name)
         if isinstance(feature, ClassLabel):

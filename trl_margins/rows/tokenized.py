@@ -34,13 +34,7 @@ CPO_COLUMNS: TokenColumns = ("prompt_input_ids", "chosen_input_ids", "rejected_i
 def tokenized(
     opened: OpenedSet, tokenizer: PairTokenizer | CPOTokenizer, num_proc: int | None = None
 ) -> Dataset | IterableDataset:
-    """The set with its token columns, cached by `Dataset.map`.
-
-    Args:
-        opened: the set, and how to read it.
-        tokenizer: makes the token columns.
-        num_proc: processes; a fast tokenizer uses all cores in one process, too.
-    """
+    """The set with its token columns, cached by `Dataset.map`. A fast tokenizer uses all cores in one process, too."""
     if isinstance(opened.dataset, IterableDataset):
         listed = partial(_listed, tokenizer)
         return opened.dataset.map(listed, batched=True, batch_size=_STREAMED_AT_ONCE, with_indices=True)
@@ -157,10 +151,7 @@ def arrow_columns(dataset: Dataset, *columns: str) -> Iterator[list[pa.Array]]:
 def look_at_first_rows(opened: OpenedSet, processing_class: Any, cpo_max_length: int | None = None) -> None:
     """Logs what the chat template and the tokenizer do to the first rows that a user may not expect.
 
-    Args:
-        opened: a set; streams are not read ahead for this.
-        processing_class: a tokenizer, or a processor that has one.
-        cpo_max_length: if given, the rows are also compared with CPOTrainer's own tokens.
+    With `cpo_max_length`, they are also compared with CPOTrainer's own tokens. Streams are not read ahead for this.
     """
     if isinstance(opened.dataset, IterableDataset) or not PartialState().is_main_process:
         return

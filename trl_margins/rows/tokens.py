@@ -84,11 +84,7 @@ def each_or_error(work: Callable[[list[Item]], Iterable[Result]], items: list[It
 
 
 def without_errors(found: Iterable[Result | Exception], where: Callable[[int], str]) -> list[Result]:
-    """The results of `each_or_error`.
-
-    Raises:
-        RowError: the first error among them, with its row.
-    """
+    """The results of `each_or_error`; the first error among them is raised as a RowError with its row."""
     made: list[Result] = []
     for i, each in enumerate(found):
         if isinstance(each, Exception):
@@ -151,19 +147,12 @@ def _ended_ids(processing_class: Any, texts: list[str]) -> list[list[int]]:
 
 @dataclass(frozen=True)
 class PairTokenizer:
-    """A function for `Dataset.map`: a batch of raw rows, in columns, to the token columns of a trainer.
-
-    Args:
-        reader: reads the raw rows.
-        processing_class: a tokenizer, or a processor that has one.
-        columns: makes the token columns of one row.
-        version: part of the cache key, which does not include this module's code.
-    """
+    """A function for `Dataset.map`: a batch of raw rows, in columns, to the token columns of a trainer."""
 
     reader: RowReader
-    processing_class: Any
+    processing_class: Any  # a tokenizer, or a processor that has one
     columns: Callable[[RowTokens], dict[str, Any]]
-    version: str = VERSION
+    version: str = VERSION  # part of the cache key, which does not include this module's code
 
     def __call__(self, batch: Mapping[str, list[Any]], numbers: Sequence[int]) -> dict[str, list[Any]]:
         rows = read_batch(self.reader, batch, numbers)
@@ -213,14 +202,9 @@ def tokenizer_of(processing_class: Any) -> Any:
 
 
 def prepare_tokenizer(processing_class: Any, conversational: Iterable[str]) -> None:
-    """Uses the end token for padding where there is no padding token, as TRL does, but before its collator needs one.
+    """Uses the end token for padding if there is no padding token, as TRL does, but before its collator needs one.
 
-    Args:
-        processing_class: a tokenizer, or a processor that has one.
-        conversational: names of the data sets that hold messages, which need a chat template.
-
-    Raises:
-        ValueError: no end token, or messages without a chat template, with the fix.
+    Raises a ValueError if there is no end token, or no chat template for data sets with messages (`conversational`).
     """
     tokenizer = tokenizer_of(processing_class)
     if not isinstance(tokenizer, PreTrainedTokenizerBase):

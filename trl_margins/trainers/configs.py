@@ -22,6 +22,7 @@ from ..objective import Objective
 from ..pairs import FACTOR
 from ..registry import (
     OPTIONS,
+    RESERVED,
     built,
     find_link,
     get_method,
@@ -367,7 +368,9 @@ class MarginOptions:
         return [name for term in self._term_classes(kind) for name in self._options_of(term, kind)]
 
     def _options_of(self, term: type[Term], kind: str) -> list[str]:
-        """The fields of a term: those that begin with its prefix, and what else it reads."""
+        """The fields of a term: those of its arguments and, for the package's own, all with its prefix."""
+        if not term.__module__.startswith(__name__.partition(".")[0] + "."):
+            return [*(name for name in option_fields(term, kind).values() if name in OPTIONS), *term.further_options]
         registered = OPTIONS.keys() - option_fields(term, kind).values()  # by others
         others = {*registered, *_TRL_FIELDS}
         own = [item.name for item in fields(self) if item.name.startswith(term.option_prefix)]
@@ -566,6 +569,7 @@ _CONFIGS: dict[tuple[str | None, str], type[Any]] = {
     (None, "dpo"): MarginDPOConfig,
 }
 _EXTENDED: dict[tuple[type, tuple[str, ...]], type[Any]] = {}
+RESERVED.update(MarginCPOConfig.__dataclass_fields__, MarginDPOConfig.__dataclass_fields__)
 
 
 def config_class(method_id: str | None, base: str = "cpo") -> ConfigClass:
@@ -624,6 +628,7 @@ def origin_of(cls: type[Any]) -> Any:
 
 
 def _blank(origin: Any) -> Any:
+    load_plugins()  # in a process that only unpickles, their options are not known yet
     cls = config_class(*origin) if isinstance(origin, tuple) else with_options(origin)
     return object.__new__(cls)
 

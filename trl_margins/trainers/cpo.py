@@ -42,7 +42,8 @@ class MarginCPOTrainer(MarginMixin, CPOTrainer):
 
     Without a term it is `CPOTrainer`: same defaults, same losses, same logged names. What differs: tokens are those of
     the chat template (`tokenization="cpo"` gives CPOTrainer's), the logits are not built (`logits/*` are means over
-    completion tokens), and pairs whose prompt fills `max_length` are dropped, as DPOTrainer drops them.
+    completion tokens), and pairs whose prompt fills `max_length` are dropped, as DPOTrainer drops them. With
+    `share_prompt="never"` the loss and the logits are CPOTrainer's.
     """
 
     _config_class = MarginCPOConfig
@@ -117,39 +118,39 @@ class MarginCPOTrainer(MarginMixin, CPOTrainer):
         self, model: nn.Module, batch: Any, train_eval: Literal["train", "eval"] = "train"
     ) -> tuple[Tensor, dict[str, Any]]:
         """What CPOTrainer calls for each batch: its own method where it will do, `pair_loss` otherwise."""
-        if train_eval == "train" and not self._has_virtual_tokens and self.runs_trl(batch):
-            return super().get_batch_loss_metrics(model, batch, train_eval)
+        if train_eval == "train" and self.runs_trl:
+            loss, metrics = super().get_batch_loss_metrics(model, batch, train_eval)
+            self._finite.see_loss(loss)
+            return loss, metrics
         return self.pair_loss(model, batch, train_eval)
 
     @property
-    def _has_virtual_tokens(self) -> bool:
-        """Whether a prompt-learning adapter adds tokens to each row, which CPOTrainer does not take."""
-        return any(adapter.is_prompt_learning for adapter in getattr(self.model, "peft_config", {}).values())
+    def runs_trl(self) -> bool:
+        # a prompt-learning adapter adds tokens to each row, which CPOTrainer does not take
+        adapters = getattr(self.model, "peft_config", {}).values()
+        return super().runs_trl and not any(adapter.is_prompt_learning for adapter in adapters)
 
     def pair_logps(self, model: nn.Module, batch: Mapping[str, Any], fused: bool = True) -> PairLogps:
         if CACHED in batch:
             return batch[CACHED]
         return pair_logps(self.token_logps(model, batch, self._sharing(self, batch), fused))
 
-    def token_logps(self, model: nn.Module, batch: Mapping[str, Any], shared: bool, fused: bool = True) -> TokenLogps:
-        router = {"output_router_logits": True} if self.aux_loss_enabled else {}
-        if shared:
-            return self.shared_logps(model, batch, fused, **router)
-        inputs = self.concatenated_inputs(
+    def standard_logps(self, model: nn.Module, batch: Mapping[str, Any], fused: bool, **inputs: Any) -> TokenLogps:
+        rows = self.concatenated_inputs(
             dict(batch),
             is_encoder_decoder=self.is_encoder_decoder,
             padding_value=self.pad_token_id,
             device=self.accelerator.device,
         )
-        labels = inputs["concatenated_labels"]
+        labels = rows["concatenated_labels"]
         model_inputs = {
-            "input_ids": inputs["concatenated_input_ids"],
-            "attention_mask": inputs["concatenated_attention_mask"],
-            **router,
+            "input_ids": rows["concatenated_input_ids"],
+            "attention_mask": rows["concatenated_attention_mask"],
+            **inputs,
         }
         if self.is_encoder_decoder:
             model_inputs["decoder_input_ids"] = self._shift_right(labels)
-        if self._fused and fused:
+        if fused:
             return fused_token_logps(model, model_inputs, labels)
         return logits_token_logps(model, model_inputs, labels, shift=not self.is_encoder_decoder)
 

@@ -91,9 +91,11 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
     ) -> Tensor | tuple[Tensor, Any]:
         """What DPOTrainer calls for each batch: its own method where it will do, `pair_loss` otherwise."""
         mode = self._mode
-        if mode == "train" and self._fused and self.runs_trl(inputs):
+        if mode == "train" and self.runs_trl:
             plain = {key: value for key, value in inputs.items() if key not in _OURS}
-            return super()._compute_loss(model, plain, return_outputs)
+            found = super()._compute_loss(model, plain, return_outputs)
+            self._finite.see_loss(found[0] if return_outputs else found)
+            return found
         loss, metrics = self.pair_loss(model, inputs, mode)
         self.store_metrics(metrics, mode)
         if not return_outputs:
@@ -101,6 +103,10 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
         # `compute_metrics` gets whole logits, as from DPOTrainer: a second forward pass builds them
         with torch.no_grad():
             return loss, model(**_for_the_model(inputs), use_cache=False)
+
+    @property
+    def runs_trl(self) -> bool:
+        return super().runs_trl and self._fused  # TRL's method goes through its fused head
 
     def pair_logps(self, model: nn.Module, batch: Mapping[str, Any], fused: bool = True) -> PairLogps:
         if CACHED in batch:
@@ -112,12 +118,9 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
         ref_chosen, ref_rejected = self._reference_logps(batch)
         return replace(pairs, ref_chosen=ref_chosen, ref_rejected=ref_rejected)
 
-    def token_logps(self, model: nn.Module, batch: Mapping[str, Any], shared: bool, fused: bool = True) -> TokenLogps:
-        router = {"output_router_logits": True} if self.aux_loss_enabled else {}
-        if shared:
-            return self.shared_logps(model, batch, fused, **router)
-        inputs, labels = {**_for_the_model(batch), **router}, _standard_rows(batch)[2]
-        if self._fused and fused:
+    def standard_logps(self, model: nn.Module, batch: Mapping[str, Any], fused: bool, **inputs: Any) -> TokenLogps:
+        inputs, labels = {**_for_the_model(batch), **inputs}, _standard_rows(batch)[2]
+        if fused:
             return fused_token_logps(model, inputs, labels)
         return logits_token_logps(model, inputs, labels, statistics=True)
 

@@ -79,7 +79,16 @@ class FiniteSteps(TrainerCallback):
             finite = finite & value.isfinite()
         # a loss beside those of the pairs (mixture of experts, SFT) belongs to all of them
         finite = finite & (loss.detach().isfinite() | ~finite.all())
-        seen = _Seen(batch, _outputs(pairs), finite, terms)
+        self._note(_Seen(batch, _outputs(pairs), finite, terms))
+
+    def see_loss(self, loss: Tensor) -> None:
+        """Looks at the loss of a mini-batch that TRL's own method computed."""
+        finite = loss.detach().isfinite().reshape(1)
+        self._note(_Seen({}, torch.ones_like(finite), finite, {}))
+
+    def _note(self, seen: _Seen) -> None:
+        if self._seen is None:
+            return
         if self.trainer.is_deepspeed_enabled:  # the backward pass that follows takes the step
             self._check([seen], torch.tensor(True), self.trainer.model)
         else:
@@ -93,7 +102,7 @@ class FiniteSteps(TrainerCallback):
     def _check(self, seen: list[_Seen], gradient: Tensor, model: nn.Module) -> None:
         trainer, device = self.trainer, self.trainer.accelerator.device
         counts = torch.zeros(2, dtype=torch.long, device=device)
-        for each in seen:  # none where TRL's own method computes the loss
+        for each in seen:
             counts = counts + torch.stack([(~each.outputs).sum(), (~each.losses).sum()])
         total = torch.stack([*counts, (~gradient).long().to(device)])
         n_outputs, n_losses, n_gradients = trainer.accelerator.reduce(total, "sum").tolist()
@@ -104,7 +113,8 @@ class FiniteSteps(TrainerCallback):
         found = gather_object(self._named_pairs(seen, by_output=n_outputs > 0))
         broken = [name for each in seen for name, value in each.terms.items() if not value.isfinite().all()]
         terms = " and ".join(dict.fromkeys(gather_object(broken)))
-        message = f"step {step}: " + _message(found, "the model's output" if n_outputs else terms or "the loss")
+        what = "the model's output" if n_outputs else terms or "the loss"
+        message = f"step {step}: " + _message(found, what, is_loss=n_losses > 0)
         self._undo(step)
         self._in_a_row += 1
         if not self.skip or self._in_a_row >= _IN_A_ROW:
@@ -127,6 +137,7 @@ class FiniteSteps(TrainerCallback):
             self._name(each.batch, i)
             for each, pairs in zip(seen, finite, strict=True)
             for i in (~pairs).nonzero().flatten().tolist()
+            if each.batch
         ]
 
     @torch.no_grad()
@@ -189,7 +200,9 @@ def _outputs(pairs: PairLogps) -> Tensor:
     return pairs.chosen.detach().isfinite() & pairs.rejected.detach().isfinite()
 
 
-def _message(found: list[str], what: str) -> str:
+def _message(found: list[str], what: str, is_loss: bool) -> str:
+    if not found and is_loss:  # computed by TRL's own method
+        return f"{what} is NaN or infinite. share_prompt='auto' would name the pairs"
     if not found:
         return "the gradient is NaN or infinite, although the model's output and the loss are not"
     named, more = ", ".join(found[:_NAMED]), len(found) - _NAMED

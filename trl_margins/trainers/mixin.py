@@ -26,7 +26,7 @@ from ..forward.shared_rows import SharedRows, unpacked, width_step
 from ..forward.standard import TokenLogps
 from ..methods import Method, names_of
 from ..objective import Objective, ObjectiveOutput
-from ..pairs import CACHED, CARRIED, IS_FLIPPED, ROW, SCORES, SHARED, PairLogps
+from ..pairs import CARRIED, IS_FLIPPED, ROW, SCORES, SHARED, PairLogps
 from ..probes import window_probes
 from ..probes.scope import train_only
 from ..recording.metrics import MetricBuffer
@@ -110,8 +110,15 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
         self._finite = FiniteSteps(self, skip=self.options.nonfinite_steps == "skip")
         self.add_callback(self._finite)
         if self.options.log_pairs:
-            self._pair_log = PairLog(Path(self.args.output_dir, PAIRS_FILE))
-            self.add_callback(RunFolder(self._pair_log, self.accelerator, partial(run_settings, self)))
+            log = PairLog(Path(self.args.output_dir, PAIRS_FILE))
+            self.add_callback(RunFolder(log, self.accelerator, partial(run_settings, self)))
+            self._pair_log = None if self.runs_trl else log
+            if self.runs_trl:
+                logger.info(
+                    "share_prompt='never' without a term: TRL's own method computes the loss. It gives no values per "
+                    "pair, so there is no %s",
+                    PAIRS_FILE,
+                )
 
     @cached_property
     def _sharing(self) -> PromptSharing:
@@ -140,6 +147,9 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
         """
 
     @abstractmethod
+    def standard_logps(self, model: nn.Module, batch: Mapping[str, Any], fused: bool, **inputs: Any) -> TokenLogps:
+        """`token_logps` with each prompt computed once per completion."""
+
     def token_logps(self, model: nn.Module, batch: Mapping[str, Any], shared: bool, fused: bool = True) -> TokenLogps:
         """Log-probabilities of the completion tokens.
 
@@ -149,9 +159,9 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
             shared: compute each prompt once for both completions.
             fused: whether TRL's fused LM head may be used, where the trainer uses it.
         """
-
-    def shared_logps(self, model: nn.Module, batch: Mapping[str, Any], fused: bool, **inputs: Any) -> TokenLogps:
-        """`token_logps` with each prompt computed once."""
+        inputs = {"output_router_logits": True} if self.aux_loss_enabled else {}
+        if not shared:
+            return self.standard_logps(model, batch, fused and self._fused, **inputs)
         rows = unpacked(batch[SHARED])
         fused = fused and self._fuses(rows)
         return shared_token_logps(model, rows, fused, statistics=not self._plain_head_will_do, **inputs)
@@ -170,12 +180,13 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
 
     # One batch
 
-    def runs_trl(self, batch: Mapping[str, Any]) -> bool:
-        """Whether TRL's own method computes a training batch's loss: the objective is TRL's, no term is set,
-        nothing is measured before the step, and prompts are not shared.
+    @property
+    def runs_trl(self) -> bool:
+        """Whether TRL's own method computes the training loss, from the first step to the last: `share_prompt` is
+        'never', the objective is TRL's, no term is set, and nothing is measured before the step.
         """
-        measured = self.objective.terms or self._probes or CACHED in batch
-        return self.objective.is_trls and not (measured or self._sharing(self, batch))
+        ours = self.objective.terms or self._probes or not self.objective.is_trls
+        return self.options.share_prompt == "never" and not ours
 
     def pair_loss(
         self, model: nn.Module, batch: Mapping[str, Any], train_eval: str = "train"

@@ -15,7 +15,6 @@ from torch.distributed.fsdp import FSDPModule
 
 from ..forward.shared_rows import packed, shared_rows, width_step
 from ..pairs import CACHED, SHARED, PairLogps, one_pair
-from ..probes.sharpness import SharpnessAware
 from .base import MarginTrainer
 from .collator import StandardRows
 from .finite import FiniteSteps
@@ -61,11 +60,10 @@ class WindowMixin(MarginTrainer, ABC):
         return self.last_grad_norm
 
     def training_step(self, model: nn.Module, inputs: Mapping[str, Any], *args: Any, **kwargs: Any) -> Tensor:
-        """TRL's; under SAM, at the nearby policy with the higher loss."""
-        with ExitStack() as moved:
+        """TRL's, within what the probes do around it: SAM moves to the nearby policy with the higher loss."""
+        with ExitStack() as around:
             for probe in self._probes:
-                if isinstance(probe, SharpnessAware):
-                    moved.enter_context(probe.at_the_worse_policy())
+                around.enter_context(probe.around_update())
             return super().training_step(model, inputs, *args, **kwargs)
 
     def before_measuring(self, batch: Mapping[str, Any]) -> dict[str, Any]:

@@ -383,6 +383,11 @@ class MarginOptions:
     def _builds_on_target(self) -> bool:
         return any(term.takes_target() for term in self._term_classes("margin"))
 
+    @property
+    def _replaces_target(self) -> bool:
+        """Whether the margins are whole without the target margin."""
+        return not self._builds_on_target and any(term.holds_target for term in self._term_classes("margin"))
+
     def _resolve_target_margin(self) -> None:
         """Checks the target margin, for the bases' configs: this class alone has none."""
 
@@ -437,7 +442,7 @@ class MarginCPOConfig(MarginOptions, CPOConfig):
         has_target = self.loss_type in ("simpo", "alphapo") or (custom and link.takes_margin)
         given = (self.gamma_beta_ratio, self._default_gamma_beta_ratio, self.simpo_gamma)
         if has_target and all(value is None for value in given):
-            self.simpo_gamma = 0.0 if custom else SIMPO_GAMMA
+            self.simpo_gamma = 0.0 if custom or self._replaces_target else SIMPO_GAMMA
         if has_target or self._builds_on_target:
             _resolve_target_margin(self)
         elif self.gamma_beta_ratio is not None:
@@ -492,13 +497,9 @@ class MarginDPOConfig(MarginOptions, DPOConfig):
 
 def _resolve_target_margin(config: MarginCPOConfig | MarginDPOConfig) -> None:
     """Leaves both fields with the same margin, each in its unit."""
-    margins = config._term_classes("margin")
-    if (config.simpo_gamma or config.gamma_beta_ratio) and not config._builds_on_target:
-        for term in margins:
-            if term.holds_target:
-                logger.warning(
-                    "margin %r makes its own margins: gamma_beta_ratio and simpo_gamma are not used", term.name
-                )
+    if config._replaces_target and (config.simpo_gamma or config.gamma_beta_ratio):
+        named = ", ".join(map(repr, config.term_names("margin")))
+        logger.warning("margin %s makes its own margins: gamma_beta_ratio and simpo_gamma are not used", named)
     if config.gamma_beta_ratio is None and config.simpo_gamma is None:
         config.gamma_beta_ratio = config._default_gamma_beta_ratio
     if config.gamma_beta_ratio is None:

@@ -237,7 +237,10 @@ def _check_terms(kind: str, terms: Sequence[Term]) -> None:
 
 def _value(kind: str, term: Term, view: PairView) -> Tensor:
     """[B] what a term returns. Inputs are detached: a gradient can only come from the term's own tensors."""
-    value, expected = term(view), tuple(view.reward_gap.shape)
+    expected, before = tuple(view.reward_gap.shape), view.versions
+    value = term(view)
+    if view.versions != before:
+        raise ValueError(f"{kind} {term.name!r} changes what it is given in place: let it compute new tensors")
     if not isinstance(value, Tensor):
         raise TypeError(
             f"{kind} {term.name!r} returned a {type(value).__name__}, expected a tensor of shape {expected}"

@@ -375,3 +375,75 @@ class TestView:
         assert trainer.ref_model is not None
         trainer.train()
         assert simpo(margin=AnchorMargin(2.0)).needs_reference is False
+
+
+# What a term must not do
+
+
+class Halving(Term):
+    """Changes a column in place."""
+
+    name = "halving"
+    columns = ("share",)
+
+    def __call__(self, view):
+        return view["share"].div_(2)
+
+
+def test_inputs_are_not_changed_in_place():
+    objective = Objective(LengthNormalizedReward(), CPO_LINKS["simpo"], 1.0, weight=Halving())
+    with pytest.raises(ValueError, match="weight 'halving' changes what it is given in place"):
+        objective(random_pairs(0, 4), {"share": torch.ones(4)})
+
+
+class Observing(Term):
+    """Logs a value under any name."""
+
+    name = "observing"
+
+    def __init__(self, key: str, shape: tuple[int, ...] = (4,)) -> None:
+        self.key, self.shape = key, shape
+
+    def __call__(self, view):
+        return torch.ones_like(view.reward_gap)
+
+    def observed(self, view, value):
+        return {self.key: torch.zeros(self.shape)}
+
+
+@pytest.mark.parametrize("term", [Observing("rewards/chosen"), Observing("mine", (4, 1)), Observing("mine", ())])
+def test_observed_values_have_a_shape_and_a_name_of_their_own(term, tiny_model, tokenizer, tmp_path):
+    config = MarginCPOConfig(**quiet(output_dir=str(tmp_path), loss_type="simpo"))
+    common = {"train_dataset": preference_rows(4), "processing_class": tokenizer}
+    trainer = MarginCPOTrainer(load(tiny_model), config, weight_term=term, **common)
+    with pytest.raises(
+        ValueError, match=rf"'observing' observes '{term.key}', which must be a tensor of shape \(4,\)"
+    ):
+        trainer.train()
+
+
+@pytest.mark.parametrize("column", ["score_chosen", "score_rejected", "evaluation_factor", "row_number", "", ["w"]])
+def test_columns_with_another_meaning_are_refused(column, tmp_path):
+    with pytest.raises(ValueError, match="weight_column"):
+        MarginCPOConfig(**quiet(output_dir=str(tmp_path), weight="column", weight_column=column))
+    with pytest.raises(ValueError, match="margin_column"):
+        MarginCPOConfig(
+            **quiet(output_dir=str(tmp_path), margin="column", margin_column=column, margin_column_unit="reward")
+        )
+
+
+@pytest.mark.parametrize(("value", "problem"), [(-50.0, "is below 0"), (float("nan"), "is NaN"), (1e39, "float32")])
+def test_a_set_that_comes_later_is_checked(value, problem, tiny_model, tokenizer, tmp_path):
+    rows = preference_rows(4)
+    config = MarginCPOConfig(**quiet(output_dir=str(tmp_path), loss_type="simpo", weight="column", weight_column="w"))
+    trainer = MarginCPOTrainer(
+        load(tiny_model), config, train_dataset=rows.add_column("w", [1.0] * 4), processing_class=tokenizer
+    )
+    with pytest.raises(ScoreError, match=f"column 'w', row 2 of the .*{problem}"):
+        trainer.evaluate(rows.add_column("w", [1.0, 1.0, value, 1.0]))
+
+
+def test_the_sft_term_is_not_weighted(tiny_model, tokenizer, tmp_path, caplog):
+    config = MarginCPOConfig(**quiet(output_dir=str(tmp_path), weight="score-gap", cpo_alpha=0.5))
+    MarginCPOTrainer(load(tiny_model), config, train_dataset=preference_rows(4), processing_class=tokenizer)
+    assert "cpo_alpha=0.5: CPO's SFT term counts all pairs alike" in caplog.text

@@ -179,3 +179,21 @@ def test_an_evaluation_leaves_such_pairs_out(tiny_model, tokenizer, tmp_path, ca
 def test_unknown_choice(tmp_path):
     with pytest.raises(ValueError, match="unknown nonfinite_steps 'ignore'; known: stop, skip"):
         config_class("gappo")(**quiet(output_dir=str(tmp_path), nonfinite_steps="ignore"))
+
+
+@pytest.mark.parametrize("base", ["cpo", "dpo"])
+def test_trls_own_method_is_watched(base, tiny_model, tokenizer, tmp_path):
+    """`share_prompt='never'` without a term: the loss is TRL's, and a NaN still does not reach the weights."""
+    cls, config = trainer_class(None, base), config_class(None, base)
+    args = config(**quiet(output_dir=str(tmp_path), share_prompt="never", max_steps=2))
+    common = {"train_dataset": preference_rows(4), "processing_class": tokenizer}
+    trainer = cls(load(tiny_model), args=args, **common, **({"ref_model": load(tiny_model)} if base == "dpo" else {}))
+    assert trainer.runs_trl
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trainer.model.get_input_embeddings().register_forward_hook(lambda module, args, output: output * float("nan"))
+    with pytest.raises(
+        FloatingPointError, match=r"step 1: the loss is NaN or infinite\. share_prompt='auto' would name"
+    ):
+        trainer.train()
+    for name, value in trainer.model.state_dict().items():
+        assert torch.equal(value, before[name]), name

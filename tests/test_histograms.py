@@ -146,7 +146,7 @@ def test_nobody_to_give_them_to(tiny_model, tokenizer, tmp_path):
     with pytest.raises(ValueError, match=r"nothing that takes histograms: report_to is \[\].*'tensorboard', 'wandb'"):
         trainer.train()
     quiet_one = build("gappo", tiny_model, tokenizer, tmp_path, log_pairs=False)
-    with pytest.raises(ValueError, match="log_pairs is off"):
+    with pytest.raises(ValueError, match="which this run does not write: leave log_pairs on"):
         PairHistograms(quiet_one)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import pickle
 from collections.abc import Callable
 from typing import Any, Literal
@@ -151,7 +152,7 @@ class TestTerms:
         register_term(Focal, kind="weight")  # the module again
         with pytest.raises(TypeError, match="it is not a subclass of Term"):
             register_term(torch.nn.Linear, kind="weight")
-        with pytest.raises(TypeError, match="NoName cannot be registered as a weight: it has no name"):
+        with pytest.raises(TypeError, match="NoName cannot be registered as a weight: its name is None"):
             register_term(NoName, kind="weight")
         with pytest.raises(TypeError, match=r"argument 'schedule' of weight 'scheduled' is of type .*Callable"):
             register_term(Scheduled, kind="weight")
@@ -169,9 +170,46 @@ class TestTerms:
 
             def __init__(self, threshold: float = 1.0) -> None: ...
 
-        register_term(Score, kind="weight")
-        with pytest.raises(ValueError, match="option 'score_gap_threshold' of a registered term is another field"):
-            config_class(None, "cpo")
+        with pytest.raises(ValueError, match="weight 'score' has the config field 'score_gap_threshold'"):
+            register_term(Score, kind="weight")
+        assert config_class(None, "cpo") is MarginCPOConfig
+
+    @pytest.mark.parametrize("name", ["my term", "s/l", "a.b", "", "1st"])
+    def test_a_name_is_one_word(self, name):
+        with pytest.raises(TypeError, match="Use letters, digits, - and _"):
+            register_term(type("Named", (Focal,), {"name": name}), kind="weight")
+
+    def test_the_same_code_again(self):
+        """As a notebook runs it: the second class takes the place of the first."""
+
+        def cell(default: float) -> type[Term]:
+            class Again(Focal):
+                name = "again"
+
+                def __init__(self, rate: float = default) -> None:
+                    self.rate = rate
+
+            return register_term(Again, kind="weight")
+
+        cell(1.0)
+        second = cell(2.0)
+        assert registry.term_class("weight", "again") is second
+        assert registry.OPTIONS["again_rate"][1].default == 2.0
+
+    def test_a_dataclass_with_a_factory_and_choices(self, tmp_path):
+        @dataclasses.dataclass
+        class Layered(Focal):
+            layers: list[int] = dataclasses.field(default_factory=lambda: [1, 2])
+            mode: Literal["near", "far"] = "near"
+            name = "layered"
+
+        register_term(Layered, kind="weight")
+        config = config_class(None, "cpo")(**quiet(output_dir=str(tmp_path), weight="layered"))
+        assert config.layered_layers == [1, 2]
+        assert config.terms("weight")[0].layers == [1, 2]
+        json.loads(config.to_json_string())
+        with pytest.raises(ValueError, match="unknown layered_mode 'fra'; known: near, far"):
+            config_class(None, "cpo")(**quiet(output_dir=str(tmp_path), weight="layered", layered_mode="fra"))
 
     def test_it_trains_and_is_logged(self, tiny_model, tokenizer, tmp_path):
         register_term(Focal, kind="weight")

@@ -247,7 +247,10 @@ def _check_terms(kind: str, terms: Sequence[Term]) -> None:
 
 def _value(kind: str, term: Term, view: PairView) -> Tensor:
     """[B] what a term returns. Inputs are detached: a gradient can only come from the term's own tensors."""
+    before = view.versions
     value = _checked(f"{kind} {term.name!r}", term(view), view.reward_gap)
+    if view.versions != before:
+        raise ValueError(f"{kind} {term.name!r} changes what it is given in place: let it compute new tensors")
     if value.requires_grad:
         raise ValueError(f"{kind} {term.name!r} returned a tensor that requires grad; detach it")
     return value

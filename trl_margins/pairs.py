@@ -118,6 +118,12 @@ class PairView:
         return self.columns[column]
 
     @property
+    def versions(self) -> list[int]:
+        """How often each tensor was changed in place, which costs no look at its values."""
+        own = (value for value in vars(self).values() if isinstance(value, Tensor))
+        return [tensor._version for tensor in (*own, *self.columns.values())]
+
+    @property
     def chosen_mean_logps(self) -> Tensor:
         """[B] log π(y_w) / |y_w|, in nats per token."""
         return mean_logps(self.chosen_logps, self.chosen_length)

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import inspect
 import logging
+import re
 from collections.abc import Mapping
-from dataclasses import Field, field
+from dataclasses import MISSING, Field, field
 from functools import cache, partial
 from importlib.metadata import entry_points
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -36,7 +37,7 @@ _OF_EVERY_MARGIN = {"beta": "beta", "gamma": "simpo_gamma", "gamma0": "simpo_gam
 
 OPTIONS: dict[str, tuple[Any, Field[Any]]] = {}  # config field of a registered class → type, field
 RESERVED: set[str] = set()  # the configs' own fields, which they add when they are imported
-_failed: dict[str, Exception] = {}  # entry point → what its import raised
+_failed: dict[str, BaseException] = {}  # entry point → what its import raised
 
 T = TypeVar("T")
 P = TypeVar("P", bound="Term | Reward")
@@ -105,10 +106,19 @@ def register_method(method: Method) -> Method:
 def _register_class(cls: type[P], parent: type, kind: str, table: dict[str, type[P]]) -> type[P]:
     if not (inspect.isclass(cls) and issubclass(cls, parent)):
         raise TypeError(f"{cls!r} cannot be registered as a {kind}: it is not a subclass of {parent.__name__}")
-    if not isinstance(getattr(cls, "name", None), str) or not cls.name:
-        raise TypeError(f"{cls.__name__} cannot be registered as a {kind}: it has no name")
-    if table.get(cls.name) is cls:
+    if not isinstance(name := getattr(cls, "name", None), str) or not re.fullmatch(r"[A-Za-z][\w-]*", name):
+        raise TypeError(
+            f"{cls.__name__} cannot be registered as a {kind}: its name is {name!r}. Use letters, digits, - and _"
+        )
+    if name == "none":
+        raise ValueError(f"{cls.__name__} cannot be registered as {name!r}, which stands for no {kind}")
+    known = table.get(name)
+    if known is cls:
         return cls
+    if known is not None and (known.__module__, known.__qualname__) == (cls.__module__, cls.__qualname__):
+        for option in option_fields(known, kind).values():  # the same code, run again in a notebook
+            OPTIONS.pop(option, None)
+        del table[name]
     options = _options(cls, kind)
     for name in options:
         if name in OPTIONS or name in RESERVED:
@@ -143,35 +153,45 @@ def built(cls: type[P], kind: str, config: Any) -> P:
         ValueError: an argument without default that the config leaves out.
     """
     given = {arg: getattr(config, name) for arg, name in option_fields(cls, kind).items() if hasattr(config, name)}
-    for argument, parameter in inspect.signature(cls).parameters.items():
-        if parameter.default is parameter.empty and given.get(argument) is None:
+    for argument in inspect.signature(cls).parameters:
+        if _default(cls, argument) is inspect.Parameter.empty and given.get(argument) is None:
             raise ValueError(f"{kind} {cls.name!r} needs {option_fields(cls, kind)[argument]}, which is not set")
     return cls(**given)
 
 
 def _options(cls: type[Any], kind: str) -> dict[str, tuple[Any, Field[Any]]]:
     """The config fields of a class's own arguments: name → type, field."""
-    hints, parameters = get_type_hints(cls.__init__), inspect.signature(cls).parameters
+    hints = get_type_hints(cls.__init__)
     found: dict[str, tuple[Any, Field[Any]]] = {}
     for argument, name in option_fields(cls, kind).items():
         if kind == "margin" and argument in _OF_EVERY_MARGIN:
             continue
-        default = parameters[argument].default
+        default = _default(cls, argument)
         declared = hints.get(argument, type(default))
         if not _can_be_written(declared):
             raise TypeError(
                 f"argument {argument!r} of {kind} {cls.name!r} is of type {declared}, which neither a flag nor YAML "
                 "can give: use bool, int, float, str, a Literal or a list of these"
             )
-        if default is parameters[argument].empty:
+        if default is inspect.Parameter.empty:
             default, declared = None, declared | None
-        told = {"help": _help(cls, argument, kind)}
+        told: dict[str, Any] = {"help": _help(cls, argument, kind)}
+        if get_origin(declared) is Literal:
+            told["choices"] = list(get_args(declared))
         if isinstance(default, list):
             factory: Any = partial(list, default)
             found[name] = declared, field(default_factory=factory, metadata=told)
         else:
             found[name] = declared, field(default=default, metadata=told)
     return found
+
+
+def _default(cls: type[Any], argument: str) -> Any:
+    """The default of an argument of `__init__`, `Parameter.empty` without one."""
+    declared = getattr(cls, "__dataclass_fields__", {}).get(argument)
+    if declared is not None and declared.default_factory is not MISSING:
+        return declared.default_factory()
+    return inspect.signature(cls).parameters[argument].default
 
 
 def _can_be_written(declared: Any) -> bool:
@@ -202,7 +222,7 @@ def load_plugins() -> None:
     for point in entry_points(group=GROUP):
         try:
             point.load()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             _failed[point.value] = error
             logger.warning("the plugin %r (%s) cannot be loaded: %s", point.name, point.value, error)
 

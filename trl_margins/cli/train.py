@@ -18,6 +18,7 @@ from ..data.loading import load_splits, pick_split
 from ..data.media import IMAGES
 from ..data.noise import flip_labels, parse_noise
 from ..methods import METHODS
+from ..registry import RESERVED
 from .config_file import Settings, read_yaml
 from .migration import OLD_KEYS, migrate
 from .mixture import mixture_splits, mixture_test_split
@@ -59,6 +60,11 @@ class TrainArguments(ScriptArguments):
     noise_seed: int = option("Which pairs `noise` flips.", 0)
     recipe: str | None = option("A recipe of the package, as `--config`.", None)
     dry_run: bool = option("Print the resulting settings without loading model or data.", False)
+
+
+# before plug-ins are loaded: one with an option of these names is left out, with a warning
+for _arguments in (TrainArguments, ModelConfig, DatasetMixtureConfig):
+    RESERVED.update(_arguments.__dataclass_fields__)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -28,6 +28,7 @@ PAIRED_COLUMNS: tuple[tuple[str, str], ...] = (
 GAP_COLUMNS: tuple[str, ...] = ("margin", "score_gap", "score_margin")  # the gap itself, as reward trainers take it
 
 # Beyond any annotator's scale. Squared as a weight, and again in the gradient's norm, it still fits a float32
+LARGEST_FLOAT = float(np.finfo(np.float32).max)
 LARGEST_SCORE = 1e6
 
 _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
@@ -189,6 +190,8 @@ def _number_problem(value: Any, least: float | None) -> str | None:
         return None
     if problem := _not_finite(value):
         return problem
+    if abs(as_number(value)) > LARGEST_FLOAT:
+        return "is not a float32 number: scale the column"
     if least is not None and as_number(value) < least:
         return f"is below {least:g}: change it with dataset.map, or drop the row"
     return None

@@ -53,7 +53,7 @@ class Term(ABC):
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps: tensors, numbers, strings, None, and lists and dicts of these."""
+        """What a checkpoint keeps: tensors; and numbers, strings, None, lists and dicts of these."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 - optional

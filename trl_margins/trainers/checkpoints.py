@@ -30,7 +30,7 @@ def save_states(states: Mapping[str, Mapping[str, Any]], file: Path) -> None:
     """Saves the terms' states without pickle: tensors as safetensors, everything else as JSON in its metadata.
 
     Args:
-        states: term → name → tensor, number, string, None, or lists and dicts of these.
+        states: term → name → tensor, or number, string, None, and lists and dicts of these.
         file: where to.
 
     Raises:
@@ -42,14 +42,14 @@ def save_states(states: Mapping[str, Mapping[str, Any]], file: Path) -> None:
         plain[term] = {}
         for name, value in state.items():
             if isinstance(value, Tensor):
-                tensors[f"{term}/{name}"] = value.detach().contiguous()
+                tensors[f"{term}/{name}"] = value.detach().clone(memory_format=torch.contiguous_format)
                 continue
             try:
                 json.dumps(value)
             except (TypeError, ValueError) as error:
                 raise TypeError(
                     f"the state {name!r} of term {term!r} is a {type(value).__name__}: a checkpoint holds tensors, "
-                    "numbers, strings, None, and lists and dicts of them"
+                    "and numbers, strings, None, lists and dicts of these"
                 ) from error
             plain[term][name] = value
     save_file(tensors, file, metadata={_PLAIN: json.dumps(plain)})

@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Iterable, Sequence
 from copy import copy
-from dataclasses import dataclass, field, fields, make_dataclass
+from dataclasses import MISSING, Field, dataclass, field, fields, make_dataclass
 from functools import partial
 from types import new_class
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -316,7 +316,10 @@ class MarginOptions:
             kind, metadata = declared[name]
             cls.__annotations__[name] = kind
             # of a list, transformers' parser knows no default but a factory's
-            made = {"default_factory": partial(copy, value)} if name in _KINDS and value else {"default": value}
+            if name == "loss_type" and cls._base == "dpo" and isinstance(value, str):
+                value = [value]
+            is_list = isinstance(value, list) or (name in _KINDS and value)
+            made = {"default_factory": partial(copy, value)} if is_list else {"default": value}
             setattr(cls, name, field(**made, metadata=metadata))
         _CONFIGS[method, cls._base] = cls
 
@@ -329,7 +332,7 @@ class MarginOptions:
         for name in ("train_only", "score_columns", "anchor_scope"):
             if isinstance(value := getattr(self, name), str):
                 setattr(self, name, [value])
-        check_options(self, MarginOptions.__dataclass_fields__)
+        check_options(self, {*MarginOptions.__dataclass_fields__, *OPTIONS})
         for kind in _KINDS:
             _check_terms(self, kind)
         _warn_of_unread(self)
@@ -555,11 +558,15 @@ def _warn_of_unread(config: MarginOptions) -> None:
             unread = [
                 option
                 for option in config._options_of(term, kind)
-                if option not in (*read, *_READ_ELSEWHERE) and getattr(config, option) != declared[option].default
+                if option not in (*read, *_READ_ELSEWHERE) and getattr(config, option) != _default(declared[option])
             ]
             if unread:
                 here = getattr(config, kind) or "none"
                 logger.warning("no effect of %s: for %s=%r, and this is %r", ", ".join(unread), kind, name, here)
+
+
+def _default(item: Field[Any]) -> Any:
+    return item.default if item.default_factory is MISSING else item.default_factory()
 
 
 # Config classes by method and base, and with the options of registered terms

@@ -52,6 +52,11 @@ class MarginCPOTrainer(MarginMixin, CPOTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if self.objective.weights and self.cpo_alpha:
+            logger.warning(
+                "cpo_alpha=%g: CPO's SFT term counts all pairs alike, whatever their weight; cpo_alpha=0 drops it",
+                self.cpo_alpha,
+            )
         self._tokenize()
         self._fused = self._can_fuse()
         if self._fused:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import inspect
 import logging
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import IterableDataset
+from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
@@ -33,7 +33,7 @@ from ..recording.metrics import MetricBuffer
 from ..recording.pair_log import PAIRS_FILE, PairLog, RunFolder, flip_metrics
 from ..rows import OpenedSet
 from ..rows.opened import column_names
-from ..rows.scores import ScoreColumns, find_score_columns
+from ..rows.scores import ScoreColumns, check_numbers, find_score_columns
 from ..rows.tokenized import TokenColumns, finish_tokenized
 from ..terms import Term
 from .card import CardMixin
@@ -201,16 +201,17 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
         if not training:
             pairs = without_neighbours(self, batch, pairs)
         loss, output = self._loss(pairs, batch, training)
-        observed = self._observed(output) if training else {}
+        metrics = self._batch_metrics(pairs, output, batch, train_eval)
+        observed: dict[str, Tensor] = {}
         if training:
             self._finite.see(batch, pairs, output, loss)
+            observed = self._observed(output, metrics)
             if output.gradient_scale is not None and self._pair_log is not None:
                 self._pair_log.add(self.state.global_step + 1, self._pair_values(output, observed))
         else:
             self._remember(output, loss, self.same_completions(batch))
         prefix = "" if training else "eval_"
-        metrics = self._batch_metrics(pairs, output, batch, train_eval) | observed
-        return loss, {f"{prefix}{name}": value for name, value in metrics.items()}
+        return loss, {f"{prefix}{name}": value for name, value in (metrics | observed).items()}
 
     def _loss(self, pairs: PairLogps, batch: Mapping[str, Any], training: bool) -> tuple[Tensor, ObjectiveOutput]:
         gather, first = gather_over_ranks(self.accelerator, pairs.chosen.numel())
@@ -241,12 +242,22 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
                 metrics |= {f"{name}/{term}": value for term, value in by_term.items()}
         return metrics
 
-    def _observed(self, output: ObjectiveOutput) -> dict[str, Tensor]:
-        """[B] values that the terms computed on their way."""
+    def _observed(self, output: ObjectiveOutput, taken: Collection[str]) -> dict[str, Tensor]:
+        """[B] values that the terms computed on their way.
+
+        Raises:
+            ValueError: a value of another shape, or under a name that is taken.
+        """
         found: dict[str, Tensor] = {}
         for terms, values in ((self.objective.weights, output.weights), (self.objective.margins, output.margins)):
             for term in terms:
-                found |= term.observed(output.view, values[term.name])
+                for name, value in term.observed(output.view, values[term.name]).items():
+                    if getattr(value, "shape", None) != output.chosen_reward.shape or name in (*found, *taken):
+                        raise ValueError(
+                            f"term {term.name!r} observes {name!r}, which must be a tensor of shape "
+                            f"{tuple(output.chosen_reward.shape)} under a name that nothing else has"
+                        )
+                    found[name] = value
         return found
 
     def _pair_values(self, output: ObjectiveOutput, observed: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -362,6 +373,10 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
         later = opened_set(
             dataset, eval_split(name), self.args, self.options, self.processing_class, self._takes_images
         )
+        for _, term in self.objective.named_terms:
+            for column in term.columns:
+                if isinstance(dataset, Dataset) and column in dataset.column_names and column not in SCORES:
+                    check_numbers(dataset, column, later.reader.split, term.column_minimum)
         if scores := self._score_columns(later.dataset):
             self._own_columns.update(scores.names)
         return later, False

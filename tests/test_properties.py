@@ -44,7 +44,7 @@ TERMS = {
     "anchor": lambda: AnchorMargin(2.5, 0.25),
     "gradient norm": lambda: GradientNormMargin(2.5, 0.25),
     "column": lambda: ColumnWeight("relative_gradient_norm"),
-    "column of margins": lambda: ColumnMargin("score_chosen", "gamma_beta_ratio", 2.5),
+    "column of margins": lambda: ColumnMargin("anchor_gap", "gamma_beta_ratio", 2.5),
 }
 WEIGHTS = (ScoreGapWeight, ColumnWeight)
 numbers = st.floats(-1e4, 1e4, width=32)

@@ -17,6 +17,7 @@ from trl_margins import (
     ColumnMargin,
     ColumnWeight,
     GammaPOTrainer,
+    Link,
     MarginCPOConfig,
     MarginCPOTrainer,
     MarginDPOConfig,
@@ -264,6 +265,19 @@ class TestValues:
         ):
             simpo(weight=lambda view: view.reward_gap)
 
+    def test_a_wrong_reward_or_link_is_named(self):
+        class Half(LengthNormalizedReward):
+            name = "half"
+
+            def __call__(self, pairs):
+                return pairs.chosen[:2], pairs.rejected[:2]
+
+        mean = Link("mean", lambda x: x.reward_gap.mean())
+        with pytest.raises(ValueError, match=r"reward 'half' returned shape \(2,\), expected \(4,\)"):
+            Objective(Half(), CPO_LINKS["simpo"], 2.0)(random_pairs(0, n=4))
+        with pytest.raises(ValueError, match=r"loss_type 'mean' returned shape \(\), expected \(4,\)"):
+            Objective(LengthNormalizedReward(), mean, 2.0)(random_pairs(0, n=4))
+
     @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
     def test_one_that_is_not_finite_names_the_term_and_the_row(self, value, tiny_model, tokenizer, tmp_path):
         """A margin of −∞ has a finite loss, 0."""
@@ -402,9 +416,7 @@ def test_observed_values_have_a_shape_and_a_name_of_their_own(term, tiny_model, 
     config = MarginCPOConfig(**quiet(output_dir=str(tmp_path), loss_type="simpo"))
     common = {"train_dataset": preference_rows(4), "processing_class": tokenizer}
     trainer = MarginCPOTrainer(load(tiny_model), config, weight_term=term, **common)
-    with pytest.raises(
-        ValueError, match=rf"'observing' observes '{term.key}', which must be a tensor of shape \(4,\)"
-    ):
+    with pytest.raises(ValueError, match=rf"term 'observing' observes '{term.key}', which must be a tensor"):
         trainer.train()
 
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from operator import add, mul
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .checks import Number
 from .links import LINKS, Link, LossInputs
-from .pairs import PairLogps, PairView
+from .pairs import PairLogps, PairView, this_rank
 from .rewards import Reward
 from .terms import Term
 
@@ -166,21 +165,31 @@ class Objective:
         if self.label_smoothing and not any(link.reads_smoothing for link in self.links):
             logger.warning("label_smoothing=%g has no effect with loss_type %s", self.label_smoothing, names)
 
-    def __call__(self, pairs: PairLogps, columns: Mapping[str, Tensor] | None = None, **view: Any) -> ObjectiveOutput:
+    def __call__(
+        self,
+        pairs: PairLogps,
+        columns: Mapping[str, Tensor] | None = None,
+        gather: Callable[[Tensor], Tensor] = this_rank,
+        first: int = 0,
+        training: bool = False,
+    ) -> ObjectiveOutput:
         """The losses of B pairs.
 
         Args:
             pairs: their log-probabilities.
             columns: the batch's columns, name → [B].
-            **view: `gather`, `first` and `training` of `PairView`.
+            gather, first, training: as in `PairView`.
 
         Raises:
-            ValueError: a term whose value has another shape than [B], or a gradient.
+            TypeError, ValueError: a reward, term or link that does not return tensors of shape [B], or a term's value
+                that requires grad.
         """
-        chosen, rejected = self.reward(pairs)
-        seen = PairView.of(pairs, (chosen, rejected), self.beta, columns, **view)
-        weights = {term.name: _value("weight", term, seen) for term in self.weights}
-        margins = {term.name: _value("margin", term, seen) for term in self.margins}
+        chosen, rejected = (
+            _checked(f"reward {self.reward.name!r}", each, pairs.chosen) for each in self.reward(pairs)
+        )
+        view = PairView.of(pairs, (chosen, rejected), self.beta, columns, gather, first, training)
+        weights = {term.name: _value("weight", term, view) for term in self.weights}
+        margins = {term.name: _value("margin", term, view) for term in self.margins}
         weight = reduce(mul, weights.values()) if weights else None
         margin = reduce(add, margins.values()) + self.shared_margin if margins else None
         inputs = LossInputs(
@@ -192,14 +201,15 @@ class Objective:
             label_smoothing=self.label_smoothing,
             discopop_tau=self.discopop_tau,
         )
-        losses = reduce(add, (share * link(inputs) for link, share in self.links.items()))
+        of_link = {link: _checked(f"loss_type {link.name!r}", link(inputs), chosen) for link in self.links}
+        losses = reduce(add, (share * of_link[link] for link, share in self.links.items()))
         if pairs.policy_weight is not None:
             losses = pairs.policy_weight * losses
-        scale = self._gradient_scale(losses, chosen, rejected) if seen.training and losses.requires_grad else None
+        scale = self._gradient_scale(losses, chosen, rejected) if training and losses.requires_grad else None
         if weight is not None:
             losses = weight * losses
         rewards = self.beta * chosen.detach(), self.beta * rejected.detach()
-        return ObjectiveOutput(losses, *rewards, seen, weights, margins, weight, margin, scale)
+        return ObjectiveOutput(losses, *rewards, view, weights, margins, weight, margin, scale)
 
     def _gradient_scale(self, losses: Tensor, chosen: Tensor, rejected: Tensor) -> Tensor:
         """[B] −∂loss/∂(r_w − r_l); of a loss that is not a function of the gap, the mean over both sides."""
@@ -237,16 +247,19 @@ def _check_terms(kind: str, terms: Sequence[Term]) -> None:
 
 def _value(kind: str, term: Term, view: PairView) -> Tensor:
     """[B] what a term returns. Inputs are detached: a gradient can only come from the term's own tensors."""
-    expected, before = tuple(view.reward_gap.shape), view.versions
-    value = term(view)
+    before = view.versions
+    value = _checked(f"{kind} {term.name!r}", term(view), view.reward_gap)
     if view.versions != before:
         raise ValueError(f"{kind} {term.name!r} changes what it is given in place: let it compute new tensors")
-    if not isinstance(value, Tensor):
-        raise TypeError(
-            f"{kind} {term.name!r} returned a {type(value).__name__}, expected a tensor of shape {expected}"
-        )
-    if tuple(value.shape) != expected:
-        raise ValueError(f"{kind} {term.name!r} returned shape {tuple(value.shape)}, expected {expected}")
     if value.requires_grad:
         raise ValueError(f"{kind} {term.name!r} returned a tensor that requires grad; detach it")
+    return value
+
+
+def _checked(what: str, value: Tensor, like: Tensor) -> Tensor:
+    expected = tuple(like.shape)
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{what} returned a {type(value).__name__}, expected a tensor of shape {expected}")
+    if tuple(value.shape) != expected:
+        raise ValueError(f"{what} returned shape {tuple(value.shape)}, expected {expected}")
     return value

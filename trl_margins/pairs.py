@@ -48,7 +48,8 @@ def upcast(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-def _this_rank(values: Tensor) -> Tensor:
+def this_rank(values: Tensor) -> Tensor:
+    """The values over all ranks, where there is only one."""
     return values
 
 
@@ -66,7 +67,7 @@ class PairView:
     ref_chosen_logps: Tensor | None = None  # [B] log π_ref(y_w); None without a reference model
     ref_rejected_logps: Tensor | None = None  # [B] log π_ref(y_l)
     columns: Mapping[str, Tensor] = field(default_factory=dict)  # the batch's: name → [B], float32
-    gather: Callable[[Tensor], Tensor] = _this_rank  # [B] → those of all ranks, rank by rank
+    gather: Callable[[Tensor], Tensor] = this_rank  # [B] → the values over all ranks, rank by rank
     first: int = 0  # where this rank's pairs begin among the gathered
     training: bool = False  # terms that remember learn from training batches only
 
@@ -77,7 +78,7 @@ class PairView:
         scores: tuple[Tensor, Tensor],
         beta: float,
         columns: Mapping[str, Tensor] | None = None,
-        gather: Callable[[Tensor], Tensor] = _this_rank,
+        gather: Callable[[Tensor], Tensor] = this_rank,
         first: int = 0,
         training: bool = False,
     ) -> PairView:

@@ -36,7 +36,7 @@ def score_gap_weight(
 
     Args:
         score_chosen: [B] annotation scores of the chosen completions, any scale.
-        score_rejected: [B] those of the rejected answers.
+        score_rejected: [B] those of the rejected completions.
         transform: a row of the table.
         threshold: pairs with δ below it have weight 0; `hard` needs one.
         normalize: divide by the batch's mean weight, so that a batch of clear pairs takes no larger step (Table 2).

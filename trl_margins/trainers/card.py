@@ -237,8 +237,9 @@ def settings(trainer: Any) -> list[tuple[str, Any]]:
     if uses_target or (not objective.margins and getattr(config, "gamma_beta_ratio", None) is not None):
         rows.append(("simpo_gamma", f"{objective.gamma:g} (in reward units, β inside)"))
         rows.append(("gamma_beta_ratio", f"{objective.gamma / objective.beta:g} (the same, divided by β)"))
-    of_reward = [name for name in option_fields(type(objective.reward), "reward").values() if name in OPTIONS]
-    rows += [(name, getattr(config, name)) for name in of_reward if "objective" not in trainer.from_python]
+    if "objective" not in trainer.from_python:
+        fields = option_fields(type(objective.reward), "reward").values()
+        rows += [(name, getattr(config, name)) for name in fields if name in OPTIONS]
     rows += [row for kind in ("weight", "margin") for row in _term_settings(trainer, kind)]
     if trainer.options.sam_radius:
         rows += [("sam_radius", trainer.options.sam_radius), ("anchor_scope", trainer.options.anchor_scope)]

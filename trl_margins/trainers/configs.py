@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import MISSING, Field, dataclass, field, fields, make_dataclass
 from functools import partial
@@ -31,7 +31,7 @@ from ..registry import (
     reward_class,
     term_class,
 )
-from ..rewards import Reward
+from ..rewards import REWARDS, Reward
 from ..terms import Term
 from ..terms.evaluation_factor import FLOOR
 
@@ -281,10 +281,11 @@ class MarginOptions:
     if not TYPE_CHECKING:
 
         def __new__(cls, *args, **kwargs):
-            """An instance with the options of registered terms among its fields."""
-            asked = [(kind, name) for kind in _KINDS for name in names_of(kwargs.get(kind))]
-            known = {"weight": WEIGHTS, "margin": MARGINS}
-            if kwargs.keys() - cls.__dataclass_fields__.keys() or any(name not in known[kind] for kind, name in asked):
+            """An instance with the options of registered terms and rewards among its fields."""
+            known = {"weight": {*WEIGHTS, "none"}, "margin": {*MARGINS, "none"}, "reward": REWARDS}
+            named = {kind: kwargs[kind] for kind in known if isinstance(kwargs.get(kind), str | list)}
+            new = [name for kind, value in named.items() for name in names_of(value) if name not in known[kind]]
+            if new or kwargs.keys() - cls.__dataclass_fields__.keys():
                 load_plugins()
             return super().__new__(with_options(cls))
 
@@ -385,6 +386,11 @@ class MarginOptions:
     def _builds_on_target(self) -> bool:
         return any(term.takes_target() for term in self._term_classes("margin"))
 
+    @property
+    def _replaces_target(self) -> bool:
+        """Whether the margins are whole without the target margin."""
+        return not self._builds_on_target and any(term.holds_target for term in self._term_classes("margin"))
+
     def _resolve_target_margin(self) -> None:
         """Checks the target margin, for the bases' configs: this class alone has none."""
 
@@ -434,12 +440,12 @@ class MarginCPOConfig(MarginOptions, CPOConfig):
 
     def _resolve_target_margin(self) -> None:
         link, custom = find_link("cpo", self.loss_type), self.loss_type not in _TRL_LINKS["cpo"]
-        if self.reward is not None:
-            reward_class(self.reward)
+        rewards = [] if self.reward is None else [reward_class(self.reward)]
+        refuse_reference([*rewards, *self._term_classes("weight"), *self._term_classes("margin")])
         has_target = self.loss_type in ("simpo", "alphapo") or (custom and link.takes_margin)
         given = (self.gamma_beta_ratio, self._default_gamma_beta_ratio, self.simpo_gamma)
         if has_target and all(value is None for value in given):
-            self.simpo_gamma = 0.0 if custom else SIMPO_GAMMA
+            self.simpo_gamma = 0.0 if custom or self._replaces_target else SIMPO_GAMMA
         if has_target or self._builds_on_target:
             _resolve_target_margin(self)
         elif self.gamma_beta_ratio is not None:
@@ -494,13 +500,9 @@ class MarginDPOConfig(MarginOptions, DPOConfig):
 
 def _resolve_target_margin(config: MarginCPOConfig | MarginDPOConfig) -> None:
     """Leaves both fields with the same margin, each in its unit."""
-    margins = config._term_classes("margin")
-    if (config.simpo_gamma or config.gamma_beta_ratio) and not config._builds_on_target:
-        for term in margins:
-            if term.holds_target:
-                logger.warning(
-                    "margin %r makes its own margins: gamma_beta_ratio and simpo_gamma are not used", term.name
-                )
+    if config._replaces_target and (config.simpo_gamma or config.gamma_beta_ratio):
+        named = ", ".join(map(repr, config.term_names("margin")))
+        logger.warning("margin %s makes its own margins: gamma_beta_ratio and simpo_gamma are not used", named)
     if config.gamma_beta_ratio is None and config.simpo_gamma is None:
         config.gamma_beta_ratio = config._default_gamma_beta_ratio
     if config.gamma_beta_ratio is None:
@@ -681,22 +683,21 @@ def objective_of(
         is_trls=reward == usual and _TRL_LINKS[base].issuperset(losses) and not (gamma and base == "dpo"),
     )
     if base == "cpo":
-        refuse_reference(objective)
+        refuse_reference([objective.reward, *objective.terms])
     return objective
 
 
-def refuse_reference(objective: Objective) -> None:
+def refuse_reference(parts: Iterable[Reward | Term | type[Reward] | type[Term]]) -> None:
     """
     Raises:
-        ValueError: the objective reads a reference model, which CPOTrainer does not have.
+        ValueError: a part reads a reference model, which CPOTrainer does not have.
     """
-    if objective.needs_reference:
-        reads: list[Reward | Term] = [objective.reward, *objective.terms]
-        name = next(part.name for part in reads if part.needs_reference)
-        raise ValueError(
-            f"{name!r} reads the log-probabilities of a reference model, which CPOTrainer does not have: take "
-            "MarginDPOTrainer (--base dpo)"
-        )
+    for part in parts:
+        if part.needs_reference:
+            raise ValueError(
+                f"{part.name!r} reads the log-probabilities of a reference model, which CPOTrainer does not have: "
+                "take MarginDPOTrainer (--base dpo)"
+            )
 
 
 @dataclass

@@ -114,7 +114,7 @@ class MarginCPOTrainer(MarginMixin, CPOTrainer):
         return {}
 
     def _check_reference(self, config: Any) -> None:
-        refuse_reference(self.objective)
+        refuse_reference([self.objective.reward, *self.objective.terms])
 
     def standard_rows(self) -> Callable[[Mapping[str, Any]], StandardRows | None]:
         return partial(_standard_rows, padding_value=self.pad_token_id)

@@ -416,9 +416,7 @@ def test_observed_values_have_a_shape_and_a_name_of_their_own(term, tiny_model, 
     config = MarginCPOConfig(**quiet(output_dir=str(tmp_path), loss_type="simpo"))
     common = {"train_dataset": preference_rows(4), "processing_class": tokenizer}
     trainer = MarginCPOTrainer(load(tiny_model), config, weight_term=term, **common)
-    with pytest.raises(
-        ValueError, match=rf"'observing' observes '{term.key}', which must be a tensor of shape \(4,\)"
-    ):
+    with pytest.raises(ValueError, match=rf"term 'observing' observes '{term.key}', which must be a tensor"):
         trainer.train()
 
 

@@ -296,3 +296,17 @@ def test_docstrings_become_markdown() -> None:
     )
     with pytest.raises(ValueError, match=r"no letter for \\omega"):
         readable(r":math:`\omega`")
+
+
+def test_the_walk_of_a_row_names_what_there_is():
+    """Ten hops or fewer, each with a name that its module defines."""
+    hops = re.findall(r"^\| \d+ \| (.+?) \|", (ROOT / "docs/architecture.md").read_text(), re.MULTILINE)
+    assert 5 <= len(hops) <= 10
+    for hop in hops:
+        paths = re.findall(r"`([\w/]+\.py)`", hop)
+        names = re.findall(r"`(\w+)`", hop)
+        assert paths, hop
+        files = [next((ROOT / "trl_margins").rglob(Path(path).name)) for path in paths]
+        source = "\n".join(file.read_text() for file in files)
+        for name in names:
+            assert re.search(rf"^\s*(def|class) {name}\b", source, re.MULTILINE), (hop, name)

@@ -191,9 +191,7 @@ def test_trls_own_method_is_watched(base, tiny_model, tokenizer, tmp_path):
     assert trainer.runs_trl
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     trainer.model.get_input_embeddings().register_forward_hook(lambda module, args, output: output * float("nan"))
-    with pytest.raises(
-        FloatingPointError, match=r"step 1: the loss is NaN or infinite\. share_prompt='auto' would name"
-    ):
+    with pytest.raises(FloatingPointError, match=r"step 1: the loss is NaN or infinite\. share_prompt='auto'"):
         trainer.train()
     for name, value in trainer.model.state_dict().items():
         assert torch.equal(value, before[name]), name

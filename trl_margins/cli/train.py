@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shlex
 from argparse import ArgumentParser
 from collections.abc import Sequence
@@ -76,7 +77,8 @@ def main(argv: Sequence[str]) -> int:
         print(resolved(script, config, model_args, mixture), end="")
         return 0
     trainer = build_trainer(script, config, model_args, mixture)
-    trainer.reproduce = shlex.join(["trl-margins", "train", *argv])
+    command = shlex.join(["trl-margins", "train", *argv])
+    trainer.reproduce = re.sub(r" --resume[_-]from[_-]checkpoint[= ]('[^']*'|\S+)", "", command)  # there is none yet
     # transformers' field is a string: "true" is the newest checkpoint, anything else is a folder
     resume = config.resume_from_checkpoint
     _train(trainer, {"true": True, "false": None}.get(str(resume).lower(), resume))

@@ -98,7 +98,10 @@ class CardFacts:
     @property
     def is_as_published(self) -> bool:
         """Whether the formula of the method holds."""
-        if self.method is None or not self.losses.keys() <= _LOGISTIC:
+        if self.method is None:
+            return False
+        own = self.method.defaults.get("loss_type", ())
+        if not self.losses.keys() <= {*_LOGISTIC, *names_of(own)}:
             return False
         return (self.weights, self.margins) == (names_of(self.method.weight), names_of(self.method.margin))
 

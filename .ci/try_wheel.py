@@ -20,7 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 # what the tests read, and whoever packages or changes the project needs
-IN_THE_SDIST = ("trl_margins", "tests", "recipes", "docs", "benchmarks", ".ci", ".github")
+IN_THE_SDIST = ("trl_margins", "tests", "recipes", "examples", "docs", "benchmarks", ".ci", ".github")
 START = time.perf_counter()
 
 

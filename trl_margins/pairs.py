@@ -1,4 +1,4 @@
-"""The dataclasses that everything passes. B is the number of pairs of one batch on this rank."""
+"""The dataclasses that the modules exchange. B is the number of pairs of one batch on this rank."""
 
 from __future__ import annotations
 

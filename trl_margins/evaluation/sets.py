@@ -73,7 +73,7 @@ def evaluation_set(
             f"{', '.join(LISTS)}"
         )
     first = dataset[0]["chosen"]
-    if isinstance(first, list) and all(isinstance(answer, str) for answer in first):
+    if isinstance(first, list) and all(isinstance(each, str) for each in first):
         return _rm_bench(dataset, name, as_chat, source or name)
     return _pairs(dataset, name, score_columns, prompt_column, system_column)
 

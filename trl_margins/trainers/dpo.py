@@ -30,7 +30,7 @@ from .model_checks import check_before_training
 from .preparation import PreparedSets
 
 _NO_REFERENCE = object()
-_REFERENCE = "reference_logps"  # of a batch that several passes look at
+_REFERENCE = "reference_logps"  # in a batch that several forward passes read
 _OURS = (CARRIED, SHARED, CACHED, _REFERENCE)  # in a batch, and not known to TRL
 _NOT_FOR_THE_MODEL = ("completion_mask", "ref_chosen_logps", "ref_rejected_logps", *_OURS)
 
@@ -158,7 +158,7 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
         batch = super().before_measuring(batch)
         if self._reference_free:
             return batch
-        # once for all passes over the mini-batch
+        # once for all forward passes over the mini-batch
         return {**batch, _REFERENCE: self._reference_logps(batch)}
 
     def same_completions(self, batch: Mapping[str, Any]) -> Tensor:

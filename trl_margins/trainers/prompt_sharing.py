@@ -181,7 +181,7 @@ def _seconds(trainer: MarginTrainer, batch: Mapping[str, Any], shared: bool) -> 
                 if attempt:
                     least = min(least, _clock(device) - started)
     except torch.OutOfMemoryError:
-        logger.info("the %s pass does not fit into memory", "shared-prompt" if shared else "standard")
+        logger.info("the %s forward pass does not fit into memory", "shared-prompt" if shared else "standard")
         least = math.inf
     finally:
         for module, mode in modes:

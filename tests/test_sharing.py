@@ -296,7 +296,7 @@ def test_a_way_that_does_not_fit_into_memory_is_not_taken(tiny_model, tokenizer,
     trainer = build("cpo", tiny_model, tokenizer, tmp_path, preference_rows(16), num_train_epochs=1)
     trainer.train()
     assert trainer._sharing.decided is True
-    assert "the standard pass does not fit into memory" in caplog.text
+    assert "the standard forward pass does not fit into memory" in caplog.text
     assert "take 1.500 s with a shared prompt, inf s without" in caplog.text
     assert log
 

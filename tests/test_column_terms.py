@@ -390,6 +390,13 @@ class Halving(Term):
         return view["share"].div_(2)
 
 
+def test_inference_mode():
+    objective = Objective(LengthNormalizedReward(), CPO_LINKS["simpo"], 1.0, weight=ColumnWeight("share"))
+    with torch.inference_mode():
+        pairs = random_pairs(0, 4)
+        assert objective(pairs, {"share": torch.ones(4)}).losses.shape == (4,)
+
+
 def test_inputs_are_not_changed_in_place():
     objective = Objective(LengthNormalizedReward(), CPO_LINKS["simpo"], 1.0, weight=Halving())
     with pytest.raises(ValueError, match="weight 'halving' changes what it is given in place"):

@@ -203,6 +203,14 @@ class TestTerms:
             mode: Literal["near", "far"] = "near"
             name = "layered"
 
+        class Sided(Focal):
+            name = "sided"
+
+            def __init__(self, side: Literal["left", "right"]) -> None:
+                self.side = side
+
+        register_term(Sided, kind="weight")  # without a default: no choice of those that do not name it
+
         register_term(Layered, kind="weight")
         config = config_class(None, "cpo")(**quiet(output_dir=str(tmp_path), weight="layered"))
         assert config.layered_layers == [1, 2]

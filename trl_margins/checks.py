@@ -111,7 +111,7 @@ def check_options(options: Any, own: Collection[str]) -> None:
         if item.name not in (*own, *_CHOSEN):
             continue
         value, choices = getattr(options, item.name), item.metadata.get("choices")
-        if choices and value not in choices:
+        if choices and value not in choices and not (value is item.default is None):
             raise unknown(item.name, value, choices)
         if item.type in (bool, bool | None) and not isinstance(value, bool) and not (value is item.default is None):
             raise ValueError(f"{item.name} must be True or False; it is {value!r}")

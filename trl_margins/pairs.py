@@ -121,7 +121,8 @@ class PairView:
     def versions(self) -> list[int]:
         """How often each tensor was changed in place, which costs no look at its values."""
         own = (value for value in vars(self).values() if isinstance(value, Tensor))
-        return [tensor._version for tensor in (*own, *self.columns.values())]
+        tracked = (tensor for tensor in (*own, *self.columns.values()) if not tensor.is_inference())
+        return [tensor._version for tensor in tracked]
 
     @property
     def chosen_mean_logps(self) -> Tensor:

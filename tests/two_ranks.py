@@ -212,3 +212,6 @@ if __name__ == "__main__":
             results = {case: run(case, way, folder, there) for case in cases}
         if os.environ.get("RANK", "0") == "0":
             Path(out, f"{way}.json").write_text(json.dumps(results))
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()  # its threads, left running, abort some processes at their exit

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields
 from difflib import get_close_matches
 from numbers import Integral, Real
 from types import MappingProxyType
@@ -118,6 +118,16 @@ def check_options(options: Any, own: Collection[str]) -> None:
     for name in _NAMES:
         if getattr(options, name) is not None:
             check_names(name, getattr(options, name))
+
+
+def default_of(item: Field[Any]) -> Any:
+    """The default of a dataclass field."""
+    return item.default if item.default_factory is MISSING else item.default_factory()
+
+
+def option_prefix(name: str) -> str:
+    """What the config fields of a term or a reward begin with, unless its class says otherwise."""
+    return name.replace("-", "_") + "_"
 
 
 def check_names(option: str, value: Any) -> None:

@@ -19,7 +19,7 @@ from functools import cache, partial
 from importlib.metadata import entry_points
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from .checks import unknown
+from .checks import option_prefix, unknown
 from .links import LINKS, Link
 from .methods import MARGINS, METHODS, WEIGHTS, Method, names_of
 from .rewards import REWARDS, Reward
@@ -141,7 +141,7 @@ def _add(table: dict[str, T], name: str, value: T, what: str) -> None:
 
 def option_fields(cls: type[Any], kind: str) -> dict[str, str]:
     """Argument of `__init__` → the config field that gives it."""
-    prefix = cls.option_prefix or cls.name.replace("-", "_") + "_"
+    prefix = cls.option_prefix or option_prefix(cls.name)
     said = cls.option_fields if issubclass(cls, Reward) else _OF_EVERY_MARGIN if kind == "margin" else {}
     return {name: said.get(name, prefix + name) for name in inspect.signature(cls).parameters}
 

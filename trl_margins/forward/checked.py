@@ -15,6 +15,7 @@ import torch
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
+from ..pairs import this_rank
 from .head import FEW_LOGITS, causal_model
 from .precision import ieee_float32, in_float32, why_not_float32
 from .shared_prompt import shared_token_logps
@@ -41,10 +42,6 @@ class Ways:
     shared: bool  # a prompt once for all its completions
 
 
-def _this_rank(values: Tensor) -> Tensor:
-    return values
-
-
 @torch.no_grad()
 def checked_ways(
     model: nn.Module,
@@ -54,7 +51,7 @@ def checked_ways(
     ways: Ways,
     k: int = 2,
     dtype: torch.dtype | None = None,
-    max_over_ranks: Callable[[Tensor], Tensor] = _this_rank,
+    max_over_ranks: Callable[[Tensor], Tensor] = this_rank,
 ) -> Ways:
     """Those of `ways` that give the model's own log-probabilities: `model(input_ids, attention_mask).logits` of each
     row alone, without padding. A warning names the others, with numbers; the model's own logits take their place.
@@ -129,7 +126,7 @@ def differences_from_own(
     rows: Rows,
     ways: Ways,
     tolerance: float = TOLERANCE[None],
-    max_over_ranks: Callable[[Tensor], Tensor] = _this_rank,
+    max_over_ranks: Callable[[Tensor], Tensor] = this_rank,
 ) -> Differences:
     """How far these ways are from the model's own logits, on the completions of one prompt. The shared-prompt forward
     pass goes through the fused head only if that is within the tolerance.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
@@ -70,7 +71,7 @@ class ProbedTrainer(Protocol):
     def is_world_process_zero(self) -> bool: ...
 
 
-class Probe:
+class Probe(ABC):
     """Sees the mini-batches of an accumulation window before they are trained on.
 
     A probe is called with the window's mini-batches and returns them, with its measurements among their columns.
@@ -87,8 +88,9 @@ class Probe:
         _without_reentry(trainer.args)
         self.n_parameters = sum(p.numel() for p in parameters_in_scope(trainer.model, options.anchor_scope).values())
 
+    @abstractmethod
     def __call__(self, batches: Sequence[Batch]) -> list[Batch]:
-        raise NotImplementedError
+        """The same mini-batches, with what was measured among their columns."""
 
     def around_update(self) -> AbstractContextManager[None]:
         """Entered around the forward and backward pass of each of these mini-batches."""

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from ..checks import option_prefix
 from ..pairs import PairView
 
 
@@ -31,7 +32,7 @@ class Term(ABC):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "name" in vars(cls) and "option_prefix" not in vars(cls):
-            cls.option_prefix = cls.name.replace("-", "_") + "_"
+            cls.option_prefix = option_prefix(cls.name)
 
     @classmethod
     def takes_target(cls) -> bool:

@@ -18,6 +18,7 @@ from trl.experimental.cpo import CPOTrainer
 from trl.trainer.utils import get_config_model_id
 
 from .. import __version__
+from ..checks import default_of
 from ..data.bundled import BUNDLED_MODELS, BUNDLED_PREFIX
 from ..methods import Method
 from ..objective import Objective
@@ -64,8 +65,6 @@ class CardMixin(TRLTrainer):
         if method and type(self)._name in (CPOTrainer._name, DPOTrainer._name):
             self._name, self._paper = method.name, method.paper.as_trl()
             tags += method.tags
-        elif self._method and isinstance(self, DPOTrainer):
-            tags += DPOTrainer._tag_names
         tags += [term.name for term in self.objective.terms]
         self._tag_names = list(dict.fromkeys([*tags, *TAGS]))
 
@@ -300,7 +299,7 @@ def _batch(trainer: Any) -> str:
 
 def changed(config: Any, names: Sequence[str], always: Sequence[str] = ()) -> list[tuple[str, Any]]:
     """The fields that differ from their defaults."""
-    defaults = {field.name: _plain(_default(field)) for field in dataclasses.fields(config)}
+    defaults = {field.name: _plain(default_of(field)) for field in dataclasses.fields(config)}
     return [
         (name, value)
         for name in dict.fromkeys(names)
@@ -386,10 +385,6 @@ def python_source(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(python_source, value))}]"
     return python_text(value) if isinstance(value, str) else repr(value)
-
-
-def _default(field: dataclasses.Field) -> Any:
-    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def _plain(value: Any) -> Any:

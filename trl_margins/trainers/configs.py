@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Iterable, Sequence
 from copy import copy
-from dataclasses import MISSING, Field, dataclass, field, fields, make_dataclass
+from dataclasses import dataclass, field, fields, make_dataclass
 from functools import partial
 from types import new_class
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -14,7 +14,7 @@ from transformers.trainer_utils import IntervalStrategy
 from trl import DPOConfig
 from trl.experimental.cpo import CPOConfig
 
-from ..checks import check_names, check_options, unknown
+from ..checks import check_names, check_options, default_of, unknown
 from ..data.evaluation_factors import METRICS
 from ..links import LINKS, Link
 from ..methods import MARGINS, WEIGHTS, Method, names_of
@@ -558,15 +558,11 @@ def _warn_of_unread(config: MarginOptions) -> None:
             unread = [
                 option
                 for option in config._options_of(term, kind)
-                if option not in (*read, *_READ_ELSEWHERE) and getattr(config, option) != _default(declared[option])
+                if option not in (*read, *_READ_ELSEWHERE) and getattr(config, option) != default_of(declared[option])
             ]
             if unread:
                 here = getattr(config, kind) or "none"
                 logger.warning("no effect of %s: for %s=%r, and this is %r", ", ".join(unread), kind, name, here)
-
-
-def _default(item: Field[Any]) -> Any:
-    return item.default if item.default_factory is MISSING else item.default_factory()
 
 
 # Config classes by method and base, and with the options of registered terms
@@ -671,7 +667,7 @@ def objective_of(
     gamma = (getattr(config, "simpo_gamma", None) or 0.0) if has_target else 0.0
     weights = options.terms("weight") if weight is None else weight
     margins = options.terms("margin") if margin is None else margin
-    objective = Objective(
+    return Objective(
         reward=built(reward_class(reward), "reward", config),
         link=links,
         beta=config.beta,
@@ -682,9 +678,6 @@ def objective_of(
         discopop_tau=getattr(config, "discopop_tau", 0.05),
         is_trls=reward == usual and _TRL_LINKS[base].issuperset(losses) and not (gamma and base == "dpo"),
     )
-    if base == "cpo":
-        refuse_reference([objective.reward, *objective.terms])
-    return objective
 
 
 def refuse_reference(parts: Iterable[Reward | Term | type[Reward] | type[Term]]) -> None:

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import IterableDataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 from trl.trainer.utils import get_config_model_id
 
+from ..checks import default_of
 from ..distributed import check_lockstep, gather_over_ranks
 from ..evaluation.ranking import ranking_metrics
 from ..forward.head import logits_will_do
@@ -33,7 +34,7 @@ from ..recording.metrics import MetricBuffer
 from ..recording.pair_log import PAIRS_FILE, PairLog, RunFolder, flip_metrics
 from ..rows import OpenedSet
 from ..rows.opened import column_names
-from ..rows.scores import ScoreColumns, check_numbers, find_score_columns
+from ..rows.scores import ScoreColumns, find_score_columns
 from ..rows.tokenized import TokenColumns, finish_tokenized
 from ..terms import Term
 from .card import CardMixin
@@ -42,7 +43,15 @@ from .collator import PairCollator
 from .configs import MarginOptions, objective_of
 from .finite import FiniteSteps, without_neighbours
 from .model_checks import TokenLimits, check_one_device, refusing_what_cannot_write
-from .preparation import TRAIN, PreparedSets, eval_split, opened_set, prepare_datasets, with_lengths
+from .preparation import (
+    TRAIN,
+    PreparedSets,
+    eval_split,
+    opened_set,
+    prepare_datasets,
+    with_checked_columns,
+    with_lengths,
+)
 from .prompt_sharing import PromptSharing
 from .window import WindowMixin
 
@@ -373,10 +382,7 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
         later = opened_set(
             dataset, eval_split(name), self.args, self.options, self.processing_class, self._takes_images
         )
-        for _, term in self.objective.named_terms:
-            for column in term.columns:
-                if isinstance(dataset, Dataset) and column in dataset.column_names and column not in SCORES:
-                    check_numbers(dataset, column, later.reader.split, term.column_minimum)
+        later = replace(later, dataset=with_checked_columns(later.dataset, later.reader.split, self.objective))
         if scores := self._score_columns(later.dataset):
             self._own_columns.update(scores.names)
         return later, False
@@ -430,7 +436,7 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
         if self._method is not None or others:
             what = f"{type(self).__name__}, whose objective is its method's" if self._method else " and ".join(others)
             raise ValueError(f"objective does not go with {what}: the objective has the weight and the margin already")
-        defaults = {item.name: item.default for item in fields(config)}
+        defaults = {item.name: default_of(item) for item in fields(config)}
         unread = [name for name in _OF_THE_OBJECTIVE if getattr(config, name, None) != defaults.get(name)]
         if unread:
             logger.warning("no effect of %s: the trainer was given an objective", ", ".join(unread))

@@ -105,7 +105,7 @@ def prepare_datasets(
     if FACTOR in objective.columns:
         with global_then_local_main_first():  # the others read the cache
             sets = {split: _with_factors(each, options, config, facts) for split, each in opened.items()}
-    sets = {split: _with_checked_columns(dataset, split, objective) for split, dataset in sets.items()}
+    sets = {split: _with_needed_columns(dataset, split, objective) for split, dataset in sets.items()}
     columns = {IS_FLIPPED, ROW, *(name for name in objective.columns if name not in SCORES)}
     sets = {
         split: _with_checked_scores(dataset, split, objective, options, columns, facts)
@@ -183,21 +183,30 @@ def eval_split(name: str) -> str:
     return f"eval {name}" if name == TRAIN else name
 
 
-def _with_checked_columns(dataset: Any, split: str, objective: Objective) -> Any:
-    """The same data set, after a check of the columns that the terms read. Scores are checked elsewhere."""
-    names, is_loaded = list(column_names(dataset)), isinstance(dataset, Dataset)
+def with_checked_columns(dataset: Any, split: str, objective: Objective) -> Any:
+    """The same data set, after a check of those columns of the terms that it has. Scores are checked elsewhere."""
+    names = {*column_names(dataset)} - {*SCORES}
+    for term in objective.terms:
+        for name in [name for name in dict.fromkeys(term.columns) if name in names]:
+            if isinstance(dataset, Dataset):
+                check_numbers(dataset, name, split, term.column_minimum)
+            else:
+                dataset = checked_stream(dataset, name, split, term.column_minimum)
+    return dataset
+
+
+def _with_needed_columns(dataset: Any, split: str, objective: Objective) -> Any:
+    """The same data set, which has what the terms read, checked."""
+    names = list(column_names(dataset))
     for kind, term in objective.named_terms:
         if missing := [name for name in term.columns if name not in (*names, *SCORES)]:
             raise ValueError(
                 f"{kind} {term.name!r} needs the columns {missing}, and the {split} data set has only {names}: add "
                 "them with dataset.add_column or dataset.rename_column"
             )
-        for name in [name for name in dict.fromkeys(term.columns) if name not in (*SCORES, FACTOR)]:
-            if is_loaded:
-                check_numbers(dataset, name, split, term.column_minimum)
-            else:
-                dataset = checked_stream(dataset, name, split, term.column_minimum)
-        if isinstance(term, ColumnWeight) and split == TRAIN and is_loaded and not any(dataset[term.column]):
+    dataset = with_checked_columns(dataset, split, objective)
+    for term in objective.weights if split == TRAIN and isinstance(dataset, Dataset) else ():
+        if isinstance(term, ColumnWeight) and not any(dataset[term.column]):
             raise ValueError(
                 f"all {len(dataset)} train pairs would have weight 0: column {term.column!r} (weight_column) is 0 in "
                 "every row"

@@ -28,6 +28,8 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from trl_margins import MarginCPOConfig, MarginCPOTrainer, MarginDPOConfig, MarginDPOTrainer
+
 SPECIAL = ["<pad>", "<s>", "</s>"]
 CHAT_TEMPLATE = (
     "{% for m in messages %}{{ '<s>' + m['role'] + ':' + m['content'] + '</s>' }}{% endfor %}"
@@ -52,7 +54,14 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+def chat_tokenizer(template: str) -> PreTrainedTokenizerFast:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = template
+    return tokenizer
+
+
 VOCABULARY = len(SPECIAL) + 256
+BASES = {"cpo": (MarginCPOTrainer, MarginCPOConfig), "dpo": (MarginDPOTrainer, MarginDPOConfig)}
 
 
 @pytest.fixture(scope="module")
@@ -214,3 +223,12 @@ def assert_same_gradients(ours: dict[str, torch.Tensor], theirs: dict[str, torch
     for name, gradient in theirs.items():
         error = (ours[name] - gradient).abs().max() / gradient.abs().max().clamp(min=1e-12)
         assert error < rtol, f"{name}: relative error {error:.2e}"
+
+
+def trainer_of(base: str, folder: str, tokenizer: Any, out: Any, rows: Any, evals: Any = None, **options: Any) -> Any:
+    """The trainer of a base, without a term unless `options` name one; of a stream, for one step."""
+    cls, config_cls = BASES[base]
+    if not isinstance(rows, Dataset):
+        options["max_steps"] = 1
+    config = config_cls(**quiet(output_dir=str(out), **{"max_length": 256, **options}))
+    return cls(load(folder), args=config, train_dataset=rows, eval_dataset=evals, processing_class=tokenizer)

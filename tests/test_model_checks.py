@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import VOCABULARY, byte_tokenizer, load, preference_rows, quiet, saved
+from conftest import BASES, VOCABULARY, byte_tokenizer, load, preference_rows, quiet, saved
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
@@ -33,14 +33,13 @@ from transformers import (
     XGLMConfig,
 )
 
-from trl_margins import MarginCPOConfig, MarginCPOTrainer, MarginDPOConfig, MarginDPOTrainer
+from trl_margins import MarginCPOConfig, MarginCPOTrainer
 from trl_margins.cli import main
 from trl_margins.trainers import model_checks
 from trl_margins.trainers.model_checks import TokenLimits, _check_trains, _positions
 
 pytestmark = pytest.mark.usefixtures("few_objects_to_collect")
 
-BASES = {"cpo": (MarginCPOTrainer, MarginCPOConfig), "dpo": (MarginDPOTrainer, MarginDPOConfig)}
 both_bases = pytest.mark.parametrize("base", BASES)
 IDS = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 LLAMA = LlamaConfig(

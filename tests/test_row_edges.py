@@ -9,10 +9,10 @@ import logging
 from typing import Any
 
 import pytest
-from conftest import byte_tokenizer, load, preference_rows, quiet
+from conftest import BASES, byte_tokenizer, chat_tokenizer, load, preference_rows, quiet, trainer_of
 from datasets import Dataset, Features, IterableDataset, Json, Value
 
-from trl_margins import GapPOConfig, GapPOTrainer, MarginCPOConfig, MarginCPOTrainer, MarginDPOConfig, MarginDPOTrainer
+from trl_margins import GapPOConfig, GapPOTrainer
 from trl_margins.evaluation.sets import evaluation_set
 from trl_margins.rows import PreferenceRow, open_rows, tokenize
 from trl_margins.rows import tokenized as tokenized_module
@@ -21,7 +21,6 @@ from trl_margins.rows.tokens import PairTokenizer
 
 pytestmark = pytest.mark.usefixtures("few_objects_to_collect")
 
-BASES = {"cpo": (MarginCPOTrainer, MarginCPOConfig), "dpo": (MarginDPOTrainer, MarginDPOConfig)}
 TOOLS = (
     "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}<s>{{ m['role'] }}:{{ m['content'] }}"
     "{% if m['tool_calls'] %}{{ m['tool_calls'] | tojson }}{% endif %}</s>{% endfor %}"
@@ -36,20 +35,6 @@ def says(role: str, content: str, **more: Any) -> dict[str, Any]:
 def chat(i: Any, **more: Any) -> dict[str, Any]:
     sides = {side: [says("assistant", f"{side[0]}{i}")] for side in ("chosen", "rejected")}
     return {"prompt": [says("user", f"q{i}")], **sides, **more}
-
-
-def with_template(template: str) -> Any:
-    tokenizer = byte_tokenizer()
-    tokenizer.chat_template = template
-    return tokenizer
-
-
-def trainer_of(base: str, folder: str, tokenizer: Any, out: Any, rows: Any, evals: Any = None, **options: Any) -> Any:
-    cls, config_cls = BASES[base]
-    if not isinstance(rows, Dataset):
-        options["max_steps"] = 1
-    config = config_cls(**quiet(output_dir=str(out), **{"max_length": 256, **options}))
-    return cls(load(folder), args=config, train_dataset=rows, eval_dataset=evals, processing_class=tokenizer)
 
 
 def texts(base: str, dataset: Any, tokenizer: Any) -> list[str]:
@@ -101,7 +86,7 @@ def test_a_row_has_its_own_tools(tiny_model, tmp_path):
     """Also where they differ in nothing but the order of their keys."""
     first, second = {"type": "function", "name": "f"}, {"name": "f", "type": "function"}
     rows = [PreferenceRow(chat(1)["prompt"], [chat(1)["chosen"]] * 2, {"tools": [tool]}) for tool in (first, second)]
-    tokenizer = with_template(TOOLS)
+    tokenizer = chat_tokenizer(TOOLS)
     together = tokenize(rows, tokenizer)
     for row, tokens in zip(rows, together, strict=True):
         assert tokens == tokenize([row], tokenizer)[0]
@@ -149,7 +134,7 @@ def test_a_template_that_moves_the_question_is_told(base, tiny_model, tmp_path, 
     )
     rows = [{**chat(i), "prompt": [says("system", "Be kind"), says("user", f"what {i}")]} for i in range(3)]
     caplog.set_level(logging.INFO, "trl_margins")
-    trainer_of(base, tiny_model, with_template(template), tmp_path, Dataset.from_list(rows))
+    trainer_of(base, tiny_model, chat_tokenizer(template), tmp_path, Dataset.from_list(rows))
     assert "in 3 of the first 3 rows the prompt alone ends otherwise" in caplog.text
     assert "In 3 rows it begins before the last message of the prompt" in caplog.text
 
@@ -260,7 +245,7 @@ def test_a_column_that_comes_late_in_a_stream(tiny_model, tmp_path):
         yield chat(1)
         yield chat(2, tools=[{"name": "f"}])
 
-    tokenizer = with_template(TOOLS)
+    tokenizer = chat_tokenizer(TOOLS)
     for base in BASES:
         trainer = trainer_of(base, tiny_model, tokenizer, tmp_path, IterableDataset.from_generator(rows))
         assert [text.startswith('[{"name": "f"}]') for text in texts(base, trainer.train_dataset, tokenizer)] == [

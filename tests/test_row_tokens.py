@@ -8,19 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import byte_tokenizer, load, preference_rows, quiet
+from conftest import BASES, byte_tokenizer, chat_tokenizer, load, preference_rows, trainer_of
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from trl_margins import MarginCPOConfig, MarginCPOTrainer, MarginDPOConfig, MarginDPOTrainer
 from trl_margins.evaluation.scorer import completion_logps
 from trl_margins.evaluation.sets import evaluation_set
 from trl_margins.rows import PreferenceRow, tokenize
 
 pytestmark = pytest.mark.usefixtures("few_objects_to_collect")
 
-BASES = {"cpo": (MarginCPOTrainer, MarginCPOConfig), "dpo": (MarginDPOTrainer, MarginDPOConfig)}
 # ChatML as SmolLM2 has it, with a line break behind each end token, tools, and thinking that a variable switches off
 CHATML = (
     "{% if tools %}tools {{ tools | tojson }}\n{% endif %}"
@@ -35,20 +33,6 @@ THINKING = (
     "{% else %}{{ m['content'] }}{% endif %}</s>{% endfor %}"
     "{% if add_generation_prompt %}<s>assistant:<think></think>{% endif %}"
 )
-
-
-def chat_tokenizer(template: str) -> PreTrainedTokenizerFast:
-    tokenizer = byte_tokenizer()
-    tokenizer.chat_template = template
-    return tokenizer
-
-
-def trainer_of(base: str, folder: str, tokenizer: Any, out: Any, rows: Any, **options: Any) -> Any:
-    cls, config_cls = BASES[base]
-    if not isinstance(rows, Dataset):
-        options["max_steps"] = 1
-    config = config_cls(**quiet(output_dir=str(out), **{"max_length": 256, **options}))
-    return cls(load(folder), args=config, train_dataset=rows, processing_class=tokenizer)
 
 
 def sequences(base: str, trainer: Any) -> list[list[tuple[list[int], list[int]]]]:

@@ -7,17 +7,16 @@ from functools import wraps
 
 import pytest
 import torch
-from conftest import first_batch, load, preference_rows, quiet
+from conftest import BASES, first_batch, load, preference_rows, quiet
 from datasets import Dataset
 from transformers import LlamaForCausalLM
 
-from trl_margins import MarginCPOConfig, MarginCPOTrainer, MarginDPOConfig, MarginDPOTrainer
+from trl_margins import MarginDPOConfig, MarginDPOTrainer
 from trl_margins.forward import head, shared_prompt
 from trl_margins.forward.shared_rows import unpacked
 from trl_margins.pairs import SHARED
 from trl_margins.trainers import prompt_sharing
 
-BASES = {"cpo": (MarginCPOTrainer, MarginCPOConfig), "dpo": (MarginDPOTrainer, MarginDPOConfig)}
 SIMPO = {"cpo": {"loss_type": "simpo", "cpo_alpha": 0.0}, "dpo": {}}
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import MISSING, Field, dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
 from difflib import get_close_matches
+from enum import Enum
+from functools import cache
 from numbers import Integral, Real
-from types import MappingProxyType
-from typing import Any
+from types import MappingProxyType, NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,7 @@ class Number:
     most: float | None = None
     above: float | None = None
     below: float | None = None
+    also: float | None = None  # a value out of bounds with a meaning of its own
     whole: bool = False
     optional: bool = False  # None is one of the values
 
@@ -26,7 +29,8 @@ class Number:
         bounds = {"above": self.above, "at least": self.least, "at most": self.most, "below": self.below}
         said = " and ".join(f"{words} {bound:g}" for words, bound in bounds.items() if bound is not None)
         kind = "a whole number" if self.whole else "a number" if said else "a finite number"
-        return kind + (f", {said}" if said else "") + (", or None" if self.optional else "")
+        also = "" if self.also is None else f", or {self.also:g}"
+        return kind + (f", {said}" if said else "") + also + (", or None" if self.optional else "")
 
     def check(self, name: str, value: Any) -> None:
         """
@@ -41,7 +45,7 @@ class Number:
         if isinstance(value, bool) or not isinstance(value, Integral if self.whole else Real):
             return False
         number = float(value)
-        return (
+        return number == self.also or (
             math.isfinite(number)
             and (self.least is None or number >= self.least)
             and (self.most is None or number <= self.most)
@@ -58,65 +62,161 @@ def unknown(what: str, value: Any, known: Iterable[str]) -> ValueError:
     return ValueError(f"unknown {what} {value!r}; known: {', '.join(names.values())}{hint}")
 
 
-_POSITIVE, _NOT_NEGATIVE, _FINITE = Number(above=0), Number(least=0), Number()
-_COUNT, _SIZE = Number(least=0, whole=True), Number(least=1, whole=True)
-_TOKENS = Number(least=1, whole=True, optional=True)
+_POSITIVE, _NOT_NEGATIVE, _AT_LEAST_ONE = Number(above=0), Number(least=0), Number(least=1)
+_SHARE, _BELOW_ONE = Number(least=0, most=1), Number(least=0, below=1)
+_SEED = Number(least=0, below=2**32)  # NumPy's
 
-# Our own, and those of TRL's that the losses read
+# The bounds of the numbers among all options, of every command and of TRL's and transformers' own; whether one is whole
+# or can be None, its type says
 NUMBERS: Mapping[str, Number] = MappingProxyType(
     {
-        "beta": _POSITIVE,
-        "simpo_gamma": Number(optional=True),
-        "gamma_beta_ratio": Number(optional=True),
-        "score_gap_threshold": Number(least=0, optional=True),
+        **dict.fromkeys(("beta", "gamma_po_tau", "discopop_tau", "learning_rate", "num_train_epochs"), _POSITIVE),
+        **dict.fromkeys(("radius", "test_split_size"), _POSITIVE),
+        **dict.fromkeys(("score_gap_threshold", "gamma_po_queue_size", "eval_min_score_gap"), _NOT_NEGATIVE),
+        **dict.fromkeys(("anchor_radius", "anchor_keep_graphs", "sam_radius", "cpo_alpha", "ef_sample"), _NOT_NEGATIVE),
+        **dict.fromkeys(("warmup_steps", "weight_decay", "adam_epsilon", "max_grad_norm"), _NOT_NEGATIVE),
+        **dict.fromkeys(("logging_steps", "eval_steps", "save_steps", "eval_delay"), _NOT_NEGATIVE),
+        **dict.fromkeys(("dataloader_num_workers", "neftune_noise_alpha", "router_aux_loss_coef"), _NOT_NEGATIVE),
+        **dict.fromkeys(("gamma_po_steps", "gamma_po_estimation_size", "amapo_estimation_size"), _AT_LEAST_ONE),
+        **dict.fromkeys(("anchor_batch_multiplier", "max_length", "max_completion_length"), _AT_LEAST_ONE),
+        **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), _AT_LEAST_ONE),
+        **dict.fromkeys(("gradient_accumulation_steps", "eval_accumulation_steps"), _AT_LEAST_ONE),
+        **dict.fromkeys(("dataloader_prefetch_factor", "dataset_num_proc", "torch_empty_cache_steps"), _AT_LEAST_ONE),
+        **dict.fromkeys(("precompute_ref_batch_size", "ref_model_sync_steps", "ddp_bucket_cap_mb"), _AT_LEAST_ONE),
+        **dict.fromkeys(("ddp_timeout", "lora_r", "lora_alpha", "num_layers", "num_proc"), _AT_LEAST_ONE),
+        **dict.fromkeys(("batch_multiplier", "batch_size", "bootstrap"), _AT_LEAST_ONE),
+        **dict.fromkeys(("seed", "data_seed", "mixture_seed", "noise_seed"), _SEED),
+        **dict.fromkeys(("ld_alpha", "ref_model_mixup_alpha"), _SHARE),
+        **dict.fromkeys(("adam_beta1", "adam_beta2", "lora_dropout"), _BELOW_ONE),
         "gap_aware_floor": Number(above=0, below=1),
-        "gamma_po_tau": _POSITIVE,
-        "gamma_po_steps": _SIZE,
-        "gamma_po_estimation_size": _SIZE,
-        "gamma_po_queue_size": _COUNT,
-        "amapo_estimation_size": _SIZE,
-        "anchor_radius": _NOT_NEGATIVE,
-        "anchor_batch_multiplier": _SIZE,
-        "anchor_keep_graphs": _COUNT,
-        "sam_radius": _NOT_NEGATIVE,
-        "eval_min_score_gap": _NOT_NEGATIVE,
         "label_smoothing": Number(least=0, most=0.5),
-        "cpo_alpha": _NOT_NEGATIVE,
-        "alpha": _FINITE,
-        "ld_alpha": Number(least=0, most=1, optional=True),
-        "f_alpha_divergence_coef": _FINITE,
-        "discopop_tau": _POSITIVE,
-        "max_length": _TOKENS,
-        "max_completion_length": _TOKENS,
+        "fraction": Number(above=0, most=1),
+        "max_steps": Number(least=1, also=-1),
     }
 )
 _NAMES = ("train_only", "score_columns", "anchor_scope")
-_CHOSEN = ("tokenization",)  # of a base's config
+
+_TRUTHS = {**dict.fromkeys(("yes", "true", "t", "y", "1"), True), **dict.fromkeys(("no", "false", "f", "n", "0"), False)}
+_WORDS = {bool: "true or false", int: "a whole number", float: "a number", dict: "a mapping", str: "text"}  # in this order
 
 
-def check_options(options: Any, own: Collection[str]) -> None:
-    """Checks the fields of a config one by one.
+@dataclass(frozen=True)
+class Takes:
+    """What an option takes, by its type, its choices and `NUMBERS`."""
 
-    Args:
-        options: the config.
-        own: names of the fields that both bases share; transformers and TRL check their own.
+    name: str
+    kinds: tuple[Any, ...]  # the members of its type
+    choices: tuple[Any, ...]
+    number: Number | None
+
+    def check(self, value: Any) -> None:
+        """
+        Raises:
+            ValueError: a value that the option cannot have, with its name and what it takes.
+        """
+        if value is None and NoneType in self.kinds:
+            return
+        if self.number is not None:
+            self.number.check(self.name, value)
+        elif self.choices and value not in self.choices:
+            raise unknown(self.name, value, self.choices)
+        elif set(self.kinds) <= {bool, NoneType} and not isinstance(value, bool):
+            raise ValueError(f"{self.name} must be True or False; it is {value!r}")
+
+    def read(self, value: Any) -> Any:
+        """The value, of YAML, in the option's type: YAML 1.1 reads 1e-6 as text.
+
+        Raises:
+            ValueError: as `check`, and a value of another type.
+        """
+        read = None if value is None and (self.number or NoneType in self.kinds) else self._typed(value)
+        self.check(read)
+        return read
+
+    def _typed(self, value: Any) -> Any:
+        listed = next((get_args(kind)[0] for kind in self.kinds if get_origin(kind) is list), None)
+        plain = [kind for kind in _WORDS if kind in self.kinds]
+        try:
+            if listed is not None and (isinstance(value, list) or not plain):
+                return [_as(listed, each) for each in (value if isinstance(value, list) else [value])]
+        except (ValueError, KeyError) as error:
+            said = f" ({error})" if is_dataclass(listed) else ""
+            raise ValueError(f"{self._must_be(plain, listed)}; it is {value!r}{said}") from error
+        for kind in plain:
+            try:
+                return _as(kind, value)
+            except (ValueError, KeyError):
+                continue
+        if not plain:
+            return value
+        hint = ": put it in quotes" if str in plain and isinstance(value, bool | int | float) else ""
+        raise ValueError(f"{self._must_be(plain, listed)}; it is {value!r}{hint}")
+
+    def _must_be(self, plain: list[type], listed: Any) -> str:
+        words = [_WORDS[kind] for kind in plain]
+        if listed is not None:
+            words.append(f"a list, each {_WORDS.get(listed, 'a mapping')}")
+        return f"{self.name} must be {' or '.join(words)}"
+
+
+def _as(kind: Any, value: Any) -> Any:
+    """The value as a bool, a number, text, a mapping, or the fields of a dataclass."""
+    if kind is bool:
+        return _TRUTHS[str(value).lower()]
+    if kind in (int, float):
+        if not isinstance(value, int | float | str) or isinstance(value, bool):
+            raise ValueError(f"{value!r} is no number")
+        return kind(str(value))
+    if not isinstance(value, dict if is_dataclass(kind) else kind):
+        raise ValueError(f"{value!r} is no {_WORDS.get(kind, 'mapping')}")
+    if kind is str and "\0" in value:
+        raise ValueError("text has no NUL")
+    if not is_dataclass(kind):
+        return value
+    known = options_of(kind)  # type: ignore[arg-type]
+    if strange := [name for name in value if name not in known]:
+        raise unknown("key", strange[0], known)
+    missing = [item.name for item in fields(kind) if default_of(item) is MISSING and value.get(item.name) is None]
+    if missing:
+        raise ValueError(f"{missing[0]} is missing")
+    return {name: known[name].read(each) for name, each in value.items() if each is not None}
+
+
+@cache
+def options_of(cls: type[Any]) -> Mapping[str, Takes]:
+    """What the fields of a dataclass take, by their names."""
+    hints, found = get_type_hints(cls), {}
+    for item in fields(cls):
+        kind = hints[item.name]
+        kinds = set(get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,))
+        choices = tuple(item.metadata.get("choices") or ())
+        for each in list(kinds):
+            if isinstance(each, type) and issubclass(each, Enum):  # its values are texts
+                kinds, choices = kinds - {each} | {str}, tuple(member.value for member in each)
+            elif get_origin(each) is Literal:
+                kinds |= {type(value) for value in get_args(each)}
+            elif get_origin(each) is dict:
+                kinds |= {dict}
+        if item.default is None:
+            kinds.add(NoneType)
+        number = None
+        if kinds & {int, float} and not kinds & {str, bool}:
+            row = NUMBERS.get(item.name, Number())
+            number = replace(row, whole=float not in kinds, optional=NoneType in kinds)
+        found[item.name] = Takes(item.name, tuple(kinds), choices, number)
+    return MappingProxyType(found)
+
+
+def check_options(options: Any) -> None:
+    """Checks the fields of a config, or of a command's options, one by one.
 
     Raises:
         ValueError: a value that its field cannot have, with the field's name and what it takes.
     """
-    for name, number in NUMBERS.items():
-        if hasattr(options, name):
-            number.check(name, getattr(options, name))
-    for item in fields(options):
-        if item.name not in (*own, *_CHOSEN):
-            continue
-        value, choices = getattr(options, item.name), item.metadata.get("choices")
-        if choices and value not in choices and not (value is item.default is None):
-            raise unknown(item.name, value, choices)
-        if item.type in (bool, bool | None) and not isinstance(value, bool) and not (value is item.default is None):
-            raise ValueError(f"{item.name} must be True or False; it is {value!r}")
+    for name, takes in options_of(type(options)).items():
+        takes.check(getattr(options, name))
     for name in _NAMES:
-        if getattr(options, name) is not None:
+        if getattr(options, name, None) is not None:
             check_names(name, getattr(options, name))
 
 

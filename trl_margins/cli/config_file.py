@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from argparse import Action, ArgumentTypeError
 from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -10,28 +9,46 @@ from typing import Any
 
 import yaml
 
+from ..checks import Takes
+
 Settings = dict[str, Any]
 
 MAX_VALUES = 100_000  # of a file with its aliases expanded; the longest recipe has a few dozen
-_KINDS = {"string_to_bool": "true or false", "int": "a whole number", "float": "a number"}  # types of HfArgumentParser
+MAX_DEPTH = 50
 
 
 def read_yaml(path: str | Path) -> Settings:
-    """The settings of a YAML file.
+    """The settings of a YAML file. A key without a value is as good as not there, which null is not.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: the file is not a mapping.
+        ValueError: the file is not UTF-8, or not a mapping.
         yaml.YAMLError: invalid YAML, a tag, a duplicate key, or aliases that expand without end; with the line.
     """
-    if not Path(path).is_file():
+    if Path(path).is_dir():
+        raise ValueError(f"{path} is a folder: name the YAML file in it")
+    if not Path(path).exists():
         raise FileNotFoundError(f"there is no YAML file {path}")
-    with open(path, encoding="utf-8") as file:
-        try:
-            settings = yaml.load(file, Loader=ConfigLoader)
-        except yaml.MarkedYAMLError as error:
-            error.note = "A config has one line `key: value` per setting, indented with spaces, without tags."
-            raise
+    written = Path(path).read_bytes()
+    try:
+        text = written.decode()
+    except UnicodeDecodeError as error:
+        line, byte = written.count(b"\n", 0, error.start) + 1, written[error.start]
+        raise ValueError(f"{path}, line {line}: byte 0x{byte:02x} is not UTF-8: save the file as UTF-8") from None
+    try:
+        settings = yaml.load(text, Loader=ConfigLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = "" if mark is None else f", line {mark.line + 1}"
+        problem = ", ".join(part for part in (error.context, error.problem) if part)
+        said = f'{problem}, in "{path}"{line}. A config has one line `key: value` per setting, indented with spaces, '
+        raise type(error)(None, None, f"{said}without tags.") from error
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        where = f'"{path}", position {error.position} (line {line})'
+        raise yaml.YAMLError(f"{chr(error.character)!r} is no character of a text, in {where}") from error
+    except ValueError as error:  # of Python, about a number
+        raise ValueError(f"{path}: {error}") from error
     if not isinstance(settings, dict | None):
         raise ValueError(f"{path}: a config is a YAML mapping from keys to values, not a {type(settings).__name__}")
     return settings or {}
@@ -43,15 +60,37 @@ def as_yaml(settings: Mapping[str, Any]) -> str:
 
 
 class ConfigLoader(yaml.SafeLoader):
-    """YAML's safe loader, which also refuses duplicate keys and aliases that expand to too many values."""
+    """YAML's safe loader, which also refuses tags, duplicate keys, deep nesting and aliases that expand to too many
+    values. Dates are text.
+    """
+
+    yaml_implicit_resolvers = {
+        first: [(tag, form) for tag, form in resolvers if not tag.endswith(":timestamp")]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def __init__(self, stream: Any) -> None:
         super().__init__(stream)
         self._sizes: dict[yaml.Node, int] = {}  # values in each node, aliases expanded
+        self._depth = 0
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if isinstance(node, yaml.MappingNode):
+            node.value = [(key, value) for key, value in node.value if not _is_empty(value)]
+        return node
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        is_alias = self.check_event(yaml.AliasEvent)
+        event = self.peek_event()
+        is_alias = isinstance(event, yaml.AliasEvent)
+        if tag := getattr(event, "tag", None):
+            problem = f"could not determine a constructor for the tag {tag!r}"
+            raise yaml.constructor.ConstructorError(None, None, problem, event.start_mark)
+        if self._depth > MAX_DEPTH:
+            raise _error(f"nested more than {MAX_DEPTH} levels deep", event)
+        self._depth += 1
         node = super().compose_node(parent, index)
+        self._depth -= 1
         if node is None or (is_alias and node in self._sizes):
             return node
         if is_alias:
@@ -61,7 +100,8 @@ class ConfigLoader(yaml.SafeLoader):
             keys = [key for key, _ in parts if isinstance(key, yaml.ScalarNode)]
             names = [key.value for key in keys]
             if twice := [key for i, key in enumerate(keys) if key.value in names[:i]]:
-                raise _error(f"the key {twice[0].value!r} is there twice", twice[0])
+                first = keys[names.index(twice[0].value)].start_mark.line + 1
+                raise _error(f"the key {twice[0].value!r} is there twice, first in line {first}", twice[0])
             parts = [part for pair in parts for part in pair]
         self._sizes[node] = 1 + sum(self._sizes[part] for part in parts)
         if self._sizes[node] > MAX_VALUES:
@@ -69,7 +109,11 @@ class ConfigLoader(yaml.SafeLoader):
         return node
 
 
-def _error(problem: str, node: yaml.Node) -> yaml.MarkedYAMLError:
+def _is_empty(node: yaml.Node) -> bool:
+    return isinstance(node, yaml.ScalarNode) and node.value == "" and node.tag.endswith(":null")
+
+
+def _error(problem: str, node: yaml.Node | yaml.Event) -> yaml.MarkedYAMLError:
     return yaml.composer.ComposerError(None, None, problem, node.start_mark)
 
 
@@ -94,27 +138,13 @@ def check_known(
         raise ValueError(f"{prefix}unknown {what}{plural} {', '.join(listed)}")
 
 
-def typed(settings: Mapping[str, Any], actions: Iterable[Action], where: str) -> Settings:
-    """The settings with the types that flags would give them: YAML 1.1 reads 1e-6 as a string.
+def typed(settings: Mapping[str, Any], options: Mapping[str, Takes], where: str) -> Settings:
+    """The settings in the types of their options.
 
     Raises:
-        ValueError: a value of the wrong type.
+        ValueError: a value that its option does not take.
     """
-    found = dict(settings)
-    for action in actions:
-        value, kind = found.get(action.dest), action.type
-        if value is None or not callable(kind):
-            continue
-        many = action.nargs == "+"
-        wanted = _KINDS.get(getattr(kind, "__name__", ""))
-        try:
-            values = [
-                kind(str(each)) if wanted or isinstance(each, str) else each
-                for each in (value if many and isinstance(value, list) else [value])
-            ]
-        except (ValueError, TypeError, ArgumentTypeError) as error:
-            one = wanted or "a string"
-            must = f"a list, each {one}" if many else one
-            raise ValueError(f"{where}: {action.dest} must be {must}; it is {value!r}") from error
-        found[action.dest] = values if many else values[0]
-    return found
+    try:
+        return {name: options[name].read(value) if name in options else value for name, value in settings.items()}
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error

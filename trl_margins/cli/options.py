@@ -5,28 +5,17 @@ from __future__ import annotations
 import os
 from argparse import ArgumentParser
 from collections.abc import Collection, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field
 from typing import Any
 
 from trl import TrlParser
 
-from ..checks import Number
+from ..checks import Takes, check_options, options_of
 from .config_file import Settings, check_known, read_yaml, typed
 from .setup import MAX_LENGTH
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 LENGTH = f"Longest prompt and completion, in tokens. By default that of the model's training run, else {MAX_LENGTH}."
-
-_COUNT = Number(least=1, whole=True)
-_NUMBERS = {
-    **dict.fromkeys(("batch_multiplier", "batch_size", "bootstrap", "max_length", "max_steps"), _COUNT),
-    **dict.fromkeys(("num_layers", "num_proc"), _COUNT),
-    "ef_sample": Number(least=0, whole=True),
-    "eval_min_score_gap": Number(least=0),
-    "fraction": Number(above=0, most=1),
-    "learning_rate": Number(above=0),
-    "radius": Number(above=0),
-}
 
 
 def option(text: str, default: Any = MISSING, **metadata: Any) -> Any:
@@ -36,13 +25,10 @@ def option(text: str, default: Any = MISSING, **metadata: Any) -> Any:
 
 @dataclass(kw_only=True)
 class Options:
-    """Options whose numbers are checked."""
+    """Options whose values are checked."""
 
     def __post_init__(self) -> None:
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if item.name in _NUMBERS and not (value is None and item.default is None):
-                _NUMBERS[item.name].check(item.name, value)
+        check_options(self)
 
 
 @dataclass(kw_only=True)
@@ -86,6 +72,10 @@ class OptionsParser(TrlParser):
         self.scope, self.flags_only, self.old_keys = scope, {"help", "config", *flags_only}, old_keys
 
     @property
+    def _options(self) -> dict[str, Takes]:
+        return {name: takes for kind in self.dataclass_types for name, takes in options_of(kind).items()}
+
+    @property
     def keys(self) -> set[str]:
         """Keys that a config file can have."""
         return {"env", *(action.dest for action in self._actions)} - self.flags_only
@@ -114,11 +104,8 @@ class OptionsParser(TrlParser):
             source = files.parse_known_args(list(args))[0].config or ""
             settings = read_yaml(source) if source else {}
         self.check_keys(settings, source)
-        environment = settings.get("env") or {}
-        if not isinstance(environment, dict):
-            raise ValueError(f"{source}: env must be a mapping from environment variables to values")
-        os.environ.update({name: str(value) for name, value in environment.items()})
-        self.set_defaults_with_config(**typed(settings, self._actions, source))
+        self.set_defaults_with_config(**typed(settings, self._options, source))
+        _set_environment(settings.get("env"), source)
         # before argparse asks for a required option that is only misspelled
         flags = [text.partition("=")[0] for text in args if text.startswith("--") and text != "--"]
         check_known((flag for flag in flags if " " not in flag), self._option_string_actions, self.scope, "option")
@@ -129,6 +116,15 @@ class OptionsParser(TrlParser):
         if rest:
             raise ValueError(f"unexpected argument {rest[0]!r}: put the option that it belongs to in front of it")
         return tuple(parsed)
+
+
+def _set_environment(variables: Any, source: str) -> None:
+    if not isinstance(variables, dict | None):
+        raise ValueError(f"{source}: env must be a mapping from environment variables to values")
+    for name, value in (variables or {}).items():
+        if not isinstance(name, str) or not name or set(name) & {"=", "\0"} or isinstance(value, dict | list):
+            raise ValueError(f"{source}: env must be a mapping from environment variables to values; {name!r} is not")
+    os.environ.update({name: str(value) for name, value in (variables or {}).items() if value is not None})
 
 
 def data_first(args: Sequence[str]) -> list[str]:

@@ -332,7 +332,7 @@ class MarginOptions:
         for name in ("train_only", "score_columns", "anchor_scope"):
             if isinstance(value := getattr(self, name), str):
                 setattr(self, name, [value])
-        check_options(self, {*MarginOptions.__dataclass_fields__, *OPTIONS})
+        check_options(self)
         for kind in _KINDS:
             _check_terms(self, kind)
         _warn_of_unread(self)

@@ -510,7 +510,10 @@ def console(monkeypatch, capsys) -> Callable[..., tuple[int, str]]:
         ("method: [gappo]", r"unknown method \['gappo'\]"),
         ("base: sft", "unknown base 'sft'; known: cpo, dpo"),
         ("share_prompt: allways", "unknown share_prompt 'allways'.*did you mean 'always'"),
-        ("eval_strategy: stpes", "c.yaml: unknown eval_strategy .stpes.; known: no, steps, epoch; did you mean .steps."),
+        (
+            "eval_strategy: stpes",
+            "c.yaml: unknown eval_strategy .stpes.; known: no, steps, epoch; did you mean .steps.",
+        ),
         ("beta: true", "c.yaml: beta must be a number; it is True"),
         ("beta: [1, 2]", r"c.yaml: beta must be a number; it is \[1, 2\]"),
         ("beta: null", "beta must be a number, above 0; it is None"),

@@ -66,14 +66,16 @@ _POSITIVE, _NOT_NEGATIVE, _AT_LEAST_ONE = Number(above=0), Number(least=0), Numb
 _SHARE, _BELOW_ONE = Number(least=0, most=1), Number(least=0, below=1)
 _SEED = Number(least=0, below=2**32)  # NumPy's
 
-# The bounds of the numbers among all options, of every command and of TRL's and transformers' own; whether one is whole
+# The bounds of the numbers among all options, TRL's and transformers' own included; whether one is whole
 # or can be None, its type says
 NUMBERS: Mapping[str, Number] = MappingProxyType(
     {
         **dict.fromkeys(("beta", "gamma_po_tau", "discopop_tau", "learning_rate", "num_train_epochs"), _POSITIVE),
         **dict.fromkeys(("radius", "test_split_size"), _POSITIVE),
         **dict.fromkeys(("score_gap_threshold", "gamma_po_queue_size", "eval_min_score_gap"), _NOT_NEGATIVE),
-        **dict.fromkeys(("anchor_radius", "anchor_keep_graphs", "sam_radius", "cpo_alpha", "ef_sample"), _NOT_NEGATIVE),
+        **dict.fromkeys(
+            ("anchor_radius", "anchor_keep_graphs", "sam_radius", "cpo_alpha", "ef_sample"), _NOT_NEGATIVE
+        ),
         **dict.fromkeys(("warmup_steps", "weight_decay", "adam_epsilon", "max_grad_norm"), _NOT_NEGATIVE),
         **dict.fromkeys(("logging_steps", "eval_steps", "save_steps", "eval_delay"), _NOT_NEGATIVE),
         **dict.fromkeys(("dataloader_num_workers", "neftune_noise_alpha", "router_aux_loss_coef"), _NOT_NEGATIVE),
@@ -96,8 +98,17 @@ NUMBERS: Mapping[str, Number] = MappingProxyType(
 )
 _NAMES = ("train_only", "score_columns", "anchor_scope")
 
-_TRUTHS = {**dict.fromkeys(("yes", "true", "t", "y", "1"), True), **dict.fromkeys(("no", "false", "f", "n", "0"), False)}
-_WORDS = {bool: "true or false", int: "a whole number", float: "a number", dict: "a mapping", str: "text"}  # in this order
+_TRUTHS = {
+    **dict.fromkeys(("yes", "true", "t", "y", "1"), True),
+    **dict.fromkeys(("no", "false", "f", "n", "0"), False),
+}
+_WORDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    dict: "a mapping",
+    str: "text",
+}  # in this order
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("config", type=Path, metavar="FILE", help="YAML for another project or an older TRL.")
     parser.add_argument("--out", type=Path, help="File to write; without it, the result is printed.")
     args = parser.parse_args(list(argv))
-    from .train import parser_for
+    from .run_checks import check_run
+    from .train import parse
 
     settings, notes = migrate(read_yaml(args.config))
-    method, base = settings.get("method", "gappo"), settings.get("base", "cpo")
-    parser_for(method, base).check_keys(settings, str(args.config))
+    check_run(*parse(["--dry_run"], dict(settings), str(args.config)), whole=False)
     text = converted(settings, notes, args.config.name)
     if args.out is None:
         print(text, end="")

@@ -23,9 +23,9 @@ def resolved(script: Any, config: Any, model_args: ModelConfig, mixture: Dataset
     from ..trainers.configs import config_class
 
     plain_config: Any = config_class(None, script.base)
-    defaults: list[Any] = [kind(use_cpu=config.use_cpu) for kind in (plain_config, type(config))]
-    for plain in defaults:
-        plain.bf16 = None  # depends on the machine
+    defaults: list[Any] = [kind(use_cpu=True, bf16=False) for kind in (plain_config, type(config))]
+    for plain in defaults:  # what depends on the machine
+        plain.bf16, plain.use_cpu, plain.dataloader_pin_memory = None, False, True
     parts = {
         f"The objective: {type(config).__name__}": {"method": script.method, "base": script.base},
         "Model": _changed(model_args, type(model_args)()),

@@ -30,21 +30,15 @@ def mixture_splits(
         seed: draws shares and test split at random, and shuffles; without it, a share is a set's first rows.
 
     Raises:
-        ValueError: weights that are not one share per set, or given together with streaming or `fraction`; pickles.
+        ValueError: as `check_mixture`.
     """
     from datasets import DatasetDict
     from trl.scripts.utils import get_dataset
 
-    if any(part.path == "pandas" for part in mixture.datasets):
-        raise ValueError("datasets: path pandas reads pickles, which run code: save the rows as Parquet or JSON lines")
-    if mixture.streaming or any(part.fraction is not None for part in mixture.datasets):
-        if weights is not None or seed is not None:
-            raise ValueError("mixture_weights and mixture_seed do not work with streaming or with TRL's `fraction`")
+    check_mixture(mixture, weights, seed)
+    if _is_trls(mixture):
         return get_dataset(mixture)
     weights = [1.0] * len(mixture.datasets) if weights is None else weights
-    if len(weights) != len(mixture.datasets) or not all(0 <= weight <= 1 for weight in weights):
-        names = ", ".join(part.path for part in mixture.datasets)
-        raise ValueError(f"mixture_weights: {list(weights)} must be a share in [0, 1] for each of {names}")
     parts = []
     for part, weight in zip(mixture.datasets, weights, strict=True):
         rows = _load(part, part.split)
@@ -61,6 +55,31 @@ def mixture_splits(
         return DatasetDict({"train": together})
     # every rank must draw the same rows
     return together.train_test_split(test_size=int(size) if size >= 1 else size, seed=seed or 0)
+
+
+def check_mixture(mixture: DatasetMixtureConfig, weights: Sequence[float] | None, seed: int | None) -> None:
+    """
+    Raises:
+        ValueError: weights that are not one share per set, or given together with streaming or `fraction`; fractions
+            of some sets or of streams; pickles.
+    """
+    if any(part.path == "pandas" for part in mixture.datasets):
+        raise ValueError("datasets: path pandas reads pickles, which run code: save the rows as Parquet or JSON lines")
+    fractions = [part.fraction for part in mixture.datasets if part.fraction is not None]
+    if _is_trls(mixture) and (weights is not None or seed is not None):
+        raise ValueError("mixture_weights and mixture_seed do not work with streaming or with TRL's `fraction`")
+    if fractions and (len(fractions) < len(mixture.datasets) or mixture.streaming):
+        raise ValueError("datasets: TRL takes a fraction of every set or of none, and not of streams")
+    if weights is not None and not (
+        len(weights) == len(mixture.datasets) and all(0 <= weight <= 1 for weight in weights)
+    ):
+        names = ", ".join(part.path for part in mixture.datasets)
+        raise ValueError(f"mixture_weights: {list(weights)} must be a share in [0, 1] for each of {names}")
+
+
+def _is_trls(mixture: DatasetMixtureConfig) -> bool:
+    """Whether TRL mixes."""
+    return mixture.streaming or any(part.fraction is not None for part in mixture.datasets)
 
 
 def mixture_test_split(mixture: DatasetMixtureConfig, split: str) -> Dataset:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from argparse import ArgumentParser
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from trl import TrlParser
@@ -69,6 +70,7 @@ class OptionsParser(TrlParser):
     ) -> None:
         super().__init__(kinds, prog=f"trl-margins {command}", allow_abbrev=False, **kwargs)
         self.add_argument("--config", metavar="FILE", help="YAML file with any of these options.")
+        self._held: Mapping[str, Any] = {}
         self.scope, self.flags_only, self.old_keys = scope, {"help", "config", *flags_only}, old_keys
 
     @property
@@ -87,13 +89,27 @@ class OptionsParser(TrlParser):
         """
         check_known(settings, self.keys, source, also=self.old_keys)
 
-    def parse(self, args: Sequence[str], settings: Settings | None = None, source: str = "") -> tuple[Any, ...]:
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """argparse's, with the held options at their values; `said` has what was said of them."""
+        found, rest = super().parse_known_args(args, namespace)
+        self.said = {name: getattr(found, name) for name in self._held}
+        vars(found).update(self._held)
+        return found, rest
+
+    def parse(
+        self,
+        args: Sequence[str],
+        settings: Settings | None = None,
+        source: str = "",
+        held: Mapping[str, Any] = MappingProxyType({}),
+    ) -> tuple[Any, ...]:
         """The dataclasses that flags and file describe.
 
         Args:
             args: flags.
             settings: the file's settings, if they have been read.
             source: where they are from.
+            held: values that options get, whatever is said of them.
 
         Raises:
             ValueError: an unknown option or key, or a value that its field does not take.
@@ -106,6 +122,7 @@ class OptionsParser(TrlParser):
         self.check_keys(settings, source)
         self.set_defaults_with_config(**typed(settings, self._options, source))
         _set_environment(settings.get("env"), source)
+        self._held = held
         # before argparse asks for a required option that is only misspelled
         flags = [text.partition("=")[0] for text in args if text.startswith("--") and text != "--"]
         check_known((flag for flag in flags if " " not in flag), self._option_string_actions, self.scope, "option")

@@ -24,6 +24,7 @@ from .config_file import Settings, read_yaml
 from .migration import OLD_KEYS, migrate
 from .mixture import mixture_splits, mixture_test_split
 from .options import OptionsParser, option
+from .run_checks import chat_template, check_run
 from .setup import check_writable, find_model, load_model, load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -70,7 +71,8 @@ for _arguments in (TrainArguments, ModelConfig, DatasetMixtureConfig):
 
 def main(argv: Sequence[str]) -> int:
     """Trains, saves the model and its card."""
-    script, config, model_args, mixture = parse(argv)
+    script, config, model_args, mixture = run = parse(argv)
+    check_run(*run)
     if script.dry_run:
         from .dry_run import resolved
 
@@ -114,13 +116,23 @@ def _train(trainer: Any, resume: str | bool | None) -> None:
         raise
 
 
+# Of a config that is only looked at: another machine may have what these need
+_ANY_MACHINE = {"use_cpu": True, "tf32": None, "dataloader_pin_memory": True, "deepspeed": None}
+
+
 # Settings ------------------------------------------------------------------------------------------------------------
 
 
-def parse(argv: Sequence[str]) -> tuple[TrainArguments, Any, ModelConfig, DatasetMixtureConfig]:
+def parse(
+    argv: Sequence[str], settings: Settings | None = None, source: str = ""
+) -> tuple[TrainArguments, Any, ModelConfig, DatasetMixtureConfig]:
     """Script arguments, config, model and mixture that flags and YAML describe.
 
     The method's config class decides which options there are, so method, base and file are read first.
+
+    Args:
+        settings: those of the file, if they have been read and migrated.
+        source: the file.
     """
     first = ArgumentParser(prog="trl-margins train", add_help=False, allow_abbrev=False)
     files = first.add_mutually_exclusive_group()
@@ -129,25 +141,26 @@ def parse(argv: Sequence[str]) -> tuple[TrainArguments, Any, ModelConfig, Datase
     first.add_argument("--method")
     first.add_argument("--base")
     first.add_argument("--dataset_name", "--dataset-name")
-    first.add_argument("--dry_run", "--dry-run", nargs="?", const="true", default="false")
+    first.add_argument("--dry_run", "--dry-run", nargs="?", const=True, default=False, type=string_to_bool)
     flags, _ = first.parse_known_args(list(argv))
-    source = flags.config
-    if flags.recipe is not None:
-        from .recipes import recipe_path
+    if settings is None:
+        source = flags.config or ""
+        if flags.recipe is not None:
+            from .recipes import recipe_path
 
-        source = str(recipe_path(flags.recipe))
-    settings: Settings = {}
-    if source is not None:
-        settings, notes = migrate(read_yaml(source), flags.method, flags.base)
+            source = str(recipe_path(flags.recipe))
+        settings, notes = migrate(read_yaml(source), flags.method, flags.base) if source else ({}, [])
         for note in notes:
             logger.info("%s", note)
     if flags.dataset_name is not None:  # TRL would still take the mixture
         for name in ("datasets", "mixture_weights", "mixture_seed", "test_split_size"):
             settings.pop(name, None)
     parser = parser_for(flags.method or settings.get("method", "gappo"), flags.base or settings.get("base", "cpo"))
-    if string_to_bool(flags.dry_run):
-        _adapt_to_cpu(parser, use_cpu=True)  # to look at a GPU's settings elsewhere: bf16 is refused without one
-    return parser.parse(argv, settings, source or "")
+    if not flags.dry_run:
+        return parser.parse(argv, settings, source)
+    script, config, model_args, mixture = parser.parse(argv, settings, source, _ANY_MACHINE)
+    vars(config).update(parser.said)
+    return script, config, model_args, mixture
 
 
 def parser_for(method: str | None, base: str) -> OptionsParser:
@@ -162,16 +175,11 @@ def parser_for(method: str | None, base: str) -> OptionsParser:
         old_keys=OLD_KEYS,
         usage="%(prog)s [--config FILE | --recipe NAME] [options]",  # there are about two hundred
     )
-    _adapt_to_cpu(parser, bf16=False)  # TRL's default, and several times slower than fp32 there
-    return parser
-
-
-def _adapt_to_cpu(parser: ArgumentParser, **defaults: bool) -> None:
-    """Sets defaults for machines without an accelerator; flags and YAML override them."""
     import torch
 
     if not torch.accelerator.is_available():
-        parser.set_defaults(**defaults)
+        parser.set_defaults(bf16=False)  # TRL's default, and several times slower than fp32 there
+    return parser
 
 
 def _method(name: str | None) -> str | None:
@@ -184,7 +192,7 @@ def _method(name: str | None) -> str | None:
 def build_trainer(script: TrainArguments, config: Any, model_args: ModelConfig, mixture: DatasetMixtureConfig) -> Any:
     """The trainer that the arguments describe."""
     from ..rows.tokens import prepare_tokenizer
-    from ..trainers.named import trainer_class
+    from ..trainers.named import trainer_of
 
     check_writable(config.output_dir)
     train, evals = _datasets(script, config, mixture)
@@ -193,8 +201,6 @@ def build_trainer(script: TrainArguments, config: Any, model_args: ModelConfig, 
         kind, rate = parse_noise(script.noise)
         train = flip_labels(train, rate, kind, script.noise_seed, config.score_columns, **columns)
     name, revision = model_args.model_name_or_path, model_args.model_revision
-    if name is None:
-        raise SystemExit("trl-margins train: --model_name_or_path is missing")
     tokenizer = _tokenizer(script, name, revision, config.trust_remote_code)
     # the trainer checks this too, but after loading the model
     prepare_tokenizer(tokenizer, ["train"] if _is_conversational(train, columns) else [])
@@ -213,7 +219,7 @@ def build_trainer(script: TrainArguments, config: Any, model_args: ModelConfig, 
     else:  # CPOTrainer would load an encoder-decoder model in the wrong class
         config.model_init_kwargs = None
         model = load_model(name, trainable=True, **init)
-    return trainer_class(_method(script.method), script.base)(
+    return trainer_of(config)(
         model,
         args=config,
         train_dataset=train,
@@ -241,35 +247,13 @@ def _tokenizer(script: TrainArguments, model: str, revision: str, trust_remote_c
     return tokenizer
 
 
-def chat_template(text: str) -> str:
-    """A Jinja chat template, or the one in the file of this name.
-
-    Raises:
-        ValueError: neither.
-    """
-    if "{%" in text or "{{" in text:
-        return text
-    if Path(text).is_file():
-        return Path(text).read_text()
-    raise ValueError(f"chat_template: {text!r} is neither a Jinja template nor a file with one")
-
-
 def _datasets(script: TrainArguments, config: Any, mixture: DatasetMixtureConfig) -> tuple[Any, Any]:
     """Training set and evaluation set."""
-    weights, seed, size = script.mixture_weights, script.mixture_seed, mixture.test_split_size
     if mixture.datasets:
-        name, splits = "datasets", mixture_splits(mixture, weights, seed)
-    elif given := [
-        option
-        for option, value in {"mixture_weights": weights, "mixture_seed": seed, "test_split_size": size}.items()
-        if value is not None
-    ]:
-        raise ValueError(f"{', '.join(given)}: without `datasets` in the YAML there is nothing to mix or to split")
-    elif script.dataset_name:
-        name = script.dataset_name
-        splits = load_splits(name, script.dataset_config, script.dataset_streaming, decoded=IMAGES)
+        name, splits = "datasets", mixture_splits(mixture, script.mixture_weights, script.mixture_seed)
     else:
-        raise SystemExit("trl-margins train: --dataset_name is missing (or `datasets` in the YAML)")
+        name = str(script.dataset_name)
+        splits = load_splits(name, script.dataset_config, script.dataset_streaming, decoded=IMAGES)
     train = pick_split(splits, script.dataset_train_split, name, "--dataset_train_split")
     test = script.dataset_test_split
     if script.eval_dataset_name:

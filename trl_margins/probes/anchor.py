@@ -6,12 +6,14 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property, partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..distributed import fsdp_dtype, is_sharded, reduce_tensors
 from ..forward.precision import eval_mode, ieee_float32, in_float32, narrow_dtype, rounds_products
+from ..objective import Objective
 from ..pairs import CACHED, upcast, with_columns
 from ..rewards import LengthNormalizedReward
 from ..terms.anchor import ANCHOR_GAP, ANCHOR_SCORE_GAP
@@ -35,13 +37,7 @@ class GeometricAnchor(Probe):
     def __init__(self, trainer: ProbedTrainer, options: ProbeOptions) -> None:
         super().__init__(trainer, options)
         self._warned = False
-        if options.anchor_estimator == "per-pair":
-            _check_gap_only(trainer)
-            if options.sam_radius:
-                raise ValueError(
-                    "anchor_estimator='per-pair' makes the update at the policy, and sam_radius makes it elsewhere: "
-                    "set only one of them"
-                )
+        check_estimator(trainer.objective, options, trainer.has_aux_loss)
         self.narrow_dtype = narrow_dtype(trainer.model, trainer.accelerator.mixed_precision)
         self._check_sharded(parameters_in_scope(trainer.model, options.anchor_scope))
         logger.info(
@@ -212,22 +208,29 @@ class GeometricAnchor(Probe):
         return ready, direction, measured
 
 
-def _check_gap_only(trainer: ProbedTrainer) -> None:
-    """Checks that the loss reads only the length-normalized gap of each pair.
+def check_estimator(objective: Objective, options: Any, has_aux_loss: bool = False) -> None:
+    """Per-pair gradients make the update from the length-normalized gap of each pair.
+
+    Args:
+        options: the config.
 
     Raises:
-        ValueError: it reads more.
+        ValueError: they are asked for, and the loss reads more, or SAM makes the update.
     """
-    reward, links = trainer.objective.reward, trainer.objective.links
+    measured = any(set(term.probes) & set(GeometricAnchor.columns) for term in objective.terms)
+    if options.anchor_estimator != "per-pair" or not measured:
+        return
+    reward = objective.reward
     plain = isinstance(reward, LengthNormalizedReward) and reward.alpha == 0
-    if (
-        not plain
-        or not all(link.takes_margin for link in links)
-        or getattr(trainer.args, "cpo_alpha", None)
-        or trainer.has_aux_loss
-    ):
+    reads_more = getattr(options, "cpo_alpha", None) or has_aux_loss
+    if not plain or reads_more or not all(link.takes_margin for link in objective.links):
         raise ValueError(
             "anchor_estimator='per-pair' makes the update from the gradients of the length-normalized gaps: it takes "
             "a loss of the reward gap (simpo, sigmoid, hinge) without cpo_alpha, alpha and auxiliary loss; use "
             "anchor_estimator='difference'"
+        )
+    if options.sam_radius:
+        raise ValueError(
+            "anchor_estimator='per-pair' makes the update at the policy, and sam_radius makes it elsewhere: "
+            "set only one of them"
         )

@@ -1,15 +1,17 @@
 """Configs: TRL's own fields, plus those of the objective. A method's defaults come from `methods.METHODS`."""
 
+import json
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, fields, make_dataclass
 from functools import partial
-from types import new_class
+from types import MappingProxyType, new_class
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from transformers import TrainingArguments
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_utils import IntervalStrategy
 from trl import DPOConfig
 from trl.experimental.cpo import CPOConfig
@@ -49,6 +51,24 @@ _KEEP_BEST = {
 SIMPO_GAMMA = CPOConfig.simpo_gamma  # TRL's default
 
 _KINDS = ("weight", "margin")
+_FILES = ("accelerator_config", "fsdp_config", "deepspeed")  # these fields can name one
+# Names of losses that other code has, or TRL's trainers had, and the settings that train them here
+_ON_DPO: Mapping[str, Any] = MappingProxyType({"method": "none", "base": "dpo"})
+_INSTEAD: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "rpo": {**_ON_DPO, "loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 1.0]},
+        "sppo": {**_ON_DPO, "loss_type": "sppo_hard"},
+        "wpo": {**_ON_DPO, "loss_type": "sigmoid", "use_weighting": True},
+        "bco": {**_ON_DPO, "loss_type": "bco_pair"},
+        "exo": {**_ON_DPO, "loss_type": "exo_pair", "label_smoothing": 1e-3},
+        "nca": {**_ON_DPO, "loss_type": "nca_pair"},
+        "apo": {**_ON_DPO, "loss_type": "apo_zero"},
+        "dpo": {**_ON_DPO, "loss_type": "sigmoid"},
+        "slic": {"method": "none", "base": "cpo", "loss_type": "hinge"},
+        "cpo": {"method": "none", "base": "cpo", "loss_type": "sigmoid"},
+    }
+)
+_OTHER_TRAINERS = {"kto_pair": "KTOTrainer", "kto": "KTOTrainer", "orpo": "ORPOTrainer"}  # of TRL
 # TRL's own losses and rewards: with these alone its trainers compute an objective
 _TRL_LINKS = {base: frozenset(links) for base, links in LINKS.items()}
 _TRL_FIELDS = {*CPOConfig.__dataclass_fields__, *DPOConfig.__dataclass_fields__}
@@ -337,6 +357,7 @@ class MarginOptions:
             _check_terms(self, kind)
         _warn_of_unread(self)
         if isinstance(self, TrainingArguments):
+            _check_for_trl(self)
             if self.logging_nan_inf_filter is None:
                 self.filters_evaluation, self.logging_nan_inf_filter = True, self.nonfinite_steps == "skip"
             if self._best_metric and self.load_best_model_at_end is None:
@@ -351,6 +372,11 @@ class MarginOptions:
         """The method whose config this is, unless the terms are not the method's."""
         row = None if self._method_id is None else get_method(self._method_id)
         return row if row and all(names_of(getattr(row, kind)) == self.term_names(kind) for kind in _KINDS) else None
+
+    def missing_term(self, method: Method) -> tuple[str, str] | None:
+        """Kind and name of the first term of a method that is not named: then this is not its objective."""
+        wanted = [(kind, name) for kind in _KINDS for name in names_of(getattr(method, kind))]
+        return next(((kind, name) for kind, name in wanted if name not in self.term_names(kind)), None)
 
     def term_names(self, kind: str) -> tuple[str, ...]:
         """The weights or margins that are named."""
@@ -439,7 +465,7 @@ class MarginCPOConfig(MarginOptions, CPOConfig):
         return simpo if reward == "length-normalized" else {**simpo, "reward": reward}
 
     def _resolve_target_margin(self) -> None:
-        link, custom = find_link("cpo", self.loss_type), self.loss_type not in _TRL_LINKS["cpo"]
+        link, custom = _find_loss("cpo", self.loss_type), self.loss_type not in _TRL_LINKS["cpo"]
         rewards = [] if self.reward is None else [reward_class(self.reward)]
         refuse_reference([*rewards, *self._term_classes("weight"), *self._term_classes("margin")])
         has_target = self.loss_type in ("simpo", "alphapo") or (custom and link.takes_margin)
@@ -493,7 +519,7 @@ class MarginDPOConfig(MarginOptions, DPOConfig):
 
     def _resolve_target_margin(self) -> None:
         for name in self.loss_type:
-            find_link("dpo", name)
+            _find_loss("dpo", name)
         reward_class(self.reward)
         _resolve_target_margin(self)
 
@@ -516,6 +542,50 @@ def _resolve_target_margin(config: MarginCPOConfig | MarginDPOConfig) -> None:
             "and leave the other None."
         )
     config.simpo_gamma = gamma
+
+
+def _find_loss(base: str, name: Any) -> Link:
+    """The link of a `loss_type`.
+
+    Raises:
+        ValueError: an unknown name, with what there is instead.
+    """
+    try:
+        return find_link(base, name)
+    except ValueError as error:
+        said = str(error).partition("; did you mean")[0]
+        if name in _OTHER_TRAINERS:
+            raise ValueError(f"{said}. It is the loss of TRL's {_OTHER_TRAINERS[name]}") from None
+        others = [{"method": "none", "base": each, "loss_type": name} for each in LINKS if name in LINKS[each]]
+        settings = next(iter(others), _INSTEAD.get(name) if isinstance(name, str) else None)
+        if settings is None:
+            raise
+        instead = ", ".join(f"{key}: {json.dumps(each)}" for key, each in settings.items()).replace('"', "")
+        raise ValueError(f"{said}. Instead, set {instead}") from None
+
+
+def _check_for_trl(config: TrainingArguments) -> None:
+    """What transformers and TRL refuse only after they have loaded a model, or with a traceback.
+
+    Raises:
+        ValueError: a value that its field cannot have.
+    """
+    for name in config._VALID_DICT_FIELDS:
+        value = getattr(config, name)
+        if not isinstance(value, str) or (name in _FILES and not value.startswith("{")):
+            continue
+        try:
+            if not value.startswith("{"):
+                raise ValueError(f"it is {value!r}")
+            json.loads(value)
+        except ValueError as error:
+            raise ValueError(f"{name} must be a mapping, or one as JSON; {error}") from None
+    trackers = [config.report_to] if isinstance(config.report_to, str | None) else config.report_to
+    known = ["all", "none", *INTEGRATION_TO_CALLBACK]
+    if strange := [name for name in trackers if name not in known]:
+        raise unknown("report_to", strange[0], known)
+    if config.save_steps == 0 and config.save_strategy == "steps":
+        raise ValueError("save_steps must be a number, above 0, with save_strategy 'steps'; it is 0")
 
 
 def _keep_best(config: TrainingArguments, metric: str) -> None:
@@ -584,7 +654,7 @@ def config_class(method_id: str | None, base: str = "cpo") -> ConfigClass:
     Raises:
         ValueError: unknown method or base.
     """
-    if base not in LINKS:
+    if not isinstance(base, str) or base not in LINKS:
         raise unknown("base", base, LINKS)
     load_plugins()
     method = None if method_id is None else get_method(method_id)

@@ -53,7 +53,7 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
 
     def _check_reference(self, config: Any) -> None:
         self._reference_free = not self.objective.needs_reference
-        _refuse_unread_options(config, self.objective)
+        check_unread_options(config, self.objective)
 
     # DPOTrainer loads a reference model unless it is given one. A reward without reference gives it something that is
     # none, and never lets it be set.
@@ -209,8 +209,11 @@ def _rows_if_known(batch: Mapping[str, Any]) -> StandardRows | None:
     return _standard_rows(batch) if "completion_mask" in batch else None
 
 
-def _refuse_unread_options(config: DPOConfig, objective: Objective) -> None:
-    """Options of the log-ratio and of the reference model, where the objective does not read them."""
+def check_unread_options(config: DPOConfig, objective: Objective) -> None:
+    """
+    Raises:
+        ValueError: options of the log-ratio and of the reference model, where the objective does not read them.
+    """
     reward = objective.reward.name
     of_log_ratio = {"f_divergence_type": "reverse_kl", "ld_alpha": None}
     of_reference = {"precompute_ref_log_probs": False, "sync_ref_model": False}

@@ -25,7 +25,7 @@ from ..forward.head import logits_will_do
 from ..forward.shared_prompt import shared_token_logps
 from ..forward.shared_rows import SharedRows, unpacked, width_step
 from ..forward.standard import TokenLogps
-from ..methods import Method, names_of
+from ..methods import Method
 from ..objective import Objective, ObjectiveOutput
 from ..pairs import CARRIED, IS_FLIPPED, ROW, SCORES, SHARED, PairLogps
 from ..probes import window_probes
@@ -419,15 +419,14 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
         """A named trainer runs its method's terms, or says why it cannot."""
         if self._method is None:
             return
-        for kind in ("weight", "margin"):
-            here, wanted = names_of(getattr(config, kind, None)), names_of(getattr(self._method, kind))
-            if missing := [name for name in wanted if name not in here]:
-                general = f"Margin{self._config_class._base.upper()}Trainer"
-                raise ValueError(
-                    f"{type(self).__name__} has {kind} {missing[0]!r}, but its {type(config).__name__} says "
-                    f"{', '.join(map(repr, here)) or None}: give it a {self._config_class.__name__}, or take "
-                    f"{general} for other terms"
-                )
+        if missing := self.options.missing_term(self._method):
+            kind, name = missing
+            here = ", ".join(map(repr, self.options.term_names(kind))) or None
+            raise ValueError(
+                f"{type(self).__name__} has {kind} {name!r}, but its {type(config).__name__} says {here}: give it a "
+                f"{self._config_class.__name__}, or take Margin{self._config_class._base.upper()}Trainer for other "
+                "terms"
+            )
 
     def _check_objective(self, config: Any) -> None:
         """An objective from Python is the whole of it."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import TypeVar
 
 from ..checks import unknown
 from ..registry import get_method
-from .configs import config_class
+from .configs import MarginOptions, config_class
 from .cpo import MarginCPOTrainer
 from .dpo import MarginDPOTrainer
 from .mixin import MarginMixin
+
+logger = logging.getLogger(__name__)
 
 _TRAINERS: dict[tuple[str | None, str], type[MarginMixin]] = {
     (None, "cpo"): MarginCPOTrainer,
@@ -45,6 +48,15 @@ def trainer_class(method_id: str | None, base: str = "cpo") -> type[MarginMixin]
         raise unknown("base", base, ("cpo", "dpo"))
     known = None if method_id is None else get_method(method_id).id
     return _TRAINERS.get((known, base), _TRAINERS[None, base])
+
+
+def trainer_of(config: MarginOptions) -> type[MarginMixin]:
+    """The trainer of a config: that of its method or, with other terms than the method's, the one that takes any."""
+    method = None if config._method_id is None else get_method(config._method_id)
+    missing = method and config.missing_term(method)
+    if method and missing:
+        logger.warning("without %s %r this is not %s: the model card names what is trained", *missing, method.name)
+    return trainer_class(None if missing else config._method_id, config._base)
 
 
 @_trains("gappo")

@@ -1,0 +1,410 @@
+"""`train`, `train --dry_run` and `convert` refuse the same files, in the same words, before they touch data or model."""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import preference_rows
+
+from trl_margins.cli import main
+from trl_margins.cli.config_file import as_yaml
+from trl_margins.cli.recipes import recipe_folder
+from trl_margins.cli.train import parse
+
+NAMED = {"model_name_or_path": "./no-model", "dataset_name": "./no-rows.jsonl", "output_dir": "out", "use_cpu": True}
+GOES_ON = "no data set at ./no-rows.jsonl"  # what training says next
+COMMANDS = (["train", "--config"], ["train", "--dry_run", "--config"], ["convert"])
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def said(*argv: str) -> str | None:
+    """What a command refuses its arguments with."""
+    try:
+        main(list(argv))
+    except (Exception, SystemExit) as error:
+        return str(error)
+    return None
+
+
+def verdicts(text: str | bytes) -> set[str | None]:
+    """What the three commands say of a file; None if they go on."""
+    Path("c.yaml").write_bytes(text.encode() if isinstance(text, str) else text)
+    answers = [said(*command, "c.yaml") for command in COMMANDS]
+    return {None if answer == GOES_ON else answer for answer in answers}
+
+
+def refused(text: str | bytes) -> str:
+    """The one line in which all three refuse a file."""
+    (answer,) = verdicts(text)
+    assert answer is not None
+    assert len(answer.splitlines()) == 1, answer
+    return answer
+
+
+def with_names(text: str) -> str:
+    """A config that lacks nothing, but for what is wrong in it."""
+    keys = [line.partition(":")[0] for line in text.splitlines()]
+    return text + "\n" + as_yaml({key: value for key, value in NAMED.items() if key not in keys})
+
+
+# Numbers, by their bounds in the code that reads them
+
+NOT_POSITIVE = ("0", "-1", ".nan", ".inf", "true", "ten", "[1]", "{a: 1}", "2026-01-01", "null")
+NEGATIVE = NOT_POSITIVE[1:]
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        *((name, NOT_POSITIVE) for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "lora_r")),
+        *((name, NOT_POSITIVE) for name in ("learning_rate", "num_train_epochs", "beta", "lora_alpha")),
+        *((name, NEGATIVE) for name in ("seed", "warmup_steps", "weight_decay", "dataloader_num_workers")),
+        *((name, NEGATIVE) for name in ("max_grad_norm", "adam_epsilon", "logging_steps", "save_steps")),
+        ("lora_dropout", (*NEGATIVE, "1.0")),
+        ("adam_beta1", (*NEGATIVE, "1.0")),
+        ("max_steps", ("0", "-2", "1.5", *NEGATIVE[2:])),
+        ("per_device_eval_batch_size", NOT_POSITIVE),
+        ("eval_steps", NEGATIVE[:-1]),  # null is its default
+        ("data_seed", NEGATIVE[:-1]),
+        ("seed", ("4294967296", "1.5")),
+        ("max_length", NOT_POSITIVE[:-1]),
+        ("dataset_num_proc", NOT_POSITIVE[:-1]),
+        ("mixture_seed", ("-1",)),
+        ("noise_seed", ("-1",)),
+    ],
+)
+def test_numbers(name, values):
+    for value in values:
+        assert re.match(rf"c\.yaml: {name} must be a .*number", refused(with_names(f"{name}: {value}"))), value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "learning_rate: 1e-5",
+            "learning_rate: '5e-7'",
+            "learning_rate: 1",
+            "max_steps: -1",
+            "max_steps: '3'",
+            "seed: 0",
+        ),
+        *(
+            "warmup_steps: 0",
+            "warmup_steps: 0.1",
+            "max_grad_norm: 0",
+            "dataloader_num_workers: 0",
+            "save_total_limit: 0",
+        ),
+        *(
+            "max_length: null",
+            "dtype: null",
+            "torch_dtype: null",
+            "attn_implementation: null",
+            "load_best_model_at_end: null",
+        ),
+        *(
+            "dtype: bfloat16",
+            "attn_implementation: flash_attention_2",
+            "attn_implementation: some/kernel",
+            "tf32: false",
+        ),
+        *("optim: adafactor", "lr_scheduler_type: linear", "report_to: [wandb, tensorboard]", "report_to: all"),
+        *(
+            "gradient_checkpointing: yes",
+            "gradient_checkpointing: 'true'",
+            "eval_strategy: no",
+            "run_name: 2026-01-01",
+        ),
+        *("weight: none", "weight: null", "method: none", "base: dpo\nloss_type: sigmoid\nreward: log-ratio"),
+        *("env: {A: 1, B: }", "model_init_kwargs: '{}'", "lora_target_modules: q_proj", "noise: random:0.2"),
+        *(
+            "chat_template: '{{ messages }}'",
+            "base: dpo\npad_to_multiple_of: null",
+            "base: dpo\npad_to_multiple_of: 8",
+        ),
+    ],
+)
+def test_values_that_are_right(text):
+    assert verdicts(with_names(text)) == {None}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("dtype: float31", "unknown dtype 'float31'; known: auto, bfloat16, float16, float32"),
+        ("optim: adamm", "unknown optim 'adamm'; known: .*adamw_torch"),
+        ("lr_scheduler_type: cosin", "unknown lr_scheduler_type 'cosin'; known: .*did you mean 'cosine'"),
+        ("eval_strategy: stpes", "unknown eval_strategy 'stpes'; known: no, steps, epoch"),
+        ("save_strategy: sometimes", "unknown save_strategy 'sometimes'; known: no, steps, epoch, best"),
+        ("logging_strategy: never", "unknown logging_strategy 'never'; known: no, steps, epoch"),
+        ("hub_strategy: never", "unknown hub_strategy 'never'"),
+        ("report_to: wandbb", "unknown report_to 'wandbb'; known: .*did you mean 'wandb'"),
+        ("report_to: [wandb, tensorbord]", "unknown report_to 'tensorbord'.*did you mean 'tensorboard'"),
+        ("report_to: null", "unknown report_to None; known: all, none"),
+        ("attn_implementation: flash", "unknown attn_implementation 'flash'; known: eager, .*flash_attention_2.*sdpa"),
+        ("train_sampling_strategy: shuffled", "unknown train_sampling_strategy 'shuffled'; known: random"),
+        ("ddp_backend: ncl", "unknown ddp_backend 'ncl'.*did you mean 'nccl'"),
+        ("bnb_4bit_quant_type: nf5", "unknown bnb_4bit_quant_type 'nf5'; known: fp4, nf4"),
+        ("base: dpo\ntruncation_mode: keep_middle", "unknown truncation_mode 'keep_middle'"),
+        ("base: dpo\nf_divergence_type: kl\nreward: log-ratio", "unknown f_divergence_type 'kl'"),
+        ("base: sft", "unknown base 'sft'; known: cpo, dpo"),
+        ("base: [cpo]", "unknown base"),
+        ("method: null", "method must be text; it is None"),
+        ("method: 3", "unknown method 3"),
+        ("method: ''", "unknown method ''"),
+        ("noise: 0.2", "noise must be text; it is 0.2: put it in quotes"),
+        ("noise: typo:0.2", "noise is written KIND:RATE"),
+        ("noise: random:2", "the rate is the share of pairs to flip"),
+        ("chat_template: missing.jinja", "'missing.jinja' is neither a Jinja template nor a file with one"),
+        ("dataset_name: 3", "dataset_name must be text; it is 3: put it in quotes"),
+        ("output_dir: 1", "output_dir must be text; it is 1: put it in quotes"),
+        ("output_dir: [a]", r"output_dir must be text; it is \['a'\]"),
+        ("run_name: 2026", "run_name must be text; it is 2026: put it in quotes"),
+        ("run_name: {a: 1}", "run_name must be text; it is {'a': 1}"),
+        ('output_dir: "a\\0b"', "output_dir must be text"),
+        ("weight: 3", "weight must be text or a list, each text; it is 3"),
+        ("report_to: [3]", r"report_to must be text or a list, each text; it is \[3\]"),
+        ("bf16: perhaps", "bf16 must be true or false; it is 'perhaps'"),
+        ("bf16: [true]", "bf16 must be true or false"),
+        ("train_only: {a: 1}", "train_only must be a list, each text"),
+        ("model_init_kwargs: 3", "model_init_kwargs must be a mapping or text; it is 3"),
+        ("model_init_kwargs: '{bad'", "model_init_kwargs must be a mapping, or one as JSON"),
+        ("lr_scheduler_kwargs: nonsense", "lr_scheduler_kwargs must be a mapping, or one as JSON"),
+        ("datasets: [{path: a, splt: x}]", "datasets must be .*unknown key 'splt'; known: .*did you mean 'split'"),
+        ("datasets: [{split: x}]", "datasets must be .*path is missing"),
+        ("datasets: [{path: 3}]", "datasets must be .*path must be text"),
+        ("datasets: [{path: a}, {path: b}]\nmixture_weights: [1]", r"mixture_weights: \[1.0\] must be a share"),
+        ("datasets: [{path: a}]\nmixture_weights: [2]", r"mixture_weights: \[2.0\] must be a share in \[0, 1\]"),
+        ("datasets: [{path: a}]\nmixture_weights: [half]", "mixture_weights must be a list, each a number"),
+        ("datasets: [{path: a, fraction: 0.5}, {path: b}]", "a fraction of every set or of none"),
+        ("mixture_weights: [1.0]", "mixture_weights: without `datasets`"),
+        ("env: 3", "env must be a mapping"),
+        ("env: {a=b: 1}", "env must be a mapping .*'a=b' is not"),
+        ("env: {A: [1]}", "env must be a mapping"),
+        ("save_steps: 0", "save_steps must be a number, above 0, with save_strategy 'steps'; it is 0"),
+        ("weight: column", "weight 'column' needs weight_column"),
+        ("fp16: true\nbf16: true", "At most one of fp16 and bf16 can be True"),
+        ("load_in_8bit: true\nload_in_4bit: true", "can't use 8 bit and 4 bit precision at the same time"),
+        ("use_peft: true\ntrain_only: mlp", "train_only and peft_config both choose what trains"),
+        ("use_peft: true\nlora_task_type: ALL", "Invalid task type"),
+        ("dataset_streaming: true", "max_steps must be set for a data set that is streamed"),
+        (
+            "datasets: [{path: a}]\nstreaming: true\nmax_steps: 3\neval_strategy: steps",
+            "a stream of several sets has no",
+        ),
+        ("method: geometric-anchor\nanchor_estimator: per-pair\nsam_radius: 0.1", "set only one of them"),
+        ("method: geometric-anchor\nanchor_estimator: per-pair\ncpo_alpha: 1", "'per-pair' makes the update"),
+        ("lr_scheduler_type: reduce_lr_on_plateau", "reduce_lr_on_plateau requires an eval strategy"),
+        ("dataloader_prefetch_factor: 2", "dataloader_prefetch_factor can only be set"),
+        ("base: dpo\nprecompute_ref_log_probs: true", "precompute_ref_log_probs=True does not go with"),
+        (
+            "method: none\nbase: dpo\nprecompute_ref_log_probs: true\nsync_ref_model: true",
+            "sync_ref_model=True changes",
+        ),
+        (
+            "method: none\nbase: dpo\nuse_peft: true\nsync_ref_model: true",
+            "sync_ref_model=True does not go with use_peft",
+        ),
+        (
+            "method: none\nbase: dpo\nuse_weighting: true\nloss_type: aot",
+            "use_weighting=True does not go with loss_type",
+        ),
+        ("method: none\nbase: dpo\nloss_type: exo_pair", "label_smoothing of loss_type 'exo_pair' must be"),
+        ("method: none\nbase: dpo\nloss_type: [sigmoid, hinge]\nloss_weights: [1]", "Got 1 weights for 2 loss types"),
+        ("liger_kernel_config: {fused_linear_cross_entropy: true}", "fused_linear_cross_entropy replaces"),
+        ("recipe: a/b", "unknown key 'recipe'"),
+        ("3: a", "unknown key '3'"),
+    ],
+)
+def test_values_that_are_wrong(text, words):
+    answer = refused(with_names(text))
+    assert re.search(words, answer), answer
+
+
+# Losses that there are elsewhere
+
+
+@pytest.mark.parametrize("base", ["cpo", "dpo"])
+@pytest.mark.parametrize(
+    ("loss", "instead"),
+    [
+        ("rpo", "Instead, set method: none, base: dpo, loss_type: [sigmoid, sft], loss_weights: [1.0, 1.0]"),
+        ("sppo", "Instead, set method: none, base: dpo, loss_type: sppo_hard"),
+        ("wpo", "Instead, set method: none, base: dpo, loss_type: sigmoid, use_weighting: true"),
+        ("bco", "Instead, set method: none, base: dpo, loss_type: bco_pair"),
+        ("exo", "Instead, set method: none, base: dpo, loss_type: exo_pair, label_smoothing: 0.001"),
+        ("slic", "Instead, set method: none, base: cpo, loss_type: hinge"),
+        ("kto_pair", "It is the loss of TRL's KTOTrainer"),
+        ("nonsense", "known: sigmoid, hinge"),
+        ("3", "loss_type must be text|loss_type must be a list"),
+    ],
+)
+def test_losses(loss, instead, base):
+    answer = refused(with_names(f"method: none\nbase: {base}\nloss_type: {loss}"))
+    assert "loss_type" in answer
+    assert re.search(instead.replace("[", r"\[").replace("]", r"\]"), answer), answer
+    if "Instead, set " in answer:  # and so it trains
+        advice = yaml.safe_load("{" + answer.partition("Instead, set ")[2] + "}")
+        assert verdicts(as_yaml(NAMED | advice)) == {None}
+
+
+@pytest.mark.parametrize(("loss", "base", "other"), [("robust", "cpo", "dpo"), ("simpo", "dpo", "cpo")])
+def test_a_loss_of_the_other_base(loss, base, other):
+    answer = refused(with_names(f"method: none\nbase: {base}\nloss_type: {loss}"))
+    assert answer.endswith(f"Instead, set method: none, base: {other}, loss_type: {loss}")
+
+
+# Empty values
+
+
+@pytest.mark.parametrize("base", ["cpo", "dpo"])
+def test_an_empty_value_is_unsaid(base):
+    """For every option there is."""
+    names = sorted({name for part in parse(["--base", base, "--use_cpu"]) for name in vars(part)})
+    known = [
+        name for name in names if f"--{name}" in _flags(base) and name not in (*NAMED, "recipe", "dry_run", "base")
+    ]
+    assert len(known) > 200
+    text = f"base: {base}\n" + as_yaml(NAMED)
+    assert verdicts(text + "".join(f"{name}:\n" for name in known)) == {None}
+    Path("plain.yaml").write_text(text)
+    plain, empty = (parse(["--config", file]) for file in ("plain.yaml", "c.yaml"))
+    assert [vars(part) for part in plain[::2]] == [vars(part) for part in empty[::2]]
+    assert {name: str(value) for name, value in plain[1].to_dict().items()} == {
+        name: str(value) for name, value in empty[1].to_dict().items()
+    }
+    assert type(plain[1]).__name__.startswith("GapPO")  # not TRL's own, which `method: none` is
+
+
+def _flags(base: str) -> set[str]:
+    from trl_margins.cli.train import parser_for
+
+    return set(parser_for("gappo", base)._option_string_actions)
+
+
+def test_null_is_said():
+    Path("c.yaml").write_text(with_names("max_length: null\nweight: null"))
+    config = parse(["--config", "c.yaml"])[1]
+    assert (config.max_length, config.weight) == (None, None)
+    Path("c.yaml").write_text(with_names("max_length:\nweight: # nothing"))
+    config = parse(["--config", "c.yaml"])[1]
+    assert (config.max_length, config.weight) == (1024, "score-gap")
+
+
+# Files
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: 1\nseed: 1\nseed: 2", r"the key 'seed' is there twice, first in line 2, in \"c.yaml\", line 3"),
+        ("beta: 1\nrun_name: Gr\xfc\xdfe".encode("latin-1"), r"c\.yaml, line 2: byte 0xfc is not UTF-8"),
+        ("beta: 1".encode("utf-16"), r"c\.yaml, line 1: byte 0xff is not UTF-8"),
+        (b"\x7fELF\x02\x01\x01\x00\x00", r"in \"c\.yaml\", position 0 \(line 1\)"),
+        (b"beta: 1\nx: \x00", r"in \"c\.yaml\", position 11 \(line 2\)"),
+        ("a: " + "[" * 3000 + "]" * 3000, r"nested more than 50 levels deep, in \"c\.yaml\", line 1"),
+        ("[" * 3000, "nested more than 50 levels deep"),
+        ("a: " + "{a: " * 3000 + "1" + "}" * 3000, "nested more than 50 levels deep"),
+        ("\n".join("  " * i + "a:" for i in range(300)), "nested more than 50 levels deep"),
+        ("- a", r"c\.yaml: a config is a YAML mapping from keys to values, not a list"),
+        ("nonsense", r"c\.yaml: a config is a YAML mapping from keys to values, not a str"),
+        ("beta: 1\n\tseed: 1", r"found character '\\t' .*in \"c\.yaml\", line 2"),
+        ("beta: [1", r"in \"c\.yaml\", line 1"),
+        ("a: *b", r"found undefined alias 'b'.*in \"c\.yaml\", line 1"),
+        ("a: 1\n---\nb: 1", r"expected a single document.*in \"c\.yaml\", line 2"),
+        ("? [a]\n: 1", r"found unhashable key.*in \"c\.yaml\", line 1"),
+        ("seed: !!python/object/apply:os.getcwd []", r"python/object/apply:os.getcwd.*line 1"),
+        ("seed: !!int 3", r"could not determine a constructor for the tag 'tag:yaml.org,2002:int'.*line 1"),
+        ("seed: " + "9" * 5000, r"c\.yaml: "),
+        ("seed: =", r"in \"c\.yaml\", line 1"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_files_that_are_wrong(text, words):
+    answer = refused(text)
+    assert re.search(words, answer), answer
+
+
+def test_a_folder_and_a_file_that_is_not_there():
+    Path("folder").mkdir()
+    for command in COMMANDS:
+        assert said(*command, "folder") == "folder is a folder: name the YAML file in it"
+        assert said(*command, "missing.yaml") == "there is no YAML file missing.yaml"
+
+
+def test_an_empty_file_lacks_model_and_data():
+    """A file may leave both to the flags, so `convert` does not ask for them."""
+    Path("c.yaml").touch()
+    assert said("convert", "c.yaml") is None
+    for flags in (["train", "--config"], ["train", "--dry_run", "--config"]):
+        assert said(*flags, "c.yaml", "--use_cpu") == "trl-margins train: --model_name_or_path is missing"
+        named = ["--use_cpu", "--model_name_or_path", "x"]
+        assert "--dataset_name is missing" in str(said(*flags, "c.yaml", *named))
+
+
+# Splits
+
+
+def test_a_file_has_one_split():
+    preference_rows(4).to_json("rows.jsonl")
+    for text, words in {
+        "eval_strategy: steps": r"has the splits \['train'\], not 'test': name one of them with --dataset_test_split",
+        "dataset_train_split: all": r"has the splits \['train'\], not 'all': name one of them with --dataset_train_split",
+    }.items():
+        assert re.search(words, refused(with_names(f"dataset_name: rows.jsonl\n{text}")))
+    for text in ("eval_dataset_name: rows.jsonl", "dataset_test_split: train"):
+        Path("c.yaml").write_text(with_names(f"dataset_name: rows.jsonl\neval_strategy: steps\n{text}"))
+        assert said("train", "--dry_run", "--config", "c.yaml") is None
+
+
+# The settings of another machine
+
+
+@pytest.mark.parametrize(
+    "text", ["tf32: true", "bf16: true", "fp16: true", "deepspeed: zero.json", "tf32: true\nbf16: true"]
+)
+def test_a_dry_run_looks_at_a_gpu_s_settings_elsewhere(text, capsys):
+    """Training says what is missing."""
+    Path("c.yaml").write_text(with_names(text).replace("use_cpu: true", "use_cpu: false"))
+    assert said("convert", "c.yaml") is None
+    capsys.readouterr()
+    assert said("train", "--dry_run", "--config", "c.yaml") is None
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert {key: value for key, value in yaml.safe_load(text).items() if key in printed} == yaml.safe_load(text)
+
+
+def test_a_dry_run_keeps_what_the_machine_decides(capsys):
+    """Its output is a config: it has the same settings again."""
+    Path("c.yaml").write_text(with_names("dataloader_pin_memory: false\ntf32: false"))
+    texts = []
+    for _ in range(2):
+        assert said("train", "--dry_run", "--config", "c.yaml") is None
+        texts.append(capsys.readouterr().out)
+        Path("c.yaml").write_text(texts[-1])
+    assert texts[0] == texts[1]
+    assert {"use_cpu: true", "dataloader_pin_memory: false", "tf32: false"} <= set(texts[0].splitlines())
+
+
+# Recipes
+
+RECIPES = sorted(path for path in recipe_folder().glob("*/*/config_*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: "/".join(path.parts[-3:]))
+def test_a_recipe_is_right(path):
+    assert len(RECIPES) > 30
+    text = re.sub(r"(?m)^dataset_name: .*", "dataset_name: ./no-rows.jsonl", path.read_text())
+    assert text.count("./no-rows.jsonl") == 1
+    assert verdicts(re.sub(r"(?m)^bf16: true", "bf16: false", text) + "use_cpu: true\n") == {None}
+    assert said("convert", str(path)) is None
+    assert said("train", "--dry_run", "--config", str(path)) is None

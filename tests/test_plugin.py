@@ -83,7 +83,10 @@ def test_flags_and_yaml_are_checked(run, trained):
     help_text = run("-m", "trl_margins.cli", "train", "--method", "focal-simpo", "--help")
     assert "--focal_gamma" in help_text
     assert "Focusing parameter" in help_text
-    (trained / "c.yaml").write_text("method: none\nweight: [score-gap, focal]\nfocal_gamma: 1.5\nmax_steps: 1\n")
+    (trained / "c.yaml").write_text(
+        "method: none\nweight: [score-gap, focal]\nfocal_gamma: 1.5\nmax_steps: 1\n"
+        "model_name_or_path: some/model\ndataset_name: some/pairs\n"
+    )
     shown = run("-m", "trl_margins.cli", "train", "--config", str(trained / "c.yaml"), "--dry_run", "--bf16", "false")
     assert "focal_gamma: 1.5" in shown
     assert re.search(r"weight:\n\s*- score-gap\n\s*- focal", shown)

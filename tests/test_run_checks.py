@@ -1,20 +1,24 @@
-"""`train`, `train --dry_run` and `convert` refuse the same files, in the same words, before they touch data or model."""
+"""`train`, its `--dry_run` and `convert` refuse the same files, in the same words, before they touch data or model."""
 
 from __future__ import annotations
 
-import logging
+import json
 import re
+import shlex
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
-from conftest import preference_rows
+from conftest import preference_rows, quiet
+from datasets import DatasetDict, load_from_disk
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl.experimental.cpo import CPOConfig, CPOTrainer
 
 from trl_margins.cli import main
 from trl_margins.cli.config_file import as_yaml
-from trl_margins.cli.recipes import recipe_folder
+from trl_margins.cli.recipes import recipe_folder, recipes
 from trl_margins.cli.train import parse
+from trl_margins.trainers.named import trainer_of
 
 NAMED = {"model_name_or_path": "./no-model", "dataset_name": "./no-rows.jsonl", "output_dir": "out", "use_cpu": True}
 GOES_ON = "no data set at ./no-rows.jsonl"  # what training says next
@@ -358,8 +362,8 @@ def test_an_empty_file_lacks_model_and_data():
 def test_a_file_has_one_split():
     preference_rows(4).to_json("rows.jsonl")
     for text, words in {
-        "eval_strategy: steps": r"has the splits \['train'\], not 'test': name one of them with --dataset_test_split",
-        "dataset_train_split: all": r"has the splits \['train'\], not 'all': name one of them with --dataset_train_split",
+        "eval_strategy: steps": r"has the splits \['train'\], not 'test': .* --dataset_test_split",
+        "dataset_train_split: all": r"has the splits \['train'\], not 'all': .* --dataset_train_split",
     }.items():
         assert re.search(words, refused(with_names(f"dataset_name: rows.jsonl\n{text}")))
     for text in ("eval_dataset_name: rows.jsonl", "dataset_test_split: train"):
@@ -395,6 +399,35 @@ def test_a_dry_run_keeps_what_the_machine_decides(capsys):
     assert {"use_cpu: true", "dataloader_pin_memory: false", "tf32: false"} <= set(texts[0].splitlines())
 
 
+# Flags: the same checks
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--seed -1", "seed must be a whole number, at least 0 and below 4.29497e.09; it is -1"),
+        ("--per_device_train_batch_size 0", "per_device_train_batch_size must be a whole number, at least 1; it is 0"),
+        ("--gradient_accumulation_steps 0", "gradient_accumulation_steps must be a whole number, at least 1"),
+        ("--learning_rate nan", "learning_rate must be a number, above 0; it is nan"),
+        ("--lora_r 0", "lora_r must be a whole number, at least 1; it is 0"),
+        ("--lora_dropout 1", "lora_dropout must be a number, at least 0 and below 1"),
+        ("--max_steps 0", "max_steps must be a whole number, at least 1, or -1; it is 0"),
+        ("--report_to wandbb", "unknown report_to 'wandbb'"),
+        ("--attn_implementation flash", "unknown attn_implementation 'flash'"),
+        ("--noise typo:0.2", "unknown kind of noise 'typo'"),
+        ("--loss_type rpo", "unknown loss_type 'rpo'; .*Instead, set method: none, base: dpo"),
+        ("--chat_template missing.jinja", "neither a Jinja template nor a file"),
+        ("--model_init_kwargs {bad", "model_init_kwargs must be a mapping, or one as JSON"),
+        ("--method ''", "unknown method ''"),
+    ],
+)
+def test_flags(flags, words):
+    usual = [word for key, value in NAMED.items() for word in (f"--{key}", str(value))]
+    answers = {said("train", *dry, *usual, *shlex.split(flags)) for dry in ([], ["--dry_run"])}
+    (answer,) = answers
+    assert re.search(words, str(answer)), answer
+
+
 # Recipes
 
 RECIPES = sorted(path for path in recipe_folder().glob("*/*/config_*.yaml"))
@@ -408,3 +441,82 @@ def test_a_recipe_is_right(path):
     assert verdicts(re.sub(r"(?m)^bf16: true", "bf16: false", text) + "use_cpu: true\n") == {None}
     assert said("convert", str(path)) is None
     assert said("train", "--dry_run", "--config", str(path)) is None
+
+
+# A method's settings with other terms than the method's
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("scored")
+    train, test = (preference_rows(8, "conversational", seed=seed) for seed in (0, 1))
+    DatasetDict(train=train, train_prefs=train, test=test, test_prefs=test).save_to_disk(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("name", [recipe.name for recipe in recipes() if recipe.method == "gappo"])
+def test_a_gappo_recipe_without_its_weight_is_simpo(name, scored, tiny_model, tmp_path, caplog):
+    """The model, the best checkpoint and the card are SimPO's; the losses are those of TRL's own trainer."""
+    shared = {
+        "model_name_or_path": tiny_model,
+        "dataset_name": scored,
+        "output_dir": "out",
+        "max_steps": 2,
+        "max_length": 128,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 1,
+        "learning_rate": 0.01,
+        "logging_steps": 1,
+        "eval_steps": 1,
+        "use_peft": False,
+        **dict.fromkeys(("use_cpu", "disable_tqdm"), True),
+        **dict.fromkeys(("bf16", "gradient_checkpointing"), False),
+    }
+    argv = ["--recipe", name, "--weight", "none"]
+    argv += [word for key, value in shared.items() for word in (f"--{key}", str(value))]
+    assert main(["train", *argv, "--dry_run"]) == 0
+    assert main(["train", *argv]) == 0
+    state = json.loads(Path("out/trainer_state.json").read_text())
+    losses = [log["loss"] for log in state["log_history"] if "loss" in log]
+    evaluated = [log for log in state["log_history"] if "eval_loss" in log]
+    assert all("eval_pwa" in log and "eval_spearman" in log for log in evaluated)
+    assert state["best_metric"] == max(log["eval_pwa"] for log in evaluated)
+    assert not any("weights/mean" in log for log in state["log_history"])
+    assert "without weight 'score-gap' this is not GapPO" in caplog.text
+
+    card = Path("out/README.md").read_text()
+    assert "GapPO:" not in card  # the title of its paper
+    assert "s_w" not in card  # nor its formula
+    assert "−log σ(r_w − r_l − γ)" in card
+    assert f"trl-margins train {shlex.join(argv)}" in card
+    assert json.loads(Path("out/margin_run.json").read_text())["method"] is None
+
+    config = parse(argv)[1]
+    plain = CPOConfig(
+        **quiet(output_dir="plain", max_steps=2, learning_rate=0.01, warmup_steps=0.1, lr_scheduler_type="cosine"),
+        **{"loss_type": "simpo", "cpo_alpha": 0.0, "beta": config.beta, "simpo_gamma": config.simpo_gamma},
+    )
+    if config.train_only is None:
+        trainer = CPOTrainer(
+            AutoModelForCausalLM.from_pretrained(tiny_model),
+            args=plain,
+            train_dataset=load_from_disk(scored)["train_prefs"],
+            processing_class=AutoTokenizer.from_pretrained(tiny_model),
+        )
+        trainer.train()
+        wanted = [log["loss"] for log in trainer.state.log_history if "loss" in log]
+        assert losses == pytest.approx(wanted, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("flags", "trainer"),
+    [
+        (["--method", "gappo", "--weight", "none"], "MarginCPOTrainer"),
+        (["--method", "gappo", "--weight", "score-gap", "column", "--weight_column", "x"], "GapPOTrainer"),
+        (["--method", "gamma-po", "--margin", "amapo", "--base", "dpo"], "MarginDPOTrainer"),
+        (["--method", "none", "--weight", "score-gap"], "MarginCPOTrainer"),
+        (["--method", "simpo-sam", "--weight", "score-gap"], "SharpnessAwarePOTrainer"),
+    ],
+)
+def test_the_trainer_follows_the_terms(flags, trainer):
+    assert trainer_of(parse([*flags, "--use_cpu"])[1]).__name__ == trainer

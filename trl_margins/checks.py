@@ -13,6 +13,12 @@ from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
+def shown(value: Any) -> str:
+    """The value as Python writes it, cut if it is long."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:99]}…"
+
+
 @dataclass(frozen=True)
 class Number:
     """The numbers that an option takes: finite, and within its bounds."""
@@ -39,7 +45,7 @@ class Number:
         """
         if not (self._has(value) or (self.optional and value is None)):
             hint = " (got a string; remove the quotes)" if isinstance(value, str) else ""
-            raise ValueError(f"{name} must be {self}; it is {value!r}{hint}")
+            raise ValueError(f"{name} must be {self}; it is {shown(value)}{hint}")
 
     def _has(self, value: Any) -> bool:
         if isinstance(value, bool) or not isinstance(value, Integral if self.whole else Real):
@@ -59,7 +65,7 @@ def unknown(what: str, value: Any, known: Iterable[str]) -> ValueError:
     names = {name.lower(): name for name in known}
     nearest = get_close_matches(str(value).lower(), names, n=1)
     hint = f"; did you mean {names[nearest[0]]!r}?" if nearest else ""
-    return ValueError(f"unknown {what} {value!r}; known: {', '.join(names.values())}{hint}")
+    return ValueError(f"unknown {what} {shown(value)}; known: {', '.join(names.values())}{hint}")
 
 
 _POSITIVE, _NOT_NEGATIVE, _AT_LEAST_ONE = Number(above=0), Number(least=0), Number(least=1)
@@ -132,7 +138,7 @@ class Takes:
         elif self.choices and value not in self.choices:
             raise unknown(self.name, value, self.choices)
         elif set(self.kinds) <= {bool, NoneType} and not isinstance(value, bool):
-            raise ValueError(f"{self.name} must be True or False; it is {value!r}")
+            raise ValueError(f"{self.name} must be True or False; it is {shown(value)}")
 
     def read(self, value: Any) -> Any:
         """The value, of YAML, in the option's type: YAML 1.1 reads 1e-6 as text.
@@ -152,7 +158,7 @@ class Takes:
                 return [_as(listed, each) for each in (value if isinstance(value, list) else [value])]
         except (ValueError, KeyError) as error:
             said = f" ({error})" if is_dataclass(listed) else ""
-            raise ValueError(f"{self._must_be(plain, listed)}; it is {value!r}{said}") from error
+            raise ValueError(f"{self._must_be(plain, listed)}; it is {shown(value)}{said}") from error
         for kind in plain:
             try:
                 return _as(kind, value)
@@ -161,7 +167,7 @@ class Takes:
         if not plain:
             return value
         hint = ": put it in quotes" if str in plain and isinstance(value, bool | int | float) else ""
-        raise ValueError(f"{self._must_be(plain, listed)}; it is {value!r}{hint}")
+        raise ValueError(f"{self._must_be(plain, listed)}; it is {shown(value)}{hint}")
 
     def _must_be(self, plain: list[type], listed: Any) -> str:
         words = [_WORDS[kind] for kind in plain]
@@ -182,9 +188,11 @@ def _as(kind: Any, value: Any) -> Any:
         raise ValueError(f"{value!r} is no {_WORDS.get(kind, 'mapping')}")
     if kind is str and "\0" in value:
         raise ValueError("text has no NUL")
-    if not is_dataclass(kind):
-        return value
-    known = options_of(kind)  # type: ignore[arg-type]
+    return _as_fields(kind, value) if is_dataclass(kind) else value
+
+
+def _as_fields(kind: Any, value: Mapping[str, Any]) -> dict[str, Any]:
+    known = options_of(kind)
     if strange := [name for name in value if name not in known]:
         raise unknown("key", strange[0], known)
     missing = [item.name for item in fields(kind) if default_of(item) is MISSING and value.get(item.name) is None]
@@ -194,7 +202,7 @@ def _as(kind: Any, value: Any) -> Any:
 
 
 @cache
-def options_of(cls: type[Any]) -> Mapping[str, Takes]:
+def options_of(cls: Any) -> Mapping[str, Takes]:
     """What the fields of a dataclass take, by their names."""
     hints, found = get_type_hints(cls), {}
     for item in fields(cls):
@@ -224,7 +232,8 @@ def check_options(options: Any) -> None:
     Raises:
         ValueError: a value that its field cannot have, with the field's name and what it takes.
     """
-    for name, takes in options_of(type(options)).items():
+    kind: Any = type(options)
+    for name, takes in options_of(kind).items():
         takes.check(getattr(options, name))
     for name in _NAMES:
         if getattr(options, name, None) is not None:
@@ -247,4 +256,4 @@ def check_names(option: str, value: Any) -> None:
         ValueError: not a list of strings, or an empty one.
     """
     if not isinstance(value, list | tuple) or not value or not all(isinstance(name, str) for name in value):
-        raise ValueError(f"{option} must be a list of one or more names; it is {value!r}")
+        raise ValueError(f"{option} must be a list of one or more names; it is {shown(value)}")

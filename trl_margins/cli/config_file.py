@@ -33,8 +33,8 @@ def read_yaml(path: str | Path) -> Settings:
     try:
         text = written.decode()
     except UnicodeDecodeError as error:
-        line, byte = written.count(b"\n", 0, error.start) + 1, written[error.start]
-        raise ValueError(f"{path}, line {line}: byte 0x{byte:02x} is not UTF-8: save the file as UTF-8") from None
+        number, byte = written.count(b"\n", 0, error.start) + 1, written[error.start]
+        raise ValueError(f"{path}, line {number}: byte 0x{byte:02x} is not UTF-8: save the file as UTF-8") from None
     try:
         settings = yaml.load(text, Loader=ConfigLoader)
     except yaml.MarkedYAMLError as error:
@@ -44,8 +44,8 @@ def read_yaml(path: str | Path) -> Settings:
         said = f'{problem}, in "{path}"{line}. A config has one line `key: value` per setting, indented with spaces, '
         raise type(error)(None, None, f"{said}without tags.") from error
     except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        where = f'"{path}", position {error.position} (line {line})'
+        number = text.count("\n", 0, error.position) + 1
+        where = f'"{path}", position {error.position} (line {number})'
         raise yaml.YAMLError(f"{chr(error.character)!r} is no character of a text, in {where}") from error
     except ValueError as error:  # of Python, about a number
         raise ValueError(f"{path}: {error}") from error

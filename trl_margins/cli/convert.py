@@ -18,8 +18,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("config", type=Path, metavar="FILE", help="YAML for another project or an older TRL.")
     parser.add_argument("--out", type=Path, help="File to write; without it, the result is printed.")
     args = parser.parse_args(list(argv))
-    from .run_checks import check_run
     from .train import parse
+    from .train_options import check_run
 
     settings, notes = migrate(read_yaml(args.config))
     check_run(*parse(["--dry_run"], dict(settings), str(args.config)), whole=False)

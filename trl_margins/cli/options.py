@@ -93,7 +93,8 @@ class OptionsParser(TrlParser):
         """argparse's, with the held options at their values; `said` has what was said of them."""
         found, rest = super().parse_known_args(args, namespace)
         self.said = {name: getattr(found, name) for name in self._held}
-        vars(found).update(self._held)
+        for name, value in self._held.items():
+            setattr(found, name, value)
         return found, rest
 
     def parse(

@@ -7,66 +7,24 @@ import re
 import shlex
 from argparse import ArgumentParser
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers.hf_argparser import string_to_bool
-from trl import ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
+from trl import ModelConfig, get_peft_config, get_quantization_config
 from trl.scripts.utils import DatasetMixtureConfig
 
 from ..data.loading import load_splits, pick_split
 from ..data.media import IMAGES
 from ..data.noise import flip_labels, parse_noise
-from ..methods import METHODS
-from ..registry import RESERVED
 from .config_file import Settings, read_yaml
 from .migration import OLD_KEYS, migrate
 from .mixture import mixture_splits, mixture_test_split
-from .options import OptionsParser, option
-from .run_checks import chat_template, check_run
+from .options import OptionsParser
 from .setup import check_writable, find_model, load_model, load_tokenizer
+from .train_options import TrainArguments, chat_template, check_run
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class TrainArguments(ScriptArguments):
-    """TRL's script arguments, and what to train with."""
-
-    method: str = option(
-        f"A method: {', '.join(METHODS)}, or one of an installed plug-in. 'none' is TRL's own trainer with the terms "
-        "that you name.",
-        "gappo",
-    )
-    base: str = option("TRL trainer underneath: cpo (reference-free) or dpo.", "cpo", choices=["cpo", "dpo"])
-    eval_dataset_name: str | None = option(
-        "Evaluation set, if it is not a split of `dataset_name`: a file, a saved data set, a folder of files or a Hub "
-        "id. Takes its `dataset_test_split`, or its only split.",
-        None,
-    )
-    mixture_weights: list[float] | None = option(
-        "Share of its rows, from 0 to 1, to take from each set of `datasets`, in their order. All rows by default.",
-        None,
-    )
-    mixture_seed: int | None = option(
-        "Draws these rows and `test_split_size` at random; without it, a set's first rows are taken.", None
-    )
-    tokenizer_name_or_path: str | None = option("Tokenizer, if not the model's own.", None)
-    chat_template: str | None = option("Jinja chat template for the tokenizer, or a file with one.", None)
-    noise: str | None = option(
-        "Flip training labels on purpose: random:0.2 flips 20 %% of the pairs, length:0.2 as many whose chosen "
-        "completion is the longer one. The log shows what happened to them.",
-        None,
-    )
-    noise_seed: int = option("Which pairs `noise` flips.", 0)
-    recipe: str | None = option("A recipe of the package, as `--config`.", None)
-    dry_run: bool = option("Print the resulting settings without loading model or data.", False)
-
-
-# before plug-ins are loaded: one with an option of these names is left out, with a warning
-for _arguments in (TrainArguments, ModelConfig, DatasetMixtureConfig):
-    RESERVED.update(_arguments.__dataclass_fields__)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -155,7 +113,9 @@ def parse(
     if flags.dataset_name is not None:  # TRL would still take the mixture
         for name in ("datasets", "mixture_weights", "mixture_seed", "test_split_size"):
             settings.pop(name, None)
-    parser = parser_for(flags.method or settings.get("method", "gappo"), flags.base or settings.get("base", "cpo"))
+    method = settings.get("method", "gappo") if flags.method is None else flags.method
+    base = settings.get("base", "cpo") if flags.base is None else flags.base
+    parser = parser_for(method, base)
     if not flags.dry_run:
         return parser.parse(argv, settings, source)
     script, config, model_args, mixture = parser.parse(argv, settings, source, _ANY_MACHINE)
@@ -200,7 +160,7 @@ def build_trainer(script: TrainArguments, config: Any, model_args: ModelConfig, 
     if script.noise:
         kind, rate = parse_noise(script.noise)
         train = flip_labels(train, rate, kind, script.noise_seed, config.score_columns, **columns)
-    name, revision = model_args.model_name_or_path, model_args.model_revision
+    name, revision = str(model_args.model_name_or_path), model_args.model_revision
     tokenizer = _tokenizer(script, name, revision, config.trust_remote_code)
     # the trainer checks this too, but after loading the model
     prepare_tokenizer(tokenizer, ["train"] if _is_conversational(train, columns) else [])

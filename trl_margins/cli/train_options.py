@@ -1,24 +1,68 @@
-"""What a run's settings must be, as far as it shows without data and model: `train`, its `--dry_run` and `convert` ask
-the same.
+"""The options of `trl-margins train` beside the config's, and whether a run can start with what they say.
+
+`train`, its `--dry_run` and `convert` ask the same: all that shows without data and model.
 """
 
 from __future__ import annotations
 
+import logging
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from trl import ModelConfig, get_peft_config
+from trl import ModelConfig, ScriptArguments, get_peft_config
 from trl.scripts.utils import DatasetMixtureConfig
 
 from ..checks import check_options, unknown
 from ..data.loading import pick_split
 from ..data.noise import parse_noise
+from ..methods import METHODS
+from ..registry import RESERVED
 from .mixture import check_mixture
+from .options import option
 
-if TYPE_CHECKING:
-    from .train import TrainArguments
+logger = logging.getLogger(__name__)
 
 _TO_MIX = ("mixture_weights", "mixture_seed", "test_split_size")
+
+
+@dataclass
+class TrainArguments(ScriptArguments):
+    """TRL's script arguments, and what to train with."""
+
+    method: str = option(
+        f"A method: {', '.join(METHODS)}, or one of an installed plug-in. 'none' is TRL's own trainer with the terms "
+        "that you name.",
+        "gappo",
+    )
+    base: str = option("TRL trainer underneath: cpo (reference-free) or dpo.", "cpo", choices=["cpo", "dpo"])
+    eval_dataset_name: str | None = option(
+        "Evaluation set, if it is not a split of `dataset_name`: a file, a saved data set, a folder of files or a Hub "
+        "id. Takes its `dataset_test_split`, or its only split.",
+        None,
+    )
+    mixture_weights: list[float] | None = option(
+        "Share of its rows, from 0 to 1, to take from each set of `datasets`, in their order. All rows by default.",
+        None,
+    )
+    mixture_seed: int | None = option(
+        "Draws these rows and `test_split_size` at random; without it, a set's first rows are taken.", None
+    )
+    tokenizer_name_or_path: str | None = option("Tokenizer, if not the model's own.", None)
+    chat_template: str | None = option("Jinja chat template for the tokenizer, or a file with one.", None)
+    noise: str | None = option(
+        "Flip training labels on purpose: random:0.2 flips 20 %% of the pairs, length:0.2 as many whose chosen "
+        "completion is the longer one. The log shows what happened to them.",
+        None,
+    )
+    noise_seed: int = option("Which pairs `noise` flips.", 0)
+    recipe: str | None = option("A recipe of the package, as `--config`.", None)
+    dry_run: bool = option("Print the resulting settings without loading model or data.", False)
+
+
+# before plug-ins are loaded: one with an option of these names is left out, with a warning
+for _arguments in (TrainArguments, ModelConfig, DatasetMixtureConfig):
+    RESERVED.update(_arguments.__dataclass_fields__)
 
 
 def check_run(
@@ -42,10 +86,13 @@ def check_run(
     _check_model(config, model_args)
     _check_objective(config)
     _check_data(script, config, mixture)
+    data = script.dataset_name or mixture.datasets
     if whole and model_args.model_name_or_path is None:
         raise SystemExit("trl-margins train: --model_name_or_path is missing")
-    if whole and not (script.dataset_name or mixture.datasets):
+    if whole and not data:
         raise SystemExit("trl-margins train: --dataset_name is missing (or `datasets` in the YAML)")
+    if not (model_args.model_name_or_path and data):
+        logger.warning("model_name_or_path and dataset_name: the file leaves one of them to the flags of train")
 
 
 def chat_template(text: str) -> str:

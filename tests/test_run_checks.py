@@ -62,28 +62,24 @@ def with_names(text: str) -> str:
 
 # Numbers, by their bounds in the code that reads them
 
-NOT_POSITIVE = ("0", "-1", ".nan", ".inf", "true", "ten", "[1]", "{a: 1}", "2026-01-01", "null")
-NEGATIVE = NOT_POSITIVE[1:]
+EVERY_KIND = ("0", "-1", "1.5", ".nan", ".inf", "true", "ten", "[1]", "{a: 1}", "2026-01-01", "null")
+POSITIVE, NOT_NEGATIVE = ("0", "-1"), ("-1", "true")  # what these refuse
 
 
 @pytest.mark.parametrize(
     ("name", "values"),
     [
-        *((name, NOT_POSITIVE) for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "lora_r")),
-        *((name, NOT_POSITIVE) for name in ("learning_rate", "num_train_epochs", "beta", "lora_alpha")),
-        *((name, NEGATIVE) for name in ("seed", "warmup_steps", "weight_decay", "dataloader_num_workers")),
-        *((name, NEGATIVE) for name in ("max_grad_norm", "adam_epsilon", "logging_steps", "save_steps")),
-        ("lora_dropout", (*NEGATIVE, "1.0")),
-        ("adam_beta1", (*NEGATIVE, "1.0")),
-        ("max_steps", ("0", "-2", "1.5", *NEGATIVE[2:])),
-        ("per_device_eval_batch_size", NOT_POSITIVE),
-        ("eval_steps", NEGATIVE[:-1]),  # null is its default
-        ("data_seed", NEGATIVE[:-1]),
+        ("per_device_train_batch_size", EVERY_KIND),
+        ("learning_rate", [value for value in EVERY_KIND if value != "1.5"]),
+        *((name, POSITIVE) for name in ("per_device_eval_batch_size", "gradient_accumulation_steps", "max_length")),
+        *((name, POSITIVE) for name in ("lora_r", "lora_alpha", "num_train_epochs", "beta", "dataset_num_proc")),
+        *((name, NOT_NEGATIVE) for name in ("seed", "warmup_steps", "weight_decay", "dataloader_num_workers")),
+        *((name, NOT_NEGATIVE) for name in ("max_grad_norm", "adam_epsilon", "logging_steps", "save_steps")),
+        *((name, NOT_NEGATIVE) for name in ("eval_steps", "data_seed", "mixture_seed", "noise_seed")),
+        *((name, ("null", "[1]")) for name in ("lora_r", "seed", "beta", "logging_steps")),
+        *((name, ("-0.1", "1.0")) for name in ("lora_dropout", "adam_beta1")),
+        ("max_steps", ("0", "-2", "1.5")),
         ("seed", ("4294967296", "1.5")),
-        ("max_length", NOT_POSITIVE[:-1]),
-        ("dataset_num_proc", NOT_POSITIVE[:-1]),
-        ("mixture_seed", ("-1",)),
-        ("noise_seed", ("-1",)),
     ],
 )
 def test_numbers(name, values):
@@ -196,6 +192,13 @@ def test_values_that_are_right(text):
         ("env: {a=b: 1}", "env must be a mapping .*'a=b' is not"),
         ("env: {A: [1]}", "env must be a mapping"),
         ("save_steps: 0", "save_steps must be a number, above 0, with save_strategy 'steps'; it is 0"),
+        ("save_strategy: best\nmethod: amapo", "save_strategy 'best' needs metric_for_best_model"),
+        ("optim_args: fast", "optim_args must be written name=value"),
+        ("parallelism_config: 3", "parallelism_config can be set in Python only"),
+        (
+            "base: dpo\nmethod: none\nloss_type: bco_pair\nf_divergence_type: js_divergence",
+            "goes with discopop, exo_pair",
+        ),
         ("weight: column", "weight 'column' needs weight_column"),
         ("fp16: true\nbf16: true", "At most one of fp16 and bf16 can be True"),
         ("load_in_8bit: true\nload_in_4bit: true", "can't use 8 bit and 4 bit precision at the same time"),

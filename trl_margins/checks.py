@@ -165,7 +165,7 @@ class Takes:
             except (ValueError, KeyError):
                 continue
         if not plain:
-            return value
+            raise ValueError(f"{self.name} can be set in Python only")
         hint = ": put it in quotes" if str in plain and isinstance(value, bool | int | float) else ""
         raise ValueError(f"{self._must_be(plain, listed)}; it is {shown(value)}{hint}")
 

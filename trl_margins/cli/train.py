@@ -92,6 +92,8 @@ def parse(
         settings: those of the file, if they have been read and migrated.
         source: the file.
     """
+    from ..trainers.configs import check_for_trl
+
     first = ArgumentParser(prog="trl-margins train", add_help=False, allow_abbrev=False)
     files = first.add_mutually_exclusive_group()
     files.add_argument("--config")
@@ -120,6 +122,7 @@ def parse(
         return parser.parse(argv, settings, source)
     script, config, model_args, mixture = parser.parse(argv, settings, source, _ANY_MACHINE)
     vars(config).update(parser.said)
+    check_for_trl(config)
     return script, config, model_args, mixture
 
 

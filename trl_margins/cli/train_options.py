@@ -23,6 +23,8 @@ from .options import option
 
 logger = logging.getLogger(__name__)
 
+# the losses of which TRL's DPOTrainer knows a form for other divergences
+_F_DIVERGENCE = frozenset(("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft"))
 _TO_MIX = ("mixture_weights", "mixture_seed", "test_split_size")
 
 
@@ -115,6 +117,8 @@ def _check_model(config: Any, model_args: ModelConfig) -> None:
     if name is not None and name not in known and "/" not in name and not name.startswith("paged|"):  # a kernel's id
         raise unknown("attn_implementation", name, known)
     get_peft_config(model_args)
+    if config.save_strategy == "best" and config.metric_for_best_model is None:
+        raise ValueError("save_strategy 'best' needs metric_for_best_model, for example eval_pwa")
     if model_args.use_peft and config.train_only:
         raise ValueError("train_only and peft_config both choose what trains: give one of them")
     if model_args.use_peft and getattr(config, "sync_ref_model", False):
@@ -136,6 +140,11 @@ def _check_objective(config: Any) -> None:
         if config.use_weighting and losses & {"aot", "aot_unpaired"}:
             raise ValueError(
                 "use_weighting=True does not go with loss_type 'aot' and 'aot_unpaired', which sort the pairs"
+            )
+        if config.f_divergence_type != "reverse_kl" and (others := losses - _F_DIVERGENCE):
+            raise ValueError(
+                f"f_divergence_type={config.f_divergence_type!r} does not go with loss_type {min(others)!r}; these do: "
+                f"{', '.join(sorted(_F_DIVERGENCE))}"
             )
         if config.sync_ref_model and config.precompute_ref_log_probs:
             raise ValueError("sync_ref_model=True changes the model whose outputs precompute_ref_log_probs=True keeps")

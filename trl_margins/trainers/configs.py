@@ -357,7 +357,7 @@ class MarginOptions:
             _check_terms(self, kind)
         _warn_of_unread(self)
         if isinstance(self, TrainingArguments):
-            _check_for_trl(self)
+            check_for_trl(self)
             if self.logging_nan_inf_filter is None:
                 self.filters_evaluation, self.logging_nan_inf_filter = True, self.nonfinite_steps == "skip"
             if self._best_metric and self.load_best_model_at_end is None:
@@ -564,7 +564,7 @@ def _find_loss(base: str, name: Any) -> Link:
         raise ValueError(f"{said}. Instead, set {instead}") from None
 
 
-def _check_for_trl(config: TrainingArguments) -> None:
+def check_for_trl(config: TrainingArguments) -> None:
     """What transformers and TRL refuse only after they have loaded a model, or with a traceback.
 
     Raises:
@@ -584,6 +584,8 @@ def _check_for_trl(config: TrainingArguments) -> None:
     known = ["all", "none", *INTEGRATION_TO_CALLBACK]
     if strange := [name for name in trackers if name not in known]:
         raise unknown("report_to", strange[0], known)
+    if config.optim_args and not all(part.count("=") == 1 for part in config.optim_args.replace(" ", "").split(",")):
+        raise ValueError(f"optim_args must be written name=value, with commas between; it is {config.optim_args!r}")
     if config.save_steps == 0 and config.save_strategy == "steps":
         raise ValueError("save_steps must be a number, above 0, with save_strategy 'steps'; it is 0")
 

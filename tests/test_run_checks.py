@@ -197,7 +197,7 @@ def test_values_that_are_right(text):
         ("parallelism_config: 3", "parallelism_config can be set in Python only"),
         (
             "base: dpo\nmethod: none\nloss_type: bco_pair\nf_divergence_type: js_divergence",
-            "goes with discopop, exo_pair",
+            "but with discopop, exo_pair",
         ),
         ("weight: column", "weight 'column' needs weight_column"),
         ("fp16: true\nbf16: true", "At most one of fp16 and bf16 can be True"),

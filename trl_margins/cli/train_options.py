@@ -143,7 +143,7 @@ def _check_objective(config: Any) -> None:
             )
         if config.f_divergence_type != "reverse_kl" and (others := losses - _F_DIVERGENCE):
             raise ValueError(
-                f"f_divergence_type={config.f_divergence_type!r} does not go with loss_type {min(others)!r}; these do: "
+                f"f_divergence_type={config.f_divergence_type!r} does not go with loss_type {min(others)!r}, but with "
                 f"{', '.join(sorted(_F_DIVERGENCE))}"
             )
         if config.sync_ref_model and config.precompute_ref_log_probs:

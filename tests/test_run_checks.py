@@ -192,7 +192,10 @@ def test_values_that_are_right(text):
         ("env: {a=b: 1}", "env must be a mapping .*'a=b' is not"),
         ("env: {A: [1]}", "env must be a mapping"),
         ("save_steps: 0", "save_steps must be a number, above 0, with save_strategy 'steps'; it is 0"),
-        ("save_strategy: best\nmethod: amapo\neval_strategy: steps", "save_strategy 'best' needs metric_for_best_model"),
+        (
+            "save_strategy: best\nmethod: amapo\neval_strategy: steps",
+            "save_strategy 'best' needs metric_for_best_model",
+        ),
         ("optim_args: fast", "optim_args must be written name=value"),
         ("parallelism_config: 3", "parallelism_config can be set in Python only"),
         (

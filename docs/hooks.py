@@ -108,7 +108,7 @@ def recipes(method_id: str) -> str:
 
 def keys() -> str:
     """Keys of other projects, and what they are today."""
-    from trl_margins.cli.migration import DROPPED, RENAMED
+    from trl_margins.cli.other_keys import DROPPED, RENAMED
 
     today = {key: re.sub(r"\w+", r"`\g<0>`", fields) for key, fields in RENAMED.items()}
     dropped = {key: f"dropped: {why}" for key, why in DROPPED.items()}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from argparse import Action, ArgumentTypeError
 from collections.abc import Collection, Iterable, Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from ..checks import nearest
+from .other_keys import foreign, said
 
 Settings = dict[str, Any]
 
@@ -82,16 +84,29 @@ def check_known(
         also: names to suggest besides the known ones.
 
     Raises:
-        ValueError: lists the unknown names, each with the closest known one.
+        ValueError: lists them: those of another project with what they are called here, the others with the known name
+            of which they are a slip.
     """
-    unknown = [str(name) for name in names if name not in known]
-    listed = []
-    for name in unknown:
-        closest = get_close_matches(name, [*known, *also], n=1)
-        listed.append(repr(name) + (f" (did you mean {closest[0]!r}?)" if closest else ""))
-    if listed:
-        prefix, plural = f"{where}: " if where else "", "s" if len(listed) > 1 else ""
-        raise ValueError(f"{prefix}unknown {what}{plural} {', '.join(listed)}")
+    strange = [str(name) for name in names if name not in known]
+    if not strange:
+        return
+    is_flag = what == "option"
+    plain = {name.lstrip("-").replace("-", "_"): name for name in strange}
+    theirs = foreign(plain, {name.lstrip("-").replace("-", "_") for name in known})
+    complaints = []
+    for project, keys in theirs.items():
+        told = ", ".join(said(name, here, is_flag) for name, here in keys.items())
+        complaints.append(f"{_plural(what, keys)} of {project}: {told}")
+    claimed = {name for keys in theirs.values() for name in keys}
+    if left := [name for key, name in plain.items() if key not in claimed]:
+        meant = {name: nearest(name, [*known, *also]) for name in left}
+        told = ", ".join(repr(name) + (f" (did you mean {near!r}?)" if near else "") for name, near in meant.items())
+        complaints.append(f"unknown {_plural(what, left)} {told}")
+    raise ValueError((f"{where}: " if where else "") + "; ".join(complaints))
+
+
+def _plural(what: str, names: Collection[str]) -> str:
+    return f"{what}s" if len(names) > 1 else what
 
 
 def typed(settings: Mapping[str, Any], actions: Iterable[Action], where: str) -> Settings:

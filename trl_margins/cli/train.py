@@ -21,9 +21,10 @@ from ..data.noise import flip_labels, parse_noise
 from ..methods import METHODS
 from ..registry import RESERVED
 from .config_file import Settings, read_yaml
-from .migration import OLD_KEYS, migrate
+from .migration import migrate
 from .mixture import mixture_splits, mixture_test_split
 from .options import OptionsParser, option
+from .other_keys import DROPPED, RENAMED
 from .setup import check_writable, find_model, load_model, load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -140,7 +141,7 @@ def parse(argv: Sequence[str]) -> tuple[TrainArguments, Any, ModelConfig, Datase
     if source is not None:
         settings, notes = migrate(read_yaml(source), flags.method, flags.base)
         for note in notes:
-            logger.info("%s", note)
+            logger.log(logging.WARNING if note.is_guess else logging.INFO, "%s", note)
     if flags.dataset_name is not None:  # TRL would still take the mixture
         for name in ("datasets", "mixture_weights", "mixture_seed", "test_split_size"):
             settings.pop(name, None)
@@ -159,7 +160,7 @@ def parser_for(method: str | None, base: str) -> OptionsParser:
         *(TrainArguments, config_class(_method(method), base), ModelConfig, DatasetMixtureConfig),
         scope=f"method {method or 'none'!r} on base {base!r}",
         flags_only=("recipe", "dry_run"),
-        old_keys=OLD_KEYS,
+        old_keys=(*RENAMED, *DROPPED),
         usage="%(prog)s [--config FILE | --recipe NAME] [options]",  # there are about two hundred
     )
     _adapt_to_cpu(parser, bf16=False)  # TRL's default, and several times slower than fp32 there

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from argparse import Action, ArgumentTypeError
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,11 @@ from ..checks import nearest
 from .other_keys import foreign, said
 
 Settings = dict[str, Any]
+
+_OF_ADAPTERS = re.compile(
+    r"(lora_(r|alpha|dropout|target_modules|target_parameters|modules_to_save)|use_rslora|use_dora|"
+    r"load_in_[48]bit|bnb_4bit_quant_(type|storage)|use_bnb_nested_quant)$"
+)
 
 MAX_VALUES = 100_000  # of a file with its aliases expanded; the longest recipe has a few dozen
 _KINDS = {"string_to_bool": "true or false", "int": "a whole number", "float": "a number"}  # types of HfArgumentParser
@@ -41,7 +47,18 @@ def read_yaml(path: str | Path) -> Settings:
 
 def as_yaml(settings: Mapping[str, Any]) -> str:
     """YAML with the keys in their order."""
-    return yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True, width=110)
+    return yaml.dump(dict(settings), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+class _Dumper(yaml.SafeDumper):
+    """YAML's safe dumper, which also escapes what is a line break to some readers and a character to others."""
+
+    def represent_str(self, text: str) -> yaml.ScalarNode:
+        is_plain = all(each.isprintable() or each == "\n" for each in text)
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=None if is_plain else '"')
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
 
 
 class ConfigLoader(yaml.SafeLoader):
@@ -103,6 +120,43 @@ def check_known(
         told = ", ".join(repr(name) + (f" (did you mean {near!r}?)" if near else "") for name, near in meant.items())
         complaints.append(f"unknown {_plural(what, left)} {told}")
     raise ValueError((f"{where}: " if where else "") + "; ".join(complaints))
+
+
+def flags_said(args: Sequence[str]) -> Settings:
+    """The flags among the arguments by their fields' names, each with its first value."""
+    following = [*args[1:], "--"]
+    pairs = (
+        (*text[2:].partition("=")[::2], after) for text, after in zip(args, following, strict=True) if text[:2] == "--"
+    )
+    return {
+        name.replace("-", "_"): value or ("true" if after.startswith("--") else after) for name, value, after in pairs
+    }
+
+
+def check_adapter(said: Mapping[str, Any], where: str = "") -> None:
+    """Refuses settings of an adapter without one: TRL would train the whole model.
+
+    Args:
+        said: what file and flags say, defaults not among it.
+
+    Raises:
+        ValueError: such settings, and nothing said of `use_peft`.
+    """
+    if said.get("use_peft") is not None:
+        return
+    trained = Path(str(said.get("model_name_or_path")), "adapter_config.json").is_file()  # an adapter already
+    alone = [
+        name
+        for name, value in said.items()
+        if _OF_ADAPTERS.match(str(name)) and not (trained and not name.startswith(("lora_", "use_")))
+        if str(value).lower() not in ("none", "false", "0", "no")
+    ]
+    if alone:
+        prefix, verb = f"{where}: " if where else "", "has" if len(alone) == 1 else "have"
+        raise ValueError(
+            f"{prefix}{', '.join(alone)} {verb} no effect without an adapter: add use_peft: true (--use_peft), or "
+            "use_peft: false to train the whole model"
+        )
 
 
 def _plural(what: str, names: Collection[str]) -> str:

@@ -26,9 +26,12 @@ def resolved(script: Any, config: Any, model_args: ModelConfig, mixture: Dataset
     defaults: list[Any] = [kind(use_cpu=config.use_cpu) for kind in (plain_config, type(config))]
     for plain in defaults:
         plain.bf16 = None  # depends on the machine
+    model = _changed(model_args, type(model_args)())
+    if any(name.startswith(("lora_", "load_in_")) for name in model):  # which without a word of use_peft are refused
+        model["use_peft"] = model_args.use_peft
     parts = {
         f"The objective: {type(config).__name__}": {"method": script.method, "base": script.base},
-        "Model": _changed(model_args, type(model_args)()),
+        "Model": model,
         "Data": {**_changed(script, type(script)()), **_changed(mixture, type(mixture)())},
         f"Other settings that differ from the defaults of TRL's {script.base.upper()}Trainer or of the method": (
             _changed(config, *defaults)

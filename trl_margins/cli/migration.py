@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
 
@@ -46,23 +46,27 @@ class Missing:
                 return f"loss_type: {loss}"
         if keys := [key for key in self.keys if key in written]:
             return f"{keys[0]}: {_short(written[keys[0]])}, a key of {self.name}"
-        return f"an {self.name} recipe, by its name" if self.word in words else None
+        return f"{self.word} in the name of the run" if self.word in words else None
+
+
+def _instead(what: str, flags: str) -> str:
+    return f"TRL's {what} is --method none --base dpo {flags}."
 
 
 MISSING = (
     Missing("α-DPO", ("alpha-dpo",), ("ln",)),
     Missing("β-DPO", ("beta_DPO",), ("mode_loss",)),
-    Missing("KTO", ("kto", "kto_pair"), word="kto", instead="KTO is in trl.KTOTrainer"),
-    Missing("ORPO", ("orpo",), word="orpo", instead="ORPO is in trl.experimental.orpo"),
+    Missing("BCO", ("bco",), word="bco", instead=_instead("BCO on pairs", "--loss_type bco_pair")),
+    Missing("KTO", ("kto", "kto_pair"), word="kto", instead="KTO is in trl.KTOTrainer."),
+    Missing("ORPO", ("orpo",), word="orpo", instead="ORPO is in trl.experimental.orpo."),
     Missing("R-DPO", ("r-dpo",)),
-    Missing("RPO or SPPO", ("rpo",), instead="DPO with the SFT loss is loss_type: [sigmoid, sft] on base dpo"),
+    Missing("RPO or SPPO", ("rpo",), instead=_instead("DPO with an SFT loss", "--loss_type sigmoid sft")),
     Missing("SimPER", ("SimPER", "simper"), word="simper"),
-    Missing("SPPO", ("sppo", "sppo_single"), word="sppo", instead="TRL's, for pairs without probabilities, is "
-            "--method none --base dpo --loss_type sppo_hard"),
-    Missing("WPO", ("wpo",), word="wpo", instead="TRL's own, which does not cap the weights at 1, is --method none "
-            "--base dpo --use_weighting true"),
-    Missing("BCO", ("bco",), word="bco", instead="TRL's on pairs is --method none --base dpo --loss_type bco_pair"),
-)  # fmt: skip
+    Missing("SPPO", ("sppo", "sppo_single"), word="sppo", instead=_instead("SPPO on pairs", "--loss_type sppo_hard")),
+    Missing(
+        "WPO", ("wpo",), word="wpo", instead=_instead("WPO without its cap of 1 on weights", "--use_weighting true")
+    ),
+)
 _SFT_KEYS = ("max_seq_length", "packing", "dataset_text_field", "text_column", "assistant_only_loss")
 
 _SIMPO = {"method": "none", "base": "cpo", "loss_type": "simpo", "cpo_alpha": 0.0}
@@ -89,7 +93,7 @@ class Note:
     key: str
     text: str
     fields: tuple[str, ...] = ()  # that it sets now
-    is_guess: bool = False  # nothing in the file says it
+    is_guess: bool = False  # nothing in the file says so
 
     def __str__(self) -> str:
         return f"{self.key}: {self.text}"
@@ -102,6 +106,7 @@ class Project:
     name: str = _OURS
     implied: Mapping[str, Any] = field(default_factory=dict)  # method, base, and the rest of the objective
     defaults: Mapping[str, Any] = field(default_factory=dict)  # of its code
+    is_guess: bool = False  # the file has the keys of several objectives, and no word of one
 
 
 def migrate(
@@ -143,8 +148,9 @@ def migrate(
     if implied:
         chosen = {name: value for name, value in implied.items() if name not in settings}
         settings = {**chosen, **settings}
-        notes.insert(0, Note("method", f"not named; {project.name} by its keys → {_said(chosen)}", tuple(chosen)))
-        notes[0] = replace(notes[0], is_guess=written.get("loss_type") is None and implied["method"] == "none")
+        doubt = "; if it is for another objective, --method names it" if project.is_guess else ""
+        text = f"not named; {project.name} by its keys → {_said(chosen)}{doubt}"
+        notes.insert(0, Note("method", text, tuple(chosen), project.is_guess))
     elif notes and method is None:
         notes.insert(0, Note("method", "not named, and no sign of another project's objective: the default"))
     losses = settings.get("loss_type", "sigmoid")
@@ -197,7 +203,7 @@ def _project(written: Mapping[str, Any]) -> Project:
         if said := missing.said_by(written, words):
             raise _unsupported(said, missing.instead)
     if is_recipe and (said := _supervised(written)):
-        raise _unsupported(f"{said}: a recipe for supervised fine-tuning", "SFT is in trl.SFTTrainer (trl sft)")
+        raise _unsupported(f"{said}: a recipe for supervised fine-tuning", "SFT is in trl.SFTTrainer.")
     if "trainer_type" in written or loss in _GAMMA_PO_LOSSES:
         return _gamma_po(written)
     if loss == "simpo" or (is_recipe and ("simpo" in words or any(key in written for key in _SIMPO_KEYS))):
@@ -212,7 +218,7 @@ def _project(written: Mapping[str, Any]) -> Project:
     if is_recipe and ("cpo" in words or "cpo_alpha" in written):
         return Project("a CPO recipe", {"method": "none", "base": "cpo"})
     if is_recipe or loss not in (None, "alphapo"):  # which is CPO's alone
-        return Project("a DPO recipe", {"method": "none", "base": "dpo"})
+        return Project("a DPO recipe", {"method": "none", "base": "dpo"}, is_guess=loss is None and "dpo" not in words)
     return Project()
 
 
@@ -258,7 +264,7 @@ def _unsupported(said: str, instead: str = "") -> ValueError:
     from ..registry import method_ids
 
     return ValueError(
-        f"{said}: the package does not have this objective.{' ' * bool(instead)}{instead}{'.' * bool(instead)} "
+        f"{said}: the package does not have this objective. {instead}{' ' * bool(instead)}"
         f"The package's methods are {', '.join(method_ids())}, and none for TRL's own CPO and DPO losses: --method "
         "NAME --base cpo (or dpo) trains this file's model on its data with one of them."
     )

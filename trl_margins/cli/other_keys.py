@@ -73,7 +73,7 @@ OLDER = "an older TRL or transformers"
 # of files that are refused: project → key → what it is called here, "" for nothing
 FOREIGN: Mapping[str, Mapping[str, str]] = {
     OLDER: _table(
-        """rpo_alpha = loss_type: [sigmoid, sft] and loss_weights: [1.0, RPO_ALPHA] with base: dpo;
+        """rpo_alpha = loss_type: [sigmoid, sft] and loss_weights: [1.0, RPO_ALPHA] with base: dpo and method: none;
         reference_free = base: cpo with method: none and cpo_alpha: 0.0; beta_dpo = beta;
         use_weighting = use_weighting: true with base: dpo and method: none; use_liger_loss; use_logits_to_keep;
         use_num_logits_to_keep; generate_during_eval; is_encoder_decoder; model_adapter_name; ref_adapter_name;
@@ -106,8 +106,8 @@ FOREIGN: Mapping[str, Mapping[str, str]] = {
     "axolotl": _table(
         f"""base_model = model_name_or_path; base_model_config; revision_of_model = model_revision;
         tokenizer_config = tokenizer_name_or_path; model_type; tokenizer_type; rl = method and base; rl_beta = beta;
-        dpo_beta = beta; dpo_label_smoothing = label_smoothing; dpo_use_weighting = use_weighting: true with base:
-        dpo; orpo_alpha; kto_desirable_weight; kto_undesirable_weight; adapter = {_LORA};
+        dpo_beta = beta; dpo_label_smoothing = label_smoothing; dpo_use_weighting = use_weighting: true with base: dpo
+        and method: none; orpo_alpha; kto_desirable_weight; kto_undesirable_weight; adapter = {_LORA};
         lora_target_linear = lora_target_modules: all-linear; lora_fan_in_fan_out;
         lora_model_dir = model_name_or_path; peft_use_rslora = use_rslora: true; peft_use_dora = use_dora: true;
         sequence_len = max_length; sample_packing; eval_sample_packing; pad_to_sequence_len;
@@ -142,9 +142,9 @@ FOREIGN: Mapping[str, Mapping[str, str]] = {
         prompt_key = prompt_column; chosen_key; rejected_key; input_template; apply_chat_template;
         tokenizer_chat_template = chat_template; max_samples; max_len = max_length; max_epochs = num_train_epochs;
         train_batch_size = gradient_accumulation_steps times per_device_train_batch_size;
-        micro_train_batch_size = per_device_train_batch_size; l2 = weight_decay; ipo = loss_type: ipo;
-        nll_loss_coef = cpo_alpha with base: cpo; aux_loss_coef = router_aux_loss_coef with base: dpo;
-        zero_stage = deepspeed; flash_attn = {_FLASH}; lora_rank = lora_r; target_modules = lora_target_modules;
+        micro_train_batch_size = per_device_train_batch_size; l2 = weight_decay; ipo = loss_type: ipo with base: dpo
+        and method: none; nll_loss_coef = cpo_alpha with base: cpo; aux_loss_coef = router_aux_loss_coef with base:
+        dpo; zero_stage = deepspeed; flash_attn = {_FLASH}; lora_rank = lora_r; target_modules = lora_target_modules;
         adam_betas = adam_beta1 and adam_beta2; max_norm = max_grad_norm; lr_warmup_ratio = warmup_steps;
         lr_scheduler = lr_scheduler_type; save_path = output_dir; ckpt_path; load_checkpoint = resume_from_checkpoint;
         max_ckpt_num = save_total_limit; max_ckpt_mem; disable_fast_tokenizer; ref_offload; adam_offload;

@@ -20,7 +20,7 @@ from ..data.media import IMAGES
 from ..data.noise import flip_labels, parse_noise
 from ..methods import METHODS
 from ..registry import RESERVED
-from .config_file import Settings, read_yaml
+from .config_file import Settings, check_adapter, flags_said, read_yaml
 from .migration import migrate
 from .mixture import mixture_splits, mixture_test_split
 from .options import OptionsParser, option
@@ -145,6 +145,7 @@ def parse(argv: Sequence[str]) -> tuple[TrainArguments, Any, ModelConfig, Datase
     if flags.dataset_name is not None:  # TRL would still take the mixture
         for name in ("datasets", "mixture_weights", "mixture_seed", "test_split_size"):
             settings.pop(name, None)
+    check_adapter({**settings, **flags_said(argv)}, source or "")
     parser = parser_for(flags.method or settings.get("method", "gappo"), flags.base or settings.get("base", "cpo"))
     if string_to_bool(flags.dry_run):
         _adapt_to_cpu(parser, use_cpu=True)  # to look at a GPU's settings elsewhere: bf16 is refused without one

@@ -51,11 +51,10 @@ def as_yaml(settings: Mapping[str, Any]) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """YAML's safe dumper, which also escapes what is a line break to some readers and a character to others."""
+    """YAML's safe dumper, which escapes all line breaks: some are characters to one reader and not to another."""
 
     def represent_str(self, text: str) -> yaml.ScalarNode:
-        is_plain = all(each.isprintable() or each == "\n" for each in text)
-        return self.represent_scalar("tag:yaml.org,2002:str", text, style=None if is_plain else '"')
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
 
 
 _Dumper.add_representer(str, _Dumper.represent_str)

@@ -7,7 +7,7 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 
-from .config_file import Settings, as_yaml, read_yaml
+from .config_file import Settings, as_yaml, check_adapter, read_yaml
 from .migration import Note, migrate
 from .setup import check_writable
 
@@ -21,6 +21,7 @@ def main(argv: Sequence[str]) -> int:
     from .train import parser_for
 
     settings, notes = migrate(read_yaml(args.config))
+    check_adapter(settings, str(args.config))
     method, base = settings.get("method", "gappo"), settings.get("base", "cpo")
     parser_for(method, base).check_keys(settings, str(args.config))
     text = converted(settings, notes, args.config.name)

@@ -194,11 +194,12 @@ def _leads_to(here: str, known: Collection[str]) -> bool:
 
 def said(name: str, here: str, as_flag: bool = False) -> str:
     """A key of another project, and what it is here, for an error."""
-    if not here:
-        return f"{name} (not here{': ' + DROPPED[name] if name in DROPPED else ''})"
-    if as_flag:  # `key: [b, c] and other` → `--key b c and --other`
-        here = re.sub(r"\b(?!and\b|with\b|times\b)(\w+)(?:: (\[.*?\]|\S+))?", _flag, here)
-    return f"{'--' if as_flag else ''}{name} (here {here})"
+    told = f"here {here}" if here else f"not here: {DROPPED[name]}" if name in DROPPED else "not here"
+    if not as_flag:
+        return f"{name} ({told})"
+    if here:  # `key: [b, c] and other` → `--key b c and --other`
+        told = "here " + re.sub(r"\b(?!and\b|with\b|times\b)(\w+)(?:: (\[.*?\]|\S+))?", _flag, here)
+    return f"--{name} ({told})"
 
 
 def _flag(setting: re.Match[str]) -> str:

@@ -682,7 +682,7 @@ def test_a_flag_of_another_project_is_named_as_theirs():
         parse([*argv, "--max_prompt_length", "9"])
     told = str(error.value)
     assert "options of open-instruct: --lora_rank (here --lora_r), --use_lora (here --use_peft true)" in told
-    assert "--rpo_alpha (here --loss_type sigmoid sft and --loss_weights 1.0 RPO_ALPHA with --base dpo and" in told
+    assert "--rpo_alpha (here --loss_type sigmoid sft and --loss_weights 1.0 WEIGHT with --base dpo and" in told
     assert "--warmup_ratio (here --warmup_steps), --max_prompt_length (not here: TRL no longer cuts prompts" in told
     assert told.endswith("unknown option '--lerning_rate' (did you mean '--learning_rate'?)")
 
@@ -698,8 +698,8 @@ def test_what_a_key_is_called_here_is_an_option(tmp_path):
             if ":" in here and "optim" not in here:
                 followed.add(said("", here, as_flag=True).removeprefix("-- (here ").rstrip(")"))
     for flags in followed:
-        flags = re.sub(" and | with ", " ", flags).replace("RPO_ALPHA", "0.1")
-        flags = re.sub(r"(--(cpo_alpha|router_aux_loss_coef))(?= --)", r"\1 0.1", flags)
+        flags = re.sub(" and | with ", " ", flags).replace("WEIGHT", "0.1")
+        flags = re.sub(r"(--router_aux_loss_coef)(?= --)", r"\1 0.1", flags)
         arguments(*flags.split(), *(["--use_peft"] if re.search("lora|dora", flags) else []))
     assert len(followed) > 10
 

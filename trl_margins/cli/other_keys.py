@@ -67,14 +67,14 @@ def _table(text: str) -> dict[str, str]:
     return {key.strip(): here.strip() for key, _, here in pairs}
 
 
+_SFT = "loss_type: [sigmoid, sft] and loss_weights: [1.0, WEIGHT] with base: dpo and method: none"
 _LORA = "use_peft: true"
 _FLASH = "attn_implementation: flash_attention_2"
 OLDER = "an older TRL or transformers"
 # of files that are refused: project → key → what it is called here, "" for nothing
 FOREIGN: Mapping[str, Mapping[str, str]] = {
     OLDER: _table(
-        """rpo_alpha = loss_type: [sigmoid, sft] and loss_weights: [1.0, RPO_ALPHA] with base: dpo and method: none;
-        reference_free = base: cpo with method: none and cpo_alpha: 0.0; beta_dpo = beta;
+        f"""rpo_alpha = {_SFT}; reference_free = base: cpo with method: none and cpo_alpha: 0.0; beta_dpo = beta;
         use_weighting = use_weighting: true with base: dpo and method: none; use_liger_loss; use_logits_to_keep;
         use_num_logits_to_keep; generate_during_eval; is_encoder_decoder; model_adapter_name; ref_adapter_name;
         force_use_ref_model; peft_lora_r = lora_r; peft_lora_alpha = lora_alpha; model_name = model_name_or_path;
@@ -92,14 +92,14 @@ FOREIGN: Mapping[str, Mapping[str, str]] = {
         lora_target = lora_target_modules; additional_target = lora_modules_to_save;
         adapter_name_or_path = model_name_or_path; quantization_bit = load_in_4bit: true with {_LORA};
         quantization_type = bnb_4bit_quant_type; double_quantization = use_bnb_nested_quant; quantization_method;
-        pref_beta = beta; pref_loss = loss_type; pref_ftx = cpo_alpha with base: cpo; dpo_beta = beta;
-        dpo_loss = loss_type; dpo_ftx = cpo_alpha with base: cpo; dpo_label_smoothing = label_smoothing;
-        kto_chosen_weight; kto_rejected_weight; ref_model; ref_model_adapters; reward_model; dataset = dataset_name;
-        eval_dataset = eval_dataset_name; dataset_dir; template = chat_template; cutoff_len = max_length; max_samples;
-        val_size = eval_dataset_name; train_on_prompt; mask_history; mix_strategy; interleave_probs = mixture_weights;
-        overwrite_cache; packing; neat_packing; tokenized_path; plot_loss; flash_attn = attn_implementation;
-        enable_liger_kernel = use_liger_kernel; use_unsloth; disable_gradient_checkpointing = gradient_checkpointing:
-        false; pure_bf16 = dtype: bfloat16; compute_dtype = dtype; resize_vocab; rope_scaling; use_fast_tokenizer;
+        pref_beta = beta; pref_loss = loss_type; pref_ftx = {_SFT}; dpo_beta = beta; dpo_loss = loss_type;
+        dpo_ftx = {_SFT}; dpo_label_smoothing = label_smoothing; kto_chosen_weight; kto_rejected_weight; ref_model;
+        ref_model_adapters; reward_model; dataset = dataset_name; eval_dataset = eval_dataset_name; dataset_dir;
+        template = chat_template; cutoff_len = max_length; max_samples; val_size = eval_dataset_name; train_on_prompt;
+        mask_history; mix_strategy; interleave_probs = mixture_weights; overwrite_cache; packing; neat_packing;
+        tokenized_path; plot_loss; flash_attn = attn_implementation; enable_liger_kernel = use_liger_kernel;
+        use_unsloth; disable_gradient_checkpointing = gradient_checkpointing: false; pure_bf16 = dtype: bfloat16;
+        compute_dtype = dtype; resize_vocab; rope_scaling; use_fast_tokenizer;
         moe_aux_loss_coef = router_aux_loss_coef with base: dpo; loraplus_lr_ratio; pissa_init; create_new_adapter;
         freeze_trainable_layers; freeze_trainable_modules = train_only; predict_with_generate; use_swanlab"""
     ),
@@ -143,8 +143,8 @@ FOREIGN: Mapping[str, Mapping[str, str]] = {
         tokenizer_chat_template = chat_template; max_samples; max_len = max_length; max_epochs = num_train_epochs;
         train_batch_size = gradient_accumulation_steps times per_device_train_batch_size;
         micro_train_batch_size = per_device_train_batch_size; l2 = weight_decay; ipo = loss_type: ipo with base: dpo
-        and method: none; nll_loss_coef = cpo_alpha with base: cpo; aux_loss_coef = router_aux_loss_coef with base:
-        dpo; zero_stage = deepspeed; flash_attn = {_FLASH}; lora_rank = lora_r; target_modules = lora_target_modules;
+        and method: none; nll_loss_coef = {_SFT}; aux_loss_coef = router_aux_loss_coef with base: dpo;
+        zero_stage = deepspeed; flash_attn = {_FLASH}; lora_rank = lora_r; target_modules = lora_target_modules;
         adam_betas = adam_beta1 and adam_beta2; max_norm = max_grad_norm; lr_warmup_ratio = warmup_steps;
         lr_scheduler = lr_scheduler_type; save_path = output_dir; ckpt_path; load_checkpoint = resume_from_checkpoint;
         max_ckpt_num = save_total_limit; max_ckpt_mem; disable_fast_tokenizer; ref_offload; adam_offload;

@@ -597,7 +597,8 @@ def test_an_objective_that_is_not_here_is_never_another(own, complaint, tmp_path
 @pytest.mark.parametrize("splits", ["dataset_splits: [train_sft, test_sft]", ""])
 def test_supervised_fine_tuning_by_its_data(splits, tmp_path):
     mixture = "dataset_mixture: {datasets: [{id: a/b, split: train, columns: [messages]}]}"
-    told = refused(tmp_path, f"dataset_mixer: {{a/b: 1.0}}\n{splits}\n" if splits else mixture)
+    text = f"dataset_mixer: {{a/b: 1.0}}\n{splits}\n" if splits else f"{mixture}\npacking: true\nlog_level: info\n"
+    told = refused(tmp_path, text)
     assert re.match(r"(dataset_splits: train_sft|columns: messages): a recipe for supervised", told)
 
 
@@ -625,12 +626,14 @@ def test_robust_dpo_keeps_its_label_smoothing(tmp_path):
 
 def test_an_objective_that_is_guessed_is_a_warning(tmp_path, caplog):
     path = tmp_path / "theirs.yaml"
-    for own, level in {"beta: 0.1": "WARNING", "run_name: zephyr-dpo": "INFO", "loss_type: ipo": "INFO"}.items():
+    levels = {"beta: 0.1": "WARNING", "run_name: zephyr-dpo": "INFO", "loss_type: ipo": "INFO"}
+    levels |= {"gamma_beta_ratio: 0.5": "WARNING", "gamma_beta_ratio: 0.5\nrun_name: llama-simpo": "INFO"}
+    for own, level in levels.items():
         path.write_text(RECIPE + own)
         caplog.clear()
         with caplog.at_level(logging.INFO, "trl_margins"):
             arguments("--config", str(path))
-        assert caplog.records[0].getMessage().startswith("method: not named; a DPO recipe by its keys")
+        assert caplog.records[0].getMessage().startswith("method: not named; ")
         assert caplog.records[0].levelname == level
 
 

@@ -40,8 +40,7 @@ class Missing:
 
     def said_by(self, written: Mapping[str, Any], words: Collection[str]) -> str | None:
         """What says that a file is for it."""
-        losses = written.get("loss_type")
-        for loss in losses if isinstance(losses, list) else [losses]:
+        for loss in _listed(written.get("loss_type")):
             if loss in self.losses:
                 return f"loss_type: {loss}"
         if keys := [key for key in self.keys if key in written]:
@@ -57,7 +56,9 @@ MISSING = (
     Missing("α-DPO", ("alpha-dpo",), ("ln",)),
     Missing("β-DPO", ("beta_DPO",), ("mode_loss",)),
     Missing("BCO", ("bco",), word="bco", instead=_instead("BCO on pairs", "--loss_type bco_pair")),
-    Missing("KTO", ("kto", "kto_pair"), word="kto", instead="KTO is in trl.KTOTrainer."),
+    Missing(
+        "KTO", ("kto", "kto_pair"), ("desirable_weight", "undesirable_weight"), "kto", "KTO is in trl.KTOTrainer."
+    ),
     Missing("ORPO", ("orpo",), word="orpo", instead="ORPO is in trl.experimental.orpo."),
     Missing("R-DPO", ("r-dpo",)),
     Missing("RPO or SPPO", ("rpo",), instead=_instead("DPO with an SFT loss", "--loss_type sigmoid sft")),
@@ -202,14 +203,15 @@ def _project(written: Mapping[str, Any]) -> Project:
     for missing in MISSING:
         if said := missing.said_by(written, words):
             raise _unsupported(said, missing.instead)
-    if is_recipe and (said := _supervised(written)):
+    if (is_recipe or "dataset_name" in written) and (said := _supervised(written)):
         raise _unsupported(f"{said}: a recipe for supervised fine-tuning", "SFT is in trl.SFTTrainer.")
     if "trainer_type" in written or loss in _GAMMA_PO_LOSSES:
         return _gamma_po(written)
     if loss == "simpo" or (is_recipe and ("simpo" in words or any(key in written for key in _SIMPO_KEYS))):
         if loss not in (None, "simpo", "sigmoid"):
             raise _unsupported(f"loss_type: {loss} beside SimPO's γ")
-        return Project("SimPO", _SIMPO, {**_SIMPO_DEFAULTS, "gamma_beta_ratio": 0.25} if is_recipe else {})
+        defaults = {**_SIMPO_DEFAULTS, "gamma_beta_ratio": 0.25} if is_recipe else {}
+        return Project("SimPO", _SIMPO, defaults, is_guess=loss is None and "simpo" not in words)
     if any(key in written for key in _AMAPO_KEYS):
         if written.get("loss_type", "sigmoid") != "sigmoid":
             raise _unsupported(f"loss_type: {loss} beside AMaPO's keys")
@@ -231,13 +233,17 @@ def _supervised(written: Mapping[str, Any]) -> str | None:
     """What makes it a recipe for supervised fine-tuning."""
     if any(key in written for key in ("beta", "loss_type", "max_prompt_length", *_SIMPO_KEYS, *_AMAPO_KEYS)):
         return None
-    mixture, splits = written.get("dataset_mixture"), written.get("dataset_splits") or ()
-    sets = mixture.get("datasets") if isinstance(mixture, Mapping) else ()
-    if any("messages" in (each.get("columns") or ()) for each in sets or () if isinstance(each, Mapping)):
+    mixture, splits = written.get("dataset_mixture"), written.get("dataset_splits")
+    sets = mixture.get("datasets") if isinstance(mixture, Mapping) else None
+    if any(isinstance(each, Mapping) and "messages" in str(each.get("columns")) for each in _listed(sets)):
         return "columns: messages"
-    if named := [split for split in splits if str(split).endswith("_sft")]:
+    if named := [split for split in _listed(splits) if str(split).endswith("_sft")]:
         return f"dataset_splits: {named[0]}"
     return next((f"{key}: {_short(written[key])}" for key in _SFT_KEYS if key in written), None)
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _gamma_po(written: Mapping[str, Any]) -> Project:
@@ -277,7 +283,9 @@ def _changed(
     key: str, value: Any, written: Mapping[str, Any], project: Project, method: str | None, base: str
 ) -> Changed | None:
     """What one key sets today, with a remark; None for a key of today."""
-    if key == "attn_implementation" and len(str(value).split()) > 1:  # as in AMaPO's llama-3-8b-base
+    if (
+        key == "attn_implementation" and isinstance(value, str) and len(value.split()) > 1
+    ):  # as in AMaPO's llama-3-8b-base
         return {key: value.split()[0]}, "what follows is a comment without its #"
     if key in FOREIGN[OLDER] and not value and _OF_ONE_BASE.get(key) != base:
         return {}, "dropped: the default"
@@ -360,8 +368,7 @@ def _changed(
 
 
 def _loss_type(value: Any, whose: str, method: str | None) -> Changed | None:
-    named = value if isinstance(value, list) else [value]
-    missing = [each for each in MISSING if any(loss in each.losses for loss in named)]
+    missing = [each for each in MISSING if any(loss in each.losses for loss in _listed(value))]
     if whose == _FLAGS:
         theirs = missing or value in _GAMMA_PO_LOSSES
         return ({}, "dropped: --method names the objective") if theirs else None

@@ -96,9 +96,9 @@ FOREIGN: Mapping[str, Mapping[str, str]] = {
         dpo_ftx = {_SFT}; dpo_label_smoothing = label_smoothing; kto_chosen_weight; kto_rejected_weight; ref_model;
         ref_model_adapters; reward_model; dataset = dataset_name; eval_dataset = eval_dataset_name; dataset_dir;
         template = chat_template; cutoff_len = max_length; max_samples; val_size = eval_dataset_name; train_on_prompt;
-        mask_history; mix_strategy; interleave_probs = mixture_weights; overwrite_cache; packing; neat_packing;
-        tokenized_path; plot_loss; flash_attn = attn_implementation; enable_liger_kernel = use_liger_kernel;
-        use_unsloth; disable_gradient_checkpointing = gradient_checkpointing: false; pure_bf16 = dtype: bfloat16;
+        mask_history; mix_strategy; interleave_probs = mixture_weights; overwrite_cache; neat_packing; tokenized_path;
+        plot_loss; flash_attn = attn_implementation; enable_liger_kernel = use_liger_kernel; use_unsloth;
+        disable_gradient_checkpointing = gradient_checkpointing: false; pure_bf16 = dtype: bfloat16;
         compute_dtype = dtype; resize_vocab; rope_scaling; use_fast_tokenizer;
         moe_aux_loss_coef = router_aux_loss_coef with base: dpo; loraplus_lr_ratio; pissa_init; create_new_adapter;
         freeze_trainable_layers; freeze_trainable_modules = train_only; predict_with_generate; use_swanlab"""

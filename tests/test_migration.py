@@ -307,6 +307,9 @@ def test_an_old_key_names_fields_of_today(key, today):
         ({"ref_model_init_kwargs": {"a": 1}, "model_init_kwargs": {"a": 1}}, {"model_init_kwargs": {"a": 1}}),
         ({"label_pad_token_id": -100, "padding_value": None, "truncation_side": "left"}, {}),
         ({"sft_weight": 0.2}, {"cpo_alpha": 0.2}),
+        ({"sft_weight": 0.0}, {"cpo_alpha": 0.0}),
+        ({"rpo_alpha": None, "reference_free": False, "use_liger_loss": False}, {}),
+        ({"attn_implementation": "sdpa not this"}, {"attn_implementation": "sdpa"}),
         ({"gamma": 1.6}, {"simpo_gamma": 1.6}),
         ({"length_norm": True}, {"loss_type": "simpo"}),
         ({"length_norm": False}, {"loss_type": "sigmoid"}),
@@ -319,15 +322,16 @@ def test_one_key(written, today):
     """Under a method that is named, so that nothing else is said."""
     settings, notes = migrate({"method": "none", **written})
     assert settings == {"method": "none", **today}
-    assert {note.key for note in notes} == written.keys() - today.keys() - {"model_init_kwargs"} | {
-        name for name, value in written.items() if value is False and name in today
-    }
+    assert {note.key for note in notes} == {key for key in written if key not in today or written[key] != today[key]}
 
 
 def test_keys_that_depend_on_method_or_base():
     assert migrate({"tau": 3}, "gamma-po")[0] == {"gamma_po_tau": 3}
     assert migrate({"length_norm": True}, "amapo", "dpo")[0] == {"reward": "length-normalized"}
     assert migrate({"length_norm": False}, "amapo", "dpo")[0] == {"reward": "log-ratio"}
+    assert migrate({"sft_weight": 0.0}, "none", "dpo")[0] == {}
+    assert migrate({"generate_during_eval": False}, "none", "dpo")[0] == {}
+    assert migrate({"generate_during_eval": False}, "none", "cpo") == ({"generate_during_eval": False}, [])
     assert migrate({"truncation_mode": "keep_start"}, "none", "dpo") == ({"truncation_mode": "keep_start"}, [])
     assert "whose prompt fills it is dropped" in str(migrate({"max_prompt_length": 9}, "none", "cpo")[1][0])
     assert "is dropped" in str(migrate({"max_prompt_length": 9}, "none", "dpo")[1][0])

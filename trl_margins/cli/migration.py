@@ -283,10 +283,9 @@ def _changed(
     key: str, value: Any, written: Mapping[str, Any], project: Project, method: str | None, base: str
 ) -> Changed | None:
     """What one key sets today, with a remark; None for a key of today."""
-    if (
-        key == "attn_implementation" and isinstance(value, str) and len(value.split()) > 1
-    ):  # as in AMaPO's llama-3-8b-base
-        return {key: value.split()[0]}, "what follows is a comment without its #"
+    words = value.split() if key == "attn_implementation" and isinstance(value, str) else []
+    if len(words) > 1:  # as in AMaPO's llama-3-8b-base
+        return {key: words[0]}, "what follows is a comment without its #"
     if key in FOREIGN[OLDER] and not value and _OF_ONE_BASE.get(key) != base:
         return {}, "dropped: the default"
     if key not in _OLD_KEYS or (value is None and key in RENAMED.get(key, "").split(", ")):
@@ -299,10 +298,9 @@ def _changed(
             if value is None:
                 return {"dtype": "float32"}, "the meaning of null in transformers 4; in 5 it is the checkpoint's dtype"
             return {"dtype": str(value).removeprefix("torch.")}, ""
-        case "use_flash_attention_2":
-            return ({"attn_implementation": "flash_attention_2"}, "") if value else ({}, "dropped: the default")
-        case "group_by_length":
-            return ({"train_sampling_strategy": "group_by_length"}, "") if value else ({}, "dropped: the default")
+        case "use_flash_attention_2" | "group_by_length":
+            named = {"use_flash_attention_2": "flash_attention_2"}.get(key, key)
+            return ({RENAMED[key]: named}, "") if value else ({}, "dropped: the default")
         case "ref_model_init_kwargs" if value and value != written.get("model_init_kwargs"):
             raise ValueError(f"ref_model_init_kwargs: {DROPPED[key]}, with model_init_kwargs; remove it")
         case "dataset_mixer":
@@ -338,17 +336,13 @@ def _changed(
             return {"simpo_gamma": value}, "SimPO's first form of γ, with β in it"
         case "tau" if method != "gamma-po":
             return {}, "dropped: only γ-PO's loss reads it"
+        case "sft_weight" if whose in ("AMaPO", "γ-PO"):
+            return {}, "dropped: of these projects' trainers only SimPO's uses it"
+        case "sft_weight" if base == "dpo" and value:
+            raise ValueError(f"sft_weight: on base dpo, loss_type: [sigmoid, sft] with loss_weights: [1.0, {value}]")
         case "sft_weight":
-            if not value or whose in ("AMaPO", "γ-PO"):
-                return (
-                    {},
-                    "dropped: of these projects' trainers only SimPO's uses it" if value else "dropped: no SFT loss",
-                )
-            if base == "dpo":
-                raise ValueError(
-                    f"sft_weight: on base dpo, loss_type: [sigmoid, sft] with loss_weights: [1.0, {value}]"
-                )
-            return {"cpo_alpha": value}, "weight of the chosen completions' log-likelihood"
+            told = "weight of the chosen completions' log-likelihood"
+            return ({}, "dropped: no SFT loss") if base == "dpo" else ({"cpo_alpha": value}, told)
         case "flip":
             if value:
                 raise ValueError(

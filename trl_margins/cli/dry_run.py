@@ -26,17 +26,17 @@ def resolved(script: Any, config: Any, model_args: ModelConfig, mixture: Dataset
     defaults: list[Any] = [kind(use_cpu=config.use_cpu) for kind in (plain_config, type(config))]
     for plain in defaults:
         plain.bf16 = None  # depends on the machine
-    model = _changed(model_args, type(model_args)())
-    if any(name.startswith(("lora_", "load_in_")) for name in model):  # which without a word of use_peft are refused
-        model["use_peft"] = model_args.use_peft
     parts = {
         f"The objective: {type(config).__name__}": {"method": script.method, "base": script.base},
-        "Model": model,
+        "Model": _changed(model_args, type(model_args)()),
         "Data": {**_changed(script, type(script)()), **_changed(mixture, type(mixture)())},
         f"Other settings that differ from the defaults of TRL's {script.base.upper()}Trainer or of the method": (
             _changed(config, *defaults)
         ),
     }
+    model = parts["Model"]
+    if any(name.startswith(("lora_", "load_in_")) for name in model):  # which without a word of use_peft are refused
+        model["use_peft"] = model_args.use_peft
     return "\n".join(f"# {title}\n{as_yaml(part)}" for title, part in parts.items() if part)
 
 

@@ -20,7 +20,7 @@ _DATA_KEYS = ("dataset_name", "datasets", "dataset_mixer", "dataset_mixture")
 _RECIPE_KEYS = ("dataset_mixer", "dataset_mixture", "dataset_splits", "max_prompt_length", "preprocessing_num_workers")
 _OWN_KEYS = ("method", "base", "weight", "margin", "reward")
 _OF_ONE_BASE = {"generate_during_eval": "cpo", "is_encoder_decoder": "cpo", "use_weighting": "dpo"}
-_OLD_KEYS = frozenset({*RENAMED, *DROPPED})
+OLD_KEYS = frozenset({*RENAMED, *DROPPED})
 _OURS, _FLAGS = "this package", "the command line"  # whose the objective is
 _SIMPO_KEYS = ("gamma_beta_ratio", "gamma", "simpo_gamma", "sft_weight")
 _AMAPO_KEYS = ("length_norm", "margin_norm", "mode_weight")
@@ -288,7 +288,7 @@ def _changed(
         return {key: words[0]}, "what follows is a comment without its #"
     if key in FOREIGN[OLDER] and not value and _OF_ONE_BASE.get(key) != base:
         return {}, "dropped: the default"
-    if key not in _OLD_KEYS or (value is None and key in RENAMED.get(key, "").split(", ")):
+    if key not in OLD_KEYS or (value is None and key in RENAMED.get(key, "").split(", ")):
         return None
     if value is None and key != "torch_dtype":
         return {}, "dropped: null, the default"

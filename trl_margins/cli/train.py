@@ -21,10 +21,9 @@ from ..data.noise import flip_labels, parse_noise
 from ..methods import METHODS
 from ..registry import RESERVED
 from .config_file import Settings, check_adapter, flags_said, read_yaml
-from .migration import migrate
+from .migration import OLD_KEYS, migrate
 from .mixture import mixture_splits, mixture_test_split
 from .options import OptionsParser, option
-from .other_keys import DROPPED, RENAMED
 from .setup import check_writable, find_model, load_model, load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -161,7 +160,7 @@ def parser_for(method: str | None, base: str) -> OptionsParser:
         *(TrainArguments, config_class(_method(method), base), ModelConfig, DatasetMixtureConfig),
         scope=f"method {method or 'none'!r} on base {base!r}",
         flags_only=("recipe", "dry_run"),
-        old_keys=(*RENAMED, *DROPPED),
+        old_keys=OLD_KEYS,
         usage="%(prog)s [--config FILE | --recipe NAME] [options]",  # there are about two hundred
     )
     _adapt_to_cpu(parser, bf16=False)  # TRL's default, and several times slower than fp32 there

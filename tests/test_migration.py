@@ -578,9 +578,6 @@ RECIPE = "model_name_or_path: a/b\ndataset_mixer: {c/d: 1.0}\npreprocessing_num_
         ("beta: 0.01\nloss_type: sppo", "loss_type: sppo: .*--loss_type sppo_hard"),
         ("beta: 0.1\nloss_type: kto_pair", "loss_type: kto_pair: .*trl.KTOTrainer"),
         ("beta: 0.1\nloss_type: [sigmoid, kto_pair]", "loss_type: kto_pair"),
-        ("method: none\nbase: dpo\nloss_type: kto_pair", "loss_type: kto_pair: .*trl.KTOTrainer"),
-        ("weight: score-gap\nloss_type: orpo", "loss_type: orpo"),
-        ("method: none\nloss_type: gm-simpo", "γ-PO's name for an objective, and method: none: remove one"),
         (
             "beta: 0.1\nlabel_smoothing: 0.1",
             "label_smoothing: 0.1 with loss_type: sigmoid is conservative DPO.*robust",

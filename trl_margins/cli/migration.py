@@ -362,17 +362,13 @@ def _changed(
 
 
 def _loss_type(value: Any, whose: str, method: str | None) -> Changed | None:
-    missing = [each for each in MISSING if any(loss in each.losses for loss in _listed(value))]
     if whose == _FLAGS:
-        theirs = missing or value in _GAMMA_PO_LOSSES
-        return ({}, "dropped: --method names the objective") if theirs else None
-    if missing:  # beside a method
-        raise _unsupported(f"loss_type: {_short(value)}", missing[0].instead)
-    if value in _GAMMA_PO_LOSSES and whose == _OURS and not (method == "gamma-po" and str(value).startswith("gm-")):
-        raise ValueError(f"loss_type: {value} is γ-PO's name for an objective, and method: {method}: remove one")
-    if value in _GAMMA_PO_LOSSES or (value == "sigmoid" and whose in ("SimPO", "AMaPO")):
-        return {}, "set by method"
-    return None
+        others = any(loss in missing.losses for missing in MISSING for loss in _listed(value))
+        return ({}, "dropped: --method names the objective") if others or value in _GAMMA_PO_LOSSES else None
+    if whose == _OURS:  # a method is named: what is no loss of it is refused with the other values
+        return ({}, "set by method") if method == "gamma-po" and value in ("gm-simpo", "gm-dpo") else None
+    by_method = value in _GAMMA_PO_LOSSES or (value == "sigmoid" and whose in ("SimPO", "AMaPO"))
+    return ({}, "set by method") if by_method else None
 
 
 def _dataset_mixer(value: Any, written: Mapping[str, Any], whose: str) -> Changed:

@@ -144,11 +144,12 @@ def parse(argv: Sequence[str]) -> tuple[TrainArguments, Any, ModelConfig, Datase
     if flags.dataset_name is not None:  # TRL would still take the mixture
         for name in ("datasets", "mixture_weights", "mixture_seed", "test_split_size"):
             settings.pop(name, None)
-    check_adapter({**settings, **flags_said(argv)}, source or "")
     parser = parser_for(flags.method or settings.get("method", "gappo"), flags.base or settings.get("base", "cpo"))
     if string_to_bool(flags.dry_run):
         _adapt_to_cpu(parser, use_cpu=True)  # to look at a GPU's settings elsewhere: bf16 is refused without one
-    return parser.parse(argv, settings, source or "")
+    parsed = parser.parse(argv, settings, source or "")
+    check_adapter({**settings, **flags_said(argv)}, source or "")
+    return parsed
 
 
 def parser_for(method: str | None, base: str) -> OptionsParser:

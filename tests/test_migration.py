@@ -759,7 +759,7 @@ def test_an_adapter_is_asked_for(base, tmp_path, tiny_model):
 
 def test_a_dry_run_with_settings_of_an_unused_adapter_reads_back(tmp_path, capsys):
     path = tmp_path / "c.yaml"
-    path.write_text("lora_r: 8\nuse_peft: false\n")
+    path.write_text("model_name_or_path: a/b\ndataset_name: c/d\nlora_r: 8\nuse_peft: false\n")
     for _ in range(2):
         assert main(["train", "--dry_run", "--config", str(path)]) == 0
         path.write_text(capsys.readouterr().out)

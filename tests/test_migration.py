@@ -573,7 +573,10 @@ RECIPE = "model_name_or_path: a/b\ndataset_mixer: {c/d: 1.0}\npreprocessing_num_
         ("beta: 2.0\ngamma_beta_ratio: 0.5\nloss_type: SimPER", "loss_type: SimPER"),
         ("beta: 10\nalpha: 5e-2\nln: true\ntrainer_type: dpo\nloss_type: alpha-dpo", "loss_type: alpha-dpo"),
         ("beta: 10\ngamma_beta_ratio: 0.4\nln: true", "ln: true, a key of α-DPO"),
-        ("beta: 0.1\nmode_loss: beta_DPO\nmode_weight: 0.2", "mode_loss: beta_DPO, a key of β-DPO"),
+        (
+            "name: dpo\nbeta: 0.1\nreference_free: false\nmode_loss: beta_DPO\nmode_weight: 0.2\na: 0.6",
+            "mode_loss: beta_DPO, a key of β-DPO",
+        ),
         ("beta: 0.01\nloss_type: rpo\noutput_dir: x-sppo-iter1", "loss_type: rpo"),
         ("beta: 0.01\nloss_type: sppo", "loss_type: sppo: .*--loss_type sppo_hard"),
         ("beta: 0.1\nloss_type: kto_pair", "loss_type: kto_pair: .*trl.KTOTrainer"),
@@ -591,7 +594,7 @@ def test_an_objective_that_is_not_here_is_never_another(own, complaint, tmp_path
     text = RECIPE + own + "\n"
     if not complaint:
         text = text.replace("max_prompt_length: 9\n", "")
-        complaint = "max_seq_length: 2048: a recipe for supervised fine-tuning: .*SFT is in trl.SFTTrainer"
+        complaint = "supervised fine-tuning, by max_seq_length: 2048: .*SFT is in trl.SFTTrainer"
     assert re.search(complaint, refused(tmp_path, text))
 
 
@@ -600,7 +603,7 @@ def test_supervised_fine_tuning_by_its_data(splits, tmp_path):
     mixture = "dataset_mixture: {datasets: [{id: a/b, split: train, columns: [messages]}]}"
     text = f"dataset_mixer: {{a/b: 1.0}}\n{splits}\n" if splits else f"{mixture}\npacking: true\nlog_level: info\n"
     told = refused(tmp_path, text)
-    assert re.match(r"(dataset_splits: train_sft|columns: messages): a recipe for supervised", told)
+    assert re.match("supervised fine-tuning, by (dataset_splits: train_sft|columns: messages): the package", told)
 
 
 def test_a_method_on_the_command_line_trains_any_of_them(tmp_path):

@@ -204,7 +204,7 @@ def _project(written: Mapping[str, Any]) -> Project:
         if said := missing.said_by(written, words):
             raise _unsupported(said, missing.instead)
     if (is_recipe or "dataset_name" in written) and (said := _supervised(written)):
-        raise _unsupported(f"{said}: a recipe for supervised fine-tuning", "SFT is in trl.SFTTrainer.")
+        raise _unsupported(f"supervised fine-tuning, by {said}", "SFT is in trl.SFTTrainer.")
     if "trainer_type" in written or loss in _GAMMA_PO_LOSSES:
         return _gamma_po(written)
     if loss == "simpo" or (is_recipe and ("simpo" in words or any(key in written for key in _SIMPO_KEYS))):

@@ -155,8 +155,8 @@ FOREIGN: Mapping[str, Mapping[str, str]] = {
     "HALOs, or DPO's and β-DPO's own code": _table(
         """lr = learning_rate; n_epochs = num_train_epochs; n_examples; n_eval_examples; eval_every;
         do_first_eval = eval_on_start; optimizer = optim; exp_name = run_name; loss = method and base;
-        model = model_name_or_path; trainer; dataloader; defaults; name; local_run_dir = output_dir; local_dirs;
-        cache_dir; batch_size = gradient_accumulation_steps times per_device_train_batch_size;
+        model = model_name_or_path; trainer; dataloader; defaults; local_run_dir = output_dir; local_dirs; cache_dir;
+        batch_size = gradient_accumulation_steps times per_device_train_batch_size;
         eval_batch_size = per_device_eval_batch_size; wandb = report_to: wandb; fsdp_port; sample_during_eval;
         n_eval_model_samples; minimum_log_interval_secs; cache_reference_logprobs = precompute_ref_log_probs: true
         with base: dpo; humanline; frac_unique_desirable; frac_unique_undesirable"""

@@ -108,11 +108,40 @@ def recipes(method_id: str) -> str:
 
 def keys() -> str:
     """Keys of other projects, and what they are today."""
-    from trl_margins.cli.migration import DROPPED, RENAMED
+    from trl_margins.cli.other_keys import DROPPED, RENAMED
 
     today = {key: re.sub(r"\w+", r"`\g<0>`", fields) for key, fields in RENAMED.items()}
     dropped = {key: f"dropped: {why}" for key, why in DROPPED.items()}
     return _table(("key", "today"), [(f"`{key}`", text) for key, text in {**today, **dropped}.items()])
+
+
+def missing() -> str:
+    """Objectives of other projects that the package does not have."""
+    from trl_margins.cli.migration import MISSING
+
+    rows = [
+        (
+            each.name,
+            ", ".join([f"`loss_type: {loss}`" for loss in each.losses] + [f"`{key}`" for key in each.keys]),
+            f"`{each.word}`" if each.word else "",
+            re.sub(r"(--.*|trl\.[\w.]+)\.$", r"`\1`", each.instead),
+        )
+        for each in MISSING
+    ]
+    return _table(("objective", "keys", "name", "instead"), rows)
+
+
+def foreign() -> str:
+    """Keys that are called otherwise here, by project."""
+    from trl_margins.cli.other_keys import FOREIGN
+
+    found: dict[str, dict[str, list[str]]] = {}
+    for project, table in FOREIGN.items():
+        for key, here in table.items():
+            if here:
+                found.setdefault(here, {}).setdefault(project, []).append(f"`{key}`")
+    rows = [(f"`{here}`", *(", ".join(keys.get(project, ())) for project in FOREIGN)) for here, keys in found.items()]
+    return _table(("here", *FOREIGN), rows)
 
 
 def commands() -> str:
@@ -199,6 +228,6 @@ FILLERS: Mapping[str, Any] = {
     filler.__name__: filler
     for filler in (
         *(options, settings, gammas, paper, citation, recipes),
-        *(keys, commands, flags, losses, score_columns),
+        *(keys, missing, foreign, commands, flags, losses, score_columns),
     )
 }

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import types
@@ -17,13 +18,18 @@ import pytest
 import yaml
 from conftest import CHAT_TEMPLATE, preference_rows
 from datasets import DatasetDict, concatenate_datasets
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import AutoTokenizer
 from trl.scripts.utils import DatasetMixtureConfig
 
+from trl_margins.checks import nearest
 from trl_margins.cli import main
-from trl_margins.cli.config_file import check_known
-from trl_margins.cli.migration import DROPPED, RENAMED, migrate
+from trl_margins.cli.config_file import ConfigLoader, check_known
+from trl_margins.cli.convert import converted
+from trl_margins.cli.migration import MISSING, Note, migrate
 from trl_margins.cli.mixture import mixture_splits, mixture_test_split
+from trl_margins.cli.other_keys import DROPPED, FOREIGN, RENAMED, said
 from trl_margins.cli.train import TrainArguments, _tokenizer, chat_template, parse, parser_for
 
 # Settings as the papers and the recipes' keys have them; made for these tests
@@ -301,28 +307,31 @@ def test_an_old_key_names_fields_of_today(key, today):
         ({"ref_model_init_kwargs": {"a": 1}, "model_init_kwargs": {"a": 1}}, {"model_init_kwargs": {"a": 1}}),
         ({"label_pad_token_id": -100, "padding_value": None, "truncation_side": "left"}, {}),
         ({"sft_weight": 0.2}, {"cpo_alpha": 0.2}),
+        ({"sft_weight": 0.0}, {"cpo_alpha": 0.0}),
+        ({"rpo_alpha": None, "reference_free": False, "use_liger_loss": False}, {}),
+        ({"attn_implementation": "sdpa not this"}, {"attn_implementation": "sdpa"}),
         ({"gamma": 1.6}, {"simpo_gamma": 1.6}),
         ({"length_norm": True}, {"loss_type": "simpo"}),
         ({"length_norm": False}, {"loss_type": "sigmoid"}),
         ({"tau": 3}, {}),
         ({"flip": 0.0}, {}),
         ({"truncation_mode": "keep_end"}, {}),
-        ({"loss_type": "gm-simpo", "trainer_type": "simpo"}, {}),
     ],
 )
 def test_one_key(written, today):
     """Under a method that is named, so that nothing else is said."""
     settings, notes = migrate({"method": "none", **written})
     assert settings == {"method": "none", **today}
-    assert {note.key for note in notes} == written.keys() - today.keys() - {"model_init_kwargs"} | {
-        name for name, value in written.items() if value is False and name in today
-    }
+    assert {note.key for note in notes} == {key for key in written if key not in today or written[key] != today[key]}
 
 
 def test_keys_that_depend_on_method_or_base():
     assert migrate({"tau": 3}, "gamma-po")[0] == {"gamma_po_tau": 3}
     assert migrate({"length_norm": True}, "amapo", "dpo")[0] == {"reward": "length-normalized"}
     assert migrate({"length_norm": False}, "amapo", "dpo")[0] == {"reward": "log-ratio"}
+    assert migrate({"sft_weight": 0.0}, "none", "dpo")[0] == {}
+    assert migrate({"generate_during_eval": False}, "none", "dpo")[0] == {}
+    assert migrate({"generate_during_eval": False}, "none", "cpo") == ({"generate_during_eval": False}, [])
     assert migrate({"truncation_mode": "keep_start"}, "none", "dpo") == ({"truncation_mode": "keep_start"}, [])
     assert "whose prompt fills it is dropped" in str(migrate({"max_prompt_length": 9}, "none", "cpo")[1][0])
     assert "is dropped" in str(migrate({"max_prompt_length": 9}, "none", "dpo")[1][0])
@@ -378,8 +387,8 @@ def test_a_file_of_ours_stays_as_it_is():
         ({"trainer_type": "dpo", "loss_type": "b-dpo"}, "trainer_type: dpo with loss_type: b-dpo"),
         ({"trainer_type": "dpo", "loss_type": "gm-dpo"}, "loss_type: gm-dpo and length_norm: true: the package does"),
         ({"trainer_type": "simpo", "loss_type": "cpo"}, "does not have this objective"),
-        ({"loss_type": "orpo"}, "loss_type: orpo .*ORPO is in trl.experimental.orpo"),
-        ({"dataset_mixer": {"a/b": 1.0}, "output_dir": "data/zephyr-orpo-141b"}, "an ORPO recipe, by its name"),
+        ({"loss_type": "orpo"}, "loss_type: orpo: .*ORPO is in trl.experimental.orpo"),
+        ({"dataset_mixer": {"a/b": 1.0}, "output_dir": "data/zephyr-orpo-141b"}, "orpo in the name of the run"),
         (
             {"dataset_mixer": {"a/b": 1.0}, "gamma_beta_ratio": 1, "loss_type": "hinge"},
             "loss_type: hinge beside SimPO's γ",
@@ -535,6 +544,346 @@ def test_nothing_heavy_is_loaded_for_the_table():
     heavy = "('torch', 'transformers', 'trl', 'datasets')"
     code = f"import sys, trl_margins.cli.migration; print([name for name in {heavy} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+# What is another project's, and cannot be
+
+
+def refused(folder: Path, text: str, *flags: str) -> str:
+    """What train and convert say alike of a file."""
+    (folder / "theirs.yaml").write_text(text)
+    file, said_by = str(folder / "theirs.yaml"), []
+    for command in (["train", "--dry_run", "--config", file, *flags], ["convert", file]):
+        with pytest.raises(ValueError, match=r"does not have|^keys? of|remove|on base dpo") as error:
+            main(command)
+        said_by.append(str(error.value))
+    assert said_by[0] == said_by[1]
+    return said_by[0]
+
+
+RECIPE = "model_name_or_path: a/b\ndataset_mixer: {c/d: 1.0}\npreprocessing_num_workers: 2\nmax_prompt_length: 9\n"
+
+
+@pytest.mark.parametrize(
+    ("own", "complaint"),
+    [
+        ("beta: 0.01\nhub_model_id: zephyr-7b-wpo\noutput_dir: outputs/zephyr-7b-wpo", "wpo in .*use_weighting true"),
+        ("beta: 0.01\nloss_type: sigmoid\noutput_dir: llama-8b-instruct-wpo", "wpo in the name of the run"),
+        ("beta: 2.5\ngamma_beta_ratio: 0.1\nrun_name: mistral-7b-simper", "simper in the name of the run"),
+        ("beta: 2.0\ngamma_beta_ratio: 0.5\nloss_type: SimPER", "loss_type: SimPER"),
+        ("beta: 10\nalpha: 5e-2\nln: true\ntrainer_type: dpo\nloss_type: alpha-dpo", "loss_type: alpha-dpo"),
+        ("beta: 10\ngamma_beta_ratio: 0.4\nln: true", "ln: true, a key of α-DPO"),
+        (
+            "name: dpo\nbeta: 0.1\nreference_free: false\nmode_loss: beta_DPO\nmode_weight: 0.2\na: 0.6",
+            "mode_loss: beta_DPO, a key of β-DPO",
+        ),
+        ("beta: 0.01\nloss_type: rpo\noutput_dir: x-sppo-iter1", "loss_type: rpo"),
+        ("beta: 0.01\nloss_type: sppo", "loss_type: sppo: .*--loss_type sppo_hard"),
+        ("beta: 0.1\nloss_type: kto_pair", "loss_type: kto_pair: .*trl.KTOTrainer"),
+        ("beta: 0.1\nloss_type: [sigmoid, kto_pair]", "loss_type: kto_pair"),
+        (
+            "beta: 0.1\nlabel_smoothing: 0.1",
+            "label_smoothing: 0.1 with loss_type: sigmoid is conservative DPO.*robust",
+        ),
+        ("trainer_type: dpo\nloss_type: dpo\nlabel_smoothing: 0.1", "loss_type: sigmoid_norm is conservative DPO"),
+        ("max_seq_length: 2048\nhub_model_id: zephyr-7b-sft-full", ""),
+        ("method: none\nbase: dpo\nsft_weight: 0.1", r"sft_weight: on base dpo, loss_type: \[sigmoid, sft\] with"),
+    ],
+)
+def test_an_objective_that_is_not_here_is_never_another(own, complaint, tmp_path):
+    text = RECIPE + own + "\n"
+    if not complaint:
+        text = text.replace("max_prompt_length: 9\n", "")
+        complaint = "supervised fine-tuning, by max_seq_length: 2048: .*SFT is in trl.SFTTrainer"
+    assert re.search(complaint, refused(tmp_path, text))
+
+
+@pytest.mark.parametrize("splits", ["dataset_splits: [train_sft, test_sft]", ""])
+def test_supervised_fine_tuning_by_its_data(splits, tmp_path):
+    mixture = "dataset_mixture: {datasets: [{id: a/b, split: train, columns: [messages]}]}"
+    text = f"dataset_mixer: {{a/b: 1.0}}\n{splits}\n" if splits else f"{mixture}\npacking: true\nlog_level: info\n"
+    told = refused(tmp_path, text)
+    assert re.match("supervised fine-tuning, by (dataset_splits: train_sft|columns: messages): the package", told)
+
+
+def test_a_method_on_the_command_line_trains_any_of_them(tmp_path):
+    """As the error says."""
+    path = tmp_path / "theirs.yaml"
+    for own in ("output_dir: x-orpo", "loss_type: rpo", "loss_type: [sigmoid, kto_pair]", "loss_type: b-dpo"):
+        path.write_text(RECIPE + own)
+        values = arguments("--config", str(path), "--method", "amapo", "--base", "cpo")
+        assert (values["margin"], values["loss_type"]) == ("amapo", "simpo")
+    for missing in MISSING:
+        if flags := missing.instead.partition("--")[2]:
+            path.write_text(f"{RECIPE}loss_type: {missing.losses[0]}")
+            values = arguments("--config", str(path), *f"--{flags.rstrip('.')}".split())
+            assert (values["method"], values["base"]) == ("none", "dpo")
+            assert values["loss_type"] != ["sigmoid"] or values["use_weighting"]
+
+
+def test_robust_dpo_keeps_its_label_smoothing(tmp_path):
+    path = tmp_path / "theirs.yaml"
+    path.write_text(f"{RECIPE}loss_type: robust\nlabel_smoothing: 0.1\n")
+    values = arguments("--config", str(path))
+    assert (values["base"], values["loss_type"], values["label_smoothing"]) == ("dpo", ["robust"], 0.1)
+
+
+def test_an_objective_that_is_guessed_is_a_warning(tmp_path, caplog):
+    path = tmp_path / "theirs.yaml"
+    levels = {"beta: 0.1": "WARNING", "run_name: zephyr-dpo": "INFO", "loss_type: ipo": "INFO"}
+    levels |= {"gamma_beta_ratio: 0.5": "WARNING", "gamma_beta_ratio: 0.5\nrun_name: llama-simpo": "INFO"}
+    for own, level in levels.items():
+        path.write_text(RECIPE + own)
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "trl_margins"):
+            arguments("--config", str(path))
+        assert caplog.records[0].getMessage().startswith("method: not named; ")
+        assert caplog.records[0].levelname == level
+
+
+# Keys as the projects' examples have them
+THEIRS = {
+    "LLaMA-Factory": "model_name_or_path: a/b, stage: dpo, do_train: true, finetuning_type: lora, lora_rank: 8, "
+    "lora_target: all, pref_beta: 0.1, pref_loss: sigmoid, dataset: dpo_en_demo, template: qwen3, cutoff_len: 2048, "
+    "max_samples: 1000, preprocessing_num_workers: 16, plot_loss: true, overwrite_output_dir: true, warmup_ratio: 0.1",
+    "axolotl": "base_model: a/b, model_type: LlamaForCausalLM, load_in_8bit: true, rl: dpo, adapter: lora, "
+    "lora_r: 32, datasets: [{path: c/d, type: chat_template.default}], sequence_len: 4096, sample_packing: false, "
+    "num_epochs: 4, lora_target_linear: true, micro_batch_size: 2, optimizer: adamw_bnb_8bit, bf16: auto",
+    "open-instruct": "model_name_or_path: a/b, use_flash_attn: true, tokenizer_name: a/b, use_slow_tokenizer: true, "
+    "dataset_mixer: {c/d: 1.0}, max_seq_length: 2048, preprocessing_num_workers: 16, dpo_loss_type: dpo_norm, "
+    "dpo_beta: 5, use_lora: true, lora_rank: 8, with_tracking: true, checkpointing_steps: 1000",
+    "OpenRLHF": "pretrain: a/b, dataset: c/d, chosen_key: chosen, rejected_key: rejected, max_len: 2048, l2: 0.0, "
+    "train_batch_size: 128, micro_train_batch_size: 1, max_epochs: 1, zero_stage: 3, lora_rank: 8, flash_attn: true",
+    "HALOs": "loss: {name: dpo, beta: 0.1}, model: {name_or_path: a/b}, lr: 5.0e-7, n_epochs: 1, exp_name: x, "
+    "datasets: [hh], eval_every: 1024, trainer: BasicTrainer, batch_size: 32, optimizer: RMSprop",
+    "an older TRL": "rpo_alpha: 1.0, reference_free: true, use_liger_loss: true, model_adapter_name: x, "
+    "beta_dpo: 0.1, generate_during_eval: false, loss_type: sigmoid",
+}
+
+
+@pytest.mark.parametrize("project", THEIRS)
+def test_a_file_of_another_project_is_named_as_theirs(project, tmp_path):
+    """One error with every key that is theirs: none is taken for another, or looked for twice."""
+    text = "\n".join(f"{key}: {json.dumps(value)}" for key, value in yaml.safe_load(f"{{{THEIRS[project]}}}").items())
+    told = refused(tmp_path, text)
+    assert told.startswith(f"keys of {project}")
+    assert "did you mean" not in told
+    own = parser_for("none", "cpo").keys | set(RENAMED) | set(DROPPED)
+    for key in yaml.safe_load(f"{{{THEIRS[project]}}}"):
+        assert (f" {key} (here " in told or f" {key} (not here)" in told) != (key in own)
+
+
+def test_a_flag_of_another_project_is_named_as_theirs():
+    argv = [
+        "--lora_rank",
+        "8",
+        "--use_lora",
+        "true",
+        "--rpo_alpha=1.0",
+        "--warmup-ratio",
+        "0.1",
+        "--lerning_rate",
+        "1",
+    ]
+    with pytest.raises(ValueError, match="options of") as error:
+        parse([*argv, "--max_prompt_length", "9"])
+    told = str(error.value)
+    assert "options of open-instruct: --lora_rank (here --lora_r), --use_lora (here --use_peft true)" in told
+    assert "--rpo_alpha (here --loss_type sigmoid sft and --loss_weights 1.0 WEIGHT with --base dpo and" in told
+    assert "--warmup_ratio (here --warmup_steps), --max_prompt_length (not here: TRL no longer cuts prompts" in told
+    assert told.endswith("unknown option '--lerning_rate' (did you mean '--learning_rate'?)")
+
+
+def test_what_a_key_is_called_here_is_an_option(tmp_path):
+    """Every counterpart in the tables is an option, and where a value is said, it is one that trains."""
+    options = parser_for("none", "cpo").keys | parser_for("none", "dpo").keys
+    followed = set()
+    for table in FOREIGN.values():
+        for key, here in table.items():
+            names = [part.partition(":")[0] for part in re.split(" and | with | times ", here) if here]
+            assert set(names) <= options, key
+            if ":" in here and "optim" not in here:
+                followed.add(said("", here, as_flag=True).removeprefix("-- (here ").rstrip(")"))
+    for flags in followed:
+        flags = re.sub(" and | with ", " ", flags).replace("WEIGHT", "0.1")
+        flags = re.sub(r"(--router_aux_loss_coef)(?= --)", r"\1 0.1", flags)
+        arguments(*flags.split(), *(["--use_peft"] if re.search("lora|dora", flags) else []))
+    assert len(followed) > 10
+
+
+def test_only_a_slip_of_the_pen_has_a_suggestion():
+    options = sorted(parser_for("none", "cpo").keys | parser_for("none", "dpo").keys)
+    slips = {"lerning_rate": "learning_rate", "seeed": "seed", "loar_r": "lora_r", "use_pefft": "use_peft"}
+    slips |= {"learning-rate": "learning_rate", "gama_beta_ratio": "gamma_beta_ratio", "margn": "margin"}
+    others = "use_lora lora_rank dpo_alpha orpo_alpha rpo_alpha beta1 tf16 load_in_16bit lora lora_bias max_len"
+    for name, meant in {**slips, **dict.fromkeys(others.split())}.items():
+        assert nearest(name, options) == meant
+
+
+def test_no_objective_is_a_slip_of_another():
+    losses = [
+        "sigmoid",
+        "hinge",
+        "ipo",
+        "simpo",
+        "alphapo",
+        "exo_pair",
+        "apo_zero",
+        "sppo_hard",
+        "bco_pair",
+        "cpo",
+        "dpo",
+    ]
+    for name in ("rpo", "kto", "kto_pair", "orpo", "sppo", "wpo", "simper", "alphadpo", "alpha-dpo", "cdpo", "rdpo"):
+        assert nearest(name, losses) is None
+    assert nearest("sigmod", losses) == "sigmoid"
+
+
+@pytest.mark.parametrize("base", ["cpo", "dpo"])
+def test_an_adapter_is_asked_for(base, tmp_path, tiny_model):
+    """`lora_r` alone trained the whole model."""
+    path, argv = tmp_path / "c.yaml", ["--method", "none", "--base", base]
+    alone = {"lora_r": "16", "lora_target_modules": "[q_proj]", "load_in_4bit": "true", "use_dora": "true"}
+    for key, value in alone.items():
+        path.write_text(f"{key}: {value}\n")
+        flags = [f"--{key.replace('_', '-')}={value.strip('[]')}"]
+        for said_by in (["--config", str(path)], flags, flags[0].split("=")):
+            with pytest.raises(ValueError, match=f"{key} has no effect without an adapter: add use_peft: true"):
+                arguments(*argv, *said_by)
+            assert arguments(*argv, *said_by, "--use_peft")["use_peft"] is True
+            assert arguments(*argv, *said_by, "--use_peft", "false")["use_peft"] is False
+    for unsaid in ("load_in_4bit: false", "use_rslora: false", "lora_target_modules: null", "bnb_4bit_quant_storage:"):
+        path.write_text(unsaid)
+        assert arguments(*argv, "--config", str(path))["use_peft"] is False
+    path.write_text("lora_r: 8\nload_in_8bit: true\n")
+    with pytest.raises(ValueError, match="lora_r, load_in_8bit have no effect"):
+        main(["convert", str(path)])
+
+
+def test_a_dry_run_with_settings_of_an_unused_adapter_reads_back(tmp_path, capsys):
+    path = tmp_path / "c.yaml"
+    path.write_text("model_name_or_path: a/b\ndataset_name: c/d\nlora_r: 8\nuse_peft: false\n")
+    for _ in range(2):
+        assert main(["train", "--dry_run", "--config", str(path)]) == 0
+        path.write_text(capsys.readouterr().out)
+        assert yaml.safe_load(path.read_text()) | {"lora_r": 8, "use_peft": False} == yaml.safe_load(path.read_text())
+
+
+# Whatever it holds, a converted file reads back
+
+NASTY = st.text(st.one_of(st.characters(), st.sampled_from("\n\r\t\x85\u2028\u2029\ufeff\0 :#-'\"{}[]&*!|>%@,?\\")))
+VALUES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), NASTY)
+VALUES |= st.sampled_from(["no", "1e-6", "0x1F", "2024-01-01", "1_000", "~", "null", "=", "1:30", "<<", "flash # no"])
+NESTED = st.recursive(VALUES, lambda each: st.lists(each) | st.dictionaries(NASTY, each), max_leaves=6)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.dictionaries(NASTY, NESTED, max_size=5), st.lists(st.tuples(NASTY, NASTY), max_size=3), NASTY)
+def test_convert_writes_no_key_that_its_source_does_not_have(written, notes, name):
+    text = converted(written, [Note(key, said_of, tuple(written)) for key, said_of in notes], name)
+    assert (yaml.load(text, Loader=ConfigLoader) or {}) == written
+    assert (yaml.safe_load(text.encode()) or {}) == written
+    read_by_lines = {line for line in text.splitlines() if line[:1] not in ("#", " ", "-", "?", ":", "'", '"', "")}
+    assert not [line for line in read_by_lines if line.startswith(("method", "injected"))]
+
+
+@pytest.mark.parametrize("end", ["\u2028", "\u2029", "\x85", "\r", "\n", "\x0b", "\x0c"])
+def test_a_line_break_in_a_file_cannot_write_a_key(end, tmp_path):
+    """In a value that a comment quotes, in the name of a data set, and in the name of the file."""
+    injected = f"x{end}trust_remote_code: true"
+    theirs = {
+        "dataset_mixer": {injected: 0.5},
+        "truncation_side": injected,
+        "max_prompt_length": injected,
+        "beta": 1.0,
+    }
+    path = tmp_path / ("a.yaml" if end == "\n" else f"a{end}trust_remote_code: true #.yaml")
+    path.write_text(yaml.safe_dump(theirs), encoding="utf-8")
+    assert main(["convert", str(path), "--out", str(tmp_path / "ours.yaml")]) == 0
+    text = (tmp_path / "ours.yaml").read_text(encoding="utf-8")
+    expected, _ = migrate(theirs)
+    assert yaml.safe_load(text) == expected
+    assert not [line for line in text.splitlines() if line.lstrip().startswith("trust_remote_code")]
+    assert arguments("--config", str(tmp_path / "ours.yaml")) == arguments("--config", str(path))
+
+
+# What is published: the 26 preference recipes of four repositories, by their keys and numbers
+
+UF, ORPO = "HuggingFaceH4/ultrafeedback_binarized", "cannot be: ORPO"
+_PART = f"{{id: {UF}, config: default, split: train_prefs, columns: [chosen, rejected], weight: 1.0}}"
+WHOLE = (
+    f"dataset_mixture: {{datasets: [{_PART}, {_PART.replace('train', 'test')}], test_split_size: 2000, seed: 0}}, "
+    "dataset_num_proc: 12, eval_strategy: steps"
+)
+MIXER = f"dataset_mixer: {{{UF}: 1.0}}, dataset_splits: [train_prefs, test_prefs]"
+SIMPO_DATA = "dataset_mixer: {princeton-nlp/some-ultrafeedback: 1.0}, dataset_splits: [train, test]"
+ORPO_RUN = "beta: 0.05, lr_scheduler_type: inverse_sqrt, optim: adamw_bnb_8bit, max_length: 2048, warmup_steps: 100"
+FLASH = "use_flash_attention_2: true"
+GM = "length_norm: true, trainer_type: simpo, loss_type: gm-simpo"
+# repository / recipe | its keys beside the common ones | what it becomes beside the values of keys that stay
+PUBLISHED = f"""
+handbook/constitutional-ai | {MIXER}, beta: 0.1, learning_rate: 5.0e-7, num_train_epochs: 3, optim: rmsprop |
+handbook/pref-align-openhermes | {MIXER}, beta: 0.01, loss_type: sigmoid, hub_model_revision: v1.0, push_to_hub_revision: true | hub_revision: v1.0
+handbook/pref-align-zephyr | {MIXER}, beta: 0.01, loss_type: sigmoid, hub_model_revision: dpo-beta-0.01, push_to_hub_revision: true | hub_revision: dpo-beta-0.01
+handbook/smollm2 | {WHOLE}, torch_dtype: bfloat16, beta: 0.5, learning_rate: 1.0e-6, num_train_epochs: 3 | test_split_size: 2000, dtype: bfloat16
+handbook/smollm2-smol | {MIXER}, torch_dtype: bfloat16, beta: 0.5, eval_strategy: steps, save_strategy: "no" | dtype: bfloat16
+handbook/smollm3-apo | {WHOLE}, torch_dtype: bfloat16, eval_strategy: "no", beta: 0.05, loss_type: apo_zero, max_length: 24576, padding_free: true, use_liger_kernel: true, lr_scheduler_type: cosine_with_min_lr, lr_scheduler_kwargs: {{min_lr_rate: 0.1}}, overwrite_output_dir: true, save_steps: 0.5 | loss_type: [apo_zero]
+handbook/starchat2 | {WHOLE}, torch_dtype: bfloat16, beta: 0.05, learning_rate: 5.0e-7, num_train_epochs: 2 | mixture_seed: 0
+handbook/zephyr-full | {WHOLE}, beta: 0.01, learning_rate: 5.0e-7 | dtype: float32
+handbook/zephyr-qlora | {MIXER}, torch_dtype: float16, use_peft: true, load_in_4bit: true, lora_r: 16, lora_alpha: 16, lora_target_modules: [q_proj, v_proj], beta: 0.01, optim: paged_adamw_32bit | dtype: float16
+handbook/zephyr-gemma | {MIXER}, torch_dtype: bfloat16, beta: 0.05, num_train_epochs: 2, hub_model_id: zephyr-7b-gemma-dpo | dtype: bfloat16
+handbook/mistral-capybara | dataset_mixer: {{argilla/capybara: 1.0}}, dataset_splits: [train], {FLASH}, {ORPO_RUN}, hub_model_id: orpo-explorers/Mistral-7B-v0.1-ORPO-Capybara-TRL-v1, max_prompt_length: 1792 | {ORPO}
+handbook/zephyr-141b | dataset_name: argilla/capybara, dataset_num_proc: 8, {ORPO_RUN}, hub_model_id: zephyr-orpo-141b-A35b, max_prompt_length: 1792 | {ORPO}
+simpo/gemma-2-9b-it | {SIMPO_DATA}, attn_implementation: eager, beta: 10, gamma_beta_ratio: 0.5, learning_rate: 8.0e-7 | simpo_gamma: 5.0
+simpo/llama-3-8b-base | {MIXER}, {FLASH}, beta: 2.0, gamma_beta_ratio: 0.5, learning_rate: 6.0e-7 | simpo_gamma: 1.0
+simpo/llama-3-8b-instruct | {SIMPO_DATA}, {FLASH}, beta: 2.5, gamma_beta_ratio: 0.55, learning_rate: 1.0e-6 | simpo_gamma: 1.375
+simpo/llama-3-8b-instruct-v2 | {SIMPO_DATA}, attn_implementation: flash_attention_2, beta: 10, gamma_beta_ratio: 0.3 | simpo_gamma: 3.0
+simpo/mistral-7b-base | {MIXER}, {FLASH}, beta: 2.0, gamma: 1.6, learning_rate: 3.0e-7, max_length: 1024 | gamma_beta_ratio: 0.8
+simpo/mistral-7b-instruct | {SIMPO_DATA}, {FLASH}, beta: 2.5, gamma: 0.3, learning_rate: 5.0e-7 | gamma_beta_ratio: 0.12
+gamma-po/gemma-2-9b-it | {SIMPO_DATA}, {GM}, beta: 10, gamma_beta_ratio: 0.5, tau: 20, learning_rate: 8.0e-7 | gamma_po_tau: 20
+gamma-po/llama-3-8b-it | {SIMPO_DATA}, {GM}, beta: 10, gamma_beta_ratio: 0.4, tau: 10, label_smoothing: 0 | gamma_po_tau: 10
+gamma-po/mistral-7b-it | {SIMPO_DATA}, {GM}, beta: 2.5, gamma_beta_ratio: 0.15, tau: 10, learning_rate: 6.0e-7 | gamma_po_tau: 10
+gamma-po/qwen-2.5-7b-it | {SIMPO_DATA}, {GM}, beta: 10, gamma_beta_ratio: 0.3, tau: 3, learning_rate: 1.0e-6 | gamma_po_tau: 3
+amapo/llama-3-8b-base | {MIXER}, attn_implementation: "flash_attention_2\\nData training arguments", beta: 3.0, length_norm: true, learning_rate: 6.0e-7 | attn_implementation: flash_attention_2
+amapo/llama-3-8b-instruct | {SIMPO_DATA}, beta: 3.0, length_norm: true, learning_rate: 1.0e-6 | reward: null
+amapo/mistral-7b-base | {MIXER}, beta: 2.0, length_norm: true, learning_rate: 4.0e-7, max_length: 1024 | reward: null
+amapo/mistral-7b-instruct | {SIMPO_DATA}, beta: 2.0, length_norm: true, learning_rate: 6.0e-7 | reward: null
+"""  # noqa: E501
+BECOMES: dict[str, dict[str, Any]] = {
+    "handbook": {**DPO, "loss_type": ["sigmoid"]},
+    "simpo": SIMPO,
+    "gamma-po": {"method": "gamma-po", "base": "cpo", "loss_type": "simpo"},
+    "amapo": {"method": "amapo", "base": "cpo", "loss_type": "simpo"},
+}
+ROWS = [[part.strip() for part in line.split(" |")] for line in PUBLISHED.strip().splitlines()]
+
+
+def test_there_are_26():
+    assert len({name for name, *_ in ROWS}) == 26
+
+
+@pytest.mark.parametrize(("name", "keys", "becomes"), ROWS, ids=[row[0] for row in ROWS])
+def test_what_is_published_resolves(name, keys, becomes, tmp_path):
+    own = yaml.safe_load(f"{{{keys}}}")
+    common = {"model_name_or_path": "a/b", "torch_dtype": None, "max_prompt_length": 512, **yaml.safe_load(TRAINING)}
+    if "dataset_mixer" in own and "eval_strategy" not in own:
+        common |= {"evaluation_strategy": "steps", "eval_steps": 400, "preprocessing_num_workers": 12}
+    for key, beside in (("warmup_ratio", "warmup_steps"), ("push_to_hub", "push_to_hub_revision")):
+        if beside in own:
+            del common[key]
+    path = tmp_path / "theirs.yaml"
+    path.write_text(yaml.safe_dump(common | own))
+    if becomes == ORPO:
+        for command in (["train", "--dry_run", "--config", str(path)], ["convert", str(path)]):
+            with pytest.raises(ValueError, match=r"orpo in the name of the run: .*ORPO is in trl"):
+                main(command)
+        return
+    values = arguments("--config", str(path))
+    stays = {key: value for key, value in own.items() if key in values and key not in ("loss_type", "mixture_seed")}
+    stays |= BECOMES[name.partition("/")[0]] | yaml.safe_load(f"{{{becomes}}}")
+    assert {key: values[key] for key in stays} == stays
+    assert main(["convert", str(path), "--out", str(tmp_path / "ours.yaml")]) == 0
+    assert arguments("--config", str(tmp_path / "ours.yaml")) == values
 
 
 # Mixtures, against the handbook's way spelled out

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
-from difflib import get_close_matches
+from difflib import SequenceMatcher
 from enum import Enum
 from functools import cache
 from numbers import Integral, Real
@@ -62,10 +63,44 @@ class Number:
 
 def unknown(what: str, value: Any, known: Iterable[str]) -> ValueError:
     """The error that lists what is known, and names the nearest."""
-    names = {name.lower(): name for name in known}
-    nearest = get_close_matches(str(value).lower(), names, n=1)
-    hint = f"; did you mean {names[nearest[0]]!r}?" if nearest else ""
-    return ValueError(f"unknown {what} {shown(value)}; known: {', '.join(names.values())}{hint}")
+    names = list(known)
+    meant = nearest(str(value), names)
+    hint = f"; did you mean {meant!r}?" if meant else ""
+    return ValueError(f"unknown {what} {shown(value)}; known: {', '.join(names)}{hint}")
+
+
+# Objectives in their own right, and one letter from a name of the package
+_NO_SLIPS = frozenset({"alphadpo", "betadpo", "cdpo", "rdpo"})
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name of which this is a slip of the pen, if there is one.
+
+    Word by word: `use_lora` resembles `use_rslora`, and `lora_rank` resembles `local_rank`, but no slip turns one into
+    the other, and who follows a wrong suggestion trains something else.
+    """
+    parts = _words(name)
+    if "".join(parts) in _NO_SLIPS:
+        return None
+    slips = {}
+    for each in known:
+        theirs = _words(each)
+        if "".join(parts) == "".join(theirs):
+            return each
+        if len(parts) == len(theirs) and all(map(_is_slip, parts, theirs)):
+            slips[each] = SequenceMatcher(None, name, each).ratio()
+    return max(slips, key=slips.__getitem__, default=None)
+
+
+def _words(name: str) -> list[str]:
+    return re.split(r"[-_ ]+", name.lower().strip("-_ "))
+
+
+def _is_slip(word: str, meant: str) -> bool:
+    if sorted(word) == sorted(meant):  # letters swapped
+        return True
+    digits = [[letter for letter in each if letter.isdigit()] for each in (word, meant)]
+    return digits[0] == digits[1] and word[:1] == meant[:1] and SequenceMatcher(None, word, meant).ratio() >= 0.8
 
 
 _POSITIVE, _NOT_NEGATIVE, _AT_LEAST_ONE = Number(above=0), Number(least=0), Number(least=1)

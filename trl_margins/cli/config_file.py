@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-from difflib import get_close_matches
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ..checks import Takes
+from ..checks import Takes, nearest
+from .other_keys import foreign, said
 
 Settings = dict[str, Any]
+
+_OF_ADAPTERS = re.compile(
+    r"(lora_(r|alpha|dropout|target_modules|target_parameters|modules_to_save)|use_rslora|use_dora|"
+    r"load_in_[48]bit|bnb_4bit_quant_(type|storage)|use_bnb_nested_quant)$"
+)
 
 MAX_VALUES = 100_000  # of a file with its aliases expanded; the longest recipe has a few dozen
 MAX_DEPTH = 50
@@ -56,7 +62,17 @@ def read_yaml(path: str | Path) -> Settings:
 
 def as_yaml(settings: Mapping[str, Any]) -> str:
     """YAML with the keys in their order."""
-    return yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True, width=110)
+    return yaml.dump(dict(settings), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+class _Dumper(yaml.SafeDumper):
+    """YAML's safe dumper, which escapes all line breaks: some are characters to one reader and not to another."""
+
+    def represent_str(self, text: str) -> yaml.ScalarNode:
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
 
 
 class ConfigLoader(yaml.SafeLoader):
@@ -126,16 +142,66 @@ def check_known(
         also: names to suggest besides the known ones.
 
     Raises:
-        ValueError: lists the unknown names, each with the closest known one.
+        ValueError: lists them: those of another project with what they are called here, the others with the known name
+            of which they are a slip.
     """
-    unknown = [str(name) for name in names if name not in known]
-    listed = []
-    for name in unknown:
-        closest = get_close_matches(name, [*known, *also], n=1)
-        listed.append(repr(name) + (f" (did you mean {closest[0]!r}?)" if closest else ""))
-    if listed:
-        prefix, plural = f"{where}: " if where else "", "s" if len(listed) > 1 else ""
-        raise ValueError(f"{prefix}unknown {what}{plural} {', '.join(listed)}")
+    strange = [str(name) for name in names if name not in known]
+    if not strange:
+        return
+    is_flag = what == "option"
+    plain = {name.lstrip("-").replace("-", "_"): name for name in strange}
+    theirs = foreign(plain, {name.lstrip("-").replace("-", "_") for name in known})
+    complaints = []
+    for project, keys in theirs.items():
+        told = ", ".join(said(name, here, is_flag) for name, here in keys.items())
+        complaints.append(f"{_plural(what, keys)} of {project}: {told}")
+    claimed = {name for keys in theirs.values() for name in keys}
+    if left := [name for key, name in plain.items() if key not in claimed]:
+        meant = {name: nearest(name, [*known, *also]) for name in left}
+        told = ", ".join(repr(name) + (f" (did you mean {near!r}?)" if near else "") for name, near in meant.items())
+        complaints.append(f"unknown {_plural(what, left)} {told}")
+    raise ValueError((f"{where}: " if where else "") + "; ".join(complaints))
+
+
+def flags_said(args: Sequence[str]) -> Settings:
+    """The flags among the arguments by their fields' names, each with its first value."""
+    following = [*args[1:], "--"]
+    pairs = (
+        (*text[2:].partition("=")[::2], after) for text, after in zip(args, following, strict=True) if text[:2] == "--"
+    )
+    return {
+        name.replace("-", "_"): value or ("true" if after.startswith("--") else after) for name, value, after in pairs
+    }
+
+
+def check_adapter(said: Mapping[str, Any], where: str = "") -> None:
+    """Refuses settings of an adapter without one: TRL would train the whole model.
+
+    Args:
+        said: what file and flags say, defaults not among it.
+
+    Raises:
+        ValueError: such settings, and nothing said of `use_peft`.
+    """
+    if said.get("use_peft") is not None:
+        return
+    trained = Path(str(said.get("model_name_or_path")), "adapter_config.json").is_file()  # an adapter already
+    alone = [
+        name
+        for name, value in said.items()
+        if _OF_ADAPTERS.match(str(name)) and not (trained and not name.startswith(("lora_", "use_")))
+        if str(value).lower() not in ("none", "false", "0", "no")
+    ]
+    if alone:
+        prefix, verb = f"{where}: " if where else "", "has" if len(alone) == 1 else "have"
+        raise ValueError(
+            f"{prefix}{', '.join(alone)} {verb} no effect without an adapter: add use_peft: true (--use_peft), or "
+            "use_peft: false to train the whole model"
+        )
+
+
+def _plural(what: str, names: Collection[str]) -> str:
+    return f"{what}s" if len(names) > 1 else what
 
 
 def typed(settings: Mapping[str, Any], options: Mapping[str, Takes], where: str) -> Settings:

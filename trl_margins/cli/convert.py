@@ -30,14 +30,14 @@ def main(argv: Sequence[str]) -> int:
     if args.out.exists() and args.out.samefile(args.config):
         raise SystemExit(f"trl-margins convert: {args.out} is the input file: name another")
     check_writable(args.out.parent)
-    args.out.write_text(text)
+    args.out.write_text(text, encoding="utf-8")
     print(args.out)
     return 0
 
 
 def converted(settings: Settings, notes: Sequence[Note], name: str) -> str:
     """The settings as YAML: each note before the first key that it sets, notes without a key last."""
-    lines = [f"# From {name}, by trl-margins convert."]
+    lines = [f"# From {_printable(name)}, by trl-margins convert."]
     left = list(notes)
     for key, value in settings.items():
         for note in [note for note in left if key in note.fields]:
@@ -50,4 +50,11 @@ def converted(settings: Settings, notes: Sequence[Note], name: str) -> str:
 
 
 def _comment(note: Note) -> str:
-    return textwrap.fill(str(note), 110, initial_indent="# ", subsequent_indent="#   ", break_on_hyphens=False)
+    return textwrap.fill(
+        _printable(str(note)), 110, initial_indent="# ", subsequent_indent="#   ", break_on_hyphens=False
+    )
+
+
+def _printable(text: str) -> str:
+    """The text with line breaks of all kinds, which would end a comment, and other control characters as escapes."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)

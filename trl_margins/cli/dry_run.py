@@ -34,6 +34,9 @@ def resolved(script: Any, config: Any, model_args: ModelConfig, mixture: Dataset
             _changed(config, *defaults)
         ),
     }
+    model = parts["Model"]
+    if any(name.startswith(("lora_", "load_in_")) for name in model):  # which without a word of use_peft are refused
+        model["use_peft"] = model_args.use_peft
     return "\n".join(f"# {title}\n{as_yaml(part)}" for title, part in parts.items() if part)
 
 

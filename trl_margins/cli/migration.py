@@ -7,70 +7,68 @@ huggingface/alignment-handbook, princeton-nlp/SimPO, sunjie279/gammaPO, Shiroha-
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
 
 from .config_file import Settings, check_known
-
-# old key → the fields that it sets now
-RENAMED: Mapping[str, str] = {
-    "torch_dtype": "dtype",
-    "use_flash_attention_2": "attn_implementation",
-    "dataset_mixer": "dataset_name, dataset_train_split, dataset_test_split, datasets, mixture_weights",
-    "dataset_splits": "dataset_train_split, dataset_test_split",
-    "dataset_configs": "dataset_config",
-    "dataset_mixture": "datasets, mixture_weights, mixture_seed, test_split_size, dataset_name",
-    "preprocessing_num_workers": "dataset_num_proc",
-    "max_seq_length": "max_length",
-    "max_target_length": "max_completion_length",
-    "trainer_type": "method, base",
-    "loss_type": "method, base, loss_type",
-    "length_norm": "loss_type, reward",
-    "gamma_beta_ratio": "gamma_beta_ratio",
-    "gamma": "simpo_gamma",
-    "tau": "gamma_po_tau",
-    "sft_weight": "cpo_alpha",
-    "flip": "noise",
-    "warmup_ratio": "warmup_steps",
-    "evaluation_strategy": "eval_strategy",
-    "eval_strategy": "eval_strategy",
-    "save_strategy": "save_strategy",
-    "logging_strategy": "logging_strategy",
-    "group_by_length": "train_sampling_strategy",
-    "hub_model_revision": "hub_revision",
-    "push_to_hub_revision": "push_to_hub",
-}
-# old key → why it has no effect any more
-DROPPED: Mapping[str, str] = {
-    "model_code_revision": "transformers loads code and weights at one model_revision",
-    "base_model_revision": "an adapter's base is loaded at its main revision",
-    "ref_model_init_kwargs": "the reference model is loaded like the policy",
-    "auto_insert_empty_system_msg": "rows are used as they are, without an empty system message",
-    "text_column": "only pretraining on plain text read it",
-    "decontaminate": "rows are used as they are: decontaminate the data set first",
-    "max_prompt_length": "TRL no longer cuts prompts; max_length cuts the end of prompt and completion together, and "
-    "a pair whose prompt fills it is dropped",
-    "truncation_mode": "it said which end of a prompt to keep, and TRL no longer cuts prompts",
-    "truncation_side": "max_length cuts the end of prompt and completion",
-    "label_pad_token_id": "TRL masks with -100",
-    "padding_value": "TRL pads with the tokenizer's padding token",
-    "margin_norm": "AMaPO's trainer never reads it",
-    "mode_weight": "AMaPO's trainer never reads it",
-    "overwrite_output_dir": "a run starts from scratch unless resume_from_checkpoint is set",
-    "save_safetensors": "transformers saves nothing else",
-    "logging_dir": "transformers 5 reads the environment variable TENSORBOARD_LOGGING_DIR",
-}
-OLD_KEYS = frozenset({*RENAMED, *DROPPED})
+from .other_keys import DROPPED, FOREIGN, OLDER, RENAMED
 
 _DATA_KEYS = ("dataset_name", "datasets", "dataset_mixer", "dataset_mixture")
 # a file with one of these that names no method is another project's preference recipe
 _RECIPE_KEYS = ("dataset_mixer", "dataset_mixture", "dataset_splits", "max_prompt_length", "preprocessing_num_workers")
 _OWN_KEYS = ("method", "base", "weight", "margin", "reward")
+_OF_ONE_BASE = {"generate_during_eval": "cpo", "is_encoder_decoder": "cpo", "use_weighting": "dpo"}
+OLD_KEYS = frozenset({*RENAMED, *DROPPED})
+_OURS, _FLAGS = "this package", "the command line"  # whose the objective is
 _SIMPO_KEYS = ("gamma_beta_ratio", "gamma", "simpo_gamma", "sft_weight")
 _AMAPO_KEYS = ("length_norm", "margin_norm", "mode_weight")
-_GAMMA_PO_LOSSES = ("gm-simpo", "b-simpo", "gm-dpo", "b-dpo", "dpo", "r-dpo", "kto", "cpo", "orpo")
+_GAMMA_PO_LOSSES = ("gm-simpo", "b-simpo", "gm-dpo", "b-dpo", "dpo", "cpo")
+_UNSMOOTHED = ("sigmoid", ["sigmoid"], "sigmoid_norm")  # they read label_smoothing in an older TRL
+
+
+@dataclass(frozen=True)
+class Missing:
+    """An objective of another project that the package does not have, and how its files are recognised."""
+
+    name: str
+    losses: tuple[str, ...] = ()  # of `loss_type`
+    keys: tuple[str, ...] = ()
+    word: str | None = None  # in the name of the run, where its files have the keys of others
+    instead: str = ""
+
+    def said_by(self, written: Mapping[str, Any], words: Collection[str]) -> str | None:
+        """What says that a file is for it."""
+        for loss in _listed(written.get("loss_type")):
+            if loss in self.losses:
+                return f"loss_type: {loss}"
+        if keys := [key for key in self.keys if key in written]:
+            return f"{keys[0]}: {_short(written[keys[0]])}, a key of {self.name}"
+        return f"{self.word} in the name of the run" if self.word in words else None
+
+
+def _instead(what: str, flags: str) -> str:
+    return f"TRL's {what} is --method none --base dpo {flags}."
+
+
+MISSING = (
+    Missing("α-DPO", ("alpha-dpo",), ("ln",)),
+    Missing("β-DPO", ("beta_DPO",), ("mode_loss",)),
+    Missing("BCO", ("bco",), word="bco", instead=_instead("BCO on pairs", "--loss_type bco_pair")),
+    Missing(
+        "KTO", ("kto", "kto_pair"), ("desirable_weight", "undesirable_weight"), "kto", "KTO is in trl.KTOTrainer."
+    ),
+    Missing("ORPO", ("orpo",), word="orpo", instead="ORPO is in trl.experimental.orpo."),
+    Missing("R-DPO", ("r-dpo",)),
+    Missing("RPO or SPPO", ("rpo",), instead=_instead("DPO with an SFT loss", "--loss_type sigmoid sft")),
+    Missing("SimPER", ("SimPER", "simper"), word="simper"),
+    Missing("SPPO", ("sppo", "sppo_single"), word="sppo", instead=_instead("SPPO on pairs", "--loss_type sppo_hard")),
+    Missing(
+        "WPO", ("wpo",), word="wpo", instead=_instead("WPO without its cap of 1 on weights", "--use_weighting true")
+    ),
+)
+_SFT_KEYS = ("max_seq_length", "packing", "dataset_text_field", "text_column", "assistant_only_loss")
 
 _SIMPO = {"method": "none", "base": "cpo", "loss_type": "simpo", "cpo_alpha": 0.0}
 # defaults of SimPO's config and of transformers' TrainingArguments under it
@@ -96,6 +94,7 @@ class Note:
     key: str
     text: str
     fields: tuple[str, ...] = ()  # that it sets now
+    is_guess: bool = False  # nothing in the file says so
 
     def __str__(self) -> str:
         return f"{self.key}: {self.text}"
@@ -105,9 +104,10 @@ class Note:
 class Project:
     """Whose config a file is, and what that implies."""
 
-    name: str = "this package"
+    name: str = _OURS
     implied: Mapping[str, Any] = field(default_factory=dict)  # method, base, and the rest of the objective
     defaults: Mapping[str, Any] = field(default_factory=dict)  # of its code
+    is_guess: bool = False  # the file has the keys of several objectives, and no word of one
 
 
 def migrate(
@@ -127,7 +127,8 @@ def migrate(
     named = [key for key in _DATA_KEYS if written.get(key)]
     if len(named) > 1 and named != ["dataset_name", "datasets"]:  # TRL has an order for these two
         raise ValueError(f"{' and '.join(named)} both name the training data: remove one")
-    project = _project(written) if method is None else Project()
+    check_known([key for key, value in written.items() if _is_foreign(key, value)], ())
+    project = Project(_FLAGS) if method is not None else _project(written)
     implied = project.implied
     method = method or written.get("method") or implied.get("method")
     base = base or written.get("base") or implied.get("base") or "cpo"
@@ -148,14 +149,28 @@ def migrate(
     if implied:
         chosen = {name: value for name, value in implied.items() if name not in settings}
         settings = {**chosen, **settings}
-        notes.insert(0, Note("method", f"not named; {project.name} by its keys → {_said(chosen)}", tuple(chosen)))
+        doubt = "; if it is for another objective, --method names it" if project.is_guess else ""
+        text = f"not named; {project.name} by its keys → {_said(chosen)}{doubt}"
+        notes.insert(0, Note("method", text, tuple(chosen), project.is_guess))
     elif notes and method is None:
         notes.insert(0, Note("method", "not named, and no sign of another project's objective: the default"))
+    losses = settings.get("loss_type", "sigmoid")
+    if implied and base == "dpo" and settings.get("label_smoothing") and losses in _UNSMOOTHED:
+        raise ValueError(
+            f"label_smoothing: {_short(settings['label_smoothing'])} with loss_type: {_short(losses)} is conservative "
+            "DPO, which TRL's DPOTrainer no longer has: set loss_type: robust (rDPO), which reads it, or remove it"
+        )
     for name, value in project.defaults.items():
         if settings.get(name) is None and not (name == "gamma_beta_ratio" and "simpo_gamma" in settings):
             settings[name] = value
             notes.append(Note(name, f"not set → {value}, the default of {project.name}'s code", (name,)))
     return settings, notes
+
+
+def _is_foreign(key: Any, value: Any) -> bool:
+    """Whether it is a key that makes the whole file another project's."""
+    projects = [project for project, table in FOREIGN.items() if key in table]
+    return bool(projects) and key not in _OF_ONE_BASE and (bool(value) or projects != [OLDER])
 
 
 def _line(value: Any, fields: Settings, remark: str) -> str:
@@ -184,24 +199,51 @@ def _project(written: Mapping[str, Any]) -> Project:
         return Project()
     loss = written.get("loss_type")
     is_recipe = any(key in written for key in _RECIPE_KEYS)
+    words = _words_of_the_run(written) if is_recipe and loss in (None, "sigmoid") else []
+    for missing in MISSING:
+        if said := missing.said_by(written, words):
+            raise _unsupported(said, missing.instead)
+    if (is_recipe or "dataset_name" in written) and (said := _supervised(written)):
+        raise _unsupported(f"supervised fine-tuning, by {said}", "SFT is in trl.SFTTrainer.")
     if "trainer_type" in written or loss in _GAMMA_PO_LOSSES:
         return _gamma_po(written)
-    if loss is None and is_recipe:  # ORPO recipes have the same keys as DPO's
-        names = " ".join(str(written.get(key, "")) for key in ("output_dir", "run_name", "hub_model_id"))
-        if re.search(r"(?<![a-z])orpo(?![a-z])", names.lower()):
-            raise _unsupported("an ORPO recipe, by its name")
-    if loss == "simpo" or (is_recipe and any(key in written for key in _SIMPO_KEYS)):
+    if loss == "simpo" or (is_recipe and ("simpo" in words or any(key in written for key in _SIMPO_KEYS))):
         if loss not in (None, "simpo", "sigmoid"):
             raise _unsupported(f"loss_type: {loss} beside SimPO's γ")
-        return Project("SimPO", _SIMPO, {**_SIMPO_DEFAULTS, "gamma_beta_ratio": 0.25} if is_recipe else {})
+        defaults = {**_SIMPO_DEFAULTS, "gamma_beta_ratio": 0.25} if is_recipe else {}
+        return Project("SimPO", _SIMPO, defaults, is_guess=loss is None and "simpo" not in words)
     if any(key in written for key in _AMAPO_KEYS):
         if written.get("loss_type", "sigmoid") != "sigmoid":
             raise _unsupported(f"loss_type: {loss} beside AMaPO's keys")
         summed = {"loss_type": "sigmoid"} if written.get("length_norm") is False else {}
         return Project("AMaPO", {"method": "amapo", "base": "cpo", **summed}, _SIMPO_DEFAULTS)
+    if is_recipe and ("cpo" in words or "cpo_alpha" in written):
+        return Project("a CPO recipe", {"method": "none", "base": "cpo"})
     if is_recipe or loss not in (None, "alphapo"):  # which is CPO's alone
-        return Project("a DPO recipe", {"method": "none", "base": "dpo"})
+        return Project("a DPO recipe", {"method": "none", "base": "dpo"}, is_guess=loss is None and "dpo" not in words)
     return Project()
+
+
+def _words_of_the_run(written: Mapping[str, Any]) -> list[str]:
+    names = " ".join(str(written.get(key) or "") for key in ("output_dir", "run_name", "hub_model_id"))
+    return re.findall(r"[a-z]+", names.lower())
+
+
+def _supervised(written: Mapping[str, Any]) -> str | None:
+    """What makes it a recipe for supervised fine-tuning."""
+    if any(key in written for key in ("beta", "loss_type", "max_prompt_length", *_SIMPO_KEYS, *_AMAPO_KEYS)):
+        return None
+    mixture, splits = written.get("dataset_mixture"), written.get("dataset_splits")
+    sets = mixture.get("datasets") if isinstance(mixture, Mapping) else None
+    if any(isinstance(each, Mapping) and "messages" in str(each.get("columns")) for each in _listed(sets)):
+        return "columns: messages"
+    if named := [split for split in _listed(splits) if str(split).endswith("_sft")]:
+        return f"dataset_splits: {named[0]}"
+    return next((f"{key}: {_short(written[key])}" for key in _SFT_KEYS if key in written), None)
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _gamma_po(written: Mapping[str, Any]) -> Project:
@@ -224,13 +266,13 @@ def _gamma_po(written: Mapping[str, Any]) -> Project:
     return Project("γ-PO", implied, {**_SIMPO_DEFAULTS, **gamma, **tau})
 
 
-def _unsupported(said: str) -> ValueError:
+def _unsupported(said: str, instead: str = "") -> ValueError:
     from ..registry import method_ids
 
     return ValueError(
-        f"{said}: the package does not have this objective. Its methods are {', '.join(method_ids())}, and none for "
-        "TRL's own CPO and DPO losses (ORPO is in trl.experimental.orpo): --method NAME --base cpo (or dpo) trains "
-        "this file's model on its data with one of them."
+        f"{said}: the package does not have this objective. {instead}{' ' * bool(instead)}"
+        f"The package's methods are {', '.join(method_ids())}, and none for TRL's own CPO and DPO losses: --method "
+        "NAME --base cpo (or dpo) trains this file's model on its data with one of them."
     )
 
 
@@ -241,6 +283,11 @@ def _changed(
     key: str, value: Any, written: Mapping[str, Any], project: Project, method: str | None, base: str
 ) -> Changed | None:
     """What one key sets today, with a remark; None for a key of today."""
+    words = value.split() if key == "attn_implementation" and isinstance(value, str) else []
+    if len(words) > 1:  # as in AMaPO's llama-3-8b-base
+        return {key: words[0]}, "what follows is a comment without its #"
+    if key in FOREIGN[OLDER] and not value and _OF_ONE_BASE.get(key) != base:
+        return {}, "dropped: the default"
     if key not in OLD_KEYS or (value is None and key in RENAMED.get(key, "").split(", ")):
         return None
     if value is None and key != "torch_dtype":
@@ -251,10 +298,9 @@ def _changed(
             if value is None:
                 return {"dtype": "float32"}, "the meaning of null in transformers 4; in 5 it is the checkpoint's dtype"
             return {"dtype": str(value).removeprefix("torch.")}, ""
-        case "use_flash_attention_2":
-            return ({"attn_implementation": "flash_attention_2"}, "") if value else ({}, "dropped: the default")
-        case "group_by_length":
-            return ({"train_sampling_strategy": "group_by_length"}, "") if value else ({}, "dropped: the default")
+        case "use_flash_attention_2" | "group_by_length":
+            named = {"use_flash_attention_2": "flash_attention_2"}.get(key, key)
+            return ({RENAMED[key]: named}, "") if value else ({}, "dropped: the default")
         case "ref_model_init_kwargs" if value and value != written.get("model_init_kwargs"):
             raise ValueError(f"ref_model_init_kwargs: {DROPPED[key]}, with model_init_kwargs; remove it")
         case "dataset_mixer":
@@ -274,11 +320,7 @@ def _changed(
         case "trainer_type":
             return {}, "set by method and base"
         case "loss_type":
-            if value in _GAMMA_PO_LOSSES and not implied:
-                return {}, "dropped: another method was chosen"
-            if value in _GAMMA_PO_LOSSES or (value == "sigmoid" and whose in ("SimPO", "AMaPO")):
-                return {}, "set by method"
-            return None
+            return _loss_type(value, whose, method)
         case "length_norm":  # whether a log-probability is the mean over a completion's tokens, or their sum
             if whose == "γ-PO" and base == "cpo":
                 return {}, "dropped: its SimPO trainer never reads it, and takes means, as here"
@@ -294,10 +336,13 @@ def _changed(
             return {"simpo_gamma": value}, "SimPO's first form of γ, with β in it"
         case "tau" if method != "gamma-po":
             return {}, "dropped: only γ-PO's loss reads it"
+        case "sft_weight" if whose in ("AMaPO", "γ-PO"):
+            return {}, "dropped: of these projects' trainers only SimPO's uses it"
+        case "sft_weight" if base == "dpo" and value:
+            raise ValueError(f"sft_weight: on base dpo, loss_type: [sigmoid, sft] with loss_weights: [1.0, {value}]")
         case "sft_weight":
-            if whose == "AMaPO" or base == "dpo":
-                return {}, "dropped: of these projects' trainers only SimPO's uses it"
-            return {"cpo_alpha": value}, "weight of the chosen completions' log-likelihood"
+            told = "weight of the chosen completions' log-likelihood"
+            return ({}, "dropped: no SFT loss") if base == "dpo" else ({"cpo_alpha": value}, told)
         case "flip":
             if value:
                 raise ValueError(
@@ -314,6 +359,16 @@ def _changed(
                 return {RENAMED[key]: "no"}, "YAML reads a bare no as false"
             return None if key == RENAMED[key] else ({RENAMED[key]: value}, "")
     return ({}, f"dropped: {DROPPED[key]}") if key in DROPPED else ({RENAMED[key]: value}, "")
+
+
+def _loss_type(value: Any, whose: str, method: str | None) -> Changed | None:
+    if whose == _FLAGS:
+        others = any(loss in missing.losses for missing in MISSING for loss in _listed(value))
+        return ({}, "dropped: --method names the objective") if others or value in _GAMMA_PO_LOSSES else None
+    if whose == _OURS:  # a method is named: what is no loss of it is refused with the other values
+        return ({}, "set by method") if method == "gamma-po" and value in ("gm-simpo", "gm-dpo") else None
+    by_method = value in _GAMMA_PO_LOSSES or (value == "sigmoid" and whose in ("SimPO", "AMaPO"))
+    return ({}, "set by method") if by_method else None
 
 
 def _dataset_mixer(value: Any, written: Mapping[str, Any], whose: str) -> Changed:

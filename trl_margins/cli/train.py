@@ -17,7 +17,7 @@ from trl.scripts.utils import DatasetMixtureConfig
 from ..data.loading import load_splits, pick_split
 from ..data.media import IMAGES
 from ..data.noise import flip_labels, parse_noise
-from .config_file import Settings, read_yaml
+from .config_file import Settings, check_adapter, flags_said, read_yaml
 from .migration import OLD_KEYS, migrate
 from .mixture import mixture_splits, mixture_test_split
 from .options import OptionsParser
@@ -111,17 +111,16 @@ def parse(
             source = str(recipe_path(flags.recipe))
         settings, notes = migrate(read_yaml(source), flags.method, flags.base) if source else ({}, [])
         for note in notes:
-            logger.info("%s", note)
+            logger.log(logging.WARNING if note.is_guess else logging.INFO, "%s", note)
     if flags.dataset_name is not None:  # TRL would still take the mixture
         for name in ("datasets", "mixture_weights", "mixture_seed", "test_split_size"):
             settings.pop(name, None)
     method = settings.get("method", "gappo") if flags.method is None else flags.method
     base = settings.get("base", "cpo") if flags.base is None else flags.base
     parser = parser_for(method, base)
-    if not flags.dry_run:
-        return parser.parse(argv, settings, source)
-    script, config, model_args, mixture = parser.parse(argv, settings, source, _ANY_MACHINE)
+    script, config, model_args, mixture = parser.parse(argv, settings, source, _ANY_MACHINE if flags.dry_run else {})
     vars(config).update(parser.said)
+    check_adapter({**settings, **flags_said(argv)}, source)
     check_for_trl(config)
     return script, config, model_args, mixture
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import spearmanr
 
+RANKING = ("pwa", "pwa_all", "spearman", "n_pairs_gap", "n_pairs")  # by the names in `ranking_metrics`
 CITATION = "GapPO: Gradient-Adaptive Pairwise Preference Optimization, eqs. 9 and 10."
 
 

@@ -12,6 +12,7 @@ from urllib.parse import quote
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
+from ..evaluation.ranking import MEANING
 from ..evaluation.tables import report_tables
 from ..methods import METHODS, Method, names_of
 from ..tables import markdown_table
@@ -165,6 +166,7 @@ def completed(written: ModelCard, facts: CardFacts) -> ModelCard:
         data,
         template_path=str(TEMPLATE),
         facts=facts,
+        meaning=MEANING,
         procedure="\n".join(line.rstrip() for line in procedure.splitlines() if line.strip()),
         versions=versions.strip(),
         ranking=ranking,

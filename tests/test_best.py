@@ -15,7 +15,7 @@ from datasets import DatasetDict
 from transformers import TrainerCallback
 from transformers.integrations import integration_utils
 
-from trl_margins import GapPOConfig
+from trl_margins import GapPOConfig, MarginCPOTrainer
 from trl_margins.cli import main
 from trl_margins.cli.recipes import recipes
 from trl_margins.trainers.configs import config_class
@@ -323,3 +323,70 @@ def test_a_resumed_run_whose_best_is_gone_chooses_among_the_rest(tiny_model, tok
 
 def later_loss(trainer: Any, stop: int) -> list[float]:
     return [value for step, value in curve(trainer.state.log_history, "eval_loss").items() if step > stop]
+
+
+@pytest.mark.parametrize(
+    ("flags", "step"),
+    [
+        ([], 4),  # evaluated at the end, although no strategy says so
+        (["--eval_strategy", "steps", "--eval_steps", "3", "--load_best_model_at_end", "false"], 4),
+        (["--eval_strategy", "epoch", "--load_best_model_at_end", "false"], 4),
+        (["--method", "none", "--eval_strategy", "steps", "--eval_steps", "1"], 4),
+        (["--eval_strategy", "steps", "--eval_steps", "1"], None),
+    ],
+    ids=str,
+)
+def test_one_tracker_run_and_no_number_twice(flags, step, tiny_model, pairs, tmp_path, tracker, capsys, monkeypatch):
+    out, loops = tmp_path / "out", []
+    counted = MarginCPOTrainer.evaluation_loop
+    monkeypatch.setattr(MarginCPOTrainer, "evaluation_loop", lambda *a, **k: loops.append(1) or counted(*a, **k))
+    argv = ["train", "--model_name_or_path", tiny_model, "--dataset_name", pairs, "--eval_dataset_name", pairs]
+    argv += ["--dataset_train_split", "train_prefs", "--dataset_test_split", "test_prefs", "--output_dir", str(out)]
+    argv += ["--max_steps", "4", "--learning_rate", "0.03", "--lr_scheduler_type", "constant", "--max_length", "128"]
+    argv += ["--use_cpu", "true", "--report_to", "tensorboard", "--disable_tqdm", "true", "--bf16", "false"]
+    assert main([*argv, "--gradient_accumulation_steps", "1", *flags]) == 0
+    history = json.loads((out / "trainer_state.json").read_text())["log_history"]
+    values = curve(history)
+    loaded = peak(values) if step is None else step
+    results = json.loads((out / "eval_results.json").read_text())
+    assert (results["step"], results["eval_pwa"]) == (loaded, values[loaded])
+    assert len(loops) == len(values)
+    (run,) = tracker.runs
+    assert len(run) == len(set(run)) > 0
+    assert f"the model of step {loaded}" in capsys.readouterr().out
+
+
+def test_an_undefined_evaluation_does_not_win(tiny_model, tokenizer, tmp_path, caplog, monkeypatch):
+    """Rewards that are all NaN at one step: no error, no best."""
+    ranking = MarginCPOTrainer._ranking
+
+    def undefined_at_2(self: Any, values: torch.Tensor, dataset: Any) -> dict[str, Any]:
+        return ranking(self, values * (float("nan") if self.state.global_step == 2 else 1.0), dataset)
+
+    monkeypatch.setattr(MarginCPOTrainer, "_ranking", undefined_at_2)
+    for evals in (EVALS, EVALS.to_iterable_dataset()):
+        caplog.clear()
+        trainer, weights = run(tiny_model, tokenizer, tmp_path, evals=evals, save_steps=3, max_steps=4)
+        values = curve(trainer.state.log_history)
+        assert list(values) == [1, 3, 4]
+        assert_delivers(trainer, weights, peak(values))
+        assert "the evaluation at step 2 has no eval_pwa, so it cannot win" in caplog.text
+
+
+@pytest.mark.parametrize("sets", ["one", "several"])
+def test_the_delivered_model_has_its_numbers_from_evaluate(sets, tiny_model, tokenizer, tmp_path):
+    """Also where a prompt fills `max_length`, so that training leaves the pair out."""
+    rows = EVALS.map(lambda row, i: {"prompt": row["prompt"] * (9 if i % 4 == 0 else 1)}, with_indices=True)
+    rows.to_json(tmp_path / "rows.jsonl")
+    evals = rows if sets == "one" else {"a": ROWS, "b": rows}
+    trainer, _ = run(
+        tiny_model, tokenizer, tmp_path / "out", evals=evals, max_length=100, max_steps=3, loss_type="simpo", beta=2.0
+    )
+    trainer.save_model()
+    prefix = "eval" if sets == "one" else "eval_b"
+    files = ["--dataset_name", str(tmp_path / "rows.jsonl"), "--json", str(tmp_path / "n.json"), "--bootstrap", "10"]
+    assert main(["evaluate", "--model_name_or_path", str(tmp_path / "out"), *files]) == 0
+    found = json.loads((tmp_path / "n.json").read_text())["sets"]["rows"]
+    assert 0 < found["n_pairs"] < len(rows)
+    for name in ("pwa", "pwa_all", "spearman", "n_pairs", "n_pairs_gap"):
+        assert found[name] == pytest.approx(trainer.loaded_metrics[f"{prefix}_{name}"]), name

@@ -11,12 +11,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import spearmanr
 
-MEANING = (
-    "PWA is the share of held-out pairs whose chosen completion has the higher mean log-probability per token; a tie "
-    "counts as wrong. Spearman's ρ compares these means and the annotation scores of all completions in one pool. "
-    "Both are the same for every method, whatever reward it trains."
-)
-RANKING = ("pwa", "pwa_all", "spearman", "n_pairs_gap", "n_pairs")  # by the names in `ranking_metrics`
 CITATION = "GapPO: Gradient-Adaptive Pairwise Preference Optimization, eqs. 9 and 10."
 
 

@@ -12,8 +12,7 @@ from urllib.parse import quote
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from ..evaluation.ranking import MEANING
-from ..evaluation.tables import report_tables
+from ..evaluation.tables import MEANING, report_tables
 from ..methods import METHODS, Method, names_of
 from ..tables import markdown_table
 from . import markdown

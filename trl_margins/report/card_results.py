@@ -12,9 +12,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
-from ..evaluation.ranking import RANKING
 from ..evaluation.rm_bench import DOMAINS, LEVELS
-from ..evaluation.tables import LISTWISE_ROWS, PAIR_ROWS
+from ..evaluation.tables import LISTWISE_ROWS, PAIR_ROWS, RANKING
 
 ANY_PAIRS = "preference-pairs"  # where the Hub wants the id of a data set and there is none
 

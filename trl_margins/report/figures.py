@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from ..evaluation.ranking import MEANING
+from ..evaluation.tables import MEANING
 from . import style, summaries
 from .picture import Draw, Picture, Usable, from_pairs, source, span
 from .run_folder import STATE, WRITTEN_BY, Run

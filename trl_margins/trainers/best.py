@@ -12,7 +12,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy
 
-from ..evaluation.ranking import RANKING
+from ..evaluation.tables import RANKING
 from ..report.card import SetFacts
 from .base import MarginTrainer
 from .checkpoints import is_whole
@@ -23,7 +23,7 @@ _OF_SCORES = ("pwa", "spearman", "n_pairs_gap")
 _NO_SET = ("eval_nll_loss", "eval_aux_loss")  # not the loss of a set called "nll"
 
 
-def choose_metric(config: Any, facts: Mapping[str, SetFacts], has_own_metrics: bool = False) -> None:
+def choose_metric(config: Any, facts: Mapping[str, SetFacts], min_score_gap: float, has_own_metrics: bool) -> None:
     """Sees to it, before training, that the evaluations will have `metric_for_best_model`.
 
     Of several sets, a metric without a set's name is that of the first. `pwa` of a set in which no pair counts becomes
@@ -32,6 +32,7 @@ def choose_metric(config: Any, facts: Mapping[str, SetFacts], has_own_metrics: b
     Args:
         config: the trainer's.
         facts: of each evaluation set, by its name; that of a single one is "".
+        min_score_gap: τ of `pwa`.
         has_own_metrics: whether `compute_metrics` adds metrics, of any name.
 
     Raises:
@@ -60,7 +61,7 @@ def choose_metric(config: Any, facts: Mapping[str, SetFacts], has_own_metrics: b
     of_set, name = metrics[wanted]
     where = f"the evaluation set {of_set!r}" if of_set else "the evaluation set"
     if name == "pwa" and facts[of_set].clear == 0:
-        _count_all_pairs(config, wanted, f"{where} has no pair for {wanted}")
+        _count_all_pairs(config, wanted, f"{where} has no pair for {wanted}", min_score_gap)
     elif name in _OF_SCORES and not facts[of_set].score_columns:
         raise ValueError(
             f"metric_for_best_model={config.metric_for_best_model!r}: {where} has no scores. Name their columns with "
@@ -68,12 +69,12 @@ def choose_metric(config: Any, facts: Mapping[str, SetFacts], has_own_metrics: b
         )
 
 
-def _count_all_pairs(config: Any, wanted: str, why: str) -> None:
+def _count_all_pairs(config: Any, wanted: str, why: str, min_score_gap: float) -> None:
     config.metric_for_best_model = f"{wanted}_all"
     logger.warning(
         "%s, which counts those with a score gap of at least eval_min_score_gap=%g: the best checkpoint is chosen by "
         "%s_all",
-        *(why, config.eval_min_score_gap, wanted),
+        *(why, min_score_gap, wanted),
     )
 
 
@@ -133,7 +134,8 @@ class BestMixin(MarginTrainer):
         config = self.args
         is_first = self.is_in_train and config.metric_for_best_model is not None and self.state.best_metric is None
         if is_first and _key(config) == f"{prefix}_pwa" and ranking["n_pairs"] and not ranking.get("n_pairs_gap"):
-            _count_all_pairs(config, f"{prefix}_pwa", f"the evaluation had no pair for {prefix}_pwa")
+            why = f"the evaluation had no pair for {prefix}_pwa"
+            _count_all_pairs(config, f"{prefix}_pwa", why, self.options.eval_min_score_gap)
 
 
 class BestSoFar(TrainerCallback):

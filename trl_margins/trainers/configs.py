@@ -346,9 +346,10 @@ class MarginOptions:
             _keep_best(self, self._best_metric)
             self._resolve_target_margin()
             # transformers would have saving fall on evaluations; the trainer saves each that is the best so far
-            keeps_best, self.load_best_model_at_end = self.load_best_model_at_end, False
+            arguments: Any = self
+            keeps_best, arguments.load_best_model_at_end = arguments.load_best_model_at_end, False
             super().__post_init__()
-            self.load_best_model_at_end = keeps_best
+            arguments.load_best_model_at_end = keeps_best
             for kind in _KINDS:
                 self.terms(kind)  # now, rather than after the model was loaded
 

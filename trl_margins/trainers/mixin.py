@@ -453,7 +453,8 @@ class MarginMixin(BestMixin, CardMixin, CheckpointMixin, WindowMixin):
         if sets.eval is not None:
             names = {name: eval_split(name) for name in sets.eval} if isinstance(sets.eval, dict) else {"": "eval"}
             facts = {name: sets.facts[split] for name, split in names.items()}
-            choose_metric(config, facts, given.get("compute_metrics") is not None)
+            own = given.get("compute_metrics") is not None
+            choose_metric(config, facts, self.options.eval_min_score_gap, has_own_metrics=own)
         return {**given, "train_dataset": sets.train, "eval_dataset": sets.eval}
 
     # Rows of like length side by side are transformers' own; a pair's length is not

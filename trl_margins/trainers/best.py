@@ -120,6 +120,8 @@ class BestMixin(MarginTrainer):
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         """transformers'. What wins is saved now, whenever else checkpoints are saved."""
+        if self.args.eval_strategy == IntervalStrategy.NO:  # `EvaluateLast` alone: there is nothing to choose from
+            return False
         wanted = None if self.args.metric_for_best_model is None else _key(self.args)
         if wanted is not None and wanted not in metrics and wanted.endswith(RANKING):  # undefined, as of NaN rewards
             logger.warning("the evaluation at step %d has no %s, so it cannot win", self.state.global_step, wanted)

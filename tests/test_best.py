@@ -285,41 +285,32 @@ def test_what_is_saved_is_said(options, says, tmp_path, caplog):
     assert config.save_steps == 500  # the user's stays
 
 
-def test_resumed_runs_go_on_from_their_best(tiny_model, tokenizer, tmp_path):
-    """Also where the folder was moved, and where the peak was in the first part."""
-    whole, weights = run(tiny_model, tokenizer, tmp_path / "whole", save_steps=3)
-    best = peak(curve(whole.state.log_history))
+def test_a_resumed_run_goes_on_from_its_best(tiny_model, tokenizer, tmp_path):
+    """The peak was in the first part, and the folder has another name now."""
+    first, weights = run(tiny_model, tokenizer, tmp_path / "whole", save_steps=3)
+    best = first.state.best_global_step
     stop = next(step for step in (3, 6) if step > best)
     (tmp_path / "whole").rename(tmp_path / "moved")
     resume = str(tmp_path / "moved" / f"checkpoint-{stop}")
-    for out in ("moved", "elsewhere"):
-        (tmp_path / out).mkdir(exist_ok=True)
-        trainer, _ = run(tiny_model, tokenizer, tmp_path / out, save_steps=3, resume=resume)
-        if out == "moved":
-            assert_delivers(trainer, weights, best)
+    again, _ = run(tiny_model, tokenizer, tmp_path / "moved", save_steps=3, resume=resume)
+    assert_delivers(again, weights, best)
 
 
-def test_a_resumed_run_whose_best_is_gone_chooses_among_the_rest(tiny_model, tokenizer, tmp_path, caplog):
+@pytest.mark.parametrize(("is_gone", "metric"), [(True, "eval_pwa"), (False, "eval_loss")])
+def test_a_best_that_does_not_count_any_more(is_gone, metric, tiny_model, tokenizer, tmp_path, caplog):
+    """Its checkpoint was deleted, or it was chosen by another metric: the best is among those that follow."""
     first, _ = run(tiny_model, tokenizer, tmp_path, save_steps=3)
     best = first.state.best_global_step
     stop = next(step for step in (3, 6) if step > best)
-    shutil.rmtree(tmp_path / f"checkpoint-{best}")
-    resume = str(tmp_path / f"checkpoint-{stop}")
+    if is_gone:
+        shutil.rmtree(tmp_path / f"checkpoint-{best}")
+    options = {"save_steps": 3, "resume": str(tmp_path / f"checkpoint-{stop}"), "metric_for_best_model": metric}
     with caplog.at_level(logging.WARNING, "trl_margins"):
-        trainer, weights = run(tiny_model, tokenizer, tmp_path, save_steps=3, resume=resume)
-    assert f"the best checkpoint so far, of step {best}, is gone" in caplog.text
-    later = {step: value for step, value in curve(trainer.state.log_history).items() if step > stop}
-    assert_delivers(trainer, weights, peak(later))
-    caplog.clear()
-    with caplog.at_level(logging.WARNING, "trl_margins"):
-        trainer, weights = run(
-            tiny_model, tokenizer, tmp_path, save_steps=3, resume=resume, metric_for_best_model="loss"
-        )
-    assert trainer.state.best_metric == min(trainer.state.best_metric, *(later_loss(trainer, stop)))
-
-
-def later_loss(trainer: Any, stop: int) -> list[float]:
-    return [value for step, value in curve(trainer.state.log_history, "eval_loss").items() if step > stop]
+        trainer, weights = run(tiny_model, tokenizer, tmp_path, **options)
+    why = "is gone" if is_gone else "was not chosen by eval_loss"
+    assert f"the best checkpoint so far, of step {best}, {why}" in caplog.text
+    later = {step: value for step, value in curve(trainer.state.log_history, metric).items() if step > stop}
+    assert_delivers(trainer, weights, peak(later, greater=metric == "eval_pwa"))
 
 
 @pytest.mark.parametrize(

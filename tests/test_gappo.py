@@ -181,7 +181,7 @@ class TestConfig:
         config = GapPOConfig(str(tmp_path), use_cpu=True, eval_strategy="steps", eval_steps=30)
         assert config.load_best_model_at_end
         assert (config.metric_for_best_model, config.greater_is_better) == ("eval_pwa", True)
-        assert config.save_steps == 30
+        assert config.save_steps == 500  # the user's; what wins is saved besides (tests/test_best.py)
         assert not GapPOConfig(str(tmp_path), use_cpu=True).load_best_model_at_end
         off = GapPOConfig(str(tmp_path), use_cpu=True, eval_strategy="epoch", load_best_model_at_end=False)
         assert not off.load_best_model_at_end

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import load, preference_rows, quiet
+from conftest import load, preference_rows, quiet, trainer_of
 
-from trl_margins import GapPOConfig, GapPOTrainer, MarginCPOConfig, MarginCPOTrainer, MarginDPOConfig, MarginDPOTrainer
+from trl_margins import GapPOConfig, GapPOTrainer, MarginCPOConfig, MarginCPOTrainer
 from trl_margins.evaluation.ranking import (
     PairwiseAccuracy,
     PooledSpearman,
@@ -89,17 +90,49 @@ def test_over_the_whole_set(batch_size, tiny_model, tokenizer, tmp_path):
         assert metrics[f"eval_{name}"] == pytest.approx(value), name
 
 
-def test_both_bases_rank_alike(tiny_model, tokenizer, tmp_path):
-    """`log-ratio` ranks by the log-ratio: against itself as reference, all pairs tie and none is right."""
-    rows = preference_rows(8)
-    args = MarginDPOConfig(**quiet(output_dir=str(tmp_path)))
-    trainer = MarginDPOTrainer(
-        tiny_model, args=args, train_dataset=rows, eval_dataset=rows, processing_class=tokenizer
-    )
+def mean_logps_by_hand(model: Any, rows: Any, tokenizer: Any) -> np.ndarray:
+    """[2, M] plain transformers, one text at a time."""
+    found = []
+    for side in ("chosen", "rejected"):
+        for row in rows:
+            prompt, answer = (tokenizer(row[key], add_special_tokens=False).input_ids for key in ("prompt", side))
+            with torch.no_grad():
+                if model.config.is_encoder_decoder:  # CPOTrainer adds no end here
+                    logits = model(input_ids=torch.tensor([prompt]), labels=torch.tensor([answer])).logits[0]
+                else:
+                    answer = [*answer, tokenizer.eos_token_id]
+                    logits = model(torch.tensor([[*prompt, *answer]])).logits[0, len(prompt) - 1 : -1]
+            found.append(logits.log_softmax(-1)[range(len(answer)), answer].mean().item())
+    return np.array(found).reshape(2, -1)
+
+
+@pytest.mark.parametrize(
+    ("base", "options"),
+    [
+        ("cpo", {}),  # the sum
+        ("cpo", {"share_prompt": "never"}),  # TRL's own method trains
+        ("cpo", {"loss_type": "simpo", "alpha": 0.5, "beta": 3.0}),
+        ("cpo", {"weight": "score-gap", "margin": "gamma-po", "loss_type": "simpo"}),
+        ("cpo", {"loss_type": "simpo", "margin": "amapo"}),
+        ("dpo", {}),  # all pairs tie by the log-ratio to itself
+        ("dpo", {"share_prompt": "never", "loss_type": ["ipo"]}),
+        ("dpo", {"ld_alpha": 0.2}),
+        ("dpo", {"reward": "sum", "weight": "score-gap"}),
+        ("encoder-decoder", {}),
+    ],
+    ids=str,
+)
+def test_every_reward_is_ranked_by_eq_9(base, options, tiny_model, tokenizer, tmp_path, request):
+    """The mean log-probability per token under the policy, so that runs compare; accuracies are TRL's."""
+    rows = preference_rows(20, seed=5)
+    folder = request.getfixturevalue("tiny_encoder_decoder") if base == "encoder-decoder" else tiny_model
+    trainer = trainer_of(base.replace("encoder-decoder", "cpo"), folder, tokenizer, tmp_path, rows, rows, **options)
     metrics = trainer.evaluate()
-    assert metrics["eval_pwa_all"] == 0.0
-    assert metrics["eval_n_pairs"] == 8
-    assert "eval_spearman" not in metrics  # all rewards are equal
+    means = mean_logps_by_hand(load(folder), rows, tokenizer)
+    for name, value in ranking_metrics(*means, rows["score_chosen"], rows["score_rejected"]).items():
+        assert metrics[f"eval_{name}"] == pytest.approx(value), name
+    if options.get("loss_type") != "simpo":
+        assert metrics["eval_rewards/accuracies"] != metrics["eval_pwa_all"], "else this shows nothing"
 
 
 def test_a_dict_of_sets(tiny_model, tokenizer, tmp_path):

@@ -32,10 +32,17 @@ class PairLogps:
     rejected_length: Tensor  # [B] |y_l|
     ref_chosen: Tensor | None = None  # [B] under the reference model, without gradient
     ref_rejected: Tensor | None = None  # [B]
+    unweighted: Tensor | None = None  # [B, 2] `chosen` and `rejected` of equal tokens, where LD-DPO weights them
     policy_weight: Tensor | None = None  # [B] how likely the policy itself writes the pair (WPO), without gradient
     sft_loss: Tensor | None = None  # [] mean negative log-likelihood of the chosen completions' tokens
     aux_loss: Tensor | None = None  # [] load-balancing loss of a mixture-of-experts model
     token_stats: Mapping[str, Tensor] = field(default_factory=dict)  # name → [] means over completion tokens, for logs
+
+    @property
+    def mean_logps(self) -> tuple[Tensor, Tensor]:
+        """[B] log π(y) / |y| of the chosen and the rejected completions, in nats per token, without gradient."""
+        chosen, rejected = (self.chosen, self.rejected) if self.unweighted is None else self.unweighted.unbind(1)
+        return mean_logps(chosen.detach(), self.chosen_length), mean_logps(rejected.detach(), self.rejected_length)
 
 
 def mean_logps(logps_sum: Tensor, lengths: Tensor) -> Tensor:

@@ -42,7 +42,9 @@ class EvaluateArguments(ScoredRowOptions):
         f"Splits; by default the only one there is, or all of {', '.join(SPLITS)}.", None
     )
     reward: str = option(
-        "Mean log-probability per token, its sum, or log-ratio to --ref_model.", "length-normalized", choices=REWARDS
+        "Mean log-probability per token, as in the trainers' eval_pwa, its sum, or log-ratio to --ref_model.",
+        "length-normalized",
+        choices=REWARDS,
     )
     ref_model: str | None = option("Reference model of the log-ratio; by default, an adapter's base model.", None)
     json: str | None = option("File for the numbers, as JSON.", None)
@@ -234,6 +236,8 @@ def report_of(
         if each.scores is not None:
             columns += [*np.array(each.scores, float).T]
         pairs = Pairs(*columns)._replace(gap_only=each.gap_only)
-        prompts = [str(row.prompt) for row in each.rows]
-        report = pair_report(pairs, prompts, args.eval_min_score_gap, args.bootstrap)
+        # as the trainers, without the pairs whose prompt alone fills the length
+        left = np.flatnonzero(pairs.chosen_lengths + pairs.rejected_lengths)
+        prompts = [str(each.rows[i].prompt) for i in left]
+        report = pair_report(pairs.take(left), prompts, args.eval_min_score_gap, args.bootstrap)
     return {"kind": each.kind, **report}

@@ -36,15 +36,19 @@ def main(argv: Sequence[str]) -> int:
 
         print(resolved(script, config, model_args, mixture), end="")
         return 0
+    from ..trainers.best import EvaluateLast
+
     trainer = build_trainer(script, config, model_args, mixture)
     command = shlex.join(["trl-margins", "train", *argv])
     trainer.reproduce = re.sub(r" --resume[_-]from[_-]checkpoint[= ]('[^']*'|\S+)", "", command)  # there is none yet
     # transformers' field is a string: "true" is the newest checkpoint, anything else is a folder
     resume = config.resume_from_checkpoint
+    if trainer.eval_dataset is not None:
+        trainer.add_callback(EvaluateLast())
     _train(trainer, {"true": True, "false": None}.get(str(resume).lower(), resume))
     trainer.save_model(config.output_dir)
     if trainer.eval_dataset is not None:
-        metrics = trainer.evaluate()
+        metrics = trainer.loaded_metrics or trainer.evaluate()
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
     is_local = script.dataset_name is None or Path(script.dataset_name).exists()  # a card links to Hub sets only
@@ -53,7 +57,11 @@ def main(argv: Sequence[str]) -> int:
         "eval_dataset_name": script.eval_dataset_name,
     }
     trainer.create_model_card(**names)
-    trainer.accelerator.print(f"saved to {config.output_dir}")
+    last, best = trainer.state.global_step, trainer.loaded_step
+    which = (
+        f"of step {last}" if best is None else f"of step {best} of {last}, the best by {config.metric_for_best_model}"
+    )
+    trainer.accelerator.print(f"saved to {config.output_dir}: the model {which}")
     if config.push_to_hub:
         trainer.push_to_hub(**names)
     trainer.end()

@@ -177,7 +177,7 @@ def _tokenized(
         if n_emptied := sum(len(row.prompt) >= max_length for row in whole):
             emptied = (
                 f"; in {n_emptied} of {len(rows)} rows the prompt alone fills it, so nothing is left of the "
-                "completions and all of them have the reward 0"
+                "completions: a pair is left out, those of a list have the reward 0"
             )
     if n_cut:
         total = sum(len(row.ids) for row in found)

@@ -8,6 +8,12 @@ from typing import Any
 from ..tables import markdown_table
 from .rm_bench import LEVELS, STYLES
 
+MEANING = (
+    "PWA is the share of held-out pairs whose chosen completion has the higher mean log-probability per token; a tie "
+    "counts as wrong. Spearman's ρ compares these means and the annotation scores of all completions in one pool. "
+    "Both are the same for every method, whatever reward it trains."
+)
+RANKING = ("pwa", "pwa_all", "spearman", "n_pairs_gap", "n_pairs")  # by the names in `ranking_metrics`
 PAIR_ROWS = {
     "pwa": "pairwise accuracy, score gap ≥ {gap:g}",
     "pwa_all": "pairwise accuracy, all pairs",

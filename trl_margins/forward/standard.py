@@ -114,14 +114,18 @@ def pair_logps(tokens: TokenLogps, tail_weight: float | None = None, policy_weig
     is_completion = tokens.is_completion
     lengths = is_completion.sum(1)
     chosen_length, rejected_length = lengths.chunk(2)
-    token_weight = is_completion if tail_weight is None else _tail_weights(is_completion, lengths, tail_weight)
-    chosen, rejected = (tokens.logps * token_weight).sum(1).chunk(2)
+    chosen, rejected = (tokens.logps * is_completion).sum(1).chunk(2)
+    unweighted = None
+    if tail_weight is not None:
+        unweighted = torch.stack([chosen, rejected], dim=1).detach()
+        chosen, rejected = (tokens.logps * _tail_weights(is_completion, lengths, tail_weight)).sum(1).chunk(2)
     chosen_tokens = chosen_length.sum()
     return PairLogps(
         chosen=chosen,
         rejected=rejected,
         chosen_length=chosen_length,
         rejected_length=rejected_length,
+        unweighted=unweighted,
         policy_weight=_policy_weight(tokens, lengths) if policy_weight else None,
         sft_loss=-tokens.logps.chunk(2)[0].sum() / chosen_tokens.clamp(min=1),
         aux_loss=tokens.aux_loss,

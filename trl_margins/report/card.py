@@ -12,7 +12,7 @@ from urllib.parse import quote
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from ..evaluation.tables import report_tables
+from ..evaluation.tables import MEANING, report_tables
 from ..methods import METHODS, Method, names_of
 from ..tables import markdown_table
 from . import markdown
@@ -51,6 +51,7 @@ class SetFacts:
     factor: str | None = _counted("evaluation factor", "the similarity of the two completions, by this metric")
     floored: int | None = _counted("at the floor", "so different that the factor's floor replaces it")
     dropped: int | None = _counted("dropped", "the prompt alone fills the length limit, so the pair was not used")
+    clear: int | None = None  # with a score gap of at least `eval_min_score_gap`; not in the card
 
 
 @dataclass(frozen=True)
@@ -156,12 +157,15 @@ def completed(written: ModelCard, facts: CardFacts) -> ModelCard:
     )
     data.tags = list(dict.fromkeys(["generated_from_trainer", *tags]))
     data.eval_results = eval_results(facts.evaluations, facts.reports, facts.min_score_gap, step, *on_the_hub) or None
-    counts = [f for f in fields(SetFacts)[1:] if any(getattr(of, f.name) not in (None, ()) for of in facts.sets)]
+    counts = [
+        f for f in fields(SetFacts) if f.metadata and any(getattr(of, f.name) not in (None, ()) for of in facts.sets)
+    ]
     ranking = [image for image in facts.images if Path(image.file).stem == "ranking"]
     return ModelCard.from_template(
         data,
         template_path=str(TEMPLATE),
         facts=facts,
+        meaning=MEANING,
         procedure="\n".join(line.rstrip() for line in procedure.splitlines() if line.strip()),
         versions=versions.strip(),
         ranking=ranking,

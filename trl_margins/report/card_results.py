@@ -13,12 +13,11 @@ from typing import Any
 from huggingface_hub import EvalResult
 
 from ..evaluation.rm_bench import DOMAINS, LEVELS
-from ..evaluation.tables import LISTWISE_ROWS, PAIR_ROWS
+from ..evaluation.tables import LISTWISE_ROWS, PAIR_ROWS, RANKING
 
 ANY_PAIRS = "preference-pairs"  # where the Hub wants the id of a data set and there is none
 
-_LOGGED = ("pwa", "pwa_all", "spearman", "n_pairs_gap", "n_pairs")
-_KEY = re.compile(rf"eval_(?:(?P<set>.+)_)?(?P<name>{'|'.join(sorted(_LOGGED, reverse=True))})", re.DOTALL)
+_KEY = re.compile(rf"eval_(?:(?P<set>.+)_)?(?P<name>{'|'.join(sorted(RANKING, reverse=True))})", re.DOTALL)
 # the metrics that metadata hold, by the Hub's names
 _METRIC_TYPES = {
     **dict.fromkeys(("pwa", "pwa_all", *LEVELS), "accuracy"),

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from ..evaluation.tables import MEANING
 from . import style, summaries
 from .picture import Draw, Picture, Usable, from_pairs, source, span
 from .run_folder import STATE, WRITTEN_BY, Run
@@ -60,9 +61,8 @@ def ranking(runs: Sequence[Run]) -> Picture:
     names = [f"{run}, {of_set}" if of_set else run for run, of_set in looks]
     legend_below(figure, [Line2D([], [], **look) for look in looks.values()], names)
     caption = (
-        "PWA is the share of held-out pairs whose chosen completion has the higher reward. Spearman's ρ compares the "
-        "rewards and annotation scores of all completions in one pool. A ring marks the best value of a curve; a "
-        f"dotted line, where it is in range, the value of guessing. From {STATE}: "
+        f"{MEANING} A ring marks the best value of a curve; a dotted line, where it is in range, the value of "
+        f"guessing. From {STATE}: "
         f"{', '.join(f'eval_{m}' for m in metrics)}."
     )
     return replace(picture, figure=figure, caption=caption, left_out=left_out)

@@ -145,8 +145,6 @@ def card_facts(
     """What a trainer knows, without pictures."""
     config, state, objective = trainer.args, trainer.state, trainer.objective
     folder = Path(config.output_dir).resolve().name
-    loads_best = config.load_best_model_at_end and state.best_model_checkpoint and not trainer.is_in_train
-    best_step = state.best_global_step if loads_best else None
     evals = trainer.eval_dataset
     split = None if isinstance(evals, dict) else getattr(evals, "split", None)
     return CardFacts(
@@ -164,10 +162,10 @@ def card_facts(
         gamma=objective.gamma,
         settings=settings(trainer),
         sets=list(trainer.set_facts.values()),
-        evaluations=logged_evaluations(state.log_history, best_step),
+        evaluations=logged_evaluations(state.log_history, trainer.loaded_step),
         min_score_gap=trainer.options.eval_min_score_gap,
         last_step=state.global_step,
-        best_step=best_step,
+        best_step=trainer.loaded_step,
         best_by=config.metric_for_best_model,
         eval_dataset_name=eval_dataset_name,
         eval_split=str(split) if split and str(split) != "train" else None,  # load_dataset calls every file train

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from transformers import TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
-from transformers.trainer_utils import IntervalStrategy
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from trl import DPOConfig
 from trl.experimental.cpo import CPOConfig
 
@@ -45,8 +45,8 @@ _NAN_FILTER = {
     "be in that mean. By default, the mean loss of an evaluation is always over finite losses."
 }
 _KEEP_BEST = {
-    "help": "Load the best checkpoint at the end of training. On by default where `eval_strategy` is set; where "
-    "saving does not fall on evaluations, checkpoints are then saved as often as evaluated."
+    "help": "Load the best checkpoint at the end of training. On by default where `eval_strategy` is set. Each "
+    "evaluation that is the best so far is saved, whatever else `save_strategy` and `save_steps` save."
 }
 SIMPO_GAMMA = CPOConfig.simpo_gamma  # TRL's default
 
@@ -281,7 +281,11 @@ class MarginOptions:
         },
     )
     eval_min_score_gap: float = field(
-        default=2.0, metadata={"help": "`eval_pwa` counts the pairs with at least this score gap (GapPO's τ)."}
+        default=2.0,
+        metadata={
+            "help": "`eval_pwa` counts the pairs with at least this score gap (GapPO's τ). A pair is right where the "
+            "chosen completion's mean log-probability per token is the higher one, whatever reward is trained."
+        },
     )
     gamma_beta_ratio: float | None = field(
         default=None,
@@ -360,10 +364,13 @@ class MarginOptions:
             check_for_trl(self)
             if self.logging_nan_inf_filter is None:
                 self.filters_evaluation, self.logging_nan_inf_filter = True, self.nonfinite_steps == "skip"
-            if self._best_metric and self.load_best_model_at_end is None:
-                _keep_best(self, self._best_metric)
+            _keep_best(self, self._best_metric)
             self._resolve_target_margin()
+            # transformers would have saving fall on evaluations; the trainer saves each that is the best so far
+            arguments: Any = self
+            keeps_best, arguments.load_best_model_at_end = arguments.load_best_model_at_end, False
             super().__post_init__()
+            arguments.load_best_model_at_end = keeps_best
             for kind in _KINDS:
                 self.terms(kind)  # now, rather than after the model was loaded
 
@@ -590,15 +597,46 @@ def check_for_trl(config: TrainingArguments) -> None:
         raise ValueError("save_steps must be a number, above 0, with save_strategy 'steps'; it is 0")
 
 
-def _keep_best(config: TrainingArguments, metric: str) -> None:
-    """Loads the best checkpoint at the end where there are evaluations, and has one saved at each."""
-    config.load_best_model_at_end = IntervalStrategy(config.eval_strategy) != IntervalStrategy.NO
-    if not config.load_best_model_at_end:
+def _keep_best(config: TrainingArguments, metric: str | None) -> None:
+    """Whether the best checkpoint is loaded at the end, and by what it is chosen: by default, the method's metric.
+
+    Raises:
+        ValueError: without evaluations there is no best.
+    """
+    evaluates = IntervalStrategy(config.eval_strategy) != IntervalStrategy.NO
+    if config.load_best_model_at_end is None:
+        config.load_best_model_at_end = evaluates
+    saves = SaveStrategy(config.save_strategy)
+    if not config.load_best_model_at_end and saves != SaveStrategy.BEST:
         return
-    config.metric_for_best_model = config.metric_for_best_model or metric
-    eval_steps = config.eval_steps or config.logging_steps
-    if config.save_strategy not in ("best", config.eval_strategy) or config.save_steps % eval_steps:
-        config.save_strategy, config.save_steps = config.eval_strategy, eval_steps
+    if not evaluates:
+        raise ValueError(
+            f"{'load_best_model_at_end' if config.load_best_model_at_end else 'save_strategy best'}: with "
+            "eval_strategy='no' nothing is evaluated, so no checkpoint is the best. Set eval_strategy='steps' and "
+            "eval_steps, or leave it out"
+        )
+    if config.metric_for_best_model is None:
+        config.metric_for_best_model = metric or ("loss" if config.load_best_model_at_end else None)
+    if saves == SaveStrategy.NO:
+        config.save_strategy = SaveStrategy.BEST
+        logger.warning(
+            "save_strategy 'no' becomes 'best': the best checkpoint is loaded at the end, so each evaluation that is "
+            "the best so far is saved (load_best_model_at_end=False saves none)"
+        )
+    elif saves != SaveStrategy.BEST:
+        evaluated, saved = _how_often(config, "eval"), _how_often(config, "save")
+        if saved != evaluated:
+            logger.info(
+                "checkpoints: saved every %s, evaluated every %s; each that is the best so far is saved as well",
+                *(saved, evaluated),
+            )
+
+
+def _how_often(config: TrainingArguments, what: str) -> str:
+    if IntervalStrategy(getattr(config, f"{what}_strategy")) == IntervalStrategy.EPOCH:
+        return "epoch"
+    steps = getattr(config, f"{what}_steps") or config.logging_steps
+    return f"{steps:g} of all steps" if steps < 1 else f"{steps:g} steps"
 
 
 def _one_or_list(named: str | Sequence[str] | None) -> str | list[str] | None:

@@ -37,6 +37,7 @@ from ..rows.opened import column_names
 from ..rows.scores import ScoreColumns, find_score_columns
 from ..rows.tokenized import TokenColumns, finish_tokenized
 from ..terms import Term
+from .best import BestMixin, BestSoFar, choose_metric
 from .card import CardMixin
 from .checkpoints import CheckpointMixin, run_settings
 from .collator import PairCollator
@@ -60,7 +61,7 @@ logger = logging.getLogger(__name__)
 _OF_THE_OBJECTIVE = ("beta", "loss_weights", "label_smoothing", "reward")  # config fields that only an objective reads
 
 
-class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
+class MarginMixin(BestMixin, CardMixin, CheckpointMixin, WindowMixin):
     """Gives a TRL preference trainer a weight and a margin per pair. Comes before the TRL class in the bases.
 
     Args:
@@ -118,6 +119,7 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
         self._probes = window_probes(self, self.objective, self.options)
         self._finite = FiniteSteps(self, skip=self.options.nonfinite_steps == "skip")
         self.add_callback(self._finite)
+        self.add_callback(BestSoFar())
         if self.options.log_pairs:
             log = PairLog(Path(self.args.output_dir, PAIRS_FILE))
             self.add_callback(RunFolder(log, self.accelerator, partial(run_settings, self)))
@@ -218,7 +220,7 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
             if output.gradient_scale is not None and self._pair_log is not None:
                 self._pair_log.add(self.state.global_step + 1, self._pair_values(output, observed))
         else:
-            self._remember(output, loss, self.same_completions(batch))
+            self._remember(pairs, output.view.columns, loss, self.same_completions(batch))
         prefix = "" if training else "eval_"
         return loss, {f"{prefix}{name}": value for name, value in (metrics | observed).items()}
 
@@ -334,6 +336,7 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
             # as transformers does with `logging_nan_inf_filter`, which also reads every training loss from the device
             metrics[f"{metric_key_prefix}_loss"] = losses[losses.isfinite()].mean().item()
         ranking = self._ranking(rewards, dataloader.dataset)
+        self._without_clear_pairs(metric_key_prefix, ranking)
         for name, value in ranking.items():
             if value is None:
                 logger.warning("%s_%s is undefined on this data set (%s)", metric_key_prefix, name, ranking)
@@ -341,13 +344,16 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
                 metrics[f"{metric_key_prefix}_{name}"] = value
         return output
 
-    def _remember(self, output: ObjectiveOutput, loss: Tensor, same: Tensor) -> None:
-        """Caches what the metrics over a whole evaluation set are computed from: [pairs, loss, rewards, scores]."""
-        columns = output.view.columns
+    def _remember(self, pairs: PairLogps, columns: Mapping[str, Tensor], loss: Tensor, same: Tensor) -> None:
+        """Caches what the metrics over a whole set are computed from: [pairs, loss, mean log-probabilities, scores].
+
+        Whatever the training's reward is: so runs of different methods compare.
+        """
         scores = [columns[name] for name in SCORES if name in columns]
+        chosen, rejected = pairs.mean_logps
         # the same completion twice is not a win, whatever the rounding
-        rejected = torch.where(same, output.chosen_reward, output.rejected_reward)
-        rows = [loss.detach().float().expand_as(rejected), output.chosen_reward.float(), rejected.float(), *scores]
+        rejected = torch.where(same, chosen, rejected)
+        rows = [loss.detach().float().expand_as(chosen), chosen.float(), rejected.float(), *scores]
         self._evaluated.append(self.accelerator.gather_for_metrics(torch.stack(rows, dim=1)))
 
     def _ranking(self, values: Tensor, dataset: Any) -> dict[str, float | int | None]:
@@ -443,9 +449,11 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
     def _trl_arguments(self, given: Mapping[str, Any], sets: PreparedSets) -> dict[str, Any]:
         """The arguments of TRL's constructor."""
         config = given["args"]
-        if isinstance(sets.eval, dict) and sets.eval and config.metric_for_best_model == "eval_pwa":
-            config.metric_for_best_model = f"eval_{next(iter(sets.eval))}_pwa"
-            logger.info("several evaluation sets: the best checkpoint is that of %s", config.metric_for_best_model)
+        if sets.eval is not None:
+            names = {name: eval_split(name) for name in sets.eval} if isinstance(sets.eval, dict) else {"": "eval"}
+            facts = {name: sets.facts[split] for name, split in names.items()}
+            own = given.get("compute_metrics") is not None
+            choose_metric(config, facts, self.options.eval_min_score_gap, has_own_metrics=own)
         return {**given, "train_dataset": sets.train, "eval_dataset": sets.eval}
 
     # Rows of like length side by side are transformers' own; a pair's length is not

@@ -286,6 +286,7 @@ def _with_checked_scores(
         else find_score_columns(names, options.score_columns, strict=split == TRAIN)
     )
     if columns is None:
+        facts[split] = replace(facts[split], clear=0)
         return dataset
     if options.score_columns is None and len(several := known_score_columns(names)) > 1:
         found = ", ".join("/".join(each.names) for each in several)
@@ -309,7 +310,7 @@ def _with_checked_scores(
         logger.warning("%s; pairs without scores count in pwa_all alone", error)
         return dataset
     report_scores(summary, columns, split, weighted=bool(needed_by))
-    facts[split] = replace(facts[split], ties=summary.n_ties, reversed=summary.n_reversed)
+    facts[split] = replace(facts[split], ties=summary.n_ties, reversed=summary.n_reversed, clear=summary.n_at_least)
     if split == TRAIN:
         for term in objective.weights:
             if isinstance(term, ScoreGapWeight):

@@ -1,0 +1,171 @@
+"""The best checkpoint: by what it is chosen, that it is saved when it wins, and whose numbers the model's are."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import broadcast_object_list
+from transformers import TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy
+
+from ..evaluation.tables import RANKING
+from ..report.card import SetFacts
+from .base import MarginTrainer
+from .checkpoints import is_whole
+
+logger = logging.getLogger(__name__)
+
+_OF_SCORES = ("pwa", "spearman", "n_pairs_gap")
+_NO_SET = ("eval_nll_loss", "eval_aux_loss")  # not the loss of a set called "nll"
+
+
+def choose_metric(config: Any, facts: Mapping[str, SetFacts], min_score_gap: float, has_own_metrics: bool) -> None:
+    """Sees to it, before training, that the evaluations will have `metric_for_best_model`.
+
+    Of several sets, a metric without a set's name is that of the first. `pwa` of a set in which no pair counts becomes
+    `pwa_all`.
+
+    Args:
+        config: the trainer's.
+        facts: of each evaluation set, by its name; that of a single one is "".
+        min_score_gap: τ of `pwa`.
+        has_own_metrics: whether `compute_metrics` adds metrics, of any name.
+
+    Raises:
+        ValueError: the metric names a set that does not exist, or needs scores that the set does not have.
+    """
+    if config.metric_for_best_model is None or not facts:
+        return
+    wanted = _key(config)
+    names = ("loss", *RANKING)
+    metrics = {
+        f"eval_{of_set}_{name}" if of_set else f"eval_{name}": (of_set, name) for of_set in facts for name in names
+    }
+    plain = wanted.removeprefix("eval_")
+    if wanted not in metrics and plain in names:
+        counted = (of_set for of_set, each in facts.items() if plain not in _OF_SCORES or each.clear != 0)
+        wanted = config.metric_for_best_model = f"eval_{next(counted, next(iter(facts)))}_{plain}"
+        logger.info("several evaluation sets: the best checkpoint is that of %s", wanted)
+    if wanted not in metrics:
+        names_a_set = wanted.endswith(tuple(f"_{name}" for name in names)) and wanted not in _NO_SET
+        if not has_own_metrics and (names_a_set or get_close_matches(wanted, metrics, cutoff=0.85)):
+            raise ValueError(
+                f"metric_for_best_model={config.metric_for_best_model!r}: no evaluation will have it. These are among "
+                f"those that there will be: {', '.join(metrics)}"
+            )
+        return
+    of_set, name = metrics[wanted]
+    where = f"the evaluation set {of_set!r}" if of_set else "the evaluation set"
+    if name == "pwa" and facts[of_set].clear == 0:
+        _count_all_pairs(config, wanted, f"{where} has no pair for {wanted}", min_score_gap)
+    elif name in _OF_SCORES and not facts[of_set].score_columns:
+        raise ValueError(
+            f"metric_for_best_model={config.metric_for_best_model!r}: {where} has no scores. Name their columns with "
+            f"score_columns (--score_columns CHOSEN REJECTED), or choose by {wanted.removesuffix(name)}pwa_all"
+        )
+
+
+def _count_all_pairs(config: Any, wanted: str, why: str, min_score_gap: float) -> None:
+    config.metric_for_best_model = f"{wanted}_all"
+    logger.warning(
+        "%s, which counts those with a score gap of at least eval_min_score_gap=%g: the best checkpoint is chosen by "
+        "%s_all",
+        *(why, min_score_gap, wanted),
+    )
+
+
+def _key(config: Any) -> str:
+    """`metric_for_best_model` as evaluations spell it."""
+    return f"eval_{config.metric_for_best_model.removeprefix('eval_')}"
+
+
+def _evaluated_at(state: Any, step: int) -> dict[str, Any]:
+    """What the evaluation at a step has logged; empty if there was none."""
+    entries = [each for each in state.log_history if each.get("step") == step]
+    return {
+        key: value for each in entries if any(key.startswith("eval_") for key in each) for key, value in each.items()
+    }
+
+
+class BestMixin(MarginTrainer):
+    """Saves each evaluation that is the best so far, and knows which model is left after training."""
+
+    @property
+    def loaded_step(self) -> int | None:
+        """The step whose checkpoint was loaded at the end of training; None where the model is the last step's."""
+        state = self.state
+        loaded = self.args.load_best_model_at_end and state.best_model_checkpoint and not self.is_in_train
+        return state.best_global_step if loaded else None
+
+    @property
+    def loaded_metrics(self) -> dict[str, Any]:
+        """What was measured of the model during training, at its `step`; empty if nothing was."""
+        return _evaluated_at(self.state, self.state.global_step if self.loaded_step is None else self.loaded_step)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """TRL's. After training, the numbers of the checkpoint that was loaded are logged at its step."""
+        state, step = self.state, self.loaded_step
+        if step is None:
+            return super().evaluate(*args, **kwargs)
+        last = state.global_step, state.epoch
+        state.global_step, state.epoch = step, self.loaded_metrics.get("epoch", state.epoch)
+        try:
+            return super().evaluate(*args, **kwargs)
+        finally:
+            state.global_step, state.epoch = last
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """transformers'. What wins is saved now, whenever else checkpoints are saved."""
+        if self.args.eval_strategy == IntervalStrategy.NO:  # `EvaluateLast` alone: there is nothing to choose from
+            return False
+        wanted = None if self.args.metric_for_best_model is None else _key(self.args)
+        if wanted is not None and wanted not in metrics and wanted.endswith(RANKING):  # undefined, as of NaN rewards
+            logger.warning("the evaluation at step %d has no %s, so it cannot win", self.state.global_step, wanted)
+            return False
+        wins = super()._determine_best_metric(metrics, trial)
+        if wins and self.args.load_best_model_at_end:
+            self.control.should_save = True
+        return wins
+
+    def _without_clear_pairs(self, prefix: str, ranking: Mapping[str, Any]) -> None:
+        """Chooses by all pairs where the first evaluation shows that none counts, as in a stream."""
+        config = self.args
+        is_first = self.is_in_train and config.metric_for_best_model is not None and self.state.best_metric is None
+        if is_first and _key(config) == f"{prefix}_pwa" and ranking["n_pairs"] and not ranking.get("n_pairs_gap"):
+            why = f"the evaluation had no pair for {prefix}_pwa"
+            _count_all_pairs(config, f"{prefix}_pwa", why, self.options.eval_min_score_gap)
+
+
+class BestSoFar(TrainerCallback):
+    """A resumed run goes on from its best checkpoint, if that was chosen by the same metric and is still there."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        step = state.best_global_step
+        if not step or not args.load_best_model_at_end:
+            return
+        metrics, key, name = _evaluated_at(state, step), _key(args), f"{PREFIX_CHECKPOINT_DIR}-{step}"
+        if key.endswith("_pwa") and key not in metrics and f"{key}_all" in metrics:
+            args.metric_for_best_model = key = f"{key}_all"  # as that run found at its first evaluation
+        places = [Path(place) for place in (state.best_model_checkpoint, Path(args.output_dir, name)) if place]
+        found = next((str(place) for place in places if place.name == name and is_whole(place)), None)
+        (found,) = broadcast_object_list([found])  # all ranks must agree on what wins
+        if found and metrics.get(key) == state.best_metric:
+            state.best_model_checkpoint = found
+            return
+        logger.warning(
+            "the best checkpoint so far, of step %d, %s: the best will be that of the evaluations to come",
+            *(step, f"was not chosen by {key}" if found else "is gone"),
+        )
+        state.best_metric = state.best_global_step = state.best_model_checkpoint = None
+
+
+class EvaluateLast(TrainerCallback):
+    """Evaluates at the last step where no strategy does: later, trackers would open a second run for it."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if args.eval_strategy == IntervalStrategy.NO and state.global_step >= state.max_steps:
+            control.should_evaluate = True

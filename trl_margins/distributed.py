@@ -2,16 +2,61 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
+
+
+# what launchers set: torchrun and accelerate launch, then MPI's
+_LAUNCHED = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+
+
+def launched_processes() -> tuple[int, str]:
+    """How many processes a launcher started, this one included, and the variable that says so."""
+    sizes = ((os.environ.get(name, ""), name) for name in _LAUNCHED)
+    return max(((int(size), name) for size, name in sizes if size.isdecimal()), default=(1, ""))
+
+
+def check_processes(joined: int) -> None:
+    """Checks that processes which were launched together know of each other.
+
+    Args:
+        joined: the number of processes that accelerate has joined.
+
+    Raises:
+        ValueError: each would do the whole work alone, and write the same files.
+    """
+    launched, name = launched_processes()
+    if joined == 1 < launched:
+        raise ValueError(
+            f"a launcher started {launched} processes ({name}={launched}), but nothing joins them, and each would do "
+            "the whole work alone: on CPUs add --use_cpu true (from Python: use_cpu=True in the config). For one "
+            f"process, start it without a launcher, and without {name} in its environment"
+        )
+
+
+def agreed(accelerator: Accelerator, check: Callable[[], Any]) -> Any:
+    """What a check of files gives on the main process, on all of them; its error, too."""
+    outcome: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            outcome[0] = check()
+        except (OSError, ValueError) as error:
+            outcome[1] = error
+    if accelerator.num_processes > 1:
+        broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
 
 
 def is_sharded(tensor: Tensor) -> bool:

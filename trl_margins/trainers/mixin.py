@@ -19,7 +19,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from trl.trainer.utils import get_config_model_id
 
 from ..checks import default_of
-from ..distributed import check_lockstep, gather_over_ranks
+from ..distributed import check_lockstep, check_processes, gather_over_ranks
 from ..evaluation.ranking import ranking_metrics
 from ..forward.head import logits_will_do
 from ..forward.shared_prompt import shared_token_logps
@@ -85,6 +85,7 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
     ) -> None:
         given = inspect.signature(super().__init__).bind_partial(*args, **kwargs).arguments
         config = given.get("args") or self._default_config(given.get("model"))
+        check_processes(config.world_size)
         self.options = config if isinstance(config, MarginOptions) else MarginOptions()
         self._check_method(config)
         if self.options.train_only and given.get("peft_config") is not None:

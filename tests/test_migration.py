@@ -455,7 +455,7 @@ def test_convert_writes_to_the_terminal_and_not_over_its_source(tmp_path, capsys
         "# From theirs.yaml, by trl-margins convert.\nmethod: none\n"
         "# warmup_ratio: 0.1 → warmup_steps: 0.1 (below 1 it is a share of all steps)\nwarmup_steps: 0.1\n"
         "env:\n  A: x\n\n# No longer in this file:\n"
-        "# save_safetensors: true → dropped: XXX\n"
+        "# save_safetensors: true → dropped: transformers saves nothing else\n"
     )
     with pytest.raises(SystemExit, match="is the input file"):
         main(["convert", str(path), "--out", str(path)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -9,21 +10,15 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import DistributedType, broadcast_object_list
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
+from .checks import launched_processes
 
-# what launchers set: torchrun and accelerate launch, then MPI's
-_LAUNCHED = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
-
-
-def launched_processes() -> tuple[int, str]:
-    """How many processes a launcher started, this one included, and the variable that says so."""
-    sizes = ((os.environ.get(name, ""), name) for name in _LAUNCHED)
-    return max(((int(size), name) for size, name in sizes if size.isdecimal()), default=(1, ""))
+logger = logging.getLogger(__name__)
 
 
 def check_processes(joined: int) -> None:
@@ -41,6 +36,17 @@ def check_processes(joined: int) -> None:
             f"a launcher started {launched} processes ({name}={launched}), but nothing joins them, and each would do "
             "the whole work alone: on CPUs add --use_cpu true (from Python: use_cpu=True in the config). For one "
             f"process, start it without a launcher, and without {name} in its environment"
+        )
+
+
+def warn_if_unsharded(accelerator: Accelerator) -> None:
+    """Says where FSDP was asked for and the processes hold the whole model: accelerate shards on accelerators only."""
+    asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if asked and accelerator.num_processes > 1 and accelerator.distributed_type is not DistributedType.FSDP:
+        logger.warning(
+            "the launcher asks for FSDP, which accelerate has on accelerators only: on this %s every process holds "
+            "the whole model, as with DDP",
+            accelerator.device.type,
         )
 
 

@@ -6,6 +6,7 @@ import logging
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from linecache import getline
 from traceback import walk_tb
@@ -26,6 +27,8 @@ COMMANDS = {
     "score": "add an evaluation factor to a preference set",
     "demo": "train the bundled model on a synthetic set and compare before and after",
 }
+
+_JOINED = ("train", "evaluate", "select")  # by accelerate, where a launcher starts several processes
 
 # modules whose errors are meant for users
 _VALIDATING = (
@@ -62,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     logging.getLogger("trl_margins").setLevel(logging.INFO)  # other libraries keep their own level
     try:
+        if chosen.command not in _JOINED:
+            _check_alone(chosen.command)
         status = import_module(f".{chosen.command}", __name__).main(chosen.arguments)
         if argv is None:
             _leave_process_group()
@@ -73,10 +78,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
+def _check_alone(command: str) -> None:
+    """
+    Raises:
+        ValueError: a launcher started several processes, which would all write the same files.
+    """
+    from ..checks import launched_processes
+
+    launched, name = launched_processes()
+    if launched > 1:
+        raise ValueError(
+            f"{command} is the work of one process, and a launcher started {launched} ({name}={launched}): start it "
+            f"without a launcher, and without {name} in its environment"
+        )
+
+
 def _leave_process_group() -> None:
-    """Threads of a process group that is left open sometimes abort the process at exit."""
+    """Threads of a process group that is left open, or by one process before the others, sometimes abort a process
+    at its exit.
+    """
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        if distributed.get_backend() == "gloo":
+            with suppress(RuntimeError):  # the others may be long at the model's upload
+                distributed.barrier()
         distributed.destroy_process_group()
 
 

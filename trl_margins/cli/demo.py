@@ -8,8 +8,9 @@ from pathlib import Path
 
 from ..data.demo import bundled_model_path, make_demo_splits
 from ..evaluation.tables import pair_table
+from ..trainers.folder import check_unused
 from .options import Options, OptionsParser, option
-from .setup import check_writable, load_model, load_tokenizer
+from .setup import check_writable, load_model, load_tokenizer, trained_with
 
 METRICS = {
     "pwa": "eval_pwa",
@@ -36,6 +37,8 @@ def main(argv: Sequence[str]) -> int:
     """Creates the data, trains, prints the metrics before and after."""
     (args,) = OptionsParser("demo", DemoArguments).parse(argv)
     check_writable(args.output_dir)
+    if trained_with(args.output_dir, "train_only") != ["mlp"]:  # else it is a demo's, to be replaced by this one
+        check_unused(args.output_dir)
     from .. import GapPOConfig, GapPOTrainer
 
     model = str(bundled_model_path("smollm2-135m-instruct"))

@@ -32,6 +32,9 @@ from .setup import check_writable, find_model, load_model, load_tokenizer
 
 logger = logging.getLogger(__name__)
 
+# flags about what a folder has: whoever trains again has an empty one
+_ONCE = r" --resume[_-]from[_-]checkpoint[= ]('[^']*'|\S+)| --overwrite[_-]output[_-]dir([= ](?!-)\S+)?"
+
 
 @dataclass
 class TrainArguments(ScriptArguments):
@@ -82,7 +85,9 @@ def main(argv: Sequence[str]) -> int:
         return 0
     check_processes(config.world_size)
     # transformers' field is a string: "true" is the newest checkpoint, anything else is a folder
-    resume = {"true": True, "false": None}.get(str(config.resume_from_checkpoint).lower(), config.resume_from_checkpoint)
+    resume = {"true": True, "false": None}.get(
+        str(config.resume_from_checkpoint).lower(), config.resume_from_checkpoint
+    )
     check_writable(config.output_dir)
     is_main = config.process_index == 0
     with locked(config.output_dir) if is_main else nullcontext():
@@ -90,8 +95,7 @@ def main(argv: Sequence[str]) -> int:
             check_unused(config.output_dir)  # now, rather than after the model was loaded
         trainer = build_trainer(script, config, model_args, mixture)
         command = shlex.join(["trl-margins", "train", *argv])
-        once = r" --(resume[_-]from[_-]checkpoint|overwrite[_-]output[_-]dir)[= ]('[^']*'|\S+)"  # nothing is there yet
-        trainer.reproduce = re.sub(once, "", command)
+        trainer.reproduce = re.sub(_ONCE, "", command)
         trainer.holds_folder = True
         _train(trainer, resume)
         if trainer.is_complete and Path(config.output_dir, TRAINING_ARGS_NAME).exists():  # saved last, with the model

@@ -25,7 +25,7 @@ CHECKPOINTS = (f"{PREFIX_CHECKPOINT_DIR}-*",)
 FULL_MODEL = ("model*.safetensors", "pytorch_model*.bin")
 ADAPTER = ("adapter_config.json", "adapter_model.*")
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.*", "additional_chat_templates")
-# By these a folder is known to have been used. A `margin_run.json` alone is of a run that stopped before its first log.
+# By these a folder is known to have been used. A `margin_run.json` alone is of a run that stopped before it logged.
 _TELLING = (*CHECKPOINTS, *FULL_MODEL, *ADAPTER, *_TOKENIZER, PAIRS_FILE, TRAINER_STATE_NAME, TRAINING_ARGS_NAME)
 _OTHERS = (
     *("config.json", "generation_config.json", "*.safetensors.index.json", "pytorch_model*.index.json"),
@@ -45,7 +45,15 @@ _NEUTRAL = frozenset(
     )
 )
 # transformers' fields that a checkpoint's optimizer has its own values of, which take the place of new ones
-_OF_THE_OPTIMIZER = ("learning_rate", "weight_decay", "optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon")
+_OF_THE_OPTIMIZER = (
+    "learning_rate",
+    "weight_decay",
+    "optim",
+    "optim_args",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+)
 _OF_THE_RUN = ("base", "reward", "weight", "margin", "trained_parameters", "adapter")
 _OF_THE_ORDER = ("seed", "data_seed", "train_sampling_strategy", "dataloader_drop_last")  # of the rows
 _OF_THE_ROWS = ("train_rows", "pairs_per_step")
@@ -139,8 +147,8 @@ def _check_outside(trainer: Any, folder: Path) -> None:
     for name in filter(None, names):
         if Path(name).is_dir() and Path(name).resolve().is_relative_to(folder.resolve()):
             raise ValueError(
-                f"the model {name} is in output_dir {folder}, whose files overwrite_output_dir would move: name another "
-                "output_dir"
+                f"the model {name} is in output_dir {folder}, whose files overwrite_output_dir would move: name "
+                "another output_dir"
             )
 
 
@@ -224,8 +232,8 @@ def check_states(checkpoint: Path) -> None:
 
 def _anew(checkpoint: Path) -> str:
     return (
-        f"Resume from a checkpoint that fits, or start a new run from these weights: {checkpoint} as model_name_or_path "
-        "(from Python: as the model), with another output_dir"
+        f"Resume from a checkpoint that fits, or start a new run from these weights, in another output_dir: with "
+        f"--model_name_or_path {checkpoint} (from Python: as the model)"
     )
 
 
@@ -254,13 +262,18 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], config: Any) 
     if config.auto_find_batch_size:
         strict.discard("pairs_per_step")
     wrong, others = [], []
-    pairs = [
-        *((name, before.get(name), now.get(name)) for name in (*_OF_THE_RUN, *_OF_THE_ROWS, *_ONLY_SAID) if name in before),
-        *((name, before["config"][name], value) for name, value in now["config"].items() if name in before.get("config", {})),
-    ]
-    for name, old, new in pairs:
+    for name, old, new in _pairs(before, now):
         if old == new or name in _NOT_SAID:
             continue
         is_ours = name not in transformers and name in now["config"] and name not in _NEUTRAL
         (wrong if name in strict or is_ours else others).append(f"{name} {old} → {new}")
     return list(dict.fromkeys(wrong)), list(dict.fromkeys(others))
+
+
+def _pairs(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """The settings that both have."""
+    for names, old, new in (
+        ((*_OF_THE_RUN, *_OF_THE_ROWS, *_ONLY_SAID), before, now),
+        (now["config"], before.get("config", {}), now["config"]),
+    ):
+        yield from ((name, old[name], new[name]) for name in names if name in old)

@@ -23,7 +23,7 @@ from ..data.noise import flip_labels, parse_noise
 from ..distributed import check_processes
 from ..methods import METHODS
 from ..registry import RESERVED
-from ..trainers.folder import check_unused, locked
+from ..trainers.folder import check_unused, last_whole_checkpoint, locked
 from .config_file import Settings, read_yaml
 from .migration import OLD_KEYS, migrate
 from .mixture import mixture_splits, mixture_test_split
@@ -128,8 +128,6 @@ def _deliver(trainer: Any, script: TrainArguments, config: Any) -> None:
 
 def _train(trainer: Any, resume: str | bool | None) -> None:
     """Trains; if training stops, logs where it can be resumed."""
-    from ..trainers.checkpoints import last_whole_checkpoint
-
     try:
         trainer.train(resume_from_checkpoint=resume)
     except Exception:

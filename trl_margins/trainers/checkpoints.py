@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from ..distributed import agreed
 from ..recording.pair_log import RUN_FILE
 from .base import MarginTrainer
 from .card import adapter_options
-from .folder import check_may_start, check_same_run, check_states, locked
+from .folder import check_may_start, check_same_run, check_states, is_whole, last_whole_checkpoint, locked
 
 logger = logging.getLogger(__name__)
 
@@ -72,28 +72,11 @@ def load_states(file: Path, device: torch.device) -> dict[str, dict[str, Any]]:
     return states
 
 
-def last_whole_checkpoint(folder: str | Path) -> str | None:
-    """The newest complete checkpoint; incomplete ones are named in the log."""
-    found = [path for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.split("-")[-1].isdigit()]
-    for path in sorted(found, key=lambda path: int(path.name.split("-")[-1]), reverse=True):
-        if is_whole(path):
-            return str(path)
-        logger.warning("%s is incomplete: it is left out", path)
-    return None
-
-
-def is_whole(checkpoint: str | Path) -> bool:
-    """Whether its trainer state, which is written last, can be read."""
-    try:
-        json.loads(Path(checkpoint, TRAINER_STATE_NAME).read_text())
-    except (OSError, ValueError):
-        return False
-    return True
-
-
 def run_settings(trainer: MarginTrainer) -> dict[str, Any]:
     """A run's settings, for `margin_run.json`."""
     method, objective, rows = trainer.options.method, trainer.objective, trainer.train_dataset
+    names = [name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad]
+    adapter = adapter_options(trainer.model) if is_peft_model(trainer.model) else None
     return {
         "version": __version__,
         "method": method and method.id,
@@ -105,8 +88,8 @@ def run_settings(trainer: MarginTrainer) -> dict[str, Any]:
         "weight": ", ".join(term.name for term in objective.weights) or None,
         "margin": ", ".join(term.name for term in objective.margins) or None,
         "term_options": [*trainer.options.term_options("weight"), *trainer.options.term_options("margin")],
-        "adapter": adapter_options(trainer.model) if is_peft_model(trainer.model) else None,
-        "trained_parameters": trainer._trained_parameters,
+        "adapter": json.loads(json.dumps(adapter, default=str)),
+        "trained_parameters": f"{len(names)} tensors ({hashlib.sha256(' '.join(names).encode()).hexdigest()[:8]})",
         "train_rows": len(rows) if hasattr(rows, "__len__") else None,
         "pairs_per_step": trainer.get_total_train_batch_size(trainer.args),
         "processes": trainer.accelerator.num_processes,
@@ -119,6 +102,7 @@ class CheckpointMixin(MarginTrainer):
     of the same run only, and lets no other run into the folder meanwhile.
     """
 
+    settings: dict[str, Any]  # of the run, for `margin_run.json`
     holds_folder = False  # whether the caller of `train` keeps other runs out already
     is_complete = False  # whether the checkpoint that was resumed is the run's last
     _trained_in: Path | None = None  # the folder of an earlier call of `train`
@@ -136,6 +120,7 @@ class CheckpointMixin(MarginTrainer):
             ValueError: an incomplete checkpoint or one of another run, a folder with an earlier run that would be
                 mixed with this one or in which one is training, or nothing to train.
         """
+        self.settings = run_settings(self)  # before the model is wrapped
         if trial is not None:  # of a search for hyperparameters, in a folder of its own
             return super().train(resume_from_checkpoint, trial, *args, **kwargs)
         with ExitStack() as held:
@@ -159,7 +144,7 @@ class CheckpointMixin(MarginTrainer):
         if checkpoint is None:
             return None, 0
         check_states(checkpoint)
-        check_same_run(checkpoint, run_settings(self), self.args)
+        check_same_run(checkpoint, self.settings, self.args)
         state = json.loads((checkpoint / TRAINER_STATE_NAME).read_text())
         return str(checkpoint), state["global_step"]
 
@@ -171,7 +156,7 @@ class CheckpointMixin(MarginTrainer):
             if found is None:
                 raise ValueError(
                     f"output_dir {self.args.output_dir} has no complete checkpoint to resume from: leave "
-                    "resume_from_checkpoint out"
+                    "resume_from_checkpoint out (with overwrite_output_dir=True if it has files of an earlier run)"
                 )
             return Path(found)
         if not is_whole(resume):
@@ -181,12 +166,6 @@ class CheckpointMixin(MarginTrainer):
                 "off. " + (f"The last complete one beside it is {others}" if others else "There is none beside it")
             )
         return Path(resume)
-
-    @cached_property
-    def _trained_parameters(self) -> str:
-        """How many, and a digest of their names: before the model is wrapped."""
-        names = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
-        return f"{len(names)} tensors ({hashlib.sha256(' '.join(names).encode()).hexdigest()[:8]})"
 
     def set_initial_training_values(self, args: Any, dataloader: Any, *more: Any) -> Any:
         """transformers' numbers of epochs and steps, of which there must be one.
@@ -235,7 +214,7 @@ class CheckpointMixin(MarginTrainer):
             save_states(states, folder / TERMS_FILE)
         if timed := self._sharing.state_dict():
             Path(folder, SHARING_FILE).write_text(json.dumps(timed))
-        Path(folder, RUN_FILE).write_text(json.dumps(run_settings(self), indent=2) + "\n")
+        Path(folder, RUN_FILE).write_text(json.dumps(self.settings, indent=2) + "\n")
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)

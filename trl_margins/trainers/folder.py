@@ -61,6 +61,28 @@ _ONLY_SAID = ("version", "model", "processes")
 _NOT_SAID = ("resume_from_checkpoint", "overwrite_output_dir")
 
 
+# Checkpoints
+
+
+def last_whole_checkpoint(folder: str | Path) -> str | None:
+    """The newest complete checkpoint; incomplete ones are named in the log."""
+    found = [path for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.split("-")[-1].isdigit()]
+    for path in sorted(found, key=lambda path: int(path.name.split("-")[-1]), reverse=True):
+        if is_whole(path):
+            return str(path)
+        logger.warning("%s is incomplete: it is left out", path)
+    return None
+
+
+def is_whole(checkpoint: str | Path) -> bool:
+    """Whether its trainer state, which is written last, can be read."""
+    try:
+        json.loads(Path(checkpoint, TRAINER_STATE_NAME).read_text())
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 # A folder that has been used
 
 
@@ -102,7 +124,7 @@ def why_mixed(trainer: Any, found: list[Path]) -> str | None:
     """Why a run of this trainer would leave a folder that is partly an earlier run's, after these files of it."""
     folder = Path(trainer.args.output_dir)
     is_adapter = hasattr(trainer.model, "peft_config")
-    if files_of(folder, CHECKPOINTS) and trainer.args.save_strategy != "no":
+    if any(map(is_whole, files_of(folder, CHECKPOINTS))) and trainer.args.save_strategy != "no":
         return "its checkpoints would be taken for this run's"
     full, adapter = files_of(folder, FULL_MODEL), files_of(folder, ADAPTER)
     if adapter and not is_adapter:

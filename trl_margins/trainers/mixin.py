@@ -7,7 +7,7 @@ import logging
 from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ from ..rows.scores import ScoreColumns, find_score_columns
 from ..rows.tokenized import TokenColumns, finish_tokenized
 from ..terms import Term
 from .card import CardMixin
-from .checkpoints import CheckpointMixin, run_settings
+from .checkpoints import CheckpointMixin
 from .collator import PairCollator
 from .configs import MarginOptions, objective_of
 from .finite import FiniteSteps, without_neighbours
@@ -122,7 +122,7 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
         self.add_callback(self._finite)
         if self.options.log_pairs:
             log = PairLog(Path(self.args.output_dir, PAIRS_FILE))
-            self.add_callback(RunFolder(log, self.accelerator, partial(run_settings, self)))
+            self.add_callback(RunFolder(log, self.accelerator, lambda: self.settings))
             self._pair_log = None if self.runs_trl else log
             if self.runs_trl:
                 logger.info(

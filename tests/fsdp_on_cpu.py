@@ -16,6 +16,4 @@ PartialState.set_device = lambda state: setattr(state, "device", torch.device("c
 
 if __name__ == "__main__":
     main(sys.argv[1:])
-    print(AcceleratorState().distributed_type, flush=True)
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    sys.stdout.write(f"{AcceleratorState().distributed_type}\n")

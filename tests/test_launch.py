@@ -80,7 +80,7 @@ def test_the_shipped_configurations(name, program, flags, tiny_model, pairs, alo
 
 
 def test_processes_that_nothing_joins_are_refused(tiny_model, pairs, tmp_path):
-    """torchrun without --use_cpu, on a machine without an accelerator; with it, as the error says, they are one run."""
+    """torchrun without --use_cpu, on a machine without an accelerator; with it, as the error says, one run."""
     if torch.accelerator.is_available():
         pytest.skip("accelerate joins processes on an accelerator")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *CLI]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, broadcast_object_list
@@ -48,6 +50,13 @@ def warn_if_unsharded(accelerator: Accelerator) -> None:
             "the whole model, as with DDP",
             accelerator.device.type,
         )
+
+
+def wait_before_leaving() -> None:
+    """Waits for the other processes on CPUs: gloo aborts some that leave the process group before others."""
+    if dist.is_available() and dist.is_initialized() and dist.get_backend() == "gloo":
+        with suppress(RuntimeError):  # the main process may be long at an upload
+            dist.barrier()
 
 
 def agreed(accelerator: Accelerator, check: Callable[[], Any]) -> Any:

@@ -6,7 +6,6 @@ import logging
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
-from contextlib import suppress
 from importlib import import_module
 from linecache import getline
 from traceback import walk_tb
@@ -94,14 +93,12 @@ def _check_alone(command: str) -> None:
 
 
 def _leave_process_group() -> None:
-    """Threads of a process group that is left open, or by one process before the others, sometimes abort a process
-    at its exit.
-    """
+    """Threads of a process group that is left open sometimes abort the process at exit."""
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        if distributed.get_backend() == "gloo":
-            with suppress(RuntimeError):  # the others may be long at the model's upload
-                distributed.barrier()
+        from ..distributed import wait_before_leaving
+
+        wait_before_leaving()
         distributed.destroy_process_group()
 
 

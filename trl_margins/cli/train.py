@@ -20,7 +20,7 @@ from trl.scripts.utils import DatasetMixtureConfig
 from ..data.loading import load_splits, pick_split
 from ..data.media import IMAGES
 from ..data.noise import flip_labels, parse_noise
-from ..distributed import check_processes
+from ..distributed import check_processes, wait_before_leaving
 from ..methods import METHODS
 from ..registry import RESERVED
 from ..trainers.folder import check_unused, last_whole_checkpoint, locked
@@ -104,6 +104,7 @@ def main(argv: Sequence[str]) -> int:
                 "--num_train_epochs go on with it"
             )
         _deliver(trainer, script, config)
+    wait_before_leaving()
     trainer.end()
     return 0
 

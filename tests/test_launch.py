@@ -17,6 +17,7 @@ from test_distributed import launch
 from trl_margins import MarginCPOConfig, MarginCPOTrainer
 from trl_margins.cli import main
 from trl_margins.cli.recipes import recipe_folder
+from trl_margins.distributed import check_processes
 
 CLI = ("-m", "trl_margins.cli")
 SHARDED = (str(Path(__file__).with_name("fsdp_on_cpu.py")),)
@@ -101,6 +102,33 @@ def test_from_python_too(tiny_model, tmp_path, monkeypatch):
         MarginCPOTrainer(tiny_model, config, train_dataset=preference_rows(4))
 
 
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"MASTER_ADDR": "127.0.0.1", "ACCELERATE_MIXED_PRECISION": "no"}, "accelerate launch started one process"),
+        ({"SLURM_STEP_NUM_TASKS": "2"}, "Slurm started 2 tasks, each of which is a run of its own"),
+    ],
+)
+def test_what_may_be_meant_otherwise_is_said(variables, said, monkeypatch, caplog):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    check_processes(2)
+    assert not caplog.text
+    check_processes(1)
+    assert said in caplog.text
+
+
+def test_accelerate_launches_one_process_on_cpus(monkeypatch):
+    """Which the warning says: two are asked for."""
+    if torch.accelerator.is_available():
+        pytest.skip("accelerate starts several on accelerators")
+    code = "import os; print([name in os.environ for name in ('MASTER_ADDR', 'ACCELERATE_MIXED_PRECISION', 'RANK')])"
+    monkeypatch.delenv("RANK", raising=False)
+    options = ("--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no")
+    said = launch(1, "-m", "accelerate.commands.launch", *options, "--no_python", sys.executable, "-c", code)
+    assert said.splitlines() == ["[True, True, False]"]
+
+
 @pytest.mark.parametrize("argv", [["score", "pairs.jsonl"], ["inspect", "pairs.jsonl"], ["demo"]])
 def test_the_work_of_one_process(argv, monkeypatch):
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "3")
@@ -115,7 +143,8 @@ def test_select_shares_the_work(tiny_model, tmp_path):
     for ranks in (1, 2):
         argv = ["select", "--model_name_or_path", tiny_model, "--dataset_name", str(tmp_path / "pairs.jsonl")]
         argv += ["--batch_size", str(4 // ranks), "--batch_multiplier", "1", "--max_length", "128"]
-        launch(ranks, *CLI, *argv, "--output_dir", str(tmp_path / str(ranks)))
+        argv += ["--output_dir", str(tmp_path / str(ranks))]
+        assert main(argv) == 0 if ranks == 1 else launch(ranks, *CLI, *argv)
         lines = (tmp_path / str(ranks) / "all.jsonl").read_text().splitlines()
         ranked[ranks] = [json.loads(line)["anchor_gap"] for line in lines]
     assert ranked[2] == pytest.approx(ranked[1], abs=1e-4)

@@ -39,6 +39,19 @@ def check_processes(joined: int) -> None:
             "the whole work alone: on CPUs add --use_cpu true (from Python: use_cpu=True in the config). For one "
             f"process, start it without a launcher, and without {name} in its environment"
         )
+    if joined > 1:
+        return
+    if {"MASTER_ADDR", "ACCELERATE_MIXED_PRECISION"} <= os.environ.keys():  # set for several processes only
+        logger.warning(
+            "accelerate launch started one process, whatever --num_processes says, as it does on CPUs: torchrun "
+            "--nproc_per_node starts several"
+        )
+    elif os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1":
+        logger.warning(
+            "Slurm started %s tasks, each of which is a run of its own: give each its own output_dir, or have one "
+            "task per node start torchrun or accelerate launch",
+            os.environ["SLURM_STEP_NUM_TASKS"],
+        )
 
 
 def warn_if_unsharded(accelerator: Accelerator) -> None:

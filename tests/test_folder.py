@@ -126,9 +126,12 @@ def test_notebooks_train_again(tiny_model, tmp_path, caplog):
     again.train()
     again.save_model()
     assert "has files of an earlier run" in caplog.text
-    with pytest.raises(ValueError, match="its checkpoints would be taken for this run's: name another output_dir"):
-        build(tiny_model, tmp_path).train()
-    assert build(tiny_model, tmp_path, overwrite_output_dir=True).train().global_step == 4
+    for moved in (True, False):  # in place of the run that saved nothing, and once more in the same way
+        build(tiny_model, tmp_path, overwrite_output_dir=moved).train()
+    for other in ({"beta": 0.2}, {"max_steps": 3}, {"save_steps": 1}):
+        with pytest.raises(ValueError, match="its checkpoints would be beside this run's, which has other settings: "):
+            build(tiny_model, tmp_path, **other).train()
+    assert build(tiny_model, tmp_path, beta=0.2, overwrite_output_dir=True).train().global_step == 4
     assert (tmp_path / "_previous-1" / "checkpoint-4" / "optimizer.pt").exists()
 
 

@@ -179,7 +179,7 @@ class CheckpointMixin(MarginTrainer):
             raise ValueError(f"{what}: there is nothing to train; evaluate() needs no training")
         if has_length(dataloader) and not len(dataloader):
             raise ValueError(
-                f"the training set has {len(dataloader.dataset)} rows, which make no batch: nothing to train"
+                f"the training set has {len(self.train_dataset)} rows, which make no batch: nothing to train"
                 + (" (dataloader_drop_last drops a smaller one)" if args.dataloader_drop_last else "")
             )
         epochs, *others, max_steps = super().set_initial_training_values(args, dataloader, *more)

@@ -124,8 +124,9 @@ def why_mixed(trainer: Any, found: list[Path]) -> str | None:
     """Why a run of this trainer would leave a folder that is partly an earlier run's, after these files of it."""
     folder = Path(trainer.args.output_dir)
     is_adapter = hasattr(trainer.model, "peft_config")
-    if any(map(is_whole, files_of(folder, CHECKPOINTS))) and trainer.args.save_strategy != "no":
-        return "its checkpoints would be taken for this run's"
+    last = last_whole_checkpoint(folder) if trainer.args.save_strategy != "no" else None
+    if last and not _is_the_same(trainer, Path(last)):
+        return "its checkpoints would be beside this run's, which has other settings"
     full, adapter = files_of(folder, FULL_MODEL), files_of(folder, ADAPTER)
     if adapter and not is_adapter:
         return "its adapter would be loaded instead of the trained model"
@@ -136,6 +137,15 @@ def why_mixed(trainer: Any, found: list[Path]) -> str | None:
     if files_of(folder, ("chat_template.*",)) and not getattr(trainer.processing_class, "chat_template", None):
         return "its chat template would be loaded with the trained model, which has none"
     return None
+
+
+def _is_the_same(trainer: Any, checkpoint: Path) -> bool:
+    """Whether an earlier run had the settings of this one, whose checkpoints then take the place of its own."""
+    before, now = _settings(checkpoint), trainer.settings
+    which = ("max_steps", "num_train_epochs", "save_strategy", "save_steps", "save_total_limit")
+    old = before.get("config", {})
+    same = all(name in old and old[name] == now["config"][name] for name in which)
+    return same and not differences(before, now, trainer.args)[0]
 
 
 def check_may_start(trainer: Any) -> None:
@@ -283,7 +293,8 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], config: Any) 
     strict = {*_OF_THE_OPTIMIZER, *_OF_THE_RUN, *(() if free_order else (*_OF_THE_ORDER, *_OF_THE_ROWS))}
     if config.auto_find_batch_size:
         strict.discard("pairs_per_step")
-    wrong, others = [], []
+    wrong: list[str] = []
+    others: list[str] = []
     for name, old, new in _pairs(before, now):
         if old == new or name in _NOT_SAID:
             continue

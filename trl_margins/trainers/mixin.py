@@ -84,7 +84,7 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
         **kwargs: Any,
     ) -> None:
         given = inspect.signature(super().__init__).bind_partial(*args, **kwargs).arguments
-        config = given.get("args") or self._default_config(given.get("model"))
+        config: Any = given.get("args") or self._default_config(given.get("model"))
         check_processes(config.world_size)
         self.options = config if isinstance(config, MarginOptions) else MarginOptions()
         self._check_method(config)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from ..data.demo import bundled_model_path, make_demo_splits
 from ..evaluation.tables import pair_table
-from ..trainers.folder import check_unused
+from ..trainers.folder import check_unused, settings_of
 from .options import Options, OptionsParser, option
-from .setup import check_writable, load_model, load_tokenizer, trained_with
+from .setup import check_writable, load_model, load_tokenizer
 
 METRICS = {
     "pwa": "eval_pwa",
@@ -37,11 +37,11 @@ def main(argv: Sequence[str]) -> int:
     """Creates the data, trains, prints the metrics before and after."""
     (args,) = OptionsParser("demo", DemoArguments).parse(argv)
     check_writable(args.output_dir)
-    if trained_with(args.output_dir, "train_only") != ["mlp"]:  # else it is a demo's, to be replaced by this one
-        check_unused(args.output_dir)
     from .. import GapPOConfig, GapPOTrainer
 
     model = str(bundled_model_path("smollm2-135m-instruct"))
+    if settings_of(Path(args.output_dir)).get("model") != model:  # else it is a demo's, which this one replaces
+        check_unused(args.output_dir)
     data = make_demo_splits(seed=args.seed)
     trainer = GapPOTrainer(
         load_model(model, device_map=None),

@@ -132,7 +132,7 @@ def why_mixed(trainer: Any, found: list[Path]) -> str | None:
         return "its adapter would be loaded instead of the trained model"
     if full and is_adapter:
         return "its model would be beside the trained adapter"
-    if (full or adapter) and _settings(folder).get("model") != trainer.model.config.name_or_path:
+    if (full or adapter) and settings_of(folder).get("model") != trainer.model.config.name_or_path:
         return "files of its model that this one does not have would stay"
     if files_of(folder, ("chat_template.*",)) and not getattr(trainer.processing_class, "chat_template", None):
         return "its chat template would be loaded with the trained model, which has none"
@@ -141,7 +141,7 @@ def why_mixed(trainer: Any, found: list[Path]) -> str | None:
 
 def _is_the_same(trainer: Any, checkpoint: Path) -> bool:
     """Whether an earlier run had the settings of this one, whose checkpoints then take the place of its own."""
-    before, now = _settings(checkpoint), trainer.settings
+    before, now = settings_of(checkpoint), trainer.settings
     which = ("max_steps", "num_train_epochs", "save_strategy", "save_steps", "save_total_limit")
     old = before.get("config", {})
     same = all(name in old and old[name] == now["config"][name] for name in which)
@@ -232,7 +232,7 @@ def locked(folder: str | Path) -> Iterator[None]:
 # A run that is resumed
 
 
-def _settings(folder: Path) -> dict[str, Any]:
+def settings_of(folder: Path) -> dict[str, Any]:
     """The settings in a folder's `margin_run.json`; empty without one."""
     try:
         found = json.loads((folder / RUN_FILE).read_text())
@@ -275,7 +275,7 @@ def check_same_run(checkpoint: Path, now: Mapping[str, Any], config: Any) -> Non
     Raises:
         ValueError: the objective, the optimizer's settings, the trained parameters or the order of the rows differ.
     """
-    before = _settings(checkpoint) or _settings(checkpoint.parent)
+    before = settings_of(checkpoint) or settings_of(checkpoint.parent)
     wrong, others = differences(before, now, config)
     if wrong:
         raise ValueError(

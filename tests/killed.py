@@ -11,7 +11,7 @@ from conftest import byte_tokenizer, load, preference_rows, quiet
 from transformers import TrainerCallback
 
 from trl_margins import AMaPOConfig, AMaPOTrainer
-from trl_margins.trainers.checkpoints import last_whole_checkpoint
+from trl_margins.trainers.folder import last_whole_checkpoint
 
 
 class Progress(TrainerCallback):

@@ -46,10 +46,10 @@ from trl_margins.terms.evaluation_factor import EvaluationFactorMargin
 from trl_margins.terms.history import GapHistory
 from trl_margins.terms.score_gap import ScoreGapWeight
 from trl_margins.trainers import checkpoints
-from trl_margins.trainers.checkpoints import last_whole_checkpoint
 from trl_margins.trainers.configs import MarginCPOConfig, config_class
 from trl_margins.trainers.cpo import MarginCPOTrainer
 from trl_margins.trainers.dpo import MarginDPOTrainer
+from trl_margins.trainers.folder import last_whole_checkpoint
 from trl_margins.trainers.named import AMaPOTrainer, trainer_class
 
 NAN, INF = float("nan"), float("inf")

@@ -86,11 +86,13 @@ def test_train_then_evaluate(tiny_model, pairs_file, tmp_path, capsys):
     assert "Gradient-Adaptive Pairwise Preference Optimization" in card
     assert f"--config {tmp_path / 'run.yaml'} --output_dir" in card  # how to make it again
     again = ["train", "--config", str(tmp_path / "run.yaml"), "--output_dir", str(out), "--max_steps", "4", *SMALL]
-    assert main([*again, "--save_strategy", "steps", "--save_steps", "2"]) == 0
+    assert main([*again, "--save_strategy", "steps", "--save_steps", "2", "--overwrite_output_dir"]) == 0
+    assert (out / "_previous-1" / "README.md").read_text() == card
+    assert "overwrite_output_dir" not in (out / "README.md").read_text()  # there is nothing to overwrite elsewhere
     assert main([*again, "--max_steps", "6", "--resume_from_checkpoint", "true"]) == 0
     assert json.loads((out / "trainer_state.json").read_text())["global_step"] == 6
     argv = ["train", "--config", str(tmp_path / "run.yaml"), "--output_dir", str(out), "--max_steps", "3", *SMALL]
-    assert main(argv) == 0
+    assert main([*argv, "--overwrite_output_dir", "true"]) == 0
 
     numbers = tmp_path / "deep" / "numbers.json"
     argv = ["evaluate", "--model_name_or_path", str(out), "--dataset_name", pairs_file, "--json", str(numbers)]
@@ -111,7 +113,8 @@ def test_the_split_of_an_evaluation_set(tiny_model, tmp_path, caplog):
     splits.save_to_disk(tmp_path / "pairs")
     preference_rows(5, seed=2).to_json(tmp_path / "more.jsonl")
     argv = ["train", "--model_name_or_path", tiny_model, "--dataset_name", str(tmp_path / "pairs"), *SMALL]
-    argv += ["--output_dir", str(tmp_path / "out"), "--max_steps", "1", "--eval_dataset_name"]
+    argv += ["--overwrite_output_dir", "--output_dir", str(tmp_path / "out"), "--max_steps", "1"]
+    argv += ["--eval_dataset_name"]
     for name, n in {"pairs": 6, "more.jsonl": 5}.items():
         caplog.clear()
         with caplog.at_level(logging.INFO, "trl_margins"):

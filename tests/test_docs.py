@@ -36,7 +36,8 @@ HUB_SETS = {"HuggingFaceH4/ultrafeedback_binarized": ("train_prefs", "test_prefs
 GIVEN = {"docs/evaluation.md": {"dataset": "pairs_with_models"}}
 # What is added to a command, so that it takes a second; the last of two equal flags counts
 ADDED = {
-    "train": "--per_device_train_batch_size 2 --gradient_accumulation_steps 1 --max_length 128 --eval_steps 1",
+    "train": "--per_device_train_batch_size 2 --gradient_accumulation_steps 1 --max_length 128 --eval_steps 1"
+    " --overwrite_output_dir true",  # pages train into the same folder from Python and from the command line
     "evaluate": "--max_length 128 --bootstrap 10",
     "select": "--max_length 128 --batch_size 2 --batch_multiplier 2",
     "inspect": "--max_length 128",

@@ -12,8 +12,8 @@ from conftest import load, preference_rows, quiet
 from datasets import Dataset
 
 from trl_margins import Term
-from trl_margins.trainers.checkpoints import is_whole
 from trl_margins.trainers.configs import config_class
+from trl_margins.trainers.folder import is_whole
 from trl_margins.trainers.named import trainer_class
 
 METHODS = ("gappo", "gap-aware", "gamma-po", "amapo", "geometric-anchor", "gradient-norm", "simpo-sam")

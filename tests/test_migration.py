@@ -301,7 +301,7 @@ def test_an_old_key_names_fields_of_today(key, today):
         ({"use_flash_attention_2": False}, {}),
         ({"hub_model_revision": "v2"}, {"hub_revision": "v2"}),
         ({"push_to_hub_revision": True}, {"push_to_hub": True}),
-        ({"overwrite_output_dir": True, "save_safetensors": True, "logging_dir": "x"}, {}),
+        ({"overwrite_output_dir": True, "save_safetensors": True, "logging_dir": "x"}, {"overwrite_output_dir": True}),
         ({"group_by_length": True}, {"train_sampling_strategy": "group_by_length"}),
         ({"auto_insert_empty_system_msg": False, "decontaminate": True, "text_column": "text"}, {}),
         ({"ref_model_init_kwargs": {"a": 1}, "model_init_kwargs": {"a": 1}}, {"model_init_kwargs": {"a": 1}}),
@@ -457,14 +457,14 @@ def test_yaml_is_data_only(tmp_path):
 
 def test_convert_writes_to_the_terminal_and_not_over_its_source(tmp_path, capsys):
     path = tmp_path / "theirs.yaml"
-    path.write_text("method: none\nwarmup_ratio: 0.1\nenv:\n  A: x\noverwrite_output_dir: true\n")
+    path.write_text("method: none\nwarmup_ratio: 0.1\nenv:\n  A: x\nsave_safetensors: true\n")
     assert main(["convert", str(path)]) == 0
     printed = capsys.readouterr().out
     assert printed == (
         "# From theirs.yaml, by trl-margins convert.\nmethod: none\n"
         "# warmup_ratio: 0.1 → warmup_steps: 0.1 (below 1 it is a share of all steps)\nwarmup_steps: 0.1\n"
         "env:\n  A: x\n\n# No longer in this file:\n"
-        "# overwrite_output_dir: true → dropped: a run starts from scratch unless resume_from_checkpoint is set\n"
+        "# save_safetensors: true → dropped: transformers saves nothing else\n"
     )
     with pytest.raises(SystemExit, match="is the input file"):
         main(["convert", str(path), "--out", str(path)])

@@ -212,4 +212,4 @@ def test_noise_from_the_command_line(tiny_model, tmp_path, caplog):
     assert "flipped 3 of 10 pairs (random)" in caplog.text
     assert read(tmp_path / "out")["is_flipped"].sum() == 3
     with pytest.raises(ValueError, match="noise is written KIND:RATE"):
-        main([*argv, "--noise", "0.3"])
+        main([*argv, "--overwrite_output_dir", "--noise", "0.3"])

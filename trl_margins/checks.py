@@ -1,8 +1,9 @@
-"""Validate option values. Standard library alone."""
+"""Validate option values and the environment. Standard library alone."""
 
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
@@ -292,3 +293,11 @@ def check_names(option: str, value: Any) -> None:
     """
     if not isinstance(value, list | tuple) or not value or not all(isinstance(name, str) for name in value):
         raise ValueError(f"{option} must be a list of one or more names; it is {shown(value)}")
+
+
+def launched_processes() -> tuple[int, str]:
+    """How many processes a launcher started, this one included, and the variable that says so."""
+    # torchrun's and accelerate's, then those of MPI. Slurm's tasks may be runs of their own.
+    names = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+    sizes = ((os.environ.get(name, ""), name) for name in names)
+    return max(((int(size), name) for size, name in sizes if size.isdecimal()), default=(1, ""))

@@ -2,16 +2,89 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Callable, Mapping
-from typing import Literal
+from contextlib import suppress
+from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.utils import DistributedType, broadcast_object_list
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
+
+from .checks import launched_processes
+
+logger = logging.getLogger(__name__)
+
+
+def check_processes(joined: int) -> None:
+    """Checks that processes which were launched together know of each other.
+
+    Args:
+        joined: the number of processes that accelerate has joined.
+
+    Raises:
+        ValueError: each would do the whole work alone, and write the same files.
+    """
+    launched, name = launched_processes()
+    if joined == 1 < launched:
+        raise ValueError(
+            f"a launcher started {launched} processes ({name}={launched}), but nothing joins them, and each would do "
+            "the whole work alone: on CPUs add --use_cpu true (from Python: use_cpu=True in the config). For one "
+            f"process, start it without a launcher, and without {name} in its environment"
+        )
+    if joined > 1:
+        return
+    if {"MASTER_ADDR", "ACCELERATE_MIXED_PRECISION"} <= os.environ.keys():  # set for several processes only
+        logger.warning(
+            "accelerate launch started one process, whatever --num_processes says, as it does on CPUs: torchrun "
+            "--nproc_per_node starts several"
+        )
+    elif os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1":
+        logger.warning(
+            "Slurm started %s tasks, each of which is a run of its own: give each its own output_dir, or have one "
+            "task per node start torchrun or accelerate launch",
+            os.environ["SLURM_STEP_NUM_TASKS"],
+        )
+
+
+def warn_if_unsharded(accelerator: Accelerator) -> None:
+    """Says where FSDP was asked for and the processes hold the whole model: accelerate shards on accelerators only."""
+    asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if asked and accelerator.num_processes > 1 and accelerator.distributed_type is not DistributedType.FSDP:
+        logger.warning(
+            "the launcher asks for FSDP, which accelerate has on accelerators only: on this %s every process holds "
+            "the whole model, as with DDP",
+            accelerator.device.type,
+        )
+
+
+def wait_before_leaving() -> None:
+    """Waits for the other processes on CPUs: gloo aborts some that leave the process group before others."""
+    if dist.is_available() and dist.is_initialized() and dist.get_backend() == "gloo":
+        with suppress(RuntimeError):  # the main process may be long at an upload
+            dist.barrier()
+
+
+def agreed(accelerator: Accelerator, check: Callable[[], Any]) -> Any:
+    """What a check of files gives on the main process, on all of them; its error, too."""
+    outcome: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            outcome[0] = check()
+        except (OSError, ValueError) as error:
+            outcome[1] = error
+    if accelerator.num_processes > 1:
+        broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
 
 
 def is_sharded(tensor: Tensor) -> bool:

@@ -27,6 +27,8 @@ COMMANDS = {
     "demo": "train the bundled model on a synthetic set and compare before and after",
 }
 
+_JOINED = ("train", "evaluate", "select")  # by accelerate, where a launcher starts several processes
+
 # modules whose errors are meant for users
 _VALIDATING = (
     "trl_margins",
@@ -62,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     logging.getLogger("trl_margins").setLevel(logging.INFO)  # other libraries keep their own level
     try:
+        if chosen.command not in _JOINED:
+            _check_alone(chosen.command)
         status = import_module(f".{chosen.command}", __name__).main(chosen.arguments)
         if argv is None:
             _leave_process_group()
@@ -73,10 +77,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
+def _check_alone(command: str) -> None:
+    """
+    Raises:
+        ValueError: a launcher started several processes, which would all write the same files.
+    """
+    from ..checks import launched_processes
+
+    launched, name = launched_processes()
+    if launched > 1:
+        raise ValueError(
+            f"{command} is the work of one process, and a launcher started {launched} ({name}={launched}): start it "
+            f"without a launcher, and without {name} in its environment"
+        )
+
+
 def _leave_process_group() -> None:
     """Threads of a process group that is left open sometimes abort the process at exit."""
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        from ..distributed import wait_before_leaving
+
+        wait_before_leaving()
         distributed.destroy_process_group()
 
 

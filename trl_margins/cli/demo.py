@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..data.demo import bundled_model_path, make_demo_splits
 from ..evaluation.tables import pair_table
+from ..trainers.folder import check_unused, settings_of
 from .options import Options, OptionsParser, option
 from .setup import check_writable, load_model, load_tokenizer
 
@@ -39,6 +40,8 @@ def main(argv: Sequence[str]) -> int:
     from .. import GapPOConfig, GapPOTrainer
 
     model = str(bundled_model_path("smollm2-135m-instruct"))
+    if settings_of(Path(args.output_dir)).get("model") != model:  # else it is a demo's, which this one replaces
+        check_unused(args.output_dir)
     data = make_demo_splits(seed=args.seed)
     trainer = GapPOTrainer(
         load_model(model, device_map=None),

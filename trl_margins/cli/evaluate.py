@@ -13,6 +13,7 @@ import numpy as np
 
 from ..data.loading import load_splits, pick_split
 from ..data.splits import SPLITS
+from ..distributed import check_processes
 from ..evaluation.sets import EvaluationSet, evaluation_set
 from ..evaluation.tables import report_tables
 from ..report.markdown import inline, one_line
@@ -94,6 +95,7 @@ def main(argv: Sequence[str]) -> int:
     prepare_tokenizer(tokenizer, [each.name for each in sets if any(row.is_conversational for row in each.rows)])
     # by itself, accelerate treats several processes on a CPU as single ones
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    check_processes(accelerator.num_processes)
     model = load(args.model_name_or_path)
     if args.reward == "log-ratio" and args.ref_model is None and not is_peft_model(model):
         raise ValueError("reward 'log-ratio' needs --ref_model: the model that training started from")

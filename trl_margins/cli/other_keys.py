@@ -55,7 +55,6 @@ DROPPED: Mapping[str, str] = {
     "padding_value": "TRL pads with the tokenizer's padding token",
     "margin_norm": "AMaPO's trainer never reads it",
     "mode_weight": "AMaPO's trainer never reads it",
-    "overwrite_output_dir": "a run starts from scratch unless resume_from_checkpoint is set",
     "save_safetensors": "transformers saves nothing else",
     "logging_dir": "transformers 5 reads the environment variable TENSORBOARD_LOGGING_DIR",
 }

@@ -40,6 +40,8 @@ class SelectArguments(ScoredRowOptions):
 def main(argv: Sequence[str]) -> int:
     """Measures the anchor gap of every pair, writes the parts."""
     (args,) = OptionsParser("select", SelectArguments).parse(argv)
+    import torch
+
     from ..pairs import ROW
     from ..probes.selection import dataset_anchor_gaps, subsets
     from ..trainers.configs import GeometricAnchorPOConfig
@@ -67,6 +69,7 @@ def main(argv: Sequence[str]) -> int:
             score_columns=args.score_columns,
             bf16=False,
             report_to="none",
+            use_cpu=not torch.accelerator.is_available(),  # accelerate joins processes on CPUs only when told to
         )
         trainer: Any = GeometricAnchorPOTrainer(
             load_model(model, trainable=True, dtype=args.dtype, trust_remote_code=code, device_map=None),

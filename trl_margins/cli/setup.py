@@ -92,6 +92,8 @@ def load_model(name: str, trainable: bool = False, **kwargs: Any) -> Any:
     path = find_model(name)
     with _loading("model", name):
         if (Path(path) / "adapter_config.json").exists():
+            if list(Path(path).glob("model*.safetensors")):
+                logger.warning("%s has a model and an adapter: the adapter is loaded, on its own base model", path)
             from peft import AutoPeftModelForCausalLM
 
             return AutoPeftModelForCausalLM.from_pretrained(path, is_trainable=trainable, **kwargs)

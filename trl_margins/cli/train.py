@@ -7,16 +7,20 @@ import re
 import shlex
 from argparse import ArgumentParser
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from transformers.hf_argparser import string_to_bool
+from transformers.trainer import TRAINING_ARGS_NAME
 from trl import ModelConfig, get_peft_config, get_quantization_config
 from trl.scripts.utils import DatasetMixtureConfig
 
 from ..data.loading import load_splits, pick_split
 from ..data.media import IMAGES
 from ..data.noise import flip_labels, parse_noise
+from ..distributed import check_processes, wait_before_leaving
+from ..trainers.folder import check_unused, last_whole_checkpoint, locked
 from .config_file import Settings, check_adapter, flags_said, read_yaml
 from .migration import OLD_KEYS, migrate
 from .mixture import mixture_splits, mixture_test_split
@@ -25,6 +29,9 @@ from .setup import check_writable, find_model, load_model, load_tokenizer
 from .train_options import TrainArguments, chat_template, check_run
 
 logger = logging.getLogger(__name__)
+
+# flags about what a folder has: whoever trains again has an empty one
+_ONCE = r" --resume[_-]from[_-]checkpoint[= ]('[^']*'|\S+)| --overwrite[_-]output[_-]dir([= ](?!-)\S+)?"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -38,14 +45,36 @@ def main(argv: Sequence[str]) -> int:
         return 0
     from ..trainers.best import EvaluateLast
 
-    trainer = build_trainer(script, config, model_args, mixture)
-    command = shlex.join(["trl-margins", "train", *argv])
-    trainer.reproduce = re.sub(r" --resume[_-]from[_-]checkpoint[= ]('[^']*'|\S+)", "", command)  # there is none yet
+    check_processes(config.world_size)
     # transformers' field is a string: "true" is the newest checkpoint, anything else is a folder
-    resume = config.resume_from_checkpoint
-    if trainer.eval_dataset is not None:
-        trainer.add_callback(EvaluateLast())
-    _train(trainer, {"true": True, "false": None}.get(str(resume).lower(), resume))
+    resume = {"true": True, "false": None}.get(
+        str(config.resume_from_checkpoint).lower(), config.resume_from_checkpoint
+    )
+    check_writable(config.output_dir)
+    is_main = config.process_index == 0
+    with locked(config.output_dir) if is_main else nullcontext():
+        if is_main and not resume and not config.overwrite_output_dir:
+            check_unused(config.output_dir)  # now, rather than after the model was loaded
+        trainer = build_trainer(script, config, model_args, mixture)
+        command = shlex.join(["trl-margins", "train", *argv])
+        trainer.reproduce = re.sub(_ONCE, "", command)
+        trainer.holds_folder = True
+        if trainer.eval_dataset is not None:
+            trainer.add_callback(EvaluateLast())
+        _train(trainer, resume)
+        if trainer.is_complete and Path(config.output_dir, TRAINING_ARGS_NAME).exists():  # saved last, with the model
+            raise ValueError(
+                f"{config.output_dir} has the complete run and its model: nothing was trained. More --max_steps or "
+                "--num_train_epochs go on with it"
+            )
+        _deliver(trainer, script, config)
+    wait_before_leaving()
+    trainer.end()
+    return 0
+
+
+def _deliver(trainer: Any, script: TrainArguments, config: Any) -> None:
+    """Saves the model, evaluates it and writes its card."""
     trainer.save_model(config.output_dir)
     if trainer.eval_dataset is not None:
         metrics = trainer.loaded_metrics or trainer.evaluate()
@@ -64,14 +93,10 @@ def main(argv: Sequence[str]) -> int:
     trainer.accelerator.print(f"saved to {config.output_dir}: the model {which}")
     if config.push_to_hub:
         trainer.push_to_hub(**names)
-    trainer.end()
-    return 0
 
 
 def _train(trainer: Any, resume: str | bool | None) -> None:
     """Trains; if training stops, logs where it can be resumed."""
-    from ..trainers.checkpoints import last_whole_checkpoint
-
     try:
         trainer.train(resume_from_checkpoint=resume)
     except Exception:
@@ -164,7 +189,6 @@ def build_trainer(script: TrainArguments, config: Any, model_args: ModelConfig, 
     from ..rows.tokens import prepare_tokenizer
     from ..trainers.named import trainer_of
 
-    check_writable(config.output_dir)
     train, evals = _datasets(script, config, mixture)
     columns: dict[str, Any] = {"prompt_column": config.prompt_column, "system_column": config.system_column}
     if script.noise:

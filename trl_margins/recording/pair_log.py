@@ -45,6 +45,7 @@ class PairLog:
         self._waiting: list[tuple[int, Tensor]] = []  # step, [B, columns]
         self._not_logged: deque[np.ndarray] = deque()
         self._too_old = 0  # pairs that have left it again
+        self._is_checked = False  # whether the file, if there is one, has these columns
         self.n_lost = 0  # pairs that could not be written
         self.drained: dict[str, np.ndarray] = {}  # what the last call of `drain` returned, for callbacks
 
@@ -101,6 +102,8 @@ class PairLog:
         size: int | None = None
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
+            if not self._is_checked:
+                self._keep_apart(names, int(rows[0, 0]))
             with self.file.open("a") as out:
                 size = out.tell()
                 self._write_lines(out, names, rows)
@@ -114,6 +117,15 @@ class PairLog:
             if size is not None:
                 with suppress(OSError):
                     os.truncate(self.file, size)
+
+    def _keep_apart(self, names: list[str], step: int) -> None:
+        """Moves a log with other columns away, in a run that is resumed with another term or data set."""
+        self._is_checked = True
+        with suppress(FileNotFoundError), self.file.open() as lines:
+            if (head := next(lines, "").rstrip("\n")) and head != ",".join(names):
+                aside = self.file.with_stem(f"{self.file.stem}-before-{step}")
+                self.file.replace(aside)
+                logger.warning("%s has other columns (%s) than this run: it is now %s", self.file, head, aside.name)
 
     @staticmethod
     def _write_lines(out: TextIO, names: list[str], rows: np.ndarray) -> None:

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import is_peft_model
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length
 
 from .. import __version__
+from ..distributed import agreed
+from ..recording.pair_log import RUN_FILE
 from .base import MarginTrainer
+from .card import adapter_options
+from .folder import check_may_start, check_same_run, check_states, is_whole, last_whole_checkpoint, locked
 
 logger = logging.getLogger(__name__)
 
@@ -65,28 +72,11 @@ def load_states(file: Path, device: torch.device) -> dict[str, dict[str, Any]]:
     return states
 
 
-def last_whole_checkpoint(folder: str | Path) -> str | None:
-    """The newest complete checkpoint; incomplete ones are named in the log."""
-    found = [path for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.split("-")[-1].isdigit()]
-    for path in sorted(found, key=lambda path: int(path.name.split("-")[-1]), reverse=True):
-        if is_whole(path):
-            return str(path)
-        logger.warning("%s is incomplete: it is left out", path)
-    return None
-
-
-def is_whole(checkpoint: str | Path) -> bool:
-    """Whether its trainer state, which is written last, can be read."""
-    try:
-        json.loads(Path(checkpoint, TRAINER_STATE_NAME).read_text())
-    except (OSError, ValueError):
-        return False
-    return True
-
-
 def run_settings(trainer: MarginTrainer) -> dict[str, Any]:
     """A run's settings, for `margin_run.json`."""
     method, objective, rows = trainer.options.method, trainer.objective, trainer.train_dataset
+    names = [name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad]
+    adapter = adapter_options(trainer.model) if is_peft_model(trainer.model) else None
     return {
         "version": __version__,
         "method": method and method.id,
@@ -94,34 +84,114 @@ def run_settings(trainer: MarginTrainer) -> dict[str, Any]:
         "base": trainer._config_class._base,
         "trainer": type(trainer).__name__,
         "model": trainer.model.config.name_or_path,
+        "reward": objective.reward.name,
         "weight": ", ".join(term.name for term in objective.weights) or None,
         "margin": ", ".join(term.name for term in objective.margins) or None,
         "term_options": [*trainer.options.term_options("weight"), *trainer.options.term_options("margin")],
+        "adapter": json.loads(json.dumps(adapter, default=str)),
+        "trained_parameters": f"{len(names)} tensors ({hashlib.sha256(' '.join(names).encode()).hexdigest()[:8]})",
         "train_rows": len(rows) if hasattr(rows, "__len__") else None,
+        "pairs_per_step": trainer.get_total_train_batch_size(trainer.args),
+        "processes": trainer.accelerator.num_processes,
         "config": json.loads(trainer.args.to_json_string()),
     }
 
 
 class CheckpointMixin(MarginTrainer):
-    """Saves what terms and probes remember in every checkpoint, and resumes from complete ones only."""
+    """Makes its folder one run: saves what terms and probes remember in every checkpoint, resumes from complete ones
+    of the same run only, and lets no other run into the folder meanwhile.
+    """
 
+    settings: dict[str, Any]  # of the run, for `margin_run.json`
+    holds_folder = False  # whether the caller of `train` keeps other runs out already
+    is_complete = False  # whether the checkpoint that was resumed is the run's last
+    _trained_in: Path | None = None  # the folder of an earlier call of `train`
+    _steps_before = 0  # of the checkpoint that is resumed
     _rng_state_of: str | None = None  # a checkpoint whose random state is still to be loaded
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
         """TRL's; `True` takes the newest complete checkpoint.
 
+        A second call goes on in the folder of the first.
+
         Raises:
-            ValueError: the checkpoint that is named is incomplete.
+            ValueError: an incomplete checkpoint or one of another run, a folder with an earlier run that would be
+                mixed with this one or in which one is training, or nothing to train.
         """
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir) or True
-        elif resume_from_checkpoint and not is_whole(resume_from_checkpoint):
-            others = last_whole_checkpoint(Path(resume_from_checkpoint).parent)
+        self.settings = run_settings(self)  # before the model is wrapped
+        if trial is not None:  # of a search for hyperparameters, in a folder of its own
+            return super().train(resume_from_checkpoint, trial, *args, **kwargs)
+        with ExitStack() as held:
+            check = partial(self._enter_folder, held, resume_from_checkpoint)
+            checkpoint, self._steps_before = agreed(self.accelerator, check)
+            output = super().train(checkpoint, None, *args, **kwargs)
+            self._trained_in = Path(self.args.output_dir).resolve()
+        if self.state.global_step == self._steps_before and not self.is_complete:
+            raise ValueError("nothing was trained: the training set gave no batch")
+        return output
+
+    def _enter_folder(self, held: ExitStack, resume: str | bool | None) -> tuple[str | None, int]:
+        """Checks the folder, on the main process, and keeps other runs out of it; the checkpoint and its step."""
+        folder = Path(self.args.output_dir)
+        if not self.holds_folder:
+            held.enter_context(locked(folder))
+        checkpoint = self._checkpoint_of(resume)
+        is_own = self._trained_in == folder.resolve()
+        if not is_own and (checkpoint is None or checkpoint.resolve().parent != folder.resolve()):
+            check_may_start(self)
+        if checkpoint is None:
+            return None, 0
+        check_states(checkpoint)
+        check_same_run(checkpoint, self.settings, self.args)
+        state = json.loads((checkpoint / TRAINER_STATE_NAME).read_text())
+        return str(checkpoint), state["global_step"]
+
+    def _checkpoint_of(self, resume: str | bool | None) -> Path | None:
+        if not resume:
+            return None
+        if resume is True:
+            found = last_whole_checkpoint(self.args.output_dir)
+            if found is None:
+                raise ValueError(
+                    f"output_dir {self.args.output_dir} has no complete checkpoint to resume from: leave "
+                    "resume_from_checkpoint out (with overwrite_output_dir=True if it has files of an earlier run)"
+                )
+            return Path(found)
+        if not is_whole(resume):
+            others = last_whole_checkpoint(Path(resume).parent)
             raise ValueError(
-                f"{resume_from_checkpoint} is not a complete checkpoint: its {TRAINER_STATE_NAME} is missing or cut "
+                f"{resume} is not a complete checkpoint: its {TRAINER_STATE_NAME} is missing or cut "
                 "off. " + (f"The last complete one beside it is {others}" if others else "There is none beside it")
             )
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        return Path(resume)
+
+    def set_initial_training_values(self, args: Any, dataloader: Any, *more: Any) -> Any:
+        """transformers' numbers of epochs and steps, of which there must be one.
+
+        Raises:
+            ValueError: there is nothing to train.
+        """
+        n_epochs = 0 if args.max_steps < 0 and args.num_train_epochs <= 0 else 1
+        if args.max_steps == 0 or not n_epochs:
+            what = "max_steps=0" if args.max_steps == 0 else f"num_train_epochs={args.num_train_epochs:g}"
+            raise ValueError(f"{what}: there is nothing to train; evaluate() needs no training")
+        if has_length(dataloader) and not len(dataloader):
+            raise ValueError(
+                f"the training set has {len(self.train_dataset)} rows, which make no batch: nothing to train"
+                + (" (dataloader_drop_last drops a smaller one)" if args.dataloader_drop_last else "")
+            )
+        epochs, *others, max_steps = super().set_initial_training_values(args, dataloader, *more)
+        self.is_complete = bool(self._steps_before) and self._steps_before >= max_steps
+        if self.is_complete:
+            logger.warning(
+                "the run in %s is complete: it has %d of %d steps, and nothing is left to train. More max_steps or "
+                "num_train_epochs go on with it",
+                *(args.output_dir, self._steps_before, max_steps),
+            )
+            epochs = 0  # transformers would take one more step in the middle of an epoch
+        return (epochs, *others, max_steps)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         if self._pair_log is not None:
@@ -144,6 +214,7 @@ class CheckpointMixin(MarginTrainer):
             save_states(states, folder / TERMS_FILE)
         if timed := self._sharing.state_dict():
             Path(folder, SHARING_FILE).write_text(json.dumps(timed))
+        Path(folder, RUN_FILE).write_text(json.dumps(self.settings, indent=2) + "\n")
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
@@ -181,6 +252,8 @@ class CheckpointMixin(MarginTrainer):
             for term in self.objective.remembering:
                 if term.name in states:
                     term.load_state_dict(states[term.name])
+                else:
+                    logger.warning("%s has no state of %r, which begins anew", file, term.name)
 
 
 @contextmanager

@@ -197,6 +197,13 @@ class MarginOptions:
             "output folder, at every log. `trl-margins report` draws pictures of it."
         },
     )
+    overwrite_output_dir: bool = field(
+        default=False,
+        metadata={
+            "help": "Start in an output folder that has an earlier run, and move that run's files into its "
+            "`_previous-1` (2, 3, …). Nothing is deleted."
+        },
+    )
     nonfinite_steps: str = field(
         default="stop",
         metadata={

@@ -7,7 +7,7 @@ import logging
 from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from trl.trainer.utils import get_config_model_id
 
 from ..checks import default_of
-from ..distributed import check_lockstep, gather_over_ranks
+from ..distributed import check_lockstep, check_processes, gather_over_ranks, warn_if_unsharded
 from ..evaluation.ranking import ranking_metrics
 from ..forward.head import logits_will_do
 from ..forward.shared_prompt import shared_token_logps
@@ -39,7 +39,7 @@ from ..rows.tokenized import TokenColumns, finish_tokenized
 from ..terms import Term
 from .best import BestMixin, BestSoFar, choose_metric
 from .card import CardMixin
-from .checkpoints import CheckpointMixin, run_settings
+from .checkpoints import CheckpointMixin
 from .collator import PairCollator
 from .configs import MarginOptions, objective_of
 from .finite import FiniteSteps, without_neighbours
@@ -85,7 +85,8 @@ class MarginMixin(BestMixin, CardMixin, CheckpointMixin, WindowMixin):
         **kwargs: Any,
     ) -> None:
         given = inspect.signature(super().__init__).bind_partial(*args, **kwargs).arguments
-        config = given.get("args") or self._default_config(given.get("model"))
+        config: Any = given.get("args") or self._default_config(given.get("model"))
+        check_processes(config.world_size)
         self.options = config if isinstance(config, MarginOptions) else MarginOptions()
         self._check_method(config)
         if self.options.train_only and given.get("peft_config") is not None:
@@ -111,6 +112,7 @@ class MarginMixin(BestMixin, CardMixin, CheckpointMixin, WindowMixin):
         self._own_columns, self.set_facts, self._opened = sets.columns, sets.facts, sets.opened
         with refusing_what_cannot_write():
             super().__init__(**self._trl_arguments({**given, "args": config}, sets))
+        warn_if_unsharded(self.accelerator)
         check_one_device(self.model)
         check_one_device(getattr(self, "ref_model", None), "the reference model")
         if self.options.train_only:
@@ -122,7 +124,7 @@ class MarginMixin(BestMixin, CardMixin, CheckpointMixin, WindowMixin):
         self.add_callback(BestSoFar())
         if self.options.log_pairs:
             log = PairLog(Path(self.args.output_dir, PAIRS_FILE))
-            self.add_callback(RunFolder(log, self.accelerator, partial(run_settings, self)))
+            self.add_callback(RunFolder(log, self.accelerator, lambda: self.settings))
             self._pair_log = None if self.runs_trl else log
             if self.runs_trl:
                 logger.info(

@@ -1,0 +1,19 @@
+"""The command line where accelerate takes CPUs for accelerators: by itself it shards on none but these, and CPUs can
+as well. What it says last is what accelerate made of the launch.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from accelerate.state import AcceleratorState, DistributedType, PartialState
+
+from trl_margins.cli import main
+
+PartialState._prepare_backend = lambda *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
+PartialState.set_device = lambda state: setattr(state, "device", torch.device("cpu"))
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
+    sys.stdout.write(f"{AcceleratorState().distributed_type}\n")

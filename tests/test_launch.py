@@ -1,0 +1,150 @@
+"""Two processes are two processes: launched as the docs say, with the accelerate configurations that are shipped."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import preference_rows
+from safetensors.torch import load_file
+from test_distributed import launch
+
+from trl_margins import MarginCPOConfig, MarginCPOTrainer
+from trl_margins.cli import main
+from trl_margins.cli.recipes import recipe_folder
+from trl_margins.distributed import check_processes
+
+CLI = ("-m", "trl_margins.cli")
+SHARDED = (str(Path(__file__).with_name("fsdp_on_cpu.py")),)
+NO_DEEPSPEED = pytest.mark.skipif(not find_spec("deepspeed"), reason="DeepSpeed is not installed")
+PAIRS_PER_STEP = 4
+
+
+def command(folder, pairs, out, size):
+    flags = "--max_steps 3 --max_length 128 --gradient_accumulation_steps 1 --logging_steps 1 --report_to none"
+    flags += " --gradient_checkpointing false --learning_rate 1e-2"
+    argv = ["train", "--model_name_or_path", folder, "--dataset_name", pairs, "--output_dir", str(out), *flags.split()]
+    return [*argv, "--per_device_train_batch_size", str(size)]
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    file = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
+    preference_rows(24, seed=4).to_json(file)
+    return str(file)
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_model, pairs, tmp_path_factory):
+    out = tmp_path_factory.mktemp("alone")
+    assert main([*command(tiny_model, pairs, out, PAIRS_PER_STEP), "--use_cpu", "true"]) == 0
+    return out
+
+
+def losses(out):
+    state = json.loads((out / "trainer_state.json").read_text())
+    return [log["loss"] for log in state["log_history"] if "loss" in log]
+
+
+@pytest.mark.parametrize(
+    ("name", "program", "flags"),
+    [
+        ("ddp", CLI, ["--use_cpu", "true"]),
+        ("fsdp2", SHARDED, []),
+        pytest.param("zero3", CLI, ["--use_cpu", "true"], marks=NO_DEEPSPEED),
+    ],
+)
+def test_the_shipped_configurations(name, program, flags, tiny_model, pairs, alone, tmp_path, monkeypatch):
+    """As they are, but for the number of processes: the losses and the model of one process with the same batch."""
+    monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", "cpu")
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    argv = [
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        recipe_folder() / "accelerate_configs" / f"{name}.yaml",
+    ]
+    argv += ["--num_processes", "2", "--main_process_port", "0", *program]
+    argv += [*command(tiny_model, pairs, tmp_path / "out", PAIRS_PER_STEP // 2), *flags]
+    said = launch(1, *map(str, argv))
+    assert losses(tmp_path / "out") == pytest.approx(losses(alone), abs=2e-3)
+    assert json.loads((tmp_path / "out" / "margin_run.json").read_text())["processes"] == 2
+    if name == "fsdp2":
+        assert said.count("DistributedType.FSDP") == 2
+    for key, value in load_file(alone / "model.safetensors").items():
+        torch.testing.assert_close(load_file(tmp_path / "out" / "model.safetensors")[key], value, atol=2e-3, rtol=0)
+
+
+def test_processes_that_nothing_joins_are_refused(tiny_model, pairs, tmp_path):
+    """torchrun without --use_cpu, on a machine without an accelerator; with it, as the error says, one run."""
+    if torch.accelerator.is_available():
+        pytest.skip("accelerate joins processes on an accelerator")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *CLI]
+    argv = [*launcher, *command(tiny_model, pairs, tmp_path / "out", 2)]
+    refused = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert refused.returncode != 0
+    assert "a launcher started 2 processes (WORLD_SIZE=2), but nothing joins them" in refused.stderr
+    assert "add --use_cpu true" in refused.stderr
+    assert not (tmp_path / "out").exists()
+    subprocess.run([*argv, "--use_cpu", "true"], capture_output=True, check=True)
+    assert json.loads((tmp_path / "out" / "margin_run.json").read_text())["processes"] == 2
+
+
+def test_from_python_too(tiny_model, tmp_path, monkeypatch):
+    config = MarginCPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=r"started 2 processes \(WORLD_SIZE=2\).*use_cpu=True in the config"):
+        MarginCPOTrainer(tiny_model, config, train_dataset=preference_rows(4))
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"MASTER_ADDR": "127.0.0.1", "ACCELERATE_MIXED_PRECISION": "no"}, "accelerate launch started one process"),
+        ({"SLURM_STEP_NUM_TASKS": "2"}, "Slurm started 2 tasks, each of which is a run of its own"),
+    ],
+)
+def test_what_may_be_meant_otherwise_is_said(variables, said, monkeypatch, caplog):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    check_processes(2)
+    assert not caplog.text
+    check_processes(1)
+    assert said in caplog.text
+
+
+def test_accelerate_launches_one_process_on_cpus(monkeypatch):
+    """Which the warning says: two are asked for."""
+    if torch.accelerator.is_available():
+        pytest.skip("accelerate starts several on accelerators")
+    code = "import os; print([name in os.environ for name in ('MASTER_ADDR', 'ACCELERATE_MIXED_PRECISION', 'RANK')])"
+    monkeypatch.delenv("RANK", raising=False)
+    options = ("--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no")
+    said = launch(1, "-m", "accelerate.commands.launch", *options, "--no_python", sys.executable, "-c", code)
+    assert said.splitlines() == ["[True, True, False]"]
+
+
+@pytest.mark.parametrize("argv", [["score", "pairs.jsonl"], ["inspect", "pairs.jsonl"], ["demo"]])
+def test_the_work_of_one_process(argv, monkeypatch):
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "3")
+    with pytest.raises(ValueError, match=rf"{argv[0]} is the work of one process.*OMPI_COMM_WORLD_SIZE=3"):
+        main(argv)
+
+
+def test_select_shares_the_work(tiny_model, tmp_path):
+    """One set of files, with the gaps that one process measures."""
+    preference_rows(8, seed=4).to_json(tmp_path / "pairs.jsonl")
+    ranked = {}
+    for ranks in (1, 2):
+        argv = ["select", "--model_name_or_path", tiny_model, "--dataset_name", str(tmp_path / "pairs.jsonl")]
+        argv += ["--batch_size", str(4 // ranks), "--batch_multiplier", "1", "--max_length", "128"]
+        argv += ["--output_dir", str(tmp_path / str(ranks))]
+        assert main(argv) == 0 if ranks == 1 else launch(ranks, *CLI, *argv)
+        lines = (tmp_path / str(ranks) / "all.jsonl").read_text().splitlines()
+        ranked[ranks] = [json.loads(line)["anchor_gap"] for line in lines]
+    assert ranked[2] == pytest.approx(ranked[1], abs=1e-4)

@@ -145,9 +145,7 @@ def test_without_normalisation_no_window_is_measured(tiny_model, tokenizer, tmp_
 def test_in_evaluation_the_mean_is_the_evaluation_batchs(tiny_model, tokenizer, tmp_path):
     rows = preference_rows(4)
     config = GapPOConfig(**quiet(output_dir=str(tmp_path), score_gap_normalize=True, per_device_eval_batch_size=2))
-    trainer = GapPOTrainer(
-        load(tiny_model), config, train_dataset=rows, eval_dataset=rows, processing_class=tokenizer
-    )
+    trainer = GapPOTrainer(load(tiny_model), config, train_dataset=rows, eval_dataset=rows, processing_class=tokenizer)
     gaps = np.abs(np.array(rows["score_chosen"]) - np.array(rows["score_rejected"])).reshape(2, 2)
     model, losses = load(tiny_model), []
     for row in trainer.train_dataset:
@@ -251,7 +249,9 @@ def test_the_filter_beside_other_terms(tiny_model, tokenizer, tmp_path):
 
 def test_a_filter_that_leaves_nothing_is_an_error(tiny_model, tokenizer, tmp_path):
     options = {**HARD, "score_gap_threshold": 4.0}
-    said = r"leaves out all 8 train pairs: the largest score gap is 3, and score_gap_threshold=4\. Lower it to at most 3"
+    said = (
+        r"leaves out all 8 train pairs: the largest score gap is 3, and score_gap_threshold=4\. Lower it to at most 3"
+    )
     with pytest.raises(ScoreError, match=said):
         trainer_of("cpo", tiny_model, tokenizer, tmp_path, gapped(), **options)
     followed = trainer_of("cpo", tiny_model, tokenizer, tmp_path, gapped(), **{**HARD, "score_gap_threshold": 3.0})
@@ -305,8 +305,12 @@ def log_ratio_gaps(folder: str, trainer: Any, n: int = 4, mean: bool = True) -> 
     policy, reference, found = load(folder, noise=0.02), load(folder), []
     with torch.no_grad():
         for row in trainer.train_dataset.select(range(n)):
-            ratios = [token_logps(policy, row, side) - token_logps(reference, row, side) for side in ("chosen", "rejected")]
-            found.append(float(ratios[0].mean() - ratios[1].mean()) if mean else float(ratios[0].sum() - ratios[1].sum()))
+            ratios = [
+                token_logps(policy, row, side) - token_logps(reference, row, side) for side in ("chosen", "rejected")
+            ]
+            found.append(
+                float(ratios[0].mean() - ratios[1].mean()) if mean else float(ratios[0].sum() - ratios[1].sum())
+            )
     return np.array(found)
 
 
@@ -344,7 +348,10 @@ def test_what_divides_by_the_length_does_not_take_a_mean(loss_type, tmp_path):
 
 def test_options_that_a_reward_does_not_read(tiny_model, tokenizer, tmp_path):
     for option, said in (
-        ({"ld_alpha": 0.5, "reward": "mean-log-ratio"}, "ld_alpha=0.5 does not go with reward='mean-log-ratio', which"),
+        (
+            {"ld_alpha": 0.5, "reward": "mean-log-ratio"},
+            "ld_alpha=0.5 does not go with reward='mean-log-ratio', which",
+        ),
         ({"alpha": 0.5}, "alpha=0.5 .*'log-ratio', which does not read it: .*alphapo-token, length-normalized, sum"),
     ):
         with pytest.raises(ValueError, match=said):
@@ -419,7 +426,8 @@ def test_alphapo_by_token(base, share, alpha, tiny_model, tokenizer, tmp_path):
     model, loss = load(tiny_model), torch.zeros(())
     for row in trainer.train_dataset.select(range(4)):
         rewards = [
-            2.0 * ((1 - token_logps(model, row, side).exp() ** -alpha) / alpha).mean() for side in ("chosen", "rejected")
+            2.0 * ((1 - token_logps(model, row, side).exp() ** -alpha) / alpha).mean()
+            for side in ("chosen", "rejected")
         ]
         loss = loss - torch.nn.functional.logsigmoid(rewards[0] - rewards[1] - 0.5) / 4
     loss.backward()

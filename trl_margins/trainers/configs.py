@@ -97,7 +97,8 @@ class MarginOptions:
         },
     )
     score_gap_normalize: bool = field(
-        default=False, metadata={
+        default=False,
+        metadata={
             "help": "Divide the weights by their mean over the optimizer's batch: the whole accumulation window, all "
             "ranks together."
         },

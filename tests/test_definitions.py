@@ -91,7 +91,7 @@ def steps_of(folder: str, tokenizer: Any, out: Path, size: int, window: int, **o
 
 
 def test_normalised_weights_do_not_depend_on_the_layout(tiny_model, tokenizer, tmp_path):
-    """2 × 8, 4 × 4 and 16 × 1 are one step, also the short one: NumPy's weights, and each pair's loss by transformers."""
+    """2 × 8, 4 × 4 and 16 × 1 are one step, also the short one: NumPy's weights, each loss by transformers."""
     found = [steps_of(tiny_model, tokenizer, tmp_path, *layout) for layout in ((16, 1), (2, 8), (4, 4), (8, 2))]
     rows = preference_rows(24, seed=7)
     gaps = np.abs(np.array(rows["score_chosen"]) - np.array(rows["score_rejected"]))
@@ -368,8 +368,8 @@ def test_amapo_is_per_token_under_summed_rewards(reward, tiny_model, tokenizer, 
         policy = load(tiny_model, noise=0.02)
         with torch.no_grad():
             logps = [[token_logps(policy, row, s) for s in ("chosen", "rejected")] for row in trainer.train_dataset]
-        means = np.array([float(w.mean() - l.mean()) for w, l in logps[:4]])
-        sums = np.array([float(w.sum() - l.sum()) for w, l in logps[:4]])
+        means = np.array([float(w.mean() - r.mean()) for w, r in logps[:4]])
+        sums = np.array([float(w.sum() - r.sum()) for w, r in logps[:4]])
     else:
         trainer = on_dpo(tiny_model, tokenizer, config)
         means, sums = (log_ratio_gaps(tiny_model, trainer, mean=mean) for mean in (True, False))
@@ -454,7 +454,7 @@ def test_alphapo_by_token_needs_the_tokens():
     from trl_margins.links import CPO_LINKS
     from trl_margins.rewards import TokenAlphaReward
 
-    with pytest.raises(ValueError, match="needs PairLogps.chosen_score"):
+    with pytest.raises(ValueError, match=r"needs PairLogps\.chosen_score"):
         Objective(TokenAlphaReward(0.5), CPO_LINKS["simpo"], beta=1.0)(random_pairs(0, n=3))
 
 

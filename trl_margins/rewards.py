@@ -115,7 +115,7 @@ class Reward(ABC):
 
     @property
     def of_token(self) -> Callable[[Tensor], Tensor] | None:
-        """A function of the log-probability of each token, whose sums this reward reads as `PairLogps.chosen_score` and
+        """A function of each token's log-probability, whose sums this reward reads as `PairLogps.chosen_score` and
         `rejected_score`.
         """
         return None

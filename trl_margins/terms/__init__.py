@@ -50,7 +50,7 @@ class Term(ABC):
         """
 
     def averaged(self, columns: Mapping[str, Tensor]) -> Tensor | None:
-        """[B] values from the term's `columns`, of which it needs the mean over the optimizer's batch: `batch_mean`."""
+        """[B] values of the term's `columns` whose mean over the optimizer's batch it needs: `batch_mean`."""
         return None
 
     def batch_mean(self, view: PairView, values: Tensor) -> Tensor:

@@ -85,8 +85,8 @@ def _over_mean(weight: Tensor, mean: Tensor) -> Tensor:
 class ScoreGapWeight(Term):
     """`score_gap_weight` as a term of an objective.
 
-    With `normalize` the mean is over the optimizer's batch: the accumulation window of all ranks. Trainers leave out the
-    training pairs that the hard filter discards, so that its weights are 1 in training.
+    With `normalize` the mean is over the optimizer's batch: the accumulation window of all ranks. Trainers leave out
+    the training pairs that the hard filter discards, so that its weights are 1 in training.
     """
 
     transform: Transform = "linear"

@@ -85,15 +85,15 @@ class MarginOptions:
         default="linear",
         metadata={
             "help": "How the score gap δ becomes a weight: 'linear' δ, 'quadratic' δ², 'exponential' e^δ - 1, "
-            "'hard' 1, training on those pairs alone whose δ reaches `score_gap_threshold`.",
+            "'hard' 1, training on the pairs whose δ reaches `score_gap_threshold` alone.",
             "choices": ["linear", "quadratic", "exponential", "hard"],
         },
     )
     score_gap_threshold: float | None = field(
         default=None,
         metadata={
-            "help": "Pairs with a smaller score gap have weight 0; with the 'hard' transform, which needs it, they are "
-            "left out of training."
+            "help": "Pairs with a smaller score gap have weight 0; with the 'hard' transform, which needs it, they "
+            "are left out of training."
         },
     )
     score_gap_normalize: bool = field(
@@ -141,8 +141,8 @@ class MarginOptions:
     gap_aware_normalization: str = field(
         default="scale",
         metadata={
-            "help": "'scale' β·γ·f/mean(f), 'add' β·(f - mean(f) + γ), 'none' β·f, with γ the gamma_beta_ratio; the mean "
-            "is over the training set.",
+            "help": "'scale' β·γ·f/mean(f), 'add' β·(f - mean(f) + γ), 'none' β·f, with γ the gamma_beta_ratio; the "
+            "mean is over the training set.",
             "choices": ["scale", "add", "none"],
         },
     )
@@ -160,8 +160,8 @@ class MarginOptions:
     gamma_po_centered: bool | None = field(
         default=None,
         metadata={
-            "help": "Subtract γ_i - γ instead of γ_i. By default with the rewards log-ratio and mean-log-ratio, as the "
-            "authors' code does."
+            "help": "Subtract γ_i - γ instead of γ_i. By default with the rewards log-ratio and mean-log-ratio, as "
+            "the authors' code does."
         },
     )
     amapo_variant: str = field(
@@ -433,8 +433,8 @@ class MarginCPOConfig(MarginOptions, CPOConfig):
         default=None,
         metadata={
             "help": "Implicit reward: 'length-normalized', 'sum', 'alphapo-token' or a registered one. By default "
-            "'length-normalized' with loss_type 'simpo' and 'ipo', 'sum' otherwise, as TRL has it. `alpha` shapes each "
-            "of them as AlphaPO does: 'alphapo-token' token by token."
+            "'length-normalized' with loss_type 'simpo' and 'ipo', 'sum' otherwise, as TRL has it. `alpha` shapes "
+            "each of them as AlphaPO does: 'alphapo-token' token by token."
         },
     )
     tokenization: str = field(
@@ -480,9 +480,9 @@ class MarginDPOConfig(MarginOptions, DPOConfig):
     reward: str = field(
         default="log-ratio",
         metadata={
-            "help": "Implicit reward: 'log-ratio' to the reference model (DPO), or 'mean-log-ratio', the same per token "
-            "(γ-DPO); or 'length-normalized' (SimPO), 'sum' (CPO) or 'alphapo-token', for which no reference model is "
-            "loaded; or a registered one."
+            "help": "Implicit reward: 'log-ratio' to the reference model (DPO), or 'mean-log-ratio', the same per "
+            "token (γ-DPO); or 'length-normalized' (SimPO), 'sum' (CPO) or 'alphapo-token', for which no reference "
+            "model is loaded; or a registered one."
         },
     )
     alpha: float = field(

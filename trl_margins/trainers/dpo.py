@@ -223,10 +223,11 @@ def _refuse_unread_options(config: DPOConfig, objective: Objective) -> None:
                 f"{name}={value!r} does not go with reward={reward!r}, which {why}: set it to {off!r}, or use "
                 "reward='log-ratio'"
             )
-    if getattr(config, "alpha", 0.0) and "alpha" not in type(objective.reward).option_fields.values():
+    alpha = getattr(config, "alpha", 0.0)
+    if alpha and "alpha" not in type(objective.reward).option_fields.values():
         able = sorted(name for name, each in REWARDS.items() if "alpha" in each.option_fields.values())
         raise ValueError(
-            f"alpha={config.alpha!r} does not go with reward={reward!r}, which does not read it: set it to 0.0, or "
+            f"alpha={alpha!r} does not go with reward={reward!r}, which does not read it: set it to 0.0, or "
             f"use one of the rewards {', '.join(able)}"
         )
 

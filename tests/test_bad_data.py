@@ -167,6 +167,8 @@ SCORES = [
     Case("ties only, where nothing is weighed", lambda: each(texts(), score_chosen=2.0), method="gamma-po",
          right={"target_margins/mean": 4.0}),
     Case("no gap that reaches the threshold", texts, "largest score gap is 4, and .* needs score_gap_threshold=5",
+         options={"score_gap_threshold": 5.0}),
+    Case("no gap that the hard filter keeps", texts, "leaves out all 4 train pairs: the largest score gap is 4, and",
          options={"score_gap_transform": "hard", "score_gap_threshold": 5.0}),
 ]  # fmt: skip
 

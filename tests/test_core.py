@@ -120,6 +120,19 @@ def test_alphapo_against_its_formula_and_far_from_zero():
     assert torch.isfinite(alphapo(torch.tensor([-300.0]), 0.01)).all()
 
 
+@pytest.mark.parametrize("alpha", [-2.0, -0.5, 1e-5, 0.25, 1.0])
+def test_alphapos_signs(alpha):
+    """The reward rises with p whatever α is, by p^−α over log p; it is 0 at p = 1 and bounded by 1/α below 0."""
+    logps = torch.linspace(-6, 0, 40, dtype=torch.float64, requires_grad=True)
+    reward = alphapo(logps, alpha)
+    (slope,) = torch.autograd.grad(reward.sum(), logps)
+    np.testing.assert_allclose(slope.numpy(), np.exp(logps.detach().numpy()) ** -alpha, rtol=1e-9)
+    assert (reward.diff() > 0).all()
+    assert reward[-1] == 0
+    if alpha < 0:
+        assert alphapo(torch.tensor(-1e6), alpha).item() == pytest.approx(1 / alpha)
+
+
 @pytest.mark.parametrize("divergence", ["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"])
 def test_log_ratio_is_the_derivative_of_its_divergence(divergence):
     u = np.linspace(0.2, 4, 40)

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import load, preference_rows
+from conftest import byte_tokenizer, load, preference_rows
 from filelock import FileLock
 from safetensors.torch import load_file
 from two_ranks import CASES, STREAMED, UNEVEN, run_uneven
@@ -33,7 +33,7 @@ LOGGED = ("loss", "grad_norm", "rewards/margins", "logps/chosen")
 SPREAD = ("mean", "std", "min", "max", "zero")
 
 # their statistics are those of the mini-batch: what accumulation gives them instead is stated below
-OF_THE_MINI_BATCH = ("gappo, normalised", "gamma-po", "amapo", "amapo, log-ratio")
+OF_THE_MINI_BATCH = ("gamma-po", "amapo", "amapo, log-ratio")
 _STEP = "DeepSpeed takes its step within the backward pass"
 REFUSED = {
     # the gradients of single pairs, and more than one precision
@@ -182,34 +182,49 @@ def test_deepspeed(way, runs, tiny_model, folder):
         test_evaluation_is_over_all_ranks(case, way, runs)
 
 
+def log_ratio_gaps(tiny_model, folder, rows):
+    """Per token, by plain transformers, one completion at a time."""
+    tokenizer, gaps = byte_tokenizer(), []
+    policy, reference = load(tiny_model).double(), load(str(folder / "reference")).double()
+    for row in preference_rows(9, seed=4).select(rows.astype(int)):
+        ratios = []
+        for side in ("chosen", "rejected"):
+            prompt, answer = (tokenizer(text)["input_ids"] for text in (row["prompt"], row[side]))
+            ids = torch.tensor([[*prompt, *answer, tokenizer.eos_token_id]])
+            with torch.no_grad():
+                logps = [
+                    model(input_ids=ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])
+                    for model in (policy, reference)
+                ]
+            ratios.append(float((logps[0] - logps[1])[len(prompt) - 1 :].mean()))
+        gaps.append(ratios[0] - ratios[1])
+    return gaps
+
+
 @pytest.mark.parametrize("case", OF_THE_MINI_BATCH)
-def test_what_accumulation_changes(case, runs, folder):
+def test_what_accumulation_changes(case, runs, folder, tiny_model):
     """Of the first step, where the model is still the same: each mini-batch has statistics of its own, filled up with
     the gaps of the one before by the methods that remember."""
     whole, halves = (pair_log(folder / way / case) for way in ("one", "accumulate"))
     assert halves["reward_gap"][:4] == pytest.approx(whole["reward_gap"][:4], **close(case))
     gap = torch.tensor(whole["reward_gap"][:4])
     first, second = gap[:2], gap[2:]
-    if case == "gappo, normalised":
-        column = "weight"
-        score_gap = np.abs(whole["score_gap"][:4].reshape(2, 2))
-        expected = (score_gap / score_gap.mean(1, keepdims=True)).flatten()
-        of_the_whole = np.abs(whole["score_gap"][:4]) / np.abs(whole["score_gap"][:4]).mean()
-    elif case == "gamma-po":
-        column = "margin"
+    if case == "gamma-po":
         gamma0 = whole["margin"][:4].mean()  # over the whole batch, the margins' mean is γ0
         parts = dynamic_target_margin(first, gamma0, 1.0), dynamic_target_margin(second, gamma0, 1.0, history=first)
         expected, of_the_whole = torch.cat(parts), dynamic_target_margin(gap, gamma0, 1.0)
     else:
-        column = "margin"
         beta = json.loads((folder / "one" / case / "margin_run.json").read_text())["config"]["beta"]
+        delta = gap / beta
+        if "log-ratio" in case:  # per token, by transformers
+            delta = torch.tensor(log_ratio_gaps(tiny_model, folder, whole["row_number"][:4]))
         parts = [
-            adaptive_margin(part / beta, beta, mean=(seen / beta).mean(), std=(seen / beta).std())
-            for part, seen in ((first, first), (second, gap))
+            adaptive_margin(part, beta, mean=seen.mean(), std=seen.std())
+            for part, seen in ((delta[:2], delta[:2]), (delta[2:], delta))
         ]
-        expected, of_the_whole = torch.cat(parts), adaptive_margin(gap / beta, beta)
-    np.testing.assert_allclose(halves[column][:4], expected, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(whole[column][:4], of_the_whole, rtol=1e-4, atol=1e-6)
+        expected, of_the_whole = torch.cat(parts), adaptive_margin(delta, beta)
+    np.testing.assert_allclose(halves["margin"][:4], expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(whole["margin"][:4], of_the_whole, rtol=1e-4, atol=1e-6)
     assert not np.allclose(expected, of_the_whole, rtol=1e-2)
 
 

@@ -39,9 +39,11 @@ class TestEvaluationFactor:
         for _ in range(100):
             ef, gamma = rng.uniform(0, 1, 24).astype(np.float32), rng.uniform(0.1, 5)
             f = self.MAPPINGS[mapping](np.maximum(ef, 0.05).astype(np.float64))
-            expected = {"scale": gamma * f / f.mean(), "add": f - f.mean() + gamma, "none": f}[normalization]
-            ours = evaluation_factor_margin(torch.tensor(ef), gamma, mapping, normalization, floor=0.05)
-            np.testing.assert_allclose(ours.numpy(), expected, rtol=2e-5, atol=5e-6)  # ten last digits of 5
+            beta = rng.uniform(0.5, 10)
+            gap = {"scale": gamma * f / f.mean(), "add": f - f.mean() + gamma, "none": f}[normalization]
+            kwargs = {"floor": 0.05, "beta": beta}
+            ours = evaluation_factor_margin(torch.tensor(ef), beta * gamma, mapping, normalization, **kwargs)
+            np.testing.assert_allclose(ours.numpy(), beta * gap, rtol=2e-5, atol=5e-5)  # ten last digits of 50
 
     def test_the_mean_is_the_training_sets(self):
         train, batch = torch.tensor([0.1, 0.2, 0.4, 0.8]), torch.tensor([0.5, 0.1])

@@ -160,13 +160,18 @@ overwrite_output_dir: true
         f"trainer_type: dpo\nloss_type: gm-dpo\nlearning_rate: 6.0e-7\n{OLD}",
         {"method": "gamma-po", "base": "dpo", "reward": "log-ratio", "loss_type": ["sigmoid"], "gamma_po_tau": 20},
     ),
+    "gamma-po-on-dpo-means": (
+        f"model_name_or_path: some/it\nbeta: 10\ngamma_beta_ratio: 0.5\nlength_norm: true\ntau: 20\n"
+        f"trainer_type: dpo\nloss_type: gm-dpo\nlearning_rate: 6.0e-7\n{OLD}",
+        {"method": "gamma-po", "base": "dpo", "reward": "mean-log-ratio", "loss_type": ["sigmoid"], "simpo_gamma": 5},
+    ),
     "gamma-po-dpo-baseline": (
         f"model_name_or_path: some/it\nbeta: 0.1\ngamma_beta_ratio: 0.5\ntrainer_type: dpo\nloss_type: dpo\n{OLD}",
         {**DPO, "loss_type": ["sigmoid_norm"], "simpo_gamma": None, "gamma_beta_ratio": None},
     ),
     "amapo": (
         f"model_name_or_path: some/it\nbeta: 3.0\nlength_norm: true\nlearning_rate: 1.0e-6\n{OLD}",
-        {"method": "amapo", "base": "cpo", "beta": 3.0, "loss_type": "simpo", "margin": "amapo"},
+        {"method": "amapo", "base": "cpo", "beta": 3.0, "loss_type": "simpo", "amapo_estimation_size": 1},
     ),
     "amapo-summed": (
         f"model_name_or_path: some/it\nbeta: 0.1\nlength_norm: false\nlearning_rate: 1.0e-6\n{OLD}",
@@ -385,7 +390,7 @@ def test_a_file_of_ours_stays_as_it_is():
             "loss_type: b-simpo .*does not have this objective.*gappo, gap-aware",
         ),
         ({"trainer_type": "dpo", "loss_type": "b-dpo"}, "trainer_type: dpo with loss_type: b-dpo"),
-        ({"trainer_type": "dpo", "loss_type": "gm-dpo"}, "loss_type: gm-dpo and length_norm: true: the package does"),
+        ({"trainer_type": "dpo", "loss_type": "r-dpo"}, "loss_type: r-dpo and length_norm: true: the package does"),
         ({"trainer_type": "simpo", "loss_type": "cpo"}, "does not have this objective"),
         ({"loss_type": "orpo"}, "loss_type: orpo: .*ORPO is in trl.experimental.orpo"),
         ({"dataset_mixer": {"a/b": 1.0}, "output_dir": "data/zephyr-orpo-141b"}, "orpo in the name of the run"),

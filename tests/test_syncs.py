@@ -77,11 +77,15 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("base", ["cpo", "dpo"])
-@pytest.mark.parametrize("method", [None, "gappo", "gap-aware", "gamma-po", "amapo"])
+@pytest.mark.parametrize("method", [None, "gappo", "gappo, normalised", "gap-aware", "gamma-po", "amapo"])
 def test_a_step_reads_one_value(method, base, tiny_model, tokenizer, tmp_path, as_on_a_gpu):
+    settings = quiet(output_dir=str(tmp_path), logging_steps=100, num_train_epochs=1)
+    if method == "gappo, normalised":  # whose mean is over a window of mini-batches
+        method = "gappo"
+        settings |= {"score_gap_normalize": True, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
     trainer = trainer_class(method, base)(
         load(tiny_model),
-        args=config_class(method, base)(**quiet(output_dir=str(tmp_path), logging_steps=100, num_train_epochs=1)),
+        args=config_class(method, base)(**settings),
         train_dataset=preference_rows(16),
         processing_class=tokenizer,
     )

@@ -48,6 +48,7 @@ _HOMES = {
     "MarginCPOTrainer": "trainers.cpo",
     "MarginDPOConfig": "trainers.configs",
     "MarginDPOTrainer": "trainers.dpo",
+    "MeanLogRatioReward": "rewards",
     "Method": "methods",
     "Objective": "objective",
     "PairHistograms": "recording.histograms",
@@ -62,6 +63,7 @@ _HOMES = {
     "SharpnessAwarePOTrainer": "trainers.named",
     "SummedReward": "rewards",
     "Term": "terms",
+    "TokenAlphaReward": "rewards",
     "config_class": "trainers.configs",
     "register_link": "registry",
     "register_method": "registry",
@@ -85,8 +87,10 @@ if TYPE_CHECKING:  # the same names, exported in the form that type checkers acc
     from .registry import register_term as register_term
     from .rewards import LengthNormalizedReward as LengthNormalizedReward
     from .rewards import LogRatioReward as LogRatioReward
+    from .rewards import MeanLogRatioReward as MeanLogRatioReward
     from .rewards import Reward as Reward
     from .rewards import SummedReward as SummedReward
+    from .rewards import TokenAlphaReward as TokenAlphaReward
     from .terms import Term as Term
     from .terms.adaptive import AdaptiveMargin as AdaptiveMargin
     from .terms.anchor import AnchorMargin as AnchorMargin

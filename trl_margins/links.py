@@ -81,6 +81,7 @@ class Link:
         per_pair: row i is the loss of pair i alone; only such a loss can be weighted.
         needs_reference: it means something for log-ratios to a reference model alone.
         reads_smoothing: it has a label smoothing ε.
+        reads_sums: it computes with log-ratios summed over the tokens; another reward would not be what it trains on.
     """
 
     name: str
@@ -89,6 +90,7 @@ class Link:
     per_pair: bool = True
     needs_reference: bool = False
     reads_smoothing: bool = False
+    reads_sums: bool = False
 
     def __call__(self, inputs: LossInputs) -> Tensor:
         return self.function(inputs)
@@ -120,7 +122,7 @@ def ipo_per_token(x: LossInputs) -> Tensor:
 
 
 def sigmoid_norm(x: LossInputs) -> Tensor:
-    """DPO's loss on log-ratios per token (arXiv 2411.15124)."""
+    """DPO's loss on log-ratios per token (arXiv 2411.15124): 'sigmoid' with reward 'mean-log-ratio'."""
     return margin_loss(x.beta * x.per_token_gap)
 
 
@@ -210,19 +212,19 @@ DPO_LINKS: dict[str, Link] = {
     for link in (
         Link("sigmoid", sigmoid, takes_margin=True),
         Link("hinge", hinge, takes_margin=True),
-        Link("ipo", ipo_per_token, needs_reference=True),
+        Link("ipo", ipo_per_token, needs_reference=True, reads_sums=True),
         Link("exo_pair", exo_pair, reads_smoothing=True),
         Link("nca_pair", nca_pair, needs_reference=True),
         Link("robust", robust, reads_smoothing=True),
         Link("bco_pair", bco_pair, needs_reference=True),
         Link("sppo_hard", sppo_hard, needs_reference=True),
-        Link("aot", aot, per_pair=False, reads_smoothing=True, needs_reference=True),
+        Link("aot", aot, per_pair=False, reads_smoothing=True, needs_reference=True, reads_sums=True),
         Link("aot_unpaired", aot_unpaired, per_pair=False, reads_smoothing=True, needs_reference=True),
         Link("apo_zero", apo_zero, needs_reference=True),
         Link("apo_down", apo_down, needs_reference=True),
         Link("discopop", discopop),
         Link("sft", sft, per_pair=False),
-        Link("sigmoid_norm", sigmoid_norm, needs_reference=True),
+        Link("sigmoid_norm", sigmoid_norm, needs_reference=True, reads_sums=True),
     )
 }
 # TRL gives the same name to different losses on its two bases

@@ -147,6 +147,11 @@ class Objective:
                 f"loss_type {link.name!r} does not go with reward {self.reward.name!r}, which has no reference model; "
                 f"these do: {', '.join(able)}"
             )
+        if link.reads_sums and not self.reward.summed:
+            raise ValueError(
+                f"loss_type {link.name!r} does not go with reward {self.reward.name!r}: it computes with log-ratios "
+                "summed over the tokens, which are reward='log-ratio'; loss_type 'sigmoid' goes with both"
+            )
 
     def _check_numbers(self) -> None:
         Number(above=0).check("beta", self.beta)
@@ -172,13 +177,14 @@ class Objective:
         gather: Callable[[Tensor], Tensor] = this_rank,
         first: int = 0,
         training: bool = False,
+        evaluation: bool = False,
     ) -> ObjectiveOutput:
         """The losses of B pairs.
 
         Args:
             pairs: their log-probabilities.
             columns: the batch's columns, name → [B].
-            gather, first, training: as in `PairView`.
+            gather, first, training, evaluation: as in `PairView`.
 
         Raises:
             TypeError, ValueError: a reward, term or link that does not return tensors of shape [B], or a term's value
@@ -187,7 +193,8 @@ class Objective:
         chosen, rejected = (
             _checked(f"reward {self.reward.name!r}", each, pairs.chosen) for each in self.reward(pairs)
         )
-        view = PairView.of(pairs, (chosen, rejected), self.beta, columns, gather, first, training)
+        scores, summed = (chosen, rejected), self.reward.summed
+        view = PairView.of(pairs, scores, self.beta, columns, gather, first, training, evaluation, summed)
         weights = {term.name: _value("weight", term, view) for term in self.weights}
         margins = {term.name: _value("margin", term, view) for term in self.margins}
         weight = reduce(mul, weights.values()) if weights else None

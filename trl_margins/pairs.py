@@ -33,6 +33,8 @@ class PairLogps:
     ref_chosen: Tensor | None = None  # [B] under the reference model, without gradient
     ref_rejected: Tensor | None = None  # [B]
     unweighted: Tensor | None = None  # [B, 2] `chosen` and `rejected` of equal tokens, where LD-DPO weights them
+    chosen_score: Tensor | None = None  # [B] Σ_t f(log π(y_w,t | x, y_w,<t)), where the reward has an f per token
+    rejected_score: Tensor | None = None  # [B]
     policy_weight: Tensor | None = None  # [B] how likely the policy itself writes the pair (WPO), without gradient
     sft_loss: Tensor | None = None  # [] mean negative log-likelihood of the chosen completions' tokens
     aux_loss: Tensor | None = None  # [] load-balancing loss of a mixture-of-experts model
@@ -71,12 +73,14 @@ class PairView:
     rejected_logps: Tensor  # [B] log π(y_l)
     chosen_length: Tensor  # [B] |y_w| in tokens, 0 where truncation left nothing
     rejected_length: Tensor  # [B] |y_l|
+    per_token_gap: Tensor | None = None  # [B] unscaled, each score over its length; None unless the reward is a sum
     ref_chosen_logps: Tensor | None = None  # [B] log π_ref(y_w); None without a reference model
     ref_rejected_logps: Tensor | None = None  # [B] log π_ref(y_l)
     columns: Mapping[str, Tensor] = field(default_factory=dict)  # the batch's: name → [B], float32
     gather: Callable[[Tensor], Tensor] = this_rank  # [B] → the values over all ranks, rank by rank
     first: int = 0  # where this rank's pairs begin among the gathered
     training: bool = False  # terms that remember learn from training batches only
+    evaluation: bool = False  # of an evaluation set: what training has seen has no part in it
 
     @classmethod
     def of(
@@ -88,9 +92,16 @@ class PairView:
         gather: Callable[[Tensor], Tensor] = this_rank,
         first: int = 0,
         training: bool = False,
+        evaluation: bool = False,
+        summed: bool = False,
     ) -> PairView:
-        """The view of pairs with these scores, (chosen, rejected) rewards before β."""
+        """The view of pairs with these scores, (chosen, rejected) rewards before β; `summed` over tokens or not."""
         gap = (scores[0] - scores[1]).detach()
+        per_token = None
+        if summed:
+            lengths = pairs.chosen_length, pairs.rejected_length
+            chosen, rejected = (mean_logps(each.detach(), n) for each, n in zip(scores, lengths, strict=True))
+            per_token = chosen - rejected
         return cls(
             reward_gap=beta * gap,
             unscaled_gap=gap,
@@ -99,12 +110,14 @@ class PairView:
             rejected_logps=pairs.rejected.detach(),
             chosen_length=pairs.chosen_length,
             rejected_length=pairs.rejected_length,
+            per_token_gap=per_token,
             ref_chosen_logps=pairs.ref_chosen,
             ref_rejected_logps=pairs.ref_rejected,
             columns=columns or {},
             gather=gather,
             first=first,
             training=training,
+            evaluation=evaluation,
         )
 
     @classmethod

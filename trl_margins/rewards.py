@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -81,11 +82,15 @@ def log_ratio(logps: Tensor, ref_logps: Tensor, divergence: str = "reverse_kl", 
 def alphapo(logps: Tensor, alpha: float) -> Tensor:
     r"""AlphaPO's reward shape :math:`(1 - p^{-\alpha}) / \alpha` with :math:`p = e^{logps}`; α = 0 gives log p.
 
-    Args:
-        logps: [B] log-probabilities in nats: per token for SimPO-like losses, summed for the others.
-        alpha: α; its sign decides which end of the scale is stretched.
+    Both minus signs and the division belong together: for every α the reward rises with p, is 0 at p = 1, and becomes
+    log p as α → 0. Its slope over log p is :math:`p^{-\alpha}`. With α > 0 the loss therefore moves a completion more
+    the less likely it is, and the reward has no lower bound; with α < 0 it moves it less, down to the bound 1/α.
 
-    Source: AlphaPO (arXiv 2501.03884), eq. 6.
+    Args:
+        logps: [B] log-probabilities in nats: per token for SimPO-like losses, summed for the others; or of each token.
+        alpha: α.
+
+    Source: AlphaPO (arXiv 2501.03884), eq. 6, where p is the length-normalized probability π(y|x)^(1/|y|).
     """
     if abs(alpha) < 1e-7:  # no difference that float32 could show, and in it α may round to 0
         return logps
@@ -102,10 +107,18 @@ class Reward(ABC):
     option_prefix: ClassVar[str] = ""  # "" makes it the name with underscores
     option_fields: ClassVar[Mapping[str, str]] = {}  # argument → config field
     needs_reference: ClassVar[bool] = False  # reads `ref_chosen` and `ref_rejected`
+    summed: ClassVar[bool] = False  # over a completion's tokens, so that it grows with the length
 
     @abstractmethod
     def __call__(self, pairs: PairLogps) -> tuple[Tensor, Tensor]:
         """[B] scores of the chosen and of the rejected completions, with gradient."""
+
+    @property
+    def of_token(self) -> Callable[[Tensor], Tensor] | None:
+        """A function of each token's log-probability, whose sums this reward reads as `PairLogps.chosen_score` and
+        `rejected_score`.
+        """
+        return None
 
 
 @dataclass(frozen=True)
@@ -129,6 +142,7 @@ class SummedReward(Reward):
 
     alpha: float = 0.0
     name: ClassVar[str] = "sum"
+    summed: ClassVar[bool] = True
     option_fields: ClassVar[Mapping[str, str]] = {"alpha": "alpha"}
 
     def __call__(self, pairs: PairLogps) -> tuple[Tensor, Tensor]:
@@ -147,22 +161,70 @@ class LogRatioReward(Reward):
         "alpha": "f_alpha_divergence_coef",
     }
     needs_reference: ClassVar[bool] = True
+    summed: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.divergence not in DIVERGENCES:
             raise unknown("f_divergence_type", self.divergence, DIVERGENCES)
 
     def __call__(self, pairs: PairLogps) -> tuple[Tensor, Tensor]:
-        if pairs.ref_chosen is None or pairs.ref_rejected is None:
-            raise ValueError(
-                "reward 'log-ratio' needs the reference model's log-probabilities: train on DPOTrainer's base"
-            )
+        ref_chosen, ref_rejected = _reference(pairs, self.name)
         return (
-            log_ratio(pairs.chosen, pairs.ref_chosen, self.divergence, self.alpha),
-            log_ratio(pairs.rejected, pairs.ref_rejected, self.divergence, self.alpha),
+            log_ratio(pairs.chosen, ref_chosen, self.divergence, self.alpha),
+            log_ratio(pairs.rejected, ref_rejected, self.divergence, self.alpha),
         )
 
 
+@dataclass(frozen=True)
+class MeanLogRatioReward(Reward):
+    """The log-ratio to the reference model per token, as γ-DPO's authors compute it (`length_norm`); with the sigmoid
+    link, TRL's `sigmoid_norm`.
+    """
+
+    name: ClassVar[str] = "mean-log-ratio"
+    needs_reference: ClassVar[bool] = True
+
+    def __call__(self, pairs: PairLogps) -> tuple[Tensor, Tensor]:
+        ref_chosen, ref_rejected = _reference(pairs, self.name)
+        return (
+            mean_logps(pairs.chosen - ref_chosen, pairs.chosen_length),
+            mean_logps(pairs.rejected - ref_rejected, pairs.rejected_length),
+        )
+
+
+@dataclass(frozen=True)
+class TokenAlphaReward(Reward):
+    """AlphaPO's shape taken of each token's probability, and averaged over the tokens. No reference model.
+
+    The paper and TRL shape the mean log-probability instead: that is `length-normalized` with the same α.
+    """
+
+    alpha: float = 0.0
+    name: ClassVar[str] = "alphapo-token"
+    option_fields: ClassVar[Mapping[str, str]] = {"alpha": "alpha"}
+
+    @property
+    def of_token(self) -> Callable[[Tensor], Tensor]:
+        return partial(alphapo, alpha=self.alpha)
+
+    def __call__(self, pairs: PairLogps) -> tuple[Tensor, Tensor]:
+        if pairs.chosen_score is None or pairs.rejected_score is None:
+            raise ValueError(f"reward {self.name!r} needs PairLogps.chosen_score: let pair_logps have its of_token")
+        return (
+            mean_logps(pairs.chosen_score, pairs.chosen_length),
+            mean_logps(pairs.rejected_score, pairs.rejected_length),
+        )
+
+
+def _reference(pairs: PairLogps, reward: str) -> tuple[Tensor, Tensor]:
+    if pairs.ref_chosen is None or pairs.ref_rejected is None:
+        raise ValueError(
+            f"reward {reward!r} needs the reference model's log-probabilities: train on DPOTrainer's base"
+        )
+    return pairs.ref_chosen, pairs.ref_rejected
+
+
 REWARDS: dict[str, type[Reward]] = {
-    reward.name: reward for reward in (LengthNormalizedReward, SummedReward, LogRatioReward)
+    reward.name: reward
+    for reward in (LengthNormalizedReward, SummedReward, LogRatioReward, MeanLogRatioReward, TokenAlphaReward)
 }

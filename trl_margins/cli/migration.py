@@ -216,7 +216,9 @@ def _project(written: Mapping[str, Any]) -> Project:
         if written.get("loss_type", "sigmoid") != "sigmoid":
             raise _unsupported(f"loss_type: {loss} beside AMaPO's keys")
         summed = {"loss_type": "sigmoid"} if written.get("length_norm") is False else {}
-        return Project("AMaPO", {"method": "amapo", "base": "cpo", **summed}, _SIMPO_DEFAULTS)
+        # their statistics are those of the batch, without gaps from before
+        implied = {"method": "amapo", "base": "cpo", "amapo_estimation_size": 1, **summed}
+        return Project("AMaPO", implied, _SIMPO_DEFAULTS)
     if is_recipe and ("cpo" in words or "cpo_alpha" in written):
         return Project("a CPO recipe", {"method": "none", "base": "cpo"})
     if is_recipe or loss not in (None, "alphapo"):  # which is CPO's alone
@@ -255,8 +257,9 @@ def _gamma_po(written: Mapping[str, Any]) -> Project:
             implied = _SIMPO
         case "simpo", "gm-simpo", _:
             implied = {"method": "gamma-po", "base": "cpo"}
-        case "dpo", "gm-dpo", False:  # the paper's; the package has no γ-PO on averaged log-ratios
-            implied = {"method": "gamma-po", "base": "dpo", "loss_type": "sigmoid", "reward": "log-ratio"}
+        case "dpo", "gm-dpo", _:
+            reward = "mean-log-ratio" if means else "log-ratio"
+            implied = {"method": "gamma-po", "base": "dpo", "loss_type": "sigmoid", "reward": reward}
         case "dpo", "dpo", _:
             implied = {"method": "none", "base": "dpo", "loss_type": "sigmoid_norm" if means else "sigmoid"}
         case _:

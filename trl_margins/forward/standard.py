@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,7 +102,12 @@ def token_nll(logits: Tensor, labels: Tensor) -> Tensor:
     return nll.view(labels.shape)
 
 
-def pair_logps(tokens: TokenLogps, tail_weight: float | None = None, policy_weight: bool = False) -> PairLogps:
+def pair_logps(
+    tokens: TokenLogps,
+    tail_weight: float | None = None,
+    policy_weight: bool = False,
+    of_token: Callable[[Tensor], Tensor] | None = None,
+) -> PairLogps:
     """Sums tokens into `PairLogps`.
 
     Args:
@@ -110,6 +115,7 @@ def pair_logps(tokens: TokenLogps, tail_weight: float | None = None, policy_weig
         tail_weight: LD-DPO's α (arXiv 2409.06411): weight of the longer completion's tokens past the end of the
             shorter one.
         policy_weight: compute WPO's weight per pair (arXiv 2406.11827, eq. 2).
+        of_token: the reward's function of each token's log-probability.
     """
     is_completion = tokens.is_completion
     lengths = is_completion.sum(1)
@@ -119,6 +125,7 @@ def pair_logps(tokens: TokenLogps, tail_weight: float | None = None, policy_weig
     if tail_weight is not None:
         unweighted = torch.stack([chosen, rejected], dim=1).detach()
         chosen, rejected = (tokens.logps * _tail_weights(is_completion, lengths, tail_weight)).sum(1).chunk(2)
+    score = (None, None) if of_token is None else (of_token(tokens.logps) * is_completion).sum(1).chunk(2)
     chosen_tokens = chosen_length.sum()
     return PairLogps(
         chosen=chosen,
@@ -126,6 +133,8 @@ def pair_logps(tokens: TokenLogps, tail_weight: float | None = None, policy_weig
         chosen_length=chosen_length,
         rejected_length=rejected_length,
         unweighted=unweighted,
+        chosen_score=score[0],
+        rejected_score=score[1],
         policy_weight=_policy_weight(tokens, lengths) if policy_weight else None,
         sft_loss=-tokens.logps.chunk(2)[0].sum() / chosen_tokens.clamp(min=1),
         aux_loss=tokens.aux_loss,

@@ -25,6 +25,8 @@ REWARDS: Mapping[str, str] = {
     "length-normalized": "r = β · log π(y) / |y| (SimPO's: the mean log-probability per token; no reference model)",
     "sum": "r = β · log π(y) (CPO's: the summed log-probability; no reference model)",
     "log-ratio": "r = β · log(π(y) / π_ref(y)) (DPO's: the log-ratio to the reference model)",
+    "mean-log-ratio": "r = β · log(π(y) / π_ref(y)) / |y| (γ-DPO's: the log-ratio to the reference model per token)",
+    "alphapo-token": "r = β · mean_t (1 − π(y_t)^−α) / α (AlphaPO's shape of each token; no reference model)",
 }
 _LOGISTIC = {"simpo", "sigmoid"}  # loss types whose link is −log σ
 
@@ -50,6 +52,7 @@ class SetFacts:
     flipped: int | None = _counted("flipped", "the label was swapped on purpose")
     factor: str | None = _counted("evaluation factor", "the similarity of the two completions, by this metric")
     floored: int | None = _counted("at the floor", "so different that the factor's floor replaces it")
+    filtered: int | None = _counted("filtered", "the score gap is below the hard filter's threshold: not used")
     dropped: int | None = _counted("dropped", "the prompt alone fills the length limit, so the pair was not used")
     clear: int | None = None  # with a score gap of at least `eval_min_score_gap`; not in the card
 

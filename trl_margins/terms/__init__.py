@@ -49,6 +49,26 @@ class Term(ABC):
         A term with a `fit` of its own cannot train on a stream.
         """
 
+    def averaged(self, columns: Mapping[str, Tensor]) -> Tensor | None:
+        """[B] values of the term's `columns` whose mean over the optimizer's batch it needs: `batch_mean`."""
+        return None
+
+    def batch_mean(self, view: PairView, values: Tensor) -> Tensor:
+        """The mean of what `averaged` gives: in training over the optimizer's batch, which is the whole accumulation
+        window of all ranks; in evaluation, and outside of a trainer, over this batch of all ranks.
+
+        Args:
+            view: the pairs.
+            values: [B] what `averaged` gives for them.
+        """
+        measured = view.columns.get(self.mean_column)
+        return view.gather(values).mean() if measured is None else measured
+
+    @property
+    def mean_column(self) -> str:
+        """The batch's column with the mean over the optimizer's batch."""
+        return f"mean of {type(self).__qualname__}"
+
     def observed(self, view: PairView, value: Tensor) -> dict[str, Tensor]:
         """[B] further values to log in training, by name. `value` is what the term returned for this view."""
         return {}

@@ -37,10 +37,11 @@ def adaptive_margin(
     =======  ======================================  =========================================  ================
 
     The two differ by β in the exponent, and where μ < 0: there the paper's equation gives its margins to the pairs
-    above the mean. The published tables are the code's.
+    above the mean. "code" is the default, since it is what the authors have published to train with. It has no switch
+    for the ablations of Table 5: those are the equations', with Δ in place of m.
 
     Args:
-        length_normalized_gap: [B] Δ, without β, nats per token.
+        length_normalized_gap: [B] Δ, without β, per token.
         beta: β.
         variant: a row of the table.
         z_normalize: without it a = μ, eq. 8 with the mean for the oracle margin (Table 5, "w/o Z-norm").
@@ -91,13 +92,18 @@ def _spread(gap: Tensor) -> Tensor:
 
 
 class AdaptiveMargin(Term):
-    """`adaptive_margin` with statistics over the batch of all ranks, filled up with the most recent gaps.
+    """`adaptive_margin` with statistics over the batch of all ranks, filled up with the most recent gaps of training.
+
+    In evaluation the statistics are those of the evaluation batch. Δ is per token under every reward: where the reward
+    is a sum over tokens (`log-ratio`, `sum`), each score counts over its length, since e^a of summed nats is no number
+    that a margin could be.
 
     Args:
         beta: β.
         variant, z_normalize, exponential, zero_well_ranked: as in `adaptive_margin`.
         estimation_size: pairs behind μ and σ (the paper's batch of 32); a larger batch is taken whole. So a device
-            batch of 1 works, and accumulation does not change what is estimated.
+            batch of 1 works, and accumulation does not change what is estimated. 1 takes the batch alone, as the
+            authors' code does.
     """
 
     name: ClassVar[str] = "amapo"
@@ -120,9 +126,9 @@ class AdaptiveMargin(Term):
         self.history = GapHistory(estimation_size)
 
     def __call__(self, view: PairView) -> Tensor:
-        gap = view.reward_gap / self.beta
+        gap = view.reward_gap / self.beta if view.per_token_gap is None else view.per_token_gap
         everyone = upcast(view.gather(gap))
-        filling = self.history.recent(self.estimation_size - everyone.numel())
+        filling = None if view.evaluation else self.history.recent(self.estimation_size - everyone.numel())
         seen = everyone if filling is None else torch.cat([everyone, filling.to(everyone)])
         if view.training:
             self.history.push(everyone)

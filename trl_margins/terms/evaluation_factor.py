@@ -44,16 +44,17 @@ def evaluation_factor_margin(
     normalization: Normalization = "scale",
     mean: Tensor | float | None = None,
     floor: float = FLOOR,
+    beta: float = 1.0,
 ) -> Tensor:
     r"""Margin per pair from the evaluation factor EF, the similarity of the two completions.
 
-    =============  ==========================
-    normalization  margin
-    =============  ==========================
+    =============  ============================================
+    normalization  margin, where γ has β inside (γ = β · 0.3)
+    =============  ============================================
     scale          γ · f / mean(f), the method
-    add            f − mean(f) + γ
-    none           f
-    =============  ==========================
+    add            β · (f − mean(f)) + γ
+    none           β · f
+    =============  ============================================
 
     Args:
         ef: [B] evaluation factors in [0, 1]; see `trl_margins.data.evaluation_factors`.
@@ -62,6 +63,7 @@ def evaluation_factor_margin(
         normalization: a row of the table.
         mean: mean of f over the whole training set; over these B without it.
         floor: smaller EFs count as this one, since log(1/0) is infinite.
+        beta: β.
 
     Returns:
         [B] margins in reward units, in the dtype of the EFs, at least float32, without gradient. With equal EFs it is
@@ -71,15 +73,15 @@ def evaluation_factor_margin(
         ValueError: an unknown mapping or normalization; a floor outside (0, 1).
 
     Source: GaPO, eqs. 5 to 9 and section 3.3. Eq. 5 multiplies the margin by β and eq. 9 does not; the published
-        γ is SimPO's γ/β, so γ here has β inside.
+        γ is SimPO's γ/β, so all three margins are β times the paper's, as in eqs. 5 and 6.
     """
     _check(mapping, normalization, floor)
     f = mapped_factor(ef, mapping, floor)
     if normalization == "none":
-        return f
+        return beta * f
     mean = torch.as_tensor(f.mean() if mean is None else mean, dtype=f.dtype, device=f.device)
     if normalization == "add":
-        return f - mean + gamma
+        return beta * (f - mean) + gamma
     return gamma * torch.where(mean > 0, f / mean.clamp(min=torch.finfo(f.dtype).tiny), 1.0)
 
 
@@ -97,7 +99,7 @@ class EvaluationFactorMargin(Term):
 
     Args:
         gamma: γ in reward units.
-        mapping, normalization, floor: as in `evaluation_factor_margin`.
+        mapping, normalization, floor, beta: as in `evaluation_factor_margin`.
     """
 
     name: ClassVar[str] = "gap-aware"
@@ -111,11 +113,14 @@ class EvaluationFactorMargin(Term):
         mapping: FactorMapping = "log",
         normalization: Normalization = "scale",
         floor: float = FLOOR,
+        beta: float = 1.0,
     ) -> None:
         _check(mapping, normalization, floor)
         # scaled, a negative target would give the most similar completions the largest margin
         Number(least=0 if normalization == "scale" else None).check("γ of GaPO", gamma)
+        Number(above=0).check(f"beta of margin {self.name!r}", beta)
         self.gamma, self.mapping, self.normalization, self.floor = gamma, mapping, normalization, floor
+        self.beta = beta
         self.mean: float | None = None
         self.n_floored: int | None = None  # training pairs below the floor
 
@@ -133,8 +138,9 @@ class EvaluationFactorMargin(Term):
         )
 
     def __call__(self, view: PairView) -> Tensor:
-        ef = view[FACTOR]
-        return evaluation_factor_margin(ef, self.gamma, self.mapping, self.normalization, self.mean, self.floor)
+        return evaluation_factor_margin(
+            view[FACTOR], self.gamma, self.mapping, self.normalization, self.mean, self.floor, self.beta
+        )
 
     def observed(self, view: PairView, value: Tensor) -> dict[str, Tensor]:
         """[B] EF and f(EF)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
@@ -39,8 +40,8 @@ def score_gap_weight(
         score_rejected: [B] those of the rejected completions.
         transform: a row of the table.
         threshold: pairs with δ below it have weight 0; `hard` needs one.
-        normalize: divide by the batch's mean weight, so that a batch of clear pairs takes no larger step (Table 2).
-            A batch of ties keeps weight 0.
+        normalize: divide by the mean weight of these B, so that a batch of clear pairs takes no larger step (Table
+            2). A batch of ties keeps weight 0.
 
     Returns:
         [B] weights ≥ 0 in the dtype of the scores, at least float32, without gradient. Equal scores give 0. The
@@ -82,7 +83,11 @@ def _over_mean(weight: Tensor, mean: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class ScoreGapWeight(Term):
-    """`score_gap_weight` as a term of an objective; with `normalize`, the mean is over all ranks."""
+    """`score_gap_weight` as a term of an objective.
+
+    With `normalize` the mean is over the optimizer's batch: the accumulation window of all ranks. Trainers leave out
+    the training pairs that the hard filter discards, so that its weights are 1 in training.
+    """
 
     transform: Transform = "linear"
     threshold: float | None = None
@@ -94,5 +99,15 @@ class ScoreGapWeight(Term):
         _check(self.transform, self.threshold)
 
     def __call__(self, view: PairView) -> Tensor:
-        weight = score_gap_weight(view[SCORES[0]], view[SCORES[1]], self.transform, self.threshold)
-        return _over_mean(weight, view.gather(weight).mean()) if self.normalize else weight
+        weight = self._weight(view)
+        return _over_mean(weight, self.batch_mean(view, weight)) if self.normalize else weight
+
+    def averaged(self, columns: Mapping[str, Tensor]) -> Tensor | None:
+        return self._weight(columns) if self.normalize else None
+
+    def keeps(self, columns: Mapping[str, Tensor]) -> Tensor:
+        """[N] bool: the pairs of a training set that the hard filter does not discard."""
+        return self._weight(columns) > 0
+
+    def _weight(self, columns: Mapping[str, Tensor] | PairView) -> Tensor:
+        return score_gap_weight(columns[SCORES[0]], columns[SCORES[1]], self.transform, self.threshold)

@@ -33,7 +33,7 @@ from ..registry import (
     reward_class,
     term_class,
 )
-from ..rewards import REWARDS, Reward
+from ..rewards import REWARDS, LogRatioReward, MeanLogRatioReward, Reward
 from ..terms import Term
 from ..terms.evaluation_factor import FLOOR
 
@@ -105,15 +105,23 @@ class MarginOptions:
         default="linear",
         metadata={
             "help": "How the score gap δ becomes a weight: 'linear' δ, 'quadratic' δ², 'exponential' e^δ - 1, "
-            "'hard' 1 where δ reaches `score_gap_threshold`.",
+            "'hard' 1, training on the pairs whose δ reaches `score_gap_threshold` alone.",
             "choices": ["linear", "quadratic", "exponential", "hard"],
         },
     )
     score_gap_threshold: float | None = field(
-        default=None, metadata={"help": "Pairs with a smaller score gap have weight 0. The 'hard' transform needs it."}
+        default=None,
+        metadata={
+            "help": "Pairs with a smaller score gap have weight 0; with the 'hard' transform, which needs it, they "
+            "are left out of training."
+        },
     )
     score_gap_normalize: bool = field(
-        default=False, metadata={"help": "Divide the weights by their mean over the batch, all ranks together."}
+        default=False,
+        metadata={
+            "help": "Divide the weights by their mean over the optimizer's batch: the whole accumulation window, all "
+            "ranks together."
+        },
     )
     margin: list[str] | None | str = field(  # noqa: RUF036
         default=None,
@@ -153,7 +161,8 @@ class MarginOptions:
     gap_aware_normalization: str = field(
         default="scale",
         metadata={
-            "help": "'scale' γ·f/mean(f), 'add' f - mean(f) + γ, 'none' f; the mean is over the training set.",
+            "help": "'scale' β·γ·f/mean(f), 'add' β·(f - mean(f) + γ), 'none' β·f, with γ the gamma_beta_ratio; the "
+            "mean is over the training set.",
             "choices": ["scale", "add", "none"],
         },
     )
@@ -171,7 +180,8 @@ class MarginOptions:
     gamma_po_centered: bool | None = field(
         default=None,
         metadata={
-            "help": "Subtract γ_i - γ instead of γ_i. By default with the log-ratio reward, as the authors' code does."
+            "help": "Subtract γ_i - γ instead of γ_i. By default with the rewards log-ratio and mean-log-ratio, as "
+            "the authors' code does."
         },
     )
     amapo_variant: str = field(
@@ -188,7 +198,10 @@ class MarginOptions:
     )
     amapo_estimation_size: int = field(
         default=32,
-        metadata={"help": "Pairs behind AMaPO's mean and deviation: the batch, filled up with recent ones."},
+        metadata={
+            "help": "Pairs behind AMaPO's mean and deviation in training: the batch, filled up with recent ones. 1 "
+            "takes the batch alone, as the authors' code does."
+        },
     )
     log_pairs: bool = field(
         default=True,
@@ -459,8 +472,9 @@ class MarginCPOConfig(MarginOptions, CPOConfig):
     reward: str | None = field(
         default=None,
         metadata={
-            "help": "Implicit reward: 'length-normalized', 'sum' or a registered one. By default 'length-normalized' "
-            "with loss_type 'simpo' and 'ipo', 'sum' otherwise, as TRL has it."
+            "help": "Implicit reward: 'length-normalized', 'sum', 'alphapo-token' or a registered one. By default "
+            "'length-normalized' with loss_type 'simpo' and 'ipo', 'sum' otherwise, as TRL has it. `alpha` shapes "
+            "each of them as AlphaPO does: 'alphapo-token' token by token."
         },
     )
     tokenization: str = field(
@@ -506,8 +520,16 @@ class MarginDPOConfig(MarginOptions, DPOConfig):
     reward: str = field(
         default="log-ratio",
         metadata={
-            "help": "Implicit reward: 'log-ratio' to the reference model (DPO), or 'length-normalized' (SimPO), for "
-            "which no reference model is loaded; or 'sum' (CPO) or a registered one."
+            "help": "Implicit reward: 'log-ratio' to the reference model (DPO), or 'mean-log-ratio', the same per "
+            "token (γ-DPO); or 'length-normalized' (SimPO), 'sum' (CPO) or 'alphapo-token', for which no reference "
+            "model is loaded; or a registered one."
+        },
+    )
+    alpha: float = field(
+        default=0.0,
+        metadata={
+            "help": "AlphaPO's α, for the rewards 'length-normalized', 'sum' and 'alphapo-token': a score p becomes "
+            "(1 - p^-α)/α. 0 is the logarithm."
         },
     )
     simpo_gamma: float | None = field(
@@ -521,7 +543,7 @@ class MarginDPOConfig(MarginOptions, DPOConfig):
 
     def __post_init__(self) -> None:
         if self.gamma_po_centered is None:
-            self.gamma_po_centered = self.reward == "log-ratio"
+            self.gamma_po_centered = self.reward in (LogRatioReward.name, MeanLogRatioReward.name)
         if isinstance(self.loss_type, str):
             self.loss_type = [self.loss_type]
         check_names("loss_type", self.loss_type)

@@ -138,7 +138,8 @@ class MarginCPOTrainer(MarginMixin, CPOTrainer):
     def pair_logps(self, model: nn.Module, batch: Mapping[str, Any], fused: bool = True) -> PairLogps:
         if CACHED in batch:
             return batch[CACHED]
-        return pair_logps(self.token_logps(model, batch, self._sharing(self, batch), fused))
+        tokens = self.token_logps(model, batch, self._sharing(self, batch), fused)
+        return pair_logps(tokens, of_token=self.objective.reward.of_token)
 
     def standard_logps(self, model: nn.Module, batch: Mapping[str, Any], fused: bool, **inputs: Any) -> TokenLogps:
         rows = self.concatenated_inputs(

@@ -20,7 +20,7 @@ from ..forward.shared_rows import unpacked
 from ..forward.standard import IGNORE, TokenLogps, fused_token_logps, logits_token_logps, pair_logps
 from ..objective import Objective, ObjectiveOutput
 from ..pairs import CACHED, CARRIED, SHARED, PairLogps
-from ..rewards import LogRatioReward
+from ..rewards import REWARDS, LogRatioReward
 from ..rows.tokenized import DPO_COLUMNS, tokenized
 from ..rows.tokens import PairTokenizer, dpo_columns
 from .collator import StandardRows
@@ -112,7 +112,8 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
         if CACHED in batch:
             return batch[CACHED]
         tokens = self.token_logps(model, batch, self._sharing(self, batch), fused)
-        pairs = pair_logps(tokens, tail_weight=self.ld_alpha, policy_weight=self.use_weighting)
+        of_token = self.objective.reward.of_token
+        pairs = pair_logps(tokens, self.ld_alpha, self.use_weighting, of_token)
         if self._reference_free:
             return pairs
         ref_chosen, ref_rejected = self._reference_logps(batch)
@@ -220,10 +221,18 @@ def check_unread_options(config: DPOConfig, objective: Objective) -> None:
     unread: dict[str, Any] = {} if reward == LogRatioReward.name else of_log_ratio
     for name, off in (unread | ({} if objective.needs_reference else of_reference)).items():
         if (value := getattr(config, name)) != off:
+            why = "does not read it" if objective.needs_reference else "has no reference model and whole completions"
             raise ValueError(
-                f"{name}={value!r} does not go with reward={reward!r}, which has no reference model and whole "
-                f"completions: set it to {off!r}, or use reward='log-ratio'"
+                f"{name}={value!r} does not go with reward={reward!r}, which {why}: set it to {off!r}, or use "
+                "reward='log-ratio'"
             )
+    alpha = getattr(config, "alpha", 0.0)
+    if alpha and "alpha" not in type(objective.reward).option_fields.values():
+        able = sorted(name for name, each in REWARDS.items() if "alpha" in each.option_fields.values())
+        raise ValueError(
+            f"alpha={alpha!r} does not go with reward={reward!r}, which does not read it: set it to 0.0, or "
+            f"use one of the rewards {', '.join(able)}"
+        )
 
 
 def _standard_rows(batch: Mapping[str, Any]) -> StandardRows:

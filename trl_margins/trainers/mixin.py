@@ -213,7 +213,7 @@ class MarginMixin(BestMixin, CardMixin, CheckpointMixin, WindowMixin):
         training = train_eval == "train"
         if not training:
             pairs = without_neighbours(self, batch, pairs)
-        loss, output = self._loss(pairs, batch, training)
+        loss, output = self._loss(pairs, batch, training, evaluation=not training)
         metrics = self._batch_metrics(pairs, output, batch, train_eval)
         observed: dict[str, Tensor] = {}
         if training:
@@ -226,9 +226,11 @@ class MarginMixin(BestMixin, CardMixin, CheckpointMixin, WindowMixin):
         prefix = "" if training else "eval_"
         return loss, {f"{prefix}{name}": value for name, value in (metrics | observed).items()}
 
-    def _loss(self, pairs: PairLogps, batch: Mapping[str, Any], training: bool) -> tuple[Tensor, ObjectiveOutput]:
+    def _loss(
+        self, pairs: PairLogps, batch: Mapping[str, Any], training: bool, evaluation: bool = False
+    ) -> tuple[Tensor, ObjectiveOutput]:
         gather, first = gather_over_ranks(self.accelerator, pairs.chosen.numel())
-        output = self.objective(pairs, batch.get(CARRIED), gather=gather, first=first, training=training)
+        output = self.objective(pairs, batch.get(CARRIED), gather, first, training, evaluation)
         return output.losses.mean() + self._extra_loss(pairs), output
 
     def _extra_loss(self, pairs: PairLogps) -> Tensor | float:

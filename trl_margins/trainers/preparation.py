@@ -111,15 +111,16 @@ def prepare_datasets(
         split: _with_checked_scores(dataset, split, objective, options, columns, facts)
         for split, dataset in sets.items()
     }
-    if TRAIN in sets:
-        _fit(objective, sets[TRAIN], options)
-        for term in objective.terms:
-            if isinstance(term, EvaluationFactorMargin):
-                facts[TRAIN] = replace(facts[TRAIN], floored=term.n_floored)
     if isinstance(numbered := sets.get(TRAIN), Dataset):
         # names the rows, in errors and in the pair log, also when some of them are dropped later
         numbered = numbered.remove_columns(ROW) if ROW in numbered.column_names else numbered
         sets[TRAIN] = numbered.add_column(ROW, np.arange(len(numbered)))
+    if TRAIN in sets:
+        sets[TRAIN] = _filtered(sets[TRAIN], objective, options, facts)
+        _fit(objective, sets[TRAIN], options)
+        for term in objective.terms:
+            if isinstance(term, EvaluationFactorMargin):
+                facts[TRAIN] = replace(facts[TRAIN], floored=term.n_floored)
     by_name = {name: sets[eval_split(name)] for name in evals} if isinstance(evals, dict) else sets.get("eval")
     return PreparedSets(sets.get(TRAIN), by_name, columns, facts, opened)
 
@@ -212,6 +213,37 @@ def _with_needed_columns(dataset: Any, split: str, objective: Objective) -> Any:
                 "every row"
             )
     return dataset
+
+
+def _filtered(train: Any, objective: Objective, options: MarginOptions, facts: dict[str, SetFacts]) -> Any:
+    """The training set without the pairs that GapPO's hard filter discards."""
+    for term in objective.weights:
+        if not isinstance(term, ScoreGapWeight) or term.transform != "hard":
+            continue
+        if not isinstance(train, Dataset):
+            columns = require_score_columns(column_names(train), options.score_columns, repr(term.name), TRAIN)
+            return train.filter(_is_kept, fn_kwargs={"term": term, "columns": columns})
+        scores = {name: torch.as_tensor(values) for name, values in _numbers(train, SCORES, options).items()}
+        kept = term.keeps(scores).nonzero().flatten().tolist()
+        n, n_out = len(train), len(train) - len(kept)
+        if not kept:
+            largest = (scores[SCORES[0]] - scores[SCORES[1]]).abs().max().item()
+            raise ScoreError(
+                f"the hard filter leaves out all {n} train pairs: the largest score gap is {largest:g}, and "
+                f"score_gap_threshold={term.threshold:g}. Lower it to at most {largest:g}"
+            )
+        logger.info(
+            f"train: the hard filter leaves out {n_out} of {n} pairs, whose score gap is below {term.threshold:g}; "
+            f"{len(kept)} are trained on"
+        )
+        facts[TRAIN] = replace(facts[TRAIN], filtered=n_out)
+        train = train.select(kept) if n_out else train
+    return train
+
+
+def _is_kept(row: dict[str, Any], term: ScoreGapWeight, columns: ScoreColumns) -> bool:
+    scores = torch.tensor(columns.read(row), dtype=torch.float32).unsqueeze(1)
+    return bool(term.keeps(dict(zip(SCORES, scores, strict=True))))
 
 
 def _fit(objective: Objective, train: Any, options: MarginOptions) -> None:
@@ -313,7 +345,7 @@ def _with_checked_scores(
     facts[split] = replace(facts[split], ties=summary.n_ties, reversed=summary.n_reversed, clear=summary.n_at_least)
     if split == TRAIN:
         for term in objective.weights:
-            if isinstance(term, ScoreGapWeight):
+            if isinstance(term, ScoreGapWeight) and term.transform != "hard":
                 _refuse_no_weights(summary, columns, term.threshold or 0.0)
     elif not summary.n_at_least:
         logger.warning(

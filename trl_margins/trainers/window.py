@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from ..forward.shared_rows import packed, shared_rows, width_step
-from ..pairs import CACHED, SHARED, PairLogps, one_pair
+from ..pairs import CACHED, CARRIED, SHARED, PairLogps, one_pair, with_columns
 from .base import MarginTrainer
 from .collator import StandardRows
 from .finite import FiniteSteps
@@ -51,9 +51,26 @@ class WindowMixin(MarginTrainer, ABC):
         # transformers loads a checkpoint's only after this, and the probes draw from it
         self._load_rng_state(self._rng_state_of)
         if batches:
+            batches = self._with_batch_means(batches)
             for probe in self._probes:
                 batches = probe(batches)
         return batches, num_items
+
+    def _with_batch_means(self, batches: list) -> list:
+        """The mini-batches, with the means over all of them and over all ranks that the terms need."""
+        for term in self.objective.terms:
+            values = [term.averaged(batch.get(CARRIED, {})) for batch in batches]
+            known = [value for value in values if value is not None]
+            if not known:
+                continue
+            window = torch.cat(known).to(self.accelerator.device)
+            total, number = self.accelerator.reduce(torch.stack([window.sum(), torch.ones_like(window).sum()]), "sum")
+            mean = total / number
+            batches = [
+                with_columns(batch, {term.mean_column: mean.expand(len(value))})
+                for batch, value in zip(batches, known, strict=True)
+            ]
+        return batches
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Tensor | float:
         self.last_grad_norm = super()._get_grad_norm(model, grad_norm)

@@ -18,6 +18,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .. import __version__
 from .base import MarginTrainer
+from .step_size import pairs_per_step
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +99,7 @@ def run_settings(trainer: MarginTrainer) -> dict[str, Any]:
         "margin": ", ".join(term.name for term in objective.margins) or None,
         "term_options": [*trainer.options.term_options("weight"), *trainer.options.term_options("margin")],
         "train_rows": len(rows) if hasattr(rows, "__len__") else None,
+        "pairs_per_step": pairs_per_step(trainer),
         "config": json.loads(trainer.args.to_json_string()),
     }
 

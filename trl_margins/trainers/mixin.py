@@ -53,6 +53,7 @@ from .preparation import (
     with_lengths,
 )
 from .prompt_sharing import PromptSharing
+from .step_size import SaysPairsPerStep
 from .window import WindowMixin
 
 logger = logging.getLogger(__name__)
@@ -118,6 +119,7 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
         self._probes = window_probes(self, self.objective, self.options)
         self._finite = FiniteSteps(self, skip=self.options.nonfinite_steps == "skip")
         self.add_callback(self._finite)
+        self.add_callback(SaysPairsPerStep(self))
         if self.options.log_pairs:
             log = PairLog(Path(self.args.output_dir, PAIRS_FILE))
             self.add_callback(RunFolder(log, self.accelerator, partial(run_settings, self)))

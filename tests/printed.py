@@ -17,7 +17,8 @@ from trl_margins.cli import COMMANDS
 ROOT = Path(__file__).parents[1]
 PACKAGE, DOCS, RECIPES = ROOT / "trl_margins", ROOT / "docs", ROOT / "recipes"
 PAGES = [
-    ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "examples/plugin/README.md")
+    ROOT / name
+    for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "examples/plugin/README.md")
 ]
 PAGES += sorted(DOCS.rglob("*.md"))
 
@@ -97,9 +98,8 @@ def of_strings(file: Path) -> Iterator[Text]:
     tree = ast.parse(file.read_text(encoding="utf-8"))
     inside: set[ast.AST] = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-            if isinstance(node.func.value, ast.Name) and node.func.value.id == "re":
-                inside.update(ast.walk(node.args[0]))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("re."):
+            inside.update(ast.walk(node.args[0]))
         if node in inside:
             continue
         text = _text(node, inside)
@@ -145,7 +145,9 @@ _CLASS = re.compile(
     r"(?<![\w.])(?P<name>[A-Z]\w*(?:Trainer|Config|Model|ForCausalLM|ForSeq2SeqLM))\b(?P<path>(?:\.\w+)*)"
 )
 # words that stand behind a flag and are no value of it
-_PROSE = set("a and are as at before by for from gives has in is makes needs of on or resumes runs takes the to".split())
+_PROSE = frozenset(
+    "a and are as at before by for from gives has in is makes needs of on or resumes runs takes the to".split()  # noqa: SIM905
+)
 
 
 def commands(text: Text) -> list[list[str]]:

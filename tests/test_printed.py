@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import importlib
 import inspect
 import re
 import shlex
+import subprocess
+import sys
 import tokenize
 from argparse import Action, ArgumentParser
 from collections.abc import Iterator
@@ -16,6 +19,7 @@ from typing import Any
 
 import accelerate
 import datasets
+import evaluate
 import pandas
 import peft
 import printed
@@ -27,15 +31,16 @@ import yaml
 from accelerate.commands.launch import launch_command_parser
 from conftest import byte_tokenizer, load, preference_rows, quiet
 from printed import GAP, PACKAGE, ROOT, Text, everything
+from transformers.trainer_pt_utils import AcceleratorConfig
 from trl.experimental import cpo
 
 import trl_margins
-from trl_margins.cli import COMMANDS, main, train
+from trl_margins.cli import COMMANDS, train
 from trl_margins.cli.options import OptionsParser
-from trl_margins.cli.recipes import recipe_path, recipes
+from trl_margins.cli.recipes import recipe_path
 from trl_margins.data import evaluation_factors, noise, splits
+from trl_margins.forward.shared_prompt import shared_token_logps
 from trl_margins.methods import METHODS
-from trl_margins.terms import Term
 from trl_margins.trainers import configs
 
 pytestmark = pytest.mark.usefixtures("few_objects_to_collect", "clean_registry")
@@ -78,7 +83,7 @@ OPTIONS_OF_OTHERS = vars(launch_command_parser().parse_args(["script.py"])).keys
 _PROSE = {"from", "has", "needs"}
 
 
-class _Built(Exception):
+class _BuiltError(Exception):
     """Carries a subcommand's parser out of it."""
 
 
@@ -88,12 +93,12 @@ def parser_of(command: str, method: str | None = "gappo", base: str = "cpo") -> 
         return train.parser_for(method, base)
 
     def carried(self: ArgumentParser, *args: Any, **kwargs: Any) -> Any:
-        raise _Built(self)
+        raise _BuiltError(self)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(OptionsParser, "parse", carried)
         patch.setattr(ArgumentParser, "parse_args", carried)
-        with pytest.raises(_Built) as built:
+        with pytest.raises(_BuiltError) as built:
             importlib.import_module(f"trl_margins.cli.{command}").main([])
     return built.value.args[0]
 
@@ -157,6 +162,44 @@ def problems_of(file: str, check: Any) -> list[str]:
     return [f"{text.where}: {problem}" for text in of_file(file) for problem in check(text)]
 
 
+# Where fields with a value that belong to no config are arguments
+CALLED: dict[str, Any] = {
+    "device_map": transformers.AutoModelForCausalLM.from_pretrained,
+    "columns": splits.generalization_splits,
+    "encoder": evaluation_factors.add_evaluation_factor,
+    "held_out": splits.generalization_splits,
+    "lines": pandas.DataFrame.to_json,
+    "orient": pandas.DataFrame.to_json,
+    "overwrite": evaluation_factors.add_evaluation_factor,
+    "tokenize": transformers.PreTrainedTokenizerBase.apply_chat_template,
+    "is_trainable": peft.PeftModel.from_pretrained,
+    "errors": str.encode,
+    "weights_only": torch.load,
+    "optimizers": transformers.Trainer,
+    "metadata": dataclasses.field,
+    "use_reentrant": torch.utils.checkpoint.checkpoint,
+    "dispatch_batches": AcceleratorConfig,
+    "even_batches": AcceleratorConfig,
+    "seed": noise.flip_labels,
+    "statistics": shared_token_logps,
+    "split": datasets.load_dataset,
+    "per_pair": trl_margins.Link,
+    "needs_reference": trl_margins.Link,
+    "is_decoder": transformers.LlamaConfig,
+    "method": configs.MarginCPOConfig.__init_subclass__,
+    "predictions": evaluate.EvaluationModule.compute,
+    "references": evaluate.EvaluationModule.compute,
+}
+# What a field's value needs beside it
+BESIDE: dict[str, dict[str, Any]] = {
+    "weight": {"weight_column": "w"},
+    "margin": {"margin_column": "m", "margin_column_unit": "reward"},
+}
+REMOVED = {("anchor_estimator", '"directional"'), ("gamma_po_steps", "0")}  # the changelog says that they are
+OTHERS_CLASSES = {"SimPOConfig", "SimPOTrainer", "SomeConfig"}  # the page on migration has them, and an example
+MODULES = (trl_margins, configs, trl, cpo, transformers, peft, torch, datasets, accelerate)
+
+
 # Commands and flags
 
 
@@ -184,7 +227,11 @@ def test_commands(file):
 
 def wrong_flags(text: Text) -> Iterator[str]:
     flags = [(flag, value) for flag, value in printed.flags(text) if flag not in ("help", "version")]
-    if not flags or text.file.startswith("benchmarks/") or text.text.startswith(("make ", "pip ", "accelerate launch")):
+    if (
+        not flags
+        or text.file.startswith("benchmarks/")
+        or text.text.startswith(("make ", "pip ", "accelerate launch"))
+    ):
         return
     near = commands_near(text)
     named = [command for command in COMMANDS if re.search(rf"\b{command}\b", text.around)]
@@ -240,3 +287,201 @@ def test_launches(text, monkeypatch):
     assert (launch.module, launch.training_script) == (True, "trl_margins.cli")
     assert launch.config_file is None or Path(launch.config_file).is_file()
     assert launch.training_script_args[0] in COMMANDS
+
+
+# Fields with a value, methods, classes
+
+
+@cache
+def config_classes() -> tuple[Any, ...]:
+    return tuple(configs.config_class(method, base) for method in (None, *METHODS) for base in ("cpo", "dpo"))
+
+
+@cache
+def option_fields() -> dict[str, Action]:
+    """The fields of all commands, by name."""
+    return {action.dest: action for command in COMMANDS for action in parser_of(command)._actions}
+
+
+def wrong_fields(text: Text) -> Iterator[str]:
+    for name, written in printed.fields(text):
+        known = [kind for kind in config_classes() if name in kind.__dataclass_fields__]
+        if (name, written) in REMOVED or written == f'"{GAP}"':
+            continue
+        if not known:
+            if not (name in option_fields() or is_argument(name, text)):
+                yield f"{name}={written}: no config has this field, and nothing that the text names this argument"
+            continue
+        if GAP in written or (value := literal(written)) is None:
+            continue
+        errors = []
+        for kind in known:
+            beside = BESIDE.get(name, {}) if "column" in written else {}
+            try:
+                kind(**{"output_dir": "o", "bf16": False, "use_cpu": True, **beside, name: value})
+                break
+            except (ValueError, TypeError) as error:
+                errors.append(str(error))
+        else:
+            if not is_about_the_machine(errors):
+                yield f"{name}={written}: {errors[0]}"
+
+
+def is_argument(name: str, text: Text) -> bool:
+    """Of what `CALLED` says."""
+    called = CALLED.get(name)
+    if called is None:
+        return False
+    parameters = inspect.signature(called).parameters
+    return name in parameters or any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+
+
+def is_about_the_machine(errors: list[str]) -> bool:
+    """bf16, fp16 and tf32 are refused without a GPU."""
+    return all("GPU" in error or "CUDA" in error or "Ampere" in error for error in errors)
+
+
+def literal(written: str) -> Any:
+    """The value; None for a word that stands for one."""
+    try:
+        return ast.literal_eval(written)
+    except (ValueError, SyntaxError):
+        return None
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if not file.endswith(".jinja")])
+def test_fields(file):
+    """Each `name=value` is a field of a config that takes the value, or an argument of something."""
+    assert problems_of(file, wrong_fields) == []
+
+
+@pytest.fixture(scope="module")
+def objects(tiny_model, tmp_path_factory) -> dict[str, list[Any]]:
+    """What the messages call trainer, model, tokenizer and dataset."""
+    rows = preference_rows(4)
+    config = trl_margins.GapPOConfig(**quiet(output_dir=str(tmp_path_factory.mktemp("objects"))))
+    trainer = trl_margins.GapPOTrainer(load(tiny_model), config, train_dataset=rows, processing_class=byte_tokenizer())
+    adapted = peft.get_peft_model(load(tiny_model), peft.LoraConfig(target_modules="all-linear"))
+    return {
+        "trainer": [trainer],
+        "model": [trainer.model, adapted],
+        "tokenizer": [byte_tokenizer()],
+        "dataset": [rows],
+    }
+
+
+def has(thing: Any, path: str) -> bool:
+    for name in path.split(".") if path else ():
+        if not hasattr(thing, name):
+            return False
+        thing = getattr(thing, name)
+    return True
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_methods_and_classes(file, objects):
+    """What a text calls of a trainer, a model, a tokenizer or a data set is there; so is every class that it names."""
+
+    def wrong(text: Text) -> Iterator[str]:
+        for of, path in printed.methods(text):
+            if not any(has(each, path) for each in objects[of]):
+                yield f"no {of} has {path}"
+        for name, path in printed.classes(text) if text.file != "docs/models.md" else ():
+            if name not in OTHERS_CLASSES and not any(has(module, f"{name}.{path}".strip(".")) for module in MODULES):
+                yield f"there is no {name} {path}"
+
+    assert problems_of(file, wrong) == []
+
+
+# Names
+
+
+@cache
+def names_of_the_code() -> frozenset[str]:
+    """Every name and every string that is one in the package and in TRL's configs."""
+    known: set[str] = {field for kind in config_classes() for field in kind.__dataclass_fields__}
+    known |= {path.name for path in PACKAGE.rglob("*")} | {path.stem for path in PACKAGE.rglob("*")}
+    for file in PACKAGE.rglob("*.py"):
+        with open(file, "rb") as source:
+            known |= {token.string for token in tokenize.tokenize(source.readline) if token.type == tokenize.NAME}
+        known |= {text.text for text in printed.of_strings(file) if text.text.isidentifier()}
+    return frozenset(known)
+
+
+# Names of other libraries: accelerate's configuration, a method of data sets, and the example of a plug-in
+_NAMES = {"fsdp_version", "set_transform", "trl_margins_focal"}
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if re.match(r"trl_margins/.*py$", file)])
+def test_names_in_messages(file):
+    """A word with an underscore, in prose, is the name of something."""
+
+    def wrong(text: Text) -> Iterator[str]:
+        if " " in text.text:
+            words = set(re.findall(r"(?<![\w/.{-])[a-z]{2,}(?:_[a-z0-9]{2,})+(?![\w/.*])", text.text))
+            if unknown := words - names_of_the_code() - _NAMES:
+                yield f"{sorted(unknown)} in {text.text[:80]!r}"
+
+    assert problems_of(file, wrong) == []
+
+
+# Programs
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_other_programs(file):
+    """`make` has the targets, and `hf` the commands."""
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+    def wrong(text: Text) -> Iterator[str]:
+        for target in re.findall(r"^make (\w+)" if text.is_code else r"`make (\w+)", text.text):
+            if target not in targets:
+                yield f"make has no target {target}"
+        for words in re.findall(r"\bhf ((?:auth )?[a-z]+)\b", text.text):
+            if words not in ("auth login", "download"):
+                yield f"hf {words}: look whether it has this, and add it here"
+
+    assert problems_of(file, wrong) == []
+
+
+@pytest.mark.parametrize("words", [["auth", "login"], ["download"]])
+def test_the_hub_s_own_commands(words):
+    subprocess.run([sys.executable, "-m", "huggingface_hub.cli.hf", *words, "--help"], check=True, capture_output=True)
+
+
+# Calls and YAML within the lines of a page
+
+CALLS = [
+    text
+    for text in FOUND
+    if text.is_code and re.match(r"(?:trl_margins\.|config_class\(|[A-Z]\w+Config\()", text.text) and "(" in text.text
+]
+KEYS = [text for text in FOUND if text.is_code and re.fullmatch(r"[a-z]\w+: \S.*", text.text)]
+# keys of accelerate's and of other trainers' configuration
+OTHERS_KEYS = {"even_batches": AcceleratorConfig}
+
+
+@pytest.mark.parametrize("text", CALLS, ids=lambda text: text.where)
+def test_calls(text, tmp_path, monkeypatch):
+    """Each runs as it stands; so do both that stand for two."""
+    monkeypatch.chdir(tmp_path)
+    namespace = {name: getattr(trl_margins, name) for name in trl_margins.__all__}
+    namespace |= {"trl_margins": trl_margins, "dataset": preference_rows(6), "config_class": configs.config_class}
+    source = re.sub(r"(Config\()(?!['\"])", r"\1'o', bf16=False, ", text.text).replace(", bf16=False, bf16", ", bf16")
+    assert eval(source, namespace) is not None
+
+
+@pytest.mark.parametrize("text", KEYS, ids=lambda text: text.where)
+def test_keys(text, tmp_path):
+    """Each goes through `--config`, in the file of another project if it is one of its keys."""
+    (name, value), *_ = yaml.safe_load(text.text).items()
+    if name in OTHERS_KEYS:
+        assert name in inspect.signature(OTHERS_KEYS[name]).parameters
+        return
+    beside = BESIDE.get(name, {}) if value == "column" else {}
+    method = {} if name in ("loss_type", "reward") else {"method": "none" if name == "weight" else "gappo"}
+    if name == "metric_for_best_model":
+        beside = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1}
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump({"output_dir": "o", "dataset_name": "d", **method, **beside, name: value}))
+    parse(["train", "--config", str(file)])

@@ -185,7 +185,7 @@ CALLED: dict[str, Any] = {
     "split": datasets.load_dataset,
     "per_pair": trl_margins.Link,
     "needs_reference": trl_margins.Link,
-    "is_decoder": transformers.LlamaConfig,
+    "is_decoder": transformers.BertConfig,
     "method": configs.MarginCPOConfig.__init_subclass__,
     "predictions": evaluate.EvaluationModule.compute,
     "references": evaluate.EvaluationModule.compute,
@@ -408,8 +408,8 @@ def names_of_the_code() -> frozenset[str]:
     return frozenset(known)
 
 
-# Names of other libraries: accelerate's configuration, a method of data sets, and the example of a plug-in
-_NAMES = {"fsdp_version", "set_transform", "trl_margins_focal"}
+# Names of other libraries (of configurations, and a method of data sets), and the example of a plug-in
+_NAMES = {"distributed_config", "fsdp_version", "set_transform", "trl_margins_focal"}
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if re.match(r"trl_margins/.*py$", file)])

@@ -35,7 +35,7 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 from trl.experimental import cpo
 
 import trl_margins
-from trl_margins.cli import COMMANDS, train
+from trl_margins.cli import COMMANDS, main, train
 from trl_margins.cli.options import OptionsParser
 from trl_margins.cli.recipes import recipe_path
 from trl_margins.data import evaluation_factors, noise, splits
@@ -485,3 +485,150 @@ def test_keys(text, tmp_path):
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump({"output_dir": "o", "dataset_name": "d", **method, **beside, name: value}))
     parse(["train", "--config", str(file)])
+
+
+# Flags of the pages, in a run
+
+# the folder must hold a checkpoint: test_cli.py resumes
+_ELSEWHERE = {"resume_from_checkpoint"}
+IN_A_RUN = [
+    text
+    for text in FOUND
+    if text.is_code
+    and text.file.endswith(".md")
+    and re.match(r"--\w+ \S", text.text)
+    and all(action_of("train", flag) and flag not in _ELSEWHERE for flag, _ in printed.flags(text))
+]
+
+
+@pytest.fixture(scope="module")
+def rows_with_everything(tmp_path_factory) -> str:
+    """The columns that the pages name."""
+    rows = preference_rows(8)
+    rows = rows.add_column("question", [f"{prompt} please " for prompt in rows["prompt"]])
+    for name, values in {
+        "system": ["be short"] * 8,
+        "mine_w": [float(i % 5) for i in range(8)],
+        "mine_l": [1.5] * 8,
+        "pair_weight": [0.5 + i % 2 for i in range(8)],
+        "pair_margin": [0.1 * i for i in range(8)],
+    }.items():
+        rows = rows.add_column(name, values)
+    file = tmp_path_factory.mktemp("rows") / "pairs.jsonl"
+    rows.to_json(file)
+    return str(file)
+
+
+@pytest.mark.parametrize("text", IN_A_RUN, ids=lambda text: f"{text.where} {text.text}")
+def test_flags_in_a_run(text, tiny_model, rows_with_everything, tmp_path):
+    """One step with what a page prints, after what every run needs."""
+    given = {"model_name_or_path": tiny_model, "dataset_name": rows_with_everything, "output_dir": tmp_path}
+    given |= {**quiet(), "max_steps": 1, "log_pairs": True}
+    words = [str(part) for name, value in given.items() for part in (f"--{name}", value)]
+    trainer = train.build_trainer(*train.parse([*words, *filled("train", printed.flags(text))[1:]]))
+    trainer.train()
+    assert trainer.state.global_step == 1
+
+
+# Cards, and what the demo prints
+
+CARDS = {
+    "gappo": [],
+    "adapter": ["--base", "dpo", "--method", "amapo", "--use_peft", "true", "--lora_target_modules", "all-linear"],
+    "combined": ["--method", "none", "--base", "dpo", "--weight", "score-gap", "--margin", "amapo"],
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_model, tmp_path_factory) -> Path:
+    """A folder with a trained folder for each of `CARDS`."""
+    folder = tmp_path_factory.mktemp("cards")
+    preference_rows(8, "conversational").to_json(folder / "pairs.jsonl")
+    common = quiet(max_steps=2, learning_rate=1e-2, log_pairs=False)
+    flags = [str(part) for name, value in common.items() for part in (f"--{name}", value)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name, own in CARDS.items():
+            given = ["--model_name_or_path", tiny_model, "--dataset_name", str(folder / "pairs.jsonl")]
+            assert main(["train", *given, *flags, *own, "--output_dir", name]) == 0
+    return folder
+
+
+def blocks_of(card: Path, language: str) -> list[str]:
+    return [found["code"] for found in printed.FENCE.finditer(card.read_text()) if found["language"] == language]
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_a_card_s_quick_start(name, trained, monkeypatch, capsys):
+    monkeypatch.chdir(trained)
+    (code,) = blocks_of(trained / name / "README.md", "python")
+    exec(code, {})
+    assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_a_card_s_command_trains_the_same_model(name, trained, tmp_path, monkeypatch):
+    """Bit for bit, elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks_of(trained / name / "README.md", "bash")
+    program, *words = shlex.split(code)
+    assert program == "trl-margins"
+    assert main(words) == 0
+    file = "adapter_model.safetensors" if name == "adapter" else "model.safetensors"
+    assert (tmp_path / name / file).read_bytes() == (trained / name / file).read_bytes()
+
+
+def test_how_to_load_the_demo_s_model(trained):
+    (code,) = {
+        found[0]
+        for text in of_file("trl_margins/cli/demo.py")
+        if (found := re.search(r"transformers\.pipeline\(.+?\)", text.text))
+    }
+    generate = eval(code.replace(GAP, str(trained / "gappo")), {"transformers": transformers})
+    assert generate("say", max_new_tokens=2)
+
+
+# The finding itself
+
+
+def found_in(text: str, name: str, folder: Path) -> list[Text]:
+    file = folder / name
+    file.write_text(text, encoding="utf-8")
+    kinds = {".md": printed.of_page, ".py": printed.of_strings, ".yaml": printed.of_comments}
+    return list(kinds[file.suffix](file))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "check"),
+    [
+        ("a.md", "Run `trl-margins tarin`.", wrong_commands),
+        ("a.md", "Run `trl-margins train --bta 2`.", wrong_commands),
+        ("a.md", "    trl-margins train --beta much", wrong_commands),
+        ("a.md", "With `--score_gap_transform cubic`, for `train`,\nit is so.", wrong_flags),
+        ("a.md", "With `--no_such_flag`.", wrong_flags),
+        ("a.py", 'raise ValueError(f"{a}: set it with --no_such_flag 3" + b)', wrong_flags),
+        ("a.py", "raise ValueError('name it: '\n  f'{x} (--dtype bf15)')", wrong_flags),
+        ("a.py", "raise ValueError(f\"use anchor_estimator='directional'\")", wrong_fields),
+        ("a.py", "f'{a if b else \"give share_promt=never\"}'", wrong_fields),
+        ("a.yaml", "#   --weight score-gap2  Table 1\nmethod: gappo\n", wrong_flags),
+        ("a.yaml", "# accelerate launch -m trl_margins.cli \\\n#     train --recpie x\n", wrong_commands),
+    ],
+)
+def test_what_is_wrong_is_found(name, text, check, tmp_path):
+    assert [problem for each in found_in(text, name, tmp_path) for problem in check(each)]
+
+
+def test_what_is_right_is_not(tmp_path):
+    right = (
+        "Run `trl-margins train --beta 2`, with `--score_gap_transform hard --score_gap_threshold 1` or `beta=2.0`."
+    )
+    for check in (wrong_commands, wrong_flags, wrong_fields):
+        assert [problem for each in found_in(right, "a.md", tmp_path) for problem in check(each)] == []
+
+
+def test_all_places_are_looked_at():
+    """A place in which nothing is found any more is one that is not looked at."""
+    places = {text.file.partition("/")[0] for text in FOUND if printed.commands(text)}
+    assert {"README.md", "CHANGELOG.md", "SECURITY.md", "docs", "recipes", "trl_margins", "benchmarks"} <= places
+    assert len(LAUNCHED) > 20
+    assert len(IN_A_RUN) > 10

@@ -42,7 +42,7 @@ GIVEN = {"docs/evaluation.md": {"dataset": "pairs_with_models"}}
 ADDED = {
     "train": "--per_device_train_batch_size 2 --gradient_accumulation_steps 1 --max_length 128 --eval_steps 1",
     "evaluate": "--max_length 128 --bootstrap 10",
-    "select": "--max_length 128 --batch_size 2 --batch_multiplier 2",
+    "select": "--max_length 128 --batch_size 2 --anchor_batch_multiplier 2",
     "inspect": "--max_length 128",
 }
 # What a `train` says that a page leaves out with an ellipsis

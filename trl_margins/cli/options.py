@@ -19,13 +19,13 @@ LENGTH = f"Longest prompt and completion, in tokens. By default that of the mode
 
 _COUNT = Number(least=1, whole=True)
 _NUMBERS = {
-    **dict.fromkeys(("batch_multiplier", "batch_size", "bootstrap", "max_length", "max_steps"), _COUNT),
+    **dict.fromkeys(("anchor_batch_multiplier", "batch_size", "bootstrap", "max_length", "max_steps"), _COUNT),
     **dict.fromkeys(("num_layers", "num_proc"), _COUNT),
+    "anchor_radius": Number(above=0),
     "ef_sample": Number(least=0, whole=True),
     "eval_min_score_gap": Number(least=0),
     "fraction": Number(above=0, most=1),
     "learning_rate": Number(above=0),
-    "radius": Number(above=0),
 }
 
 

@@ -20,7 +20,7 @@ PAGES = [
     ROOT / name
     for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "examples/plugin/README.md")
 ]
-PAGES += sorted(DOCS.rglob("*.md"))
+PAGES += [*sorted(DOCS.rglob("*.md")), *sorted((ROOT / ".github").rglob("*.*"))]
 
 FENCE = re.compile(r"^(?P<indent> *)```(?P<language>\w*)\n(?P<code>.*?)^ *```$", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"(?<!`)(`{1,2})(?!`)(?P<code>.+?)(?<!`)\1(?!`)", re.DOTALL)

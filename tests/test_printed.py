@@ -399,7 +399,8 @@ def test_methods_and_classes(file, objects):
 @cache
 def names_of_the_code() -> frozenset[str]:
     """Every name and every string that is one in the package and in TRL's configs."""
-    known: set[str] = {field for kind in config_classes() for field in kind.__dataclass_fields__}
+    known: set[str] = {field for kind in (*config_classes(), peft.LoraConfig) for field in kind.__dataclass_fields__}
+    known |= inspect.signature(transformers.Trainer).parameters.keys()
     known |= {path.name for path in PACKAGE.rglob("*")} | {path.stem for path in PACKAGE.rglob("*")}
     for file in PACKAGE.rglob("*.py"):
         with open(file, "rb") as source:
@@ -408,16 +409,18 @@ def names_of_the_code() -> frozenset[str]:
     return frozenset(known)
 
 
-# Names of other libraries (of configurations, and a method of data sets), and the example of a plug-in
-_NAMES = {"distributed_config", "fsdp_version", "set_transform", "trl_margins_focal"}
+# Names of other libraries' options and methods, of the example of a plug-in, of a published set's column, of a metric
+# with another prefix, and of what the changelog says is gone
+_NAMES = {"distributed_config", "fsdp_version", "set_transform", "trl_margins_focal", "all_rm_scores", "test_pwa"}
+_NAMES |= {"answer_logps"}
 
 
-@pytest.mark.parametrize("file", [file for file in FILES if re.match(r"trl_margins/.*py$", file)])
-def test_names_in_messages(file):
-    """A word with an underscore, in prose, is the name of something."""
+@pytest.mark.parametrize("file", [file for file in FILES if re.match(r"trl_margins/.*py$|.*md$", file)])
+def test_names(file):
+    """A word with an underscore is the name of something, in a message's prose and as code on a page."""
 
     def wrong(text: Text) -> Iterator[str]:
-        if " " in text.text:
+        if " " in text.text or (text.is_code and text.text.isidentifier()):
             words = set(re.findall(r"(?<![\w/.{-])[a-z]{2,}(?:_[a-z0-9]{2,})+(?![\w/.*])", text.text))
             if unknown := words - names_of_the_code() - _NAMES:
                 yield f"{sorted(unknown)} in {text.text[:80]!r}"
@@ -430,13 +433,18 @@ def test_names_in_messages(file):
 
 @pytest.mark.parametrize("file", FILES)
 def test_other_programs(file):
-    """`make` has the targets, and `hf` the commands."""
+    """`make` has the targets, `hf` the commands, and the package the extras."""
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    _, _, after = (ROOT / "pyproject.toml").read_text().partition("[project.optional-dependencies]\n")
+    extras = set(re.findall(r"^(\w+) = ", after.partition("\n[")[0], re.MULTILINE))
 
     def wrong(text: Text) -> Iterator[str]:
         for target in re.findall(r"^make (\w+)" if text.is_code else r"`make (\w+)", text.text):
             if target not in targets:
                 yield f"make has no target {target}"
+        for named in re.findall(r"trl-margins\[([\w,]+)\]", text.text):
+            if unknown := set(named.split(",")) - extras:
+                yield f"no extra {unknown}"
         for words in re.findall(r"\bhf ((?:auth )?[a-z]+)\b", text.text):
             if words not in ("auth login", "download"):
                 yield f"hf {words}: look whether it has this, and add it here"

@@ -420,7 +420,7 @@ def test_names(file):
     """A word with an underscore is the name of something, in a message's prose and as code on a page."""
 
     def wrong(text: Text) -> Iterator[str]:
-        if " " in text.text or (text.is_code and text.text.isidentifier()):
+        if text.text.isidentifier() if text.is_code else " " in text.text:
             words = set(re.findall(r"(?<![\w/.{-])[a-z]{2,}(?:_[a-z0-9]{2,})+(?![\w/.*])", text.text))
             if unknown := words - names_of_the_code() - _NAMES:
                 yield f"{sorted(unknown)} in {text.text[:80]!r}"

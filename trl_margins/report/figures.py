@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -381,7 +382,7 @@ def _steps(panel: Axes, runs: Sequence[Run], scale: Mapping[str, int] | None = N
     panel.set_xlabel("pairs (steps × pairs per step)" if over_pairs else "optimizer step")
     size, *others = {run.pairs_per_step for run in runs}
     if size and not others and not over_pairs:
-        pairs = panel.secondary_xaxis("top", functions=(lambda step: step * size, lambda pair: pair / size))
+        pairs = panel.secondary_xaxis("top", functions=(partial(np.multiply, size), partial(np.multiply, 1 / size)))
         pairs.set_xlabel(f"pairs ({size:,} per step)")
         pairs.xaxis.set_major_locator(_locator())
 

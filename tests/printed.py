@@ -94,12 +94,14 @@ def of_comments(file: Path) -> Iterator[Text]:
 
 
 def of_strings(file: Path) -> Iterator[Text]:
-    """Strings, whole where they are put together; not the patterns of regular expressions."""
+    """Strings, whole where they are put together; not the patterns of regular expressions, and no lists of flags."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     inside: set[ast.AST] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("re."):
             inside.update(ast.walk(node.args[0]))
+        if isinstance(node, ast.List):  # arguments of a command, which is no message
+            inside.update(each for each in node.elts if (_text(each, set()) or "").startswith("--"))
         if node in inside:
             continue
         text = _text(node, inside)

@@ -646,6 +646,7 @@ def test_flags_that_are_wrong(argv, status, words, console, tiny_model, tmp_path
         ),
         (["evaluate", "--json", "a", "b"], 1, "unexpected argument 'b': put the option"),
         (["select", "--output_dir", "file/out"], 1, "file/out cannot be written to .Not a directory"),
+        (["select", "--output_dir", "out", "--anchor_radius", "0"], 1, "anchor_radius must be above 0: at the model"),
         (["select", "--output_dir", "out", "--anchor_estimator", "exact"], 1, "unknown anchor_estimator 'exact'"),
     ],
 )

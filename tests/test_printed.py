@@ -32,7 +32,7 @@ from accelerate.commands.launch import launch_command_parser
 from conftest import byte_tokenizer, load, preference_rows, quiet
 from printed import GAP, PACKAGE, ROOT, Text, everything
 from transformers.trainer_pt_utils import AcceleratorConfig
-from trl.experimental import cpo
+from trl.experimental import cpo, orpo
 
 import trl_margins
 from trl_margins.cli import COMMANDS, main, train
@@ -197,7 +197,7 @@ BESIDE: dict[str, dict[str, Any]] = {
 }
 REMOVED = {("anchor_estimator", '"directional"'), ("gamma_po_steps", "0")}  # the changelog says that they are
 OTHERS_CLASSES = {"SimPOConfig", "SimPOTrainer", "SomeConfig"}  # the page on migration has them, and an example
-MODULES = (trl_margins, configs, trl, cpo, transformers, peft, torch, datasets, accelerate)
+MODULES = (trl_margins, configs, trl, cpo, orpo, transformers, peft, torch, datasets, accelerate)
 
 
 # Commands and flags

@@ -21,7 +21,7 @@ _COUNT = Number(least=1, whole=True)
 _NUMBERS = {
     **dict.fromkeys(("anchor_batch_multiplier", "batch_size", "bootstrap", "max_length", "max_steps"), _COUNT),
     **dict.fromkeys(("num_layers", "num_proc"), _COUNT),
-    "anchor_radius": Number(above=0),
+    "anchor_radius": Number(least=0),
     "ef_sample": Number(least=0, whole=True),
     "eval_min_score_gap": Number(least=0),
     "fraction": Number(above=0, most=1),

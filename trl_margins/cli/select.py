@@ -36,6 +36,11 @@ class SelectArguments(ScoredRowOptions):
     dtype: str = option(f"Dtype of the weights: {', '.join(DTYPES)}.", "float32", choices=DTYPES)
     trust_remote_code: bool = option("Run the model's own code.", False)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.anchor_radius == 0:
+            raise ValueError("anchor_radius must be above 0: at the model itself no gap falls, and nothing is ranked")
+
 
 def main(argv: Sequence[str]) -> int:
     """Measures the anchor gap of every pair, writes the parts."""

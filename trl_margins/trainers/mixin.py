@@ -119,7 +119,7 @@ class MarginMixin(CardMixin, CheckpointMixin, WindowMixin):
         self._probes = window_probes(self, self.objective, self.options)
         self._finite = FiniteSteps(self, skip=self.options.nonfinite_steps == "skip")
         self.add_callback(self._finite)
-        self.add_callback(SaysPairsPerStep(self))
+        self.callback_handler.callbacks.insert(0, SaysPairsPerStep(self))  # above the progress bar
         if self.options.log_pairs:
             log = PairLog(Path(self.args.output_dir, PAIRS_FILE))
             self.add_callback(RunFolder(log, self.accelerator, partial(run_settings, self)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import select
+import select as pipes  # `select` here is the subcommand's module
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
@@ -66,7 +66,7 @@ def _a_reader_may_leave() -> Iterator[None]:
         finally:
             sys.stdout.flush()  # at exit, nobody could catch the error
     except BrokenPipeError:
-        reader = select.poll()
+        reader = pipes.poll()
         reader.register(sys.stdout, 0)  # which asks for errors alone
         if not reader.poll(0):
             raise  # of another pipe

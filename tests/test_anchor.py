@@ -721,7 +721,7 @@ def test_select_ranks_a_set_by_its_anchor_gaps(tiny_model, tmp_path, capsys):
     rows = preference_rows(10, "conversational", seed=9)
     rows.to_json(tmp_path / "pairs.jsonl")
     arguments = ["select", "--model_name_or_path", tiny_model, "--dataset_name", str(tmp_path / "pairs.jsonl")]
-    options = ["--batch_size", "2", "--batch_multiplier", "2", "--radius", "0.5", "--max_length", "128"]
+    options = ["--batch_size", "2", "--anchor_batch_multiplier", "2", "--anchor_radius", "0.5", "--max_length", "128"]
     assert cli([*arguments, "--output_dir", str(tmp_path / "out"), "--fraction", "0.4", *options]) == 0
     parts = {name: read_rows(tmp_path / "out" / f"{name}.jsonl") for name in ("all", "stable", "unstable", "random")}
     assert [row["prompt"] for row in parts["all"]] == rows["prompt"][:]
@@ -737,7 +737,7 @@ def test_select_takes_an_adapter(tiny_model, tokenizer, tmp_path):
     get_peft_model(load(tiny_model), LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path / "adapter")
     tokenizer.save_pretrained(tmp_path / "adapter")
     arguments = ["select", "--model_name_or_path", str(tmp_path / "adapter"), "--output_dir", str(tmp_path / "out")]
-    options = ["--batch_size", "2", "--batch_multiplier", "2", "--radius", "0.5", "--max_length", "128"]
+    options = ["--batch_size", "2", "--anchor_batch_multiplier", "2", "--anchor_radius", "0.5", "--max_length", "128"]
     assert cli([*arguments, "--dataset_name", str(tmp_path / "pairs.jsonl"), "--fraction", "0.5", *options]) == 0
     assert all(row["anchor_gap"] != 0 for row in read_rows(tmp_path / "out" / "all.jsonl"))
 
@@ -767,7 +767,7 @@ def test_select_leaves_out_what_training_drops(tiny_model, tmp_path, capsys):
     rows = preference_rows(8, seed=9).to_list()
     whole = [row for i, row in enumerate(rows) if i != 2]
     rows[2]["prompt"] = "a" * 200
-    options = ["--batch_size", "2", "--batch_multiplier", "2", "--max_length", "128", "--fraction", "0.5"]
+    options = ["--batch_size", "2", "--anchor_batch_multiplier", "2", "--max_length", "128", "--fraction", "0.5"]
     found = {}
     for name, some in {"with": rows, "without": whole}.items():
         Dataset.from_list(some).to_json(tmp_path / f"{name}.jsonl")

@@ -642,10 +642,15 @@ def test_flags_that_are_wrong(argv, status, words, console, tiny_model, tmp_path
             1,
             r"select: unknown option '--output-dri' \(did you mean '--output-dir'\?\)\n",
         ),
-        (["select", "--config", "x.yaml"], 1, r"select: x.yaml: unknown key 'radios' \(did you mean 'radius'\?\)\n"),
+        (
+            ["select", "--config", "x.yaml"],
+            1,
+            r"select: x.yaml: unknown key 'anchor_radios' \(did you mean 'anchor_radius'\?\)\n",
+        ),
         (["evaluate", "--json", "a", "b"], 1, "unexpected argument 'b': put the option"),
         (["select", "--output_dir", "file/out"], 1, "file/out cannot be written to .Not a directory"),
-        (["select", "--output_dir", "out", "--estimator", "exact"], 1, "unknown anchor_estimator 'exact'"),
+        (["select", "--output_dir", "out", "--anchor_radius", "0"], 1, "anchor_radius must be above 0: at the model"),
+        (["select", "--output_dir", "out", "--anchor_estimator", "exact"], 1, "unknown anchor_estimator 'exact'"),
     ],
 )
 def test_flags_of_other_commands(argv, status, words, console, tiny_model, tmp_path, monkeypatch):
@@ -653,7 +658,7 @@ def test_flags_of_other_commands(argv, status, words, console, tiny_model, tmp_p
     preference_rows(4).to_json("rows.jsonl")
     Path("file").touch()
     Path("tab.yaml").write_text("a:\n\t- b")
-    Path("x.yaml").write_text("radios: 1")
+    Path("x.yaml").write_text("anchor_radios: 1")
     command, *flags = argv
     model = ["--model_name_or_path", tiny_model, "--dataset_name", "rows.jsonl"] if flags else []
     found, said = console(command, *model, *flags)

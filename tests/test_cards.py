@@ -322,7 +322,7 @@ def test_method_and_settings(trained):
         "`warmup_steps`": "0.1 of all steps",
         "`num_train_epochs`": "1",
         "`max_length`": "96",
-        "pairs per optimizer step": "4 (4 per device × 1 accumulated × 1 device)",
+        "pairs per optimizer step": "4 (per_device_train_batch_size 4 × gradient_accumulation_steps 1 × 1 process)",
         "optimizer steps": "4",
     }.items():
         assert table[name] == [value], name

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 import yaml
@@ -30,6 +32,7 @@ SMALL = [
     "--gradient_accumulation_steps",
     "1",
 ]
+DRY = ["--recipe", "qwen2.5-0.5b-instruct/gappo", "--dry_run"]
 
 
 @pytest.fixture
@@ -250,3 +253,34 @@ def test_unknown_yaml_key_is_an_error(tmp_path):
     (tmp_path / "c.yaml").write_text("output_dir: x\nlearning_rat: 1\n")
     with pytest.raises(ValueError, match="learning_rat"):
         main(["train", "--config", str(tmp_path / "c.yaml")])
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["recipes"], *(["train", *more] for more in (["--help"], DRY))])
+def test_a_reader_that_leaves(arguments, monkeypatch):
+    """Whatever prints: `| head` ends it without a traceback."""
+    read, write = os.pipe()
+    os.close(read)
+    with suppress(BrokenPipeError), open(write, "w") as nobody_reads:
+        monkeypatch.setattr(sys, "stdout", nobody_reads)
+        monkeypatch.setattr(sys, "argv", ["trl-margins", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    assert ended.value.code in (0, 141)  # argparse itself sees to a long help
+
+
+def test_another_broken_pipe_is_a_bug(monkeypatch, capfd):
+    def breaks(argv):
+        raise BrokenPipeError("a tracker's")
+
+    monkeypatch.setattr("trl_margins.cli.recipes.main", breaks)
+    monkeypatch.setattr(sys, "stdout", open(os.dup(1), "w"))  # noqa: SIM115
+    monkeypatch.setattr(sys, "argv", ["trl-margins", "recipes"])
+    with pytest.raises(BrokenPipeError, match="a tracker's"):
+        main()
+
+
+def test_head_sees_the_first_lines():
+    command = f"{sys.executable} -m trl_margins.cli recipes | head -n 1"
+    ran = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert ran.stdout.startswith("name ")
+    assert ran.stderr == ""

@@ -238,6 +238,14 @@ def test_uneven_batches(case, runs, folder, tiny_model, tmp_path):
         assert two[name] == pytest.approx(values, **close(case)), name
 
 
+@pytest.mark.parametrize("run", [*(f"{way}/gappo" for way in (*WAYS[1], *WAYS[2][:3])), "uneven/split/gappo"])
+def test_pairs_per_step_are_those_that_the_log_has(run, runs, folder):
+    """The number that a run says of itself, and the lines of its first step."""
+    said = json.loads((folder / run / "margin_run.json").read_text())["pairs_per_step"]
+    lines = (folder / run / "pair_log.csv").read_text().splitlines()
+    assert said == sum(line.startswith("1,") for line in lines) == 4
+
+
 def test_a_rank_without_a_batch_is_refused(runs):
     """Before training, and on both ranks: it would wait for the other for ever."""
     for found in runs["uneven"]["nine"]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import importlib.util
 import re
 import shlex
 import shutil
+import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +19,7 @@ import datasets
 import pytest
 from conftest import preference_rows
 from datasets import Dataset, DatasetDict
+from printed import FENCE
 from transformers import TrainingArguments
 
 from trl_margins.cli import COMMANDS, main
@@ -24,7 +27,8 @@ from trl_margins.trainers import card as cards
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = ["README.md", *(str(path.relative_to(ROOT)) for path in sorted(DOCS.rglob("*.md")))]
+PLUGIN = "examples/plugin/README.md"
+PAGES = ["README.md", "CONTRIBUTING.md", PLUGIN, *(str(path.relative_to(ROOT)) for path in sorted(DOCS.rglob("*.md")))]
 
 # Name in the pages → what stands in for it: a folder's name in the workspace below
 MODELS = {"Qwen/Qwen2.5-0.5B-Instruct": "tiny"}
@@ -39,17 +43,17 @@ ADDED = {
     "train": "--per_device_train_batch_size 2 --gradient_accumulation_steps 1 --max_length 128 --eval_steps 1"
     " --overwrite_output_dir true",  # pages train into the same folder from Python and from the command line
     "evaluate": "--max_length 128 --bootstrap 10",
-    "select": "--max_length 128 --batch_size 2 --batch_multiplier 2",
+    "select": "--max_length 128 --batch_size 2 --anchor_batch_multiplier 2",
     "inspect": "--max_length 128",
 }
 # What a `train` says that a page leaves out with an ellipsis
 LEFT_OUT = {"--model_name_or_path": "tiny", "--dataset_name": "pairs.jsonl.gz", "--output_dir": "left-out"}
+# What `pip install` may also be given
+OTHER_PACKAGES = {"deepspeed", "bitsandbytes"}
 # Blocks in another language say that they are not to be run
 LANGUAGES = {"python", "bash", "text", "bibtex", "yaml"}
 # Slow, and nothing on any page builds on what they write: once is enough
 ONCE = {"report", "inspect"}
-
-FENCE = re.compile(r"^(?P<indent> *)```(?P<language>\w*)\n(?P<code>.*?)^ *```$", re.MULTILINE | re.DOTALL)
 
 
 def blocks(page: str) -> Iterator[tuple[str, str, int]]:
@@ -104,7 +108,10 @@ def workspace(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
     gc.freeze()  # every training collects garbage, and looks through all that the libraries have made
     folder = tmp_path_factory.mktemp("docs")
     for name, seed in {"pairs": 1, "eval": 2}.items():
-        preference_rows(12, "conversational", seed=seed).to_json(folder / f"{name}.jsonl.gz", compression="gzip")
+        rows = preference_rows(12, "conversational", seed=seed)
+        for column in ("pair_weight", "pair_margin"):
+            rows = rows.add_column(column, [i / 12 for i in range(12)])
+        rows.to_json(folder / f"{name}.jsonl.gz", compression="gzip")
     lists = [{"prompt": f"say {i} ", "responses": ["one", "two", "three"], "scores": [i, 5, 2]} for i in range(3)]
     Dataset.from_list(lists).to_json(folder / "lists.jsonl.gz", compression="gzip")
     bench = [{"prompt": f"say {i} ", "chosen": ["a", "bb", "c c"], "rejected": ["d", "e", "f"]} for i in range(2)]
@@ -153,8 +160,12 @@ def already_run() -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_a_page_runs(page: str, here: Path, already_run: set[str]) -> None:
+def test_a_page_runs(page: str, here: Path, already_run: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """In order, and its Python in one namespace."""
+    if page == PLUGIN:  # installed by an entry point, it is imported when its names are looked up
+        monkeypatch.syspath_prepend(ROOT / Path(page).parent)
+        monkeypatch.delitem(sys.modules, "trl_margins_focal", raising=False)
+        importlib.import_module("trl_margins_focal")
     namespace: dict[str, Any] = {"__name__": page}
     namespace |= {name: globals()[maker]() for name, maker in GIVEN.get(page, {}).items()}
     for language, code, line in blocks(page):
@@ -167,6 +178,10 @@ def test_a_page_runs(page: str, here: Path, already_run: set[str]) -> None:
         elif language == "bash":
             for words in lines(code):
                 run(words, already_run)
+        elif language == "yaml":
+            Path("of-the-page.yaml").write_text(code)
+            given = ["--dataset_name", "pairs.jsonl.gz", "--output_dir", "of-the-page"]
+            run(["trl-margins", "train", "--config", "of-the-page.yaml", "--method", "none", *given], already_run)
     for name, test in list(namespace.items()):
         if name.startswith("test_"):
             test()
@@ -174,7 +189,8 @@ def test_a_page_runs(page: str, here: Path, already_run: set[str]) -> None:
 
 def run(words: list[str], already_run: set[str]) -> None:
     """A command line of a page, or what can be said of it without running it."""
-    program, *rest = words
+    program, *rest = [word for word in words if not re.match(r"[A-Z_]+=", word)]
+    program = program.removeprefix(".venv/bin/")
     if program == "trl-margins":
         if rest[0] in ONCE and str(rest) in already_run:
             return
@@ -187,6 +203,9 @@ def run(words: list[str], already_run: set[str]) -> None:
         check_pip(rest)
     elif program == "accelerate":
         check_launch(rest)
+    elif program == "nox":
+        assert rest[0] == "-s"
+        assert f"\ndef {rest[1]}(session" in (ROOT / "noxfile.py").read_text()
     else:
         raise AssertionError(f"tests/test_docs.py does not know how to check {words}")
 
@@ -203,11 +222,16 @@ def as_run(words: list[str]) -> list[str]:
 
 
 def check_pip(words: list[str]) -> None:
-    """Installs this package, with extras that it has."""
+    """Installs this package, with extras that it has; the example; or what a contributor's page names."""
+    from pip._internal.commands import create_command
+
     assert words[0] == "install"
+    _, words = create_command("install").parse_args(words[1:])
     _, _, after = (ROOT / "pyproject.toml").read_text().partition("[project.optional-dependencies]\n")
     extras = re.findall(r"^(\w+) = ", after.partition("\n[")[0], re.MULTILINE)
-    for word in words[1:]:
+    for word in words:
+        if word in OTHER_PACKAGES or (ROOT / word / "pyproject.toml").is_file():
+            continue
         match = re.fullmatch(r"(?:\.|trl-margins)(?:\[(.+)\])?", word)
         assert match, f"pip install {word}: not this package"
         assert set((match[1] or "").split(",")) - {""} <= set(extras), word

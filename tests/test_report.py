@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from trl_margins.cli import main
 from trl_margins.report import figures, summaries
 from trl_margins.report.figures import PICTURES, draw_pictures
+from trl_margins.report.page import _settings as page_settings
 from trl_margins.report.page import html_page, render, write_report
 from trl_margins.report.run_folder import Run, read_pairs, read_run, read_runs
 from trl_margins.report.style import label
@@ -127,6 +128,7 @@ def make_run(
         "margin": margin,
         "term_options": [key for key in config if key.startswith(("score_gap_", "gamma_po_", "anchor_"))],
         "train_rows": steps * batch,
+        **({"pairs_per_step": batch} if method else {}),  # one as older versions wrote it
         "config": {"beta": 1.0, "learning_rate": 1e-5, "seed": seed, "eval_min_score_gap": 2.0, **config},
     }
     (folder / "margin_run.json").write_text(json.dumps(info))
@@ -469,6 +471,46 @@ def test_a_run_keeps_its_colour(run_of):
     assert drawn[0][1] != drawn[1][1]
     stairs = figures.evaluation_factors(runs).figure.axes[0].lines
     assert [line.get_color() for line in stairs] == [colour["b"], colour["c"]]
+
+
+def pairs_above(panel: Any) -> list[str]:
+    return [axis.get_xlabel() for axis in panel.child_axes]
+
+
+def test_pairs_beside_steps(run_of):
+    """An axis above where a step of each run has as many pairs; panels of their own where they differ."""
+    one, alike, larger, old = (
+        *(run_of("gappo", name, batch=batch) for name, batch in (("one", 8), ("alike", 8), ("larger", 16))),
+        run_of(None, "old"),  # its trainer did not write the number
+    )
+    for draw in (figures.ranking, figures.loss, figures.logps):
+        for panel in draw([one]).figure.axes:
+            assert pairs_above(panel) == ["pairs (8 per step)"]
+            (above,) = panel.child_axes
+            panel.figure.draw_without_rendering()
+            assert above.get_xlim() == pytest.approx([8 * end for end in panel.get_xlim()])
+        assert all(pairs_above(panel) == [] for panel in draw([old]).figure.axes)
+    for draw in (figures.ranking, figures.loss):
+        n = len(draw([one]).figure.axes)
+        assert [pairs_above(panel) for panel in draw([one, alike]).figure.axes] == [["pairs (8 per step)"]] * n
+        assert [pairs_above(panel) for panel in draw([one, old]).figure.axes] == [[]] * n
+        over_steps, over_pairs = np.array_split(draw([one, larger]).figure.axes, 2)
+        for below, above in zip(over_steps, over_pairs, strict=True):
+            assert (below.get_xlabel(), above.get_xlabel()) == ("optimizer step", "pairs (steps × pairs per step)")
+            assert pairs_above(below) == pairs_above(above) == []
+            assert len(below.lines) == len(above.lines)
+            colors = {figures.run_styles([one, larger])[name]["color"]: n for name, n in (("one", 8), ("larger", 16))}
+            for steps, pairs in zip(below.lines, above.lines, strict=True):
+                if steps.get_color() in colors:  # not the line of guessing
+                    np.testing.assert_allclose(
+                        pairs.get_xdata(), np.multiply(steps.get_xdata(), colors[steps.get_color()])
+                    )
+
+
+def test_the_page_says_pairs_per_step(run_of):
+    runs = run_of("gappo", "one"), run_of("gappo", "larger", batch=16), run_of(None, "old")
+    assert ["pairs per step", "8", "16", "–"] in page_settings(runs)
+    assert not [row for row in page_settings(runs[2:]) if row[0] == "pairs per step"]
 
 
 def test_drawing_warns_of_nothing_and_leaves_no_trace(run_of, recwarn):

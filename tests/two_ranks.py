@@ -141,17 +141,20 @@ UNEVEN = ("gappo, normalised", "gamma-po", "amapo")
 BROKEN = "#"
 
 
-def run_uneven(case: str, folder: str, out: Path, n: int = 7) -> dict[str, Any]:
-    """Seven pairs: in the second step one rank has two and the other one. Nine: one rank has no batch for it."""
+def run_uneven(case: str, folder: str, out: Path, n: int = 7, split: bool = False) -> dict[str, Any]:
+    """Seven pairs: in the second step one rank has two and the other one. Nine: one rank has no batch for it.
+
+    `split`: the ranks share one batch, instead of having one each.
+    """
     _, method, options = CASES[case]
     world = int(os.environ.get("WORLD_SIZE", "1"))
     settings = quiet(
         output_dir=str(out / case),
-        per_device_train_batch_size=4 // world,
+        per_device_train_batch_size=4 if split else 4 // world,
         warmup_steps=0,
         max_steps=2,
         ddp_backend="gloo" if world > 1 else None,
-        accelerator_config={"even_batches": False},
+        accelerator_config={"even_batches": False, "split_batches": split},
         train_sampling_strategy="sequential",
         **options,
     )
@@ -203,6 +206,7 @@ if __name__ == "__main__":
         there = Path(out, way)
         if way == "uneven":
             results = {case: on_all_ranks(run_uneven(case, folder, there)) for case in UNEVEN}
+            results["split"] = on_all_ranks(run_uneven("gappo", folder, there / "split", n=8, split=True))
             results["nine"] = on_all_ranks(run_uneven("gappo", folder, there, n=9))
         elif way == "broken":
             skipped = run_broken(folder, there, nonfinite_steps="skip")

@@ -113,7 +113,7 @@ _SEED = Number(least=0, below=2**32)  # NumPy's
 NUMBERS: Mapping[str, Number] = MappingProxyType(
     {
         **dict.fromkeys(("beta", "gamma_po_tau", "discopop_tau", "learning_rate", "num_train_epochs"), _POSITIVE),
-        **dict.fromkeys(("radius", "test_split_size"), _POSITIVE),
+        "test_split_size": _POSITIVE,
         **dict.fromkeys(("score_gap_threshold", "gamma_po_queue_size", "eval_min_score_gap"), _NOT_NEGATIVE),
         **dict.fromkeys(
             ("anchor_radius", "anchor_keep_graphs", "sam_radius", "cpo_alpha", "ef_sample"), _NOT_NEGATIVE
@@ -128,7 +128,7 @@ NUMBERS: Mapping[str, Number] = MappingProxyType(
         **dict.fromkeys(("dataloader_prefetch_factor", "dataset_num_proc", "torch_empty_cache_steps"), _AT_LEAST_ONE),
         **dict.fromkeys(("precompute_ref_batch_size", "ref_model_sync_steps", "ddp_bucket_cap_mb"), _AT_LEAST_ONE),
         **dict.fromkeys(("ddp_timeout", "lora_r", "lora_alpha", "num_layers", "num_proc"), _AT_LEAST_ONE),
-        **dict.fromkeys(("batch_multiplier", "batch_size", "bootstrap"), _AT_LEAST_ONE),
+        **dict.fromkeys(("batch_size", "bootstrap"), _AT_LEAST_ONE),
         **dict.fromkeys(("seed", "data_seed", "mixture_seed", "noise_seed"), _SEED),
         **dict.fromkeys(("ld_alpha", "ref_model_mixup_alpha"), _SHARE),
         **dict.fromkeys(("adam_beta1", "adam_beta2", "lora_dropout"), _BELOW_ONE),

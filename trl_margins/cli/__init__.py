@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
+import select as pipes  # `select` here is the subcommand's module
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from linecache import getline
 from traceback import walk_tb
@@ -52,6 +55,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Without `argv`, as on the console, errors about the input are printed as one message.
     """
+    with _a_reader_may_leave() if argv is None else nullcontext():
+        return _run(argv)
+
+
+@contextmanager
+def _a_reader_may_leave() -> Iterator[None]:
+    """Ends without a word where nobody reads standard output any more, as after `| head`."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()  # at exit, nobody could catch the error
+    except BrokenPipeError:
+        reader = pipes.poll()
+        reader.register(sys.stdout, 0)  # which asks for errors alone
+        if not reader.poll(0):
+            raise  # of another pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed at exit
+        sys.exit(128 + 13)  # a shell's status of a program that SIGPIPE ends
+
+
+def _run(argv: Sequence[str] | None) -> int:
     parser = ArgumentParser(prog="trl-margins", epilog="trl-margins COMMAND --help shows the options of a command.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Subcommand)
@@ -105,7 +130,7 @@ def _leave_process_group() -> None:
 def _is_about_input(error: Exception) -> bool:
     """Whether an error is about the user's input, a file or a missing library; a bug needs its traceback."""
     if isinstance(error, (OSError, ImportError, YAMLError)):
-        return True
+        return not isinstance(error, BrokenPipeError)
     *_, (frame, line) = walk_tb(error.__traceback__)
     module = frame.f_globals.get("__name__", "")
     validates = any(module == name or module.startswith(f"{name}.") for name in _VALIDATING)

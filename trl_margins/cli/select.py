@@ -25,16 +25,21 @@ class SelectArguments(ScoredRowOptions):
     dataset_split: str | None = option("Split; by default the only one there is.", None)
     fraction: float = option("Share of the pairs in each part.", 0.3)
     seed: int = option("Seed of the random part.", 0)
-    radius: float = option("ρ: distance of the anchor from the model.", 0.05)
-    batch_multiplier: int = option("Mini-batches that share a direction.", 8)
+    anchor_radius: float = option("ρ: distance of the anchor from the model.", 0.05)
+    anchor_batch_multiplier: int = option("Mini-batches that share a direction.", 8)
     batch_size: int = option("Pairs per device and mini-batch.", 4)
-    estimator: str = option("How gaps are measured: difference, float32 or per-pair.", "difference")
-    scope: list[str] | None = option(
+    anchor_estimator: str = option("How gaps are measured: difference, float32 or per-pair.", "difference")
+    anchor_scope: list[str] | None = option(
         "Parameters that the anchor moves: lm-head, mlp, or regular expressions over parameter names.", None
     )
     max_length: int | None = option(LENGTH, None)
     dtype: str = option(f"Dtype of the weights: {', '.join(DTYPES)}.", "float32", choices=DTYPES)
     trust_remote_code: bool = option("Run the model's own code.", False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.anchor_radius == 0:
+            raise ValueError("anchor_radius must be above 0: at the model itself no gap falls, and nothing is ranked")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -55,12 +60,12 @@ def main(argv: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         config = GeometricAnchorPOConfig(
             output_dir=folder,
-            anchor_radius=args.radius,
-            anchor_batch_multiplier=args.batch_multiplier,
-            anchor_estimator=args.estimator,
-            anchor_scope=args.scope,
+            anchor_radius=args.anchor_radius,
+            anchor_batch_multiplier=args.anchor_batch_multiplier,
+            anchor_estimator=args.anchor_estimator,
+            anchor_scope=args.anchor_scope,
             anchor_keep_graphs=0,
-            gradient_accumulation_steps=args.batch_multiplier,
+            gradient_accumulation_steps=args.anchor_batch_multiplier,
             per_device_train_batch_size=args.batch_size,
             train_sampling_strategy="sequential",
             max_length=max_length_of(args.max_length, model),

@@ -152,7 +152,10 @@ def add_evaluation_factor(
     dataset = one_split(dataset, "add_evaluation_factor")
     if column in dataset.column_names:
         if not overwrite:
-            raise ValueError(f"the data set has a column {column!r} already: overwrite=True computes it anew")
+            raise ValueError(
+                f"the data set has a column {column!r} already: overwrite=True (trl-margins score --overwrite true) "
+                "computes it anew"
+            )
         dataset = dataset.remove_columns(column)
     features = Features({**dataset.features, column: Value("float64")})
     if not len(dataset):  # map() does not look at an empty set
@@ -301,7 +304,11 @@ def _bertscore(
 def _scorer(metric: str, encoder: str | None, num_layers: int | None, device: str | None) -> Any:
     """bert-score's scorer, with what it needs to work under transformers 5."""
     if not encoder:
-        raise ValueError(f"{metric} needs an encoder: a folder or Hub id, for example encoder='roberta-large'")
+        raise ValueError(
+            f"{metric} needs an encoder: a folder or Hub id. Set gap_aware_encoder='roberta-large', for example "
+            "(trl-margins train --gap_aware_encoder roberta-large), or encoder='roberta-large' of "
+            "add_evaluation_factor (trl-margins score --encoder roberta-large)"
+        )
     try:
         from bert_score import BERTScorer
         from bert_score.utils import model2layers

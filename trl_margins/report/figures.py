@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -43,17 +44,18 @@ def ranking(runs: Sequence[Run]) -> Picture:
         "pwa_all": ("PWA, all pairs", "share of pairs", 0.5),
         "spearman": ("Spearman ρ, all completions", "rank correlation", 0.0),
     }
-    figure, axes = panels(len(metrics), height=3.2, columns=3)
     looks = _curve_looks(runs, curves)
-    for panel, metric in zip(axes, metrics, strict=True):
+    drawn = [run for run in runs if curves[run.name]]
+    figure, over = _over_training(drawn, metrics, height=3.2)
+    for panel, metric, scale in over:
         for (run, of_set), look in looks.items():
             if (curve := curves[run].get((of_set, metric))) is not None:
-                _plot(panel, curve, look)
-                best = curve.steps[curve.best], curve.values[curve.best]
+                _plot(panel, curve, look, scale[run])
+                best = curve.steps[curve.best] * scale[run], curve.values[curve.best]
                 panel.plot(*best, marker="o", markersize=11, fillstyle="none", color=look["color"])
         title, ylabel, guessing = shown[metric]
         panel.set(title=title, ylabel=ylabel)
-        _steps(panel)
+        _steps(panel, drawn, scale)
         low, high = panel.get_ylim()
         if low < guessing < high:
             panel.axhline(guessing, color=GREY, linewidth=1.2, linestyle=":", zorder=1)
@@ -259,8 +261,8 @@ def flips(found: list[Usable], runs: Sequence[Run]) -> tuple[Figure, str]:
         right.yaxis.set_major_formatter(_percent)
         left.set(title=label(of.run.name), ylabel=f"mean {name}")
         right.set(title="flip rate by tier of weight", ylabel="flip rate")
-        _steps(left)
-        _steps(right)
+        _steps(left, [of.run])
+        _steps(right, [of.run])
     (lines, names), (bars, tiers) = (panel.get_legend_handles_labels() for panel in axes[:2])
     legend_below(figure, lines + bars, names + tiers, columns=6)
     weights = dict.fromkeys(pair_weight(of)[0] for of in found)
@@ -292,10 +294,9 @@ def logps(found: list[Usable], runs: Sequence[Run]) -> tuple[Figure, str]:
             band(panel, steps, rows, color=color, marker=marker, label=name)
             changes.append(f"{name} {rows[-1, 0] - rows[0, 0]:+.2f}".replace("-", "−"))
         panel.set_ylabel("log-probability (nats per token)")
-        panel.set_title(label(of.run.name) + "\n ")  # the second line is for the changes
-        if len(parts) > 1:
-            panel.text(0, 1.02, f"change: {', '.join(changes)}", transform=panel.transAxes, va="bottom", fontsize=9)
-        _steps(panel)
+        title = label(of.run.name)
+        panel.set_title(f"{title}\nchange: {', '.join(changes)}" if len(parts) > 1 else title)
+        _steps(panel, [of.run])
     legend_below(figure, *axes[0].get_legend_handles_labels())
     caption = (
         "Mean log-probability per token under the model in training: the median of up to 20 parts of training with "
@@ -322,12 +323,13 @@ def loss(runs: Sequence[Run]) -> Picture:
         return replace(picture, left_out=left_out)
     looks = {run: look for run, look in run_styles(runs).items() if run in curves}
     logged = [key for key in labels if any(of_run[key].steps.size for of_run in curves.values())]
-    figure, axes = panels(len(logged), height=2.4, columns=3)
-    for panel, key in zip(axes, logged, strict=True):
+    drawn = [run for run in runs if run.name in curves]
+    figure, over = _over_training(drawn, logged, height=2.4)
+    for panel, key, scale in over:
         for run, of_run in curves.items():
-            _plot(panel, of_run[key], looks[run])
+            _plot(panel, of_run[key], looks[run], scale[run])
         panel.set_ylabel(labels[key])
-        _steps(panel)
+        _steps(panel, drawn, scale)
     legend_below(figure, [Line2D([], [], **look) for look in looks.values()], list(looks))
     caption = (
         "Of the training batches; each point is the mean since the one before. Weights and margins are part of the "
@@ -345,15 +347,45 @@ def _unlogged(run: Run, what: str) -> str:
     return f"{STATE} has no {what}"
 
 
-def _plot(panel: Axes, curve: summaries.Curve, look: Mapping[str, Any]) -> None:
-    panel.plot(curve.steps, curve.values, markevery=max(1, curve.steps.size // 12), **look)
+def _plot(panel: Axes, curve: summaries.Curve, look: Mapping[str, Any], scale: int) -> None:
+    panel.plot(scale * curve.steps, curve.values, markevery=max(1, curve.steps.size // 12), **look)
 
 
 def _percent(share: float, _: float) -> str:
     return f"{100 * share:g} %"
 
 
-def _steps(panel: Axes) -> None:
+def _over_training(
+    runs: Sequence[Run], shown: Sequence[str], height: float
+) -> tuple[Figure, list[tuple[Axes, str, dict[str, int]]]]:
+    """A panel for each curve over steps; where the runs' steps differ in pairs, another one over pairs.
+
+    Returns:
+        The figure, and panel, curve, and what a step of each run is on the panel's axis.
+    """
+    sizes = {run.name: run.pairs_per_step or 0 for run in runs}
+    scales = [dict.fromkeys(sizes, 1)]
+    if all(sizes.values()) and len(set(sizes.values())) > 1:
+        scales.append(sizes)
+    figure, axes = panels(len(shown) * len(scales), height, columns=len(shown))
+    over = [(name, scale) for scale in scales for name in shown]
+    return figure, [(panel, *each) for panel, each in zip(axes, over, strict=True)]
+
+
+def _steps(panel: Axes, runs: Sequence[Run], scale: Mapping[str, int] | None = None) -> None:
+    """What is below a panel when its curves are drawn: steps, with pairs above where all runs have as many a step; or
+    pairs, where `scale` says that the curves are over them.
+    """
     panel.set_xlim(left=0)
-    panel.set_xlabel("optimizer step")
-    panel.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=[1, 2, 2.5, 5, 10]))
+    panel.xaxis.set_major_locator(_locator())
+    over_pairs = scale is not None and set(scale.values()) != {1}
+    panel.set_xlabel("pairs (steps × pairs per step)" if over_pairs else "optimizer step")
+    size, *others = {run.pairs_per_step for run in runs}
+    if size and not others and not over_pairs:
+        pairs = panel.secondary_xaxis("top", functions=(partial(np.multiply, size), partial(np.multiply, 1 / size)))
+        pairs.set_xlabel(f"pairs ({size:,} per step)")
+        pairs.xaxis.set_major_locator(_locator())
+
+
+def _locator() -> MaxNLocator:
+    return MaxNLocator(nbins=6, integer=True, steps=[1, 2, 2.5, 5, 10])

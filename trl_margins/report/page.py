@@ -91,6 +91,7 @@ def _settings(runs: Sequence[Run]) -> list[list[str]]:
         "objective, as in the paper": [method and method.formula for method in methods],
         **{label: [run.info.get(key) for run in runs] for label, key in info.items()},
         "training pairs": [run.info.get("train_rows") for run in runs],
+        "pairs per step": [run.pairs_per_step for run in runs],
         "steps trained": [_last_step(run) for run in runs],
         **{name: [run.config.get(name) for run in runs] for name in _fields(runs)},
         "trl_margins": [run.info.get("version") for run in runs],

@@ -49,6 +49,12 @@ class Run:
     def config(self) -> Mapping[str, Any]:
         return self.info.get("config") or {}
 
+    @property
+    def pairs_per_step(self) -> int | None:
+        """Of a whole optimizer step; None of a run before the trainers wrote it."""
+        number = self.info.get("pairs_per_step")
+        return number if isinstance(number, int) and number > 0 else None
+
 
 def read_runs(folders: Sequence[str | Path]) -> list[Run]:
     """The runs, each named after its folder, or by as much of the path as makes the name unique.

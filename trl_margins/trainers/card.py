@@ -28,6 +28,7 @@ from ..report.card_results import logged_evaluations, read_report
 from ..report.markdown import python_text
 from ..report.run_folder import INFO, TRAINING, read_run
 from .configs import MarginOptions, config_class, origin_of
+from .step_size import factors_of, pairs_per_step
 
 if TYPE_CHECKING:
     from trl.trainer.base_trainer import _BaseTrainer as TRLTrainer
@@ -254,7 +255,7 @@ def settings(trainer: Any) -> list[tuple[str, Any]]:
     dtypes = ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters()}))
     precision = trainer.accelerator.mixed_precision
     rows += [
-        ("pairs per optimizer step", _batch(trainer)),
+        ("pairs per optimizer step", f"{pairs_per_step(trainer)} ({factors_of(trainer)})"),
         ("optimizer steps", trainer.state.global_step),
         ("weights stored in", dtypes if precision == "no" else f"{dtypes}; computed in {precision}"),
     ]
@@ -283,16 +284,6 @@ def _parameters(model: Any) -> tuple[int, int]:
         return model.get_nb_trainable_parameters()
     counts = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in model.parameters()]
     return sum(n for n, trains in counts if trains), sum(n for n, _ in counts)
-
-
-def _batch(trainer: Any) -> str:
-    config = trainer.args
-    total = trainer.get_total_train_batch_size(config)
-    size, steps = config.per_device_train_batch_size, config.gradient_accumulation_steps
-    devices, rest = divmod(total, size * steps)
-    if rest or not devices:  # the size was found by trying
-        return str(total)
-    return f"{total} ({size} per device × {steps} accumulated × {devices} device{'s' * (devices != 1)})"
 
 
 def changed(config: Any, names: Sequence[str], always: Sequence[str] = ()) -> list[tuple[str, Any]]:

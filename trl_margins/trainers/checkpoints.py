@@ -25,6 +25,7 @@ from ..recording.pair_log import RUN_FILE
 from .base import MarginTrainer
 from .card import adapter_options
 from .folder import check_may_start, check_same_run, check_states, is_whole, last_whole_checkpoint, locked
+from .step_size import pairs_per_step
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +92,7 @@ def run_settings(trainer: MarginTrainer) -> dict[str, Any]:
         "adapter": json.loads(json.dumps(adapter, default=str)),
         "trained_parameters": f"{len(names)} tensors ({hashlib.sha256(' '.join(names).encode()).hexdigest()[:8]})",
         "train_rows": len(rows) if hasattr(rows, "__len__") else None,
-        "pairs_per_step": trainer.get_total_train_batch_size(trainer.args),
+        "pairs_per_step": pairs_per_step(trainer),
         "processes": trainer.accelerator.num_processes,
         "config": json.loads(trainer.args.to_json_string()),
     }

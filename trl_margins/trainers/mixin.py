@@ -54,6 +54,7 @@ from .preparation import (
     with_lengths,
 )
 from .prompt_sharing import PromptSharing
+from .step_size import SaysPairsPerStep
 from .window import WindowMixin
 
 logger = logging.getLogger(__name__)
@@ -122,6 +123,7 @@ class MarginMixin(BestMixin, CardMixin, CheckpointMixin, WindowMixin):
         self._finite = FiniteSteps(self, skip=self.options.nonfinite_steps == "skip")
         self.add_callback(self._finite)
         self.add_callback(BestSoFar())
+        self.callback_handler.callbacks.insert(0, SaysPairsPerStep(self))  # above the progress bar
         if self.options.log_pairs:
             log = PairLog(Path(self.args.output_dir, PAIRS_FILE))
             self.add_callback(RunFolder(log, self.accelerator, lambda: self.settings))

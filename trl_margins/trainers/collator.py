@@ -54,7 +54,7 @@ class PairCollator:
             for name in names
         }
         candidates = rows[0] if self.score_columns else [name for name in rows[0] if name not in self.columns]
-        columns = find_score_columns(candidates, self.score_columns, strict=self.strict)
+        columns = find_score_columns(candidates, self.score_columns, strict=False)
         if columns is not None:
             if self.strict:
                 for position, row in enumerate(rows):

@@ -232,8 +232,19 @@ class MarginMixin(BestMixin, CardMixin, CheckpointMixin, WindowMixin):
         self, pairs: PairLogps, batch: Mapping[str, Any], training: bool, evaluation: bool = False
     ) -> tuple[Tensor, ObjectiveOutput]:
         gather, first = gather_over_ranks(self.accelerator, pairs.chosen.numel())
-        output = self.objective(pairs, batch.get(CARRIED), gather, first, training, evaluation)
+        lacks_scores = SCORES[0] in self.objective.columns and SCORES[0] not in batch.get(CARRIED, {})
+        objective = self._objective_without_scores if lacks_scores and not training else self.objective
+        output = objective(pairs, batch.get(CARRIED), gather, first, training, evaluation)
         return output.losses.mean() + self._extra_loss(pairs), output
+
+    @cached_property
+    def _objective_without_scores(self) -> Objective:
+        """For evaluation sets that have none: the objective without the terms that read them."""
+        weight, margin = (
+            [term for term in terms if SCORES[0] not in term.columns]
+            for terms in (self.objective.weights, self.objective.margins)
+        )
+        return replace(self.objective, weight=weight, margin=margin)
 
     def _extra_loss(self, pairs: PairLogps) -> Tensor | float:
         return 0.0

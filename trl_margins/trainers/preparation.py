@@ -314,10 +314,16 @@ def _with_checked_scores(
     needed_by = next((term.name for term in objective.terms if SCORES[0] in term.columns), None)
     columns = (
         require_score_columns(names, options.score_columns, repr(needed_by), split)
-        if needed_by
+        if needed_by and split == TRAIN
         else find_score_columns(names, options.score_columns, strict=split == TRAIN)
     )
     if columns is None:
+        if needed_by:
+            logger.warning(
+                "the %s data set has no scores, which %r needs: its loss is that without %r, and it has no pwa, only "
+                "pwa_all. Name its score columns with score_columns (--score_columns)",
+                *(split, needed_by, needed_by),
+            )
         facts[split] = replace(facts[split], clear=0)
         return dataset
     if options.score_columns is None and len(several := known_score_columns(names)) > 1:

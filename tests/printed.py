@@ -142,7 +142,7 @@ _COMMAND = re.compile(
 _FLAG = re.compile(r"(?<![\w-])--(?P<name>[a-z][\w-]+)(?:[ =](?P<value>[\w./:…-]*[\w/…]))?")
 _FLAG_IN_CODE = re.compile(r"(?<![\w-])--(?P<name>[a-z][\w-]+)(?:[ =](?P<value>[^\s-]\S*(?: [^\s-]\S*)*))?")
 _FIELD = re.compile(rf"(?<![\w.'\"-])(?P<name>[a-z]\w*[a-z]\w*)=(?P<value>{_VALUE})")
-_METHOD = re.compile(r"(?<![\w.])(?P<of>trainer|model|tokenizer|dataset)\.(?P<path>[a-z_]\w*(?:\.\w+)*)")
+_METHOD = re.compile(r"(?<![\w.])(?P<of>trainer|model|tokenizer|dataset)\.(?!json\b)(?P<path>[a-z_]\w*(?:\.\w+)*)")
 _CLASS = re.compile(
     r"(?<![\w.])(?P<name>[A-Z]\w*(?:Trainer|Config|Model|ForCausalLM|ForSeq2SeqLM))\b(?P<path>(?:\.\w+)*)"
 )

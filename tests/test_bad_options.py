@@ -593,7 +593,11 @@ def test_yaml_that_says_nothing_changes_nothing(tmp_path):
         (["--score_columns", "reward_a", "reward_b"], 1, r"score_columns names \['reward_a', 'reward_b'\], but"),
         (["--chat_template", "missing.jinja"], 1, "'missing.jinja' is neither a Jinja template nor a file with one"),
         (["--use_peft", "--train_only", "mlp"], 1, "train_only and peft_config both choose what trains"),
-        (["--resume_from_checkpoint", "true"], 1, "No valid checkpoint found in output directory"),
+        (
+            ["--resume_from_checkpoint", "true"],
+            1,
+            "out has no complete checkpoint to resume from: leave resume_from_checkpoint out",
+        ),
         (
             ["--resume_from_checkpoint", "elsewhere"],
             1,
@@ -813,7 +817,7 @@ def test_an_adapter_is_trained_on_where_its_base_is_there(base, tiny_model, tmp_
     argv = train(tmp_path / "adapter", tmp_path / "rows.jsonl", tmp_path / "out", "--base", base)
     assert console(*argv, "--learning_rate", "0.1")[0] == 0
     assert (tmp_path / "out" / "adapter_config.json").is_file()
-    status, said = console(*argv, "--use_peft")
+    status, said = console(*argv, "--use_peft", "--overwrite_output_dir")
     assert status == 1
     assert "merge and unload the existing adapter" in said
 

@@ -328,8 +328,8 @@ def test_a_file_system_without_locks(tiny_model, tmp_path, monkeypatch, caplog):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"max_steps": 0}, "max_steps=0: there is nothing to train"),
-        ({"max_steps": -1, "num_train_epochs": 0}, "num_train_epochs=0: there is nothing to train"),
+        ({"max_steps": 0}, "max_steps must be a whole number, at least 1, or -1"),
+        ({"max_steps": -1, "num_train_epochs": 0}, "num_train_epochs must be a number, above 0"),
         ({"dataloader_drop_last": True, "per_device_train_batch_size": 16}, "12 rows, which make no batch.*drop_last"),
     ],
 )

@@ -142,7 +142,7 @@ def test_select_shares_the_work(tiny_model, tmp_path):
     ranked = {}
     for ranks in (1, 2):
         argv = ["select", "--model_name_or_path", tiny_model, "--dataset_name", str(tmp_path / "pairs.jsonl")]
-        argv += ["--batch_size", str(4 // ranks), "--batch_multiplier", "1", "--max_length", "128"]
+        argv += ["--batch_size", str(4 // ranks), "--anchor_batch_multiplier", "1", "--max_length", "128"]
         argv += ["--output_dir", str(tmp_path / str(ranks))]
         assert main(argv) == 0 if ranks == 1 else launch(ranks, *CLI, *argv)
         lines = (tmp_path / str(ranks) / "all.jsonl").read_text().splitlines()

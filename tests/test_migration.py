@@ -390,7 +390,7 @@ def test_a_file_of_ours_stays_as_it_is():
             "loss_type: b-simpo .*does not have this objective.*gappo, gap-aware",
         ),
         ({"trainer_type": "dpo", "loss_type": "b-dpo"}, "trainer_type: dpo with loss_type: b-dpo"),
-        ({"trainer_type": "dpo", "loss_type": "r-dpo"}, "loss_type: r-dpo and length_norm: true: the package does"),
+        ({"trainer_type": "dpo", "loss_type": "r-dpo"}, "loss_type: r-dpo: the package does not have this objective"),
         ({"trainer_type": "simpo", "loss_type": "cpo"}, "does not have this objective"),
         ({"loss_type": "orpo"}, "loss_type: orpo: .*ORPO is in trl.experimental.orpo"),
         ({"dataset_mixer": {"a/b": 1.0}, "output_dir": "data/zephyr-orpo-141b"}, "orpo in the name of the run"),

@@ -13,6 +13,7 @@ import sys
 import tokenize
 from argparse import Action, ArgumentParser
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,15 @@ import yaml
 from accelerate.commands.launch import launch_command_parser
 from conftest import byte_tokenizer, load, preference_rows, quiet
 from printed import GAP, PACKAGE, ROOT, Text, everything
+from torch.distributed.run import get_args_parser
 from transformers.trainer_pt_utils import AcceleratorConfig
+from transformers.training_args import OptimizerNames
 from trl.experimental import cpo, orpo
 
 import trl_margins
 from trl_margins.cli import COMMANDS, main, train
 from trl_margins.cli.options import OptionsParser
+from trl_margins.cli.other_keys import FOREIGN
 from trl_margins.cli.recipes import recipe_path
 from trl_margins.data import evaluation_factors, noise, splits
 from trl_margins.forward.shared_prompt import shared_token_logps
@@ -78,7 +82,8 @@ SAID_BY = {
     "trainers": ("train",),
     "probes": ("train",),
 }
-OPTIONS_OF_OTHERS = vars(launch_command_parser().parse_args(["script.py"])).keys()
+_LAUNCHERS = (launch_command_parser(), get_args_parser())
+OPTIONS_OF_OTHERS = {name for launcher in _LAUNCHERS for name in vars(launcher.parse_args(["script.py"]))}
 # words behind "trl-margins" that are no commands
 _PROSE = {"from", "has", "needs"}
 
@@ -195,6 +200,12 @@ BESIDE: dict[str, dict[str, Any]] = {
     "weight": {"weight_column": "w"},
     "margin": {"margin_column": "m", "margin_column_unit": "reward"},
 }
+BESIDE_VALUE: dict[Any, dict[str, Any]] = {
+    "hard": {"score_gap_threshold": 1},
+    "log-ratio": {"base": "dpo"},
+    "mean-log-ratio": {"base": "dpo"},
+}
+SAID_TO_FAIL = {"method: null"}  # the page says that this is an error
 REMOVED = {("anchor_estimator", '"directional"'), ("gamma_po_steps", "0")}  # the changelog says that they are
 OTHERS_CLASSES = {"SimPOConfig", "SimPOTrainer", "SomeConfig"}  # the page on migration has them, and an example
 MODULES = (trl_margins, configs, trl, cpo, orpo, transformers, peft, torch, datasets, accelerate)
@@ -412,7 +423,13 @@ def names_of_the_code() -> frozenset[str]:
 # Names of other libraries' options and methods, of the example of a plug-in, of a published set's column, of a metric
 # with another prefix, and of what the changelog says is gone
 _NAMES = {"distributed_config", "fsdp_version", "set_transform", "trl_margins_focal", "all_rm_scores", "test_pwa"}
-_NAMES |= {"answer_logps"}
+_NAMES |= {
+    "answer_logps",
+    "eval_loss",
+    *trl.ModelConfig.__dataclass_fields__,
+    *(name.value for name in OptimizerNames),
+}
+_NAMES |= {key for keys in FOREIGN.values() for key in keys}  # which are not those of the code
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if re.match(r"trl_margins/.*py$|.*md$", file)])
@@ -486,19 +503,20 @@ def test_keys(text, tmp_path):
     if name in OTHERS_KEYS:
         assert name in inspect.signature(OTHERS_KEYS[name]).parameters
         return
-    beside = BESIDE.get(name, {}) if value == "column" else {}
+    beside = BESIDE.get(name, {}) if value == "column" else BESIDE_VALUE.get(value, {})
     method = {} if name in ("loss_type", "reward") else {"method": "none" if name == "weight" else "gappo"}
     if name == "metric_for_best_model":
         beside = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1}
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump({"output_dir": "o", "dataset_name": "d", **method, **beside, name: value}))
-    parse(["train", "--config", str(file)])
+    with pytest.raises(ValueError, match="must be text") if text.text in SAID_TO_FAIL else nullcontext():
+        parse(["train", "--config", str(file)])
 
 
 # Flags of the pages, in a run
 
 # the folder must hold a checkpoint: test_cli.py resumes
-_ELSEWHERE = {"resume_from_checkpoint"}
+_ELSEWHERE = {"resume_from_checkpoint", "model_name_or_path"}
 IN_A_RUN = [
     text
     for text in FOUND

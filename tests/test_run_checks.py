@@ -126,7 +126,12 @@ def test_numbers(name, values):
             "run_name: 2026-01-01",
         ),
         *("weight: none", "weight: null", "method: none", "base: dpo\nloss_type: sigmoid\nreward: log-ratio"),
-        *("env: {A: 1, B: }", "model_init_kwargs: '{}'", "lora_target_modules: q_proj", "noise: random:0.2"),
+        *(
+            "env: {A: 1, B: }",
+            "model_init_kwargs: '{}'",
+            "use_peft: true\nlora_target_modules: q_proj",
+            "noise: random:0.2",
+        ),
         *(
             "chat_template: '{{ messages }}'",
             "base: dpo\npad_to_multiple_of: null",
@@ -411,12 +416,12 @@ def test_a_dry_run_keeps_what_the_machine_decides(capsys):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ("--seed -1", "seed must be a whole number, at least 0 and below 4.29497e.09; it is -1"),
+        ("--seed -1", "seed must be a whole number, at least 0 and below 4294967296; it is -1"),
         ("--per_device_train_batch_size 0", "per_device_train_batch_size must be a whole number, at least 1; it is 0"),
         ("--gradient_accumulation_steps 0", "gradient_accumulation_steps must be a whole number, at least 1"),
-        ("--learning_rate nan", "learning_rate must be a number, above 0; it is nan"),
+        ("--learning_rate nan", "learning_rate must be a number, at least 0; it is nan"),
         ("--lora_r 0", "lora_r must be a whole number, at least 1; it is 0"),
-        ("--lora_dropout 1", "lora_dropout must be a number, at least 0 and below 1"),
+        ("--use_peft --lora_dropout 1", "lora_dropout must be a number, at least 0 and below 1"),
         ("--max_steps 0", "max_steps must be a whole number, at least 1, or -1; it is 0"),
         ("--report_to wandbb", "unknown report_to 'wandbb'"),
         ("--attn_implementation flash", "unknown attn_implementation 'flash'"),

@@ -35,7 +35,7 @@ class Number:
 
     def __str__(self) -> str:
         bounds = {"above": self.above, "at least": self.least, "at most": self.most, "below": self.below}
-        said = " and ".join(f"{words} {bound:g}" for words, bound in bounds.items() if bound is not None)
+        said = " and ".join(f"{words} {bound:.10g}" for words, bound in bounds.items() if bound is not None)
         kind = "a whole number" if self.whole else "a number" if said else "a finite number"
         also = "" if self.also is None else f", or {self.also:g}"
         return kind + (f", {said}" if said else "") + also + (", or None" if self.optional else "")
@@ -112,13 +112,15 @@ _SEED = Number(least=0, below=2**32)  # NumPy's
 # or can be None, its type says
 NUMBERS: Mapping[str, Number] = MappingProxyType(
     {
-        **dict.fromkeys(("beta", "gamma_po_tau", "discopop_tau", "learning_rate", "num_train_epochs"), _POSITIVE),
+        **dict.fromkeys(("beta", "gamma_po_tau", "discopop_tau", "num_train_epochs"), _POSITIVE),
         "test_split_size": _POSITIVE,
         **dict.fromkeys(("score_gap_threshold", "gamma_po_queue_size", "eval_min_score_gap"), _NOT_NEGATIVE),
         **dict.fromkeys(
             ("anchor_radius", "anchor_keep_graphs", "sam_radius", "cpo_alpha", "ef_sample"), _NOT_NEGATIVE
         ),
-        **dict.fromkeys(("warmup_steps", "weight_decay", "adam_epsilon", "max_grad_norm"), _NOT_NEGATIVE),
+        **dict.fromkeys(
+            ("learning_rate", "warmup_steps", "weight_decay", "adam_epsilon", "max_grad_norm"), _NOT_NEGATIVE
+        ),
         **dict.fromkeys(("logging_steps", "eval_steps", "save_steps", "eval_delay"), _NOT_NEGATIVE),
         **dict.fromkeys(("dataloader_num_workers", "neftune_noise_alpha", "router_aux_loss_coef"), _NOT_NEGATIVE),
         **dict.fromkeys(("gamma_po_steps", "gamma_po_estimation_size", "amapo_estimation_size"), _AT_LEAST_ONE),

@@ -48,24 +48,34 @@ class Missing:
         return f"{self.word} in the name of the run" if self.word in words else None
 
 
-def _instead(what: str, flags: str) -> str:
-    return f"TRL's {what} is --method none --base dpo {flags}."
-
-
 MISSING = (
     Missing("α-DPO", ("alpha-dpo",), ("ln",)),
     Missing("β-DPO", ("beta_DPO",), ("mode_loss",)),
-    Missing("BCO", ("bco",), word="bco", instead=_instead("BCO on pairs", "--loss_type bco_pair")),
+    Missing(
+        "BCO", ("bco",), word="bco", instead="TRL's BCO on pairs is --method none --base dpo --loss_type bco_pair."
+    ),
     Missing(
         "KTO", ("kto", "kto_pair"), ("desirable_weight", "undesirable_weight"), "kto", "KTO is in trl.KTOTrainer."
     ),
     Missing("ORPO", ("orpo",), word="orpo", instead="ORPO is in trl.experimental.orpo."),
     Missing("R-DPO", ("r-dpo",)),
-    Missing("RPO or SPPO", ("rpo",), instead=_instead("DPO with an SFT loss", "--loss_type sigmoid sft")),
-    Missing("SimPER", ("SimPER", "simper"), word="simper"),
-    Missing("SPPO", ("sppo", "sppo_single"), word="sppo", instead=_instead("SPPO on pairs", "--loss_type sppo_hard")),
     Missing(
-        "WPO", ("wpo",), word="wpo", instead=_instead("WPO without its cap of 1 on weights", "--use_weighting true")
+        "RPO or SPPO",
+        ("rpo",),
+        instead="TRL's DPO with an SFT loss is --method none --base dpo --loss_type sigmoid sft.",
+    ),
+    Missing("SimPER", ("SimPER", "simper"), word="simper"),
+    Missing(
+        "SPPO",
+        ("sppo", "sppo_single"),
+        word="sppo",
+        instead="TRL's SPPO on pairs is --method none --base dpo --loss_type sppo_hard.",
+    ),
+    Missing(
+        "WPO",
+        ("wpo",),
+        word="wpo",
+        instead="TRL's WPO without its cap of 1 on weights is --method none --base dpo --use_weighting true.",
     ),
 )
 _SFT_KEYS = ("max_seq_length", "packing", "dataset_text_field", "text_column", "assistant_only_loss")
@@ -149,7 +159,7 @@ def migrate(
     if implied:
         chosen = {name: value for name, value in implied.items() if name not in settings}
         settings = {**chosen, **settings}
-        doubt = "; if it is for another objective, --method names it" if project.is_guess else ""
+        doubt = "; if it is for another objective, name that with --method" if project.is_guess else ""
         text = f"not named; {project.name} by its keys → {_said(chosen)}{doubt}"
         notes.insert(0, Note("method", text, tuple(chosen), project.is_guess))
     elif notes and method is None:

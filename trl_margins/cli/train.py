@@ -31,7 +31,7 @@ from .train_options import TrainArguments, chat_template, check_run
 logger = logging.getLogger(__name__)
 
 # flags about what a folder has: whoever trains again has an empty one
-_ONCE = r" --resume[_-]from[_-]checkpoint[= ]('[^']*'|\S+)| --overwrite[_-]output[_-]dir([= ](?!-)\S+)?"
+_ONCE = re.compile(r" --resume[_-]from[_-]checkpoint[= ]('[^']*'|\S+)| --overwrite[_-]output[_-]dir([= ](?!-)\S+)?")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -57,15 +57,15 @@ def main(argv: Sequence[str]) -> int:
             check_unused(config.output_dir)  # now, rather than after the model was loaded
         trainer = build_trainer(script, config, model_args, mixture)
         command = shlex.join(["trl-margins", "train", *argv])
-        trainer.reproduce = re.sub(_ONCE, "", command)
+        trainer.reproduce = _ONCE.sub("", command)
         trainer.holds_folder = True
         if trainer.eval_dataset is not None:
             trainer.add_callback(EvaluateLast())
         _train(trainer, resume)
         if trainer.is_complete and Path(config.output_dir, TRAINING_ARGS_NAME).exists():  # saved last, with the model
             raise ValueError(
-                f"{config.output_dir} has the complete run and its model: nothing was trained. More --max_steps or "
-                "--num_train_epochs go on with it"
+                f"{config.output_dir} has the complete run and its model: nothing was trained. To go on with it, "
+                "raise --max_steps or --num_train_epochs"
             )
         _deliver(trainer, script, config)
     wait_before_leaving()

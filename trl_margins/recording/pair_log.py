@@ -121,7 +121,9 @@ class PairLog:
     def _keep_apart(self, names: list[str], step: int) -> None:
         """Moves a log with other columns away, in a run that is resumed with another term or data set."""
         self._is_checked = True
-        with suppress(FileNotFoundError), self.file.open() as lines:
+        if not self.file.is_file():
+            return
+        with self.file.open() as lines:
             if (head := next(lines, "").rstrip("\n")) and head != ",".join(names):
                 aside = self.file.with_stem(f"{self.file.stem}-before-{step}")
                 self.file.replace(aside)

@@ -174,16 +174,16 @@ class CheckpointMixin(MarginTrainer):
         Raises:
             ValueError: there is nothing to train.
         """
-        n_epochs = 0 if args.max_steps < 0 and args.num_train_epochs <= 0 else 1
-        if args.max_steps == 0 or not n_epochs:
-            what = "max_steps=0" if args.max_steps == 0 else f"num_train_epochs={args.num_train_epochs:g}"
-            raise ValueError(f"{what}: there is nothing to train; evaluate() needs no training")
         if has_length(dataloader) and not len(dataloader):
             raise ValueError(
                 f"the training set has {len(self.train_dataset)} rows, which make no batch: nothing to train"
                 + (" (dataloader_drop_last drops a smaller one)" if args.dataloader_drop_last else "")
             )
         epochs, *others, max_steps = super().set_initial_training_values(args, dataloader, *more)
+        if max_steps < 1:
+            raise ValueError(
+                f"{args.num_train_epochs:g} epochs: there is nothing to train; evaluate() needs no training"
+            )
         self.is_complete = bool(self._steps_before) and self._steps_before >= max_steps
         if self.is_complete:
             logger.warning(

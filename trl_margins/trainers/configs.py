@@ -621,7 +621,7 @@ def check_for_trl(config: TrainingArguments) -> None:
     if strange := [name for name in trackers if name not in known]:
         raise unknown("report_to", strange[0], known)
     if config.optim_args and not all(part.count("=") == 1 for part in config.optim_args.replace(" ", "").split(",")):
-        raise ValueError(f"optim_args must be written name=value, with commas between; it is {config.optim_args!r}")
+        raise ValueError(f"optim_args must be written NAME=VALUE, with commas between; it is {config.optim_args!r}")
     if config.save_steps == 0 and config.save_strategy == "steps":
         raise ValueError("save_steps must be a number, above 0, with save_strategy 'steps'; it is 0")
 

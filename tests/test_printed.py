@@ -259,8 +259,11 @@ def wrong_flags(text: Text) -> Iterator[str]:
             for words in together:
                 parse(filled(command, words))
         except (SystemExit, Exception) as error:
-            problems.append(f"{command}: {error!r}")
-            continue
+            try:  # in prose they are one way, or several
+                parse(filled(command, with_values))
+            except (SystemExit, Exception):
+                problems.append(f"{command}: {error!r}")
+                continue
         if not near:  # one command that takes them will do
             return
     others = {flag for flag, _ in flags} - OPTIONS_OF_OTHERS - benchmark_flags()

@@ -377,7 +377,7 @@ def _changed(
 def _loss_type(value: Any, whose: str, method: str | None) -> Changed | None:
     if whose == _FLAGS:
         others = any(loss in missing.losses for missing in MISSING for loss in _listed(value))
-        return ({}, "dropped: --method names the objective") if others or value in _GAMMA_PO_LOSSES else None
+        return ({}, "dropped: the objective is that of --method") if others or value in _GAMMA_PO_LOSSES else None
     if whose == _OURS:  # a method is named: what is no loss of it is refused with the other values
         return ({}, "set by method") if method == "gamma-po" and value in ("gm-simpo", "gm-dpo") else None
     by_method = value in _GAMMA_PO_LOSSES or (value == "sigmoid" and whose in ("SimPO", "AMaPO"))

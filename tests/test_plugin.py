@@ -136,6 +136,6 @@ def test_the_script_in_the_card_trains_the_same_model(run, trained, tiny_model, 
 def test_the_python_of_the_readme(run, tmp_path):
     """A config of the readme's, without the training."""
     text = (ROOT / "examples" / "plugin" / "README.md").read_text()
-    line = next(line for line in text.splitlines() if line.startswith("config = "))
-    code = f"from trl_margins import MarginCPOConfig\n{line[:-1]}, use_cpu=True, bf16=False)\n"
+    lines = [line for line in text.splitlines() if line.startswith(("options = ", "config = "))]
+    code = "from trl_margins import MarginCPOConfig\n" + "\n".join(lines)[:-1] + ", use_cpu=True, bf16=False)\n"
     assert "3.0" in run("-c", code + "print(config.terms('weight')[0].gamma)", where=tmp_path)

@@ -70,7 +70,7 @@ POSITIVE, NOT_NEGATIVE = ("0", "-1"), ("-1", "true")  # what these refuse
     ("name", "values"),
     [
         ("per_device_train_batch_size", EVERY_KIND),
-        ("learning_rate", [value for value in EVERY_KIND if value != "1.5"]),
+        ("learning_rate", [value for value in EVERY_KIND if value not in ("0", "1.5")]),
         *((name, POSITIVE) for name in ("per_device_eval_batch_size", "gradient_accumulation_steps", "max_length")),
         *((name, POSITIVE) for name in ("lora_r", "lora_alpha", "num_train_epochs", "beta", "dataset_num_proc")),
         *((name, NOT_NEGATIVE) for name in ("seed", "warmup_steps", "weight_decay", "dataloader_num_workers")),
@@ -201,7 +201,7 @@ def test_values_that_are_right(text):
             "save_strategy: best\nmethod: amapo\neval_strategy: steps",
             "save_strategy 'best' needs metric_for_best_model",
         ),
-        ("optim_args: fast", "optim_args must be written name=value"),
+        ("optim_args: fast", "optim_args must be written NAME=VALUE"),
         ("parallelism_config: 3", "parallelism_config can be set in Python only"),
         (
             "base: dpo\nmethod: none\nloss_type: bco_pair\nf_divergence_type: js_divergence",

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from ..checks import Takes, nearest
-from .other_keys import foreign, said
+from .other_keys import ONE_BASE, foreign, said
 
 Settings = dict[str, Any]
 
@@ -150,8 +150,14 @@ def check_known(
         return
     is_flag = what == "option"
     plain = {name.lstrip("-").replace("-", "_"): name for name in strange}
-    theirs = foreign(plain, {name.lstrip("-").replace("-", "_") for name in known})
-    complaints = []
+    ours = {name.lstrip("-").replace("-", "_") for name in known}
+    dashed = [] if is_flag else [key for key, name in plain.items() if key != name and key in {*known, *also}]
+    complaints = [f"keys have underscores, not dashes: {', '.join(dashed)}"] if dashed else []
+    bases = {base for key, base in ONE_BASE.items() if key in ours}
+    elsewhere = {key: ONE_BASE[key] for key in plain if len(bases) == 1 and key in ONE_BASE and key not in dashed}
+    complaints += [f"{plain[key]} is an option of base {base}" for key, base in elsewhere.items()]
+    plain = {key: name for key, name in plain.items() if key not in {*dashed, *elsewhere}}
+    theirs = foreign(plain, ours)
     for project, keys in theirs.items():
         told = ", ".join(said(name, here, is_flag) for name, here in keys.items())
         complaints.append(f"{_plural(what, keys)} of {project}: {told}")

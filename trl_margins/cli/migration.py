@@ -13,17 +13,19 @@ from numbers import Real
 from typing import Any
 
 from .config_file import Settings, check_known
-from .other_keys import DROPPED, FOREIGN, OLDER, RENAMED
+from .other_keys import DROPPED, FOREIGN, OF_TRL, OLDER, ONE_BASE, RENAMED
 
 _DATA_KEYS = ("dataset_name", "datasets", "dataset_mixer", "dataset_mixture")
 # a file with one of these that names no method is another project's preference recipe
 _RECIPE_KEYS = ("dataset_mixer", "dataset_mixture", "dataset_splits", "max_prompt_length", "preprocessing_num_workers")
 _OWN_KEYS = ("method", "base", "weight", "margin", "reward")
-_OF_ONE_BASE = {"generate_during_eval": "cpo", "is_encoder_decoder": "cpo", "use_weighting": "dpo"}
+_OLD_DEFAULTS = {"half_precision_backend": "auto", "fp16_backend": "auto", "fp16_opt_level": "O1"}  # that are not false
 OLD_KEYS = frozenset({*RENAMED, *DROPPED})
+_TRL = {"cpo": "TRL's CPOTrainer", "dpo": "TRL's DPOTrainer"}
 _OURS, _FLAGS = "this package", "the command line"  # whose the objective is
-_SIMPO_KEYS = ("gamma_beta_ratio", "gamma", "simpo_gamma", "sft_weight")
+_SIMPO_KEYS = ("gamma_beta_ratio", "gamma", "sft_weight")
 _AMAPO_KEYS = ("length_norm", "margin_norm", "mode_weight")
+_CPO_LOSSES, _SHARED_LOSSES = ("simpo", "alphapo"), (None, "sigmoid", "hinge", "ipo")  # of CPO alone, of both bases
 _GAMMA_PO_LOSSES = ("gm-simpo", "b-simpo", "gm-dpo", "b-dpo", "dpo", "cpo")
 _UNSMOOTHED = ("sigmoid", ["sigmoid"], "sigmoid_norm")  # they read label_smoothing in an older TRL
 
@@ -81,7 +83,7 @@ MISSING = (
 _SFT_KEYS = ("max_seq_length", "packing", "dataset_text_field", "text_column", "assistant_only_loss")
 
 _SIMPO = {"method": "none", "base": "cpo", "loss_type": "simpo", "cpo_alpha": 0.0}
-# defaults of SimPO's config and of transformers' TrainingArguments under it
+# defaults of SimPO's own config, and of transformers' TrainingArguments under it
 _SIMPO_DEFAULTS: Mapping[str, Any] = {
     "beta": 2.0,
     "max_length": 512,
@@ -117,7 +119,7 @@ class Project:
     name: str = _OURS
     implied: Mapping[str, Any] = field(default_factory=dict)  # method, base, and the rest of the objective
     defaults: Mapping[str, Any] = field(default_factory=dict)  # of its code
-    is_guess: bool = False  # the file has the keys of several objectives, and no word of one
+    is_guess: bool = False  # the file fits several objectives, or its name says another
 
 
 def migrate(
@@ -165,6 +167,9 @@ def migrate(
     elif notes and method is None:
         notes.insert(0, Note("method", "not named, and no sign of another project's objective: the default"))
     losses = settings.get("loss_type", "sigmoid")
+    if project.name == _TRL["cpo"] and losses == "simpo" and settings.get("cpo_alpha") is None:
+        text = "not set → 1.0, TRL's default: CPO-SimPO, with an SFT loss; cpo_alpha: 0 is SimPO"
+        notes.append(Note("cpo_alpha", text, ("loss_type",), is_guess=True))
     if implied and base == "dpo" and settings.get("label_smoothing") and losses in _UNSMOOTHED:
         raise ValueError(
             f"label_smoothing: {_short(settings['label_smoothing'])} with loss_type: {_short(losses)} is conservative "
@@ -180,7 +185,11 @@ def migrate(
 def _is_foreign(key: Any, value: Any) -> bool:
     """Whether it is a key that makes the whole file another project's."""
     projects = [project for project, table in FOREIGN.items() if key in table]
-    return bool(projects) and key not in _OF_ONE_BASE and (bool(value) or projects != [OLDER])
+    return bool(projects) and key not in ONE_BASE and not (projects == [OLDER] and _is_old_default(key, value))
+
+
+def _is_old_default(key: str, value: Any) -> bool:
+    return not value or value == _OLD_DEFAULTS.get(key)
 
 
 def _line(value: Any, fields: Settings, remark: str) -> str:
@@ -204,46 +213,65 @@ def _short(value: Any) -> str:
 
 
 def _project(written: Mapping[str, Any]) -> Project:
-    """The project that a file without a method is for, by its other keys."""
+    """The project that a file without a method is for: by its loss, then by keys that one project alone has, and for a
+    recipe without either by its name.
+    """
     if any(written.get(key) is not None for key in _OWN_KEYS):
         return Project()
-    loss = written.get("loss_type")
-    is_recipe = any(key in written for key in _RECIPE_KEYS)
-    words = _words_of_the_run(written) if is_recipe and loss in (None, "sigmoid") else []
+
+    def has(keys: Collection[str]) -> bool:
+        return any(key in written for key in keys)
+
+    loss, is_recipe, words = written.get("loss_type"), has(_RECIPE_KEYS), _words_of_the_run(written)
+    of_keys = next((base for base, keys in OF_TRL.items() if has(keys)), None)
+    by_name = is_recipe and loss in (None, "sigmoid") and of_keys is None
     for missing in MISSING:
-        if said := missing.said_by(written, words):
+        if said := missing.said_by(written, words if by_name else ()):
             raise _unsupported(said, missing.instead)
     if (is_recipe or "dataset_name" in written) and (said := _supervised(written)):
         raise _unsupported(f"supervised fine-tuning, by {said}", "SFT is in trl.SFTTrainer.")
-    if "trainer_type" in written or loss in _GAMMA_PO_LOSSES:
+    if "trainer_type" in written or loss in _GAMMA_PO_LOSSES or (loss == "simpo" and has(("tau", "length_norm"))):
         return _gamma_po(written)
-    if loss == "simpo" or (is_recipe and ("simpo" in words or any(key in written for key in _SIMPO_KEYS))):
-        if loss not in (None, "simpo", "sigmoid"):
-            raise _unsupported(f"loss_type: {loss} beside SimPO's γ")
-        defaults = {**_SIMPO_DEFAULTS, "gamma_beta_ratio": 0.25} if is_recipe else {}
-        return Project("SimPO", _SIMPO, defaults, is_guess=loss is None and "simpo" not in words)
-    if any(key in written for key in _AMAPO_KEYS):
-        if written.get("loss_type", "sigmoid") != "sigmoid":
+    has_gamma = has(("gamma", "gamma_beta_ratio"))
+    if has(_AMAPO_KEYS) and not has_gamma:
+        if loss not in (None, "sigmoid"):
             raise _unsupported(f"loss_type: {loss} beside AMaPO's keys")
         summed = {"loss_type": "sigmoid"} if written.get("length_norm") is False else {}
         # their statistics are those of the batch, without gaps from before
         implied = {"method": "amapo", "base": "cpo", "amapo_estimation_size": 1, **summed}
         return Project("AMaPO", implied, _SIMPO_DEFAULTS)
-    if is_recipe and ("cpo" in words or "cpo_alpha" in written):
-        return Project("a CPO recipe", {"method": "none", "base": "cpo"})
-    if is_recipe or loss not in (None, "alphapo"):  # which is CPO's alone
-        return Project("a DPO recipe", {"method": "none", "base": "dpo"}, is_guess=loss is None and "dpo" not in words)
-    return Project()
+    # `gamma_beta_ratio` is ours too
+    if loss not in _CPO_LOSSES and has(_SIMPO_KEYS if is_recipe or loss is not None else ("gamma", "sft_weight")):
+        if loss not in (None, "sigmoid"):
+            raise _unsupported(f"loss_type: {loss} beside SimPO's keys")
+        defaults = {**_SIMPO_DEFAULTS, "gamma_beta_ratio": 0.25}
+        return Project("SimPO", _SIMPO, defaults, is_guess=loss is None and "simpo" not in words)
+    if loss is None and of_keys is None:
+        if not is_recipe:
+            return Project()
+        if "simpo" in words:
+            raise ValueError(
+                "simpo in the name of the run, and neither loss_type nor gamma_beta_ratio: add gamma_beta_ratio: 0.25 "
+                "for the default of SimPO's code, loss_type: simpo for TRL's CPOTrainer, or loss_type: sigmoid for DPO"
+            )
+    if loss in _SHARED_LOSSES:
+        base = of_keys or ("cpo" if loss is None and "cpo" in words else "dpo")
+        is_said = base in words if loss is None else not {"cpo", "simpo"} & {*words}
+        return Project(_TRL[base], {"method": "none", "base": base}, is_guess=of_keys is None and not is_said)
+    base = "cpo" if loss in _CPO_LOSSES else "dpo"
+    return Project(_TRL[base], {"method": "none", "base": base})
 
 
 def _words_of_the_run(written: Mapping[str, Any]) -> list[str]:
-    names = " ".join(str(written.get(key) or "") for key in ("output_dir", "run_name", "hub_model_id"))
-    return re.findall(r"[a-z]+", names.lower())
+    """Of the last part of each of its names; one with dpo is for DPO, whatever its other words say."""
+    names = [str(written.get(key) or "").rstrip("/") for key in ("output_dir", "run_name", "hub_model_id")]
+    parts = [re.findall(r"[a-z]+", name.rpartition("/")[2].lower()) for name in names]
+    return [word for words in parts for word in (["dpo"] if "dpo" in words else words)]
 
 
 def _supervised(written: Mapping[str, Any]) -> str | None:
     """What makes it a recipe for supervised fine-tuning."""
-    if any(key in written for key in ("beta", "loss_type", "max_prompt_length", *_SIMPO_KEYS, *_AMAPO_KEYS)):
+    if any(key in written for key in ("beta", "loss_type", "max_prompt_length", *_SIMPO_KEYS, *_AMAPO_KEYS, *OF_TRL["cpo"])):
         return None
     mixture, splits = written.get("dataset_mixture"), written.get("dataset_splits")
     sets = mixture.get("datasets") if isinstance(mixture, Mapping) else None
@@ -299,7 +327,9 @@ def _changed(
     words = value.split() if key == "attn_implementation" and isinstance(value, str) else []
     if len(words) > 1:  # as in AMaPO's llama-3-8b-base
         return {key: words[0]}, "what follows is a comment without its #"
-    if key in FOREIGN[OLDER] and not value and _OF_ONE_BASE.get(key) != base:
+    if key == "max_completion_length" and base == "dpo":
+        return {}, "dropped: max_length cuts the end of prompt and completion together"
+    if key in FOREIGN[OLDER] and _is_old_default(key, value) and ONE_BASE.get(key) != base:
         return {}, "dropped: the default"
     if key not in OLD_KEYS or (value is None and key in RENAMED.get(key, "").split(", ")):
         return None
@@ -311,8 +341,8 @@ def _changed(
             if value is None:
                 return {"dtype": "float32"}, "the meaning of null in transformers 4; in 5 it is the checkpoint's dtype"
             return {"dtype": str(value).removeprefix("torch.")}, ""
-        case "use_flash_attention_2" | "group_by_length":
-            named = {"use_flash_attention_2": "flash_attention_2"}.get(key, key)
+        case "use_flash_attention_2" | "group_by_length" | "use_liger_loss":
+            named = {"use_flash_attention_2": "flash_attention_2", "use_liger_loss": value}.get(key, key)
             return ({RENAMED[key]: named}, "") if value else ({}, "dropped: the default")
         case "ref_model_init_kwargs" if value and value != written.get("model_init_kwargs"):
             raise ValueError(f"ref_model_init_kwargs: {DROPPED[key]}, with model_init_kwargs; remove it")
@@ -375,6 +405,9 @@ def _changed(
 
 
 def _loss_type(value: Any, whose: str, method: str | None) -> Changed | None:
+    if "aot_pair" in (losses := _listed(value)):
+        today = ["aot_unpaired" if loss == "aot_pair" else loss for loss in losses]
+        return {"loss_type": today if isinstance(value, list) else today[0]}, "TRL's name for it today"
     if whose == _FLAGS:
         others = any(loss in missing.losses for missing in MISSING for loss in _listed(value))
         return ({}, "dropped: the objective is that of --method") if others or value in _GAMMA_PO_LOSSES else None

@@ -36,6 +36,7 @@ RENAMED: Mapping[str, str] = {
     "save_strategy": "save_strategy",
     "logging_strategy": "logging_strategy",
     "group_by_length": "train_sampling_strategy",
+    "use_liger_loss": "use_liger_kernel",
     "hub_model_revision": "hub_revision",
     "push_to_hub_revision": "push_to_hub",
 }
@@ -55,8 +56,30 @@ DROPPED: Mapping[str, str] = {
     "padding_value": "TRL pads with the tokenizer's padding token",
     "margin_norm": "AMaPO's trainer never reads it",
     "mode_weight": "AMaPO's trainer never reads it",
+    "base_model_attribute_name": "TRL finds the base model by itself",
     "save_safetensors": "transformers saves nothing else",
     "logging_dir": "transformers 5 reads the environment variable TENSORBOARD_LOGGING_DIR",
+}
+
+
+_DPO = """activation_offloading discopop_tau f_alpha_divergence_coef f_divergence_type ld_alpha loss_weights
+    pad_to_multiple_of pad_token padding_free precompute_ref_batch_size precompute_ref_log_probs ref_model_mixup_alpha
+    ref_model_sync_steps router_aux_loss_coef sync_ref_model use_weighting""".split()
+_OLD_DPO = """rpo_alpha reference_free beta_dpo model_adapter_name ref_adapter_name force_use_ref_model use_logits_to_keep
+    use_num_logits_to_keep ref_model_init_kwargs""".split()
+# keys by which a file is for one of TRL's two configs, now or earlier
+OF_TRL: Mapping[str, tuple[str, ...]] = {
+    "cpo": ("cpo_alpha", "simpo_gamma", "alpha"),
+    "dpo": (*_DPO, *_OLD_DPO),
+}
+# options of one base → that base
+ONE_BASE: Mapping[str, str] = {
+    "cpo_alpha": "cpo",
+    "generate_during_eval": "cpo",
+    "is_encoder_decoder": "cpo",
+    "max_completion_length": "cpo",
+    "tokenization": "cpo",
+    **dict.fromkeys(_DPO, "dpo"),
 }
 
 
@@ -74,7 +97,7 @@ OLDER = "an older TRL or transformers"
 FOREIGN: Mapping[str, Mapping[str, str]] = {
     OLDER: _table(
         f"""rpo_alpha = {_SFT}; reference_free = base: cpo with method: none and cpo_alpha: 0.0; beta_dpo = beta;
-        use_weighting = use_weighting: true with base: dpo and method: none; use_liger_loss; use_logits_to_keep;
+        use_weighting = use_weighting: true with base: dpo and method: none; max_completion_length = max_length; use_logits_to_keep;
         use_num_logits_to_keep; generate_during_eval; is_encoder_decoder; model_adapter_name; ref_adapter_name;
         force_use_ref_model; peft_lora_r = lora_r; peft_lora_alpha = lora_alpha; model_name = model_name_or_path;
         gradient_checkpointing_use_reentrant = gradient_checkpointing_kwargs; no_cuda = use_cpu: true; use_mps_device;

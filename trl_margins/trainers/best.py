@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from difflib import get_close_matches
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,23 @@ def _key(config: Any) -> str:
     return f"eval_{config.metric_for_best_model.removeprefix('eval_')}"
 
 
+def _is_evaluated(state: Any) -> bool:
+    return any(key.startswith("eval_") for each in state.log_history for key in each)
+
+
+def _never_due(args: Any, state: Any) -> str | None:
+    """Why no evaluation is due in a whole run."""
+    if args.eval_on_start:
+        return None
+    if args.eval_strategy == IntervalStrategy.STEPS:
+        every = state.eval_steps
+        if every * max(ceil(args.eval_delay / every), 1) > state.max_steps:
+            return f"eval_steps={every} and eval_delay={args.eval_delay:g} in {state.max_steps} steps"
+    if args.eval_strategy == IntervalStrategy.EPOCH and args.eval_delay > state.num_train_epochs:
+        return f"eval_delay={args.eval_delay:g} in {state.num_train_epochs} epochs"
+    return None
+
+
 def _evaluated_at(state: Any, step: int) -> dict[str, Any]:
     """What the evaluation at a step has logged; empty if there was none."""
     entries = [each for each in state.log_history if each.get("step") == step]
@@ -141,11 +159,29 @@ class BestMixin(MarginTrainer):
 
 
 class BestSoFar(TrainerCallback):
-    """A resumed run goes on from its best checkpoint, if that was chosen by the same metric and is still there."""
+    """A resumed run goes on from its best checkpoint, if that was chosen by the same metric and is still there.
+
+    Warns where there is no evaluation to choose by.
+    """
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if args.load_best_model_at_end and not _is_evaluated(state):
+            logger.warning(
+                "training ended at step %d without an evaluation: the model is that of the last step, not the best",
+                state.global_step,
+            )
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         step = state.best_global_step
-        if not step or not args.load_best_model_at_end:
+        if not args.load_best_model_at_end:
+            return
+        if not _is_evaluated(state) and (why := _never_due(args, state)):
+            logger.warning(
+                "no evaluation will happen before training ends, by %s: there will be no best to choose, and the model "
+                "will be that of the last step. Set eval_steps or eval_delay lower",
+                why,
+            )
+        if not step:
             return
         metrics, key, name = _evaluated_at(state, step), _key(args), f"{PREFIX_CHECKPOINT_DIR}-{step}"
         if key.endswith("_pwa") and key not in metrics and f"{key}_all" in metrics:
@@ -164,8 +200,12 @@ class BestSoFar(TrainerCallback):
 
 
 class EvaluateLast(TrainerCallback):
-    """Evaluates at the last step where no strategy does: later, trackers would open a second run for it."""
+    """Evaluates at the last step if no step before was: later, trackers would open a second run for it."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if args.eval_strategy == IntervalStrategy.NO and state.global_step >= state.max_steps:
+        if args.eval_strategy != IntervalStrategy.EPOCH:
+            self.on_epoch_end(args, state, control)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step >= state.max_steps and not _is_evaluated(state):
             control.should_evaluate = True

@@ -325,6 +325,9 @@ def test_a_best_that_does_not_count_any_more(is_gone, metric, tiny_model, tokeni
         (["--eval_strategy", "epoch", "--load_best_model_at_end", "false"], 4),
         (["--method", "none", "--eval_strategy", "steps", "--eval_steps", "1"], 4),
         (["--eval_strategy", "steps", "--eval_steps", "1"], None),
+        (["--eval_strategy", "steps", "--eval_steps", "2", "--eval_delay", "20"], 4),  # none is due
+        (["--eval_strategy", "epoch", "--eval_delay", "2"], 4),
+        (["--eval_strategy", "steps", "--eval_steps", "50"], 4),
     ],
     ids=str,
 )
@@ -346,6 +349,28 @@ def test_one_tracker_run_and_no_number_twice(flags, step, tiny_model, pairs, tmp
     (run,) = tracker.runs
     assert len(run) == len(set(run)) > 0
     assert f"the model of step {loaded}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "before", "after"),
+    [
+        ({"eval_steps": 2, "eval_delay": 20}, True, True),
+        ({"eval_strategy": "epoch", "eval_delay": 2, "num_train_epochs": 1}, True, True),
+        ({"eval_steps": 2, "eval_delay": 4}, False, False),
+        ({"eval_steps": 50}, False, False),  # transformers evaluates the last step
+        ({"eval_steps": 2, "eval_delay": 20, "load_best_model_at_end": False}, False, False),
+    ],
+    ids=str,
+)
+def test_without_an_evaluation_no_best_is_promised(options, before, after, tiny_model, tokenizer, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, "trl_margins"):
+        trainer, weights = run(tiny_model, tokenizer, tmp_path, max_steps=4, **options)
+    is_evaluated = any("eval_loss" in entry for entry in trainer.state.log_history)
+    assert is_evaluated == bool(weights)
+    assert is_evaluated == (not after and options.get("load_best_model_at_end") is not False)
+    assert ("no evaluation will happen before it ends" in caplog.text) == before
+    assert ("training ended at step 4 without an evaluation" in caplog.text) == after
+    assert trainer.loaded_step == (4 if options == {"eval_steps": 50} else trainer.state.best_global_step)
 
 
 def test_an_undefined_evaluation_does_not_win(tiny_model, tokenizer, tmp_path, caplog, monkeypatch):

@@ -14,23 +14,29 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from conftest import CHAT_TEMPLATE, preference_rows
 from datasets import DatasetDict, concatenate_datasets
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
+from trl import DPOConfig
+from trl.experimental.cpo import CPOConfig
 from trl.scripts.utils import DatasetMixtureConfig
 
+from trl_margins import links
 from trl_margins.checks import nearest
 from trl_margins.cli import main
 from trl_margins.cli.config_file import ConfigLoader, check_known
 from trl_margins.cli.convert import converted
 from trl_margins.cli.migration import MISSING, Note, migrate
 from trl_margins.cli.mixture import mixture_splits, mixture_test_split
-from trl_margins.cli.other_keys import DROPPED, FOREIGN, RENAMED, said
+from trl_margins.cli.other_keys import DROPPED, FOREIGN, OF_TRL, ONE_BASE, RENAMED, said
 from trl_margins.cli.train import TrainArguments, _tokenizer, chat_template, parse, parser_for
+from trl_margins.links import LossInputs
 
 # Settings as the papers and the recipes' keys have them; made for these tests
 TRAINING = """
@@ -314,6 +320,11 @@ def test_an_old_key_names_fields_of_today(key, today):
         ({"sft_weight": 0.2}, {"cpo_alpha": 0.2}),
         ({"sft_weight": 0.0}, {"cpo_alpha": 0.0}),
         ({"rpo_alpha": None, "reference_free": False, "use_liger_loss": False}, {}),
+        ({"use_liger_loss": True}, {"use_liger_kernel": True}),
+        ({"half_precision_backend": "auto", "fp16_backend": "auto", "fp16_opt_level": "O1"}, {}),
+        ({"base_model_attribute_name": "model"}, {}),
+        ({"loss_type": "aot_pair"}, {"loss_type": "aot_unpaired"}),
+        ({"loss_type": ["aot_pair", "sft"]}, {"loss_type": ["aot_unpaired", "sft"]}),
         ({"attn_implementation": "sdpa not this"}, {"attn_implementation": "sdpa"}),
         ({"gamma": 1.6}, {"simpo_gamma": 1.6}),
         ({"length_norm": True}, {"loss_type": "simpo"}),
@@ -336,6 +347,8 @@ def test_keys_that_depend_on_method_or_base():
     assert migrate({"length_norm": False}, "amapo", "dpo")[0] == {"reward": "log-ratio"}
     assert migrate({"sft_weight": 0.0}, "none", "dpo")[0] == {}
     assert migrate({"generate_during_eval": False}, "none", "dpo")[0] == {}
+    assert migrate({"max_completion_length": 9}, "none", "dpo")[0] == {}
+    assert migrate({"max_completion_length": 9}, "none", "cpo") == ({"max_completion_length": 9}, [])
     assert migrate({"generate_during_eval": False}, "none", "cpo") == ({"generate_during_eval": False}, [])
     assert migrate({"truncation_mode": "keep_start"}, "none", "dpo") == ({"truncation_mode": "keep_start"}, [])
     assert "whose prompt fills it is dropped" in str(migrate({"max_prompt_length": 9}, "none", "cpo")[1][0])
@@ -360,6 +373,7 @@ def test_their_defaults():
     ("written", "method"),
     [
         ({"loss_type": "simpo", "simpo_gamma": 0.5}, "none"),
+        ({"beta": 0.1, "output_dir": "out/zephyr-dpo"}, None),
         ({"loss_type": "sigmoid", "beta": 0.1}, "none"),
         ({"loss_type": ["sigmoid", "sft"], "beta": 0.1}, "none"),
         ({"method": "amapo", "dataset_mixer": {"a/b": 1.0}}, "amapo"),
@@ -371,6 +385,152 @@ def test_their_defaults():
 def test_whose_file_it_is(written, method):
     """Ours, unless it says another objective: nothing else makes a file without a method train something else."""
     assert migrate(written)[0].get("method") == method
+
+
+# a file for TRL's own trainers: its keys | the config that they are for
+OF_TRLS = [
+    ("loss_type: alphapo, alpha: 0.25", CPOConfig),
+    ("loss_type: alphapo, alpha: 0.25, simpo_gamma: 0.3, max_prompt_length: 9", CPOConfig),
+    ("loss_type: simpo", CPOConfig),
+    ("loss_type: simpo, max_prompt_length: 9, output_dir: out/llama-simpo", CPOConfig),
+    (
+        "loss_type: simpo, cpo_alpha: 0.0, simpo_gamma: 1.0, beta: 2.0, run_name: x-dpo, max_prompt_length: 9",
+        CPOConfig,
+    ),
+    ("loss_type: hinge, cpo_alpha: 0.5", CPOConfig),
+    ("loss_type: sigmoid, cpo_alpha: 1.0, output_dir: out/dpo, max_prompt_length: 9", CPOConfig),
+    ("cpo_alpha: 0.5, preprocessing_num_workers: 2", CPOConfig),
+    ("output_dir: dpo/llama-cpo, max_prompt_length: 9", CPOConfig),
+    ("loss_type: sigmoid", DPOConfig),
+    ("loss_type: sigmoid, run_name: dpo-from-simpo, max_prompt_length: 9", DPOConfig),
+    ("loss_type: sigmoid, run_name: from-simpo, max_prompt_length: 9", DPOConfig),
+    ("loss_type: sigmoid, hub_model_id: me/llama3-simpo-dpo, dataset_mixer: {a/b: 1.0}", DPOConfig),
+    ("output_dir: /home/cpo/out/dpo, max_prompt_length: 9", DPOConfig),
+    ("output_dir: /home/simpo/dpo/, max_prompt_length: 9", DPOConfig),
+    ("loss_type: sigmoid, output_dir: out/dpo-after-orpo, max_prompt_length: 9", DPOConfig),
+    ("output_dir: /home/kto/dpo, max_prompt_length: 9", DPOConfig),
+    ("precompute_ref_log_probs: true, beta: 0.2", DPOConfig),
+    ("sync_ref_model: false, output_dir: out/after-orpo, max_prompt_length: 9", DPOConfig),
+    ("f_divergence_type: js_divergence", DPOConfig),
+    ("use_weighting: true, output_dir: out/wpo, max_prompt_length: 9", DPOConfig),
+    ("ld_alpha: 0.5, max_prompt_length: 9", DPOConfig),
+    ("rpo_alpha: null, beta: 0.1", DPOConfig),
+    ("loss_type: ipo, max_completion_length: 128, max_prompt_length: 9", DPOConfig),
+]
+
+
+@pytest.mark.parametrize(("keys", "theirs"), OF_TRLS, ids=[keys for keys, _ in OF_TRLS])
+def test_a_file_for_trls_own_trainer_has_trls_settings(keys, theirs, tmp_path):
+    """Those that TRL's config has with the same keys, wherever the package has no default of its own."""
+    written = {"output_dir": str(tmp_path / "out"), **yaml.safe_load(f"{{{keys}}}")}
+    path = tmp_path / "theirs.yaml"
+    path.write_text(yaml.safe_dump(written))
+    values = arguments("--config", str(path))
+    assert (values["method"], values["base"]) == ("none", {CPOConfig: "cpo", DPOConfig: "dpo"}[theirs])
+    names = {field.name for field in dataclasses.fields(theirs)}
+    trls = vars(
+        theirs(
+            use_cpu=True,
+            bf16=False,
+            **{
+                key: value
+                for key, value in written.items()
+                if key in names - {"max_completion_length" if theirs is DPOConfig else ""}
+            },
+        )
+    )
+    compared = {
+        "loss_type",
+        "beta",
+        "learning_rate",
+        "num_train_epochs",
+        "label_smoothing",
+        "max_length",
+        "warmup_steps",
+    }
+    compared |= {"lr_scheduler_type", "per_device_train_batch_size", "gradient_accumulation_steps"}
+    compared |= names & {"cpo_alpha", "alpha", *OF_TRL["dpo"]}
+    compared |= {"simpo_gamma"} if trls["loss_type"] == "simpo" else set()
+    assert {name: values[name] for name in compared} == {name: trls[name] for name in compared}
+    assert (values["weight"], values["margin"]) == (None, None)
+
+
+def test_what_is_of_one_base_alone():
+    cpo, dpo = ({field.name for field in dataclasses.fields(config)} for config in (CPOConfig, DPOConfig))
+    assert set(OF_TRL["cpo"]) < cpo - dpo
+    assert set(OF_TRL["dpo"]) & cpo == set()
+    assert dpo - cpo - {"truncation_mode"} <= set(OF_TRL["dpo"])  # which older CPOConfigs had
+    ours = {base: parser_for("none", base).keys for base in ("cpo", "dpo")}
+    assert {key for key, base in ONE_BASE.items() if base == "cpo"} == ours["cpo"] - ours["dpo"]
+    assert {key for key, base in ONE_BASE.items() if base == "dpo"} == ours["dpo"] - ours["cpo"] - {"truncation_mode"}
+
+
+@pytest.mark.parametrize(
+    ("keys", "complaint"),
+    [
+        ("base: dpo, method: none, cpo_alpha: 1.0", "cpo_alpha is an option of base cpo"),
+        (
+            "base: cpo, method: none, use_weighting: true, zzz: 1",
+            "use_weighting is an option of base dpo; unknown key 'z",
+        ),
+        ("loss_type: apo_zero, cpo_alpha: 1.0", "cpo_alpha is an option of base cpo"),
+        ("cpo_alpha: 1.0, precompute_ref_log_probs: true", "precompute_ref_log_probs is an option of base dpo"),
+        ("loss-type: sigmoid", "keys have underscores, not dashes: loss_type"),
+        (
+            "max-prompt-length: 9, warmup-ratio: 0.1",
+            "keys have underscores, not dashes: max_prompt_length, warmup_ratio$",
+        ),
+        (
+            "loss_type: ipo, half_precision_backend: apex",
+            "key of an older TRL or transformers: half_precision_backend",
+        ),
+        ("max_prompt_length: 9, run_name: llama-simpo", "simpo in the name of the run, and neither loss_type nor"),
+        ("loss_type: [ipo], gamma_beta_ratio: 1", "beside SimPO's keys"),
+        ("loss_type: alphapo, length_norm: true", "beside AMaPO's keys"),
+    ],
+)
+def test_an_error_says_what_to_write(keys, complaint, tmp_path):
+    path = tmp_path / "theirs.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(f"{{{keys}}}")))
+    for command in (["train", "--dry_run", "--config", str(path)], ["convert", str(path)]):
+        with pytest.raises(ValueError, match=complaint):
+            main(command)
+
+
+def test_what_the_error_about_a_name_says_resolves():
+    written = {"max_prompt_length": 9, "run_name": "llama-simpo"}
+    with pytest.raises(ValueError, match="simpo in the name") as error:
+        migrate(written)
+    told = re.findall(r"(gamma_beta_ratio|loss_type): ([\w.]+)", str(error.value))
+    found = [migrate({**written, **yaml.safe_load(f"{key}: {value}")})[0] for key, value in told]
+    assert [(each["base"], each.get("loss_type"), each.get("beta")) for each in found] == [
+        ("cpo", "simpo", 2.0),
+        ("cpo", "simpo", None),
+        ("dpo", "sigmoid", None),
+    ]
+
+
+def test_cpo_simpo_is_said():
+    """TRL's `cpo_alpha` is 1 by default."""
+    (line,) = (note for note in migrate({"loss_type": "simpo"})[1] if note.is_guess)
+    assert str(line) == f"cpo_alpha: not set → {CPOConfig.cpo_alpha}, TRL's default: CPO-SimPO, with an SFT loss; " + (
+        "cpo_alpha: 0 is SimPO"
+    )
+    for said_of in ({"cpo_alpha": 0.0}, {"cpo_alpha": 1.0}, {"sft_weight": 0.1}):
+        assert not [note for note in migrate({"loss_type": "simpo", **said_of})[1] if note.is_guess]
+
+
+def test_aot_pair_of_an_older_trl_is_aot_unpaired():
+    """Older TRL: −log σ(β·(sorted log-ratios of the chosen − those of the rejected)), smoothed."""
+    rng = np.random.default_rng(0)
+    chosen, rejected, chosen_ref, rejected_ref = rng.normal(size=(4, 6))
+    beta, epsilon = 0.3, 0.1
+    delta = beta * (np.sort(chosen - chosen_ref) - np.sort(rejected - rejected_ref))
+    older = (1 - epsilon) * np.log1p(np.exp(-delta)) + epsilon * np.log1p(np.exp(delta))
+    scores = torch.from_numpy(chosen - chosen_ref), torch.from_numpy(rejected - rejected_ref)
+    inputs = LossInputs(types.SimpleNamespace(), *scores, beta=beta, label_smoothing=epsilon)
+    found = links.aot_unpaired(inputs).numpy()
+    np.testing.assert_allclose(found, older, rtol=1e-6)
 
 
 def test_a_file_of_ours_stays_as_it_is():
@@ -396,7 +556,7 @@ def test_a_file_of_ours_stays_as_it_is():
         ({"dataset_mixer": {"a/b": 1.0}, "output_dir": "data/zephyr-orpo-141b"}, "orpo in the name of the run"),
         (
             {"dataset_mixer": {"a/b": 1.0}, "gamma_beta_ratio": 1, "loss_type": "hinge"},
-            "loss_type: hinge beside SimPO's γ",
+            "loss_type: hinge beside SimPO's keys",
         ),
         ({"length_norm": True, "loss_type": "hinge"}, "beside AMaPO's keys"),
         ({"warmup_ratio": 0.1, "warmup_steps": 100}, "warmup_ratio: 0.1 and warmup_steps: 100 both set warmup_steps"),

@@ -19,7 +19,11 @@ _DATA_KEYS = ("dataset_name", "datasets", "dataset_mixer", "dataset_mixture")
 # a file with one of these that names no method is another project's preference recipe
 _RECIPE_KEYS = ("dataset_mixer", "dataset_mixture", "dataset_splits", "max_prompt_length", "preprocessing_num_workers")
 _OWN_KEYS = ("method", "base", "weight", "margin", "reward")
-_OLD_DEFAULTS = {"half_precision_backend": "auto", "fp16_backend": "auto", "fp16_opt_level": "O1"}  # that are not false
+_OLD_DEFAULTS = {
+    "half_precision_backend": "auto",
+    "fp16_backend": "auto",
+    "fp16_opt_level": "O1",
+}  # that are not false
 OLD_KEYS = frozenset({*RENAMED, *DROPPED})
 _TRL = {"cpo": "TRL's CPOTrainer", "dpo": "TRL's DPOTrainer"}
 _OURS, _FLAGS = "this package", "the command line"  # whose the objective is
@@ -251,8 +255,8 @@ def _project(written: Mapping[str, Any]) -> Project:
             return Project()
         if "simpo" in words:
             raise ValueError(
-                "simpo in the name of the run, and neither loss_type nor gamma_beta_ratio: add gamma_beta_ratio: 0.25 "
-                "for the default of SimPO's code, loss_type: simpo for TRL's CPOTrainer, or loss_type: sigmoid for DPO"
+                "simpo in the name of the run, and neither loss_type nor gamma_beta_ratio. Add gamma_beta_ratio: 0.25 for "
+                "the default of SimPO's code, loss_type: simpo for TRL's CPOTrainer, or loss_type: sigmoid for DPO"
             )
     if loss in _SHARED_LOSSES:
         base = of_keys or ("cpo" if loss is None and "cpo" in words else "dpo")
@@ -271,7 +275,10 @@ def _words_of_the_run(written: Mapping[str, Any]) -> list[str]:
 
 def _supervised(written: Mapping[str, Any]) -> str | None:
     """What makes it a recipe for supervised fine-tuning."""
-    if any(key in written for key in ("beta", "loss_type", "max_prompt_length", *_SIMPO_KEYS, *_AMAPO_KEYS, *OF_TRL["cpo"])):
+    if any(
+        key in written
+        for key in ("beta", "loss_type", "max_prompt_length", *_SIMPO_KEYS, *_AMAPO_KEYS, *OF_TRL["cpo"])
+    ):
         return None
     mixture, splits = written.get("dataset_mixture"), written.get("dataset_splits")
     sets = mixture.get("datasets") if isinstance(mixture, Mapping) else None

@@ -62,32 +62,26 @@ DROPPED: Mapping[str, str] = {
 }
 
 
-_DPO = """activation_offloading discopop_tau f_alpha_divergence_coef f_divergence_type ld_alpha loss_weights
-    pad_to_multiple_of pad_token padding_free precompute_ref_batch_size precompute_ref_log_probs ref_model_mixup_alpha
-    ref_model_sync_steps router_aux_loss_coef sync_ref_model use_weighting""".split()
-_OLD_DPO = """rpo_alpha reference_free beta_dpo model_adapter_name ref_adapter_name force_use_ref_model use_logits_to_keep
-    use_num_logits_to_keep ref_model_init_kwargs""".split()
-# keys by which a file is for one of TRL's two configs, now or earlier
-OF_TRL: Mapping[str, tuple[str, ...]] = {
-    "cpo": ("cpo_alpha", "simpo_gamma", "alpha"),
-    "dpo": (*_DPO, *_OLD_DPO),
-}
-# options of one base → that base
-ONE_BASE: Mapping[str, str] = {
-    "cpo_alpha": "cpo",
-    "generate_during_eval": "cpo",
-    "is_encoder_decoder": "cpo",
-    "max_completion_length": "cpo",
-    "tokenization": "cpo",
-    **dict.fromkeys(_DPO, "dpo"),
-}
-
-
 def _table(text: str) -> dict[str, str]:
     """`key = what it is here; key = …`; a key alone has no counterpart."""
     pairs = (entry.partition("=") for entry in " ".join(text.split()).split(";"))
     return {key.strip(): here.strip() for key, _, here in pairs}
 
+
+# what only TRL's DPOConfig has, and what it had
+_DPO = _table(
+    """activation_offloading; discopop_tau; f_alpha_divergence_coef; f_divergence_type; ld_alpha; loss_weights;
+    pad_to_multiple_of; pad_token; padding_free; precompute_ref_batch_size; precompute_ref_log_probs;
+    ref_model_mixup_alpha; ref_model_sync_steps; router_aux_loss_coef; sync_ref_model; use_weighting"""
+)
+_OLD_DPO = _table(
+    """rpo_alpha; reference_free; beta_dpo; model_adapter_name; ref_adapter_name; force_use_ref_model;
+    use_logits_to_keep; use_num_logits_to_keep; ref_model_init_kwargs"""
+)
+# keys by which a file is for one of TRL's two trainers
+OF_TRL = {"cpo": ("cpo_alpha", "simpo_gamma", "alpha"), "dpo": (*_DPO, *_OLD_DPO)}
+_CPO = _table("cpo_alpha; generate_during_eval; is_encoder_decoder; max_completion_length; tokenization")
+ONE_BASE = {**dict.fromkeys(_CPO, "cpo"), **dict.fromkeys(_DPO, "dpo")}  # option of one base → that base
 
 _SFT = "loss_type: [sigmoid, sft] and loss_weights: [1.0, WEIGHT] with base: dpo and method: none"
 _LORA = "use_peft: true"
@@ -97,10 +91,10 @@ OLDER = "an older TRL or transformers"
 FOREIGN: Mapping[str, Mapping[str, str]] = {
     OLDER: _table(
         f"""rpo_alpha = {_SFT}; reference_free = base: cpo with method: none and cpo_alpha: 0.0; beta_dpo = beta;
-        use_weighting = use_weighting: true with base: dpo and method: none; max_completion_length = max_length; use_logits_to_keep;
-        use_num_logits_to_keep; generate_during_eval; is_encoder_decoder; model_adapter_name; ref_adapter_name;
-        force_use_ref_model; peft_lora_r = lora_r; peft_lora_alpha = lora_alpha; model_name = model_name_or_path;
-        gradient_checkpointing_use_reentrant = gradient_checkpointing_kwargs; no_cuda = use_cpu: true; use_mps_device;
+        use_weighting = use_weighting: true with base: dpo and method: none; use_logits_to_keep;
+        max_completion_length = max_length; use_num_logits_to_keep; generate_during_eval; is_encoder_decoder; model_adapter_name;
+        ref_adapter_name; force_use_ref_model; peft_lora_r = lora_r; peft_lora_alpha = lora_alpha;
+        model_name = model_name_or_path; gradient_checkpointing_use_reentrant = gradient_checkpointing_kwargs; no_cuda = use_cpu: true; use_mps_device;
         per_gpu_train_batch_size = per_device_train_batch_size; per_gpu_eval_batch_size = per_device_eval_batch_size;
         adafactor = optim: adafactor; include_inputs_for_metrics = include_for_metrics; fp16_backend; fp16_opt_level;
         half_precision_backend; push_to_hub_model_id = hub_model_id; push_to_hub_token = hub_token;

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from difflib import get_close_matches
-from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -88,17 +87,10 @@ def _is_evaluated(state: Any) -> bool:
     return any(key.startswith("eval_") for each in state.log_history for key in each)
 
 
-def _never_due(args: Any, state: Any) -> str | None:
-    """Why no evaluation is due in a whole run."""
-    if args.eval_on_start:
-        return None
-    if args.eval_strategy == IntervalStrategy.STEPS:
-        every = state.eval_steps
-        if every * max(ceil(args.eval_delay / every), 1) > state.max_steps:
-            return f"eval_steps={every} and eval_delay={args.eval_delay:g} in {state.max_steps} steps"
-    if args.eval_strategy == IntervalStrategy.EPOCH and args.eval_delay > state.num_train_epochs:
-        return f"eval_delay={args.eval_delay:g} in {state.num_train_epochs} epochs"
-    return None
+def _is_delayed_past_the_end(args: Any, state: Any) -> bool:
+    """Whether no evaluation is due in the whole run: by steps, transformers evaluates the last one otherwise."""
+    lengths = {IntervalStrategy.STEPS: state.max_steps, IntervalStrategy.EPOCH: state.num_train_epochs}
+    return not args.eval_on_start and args.eval_delay > lengths.get(args.eval_strategy, float("inf"))
 
 
 def _evaluated_at(state: Any, step: int) -> dict[str, Any]:
@@ -175,11 +167,11 @@ class BestSoFar(TrainerCallback):
         step = state.best_global_step
         if not args.load_best_model_at_end:
             return
-        if not _is_evaluated(state) and (why := _never_due(args, state)):
+        if not _is_evaluated(state) and _is_delayed_past_the_end(args, state):
             logger.warning(
-                "no evaluation will happen before training ends, by %s: there will be no best to choose, and the model "
-                "will be that of the last step. Set eval_steps or eval_delay lower",
-                why,
+                "eval_delay=%g is past the end of training: no evaluation will happen before it ends, and the model "
+                "will be that of the last step, not the best. Set eval_delay lower",
+                args.eval_delay,
             )
         if not step:
             return
@@ -200,12 +192,14 @@ class BestSoFar(TrainerCallback):
 
 
 class EvaluateLast(TrainerCallback):
-    """Evaluates at the last step if no step before was: later, trackers would open a second run for it."""
+    """Evaluates at the last step where nothing else does: later, trackers would open a second run for it."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if args.eval_strategy != IntervalStrategy.EPOCH:
-            self.on_epoch_end(args, state, control)
+        by_steps = args.eval_strategy == IntervalStrategy.STEPS and not _is_evaluated(state)
+        if state.global_step >= state.max_steps and (by_steps or args.eval_strategy == IntervalStrategy.NO):
+            control.should_evaluate = True
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step >= state.max_steps and not _is_evaluated(state):
+        is_last = args.eval_strategy == IntervalStrategy.EPOCH and state.global_step >= state.max_steps
+        if is_last and not _is_evaluated(state):
             control.should_evaluate = True

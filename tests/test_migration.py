@@ -408,6 +408,8 @@ OF_TRLS = [
     ("output_dir: /home/cpo/out/dpo, max_prompt_length: 9", DPOConfig),
     ("output_dir: /home/simpo/dpo/, max_prompt_length: 9", DPOConfig),
     ("loss_type: sigmoid, output_dir: out/dpo-after-orpo, max_prompt_length: 9", DPOConfig),
+    ("loss_type: sigmoid, output_dir: out/after-orpo, max_prompt_length: 9", DPOConfig),
+    ("loss_type: sigmoid, output_dir: out/llama-cpo, max_prompt_length: 9", DPOConfig),
     ("output_dir: /home/kto/dpo, max_prompt_length: 9", DPOConfig),
     ("precompute_ref_log_probs: true, beta: 0.2", DPOConfig),
     ("sync_ref_model: false, output_dir: out/after-orpo, max_prompt_length: 9", DPOConfig),
@@ -796,6 +798,8 @@ def test_robust_dpo_keeps_its_label_smoothing(tmp_path):
 def test_an_objective_that_is_guessed_is_a_warning(tmp_path, caplog):
     path = tmp_path / "theirs.yaml"
     levels = {"beta: 0.1": "WARNING", "run_name: zephyr-dpo": "INFO", "loss_type: ipo": "INFO"}
+    levels |= {"loss_type: sigmoid\nrun_name: llama-cpo": "WARNING", "loss_type: ipo\nrun_name: after-orpo": "WARNING"}
+    levels |= {"loss_type: sigmoid\nrun_name: cpo-dpo": "INFO", "cpo_alpha: 1.0\nrun_name: x": "INFO"}
     levels |= {"gamma_beta_ratio: 0.5": "WARNING", "gamma_beta_ratio: 0.5\nrun_name: llama-simpo": "INFO"}
     for own, level in levels.items():
         path.write_text(RECIPE + own)

@@ -19,11 +19,8 @@ _DATA_KEYS = ("dataset_name", "datasets", "dataset_mixer", "dataset_mixture")
 # a file with one of these that names no method is another project's preference recipe
 _RECIPE_KEYS = ("dataset_mixer", "dataset_mixture", "dataset_splits", "max_prompt_length", "preprocessing_num_workers")
 _OWN_KEYS = ("method", "base", "weight", "margin", "reward")
-_OLD_DEFAULTS = {
-    "half_precision_backend": "auto",
-    "fp16_backend": "auto",
-    "fp16_opt_level": "O1",
-}  # that are not false
+# of an older transformers, that are not false
+_OLD_DEFAULTS = {"half_precision_backend": "auto", "fp16_backend": "auto", "fp16_opt_level": "O1"}
 OLD_KEYS = frozenset({*RENAMED, *DROPPED})
 _TRL = {"cpo": "TRL's CPOTrainer", "dpo": "TRL's DPOTrainer"}
 _OURS, _FLAGS = "this package", "the command line"  # whose the objective is
@@ -84,6 +81,8 @@ MISSING = (
         instead="TRL's WPO without its cap of 1 on weights is --method none --base dpo --use_weighting true.",
     ),
 )
+_WITH_SIGMOID = {"simper", "sppo", "wpo"}  # objectives whose own code has loss_type: sigmoid
+_OTHERS = {"cpo", "simpo", *(missing.word for missing in MISSING)}
 _SFT_KEYS = ("max_seq_length", "packing", "dataset_text_field", "text_column", "assistant_only_loss")
 
 _SIMPO = {"method": "none", "base": "cpo", "loss_type": "simpo", "cpo_alpha": 0.0}
@@ -228,16 +227,15 @@ def _project(written: Mapping[str, Any]) -> Project:
 
     loss, is_recipe, words = written.get("loss_type"), has(_RECIPE_KEYS), _words_of_the_run(written)
     of_keys = next((base for base, keys in OF_TRL.items() if has(keys)), None)
-    by_name = is_recipe and loss in (None, "sigmoid") and of_keys is None
+    telling = words if loss is None else words & _WITH_SIGMOID if loss == "sigmoid" else set()
     for missing in MISSING:
-        if said := missing.said_by(written, words if by_name else ()):
+        if said := missing.said_by(written, telling if is_recipe and not of_keys else ()):
             raise _unsupported(said, missing.instead)
-    if (is_recipe or "dataset_name" in written) and (said := _supervised(written)):
+    if of_keys != "cpo" and (is_recipe or "dataset_name" in written) and (said := _supervised(written)):
         raise _unsupported(f"supervised fine-tuning, by {said}", "SFT is in trl.SFTTrainer.")
     if "trainer_type" in written or loss in _GAMMA_PO_LOSSES or (loss == "simpo" and has(("tau", "length_norm"))):
         return _gamma_po(written)
-    has_gamma = has(("gamma", "gamma_beta_ratio"))
-    if has(_AMAPO_KEYS) and not has_gamma:
+    if has(_AMAPO_KEYS) and not has(("gamma", "gamma_beta_ratio")):
         if loss not in (None, "sigmoid"):
             raise _unsupported(f"loss_type: {loss} beside AMaPO's keys")
         summed = {"loss_type": "sigmoid"} if written.get("length_norm") is False else {}
@@ -250,35 +248,29 @@ def _project(written: Mapping[str, Any]) -> Project:
             raise _unsupported(f"loss_type: {loss} beside SimPO's keys")
         defaults = {**_SIMPO_DEFAULTS, "gamma_beta_ratio": 0.25}
         return Project("SimPO", _SIMPO, defaults, is_guess=loss is None and "simpo" not in words)
-    if loss is None and of_keys is None:
-        if not is_recipe:
-            return Project()
-        if "simpo" in words:
-            raise ValueError(
-                "simpo in the name of the run, and neither loss_type nor gamma_beta_ratio. Add gamma_beta_ratio: 0.25 for "
-                "the default of SimPO's code, loss_type: simpo for TRL's CPOTrainer, or loss_type: sigmoid for DPO"
-            )
-    if loss in _SHARED_LOSSES:
-        base = of_keys or ("cpo" if loss is None and "cpo" in words else "dpo")
-        is_said = base in words if loss is None else not {"cpo", "simpo"} & {*words}
-        return Project(_TRL[base], {"method": "none", "base": base}, is_guess=of_keys is None and not is_said)
-    base = "cpo" if loss in _CPO_LOSSES else "dpo"
-    return Project(_TRL[base], {"method": "none", "base": base})
+    of_loss = None if loss in _SHARED_LOSSES else "cpo" if loss in _CPO_LOSSES else "dpo"
+    if not (loss or of_keys or is_recipe):
+        return Project()
+    if not (loss or of_keys) and "simpo" in words:
+        raise ValueError(
+            "simpo in the name of the run, and neither loss_type nor gamma_beta_ratio. Add gamma_beta_ratio: 0.25 for "
+            "the default of SimPO's code, loss_type: simpo for TRL's CPOTrainer, or loss_type: sigmoid for DPO"
+        )
+    base = of_loss or of_keys or ("cpo" if not loss and "cpo" in words else "dpo")
+    is_doubtful = bool(words & _OTHERS) if loss else base not in words
+    return Project(_TRL[base], {"method": "none", "base": base}, is_guess=not (of_loss or of_keys) and is_doubtful)
 
 
-def _words_of_the_run(written: Mapping[str, Any]) -> list[str]:
+def _words_of_the_run(written: Mapping[str, Any]) -> set[str]:
     """Of the last part of each of its names; one with dpo is for DPO, whatever its other words say."""
     names = [str(written.get(key) or "").rstrip("/") for key in ("output_dir", "run_name", "hub_model_id")]
     parts = [re.findall(r"[a-z]+", name.rpartition("/")[2].lower()) for name in names]
-    return [word for words in parts for word in (["dpo"] if "dpo" in words else words)]
+    return {word for words in parts for word in (["dpo"] if "dpo" in words else words)}
 
 
 def _supervised(written: Mapping[str, Any]) -> str | None:
     """What makes it a recipe for supervised fine-tuning."""
-    if any(
-        key in written
-        for key in ("beta", "loss_type", "max_prompt_length", *_SIMPO_KEYS, *_AMAPO_KEYS, *OF_TRL["cpo"])
-    ):
+    if any(key in written for key in ("beta", "loss_type", "max_prompt_length", *_SIMPO_KEYS, *_AMAPO_KEYS)):
         return None
     mixture, splits = written.get("dataset_mixture"), written.get("dataset_splits")
     sets = mixture.get("datasets") if isinstance(mixture, Mapping) else None

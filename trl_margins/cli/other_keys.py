@@ -91,10 +91,11 @@ OLDER = "an older TRL or transformers"
 FOREIGN: Mapping[str, Mapping[str, str]] = {
     OLDER: _table(
         f"""rpo_alpha = {_SFT}; reference_free = base: cpo with method: none and cpo_alpha: 0.0; beta_dpo = beta;
-        use_weighting = use_weighting: true with base: dpo and method: none; use_logits_to_keep;
-        max_completion_length = max_length; use_num_logits_to_keep; generate_during_eval; is_encoder_decoder; model_adapter_name;
+        use_weighting = use_weighting: true with base: dpo and method: none; max_completion_length = max_length;
+        use_logits_to_keep; use_num_logits_to_keep; generate_during_eval; is_encoder_decoder; model_adapter_name;
         ref_adapter_name; force_use_ref_model; peft_lora_r = lora_r; peft_lora_alpha = lora_alpha;
-        model_name = model_name_or_path; gradient_checkpointing_use_reentrant = gradient_checkpointing_kwargs; no_cuda = use_cpu: true; use_mps_device;
+        model_name = model_name_or_path; no_cuda = use_cpu: true; use_mps_device;
+        gradient_checkpointing_use_reentrant = gradient_checkpointing_kwargs;
         per_gpu_train_batch_size = per_device_train_batch_size; per_gpu_eval_batch_size = per_device_eval_batch_size;
         adafactor = optim: adafactor; include_inputs_for_metrics = include_for_metrics; fp16_backend; fp16_opt_level;
         half_precision_backend; push_to_hub_model_id = hub_model_id; push_to_hub_token = hub_token;

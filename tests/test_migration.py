@@ -799,7 +799,11 @@ def test_an_objective_that_is_guessed_is_a_warning(tmp_path, caplog):
     path = tmp_path / "theirs.yaml"
     levels = {"beta: 0.1": "WARNING", "run_name: zephyr-dpo": "INFO", "loss_type: ipo": "INFO"}
     levels |= {"loss_type: sigmoid\nrun_name: llama-cpo": "WARNING", "loss_type: ipo\nrun_name: after-orpo": "WARNING"}
-    levels |= {"loss_type: sigmoid\nrun_name: cpo-dpo": "INFO", "cpo_alpha: 1.0\nrun_name: x": "INFO"}
+    levels |= {
+        "loss_type: sigmoid\nrun_name: cpo-dpo": "INFO",
+        "cpo_alpha: 1.0\nrun_name: x": "INFO",
+        "simpo_gamma: 1.0": "WARNING",
+    }
     levels |= {"gamma_beta_ratio: 0.5": "WARNING", "gamma_beta_ratio: 0.5\nrun_name: llama-simpo": "INFO"}
     for own, level in levels.items():
         path.write_text(RECIPE + own)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Literal
@@ -11,7 +12,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, broadcast_object_list
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
@@ -72,19 +73,29 @@ def wait_before_leaving() -> None:
             dist.barrier()
 
 
-def agreed(accelerator: Accelerator, check: Callable[[], Any]) -> Any:
+def agreed(accelerator: Accelerator | PartialState, check: Callable[[], Any]) -> Any:
     """What a check of files gives on the main process, on all of them; its error, too."""
     outcome: list[Any] = [None, None]
     if accelerator.is_main_process:
         try:
             outcome[0] = check()
-        except (OSError, ValueError) as error:
-            outcome[1] = error
+        except Exception as error:  # whatever it is, the others wait
+            if accelerator.num_processes > 1:
+                broadcast_object_list([None, _sent(error)])
+            raise
     if accelerator.num_processes > 1:
         broadcast_object_list(outcome)
     if outcome[1] is not None:
         raise outcome[1]
     return outcome[0]
+
+
+def _sent(error: Exception) -> Exception:
+    """The error, or one like it where it cannot be sent."""
+    try:
+        return pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 def is_sharded(tensor: Tensor) -> bool:

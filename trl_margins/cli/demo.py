@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     from .. import GapPOConfig, GapPOTrainer
 
     model = str(bundled_model_path("smollm2-135m-instruct"))
-    if settings_of(Path(args.output_dir)).get("model") != model:  # else it is a demo's, which this one replaces
+    if settings_of(Path(args.output_dir)).get("model") != model:  # else it is a demo's, which this one moves aside
         check_unused(args.output_dir)
     data = make_demo_splits(seed=args.seed)
     trainer = GapPOTrainer(

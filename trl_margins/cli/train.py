@@ -7,10 +7,11 @@ import re
 import shlex
 from argparse import ArgumentParser
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from transformers.hf_argparser import string_to_bool
 from transformers.trainer import TRAINING_ARGS_NAME
 from trl import ModelConfig, get_peft_config, get_quantization_config
@@ -19,7 +20,7 @@ from trl.scripts.utils import DatasetMixtureConfig
 from ..data.loading import load_splits, pick_split
 from ..data.media import IMAGES
 from ..data.noise import flip_labels, parse_noise
-from ..distributed import check_processes, wait_before_leaving
+from ..distributed import agreed, check_processes, wait_before_leaving
 from ..trainers.folder import check_unused, last_whole_checkpoint, locked
 from .config_file import Settings, check_adapter, flags_said, read_yaml
 from .migration import OLD_KEYS, migrate
@@ -51,10 +52,8 @@ def main(argv: Sequence[str]) -> int:
         str(config.resume_from_checkpoint).lower(), config.resume_from_checkpoint
     )
     check_writable(config.output_dir)
-    is_main = config.process_index == 0
-    with locked(config.output_dir) if is_main else nullcontext():
-        if is_main and not resume and not config.overwrite_output_dir:
-            check_unused(config.output_dir)  # now, rather than after the model was loaded
+    with ExitStack() as held:
+        agreed(PartialState(), lambda: _enter_folder(held, config, resume))
         trainer = build_trainer(script, config, model_args, mixture)
         command = shlex.join(["trl-margins", "train", *argv])
         trainer.reproduce = _ONCE.sub("", command)
@@ -71,6 +70,15 @@ def main(argv: Sequence[str]) -> int:
     wait_before_leaving()
     trainer.end()
     return 0
+
+
+def _enter_folder(held: ExitStack, config: Any, resume: str | bool | None) -> None:
+    """Keeps other runs out of the folder, and this one where it would move files without being asked."""
+    folder = Path(config.output_dir)
+    held.enter_context(locked(folder))
+    goes_on = resume is True or (resume and Path(resume).resolve().parent == folder.resolve())
+    if not goes_on and not config.overwrite_output_dir:
+        check_unused(folder)  # now, rather than after the model was loaded
 
 
 def _deliver(trainer: Any, script: TrainArguments, config: Any) -> None:
@@ -145,6 +153,8 @@ def parse(
         settings, notes = migrate(read_yaml(source), flags.method, flags.base) if source else ({}, [])
         for note in notes:
             logger.log(logging.WARNING if note.is_guess else logging.INFO, "%s", note)
+    if isinstance(resumed := settings.get("resume_from_checkpoint"), bool):  # YAML's; the field is text
+        settings = {**settings, "resume_from_checkpoint": str(resumed).lower()}
     if flags.dataset_name is not None:  # TRL would still take the mixture
         for name in ("datasets", "mixture_weights", "mixture_seed", "test_split_size"):
             settings.pop(name, None)

@@ -8,6 +8,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -18,6 +19,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import TrainerCallback
 
+from ..distributed import agreed
 from ..pairs import IS_FLIPPED, ROW
 
 logger = logging.getLogger(__name__)
@@ -135,6 +137,10 @@ class PairLog:
         formats = ["%.0f" if name in _WHOLE else "%.7g" for name in names]
         np.savetxt(out, rows, fmt=formats, delimiter=",", header=head, comments="")
 
+    def clear(self) -> None:
+        """Drops what an earlier call of `train` left, if it was stopped."""
+        self._waiting, self._not_logged, self._too_old, self.n_lost = [], deque(), 0, 0
+
     def rewind(self, step: int) -> None:
         """Drops the lines of later steps, which a resumed run takes again; the whole file at step 0."""
         if not self.file.exists():
@@ -170,8 +176,10 @@ class RunFolder(TrainerCallback):
         self.log, self.accelerator, self.settings = log, accelerator, settings
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if not state.is_world_process_zero:
-            return
+        self.log.clear()
+        agreed(self.accelerator, partial(self._begin, args, state))
+
+    def _begin(self, args: Any, state: Any) -> None:
         file = Path(args.output_dir, RUN_FILE)
         try:
             self.log.rewind(state.global_step)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..pairs import PairLogps
     from ..recording.metrics import MetricBuffer
     from ..recording.pair_log import PairLog
+    from ..report.card import SetFacts
     from .configs import ConfigClass, MarginOptions
 
     class MarginTrainer(_BaseTrainer):
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
         _pair_log: PairLog | None
         _buffers: dict[str, MetricBuffer]
         _sharing: Any
+        set_facts: dict[str, SetFacts]
         last_grad_norm: Tensor | float
         aux_loss_enabled: bool
 

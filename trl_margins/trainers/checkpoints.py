@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
@@ -21,10 +22,14 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length
 
 from .. import __version__
 from ..distributed import agreed
+from ..pairs import SCORES
+from ..recording.metrics import MetricBuffer
 from ..recording.pair_log import RUN_FILE
+from ..registry import option_fields
 from .base import MarginTrainer
 from .card import adapter_options
-from .folder import check_may_start, check_same_run, check_states, is_whole, last_whole_checkpoint, locked
+from .folder import check_same_run, check_states, is_whole, last_whole_checkpoint, locked, make_room
+from .preparation import TRAIN
 from .step_size import pairs_per_step
 
 logger = logging.getLogger(__name__)
@@ -78,6 +83,8 @@ def run_settings(trainer: MarginTrainer) -> dict[str, Any]:
     method, objective, rows = trainer.options.method, trainer.objective, trainer.train_dataset
     names = [name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad]
     adapter = adapter_options(trainer.model) if is_peft_model(trainer.model) else None
+    shares, of_reward = objective.losses, option_fields(type(objective.reward), "reward").values()
+    reads_scores = SCORES[0] in objective.columns
     return {
         "version": __version__,
         "method": method and method.id,
@@ -89,6 +96,12 @@ def run_settings(trainer: MarginTrainer) -> dict[str, Any]:
         "weight": ", ".join(term.name for term in objective.weights) or None,
         "margin": ", ".join(term.name for term in objective.margins) or None,
         "term_options": [*trainer.options.term_options("weight"), *trainer.options.term_options("margin")],
+        "reward_options": [name for name in of_reward if hasattr(trainer.args, name)],
+        "loss_type": " + ".join(name if share == 1 else f"{share:g} {name}" for name, share in shares.items()),
+        "beta": objective.beta,
+        "gamma": objective.gamma,
+        "score_columns": list(trainer.set_facts[TRAIN].score_columns) if reads_scores else None,
+        "prompt_column": trainer.options.prompt_column or "prompt",
         "adapter": json.loads(json.dumps(adapter, default=str)),
         "trained_parameters": f"{len(names)} tensors ({hashlib.sha256(' '.join(names).encode()).hexdigest()[:8]})",
         "train_rows": len(rows) if hasattr(rows, "__len__") else None,
@@ -106,32 +119,43 @@ class CheckpointMixin(MarginTrainer):
     settings: dict[str, Any]  # of the run, for `margin_run.json`
     holds_folder = False  # whether the caller of `train` keeps other runs out already
     is_complete = False  # whether the checkpoint that was resumed is the run's last
-    _trained_in: Path | None = None  # the folder of an earlier call of `train`
+    _first_states: dict[str, Any]  # of the terms, when the trainer had been built
     _steps_before = 0  # of the checkpoint that is resumed
     _rng_state_of: str | None = None  # a checkpoint whose random state is still to be loaded
 
-    def train(
-        self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, *args: Any, **kwargs: Any
-    ) -> Any:
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """TRL's; `True` takes the newest complete checkpoint.
 
-        A second call goes on in the folder of the first.
+        Without a checkpoint a run begins, on a second call too: an earlier run's files are moved into a folder of
+        their own, and terms forget what they remember.
 
         Raises:
-            ValueError: an incomplete checkpoint or one of another run, a folder with an earlier run that would be
-                mixed with this one or in which one is training, or nothing to train.
+            ValueError: an incomplete checkpoint or one of another run, a folder in which a run is training or which
+                holds the trained model, or nothing to train.
         """
         self.settings = run_settings(self)  # before the model is wrapped
-        if trial is not None:  # of a search for hyperparameters, in a folder of its own
-            return super().train(resume_from_checkpoint, trial, *args, **kwargs)
         with ExitStack() as held:
             check = partial(self._enter_folder, held, resume_from_checkpoint)
             checkpoint, self._steps_before = agreed(self.accelerator, check)
-            output = super().train(checkpoint, None, *args, **kwargs)
-            self._trained_in = Path(self.args.output_dir).resolve()
+            self._forget()
+            output = super().train(checkpoint, *args, **kwargs)
         if self.state.global_step == self._steps_before and not self.is_complete:
             raise ValueError("nothing was trained: the training set gave no batch")
         return output
+
+    def hyperparameter_search(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused: in a trial, transformers sets `objective` to a number."""
+        raise NotImplementedError(
+            "hyperparameter_search sets trainer.objective, which is this trainer's loss, to a number: start one run "
+            "per setting, each with a trainer and an output_dir of its own, in a loop or in a study of optuna's"
+        )
+
+    def _forget(self) -> None:
+        """Puts back what an earlier call of `train`, complete or not, changed beside the model."""
+        for term in self.objective.remembering:
+            if term.name in self._first_states:
+                term.load_state_dict(copy.deepcopy(self._first_states[term.name]))
+        self._buffers["train"] = MetricBuffer()
 
     def _enter_folder(self, held: ExitStack, resume: str | bool | None) -> tuple[str | None, int]:
         """Checks the folder, on the main process, and keeps other runs out of it; the checkpoint and its step."""
@@ -139,15 +163,13 @@ class CheckpointMixin(MarginTrainer):
         if not self.holds_folder:
             held.enter_context(locked(folder))
         checkpoint = self._checkpoint_of(resume)
-        is_own = self._trained_in == folder.resolve()
-        if not is_own and (checkpoint is None or checkpoint.resolve().parent != folder.resolve()):
-            check_may_start(self)
+        if checkpoint is not None:
+            check_states(checkpoint)
+            check_same_run(checkpoint, self.settings, self.args)
+        make_room(self, folder, checkpoint)
         if checkpoint is None:
             return None, 0
-        check_states(checkpoint)
-        check_same_run(checkpoint, self.settings, self.args)
-        state = json.loads((checkpoint / TRAINER_STATE_NAME).read_text())
-        return str(checkpoint), state["global_step"]
+        return str(checkpoint), json.loads((checkpoint / TRAINER_STATE_NAME).read_text())["global_step"]
 
     def _checkpoint_of(self, resume: str | bool | None) -> Path | None:
         if not resume:
@@ -157,7 +179,7 @@ class CheckpointMixin(MarginTrainer):
             if found is None:
                 raise ValueError(
                     f"output_dir {self.args.output_dir} has no complete checkpoint to resume from: leave "
-                    "resume_from_checkpoint out (with overwrite_output_dir=True if it has files of an earlier run)"
+                    "resume_from_checkpoint out (with --overwrite_output_dir if it has files of an earlier run)"
                 )
             return Path(found)
         if not is_whole(resume):
@@ -197,25 +219,26 @@ class CheckpointMixin(MarginTrainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         if self._pair_log is not None:
             self._pair_log.flush(self.accelerator)
-        if self.args.should_save:
-            folder = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
-            try:
-                self._save_remembered(folder)
-            except (OSError, SafetensorError) as error:
-                raise OSError(
-                    f"{folder} cannot be written ({error}): make room. Checkpoints before it are complete, and "
-                    "resume_from_checkpoint=True takes the last of them"
-                ) from error
+        folder = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        agreed(self.accelerator, partial(self._save_remembered, folder))
+        if self.args.should_save and not self.accelerator.is_main_process:  # with `save_on_each_node`
+            self._save_remembered(folder)
         super()._save_checkpoint(model, trial)
 
     def _save_remembered(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        Path(folder, TRAINER_STATE_NAME).unlink(missing_ok=True)  # of an earlier run: this one is not complete yet
-        if states := self._term_states():
-            save_states(states, folder / TERMS_FILE)
-        if timed := self._sharing.state_dict():
-            Path(folder, SHARING_FILE).write_text(json.dumps(timed))
-        Path(folder, RUN_FILE).write_text(json.dumps(self.settings, indent=2) + "\n")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            Path(folder, TRAINER_STATE_NAME).unlink(missing_ok=True)  # of a cut-off run: this one is not complete yet
+            if states := self._term_states():
+                save_states(states, folder / TERMS_FILE)
+            if timed := self._sharing.state_dict():
+                Path(folder, SHARING_FILE).write_text(json.dumps(timed))
+            Path(folder, RUN_FILE).write_text(json.dumps(self.settings, indent=2) + "\n")
+        except (OSError, SafetensorError) as error:
+            raise OSError(
+                f"{folder} cannot be written ({error}): make room. Checkpoints before it are complete, and "
+                "resume_from_checkpoint=True takes the last of them"
+            ) from error
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)

@@ -63,6 +63,9 @@ class FiniteSteps(TrainerCallback):
         self._seen: list[_Seen] | None = None  # of the open accumulation window
         self._before: tuple[dict[str, Any], MetricBuffer]
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.n_skipped = self._in_a_row = 0
+
     def begin(self) -> None:
         """Remembers what an accumulation window is about to change."""
         self._seen = []

@@ -7,13 +7,11 @@ import logging
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import fields
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from transformers import TrainingArguments
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -21,14 +19,14 @@ from ..recording.pair_log import PAIRS_FILE, RUN_FILE
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINTS = (f"{PREFIX_CHECKPOINT_DIR}-*",)
-FULL_MODEL = ("model*.safetensors", "pytorch_model*.bin")
-ADAPTER = ("adapter_config.json", "adapter_model.*")
-_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.*", "additional_chat_templates")
 # By these a folder is known to have been used. A `margin_run.json` alone is of a run that stopped before it logged.
-_TELLING = (*CHECKPOINTS, *FULL_MODEL, *ADAPTER, *_TOKENIZER, PAIRS_FILE, TRAINER_STATE_NAME, TRAINING_ARGS_NAME)
+_TELLING = (
+    *(f"{PREFIX_CHECKPOINT_DIR}-*", PAIRS_FILE, TRAINER_STATE_NAME, TRAINING_ARGS_NAME),
+    *("model*.safetensors", "pytorch_model*.bin", "adapter_config.json", "adapter_model.*"),
+    *("tokenizer.json", "tokenizer_config.json", "chat_template.*", "additional_chat_templates"),
+)
 _OTHERS = (
-    *("config.json", "generation_config.json", "*.safetensors.index.json", "pytorch_model*.index.json"),
+    *(RUN_FILE, "config.json", "generation_config.json", "*.safetensors.index.json", "pytorch_model*.index.json"),
     *("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model", "spiece.model"),
     *("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"),
     *("all_results.json", "train_results.json", "eval_results.json", "pair_log-*.csv"),
@@ -36,29 +34,37 @@ _OTHERS = (
 _OF_A_CARD = ("README.md", "figures")
 LOCK = "_run.lock"  # uploads to the Hub leave out what begins with _
 
-# Config fields that change nothing about what is trained
-_NEUTRAL = frozenset(
-    (
-        *("log_pairs", "share_prompt", "nonfinite_steps", "eval_min_score_gap", "overwrite_output_dir"),
-        *("dataset_num_proc", "generate_during_eval", "precompute_ref_log_probs", "precompute_ref_batch_size"),
-        *("anchor_keep_graphs", "model_init_kwargs", "use_liger_kernel", "use_logits_to_keep"),
-    )
+_ORDER = (  # of the rows
+    *("train_rows", "pairs_per_step", "seed", "data_seed", "train_sampling_strategy", "dataloader_drop_last"),
 )
-# transformers' fields that a checkpoint's optimizer has its own values of, which take the place of new ones
-_OF_THE_OPTIMIZER = (
-    "learning_rate",
-    "weight_decay",
-    "optim",
-    "optim_args",
-    "adam_beta1",
-    "adam_beta2",
-    "adam_epsilon",
+# What a resumed run shares with its checkpoint, beside the options of its reward and terms. What is not here can be
+# changed; what differs is named.
+_SHARED = (
+    *("base", "reward", "weight", "margin", "trained_parameters", "train_only", "adapter"),
+    *("loss_type", "loss_weights", "beta", "gamma", "simpo_gamma", "label_smoothing", "discopop_tau", "cpo_alpha"),
+    *("use_weighting", "sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps", "router_aux_loss_coef"),
+    *(
+        "ld_alpha",
+        "disable_dropout",
+        "neftune_noise_alpha",
+        "sam_radius",
+        "score_columns",
+        "prompt_column",
+        "system_column",
+    ),
+    *("max_length", "max_completion_length", "truncation_mode", "tokenization"),
+    *("optim", "optim_args", "optim_target_modules", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay"),
+    *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "max_grad_norm"),
+    *_ORDER,
 )
-_OF_THE_RUN = ("base", "reward", "weight", "margin", "trained_parameters", "adapter")
-_OF_THE_ORDER = ("seed", "data_seed", "train_sampling_strategy", "dataloader_drop_last")  # of the rows
-_OF_THE_ROWS = ("train_rows", "pairs_per_step")
-_ONLY_SAID = ("version", "model", "processes")
-_NOT_SAID = ("resume_from_checkpoint", "overwrite_output_dir")
+_NOT_SAID = (
+    "output_dir",
+    "resume_from_checkpoint",
+    "overwrite_output_dir",
+    "config",
+    "term_options",
+    "reward_options",
+)
 
 
 # Checkpoints
@@ -67,110 +73,77 @@ _NOT_SAID = ("resume_from_checkpoint", "overwrite_output_dir")
 def last_whole_checkpoint(folder: str | Path) -> str | None:
     """The newest complete checkpoint; incomplete ones are named in the log."""
     found = [path for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.split("-")[-1].isdigit()]
-    for path in sorted(found, key=lambda path: int(path.name.split("-")[-1]), reverse=True):
+    for path in sorted(found, key=step_of, reverse=True):
         if is_whole(path):
             return str(path)
         logger.warning("%s is incomplete: it is left out", path)
     return None
 
 
+def step_of(checkpoint: Path) -> int:
+    """The step that its name says."""
+    return int(checkpoint.name.split("-")[-1])
+
+
 def is_whole(checkpoint: str | Path) -> bool:
     """Whether its trainer state, which is written last, can be read."""
+    return isinstance(_json_of(Path(checkpoint, TRAINER_STATE_NAME)).get("global_step"), int)
+
+
+def _json_of(file: Path) -> dict[str, Any]:
+    """What a JSON file holds; empty where there is none, or something else."""
     try:
-        json.loads(Path(checkpoint, TRAINER_STATE_NAME).read_text())
+        found = json.loads(file.read_text())
     except (OSError, ValueError):
-        return False
-    return True
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 # A folder that has been used
 
 
-def files_of(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
-    """The files and folders in a folder whose names match."""
+def earlier_run(folder: str | Path) -> list[Path]:
+    """What an earlier run, or another program, left in a folder."""
+    return _matching(Path(folder), _TELLING)
+
+
+def _matching(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if any(fnmatch(path.name, pattern) for pattern in patterns))
 
 
-def earlier_run(folder: str | Path) -> list[Path]:
-    """What an earlier run, or another program, left in a folder."""
-    return files_of(Path(folder), _TELLING)
-
-
 def check_unused(folder: str | Path) -> None:
     """
     Raises:
-        ValueError: a run that starts anew would leave its files among those of an earlier one.
+        ValueError: there are files of an earlier run.
     """
     if found := earlier_run(folder):
-        raise ValueError(_used(folder, found))
+        shown = ", ".join(path.name for path in found[:4])
+        more = f" and {len(found) - 4} more" if len(found) > 4 else ""
+        raise ValueError(
+            f"output_dir {folder} has files of an earlier run ({shown}{more}): name another output_dir, set "
+            "overwrite_output_dir to true, which moves them into a folder of their own there, or resume that run with "
+            "resume_from_checkpoint set to true"
+        )
 
 
-def _used(folder: str | Path, found: list[Path], why: str = "") -> str:
-    return (
-        f"output_dir {folder} has files of an earlier run ({_names(found)}){why}: name another output_dir, set "
-        "overwrite_output_dir to true, which moves them into a folder of their own there, or resume that run with "
-        "resume_from_checkpoint set to true"
-    )
-
-
-def _names(found: list[Path]) -> str:
-    shown = ", ".join(path.name for path in found[:4])
-    return shown if len(found) <= 4 else f"{shown} and {len(found) - 4} more"
-
-
-def why_mixed(trainer: Any, found: list[Path]) -> str | None:
-    """Why a run of this trainer would leave a folder that is partly an earlier run's, after these files of it."""
-    folder = Path(trainer.args.output_dir)
-    is_adapter = hasattr(trainer.model, "peft_config")
-    last = last_whole_checkpoint(folder) if trainer.args.save_strategy != "no" else None
-    if last and not _is_the_same(trainer, Path(last)):
-        return "its checkpoints would be beside this run's, which has other settings"
-    full, adapter = files_of(folder, FULL_MODEL), files_of(folder, ADAPTER)
-    if adapter and not is_adapter:
-        return "its adapter would be loaded instead of the trained model"
-    if full and is_adapter:
-        return "its model would be beside the trained adapter"
-    if (full or adapter) and settings_of(folder).get("model") != trainer.model.config.name_or_path:
-        return "files of its model that this one does not have would stay"
-    if files_of(folder, ("chat_template.*",)) and not getattr(trainer.processing_class, "chat_template", None):
-        return "its chat template would be loaded with the trained model, which has none"
-    return None
-
-
-def _is_the_same(trainer: Any, checkpoint: Path) -> bool:
-    """Whether an earlier run had the settings of this one, whose checkpoints then take the place of its own."""
-    before, now = settings_of(checkpoint), trainer.settings
-    which = ("max_steps", "num_train_epochs", "save_strategy", "save_steps", "save_total_limit")
-    old = before.get("config", {})
-    same = all(name in old and old[name] == now["config"][name] for name in which)
-    return same and not differences(before, now, trainer.args)[0]
-
-
-def check_may_start(trainer: Any) -> None:
-    """Checks, before a run that starts anew, what its folder has; moves it with `overwrite_output_dir`.
-
-    Files that are replaced one by one do no harm, which notebooks and tests rely on: that is a warning.
+def make_room(trainer: Any, folder: Path, checkpoint: Path | None) -> None:
+    """Moves out of a run's way what an earlier one left in its folder: all of it, or where a checkpoint there is
+    resumed, later checkpoints, which would be taken for this run's.
 
     Raises:
-        ValueError: the folder would be partly an earlier run's.
+        ValueError: the trained model is among it.
     """
-    folder = Path(trainer.args.output_dir)
-    found = earlier_run(folder)
-    if not found:
-        return
-    if trainer.options.overwrite_output_dir:
+    if checkpoint is not None and checkpoint.resolve().parent == folder.resolve():
+        beside = _matching(folder, (f"{PREFIX_CHECKPOINT_DIR}-*[0-9]",))
+        found = [path for path in beside if is_whole(path) and step_of(path) > step_of(checkpoint)]
+    elif found := earlier_run(folder):
+        of_a_card = _OF_A_CARD if (folder / RUN_FILE).exists() else ()
+        found = _matching(folder, (*_TELLING, *_OTHERS, *of_a_card))
         _check_outside(trainer, folder)
-        move_aside(folder)
-    elif reason := why_mixed(trainer, found):
-        raise ValueError(_used(folder, found, f", and {reason}"))
-    else:
-        logger.warning(
-            "output_dir %s has files of an earlier run (%s), which this run replaces. overwrite_output_dir=True keeps "
-            "them in a folder of their own",
-            *(folder, _names(found)),
-        )
+    if found:
+        _move_aside(folder, found)
 
 
 def _check_outside(trainer: Any, folder: Path) -> None:
@@ -179,23 +152,21 @@ def _check_outside(trainer: Any, folder: Path) -> None:
     for name in filter(None, names):
         if Path(name).is_dir() and Path(name).resolve().is_relative_to(folder.resolve()):
             raise ValueError(
-                f"the model {name} is in output_dir {folder}, whose files overwrite_output_dir would move: name "
-                "another output_dir"
+                f"the model {name} is in output_dir {folder}, whose files would be moved to make room: name another "
+                "output_dir"
             )
 
 
-def move_aside(folder: Path) -> Path:
-    """Moves an earlier run's files into the first free `_previous-N` of their folder."""
+def _move_aside(folder: Path, found: list[Path]) -> None:
+    """Moves files into the first free `_previous-N` of their folder."""
     number = 1
     while (aside := folder / f"_previous-{number}").exists():
         number += 1
-    of_a_card = _OF_A_CARD if (folder / RUN_FILE).exists() else ()
-    found = files_of(folder, (*_TELLING, *_OTHERS, *of_a_card, RUN_FILE))
     aside.mkdir()
     for path in found:
         shutil.move(path, aside / path.name)
-    logger.warning("overwrite_output_dir: the files of an earlier run are now in %s", aside)
-    return aside
+    names = ", ".join(path.name for path in found)
+    logger.warning("output_dir %s has files of an earlier run: %s are now in %s", folder, names, aside)
 
 
 # Two runs at once
@@ -234,11 +205,7 @@ def locked(folder: str | Path) -> Iterator[None]:
 
 def settings_of(folder: Path) -> dict[str, Any]:
     """The settings in a folder's `margin_run.json`; empty without one."""
-    try:
-        found = json.loads((folder / RUN_FILE).read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return _json_of(folder / RUN_FILE)
 
 
 def check_states(checkpoint: Path) -> None:
@@ -283,30 +250,22 @@ def check_same_run(checkpoint: Path, now: Mapping[str, Any], config: Any) -> Non
             f"are in {RUN_FILE}"
         )
     if others:
-        logger.info("resuming %s with other settings: %s", checkpoint, "; ".join(others))
+        logger.warning("resuming %s with other settings: %s", checkpoint, "; ".join(others))
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], config: Any) -> tuple[list[str], list[str]]:
     """Settings that differ, as "beta 0.1 → 0.2": those that a resumed run must share, and the others."""
-    transformers = {field.name for field in fields(TrainingArguments)}
-    free_order = config.ignore_data_skip  # the rows that were trained on are not looked for
-    strict = {*_OF_THE_OPTIMIZER, *_OF_THE_RUN, *(() if free_order else (*_OF_THE_ORDER, *_OF_THE_ROWS))}
+    shared = {*_SHARED, *now["term_options"], *now["reward_options"]} - {"anchor_keep_graphs"}
+    if now["config"].get("sam_radius"):
+        shared.add("anchor_scope")
+    if config.ignore_data_skip:  # the rows that were trained on are not looked for
+        shared -= {*_ORDER}
     if config.auto_find_batch_size:
-        strict.discard("pairs_per_step")
-    wrong: list[str] = []
-    others: list[str] = []
-    for name, old, new in _pairs(before, now):
-        if old == new or name in _NOT_SAID:
-            continue
-        is_ours = name not in transformers and name in now["config"] and name not in _NEUTRAL
-        (wrong if name in strict or is_ours else others).append(f"{name} {old} → {new}")
-    return list(dict.fromkeys(wrong)), list(dict.fromkeys(others))
-
-
-def _pairs(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """The settings that both have."""
-    for names, old, new in (
-        ((*_OF_THE_RUN, *_OF_THE_ROWS, *_ONLY_SAID), before, now),
-        (now["config"], before.get("config", {}), now["config"]),
-    ):
-        yield from ((name, old[name], new[name]) for name in names if name in old)
+        shared.discard("pairs_per_step")
+    wrong, others, seen = [], [], {*_NOT_SAID}
+    for old, new in ((before, now), (before.get("config", {}), now["config"])):
+        for name in [name for name in new if name in old and name not in seen]:
+            seen.add(name)
+            if old[name] != new[name]:
+                (wrong if name in shared else others).append(f"{name} {old[name]} → {new[name]}")
+    return wrong, others

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
 from abc import abstractmethod
@@ -118,6 +119,7 @@ class MarginMixin(BestMixin, CardMixin, CheckpointMixin, WindowMixin):
         check_one_device(getattr(self, "ref_model", None), "the reference model")
         if self.options.train_only:
             train_only(self.model, self.options.train_only)
+        self._first_states = copy.deepcopy(self._term_states())
         self._wrap_collator()
         self._probes = window_probes(self, self.objective, self.options)
         self._finite = FiniteSteps(self, skip=self.options.nonfinite_steps == "skip")
@@ -378,7 +380,7 @@ class MarginMixin(BestMixin, CardMixin, CheckpointMixin, WindowMixin):
         usable = values[:, :2].isfinite().all(dim=1)
         if not usable.all():
             logger.warning(
-                "%d of %d pairs are left out of the evaluation: the model gives them NaN or infinite rewards",
+                "%d of %d pairs are left out of the evaluation: their log-probabilities are NaN or infinite",
                 len(usable) - int(usable.sum()),
                 len(usable),
             )

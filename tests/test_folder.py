@@ -14,11 +14,15 @@ from conftest import CHAT_TEMPLATE, byte_tokenizer, load, preference_rows, quiet
 from filelock import FileLock
 from peft import LoraConfig
 from safetensors.torch import load_file
-from transformers import TrainerCallback
+from transformers import AutoTokenizer, TrainerCallback
 
+from trl_margins import MarginCPOConfig, MarginCPOTrainer, Objective
 from trl_margins.cli import main
+from trl_margins.links import LINKS
+from trl_margins.rewards import LengthNormalizedReward
+from trl_margins.trainers import checkpoints
 from trl_margins.trainers.configs import config_class
-from trl_margins.trainers.folder import LOCK, locked
+from trl_margins.trainers.folder import LOCK, check_same_run, locked
 from trl_margins.trainers.named import trainer_class
 
 SMALL = "--max_length 128 --per_device_train_batch_size 2 --gradient_accumulation_steps 1 --report_to none --use_cpu"
@@ -113,26 +117,76 @@ def test_a_model_in_the_folder_is_not_moved_from_under_its_run(train, tiny_model
     assert weights(tmp_path / "out")
 
 
-# A used folder, from Python: what is replaced is said, what would be mixed is refused
+# A used folder, from Python: what is there is moved
 
 
-def test_notebooks_train_again(tiny_model, tmp_path, caplog):
+def names_in(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("other", [{}, {"beta": 0.2}, {"max_steps": 3}, {"save_steps": 1}, {"save_strategy": "no"}])
+def test_a_new_run_has_its_folder_for_itself(other, tiny_model, tmp_path, caplog):
+    """The files of the earlier run are moved, whatever its settings, and said to be."""
+    first = build(tiny_model, tmp_path / "out")
+    first.train()
+    first.save_model()
+    (tmp_path / "out" / "mine.txt").write_text("not of a run")
+    before = {file: file.read_bytes() for file in (tmp_path / "out").rglob("*") if file.is_file()}
+    for folder in ("out", "alone"):
+        build(tiny_model, tmp_path / folder, **other).train()
+    assert names_in(tmp_path / "out") == {*names_in(tmp_path / "alone"), "mine.txt", "_previous-1"}
+    kept = tmp_path / "out" / "_previous-1"
+    for file, content in before.items():
+        if file.name != "mine.txt":
+            assert (kept / file.relative_to(tmp_path / "out")).read_bytes() == content
+    assert f"are now in {kept}" in caplog.text
+
+
+@pytest.mark.parametrize("method", ["gamma-po", "amapo"])
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_trainer_that_trains_again_is_a_new_run(method, stopped, tiny_model, tmp_path, caplog):
+    """From the trained weights: as another trainer that is given them, bit for bit, terms and pair log included."""
+    trainer, stop = build(tiny_model, tmp_path / "a", method=method, max_steps=6, logging_steps=2), Stop(3)
+    if stopped:
+        trainer.add_callback(stop)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train()
+        trainer.remove_callback(stop)
+    else:
+        trainer.train()
+    trainer.model.save_pretrained(tmp_path / "trained")
+    trainer.args.max_steps = 3
+    trainer.train()
+    other = build(str(tmp_path / "trained"), tmp_path / "b", method=method, max_steps=3, logging_steps=2)
+    other.train()
+    for name, value in other.model.state_dict().items():
+        assert torch.equal(value, trainer.model.state_dict()[name]), name
+    assert [log.get("loss") for log in trainer.state.log_history] == [
+        log.get("loss") for log in other.state.log_history
+    ]
+    assert (tmp_path / "a" / "pair_log.csv").read_text() == (tmp_path / "b" / "pair_log.csv").read_text()
+    assert names_in(tmp_path / "a") == {*names_in(tmp_path / "b"), "_previous-1"}
+    assert {"checkpoint-2", "pair_log.csv"} <= names_in(tmp_path / "a" / "_previous-1")
+    assert "pair_log.csv are now in" in caplog.text or "pair_log.csv, trainer_state.json are now in" in caplog.text
+    trainer.train(resume_from_checkpoint=True)  # this run's last checkpoint, not a later one of the first
+    assert trainer.state.global_step == 3
+
+
+def test_an_earlier_checkpoint_is_resumed(tiny_model, tmp_path, caplog):
+    """Later ones are not left to be resumed from."""
+    build(tiny_model, tmp_path, max_steps=6).train()
+    build(tiny_model, tmp_path, max_steps=3).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-3"}
+    assert names_in(tmp_path / "_previous-1") == {"checkpoint-4", "checkpoint-6"}
+    assert "checkpoint-4, checkpoint-6 are now in" in caplog.text
+
+
+def test_a_search_for_hyperparameters(tiny_model, tmp_path):
     trainer = build(tiny_model, tmp_path)
-    trainer.train()
-    trainer.train()
-    trainer.save_model()
-    assert "earlier run" not in caplog.text
-    again = build(tiny_model, tmp_path, save_strategy="no")
-    again.train()
-    again.save_model()
-    assert "has files of an earlier run" in caplog.text
-    for moved in (True, False):  # in place of the run that saved nothing, and once more in the same way
-        build(tiny_model, tmp_path, overwrite_output_dir=moved).train()
-    for other in ({"beta": 0.2}, {"max_steps": 3}, {"save_steps": 1}):
-        with pytest.raises(ValueError, match="its checkpoints would be beside this run's, which has other settings: "):
-            build(tiny_model, tmp_path, **other).train()
-    assert build(tiny_model, tmp_path, beta=0.2, overwrite_output_dir=True).train().global_step == 4
-    assert (tmp_path / "_previous-1" / "checkpoint-4" / "optimizer.pt").exists()
+    with pytest.raises(NotImplementedError, match="sets trainer.objective, which is this trainer's loss, to a number"):
+        trainer.hyperparameter_search(direction="minimize", n_trials=1)
+    for beta in (0.5, 1.0):  # as advised
+        assert build(tiny_model, tmp_path / str(beta), beta=beta).train().global_step == 4
 
 
 LORA = LoraConfig(r=2, target_modules=["q_proj"])
@@ -143,30 +197,31 @@ def test_a_full_model_beside_an_adapter(tiny_model, tmp_path):
     adapter = build(tiny_model, tmp_path, lora=LORA, save_strategy="no")
     adapter.train()
     adapter.save_model()
-    with pytest.raises(ValueError, match="its adapter would be loaded instead of the trained model"):
-        build(tiny_model, tmp_path, save_strategy="no").train()
-    full = build(tiny_model, tmp_path, save_strategy="no", overwrite_output_dir=True)
+    full = build(tiny_model, tmp_path, save_strategy="no")
     full.train()
     full.save_model()
     for name, value in load(str(tmp_path)).state_dict().items():
         assert torch.equal(value, full.model.state_dict()[name]), name
-    with pytest.raises(ValueError, match="its model would be beside the trained adapter"):
-        build(tiny_model, tmp_path, lora=LORA, save_strategy="no").train()
+    assert "adapter_model.safetensors" in names_in(tmp_path / "_previous-1")
+    again = build(tiny_model, tmp_path, lora=LORA, save_strategy="no")
+    again.train()
+    again.save_model()
+    assert "model.safetensors" not in names_in(tmp_path)
+    assert "model.safetensors" in names_in(tmp_path / "_previous-2")
 
 
-def test_another_model_and_another_tokenizer(tiny_model, tmp_path):
+def test_another_tokenizer(tiny_model, tmp_path):
+    """Without a template: that of the earlier run's is not loaded with it."""
     trainer = build(tiny_model, tmp_path, save_strategy="no")
     trainer.train()
     trainer.save_model()
-    other = load(tiny_model)
-    other.config.name_or_path = "another"
-    with pytest.raises(ValueError, match="files of its model that this one does not have would stay"):
-        build(tiny_model, tmp_path, model=other, save_strategy="no").train()
+    assert (tmp_path / "chat_template.jinja").read_text() == CHAT_TEMPLATE
     plain = byte_tokenizer()
     plain.chat_template = None
-    with pytest.raises(ValueError, match="its chat template would be loaded"):
-        build(tiny_model, tmp_path, tokenizer=plain, save_strategy="no").train()
-    assert CHAT_TEMPLATE
+    other = build(tiny_model, tmp_path, tokenizer=plain, save_strategy="no")
+    other.train()
+    other.save_model()
+    assert AutoTokenizer.from_pretrained(tmp_path).chat_template is None
 
 
 # Another run's checkpoint
@@ -189,6 +244,10 @@ def test_another_model_and_another_tokenizer(tiny_model, tmp_path):
         ({"per_device_train_batch_size": 3}, "pairs_per_step 2 → 3"),
         ({"gradient_accumulation_steps": 2}, "pairs_per_step 2 → 4"),
         ({"max_length": 64}, "max_length 128 → 64"),
+        ({"lr_scheduler_type": "linear"}, "lr_scheduler_type cosine → linear"),
+        ({"warmup_steps": 2}, "warmup_steps 0.1 → 2"),
+        ({"max_grad_norm": 0.5}, "max_grad_norm 1.0 → 0.5"),
+        ({"neftune_noise_alpha": 5.0}, "neftune_noise_alpha None → 5.0"),
     ],
 )
 def test_a_checkpoint_of_another_run(options, said, tiny_model, tmp_path):
@@ -223,8 +282,87 @@ def test_what_a_resumed_run_may_change(tiny_model, tmp_path, caplog):
     whole.train()
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, more.model.state_dict()[name]), name
-    with pytest.raises(ValueError, match="has files of an earlier run"):  # a's checkpoint among c's
-        build(tiny_model, tmp_path / "c", **free).train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-2"))
+    # a's checkpoint is resumed where c was
+    build(tiny_model, tmp_path / "c", **free, lr_scheduler_type="constant", warmup_steps=0).train(
+        resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-2")
+    )
+    assert {path.name for path in (tmp_path / "c").glob("checkpoint-*")} == {"checkpoint-6"}
+    assert {path.name for path in (tmp_path / "c").glob("_previous-1/checkpoint-*")} >= {
+        "checkpoint-2",
+        "checkpoint-4",
+    }
+
+
+HARMLESS = {
+    "trust_remote_code": True,
+    "score_columns": ["score_chosen", "score_rejected"],  # those that are found
+    "prompt_column": "prompt",
+    "gamma_po_tau": 3.0,  # of a term that is not in the run
+    "anchor_radius": 0.1,
+    "anchor_scope": ["mlp"],
+    "gradient_checkpointing": True,
+    "per_device_train_batch_size": 1,
+    "gradient_accumulation_steps": 2,
+}
+
+
+@pytest.mark.parametrize(
+    ("base", "more"), [("cpo", {}), ("dpo", {"pad_to_multiple_of": 8, "activation_offloading": True})]
+)
+def test_what_changes_nothing_is_not_refused(base, more, tiny_model, tmp_path, caplog):
+    build(tiny_model, tmp_path, base=base, max_steps=2, gradient_checkpointing=False).train()
+    again = build(tiny_model, tmp_path, base=base, **HARMLESS, **more)
+    if more:
+        again.args.activation_offloading = False  # saved; a CPU has nowhere to offload to
+    settings = checkpoints.run_settings(again)
+    settings["config"]["activation_offloading"] = True
+    with caplog.at_level(logging.WARNING):
+        check_same_run(tmp_path / "checkpoint-2", settings, again.args)
+    said = next(record.message for record in caplog.records if "with other settings" in record.message)
+    assert all(f"{name} " in said for name in ({*HARMLESS, *more} - {"score_columns", "prompt_column"}))
+    assert again.train(resume_from_checkpoint=True).global_step == 4
+
+
+def test_another_objective_from_python(tiny_model, tmp_path):
+    """The config says nothing about it."""
+
+    def run(beta):
+        objective = Objective(LengthNormalizedReward(), LINKS["cpo"]["simpo"], beta=beta, gamma=0.5)
+        settings = {"output_dir": str(tmp_path), "max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+        return MarginCPOTrainer(
+            load(tiny_model),
+            args=MarginCPOConfig(**quiet(**settings)),
+            train_dataset=preference_rows(12, seed=5),
+            processing_class=byte_tokenizer(),
+            objective=objective,
+        )
+
+    run(2.0).train()
+    with pytest.raises(ValueError, match=r"beta 2.0 → 3.0\. Resume"):
+        run(3.0).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert run(2.0).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1")).global_step == 2
+
+
+def test_resumed_from_a_file(train, tmp_path):
+    """YAML's true and false are what the flag's are, and so is a path."""
+    out, file = tmp_path / "out", tmp_path / "run.yaml"
+
+    def run(value, steps):
+        file.write_text(f"resume_from_checkpoint: {value}\n")
+        train("--max_steps", str(steps), "--config", str(file))
+        return json.loads((out / "trainer_state.json").read_text())["global_step"]
+
+    assert run("null", 2) == 2
+    for anew in ("false", "null", "'false'"):
+        with pytest.raises(ValueError, match="has files of an earlier run"):
+            run(anew, 3)
+    assert run("true", 3) == 3
+    assert run(out / "checkpoint-3", 4) == 4
+    assert run("'true'", 5) == 5
+    with pytest.raises(ValueError, match="has files of an earlier run"):  # of another run than the one resumed
+        other = tmp_path / "other"
+        (out / "checkpoint-5").rename(other)
+        run(other, 6)
 
 
 @pytest.mark.parametrize("missing", ["optimizer.pt", "scheduler.pt"])
@@ -289,12 +427,17 @@ def test_the_command_refuses_it_before_it_loads_anything(train, tmp_path, monkey
         train("--max_steps", "1")
 
 
-def test_an_interrupted_run_lets_go(tiny_model, tmp_path):
-    class Stop(TrainerCallback):
-        def on_step_end(self, *args, **kwargs):
+class Stop(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, *more, **kwargs):
+        if state.global_step == self.step:
             raise KeyboardInterrupt
 
-    trainer, stop = build(tiny_model, tmp_path), Stop()
+
+def test_an_interrupted_run_lets_go(tiny_model, tmp_path):
+    trainer, stop = build(tiny_model, tmp_path), Stop(1)
     trainer.add_callback(stop)
     with pytest.raises(KeyboardInterrupt):
         trainer.train()

@@ -75,19 +75,18 @@ def wait_before_leaving() -> None:
 
 def agreed(accelerator: Accelerator | PartialState, check: Callable[[], Any]) -> Any:
     """What a check of files gives on the main process, on all of them; its error, too."""
-    outcome: list[Any] = [None, None]
+    result, error = None, None
     if accelerator.is_main_process:
         try:
-            outcome[0] = check()
-        except Exception as error:  # whatever it is, the others wait
-            if accelerator.num_processes > 1:
-                broadcast_object_list([None, _sent(error)])
-            raise
+            result = check()
+        except Exception as caught:  # whatever it is, the others wait
+            error = caught
     if accelerator.num_processes > 1:
-        broadcast_object_list(outcome)
-    if outcome[1] is not None:
-        raise outcome[1]
-    return outcome[0]
+        result, sent = broadcast_object_list([result, error and _sent(error)])
+        error = error or sent
+    if error is not None:
+        raise error
+    return result
 
 
 def _sent(error: Exception) -> Exception:

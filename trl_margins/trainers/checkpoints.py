@@ -163,13 +163,14 @@ class CheckpointMixin(MarginTrainer):
         if not self.holds_folder:
             held.enter_context(locked(folder))
         checkpoint = self._checkpoint_of(resume)
-        if checkpoint is not None:
-            check_states(checkpoint)
-            check_same_run(checkpoint, self.settings, self.args)
-        make_room(self, folder, checkpoint)
         if checkpoint is None:
+            make_room(self, folder)
             return None, 0
-        return str(checkpoint), json.loads((checkpoint / TRAINER_STATE_NAME).read_text())["global_step"]
+        check_states(checkpoint)
+        check_same_run(checkpoint, self.settings, self.args)
+        step = json.loads((checkpoint / TRAINER_STATE_NAME).read_text())["global_step"]
+        make_room(self, folder, after=step if checkpoint.resolve().parent == folder.resolve() else None)
+        return str(checkpoint), step
 
     def _checkpoint_of(self, resume: str | bool | None) -> Path | None:
         if not resume:

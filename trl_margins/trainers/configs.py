@@ -214,7 +214,7 @@ class MarginOptions:
         default=False,
         metadata={
             "help": "Start in an output folder that has an earlier run, and move that run's files into its "
-            "`_previous-1` (2, 3, …). Nothing is deleted."
+            "`_previous-1` (2, 3, …). Nothing is deleted. From Python they are moved without this."
         },
     )
     nonfinite_steps: str = field(

@@ -72,16 +72,18 @@ _NOT_SAID = (
 
 def last_whole_checkpoint(folder: str | Path) -> str | None:
     """The newest complete checkpoint; incomplete ones are named in the log."""
-    found = [path for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.split("-")[-1].isdigit()]
-    for path in sorted(found, key=step_of, reverse=True):
+    for path in sorted(_checkpoints(Path(folder)), key=_step_of, reverse=True):
         if is_whole(path):
             return str(path)
         logger.warning("%s is incomplete: it is left out", path)
     return None
 
 
-def step_of(checkpoint: Path) -> int:
-    """The step that its name says."""
+def _checkpoints(folder: Path) -> list[Path]:
+    return [path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.split("-")[-1].isdigit()]
+
+
+def _step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.split("-")[-1])
 
 
@@ -128,29 +130,36 @@ def check_unused(folder: str | Path) -> None:
         )
 
 
-def make_room(trainer: Any, folder: Path, checkpoint: Path | None) -> None:
-    """Moves out of a run's way what an earlier one left in its folder: all of it, or where a checkpoint there is
-    resumed, later checkpoints, which would be taken for this run's.
+def make_room(trainer: Any, folder: Path, after: int | None = None) -> None:
+    """Moves out of a run's way what an earlier one left in its folder.
+
+    Args:
+        trainer: the run's.
+        folder: its output folder.
+        after: the step of the checkpoint there that is resumed. Then later checkpoints alone are moved, which would
+            be taken for this run's.
 
     Raises:
         ValueError: the trained model is among it.
     """
-    if checkpoint is not None and checkpoint.resolve().parent == folder.resolve():
-        beside = _matching(folder, (f"{PREFIX_CHECKPOINT_DIR}-*[0-9]",))
-        found = [path for path in beside if is_whole(path) and step_of(path) > step_of(checkpoint)]
+    if after is not None:
+        found = [path for path in _checkpoints(folder) if is_whole(path) and _step_of(path) > after]
     elif found := earlier_run(folder):
         of_a_card = _OF_A_CARD if (folder / RUN_FILE).exists() else ()
         found = _matching(folder, (*_TELLING, *_OTHERS, *of_a_card))
-        _check_outside(trainer, folder)
+        _check_outside(trainer, folder, found)
     if found:
         _move_aside(folder, found)
 
 
-def _check_outside(trainer: Any, folder: Path) -> None:
+def _check_outside(trainer: Any, folder: Path, found: list[Path]) -> None:
     configs = getattr(trainer.model, "peft_config", {}).values()
     names = [trainer.model.config.name_or_path, *(config.base_model_name_or_path for config in configs)]
     for name in filter(None, names):
-        if Path(name).is_dir() and Path(name).resolve().is_relative_to(folder.resolve()):
+        model = Path(name).resolve()
+        if model.is_dir() and (
+            model == folder.resolve() or any(model.is_relative_to(each.resolve()) for each in found)
+        ):
             raise ValueError(
                 f"the model {name} is in output_dir {folder}, whose files would be moved to make room: name another "
                 "output_dir"
@@ -262,7 +271,9 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], config: Any) 
         shared -= {*_ORDER}
     if config.auto_find_batch_size:
         shared.discard("pairs_per_step")
-    wrong, others, seen = [], [], {*_NOT_SAID}
+    wrong: list[str] = []
+    others: list[str] = []
+    seen = {*_NOT_SAID}
     for old, new in ((before, now), (before.get("config", {}), now["config"])):
         for name in [name for name in new if name in old and name not in seen]:
             seen.add(name)

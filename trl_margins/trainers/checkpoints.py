@@ -120,6 +120,7 @@ class CheckpointMixin(MarginTrainer):
     holds_folder = False  # whether the caller of `train` keeps other runs out already
     is_complete = False  # whether the checkpoint that was resumed is the run's last
     _first_states: dict[str, Any]  # of the terms, when the trainer had been built
+    _made_optimizer = False  # whether an earlier call of `train` did
     _steps_before = 0  # of the checkpoint that is resumed
     _rng_state_of: str | None = None  # a checkpoint whose random state is still to be loaded
 
@@ -127,7 +128,7 @@ class CheckpointMixin(MarginTrainer):
         """TRL's; `True` takes the newest complete checkpoint.
 
         Without a checkpoint a run begins, on a second call too: an earlier run's files are moved into a folder of
-        their own, and terms forget what they remember.
+        their own, and terms and optimizer forget what they remember.
 
         Raises:
             ValueError: an incomplete checkpoint or one of another run, a folder in which a run is training or which
@@ -151,7 +152,12 @@ class CheckpointMixin(MarginTrainer):
         )
 
     def _forget(self) -> None:
-        """Puts back what an earlier call of `train`, complete or not, changed beside the model."""
+        """Puts back what an earlier call of `train`, complete or not, changed beside the model. transformers would
+        make a new schedule, and keep the optimizer that it made, with its moments.
+        """
+        if self._made_optimizer:
+            self.optimizer = None
+        self._made_optimizer = self.optimizer is None
         for term in self.objective.remembering:
             if term.name in self._first_states:
                 term.load_state_dict(copy.deepcopy(self._first_states[term.name]))

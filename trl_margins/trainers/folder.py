@@ -143,7 +143,7 @@ def make_room(trainer: Any, folder: Path, after: int | None = None) -> None:
         ValueError: the trained model is among it.
     """
     if after is not None:
-        found = [path for path in _checkpoints(folder) if is_whole(path) and _step_of(path) > after]
+        found = [path for path in sorted(_checkpoints(folder)) if is_whole(path) and _step_of(path) > after]
     elif found := earlier_run(folder):
         of_a_card = _OF_A_CARD if (folder / RUN_FILE).exists() else ()
         found = _matching(folder, (*_TELLING, *_OTHERS, *of_a_card))

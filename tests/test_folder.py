@@ -183,7 +183,9 @@ def test_an_earlier_checkpoint_is_resumed(tiny_model, tmp_path, caplog):
 
 def test_a_search_for_hyperparameters(tiny_model, tmp_path):
     trainer = build(tiny_model, tmp_path)
-    with pytest.raises(NotImplementedError, match=r"sets trainer\.objective, which is this trainer's loss, to a number"):
+    with pytest.raises(
+        NotImplementedError, match=r"sets trainer\.objective, which is this trainer's loss, to a number"
+    ):
         trainer.hyperparameter_search(direction="minimize", n_trials=1)
     for beta in (0.5, 1.0):  # as advised
         assert build(tiny_model, tmp_path / str(beta), beta=beta).train().global_step == 4
@@ -306,9 +308,7 @@ HARMLESS = {
 }
 
 
-@pytest.mark.parametrize(
-    ("base", "more"), [("cpo", {}), ("dpo", {"pad_to_multiple_of": 8})]
-)
+@pytest.mark.parametrize(("base", "more"), [("cpo", {}), ("dpo", {"pad_to_multiple_of": 8})])
 def test_what_changes_nothing_is_not_refused(base, more, tiny_model, tmp_path, caplog):
     build(tiny_model, tmp_path, base=base, max_steps=2, gradient_checkpointing=False).train()
     again = build(tiny_model, tmp_path, base=base, **HARMLESS, **more)
@@ -318,7 +318,12 @@ def test_what_changes_nothing_is_not_refused(base, more, tiny_model, tmp_path, c
     with caplog.at_level(logging.WARNING):
         check_same_run(tmp_path / "checkpoint-2", settings, again.args)
     said = next(record.message for record in caplog.records if "with other settings" in record.message)
-    assert all(f"{name} " in said for name in ({*HARMLESS, *more, *(["activation_offloading"] if more else [])} - {"score_columns", "prompt_column"}))
+    assert all(
+        f"{name} " in said
+        for name in (
+            {*HARMLESS, *more, *(["activation_offloading"] if more else [])} - {"score_columns", "prompt_column"}
+        )
+    )
     assert again.train(resume_from_checkpoint=True).global_step == 4
 
 

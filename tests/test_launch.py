@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -93,6 +94,19 @@ def test_processes_that_nothing_joins_are_refused(tiny_model, pairs, tmp_path):
     assert not (tmp_path / "out").exists()
     subprocess.run([*argv, "--use_cpu", "true"], capture_output=True, check=True)
     assert json.loads((tmp_path / "out" / "margin_run.json").read_text())["processes"] == 2
+
+
+def test_no_process_waits_for_one_that_was_refused(tiny_model, pairs, tmp_path):
+    """Errors that the main process alone finds: all processes raise them, whether or not a launcher ends the others."""
+    said = launch(2, str(Path(__file__).with_name("refused.py")), tiny_model, pairs, str(tmp_path))
+    for error in (
+        "error: .*of another kind",
+        "settings: output_dir .* cannot be written to",
+        "checkpoint: .*checkpoint-1 cannot be written",
+        "used: output_dir .* has files of an earlier run",
+        "locked: another run is training in output_dir",
+    ):
+        assert len(re.findall(f"(?m)^{error}", said)) == 2, said
 
 
 def test_from_python_too(tiny_model, tmp_path, monkeypatch):

@@ -1,0 +1,76 @@
+"""Errors of the main process, each of which every process must raise. Prints them: `refused.py MODEL PAIRS OUT`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from accelerate import PartialState
+from conftest import preference_rows, quiet
+from transformers import TrainerCallback
+
+from trl_margins import GapPOConfig, GapPOTrainer
+from trl_margins.cli import main
+from trl_margins.distributed import agreed
+from trl_margins.trainers.folder import locked
+
+MODEL, PAIRS, OUT = sys.argv[1], sys.argv[2], Path(sys.argv[3])
+
+
+class UnsendableError(RuntimeError):
+    def __init__(self, one, two):
+        super().__init__(f"{one} {two}")
+
+
+def refuse():
+    raise UnsendableError("of another", "kind")
+
+
+def command():
+    flags = "--use_cpu true --report_to none --max_steps 1 --per_device_train_batch_size 2"
+    argv = ["--model_name_or_path", MODEL, "--dataset_name", PAIRS, "--output_dir", str(OUT / "cli"), *flags.split()]
+    main(["train", *argv])
+
+
+def train(out):
+    settings = {"output_dir": str(OUT / out), "max_steps": 1, "save_steps": 1, "per_device_train_batch_size": 2}
+    config = GapPOConfig(**quiet(**settings, save_strategy="steps"))
+    trainer = GapPOTrainer(MODEL, config, train_dataset=preference_rows(8))
+    if out == "checkpoint":
+        trainer.add_callback(InTheWay())
+    trainer.train()
+
+
+class InTheWay(TrainerCallback):
+    def on_train_begin(self, args, state, *more, **kwargs):
+        if state.is_world_process_zero:
+            Path(args.output_dir, "checkpoint-1").write_text("not a folder")
+
+
+def attempt(what, run):
+    try:
+        run()
+        said = "no error"
+    except Exception as error:
+        said = str(error).replace("\n", " ")
+    sys.stdout.write(f"{what}: {said}\n")
+    sys.stdout.flush()
+    state.wait_for_everyone()
+
+
+state = PartialState(cpu=True)
+if state.is_main_process:
+    (OUT / "settings" / "margin_run.json").mkdir(parents=True)
+    (OUT / "cli").mkdir()
+    (OUT / "cli" / "pair_log.csv").write_text("step\n")
+state.wait_for_everyone()
+attempt("error", lambda: agreed(state, refuse))
+attempt("settings", lambda: train("settings"))
+attempt("checkpoint", lambda: train("checkpoint"))
+attempt("used", command)
+if state.is_main_process:
+    (OUT / "cli" / "pair_log.csv").unlink()
+    with locked(OUT / "cli"):
+        attempt("locked", command)
+else:
+    attempt("locked", command)

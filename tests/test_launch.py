@@ -97,7 +97,7 @@ def test_processes_that_nothing_joins_are_refused(tiny_model, pairs, tmp_path):
 
 
 def test_no_process_waits_for_one_that_was_refused(tiny_model, pairs, tmp_path):
-    """Errors that the main process alone finds: all processes raise them, whether or not a launcher ends the others."""
+    """Errors that the main process alone finds: all processes raise them, so that none is left waiting."""
     said = launch(2, str(Path(__file__).with_name("refused.py")), tiny_model, pairs, str(tmp_path))
     for error in (
         "error: .*of another kind",

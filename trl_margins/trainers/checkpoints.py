@@ -186,7 +186,7 @@ class CheckpointMixin(MarginTrainer):
             if found is None:
                 raise ValueError(
                     f"output_dir {self.args.output_dir} has no complete checkpoint to resume from: leave "
-                    "resume_from_checkpoint out (with --overwrite_output_dir if it has files of an earlier run)"
+                    "resume_from_checkpoint out (with --overwrite_output_dir true if it has files of an earlier run)"
                 )
             return Path(found)
         if not is_whole(resume):

@@ -513,3 +513,51 @@ def test_a_finished_run_from_python(tiny_model, tmp_path, caplog):
     assert "is complete: it has 4 of 4 steps" in caplog.text
     for name, value in first.model.state_dict().items():
         assert torch.equal(value, again.model.state_dict()[name]), name
+
+
+# What a resumed run shares, from outside: the files that two runs left
+
+
+def test_other_rows_of_the_same_number_are_not_resumed_on(tiny_model, tmp_path):
+    build(tiny_model, tmp_path, rows=preference_rows(12, seed=5)).train()
+    others = build(tiny_model, tmp_path, rows=preference_rows(12, seed=6), max_steps=6)
+    with pytest.raises(ValueError, match=r"run with other settings: rows \w{8} → \w{8}\. "):
+        others.train(resume_from_checkpoint=True)
+    build(tiny_model, tmp_path, rows=preference_rows(12, seed=5), max_steps=6).train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize(("base", "strict"), [("dpo", True), ("cpo", False)])
+def test_another_model_is_another_reference(base, strict, tiny_model, tmp_path, caplog):
+    """Folders may move: the last part of the name counts."""
+    for place in ("a/model", "b/model", "other"):
+        load(tiny_model).save_pretrained(tmp_path / place)
+    kwargs = {"method": None, "base": base}
+
+    def trainer(place, steps):
+        return build(tiny_model, tmp_path / "out", model=load(tmp_path / place), max_steps=steps, **kwargs)
+
+    trainer("a/model", 2).train()
+    trainer("b/model", 4).train(resume_from_checkpoint=True)
+    if strict:
+        with pytest.raises(ValueError, match=r"reference .*model → .*other"):
+            trainer("other", 6).train(resume_from_checkpoint=True)
+    else:
+        trainer("other", 6).train(resume_from_checkpoint=True)
+        assert "model → " in caplog.text
+
+
+def test_fewer_steps_than_the_checkpoint_has(tiny_model, tmp_path):
+    build(tiny_model, tmp_path).train()
+    with pytest.raises(ValueError, match="the checkpoint has 4 steps, and this run 3: raise max_steps"):
+        build(tiny_model, tmp_path, max_steps=3).train(resume_from_checkpoint=True)
+
+
+def test_a_whole_model_saved_over_an_adapter_is_what_is_loaded(tiny_model, tmp_path, caplog):
+    adapter = build(tiny_model, tmp_path / "a", lora=LoraConfig(target_modules=["q_proj"]))
+    whole = build(tiny_model, tmp_path / "b")
+    adapter.save_model(str(tmp_path / "both"))
+    whole.save_model(str(tmp_path / "both"))
+    assert not hasattr(load(tmp_path / "both"), "peft_config")
+    assert (tmp_path / "both" / "_previous-1" / "adapter_model.safetensors").is_file()
+    adapter.save_model(str(tmp_path / "both"))
+    assert "beside it, the adapter that is saved is what will be loaded" in caplog.text

@@ -28,7 +28,15 @@ from ..recording.pair_log import RUN_FILE
 from ..registry import option_fields
 from .base import MarginTrainer
 from .card import adapter_options
-from .folder import check_same_run, check_states, is_whole, last_whole_checkpoint, locked, make_room
+from .folder import (
+    check_same_run,
+    check_states,
+    is_whole,
+    last_whole_checkpoint,
+    locked,
+    make_room,
+    make_room_for_model,
+)
 from .preparation import TRAIN
 from .step_size import pairs_per_step
 
@@ -85,13 +93,16 @@ def run_settings(trainer: MarginTrainer) -> dict[str, Any]:
     adapter = adapter_options(trainer.model) if is_peft_model(trainer.model) else None
     shares, of_reward = objective.losses, option_fields(type(objective.reward), "reward").values()
     reads_scores = SCORES[0] in objective.columns
+    reference = getattr(trainer, "ref_model", None)
+    reference = trainer.model if reference is None else reference  # an adapter's, with the adapter off
     return {
         "version": __version__,
         "method": method and method.id,
         "name": method.name if method else type(trainer).__name__,
         "base": trainer._config_class._base,
         "trainer": type(trainer).__name__,
-        "model": trainer.model.config.name_or_path,
+        "model": _name_of(trainer.model),
+        "reference": _name_of(reference) if objective.needs_reference else None,
         "reward": objective.reward.name,
         "weight": ", ".join(term.name for term in objective.weights) or None,
         "margin": ", ".join(term.name for term in objective.margins) or None,
@@ -105,10 +116,22 @@ def run_settings(trainer: MarginTrainer) -> dict[str, Any]:
         "adapter": json.loads(json.dumps(adapter, default=str)),
         "trained_parameters": f"{len(names)} tensors ({hashlib.sha256(' '.join(names).encode()).hexdigest()[:8]})",
         "train_rows": len(rows) if hasattr(rows, "__len__") else None,
+        "rows": _digest(rows) if hasattr(rows, "__len__") else None,
         "pairs_per_step": pairs_per_step(trainer),
         "processes": trainer.accelerator.num_processes,
         "config": json.loads(trainer.args.to_json_string()),
     }
+
+
+def _name_of(model: nn.Module) -> str:
+    return model.config.name_or_path
+
+
+def _digest(rows: Any) -> str:
+    """Of the tokens of the first, the middle and the last row."""
+    tokens = [name for name in rows.column_names if name.endswith(("_ids", "_labels"))]
+    some = [[rows[i][name] for name in tokens] for i in (0, len(rows) // 2, len(rows) - 1)] if len(rows) else []
+    return hashlib.sha256(json.dumps(some).encode()).hexdigest()[:8]
 
 
 class CheckpointMixin(MarginTrainer):
@@ -213,15 +236,26 @@ class CheckpointMixin(MarginTrainer):
             raise ValueError(
                 f"{args.num_train_epochs:g} epochs: there is nothing to train; evaluate() needs no training"
             )
-        self.is_complete = bool(self._steps_before) and self._steps_before >= max_steps
+        if self._steps_before > max_steps:
+            raise ValueError(
+                f"the checkpoint has {self._steps_before} steps, and this run {max_steps}: raise max_steps or "
+                "num_train_epochs, or leave resume_from_checkpoint out"
+            )
+        self.is_complete = self._steps_before == max_steps
         if self.is_complete:
             logger.warning(
                 "the run in %s is complete: it has %d of %d steps, and nothing is left to train. More max_steps or "
                 "num_train_epochs go on with it",
-                *(args.output_dir, self._steps_before, max_steps),
+                *(args.output_dir, max_steps, max_steps),
             )
             epochs = 0  # transformers would take one more step in the middle of an epoch
         return (epochs, *others, max_steps)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """transformers'. An adapter in the folder would be loaded instead of the whole model: it is moved aside."""
+        if self.args.should_save:
+            make_room_for_model(Path(output_dir or self.args.output_dir), is_adapter=is_peft_model(self.model))
+        super().save_model(output_dir, _internal_call)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         if self._pair_log is not None:

@@ -19,10 +19,12 @@ from ..recording.pair_log import PAIRS_FILE, RUN_FILE
 
 logger = logging.getLogger(__name__)
 
+FULL_MODEL = ("model*.safetensors", "pytorch_model*.bin")
+ADAPTER = ("adapter_config.json", "adapter_model.*")
 # By these a folder is known to have been used. A `margin_run.json` alone is of a run that stopped before it logged.
 _TELLING = (
     *(f"{PREFIX_CHECKPOINT_DIR}-*", PAIRS_FILE, TRAINER_STATE_NAME, TRAINING_ARGS_NAME),
-    *("model*.safetensors", "pytorch_model*.bin", "adapter_config.json", "adapter_model.*"),
+    *(*FULL_MODEL, *ADAPTER),
     *("tokenizer.json", "tokenizer_config.json", "chat_template.*", "additional_chat_templates"),
 )
 _OTHERS = (
@@ -35,12 +37,12 @@ _OF_A_CARD = ("README.md", "figures")
 LOCK = "_run.lock"  # uploads to the Hub leave out what begins with _
 
 _ORDER = (  # of the rows
-    *("train_rows", "pairs_per_step", "seed", "data_seed", "train_sampling_strategy", "dataloader_drop_last"),
+    *("train_rows", "rows", "pairs_per_step", "seed", "data_seed", "train_sampling_strategy", "dataloader_drop_last"),
 )
 # What a resumed run shares with its checkpoint, beside the options of its reward and terms. What is not here can be
 # changed; what differs is named.
 _SHARED = (
-    *("base", "reward", "weight", "margin", "trained_parameters", "train_only", "adapter"),
+    *("base", "reference", "reward", "weight", "margin", "trained_parameters", "train_only", "adapter"),
     *("loss_type", "loss_weights", "beta", "gamma", "simpo_gamma", "label_smoothing", "discopop_tau", "cpo_alpha"),
     *("use_weighting", "sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps", "router_aux_loss_coef"),
     *(
@@ -150,6 +152,14 @@ def make_room(trainer: Any, folder: Path, after: int | None = None) -> None:
         _check_outside(trainer, folder, found)
     if found:
         _move_aside(folder, found)
+
+
+def make_room_for_model(folder: Path, is_adapter: bool) -> None:
+    """Moves an adapter out of the way of a whole model, and warns of a whole model beside an adapter."""
+    if not is_adapter and (found := _matching(folder, ADAPTER)):
+        _move_aside(folder, found)
+    elif is_adapter and _matching(folder, FULL_MODEL):
+        logger.warning("%s has a whole model: beside it, the adapter that is saved is what will be loaded", folder)
 
 
 def _check_outside(trainer: Any, folder: Path, found: list[Path]) -> None:
@@ -267,6 +277,8 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], config: Any) 
     shared = {*_SHARED, *now["term_options"], *now["reward_options"]} - {"anchor_keep_graphs"}
     if now["config"].get("sam_radius"):
         shared.add("anchor_scope")
+    if now["adapter"]:  # of which the checkpoint has not the base
+        shared.add("model")
     if config.ignore_data_skip:  # the rows that were trained on are not looked for
         shared -= {*_ORDER}
     if config.auto_find_batch_size:
@@ -277,6 +289,9 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], config: Any) 
     for old, new in ((before, now), (before.get("config", {}), now["config"])):
         for name in [name for name in new if name in old and name not in seen]:
             seen.add(name)
-            if old[name] != new[name]:
+            same = old[name] == new[name]
+            if name in ("model", "reference") and None not in (old[name], new[name]):
+                same = Path(old[name]).name == Path(new[name]).name  # folders move
+            if not same:
                 (wrong if name in shared else others).append(f"{name} {old[name]} → {new[name]}")
     return wrong, others

@@ -123,8 +123,8 @@ def run_settings(trainer: MarginTrainer) -> dict[str, Any]:
     }
 
 
-def _name_of(model: nn.Module) -> str:
-    return model.config.name_or_path
+def _name_of(model: Any) -> str:
+    return str(model.config.name_or_path)
 
 
 def _digest(rows: Any) -> str:

@@ -1145,3 +1145,47 @@ def test_mixtures_that_cannot_be(two_sets):
         mixture_test_split(DatasetMixtureConfig([dict(part)], streaming=True), "test")
     share = mixture_splits(DatasetMixtureConfig([dict(part)], test_split_size=0.2))
     assert (len(share["train"]), len(share["test"])) == (8, 2)
+
+
+GAMMA_PO = {"dataset_mixer": {"d": 1.0}, "max_prompt_length": 20, "beta": 10.0, "gamma_beta_ratio": 0.3}
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        # scripts/simpo_trainer.py of γ-PO adds sft_weight · NLL to both of its losses; its gm-simpo has no smoothing
+        ({"trainer_type": "simpo", "loss_type": "simpo", "sft_weight": 0.5}, {"method": "none", "cpo_alpha": 0.5}),
+        ({"trainer_type": "simpo", "loss_type": "gm-simpo", "sft_weight": 0.5}, {"cpo_alpha": 0.5}),
+        ({"trainer_type": "simpo", "loss_type": "gm-simpo", "label_smoothing": 0.1}, {"label_smoothing": None}),
+        # nothing but γ-PO's config has both keys; its defaults are those of SimPO's code
+        ({"loss_type": "simpo"}, {"method": "none", "cpo_alpha": 0.0, "learning_rate": 5e-5, "max_length": 512}),
+    ],
+)
+def test_gamma_pos_trainer(written, expected):
+    found, _ = migrate(GAMMA_PO | written)
+    assert {name: found.get(name) for name in expected} == expected
+    assert found["base"] == "cpo"
+
+
+def test_gamma_pos_smoothed_simpo_is_another_loss():
+    with pytest.raises(ValueError, match=r"label_smoothing: 0\.1 of γ-PO's SimPO"):
+        migrate(GAMMA_PO | {"trainer_type": "simpo", "loss_type": "simpo", "label_smoothing": 0.1})
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        {"loss_type": "kto", "desirable_weight": 1.0, "undesirable_weight": 1.0},
+        {"loss_type": "alpha-dpo", "ln": True},
+        {"loss_type": "beta_DPO", "mode_loss": "beta_DPO"},
+        {"dataset_splits": ["train_sft"], "packing": True},
+    ],
+)
+def test_an_objective_that_is_missing_gives_way_to_the_flag(written, tmp_path):
+    """As its error says: --method trains the file's model on its data."""
+    file = tmp_path / "theirs.yaml"
+    file.write_text(yaml.safe_dump({"model_name_or_path": "m", "dataset_mixer": {"d": 1.0}, "beta": 0.1, **written}))
+    for method, base in (("none", "dpo"), ("gappo", "cpo")):
+        flags = ["--config", str(file), "--output_dir", "o", "--method", method, "--base", base, "--dry_run"]
+        config = parse(flags)[1]
+        assert (config._method_id or "none", config._base) == (method, base)

@@ -23,6 +23,8 @@ def main(argv: Sequence[str]) -> int:
 
     settings, notes = migrate(read_yaml(args.config))
     check_run(*parse(["--dry_run"], dict(settings), str(args.config)), whole=False)
+    if settings.get("method") is None and not any(note.key == "method" for note in notes):
+        notes = [Note("method", "not named: train takes its default, gappo", tuple(settings)[:1]), *notes]
     text = converted(settings, notes, args.config.name)
     if args.out is None:
         print(text, end="")

@@ -7,7 +7,7 @@ huggingface/alignment-handbook, princeton-nlp/SimPO, sunjie279/gammaPO, Shiroha-
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
@@ -84,6 +84,7 @@ MISSING = (
 _WITH_SIGMOID = {"simper", "sppo", "wpo"}  # objectives whose own code has loss_type: sigmoid
 _OTHERS = {"cpo", "simpo", *(missing.word for missing in MISSING)}
 _SFT_KEYS = ("max_seq_length", "packing", "dataset_text_field", "text_column", "assistant_only_loss")
+_OF_ANOTHER_OBJECTIVE = frozenset({*_SFT_KEYS, *(key for missing in MISSING for key in missing.keys)})
 
 _SIMPO = {"method": "none", "base": "cpo", "loss_type": "simpo", "cpo_alpha": 0.0}
 # defaults of SimPO's own config, and of transformers' TrainingArguments under it
@@ -173,10 +174,11 @@ def migrate(
     if project.name == _TRL["cpo"] and losses == "simpo" and settings.get("cpo_alpha") is None:
         text = "not set → 1.0, TRL's default: CPO-SimPO, with an SFT loss; cpo_alpha: 0 is SimPO"
         notes.append(Note("cpo_alpha", text, ("loss_type",), is_guess=True))
-    if implied and base == "dpo" and settings.get("label_smoothing") and losses in _UNSMOOTHED:
+    if implied and base == "dpo" and (epsilon := settings.get("label_smoothing")) and losses in _UNSMOOTHED:
+        or_robust = "" if "trainer_type" in written else "set loss_type: robust (rDPO), which reads it, or "
         raise ValueError(
-            f"label_smoothing: {_short(settings['label_smoothing'])} with loss_type: {_short(losses)} is conservative "
-            "DPO, which TRL's DPOTrainer no longer has: set loss_type: robust (rDPO), which reads it, or remove it"
+            f"label_smoothing: {_short(epsilon)} with loss_type: {_short(losses)} is conservative DPO, which TRL's "
+            f"DPOTrainer no longer has: {or_robust}remove it"
         )
     for name, value in project.defaults.items():
         if settings.get(name) is None and not (name == "gamma_beta_ratio" and "simpo_gamma" in settings):
@@ -233,7 +235,7 @@ def _project(written: Mapping[str, Any]) -> Project:
             raise _unsupported(said, missing.instead)
     if of_keys != "cpo" and (is_recipe or "dataset_name" in written) and (said := _supervised(written)):
         raise _unsupported(f"supervised fine-tuning, by {said}", "SFT is in trl.SFTTrainer.")
-    if "trainer_type" in written or loss in _GAMMA_PO_LOSSES or (loss == "simpo" and has(("tau", "length_norm"))):
+    if "trainer_type" in written or loss in _GAMMA_PO_LOSSES or (loss == "simpo" and _is_gamma_po(has, is_recipe)):
         return _gamma_po(written)
     if has(_AMAPO_KEYS) and not has(("gamma", "gamma_beta_ratio")):
         if loss not in (None, "sigmoid"):
@@ -262,6 +264,11 @@ def _project(written: Mapping[str, Any]) -> Project:
     else:
         is_guess = bool(words & _OTHERS) if loss else base not in words
     return Project(_TRL[base], {"method": "none", "base": base}, is_guess=is_guess)
+
+
+def _is_gamma_po(has: Callable[[Collection[str]], bool], is_recipe: bool) -> bool:
+    """Whether `loss_type: simpo` is γ-PO's: by keys that neither TRL nor SimPO's code has beside it."""
+    return has(("tau", "length_norm", "sft_weight", "gamma")) or (is_recipe and has(("gamma_beta_ratio",)))
 
 
 def _words_of_the_run(written: Mapping[str, Any]) -> set[str]:
@@ -329,6 +336,12 @@ def _changed(
     words = value.split() if key == "attn_implementation" and isinstance(value, str) else []
     if len(words) > 1:  # as in AMaPO's llama-3-8b-base
         return {key: words[0]}, "what follows is a comment without its #"
+    if project.name == _FLAGS and key in _OF_ANOTHER_OBJECTIVE:
+        return {}, "dropped: a key of another objective"
+    if key == "label_smoothing" and value and project.name == "γ-PO" and base == "cpo":
+        if method == "gamma-po":
+            return {}, "dropped: its loss never reads it"
+        raise _unsupported(f"label_smoothing: {_short(value)} of γ-PO's SimPO (rSimPO, whose flipped pairs keep γ)")
     if key == "max_completion_length" and base == "dpo":
         return {}, "dropped: max_length cuts the end of prompt and completion together"
     if key in FOREIGN[OLDER] and _is_old_default(key, value) and ONE_BASE.get(key) != base:
@@ -381,8 +394,8 @@ def _changed(
             return {"simpo_gamma": value}, "SimPO's first form of γ, with β in it"
         case "tau" if method != "gamma-po":
             return {}, "dropped: only γ-PO's loss reads it"
-        case "sft_weight" if whose in ("AMaPO", "γ-PO"):
-            return {}, "dropped: of these projects' trainers only SimPO's uses it"
+        case "sft_weight" if whose == "AMaPO" or (whose == "γ-PO" and base == "dpo"):
+            return {}, f"dropped: {whose}'s loss never adds it"
         case "sft_weight" if base == "dpo" and value:
             raise ValueError(f"sft_weight: on base dpo, loss_type: [sigmoid, sft] with loss_weights: [1.0, {value}]")
         case "sft_weight":

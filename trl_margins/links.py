@@ -45,6 +45,41 @@ def margin_loss(
     return weight * loss
 
 
+def conservative(reward_gap: Tensor, label_smoothing: float) -> Tensor:
+    r"""cDPO: :math:`-(1-\varepsilon)\log\sigma(m_i) - \varepsilon\log\sigma(-m_i)`, DPO's loss on smoothed labels.
+
+    Args:
+        reward_gap: [B] m = r_w − r_l, β inside.
+        label_smoothing: ε, the share of labels taken to be flipped, in [0, 0.5].
+
+    Returns:
+        [B] losses. The loss is least where σ(m) = 1 − ε.
+
+    Source: Mitchell (2023), A note on DPO with noisy preferences, eq. 3; γ-PO (arXiv 2506.03690), eq. 13 for DPO.
+    """
+    return -(1 - label_smoothing) * F.logsigmoid(reward_gap) - label_smoothing * F.logsigmoid(-reward_gap)
+
+
+def robust_simpo(reward_gap: Tensor, margin: Tensor | float, label_smoothing: float) -> Tensor:
+    r"""rSimPO: :math:`-(1-\varepsilon)\log\sigma(m_i-\gamma_i) - \varepsilon\log\sigma(-m_i-\gamma_i)`.
+
+    A flipped pair has the target margin too. TRL's label smoothing of SimPO has −ε log σ(−m + γ) there: the flipped
+    pair's target is −γ.
+
+    Args:
+        reward_gap: [B] m = r_w − r_l, β inside.
+        margin: [B] or a number, γ in reward units.
+        label_smoothing: ε, the share of labels taken to be flipped, in [0, 0.5].
+
+    Returns:
+        [B] losses.
+
+    Source: γ-PO (arXiv 2506.03690), eq. 13.
+    """
+    right, flipped = F.logsigmoid(reward_gap - margin), F.logsigmoid(-reward_gap - margin)
+    return -(1 - label_smoothing) * right - label_smoothing * flipped
+
+
 @dataclass(frozen=True)
 class LossInputs:
     """What a link sees of B pairs. Scores are rewards before β."""

@@ -97,6 +97,21 @@ def alphapo(logps: Tensor, alpha: float) -> Tensor:
     return -torch.expm1(-alpha * logps) / alpha
 
 
+def log_odds(mean_logp: Tensor) -> Tensor:
+    r"""ORPO's score :math:`\log\frac{p}{1-p}` with :math:`p = e^{\text{mean}\log\pi}`.
+
+    Args:
+        mean_logp: [B] mean log-probability per token, in nats, at most 0.
+
+    Returns:
+        [B] log-odds. A certain completion (p = 1) has those of the largest p below 1 of its dtype, which are finite.
+
+    Source: ORPO (arXiv 2403.07691), eqs. 4 and 6.
+    """
+    mean_logp = mean_logp.clamp(max=-torch.finfo(mean_logp.dtype).eps)
+    return mean_logp - torch.log(-torch.expm1(mean_logp))
+
+
 class Reward(ABC):
     """An implicit reward: from the log-probabilities of B pairs to the two scores of each, before β.
 

@@ -577,7 +577,7 @@ def test_yaml_that_says_nothing_changes_nothing(tmp_path):
         (["--method", "gapo"], 1, r"unknown method 'gapo'; .*'gap-aware' \(GaPO\) or 'geometric-anchor' \(GAPO\)"),
         (["--lerning_rate", "1"], 1, r"unknown option \'--lerning_rate\' \(did you mean \'--learning_rate\'\?\)"),
         (["--meth", "amapo"], 1, r"\'--meth\' \(did you mean \'--method\'\?\)"),
-        (["--loss_weights", "1.0"], 1, "method 'gappo' on base 'cpo': unknown option '--loss_weights'"),
+        (["--loss_weights", "1.0"], 1, "method 'gappo' on base 'cpo': --loss_weights is an option of base dpo"),
         (["--beta", "-1"], 1, "beta must be a number, above 0; it is -1.0"),
         (["--beta", "nan"], 1, "beta must be a number, above 0; it is nan"),
         (["--max_steps", "ten"], 2, "argument --max_steps/--max-steps: invalid int value: 'ten'"),

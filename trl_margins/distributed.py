@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Literal
@@ -90,11 +89,9 @@ def agreed(accelerator: Accelerator | PartialState, check: Callable[[], Any]) ->
 
 
 def _sent(error: Exception) -> Exception:
-    """The error, or one like it where it cannot be sent."""
-    try:
-        return pickle.loads(pickle.dumps(error))
-    except Exception:
-        return RuntimeError(f"{type(error).__name__}: {error}")
+    """The error as another process gets it: others than these may not survive the way."""
+    kind = type(error)
+    return kind(str(error)) if kind in (ValueError, OSError) else RuntimeError(f"{kind.__name__}: {error}")
 
 
 def is_sharded(tensor: Tensor) -> bool:

@@ -259,10 +259,7 @@ def _project(written: Mapping[str, Any]) -> Project:
             "the default of SimPO's code, loss_type: simpo for TRL's CPOTrainer, or loss_type: sigmoid for DPO"
         )
     base = of_loss or of_keys or ("cpo" if not loss and "cpo" in words else "dpo")
-    if of_loss or of_keys:
-        is_guess = not loss and "simpo_gamma" in written  # which TRL's default loss does not read
-    else:
-        is_guess = bool(words & _OTHERS) if loss else base not in words
+    is_guess = not (of_loss or of_keys) and (bool(words & _OTHERS) if loss else base not in words)
     return Project(_TRL[base], {"method": "none", "base": base}, is_guess=is_guess)
 
 

@@ -78,8 +78,8 @@ _OLD_DPO = _table(
     """rpo_alpha; reference_free; beta_dpo; model_adapter_name; ref_adapter_name; force_use_ref_model;
     use_logits_to_keep; use_num_logits_to_keep; ref_model_init_kwargs"""
 )
-# keys by which a file is for one of TRL's two trainers
-OF_TRL = {"cpo": ("cpo_alpha", "simpo_gamma", "alpha"), "dpo": (*_DPO, *_OLD_DPO)}
+# keys by which a file is for one of TRL's two trainers; `simpo_gamma` is ours too, and its default loss reads none
+OF_TRL = {"cpo": ("cpo_alpha", "alpha"), "dpo": (*_DPO, *_OLD_DPO)}
 _CPO = _table("cpo_alpha; generate_during_eval; is_encoder_decoder; max_completion_length; tokenization")
 ONE_BASE = {**dict.fromkeys(_CPO, "cpo"), **dict.fromkeys(_DPO, "dpo")}  # option of one base → that base
 

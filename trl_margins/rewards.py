@@ -98,7 +98,7 @@ def alphapo(logps: Tensor, alpha: float) -> Tensor:
 
 
 def log_odds(mean_logp: Tensor) -> Tensor:
-    r"""ORPO's score :math:`\log\frac{p}{1-p}` with :math:`p = e^{\text{mean}\log\pi}`.
+    """ORPO's score log(p / (1 − p)) with p = exp(mean log π).
 
     Args:
         mean_logp: [B] mean log-probability per token, in nats, at most 0.

@@ -29,7 +29,7 @@ def focal_weight(reward_gap: Tensor, gamma: float) -> Tensor:
 
 
 def dr_dpo_weight(reward_gap: Tensor, beta_prime: float, everyone: Tensor | None = None) -> Tensor:
-    r"""Dr. DPO's weight :math:`\sigma(m_i)^{1/\beta'} / \text{mean}_j\, \sigma(m_j)^{1/\beta'}`.
+    """Dr. DPO's weight σ(m_i)^(1/β′) over its mean.
 
     Dr. DPO's loss is −β′ log mean exp(−ℓ_i/β′) with DPO's ℓ_i = −log σ(m_i). Its gradient is the mean of w_i ∇ℓ_i with
     these weights: pairs with a small loss count more.
@@ -77,7 +77,7 @@ def score_offset_margin(score_chosen: Tensor, score_rejected: Tensor, alpha: flo
 
 
 def length_margin(length_chosen: Tensor, length_rejected: Tensor, alpha: float) -> Tensor:
-    r"""R-DPO's margin :math:`-\alpha (|y_w| - |y_l|)`: less is asked of a pair whose chosen completion is longer.
+    """R-DPO's margin −α(|y_w| − |y_l|): less is asked of a pair whose chosen completion is longer.
 
     Park et al. subtract α|y| from the reward that DPO fits. The implicit reward is then β log π/π_ref + α|y|, so the
     reward gap *gains* α(|y_w| − |y_l|) inside the sigmoid, and the margin, which is subtracted, has the other sign.

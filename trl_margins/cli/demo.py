@@ -8,7 +8,6 @@ from pathlib import Path
 
 from ..data.demo import bundled_model_path, make_demo_splits
 from ..evaluation.tables import pair_table
-from ..trainers.folder import check_unused, settings_of
 from .options import Options, OptionsParser, option
 from .setup import check_writable, load_model, load_tokenizer
 
@@ -38,6 +37,7 @@ def main(argv: Sequence[str]) -> int:
     (args,) = OptionsParser("demo", DemoArguments).parse(argv)
     check_writable(args.output_dir)
     from .. import GapPOConfig, GapPOTrainer
+    from ..trainers.folder import check_unused, settings_of
 
     model = str(bundled_model_path("smollm2-135m-instruct"))
     if settings_of(Path(args.output_dir)).get("model") != model:  # else it is a demo's, which this one moves aside

@@ -220,10 +220,10 @@ def _as(kind: Any, value: Any) -> Any:
         return _TRUTHS[str(value).lower()]
     if kind in (int, float):
         if not isinstance(value, int | float | str) or isinstance(value, bool):
-            raise ValueError(f"{value!r} is no number")
+            raise ValueError(f"{value!r} is not a number")
         return kind(str(value))
     if not isinstance(value, dict if is_dataclass(kind) else kind):
-        raise ValueError(f"{value!r} is no {_WORDS.get(kind, 'mapping')}")
+        raise ValueError(f"{value!r} is not {_WORDS.get(kind, 'a mapping')}")
     if kind is str and "\0" in value:
         raise ValueError("text has no NUL")
     return _as_fields(kind, value) if is_dataclass(kind) else value

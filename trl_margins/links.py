@@ -57,7 +57,7 @@ def conservative(reward_gap: Tensor, label_smoothing: float) -> Tensor:
 
     Source: Mitchell (2023), A note on DPO with noisy preferences, eq. 3; γ-PO (arXiv 2506.03690), eq. 13 for DPO.
     """
-    return -(1 - label_smoothing) * F.logsigmoid(reward_gap) - label_smoothing * F.logsigmoid(-reward_gap)
+    return margin_loss(reward_gap, label_smoothing=label_smoothing)
 
 
 def robust_simpo(reward_gap: Tensor, margin: Tensor | float, label_smoothing: float) -> Tensor:

@@ -113,14 +113,15 @@ def chat_template(text: str) -> str:
 def _check_model(config: Any, model_args: ModelConfig) -> None:
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+    from ..probes.scope import check_one_choice
+
     name, known = model_args.attn_implementation, ["eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()]
     if name is not None and name not in known and "/" not in name and not name.startswith("paged|"):  # a kernel's id
         raise unknown("attn_implementation", name, known)
     get_peft_config(model_args)
     if config.save_strategy == "best" and config.metric_for_best_model is None:
         raise ValueError("save_strategy 'best' needs metric_for_best_model, for example eval_pwa")
-    if model_args.use_peft and config.train_only:
-        raise ValueError("train_only and peft_config both choose what trains: give one of them")
+    check_one_choice(config.train_only, has_adapter=model_args.use_peft)
     if model_args.use_peft and getattr(config, "sync_ref_model", False):
         raise ValueError(
             "sync_ref_model=True does not go with use_peft: the reference model is the model without its adapter"

@@ -19,6 +19,15 @@ LM_HEAD = "lm-head"
 MLP = r"(^|\.)(mlp|feed_forward|ffn|block_sparse_moe|DenseReluDense|fc1|fc2)\.(?!.*norm)"
 
 
+def check_one_choice(train_only: Sequence[str] | None, has_adapter: bool) -> None:
+    """
+    Raises:
+        ValueError: two options say what trains.
+    """
+    if train_only and has_adapter:
+        raise ValueError("train_only and peft_config both choose what trains: give one of them")
+
+
 def train_only(model: nn.Module, patterns: Sequence[str]) -> None:
     """Freezes every parameter whose name matches none of `patterns`, and logs how many train.
 

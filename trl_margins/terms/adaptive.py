@@ -95,8 +95,8 @@ class AdaptiveMargin(Term):
     """`adaptive_margin` with statistics over the batch of all ranks, filled up with the most recent gaps of training.
 
     In evaluation the statistics are those of the evaluation batch. Δ is per token under every reward: where the reward
-    is a sum over tokens (`log-ratio`, `sum`), each score counts over its length, since e^a of summed nats is no number
-    that a margin could be.
+    is a sum over tokens (`log-ratio`, `sum`), each score is divided by its length. With summed nats, e^a is far too
+    large for a margin.
 
     Args:
         beta: β.

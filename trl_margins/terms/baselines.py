@@ -25,7 +25,7 @@ def focal_weight(reward_gap: Tensor, gamma: float) -> Tensor:
 
     Source: FocalPO (arXiv 2501.06645).
     """
-    return torch.exp(gamma * F.logsigmoid(upcast(reward_gap.detach())))
+    return torch.exp(gamma * _log_likelihood(reward_gap))
 
 
 def dr_dpo_weight(reward_gap: Tensor, beta_prime: float, everyone: Tensor | None = None) -> Tensor:
@@ -44,14 +44,13 @@ def dr_dpo_weight(reward_gap: Tensor, beta_prime: float, everyone: Tensor | None
 
     Source: Dr. DPO (arXiv 2407.07880), eq. 11.
     """
-    gap = upcast(reward_gap.detach())
-    log_mean = _log_likelihood(gap if everyone is None else everyone, beta_prime)
-    log_mean = log_mean.logsumexp(0) - math.log(log_mean.numel())
-    return torch.exp(_log_likelihood(gap, beta_prime) - log_mean)
+    own = _log_likelihood(reward_gap) / beta_prime
+    whole = own if everyone is None else _log_likelihood(everyone) / beta_prime
+    return torch.exp(own - whole.logsumexp(0) + math.log(whole.numel()))
 
 
-def _log_likelihood(gap: Tensor, beta_prime: float) -> Tensor:
-    return F.logsigmoid(upcast(gap.detach())) / beta_prime
+def _log_likelihood(reward_gap: Tensor) -> Tensor:
+    return F.logsigmoid(upcast(reward_gap.detach()))
 
 
 def score_offset_margin(score_chosen: Tensor, score_rejected: Tensor, alpha: float) -> Tensor:

@@ -83,8 +83,8 @@ def _key(config: Any) -> str:
     return f"eval_{config.metric_for_best_model.removeprefix('eval_')}"
 
 
-def _is_evaluated(state: Any) -> bool:
-    return any(key.startswith("eval_") for each in state.log_history for key in each)
+def _evaluations(state: Any) -> list[dict[str, Any]]:
+    return [each for each in state.log_history if any(key.startswith("eval_") for key in each)]
 
 
 def _is_delayed_past_the_end(args: Any, state: Any) -> bool:
@@ -95,10 +95,8 @@ def _is_delayed_past_the_end(args: Any, state: Any) -> bool:
 
 def _evaluated_at(state: Any, step: int) -> dict[str, Any]:
     """What the evaluation at a step has logged; empty if there was none."""
-    entries = [each for each in state.log_history if each.get("step") == step]
-    return {
-        key: value for each in entries if any(key.startswith("eval_") for key in each) for key, value in each.items()
-    }
+    entries = [each for each in _evaluations(state) if each.get("step") == step]
+    return {key: value for each in entries for key, value in each.items()}
 
 
 class BestMixin(MarginTrainer):
@@ -157,7 +155,7 @@ class BestSoFar(TrainerCallback):
     """
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if args.load_best_model_at_end and not _is_evaluated(state):
+        if args.load_best_model_at_end and not _evaluations(state):
             logger.warning(
                 "training ended at step %d without an evaluation: the model is that of the last step, not the best",
                 state.global_step,
@@ -167,7 +165,7 @@ class BestSoFar(TrainerCallback):
         step = state.best_global_step
         if not args.load_best_model_at_end:
             return
-        if not _is_evaluated(state) and _is_delayed_past_the_end(args, state):
+        if not _evaluations(state) and _is_delayed_past_the_end(args, state):
             logger.warning(
                 "eval_delay=%g is past the end of training: no evaluation will happen before it ends, and the model "
                 "will be that of the last step, not the best. Set eval_delay lower",
@@ -195,11 +193,11 @@ class EvaluateLast(TrainerCallback):
     """Evaluates at the last step where nothing else does: later, trackers would open a second run for it."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        by_steps = args.eval_strategy == IntervalStrategy.STEPS and not _is_evaluated(state)
+        by_steps = args.eval_strategy == IntervalStrategy.STEPS and not _evaluations(state)
         if state.global_step >= state.max_steps and (by_steps or args.eval_strategy == IntervalStrategy.NO):
             control.should_evaluate = True
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         is_last = args.eval_strategy == IntervalStrategy.EPOCH and state.global_step >= state.max_steps
-        if is_last and not _is_evaluated(state):
+        if is_last and not _evaluations(state):
             control.should_evaluate = True

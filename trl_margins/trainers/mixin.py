@@ -30,7 +30,7 @@ from ..methods import Method
 from ..objective import Objective, ObjectiveOutput
 from ..pairs import CARRIED, IS_FLIPPED, ROW, SCORES, SHARED, PairLogps
 from ..probes import window_probes
-from ..probes.scope import train_only
+from ..probes.scope import check_one_choice, train_only
 from ..recording.metrics import MetricBuffer
 from ..recording.pair_log import PAIRS_FILE, PairLog, RunFolder, flip_metrics
 from ..rows import OpenedSet
@@ -91,8 +91,7 @@ class MarginMixin(BestMixin, CardMixin, CheckpointMixin, WindowMixin):
         check_processes(config.world_size)
         self.options = config if isinstance(config, MarginOptions) else MarginOptions()
         self._check_method(config)
-        if self.options.train_only and given.get("peft_config") is not None:
-            raise ValueError("train_only and peft_config both choose what trains: give one of them")
+        check_one_choice(self.options.train_only, has_adapter=given.get("peft_config") is not None)
         from_python = {"weight_term": weight_term, "margin_term": margin_term, "objective": objective}
         self.from_python = [name for name, value in from_python.items() if value is not None]
         if objective is not None:

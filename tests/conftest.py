@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
@@ -29,6 +30,11 @@ from transformers import (
 )
 
 from trl_margins import MarginCPOConfig, MarginCPOTrainer, MarginDPOConfig, MarginDPOTrainer
+
+# The same examples on every machine; HYPOTHESIS_PROFILE=random looks for new ones
+settings.register_profile("same", derandomize=True)
+settings.register_profile("random", derandomize=False)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 SPECIAL = ["<pad>", "<s>", "</s>"]
 CHAT_TEMPLATE = (

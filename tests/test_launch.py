@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from conftest import preference_rows
 from safetensors.torch import load_file
 from test_distributed import launch
@@ -18,7 +19,7 @@ from test_distributed import launch
 from trl_margins import MarginCPOConfig, MarginCPOTrainer
 from trl_margins.cli import main
 from trl_margins.cli.recipes import recipe_folder
-from trl_margins.distributed import check_processes
+from trl_margins.distributed import check_processes, leave_process_group
 
 CLI = ("-m", "trl_margins.cli")
 SHARDED = (str(Path(__file__).with_name("fsdp_on_cpu.py")),)
@@ -162,3 +163,19 @@ def test_select_shares_the_work(tiny_model, tmp_path):
         lines = (tmp_path / str(ranks) / "all.jsonl").read_text().splitlines()
         ranked[ranks] = [json.loads(line)["anchor_gap"] for line in lines]
     assert ranked[2] == pytest.approx(ranked[1], abs=1e-4)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the names of threads are in /proc on Linux alone")
+def test_no_thread_of_the_process_group_outlives_it(tmp_path):
+    """One that did aborted a process at its exit, now and then: a cycle around DDP holds the group."""
+
+    def of_gloo():
+        return [name for task in Path("/proc/self/task").iterdir() if "gloo" in (name := (task / "comm").read_text())]
+
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    cycle = [torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 2))]
+    cycle.append(cycle)
+    del cycle
+    assert of_gloo()
+    leave_process_group()
+    assert not of_gloo()

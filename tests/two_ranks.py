@@ -29,6 +29,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 from transformers.distributed import DistributedConfig
 
+from trl_margins.distributed import leave_process_group
 from trl_margins.trainers.configs import config_class
 from trl_margins.trainers.named import trainer_class
 
@@ -216,6 +217,4 @@ if __name__ == "__main__":
             results = {case: run(case, way, folder, there) for case in cases}
         if os.environ.get("RANK", "0") == "0":
             Path(out, f"{way}.json").write_text(json.dumps(results))
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()  # its threads, left running, abort some processes at their exit
+    leave_process_group()

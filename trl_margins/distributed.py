@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -70,6 +71,14 @@ def wait_before_leaving() -> None:
     if dist.is_available() and dist.is_initialized() and dist.get_backend() == "gloo":
         with suppress(RuntimeError):  # the main process may be long at an upload
             dist.barrier()
+
+
+def leave_process_group() -> None:
+    """Ends the threads of the process group: left running, they sometimes abort a process at its exit."""
+    if dist.is_available() and dist.is_initialized():
+        wait_before_leaving()
+        gc.collect()  # a wrapped model that only a cycle still holds keeps the group, and its threads, alive
+        dist.destroy_process_group()
 
 
 def agreed(accelerator: Accelerator | PartialState, check: Callable[[], Any]) -> Any:

@@ -92,8 +92,8 @@ def _run(argv: Sequence[str] | None) -> int:
         if chosen.command not in _JOINED:
             _check_alone(chosen.command)
         status = import_module(f".{chosen.command}", __name__).main(chosen.arguments)
-        if argv is None:
-            _leave_process_group()
+        if argv is None and (joined := sys.modules.get("trl_margins.distributed")):  # only who trains imports it
+            joined.leave_process_group()
         return status
     except Exception as error:
         if argv is not None or not _is_about_input(error):
@@ -115,16 +115,6 @@ def _check_alone(command: str) -> None:
             f"{command} is the work of one process, and a launcher started {launched} ({name}={launched}): start it "
             f"without a launcher, and without {name} in its environment"
         )
-
-
-def _leave_process_group() -> None:
-    """Threads of a process group that is left open sometimes abort the process at exit."""
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        from ..distributed import wait_before_leaving
-
-        wait_before_leaving()
-        distributed.destroy_process_group()
 
 
 def _is_about_input(error: Exception) -> bool:

@@ -182,7 +182,7 @@ def test_a_weight_scales_every_per_pair_loss(name):
     scores = {"score_chosen": torch.arange(7.0), "score_rejected": torch.zeros(7)}
     common = {"reward": LogRatioReward(), "link": DPO_LINKS[name], "beta": 0.1}
     smoothing = {"label_smoothing": 0.1} if name == "exo_pair" else {}
-    plain = Objective(**common, **smoothing)(pairs).losses
+    plain = Objective(**common, **smoothing)(pairs, scores).losses
     weighted = Objective(**common, **smoothing, weight=ScoreGapWeight())(pairs, scores).losses
     torch.testing.assert_close(weighted, torch.arange(7.0) * plain)
 

@@ -48,6 +48,7 @@ class Objective:
         margin: a margin term, or several, which add.
         label_smoothing: ε of the links that have one.
         discopop_tau: τ of DiscoPOP.
+        link_options: further options of the links, by name; where one is not given it has the link's default.
         is_trls: reward and link are those that TRL's own trainer computes from the same config.
 
     Raises:
@@ -63,6 +64,7 @@ class Objective:
     margin: Term | Sequence[Term] | None = None
     label_smoothing: float = 0.0
     discopop_tau: float = 0.05
+    link_options: Mapping[str, float] = field(default_factory=dict)
     is_trls: bool = field(default=False, repr=False, compare=False)
 
     @cached_property
@@ -102,8 +104,13 @@ class Objective:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Batch columns that the terms read."""
-        return tuple(dict.fromkeys(name for term in self.terms for name in term.columns))
+        """Batch columns that the terms and the links read."""
+        return tuple(dict.fromkeys(name for part in self.reading for name in part.columns))
+
+    @property
+    def reading(self) -> tuple[Term | Link, ...]:
+        """What can read columns of the batch."""
+        return (*self.terms, *self.links)
 
     @property
     def needs_reference(self) -> bool:
@@ -123,18 +130,22 @@ class Objective:
             raise ValueError(
                 f"a weight and a margin are both called {twice[0]!r}: a checkpoint has one state per name"
             )
+        of_batch = [link.name for link in self.links if link.of_batch]
+        if len(of_batch) == len(self.links) and (self.terms or self.gamma):
+            part = repr(self.terms[0].name) if self.terms else f"a margin of {self.gamma}"
+            raise ValueError(f"{part} has no effect with loss_type {of_batch[0]!r} alone, which has no loss per pair")
         for link in self.links:
             self._check_link(link)
         self._check_numbers()
 
     def _check_link(self, link: Link) -> None:
         every = [each for table in LINKS.values() for each in table.values()]
-        if self.weights and not link.per_pair:
+        if self.weights and not (link.per_pair or link.of_batch):
             raise ValueError(
                 f"weight {self.weights[0].name!r} does not go with loss_type {link.name!r}, "
                 "which has no loss per pair to weight"
             )
-        if not link.takes_margin and (self.margins or self.gamma):
+        if not (link.takes_margin or link.of_batch) and (self.margins or self.gamma):
             margin = repr(self.margins[0].name) if self.margins else f"of {self.gamma} (simpo_gamma)"
             able = sorted({each.name for each in every if each.takes_margin})
             raise ValueError(
@@ -158,6 +169,8 @@ class Objective:
         Number().check("simpo_gamma", self.gamma)
         Number(above=0).check("discopop_tau", self.discopop_tau)
         Number(least=0, most=0.5).check("label_smoothing", self.label_smoothing)
+        for name, value in self.link_options.items():
+            Number(least=0).check(name, value)
         names = [link.name for link in self.links]
         if "robust" in names:  # it divides by 1 − 2ε
             Number(least=0, below=0.5).check("label_smoothing of loss_type 'robust'", self.label_smoothing)
@@ -207,14 +220,21 @@ class Objective:
             margin=self.gamma if margin is None else margin,
             label_smoothing=self.label_smoothing,
             discopop_tau=self.discopop_tau,
+            options={name: default for link in self.links for name, default in link.options} | {**self.link_options},
+            view=view,
         )
-        of_link = {link: _checked(f"loss_type {link.name!r}", link(inputs), chosen) for link in self.links}
-        losses = reduce(add, (share * of_link[link] for link, share in self.links.items()))
+        of_link = {
+            link: share * _checked(f"loss_type {link.name!r}", link(inputs), chosen)
+            for link, share in self.links.items()
+        }
+        losses, of_batch = (
+            sum((loss for link, loss in of_link.items() if link.of_batch is shared), torch.zeros_like(chosen[:1]))
+            for shared in (False, True)
+        )
         if pairs.policy_weight is not None:
-            losses = pairs.policy_weight * losses
+            losses, of_batch = pairs.policy_weight * losses, pairs.policy_weight * of_batch
         scale = self._gradient_scale(losses, chosen, rejected) if training and losses.requires_grad else None
-        if weight is not None:
-            losses = weight * losses
+        losses = (losses if weight is None else weight * losses) + of_batch
         rewards = self.beta * chosen.detach(), self.beta * rejected.detach()
         return ObjectiveOutput(losses, *rewards, view, weights, margins, weight, margin, scale)
 

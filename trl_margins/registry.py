@@ -283,6 +283,24 @@ def get_method(method_id: str) -> Method:
     raise ValueError(f"unknown method {method_id!r}; known: {', '.join(METHODS)}; did you mean {hint}?")
 
 
+def base_of(method_id: str | None, base: Any = None) -> str:
+    """The base to train a method on: the one named, or the method's own.
+
+    Raises:
+        ValueError: an unknown method or base, or a base that cannot carry the method.
+    """
+    bases = tuple(LINKS) if method_id is None else get_method(method_id).bases
+    base = bases[0] if base is None else base
+    if not isinstance(base, str) or base not in LINKS:
+        raise unknown("base", base, LINKS)
+    if base not in bases:
+        raise ValueError(
+            f"method {method_id!r} needs a reference model, which CPOTrainer does not have: leave base out, or take "
+            f"base {bases[0]!r}"
+        )
+    return base
+
+
 def _found(table: Mapping[str, T], name: Any, what: str) -> T:
     if not isinstance(name, str) or name not in table:
         load_plugins()

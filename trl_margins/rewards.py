@@ -231,6 +231,19 @@ class TokenAlphaReward(Reward):
         )
 
 
+@dataclass(frozen=True)
+class LogOddsReward(Reward):
+    """ORPO: log-odds of the mean log-probability per token. No reference model."""
+
+    name: ClassVar[str] = "log-odds"
+
+    def __call__(self, pairs: PairLogps) -> tuple[Tensor, Tensor]:
+        return (
+            log_odds(length_normalized(pairs.chosen, pairs.chosen_length)),
+            log_odds(length_normalized(pairs.rejected, pairs.rejected_length)),
+        )
+
+
 def _reference(pairs: PairLogps, reward: str) -> tuple[Tensor, Tensor]:
     if pairs.ref_chosen is None or pairs.ref_rejected is None:
         raise ValueError(
@@ -241,5 +254,12 @@ def _reference(pairs: PairLogps, reward: str) -> tuple[Tensor, Tensor]:
 
 REWARDS: dict[str, type[Reward]] = {
     reward.name: reward
-    for reward in (LengthNormalizedReward, SummedReward, LogRatioReward, MeanLogRatioReward, TokenAlphaReward)
+    for reward in (
+        LengthNormalizedReward,
+        SummedReward,
+        LogRatioReward,
+        MeanLogRatioReward,
+        TokenAlphaReward,
+        LogOddsReward,
+    )
 }

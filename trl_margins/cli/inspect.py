@@ -85,12 +85,15 @@ def main(argv: Sequence[str]) -> int:
 
 
 def columns_of(method: Any) -> list[str]:
-    """The columns that a method's terms read."""
+    """The columns that a method's terms and its loss read."""
     from ..methods import names_of
-    from ..registry import term_class
+    from ..registry import find_link, term_class
 
-    terms = [term_class(kind, name) for kind in ("weight", "margin") for name in names_of(getattr(method, kind))]
-    return [column for term in terms for column in term.columns]
+    parts: list[Any] = [
+        term_class(kind, name) for kind in ("weight", "margin") for name in names_of(getattr(method, kind))
+    ]
+    parts += [find_link(method.bases[0], name) for name in names_of(method.loss)]
+    return [column for part in parts for column in part.columns]
 
 
 def in_tokens_of(tokenizer: Any) -> Measure:

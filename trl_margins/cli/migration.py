@@ -31,6 +31,15 @@ _GAMMA_PO_LOSSES = ("gm-simpo", "b-simpo", "gm-dpo", "b-dpo", "dpo", "cpo")
 _UNSMOOTHED = ("sigmoid", ["sigmoid"], "sigmoid_norm")  # they read label_smoothing in an older TRL
 
 
+def _own_base(method: Any) -> str:
+    from ..registry import base_of  # it loads the terms
+
+    try:
+        return base_of(None if method == "none" else method or "gappo")
+    except ValueError:  # an unknown method, of which train tells
+        return "cpo"
+
+
 @dataclass(frozen=True)
 class Missing:
     """An objective of another project that the package does not have, and how its files are recognised."""
@@ -147,7 +156,7 @@ def migrate(
     project = Project(_FLAGS) if method is not None else _project(written)
     implied = project.implied
     method = method or written.get("method") or implied.get("method")
-    base = base or written.get("base") or implied.get("base") or "cpo"
+    base = base or written.get("base") or implied.get("base") or _own_base(method)
     settings: Settings = {}
     notes: list[Note] = []
     set_by: dict[str, str] = {}

@@ -21,6 +21,7 @@ from ..data.loading import load_splits, pick_split
 from ..data.media import IMAGES
 from ..data.noise import flip_labels, parse_noise
 from ..distributed import agreed, check_processes, wait_before_leaving
+from ..registry import base_of
 from ..trainers.folder import check_unused, last_whole_checkpoint, locked
 from .config_file import Settings, check_adapter, flags_said, read_yaml
 from .migration import OLD_KEYS, migrate
@@ -159,9 +160,10 @@ def parse(
         for name in ("datasets", "mixture_weights", "mixture_seed", "test_split_size"):
             settings.pop(name, None)
     method = settings.get("method", "gappo") if flags.method is None else flags.method
-    base = settings.get("base", "cpo") if flags.base is None else flags.base
+    base = base_of(_method(method), settings.get("base") if flags.base is None else flags.base)
     parser = parser_for(method, base)
     script, config, model_args, mixture = parser.parse(argv, settings, source, _ANY_MACHINE if flags.dry_run else {})
+    script.base = base
     vars(config).update(parser.said)
     check_adapter({**settings, **flags_said(argv)}, source)
     check_for_trl(config)

@@ -37,7 +37,12 @@ class TrainArguments(ScriptArguments):
         "that you name.",
         "gappo",
     )
-    base: str = option("TRL trainer underneath: cpo (reference-free) or dpo.", "cpo", choices=["cpo", "dpo"])
+    base: str | None = option(
+        "TRL trainer underneath: cpo (reference-free) or dpo. By default the method's own: dpo for one that needs a "
+        "reference model.",
+        None,
+        choices=["cpo", "dpo"],
+    )
     eval_dataset_name: str | None = option(
         "Evaluation set, if it is not a split of `dataset_name`: a file, a saved data set, a folder of files or a Hub "
         "id. Takes its `dataset_test_split`, or its only split.",

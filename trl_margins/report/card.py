@@ -27,6 +27,7 @@ REWARDS: Mapping[str, str] = {
     "log-ratio": "r = β · log(π(y) / π_ref(y)) (DPO's: the log-ratio to the reference model)",
     "mean-log-ratio": "r = β · log(π(y) / π_ref(y)) / |y| (γ-DPO's: the log-ratio to the reference model per token)",
     "alphapo-token": "r = β · mean_t (1 − π(y_t)^−α) / α (AlphaPO's shape of each token; no reference model)",
+    "log-odds": "r = β · log(p / (1 − p)), p = exp(log π(y) / |y|) (ORPO's log-odds; no reference model)",
 }
 _LOGISTIC = {"simpo", "sigmoid"}  # loss types whose link is −log σ
 
@@ -104,8 +105,8 @@ class CardFacts:
         """Whether the formula of the method holds."""
         if self.method is None:
             return False
-        own = self.method.defaults.get("loss_type", ())
-        if not self.losses.keys() <= {*_LOGISTIC, *names_of(own)}:
+        own = {*names_of(self.method.loss or self.method.defaults.get("loss_type", ())), "sft"}
+        if not self.losses.keys() <= _LOGISTIC | own:
             return False
         return (self.weights, self.margins) == (names_of(self.method.weight), names_of(self.method.margin))
 

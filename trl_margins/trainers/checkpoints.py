@@ -106,7 +106,11 @@ def run_settings(trainer: MarginTrainer) -> dict[str, Any]:
         "reward": objective.reward.name,
         "weight": ", ".join(term.name for term in objective.weights) or None,
         "margin": ", ".join(term.name for term in objective.margins) or None,
-        "term_options": [*trainer.options.term_options("weight"), *trainer.options.term_options("margin")],
+        "term_options": [
+            *trainer.options.term_options("weight"),
+            *trainer.options.term_options("margin"),
+            *objective.link_options,
+        ],
         "reward_options": [name for name in of_reward if hasattr(trainer.args, name)],
         "loss_type": " + ".join(name if share == 1 else f"{share:g} {name}" for name, share in shares.items()),
         "beta": objective.beta,

@@ -18,13 +18,14 @@ from trl.experimental.cpo import CPOConfig
 
 from ..checks import check_names, check_options, default_of, unknown
 from ..data.evaluation_factors import METRICS
-from ..links import LINKS, Link
+from ..links import LINKS, TRLS, Link
 from ..methods import MARGINS, WEIGHTS, Method, names_of
 from ..objective import Objective
 from ..pairs import FACTOR
 from ..registry import (
     OPTIONS,
     RESERVED,
+    base_of,
     built,
     find_link,
     get_method,
@@ -69,8 +70,6 @@ _INSTEAD: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     }
 )
 _OTHER_TRAINERS = {"kto_pair": "KTOTrainer", "kto": "KTOTrainer", "orpo": "ORPOTrainer"}  # of TRL
-# TRL's own losses and rewards: with these alone its trainers compute an objective
-_TRL_LINKS = {base: frozenset(links) for base, links in LINKS.items()}
 _TRL_FIELDS = {*CPOConfig.__dataclass_fields__, *DPOConfig.__dataclass_fields__}
 # Config fields that are set by the config itself, and that SAM reads too
 _READ_ELSEWHERE = ("gamma_po_centered", "anchor_scope")
@@ -202,6 +201,17 @@ class MarginOptions:
             "help": "Pairs behind AMaPO's mean and deviation in training: the batch, filled up with recent ones. 1 "
             "takes the batch alone, as the authors' code does."
         },
+    )
+    dpop_lambda: float = field(
+        default=50.0,
+        metadata={"help": "λ of loss_type 'dpop': how much a chosen completion that became less likely counts."},
+    )
+    focal_gamma: float = field(
+        default=0.05, metadata={"help": "Exponent of FocalPO's factor σ(x)^g, for loss_type 'focal'."}
+    )
+    reward_aware_eta: float = field(
+        default=1.0,
+        metadata={"help": "η of loss_type 'reward_aware': how many reward units a score gap of 1 should become."},
     )
     log_pairs: bool = field(
         default=True,
@@ -345,7 +355,7 @@ class MarginOptions:
         cls._method_id = method
         declared: dict[str, tuple[Any, Any]] = {item.name: (item.type, item.metadata) for item in fields(cls)}
         terms = {kind: _one_or_list(getattr(row, kind)) for kind in _KINDS}
-        defaults = {**cls._reward_fields(row.reward), **terms, **row.defaults}
+        defaults = {**cls._objective_fields(row), **terms, **row.defaults}
         # resolved after the user's own, since the margin has two fields
         cls._default_gamma_beta_ratio = defaults.pop("gamma_beta_ratio", None)
         if row.keep_best:
@@ -359,17 +369,17 @@ class MarginOptions:
         for name, value in defaults.items():  # `@dataclass` reads them when this has returned
             kind, metadata = declared[name]
             cls.__annotations__[name] = kind
-            # of a list, transformers' parser knows no default but a factory's
             if name == "loss_type" and cls._base == "dpo" and isinstance(value, str):
                 value = [value]
+            # of a list, transformers' parser knows no default but a factory's
             is_list = isinstance(value, list) or (name in _KINDS and value)
             made = {"default_factory": partial(copy, value)} if is_list else {"default": value}
             setattr(cls, name, field(**made, metadata=metadata))
         _CONFIGS[method, cls._base] = cls
 
     @classmethod
-    def _reward_fields(cls, reward: str) -> dict[str, Any]:
-        """The config fields that give a method's reward on this base."""
+    def _objective_fields(cls, row: Method) -> dict[str, Any]:
+        """The config fields that give a method's reward and loss on this base."""
         raise NotImplementedError
 
     def __post_init__(self) -> None:
@@ -398,7 +408,11 @@ class MarginOptions:
     def method(self) -> Method | None:
         """The method whose config this is, unless the terms are not the method's."""
         row = None if self._method_id is None else get_method(self._method_id)
-        return row if row and all(names_of(getattr(row, kind)) == self.term_names(kind) for kind in _KINDS) else None
+        if row is None or any(names_of(getattr(row, kind)) != self.term_names(kind) for kind in _KINDS):
+            return None
+        # the papers' own methods are weights and margins, for any loss; a baseline is its loss
+        own = type(self)._objective_fields(row) if row.baseline else {}
+        return row if all(getattr(self, name) == value for name, value in own.items()) else None
 
     def missing_term(self, method: Method) -> tuple[str, str] | None:
         """Kind and name of the first term of a method that is not named: then this is not its objective."""
@@ -488,26 +502,27 @@ class MarginCPOConfig(MarginOptions, CPOConfig):
     )
 
     @classmethod
-    def _reward_fields(cls, reward: str) -> dict[str, Any]:
-        simpo = {"loss_type": "simpo", "cpo_alpha": 0.0}
-        return simpo if reward == "length-normalized" else {**simpo, "reward": reward}
+    def _objective_fields(cls, row: Method) -> dict[str, Any]:
+        loss = row.loss or "simpo"
+        found = {"loss_type": loss, "cpo_alpha": row.sft}
+        return found if row.reward == _usual_reward("cpo", loss) else {**found, "reward": row.reward}
 
     def _resolve_target_margin(self) -> None:
-        link, custom = _find_loss("cpo", self.loss_type), self.loss_type not in _TRL_LINKS["cpo"]
+        link, trls = _find_loss("cpo", self.loss_type), self.loss_type in TRLS["cpo"]
         rewards = [] if self.reward is None else [reward_class(self.reward)]
         refuse_reference([*rewards, *self._term_classes("weight"), *self._term_classes("margin")])
-        has_target = self.loss_type in ("simpo", "alphapo") or (custom and link.takes_margin)
         given = (self.gamma_beta_ratio, self._default_gamma_beta_ratio, self.simpo_gamma)
-        if has_target and all(value is None for value in given):
-            self.simpo_gamma = 0.0 if custom or self._replaces_target else SIMPO_GAMMA
-        if has_target or self._builds_on_target:
+        if link.takes_margin and all(value is None for value in given):
+            is_simpo = self.loss_type in ("simpo", "alphapo") and not self._replaces_target
+            self.simpo_gamma = SIMPO_GAMMA if is_simpo else 0.0
+        if link.takes_margin or self._builds_on_target:
             _resolve_target_margin(self)
         elif self.gamma_beta_ratio is not None:
             raise ValueError(
-                f"gamma_beta_ratio goes with loss_type='simpo'; loss_type={self.loss_type!r} has no target margin"
+                f"gamma_beta_ratio is a target margin, which loss_type={self.loss_type!r} does not have: leave it out"
             )
         elif self.simpo_gamma is None:
-            self.simpo_gamma = SIMPO_GAMMA  # as TRL has it; no other loss reads it
+            self.simpo_gamma = SIMPO_GAMMA if trls else 0.0  # no other loss reads it
 
 
 @dataclass
@@ -538,8 +553,11 @@ class MarginDPOConfig(MarginOptions, DPOConfig):
     )
 
     @classmethod
-    def _reward_fields(cls, reward: str) -> dict[str, Any]:
-        return {"reward": reward}
+    def _objective_fields(cls, row: Method) -> dict[str, Any]:
+        found: dict[str, Any] = {"reward": row.reward}
+        if row.sft:
+            return {**found, "loss_type": [row.loss or "sigmoid", "sft"], "loss_weights": [1.0, row.sft]}
+        return {**found, "loss_type": [row.loss]} if row.loss else found
 
     def __post_init__(self) -> None:
         if self.gamma_po_centered is None:
@@ -692,6 +710,11 @@ def _warn_of_unread(config: MarginOptions) -> None:
     if any(FACTOR in term.columns for kind in _KINDS for term in config._term_classes(kind)):
         read |= {"gap_aware_metric", "gap_aware_encoder"}
     declared = {item.name: item for item in fields(config)}
+    links, named = _links_with_options(), names_of(getattr(config, "loss_type", ()))
+    for name, link in links.items():
+        unread = [option for option, default in link.options if getattr(config, option) != default]
+        if unread and name not in named:
+            logger.warning("no effect of %s: for loss_type=%r, and this is %r", ", ".join(unread), name, named)
     for kind, table in {"weight": WEIGHTS, "margin": MARGINS}.items():
         for name, term in table.items():
             unread = [
@@ -702,6 +725,10 @@ def _warn_of_unread(config: MarginOptions) -> None:
             if unread:
                 here = getattr(config, kind) or "none"
                 logger.warning("no effect of %s: for %s=%r, and this is %r", ", ".join(unread), kind, name, here)
+
+
+def _links_with_options() -> dict[str, Link]:
+    return {name: link for table in LINKS.values() for name, link in table.items() if link.options}
 
 
 # Config classes by method and base, and with the options of registered terms
@@ -715,17 +742,16 @@ _EXTENDED: dict[tuple[type, tuple[str, ...]], type[Any]] = {}
 RESERVED.update(MarginCPOConfig.__dataclass_fields__, MarginDPOConfig.__dataclass_fields__)
 
 
-def config_class(method_id: str | None, base: str = "cpo") -> ConfigClass:
-    """The config of a method on a base ("cpo" or "dpo"); without a method, the base's own.
+def config_class(method_id: str | None, base: str | None = None) -> ConfigClass:
+    """The config of a method on a base ("cpo" or "dpo"), by default the method's own; without a method, the base's.
 
     It has the options of all registered terms and rewards among its fields.
 
     Raises:
-        ValueError: unknown method or base.
+        ValueError: unknown method or base, or a base that cannot carry the method.
     """
-    if not isinstance(base, str) or base not in LINKS:
-        raise unknown("base", base, LINKS)
     load_plugins()
+    base = base_of(method_id, base)
     method = None if method_id is None else get_method(method_id)
     if method is not None and (method_id, base) not in _CONFIGS:
         name = "".join(filter(str.isalnum, method.name)) + ("Config" if base == "cpo" else "DPOConfig")
@@ -779,6 +805,13 @@ def _blank(origin: Any) -> Any:
 # From a config to its objective
 
 
+def _usual_reward(base: str, loss: str) -> str:
+    """TRL's for a loss."""
+    if base == "dpo":
+        return "log-ratio"
+    return "length-normalized" if loss in ("simpo", "ipo") else "sum"
+
+
 def objective_of(
     config: Any, weight: Term | Sequence[Term] | None = None, margin: Term | Sequence[Term] | None = None
 ) -> Objective:
@@ -800,12 +833,17 @@ def objective_of(
     for name, share in zip(losses, shares, strict=True):
         link = find_link(base, name)
         links[link] = links.get(link, 0.0) + share
-    usual = "log-ratio" if base == "dpo" else "length-normalized" if losses[0] in ("simpo", "ipo") else "sum"
+    usual = _usual_reward(base, losses[0])
     reward = getattr(config, "reward", None) or usual
-    has_target = base == "dpo" or losses[0] == "simpo" or losses[0] not in _TRL_LINKS["cpo"]
+    # TRL's CPOConfig always has a target margin, whether its loss reads it or not
+    reads_gamma = isinstance(config, MarginOptions) or losses[0] == "simpo"
+    has_target = base == "dpo" or (reads_gamma and next(iter(links)).takes_margin)
     gamma = (getattr(config, "simpo_gamma", None) or 0.0) if has_target else 0.0
     weights = options.terms("weight") if weight is None else weight
     margins = options.terms("margin") if margin is None else margin
+    if losses == ["sigmoid_norm"] and reward == usual and (gamma or margins):
+        # the same loss, with the gap and its margins in one unit
+        links, reward = {find_link(base, "sigmoid"): shares[0]}, MeanLogRatioReward.name
     return Objective(
         reward=built(reward_class(reward), "reward", config),
         link=links,
@@ -815,7 +853,8 @@ def objective_of(
         margin=margins,
         label_smoothing=config.label_smoothing,
         discopop_tau=getattr(config, "discopop_tau", 0.05),
-        is_trls=reward == usual and _TRL_LINKS[base].issuperset(losses) and not (gamma and base == "dpo"),
+        link_options={name: getattr(options, name) for link in links for name, _ in link.options},
+        is_trls=reward == usual and TRLS[base].issuperset(losses) and not (gamma and losses[0] != "simpo"),
     )
 
 

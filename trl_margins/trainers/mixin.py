@@ -26,6 +26,7 @@ from ..forward.head import logits_will_do
 from ..forward.shared_prompt import shared_token_logps
 from ..forward.shared_rows import SharedRows, unpacked, width_step
 from ..forward.standard import TokenLogps
+from ..links import LINKS
 from ..methods import Method
 from ..objective import Objective, ObjectiveOutput
 from ..pairs import CARRIED, IS_FLIPPED, ROW, SCORES, SHARED, PairLogps
@@ -240,12 +241,18 @@ class MarginMixin(BestMixin, CardMixin, CheckpointMixin, WindowMixin):
 
     @cached_property
     def _objective_without_scores(self) -> Objective:
-        """For evaluation sets that have none: the objective without the terms that read them."""
+        """For evaluation sets that have none: the objective without the terms that read them. A link that does gives
+        way to the sigmoid.
+        """
         weight, margin = (
             [term for term in terms if SCORES[0] not in term.columns]
             for terms in (self.objective.weights, self.objective.margins)
         )
-        return replace(self.objective, weight=weight, margin=margin)
+        links = {
+            LINKS["dpo"]["sigmoid"] if SCORES[0] in link.columns else link: share
+            for link, share in self.objective.links.items()
+        }
+        return replace(self.objective, weight=weight, margin=margin, link=links)
 
     def _extra_loss(self, pairs: PairLogps) -> Tensor | float:
         return 0.0

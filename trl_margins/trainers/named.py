@@ -6,8 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import TypeVar
 
-from ..checks import unknown
-from ..registry import get_method
+from ..registry import base_of, get_method
 from .configs import MarginOptions, config_class
 from .cpo import MarginCPOTrainer
 from .dpo import MarginDPOTrainer
@@ -37,17 +36,15 @@ def _trains(method_id: str) -> Callable[[type[Trainer]], type[Trainer]]:
     return named
 
 
-def trainer_class(method_id: str | None, base: str = "cpo") -> type[MarginMixin]:
-    """The trainer of a method on a base ("cpo" or "dpo"); without a method, and of a registered one, the trainer that
-    takes any objective.
+def trainer_class(method_id: str | None, base: str | None = None) -> type[MarginMixin]:
+    """The trainer of a method on a base ("cpo" or "dpo"), by default the method's own; without a method, of a baseline
+    and of a registered one, the trainer that takes any objective.
 
     Raises:
-        ValueError: unknown method or base.
+        ValueError: unknown method or base, or a base that cannot carry the method.
     """
-    if base not in ("cpo", "dpo"):
-        raise unknown("base", base, ("cpo", "dpo"))
-    known = None if method_id is None else get_method(method_id).id
-    return _TRAINERS.get((known, base), _TRAINERS[None, base])
+    base = base_of(method_id, base)
+    return _TRAINERS.get((method_id, base), _TRAINERS[None, base])
 
 
 def trainer_of(config: MarginOptions) -> type[MarginMixin]:

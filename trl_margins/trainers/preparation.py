@@ -311,7 +311,7 @@ def _with_checked_scores(
     """The same data set; bad scores that no term reads are only left out of the evaluation."""
     own = [] if options.score_columns else [name for name in objective.columns if name not in SCORES]
     names = [name for name in column_names(dataset) if name not in own]  # a column of margins is not one of scores
-    needed_by = next((term.name for term in objective.terms if SCORES[0] in term.columns), None)
+    needed_by = next((part.name for part in objective.reading if SCORES[0] in part.columns), None)
     columns = (
         require_score_columns(names, options.score_columns, repr(needed_by), split)
         if needed_by and split == TRAIN

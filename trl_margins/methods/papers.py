@@ -1,79 +1,31 @@
-"""The table of methods. Trainers, configs, CLI, model cards and docs read it; nothing repeats it."""
+"""The five papers' methods, and the controls that one of them compares with."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from .terms import Term
-from .terms.adaptive import AdaptiveMargin
-from .terms.anchor import AnchorMargin, GradientNormMargin
-from .terms.column import ColumnMargin, ColumnWeight
-from .terms.dynamic_target import DynamicTargetMargin
-from .terms.evaluation_factor import EvaluationFactorMargin
-from .terms.score_gap import ScoreGapWeight
+from ..terms.adaptive import AdaptiveMargin
+from ..terms.anchor import AnchorMargin, GradientNormMargin
+from ..terms.dynamic_target import DynamicTargetMargin
+from ..terms.evaluation_factor import EvaluationFactorMargin
+from ..terms.score_gap import ScoreGapWeight
+from .row import SIMPO_SETTINGS, Method, Paper
 
-WEIGHTS: dict[str, type[Term]] = {term.name: term for term in (ScoreGapWeight, ColumnWeight)}
-MARGINS: dict[str, type[Term]] = {
-    term.name: term
-    for term in (
-        EvaluationFactorMargin,
-        DynamicTargetMargin,
-        AdaptiveMargin,
-        AnchorMargin,
-        GradientNormMargin,
-        ColumnMargin,
-    )
-}
-
-
-@dataclass(frozen=True)
-class Paper:
-    """What to cite."""
-
-    title: str
-    citation: str
-    arxiv: str | None = None
-
-    def as_trl(self) -> dict[str, str]:
-        """The form in which TRL's trainers hand their paper to the model card."""
-        card = {"title": self.title, "citation": self.citation}
-        return card | {"id": self.arxiv} if self.arxiv else card
-
-
-@dataclass(frozen=True)
-class Method:
-    """A named choice of reward and terms, with its paper and the paper's settings."""
-
-    id: str
-    name: str
-    paper: Paper
-    formula: str
-    reward: str
-    defaults: Mapping[str, Any]  # config fields, both bases
-    weight: str | Sequence[str] | None = None  # a term by name, or several, which multiply
-    margin: str | Sequence[str] | None = None  # or which add
-    keep_best: str | None = None  # evaluation metric whose best checkpoint is kept
-    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # model of the paper → its own values
-    tags: tuple[str, ...] = ()
-
-
-# SimPO's general settings, which GaPO, γ-PO and AMaPO keep: one epoch, cosine with 10 % warm-up, 128 pairs a step
-_SIMPO_SETTINGS: Mapping[str, Any] = MappingProxyType(
-    {
-        "learning_rate": 1e-6,
-        "lr_scheduler_type": "cosine",
-        "warmup_steps": 0.1,
-        "num_train_epochs": 1.0,
-        "per_device_train_batch_size": 2,
-        "gradient_accumulation_steps": 64,
-        "max_length": 2048,
-    }
+GAMMA_PO_PAPER = Paper(
+    title="Robust Preference Optimization via Dynamic Target Margins",
+    arxiv="2506.03690",
+    citation=textwrap.dedent("""\
+        @misc{gammapo,
+            title  = {{Robust Preference Optimization via Dynamic Target Margins}},
+            author = {Sun, Jie and Wu, Junkang and Wu, Jiancan and Zhu, Zhibo and Lu, Xingyu and others},
+            year   = 2025,
+            eprint = {2506.03690},
+            archivePrefix = {arXiv},
+        }"""),
 )
-
 _GAPO_PAPER = Paper(
     title="Learning Where It Matters: Geometric Anchoring for Robust Preference Alignment",
     arxiv="2602.04909",
@@ -97,7 +49,7 @@ _GAPO_SETTINGS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 )
 _MISTRAL_SETTINGS = _GAPO_SETTINGS["Mistral-7B-Instruct"]  # what the paper's ablations and controls keep
 
-_ROWS = (
+ROWS = (
     Method(
         id="gappo",
         name="GapPO",
@@ -153,7 +105,7 @@ _ROWS = (
         margin=EvaluationFactorMargin.name,
         defaults=MappingProxyType(
             {
-                **_SIMPO_SETTINGS,
+                **SIMPO_SETTINGS,
                 "beta": 10.0,
                 "gamma_beta_ratio": 0.3,
                 "gap_aware_metric": "rougeL",
@@ -167,24 +119,13 @@ _ROWS = (
     Method(
         id="gamma-po",
         name="GammaPO",
-        paper=Paper(
-            title="Robust Preference Optimization via Dynamic Target Margins",
-            arxiv="2506.03690",
-            citation=textwrap.dedent("""\
-                @misc{gammapo,
-                    title  = {{Robust Preference Optimization via Dynamic Target Margins}},
-                    author = {Sun, Jie and Wu, Junkang and Wu, Jiancan and Zhu, Zhibo and Lu, Xingyu and others},
-                    year   = 2025,
-                    eprint = {2506.03690},
-                    archivePrefix = {arXiv},
-                }"""),
-        ),
+        paper=GAMMA_PO_PAPER,
         formula="loss = (1/B) Σ −log σ(m_i − γ n p_i),  p = argmin −(1/n) Σ log σ(m_i − γ n p_i) + τ KL(p ‖ uniform)",
         reward="length-normalized",
         margin=DynamicTargetMargin.name,
         defaults=MappingProxyType(
             {
-                **_SIMPO_SETTINGS,
+                **SIMPO_SETTINGS,
                 "beta": 10.0,
                 "gamma_beta_ratio": 0.4,
                 "gamma_po_tau": 10.0,
@@ -221,7 +162,7 @@ _ROWS = (
         reward="length-normalized",
         margin=AdaptiveMargin.name,
         defaults=MappingProxyType(
-            {**_SIMPO_SETTINGS, "beta": 3.0, "gamma_beta_ratio": 0.0, "amapo_estimation_size": 32}
+            {**SIMPO_SETTINGS, "beta": 3.0, "gamma_beta_ratio": 0.0, "amapo_estimation_size": 32}
         ),
         settings=MappingProxyType(
             {
@@ -241,7 +182,7 @@ _ROWS = (
         reward="length-normalized",
         margin=AnchorMargin.name,
         defaults=MappingProxyType(
-            {**_SIMPO_SETTINGS, **_MISTRAL_SETTINGS, "anchor_radius": 0.05, "anchor_batch_multiplier": 8}
+            {**SIMPO_SETTINGS, **_MISTRAL_SETTINGS, "anchor_radius": 0.05, "anchor_batch_multiplier": 8}
         ),
         settings=_GAPO_SETTINGS,
         tags=("geometric-anchor", "gapo"),
@@ -253,7 +194,7 @@ _ROWS = (
         formula="loss = (1/B) Σ −log σ(β (N_i − γ)),  N_i = ‖∇Δ_i‖ / mean ‖∇Δ‖, without gradient; ∇loss_i ∝ ∇Δ_i",
         reward="length-normalized",
         margin=GradientNormMargin.name,
-        defaults=MappingProxyType({**_SIMPO_SETTINGS, **_MISTRAL_SETTINGS}),
+        defaults=MappingProxyType({**SIMPO_SETTINGS, **_MISTRAL_SETTINGS}),
         settings=MappingProxyType({"Mistral-7B-Instruct": {}}),
         tags=("gradient-norm",),
     ),
@@ -275,16 +216,8 @@ _ROWS = (
         ),
         formula="loss = (1/B) Σ −log σ(β (Δ − γ)), its gradient taken at θ + ρ ∇loss/‖∇loss‖",
         reward="length-normalized",
-        defaults=MappingProxyType({**_SIMPO_SETTINGS, **_MISTRAL_SETTINGS, "sam_radius": 0.05}),
+        defaults=MappingProxyType({**SIMPO_SETTINGS, **_MISTRAL_SETTINGS, "sam_radius": 0.05}),
         settings=MappingProxyType({"Mistral-7B-Instruct": {}}),
         tags=("simpo", "sharpness-aware"),
     ),
 )
-METHODS: dict[str, Method] = {method.id: method for method in _ROWS}
-
-
-def names_of(named: str | Sequence[str] | None) -> tuple[str, ...]:
-    """The names of one term, of several, or of none."""
-    if named is None:
-        return ()
-    return (named,) if isinstance(named, str) else tuple(named)

@@ -1,134 +1,15 @@
-"""Links: from the reward gap and its margin to a loss per pair, as TRL defines them.
+"""The losses of TRL's CPOTrainer and DPOTrainer, per pair.
 
 TRL's trainers return only the mean over a batch; a weight per pair needs each pair's own loss.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .pairs import PairLogps
-from .rewards import length_normalized
-
-
-def margin_loss(
-    reward_gap: Tensor,
-    margin: Tensor | float = 0.0,
-    weight: Tensor | float = 1.0,
-    label_smoothing: float = 0.0,
-) -> Tensor:
-    r"""The package's equation: :math:`w_i \cdot -\log\sigma(m_i - \gamma_i)`.
-
-    With label smoothing ε: :math:`w_i \cdot [-(1-\varepsilon)\log\sigma(z_i) - \varepsilon\log\sigma(-z_i)]`,
-    z = m − γ.
-
-    Args:
-        reward_gap: [B] m = r_w − r_l, β inside.
-        margin: [B] or a number, γ in reward units.
-        weight: [B] or a number.
-        label_smoothing: ε, the share of labels taken to be flipped, in [0, 0.5].
-
-    Returns:
-        [B] losses.
-
-    Source: SimPO (arXiv 2405.14734), eq. 6; GapPO, eq. 8.
-    """
-    z = reward_gap - margin
-    loss = -F.logsigmoid(z)
-    if label_smoothing:
-        loss = (1 - label_smoothing) * loss - label_smoothing * F.logsigmoid(-z)
-    return weight * loss
-
-
-def conservative(reward_gap: Tensor, label_smoothing: float) -> Tensor:
-    r"""cDPO: :math:`-(1-\varepsilon)\log\sigma(m_i) - \varepsilon\log\sigma(-m_i)`, DPO's loss on smoothed labels.
-
-    Args:
-        reward_gap: [B] m = r_w − r_l, β inside.
-        label_smoothing: ε, the share of labels taken to be flipped, in [0, 0.5].
-
-    Returns:
-        [B] losses. The loss is least where σ(m) = 1 − ε.
-
-    Source: Mitchell (2023), A note on DPO with noisy preferences, eq. 3; γ-PO (arXiv 2506.03690), eq. 13 for DPO.
-    """
-    return margin_loss(reward_gap, label_smoothing=label_smoothing)
-
-
-def robust_simpo(reward_gap: Tensor, margin: Tensor | float, label_smoothing: float) -> Tensor:
-    r"""rSimPO: :math:`-(1-\varepsilon)\log\sigma(m_i-\gamma_i) - \varepsilon\log\sigma(-m_i-\gamma_i)`.
-
-    A flipped pair has the target margin too. TRL's label smoothing of SimPO has −ε log σ(−m + γ) there: the flipped
-    pair's target is −γ.
-
-    Args:
-        reward_gap: [B] m = r_w − r_l, β inside.
-        margin: [B] or a number, γ in reward units.
-        label_smoothing: ε, the share of labels taken to be flipped, in [0, 0.5].
-
-    Returns:
-        [B] losses.
-
-    Source: γ-PO (arXiv 2506.03690), eq. 13.
-    """
-    right, flipped = F.logsigmoid(reward_gap - margin), F.logsigmoid(-reward_gap - margin)
-    return -(1 - label_smoothing) * right - label_smoothing * flipped
-
-
-@dataclass(frozen=True)
-class LossInputs:
-    """What a link sees of B pairs. Scores are rewards before β."""
-
-    pairs: PairLogps
-    chosen: Tensor  # [B] score of y_w
-    rejected: Tensor  # [B] score of y_l
-    beta: float
-    margin: Tensor | float = 0.0  # [B] or a number, reward units
-    label_smoothing: float = 0.0
-    discopop_tau: float = 0.05
-
-    @property
-    def reward_gap(self) -> Tensor:
-        """[B] m = β (score_w − score_l)."""
-        return self.beta * (self.chosen - self.rejected)
-
-    @property
-    def per_token_gap(self) -> Tensor:
-        """[B] (score_w / |y_w|) − (score_l / |y_l|), without β."""
-        return length_normalized(self.chosen, self.pairs.chosen_length) - length_normalized(
-            self.rejected, self.pairs.rejected_length
-        )
-
-
-@dataclass(frozen=True)
-class Link:
-    """A loss per pair under the name that a config's `loss_type` gives it.
-
-    Args:
-        name: of the loss.
-        function: from `LossInputs` to [B] losses.
-        takes_margin: it is a function of m − γ.
-        per_pair: row i is the loss of pair i alone; only such a loss can be weighted.
-        needs_reference: it means something for log-ratios to a reference model alone.
-        reads_smoothing: it has a label smoothing ε.
-        reads_sums: it computes with log-ratios summed over the tokens; another reward would not be what it trains on.
-    """
-
-    name: str
-    function: Callable[[LossInputs], Tensor]
-    takes_margin: bool = False
-    per_pair: bool = True
-    needs_reference: bool = False
-    reads_smoothing: bool = False
-    reads_sums: bool = False
-
-    def __call__(self, inputs: LossInputs) -> Tensor:
-        return self.function(inputs)
+from .link import Link, LossInputs, margin_loss
 
 
 def sigmoid(x: LossInputs) -> Tensor:
@@ -143,7 +24,7 @@ def smoothed_sigmoid(x: LossInputs) -> Tensor:
 
 def hinge(x: LossInputs) -> Tensor:
     """SLiC (arXiv 2305.10425): max(0, 1 − z), z = m − γ."""
-    return torch.relu(1 - (x.reward_gap - x.margin))
+    return torch.relu(1 - x.z)
 
 
 def ipo(x: LossInputs) -> Tensor:
@@ -157,14 +38,16 @@ def ipo_per_token(x: LossInputs) -> Tensor:
 
 
 def sigmoid_norm(x: LossInputs) -> Tensor:
-    """DPO's loss on log-ratios per token (arXiv 2411.15124): 'sigmoid' with reward 'mean-log-ratio'."""
+    """DPO's loss on log-ratios per token (arXiv 2411.15124): 'sigmoid' with reward 'mean-log-ratio', which takes
+    margins.
+    """
     return margin_loss(x.beta * x.per_token_gap)
 
 
 def exo_pair(x: LossInputs) -> Tensor:
     """EXO (arXiv 2402.00856), eq. 16 for two completions: KL(policy ‖ smoothed label)."""
     epsilon = torch.tensor(x.label_smoothing, device=x.chosen.device)
-    m = x.reward_gap
+    m = x.z
     return torch.sigmoid(m) * (F.logsigmoid(m) - torch.log1p(-epsilon)) + torch.sigmoid(-m) * (
         F.logsigmoid(-m) - torch.log(epsilon)
     )
@@ -178,7 +61,7 @@ def nca_pair(x: LossInputs) -> Tensor:
 
 def robust(x: LossInputs) -> Tensor:
     """Robust DPO (arXiv 2403.00409): unbiased under a flip rate ε."""
-    clean, flipped = -F.logsigmoid(x.reward_gap), -F.logsigmoid(-x.reward_gap)
+    clean, flipped = -F.logsigmoid(x.z), -F.logsigmoid(-x.z)
     return ((1 - x.label_smoothing) * clean - x.label_smoothing * flipped) / (1 - 2 * x.label_smoothing)
 
 
@@ -204,7 +87,7 @@ def apo_down(x: LossInputs) -> Tensor:
 
 def discopop(x: LossInputs) -> Tensor:
     """DiscoPOP (arXiv 2406.08414), eq. 5: logistic and exponential loss, blended by the gap."""
-    m = x.reward_gap
+    m = x.z
     blend = torch.sigmoid(m / x.discopop_tau)
     return -F.logsigmoid(m) * (1 - blend) + torch.exp(-m) * blend
 
@@ -232,7 +115,7 @@ def sft(x: LossInputs) -> Tensor:
 
 
 # Without a reference model only the gap of the two scores, or the chosen completion's likelihood, means something
-CPO_LINKS: dict[str, Link] = {
+CPO: dict[str, Link] = {
     link.name: link
     for link in (
         Link("sigmoid", smoothed_sigmoid, takes_margin=True, reads_smoothing=True),
@@ -242,25 +125,23 @@ CPO_LINKS: dict[str, Link] = {
         Link("alphapo", smoothed_sigmoid, takes_margin=True, reads_smoothing=True),  # to TRL, simpo without SFT loss
     )
 }
-DPO_LINKS: dict[str, Link] = {
+DPO: dict[str, Link] = {
     link.name: link
     for link in (
         Link("sigmoid", sigmoid, takes_margin=True),
         Link("hinge", hinge, takes_margin=True),
         Link("ipo", ipo_per_token, needs_reference=True, reads_sums=True),
-        Link("exo_pair", exo_pair, reads_smoothing=True),
+        Link("exo_pair", exo_pair, takes_margin=True, reads_smoothing=True),
         Link("nca_pair", nca_pair, needs_reference=True),
-        Link("robust", robust, reads_smoothing=True),
+        Link("robust", robust, takes_margin=True, reads_smoothing=True),
         Link("bco_pair", bco_pair, needs_reference=True),
         Link("sppo_hard", sppo_hard, needs_reference=True),
         Link("aot", aot, per_pair=False, reads_smoothing=True, needs_reference=True, reads_sums=True),
         Link("aot_unpaired", aot_unpaired, per_pair=False, reads_smoothing=True, needs_reference=True),
         Link("apo_zero", apo_zero, needs_reference=True),
         Link("apo_down", apo_down, needs_reference=True),
-        Link("discopop", discopop),
-        Link("sft", sft, per_pair=False),
+        Link("discopop", discopop, takes_margin=True),
+        Link("sft", sft, per_pair=False, of_batch=True),
         Link("sigmoid_norm", sigmoid_norm, needs_reference=True, reads_sums=True),
     )
 }
-# TRL gives the same name to different losses on its two bases
-LINKS: dict[str, dict[str, Link]] = {"cpo": CPO_LINKS, "dpo": DPO_LINKS}

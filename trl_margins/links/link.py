@@ -1,0 +1,109 @@
+"""What a link is: a function from the reward gap and its margin to a loss per pair."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..pairs import PairLogps, PairView, this_rank
+from ..rewards import length_normalized
+
+
+def margin_loss(
+    reward_gap: Tensor,
+    margin: Tensor | float = 0.0,
+    weight: Tensor | float = 1.0,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    r"""The package's equation: :math:`w_i \cdot -\log\sigma(m_i - \gamma_i)`.
+
+    With label smoothing ε: :math:`w_i \cdot [-(1-\varepsilon)\log\sigma(z_i) - \varepsilon\log\sigma(-z_i)]`,
+    z = m − γ.
+
+    Args:
+        reward_gap: [B] m = r_w − r_l, β inside.
+        margin: [B] or a number, γ in reward units.
+        weight: [B] or a number.
+        label_smoothing: ε, the share of labels taken to be flipped, in [0, 0.5].
+
+    Returns:
+        [B] losses.
+
+    Source: SimPO (arXiv 2405.14734), eq. 6; GapPO, eq. 8.
+    """
+    z = reward_gap - margin
+    loss = -F.logsigmoid(z)
+    if label_smoothing:
+        loss = (1 - label_smoothing) * loss - label_smoothing * F.logsigmoid(-z)
+    return weight * loss
+
+
+@dataclass(frozen=True)
+class LossInputs:
+    """What a link sees of B pairs. Scores are rewards before β."""
+
+    pairs: PairLogps
+    chosen: Tensor  # [B] score of y_w
+    rejected: Tensor  # [B] score of y_l
+    beta: float
+    margin: Tensor | float = 0.0  # [B] or a number, reward units
+    label_smoothing: float = 0.0
+    discopop_tau: float = 0.05
+    options: Mapping[str, float] = field(default_factory=dict)  # those that the link declares
+    view: PairView | None = None  # the batch's columns and the other ranks; None: there is neither
+
+    @property
+    def reward_gap(self) -> Tensor:
+        """[B] m = β (score_w − score_l)."""
+        return self.beta * (self.chosen - self.rejected)
+
+    @property
+    def z(self) -> Tensor:
+        """[B] m − γ."""
+        return self.reward_gap - self.margin
+
+    def batch_mean(self, values: Tensor) -> Tensor:
+        """[] mean of [B] values over the pairs of all ranks, without gradient."""
+        return (this_rank if self.view is None else self.view.gather)(values.detach()).mean()
+
+    @property
+    def per_token_gap(self) -> Tensor:
+        """[B] (score_w / |y_w|) − (score_l / |y_l|), without β."""
+        return length_normalized(self.chosen, self.pairs.chosen_length) - length_normalized(
+            self.rejected, self.pairs.rejected_length
+        )
+
+
+@dataclass(frozen=True)
+class Link:
+    """A loss per pair under the name that a config's `loss_type` gives it.
+
+    Args:
+        name: of the loss.
+        function: from `LossInputs` to [B] losses.
+        takes_margin: it is a function of m − γ.
+        per_pair: row i is the loss of pair i alone; only such a loss can be weighted.
+        needs_reference: it means something for log-ratios to a reference model alone.
+        reads_smoothing: it has a label smoothing ε.
+        reads_sums: it computes with log-ratios summed over the tokens; another reward would not be what it trains on.
+        of_batch: it is one number, the same in every row, that no pair's weight scales.
+        columns: of the batch, which it reads from `LossInputs.view`.
+        options: the config fields that it reads as `LossInputs.options`, each with its default.
+    """
+
+    name: str
+    function: Callable[[LossInputs], Tensor]
+    takes_margin: bool = False
+    per_pair: bool = True
+    needs_reference: bool = False
+    reads_smoothing: bool = False
+    reads_sums: bool = False
+    of_batch: bool = False
+    columns: tuple[str, ...] = ()
+    options: tuple[tuple[str, float], ...] = ()
+
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        return self.function(inputs)

@@ -1,0 +1,318 @@
+"""The objectives that the papers compare with: what each is, and the settings of the source that is named."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from .papers import GAMMA_PO_PAPER
+from .row import SIMPO_SETTINGS, Method, Paper
+
+# Searched in SimPO's Table 7 and γ-PO's Table 6: β in 0.01, 0.05, 0.1 and the learning rate from 3e-7 to 1e-6
+_DPO_SETTINGS: Mapping[str, Any] = MappingProxyType({**SIMPO_SETTINGS, "learning_rate": 5e-7, "beta": 0.1})
+_REFERENCE = ("dpo",)  # only DPOTrainer has a reference model
+
+
+def _paper(key: str, title: str, authors: str, year: int, arxiv: str | None = None) -> Paper:
+    lines = [f"title  = {{{{{title}}}}}", f"author = {{{authors}}}", f"year   = {year}"]
+    if arxiv:
+        lines += [f"eprint = {{{arxiv}}}", "archivePrefix = {arXiv}"]
+    return Paper(title, "\n".join([f"@misc{{{key},", *(f"    {line}," for line in lines), "}"]), arxiv)
+
+
+def _baseline(
+    key: str,
+    name: str,
+    paper: Paper,
+    formula: str,
+    reward: str = "log-ratio",
+    settings: Mapping[str, Any] = _DPO_SETTINGS,
+    **row: Any,
+) -> Method:
+    """A row; `row` also has the config fields in which it differs from `settings`."""
+    own = {item: row.pop(item) for item in [*row] if item not in Method.__dataclass_fields__}
+    bases = row.pop("bases", _REFERENCE if reward == "log-ratio" else ("cpo", "dpo"))
+    defaults = MappingProxyType({**settings, **own})
+    return Method(key, name, paper, f"loss = (1/B) Σ {formula}", reward, defaults, bases=bases, baseline=True, **row)
+
+
+_IPO = _paper(
+    "ipo",
+    "A General Theoretical Paradigm to Understand Learning from Human Preferences",
+    "Azar, Mohammad Gheshlaghi and Rowland, Mark and Piot, Bilal and Guo, Daniel and others",
+    2023,
+    "2310.12036",
+)
+_ALPHAPO = _paper(
+    "alphapo",
+    "AlphaPO: Reward Shape Matters for LLM Alignment",
+    "Gupta, Aman and Tang, Shao and Song, Qingquan and Zhu, Sirou and others",
+    2025,
+    "2501.03884",
+)
+_BETA_DPO = _paper(
+    "betadpo",
+    "β-DPO: Direct Preference Optimization with Dynamic β",
+    "Wu, Junkang and Xie, Yuexiang and Yang, Zhengyi and Wu, Jiancan and Gao, Jinyang and others",
+    2024,
+    "2407.08639",
+)
+
+ROWS = (
+    _baseline(
+        "simpo",
+        "SimPO",
+        _paper(
+            "simpo",
+            "SimPO: Simple Preference Optimization with a Reference-Free Reward",
+            "Meng, Yu and Xia, Mengzhou and Chen, Danqi",
+            2024,
+            "2405.14734",
+        ),
+        "−log σ(β (Δ − γ)),  Δ = mean log π(y_w) − mean log π(y_l)",
+        reward="length-normalized",
+        settings=SIMPO_SETTINGS,
+        beta=2.5,
+        gamma_beta_ratio=0.55,
+    ),
+    _baseline(
+        "dpo",
+        "DPO",
+        _paper(
+            "dpo",
+            "Direct Preference Optimization: Your Language Model is Secretly a Reward Model",
+            "Rafailov, Rafael and Sharma, Archit and Mitchell, Eric and Ermon, Stefano and others",
+            2023,
+            "2305.18290",
+        ),
+        "−log σ(x),  x = β (log π/π_ref (y_w) − log π/π_ref (y_l))",
+        beta=0.01,  # SimPO's README: the best of the three in all of its settings
+    ),
+    _baseline(
+        "cpo",
+        "CPO",
+        _paper(
+            "cpo",
+            "Contrastive Preference Optimization: Pushing the Boundaries of LLM Performance in Machine Translation",
+            "Xu, Haoran and Sharaf, Amr and Chen, Yunmo and Tan, Weiting and Shen, Lingfeng and others",
+            2024,
+            "2401.08417",
+        ),
+        "−log σ(β log π(y_w) − β log π(y_l)) + NLL(y_w)",
+        reward="sum",
+        settings=SIMPO_SETTINGS,
+        beta=0.1,
+        loss="sigmoid",
+        sft=1.0,
+    ),
+    _baseline("ipo", "IPO", _IPO, "(mean log-ratio gap − 1/(2β))²", loss="ipo"),
+    _baseline("ipo-sum", "IPO", _IPO, "(log-ratio gap − 1/(2β))²", loss="ipo_sum"),
+    _baseline(
+        "slic-hf",
+        "SLiC-HF",
+        _paper(
+            "slichf",
+            "SLiC-HF: Sequence Likelihood Calibration with Human Feedback",
+            "Zhao, Yao and Joshi, Rishabh and Liu, Tianqi and Khalman, Misha and Saleh, Mohammad and Liu, Peter J.",
+            2023,
+            "2305.10425",
+        ),
+        "max(0, 1 − β log π(y_w) + β log π(y_l)) + 0.1 · NLL(y_w),  δ = 1/β",
+        reward="sum",
+        loss="hinge",
+        settings=SIMPO_SETTINGS,
+        beta=1.0,
+        sft=0.1,
+    ),
+    _baseline(
+        "alphapo",
+        "AlphaPO",
+        _ALPHAPO,
+        "−log σ(β (f(p_w) − f(p_l)) − γ),  f(p) = (1 − p^−α)/α, p = exp(mean log π)",
+        reward="length-normalized",
+        settings=SIMPO_SETTINGS,
+        beta=2.5,
+        gamma_beta_ratio=0.1,
+        alpha=0.25,
+        learning_rate=7e-7,
+    ),
+    _baseline(
+        "alphapo-token",
+        "AlphaPO by token",
+        _ALPHAPO,
+        "−log σ(β (mean f(π_w,t) − mean f(π_l,t)) − γ),  f(p) = (1 − p^−α)/α",
+        reward="alphapo-token",
+        settings=SIMPO_SETTINGS,
+        beta=2.5,
+        gamma_beta_ratio=0.1,
+        alpha=0.25,
+        learning_rate=7e-7,
+    ),
+    _baseline(
+        "robust-dpo",
+        "rDPO",
+        _paper(
+            "rdpo",
+            "Provably Robust DPO: Aligning Language Models with Noisy Feedback",
+            "Ray Chowdhury, Sayak and Kini, Anush and Natarajan, Nagarajan",
+            2024,
+            "2403.00409",
+        ),
+        "[−(1−ε) log σ(x) + ε log σ(−x)] / (1 − 2ε)",
+        loss="robust",
+        label_smoothing=0.1,
+    ),
+    _baseline(
+        "wpo",
+        "WPO",
+        _paper(
+            "wpo",
+            "WPO: Enhancing RLHF with Weighted Preference Optimization",
+            "Zhou, Wenxuan and Agrawal, Ravi and Zhang, Shujian and Indurthi, Sathish Reddy and others",
+            2024,
+            "2406.11827",
+        ),
+        "w(y_w) w(y_l) · −log σ(x),  w(y) = exp(mean_t (log π(y_t) − log Σ_v π(v)²))",
+        use_weighting=True,
+        beta=0.01,
+    ),
+    _baseline(
+        "orpo",
+        "ORPO",
+        _paper(
+            "orpo",
+            "ORPO: Monolithic Preference Optimization without Reference Model",
+            "Hong, Jiwoo and Lee, Noah and Thorne, James",
+            2024,
+            "2403.07691",
+        ),
+        "NLL(y_w) + β · −log σ(log odds(y_w) − log odds(y_l)),  odds = p/(1 − p), p = exp(mean log π)",
+        reward="log-odds",
+        loss="orpo",
+        sft=1.0,
+        settings=SIMPO_SETTINGS,
+        beta=0.1,
+        learning_rate=5e-6,
+    ),
+    _baseline(
+        "rrhf",
+        "RRHF",
+        _paper(
+            "rrhf",
+            "RRHF: Rank Responses to Align Language Models with Human Feedback without tears",
+            "Yuan, Zheng and Yuan, Hongyi and Tan, Chuanqi and Wang, Wei and Huang, Songfang and Huang, Fei",
+            2023,
+            "2304.05302",
+        ),
+        "max(0, mean log π(y_l) − mean log π(y_w)) + NLL(y_w)",
+        reward="length-normalized",
+        loss="rrhf",
+        sft=1.0,
+        settings=SIMPO_SETTINGS,
+        beta=1.0,
+        gamma_beta_ratio=0.0,
+    ),
+    _baseline(
+        "cdpo",
+        "cDPO",
+        _paper("cdpo", "A note on DPO with noisy preferences & relationship to IPO", "Mitchell, Eric", 2023),
+        "−(1−ε) log σ(x) − ε log σ(−x)",
+        loss="conservative",
+        label_smoothing=0.1,
+    ),
+    _baseline(
+        "rsimpo",
+        "rSimPO",
+        GAMMA_PO_PAPER,
+        "−(1−ε) log σ(m − γ) − ε log σ(−m − γ),  m = βΔ",
+        reward="length-normalized",
+        loss="robust_simpo",
+        settings=SIMPO_SETTINGS,
+        beta=10.0,
+        gamma_beta_ratio=0.4,
+        label_smoothing=0.1,
+    ),
+    _baseline(
+        "focalpo",
+        "FocalPO",
+        _paper(
+            "focalpo",
+            "FocalPO: Enhancing Preference Optimizing by Focusing on Correct Preference Rankings",
+            "Liu, Tong and Yu, Xiao and Zhou, Wenxuan and Gu, Jindong and Tresp, Volker",
+            2025,
+            "2501.06645",
+        ),
+        "−σ(x)^g log σ(x)",
+        loss="focal",
+        focal_gamma=0.05,
+    ),
+    _baseline(
+        "kto-pair",
+        "KTO on pairs",
+        _paper(
+            "kto",
+            "KTO: Model Alignment as Prospect Theoretic Optimization",
+            "Ethayarajh, Kawin and Xu, Winnie and Muennighoff, Niklas and Jurafsky, Dan and Kiela, Douwe",
+            2024,
+            "2402.01306",
+        ),
+        "2 − σ(β (log-ratio(y_w) − KL_l)) − σ(β (KL_w − log-ratio(y_l)))",
+        loss="kto_pair",
+    ),
+    _baseline(
+        "dpop",
+        "DPOP",
+        _paper(
+            "dpop",
+            "Smaug: Fixing Failure Modes of Preference Optimisation with DPO-Positive",
+            "Pal, Arka and Karkhanis, Deep and Dooley, Samuel and Roberts, Manley and others",
+            2024,
+            "2402.13228",
+        ),
+        "−log σ(x − β λ max(0, −log-ratio(y_w)))",
+        loss="dpop",
+        beta=0.3,
+        dpop_lambda=50.0,
+    ),
+    _baseline(
+        "sppo",
+        "SPPO",
+        _paper(
+            "sppo",
+            "Self-Play Preference Optimization for Language Model Alignment",
+            "Wu, Yue and Sun, Zhiqing and Yuan, Huizhuo and Ji, Kaixuan and Yang, Yiming and Gu, Quanquan",
+            2024,
+            "2405.00675",
+        ),
+        "(log-ratio(y_w) − 1/(2β))² + (log-ratio(y_l) + 1/(2β))²",
+        loss="sppo_hard",
+        beta=0.001,
+    ),
+    _baseline(
+        "simper",
+        "SimPER",
+        _paper(
+            "simper",
+            "SimPER: A Minimalist Approach to Preference Alignment without Hyperparameters",
+            "Xiao, Teng and Yuan, Yige and Chen, Zhengyu and Li, Mingxiao and others",
+            2025,
+            "2502.00883",
+        ),
+        "p_l − p_w,  p = exp(mean log π)",
+        reward="length-normalized",
+        loss="simper",
+        settings=SIMPO_SETTINGS,
+        beta=1.0,
+    ),
+    _baseline(
+        "reward-aware-po",
+        "Reward-aware RPO",
+        _paper("nemotron", "Nemotron-4 340B Technical Report", "{NVIDIA}", 2024, "2406.11704"),
+        "KL(σ(η (s_w − s_l)) ‖ σ(x)) + 1e-5 · NLL(y_w)",
+        loss="reward_aware",
+        reward_aware_eta=1.0,
+        sft=1e-5,
+        learning_rate=3e-7,
+    ),
+)

@@ -1,0 +1,64 @@
+"""What a method is: a named choice of reward, loss and terms, with its paper and the paper's settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Paper:
+    """What to cite."""
+
+    title: str
+    citation: str
+    arxiv: str | None = None
+
+    def as_trl(self) -> dict[str, str]:
+        """The form in which TRL's trainers hand their paper to the model card."""
+        card = {"title": self.title, "citation": self.citation}
+        return card | {"id": self.arxiv} if self.arxiv else card
+
+
+@dataclass(frozen=True)
+class Method:
+    """A named choice of reward and terms, with its paper and the paper's settings."""
+
+    id: str
+    name: str
+    paper: Paper
+    formula: str
+    reward: str
+    defaults: Mapping[str, Any]  # config fields, both bases
+    loss: str | None = None  # `loss_type` on both bases; None is the sigmoid with a target margin
+    sft: float = 0.0  # λ of the term λ · mean negative log-likelihood of the chosen completions' tokens
+    bases: tuple[str, ...] = ("cpo", "dpo")  # that can carry it, its own first
+    weight: str | Sequence[str] | None = None  # a term by name, or several, which multiply
+    margin: str | Sequence[str] | None = None  # or which add
+    keep_best: str | None = None  # evaluation metric whose best checkpoint is kept
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # model of the paper → its own values
+    tags: tuple[str, ...] = ()
+    baseline: bool = False  # one of the objectives that the papers compare with
+
+
+# SimPO's general settings, which most papers keep: one epoch, cosine with 10 % warm-up, 128 pairs a step
+SIMPO_SETTINGS: Mapping[str, Any] = MappingProxyType(
+    {
+        "learning_rate": 1e-6,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.1,
+        "num_train_epochs": 1.0,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 64,
+        "max_length": 2048,
+    }
+)
+
+
+def names_of(named: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The names of one term, of several, or of none."""
+    if named is None:
+        return ()
+    return (named,) if isinstance(named, str) else tuple(named)

@@ -70,15 +70,13 @@ VOCABULARY = len(SPECIAL) + 256
 BASES = {"cpo": (MarginCPOTrainer, MarginCPOConfig), "dpo": (MarginDPOTrainer, MarginDPOConfig)}
 
 
-@pytest.fixture(scope="module")
-def few_objects_to_collect() -> Iterator[None]:
-    """accelerate collects garbage at every start of a training, over all that is imported: for modules of many tiny
-    ones, that is most of their time.
+@pytest.fixture(scope="module", autouse=True)
+def few_objects_to_collect() -> None:
+    """accelerate collects garbage at every start and end of a training, over all that is imported: of a run of a tiny
+    model, that is most of the time. What is there before a module's tests is no garbage.
     """
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture

@@ -47,7 +47,7 @@ from trl_margins.forward.shared_prompt import shared_token_logps
 from trl_margins.methods import METHODS
 from trl_margins.trainers import configs
 
-pytestmark = pytest.mark.usefixtures("few_objects_to_collect", "clean_registry")
+pytestmark = pytest.mark.usefixtures("clean_registry")
 
 FOUND = everything()
 FILES = sorted({text.file for text in FOUND})

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
-import subprocess
-import sys
 import time
+from multiprocessing import get_context
 from pathlib import Path
 
+import killed
 import pytest
 import torch
 from conftest import load, preference_rows, quiet
@@ -21,8 +20,6 @@ from trl_margins.trainers.checkpoints import load_states, save_states
 from trl_margins.trainers.configs import config_class
 from trl_margins.trainers.folder import is_whole, last_whole_checkpoint
 from trl_margins.trainers.named import trainer_class
-
-SCRIPT = str(Path(__file__).with_name("killed.py"))
 
 
 def test_states_come_back_as_they_were(tmp_path):
@@ -130,26 +127,35 @@ def test_another_runs_checkpoint(tiny_model, tokenizer, tmp_path):
         other.train(resume_from_checkpoint=True)
 
 
-def test_kills_change_nothing(tiny_model, tmp_path):
+def test_kills_change_nothing(tiny_model, tmp_path, monkeypatch):
     """Three kills at random moments, a checkpoint being written at nearly every one of them."""
     kills = int(os.environ.get("KILLS", "3"))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+    processes = get_context("forkserver")  # what they import is imported once
+    processes.set_forkserver_preload(["killed"])
 
     def start(out):
-        return subprocess.Popen([sys.executable, SCRIPT, tiny_model, str(out)], env=environment)
+        process = processes.Process(target=killed.train, args=(tiny_model, out, 8 * (kills + 1)))
+        process.start()
+        return process
 
-    assert start(tmp_path / "whole").wait() == 0
+    def code(process):
+        process.join()
+        return process.exitcode
+
+    assert code(start(tmp_path / "whole")) == 0
     rng = random.Random(1)
     out = tmp_path / "killed"
     for _ in range(kills):
         process = start(out)
         before = len(_lines(out))
-        while len(_lines(out)) < before + 2 and process.poll() is None:  # past what the last kill left
+        while len(_lines(out)) < before + 2 and process.is_alive():  # past what the last kill left
             time.sleep(0.002)
         time.sleep(rng.uniform(0, 0.3))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert start(out).wait() == 0
+        process.kill()
+        process.join()
+    assert code(start(out)) == 0
     ends = [load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed")]
     for name, value in ends[0].items():
         assert torch.equal(value, ends[1][name]), name

@@ -12,10 +12,11 @@ from pathlib import Path
 import killed
 import pytest
 import torch
-from conftest import load, preference_rows, quiet
+from conftest import METHODS_AND_BASES, OWN_METHODS, bases_of, load, preference_rows, quiet
 from safetensors.torch import load_file
 
-from trl_margins.methods import METHODS
+from trl_margins.methods import MARGINS, METHODS, WEIGHTS, names_of
+from trl_margins.terms import Term
 from trl_margins.trainers.checkpoints import load_states, save_states
 from trl_margins.trainers.configs import config_class
 from trl_margins.trainers.folder import is_whole, last_whole_checkpoint
@@ -62,6 +63,12 @@ def test_only_whole_checkpoints_are_taken(tmp_path, caplog):
     assert not is_whole(tmp_path / "checkpoint-12")
 
 
+def remembers(row):
+    tables = {"weight": WEIGHTS, "margin": MARGINS}
+    terms = [table[name] for kind, table in tables.items() for name in names_of(getattr(row, kind))]
+    return any(term.state_dict is not Term.state_dict for term in terms)
+
+
 def build(method, base, folder, tokenizer, out, **options):
     model = load(folder)
     for module in model.modules():
@@ -77,11 +84,13 @@ def build(method, base, folder, tokenizer, out, **options):
     )
 
 
+# baselines whose terms have no state resume as TRL does
+RESUMED = [*OWN_METHODS, *(id for id, row in METHODS.items() if id not in OWN_METHODS and remembers(row))]
 ACCUMULATED = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
 RUNS = [
-    *((method, base, {}) for method in METHODS for base in ("cpo", "dpo")),
+    *((method, base, {}) for method, base in METHODS_AND_BASES if method in RESUMED),
     *((method, "dpo", {"reward": "log-ratio"}) for method in ("gamma-po", "amapo", "geometric-anchor")),
-    *((method, "cpo", ACCUMULATED) for method in METHODS),
+    *((method, bases_of(method)[0], ACCUMULATED) for method in RESUMED),
     ("geometric-anchor", "cpo", {"anchor_direction": "momentum"}),
     ("gamma-po", "cpo", {"eval_strategy": "steps", "eval_steps": 1}),  # which must not be in the queue
     ("amapo", "cpo", {"disable_dropout": False}),

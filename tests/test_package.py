@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import cache
 from graphlib import TopologicalSorter
 from importlib import resources
 from pathlib import Path
@@ -125,12 +126,14 @@ FORBIDDEN = {
 }
 
 
+@cache
 def modules() -> dict[str, Path]:
     """Every module of the package by its name without the package's."""
     paths = (path for path in ROOT.rglob("*.py") if path.parent != ROOT or path.stem != "__init__")
     return {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in paths}
 
 
+@cache
 def imports_of(name: str, path: Path) -> set[str]:
     """Modules of the package and libraries that a module imports, also where only a type checker does."""
     here = ROOT.name + "." + name + (".x" if path.stem == "__init__" else "")

@@ -8,12 +8,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
+import functools
 import gc
 import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
 import torch
 from datasets import Dataset
@@ -30,11 +32,15 @@ from transformers import (
 )
 
 from trl_margins import MarginCPOConfig, MarginCPOTrainer, MarginDPOConfig, MarginDPOTrainer
+from trl_margins.methods import METHODS
 
 # The same examples on every machine; HYPOTHESIS_PROFILE=random looks for new ones
 settings.register_profile("same", derandomize=True)
 settings.register_profile("random", derandomize=False)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
+
+# every model card is made from the same few templates, which Jinja compiles for each
+jinja2.Environment.compile = functools.cache(jinja2.Environment.compile)  # type: ignore[method-assign]
 
 SPECIAL = ["<pad>", "<s>", "</s>"]
 CHAT_TEMPLATE = (
@@ -70,15 +76,24 @@ VOCABULARY = len(SPECIAL) + 256
 BASES = {"cpo": (MarginCPOTrainer, MarginCPOConfig), "dpo": (MarginDPOTrainer, MarginDPOConfig)}
 
 
-@pytest.fixture(scope="module")
-def few_objects_to_collect() -> Iterator[None]:
-    """accelerate collects garbage at every start of a training, over all that is imported: for modules of many tiny
-    ones, that is most of their time.
+def bases_of(method: str) -> tuple[str, ...]:
+    """Those that can carry it, its own first."""
+    return tuple(getattr(METHODS[method], "bases", BASES))
+
+
+# What trains takes the five papers' own methods on both bases, and each of their baselines on one
+OWN_METHODS = [id for id, row in METHODS.items() if not getattr(row, "baseline", False)]
+METHODS_AND_BASES = [(id, base) for id in METHODS for base in bases_of(id)]
+TRAINED = [(id, base) for id, base in METHODS_AND_BASES if id in OWN_METHODS or base == bases_of(id)[0]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_objects_to_collect() -> None:
+    """accelerate collects garbage at every start and end of a training, over all that is imported: of a run of a tiny
+    model, that is most of the time. What is there before a module's tests is no garbage.
     """
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture

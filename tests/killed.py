@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +30,7 @@ class Progress(TrainerCallback):
         self._note(step=state.global_step)
 
 
-if __name__ == "__main__":
-    folder, out = sys.argv[1], Path(sys.argv[2])
+def train(folder: str, out: Path, rows: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
     trainer = AMaPOTrainer(
         load(folder),
@@ -47,7 +45,7 @@ if __name__ == "__main__":
                 save_total_limit=2,
             )
         ),
-        train_dataset=preference_rows(60, seed=6),
+        train_dataset=preference_rows(rows, seed=6),
         processing_class=byte_tokenizer(),
         callbacks=[Progress(out / "steps.jsonl")],
     )

@@ -20,8 +20,6 @@ from trl_margins.data.loading import load_splits, pick_split
 from trl_margins.trainers.configs import config_class
 from trl_margins.trainers.named import trainer_class
 
-pytestmark = pytest.mark.usefixtures("few_objects_to_collect")
-
 GAPS = (4.0, 2.0, 1.0, 0.5)  # mean 1.875
 ROOM = 128  # tokens a row, by `quiet`
 NAN, INF = float("nan"), float("inf")

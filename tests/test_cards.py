@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import load, preference_rows, quiet
+from conftest import TRAINED, load, preference_rows, quiet
 from huggingface_hub import EvalResult, HfApi, ModelCard, metadata_load
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 from peft import LoraConfig
@@ -508,9 +508,9 @@ def test_an_adapter_of_a_local_model_names_no_folder(tiny_model, tokenizer, tmp_
     assert_valid(tmp_path / "x")
 
 
-@pytest.mark.parametrize("base", ["cpo", "dpo"])
-@pytest.mark.parametrize("method", METHODS.values(), ids=lambda method: method.id)
+@pytest.mark.parametrize(("method", "base"), TRAINED)
 def test_every_method_before_training(method, base, tiny_model, tokenizer, tmp_path):
+    method = METHODS[method]
     trainer = build(method.id, tiny_model, tokenizer, tmp_path / "x", base)
     trainer.create_model_card()
     card = card_of(tmp_path / "x")

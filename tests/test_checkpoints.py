@@ -5,24 +5,22 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
-import subprocess
-import sys
 import time
+from multiprocessing import get_context
 from pathlib import Path
 
+import killed
 import pytest
 import torch
-from conftest import load, preference_rows, quiet
+from conftest import METHODS_AND_BASES, OWN_METHODS, bases_of, load, preference_rows, quiet
 from safetensors.torch import load_file
 
-from trl_margins.methods import METHODS
+from trl_margins.methods import MARGINS, METHODS, WEIGHTS, names_of
+from trl_margins.terms import Term
 from trl_margins.trainers.checkpoints import load_states, save_states
 from trl_margins.trainers.configs import config_class
 from trl_margins.trainers.folder import is_whole, last_whole_checkpoint
 from trl_margins.trainers.named import trainer_class
-
-SCRIPT = str(Path(__file__).with_name("killed.py"))
 
 
 def test_states_come_back_as_they_were(tmp_path):
@@ -65,6 +63,12 @@ def test_only_whole_checkpoints_are_taken(tmp_path, caplog):
     assert not is_whole(tmp_path / "checkpoint-12")
 
 
+def remembers(row):
+    tables = {"weight": WEIGHTS, "margin": MARGINS}
+    terms = [table[name] for kind, table in tables.items() for name in names_of(getattr(row, kind))]
+    return any(term.state_dict is not Term.state_dict for term in terms)
+
+
 def build(method, base, folder, tokenizer, out, **options):
     model = load(folder)
     for module in model.modules():
@@ -80,11 +84,13 @@ def build(method, base, folder, tokenizer, out, **options):
     )
 
 
+# baselines whose terms have no state resume as TRL does
+RESUMED = [*OWN_METHODS, *(id for id, row in METHODS.items() if id not in OWN_METHODS and remembers(row))]
 ACCUMULATED = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
 RUNS = [
-    *((method, base, {}) for method in METHODS for base in ("cpo", "dpo")),
+    *((method, base, {}) for method, base in METHODS_AND_BASES if method in RESUMED),
     *((method, "dpo", {"reward": "log-ratio"}) for method in ("gamma-po", "amapo", "geometric-anchor")),
-    *((method, "cpo", ACCUMULATED) for method in METHODS),
+    *((method, bases_of(method)[0], ACCUMULATED) for method in RESUMED),
     ("geometric-anchor", "cpo", {"anchor_direction": "momentum"}),
     ("gamma-po", "cpo", {"eval_strategy": "steps", "eval_steps": 1}),  # which must not be in the queue
     ("amapo", "cpo", {"disable_dropout": False}),
@@ -130,26 +136,35 @@ def test_another_runs_checkpoint(tiny_model, tokenizer, tmp_path):
         other.train(resume_from_checkpoint=True)
 
 
-def test_kills_change_nothing(tiny_model, tmp_path):
+def test_kills_change_nothing(tiny_model, tmp_path, monkeypatch):
     """Three kills at random moments, a checkpoint being written at nearly every one of them."""
     kills = int(os.environ.get("KILLS", "3"))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+    processes = get_context("forkserver")  # what they import is imported once
+    processes.set_forkserver_preload(["killed"])
 
     def start(out):
-        return subprocess.Popen([sys.executable, SCRIPT, tiny_model, str(out)], env=environment)
+        process = processes.Process(target=killed.train, args=(tiny_model, out, 8 * (kills + 1)))
+        process.start()
+        return process
 
-    assert start(tmp_path / "whole").wait() == 0
+    def code(process):
+        process.join()
+        return process.exitcode
+
+    assert code(start(tmp_path / "whole")) == 0
     rng = random.Random(1)
     out = tmp_path / "killed"
     for _ in range(kills):
         process = start(out)
         before = len(_lines(out))
-        while len(_lines(out)) < before + 2 and process.poll() is None:  # past what the last kill left
+        while len(_lines(out)) < before + 2 and process.is_alive():  # past what the last kill left
             time.sleep(0.002)
         time.sleep(rng.uniform(0, 0.3))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert start(out).wait() == 0
+        process.kill()
+        process.join()
+    assert code(start(out)) == 0
     ends = [load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed")]
     for name, value in ends[0].items():
         assert torch.equal(value, ends[1][name]), name

@@ -11,7 +11,7 @@ from contextlib import suppress
 
 import pytest
 import yaml
-from conftest import preference_rows
+from conftest import METHODS_AND_BASES, preference_rows
 from datasets import DatasetDict
 from transformers import pipeline
 from trl import TrlParser
@@ -182,8 +182,7 @@ def test_the_config_follows_method_and_base(argv, config):
     assert type(parse([*argv, "--use_cpu"])[1]) is config
 
 
-@pytest.mark.parametrize("base", ["cpo", "dpo"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "base"), METHODS_AND_BASES)
 def test_a_parser_keeps_the_terms_of_a_method(method, base):
     """Also TRL's own parser, in a custom script."""
     config = parse(["--method", method, "--base", base, "--use_cpu"])[1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import importlib
 import importlib.util
 import re
@@ -103,9 +102,8 @@ def small(config: TrainingArguments) -> None:
 
 
 @pytest.fixture(scope="session")
-def workspace(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def workspace(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files that the pages name, among them a run's folder."""
-    gc.freeze()  # every training collects garbage, and looks through all that the libraries have made
     folder = tmp_path_factory.mktemp("docs")
     for name, seed in {"pairs": 1, "eval": 2}.items():
         rows = preference_rows(12, "conversational", seed=seed)
@@ -130,8 +128,7 @@ def workspace(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
         run(["trl-margins", "train", "--output_dir", "out"], set())
     for name in ("gappo", "simpo"):
         shutil.copytree(folder / "out", folder / name)
-    yield folder
-    gc.unfreeze()
+    return folder
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import math
 
 import pytest
 import torch
-from conftest import load, preference_rows, quiet
+from conftest import OWN_METHODS, load, preference_rows, quiet
 from datasets import Dataset
 
 from trl_margins import Term
@@ -16,7 +16,6 @@ from trl_margins.trainers.configs import config_class
 from trl_margins.trainers.folder import is_whole
 from trl_margins.trainers.named import trainer_class
 
-METHODS = ("gappo", "gap-aware", "gamma-po", "amapo", "geometric-anchor", "gradient-norm", "simpo-sam")
 BROKEN = "#"  # a byte whose embedding is NaN
 
 
@@ -57,7 +56,7 @@ def assert_same(mine, theirs):
 
 
 @pytest.mark.parametrize("base", ["cpo", "dpo"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", OWN_METHODS)
 def test_training_stops_and_names_the_rows(method, base, tiny_model, tokenizer, tmp_path):
     """Third step of four pairs: rows 9 and 10. What is saved are the weights after two steps, bit for bit."""
     data = rows(broken={9: "rejected", 10: "chosen"})
@@ -81,7 +80,7 @@ def test_training_stops_and_names_the_rows(method, base, tiny_model, tokenizer, 
 
 
 @pytest.mark.parametrize("base", ["cpo", "dpo"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", OWN_METHODS)
 def test_a_skipped_step_leaves_no_trace(method, base, tiny_model, tokenizer, tmp_path, caplog):
     """The same weights, means and pair log as without these four pairs: the optimizer and the terms never saw them."""
     data = rows(broken={5: "chosen"})

@@ -7,7 +7,7 @@ from itertools import product
 
 import pytest
 import torch
-from conftest import assert_same_gradients, first_batch, load, loss_and_gradients, preference_rows, quiet
+from conftest import TRAINED, assert_same_gradients, first_batch, load, loss_and_gradients, preference_rows, quiet
 from datasets import Dataset
 
 from trl_margins import (
@@ -35,8 +35,7 @@ def build(cls, config_cls, folder, tokenizer, out, rows, evals=None, **settings)
     return cls(load(folder), args=args, train_dataset=rows, eval_dataset=evals, processing_class=tokenizer)
 
 
-@pytest.mark.parametrize("base", BASES)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "base"), TRAINED)
 def test_every_method_trains_on_both_bases(method, base, tiny_model, tokenizer, tmp_path):
     rows = preference_rows(12, "conversational")
     settings = {"num_train_epochs": 1, "learning_rate": 1e-2, "warmup_steps": 0}

@@ -38,8 +38,6 @@ from trl_margins.cli import main
 from trl_margins.trainers import model_checks
 from trl_margins.trainers.model_checks import TokenLimits, _check_trains, _positions
 
-pytestmark = pytest.mark.usefixtures("few_objects_to_collect")
-
 both_bases = pytest.mark.parametrize("base", BASES)
 IDS = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 LLAMA = LlamaConfig(

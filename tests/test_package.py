@@ -8,11 +8,13 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import cache
 from graphlib import TopologicalSorter
 from importlib import resources
 from pathlib import Path
 
 import pytest
+from conftest import METHODS_AND_BASES, OWN_METHODS
 
 import trl_margins
 from trl_margins.methods import METHODS
@@ -124,12 +126,14 @@ FORBIDDEN = {
 }
 
 
+@cache
 def modules() -> dict[str, Path]:
     """Every module of the package by its name without the package's."""
     paths = (path for path in ROOT.rglob("*.py") if path.parent != ROOT or path.stem != "__init__")
     return {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in paths}
 
 
+@cache
 def imports_of(name: str, path: Path) -> set[str]:
     """Modules of the package and libraries that a module imports, also where only a type checker does."""
     here = ROOT.name + "." + name + (".x" if path.stem == "__init__" else "")
@@ -166,23 +170,30 @@ def test_no_import_circle():
     TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
 
-@pytest.mark.parametrize("method", METHODS.values(), ids=lambda method: method.id)
-def test_a_row_is_whole(method):
-    """Every row has a trainer, a config on both bases, and a paper that a card can cite."""
+@pytest.mark.parametrize("method", OWN_METHODS)
+def test_a_method_has_its_trainers(method):
+    """On both bases, with names of their own."""
+    row = METHODS[method]
     for base, parent in {"cpo": trl_margins.MarginCPOTrainer, "dpo": trl_margins.MarginDPOTrainer}.items():
-        config, trainer = config_class(method.id, base), trainer_class(method.id, base)
-        assert trainer._method is method
+        config, trainer = config_class(method, base), trainer_class(method, base)
+        assert trainer._method is row
         assert trainer._config_class is config
         assert trainer.__base__ is parent
         assert trainer.__name__ == config.__name__.replace("Config", "Trainer")
         assert getattr(trl_margins, trainer.__name__) is trainer
-        assert (trainer._name, trainer._paper["title"]) == (method.name, method.paper.title)
-        assert trainer._tag_names == ["trl", *(["dpo"] if base == "dpo" else []), "trl-margins", *method.tags]
-        for name, value in method.defaults.items():
-            if name != "gamma_beta_ratio":
-                assert config.__dataclass_fields__[name].default == value, (base, name)
-    assert method.paper.citation.startswith("@")
-    assert method.paper.title in method.paper.citation
+        assert (trainer._name, trainer._paper["title"]) == (row.name, row.paper.title)
+        assert trainer._tag_names == ["trl", *(["dpo"] if base == "dpo" else []), "trl-margins", *row.tags]
+
+
+@pytest.mark.parametrize(("method", "base"), METHODS_AND_BASES)
+def test_a_row_is_whole(method, base):
+    """Every row has a config on its bases, and a paper that a card can cite."""
+    row, fields = METHODS[method], config_class(method, base).__dataclass_fields__
+    for name, value in row.defaults.items():
+        if name != "gamma_beta_ratio":
+            assert fields[name].default == value, name
+    assert row.paper.citation.startswith("@")
+    assert row.paper.title in row.paper.citation
 
 
 def test_an_unknown_method_names_the_known():

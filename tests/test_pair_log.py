@@ -9,7 +9,7 @@ import logging
 import numpy as np
 import pytest
 import torch
-from conftest import load, preference_rows, quiet
+from conftest import OWN_METHODS, load, preference_rows, quiet
 
 from trl_margins import MarginCPOConfig, MarginCPOTrainer, MarginDPOConfig, MarginDPOTrainer
 from trl_margins.cli import main
@@ -21,8 +21,6 @@ from trl_margins.recording.pair_log import PairLog, flip_metrics
 from trl_margins.rewards import LengthNormalizedReward, LogRatioReward
 from trl_margins.trainers.configs import config_class
 from trl_margins.trainers.named import trainer_class
-
-METHODS = ("gappo", "gap-aware", "gamma-po", "amapo", "geometric-anchor", "gradient-norm", "simpo-sam")
 
 
 def read(folder):
@@ -41,7 +39,7 @@ def build(method, folder, tokenizer, out, rows=None, base="cpo", **options):
 
 
 @pytest.mark.parametrize("base", ["cpo", "dpo"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", OWN_METHODS)
 def test_a_line_a_pair(method, base, tiny_model, tokenizer, tmp_path):
     """Twelve pairs in steps of two mini-batches: once each, also where a method looks at them more often."""
     options = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "num_train_epochs": 1}

@@ -30,7 +30,7 @@ import transformers
 import trl
 import yaml
 from accelerate.commands.launch import launch_command_parser
-from conftest import byte_tokenizer, load, preference_rows, quiet
+from conftest import METHODS_AND_BASES, byte_tokenizer, load, preference_rows, quiet
 from printed import GAP, PACKAGE, ROOT, Text, everything
 from torch.distributed.run import get_args_parser
 from transformers.trainer_pt_utils import AcceleratorConfig
@@ -44,10 +44,9 @@ from trl_margins.cli.other_keys import FOREIGN
 from trl_margins.cli.recipes import recipe_path
 from trl_margins.data import evaluation_factors, noise, splits
 from trl_margins.forward.shared_prompt import shared_token_logps
-from trl_margins.methods import METHODS
 from trl_margins.trainers import configs
 
-pytestmark = pytest.mark.usefixtures("few_objects_to_collect", "clean_registry")
+pytestmark = pytest.mark.usefixtures("clean_registry")
 
 FOUND = everything()
 FILES = sorted({text.file for text in FOUND})
@@ -308,7 +307,7 @@ def test_launches(text, monkeypatch):
 
 @cache
 def config_classes() -> tuple[Any, ...]:
-    return tuple(configs.config_class(method, base) for method in (None, *METHODS) for base in ("cpo", "dpo"))
+    return tuple(configs.config_class(*each) for each in ((None, "cpo"), (None, "dpo"), *METHODS_AND_BASES))
 
 
 @cache

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import re
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -159,14 +157,6 @@ def test_the_head_says_what_follows(name):
 
 
 @pytest.fixture(scope="module")
-def quick_collection() -> Iterator[None]:
-    """The Trainer collects garbage at its end, which takes longer than training: not among what was there before."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
-@pytest.fixture(scope="module")
 def pairs(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("pairs")
     preference_rows(8, "conversational").save_to_disk(folder)
@@ -196,7 +186,6 @@ def small(model: str, pairs: str, out: Path, max_steps: int = 2) -> list[str]:
 OTHER_RUNS = [(name, flags) for name in NAMES for flags in head(name).runs]
 
 
-@pytest.mark.usefixtures("quick_collection")
 @pytest.mark.parametrize(
     ("name", "flags"), OTHER_RUNS, ids=lambda part: part if isinstance(part, str) else " ".join(part)
 )
@@ -223,7 +212,6 @@ def test_the_command_runs_dry(name, capsys):
     assert (shown["method"], shown["output_dir"]) == (written(name)["method"], written(name)["output_dir"])
 
 
-@pytest.mark.usefixtures("quick_collection")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_trains(name, tiny_model, pairs, tmp_path):
     """Two steps of a stand-in: the recipe's objective is at work, and what trains is what its variant says."""

@@ -19,8 +19,6 @@ from trl_margins.rows import tokenized as tokenized_module
 from trl_margins.rows.mixed import mixed
 from trl_margins.rows.tokens import PairTokenizer
 
-pytestmark = pytest.mark.usefixtures("few_objects_to_collect")
-
 TOOLS = (
     "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}<s>{{ m['role'] }}:{{ m['content'] }}"
     "{% if m['tool_calls'] %}{{ m['tool_calls'] | tojson }}{% endif %}</s>{% endfor %}"

@@ -17,8 +17,6 @@ from trl_margins.evaluation.scorer import completion_logps
 from trl_margins.evaluation.sets import evaluation_set
 from trl_margins.rows import PreferenceRow, tokenize
 
-pytestmark = pytest.mark.usefixtures("few_objects_to_collect")
-
 # ChatML as SmolLM2 has it, with a line break behind each end token, tools, and thinking that a variable switches off
 CHATML = (
     "{% if tools %}tools {{ tools | tojson }}\n{% endif %}"

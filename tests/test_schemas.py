@@ -25,8 +25,6 @@ from trl_margins.evaluation.sets import evaluation_set
 from trl_margins.rows import open_rows, tokenize
 from trl_margins.rows.mixed import mixed
 
-pytestmark = pytest.mark.usefixtures("few_objects_to_collect")
-
 Row = dict[str, Any]
 # rendered prompt, chosen and rejected, by the tests' template and by hand; and the two scores
 Right = tuple[str, str, str, float, float]

@@ -12,8 +12,6 @@ from conftest import BASES, load, preference_rows, quiet
 
 from trl_margins import GeometricAnchorPOConfig, GeometricAnchorPOTrainer
 
-pytestmark = pytest.mark.usefixtures("few_objects_to_collect")
-
 OF_A_METHOD = (GeometricAnchorPOTrainer, GeometricAnchorPOConfig)
 SIZES = ("per_device_train_batch_size", "gradient_accumulation_steps")
 DEFAULTS = dict.fromkeys(SIZES)  # leaves out what `quiet` says

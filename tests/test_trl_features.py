@@ -31,8 +31,6 @@ from trl_margins.pairs import CARRIED, SHARED, one_pair
 from trl_margins.trainers.configs import config_class
 from trl_margins.trainers.named import trainer_class
 
-pytestmark = pytest.mark.usefixtures("few_objects_to_collect")
-
 BASES, SHARING = ("cpo", "dpo"), ("never", "always")
 OURS = {"cpo": (MarginCPOTrainer, MarginCPOConfig), "dpo": (MarginDPOTrainer, MarginDPOConfig)}
 TRLS = {"cpo": (CPOTrainer, CPOConfig), "dpo": (DPOTrainer, DPOConfig)}

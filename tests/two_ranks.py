@@ -13,6 +13,7 @@ And what they do with batches that are not as large on both (uneven), and with a
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -201,8 +202,8 @@ def on_all_ranks(found: dict[str, Any]) -> list[dict[str, Any]]:
     return gather_object([found])
 
 
-if __name__ == "__main__":
-    folder, out, *ways = sys.argv[1:]
+def main(folder: str, out: str, *ways: str) -> None:
+    """Each way's results in a file of its name, which the first rank writes."""
     for way in ways:
         there = Path(out, way)
         if way == "uneven":
@@ -217,4 +218,9 @@ if __name__ == "__main__":
             results = {case: run(case, way, folder, there) for case in cases}
         if os.environ.get("RANK", "0") == "0":
             Path(out, f"{way}.json").write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    gc.freeze()  # as conftest.py does for the tests
+    main(*sys.argv[1:])
     leave_process_group()

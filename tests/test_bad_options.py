@@ -150,7 +150,11 @@ def test_values_that_no_option_has(settings, words, base):
         ("cpo", {"loss_type": "robust"}, "unknown loss_type 'robust'; known: sigmoid, hinge, ipo, simpo, alphapo"),
         ("cpo", {"cpo_alpha": -1.0}, "cpo_alpha must be a number, at least 0; it is -1.0"),
         ("cpo", {"alpha": NAN}, "alpha must be a finite number; it is nan"),
-        ("cpo", {"loss_type": "ipo", "gamma_beta_ratio": 0.5}, "gamma_beta_ratio goes with loss_type='simpo'"),
+        (
+            "cpo",
+            {"loss_type": "ipo", "gamma_beta_ratio": 0.5},
+            "gamma_beta_ratio is a target margin, which loss_type='ipo'",
+        ),
         ("dpo", {"reward": "lenght-normalized"}, "unknown reward .*did you mean 'length-normalized'"),
         ("dpo", {"loss_type": ["sigmoid", "hinge"], "loss_weights": [1.0]}, "Got 1 weights for 2 loss types"),
         ("dpo", {"loss_type": ["sigmoid", "sigmoid"]}, r"loss_type names \['sigmoid'\] more than once"),
@@ -354,7 +358,7 @@ def objective(losses: dict[str, float], **settings: Any) -> Objective:
         (lambda: objective({"simpo": 1.0}), "unknown loss_type 'simpo'; known: sigmoid, hinge"),
         (
             lambda: objective({"nca_pair": 1.0}),
-            "'nca_pair' does not go with reward 'length-normalized', .*these do: alphapo, discopop",
+            "'nca_pair' does not go with reward 'length-normalized', .*these do: alphapo, conservative, discopop",
         ),
         (
             lambda: objective({"ipo": 1.0}, margin=AdaptiveMargin(2.0)),
@@ -365,12 +369,12 @@ def objective(losses: dict[str, float], **settings: Any) -> Objective:
             "weight 'score-gap' does not go with loss_type 'aot'",
         ),
         (
-            lambda: objective({"sigmoid": 0.8, "sft": 1.0}, weight=ScoreGapWeight()),
-            "weight 'score-gap' does not go with loss_type 'sft', which has no loss per pair",
+            lambda: objective({"sft": 1.0}, weight=ScoreGapWeight()),
+            "weight 'score-gap' does not go with loss_type 'sft' alone, which has no loss per pair: add another",
         ),
         (
             lambda: objective({"sigmoid": 0.8, "bco_pair": 1.0}, gamma=0.5),
-            r"margin of 0.5 \(simpo_gamma\) does not go with loss_type 'bco_pair': only alphapo, hinge, sig",
+            r"margin of 0.5 \(simpo_gamma\) does not go with loss_type 'bco_pair': only alphapo, conservative, disco",
         ),
     ],
 )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from trl_margins.links import CPO_LINKS, DPO_LINKS, margin_loss
+from trl_margins.links import CPO_LINKS, DPO_LINKS, LINKS, margin_loss
 from trl_margins.objective import Objective
 from trl_margins.pairs import PairLogps, PairView
 from trl_margins.rewards import LengthNormalizedReward, LogRatioReward, alphapo, length_normalized, log_ratio
@@ -16,7 +16,7 @@ from trl_margins.terms import Term
 from trl_margins.terms.score_gap import ScoreGapWeight, score_gap_weight
 
 NOT_PER_PAIR = {name for name, link in DPO_LINKS.items() if not link.per_pair}
-TAKES_MARGIN = {name for name, link in CPO_LINKS.items() if link.takes_margin}
+TAKES_MARGIN = [(base, name) for base, table in LINKS.items() for name, link in table.items() if link.takes_margin]
 
 
 def softplus(x: np.ndarray) -> np.ndarray:
@@ -195,17 +195,20 @@ class ConstantMargin(Term):
         return torch.full_like(view.reward_gap, 0.7)
 
 
-@pytest.mark.parametrize("name", sorted(TAKES_MARGIN))
-def test_a_constant_margin_is_a_target_margin(name):
-    pairs = random_pairs(2)
-    common = {"reward": LengthNormalizedReward(), "link": CPO_LINKS[name], "beta": 2.0}
+@pytest.mark.parametrize(("base", "name"), TAKES_MARGIN)
+def test_a_constant_margin_is_a_target_margin(base, name):
+    pairs = random_pairs(2, reference=True)
+    reward = LengthNormalizedReward() if base == "cpo" else LogRatioReward()
+    common = {"reward": reward, "link": LINKS[base][name], "beta": 2.0}
+    if name == "exo_pair":
+        common["label_smoothing"] = 0.1
     with_term = Objective(**common, margin=ConstantMargin(), gamma=0.2)(pairs)
     fixed = Objective(**common, gamma=0.9)(pairs)
     torch.testing.assert_close(with_term.losses, fixed.losses)
     torch.testing.assert_close(with_term.margin, torch.full((7,), 0.9, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("name", sorted(DPO_LINKS.keys() - TAKES_MARGIN))
+@pytest.mark.parametrize("name", sorted(DPO_LINKS.keys() - {name for _, name in TAKES_MARGIN}))
 def test_a_margin_with_another_loss_is_an_error_that_names_both(name):
     with pytest.raises(ValueError, match=f"'constant' does not go with loss_type '{name}'"):
         Objective(LogRatioReward(), DPO_LINKS[name], 0.1, margin=ConstantMargin())

@@ -19,7 +19,7 @@ from trl import DPOConfig, DPOTrainer
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 
 from trl_margins import MarginCPOConfig, MarginCPOTrainer, MarginDPOConfig, MarginDPOTrainer
-from trl_margins.links import CPO_LINKS, DPO_LINKS
+from trl_margins.links import TRLS
 
 CPO_CASES = [
     {"loss_type": "sigmoid"},
@@ -34,7 +34,7 @@ CPO_CASES = [
 # exo_pair needs label smoothing; robust is sigmoid without it
 DPO_CASES = [
     {"loss_type": [name], "label_smoothing": 0.1 if name in ("exo_pair", "robust", "aot", "aot_unpaired") else 0.0}
-    for name in DPO_LINKS
+    for name in sorted(TRLS["dpo"])
 ] + [
     {"loss_type": ["sigmoid", "bco_pair", "sft"], "loss_weights": [0.8, 0.2, 1.0]},
     {"loss_type": ["sigmoid"], "label_smoothing": 0.3},
@@ -76,7 +76,7 @@ def compare(ours, theirs, share: str) -> None:
 
 
 def test_every_loss_is_covered():
-    assert {case["loss_type"] for case in CPO_CASES} == {*CPO_LINKS}
+    assert {case["loss_type"] for case in CPO_CASES} == TRLS["cpo"]
 
 
 @pytest.mark.parametrize("share", SHARING)

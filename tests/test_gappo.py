@@ -23,6 +23,7 @@ from trl_margins import (
     Term,
 )
 from trl_margins.rows.scores import ScoreError
+from trl_margins.trainers.configs import objective_of
 
 
 def constant_gap(gap: float):
@@ -166,8 +167,13 @@ class TestConfig:
         assert (config.simpo_gamma, config.gamma_beta_ratio) == (1.0, 0.25)
         with pytest.raises(ValueError, match=r"gamma_beta_ratio=0\.5 and simpo_gamma=0\.7 both"):
             GapPOConfig(str(tmp_path), use_cpu=True, gamma_beta_ratio=0.5, simpo_gamma=0.7)
-        with pytest.raises(ValueError, match="gamma_beta_ratio goes with loss_type='simpo'"):
-            MarginCPOConfig(str(tmp_path), use_cpu=True, gamma_beta_ratio=0.5)
+        with pytest.raises(ValueError, match="gamma_beta_ratio is a target margin, which loss_type='ipo' does not"):
+            MarginCPOConfig(str(tmp_path), use_cpu=True, gamma_beta_ratio=0.5, loss_type="ipo")
+        for loss in ("sigmoid", "hinge"):  # TRL's simpo_gamma says nothing there
+            plain = MarginCPOConfig(str(tmp_path), use_cpu=True, loss_type=loss, simpo_gamma=0.3)
+            assert objective_of(plain).gamma == 0.0
+            ratio = MarginCPOConfig(str(tmp_path), use_cpu=True, loss_type=loss, beta=0.1, gamma_beta_ratio=0.5)
+            assert objective_of(ratio).gamma == ratio.simpo_gamma == 0.05
 
     def test_copies_stay_the_same(self, tmp_path):
         import dataclasses

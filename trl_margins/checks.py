@@ -114,7 +114,7 @@ NUMBERS: Mapping[str, Number] = MappingProxyType(
     {
         **dict.fromkeys(("beta", "gamma_po_tau", "discopop_tau", "num_train_epochs"), _POSITIVE),
         "test_split_size": _POSITIVE,
-        **dict.fromkeys(("dpop_lambda", "focal_gamma", "reward_aware_eta"), _NOT_NEGATIVE),
+        **dict.fromkeys(("dpop_lambda", "focalpo_gamma", "reward_aware_eta"), _NOT_NEGATIVE),
         **dict.fromkeys(("score_gap_threshold", "gamma_po_queue_size", "eval_min_score_gap"), _NOT_NEGATIVE),
         **dict.fromkeys(
             ("anchor_radius", "anchor_keep_graphs", "sam_radius", "cpo_alpha", "ef_sample"), _NOT_NEGATIVE

@@ -132,8 +132,10 @@ class Objective:
             )
         of_batch = [link.name for link in self.links if link.of_batch]
         if len(of_batch) == len(self.links) and (self.terms or self.gamma):
-            part = repr(self.terms[0].name) if self.terms else f"a margin of {self.gamma}"
-            raise ValueError(f"{part} has no effect with loss_type {of_batch[0]!r} alone, which has no loss per pair")
+            part = next((f"{kind} {term.name!r}" for kind, term in self.named_terms), f"margin of {self.gamma}")
+            raise ValueError(
+                f"{part} does not go with loss_type {of_batch[0]!r} alone, which has no loss per pair: add another"
+            )
         for link in self.links:
             self._check_link(link)
         self._check_numbers()

@@ -70,10 +70,10 @@ def rrhf(x: LossInputs) -> Tensor:
     return torch.relu(-x.z)
 
 
-def focal(x: LossInputs) -> Tensor:
+def focalpo(x: LossInputs) -> Tensor:
     """FocalPO (arXiv 2501.06645): −σ(z)^γ log σ(z), z = m − margin, with the gradient of both factors."""
     log_likelihood = F.logsigmoid(x.z)
-    return -torch.exp(x.options["focal_gamma"] * log_likelihood) * log_likelihood
+    return -torch.exp(x.options["focalpo_gamma"] * log_likelihood) * log_likelihood
 
 
 def kto_pair(x: LossInputs) -> Tensor:
@@ -115,7 +115,7 @@ ANY_REWARD: dict[str, Link] = {
         Link("robust_simpo", rsimpo, takes_margin=True, reads_smoothing=True),
         Link("orpo", orpo, takes_margin=True),
         Link("rrhf", rrhf, takes_margin=True),
-        Link("focal", focal, takes_margin=True, options=(("focal_gamma", 0.05),)),
+        Link("focalpo", focalpo, takes_margin=True, options=(("focalpo_gamma", 0.05),)),
         Link("simper", simper),
         Link("reward_aware", reward_aware, columns=SCORES, options=(("reward_aware_eta", 1.0),)),
     )

@@ -244,8 +244,8 @@ ROWS = (
             "2501.06645",
         ),
         "−σ(x)^g log σ(x)",
-        loss="focal",
-        focal_gamma=0.05,
+        loss="focalpo",
+        focalpo_gamma=0.05,
     ),
     _baseline(
         "kto-pair",

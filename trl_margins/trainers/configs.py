@@ -206,8 +206,8 @@ class MarginOptions:
         default=50.0,
         metadata={"help": "λ of loss_type 'dpop': how much a chosen completion that became less likely counts."},
     )
-    focal_gamma: float = field(
-        default=0.05, metadata={"help": "Exponent of FocalPO's factor σ(x)^g, for loss_type 'focal'."}
+    focalpo_gamma: float = field(
+        default=0.05, metadata={"help": "Exponent of FocalPO's factor σ(x)^g, for loss_type 'focalpo'."}
     )
     reward_aware_eta: float = field(
         default=1.0,
@@ -508,21 +508,23 @@ class MarginCPOConfig(MarginOptions, CPOConfig):
         return found if row.reward == _usual_reward("cpo", loss) else {**found, "reward": row.reward}
 
     def _resolve_target_margin(self) -> None:
-        link, trls = _find_loss("cpo", self.loss_type), self.loss_type in TRLS["cpo"]
+        link, is_trls = _find_loss("cpo", self.loss_type), self.loss_type in TRLS["cpo"]
+        is_simpo = self.loss_type in ("simpo", "alphapo")
         rewards = [] if self.reward is None else [reward_class(self.reward)]
         refuse_reference([*rewards, *self._term_classes("weight"), *self._term_classes("margin")])
-        given = (self.gamma_beta_ratio, self._default_gamma_beta_ratio, self.simpo_gamma)
-        if link.takes_margin and all(value is None for value in given):
-            is_simpo = self.loss_type in ("simpo", "alphapo") and not self._replaces_target
-            self.simpo_gamma = SIMPO_GAMMA if is_simpo else 0.0
-        if link.takes_margin or self._builds_on_target:
+        ratio = self._default_gamma_beta_ratio if self.gamma_beta_ratio is None else self.gamma_beta_ratio
+        has_target = is_simpo or (link.takes_margin and not is_trls)
+        if has_target and ratio is None and self.simpo_gamma is None:
+            self.simpo_gamma = SIMPO_GAMMA if is_simpo and not self._replaces_target else 0.0
+        # with TRL's other losses its simpo_gamma says nothing: there the ratio alone is a margin
+        if has_target or self._builds_on_target or (link.takes_margin and ratio is not None):
             _resolve_target_margin(self)
         elif self.gamma_beta_ratio is not None:
             raise ValueError(
                 f"gamma_beta_ratio is a target margin, which loss_type={self.loss_type!r} does not have: leave it out"
             )
         elif self.simpo_gamma is None:
-            self.simpo_gamma = SIMPO_GAMMA if trls else 0.0  # no other loss reads it
+            self.simpo_gamma = SIMPO_GAMMA  # as TRL has it; no other loss reads it
 
 
 @dataclass
@@ -835,9 +837,10 @@ def objective_of(
         links[link] = links.get(link, 0.0) + share
     usual = _usual_reward(base, losses[0])
     reward = getattr(config, "reward", None) or usual
-    # TRL's CPOConfig always has a target margin, whether its loss reads it or not
-    reads_gamma = isinstance(config, MarginOptions) or losses[0] == "simpo"
-    has_target = base == "dpo" or (reads_gamma and next(iter(links)).takes_margin)
+    # CPOConfig always has a simpo_gamma, whether its loss reads it or not
+    has_ratio = getattr(config, "gamma_beta_ratio", None) is not None
+    has_target = base == "dpo" or losses[0] == "simpo" or losses[0] not in TRLS["cpo"] or has_ratio
+    has_target = has_target and (base == "dpo" or next(iter(links)).takes_margin)
     gamma = (getattr(config, "simpo_gamma", None) or 0.0) if has_target else 0.0
     weights = options.terms("weight") if weight is None else weight
     margins = options.terms("margin") if margin is None else margin

@@ -171,7 +171,7 @@ class MarginAdaptiveWeight(Term):
         Number(above=0).check("madpo_tau", self.tau)
 
     def __call__(self, view: PairView) -> Tensor:
-        scores = (view[name] for name in SCORES)
+        scores = view[SCORES[0]], view[SCORES[1]]
         return margin_adaptive_weight(*scores, self.c_max, self.c_min, self.steepness, self.tau)
 
 
@@ -187,7 +187,7 @@ class ScoreOffsetMargin(Term):
         Number(least=0).check("odpo_alpha", self.alpha)
 
     def __call__(self, view: PairView) -> Tensor:
-        return score_offset_margin(*(view[name] for name in SCORES), self.alpha)
+        return score_offset_margin(view[SCORES[0]], view[SCORES[1]], self.alpha)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,10 @@
 
 from ..terms import Term
 from ..terms.adaptive import AdaptiveMargin
+from ..terms.alpha_dpo import ReferenceMargin
 from ..terms.anchor import AnchorMargin, GradientNormMargin
+from ..terms.baselines import DrDPOWeight, LengthMargin, MarginAdaptiveWeight, ScoreOffsetMargin
+from ..terms.beta_dpo import BatchBetaMargin, KeptWeight
 from ..terms.column import ColumnMargin, ColumnWeight
 from ..terms.dynamic_target import DynamicTargetMargin
 from ..terms.evaluation_factor import EvaluationFactorMargin
@@ -10,7 +13,9 @@ from ..terms.score_gap import ScoreGapWeight
 from . import baselines, papers
 from .row import Method, Paper, names_of
 
-WEIGHTS: dict[str, type[Term]] = {term.name: term for term in (ScoreGapWeight, ColumnWeight)}
+WEIGHTS: dict[str, type[Term]] = {
+    term.name: term for term in (ScoreGapWeight, ColumnWeight, DrDPOWeight, KeptWeight, MarginAdaptiveWeight)
+}
 MARGINS: dict[str, type[Term]] = {
     term.name: term
     for term in (
@@ -20,6 +25,10 @@ MARGINS: dict[str, type[Term]] = {
         AnchorMargin,
         GradientNormMargin,
         ColumnMargin,
+        LengthMargin,
+        ScoreOffsetMargin,
+        ReferenceMargin,
+        BatchBetaMargin,
     )
 }
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..checks import Number, unknown
 from ..pairs import PairView, upcast
 from . import Term
-from .history import GapHistory
+from .history import GapHistory, spread
 
 Variant = Literal["code", "paper"]
 # e^80 is far past any reward, and still a float32 after a multiplication with β
@@ -63,7 +63,7 @@ def adaptive_margin(
     scale = 1.0 if variant == "code" else beta
     gap = scale * upcast(length_normalized_gap.detach())
     mean = gap.mean() if mean is None else scale * mean
-    std = _spread(gap) if std is None else scale * std
+    std = spread(gap) if std is None else scale * std
     known = std > 0  # false for NaN, too
     exponent = (
         torch.where(known, (mean - gap) / torch.where(known, std, 1.0) * mean, 0.0)
@@ -84,11 +84,6 @@ def adaptive_margin(
 def _check(variant: str) -> None:
     if variant not in get_args(Variant):
         raise unknown("AMaPO variant", variant, get_args(Variant))
-
-
-def _spread(gap: Tensor) -> Tensor:
-    """Unbiased σ; 0 of a single value, where torch has NaN and a warning."""
-    return gap.std() if gap.numel() > 1 else torch.zeros_like(gap.mean())
 
 
 class AdaptiveMargin(Term):
@@ -140,7 +135,7 @@ class AdaptiveMargin(Term):
             self.exponential,
             self.zero_well_ranked,
             mean=seen.mean(),
-            std=_spread(seen),
+            std=spread(seen),
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..pairs import upcast
+from ..checks import Number
+from ..pairs import SCORES, PairView, upcast
+from . import Term
 
 _LEAST = -1e4  # a margin at which −log σ is 0 in every dtype that a loss has
 
@@ -92,3 +96,109 @@ def length_margin(length_chosen: Tensor, length_rejected: Tensor, alpha: float) 
     Source: Park et al., Disentangling Length from Quality in Direct Preference Optimization (arXiv 2403.19159), eq. 9.
     """
     return alpha * (length_rejected - length_chosen).detach().float()
+
+
+def margin_adaptive_weight(
+    score_chosen: Tensor,
+    score_rejected: Tensor,
+    c_max: float = 2.0,
+    c_min: float = 0.5,
+    steepness: float = 1.0,
+    tau: float = math.log(999),
+) -> Tensor:
+    r"""MADPO's weight :math:`\sigma(c_i h_i)/\sigma(h_i)`, from a reward model's margin h = s_w − s_l:
+
+    .. math:: c_i = c_{min} + \frac{c_{max} - c_{min}}
+        {1 + \frac{c_{max} - 1}{1 - c_{min}} \exp(\lambda(|h_i| - \tau))}
+
+    c falls in |h| and is 1 at τ: a right pair weighs more than 1 where its margin is below τ, and less above. A wrong
+    pair, h < 0, weighs less than 1 down to −τ; from there on it weighs 1.
+
+    Args:
+        score_chosen: [B] the reward model's scores of the chosen completions, as logits: σ(h) is its belief.
+        score_rejected: [B] those of the rejected completions.
+        c_max: c of a pair without a margin is nearly this; above 1.
+        c_min: c of the largest margins, in (0, 1).
+        steepness: λ.
+        tau: τ, where the weight is 1; by default where σ(h) is 0.999.
+
+    Returns:
+        [B] weights > 0, without gradient.
+
+    Source: MADPO (arXiv 2510.05342); its repository, utils/loss_functions.py, with the values of notebooks/MADPO.ipynb
+    (the function's own are τ = 2).
+    """
+    margin = upcast(score_chosen.detach()) - upcast(score_rejected.detach())
+    odds = math.log((c_max - 1) / (1 - c_min))
+    c = c_min + (c_max - c_min) * torch.sigmoid(steepness * (tau - margin.abs()) - odds)
+    weight = torch.exp(F.logsigmoid(c * margin) - F.logsigmoid(margin))
+    return torch.where(margin > -tau, weight, 1.0)
+
+
+@dataclass(frozen=True)
+class DrDPOWeight(Term):
+    """`dr_dpo_weight` over the batch of all ranks.
+
+    The gradient is exactly Dr. DPO's where the link is −log σ of the reward gap, without a margin. The value of the
+    loss is not: it is the weighted mean.
+    """
+
+    beta_prime: float = 1.0
+    name: ClassVar[str] = "dr-dpo"
+
+    def __post_init__(self) -> None:
+        Number(above=0).check("dr_dpo_beta_prime", self.beta_prime)
+
+    def __call__(self, view: PairView) -> Tensor:
+        return dr_dpo_weight(view.reward_gap, self.beta_prime, view.gather(view.reward_gap))
+
+
+@dataclass(frozen=True)
+class MarginAdaptiveWeight(Term):
+    """`margin_adaptive_weight` from the score columns, which hold a reward model's scores."""
+
+    c_max: float = 2.0
+    c_min: float = 0.5
+    steepness: float = 1.0
+    tau: float = math.log(999)
+    name: ClassVar[str] = "madpo"
+    columns = SCORES
+
+    def __post_init__(self) -> None:
+        Number(above=1).check("madpo_c_max", self.c_max)
+        Number(above=0, below=1).check("madpo_c_min", self.c_min)
+        Number(above=0).check("madpo_steepness", self.steepness)
+        Number(above=0).check("madpo_tau", self.tau)
+
+    def __call__(self, view: PairView) -> Tensor:
+        scores = view[SCORES[0]], view[SCORES[1]]
+        return margin_adaptive_weight(*scores, self.c_max, self.c_min, self.steepness, self.tau)
+
+
+@dataclass(frozen=True)
+class ScoreOffsetMargin(Term):
+    """`score_offset_margin` from the score columns. Pairs whose chosen score is not the higher one have no loss."""
+
+    alpha: float = 1.0
+    name: ClassVar[str] = "odpo"
+    columns = SCORES
+
+    def __post_init__(self) -> None:
+        Number(least=0).check("odpo_alpha", self.alpha)
+
+    def __call__(self, view: PairView) -> Tensor:
+        return score_offset_margin(view[SCORES[0]], view[SCORES[1]], self.alpha)
+
+
+@dataclass(frozen=True)
+class LengthMargin(Term):
+    """`length_margin` from the completions' tokens."""
+
+    alpha: float = 0.05
+    name: ClassVar[str] = "r-dpo"
+
+    def __post_init__(self) -> None:
+        Number(least=0).check("r_dpo_alpha", self.alpha)
+
+    def __call__(self, view: PairView) -> Tensor:
+        return length_margin(view.chosen_length, view.rejected_length, self.alpha)

@@ -213,6 +213,45 @@ class MarginOptions:
         default=1.0,
         metadata={"help": "η of loss_type 'reward_aware': how many reward units a score gap of 1 should become."},
     )
+    dr_dpo_beta_prime: float = field(
+        default=1.0, metadata={"help": "Dr. DPO's β′, for weight='dr-dpo': the larger, the more alike the weights."}
+    )
+    madpo_c_max: float = field(
+        default=2.0,
+        metadata={
+            "help": "MADPO's c_max, above 1, for weight='madpo': how much pairs with a small reward-model margin gain."
+        },
+    )
+    madpo_c_min: float = field(
+        default=0.5, metadata={"help": "MADPO's c_min, in (0, 1): how much pairs with a large margin lose."}
+    )
+    madpo_steepness: float = field(default=1.0, metadata={"help": "MADPO's λ: how fast the one turns into the other."})
+    madpo_tau: float = field(
+        default=math.log(999),
+        metadata={"help": "MADPO's τ, the margin at which a pair weighs 1. By default the model's belief is 0.999."},
+    )
+    beta_dpo_a: float = field(
+        default=0.6,
+        metadata={
+            "help": "β-DPO's a, for weight='beta-dpo-kept' with margin='beta-dpo': how much a batch's β follows its "
+            "mean gap."
+        },
+    )
+    beta_dpo_keep: float = field(
+        default=0.8, metadata={"help": "β-DPO: the share of each batch's pairs that is kept; the others are left out."}
+    )
+    r_dpo_alpha: float = field(
+        default=0.05, metadata={"help": "R-DPO's α, for margin='r-dpo', in reward units per token of difference."}
+    )
+    odpo_alpha: float = field(
+        default=1.0, metadata={"help": "ODPO's α, for margin='odpo': the factor of the score gap's logarithm."}
+    )
+    alpha_dpo_alpha: float = field(
+        default=0.2,
+        metadata={
+            "help": "α-DPO's α, for margin='alpha-dpo': how much the standardized distance from the reference counts."
+        },
+    )
     log_pairs: bool = field(
         default=True,
         metadata={

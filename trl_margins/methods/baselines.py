@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from ..terms.alpha_dpo import ReferenceMargin
+from ..terms.baselines import DrDPOWeight, LengthMargin, MarginAdaptiveWeight, ScoreOffsetMargin
+from ..terms.beta_dpo import BatchBetaMargin, KeptWeight
 from .papers import GAMMA_PO_PAPER
 from .row import SIMPO_SETTINGS, Method, Paper
 
@@ -214,9 +217,23 @@ ROWS = (
         gamma_beta_ratio=0.0,
     ),
     _baseline(
+        "r-dpo",
+        "R-DPO",
+        _paper(
+            "rdpo-length",
+            "Disentangling Length from Quality in Direct Preference Optimization",
+            "Park, Ryan and Rafailov, Rafael and Ermon, Stefano and Finn, Chelsea",
+            2024,
+            "2403.19159",
+        ),
+        "−log σ(x + α (|y_w| − |y_l|))",
+        margin=LengthMargin.name,
+        r_dpo_alpha=0.05,
+    ),
+    _baseline(
         "cdpo",
         "cDPO",
-        _paper("cdpo", "A note on DPO with noisy preferences & relationship to IPO", "Mitchell, Eric", 2023),
+        _paper("cdpo", "A note on DPO with noisy preferences and relationship to IPO", "Mitchell, Eric", 2023),
         "−(1−ε) log σ(x) − ε log σ(−x)",
         loss="conservative",
         label_smoothing=0.1,
@@ -232,6 +249,92 @@ ROWS = (
         beta=10.0,
         gamma_beta_ratio=0.4,
         label_smoothing=0.1,
+    ),
+    _baseline(
+        "alpha-dpo",
+        "AlphaDPO",
+        _paper(
+            "alphadpo",
+            "α-DPO: Adaptive Reward Margin is What Direct Preference Optimization Needs",
+            "Wu, Junkang and Wang, Xue and Yang, Zhengyi and Wu, Jiancan and Gao, Jinyang and others",
+            2024,
+            "2410.10148",
+        ),
+        "−log σ(β (Δ − γ − α z_i)),  z = (Δ − Δ_ref) standardized over the run",
+        reward="length-normalized",
+        margin=ReferenceMargin.name,
+        bases=_REFERENCE,
+        settings=SIMPO_SETTINGS,
+        beta=2.5,
+        gamma_beta_ratio=0.6,
+        alpha_dpo_alpha=0.2,
+    ),
+    _baseline(
+        "beta-dpo",
+        "BetaDPO",
+        _BETA_DPO,
+        "−log σ(β_b x_i/β) over the kept pairs,  β_b = β (1 + a (mean gap − its running mean))",
+        weight=KeptWeight.name,
+        margin=BatchBetaMargin.name,
+        beta_dpo_a=0.6,
+        beta_dpo_keep=0.8,
+    ),
+    _baseline(
+        "beta-simpo",
+        "BetaSimPO",
+        _BETA_DPO,
+        "−log σ(β_b Δ − βγ) over the kept pairs,  β_b = β (1 + a (mean Δ − its running mean))",
+        reward="length-normalized",
+        weight=KeptWeight.name,
+        margin=BatchBetaMargin.name,
+        settings=SIMPO_SETTINGS,
+        beta=2.5,
+        gamma_beta_ratio=0.3,
+        beta_dpo_a=0.1,
+        beta_dpo_keep=0.8,
+    ),
+    _baseline(
+        "dr-dpo",
+        "Dr. DPO",
+        _paper(
+            "drdpo",
+            "Towards Robust Alignment of Language Models: Distributionally Robustifying Direct Preference "
+            "Optimization",
+            "Wu, Junkang and Xie, Yuexiang and Yang, Zhengyi and Wu, Jiancan and Chen, Jiawei and others",
+            2024,
+            "2407.07880",
+        ),
+        "σ(x_i)^(1/β′) / mean σ(x)^(1/β′) · −log σ(x_i), the gradient of −β′ log mean exp(log σ(x)/β′)",
+        weight=DrDPOWeight.name,
+        dr_dpo_beta_prime=1.0,
+    ),
+    _baseline(
+        "odpo",
+        "ODPO",
+        _paper(
+            "odpo",
+            "Direct Preference Optimization with an Offset",
+            "Amini, Afra and Vieira, Tim and Cotterell, Ryan",
+            2024,
+            "2402.10571",
+        ),
+        "−log σ(x − α log(s_w − s_l))",
+        margin=ScoreOffsetMargin.name,
+        beta=0.5,
+        odpo_alpha=1.0,
+    ),
+    _baseline(
+        "madpo",
+        "MADPO",
+        _paper(
+            "madpo",
+            "Margin Adaptive DPO: Leveraging Reward Model for Granular Control in Preference Optimization",
+            "Lee, Hyung Gyu",
+            2025,
+            "2510.05342",
+        ),
+        "σ(c_i h_i)/σ(h_i) · −log σ(x_i),  h = s_w − s_l",
+        weight=MarginAdaptiveWeight.name,
     ),
     _baseline(
         "focalpo",

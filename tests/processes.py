@@ -7,6 +7,7 @@ from __future__ import annotations
 import gc
 import os
 import runpy
+import shlex
 import sys
 import tempfile
 import time
@@ -40,41 +41,44 @@ def _run(environment: dict[str, str], target: Callable[..., Any], *arguments: An
     target(*arguments)
 
 
-def side_by_side(ranks: int, *command: str, timeout: float = 900) -> str:
-    """What a command (a script, or `-m` and a module; arguments) prints, run by several ranks, as torchrun would."""
+def output_of(ranks: int, *command: str, folder: Path | None = None, timeout: float = 900) -> str:
+    """What a command (a script, or `-m` and a module; arguments) prints, in a folder; by several ranks, which find
+    each other as those of torchrun do.
+    """
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # at a port that is free
     joined = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
     joined |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
-    with tempfile.TemporaryDirectory() as folder:
-        files = [Path(folder, name) for name in ("out", "err")]
+    of_ranks = [joined | dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank)) for rank in range(ranks)]
+    with tempfile.TemporaryDirectory() as files:
+        printed, said = Path(files, "printed"), Path(files, "said")
         running = [
-            start(_rank, joined | dict.fromkeys(("RANK", "LOCAL_RANK"), str(i)), files, command) for i in range(ranks)
+            start(_command, variables if ranks > 1 else {}, folder or Path.cwd(), (printed, said), command)
+            for variables in of_ranks
         ]
         until = time.monotonic() + timeout
-        while any(each.is_alive() for each in running) and time.monotonic() < until:
-            if any(each.exitcode for each in running):
-                break  # the others would wait for it
+        # where one has failed, the others would wait for it
+        while any(each.is_alive() for each in running) and not any(each.exitcode for each in running):
+            if time.monotonic() > until:
+                break
             time.sleep(0.02)
         for each in running:
             each.kill()
             each.join()
-        printed, said = (file.read_text() for file in files)
-    codes = [each.exitcode for each in running]
-    if any(codes):
-        pytest.fail(f"{ranks} ranks ended with {codes}: {' '.join(command)}\n{said[-3000:]}")
-    return printed
+        codes = [each.exitcode for each in running]
+        if any(codes):
+            pytest.fail(f"{ranks} ranks ended with {codes}: {shlex.join(command)}\n{said.read_text()[-3000:]}")
+        return printed.read_text()
 
 
-def _rank(variables: dict[str, str], files: list[Path], command: tuple[str, ...]) -> None:
+def _command(variables: dict[str, str], folder: Path, files: tuple[Path, Path], command: tuple[str, ...]) -> None:
     os.environ.update(variables)
+    os.chdir(folder)
     for descriptor, file in enumerate(files, start=1):
         os.dup2(os.open(file, os.O_CREAT | os.O_WRONLY | os.O_APPEND), descriptor)
-    first, *rest = command
+    first, *sys.argv = command
     if first == "-m":
-        name, *rest = rest
-        sys.argv = [name, *rest]
-        runpy.run_module(name, run_name="__main__", alter_sys=True)
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
     else:
-        sys.argv = [first, *rest]
+        sys.argv.insert(0, first)
         sys.path.insert(0, str(Path(first).parent))
         runpy.run_path(first, run_name="__main__")

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from conftest import preference_rows
-from processes import side_by_side
+from processes import output_of
 from safetensors.torch import load_file
 from test_distributed import launch
 
@@ -100,7 +100,7 @@ def test_processes_that_nothing_joins_are_refused(tiny_model, pairs, tmp_path):
 
 def test_no_process_waits_for_one_that_was_refused(tiny_model, pairs, tmp_path):
     """Errors that the main process alone finds: all processes raise them, so that none is left waiting."""
-    said = side_by_side(2, str(Path(__file__).with_name("refused.py")), tiny_model, pairs, str(tmp_path))
+    said = output_of(2, str(Path(__file__).with_name("refused.py")), tiny_model, pairs, str(tmp_path))
     for error in (
         "error: .*of another kind",
         "settings: output_dir .* cannot be written to",
@@ -160,7 +160,7 @@ def test_select_shares_the_work(tiny_model, tmp_path):
         argv = ["select", "--model_name_or_path", tiny_model, "--dataset_name", str(tmp_path / "pairs.jsonl")]
         argv += ["--batch_size", str(4 // ranks), "--anchor_batch_multiplier", "1", "--max_length", "128"]
         argv += ["--output_dir", str(tmp_path / str(ranks))]
-        assert main(argv) == 0 if ranks == 1 else side_by_side(ranks, *CLI, *argv)
+        assert main(argv) == 0 if ranks == 1 else output_of(ranks, *CLI, *argv)
         lines = (tmp_path / str(ranks) / "all.jsonl").read_text().splitlines()
         ranked[ranks] = [json.loads(line)["anchor_gap"] for line in lines]
     assert ranked[2] == pytest.approx(ranked[1], abs=1e-4)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -84,17 +83,16 @@ def test_the_shipped_configurations(name, program, flags, tiny_model, pairs, alo
 
 
 def test_processes_that_nothing_joins_are_refused(tiny_model, pairs, tmp_path):
-    """torchrun without --use_cpu, on a machine without an accelerator; with it, as the error says, one run."""
+    """As torchrun starts them: without --use_cpu on a machine without an accelerator; with it, one run."""
     if torch.accelerator.is_available():
         pytest.skip("accelerate joins processes on an accelerator")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *CLI]
-    argv = [*launcher, *command(tiny_model, pairs, tmp_path / "out", 2)]
-    refused = subprocess.run(argv, capture_output=True, text=True, check=False)
-    assert refused.returncode != 0
-    assert "a launcher started 2 processes (WORLD_SIZE=2), but nothing joins them" in refused.stderr
-    assert "add --use_cpu true" in refused.stderr
+    argv = [*CLI, *command(tiny_model, pairs, tmp_path / "out", 2)]
+    with pytest.raises(pytest.fail.Exception, match="2 ranks ended with") as refused:
+        output_of(2, *argv)
+    assert "a launcher started 2 processes (WORLD_SIZE=2), but nothing joins them" in refused.value.msg
+    assert "add --use_cpu true" in refused.value.msg
     assert not (tmp_path / "out").exists()
-    subprocess.run([*argv, "--use_cpu", "true"], capture_output=True, check=True)
+    launch(2, *argv, "--use_cpu", "true")
     assert json.loads((tmp_path / "out" / "margin_run.json").read_text())["processes"] == 2
 
 

@@ -33,7 +33,7 @@ def floors() -> list[str]:
 
 def run_tests(session: nox.Session) -> None:
     session.run("python", "-m", "pip", "check")
-    command = "python -m pytest -q -n 2 --dist worksteal".split()
+    command = ["python", "-m", "pytest", "-q", "-n", "2", "--dist", "worksteal"]
     session.run(*command, *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 

@@ -13,7 +13,7 @@ demo: $(INSTALLED) $(BUNDLED)  ## train the bundled model on a made-up set: befo
 	$(BIN)/trl-margins demo
 
 test: $(INSTALLED) $(MODELS)  ## the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 bench: $(INSTALLED) $(BUNDLED)  ## step time and memory beside TRL, methods, evaluation, tokenization
 	$(BIN)/python benchmarks/bench.py $(BENCH)

@@ -33,7 +33,8 @@ def floors() -> list[str]:
 
 def run_tests(session: nox.Session) -> None:
     session.run("python", "-m", "pip", "check")
-    session.run("python", "-m", "pytest", "-q", "-n", "2", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+    command = ["python", "-m", "pytest", "-q", "-n", "2", "--dist", "worksteal"]
+    session.run(*command, *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session

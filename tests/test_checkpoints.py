@@ -6,10 +6,10 @@ import json
 import os
 import random
 import time
-from multiprocessing import get_context
 from pathlib import Path
 
 import killed
+import processes
 import pytest
 import torch
 from conftest import METHODS_AND_BASES, OWN_METHODS, bases_of, load, preference_rows, quiet
@@ -136,18 +136,12 @@ def test_another_runs_checkpoint(tiny_model, tokenizer, tmp_path):
         other.train(resume_from_checkpoint=True)
 
 
-def test_kills_change_nothing(tiny_model, tmp_path, monkeypatch):
+def test_kills_change_nothing(tiny_model, tmp_path):
     """Three kills at random moments, a checkpoint being written at nearly every one of them."""
     kills = int(os.environ.get("KILLS", "3"))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
-    processes = get_context("forkserver")  # what they import is imported once
-    processes.set_forkserver_preload(["killed"])
 
     def start(out):
-        process = processes.Process(target=killed.train, args=(tiny_model, out, 8 * (kills + 1)))
-        process.start()
-        return process
+        return processes.start(killed.train, tiny_model, out, 8 * (kills + 1))
 
     def code(process):
         process.join()

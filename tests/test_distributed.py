@@ -19,6 +19,7 @@ import torch
 import two_ranks
 from conftest import OWN_METHODS, byte_tokenizer, load, preference_rows
 from filelock import FileLock
+from processes import output_of
 from safetensors.torch import load_file
 from two_ranks import CASES, STREAMED, UNEVEN, run_uneven
 
@@ -112,7 +113,7 @@ def runs(tiny_model, folder):
             if not all((folder / f"{way}.json").exists() for way in ways):
                 load(tiny_model, noise=0.02).save_pretrained(folder / "reference")
                 arguments = (tiny_model, str(folder), *ways)
-                two_ranks.main(*arguments) if ranks == 1 else launch(ranks, SCRIPT, *arguments)
+                two_ranks.main(*arguments) if ranks == 1 else output_of(ranks, SCRIPT, *arguments)
     return {way: json.loads((folder / f"{way}.json").read_text()) for ways in WAYS.values() for way in ways}
 
 
@@ -279,7 +280,8 @@ def test_evaluate_shares_the_work(tiny_model, tmp_path, capsys):
     command = ["evaluate", "--model_name_or_path", tiny_model, "--batch_size", "2"]
     command += ["--dataset_name", str(tmp_path / "pairs.jsonl"), "--max_length", "128", "--bootstrap", "20"]
     assert cli.main([*command, "--rewards", str(tmp_path / "1")]) == 0
-    said = [capsys.readouterr().out, launch(2, "-m", "trl_margins.cli", *command, "--rewards", str(tmp_path / "2"))]
-    tables = [[line for line in text.splitlines() if not line.startswith("[")] for text in said]  # DeepSpeed's log
-    assert tables[0] == tables[1]
+    alone = capsys.readouterr().out
+    shared = output_of(2, "-m", "trl_margins.cli", *command, "--rewards", str(tmp_path / "2"))
+    tables = [[line for line in text.splitlines() if not line.startswith("[")] for text in (alone, shared)]
+    assert tables[0] == tables[1]  # without what DeepSpeed logs
     assert (tmp_path / "1").read_text() == (tmp_path / "2").read_text()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -11,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from processes import output_of
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "benchmarks" / "gpu.py"
@@ -34,10 +34,8 @@ def items(file: Path) -> dict[str, dict]:
 def rehearsal(tmp_path_factory):
     """The folder that all parts have written to."""
     out = tmp_path_factory.mktemp("gpu")
-    command = [sys.executable, SCRIPT, "--device", "cpu", "--size", "tiny", "--budget", "540", "--out", out, "--part"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, *PARTS], capture_output=True, text=True, env=environment, cwd=out, timeout=580)
-    assert done.returncode == 0, done.stderr[-3000:]
+    command = [str(SCRIPT), "--device", "cpu", "--size", "tiny", "--budget", "540", "--out", str(out), "--part"]
+    output_of(1, *command, *PARTS, folder=out, timeout=580)
     return out
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from conftest import preference_rows
+from processes import output_of
 from safetensors.torch import load_file
 from test_distributed import launch
 
@@ -83,23 +83,22 @@ def test_the_shipped_configurations(name, program, flags, tiny_model, pairs, alo
 
 
 def test_processes_that_nothing_joins_are_refused(tiny_model, pairs, tmp_path):
-    """torchrun without --use_cpu, on a machine without an accelerator; with it, as the error says, one run."""
+    """As torchrun starts them: without --use_cpu on a machine without an accelerator; with it, one run."""
     if torch.accelerator.is_available():
         pytest.skip("accelerate joins processes on an accelerator")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *CLI]
-    argv = [*launcher, *command(tiny_model, pairs, tmp_path / "out", 2)]
-    refused = subprocess.run(argv, capture_output=True, text=True, check=False)
-    assert refused.returncode != 0
-    assert "a launcher started 2 processes (WORLD_SIZE=2), but nothing joins them" in refused.stderr
-    assert "add --use_cpu true" in refused.stderr
+    argv = [*CLI, *command(tiny_model, pairs, tmp_path / "out", 2)]
+    with pytest.raises(pytest.fail.Exception, match="2 ranks ended with") as refused:
+        output_of(2, *argv)
+    assert "a launcher started 2 processes (WORLD_SIZE=2), but nothing joins them" in refused.value.msg
+    assert "add --use_cpu true" in refused.value.msg
     assert not (tmp_path / "out").exists()
-    subprocess.run([*argv, "--use_cpu", "true"], capture_output=True, check=True)
+    launch(2, *argv, "--use_cpu", "true")
     assert json.loads((tmp_path / "out" / "margin_run.json").read_text())["processes"] == 2
 
 
 def test_no_process_waits_for_one_that_was_refused(tiny_model, pairs, tmp_path):
     """Errors that the main process alone finds: all processes raise them, so that none is left waiting."""
-    said = launch(2, str(Path(__file__).with_name("refused.py")), tiny_model, pairs, str(tmp_path))
+    said = output_of(2, str(Path(__file__).with_name("refused.py")), tiny_model, pairs, str(tmp_path))
     for error in (
         "error: .*of another kind",
         "settings: output_dir .* cannot be written to",
@@ -159,7 +158,7 @@ def test_select_shares_the_work(tiny_model, tmp_path):
         argv = ["select", "--model_name_or_path", tiny_model, "--dataset_name", str(tmp_path / "pairs.jsonl")]
         argv += ["--batch_size", str(4 // ranks), "--anchor_batch_multiplier", "1", "--max_length", "128"]
         argv += ["--output_dir", str(tmp_path / str(ranks))]
-        assert main(argv) == 0 if ranks == 1 else launch(ranks, *CLI, *argv)
+        assert main(argv) == 0 if ranks == 1 else output_of(ranks, *CLI, *argv)
         lines = (tmp_path / str(ranks) / "all.jsonl").read_text().splitlines()
         ranked[ranks] = [json.loads(line)["anchor_gap"] for line in lines]
     assert ranked[2] == pytest.approx(ranked[1], abs=1e-4)

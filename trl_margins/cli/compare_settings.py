@@ -20,6 +20,13 @@ logger = logging.getLogger(__name__)
 
 # What makes a method the method that it is
 _OF_A_METHOD = ("weight", "margin", "reward", "loss_type", "loss_weights")
+# For the methods that have a reference model
+_OF_A_REFERENCE = frozenset(
+    (
+        *("precompute_ref_log_probs", "precompute_ref_batch_size", "sync_ref_model", "ref_model_mixup_alpha"),
+        *("ref_model_sync_steps", "ld_alpha", "f_divergence_type", "f_alpha_divergence_coef"),
+    )
+)
 # Which checkpoint is the run's: by the first method's rule for all
 _OF_THE_BEST = ("load_best_model_at_end", "metric_for_best_model", "greater_is_better")
 # The configs' own fields that are not the objective's: like transformers', they are the same for all methods
@@ -117,9 +124,11 @@ class SharedSettings:
         base = self.bases[name]
         known = train.parser_for(name, base)
         others = [train.parser_for(None, each) for each in {*self.bases.values()} - {base}]
+        with_reference = [other for other, each in self.bases.items() if _needs_reference(other, each)]
         settings = {**self.settings, **(self.of_own if name == self.own else {}), **borrowed}
-        # what only the base of another method has is for that one
+        # what only another method has is for that one
         elsewhere = {key for other in others for key in other.keys - known.keys}
+        elsewhere |= _OF_A_REFERENCE if with_reference and name not in with_reference else frozenset()
         settings = {key: value for key, value in settings.items() if key not in elsewhere}
         words, keeps = [], True
         for word in self.flags:
@@ -165,3 +174,9 @@ def _plainest(method: str, base: str) -> Any:
 
     config: Any = config_class(method, base)
     return config(output_dir="", use_cpu=True, bf16=False)
+
+
+def _needs_reference(method: str, base: str) -> bool:
+    from ..trainers.configs import objective_of
+
+    return objective_of(_plainest(method, base)).needs_reference

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from transformers import TrainingArguments
 
+from ..methods import MARGINS, WEIGHTS
 from . import train
 from .config_file import Settings, flags_said
 from .dry_run import plain, resolved
@@ -58,12 +59,16 @@ class Entry:
 
     @property
     def objective(self) -> dict[str, Any]:
-        """The fields that its objective reads, and its base."""
+        """The base, and the fields that the objective reads."""
         from ..trainers.configs import objective_of
 
-        names = [item.name for item in fields(self.config) if item.name not in (*_OF_ALL, "simpo_gamma")]
-        values = {name: plain(getattr(self.config, name)) for name in names}  # with γ as gamma_beta_ratio
-        return {"base": self.config._base, **values, "reward": objective_of(self.config).reward.name}
+        config, unread = self.config, {"simpo_gamma"}  # γ is in gamma_beta_ratio, too
+        for kind, table in (("weight", WEIGHTS), ("margin", MARGINS)):
+            unread |= {name for term in table.values() for name in config._options_of(term, kind)}
+            unread -= {*config.term_options(kind)}
+        names = [item.name for item in fields(config) if item.name not in _OF_ALL | unread]
+        values = {name: plain(getattr(config, name)) for name in names}
+        return {"base": config._base, **values, "reward": objective_of(config).reward.name}
 
 
 class SharedSettings:
@@ -154,7 +159,7 @@ def _base_of(method: str, wanted: str | None) -> str:
     """The base that is asked for, where the method can be trained on it."""
     from ..registry import get_method
 
-    bases = getattr(get_method(method), "bases", ("cpo", "dpo"))
+    bases = get_method(method).bases
     if wanted is None or wanted in bases:
         return wanted or bases[0]
     logger.info("%s is trained on base %s: it has no other", method, bases[0])

@@ -260,10 +260,11 @@ class Comparison:
     @property
     def preface(self) -> str:
         """What each method has for itself, and what all share."""
-        first, values = self.first, {entry.method: entry.objective for entry in self.entries}
-        every = dict.fromkeys(name for each in values.values() for name in each)
-        differ = [name for name in every if len({json.dumps(each.get(name)) for each in values.values()}) > 1]
-        rows = [[name, *(_shown(each.get(name)) for name in differ)] for name, each in values.items()]
+        first = self.first
+        lines = [
+            f"* {entry.method}: " + ", ".join(f"{name} {_shown(value)}" for name, value in entry.objective.items())
+            for entry in self.entries
+        ]
         length = "max_steps" if first.max_steps > 0 else "num_train_epochs"
         same = [
             f"{first.train_batch_size * first.gradient_accumulation_steps} pairs per optimizer step",
@@ -271,7 +272,7 @@ class Comparison:
             f"learning_rate {_shown(list(self.rates))}",
             f"seed {_shown(list(self.seeds))}",
         ]
-        lines = [markdown_table(["method", *differ], rows), "", f"The same for all: {'; '.join(same)}."]
+        lines += ["", f"The same for all: {'; '.join(same)}."]
         if self.borrowed:
             names = ", ".join(sorted(self.borrowed))
             lines.append(f"Of what nobody set, all have the defaults of {self.entries[0].method}: {names}.")
@@ -383,5 +384,5 @@ def _cell(interval: Mapping[str, Any] | None, sign: str = "") -> str:
 
 def _shown(value: Any) -> str:
     if isinstance(value, list):
-        return ", ".join(map(_shown, value))
+        return " ".join(map(_shown, value))
     return "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

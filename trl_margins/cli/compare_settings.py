@@ -11,7 +11,6 @@ from typing import Any
 import yaml
 from transformers import TrainingArguments
 
-from ..methods import MARGINS, WEIGHTS
 from . import train
 from .config_file import Settings, flags_said
 from .dry_run import plain, resolved
@@ -21,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 # What makes a method the method that it is
 _OF_A_METHOD = ("weight", "margin", "reward", "loss_type", "loss_weights")
+# γ in reward units; the objective's reward; and what follows from the reward
+_SAID_OTHERWISE = ("simpo_gamma", "reward", "gamma_po_centered")
 # For the methods that have a reference model
 _OF_A_REFERENCE = frozenset(
     (
@@ -59,16 +60,14 @@ class Entry:
 
     @property
     def objective(self) -> dict[str, Any]:
-        """The base, and the fields that the objective reads."""
+        """Base, reward and β, and the fields of the objective that the base alone has otherwise."""
         from ..trainers.configs import objective_of
 
-        config, unread = self.config, {"simpo_gamma"}  # γ is in gamma_beta_ratio, too
-        for kind, table in (("weight", WEIGHTS), ("margin", MARGINS)):
-            unread |= {name for term in table.values() for name in config._options_of(term, kind)}
-            unread -= {*config.term_options(kind)}
-        names = [item.name for item in fields(config) if item.name not in _OF_ALL | unread]
-        values = {name: plain(getattr(config, name)) for name in names}
-        return {"base": config._base, **values, "reward": objective_of(config).reward.name}
+        config, plainest = self.config, _plainest(None, self.config._base)
+        names = [item.name for item in fields(config) if item.name not in (*_OF_ALL, *_SAID_OTHERWISE)]
+        differ = [name for name in names if plain(getattr(config, name)) != plain(getattr(plainest, name))]
+        found = {name: plain(getattr(config, name)) for name in ("beta", *differ)}
+        return {"base": config._base, "reward": objective_of(config).reward.name, **found}
 
 
 class SharedSettings:
@@ -173,8 +172,8 @@ def _fields(method: str, base: str) -> list[str]:
 
 
 @cache
-def _plainest(method: str, base: str) -> Any:
-    """A method's config, of which nobody has said anything."""
+def _plainest(method: str | None, base: str) -> Any:
+    """The config of a method, or of none, of which nobody has said anything."""
     from ..trainers.configs import config_class
 
     config: Any = config_class(method, base)

@@ -119,7 +119,10 @@ def config(method: str | None = None, base: str = "cpo", **settings: Any) -> Any
         ({"anchor_estimator": "per_pair"}, "unknown anchor_estimator 'per_pair'.*did you mean 'per-pair'"),
         ({"sam_radius": INF}, "sam_radius must be a number, at least 0; it is inf"),
         # the rest
-        ({"weight": "score_gap"}, "unknown weight 'score_gap'; known: score-gap, column, .*; did you mean 'score-gap'"),
+        (
+            {"weight": "score_gap"},
+            "unknown weight 'score_gap'; known: score-gap, column, .*; did you mean 'score-gap'",
+        ),
         ({"margin": "amapos"}, "unknown margin 'amapos'; known: .*did you mean 'amapo'"),
         ({"margin": ["amapos"]}, "unknown margin 'amapos'"),
         (

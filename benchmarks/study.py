@@ -1,22 +1,25 @@
-"""Does it help? Every method and the plain losses, from one start on the same pairs, clean and with flipped labels.
+"""Does it help? Every method, from one start on the same pairs, with clean and with flipped labels.
 
-    python benchmarks/study.py --size small            # a simulation: under an hour on two cores
+    python benchmarks/study.py --size small            # a simulation: seven seconds a run, on one core
     python benchmarks/study.py --size real --dataset train.jsonl.gz --test pairs.jsonl.gz [--test_ood other.jsonl.gz]
 
 `small` trains a tiny model as a language model on the demo generator's text, then aligns it on the generator's pairs:
 it shows how the methods compare under noise that we control, and nothing about large models. `real` aligns
 SmolLM2-135M on pairs that you name, for a GPU. Each method has the learning rate that did best on held-out clean
-pairs, out of the same three. A run that is in the results file already is not made again.
+pairs, out of the same three. A run that is in the results file already is not made again. Start the command once for
+each core (with OMP_NUM_THREADS=1): the processes share out the runs.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import product
@@ -25,26 +28,17 @@ from typing import Any
 
 import numpy as np
 
-# name → base, method, config fields. The papers' own β and γ; the plain losses have SimPO's, AlphaPO's and TRL's
-METHODS: dict[str, tuple[str, str | None, dict[str, Any]]] = {
-    "SimPO": ("cpo", None, {"loss_type": "simpo", "cpo_alpha": 0.0, "beta": 2.0, "gamma_beta_ratio": 0.5}),
-    "CPO": ("cpo", None, {"loss_type": "sigmoid", "cpo_alpha": 1.0, "beta": 0.1}),
-    "IPO": ("cpo", None, {"loss_type": "ipo", "cpo_alpha": 0.0, "beta": 0.1}),
-    "AlphaPO": (
-        "cpo",
-        None,
-        {"loss_type": "simpo", "cpo_alpha": 0.0, "beta": 2.0, "gamma_beta_ratio": 0.5, "alpha": 0.25},
-    ),
-    "DPO": ("dpo", None, {"beta": 0.1}),
-    "GapPO": ("cpo", "gappo", {}),
-    "GaPO": ("cpo", "gap-aware", {}),
-    "γ-PO": ("cpo", "gamma-po", {}),
-    "AMaPO": ("cpo", "amapo", {}),
-    "GAPO": ("cpo", "geometric-anchor", {}),
-    "GapPO × AMaPO": ("cpo", "gappo", {"margin": "amapo", "beta": 2.0}),
+from trl_margins.evaluation.intervals import student_interval
+from trl_margins.methods import METHODS as ROWS
+
+Key = tuple[str, str | None, int | str]
+
+# name → method, and the fields in which it differs from the method's settings
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{name: (name, {}) for name in ROWS},
+    "gappo+amapo": ("gappo", {"margin": "amapo", "beta": 2.0}),
 }
-SUMMED = ("CPO", "DPO")  # what these log is a sum over tokens
-BASELINE = "SimPO"
+BASELINE = "simpo"
 NOISE = (None, "random:0.2", "random:0.4", "length:0.2", "length:0.4")
 MEASURES = {
     "pwa": "PWA, score gap ≥ 2",
@@ -73,7 +67,7 @@ class Size:
 
 
 SIZES = {
-    "small": Size(64, 16, 4, (5e-4, 1.5e-3, 5e-3), 256, 4),
+    "small": Size(64, 16, 8, (5e-4, 1.5e-3, 5e-3), 256, 4),
     "real": Size(250, 16, 3, (3e-7, 1e-6, 3e-6), 1024, 8),
 }
 
@@ -98,10 +92,10 @@ def main() -> None:
     if args.noise:
         given["noise"] = tuple(None if name == "clean" else name for name in args.noise)
     size = Size(**{**vars(size), **given})
-    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "locks").mkdir(parents=True, exist_ok=True)
     study = Study(args, size)
     study.run()
-    runs = [run for run in study.done if "seed" in run]
+    runs = [run for run in study.runs.values() if "seed" in run and "error" not in run]
     text = tables(runs, size)
     (args.out / "study.md").write_text(text)
     plot(runs, size, args.out / "study.png")
@@ -109,44 +103,91 @@ def main() -> None:
 
 
 class Study:
-    """All runs of a size; what is done is read from and added to `runs.jsonl`."""
+    """All runs of a size; what is done is read from and added to `runs.jsonl`, which several processes may share."""
 
     def __init__(self, args: argparse.Namespace, size: Size) -> None:
         self.args, self.size = args, size
         self.file = args.out / "runs.jsonl"
-        self.done = [json.loads(line) for line in self.file.read_text().splitlines()] if self.file.exists() else []
+        self.runs: dict[Key, dict[str, Any]] = {}
+        self._read = 0
+        self.update()
+        self.runs = {key: run for key, run in self.runs.items() if "error" not in run}  # these are tried again
+
+    def update(self) -> None:
+        """Reads what has been added to the file."""
+        if not self.file.exists():
+            return
+        with self.file.open() as lines:
+            lines.seek(self._read)
+            for line in iter(lines.readline, ""):
+                if line.endswith("\n"):  # else another process is writing it
+                    self._read += len(line.encode())
+                    run = json.loads(line)
+                    self.runs[key_of(run)] = run
 
     def run(self) -> None:
+        from filelock import FileLock
         from tqdm.auto import tqdm
 
-        self.model, self.data = (small if self.args.size == "small" else real)(self.args, self.size)
-        trials = [
-            {"method": method, "trial": rate, "noise": None}
-            for method, rate in product(self.size.methods, self.size.learning_rates)
+        with FileLock(self.args.out / "start.lock"):
+            self.model, self.data = (small if self.args.size == "small" else real)(self.args, self.size)
+        gc.freeze()  # transformers collects garbage at every start, over all that is imported
+        size = self.size
+        wanted: list[dict[str, Any]] = [{"method": "start", "noise": None, "seed": 0}]
+        wanted += [
+            {"method": method, "noise": None, "trial": rate} for method in size.methods for rate in size.learning_rates
         ]
-        for trial in tqdm(trials, desc="Learning rates"):
-            self.once(trial, trial["trial"], self.data(seed=-1))
-        start = {"method": "start", "noise": None, "seed": 0}
-        self.once(start, 0.0, self.data(seed=0))
-        runs = [
+        wanted += [
             {"method": method, "noise": noise, "seed": seed}
-            for seed, noise, method in product(range(self.size.seeds), self.size.noise, self.size.methods)
+            for seed, noise, method in product(range(size.seeds), size.noise, size.methods)
         ]
-        for run in tqdm(runs, desc="Runs"):
-            self.once(run, self.best_rate(run["method"]), self.data(seed=run["seed"]))
+        bar = tqdm(wanted, desc="Runs")
+        while left := [run for run in wanted if key_of(run) not in self.runs]:
+            bar.update(len(wanted) - len(left) - bar.n)
+            if not any(map(self.once, left)):
+                time.sleep(1)  # others are at what is left, or at its learning rates
+            self.update()
 
-    def best_rate(self, method: str) -> float:
-        trials = [run for run in self.done if "trial" in run and run["method"] == method]
-        return max(trials, key=lambda run: run["pwa_all"])["trial"]
+    def rate_of(self, run: dict[str, Any]) -> float | None:
+        """Its own, or the one that did best on held-out pairs; None while that is not known."""
+        if "trial" in run or run["method"] == "start":
+            return run.get("trial", 0.0)
+        keys = [key_of({**run, "noise": None, "trial": rate}) for rate in self.size.learning_rates]
+        trials = [self.runs[key] for key in keys if key in self.runs]
+        best = max(trials, key=lambda trial: trial.get("pwa_all", -1.0), default={})
+        return best.get("trial") if len(trials) == len(keys) else None
 
-    def once(self, run: dict[str, Any], rate: float, data: dict[str, Any]) -> None:
-        if any(all(done.get(key) == value for key, value in run.items()) for done in self.done):
-            return
-        started = time.perf_counter()
-        numbers = train(self.model, data, run["method"], run["noise"], run.get("seed", 0), rate, self.size)
-        self.done.append({**run, "learning_rate": rate, "seconds": time.perf_counter() - started, **numbers})
-        with self.file.open("a") as out:
-            out.write(json.dumps(self.done[-1]) + "\n")
+    def once(self, run: dict[str, Any]) -> bool:
+        """Makes a run, unless it has to wait or another process is at it; whether it has."""
+        from filelock import FileLock, Timeout
+
+        rate = self.rate_of(run)
+        if rate is None:
+            return False
+        name = "-".join(map(str, key_of(run))).replace(":", "")
+        try:
+            with FileLock(self.args.out / "locks" / name, timeout=0):
+                self.update()
+                if key_of(run) in self.runs:  # meanwhile
+                    return True
+                started, numbers = time.perf_counter(), {}
+                try:
+                    data = self.data(seed=run.get("seed", -1))
+                    numbers = train(self.model, data, run["method"], run["noise"], run.get("seed", 0), rate, self.size)
+                except Exception as error:  # the others go on, and another call tries it again
+                    traceback.print_exc()
+                    numbers = {"error": f"{type(error).__name__}: {error}"}
+                made = {**run, "learning_rate": rate, "seconds": time.perf_counter() - started, **numbers}
+                with self.file.open("a") as out:
+                    out.write(json.dumps(made) + "\n")
+        except Timeout:
+            return False
+        return True
+
+
+def key_of(run: dict[str, Any]) -> Key:
+    """What a run is."""
+    return run["method"], run["noise"], f"lr{run['trial']:g}" if "trial" in run else run["seed"]
 
 
 def train(
@@ -155,61 +196,99 @@ def train(
     """One run; its numbers on test pairs whose labels nobody flipped.
 
     Args:
-        data: "train", and the sets to evaluate on by their names; "test" last.
+        data: "train", and the sets to evaluate on by their names; "test" has no name in the numbers.
     """
     import torch
     from transformers import PrinterCallback
 
     from trl_margins.cli.setup import load_model, load_tokenizer
     from trl_margins.data.noise import flip_labels, parse_noise
-    from trl_margins.trainers.configs import config_class
-    from trl_margins.trainers.named import trainer_class
+    from trl_margins.registry import base_of
+    from trl_margins.trainers.configs import config_class, objective_of
+    from trl_margins.trainers.named import trainer_of
 
-    base, name, fields = METHODS[BASELINE if method == "start" else method]
+    tokenizer = load_tokenizer(model)
+    if method == "start":
+        return measured(load_model(model, device_map=None), tokenizer, data, size)
+    name, fields = METHODS[method]
+    base = base_of(name)
     rows = data["train"].shuffle(seed=seed).select(range(size.steps * size.batch_size))
     if noise:
         kind, share = parse_noise(noise)
         rows = flip_labels(rows, share, kind, seed=seed)
     options = {"anchor_batch_multiplier": size.anchor_windows} if name == "geometric-anchor" else {}
     with tempfile.TemporaryDirectory() as folder:
-        trainer = trainer_class(name, base)(
-            load_model(model, device_map=None) if base == "cpo" else model,
-            args=config_class(name, base)(
-                output_dir=folder,
-                learning_rate=rate,
-                lr_scheduler_type="cosine",
-                warmup_steps=0.1,
-                max_steps=max(size.steps, 1),
-                per_device_train_batch_size=size.batch_size,
-                per_device_eval_batch_size=2 * size.batch_size,
-                gradient_accumulation_steps=1,
-                max_length=size.max_length,
-                seed=seed,
-                bf16=torch.accelerator.is_available(),
-                gradient_checkpointing=False,
-                eval_strategy="no",
-                save_strategy="no",
-                load_best_model_at_end=False,
-                logging_steps=max(size.steps // 4, 1),
-                report_to="none",
-                disable_tqdm=True,
-                remove_unused_columns=False,
-                **{**fields, **options},
-            ),
-            train_dataset=rows,
-            eval_dataset={name: pairs for name, pairs in data.items() if name != "train"},
-            processing_class=load_tokenizer(model),
+        config: Any = config_class(name, base)(
+            output_dir=folder,
+            learning_rate=rate,
+            lr_scheduler_type="cosine",
+            warmup_steps=0.1,
+            max_steps=max(size.steps, 1),
+            per_device_train_batch_size=size.batch_size,
+            gradient_accumulation_steps=1,
+            max_length=size.max_length,
+            seed=seed,
+            bf16=torch.accelerator.is_available(),
+            gradient_checkpointing=False,
+            eval_strategy="no",
+            save_strategy="no",
+            load_best_model_at_end=False,
+            logging_steps=max(size.steps // 4, 1),
+            report_to="none",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            **{**fields, **options},
         )
+        if objective_of(config).needs_reference:  # cached: once for all methods with the same pairs
+            config.precompute_ref_log_probs = True
+        trainer = trainer_of(config)(
+            load_model(model, device_map=None) if base == "cpo" else model,
+            args=config,
+            train_dataset=rows,
+            processing_class=tokenizer,
+        )
+        if not getattr(config, "use_weighting", False):  # else nobody reads DPOTrainer's statistics of the logits
+            trainer._plain_head_will_do = True
         trainer.remove_callback(PrinterCallback)
-        if method != "start":
-            trainer.train()
-        found = trainer.evaluate()
+        trainer.train()
+    numbers = measured(trainer.model, tokenizer, data, size)
     history = [log for log in trainer.state.log_history if "loss" in log]
-    measured = {name.removeprefix("eval_").removeprefix("test_"): value for name, value in found.items()}
-    numbers = {name: value for name, value in measured.items() if name.endswith(("pwa", "pwa_all", "spearman"))}
-    numbers["logp_chosen"] = found["eval_logps/chosen"]  # TRL names no set here: it is the last one's
     flips = [{key: log[key] for key in log if key.startswith("flips/")} for log in history[-1:]]
     return numbers | (flips[0] if flips else {})
+
+
+_tokenized: dict[tuple[str, int], tuple[Any, Any]] = {}  # a set's scores and tokens
+
+
+def measured(model: Any, tokenizer: Any, data: dict[str, Any], size: Size) -> dict[str, float]:
+    """What the trainers' evaluations report, of sets that are tokenized once for all runs and need no reference."""
+    import torch
+
+    from trl_margins.evaluation.ranking import ranking_metrics
+    from trl_margins.evaluation.scorer import completion_tokens, logps_of_tokens
+    from trl_margins.evaluation.sets import evaluation_set
+
+    found: dict[str, float] = {}
+    for name, pairs in data.items():
+        if name == "train":
+            continue
+        key = pairs._fingerprint, size.max_length
+        if key not in _tokenized:
+            opened = evaluation_set(pairs, name)
+            _tokenized[key] = opened.scores, completion_tokens(model, tokenizer, opened.rows, size.max_length)
+        scores, tokens = _tokenized[key]
+        device = torch.accelerator.current_accelerator() or torch.device("cpu")
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type != "cpu"):
+            scored = logps_of_tokens(model, tokens, batch_size=4 * size.batch_size, desc=name)
+        left = [i for i, each in enumerate(scored) if each.lengths.all()]  # a long prompt leaves no completion
+        rewards = np.array([scored[i].logps / scored[i].lengths for i in left])
+        numbers = ranking_metrics(*rewards.T, *(np.array(scores)[left].T if scores else ()))
+        prefix = "" if name == "test" else f"{name}_"
+        found |= {
+            f"{prefix}{key}": numbers[key] for key in ("pwa", "pwa_all", "spearman") if numbers.get(key) is not None
+        }
+        found[f"{prefix}logp_chosen"] = float(rewards[:, 0].mean())
+    return found
 
 
 def real(args: argparse.Namespace, size: Size) -> tuple[str, Any]:
@@ -236,7 +315,7 @@ UNSEEN = ("compare", "rewrite")  # prompt families of the demo that training doe
 
 def small(args: argparse.Namespace, size: Size) -> tuple[str, Any]:
     """A tiny model that speaks the generator's language, and the generator's pairs: no prompt is in two parts."""
-    from datasets import concatenate_datasets
+    from datasets import DatasetDict, concatenate_datasets, load_from_disk
 
     from trl_margins.data.demo import make_preference_set
 
@@ -250,10 +329,16 @@ def small(args: argparse.Namespace, size: Size) -> tuple[str, Any]:
             lambda row: low <= share[row["prompt"][0]["content"]] < high and (row["kind"] in UNSEEN) == unseen
         )
 
-    train, held_out, test, ood = part(0, 0.7), part(0.7, 0.8), part(0.8, 1), part(0.7, 1, unseen=True)
+    parts = {"train": (0, 0.7), "held_out": (0.7, 0.8), "test": (0.8, 1), "ood": (0.7, 1, True)}
+    files = args.out / "pairs"  # tokens and the reference's log-probabilities are cached beside them
+    if not files.exists():
+        DatasetDict({name: part(*bounds) for name, bounds in parts.items()}).save_to_disk(files)
+    sets = load_from_disk(files)
 
     def data(seed: int) -> dict[str, Any]:
-        return {"train": train, "test": held_out if seed < 0 else test, "ood": ood}
+        if seed < 0:
+            return {"train": sets["train"], "test": sets["held_out"]}
+        return {name: sets[name] for name in ("train", "test", "ood")}
 
     folder = args.out / "start"
     if not (folder / "config.json").exists():
@@ -328,32 +413,31 @@ def _draws(n: int, size: int, steps: int) -> Iterator[np.ndarray]:
         yield rng.choice(n, size, replace=False)
 
 
-def mean_and_interval(values: list[float]) -> tuple[float, float]:
-    """Mean, and half the width of Student's 95 % interval."""
-    from scipy.stats import t
-
-    n = len(values)
-    half = t.ppf(0.975, n - 1) * np.std(values, ddof=1) / n**0.5 if n > 1 else float("nan")
-    return float(np.mean(values)), float(half)
+def present(runs: list[dict[str, Any]], size: Size) -> list[str]:
+    """The methods that have runs with every kind of noise that any method has."""
+    there = {(run["method"], run["noise"]) for run in runs}
+    noises = {noise for method, noise in there if method in size.methods}
+    return [method for method in size.methods if all((method, noise) in there for noise in noises) and noises]
 
 
-def whole_seeds(runs: list[dict[str, Any]], size: Size, noise: str | None) -> list[int]:
+def whole_seeds(runs: list[dict[str, Any]], methods: list[str], size: Size, noise: str | None) -> list[int]:
     """Those of which every method's run with this noise is there."""
     there = {(run["method"], run["noise"], run["seed"]) for run in runs}
-    return [seed for seed in range(size.seeds) if all((method, noise, seed) in there for method in size.methods)]
+    return [s for s in range(size.seeds) if methods and all((method, noise, s) in there for method in methods)]
 
 
 def tables(runs: list[dict[str, Any]], size: Size) -> str:
     """Every measure by method and noise; differences are paired by seed, which is the same pairs, flips and order."""
     by = {(run["method"], run["noise"], run["seed"]): run for run in runs}
     start = by.get(("start", None, 0), {})
-    seeds = {noise: whole_seeds(runs, size, noise) for noise in size.noise}
+    methods = present(runs, size)
+    seeds = {noise: whole_seeds(runs, methods, size, noise) for noise in size.noise}
     noises = [noise for noise in size.noise if seeds[noise]]
     if not noises:
         return "No kind of noise has the runs of all methods yet.\n"
 
     def row(method: str, value: Callable[[dict[str, Any], dict[str, Any]], float], sign: str = "") -> str:
-        """A line: of each run, and SimPO's beside it."""
+        """A line: of each run, and the baseline's beside it."""
         cells = [
             _cell([value(by[method, noise, s], by.get((BASELINE, noise, s), {})) for s in seeds[noise]], sign)
             for noise in noises
@@ -365,22 +449,25 @@ def tables(runs: list[dict[str, Any]], size: Size) -> str:
 
     names = [noise or "clean" for noise in noises]
     counts = ", ".join(f"{name}: {len(seeds[noise])}" for name, noise in zip(names, noises, strict=True))
+    left_out = [method for method in size.methods if method not in methods]
     lines = [f"{size.steps} steps of {size.batch_size} pairs; mean ± half a 95 % interval over seeds ({counts}).", ""]
-    others = [method for method in size.methods if method != BASELINE and BASELINE in size.methods]
+    if left_out:
+        lines += [f"Without {', '.join(left_out)}, of which runs are missing.", ""]
+    others = [method for method in methods if method != BASELINE and BASELINE in methods]
     for measure, title in MEASURES.items():
         if any(measure not in run for run in runs):
             continue
         lines += head(title, names)
         lines.append(f"| before training | {start.get(measure, float('nan')):.4f} |{' |' * (len(names) - 1)}")
-        lines += [row(method, lambda run, _, name=measure: run[name]) for method in size.methods]
+        lines += [row(method, lambda run, _, name=measure: run[name]) for method in methods]
         lines += ["", *head(f"{title}, minus {BASELINE}'s", names)]
-        lines += [row(method, lambda run, simpo, name=measure: run[name] - simpo[name], "+") for method in others]
+        lines += [row(method, lambda run, base, name=measure: run[name] - base[name], "+") for method in others]
         lines.append("")
     noisy = [noise for noise in noises if noise]
     if noisy:
         lines += ["Flipped pairs' share of the gradient over their share of the pairs, last quarter of training:", ""]
         lines += head("method", noisy)
-        for method in size.methods:
+        for method in methods:
             shares = [
                 [run["flips/gradient_share"] / run["flips/rate"] for s in seeds[n] if (run := by[method, n, s])]
                 for n in noisy
@@ -389,40 +476,38 @@ def tables(runs: list[dict[str, Any]], size: Size) -> str:
         lines.append("")
     lines += head("log-probability of chosen completions, nats per token", names)
     lines.append(f"| before training | {start.get('logp_chosen', float('nan')):.4f} |{' |' * (len(names) - 1)}")
-    lines += [row(method, lambda run, _: run["logp_chosen"]) for method in size.methods if method not in SUMMED]
-    rates = {method: by[method, noises[0], seeds[noises[0]][0]]["learning_rate"] for method in size.methods}
+    lines += [row(method, lambda run, _: run["logp_chosen"]) for method in methods]
+    rates = {method: by[method, noises[0], seeds[noises[0]][0]]["learning_rate"] for method in methods}
     lines += ["", "Learning rates: " + ", ".join(f"{method} {rate:g}" for method, rate in rates.items()) + "."]
     return "\n".join(lines) + "\n"
 
 
 def _cell(values: list[float], sign: str = "") -> str:
-    mean, half = mean_and_interval(values)
+    mean, half = student_interval(values)
     return f"{mean:{sign}.4f} ± {half:.4f}"
 
 
 def plot(runs: list[dict[str, Any]], size: Size, file: Path) -> None:
     """PWA against the share of flipped labels, a panel for each kind of noise; and the difference to the baseline."""
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     by = {(run["method"], run["noise"], run["seed"]): run for run in runs}
-    seeds = {noise: whole_seeds(runs, size, noise) for noise in size.noise}
+    methods = present(runs, size)
+    seeds = {noise: whole_seeds(runs, methods, size, noise) for noise in size.noise}
     kinds = sorted({noise.split(":")[0] for noise in size.noise if noise and seeds[noise]})
     if not kinds or not seeds.get(None):
         return
     figure = Figure(figsize=(6.2 * len(kinds), 9), layout="constrained")
     panels = figure.subplots(2, len(kinds), squeeze=False, sharey="row")
-    plain = {"SimPO": "black", "CPO": "0.35", "IPO": "0.5", "AlphaPO": "0.65", "DPO": "0.8"}
-    ours = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9"]
-    rest = [method for method in size.methods if method not in plain]
-    colours = plain | dict(zip(rest, ours, strict=False))
     for column, kind in enumerate(kinds):
         noises = [None, *(noise for noise in size.noise if noise and noise.startswith(kind) and seeds[noise])]
         rates = [0.0 if noise is None else float(noise.split(":")[1]) for noise in noises]
-        for i, method in enumerate(size.methods):
-            shift = 0.004 * (i - len(size.methods) / 2)
+        for i, method in enumerate(methods):
+            shift = 0.06 * (i / len(methods) - 0.5)
             for row, reference in enumerate((None, BASELINE)):
                 points = [
-                    mean_and_interval(
+                    student_interval(
                         [
                             by[method, n, s]["pwa_all"] - (by[reference, n, s]["pwa_all"] if reference else 0.0)
                             for s in seeds[n]
@@ -436,12 +521,12 @@ def plot(runs: list[dict[str, Any]], size: Size, file: Path) -> None:
                     means,
                     halves,
                     label=method,
-                    color=colours[method],
+                    color=colormaps["tab20"](i % 20),
                     marker="o",
                     markersize=4,
                     linewidth=1.4,
                     capsize=2,
-                    linestyle="--" if method in plain else "-",
+                    linestyle="--" if ROWS[METHODS[method][0]].baseline else "-",
                 )
         for row, label in enumerate(("PWA, all pairs (labels not flipped)", f"PWA minus {BASELINE}'s")):
             panels[row, column].set_xlabel(f"share of training labels flipped ({kind})")

@@ -67,7 +67,7 @@ def test_synchronisations_of_trl_are_found(rehearsal):
 def test_the_study_has_all_runs_and_their_differences(rehearsal):
     runs = items(rehearsal / "study.jsonl")
     assert len([run for run in runs.values() if "seed" in run]) == 3
-    assert "minus SimPO's" in (rehearsal / "study.md").read_text()
+    assert "minus simpo's" in (rehearsal / "study.md").read_text()
 
 
 def test_what_finds_too_little_memory_is_made_again_alone(tmp_path, monkeypatch):
@@ -79,7 +79,7 @@ def test_what_finds_too_little_memory_is_made_again_alone(tmp_path, monkeypatch)
         time.sleep(0.02)
         beside = len(running) > 1
         running.discard(key)
-        if spec["method"] == "GAPO" and (beside or "seed" in spec):
+        if spec["method"] == "geometric-anchor" and (beside or "seed" in spec):
             return {**spec, "seconds": 0.0, "error": "OutOfMemoryError: CUDA out of memory"}
         made.append(key)
         return {**spec, "seconds": 0.0, "pwa_all": 0.5}
@@ -92,13 +92,13 @@ def test_what_finds_too_little_memory_is_made_again_alone(tmp_path, monkeypatch)
 
     monkeypatch.setattr(study, "_one", one)
     monkeypatch.setattr(study, "ProcessPoolExecutor", Threads)
-    options = study.options(["--workers", "3", "--methods", "SimPO", "DPO", "GAPO"])
+    options = study.options(["--workers", "3", "--methods", "simpo", "dpo", "geometric-anchor"])
     ledger = Ledger(tmp_path / "study.jsonl", budget=1000)
-    size = Size(1, 1, 1, (2e-5, 8e-5), 256, 1, (None,), ("SimPO", "DPO", "GAPO"))
+    size = Size(1, 1, 1, (2e-5, 8e-5), 256, 1, (None,), ("simpo", "dpo", "geometric-anchor"))
     study._do(Rig("cpu", False, "", None), ledger, size, options)
     assert len(made) == len(set(made)) == 9
-    assert {("GAPO", 2e-5, None), ("GAPO", 8e-5, None)} <= set(made)
-    assert [key for key, item in ledger.items.items() if "error" in item] == ["GAPO/clean/0"]
+    assert {("geometric-anchor", 2e-5, None), ("geometric-anchor", 8e-5, None)} <= set(made)
+    assert [key for key, item in ledger.items.items() if "error" in item] == ["geometric-anchor/clean/0"]
     assert len(ledger.items) == 10
 
 
@@ -106,17 +106,27 @@ def test_tables_leave_out_the_runs_that_raised(tmp_path):
     """And the part still ends."""
     numbers = {"learning_rate": 2e-5, "pwa_all": 0.5, "pwa": 0.5, "spearman": 0.1, "logp_chosen": -1.0}
     ledger = Ledger(tmp_path / "study.jsonl", budget=0)
-    for method in ("SimPO", "DPO"):
+    for method in ("simpo", "dpo"):
         about = {"method": method, "noise": None}
         ledger.record(f"{method}/learning rate 2e-05", "trial", 1.0, {**about, "trial": 2e-5, **numbers})
         ledger.record(f"{method}/clean/0", "run", 1.0, {**about, "seed": 0, **numbers})
-    ledger.record("GAPO/learning rate 2e-05", "trial", 1.0, {"method": "GAPO", "trial": 2e-5, "error": "OutOfMemory"})
-    ledger.record("GAPO/clean/0", "run", 1.0, {"method": "GAPO", "noise": None, "seed": 0, "error": "OutOfMemory"})
-    arguments = "--workers 1 --methods SimPO DPO --noise clean --seeds 1"
+    ledger.record(
+        "geometric-anchor/learning rate 2e-05",
+        "trial",
+        1.0,
+        {"method": "geometric-anchor", "trial": 2e-5, "error": "OutOfMemory"},
+    )
+    ledger.record(
+        "geometric-anchor/clean/0",
+        "run",
+        1.0,
+        {"method": "geometric-anchor", "noise": None, "seed": 0, "error": "OutOfMemory"},
+    )
+    arguments = "--workers 1 --methods simpo dpo --noise clean --seeds 1"
     text = study.run(Rig("cpu", False, "", tmp_path), ledger, study.options(arguments.split()))
-    assert "* GAPO/clean/0 raised OutOfMemory" in text
-    assert "* DPO, learning rate 2e-05: PWA 0.5000" in text
-    assert "| DPO | +0.0000" in text
+    assert "* geometric-anchor/clean/0 raised OutOfMemory" in text
+    assert "* dpo, learning rate 2e-05: PWA 0.5000" in text
+    assert "| dpo | +0.0000" in text
 
 
 def test_items_are_written_at_once_and_not_done_again(tmp_path):

@@ -25,7 +25,7 @@ from . import subjects
 from .ledger import Ledger, Values, free, last_lines
 from .subjects import Rig, read_rows, word_pairs
 
-METHODS = ("SimPO", "DPO", "GapPO", "GaPO", "γ-PO", "AMaPO", "GAPO")
+METHODS = ("simpo", "dpo", "gappo", "gap-aware", "gamma-po", "amapo", "geometric-anchor")
 NOISE = (None, "random:0.2", "random:0.4")
 SETS = {"id": "eval_id", "prompt_ood": "eval_prompt_ood", "response_ood": "eval_response_ood",
         "mutual_ood": "eval_mutual_ood", "test": "eval_pairs"}  # fmt: skip
@@ -52,7 +52,7 @@ def options(arguments: list[str]) -> argparse.Namespace:
 
 def run(rig: Rig, ledger: Ledger, options: argparse.Namespace) -> str:
     if rig.tiny:
-        vars(options).update(workers=1, methods=["SimPO", "GAPO"], noise=["random:0.4"], seeds=1, steps=1)
+        vars(options).update(workers=1, methods=["simpo", "geometric-anchor"], noise=["random:0.4"], seeds=1, steps=1)
         vars(options).update(trial_steps=1, learning_rates=[1e-4], max_length=256)
     elif rig.data is None:
         raise SystemExit(

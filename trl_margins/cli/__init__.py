@@ -20,6 +20,7 @@ from .. import __version__
 
 COMMANDS = {
     "train": "train with a method on a preference set",
+    "compare": "train several methods with the same data, budget and seeds, and compare them in one table",
     "recipes": "list the papers' settings, for train --recipe",
     "convert": "migrate another project's YAML",
     "evaluate": "measure how a model ranks completions: pairs, lists, RM-Bench",

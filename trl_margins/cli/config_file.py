@@ -171,7 +171,7 @@ def check_known(
 
 def flags_said(args: Sequence[str]) -> Settings:
     """The flags among the arguments by their fields' names, each with its first value."""
-    following = [*args[1:], "--"]
+    following = [*args, "--"][1:]
     pairs = (
         (*text[2:].partition("=")[::2], after) for text, after in zip(args, following, strict=True) if text[:2] == "--"
     )

@@ -43,21 +43,21 @@ def resolved(script: Any, config: Any, model_args: ModelConfig, mixture: Dataset
 def _changed(values: Any, *defaults: Any) -> dict[str, Any]:
     """The fields of `values` that differ from one of the defaults."""
     names = [item.name for item in fields(defaults[0]) if item.init and item.name not in _HIDDEN]
-    found = {name: _plain(getattr(values, name)) for name in names}
-    return {name: value for name, value in found.items() if any(value != _plain(getattr(d, name)) for d in defaults)}
+    found = {name: plain(getattr(values, name)) for name in names}
+    return {name: value for name, value in found.items() if any(value != plain(getattr(d, name)) for d in defaults)}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """As YAML can write it."""
     match value:
         case Enum():
             return value.value
         case dict():
-            return {name: _plain(each) for name, each in value.items()}
+            return {name: plain(each) for name, each in value.items()}
         case list() | tuple():
-            return [_plain(each) for each in value]
+            return [plain(each) for each in value]
         case None | str() | int() | float():
             return value
     if is_dataclass(value) and not isinstance(value, type):
-        return {name: _plain(each) for name, each in asdict(value).items() if each is not None}
+        return {name: plain(each) for name, each in asdict(value).items() if each is not None}
     return str(value)

@@ -146,14 +146,7 @@ def parse(
     first.add_argument("--dry_run", "--dry-run", nargs="?", const=True, default=False, type=string_to_bool)
     flags, _ = first.parse_known_args(list(argv))
     if settings is None:
-        source = flags.config or ""
-        if flags.recipe is not None:
-            from .recipes import recipe_path
-
-            source = str(recipe_path(flags.recipe))
-        settings, notes = migrate(read_yaml(source), flags.method, flags.base) if source else ({}, [])
-        for note in notes:
-            logger.log(logging.WARNING if note.is_guess else logging.INFO, "%s", note)
+        settings, source = read_settings(flags.config, flags.recipe, flags.method, flags.base)
     if isinstance(resumed := settings.get("resume_from_checkpoint"), bool):  # YAML's; the field is text
         settings = {**settings, "resume_from_checkpoint": str(resumed).lower()}
     if flags.dataset_name is not None:  # TRL would still take the mixture
@@ -168,6 +161,21 @@ def parse(
     check_adapter({**settings, **flags_said(argv)}, source)
     check_for_trl(config)
     return script, config, model_args, mixture
+
+
+def read_settings(
+    config: str | None, recipe: str | None, method: str | None = None, base: str | None = None
+) -> tuple[Settings, str]:
+    """The settings of `--config` or `--recipe`, migrated, and the file; nothing without either."""
+    source = config or ""
+    if recipe is not None:
+        from .recipes import recipe_path
+
+        source = str(recipe_path(recipe))
+    settings, notes = migrate(read_yaml(source), method, base) if source else ({}, [])
+    for note in notes:
+        logger.log(logging.WARNING if note.is_guess else logging.INFO, "%s", note)
+    return settings, source
 
 
 def parser_for(method: str | None, base: str) -> OptionsParser:

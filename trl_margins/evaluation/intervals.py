@@ -1,4 +1,4 @@
-"""Bootstrap intervals of several metrics at once."""
+"""Bootstrap intervals of several metrics at once, and Student's over seeds."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.stats import t
 
 Numbers = Mapping[str, float | None]
 
@@ -52,3 +53,15 @@ def percentile_interval(drawn: ArrayLike) -> tuple[float, float] | None:
         return None
     low, high = np.nanquantile(values, (0.025, 0.975))
     return float(low), float(high)
+
+
+def student_interval(values: ArrayLike) -> tuple[float, float]:
+    """Mean, and half the width of Student's 95 % interval; NaN for a single value.
+
+    Args:
+        values: [n] one per run; for two methods compared on the same seeds, the differences by seed.
+    """
+    numbers = np.asarray(values, float)
+    n = numbers.size
+    half = t.ppf(0.975, n - 1) * numbers.std(ddof=1) / n**0.5 if n > 1 else np.nan
+    return float(numbers.mean()), float(half)

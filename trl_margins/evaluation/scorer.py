@@ -40,7 +40,7 @@ class CompletionLogps(NamedTuple):
     lengths: np.ndarray  # [k] completion tokens, 0 where truncation left none
 
 
-class _Tokens(NamedTuple):
+class CompletionTokens(NamedTuple):
     """One prompt and its k completions."""
 
     prompt: list[int]
@@ -56,10 +56,10 @@ class _Tokens(NamedTuple):
         """Whether truncation left any completion tokens."""
         return any(label != IGNORE for labels in self.labels for label in labels)
 
-    def cut(self, max_length: int) -> _Tokens:
-        return _Tokens(self.prompt[:max_length], *([each[:max_length] for each in some] for some in self[1:]))
+    def cut(self, max_length: int) -> CompletionTokens:
+        return CompletionTokens(self.prompt[:max_length], *([each[:max_length] for each in some] for some in self[1:]))
 
-    def distinct(self) -> tuple[_Tokens, np.ndarray]:
+    def distinct(self) -> tuple[CompletionTokens, np.ndarray]:
         """Without repeated completions, and the index of each completion among the distinct ones.
 
         Equal completions so get the same value, to the last bit.
@@ -68,7 +68,7 @@ class _Tokens(NamedTuple):
         for i, ids in enumerate(self.ids):
             first.setdefault(tuple(ids), i)
         places = {ids: place for place, ids in enumerate(first)}
-        kept = _Tokens(self.prompt, *([some[i] for i in first.values()] for some in self[1:]))
+        kept = CompletionTokens(self.prompt, *([some[i] for i in first.values()] for some in self[1:]))
         return kept, np.array([places[tuple(ids)] for ids in self.ids], int)
 
 
@@ -100,13 +100,23 @@ def completion_logps(
         desc: of the progress bar.
         tokenization: that of the training, "chat-template" or "cpo"; an encoder-decoder model has CPOTrainer's.
     """
-    if tokenization not in TOKENIZATIONS:
-        raise unknown("tokenization", tokenization, TOKENIZATIONS)
+    tokens = completion_tokens(model, tokenizer, rows, max_length, tokenization, desc)
+    return logps_of_tokens(model, tokens, batch_size, accelerator, use_adapter, desc)
+
+
+def logps_of_tokens(
+    model: nn.Module,
+    tokens: Sequence[CompletionTokens],
+    batch_size: int = 16,
+    accelerator: Accelerator | None = None,
+    use_adapter: bool = True,
+    desc: str = "Scoring completions",
+) -> list[CompletionLogps]:
+    """`completion_logps` of rows that are tokenized already, as for several models with one tokenizer."""
     accelerator = accelerator or Accelerator()
     # not `accelerator.prepare`, which would compute in the precision of the training
     if not getattr(model, "is_quantized", False):
         model.to(accelerator.device)
-    tokens = _tokenized(model, tokenizer, rows, max_length, tokenization, desc)
     distinct, places = zip(*(row.distinct() for row in tokens), strict=True) if tokens else ((), ())
     # the longest first: memory runs out at once or never, and a batch has rows of similar length
     order = sorted(range(len(distinct)), key=lambda i: (-distinct[i].size, i))
@@ -148,10 +158,17 @@ def _ready(model: Any, use_adapter: bool) -> Iterator[None]:
             base.__dict__.pop("forward", None)
 
 
-def _tokenized(
-    model: Any, tokenizer: Any, rows: Sequence[PreferenceRow], max_length: int, tokenization: str, name: str
-) -> list[_Tokens]:
-    """The tokens of each row, truncated; logs how many completions are."""
+def completion_tokens(
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[PreferenceRow],
+    max_length: int = 1024,
+    tokenization: str = "chat-template",
+    name: str = "the data set",
+) -> list[CompletionTokens]:
+    """The tokens of each row, truncated; logs how many completions are. The arguments are `completion_logps`'s."""
+    if tokenization not in TOKENIZATIONS:
+        raise unknown("tokenization", tokenization, TOKENIZATIONS)
 
     def where(i: int) -> str:
         return f"row {i} of {name}"
@@ -169,7 +186,9 @@ def _tokenized(
             whole = _cpo_tokens(tokenizer, rows, where)
         else:
             whole = [
-                _Tokens(prompt, [prompt + ids for ids in many], [[IGNORE] * len(prompt) + ids for ids in many])
+                CompletionTokens(
+                    prompt, [prompt + ids for ids in many], [[IGNORE] * len(prompt) + ids for ids in many]
+                )
                 for prompt, many, _ in tokenize(rows, tokenizer, where)
             ]
         found = [row.cut(max_length) for row in whole]
@@ -190,7 +209,7 @@ def _cpo_tokens(
     rows: Sequence[PreferenceRow],
     where: Callable[[int], str],
     max_completion_length: int | None = None,
-) -> list[_Tokens]:
+) -> list[CompletionTokens]:
     """CPOTrainer's, not truncated for a causal model; with `max_completion_length`, for an encoder-decoder one."""
     encoder_decoder = max_completion_length is not None
     as_cpo = CPOTokenizer(None, tokenizer, sys.maxsize, max_completion_length, encoder_decoder)
@@ -198,7 +217,7 @@ def _cpo_tokens(
     # CPOTrainer tokenizes pairs: here each completion twice
     pairs = [PreferenceRow(row.prompt, [part, part], row.template) for row in rows for part in row.completions]
     made = without_errors(each_or_error(as_cpo.rows, pairs), lambda pair: where(of[pair]))
-    found = [_Tokens([], [], []) for _ in rows]
+    found = [CompletionTokens([], [], []) for _ in rows]
     for i, columns in zip(of, made, strict=True):
         prompt, ids, labels = (
             columns[name].tolist()
@@ -208,7 +227,7 @@ def _cpo_tokens(
                 "chosen_labels",
             )
         )
-        found[i] = _Tokens(prompt, [*found[i].ids, ids], [*found[i].labels, labels])
+        found[i] = CompletionTokens(prompt, [*found[i].ids, ids], [*found[i].labels, labels])
     return found
 
 
@@ -221,7 +240,7 @@ def _scaled_beyond(model: Any) -> int | None:
     return config.max_position_embeddings if rope.get("rope_type") == "dynamic" else None
 
 
-def _stretched(rows: Sequence[_Tokens], beyond: int | None, name: str) -> list[bool]:
+def _stretched(rows: Sequence[CompletionTokens], beyond: int | None, name: str) -> list[bool]:
     """Rows for which the model scales its rotary embedding: no batch may mix them with others."""
     found = [beyond is not None and max(map(len, row.ids), default=0) > beyond for row in rows]
     if any(found):
@@ -258,7 +277,7 @@ class _Forward:
         if reason is not None:
             logger.info("prompts are computed once per completion: %s", reason)
 
-    def check(self, row: _Tokens) -> None:
+    def check(self, row: CompletionTokens) -> None:
         """Compares the ways to compute log-probabilities with the model's own logits, on one row."""
         if not self.encoder_decoder and row.ids:
             k, dtype = len(row.ids), narrow_dtype(self.model, "no")
@@ -268,7 +287,7 @@ class _Forward:
         """Resets a dynamic rotary embedding, which keeps the scale of long rows until it sees a short one."""
         self.model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=self.device))
 
-    def __call__(self, rows: Sequence[_Tokens]) -> list[CompletionLogps]:
+    def __call__(self, rows: Sequence[CompletionTokens]) -> list[CompletionLogps]:
         k = max(len(row.ids) for row in rows)
         if k == 0:
             return [CompletionLogps(np.empty(0), np.empty(0, int)) for _ in rows]
@@ -280,7 +299,7 @@ class _Forward:
             for row, logp, length in zip(rows, logps, lengths, strict=True)
         ]
 
-    def _token_logps(self, rows: Sequence[_Tokens], k: int) -> TokenLogps:
+    def _token_logps(self, rows: Sequence[CompletionTokens], k: int) -> TokenLogps:
         """[k·B, T]: all first completions, then all second ones, and so on."""
         ids, mask, labels = _standard_rows(rows, k)
         if self.ways.shared:
@@ -298,7 +317,7 @@ class _Forward:
         return (fused_token_logps if self.ways.fused else logits_token_logps)(self.model, inputs, labels)
 
 
-def _standard_rows(rows: Sequence[_Tokens], k: int) -> tuple[Tensor, Tensor, Tensor]:
+def _standard_rows(rows: Sequence[CompletionTokens], k: int) -> tuple[Tensor, Tensor, Tensor]:
     """Ids, mask and labels, [k·B, T] each. Where a row has fewer completions, its prompt fills the place."""
     pairs = [
         (row.ids[j], row.labels[j]) if j < len(row.ids) else (row.prompt, [IGNORE] * len(row.prompt))

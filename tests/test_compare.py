@@ -1,0 +1,336 @@
+"""`trl-margins compare`: the same budget for all methods, and a table that the run folders bear out."""
+
+from __future__ import annotations
+
+import io
+import json
+import multiprocessing
+import os
+import signal
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from conftest import preference_rows
+from scipy import stats
+from transformers import TrainerCallback
+
+from trl_margins.cli import compare, main, train
+from trl_margins.evaluation.intervals import student_interval
+from trl_margins.methods import METHODS
+from trl_margins.pairs import ROW
+from trl_margins.report.run_folder import read_pairs
+
+pytestmark = pytest.mark.usefixtures("few_objects_to_collect")
+
+METRICS = ("eval_pwa", "eval_pwa_all", "eval_spearman")
+BUDGET = ("learning_rate", "gradient_accumulation_steps", "per_device_train_batch_size", "max_length")
+
+
+@pytest.fixture(scope="module")
+def base(tiny_model, tmp_path_factory) -> dict[str, Any]:
+    """What a base config says."""
+    folder = tmp_path_factory.mktemp("data")
+    preference_rows(24).to_json(folder / "pairs.jsonl")
+    preference_rows(40, seed=5).to_json(folder / "eval.jsonl")
+    preference_rows(24).remove_columns(["score_chosen", "score_rejected"]).to_json(folder / "unscored.jsonl")
+    return {
+        "model_name_or_path": tiny_model,
+        "dataset_name": str(folder / "pairs.jsonl"),
+        "eval_dataset_name": str(folder / "eval.jsonl"),
+        "max_steps": 3,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 1,
+        "learning_rate": 0.01,
+        "max_length": 128,
+        "gradient_checkpointing": False,
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+    }
+
+
+def words(folder: Path, settings: dict[str, Any], *methods: str) -> list[str]:
+    """The command, with the settings in a file."""
+    (folder / "base.yaml").write_text(yaml.safe_dump(settings))
+    return ["compare", "--config", str(folder / "base.yaml"), "--out", str(folder / "out"), "--methods", *methods]
+
+
+def numbers(out: Path, method: str, seed: int, rate: str = "0.01") -> dict[str, float]:
+    return json.loads((out / f"{method}-lr{rate}-seed{seed}" / "eval_results.json").read_text())
+
+
+def cells(text: str, method: str) -> list[str]:
+    """Of a method's row."""
+    (row,) = (line for line in text.splitlines() if line.startswith(f"| {method} "))
+    return [cell.strip() for cell in row.strip("|").split("|")]
+
+
+@pytest.fixture(scope="module")
+def compared(base, tmp_path_factory) -> tuple[list[str], Path, str]:
+    """Two methods and two seeds: the command, the folder, and what was printed."""
+    folder, said = tmp_path_factory.mktemp("compared"), io.StringIO()
+    command = [*words(folder, base, "dpo", "gappo"), "--seeds", "1", "2"]
+    with redirect_stdout(said):
+        assert main(command) == 0
+    return command, folder / "out", said.getvalue()
+
+
+# The table
+
+
+def test_the_table_is_that_of_the_runs(compared):
+    """By hand: NumPy's means and SciPy's intervals of what each run folder's own file says."""
+    _, out, printed = compared
+    found = {
+        method: np.array([[numbers(out, method, seed)[name] for name in METRICS] for seed in (1, 2)])
+        for method in ("dpo", "gappo")
+    }
+    assert len({tuple(row) for rows in found.values() for row in rows}) == 4  # no two runs are the same
+    for method, values in found.items():
+        expected = [method, "0.01", "2"]
+        for own, difference in zip(values.T, (values - found["dpo"]).T, strict=True):
+            expected += [cell(own, ""), "–" if method == "dpo" else cell(difference, "+")]
+        assert cells(printed, method) == expected
+        assert f"| {' | '.join(expected)} |" in " ".join((out / "compare.md").read_text().split())
+    (_, row) = json.loads((out / "results.json").read_text())["table"]
+    assert row["eval_pwa_all"]["mean"] == pytest.approx(found["gappo"][:, 1].mean())
+    assert "over seeds 1, 2." in printed
+
+
+def cell(values: np.ndarray, sign: str) -> str:
+    mean, half = values.mean(), stats.sem(values) * stats.t.ppf(0.975, len(values) - 1)
+    return f"{mean:{sign}.4f} ± {half:.4f}".replace("-0.0000", "+0.0000" if sign else "0.0000")
+
+
+def test_the_interval_is_scipys():
+    values = [0.3, 0.5, 0.8, 0.9]
+    low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert student_interval(values) == pytest.approx(((low + high) / 2, (high - low) / 2))
+    assert np.isnan(student_interval([0.3])[1])
+    assert student_interval([0.5, 0.5, 0.5]) == (0.5, 0.0)
+
+
+def test_all_methods_have_the_same_pairs_in_the_same_order_from_the_same_start(compared):
+    _, out, _ = compared
+    logs = {
+        (method, seed): read_pairs(out / f"{method}-lr0.01-seed{seed}" / "pair_log.csv")
+        for method in ("dpo", "gappo")
+        for seed in (1, 2)
+    }
+    for seed in (1, 2):
+        ours, theirs = logs["dpo", seed], logs["gappo", seed]
+        np.testing.assert_array_equal(ours[ROW], theirs[ROW])
+        same = np.isclose(ours["logp_chosen"], theirs["logp_chosen"], rtol=1e-6)
+        assert same[:4].all()  # of the first step
+        assert not same[8:].any()  # the first step is the warm-up's, of length 0
+    assert not np.array_equal(logs["dpo", 1][ROW], logs["dpo", 2][ROW])
+
+
+def test_a_run_s_folder_is_train_s(compared, base, tmp_path):
+    """`evaluate` measures the same of its model; the report draws it; its own command makes it again."""
+    _, out, printed = compared
+    folder = out / "gappo-lr0.01-seed1"
+    given = ["--model_name_or_path", str(folder), "--dataset_name", base["eval_dataset_name"], "--bootstrap", "10"]
+    assert main(["evaluate", *given, "--json", str(tmp_path / "numbers.json")]) == 0
+    (report,) = json.loads((tmp_path / "numbers.json").read_text())["sets"].values()
+    for name in METRICS:
+        assert report[name.removeprefix("eval_")] == pytest.approx(numbers(out, "gappo", 1)[name])
+    assert str(out / "report" / "report.html") in printed
+    assert "dpo-lr0.01-seed1" in (out / "report" / "report.html").read_text()
+    assert f"trl-margins train --config {folder / 'run.yaml'}\n" in (folder / "README.md").read_text()
+
+
+def test_what_is_done_is_not_done_again(compared, monkeypatch, capsys):
+    command, _, printed = compared
+    monkeypatch.setattr(train, "main", lambda argv: pytest.fail(f"trains again: {argv}"))
+    assert main(command) == 0
+    again = capsys.readouterr().out
+    assert again.count("done before") == 4
+    assert again.split("\n\n")[-2:] == printed.split("\n\n")[-2:]  # the table and what follows
+
+
+def test_other_settings_do_not_mix(compared, base, tmp_path):
+    command, _, _ = compared
+    words(tmp_path, {**base, "max_steps": 4, "weight_decay": 0.1})
+    changed = [str(tmp_path / "base.yaml") if word.endswith("base.yaml") else word for word in command]
+    with pytest.raises(ValueError, match=r"dpo-lr0.01-seed1 .*max_steps 3 → 4, weight_decay None → 0.1"):
+        main(changed)
+    (tmp_path / "out" / "dpo-lr0.01-seed42").mkdir(parents=True)
+    (tmp_path / "out" / "dpo-lr0.01-seed42" / "model.safetensors").touch()
+    with pytest.raises(ValueError, match="seed42 is not of a comparison"):
+        main(words(tmp_path, base, "dpo"))
+
+
+# Runs that stop
+
+
+class Killed(TrainerCallback):
+    """Ends the process in the third step, without a word."""
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _killed(command: list[str]) -> None:
+    built = train.build_trainer
+
+    def dying(*run: Any) -> Any:
+        trainer = built(*run)
+        trainer.add_callback(Killed())
+        return trainer
+
+    train.build_trainer = dying
+    main(command)
+
+
+def test_a_killed_comparison_goes_on_from_the_checkpoint(compared, base, tmp_path):
+    """And the model is that of a run that nobody killed, to the last bit."""
+    _, uninterrupted, _ = compared
+    settings = {**base, "save_strategy": "steps", "save_steps": 1, "log_pairs": False, "seed": 1}
+    command = words(tmp_path, settings, "dpo")
+    process = multiprocessing.get_context("fork").Process(target=_killed, args=(command,))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    folder = tmp_path / "out" / "dpo-lr0.01-seed1"
+    assert (folder / "checkpoint-2").is_dir()
+    assert not (folder / "eval_results.json").exists()
+    assert main(command) == 0
+    assert not (folder / "_previous-1").exists()
+    name = "model.safetensors"
+    assert (folder / name).read_bytes() == (uninterrupted / folder.name / name).read_bytes()
+    # the model was saved, and its numbers were not
+    (folder / "eval_results.json").write_text("{")
+    assert main(command) == 0
+    for key in METRICS:
+        assert numbers(tmp_path / "out", "dpo", 1)[key] == numbers(uninterrupted, "dpo", 1)[key]
+
+
+def test_one_method_s_error_leaves_the_others(base, tmp_path, capsys):
+    unscored = Path(base["dataset_name"]).with_name("unscored.jsonl")
+    settings = {**base, "dataset_name": str(unscored), "log_pairs": False}
+    assert main(words(tmp_path, settings, "gappo", "amapo")) == 1
+    said = capsys.readouterr()
+    assert "gappo, seed 42, learning rate 0.01 failed: " in said.err
+    assert "score" in said.err.splitlines()[-1]
+    assert cells(said.out, "gappo")[1:4] == ["–", "0", "–"]
+    row = cells(said.out, "amapo")
+    assert row[3] == f"{numbers(tmp_path / 'out', 'amapo', 42)['eval_pwa']:.4f}"
+    assert row[4] == "–"
+    assert "One seed (42): there is no interval" in said.out
+
+
+# Learning rates
+
+
+def test_each_method_has_its_best_learning_rate(base, tmp_path, capsys):
+    command = words(tmp_path, {**base, "log_pairs": False}, "amapo")
+    assert main([*command, "--seeds", "1", "2", "--learning_rates", "0.01", "0.05", "--max_steps", "2"]) == 0
+    out, said = tmp_path / "out", capsys.readouterr().out
+    tried = {rate: numbers(out, "amapo", 1, rate)["eval_pwa_all"] for rate in ("0.01", "0.05")}
+    assert len({*tried.values()}) == 2
+    best = max(tried, key=lambda rate: tried[rate])
+    made = sorted(path.name for path in out.iterdir() if path.is_dir())
+    assert made == sorted(["amapo-lr0.01-seed1", "amapo-lr0.05-seed1", f"amapo-lr{best}-seed2"])
+    assert cells(said, "amapo")[1:3] == [best, "2"]
+    assert "[3/3] amapo, seed 2" in said
+    assert "with the best eval_pwa_all of seed 1, on this evaluation set" in said
+
+
+# Settings
+
+
+def planned(*command: str) -> dict[str, dict[str, Any]]:
+    """What each method's runs would be given."""
+    comparison, is_dry = compare.plan([*command, "--dry_run"])
+    assert is_dry
+    return {entry.method: entry.settings for entry in comparison.entries}
+
+
+WHERE = ("--model_name_or_path", "m", "--dataset_name", "d", "--eval_dataset_name", "e")
+
+
+@pytest.mark.parametrize("methods", [("amapo", "gappo", "gamma-po"), ("gappo", "amapo", "gamma-po")])
+def test_the_first_method_s_budget_and_everybody_s_own_objective(methods, capsys):
+    assert main(["compare", "--methods", *methods, *WHERE, "--dry_run"]) == 0
+    comparison, _ = compare.plan(["--methods", *methods, *WHERE])
+    first, *_ = (METHODS[name].defaults for name in methods)
+    for entry in comparison.entries:
+        assert {name: getattr(entry.config, name) for name in BUDGET} == {name: first[name] for name in BUDGET}
+        assert entry.config.beta == METHODS[entry.method].defaults["beta"]
+        assert entry.config.gamma_beta_ratio == METHODS[entry.method].defaults["gamma_beta_ratio"]
+        assert entry.config.load_best_model_at_end is comparison.first.load_best_model_at_end
+    said = capsys.readouterr().out
+    pairs = first["per_device_train_batch_size"] * first["gradient_accumulation_steps"]
+    assert f"{pairs} pairs per optimizer step" in said
+    assert f"all have the defaults of {methods[0]}: gradient_accumulation_steps, learning_rate, max_length" in said
+    for name in methods:
+        (line,) = (line for line in said.splitlines() if line.startswith(f"* {name}: base cpo, reward length-norm"))
+        assert f" beta {METHODS[name].defaults['beta']:g}, " in line
+        if ratio := METHODS[name].defaults["gamma_beta_ratio"]:
+            assert f" gamma_beta_ratio {ratio:g}" in line
+
+
+def test_all_keep_the_best_checkpoint_or_none():
+    """GapPO alone keeps the best by itself."""
+    for first, other, keeps in (("gappo", "amapo", True), ("amapo", "gappo", False)):
+        comparison, _ = compare.plan(["--methods", first, other, *WHERE, "--eval_strategy", "epoch"])
+        for entry in comparison.entries:
+            assert entry.config.load_best_model_at_end is keeps
+            assert entry.config.metric_for_best_model == ("eval_pwa" if keeps else None)
+
+
+def test_a_recipe_s_objective_is_its_method_s():
+    found = planned("--methods", "amapo", "gappo", "--recipe", "qwen2.5-0.5b-instruct/gappo", "--beta", "4")
+    assert [each["beta"] for each in found.values()] == [4.0, 4.0]  # a flag is for all
+    found = planned("--methods", "amapo", "gappo", "--recipe", "qwen2.5-0.5b-instruct/gappo")
+    assert [each["beta"] for each in found.values()] == [3.0, 1.0]
+    assert [each["learning_rate"] for each in found.values()] == [1e-5, 1e-5]
+
+
+@pytest.mark.parametrize(("base", "expected"), [("cpo", ["cpo", "dpo"]), ("dpo", ["dpo", "dpo"])])
+def test_a_method_that_needs_a_reference(base, expected):
+    """It is trained on its base, whatever base the others have, and options of the reference are for it alone."""
+    flags = ("--base", base, "--precompute_ref_log_probs", "true", "--beta", "3", "--max_length", "64")
+    found = planned("--methods", "gappo", "dpo", *WHERE, *flags)
+    assert [each["base"] for each in found.values()] == expected
+    assert "precompute_ref_log_probs" not in found["gappo"]
+    assert found["dpo"]["precompute_ref_log_probs"] is True
+    assert [(each["beta"], each["max_length"]) for each in found.values()] == [(3.0, 64)] * 2
+    with pytest.raises(ValueError, match="precompute_ref_log_probs"):
+        planned("--methods", "gappo", *WHERE, *flags)  # nobody else has it
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--methods gappo --weight none", "--weight makes another method of one"),
+        ("--methods gappo --method amapo", "--method: name the methods with --methods"),
+        ("--methods gappo gappo", "--methods has gappo twice"),
+        ("--methods gappo amapo --seeds 1 1", "--seeds has 1 twice"),
+        ("--methods gappo simppo", "unknown method 'simppo'"),
+        ("--methods gappo --resume_from_checkpoint true", "goes on when it is started again"),
+        ("--methods gappo amapo --gamma_po_steps -1", "method 'gappo': gamma_po_steps"),
+        ("--methods gappo --no_such_flag 1", "unknown option '--no_such_flag'"),
+    ],
+)
+def test_what_is_refused(flags, said):
+    with pytest.raises(ValueError, match=said):
+        compare.plan([*flags.split(), *WHERE])
+
+
+def test_an_evaluation_set_is_needed():
+    with pytest.raises(ValueError, match="--eval_strategy epoch"):
+        compare.plan(["--methods", "gappo", *WHERE[:-2]])
+    compare.plan(["--methods", "gappo", *WHERE[:-2], "--eval_strategy", "epoch"])
+
+
+def test_launchers_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="compare is the work of one process"):
+        main(["compare", "--methods", "gappo"])

@@ -1,0 +1,80 @@
+"""`benchmarks/study.py`: its numbers are the trainers', and several processes share out its runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from conftest import byte_tokenizer, preference_rows, trainer_of
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+
+import study
+
+SIZE = study.Size(1, 4, 2, (1e-3, 1e-2), 256, 1, (None, "random:0.2"), ("simpo", "dpo", "gappo"))
+
+
+@pytest.mark.parametrize("base", ["cpo", "dpo"])
+def test_its_numbers_are_the_trainer_s(base, tiny_model, tokenizer, tmp_path):
+    """Without a reference model and with it, where the trainer logs the sum over tokens."""
+    rows, sets = preference_rows(8), {"test": preference_rows(40, seed=5), "ood": preference_rows(30, seed=6)}
+    trainer = trainer_of(base, tiny_model, tokenizer, tmp_path, rows, sets)
+    expected = trainer.evaluate()
+    found = study.measured(trainer.model, byte_tokenizer(), {"train": rows, **sets}, SIZE)
+    assert len(found) == 8
+    for name, value in found.items():
+        if "logp" not in name:
+            of_set, key = ("ood", name.removeprefix("ood_")) if name.startswith("ood_") else ("test", name)
+            assert value == pytest.approx(expected[f"eval_{of_set}_{key}"], rel=1e-6), name
+    assert study.measured(trainer.model, byte_tokenizer(), sets, SIZE) == pytest.approx(found)
+
+
+@pytest.fixture
+def made(monkeypatch) -> Counter:
+    """The runs that are made, none of which trains; one method fails."""
+    counted: Counter = Counter()
+
+    def train(model, data, method, noise, seed, rate, size):
+        counted[method, noise, seed, rate] += 1
+        if method == "dpo" and noise:
+            raise ValueError("of this method")
+        numbers = dict.fromkeys(("pwa", "pwa_all", "spearman", "logp_chosen"), seed + 0.1)
+        flips = {"flips/rate": 0.2, "flips/gradient_share": 0.3} if noise else {}
+        return {**numbers, **flips, "pwa_all": rate}
+
+    monkeypatch.setattr(study, "train", train)
+    monkeypatch.setattr(study, "small", lambda args, size: ("model", lambda seed: {}))
+    return counted
+
+
+def studied(out: Path) -> study.Study:
+    (out / "locks").mkdir(parents=True, exist_ok=True)
+    return study.Study(argparse.Namespace(size="small", out=out), SIZE)
+
+
+def test_processes_share_out_the_runs(made, tmp_path):
+    """Each run is made once; with the best learning rate, once all are known."""
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda one: one.run(), [studied(tmp_path) for _ in range(3)]))
+    assert set(made.values()) - {2} == {1}
+    assert {run: n for run, n in made.items() if n == 2}.keys() == {(method, None, 0, 1e-2) for method in SIZE.methods}
+    lines = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
+    assert len(lines) == 1 + 3 * 2 + 2 * 2 * 3
+    assert {line["learning_rate"] for line in lines if "seed" in line and line["method"] != "start"} == {1e-2}
+
+
+def test_what_failed_is_tried_again(made, tmp_path):
+    studied(tmp_path).run()
+    first = Counter(made)
+    again = studied(tmp_path)
+    again.run()
+    assert made - first == {("dpo", "random:0.2", seed, 1e-2): 1 for seed in (0, 1)}
+    runs = [run for run in again.runs.values() if "seed" in run and "error" not in run]
+    text = study.tables(runs, SIZE)
+    assert "Without dpo, of which runs are missing." in text
+    assert "| gappo | +0.0000 ± 0.0000 | +0.0000 ± 0.0000 |" in text

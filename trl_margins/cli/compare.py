@@ -1,0 +1,388 @@
+"""`trl-margins compare`: several methods on the same data, with the same budget, seeds and start; one table."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import sys
+from argparse import ArgumentParser
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import yaml
+from accelerate.utils.memory import clear_device_cache
+from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
+from transformers.trainer import TRAINING_ARGS_NAME
+
+from ..checks import check_names
+from ..evaluation.intervals import student_interval
+from ..evaluation.tables import MEANING
+from ..tables import markdown_table
+from ..trainers.folder import earlier_run, last_whole_checkpoint
+from . import train
+from .compare_settings import Entry, SharedSettings
+from .config_file import Settings, as_yaml
+from .dry_run import plain
+from .options import Options, option
+from .setup import check_writable
+
+logger = logging.getLogger(__name__)
+
+RUN, NUMBERS = "run.yaml", "eval_results.json"  # of each run: its settings, and what it came to
+RESULTS, TABLE, REPORT = "results.json", "compare.md", "report"
+METRICS = {"eval_pwa": "PWA, score gap ≥ {:g}", "eval_pwa_all": "PWA, all pairs", "eval_spearman": "Spearman ρ"}
+
+
+@dataclass(kw_only=True)
+class CompareArguments(Options):
+    """What `compare` has beside the options of `train`."""
+
+    methods: list[str] = option("Methods, as `method` of train has them. Differences are from the first one.")
+    seeds: list[int] | None = option("Each method trains once with each of them. Default: `seed` alone.", None)
+    learning_rates: list[float] | None = option(
+        "Each method tries all of them with the first seed, and keeps the best by `metric_for_best_model` or, without "
+        "it, by PWA of all pairs.",
+        None,
+    )
+    out: str = option("Folder for a folder of each run, the table and the report.", "compare")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Trains what is not done yet, and writes the table."""
+    comparison, is_dry = plan(argv)
+    print(comparison.preface)
+    comparison.check_folders()
+    if is_dry:
+        return 0
+    check_writable(comparison.out)
+    comparison.train()
+    comparison.write()
+    for run, error in comparison.failed.items():
+        print(f"trl-margins compare: {run} failed: {error}", file=sys.stderr)
+    return 1 if comparison.failed else 0
+
+
+def parser() -> HfArgumentParser:
+    """The parser of what `train` does not have."""
+    kind: Any = CompareArguments
+    return HfArgumentParser(
+        kind,
+        prog="trl-margins compare",
+        usage="%(prog)s --methods METHOD [METHOD ...] [--config FILE | --recipe NAME] [options of train]",
+        allow_abbrev=False,
+    )
+
+
+def plan(argv: Sequence[str]) -> tuple[Comparison, bool]:
+    """The comparison that the flags describe, and whether it is only to be shown.
+
+    Raises:
+        ValueError: settings that a method does not take, or that would make it another one.
+    """
+    parsed: Any = parser().parse_args_into_dataclasses(list(argv), return_remaining_strings=True)
+    args, flags = parsed
+    check_names("methods", args.methods)
+    for name in ("methods", "seeds", "learning_rates"):
+        values = getattr(args, name) or []
+        if twice := [value for value in values if values.count(value) > 1]:
+            raise ValueError(f"--{name} has {twice[0]} twice: name each once")
+    files = ArgumentParser(prog="trl-margins compare", add_help=False, allow_abbrev=False)
+    one = files.add_mutually_exclusive_group()
+    one.add_argument("--config")
+    one.add_argument("--recipe")
+    files.add_argument("--base")
+    files.add_argument("--dry_run", "--dry-run", nargs="?", const=True, default=False, type=string_to_bool)
+    given, flags = files.parse_known_args(flags)
+    settings, source = train.read_settings(given.config, given.recipe)
+    shared = SharedSettings(args.methods, given.base or settings.get("base"), settings, source, flags)
+    entries = shared.entries()
+    first = entries[0].config
+    seeds, rates = args.seeds or [first.seed], args.learning_rates or [first.learning_rate]
+    return Comparison(entries, seeds, rates, Path(args.out), [*shared.borrowed]), given.dry_run
+
+
+# Runs ----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Run:
+    """A method's run with a seed and a learning rate, in a folder as `train` makes it."""
+
+    entry: Entry
+    seed: int
+    rate: float
+    out: Path
+
+    @property
+    def folder(self) -> Path:
+        return self.out / f"{self.entry.method}-lr{self.rate:g}-seed{self.seed}"
+
+    def __str__(self) -> str:
+        return f"{self.entry.method}, seed {self.seed}, learning rate {self.rate:g}"
+
+    @property
+    def settings(self) -> Settings:
+        own = {"output_dir": str(self.folder), "seed": self.seed, "learning_rate": self.rate}
+        if name := self.entry.settings.get("run_name"):
+            own["run_name"] = f"{name}-{self.folder.name}"
+        return {**self.entry.settings, **own}
+
+    @property
+    def numbers(self) -> dict[str, float] | None:
+        """What the finished run came to."""
+        try:
+            found = json.loads((self.folder / NUMBERS).read_text())
+        except (OSError, ValueError):  # killed before it was written, or meanwhile
+            return None
+        return found if isinstance(found, dict) else None
+
+    def check_folder(self) -> None:
+        """
+        Raises:
+            ValueError: the folder is that of a run with other settings, or of no comparison.
+        """
+        file = self.folder / RUN
+        if not file.is_file():
+            if earlier_run(self.folder):
+                raise ValueError(f"{self.folder} is not of a comparison: name another folder with --out")
+            return
+        before, now = ({**each, "output_dir": None} for each in (yaml.safe_load(file.read_text()), self.settings))
+        names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+        if names:
+            changed = ", ".join(f"{name} {before.get(name)} → {now.get(name)}" for name in names)
+            raise ValueError(
+                f"{self.folder} is of a run with other settings ({changed}), with which the others would not compare: "
+                "name another folder with --out, or remove this one"
+            )
+
+    def train(self) -> dict[str, float]:
+        """Trains, or goes on from the last checkpoint, unless it is done."""
+        if (found := self.numbers) is not None:
+            return found
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / RUN).write_text(as_yaml(self.settings), encoding="utf-8")
+        flags: list[str] = []
+        if earlier_run(self.folder):
+            whole = last_whole_checkpoint(self.folder)
+            flags = ["--resume_from_checkpoint", "true"] if whole else ["--overwrite_output_dir", "true"]
+            # with it, `train` takes the run for one that lacks nothing
+            (self.folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+        train.main(["--config", str(self.folder / RUN), *flags])
+        if (found := self.numbers) is None:
+            raise ValueError(f"{self.folder} has no {NUMBERS}")
+        return found
+
+
+@dataclass
+class Comparison:
+    """Methods, seeds and learning rates, and what their runs came to."""
+
+    entries: Sequence[Entry]
+    seeds: Sequence[int]
+    rates: Sequence[float]
+    out: Path
+    borrowed: Sequence[str] = ()  # fields that are the first method's defaults for all
+    done: dict[Run, dict[str, float]] = field(default_factory=dict)
+    failed: dict[Run, Exception] = field(default_factory=dict)
+
+    @property
+    def first(self) -> Any:
+        """The first method's config."""
+        return self.entries[0].config
+
+    def run(self, entry: Entry, seed: int, rate: float) -> Run:
+        return Run(entry, seed, rate, self.out)
+
+    def check_folders(self) -> None:
+        """
+        Raises:
+            ValueError: a run in the folder has other settings.
+        """
+        for entry in self.entries:
+            for seed in self.seeds:
+                for rate in self.rates:
+                    self.run(entry, seed, rate).check_folder()
+
+    def train(self) -> None:
+        """All rates with the first seed, then each method's best with the others."""
+        n, place = len(self.entries) * (len(self.rates) + len(self.seeds) - 1), 0
+        for seed in self.seeds:
+            rates = [(entry, rate) for rate in self.rates for entry in self.entries]
+            if seed != self.seeds[0]:
+                rates = [(entry, best) for entry in self.entries if (best := self.best_rate(entry)) is not None]
+            for entry, rate in rates:
+                place += 1
+                self._train(self.run(entry, seed, rate), f"[{place}/{n}]")
+
+    def _train(self, run: Run, place: str) -> None:
+        is_done, began = run.numbers is not None, perf_counter()
+        print(f"{place} {run}{': done before' if is_done else ' …'}", flush=True)
+        try:
+            self.done[run] = run.train()
+        except Exception as error:  # the other methods' runs are not to blame
+            logger.exception("%s failed", run)
+            self.failed[run] = error
+            return
+        finally:
+            clear_device_cache(garbage_collection=True)
+        if not is_done:
+            shown = ", ".join(f"{key} {self.done[run][key]:.4f}" for key in METRICS if key in self.done[run])
+            print(f"{place} {run}: {shown}, {perf_counter() - began:.0f} s", flush=True)
+
+    @property
+    def chosen_by(self) -> str:
+        """The metric that learning rates are chosen by."""
+        name = f"eval_{(self.first.metric_for_best_model or 'pwa_all').removeprefix('eval_')}"
+        everywhere = name in METRICS and all(name in numbers for numbers in self.done.values())
+        return name if everywhere else "eval_pwa_all"
+
+    def best_rate(self, entry: Entry) -> float | None:
+        """A method's best learning rate with the first seed; None if all its runs failed."""
+        runs = [run for rate in self.rates if (run := self.run(entry, self.seeds[0], rate)) in self.done]
+        return max(runs, key=lambda run: self.done[run][self.chosen_by]).rate if runs else None
+
+    def by_seed(self, entry: Entry, metric: str) -> dict[int, float]:
+        """A method's numbers with its best learning rate."""
+        rate = self.best_rate(entry)
+        if rate is None:
+            return {}
+        found = {seed: self.done.get(self.run(entry, seed, rate), {}) for seed in self.seeds}
+        return {seed: numbers[metric] for seed, numbers in found.items() if metric in numbers}
+
+    # Words
+
+    @property
+    def preface(self) -> str:
+        """What each method has for itself, and what all share."""
+        first = self.first
+        lines = [
+            f"* {entry.method}: " + ", ".join(f"{name} {_shown(value)}" for name, value in entry.objective.items())
+            for entry in self.entries
+        ]
+        length = "max_steps" if first.max_steps > 0 else "num_train_epochs"
+        same = [
+            f"{first.train_batch_size * first.gradient_accumulation_steps} pairs per optimizer step",
+            *(f"{name} {_shown(plain(getattr(first, name)))}" for name in (length, "lr_scheduler_type", "max_length")),
+            f"learning_rate {_shown(list(self.rates))}",
+            f"seed {_shown(list(self.seeds))}",
+        ]
+        lines += ["", f"The same for all: {'; '.join(same)}."]
+        if self.borrowed:
+            names = ", ".join(sorted(self.borrowed))
+            lines.append(f"Of what nobody set, all have the defaults of {self.entries[0].method}: {names}.")
+        return "\n".join(lines)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """For each method its learning rate, its seeds, and each metric's mean and interval, also of the differences
+        from the first method.
+        """
+        rows: list[dict[str, Any]] = []
+        for entry in self.entries:
+            seeds = self.by_seed(entry, "eval_pwa_all")
+            rows.append({"method": entry.method, "learning_rate": self.best_rate(entry), "seeds": [*seeds]})
+            for metric in self.metrics:
+                ours, theirs = self.by_seed(entry, metric), self.by_seed(self.entries[0], metric)
+                rows[-1][metric] = _interval(list(ours.values()))
+                if entry is not self.entries[0]:
+                    differences = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
+                    rows[-1][f"{metric}_difference"] = _interval(differences)
+        return rows
+
+    @property
+    def metrics(self) -> list[str]:
+        return [name for name in METRICS if any(name in numbers for numbers in self.done.values())]
+
+    @property
+    def text(self) -> str:
+        """The table, and how to read it."""
+        heads = ["method", "learning rate", "seeds"]
+        for name in self.metrics:
+            title = METRICS[name].format(self.first.eval_min_score_gap)
+            heads += [title, f"minus {self.entries[0].method}'s"]
+        cells = []
+        for row in self.rows():
+            cells.append([row["method"], _shown(row["learning_rate"]), str(len(row["seeds"]))])
+            for name in self.metrics:
+                cells[-1] += [_cell(row[name]), _cell(row.get(f"{name}_difference"), "+")]
+        return "\n".join([markdown_table(heads, cells), "", *(f"* {note}" for note in self._notes())])
+
+    def _notes(self) -> Iterator[str]:
+        seeds, by = ", ".join(map(str, self.seeds)), self.first.metric_for_best_model
+        if len(self.seeds) > 1:
+            yield f"Mean ± half of Student's 95 % interval over seeds {seeds}. Differences are by seed."
+        else:
+            yield f"One seed ({seeds}): there is no interval, and any difference may be chance. --seeds takes several."
+        if len(self.rates) > 1:
+            yield (
+                f"The learning rate is the one of {_shown(list(self.rates))} with the best {self.chosen_by} of seed "
+                f"{self.seeds[0]}, on this evaluation set: the numbers are too good by what the choice gains."
+            )
+        if self.first.load_best_model_at_end:
+            yield (
+                f"Each model is its run's checkpoint with the best {by}, on this evaluation set: the numbers are too "
+                "good by what the choice gains."
+            )
+        else:
+            yield "Each model is that of its run's last step."
+        counts = sorted({numbers["eval_n_pairs"] for numbers in self.done.values()})
+        if len(counts) > 1:
+            yield f"The runs were not evaluated on the same pairs: there were {_shown(counts)} of them."
+        yield from (f"{run} failed: {' '.join(str(error).split())}" for run, error in self.failed.items())
+        yield MEANING
+
+    def write(self) -> None:
+        """Writes and prints the table, and writes the numbers and the report."""
+        runs = [
+            {
+                **{"method": run.entry.method, "seed": run.seed, "learning_rate": run.rate, "folder": run.folder.name},
+                **{"is_in_table": run.rate == self.best_rate(run.entry), "metrics": numbers},
+            }
+            for run, numbers in self.done.items()
+        ]
+        found = {
+            "table": self.rows(),
+            "runs": runs,
+            "failed": {str(run): str(error) for run, error in self.failed.items()},
+            "settings": {entry.method: entry.settings for entry in self.entries},
+        }
+        (self.out / RESULTS).write_text(json.dumps(found, indent=2) + "\n")
+        (self.out / TABLE).write_text(f"{self.preface}\n\n{self.text}\n", encoding="utf-8")
+        print(f"\n{self.text}\n\n{self.out / TABLE}\n{self.out / RESULTS}")
+        if find_spec("matplotlib") is None:
+            logger.info("no report without matplotlib: pip install 'trl-margins[report]'")
+        elif folders := [
+            run.folder
+            for run in self.done
+            if run.seed == self.seeds[0] and run.rate == self.best_rate(run.entry) and self.first.log_pairs
+        ]:
+            from ..report.page import write_report
+            from ..report.run_folder import read_runs
+
+            print(write_report(read_runs(folders), self.out / REPORT)[0])
+
+
+def _interval(values: Sequence[float]) -> dict[str, float | None] | None:
+    """As JSON has it: nothing that is not a number."""
+    if not values:
+        return None
+    mean, half = student_interval(values)
+    return {"mean": mean, "half_width": None if math.isnan(half) else half}
+
+
+def _cell(interval: Mapping[str, Any] | None, sign: str = "") -> str:
+    if interval is None:
+        return "–"
+    text = f"{round(interval['mean'], 4) + 0.0:{sign}.4f}"  # no −0
+    return text if interval["half_width"] is None else f"{text} ± {interval['half_width']:.4f}"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(map(_shown, value))
+    return "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

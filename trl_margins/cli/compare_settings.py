@@ -1,0 +1,186 @@
+"""What the runs of `trl-margins compare` share, and what each method has for itself."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import Any
+
+import yaml
+from transformers import TrainingArguments
+
+from . import train
+from .config_file import Settings, flags_said
+from .dry_run import plain, resolved
+from .train_options import check_run
+
+logger = logging.getLogger(__name__)
+
+# What makes a method the method that it is
+_OF_A_METHOD = ("weight", "margin", "reward", "loss_type", "loss_weights")
+# γ in reward units; the objective's reward; and what follows from the reward
+_SAID_OTHERWISE = ("simpo_gamma", "reward", "gamma_po_centered")
+# For the methods that have a reference model
+_OF_A_REFERENCE = frozenset(
+    (
+        *("precompute_ref_log_probs", "precompute_ref_batch_size", "sync_ref_model", "ref_model_mixup_alpha"),
+        *("ref_model_sync_steps", "ld_alpha", "f_divergence_type", "f_alpha_divergence_coef"),
+    )
+)
+# Which checkpoint is the run's: by the first method's rule for all
+_OF_THE_BEST = ("load_best_model_at_end", "metric_for_best_model", "greater_is_better")
+# The configs' own fields that are not the objective's: like transformers', they are the same for all methods
+_OF_ALL = frozenset(
+    (
+        *("log_pairs", "nonfinite_steps", "share_prompt", "train_only", "eval_min_score_gap", "dataset_num_proc"),
+        *("prompt_column", "system_column", "score_columns", "tokenization", "truncation_mode", "max_length"),
+        *("max_completion_length", "is_encoder_decoder", "pad_token", "pad_to_multiple_of", "padding_free"),
+        *("model_init_kwargs", "trust_remote_code", "disable_dropout", "generate_during_eval"),
+        *("activation_offloading", "precompute_ref_batch_size", "precompute_ref_log_probs", "router_aux_loss_coef"),
+        *TrainingArguments.__dataclass_fields__,
+    )
+)
+_REFUSED = {
+    "method": "name the methods with --methods",
+    "resume_from_checkpoint": "a comparison that was stopped goes on when it is started again",
+    "overwrite_output_dir": "for a new comparison, name another folder with --out",
+    "push_to_hub": "each run would replace the model of the one before",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """A method, and the settings that its runs share."""
+
+    method: str
+    config: Any
+    settings: Settings  # for `train --config`
+
+    @property
+    def objective(self) -> dict[str, Any]:
+        """Base, reward and β, and the fields of the objective that the base alone has otherwise."""
+        from ..trainers.configs import objective_of
+
+        config, plainest = self.config, _plainest(None, self.config._base)
+        names = [item.name for item in fields(config) if item.name not in (*_OF_ALL, *_SAID_OTHERWISE)]
+        differ = [name for name in names if plain(getattr(config, name)) != plain(getattr(plainest, name))]
+        found = {name: plain(getattr(config, name)) for name in ("beta", *differ)}
+        return {"base": config._base, "reward": objective_of(config).reward.name, **found}
+
+
+class SharedSettings:
+    """What file and flags say, and what the other methods take from the first.
+
+    Args:
+        methods: their ids.
+        base: the one that is asked for.
+        settings: the file's.
+        source: the file.
+        flags: those of `train`.
+    """
+
+    def __init__(
+        self, methods: Sequence[str], base: str | None, settings: Settings, source: str, flags: Sequence[str]
+    ) -> None:
+        self.source, self.flags, self.said = source, flags, flags_said(flags)
+        self.bases = {name: _base_of(name, base) for name in methods}
+        self.borrowed: dict[str, None] = {}
+        self.own = settings.get("method")
+        if refused := sorted(_REFUSED.keys() & self.said):
+            raise ValueError(f"--{refused[0]}: {_REFUSED[refused[0]]}")
+        self.env = settings.get("env")
+        self.settings = {name: value for name, value in settings.items() if name not in (*_REFUSED, "base")}
+        of_objective = {name for each in self.bases.items() for name in _fields(*each)} - _OF_ALL
+        self.of_own = {
+            name: self.settings.pop(name) for name in settings if self.own is not None and name in of_objective
+        }
+        if self.of_own:
+            then = "for it alone" if self.own in methods else "left out"
+            logger.info("%s is for method %r: %s of it: %s", source, self.own, then, ", ".join(self.of_own))
+        of_own = self.of_own if self.own in methods else {}
+        for where, names in (("--", self.said), (f"{source}: ", {**self.settings, **of_own})):
+            if found := [name for name in _OF_A_METHOD if name in names]:
+                raise ValueError(
+                    f"{where}{found[0]} makes another method of one: leave it out, and name methods alone"
+                )
+
+    def entries(self) -> list[Entry]:
+        """The methods, the first one's settings first."""
+        name, *others = self.bases
+        first = self._entry(name, {})
+        return [first, *(self._entry(other, self._borrow(other, first)) for other in others)]
+
+    def _borrow(self, name: str, first: Entry) -> Settings:
+        """What a method has from the first: where nobody says anything, their defaults differ."""
+        plainest, theirs = (
+            _plainest(*each) for each in ((name, self.bases[name]), (first.method, first.config._base))
+        )
+        there = [each for each in _fields(name, self.bases[name]) if each in _OF_ALL and hasattr(theirs, each)]
+        said = {*self.settings, *self.said}
+        found = [each for each in there if each not in said and getattr(plainest, each) != getattr(theirs, each)]
+        self.borrowed |= dict.fromkeys(found)
+        best = [each for each in _OF_THE_BEST if each not in self.said]
+        return {each: plain(getattr(first.config, each)) for each in (*found, *best)}
+
+    def _entry(self, name: str, borrowed: Settings) -> Entry:
+        base = self.bases[name]
+        known = train.parser_for(name, base)
+        others = [train.parser_for(None, each) for each in {*self.bases.values()} - {base}]
+        with_reference = [other for other, each in self.bases.items() if _needs_reference(other, each)]
+        settings = {**self.settings, **(self.of_own if name == self.own else {}), **borrowed}
+        # what only another method has is for that one
+        elsewhere = {key for other in others for key in other.keys - known.keys}
+        elsewhere |= _OF_A_REFERENCE if with_reference and name not in with_reference else frozenset()
+        settings = {key: value for key, value in settings.items() if key not in elsewhere}
+        words, keeps = [], True
+        for word in self.flags:
+            if word.startswith("--"):
+                keeps = word.partition("=")[0].removeprefix("--").replace("-", "_") not in elsewhere
+            words += [word] * keeps
+        try:
+            run = train.parse([*words, "--method", name, "--base", base], settings, self.source)
+            check_run(*run)
+        except ValueError as error:
+            raise ValueError(f"method {name!r}: {error}") from error
+        script, config, *_ = run
+        if config.eval_strategy == "no" and script.eval_dataset_name is None:
+            raise ValueError(
+                "methods are compared on an evaluation set: name one with --eval_dataset_name, or evaluate on a split "
+                "of the data set, with --eval_strategy epoch"
+            )
+        env = {"env": self.env} if self.env else {}
+        return Entry(name, config, {**env, **yaml.safe_load(resolved(*run))})
+
+
+def _base_of(method: str, wanted: str | None) -> str:
+    """The base that is asked for, where the method can be trained on it."""
+    from ..registry import get_method
+
+    bases = get_method(method).bases
+    if wanted is None or wanted in bases:
+        return wanted or bases[0]
+    logger.info("%s is trained on base %s: it has no other", method, bases[0])
+    return bases[0]
+
+
+def _fields(method: str, base: str) -> list[str]:
+    from ..trainers.configs import config_class
+
+    return [item.name for item in fields(config_class(method, base)) if item.init]
+
+
+@cache
+def _plainest(method: str | None, base: str) -> Any:
+    """The config of a method, or of none, of which nobody has said anything."""
+    from ..trainers.configs import config_class
+
+    config: Any = config_class(method, base)
+    return config(output_dir="", use_cpu=True, bf16=False)
+
+
+def _needs_reference(method: str, base: str) -> bool:
+    from ..trainers.configs import objective_of
+
+    return objective_of(_plainest(method, base)).needs_reference

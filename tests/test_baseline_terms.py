@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from syncs import Syncs
 from torch import Tensor
 
-from trl_margins.links import DPO_LINKS
+from trl_margins.links import DPO_LINKS, margin_loss
+from trl_margins.methods import WEIGHTS
 from trl_margins.objective import Objective, ObjectiveOutput
 from trl_margins.pairs import PairLogps, PairView
 from trl_margins.rewards import LengthNormalizedReward, LogRatioReward, SummedReward
@@ -254,6 +255,34 @@ MAKES: dict[str, Callable[[], Any]] = {
     "beta-dpo": lambda: BatchBetaMargin(),
     "alpha-dpo": lambda: ReferenceMargin(0.3),
 }
+
+
+OF_ANYTHING: dict[str, Callable[[], Any]] = {
+    **{name: make for name, make in MAKES.items() if name != "alpha-dpo"},
+    "madpo": lambda: MarginAdaptiveWeight(),
+    "odpo": lambda: ScoreOffsetMargin(),
+    "r-dpo": lambda: LengthMargin(),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", OF_ANYTHING)
+def test_finite_for_finite_input(name, dtype):
+    """In training, over batches of 1 to 8 pairs; and the loss made of it."""
+    rng, term = np.random.default_rng(0), OF_ANYTHING[name]()
+    for scale in (0.0, 1.0, 1e4):
+        for n in (1, 2, 8):
+            gaps, *columns = (torch.tensor(scale * rng.uniform(-1, 1, n), dtype=torch.float32) for _ in range(3))
+            columns = dict(zip(("score_chosen", "score_rejected"), columns, strict=True))
+            view = PairView.of_gaps(gaps.to(dtype), columns, training=True)
+            values = term(view)
+            assert values.shape == gaps.shape
+            assert values.isfinite().all()
+            if name in WEIGHTS:
+                assert (values >= 0).all()
+                assert margin_loss(view.reward_gap, 0.5, values).isfinite().all()
+            else:
+                assert margin_loss(view.reward_gap, values).isfinite().all()
 
 
 def view_of(pairs: PairLogps, rank: slice = slice(None), everyone: PairView | None = None) -> PairView:

@@ -22,6 +22,7 @@ from trl_margins.rewards import LengthNormalizedReward, LogRatioReward, SummedRe
 from trl_margins.terms.alpha_dpo import ReferenceMargin
 from trl_margins.terms.baselines import DrDPOWeight, LengthMargin, MarginAdaptiveWeight, ScoreOffsetMargin
 from trl_margins.terms.beta_dpo import BatchBetaMargin, KeptWeight
+from trl_margins.trainers.checkpoints import load_states, save_states
 from trl_margins.trainers.configs import MarginCPOConfig, MarginDPOConfig
 
 BETA = 0.3
@@ -319,9 +320,9 @@ def test_a_resumed_term_goes_on(name, tmp_path):
     term, views = MAKES[name](), [view_of(drawn(seed=step)) for step in range(5)]
     for view in views[:3]:
         term(view)
-    torch.save(term.state_dict(), tmp_path / "state.pt")
+    save_states({name: term.state_dict()}, tmp_path / "terms.safetensors")
     resumed = MAKES[name]()
-    resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    resumed.load_state_dict(load_states(tmp_path / "terms.safetensors", torch.device("cpu"))[name])
     for view in views[3:]:
         assert torch.equal(term(view), resumed(view))
     assert not torch.equal(MAKES[name]()(views[4]), term(views[4]))

@@ -84,11 +84,11 @@ class RunningMoments:
         return torch.where(std > 0, self.deviation(values) / torch.where(std > 0, std, 1.0), 0.0)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"moments": self._moments, "last": self._last.state_dict()}
+        return {"moments": self._moments, **self._last.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._moments = state["moments"]
-        self._last.load_state_dict(state["last"])
+        self._last.load_state_dict(state)
 
 
 def spread(values: Tensor) -> Tensor:

@@ -133,6 +133,7 @@ def run(folder: str, tokenizer: Any, out: Any, method: str | None = "gappo", bas
     evals = options.pop("evals", EVALS)
     resume = options.pop("resume", None)
     options = {"eval_strategy": "steps", "eval_steps": 1, "max_steps": 7, "learning_rate": 0.03, **options}
+    options = {"per_device_eval_batch_size": 12, **options}
     config = config_class(method, base)(
         **quiet(
             output_dir=str(out), lr_scheduler_type="constant", save_strategy=options.pop("save", "steps"), **options

@@ -34,6 +34,7 @@ from transformers import (
 
 from trl_margins import MarginCPOConfig, MarginCPOTrainer, MarginDPOConfig, MarginDPOTrainer
 from trl_margins.methods import METHODS
+from trl_margins.trainers import card
 
 # The same examples on every machine; HYPOTHESIS_PROFILE=random looks for new ones
 settings.register_profile("same", derandomize=True)
@@ -97,6 +98,12 @@ def few_objects_to_collect() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run's card has none: drawing them takes longer than the run."""
+    monkeypatch.setattr(card, "pictures", lambda trainer: [])
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import jinja2
 import pytest
 import torch
@@ -33,14 +34,17 @@ from transformers import (
 
 from trl_margins import MarginCPOConfig, MarginCPOTrainer, MarginDPOConfig, MarginDPOTrainer
 from trl_margins.methods import METHODS
+from trl_margins.trainers import card
 
 # The same examples on every machine; HYPOTHESIS_PROFILE=random looks for new ones
 settings.register_profile("same", derandomize=True)
 settings.register_profile("random", derandomize=False)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
-# every model card is made from the same few templates, which Jinja compiles for each
+# Every model card is made from the same few templates, which Jinja compiles for each; and accelerate looks several
+# times a batch for what is installed
 jinja2.Environment.compile = functools.cache(jinja2.Environment.compile)  # type: ignore[method-assign]
+accelerate.utils.imports._is_package_available = functools.cache(accelerate.utils.imports._is_package_available)
 
 SPECIAL = ["<pad>", "<s>", "</s>"]
 CHAT_TEMPLATE = (
@@ -94,6 +98,12 @@ def few_objects_to_collect() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run's card has none: drawing them takes longer than the run."""
+    monkeypatch.setattr(card, "pictures", lambda trainer: [])
 
 
 @pytest.fixture

@@ -21,6 +21,8 @@ from trl_margins.cli.recipes import recipes
 from trl_margins.trainers.configs import config_class
 from trl_margins.trainers.named import trainer_class
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 GAPPO = [recipe.name for recipe in recipes() if "/gappo/" in recipe.name and recipe.table == "Table 1"]
 ROWS, EVALS = preference_rows(32), preference_rows(24, seed=1, scores=lambda i: (6.0, 1.0 + i % 5))
 UNSCORED = EVALS.remove_columns(["score_chosen", "score_rejected"])
@@ -133,6 +135,7 @@ def run(folder: str, tokenizer: Any, out: Any, method: str | None = "gappo", bas
     evals = options.pop("evals", EVALS)
     resume = options.pop("resume", None)
     options = {"eval_strategy": "steps", "eval_steps": 1, "max_steps": 7, "learning_rate": 0.03, **options}
+    options = {"per_device_eval_batch_size": 12, **options}
     config = config_class(method, base)(
         **quiet(
             output_dir=str(out), lr_scheduler_type="constant", save_strategy=options.pop("save", "steps"), **options

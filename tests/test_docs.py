@@ -132,7 +132,9 @@ def workspace(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture
-def here(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clean_registry: None) -> Path:
+def here(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_pictures: None, clean_registry: None
+) -> Path:
     """A copy of it, where Hub sets are local ones."""
     folder = tmp_path / "here"
     shutil.copytree(workspace, folder)
@@ -146,7 +148,6 @@ def here(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clean
         return splits if split is None else splits[split]
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr(cards, "pictures", lambda trainer: [])  # half a minute for all pages together
     monkeypatch.setattr(TrainingArguments, "__post_init__", small)
     return folder
 

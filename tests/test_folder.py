@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -51,7 +52,7 @@ def pairs(tmp_path_factory):
 
 
 @pytest.fixture
-def train(tiny_model, pairs, tmp_path):
+def train(tiny_model, pairs, tmp_path, no_pictures):
     """The command line, into `out`."""
 
     def run(*flags):
@@ -229,6 +230,14 @@ def test_another_tokenizer(tiny_model, tmp_path):
 # Another run's checkpoint
 
 
+@pytest.fixture(scope="module")
+def two_steps(tiny_model, tmp_path_factory):
+    """The folder of a run with a checkpoint."""
+    folder = tmp_path_factory.mktemp("two-steps")
+    build(tiny_model, folder, max_steps=2, disable_dropout=True).train()
+    return folder
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -252,10 +261,10 @@ def test_another_tokenizer(tiny_model, tmp_path):
         ({"neftune_noise_alpha": 5.0}, "neftune_noise_alpha None → 5.0"),
     ],
 )
-def test_a_checkpoint_of_another_run(options, said, tiny_model, tmp_path):
+def test_a_checkpoint_of_another_run(options, said, two_steps, tiny_model, tmp_path):
     if "loss_type" not in options:
         options = {"disable_dropout": True, **options}
-    build(tiny_model, tmp_path, max_steps=2, disable_dropout=True).train()
+    shutil.copytree(two_steps, tmp_path, dirs_exist_ok=True)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(ValueError, match=f"checkpoint-2 is of a run with other settings: .*{said}"):
         build(tiny_model, tmp_path, **options).train(resume_from_checkpoint=True)

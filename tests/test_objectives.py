@@ -1,0 +1,300 @@
+"""Every baseline against its published formula, in NumPy and by finite differences, and against TRL's own trainers.
+
+The formulas are written from the papers and their authors' repositories, not from this package: the source of each is
+named beside it. Stop-gradients are explicit: a formula gets the pairs twice, `p` with gradient and `h` without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from trl_margins.methods import METHODS
+from trl_margins.objective import Objective, ObjectiveOutput
+from trl_margins.pairs import PairLogps
+from trl_margins.trainers.configs import config_class, objective_of
+
+BASELINES = {id: row for id, row in METHODS.items() if row.baseline}
+ROWS = [(id, base) for id, row in BASELINES.items() for base in row.bases]
+
+
+def log_sigmoid(x: np.ndarray) -> np.ndarray:
+    return -np.logaddexp(0, -x)
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return np.exp(log_sigmoid(x))
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """B pairs in float64. Variables with gradient: `w`, `l`, `token_w` and `token_l`."""
+
+    w: np.ndarray  # log π(y_w), summed
+    l: np.ndarray  # noqa: E741
+    token_w: np.ndarray  # Σ_t f(log π(y_w,t)), for the reward with an f per token
+    token_l: np.ndarray
+    ref_w: np.ndarray
+    ref_l: np.ndarray
+    n_w: np.ndarray  # tokens
+    n_l: np.ndarray
+    s_w: np.ndarray  # scores of a reward model
+    s_l: np.ndarray
+    policy: np.ndarray  # WPO's weight
+
+    @property
+    def mean_w(self) -> np.ndarray:
+        return self.w / self.n_w
+
+    @property
+    def mean_l(self) -> np.ndarray:
+        return self.l / self.n_l
+
+    @property
+    def ratio_w(self) -> np.ndarray:
+        return self.w - self.ref_w
+
+    @property
+    def ratio_l(self) -> np.ndarray:
+        return self.l - self.ref_l
+
+    @property
+    def gap(self) -> np.ndarray:
+        """Of the log-ratios, before β."""
+        return self.ratio_w - self.ratio_l
+
+    @property
+    def nll(self) -> float:
+        """Mean over the chosen tokens of the batch."""
+        return -self.w.sum() / self.n_w.sum()
+
+    def __getitem__(self, rows: Any) -> Pairs:
+        return Pairs(*(getattr(self, each.name)[rows] for each in fields(self)))
+
+    def torch(self, dtype: torch.dtype = torch.float64) -> tuple[PairLogps, dict[str, torch.Tensor], list]:
+        """The package's form of the pairs, its columns, and the tensors that require grad."""
+        leaves = {name: torch.tensor(getattr(self, name), dtype=dtype, requires_grad=True) for name in VARIABLES}
+        fixed = {each.name: torch.tensor(getattr(self, each.name)) for each in fields(self)}
+        pairs = PairLogps(
+            chosen=leaves["w"],
+            rejected=leaves["l"],
+            chosen_length=fixed["n_w"],
+            rejected_length=fixed["n_l"],
+            ref_chosen=fixed["ref_w"].to(dtype),
+            ref_rejected=fixed["ref_l"].to(dtype),
+            chosen_score=leaves["token_w"],
+            rejected_score=leaves["token_l"],
+            sft_loss=-leaves["w"].sum() / fixed["n_w"].sum(),
+        )
+        return pairs, {"score_chosen": fixed["s_w"], "score_rejected": fixed["s_l"]}, list(leaves.values())
+
+
+VARIABLES = ("w", "l", "token_w", "token_l")
+
+
+def random_pairs(seed: int, n: int = 8) -> Pairs:
+    """Completions of unequal lengths, at and around their reference, whose rewards have both signs."""
+    rng = np.random.default_rng(seed)
+    n_w, n_l = rng.integers(3, 30, n), rng.integers(3, 30, n)
+    w = -n_w * rng.uniform(0.2, 1.5, n)
+    lose = np.minimum(w + rng.normal(0, 2, n), -0.1 * n_l)
+    s_l = rng.uniform(1, 6, n)
+    return Pairs(
+        w=w,
+        l=lose,
+        token_w=-n_w * rng.uniform(0.2, 2, n),
+        token_l=-n_l * rng.uniform(0.2, 2, n),
+        ref_w=w + rng.normal(0.2 * (seed % 3 - 1), 1.5, n),
+        ref_l=lose + rng.normal(-0.2 * (seed % 3 - 1), 1.5, n),
+        n_w=n_w,
+        n_l=n_l,
+        s_w=s_l + rng.uniform(0.2, 5, n),
+        s_l=s_l,
+        policy=rng.uniform(0.05, 1, n),
+    )
+
+
+def gradients(total: Callable[[Pairs], float], p: Pairs, step: float = 1e-5) -> list[np.ndarray]:
+    """Of a number computed from pairs, by central differences."""
+    result = []
+    for name in VARIABLES:
+        value = getattr(p, name)
+        slopes = np.zeros_like(value)
+        for i in range(len(value)):
+            shift = np.where(np.arange(len(value)) == i, step, 0.0)
+            up, down = (total(replace(p, **{name: value + sign * shift})) for sign in (1, -1))
+            slopes[i] = (up - down) / (2 * step)
+        result.append(slopes)
+    return result
+
+
+@dataclass(frozen=True)
+class Case:
+    settings: dict[str, float]  # config fields
+    loss: Callable[[Pairs, Pairs], np.ndarray]  # (p, h) → [B] published losses, without the SFT term
+    sft: float = 0.0  # λ of the SFT term
+    mixed_scores: bool = False  # some rejected completions have the higher score
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def alphapo(log_p: np.ndarray, alpha: float) -> np.ndarray:
+    return (1 - np.exp(log_p) ** -alpha) / alpha
+
+
+def log_odds(log_p: np.ndarray) -> np.ndarray:
+    return np.log(np.exp(log_p) / (1 - np.exp(log_p)))
+
+
+def madpo_weight(h: np.ndarray, c_max: float, c_min: float, steepness: float, tau: float) -> np.ndarray:
+    """`utils/loss_functions.py` of sirano1004/Margin-Apative-Direct-Preference-Optimization."""
+    steep = np.exp(steepness * (np.abs(h) - tau))
+    c = c_min + (c_max - c_min) / (1 + (c_max - 1) / (1 - c_min) * steep)
+    return np.where(h > -tau, sigmoid(c * h) / sigmoid(h), 1.0)
+
+
+def reward_aware(p: Pairs, beta: float, eta: float) -> np.ndarray:
+    """NeMo-Aligner's `rpo_bwd_kl`: KL of the reward model's belief from the policy's."""
+    belief, x = eta * (p.s_w - p.s_l), beta * p.gap
+    return sigmoid(belief) * (log_sigmoid(belief) - log_sigmoid(x)) + sigmoid(-belief) * (
+        log_sigmoid(-belief) - log_sigmoid(-x)
+    )
+
+
+def kto_pair(p: Pairs, h: Pairs, beta: float) -> np.ndarray:
+    """TRL 0.8's `kto_pair`, there a row of 2B losses. KTO (arXiv 2402.01306) sends no gradient through the KL."""
+    kl_w, kl_l = max(h.ratio_w.mean(), 0), max(h.ratio_l.mean(), 0)
+    return (1 - sigmoid(beta * (p.ratio_w - kl_l))) + (1 - sigmoid(beta * (kl_w - p.ratio_l)))
+
+
+CASES: dict[str, Case] = {
+    # SimPO (2405.14734), eq. 6: γ in reward units is β times the ratio of its code
+    "simpo": Case(
+        {"beta": 2.0, "gamma_beta_ratio": 0.4}, lambda p, h: -log_sigmoid(2.0 * (p.mean_w - p.mean_l) - 2.0 * 0.4)
+    ),
+    # DPO (2305.18290), eq. 7
+    "dpo": Case({"beta": 0.3}, lambda p, h: -log_sigmoid(0.3 * p.gap)),
+    # CPO (2401.08417), eqs. 3 and 5
+    "cpo": Case({"beta": 0.3}, lambda p, h: -log_sigmoid(0.3 * (p.w - p.l)), sft=1.0),
+    # IPO (2310.12036), eq. 17, per token as its authors told TRL; γ-PO's Table 6 has the sums
+    "ipo": Case({"beta": 0.2}, lambda p, h: (p.ratio_w / p.n_w - p.ratio_l / p.n_l - 1 / (2 * 0.2)) ** 2),
+    "ipo-sum": Case({"beta": 0.2}, lambda p, h: (p.gap - 1 / (2 * 0.2)) ** 2),
+    # SLiC-HF (2305.10425), eq. 9: max(0, δ − Δ) here divided by δ = 1/β = 2
+    "slic-hf": Case({"beta": 0.5}, lambda p, h: np.maximum(0, 2 - (p.w - p.l)) / 2, sft=0.1),
+    # AlphaPO (2501.03884), eq. 6, of the mean log-probability; and the mean of what each token has
+    "alphapo": Case(
+        {"beta": 1.5, "gamma_beta_ratio": 0.2, "alpha": 0.3},
+        lambda p, h: -log_sigmoid(1.5 * (alphapo(p.mean_w, 0.3) - alphapo(p.mean_l, 0.3)) - 1.5 * 0.2),
+    ),
+    "alphapo-token": Case(
+        {"beta": 1.5, "gamma_beta_ratio": 0.2, "alpha": 0.3},
+        lambda p, h: -log_sigmoid(1.5 * (p.token_w / p.n_w - p.token_l / p.n_l) - 1.5 * 0.2),
+    ),
+    # rDPO (2403.00409), eq. 12
+    "robust-dpo": Case(
+        {"beta": 0.3, "label_smoothing": 0.15},
+        lambda p, h: (-(1 - 0.15) * log_sigmoid(0.3 * p.gap) + 0.15 * log_sigmoid(-0.3 * p.gap)) / (1 - 2 * 0.15),
+    ),
+    # WPO (2406.11827), eq. 2, whose weights have no gradient
+    "wpo": Case({"beta": 0.3}, lambda p, h: h.policy * -log_sigmoid(0.3 * p.gap)),
+    # ORPO (2403.07691), eqs. 4, 6 and 7; λ is `beta`
+    "orpo": Case({"beta": 0.4}, lambda p, h: 0.4 * -log_sigmoid(log_odds(p.mean_w) - log_odds(p.mean_l)), sft=1.0),
+    # RRHF (2304.05302), eqs. 2 to 5, of one pair
+    "rrhf": Case({}, lambda p, h: np.maximum(0, p.mean_l - p.mean_w), sft=1.0),
+    # R-DPO (2403.19159): the optimum of E[r − α|y|] − β KL has r = β log π/π_ref + α|y| + a constant of the prompt,
+    # so that a Bradley–Terry r makes the longer completion's lead count less. Tables that copy SimPO's have a minus.
+    "r-dpo": Case({"beta": 0.3, "r_dpo_alpha": 0.07}, lambda p, h: -log_sigmoid(0.3 * p.gap + 0.07 * (p.n_w - p.n_l))),
+    # Mitchell's note, eq. 3; γ-PO (2506.03690), eq. 13
+    "cdpo": Case(
+        {"beta": 0.3, "label_smoothing": 0.15},
+        lambda p, h: -(1 - 0.15) * log_sigmoid(0.3 * p.gap) - 0.15 * log_sigmoid(-0.3 * p.gap),
+    ),
+    "rsimpo": Case(
+        {"beta": 2.0, "gamma_beta_ratio": 0.4, "label_smoothing": 0.15},
+        lambda p, h: (
+            -(1 - 0.15) * log_sigmoid(2.0 * (p.mean_w - p.mean_l) - 0.8)
+            - 0.15 * log_sigmoid(-2.0 * (p.mean_w - p.mean_l) - 0.8)
+        ),
+    ),
+    # ODPO: `trainers.py` of rycolab/odpo
+    "odpo": Case(
+        {"beta": 0.3, "odpo_alpha": 0.6}, lambda p, h: -log_sigmoid(0.3 * p.gap - 0.6 * np.log(p.s_w - p.s_l))
+    ),
+    # FocalPO (2501.06645)
+    "focalpo": Case(
+        {"beta": 0.3, "focalpo_gamma": 0.7}, lambda p, h: -(sigmoid(0.3 * p.gap) ** 0.7) * log_sigmoid(0.3 * p.gap)
+    ),
+    "kto-pair": Case({"beta": 0.3}, lambda p, h: kto_pair(p, h, 0.3)),
+    # DPO-Positive (2402.13228), eq. 3
+    "dpop": Case(
+        {"beta": 0.3, "dpop_lambda": 5.0},
+        lambda p, h: -log_sigmoid(0.3 * (p.gap - 5.0 * np.maximum(0, p.ref_w - p.w))),
+    ),
+    # SPPO (2405.00675), eq. 4.7 with P = 1 and 0; the authors' `sppo_single` is half of it
+    "sppo": Case({"beta": 0.05}, lambda p, h: (p.ratio_w - 0.5 / 0.05) ** 2 + (p.ratio_l + 0.5 / 0.05) ** 2),
+    # SimPER: `simper_trainer.py` of tengxiao1/SimPER
+    "simper": Case({}, lambda p, h: -np.exp(p.mean_w) + np.exp(p.mean_l)),
+    "madpo": Case(
+        {"beta": 0.3, "madpo_c_max": 3.0, "madpo_c_min": 0.4, "madpo_steepness": 0.8, "madpo_tau": 2.0},
+        lambda p, h: madpo_weight(p.s_w - p.s_l, 3.0, 0.4, 0.8, 2.0) * -log_sigmoid(0.3 * p.gap),
+        mixed_scores=True,
+    ),
+    "reward-aware-po": Case(
+        {"beta": 0.3, "reward_aware_eta": 0.8}, lambda p, h: reward_aware(p, 0.3, 0.8), sft=1e-5, mixed_scores=True
+    ),
+}
+STATEFUL = {"alpha-dpo", "beta-dpo", "beta-simpo"}  # and below: what has a state, and a loss of the batch
+ELSEWHERE = STATEFUL | {"dr-dpo"}
+
+
+def config_of(id: str, base: str, **settings: Any) -> Any:
+    return config_class(id, base)(output_dir="unused", use_cpu=True, bf16=False, report_to="none", **settings)
+
+
+def objective(id: str, base: str, **settings: Any) -> Objective:
+    return objective_of(config_of(id, base, **settings))
+
+
+def losses_and_gradients(each: Objective, p: Pairs, wpo: bool = False) -> tuple[ObjectiveOutput, list[np.ndarray]]:
+    """What the package says of pairs in training; gradients are those of the mean loss."""
+    pairs, columns, leaves = p.torch()
+    pairs = replace(pairs, policy_weight=torch.tensor(p.policy) if wpo else None)
+    output = each(pairs, columns=columns, training=True)
+    slopes = torch.autograd.grad(output.losses.mean(), leaves, allow_unused=True, materialize_grads=True)
+    return output, [slope.numpy() for slope in slopes]
+
+
+def assert_close(ours: Any, published: Any, rtol: float = 1e-6, what: str = "") -> None:
+    published = np.asarray(published)
+    ours = ours.detach().numpy() if isinstance(ours, torch.Tensor) else np.asarray(ours)
+    scale = np.abs(published).max() if published.size else 0.0
+    np.testing.assert_allclose(ours, published, rtol=rtol, atol=1e-9 * scale + 1e-12, err_msg=what)
+
+
+def assert_gradients(ours: list[np.ndarray], total: Callable[[Pairs], float], p: Pairs) -> None:
+    """Relative to each variable's largest slope, which finite differences know to some 1e-9."""
+    for name, got, expected in zip(VARIABLES, ours, gradients(total, p), strict=True):
+        scale = np.abs(expected).max()
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-6 * scale + 1e-12, err_msg=f"gradient over {name}")
+
+
+def test_every_baseline_has_its_formula():
+    assert set(CASES) | ELSEWHERE == set(BASELINES)
+
+
+@pytest.mark.parametrize(("id", "base"), [row for row in ROWS if row[0] not in ELSEWHERE], ids="-".join)
+def test_published_formula(id, base):
+    case = CASES[id]
+    sft = case.sft if base == "dpo" else 0.0  # CPOTrainer adds its own, below
+    for seed in range(3):
+        p = random_pairs(seed)
+        if case.mixed_scores:
+            flip = np.arange(8) % 3 == 0
+            p = replace(p, s_w=np.where(flip, p.s_l, p.s_w), s_l=np.where(flip, p.s_w, p.s_l))
+        output, slopes = losses_and_gradients(objective(id, base, **case.settings), p, wpo=id == "wpo")
+        assert_close(output.losses, case.loss(p, p) + sft * p.nll)
+        assert_gradients(slopes, lambda q, h=p: (case.loss(q, h) + sft * q.nll).mean(), p)

@@ -6,18 +6,30 @@ named beside it. Stop-gradients are explicit: a formula gets the pairs twice, `p
 
 from __future__ import annotations
 
+import copy
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import assert_same_gradients, first_batch, load, loss_and_gradients, preference_rows, quiet
+from trl import DPOConfig, DPOTrainer
+from trl.experimental.cpo import CPOConfig, CPOTrainer
+from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
+from trl_margins.cli.train import parse
+from trl_margins.links import LINKS, conservative, robust_simpo
 from trl_margins.methods import METHODS
 from trl_margins.objective import Objective, ObjectiveOutput
 from trl_margins.pairs import PairLogps
+from trl_margins.rewards import log_odds as package_log_odds
+from trl_margins.terms.baselines import dr_dpo_weight, focal_weight, length_margin, score_offset_margin
 from trl_margins.trainers.configs import config_class, objective_of
+from trl_margins.trainers.named import trainer_class
 
 BASELINES = {id: row for id, row in METHODS.items() if row.baseline}
 ROWS = [(id, base) for id, row in BASELINES.items() for base in row.bases]
@@ -139,7 +151,6 @@ class Case:
     loss: Callable[[Pairs, Pairs], np.ndarray]  # (p, h) → [B] published losses, without the SFT term
     sft: float = 0.0  # λ of the SFT term
     mixed_scores: bool = False  # some rejected completions have the higher score
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
 def alphapo(log_p: np.ndarray, alpha: float) -> np.ndarray:
@@ -286,7 +297,7 @@ def test_every_baseline_has_its_formula():
     assert set(CASES) | ELSEWHERE == set(BASELINES)
 
 
-@pytest.mark.parametrize(("id", "base"), [row for row in ROWS if row[0] not in ELSEWHERE], ids="-".join)
+@pytest.mark.parametrize(("id", "base"), [row for row in ROWS if row[0] not in ELSEWHERE])
 def test_published_formula(id, base):
     case = CASES[id]
     sft = case.sft if base == "dpo" else 0.0  # CPOTrainer adds its own, below
@@ -298,3 +309,190 @@ def test_published_formula(id, base):
         output, slopes = losses_and_gradients(objective(id, base, **case.settings), p, wpo=id == "wpo")
         assert_close(output.losses, case.loss(p, p) + sft * p.nll)
         assert_gradients(slopes, lambda q, h=p: (case.loss(q, h) + sft * q.nll).mean(), p)
+
+
+def test_alpha_dpo():
+    """`scripts/dpo_trainer.py` of junkangwu/alpha-DPO: moments from 0, of this batch too, with the unbiased deviation."""
+    each = objective("alpha-dpo", "dpo", beta=1.5, gamma_beta_ratio=0.3, alpha_dpo_alpha=0.2)
+    mean = deviation = 0.0
+    for seed in range(3):
+        p = random_pairs(seed)
+        m = (p.mean_w - p.mean_l) - (p.ref_w / p.n_w - p.ref_l / p.n_l)
+        mean, deviation = 0.9 * mean + 0.1 * m.mean(), 0.9 * deviation + 0.1 * m.std(ddof=1)
+        target = 0.3 + 0.2 * (m - mean) / deviation
+
+        def published(q, target=target):
+            return -log_sigmoid(1.5 * (q.mean_w - q.mean_l - target))
+
+        output, slopes = losses_and_gradients(each, p)
+        assert_close(output.losses, published(p))
+        assert_gradients(slopes, lambda q, published=published: published(q).mean(), p)
+
+
+@pytest.mark.parametrize("beta_prime", [0.5, 1.0, 20.0])
+def test_dr_dpo(beta_prime):
+    """`trainers.py` of junkangwu/Dr_DPO: −β′ log mean exp(−ℓ/β′). Its gradient is exact, as that of a weighted mean;
+    the logged loss is that mean, Σ exp(−ℓ/β′) ℓ / Σ exp(−ℓ/β′), and not the published number.
+    """
+    for seed in range(3):
+        p = random_pairs(seed)
+        output, slopes = losses_and_gradients(objective("dr-dpo", "dpo", beta=0.3, dr_dpo_beta_prime=beta_prime), p)
+        dpo = -log_sigmoid(0.3 * p.gap)
+        tilted = np.exp(-dpo / beta_prime)
+        assert_close(output.losses, tilted / tilted.mean() * dpo)
+        assert_gradients(
+            slopes, lambda q: -beta_prime * np.log(np.exp(log_sigmoid(0.3 * q.gap) / beta_prime).mean()), p
+        )
+
+
+@pytest.mark.parametrize(
+    ("id", "base", "a"),
+    [("beta-dpo", "dpo", 0.4), ("beta-dpo", "dpo", 40.0), ("beta-simpo", "cpo", 0.4), ("beta-simpo", "dpo", 0.4)],
+)
+def test_beta_dpo(id, base, a):
+    """`trainers.py` of junkangwu/beta-DPO: moments from 0, of this batch too, of gaps before β; the loss is the mean
+    over the kept pairs. Its gradient is exact; a pair's logged loss is β_b/β times the published one, over the share of
+    pairs that is kept. β-SimPO has SimPO's gap and its γ.
+    """
+    beta, ratio = 0.3, 0.5 if id == "beta-simpo" else 0.0
+    options = {"gamma_beta_ratio": ratio} if ratio else {}
+    each = objective(id, base, beta=beta, beta_dpo_a=a, beta_dpo_keep=0.7, **options)
+    mean = 0.0
+    clamped = []
+    for seed in range(4):
+        p = random_pairs(seed)
+
+        def gap(q):
+            return q.gap if id == "beta-dpo" else q.mean_w - q.mean_l
+
+        mean = 0.9 * mean + 0.1 * gap(p).mean()
+        output, slopes = losses_and_gradients(each, p)
+        (kept,) = (value.numpy() > 0 for value in output.weights.values())
+        assert kept.sum() == int(8 * 0.7)
+        beta_b = max(beta * (1 + a * (gap(p)[kept].mean() - mean)), 1e-3)
+        clamped.append(beta_b == 1e-3)
+
+        def published(q, beta_b=beta_b):
+            return -log_sigmoid(beta_b * gap(q) - beta * ratio)
+
+        assert_close(output.losses, np.where(kept, beta_b / beta * published(p) / kept.mean(), 0))
+        assert_gradients(slopes, lambda q, kept=kept, published=published: published(q)[kept].mean(), p)
+    assert any(clamped) == (a == 40.0)
+
+
+def test_beta_dpo_keeps_by_a_gaussian():
+    """exp(−½((gap − mean)/deviation)²), without replacement. Of one kept pair, these are the shares."""
+    p = random_pairs(1)
+    each = objective("beta-dpo", "dpo", beta_dpo_keep=0.125)
+    pairs, columns, _ = p.torch()
+    with torch.no_grad():
+        kept = [next(iter(each(pairs, columns, training=True).weights.values())) > 0 for _ in range(1600)]
+    counts = torch.stack(kept[100:]).sum(0).numpy()  # by then the running moments are those of the pairs
+    assert counts.sum() == 1500
+    share = np.exp(-0.5 * ((p.gap - p.gap.mean()) / p.gap.std(ddof=1)) ** 2)
+    expected = 1500 * share / share.sum()
+    assert ((counts - expected) ** 2 / expected).sum() < 24.3  # 0.1 % of a χ² with 7 degrees of freedom
+
+
+# TRL's own trainers. The settings are written out: those of ours come from the method's row
+
+TRLS = [
+    ("simpo", "cpo", {"loss_type": "simpo", "cpo_alpha": 0.0, "beta": 2.5, "simpo_gamma": 2.5 * 0.55}),
+    ("cpo", "cpo", {"loss_type": "sigmoid", "cpo_alpha": 1.0, "beta": 0.1}),
+    ("slic-hf", "cpo", {"loss_type": "hinge", "cpo_alpha": 0.1, "beta": 1.0}),
+    ("alphapo", "cpo", {"loss_type": "alphapo", "alpha": 0.25, "beta": 2.5, "simpo_gamma": 2.5 * 0.1}),
+    ("orpo", "cpo", {"beta": 0.1}),
+    ("dpo", "dpo", {"beta": 0.01}),
+    ("ipo", "dpo", {"beta": 0.1, "loss_type": "ipo"}),
+    ("robust-dpo", "dpo", {"beta": 0.1, "loss_type": "robust", "label_smoothing": 0.1}),
+    ("wpo", "dpo", {"beta": 0.01, "use_weighting": True}),
+    ("sppo", "dpo", {"beta": 0.001, "loss_type": "sppo_hard"}),
+]
+
+
+@pytest.mark.parametrize(("id", "base", "settings"), TRLS)
+def test_trls_trainer(id, base, settings, tiny_model, tokenizer, tmp_path):
+    """The method by its name, and TRL's trainer with the paper's settings: loss and gradients to 1e-5.
+
+    ORPOTrainer's NLL has the prompt's tokens too. A prompt of one token has none that are predicted.
+    """
+    rows = preference_rows(6)
+    if id == "orpo":
+        rows = rows.map(lambda row: {"prompt": tokenizer.bos_token})
+    common = {"train_dataset": rows, "processing_class": tokenizer}
+    models = {"ref_model": load(tiny_model)} if base == "dpo" else {}
+    options = quiet(output_dir=str(tmp_path))
+    own = {"tokenization": "cpo"} if base == "cpo" else {}
+    ours = trainer_class(id, base)(
+        load(tiny_model, noise=0.02),
+        args=config_class(id, base)(**options, **own, share_prompt="never"),
+        **models,
+        **common,
+    )
+    cls, config = {"cpo": (CPOTrainer, CPOConfig), "dpo": (DPOTrainer, DPOConfig)}[base]
+    if id == "orpo":
+        cls, config = ORPOTrainer, ORPOConfig
+    theirs = cls(load(tiny_model, noise=0.02), args=config(**options, **settings), **models, **common)
+    ours.options.share_prompt = "auto"  # our own pass and objective, not TRL's
+    assert not ours.runs_trl
+    our_loss, our_gradients = loss_and_gradients(ours, first_batch(ours))
+    their_loss, their_gradients = loss_and_gradients(theirs, first_batch(theirs))
+    assert our_loss.item() == pytest.approx(their_loss.item(), rel=1e-5)
+    assert_same_gradients(our_gradients, their_gradients, rtol=1e-5)
+
+
+def plain_pairs(model: Any, ref_model: Any, batch: dict[str, Any], alpha: float) -> Pairs:
+    """The pairs of a batch by plain transformers in float64, one row at a time."""
+    if "input_ids" in batch:
+        sides = zip(batch["input_ids"].chunk(2), batch["attention_mask"].chunk(2), strict=True)
+        masks = batch["completion_mask"].bool().chunk(2)
+        rows = [(ids, seen.bool(), mask) for (ids, seen), mask in zip(sides, masks, strict=True)]
+    else:
+        rows = [
+            (batch[f"{side}_input_ids"], batch[f"{side}_attention_mask"].bool(), batch[f"{side}_labels"] != -100)
+            for side in ("chosen", "rejected")
+        ]
+    found: dict[str, list] = {name: [] for name in ("sum", "n", "token", "ref", "policy")}
+    policy, reference = (copy.deepcopy(each).double().eval() for each in (model, ref_model or model))
+    for side, seen, mask in rows:
+        for ids, real, completion in zip(side, seen, mask, strict=True):
+            tokens, of_completion = ids[real], completion[real][1:]
+            with torch.no_grad():
+                every, theirs = (each(tokens[None]).logits[0, :-1].log_softmax(-1) for each in (policy, reference))
+            logps, ref = (
+                each.gather(1, tokens[1:, None])[:, 0][of_completion].numpy() for each in (every, theirs)
+            )
+            aligned = logps - (2 * every).logsumexp(-1)[of_completion].numpy()  # log Σ_v π(v)²
+            values = (logps.sum(), len(logps), alphapo(logps, alpha).sum(), ref.sum(), np.exp(aligned.mean()))
+            for name, value in zip(found, values, strict=True):
+                found[name].append(value)
+    halves = {name: np.array(values).reshape(2, -1) for name, values in found.items()}
+    (w, lose), (n_w, n_l), (token_w, token_l), (ref_w, ref_l), policies = halves.values()
+    scores = batch["pair_columns"]
+    s_w, s_l = (scores[f"score_{side}"].double().numpy() for side in ("chosen", "rejected"))
+    return Pairs(w, lose, token_w, token_l, ref_w, ref_l, n_w, n_l, s_w, s_l, policies[0] * policies[1])
+
+
+REAL = [
+    *((id, base) for id in ("cpo", "slic-hf", "orpo", "rrhf", "alphapo-token") for base in ("cpo", "dpo")),
+    *((id, "dpo") for id in ("wpo", "kto-pair", "reward-aware-po", "r-dpo")),
+]
+
+
+@pytest.mark.parametrize(("id", "base"), REAL)
+def test_the_trainers_loss(id, base, tiny_model, tokenizer, tmp_path):
+    """What a trainer adds to the objective: the SFT term of either base, tokens' scores, WPO's weights, lengths."""
+    case, rows = CASES[id], preference_rows(6)
+    # an SFT term of the weight 1e-5 is not seen beside the loss
+    options = {"loss_weights": [1.0, 0.5]} if id == "reward-aware-po" else {}
+    sft = 0.5 if options else case.sft
+    config = config_class(id, base)(**quiet(output_dir=str(tmp_path), **case.settings, **options))
+    models = {"ref_model": load(tiny_model)} if METHODS[id].bases == ("dpo",) else {}
+    trainer = trainer_class(id, base)(
+        load(tiny_model, noise=0.02), args=config, train_dataset=rows, processing_class=tokenizer, **models
+    )
+    batch = first_batch(trainer)
+    p = plain_pairs(trainer.model, models.get("ref_model"), batch, case.settings.get("alpha", 1.0))
+    loss, gradients = loss_and_gradients(trainer, batch)
+    assert loss.item() == pytest.approx((case.loss(p, p) + sft * p.nll).mean(), rel=1e-5)
+    assert all(slope.isfinite().all() for slope in gradients.values())

@@ -496,3 +496,118 @@ def test_the_trainers_loss(id, base, tiny_model, tokenizer, tmp_path):
     loss, gradients = loss_and_gradients(trainer, batch)
     assert loss.item() == pytest.approx((case.loss(p, p) + sft * p.nll).mean(), rel=1e-5)
     assert all(slope.isfinite().all() for slope in gradients.values())
+
+
+# The contract's functions, called by name as outside checks do
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+GAPS = [0.0, 1.0, -1.0, 30.0, -30.0, 3e4, -3e4]
+
+
+def finite(function: Callable[[torch.Tensor], torch.Tensor], values: list[float], dtype: torch.dtype) -> torch.Tensor:
+    """[B] in, [B] out, with finite values and slopes."""
+    given = torch.tensor(values, dtype=dtype, requires_grad=True)
+    found = function(given)
+    assert found.shape == given.shape
+    assert found.isfinite().all(), found
+    if found.requires_grad:
+        (slope,) = torch.autograd.grad(found.float().sum(), given)
+        assert slope.isfinite().all(), slope
+    return found.detach().double()
+
+
+def rounding(dtype: torch.dtype) -> float:
+    return 4 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("epsilon", [0.0, 0.1, 0.5])
+def test_smoothed_links_at_extremes(epsilon, dtype):
+    gap = np.array(GAPS)
+    found = finite(lambda m: conservative(m, epsilon), GAPS, dtype)
+    expected = -(1 - epsilon) * log_sigmoid(gap) - epsilon * log_sigmoid(-gap)
+    np.testing.assert_allclose(found, expected, rtol=rounding(dtype), atol=rounding(dtype))
+    expected = -(1 - epsilon) * log_sigmoid(gap - 2) - epsilon * log_sigmoid(-gap - 2)
+    for margin in (2.0, torch.full((len(GAPS),), 2.0, dtype=dtype)):
+        found = finite(lambda m, margin=margin: robust_simpo(m, margin, epsilon), GAPS, dtype)
+        np.testing.assert_allclose(found, expected, rtol=rounding(dtype), atol=2 * rounding(dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_log_odds_from_certain_to_impossible(dtype):
+    certain = finite(package_log_odds, [0.0, -1e-30, -torch.finfo(dtype).eps], dtype)
+    assert certain.min() > 4  # the odds of the largest p below 1: 128 to 1 in bfloat16
+    values = [-0.1, -0.7, -1.0, -5.0, -60.0, -3e4]
+    given = torch.tensor(values, dtype=dtype).double().numpy()
+    expected = given - np.log(-np.expm1(given))
+    np.testing.assert_allclose(finite(package_log_odds, values, dtype), expected, rtol=10 * rounding(dtype))
+    every = finite(package_log_odds, [*reversed(values), -0.01, 0.0], dtype)
+    assert (every.diff() > 0).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_weights_at_extremes(dtype):
+    for gamma in (0.0, 0.05, 2.0, 50.0):
+        weight = finite(lambda m, gamma=gamma: focal_weight(m, gamma), GAPS, dtype)
+        rtol = max(rounding(dtype), 1e-6) if dtype == torch.float64 else 1e-4  # computed in float32 at least
+        np.testing.assert_allclose(weight, sigmoid(np.array(GAPS)) ** gamma, rtol=rtol, atol=1e-30)
+    for beta_prime in (0.01, 1.0, 100.0):
+        weight = finite(lambda m, b=beta_prime: dr_dpo_weight(m, b), GAPS, dtype)
+        assert (weight >= 0).all()
+        assert weight.mean() == pytest.approx(1, rel=1e-5)
+        for alike in (-3e4, 0.0, 3e4):
+            weight = finite(lambda m, b=beta_prime: dr_dpo_weight(m, b), [alike] * 3, dtype)
+            np.testing.assert_allclose(weight, 1, rtol=1e-5)
+        assert finite(lambda m, b=beta_prime: dr_dpo_weight(m, b), [-7.0], dtype).item() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_margins_at_extremes(dtype):
+    chosen, rejected = [5.0, 5.0, 1.0, 3e4, 2.0, 2.0**-12], [5.0, 1.0, 5.0, -3e4, 1.0, 0.0]
+    other = torch.tensor(rejected, dtype=dtype)
+    offset = finite(lambda s: score_offset_margin(s, other, 0.5), chosen, dtype)
+    gap = torch.tensor(chosen, dtype=dtype).double().numpy() - other.double().numpy()
+    right = gap > 0
+    np.testing.assert_allclose(offset[right], 0.5 * np.log(gap[right]), rtol=1e-4, atol=1e-6)
+    # log 0 and beyond: the pair is satisfied by any gap, as with the authors' log(0) = −∞
+    for m in (-100.0, 0.0, 100.0):
+        assert -torch.nn.functional.logsigmoid(m - offset[~torch.tensor(right)]).max() == 0
+    assert not finite(lambda s: score_offset_margin(s, other, 0.0), chosen, dtype).any()
+    # lengths are whole numbers, and 0 where truncation left nothing
+    lengths = torch.tensor([0, 5, 2048, 3]), torch.tensor([7, 0, 1, 3])
+    for given in (lengths, tuple(each.to(dtype) for each in lengths)):
+        margin = length_margin(*given, 0.05)
+        assert margin.shape == (4,)
+        # a longer chosen completion lowers what is asked: −α(|y_w| − |y_l|)
+        np.testing.assert_allclose(margin.double(), [0.35, -0.25, -0.05 * 2047, 0], rtol=max(1e-6, rounding(dtype)))
+
+
+EXTREMES = Pairs(  # certain, empty, hopeless, long; with scores that tie and that are reversed
+    w=np.array([0.0, 0.0, -90.0, -3000.0]),
+    l=np.array([-50.0, 0.0, 0.0, -1.0]),
+    token_w=np.array([0.0, 0.0, -900.0, -9000.0]),
+    token_l=np.array([-80.0, 0.0, 0.0, -1.0]),
+    ref_w=np.array([-1.0, 0.0, -1.0, -3000.0]),
+    ref_l=np.array([-1.0, 0.0, -200.0, -3000.0]),
+    n_w=np.array([1, 0, 1, 40]),
+    n_l=np.array([1, 0, 3, 40]),
+    s_w=np.array([1.0, 3.0, 1.0, 100.0]),
+    s_l=np.array([1.0, 1.0, 9.0, -100.0]),
+    policy=np.array([1.0, 1.0, 0.0, 0.5]),
+)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("id", "base"), ROWS)
+def test_every_baseline_at_extremes(id, base, dtype):
+    """Losses and gradients of whatever a batch brings are numbers, in training and in evaluation."""
+    each = objective(id, base)
+    for training, rows in ((True, slice(None)), (False, slice(None)), (True, slice(1)), (True, slice(1, 2))):
+        p = EXTREMES[rows]
+        pairs, columns, leaves = replace(p, n_w=np.maximum(p.n_w, 1)).torch(dtype)
+        pairs = replace(pairs, chosen_length=torch.tensor(p.n_w), sft_loss=pairs.sft_loss)
+        output = each(pairs, columns=columns, training=training, evaluation=not training)
+        slopes = torch.autograd.grad(output.losses.mean(), leaves, allow_unused=True, materialize_grads=True)
+        assert output.losses.shape == pairs.chosen.shape
+        assert output.losses.isfinite().all(), output.losses
+        assert all(slope.isfinite().all() for slope in slopes), slopes

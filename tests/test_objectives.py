@@ -611,3 +611,166 @@ def test_every_baseline_at_extremes(id, base, dtype):
         assert output.losses.shape == pairs.chosen.shape
         assert output.losses.isfinite().all(), output.losses
         assert all(slope.isfinite().all() for slope in slopes), slopes
+
+
+# Composition: the five methods' weights and margins with every link that takes one
+
+TERMS: dict[str, dict[str, Any]] = {
+    "score-gap": {"weight": "score-gap"},
+    "gap-aware": {"margin": "gap-aware"},
+    "gamma-po": {"margin": "gamma-po", "gamma_po_tau": 1.0},
+    "amapo": {"margin": "amapo"},
+}
+WITH_MARGIN = [(base, name) for base in LINKS for name, link in LINKS[base].items() if link.takes_margin]
+PER_PAIR = [(base, name) for base in LINKS for name, link in LINKS[base].items() if link.per_pair]
+
+
+def composed(base: str, loss: Any, **settings: Any) -> Objective:
+    """Without a method: this loss, with the smoothing that some losses need."""
+    names = [loss] if isinstance(loss, str) else loss
+    smooth = any(LINKS[base][name].reads_smoothing for name in names)
+    options = {"beta": 0.4, "label_smoothing": 0.1 if smooth else 0.0, **settings}
+    return objective_of(config_class(None, base)(**quiet(output_dir="unused", loss_type=loss, **options)))
+
+
+def composed_losses(each: Objective, p: Pairs) -> tuple[torch.Tensor, torch.Tensor]:
+    """[B] losses, and [2, B] slopes of their sum over the log-probabilities."""
+    pairs, columns, leaves = p.torch()
+    columns |= {"evaluation_factor": torch.full((len(p.w),), 0.3, dtype=torch.float64)}
+    columns |= {"asked": torch.full((len(p.w),), 0.6, dtype=torch.float64)}
+    for term in each.terms:
+        term.fit(columns)
+    losses = each(pairs, columns=columns, training=True).losses
+    slopes = torch.autograd.grad(losses.sum(), leaves[:2], retain_graph=True)
+    assert losses.isfinite().all()
+    assert all(slope.isfinite().all() for slope in slopes)
+    return losses.detach(), torch.stack(slopes)
+
+
+@pytest.mark.parametrize(("base", "loss"), WITH_MARGIN)
+def test_every_margin_with_every_link(base, loss):
+    p = random_pairs(0)
+    shared, with_target = composed(base, loss), {"simpo_gamma": 0.6}
+    if base == "dpo" or loss in ("simpo", "alphapo") or loss not in ("sigmoid", "hinge"):
+        shared = composed(base, loss, simpo_gamma=0.6)
+    else:  # TRL's simpo_gamma is no option of these losses
+        shared = composed(base, loss, gamma_beta_ratio=0.6 / 0.4)
+    expected = composed_losses(shared, p)
+    plain = composed_losses(composed(base, loss, gamma_beta_ratio=0.0), p)
+    assert not torch.allclose(expected[0], plain[0])
+    # margins that are γ for every pair are γ: of a column, and GaPO's where all pairs are equally similar
+    for options in (
+        {"margin": "column", "margin_column": "asked", "margin_column_unit": "reward", "gamma_beta_ratio": 0.0},
+        {"margin": "gap-aware", **with_target},
+    ):
+        found = composed_losses(composed(base, loss, **options), p)
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)  # columns are float32
+    for name in ("gamma-po", "amapo"):
+        losses, _ = composed_losses(composed(base, loss, **TERMS[name], **with_target), p)
+        assert not torch.allclose(losses, expected[0])
+        each = composed(base, loss, **TERMS[name], weight="score-gap", **with_target)
+        weighted, _ = composed_losses(each, p)
+        torch.testing.assert_close(weighted, losses * torch.tensor(p.s_w - p.s_l), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize(("base", "loss"), PER_PAIR)
+def test_the_weight_with_every_link(base, loss):
+    """A pair weighs what its scores differ by; without a difference it has neither loss nor gradient."""
+    p = random_pairs(1)
+    p = replace(p, s_l=np.where(np.arange(8) == 2, p.s_w, p.s_l))
+    weight = torch.tensor(p.s_w - p.s_l)
+    losses, slopes = composed_losses(composed(base, loss, gamma_beta_ratio=None), p)
+    weighted, weighted_slopes = composed_losses(composed(base, loss, weight="score-gap"), p)
+    torch.testing.assert_close(weighted, weight * losses, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(weighted_slopes, weight * slopes, rtol=1e-6, atol=1e-9)
+    assert weighted[2] == 0
+    assert not weighted_slopes[:, 2].any()
+    if base == "dpo":  # beside the SFT term, which no pair's weight scales
+        both = composed(base, [loss, "sft"], weight="score-gap", loss_weights=[0.5, 2.0])
+        found, found_slopes = composed_losses(both, p)
+        torch.testing.assert_close(found, 0.5 * weight * losses + 2 * p.nll, rtol=1e-6, atol=1e-9)
+        nll_slope = torch.tensor([-1.0, 0.0], dtype=torch.float64)[:, None] / p.n_w.sum()
+        torch.testing.assert_close(
+            found_slopes, 0.5 * weight * slopes + 2 * 8 * nll_slope, rtol=1e-6, atol=1e-9, msg="SFT term"
+        )
+
+
+@pytest.mark.parametrize("margin", [None, "gamma-po", "amapo"])
+def test_sigmoid_norm_is_the_sigmoid_of_mean_log_ratios(margin):
+    p = random_pairs(2)
+    # of γ-PO, `gamma_po_centered` follows from the reward that is named
+    options = {"simpo_gamma": 0.6, "margin": margin, "gamma_po_centered": True}
+    named = composed_losses(composed("dpo", "sigmoid_norm", **options), p)
+    other = composed_losses(composed("dpo", "sigmoid", reward="mean-log-ratio", **options), p)
+    torch.testing.assert_close(named, other)
+    if margin is None:
+        assert_close(named[0], -log_sigmoid(0.4 * (p.ratio_w / p.n_w - p.ratio_l / p.n_l) - 0.6))
+
+
+@pytest.mark.parametrize("base", ["cpo", "dpo"])
+def test_a_weight_leaves_the_trainers_sft_term_alone(base, tiny_model, tokenizer, tmp_path):
+    sft = {"cpo": {"cpo_alpha": 0.5}, "dpo": {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5]}}[base]
+    config = config_class("cpo", base)(**quiet(output_dir=str(tmp_path), weight="score-gap", **sft))
+    trainer = trainer_class("cpo", base)(
+        load(tiny_model), args=config, train_dataset=preference_rows(6), processing_class=tokenizer
+    )
+    batch = first_batch(trainer)
+    p = plain_pairs(trainer.model, None, batch, alpha=1.0)
+    loss, _ = loss_and_gradients(trainer, batch)
+    expected = ((p.s_w - p.s_l) * -log_sigmoid(0.1 * (p.w - p.l))).mean() + 0.5 * p.nll
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(("id", "base"), ROWS)
+def test_a_baseline_with_another_weight_is_not_the_baseline(id, base):
+    """`--method X --weight score-gap` is an objective of its own, which no paper is cited for."""
+    argv = ["--method", id, "--base", base, "--use_cpu", "--dry_run"]
+    assert parse(argv)[1].method is METHODS[id]
+    config = parse([*argv, "--weight", "score-gap"])[1]
+    assert config.method is None
+    assert [term.name for term in objective_of(config).weights] == ["score-gap"]
+
+
+# Ranks: what a batch shares is shared by all
+
+
+class Ranks:
+    """Two ranks as two threads. A gather that one of them misses fails on the other."""
+
+    def __init__(self) -> None:
+        self.barrier = threading.Barrier(2, timeout=30)
+        self.values: dict[int, torch.Tensor] = {}
+
+    def gather(self, rank: int) -> Callable[[torch.Tensor], torch.Tensor]:
+        def over_ranks(values: torch.Tensor) -> torch.Tensor:
+            self.values[rank] = values.detach()
+            self.barrier.wait()
+            found = torch.cat([self.values[0], self.values[1]])
+            self.barrier.wait()
+            return found
+
+        return over_ranks
+
+    def losses(self, each: Objective, p: Pairs, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+        pairs, columns, leaves = p[4 * rank : 4 * rank + 4].torch()
+        losses = each(pairs, columns, gather=self.gather(rank), first=4 * rank, training=True).losses
+        # DDP's mean over ranks makes it that of the whole
+        return losses.detach(), torch.stack(torch.autograd.grad(losses.sum(), leaves[:2]))
+
+
+@pytest.mark.parametrize(
+    ("id", "base"), [row for row in ROWS if row[0] in STATEFUL | {"dr-dpo", "kto-pair"}]
+)
+def test_two_ranks_of_four_are_one_of_eight(id, base):
+    whole, (first, second), ranks = objective(id, base), (objective(id, base) for _ in range(2)), Ranks()
+    with ThreadPoolExecutor(2) as pool:
+        for seed in range(3):
+            p = random_pairs(seed)
+            pairs, columns, leaves = p.torch()
+            losses = whole(pairs, columns, training=True).losses
+            slopes = torch.stack(torch.autograd.grad(losses.sum(), leaves[:2]))
+            halves = list(pool.map(ranks.losses, (first, second), (p, p), (0, 1)))
+            torch.testing.assert_close(torch.cat([loss for loss, _ in halves]), losses.detach())
+            torch.testing.assert_close(torch.cat([slope for _, slope in halves], dim=1), slopes)
+    for one, other in zip(first.terms, whole.terms, strict=True):
+        assert str(one.state_dict()) == str(other.state_dict())

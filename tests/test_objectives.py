@@ -649,13 +649,8 @@ def composed_losses(each: Objective, p: Pairs) -> tuple[torch.Tensor, torch.Tens
 
 @pytest.mark.parametrize(("base", "loss"), WITH_MARGIN)
 def test_every_margin_with_every_link(base, loss):
-    p = random_pairs(0)
-    shared, with_target = composed(base, loss), {"simpo_gamma": 0.6}
-    if base == "dpo" or loss in ("simpo", "alphapo") or loss not in ("sigmoid", "hinge"):
-        shared = composed(base, loss, simpo_gamma=0.6)
-    else:  # TRL's simpo_gamma is no option of these losses
-        shared = composed(base, loss, gamma_beta_ratio=0.6 / 0.4)
-    expected = composed_losses(shared, p)
+    p, with_target = random_pairs(0), {"gamma_beta_ratio": 1.5}  # 0.6 in reward units
+    expected = composed_losses(composed(base, loss, **with_target), p)
     plain = composed_losses(composed(base, loss, gamma_beta_ratio=0.0), p)
     assert not torch.allclose(expected[0], plain[0])
     # margins that are γ for every pair are γ: of a column, and GaPO's where all pairs are equally similar
@@ -774,3 +769,38 @@ def test_two_ranks_of_four_are_one_of_eight(id, base):
             torch.testing.assert_close(torch.cat([slope for _, slope in halves], dim=1), slopes)
     for one, other in zip(first.terms, whole.terms, strict=True):
         assert str(one.state_dict()) == str(other.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("id", "base", "settings"),
+    [
+        ("dpo", "dpo", {"loss_type": "ipo"}),
+        ("dpo", "dpo", {"loss_type": ["sigmoid", "sft"]}),
+        ("dr-dpo", "dpo", {"loss_type": "hinge"}),
+        ("wpo", "dpo", {"use_weighting": False}),
+        ("dpo", "dpo", {"use_weighting": True}),
+        ("dpo", "dpo", {"simpo_gamma": 0.5}),
+        ("dpo", "dpo", {"f_divergence_type": "forward_kl"}),
+        ("dpo", "dpo", {"ld_alpha": 0.5}),
+        ("odpo", "dpo", {"gamma_beta_ratio": 0.5}),
+        ("orpo", "cpo", {"simpo_gamma": 0.5}),
+        ("simpo", "cpo", {"alpha": 0.25}),
+        ("simpo", "cpo", {"label_smoothing": 0.1}),
+        ("simpo", "cpo", {"cpo_alpha": 1.0}),
+        ("alphapo", "cpo", {"alpha": 0.0}),
+        ("alpha-dpo", "dpo", {"reward": "log-ratio"}),
+    ],
+)
+def test_what_makes_another_objective_of_a_baseline(id, base, settings):
+    assert config_of(id, base).method is METHODS[id]
+    assert config_of(id, base, **settings).method is None
+
+
+def test_numbers_leave_a_baseline_what_it_is():
+    for id, settings in {
+        "simpo": {"beta": 10.0, "gamma_beta_ratio": 0.0},
+        "robust-dpo": {"label_smoothing": 0.3},
+        "alphapo": {"alpha": 0.5, "simpo_gamma": 0.3},
+        "cpo": {"beta": 0.05, "learning_rate": 1e-5},
+    }.items():
+        assert config_of(id, METHODS[id].bases[0], **settings).method is METHODS[id]

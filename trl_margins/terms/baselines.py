@@ -50,7 +50,8 @@ def dr_dpo_weight(reward_gap: Tensor, beta_prime: float, everyone: Tensor | None
     """
     own = _log_likelihood(reward_gap) / beta_prime
     whole = own if everyone is None else _log_likelihood(everyone) / beta_prime
-    return torch.exp(own - whole.logsumexp(0) + math.log(whole.numel()))
+    top = whole.max()  # taken off first: what float32 drops of a large logarithm would scale every weight
+    return torch.exp(own - top) / torch.exp(whole - top).mean()
 
 
 def _log_likelihood(reward_gap: Tensor) -> Tensor:

@@ -71,6 +71,9 @@ _INSTEAD: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 )
 _OTHER_TRAINERS = {"kto_pair": "KTOTrainer", "kto": "KTOTrainer", "orpo": "ORPOTrainer"}  # of TRL
 _TRL_FIELDS = {*CPOConfig.__dataclass_fields__, *DPOConfig.__dataclass_fields__}
+# Fields that, on or off, make another objective of the same reward and loss; and those of them whose 0 does not
+_SWITCHES = ("alpha", "f_divergence_type", "gamma_beta_ratio", "label_smoothing", "ld_alpha", "use_weighting")
+_MAY_BE_0 = ("gamma_beta_ratio", "label_smoothing")
 # Config fields that are set by the config itself, and that SAM reads too
 _READ_ELSEWHERE = ("gamma_po_centered", "anchor_scope")
 
@@ -450,8 +453,15 @@ class MarginOptions:
         if row is None or any(names_of(getattr(row, kind)) != self.term_names(kind) for kind in _KINDS):
             return None
         # the papers' own methods are weights and margins, for any loss; a baseline is its loss
-        own = type(self)._objective_fields(row) if row.baseline else {}
-        return row if all(getattr(self, name) == value for name, value in own.items()) else None
+        return None if row.baseline and not self._has_loss_of(row) else row
+
+    def _has_loss_of(self, row: Method) -> bool:
+        """Whether reward and loss are a method's, whatever its numbers are."""
+        if any(getattr(self, name) != value for name, value in self._objective_fields(row).items()):
+            return False
+        switches = {name: (_is_on(getattr(self, name, None)), _is_on(row.defaults.get(name))) for name in _SWITCHES}
+        # a target margin or a smoothing of 0 is a value like others
+        return all(mine == its or (its and name in _MAY_BE_0) for name, (mine, its) in switches.items())
 
     def missing_term(self, method: Method) -> tuple[str, str] | None:
         """Kind and name of the first term of a method that is not named: then this is not its objective."""
@@ -595,10 +605,10 @@ class MarginDPOConfig(MarginOptions, DPOConfig):
 
     @classmethod
     def _objective_fields(cls, row: Method) -> dict[str, Any]:
-        found: dict[str, Any] = {"reward": row.reward}
+        found: dict[str, Any] = {"reward": row.reward, "loss_type": [row.loss or "sigmoid"]}
         if row.sft:
-            return {**found, "loss_type": [row.loss or "sigmoid", "sft"], "loss_weights": [1.0, row.sft]}
-        return {**found, "loss_type": [row.loss]} if row.loss else found
+            return {**found, "loss_type": [*found["loss_type"], "sft"], "loss_weights": [1.0, row.sft]}
+        return found
 
     def __post_init__(self) -> None:
         if self.gamma_po_centered is None:
@@ -725,6 +735,10 @@ def _how_often(config: TrainingArguments, what: str) -> str:
         return "epoch"
     steps = getattr(config, f"{what}_steps") or config.logging_steps
     return f"{steps:g} of all steps" if steps < 1 else f"{steps:g} steps"
+
+
+def _is_on(value: Any) -> bool:
+    return value not in (None, 0, False, "reverse_kl")
 
 
 def _one_or_list(named: str | Sequence[str] | None) -> str | list[str] | None:

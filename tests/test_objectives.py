@@ -312,7 +312,7 @@ def test_published_formula(id, base):
 
 
 def test_alpha_dpo():
-    """`scripts/dpo_trainer.py` of junkangwu/alpha-DPO: moments from 0, of this batch too, with the unbiased deviation."""
+    """`scripts/dpo_trainer.py` of junkangwu/alpha-DPO: moments from 0, of this batch too; unbiased."""
     each = objective("alpha-dpo", "dpo", beta=1.5, gamma_beta_ratio=0.3, alpha_dpo_alpha=0.2)
     mean = deviation = 0.0
     for seed in range(3):
@@ -351,8 +351,8 @@ def test_dr_dpo(beta_prime):
 )
 def test_beta_dpo(id, base, a):
     """`trainers.py` of junkangwu/beta-DPO: moments from 0, of this batch too, of gaps before β; the loss is the mean
-    over the kept pairs. Its gradient is exact; a pair's logged loss is β_b/β times the published one, over the share of
-    pairs that is kept. β-SimPO has SimPO's gap and its γ.
+    over the kept pairs. Its gradient is exact; a pair's logged loss is β_b/β times the published one, over the share
+    of pairs that is kept. β-SimPO has SimPO's gap and its γ.
     """
     beta, ratio = 0.3, 0.5 if id == "beta-simpo" else 0.0
     options = {"gamma_beta_ratio": ratio} if ratio else {}
@@ -459,9 +459,7 @@ def plain_pairs(model: Any, ref_model: Any, batch: dict[str, Any], alpha: float)
             tokens, of_completion = ids[real], completion[real][1:]
             with torch.no_grad():
                 every, theirs = (each(tokens[None]).logits[0, :-1].log_softmax(-1) for each in (policy, reference))
-            logps, ref = (
-                each.gather(1, tokens[1:, None])[:, 0][of_completion].numpy() for each in (every, theirs)
-            )
+            logps, ref = (each.gather(1, tokens[1:, None])[:, 0][of_completion].numpy() for each in (every, theirs))
             aligned = logps - (2 * every).logsumexp(-1)[of_completion].numpy()  # log Σ_v π(v)²
             values = (logps.sum(), len(logps), alphapo(logps, alpha).sum(), ref.sum(), np.exp(aligned.mean()))
             for name, value in zip(found, values, strict=True):
@@ -753,9 +751,7 @@ class Ranks:
         return losses.detach(), torch.stack(torch.autograd.grad(losses.sum(), leaves[:2]))
 
 
-@pytest.mark.parametrize(
-    ("id", "base"), [row for row in ROWS if row[0] in STATEFUL | {"dr-dpo", "kto-pair"}]
-)
+@pytest.mark.parametrize(("id", "base"), [row for row in ROWS if row[0] in STATEFUL | {"dr-dpo", "kto-pair"}])
 def test_two_ranks_of_four_are_one_of_eight(id, base):
     whole, (first, second), ranks = objective(id, base), (objective(id, base) for _ in range(2)), Ranks()
     with ThreadPoolExecutor(2) as pool:

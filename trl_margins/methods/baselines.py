@@ -411,7 +411,13 @@ ROWS = (
     _baseline(
         "reward-aware-po",
         "Reward-aware RPO",
-        _paper("nemotron", "Nemotron-4 340B Technical Report", "{NVIDIA}", 2024, "2406.11704"),
+        _paper(
+            "nemotron",
+            "Nemotron-4 340B Technical Report",
+            "Adler, Bo and Agarwal, Niket and Aithal, Ashwath and others",
+            2024,
+            "2406.11704",
+        ),
         "KL(σ(η (s_w − s_l)) ‖ σ(x)) + 1e-5 · NLL(y_w)",
         loss="reward_aware",
         reward_aware_eta=1.0,

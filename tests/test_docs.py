@@ -41,6 +41,8 @@ GIVEN = {"docs/evaluation.md": {"dataset": "pairs_with_models"}}
 ADDED = {
     "train": "--per_device_train_batch_size 2 --gradient_accumulation_steps 1 --max_length 128 --eval_steps 1"
     " --overwrite_output_dir true",  # pages train into the same folder from Python and from the command line
+    "compare": "--per_device_train_batch_size 2 --gradient_accumulation_steps 1 --max_length 128 --seeds 1"
+    " --log_pairs false",
     "evaluate": "--max_length 128 --bootstrap 10",
     "select": "--max_length 128 --batch_size 2 --anchor_batch_multiplier 2",
     "inspect": "--max_length 128",
@@ -118,6 +120,9 @@ def workspace(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Path
         "model_name_or_path: tiny\ntorch_dtype: float32\ndataset_mixer: {pairs.jsonl.gz: 1.0}\n"
         "dataset_splits: [train]\nloss_type: simpo\nbeta: 2.0\ngamma_beta_ratio: 0.5\nmax_prompt_length: 64\n"
         "warmup_ratio: 0.1\noutput_dir: theirs\n"
+    )
+    (folder / "base.yaml").write_text(
+        "model_name_or_path: tiny\ndataset_name: pairs.jsonl.gz\neval_dataset_name: eval.jsonl.gz\n"
     )
     shutil.copytree(tiny_model, folder / "tiny")
     shutil.copytree(ROOT / "recipes", folder / "recipes")

@@ -38,7 +38,7 @@ from transformers.training_args import OptimizerNames
 from trl.experimental import cpo, orpo
 
 import trl_margins
-from trl_margins.cli import COMMANDS, main, train
+from trl_margins.cli import COMMANDS, compare, main, train
 from trl_margins.cli.options import OptionsParser
 from trl_margins.cli.other_keys import FOREIGN
 from trl_margins.cli.recipes import recipe_path
@@ -54,6 +54,7 @@ FILES = sorted({text.file for text in FOUND})
 # what a subcommand cannot do without
 NEEDED = {
     "train": "--model_name_or_path m --dataset_name d --output_dir o --use_cpu true",
+    "compare": "--methods simpo gappo --model_name_or_path m --dataset_name d --eval_dataset_name e --use_cpu true",
     "evaluate": "--model_name_or_path m --dataset_name d",
     "select": "--model_name_or_path m --dataset_name d --output_dir o",
     "inspect": "--dataset_name d",
@@ -66,6 +67,7 @@ INSTEAD = {
     "recipe": "qwen2.5-0.5b-instruct/gappo",
     "config": str(recipe_path("qwen2.5-0.5b-instruct/gappo/mlp")),
     "method": "gamma-po",
+    "methods": "gappo",
     "noise": "random:0.2",
     "length:RATE": "length:0.2",
     "FOLDER": "folder",
@@ -95,6 +97,8 @@ class _BuiltError(Exception):
 def parser_of(command: str, method: str | None = "gappo", base: str = "cpo") -> ArgumentParser:
     if command == "train":
         return train.parser_for(method, base)
+    if command == "compare":
+        return compare.parser()
 
     def carried(self: ArgumentParser, *args: Any, **kwargs: Any) -> Any:
         raise _BuiltError(self)
@@ -110,6 +114,8 @@ def parser_of(command: str, method: str | None = "gappo", base: str = "cpo") -> 
 def action_of(command: str, flag: str) -> Action | None:
     bases = ("cpo", "dpo") if command == "train" else ("",)
     parsers = [parser_of(command, "gappo", base) if base else parser_of(command) for base in bases]
+    if command == "compare":  # all others are train's
+        parsers += [parser_of("train", "gappo", base) for base in ("cpo", "dpo")]
     return next((found for parser in parsers if (found := parser._option_string_actions.get(f"--{flag}"))), None)
 
 
@@ -117,6 +123,8 @@ def parse(words: list[str]) -> Any:
     """What a subcommand's own parser makes of them, after what it needs."""
     command, *rest = words
     arguments = [*shlex.split(NEEDED.get(command, "")), *rest]
+    if command == "compare":
+        return compare.plan(arguments)
     if command == "train":
         if {"--config", "--recipe"} & {word.partition("=")[0] for word in rest}:
             arguments += ["--dry_run"]
@@ -149,7 +157,7 @@ def commands_near(text: Text) -> tuple[str, ...]:
     folder, _, name = text.file.removeprefix("trl_margins/").partition("/")
     named = [command for command in COMMANDS if re.search(rf"trl-margins {command}\b", text.text)]
     if text.file.startswith("trl_margins/"):
-        own = Path(name).stem if folder == "cli" else ""
+        own = Path(name).stem.removesuffix("_settings") if folder == "cli" else ""
         room = SAID_BY.get(f"{folder}/{Path(name).stem}") or SAID_BY.get(folder, ("train",))
         return tuple(named) or ((own,) if own in COMMANDS else room)
     if text.file.startswith("recipes/"):

@@ -789,3 +789,11 @@ def test_numbers_leave_a_baseline_what_it_is():
         "cpo": {"beta": 0.05, "learning_rate": 1e-5},
     }.items():
         assert config_of(id, METHODS[id].bases[0], **settings).method is METHODS[id]
+
+
+@pytest.mark.parametrize("id", ["simpo", "cpo", "slic-hf", "orpo", "rrhf", "rsimpo", "simper"])
+def test_a_loss_alone_has_its_methods_reward(id):
+    """`loss_type: orpo` without a method: on sums of log-probabilities it would be no paper's."""
+    row = METHODS[id]
+    alone = config_class(None, "cpo")(**quiet(output_dir="unused", loss_type=row.loss or "simpo"))
+    assert objective_of(alone).reward.name == row.reward

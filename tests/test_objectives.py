@@ -312,7 +312,7 @@ def test_published_formula(id, base):
 
 
 def test_alpha_dpo():
-    """`scripts/dpo_trainer.py` of junkangwu/alpha-DPO: moments from 0, of this batch too; unbiased."""
+    """`scripts/dpo_trainer.py` of junkangwu/alpha-DPO: moments from 0, of this batch too; unbiased deviation."""
     each = objective("alpha-dpo", "dpo", beta=1.5, gamma_beta_ratio=0.3, alpha_dpo_alpha=0.2)
     mean = deviation = 0.0
     for seed in range(3):
@@ -351,8 +351,8 @@ def test_dr_dpo(beta_prime):
 )
 def test_beta_dpo(id, base, a):
     """`trainers.py` of junkangwu/beta-DPO: moments from 0, of this batch too, of gaps before β; the loss is the mean
-    over the kept pairs. Its gradient is exact; a pair's logged loss is β_b/β times the published one, over the share
-    of pairs that is kept. β-SimPO has SimPO's gap and its γ.
+    over the kept pairs. Its gradient is exact; a kept pair's logged loss is β_b/β times the published one, over the
+    share of pairs that is kept. β-SimPO has SimPO's gap and its γ.
     """
     beta, ratio = 0.3, 0.5 if id == "beta-simpo" else 0.0
     options = {"gamma_beta_ratio": ratio} if ratio else {}
@@ -380,20 +380,6 @@ def test_beta_dpo(id, base, a):
     assert any(clamped) == (a == 40.0)
 
 
-def test_beta_dpo_keeps_by_a_gaussian():
-    """exp(−½((gap − mean)/deviation)²), without replacement. Of one kept pair, these are the shares."""
-    p = random_pairs(1)
-    each = objective("beta-dpo", "dpo", beta_dpo_keep=0.125)
-    pairs, columns, _ = p.torch()
-    with torch.no_grad():
-        kept = [next(iter(each(pairs, columns, training=True).weights.values())) > 0 for _ in range(1600)]
-    counts = torch.stack(kept[100:]).sum(0).numpy()  # by then the running moments are those of the pairs
-    assert counts.sum() == 1500
-    share = np.exp(-0.5 * ((p.gap - p.gap.mean()) / p.gap.std(ddof=1)) ** 2)
-    expected = 1500 * share / share.sum()
-    assert ((counts - expected) ** 2 / expected).sum() < 24.3  # 0.1 % of a χ² with 7 degrees of freedom
-
-
 # TRL's own trainers. The settings are written out: those of ours come from the method's row
 
 TRLS = [
@@ -403,6 +389,7 @@ TRLS = [
     ("alphapo", "cpo", {"loss_type": "alphapo", "alpha": 0.25, "beta": 2.5, "simpo_gamma": 2.5 * 0.1}),
     ("orpo", "cpo", {"beta": 0.1}),
     ("dpo", "dpo", {"beta": 0.01}),
+    ("dpo", "dpo", {"beta": 0.01, "loss_type": ["sigmoid", "sft"], "loss_weights": [0.8, 0.5]}),
     ("ipo", "dpo", {"beta": 0.1, "loss_type": "ipo"}),
     ("robust-dpo", "dpo", {"beta": 0.1, "loss_type": "robust", "label_smoothing": 0.1}),
     ("wpo", "dpo", {"beta": 0.01, "use_weighting": True}),
@@ -423,6 +410,8 @@ def test_trls_trainer(id, base, settings, tiny_model, tokenizer, tmp_path):
     models = {"ref_model": load(tiny_model)} if base == "dpo" else {}
     options = quiet(output_dir=str(tmp_path))
     own = {"tokenization": "cpo"} if base == "cpo" else {}
+    if "loss_weights" in settings:  # a loss that the method does not have
+        own = {name: settings[name] for name in ("loss_type", "loss_weights")}
     ours = trainer_class(id, base)(
         load(tiny_model, noise=0.02),
         args=config_class(id, base)(**options, **own, share_prompt="never"),
@@ -800,3 +789,11 @@ def test_numbers_leave_a_baseline_what_it_is():
         "cpo": {"beta": 0.05, "learning_rate": 1e-5},
     }.items():
         assert config_of(id, METHODS[id].bases[0], **settings).method is METHODS[id]
+
+
+@pytest.mark.parametrize("id", ["simpo", "cpo", "slic-hf", "orpo", "rrhf", "rsimpo", "simper"])
+def test_a_loss_alone_has_its_methods_reward(id):
+    """`loss_type: orpo` without a method: on sums of log-probabilities it would be no paper's."""
+    row = METHODS[id]
+    alone = config_class(None, "cpo")(**quiet(output_dir="unused", loss_type=row.loss or "simpo"))
+    assert objective_of(alone).reward.name == row.reward

@@ -34,7 +34,7 @@ from ..registry import (
     reward_class,
     term_class,
 )
-from ..rewards import REWARDS, LogRatioReward, MeanLogRatioReward, Reward
+from ..rewards import REWARDS, LengthNormalizedReward, LogOddsReward, LogRatioReward, MeanLogRatioReward, Reward
 from ..terms import Term
 from ..terms.evaluation_factor import FLOOR
 
@@ -71,11 +71,11 @@ _INSTEAD: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 )
 _OTHER_TRAINERS = {"kto_pair": "KTOTrainer", "kto": "KTOTrainer", "orpo": "ORPOTrainer"}  # of TRL
 _TRL_FIELDS = {*CPOConfig.__dataclass_fields__, *DPOConfig.__dataclass_fields__}
+# Config fields that are set by the config itself, and that SAM reads too
+_READ_ELSEWHERE = ("gamma_po_centered", "anchor_scope")
 # Fields that, on or off, make another objective of the same reward and loss; and those of them whose 0 does not
 _SWITCHES = ("alpha", "f_divergence_type", "gamma_beta_ratio", "label_smoothing", "ld_alpha", "use_weighting")
 _MAY_BE_0 = ("gamma_beta_ratio", "label_smoothing")
-# Config fields that are set by the config itself, and that SAM reads too
-_READ_ELSEWHERE = ("gamma_po_centered", "anchor_scope")
 
 
 @dataclass
@@ -535,9 +535,10 @@ class MarginCPOConfig(MarginOptions, CPOConfig):
     reward: str | None = field(
         default=None,
         metadata={
-            "help": "Implicit reward: 'length-normalized', 'sum', 'alphapo-token' or a registered one. By default "
-            "'length-normalized' with loss_type 'simpo' and 'ipo', 'sum' otherwise, as TRL has it. `alpha` shapes "
-            "each of them as AlphaPO does: 'alphapo-token' token by token."
+            "help": "Implicit reward: 'length-normalized', 'sum', 'log-odds', 'alphapo-token' or a registered one. By "
+            "default that of the loss: 'length-normalized' with loss_type 'simpo', 'ipo', 'robust_simpo', 'rrhf' and "
+            "'simper', 'log-odds' with 'orpo', 'sum' otherwise. `alpha` shapes the first, the second and the last as "
+            "AlphaPO does: 'alphapo-token' token by token."
         },
     )
     tokenization: str = field(
@@ -860,11 +861,16 @@ def _blank(origin: Any) -> Any:
 # From a config to its objective
 
 
+# On CPOTrainer's base; with any other loss the sum
+_USUAL_REWARDS = {
+    **dict.fromkeys(("simpo", "ipo", "robust_simpo", "rrhf", "simper"), LengthNormalizedReward.name),
+    "orpo": LogOddsReward.name,
+}
+
+
 def _usual_reward(base: str, loss: str) -> str:
-    """TRL's for a loss."""
-    if base == "dpo":
-        return "log-ratio"
-    return "length-normalized" if loss in ("simpo", "ipo") else "sum"
+    """TRL's for a loss, or its paper's."""
+    return "log-ratio" if base == "dpo" else _USUAL_REWARDS.get(loss, "sum")
 
 
 def objective_of(

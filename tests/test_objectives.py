@@ -524,11 +524,12 @@ def test_smoothed_links_at_extremes(epsilon, dtype):
 def test_log_odds_from_certain_to_impossible(dtype):
     certain = finite(package_log_odds, [0.0, -1e-30, -torch.finfo(dtype).eps], dtype)
     assert certain.min() > 4  # the odds of the largest p below 1: 128 to 1 in bfloat16
-    values = [-0.1, -0.7, -1.0, -5.0, -60.0, -3e4]
+    # 1 − p is not the difference of two numbers that are nearly the same
+    values = [-11.3 * torch.finfo(dtype).eps, -0.1, -0.7, -1.0, -5.0, -60.0, -3e4]
     given = torch.tensor(values, dtype=dtype).double().numpy()
     expected = given - np.log(-np.expm1(given))
     np.testing.assert_allclose(finite(package_log_odds, values, dtype), expected, rtol=10 * rounding(dtype))
-    every = finite(package_log_odds, [*reversed(values), -0.01, 0.0], dtype)
+    every = finite(package_log_odds, sorted([*values, -0.2, 0.0]), dtype)
     assert (every.diff() > 0).all()
 
 

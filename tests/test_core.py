@@ -11,7 +11,7 @@ import torch
 from trl_margins.links import CPO_LINKS, DPO_LINKS, LINKS, margin_loss
 from trl_margins.objective import Objective
 from trl_margins.pairs import PairLogps, PairView
-from trl_margins.rewards import LengthNormalizedReward, LogRatioReward, alphapo, length_normalized, log_ratio
+from trl_margins.rewards import REWARDS, LengthNormalizedReward, LogRatioReward, alphapo, length_normalized, log_ratio
 from trl_margins.terms import Term
 from trl_margins.terms.score_gap import ScoreGapWeight, score_gap_weight
 
@@ -22,6 +22,17 @@ TAKES_MARGIN = [(base, name) for base, table in LINKS.items() for name, link in 
 def softplus(x: np.ndarray) -> np.ndarray:
     """−log σ(−x)"""
     return np.logaddexp(0.0, x)
+
+
+def reward_for(link, usual):
+    return REWARDS[link.reward]() if link.needs_its_reward else usual()
+
+
+def test_a_loss_of_one_reward_says_which():
+    with pytest.raises(
+        ValueError, match="'orpo' does not go with reward 'log-ratio': it is a loss of reward='log-odds'"
+    ):
+        Objective(LogRatioReward(), DPO_LINKS["orpo"], 0.1)
 
 
 def random_pairs(seed: int, n: int = 7, reference: bool = False) -> PairLogps:
@@ -180,7 +191,7 @@ def test_gappo_against_numpy(seed):
 def test_a_weight_scales_every_per_pair_loss(name):
     pairs = random_pairs(1, reference=True)
     scores = {"score_chosen": torch.arange(7.0), "score_rejected": torch.zeros(7)}
-    common = {"reward": LogRatioReward(), "link": DPO_LINKS[name], "beta": 0.1}
+    common = {"reward": reward_for(DPO_LINKS[name], LogRatioReward), "link": DPO_LINKS[name], "beta": 0.1}
     smoothing = {"label_smoothing": 0.1} if name == "exo_pair" else {}
     plain = Objective(**common, **smoothing)(pairs, scores).losses
     weighted = Objective(**common, **smoothing, weight=ScoreGapWeight())(pairs, scores).losses
@@ -198,7 +209,7 @@ class ConstantMargin(Term):
 @pytest.mark.parametrize(("base", "name"), TAKES_MARGIN)
 def test_a_constant_margin_is_a_target_margin(base, name):
     pairs = random_pairs(2, reference=True)
-    reward = LengthNormalizedReward() if base == "cpo" else LogRatioReward()
+    reward = reward_for(LINKS[base][name], LengthNormalizedReward if base == "cpo" else LogRatioReward)
     common = {"reward": reward, "link": LINKS[base][name], "beta": 2.0}
     if name == "exo_pair":
         common["label_smoothing"] = 0.1

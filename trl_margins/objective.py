@@ -160,6 +160,11 @@ class Objective:
                 f"loss_type {link.name!r} does not go with reward {self.reward.name!r}, which has no reference model; "
                 f"these do: {', '.join(able)}"
             )
+        if link.needs_its_reward and self.reward.name != link.reward:
+            raise ValueError(
+                f"loss_type {link.name!r} does not go with reward {self.reward.name!r}: it is a loss of "
+                f"reward={link.reward!r}"
+            )
         if link.reads_sums and not self.reward.summed:
             raise ValueError(
                 f"loss_type {link.name!r} does not go with reward {self.reward.name!r}: it computes with log-ratios "

@@ -91,6 +91,8 @@ class Link:
         reads_sums: it computes with log-ratios summed over the tokens; another reward would not be what it trains on.
         of_batch: it is one number, the same in every row, that no pair's weight scales.
         columns: of the batch, which it reads from `LossInputs.view`.
+        reward: the reward that it is a loss of; on CPOTrainer's base the one that it has where none is named.
+        needs_its_reward: with another it means nothing.
         options: the config fields that it reads as `LossInputs.options`, each with its default.
     """
 
@@ -103,6 +105,8 @@ class Link:
     reads_sums: bool = False
     of_batch: bool = False
     columns: tuple[str, ...] = ()
+    reward: str | None = None
+    needs_its_reward: bool = False
     options: tuple[tuple[str, float], ...] = ()
 
     def __call__(self, inputs: LossInputs) -> Tensor:

@@ -7,7 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..pairs import SCORES
+from ..rewards import LengthNormalizedReward, LogOddsReward
 from .link import Link, LossInputs, margin_loss
+
+_MEANS = LengthNormalizedReward.name
 
 
 def conservative(reward_gap: Tensor, label_smoothing: float) -> Tensor:
@@ -112,11 +115,11 @@ ANY_REWARD: dict[str, Link] = {
     link.name: link
     for link in (
         Link("conservative", cdpo, takes_margin=True, reads_smoothing=True),
-        Link("robust_simpo", rsimpo, takes_margin=True, reads_smoothing=True),
-        Link("orpo", orpo, takes_margin=True),
-        Link("rrhf", rrhf, takes_margin=True),
+        Link("robust_simpo", rsimpo, takes_margin=True, reads_smoothing=True, reward=_MEANS),
+        Link("orpo", orpo, takes_margin=True, reward=LogOddsReward.name, needs_its_reward=True),
+        Link("rrhf", rrhf, takes_margin=True, reward=_MEANS),
         Link("focalpo", focalpo, takes_margin=True, options=(("focalpo_gamma", 0.05),)),
-        Link("simper", simper),
+        Link("simper", simper, reward=_MEANS, needs_its_reward=True),
         Link("reward_aware", reward_aware, columns=SCORES, options=(("reward_aware_eta", 1.0),)),
     )
 }

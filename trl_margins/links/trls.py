@@ -9,7 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..rewards import LengthNormalizedReward
 from .link import Link, LossInputs, margin_loss
+
+_MEANS = LengthNormalizedReward.name
 
 
 def sigmoid(x: LossInputs) -> Tensor:
@@ -120,9 +123,10 @@ CPO: dict[str, Link] = {
     for link in (
         Link("sigmoid", smoothed_sigmoid, takes_margin=True, reads_smoothing=True),
         Link("hinge", hinge, takes_margin=True),
-        Link("ipo", ipo),
-        Link("simpo", smoothed_sigmoid, takes_margin=True, reads_smoothing=True),
-        Link("alphapo", smoothed_sigmoid, takes_margin=True, reads_smoothing=True),  # to TRL, simpo without SFT loss
+        Link("ipo", ipo, reward=_MEANS),
+        Link("simpo", smoothed_sigmoid, takes_margin=True, reads_smoothing=True, reward=_MEANS),
+        # to TRL, simpo without SFT loss
+        Link("alphapo", smoothed_sigmoid, takes_margin=True, reads_smoothing=True, reward=_MEANS),
     )
 }
 DPO: dict[str, Link] = {

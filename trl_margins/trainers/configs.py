@@ -34,7 +34,7 @@ from ..registry import (
     reward_class,
     term_class,
 )
-from ..rewards import REWARDS, LengthNormalizedReward, LogOddsReward, LogRatioReward, MeanLogRatioReward, Reward
+from ..rewards import REWARDS, LogRatioReward, MeanLogRatioReward, Reward
 from ..terms import Term
 from ..terms.evaluation_factor import FLOOR
 
@@ -861,16 +861,9 @@ def _blank(origin: Any) -> Any:
 # From a config to its objective
 
 
-# On CPOTrainer's base; with any other loss the sum
-_USUAL_REWARDS = {
-    **dict.fromkeys(("simpo", "ipo", "robust_simpo", "rrhf", "simper"), LengthNormalizedReward.name),
-    "orpo": LogOddsReward.name,
-}
-
-
 def _usual_reward(base: str, loss: str) -> str:
     """TRL's for a loss, or its paper's."""
-    return "log-ratio" if base == "dpo" else _USUAL_REWARDS.get(loss, "sum")
+    return "log-ratio" if base == "dpo" else find_link(base, loss).reward or "sum"
 
 
 def objective_of(

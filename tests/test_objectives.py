@@ -618,7 +618,8 @@ def composed(base: str, loss: Any, **settings: Any) -> Objective:
     names = [loss] if isinstance(loss, str) else loss
     smooth = any(LINKS[base][name].reads_smoothing for name in names)
     options = {"beta": 0.4, "label_smoothing": 0.1 if smooth else 0.0, **settings}
-    options |= {"reward": LINKS[base][name].reward for name in names if LINKS[base][name].needs_its_reward}
+    (own,) = {LINKS[base][name].reward for name in names if LINKS[base][name].needs_its_reward} or {None}
+    options |= {"reward": own} if own else {}
     return objective_of(config_class(None, base)(**quiet(output_dir="unused", loss_type=loss, **options)))
 
 

@@ -32,7 +32,7 @@ from trl_margins.checks import nearest
 from trl_margins.cli import main
 from trl_margins.cli.config_file import ConfigLoader, check_known
 from trl_margins.cli.convert import converted
-from trl_margins.cli.migration import MISSING, Note, migrate
+from trl_margins.cli.migration import Note, migrate
 from trl_margins.cli.mixture import mixture_splits, mixture_test_split
 from trl_margins.cli.other_keys import DROPPED, FOREIGN, OF_TRL, ONE_BASE, RENAMED, said
 from trl_margins.cli.train import TrainArguments, _tokenizer, chat_template, parse, parser_for
@@ -514,12 +514,12 @@ def test_what_the_error_about_a_name_says_resolves():
 
 def test_cpo_simpo_is_said():
     """TRL's `cpo_alpha` is 1 by default."""
-    (line,) = (note for note in migrate({"loss_type": "simpo"})[1] if note.is_guess)
+    (line,) = (note for note in migrate({"loss_type": "simpo"})[1] if note.warns)
     assert str(line) == f"cpo_alpha: not set → {CPOConfig.cpo_alpha}, TRL's default: CPO-SimPO, with an SFT loss; " + (
         "cpo_alpha: 0 is SimPO"
     )
     for said_of in ({"cpo_alpha": 0.0}, {"cpo_alpha": 1.0}, {"sft_weight": 0.1}):
-        assert not [note for note in migrate({"loss_type": "simpo", **said_of})[1] if note.is_guess]
+        assert not [note for note in migrate({"loss_type": "simpo", **said_of})[1] if note.warns]
 
 
 def test_aot_pair_of_an_older_trl_is_aot_unpaired():
@@ -531,7 +531,7 @@ def test_aot_pair_of_an_older_trl_is_aot_unpaired():
     older = (1 - epsilon) * np.log1p(np.exp(-delta)) + epsilon * np.log1p(np.exp(delta))
     scores = torch.from_numpy(chosen - chosen_ref), torch.from_numpy(rejected - rejected_ref)
     inputs = LossInputs(types.SimpleNamespace(), *scores, beta=beta, label_smoothing=epsilon)
-    found = links.aot_unpaired(inputs).numpy()
+    found = links.trls.aot_unpaired(inputs).numpy()
     np.testing.assert_allclose(found, older, rtol=1e-6)
 
 

@@ -29,6 +29,8 @@ RENAMED: Mapping[str, str] = {
     "gamma": "simpo_gamma",
     "tau": "gamma_po_tau",
     "sft_weight": "cpo_alpha",
+    "rpo_alpha": "loss_type, loss_weights",
+    "ln": "reward",
     "flip": "noise",
     "warmup_ratio": "warmup_steps",
     "evaluation_strategy": "eval_strategy",
@@ -190,7 +192,8 @@ def foreign(names: Iterable[str], known: Collection[str]) -> dict[str, dict[str,
     Args:
         known: the command's own keys; none for every command.
     """
-    tables = {**FOREIGN, HANDBOOK: {**dict.fromkeys(DROPPED, ""), **RENAMED}}
+    renamed = {key: here for key, here in RENAMED.items() if key not in FOREIGN[OLDER]}
+    tables = {**FOREIGN, HANDBOOK: {**dict.fromkeys(DROPPED, ""), **renamed}}
     left, found = list(dict.fromkeys(names)), {}
     while left:
         theirs = {

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Any
 
 from ..trainers.elsewhere import ELSEWHERE, elsewhere
 from .config_file import Settings, check_known
+from .dpo_forks import flattened, is_dpo_fork
 from .other_keys import DROPPED, FOREIGN, OF_TRL, OLDER, ONE_BASE, RENAMED
 
 _DATA_KEYS = ("dataset_name", "datasets", "dataset_mixer", "dataset_mixture")
@@ -49,7 +50,9 @@ _OTHERS = {"cpo", "simpo", *(each.word for each in ELSEWHERE)} - {None}
 _SFT_KEYS = ("max_seq_length", "packing", "dataset_text_field", "text_column", "assistant_only_loss")
 _OF_ANOTHER_OBJECTIVE = frozenset({*_SFT_KEYS, *(key for each in ELSEWHERE for key in each.keys)})
 # what a baseline is made of: with one on the command line, a file's own say nothing
-_OBJECTIVE_KEYS = frozenset(("loss_type", "loss_weights", "rpo_alpha", "cpo_alpha", "sft_weight", "use_weighting"))
+_OBJECTIVE_KEYS = frozenset(
+    ("loss_type", "loss_weights", "rpo_alpha", "cpo_alpha", "sft_weight", "use_weighting", "length_norm", "ln")
+)
 _TARGETS = frozenset(("gamma_beta_ratio", "gamma", "simpo_gamma"))
 
 _DPO = {"method": "none", "base": "dpo"}
@@ -105,6 +108,7 @@ class Project:
     said: str = "its keys"  # what says so
     remark: str = ""  # in what the objective is another here
     code: str = ""  # that has the defaults, if it is not its own
+    is_chosen: bool = False  # by --method
 
 
 def migrate(
@@ -121,16 +125,22 @@ def migrate(
         ValueError: two keys that contradict each other, a value without a meaning, or an objective that the package
             does not have.
     """
+    notes: list[Note] = []
+    if is_dpo_fork(written):
+        written, changes = flattened(written, method)
+        notes = [
+            Note(key, _line(value, fields, remark), tuple(fields), "--" in remark)
+            for key, value, fields, remark in changes
+        ]
     named = [key for key in _DATA_KEYS if written.get(key)]
     if len(named) > 1 and named != ["dataset_name", "datasets"]:  # TRL has an order for these two
         raise ValueError(f"{' and '.join(named)} both name the training data: remove one")
     check_known([key for key, value in written.items() if _is_foreign(key, value)], ())
-    project = Project(_FLAGS) if method is not None else _project(written)
+    project = _project(written) if method is None else _chosen(written, method, base)
     implied = project.implied
     method = method or written.get("method") or implied.get("method")
     base = base or written.get("base") or implied.get("base") or _own_base(method)
     settings: Settings = {}
-    notes: list[Note] = []
     set_by: dict[str, str] = {}
     for key, value in written.items():
         changed = _changed(key, value, written, project, method, base)
@@ -148,7 +158,8 @@ def migrate(
         settings = {**chosen, **settings}
         doubt = "; if it is for another objective, name that with --method" if project.is_guess else ""
         remark = f" ({project.remark})" if project.remark else ""
-        text = f"not named; {project.name} by {project.said} → {_said(chosen)}{remark}{doubt}"
+        how = "named" if project.is_chosen else "not named"
+        text = f"{how}; {project.name} by {project.said} → {_said(chosen)}{remark}{doubt}"
         notes.insert(0, Note("method", text, tuple(chosen), project.is_guess or bool(remark)))
     elif notes and method is None:
         notes.insert(0, Note("method", "not named, and no sign of another project's objective: the default"))
@@ -261,7 +272,8 @@ def _project(written: Mapping[str, Any]) -> Project:
         if loss not in (None, "sigmoid"):
             raise _unsupported(f"loss_type: {loss} beside SimPO's keys")
         defaults = {**_SIMPO_DEFAULTS, "gamma_beta_ratio": 0.25}
-        return Project("SimPO", _SIMPO, defaults, is_guess=loss is None and "simpo" not in words)
+        is_guess = bool(words & _OTHERS - {"simpo"}) or (loss is None and "simpo" not in words)
+        return Project("SimPO", _SIMPO, defaults, is_guess)
     of_loss = None if loss in _SHARED_LOSSES else "cpo" if loss in _CPO_LOSSES else "dpo"
     if not (loss or of_keys or is_recipe):
         return Project()
@@ -273,6 +285,17 @@ def _project(written: Mapping[str, Any]) -> Project:
     base = of_loss or of_keys or ("cpo" if not loss and "cpo" in words else "dpo")
     is_guess = not (of_loss or of_keys) and (bool(words & _OTHERS) if loss else base not in words)
     return Project(_TRL[base], {"method": "none", "base": base}, is_guess=is_guess)
+
+
+def _chosen(written: Mapping[str, Any], method: str, base: str | None) -> Project:
+    """The file's own project where `--method` names its objective; otherwise its objective says nothing."""
+    try:
+        project = _project(written)
+    except ValueError:
+        return Project(_FLAGS)
+    if method == "none" or project.implied.get("method") != method or base not in (None, project.implied.get("base")):
+        return Project(_FLAGS)
+    return replace(project, defaults={}, is_guess=False, is_chosen=True)
 
 
 def _is_gamma_po(has: Callable[[Collection[str]], bool], is_recipe: bool) -> bool:
@@ -314,8 +337,11 @@ def _fork(written: Mapping[str, Any]) -> Project:
     means = bool(written.get(means, True))
     ratio = {"reward": "mean-log-ratio" if means else "log-ratio"}
     defaults, remark = {**_SIMPO_DEFAULTS, "gamma_beta_ratio": 0.25}, ""
-    beta_dpo = {"beta_dpo_keep": 1.0, **ratio}
-    beta, tau = written.get("beta", 2.0), written.get("tau", 1.0)
+    # its reward gaps have β in them
+    beta_dpo = {"beta_dpo_a": _number(written, "tau", 1.0) * _number(written, "beta", 2.0), "beta_dpo_keep": 1.0}
+    sampled = (
+        "no pair is left out, as in its code; there β is from a sample of 80 % of the gaps, before they are learned"
+    )
     implied: Mapping[str, Any]
     match trainer, loss:
         case "simpo", "simpo" if written.get("label_smoothing"):
@@ -325,14 +351,14 @@ def _fork(written: Mapping[str, Any]) -> Project:
         case "simpo", "gm-simpo":
             implied, defaults["gamma_po_tau"] = {"method": "gamma-po", "base": "cpo"}, 1.0
         case "simpo", "b-simpo":
-            implied = {"method": "beta-simpo", "base": "cpo", "beta_dpo_a": tau * beta, "beta_dpo_keep": 1.0}
-            remark = "as in its code no pair is left out; there β is from 80 % of the gaps, and scales γ too"
+            implied = {"method": "beta-simpo", "base": "cpo", **beta_dpo}
+            remark = f"{sampled}, and scales γ too"
         case "dpo", "gm-dpo":
             implied = {"method": "gamma-po", "base": "dpo", "loss_type": "sigmoid", **ratio}
             defaults["gamma_po_tau"] = 1.0
         case "dpo", "b-dpo":
-            implied = {"method": "beta-dpo", "base": "dpo", "beta_dpo_a": tau * beta, **beta_dpo}
-            remark = "as in its code no pair is left out; there β is from 80 % of the gaps"
+            implied = {"method": "beta-dpo", "base": "dpo", **beta_dpo, **ratio}
+            remark = sampled
         case "dpo", "alpha-dpo":
             reward = "length-normalized" if means else "sum"
             implied, defaults["alpha_dpo_alpha"] = {"method": "alpha-dpo", "base": "dpo", "reward": reward}, 0.0
@@ -585,6 +611,14 @@ def _check_mapping(value: Any, where: str, known: tuple[str, ...]) -> None:
     if not isinstance(value, Mapping):
         raise ValueError(f"{where}: {_short(value)} is not a mapping with {', '.join(known)}")
     check_known(value, known, where)
+
+
+def _number(written: Mapping[str, Any], key: str, default: float) -> float:
+    value = written.get(key)
+    try:
+        return default if value is None else float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{key}: {_short(value)} is not a number") from None
 
 
 def _is_number(value: Any) -> bool:

@@ -53,6 +53,7 @@ _OF_ANOTHER_OBJECTIVE = frozenset({*_SFT_KEYS, *(key for each in ELSEWHERE for k
 _OBJECTIVE_KEYS = frozenset(
     ("loss_type", "loss_weights", "rpo_alpha", "cpo_alpha", "sft_weight", "use_weighting", "length_norm", "ln")
 )
+_WITHOUT_BETA = ("rrhf", "simper")  # where it would scale the loss, or nothing
 _TARGETS = frozenset(("gamma_beta_ratio", "gamma", "simpo_gamma"))
 
 _DPO = {"method": "none", "base": "dpo"}
@@ -170,6 +171,8 @@ def migrate(
     if implied and base == "dpo" and settings.get("label_smoothing") and _is_sigmoid(method):
         notes += _conservative(settings, project)
     for name, value in project.defaults.items():
+        if name == "beta" and method in _WITHOUT_BETA:
+            continue
         if settings.get(name) is None and not (name == "gamma_beta_ratio" and "simpo_gamma" in settings):
             settings[name] = value
             notes.append(
@@ -417,6 +420,8 @@ def _changed(
         return (
             ({"alpha_dpo_alpha": value}, "") if method == "alpha-dpo" else ({}, "dropped: only α-DPO's loss reads it")
         )
+    if key == "beta" and project.name != _OURS and method in _WITHOUT_BETA:
+        return {}, "dropped: the objective has no β"
     if key == "beta" and "beta" in project.implied:
         return {}, "dropped: its IPO has gamma_beta_ratio in its place"
     if key == "label_smoothing" and method == "gamma-po" and base == "cpo" and project.name == "γ-PO":

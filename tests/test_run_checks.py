@@ -253,14 +253,14 @@ def test_values_that_are_wrong(text, words):
 @pytest.mark.parametrize(
     ("loss", "instead"),
     [
-        ("rpo", "DPO with an SFT loss is --method none --base dpo --loss_type sigmoid sft; Nemotron's"),
+        ("rpo", "Instead, set method: none, base: dpo, loss_type: [sigmoid, sft], loss_weights: [1.0, 1.0]"),
         ("sppo", "Instead, set method: sppo"),
         ("wpo", "Instead, set method: wpo"),
         ("alpha-dpo", "Instead, set method: alpha-dpo"),
-        ("bco", "TRL's BCO on pairs is --method none --base dpo --loss_type bco_pair"),
+        ("bco", "Instead, set method: none, base: dpo, loss_type: bco_pair"),
         ("exo", "Instead, set method: none, base: dpo, loss_type: exo_pair, label_smoothing: 0.001"),
         ("slic", "Instead, set method: slic-hf"),
-        ("kto", "KTO on unpaired completions is in trl.KTOTrainer; on pairs it is --method kto-pair"),
+        ("kto", "KTO on unpaired completions is in trl.KTOTrainer. Instead, set method: kto-pair"),
         ("nonsense", "known: sigmoid, hinge"),
         ("3", "loss_type must be text|loss_type must be a list"),
     ],

@@ -256,7 +256,7 @@ def _project(written: Mapping[str, Any]) -> Project:
     for each in sorted(ELSEWHERE, key=lambda each: each.word not in telling):
         if said := each.said_by(written, telling if is_recipe and not of_keys else ()):
             if not each.here or len(_listed(loss)) > 1:
-                raise _unsupported(said, "" if each.here else each.remark)
+                raise _unsupported(said, "" if each.here else each.instead)
             defaults = _SIMPO_DEFAULTS if each.code == "SimPO" else _TRL_DEFAULTS
             return Project(each.name, each.here, defaults, each.word in telling, said, each.remark, each.code)
     if of_keys != "cpo" and (is_recipe or "dataset_name" in written) and (said := _supervised(written)):

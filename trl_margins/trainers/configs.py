@@ -646,11 +646,11 @@ def _find_loss(base: str, name: Any) -> Link:
         said = str(error).partition("; did you mean")[0]
         others = [{"method": "none", "base": each, "loss_type": name} for each in LINKS if name in LINKS[each]]
         theirs = elsewhere(name)
-        settings = next(iter(others), theirs.here if theirs else None)
-        if theirs and not settings:
-            raise ValueError(f"{said}. {theirs.remark}") from None
+        settings = next(iter(others), (theirs.here or theirs.near) if theirs else None)
         if not settings:
             raise
+        if theirs and theirs.near and theirs.remark:
+            said += f". {theirs.remark.rstrip('.')}"
         instead = ", ".join(f"{key}: {json.dumps(each)}" for key, each in settings.items()).replace('"', "")
         raise ValueError(f"{said}. Instead, set {instead}") from None
 

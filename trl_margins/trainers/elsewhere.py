@@ -20,7 +20,8 @@ class Elsewhere:
         here: the settings that train it; none where the package does not have it.
         keys: keys that only its config has.
         word: in the name of the run, where its files have the keys of others.
-        remark: what is different here; without `here`, what there is instead.
+        near: without `here`, the settings of what is nearest to it.
+        remark: what is different here; without `here`, what else to know.
         code: whose code has it, by its defaults.
     """
 
@@ -29,8 +30,18 @@ class Elsewhere:
     here: Mapping[str, Any] = field(default_factory=dict)
     keys: tuple[str, ...] = ()
     word: str | None = None
+    near: Mapping[str, Any] = field(default_factory=dict)
     remark: str = ""
     code: Literal["TRL", "SimPO"] = "TRL"
+
+    @property
+    def instead(self) -> str:
+        """What there is instead of it, as flags, and what else to know."""
+        values = {
+            key: " ".join(map(str, value)) if isinstance(value, list) else value for key, value in self.near.items()
+        }
+        flags = "".join(f" --{key} {value}" for key, value in values.items())
+        return " ".join(filter(None, (self.remark, flags and f"The nearest here is{flags}.")))
 
     def said_by(self, written: Mapping[str, Any], words: Collection[str]) -> str | None:
         """What says that a file is for it."""
@@ -48,28 +59,28 @@ def _trls(base: str, loss: str | list[str], **more: Any) -> Mapping[str, Any]:
 
 
 ELSEWHERE = (
-    Elsewhere(
-        "BCO", ("bco",), word="bco", remark="TRL's BCO on pairs is --method none --base dpo --loss_type bco_pair."
-    ),
+    Elsewhere("BCO", ("bco",), word="bco", near=_trls("dpo", "bco_pair")),
     Elsewhere(
         "KTO",
         ("kto",),
         keys=("desirable_weight", "undesirable_weight"),
         word="kto",
-        remark="KTO on unpaired completions is in trl.KTOTrainer; on pairs it is --method kto-pair.",
+        near={"method": "kto-pair"},
+        remark="KTO on unpaired completions is in trl.KTOTrainer.",
     ),
     Elsewhere(
         "RPO",
         ("rpo",),
-        remark="DPO with an SFT loss is --method none --base dpo --loss_type sigmoid sft; Nemotron's reward-aware RPO "
-        "is --method reward-aware-po.",
+        near=_trls("dpo", ["sigmoid", "sft"], loss_weights=[1.0, 1.0]),
+        remark="Nemotron's reward-aware RPO is the method reward-aware-po.",
     ),
     Elsewhere(
         "rDPO or R-DPO",
         ("rdpo", "rDPO"),
-        remark="Robust DPO is --method robust-dpo, DPO with a length margin --method r-dpo.",
+        near={"method": "robust-dpo"},
+        remark="If it has a length margin (R-DPO), it is the method r-dpo.",
     ),
-    Elsewhere("TDPO", ("tdpo", "tdpo1", "tdpo2")),
+    Elsewhere("TDPO", ("tdpo", "tdpo1", "tdpo2"), remark="It needs the KL over the vocabulary at every token."),
     Elsewhere(
         "ORPO",
         ("orpo",),

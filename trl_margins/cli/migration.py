@@ -58,28 +58,24 @@ _TARGETS = frozenset(("gamma_beta_ratio", "gamma", "simpo_gamma"))
 
 _DPO = {"method": "none", "base": "dpo"}
 _SIMPO = {"method": "none", "base": "cpo", "loss_type": "simpo", "cpo_alpha": 0.0}
-# defaults of SimPO's own config, and of transformers' TrainingArguments under it
-_SIMPO_DEFAULTS: Mapping[str, Any] = {
-    "beta": 2.0,
-    "max_length": 512,
-    "learning_rate": 5e-5,
+# defaults of the configs of TRL's CPO, DPO and ORPO trainers
+_TRL_DEFAULTS: Mapping[str, Any] = {
+    "beta": 0.1,
+    "max_length": 1024,
+    "learning_rate": 1e-6,
     "lr_scheduler_type": "linear",
     "warmup_steps": 0,
     "num_train_epochs": 3.0,
     "per_device_train_batch_size": 8,
     "gradient_accumulation_steps": 1,
-    "bf16": False,
 }
-# of the configs of TRL's CPO, DPO and ORPO trainers
-_TRL_DEFAULTS: Mapping[str, Any] = {
-    "beta": 0.1,
-    "max_length": 1024,
-    "learning_rate": 1e-6,
-    **{
-        name: value
-        for name, value in _SIMPO_DEFAULTS.items()
-        if name not in ("beta", "max_length", "learning_rate", "bf16")
-    },
+# and of SimPO's own config, with transformers' TrainingArguments under it
+_SIMPO_DEFAULTS: Mapping[str, Any] = {
+    **_TRL_DEFAULTS,
+    "beta": 2.0,
+    "max_length": 512,
+    "learning_rate": 5e-5,
+    "bf16": False,
 }
 
 Changed = tuple[Settings, str]  # today's settings, and a remark
@@ -333,18 +329,14 @@ def _listed(value: Any) -> list[Any]:
 def _fork(written: Mapping[str, Any]) -> Project:
     """γ-PO's code and α-DPO's: one script for two trainers, and several losses."""
     is_alpha = "ln" in written or written.get("loss_type") in _ALPHA_DPO_LOSSES
-    name, trainer, loss, means = (
-        ("α-DPO", "dpo", "sigmoid", "ln") if is_alpha else ("γ-PO", "simpo", "dpo", "length_norm")
-    )
-    trainer, loss = str(written.get("trainer_type") or trainer), str(written.get("loss_type") or loss)
-    means = bool(written.get(means, True))
+    own = ("α-DPO", "dpo", "sigmoid", "ln") if is_alpha else ("γ-PO", "simpo", "dpo", "length_norm")
+    name, trainer, loss = own[0], str(written.get("trainer_type") or own[1]), str(written.get("loss_type") or own[2])
+    means = bool(written.get(own[3], True))
     ratio = {"reward": "mean-log-ratio" if means else "log-ratio"}
     defaults, remark = {**_SIMPO_DEFAULTS, "gamma_beta_ratio": 0.25}, ""
     # its reward gaps have β in them
     beta_dpo = {"beta_dpo_a": _number(written, "tau", 1.0) * _number(written, "beta", 2.0), "beta_dpo_keep": 1.0}
-    sampled = (
-        "no pair is left out, as in its code; there β is from a sample of 80 % of the gaps, before they are learned"
-    )
+    sampled = "no pair is left out, as in its code; there β is from 80 % of the gaps, before they are learned"
     implied: Mapping[str, Any]
     match trainer, loss:
         case "simpo", "simpo" if written.get("label_smoothing"):
@@ -371,19 +363,15 @@ def _fork(written: Mapping[str, Any]) -> Project:
                 remark = "its code takes the batch size for both lengths, so its margin is 0; R-DPO is --method r-dpo"
         case "dpo", "ipo":
             # γ-PO's code has the temperature in another key
-            own = {} if is_alpha else {"beta": written.get("gamma_beta_ratio", 0.25)}
-            implied = {**_DPO, "loss_type": "ipo" if means else "ipo_sum", **own}
+            beta = {} if is_alpha else {"beta": written.get("gamma_beta_ratio", 0.25)}
+            implied = {**_DPO, "loss_type": "ipo" if means else "ipo_sum", **beta}
         case "dpo", "kto":
             implied = {"method": "kto-pair", "base": "dpo", **ratio}
             remark = "the loss of a pair is the sum over its completions, in its code their mean"
         case _:
             said = f"trainer_type: {trainer} with loss_type: {loss}"
-            why = (
-                "Its NLL is a mean per completion: --method orpo or cpo has one per token."
-                if loss in ("orpo", "cpo")
-                else ""
-            )
-            raise _unsupported(said, why)
+            per_token = "Its NLL is a mean per completion: --method orpo or cpo has one per token."
+            raise _unsupported(said, per_token if loss in ("orpo", "cpo") else "")
     if trainer == "dpo" and loss not in ("gm-dpo", "alpha-dpo", "simpo"):
         del defaults["gamma_beta_ratio"]
     return Project(name, implied, defaults, remark=remark)
@@ -424,7 +412,7 @@ def _changed(
         return {}, "dropped: the objective has no β"
     if key == "beta" and "beta" in project.implied:
         return {}, "dropped: its IPO has gamma_beta_ratio in its place"
-    if key == "label_smoothing" and method == "gamma-po" and base == "cpo" and project.name == "γ-PO":
+    if key == "label_smoothing" and method in ("gamma-po", "beta-simpo") and base == "cpo" and project.name == "γ-PO":
         return {}, "dropped: its loss never reads it"
     if key == "max_completion_length" and base == "dpo":
         return {}, "dropped: max_length cuts the end of prompt and completion together"
@@ -492,7 +480,7 @@ def _changed(
             return {}, "set by beta_dpo_a, with β in it"
         case "tau" if method != "gamma-po":
             return {}, "dropped: only γ-PO's loss reads it"
-        case "sft_weight" if whose == "AMaPO" or (whose == "γ-PO" and base == "dpo"):
+        case "sft_weight" if whose in ("AMaPO", "α-DPO") or (whose == "γ-PO" and base == "dpo"):
             return {}, f"dropped: {whose}'s loss never adds it"
         case "sft_weight" if base == "dpo" and value:
             raise ValueError(f"sft_weight: on base dpo, loss_type: [sigmoid, sft] with loss_weights: [1.0, {value}]")
@@ -557,7 +545,7 @@ def _dataset_mixer(value: Any, written: Mapping[str, Any], whose: str) -> Change
     if "auto_insert_empty_system_msg" not in written:
         remarks.append("rows are used as they are: the old script inserted an empty system message for some templates")
     model = str(written.get("model_name_or_path", "")).lower()
-    if whose in ("SimPO", "γ-PO", "AMaPO") and "mistral" in model:
+    if whose in ("SimPO", "γ-PO", "AMaPO", "α-DPO", "SimPER") and "mistral" in model:
         remarks.append("and a Mistral model keeps its chat template, which it replaced")
     return {**_mixed(parts, shares), **({"dataset_test_split": test} if test else {})}, ", ".join(remarks)
 

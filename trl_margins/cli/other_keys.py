@@ -126,7 +126,7 @@ FOREIGN: Mapping[str, Mapping[str, str]] = {
         f"""base_model = model_name_or_path; base_model_config; revision_of_model = model_revision;
         tokenizer_config = tokenizer_name_or_path; model_type; tokenizer_type; rl = method and base; rl_beta = beta;
         dpo_beta = beta; dpo_label_smoothing = label_smoothing; dpo_use_weighting = use_weighting: true with base: dpo
-        and method: none; orpo_alpha = beta with method: orpo; kto_desirable_weight; kto_undesirable_weight; adapter = {_LORA};
+        and method: none; orpo_alpha = beta; kto_desirable_weight; kto_undesirable_weight; adapter = {_LORA};
         lora_target_linear = lora_target_modules: all-linear; lora_fan_in_fan_out;
         lora_model_dir = model_name_or_path; peft_use_rslora = use_rslora: true; peft_use_dora = use_dora: true;
         sequence_len = max_length; sample_packing; eval_sample_packing; pad_to_sequence_len;
@@ -173,7 +173,7 @@ FOREIGN: Mapping[str, Mapping[str, str]] = {
     ),
     "NeMo-Aligner or NeMo RL": _table(
         """ref_policy_kl_penalty = beta; reference_policy_kl_penalty = beta; preference_loss = method and loss_type;
-        preference_average_log_probs = reward; gt_reward_scale = reward_aware_eta with method: reward-aware-po;
+        preference_average_log_probs = reward; gt_reward_scale = reward_aware_eta;
         preference_loss_weight = loss_weights; sft_loss_weight = loss_weights; sft_average_log_probs"""
     ),
     "HALOs, or DPO's own code": _table(

@@ -982,7 +982,7 @@ def test_a_line_break_in_a_file_cannot_write_a_key(end, tmp_path):
 # What is published: the 37 preference recipes of eight repositories, by their keys and numbers
 
 UF = "HuggingFaceH4/ultrafeedback_binarized"
-ORPO = "method: orpo, base: cpo, loss_type: orpo, reward: log-odds, cpo_alpha: 1.0"
+ORPO = "method: orpo, base: cpo, loss_type: orpo, reward: null, cpo_alpha: 1.0"
 _PART = f"{{id: {UF}, config: default, split: train_prefs, columns: [chosen, rejected], weight: 1.0}}"
 WHOLE = (
     f"dataset_mixture: {{datasets: [{_PART}, {_PART.replace('train', 'test')}], test_split_size: 2000, seed: 0}}, "
@@ -1262,8 +1262,8 @@ def test_gamma_pos_beta_dpo(keys, a, gap, tmp_path, caplog):
     [
         ("orpo", "hub_model_id: x-orpo, beta: 0.05", {"loss_type": "orpo", "beta": 0.05, "cpo_alpha": 1.0}),
         ("orpo", "gamma_beta_ratio: 0.5, beta: 2.0, sft_weight: 0.1", {"gamma_beta_ratio": 0.0, "cpo_alpha": 1.0}),
-        ("orpo", "loss_type: ipo, rpo_alpha: 0.5", {"loss_type": "orpo", "reward": "log-odds"}),
-        ("orpo", "length_norm: true, beta: 3.0", {"loss_type": "orpo", "reward": "log-odds"}),
+        ("orpo", "loss_type: ipo, rpo_alpha: 0.5", {"loss_type": "orpo", "reward": None, "gamma_beta_ratio": 0.0}),
+        ("orpo", "length_norm: true, beta: 3.0", {"loss_type": "orpo", "reward": None, "gamma_beta_ratio": 0.0}),
         (
             "alpha-dpo",
             f"{SIMPO_KEYS}, alpha: 0.1, {ALPHA.replace('true', 'false')}",

@@ -90,7 +90,10 @@ def flattened(written: Mapping[str, Any], method: str | None) -> tuple[dict[str,
         changed: list[Changed] = [("loss", said, {}, "dropped: the objective is that of its flag")]
     else:
         changed = [("loss", said, objective, "")]
-    batch, accumulated = int(flat.get("batch_size", 4)), int(flat.get("gradient_accumulation_steps", 1))
+    batch, accumulated = (
+        int(_above_zero(flat, key, default))
+        for key, default in (("batch_size", 4), ("gradient_accumulation_steps", 1))
+    )
     settings: dict[str, Any] = dict(changed[0][2])
     for key, value in flat.items():
         fields, remark = _setting(key, value, batch, accumulated)
@@ -98,7 +101,7 @@ def flattened(written: Mapping[str, Any], method: str | None) -> tuple[dict[str,
             changed.append((key, value, fields, remark))
         for name, new in fields.items():
             if settings.setdefault(name, new) != new:
-                raise ValueError(f"{key}: {value} and {name}: {settings[name]} differ: remove one")
+                raise ValueError(f"two keys set {name}, to {settings[name]} and {new}: remove one")
     missing = {
         key: value for key, value in _DEFAULTS.items() if key not in settings and "warmup_ratio" not in settings
     }
@@ -115,7 +118,7 @@ def _objective(loss: Mapping[str, Any], said: str) -> dict[str, Any]:
         return {"method": "odpo", "odpo_alpha": loss.get("alpha", 1.0)}
     match name, mode:
         case "dpo", "beta_DPO":
-            kept = 1 - float(loss.get("mode_weight", 0.2))
+            kept = 1 - _above_zero(loss, "mode_weight", 0.2) if loss.get("mode_weight") != 0 else 1.0
             return {"method": "beta-dpo", "beta_dpo_a": loss.get("a", 0.0), "beta_dpo_keep": kept}
         case "dpo", "DrDPO" if not smoothing:
             return {"method": "dr-dpo", "dr_dpo_beta_prime": loss.get("mode_weight", 1.0)}
@@ -137,9 +140,10 @@ def _setting(key: str, value: Any, batch: int, accumulated: int) -> tuple[dict[s
         case "batch_size":
             return {"per_device_train_batch_size": batch // accumulated}, "on one device; on N, divide it by N"
         case "eval_every":
-            return {"eval_strategy": "steps", "eval_steps": max(value // batch, 1)}, f"steps of {batch} examples"
+            steps = int(_above_zero({key: value}, key, batch)) // batch
+            return {"eval_strategy": "steps", "eval_steps": max(steps, 1)}, f"steps of {batch} examples"
         case "n_examples":
-            return {"max_steps": value // batch}, f"steps of {batch} examples"
+            return {"max_steps": int(_above_zero({key: value}, key, batch)) // batch}, f"steps of {batch} examples"
         case "optimizer" if value in _OPTIMIZERS:
             return {"optim": _OPTIMIZERS[value]}, ""
         case "wandb":
@@ -159,3 +163,10 @@ def _setting(key: str, value: Any, batch: int, accumulated: int) -> tuple[dict[s
                 "model.name_or_path, and remove model.archive"
             )
     return {key: value}, ""
+
+
+def _above_zero(settings: Mapping[str, Any], key: str, default: float) -> float:
+    value = settings.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        raise ValueError(f"{key} must be a number above 0; it is {value!r}")
+    return value

@@ -1233,7 +1233,7 @@ def test_beta_dpos_config(tmp_path):
 
 def test_dr_dpos_config(tmp_path):
     """Its gradient: that of −β′ log mean exp(−ℓ/β′)."""
-    config, chosen, output = trained(DR_DPO, tmp_path)
+    _, chosen, output = trained(DR_DPO, tmp_path)
     (gradient,) = torch.autograd.grad(output.losses.mean(), chosen)
     share = s(0.1 * X) ** (1 / 1.5)
     np.testing.assert_allclose(gradient, -0.1 * s(-0.1 * X) * share / share.sum(), rtol=1e-6)

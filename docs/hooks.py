@@ -115,20 +115,21 @@ def keys() -> str:
     return _table(("key", "today"), [(f"`{key}`", text) for key, text in {**today, **dropped}.items()])
 
 
-def missing() -> str:
-    """Objectives of other projects that the package does not have."""
-    from trl_margins.cli.migration import MISSING
+def elsewhere() -> str:
+    """Objectives by the names that other code gives them, and what they are here."""
+    from trl_margins.trainers.elsewhere import ELSEWHERE
 
     rows = [
         (
             each.name,
             ", ".join([f"`loss_type: {loss}`" for loss in each.losses] + [f"`{key}`" for key in each.keys]),
             f"`{each.word}`" if each.word else "",
-            re.sub(r"(--.*|trl\.[\w.]+)\.$", r"`\1`", each.instead),
+            ", ".join(f"`{key}: {value}`" for key, value in each.here.items()).replace("'", "") or "an error",
+            each.remark if each.here else re.sub(r"(--.*)\.$", r"`\1`", each.instead),
         )
-        for each in MISSING
+        for each in ELSEWHERE
     ]
-    return _table(("objective", "keys", "name", "instead"), rows)
+    return _table(("objective", "keys", "name", "here", ""), rows)
 
 
 def foreign() -> str:
@@ -228,6 +229,6 @@ FILLERS: Mapping[str, Any] = {
     filler.__name__: filler
     for filler in (
         *(options, settings, gammas, paper, citation, recipes),
-        *(keys, missing, foreign, commands, flags, losses, score_columns),
+        *(keys, elsewhere, foreign, commands, flags, losses, score_columns),
     )
 }

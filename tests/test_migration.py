@@ -32,11 +32,14 @@ from trl_margins.checks import nearest
 from trl_margins.cli import main
 from trl_margins.cli.config_file import ConfigLoader, check_known
 from trl_margins.cli.convert import converted
-from trl_margins.cli.migration import MISSING, Note, migrate
+from trl_margins.cli.migration import Note, migrate
 from trl_margins.cli.mixture import mixture_splits, mixture_test_split
 from trl_margins.cli.other_keys import DROPPED, FOREIGN, OF_TRL, ONE_BASE, RENAMED, said
 from trl_margins.cli.train import TrainArguments, _tokenizer, chat_template, parse, parser_for
 from trl_margins.links import LossInputs
+from trl_margins.pairs import PairLogps
+from trl_margins.trainers.configs import objective_of
+from trl_margins.trainers.elsewhere import ELSEWHERE
 
 # Settings as the papers and the recipes' keys have them; made for these tests
 TRAINING = """
@@ -514,12 +517,12 @@ def test_what_the_error_about_a_name_says_resolves():
 
 def test_cpo_simpo_is_said():
     """TRL's `cpo_alpha` is 1 by default."""
-    (line,) = (note for note in migrate({"loss_type": "simpo"})[1] if note.is_guess)
+    (line,) = (note for note in migrate({"loss_type": "simpo"})[1] if note.warns)
     assert str(line) == f"cpo_alpha: not set → {CPOConfig.cpo_alpha}, TRL's default: CPO-SimPO, with an SFT loss; " + (
         "cpo_alpha: 0 is SimPO"
     )
     for said_of in ({"cpo_alpha": 0.0}, {"cpo_alpha": 1.0}, {"sft_weight": 0.1}):
-        assert not [note for note in migrate({"loss_type": "simpo", **said_of})[1] if note.is_guess]
+        assert not [note for note in migrate({"loss_type": "simpo", **said_of})[1] if note.warns]
 
 
 def test_aot_pair_of_an_older_trl_is_aot_unpaired():
@@ -531,7 +534,7 @@ def test_aot_pair_of_an_older_trl_is_aot_unpaired():
     older = (1 - epsilon) * np.log1p(np.exp(-delta)) + epsilon * np.log1p(np.exp(delta))
     scores = torch.from_numpy(chosen - chosen_ref), torch.from_numpy(rejected - rejected_ref)
     inputs = LossInputs(types.SimpleNamespace(), *scores, beta=beta, label_smoothing=epsilon)
-    found = links.aot_unpaired(inputs).numpy()
+    found = links.trls.aot_unpaired(inputs).numpy()
     np.testing.assert_allclose(found, older, rtol=1e-6)
 
 
@@ -548,14 +551,14 @@ def test_a_file_of_ours_stays_as_it_is():
     ("written", "complaint"),
     [
         (
-            {"trainer_type": "simpo", "loss_type": "b-simpo"},
-            "loss_type: b-simpo .*does not have this objective.*gappo, gap-aware",
+            {"trainer_type": "simpo", "loss_type": "orpo"},
+            "loss_type: orpo: .*does not have this objective. Its NLL is a mean per completion.*gappo, gap-aware",
         ),
-        ({"trainer_type": "dpo", "loss_type": "b-dpo"}, "trainer_type: dpo with loss_type: b-dpo"),
-        ({"trainer_type": "dpo", "loss_type": "r-dpo"}, "loss_type: r-dpo: the package does not have this objective"),
+        ({"trainer_type": "dpo", "loss_type": "gm-simpo"}, "trainer_type: dpo with loss_type: gm-simpo"),
+        ({"loss_type": "tdpo"}, "loss_type: tdpo: the package does not have this objective"),
+        ({"trainer_type": "dpo", "loss_type": "b-dpo", "tau": "x"}, "tau: x is not a number"),
+        ({"rpo_alpha": 1.0, "loss_type": ["sigmoid", "sft"]}, "rpo_alpha: 1.0 beside loss_weights or loss_type sft"),
         ({"trainer_type": "simpo", "loss_type": "cpo"}, "does not have this objective"),
-        ({"loss_type": "orpo"}, "loss_type: orpo: .*ORPO is in trl.experimental.orpo"),
-        ({"dataset_mixer": {"a/b": 1.0}, "output_dir": "data/zephyr-orpo-141b"}, "orpo in the name of the run"),
         (
             {"dataset_mixer": {"a/b": 1.0}, "gamma_beta_ratio": 1, "loss_type": "hinge"},
             "loss_type: hinge beside SimPO's keys",
@@ -734,25 +737,20 @@ RECIPE = "model_name_or_path: a/b\ndataset_mixer: {c/d: 1.0}\npreprocessing_num_
 @pytest.mark.parametrize(
     ("own", "complaint"),
     [
-        ("beta: 0.01\nhub_model_id: zephyr-7b-wpo\noutput_dir: outputs/zephyr-7b-wpo", "wpo in .*use_weighting true"),
-        ("beta: 0.01\nloss_type: sigmoid\noutput_dir: llama-8b-instruct-wpo", "wpo in the name of the run"),
-        ("beta: 2.5\ngamma_beta_ratio: 0.1\nrun_name: mistral-7b-simper", "simper in the name of the run"),
-        ("beta: 2.0\ngamma_beta_ratio: 0.5\nloss_type: SimPER", "loss_type: SimPER"),
-        ("beta: 10\nalpha: 5e-2\nln: true\ntrainer_type: dpo\nloss_type: alpha-dpo", "loss_type: alpha-dpo"),
-        ("beta: 10\ngamma_beta_ratio: 0.4\nln: true", "ln: true, a key of α-DPO"),
         (
-            "name: dpo\nbeta: 0.1\nreference_free: false\nmode_loss: beta_DPO\nmode_weight: 0.2\na: 0.6",
-            "mode_loss: beta_DPO, a key of β-DPO",
+            "beta: 0.01\nloss_type: rpo",
+            "loss_type: rpo: .*reward-aware-po. The nearest here is --method none --base dpo --loss_type sigmoid sft",
         ),
-        ("beta: 0.01\nloss_type: rpo\noutput_dir: x-sppo-iter1", "loss_type: rpo"),
-        ("beta: 0.01\nloss_type: sppo", "loss_type: sppo: .*--loss_type sppo_hard"),
-        ("beta: 0.1\nloss_type: kto_pair", "loss_type: kto_pair: .*trl.KTOTrainer"),
-        ("beta: 0.1\nloss_type: [sigmoid, kto_pair]", "loss_type: kto_pair"),
+        ("beta: 0.1\nloss_type: rdpo", "loss_type: rdpo: .*method r-dpo. The nearest here is --method robust-dpo"),
+        ("beta: 0.1\nloss_type: kto", "loss_type: kto: .*trl.KTOTrainer. The nearest here is --method kto-pair"),
+        ("beta: 0.1\ndesirable_weight: 1.0", "desirable_weight: 1.0, a key of KTO"),
+        ("beta: 0.1\noutput_dir: o/x-bco", "bco in the name of the run: .*--loss_type bco_pair"),
+        ("beta: 0.1\nloss_type: [sigmoid, kto_pair]", "loss_type: kto_pair: the package does not have"),
         (
-            "beta: 0.1\nlabel_smoothing: 0.1",
-            "label_smoothing: 0.1 with loss_type: sigmoid is conservative DPO.*robust",
+            "name: dpo\nbeta: 0.1\nmode_loss: DrDPO\nlabel_smoothing: 0.1",
+            "mode_loss DrDPO, label_smoothing 0.1: .*--m",
         ),
-        ("trainer_type: dpo\nloss_type: dpo\nlabel_smoothing: 0.1", "loss_type: sigmoid_norm is conservative DPO"),
+        ("loss: {name: odpo, beta: 0.1, ratio: true}", "name odpo, ratio True: the package does not have"),
         ("max_seq_length: 2048\nhub_model_id: zephyr-7b-sft-full", ""),
         ("method: none\nbase: dpo\nsft_weight: 0.1", r"sft_weight: on base dpo, loss_type: \[sigmoid, sft\] with"),
     ],
@@ -780,12 +778,12 @@ def test_a_method_on_the_command_line_trains_any_of_them(tmp_path):
         path.write_text(RECIPE + own)
         values = arguments("--config", str(path), "--method", "amapo", "--base", "cpo")
         assert (values["margin"], values["loss_type"]) == ("amapo", "simpo")
-    for missing in MISSING:
-        if flags := missing.instead.partition("--")[2]:
-            path.write_text(f"{RECIPE}loss_type: {missing.losses[0]}")
-            values = arguments("--config", str(path), *f"--{flags.rstrip('.')}".split())
-            assert (values["method"], values["base"]) == ("none", "dpo")
-            assert values["loss_type"] != ["sigmoid"] or values["use_weighting"]
+    for each in ELSEWHERE:
+        if flags := each.instead.partition("The nearest here is ")[2].rstrip(".").split():
+            path.write_text(f"{RECIPE}loss_type: {each.losses[0]}")
+            values = arguments("--config", str(path), *flags)
+            assert values["method"] == flags[1]
+            assert values["loss_type"] != ["sigmoid"]
 
 
 def test_robust_dpo_keeps_its_label_smoothing(tmp_path):
@@ -981,9 +979,10 @@ def test_a_line_break_in_a_file_cannot_write_a_key(end, tmp_path):
     assert arguments("--config", str(tmp_path / "ours.yaml")) == arguments("--config", str(path))
 
 
-# What is published: the 26 preference recipes of four repositories, by their keys and numbers
+# What is published: the 37 preference recipes of eight repositories, by their keys and numbers
 
-UF, ORPO = "HuggingFaceH4/ultrafeedback_binarized", "cannot be: ORPO"
+UF = "HuggingFaceH4/ultrafeedback_binarized"
+ORPO = "method: orpo, base: cpo, loss_type: orpo, reward: null, cpo_alpha: 1.0"
 _PART = f"{{id: {UF}, config: default, split: train_prefs, columns: [chosen, rejected], weight: 1.0}}"
 WHOLE = (
     f"dataset_mixture: {{datasets: [{_PART}, {_PART.replace('train', 'test')}], test_split_size: 2000, seed: 0}}, "
@@ -994,6 +993,8 @@ SIMPO_DATA = "dataset_mixer: {princeton-nlp/some-ultrafeedback: 1.0}, dataset_sp
 ORPO_RUN = "beta: 0.05, lr_scheduler_type: inverse_sqrt, optim: adamw_bnb_8bit, max_length: 2048, warmup_steps: 100"
 FLASH = "use_flash_attention_2: true"
 GM = "length_norm: true, trainer_type: simpo, loss_type: gm-simpo"
+ALPHA = "ln: true, trainer_type: dpo, loss_type: alpha-dpo"
+NO_TARGET = "beta: 1.0, gamma_beta_ratio: null"
 # repository / recipe | its keys beside the common ones | what it becomes beside the values of keys that stay
 PUBLISHED = f"""
 handbook/constitutional-ai | {MIXER}, beta: 0.1, learning_rate: 5.0e-7, num_train_epochs: 3, optim: rmsprop |
@@ -1022,18 +1023,33 @@ amapo/llama-3-8b-base | {MIXER}, attn_implementation: "flash_attention_2\\nData 
 amapo/llama-3-8b-instruct | {SIMPO_DATA}, beta: 3.0, length_norm: true, learning_rate: 1.0e-6 | reward: null
 amapo/mistral-7b-base | {MIXER}, beta: 2.0, length_norm: true, learning_rate: 4.0e-7, max_length: 1024 | reward: null
 amapo/mistral-7b-instruct | {SIMPO_DATA}, beta: 2.0, length_norm: true, learning_rate: 6.0e-7 | reward: null
+alpha-dpo/gemma-2-9b-it | {SIMPO_DATA}, {ALPHA}, beta: 10, gamma_beta_ratio: 0.4, alpha: 5.0e-2, learning_rate: 8.0e-7 | alpha_dpo_alpha: 0.05, alpha: 0.0, simpo_gamma: 4.0
+alpha-dpo/llama-3-8b-instruct | {SIMPO_DATA}, {ALPHA}, beta: 2.5, gamma_beta_ratio: 0.6, alpha: 0.2, learning_rate: 1.0e-6 | alpha_dpo_alpha: 0.2, alpha: 0.0, simpo_gamma: 1.5
+alpha-dpo/llama-3-8b-instruct-v2 | {SIMPO_DATA}, {ALPHA}, beta: 10.0, gamma_beta_ratio: 0.4, alpha: 0.2, learning_rate: 1.0e-6 | alpha_dpo_alpha: 0.2, alpha: 0.0
+alpha-dpo/mistral-7b-instruct | {SIMPO_DATA}, {ALPHA}, beta: 2.5, gamma_beta_ratio: 0.15, alpha: 5.0e-2, learning_rate: 6.0e-7 | alpha_dpo_alpha: 0.05, alpha: 0.0
+wpo/llama3-instruct | {MIXER}, beta: 0.01, learning_rate: 1.0e-6, num_train_epochs: 2, hub_model_id: llama-8b-instruct-wpo, output_dir: outputs/llama-8b-instruct-wpo | label_smoothing: 0.0
+wpo/mistral-base | {MIXER}, beta: 0.01, learning_rate: 5.0e-7, max_length: 1024, hub_model_id: zephyr-7b-wpo, output_dir: outputs/zephyr-7b-wpo | label_smoothing: 0.0
+simper/llama-3-8b-base | {MIXER}, beta: 2.0, gamma_beta_ratio: 0.5, learning_rate: 6.0e-7, hub_model_id: simper-exps | {NO_TARGET}
+simper/llama-3-8b-instruct | {SIMPO_DATA}, beta: 2.5, gamma_beta_ratio: 0.55, learning_rate: 1.0e-6, run_name: llama-3-8b-instruct-simper | {NO_TARGET}
+simper/mistral-7b-base | {MIXER}, beta: 2.0, gamma_beta_ratio: 0.8, learning_rate: 3.0e-7, run_name: mistral-7b-base-simper | {NO_TARGET}
+simper/mistral-7b-instruct | {SIMPO_DATA}, beta: 2.5, gamma_beta_ratio: 0.1, learning_rate: 5.0e-7, run_name: mistral-7b-instruct-simper | {NO_TARGET}
+sppo/mistral-7b-instruct | dataset_mixer: {{synthetic_data_mistral-7b-instruct-sppo-iter1_score: 1.0}}, dataset_splits: [train, test], beta: 0.01, evaluation_strategy: "no", loss_type: rpo, lr_scheduler_type: linear, num_train_epochs: 6, hub_model_id: mistral-7b-instruct-sppo-iter1 | lr_scheduler_type: linear
 """  # noqa: E501
 BECOMES: dict[str, dict[str, Any]] = {
     "handbook": {**DPO, "loss_type": ["sigmoid"]},
     "simpo": SIMPO,
     "gamma-po": {"method": "gamma-po", "base": "cpo", "loss_type": "simpo"},
     "amapo": {"method": "amapo", "base": "cpo", "loss_type": "simpo"},
+    "alpha-dpo": {"method": "alpha-dpo", "base": "dpo", "margin": "alpha-dpo", "reward": "length-normalized"},
+    "wpo": {"method": "wpo", "base": "dpo", "use_weighting": True},
+    "simper": {"method": "simper", "base": "cpo", "loss_type": "simper", "cpo_alpha": 0.0},
+    "sppo": {"method": "sppo", "base": "dpo", "loss_type": ["sppo_hard"]},
 }
 ROWS = [[part.strip() for part in line.split(" |")] for line in PUBLISHED.strip().splitlines()]
 
 
-def test_there_are_26():
-    assert len({name for name, *_ in ROWS}) == 26
+def test_there_are_37():
+    assert len({name for name, *_ in ROWS}) == 37
 
 
 @pytest.mark.parametrize(("name", "keys", "becomes"), ROWS, ids=[row[0] for row in ROWS])
@@ -1047,17 +1063,226 @@ def test_what_is_published_resolves(name, keys, becomes, tmp_path):
             del common[key]
     path = tmp_path / "theirs.yaml"
     path.write_text(yaml.safe_dump(common | own))
-    if becomes == ORPO:
-        for command in (["train", "--dry_run", "--config", str(path)], ["convert", str(path)]):
-            with pytest.raises(ValueError, match=r"orpo in the name of the run: .*ORPO is in trl"):
-                main(command)
-        return
     values = arguments("--config", str(path))
     stays = {key: value for key, value in own.items() if key in values and key not in ("loss_type", "mixture_seed")}
     stays |= BECOMES[name.partition("/")[0]] | yaml.safe_load(f"{{{becomes}}}")
     assert {key: values[key] for key in stays} == stays
     assert main(["convert", str(path), "--out", str(tmp_path / "ours.yaml")]) == 0
     assert arguments("--config", str(tmp_path / "ours.yaml")) == values
+
+
+# What they train: the formulas of their code in NumPy, on random log-probabilities
+
+RNG = np.random.default_rng(3)
+C, L, RC, RL = -RNG.uniform(5, 30, (4, 8))  # summed log-probabilities: chosen, rejected, and the reference's
+NC, NL = RNG.integers(5, 40, (2, 8))
+SC, SL = RNG.uniform(5, 9, 8), RNG.uniform(0, 4, 8)
+X, DELTA, M = C - RC - L + RL, C / NC - L / NL, (C - RC) / NC - (L - RL) / NL
+NLL = 1.7
+PAIRED, SIMPO_KEYS = "beta: 0.1, max_prompt_length: 9", "beta: 2.5, gamma_beta_ratio: 0.6"
+DPO_TRAINER, SIMPO_TRAINER = "trainer_type: dpo", "trainer_type: simpo"
+
+
+def ls(x: Any) -> Any:
+    """log σ."""
+    return -np.logaddexp(0, -x)
+
+
+def s(x: Any) -> Any:
+    return 1 / (1 + np.exp(-x))
+
+
+def odds(mean: Any) -> Any:
+    return mean - np.log1p(-np.exp(mean))
+
+
+def kto(w: Any, loser: Any, beta: float) -> Any:
+    """Older TRL's kto_pair; a pair's two losses together."""
+    kl_w, kl_l = max(w.mean(), 0), max(loser.mean(), 0)
+    return 2 - s(beta * (w - kl_l)) - s(beta * (kl_w - loser))
+
+
+def alpha_z(moved: Any) -> Any:
+    """α-DPO's z at its first step: running mean and deviation begin at 0 and keep 0.9."""
+    return (moved - 0.1 * moved.mean()) / (0.1 * moved.std(ddof=1))
+
+
+SMOOTH, SUMS = "label_smoothing: 0.2", ALPHA.replace("true", "false")
+CDPO = -0.8 * ls(0.1 * X) - 0.2 * ls(-0.1 * X)
+RDPO = (-0.8 * ls(0.1 * X) + 0.2 * ls(-0.1 * X)) / 0.6
+IPO = (X - 1 / 1.2) ** 2
+EXO = s(0.1 * X) * (ls(0.1 * X) - np.log(0.999)) + s(-0.1 * X) * (ls(-0.1 * X) - np.log(1e-3))
+RSIMPO = -0.9 * ls(2.5 * DELTA - 1.5) - 0.1 * ls(-2.5 * DELTA - 1.5)
+# whose file | its objective's keys | its loss, without the SFT term | the SFT term's weight | whether it warns
+FORMULAS = [
+    ("ORPOConfig", "loss_type: orpo, beta: 0.05", -0.05 * ls(odds(C / NC) - odds(L / NL)), 1.0, True),
+    ("ORPO by name", f"{PAIRED}, hub_model_id: x-orpo", -0.1 * ls(odds(C / NC) - odds(L / NL)), 1.0, True),
+    ("SimPER", f"{SIMPO_KEYS}, loss_type: SimPER", np.exp(L / NL) - np.exp(C / NC), 0.0, False),
+    ("SPPO", f"{PAIRED}, loss_type: sppo", (C - RC - 5) ** 2 + (L - RL + 5) ** 2, 0.0, True),
+    ("kto_pair", f"{PAIRED}, loss_type: kto_pair", kto(C - RC, L - RL, 0.1), 0.0, True),
+    ("cDPO", f"{PAIRED}, {SMOOTH}", CDPO, 0.0, True),
+    ("cDPO + SFT", f"{PAIRED}, {SMOOTH}, rpo_alpha: 0.5", CDPO, 0.5, True),
+    ("rpo_alpha", "beta: 0.1, rpo_alpha: 0.5", -ls(0.1 * X), 0.5, False),
+    ("rpo_alpha, IPO", "beta: 0.1, loss_type: ipo, rpo_alpha: 1.0", (M - 5) ** 2, 1.0, False),
+    ("rDPO", f"{PAIRED}, loss_type: robust, {SMOOTH}", RDPO, 0.0, False),
+    ("DPOP", f"{PAIRED}, loss_type: dpop", -ls(0.1 * X - 5 * np.maximum(0, RC - C)), 0.0, False),
+    ("RRHF", f"{PAIRED}, loss_type: rrhf", np.maximum(0, -DELTA), 1.0, False),
+    ("EXO", f"{PAIRED}, loss_type: exo", EXO, 0.0, False),
+    ("α-DPO", f"{SIMPO_KEYS}, {ALPHA}, alpha: 0.2", -ls(2.5 * (DELTA - 0.6 - 0.2 * alpha_z(M))), 0.0, False),
+    ("α-DPO, sums", f"{SIMPO_KEYS}, {SUMS}, alpha: 0.2", -ls(2.5 * (C - L - 0.6 - 0.2 * alpha_z(X))), 0.0, False),
+    ("α-DPO's SimPO", f"{SIMPO_KEYS}, ln: true, loss_type: simpo", -ls(2.5 * (DELTA - 0.6)), 0.0, False),
+    ("α-DPO's rDPO", f"{SIMPO_KEYS}, ln: false, loss_type: rDPO", -ls(2.5 * X), 0.0, True),
+    ("α-DPO's KTO", f"{SIMPO_KEYS}, ln: true, loss_type: kto", kto((C - RC) / NC, (L - RL) / NL, 2.5), 0.0, True),
+    ("γ-PO's rSimPO", f"{SIMPO_KEYS}, {SIMPO_TRAINER}, loss_type: simpo, label_smoothing: 0.1", RSIMPO, 0.0, False),
+    ("γ-PO's cDPO", f"{SIMPO_KEYS}, {DPO_TRAINER}, {SMOOTH}", -0.8 * ls(2.5 * M) - 0.2 * ls(-2.5 * M), 0.0, False),
+    ("γ-PO's IPO", f"{SIMPO_KEYS}, {DPO_TRAINER}, loss_type: ipo", (M - 1 / 1.2) ** 2, 0.0, False),
+    ("γ-PO's IPO, sums", f"gamma_beta_ratio: 0.6, {DPO_TRAINER}, loss_type: ipo, length_norm: false", IPO, 0.0, False),
+    ("γ-PO's R-DPO", f"{SIMPO_KEYS}, {DPO_TRAINER}, loss_type: r-dpo", -ls(2.5 * M), 0.0, True),
+    ("DPO's fork", f"loss: {{name: dpo, beta: 0.1, mode_loss: mean, {SMOOTH}}}", CDPO, 0.0, False),
+    ("ODPO", "loss: {name: odpo, beta: 0.5, alpha: 2.0, k: 3}", -ls(0.5 * X - 2 * np.log(SC - SL)), 0.0, False),
+]  # fmt: skip
+
+
+def trained(keys: str, folder: Path) -> tuple[Any, Any, Any]:
+    """The config of a file, the chosen completions' log-probabilities and the output of its objective."""
+    (folder / "theirs.yaml").write_text(keys if "\n" in keys else f"{{{keys}}}")
+    config = parse(["--config", str(folder / "theirs.yaml"), "--use_cpu", "--output_dir", str(folder / "out")])[1]
+    chosen, *others = (torch.from_numpy(each) for each in (C, L, NC, NL, RC, RL))
+    pairs = PairLogps(chosen.requires_grad_(), *others, sft_loss=torch.tensor(NLL))
+    columns = {"score_chosen": torch.from_numpy(SC), "score_rejected": torch.from_numpy(SL)}
+    return config, chosen, objective_of(config)(pairs, columns, training=True)
+
+
+@pytest.mark.parametrize(
+    ("keys", "loss", "sft", "warns"), [row[1:] for row in FORMULAS], ids=[row[0] for row in FORMULAS]
+)
+def test_what_a_file_trains_is_the_formula_of_its_code(keys, loss, sft, warns, tmp_path, caplog):
+    config, _, output = trained(keys, tmp_path)
+    on_dpo = sft if config._base == "dpo" else 0.0  # CPOTrainer adds its own outside
+    np.testing.assert_allclose(output.losses.detach(), loss + on_dpo * NLL, rtol=1e-6)
+    assert getattr(config, "cpo_alpha", sft) == sft
+    own = [record for record in caplog.records if record.name == "trl_margins.cli.train"]
+    assert any(record.levelname == "WARNING" for record in own) is warns
+    theirs, ours = (str(tmp_path / name) for name in ("theirs.yaml", "ours.yaml"))
+    assert main(["convert", theirs, "--out", ours]) == 0
+    assert arguments("--config", ours) == arguments("--config", theirs)
+
+
+HYDRA = """
+seed: 0
+exp_name: anthropic_pythia28
+batch_size: 64
+eval_batch_size: 32
+debug: false
+datasets: [hh]
+wandb: {enabled: true, entity: null, project: x}
+local_dirs: [/scr, .cache]
+sample_during_eval: false
+do_first_eval: true
+lr: 5e-7
+gradient_accumulation_steps: 2
+max_grad_norm: 10.0
+max_length: 512
+max_prompt_length: 256
+n_epochs: 1
+n_examples: null
+trainer: FSDPTrainer
+optimizer: RMSprop
+warmup_steps: 150
+activation_checkpointing: false
+eval_every: 20_000
+model: {name_or_path: EleutherAI/pythia-2.8b, archive: null, block_name: GPTNeoXLayer, fsdp_policy_mp: bfloat16}
+"""
+BETA_DPO = HYDRA + "loss: {name: dpo, beta: 0.1, mode_loss: beta_DPO, mode_weight: 0.2, a: 0.6, label_smoothing: 0}"
+DR_DPO = (
+    HYDRA + "noise_rate: 0.2\nloss: {name: dpo, beta: 0.1, mode_loss: DrDPO, mode_weight: 1.5, label_smoothing: 0}"
+)
+
+
+def test_beta_dpos_config(tmp_path):
+    """Its gradient: that of the mean −log σ(β_b g) over 6 of 8 pairs, with β_b from their mean g."""
+    config, chosen, output = trained(BETA_DPO, tmp_path)
+    (gradient,) = torch.autograd.grad(output.losses.mean(), chosen)
+    kept = gradient.numpy() != 0
+    beta = 0.1 * (1 + 0.6 * (X[kept].mean() - 0.1 * X.mean()))
+    np.testing.assert_allclose(gradient, np.where(kept, -beta * s(-beta * X) / 6, 0), rtol=1e-6)
+    assert kept.sum() == 6
+    assert config.method.id == "beta-dpo"
+    values = arguments("--config", str(tmp_path / "theirs.yaml"))
+    expected = {"learning_rate": 5e-7, "optim": "rmsprop", "warmup_steps": 150, "per_device_train_batch_size": 32}
+    expected |= {
+        "lr_scheduler_type": "constant_with_warmup",
+        "eval_steps": 312,
+        "model_revision": "main",
+        "bf16": True,
+    }
+    expected |= {
+        "dataset_name": "Anthropic/hh-rlhf",
+        "model_name_or_path": "EleutherAI/pythia-2.8b",
+        "max_length": 512,
+    }
+    assert {name: values[name] for name in expected} == expected
+    assert main(["convert", str(tmp_path / "theirs.yaml"), "--out", str(tmp_path / "ours.yaml")]) == 0
+    assert arguments("--config", str(tmp_path / "ours.yaml")) == values
+    flag = arguments("--config", str(tmp_path / "theirs.yaml"), "--method", "orpo")
+    assert (flag["loss_type"], flag["learning_rate"], flag["weight"]) == ("orpo", 5e-7, None)
+    (tmp_path / "theirs.yaml").write_text(BETA_DPO.replace("archive: null", "archive: x.pt"))
+    with pytest.raises(ValueError, match=r"model.archive: x.pt is a state dict: save the model with save_pretrained"):
+        main(["convert", str(tmp_path / "theirs.yaml")])
+
+
+def test_dr_dpos_config(tmp_path):
+    """Its gradient: that of −β′ log mean exp(−ℓ/β′)."""
+    _, chosen, output = trained(DR_DPO, tmp_path)
+    (gradient,) = torch.autograd.grad(output.losses.mean(), chosen)
+    share = s(0.1 * X) ** (1 / 1.5)
+    np.testing.assert_allclose(gradient, -0.1 * s(-0.1 * X) * share / share.sum(), rtol=1e-6)
+    values = arguments("--config", str(tmp_path / "theirs.yaml"))
+    assert (values["method"], values["noise"], values["dr_dpo_beta_prime"]) == ("dr-dpo", "random:0.2", 1.5)
+
+
+@pytest.mark.parametrize(
+    ("keys", "a", "gap"),
+    [(f"{DPO_TRAINER}, loss_type: b-dpo", 0.5, M), (f"{SIMPO_TRAINER}, loss_type: b-simpo", 0.5, DELTA)],
+)
+def test_gamma_pos_beta_dpo(keys, a, gap, tmp_path, caplog):
+    """Its τ scales gaps with β in them, and it leaves no pair out."""
+    config, chosen, output = trained(f"{SIMPO_KEYS}, tau: {a}, {keys}", tmp_path)
+    (gradient,) = torch.autograd.grad(output.losses.mean(), chosen)
+    gamma = 1.5 if config._base == "cpo" else 0.0
+    beta = 2.5 * (1 + a * 2.5 * (gap.mean() - 0.1 * gap.mean()))
+    np.testing.assert_allclose(gradient, -beta * s(gamma - beta * gap) / 8 / NC, rtol=1e-6)
+    assert any(
+        "no pair is left out" in record.getMessage() and record.levelname == "WARNING" for record in caplog.records
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "keys", "expected"),
+    [
+        ("orpo", "hub_model_id: x-orpo, beta: 0.05", {"loss_type": "orpo", "beta": 0.05, "cpo_alpha": 1.0}),
+        ("orpo", "gamma_beta_ratio: 0.5, beta: 2.0, sft_weight: 0.1", {"gamma_beta_ratio": 0.0, "cpo_alpha": 1.0}),
+        ("orpo", "loss_type: ipo, rpo_alpha: 0.5", {"loss_type": "orpo", "reward": None, "gamma_beta_ratio": 0.0}),
+        ("orpo", "length_norm: true, beta: 3.0", {"loss_type": "orpo", "reward": None, "gamma_beta_ratio": 0.0}),
+        (
+            "alpha-dpo",
+            f"{SIMPO_KEYS}, alpha: 0.1, {ALPHA.replace('true', 'false')}",
+            {"alpha_dpo_alpha": 0.1, "reward": "sum"},
+        ),
+        ("dpo", f"{SIMPO_KEYS}, alpha: 0.1, {ALPHA}", {"reward": "log-ratio", "alpha": 0.0, "gamma_beta_ratio": None}),
+        ("simper", SIMPO_KEYS, {"loss_type": "simper", "gamma_beta_ratio": None}),
+        (
+            "beta-dpo",
+            f"{DPO_TRAINER}, loss_type: b-dpo, tau: 0.5, beta: 0.1",
+            {"beta_dpo_a": 0.05, "beta_dpo_keep": 1.0},
+        ),
+    ],
+)
+def test_a_baseline_on_the_command_line(method, keys, expected, tmp_path):
+    """It is trained whole, with what the file says of it; of another objective nothing is left."""
+    (tmp_path / "theirs.yaml").write_text(f"{{max_prompt_length: 9, {keys}}}")
+    values = arguments("--config", str(tmp_path / "theirs.yaml"), "--method", method)
+    assert {name: values[name] for name in expected} == expected
 
 
 # Mixtures, against the handbook's way spelled out
@@ -1168,17 +1393,14 @@ def test_gamma_pos_trainer(written, expected):
     assert found["base"] == "cpo"
 
 
-def test_gamma_pos_smoothed_simpo_is_another_loss():
-    with pytest.raises(ValueError, match=r"label_smoothing: 0\.1 of γ-PO's SimPO"):
-        migrate(GAMMA_PO | {"trainer_type": "simpo", "loss_type": "simpo", "label_smoothing": 0.1})
-
-
 @pytest.mark.parametrize(
     "written",
     [
         {"loss_type": "kto", "desirable_weight": 1.0, "undesirable_weight": 1.0},
         {"loss_type": "alpha-dpo", "ln": True},
-        {"loss_type": "beta_DPO", "mode_loss": "beta_DPO"},
+        {"mode_loss": "beta_DPO", "a": 0.6},
+        {"loss_type": "SimPER", "gamma_beta_ratio": 0.5},
+        {"loss_type": "tdpo"},
         {"dataset_splits": ["train_sft"], "packing": True},
     ],
 )

@@ -1,18 +1,21 @@
 """Config migration: YAML for alignment-handbook, SimPO, γ-PO, AMaPO or an older TRL becomes the package's own.
 
 Pure functions from dict to dict that load nothing heavy. What is said of another project's code was read there:
-huggingface/alignment-handbook, princeton-nlp/SimPO, sunjie279/gammaPO, Shiroha-Offical/AMaPO.
+huggingface/alignment-handbook, princeton-nlp/SimPO, sunjie279/gammaPO, junkangwu/alpha-DPO, Shiroha-Offical/AMaPO; for
+objectives that are told by their `loss_type` or name, see `trainers/elsewhere.py`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Any
 
+from ..trainers.elsewhere import ELSEWHERE, elsewhere
 from .config_file import Settings, check_known
+from .dpo_forks import flattened, is_dpo_fork
 from .other_keys import DROPPED, FOREIGN, OF_TRL, OLDER, ONE_BASE, RENAMED
 
 _DATA_KEYS = ("dataset_name", "datasets", "dataset_mixer", "dataset_mixture")
@@ -28,7 +31,8 @@ _SIMPO_KEYS = ("gamma_beta_ratio", "gamma", "sft_weight")
 _AMAPO_KEYS = ("length_norm", "margin_norm", "mode_weight")
 _CPO_LOSSES, _SHARED_LOSSES = ("simpo", "alphapo"), (None, "sigmoid", "hinge", "ipo")  # of CPO alone, of both bases
 _GAMMA_PO_LOSSES = ("gm-simpo", "b-simpo", "gm-dpo", "b-dpo", "dpo", "cpo")
-_UNSMOOTHED = ("sigmoid", ["sigmoid"], "sigmoid_norm")  # they read label_smoothing in an older TRL
+_ALPHA_DPO_LOSSES = ("alpha-dpo", "rDPO")
+_SMOOTHED = ("sigmoid", "sigmoid_norm")  # on DPO, in an older TRL
 
 
 def _own_base(method: Any) -> str:
@@ -40,72 +44,37 @@ def _own_base(method: Any) -> str:
         return "cpo"
 
 
-@dataclass(frozen=True)
-class Missing:
-    """An objective of another project that the package does not have, and how its files are recognised."""
-
-    name: str
-    losses: tuple[str, ...] = ()  # of `loss_type`
-    keys: tuple[str, ...] = ()
-    word: str | None = None  # in the name of the run, where its files have the keys of others
-    instead: str = ""
-
-    def said_by(self, written: Mapping[str, Any], words: Collection[str]) -> str | None:
-        """What says that a file is for it."""
-        for loss in _listed(written.get("loss_type")):
-            if loss in self.losses:
-                return f"loss_type: {loss}"
-        if keys := [key for key in self.keys if key in written]:
-            return f"{keys[0]}: {_short(written[keys[0]])}, a key of {self.name}"
-        return f"{self.word} in the name of the run" if self.word in words else None
-
-
-MISSING = (
-    Missing("α-DPO", ("alpha-dpo",), ("ln",)),
-    Missing("β-DPO", ("beta_DPO",), ("mode_loss",)),
-    Missing(
-        "BCO", ("bco",), word="bco", instead="TRL's BCO on pairs is --method none --base dpo --loss_type bco_pair."
-    ),
-    Missing(
-        "KTO", ("kto", "kto_pair"), ("desirable_weight", "undesirable_weight"), "kto", "KTO is in trl.KTOTrainer."
-    ),
-    Missing("ORPO", ("orpo",), word="orpo", instead="ORPO is in trl.experimental.orpo."),
-    Missing("R-DPO", ("r-dpo",)),
-    Missing(
-        "RPO or SPPO",
-        ("rpo",),
-        instead="TRL's DPO with an SFT loss is --method none --base dpo --loss_type sigmoid sft.",
-    ),
-    Missing("SimPER", ("SimPER", "simper"), word="simper"),
-    Missing(
-        "SPPO",
-        ("sppo", "sppo_single"),
-        word="sppo",
-        instead="TRL's SPPO on pairs is --method none --base dpo --loss_type sppo_hard.",
-    ),
-    Missing(
-        "WPO",
-        ("wpo",),
-        word="wpo",
-        instead="TRL's WPO without its cap of 1 on weights is --method none --base dpo --use_weighting true.",
-    ),
-)
-_WITH_SIGMOID = {"simper", "sppo", "wpo"}  # objectives whose own code has loss_type: sigmoid
-_OTHERS = {"cpo", "simpo", *(missing.word for missing in MISSING)}
+# words of a name that count beside a `loss_type`: objectives whose own files say another's
+_WORDS_BESIDE: Mapping[Any, frozenset[str]] = {"sigmoid": frozenset(("sppo", "wpo")), "rpo": frozenset(("sppo",))}
+_OTHERS = {"cpo", "simpo", *(each.word for each in ELSEWHERE)} - {None}
 _SFT_KEYS = ("max_seq_length", "packing", "dataset_text_field", "text_column", "assistant_only_loss")
-_OF_ANOTHER_OBJECTIVE = frozenset({*_SFT_KEYS, *(key for missing in MISSING for key in missing.keys)})
+_OF_ANOTHER_OBJECTIVE = frozenset({*_SFT_KEYS, *(key for each in ELSEWHERE for key in each.keys)})
+# what a baseline is made of: with one on the command line, a file's own say nothing
+_OBJECTIVE_KEYS = frozenset(
+    ("loss_type", "loss_weights", "rpo_alpha", "cpo_alpha", "sft_weight", "use_weighting", "length_norm", "ln")
+)
+_WITHOUT_BETA = ("rrhf", "simper")  # where it would scale the loss, or nothing
+_TARGETS = frozenset(("gamma_beta_ratio", "gamma", "simpo_gamma"))
 
+_DPO = {"method": "none", "base": "dpo"}
 _SIMPO = {"method": "none", "base": "cpo", "loss_type": "simpo", "cpo_alpha": 0.0}
-# defaults of SimPO's own config, and of transformers' TrainingArguments under it
-_SIMPO_DEFAULTS: Mapping[str, Any] = {
-    "beta": 2.0,
-    "max_length": 512,
-    "learning_rate": 5e-5,
+# defaults of the configs of TRL's CPO, DPO and ORPO trainers
+_TRL_DEFAULTS: Mapping[str, Any] = {
+    "beta": 0.1,
+    "max_length": 1024,
+    "learning_rate": 1e-6,
     "lr_scheduler_type": "linear",
     "warmup_steps": 0,
     "num_train_epochs": 3.0,
     "per_device_train_batch_size": 8,
     "gradient_accumulation_steps": 1,
+}
+# and of SimPO's own config, with transformers' TrainingArguments under it
+_SIMPO_DEFAULTS: Mapping[str, Any] = {
+    **_TRL_DEFAULTS,
+    "beta": 2.0,
+    "max_length": 512,
+    "learning_rate": 5e-5,
     "bf16": False,
 }
 
@@ -119,7 +88,7 @@ class Note:
     key: str
     text: str
     fields: tuple[str, ...] = ()  # that it sets now
-    is_guess: bool = False  # nothing in the file says so
+    warns: bool = False  # nothing in the file says so, or it is not quite what the file's own code does
 
     def __str__(self) -> str:
         return f"{self.key}: {self.text}"
@@ -133,6 +102,10 @@ class Project:
     implied: Mapping[str, Any] = field(default_factory=dict)  # method, base, and the rest of the objective
     defaults: Mapping[str, Any] = field(default_factory=dict)  # of its code
     is_guess: bool = False  # the file fits several objectives, or its name says another
+    said: str = "its keys"  # what says so
+    remark: str = ""  # in what the objective is another here
+    code: str = ""  # that has the defaults, if it is not its own
+    is_chosen: bool = False  # by --method
 
 
 def migrate(
@@ -149,16 +122,22 @@ def migrate(
         ValueError: two keys that contradict each other, a value without a meaning, or an objective that the package
             does not have.
     """
+    notes: list[Note] = []
+    if is_dpo_fork(written):
+        written, changes = flattened(written, method)
+        notes = [
+            Note(key, _line(value, fields, remark), tuple(fields), "--" in remark)
+            for key, value, fields, remark in changes
+        ]
     named = [key for key in _DATA_KEYS if written.get(key)]
     if len(named) > 1 and named != ["dataset_name", "datasets"]:  # TRL has an order for these two
         raise ValueError(f"{' and '.join(named)} both name the training data: remove one")
     check_known([key for key, value in written.items() if _is_foreign(key, value)], ())
-    project = Project(_FLAGS) if method is not None else _project(written)
+    project = _project(written) if method is None else _chosen(written, method, base)
     implied = project.implied
     method = method or written.get("method") or implied.get("method")
     base = base or written.get("base") or implied.get("base") or _own_base(method)
     settings: Settings = {}
-    notes: list[Note] = []
     set_by: dict[str, str] = {}
     for key, value in written.items():
         changed = _changed(key, value, written, project, method, base)
@@ -175,31 +154,59 @@ def migrate(
         chosen = {name: value for name, value in implied.items() if name not in settings}
         settings = {**chosen, **settings}
         doubt = "; if it is for another objective, name that with --method" if project.is_guess else ""
-        text = f"not named; {project.name} by its keys → {_said(chosen)}{doubt}"
-        notes.insert(0, Note("method", text, tuple(chosen), project.is_guess))
+        remark = f" ({project.remark})" if project.remark else ""
+        how = "named" if project.is_chosen else "not named"
+        text = f"{how}; {project.name} by {project.said} → {_said(chosen)}{remark}{doubt}"
+        notes.insert(0, Note("method", text, tuple(chosen), project.is_guess or bool(remark)))
     elif notes and method is None:
         notes.insert(0, Note("method", "not named, and no sign of another project's objective: the default"))
-    losses = settings.get("loss_type", "sigmoid")
+    losses = settings.get("loss_type")
     if project.name == _TRL["cpo"] and losses == "simpo" and settings.get("cpo_alpha") is None:
         text = "not set → 1.0, TRL's default: CPO-SimPO, with an SFT loss; cpo_alpha: 0 is SimPO"
-        notes.append(Note("cpo_alpha", text, ("loss_type",), is_guess=True))
-    if implied and base == "dpo" and (epsilon := settings.get("label_smoothing")) and losses in _UNSMOOTHED:
-        or_robust = "" if "trainer_type" in written else "set loss_type: robust (rDPO), which reads it, or "
-        raise ValueError(
-            f"label_smoothing: {_short(epsilon)} with loss_type: {_short(losses)} is conservative DPO, which TRL's "
-            f"DPOTrainer no longer has: {or_robust}remove it"
-        )
+        notes.append(Note("cpo_alpha", text, ("loss_type",), warns=True))
+    if implied and base == "dpo" and settings.get("label_smoothing") and _is_sigmoid(method):
+        notes += _conservative(settings, project)
     for name, value in project.defaults.items():
+        if name == "beta" and method in _WITHOUT_BETA:
+            continue
         if settings.get(name) is None and not (name == "gamma_beta_ratio" and "simpo_gamma" in settings):
             settings[name] = value
-            notes.append(Note(name, f"not set → {value}, the default of {project.name}'s code", (name,)))
+            notes.append(
+                Note(name, f"not set → {value}, the default of {project.code or project.name}'s code", (name,))
+            )
     return settings, notes
+
+
+def _is_sigmoid(method: str | None) -> bool:
+    """Whether the loss of a method is DPO's, unless the file says another."""
+    from ..registry import get_method
+
+    return method == "none" or (method is not None and get_method(method).loss is None)
+
+
+def _conservative(settings: Settings, project: Project) -> list[Note]:
+    """Makes DPO with label smoothing conservative DPO, as an older TRL and its forks had it."""
+    losses = _listed(settings.get("loss_type", "sigmoid"))
+    if not set(losses) & set(_SMOOTHED):
+        return []
+    if losses == ["sigmoid_norm"]:
+        settings["reward"] = "mean-log-ratio"
+    settings["loss_type"] = ["conservative" if loss in _SMOOTHED else loss for loss in losses]
+    is_trls = project.name in _TRL.values()
+    doubt = "; TRL's DPOTrainer of today does not read it: remove it for plain DPO" if is_trls else ""
+    text = f"{_short(settings['label_smoothing'])} → loss_type: conservative (cDPO, as in an older TRL{doubt})"
+    return [Note("label_smoothing", text, ("loss_type",), is_trls)]
 
 
 def _is_foreign(key: Any, value: Any) -> bool:
     """Whether it is a key that makes the whole file another project's."""
     projects = [project for project, table in FOREIGN.items() if key in table]
-    return bool(projects) and key not in ONE_BASE and not (projects == [OLDER] and _is_old_default(key, value))
+    return (
+        bool(projects)
+        and key not in ONE_BASE
+        and key not in RENAMED
+        and not (projects == [OLDER] and _is_old_default(key, value))
+    )
 
 
 def _is_old_default(key: str, value: Any) -> bool:
@@ -238,14 +245,20 @@ def _project(written: Mapping[str, Any]) -> Project:
 
     loss, is_recipe, words = written.get("loss_type"), has(_RECIPE_KEYS), _words_of_the_run(written)
     of_keys = next((base for base, keys in OF_TRL.items() if has(keys)), None)
-    telling = words if loss is None else words & _WITH_SIGMOID if loss == "sigmoid" else set()
-    for missing in MISSING:
-        if said := missing.said_by(written, telling if is_recipe and not of_keys else ()):
-            raise _unsupported(said, missing.instead)
+    if has(("trainer_type", "ln")) or loss in (*_GAMMA_PO_LOSSES, *_ALPHA_DPO_LOSSES):
+        return _fork(written)
+    telling = words if loss is None else words & _WORDS_BESIDE.get(str(loss), frozenset())
+    # the name first: it says more than a loss_type that counts beside it
+    for each in sorted(ELSEWHERE, key=lambda each: each.word not in telling):
+        if said := each.said_by(written, telling if is_recipe and not of_keys else ()):
+            if not each.here or len(_listed(loss)) > 1:
+                raise _unsupported(said, "" if each.here else each.instead)
+            defaults = _SIMPO_DEFAULTS if each.code == "SimPO" else _TRL_DEFAULTS
+            return Project(each.name, each.here, defaults, each.word in telling, said, each.remark, each.code)
     if of_keys != "cpo" and (is_recipe or "dataset_name" in written) and (said := _supervised(written)):
         raise _unsupported(f"supervised fine-tuning, by {said}", "SFT is in trl.SFTTrainer.")
-    if "trainer_type" in written or loss in _GAMMA_PO_LOSSES or (loss == "simpo" and _is_gamma_po(has, is_recipe)):
-        return _gamma_po(written)
+    if loss == "simpo" and _is_gamma_po(has, is_recipe):
+        return _fork(written)
     if has(_AMAPO_KEYS) and not has(("gamma", "gamma_beta_ratio")):
         if loss not in (None, "sigmoid"):
             raise _unsupported(f"loss_type: {loss} beside AMaPO's keys")
@@ -258,7 +271,8 @@ def _project(written: Mapping[str, Any]) -> Project:
         if loss not in (None, "sigmoid"):
             raise _unsupported(f"loss_type: {loss} beside SimPO's keys")
         defaults = {**_SIMPO_DEFAULTS, "gamma_beta_ratio": 0.25}
-        return Project("SimPO", _SIMPO, defaults, is_guess=loss is None and "simpo" not in words)
+        is_guess = bool(words & _OTHERS - {"simpo"}) or (loss is None and "simpo" not in words)
+        return Project("SimPO", _SIMPO, defaults, is_guess)
     of_loss = None if loss in _SHARED_LOSSES else "cpo" if loss in _CPO_LOSSES else "dpo"
     if not (loss or of_keys or is_recipe):
         return Project()
@@ -270,6 +284,17 @@ def _project(written: Mapping[str, Any]) -> Project:
     base = of_loss or of_keys or ("cpo" if not loss and "cpo" in words else "dpo")
     is_guess = not (of_loss or of_keys) and (bool(words & _OTHERS) if loss else base not in words)
     return Project(_TRL[base], {"method": "none", "base": base}, is_guess=is_guess)
+
+
+def _chosen(written: Mapping[str, Any], method: str, base: str | None) -> Project:
+    """The file's own project where `--method` names its objective; otherwise its objective says nothing."""
+    try:
+        project = _project(written)
+    except ValueError:
+        return Project(_FLAGS)
+    if method == "none" or project.implied.get("method") != method or base not in (None, project.implied.get("base")):
+        return Project(_FLAGS)
+    return replace(project, defaults={}, is_guess=False, is_chosen=True)
 
 
 def _is_gamma_po(has: Callable[[Collection[str]], bool], is_recipe: bool) -> bool:
@@ -301,25 +326,55 @@ def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _gamma_po(written: Mapping[str, Any]) -> Project:
-    trainer, loss = str(written.get("trainer_type") or "simpo"), str(written.get("loss_type") or "dpo")
-    means = bool(written.get("length_norm", True))
+def _fork(written: Mapping[str, Any]) -> Project:
+    """γ-PO's code and α-DPO's: one script for two trainers, and several losses."""
+    is_alpha = "ln" in written or written.get("loss_type") in _ALPHA_DPO_LOSSES
+    own = ("α-DPO", "dpo", "sigmoid", "ln") if is_alpha else ("γ-PO", "simpo", "dpo", "length_norm")
+    name, trainer, loss = own[0], str(written.get("trainer_type") or own[1]), str(written.get("loss_type") or own[2])
+    means = bool(written.get(own[3], True))
+    ratio = {"reward": "mean-log-ratio" if means else "log-ratio"}
+    defaults, remark = {**_SIMPO_DEFAULTS, "gamma_beta_ratio": 0.25}, ""
+    # its reward gaps have β in them
+    beta_dpo = {"beta_dpo_a": _number(written, "tau", 1.0) * _number(written, "beta", 2.0), "beta_dpo_keep": 1.0}
+    sampled = "no pair is left out, as in its code; there β is from 80 % of the gaps, before they are learned"
     implied: Mapping[str, Any]
-    match trainer, loss, means:
-        case "simpo", "simpo", _:
+    match trainer, loss:
+        case "simpo", "simpo" if written.get("label_smoothing"):
+            implied = {"method": "rsimpo", "base": "cpo"}
+        case ("simpo", "simpo") | ("dpo", "simpo") if means or trainer == "simpo":
             implied = _SIMPO
-        case "simpo", "gm-simpo", _:
-            implied = {"method": "gamma-po", "base": "cpo"}
-        case "dpo", "gm-dpo", _:
-            reward = "mean-log-ratio" if means else "log-ratio"
-            implied = {"method": "gamma-po", "base": "dpo", "loss_type": "sigmoid", "reward": reward}
-        case "dpo", "dpo", _:
-            implied = {"method": "none", "base": "dpo", "loss_type": "sigmoid_norm" if means else "sigmoid"}
+        case "simpo", "gm-simpo":
+            implied, defaults["gamma_po_tau"] = {"method": "gamma-po", "base": "cpo"}, 1.0
+        case "simpo", "b-simpo":
+            implied = {"method": "beta-simpo", "base": "cpo", **beta_dpo}
+            remark = f"{sampled}, and scales γ too"
+        case "dpo", "gm-dpo":
+            implied = {"method": "gamma-po", "base": "dpo", "loss_type": "sigmoid", **ratio}
+            defaults["gamma_po_tau"] = 1.0
+        case "dpo", "b-dpo":
+            implied = {"method": "beta-dpo", "base": "dpo", **beta_dpo, **ratio}
+            remark = sampled
+        case "dpo", "alpha-dpo":
+            reward = "length-normalized" if means else "sum"
+            implied, defaults["alpha_dpo_alpha"] = {"method": "alpha-dpo", "base": "dpo", "reward": reward}, 0.0
+        case "dpo", "dpo" | "sigmoid" | "r-dpo" | "rDPO":
+            implied = {**_DPO, "loss_type": "sigmoid_norm" if means else "sigmoid"}
+            if loss in ("r-dpo", "rDPO"):
+                remark = "its code takes the batch size for both lengths, so its margin is 0; R-DPO is --method r-dpo"
+        case "dpo", "ipo":
+            # γ-PO's code has the temperature in another key
+            beta = {} if is_alpha else {"beta": written.get("gamma_beta_ratio", 0.25)}
+            implied = {**_DPO, "loss_type": "ipo" if means else "ipo_sum", **beta}
+        case "dpo", "kto":
+            implied = {"method": "kto-pair", "base": "dpo", **ratio}
+            remark = "the loss of a pair is the sum over its completions, in its code their mean"
         case _:
-            raise _unsupported(f"trainer_type: {trainer} with loss_type: {loss} and length_norm: {_short(means)}")
-    gamma = {} if loss == "dpo" else {"gamma_beta_ratio": 0.25}
-    tau = {"gamma_po_tau": 1.0} if loss.startswith("gm-") else {}
-    return Project("γ-PO", implied, {**_SIMPO_DEFAULTS, **gamma, **tau})
+            said = f"trainer_type: {trainer} with loss_type: {loss}"
+            per_token = "Its NLL is a mean per completion: --method orpo or cpo has one per token."
+            raise _unsupported(said, per_token if loss in ("orpo", "cpo") else "")
+    if trainer == "dpo" and loss not in ("gm-dpo", "alpha-dpo", "simpo"):
+        del defaults["gamma_beta_ratio"]
+    return Project(name, implied, defaults, remark=remark)
 
 
 def _unsupported(said: str, instead: str = "") -> ValueError:
@@ -344,10 +399,21 @@ def _changed(
         return {key: words[0]}, "what follows is a comment without its #"
     if project.name == _FLAGS and key in _OF_ANOTHER_OBJECTIVE:
         return {}, "dropped: a key of another objective"
-    if key == "label_smoothing" and value and project.name == "γ-PO" and base == "cpo":
-        if method == "gamma-po":
-            return {}, "dropped: its loss never reads it"
-        raise _unsupported(f"label_smoothing: {_short(value)} of γ-PO's SimPO (rSimPO, whose flipped pairs keep γ)")
+    row = _baseline(method) if project.name != _OURS else None
+    if row is not None and key in _TARGETS and "gamma_beta_ratio" not in row.defaults:
+        return {}, f"dropped: {row.name} has no target margin"
+    if row is not None and project.name == _FLAGS and key in _OBJECTIVE_KEYS:
+        return {}, "dropped: the objective is that of --method"
+    if key == "alpha" and {"ln", "trainer_type"} & written.keys():
+        return (
+            ({"alpha_dpo_alpha": value}, "") if method == "alpha-dpo" else ({}, "dropped: only α-DPO's loss reads it")
+        )
+    if key == "beta" and project.name != _OURS and method in _WITHOUT_BETA:
+        return {}, "dropped: the objective has no β"
+    if key == "beta" and "beta" in project.implied:
+        return {}, "dropped: its IPO has gamma_beta_ratio in its place"
+    if key == "label_smoothing" and method in ("gamma-po", "beta-simpo") and base == "cpo" and project.name == "γ-PO":
+        return {}, "dropped: its loss never reads it"
     if key == "max_completion_length" and base == "dpo":
         return {}, "dropped: max_length cuts the end of prompt and completion together"
     if key in FOREIGN[OLDER] and _is_old_default(key, value) and ONE_BASE.get(key) != base:
@@ -384,7 +450,7 @@ def _changed(
         case "trainer_type":
             return {}, "set by method and base"
         case "loss_type":
-            return _loss_type(value, whose, method)
+            return _loss_type(value, written, whose, method)
         case "length_norm":  # whether a log-probability is the mean over a completion's tokens, or their sum
             if whose == "γ-PO" and base == "cpo":
                 return {}, "dropped: its SimPO trainer never reads it, and takes means, as here"
@@ -393,14 +459,28 @@ def _changed(
             if base == "dpo":
                 return {"reward": "length-normalized" if value else "log-ratio"}, ""
             return {"loss_type": "simpo" if value else "sigmoid"}, "the CPO loss on means" if value else "on sums"
+        case "ln":
+            return {}, "set by reward" if "reward" in implied else "set by loss_type"
+        case "rpo_alpha" if base == "cpo":
+            return {"cpo_alpha": value}, "weight of the chosen completions' log-likelihood"
+        case "rpo_alpha":
+            losses = _listed(written.get("loss_type") or "sigmoid")
+            if "sft" in losses or written.get("loss_weights"):
+                raise ValueError(f"rpo_alpha: {_short(value)} beside loss_weights or loss_type sft: remove one")
+            weights = [*[1.0] * len(losses), value]
+            return {"loss_type": [*losses, "sft"], "loss_weights": weights}, "weight of the SFT loss"
         case "gamma_beta_ratio":
-            unread = whose == "γ-PO" and method == "none" and base == "dpo"
-            return ({}, "dropped: DPO's loss never reads it") if unread else None
+            if "beta" in implied:
+                return {"beta": value}, "the temperature of its IPO"
+            unread = whose in ("γ-PO", "α-DPO") and method == "none" and base == "dpo"
+            return ({}, "dropped: its loss never reads it") if unread else None
         case "gamma":
             return {"simpo_gamma": value}, "SimPO's first form of γ, with β in it"
+        case "tau" if "beta_dpo_a" in implied:
+            return {}, "set by beta_dpo_a, with β in it"
         case "tau" if method != "gamma-po":
             return {}, "dropped: only γ-PO's loss reads it"
-        case "sft_weight" if whose == "AMaPO" or (whose == "γ-PO" and base == "dpo"):
+        case "sft_weight" if whose in ("AMaPO", "α-DPO") or (whose == "γ-PO" and base == "dpo"):
             return {}, f"dropped: {whose}'s loss never adds it"
         case "sft_weight" if base == "dpo" and value:
             raise ValueError(f"sft_weight: on base dpo, loss_type: [sigmoid, sft] with loss_weights: [1.0, {value}]")
@@ -425,17 +505,25 @@ def _changed(
     return ({}, f"dropped: {DROPPED[key]}") if key in DROPPED else ({RENAMED[key]: value}, "")
 
 
-def _loss_type(value: Any, whose: str, method: str | None) -> Changed | None:
+def _baseline(method: str | None) -> Any:
+    from ..registry import get_method
+
+    row = None if method in (None, "none") else get_method(str(method))
+    return row if row is not None and row.baseline else None
+
+
+def _loss_type(value: Any, written: Mapping[str, Any], whose: str, method: str | None) -> Changed | None:
+    if written.get("rpo_alpha") and whose in _TRL.values():
+        return {}, "set with rpo_alpha"
     if "aot_pair" in (losses := _listed(value)):
         today = ["aot_unpaired" if loss == "aot_pair" else loss for loss in losses]
         return {"loss_type": today if isinstance(value, list) else today[0]}, "TRL's name for it today"
     if whose == _FLAGS:
-        others = any(loss in missing.losses for missing in MISSING for loss in _listed(value))
+        others = any(elsewhere(loss) for loss in _listed(value))
         return ({}, "dropped: the objective is that of --method") if others or value in _GAMMA_PO_LOSSES else None
     if whose == _OURS:  # a method is named: what is no loss of it is refused with the other values
         return ({}, "set by method") if method == "gamma-po" and value in ("gm-simpo", "gm-dpo") else None
-    by_method = value in _GAMMA_PO_LOSSES or (value == "sigmoid" and whose in ("SimPO", "AMaPO"))
-    return ({}, "set by method") if by_method else None
+    return None if whose in _TRL.values() else ({}, "set by method")
 
 
 def _dataset_mixer(value: Any, written: Mapping[str, Any], whose: str) -> Changed:
@@ -457,7 +545,7 @@ def _dataset_mixer(value: Any, written: Mapping[str, Any], whose: str) -> Change
     if "auto_insert_empty_system_msg" not in written:
         remarks.append("rows are used as they are: the old script inserted an empty system message for some templates")
     model = str(written.get("model_name_or_path", "")).lower()
-    if whose in ("SimPO", "γ-PO", "AMaPO") and "mistral" in model:
+    if whose in ("SimPO", "γ-PO", "AMaPO", "α-DPO", "SimPER") and "mistral" in model:
         remarks.append("and a Mistral model keeps its chat template, which it replaced")
     return {**_mixed(parts, shares), **({"dataset_test_split": test} if test else {})}, ", ".join(remarks)
 
@@ -516,6 +604,14 @@ def _check_mapping(value: Any, where: str, known: tuple[str, ...]) -> None:
     if not isinstance(value, Mapping):
         raise ValueError(f"{where}: {_short(value)} is not a mapping with {', '.join(known)}")
     check_known(value, known, where)
+
+
+def _number(written: Mapping[str, Any], key: str, default: float) -> float:
+    value = written.get(key)
+    try:
+        return default if value is None else float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{key}: {_short(value)} is not a number") from None
 
 
 def _is_number(value: Any) -> bool:

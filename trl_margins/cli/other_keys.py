@@ -29,6 +29,8 @@ RENAMED: Mapping[str, str] = {
     "gamma": "simpo_gamma",
     "tau": "gamma_po_tau",
     "sft_weight": "cpo_alpha",
+    "rpo_alpha": "loss_type, loss_weights",
+    "ln": "reward",
     "flip": "noise",
     "warmup_ratio": "warmup_steps",
     "evaluation_strategy": "eval_strategy",
@@ -124,7 +126,7 @@ FOREIGN: Mapping[str, Mapping[str, str]] = {
         f"""base_model = model_name_or_path; base_model_config; revision_of_model = model_revision;
         tokenizer_config = tokenizer_name_or_path; model_type; tokenizer_type; rl = method and base; rl_beta = beta;
         dpo_beta = beta; dpo_label_smoothing = label_smoothing; dpo_use_weighting = use_weighting: true with base: dpo
-        and method: none; orpo_alpha; kto_desirable_weight; kto_undesirable_weight; adapter = {_LORA};
+        and method: none; orpo_alpha = beta; kto_desirable_weight; kto_undesirable_weight; adapter = {_LORA};
         lora_target_linear = lora_target_modules: all-linear; lora_fan_in_fan_out;
         lora_model_dir = model_name_or_path; peft_use_rslora = use_rslora: true; peft_use_dora = use_dora: true;
         sequence_len = max_length; sample_packing; eval_sample_packing; pad_to_sequence_len;
@@ -169,7 +171,12 @@ FOREIGN: Mapping[str, Mapping[str, str]] = {
         wandb_group; wandb_run_name = run_name; gradient_checkpointing_use_reentrant = gradient_checkpointing_kwargs;
         use_tensorboard = report_to: tensorboard"""
     ),
-    "HALOs, or DPO's and β-DPO's own code": _table(
+    "NeMo-Aligner or NeMo RL": _table(
+        """ref_policy_kl_penalty = beta; reference_policy_kl_penalty = beta; preference_loss = method and loss_type;
+        preference_average_log_probs = reward; gt_reward_scale = reward_aware_eta;
+        preference_loss_weight = loss_weights; sft_loss_weight = loss_weights; sft_average_log_probs"""
+    ),
+    "HALOs, or DPO's own code": _table(
         """lr = learning_rate; n_epochs = num_train_epochs; n_examples; n_eval_examples; eval_every;
         do_first_eval = eval_on_start; optimizer = optim; exp_name = run_name; loss = method and base;
         model = model_name_or_path; trainer; dataloader; defaults; local_run_dir = output_dir; local_dirs; cache_dir;
@@ -190,7 +197,8 @@ def foreign(names: Iterable[str], known: Collection[str]) -> dict[str, dict[str,
     Args:
         known: the command's own keys; none for every command.
     """
-    tables = {**FOREIGN, HANDBOOK: {**dict.fromkeys(DROPPED, ""), **RENAMED}}
+    renamed = {key: here for key, here in RENAMED.items() if key not in FOREIGN[OLDER]}
+    tables = {**FOREIGN, HANDBOOK: {**dict.fromkeys(DROPPED, ""), **renamed}}
     left, found = list(dict.fromkeys(names)), {}
     while left:
         theirs = {

@@ -174,7 +174,7 @@ def read_settings(
         source = str(recipe_path(recipe))
     settings, notes = migrate(read_yaml(source), method, base) if source else ({}, [])
     for note in notes:
-        logger.log(logging.WARNING if note.is_guess else logging.INFO, "%s", note)
+        logger.log(logging.WARNING if note.warns else logging.INFO, "%s", note)
     return settings, source
 
 

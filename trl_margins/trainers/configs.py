@@ -3,11 +3,11 @@
 import json
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass, field, fields, make_dataclass
 from functools import partial
-from types import MappingProxyType, new_class
+from types import new_class
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from transformers import TrainingArguments
@@ -37,6 +37,7 @@ from ..registry import (
 from ..rewards import REWARDS, LogRatioReward, MeanLogRatioReward, Reward
 from ..terms import Term
 from ..terms.evaluation_factor import FLOOR
+from .elsewhere import elsewhere
 
 logger = logging.getLogger(__name__)
 
@@ -53,23 +54,6 @@ SIMPO_GAMMA = CPOConfig.simpo_gamma  # TRL's default
 
 _KINDS = ("weight", "margin")
 _FILES = ("accelerator_config", "fsdp_config", "deepspeed")  # these fields can name one
-# Names of losses that other code has, or TRL's trainers had, and the settings that train them here
-_ON_DPO: Mapping[str, Any] = MappingProxyType({"method": "none", "base": "dpo"})
-_INSTEAD: Mapping[str, Mapping[str, Any]] = MappingProxyType(
-    {
-        "rpo": {**_ON_DPO, "loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 1.0]},
-        "sppo": {**_ON_DPO, "loss_type": "sppo_hard"},
-        "wpo": {**_ON_DPO, "loss_type": "sigmoid", "use_weighting": True},
-        "bco": {**_ON_DPO, "loss_type": "bco_pair"},
-        "exo": {**_ON_DPO, "loss_type": "exo_pair", "label_smoothing": 1e-3},
-        "nca": {**_ON_DPO, "loss_type": "nca_pair"},
-        "apo": {**_ON_DPO, "loss_type": "apo_zero"},
-        "dpo": {**_ON_DPO, "loss_type": "sigmoid"},
-        "slic": {"method": "none", "base": "cpo", "loss_type": "hinge"},
-        "cpo": {"method": "none", "base": "cpo", "loss_type": "sigmoid"},
-    }
-)
-_OTHER_TRAINERS = {"kto_pair": "KTOTrainer", "kto": "KTOTrainer", "orpo": "ORPOTrainer"}  # of TRL
 _TRL_FIELDS = {*CPOConfig.__dataclass_fields__, *DPOConfig.__dataclass_fields__}
 # Config fields that are set by the config itself, and that SAM reads too
 _READ_ELSEWHERE = ("gamma_po_centered", "anchor_scope")
@@ -660,12 +644,13 @@ def _find_loss(base: str, name: Any) -> Link:
         return find_link(base, name)
     except ValueError as error:
         said = str(error).partition("; did you mean")[0]
-        if name in _OTHER_TRAINERS:
-            raise ValueError(f"{said}. It is the loss of TRL's {_OTHER_TRAINERS[name]}") from None
         others = [{"method": "none", "base": each, "loss_type": name} for each in LINKS if name in LINKS[each]]
-        settings = next(iter(others), _INSTEAD.get(name) if isinstance(name, str) else None)
-        if settings is None:
+        theirs = elsewhere(name)
+        settings = next(iter(others), (theirs.here or theirs.near) if theirs else None)
+        if not settings:
             raise
+        if theirs and theirs.near and theirs.remark:
+            said += f". {theirs.remark.rstrip('.')}"
         instead = ", ".join(f"{key}: {json.dumps(each)}" for key, each in settings.items()).replace('"', "")
         raise ValueError(f"{said}. Instead, set {instead}") from None
 

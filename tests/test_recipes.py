@@ -110,7 +110,7 @@ def paper_values(name: str) -> dict[str, Any]:
 @pytest.mark.parametrize("name", [name for name in NAMES if not is_quick(name)])
 def test_a_paper_s_recipe_has_exactly_its_values(name):
     """Written down, not left to defaults; and no other value that changes what is trained."""
-    script, config, model, _ = parse(name)
+    _, config, model, _ = parse(name)
     said, expected = written(name), paper_values(name)
     pairs_a_step = math.prod(expected.pop(key) for key in BATCH)
     assert math.prod(said[key] for key in BATCH) * head(name).devices == pairs_a_step

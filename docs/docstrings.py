@@ -10,7 +10,7 @@ import griffe
 _LETTERS = {
     "alpha": "α", "beta": "β", "gamma": "γ", "Gamma": "Γ", "delta": "δ", "Delta": "Δ", "varepsilon": "ε",
     "theta": "θ", "pi": "π", "rho": "ρ", "sigma": "σ", "tau": "τ", "phi": "φ", "nabla": "∇", "sum": "Σ",
-    "cdot": "·", "top": "⊤", "log": "log ", "cos": "cos ", "|": "‖", ",": " ", ";": " ",
+    "lambda": "λ", "ge": "≥", "cdot": "·", "top": "⊤", "log": "log ", "cos": "cos ", "|": "‖", ",": " ", ";": " ",
 }  # fmt: skip
 _GROUP = r"(?:\{(?P<group>[^{}]*)\}|(?P<single>\w))"
 _RETURNS = re.compile(r"^Returns:\n +", re.MULTILINE)

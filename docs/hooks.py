@@ -3,11 +3,14 @@ every build, so that no default, option or setting is written down twice."""
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import inspect
 import re
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatch
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 PLACEHOLDER = re.compile(r"^\{\{ (\w+) ?(.*?) \}\}$", re.MULTILINE)
@@ -74,6 +77,8 @@ def gammas() -> str:
     for method in METHODS.values():
         for model, own in (method.settings or {"default": {}}).items():
             values = {**method.defaults, **own}
+            if "gamma_beta_ratio" not in values:
+                continue
             beta, ratio = values["beta"], values["gamma_beta_ratio"]
             rows.append((f"`{method.id}`", model, *map(_value, (beta, ratio, beta * ratio))))
     return _table(("method", "model", "`beta`", "`gamma_beta_ratio`", "`simpo_gamma`"), rows)
@@ -113,6 +118,105 @@ def keys() -> str:
     today = {key: re.sub(r"\w+", r"`\g<0>`", fields) for key, fields in RENAMED.items()}
     dropped = {key: f"dropped: {why}" for key, why in DROPPED.items()}
     return _table(("key", "today"), [(f"`{key}`", text) for key, text in {**today, **dropped}.items()])
+
+
+def objectives(*method_ids: str) -> str:
+    """What methods are made of, and the defaults in which they differ from SimPO's general settings."""
+    from trl_margins.methods.row import SIMPO_SETTINGS, names_of
+    from trl_margins.registry import get_method
+
+    rows = []
+    for method in map(get_method, method_ids):
+        parts = [f"reward `{method.reward}`", *([f"loss `{method.loss}`"] if method.loss else [])]
+        parts += [f"{kind} `{name}`" for kind in ("weight", "margin") for name in names_of(getattr(method, kind))]
+        parts += [f"SFT {_value(method.sft)}"] if method.sft else []
+        own = {name: value for name, value in method.defaults.items() if SIMPO_SETTINGS.get(name) != value}
+        defaults = ", ".join(f"`{name}` {_value(value)}" for name, value in own.items())
+        formula = method.formula.removeprefix("loss = (1/B) Σ ")
+        source = f"[{method.name}](https://arxiv.org/abs/{method.paper.arxiv})" if method.paper.arxiv else method.name
+        rows.append((f"`{method.id}`", source, formula, ", ".join(parts), ", ".join(method.bases), defaults))
+    return _table(("`--method`", "paper", "loss of a pair", "as", "base", "defaults"), rows)
+
+
+def evidence() -> str:
+    """For each baseline: the lines of code that it alone needs, its tests, and the source of its recipe's settings."""
+    from trl_margins.cli.recipes import recipes as all_recipes
+    from trl_margins.methods import METHODS
+
+    sources = {each.method: each.table for each in all_recipes() if each.name.startswith("llama-3-8b-instruct/")}
+    rows = []
+    for method in METHODS.values():
+        if method.baseline:
+            own = _own_code(method)
+            where = ", ".join(f"`{name}`" for name in own) or "TRL's loss"
+            tests = ", ".join(f"`{name}`" for name in _tests_of(method.id))
+            rows.append((f"`{method.id}`", str(sum(own.values())), where, tests, sources[method.id]))
+    return _table(("`--method`", "lines", "own code", "tests", "settings of the recipe from"), rows)
+
+
+def _own_code(method: Any) -> dict[str, int]:
+    """Functions and classes that only this method needs → lines, without docstrings, comments and blank lines."""
+    from trl_margins.links import LINKS, TRLS
+    from trl_margins.methods import MARGINS, WEIGHTS, names_of
+    from trl_margins.rewards import REWARDS
+
+    base = method.bases[0]
+    roots: list[Any] = [REWARDS[method.reward]] if method.reward in ("log-odds", "alphapo-token") else []
+    if method.loss and method.loss not in TRLS[base]:
+        roots.append(LINKS[base][method.loss].function)
+    for kind, table in (("weight", WEIGHTS), ("margin", MARGINS)):
+        roots += [table[name] for name in names_of(getattr(method, kind))]
+    found = {}
+    for file in {root.__module__ for root in roots}:
+        source = inspect.getsource(import_module(file))
+        defined = {
+            node.name: node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef | ast.ClassDef)
+        }
+        uses = {
+            name: {each.id for each in ast.walk(node) if isinstance(each, ast.Name)} & defined.keys() - {name}
+            for name, node in defined.items()
+        }
+        own = {root.__name__ for root in roots if root.__module__ == file}
+        while new := {name for each in own for name in uses[each]} - own:
+            own |= new
+        while shared := {name for each in defined.keys() - own for name in uses[each]} & own:
+            own -= shared
+        found |= {name: _lines(defined[name], source.splitlines()) for name in defined if name in own}
+    return found
+
+
+def _lines(node: ast.AST, source: list[str]) -> int:
+    within = {
+        number
+        for each in ast.walk(node)
+        if isinstance(each, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(each) is not None
+        for number in range(each.body[0].lineno, each.body[0].end_lineno + 1)
+    }
+    first = min([node.lineno, *(each.lineno for each in node.decorator_list)])
+    numbers = set(range(first, node.end_lineno + 1)) - within
+    return sum(
+        not source[number - 1].lstrip().startswith("#") and bool(source[number - 1].strip()) for number in numbers
+    )
+
+
+def _tests_of(method_id: str) -> list[str]:
+    """In tests/test_objectives.py: the tests whose table of cases has a method, or else the first that names it."""
+    of_table = {"CASES": "test_published_formula", "TRLS": "test_trls_trainer"}
+    tree = ast.parse((Path(__file__).parents[1] / "tests" / "test_objectives.py").read_text(encoding="utf-8"))
+    naming = [
+        node
+        for node in tree.body
+        if any(isinstance(each, ast.Constant) and each.value == method_id for each in ast.walk(node))
+    ]
+    targets = [
+        ast.unparse(getattr(node, "target", None) or node.targets[0]) for node in naming if _is_assignment(node)
+    ]
+    first = [node.name for node in naming if isinstance(node, ast.FunctionDef)][:1]
+    return [of_table[name] for name in targets if name in of_table] or first
+
+
+def _is_assignment(node: ast.AST) -> bool:
+    return isinstance(node, ast.Assign | ast.AnnAssign)
 
 
 def elsewhere() -> str:
@@ -228,7 +332,7 @@ def _value(value: Any) -> str:
 FILLERS: Mapping[str, Any] = {
     filler.__name__: filler
     for filler in (
-        *(options, settings, gammas, paper, citation, recipes),
+        *(options, settings, gammas, paper, citation, recipes, objectives, evidence),
         *(keys, elsewhere, foreign, commands, flags, losses, score_columns),
     )
 }

@@ -22,6 +22,7 @@ from printed import FENCE
 from transformers import TrainingArguments
 
 from trl_margins.cli import COMMANDS, main
+from trl_margins.methods import METHODS
 from trl_margins.trainers import card as cards
 
 ROOT = Path(__file__).parents[1]
@@ -295,6 +296,27 @@ def test_settings_say_what_differs_between_models() -> None:
     assert [cell.strip(" `") for cell in head.split("|")[2:5]] == ["beta", "gamma_beta_ratio", "learning_rate"]
     assert "| Mistral-7B-Base | `2` |" in rows[3]
     assert "`num_train_epochs` `1`" in shown.splitlines()[-1]
+
+
+def test_the_page_of_baselines_has_each_with_its_code_and_its_tests() -> None:
+    baselines = [id for id, row in METHODS.items() if row.baseline]
+    page = (DOCS / "baselines.md").read_text()
+    named = [name for match in re.findall(r"\{\{ objectives (.+) \}\}", page) for name in match.split()]
+    assert sorted(named) == sorted(baselines)
+    _, _, *rows = module("hooks").evidence().splitlines()
+    table = {cells[0]: cells[1:] for cells in ([cell.strip(" `") for cell in row.split("|")[1:-1]] for row in rows)}
+    assert list(table) == baselines
+    tests = (ROOT / "tests" / "test_objectives.py").read_text()
+    for _, _, named_tests, source in table.values():
+        assert source
+        for test in re.findall(r"\w+", named_tests):
+            assert f"def {test}(" in tests
+    assert table["dpo"][:2] == ["0", "TRL's loss"]
+    assert table["rrhf"][:2] == ["2", "rrhf"]  # def and return
+    # the function's two lines; decorator, class, two fields, a check and a call of two lines each
+    assert table["r-dpo"][:2] == ["10", "length_margin`, `LengthMargin"]
+    assert table["beta-dpo"][2] == table["beta-simpo"][2] == "test_beta_dpo"
+    assert table["orpo"][2] == "test_published_formula`, `test_trls_trainer"
 
 
 def test_every_command_has_its_section() -> None:

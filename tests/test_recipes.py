@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import shlex
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,8 @@ from trl_margins.trainers.configs import MarginOptions
 
 ROOT = Path(__file__).parents[1]
 NAMES = [recipe.name for recipe in recipes()]
+BASELINES = {id for id, row in METHODS.items() if row.baseline}
+OF_BASELINES = [recipe.name for recipe in recipes() if recipe.method in BASELINES]
 PAPERS = {
     "gappo": ["GapPO"],
     "gap-aware": ["GaPO"],
@@ -30,6 +33,7 @@ PAPERS = {
     "geometric-anchor": ["GAPO"],
     "gradient-norm": ["GAPO"],
     "simpo-sam": ["GAPO"],
+    **{id: [METHODS[id].name] for id in BASELINES},
 }
 WITHOUT_NUMBERS = ["pythia-2.8b/geometric-anchor/full"]  # of an experiment whose settings its paper does not give
 BATCH = {"per_device_train_batch_size", "gradient_accumulation_steps"}
@@ -37,7 +41,7 @@ OBJECTIVE = {*MarginOptions.__dataclass_fields__, "beta", "simpo_gamma", "reward
 # what a paper's recipe may say beside its paper's values
 BESIDE = {
     *("model_name_or_path", "dtype", "attn_implementation", "method", "train_only", "seed", "output_dir"),
-    *("dataset_name", "dataset_train_split", "dataset_test_split"),
+    *("dataset_name", "dataset_train_split", "dataset_test_split", "score_columns"),
     *("eval_strategy", "eval_steps", "per_device_eval_batch_size", "save_steps", "save_total_limit"),
 }
 
@@ -82,10 +86,12 @@ def head(name: str) -> Head:
     return Head(*first.groups(), shlex.split(command), runs)
 
 
+@cache
 def parse(name: str, *flags: str) -> tuple[Any, ...]:
     return train.parse(["--config", str(recipe_path(name)), *flags])
 
 
+@cache
 def written(name: str) -> dict[str, Any]:
     return yaml.safe_load(recipe_path(name).read_text(encoding="utf-8"))
 
@@ -97,21 +103,23 @@ def is_quick(name: str) -> bool:
 def paper_values(name: str) -> dict[str, Any]:
     """The registry's, for the model that the recipe's first line names."""
     method = get_method(written(name)["method"])
-    return {**method.defaults, **({} if name in WITHOUT_NUMBERS else method.settings[head(name).model])}
+    without = name in WITHOUT_NUMBERS or (method.baseline and head(name).model not in method.settings)
+    return {**method.defaults, **({} if without else method.settings[head(name).model])}
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if not is_quick(name)])
 def test_a_paper_s_recipe_has_exactly_its_values(name):
     """Written down, not left to defaults; and no other value that changes what is trained."""
-    script, config, model, _ = parse(name)
+    _, config, model, _ = parse(name)
     said, expected = written(name), paper_values(name)
     pairs_a_step = math.prod(expected.pop(key) for key in BATCH)
     assert math.prod(said[key] for key in BATCH) * head(name).devices == pairs_a_step
     assert {key: said[key] for key in expected} == expected
     assert {key: getattr(config, key) for key in expected} == expected
     others = said.keys() - expected.keys() - BATCH - BESIDE
-    allowed = {"base", "reward"} if script.base == "dpo" else set()
-    if script.base == "dpo":  # γ-DPO: Table 7 does not say that it is meant
+    is_gamma_dpo = head(name).paper == "γ-DPO"
+    allowed = {"base", "reward"} if is_gamma_dpo else set()
+    if is_gamma_dpo:  # Table 7 does not say that it is meant
         assert said["reward"] == "mean-log-ratio"
         assert "is a guess: the published configurations with these numbers are γ-SimPO's" in recipe_path(
             name
@@ -135,10 +143,21 @@ def test_every_setting_of_every_paper_has_its_recipe():
     there = {(written(name)["method"], head(name).model, name.split("/")[2]) for name in NAMES}
     for method in METHODS.values():
         variants = ("full", "mlp") if method.id == "gappo" else ("full",)
-        assert method.settings
+        assert method.settings or method.baseline
         assert {(method.id, model, variant) for model in method.settings for variant in variants} <= there
     gamma_dpo = {head(name).model for name in NAMES if head(name).paper == "γ-DPO"}
     assert gamma_dpo == METHODS["gamma-po"].settings.keys()
+
+
+def test_baselines_differ_from_the_five_methods_in_nothing_but_the_objective():
+    """Model, data, budget and rule for checkpoints are the same; the three that read scores have a set with scores."""
+    own = written("llama-3-8b-instruct/amapo/full")
+    there = [written(name) for name in OF_BASELINES if name.startswith("llama-3-8b-instruct/")]
+    assert {recipe["method"] for recipe in there} == BASELINES
+    for recipe in there:
+        different = {key for key in BESIDE | BATCH | {"num_train_epochs"} if recipe.get(key) != own.get(key)}
+        reads_scores = recipe["method"] in ("odpo", "madpo", "reward-aware-po")
+        assert different == {"method", "output_dir", *(("dataset_name", "score_columns") if reads_scores else ())}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -148,7 +167,7 @@ def test_the_head_says_what_follows(name):
     folder, method, variant = name.split("/")
     assert comments.paper in PAPERS[script.method]
     assert method == ("gamma-dpo" if (script.method, script.base) == ("gamma-po", "dpo") else script.method)
-    assert (comments.paper == "γ-DPO") == (script.base == "dpo")
+    assert script.base == ("dpo" if comments.paper == "γ-DPO" else METHODS[script.method].bases[0])
     assert recipe_path(comments.command[comments.command.index("--recipe") + 1]) == recipe_path(name)
     assert (variant == "mlp", variant == "lora") == (config.train_only == ["mlp"], model.use_peft)
     assert config.output_dir == f"data/{folder}-{method}-{variant}"
@@ -212,9 +231,11 @@ def test_the_command_runs_dry(name, capsys):
     assert (shown["method"], shown["output_dir"]) == (written(name)["method"], written(name)["output_dir"])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in OF_BASELINES])
 def test_a_recipe_trains(name, tiny_model, pairs, tmp_path):
-    """Two steps of a stand-in: the recipe's objective is at work, and what trains is what its variant says."""
+    """Two steps of a stand-in: the recipe's objective is at work, and what trains is what its variant says. That each
+    baseline trains, `test_methods.py` shows.
+    """
     trainer = build_trainer(*parse(name, *small(tiny_model, pairs, tmp_path)))
     before = {key: value.detach().clone() for key, value in trainer.model.named_parameters()}
     trainer.train()
@@ -265,7 +286,7 @@ def test_names():
         ("qwen2.5-0.5b-instruct/amapo", "the nearest are qwen2.5-0.5b-instruct/amapo/lora;"),
         ("Llama-3-8B-Instruct/AMaPO", "the nearest are llama-3-8b-instruct/amapo/full,"),
         ("mistral-7b/gradnorm", "the nearest are .*mistral-7b-instruct/gradient-norm/full"),
-        ("no", r"no recipe 'no'; `trl-margins recipes` lists all \d+"),
+        ("xyz", r"no recipe 'xyz'; `trl-margins recipes` lists all \d+"),
         ("accelerate_configs/zero3", "no recipe 'accelerate_configs/zero3'"),
         ("../recipes/llama-3-8b-instruct/amapo", "no recipe"),
         ("", "no recipe ''"),

@@ -31,9 +31,11 @@ def _baseline(
     formula: str,
     reward: str = "log-ratio",
     settings: Mapping[str, Any] = _DPO_SETTINGS,
+    models: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
     **row: Any,
 ) -> Method:
-    """A row; `row` also has the config fields in which it differs from `settings`."""
+    """A row; `row` also has the config fields in which it differs from `settings`. `models` is `Method.settings`."""
+    row["settings"] = models
     own = {item: row.pop(item) for item in [*row] if item not in Method.__dataclass_fields__}
     bases = row.pop("bases", _REFERENCE if reward == "log-ratio" else ("cpo", "dpo"))
     defaults = MappingProxyType({**settings, **own})
@@ -78,6 +80,13 @@ ROWS = (
         settings=SIMPO_SETTINGS,
         beta=2.5,
         gamma_beta_ratio=0.55,
+        models={  # SimPO's README, released models; lengths from its configurations
+            "Llama-3-8B-Instruct": {},
+            "Llama-3-8B-Base": {"beta": 2.0, "gamma_beta_ratio": 0.5, "learning_rate": 6e-7},
+            "Mistral-7B-Instruct": {"gamma_beta_ratio": 0.1, "learning_rate": 5e-7},
+            "Mistral-7B-Base": {"beta": 2.0, "gamma_beta_ratio": 0.8, "learning_rate": 3e-7, "max_length": 1024},
+            "Gemma-2-9B": {"beta": 10.0, "gamma_beta_ratio": 0.5, "learning_rate": 8e-7},
+        },
     ),
     _baseline(
         "dpo",
@@ -91,6 +100,13 @@ ROWS = (
         ),
         "−log σ(x),  x = β (log π/π_ref (y_w) − log π/π_ref (y_l))",
         beta=0.01,  # SimPO's README: the best of the three in all of its settings
+        models={
+            "Llama-3-8B-Instruct": {"learning_rate": 7e-7},
+            "Llama-3-8B-Base": {},
+            "Mistral-7B-Instruct": {},
+            "Mistral-7B-Base": {"max_length": 1024},
+            "Gemma-2-9B": {},
+        },
     ),
     _baseline(
         "cpo",
@@ -179,6 +195,7 @@ ROWS = (
         "w(y_w) w(y_l) · −log σ(x),  w(y) = exp(mean_t (log π(y_t) − log Σ_v π(v)²))",
         use_weighting=True,
         beta=0.01,
+        models={"Llama-3-8B-Instruct": {"learning_rate": 1e-6}},
     ),
     _baseline(
         "orpo",
@@ -268,6 +285,11 @@ ROWS = (
         beta=2.5,
         gamma_beta_ratio=0.6,
         alpha_dpo_alpha=0.2,
+        models={  # its repository, training_configs
+            "Llama-3-8B-Instruct": {},
+            "Mistral-7B-Instruct": {"gamma_beta_ratio": 0.15, "alpha_dpo_alpha": 0.05, "learning_rate": 6e-7},
+            "Gemma-2-9B": {"beta": 10.0, "gamma_beta_ratio": 0.4, "alpha_dpo_alpha": 0.05, "learning_rate": 8e-7},
+        },
     ),
     _baseline(
         "beta-dpo",

@@ -109,8 +109,7 @@ def margin_adaptive_weight(
 ) -> Tensor:
     r"""MADPO's weight :math:`\sigma(c_i h_i)/\sigma(h_i)`, from a reward model's margin h = s_w − s_l:
 
-    .. math:: c_i = c_{min} + \frac{c_{max} - c_{min}}
-        {1 + \frac{c_{max} - 1}{1 - c_{min}} \exp(\lambda(|h_i| - \tau))}
+    .. math:: c_i = c_{min} + (c_{max} - c_{min}) / (1 + (c_{max} - 1)/(1 - c_{min}) \cdot e^{\lambda(|h_i| - \tau)})
 
     c falls in |h| and is 1 at τ: a right pair weighs more than 1 where its margin is below τ, and less above. A wrong
     pair, h < 0, weighs less than 1 down to −τ; from there on it weighs 1.

@@ -9,72 +9,41 @@ from typing import Any
 from ..terms.alpha_dpo import ReferenceMargin
 from ..terms.baselines import DrDPOWeight, LengthMargin, MarginAdaptiveWeight, ScoreOffsetMargin
 from ..terms.beta_dpo import BatchBetaMargin, KeptWeight
-from .papers import GAMMA_PO_PAPER
-from .row import SIMPO_SETTINGS, Method, Paper
+from .row import SIMPO_SETTINGS, Method, cited
 
 # Searched in SimPO's Table 7 and γ-PO's Table 6: β in 0.01, 0.05, 0.1 and the learning rate from 3e-7 to 1e-6
 _DPO_SETTINGS: Mapping[str, Any] = MappingProxyType({**SIMPO_SETTINGS, "learning_rate": 5e-7, "beta": 0.1})
 _REFERENCE = ("dpo",)  # only DPOTrainer has a reference model
 
 
-def _paper(key: str, title: str, authors: str, year: int, arxiv: str | None = None) -> Paper:
-    lines = [f"title  = {{{{{title}}}}}", f"author = {{{authors}}}", f"year   = {year}"]
-    if arxiv:
-        lines += [f"eprint = {{{arxiv}}}", "archivePrefix = {arXiv}"]
-    return Paper(title, "\n".join([f"@misc{{{key},", *(f"    {line}," for line in lines), "}"]), arxiv)
-
-
 def _baseline(
     key: str,
     name: str,
-    paper: Paper,
+    paper: str,
     formula: str,
     reward: str = "log-ratio",
     settings: Mapping[str, Any] = _DPO_SETTINGS,
     models: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
     **row: Any,
 ) -> Method:
-    """A row; `row` also has the config fields in which it differs from `settings`. `models` is `Method.settings`."""
+    """A row; `paper` is a key of papers.bib, and `row` also has the config fields in which it differs from `settings`.
+
+    `models` is `Method.settings`.
+    """
     row["settings"] = models
     own = {item: row.pop(item) for item in [*row] if item not in Method.__dataclass_fields__}
     bases = row.pop("bases", _REFERENCE if reward == "log-ratio" else ("cpo", "dpo"))
     defaults = MappingProxyType({**settings, **own})
-    return Method(key, name, paper, f"loss = (1/B) Σ {formula}", reward, defaults, bases=bases, baseline=True, **row)
+    return Method(
+        key, name, cited(paper), f"loss = (1/B) Σ {formula}", reward, defaults, bases=bases, baseline=True, **row
+    )
 
-
-_IPO = _paper(
-    "ipo",
-    "A General Theoretical Paradigm to Understand Learning from Human Preferences",
-    "Azar, Mohammad Gheshlaghi and Rowland, Mark and Piot, Bilal and Guo, Daniel and others",
-    2023,
-    "2310.12036",
-)
-_ALPHAPO = _paper(
-    "alphapo",
-    "AlphaPO: Reward Shape Matters for LLM Alignment",
-    "Gupta, Aman and Tang, Shao and Song, Qingquan and Zhu, Sirou and others",
-    2025,
-    "2501.03884",
-)
-_BETA_DPO = _paper(
-    "betadpo",
-    "β-DPO: Direct Preference Optimization with Dynamic β",
-    "Wu, Junkang and Xie, Yuexiang and Yang, Zhengyi and Wu, Jiancan and Gao, Jinyang and others",
-    2024,
-    "2407.08639",
-)
 
 ROWS = (
     _baseline(
         "simpo",
         "SimPO",
-        _paper(
-            "simpo",
-            "SimPO: Simple Preference Optimization with a Reference-Free Reward",
-            "Meng, Yu and Xia, Mengzhou and Chen, Danqi",
-            2024,
-            "2405.14734",
-        ),
+        "simpo",
         "−log σ(β (Δ − γ)),  Δ = mean log π(y_w) − mean log π(y_l)",
         reward="length-normalized",
         settings=SIMPO_SETTINGS,
@@ -91,13 +60,7 @@ ROWS = (
     _baseline(
         "dpo",
         "DPO",
-        _paper(
-            "dpo",
-            "Direct Preference Optimization: Your Language Model is Secretly a Reward Model",
-            "Rafailov, Rafael and Sharma, Archit and Mitchell, Eric and Ermon, Stefano and others",
-            2023,
-            "2305.18290",
-        ),
+        "dpo",
         "−log σ(x),  x = β (log π/π_ref (y_w) − log π/π_ref (y_l))",
         beta=0.01,  # SimPO's README: the best of the three in all of its settings
         models={
@@ -111,13 +74,7 @@ ROWS = (
     _baseline(
         "cpo",
         "CPO",
-        _paper(
-            "cpo",
-            "Contrastive Preference Optimization: Pushing the Boundaries of LLM Performance in Machine Translation",
-            "Xu, Haoran and Sharaf, Amr and Chen, Yunmo and Tan, Weiting and Shen, Lingfeng and others",
-            2024,
-            "2401.08417",
-        ),
+        "cpo",
         "−log σ(β log π(y_w) − β log π(y_l)) + NLL(y_w)",
         reward="sum",
         settings=SIMPO_SETTINGS,
@@ -125,18 +82,12 @@ ROWS = (
         loss="sigmoid",
         sft=1.0,
     ),
-    _baseline("ipo", "IPO", _IPO, "(mean log-ratio gap − 1/(2β))²", loss="ipo"),
-    _baseline("ipo-sum", "IPO", _IPO, "(log-ratio gap − 1/(2β))²", loss="ipo_sum"),
+    _baseline("ipo", "IPO", "ipo", "(mean log-ratio gap − 1/(2β))²", loss="ipo"),
+    _baseline("ipo-sum", "IPO", "ipo", "(log-ratio gap − 1/(2β))²", loss="ipo_sum"),
     _baseline(
         "slic-hf",
         "SLiC-HF",
-        _paper(
-            "slichf",
-            "SLiC-HF: Sequence Likelihood Calibration with Human Feedback",
-            "Zhao, Yao and Joshi, Rishabh and Liu, Tianqi and Khalman, Misha and Saleh, Mohammad and Liu, Peter J.",
-            2023,
-            "2305.10425",
-        ),
+        "slichf",
         "max(0, 1 − β log π(y_w) + β log π(y_l)) + 0.1 · NLL(y_w),  δ = 1/β",
         reward="sum",
         loss="hinge",
@@ -147,7 +98,7 @@ ROWS = (
     _baseline(
         "alphapo",
         "AlphaPO",
-        _ALPHAPO,
+        "alphapo",
         "−log σ(β (f(p_w) − f(p_l)) − γ),  f(p) = (1 − p^−α)/α, p = exp(mean log π)",
         reward="length-normalized",
         settings=SIMPO_SETTINGS,
@@ -159,7 +110,7 @@ ROWS = (
     _baseline(
         "alphapo-token",
         "AlphaPO by token",
-        _ALPHAPO,
+        "alphapo",
         "−log σ(β (mean f(π_w,t) − mean f(π_l,t)) − γ),  f(p) = (1 − p^−α)/α",
         reward="alphapo-token",
         settings=SIMPO_SETTINGS,
@@ -171,13 +122,7 @@ ROWS = (
     _baseline(
         "robust-dpo",
         "rDPO",
-        _paper(
-            "rdpo",
-            "Provably Robust DPO: Aligning Language Models with Noisy Feedback",
-            "Ray Chowdhury, Sayak and Kini, Anush and Natarajan, Nagarajan",
-            2024,
-            "2403.00409",
-        ),
+        "rdpo",
         "[−(1−ε) log σ(x) + ε log σ(−x)] / (1 − 2ε)",
         loss="robust",
         label_smoothing=0.1,
@@ -185,13 +130,7 @@ ROWS = (
     _baseline(
         "wpo",
         "WPO",
-        _paper(
-            "wpo",
-            "WPO: Enhancing RLHF with Weighted Preference Optimization",
-            "Zhou, Wenxuan and Agrawal, Ravi and Zhang, Shujian and Indurthi, Sathish Reddy and others",
-            2024,
-            "2406.11827",
-        ),
+        "wpo",
         "w(y_w) w(y_l) · −log σ(x),  w(y) = exp(mean_t (log π(y_t) − log Σ_v π(v)²))",
         use_weighting=True,
         beta=0.01,
@@ -200,13 +139,7 @@ ROWS = (
     _baseline(
         "orpo",
         "ORPO",
-        _paper(
-            "orpo",
-            "ORPO: Monolithic Preference Optimization without Reference Model",
-            "Hong, Jiwoo and Lee, Noah and Thorne, James",
-            2024,
-            "2403.07691",
-        ),
+        "orpo",
         "NLL(y_w) + β · −log σ(log odds(y_w) − log odds(y_l)),  odds = p/(1 − p), p = exp(mean log π)",
         reward="log-odds",
         loss="orpo",
@@ -218,13 +151,7 @@ ROWS = (
     _baseline(
         "rrhf",
         "RRHF",
-        _paper(
-            "rrhf",
-            "RRHF: Rank Responses to Align Language Models with Human Feedback without tears",
-            "Yuan, Zheng and Yuan, Hongyi and Tan, Chuanqi and Wang, Wei and Huang, Songfang and Huang, Fei",
-            2023,
-            "2304.05302",
-        ),
+        "rrhf",
         "max(0, mean log π(y_l) − mean log π(y_w)) + NLL(y_w)",
         reward="length-normalized",
         loss="rrhf",
@@ -236,13 +163,7 @@ ROWS = (
     _baseline(
         "r-dpo",
         "R-DPO",
-        _paper(
-            "rdpo-length",
-            "Disentangling Length from Quality in Direct Preference Optimization",
-            "Park, Ryan and Rafailov, Rafael and Ermon, Stefano and Finn, Chelsea",
-            2024,
-            "2403.19159",
-        ),
+        "rdpo-length",
         "−log σ(x + α (|y_w| − |y_l|))",
         margin=LengthMargin.name,
         r_dpo_alpha=0.05,
@@ -250,7 +171,7 @@ ROWS = (
     _baseline(
         "cdpo",
         "cDPO",
-        _paper("cdpo", "A note on DPO with noisy preferences and relationship to IPO", "Mitchell, Eric", 2023),
+        "cdpo",
         "−(1−ε) log σ(x) − ε log σ(−x)",
         loss="conservative",
         label_smoothing=0.1,
@@ -258,7 +179,7 @@ ROWS = (
     _baseline(
         "rsimpo",
         "rSimPO",
-        GAMMA_PO_PAPER,
+        "gammapo",
         "−(1−ε) log σ(m − γ) − ε log σ(−m − γ),  m = βΔ",
         reward="length-normalized",
         loss="robust_simpo",
@@ -270,13 +191,7 @@ ROWS = (
     _baseline(
         "alpha-dpo",
         "AlphaDPO",
-        _paper(
-            "alphadpo",
-            "α-DPO: Adaptive Reward Margin is What Direct Preference Optimization Needs",
-            "Wu, Junkang and Wang, Xue and Yang, Zhengyi and Wu, Jiancan and Gao, Jinyang and others",
-            2024,
-            "2410.10148",
-        ),
+        "alphadpo",
         "−log σ(β (Δ − γ − α z_i)),  z = (Δ − Δ_ref) standardized over the run",
         reward="length-normalized",
         margin=ReferenceMargin.name,
@@ -294,7 +209,7 @@ ROWS = (
     _baseline(
         "beta-dpo",
         "BetaDPO",
-        _BETA_DPO,
+        "betadpo",
         "−log σ(β_b x_i/β) over the kept pairs,  β_b = β (1 + a (mean gap − its running mean))",
         weight=KeptWeight.name,
         margin=BatchBetaMargin.name,
@@ -304,7 +219,7 @@ ROWS = (
     _baseline(
         "beta-simpo",
         "BetaSimPO",
-        _BETA_DPO,
+        "betadpo",
         "−log σ(β_b Δ − βγ) over the kept pairs,  β_b = β (1 + a (mean Δ − its running mean))",
         reward="length-normalized",
         weight=KeptWeight.name,
@@ -318,14 +233,7 @@ ROWS = (
     _baseline(
         "dr-dpo",
         "Dr. DPO",
-        _paper(
-            "drdpo",
-            "Towards Robust Alignment of Language Models: Distributionally Robustifying Direct Preference "
-            "Optimization",
-            "Wu, Junkang and Xie, Yuexiang and Yang, Zhengyi and Wu, Jiancan and Chen, Jiawei and others",
-            2024,
-            "2407.07880",
-        ),
+        "drdpo",
         "σ(x_i)^(1/β′) / mean σ(x)^(1/β′) · −log σ(x_i), the gradient of −β′ log mean exp(log σ(x)/β′)",
         weight=DrDPOWeight.name,
         dr_dpo_beta_prime=1.0,
@@ -333,13 +241,7 @@ ROWS = (
     _baseline(
         "odpo",
         "ODPO",
-        _paper(
-            "odpo",
-            "Direct Preference Optimization with an Offset",
-            "Amini, Afra and Vieira, Tim and Cotterell, Ryan",
-            2024,
-            "2402.10571",
-        ),
+        "odpo",
         "−log σ(x − α log(s_w − s_l))",
         margin=ScoreOffsetMargin.name,
         beta=0.5,
@@ -348,26 +250,14 @@ ROWS = (
     _baseline(
         "madpo",
         "MADPO",
-        _paper(
-            "madpo",
-            "Margin Adaptive DPO: Leveraging Reward Model for Granular Control in Preference Optimization",
-            "Lee, Hyung Gyu",
-            2025,
-            "2510.05342",
-        ),
+        "madpo",
         "σ(c_i h_i)/σ(h_i) · −log σ(x_i),  h = s_w − s_l",
         weight=MarginAdaptiveWeight.name,
     ),
     _baseline(
         "focalpo",
         "FocalPO",
-        _paper(
-            "focalpo",
-            "FocalPO: Enhancing Preference Optimizing by Focusing on Correct Preference Rankings",
-            "Liu, Tong and Yu, Xiao and Zhou, Wenxuan and Gu, Jindong and Tresp, Volker",
-            2025,
-            "2501.06645",
-        ),
+        "focalpo",
         "−σ(x)^g log σ(x)",
         loss="focalpo",
         focalpo_gamma=0.05,
@@ -375,26 +265,14 @@ ROWS = (
     _baseline(
         "kto-pair",
         "KTO on pairs",
-        _paper(
-            "kto",
-            "KTO: Model Alignment as Prospect Theoretic Optimization",
-            "Ethayarajh, Kawin and Xu, Winnie and Muennighoff, Niklas and Jurafsky, Dan and Kiela, Douwe",
-            2024,
-            "2402.01306",
-        ),
+        "kto",
         "2 − σ(β (log-ratio(y_w) − KL_l)) − σ(β (KL_w − log-ratio(y_l)))",
         loss="kto_pair",
     ),
     _baseline(
         "dpop",
         "DPOP",
-        _paper(
-            "dpop",
-            "Smaug: Fixing Failure Modes of Preference Optimisation with DPO-Positive",
-            "Pal, Arka and Karkhanis, Deep and Dooley, Samuel and Roberts, Manley and others",
-            2024,
-            "2402.13228",
-        ),
+        "dpop",
         "−log σ(x − β λ max(0, −log-ratio(y_w)))",
         loss="dpop",
         beta=0.3,
@@ -403,13 +281,7 @@ ROWS = (
     _baseline(
         "sppo",
         "SPPO",
-        _paper(
-            "sppo",
-            "Self-Play Preference Optimization for Language Model Alignment",
-            "Wu, Yue and Sun, Zhiqing and Yuan, Huizhuo and Ji, Kaixuan and Yang, Yiming and Gu, Quanquan",
-            2024,
-            "2405.00675",
-        ),
+        "sppo",
         "(log-ratio(y_w) − 1/(2β))² + (log-ratio(y_l) + 1/(2β))²",
         loss="sppo_hard",
         beta=0.001,
@@ -417,13 +289,7 @@ ROWS = (
     _baseline(
         "simper",
         "SimPER",
-        _paper(
-            "simper",
-            "SimPER: A Minimalist Approach to Preference Alignment without Hyperparameters",
-            "Xiao, Teng and Yuan, Yige and Chen, Zhengyu and Li, Mingxiao and others",
-            2025,
-            "2502.00883",
-        ),
+        "simper",
         "p_l − p_w,  p = exp(mean log π)",
         reward="length-normalized",
         loss="simper",
@@ -433,13 +299,7 @@ ROWS = (
     _baseline(
         "reward-aware-po",
         "Reward-aware RPO",
-        _paper(
-            "nemotron",
-            "Nemotron-4 340B Technical Report",
-            "Adler, Bo and Agarwal, Niket and Aithal, Ashwath and others",
-            2024,
-            "2406.11704",
-        ),
+        "nemotron",
         "KL(σ(η (s_w − s_l)) ‖ σ(x)) + 1e-5 · NLL(y_w)",
         loss="reward_aware",
         reward_aware_eta=1.0,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -12,32 +11,8 @@ from ..terms.anchor import AnchorMargin, GradientNormMargin
 from ..terms.dynamic_target import DynamicTargetMargin
 from ..terms.evaluation_factor import EvaluationFactorMargin
 from ..terms.score_gap import ScoreGapWeight
-from .row import SIMPO_SETTINGS, Method, Paper
+from .row import SIMPO_SETTINGS, Method, cited
 
-GAMMA_PO_PAPER = Paper(
-    title="Robust Preference Optimization via Dynamic Target Margins",
-    arxiv="2506.03690",
-    citation=textwrap.dedent("""\
-        @misc{gammapo,
-            title  = {{Robust Preference Optimization via Dynamic Target Margins}},
-            author = {Sun, Jie and Wu, Junkang and Wu, Jiancan and Zhu, Zhibo and Lu, Xingyu and others},
-            year   = 2025,
-            eprint = {2506.03690},
-            archivePrefix = {arXiv},
-        }"""),
-)
-_GAPO_PAPER = Paper(
-    title="Learning Where It Matters: Geometric Anchoring for Robust Preference Alignment",
-    arxiv="2602.04909",
-    citation=textwrap.dedent("""\
-        @misc{gapo,
-            title  = {{Learning Where It Matters: Geometric Anchoring for Robust Preference Alignment}},
-            author = {Cho, Youngjae and Kim, Jongsuk and Kim, Ji-Hoon},
-            year   = 2026,
-            eprint = {2602.04909},
-            archivePrefix = {arXiv},
-        }"""),
-)
 # Table A; γ is the paper's, β not in it
 _GAPO_SETTINGS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
@@ -53,15 +28,7 @@ ROWS = (
     Method(
         id="gappo",
         name="GapPO",
-        paper=Paper(
-            title="GapPO: Gradient-Adaptive Pairwise Preference Optimization",
-            citation=textwrap.dedent("""\
-                @misc{gappo,
-                    title  = {{GapPO: Gradient-Adaptive Pairwise Preference Optimization}},
-                    author = {Anonymous},
-                    note   = {Under review},
-                }"""),
-        ),
+        paper=cited("gappo"),
         formula="loss = (1/B) Σ |s_w − s_l| · −log σ(β (Δ − γ)),  Δ = mean log π(y_w) − mean log π(y_l)",
         reward="length-normalized",
         weight=ScoreGapWeight.name,
@@ -91,15 +58,7 @@ ROWS = (
     Method(
         id="gap-aware",
         name="GaPO",
-        paper=Paper(
-            title="Gap-Aware Preference Optimization: Enhancing Model Alignment with Perception Margin",
-            citation=textwrap.dedent("""\
-                @misc{gapaware,
-                    title  = {{Gap-Aware Preference Optimization: Enhancing Model Alignment with Perception Margin}},
-                    author = {Anonymous},
-                    note   = {Under review},
-                }"""),
-        ),
+        paper=cited("gapaware"),
         formula="loss = (1/B) Σ −log σ(βΔ − γ · f / mean f),  f = log(1 / ROUGE-L(y_w, y_l))",
         reward="length-normalized",
         margin=EvaluationFactorMargin.name,
@@ -119,7 +78,7 @@ ROWS = (
     Method(
         id="gamma-po",
         name="GammaPO",
-        paper=GAMMA_PO_PAPER,
+        paper=cited("gammapo"),
         formula="loss = (1/B) Σ −log σ(m_i − γ n p_i),  p = argmin −(1/n) Σ log σ(m_i − γ n p_i) + τ KL(p ‖ uniform)",
         reward="length-normalized",
         margin=DynamicTargetMargin.name,
@@ -146,18 +105,7 @@ ROWS = (
     Method(
         id="amapo",
         name="AMaPO",
-        paper=Paper(
-            title="AMaPO: Adaptive Margin-attached Preference Optimization for Language Model Alignment",
-            arxiv="2511.09385",
-            citation=textwrap.dedent("""\
-                @misc{amapo,
-                    title  = {{AMaPO: Adaptive Margin-attached Preference Optimization for Language Model Alignment}},
-                    author = {Deng, Ruibo and Feng, Duanyu and Lei, Wenqiang},
-                    year   = 2025,
-                    eprint = {2511.09385},
-                    archivePrefix = {arXiv},
-                }"""),
-        ),
+        paper=cited("amapo"),
         formula="loss = (1/B) Σ −log σ(βΔ_i − margin_i),  margin_i = β exp((μ − Δ_i)/σ · μ) where Δ_i < μ, else 0",
         reward="length-normalized",
         margin=AdaptiveMargin.name,
@@ -177,7 +125,7 @@ ROWS = (
     Method(
         id="geometric-anchor",
         name="GAPO",
-        paper=_GAPO_PAPER,
+        paper=cited("gapo"),
         formula="loss = (1/B) Σ −log σ(β (Γ_i − γ)),  Γ_i = Δ_i(θ) − Δ_i(θ − ρ ∇M̄/‖∇M̄‖),  M̄ = mean Δ",
         reward="length-normalized",
         margin=AnchorMargin.name,
@@ -190,7 +138,7 @@ ROWS = (
     Method(
         id="gradient-norm",
         name="GradNorm-Reweight",
-        paper=_GAPO_PAPER,
+        paper=cited("gapo"),
         formula="loss = (1/B) Σ −log σ(β (N_i − γ)),  N_i = ‖∇Δ_i‖ / mean ‖∇Δ‖, without gradient; ∇loss_i ∝ ∇Δ_i",
         reward="length-normalized",
         margin=GradientNormMargin.name,
@@ -201,19 +149,7 @@ ROWS = (
     Method(
         id="simpo-sam",
         name="SimPO-SAM",
-        paper=Paper(
-            title="Sharpness-Aware Minimization for Efficiently Improving Generalization",
-            arxiv="2010.01412",
-            citation=textwrap.dedent("""\
-                @inproceedings{sam,
-                    title     = {{Sharpness-Aware Minimization for Efficiently Improving Generalization}},
-                    author    = {Foret, Pierre and Kleiner, Ariel and Mobahi, Hossein and Neyshabur, Behnam},
-                    booktitle = {International Conference on Learning Representations},
-                    year      = 2021,
-                    eprint    = {2010.01412},
-                    archivePrefix = {arXiv},
-                }"""),
-        ),
+        paper=cited("sam"),
         formula="loss = (1/B) Σ −log σ(β (Δ − γ)), its gradient taken at θ + ρ ∇loss/‖∇loss‖",
         reward="length-normalized",
         defaults=MappingProxyType({**SIMPO_SETTINGS, **_MISTRAL_SETTINGS, "sam_radius": 0.05}),

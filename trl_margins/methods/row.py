@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
 from types import MappingProxyType
 from typing import Any
 
@@ -20,6 +23,17 @@ class Paper:
         """The form in which TRL's trainers hand their paper to the model card."""
         card = {"title": self.title, "citation": self.citation}
         return card | {"id": self.arxiv} if self.arxiv else card
+
+
+@cache
+def cited(key: str) -> Paper:
+    """The paper with this key in `papers.bib`."""
+    entries = (resources.files(__package__) / "papers.bib").read_text(encoding="utf-8").split("\n\n")
+    (citation,) = (entry.strip() for entry in entries if re.match(rf"@\w+{{{key},", entry))
+    title, arxiv = (re.search(pattern, citation) for pattern in (r"title +?= {{(.+)}},", r"eprint +?= {(.+)},"))
+    if title is None:
+        raise ValueError(f"papers.bib: {key} has no title")
+    return Paper(title[1], citation, arxiv and arxiv[1])
 
 
 @dataclass(frozen=True)

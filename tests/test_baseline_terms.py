@@ -401,7 +401,7 @@ def test_alpha_dpo_needs_a_reference_and_a_target(tmp_path):
         (lambda: MarginAdaptiveWeight(steepness=-1.0), "madpo_steepness must be a number, above 0"),
         (lambda: MarginAdaptiveWeight(tau=0.0), "madpo_tau must be a number, above 0"),
         (lambda: ScoreOffsetMargin(-1.0), "odpo_alpha must be a number, at least 0"),
-        (lambda: LengthMargin(-0.1), "r_dpo_alpha must be a number, at least 0"),
+        (lambda: LengthMargin(float("nan")), "r_dpo_alpha must be a finite number"),
         (lambda: ReferenceMargin(0.5, -0.1), "alpha_dpo_alpha must be a number, at least 0"),
         (lambda: ReferenceMargin(math.nan), "gamma of margin 'alpha-dpo' must be a finite number"),
     ],

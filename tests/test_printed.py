@@ -404,7 +404,7 @@ def test_methods_and_classes(file, objects):
     """What a text calls of a trainer, a model, a tokenizer or a data set is there; so is every class that it names."""
 
     def wrong(text: Text) -> Iterator[str]:
-        for of, path in printed.methods(text):
+        for of, path in printed.methods(text) if text.file != NESTED_KEYS else ():
             if not any(has(each, path) for each in objects[of]):
                 yield f"no {of} has {path}"
         for name, path in printed.classes(text) if text.file != "docs/models.md" else ():
@@ -432,8 +432,10 @@ def names_of_the_code() -> frozenset[str]:
 
 # Names of other libraries' options and methods, of the example of a plug-in, of a published set's column, of a metric
 # with another prefix, and of what the changelog says is gone
+NESTED_KEYS = "trl_margins/cli/dpo_forks.py"  # of other code
 _NAMES = {"distributed_config", "fsdp_version", "set_transform", "trl_margins_focal", "all_rm_scores", "test_pwa"}
 _NAMES |= {
+    *("chosen_probs", "chosen_probs_win", "chosen_probs_lose"),  # columns of SPPO's code
     "answer_logps",
     "eval_loss",
     *trl.ModelConfig.__dataclass_fields__,
@@ -513,7 +515,7 @@ def test_keys(text, tmp_path):
     if name in OTHERS_KEYS:
         assert name in inspect.signature(OTHERS_KEYS[name]).parameters
         return
-    beside = BESIDE.get(name, {}) if value == "column" else BESIDE_VALUE.get(value, {})
+    beside = BESIDE.get(name, {}) if value == "column" else BESIDE_VALUE.get(str(value), {})
     method = {} if name in ("loss_type", "reward") else {"method": "none" if name == "weight" else "gappo"}
     if name == "metric_for_best_model":
         beside = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1}

@@ -85,11 +85,12 @@ def length_margin(length_chosen: Tensor, length_rejected: Tensor, alpha: float) 
 
     Park et al. subtract α|y| from the reward that DPO fits. The implicit reward is then β log π/π_ref + α|y|, so the
     reward gap *gains* α(|y_w| − |y_l|) inside the sigmoid, and the margin, which is subtracted, has the other sign.
+    γ-PO's Table 6 and public forks print it with the opposite sign, which a negative α gives.
 
     Args:
         length_chosen: [B] |y_w| in completion tokens.
         length_rejected: [B] |y_l|.
-        alpha: α ≥ 0, in reward units per token; 0 is DPO.
+        alpha: α in reward units per token; 0 is DPO.
 
     Returns:
         [B] margins in reward units, without gradient.
@@ -198,7 +199,7 @@ class LengthMargin(Term):
     name: ClassVar[str] = "r-dpo"
 
     def __post_init__(self) -> None:
-        Number(least=0).check("r_dpo_alpha", self.alpha)
+        Number().check("r_dpo_alpha", self.alpha)
 
     def __call__(self, view: PairView) -> Tensor:
         return length_margin(view.chosen_length, view.rejected_length, self.alpha)

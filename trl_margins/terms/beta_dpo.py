@@ -20,6 +20,8 @@ class BatchBeta(Term):
 
     .. math:: \beta_b = \beta\,(1 + a\,(mean_{kept}\,g - M_0)) \ge 0.001
 
+    The gap in β_b has no β in it, as in the authors' code. γ-PO's Table 6 has it inside: its a is a/β there.
+
     M_0 is the running mean of g over training. Kept are int(`keep` · n) of the n pairs of all ranks (at least one),
     drawn without replacement with probabilities in proportion to exp(−½((g − M_0)/σ_0)²).
 

@@ -546,13 +546,13 @@ class MarginCPOConfig(MarginOptions, CPOConfig):
         is_simpo = self.loss_type in ("simpo", "alphapo")
         rewards = [] if self.reward is None else [reward_class(self.reward)]
         refuse_reference([*rewards, *self._term_classes("weight"), *self._term_classes("margin")])
-        ratio = self._default_gamma_beta_ratio if self.gamma_beta_ratio is None else self.gamma_beta_ratio
         has_target = is_simpo or (link.takes_margin and not is_trls)
-        if has_target and ratio is None and self.simpo_gamma is None:
+        given = (self.gamma_beta_ratio, self._default_gamma_beta_ratio, self.simpo_gamma)
+        if has_target and all(value is None for value in given):
             self.simpo_gamma = SIMPO_GAMMA if is_simpo and not self._replaces_target else 0.0
-        # with TRL's other losses its simpo_gamma says nothing: there the ratio alone is a margin
-        if has_target or self._builds_on_target or (link.takes_margin and ratio is not None):
-            _resolve_target_margin(self)
+        # with TRL's other losses its simpo_gamma says nothing: there a ratio that was given is a margin
+        if has_target or self._builds_on_target or (link.takes_margin and self.gamma_beta_ratio is not None):
+            _resolve_target_margin(self, self._default_gamma_beta_ratio)
         elif self.gamma_beta_ratio is not None:
             raise ValueError(
                 f"gamma_beta_ratio is a target margin, which loss_type={self.loss_type!r} does not have: leave it out"
@@ -601,6 +601,9 @@ class MarginDPOConfig(MarginOptions, DPOConfig):
         if isinstance(self.loss_type, str):
             self.loss_type = [self.loss_type]
         check_names("loss_type", self.loss_type)
+        own = {item.name: item for item in fields(self)}
+        if self.loss_weights == default_of(own["loss_weights"]) and self.loss_type != default_of(own["loss_type"]):
+            self.loss_weights = None  # the method's, of its own losses
         if twice := sorted({name for name in self.loss_type if self.loss_type.count(name) > 1}):
             raise ValueError(
                 f"loss_type names {twice} more than once: name each once, with the sum of its loss_weights"
@@ -608,19 +611,23 @@ class MarginDPOConfig(MarginOptions, DPOConfig):
         super().__post_init__()
 
     def _resolve_target_margin(self) -> None:
-        for name in self.loss_type:
-            _find_loss("dpo", name)
+        links = [_find_loss("dpo", name) for name in self.loss_type]
         reward_class(self.reward)
-        _resolve_target_margin(self)
+        reads_target = self._builds_on_target or any(link.takes_margin for link in links)
+        _resolve_target_margin(self, self._default_gamma_beta_ratio if reads_target else None)
 
 
-def _resolve_target_margin(config: MarginCPOConfig | MarginDPOConfig) -> None:
-    """Leaves both fields with the same margin, each in its unit."""
+def _resolve_target_margin(config: MarginCPOConfig | MarginDPOConfig, default: float | None) -> None:
+    """Leaves both fields with the same margin, each in its unit.
+
+    Args:
+        default: the method's ratio, where neither field was given.
+    """
     if config._replaces_target and (config.simpo_gamma or config.gamma_beta_ratio):
         named = ", ".join(map(repr, config.term_names("margin")))
         logger.warning("margin %s makes its own margins: gamma_beta_ratio and simpo_gamma are not used", named)
     if config.gamma_beta_ratio is None and config.simpo_gamma is None:
-        config.gamma_beta_ratio = config._default_gamma_beta_ratio
+        config.gamma_beta_ratio = default
     if config.gamma_beta_ratio is None:
         config.gamma_beta_ratio = None if config.simpo_gamma is None else config.simpo_gamma / config.beta
         return
@@ -751,6 +758,8 @@ def _warn_of_unread(config: MarginOptions) -> None:
     if any(FACTOR in term.columns for kind in _KINDS for term in config._term_classes(kind)):
         read |= {"gap_aware_metric", "gap_aware_encoder"}
     declared = {item.name: item for item in fields(config)}
+    if (alpha := getattr(config, "alpha", 0.0)) and "alpha-dpo" in config.term_names("margin"):
+        logger.warning("alpha=%g is AlphaPO's and shapes the reward; α-DPO's is alpha_dpo_alpha", alpha)
     links, named = _links_with_options(), names_of(getattr(config, "loss_type", ()))
     for name, link in links.items():
         unread = [option for option, default in link.options if getattr(config, option) != default]
@@ -874,16 +883,24 @@ def objective_of(
         links[link] = links.get(link, 0.0) + share
     usual = _usual_reward(base, losses[0])
     reward = getattr(config, "reward", None) or usual
+    alpha, shaped = getattr(config, "alpha", 0.0), reward_class(reward).option_fields.values()
+    if alpha and "alpha" not in shaped:
+        able = sorted(name for name, each in REWARDS.items() if "alpha" in each.option_fields.values())
+        raise ValueError(
+            f"alpha={alpha!r} does not go with reward={reward!r}, which does not read it: set it to 0.0, or "
+            f"use one of the rewards {', '.join(able)}"
+        )
     # CPOConfig always has a simpo_gamma, whether its loss reads it or not
-    has_ratio = getattr(config, "gamma_beta_ratio", None) is not None
-    has_target = base == "dpo" or losses[0] == "simpo" or losses[0] not in TRLS["cpo"] or has_ratio
-    has_target = has_target and (base == "dpo" or next(iter(links)).takes_margin)
+    is_read = losses[0] == "simpo" or losses[0] not in TRLS["cpo"] or getattr(config, "gamma_beta_ratio", None)
+    has_target = base == "dpo" or (next(iter(links)).takes_margin and is_read)
     gamma = (getattr(config, "simpo_gamma", None) or 0.0) if has_target else 0.0
     weights = options.terms("weight") if weight is None else weight
     margins = options.terms("margin") if margin is None else margin
-    if losses == ["sigmoid_norm"] and reward == usual and (gamma or margins):
+    of_pairs = [link for link in links if not link.of_batch]
+    if [link.name for link in of_pairs] == ["sigmoid_norm"] and reward == usual and (gamma or margins):
         # the same loss, with the gap and its margins in one unit
-        links, reward = {find_link(base, "sigmoid"): shares[0]}, MeanLogRatioReward.name
+        links = {find_link(base, "sigmoid") if link in of_pairs else link: share for link, share in links.items()}
+        reward = MeanLogRatioReward.name
     return Objective(
         reward=built(reward_class(reward), "reward", config),
         link=links,

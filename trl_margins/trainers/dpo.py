@@ -20,7 +20,7 @@ from ..forward.shared_rows import unpacked
 from ..forward.standard import IGNORE, TokenLogps, fused_token_logps, logits_token_logps, pair_logps
 from ..objective import Objective, ObjectiveOutput
 from ..pairs import CACHED, CARRIED, SHARED, PairLogps
-from ..rewards import REWARDS, LogRatioReward
+from ..rewards import LogRatioReward
 from ..rows.tokenized import DPO_COLUMNS, tokenized
 from ..rows.tokens import PairTokenizer, dpo_columns
 from .collator import StandardRows
@@ -226,13 +226,6 @@ def check_unread_options(config: DPOConfig, objective: Objective) -> None:
                 f"{name}={value!r} does not go with reward={reward!r}, which {why}: set it to {off!r}, or use "
                 "reward='log-ratio'"
             )
-    alpha = getattr(config, "alpha", 0.0)
-    if alpha and "alpha" not in type(objective.reward).option_fields.values():
-        able = sorted(name for name, each in REWARDS.items() if "alpha" in each.option_fields.values())
-        raise ValueError(
-            f"alpha={alpha!r} does not go with reward={reward!r}, which does not read it: set it to 0.0, or "
-            f"use one of the rewards {', '.join(able)}"
-        )
 
 
 def _standard_rows(batch: Mapping[str, Any]) -> StandardRows:

@@ -367,6 +367,8 @@ def test_a_recipe_s_objective_is_its_method_s():
     found = planned("--methods", "amapo", "gappo", "--recipe", "qwen2.5-0.5b-instruct/gappo")
     assert [each["beta"] for each in found.values()] == [3.0, 1.0]
     assert [each["learning_rate"] for each in found.values()] == [1e-5, 1e-5]
+    comparison, _ = compare.plan(["--methods", "amapo", *WHERE, "--recipe", "qwen2.5-0.5b-instruct/gappo"])
+    assert "config_full.yaml is for gappo; left out: beta, gamma_beta_ratio" in comparison.preface
 
 
 @pytest.mark.parametrize(("base", "expected"), [("cpo", ["cpo", "dpo"]), ("dpo", ["dpo", "dpo"])])
@@ -388,7 +390,7 @@ def test_a_method_that_needs_a_reference(base, expected):
         (("alphapo", "simpo"), "alpha", 0.5),
         (("simpo", "dpo", "amapo"), "gamma_beta_ratio", 0.3),
         (("simpo", "dpo"), "simpo_gamma", 0.5),
-        (("wpo", "dpo", "gappo"), "use_weighting", True),
+        (("wpo", "dpo"), "use_weighting", True),
         (("cdpo", "dpo", "gappo"), "label_smoothing", 0.2),
         (("simpo-sam", "simpo", "gappo"), "sam_radius", 0.2),
     ],
@@ -403,7 +405,7 @@ def test_an_option_is_for_the_methods_that_have_it(methods, option, value, tmp_p
         assert found[has][option] == value
         assert {name: found[name] for name in others} == {name: plain[name] for name in others}
         assert main(["compare", "--methods", *methods, *WHERE, *given, "--dry_run"]) == 0
-        assert f"so do not get: {option} ({', '.join(others)})." in capsys.readouterr().out
+        assert f"do not have it: {option} ({', '.join(others)})." in capsys.readouterr().out
     with pytest.raises(ValueError, match=f"'{others[0]}': {option} would make another method of it"):
         planned("--methods", *others, *WHERE, *flags)
 

@@ -416,7 +416,7 @@ def _digest_of_files(folder: Path) -> str:
     digest = hashlib.sha256()
     for file in sorted(each for each in folder.iterdir() if each.suffix in (".json", ".safetensors", ".bin")):
         with file.open("rb") as opened:
-            for block in iter(lambda opened=opened: opened.read(2**20), b""):
+            while block := opened.read(2**20):
                 digest.update(block)
     return digest.hexdigest()[:8]
 

@@ -97,7 +97,8 @@ class SharedSettings:
         self.switches = {each: _switches(*each) for each in self.bases.items()}
         self.borrowed: set[str] = set()
         self.left_out: dict[str, list[str]] = {}  # option → the methods that do not get it
-        self.own = settings.get("method")
+        # TRL's keys alone are for none of the methods, or for all of them
+        self.own = None if settings.get("method") == "none" else settings.get("method")
         for where, names in (
             ("--", {**self.said, "method": "method" in self.said}),
             (f"{source}: ", {**settings, "method": None, "output_dir": None}),  # `train` needs them there
@@ -110,9 +111,6 @@ class SharedSettings:
         self.of_own = {
             name: self.settings.pop(name) for name in settings if self.own is not None and name in of_objective
         }
-        if self.of_own:
-            then = "for it alone" if self.own in methods else "left out"
-            logger.info("%s is for method %r: %s of it: %s", source, self.own, then, ", ".join(self.of_own))
         of_own = self.of_own if self.own in methods else {}
         for where, names in (("--", self.said), (f"{source}: ", {**self.settings, **of_own})):
             if found := [name for name in _OF_A_METHOD if name in names]:
@@ -129,12 +127,15 @@ class SharedSettings:
     def notes(self) -> list[str]:
         """What is not as somebody said, or what nobody said."""
         found = []
+        if self.of_own:
+            then = "for it alone" if self.own in self.bases else "left out"
+            found.append(f"{self.source} is for {self.own}; {then}: {', '.join(self.of_own)}.")
         if self.borrowed:
             names = ", ".join(sorted(self.borrowed))
             found.append(f"Of what nobody set, all have the defaults of {next(iter(self.bases))}: {names}.")
         if self.left_out:
             names = ", ".join(f"{name} ({', '.join(methods)})" for name, methods in sorted(self.left_out.items()))
-            found.append(f"Options that some methods do not have, and so do not get: {names}.")
+            found.append(f"Left out for methods that do not have it: {names}.")
         return found
 
     def _borrow(self, name: str, first: Entry) -> Settings:

@@ -195,8 +195,11 @@ def test_other_rows_do_not_mix(base, tmp_path, monkeypatch):
 
 
 def test_another_model_under_the_same_name_does_not_mix(base, tmp_path):
-    model = shutil.copytree(base["model_name_or_path"], tmp_path / "model")
-    comparison, _ = compare.plan(words(tmp_path, {**base, "model_name_or_path": str(model)}, "amapo")[1:])
+    """Nor another template."""
+    model, template = shutil.copytree(base["model_name_or_path"], tmp_path / "model"), tmp_path / "template.jinja"
+    template.write_text("{{ messages }}")
+    settings = {**base, "model_name_or_path": str(model), "chat_template": str(template)}
+    comparison, _ = compare.plan(words(tmp_path, settings, "amapo")[1:])
     (entry,) = comparison.entries
     before = compare.facts_of(entry)
     (model / "README.md").write_text("of nobody's interest")
@@ -204,8 +207,10 @@ def test_another_model_under_the_same_name_does_not_mix(base, tmp_path):
     weights = bytearray((model / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (model / "model.safetensors").write_bytes(weights)
+    template.write_text("{{ messages }}!")
     now = compare.facts_of(entry)
-    assert [name for name in now if now[name] != before[name]] == [f"files of {model}"]
+    differ = [name for name in now if now[name] != before[name]]
+    assert differ == ["files of model_name_or_path", "files of chat_template"]
 
 
 def test_a_stream_is_known_by_its_first_rows():

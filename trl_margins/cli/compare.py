@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import math
+import os
 import sys
 from argparse import ArgumentParser
 from collections.abc import Iterator, Mapping, Sequence
@@ -391,14 +392,14 @@ class Comparison:
 
 
 def facts_of(entry: Entry) -> Settings:
-    """What runs depend on that their settings do not show: the version, the rows, and the weights of a local model."""
-    script, config, model, mixture = entry.run
-    found: Settings = {"version": __version__}
-    for name, rows in zip(("training set", "evaluation set"), train.datasets_of(script, config, mixture), strict=True):
-        found[name] = _digest_of_rows(rows)
-    for name in {str(model.model_name_or_path), str(script.tokenizer_name_or_path)}:
-        if Path(name).is_dir():
-            found[f"files of {name}"] = _digest_of_files(Path(name))
+    """What runs depend on that their settings do not show: the version, the rows, and what local files hold."""
+    script, config, _, mixture = entry.run
+    train_rows, eval_rows = map(_digest_of_rows, train.datasets_of(script, config, mixture))
+    found: Settings = {"version": __version__, "training set": train_rows, "evaluation set": eval_rows}
+    for name in ("model_name_or_path", "tokenizer_name_or_path", "chat_template", "deepspeed"):
+        value = entry.settings.get(name)
+        if isinstance(value, str) and os.path.exists(value):  # a template is too long for Path's
+            found[f"files of {name}"] = _digest_of_files(Path(value))
     return found
 
 
@@ -412,9 +413,10 @@ def _digest_of_rows(rows: Dataset | IterableDataset) -> str:
     return f"{n} rows ({digest.hexdigest()[:8]})"
 
 
-def _digest_of_files(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for file in sorted(each for each in folder.iterdir() if each.suffix in (".json", ".safetensors", ".bin")):
+def _digest_of_files(path: Path) -> str:
+    """Of a file, or of those in a model's folder."""
+    digest, kinds = hashlib.sha256(), (".json", ".safetensors", ".bin", ".jinja")
+    for file in sorted(each for each in path.iterdir() if each.suffix in kinds) if path.is_dir() else [path]:
         with file.open("rb") as opened:
             while block := opened.read(2**20):
                 digest.update(block)

@@ -6,6 +6,7 @@ import io
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -23,6 +24,7 @@ from trl_margins.evaluation.intervals import student_interval
 from trl_margins.methods import METHODS
 from trl_margins.pairs import ROW
 from trl_margins.report.run_folder import read_pairs
+from trl_margins.trainers.configs import config_class
 
 pytestmark = pytest.mark.usefixtures("few_objects_to_collect")
 
@@ -165,6 +167,57 @@ def test_other_settings_do_not_mix(compared, base, tmp_path):
         main(words(tmp_path, base, "dpo"))
 
 
+def copy_of(data: str, folder: Path) -> str:
+    return str(shutil.copy(data, folder))
+
+
+def test_other_rows_do_not_mix(base, tmp_path, monkeypatch):
+    """Under the same name; a copy of the same rows is the same, whenever it was written."""
+    sets = {name: copy_of(base[name], tmp_path) for name in ("dataset_name", "eval_dataset_name")}
+    command = [*words(tmp_path, {**base, **sets, "log_pairs": False}, "amapo"), "--max_steps", "1"]
+    assert main(command) == 0
+    monkeypatch.setattr(train, "main", lambda argv: pytest.fail(f"trains again: {argv}"))
+    for name in sets:
+        rows = Path(base[name]).read_text().splitlines(keepends=True)
+        Path(sets[name]).write_text("".join(rows))
+        os.utime(sets[name], (1, 1))
+        assert main(command) == 0
+        what = "training set" if name == "dataset_name" else "evaluation set"
+        for changed in (rows[:12], [*rows[:-1], rows[0]]):
+            Path(sets[name]).write_text("".join(changed))
+            said = rf"another run \({what} {len(rows)} rows \(\w+\) → {len(changed)} rows \(\w+\)\)"
+            with pytest.raises(ValueError, match=said):
+                main(command)
+        Path(sets[name]).write_text("".join(rows))
+    monkeypatch.setattr(compare, "__version__", "0.0")
+    with pytest.raises(ValueError, match=r"another run \(version .* → 0.0\)"):
+        main(command)
+
+
+def test_another_model_under_the_same_name_does_not_mix(base, tmp_path):
+    """Nor another template."""
+    model, template = shutil.copytree(base["model_name_or_path"], tmp_path / "model"), tmp_path / "template.jinja"
+    template.write_text("{{ messages }}")
+    settings = {**base, "model_name_or_path": str(model), "chat_template": str(template)}
+    comparison, _ = compare.plan(words(tmp_path, settings, "amapo")[1:])
+    (entry,) = comparison.entries
+    before = compare.facts_of(entry)
+    (model / "README.md").write_text("of nobody's interest")
+    assert compare.facts_of(entry) == before
+    weights = bytearray((model / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (model / "model.safetensors").write_bytes(weights)
+    template.write_text("{{ messages }}!")
+    now = compare.facts_of(entry)
+    differ = [name for name in now if now[name] != before[name]]
+    assert differ == ["files of model_name_or_path", "files of chat_template"]
+
+
+def test_a_stream_is_known_by_its_first_rows():
+    rows = preference_rows(24)
+    assert compare._digest_of_rows(rows.to_iterable_dataset()) == compare._digest_of_rows(rows)
+
+
 # Runs that stop
 
 
@@ -242,6 +295,34 @@ def test_each_method_has_its_best_learning_rate(base, tmp_path, capsys):
     assert "with the best eval_pwa_all of seed 1, on this evaluation set" in said
 
 
+def test_a_diverged_run_is_the_worst(base, tmp_path, capsys):
+    """It has no metrics at all; its method has the other learning rate, and the metric is the same for everybody."""
+    settings = {**base, "log_pairs": False, "max_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
+    settings |= {"metric_for_best_model": "eval_spearman", "load_best_model_at_end": False}
+    command = [*words(tmp_path, settings, "amapo", "simpo"), "--nonfinite_steps", "skip", "--warmup_steps", "0"]
+    assert main([*command, "--learning_rates", "1e20", "0.01"]) == 0
+    out, said = tmp_path / "out", capsys.readouterr().out
+    assert "eval_spearman" not in numbers(out, "simpo", 42, "1e+20")  # or this test shows nothing
+    for method in ("amapo", "simpo"):
+        assert cells(said, method)[1:3] == ["0.01", "1"]
+        assert f"* {method}, seed 42, learning rate 1e+20 has no eval_pwa_all, eval_pwa, eval_spearman, as" in said
+    assert "with the best eval_spearman of seed 42" in said
+    assert main([*command, "--learning_rates", "1e20"]) == 0  # nobody has a number
+    assert cells(capsys.readouterr().out, "simpo") == ["simpo", "1e+20", "0"]
+
+
+def test_a_learning_rate_that_is_not_everybody_s_own_is_said(compared):
+    said = "* All methods have learning rate 1e-05, which is not the default of each: dpo 5e-07, simpo 1e-06. With"
+    comparison, _ = compare.plan(["--methods", "gappo", "dpo", "simpo", *WHERE])
+    assert f"* {comparison.notes_on_rate[0]}".startswith(said)
+    _, out, printed = compared
+    assert printed.count("All methods have learning rate 0.01, which is not the default of each: dpo 5e-07, ga") == 2
+    assert (out / "compare.md").read_text().count("All methods have learning rate 0.01") == 1
+    for flags in (["--learning_rates", "1e-6", "1e-5"], ["--methods", "simpo", "amapo"]):
+        comparison, _ = compare.plan(["--methods", "gappo", "dpo", *WHERE, *flags])
+        assert not comparison.notes_on_rate
+
+
 # Settings
 
 
@@ -291,6 +372,8 @@ def test_a_recipe_s_objective_is_its_method_s():
     found = planned("--methods", "amapo", "gappo", "--recipe", "qwen2.5-0.5b-instruct/gappo")
     assert [each["beta"] for each in found.values()] == [3.0, 1.0]
     assert [each["learning_rate"] for each in found.values()] == [1e-5, 1e-5]
+    comparison, _ = compare.plan(["--methods", "amapo", *WHERE, "--recipe", "qwen2.5-0.5b-instruct/gappo"])
+    assert "config_full.yaml is for gappo; left out: beta, gamma_beta_ratio" in comparison.preface
 
 
 @pytest.mark.parametrize(("base", "expected"), [("cpo", ["cpo", "dpo"]), ("dpo", ["dpo", "dpo"])])
@@ -307,8 +390,80 @@ def test_a_method_that_needs_a_reference(base, expected):
 
 
 @pytest.mark.parametrize(
+    ("methods", "option", "value"),
+    [
+        (("alphapo", "simpo"), "alpha", 0.5),
+        (("simpo", "dpo", "amapo"), "gamma_beta_ratio", 0.3),
+        (("simpo", "dpo"), "simpo_gamma", 0.5),
+        (("wpo", "dpo"), "use_weighting", True),
+        (("cdpo", "dpo", "gappo"), "label_smoothing", 0.2),
+        (("simpo-sam", "simpo", "gappo"), "sam_radius", 0.2),
+    ],
+)
+def test_an_option_is_for_the_methods_that_have_it(methods, option, value, tmp_path, capsys):
+    """The others are what their names say, to the last field: as if nobody had given it."""
+    has, *others = methods
+    flags, plain = (f"--{option}", str(value).lower()), planned("--methods", *methods, *WHERE)
+    (tmp_path / "base.yaml").write_text(f"{option}: {value}")
+    for given in (flags, ("--config", str(tmp_path / "base.yaml"))):
+        found = planned("--methods", *methods, *WHERE, *given)
+        assert found[has][option] == value
+        assert {name: found[name] for name in others} == {name: plain[name] for name in others}
+        assert main(["compare", "--methods", *methods, *WHERE, *given, "--dry_run"]) == 0
+        assert f"do not have it: {option} ({', '.join(others)})." in capsys.readouterr().out
+    with pytest.raises(ValueError, match=f"'{others[0]}': {option} would make another method of it"):
+        planned("--methods", *others, *WHERE, *flags)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--methods dpo cdpo --ld_alpha 0.5",
+        "--methods gappo dpo --f_divergence_type js_divergence",
+        "--methods alphapo simpo --alpha 0",
+        "--methods simpo cpo --cpo_alpha 0.5",
+        "--methods gappo amapo --alpha 0.25",
+        "--methods gappo amapo --label_smoothing 0.1",
+        "--methods gappo amapo --base dpo --use_weighting true",
+        "--methods gappo amapo --base dpo --ld_alpha 0.5",
+        "--methods gappo amapo --sam_radius 0.05",
+    ],
+)
+def test_an_option_that_makes_another_method_is_refused(flags):
+    (option,) = (word for word in flags.split() if word.startswith("--") and word not in ("--methods", "--base"))
+    with pytest.raises(ValueError, match=f"{option[2:]} would make another method of it: leave that out"):
+        planned(*flags.split(), *WHERE)
+
+
+def test_no_method_differs_from_itself():
+    for name, row in METHODS.items():
+        for base in row.bases:
+            assert config_class(name, base)(output_dir="", use_cpu=True, bf16=False).differs_from(row) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("push_to_hub: true", "push_to_hub: each run would replace"),
+        ("resume_from_checkpoint: some/checkpoint-3", "resume_from_checkpoint: a comparison that was stopped goes on"),
+        ("overwrite_output_dir: true", "overwrite_output_dir: for a new comparison"),
+    ],
+)
+def test_what_the_file_may_not_say(key, said, tmp_path):
+    file = tmp_path / "base.yaml"
+    file.write_text(f"{key}\n")
+    with pytest.raises(ValueError, match=f"{file}: {said}"):
+        planned("--methods", "gappo", *WHERE, "--config", str(file))
+    file.write_text(f"{key.partition(':')[0]}: false\noutput_dir: x\n")
+    planned("--methods", "gappo", *WHERE, "--config", str(file))
+
+
+@pytest.mark.parametrize(
     ("flags", "said"),
     [
+        ("--methods gappo --output_dir x", "--output_dir: name the folder of all runs with --out"),
+        ("--methods gappo --push_to_hub", "--push_to_hub: each run would replace"),
+        ("--methods gappo --method none", "--method: name the methods with --methods"),
         ("--methods gappo --weight none", "--weight makes another method of one"),
         ("--methods gappo --method amapo", "--method: name the methods with --methods"),
         ("--methods gappo gappo", "--methods has gappo twice"),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
+import os
 import sys
 from argparse import ArgumentParser
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,17 +18,19 @@ from typing import Any
 
 import yaml
 from accelerate.utils.memory import clear_device_cache
+from datasets import Dataset, IterableDataset
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 from transformers.trainer import TRAINING_ARGS_NAME
 
+from .. import __version__
 from ..checks import check_names
 from ..evaluation.intervals import student_interval
 from ..evaluation.tables import MEANING
 from ..tables import markdown_table
 from ..trainers.folder import earlier_run, last_whole_checkpoint
 from . import train
-from .compare_settings import Entry, SharedSettings
+from .compare_settings import Entry, SharedSettings, default_rate
 from .config_file import Settings, as_yaml
 from .dry_run import plain
 from .options import Options, option
@@ -34,8 +38,10 @@ from .setup import check_writable
 
 logger = logging.getLogger(__name__)
 
-RUN, NUMBERS = "run.yaml", "eval_results.json"  # of each run: its settings, and what it came to
+# Of each run: its settings, what else it depends on, and what it came to
+RUN, FACTS, NUMBERS = "run.yaml", "compared.json", "eval_results.json"
 RESULTS, TABLE, REPORT = "results.json", "compare.md", "report"
+_OF_A_STREAM = 1000  # rows by which a stream is known again
 METRICS = {"eval_pwa": "PWA, score gap ≥ {:g}", "eval_pwa_all": "PWA, all pairs", "eval_spearman": "Spearman ρ"}
 
 
@@ -56,7 +62,9 @@ class CompareArguments(Options):
 def main(argv: Sequence[str]) -> int:
     """Trains what is not done yet, and writes the table."""
     comparison, is_dry = plan(argv)
-    print(comparison.preface)
+    print("\n".join([comparison.preface, *comparison.notes_on_rate]))
+    if not is_dry:
+        comparison.facts = facts_of(comparison.entries[0])
     comparison.check_folders()
     if is_dry:
         return 0
@@ -104,7 +112,7 @@ def plan(argv: Sequence[str]) -> tuple[Comparison, bool]:
     entries = shared.entries()
     first = entries[0].config
     seeds, rates = args.seeds or [first.seed], args.learning_rates or [first.learning_rate]
-    return Comparison(entries, seeds, rates, Path(args.out), [*shared.borrowed]), given.dry_run
+    return Comparison(entries, seeds, rates, Path(args.out), shared.notes()), given.dry_run
 
 
 # Runs ----------------------------------------------------------------------------------------------------------------
@@ -136,13 +144,9 @@ class Run:
     @property
     def numbers(self) -> dict[str, float] | None:
         """What the finished run came to."""
-        try:
-            found = json.loads((self.folder / NUMBERS).read_text())
-        except (OSError, ValueError):  # killed before it was written, or meanwhile
-            return None
-        return found if isinstance(found, dict) else None
+        return _json_of(self.folder / NUMBERS)
 
-    def check_folder(self) -> None:
+    def check_folder(self, facts: Settings) -> None:
         """
         Raises:
             ValueError: the folder is that of a run with other settings, or of no comparison.
@@ -152,20 +156,23 @@ class Run:
             if earlier_run(self.folder):
                 raise ValueError(f"{self.folder} is not of a comparison: name another folder with --out")
             return
-        before, now = ({**each, "output_dir": None} for each in (yaml.safe_load(file.read_text()), self.settings))
+        saved = _json_of(self.folder / FACTS) or {}
+        before = {**yaml.safe_load(file.read_text()), "output_dir": None, **{name: saved.get(name) for name in facts}}
+        now = {**self.settings, "output_dir": None, **facts}
         names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
         if names:
             changed = ", ".join(f"{name} {before.get(name)} → {now.get(name)}" for name in names)
             raise ValueError(
-                f"{self.folder} is of a run with other settings ({changed}), with which the others would not compare: "
+                f"{self.folder} is of another run ({changed}), with which the others would not compare: "
                 "name another folder with --out, or remove this one"
             )
 
-    def train(self) -> dict[str, float]:
+    def train(self, facts: Settings) -> dict[str, float]:
         """Trains, or goes on from the last checkpoint, unless it is done."""
         if (found := self.numbers) is not None:
             return found
         self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n")
         (self.folder / RUN).write_text(as_yaml(self.settings), encoding="utf-8")
         flags: list[str] = []
         if earlier_run(self.folder):
@@ -187,7 +194,8 @@ class Comparison:
     seeds: Sequence[int]
     rates: Sequence[float]
     out: Path
-    borrowed: Sequence[str] = ()  # fields that are the first method's defaults for all
+    notes: Sequence[str] = ()  # on the settings
+    facts: Settings = field(default_factory=dict)  # that all runs must have in common; empty if nothing is trained
     done: dict[Run, dict[str, float]] = field(default_factory=dict)
     failed: dict[Run, Exception] = field(default_factory=dict)
 
@@ -207,7 +215,7 @@ class Comparison:
         for entry in self.entries:
             for seed in self.seeds:
                 for rate in self.rates:
-                    self.run(entry, seed, rate).check_folder()
+                    self.run(entry, seed, rate).check_folder(self.facts)
 
     def train(self) -> None:
         """All rates with the first seed, then each method's best with the others."""
@@ -224,7 +232,7 @@ class Comparison:
         is_done, began = run.numbers is not None, perf_counter()
         print(f"{place} {run}{': done before' if is_done else ' …'}", flush=True)
         try:
-            self.done[run] = run.train()
+            self.done[run] = run.train(self.facts)
         except Exception as error:  # the other methods' runs are not to blame
             logger.exception("%s failed", run)
             self.failed[run] = error
@@ -232,20 +240,22 @@ class Comparison:
         finally:
             clear_device_cache(garbage_collection=True)
         if not is_done:
-            shown = ", ".join(f"{key} {self.done[run][key]:.4f}" for key in METRICS if key in self.done[run])
+            found = self.done[run]
+            shown = ", ".join(f"{key} {found[key]:.4f}" if key in found else f"no {key}" for key in METRICS)
             print(f"{place} {run}: {shown}, {perf_counter() - began:.0f} s", flush=True)
 
     @property
     def chosen_by(self) -> str:
         """The metric that learning rates are chosen by."""
         name = f"eval_{(self.first.metric_for_best_model or 'pwa_all').removeprefix('eval_')}"
-        everywhere = name in METRICS and all(name in numbers for numbers in self.done.values())
-        return name if everywhere else "eval_pwa_all"
+        return name if name in self.metrics else "eval_pwa_all"
 
     def best_rate(self, entry: Entry) -> float | None:
-        """A method's best learning rate with the first seed; None if all its runs failed."""
+        """A method's best learning rate with the first seed; None if all its runs failed. Without the metric, as after
+        a divergence, a run is the worst.
+        """
         runs = [run for rate in self.rates if (run := self.run(entry, self.seeds[0], rate)) in self.done]
-        return max(runs, key=lambda run: self.done[run][self.chosen_by]).rate if runs else None
+        return max(runs, key=lambda run: self.done[run].get(self.chosen_by, -math.inf)).rate if runs else None
 
     def by_seed(self, entry: Entry, metric: str) -> dict[int, float]:
         """A method's numbers with its best learning rate."""
@@ -272,11 +282,21 @@ class Comparison:
             f"learning_rate {_shown(list(self.rates))}",
             f"seed {_shown(list(self.seeds))}",
         ]
-        lines += ["", f"The same for all: {'; '.join(same)}."]
-        if self.borrowed:
-            names = ", ".join(sorted(self.borrowed))
-            lines.append(f"Of what nobody set, all have the defaults of {self.entries[0].method}: {names}.")
+        lines += ["", f"The same for all: {'; '.join(same)}.", *self.notes]
         return "\n".join(lines)
+
+    @property
+    def notes_on_rate(self) -> list[str]:
+        """That methods have a learning rate which is not their own, where they cannot choose."""
+        own = {entry.method: default_rate(entry) for entry in self.entries}
+        (rate, *others) = self.rates
+        differ = ", ".join(f"{method} {_shown(each)}" for method, each in own.items() if each != rate)
+        if others or not differ:
+            return []
+        return [
+            f"All methods have learning rate {_shown(rate)}, which is not the default of each: {differ}. With "
+            "--learning_rates, each keeps its best of several."
+        ]
 
     def rows(self) -> list[dict[str, Any]]:
         """For each method its learning rate, its seeds, and each metric's mean and interval, also of the differences
@@ -330,9 +350,13 @@ class Comparison:
             )
         else:
             yield "Each model is that of its run's last step."
-        counts = sorted({numbers["eval_n_pairs"] for numbers in self.done.values()})
+        counts = sorted({numbers["eval_n_pairs"] for numbers in self.done.values() if numbers.get("eval_n_pairs")})
         if len(counts) > 1:
             yield f"The runs were not evaluated on the same pairs: there were {_shown(counts)} of them."
+        for run, numbers in self.done.items():
+            if missing := [name for name in dict.fromkeys(("eval_pwa_all", *self.metrics)) if name not in numbers]:
+                yield f"{run} has no {', '.join(missing)}, as after a divergence: it counts as worst, and in no mean."
+        yield from self.notes_on_rate
         yield from (f"{run} failed: {' '.join(str(error).split())}" for run, error in self.failed.items())
         yield MEANING
 
@@ -365,6 +389,46 @@ class Comparison:
             from ..report.run_folder import read_runs
 
             print(write_report(read_runs(folders), self.out / REPORT)[0])
+
+
+def facts_of(entry: Entry) -> Settings:
+    """What runs depend on that their settings do not show: the version, the rows, and what local files hold."""
+    script, config, _, mixture = entry.run
+    train_rows, eval_rows = map(_digest_of_rows, train.datasets_of(script, config, mixture))
+    found: Settings = {"version": __version__, "training set": train_rows, "evaluation set": eval_rows}
+    for name in ("model_name_or_path", "tokenizer_name_or_path", "chat_template", "deepspeed"):
+        value = entry.settings.get(name)
+        if isinstance(value, str) and os.path.exists(value):  # a template is too long for Path's
+            found[f"files of {name}"] = _digest_of_files(Path(value))
+    return found
+
+
+def _digest_of_rows(rows: Dataset | IterableDataset) -> str:
+    """Of all rows, or the first ones of a stream."""
+    digest, n = hashlib.sha256(), 0
+    some = rows.take(_OF_A_STREAM) if isinstance(rows, IterableDataset) else rows
+    for batch in some.with_format("arrow").iter(1000):
+        n += len(batch)
+        digest.update(json.dumps(batch.to_pylist(), default=str).encode())
+    return f"{n} rows ({digest.hexdigest()[:8]})"
+
+
+def _digest_of_files(path: Path) -> str:
+    """Of a file, or of those in a model's folder."""
+    digest, kinds = hashlib.sha256(), (".json", ".safetensors", ".bin", ".jinja")
+    for file in sorted(each for each in path.iterdir() if each.suffix in kinds) if path.is_dir() else [path]:
+        with file.open("rb") as opened:
+            while block := opened.read(2**20):
+                digest.update(block)
+    return digest.hexdigest()[:8]
+
+
+def _json_of(file: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(file.read_text())
+    except (OSError, ValueError):  # killed before it was written, or meanwhile
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _interval(values: Sequence[float]) -> dict[str, float | None] | None:

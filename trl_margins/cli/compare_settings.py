@@ -10,11 +10,14 @@ from typing import Any
 
 import yaml
 from transformers import TrainingArguments
+from trl import ModelConfig
+from trl.scripts.utils import DatasetMixtureConfig
 
+from ..registry import get_method
 from . import train
 from .config_file import Settings, flags_said
 from .dry_run import plain, resolved
-from .train_options import check_run
+from .train_options import TrainArguments, check_run
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +29,7 @@ _SAID_OTHERWISE = ("simpo_gamma", "reward", "gamma_po_centered")
 _OF_A_REFERENCE = frozenset(
     (
         *("precompute_ref_log_probs", "precompute_ref_batch_size", "sync_ref_model", "ref_model_mixup_alpha"),
-        *("ref_model_sync_steps", "ld_alpha", "f_divergence_type", "f_alpha_divergence_coef"),
+        "ref_model_sync_steps",
     )
 )
 # Which checkpoint is the run's: by the first method's rule for all
@@ -44,6 +47,7 @@ _OF_ALL = frozenset(
 )
 _REFUSED = {
     "method": "name the methods with --methods",
+    "output_dir": "name the folder of all runs with --out",
     "resume_from_checkpoint": "a comparison that was stopped goes on when it is started again",
     "overwrite_output_dir": "for a new comparison, name another folder with --out",
     "push_to_hub": "each run would replace the model of the one before",
@@ -55,8 +59,12 @@ class Entry:
     """A method, and the settings that its runs share."""
 
     method: str
-    config: Any
+    run: tuple[TrainArguments, Any, ModelConfig, DatasetMixtureConfig]
     settings: Settings  # for `train --config`
+
+    @property
+    def config(self) -> Any:
+        return self.run[1]
 
     @property
     def objective(self) -> dict[str, Any]:
@@ -86,19 +94,23 @@ class SharedSettings:
     ) -> None:
         self.source, self.flags, self.said = source, flags, flags_said(flags)
         self.bases = {name: _base_of(name, base) for name in methods}
-        self.borrowed: dict[str, None] = {}
-        self.own = settings.get("method")
-        if refused := sorted(_REFUSED.keys() & self.said):
-            raise ValueError(f"--{refused[0]}: {_REFUSED[refused[0]]}")
+        self.switches = {each: _switches(*each) for each in self.bases.items()}
+        self.borrowed: set[str] = set()
+        self.left_out: dict[str, list[str]] = {}  # option → the methods that do not get it
+        # TRL's keys alone are for none of the methods, or for all of them
+        self.own = None if settings.get("method") == "none" else settings.get("method")
+        for where, names in (
+            ("--", {**self.said, "method": "method" in self.said}),
+            (f"{source}: ", {**settings, "method": None, "output_dir": None}),  # `train` needs them there
+        ):
+            if refused := [each for each in _REFUSED if str(names.get(each)).lower() not in ("none", "false")]:
+                raise ValueError(f"{where}{refused[0]}: {_REFUSED[refused[0]]}")
         self.env = settings.get("env")
         self.settings = {name: value for name, value in settings.items() if name not in (*_REFUSED, "base")}
         of_objective = {name for each in self.bases.items() for name in _fields(*each)} - _OF_ALL
         self.of_own = {
             name: self.settings.pop(name) for name in settings if self.own is not None and name in of_objective
         }
-        if self.of_own:
-            then = "for it alone" if self.own in methods else "left out"
-            logger.info("%s is for method %r: %s of it: %s", source, self.own, then, ", ".join(self.of_own))
         of_own = self.of_own if self.own in methods else {}
         for where, names in (("--", self.said), (f"{source}: ", {**self.settings, **of_own})):
             if found := [name for name in _OF_A_METHOD if name in names]:
@@ -112,6 +124,20 @@ class SharedSettings:
         first = self._entry(name, {})
         return [first, *(self._entry(other, self._borrow(other, first)) for other in others)]
 
+    def notes(self) -> list[str]:
+        """What is not as somebody said, or what nobody said."""
+        found = []
+        if self.of_own:
+            then = "for it alone" if self.own in self.bases else "left out"
+            found.append(f"{self.source} is for {self.own}; {then}: {', '.join(self.of_own)}.")
+        if self.borrowed:
+            names = ", ".join(sorted(self.borrowed))
+            found.append(f"Of what nobody set, all have the defaults of {next(iter(self.bases))}: {names}.")
+        if self.left_out:
+            names = ", ".join(f"{name} ({', '.join(methods)})" for name, methods in sorted(self.left_out.items()))
+            found.append(f"Left out for methods that do not have it: {names}.")
+        return found
+
     def _borrow(self, name: str, first: Entry) -> Settings:
         """What a method has from the first: where nobody says anything, their defaults differ."""
         plainest, theirs = (
@@ -120,7 +146,7 @@ class SharedSettings:
         there = [each for each in _fields(name, self.bases[name]) if each in _OF_ALL and hasattr(theirs, each)]
         said = {*self.settings, *self.said}
         found = [each for each in there if each not in said and getattr(plainest, each) != getattr(theirs, each)]
-        self.borrowed |= dict.fromkeys(found)
+        self.borrowed.update(found)
         best = [each for each in _OF_THE_BEST if each not in self.said]
         return {each: plain(getattr(first.config, each)) for each in (*found, *best)}
 
@@ -129,11 +155,14 @@ class SharedSettings:
         known = train.parser_for(name, base)
         others = [train.parser_for(None, each) for each in {*self.bases.values()} - {base}]
         with_reference = [other for other, each in self.bases.items() if _needs_reference(other, each)]
-        settings = {**self.settings, **(self.of_own if name == self.own else {}), **borrowed}
         # what only another method has is for that one
         elsewhere = {key for other in others for key in other.keys - known.keys}
         elsewhere |= _OF_A_REFERENCE if with_reference and name not in with_reference else frozenset()
-        settings = {key: value for key, value in settings.items() if key not in elsewhere}
+        elsewhere |= {key for each in self.switches.values() for key in each} - self.switches[name, base]
+        for key in elsewhere & {*self.settings, *self.said}:
+            self.left_out.setdefault(key, []).append(name)
+        settings = {key: value for key, value in {**self.settings, **borrowed}.items() if key not in elsewhere}
+        settings |= self.of_own if name == self.own else {}
         words, keeps = [], True
         for word in self.flags:
             if word.startswith("--"):
@@ -141,6 +170,11 @@ class SharedSettings:
             words += [word] * keeps
         try:
             run = train.parse([*words, "--method", name, "--base", base], settings, self.source)
+            if differs := run[1].differs_from(get_method(name)):
+                said = {**self.settings, **self.of_own, **self.said}
+                if "simpo_gamma" in said:
+                    differs = ["simpo_gamma" if each == "gamma_beta_ratio" else each for each in differs]
+                raise ValueError(f"{', '.join(differs)} would make another method of it: leave that out")
             check_run(*run)
         except ValueError as error:
             raise ValueError(f"method {name!r}: {error}") from error
@@ -151,13 +185,11 @@ class SharedSettings:
                 "of the data set, with --eval_strategy epoch"
             )
         env = {"env": self.env} if self.env else {}
-        return Entry(name, config, {**env, **yaml.safe_load(resolved(*run))})
+        return Entry(name, run, {**env, **yaml.safe_load(resolved(*run))})
 
 
 def _base_of(method: str, wanted: str | None) -> str:
     """The base that is asked for, where the method can be trained on it."""
-    from ..registry import get_method
-
     bases = get_method(method).bases
     if wanted is None or wanted in bases:
         return wanted or bases[0]
@@ -178,6 +210,19 @@ def _plainest(method: str | None, base: str) -> Any:
 
     config: Any = config_class(method, base)
     return config(output_dir="", use_cpu=True, bf16=False)
+
+
+def default_rate(entry: Entry) -> float:
+    """The learning rate that a method has by itself."""
+    return float(_plainest(entry.method, entry.config._base).learning_rate)
+
+
+def _switches(method: str, base: str) -> set[str]:
+    """The options that would make another method of one that does not have them, and which this one has."""
+    from ..trainers.configs import SWITCHES, is_on
+
+    found = {name for name in SWITCHES if is_on(getattr(_plainest(method, base), name, None))}
+    return found | ({"simpo_gamma"} if "gamma_beta_ratio" in found else set())
 
 
 def _needs_reference(method: str, base: str) -> bool:

@@ -209,7 +209,7 @@ def build_trainer(script: TrainArguments, config: Any, model_args: ModelConfig, 
     from ..rows.tokens import prepare_tokenizer
     from ..trainers.named import trainer_of
 
-    train, evals = _datasets(script, config, mixture)
+    train, evals = datasets_of(script, config, mixture)
     columns: dict[str, Any] = {"prompt_column": config.prompt_column, "system_column": config.system_column}
     if script.noise:
         kind, rate = parse_noise(script.noise)
@@ -261,7 +261,7 @@ def _tokenizer(script: TrainArguments, model: str, revision: str, trust_remote_c
     return tokenizer
 
 
-def _datasets(script: TrainArguments, config: Any, mixture: DatasetMixtureConfig) -> tuple[Any, Any]:
+def datasets_of(script: TrainArguments, config: Any, mixture: DatasetMixtureConfig) -> tuple[Any, Any]:
     """Training set and evaluation set."""
     if mixture.datasets:
         name, splits = "datasets", mixture_splits(mixture, script.mixture_weights, script.mixture_seed)

@@ -58,7 +58,10 @@ _TRL_FIELDS = {*CPOConfig.__dataclass_fields__, *DPOConfig.__dataclass_fields__}
 # Config fields that are set by the config itself, and that SAM reads too
 _READ_ELSEWHERE = ("gamma_po_centered", "anchor_scope")
 # Fields that, on or off, make another objective of the same reward and loss; and those of them whose 0 does not
-_SWITCHES = ("alpha", "f_divergence_type", "gamma_beta_ratio", "label_smoothing", "ld_alpha", "use_weighting")
+SWITCHES = (
+    *("alpha", "f_divergence_type", "gamma_beta_ratio", "label_smoothing", "ld_alpha", "sam_radius"),
+    "use_weighting",
+)
 _MAY_BE_0 = ("gamma_beta_ratio", "label_smoothing")
 
 
@@ -437,15 +440,16 @@ class MarginOptions:
         if row is None or any(names_of(getattr(row, kind)) != self.term_names(kind) for kind in _KINDS):
             return None
         # the papers' own methods are weights and margins, for any loss; a baseline is its loss
-        return None if row.baseline and not self._has_loss_of(row) else row
+        return None if row.baseline and self.differs_from(row) else row
 
-    def _has_loss_of(self, row: Method) -> bool:
-        """Whether reward and loss are a method's, whatever its numbers are."""
-        if any(getattr(self, name) != value for name, value in self._objective_fields(row).items()):
-            return False
-        switches = {name: (_is_on(getattr(self, name, None)), _is_on(row.defaults.get(name))) for name in _SWITCHES}
+    def differs_from(self, row: Method) -> list[str]:
+        """The fields that make another reward or loss of a method's, whatever its numbers are."""
+        found = [name for name, value in self._objective_fields(row).items() if getattr(self, name) != value]
+        switches = {name: (is_on(getattr(self, name, None)), is_on(row.defaults.get(name))) for name in SWITCHES}
         # a target margin or a smoothing of 0 is a value like others
-        return all(mine == its or (its and name in _MAY_BE_0) for name, (mine, its) in switches.items())
+        return found + [
+            name for name, (mine, its) in switches.items() if mine != its and not (its and name in _MAY_BE_0)
+        ]
 
     def missing_term(self, method: Method) -> tuple[str, str] | None:
         """Kind and name of the first term of a method that is not named: then this is not its objective."""
@@ -730,7 +734,7 @@ def _how_often(config: TrainingArguments, what: str) -> str:
     return f"{steps:g} of all steps" if steps < 1 else f"{steps:g} steps"
 
 
-def _is_on(value: Any) -> bool:
+def is_on(value: Any) -> bool:
     return value not in (None, 0, False, "reverse_kl")
 
 

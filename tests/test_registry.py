@@ -376,7 +376,7 @@ class TestMethods:
             ({"loss": "robust"}, "unknown loss of method 'focal-simpo' on the CPO base 'robust'"),
             ({"loss": "simpo", "bases": ("dpo",)}, "unknown loss of method 'focal-simpo' on the DPO base 'simpo'"),
             ({"loss": ["sigmoid"]}, "unknown loss of method 'focal-simpo'"),
-            ({"reward": "log-ratio"}, r"'log-ratio', which reads a reference model.*give it bases=\('dpo',\)"),
+            ({"reward": "log-ratio"}, r"'log-ratio', which reads a reference model.*let its bases be \('dpo',\)"),
             ({"margin": "alpha-dpo"}, "'alpha-dpo', which reads a reference model"),
         ],
     )

@@ -242,8 +242,10 @@ class Objective:
         view = PairView.of(pairs, scores, self.beta, columns, gather, first, training, evaluation, summed)
         weights = {term.name: _value("weight", term, view) for term in self.weights}
         margins = {term.name: _value("margin", term, view) for term in self.margins}
-        kept = [term.keeps(view.columns) for term in self.margins]  # what a weight drops it weighs 0 itself
-        factors = [*weights.values(), *(each.to(chosen.dtype) for each in kept if each is not None)]
+        factors = [*weights.values()]
+        for term in self.margins:  # a weight is 0 itself where it drops a pair
+            if (kept := term.keeps(view.columns)) is not None:
+                factors.append(_checked(f"keeps of margin {term.name!r}", kept, chosen).to(chosen.dtype))
         weight = reduce(mul, factors) if factors else None
         margin = reduce(add, margins.values()) + self.shared_margin if margins else None
         inputs = LossInputs(

@@ -102,8 +102,9 @@ def register_link(link: Link, base: Base | None = None) -> Link:
     for one in bases:
         LINKS[one][link.name] = link
     for name, default in link.options:
-        if name not in RESERVED:
-            OPTIONS[name] = float, field(default=default, metadata={"help": f"{name} of loss_type {link.name!r}."})
+        if (name, default) not in own:
+            declared: Any = field(default=default, metadata={"help": f"{name} of loss_type {link.name!r}."})
+            OPTIONS[name] = float, declared
     return link
 
 
@@ -131,8 +132,8 @@ def register_method(method: Method) -> Method:
             raise unknown(f"loss of method {method.id!r} on the {base.upper()} base", method.loss, LINKS[base])
     if "cpo" in method.bases and (readers := _readers_of_reference(method)):
         raise ValueError(
-            f"method {method.id!r} has {readers[0]!r}, which reads a reference model, and CPOTrainer has none: give "
-            "it bases=('dpo',)"
+            f"method {method.id!r} has {readers[0]!r}, which reads a reference model, and CPOTrainer has none: let "
+            "its bases be ('dpo',)"
         )
     _add(METHODS, method.id, method, "method")
     return method

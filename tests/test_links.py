@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from trl_margins.pairs import PairLogps
 from trl_margins.rewards import LengthNormalizedReward, LogRatioReward
 from trl_margins.rows.scores import ScoreError
 from trl_margins.terms.baselines import ScoreOffsetMargin
+from trl_margins.trainers.card import _registered
 from trl_margins.trainers.configs import objective_of
 from trl_margins.trainers.preparation import with_checked_columns
 
@@ -234,3 +236,8 @@ def test_ties_are_counted_without_a_word_of_weights(tokenizer, tmp_path, caplog)
     with caplog.at_level(logging.INFO), pytest.raises(OSError, match="no/such/model"):
         prepared("madpo", rows, None, tokenizer, tmp_path)
     assert "4 pairs, 4 ties, 0 whose rejected completion scores higher" in caplog.text
+
+
+def test_a_card_s_script_imports_the_module_of_a_link():
+    trainer = SimpleNamespace(from_python=[], objective=Objective(LengthNormalizedReward(), HARD, 1.0))
+    assert f"import {__name__}  # 'hard'" in _registered(trainer)

@@ -239,8 +239,8 @@ def test_mostly_ties_warn(tiny_model, tokenizer, tmp_path, caplog):
     rows = preference_rows(5, scores=lambda i: (4.0, 4.0) if i else (5.0, 4.0))
     with caplog.at_level(logging.INFO, "trl_margins"):
         gappo(tiny_model, tokenizer, tmp_path, rows)
-    assert "5 pairs, 4 ties (weight 0), 0 whose rejected completion scores higher" in caplog.text
-    assert "4 of 5 train pairs are ties" in caplog.text
+    assert "5 pairs, 4 ties, 0 whose rejected completion scores higher" in caplog.text
+    assert "training sees only 1 of 5 pairs: weight 'score-gap' keeps only pairs with a score gap above" in caplog.text
 
 
 def test_terms_from_python(tiny_model, tokenizer, tmp_path):

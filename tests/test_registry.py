@@ -35,6 +35,7 @@ from trl_margins import (
 )
 from trl_margins.cli.train import parse
 from trl_margins.links import CPO_LINKS
+from trl_margins.pairs import PairLogps
 from trl_margins.rewards import LengthNormalizedReward
 from trl_margins.trainers.configs import objective_of
 from trl_margins.trainers.named import trainer_class
@@ -82,6 +83,11 @@ class Half(Reward):
 
 
 SQUARED = Link("squared", lambda x: (1 - (x.reward_gap - x.margin)).clamp(min=0) ** 2, takes_margin=True)
+
+TILTED = Link("tilted", lambda x: x.options["tilted_by"] * x.reward_gap, options=(("tilted_by", 0.5),))
+ONE_PAIR = PairLogps(
+    *(torch.tensor([logp]) for logp in (-6.0, -7.0)), torch.tensor([3]), torch.tensor([2]), *torch.zeros(2, 1)
+)
 
 
 pytestmark = pytest.mark.usefixtures("clean_registry")
@@ -280,6 +286,43 @@ class TestRewardsAndLinks:
         with pytest.raises(ValueError, match=r"'log-ratio' reads .*, which CPOTrainer does not have"):
             objective_of(config(reward="log-ratio"))
 
+    def test_an_option_of_a_link_is_a_field(self, caplog):
+        link = register_link(dataclasses.replace(TILTED), "cpo")
+        assert register_link(link, "dpo") is link
+        for cls in (config_class("gappo"), config_class("dpo"), MarginCPOConfig, MarginDPOConfig):
+            assert config(cls).tilted_by == 0.5
+        assert not caplog.text
+        for made in (
+            config(loss_type="tilted", tilted_by=-1.5),
+            config(MarginDPOConfig, loss_type="tilted", tilted_by=-1.5),
+            parse(["--method", "none", "--loss_type", "tilted", "--tilted_by", "-1.5", "--use_cpu"])[1],
+        ):
+            assert pickle.loads(pickle.dumps(made)).tilted_by == -1.5
+            assert objective_of(made)(ONE_PAIR).losses.item() == pytest.approx(-1.5 * 0.1 * (-6.0 - -7.0))
+        config(tilted_by=2.0)
+        assert "no effect of tilted_by: for loss_type='tilted'" in caplog.text
+
+    @pytest.mark.parametrize(
+        ("options", "problem"),
+        [
+            ((("dpop_lambda", 1.0),), "the option 'dpop_lambda', which is another's config field already"),
+            ((("learning_rate", 1.0),), "the option 'learning_rate', which is another's config field already"),
+            ((("focal_gamma", 1.0),), "the option 'focal_gamma', which is another's config field already"),
+            ((("tilted_by", "much"),), "the default of 'tilted_by', an option of loss_type 'tilted', must be a fin"),
+            ((("tilted-by", 1.0),), "the option 'tilted-by': use letters, digits and _"),
+        ],
+    )
+    def test_an_option_that_cannot_be_a_field(self, options, problem):
+        register_term(Focal, kind="weight")
+        with pytest.raises(ValueError, match=problem):
+            register_link(dataclasses.replace(TILTED, options=options))
+        assert "tilted" not in CPO_LINKS
+
+    def test_a_link_with_a_name_of_one_base_is_registered_on_none(self):
+        with pytest.raises(ValueError, match="loss_type of the DPO base 'exo_pair' is taken"):
+            register_link(dataclasses.replace(SQUARED, name="exo_pair"))
+        assert "exo_pair" not in CPO_LINKS
+
 
 class TestMethods:
     def method(self, **changes: Any) -> Method:
@@ -321,6 +364,33 @@ class TestMethods:
         register_method(self.method(defaults={"focal_gama": 1.0}))
         with pytest.raises(ValueError, match=r"defaults of method 'focal-simpo' name \['focal_gama'\]"):
             config_class("focal-simpo")
+
+    @pytest.mark.parametrize(
+        ("changes", "problem"),
+        [
+            ({"bases": ()}, r"bases of method 'focal-simpo' must be a tuple of 'cpo' and 'dpo'.*it is \(\)"),
+            ({"bases": "dpo"}, "bases of method 'focal-simpo' must be a tuple"),
+            ({"bases": ("dpo", "dpo")}, "bases of method 'focal-simpo' must be a tuple"),
+            ({"bases": ("kto",)}, "unknown base of method 'focal-simpo' 'kto'; known: cpo, dpo"),
+            ({"loss": "sigmod"}, "unknown loss of method 'focal-simpo' on the CPO base 'sigmod'.*mean 'sigmoid'"),
+            ({"loss": "robust"}, "unknown loss of method 'focal-simpo' on the CPO base 'robust'"),
+            ({"loss": "simpo", "bases": ("dpo",)}, "unknown loss of method 'focal-simpo' on the DPO base 'simpo'"),
+            ({"loss": ["sigmoid"]}, "unknown loss of method 'focal-simpo'"),
+            ({"reward": "log-ratio"}, r"'log-ratio', which reads a reference model.*let its bases be \('dpo',\)"),
+            ({"margin": "alpha-dpo"}, "'alpha-dpo', which reads a reference model"),
+        ],
+    )
+    def test_loss_and_bases_are_checked(self, changes, problem):
+        with pytest.raises(ValueError, match=problem):
+            register_method(self.method(weight=None, defaults={}, **changes))
+        assert "focal-simpo" not in registry.method_ids()
+
+    def test_a_base_that_cannot_carry_it(self):
+        register_method(self.method(weight=None, defaults={}, loss="simpo", bases=("cpo",)))
+        with pytest.raises(ValueError, match=r"'focal-simpo' does not go with base 'dpo': .* take base 'cpo'"):
+            config_class("focal-simpo", "dpo")
+        with pytest.raises(ValueError, match=r"'dpo' needs a reference model, which CPOTrainer .* take base 'dpo'"):
+            config_class("dpo", "cpo")
 
     def test_several_terms(self):
         register_term(Focal, kind="weight")
@@ -364,6 +434,11 @@ class TestPlugins:
         assert loaded == ["focal"]
         assert "focal" in registry.term_names("weight")
         assert loaded == ["focal"]  # once
+
+    def test_a_link_with_an_option_is_loaded_by_its_name(self, plugins):
+        plugins(tilted=lambda: register_link(TILTED))
+        assert config(loss_type="tilted").tilted_by == 0.5
+        assert config(MarginDPOConfig, loss_type=["tilted", "sigmoid"], tilted_by=2.0).tilted_by == 2.0
 
     def test_the_command_line_has_their_methods_and_options(self, plugins, tmp_path):
         def load_focal():

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
 from operator import add, mul
 
 import torch
 from torch import Tensor
 
-from .checks import Number
+from .checks import NUMBERS, Number, unknown
 from .links import LINKS, Link, LossInputs
-from .pairs import PairLogps, PairView, this_rank
+from .pairs import SCORES, PairLogps, PairView, this_rank
 from .rewards import Reward
 from .terms import Term
 
@@ -30,7 +30,7 @@ class ObjectiveOutput:
     view: PairView
     weights: Mapping[str, Tensor]  # weight term → [B]
     margins: Mapping[str, Tensor]  # margin term → [B] reward units
-    weight: Tensor | None  # [B] the product of the weights, None where every pair weighs 1
+    weight: Tensor | None  # [B] the product of the weights, 0 where a margin drops the pair; None: every pair weighs 1
     margin: Tensor | None  # [B] the sum of the margins and the shared target margin, None without a margin term
     gradient_scale: Tensor | None = None  # [B] −∂loss/∂(r_w − r_l), weight not included; in training
 
@@ -105,12 +105,27 @@ class Objective:
     @property
     def columns(self) -> tuple[str, ...]:
         """Batch columns that the terms and the links read."""
-        return tuple(dict.fromkeys(name for part in self.reading for name in part.columns))
+        return tuple(dict.fromkeys(name for _, part in self.reading for name in part.columns))
 
     @property
-    def reading(self) -> tuple[Term | Link, ...]:
-        """What can read columns of the batch."""
-        return (*self.terms, *self.links)
+    def reading(self) -> tuple[tuple[str, Term | Link], ...]:
+        """What can read columns of the batch: `named_terms`, and ("loss_type", link) of each link."""
+        return (*self.named_terms, *(("loss_type", link) for link in self.links))
+
+    @cached_property
+    def without_scores(self) -> Objective:
+        """The objective without the terms and links that read scores, for evaluation sets that have none. Where no
+        loss per pair is left, it is the sigmoid.
+        """
+        weight, margin = (
+            [term for term in terms if SCORES[0] not in term.columns] for terms in (self.weights, self.margins)
+        )
+        links = {link: share for link, share in self.links.items() if SCORES[0] not in link.columns}
+        if not any(share for link, share in links.items() if not link.of_batch):
+            links[LINKS["dpo"]["sigmoid"]] = sum(self.links.values()) - sum(links.values())
+        known = {name for link in links for name, _ in link.options}
+        options = {name: value for name, value in self.link_options.items() if name in known}
+        return replace(self, weight=weight, margin=margin, link=links, link_options=options)
 
     @property
     def needs_reference(self) -> bool:
@@ -165,6 +180,13 @@ class Objective:
                 f"loss_type {link.name!r} does not go with reward {self.reward.name!r}: it is a loss of "
                 f"reward={link.reward!r}"
             )
+        # of the log-ratio, α is that of a divergence
+        alpha = getattr(self.reward, "alpha", 0.0) if self.reward.option_fields.get("alpha") == "alpha" else 0.0
+        if link.needs_its_reward and alpha:
+            raise ValueError(
+                f"loss_type {link.name!r} does not go with alpha={alpha:g}: it is a loss of the log-probability "
+                "itself, which is alpha=0"
+            )
         if link.reads_sums and not self.reward.summed:
             raise ValueError(
                 f"loss_type {link.name!r} does not go with reward {self.reward.name!r}: it computes with log-ratios "
@@ -176,8 +198,11 @@ class Objective:
         Number().check("simpo_gamma", self.gamma)
         Number(above=0).check("discopop_tau", self.discopop_tau)
         Number(least=0, most=0.5).check("label_smoothing", self.label_smoothing)
+        known = [name for link in self.links for name, _ in link.options]
         for name, value in self.link_options.items():
-            Number(least=0).check(name, value)
+            if name not in known:
+                raise unknown("link option", name, known or ["none"])
+            NUMBERS.get(name, Number()).check(name, value)
         names = [link.name for link in self.links]
         if "robust" in names:  # it divides by 1 − 2ε
             Number(least=0, below=0.5).check("label_smoothing of loss_type 'robust'", self.label_smoothing)
@@ -217,7 +242,11 @@ class Objective:
         view = PairView.of(pairs, scores, self.beta, columns, gather, first, training, evaluation, summed)
         weights = {term.name: _value("weight", term, view) for term in self.weights}
         margins = {term.name: _value("margin", term, view) for term in self.margins}
-        weight = reduce(mul, weights.values()) if weights else None
+        factors = [*weights.values()]
+        for term in self.margins:  # a weight is 0 itself where it drops a pair
+            if (kept := term.keeps(view.columns)) is not None:
+                factors.append(_checked(f"keeps of margin {term.name!r}", kept, chosen).to(chosen.dtype))
+        weight = reduce(mul, factors) if factors else None
         margin = reduce(add, margins.values()) + self.shared_margin if margins else None
         inputs = LossInputs(
             pairs,
@@ -227,7 +256,7 @@ class Objective:
             margin=self.gamma if margin is None else margin,
             label_smoothing=self.label_smoothing,
             discopop_tau=self.discopop_tau,
-            options={name: default for link in self.links for name, default in link.options} | {**self.link_options},
+            options=self.link_options,
             view=view,
         )
         of_link = {

@@ -19,7 +19,7 @@ from functools import cache, partial
 from importlib.metadata import entry_points
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from .checks import option_prefix, unknown
+from .checks import Number, option_prefix, unknown
 from .links import LINKS, Link
 from .methods import MARGINS, METHODS, WEIGHTS, Method, names_of
 from .rewards import REWARDS, Reward
@@ -75,15 +75,36 @@ def register_reward(reward: type[Reward]) -> type[Reward]:
 def register_link(link: Link, base: Base | None = None) -> Link:
     """Makes a link available by its name, for `loss_type` in a config.
 
+    Each of its options becomes a config field and a flag.
+
     Args:
         link: its name is new to TRL.
         base: the base that knows it; both, if not given.
 
     Raises:
-        ValueError: another link has the name.
+        ValueError: another link has the name, or another field that of an option; or a default is not a number.
     """
-    for one in LINKS if base is None else (base,):
-        _add(LINKS[one], link.name, link, f"loss_type of the {one.upper()} base")
+    bases = tuple(LINKS) if base is None else (base,)
+    for one in bases:
+        _check_free(LINKS[one], link.name, link, f"loss_type of the {one.upper()} base")
+    # the other base's link of this name can have the same options
+    own = [option for table in LINKS.values() if link.name in table for option in table[link.name].options]
+    for option in link.options:
+        name, default = option
+        Number().check(f"the default of {name!r}, an option of loss_type {link.name!r},", default)
+        if not name.isidentifier():
+            raise ValueError(f"loss_type {link.name!r} has the option {name!r}: use letters, digits and _")
+        if (name in OPTIONS or name in RESERVED) and option not in own:
+            raise ValueError(
+                f"loss_type {link.name!r} has the option {name!r}, which is another's config field already: give it "
+                "another name"
+            )
+    for one in bases:
+        LINKS[one][link.name] = link
+    for name, default in link.options:
+        if (name, default) not in own:
+            declared: Any = field(default=default, metadata={"help": f"{name} of loss_type {link.name!r}."})
+            OPTIONS[name] = float, declared
     return link
 
 
@@ -91,7 +112,7 @@ def register_method(method: Method) -> Method:
     """Makes a method available by its id, for `--method` and `config_class`.
 
     Raises:
-        ValueError: another method has the id, or its reward or terms are not registered.
+        ValueError: another method has the id, its reward, loss or terms are not registered, or a base cannot carry it.
     """
     if method.reward not in REWARDS:
         raise unknown(f"reward of method {method.id!r}", method.reward, REWARDS)
@@ -99,6 +120,21 @@ def register_method(method: Method) -> Method:
         for name in names_of(named):
             if name not in _TERMS[kind]:
                 raise unknown(f"{kind} of method {method.id!r}", name, _TERMS[kind])
+    if not isinstance(method.bases, tuple | list) or not method.bases or len({*method.bases}) < len(method.bases):
+        raise ValueError(
+            f"bases of method {method.id!r} must be a tuple of 'cpo' and 'dpo', its own first, or of one of them; it "
+            f"is {method.bases!r}"
+        )
+    for base in method.bases:
+        if base not in LINKS:
+            raise unknown(f"base of method {method.id!r}", base, LINKS)
+        if method.loss is not None and (not isinstance(method.loss, str) or method.loss not in LINKS[base]):
+            raise unknown(f"loss of method {method.id!r} on the {base.upper()} base", method.loss, LINKS[base])
+    if "cpo" in method.bases and (readers := _readers_of_reference(method)):
+        raise ValueError(
+            f"method {method.id!r} has {readers[0]!r}, which reads a reference model, and CPOTrainer has none: let "
+            "its bases be ('dpo',)"
+        )
     _add(METHODS, method.id, method, "method")
     return method
 
@@ -132,8 +168,23 @@ def _register_class(cls: type[P], parent: type, kind: str, table: dict[str, type
 
 
 def _add(table: dict[str, T], name: str, value: T, what: str) -> None:
-    if table.setdefault(name, value) is not value:
+    _check_free(table, name, value, what)
+    table[name] = value
+
+
+def _check_free(table: Mapping[str, T], name: str, value: T, what: str) -> None:
+    if table.get(name, value) is not value:
         raise ValueError(f"the {what} {name!r} is taken by {table[name]!r}: choose another name")
+
+
+def _readers_of_reference(method: Method) -> list[str]:
+    """The names of a method's parts that read a reference model."""
+    parts: list[Any] = [
+        REWARDS[method.reward],
+        *(LINKS["dpo"][name] for name in names_of(method.loss) if name in LINKS["dpo"]),
+    ]
+    parts += [_TERMS[kind][name] for kind in _TERMS for name in names_of(getattr(method, kind))]
+    return [part.name for part in parts if part.needs_reference]
 
 
 # Options: from the arguments of `__init__` to config fields
@@ -289,15 +340,16 @@ def base_of(method_id: str | None, base: Any = None) -> str:
     Raises:
         ValueError: an unknown method or base, or a base that cannot carry the method.
     """
-    bases = tuple(LINKS) if method_id is None else get_method(method_id).bases
+    method = None if method_id is None else get_method(method_id)
+    bases = tuple(LINKS) if method is None else method.bases
     base = bases[0] if base is None else base
     if not isinstance(base, str) or base not in LINKS:
         raise unknown("base", base, LINKS)
-    if base not in bases:
-        raise ValueError(
-            f"method {method_id!r} needs a reference model, which CPOTrainer does not have: leave base out, or take "
-            f"base {bases[0]!r}"
-        )
+    if method is not None and base not in bases:
+        why = f"does not go with base {base!r}"
+        if base == "cpo" and _readers_of_reference(method):
+            why = "needs a reference model, which CPOTrainer does not have"
+        raise ValueError(f"method {method_id!r} {why}: leave base out, or take base {bases[0]!r}")
     return base
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..pairs import PairLogps, PairView, this_rank
-from ..rewards import length_normalized
+from ..pairs import PairLogps, PairView, mean_logps, this_rank
 
 
 def margin_loss(
@@ -52,7 +51,7 @@ class LossInputs:
     margin: Tensor | float = 0.0  # [B] or a number, reward units
     label_smoothing: float = 0.0
     discopop_tau: float = 0.05
-    options: Mapping[str, float] = field(default_factory=dict)  # those that the link declares
+    options: Mapping[str, float] = field(default_factory=dict)  # of the link; the others have its defaults
     view: PairView | None = None  # the batch's columns and the other ranks; None: there is neither
 
     @property
@@ -72,7 +71,7 @@ class LossInputs:
     @property
     def per_token_gap(self) -> Tensor:
         """[B] (score_w / |y_w|) − (score_l / |y_l|), without β."""
-        return length_normalized(self.chosen, self.pairs.chosen_length) - length_normalized(
+        return mean_logps(self.chosen, self.pairs.chosen_length) - mean_logps(
             self.rejected, self.pairs.rejected_length
         )
 
@@ -92,7 +91,7 @@ class Link:
         of_batch: it is one number, the same in every row, that no pair's weight scales.
         columns: of the batch, which it reads from `LossInputs.view`.
         reward: the reward that it is a loss of; on CPOTrainer's base the one that it has where none is named.
-        needs_its_reward: with another it means nothing.
+        needs_its_reward: with another, or with AlphaPO's shape of it, it means nothing.
         options: the config fields that it reads as `LossInputs.options`, each with its default.
     """
 
@@ -110,4 +109,4 @@ class Link:
     options: tuple[tuple[str, float], ...] = ()
 
     def __call__(self, inputs: LossInputs) -> Tensor:
-        return self.function(inputs)
+        return self.function(replace(inputs, options={**dict(self.options), **inputs.options}))

@@ -9,6 +9,7 @@ from torch import Tensor
 from ..pairs import SCORES
 from ..rewards import LengthNormalizedReward, LogOddsReward
 from .link import Link, LossInputs, margin_loss
+from .trls import smoothed_sigmoid
 
 _MEANS = LengthNormalizedReward.name
 
@@ -46,11 +47,6 @@ def robust_simpo(reward_gap: Tensor, margin: Tensor | float, label_smoothing: fl
     """
     right, flipped = F.logsigmoid(reward_gap - margin), F.logsigmoid(-reward_gap - margin)
     return -(1 - label_smoothing) * right - label_smoothing * flipped
-
-
-def cdpo(x: LossInputs) -> Tensor:
-    """cDPO: `conservative`, with a margin."""
-    return margin_loss(x.reward_gap, x.margin, label_smoothing=x.label_smoothing)
 
 
 def rsimpo(x: LossInputs) -> Tensor:
@@ -114,7 +110,7 @@ def reward_aware(x: LossInputs) -> Tensor:
 ANY_REWARD: dict[str, Link] = {
     link.name: link
     for link in (
-        Link("conservative", cdpo, takes_margin=True, reads_smoothing=True),
+        Link("conservative", smoothed_sigmoid, takes_margin=True, reads_smoothing=True),
         Link("robust_simpo", rsimpo, takes_margin=True, reads_smoothing=True, reward=_MEANS),
         Link("orpo", orpo, takes_margin=True, reward=LogOddsReward.name, needs_its_reward=True),
         Link("rrhf", rrhf, takes_margin=True, reward=_MEANS),

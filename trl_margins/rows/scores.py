@@ -248,20 +248,15 @@ def _not_finite(value: Any) -> str | None:
     return "is infinite: clip it or drop the row" if abs(value) == math.inf else None
 
 
-def report_scores(summary: ScoreSummary, columns: ScoreColumns, split: str, weighted: bool) -> None:
-    """Logs the counts; warns where most pairs are reversed, or are ties that a weight drops."""
+def report_scores(summary: ScoreSummary, columns: ScoreColumns, split: str) -> None:
+    """Logs the counts; warns where most pairs are reversed."""
     n, ties, names = summary.n_pairs, summary.n_ties, " and ".join(columns.names)
     logger.info(
-        f"{split} scores from {'/'.join(columns.names)}: {n} pairs, {ties} ties{' (weight 0)' if weighted else ''}, "
+        f"{split} scores from {'/'.join(columns.names)}: {n} pairs, {ties} ties, "
         f"{summary.n_reversed} whose rejected completion scores higher"
     )
     if summary.n_reversed * 2 > n - ties:
         logger.warning(
             f"in {summary.n_reversed} of {n} {split} pairs the rejected completion scores higher: check that {names} "
             "are not swapped, and that a higher score is better"
-        )
-    if weighted and ties * 2 > n:
-        logger.warning(
-            f"{ties} of {n} {split} pairs are ties: their score gap is 0, so their weight is 0 and training sees only "
-            f"the other {n - ties}. If that is not intended, check that {names} hold the scores of the two completions"
         )

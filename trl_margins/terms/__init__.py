@@ -28,6 +28,7 @@ class Term(ABC):
     probes: ClassVar[tuple[str, ...]] = ()  # values that the trainer measures before the optimizer's step
     needs_reference: ClassVar[bool] = False  # reads the reference model's log-probabilities
     holds_target: ClassVar[bool] = False  # a margin that is the whole target: the objective adds no γ to it
+    keeps_only: str = ""  # in words, the pairs that `keeps` is true of
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -48,6 +49,16 @@ class Term(ABC):
 
         A term with a `fit` of its own cannot train on a stream.
         """
+
+    def keeps(self, columns: Mapping[str, Tensor]) -> Tensor | None:
+        """[N] bool: the pairs that this term leaves a loss; None means all.
+
+        A training set without such a pair is refused. A weight gives the others 0; a margin's have no loss at all.
+
+        Args:
+            columns: the term's `columns`, name → [N].
+        """
+        return None
 
     def averaged(self, columns: Mapping[str, Tensor]) -> Tensor | None:
         """[B] values of the term's `columns` whose mean over the optimizer's batch it needs: `batch_mean`."""

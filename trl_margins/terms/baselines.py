@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -62,7 +63,7 @@ def score_offset_margin(score_chosen: Tensor, score_rejected: Tensor, alpha: flo
     r"""ODPO's offset :math:`\alpha \log(s_w - s_l)`: the more the scores differ, the more the rewards must.
 
     A gap below 1 has a negative offset. A pair without a score gap, or one whose rejected completion has the higher
-    score, has the offset −∞ and therefore no loss; here −10,000, so that nothing becomes NaN.
+    score, has the offset −∞ and therefore no loss −log σ; here −10,000, so that nothing becomes NaN.
 
     Args:
         score_chosen: [B] annotation scores of the chosen completions.
@@ -178,17 +179,25 @@ class MarginAdaptiveWeight(Term):
 
 @dataclass(frozen=True)
 class ScoreOffsetMargin(Term):
-    """`score_offset_margin` from the score columns. Pairs whose chosen score is not the higher one have no loss."""
+    """`score_offset_margin` from the score columns.
+
+    Pairs whose chosen score is not the higher one have margin 0 and no loss, whatever the link.
+    """
 
     alpha: float = 1.0
     name: ClassVar[str] = "odpo"
     columns = SCORES
+    keeps_only = "pairs whose chosen completion has the higher score"
 
     def __post_init__(self) -> None:
         Number(least=0).check("odpo_alpha", self.alpha)
 
     def __call__(self, view: PairView) -> Tensor:
-        return score_offset_margin(view[SCORES[0]], view[SCORES[1]], self.alpha)
+        offset = score_offset_margin(view[SCORES[0]], view[SCORES[1]], self.alpha)
+        return torch.where(view[SCORES[0]] > view[SCORES[1]], offset, 0.0)
+
+    def keeps(self, columns: Mapping[str, Tensor]) -> Tensor | None:
+        return columns[SCORES[0]] > columns[SCORES[1]] if self.alpha else None  # with α = 0 it is DPO
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal, get_args
 
 from torch import Tensor
@@ -37,9 +38,13 @@ class ColumnWeight(Term):
     def __init__(self, column: str) -> None:
         _check("weight_column", column)
         self.column, self.columns = column, (column,)
+        self.keeps_only = "pairs with a value above 0 (weight_column)"
 
     def __call__(self, view: PairView) -> Tensor:
         return view[self.column]
+
+    def keeps(self, columns: Mapping[str, Tensor]) -> Tensor:
+        return columns[self.column] > 0
 
 
 class ColumnMargin(Term):

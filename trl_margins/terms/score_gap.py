@@ -105,8 +105,12 @@ class ScoreGapWeight(Term):
     def averaged(self, columns: Mapping[str, Tensor]) -> Tensor | None:
         return self._weight(columns) if self.normalize else None
 
+    @property
+    def keeps_only(self) -> str:  # type: ignore[override]
+        least = f"of at least {self.threshold:g} (score_gap_threshold)" if self.threshold else "above 0"
+        return f"pairs with a score gap {least}"
+
     def keeps(self, columns: Mapping[str, Tensor]) -> Tensor:
-        """[N] bool: the pairs of a training set that the hard filter does not discard."""
         return self._weight(columns) > 0
 
     def _weight(self, columns: Mapping[str, Tensor] | PairView) -> Tensor:

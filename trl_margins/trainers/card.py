@@ -350,6 +350,8 @@ def _registered(trainer: Any) -> list[str]:
     """Imports of the modules that register what the config names."""
     parts = [] if trainer.from_python else [trainer.objective.reward, *trainer.objective.terms]
     modules = {type(part).__module__: part.name for part in parts}
+    if not trainer.from_python:
+        modules |= {link.function.__module__: link.name for link in trainer.objective.links}
     lines = [
         f"# register {name!r} here, as the script did" if module == "__main__" else f"import {module}  # {name!r}"
         for module, name in modules.items()

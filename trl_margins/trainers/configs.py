@@ -364,8 +364,14 @@ class MarginOptions:
     if not TYPE_CHECKING:
 
         def __new__(cls, *args, **kwargs):
-            """An instance with the options of registered terms and rewards among its fields."""
-            known = {"weight": {*WEIGHTS, "none"}, "margin": {*MARGINS, "none"}, "reward": REWARDS}
+            """An instance with the options of registered terms, rewards and links among its fields."""
+            links = {name for table in LINKS.values() for name in table}
+            known = {
+                "weight": {*WEIGHTS, "none"},
+                "margin": {*MARGINS, "none"},
+                "reward": REWARDS,
+                "loss_type": links,
+            }
             named = {kind: kwargs[kind] for kind in known if isinstance(kwargs.get(kind), str | list)}
             new = [name for kind, value in named.items() for name in names_of(value) if name not in known[kind]]
             if new or kwargs.keys() - cls.__dataclass_fields__.keys():
@@ -766,7 +772,7 @@ def _warn_of_unread(config: MarginOptions) -> None:
         logger.warning("alpha=%g is AlphaPO's and shapes the reward; α-DPO's is alpha_dpo_alpha", alpha)
     links, named = _links_with_options(), names_of(getattr(config, "loss_type", ()))
     for name, link in links.items():
-        unread = [option for option, default in link.options if getattr(config, option) != default]
+        unread = [option for option, default in link.options if getattr(config, option, default) != default]
         if unread and name not in named:
             logger.warning("no effect of %s: for loss_type=%r, and this is %r", ", ".join(unread), name, named)
     for kind, table in {"weight": WEIGHTS, "margin": MARGINS}.items():
@@ -914,7 +920,7 @@ def objective_of(
         margin=margins,
         label_smoothing=config.label_smoothing,
         discopop_tau=getattr(config, "discopop_tau", 0.05),
-        link_options={name: getattr(options, name) for link in links for name, _ in link.options},
+        link_options={name: getattr(options, name, default) for link in links for name, default in link.options},
         is_trls=reward == usual and TRLS[base].issuperset(losses) and not (gamma and losses[0] != "simpo"),
     )
 

@@ -26,7 +26,6 @@ from ..forward.head import logits_will_do
 from ..forward.shared_prompt import shared_token_logps
 from ..forward.shared_rows import SharedRows, unpacked, width_step
 from ..forward.standard import TokenLogps
-from ..links import LINKS
 from ..methods import Method
 from ..objective import Objective, ObjectiveOutput
 from ..pairs import CARRIED, IS_FLIPPED, ROW, SCORES, SHARED, PairLogps
@@ -235,24 +234,9 @@ class MarginMixin(BestMixin, CardMixin, CheckpointMixin, WindowMixin):
     ) -> tuple[Tensor, ObjectiveOutput]:
         gather, first = gather_over_ranks(self.accelerator, pairs.chosen.numel())
         lacks_scores = SCORES[0] in self.objective.columns and SCORES[0] not in batch.get(CARRIED, {})
-        objective = self._objective_without_scores if lacks_scores and not training else self.objective
+        objective = self.objective.without_scores if lacks_scores and not training else self.objective
         output = objective(pairs, batch.get(CARRIED), gather, first, training, evaluation)
         return output.losses.mean() + self._extra_loss(pairs), output
-
-    @cached_property
-    def _objective_without_scores(self) -> Objective:
-        """For evaluation sets that have none: the objective without the terms that read them. A link that does gives
-        way to the sigmoid.
-        """
-        weight, margin = (
-            [term for term in terms if SCORES[0] not in term.columns]
-            for terms in (self.objective.weights, self.objective.margins)
-        )
-        links = {
-            LINKS["dpo"]["sigmoid"] if SCORES[0] in link.columns else link: share
-            for link, share in self.objective.links.items()
-        }
-        return replace(self.objective, weight=weight, margin=margin, link=links)
 
     def _extra_loss(self, pairs: PairLogps) -> Tensor | float:
         return 0.0

@@ -25,7 +25,6 @@ from ..rows.opened import column_names
 from ..rows.scores import (
     ScoreColumns,
     ScoreError,
-    ScoreSummary,
     as_number,
     check_numbers,
     check_row,
@@ -39,7 +38,6 @@ from ..rows.scores import (
 )
 from ..rows.tokens import prepare_tokenizer
 from ..terms import Term
-from ..terms.column import ColumnWeight
 from ..terms.evaluation_factor import EvaluationFactorMargin
 from ..terms.score_gap import ScoreGapWeight
 from .configs import MarginOptions
@@ -117,6 +115,7 @@ def prepare_datasets(
         sets[TRAIN] = numbered.add_column(ROW, np.arange(len(numbered)))
     if TRAIN in sets:
         sets[TRAIN] = _filtered(sets[TRAIN], objective, options, facts)
+        _check_kept(objective, sets[TRAIN], options, facts[TRAIN])
         _fit(objective, sets[TRAIN], options)
         for term in objective.terms:
             if isinstance(term, EvaluationFactorMargin):
@@ -185,34 +184,28 @@ def eval_split(name: str) -> str:
 
 
 def with_checked_columns(dataset: Any, split: str, objective: Objective) -> Any:
-    """The same data set, after a check of those columns of the terms that it has. Scores are checked elsewhere."""
+    """The same data set, after a check of those columns of the objective that it has. Scores are checked elsewhere."""
     names = {*column_names(dataset)} - {*SCORES}
-    for term in objective.terms:
-        for name in [name for name in dict.fromkeys(term.columns) if name in names]:
+    for _, part in objective.reading:
+        least = part.column_minimum if isinstance(part, Term) else None
+        for name in [name for name in dict.fromkeys(part.columns) if name in names]:
             if isinstance(dataset, Dataset):
-                check_numbers(dataset, name, split, term.column_minimum)
+                check_numbers(dataset, name, split, least)
             else:
-                dataset = checked_stream(dataset, name, split, term.column_minimum)
+                dataset = checked_stream(dataset, name, split, least)
     return dataset
 
 
 def _with_needed_columns(dataset: Any, split: str, objective: Objective) -> Any:
-    """The same data set, which has what the terms read, checked."""
+    """The same data set, which has what the objective reads, checked."""
     names = list(column_names(dataset))
-    for kind, term in objective.named_terms:
-        if missing := [name for name in term.columns if name not in (*names, *SCORES)]:
+    for kind, part in objective.reading:
+        if missing := [name for name in part.columns if name not in (*names, *SCORES)]:
             raise ValueError(
-                f"{kind} {term.name!r} needs the columns {missing}, and the {split} data set has only {names}: add "
+                f"{kind} {part.name!r} needs the columns {missing}, and the {split} data set has only {names}: add "
                 "them with dataset.add_column or dataset.rename_column"
             )
-    dataset = with_checked_columns(dataset, split, objective)
-    for term in objective.weights if split == TRAIN and isinstance(dataset, Dataset) else ():
-        if isinstance(term, ColumnWeight) and not any(dataset[term.column]):
-            raise ValueError(
-                f"all {len(dataset)} train pairs would have weight 0: column {term.column!r} (weight_column) is 0 in "
-                "every row"
-            )
-    return dataset
+    return with_checked_columns(dataset, split, objective)
 
 
 def _filtered(train: Any, objective: Objective, options: MarginOptions, facts: dict[str, SetFacts]) -> Any:
@@ -241,6 +234,34 @@ def _filtered(train: Any, objective: Objective, options: MarginOptions, facts: d
     return train
 
 
+def _check_kept(objective: Objective, train: Any, options: MarginOptions, facts: SetFacts) -> None:
+    """Refuses a training set whose pairs the terms leave no loss, and warns where that is most of them."""
+    if not isinstance(train, Dataset):
+        return
+    n, left = len(train), np.ones(len(train), bool)
+    for kind, term in objective.named_terms:
+        if type(term).keeps is Term.keeps:
+            continue
+        numbers = _numbers(train, term.columns, options)
+        kept = term.keeps({name: torch.as_tensor(values) for name, values in numbers.items()})
+        if kept is None:
+            continue
+        left &= kept.numpy()
+        numbers = {name if name in SCORES else f"column {name!r}": values for name, values in numbers.items()}
+        if {*SCORES} <= numbers.keys():
+            numbers[" − ".join(facts.score_columns or SCORES)] = numbers.pop(SCORES[0]) - numbers.pop(SCORES[1])
+        ranges = ", ".join(f"{name} is from {each.min():g} to {each.max():g}" for name, each in numbers.items())
+        said = f"{kind} {term.name!r} keeps only {term.keeps_only}; {ranges}"
+        if not left.any():
+            nothing = "weight 0" if kind == "weight" else "no loss"
+            raise ScoreError(f"all {n} train pairs would have {nothing}: {said}. Check what the columns hold")
+        if (n_kept := int(kept.sum())) * 2 < n:
+            logger.warning(
+                f"training sees only {n_kept} of {n} pairs: {said}. If that is not intended, check what the columns "
+                "hold"
+            )
+
+
 def _is_kept(row: dict[str, Any], term: ScoreGapWeight, columns: ScoreColumns) -> bool:
     scores = torch.tensor(columns.read(row), dtype=torch.float32).unsqueeze(1)
     return bool(term.keeps(dict(zip(SCORES, scores, strict=True))))
@@ -264,7 +285,8 @@ def _numbers(train: Dataset, names: Sequence[str], options: MarginOptions) -> di
     found = {name: np.array([*map(as_number, train[name][:])], np.float32) for name in names if name not in SCORES}
     if set(names) & {*SCORES}:
         columns = require_score_columns(column_names(train), options.score_columns, "a term", TRAIN)
-        scores = [columns.read(row) for row in train.select_columns(list(columns.names))]
+        values = train.select_columns(list(columns.names)).with_format(None)[:]
+        scores = [columns.read(dict(zip(values, row, strict=True))) for row in zip(*values.values(), strict=True)]
         found |= dict(zip(SCORES, np.array(scores, np.float32).T, strict=True))
     return found
 
@@ -311,18 +333,20 @@ def _with_checked_scores(
     """The same data set; bad scores that no term reads are only left out of the evaluation."""
     own = [] if options.score_columns else [name for name in objective.columns if name not in SCORES]
     names = [name for name in column_names(dataset) if name not in own]  # a column of margins is not one of scores
-    needed_by = next((part.name for part in objective.reading if SCORES[0] in part.columns), None)
+    reading = [part.name for _, part in objective.reading if SCORES[0] in part.columns]
+    needed_by = " and ".join(map(repr, reading))
     columns = (
-        require_score_columns(names, options.score_columns, repr(needed_by), split)
+        require_score_columns(names, options.score_columns, needed_by, split)
         if needed_by and split == TRAIN
         else find_score_columns(names, options.score_columns, strict=split == TRAIN)
     )
     if columns is None:
         if needed_by:
+            replaced = objective.without_scores.links.keys() - objective.links.keys()
             logger.warning(
-                "the %s data set has no scores, which %r needs: its loss is that without %r, and it has no pwa, only "
-                "pwa_all. Name its score columns with score_columns (--score_columns)",
-                *(split, needed_by, needed_by),
+                f"the {split} data set has no scores, which {needed_by} need{'s' * (len(reading) == 1)}: its loss is "
+                f"that without {needed_by}{', with the sigmoid instead' if replaced else ''}, and it has no pwa, only "
+                "pwa_all. Name its score columns with score_columns (--score_columns)"
             )
         facts[split] = replace(facts[split], clear=0)
         return dataset
@@ -347,27 +371,14 @@ def _with_checked_scores(
             raise
         logger.warning("%s; pairs without scores count in pwa_all alone", error)
         return dataset
-    report_scores(summary, columns, split, weighted=bool(needed_by))
+    report_scores(summary, columns, split)
     facts[split] = replace(facts[split], ties=summary.n_ties, reversed=summary.n_reversed, clear=summary.n_at_least)
-    if split == TRAIN:
-        for term in objective.weights:
-            if isinstance(term, ScoreGapWeight) and term.transform != "hard":
-                _refuse_no_weights(summary, columns, term.threshold or 0.0)
-    elif not summary.n_at_least:
+    if split != TRAIN and not summary.n_at_least:
         logger.warning(
             f"no pair of {split} has a score gap of {options.eval_min_score_gap:g} or more (the largest is "
             f"{summary.max_gap:g}), so its pwa is undefined: lower eval_min_score_gap"
         )
     return dataset
-
-
-def _refuse_no_weights(summary: ScoreSummary, columns: ScoreColumns, threshold: float) -> None:
-    if summary.max_gap == 0 or summary.max_gap < threshold:
-        least = f"score_gap_threshold={threshold:g}" if threshold else "a gap above 0"
-        raise ScoreError(
-            f"all {summary.n_pairs} train pairs would have weight 0: the largest score gap is {summary.max_gap:g}, "
-            f"and the weight {ScoreGapWeight.name!r} needs {least}. Check what {' and '.join(columns.names)} hold"
-        )
 
 
 def _with_score(row: dict[str, Any], number: int, columns: ScoreColumns, split: str) -> dict[str, Any]:

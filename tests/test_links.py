@@ -1,0 +1,243 @@
+"""Links beside the terms: the columns and options that they read, and the pairs that a term leaves no loss."""
+
+from __future__ import annotations
+
+import logging
+import re
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import preference_rows, quiet
+
+from trl_margins import Link, MarginCPOTrainer, MarginDPOTrainer, Objective, config_class
+from trl_margins.links import LINKS, LossInputs
+from trl_margins.pairs import PairLogps
+from trl_margins.rewards import LengthNormalizedReward, LogRatioReward
+from trl_margins.rows.scores import ScoreError
+from trl_margins.terms.baselines import ScoreOffsetMargin
+from trl_margins.trainers.card import _registered
+from trl_margins.trainers.configs import objective_of
+from trl_margins.trainers.preparation import with_checked_columns
+
+HARD = Link("hard", lambda x: torch.nn.functional.softplus(-x.z) * x.view["hard"], True, columns=("hard",))
+CHOSEN, REJECTED = torch.tensor([-6.0, -3.0, -5.0, -4.0]), torch.tensor([-5.0, -7.0, -5.5, -4.2])
+GAP = (CHOSEN - REJECTED).double().numpy()  # of the log-ratios: the reference has 0
+OFFSETS = {"score_chosen": torch.tensor([5.0, 3.0, 4.0, 1.0]), "score_rejected": torch.tensor([3.0, 3.0, 1.5, 2.0])}
+
+
+def pairs(grad: bool = False) -> PairLogps:
+    logps = [each.clone().requires_grad_(grad) for each in (CHOSEN, REJECTED)]
+    lengths = torch.tensor([3, 4, 2, 5]), torch.tensor([4, 3, 3, 2])
+    return PairLogps(*logps, *lengths, torch.zeros(4), torch.zeros(4), sft_loss=torch.tensor(1.5))
+
+
+def dpo(link: Any, **settings: Any) -> Objective:
+    return Objective(LogRatioReward(), link, **{"beta": 0.3, **settings})
+
+
+def log_sigmoid(x: Any) -> Any:
+    return -np.logaddexp(0, -x)
+
+
+def prepared(method: str, train: Any, evals: Any, tokenizer: Any, out: Any, base: str | None = None, **given: Any):
+    """Builds a trainer whose model is not there: an error of the data comes first."""
+    objective = given.pop("objective", None)
+    config = config_class(None if method == "none" else method, base)(**quiet(output_dir=str(out), **given))
+    cls = MarginCPOTrainer if config._base == "cpo" else MarginDPOTrainer
+    data = {"train_dataset": train, "eval_dataset": evals, "processing_class": tokenizer}
+    cls("/no/such/model", args=config, objective=objective, **data)
+
+
+# Columns
+
+
+@pytest.mark.parametrize("split", ["train", "eval"])
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        (None, r"loss_type 'hard' needs the columns \['hard'\], and the {split} data set has only"),
+        ([1.0, None, 2.0, 1.0], "column 'hard', row 1 of the {split} data set: the value None is None: drop the row"),
+        (["1", "2", "much", "1"], "column 'hard', row 2 of the {split} data set: the value 'much' is not a number"),
+    ],
+)
+def test_the_columns_of_a_link_are_checked(split, values, problem, tokenizer, tmp_path):
+    rows = preference_rows(4)
+    good = rows.add_column("hard", [1.0] * 4)
+    bad = rows if values is None else rows.add_column("hard", values)
+    sets = (bad, good) if split == "train" else (good, bad)
+    with pytest.raises(ValueError, match=problem.format(split=split)):
+        prepared(
+            *("none", *sets, tokenizer, tmp_path, "cpo"),
+            objective=Objective(LengthNormalizedReward(), HARD, 1.0),
+        )
+
+
+def test_the_columns_of_a_link_are_checked_in_a_stream(tokenizer, tmp_path):
+    stream = preference_rows(4).add_column("hard", [1.0, 1.0, float("nan"), 1.0]).to_iterable_dataset()
+    objective = Objective(LengthNormalizedReward(), HARD, 1.0)
+    with pytest.raises(ScoreError, match="column 'hard', row 2 of the eval data set: the value nan is NaN"):
+        list(with_checked_columns(stream, "eval", objective))
+
+
+# Evaluation sets without scores
+
+
+@pytest.mark.parametrize(
+    ("losses", "weights", "left"),
+    [
+        (["sigmoid", "reward_aware"], [1.0, 0.25], {"sigmoid": 1.0}),
+        (["hinge", "reward_aware"], [0.5, 0.25], {"hinge": 0.5}),
+        (["reward_aware"], [0.25], {"sigmoid": 0.25}),
+        (["reward_aware", "sft"], [1.0, 0.5], {"sigmoid": 1.0, "sft": 0.5}),
+        (["sigmoid", "reward_aware"], [0.0, 0.25], {"sigmoid": 0.25}),
+    ],
+)
+def test_the_loss_without_scores(losses, weights, left, tmp_path):
+    config = config_class(None, "dpo")(
+        **quiet(output_dir=str(tmp_path), loss_type=losses, loss_weights=weights, beta=0.3, reward_aware_eta=2.0)
+    )
+    each = objective_of(config).without_scores
+    assert {name: share for name, share in each.losses.items() if share} == left
+    assert "score_chosen" not in each.columns
+    of_link = {"sigmoid": -log_sigmoid(0.3 * GAP), "hinge": np.maximum(0, 1 - 0.3 * GAP), "sft": 1.5}
+    expected = sum(share * of_link[name] for name, share in left.items())
+    np.testing.assert_allclose(each(pairs(), {}).losses, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "said"),
+    [
+        ("gappo", {}, r"which 'score-gap' needs: its loss is that without 'score-gap', and it has no pwa"),
+        (
+            "reward-aware-po",
+            {},
+            r"which 'reward_aware' needs: .* without 'reward_aware', with the sigmoid instead, and",
+        ),
+        ("none", {"loss_type": ["sigmoid", "reward_aware"]}, r": its loss is that without 'reward_aware', and it has"),
+        (
+            "odpo",
+            {"weight": "madpo"},
+            r"which 'madpo' and 'odpo' need: its loss is that without 'madpo' and 'odpo', a",
+        ),
+    ],
+)
+def test_the_warning_says_what_the_loss_is(method, options, said, tokenizer, tmp_path, caplog):
+    rows = preference_rows(4, scores=lambda i: (4.0 + i % 3, 3.0))
+    unscored = rows.remove_columns(["score_chosen", "score_rejected"])
+    base = "dpo" if method == "none" else None
+    with pytest.raises(OSError, match="no/such/model"):
+        prepared(method, rows, unscored, tokenizer, tmp_path, base, **options)
+    assert re.search("the eval data set has no scores, " + (said if method != "none" else ".*" + said), caplog.text)
+
+
+# Pairs without a loss
+
+
+@pytest.mark.parametrize(
+    ("method", "scores", "said"),
+    [
+        (
+            "gappo",
+            [(3, 3)] * 3 + [(4, 3)],
+            r"training sees only 1 of 4 pairs: weight 'score-gap' keeps only pairs with",
+        ),
+        ("gappo", [(3, 4)] * 4, None),
+        ("odpo", [(3, 3), (2, 4), (1, 2), (5, 1)], r"only 1 of 4 pairs: margin 'odpo' keeps only pairs whose chosen"),
+        ("odpo", [(3, 3), (5, 4), (6, 2), (5, 1)], None),
+        ("madpo", [(3, 3)] * 4, None),
+        ("reward-aware-po", [(3, 3)] * 4, None),
+    ],
+)
+def test_a_warning_where_most_pairs_have_no_loss(method, scores, said, tokenizer, tmp_path, caplog):
+    rows = preference_rows(4, scores=lambda i: tuple(map(float, scores[i])))
+    with pytest.raises(OSError, match="no/such/model"):
+        prepared(method, rows, None, tokenizer, tmp_path)
+    found = [record.message for record in caplog.records if "training sees only" in record.message]
+    assert len(found) == (said is not None)
+    assert said is None or re.search(said, found[0])
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "scores", "problem"),
+    [
+        ("odpo", {}, [(3, 3)] * 4, r"all 4 train pairs would have no loss: margin 'odpo' .*rejected is from 0 to 0"),
+        ("odpo", {}, [(1, 3), (2, 2)] * 2, r"all 4 train pairs would have no loss: margin 'odpo' .* is from -2 to 0"),
+        ("gappo", {"score_gap_threshold": 3.0}, [(1, 3)] * 4, r"at least 3 \(score_gap_threshold\); .* from -2 to -2"),
+        ("gappo", {"margin": "odpo"}, [(1, 3)] * 4, "would have no loss: margin 'odpo' keeps only"),
+    ],
+)
+def test_a_training_set_without_a_loss_is_refused(method, options, scores, problem, tokenizer, tmp_path):
+    rows = preference_rows(4, scores=lambda i: tuple(map(float, scores[i])))
+    with pytest.raises(ScoreError, match=problem):
+        prepared(method, rows, None, tokenizer, tmp_path, **options)
+    if method == "odpo":  # with α = 0 it is DPO
+        with pytest.raises(OSError, match="no/such/model"):
+            prepared(method, rows, None, tokenizer, tmp_path, odpo_alpha=0.0)
+
+
+LINKS_WITH_MARGIN = [name for name, link in LINKS["dpo"].items() if link.takes_margin and name != "orpo"]
+
+
+@pytest.mark.parametrize("name", LINKS_WITH_MARGIN)
+def test_odpo_drops_the_same_pairs_with_every_link(name):
+    """A tie and a reversed pair have neither loss nor gradient; another pair has those of a margin of its own."""
+    link = LINKS["dpo"][name]
+    settings = {"label_smoothing": 0.1} if link.reads_smoothing else {}
+    logps = pairs(grad=True)
+    output = dpo(link, margin=ScoreOffsetMargin(2.0), **settings)(logps, OFFSETS, training=True)
+    offsets = 2 * np.log([2.0, 2.5])
+    for row, offset in zip((0, 2), offsets, strict=True):
+        alone = dpo(link, gamma=offset, **settings)(pairs()).losses[row]
+        assert output.losses[row].item() == pytest.approx(alone.item(), rel=1e-5)
+    assert output.losses[[1, 3]].tolist() == [0.0, 0.0]
+    (slopes,) = torch.autograd.grad(output.losses.sum(), logps.chosen)
+    assert slopes[[1, 3]].tolist() == [0.0, 0.0]
+    assert (slopes[[0, 2]] != 0).all()
+    np.testing.assert_allclose(output.margin, [offsets[0], 0.0, offsets[1], 0.0], rtol=1e-6)
+    assert output.weight.tolist() == [1.0, 0.0, 1.0, 0.0]
+
+
+# Options
+
+
+def test_an_option_that_no_link_has_is_refused():
+    dpop = LINKS["dpo"]["dpop"]
+    with pytest.raises(ValueError, match="unknown link option 'dpop_lamda'; known: dpop_lambda; did you mean"):
+        dpo(dpop, link_options={"dpop_lamda": 5})
+    with pytest.raises(ValueError, match="unknown link option 'dpop_lambda'; known: none"):
+        dpo(LINKS["dpo"]["sigmoid"], link_options={"dpop_lambda": 5})
+    with pytest.raises(ValueError, match="dpop_lambda must be a number, at least 0"):
+        dpo(dpop, link_options={"dpop_lambda": -5})
+
+
+@pytest.mark.parametrize(("options", "strength"), [({}, 50.0), ({"dpop_lambda": 5.0}, 5.0)])
+def test_a_link_alone_has_its_defaults(options, strength):
+    inputs = LossInputs(pairs(), CHOSEN, REJECTED, beta=0.3, options=options)
+    expected = -log_sigmoid(0.3 * GAP - 0.3 * strength * np.maximum(0, -CHOSEN.double().numpy()))
+    np.testing.assert_allclose(LINKS["dpo"]["dpop"](inputs), expected, rtol=1e-6)
+
+
+# The reward of a link
+
+
+def test_simper_is_of_the_probability_itself(tmp_path):
+    for base in ("cpo", "dpo"):
+        with pytest.raises(ValueError, match=r"'simper' does not go with alpha=0.25: .* which is alpha=0"):
+            objective_of(config_class("simper", base)(**quiet(output_dir=str(tmp_path), alpha=0.25)))
+    of_ratio = Link("of_ratio", lambda x: x.reward_gap, reward="log-ratio", needs_its_reward=True)
+    assert dpo(of_ratio).losses == {"of_ratio": 1.0}  # its reward's alpha is that of a divergence
+
+
+def test_ties_are_counted_without_a_word_of_weights(tokenizer, tmp_path, caplog):
+    rows = preference_rows(4, scores=lambda i: (3.0, 3.0))
+    with caplog.at_level(logging.INFO), pytest.raises(OSError, match="no/such/model"):
+        prepared("madpo", rows, None, tokenizer, tmp_path)
+    assert "4 pairs, 4 ties, 0 whose rejected completion scores higher" in caplog.text
+
+
+def test_a_card_s_script_imports_the_module_of_a_link():
+    trainer = SimpleNamespace(from_python=[], objective=Objective(LengthNormalizedReward(), HARD, 1.0))
+    assert f"import {__name__}  # 'hard'" in _registered(trainer)

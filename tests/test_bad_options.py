@@ -361,7 +361,7 @@ def objective(losses: dict[str, float], **settings: Any) -> Objective:
         (lambda: objective({"simpo": 1.0}), "unknown loss_type 'simpo'; known: sigmoid, hinge"),
         (
             lambda: objective({"nca_pair": 1.0}),
-            "'nca_pair' does not go with reward 'length-normalized', .*these do: alphapo, conservative, discopop",
+            "'nca_pair' does not go with reward 'length-normalized', .*these do: conservative, discopop",
         ),
         (
             lambda: objective({"ipo": 1.0}, margin=AdaptiveMargin(2.0)),
@@ -377,7 +377,7 @@ def objective(losses: dict[str, float], **settings: Any) -> Objective:
         ),
         (
             lambda: objective({"sigmoid": 0.8, "bco_pair": 1.0}, gamma=0.5),
-            r"margin of 0.5 \(simpo_gamma\) does not go with loss_type 'bco_pair': only alphapo, conservative, disco",
+            r"margin of 0.5 \(simpo_gamma\) does not go with loss_type 'bco_pair': only conservative, discopop",
         ),
     ],
 )

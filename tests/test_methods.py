@@ -202,3 +202,14 @@ def test_what_a_term_remembers_is_in_the_checkpoint(cls, config, options, tiny_m
         assert torch.equal(mine, theirs), name
     for mine, theirs in zip(whole.objective.terms, resumed.objective.terms, strict=True):
         assert str(mine.state_dict()) == str(theirs.state_dict())
+
+
+@pytest.mark.parametrize("method", ["dr-dpo", "kto-pair", "beta-dpo"])
+@pytest.mark.parametrize("size", [1, 2])
+def test_who_compares_pairs_needs_two(method, size, tiny_model, tokenizer, tmp_path, caplog):
+    """With one pair in each mini-batch Dr. DPO's weight is 1, and KTO's KL is the pair's own."""
+    cls, config = trainer_class(method), config_class(method)
+    settings = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 2}
+    build(cls, config, tiny_model, tokenizer, tmp_path, preference_rows(4), **settings)
+    warned = "compares the pairs of a mini-batch, and here each has one pair alone" in caplog.text
+    assert warned == (size == 1 and method != "beta-dpo")

@@ -156,7 +156,8 @@ class Objective:
         self._check_numbers()
 
     def _check_link(self, link: Link) -> None:
-        every = [each for table in LINKS.values() for each in table.values()]
+        tables = [table for table in LINKS.values() if table.get(link.name) is link] or list(LINKS.values())
+        every = [each for table in tables for each in table.values()]  # of the base that has it
         if self.weights and not (link.per_pair or link.of_batch):
             raise ValueError(
                 f"weight {self.weights[0].name!r} does not go with loss_type {link.name!r}, "

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .checks import unknown
-from .pairs import PairLogps, mean_logps
+from .pairs import PairLogps, mean_logps, upcast
 
 # exp(x) above this is no longer a number once it is cast back to the dtype of the log-probabilities
 _LARGEST_EXPONENT = {torch.float16: 11.0}
@@ -104,10 +104,12 @@ def log_odds(mean_logp: Tensor) -> Tensor:
         mean_logp: [B] mean log-probability per token, in nats, at most 0.
 
     Returns:
-        [B] log-odds. A certain completion (p = 1) has those of the largest p below 1 of its dtype, which are finite.
+        [B] log-odds, in the dtype of the log-probabilities, at least float32. They are finite: nearer to p = 1 than the
+        dtype's ε they are those of log p = −ε.
 
     Source: ORPO (arXiv 2403.07691), eqs. 4 and 6.
     """
+    mean_logp = upcast(mean_logp)
     mean_logp = mean_logp.clamp(max=-torch.finfo(mean_logp.dtype).eps)
     return mean_logp - torch.log(-torch.expm1(mean_logp))
 

@@ -89,6 +89,7 @@ class Link:
         reads_smoothing: it has a label smoothing ε.
         reads_sums: it computes with log-ratios summed over the tokens; another reward would not be what it trains on.
         of_batch: it is one number, the same in every row, that no pair's weight scales.
+        compares_pairs: a pair's loss is relative to the others of its mini-batch.
         columns: of the batch, which it reads from `LossInputs.view`.
         reward: the reward that it is a loss of; on CPOTrainer's base the one that it has where none is named.
         needs_its_reward: with another, or with AlphaPO's shape of it, it means nothing.
@@ -103,6 +104,7 @@ class Link:
     reads_smoothing: bool = False
     reads_sums: bool = False
     of_batch: bool = False
+    compares_pairs: bool = False
     columns: tuple[str, ...] = ()
     reward: str | None = None
     needs_its_reward: bool = False

@@ -123,7 +123,7 @@ LOG_RATIO: dict[str, Link] = {
     link.name: link
     for link in (
         Link("ipo_sum", ipo_sum, needs_reference=True, reads_sums=True),
-        Link("kto_pair", kto_pair, needs_reference=True),
+        Link("kto_pair", kto_pair, needs_reference=True, compares_pairs=True),
         Link("dpop", dpop, takes_margin=True, needs_reference=True, options=(("dpop_lambda", 50.0),)),
     )
 }

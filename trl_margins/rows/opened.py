@@ -266,9 +266,7 @@ def notes(reader: RowReader, counts: RowCounts) -> Iterator[Note]:
     if reader.prompt_column not in (None, "prompt"):
         yield info(f"column {reader.prompt_column!r} holds the prompts")
     if same := len(counts.same_rows):
-        yield warning(
-            f"{same} of {n} pairs have the same completion twice: they have no gap, and nothing is learned from them"
-        )
+        yield warning(f"{same} of {n} pairs have the same completion twice: they have no gap to learn from")
     if (seen := counts.contradicted).n:
         yield warning(
             f"in {seen.n} of {n} rows the text in column {reader.prompt_column!r} is not what the conversations in "

@@ -126,7 +126,7 @@ def _check_told_apart(
     if alike > same:
         logger.warning(
             f"{alike - same} of {n} {split} pairs have the same tokens twice, although their texts differ: the chat "
-            "template or max_length removes the difference. They have no gap, and nothing is learned from them"
+            "template or max_length removes the difference. They have no gap to learn from"
         )
 
 

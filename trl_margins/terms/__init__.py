@@ -28,6 +28,7 @@ class Term(ABC):
     probes: ClassVar[tuple[str, ...]] = ()  # values that the trainer measures before the optimizer's step
     needs_reference: ClassVar[bool] = False  # reads the reference model's log-probabilities
     holds_target: ClassVar[bool] = False  # a margin that is the whole target: the objective adds no γ to it
+    compares_pairs: ClassVar[bool] = False  # a pair's value is relative to the others of its mini-batch
     keeps_only: str = ""  # in words, the pairs that `keeps` is true of
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

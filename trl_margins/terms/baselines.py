@@ -147,6 +147,7 @@ class DrDPOWeight(Term):
 
     beta_prime: float = 1.0
     name: ClassVar[str] = "dr-dpo"
+    compares_pairs: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         Number(above=0).check("dr_dpo_beta_prime", self.beta_prime)

@@ -57,6 +57,7 @@ def check_before_training(trainer: MarginTrainer) -> None:
     limits.check_padding()
     _check_end_token(model, limits.tokenizer)
     _check_reference(trainer, model)
+    _warn_of_lone_pairs(trainer)
     max_length = getattr(trainer, "max_length", None) or trainer.args.max_length
     evals = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else {"eval": trainer.eval_dataset}
     for split, dataset in {"train": trainer.train_dataset, **evals}.items():
@@ -65,6 +66,16 @@ def check_before_training(trainer: MarginTrainer) -> None:
         elif isinstance(dataset, IterableDataset):
             limits.check_stream(split, max_length)
     check_savable(trainer)
+
+
+def _warn_of_lone_pairs(trainer: MarginTrainer) -> None:
+    compares = [part.name for _, part in trainer.objective.reading if part.compares_pairs]
+    if compares and trainer.args.train_batch_size * trainer.accelerator.num_processes == 1:
+        logger.warning(
+            "%s compares the pairs of a mini-batch, and here each has one pair alone: raise "
+            "per_device_train_batch_size, and lower gradient_accumulation_steps as much",
+            " and ".join(map(repr, compares)),
+        )
 
 
 # Kinds of models

@@ -104,8 +104,8 @@ def log_odds(mean_logp: Tensor) -> Tensor:
         mean_logp: [B] mean log-probability per token, in nats, at most 0.
 
     Returns:
-        [B] log-odds, in the dtype of the log-probabilities, at least float32. They are finite: nearer to p = 1 than the
-        dtype's ε they are those of log p = −ε.
+        [B] log-odds, in the dtype of the log-probabilities, at least float32. They are finite: nearer to p = 1
+        than the dtype's ε they are those of log p = −ε.
 
     Source: ORPO (arXiv 2403.07691), eqs. 4 and 6.
     """

@@ -555,6 +555,10 @@ def test_a_file_of_ours_stays_as_it_is():
             "loss_type: orpo: .*does not have this objective. Its NLL is a mean per completion.*gappo, gap-aware",
         ),
         ({"trainer_type": "dpo", "loss_type": "gm-simpo"}, "trainer_type: dpo with loss_type: gm-simpo"),
+        ({"alpha": 0.6}, "alpha: 0.6: several objectives have an α, and nothing says which"),
+        ({"alpha": 0.6, "loss_type": "ipo"}, "alpha: 0.6: several"),
+        ({"alpha": 0.6, "loss_type": "rrhf"}, "alpha: 0.6: several"),
+        ({"alpha": 0.6, "gamma": 1.0, "run_name": "x-alpha-dpo"}, r"but the name of the run \(alpha-dpo\) says"),
         ({"loss_type": "tdpo"}, "loss_type: tdpo: the package does not have this objective"),
         ({"trainer_type": "dpo", "loss_type": "b-dpo", "tau": "x"}, "tau: x is not a number"),
         ({"rpo_alpha": 1.0, "loss_type": ["sigmoid", "sft"]}, "rpo_alpha: 1.0 beside loss_weights or loss_type sft"),
@@ -803,6 +807,13 @@ def test_an_objective_that_is_guessed_is_a_warning(tmp_path, caplog):
         "simpo_gamma: 1.0": "WARNING",
     }
     levels |= {"gamma_beta_ratio: 0.5": "WARNING", "gamma_beta_ratio: 0.5\nrun_name: llama-simpo": "INFO"}
+    levels |= {"gamma_beta_ratio: 0.5\nalpha: 0.25\nrun_name: llama-simpo": "WARNING"}
+    for name in ("llama-beta-dpo", "o/llama_r_dpo", "llama-epsilon-dpo-4xh200", "margin-dpo"):
+        levels |= {f"run_name: {name}": "WARNING", f"loss_type: sigmoid\noutput_dir: {name}/": "WARNING"}
+        levels |= {f"precompute_ref_log_probs: false\nhub_model_id: {name}": "WARNING"}
+    for name in ("llama-7b-dpo", "zephyr-7b-sft-dpo-full", "r-dpo/llama-dpo", "alpaca-dpo"):
+        levels |= {f"run_name: {name}": "INFO"}
+    levels |= {"loss_type: robust\nlabel_smoothing: 0.1\nrun_name: robust-dpo": "INFO"}
     for own, level in levels.items():
         path.write_text(RECIPE + own)
         caplog.clear()
@@ -810,6 +821,74 @@ def test_an_objective_that_is_guessed_is_a_warning(tmp_path, caplog):
             arguments("--config", str(path))
         assert caplog.records[0].getMessage().startswith("method: not named; ")
         assert caplog.records[0].levelname == level
+
+
+def test_a_guess_says_by_which_key():
+    assert "DPOTrainer by use_weighting, a key of its config alone →" in lines("{use_weighting: true}")[0]
+    assert "by its keys, though its name has beta-dpo →" in lines(f"{RECIPE}run_name: x-beta-dpo")[0]
+    (half,) = (line for line in lines("{rpo_alpha: 0.5}") if line.startswith("rpo_alpha"))
+    assert "TRL before August 2024 multiplied the DPO loss by it instead" in half
+    assert "August" not in " ".join(lines("{rpo_alpha: 1.0}"))  # there they are the same
+
+
+OWN_ALPHA = {"r-dpo": "r_dpo_alpha", "odpo": "odpo_alpha", "alpha-dpo": "alpha_dpo_alpha", "beta-dpo": "beta_dpo_a"}
+OWN_ALPHA |= {"alphapo": "alpha"}
+
+
+@pytest.mark.parametrize(("objective", "own"), OWN_ALPHA.items())
+def test_whose_alpha_it_is(objective, own, tmp_path):
+    """Each way out that the error names keeps it; another method's leaves nothing of it."""
+    path = tmp_path / "theirs.yaml"
+    text = f"{RECIPE}beta: 0.1\nalpha: 0.17\noutput_dir: o/llama-beta-dpo\n"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=rf"Set loss_type to .*{objective}.*--method, or remove alpha"):
+        arguments("--config", str(path))
+    by_flag = arguments("--config", str(path), "--method", objective)
+    others = {"dpo": "dpo", "gappo": "cpo", "none": "dpo"}
+    left = [arguments("--config", str(path), "--method", other, "--base", base) for other, base in others.items()]
+    assert [each["alpha"] for each in left] == [0.0] * 3
+    path.write_text(f"{text}loss_type: {objective}\n")
+    by_loss = arguments("--config", str(path))
+    for values in (by_flag, by_loss):
+        assert values[own] == 0.17
+        assert own == "alpha" or values["alpha"] == 0.0
+    assert arguments("--config", str(path), "--method", "simpo")["alpha"] == 0.0
+    path.write_text(text.replace("alpha: 0.17\n", ""))
+    assert arguments("--config", str(path))["method"] == "none"
+
+
+def test_beta_dpos_a(tmp_path):
+    path = tmp_path / "theirs.yaml"
+    path.write_text("loss_type: beta-dpo\na: 0.3\n")
+    assert arguments("--config", str(path))["beta_dpo_a"] == 0.3
+    path.write_text("method: alpha-dpo\nalpha: 0.3\n")  # ours
+    assert {"alpha": 0.3, "alpha_dpo_alpha": 0.2}.items() <= arguments("--config", str(path)).items()
+    path.write_text("a: 0.3\n")
+    with pytest.raises(ValueError, match="unknown key 'a'"):
+        arguments("--config", str(path))
+
+
+@pytest.mark.parametrize("method", ["r-dpo", "odpo", "beta-dpo"])
+def test_alpha_beside_a_margin_names_that_of_the_margin(method, tmp_path):
+    config = parse(["--method", method, "--alpha", "0.05", "--output_dir", str(tmp_path), "--use_cpu"])[1]
+    with pytest.raises(ValueError, match=f"set it to 0.0, .*; the one of margin='{method}' is {OWN_ALPHA[method]}$"):
+        objective_of(config)
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ("base_model: a/b, data: {path: c/d}, params: {lr: 3.0e-5}", "key of another project: base_model (here"),
+        ("model: {}, dataset: {}, batch_size: 4, optimizer: {}, loss: {}", "keys of another project: model (here"),
+        ("model: a/b, dataset: c/d, torch_dtype: bfloat16, lora_rank: 8", "keys of another project: "),
+        ("base_model: a/b, rl: dpo", "keys of axolotl: base_model (here model_name_or_path), rl (here"),
+    ],
+)
+def test_keys_that_many_projects_have_are_of_no_one_project(keys, told, tmp_path):
+    """autotrain's, torchtune's and ms-swift's are in no table."""
+    found = refused(tmp_path, f"{{{keys}}}")
+    assert found.startswith(told)
+    assert "; key" not in found
 
 
 # Keys as the projects' examples have them
@@ -1107,6 +1186,7 @@ def alpha_z(moved: Any) -> Any:
     return (moved - 0.1 * moved.mean()) / (0.1 * moved.std(ddof=1))
 
 
+ALPHA_DPO = -ls(2.5 * (DELTA - 0.6 - 0.2 * alpha_z(M)))
 SMOOTH, SUMS = "label_smoothing: 0.2", ALPHA.replace("true", "false")
 CDPO = -0.8 * ls(0.1 * X) - 0.2 * ls(-0.1 * X)
 RDPO = (-0.8 * ls(0.1 * X) + 0.2 * ls(-0.1 * X)) / 0.6
@@ -1128,7 +1208,8 @@ FORMULAS = [
     ("DPOP", f"{PAIRED}, loss_type: dpop", -ls(0.1 * X - 5 * np.maximum(0, RC - C)), 0.0, False),
     ("RRHF", f"{PAIRED}, loss_type: rrhf", np.maximum(0, -DELTA), 1.0, False),
     ("EXO", f"{PAIRED}, loss_type: exo", EXO, 0.0, False),
-    ("α-DPO", f"{SIMPO_KEYS}, {ALPHA}, alpha: 0.2", -ls(2.5 * (DELTA - 0.6 - 0.2 * alpha_z(M))), 0.0, False),
+    ("α-DPO", f"{SIMPO_KEYS}, {ALPHA}, alpha: 0.2", ALPHA_DPO, 0.0, False),
+    ("α-DPO, bare", f"{SIMPO_KEYS}, loss_type: alpha-dpo, alpha: 0.2", ALPHA_DPO, 0.0, False),
     ("α-DPO, sums", f"{SIMPO_KEYS}, {SUMS}, alpha: 0.2", -ls(2.5 * (C - L - 0.6 - 0.2 * alpha_z(X))), 0.0, False),
     ("α-DPO's SimPO", f"{SIMPO_KEYS}, ln: true, loss_type: simpo", -ls(2.5 * (DELTA - 0.6)), 0.0, False),
     ("α-DPO's rDPO", f"{SIMPO_KEYS}, ln: false, loss_type: rDPO", -ls(2.5 * X), 0.0, True),
@@ -1139,6 +1220,8 @@ FORMULAS = [
     ("γ-PO's IPO, sums", f"gamma_beta_ratio: 0.6, {DPO_TRAINER}, loss_type: ipo, length_norm: false", IPO, 0.0, False),
     ("γ-PO's R-DPO", f"{SIMPO_KEYS}, {DPO_TRAINER}, loss_type: r-dpo", -ls(2.5 * M), 0.0, True),
     ("DPO's fork", f"loss: {{name: dpo, beta: 0.1, mode_loss: mean, {SMOOTH}}}", CDPO, 0.0, False),
+    ("R-DPO", f"{PAIRED}, loss_type: r-dpo, alpha: 0.02", -ls(0.1 * X + 0.02 * (NC - NL)), 0.0, True),
+    ("ODPO's α", "beta: 0.5, loss_type: odpo, alpha: 2.0", -ls(0.5 * X - 2 * np.log(SC - SL)), 0.0, False),
     ("ODPO", "loss: {name: odpo, beta: 0.5, alpha: 2.0, k: 3}", -ls(0.5 * X - 2 * np.log(SC - SL)), 0.0, False),
 ]  # fmt: skip
 

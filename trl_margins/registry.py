@@ -13,7 +13,7 @@ from __future__ import annotations
 import inspect
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, field
 from functools import cache, partial
 from importlib.metadata import entry_points
@@ -195,6 +195,12 @@ def option_fields(cls: type[Any], kind: str) -> dict[str, str]:
     prefix = cls.option_prefix or option_prefix(cls.name)
     said = cls.option_fields if issubclass(cls, Reward) else _OF_EVERY_MARGIN if kind == "margin" else {}
     return {name: said.get(name, prefix + name) for name in inspect.signature(cls).parameters}
+
+
+def own_alpha(margins: Iterable[type[Any]]) -> str | None:
+    """The config field of a margin's own α, or β-DPO's a; `alpha` is AlphaPO's."""
+    fields = [option_fields(each, "margin") for each in margins]
+    return next((each[name] for each in fields for name in ("alpha", "a") if name in each), None)
 
 
 def built(cls: type[P], kind: str, config: Any) -> P:

@@ -55,6 +55,13 @@ _OBJECTIVE_KEYS = frozenset(
 )
 _WITHOUT_BETA = ("rrhf", "simper")  # where it would scale the loss, or nothing
 _TARGETS = frozenset(("gamma_beta_ratio", "gamma", "simpo_gamma"))
+_FORKS = ("γ-PO", "α-DPO")  # of SimPO's code, with several losses
+_GREEK = "alpha|beta|gamma|delta|epsilon|eta|kappa|lambda|mu|nu|phi|psi|rho|sigma|tau|theta|omega|xi|zeta"
+# names of objectives that end in a word of their own: beta-dpo, r-dpo, but not llama-7b-dpo
+_KIND_OF_DPO = re.compile(
+    rf"(?<![a-z0-9])(?:{_GREEK}|adaptive|cal|conservative|dr|focal|margin|robust|soft|token|weighted|[a-z])[-_]dpo"
+    "(?![a-z])"
+)
 
 _DPO = {"method": "none", "base": "dpo"}
 _SIMPO = {"method": "none", "base": "cpo", "loss_type": "simpo", "cpo_alpha": 0.0}
@@ -106,6 +113,7 @@ class Project:
     remark: str = ""  # in what the objective is another here
     code: str = ""  # that has the defaults, if it is not its own
     is_chosen: bool = False  # by --method
+    owner: str = ""  # whose file it is, where --method has another objective
 
 
 def migrate(
@@ -234,11 +242,38 @@ def _short(value: Any) -> str:
 
 
 def _project(written: Mapping[str, Any]) -> Project:
-    """The project that a file without a method is for: by its loss, then by keys that one project alone has, and for a
-    recipe without either by its name.
-    """
+    """The project that a file without a method is for."""
     if any(written.get(key) is not None for key in _OWN_KEYS):
         return Project()
+    project = _recognised(written)
+    if not written.get("alpha") or _is_alphapos(written) or project.name in _FORKS:
+        return project
+    is_simpo = project.name == "SimPO" and "dpo" not in _words_of_the_run(written)
+    if not (is_simpo or _own_alpha(project.implied.get("method"))):
+        named = "".join(f" but the name of the run ({kind})" for kind in _kinds_of_dpo(written)[:1])
+        raise ValueError(
+            f"alpha: {_short(written['alpha'])}: several objectives have an α, and nothing{named} says which is "
+            "meant. Set loss_type to alphapo, r-dpo, odpo, alpha-dpo or beta-dpo, name one of these with --method, or remove "
+            "alpha"
+        )
+    return project
+
+
+def _is_alphapos(written: Mapping[str, Any]) -> bool:
+    return written.get("loss_type") in _CPO_LOSSES or "cpo_alpha" in written
+
+
+def _own_alpha(method: str | None) -> str | None:
+    """The config field of a method's α, if that is not AlphaPO's."""
+    from ..registry import MARGINS, get_method, names_of, own_alpha
+
+    if method in (None, "none"):
+        return None
+    return own_alpha(MARGINS[name] for name in names_of(get_method(str(method)).margin))
+
+
+def _recognised(written: Mapping[str, Any]) -> Project:
+    """By its loss, then by keys that one project alone has, and for a recipe without either by its name."""
 
     def has(keys: Collection[str]) -> bool:
         return any(key in written for key in keys)
@@ -272,7 +307,8 @@ def _project(written: Mapping[str, Any]) -> Project:
             raise _unsupported(f"loss_type: {loss} beside SimPO's keys")
         defaults = {**_SIMPO_DEFAULTS, "gamma_beta_ratio": 0.25}
         is_guess = bool(words & _OTHERS - {"simpo"}) or (loss is None and "simpo" not in words)
-        return Project("SimPO", _SIMPO, defaults, is_guess)
+        remark = "alpha is AlphaPO's" if written.get("alpha") else ""
+        return Project("SimPO", _SIMPO, defaults, is_guess, remark=remark)
     of_loss = None if loss in _SHARED_LOSSES else "cpo" if loss in _CPO_LOSSES else "dpo"
     if not (loss or of_keys or is_recipe):
         return Project()
@@ -283,7 +319,11 @@ def _project(written: Mapping[str, Any]) -> Project:
         )
     base = of_loss or of_keys or ("cpo" if not loss and "cpo" in words else "dpo")
     is_guess = not (of_loss or of_keys) and (bool(words & _OTHERS) if loss else base not in words)
-    return Project(_TRL[base], {"method": "none", "base": base}, is_guess=is_guess)
+    keys = [key for key in OF_TRL[base] if key in written]
+    said = f"{keys[0]}, a key of its config alone" if keys and not of_loss else "its keys"
+    if loss in (None, "sigmoid") and (kinds := _kinds_of_dpo(written)):
+        is_guess, said = True, f"{said}, though its name has {kinds[0]}"
+    return Project(_TRL[base], {"method": "none", "base": base}, is_guess=is_guess, said=said)
 
 
 def _chosen(written: Mapping[str, Any], method: str, base: str | None) -> Project:
@@ -293,7 +333,7 @@ def _chosen(written: Mapping[str, Any], method: str, base: str | None) -> Projec
     except ValueError:
         return Project(_FLAGS)
     if method == "none" or project.implied.get("method") != method or base not in (None, project.implied.get("base")):
-        return Project(_FLAGS)
+        return Project(_FLAGS, owner=project.name)
     return replace(project, defaults={}, is_guess=False, is_chosen=True)
 
 
@@ -303,10 +343,20 @@ def _is_gamma_po(has: Callable[[Collection[str]], bool], is_recipe: bool) -> boo
 
 
 def _words_of_the_run(written: Mapping[str, Any]) -> set[str]:
-    """Of the last part of each of its names; one with dpo is for DPO, whatever its other words say."""
-    names = [str(written.get(key) or "").rstrip("/") for key in ("output_dir", "run_name", "hub_model_id")]
-    parts = [re.findall(r"[a-z]+", name.rpartition("/")[2].lower()) for name in names]
+    """Of its names; one with dpo is for DPO, whatever its other words say."""
+    parts = [re.findall(r"[a-z]+", name) for name in _names_of_the_run(written)]
     return {word for words in parts for word in (["dpo"] if "dpo" in words else words)}
+
+
+def _names_of_the_run(written: Mapping[str, Any]) -> list[str]:
+    """The last part of each."""
+    names = [str(written.get(key) or "").rstrip("/") for key in ("output_dir", "run_name", "hub_model_id")]
+    return [name.rpartition("/")[2].lower() for name in names]
+
+
+def _kinds_of_dpo(written: Mapping[str, Any]) -> list[str]:
+    """What its names have of the kind of beta-dpo, which is another objective than DPO."""
+    return [kind for name in _names_of_the_run(written) for kind in _KIND_OF_DPO.findall(name)]
 
 
 def _supervised(written: Mapping[str, Any]) -> str | None:
@@ -404,10 +454,8 @@ def _changed(
         return {}, f"dropped: {row.name} has no target margin"
     if row is not None and project.name == _FLAGS and key in _OBJECTIVE_KEYS:
         return {}, "dropped: the objective is that of --method"
-    if key == "alpha" and {"ln", "trainer_type"} & written.keys():
-        return (
-            ({"alpha_dpo_alpha": value}, "") if method == "alpha-dpo" else ({}, "dropped: only α-DPO's loss reads it")
-        )
+    if key in ("alpha", "a") and value is not None:
+        return _alpha(key, value, written, project, method)
     if key == "beta" and project.name != _OURS and method in _WITHOUT_BETA:
         return {}, "dropped: the objective has no β"
     if key == "beta" and "beta" in project.implied:
@@ -468,7 +516,8 @@ def _changed(
             if "sft" in losses or written.get("loss_weights"):
                 raise ValueError(f"rpo_alpha: {_short(value)} beside loss_weights or loss_type sft: remove one")
             weights = [*[1.0] * len(losses), value]
-            return {"loss_type": [*losses, "sft"], "loss_weights": weights}, "weight of the SFT loss"
+            older = "" if value == 1 else "; TRL before August 2024 multiplied the DPO loss by it instead"
+            return {"loss_type": [*losses, "sft"], "loss_weights": weights}, f"weight of the SFT loss{older}"
         case "gamma_beta_ratio":
             if "beta" in implied:
                 return {"beta": value}, "the temperature of its IPO"
@@ -510,6 +559,23 @@ def _baseline(method: str | None) -> Any:
 
     row = None if method in (None, "none") else get_method(str(method))
     return row if row is not None and row.baseline else None
+
+
+def _alpha(key: str, value: Any, written: Mapping[str, Any], project: Project, method: str | None) -> Changed | None:
+    """AlphaPO's α, or that of the objective, which in other code has the same name; `a` is β-DPO's alone."""
+    own, row = _own_alpha(method), _baseline(method)
+    if key == "a":
+        return ({"beta_dpo_a": value}, "") if own == "beta_dpo_a" else None
+    if project.name == _OURS or written.get("method") == method:
+        return None
+    if (project.owner or project.name) in _FORKS:
+        return ({own: value}, "") if method == "alpha-dpo" and own else ({}, "dropped: only α-DPO's loss reads it")
+    if own and own not in written and not _is_alphapos(written):
+        return {own: value}, ""
+    is_recipe = any(each in written for each in _RECIPE_KEYS)
+    if project.name == _FLAGS and ("alpha" not in row.defaults if row else is_recipe and not _is_alphapos(written)):
+        return {}, "dropped: of another objective"
+    return None
 
 
 def _loss_type(value: Any, written: Mapping[str, Any], whose: str, method: str | None) -> Changed | None:

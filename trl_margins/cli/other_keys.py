@@ -7,6 +7,7 @@ allenai/open-instruct, OpenRLHF/OpenRLHF, ContextualAI/HALOs, and TRL and transf
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 
 HANDBOOK = "the alignment-handbook or an older TRL"
@@ -81,7 +82,7 @@ _OLD_DPO = _table(
     use_logits_to_keep; use_num_logits_to_keep; ref_model_init_kwargs"""
 )
 # keys by which a file is for one of TRL's two trainers; `simpo_gamma` is ours too, and its default loss reads none
-OF_TRL = {"cpo": ("cpo_alpha", "alpha"), "dpo": (*_DPO, *_OLD_DPO)}
+OF_TRL = {"cpo": ("cpo_alpha",), "dpo": (*_DPO, *_OLD_DPO)}
 _CPO = _table("cpo_alpha; generate_during_eval; is_encoder_decoder; max_completion_length; tokenization")
 ONE_BASE = {**dict.fromkeys(_CPO, "cpo"), **dict.fromkeys(_DPO, "dpo")}  # option of one base → that base
 
@@ -188,18 +189,38 @@ FOREIGN: Mapping[str, Mapping[str, str]] = {
 }
 
 
+# keys that autotrain, torchtune and ms-swift have too, and those of several of the tables
+_SHARED = {
+    *(
+        "base_model",
+        "model",
+        "model_type",
+        "template",
+        "dataset",
+        "loss",
+        "lr",
+        "optimizer",
+        "lr_scheduler",
+        "num_epochs",
+    ),
+    *("batch_size", "eval_batch_size", "trainer", "cache_dir", "max_samples", "target_modules"),
+    *(key for key, count in Counter(key for table in FOREIGN.values() for key in table).items() if count > 1),
+}
+
+
 def foreign(names: Iterable[str], known: Collection[str]) -> dict[str, dict[str, str]]:
     """Project → those of the names that are its keys, each with what it is called here.
 
-    A name counts for one project, the one that has most of them. An entry of the tables that leads to no key of this
-    command says nothing here.
+    A name counts for one project, the one that has most of them, which is only named where one of them is its alone.
+    An entry of the tables that leads to no key of this command says nothing here.
 
     Args:
         known: the command's own keys; none for every command.
     """
     renamed = {key: here for key, here in RENAMED.items() if key not in FOREIGN[OLDER]}
     tables = {**FOREIGN, HANDBOOK: {**dict.fromkeys(DROPPED, ""), **renamed}}
-    left, found = list(dict.fromkeys(names)), {}
+    left = list(dict.fromkeys(names))
+    found: dict[str, dict[str, str]] = {}
     while left:
         theirs = {
             project: {name: table[name] for name in left if name in table and _leads_to(table[name], known)}
@@ -208,8 +229,9 @@ def foreign(names: Iterable[str], known: Collection[str]) -> dict[str, dict[str,
         project = max(theirs, key=lambda each: len(theirs[each]))
         if not theirs[project]:
             break
-        found[project] = theirs[project]
-        left = [name for name in left if name not in found[project]]
+        named = project if theirs[project].keys() - _SHARED else "another project"
+        found[named] = found.get(named, {}) | theirs[project]
+        left = [name for name in left if name not in theirs[project]]
     return found
 
 

@@ -31,6 +31,7 @@ from ..registry import (
     get_method,
     load_plugins,
     option_fields,
+    own_alpha,
     reward_class,
     term_class,
 )
@@ -768,8 +769,8 @@ def _warn_of_unread(config: MarginOptions) -> None:
     if any(FACTOR in term.columns for kind in _KINDS for term in config._term_classes(kind)):
         read |= {"gap_aware_metric", "gap_aware_encoder"}
     declared = {item.name: item for item in fields(config)}
-    if (alpha := getattr(config, "alpha", 0.0)) and "alpha-dpo" in config.term_names("margin"):
-        logger.warning("alpha=%g is AlphaPO's and shapes the reward; α-DPO's is alpha_dpo_alpha", alpha)
+    if (alpha := getattr(config, "alpha", 0.0)) and (own := own_alpha(config._term_classes("margin"))):
+        logger.warning("alpha=%g is AlphaPO's, for the reward; that of margin=%r is %s", alpha, config.margin, own)
     links, named = _links_with_options(), names_of(getattr(config, "loss_type", ()))
     for name, link in links.items():
         unread = [option for option, default in link.options if getattr(config, option, default) != default]
@@ -896,9 +897,11 @@ def objective_of(
     alpha, shaped = getattr(config, "alpha", 0.0), reward_class(reward).option_fields.values()
     if alpha and "alpha" not in shaped:
         able = sorted(name for name, each in REWARDS.items() if "alpha" in each.option_fields.values())
+        own = own_alpha(options._term_classes("margin"))
+        meant = f"; the one of margin={options.margin!r} is {own}" if own else ""
         raise ValueError(
             f"alpha={alpha!r} does not go with reward={reward!r}, which does not read it: set it to 0.0, or "
-            f"use one of the rewards {', '.join(able)}"
+            f"use one of the rewards {', '.join(able)}{meant}"
         )
     # CPOConfig always has a simpo_gamma, whether its loss reads it or not
     is_read = losses[0] == "simpo" or losses[0] not in TRLS["cpo"] or getattr(config, "gamma_beta_ratio", None)

@@ -117,7 +117,13 @@ ELSEWHERE = (
     Elsewhere("EXO", ("exo",), _trls("dpo", "exo_pair", label_smoothing=1e-3)),
     Elsewhere("NCA", ("nca",), _trls("dpo", "nca_pair")),
     Elsewhere("APO", ("apo",), _trls("dpo", "apo_zero")),
-    Elsewhere("R-DPO", ("r-dpo", "r_dpo"), {"method": "r-dpo"}),
+    Elsewhere(
+        "R-DPO",
+        ("r-dpo", "r_dpo"),
+        {"method": "r-dpo"},
+        remark="α adds to the gap of a longer chosen completion, as in its paper; some code subtracts it, which a "
+        "negative α does",
+    ),
     Elsewhere("ODPO", ("odpo",), {"method": "odpo"}),
     Elsewhere("Dr. DPO", ("DrDPO", "dr-dpo", "dr_dpo"), {"method": "dr-dpo"}),
     Elsewhere("β-DPO", ("beta_DPO", "beta-dpo", "beta_dpo"), {"method": "beta-dpo"}),

@@ -871,7 +871,7 @@ def test_beta_dpos_a(tmp_path):
 @pytest.mark.parametrize("method", ["r-dpo", "odpo", "beta-dpo"])
 def test_alpha_beside_a_margin_names_that_of_the_margin(method, tmp_path):
     config = parse(["--method", method, "--alpha", "0.05", "--output_dir", str(tmp_path), "--use_cpu"])[1]
-    with pytest.raises(ValueError, match=f"set it to 0.0, .*; the one of margin='{method}' is {OWN_ALPHA[method]}$"):
+    with pytest.raises(ValueError, match=f"0.0 and give that of margin='{method}' as {OWN_ALPHA[method]}, or use"):
         objective_of(config)
 
 

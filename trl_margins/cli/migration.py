@@ -253,8 +253,8 @@ def _project(written: Mapping[str, Any]) -> Project:
         named = "".join(f" but the name of the run ({kind})" for kind in _kinds_of_dpo(written)[:1])
         raise ValueError(
             f"alpha: {_short(written['alpha'])}: several objectives have an α, and nothing{named} says which is "
-            "meant. Set loss_type to alphapo, r-dpo, odpo, alpha-dpo or beta-dpo, name one of these with --method, or remove "
-            "alpha"
+            "meant. Set loss_type to alphapo, r-dpo, odpo, alpha-dpo or beta-dpo, name one of these with --method, or "
+            "remove alpha"
         )
     return project
 

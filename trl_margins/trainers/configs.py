@@ -898,10 +898,10 @@ def objective_of(
     if alpha and "alpha" not in shaped:
         able = sorted(name for name, each in REWARDS.items() if "alpha" in each.option_fields.values())
         own = own_alpha(options._term_classes("margin"))
-        meant = f"; the one of margin={options.margin!r} is {own}" if own else ""
+        meant = f" and give that of margin={options.margin!r} as {own}" if own else ""
         raise ValueError(
-            f"alpha={alpha!r} does not go with reward={reward!r}, which does not read it: set it to 0.0, or "
-            f"use one of the rewards {', '.join(able)}{meant}"
+            f"alpha={alpha!r} does not go with reward={reward!r}, which does not read it: set it to 0.0{meant}, "
+            f"or use one of the rewards {', '.join(able)}"
         )
     # CPOConfig always has a simpo_gamma, whether its loss reads it or not
     is_read = losses[0] == "simpo" or losses[0] not in TRLS["cpo"] or getattr(config, "gamma_beta_ratio", None)

@@ -191,19 +191,10 @@ FOREIGN: Mapping[str, Mapping[str, str]] = {
 
 # keys that autotrain, torchtune and ms-swift have too, and those of several of the tables
 _SHARED = {
-    *(
-        "base_model",
-        "model",
-        "model_type",
-        "template",
-        "dataset",
-        "loss",
-        "lr",
-        "optimizer",
-        "lr_scheduler",
-        "num_epochs",
+    *_table(
+        """base_model; model; model_type; template; dataset; loss; lr; optimizer; lr_scheduler; num_epochs; batch_size;
+        eval_batch_size; trainer; cache_dir; max_samples; target_modules"""
     ),
-    *("batch_size", "eval_batch_size", "trainer", "cache_dir", "max_samples", "target_modules"),
     *(key for key, count in Counter(key for table in FOREIGN.values() for key in table).items() if count > 1),
 }
 

@@ -242,7 +242,7 @@ def test_a_light_command_loads_nothing_heavy(argv):
 
 
 def test_missing_arguments_are_named(tiny_model, tmp_path):
-    with pytest.raises(SystemExit, match="--dataset_name is missing"):
+    with pytest.raises(ValueError, match="--dataset_name is missing"):
         main(["train", "--model_name_or_path", tiny_model, "--output_dir", str(tmp_path)])
     with pytest.raises(ValueError, match="unknown method 'gappp'; known: gappo, "):
         main(["train", "--method", "gappp"])

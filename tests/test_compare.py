@@ -16,10 +16,12 @@ import numpy as np
 import pytest
 import yaml
 from conftest import preference_rows
+from datasets import DatasetDict
 from scipy import stats
 from transformers import TrainerCallback
 
 from trl_margins.cli import compare, main, train
+from trl_margins.cli.compare_settings import MEASURED
 from trl_margins.evaluation.intervals import student_interval
 from trl_margins.methods import METHODS
 from trl_margins.pairs import ROW
@@ -84,7 +86,7 @@ def compared(base, tmp_path_factory) -> tuple[list[str], Path, str]:
 # The table
 
 
-def test_the_table_is_that_of_the_runs(compared):
+def test_the_table_is_that_of_the_runs(compared, base):
     """By hand: NumPy's means and SciPy's intervals of what each run folder's own file says."""
     _, out, printed = compared
     found = {
@@ -101,10 +103,17 @@ def test_the_table_is_that_of_the_runs(compared):
     (_, row) = json.loads((out / "results.json").read_text())["table"]
     assert row["eval_pwa_all"]["mean"] == pytest.approx(found["gappo"][:, 1].mean())
     assert "over seeds 1, 2." in printed
+    evaluated = [json.loads(row) for row in Path(base["eval_dataset_name"]).read_text().splitlines()]
+    gaps = np.array([row["score_chosen"] - row["score_rejected"] for row in evaluated])
+    assert f"The numbers are of 40 pairs, {(gaps >= 2).sum()} of them with a score gap ≥ 2.\n" in printed
+    for n in (40, (gaps >= 2).sum()):
+        assert f"± {stats.norm.ppf(0.975) * stats.binom.std(n, 0.5) / n:.2f} with {n} pairs" in printed
 
 
 def cell(values: np.ndarray, sign: str) -> str:
     mean, half = values.mean(), stats.sem(values) * stats.t.ppf(0.975, len(values) - 1)
+    if np.ptp(values) < 1e-9:
+        return f"{mean:{sign}.4f}, same in all seeds"
     return f"{mean:{sign}.4f} ± {half:.4f}".replace("-0.0000", "+0.0000" if sign else "0.0000")
 
 
@@ -114,6 +123,34 @@ def test_the_interval_is_scipys():
     assert student_interval(values) == pytest.approx(((low + high) / 2, (high - low) / 2))
     assert np.isnan(student_interval([0.3])[1])
     assert student_interval([0.5, 0.5, 0.5]) == (0.5, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [([0.2], "+0.2000"), ([0.3 - 0.1, 0.2], "+0.2000, same in all seeds"), ([0.2, 0.200001], "+0.2000 ± 6e-06")],
+)
+def test_no_interval_is_zero(values, said):
+    """Equal numbers of a few seeds are no certainty."""
+    assert compare._cell(compare._interval(values), "+") == said
+    assert "0.0000" not in said
+
+
+def test_the_pairs_and_the_metric_that_counted_are_named(base, tmp_path, capsys):
+    """No score gap reaches 2, so all pairs choose; and one prompt is too long to be measured."""
+    rows = [json.loads(row) for row in Path(base["eval_dataset_name"]).read_text().splitlines()]
+    rows = [{**row, "score_chosen": 0.9, "score_rejected": i / 50} for i, row in enumerate(rows)]
+    rows[3]["prompt"] = "the dog runs " * 60
+    (tmp_path / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {**base, "eval_dataset_name": str(tmp_path / "eval.jsonl"), "log_pairs": False, "max_steps": 2}
+    assert main([*words(tmp_path, settings, "gappo"), "--eval_strategy", "steps", "--eval_steps", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "The numbers are of 39 pairs, 0 of them with a score gap ≥ 2. 1 of 40 rows are in no number: " in said
+    assert "± 0.16 with 39 pairs." in said
+    assert "checkpoint with the best eval_pwa_all, on" in said
+    *_, last = sorted((tmp_path / "out" / "gappo-lr0.01-seed42").glob("checkpoint-*/trainer_state.json"))
+    state = json.loads(last.read_text())
+    logged = {each["step"]: each["eval_pwa_all"] for each in state["log_history"] if "eval_pwa_all" in each}
+    assert state["best_metric"] == max(logged.values()) == logged[state["best_global_step"]]
 
 
 def test_all_methods_have_the_same_pairs_in_the_same_order_from_the_same_start(compared):
@@ -167,6 +204,31 @@ def test_other_settings_do_not_mix(compared, base, tmp_path):
         main(words(tmp_path, base, "dpo"))
 
 
+@pytest.mark.parametrize("methods", [("gappo", "simpo", "dpo"), ("simpo", "gappo", "dpo")])
+def test_another_first_method_has_other_defaults(methods, base, tmp_path, monkeypatch):
+    """Nobody set them: the error says so, and its flags go on with the same runs."""
+    trained = []
+
+    def quick(argv: list[str]) -> None:
+        trained.append(Path(argv[1]).parent)
+        (trained[-1] / "eval_results.json").write_text(json.dumps({"eval_pwa_all": 0.5, "eval_n_pairs": 40}))
+
+    monkeypatch.setattr(train, "main", quick)
+    left = ("max_length", "gradient_accumulation_steps")
+    settings = {name: value for name, value in base.items() if name not in left} | {"eval_strategy": "epoch"}
+    first, *others = methods
+    assert main([*words(tmp_path, {**settings, "log_pairs": False}, *methods)]) == 0
+    again = words(tmp_path, {**settings, "log_pairs": False}, *others, first)
+    with pytest.raises(ValueError, match=r"max_length .*Nobody set this: it is the first method's default") as error:
+        main(again)
+    flags = str(error.value).partition("To go on: ")[2].split()
+    assert str(METHODS[first].defaults["max_length"]) == flags[flags.index("--max_length") + 1]
+    assert main([*again, *flags]) == 0
+    assert len(trained) == 3
+    with pytest.raises(ValueError, match=r"or remove this one$"):  # somebody set this
+        main([*again, *flags, "--max_steps", "4"])
+
+
 def copy_of(data: str, folder: Path) -> str:
     return str(shutil.copy(data, folder))
 
@@ -215,7 +277,7 @@ def test_another_model_under_the_same_name_does_not_mix(base, tmp_path):
 
 def test_a_stream_is_known_by_its_first_rows():
     rows = preference_rows(24)
-    assert compare._digest_of_rows(rows.to_iterable_dataset()) == compare._digest_of_rows(rows)
+    assert compare._digest_of_rows(rows.to_iterable_dataset()) == f"first {compare._digest_of_rows(rows)}"
 
 
 # Runs that stop
@@ -264,18 +326,42 @@ def test_a_killed_comparison_goes_on_from_the_checkpoint(compared, base, tmp_pat
         assert numbers(tmp_path / "out", "dpo", 1)[key] == numbers(uninterrupted, "dpo", 1)[key]
 
 
-def test_one_method_s_error_leaves_the_others(base, tmp_path, capsys):
-    unscored = Path(base["dataset_name"]).with_name("unscored.jsonl")
-    settings = {**base, "dataset_name": str(unscored), "log_pairs": False}
-    assert main(words(tmp_path, settings, "gappo", "amapo")) == 1
+def test_one_method_s_error_leaves_the_others(base, tmp_path, capsys, monkeypatch):
+    built = train.build_trainer
+
+    def out_of_memory(script: Any, *run: Any) -> Any:
+        if script.method == "gappo":
+            raise RuntimeError("out of memory")
+        return built(script, *run)
+
+    monkeypatch.setattr(train, "build_trainer", out_of_memory)
+    assert main(words(tmp_path, {**base, "log_pairs": False}, "gappo", "amapo")) == 1
     said = capsys.readouterr()
-    assert "gappo, seed 42, learning rate 0.01 failed: " in said.err
-    assert "score" in said.err.splitlines()[-1]
+    assert said.err.splitlines()[-1].endswith("gappo, seed 42, learning rate 0.01 failed: out of memory")
+    assert "* gappo has no numbers, so there are no differences from it.\n" in said.out
     assert cells(said.out, "gappo")[1:4] == ["–", "0", "–"]
     row = cells(said.out, "amapo")
     assert row[3] == f"{numbers(tmp_path / 'out', 'amapo', 42)['eval_pwa']:.4f}"
     assert row[4] == "–"
     assert "One seed (42): there is no interval" in said.out
+
+
+def test_data_that_does_not_fit_is_said_before_training(base, tmp_path, monkeypatch):
+    """Of all methods at once; the ones that are left can be trained."""
+    monkeypatch.setattr(train, "main", lambda argv: pytest.fail(f"trains: {argv}"))
+    settings = {**base, "dataset_name": base["dataset_name"].replace("pairs", "unscored")}
+    command = words(tmp_path, settings, "simpo", "gappo", "odpo", "dpo")
+    said = r"gappo: 'score-gap' needs annotation scores.*; odpo: 'odpo' needs .*fits these: --methods simpo dpo$"
+    with pytest.raises(ValueError, match=said):
+        main(command)
+    assert not (tmp_path / "out").exists()
+    comparison, _ = compare.plan([*command[1:-4], "simpo", "dpo"])
+    comparison.check_data()
+    with pytest.raises(ValueError, match=r"^'score-gap' needs annotation scores"):
+        main(words(tmp_path, settings, "gappo"))
+    settings = {**base, "eval_dataset_name": settings["dataset_name"], "metric_for_best_model": "eval_spearman"}
+    with pytest.raises(ValueError, match=r"metric_for_best_model='eval_spearman': the evaluation set has no scores"):
+        main(words(tmp_path, settings, "simpo", "dpo"))
 
 
 # Learning rates
@@ -323,6 +409,17 @@ def test_a_learning_rate_that_is_not_everybody_s_own_is_said(compared):
         assert not comparison.notes_on_rate
 
 
+def test_a_metric_that_does_not_compare_chooses_no_learning_rate():
+    settings = ("--eval_strategy", "epoch", "--learning_rates", "1e-6", "1e-5", "--metric_for_best_model")
+    for metric, notes in (("eval_loss", 1), ("eval_spearman", 0)):
+        comparison, _ = compare.plan(["--methods", "simpo", "dpo", *WHERE, *settings, metric])
+        assert len(comparison.notes_on_rate) == notes
+        assert all("chosen by eval_pwa_all and not by eval_loss, which" in each for each in comparison.notes_on_rate)
+    assert "if that is eval_pwa, eval_pwa_all or eval_spearman, else by PWA" in " ".join(
+        compare.parser().format_help().split()
+    )
+
+
 # Settings
 
 
@@ -355,6 +452,31 @@ def test_the_first_method_s_budget_and_everybody_s_own_objective(methods, capsys
         assert f" beta {METHODS[name].defaults['beta']:g}, " in line
         if ratio := METHODS[name].defaults["gamma_beta_ratio"]:
             assert f" gamma_beta_ratio {ratio:g}" in line
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ("r-dpo", "r_dpo_alpha 0.05"),
+        ("odpo", "odpo_alpha 1"),
+        ("madpo", "madpo_c_max 2"),
+        ("dr-dpo", "dr_dpo_beta_prime 1"),
+        ("alpha-dpo", "alpha_dpo_alpha 0.2"),
+        ("beta-dpo", "beta_dpo_a 0.6, beta_dpo_keep 0.8"),
+        ("dpop", "dpop_lambda 50"),
+        ("focalpo", "focalpo_gamma 0.05"),
+        ("cdpo", "label_smoothing 0.1"),
+        ("cpo", "cpo_alpha 1"),
+        ("orpo", "cpo_alpha 1"),
+        ("gappo", "score_gap_transform linear"),
+        ("geometric-anchor", "anchor_radius 0.05"),
+    ],
+)
+def test_what_defines_a_method_is_shown(method, said):
+    comparison, _ = compare.plan(["--methods", method, *WHERE])
+    line, *_ = comparison.preface.splitlines()
+    assert f", {said}" in line
+    assert ", loss_type " in line
 
 
 def test_all_keep_the_best_checkpoint_or_none():
@@ -472,6 +594,11 @@ def test_what_the_file_may_not_say(key, said, tmp_path):
         ("--methods gappo --resume_from_checkpoint true", "goes on when it is started again"),
         ("--methods gappo amapo --gamma_po_steps -1", "method 'gappo': gamma_po_steps"),
         ("--methods gappo --no_such_flag 1", "unknown option '--no_such_flag'"),
+        (
+            "--methods gappo --metric_for_best_model eval_foo",
+            "unknown metric_for_best_model 'eval_foo'; known: eval_lo",
+        ),
+        (f"--methods gappo --out {__file__}/out --dry_run", f"--out .*: {__file__} is a file"),
     ],
 )
 def test_what_is_refused(flags, said):
@@ -483,6 +610,41 @@ def test_an_evaluation_set_is_needed():
     with pytest.raises(ValueError, match="--eval_strategy epoch"):
         compare.plan(["--methods", "gappo", *WHERE[:-2]])
     compare.plan(["--methods", "gappo", *WHERE[:-2], "--eval_strategy", "epoch"])
+
+
+def test_where_to_evaluate_depends_on_the_data(base, tmp_path):
+    """What the error advises works."""
+
+    with pytest.raises(ValueError, match=r"name one with --eval_dataset_name$"):  # of one file
+        compare.plan(["--methods", "gappo", "--model_name_or_path", "m", "--dataset_name", base["dataset_name"]])
+    DatasetDict(train=preference_rows(4), held_out=preference_rows(4)).save_to_disk(tmp_path / "both")
+    (tmp_path / "mixed.yaml").write_text(yaml.safe_dump({"datasets": [{"path": str(tmp_path / "both")}]}))
+    for given in (("--dataset_name", str(tmp_path / "both")), ("--config", str(tmp_path / "mixed.yaml"))):
+        with pytest.raises(ValueError, match=", with --") as error:
+            compare.plan(["--methods", "gappo", "--model_name_or_path", "m", *given])
+        flags = str(error.value).partition(", with ")[2].split()
+        comparison, _ = compare.plan(["--methods", "gappo", "--model_name_or_path", "m", *given, *flags])
+        script, config, _, mixture = comparison.entries[0].run
+        assert all(map(len, train.datasets_of(script, config, mixture)))
+
+
+def test_errors_have_the_command_s_own_name(capsys):
+    with pytest.raises(ValueError, match=r"^method 'gappo': --model_name_or_path is missing"):
+        compare.plan(["--methods", "gappo"])
+    with pytest.raises(SystemExit):
+        compare.plan(["--methods", "gappo", *WHERE, "--max_steps", "x"])
+    assert "trl-margins compare: error: argument --max_steps" in capsys.readouterr().err
+
+
+def test_every_evaluation_has_what_can_choose(compared):
+    _, out, _ = compared
+    for method in ("dpo", "gappo"):
+        assert {f"eval_{name}" for name in MEASURED} <= {*numbers(out, method, 1)}
+
+
+def test_a_default_of_trl_is_no_warning(recwarn):
+    assert main(["compare", "--methods", "gappo", "dpo", *WHERE, "--dry_run"]) == 0
+    assert not [each for each in recwarn if "gradient_checkpointing" in str(each.message)]
 
 
 def test_launchers_are_refused(monkeypatch):

@@ -363,7 +363,7 @@ def test_an_empty_file_lacks_model_and_data():
     Path("c.yaml").touch()
     assert said("convert", "c.yaml") is None
     for flags in (["train", "--config"], ["train", "--dry_run", "--config"]):
-        assert said(*flags, "c.yaml", "--use_cpu") == "trl-margins train: --model_name_or_path is missing"
+        assert said(*flags, "c.yaml", "--use_cpu") == "--model_name_or_path is missing"
         named = ["--use_cpu", "--model_name_or_path", "x"]
         assert "--dataset_name is missing" in str(said(*flags, "c.yaml", *named))
 

@@ -7,9 +7,13 @@ import json
 import logging
 import math
 import os
+import re
+import shlex
 import sys
+import warnings
 from argparse import ArgumentParser
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,7 +34,7 @@ from ..evaluation.tables import MEANING
 from ..tables import markdown_table
 from ..trainers.folder import earlier_run, last_whole_checkpoint
 from . import train
-from .compare_settings import Entry, SharedSettings, default_rate
+from .compare_settings import Entry, SharedSettings, default_of, set_by_the_first
 from .config_file import Settings, as_yaml
 from .dry_run import plain
 from .options import Options, option
@@ -52,8 +56,8 @@ class CompareArguments(Options):
     methods: list[str] = option("Methods, as `method` of train has them. Differences are from the first one.")
     seeds: list[int] | None = option("Each method trains once with each of them. Default: `seed` alone.", None)
     learning_rates: list[float] | None = option(
-        "Each method tries all of them with the first seed, and keeps the best by `metric_for_best_model` or, without "
-        "it, by PWA of all pairs.",
+        "Each method tries all of them with the first seed, and keeps the best by `metric_for_best_model`, if that is "
+        "eval_pwa, eval_pwa_all or eval_spearman, else by PWA of all pairs.",
         None,
     )
     out: str = option("Folder for a folder of each run, the table and the report.", "compare")
@@ -61,6 +65,13 @@ class CompareArguments(Options):
 
 def main(argv: Sequence[str]) -> int:
     """Trains what is not done yet, and writes the table."""
+    with warnings.catch_warnings():
+        # of a default of TRL's, once for each config
+        warnings.filterwarnings("ignore", "`gradient_checkpointing` is deprecated", FutureWarning)
+        return _compare(argv)
+
+
+def _compare(argv: Sequence[str]) -> int:
     comparison, is_dry = plan(argv)
     print("\n".join([comparison.preface, *comparison.notes_on_rate]))
     if not is_dry:
@@ -68,6 +79,7 @@ def main(argv: Sequence[str]) -> int:
     comparison.check_folders()
     if is_dry:
         return 0
+    comparison.check_data()
     check_writable(comparison.out)
     comparison.train()
     comparison.write()
@@ -110,9 +122,11 @@ def plan(argv: Sequence[str]) -> tuple[Comparison, bool]:
     settings, source = train.read_settings(given.config, given.recipe)
     shared = SharedSettings(args.methods, given.base or settings.get("base"), settings, source, flags)
     entries = shared.entries()
-    first = entries[0].config
+    first, out = entries[0].config, Path(args.out)
+    if not (found := next(place for place in (out, *out.absolute().parents) if place.exists())).is_dir():
+        raise ValueError(f"--out {out}: {found} is a file: name a folder")
     seeds, rates = args.seeds or [first.seed], args.learning_rates or [first.learning_rate]
-    return Comparison(entries, seeds, rates, Path(args.out), shared.notes()), given.dry_run
+    return Comparison(entries, seeds, rates, out, shared.notes()), given.dry_run
 
 
 # Runs ----------------------------------------------------------------------------------------------------------------
@@ -164,8 +178,22 @@ class Run:
             changed = ", ".join(f"{name} {before.get(name)} → {now.get(name)}" for name in names)
             raise ValueError(
                 f"{self.folder} is of another run ({changed}), with which the others would not compare: "
-                "name another folder with --out, or remove this one"
+                f"name another folder with --out, or remove this one{self._way_on(names, before)}"
             )
+
+    def _way_on(self, names: Sequence[str], before: Settings) -> str:
+        """The flags with which a run is the earlier one again, where only the first method is another one."""
+        if "load_best_model_at_end" in names:
+            names = [name for name in names if name != "save_strategy"]  # with it, "no" becomes "best"
+        if any(name in self.entry.said or not set_by_the_first(name) for name in names):
+            return ""
+        earlier = {name: before[name] if name in before else default_of(self.entry, name) for name in names}
+        flags = " ".join(
+            f"--{name} {shlex.quote(value if isinstance(value, str) else json.dumps(value))}"
+            for name, value in earlier.items()
+            if value is not None
+        )
+        return f". Nobody set this: it is the first method's default, and that was another method. To go on: {flags}"
 
     def train(self, facts: Settings) -> dict[str, float]:
         """Trains, or goes on from the last checkpoint, unless it is done."""
@@ -217,6 +245,29 @@ class Comparison:
                 for rate in self.rates:
                     self.run(entry, seed, rate).check_folder(self.facts)
 
+    def check_data(self) -> None:
+        """
+        Raises:
+            ValueError: methods that cannot be trained or evaluated on the data.
+        """
+        problems: dict[str, list[str]] = {}  # and the methods that have them
+        for entry in self.entries:
+            runs = [self.run(entry, seed, rate) for seed in self.seeds for rate in self.rates]
+            if any(run.numbers is not None for run in runs):
+                continue  # the data is the same
+            try:
+                check_data(entry)
+            except (ValueError, TypeError) as error:
+                problems.setdefault(str(error), []).append(entry.method)
+        bad = [method for methods in problems.values() for method in methods]
+        good = [entry.method for entry in self.entries if entry.method not in bad]
+        if problems and not good and len(problems) == 1:
+            raise ValueError(next(iter(problems)))
+        if problems:
+            why = "; ".join(f"{', '.join(methods)}: {problem}" for problem, methods in problems.items())
+            way = f". The data fits these: --methods {' '.join(good)}" if good else ""
+            raise ValueError(f"the data does not fit every method. {why}{way}")
+
     def train(self) -> None:
         """All rates with the first seed, then each method's best with the others."""
         n, place = len(self.entries) * (len(self.rates) + len(self.seeds) - 1), 0
@@ -247,8 +298,25 @@ class Comparison:
     @property
     def chosen_by(self) -> str:
         """The metric that learning rates are chosen by."""
-        name = f"eval_{(self.first.metric_for_best_model or 'pwa_all').removeprefix('eval_')}"
-        return name if name in self.metrics else "eval_pwa_all"
+        return self._asked_for if self._asked_for in self.metrics else "eval_pwa_all"
+
+    @property
+    def _asked_for(self) -> str:
+        return f"eval_{(self.first.metric_for_best_model or 'pwa_all').removeprefix('eval_')}"
+
+    @property
+    def _kept_by(self) -> list[str]:
+        """The metric that checkpoints were chosen by: that of all pairs where no pair counts for `eval_pwa`."""
+        name = self._asked_for
+        found = {
+            f"{name}_all" if f"{name}_all" in numbers and name not in numbers else name for numbers in self._whole
+        }
+        return sorted(found) or [name]
+
+    @property
+    def _whole(self) -> list[dict[str, float]]:
+        """The numbers of the runs that did not diverge."""
+        return [numbers for numbers in self.done.values() if "eval_pwa_all" in numbers]
 
     def best_rate(self, entry: Entry) -> float | None:
         """A method's best learning rate with the first seed; None if all its runs failed. Without the metric, as after
@@ -287,9 +355,14 @@ class Comparison:
 
     @property
     def notes_on_rate(self) -> list[str]:
-        """That methods have a learning rate which is not their own, where they cannot choose."""
-        own = {entry.method: default_rate(entry) for entry in self.entries}
+        """That methods have a learning rate which is not their own, or by what they choose it, if not as asked for."""
+        own = {entry.method: default_of(entry, "learning_rate") for entry in self.entries}
         (rate, *others) = self.rates
+        if others and self._asked_for not in METRICS:
+            return [
+                f"Learning rates are chosen by eval_pwa_all and not by {self._asked_for}, which each method has on "
+                "its own scale."
+            ]
         differ = ", ".join(f"{method} {_shown(each)}" for method, each in own.items() if each != rate)
         if others or not differ:
             return []
@@ -333,11 +406,17 @@ class Comparison:
         return "\n".join([markdown_table(heads, cells), "", *(f"* {note}" for note in self._notes())])
 
     def _notes(self) -> Iterator[str]:
-        seeds, by = ", ".join(map(str, self.seeds)), self.first.metric_for_best_model
+        seeds, by = ", ".join(map(str, self.seeds)), " or ".join(self._kept_by)
         if len(self.seeds) > 1:
-            yield f"Mean ± half of Student's 95 % interval over seeds {seeds}. Differences are by seed."
+            yield (
+                f"Mean ± half of Student's 95 % interval over seeds {seeds}. Differences are by seed. ± is of the "
+                "training seeds alone: other evaluation pairs would give other numbers."
+            )
         else:
             yield f"One seed ({seeds}): there is no interval, and any difference may be chance. --seeds takes several."
+        yield from self._notes_on_pairs()
+        if not self.by_seed(self.entries[0], "eval_pwa_all"):
+            yield f"{self.entries[0].method} has no numbers, so there are no differences from it."
         if len(self.rates) > 1:
             yield (
                 f"The learning rate is the one of {_shown(list(self.rates))} with the best {self.chosen_by} of seed "
@@ -350,15 +429,33 @@ class Comparison:
             )
         else:
             yield "Each model is that of its run's last step."
-        counts = sorted({numbers["eval_n_pairs"] for numbers in self.done.values() if numbers.get("eval_n_pairs")})
-        if len(counts) > 1:
-            yield f"The runs were not evaluated on the same pairs: there were {_shown(counts)} of them."
         for run, numbers in self.done.items():
             if missing := [name for name in dict.fromkeys(("eval_pwa_all", *self.metrics)) if name not in numbers]:
                 yield f"{run} has no {', '.join(missing)}, as after a divergence: it counts as worst, and in no mean."
         yield from self.notes_on_rate
         yield from (f"{run} failed: {' '.join(str(error).split())}" for run, error in self.failed.items())
         yield MEANING
+
+    def _notes_on_pairs(self) -> Iterator[str]:
+        """How many pairs the numbers are of, and how far that alone can move them."""
+        counts = sorted({int(numbers["eval_n_pairs"]) for numbers in self._whole})
+        clear = sorted({int(numbers["eval_n_pairs_gap"]) for numbers in self._whole if "eval_n_pairs_gap" in numbers})
+        if not counts:
+            return
+        of_gap = f", {_or(clear)} of them with a score gap ≥ {self.first.eval_min_score_gap:g}" if clear else ""
+        rows = re.match(r"\d+", str(self.facts.get("evaluation set")))
+        left = int(rows[0]) - counts[0] if rows else 0
+        left_out = (
+            f" {left} of {rows[0]} rows are in no number: their prompts fill max_length, or their log-probabilities "
+            "are not finite."
+            if rows and left > 0
+            else ""
+        )
+        yield f"The numbers are of {_or(counts)} pairs{of_gap}.{left_out}"
+        if len(counts) > 1:
+            yield f"The runs were not evaluated on the same pairs: there were {_shown(counts)} of them."
+        sizes = ", ".join(f"± {0.98 / n**0.5:.2f} with {n} pairs" for n in dict.fromkeys((*clear, *counts)) if n)
+        yield f"The 95 % interval of an accuracy over the pairs themselves is up to {sizes}."
 
     def write(self) -> None:
         """Writes and prints the table, and writes the numbers and the report."""
@@ -377,7 +474,11 @@ class Comparison:
         }
         (self.out / RESULTS).write_text(json.dumps(found, indent=2) + "\n")
         (self.out / TABLE).write_text(f"{self.preface}\n\n{self.text}\n", encoding="utf-8")
-        print(f"\n{self.text}\n\n{self.out / TABLE}\n{self.out / RESULTS}")
+        report = self._report()
+        print("\n".join(["", self.text, "", *map(str, (self.out / TABLE, self.out / RESULTS, *report))]))
+
+    def _report(self) -> list[Path]:
+        """The report's page, where there can be one."""
         if find_spec("matplotlib") is None:
             logger.info("no report without matplotlib: pip install 'trl-margins[report]'")
         elif folders := [
@@ -388,7 +489,31 @@ class Comparison:
             from ..report.page import write_report
             from ..report.run_folder import read_runs
 
-            print(write_report(read_runs(folders), self.out / REPORT)[0])
+            return write_report(read_runs(folders), self.out / REPORT)[:1]
+        return []
+
+
+def check_data(entry: Entry) -> None:
+    """What a method's trainer checks of rows, scores and columns, without a model.
+
+    Raises:
+        ValueError, TypeError: the data does not fit.
+    """
+    from ..trainers.best import choose_metric
+    from ..trainers.configs import objective_of
+    from ..trainers.named import trainer_of
+    from ..trainers.preparation import prepare_datasets
+
+    script, config, model_args, mixture = entry.run
+    config = copy(config)
+    logging.disable(logging.WARNING)  # training says it again
+    try:
+        rows, evals, tokenizer = train.inputs_of(script, config, model_args, mixture)
+        takes_images = trainer_of(config)._takes_images
+        sets = prepare_datasets(rows, evals, config, config, objective_of(config), tokenizer, takes_images)
+        choose_metric(config, {"": sets.facts["eval"]}, config.eval_min_score_gap, has_own_metrics=False)
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def facts_of(entry: Entry) -> Settings:
@@ -410,7 +535,8 @@ def _digest_of_rows(rows: Dataset | IterableDataset) -> str:
     for batch in some.with_format("arrow").iter(1000):
         n += len(batch)
         digest.update(json.dumps(batch.to_pylist(), default=str).encode())
-    return f"{n} rows ({digest.hexdigest()[:8]})"
+    first = "first " if some is not rows else ""
+    return f"{first}{n} rows ({digest.hexdigest()[:8]})"
 
 
 def _digest_of_files(path: Path) -> str:
@@ -442,8 +568,16 @@ def _interval(values: Sequence[float]) -> dict[str, float | None] | None:
 def _cell(interval: Mapping[str, Any] | None, sign: str = "") -> str:
     if interval is None:
         return "–"
-    text = f"{round(interval['mean'], 4) + 0.0:{sign}.4f}"  # no −0
-    return text if interval["half_width"] is None else f"{text} ± {interval['half_width']:.4f}"
+    text, half = f"{round(interval['mean'], 4) + 0.0:{sign}.4f}", interval["half_width"]  # no −0
+    if half is None:
+        return text
+    if half < 1e-9:  # which as ± 0 would look certain
+        return f"{text}, same in all seeds"
+    return f"{text} ± {half:.4f}" if half >= 5e-5 else f"{text} ± {half:.0e}"
+
+
+def _or(numbers: Sequence[int]) -> str:
+    return " or ".join(map(str, numbers))
 
 
 def _shown(value: Any) -> str:

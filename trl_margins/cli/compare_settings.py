@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -13,7 +14,10 @@ from transformers import TrainingArguments
 from trl import ModelConfig
 from trl.scripts.utils import DatasetMixtureConfig
 
-from ..registry import get_method
+from ..checks import unknown
+from ..data.loading import load_splits
+from ..evaluation.tables import RANKING
+from ..registry import get_method, method_ids
 from . import train
 from .config_file import Settings, flags_said
 from .dry_run import plain, resolved
@@ -45,6 +49,11 @@ _OF_ALL = frozenset(
         *TrainingArguments.__dataclass_fields__,
     )
 )
+# What every evaluation has, whatever the method and its base
+MEASURED = (
+    *("loss", *RANKING, "rewards/accuracies", "rewards/margins"),
+    *(f"{of_side}/{side}" for of_side in ("rewards", "logps") for side in ("chosen", "rejected")),
+)
 _REFUSED = {
     "method": "name the methods with --methods",
     "output_dir": "name the folder of all runs with --out",
@@ -61,6 +70,7 @@ class Entry:
     method: str
     run: tuple[TrainArguments, Any, ModelConfig, DatasetMixtureConfig]
     settings: Settings  # for `train --config`
+    said: frozenset[str] = frozenset()  # by file or flags
 
     @property
     def config(self) -> Any:
@@ -68,14 +78,22 @@ class Entry:
 
     @property
     def objective(self) -> dict[str, Any]:
-        """Base, reward and β, and the fields of the objective that the base alone has otherwise."""
+        """Base, reward and β, and the fields of the objective that it reads or that the base alone has otherwise."""
         from ..trainers.configs import objective_of
 
-        config, plainest = self.config, _plainest(None, self.config._base)
-        names = [item.name for item in fields(config) if item.name not in (*_OF_ALL, *_SAID_OTHERWISE)]
-        differ = [name for name in names if plain(getattr(config, name)) != plain(getattr(plainest, name))]
-        found = {name: plain(getattr(config, name)) for name in ("beta", *differ)}
-        return {"base": config._base, "reward": objective_of(config).reward.name, **found}
+        config, plainest, objective = self.config, _plainest(None, self.config._base), objective_of(self.config)
+        read = {"loss_type", "cpo_alpha", *get_method(self.method).defaults}
+        read |= {name for kind in ("weight", "margin") for name in config.term_options(kind)}
+        for link in objective.links:
+            read |= {name for name, _ in link.options}
+        values = {item.name: plain(getattr(config, item.name)) for item in fields(config) if item.init}
+        shown = {
+            name: value
+            for name, value in values.items()
+            if name not in (*_OF_ALL, *_SAID_OTHERWISE)
+            and (value != plain(getattr(plainest, name)) or (name in read and value is not None))
+        }
+        return {"base": config._base, "reward": objective.reward.name, "beta": config.beta, **shown}
 
 
 class SharedSettings:
@@ -152,7 +170,7 @@ class SharedSettings:
 
     def _entry(self, name: str, borrowed: Settings) -> Entry:
         base = self.bases[name]
-        known = train.parser_for(name, base)
+        known = train.parser_for(name, base, "compare")
         others = [train.parser_for(None, each) for each in {*self.bases.values()} - {base}]
         with_reference = [other for other, each in self.bases.items() if _needs_reference(other, each)]
         # what only another method has is for that one
@@ -169,7 +187,7 @@ class SharedSettings:
                 keeps = word.partition("=")[0].removeprefix("--").replace("-", "_") not in elsewhere
             words += [word] * keeps
         try:
-            run = train.parse([*words, "--method", name, "--base", base], settings, self.source)
+            run = train.parse([*words, "--method", name, "--base", base], settings, self.source, "compare")
             if differs := run[1].differs_from(get_method(name)):
                 said = {**self.settings, **self.of_own, **self.said}
                 if "simpo_gamma" in said:
@@ -178,14 +196,37 @@ class SharedSettings:
             check_run(*run)
         except ValueError as error:
             raise ValueError(f"method {name!r}: {error}") from error
-        script, config, *_ = run
+        script, config, _, mixture = run
         if config.eval_strategy == "no" and script.eval_dataset_name is None:
             raise ValueError(
-                "methods are compared on an evaluation set: name one with --eval_dataset_name, or evaluate on a split "
-                "of the data set, with --eval_strategy epoch"
+                "methods are compared on an evaluation set: name one with --eval_dataset_name"
+                + _its_own_split(script, mixture)
             )
+        if (metric := config.metric_for_best_model) and metric.removeprefix("eval_") not in MEASURED:
+            raise unknown("metric_for_best_model", metric, [f"eval_{each}" for each in MEASURED])
         env = {"env": self.env} if self.env else {}
-        return Entry(name, run, {**env, **yaml.safe_load(resolved(*run))})
+        said = frozenset((*self.settings, *self.of_own, *self.said))
+        return Entry(name, run, {**env, **yaml.safe_load(resolved(*run))}, said)
+
+
+def _its_own_split(script: TrainArguments, mixture: DatasetMixtureConfig) -> str:
+    """How to evaluate on a part of the training data, where it has one."""
+    name, test = str(script.dataset_name), script.dataset_test_split
+    if mixture.datasets:
+        return ", or hold some rows out, with --test_split_size 0.1 --eval_strategy epoch"
+    if Path(name).expanduser().exists():
+        splits = [each for each in load_splits(name, script.dataset_config) if each != script.dataset_train_split]
+        if not splits:
+            return ""
+        test = test if test in splits else splits[0]
+    named = "" if test == TrainArguments.dataset_test_split else f" --dataset_test_split {test}"
+    return f", or evaluate on a split of the data set, with --eval_strategy epoch{named}"
+
+
+def set_by_the_first(name: str) -> bool:
+    """Whether a setting that nobody set is the first method's: a default in which methods differ."""
+    of_methods = {key for method in method_ids() for key in get_method(method).defaults}
+    return name in (_OF_ALL & of_methods) or name in _OF_THE_BEST
 
 
 def _base_of(method: str, wanted: str | None) -> str:
@@ -212,9 +253,9 @@ def _plainest(method: str | None, base: str) -> Any:
     return config(output_dir="", use_cpu=True, bf16=False)
 
 
-def default_rate(entry: Entry) -> float:
-    """The learning rate that a method has by itself."""
-    return float(_plainest(entry.method, entry.config._base).learning_rate)
+def default_of(entry: Entry, name: str) -> Any:
+    """What a method has by itself."""
+    return plain(getattr(_plainest(entry.method, entry.config._base), name))
 
 
 def _switches(method: str, base: str) -> set[str]:

@@ -124,7 +124,7 @@ _ANY_MACHINE = {"use_cpu": True, "tf32": None, "dataloader_pin_memory": True, "d
 
 
 def parse(
-    argv: Sequence[str], settings: Settings | None = None, source: str = ""
+    argv: Sequence[str], settings: Settings | None = None, source: str = "", command: str = "train"
 ) -> tuple[TrainArguments, Any, ModelConfig, DatasetMixtureConfig]:
     """Script arguments, config, model and mixture that flags and YAML describe.
 
@@ -133,10 +133,11 @@ def parse(
     Args:
         settings: those of the file, if they have been read and migrated.
         source: the file.
+        command: the subcommand, for errors.
     """
     from ..trainers.configs import check_for_trl
 
-    first = ArgumentParser(prog="trl-margins train", add_help=False, allow_abbrev=False)
+    first = ArgumentParser(prog=f"trl-margins {command}", add_help=False, allow_abbrev=False)
     files = first.add_mutually_exclusive_group()
     files.add_argument("--config")
     files.add_argument("--recipe")
@@ -154,7 +155,7 @@ def parse(
             settings.pop(name, None)
     method = settings.get("method", "gappo") if flags.method is None else flags.method
     base = base_of(_method(method), settings.get("base") if flags.base is None else flags.base)
-    parser = parser_for(method, base)
+    parser = parser_for(method, base, command)
     script, config, model_args, mixture = parser.parse(argv, settings, source, _ANY_MACHINE if flags.dry_run else {})
     script.base = base
     vars(config).update(parser.said)
@@ -178,12 +179,12 @@ def read_settings(
     return settings, source
 
 
-def parser_for(method: str | None, base: str) -> OptionsParser:
+def parser_for(method: str | None, base: str, command: str = "train") -> OptionsParser:
     """The parser over the fields of a method's config on a base."""
     from ..trainers.configs import config_class
 
     parser = OptionsParser(
-        "train",
+        command,
         *(TrainArguments, config_class(_method(method), base), ModelConfig, DatasetMixtureConfig),
         scope=f"method {method or 'none'!r} on base {base!r}",
         flags_only=("recipe", "dry_run"),
@@ -206,20 +207,12 @@ def _method(name: str | None) -> str | None:
 
 def build_trainer(script: TrainArguments, config: Any, model_args: ModelConfig, mixture: DatasetMixtureConfig) -> Any:
     """The trainer that the arguments describe."""
-    from ..rows.tokens import prepare_tokenizer
     from ..trainers.named import trainer_of
 
-    train, evals = datasets_of(script, config, mixture)
-    columns: dict[str, Any] = {"prompt_column": config.prompt_column, "system_column": config.system_column}
-    if script.noise:
-        kind, rate = parse_noise(script.noise)
-        train = flip_labels(train, rate, kind, script.noise_seed, config.score_columns, **columns)
-    name, revision = str(model_args.model_name_or_path), model_args.model_revision
-    tokenizer = _tokenizer(script, name, revision, config.trust_remote_code)
-    # the trainer checks this too, but after loading the model
-    prepare_tokenizer(tokenizer, ["train"] if _is_conversational(train, columns) else [])
+    train, evals, tokenizer = inputs_of(script, config, model_args, mixture)
+    name = str(model_args.model_name_or_path)
     init = {
-        "revision": revision,
+        "revision": model_args.model_revision,
         "trust_remote_code": config.trust_remote_code,
         "attn_implementation": model_args.attn_implementation,
         "dtype": model_args.dtype,
@@ -241,6 +234,22 @@ def build_trainer(script: TrainArguments, config: Any, model_args: ModelConfig, 
         processing_class=tokenizer,
         peft_config=get_peft_config(model_args),
     )
+
+
+def inputs_of(script: TrainArguments, config: Any, model_args: ModelConfig, mixture: DatasetMixtureConfig) -> Any:
+    """Training set, evaluation set and tokenizer: what a trainer is given beside the model."""
+    from ..rows.tokens import prepare_tokenizer
+
+    train, evals = datasets_of(script, config, mixture)
+    columns: dict[str, Any] = {"prompt_column": config.prompt_column, "system_column": config.system_column}
+    if script.noise:
+        kind, rate = parse_noise(script.noise)
+        train = flip_labels(train, rate, kind, script.noise_seed, config.score_columns, **columns)
+    name, revision = str(model_args.model_name_or_path), model_args.model_revision
+    tokenizer = _tokenizer(script, name, revision, config.trust_remote_code)
+    # the trainer checks this too, but after loading the model
+    prepare_tokenizer(tokenizer, ["train"] if _is_conversational(train, columns) else [])
+    return train, evals, tokenizer
 
 
 def _is_conversational(dataset: Any, columns: dict[str, Any]) -> bool:

@@ -81,8 +81,7 @@ def check_run(
         whole: whether model and data must be named; a file can leave them to the flags.
 
     Raises:
-        ValueError: a value that its option does not take, or options that do not go together.
-        SystemExit: no model or no data.
+        ValueError: a value that its option does not take, options that do not go together, no model or no data.
     """
     for arguments in (script, model_args, mixture):
         check_options(arguments)
@@ -95,9 +94,9 @@ def check_run(
     _check_data(script, config, mixture)
     data = script.dataset_name or mixture.datasets
     if whole and model_args.model_name_or_path is None:
-        raise SystemExit("trl-margins train: --model_name_or_path is missing")
+        raise ValueError("--model_name_or_path is missing")
     if whole and not data:
-        raise SystemExit("trl-margins train: --dataset_name is missing (or `datasets` in the YAML)")
+        raise ValueError("--dataset_name is missing (or `datasets` in the YAML)")
     if not (model_args.model_name_or_path and data):
         logger.warning("model_name_or_path and dataset_name: the file leaves one of them to the flags of train")
 

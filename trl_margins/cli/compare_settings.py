@@ -205,8 +205,8 @@ class SharedSettings:
         if (metric := config.metric_for_best_model) and metric.removeprefix("eval_") not in MEASURED:
             raise unknown("metric_for_best_model", metric, [f"eval_{each}" for each in MEASURED])
         env = {"env": self.env} if self.env else {}
-        said = frozenset((*self.settings, *self.of_own, *self.said))
-        return Entry(name, run, {**env, **yaml.safe_load(resolved(*run))}, said)
+        by_somebody = frozenset((*self.settings, *self.of_own, *self.said))
+        return Entry(name, run, {**env, **yaml.safe_load(resolved(*run))}, by_somebody)
 
 
 def _its_own_split(script: TrainArguments, mixture: DatasetMixtureConfig) -> str:

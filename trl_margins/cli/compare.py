@@ -31,6 +31,7 @@ from .. import __version__
 from ..checks import check_names
 from ..evaluation.intervals import student_interval
 from ..evaluation.tables import MEANING
+from ..registry import get_method
 from ..tables import markdown_table
 from ..trainers.folder import earlier_run, last_whole_checkpoint
 from . import train
@@ -119,7 +120,7 @@ def plan(argv: Sequence[str]) -> tuple[Comparison, bool]:
     files.add_argument("--base")
     files.add_argument("--dry_run", "--dry-run", nargs="?", const=True, default=False, type=string_to_bool)
     given, flags = files.parse_known_args(flags)
-    settings, source = train.read_settings(given.config, given.recipe)
+    settings, source = _read_settings(given.config, given.recipe, args.methods)
     shared = SharedSettings(args.methods, given.base or settings.get("base"), settings, source, flags)
     entries = shared.entries()
     first, out = entries[0].config, Path(args.out)
@@ -127,6 +128,16 @@ def plan(argv: Sequence[str]) -> tuple[Comparison, bool]:
         raise ValueError(f"--out {out}: {found} is a file: name a folder")
     seeds, rates = args.seeds or [first.seed], args.learning_rates or [first.learning_rate]
     return Comparison(entries, seeds, rates, out, shared.notes()), given.dry_run
+
+
+def _read_settings(config: str | None, recipe: str | None, methods: Sequence[str]) -> tuple[Settings, str]:
+    """The file's settings. Where several objectives have an α, `alpha` in it is AlphaPO's, if that is compared."""
+    try:
+        return train.read_settings(config, recipe)
+    except ValueError:
+        if not (with_alpha := [method for method in methods if get_method(method).defaults.get("alpha")]):
+            raise
+        return train.read_settings(config, recipe, with_alpha[0])
 
 
 # Runs ----------------------------------------------------------------------------------------------------------------

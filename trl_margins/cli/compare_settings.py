@@ -213,14 +213,14 @@ def _its_own_split(script: TrainArguments, mixture: DatasetMixtureConfig) -> str
     """How to evaluate on a part of the training data, where it has one."""
     name, test = str(script.dataset_name), script.dataset_test_split
     if mixture.datasets:
-        return ", or hold some rows out, with --test_split_size 0.1 --eval_strategy epoch"
+        return ", or hold some rows out, with test_split_size: 0.1 and --eval_strategy epoch"
     if Path(name).expanduser().exists():
         splits = [each for each in load_splits(name, script.dataset_config) if each != script.dataset_train_split]
         if not splits:
             return ""
         test = test if test in splits else splits[0]
     named = "" if test == TrainArguments.dataset_test_split else f" --dataset_test_split {test}"
-    return f", or evaluate on a split of the data set, with --eval_strategy epoch{named}"
+    return f", or evaluate on a split of the data set, with{named} --eval_strategy epoch"
 
 
 def set_by_the_first(name: str) -> bool:
@@ -244,12 +244,15 @@ def _fields(method: str, base: str) -> list[str]:
     return [item.name for item in fields(config_class(method, base)) if item.init]
 
 
-@cache
 def _plainest(method: str | None, base: str) -> Any:
     """The config of a method, or of none, of which nobody has said anything."""
     from ..trainers.configs import config_class
 
-    config: Any = config_class(method, base)
+    return _untouched(config_class(method, base))
+
+
+@cache
+def _untouched(config: Any) -> Any:
     return config(output_dir="", use_cpu=True, bf16=False)
 
 

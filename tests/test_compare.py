@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import processes
 import pytest
 import yaml
 from conftest import preference_rows
@@ -308,9 +308,8 @@ def test_a_killed_comparison_goes_on_from_the_checkpoint(compared, base, tmp_pat
     _, uninterrupted, _ = compared
     settings = {**base, "save_strategy": "steps", "save_steps": 1, "log_pairs": False, "seed": 1}
     command = words(tmp_path, settings, "dpo")
-    process = multiprocessing.get_context("fork").Process(target=_killed, args=(command,))
-    process.start()
-    process.join()
+    process = processes.start(_killed, command)  # a fork of this process would wait for threads that it does not have
+    process.join(120)
     assert process.exitcode == -signal.SIGKILL
     folder = tmp_path / "out" / "dpo-lr0.01-seed1"
     assert (folder / "checkpoint-2").is_dir()
@@ -622,7 +621,8 @@ def test_where_to_evaluate_depends_on_the_data(base, tmp_path):
     for given in (("--dataset_name", str(tmp_path / "both")), ("--config", str(tmp_path / "mixed.yaml"))):
         with pytest.raises(ValueError, match=", with --") as error:
             compare.plan(["--methods", "gappo", "--model_name_or_path", "m", *given])
-        flags = str(error.value).partition(", with ")[2].split()
+        advised = str(error.value).partition(", with ")[2]
+        flags = advised.replace("and test_split_size:", "--test_split_size").split()
         comparison, _ = compare.plan(["--methods", "gappo", "--model_name_or_path", "m", *given, *flags])
         script, config, _, mixture = comparison.entries[0].run
         assert all(map(len, train.datasets_of(script, config, mixture)))

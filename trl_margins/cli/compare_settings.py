@@ -213,7 +213,7 @@ def _its_own_split(script: TrainArguments, mixture: DatasetMixtureConfig) -> str
     """How to evaluate on a part of the training data, where it has one."""
     name, test = str(script.dataset_name), script.dataset_test_split
     if mixture.datasets:
-        return ", or hold some rows out, with test_split_size: 0.1 and --eval_strategy epoch"
+        return ", or hold some rows out, with --eval_strategy epoch and test_split_size: 0.1"
     if Path(name).expanduser().exists():
         splits = [each for each in load_splits(name, script.dataset_config) if each != script.dataset_train_split]
         if not splits:

@@ -248,7 +248,8 @@ def _plainest(method: str | None, base: str) -> Any:
     """The config of a method, or of none, of which nobody has said anything."""
     from ..trainers.configs import config_class
 
-    return _untouched(config_class(method, base))
+    config: Any = config_class(method, base)
+    return _untouched(config)
 
 
 @cache

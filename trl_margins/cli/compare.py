@@ -43,7 +43,7 @@ from .setup import check_writable
 
 logger = logging.getLogger(__name__)
 
-# Of each run: its settings, what else it depends on, and what it came to
+# The files of each run: its settings, its other inputs and its results
 RUN, FACTS, NUMBERS = "run.yaml", "compared.json", "eval_results.json"
 RESULTS, TABLE, REPORT = "results.json", "compare.md", "report"
 _OF_A_STREAM = 1000  # rows by which a stream is known again
@@ -168,7 +168,7 @@ class Run:
 
     @property
     def numbers(self) -> dict[str, float] | None:
-        """What the finished run came to."""
+        """The results of the finished run."""
         return _json_of(self.folder / NUMBERS)
 
     def check_folder(self, facts: Settings) -> None:
@@ -227,7 +227,7 @@ class Run:
 
 @dataclass
 class Comparison:
-    """Methods, seeds and learning rates, and what their runs came to."""
+    """Methods, seeds and learning rates, and the results of their runs."""
 
     entries: Sequence[Entry]
     seeds: Sequence[int]

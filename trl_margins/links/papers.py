@@ -7,11 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..pairs import SCORES
-from ..rewards import LengthNormalizedReward, LogOddsReward
+from ..rewards import LogOddsReward
 from .link import Link, LossInputs, margin_loss
-from .trls import smoothed_sigmoid
-
-_MEANS = LengthNormalizedReward.name
+from .trls import MEANS, ipo, smoothed_sigmoid
 
 
 def conservative(reward_gap: Tensor, label_smoothing: float) -> Tensor:
@@ -52,11 +50,6 @@ def robust_simpo(reward_gap: Tensor, margin: Tensor | float, label_smoothing: fl
 def rsimpo(x: LossInputs) -> Tensor:
     """rSimPO: `robust_simpo`."""
     return robust_simpo(x.reward_gap, x.margin, x.label_smoothing)
-
-
-def ipo_sum(x: LossInputs) -> Tensor:
-    """IPO (arXiv 2310.12036), eq. 17, on log-ratios summed over the tokens, as GapPO's eq. 4 writes it."""
-    return (x.chosen - x.rejected - 1 / (2 * x.beta)) ** 2
 
 
 def orpo(x: LossInputs) -> Tensor:
@@ -111,18 +104,18 @@ ANY_REWARD: dict[str, Link] = {
     link.name: link
     for link in (
         Link("conservative", smoothed_sigmoid, takes_margin=True, reads_smoothing=True),
-        Link("robust_simpo", rsimpo, takes_margin=True, reads_smoothing=True, reward=_MEANS),
+        Link("robust_simpo", rsimpo, takes_margin=True, reads_smoothing=True, reward=MEANS),
         Link("orpo", orpo, takes_margin=True, reward=LogOddsReward.name, needs_its_reward=True),
-        Link("rrhf", rrhf, takes_margin=True, reward=_MEANS),
+        Link("rrhf", rrhf, takes_margin=True, reward=MEANS),
         Link("focalpo", focalpo, takes_margin=True, options=(("focalpo_gamma", 0.05),)),
-        Link("simper", simper, reward=_MEANS, needs_its_reward=True),
+        Link("simper", simper, reward=MEANS, needs_its_reward=True),
         Link("reward_aware", reward_aware, columns=SCORES, options=(("reward_aware_eta", 1.0),)),
     )
 }
 LOG_RATIO: dict[str, Link] = {
     link.name: link
     for link in (
-        Link("ipo_sum", ipo_sum, needs_reference=True, reads_sums=True),
+        Link("ipo_sum", ipo, needs_reference=True, reads_sums=True),
         Link("kto_pair", kto_pair, needs_reference=True, compares_pairs=True),
         Link("dpop", dpop, takes_margin=True, needs_reference=True, options=(("dpop_lambda", 50.0),)),
     )

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..rewards import LengthNormalizedReward
 from .link import Link, LossInputs, margin_loss
 
-_MEANS = LengthNormalizedReward.name
+MEANS = LengthNormalizedReward.name
 
 
 def sigmoid(x: LossInputs) -> Tensor:
@@ -31,7 +31,9 @@ def hinge(x: LossInputs) -> Tensor:
 
 
 def ipo(x: LossInputs) -> Tensor:
-    """IPO (arXiv 2310.12036), eq. 17, on scores that are per token already."""
+    """IPO (arXiv 2310.12036), eq. 17, on the scores as they are: per token on CPOTrainer's base; summed log-ratios as
+    `ipo_sum`, which is GapPO's eq. 4.
+    """
     return (x.chosen - x.rejected - 1 / (2 * x.beta)) ** 2
 
 
@@ -123,10 +125,10 @@ CPO: dict[str, Link] = {
     for link in (
         Link("sigmoid", smoothed_sigmoid, takes_margin=True, reads_smoothing=True),
         Link("hinge", hinge, takes_margin=True),
-        Link("ipo", ipo, reward=_MEANS),
-        Link("simpo", smoothed_sigmoid, takes_margin=True, reads_smoothing=True, reward=_MEANS),
+        Link("ipo", ipo, reward=MEANS),
+        Link("simpo", smoothed_sigmoid, takes_margin=True, reads_smoothing=True, reward=MEANS),
         # to TRL, simpo without SFT loss
-        Link("alphapo", smoothed_sigmoid, takes_margin=True, reads_smoothing=True, reward=_MEANS),
+        Link("alphapo", smoothed_sigmoid, takes_margin=True, reads_smoothing=True, reward=MEANS),
     )
 }
 DPO: dict[str, Link] = {

@@ -16,6 +16,9 @@ from .row import SIMPO_SETTINGS, Method, cited
 
 # Searched in SimPO's Table 7 and γ-PO's Table 6: β in 0.01, 0.05, 0.1 and the learning rate from 3e-7 to 1e-6
 _DPO_SETTINGS: Mapping[str, Any] = MappingProxyType({**SIMPO_SETTINGS, "learning_rate": 5e-7, "beta": 0.1})
+_ALPHAPO_SETTINGS: Mapping[str, Any] = MappingProxyType(
+    {**SIMPO_SETTINGS, "beta": 2.5, "gamma_beta_ratio": 0.1, "alpha": 0.25, "learning_rate": 7e-7}
+)
 _REFERENCE = ("dpo",)  # only DPOTrainer has a reference model
 
 
@@ -104,11 +107,7 @@ ROWS = (
         "alphapo",
         "−log σ(β (f(p_w) − f(p_l)) − γ),  f(p) = (1 − p^−α)/α, p = exp(mean log π)",
         reward="length-normalized",
-        settings=SIMPO_SETTINGS,
-        beta=2.5,
-        gamma_beta_ratio=0.1,
-        alpha=0.25,
-        learning_rate=7e-7,
+        settings=_ALPHAPO_SETTINGS,
     ),
     _baseline(
         "alphapo-token",
@@ -116,11 +115,7 @@ ROWS = (
         "alphapo",
         "−log σ(β (mean f(π_w,t) − mean f(π_l,t)) − γ),  f(p) = (1 − p^−α)/α",
         reward="alphapo-token",
-        settings=SIMPO_SETTINGS,
-        beta=2.5,
-        gamma_beta_ratio=0.1,
-        alpha=0.25,
-        learning_rate=7e-7,
+        settings=_ALPHAPO_SETTINGS,
     ),
     _baseline(
         "robust-dpo",

@@ -39,11 +39,10 @@ SPREAD = ("mean", "std", "min", "max", "zero")
 OF_THE_MINI_BATCH = ("gamma-po", "amapo", "amapo, log-ratio")
 _STEP = "DeepSpeed takes its step within the backward pass"
 REFUSED = {
-    # the gradients of single pairs, and more than one precision
+    # a gradient of every pair at a time, and weights in another precision
     "sharded": {
-        "geometric-anchor, float32": "by anchor_estimator='difference' in float32 only; this run has 'float32'",
+        "geometric-anchor, float32": "FSDP2 casts the weights itself: use anchor_estimator='difference', or DDP",
         "geometric-anchor, per pair": "anchor_estimator='per-pair' takes every pair's own gradient",
-        "gradient-norm": "the gradient-norm control takes every pair's own gradient",
     },
     "zero2": {"simpo-sam": _STEP, "geometric-anchor, momentum": "finds none of the model's parameters in"},
     "zero3": {"simpo-sam": _STEP}

@@ -375,7 +375,7 @@ def test_small_gradients_of_a_pair_survive_fp16(tiny_model, tokenizer, tmp_path,
         trainer = trainer_class("gradient-norm")(model, config, train_dataset=rows, processing_class=tokenizer)
         monkeypatch.setattr(trainer, "score_gap", lambda pairs: 1e-4 * type(trainer).score_gap(trainer, pairs))
         batch = trainer._prepare_inputs(trainer.data_collator([trainer.train_dataset[i] for i in range(2)]))
-        pairs = pair_gradients.pair_gradients(trainer, batch, dict(model.named_parameters()), "this test")
+        pairs = pair_gradients.pair_gradients(trainer, batch, dict(model.named_parameters()))
         return torch.stack([torch.cat([g.flatten().float() for g in pair.gradient.values()]) for pair in pairs])
 
     ours = pair_gradients._FP16_SCALE

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from typing import Any, Literal
 
@@ -133,34 +133,78 @@ def check_reachable(model: nn.Module, parameters: Mapping[str, nn.Parameter]) ->
         )
 
 
-def check_unsharded(parameters: Mapping[str, nn.Parameter], what: str) -> None:
-    """Checks that each rank has the whole gradient of these parameters, as gradients of its own pairs require.
-
-    Raises:
-        ValueError: they are sharded.
-    """
-    if name := next((name for name, parameter in parameters.items() if is_sharded(parameter)), None):
-        raise ValueError(
-            f"{what} takes every pair's own gradient, and FSDP2 gives each rank a part of {name!r}'s, summed over all "
-            "ranks: use DDP, or adapters on a model that transformers has sharded (distributed_config)"
-        )
+def shard_index(tensor: Tensor) -> int:
+    """The number of this rank's part of the tensor: ranks that hold the same part (replicas) have the same."""
+    if not isinstance(tensor, DTensor):
+        return 0
+    index, mesh = 0, tensor.device_mesh
+    for size, at, placement in zip(mesh.shape, mesh.get_coordinate() or (), tensor.placements, strict=True):
+        if not placement.is_replicate():
+            index = index * size + at
+    return index
 
 
-def reshard(model: nn.Module) -> None:
+def fsdp_modules(model: nn.Module) -> list[FSDPModule]:
+    """The modules that FSDP2 shards, outer ones first."""
+    return [module for module in model.modules() if isinstance(module, FSDPModule)]
+
+
+def reshard(model: nn.Module, after_error: bool = False) -> None:
     """Makes FSDP2 gather the parameters again for the next forward pass.
 
     After a forward pass without gradient it keeps some of them gathered. Until they are sharded again it would not see
     that the shards have changed, and the model's parameters would be the gathered ones.
+
+    Args:
+        after_error: the forward pass may have ended before its end, after which only a reset shards all of them.
     """
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
+    modules = fsdp_modules(model)
+    if after_error and modules and hasattr(modules[0], "reset_iter_state"):  # since torch 2.13
+        if modules[0]._get_fsdp_state()._is_root:  # set by the first forward pass
+            modules[0].reset_iter_state()
+    for module in modules:
+        module.reshard()
 
 
 def fsdp_dtype(model: nn.Module) -> torch.dtype | None:
     """The dtype to which FSDP2 casts parameters for a forward pass, if it does."""
-    states = (module._get_fsdp_state() for module in model.modules() if isinstance(module, FSDPModule))
-    return next((state._mp_policy.param_dtype for state in states), None)
+    return next((module._get_fsdp_state()._mp_policy.param_dtype for module in fsdp_modules(model)), None)
+
+
+def gathered_parameters(model: nn.Module, names: Collection[str]) -> dict[str, nn.Parameter]:
+    """The tensors in which a graph of this model ends, by the parameters' names: those that FSDP2 gathers for a
+    forward pass, and the parameters themselves where they are not sharded. The gradient that arrives there is of this
+    rank's pairs alone; FSDP2 averages it afterwards.
+
+    FSDP2 makes these tensors once, and fills them for each forward pass.
+
+    Raises:
+        ValueError: parameters that are sharded in another way, too.
+    """
+    found: dict[str, nn.Parameter] = {}
+
+    def note() -> None:
+        now = model.named_parameters()
+        found.update((name, tensor) for name, tensor in now if name in names and not is_sharded(tensor))
+
+    note()
+    for module in fsdp_modules(model):
+        module.unshard()
+        note()
+        module.reshard()
+    if missing := next((name for name in names if name not in found), None):
+        raise ValueError(
+            f"{missing!r} is sharded by more than FSDP2 (tensor parallelism), and no rank has the whole gradient of a "
+            "pair: use FSDP2 or DDP alone"
+        )
+    return found
+
+
+def most_pairs(accelerator: Accelerator, n_pairs: int) -> int:
+    """The largest number of pairs that a rank has in its mini-batch: one value is read on the host where they differ."""
+    if accelerator.num_processes == 1 or accelerator.even_batches:
+        return n_pairs
+    return int(accelerator.gather(torch.tensor([n_pairs], device=accelerator.device)).max())
 
 
 def reduce_tensors(

@@ -11,11 +11,13 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}  # accelerate's name → dtype
+
 
 def narrow_dtype(model: nn.Module, mixed_precision: str) -> torch.dtype | None:
     """The 16-bit dtype in which a trainer's forward pass computes; None for float32 or wider."""
-    if mixed_precision in ("bf16", "fp16"):
-        return torch.bfloat16 if mixed_precision == "bf16" else torch.float16
+    if mixed_precision in AUTOCAST:
+        return AUTOCAST[mixed_precision]
     return next((p.dtype for p in model.parameters() if p.is_floating_point() and p.dtype.itemsize == 2), None)
 
 

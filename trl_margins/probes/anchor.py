@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property, partial
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..distributed import fsdp_dtype, is_sharded, reduce_tensors
-from ..forward.precision import eval_mode, ieee_float32, in_float32, narrow_dtype, rounds_products
+from ..forward.precision import AUTOCAST, eval_mode, ieee_float32, in_float32, narrow_dtype, rounds_products
 from ..objective import Objective
 from ..pairs import CACHED, upcast, with_columns
 from ..rewards import LengthNormalizedReward
@@ -20,7 +20,7 @@ from ..terms.anchor import ANCHOR_GAP, ANCHOR_SCORE_GAP
 from .diagnostics import AnchorDiagnostics
 from .direction import Direction, gradient_direction, momentum_direction, own_gradients
 from .pair_gradients import CachedGradients
-from .perturbation import Product, cannot_displace, displaced, fused_head_moves, perturbed
+from .perturbation import Product, cannot_displace, displaced, fused_head_moves, of_linear_layers, perturbed
 from .probe import Batch, Probe, ProbedTrainer, ProbeOptions
 from .scope import parameters_in_scope
 
@@ -36,7 +36,7 @@ class GeometricAnchor(Probe):
 
     def __init__(self, trainer: ProbedTrainer, options: ProbeOptions) -> None:
         super().__init__(trainer, options)
-        self._warned = False
+        self._warned = self._sharded = False
         check_estimator(trainer.objective, options, trainer.has_aux_loss)
         self.narrow_dtype = narrow_dtype(trainer.model, trainer.accelerator.mixed_precision)
         self._check_sharded(parameters_in_scope(trainer.model, options.anchor_scope))
@@ -75,12 +75,22 @@ class GeometricAnchor(Probe):
         """
         if not (self.trainer.accelerator.is_fsdp2 or any(map(is_sharded, parameters.values()))):
             return
-        name = self.options.anchor_estimator
-        dtype = self.narrow_dtype or fsdp_dtype(self.trainer.model) or torch.float32
-        if name != "per-pair" and (name != "difference" or dtype.itemsize < 4):
+        self._sharded = True
+        if self.options.anchor_estimator == "per-pair":
             raise ValueError(
-                "on sharded parameters (FSDP2) anchor gaps are measured by anchor_estimator='difference' in float32 "
-                f"only; this run has {name!r} in {dtype}. DDP supports all estimators"
+                "anchor_estimator='per-pair' takes every pair's own gradient, and FSDP2 gives each rank a part of it, "
+                "summed over all ranks: use anchor_estimator='difference', DDP, or adapters on a model that "
+                "transformers has sharded (distributed_config)"
+            )
+        if self.options.anchor_estimator == "float32":
+            raise ValueError(
+                "anchor_estimator='float32' computes in float32 with weights of its own, and FSDP2 casts the weights "
+                "itself: use anchor_estimator='difference', or DDP"
+            )
+        if torch.float16 in (self.narrow_dtype, fsdp_dtype(self.trainer.model)):
+            raise ValueError(
+                "on sharded parameters (FSDP2) anchor gaps are not measured in float16, whose gradients are scaled: "
+                "set fp16 to false and bf16 to true, or use DDP"
             )
 
     # The direction
@@ -133,12 +143,12 @@ class GeometricAnchor(Probe):
         """Each mini-batch's columns: its gaps at the anchor, or how far they fall from the policy to there."""
         model, args = self.trainer.model, self.trainer.args
         vectors, step = direction.vectors, -self.options.anchor_radius * direction.per_unit
-        if self._upcasts:
+        if not self._sharded and self._upcasts:
             with in_float32(model), eval_mode(model):
                 return self._fall(batches, perturbed(model, vectors, step))
         anchor: Anchor
-        if self.narrow_dtype is None:
-            anchor, fused = perturbed(model, vectors, step), True
+        if self.narrow_dtype is None or self._sharded:
+            anchor, fused = perturbed(model, vectors, step, self._computed_in(vectors)), True
         else:
             fused = fused_head_moves(model, vectors)
             anchor = displaced(model, vectors, step, self.narrow_dtype, fused and self.trainer.fuses_head)
@@ -149,6 +159,16 @@ class GeometricAnchor(Probe):
                 return [{ANCHOR_SCORE_GAP: gap} for gap in self._gaps_at(anchor, batches, fused)]
         with eval_mode(model):
             return self._fall(batches, anchor, fused)
+
+    def _computed_in(self, names: Iterable[str]) -> dict[str, torch.dtype]:
+        """What the forward pass casts these parameters to: FSDP2's mixed precision casts all of them, autocast those of
+        linear layers.
+        """
+        model = self.trainer.model
+        if (cast := fsdp_dtype(model)) is not None:
+            return dict.fromkeys(names, cast)
+        cast = AUTOCAST.get(self.trainer.accelerator.mixed_precision)
+        return {} if cast is None else dict.fromkeys(of_linear_layers(model, names), cast)
 
     @cached_property
     def _upcasts(self) -> bool:

@@ -11,7 +11,8 @@ from accelerate.utils import gather_object
 from torch import nn
 from transformers import TrainerCallback
 
-from ..pairs import CARRIED
+from ..distributed import full_tensor
+from ..pairs import CARRIED, upcast
 from ..terms.anchor import ANCHOR_GAP, ANCHOR_SCORE_GAP
 from .direction import Direction, total_norm
 from .pair_gradients import pair_gradients
@@ -68,11 +69,12 @@ def _rows(
     radius: float,
 ) -> list[dict[str, float]]:
     parts = []
-    for pair in pair_gradients(trainer, batch, parameters, AnchorDiagnostics.__name__):
-        along = sum((pair.gradient[name] * vector).sum().float() for name, vector in direction.vectors.items())
-        parts.append(
-            torch.stack([pair.gap[0].float(), total_norm(pair.gradient.values()), along * direction.per_unit])
-        )
+    for pair in pair_gradients(trainer, batch, parameters):
+        products = [full_tensor((pair.gradient[name] * along).sum()) for name, along in direction.vectors.items()]
+        derivative = torch.stack([upcast(product) for product in products]).sum() * direction.per_unit
+        norm = total_norm(pair.gradient.values())
+        if pair.own:
+            parts.append(torch.stack([upcast(pair.gap[0]), norm, derivative]))
     gap, norm, derivative = torch.stack(parts, dim=1)
     columns = dict(batch[CARRIED])
     at_the_anchor, anchor_gap = columns.pop(ANCHOR_SCORE_GAP, None), columns.pop(ANCHOR_GAP, None)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..distributed import check_unsharded
+from ..distributed import gathered_parameters, is_sharded, most_pairs
 from ..forward.precision import narrow_dtype
 from ..pairs import PairLogps, upcast, with_columns
 from ..terms.anchor import RELATIVE_NORM
-from .direction import total_norm
+from .direction import own_gradients, total_norm
 from .probe import Batch, Probe, ProbedTrainer
 
 # In fp16 the backward pass begins with gaps this many times as large. An update's loss is scaled by more, and can be:
@@ -27,27 +29,54 @@ class PairGradient:
 
     pairs: PairLogps  # of one pair
     gap: Tensor  # [1]
-    gradient: Mapping[str, Tensor]  # parameter name → tensor of its shape
+    gradient: Mapping[str, Tensor]  # parameter name → tensor of its shape, sharded as the parameter is
+    own: bool = True  # whether the gradient is this rank's pair's
 
 
 def pair_gradients(
-    trainer: ProbedTrainer, batch: Batch, parameters: Mapping[str, nn.Parameter], what: str
+    trainer: ProbedTrainer, batch: Batch, parameters: Mapping[str, nn.Parameter]
 ) -> Iterator[PairGradient]:
     """The pairs of a batch one after the other: a small forward and backward pass for each.
 
-    Raises:
-        ValueError: sharded parameters; `what` names the use of the gradients.
+    Where FSDP2 shards the parameters, a gradient is in parts on all ranks. So they take turns: each rank sees the
+    pairs of all of them, and its own pass counts for one that is `own`. All ranks take part in each pass.
     """
-    check_unsharded(parameters, what)
-    fp16 = narrow_dtype(trainer.model, trainer.accelerator.mixed_precision) == torch.float16
+    scale = _fp16_scale(trainer)
+    if any(map(is_sharded, parameters.values())):
+        yield from _in_turns(trainer, batch, parameters, scale)
+        return
     for i in range(trainer.n_pairs(batch)):
         pairs = trainer.forward_pairs(trainer.one_pair(batch, i))
         gap = trainer.score_gap(pairs)
-        value = gap.sum() * _FP16_SCALE if fp16 else gap.sum()
+        value = gap.sum() * scale
         found = torch.autograd.grad(value, list(parameters.values()), allow_unused=True, materialize_grads=True)
-        if fp16:
-            found = tuple(upcast(each) / _FP16_SCALE for each in found)
-        yield PairGradient(_detached(pairs), gap.detach(), dict(zip(parameters, found, strict=True)))
+        gradient = {name: _unscaled(each, scale) for name, each in zip(parameters, found, strict=True)}
+        yield PairGradient(_detached(pairs), gap.detach(), gradient)
+
+
+def _in_turns(
+    trainer: ProbedTrainer, batch: Batch, parameters: Mapping[str, nn.Parameter], scale: float
+) -> Iterator[PairGradient]:
+    accelerator, n = trainer.accelerator, trainer.n_pairs(batch)
+    for i in range(most_pairs(accelerator, n)):
+        pair = trainer.one_pair(batch, min(i, n - 1))
+        for rank in range(accelerator.num_processes):
+            own = rank == accelerator.process_index and i < n
+            with own_gradients(accelerator, trainer.model, parameters) as gradients:
+                pairs = trainer.forward_pairs(pair)
+                gap = trainer.score_gap(pairs)
+                gradients.add(gap.sum() * (scale * own))
+                gradient = {name: _unscaled(each, scale) for name, each in gradients.take().items()}
+            yield PairGradient(_detached(pairs), gap.detach(), gradient, own)
+
+
+def _fp16_scale(trainer: ProbedTrainer) -> float:
+    fp16 = narrow_dtype(trainer.model, trainer.accelerator.mixed_precision) == torch.float16
+    return _FP16_SCALE if fp16 else 1.0
+
+
+def _unscaled(gradient: Tensor, scale: float) -> Tensor:
+    return gradient if scale == 1 else upcast(gradient) / scale
 
 
 def _detached(pairs: PairLogps) -> PairLogps:
@@ -74,8 +103,34 @@ class GradientNorms(Probe):
         ]
 
     def _norms(self, batch: Batch) -> Tensor:
-        pairs = pair_gradients(self.trainer, batch, self.parameters, "the gradient-norm control")
+        """[B] ‖∇Δ_i‖."""
+        if any(map(is_sharded, self.parameters.values())):
+            return self._norms_of_gathered(batch)
+        pairs = pair_gradients(self.trainer, batch, self.parameters)
         return torch.stack([total_norm(pair.gradient.values()) for pair in pairs])
+
+    def _norms_of_gathered(self, batch: Batch) -> Tensor:
+        """Where FSDP2 shards the parameters, each rank measures its own pair's gradient before FSDP2 averages it. All
+        ranks take part in each pass; a rank with fewer pairs repeats its last.
+        """
+        trainer, scale, n = self.trainer, _fp16_scale(self.trainer), self.trainer.n_pairs(batch)
+        norms, of_pair = [], dict[str, Tensor]()
+
+        def note(name: str, gradient: Tensor) -> None:
+            of_pair[name] = total_norm([gradient])
+
+        with ExitStack() as undo:
+            gradients = undo.enter_context(own_gradients(trainer.accelerator, trainer.model, self.parameters))
+            for name, tensor in gathered_parameters(trainer.model, self.parameters).items():
+                undo.callback(tensor.register_hook(partial(note, name)).remove)
+            for i in range(most_pairs(trainer.accelerator, n)):
+                of_pair.clear()
+                gap = trainer.score_gap(trainer.forward_pairs(trainer.one_pair(batch, min(i, n - 1))))
+                gradients.add(gap.sum() * scale)
+                if not of_pair:
+                    raise RuntimeError("no gradient of a pair arrived where FSDP2 gathers the parameters")
+                norms.append(total_norm(of_pair[name] for name in sorted(of_pair)) / scale)
+        return torch.stack(norms[:n])
 
 
 @dataclass(frozen=True)
@@ -89,7 +144,7 @@ class CachedGradients:
     @classmethod
     def of(cls, trainer: ProbedTrainer, batch: Batch, parameters: Mapping[str, nn.Parameter]) -> CachedGradients:
         """The gradients of a prepared mini-batch: B times the memory of the parameters."""
-        each = list(pair_gradients(trainer, batch, parameters, "anchor_estimator='per-pair'"))
+        each = list(pair_gradients(trainer, batch, parameters))
         gradients = {name: torch.stack([pair.gradient[name] for pair in each]) for name in parameters}
         return cls(_joined([pair.pairs for pair in each]), torch.cat([pair.gap for pair in each]), gradients)
 

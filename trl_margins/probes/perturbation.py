@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, TypeGuard
 from unittest.mock import patch
 
@@ -11,27 +12,36 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..distributed import local, reshard
+from ..distributed import local, reshard, shard_index
 from ..forward.head import causal_model, decoder
 
-_SEED = 0x5EED  # the same draws on every rank and after a resume
+_SEED = 0x5EED  # the same draws after a resume, and on every rank that holds the same values
+_OF_A_SHARD = 2**32  # more than there are parameters
 _PART = 2**22  # elements that move together: this bounds the memory that the arithmetic needs beside the weights
 
 
 @contextmanager
-def perturbed(model: nn.Module, direction: Mapping[str, Tensor], radius: float | Tensor) -> Iterator[None]:
+def perturbed(
+    model: nn.Module,
+    direction: Mapping[str, Tensor],
+    radius: float | Tensor,
+    computed_in: Mapping[str, torch.dtype] | None = None,
+) -> Iterator[None]:
     """Within the block the parameters are θ + radius · direction; after it they are θ again, bit for bit, also when
     the block raises, runs out of memory or is interrupted.
 
     The parameters keep their storage, so that sharded, tied and compiled models see the change. Below float32 a
     perturbation is often smaller than half a rounding step, and rounding to nearest would lose it: there the values
-    are rounded stochastically, each up or down with the probability that makes it right on average. Every rank draws
-    the same numbers. Memory: one copy of the parameters in `direction`, for as long as the block lasts.
+    are rounded stochastically, each up or down with the probability that makes it right on average. Ranks that hold
+    the same values draw the same numbers. Memory: one copy of the parameters in `direction` (of this rank's shards,
+    where they are sharded), for as long as the block lasts.
 
     Args:
         model: any model; its gradients, its optimizer and its other parameters are left alone.
         direction: parameter name → tensor of its shape; with unit norm over all of them, `radius` is the distance.
         radius: how far; negative goes the other way. A 0-d tensor stays on its device.
+        computed_in: parameter name → the dtype to which the forward pass casts it, where that is not its own. Its
+            values are rounded as that cast would round them, and take the step in that dtype.
 
     Raises:
         ValueError: a name that the model does not have, or a shape that is not the parameter's.
@@ -44,31 +54,45 @@ def perturbed(model: nn.Module, direction: Mapping[str, Tensor], radius: float |
         if along.shape != (shape := parameters[name].shape):
             raise ValueError(f"direction of {name!r} has shape {tuple(along.shape)}, the parameter {tuple(shape)}")
     with ExitStack() as undo:
-        undo.callback(reshard, model)
+        undo.push(partial(_leave_forward, model))
         undo.callback(torch.clear_autocast_cache)  # else autocast would go on using its 16-bit copies
         with torch.no_grad():
             for position, (name, along) in enumerate(direction.items()):
-                values = local(parameters[name].data)
+                whole = parameters[name].data
+                values, dtype = local(whole), (computed_in or {}).get(name)
                 # noted before the first byte changes, so that no interruption can come between the two
                 undo.callback(values.copy_, values.clone())
-                move(values, local(along), radius, seed=_SEED + position)
+                move(values, local(along), radius, _SEED + position + _OF_A_SHARD * shard_index(whole), dtype)
         torch.clear_autocast_cache()
         reshard(model)
         yield
 
 
-def move(values: Tensor, along: Tensor, radius: float | Tensor, seed: int = 0) -> None:
-    """values += radius · along, in place; below float32 rounded stochastically."""
+def _leave_forward(model: nn.Module, kind: type[BaseException] | None, *error: object) -> None:
+    reshard(model, after_error=kind is not None)
+
+
+def move(
+    values: Tensor, along: Tensor, radius: float | Tensor, seed: int = 0, dtype: torch.dtype | None = None
+) -> None:
+    """values += radius · along, in place; below float32 rounded stochastically.
+
+    Args:
+        dtype: what the values are cast to before they are used. The sum starts from the cast values, and is one that
+            the cast leaves alone. Starting from the values themselves would draw for every one of them, and these
+            random steps would be larger than those of the values that the step alone moves.
+    """
+    dtype = values.dtype if dtype is None else dtype
     parts: Iterable[tuple[Tensor, Tensor]] = [(values, along)]
     if values.is_contiguous():  # then views of it
         parts = zip(values.view(-1).split(_PART), along.reshape(-1).split(_PART), strict=True)
-    if values.dtype.itemsize >= 4:
+    if dtype.itemsize >= 4:
         for part, step in parts:
             part.add_(step.to(part.dtype) * radius)
         return
     generator = torch.Generator(values.device).manual_seed(seed)
     for part, step in parts:
-        part.copy_(stochastic_round((step.float() * radius).add_(part), part.dtype, generator))
+        part.copy_(stochastic_round((step.float() * radius).add_(part.to(dtype)), dtype, generator))
 
 
 def stochastic_round(values: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
@@ -224,6 +248,12 @@ def cannot_displace(model: nn.Module, names: Iterable[str]) -> str | None:
             if parameter.ndim > 1 and not _is_product(module, name) and not isinstance(module, nn.Embedding):
                 return f"{name} is a matrix of {type(module).__name__}, neither a linear layer nor an embedding"
     return None
+
+
+def of_linear_layers(model: nn.Module, names: Iterable[str]) -> set[str]:
+    """The parameters that autocast casts before they are used, by some module at least."""
+    owners = _owners(model)
+    return {name for name in names if any(type(module).forward is nn.Linear.forward for module in owners[name])}
 
 
 def fused_head_moves(model: nn.Module, names: Iterable[str]) -> bool:

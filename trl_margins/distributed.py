@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -64,6 +65,17 @@ def warn_if_unsharded(accelerator: Accelerator) -> None:
             "the whole model, as with DDP",
             accelerator.device.type,
         )
+
+
+def keep_outputs_of_fsdp(accelerator: Accelerator) -> None:
+    """Keeps FSDP2 from rounding what the model returns: a sum of log-probabilities has no digits left in 16 bits.
+
+    accelerate's mixed precision has FSDP2 cast all outputs, those of TRL's fused head included, which are float32.
+    transformers' (`fsdp_mixed_precision`) leaves them alone.
+    """
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if accelerator.is_fsdp2 and plugin is not None and plugin.mixed_precision_policy is not None:
+        plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, output_dtype=None)
 
 
 def wait_before_leaving() -> None:

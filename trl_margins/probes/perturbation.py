@@ -16,7 +16,7 @@ from ..distributed import local, reshard, shard_index
 from ..forward.head import causal_model, decoder
 
 _SEED = 0x5EED  # the same draws after a resume, and on every rank that holds the same values
-_OF_A_SHARD = 2**32  # more than there are parameters
+_OF_A_SHARD = 2**20  # more than a model has parameters; a CPU seeds with 32 bits
 _PART = 2**22  # elements that move together: this bounds the memory that the arithmetic needs beside the weights
 
 

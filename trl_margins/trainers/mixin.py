@@ -20,7 +20,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from trl.trainer.utils import get_config_model_id
 
 from ..checks import default_of
-from ..distributed import check_lockstep, check_processes, gather_over_ranks, warn_if_unsharded
+from ..distributed import check_lockstep, check_processes, gather_over_ranks, keep_outputs_of_fsdp, warn_if_unsharded
 from ..evaluation.ranking import ranking_metrics
 from ..forward.head import logits_will_do
 from ..forward.shared_prompt import shared_token_logps
@@ -114,6 +114,7 @@ class MarginMixin(BestMixin, CardMixin, CheckpointMixin, WindowMixin):
         with refusing_what_cannot_write():
             super().__init__(**self._trl_arguments({**given, "args": config}, sets))
         warn_if_unsharded(self.accelerator)
+        keep_outputs_of_fsdp(self.accelerator)
         check_one_device(self.model)
         check_one_device(getattr(self, "ref_model", None), "the reference model")
         if self.options.train_only:

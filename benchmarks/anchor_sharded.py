@@ -121,7 +121,6 @@ def table(found: dict[str, Any]) -> str:
 
 def measure(args: argparse.Namespace, way: Way) -> dict[str, Any]:
     """Γ of every pair, in order, under the direction of all of them; and the seconds of direction and gaps."""
-    import torch
     from accelerate.utils import gather_object
     from anchor import full_gaps
 
@@ -172,7 +171,11 @@ def prepared_trainer(args: argparse.Namespace, way: Way, folder: str, world: int
         os.environ |= {"FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "FSDP_RESHARD_AFTER_FORWARD": "true"}
     if way.zero3:
         left = ("train_micro_batch_size_per_gpu", "train_batch_size", "gradient_clipping")
-        more["deepspeed"] = {"zero_optimization": {"stage": 3}, "bf16": {"enabled": way.bf16}, **dict.fromkeys(left, "auto")}
+        more["deepspeed"] = {
+            "zero_optimization": {"stage": 3},
+            "bf16": {"enabled": way.bf16},
+            **dict.fromkeys(left, "auto"),
+        }
     config = GeometricAnchorPOConfig(
         output_dir=folder,
         per_device_train_batch_size=args.batch_size,

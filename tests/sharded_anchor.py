@@ -110,7 +110,11 @@ def run(case: str, folder: str, out: Path) -> dict[str, Any]:
     trainer = make(case, folder, str(out / case))
     seen = Seen(trainer)
     trainer.train()
-    return {"passes": seen.passes, "back": same_as_at_first(trainer, folder, case), "kind": trainer.accelerator.is_fsdp2}
+    return {
+        "passes": seen.passes,
+        "back": same_as_at_first(trainer, folder, case),
+        "kind": trainer.accelerator.is_fsdp2,
+    }
 
 
 def same_as_at_first(trainer: Any, folder: str, case: str) -> bool:

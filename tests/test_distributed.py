@@ -21,7 +21,7 @@ from conftest import OWN_METHODS, byte_tokenizer, load, preference_rows
 from filelock import FileLock
 from processes import output_of
 from safetensors.torch import load_file
-from two_ranks import CASES, STREAMED, UNEVEN, run_uneven
+from two_ranks import CASES, DIAGNOSED, STREAMED, UNEVEN, run_uneven
 
 from trl_margins import cli
 from trl_margins.methods import METHODS
@@ -170,6 +170,25 @@ def test_evaluation_is_over_all_ranks(case, way, runs):
 @pytest.mark.parametrize("case", REFUSED["sharded"])
 def test_what_sharded_parameters_do_not_allow_is_refused(case, runs):
     assert REFUSED["sharded"][case] in runs["sharded"][case]["refused"]
+
+
+@pytest.mark.parametrize("way", ["accumulate", "ddp", "sharded"])
+def test_the_parts_of_an_anchor_gap_are_the_same(way, runs, folder):
+    """Of every pair, once: ranks with sharded parameters take part in the passes of each other's pairs."""
+    one, other = (
+        sorted(
+            (
+                json.loads(line)
+                for line in (folder / w / DIAGNOSED / "anchor_diagnostics.jsonl").read_text().splitlines()
+            ),
+            key=lambda row: row["row_number"],
+        )
+        for w in ("one", way)
+    )
+    assert [row["row_number"] for row in one] == list(range(8))
+    assert len(other) == 8
+    for mine, theirs in zip(one, other, strict=True):
+        assert theirs == pytest.approx(mine, rel=1e-6, abs=1e-6)
 
 
 @pytest.mark.parametrize("way", ZERO)

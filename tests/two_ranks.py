@@ -31,6 +31,7 @@ from transformers import AutoModelForCausalLM
 from transformers.distributed import DistributedConfig
 
 from trl_margins.distributed import leave_process_group
+from trl_margins.probes.diagnostics import AnchorDiagnostics
 from trl_margins.trainers.configs import config_class
 from trl_margins.trainers.named import trainer_class
 
@@ -87,11 +88,7 @@ def run(case: str, way: str, folder: str, out: Path) -> dict[str, Any]:
             **options_of(case, way),
         )
     )
-    if way == "sharded":
-        sharding = DistributedConfig(fsdp_size=int(os.environ["WORLD_SIZE"]))
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, distributed_config=sharding)
-    else:
-        model = load(folder).double()
+    model = sharded(folder) if way == "sharded" else load(folder).double()
     # a reference elsewhere, for gaps that differ from the first step on
     extra: dict[str, Any] = {}
     if "log-ratio" in case:
@@ -105,6 +102,7 @@ def run(case: str, way: str, folder: str, out: Path) -> dict[str, Any]:
             train_dataset=rows.to_iterable_dataset() if way == "stream" else rows,
             eval_dataset=rows,
             processing_class=byte_tokenizer(),
+            callbacks=[AnchorDiagnostics()] if case == DIAGNOSED and not way.startswith("zero") else None,
             **extra,
         )
         trainer._fused = False  # TRL's fused head computes in float32, whatever the model does
@@ -118,6 +116,11 @@ def run(case: str, way: str, folder: str, out: Path) -> dict[str, Any]:
     if trainer.is_world_process_zero():
         save_file(weights, out / case / "weights.safetensors")
     return {"metrics": metrics, "log": trainer.state.log_history}
+
+
+def sharded(folder: str) -> torch.nn.Module:
+    sharding = DistributedConfig(fsdp_size=int(os.environ["WORLD_SIZE"]))
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, distributed_config=sharding)
 
 
 def deepspeed_config(stage: int) -> dict[str, Any]:
@@ -138,8 +141,9 @@ def whole_parameters(model: torch.nn.Module) -> AbstractContextManager:
     return deepspeed.zero.GatheredParameters(parameters)
 
 
+DIAGNOSED = "geometric-anchor"
 STREAMED = ("gappo", "amapo, log-ratio")
-UNEVEN = ("gappo, normalised", "gamma-po", "amapo")
+UNEVEN = ("gappo, normalised", "gamma-po", "amapo", "gradient-norm")  # the last on sharded parameters
 BROKEN = "#"
 
 
@@ -161,7 +165,7 @@ def run_uneven(case: str, folder: str, out: Path, n: int = 7, split: bool = Fals
         **options,
     )
     trainer = trainer_class(method)(
-        load(folder).double(),
+        sharded(folder) if world > 1 and case == UNEVEN[-1] else load(folder).double(),
         args=config_class(method)(**settings),
         train_dataset=preference_rows(n, seed=4),
         processing_class=byte_tokenizer(),

@@ -3,7 +3,7 @@
 Each call measures one way and adds its gaps to a file; `--table` prints what the file has.
 
 python benchmarks/anchor_sharded.py --way float32 --dataset pairs.jsonl.gz --out gaps.json
-torchrun --nproc_per_node 2 benchmarks/anchor_sharded.py --way "fsdp2, bf16 mixed precision" --dataset pairs.jsonl.gz \\
+torchrun --nproc_per_node 2 benchmarks/anchor_sharded.py --way "fsdp2, bf16 shards" --dataset pairs.jsonl.gz \\
     --out gaps.json
 python benchmarks/anchor_sharded.py --table gaps.json
 """

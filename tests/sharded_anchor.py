@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-from trl_margins.distributed import leave_process_group, local
+from trl_margins.distributed import full_tensor, leave_process_group, local
 from trl_margins.probes.perturbation import perturbed
 from trl_margins.trainers import mixin
 from trl_margins.trainers.configs import config_class
@@ -70,14 +70,6 @@ def make(case: str, folder: str, out: str, **more: Any) -> Any:
     return trainer
 
 
-def shards(model: torch.nn.Module) -> list[Tensor]:
-    return [local(parameter.data).clone() for parameter in model.parameters()]
-
-
-def same(before: list[Tensor], model: torch.nn.Module) -> bool:
-    return all(map(torch.equal, before, shards(model)))
-
-
 class Seen:
     """What the forward passes of a training find, and what becomes of an error in one of them."""
 
@@ -110,16 +102,11 @@ def run(case: str, folder: str, out: Path) -> dict[str, Any]:
     trainer = make(case, folder, str(out / case))
     seen = Seen(trainer)
     trainer.train()
-    return {
-        "passes": seen.passes,
-        "back": same_as_at_first(trainer, folder, case),
-        "kind": trainer.accelerator.is_fsdp2,
-    }
+    back, sharded = same_as_at_first(trainer, folder, case), trainer.accelerator.is_fsdp2
+    return {"passes": seen.passes, "back": back, "sharded": sharded}
 
 
 def same_as_at_first(trainer: Any, folder: str, case: str) -> bool:
-    from trl_margins.distributed import full_tensor
-
     first = dict(load(folder).named_parameters())
     return all(
         torch.equal(full_tensor(p.data), first[name].to(p.dtype)) for name, p in trainer.model.named_parameters()

@@ -175,16 +175,9 @@ def test_what_sharded_parameters_do_not_allow_is_refused(case, runs):
 @pytest.mark.parametrize("way", ["accumulate", "ddp", "sharded"])
 def test_the_parts_of_an_anchor_gap_are_the_same(way, runs, folder):
     """Of every pair, once: ranks with sharded parameters take part in the passes of each other's pairs."""
-    one, other = (
-        sorted(
-            (
-                json.loads(line)
-                for line in (folder / w / DIAGNOSED / "anchor_diagnostics.jsonl").read_text().splitlines()
-            ),
-            key=lambda row: row["row_number"],
-        )
-        for w in ("one", way)
-    )
+    files = (folder / w / DIAGNOSED / "anchor_diagnostics.jsonl" for w in ("one", way))
+    lines = (map(json.loads, file.read_text().splitlines()) for file in files)
+    one, other = (sorted(each, key=lambda row: row["row_number"]) for each in lines)
     assert [row["row_number"] for row in one] == list(range(8))
     assert len(other) == 8
     for mine, theirs in zip(one, other, strict=True):

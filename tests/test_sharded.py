@@ -42,7 +42,7 @@ def runs(tiny_model, tmp_path_factory):
 def test_gaps_in_16_bits_are_float32s(case, runs, exact):
     """Within 10 % in the mean and in nearly its order, though the gather casts what it gathers."""
     out, results = runs
-    assert all(found["kind"] for found in results[case])
+    assert all(found["sharded"] for found in results[case])
     found = anchor_gaps(out / case)
     assert found.mean() == pytest.approx(exact.mean(), rel=0.1)
     assert spearmanr(found, exact).statistic >= 0.97

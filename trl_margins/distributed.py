@@ -171,9 +171,8 @@ def reshard(model: nn.Module, after_error: bool = False) -> None:
         after_error: the forward pass may have ended before its end, after which only a reset shards all of them.
     """
     modules = fsdp_modules(model)
-    if after_error and modules and hasattr(modules[0], "reset_iter_state"):  # since torch 2.13
-        if modules[0]._get_fsdp_state()._is_root:  # set by the first forward pass
-            modules[0].reset_iter_state()
+    if after_error and modules and modules[0]._get_fsdp_state()._is_root:  # which the first forward pass makes it
+        getattr(modules[0], "reset_iter_state", modules[0].reshard)()  # since torch 2.13
     for module in modules:
         module.reshard()
 
@@ -213,7 +212,7 @@ def gathered_parameters(model: nn.Module, names: Collection[str]) -> dict[str, n
 
 
 def most_pairs(accelerator: Accelerator, n_pairs: int) -> int:
-    """The largest number of pairs that a rank has in its mini-batch: one value is read on the host where they differ."""
+    """The largest number of pairs that a rank has in its mini-batch. Where they may differ, a value is read on the host."""
     if accelerator.num_processes == 1 or accelerator.even_batches:
         return n_pairs
     return int(accelerator.gather(torch.tensor([n_pairs], device=accelerator.device)).max())

@@ -161,8 +161,8 @@ class GeometricAnchor(Probe):
             return self._fall(batches, anchor, fused)
 
     def _computed_in(self, names: Iterable[str]) -> dict[str, torch.dtype]:
-        """What the forward pass casts these parameters to: FSDP2's mixed precision casts all of them, autocast those of
-        linear layers.
+        """What these parameters are cast to by the forward pass: FSDP2's mixed precision casts all of them, autocast
+        those of linear layers.
         """
         model = self.trainer.model
         if (cast := fsdp_dtype(model)) is not None:

@@ -212,7 +212,7 @@ def gathered_parameters(model: nn.Module, names: Collection[str]) -> dict[str, n
 
 
 def most_pairs(accelerator: Accelerator, n_pairs: int) -> int:
-    """The largest number of pairs that a rank has in its mini-batch. Where they may differ, a value is read on the host."""
+    """The largest number of pairs that a rank has in its mini-batch; read on the host where they may differ."""
     if accelerator.num_processes == 1 or accelerator.even_batches:
         return n_pairs
     return int(accelerator.gather(torch.tensor([n_pairs], device=accelerator.device)).max())

@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
@@ -20,9 +21,11 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from trl_margins.distributed import local, reshard
+
 from . import subjects
 from .ledger import Ledger, Values, table
-from .subjects import THEIRS, Case, Outcome, Rig, make_trainer, read_rows, steps_of, tiny_llama
+from .subjects import THEIRS, Case, Outcome, Rig, make_trainer, one_process, read_rows, shard, steps_of, tiny_llama
 from .synchronisations import SynchronisationsOfSteps
 
 METHODS = ("gappo", "gap-aware", "gamma-po", "amapo", "geometric-anchor", "gradient-norm", "simpo-sam")
@@ -85,6 +88,13 @@ def items(rig: Rig, references: dict[Any, Outcome]) -> Iterator[Item]:
 
     for precision in precisions[1:]:
         yield f"anchor gaps, real model/{precision}", "anchor", 30, partial(_anchor_gaps, rig, precision)
+    for precision in list(PRECISIONS)[1:]:
+        work = partial(_anchor_gaps, rig, precision, sharded=True)
+        yield f"anchor gaps, real model, FSDP2/{precision}", "anchor", 30, work
+    for precision in list(PRECISIONS)[1:]:
+        work = partial(_restored, rig, precision, sharded=True)
+        yield f"weights after the anchor's pass, FSDP2/{precision}", "quick", 5, work
+    yield "gradient norms of pairs, FSDP2", "quick", 5, partial(_sharded_norms, rig)
     for precision in precisions:
         yield f"weights after the anchor's pass/{precision}", "quick", 5, partial(_restored, rig, precision)
         yield f"weights after a broken anchor's pass/{precision}", "quick", 5, partial(_broken_off, rig, precision)
@@ -216,7 +226,7 @@ def _synchronisations(rig: Rig, case: Case) -> Values:
     }
 
 
-def _gapo(rig: Rig, precision: str, folder: str, **fields: Any) -> Any:
+def _gapo(rig: Rig, precision: str, folder: str, sharded: bool = False, **fields: Any) -> Any:
     kept = PRECISIONS[precision]
     settings = {
         "per_device_train_batch_size": 4,
@@ -228,6 +238,8 @@ def _gapo(rig: Rig, precision: str, folder: str, **fields: Any) -> Any:
         **fields,
     }
     model = tiny_llama(rig, kept.dtype, noise=0.01)
+    if sharded:
+        shard(model, rig, kept.autocast)
     rows = subjects.short_pairs(rig, 8)
     return make_trainer(
         Case("cpo", "geometric-anchor"), rig, folder, model, rows, subjects.word_tokenizer(), **settings
@@ -235,18 +247,19 @@ def _gapo(rig: Rig, precision: str, folder: str, **fields: Any) -> Any:
 
 
 def _weights(model: torch.nn.Module) -> list[torch.Tensor]:
-    return [parameter.detach().clone() for parameter in model.parameters()]
+    return [local(parameter.detach()).clone() for parameter in model.parameters()]
 
 
 def _same(before: list[torch.Tensor], model: torch.nn.Module) -> bool:
-    pairs = zip(before, model.parameters(), strict=True)
+    reshard(model)
+    pairs = zip(before, map(local, model.parameters()), strict=True)
     return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs)
 
 
-def _restored(rig: Rig, precision: str) -> Values:
+def _restored(rig: Rig, precision: str, sharded: bool = False) -> Values:
     """Whether the weights come back bit for bit: a whole step at learning rate 0."""
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = _gapo(rig, precision, folder)
+    with tempfile.TemporaryDirectory() as folder, one_process(rig) if sharded else nullcontext():
+        trainer = _gapo(rig, precision, folder, sharded)
         before = _weights(trainer.model)
         trainer.train()
         return {"ok": _same(before, trainer.model)}
@@ -299,7 +312,31 @@ def _resumed(rig: Rig, case: Case) -> Values:
     return {"ok": off <= 2 * noise, "note": f"largest difference {off:.1e}; of two whole runs {noise:.1e}"}
 
 
-def _anchor_gaps(rig: Rig, precision: str) -> Values:
+def _sharded_norms(rig: Rig) -> Values:
+    """The norms of pairs' own gradients, by autograd and where FSDP2 gathers the parameters, in float32."""
+
+    def relative(sharded: bool) -> torch.Tensor:
+        with tempfile.TemporaryDirectory() as folder, one_process(rig) if sharded else nullcontext():
+            model = tiny_llama(rig, torch.float32, noise=0.01)
+            if sharded:
+                shard(model, rig, mixed=False)
+            settings = {"per_device_train_batch_size": 4, "max_steps": 1, "learning_rate": 0.0, "max_length": 512}
+            case, rows = Case("cpo", "gradient-norm"), subjects.short_pairs(rig, 4)
+            trainer = make_trainer(case, rig, folder, model, rows, subjects.word_tokenizer(), **settings)
+            trainer.train()
+            return torch.tensor(_logged(folder, "margin"))
+
+    right, found = relative(False), relative(True)
+    off = ((found - right).abs().max() / right.abs().max()).item()
+    return {"ok": off <= 1e-4, "note": f"margins are off by {off:.1e} of the largest"}
+
+
+def _logged(folder: str, name: str) -> list[float]:
+    with Path(folder, "pair_log.csv").open() as file:
+        return [float(row[name]) for row in csv.DictReader(file)]
+
+
+def _anchor_gaps(rig: Rig, precision: str, sharded: bool = False) -> Values:
     """The anchor gaps of 64 pairs, real ones with `--data`, in 16 bits, against those of the same model in float32."""
     from scipy.stats import spearmanr
 
@@ -313,7 +350,7 @@ def _anchor_gaps(rig: Rig, precision: str) -> Values:
     else:
         rows = [row for row in read_rows(rig.data / "train.jsonl.gz") if len(str(row)) < 3000][:n]
 
-    def gaps(dtype: torch.dtype, autocast: bool) -> list[float]:
+    def gaps(dtype: torch.dtype, autocast: bool, sharded: bool = False) -> list[float]:
         if rig.tiny:
             model, tokenizer = tiny_llama(rig, dtype, noise=0.01), subjects.word_tokenizer()
         else:
@@ -322,7 +359,9 @@ def _anchor_gaps(rig: Rig, precision: str) -> Values:
                 AutoModelForCausalLM.from_pretrained(path, dtype=dtype),
                 AutoTokenizer.from_pretrained(path),
             )
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, one_process(rig) if sharded else nullcontext():
+            if sharded:
+                shard(model, rig, autocast)
             settings = {
                 "per_device_train_batch_size": n // k,
                 "gradient_accumulation_steps": k,
@@ -336,10 +375,10 @@ def _anchor_gaps(rig: Rig, precision: str) -> Values:
             }
             trainer = make_trainer(Case("cpo", "geometric-anchor"), rig, folder, model, rows, tokenizer, **settings)
             trainer.train()
-            with Path(folder, "pair_log.csv").open() as file:
-                return [float(row["anchor_gap"]) for row in csv.DictReader(file)]
+            return _logged(folder, "anchor_gap")
 
-    right, found = (torch.tensor(gaps(*how)) for how in ((torch.float32, False), (kept.dtype, kept.autocast)))
+    here = kept.dtype, kept.autocast, sharded
+    right, found = (torch.tensor(gaps(*how)) for how in ((torch.float32, False), here))
     pairs = f"{len(right)} {'made-up' if made else 'real'} pairs"
     mean = (found.mean() / right.mean() - 1).item()
     rank = float(spearmanr(found, right)[0])

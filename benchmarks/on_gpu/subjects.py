@@ -10,7 +10,8 @@ import platform
 import random
 import tempfile
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
@@ -18,8 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 from trl.experimental.cpo import CPOConfig, CPOTrainer
@@ -113,6 +117,31 @@ def tiny_llama(rig: Rig, dtype: torch.dtype, noise: float = 0.0, attention: str 
             parameter.add_(noise * torch.randn(parameter.shape, generator=generator))
     model.set_attn_implementation(attention)
     return model.to(dtype)
+
+
+@contextmanager
+def one_process(rig: Rig) -> Iterator[None]:
+    """A process group of one, as FSDP2 needs."""
+    with tempfile.TemporaryDirectory() as folder:
+        backend = "nccl" if rig.on_cuda else "gloo"
+        dist.init_process_group(backend, init_method=f"file://{folder}/store", rank=0, world_size=1)
+        try:
+            yield
+        finally:
+            dist.destroy_process_group()
+
+
+def shard(model: LlamaForCausalLM, rig: Rig, mixed: bool) -> None:
+    """FSDP2 over one process: it gathers, casts and reshards as it does over several.
+
+    Args:
+        mixed: cast the parameters to bf16 for a forward pass.
+    """
+    model.to(rig.device)
+    mesh = init_device_mesh(rig.device, (1,))
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if mixed else None
+    for module in (*model.model.layers, model):
+        fully_shard(module, mesh=mesh, mp_policy=policy or MixedPrecisionPolicy())
 
 
 def read_rows(file: Path, n: int | None = None) -> Rows:

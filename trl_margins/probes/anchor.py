@@ -36,7 +36,7 @@ class GeometricAnchor(Probe):
 
     def __init__(self, trainer: ProbedTrainer, options: ProbeOptions) -> None:
         super().__init__(trainer, options)
-        self._warned = self._sharded = False
+        self._warned = False
         check_estimator(trainer.objective, options, trainer.has_aux_loss)
         self.narrow_dtype = narrow_dtype(trainer.model, trainer.accelerator.mixed_precision)
         self._check_sharded(parameters_in_scope(trainer.model, options.anchor_scope))
@@ -75,7 +75,6 @@ class GeometricAnchor(Probe):
         """
         if not (self.trainer.accelerator.is_fsdp2 or any(map(is_sharded, parameters.values()))):
             return
-        self._sharded = True
         if self.options.anchor_estimator == "per-pair":
             raise ValueError(
                 "anchor_estimator='per-pair' takes every pair's own gradient, and FSDP2 gives each rank a part of it, "
@@ -159,6 +158,10 @@ class GeometricAnchor(Probe):
                 return [{ANCHOR_SCORE_GAP: gap} for gap in self._gaps_at(anchor, batches, fused)]
         with eval_mode(model):
             return self._fall(batches, anchor, fused)
+
+    @cached_property
+    def _sharded(self) -> bool:
+        return any(map(is_sharded, self.parameters.values()))
 
     def _computed_in(self, names: Iterable[str]) -> dict[str, torch.dtype]:
         """What these parameters are cast to by the forward pass: FSDP2's mixed precision casts all of them, autocast

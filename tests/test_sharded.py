@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import csv
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import sharded_anchor
+import torch
+import torch.distributed as dist
+from conftest import load, preference_rows, quiet
+from peft import LoraConfig, get_peft_model
 from processes import output_of
 from scipy.stats import spearmanr
 from sharded_anchor import CASES, PAIRS
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+from trl_margins.distributed import is_sharded
+from trl_margins.trainers import mixin
+from trl_margins.trainers.configs import config_class
+from trl_margins.trainers.named import trainer_class
 
 SCRIPT = str(Path(__file__).with_name("sharded_anchor.py"))
 
@@ -68,3 +81,80 @@ def test_ranks_with_the_same_values_draw_the_same_numbers(runs):
     assert len(set(first["replicas"])) == 2
     assert first["replicas"] == second["replicas"]
     assert first["shards"] != second["shards"]
+
+
+@pytest.fixture
+def one_process(tmp_path):
+    """FSDP2 over a single process: it gathers, casts and reshards as it does over several."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+def shard(model, mesh, **policy):
+    layers = [module for module in model.modules() if isinstance(module, LlamaDecoderLayer)]
+    for module in (*layers, model):
+        fully_shard(module, mesh=mesh, mp_policy=MixedPrecisionPolicy(**policy))
+    return model
+
+
+def made(kind, folder):
+    model = load(folder)
+    if "tied" in kind:
+        model.lm_head.weight, model.config.tie_word_embeddings = model.model.embed_tokens.weight, True
+    if "checkpointing" in kind:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if "adapters" in kind:
+        torch.manual_seed(0)
+        model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights="gaussian"))
+        for parameter in model.parameters():  # LoRA's second factor starts at 0: nothing would pass the first
+            if parameter.requires_grad:
+                torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def norms_trainer(model, tokenizer, out, **options):
+    config = config_class("gradient-norm")(**quiet(output_dir=str(out), **options))
+    rows = preference_rows(4, seed=2)
+    return trainer_class("gradient-norm")(model, config, train_dataset=rows, processing_class=tokenizer)
+
+
+@pytest.mark.parametrize("kind", ["plain", "tied", "fused head", "checkpointing", "adapters", "scope"])
+def test_norms_of_pairs_are_the_unsharded_models(kind, one_process, tiny_model, tokenizer, tmp_path, monkeypatch):
+    """In float64; a tied weight counts once, with the sum of what arrives at both of its uses."""
+    if kind == "fused head":
+        monkeypatch.setattr(mixin, "logits_will_do", lambda *_: False)
+    options = {"gradient_checkpointing": kind == "checkpointing"}
+    if kind == "scope":
+        options["anchor_scope"] = ["mlp", "norm"]
+
+    found = []
+    for each in (made(kind, tiny_model).double(), shard(made(kind, tiny_model).double(), one_process)):
+        trainer = norms_trainer(each, tokenizer, tmp_path, **options)
+        assert trainer._fused
+        (probe,) = trainer._probes
+        (batch,) = probe.prepared([trainer.data_collator(list(trainer.train_dataset))])
+        assert is_sharded(next(iter(probe.parameters.values()))) == bool(found)
+        found.append(probe._norms(batch))
+        assert all(parameter.grad is None for parameter in trainer.model.parameters())
+    tolerance = 1e-5 if kind == "fused head" else 1e-12  # TRL's head computes in float32
+    torch.testing.assert_close(found[1], found[0], rtol=tolerance, atol=0)
+    assert len(found[0].unique()) == 4
+
+
+@pytest.mark.parametrize("kind", ["tied", "adapters, fused head", "autocast alone", "autocast alone, tied"])
+def test_gaps_of_other_models_in_16_bits(kind, one_process, tiny_model, tokenizer, tmp_path, monkeypatch):
+    """FSDP2 casts norms, biases and adapters; autocast alone casts what linear layers multiply with."""
+    monkeypatch.setattr(sharded_anchor, "load", partial(made, kind))
+    if "adapters" in kind:  # at 0.05 the gaps are half as large as what bf16 makes of them, sharded or not
+        monkeypatch.setattr(sharded_anchor, "RADIUS", 0.2)
+    alone = sharded_anchor.make("float32", tiny_model, str(tmp_path / "alone"))
+    alone.train()
+    policy = {} if "autocast" in kind else {"param_dtype": torch.bfloat16}
+    monkeypatch.setattr(sharded_anchor, "load", lambda folder: shard(made(kind, folder), one_process, **policy))
+    trainer = sharded_anchor.make("mixed" + ", fused head" * ("fused" in kind), tiny_model, str(tmp_path / "sharded"))
+    trainer.train()
+    assert is_sharded(next(trainer.model.parameters()))
+    exact, found = (anchor_gaps(tmp_path / name) for name in ("alone", "sharded"))
+    assert found.mean() == pytest.approx(exact.mean(), rel=0.1)
+    assert spearmanr(found, exact).statistic >= 0.97

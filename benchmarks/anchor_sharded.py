@@ -187,6 +187,7 @@ def prepared_trainer(args: argparse.Namespace, way: Way, folder: str, world: int
         use_cpu=cpu and not way.fsdp2,
         gradient_checkpointing=False,
         ddp_backend="gloo" if cpu and world > 1 else None,
+        save_strategy="no",
         report_to="none",
         **more,
     )

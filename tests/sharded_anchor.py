@@ -6,6 +6,7 @@ Every case is a step at learning rate 0 of a window of eight mini-batches of eig
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -15,17 +16,18 @@ import fsdp_on_cpu
 import torch
 from accelerate.utils import gather_object
 from conftest import byte_tokenizer, load, preference_rows, quiet
+from operators import Operators
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from trl_margins.distributed import full_tensor, leave_process_group, local
-from trl_margins.probes.perturbation import perturbed
+from trl_margins.probes import perturbation
 from trl_margins.trainers import mixin
 from trl_margins.trainers.configs import config_class
 from trl_margins.trainers.named import trainer_class
 
-PAIRS, RADIUS = 64, 0.05
+PAIRS, RADIUS, PART = 64, 0.05, 256
 LAUNCHED = {
     "ACCELERATE_USE_FSDP": "true",
     "FSDP_VERSION": "2",
@@ -134,15 +136,21 @@ def run_broken(folder: str, out: Path) -> dict[str, Any]:
 
 
 def run_replicas() -> dict[str, Any]:
-    """Two replicas of one shard each draw the same numbers; two shards of one model do not."""
-    found = {}
+    """Two replicas of one shard each draw the same numbers; two shards of one model do not. What is made on the way
+    that is not a small part of a tensor.
+    """
+    found: dict[str, Any] = {}
+    perturbation._PART = PART
     for name, shape in {"replicas": (2, 1), "shards": (1, 2)}.items():
         linear = torch.nn.Linear(64, 64, bias=False)
         torch.nn.init.constant_(linear.weight, 1.0)
         mesh = init_device_mesh("cpu", shape, mesh_dim_names=("replicate", "shard"))
         fully_shard(linear, mesh=mesh, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))
         along = {"weight": torch.ones_like(linear.weight)}
-        with perturbed(linear, along, 1e-3, {"weight": torch.bfloat16}):
+        with Operators() as seen, perturbation.perturbed(linear, along, 1e-3, {"weight": torch.bfloat16}):
+            pass
+        found[f"copies, {name}"] = [made.by for made in seen.made if math.prod(made.shape) > PART]
+        with perturbation.perturbed(linear, along, 1e-3, {"weight": torch.bfloat16}):
             found[name] = local(linear.weight.data).flatten()[:256].tolist()
     return found
 

@@ -83,6 +83,12 @@ def test_ranks_with_the_same_values_draw_the_same_numbers(runs):
     assert first["shards"] != second["shards"]
 
 
+@pytest.mark.parametrize("held", ["replicas", "shards"])
+def test_the_backup_of_a_shard_is_all_that_a_step_needs(held, runs):
+    for found in runs[1]["draws"]:
+        assert found[f"copies, {held}"] == ["clone"]
+
+
 @pytest.fixture
 def one_process(tmp_path):
     """FSDP2 over a single process: it gathers, casts and reshards as it does over several."""

@@ -27,10 +27,11 @@ _FP16_SCALE = 2.0**8
 class PairGradient:
     """One pair's forward pass, detached, its score gap Δ, and ∇Δ (for fp16 parameters in float32)."""
 
-    pairs: PairLogps  # of one pair
+    batch: Batch  # of this pair alone
+    pairs: PairLogps
     gap: Tensor  # [1]
     gradient: Mapping[str, Tensor]  # parameter name → tensor of its shape, sharded as the parameter is
-    own: bool = True  # whether the gradient is this rank's pair's
+    own: bool = True  # whether the gradient is this pair's, or another rank's pair's
 
 
 def pair_gradients(
@@ -38,20 +39,22 @@ def pair_gradients(
 ) -> Iterator[PairGradient]:
     """The pairs of a batch one after the other: a small forward and backward pass for each.
 
-    Where FSDP2 shards the parameters, a gradient is in parts on all ranks. So they take turns: each rank sees the
-    pairs of all of them, and its own pass counts for one that is `own`. All ranks take part in each pass.
+    Where FSDP2 shards the parameters, a gradient is in parts on all ranks. So they take turns, and every rank gets the
+    gradients of all ranks' pairs, with one of its own pairs beside each: that gradient's, where it is `own`. All ranks
+    take part in each pass, and must in whatever they do with a gradient.
     """
     scale = _fp16_scale(trainer)
     if any(map(is_sharded, parameters.values())):
         yield from _in_turns(trainer, batch, parameters, scale)
         return
     for i in range(trainer.n_pairs(batch)):
-        pairs = trainer.forward_pairs(trainer.one_pair(batch, i))
+        pair = trainer.one_pair(batch, i)
+        pairs = trainer.forward_pairs(pair)
         gap = trainer.score_gap(pairs)
         value = gap.sum() * scale
         found = torch.autograd.grad(value, list(parameters.values()), allow_unused=True, materialize_grads=True)
         gradient = {name: _unscaled(each, scale) for name, each in zip(parameters, found, strict=True)}
-        yield PairGradient(_detached(pairs), gap.detach(), gradient)
+        yield PairGradient(pair, _detached(pairs), gap.detach(), gradient)
 
 
 def _in_turns(
@@ -67,7 +70,7 @@ def _in_turns(
                 gap = trainer.score_gap(pairs)
                 gradients.add(gap.sum() * (scale * own))
                 gradient = {name: _unscaled(each, scale) for name, each in gradients.take().items()}
-            yield PairGradient(_detached(pairs), gap.detach(), gradient, own)
+            yield PairGradient(pair, _detached(pairs), gap.detach(), gradient, own)
 
 
 def _fp16_scale(trainer: ProbedTrainer) -> float:

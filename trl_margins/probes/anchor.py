@@ -38,7 +38,9 @@ class GeometricAnchor(Probe):
         super().__init__(trainer, options)
         self._warned = False
         check_estimator(trainer.objective, options, trainer.has_aux_loss)
-        self.narrow_dtype = narrow_dtype(trainer.model, trainer.accelerator.mixed_precision)
+        mixed_precision = trainer.accelerator.mixed_precision  # now: accelerate's is that of the latest trainer
+        self.autocast_dtype = AUTOCAST.get(mixed_precision)
+        self.narrow_dtype = narrow_dtype(trainer.model, mixed_precision)
         self._check_sharded(parameters_in_scope(trainer.model, options.anchor_scope))
         logger.info(
             "anchor: radius %g over %d parameters (scope %s), direction from %s, gaps by %s",
@@ -170,8 +172,9 @@ class GeometricAnchor(Probe):
         model = self.trainer.model
         if (cast := fsdp_dtype(model)) is not None:
             return dict.fromkeys(names, cast)
-        cast = AUTOCAST.get(self.trainer.accelerator.mixed_precision)
-        return {} if cast is None else dict.fromkeys(of_linear_layers(model, names), cast)
+        if (cast := self.autocast_dtype) is not None:
+            return dict.fromkeys(of_linear_layers(model, names), cast)
+        return {}
 
     @cached_property
     def _upcasts(self) -> bool:

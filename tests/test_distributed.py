@@ -21,7 +21,7 @@ from conftest import OWN_METHODS, byte_tokenizer, load, preference_rows
 from filelock import FileLock
 from processes import output_of
 from safetensors.torch import load_file
-from two_ranks import CASES, STREAMED, UNEVEN, run_uneven
+from two_ranks import CASES, GROUPS, STREAMED, UNEVEN, run_uneven
 
 from trl_margins import cli
 from trl_margins.methods import METHODS
@@ -30,7 +30,10 @@ from trl_margins.terms.dynamic_target import dynamic_target_margin
 
 SCRIPT = str(Path(__file__).with_name("two_ranks.py"))
 TIMEOUT = 900  # seconds; a launch takes one minute on two free cores, and the suite may keep those busy
-WAYS = {1: ("one", "accumulate"), 2: ("ddp", "sharded", "stream", "uneven", "broken")}  # by the number of ranks
+WAYS = {
+    1: ("one", "accumulate", "groups"),
+    2: ("ddp", "sharded", "stream", "uneven", "broken", "groups-ddp", "groups-sharded"),
+}  # by the number of ranks
 RANKING = ("pwa", "pwa_all", "spearman", "n_pairs", "n_pairs_gap")
 LOGGED = ("loss", "grad_norm", "rewards/margins", "logps/chosen")
 SPREAD = ("mean", "std", "min", "max", "zero")
@@ -205,6 +208,21 @@ def log_ratio_gaps(tiny_model, folder, rows):
     return gaps
 
 
+@pytest.mark.parametrize("way", ["groups-ddp", "groups-sharded"])
+@pytest.mark.parametrize("case", GROUPS)
+def test_gapos_groups(case, way, runs, folder):
+    """Over all ranks, whatever DDP reduces on the way back, and whichever forward passes serve twice."""
+    if way == "groups-sharded" and case.startswith("pair"):
+        assert "anchor_direction='pair' takes every pair's own gradient" in runs[way][case]["refused"]
+        return
+    one, other = runs["groups"][case]["log"], runs[way][case]["log"]
+    for mine, theirs in zip(one[:2], other[:2], strict=True):
+        for name in (*LOGGED, "anchor/gradient_norm", "anchor/gap/mean", "anchor/gap/std"):
+            assert theirs[name] == pytest.approx(mine[name], **close(case)), name
+    mine, theirs = (pair_log(folder / each / case)["anchor_gap"] for each in ("groups", way))
+    assert theirs == pytest.approx(mine, **close(case))
+
+
 @pytest.mark.parametrize("case", OF_THE_MINI_BATCH)
 def test_what_accumulation_changes(case, runs, folder, tiny_model):
     """Of the first step, where the model is still the same: each mini-batch has statistics of its own, filled up with
@@ -242,7 +260,7 @@ def test_uneven_batches(case, runs, folder, tiny_model, tmp_path):
         assert two[name] == pytest.approx(values, **close(case)), name
 
 
-@pytest.mark.parametrize("run", [*(f"{way}/gappo" for way in (*WAYS[1], *WAYS[2][:3])), "uneven/split/gappo"])
+@pytest.mark.parametrize("run", [*(f"{way}/gappo" for way in (*WAYS[1][:2], *WAYS[2][:3])), "uneven/split/gappo"])
 def test_pairs_per_step_are_those_that_the_log_has(run, runs, folder):
     """The number that a run says of itself, and the lines of its first step."""
     said = json.loads((folder / run / "margin_run.json").read_text())["pairs_per_step"]

@@ -7,6 +7,7 @@ stream      the same, from a data set that is read row by row
 sharded     the same, each with a half of every parameter (FSDP2)
 zero2       the same by DeepSpeed, each with a half of the gradients and of the optimizer's state
 zero3       and of the parameters
+groups      GAPO's groups of mini-batches, in one process, under DDP or sharded
 
 And what they do with batches that are not as large on both (uneven), and with a model that gives NaN (broken).
 """
@@ -138,6 +139,50 @@ def whole_parameters(model: torch.nn.Module) -> AbstractContextManager:
     return deepspeed.zero.GatheredParameters(parameters)
 
 
+# GAPO's windows of three mini-batches of two pairs, over all ranks: in groups of k, with forward passes kept or not
+GROUPS: dict[str, dict[str, Any]] = {
+    "k=1": {"anchor_batch_multiplier": 1},
+    "k=1, nothing kept": {"anchor_batch_multiplier": 1, "anchor_keep_graphs": 0},
+    "k=2, kept": {"anchor_batch_multiplier": 2, "anchor_keep_graphs": 3},
+    "k=3, kept": {"anchor_batch_multiplier": 3, "anchor_keep_graphs": 3},
+    "pair": {"anchor_direction": "pair"},
+    "pair, cached": {"anchor_direction": "pair", "anchor_estimator": "per-pair"},
+}
+
+
+def run_groups(case: str, folder: str, out: Path, sharded: bool) -> dict[str, Any]:
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    settings = quiet(
+        output_dir=str(out / case),
+        per_device_train_batch_size=2 // world,
+        gradient_accumulation_steps=3,
+        learning_rate=1e-2,
+        warmup_steps=0,
+        max_steps=2,
+        ddp_backend="gloo" if world > 1 else None,
+        train_sampling_strategy="sequential",
+        anchor_radius=0.1,
+        **GROUPS[case],
+    )
+    if sharded:
+        sharding = DistributedConfig(fsdp_size=world)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, distributed_config=sharding)
+    else:
+        model = load(folder).double()
+    try:
+        trainer = trainer_class("geometric-anchor")(
+            model,
+            args=config_class("geometric-anchor")(**settings),
+            train_dataset=preference_rows(12, seed=4),
+            processing_class=byte_tokenizer(),
+        )
+        trainer._fused = False
+        trainer.train()
+    except ValueError as error:
+        return {"refused": str(error)}
+    return {"log": trainer.state.log_history}
+
+
 STREAMED = ("gappo", "amapo, log-ratio")
 UNEVEN = ("gappo, normalised", "gamma-po", "amapo")
 BROKEN = "#"
@@ -213,6 +258,8 @@ def main(folder: str, out: str, *ways: str) -> None:
         elif way == "broken":
             skipped = run_broken(folder, there, nonfinite_steps="skip")
             results = {"stop": on_all_ranks(run_broken(folder, there)), "skip": on_all_ranks(skipped)}
+        elif way.startswith("groups"):
+            results = {case: run_groups(case, folder, there, "sharded" in way) for case in GROUPS}
         else:
             cases = STREAMED if way == "stream" else CASES
             results = {case: run(case, way, folder, there) for case in cases}

@@ -65,7 +65,6 @@ def main(argv: Sequence[str]) -> int:
             anchor_estimator=args.anchor_estimator,
             anchor_scope=args.anchor_scope,
             anchor_keep_graphs=0,
-            gradient_accumulation_steps=args.anchor_batch_multiplier,
             per_device_train_batch_size=args.batch_size,
             train_sampling_strategy="sequential",
             max_length=max_length_of(args.max_length, model),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import gather_object
-from torch import nn
+from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from ..pairs import CARRIED
@@ -45,11 +45,11 @@ class AnchorDiagnostics(TrainerCallback):
         self,
         trainer: ProbedTrainer,
         batches: Sequence[Batch],
-        direction: Direction,
+        direction: Direction | None,
         parameters: Mapping[str, nn.Parameter],
         radius: float,
     ) -> None:
-        """Records the pairs of an accumulation window, whose columns hold their anchor gaps, over all ranks."""
+        """Records the pairs of a group of mini-batches, whose columns hold their anchor gaps, over all ranks."""
         rows = [row for batch in batches for row in _rows(trainer, batch, direction, parameters, radius)]
         rows = gather_object(rows)
         if not trainer.is_world_process_zero():
@@ -63,16 +63,15 @@ class AnchorDiagnostics(TrainerCallback):
 def _rows(
     trainer: ProbedTrainer,
     batch: Batch,
-    direction: Direction,
+    direction: Direction | None,
     parameters: Mapping[str, nn.Parameter],
     radius: float,
 ) -> list[dict[str, float]]:
     parts = []
     for pair in pair_gradients(trainer, batch, parameters, AnchorDiagnostics.__name__):
-        along = sum((pair.gradient[name] * vector).sum().float() for name, vector in direction.vectors.items())
-        parts.append(
-            torch.stack([pair.gap[0].float(), total_norm(pair.gradient.values()), along * direction.per_unit])
-        )
+        norm = total_norm(pair.gradient.values())
+        along = norm if direction is None else _along(pair.gradient, direction)
+        parts.append(torch.stack([pair.gap[0].float(), norm, along]))
     gap, norm, derivative = torch.stack(parts, dim=1)
     columns = dict(batch[CARRIED])
     at_the_anchor, anchor_gap = columns.pop(ANCHOR_SCORE_GAP, None), columns.pop(ANCHOR_GAP, None)
@@ -87,3 +86,8 @@ def _rows(
     }
     lists = {name: value.tolist() for name, value in columns.items()}
     return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
+
+
+def _along(gradient: Mapping[str, Tensor], direction: Direction) -> Tensor:
+    products = [(gradient[name] * vector).sum().float() for name, vector in direction.vectors.items()]
+    return torch.stack(products).sum() * direction.per_unit

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from os.path import commonprefix
 from reprlib import repr as shortened
 from typing import Any
 
@@ -27,6 +29,7 @@ LIKE_A_PROMPT = (
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant"}
 _ROLES |= {role: role for role in ("system", "user", "assistant", "tool")}  # in upper or lower case
 _SHAREGPT_ROLES = {**_ROLES, "model": "assistant", "observation": "tool"}  # of from/value messages
+_TURN = re.compile(r"\n\n(?:Human|Assistant):")  # begins a turn of Anthropic's dialogues, which are text
 _NOT_THE_MODEL = ("system", "user")
 _SET_BY_THE_TRAINER = {"add_generation_prompt", "tokenize", "return_dict"}
 
@@ -182,8 +185,15 @@ class RowReader:
         return self._extracted(chosen, rejected, where)
 
     def _extracted(self, chosen: Any, rejected: Any, where: str) -> tuple[Part, Part, Part]:
-        """By TRL's rule: the common beginning is the prompt, and something must be left of each completion."""
+        """By TRL's rule: the common beginning is the prompt, and something must be left of each completion.
+
+        In a dialogue, the prompt ends with the last turn marker that both share. By TRL's rule, the words with which
+        both answers begin would be the prompt's, and their lengths without them.
+        """
         text = isinstance(chosen, str)
+        if text and (turns := list(_TURN.finditer(commonprefix([chosen, rejected])))):
+            end = turns[-1].end()
+            return chosen[:end], chosen[end:], rejected[end:]
         if not text and (shared := _shared_turns([chosen, rejected])):
             return chosen[:shared], chosen[shared:], rejected[shared:]
         if not text or min(len(chosen), len(rejected)) < 2 or chosen[0] != rejected[0]:

@@ -36,7 +36,7 @@ PAPERS = {
     "simpo-sam": ["GAPO"],
     **{id: [METHODS[id].name] for id in BASELINES},
 }
-# config/config.yaml, config/loss/ and trainers.py of Dr. DPO's code, in the words of today; GAPO's paper refers to them
+# config/ and trainers.py of Dr. DPO's code, in the words of today; GAPO's paper refers to its protocol
 OF_DR_DPO = {
     **{"learning_rate": 5e-7, "optim": "rmsprop", "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 150},
     **{"max_grad_norm": 10.0, "num_train_epochs": 1, "max_length": 512, "seed": 0, "noise": "random:0.2"},

@@ -171,7 +171,7 @@ def test_merges_across_the_border():
 
 
 def split_by_dpos_code(row: dict[str, str], tokenizer: Any) -> list[tuple[list[int], list[int]]]:
-    """Of Anthropic/hh-rlhf, as in DPO's code and Dr. DPO's: prompt and answer apart, the end token behind the answer."""
+    """Of Anthropic/hh-rlhf, and by Dr. DPO's: prompt and answer apart, and the end token behind the answer."""
     start = row["chosen"].rindex("\n\nAssistant:") + len("\n\nAssistant:")
     ids = [
         tokenizer(text)["input_ids"]

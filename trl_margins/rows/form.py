@@ -7,7 +7,6 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from os.path import commonprefix
 from reprlib import repr as shortened
 from typing import Any
 
@@ -187,15 +186,15 @@ class RowReader:
     def _extracted(self, chosen: Any, rejected: Any, where: str) -> tuple[Part, Part, Part]:
         """By TRL's rule: the common beginning is the prompt, and something must be left of each completion.
 
-        In a dialogue, the prompt ends with the last turn marker that both share. By TRL's rule, the words with which
-        both answers begin would be the prompt's, and their lengths without them.
+        In a dialogue as text, the prompt ends with the last turn marker that both share. Else the words with which
+        both answers begin would be the prompt's.
         """
         text = isinstance(chosen, str)
-        if text and (turns := list(_TURN.finditer(commonprefix([chosen, rejected])))):
-            end = turns[-1].end()
-            return chosen[:end], chosen[end:], rejected[end:]
-        if not text and (shared := _shared_turns([chosen, rejected])):
-            return chosen[:shared], chosen[shared:], rejected[shared:]
+        turns = [match.end() for match in _TURN.finditer(chosen)] if text else []
+        if shared := [end for end in turns if rejected.startswith(chosen[:end])]:
+            return chosen[: shared[-1]], chosen[shared[-1] :], rejected[shared[-1] :]
+        if not text and (n := _shared_turns([chosen, rejected])):
+            return chosen[:n], chosen[n:], rejected[n:]
         if not text or min(len(chosen), len(rejected)) < 2 or chosen[0] != rejected[0]:
             what = "characters" if text else "messages"
             beside = "no prompt" if self.prompt_column is None or text else "no prompt in their form"

@@ -48,6 +48,9 @@ class EvaluateArguments(ScoredRowOptions):
         choices=REWARDS,
     )
     ref_model: str | None = option("Reference model of the log-ratio; by default, an adapter's base model.", None)
+    drift_from: str | None = option(
+        "Model that training started from, with the same vocabulary: also reports the KL divergence from it.", None
+    )
     json: str | None = option("File for the numbers, as JSON.", None)
     markdown: str | None = option("File for the tables.", None)
     rewards: str | None = option("File for the reward of each completion, as JSON lines.", None)
@@ -99,12 +102,16 @@ def main(argv: Sequence[str]) -> int:
     model = load(args.model_name_or_path)
     if args.reward == "log-ratio" and args.ref_model is None and not is_peft_model(model):
         raise ValueError("reward 'log-ratio' needs --ref_model: the model that training started from")
+    start = None if args.drift_from is None else load(args.drift_from)
+    if args.drift_from is not None:
+        names = args.model_name_or_path, args.drift_from
+        check_one_vocabulary(names, (tokenizer, load_tokenizer(args.drift_from)), (model, start))
     tokenization = args.tokenization or trained_with(args.model_name_or_path, "tokenization") or "chat-template"
     if model.config.is_encoder_decoder:
         tokenization = "cpo"
     longest = longest_rows(args, sets, model)
 
-    def score(model: Any, use_adapter: bool = True) -> dict[str, list[CompletionLogps]]:
+    def score(model: Any, use_adapter: bool = True, start: Any = None) -> dict[str, list[CompletionLogps]]:
         return {
             each.name: completion_logps(
                 model,
@@ -116,11 +123,12 @@ def main(argv: Sequence[str]) -> int:
                 use_adapter=use_adapter,
                 desc=each.name,
                 tokenization=tokenization,
+                drift_from=start,
             )
             for each in sets
         }
 
-    scored = score(model)
+    scored = score(model, start=start)
     references: dict[str, list[CompletionLogps]] = {}
     if args.reward == "log-ratio":
         references = score(model, use_adapter=False) if args.ref_model is None else score(load(args.ref_model))
@@ -134,6 +142,7 @@ def main(argv: Sequence[str]) -> int:
         "model": args.model_name_or_path,
         "reward": args.reward,
         "ref_model": args.ref_model,
+        "drift_from": args.drift_from,
         "min_score_gap": args.eval_min_score_gap,
         "max_length": longest,
         "tokenization": tokenization,
@@ -190,6 +199,28 @@ def load_sets(args: EvaluateArguments, as_chat: bool) -> list[EvaluationSet]:
     return [*others, replace(bench[0], name=RM_BENCH, rows=rows, domains=domains)]
 
 
+def check_one_vocabulary(names: Sequence[str], tokenizers: Sequence[Any], models: Sequence[Any]) -> None:
+    """
+    Raises:
+        ValueError: the ids of the two models are of different tokens, so that no divergence is defined.
+    """
+    one, other = ({i: token for token, i in tokenizer.get_vocab().items()} for tokenizer in tokenizers)
+    differ = min((i for i in one.keys() & other.keys() if one[i] != other[i]), default=None)
+    sizes = [model.get_input_embeddings().weight.shape[0] for model in models]
+    why = None
+    if differ is not None:
+        why = f"id {differ} is {one[differ]!r} in the one and {other[differ]!r} in the other"
+    elif sizes[0] != sizes[1]:
+        why = f"the one has {sizes[0]} ids and the other {sizes[1]}"
+    elif models[0].config.is_encoder_decoder != models[1].config.is_encoder_decoder:
+        why = "only one of them is an encoder-decoder model"
+    if why is not None:
+        raise ValueError(
+            f"{names[0]} cannot have drifted from {names[1]}: {why}. Give --drift_from the model that its training "
+            "started from"
+        )
+
+
 def rewards_of(
     reward: str, scored: Sequence[CompletionLogps], reference: Sequence[CompletionLogps] | None = None
 ) -> list[np.ndarray]:
@@ -242,4 +273,32 @@ def report_of(
         left = np.flatnonzero(pairs.chosen_lengths + pairs.rejected_lengths)
         prompts = [str(each.rows[i].prompt) for i in left]
         report = pair_report(pairs.take(left), prompts, args.eval_min_score_gap, args.bootstrap)
+    if args.drift_from is not None:
+        drift, interval = drift_of(scored, [str(row.prompt) for row in each.rows], args.bootstrap)
+        report |= {"kl_drift": drift, "intervals": {**report["intervals"], "kl_drift": interval}}
     return {"kind": each.kind, **report}
+
+
+def drift_of(
+    scored: Sequence[CompletionLogps], prompts: Sequence[str], n_resamples: int
+) -> tuple[float | None, tuple[float, float] | None]:
+    """The mean KL divergence per completion token, and its 95 % interval.
+
+    Raises:
+        ValueError: it is NaN or infinite.
+    """
+    from ..evaluation.intervals import bootstrap_intervals
+
+    sums, lengths = (np.array([each[i].sum() for each in scored], float) for i in (2, 1))
+    if (bad := np.flatnonzero(~np.isfinite(sums))).size:
+        raise ValueError(
+            f"the KL divergence is NaN or infinite in {bad.size} of {sums.size} rows, first in row {bad[0]}: look at "
+            "the precision (--dtype float32), and at whether --drift_from rules out tokens that the model allows"
+        )
+
+    def mean(rows: np.ndarray) -> dict[str, float | None]:
+        total = lengths[rows].sum()
+        return {"kl_drift": float(sums[rows].sum() / total) if total else None}
+
+    interval = bootstrap_intervals(mean, prompts, n_resamples)["kl_drift"]
+    return mean(np.arange(len(scored)))["kl_drift"], interval

@@ -19,11 +19,12 @@ from trl.trainer.utils import add_fused_lm_head
 
 from ..checks import unknown
 from ..forward.checked import Ways, checked_ways
-from ..forward.head import causal_model, logits_will_do, why_not_fused
-from ..forward.precision import narrow_dtype
+from ..forward.head import FEW_LOGITS, StoppedForward, causal_model, logits_will_do, why_not_fused
+from ..forward.precision import eval_mode, narrow_dtype
 from ..forward.shared_prompt import shared_token_logps, why_not_shared
 from ..forward.shared_rows import shared_rows, width_step
 from ..forward.standard import IGNORE, TokenLogps, fused_token_logps, logits_token_logps
+from ..pairs import upcast
 from ..rows import PreferenceRow, tokenize
 from ..rows.cpo_tokens import CPOTokenizer
 from ..rows.tokens import each_or_error, without_errors
@@ -38,6 +39,7 @@ class CompletionLogps(NamedTuple):
 
     logps: np.ndarray  # [k] summed log-probabilities, nats
     lengths: np.ndarray  # [k] completion tokens, 0 where truncation left none
+    kl: np.ndarray | None = None  # [k] KL divergence from another model, summed over these tokens, nats
 
 
 class CompletionTokens(NamedTuple):
@@ -82,6 +84,7 @@ def completion_logps(
     use_adapter: bool = True,
     desc: str = "Scoring completions",
     tokenization: str = "chat-template",
+    drift_from: nn.Module | None = None,
 ) -> list[CompletionLogps]:
     """Log-probabilities of every completion, on the tokens that the trainers train on.
 
@@ -99,9 +102,10 @@ def completion_logps(
         use_adapter: score with the adapter, or with the base model.
         desc: of the progress bar.
         tokenization: that of the training, "chat-template" or "cpo"; an encoder-decoder model has CPOTrainer's.
+        drift_from: a model with the same vocabulary, for `CompletionLogps.kl`.
     """
     tokens = completion_tokens(model, tokenizer, rows, max_length, tokenization, desc)
-    return logps_of_tokens(model, tokens, batch_size, accelerator, use_adapter, desc)
+    return logps_of_tokens(model, tokens, batch_size, accelerator, use_adapter, desc, drift_from)
 
 
 def logps_of_tokens(
@@ -111,12 +115,14 @@ def logps_of_tokens(
     accelerator: Accelerator | None = None,
     use_adapter: bool = True,
     desc: str = "Scoring completions",
+    drift_from: nn.Module | None = None,
 ) -> list[CompletionLogps]:
     """`completion_logps` of rows that are tokenized already, as for several models with one tokenizer."""
     accelerator = accelerator or Accelerator()
     # not `accelerator.prepare`, which would compute in the precision of the training
-    if not getattr(model, "is_quantized", False):
-        model.to(accelerator.device)
+    for each in (model, drift_from):
+        if each is not None and not getattr(each, "is_quantized", False):
+            each.to(accelerator.device)
     distinct, places = zip(*(row.distinct() for row in tokens), strict=True) if tokens else ((), ())
     # the longest first: memory runs out at once or never, and a batch has rows of similar length
     order = sorted(range(len(distinct)), key=lambda i: (-distinct[i].size, i))
@@ -125,8 +131,8 @@ def logps_of_tokens(
     batches = _batches(order, [max(len(row.ids), 1) for row in distinct], batch_size, stretched)
     mine = batches[accelerator.process_index :: accelerator.num_processes]
     found: list[tuple[int, CompletionLogps]] = []
-    with torch.no_grad(), _ready(model, use_adapter):
-        forward = _Forward(model, accelerator.device)
+    with torch.no_grad(), _ready(model, use_adapter), nullcontext() if drift_from is None else eval_mode(drift_from):
+        forward = _Forward(model, accelerator.device, drift_from)
         # a stretched row would be scaled differently alone than in its batch
         comparable = [i for i in order if distinct[i].has_completions and not stretched[i]] or order
         for i in comparable[len(comparable) // 2 :][:1]:
@@ -136,7 +142,10 @@ def logps_of_tokens(
                 forward.forget_length()
             found += zip(batch, forward([distinct[i] for i in batch]), strict=True)
     by_row = dict(gather_object(found) if accelerator.num_processes > 1 else found)
-    return [CompletionLogps(*(values[at] for values in by_row[i])) for i, at in enumerate(places)]
+    return [
+        CompletionLogps(*(None if values is None else values[at] for values in by_row[i]))
+        for i, at in enumerate(places)
+    ]
 
 
 @contextmanager
@@ -269,8 +278,8 @@ def _batches(
 class _Forward:
     """Forward passes over batches of rows, with each prompt computed once where the model can."""
 
-    def __init__(self, model: Any, device: torch.device) -> None:
-        self.model, self.device = model, device
+    def __init__(self, model: Any, device: torch.device, drift_from: Any = None) -> None:
+        self.model, self.device, self.drift_from = model, device, drift_from
         self.encoder_decoder = model.config.is_encoder_decoder
         reason = why_not_shared(model)
         self.ways = Ways(fused=why_not_fused(model) is None, shared=reason is None)
@@ -294,27 +303,55 @@ class _Forward:
         tokens = self._token_logps(rows, k)
         logps = tokens.logps.double().sum(1).view(k, -1).T.cpu().numpy()
         lengths = tokens.is_completion.sum(1).view(k, -1).T.cpu().numpy()
+        kls = None if self.drift_from is None else self._kl(rows, k).view(k, -1).T.cpu().numpy()
         return [
-            CompletionLogps(logp[: len(row.ids)], length[: len(row.ids)])
-            for row, logp, length in zip(rows, logps, lengths, strict=True)
+            CompletionLogps(
+                *(values if values is None else values[i, : len(row.ids)] for values in (logps, lengths, kls))
+            )
+            for i, row in enumerate(rows)
         ]
+
+    def _kl(self, rows: Sequence[CompletionTokens], k: int) -> Tensor:
+        """[k·B] Σ KL(model ‖ the other model) over the vocabulary, at each completion token."""
+        inputs, labels = standard_inputs(self.model, rows, k, self.device)
+        ours, theirs = (StoppedForward(model, inputs, labels) for model in (self.model, self.drift_from))
+        size = max(FEW_LOGITS // 8 // self.model.config.get_text_config().vocab_size, 1)
+        parts = zip(ours.hidden.split(size), theirs.hidden.split(size), strict=True)
+        found = [_token_kl(ours.logits(here), theirs.logits(there)) for here, there in parts]
+        by_token = torch.zeros(ours.is_completion.shape, dtype=torch.float64, device=self.device)
+        by_token[ours.is_completion] = torch.cat(found)
+        return by_token.sum(1)
 
     def _token_logps(self, rows: Sequence[CompletionTokens], k: int) -> TokenLogps:
         """[k·B, T]: all first completions, then all second ones, and so on."""
-        ids, mask, labels = _standard_rows(rows, k)
         if self.ways.shared:
-            rows_on_cpu: Any = shared_rows(ids, mask, labels, k, step=width_step(self.device))
+            rows_on_cpu: Any = shared_rows(*_standard_rows(rows, k), k, step=width_step(self.device))
             laid_out: Any = {name: value.to(self.device) for name, value in rows_on_cpu.items()}
             fused = self.ways.fused and not logits_will_do(self.model, laid_out["label"])
             return shared_token_logps(self.model, laid_out, fused)
-        labels = labels.to(self.device)
+        inputs, labels = standard_inputs(self.model, rows, k, self.device)
         if self.encoder_decoder:
-            prompts, mask = _padded([row.prompt for row in rows] * k)
-            inputs = {"decoder_input_ids": self.model.prepare_decoder_input_ids_from_labels(labels=labels)}
-            inputs |= {"input_ids": prompts.to(self.device), "attention_mask": mask.to(self.device)}
             return logits_token_logps(self.model, inputs, labels, shift=False)
-        inputs = {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device)}
         return (fused_token_logps if self.ways.fused else logits_token_logps)(self.model, inputs, labels)
+
+
+def standard_inputs(
+    model: Any, rows: Sequence[CompletionTokens], k: int, device: torch.device
+) -> tuple[dict[str, Tensor], Tensor]:
+    """What the model's forward takes, and the labels, [k·B, T] each: all first completions, then all second ones."""
+    ids, mask, labels = _standard_rows(rows, k)
+    labels, inputs = labels.to(device), {}
+    if model.config.is_encoder_decoder:
+        ids, mask = _padded([row.prompt for row in rows] * k)
+        inputs["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=labels)
+    return {**inputs, "input_ids": ids.to(device), "attention_mask": mask.to(device)}, labels
+
+
+def _token_kl(logits: Tensor, others: Tensor) -> Tensor:
+    """[N] KL divergence of softmax(logits) from that of the others [N, vocabulary], in float64 of float32 terms."""
+    ours, theirs = (upcast(each).log_softmax(-1) for each in (logits, others))
+    # a token that neither model allows has −∞ in both
+    return (ours.exp() * (ours - theirs)).masked_fill(ours == -torch.inf, 0.0).sum(-1, dtype=torch.float64)
 
 
 def _standard_rows(rows: Sequence[CompletionTokens], k: int) -> tuple[Tensor, Tensor, Tensor]:

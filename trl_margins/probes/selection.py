@@ -45,6 +45,8 @@ def _anchor_gap(trainer: ProbedTrainer, batch: Batch) -> Tensor:
 def subsets(anchor_gaps: np.ndarray, fraction: float, seed: int = 0) -> dict[str, np.ndarray]:
     """Row numbers of the stable (lowest Γ), the unstable (highest Γ) and a random subset, each in the set's order.
 
+    With the same seed, a larger fraction takes the rows of a smaller one and more.
+
     Args:
         anchor_gaps: [n] Γ.
         fraction: share of the rows in each subset, in (0, 1].
@@ -62,6 +64,6 @@ def subsets(anchor_gaps: np.ndarray, fraction: float, seed: int = 0) -> dict[str
     chosen = {
         "stable": order[:n],
         "unstable": order[-n:],
-        "random": np.random.default_rng(seed).choice(len(anchor_gaps), n, replace=False),
+        "random": np.random.default_rng(seed).permutation(len(anchor_gaps))[:n],
     }
     return {name: np.sort(rows) for name, rows in chosen.items()}

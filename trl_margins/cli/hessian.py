@@ -105,8 +105,8 @@ def main(argv: Sequence[str]) -> int:
         )
     )
     print(
-        f"\nOf the Hessian of SimPO's loss (β = {args.beta:g}, γ = {args.gamma_beta_ratio:g} β) in the LM head's weight: "
-        f"means over {len(batches)} batches of {args.batch_size} pairs, with Student's 95 % intervals."
+        f"\nOf the Hessian of SimPO's loss (β = {args.beta:g}, γ = {args.gamma_beta_ratio:g} β) in the LM head's "
+        f"weight: means over {len(batches)} batches of {args.batch_size} pairs, with Student's 95 % intervals."
     )
     if args.json:
         settings = {**asdict(args), "max_length": length, "tokenization": tokenization}

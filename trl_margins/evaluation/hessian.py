@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..forward.head import StoppedForward
-from ..forward.precision import eval_mode
+from ..forward.precision import eval_mode, ieee_float32
 from ..links import margin_loss
 from ..pairs import upcast
 from ..rewards import length_normalized
@@ -32,7 +32,7 @@ class Spectrum(NamedTuple):
 def head_spectrum(
     model: Any, pairs: Sequence[CompletionTokens], beta: float, gamma: float, k: int = 5, desc: str = "Hessian"
 ) -> Spectrum:
-    r"""The spectrum of :math:`\nabla^2_W \frac1B \sum_i -\log\sigma(\beta\,\Delta_i - \gamma)`, SimPO's loss of B pairs.
+    r"""The spectrum of :math:`\nabla^2_W \frac1B \sum_i -\log\sigma(\beta\,\Delta_i - \gamma)`, SimPO's mean loss.
 
     W is the LM head's weight alone. Where it is tied to the embeddings these stay as they are, so hidden states do not
     depend on W and are computed once. Products with the Hessian are exact, by double backward; the matrix is never
@@ -50,14 +50,13 @@ def head_spectrum(
     """
     device = next(model.parameters()).device
     inputs, labels = standard_inputs(model, pairs, 2, device)
-    with eval_mode(model):
+    with eval_mode(model), ieee_float32(), tqdm(desc=desc, unit=" products") as progress:
         with torch.no_grad():
             stopped = StoppedForward(model, inputs, labels)
         weight = model.get_output_embeddings().weight.detach().clone().requires_grad_()
         loss = _loss(stopped, weight, beta, gamma)
         (gradient,) = torch.autograd.grad(loss, weight, create_graph=True)
-    kind = np.float64 if weight.dtype == torch.float64 else np.float32
-    with tqdm(desc=desc, unit="product") as progress:
+        kind = np.float64 if weight.dtype == torch.float64 else np.float32
 
         def product(vector: np.ndarray) -> np.ndarray:
             progress.update()

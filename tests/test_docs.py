@@ -7,6 +7,7 @@ import importlib.util
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -49,6 +50,8 @@ ADDED = {
     " --log_pairs false",
     "evaluate": "--max_length 128 --bootstrap 10",
     "select": "--max_length 128 --batch_size 2 --anchor_batch_multiplier 2",
+    "anchors": "--max_length 128 --batch_size 2 --anchor_batch_multiplier 2",
+    "hessian": "--max_length 64 --max_pairs 1",
     "inspect": "--max_length 128",
     "trl": "--model_name_or_path tiny --per_device_train_batch_size 2 --gradient_accumulation_steps 1 --use_cpu true",
 }
@@ -78,7 +81,8 @@ def lines(code: str) -> list[list[str]]:
     """
 
     def unrolled(loop: re.Match[str]) -> str:
-        values = loop["values"].split()
+        echo = ["bash", "-c", f"echo {loop['values']}"]  # which expands braces
+        values = subprocess.run(echo, capture_output=True, text=True, check=True).stdout.split()
         return "".join(loop["body"].replace(f"${loop['name']}", value) for value in (values[0], values[-1]))
 
     code = re.sub(r"for (?P<name>\w+) in (?P<values>.+); do\n(?P<body>(?s:.*?))done\n", unrolled, code)

@@ -16,9 +16,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from trl_margins.cli import main
-from trl_margins.evaluation import scorer
+from trl_margins.evaluation import drift
 from trl_margins.evaluation.hessian import head_spectrum
-from trl_margins.evaluation.scorer import completion_logps, completion_tokens
+from trl_margins.evaluation.scorer import completion_tokens
 from trl_margins.probes.selection import subsets
 from trl_margins.rows import open_rows
 
@@ -64,33 +64,31 @@ def plain_tokens(tokenizer, row):
 @pytest.mark.parametrize("kind", ["untied", "tied", "gemma2"])
 @pytest.mark.parametrize("few", [2**28, 8 * VOCABULARY * 3])  # the second: three tokens at a time
 def test_kl_is_that_of_the_whole_logits(kind, few, monkeypatch):
-    monkeypatch.setattr(scorer, "FEW_LOGITS", few)
+    monkeypatch.setattr(drift, "FEW_LOGITS", few)
     model = small_model(kind)
     other = moved(model)
     rows, plain = texts(5, seed=3)
-    found = completion_logps(model, byte_tokenizer(), list(open_rows(rows, "train")), batch_size=4, drift_from=other)
-    for (start, *both), row in zip(plain, found, strict=True):
-        for ids, kl, length in zip(both, row.kl, row.lengths, strict=True):
+    tokens = completion_tokens(model, byte_tokenizer(), list(open_rows(rows, "train")))
+    for (start, *both), kls in zip(plain, drift.completion_kl(model, other, tokens, batch_size=4), strict=True):
+        for ids, kl in zip(both, kls, strict=True):
             with torch.no_grad():
                 ours, theirs = (
                     each(torch.tensor([ids])).logits[0, start - 1 : -1].double() for each in (model, other)
                 )
-            assert len(ours) == length
+            assert len(ours) == len(ids) - start
             expected = F.kl_div(theirs.log_softmax(-1), ours.log_softmax(-1), reduction="sum", log_target=True)
             assert expected > 1e-2
             assert kl == pytest.approx(expected.item(), rel=1e-4)
-    before = completion_logps(model, byte_tokenizer(), list(open_rows(rows, "train")), batch_size=4)
-    np.testing.assert_array_equal([row.logps for row in found], [row.logps for row in before])
 
 
 def test_kl_of_an_encoder_decoder_model(tiny_encoder_decoder):
     model, other = load(tiny_encoder_decoder).eval(), load(tiny_encoder_decoder, noise=0.05).eval()
     tokenizer = byte_tokenizer()
     rows = list(open_rows(preference_rows(3), "train"))
-    found = completion_logps(model, tokenizer, rows, max_length=64, drift_from=other)
-    for row, tokens in zip(found, completion_tokens(model, tokenizer, rows, max_length=64), strict=True):
-        for ids, kl in zip(tokens.ids, row.kl, strict=True):
-            inputs = {"input_ids": torch.tensor([tokens.prompt]), "labels": torch.tensor([ids])}
+    tokens = completion_tokens(model, tokenizer, rows, max_length=64)
+    for row, kls in zip(tokens, drift.completion_kl(model, other, tokens), strict=True):
+        for ids, kl in zip(row.ids, kls, strict=True):
+            inputs = {"input_ids": torch.tensor([row.prompt]), "labels": torch.tensor([ids])}
             with torch.no_grad():
                 ours, theirs = (each(**inputs).logits[0].double().log_softmax(-1) for each in (model, other))
             assert kl == pytest.approx((ours.exp() * (ours - theirs)).sum().item(), rel=1e-4)
@@ -111,11 +109,10 @@ def test_drift_from_the_command_line(tiny_model, tokenizer, tmp_path, capsys):
         assert main([*argv, "--max_length", "128"]) == 0
         reports[name] = json.loads((tmp_path / "n.json").read_text())["sets"]["pairs"]
         assert "KL drift (nats per token)" in capsys.readouterr().out
-    scored = completion_logps(
-        adapted, tokenizer, list(open_rows(rows, "train")), max_length=128, drift_from=load(tiny_model)
-    )
+    tokens = completion_tokens(adapted, tokenizer, list(open_rows(rows, "train")), max_length=128)
+    kls = drift.completion_kl(adapted, load(tiny_model), tokens)
     found, none = reports.values()
-    total = sum(row.kl.sum() for row in scored) / sum(row.lengths.sum() for row in scored)
+    total = np.sum(kls) / sum(label != -100 for row in tokens for labels in row.labels for label in labels)
     assert found["kl_drift"] == pytest.approx(total, rel=1e-4)
     assert found["intervals"]["kl_drift"][0] < total < found["intervals"]["kl_drift"][1]
     assert none["kl_drift"] == pytest.approx(0, abs=1e-6)

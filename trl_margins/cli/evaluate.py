@@ -87,7 +87,8 @@ def main(argv: Sequence[str]) -> int:
     from accelerate import Accelerator
     from accelerate.utils import is_peft_model
 
-    from ..evaluation.scorer import completion_logps
+    from ..evaluation.drift import check_one_vocabulary, completion_kl
+    from ..evaluation.scorer import completion_tokens, logps_of_tokens
     from ..rows.tokens import prepare_tokenizer
 
     def load(name: str) -> Any:
@@ -111,24 +112,22 @@ def main(argv: Sequence[str]) -> int:
         tokenization = "cpo"
     longest = longest_rows(args, sets, model)
 
-    def score(model: Any, use_adapter: bool = True, start: Any = None) -> dict[str, list[CompletionLogps]]:
+    tokens = {
+        each.name: completion_tokens(model, tokenizer, each.rows, longest[each.name], tokenization, each.name)
+        for each in sets
+    }
+
+    def score(model: Any, use_adapter: bool = True) -> dict[str, list[CompletionLogps]]:
         return {
-            each.name: completion_logps(
-                model,
-                tokenizer,
-                each.rows,
-                max_length=longest[each.name],
-                batch_size=args.batch_size,
-                accelerator=accelerator,
-                use_adapter=use_adapter,
-                desc=each.name,
-                tokenization=tokenization,
-                drift_from=start,
-            )
-            for each in sets
+            name: logps_of_tokens(model, rows, args.batch_size, accelerator, use_adapter, name)
+            for name, rows in tokens.items()
         }
 
-    scored = score(model, start=start)
+    scored = score(model)
+    kls = {
+        name: completion_kl(model, start, rows, args.batch_size, accelerator, f"{name}, drift")
+        for name, rows in (tokens.items() if start is not None else ())
+    }
     references: dict[str, list[CompletionLogps]] = {}
     if args.reward == "log-ratio":
         references = score(model, use_adapter=False) if args.ref_model is None else score(load(args.ref_model))
@@ -136,7 +135,9 @@ def main(argv: Sequence[str]) -> int:
         return 0
     rewards = {name: rewards_of(args.reward, found, references.get(name)) for name, found in scored.items()}
     check_finite(rewards)
-    reports = {each.name: report_of(each, rewards[each.name], scored[each.name], args) for each in sets}
+    reports = {
+        each.name: report_of(each, rewards[each.name], scored[each.name], args, kls.get(each.name)) for each in sets
+    }
     print(report_tables(reports, args.eval_min_score_gap, args.reward))
     settings = {
         "model": args.model_name_or_path,
@@ -199,28 +200,6 @@ def load_sets(args: EvaluateArguments, as_chat: bool) -> list[EvaluationSet]:
     return [*others, replace(bench[0], name=RM_BENCH, rows=rows, domains=domains)]
 
 
-def check_one_vocabulary(names: Sequence[str], tokenizers: Sequence[Any], models: Sequence[Any]) -> None:
-    """
-    Raises:
-        ValueError: the ids of the two models are of different tokens, so that no divergence is defined.
-    """
-    one, other = ({i: token for token, i in tokenizer.get_vocab().items()} for tokenizer in tokenizers)
-    differ = min((i for i in one.keys() & other.keys() if one[i] != other[i]), default=None)
-    sizes = [model.get_input_embeddings().weight.shape[0] for model in models]
-    why = None
-    if differ is not None:
-        why = f"id {differ} is {one[differ]!r} in the one and {other[differ]!r} in the other"
-    elif sizes[0] != sizes[1]:
-        why = f"the one has {sizes[0]} ids and the other {sizes[1]}"
-    elif models[0].config.is_encoder_decoder != models[1].config.is_encoder_decoder:
-        why = "only one of them is an encoder-decoder model"
-    if why is not None:
-        raise ValueError(
-            f"{names[0]} cannot have drifted from {names[1]}: {why}. Give --drift_from the model that its training "
-            "started from"
-        )
-
-
 def rewards_of(
     reward: str, scored: Sequence[CompletionLogps], reference: Sequence[CompletionLogps] | None = None
 ) -> list[np.ndarray]:
@@ -252,9 +231,14 @@ def check_finite(rewards: Mapping[str, Sequence[np.ndarray]]) -> None:
 
 
 def report_of(
-    each: EvaluationSet, rewards: Sequence[np.ndarray], scored: Sequence[CompletionLogps], args: EvaluateArguments
+    each: EvaluationSet,
+    rewards: Sequence[np.ndarray],
+    scored: Sequence[CompletionLogps],
+    args: EvaluateArguments,
+    kls: Sequence[np.ndarray] | None = None,
 ) -> dict[str, Any]:
     """A set's numbers and its `kind`."""
+    from ..evaluation.drift import drift_report
     from ..evaluation.listwise import listwise_report
     from ..evaluation.pairs import Pairs, pair_report
     from ..evaluation.rm_bench import rm_bench_report
@@ -273,32 +257,8 @@ def report_of(
         left = np.flatnonzero(pairs.chosen_lengths + pairs.rejected_lengths)
         prompts = [str(each.rows[i].prompt) for i in left]
         report = pair_report(pairs.take(left), prompts, args.eval_min_score_gap, args.bootstrap)
-    if args.drift_from is not None:
-        drift, interval = drift_of(scored, [str(row.prompt) for row in each.rows], args.bootstrap)
+    if kls is not None:
+        lengths, prompts = [row.lengths for row in scored], [str(row.prompt) for row in each.rows]
+        drift, interval = drift_report(kls, lengths, prompts, args.bootstrap)
         report |= {"kl_drift": drift, "intervals": {**report["intervals"], "kl_drift": interval}}
     return {"kind": each.kind, **report}
-
-
-def drift_of(
-    scored: Sequence[CompletionLogps], prompts: Sequence[str], n_resamples: int
-) -> tuple[float | None, tuple[float, float] | None]:
-    """The mean KL divergence per completion token, and its 95 % interval.
-
-    Raises:
-        ValueError: it is NaN or infinite.
-    """
-    from ..evaluation.intervals import bootstrap_intervals
-
-    sums, lengths = (np.array([each[i].sum() for each in scored], float) for i in (2, 1))
-    if (bad := np.flatnonzero(~np.isfinite(sums))).size:
-        raise ValueError(
-            f"the KL divergence is NaN or infinite in {bad.size} of {sums.size} rows, first in row {bad[0]}: look at "
-            "the precision (--dtype float32), and at whether --drift_from rules out tokens that the model allows"
-        )
-
-    def mean(rows: np.ndarray) -> dict[str, float | None]:
-        total = lengths[rows].sum()
-        return {"kl_drift": float(sums[rows].sum() / total) if total else None}
-
-    interval = bootstrap_intervals(mean, prompts, n_resamples)["kl_drift"]
-    return mean(np.arange(len(scored)))["kl_drift"], interval

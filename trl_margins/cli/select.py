@@ -119,21 +119,17 @@ def anchor_trainer(args: AnchorOptions, model: str, rows: Any) -> Iterator[Any]:
     from ..trainers.configs import GeometricAnchorPOConfig
     from ..trainers.named import GeometricAnchorPOTrainer
 
-    k, code = args.anchor_batch_multiplier, args.trust_remote_code
+    code = args.trust_remote_code
+    names = ("anchor_radius", "anchor_batch_multiplier", "anchor_estimator", "anchor_scope", "max_length")
+    columns = ("prompt_column", "system_column", "score_columns")
+    given: dict[str, Any] = {name: getattr(args, name) for name in (*names, *columns)}
     with tempfile.TemporaryDirectory() as folder:
         config = GeometricAnchorPOConfig(
+            **given,
             output_dir=folder,
-            anchor_radius=args.anchor_radius,
-            anchor_batch_multiplier=k,
-            anchor_estimator=args.anchor_estimator,
-            anchor_scope=args.anchor_scope,
             anchor_keep_graphs=0,
             per_device_train_batch_size=args.batch_size,
             train_sampling_strategy="sequential",
-            max_length=args.max_length,
-            prompt_column=args.prompt_column,
-            system_column=args.system_column,
-            score_columns=args.score_columns,
             bf16=False,
             report_to="none",
             use_cpu=not torch.accelerator.is_available(),  # accelerate joins processes on CPUs only when told to

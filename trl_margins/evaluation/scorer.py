@@ -19,12 +19,11 @@ from trl.trainer.utils import add_fused_lm_head
 
 from ..checks import unknown
 from ..forward.checked import Ways, checked_ways
-from ..forward.head import FEW_LOGITS, StoppedForward, causal_model, logits_will_do, why_not_fused
-from ..forward.precision import eval_mode, narrow_dtype
+from ..forward.head import causal_model, logits_will_do, why_not_fused
+from ..forward.precision import narrow_dtype
 from ..forward.shared_prompt import shared_token_logps, why_not_shared
 from ..forward.shared_rows import shared_rows, width_step
 from ..forward.standard import IGNORE, TokenLogps, fused_token_logps, logits_token_logps
-from ..pairs import upcast
 from ..rows import PreferenceRow, tokenize
 from ..rows.cpo_tokens import CPOTokenizer
 from ..rows.tokens import each_or_error, without_errors
@@ -39,7 +38,6 @@ class CompletionLogps(NamedTuple):
 
     logps: np.ndarray  # [k] summed log-probabilities, nats
     lengths: np.ndarray  # [k] completion tokens, 0 where truncation left none
-    kl: np.ndarray | None = None  # [k] KL divergence from another model, summed over these tokens, nats
 
 
 class CompletionTokens(NamedTuple):
@@ -84,7 +82,6 @@ def completion_logps(
     use_adapter: bool = True,
     desc: str = "Scoring completions",
     tokenization: str = "chat-template",
-    drift_from: nn.Module | None = None,
 ) -> list[CompletionLogps]:
     """Log-probabilities of every completion, on the tokens that the trainers train on.
 
@@ -102,10 +99,9 @@ def completion_logps(
         use_adapter: score with the adapter, or with the base model.
         desc: of the progress bar.
         tokenization: that of the training, "chat-template" or "cpo"; an encoder-decoder model has CPOTrainer's.
-        drift_from: a model with the same vocabulary, for `CompletionLogps.kl`.
     """
     tokens = completion_tokens(model, tokenizer, rows, max_length, tokenization, desc)
-    return logps_of_tokens(model, tokens, batch_size, accelerator, use_adapter, desc, drift_from)
+    return logps_of_tokens(model, tokens, batch_size, accelerator, use_adapter, desc)
 
 
 def logps_of_tokens(
@@ -115,37 +111,60 @@ def logps_of_tokens(
     accelerator: Accelerator | None = None,
     use_adapter: bool = True,
     desc: str = "Scoring completions",
-    drift_from: nn.Module | None = None,
 ) -> list[CompletionLogps]:
     """`completion_logps` of rows that are tokenized already, as for several models with one tokenizer."""
     accelerator = accelerator or Accelerator()
-    # not `accelerator.prepare`, which would compute in the precision of the training
-    for each in (model, drift_from):
-        if each is not None and not getattr(each, "is_quantized", False):
-            each.to(accelerator.device)
+    move(model, accelerator.device)
+    with torch.no_grad(), _ready(model, use_adapter):
+        forward = _Forward(model, accelerator.device)
+        found = by_batch([model], tokens, forward, batch_size, accelerator, desc, forward.check)
+    return [CompletionLogps(*values) for values in found]
+
+
+def move(model: Any, device: torch.device) -> None:
+    """To the device; not by `accelerator.prepare`, which would compute in the precision of the training."""
+    if not getattr(model, "is_quantized", False):
+        model.to(device)
+
+
+def by_batch(
+    models: Sequence[Any],
+    tokens: Sequence[CompletionTokens],
+    compute: Callable[[list[CompletionTokens]], Sequence[Sequence[np.ndarray]]],
+    batch_size: int,
+    accelerator: Accelerator,
+    desc: str,
+    check: Callable[[CompletionTokens], None] | None = None,
+) -> list[list[np.ndarray]]:
+    """What `compute` gives for the rows of a batch: [k] arrays for each. Every process gets those of all rows.
+
+    Args:
+        models: those that compute.
+        tokens: [N] rows; of equal completions in one, a batch has the first.
+        compute: from a batch to its values.
+        batch_size: completions per batch.
+        accelerator: where several processes share the work.
+        desc: of the progress bar.
+        check: called with a row of middle size before the first batch.
+    """
     distinct, places = zip(*(row.distinct() for row in tokens), strict=True) if tokens else ((), ())
     # the longest first: memory runs out at once or never, and a batch has rows of similar length
     order = sorted(range(len(distinct)), key=lambda i: (-distinct[i].size, i))
-    scaled_beyond = _scaled_beyond(model)
-    stretched = _stretched(distinct, scaled_beyond, desc)
+    scaling = [model for model in models if _scaled_beyond(model) is not None]
+    stretched = _stretched(distinct, _scaled_beyond(models[0]), desc)
     batches = _batches(order, [max(len(row.ids), 1) for row in distinct], batch_size, stretched)
     mine = batches[accelerator.process_index :: accelerator.num_processes]
-    found: list[tuple[int, CompletionLogps]] = []
-    with torch.no_grad(), _ready(model, use_adapter), nullcontext() if drift_from is None else eval_mode(drift_from):
-        forward = _Forward(model, accelerator.device, drift_from)
-        # a stretched row would be scaled differently alone than in its batch
-        comparable = [i for i in order if distinct[i].has_completions and not stretched[i]] or order
-        for i in comparable[len(comparable) // 2 :][:1]:
-            forward.check(distinct[i])
-        for batch in tqdm(mine, desc=desc, unit="batch", disable=not accelerator.is_main_process):
-            if scaled_beyond is not None:
-                forward.forget_length()
-            found += zip(batch, forward([distinct[i] for i in batch]), strict=True)
+    found: list[tuple[int, Sequence[np.ndarray]]] = []
+    # a stretched row would be scaled differently alone than in its batch
+    comparable = [i for i in order if distinct[i].has_completions and not stretched[i]] or order
+    for i in comparable[len(comparable) // 2 :][:1] if check is not None else ():
+        check(distinct[i])
+    for batch in tqdm(mine, desc=desc, unit="batch", disable=not accelerator.is_main_process):
+        for model in scaling:  # its rotary embedding keeps the scale of long rows until it sees a short one
+            model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=accelerator.device))
+        found += zip(batch, compute([distinct[i] for i in batch]), strict=True)
     by_row = dict(gather_object(found) if accelerator.num_processes > 1 else found)
-    return [
-        CompletionLogps(*(None if values is None else values[at] for values in by_row[i]))
-        for i, at in enumerate(places)
-    ]
+    return [[values[at] for values in by_row[i]] for i, at in enumerate(places)]
 
 
 @contextmanager
@@ -278,8 +297,8 @@ def _batches(
 class _Forward:
     """Forward passes over batches of rows, with each prompt computed once where the model can."""
 
-    def __init__(self, model: Any, device: torch.device, drift_from: Any = None) -> None:
-        self.model, self.device, self.drift_from = model, device, drift_from
+    def __init__(self, model: Any, device: torch.device) -> None:
+        self.model, self.device = model, device
         self.encoder_decoder = model.config.is_encoder_decoder
         reason = why_not_shared(model)
         self.ways = Ways(fused=why_not_fused(model) is None, shared=reason is None)
@@ -292,10 +311,6 @@ class _Forward:
             k, dtype = len(row.ids), narrow_dtype(self.model, "no")
             self.ways = checked_ways(self.model, *_standard_rows([row], k), self.ways, k, dtype)
 
-    def forget_length(self) -> None:
-        """Resets a dynamic rotary embedding, which keeps the scale of long rows until it sees a short one."""
-        self.model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=self.device))
-
     def __call__(self, rows: Sequence[CompletionTokens]) -> list[CompletionLogps]:
         k = max(len(row.ids) for row in rows)
         if k == 0:
@@ -303,24 +318,10 @@ class _Forward:
         tokens = self._token_logps(rows, k)
         logps = tokens.logps.double().sum(1).view(k, -1).T.cpu().numpy()
         lengths = tokens.is_completion.sum(1).view(k, -1).T.cpu().numpy()
-        kls = None if self.drift_from is None else self._kl(rows, k).view(k, -1).T.cpu().numpy()
         return [
-            CompletionLogps(
-                *(values if values is None else values[i, : len(row.ids)] for values in (logps, lengths, kls))
-            )
-            for i, row in enumerate(rows)
+            CompletionLogps(logp[: len(row.ids)], length[: len(row.ids)])
+            for row, logp, length in zip(rows, logps, lengths, strict=True)
         ]
-
-    def _kl(self, rows: Sequence[CompletionTokens], k: int) -> Tensor:
-        """[k·B] Σ KL(model ‖ the other model) over the vocabulary, at each completion token."""
-        inputs, labels = standard_inputs(self.model, rows, k, self.device)
-        ours, theirs = (StoppedForward(model, inputs, labels) for model in (self.model, self.drift_from))
-        size = max(FEW_LOGITS // 8 // self.model.config.get_text_config().vocab_size, 1)
-        parts = zip(ours.hidden.split(size), theirs.hidden.split(size), strict=True)
-        found = [_token_kl(ours.logits(here), theirs.logits(there)) for here, there in parts]
-        by_token = torch.zeros(ours.is_completion.shape, dtype=torch.float64, device=self.device)
-        by_token[ours.is_completion] = torch.cat(found)
-        return by_token.sum(1)
 
     def _token_logps(self, rows: Sequence[CompletionTokens], k: int) -> TokenLogps:
         """[k·B, T]: all first completions, then all second ones, and so on."""
@@ -345,13 +346,6 @@ def standard_inputs(
         ids, mask = _padded([row.prompt for row in rows] * k)
         inputs["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=labels)
     return {**inputs, "input_ids": ids.to(device), "attention_mask": mask.to(device)}, labels
-
-
-def _token_kl(logits: Tensor, others: Tensor) -> Tensor:
-    """[N] KL divergence of softmax(logits) from that of the others [N, vocabulary], in float64 of float32 terms."""
-    ours, theirs = (upcast(each).log_softmax(-1) for each in (logits, others))
-    # a token that neither model allows has −∞ in both
-    return (ours.exp() * (ours - theirs)).masked_fill(ours == -torch.inf, 0.0).sum(-1, dtype=torch.float64)
 
 
 def _standard_rows(rows: Sequence[CompletionTokens], k: int) -> tuple[Tensor, Tensor, Tensor]:

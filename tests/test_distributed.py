@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 import two_ranks
-from conftest import OWN_METHODS, byte_tokenizer, load, preference_rows
+from conftest import OWN_METHODS, byte_tokenizer, load, preference_rows, saved
 from filelock import FileLock
 from processes import output_of
 from safetensors.torch import load_file
@@ -295,11 +295,13 @@ def test_nan_on_one_rank_is_skipped_by_all(runs):
 def test_evaluate_shares_the_work(tiny_model, tmp_path, capsys):
     """Seven prompts in batches of their own: four for one rank, three for the other; one table."""
     preference_rows(7, seed=4).to_json(tmp_path / "pairs.jsonl")
-    command = ["evaluate", "--model_name_or_path", tiny_model, "--batch_size", "2"]
+    start = saved(load(tiny_model, noise=0.02), tmp_path / "start")
+    command = ["evaluate", "--model_name_or_path", tiny_model, "--batch_size", "2", "--drift_from", start]
     command += ["--dataset_name", str(tmp_path / "pairs.jsonl"), "--max_length", "128", "--bootstrap", "20"]
     assert cli.main([*command, "--rewards", str(tmp_path / "1")]) == 0
     alone = capsys.readouterr().out
     shared = output_of(2, "-m", "trl_margins.cli", *command, "--rewards", str(tmp_path / "2"))
     tables = [[line for line in text.splitlines() if not line.startswith("[")] for text in (alone, shared)]
     assert tables[0] == tables[1]  # without what DeepSpeed logs
+    assert "| KL drift (nats per token) | 0." in alone
     assert (tmp_path / "1").read_text() == (tmp_path / "2").read_text()

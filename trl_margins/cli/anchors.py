@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from datasets import Dataset
 
 from ..checks import check_names
 from ..data.loading import load_splits, pick_split
 from ..data.noise import flip_labels, parse_noise
 from ..pairs import IS_FLIPPED, ROW
-from ..report.summaries import Flips, flips_of_parts
+from ..report.summaries import flips_of_parts
 from ..tables import markdown_table
 from .options import OptionsParser, option
 from .select import OF_THE_RUN, AnchorOptions, anchor_trainer, as_in_training, say_dropped
 from .setup import check_writable, find_model
 
 PAIRS, NUMBERS, PICTURE = "anchors.csv", "anchors.json", "anchors.png"
+HEADS = {  # of the table, by the names in the JSON file
+    "weight_clean": "weight, clean",
+    "weight_flipped": "weight, flipped",
+    "flip_rate_low": "flipped, lowest",
+    "flip_rate_mid": "flipped, middle",
+    "flip_rate_high": "flipped, highest",
+}
 
 
 @dataclass(kw_only=True)
@@ -86,16 +93,30 @@ def main(argv: Sequence[str]) -> int:
     say_dropped(len(rows) - len(measured), len(rows))
     weights = [anchor_weight(from_numpy(each), args.beta, args.gamma_beta_ratio * args.beta).numpy() for each in gaps]
     found = flips_of_parts((float(i), weight, flipped) for i, weight in enumerate(weights))
-    names = names_of(models)
-    print(table(names, found))
-    settings = {item.name: getattr(args, item.name) for item in fields(args)}
-    (out / NUMBERS).write_text(json.dumps({**settings, "at": numbers_of(models, found)}, indent=2) + "\n")
-    with (out / PAIRS).open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["model", ROW, IS_FLIPPED, "anchor_gap", "anchor_weight"])
-        for model, gap, weight in zip(models, gaps, weights, strict=True):
-            columns = (numbers[measured].tolist(), flipped.astype(int).tolist(), gap.tolist(), weight.tolist())
-            writer.writerows((model, *row) for row in zip(*columns, strict=True))
+    columns = dict(zip(HEADS, (found.clean, found.flipped, *found.by_tier), strict=True))
+    at: list[dict[str, Any]] = [
+        {"model": model, **{name: column[i].tolist() for name, column in columns.items()}}
+        for i, model in enumerate(models)
+    ]
+    (out / NUMBERS).write_text(json.dumps({**asdict(args), "at": at}, indent=2) + "\n")
+    by_pair = {
+        "model": np.repeat(models, len(measured)),
+        ROW: np.tile(numbers[measured], len(models)),
+        IS_FLIPPED: np.tile(flipped.astype(int), len(models)),
+        "anchor_gap": np.concatenate(gaps),
+        "anchor_weight": np.concatenate(weights),
+    }
+    Dataset.from_dict(by_pair).to_csv(out / PAIRS)
+    lasts = [Path(model).name for model in models]
+    names = lasts if len({*lasts}) == len(models) else models
+    cells = (
+        [name, *(f"{value:.3f} ({low:.3f}–{high:.3f})" for value, low, high in (row[head] for head in HEADS))]
+        for name, row in zip(names, at, strict=True)
+    )
+    print(
+        f"{markdown_table(['', *HEADS.values()], cells)}\n\nMean anchor weights, and the share of flipped pairs in "
+        f"each third by weight ({found.overall:.3f} of all). In brackets: 95 % intervals over the pairs."
+    )
     try:
         from ..report.figures import flips_at
     except ImportError:
@@ -122,13 +143,6 @@ def models_of(given: Sequence[str]) -> list[str]:
     return found
 
 
-def names_of(models: Sequence[str]) -> list[str]:
-    """Short ones: the last part of the path, or as many as tell them apart."""
-    parts = [Path(model).parts for model in models]
-    depth = next((n for n in range(1, 9) if len({each[-n:] for each in parts}) == len(parts)), 9)
-    return ["/".join(each[-depth:]) for each in parts]
-
-
 def labelled(args: AnchorsArguments) -> tuple[Any, np.ndarray]:
     """The pairs with their flips, and the row of the data set that each one is.
 
@@ -150,29 +164,3 @@ def labelled(args: AnchorsArguments) -> tuple[Any, np.ndarray]:
     if args.max_pairs is not None and args.max_pairs < len(rows):
         numbers = np.sort(np.random.default_rng(args.seed).permutation(len(rows))[: args.max_pairs])
     return rows.select(numbers), numbers
-
-
-def table(names: Sequence[str], found: Flips) -> str:
-    """One line per model, with 95 % intervals over the pairs."""
-    columns = (found.clean, found.flipped, *found.by_tier)
-    heads = ["", "weight, clean", "weight, flipped", *(f"flipped, {tier}" for tier in ("lowest", "middle", "highest"))]
-    rows = (
-        [name, *(f"{value:.3f} ({low:.3f}–{high:.3f})" for value, low, high in (column[i] for column in columns))]
-        for i, name in enumerate(names)
-    )
-    said = (
-        "Mean anchor weights, and the share of flipped pairs in each third by weight "
-        f"({found.overall:.3f} of all). In brackets: 95 % intervals over the pairs."
-    )
-    return f"{markdown_table(heads, rows)}\n\n{said}"
-
-
-def numbers_of(models: Sequence[str], found: Flips) -> list[dict[str, Any]]:
-    """The same for JSON: [value, low, high] each."""
-    tiers = [f"flip_rate_{tier}" for tier in ("low", "mid", "high")]
-    columns = {"weight_clean": found.clean, "weight_flipped": found.flipped}
-    columns |= dict(zip(tiers, found.by_tier, strict=True))
-    return [
-        {"model": model, **{name: column[i].tolist() for name, column in columns.items()}}
-        for i, model in enumerate(models)
-    ]

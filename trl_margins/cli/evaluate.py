@@ -106,7 +106,11 @@ def main(argv: Sequence[str]) -> int:
     start = None if args.drift_from is None else load(args.drift_from)
     if args.drift_from is not None:
         names = args.model_name_or_path, args.drift_from
-        check_one_vocabulary(names, (tokenizer, load_tokenizer(args.drift_from)), (model, start))
+        check_one_vocabulary(
+            names,
+            (tokenizer, load_tokenizer(args.drift_from, trust_remote_code=args.trust_remote_code)),
+            (model, start),
+        )
     tokenization = args.tokenization or trained_with(args.model_name_or_path, "tokenization") or "chat-template"
     if model.config.is_encoder_decoder:
         tokenization = "cpo"

@@ -33,11 +33,6 @@ class HessianArguments(ScoredRowOptions):
     beta: float = option("β of SimPO's loss, of which the Hessian is for every model.", 2.5)
     gamma_beta_ratio: float = option("γ of SimPO's loss, over β.", 0.55)
     max_length: int | None = option(LENGTH, None)
-    tokenization: str | None = option(
-        "As `tokenization` of the trainer. By default that of the model's training run.",
-        None,
-        choices=["chat-template", "cpo"],
-    )
     dtype: str = option(
         "Dtype of the weights and of the Hessian: float32 or float64.", "float32", choices=("float32", "float64")
     )
@@ -71,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
     if pairs.kind != "pairs":
         raise ValueError(f"{args.dataset_name} holds no pairs: it needs the columns prompt, chosen and rejected")
     length = of_training("max_length", args.max_length, models, MAX_LENGTH)
-    tokenization = of_training("tokenization", args.tokenization, models, "chat-template")
+    tokenization = of_training("tokenization", None, models, "chat-template")
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     found = {}
     for name in models:
@@ -83,21 +78,22 @@ def main(argv: Sequence[str]) -> int:
         if not tokens:
             raise ValueError(f"in all {len(pairs.rows)} pairs the prompt alone fills max_length={length}: raise it")
         batches = [tokens[i : i + args.batch_size] for i in range(0, len(tokens), args.batch_size)]
-        found[name] = [
+        spectra = [
             head_spectrum(
                 model, batch, args.beta, args.gamma_beta_ratio * args.beta, TOP, f"{name}, {i}/{len(batches)}"
             )
             for i, batch in enumerate(batches, 1)
         ]
+        found[name] = np.array(spectra)
         del model
         clear_device_cache(garbage_collection=True)
     numbers = {
         name: {
-            "lambda_max": [float(each.largest[0]) for each in spectra],
-            "top_5_mean": [float(each.largest.mean()) for each in spectra],
-            "lambda_min": [each.smallest for each in spectra],
+            "lambda_max": each[:, 0].tolist(),
+            "top_5_mean": each[:, :TOP].mean(1).tolist(),
+            "lambda_min": each[:, TOP].tolist(),
         }
-        for name, spectra in found.items()
+        for name, each in found.items()
     }
     print(
         markdown_table(
@@ -106,7 +102,7 @@ def main(argv: Sequence[str]) -> int:
     )
     print(
         f"\nOf the Hessian of SimPO's loss (β = {args.beta:g}, γ = {args.gamma_beta_ratio:g} β) in the LM head's "
-        f"weight: means over {len(batches)} batches of {args.batch_size} pairs, with Student's 95 % intervals."
+        f"weight: means over {len(batches)} batches of up to {args.batch_size} pairs, with Student's 95 % intervals."
     )
     if args.json:
         settings = {**asdict(args), "max_length": length, "tokenization": tokenization}

@@ -31,8 +31,6 @@ def check_one_vocabulary(names: Sequence[str], tokenizers: Sequence[Any], models
         why = f"id {differ} is {one[differ]!r} in the one and {other[differ]!r} in the other"
     elif sizes[0] != sizes[1]:
         why = f"the one has {sizes[0]} ids and the other {sizes[1]}"
-    elif models[0].config.is_encoder_decoder != models[1].config.is_encoder_decoder:
-        why = "only one of them is an encoder-decoder model"
     if why is not None:
         raise ValueError(
             f"{names[0]} cannot have drifted from {names[1]}: {why}. Give --drift_from the model that its training "

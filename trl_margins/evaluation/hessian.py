@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,16 +22,9 @@ from .scorer import CompletionTokens, standard_inputs
 TOLERANCE = 1e-4
 
 
-class Spectrum(NamedTuple):
-    """Eigenvalues of one batch's Hessian."""
-
-    largest: np.ndarray  # [k] descending
-    smallest: float
-
-
 def head_spectrum(
     model: Any, pairs: Sequence[CompletionTokens], beta: float, gamma: float, k: int = 5, desc: str = "Hessian"
-) -> Spectrum:
+) -> np.ndarray:
     r"""The spectrum of :math:`\nabla^2_W \frac1B \sum_i -\log\sigma(\beta\,\Delta_i - \gamma)`, SimPO's mean loss.
 
     W is the LM head's weight alone. Where it is tied to the embeddings these stay as they are, so hidden states do not
@@ -45,6 +38,9 @@ def head_spectrum(
         gamma: target margin in reward units, β times the paper's γ.
         k: how many of the largest.
         desc: of the progress bar, which counts products with the Hessian.
+
+    Returns:
+        [k + 1] the k largest eigenvalues, then the smallest.
 
     Source: GAPO (arXiv 2602.04909), appendix I, which does not name its loss.
     """
@@ -69,7 +65,7 @@ def head_spectrum(
         start = np.random.default_rng(0).standard_normal(n).astype(kind)  # the same numbers every time
         options = {"v0": start, "tol": TOLERANCE, "return_eigenvectors": False}
         largest, smallest = (eigsh(hessian, many, which=which, **options) for many, which in ((k, "LA"), (1, "SA")))
-    return Spectrum(np.sort(largest)[::-1].astype(float), float(smallest[0]))
+    return np.array([*np.sort(largest)[::-1], *smallest], float)
 
 
 def _loss(stopped: StoppedForward, weight: Tensor, beta: float, gamma: float) -> Tensor:

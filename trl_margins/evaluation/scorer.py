@@ -155,10 +155,10 @@ def by_batch(
     batches = _batches(order, [max(len(row.ids), 1) for row in distinct], batch_size, stretched)
     mine = batches[accelerator.process_index :: accelerator.num_processes]
     found: list[tuple[int, Sequence[np.ndarray]]] = []
-    # a stretched row would be scaled differently alone than in its batch
-    comparable = [i for i in order if distinct[i].has_completions and not stretched[i]] or order
-    for i in comparable[len(comparable) // 2 :][:1] if check is not None else ():
-        check(distinct[i])
+    if check is not None and order:
+        # a stretched row would be scaled differently alone than in its batch
+        comparable = [i for i in order if distinct[i].has_completions and not stretched[i]] or order
+        check(distinct[comparable[len(comparable) // 2]])
     for batch in tqdm(mine, desc=desc, unit="batch", disable=not accelerator.is_main_process):
         for model in scaling:  # its rotary embedding keeps the scale of long rows until it sees a short one
             model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=accelerator.device))

@@ -79,6 +79,7 @@ INSTEAD = {
 # who can print the strings of a room or of a file in it, beside the commands that the string names
 SAID_BY = {
     "rows/scores": ("train", "evaluate", "select", "inspect"),
+    "evaluation/drift": ("evaluate",),
     "data/loading": ("evaluate", "select", "inspect", "score"),  # `train` names its own flags
     "rows": ("train", "evaluate", "select", "inspect", "score"),
     "data": ("train", "evaluate", "select", "inspect", "score"),

@@ -113,7 +113,7 @@ def as_in_training(args: Arguments, models: Sequence[str]) -> Arguments:
 
 @contextmanager
 def anchor_trainer(args: AnchorOptions, model: str, rows: Any) -> Iterator[Any]:
-    """A trainer that measures anchor gaps of these rows in their order, k mini-batches to a window."""
+    """A trainer that measures anchor gaps of these rows in their order, in groups of k mini-batches."""
     import torch
 
     from ..trainers.configs import GeometricAnchorPOConfig

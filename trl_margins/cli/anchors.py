@@ -136,7 +136,7 @@ def models_of(given: Sequence[str]) -> list[str]:
 
     found = []
     for name in given:
-        of_run = list(whole_checkpoints(name))[::-1]
+        of_run = list(whole_checkpoints(Path(name).expanduser()))[::-1]
         found += of_run or [name]
     for name in found:
         find_model(name)

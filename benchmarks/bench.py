@@ -24,7 +24,7 @@ from step import FLOOR, OURS, TRL, machine
 
 BASES = [TRL, OURS, FLOOR, "TRL DPOTrainer", "MarginDPOTrainer", "γ-DPO"]
 METHODS = [OURS, "GapPO", "GaPO", "γ-PO", "AMaPO", "GAPO", "GradNorm-Reweight", "SimPO-SAM"]
-OPTIONS = [OURS, "GAPO", "GAPO, no cached graphs", "GAPO, momentum direction", "GAPO, scope last layers"]
+OPTIONS = [OURS, "GAPO", "GAPO, no kept graphs", "GAPO, momentum direction", "GAPO, scope last layers"]
 OPTIONS += ["GAPO, per-pair gradients"]
 
 

@@ -5,6 +5,7 @@ a while slows all of them. Medians are reported.
 
     python benchmarks/step.py --model bundled:smollm2-135m-instruct --pairs 4 --steps 3 --rounds 3
     python benchmarks/step.py --dataset pairs.jsonl.gz --max_length 1024
+    python benchmarks/step.py --pairs 2 --accumulate 8 --contenders "MarginCPOTrainer(simpo)" "GAPO, kept graphs"
 """
 
 from __future__ import annotations
@@ -38,9 +39,11 @@ CONTENDERS: dict[str, tuple[str, str | None, dict[str, Any]]] = {
     "γ-PO": ("cpo", "gamma-po", {}),
     "AMaPO": ("cpo", "amapo", {}),
     "GAPO": ("cpo", GAPO, {}),
-    "GAPO, no cached graphs": ("cpo", GAPO, {"anchor_keep_graphs": 0}),
+    "GAPO, no kept graphs": ("cpo", GAPO, {"anchor_keep_graphs": 0}),
+    "GAPO, kept graphs": ("cpo", GAPO, {"anchor_keep_graphs": 8}),
     "GAPO, momentum direction": ("cpo", GAPO, {"anchor_direction": "momentum"}),
     "GAPO, scope last layers": ("cpo", GAPO, {"anchor_scope": [r"layers\.(2[6-9])\."]}),
+    "GAPO, every pair its own direction": ("cpo", GAPO, {"anchor_direction": "pair"}),
     "GAPO, per-pair gradients": ("cpo", GAPO, {"anchor_estimator": "per-pair"}),
     "GradNorm-Reweight": ("cpo", "gradient-norm", {}),
     "SimPO-SAM": ("cpo", "simpo-sam", {}),
@@ -52,7 +55,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="bundled:smollm2-135m-instruct")
     parser.add_argument("--dataset", help="scored pairs; the demo's without one")
-    parser.add_argument("--pairs", type=int, default=4, help="pairs per step")
+    parser.add_argument("--pairs", type=int, default=4, help="pairs per mini-batch")
+    parser.add_argument("--accumulate", type=int, default=1, help="mini-batches per step")
     parser.add_argument("--steps", type=int, default=3, help="timed steps per run, after one that is not timed")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--max_length", type=int, default=1024)
@@ -91,7 +95,8 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
     from trl_margins.trainers.configs import config_class
     from trl_margins.trainers.named import trainer_class
 
-    wanted = args.pairs * (args.steps + 1)
+    step_size = args.pairs * args.accumulate
+    wanted = step_size * (args.steps + 1)
     if args.dataset:
         rows = pick_split(load_splits(args.dataset), None, args.dataset)
     else:  # the surplus fills long prompts
@@ -109,7 +114,7 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
         config = config_cls(
             output_dir=folder,
             per_device_train_batch_size=args.pairs,
-            gradient_accumulation_steps=1,
+            gradient_accumulation_steps=args.accumulate,
             max_steps=args.steps + 1,
             max_length=args.max_length,
             bf16=torch.accelerator.is_available(),
@@ -129,12 +134,12 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
             peft_config=LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM") if args.lora else None,
         )
         if args.contender == FLOOR:
-            seconds = floor(trainer, args.pairs, args.steps + 1)
+            seconds = floor(trainer, args.pairs, args.accumulate, args.steps + 1)
         else:
             trainer.add_callback(clock := step_clock())
             trainer.train()
             seconds = clock.seconds
-    tokens = count_completion_tokens(trainer, wanted - args.pairs, base)
+    tokens = count_completion_tokens(trainer, wanted - step_size, base)
     total = sum(seconds[1:])
     return {"seconds": total / args.steps, "tokens_per_second": tokens / total, "gigabytes": peak_memory()}
 
@@ -172,7 +177,7 @@ def count_completion_tokens(trainer: Any, n: int, base: str) -> int:
     return sum(token != -100 for row in rows for side in ("chosen", "rejected") for token in row[f"{side}_labels"])
 
 
-def floor(trainer: Any, pairs: int, steps: int) -> list[float]:
+def floor(trainer: Any, pairs: int, accumulate: int, steps: int) -> list[float]:
     """A plain language-model step over as many tokens as the pairs have, prompts counted once, without padding."""
     import torch
 
@@ -182,12 +187,15 @@ def floor(trainer: Any, pairs: int, steps: int) -> list[float]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
     device = trainer.accelerator.device
     for step in range(steps):
-        batch = trainer.data_collator([trainer.train_dataset[i] for i in range(step * pairs, (step + 1) * pairs)])
-        tokens = int((unpacked(batch["shared_rows"])["count"] > 0).sum()) // pairs
-        ids = torch.randint(100, 1000, (pairs, tokens), device=device)
+        window = []
+        for first in range(step * accumulate * pairs, (step + 1) * accumulate * pairs, pairs):
+            batch = trainer.data_collator([trainer.train_dataset[i] for i in range(first, first + pairs)])
+            tokens = int((unpacked(batch["shared_rows"])["count"] > 0).sum()) // pairs
+            window.append(torch.randint(100, 1000, (pairs, tokens), device=device))
         started = time.perf_counter()
-        with torch.autocast(device.type, torch.bfloat16, enabled=trainer.args.bf16):
-            model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        for ids in window:
+            with torch.autocast(device.type, torch.bfloat16, enabled=trainer.args.bf16):
+                model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -239,7 +247,8 @@ def report(args: argparse.Namespace, runs: dict[str, list[dict[str, float]]]) ->
             f"{name:<30}{values['seconds']:>9.2f}{speedup:>9.2f}x{values['tokens_per_second']:>21.1f}"
             f"{values['gigabytes']:>9.2f}{share:>8.2f}"
         )
-    said = f"{args.pairs} pairs per step, max_length {args.max_length}, prompts {args.prompts}"
+    step = f"{args.pairs * args.accumulate} pairs per step in {args.accumulate} mini-batches"
+    said = f"{step}, max_length {args.max_length}, prompts {args.prompts}"
     print(f"\n{said}, {args.dataset or 'demo pairs'}; {machine()}")
     if args.json:
         with open(args.json, "w") as file:

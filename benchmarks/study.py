@@ -6,8 +6,9 @@
 `small` trains a tiny model as a language model on the demo generator's text, then aligns it on the generator's pairs:
 it shows how the methods compare under noise that we control, and nothing about large models. `real` aligns
 SmolLM2-135M on pairs that you name, for a GPU. Each method has the learning rate that did best on held-out clean
-pairs, out of the same three. A run that is in the results file already is not made again. Start the command once for
-each core (with OMP_NUM_THREADS=1): the processes share out the runs.
+pairs, out of the same three; GAPO has the number of mini-batches that share an anchor chosen with it. A run that is in
+the results file already is not made again. Start the command once for each core (with OMP_NUM_THREADS=1): the
+processes share out the runs.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ Key = tuple[str, str | None, int | str]
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in ROWS},
     "gappo+amapo": ("gappo", {"margin": "amapo", "beta": 2.0}),
+    "geometric-anchor, pair": ("geometric-anchor", {"anchor_direction": "pair"}),
+    "geometric-anchor, momentum": ("geometric-anchor", {"anchor_direction": "momentum"}),
 }
 BASELINE = "simpo"
 NOISE = (None, "random:0.2", "random:0.4", "length:0.2", "length:0.4")
@@ -61,14 +64,15 @@ class Size:
     seeds: int
     learning_rates: tuple[float, ...]
     max_length: int
-    anchor_windows: int  # mini-batches behind GAPO's direction and AMaPO's statistics
+    mini_batches: int  # of a step, where GAPO is tuned over how many of them share an anchor
+    anchor_groups: tuple[int, ...]
     noise: tuple[str | None, ...] = NOISE
     methods: tuple[str, ...] = field(default_factory=lambda: tuple(METHODS))
 
 
 SIZES = {
-    "small": Size(64, 16, 8, (5e-4, 1.5e-3, 5e-3), 256, 4),
-    "real": Size(250, 16, 3, (3e-7, 1e-6, 3e-6), 1024, 8),
+    "small": Size(64, 16, 8, (5e-4, 1.5e-3, 5e-3), 256, 4, (1, 2, 4)),
+    "real": Size(250, 16, 3, (3e-7, 1e-6, 3e-6), 1024, 8, (1, 4, 8)),
 }
 
 
@@ -134,9 +138,7 @@ class Study:
         gc.freeze()  # transformers collects garbage at every start, over all that is imported
         size = self.size
         wanted: list[dict[str, Any]] = [{"method": "start", "noise": None, "seed": 0}]
-        wanted += [
-            {"method": method, "noise": None, "trial": rate} for method in size.methods for rate in size.learning_rates
-        ]
+        wanted += [trial for method in size.methods for trial in trials(method, size)]
         wanted += [
             {"method": method, "noise": noise, "seed": seed}
             for seed, noise, method in product(range(size.seeds), size.noise, size.methods)
@@ -148,21 +150,25 @@ class Study:
                 time.sleep(1)  # others are at what is left, or at its learning rates
             self.update()
 
-    def rate_of(self, run: dict[str, Any]) -> float | None:
-        """Its own, or the one that did best on held-out pairs; None while that is not known."""
+    def setting_of(self, run: dict[str, Any]) -> dict[str, Any] | None:
+        """Learning rate and group size: its own, or those that did best on held-out pairs; None while these are not
+        known.
+        """
         if "trial" in run or run["method"] == "start":
-            return run.get("trial", 0.0)
-        keys = [key_of({**run, "noise": None, "trial": rate}) for rate in self.size.learning_rates]
-        trials = [self.runs[key] for key in keys if key in self.runs]
-        best = max(trials, key=lambda trial: trial.get("pwa_all", -1.0), default={})
-        return best.get("trial") if len(trials) == len(keys) else None
+            best = run
+        else:
+            keys = [key_of(trial) for trial in trials(run["method"], self.size)]
+            if any(key not in self.runs for key in keys):
+                return None
+            best = max((self.runs[key] for key in keys), key=lambda trial: trial.get("pwa_all", -1.0))
+        return {"learning_rate": best.get("trial", 0.0), **({"k": best["k"]} if "k" in best else {})}
 
     def once(self, run: dict[str, Any]) -> bool:
         """Makes a run, unless it has to wait or another process is at it; whether it has."""
         from filelock import FileLock, Timeout
 
-        rate = self.rate_of(run)
-        if rate is None:
+        setting = self.setting_of(run)
+        if setting is None:
             return False
         name = "-".join(map(str, key_of(run))).replace(":", "")
         try:
@@ -173,11 +179,12 @@ class Study:
                 started, numbers = time.perf_counter(), {}
                 try:
                     data = self.data(seed=run.get("seed", -1))
-                    numbers = train(self.model, data, run["method"], run["noise"], run.get("seed", 0), rate, self.size)
+                    at = (run["noise"], run.get("seed", 0), setting["learning_rate"], setting.get("k"))
+                    numbers = train(self.model, data, run["method"], *at, self.size)
                 except Exception as error:  # the others go on, and another call tries it again
                     traceback.print_exc()
                     numbers = {"error": f"{type(error).__name__}: {error}"}
-                made = {**run, "learning_rate": rate, "seconds": time.perf_counter() - started, **numbers}
+                made = {**run, **setting, "seconds": time.perf_counter() - started, **numbers}
                 with self.file.open("a") as out:
                     out.write(json.dumps(made) + "\n")
         except Timeout:
@@ -187,16 +194,32 @@ class Study:
 
 def key_of(run: dict[str, Any]) -> Key:
     """What a run is."""
-    return run["method"], run["noise"], f"lr{run['trial']:g}" if "trial" in run else run["seed"]
+    if "trial" not in run:
+        return run["method"], run["noise"], run["seed"]
+    return run["method"], run["noise"], f"lr{run['trial']:g}" + (f"-k{run['k']}" if "k" in run else "")
+
+
+def trials(method: str, size: Size) -> list[dict[str, Any]]:
+    """What a method's setting is chosen from."""
+    runs: list[dict[str, Any]] = [{"method": method, "noise": None, "trial": rate} for rate in size.learning_rates]
+    return [{**run, "k": k} for run in runs for k in size.anchor_groups] if method == "geometric-anchor" else runs
 
 
 def train(
-    model: str, data: dict[str, Any], method: str, noise: str | None, seed: int, rate: float, size: Size
+    model: str,
+    data: dict[str, Any],
+    method: str,
+    noise: str | None,
+    seed: int,
+    rate: float,
+    k: int | None,
+    size: Size,
 ) -> dict[str, float]:
     """One run; its numbers on test pairs whose labels nobody flipped.
 
     Args:
         data: "train", and the sets to evaluate on by their names; "test" has no name in the numbers.
+        k: mini-batches that share an anchor, of `size.mini_batches` in a step; None for one mini-batch in a step.
     """
     import torch
     from transformers import PrinterCallback
@@ -216,7 +239,8 @@ def train(
     if noise:
         kind, share = parse_noise(noise)
         rows = flip_labels(rows, share, kind, seed=seed)
-    options = {"anchor_batch_multiplier": size.anchor_windows} if name == "geometric-anchor" else {}
+    n = 1 if k is None else size.mini_batches
+    options = {} if k is None else {"anchor_batch_multiplier": k}
     with tempfile.TemporaryDirectory() as folder:
         config: Any = config_class(name, base)(
             output_dir=folder,
@@ -224,8 +248,8 @@ def train(
             lr_scheduler_type="cosine",
             warmup_steps=0.1,
             max_steps=max(size.steps, 1),
-            per_device_train_batch_size=size.batch_size,
-            gradient_accumulation_steps=1,
+            per_device_train_batch_size=size.batch_size // n,
+            gradient_accumulation_steps=n,
             max_length=size.max_length,
             seed=seed,
             bf16=torch.accelerator.is_available(),
@@ -477,8 +501,10 @@ def tables(runs: list[dict[str, Any]], size: Size) -> str:
     lines += head("log-probability of chosen completions, nats per token", names)
     lines.append(f"| before training | {start.get('logp_chosen', float('nan')):.4f} |{' |' * (len(names) - 1)}")
     lines += [row(method, lambda run, _: run["logp_chosen"]) for method in methods]
-    rates = {method: by[method, noises[0], seeds[noises[0]][0]]["learning_rate"] for method in methods}
-    lines += ["", "Learning rates: " + ", ".join(f"{method} {rate:g}" for method, rate in rates.items()) + "."]
+    one_each = {method: by[method, noises[0], seeds[noises[0]][0]] for method in methods}
+    rates = ", ".join(f"{method} {run['learning_rate']:g}" for method, run in one_each.items())
+    groups = "".join(f" {method}: k = {run['k']}." for method, run in one_each.items() if "k" in run)
+    lines += ["", f"Learning rates: {rates}.{groups}"]
     return "\n".join(lines) + "\n"
 
 

@@ -26,7 +26,7 @@ from trl_margins.cli import main as cli
 from trl_margins.methods import METHODS
 from trl_margins.pairs import PairView, with_columns
 from trl_margins.probes.diagnostics import AnchorDiagnostics
-from trl_margins.probes.direction import Direction, GradientSum
+from trl_margins.probes.direction import Direction, GradientSum, momentum_direction
 from trl_margins.probes.perturbation import perturbed, stochastic_round
 from trl_margins.probes.scope import parameters_in_scope
 from trl_margins.probes.selection import dataset_anchor_gaps, subsets
@@ -433,21 +433,6 @@ def test_gradients_are_scaled_on_their_way_in_fp16():
     assert all(torch.equal(gradient, torch.full((2,), 3072.0)) for gradient in seen)
 
 
-def test_a_window_longer_than_k_takes_its_direction_from_the_first_k(tiny_model, tokenizer, tmp_path):
-    options = {"gradient_accumulation_steps": 4, "anchor_batch_multiplier": 2}
-    trainer = prepared(gapo_trainer(tiny_model, tokenizer, tmp_path, **options))
-    batches = window(trainer, n=4)
-    measured, _ = trainer.get_batch_samples(iter(batches), 4, trainer.args.device)
-    assert all("anchor_score_gap" in batch["pair_columns"] for batch in measured)
-    direction, _ = trainer._probes[0]._direction([dict(b) for b in batches])
-    sum(gaps(trainer, b).sum() for b in batches[:2]).backward()
-    for name, parameter in trainer.model.named_parameters():
-        torch.testing.assert_close(direction.vectors[name], parameter.grad)
-    with perturbed(trainer.model, direction.vectors, -0.5 * direction.per_unit):
-        for batch, raw in zip(measured, batches, strict=True):
-            torch.testing.assert_close(batch["pair_columns"]["anchor_score_gap"], gaps(trainer, raw).detach())
-
-
 def test_direction_from_momentum_needs_no_gradient_pass(tiny_model, tokenizer, tmp_path):
     trainer = gapo_trainer(
         tiny_model, tokenizer, tmp_path, anchor_direction="momentum", max_steps=1, learning_rate=1e-3
@@ -457,7 +442,7 @@ def test_direction_from_momentum_needs_no_gradient_pass(tiny_model, tokenizer, t
     trainer.pair_logps = lambda *a: calls.append(torch.is_grad_enabled()) or forward(*a)
     trainer.get_batch_samples(iter(window(trainer)), 2, trainer.args.device)
     assert calls == [False, False]
-    direction, _ = trainer._probes[0]._direction([])
+    direction = momentum_direction(trainer.optimizer, trainer._probes[0].parameters)
     momentum = {id(p): state["exp_avg"] for p, state in trainer.optimizer.state.items()}
     for name, parameter in trainer.model.named_parameters():
         assert direction.vectors[name] is momentum[id(parameter)]  # no copy
@@ -743,12 +728,12 @@ def test_select_takes_an_adapter(tiny_model, tokenizer, tmp_path):
 
 
 def test_selected_gaps_are_those_of_the_reference(tiny_model, tokenizer, tmp_path):
-    """Windows of two mini-batches, the last one short."""
+    """Groups of two mini-batches, the last one of three."""
     rows = preference_rows(10, seed=9)
     options = {"per_device_train_batch_size": 2, "anchor_keep_graphs": 0, "rows": rows}
     trainer = gapo_trainer(tiny_model, tokenizer, tmp_path, **options)
     batches = window(trainer, n=5, size=2)
-    expected = [gap for s in range(0, 5, 2) for gap in reference(trainer, batches[s : s + 2])[0]]
+    expected = [gap for group in (batches[:2], batches[2:]) for gap in reference(trainer, group)[0]]
     np.testing.assert_allclose(dataset_anchor_gaps(trainer), torch.cat(expected), rtol=1e-3, atol=1e-5)
 
 
@@ -759,7 +744,7 @@ def test_selected_gaps_of_a_short_last_mini_batch(tiny_model, tokenizer, tmp_pat
     batches = [
         trainer.data_collator([trainer.train_dataset[i] for i in some]) for some in (range(4), range(4, 8), (8, 9))
     ]
-    expected = [gap for some in (batches[:2], batches[2:]) for gap in reference(trainer, some)[0]]
+    expected = reference(trainer, batches)[0]  # the third joins the first two
     np.testing.assert_allclose(dataset_anchor_gaps(trainer), torch.cat(expected), rtol=1e-3, atol=1e-5)
 
 

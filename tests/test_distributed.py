@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 import torch
 import two_ranks
-from conftest import OWN_METHODS, byte_tokenizer, load, preference_rows
+from conftest import OWN_METHODS, byte_tokenizer, load, preference_rows, saved
 from filelock import FileLock
 from processes import output_of
 from safetensors.torch import load_file
-from two_ranks import CASES, DIAGNOSED, STREAMED, UNEVEN, run_uneven
+from two_ranks import CASES, DIAGNOSED, GROUPS, STREAMED, UNEVEN, run_uneven
 
 from trl_margins import cli
 from trl_margins.methods import METHODS
@@ -30,7 +30,10 @@ from trl_margins.terms.dynamic_target import dynamic_target_margin
 
 SCRIPT = str(Path(__file__).with_name("two_ranks.py"))
 TIMEOUT = 900  # seconds; a launch takes one minute on two free cores, and the suite may keep those busy
-WAYS = {1: ("one", "accumulate"), 2: ("ddp", "sharded", "stream", "uneven", "broken")}  # by the number of ranks
+WAYS = {
+    1: ("one", "accumulate", "groups"),
+    2: ("ddp", "sharded", "stream", "uneven", "broken", "groups-ddp", "groups-sharded"),
+}  # by the number of ranks
 RANKING = ("pwa", "pwa_all", "spearman", "n_pairs", "n_pairs_gap")
 LOGGED = ("loss", "grad_norm", "rewards/margins", "logps/chosen")
 SPREAD = ("mean", "std", "min", "max", "zero")
@@ -216,6 +219,21 @@ def log_ratio_gaps(tiny_model, folder, rows):
     return gaps
 
 
+@pytest.mark.parametrize("way", ["groups-ddp", "groups-sharded"])
+@pytest.mark.parametrize("case", GROUPS)
+def test_gapos_groups(case, way, runs, folder):
+    """Over all ranks, whatever DDP reduces on the way back, and whichever forward passes serve twice."""
+    if way == "groups-sharded" and case == "pair, cached":
+        assert "anchor_estimator='per-pair' takes every pair's own gradient" in runs[way][case]["refused"]
+        return
+    one, other = runs["groups"][case]["log"], runs[way][case]["log"]
+    for mine, theirs in zip(one[:2], other[:2], strict=True):
+        for name in (*LOGGED, "anchor/gradient_norm", "anchor/gap/mean", "anchor/gap/std"):
+            assert theirs[name] == pytest.approx(mine[name], **close(case)), name
+    mine, theirs = (pair_log(folder / each / case)["anchor_gap"] for each in ("groups", way))
+    assert theirs == pytest.approx(mine, **close(case))
+
+
 @pytest.mark.parametrize("case", OF_THE_MINI_BATCH)
 def test_what_accumulation_changes(case, runs, folder, tiny_model):
     """Of the first step, where the model is still the same: each mini-batch has statistics of its own, filled up with
@@ -253,7 +271,7 @@ def test_uneven_batches(case, runs, folder, tiny_model, tmp_path):
         assert two[name] == pytest.approx(values, **close(case)), name
 
 
-@pytest.mark.parametrize("run", [*(f"{way}/gappo" for way in (*WAYS[1], *WAYS[2][:3])), "uneven/split/gappo"])
+@pytest.mark.parametrize("run", [*(f"{way}/gappo" for way in (*WAYS[1][:2], *WAYS[2][:3])), "uneven/split/gappo"])
 def test_pairs_per_step_are_those_that_the_log_has(run, runs, folder):
     """The number that a run says of itself, and the lines of its first step."""
     said = json.loads((folder / run / "margin_run.json").read_text())["pairs_per_step"]
@@ -288,11 +306,13 @@ def test_nan_on_one_rank_is_skipped_by_all(runs):
 def test_evaluate_shares_the_work(tiny_model, tmp_path, capsys):
     """Seven prompts in batches of their own: four for one rank, three for the other; one table."""
     preference_rows(7, seed=4).to_json(tmp_path / "pairs.jsonl")
-    command = ["evaluate", "--model_name_or_path", tiny_model, "--batch_size", "2"]
+    start = saved(load(tiny_model, noise=0.02), tmp_path / "start")
+    command = ["evaluate", "--model_name_or_path", tiny_model, "--batch_size", "2", "--drift_from", start]
     command += ["--dataset_name", str(tmp_path / "pairs.jsonl"), "--max_length", "128", "--bootstrap", "20"]
     assert cli.main([*command, "--rewards", str(tmp_path / "1")]) == 0
     alone = capsys.readouterr().out
     shared = output_of(2, "-m", "trl_margins.cli", *command, "--rewards", str(tmp_path / "2"))
     tables = [[line for line in text.splitlines() if not line.startswith("[")] for text in (alone, shared)]
     assert tables[0] == tables[1]  # without what DeepSpeed logs
+    assert "| KL drift (nats per token) | 0." in alone
     assert (tmp_path / "1").read_text() == (tmp_path / "2").read_text()

@@ -7,6 +7,7 @@ import importlib.util
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -35,7 +36,10 @@ MODELS = {"Qwen/Qwen2.5-0.5B-Instruct": "tiny"}
 # What every config has in the tests: TRL trains in bf16 by default, which transformers refuses without a GPU
 EVERY_RUN = {"bf16": False, "gradient_checkpointing": False, "max_steps": 1, "disable_tqdm": True}
 # Hub sets → the splits that are made of a few local pairs
-HUB_SETS = {"HuggingFaceH4/ultrafeedback_binarized": ("train_prefs", "test_prefs")}
+HUB_SETS = {
+    "HuggingFaceH4/ultrafeedback_binarized": ("train_prefs", "test_prefs"),
+    "Anthropic/hh-rlhf": ("train", "test"),
+}
 # What a page takes as given
 GIVEN = {"docs/evaluation.md": {"dataset": "pairs_with_models"}}
 # What is added to a command, so that it takes a second; the last of two equal flags counts
@@ -46,7 +50,10 @@ ADDED = {
     " --log_pairs false",
     "evaluate": "--max_length 128 --bootstrap 10",
     "select": "--max_length 128 --batch_size 2 --anchor_batch_multiplier 2",
+    "anchors": "--max_length 128 --batch_size 2 --anchor_batch_multiplier 2",
+    "hessian": "--max_length 64 --max_pairs 1",
     "inspect": "--max_length 128",
+    "trl": "--model_name_or_path tiny --per_device_train_batch_size 2 --gradient_accumulation_steps 1 --use_cpu true",
 }
 # What a `train` says that a page leaves out with an ellipsis
 LEFT_OUT = {"--model_name_or_path": "tiny", "--dataset_name": "pairs.jsonl.gz", "--output_dir": "left-out"}
@@ -68,7 +75,17 @@ def blocks(page: str) -> Iterator[tuple[str, str, int]]:
 
 
 def lines(code: str) -> list[list[str]]:
-    """A shell block's commands, split; without comments, and without an ellipsis and the flag that it is for."""
+    """A shell block's commands, split; without comments, and without an ellipsis and the flag that it is for.
+
+    Of a loop, those of its first and its last value.
+    """
+
+    def unrolled(loop: re.Match[str]) -> str:
+        echo = ["bash", "-c", f"echo {loop['values']}"]  # which expands braces
+        values = subprocess.run(echo, capture_output=True, text=True, check=True).stdout.split()
+        return "".join(loop["body"].replace(f"${loop['name']}", value) for value in (values[0], values[-1]))
+
+    code = re.sub(r"for (?P<name>\w+) in (?P<values>.+); do\n(?P<body>(?s:.*?))done\n", unrolled, code)
     joined = re.sub(r"(--\w+ )?…", "", code.replace("\\\n", " ")).splitlines()
     return [words for words in (shlex.split(line, comments=True) for line in joined) if words]
 
@@ -92,6 +109,16 @@ def as_on_the_hub() -> Dataset:
 
     plain = preference_rows(8, "conversational", seed=3)
     return Dataset.from_list([{**pair, **row(pair)} for pair in plain])
+
+
+def hh() -> Dataset:
+    """Dialogues whose answers begin alike, half of them with the longer one chosen."""
+    asked = [f"\n\nHuman: Hi.\n\nAssistant: Hello.\n\nHuman: Say {i}.\n\nAssistant: I " for i in range(8)]
+    ends = [("say so", "do") if i % 2 else ("do", "say no") for i in range(8)]
+    rows = [
+        {"chosen": one + chosen, "rejected": one + other} for one, (chosen, other) in zip(asked, ends, strict=True)
+    ]
+    return Dataset.from_list(rows)
 
 
 _whole = TrainingArguments.__post_init__
@@ -150,7 +177,8 @@ def here(
     def load_dataset(path: str, *args: Any, split: str | None = None, **kwargs: Any) -> Any:
         if path not in HUB_SETS:
             return real(path, *args, split=split, **kwargs)
-        splits = DatasetDict({name: as_on_the_hub() for name in HUB_SETS[path]})
+        made = hh if path == "Anthropic/hh-rlhf" else as_on_the_hub
+        splits = DatasetDict({name: made() for name in HUB_SETS[path]})
         return splits if split is None else splits[split]
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
@@ -200,6 +228,9 @@ def run(words: list[str], already_run: set[str]) -> None:
             return
         already_run.add(str(rest))
         assert main(as_run(rest)) == 0
+    elif program == "trl":
+        module = importlib.import_module(f"trl.scripts.{rest[0]}")  # which trl launches in a process of its own
+        module.main(*module.make_parser().parse_args_and_config([*rest[1:], *shlex.split(ADDED["trl"])]))
     elif program == "make":
         targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert rest[0] in targets, f"no such target: {words}"

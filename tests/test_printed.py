@@ -57,6 +57,8 @@ NEEDED = {
     "compare": "--methods simpo gappo --model_name_or_path m --dataset_name d --eval_dataset_name e --use_cpu true",
     "evaluate": "--model_name_or_path m --dataset_name d",
     "select": "--model_name_or_path m --dataset_name d --output_dir o",
+    "anchors": "--checkpoints m --dataset_name d --output_dir o",
+    "hessian": "--model_name_or_path m --dataset_name d",
     "inspect": "--dataset_name d",
     "score": "--dataset_name d",
     "convert": "file.yaml",
@@ -77,6 +79,7 @@ INSTEAD = {
 # who can print the strings of a room or of a file in it, beside the commands that the string names
 SAID_BY = {
     "rows/scores": ("train", "evaluate", "select", "inspect"),
+    "evaluation/drift": ("evaluate",),
     "data/loading": ("evaluate", "select", "inspect", "score"),  # `train` names its own flags
     "rows": ("train", "evaluate", "select", "inspect", "score"),
     "data": ("train", "evaluate", "select", "inspect", "score"),

@@ -13,8 +13,9 @@ import pytest
 import yaml
 from conftest import preference_rows
 
-from trl_margins.cli import main, train
+from trl_margins.cli import compare, main, train
 from trl_margins.cli import recipes as module
+from trl_margins.cli.dry_run import resolved
 from trl_margins.cli.recipes import recipe_folder, recipe_path, recipes
 from trl_margins.cli.train import build_trainer
 from trl_margins.methods import METHODS
@@ -35,7 +36,17 @@ PAPERS = {
     "simpo-sam": ["GAPO"],
     **{id: [METHODS[id].name] for id in BASELINES},
 }
-WITHOUT_NUMBERS = ["pythia-2.8b/geometric-anchor/full"]  # of an experiment whose settings its paper does not give
+# config/ and trainers.py of Dr. DPO's code, in the words of today; GAPO's paper refers to its protocol
+OF_DR_DPO = {
+    **{"learning_rate": 5e-7, "optim": "rmsprop", "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 150},
+    **{"max_grad_norm": 10.0, "num_train_epochs": 1, "max_length": 512, "seed": 0, "noise": "random:0.2"},
+    **{"per_device_train_batch_size": 64, "gradient_accumulation_steps": 1},  # its batch_size is that of a step
+}
+PROTOCOL = {
+    "pythia-2.8b/dpo/full": {**OF_DR_DPO, "beta": 0.1},
+    "pythia-2.8b/dr-dpo/full": {**OF_DR_DPO, "beta": 0.1, "dr_dpo_beta_prime": 1.0},
+    "pythia-2.8b/geometric-anchor/full": OF_DR_DPO,
+}
 BATCH = {"per_device_train_batch_size", "gradient_accumulation_steps"}
 OBJECTIVE = {*MarginOptions.__dataclass_fields__, "beta", "simpo_gamma", "reward", "loss_type", "cpo_alpha", "alpha"}
 # what a paper's recipe may say beside its paper's values
@@ -103,19 +114,20 @@ def is_quick(name: str) -> bool:
 def paper_values(name: str) -> dict[str, Any]:
     """The registry's, for the model that the recipe's first line names."""
     method = get_method(written(name)["method"])
-    without = name in WITHOUT_NUMBERS or (method.baseline and head(name).model not in method.settings)
-    return {**method.defaults, **({} if without else method.settings[head(name).model])}
+    without = method.baseline and head(name).model not in method.settings
+    return {**method.defaults, **(PROTOCOL.get(name) or ({} if without else method.settings[head(name).model]))}
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if not is_quick(name)])
 def test_a_paper_s_recipe_has_exactly_its_values(name):
     """Written down, not left to defaults; and no other value that changes what is trained."""
-    _, config, model, _ = parse(name)
+    script, config, model, _ = parse(name)
     said, expected = written(name), paper_values(name)
+    values = {**vars(script), **vars(config)}
     pairs_a_step = math.prod(expected.pop(key) for key in BATCH)
     assert math.prod(said[key] for key in BATCH) * head(name).devices == pairs_a_step
     assert {key: said[key] for key in expected} == expected
-    assert {key: getattr(config, key) for key in expected} == expected
+    assert {key: values[key] for key in expected} == expected
     others = said.keys() - expected.keys() - BATCH - BESIDE
     is_gamma_dpo = head(name).paper == "γ-DPO"
     allowed = {"base", "reward"} if is_gamma_dpo else set()
@@ -124,9 +136,32 @@ def test_a_paper_s_recipe_has_exactly_its_values(name):
         assert "is a guess: the published configurations with these numbers are γ-SimPO's" in recipe_path(
             name
         ).read_text(encoding="utf-8")
-    assert others <= (allowed | {"noise"} if name in WITHOUT_NUMBERS else allowed)
+    assert others <= allowed
     assert model.dtype == "float32"
-    assert config.seed == 42
+    assert config.seed == expected.get("seed", 42)
+
+
+def test_supervised_fine_tuning_before_table_b():
+    """TRL's own parser takes it, with the same protocol, and the recipes begin with the model that it writes."""
+    from trl.scripts.sft import make_parser
+
+    file = recipe_folder() / "pythia-2.8b" / "sft.yaml"
+    _, config, model, _ = make_parser().parse_args_and_config(["--config", str(file), "--use_cpu", "true"])
+    pairs_a_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    same = OF_DR_DPO.keys() - BATCH - {"noise"}
+    assert pairs_a_step == 64
+    assert {key: getattr(config, key) for key in same} == {key: OF_DR_DPO[key] for key in same}
+    assert (model.model_name_or_path, model.dtype) == ("EleutherAI/pythia-2.8b", "float32")
+    assert {written(name)["model_name_or_path"] for name in PROTOCOL} == {config.output_dir}
+
+
+def test_table_b_compares_what_its_recipes_train():
+    methods = [name.split("/")[1] for name in PROTOCOL]
+    comparison, _ = compare.plan(["--recipe", "pythia-2.8b/dpo", "--methods", *methods])
+    for entry, name in zip(comparison.entries, PROTOCOL, strict=True):
+        alone = yaml.safe_load(resolved(*parse(name)))
+        differ = {key for key in {**entry.settings, **alone} if entry.settings.get(key) != alone.get(key)}
+        assert differ <= {"output_dir"}
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if is_quick(name)])
@@ -286,7 +321,7 @@ def test_names():
         ("qwen2.5-0.5b-instruct/amapo", "the nearest are qwen2.5-0.5b-instruct/amapo/lora;"),
         ("Llama-3-8B-Instruct/AMaPO", "the nearest are llama-3-8b-instruct/amapo/full,"),
         ("mistral-7b/gradnorm", "the nearest are .*mistral-7b-instruct/gradient-norm/full"),
-        ("xyz", r"no recipe 'xyz'; `trl-margins recipes` lists all \d+"),
+        ("zzz", r"no recipe 'zzz'; `trl-margins recipes` lists all \d+"),
         ("accelerate_configs/zero3", "no recipe 'accelerate_configs/zero3'"),
         ("../recipes/llama-3-8b-instruct/amapo", "no recipe"),
         ("", "no recipe ''"),

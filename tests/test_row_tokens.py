@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import BASES, byte_tokenizer, chat_tokenizer, load, preference_rows, trainer_of
+from conftest import BASES, VOCABULARY, byte_tokenizer, chat_tokenizer, load, preference_rows, trainer_of
 from datasets import Dataset
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from trl_margins.evaluation.scorer import completion_logps
@@ -168,6 +168,42 @@ def test_merges_across_the_border():
         ["ab", "d", "</s>"],
     ]
     assert [tokenizer.convert_ids_to_tokens(ids) for ids in plain.completions] == [["ab", "</s>"], ["abc", "</s>"]]
+
+
+def split_by_dpos_code(row: dict[str, str], tokenizer: Any) -> list[tuple[list[int], list[int]]]:
+    """Of Anthropic/hh-rlhf, and by Dr. DPO's: prompt and answer apart, and the end token behind the answer."""
+    start = row["chosen"].rindex("\n\nAssistant:") + len("\n\nAssistant:")
+    ids = [
+        tokenizer(text)["input_ids"]
+        for text in (row["chosen"][:start], row["chosen"][start:], row["rejected"][start:])
+    ]
+    return [(ids[0], [*each, tokenizer.eos_token_id]) for each in ids[1:]]
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_hh_on_a_base_model(base, tiny_model, tmp_path):
+    """Dialogues as text, and a byte-level BPE without chat template, begin token and padding, as GPT-NeoX has it."""
+    asked = "\n\nHuman: May I?\n\nAssistant: What?\n\nHuman: Ask {}.\n\nAssistant:"
+    answers = [
+        (" I think so.", " I don't think so."),  # that begin alike
+        (" Yes", " No"),
+        (" Yes", " Yes, do.\n\nI insist."),  # of which one is the other's beginning
+        (" It is.", " Is it?"),  # that share half a word
+        (" Yes.", ""),
+    ]
+    rows = [
+        {"chosen": asked.format(i) + one, "rejected": asked.format(i) + other}
+        for i, (one, other) in enumerate(answers)
+    ]
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=["<|endoftext|>"], show_progress=False)
+    made.train_from_iterator([row[side] for row in rows for side in row], trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<|endoftext|>")
+    found = sequences(base, trainer_of(base, tiny_model, tokenizer, tmp_path, Dataset.from_list(rows)))
+    assert found == [split_by_dpos_code(row, tokenizer) for row in rows]
+    assert [tokenizer.decode(ids) for _, ids in found[0]] == [f"{answer}<|endoftext|>" for answer in answers[0]]
 
 
 @pytest.mark.parametrize("base", BASES)

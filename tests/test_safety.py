@@ -97,6 +97,8 @@ def command(name, model, pairs, out):
         "train on dpo": ["train", "--base", "dpo", "--reward", "log-ratio", *training],
         "evaluate": ["evaluate", *of_model, "--bootstrap", "2"],
         "select": ["select", *of_model, "--output_dir", out],
+        "anchors": ["anchors", "--checkpoints", model, *of_model[2:], "--output_dir", out, "--noise", "random:0.5"],
+        "hessian": ["hessian", *of_model],
         "inspect": ["inspect", *of_model],
         "score": [
             "score",
@@ -112,7 +114,9 @@ def command(name, model, pairs, out):
     }[name]
 
 
-@pytest.mark.parametrize("name", ["train", "train on dpo", "evaluate", "select", "inspect", "score"])
+@pytest.mark.parametrize(
+    "name", ["train", "train on dpo", "evaluate", "select", "anchors", "hessian", "inspect", "score"]
+)
 def test_a_model_s_own_code_is_refused(name, tiny_model, pairs, marker, tmp_path, monkeypatch):
     if name == "score":
         pytest.importorskip("bert_score")

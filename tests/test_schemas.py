@@ -146,6 +146,18 @@ HUB = {
         # TRL leaves the space before the answers to them
         [(f"\n\nHuman: {q}\n\nAssistant:", f" {a}</s>", f" {b}</s>", *s) for q, a, b, s in EACH],
     ),
+    "Anthropic/hh-rlhf, answers that begin alike": Schema(
+        each(
+            lambda q, a, b: {
+                "chosen": f"\n\nHuman: x\n\nAssistant: y\n\nHuman: {q}\n\nAssistant: I {a}",
+                "rejected": f"\n\nHuman: x\n\nAssistant: y\n\nHuman: {q}\n\nAssistant: I {b}",
+            }
+        ),
+        [
+            (f"\n\nHuman: x\n\nAssistant: y\n\nHuman: {q}\n\nAssistant:", f" I {a}</s>", f" I {b}</s>", *s)
+            for q, a, b, s in EACH
+        ],
+    ),
     "CarperAI/openai_summarize_comparisons": Schema(each(text_rows), TEXTS),
     "trl-lib/hh-rlhf-helpful-base": Schema(
         each(lambda q, a, b: {"prompt": [user(q)], "chosen": [bot(a)], "rejected": [bot(b)]}), CHATS

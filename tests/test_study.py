@@ -7,6 +7,7 @@ import json
 import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 import study
 
-SIZE = study.Size(1, 4, 2, (1e-3, 1e-2), 256, 1, (None, "random:0.2"), ("simpo", "dpo", "gappo"))
+SIZE = study.Size(1, 4, 2, (1e-3, 1e-2), 256, 2, (1, 2), (None, "random:0.2"), ("simpo", "dpo", "gappo"))
 
 
 @pytest.mark.parametrize("base", ["cpo", "dpo"])
@@ -39,7 +40,7 @@ def made(monkeypatch) -> Counter:
     """The runs that are made, none of which trains; one method fails."""
     counted: Counter = Counter()
 
-    def train(model, data, method, noise, seed, rate, size):
+    def train(model, data, method, noise, seed, rate, k, size):
         counted[method, noise, seed, rate] += 1
         if method == "dpo" and noise:
             raise ValueError("of this method")
@@ -66,6 +67,28 @@ def test_processes_share_out_the_runs(made, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
     assert len(lines) == 1 + 3 * 2 + 2 * 2 * 3
     assert {line["learning_rate"] for line in lines if "seed" in line and line["method"] != "start"} == {1e-2}
+
+
+def test_gapos_groups_are_chosen_with_its_learning_rate(monkeypatch, tmp_path):
+    found = {(1e-3, 1): 0.5, (1e-3, 2): 0.7, (1e-2, 1): 0.6, (1e-2, 2): 0.4}
+    taken = []
+
+    def train(model, data, method, noise, seed, rate, k, size):
+        taken.append((method, noise, seed, rate, k))
+        return dict.fromkeys(("pwa", "pwa_all", "spearman", "logp_chosen"), found.get((rate, k), 0.1))
+
+    monkeypatch.setattr(study, "train", train)
+    monkeypatch.setattr(study, "small", lambda args, size: ("model", lambda seed: {}))
+    size = replace(SIZE, methods=("simpo", "geometric-anchor"))
+    (tmp_path / "locks").mkdir()
+    run = study.Study(argparse.Namespace(size="small", out=tmp_path), size)
+    run.run()
+    assert {one[3:] for one in taken if one[0] == "geometric-anchor" and not (one[2] == 0 and one[1] is None)} == {
+        (1e-3, 2)
+    }
+    assert {one[4] for one in taken if one[0] == "simpo"} == {None}
+    runs = [made for made in run.runs.values() if "seed" in made]
+    assert "geometric-anchor 0.001. geometric-anchor: k = 2." in study.tables(runs, size)
 
 
 def test_what_failed_is_tried_again(made, tmp_path):

@@ -7,6 +7,7 @@ stream      the same, from a data set that is read row by row
 sharded     the same, each with a half of every parameter (FSDP2)
 zero2       the same by DeepSpeed, each with a half of the gradients and of the optimizer's state
 zero3       and of the parameters
+groups      GAPO's groups of mini-batches, in one process, under DDP or sharded
 
 And what they do with batches that are not as large on both (uneven), and with a model that gives NaN (broken).
 """
@@ -88,7 +89,7 @@ def run(case: str, way: str, folder: str, out: Path) -> dict[str, Any]:
             **options_of(case, way),
         )
     )
-    model = sharded(folder) if way == "sharded" else load(folder).double()
+    model = sharded_model(folder) if way == "sharded" else load(folder).double()
     # a reference elsewhere, for gaps that differ from the first step on
     extra: dict[str, Any] = {}
     if "log-ratio" in case:
@@ -118,7 +119,7 @@ def run(case: str, way: str, folder: str, out: Path) -> dict[str, Any]:
     return {"metrics": metrics, "log": trainer.state.log_history}
 
 
-def sharded(folder: str) -> torch.nn.Module:
+def sharded_model(folder: str) -> torch.nn.Module:
     sharding = DistributedConfig(fsdp_size=int(os.environ["WORLD_SIZE"]))
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, distributed_config=sharding)
 
@@ -142,6 +143,45 @@ def whole_parameters(model: torch.nn.Module) -> AbstractContextManager:
 
 
 DIAGNOSED = "geometric-anchor"
+# GAPO's windows of three mini-batches of two pairs, over all ranks: in groups of k, with forward passes kept or not
+GROUPS: dict[str, dict[str, Any]] = {
+    "k=1": {"anchor_batch_multiplier": 1},
+    "k=1, nothing kept": {"anchor_batch_multiplier": 1, "anchor_keep_graphs": 0},
+    "k=2, kept": {"anchor_batch_multiplier": 2, "anchor_keep_graphs": 3},
+    "k=3, kept": {"anchor_batch_multiplier": 3, "anchor_keep_graphs": 3},
+    "pair": {"anchor_direction": "pair"},
+    "pair, cached": {"anchor_direction": "pair", "anchor_estimator": "per-pair"},
+}
+
+
+def run_groups(case: str, folder: str, out: Path, sharded: bool) -> dict[str, Any]:
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    settings = quiet(
+        output_dir=str(out / case),
+        per_device_train_batch_size=2 // world,
+        gradient_accumulation_steps=3,
+        learning_rate=1e-2,
+        warmup_steps=0,
+        max_steps=2,
+        ddp_backend="gloo" if world > 1 else None,
+        train_sampling_strategy="sequential",
+        anchor_radius=0.1,
+        **GROUPS[case],
+    )
+    try:
+        trainer = trainer_class("geometric-anchor")(
+            sharded_model(folder) if sharded else load(folder).double(),
+            args=config_class("geometric-anchor")(**settings),
+            train_dataset=preference_rows(12, seed=4),
+            processing_class=byte_tokenizer(),
+        )
+        trainer._fused = False
+        trainer.train()
+    except ValueError as error:
+        return {"refused": str(error)}
+    return {"log": trainer.state.log_history}
+
+
 STREAMED = ("gappo", "amapo, log-ratio")
 UNEVEN = ("gappo, normalised", "gamma-po", "amapo", "gradient-norm")  # the last on sharded parameters
 BROKEN = "#"
@@ -165,7 +205,7 @@ def run_uneven(case: str, folder: str, out: Path, n: int = 7, split: bool = Fals
         **options,
     )
     trainer = trainer_class(method)(
-        sharded(folder) if world > 1 and case == UNEVEN[-1] else load(folder).double(),
+        sharded_model(folder) if world > 1 and case == UNEVEN[-1] else load(folder).double(),
         args=config_class(method)(**settings),
         train_dataset=preference_rows(n, seed=4),
         processing_class=byte_tokenizer(),
@@ -217,6 +257,8 @@ def main(folder: str, out: str, *ways: str) -> None:
         elif way == "broken":
             skipped = run_broken(folder, there, nonfinite_steps="skip")
             results = {"stop": on_all_ranks(run_broken(folder, there)), "skip": on_all_ranks(skipped)}
+        elif way.startswith("groups"):
+            results = {case: run_groups(case, folder, there, "sharded" in way) for case in GROUPS}
         else:
             cases = STREAMED if way == "stream" else CASES
             results = {case: run(case, way, folder, there) for case in cases}

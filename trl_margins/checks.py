@@ -131,7 +131,7 @@ NUMBERS: Mapping[str, Number] = MappingProxyType(
         **dict.fromkeys(("dataloader_prefetch_factor", "dataset_num_proc", "torch_empty_cache_steps"), _AT_LEAST_ONE),
         **dict.fromkeys(("precompute_ref_batch_size", "ref_model_sync_steps", "ddp_bucket_cap_mb"), _AT_LEAST_ONE),
         **dict.fromkeys(("ddp_timeout", "lora_r", "lora_alpha", "num_layers", "num_proc"), _AT_LEAST_ONE),
-        **dict.fromkeys(("batch_size", "bootstrap"), _AT_LEAST_ONE),
+        **dict.fromkeys(("batch_size", "bootstrap", "max_pairs"), _AT_LEAST_ONE),
         **dict.fromkeys(("seed", "data_seed", "mixture_seed", "noise_seed"), _SEED),
         **dict.fromkeys(("ld_alpha", "ref_model_mixup_alpha"), _SHARE),
         **dict.fromkeys(("adam_beta1", "adam_beta2", "lora_dropout"), _BELOW_ONE),

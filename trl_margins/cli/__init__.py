@@ -26,12 +26,14 @@ COMMANDS = {
     "evaluate": "measure how a model ranks completions: pairs, lists, RM-Bench",
     "report": "plot training runs, from the files that the trainer wrote",
     "select": "rank a preference set by how its pairs hold at a nearby, worse model (GAPO)",
+    "anchors": "measure the same pairs at several checkpoints: do flipped labels weigh less? (GAPO)",
+    "hessian": "measure how sharply a loss curves in the LM head of one or several models (GAPO)",
     "inspect": "audit a preference set before training: scores, lengths, truncation, duplicates",
     "score": "add an evaluation factor to a preference set",
     "demo": "train the bundled model on a synthetic set and compare before and after",
 }
 
-_JOINED = ("train", "evaluate", "select")  # by accelerate, where a launcher starts several processes
+_JOINED = ("train", "evaluate", "select", "anchors")  # by accelerate, where a launcher starts several processes
 
 # modules whose errors are meant for users
 _VALIDATING = (

@@ -48,6 +48,9 @@ class EvaluateArguments(ScoredRowOptions):
         choices=REWARDS,
     )
     ref_model: str | None = option("Reference model of the log-ratio; by default, an adapter's base model.", None)
+    drift_from: str | None = option(
+        "Model that training started from, with the same vocabulary: also reports the KL divergence from it.", None
+    )
     json: str | None = option("File for the numbers, as JSON.", None)
     markdown: str | None = option("File for the tables.", None)
     rewards: str | None = option("File for the reward of each completion, as JSON lines.", None)
@@ -84,7 +87,8 @@ def main(argv: Sequence[str]) -> int:
     from accelerate import Accelerator
     from accelerate.utils import is_peft_model
 
-    from ..evaluation.scorer import completion_logps
+    from ..evaluation.drift import check_one_vocabulary, completion_kl
+    from ..evaluation.scorer import completion_tokens, logps_of_tokens
     from ..rows.tokens import prepare_tokenizer
 
     def load(name: str) -> Any:
@@ -99,28 +103,35 @@ def main(argv: Sequence[str]) -> int:
     model = load(args.model_name_or_path)
     if args.reward == "log-ratio" and args.ref_model is None and not is_peft_model(model):
         raise ValueError("reward 'log-ratio' needs --ref_model: the model that training started from")
+    start = None if args.drift_from is None else load(args.drift_from)
+    if args.drift_from is not None:
+        names = args.model_name_or_path, args.drift_from
+        check_one_vocabulary(
+            names,
+            (tokenizer, load_tokenizer(args.drift_from, trust_remote_code=args.trust_remote_code)),
+            (model, start),
+        )
     tokenization = args.tokenization or trained_with(args.model_name_or_path, "tokenization") or "chat-template"
     if model.config.is_encoder_decoder:
         tokenization = "cpo"
     longest = longest_rows(args, sets, model)
 
+    tokens = {
+        each.name: completion_tokens(model, tokenizer, each.rows, longest[each.name], tokenization, each.name)
+        for each in sets
+    }
+
     def score(model: Any, use_adapter: bool = True) -> dict[str, list[CompletionLogps]]:
         return {
-            each.name: completion_logps(
-                model,
-                tokenizer,
-                each.rows,
-                max_length=longest[each.name],
-                batch_size=args.batch_size,
-                accelerator=accelerator,
-                use_adapter=use_adapter,
-                desc=each.name,
-                tokenization=tokenization,
-            )
-            for each in sets
+            name: logps_of_tokens(model, rows, args.batch_size, accelerator, use_adapter, name)
+            for name, rows in tokens.items()
         }
 
     scored = score(model)
+    kls = {
+        name: completion_kl(model, start, rows, args.batch_size, accelerator, f"{name}, drift")
+        for name, rows in (tokens.items() if start is not None else ())
+    }
     references: dict[str, list[CompletionLogps]] = {}
     if args.reward == "log-ratio":
         references = score(model, use_adapter=False) if args.ref_model is None else score(load(args.ref_model))
@@ -128,12 +139,15 @@ def main(argv: Sequence[str]) -> int:
         return 0
     rewards = {name: rewards_of(args.reward, found, references.get(name)) for name, found in scored.items()}
     check_finite(rewards)
-    reports = {each.name: report_of(each, rewards[each.name], scored[each.name], args) for each in sets}
+    reports = {
+        each.name: report_of(each, rewards[each.name], scored[each.name], args, kls.get(each.name)) for each in sets
+    }
     print(report_tables(reports, args.eval_min_score_gap, args.reward))
     settings = {
         "model": args.model_name_or_path,
         "reward": args.reward,
         "ref_model": args.ref_model,
+        "drift_from": args.drift_from,
         "min_score_gap": args.eval_min_score_gap,
         "max_length": longest,
         "tokenization": tokenization,
@@ -221,9 +235,14 @@ def check_finite(rewards: Mapping[str, Sequence[np.ndarray]]) -> None:
 
 
 def report_of(
-    each: EvaluationSet, rewards: Sequence[np.ndarray], scored: Sequence[CompletionLogps], args: EvaluateArguments
+    each: EvaluationSet,
+    rewards: Sequence[np.ndarray],
+    scored: Sequence[CompletionLogps],
+    args: EvaluateArguments,
+    kls: Sequence[np.ndarray] | None = None,
 ) -> dict[str, Any]:
     """A set's numbers and its `kind`."""
+    from ..evaluation.drift import drift_report
     from ..evaluation.listwise import listwise_report
     from ..evaluation.pairs import Pairs, pair_report
     from ..evaluation.rm_bench import rm_bench_report
@@ -242,4 +261,8 @@ def report_of(
         left = np.flatnonzero(pairs.chosen_lengths + pairs.rejected_lengths)
         prompts = [str(each.rows[i].prompt) for i in left]
         report = pair_report(pairs.take(left), prompts, args.eval_min_score_gap, args.bootstrap)
+    if kls is not None:
+        lengths, prompts = [row.lengths for row in scored], [str(row.prompt) for row in each.rows]
+        drift, interval = drift_report(kls, lengths, prompts, args.bootstrap)
+        report |= {"kl_drift": drift, "intervals": {**report["intervals"], "kl_drift": interval}}
     return {"kind": each.kind, **report}

@@ -21,6 +21,8 @@ LENGTH = f"Longest prompt and completion, in tokens. By default that of the mode
 
 def option(text: str, default: Any = MISSING, **metadata: Any) -> Any:
     """A dataclass field with the help text of its flag; without a default, a required flag."""
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata={"help": text, **metadata})
     return field(default=default, metadata={"help": text, **metadata})
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -127,6 +127,12 @@ def trained_with(model: str, option: str) -> Any:
     return None
 
 
+def of_training(option: str, given: Any, models: Sequence[str], default: Any) -> Any:
+    """The value given, else that of the first of these models that a training run has left, else the default."""
+    found = (trained_with(model, option) for model in models) if given is None else (given,)
+    return next((value for value in found if value is not None), default)
+
+
 def max_length_of(given: int | None, model: str | None) -> int:
     """The `max_length` given, or that of the model's training run."""
-    return given or (model and trained_with(model, "max_length")) or MAX_LENGTH
+    return of_training("max_length", given, [model] if model else [], MAX_LENGTH)

@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 BERTSCORE_METRICS = ("bertscore_precision", "bertscore_recall", "bertscore_f1")  # in bert-score's order
 METRICS: tuple[str, ...] = ("jaccard", "rouge1", "rouge2", "rougeL", *BERTSCORE_METRICS)
 PAIRS_PER_CALL = 1024  # bert-score keeps the embeddings of a call: 4 GB for 2,048 texts of 512 tokens, 1,024 wide
-CACHE_VERSION = 1  # part of the cache key: raise it whenever a value may change
+CACHE_VERSION = 2  # part of the cache key: raise it whenever a value may change
 
 _SPACED = bytes(c if chr(c) in "abcdefghijklmnopqrstuvwxyz0123456789" else 32 for c in range(256))
 _CUT_WORD = re.compile(r"[A-Za-z0-9]*\Z")

@@ -114,29 +114,57 @@ def logps_of_tokens(
 ) -> list[CompletionLogps]:
     """`completion_logps` of rows that are tokenized already, as for several models with one tokenizer."""
     accelerator = accelerator or Accelerator()
-    # not `accelerator.prepare`, which would compute in the precision of the training
+    move(model, accelerator.device)
+    with torch.no_grad(), _ready(model, use_adapter):
+        forward = _Forward(model, accelerator.device)
+        found = by_batch([model], tokens, forward, batch_size, accelerator, desc, forward.check)
+    return [CompletionLogps(*values) for values in found]
+
+
+def move(model: Any, device: torch.device) -> None:
+    """To the device; not by `accelerator.prepare`, which would compute in the precision of the training."""
     if not getattr(model, "is_quantized", False):
-        model.to(accelerator.device)
+        model.to(device)
+
+
+def by_batch(
+    models: Sequence[Any],
+    tokens: Sequence[CompletionTokens],
+    compute: Callable[[list[CompletionTokens]], Sequence[Sequence[np.ndarray]]],
+    batch_size: int,
+    accelerator: Accelerator,
+    desc: str,
+    check: Callable[[CompletionTokens], None] | None = None,
+) -> list[list[np.ndarray]]:
+    """What `compute` gives for the rows of a batch: [k] arrays for each. Every process gets those of all rows.
+
+    Args:
+        models: those that compute.
+        tokens: [N] rows; of equal completions in one, a batch has the first.
+        compute: from a batch to its values.
+        batch_size: completions per batch.
+        accelerator: where several processes share the work.
+        desc: of the progress bar.
+        check: called with a row of middle size before the first batch.
+    """
     distinct, places = zip(*(row.distinct() for row in tokens), strict=True) if tokens else ((), ())
     # the longest first: memory runs out at once or never, and a batch has rows of similar length
     order = sorted(range(len(distinct)), key=lambda i: (-distinct[i].size, i))
-    scaled_beyond = _scaled_beyond(model)
-    stretched = _stretched(distinct, scaled_beyond, desc)
+    scaling = [model for model in models if _scaled_beyond(model) is not None]
+    stretched = _stretched(distinct, _scaled_beyond(models[0]), desc)
     batches = _batches(order, [max(len(row.ids), 1) for row in distinct], batch_size, stretched)
     mine = batches[accelerator.process_index :: accelerator.num_processes]
-    found: list[tuple[int, CompletionLogps]] = []
-    with torch.no_grad(), _ready(model, use_adapter):
-        forward = _Forward(model, accelerator.device)
+    found: list[tuple[int, Sequence[np.ndarray]]] = []
+    if check is not None and order:
         # a stretched row would be scaled differently alone than in its batch
         comparable = [i for i in order if distinct[i].has_completions and not stretched[i]] or order
-        for i in comparable[len(comparable) // 2 :][:1]:
-            forward.check(distinct[i])
-        for batch in tqdm(mine, desc=desc, unit="batch", disable=not accelerator.is_main_process):
-            if scaled_beyond is not None:
-                forward.forget_length()
-            found += zip(batch, forward([distinct[i] for i in batch]), strict=True)
+        check(distinct[comparable[len(comparable) // 2]])
+    for batch in tqdm(mine, desc=desc, unit="batch", disable=not accelerator.is_main_process):
+        for model in scaling:  # its rotary embedding keeps the scale of long rows until it sees a short one
+            model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=accelerator.device))
+        found += zip(batch, compute([distinct[i] for i in batch]), strict=True)
     by_row = dict(gather_object(found) if accelerator.num_processes > 1 else found)
-    return [CompletionLogps(*(values[at] for values in by_row[i])) for i, at in enumerate(places)]
+    return [[values[at] for values in by_row[i]] for i, at in enumerate(places)]
 
 
 @contextmanager
@@ -283,10 +311,6 @@ class _Forward:
             k, dtype = len(row.ids), narrow_dtype(self.model, "no")
             self.ways = checked_ways(self.model, *_standard_rows([row], k), self.ways, k, dtype)
 
-    def forget_length(self) -> None:
-        """Resets a dynamic rotary embedding, which keeps the scale of long rows until it sees a short one."""
-        self.model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=self.device))
-
     def __call__(self, rows: Sequence[CompletionTokens]) -> list[CompletionLogps]:
         k = max(len(row.ids) for row in rows)
         if k == 0:
@@ -301,20 +325,27 @@ class _Forward:
 
     def _token_logps(self, rows: Sequence[CompletionTokens], k: int) -> TokenLogps:
         """[k·B, T]: all first completions, then all second ones, and so on."""
-        ids, mask, labels = _standard_rows(rows, k)
         if self.ways.shared:
-            rows_on_cpu: Any = shared_rows(ids, mask, labels, k, step=width_step(self.device))
+            rows_on_cpu: Any = shared_rows(*_standard_rows(rows, k), k, step=width_step(self.device))
             laid_out: Any = {name: value.to(self.device) for name, value in rows_on_cpu.items()}
             fused = self.ways.fused and not logits_will_do(self.model, laid_out["label"])
             return shared_token_logps(self.model, laid_out, fused)
-        labels = labels.to(self.device)
+        inputs, labels = standard_inputs(self.model, rows, k, self.device)
         if self.encoder_decoder:
-            prompts, mask = _padded([row.prompt for row in rows] * k)
-            inputs = {"decoder_input_ids": self.model.prepare_decoder_input_ids_from_labels(labels=labels)}
-            inputs |= {"input_ids": prompts.to(self.device), "attention_mask": mask.to(self.device)}
             return logits_token_logps(self.model, inputs, labels, shift=False)
-        inputs = {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device)}
         return (fused_token_logps if self.ways.fused else logits_token_logps)(self.model, inputs, labels)
+
+
+def standard_inputs(
+    model: Any, rows: Sequence[CompletionTokens], k: int, device: torch.device
+) -> tuple[dict[str, Tensor], Tensor]:
+    """What the model's forward takes, and the labels, [k·B, T] each: all first completions, then all second ones."""
+    ids, mask, labels = _standard_rows(rows, k)
+    labels, inputs = labels.to(device), {}
+    if model.config.is_encoder_decoder:
+        ids, mask = _padded([row.prompt for row in rows] * k)
+        inputs["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=labels)
+    return {**inputs, "input_ids": ids.to(device), "attention_mask": mask.to(device)}, labels
 
 
 def _standard_rows(rows: Sequence[CompletionTokens], k: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -24,6 +24,7 @@ PAIR_ROWS = {
     "n_pairs_gap": "pairs with score gap ≥ {gap:g}",
     "n_pairs": "pairs",
 }
+DRIFT_ROWS = {"kl_drift": "KL drift (nats per token)"}
 LISTWISE_ROWS = {
     "spearman": "Spearman ρ per prompt",
     "kendall": "Kendall τ-b per prompt",
@@ -58,6 +59,8 @@ def report_tables(
         parts += [_bins_table(report[key], title) for key, title in titles.items() if report[key]]
     parts += [_side_by_side(kinds["listwise"], LISTWISE_ROWS)] if kinds["listwise"] else []
     parts += map(_rm_bench_tables, kinds["rm-bench"].values())
+    if any("kl_drift" in report for report in reports.values()):
+        parts.append(_side_by_side(reports, DRIFT_ROWS))
     return "\n\n".join([*parts, "In brackets: 95 % intervals, by bootstrap over prompts."])
 
 

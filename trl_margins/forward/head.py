@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
+from unittest.mock import patch
 
 from accelerate.utils import extract_model_from_parallel
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from torch.func import functional_call
 from transformers import PreTrainedModel
+
+from .standard import IGNORE
 
 FEW_LOGITS = 2**28  # 1 GiB in float32
 
@@ -49,6 +53,46 @@ def only_positions(model: nn.Module, index: Tensor) -> Iterator[None]:
 
     with decoder(model).register_forward_hook(select):
         yield
+
+
+class StoppedForward:
+    """A forward pass that stops before the LM head; its completion tokens then get the model's own logits, some at a
+    time, with whatever the model does to them.
+
+    Args:
+        model: any language model that transformers has.
+        inputs: what its forward takes.
+        labels: [R, T] token ids, −100 where a token is not part of a completion.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Mapping[str, Any], labels: Tensor) -> None:
+        self._causal, self._decoder, self._inputs = causal_model(model), decoder(model), inputs
+
+        def keep(module: nn.Module, args: Any, output: Any) -> Any:
+            self._output, self.hidden = output, output.last_hidden_state
+            output.last_hidden_state = self.hidden[:, :1]
+            return output
+
+        with self._decoder.register_forward_hook(keep):
+            model(**inputs, use_cache=False)
+        # prompt-learning adapters put virtual tokens in front of the real ones
+        self.hidden = self.hidden[:, -labels.size(1) :]
+        if not self._causal.config.is_encoder_decoder:
+            self.hidden, labels = self.hidden[:, :-1], labels[:, 1:]
+        self.is_completion = labels != IGNORE  # [R, T]
+        self.hidden, self.labels = self.hidden[self.is_completion], labels[self.is_completion]  # [N, H], [N]
+
+    def logits(self, hidden: Tensor, weight: Tensor | None = None) -> Tensor:
+        """[N, vocabulary] of hidden states [N, H]; `weight` takes the place of the head's, not of tied embeddings."""
+        self._output.last_hidden_state = hidden[None]
+        weights = {} if weight is None else {self._weight_name: weight}
+        with patch.object(self._decoder, "forward", lambda *args, **kwargs: self._output):
+            return functional_call(self._causal, weights, kwargs=dict(self._inputs), tie_weights=False).logits[0]
+
+    @property
+    def _weight_name(self) -> str:
+        head = self._causal.get_output_embeddings()
+        return next(f"{name}.weight" for name, module in self._causal.named_modules() if module is head)
 
 
 def why_not_fused(model: nn.Module) -> str | None:

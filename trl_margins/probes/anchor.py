@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property, partial
 from typing import Any
@@ -19,18 +20,24 @@ from ..rewards import LengthNormalizedReward
 from ..terms.anchor import ANCHOR_GAP, ANCHOR_SCORE_GAP
 from .diagnostics import AnchorDiagnostics
 from .direction import Direction, gradient_direction, momentum_direction, own_gradients
-from .pair_gradients import CachedGradients
+from .pair_gradients import CachedGradients, pair_gradients
 from .perturbation import Product, cannot_displace, displaced, fused_head_moves, of_linear_layers, perturbed
-from .probe import Batch, Probe, ProbedTrainer, ProbeOptions
+from .probe import Batch, Probe, ProbedTrainer, ProbeOptions, Window
 from .scope import parameters_in_scope
 
 logger = logging.getLogger(__name__)
+
+_DIRECTIONS = {
+    "gradient": "the gradient over each group of {k} mini-batches",
+    "momentum": "the optimizer's momentum",
+    "pair": "each pair's own gradient",
+}
 
 Anchor = AbstractContextManager[Mapping[str, Product] | None]  # within it the model computes at the anchor
 
 
 class GeometricAnchor(Probe):
-    """Measures the anchor gaps of an accumulation window's mini-batches under one perturbation."""
+    """Measures the anchor gaps of an accumulation window, in groups of k mini-batches that share a perturbation."""
 
     columns = (ANCHOR_SCORE_GAP, ANCHOR_GAP)
 
@@ -47,26 +54,40 @@ class GeometricAnchor(Probe):
             options.anchor_radius,
             self.n_parameters,
             options.anchor_scope or "all that trains",
-            f"the gradient over {options.anchor_batch_multiplier} mini-batches"
-            if options.anchor_direction == "gradient"
-            else "the optimizer's momentum",
+            _DIRECTIONS[options.anchor_direction].format(k=options.anchor_batch_multiplier),
             options.anchor_estimator,
         )
 
-    def __call__(self, batches: Sequence[Batch]) -> list[Batch]:
+    def __call__(self, batches: Window) -> Window:
         """The same mini-batches, each with `anchor_score_gap` or `anchor_gap` among its columns."""
-        batches = self.prepared(batches)
+        batches, options = self.prepared(batches), self.options
         self._check_sharded(self.parameters)
-        if self.options.anchor_estimator == "per-pair":
-            batches, direction, measured = self._per_pair(batches)
+        momentum = None
+        if options.anchor_direction == "momentum":
+            momentum = momentum_direction(self.trainer.optimizer, self.parameters)
+        k = len(batches) if momentum is not None else options.anchor_batch_multiplier
+        groups = list(in_groups(batches, k))
+        keeps = momentum is None and self._keeps_graphs(max(map(len, groups)))
+        measured = (self._measured(group, momentum, keeps, group is groups[-1]) for group in groups)
+        if keeps and len(groups) > 1:  # a group's graphs make room before the next one's
+            return OneByOne(itertools.chain.from_iterable(measured), len(batches))
+        return list(itertools.chain.from_iterable(measured))
+
+    def _measured(self, group: list[Batch], momentum: Direction | None, keeps: bool, is_last: bool) -> list[Batch]:
+        """The mini-batches of a group, measured along its direction."""
+        options = self.options
+        if options.anchor_direction == "pair":
+            ready, measured, direction = self._alone(group)
+        elif options.anchor_estimator == "per-pair":
+            ready, measured, direction = self._per_pair(group, momentum)
         else:
-            direction, batches = self._direction(batches)
-            measured = self.measure(batches, direction)
-        batches = [with_columns(batch, columns) for batch, columns in zip(batches, measured, strict=True)]
+            direction, ready = (momentum, group) if momentum is not None else self._direction(group, keeps, is_last)
+            measured = self.measure(ready, direction)
+        ready = [with_columns(batch, columns) for batch, columns in zip(ready, measured, strict=True)]
         for callback in self.trainer.callback_handler.callbacks:
             if isinstance(callback, AnchorDiagnostics) and callback.is_due(self.trainer.state.global_step):
-                callback.record(self.trainer, batches, direction, self.parameters, self.options.anchor_radius)
-        return batches
+                callback.record(self.trainer, ready, direction, self.parameters, options.anchor_radius)
+        return ready
 
     def _check_sharded(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Checks that the estimator works on sharded parameters: at once if accelerate is going to shard them, and
@@ -96,24 +117,24 @@ class GeometricAnchor(Probe):
 
     # The direction
 
-    def _direction(self, batches: list[Batch]) -> tuple[Direction, list[Batch]]:
+    def _direction(
+        self, group: list[Batch], keeps: bool = False, is_last: bool = False
+    ) -> tuple[Direction, list[Batch]]:
         """The direction, and the mini-batches, with their forward passes where the update can use them."""
-        trainer, k = self.trainer, self.options.anchor_batch_multiplier
-        if self.options.anchor_direction == "momentum":
-            direction = momentum_direction(trainer.optimizer, self.parameters)
-            if direction is not None:
-                return direction, batches
-        caches = self._may_cache(len(batches))
-        n_pairs, found = 0, []
+        trainer, n_pairs, ready = self.trainer, 0, []
         with own_gradients(trainer.accelerator, trainer.model, self.parameters) as gradients:
-            for batch in batches[:k]:
-                pairs = trainer.forward_pairs(batch, trainer.model_wrapped if caches else None)
+            for number, batch in enumerate(group, start=1):
+                # the window's last is the one whose backward pass DDP reduces: its wrapper makes the forward pass,
+                # and takes no other backward pass before that one
+                reduced = is_last and number == len(group)
+                kept = keeps and not (reduced and len(group) > 1 and trainer.reduces_in_backward)
+                pairs = trainer.forward_pairs(batch, trainer.model_wrapped if kept and reduced else None)
                 gap = trainer.score_gap(pairs)
-                gradients.add(gap.sum(), retain_graph=caches)
+                gradients.add(gap.sum(), retain_graph=kept)
                 n_pairs += gap.numel()
-                found.append({**batch, CACHED: pairs} if caches else batch)
+                ready.append({**batch, CACHED: pairs} if kept else batch)
             gradient = gradients.take()
-        return self._directed(gradient, n_pairs), found + batches[k:]
+        return self._directed(gradient, n_pairs), ready
 
     def _directed(self, gradient: dict[str, Tensor], n_pairs: int) -> Direction:
         """The direction of Σ ∇Δ over all ranks, of which `n_pairs` are this rank's."""
@@ -128,14 +149,13 @@ class GeometricAnchor(Probe):
         )
         return direction
 
-    def _may_cache(self, n_mini_batches: int) -> bool:
-        """Whether the forward passes behind the direction also serve the update."""
+    def _keeps_graphs(self, n_mini_batches: int) -> bool:
+        """Whether a group's forward passes, made for its direction, also serve the update."""
         options = self.options
-        if n_mini_batches > min(options.anchor_keep_graphs, options.anchor_batch_multiplier):
+        plain = options.anchor_direction == "gradient" and options.anchor_estimator != "per-pair"
+        if not plain or options.sam_radius or n_mini_batches > options.anchor_keep_graphs:  # SAM's update is elsewhere
             return False
-        if options.anchor_direction == "momentum" or options.sam_radius:  # SAM's update is made elsewhere
-            return False
-        return self.trainer.graphs_can_wait(n_mini_batches)
+        return self.trainer.graphs_can_wait
 
     # The gaps
 
@@ -213,25 +233,85 @@ class GeometricAnchor(Probe):
 
     # Everything from the pairs' own gradients
 
-    def _per_pair(self, batches: list[Batch]) -> tuple[list[Batch], Direction, list[dict[str, Tensor]]]:
-        accelerator = self.trainer.accelerator
-        cached = [CachedGradients.of(self.trainer, batch, self.parameters) for batch in batches]
-        used = [(each.gap.numel(), each.summed()) for each in cached[: self.options.anchor_batch_multiplier]]
-        summed = {
-            name: sum((gradient[name] for _, gradient in used), torch.zeros_like(parameter))
-            for name, parameter in self.parameters.items()
-        }
-        gradient = reduce_tensors(accelerator, summed, "sum")
-        direction = self._directed(gradient, sum(n for n, _ in used))
+    def _per_pair(
+        self, group: list[Batch], momentum: Direction | None
+    ) -> tuple[list[Batch], list[dict[str, Tensor]], Direction]:
+        """The mini-batches, ready for the update; their gaps to first order; the direction."""
+        cached, ready = self._cached(group)
+        if momentum is not None:
+            direction = momentum
+        else:
+            of_each = [each.summed() for each in cached]
+            summed = {
+                name: sum((gradient[name] for gradient in of_each), torch.zeros_like(parameter))
+                for name, parameter in self.parameters.items()
+            }
+            gradient = reduce_tensors(self.trainer.accelerator, summed, "sum")
+            direction = self._directed(gradient, sum(each.gap.numel() for each in cached))
         scale = self.options.anchor_radius * direction.per_unit
-        measured = [{ANCHOR_GAP: scale * each.along(direction.vectors)} for each in cached]
+        return ready, [{ANCHOR_GAP: scale * each.along(direction.vectors)} for each in cached], direction
+
+    def _cached(self, group: list[Batch]) -> tuple[list[CachedGradients], list[Batch]]:
+        cached = [CachedGradients.of(self.trainer, batch, self.parameters) for batch in group]
         # DDP reduces what its own forward pass has announced; these gradients come from none
-        reduce = partial(reduce_tensors, accelerator, how="mean")
+        reduce = partial(reduce_tensors, self.trainer.accelerator, how="mean")
         ready: list[Batch] = [
             {**batch, CACHED: each.for_the_update(self.parameters, reduce)}
-            for batch, each in zip(batches, cached, strict=True)
+            for batch, each in zip(group, cached, strict=True)
         ]
-        return ready, direction, measured
+        return cached, ready
+
+    # Each pair's own direction
+
+    def _alone(self, group: list[Batch]) -> tuple[list[Batch], list[dict[str, Tensor]], None]:
+        """Every pair falls along its own gradient: to first order by ρ times that gradient's norm."""
+        if self.options.anchor_estimator == "per-pair":
+            cached, ready = self._cached(group)
+            norms = [each.norms() for each in cached]
+            measured = [{ANCHOR_GAP: self.options.anchor_radius * norm} for norm in norms]
+        else:
+            ready, found = group, [self._each_alone(batch) for batch in group]
+            measured, norms = [columns for columns, _ in found], [norm for _, norm in found]
+        self.trainer.store_metrics({"anchor/gradient_norm": torch.cat(norms)})
+        return ready, measured, None
+
+    def _each_alone(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+        """A mini-batch's columns, and [B] the norms of its pairs' gradients."""
+        columns, norms = [], []
+        for pair in pair_gradients(self.trainer, batch, self.parameters):
+            direction = gradient_direction(self.trainer.accelerator, pair.gradient)
+            measured = self.measure([pair.batch], direction)
+            if pair.own:
+                columns += measured
+                norms.append(direction.norm)
+        return {name: torch.cat([each[name] for each in columns]) for name in columns[0]}, torch.stack(norms)
+
+
+class OneByOne(Window):
+    """A window's mini-batches, each made when it is asked for, once and in order."""
+
+    def __init__(self, batches: Iterator[Batch], n: int) -> None:
+        self._batches, self._n = batches, n
+
+    def __len__(self) -> int:
+        return self._n
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self._batches
+
+
+def in_groups(batches: Iterable[Batch], k: int) -> Iterator[list[Batch]]:
+    """Groups of k consecutive mini-batches. A rest joins the last group; fewer than k are one group."""
+    group: list[Batch] = []
+    rest: list[Batch] = []
+    for batch in batches:
+        rest.append(batch)
+        if len(rest) == k:
+            if group:
+                yield group
+            group, rest = rest, []
+    if group or rest:
+        yield group + rest
 
 
 def check_estimator(objective: Objective, options: Any, has_aux_loss: bool = False) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import gather_object
-from torch import nn
+from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from ..distributed import full_tensor
@@ -46,11 +46,11 @@ class AnchorDiagnostics(TrainerCallback):
         self,
         trainer: ProbedTrainer,
         batches: Sequence[Batch],
-        direction: Direction,
+        direction: Direction | None,
         parameters: Mapping[str, nn.Parameter],
         radius: float,
     ) -> None:
-        """Records the pairs of an accumulation window, whose columns hold their anchor gaps, over all ranks."""
+        """Records the pairs of a group of mini-batches, whose columns hold their anchor gaps, over all ranks."""
         rows = [row for batch in batches for row in _rows(trainer, batch, direction, parameters, radius)]
         rows = gather_object(rows)
         if not trainer.is_world_process_zero():
@@ -64,17 +64,16 @@ class AnchorDiagnostics(TrainerCallback):
 def _rows(
     trainer: ProbedTrainer,
     batch: Batch,
-    direction: Direction,
+    direction: Direction | None,
     parameters: Mapping[str, nn.Parameter],
     radius: float,
 ) -> list[dict[str, float]]:
     parts = []
     for pair in pair_gradients(trainer, batch, parameters):
-        products = [full_tensor((pair.gradient[name] * along).sum()) for name, along in direction.vectors.items()]
-        derivative = torch.stack([upcast(product) for product in products]).sum() * direction.per_unit
         norm = total_norm(pair.gradient.values())
+        along = norm if direction is None else _along(pair.gradient, direction)
         if pair.own:
-            parts.append(torch.stack([upcast(pair.gap[0]), norm, derivative]))
+            parts.append(torch.stack([upcast(pair.gap[0]), norm, along]))
     gap, norm, derivative = torch.stack(parts, dim=1)
     columns = dict(batch[CARRIED])
     at_the_anchor, anchor_gap = columns.pop(ANCHOR_SCORE_GAP, None), columns.pop(ANCHOR_GAP, None)
@@ -89,3 +88,8 @@ def _rows(
     }
     lists = {name: value.tolist() for name, value in columns.items()}
     return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
+
+
+def _along(gradient: Mapping[str, Tensor], direction: Direction) -> Tensor:
+    products = [full_tensor((gradient[name] * vector).sum()) for name, vector in direction.vectors.items()]
+    return torch.stack([upcast(product) for product in products]).sum() * direction.per_unit

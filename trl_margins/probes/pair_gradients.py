@@ -16,7 +16,7 @@ from ..forward.precision import narrow_dtype
 from ..pairs import PairLogps, upcast, with_columns
 from ..terms.anchor import RELATIVE_NORM
 from .direction import own_gradients, total_norm
-from .probe import Batch, Probe, ProbedTrainer
+from .probe import Batch, Probe, ProbedTrainer, Window
 
 # In fp16 the backward pass begins with gaps this many times as large. An update's loss is scaled by more, and can be:
 # one pair's gradient is much larger than its part of that loss.
@@ -94,7 +94,7 @@ class GradientNorms(Probe):
 
     columns = (RELATIVE_NORM,)
 
-    def __call__(self, batches: Sequence[Batch]) -> list[Batch]:
+    def __call__(self, batches: Window) -> Window:
         """The same mini-batches, each with `relative_gradient_norm` among its columns."""
         batches = self.prepared(batches)
         norms = [self._norms(batch) for batch in batches]
@@ -154,6 +154,11 @@ class CachedGradients:
     def summed(self) -> dict[str, Tensor]:
         """Σ_i ∇Δ_i."""
         return {name: gradient.sum(0) for name, gradient in self.gradients.items()}
+
+    def norms(self) -> Tensor:
+        """[B] ‖∇Δ_i‖."""
+        of_each = [torch.linalg.vector_norm(upcast(each.flatten(1)), dim=1) for each in self.gradients.values()]
+        return torch.linalg.vector_norm(torch.stack(of_each), dim=0)
 
     def along(self, vectors: Mapping[str, Tensor]) -> Tensor:
         """[B] ∇Δ_i · vectors."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sized
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any, ClassVar, Protocol
@@ -25,6 +25,10 @@ from .scope import parameters_in_scope
 logger = logging.getLogger(__name__)
 
 Batch = Mapping[str, Any]  # a collated mini-batch
+
+
+class Window(Sized, Iterable[Batch], Protocol):
+    """The mini-batches of one optimizer step."""
 
 
 class ProbeOptions(Protocol):
@@ -59,13 +63,16 @@ class ProbedTrainer(Protocol):
     def fuses_head(self) -> bool: ...
     @property
     def has_aux_loss(self) -> bool: ...
+    @property
+    def graphs_can_wait(self) -> bool: ...
+    @property
+    def reduces_in_backward(self) -> bool: ...
     def before_measuring(self, batch: Batch) -> Batch: ...
     def forward_pairs(self, batch: Batch, model: nn.Module | None = None, fused: bool = True) -> PairLogps: ...
     def score_gap(self, pairs: PairLogps) -> Tensor: ...
     def measured_loss(self, batch: Batch) -> Tensor: ...
     def n_pairs(self, batch: Batch) -> int: ...
     def one_pair(self, batch: Batch, i: int) -> Batch: ...
-    def graphs_can_wait(self, n_mini_batches: int) -> bool: ...
     def store_metrics(self, metrics: Mapping[str, Tensor]) -> None: ...
     def get_train_dataloader(self) -> DataLoader: ...
     def is_world_process_zero(self) -> bool: ...
@@ -89,7 +96,7 @@ class Probe(ABC):
         self.n_parameters = sum(p.numel() for p in parameters_in_scope(trainer.model, options.anchor_scope).values())
 
     @abstractmethod
-    def __call__(self, batches: Sequence[Batch]) -> list[Batch]:
+    def __call__(self, batches: Window) -> Window:
         """The same mini-batches, with what was measured among their columns."""
 
     def around_update(self) -> AbstractContextManager[None]:
@@ -104,7 +111,7 @@ class Probe(ABC):
         check_reachable(self.trainer.model, parameters)
         return parameters
 
-    def prepared(self, batches: Sequence[Batch]) -> list[Batch]:
+    def prepared(self, batches: Window) -> list[Batch]:
         """The mini-batches on their device, and the model in training mode."""
         self.trainer.model.train()
         return [self.trainer.before_measuring(batch) for batch in batches]

@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 
 from ..pairs import CARRIED, ROW
 from ..terms.anchor import ANCHOR_GAP, ANCHOR_SCORE_GAP
-from .anchor import GeometricAnchor
+from .anchor import GeometricAnchor, in_groups
 from .probe import Batch, ProbedTrainer
 
 
@@ -17,26 +17,20 @@ def dataset_anchor_gaps(trainer: ProbedTrainer) -> np.ndarray:
     """Γ of every pair of `trainer.train_dataset`, in its order, under the current weights; nothing is trained.
 
     That set lacks the pairs that training drops; its column `row_number` gives the row of the given set that each
-    value belongs to. Pairs are taken in accumulation windows of `gradient_accumulation_steps` mini-batches, each with
-    a direction of its own; with `train_sampling_strategy="sequential"` in their order, else at random. Every rank gets
-    all values.
+    value belongs to. Pairs are taken in groups of `anchor_batch_multiplier` mini-batches, each with a direction of its
+    own: with `train_sampling_strategy="sequential"` in their order, else at random. Every rank gets all values.
     """
     batches = trainer.get_train_dataloader()
     trainer.model = trainer.accelerator.prepare_model(trainer.model, evaluation_mode=True)
     anchor = GeometricAnchor(trainer, trainer.options)
-    size = trainer.args.gradient_accumulation_steps
     gap_of_row: dict[int, float] = {}
-    window: list[Batch] = []
     progress = tqdm(batches, desc="Measuring anchor gaps", disable=not trainer.is_world_process_zero())
-    for number, batch in enumerate(progress, start=1):
-        window.append(batch)
-        if len(window) == size or number == len(batches):
-            for measured in anchor(window):
-                # by row number: the last mini-batches of several ranks are filled up with pairs of the first
-                both = trainer.accelerator.gather((measured[CARRIED][ROW], _anchor_gap(trainer, measured).float()))
-                for row, gap in zip(*(each.tolist() for each in both), strict=True):
-                    gap_of_row.setdefault(row, gap)
-            window = []
+    for group in in_groups(progress, trainer.options.anchor_batch_multiplier):
+        for measured in anchor(group):
+            # by row number: the last mini-batches of several ranks are filled up with pairs of the first
+            both = trainer.accelerator.gather((measured[CARRIED][ROW], _anchor_gap(trainer, measured).float()))
+            for row, gap in zip(*(each.tolist() for each in both), strict=True):
+                gap_of_row.setdefault(row, gap)
     return np.array([gap_of_row[row] for row in trainer.train_dataset[ROW]], np.float32)
 
 
@@ -50,6 +44,8 @@ def _anchor_gap(trainer: ProbedTrainer, batch: Batch) -> Tensor:
 
 def subsets(anchor_gaps: np.ndarray, fraction: float, seed: int = 0) -> dict[str, np.ndarray]:
     """Row numbers of the stable (lowest Γ), the unstable (highest Γ) and a random subset, each in the set's order.
+
+    With the same seed, a larger fraction takes the rows of a smaller one and more.
 
     Args:
         anchor_gaps: [n] Γ.
@@ -68,6 +64,6 @@ def subsets(anchor_gaps: np.ndarray, fraction: float, seed: int = 0) -> dict[str
     chosen = {
         "stable": order[:n],
         "unstable": order[-n:],
-        "random": np.random.default_rng(seed).choice(len(anchor_gaps), n, replace=False),
+        "random": np.random.default_rng(seed).permutation(len(anchor_gaps))[:n],
     }
     return {name: np.sort(rows) for name, rows in chosen.items()}

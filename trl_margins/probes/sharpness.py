@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from .direction import Direction, gradient_direction, own_gradients
 from .perturbation import perturbed
-from .probe import Batch, Probe, ProbedTrainer, ProbeOptions
+from .probe import Probe, ProbedTrainer, ProbeOptions, Window
 
 
 class SharpnessAware(Probe):
@@ -28,7 +28,7 @@ class SharpnessAware(Probe):
             )
         self._direction: Direction | None = None
 
-    def __call__(self, batches: Sequence[Batch]) -> list[Batch]:
+    def __call__(self, batches: Window) -> Window:
         """Finds the direction; the mini-batches stay as they are."""
         self._direction = None
         batches = self.prepared(batches)

@@ -241,30 +241,11 @@ def flips(found: list[Usable], runs: Sequence[Run]) -> tuple[Figure, str]:
         name, weight = pair_weight(of)
         result = summaries.flips(of["step"], weight, of["is_flipped"])
         most = max(most, result.steps.size)
-        band(left, result.steps, result.clean, color=BLUE, marker="o", label="clean")
-        band(left, result.steps, result.flipped, color=VERMILLION, marker="s", label="flipped")
-        aside = 0.12 * np.diff(result.steps).min() if result.steps.size > 1 else 0.05 * max(of["step"][-1], 1)
-        for i, (tier, rows) in enumerate(zip(style.TIERS, result.by_tier, strict=True)):
-            right.errorbar(
-                result.steps + (i - 1) * aside,
-                rows[:, 0],
-                yerr=np.abs(rows[:, 1:] - rows[:, :1]).T,
-                color=style.TIER_COLORS[i],
-                marker=style.MARKERS[i],
-                clip_on=False,
-                elinewidth=1,
-                capsize=2,
-                label=tier,
-            )
-        right.axhline(result.overall, color=style.INK, linewidth=1, linestyle="--", label="flip rate of all pairs")
-        right.set_ylim(bottom=0)
-        right.yaxis.set_major_formatter(_percent)
+        _draw_flips(left, right, result)
         left.set(title=label(of.run.name), ylabel=f"mean {name}")
-        right.set(title="flip rate by tier of weight", ylabel="flip rate")
         _steps(left, [of.run])
         _steps(right, [of.run])
-    (lines, names), (bars, tiers) = (panel.get_legend_handles_labels() for panel in axes[:2])
-    legend_below(figure, lines + bars, names + tiers, columns=6)
+    _legend_of_flips(figure, *axes[:2])
     weights = dict.fromkeys(pair_weight(of)[0] for of in found)
     columns = dict.fromkeys(" × ".join(c for c in of.columns if c not in ("step", "is_flipped")) for of in found)
     caption = (
@@ -274,6 +255,46 @@ def flips(found: list[Usable], runs: Sequence[Run]) -> tuple[Figure, str]:
         f"other seeds. {source(found, 'step, is_flipped and ' + ' or '.join(columns))}"
     )
     return figure, caption
+
+
+def _draw_flips(left: Axes, right: Axes, result: summaries.Flips) -> None:
+    """Mean weights of clean and flipped pairs, and flip rates by weight."""
+    band(left, result.steps, result.clean, color=BLUE, marker="o", label="clean")
+    band(left, result.steps, result.flipped, color=VERMILLION, marker="s", label="flipped")
+    aside = 0.12 * np.diff(result.steps).min() if result.steps.size > 1 else 0.05 * max(result.steps[-1], 1)
+    for i, (tier, rows) in enumerate(zip(style.TIERS, result.by_tier, strict=True)):
+        right.errorbar(
+            result.steps + (i - 1) * aside,
+            rows[:, 0],
+            yerr=np.abs(rows[:, 1:] - rows[:, :1]).T,
+            color=style.TIER_COLORS[i],
+            marker=style.MARKERS[i],
+            clip_on=False,
+            elinewidth=1,
+            capsize=2,
+            label=tier,
+        )
+    right.axhline(result.overall, color=style.INK, linewidth=1, linestyle="--", label="flip rate of all pairs")
+    right.set_ylim(bottom=0)
+    right.yaxis.set_major_formatter(_percent)
+    right.set(title="flip rate by tier of weight", ylabel="flip rate")
+
+
+def _legend_of_flips(figure: Figure, left: Axes, right: Axes) -> None:
+    (lines, names), (bars, tiers) = (panel.get_legend_handles_labels() for panel in (left, right))
+    legend_below(figure, lines + bars, names + tiers, columns=6)
+
+
+@styled
+def flips_at(models: Sequence[str], result: summaries.Flips) -> Figure:
+    """The same pairs at several models, in their order."""
+    figure, (left, right) = panels(2)
+    _draw_flips(left, right, result)
+    left.set(title="the same pairs at each checkpoint", ylabel="mean anchor weight")
+    for panel in (left, right):
+        panel.set_xticks(result.steps, [label(name, 16) for name in models])
+    _legend_of_flips(figure, left, right)
+    return figure
 
 
 @from_pairs(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -122,11 +122,16 @@ class Flips:
 
 def flips(step: np.ndarray, weight: np.ndarray, is_flipped: np.ndarray, most: int = 10, least: int = 40) -> Flips:
     """Phases of pairs in the order of training, and the tiers within each phase."""
-    marked = is_flipped > 0.5
-    rows = []
-    for phase in phases(step.size, most, least):
-        w, f = weight[phase], marked[phase]
+    parts = phases(step.size, most, least)
+    return flips_of_parts((step[part].mean(), weight[part], is_flipped[part] > 0.5) for part in parts)
+
+
+def flips_of_parts(parts: Iterable[tuple[float, np.ndarray, np.ndarray]]) -> Flips:
+    """The same of parts: each a step, weights and which pairs are flipped."""
+    rows, flipped_in = [], []
+    for step, w, f in parts:
         by_tier = [rate(f[tiers(w) == t]) for t in range(TIERS)]
-        rows.append((step[phase].mean(), mean(w[~f]), mean(w[f]), *by_tier))
+        rows.append((step, mean(w[~f]), mean(w[f]), *by_tier))
+        flipped_in.append(f)
     steps, clean, flipped, *of_tiers = (np.array(column, float) for column in zip(*rows, strict=True))
-    return Flips(steps, clean, flipped, of_tiers, float(marked.mean()))
+    return Flips(steps, clean, flipped, of_tiers, float(np.concatenate(flipped_in).mean()))

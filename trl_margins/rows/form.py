@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from reprlib import repr as shortened
@@ -27,6 +28,7 @@ LIKE_A_PROMPT = (
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant"}
 _ROLES |= {role: role for role in ("system", "user", "assistant", "tool")}  # in upper or lower case
 _SHAREGPT_ROLES = {**_ROLES, "model": "assistant", "observation": "tool"}  # of from/value messages
+_TURN = re.compile(r"\n\n(?:Human|Assistant):")  # begins a turn of Anthropic's dialogues, which are text
 _NOT_THE_MODEL = ("system", "user")
 _SET_BY_THE_TRAINER = {"add_generation_prompt", "tokenize", "return_dict"}
 
@@ -182,10 +184,17 @@ class RowReader:
         return self._extracted(chosen, rejected, where)
 
     def _extracted(self, chosen: Any, rejected: Any, where: str) -> tuple[Part, Part, Part]:
-        """By TRL's rule: the common beginning is the prompt, and something must be left of each completion."""
+        """By TRL's rule: the common beginning is the prompt, and something must be left of each completion.
+
+        In a dialogue as text, the prompt ends with the last turn marker that both share. Else the words with which
+        both answers begin would be the prompt's.
+        """
         text = isinstance(chosen, str)
-        if not text and (shared := _shared_turns([chosen, rejected])):
-            return chosen[:shared], chosen[shared:], rejected[shared:]
+        turns = [match.end() for match in _TURN.finditer(chosen)] if text else []
+        if shared := [end for end in turns if rejected.startswith(chosen[:end])]:
+            return chosen[: shared[-1]], chosen[shared[-1] :], rejected[shared[-1] :]
+        if not text and (n := _shared_turns([chosen, rejected])):
+            return chosen[:n], chosen[n:], rejected[n:]
         if not text or min(len(chosen), len(rejected)) < 2 or chosen[0] != rejected[0]:
             what = "characters" if text else "messages"
             beside = "no prompt" if self.prompt_column is None or text else "no prompt in their form"

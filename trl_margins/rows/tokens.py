@@ -24,7 +24,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 # What tokens depend on besides the data and the tokenizer. Raise the number whenever a token may change
-VERSION = f"1, trl {version('trl')}, transformers {version('transformers')}"
+VERSION = f"2, trl {version('trl')}, transformers {version('transformers')}"
 
 
 class RowTokens(NamedTuple):

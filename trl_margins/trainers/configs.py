@@ -280,16 +280,16 @@ class MarginOptions:
     anchor_batch_multiplier: int = field(
         default=8,
         metadata={
-            "help": "GAPO's k: mini-batches behind the anchor's direction, or the whole accumulation window where it "
-            "is shorter."
+            "help": "GAPO's k: each group of k mini-batches in an accumulation window has an anchor of its own. A "
+            "rest joins the last group; a window shorter than k is one group."
         },
     )
     anchor_direction: str = field(
         default="gradient",
         metadata={
-            "help": "'gradient' of the mean gap, or the optimizer's 'momentum', which costs no forward pass and no "
-            "memory.",
-            "choices": ["gradient", "momentum"],
+            "help": "'gradient' of a group's mean gap; the optimizer's 'momentum', which costs no forward pass and no "
+            "memory; or every 'pair' its own gradient (instance-wise), which measures one pair at a time.",
+            "choices": ["gradient", "momentum", "pair"],
         },
     )
     anchor_estimator: str = field(
@@ -312,8 +312,8 @@ class MarginOptions:
     anchor_keep_graphs: int = field(
         default=1,
         metadata={
-            "help": "Accumulation windows of at most this many mini-batches keep their forward passes from the "
-            "direction to the update: faster, at the price of their activations."
+            "help": "Groups of at most this many mini-batches keep their forward passes from the direction to the "
+            "update: faster, at the price of their activations."
         },
     )
     sam_radius: float = field(

@@ -169,9 +169,10 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
     def n_pairs(self, batch: Mapping[str, Any]) -> int:
         return len(batch["input_ids"]) // 2
 
-    def graphs_can_wait(self, n_mini_batches: int) -> bool:
+    @property
+    def graphs_can_wait(self) -> bool:
         """TRL offloads the activations of a training step alone, and only until their first use."""
-        return not self.args.activation_offloading and super().graphs_can_wait(n_mini_batches)
+        return not self.args.activation_offloading and super().graphs_can_wait
 
     def _precompute_ref_logps(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         self._wrap_collator()

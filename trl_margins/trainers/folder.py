@@ -74,11 +74,16 @@ _NOT_SAID = (
 
 def last_whole_checkpoint(folder: str | Path) -> str | None:
     """The newest complete checkpoint; incomplete ones are named in the log."""
+    return next(whole_checkpoints(folder), None)
+
+
+def whole_checkpoints(folder: str | Path) -> Iterator[str]:
+    """The complete checkpoints, the newest first; incomplete ones are named in the log."""
     for path in sorted(_checkpoints(Path(folder)), key=_step_of, reverse=True):
         if is_whole(path):
-            return str(path)
-        logger.warning("%s is incomplete: it is left out", path)
-    return None
+            yield str(path)
+        else:
+            logger.warning("%s is incomplete: it is left out", path)
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -131,15 +131,19 @@ class WindowMixin(MarginTrainer, ABC):
         """Whether the model's auxiliary loss (mixture of experts) is added to that of the pairs."""
         return bool(self.aux_loss_enabled)
 
-    def graphs_can_wait(self, n_mini_batches: int) -> bool:
-        """Whether the graphs of a window's mini-batches survive a look at their gradient, for the update to use."""
+    @property
+    def graphs_can_wait(self) -> bool:
+        """Whether a mini-batch's graph survives a look at its gradient, for the update to use."""
         # FSDP2 lets go of its parameters after the first way back
         sharded = any(isinstance(module, FSDPModule) for module in self.model.modules())
         if self.args.n_gpu > 1 or self.checkpoints_reentrantly or sharded:
             return False
-        kind = self.accelerator.distributed_type
-        # DDP expects the backward pass of a synchronised forward pass before the next one begins
-        return kind == DistributedType.NO or (kind in _DDP and n_mini_batches == 1)
+        return self.accelerator.distributed_type == DistributedType.NO or self.reduces_in_backward
+
+    @property
+    def reduces_in_backward(self) -> bool:
+        """Whether gradients are reduced by DDP: in the backward pass that follows its wrapper's forward pass."""
+        return self.accelerator.distributed_type in _DDP
 
     @property
     def checkpoints_reentrantly(self) -> bool:

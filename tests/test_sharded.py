@@ -19,6 +19,7 @@ from scipy.stats import spearmanr
 from sharded_anchor import CASES, PAIRS
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from trl_margins.distributed import is_sharded
@@ -90,9 +91,10 @@ def test_the_backup_of_a_shard_is_all_that_a_step_needs(held, runs):
 
 
 @pytest.fixture
-def one_process(tmp_path):
-    """FSDP2 over a single process: it gathers, casts and reshards as it does over several."""
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+def one_process():
+    """FSDP2 over a single process: it gathers, casts and reshards as it does over several. PyTorch's own fake group has
+    nothing to do there, and no threads that something of FSDP2 would keep alive."""
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=1)
     yield init_device_mesh("cpu", (1,))
     dist.destroy_process_group()
 

@@ -133,13 +133,13 @@ def check_reachable(model: nn.Module, parameters: Mapping[str, nn.Parameter]) ->
         )
 
 
-def check_unsharded(parameters: Mapping[str, nn.Parameter], what: str) -> None:
+def check_unsharded(parameters: Mapping[str, nn.Parameter], what: str, will_shard: bool = False) -> None:
     """Checks that each rank has the whole gradient of these parameters, as gradients of its own pairs require.
 
     Raises:
         ValueError: they are sharded.
     """
-    if name := next((name for name, parameter in parameters.items() if is_sharded(parameter)), None):
+    if name := next((name for name, parameter in parameters.items() if will_shard or is_sharded(parameter)), None):
         raise ValueError(
             f"{what} takes every pair's own gradient, and FSDP2 gives each rank a part of {name!r}'s, summed over all "
             "ranks: use DDP, or adapters on a model that transformers has sharded (distributed_config)"

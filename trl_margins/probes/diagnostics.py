@@ -35,8 +35,8 @@ def check_diagnostics(objective: Objective, options: Any) -> None:
     if not any({ANCHOR_GAP, ANCHOR_SCORE_GAP} & set(term.probes) for term in objective.terms):
         terms = ", ".join(term.name for term in objective.terms) or "no term"
         raise ValueError(
-            f"anchor_diagnostics={options.anchor_diagnostics} takes anchor gaps apart, and {terms} measures none: leave "
-            "it out, or add margin 'geometric-anchor'"
+            f"anchor_diagnostics={options.anchor_diagnostics} takes anchor gaps apart, and {terms} measures none: "
+            "leave it out, or set margin to 'geometric-anchor'"
         )
     if not options.log_pairs:
         raise ValueError(

@@ -320,8 +320,8 @@ class MarginOptions:
         default=0,
         metadata={
             "help": "Every so many optimizer steps, from the first, write what each pair's anchor gap is made of to "
-            "anchor_diagnostics.csv in the output folder, of which `trl-margins report` draws pictures; 0 is off. Such "
-            "a step takes each pair's own gradient, and about twice as long."
+            "anchor_diagnostics.csv in the output folder; `trl-margins report` draws it. Such a step takes a gradient "
+            "for each pair. 0 is off."
         },
     )
     sam_radius: float = field(

@@ -87,7 +87,7 @@ def anchor_ranking(found: list[Usable], runs: Sequence[Run]) -> tuple[Figure, st
         names = [percent(share) for share in TOP]
         bars = right.bar(names, list(result.overlap.values()), width=0.6, color=GREEN)
         right.bar_label(bars, [percent(height) for height in result.overlap.values()])
-        right.hlines(TOP, [-0.4, 0.6, 1.6], [0.4, 1.4, 2.4], color=INK, linewidth=1.2, linestyle="--")
+        right.hlines(TOP, np.arange(len(TOP)) - 0.4, np.arange(len(TOP)) + 0.4, color=INK, linewidth=1.2, linestyle="--")
         right.set(ylim=(0, 1.08), xlabel="pairs with the largest first order", ylabel="the same in both rankings")
         right.set_title("overlap of the top pairs")
         right.yaxis.set_major_formatter(percent)

@@ -125,7 +125,7 @@ def test_the_report_says_what_scipy_finds_in_the_file(run):
     assert f"one of {np.log(cos[cos > 0]).std():.2f}: " in page
     for step in (1, 3):
         means = table[table["step"] == step][["curvature", "first_order"]].mean()
-        curvature, first = (f"{value:+.4f}".replace("-", "−") for value in means)
+        curvature, first = (f"{value:+.3g}".replace("-", "−") for value in means)
         assert f"{curvature} to a first order of {first} in step {step}" in page
     history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
     norms = np.array([entry["grad_norm"] for entry in history if "grad_norm" in entry])

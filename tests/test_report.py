@@ -531,6 +531,19 @@ def test_gaps_over_the_recorded_steps(tmp_path):
     )
 
 
+def test_pairs_without_a_gradient_are_not_ranked(tmp_path):
+    """Twice the same completion: what its gradient is, is rounding error."""
+    run = diagnosed(tmp_path / "run")
+    caption = figures.anchor_ranking([run]).caption
+    assert "of 100 measured pairs." in caption
+    assert "Left out" not in caption
+    run.anchors["gradient_norm"][::20] = 1e-7
+    caption = figures.anchor_ranking([run]).caption
+    assert "of 95 measured pairs. Left out, as without a gradient: 5 below a thousandth of the median" in caption
+    rest = np.delete(run.anchors["gradient_norm"], np.arange(0, 100, 20))
+    assert f"a standard deviation of {np.log(rest).std(ddof=1):.2f}" in caption
+
+
 def test_why_there_is_no_ranking(tmp_path):
     run = diagnosed(tmp_path / "own", own=True)
     reason = figures.anchor_ranking([run]).left_out["own"]

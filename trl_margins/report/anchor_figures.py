@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -30,6 +31,7 @@ from .style import (
 )
 
 MOST_POINTS = 5000  # of a scatter
+LEAST = 1e-3  # times the median gradient norm: what is less may be rounding error
 TOP = (0.1, 0.2, 0.3)  # the shares of pairs whose overlap is drawn
 NORM, ALIGNMENT, FIRST, CURVATURE = "gradient_norm", "alignment", "first_order", "curvature"
 
@@ -52,6 +54,13 @@ def _groups(of: Usable) -> dict[str, tuple[np.ndarray, str]]:
     return {"clean": (~flipped, BLUE), "flipped": (flipped, VERMILLION)}
 
 
+def _with_gradient(of: Usable) -> Usable:
+    """Without pairs that have no gradient, such as those with twice the same completion."""
+    rows = of[NORM] >= LEAST * np.median(of[NORM])
+    columns = {name: column[rows] for name, column in of.columns.items()}
+    return replace(of, columns=columns, logged=of.logged - int((~rows).sum()))
+
+
 def _no_ranking(of: Usable) -> str | None:
     if (of[ALIGNMENT] == 1).all():
         return "each pair was measured along its own direction: every alignment is 1"
@@ -69,9 +78,11 @@ def _no_ranking(of: Usable) -> str | None:
 )
 def anchor_ranking(found: list[Usable], runs: Sequence[Run]) -> tuple[Figure, str]:
     """The shared direction against each pair's own: alignments, both first orders, overlap of the top pairs."""
-    figure, axes = panels(3 * len(found), columns=3)
+    figure, axes = panels(3 * len(found), height=3.2, columns=3)
     said = []
-    groups = _all_groups(found)
+    n_measured = sum(of.size for of in found)
+    found, groups = list(map(_with_gradient, found)), _all_groups(found)
+    n_without = n_measured - sum(of.size for of in found)
     for i, of in enumerate(found):
         left, middle, right = axes[3 * i : 3 * i + 3]
         result = summaries.agreement(of[NORM], of[ALIGNMENT], TOP)
@@ -87,7 +98,9 @@ def anchor_ranking(found: list[Usable], runs: Sequence[Run]) -> tuple[Figure, st
         names = [percent(share) for share in TOP]
         bars = right.bar(names, list(result.overlap.values()), width=0.6, color=GREEN)
         right.bar_label(bars, [percent(height) for height in result.overlap.values()])
-        right.hlines(TOP, np.arange(len(TOP)) - 0.4, np.arange(len(TOP)) + 0.4, color=INK, linewidth=1.2, linestyle="--")
+        right.hlines(
+            TOP, np.arange(len(TOP)) - 0.4, np.arange(len(TOP)) + 0.4, color=INK, linewidth=1.2, linestyle="--"
+        )
         right.set(ylim=(0, 1.08), xlabel="pairs with the largest first order", ylabel="the same in both rankings")
         right.set_title("overlap of the top pairs")
         right.yaxis.set_major_formatter(percent)
@@ -107,6 +120,8 @@ def anchor_ranking(found: list[Usable], runs: Sequence[Run]) -> tuple[Figure, st
         f"own gradient with it. {' '.join(said)} Pairs of all recorded steps are in one ranking. "
         f"{source(found, f'{NORM} and {ALIGNMENT}')}"
     )
+    if n_without:
+        caption += f" Left out, as without a gradient: {n_without:,} below a thousandth of the median norm."
     return figure, caption
 
 
@@ -196,9 +211,10 @@ def _scatter_parts(axes: Axes, of: Usable) -> str:
         first, curvature = of[FIRST][rows], of[CURVATURE][rows]
         shown = summaries.thinned(first.size, MOST_POINTS // 2)
         axes.scatter(first[shown], curvature[shown], s=10, alpha=0.6, color=color, linewidths=0, rasterized=True)
-        said.append(f"{signed(curvature.mean(), 4)} to a first order of {signed(first.mean(), 4)} in step {step:g}")
+        means = signed(curvature.mean(), ".3g"), signed(first.mean(), ".3g")
+        said.append("{} to a first order of {} in step {:g}".format(*means, step))
     axes.axhline(0, color=GREY, linewidth=1)
     axes.axvline(0, color=GREY, linewidth=1)
     axes.locator_params(axis="x", nbins=5)
     axes.set(xlabel="first order ρ‖∇Δ‖ cos φ", ylabel="curvature", title=label(of.run.name, 28))
-    return f"In {of.run.name} curvature adds {', and '.join(said)} on average."
+    return f"In {of.run.name} curvature adds on average {', and '.join(said)}."

@@ -419,11 +419,11 @@ def gradient_norm(runs: Sequence[Run]) -> Picture:
             f"In {run.name} the greatest is {curve.values[curve.best]:.4g}, in step {curve.steps[curve.best]:g}; "
             f"{large:,} of {curve.steps.size:,} ({percent(large / curve.steps.size)}) are above the line."
         )
+    median = "their median" if len(drawn) == 1 else "the median of the runs' medians, one threshold for all"
     caption = (
         "The gradient of the loss before clipping, in the steps that were logged: thin as it is, thick the mean of "
-        f"each three neighbours. {' '.join(said)} The dashed line is at {threshold:.4g}: {LARGE:g} times the median"
-        f"{', or the median of all medians,' if len(drawn) > 1 else ''} of the logged norms, so that one threshold "
-        f"serves all runs. From {STATE}: grad_norm."
+        f"each three neighbours. {' '.join(said)} The dashed line is at {threshold:.4g}, {LARGE:g} times {median}. "
+        f"From {STATE}: grad_norm."
     )
     return replace(picture, figure=figure, caption=caption, left_out=left_out)
 

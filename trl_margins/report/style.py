@@ -93,6 +93,6 @@ def percent(share: float, _: float = 0) -> str:
     return f"{100 * share:.3g} %"
 
 
-def signed(value: float, digits: int = 2) -> str:
-    """With a minus sign as it is printed."""
-    return f"{value:+.{digits}f}".replace("-", "−")
+def signed(value: float, form: str = ".2f") -> str:
+    """With a sign, and a minus sign as it is printed."""
+    return f"{value:+{form}}".replace("-", "−")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -107,7 +108,7 @@ def anchor_ranking(found: list[Usable], runs: Sequence[Run]) -> tuple[Figure, st
         right.grid(visible=False, axis="x")
         said.append(_ranked(of, result))
     handles = [Line2D([], [], color=color, marker="o", linestyle="none") for color in groups.values()]
-    lines = {
+    lines: dict[str, dict[str, Any]] = {
         "median of cos φ": {"color": INK, "linestyle": ":"},
         "cos φ = 1": {"color": GREY},
         "of random rankings": {"color": INK, "linestyle": "--"},
@@ -126,7 +127,7 @@ def anchor_ranking(found: list[Usable], runs: Sequence[Run]) -> tuple[Figure, st
 
 
 def _histogram(axes: Axes, of: Usable, result: summaries.Agreement) -> None:
-    edges = np.histogram_bin_edges(of[ALIGNMENT], 25)
+    edges = np.histogram_bin_edges(of[ALIGNMENT], min(max(of.size // 8, 8), 25))
     for rows, color in _groups(of).values():
         heights = summaries.shares(of[ALIGNMENT][rows], edges)
         axes.stairs(heights, edges, color=color, fill=True, alpha=0.2)

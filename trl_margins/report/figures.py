@@ -399,13 +399,13 @@ def gradient_norm(runs: Sequence[Run]) -> Picture:
     medians = [float(np.median(curves[run.name].values)) for run in drawn]
     threshold = LARGE * float(np.median(medians))
     figure, over = _over_training(drawn, ["grad_norm"], height=3.0)
-    looks = {run: look for run, look in run_styles(runs).items() if run not in left_out}
+    looks = {name: look for name, look in run_styles(runs).items() if name not in left_out}
     for panel, _, scale in over:
-        for run, look in looks.items():
-            curve = curves[run]
+        for name, look in looks.items():
+            curve = curves[name]
             smooth = summaries.Curve(curve.steps, summaries.smoothed(curve.values))
-            panel.plot(scale[run] * curve.steps, curve.values, color=look["color"], linewidth=0.8, alpha=0.35)
-            _plot(panel, smooth, look, scale[run])
+            panel.plot(scale[name] * curve.steps, curve.values, color=look["color"], linewidth=0.8, alpha=0.35)
+            _plot(panel, smooth, look, scale[name])
         panel.axhline(threshold, color=GREY, linewidth=1.2, linestyle="--", zorder=1)
         panel.set_ylim(bottom=0)
         panel.set_ylabel("norm of the loss gradient")

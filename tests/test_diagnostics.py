@@ -216,10 +216,10 @@ def test_selecting_pairs_records_nothing(tiny_model, tokenizer, tmp_path):
         (
             "gappo",
             {},
-            "anchor_diagnostics=5 takes anchor gaps apart, and score-gap measures none: leave it out",
+            r"anchor_diagnostics=5 takes anchor gaps apart, and none is measured \(score-gap\): leave",
         ),
-        ("simpo", {}, "anchor_diagnostics=5 takes anchor gaps apart, and no term measures none"),
-        ("gradient-norm", {}, "and gradient-norm measures none"),
+        ("simpo", {}, r"none is measured \(no term\)"),
+        ("gradient-norm", {}, r"none is measured \(gradient-norm\)"),
         ("geometric-anchor", {"log_pairs": False}, "writes a line for each pair, and log_pairs is off: turn"),
     ],
 )

@@ -35,8 +35,8 @@ def check_diagnostics(objective: Objective, options: Any) -> None:
     if not any({ANCHOR_GAP, ANCHOR_SCORE_GAP} & set(term.probes) for term in objective.terms):
         terms = ", ".join(term.name for term in objective.terms) or "no term"
         raise ValueError(
-            f"anchor_diagnostics={options.anchor_diagnostics} takes anchor gaps apart, and {terms} measures none: "
-            "leave it out, or set margin to 'geometric-anchor'"
+            f"anchor_diagnostics={options.anchor_diagnostics} takes anchor gaps apart, and none is measured "
+            f"({terms}): leave it out, or set margin to 'geometric-anchor'"
         )
     if not options.log_pairs:
         raise ValueError(
@@ -79,14 +79,8 @@ def gap_parts(
     norms, slopes = [], []
     for pair in pair_gradients(trainer, batch, parameters, "anchor_diagnostics"):
         norms.append(total_norm(pair.gradient.values()))
-        if direction is not None:
-            products = [
-                full_tensor((upcast(pair.gradient[name]) * upcast(vector)).sum())
-                for name, vector in direction.vectors.items()
-            ]
-            slopes.append(torch.stack(products).sum() * direction.per_unit)
-    norm, gap = torch.stack(norms), anchor_gap(trainer, batch)
-    slope = torch.stack(slopes) if slopes else norm
+        slopes.append(norms[-1] if direction is None else _along(pair.gradient, direction))
+    norm, slope, gap = torch.stack(norms), torch.stack(slopes), anchor_gap(trainer, batch)
     columns = batch[CARRIED]
     return {name: columns[name] for name in _CARRIED if name in columns} | {
         "anchor_gap": gap,
@@ -95,3 +89,11 @@ def gap_parts(
         "first_order": radius * slope,
         "curvature": gap - radius * slope,
     }
+
+
+def _along(gradient: Mapping[str, Tensor], direction: Direction) -> Tensor:
+    """[] the derivative along the direction, which is made a unit vector."""
+    products = [
+        full_tensor((upcast(gradient[name]) * upcast(along)).sum()) for name, along in direction.vectors.items()
+    ]
+    return torch.stack(products).sum() * direction.per_unit

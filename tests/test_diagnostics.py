@@ -12,11 +12,10 @@ import pytest
 import torch
 from conftest import byte_tokenizer, load, preference_rows, quiet
 from scipy.stats import spearmanr
-from test_anchor import gapo_trainer, prepared, window
+from test_anchor import gapo_trainer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from trl_margins.cli import main
-from trl_margins.probes.diagnostics import gap_parts
 from trl_margins.probes.selection import dataset_anchor_gaps
 from trl_margins.trainers import card
 from trl_margins.trainers.configs import config_class
@@ -86,7 +85,7 @@ def run(tiny_model, tmp_path_factory):
     steps = ["--max_steps", "3", "--save_steps", "2", "--save_strategy", "steps", "--logging_steps", "1"]
     sizes = ["--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "2", "--learning_rate", "3e-3"]
     named = ["--model_name_or_path", tiny_model, "--dataset_name", str(folder / "pairs.jsonl")]
-    method = ["--method", "geometric-anchor", "--anchor_diagnostics", "2"]
+    method = ["--method", "geometric-anchor", "--anchor_diagnostics", "2", "--anchor_batch_multiplier", "1"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(card, "pictures", lambda trainer: [])
         assert main(["train", *method, *named, "--output_dir", str(folder / "out"), *tiny, *steps, *sizes]) == 0
@@ -95,14 +94,17 @@ def run(tiny_model, tmp_path_factory):
 
 
 def test_the_file_holds_what_plain_pytorch_computes(run, tiny_model):
-    """Of the first step under the model that was given, of the third under the checkpoint of the second."""
+    """Of the first step under the model that was given, of the third under the checkpoint of the second; each group,
+    here a mini-batch of four, with a direction of its own.
+    """
     folder, rows = run
     table = diagnosed(folder)
     assert table.groupby("step").size().to_dict() == {1: 8, 3: 8}
     assert table["is_flipped"].tolist() == [FLIPS[row] for row in table["row_number"]]
     for step, policy in ((1, tiny_model), (3, folder / "checkpoint-2")):
         of_step = table[table["step"] == step]
-        expected = parts_of(policy, [rows[row] for row in of_step["row_number"]])
+        of_group = [[rows[row] for row in of_step["row_number"][i : i + 4]] for i in (0, 4)]
+        expected = np.concatenate([parts_of(policy, group) for group in of_group])
         names = ["anchor_gap", "gradient_norm", "alignment", "first_order", "curvature"]
         np.testing.assert_allclose(of_step[names], expected, rtol=2e-4, atol=2e-5)
     trained = pd.read_csv(folder / "pair_log.csv").set_index(["step", "row_number"])["anchor_gap"]
@@ -145,7 +147,8 @@ def test_a_resumed_run_goes_on_with_the_file(run, tmp_path, no_pictures):
     shutil.rmtree(out / "checkpoint-3", ignore_errors=True)
     pairs = str(folder.parent / "pairs.jsonl")
     kept = ("max_steps", "logging_steps", "per_device_train_batch_size", "gradient_accumulation_steps")
-    settings = {name: trained[name] for name in (*kept, "learning_rate", "anchor_diagnostics", "bf16")}
+    kept += ("learning_rate", "anchor_diagnostics", "anchor_batch_multiplier", "bf16")
+    settings = {name: trained[name] for name in kept}
     settings |= {"method": "geometric-anchor", "output_dir": str(out), "dataset_name": pairs, "report_to": "none"}
     settings |= {"model_name_or_path": json.loads((out / "margin_run.json").read_text())["model"]}
     settings |= {"gradient_checkpointing": False, "disable_tqdm": True, "save_strategy": "no"}
@@ -191,16 +194,17 @@ def test_to_first_order_alone_nothing_is_left_for_curvature(tiny_model, tokenize
 
 def test_along_a_pair_s_own_direction_every_alignment_is_1(tiny_model, tokenizer, tmp_path):
     """The first order is then the greatest that a step of this length can have."""
-    trainer = prepared(gapo_trainer(tiny_model, tokenizer, tmp_path, anchor_diagnostics=1))
-    (batch, _), _ = trainer.get_batch_samples(iter(window(trainer)), 2, trainer.args.device)
-    (probe,) = trainer._probes
-    own = gap_parts(trainer, batch, None, probe.parameters, RADIUS)
-    assert own["alignment"].tolist() == [1.0] * 4
-    trainer.log({})
-    shared = diagnosed(tmp_path)[:4]
+    found = {}
+    for direction in ("gradient", "pair"):
+        options = {"anchor_direction": direction, "anchor_radius": RADIUS, "anchor_diagnostics": 1, "max_steps": 1}
+        gapo_trainer(tiny_model, tokenizer, tmp_path / direction, **options).train()
+        found[direction] = diagnosed(tmp_path / direction)
+    shared, own = found["gradient"], found["pair"]
+    assert own["alignment"].tolist() == [1.0] * 8
     np.testing.assert_allclose(own["gradient_norm"], shared["gradient_norm"], rtol=1e-4)
     np.testing.assert_allclose(own["first_order"], RADIUS * shared["gradient_norm"], rtol=1e-4)
-    assert (shared["first_order"] / 0.5 * RADIUS <= own["first_order"].numpy() + 1e-6).all()
+    assert (shared["first_order"] < own["first_order"]).all()
+    assert (own["curvature"].abs() < 0.1 * own["first_order"]).all()  # the gap is measured, and near its first order
 
 
 def test_selecting_pairs_records_nothing(tiny_model, tokenizer, tmp_path):

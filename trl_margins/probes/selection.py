@@ -8,7 +8,7 @@ from tqdm.auto import tqdm
 from ..pairs import CARRIED, ROW
 from .anchor import GeometricAnchor, in_groups
 from .diagnostics import anchor_gap
-from .probe import Batch, ProbedTrainer
+from .probe import ProbedTrainer
 
 
 def dataset_anchor_gaps(trainer: ProbedTrainer) -> np.ndarray:

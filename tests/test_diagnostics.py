@@ -237,3 +237,14 @@ def test_diagnostics_of_nothing_are_refused(method, settings, words, tiny_model,
     for more in ([], ["--dry_run"]):
         with pytest.raises(ValueError, match=words):
             main([*argv, "--output_dir", str(tmp_path), "--anchor_diagnostics", "5", *flags, *more])
+
+
+def test_compare_gives_it_to_the_methods_that_have_an_anchor(run, tiny_model, capsys):
+    folder = run[0].parent
+    argv = ["compare", "--methods", "simpo", "gradient-norm", "geometric-anchor", "--anchor_diagnostics", "10"]
+    named = ["--model_name_or_path", tiny_model, "--dataset_name", str(folder / "pairs.jsonl"), "--seeds", "1"]
+    evaluated = ["--eval_dataset_name", str(folder / "pairs.jsonl"), "--out", str(folder / "compared"), "--dry_run"]
+    assert main([*argv, *named, *evaluated]) == 0
+    printed = capsys.readouterr().out
+    assert "anchor_diagnostics 10, " in printed
+    assert "Left out for methods that do not have it: anchor_diagnostics (simpo, gradient-norm)." in printed

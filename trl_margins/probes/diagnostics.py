@@ -76,11 +76,13 @@ def gap_parts(
 
     Source: GAPO (arXiv 2602.04909), proposition 5.2.
     """
-    norms, slopes = [], []
+    parts = []
     for pair in pair_gradients(trainer, batch, parameters, "anchor_diagnostics"):
-        norms.append(total_norm(pair.gradient.values()))
-        slopes.append(norms[-1] if direction is None else _along(pair.gradient, direction))
-    norm, slope, gap = torch.stack(norms), torch.stack(slopes), anchor_gap(trainer, batch)
+        norm = total_norm(pair.gradient.values())
+        slope = norm if direction is None else _along(pair.gradient, direction)
+        parts.append(torch.stack([norm, slope]))
+    norm, slope = torch.stack(parts, dim=1)
+    gap = anchor_gap(trainer, batch)
     columns = batch[CARRIED]
     return {name: columns[name] for name in _CARRIED if name in columns} | {
         "anchor_gap": gap,

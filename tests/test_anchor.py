@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -25,7 +26,6 @@ from trl_margins import distributed
 from trl_margins.cli import main as cli
 from trl_margins.methods import METHODS
 from trl_margins.pairs import PairView, with_columns
-from trl_margins.probes.diagnostics import AnchorDiagnostics
 from trl_margins.probes.direction import Direction, GradientSum, momentum_direction
 from trl_margins.probes.perturbation import perturbed, stochastic_round
 from trl_margins.probes.scope import parameters_in_scope
@@ -680,14 +680,22 @@ def test_cached_gradients_are_refused_where_the_loss_reads_more_than_the_gap(tin
         gapo_trainer(tiny_model, tokenizer, tmp_path, anchor_estimator="per-pair", cpo_alpha=1.0)
 
 
+# What anchor gaps are made of
+
+
+def diagnosed(folder):
+    return pd.read_csv(folder / "anchor_diagnostics.csv").to_dict("records")
+
+
 def test_diagnostics_take_the_anchor_gap_apart(tiny_model, tokenizer, tmp_path):
-    trainer = prepared(gapo_trainer(tiny_model, tokenizer, tmp_path, anchor_radius=0.05))
-    trainer.add_callback(AnchorDiagnostics(every=2))
+    options = {"anchor_radius": 0.05, "anchor_diagnostics": 2}
+    trainer = prepared(gapo_trainer(tiny_model, tokenizer, tmp_path, **options))
     batches = window(trainer)
     trainer.get_batch_samples(iter(batches), 2, trainer.args.device)
     trainer.state.global_step = 1
     trainer.get_batch_samples(iter(batches), 2, trainer.args.device)  # not due
-    rows = [json.loads(line) for line in (tmp_path / "anchor_diagnostics.jsonl").read_text().splitlines()]
+    trainer.log({})
+    rows = diagnosed(tmp_path)
     assert len(rows) == 8
     exact = anchor_gaps(trainer, batches, 0.05, "difference")
     derivative = first_order(trainer, batches, 0.05)

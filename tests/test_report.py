@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
@@ -88,6 +89,7 @@ def history(steps: int, every: int, seed: int, sets: tuple[str, ...] = ("",)) ->
                 "step": step,
                 "loss": 1.2 - 0.5 * done + 0.05 * rng.standard_normal(),
                 "rewards/margins": 0.6 * done + 0.05 * rng.standard_normal(),
+                "grad_norm": float(np.exp(0.5 * np.sin(7 * step))),
             }
         )
         for i, name in enumerate(sets):
@@ -349,9 +351,33 @@ def test_flips_by_phase_and_tier():
             assert tier[phase, 0] == pytest.approx(np.mean([flipped[i] for i in part]))
 
 
+def test_agreement_of_two_rankings():
+    """Against pandas and a loop over the pairs."""
+    rng = np.random.default_rng(2)
+    norm, cos = np.exp(rng.standard_normal(60)), np.tanh(0.3 + rng.standard_normal(60))
+    got = summaries.agreement(norm, cos, (0.1, 0.25))
+    table = pd.DataFrame({"own": norm, "shared": norm * cos})
+    assert got.spearman == pytest.approx(table.corr("spearman").loc["own", "shared"])
+    assert got.positive == sum(c > 0 for c in cos) / 60
+    assert got.median == sorted(cos)[29] / 2 + sorted(cos)[30] / 2
+    for share, n in ((0.1, 6), (0.25, 15)):
+        best = [set(sorted(range(60), key=lambda i: -values[i])[:n]) for values in (norm, norm * cos)]
+        assert got.overlap[share] == len(best[0] & best[1]) / n
+    logs = [np.log(c) for c in cos if c > 0]
+    mean = sum(logs) / len(logs)
+    assert got.spread_alignment == pytest.approx((sum((x - mean) ** 2 for x in logs) / (len(logs) - 1)) ** 0.5)
+    assert got.spread_norm == pytest.approx(pd.Series(np.log(norm)).std())
+
+
+def test_smoothing_is_the_mean_of_three_neighbours():
+    values = np.array([3.0, 0.0, 6.0, 9.0, 1.0])
+    np.testing.assert_allclose(summaries.smoothed(values), [2, 3, 5, 16 / 3, 11 / 3])
+    assert summaries.smoothed(values[:1]).tolist() == [3]
+
+
 # Pictures
 
-ALWAYS = {"ranking", "gradient_mass", "logps", "loss"}
+ALWAYS = {"ranking", "gradient_mass", "logps", "loss", "gradient_norm"}
 
 
 @pytest.mark.parametrize(
@@ -397,6 +423,13 @@ def test_why_a_picture_is_missing(tmp_path):
         "trainer_state.json has no eval_pwa, eval_pwa_all or eval_spearman: it was trained without evaluation"
     )
     assert reasons["loss"] == "trainer_state.json has no loss or rewards/margins"
+    assert reasons["gradient_norm"] is None
+    assert reasons["anchor_parts"] == (
+        "the folder has no anchor_diagnostics.csv: the trainers of trl_margins write it where an anchor is measured "
+        "(GAPO) and anchor_diagnostics is set"
+    )
+    reasons = {p.name: p.left_out.get("run") for p in draw_pictures([evaluated({"step": 1, "loss": 1.0})])}
+    assert reasons["gradient_norm"] == "trainer_state.json has no grad_norm"
 
 
 def test_gradient_mass_in_the_bars(tmp_path):
@@ -449,6 +482,104 @@ def test_flips_are_by_anchor_weight_where_there_is_one(run_of):
     clean = gapo.pairs["anchor_weight"][gapo.pairs["is_flipped"] == 0]
     drawn = panels[0].lines[0].get_ydata()
     assert clean.min() < drawn.min() < clean.mean() < drawn.max() < clean.max()
+
+
+def diagnosed(folder: Path, flips: bool = True, own: bool = False, steps: tuple[int, ...] = (1, 51)) -> Any:
+    """A run with 50 pairs in each recorded step, made up."""
+    rng, n = np.random.default_rng(4), 50 * len(steps)
+    step, norm = np.repeat(steps, 50), np.exp(rng.standard_normal(n))
+    cos = np.ones(n) if own else np.tanh(0.5 + 0.5 * rng.standard_normal(n))
+    first, curvature = 0.05 * norm * cos, 0.01 * rng.standard_normal(n)
+    parts = {"gradient_norm": norm, "alignment": cos, "first_order": first, "curvature": curvature}
+    marked = {"is_flipped": (rng.random(n) < 0.3).astype(int)} if flips else {}
+    make_run(folder, "geometric-anchor", steps=100, anchor_radius=0.05)
+    write_pairs(folder / "anchor_diagnostics.csv", {"step": step, **marked, "anchor_gap": first + curvature, **parts})
+    return read_run(folder)
+
+
+def test_both_rankings_in_the_picture(tmp_path):
+    """Clean and flipped pairs apart, where both are known; without curvature, and with it."""
+    known, unknown = diagnosed(tmp_path / "known"), diagnosed(tmp_path / "unknown", flips=False)
+    picture = figures.anchor_ranking([known, unknown])
+    left, middle, right, *others = picture.figure.axes
+    pairs, flipped = known.anchors, known.anchors["is_flipped"] == 1
+    assert left.get_title(loc="left").startswith(f"known\ncos φ > 0: {100 * (pairs['alignment'] > 0).mean():.3g} %")
+    own = 0.05 * pairs["gradient_norm"]
+    for points, rows in zip(middle.collections, (~flipped, flipped), strict=True):
+        expected = np.column_stack([own, pairs["first_order"]])[rows]
+        np.testing.assert_allclose(points.get_offsets(), expected)
+    best = [set(np.argsort(-values)[:20]) for values in (own, pairs["first_order"])]
+    assert right.containers[0][1].get_height() == len(best[0] & best[1]) / 20
+    assert len(others[1].collections) == 1
+    assert others[1].collections[0].get_offsets().shape == (100, 2)
+
+
+def test_gaps_over_the_recorded_steps(tmp_path):
+    run = diagnosed(tmp_path / "run", steps=(1, 21, 41))
+    scatter, gaps, ranks = figures.anchor_parts([run]).figure.axes
+    table = pd.DataFrame(run.anchors)
+    for points, step in zip(scatter.collections, (1, 41), strict=True):
+        np.testing.assert_allclose(points.get_offsets(), table[table["step"] == step][["first_order", "curvature"]])
+    thirds = [table[50 * i : 50 * i + 50] for i in range(3)]
+    for line, kind in zip(gaps.lines, (0, 1), strict=True):
+        means = [part[part["is_flipped"] == kind]["anchor_gap"].mean() for part in thirds]
+        np.testing.assert_allclose(line.get_xydata(), np.column_stack([(1, 21, 41), means]))
+    median, rank, _ = ranks.lines
+    np.testing.assert_allclose(median.get_ydata(), [part["alignment"].median() for part in thirds])
+    np.testing.assert_allclose(
+        rank.get_ydata(), [part["first_order"].corr(part["gradient_norm"], "spearman") for part in thirds]
+    )
+
+
+def test_pairs_without_a_gradient_are_not_ranked(tmp_path):
+    """Twice the same completion: what its gradient is, is rounding error."""
+    run = diagnosed(tmp_path / "run")
+    caption = figures.anchor_ranking([run]).caption
+    assert "of 100 measured pairs." in caption
+    assert "Left out" not in caption
+    run.anchors["gradient_norm"][::20] = 1e-7
+    caption = figures.anchor_ranking([run]).caption
+    assert "of 95 measured pairs. Left out, as without a gradient: 5 below a thousandth of the median" in caption
+    rest = np.delete(run.anchors["gradient_norm"], np.arange(0, 100, 20))
+    assert f"a standard deviation of {np.log(rest).std(ddof=1):.2f}" in caption
+
+
+def test_why_there_is_no_ranking(tmp_path):
+    run = diagnosed(tmp_path / "own", own=True)
+    reason = figures.anchor_ranking([run]).left_out["own"]
+    assert reason == "each pair was measured along its own direction: every alignment is 1"
+    assert figures.anchor_parts([run]).figure is not None
+    one = diagnosed(tmp_path / "one")
+    write_pairs(one.path / "anchor_diagnostics.csv", {name: column[:1] for name, column in one.anchors.items()})
+    one = read_run(one.path)
+    assert "there is nothing to rank" in figures.anchor_ranking([one]).left_out["one"]
+    assert figures.anchor_parts([one]).left_out["one"] == "all pairs have the same anchor gap"
+
+
+def test_gradient_norms_of_several_runs_have_one_threshold():
+    norms = {"calm": [1.0, 2.0, 3.0, 2.0, 2.0], "wild": [4.0, 9.0, 4.0, 30.0, 4.0]}
+    runs = [
+        Run(name, Path(name), {}, [{"step": i + 1, "grad_norm": value} for i, value in enumerate(values)], {})
+        for name, values in norms.items()
+    ]
+    picture = figures.gradient_norm(runs)
+    (panel,) = picture.figure.axes
+    drawn = [line.get_ydata() for line in panel.lines]
+    np.testing.assert_allclose(drawn[1], [4 / 3, 2, 7 / 3, 7 / 3, 2])
+    np.testing.assert_allclose(drawn[2], norms["wild"])
+    assert set(drawn[-1]) == {6.0}  # twice the median of 2 and 4
+    assert "In calm the greatest is 3, in step 3; 0 of 5 (0 %) are above the line." in picture.caption
+    assert "In wild the greatest is 30, in step 4; 2 of 5 (40 %) are above the line." in picture.caption
+
+
+def test_flips_are_said_of_the_end_of_training(run_of):
+    run = run_of("geometric-anchor", flips=0.3, steps=100)
+    last = pd.DataFrame(run.pairs)[-80:].sort_values("anchor_weight")  # of ten parts
+    means, third = last.groupby("is_flipped")["anchor_weight"].mean(), last["is_flipped"].to_numpy()
+    caption = figures.flips([run]).caption
+    assert f"flipped pairs weigh {means[1]:.4g} on average and clean ones {means[0]:.4g}; " in caption
+    assert f"{100 * third[:27].mean():.3g} % of the lowest third" in caption
+    assert f"{100 * third[-26:].mean():.3g} % of the highest" in caption
 
 
 def test_log_probabilities_are_medians(run_of):
@@ -513,12 +644,13 @@ def test_the_page_says_pairs_per_step(run_of):
     assert not [row for row in page_settings(runs[2:]) if row[0] == "pairs per step"]
 
 
-def test_drawing_warns_of_nothing_and_leaves_no_trace(run_of, recwarn):
+def test_drawing_warns_of_nothing_and_leaves_no_trace(run_of, recwarn, tmp_path):
     import matplotlib
 
     before = dict(matplotlib.rcParams)
     one_step = run_of("geometric-anchor", "_$one step", steps=1, batch=4, flips=0.5)
-    for picture in draw_pictures([run_of("gap-aware", flips=0.2), one_step]):
+    recorded = diagnosed(tmp_path / "recorded", steps=(1,))
+    for picture in draw_pictures([run_of("gap-aware", flips=0.2), one_step, recorded]):
         render(picture.figure, "png")
     assert not recwarn.list
     assert dict(matplotlib.rcParams) == before
@@ -577,7 +709,7 @@ def test_a_page_holds_everything_and_fetches_nothing(run_of, tmp_path):
     files = write_report(runs, tmp_path / "out")
     page = Page(files[0].read_text(encoding="utf-8"))
     images = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
-    assert len(images) == len(files) - 1 == 6
+    assert len(images) == len(files) - 1 == 7
     for source, file in zip(images, files[1:], strict=True):
         head, data = source.split(",")
         assert head == "data:image/png;base64"

@@ -92,8 +92,9 @@ def test_the_backup_of_a_shard_is_all_that_a_step_needs(held, runs):
 
 @pytest.fixture
 def one_process():
-    """FSDP2 over a single process: it gathers, casts and reshards as it does over several. PyTorch's own fake group has
-    nothing to do there, and no threads that something of FSDP2 would keep alive."""
+    """FSDP2 over a single process: it gathers, casts and reshards as it does over several. A fake group of PyTorch's
+    will do for one, and has no threads, which FSDP2 would keep alive.
+    """
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=1)
     yield init_device_mesh("cpu", (1,))
     dist.destroy_process_group()

@@ -32,7 +32,6 @@ from transformers import AutoModelForCausalLM
 from transformers.distributed import DistributedConfig
 
 from trl_margins.distributed import leave_process_group
-from trl_margins.probes.diagnostics import AnchorDiagnostics
 from trl_margins.trainers.configs import config_class
 from trl_margins.trainers.named import trainer_class
 
@@ -64,6 +63,8 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 def options_of(case: str, way: str) -> dict[str, Any]:
     options = CASES[case][2]
+    if case == DIAGNOSED and not way.startswith("zero"):
+        options = {**options, "anchor_diagnostics": 1}
     if "anchor_radius" in options:  # a window is all that the direction is made of
         options = {**options, "anchor_batch_multiplier": 2 if way == "accumulate" else 1}
     return options
@@ -103,7 +104,6 @@ def run(case: str, way: str, folder: str, out: Path) -> dict[str, Any]:
             train_dataset=rows.to_iterable_dataset() if way == "stream" else rows,
             eval_dataset=rows,
             processing_class=byte_tokenizer(),
-            callbacks=[AnchorDiagnostics()] if case == DIAGNOSED and not way.startswith("zero") else None,
             **extra,
         )
         trainer._fused = False  # TRL's fused head computes in float32, whatever the model does

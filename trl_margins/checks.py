@@ -117,7 +117,8 @@ NUMBERS: Mapping[str, Number] = MappingProxyType(
         **dict.fromkeys(("dpop_lambda", "focalpo_gamma", "reward_aware_eta"), _NOT_NEGATIVE),
         **dict.fromkeys(("score_gap_threshold", "gamma_po_queue_size", "eval_min_score_gap"), _NOT_NEGATIVE),
         **dict.fromkeys(
-            ("anchor_radius", "anchor_keep_graphs", "sam_radius", "cpo_alpha", "ef_sample"), _NOT_NEGATIVE
+            ("anchor_radius", "anchor_keep_graphs", "anchor_diagnostics", "sam_radius", "cpo_alpha", "ef_sample"),
+            _NOT_NEGATIVE,
         ),
         **dict.fromkeys(
             ("learning_rate", "warmup_steps", "weight_decay", "adam_epsilon", "max_grad_norm"), _NOT_NEGATIVE

@@ -266,7 +266,9 @@ def _switches(method: str, base: str) -> set[str]:
     """The options that would make another method of one that does not have them, and which this one has."""
     from ..trainers.configs import SWITCHES, is_on
 
-    found = {name for name in SWITCHES if is_on(getattr(_plainest(method, base), name, None))}
+    config = _plainest(method, base)
+    found = {name for name in SWITCHES if is_on(getattr(config, name, None))}
+    found |= {"anchor_diagnostics"} & {*config.term_options("margin")}  # which all other methods refuse
     return found | ({"simpo_gamma"} if "gamma_beta_ratio" in found else set())
 
 

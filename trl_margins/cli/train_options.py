@@ -134,11 +134,13 @@ def _check_model(config: Any, model_args: ModelConfig) -> None:
 
 def _check_objective(config: Any) -> None:
     from ..probes.anchor import check_estimator
+    from ..probes.diagnostics import check_diagnostics
     from ..trainers.configs import objective_of
     from ..trainers.dpo import check_unread_options
 
     objective = objective_of(config)
     check_estimator(objective, config)
+    check_diagnostics(objective, config)
     if config._base == "dpo":
         check_unread_options(config, objective)
         losses = set(config.loss_type)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..objective import Objective
 from .anchor import GeometricAnchor
+from .diagnostics import check_diagnostics
 from .pair_gradients import GradientNorms
 from .probe import Probe, ProbedTrainer, ProbeOptions
 from .sharpness import SharpnessAware
@@ -15,8 +16,9 @@ def window_probes(trainer: ProbedTrainer, objective: Objective, options: ProbeOp
     """The probes of an objective, in the order in which they see an accumulation window.
 
     Raises:
-        ValueError: a term asks for a value that no probe measures.
+        ValueError: a term asks for a value that no probe measures, or `anchor_diagnostics` has nothing to write.
     """
+    check_diagnostics(objective, options)
     known = {name for probe in MEASURING for name in probe.columns}
     wanted: set[str] = set()
     for term in objective.terms:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, partial
 from typing import Any
 
@@ -18,7 +18,7 @@ from ..objective import Objective
 from ..pairs import CACHED, upcast, with_columns
 from ..rewards import LengthNormalizedReward
 from ..terms.anchor import ANCHOR_GAP, ANCHOR_SCORE_GAP
-from .diagnostics import AnchorDiagnostics
+from .diagnostics import anchors_log, gap_parts
 from .direction import Direction, gradient_direction, momentum_direction, own_gradients
 from .pair_gradients import CachedGradients, pair_gradients
 from .perturbation import Product, cannot_displace, displaced, fused_head_moves, of_linear_layers, perturbed
@@ -44,6 +44,7 @@ class GeometricAnchor(Probe):
     def __init__(self, trainer: ProbedTrainer, options: ProbeOptions) -> None:
         super().__init__(trainer, options)
         self._warned = False
+        self.log = anchors_log(trainer) if options.anchor_diagnostics else None
         check_estimator(trainer.objective, options, trainer.has_aux_loss)
         mixed_precision = trainer.accelerator.mixed_precision  # now: accelerate's is that of the latest trainer
         self.autocast_dtype = AUTOCAST.get(mixed_precision)
@@ -84,10 +85,23 @@ class GeometricAnchor(Probe):
             direction, ready = (momentum, group) if momentum is not None else self._direction(group, keeps, is_last)
             measured = self.measure(ready, direction)
         ready = [with_columns(batch, columns) for batch, columns in zip(ready, measured, strict=True)]
-        for callback in self.trainer.callback_handler.callbacks:
-            if isinstance(callback, AnchorDiagnostics) and callback.is_due(self.trainer.state.global_step):
-                callback.record(self.trainer, ready, direction, self.parameters, options.anchor_radius)
+        self._record(ready, direction)
         return ready
+
+    def _record(self, batches: Sequence[Batch], direction: Direction | None) -> None:
+        """Adds the parts of these pairs' anchor gaps to the log, in every `anchor_diagnostics`-th step from the first.
+
+        Args:
+            direction: the one that they were measured under; None for each pair's own.
+        """
+        step = self.trainer.state.global_step
+        if self.log is None or step % self.options.anchor_diagnostics:
+            return
+        # dropout would draw random numbers, which the update would then lack
+        with nullcontext() if self._computes_alike else eval_mode(self.trainer.model):
+            for batch in batches:
+                parts = gap_parts(self.trainer, batch, direction, self.parameters, self.options.anchor_radius)
+                self.log.add(step + 1, parts)
 
     def _check_sharded(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Checks that the estimator works on sharded parameters: at once if accelerate is going to shard them, and
@@ -162,7 +176,7 @@ class GeometricAnchor(Probe):
     @torch.no_grad()
     def measure(self, batches: Sequence[Batch], direction: Direction) -> list[dict[str, Tensor]]:
         """Each mini-batch's columns: its gaps at the anchor, or how far they fall from the policy to there."""
-        model, args = self.trainer.model, self.trainer.args
+        model = self.trainer.model
         vectors, step = direction.vectors, -self.options.anchor_radius * direction.per_unit
         if not self._sharded and self._upcasts:
             with in_float32(model), eval_mode(model):
@@ -175,11 +189,17 @@ class GeometricAnchor(Probe):
             anchor = displaced(model, vectors, step, self.narrow_dtype, fused and self.trainer.fuses_head)
         # the update's own forward pass gives the gaps at the policy, if it computes as this one does
         alike = self.narrow_dtype is not None or not rounds_products()
-        if alike and getattr(args, "disable_dropout", False) and not args.neftune_noise_alpha:
+        if alike and self._computes_alike:
             with ieee_float32():
                 return [{ANCHOR_SCORE_GAP: gap} for gap in self._gaps_at(anchor, batches, fused)]
         with eval_mode(model):
             return self._fall(batches, anchor, fused)
+
+    @property
+    def _computes_alike(self) -> bool:
+        """Whether two forward passes of a training model give the same: there is no dropout and no noise."""
+        args = self.trainer.args
+        return getattr(args, "disable_dropout", False) and not args.neftune_noise_alpha
 
     @cached_property
     def _sharded(self) -> bool:

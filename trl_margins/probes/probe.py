@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from transformers import TrainerState, TrainingArguments
-from transformers.trainer_callback import CallbackHandler
 
 from ..distributed import check_reachable, reshard
 from ..objective import Objective
 from ..pairs import PairLogps
+from ..recording.pair_log import PairLog
 from .scope import parameters_in_scope
 
 logger = logging.getLogger(__name__)
@@ -40,6 +40,7 @@ class ProbeOptions(Protocol):
     anchor_estimator: str
     anchor_scope: list[str] | None
     anchor_keep_graphs: int
+    anchor_diagnostics: int
     sam_radius: float
 
 
@@ -52,7 +53,6 @@ class ProbedTrainer(Protocol):
     optimizer: Optimizer | None  # None before training
     accelerator: Accelerator
     state: TrainerState
-    callback_handler: CallbackHandler
     objective: Objective
     train_dataset: Dataset
     is_deepspeed_enabled: bool
@@ -89,6 +89,7 @@ class Probe(ABC):
     """
 
     columns: ClassVar[tuple[str, ...]] = ()  # what it measures
+    log: PairLog | None = None  # what it adds about pairs, which the trainer writes
 
     def __init__(self, trainer: ProbedTrainer, options: ProbeOptions) -> None:
         self.trainer, self.options = trainer, options

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..pairs import CARRIED, ROW
-from ..terms.anchor import ANCHOR_GAP, ANCHOR_SCORE_GAP
 from .anchor import GeometricAnchor, in_groups
-from .probe import Batch, ProbedTrainer
+from .diagnostics import anchor_gap
+from .probe import ProbedTrainer
 
 
 def dataset_anchor_gaps(trainer: ProbedTrainer) -> np.ndarray:
@@ -23,23 +21,16 @@ def dataset_anchor_gaps(trainer: ProbedTrainer) -> np.ndarray:
     batches = trainer.get_train_dataloader()
     trainer.model = trainer.accelerator.prepare_model(trainer.model, evaluation_mode=True)
     anchor = GeometricAnchor(trainer, trainer.options)
+    anchor.log = None  # a training's
     gap_of_row: dict[int, float] = {}
     progress = tqdm(batches, desc="Measuring anchor gaps", disable=not trainer.is_world_process_zero())
     for group in in_groups(progress, trainer.options.anchor_batch_multiplier):
         for measured in anchor(group):
             # by row number: the last mini-batches of several ranks are filled up with pairs of the first
-            both = trainer.accelerator.gather((measured[CARRIED][ROW], _anchor_gap(trainer, measured).float()))
+            both = trainer.accelerator.gather((measured[CARRIED][ROW], anchor_gap(trainer, measured).float()))
             for row, gap in zip(*(each.tolist() for each in both), strict=True):
                 gap_of_row.setdefault(row, gap)
     return np.array([gap_of_row[row] for row in trainer.train_dataset[ROW]], np.float32)
-
-
-@torch.no_grad()
-def _anchor_gap(trainer: ProbedTrainer, batch: Batch) -> Tensor:
-    columns = batch[CARRIED]
-    if ANCHOR_GAP in columns:
-        return columns[ANCHOR_GAP]
-    return trainer.score_gap(trainer.forward_pairs(batch)) - columns[ANCHOR_SCORE_GAP]
 
 
 def subsets(anchor_gaps: np.ndarray, fraction: float, seed: int = 0) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Per-pair training log: a CSV file beside the checkpoints, from which the report draws its pictures."""
+"""Per-pair logs: CSV files beside the checkpoints, from which the report draws its pictures."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -167,22 +167,26 @@ class RunFolder(TrainerCallback):
     """Writes a run's settings, pairs and history into its folder.
 
     Args:
-        log: its pairs.
+        logs: about its pairs.
         accelerator: the trainer's.
         settings: what `margin_run.json` holds, asked for when training begins.
     """
 
-    def __init__(self, log: PairLog, accelerator: Accelerator, settings: Callable[[], Mapping[str, Any]]) -> None:
-        self.log, self.accelerator, self.settings = log, accelerator, settings
+    def __init__(
+        self, logs: Sequence[PairLog], accelerator: Accelerator, settings: Callable[[], Mapping[str, Any]]
+    ) -> None:
+        self.logs, self.accelerator, self.settings = logs, accelerator, settings
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.log.clear()
+        for log in self.logs:
+            log.clear()
         agreed(self.accelerator, partial(self._begin, args, state))
 
     def _begin(self, args: Any, state: Any) -> None:
         file = Path(args.output_dir, RUN_FILE)
         try:
-            self.log.rewind(state.global_step)
+            for log in self.logs:
+                log.rewind(state.global_step)
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(self.settings(), indent=2) + "\n")
         except OSError as error:  # now, while nothing is lost: no checkpoint could be saved there either
@@ -192,14 +196,16 @@ class RunFolder(TrainerCallback):
             ) from error
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.log.is_full:
-            self.log.flush(self.accelerator)
+        for log in self.logs:
+            if log.is_full:
+                log.flush(self.accelerator)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
             return
-        if self.log.n_lost:
-            logger.warning("%s lacks %d pairs that could not be written", self.log.file, self.log.n_lost)
+        for log in self.logs:
+            if log.n_lost:
+                logger.warning("%s lacks %d pairs that could not be written", log.file, log.n_lost)
         try:
             state.save_to_json(str(Path(args.output_dir, STATE_FILE)))
         except OSError as error:  # the trained model is still to be saved

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,11 +14,27 @@ from matplotlib.ticker import MaxNLocator
 
 from ..evaluation.tables import MEANING
 from . import style, summaries
+from .anchor_figures import anchor_parts, anchor_ranking
 from .picture import Draw, Picture, Usable, from_pairs, source, span
 from .run_folder import STATE, WRITTEN_BY, Run
-from .style import BLUE, GREY, SKY, VERMILLION, band, label, legend_below, panels, run_styles, styled
+from .style import (
+    BLUE,
+    GREY,
+    SKY,
+    VERMILLION,
+    band,
+    label,
+    legend_below,
+    over_steps,
+    panels,
+    percent,
+    run_styles,
+    signed,
+    styled,
+)
 
 MOST_POINTS = 5000  # of a scatter
+LARGE = 2.0  # times the median: a large gradient
 
 
 def draw_pictures(runs: Sequence[Run]) -> list[Picture]:
@@ -55,7 +70,7 @@ def ranking(runs: Sequence[Run]) -> Picture:
                 panel.plot(*best, marker="o", markersize=11, fillstyle="none", color=look["color"])
         title, ylabel, guessing = shown[metric]
         panel.set(title=title, ylabel=ylabel)
-        _steps(panel, drawn, scale)
+        over_steps(panel, drawn, scale)
         low, high = panel.get_ylim()
         if low < guessing < high:
             panel.axhline(guessing, color=GREY, linewidth=1.2, linestyle=":", zorder=1)
@@ -109,7 +124,7 @@ def gradient_mass(found: list[Usable], runs: Sequence[Run]) -> tuple[Figure, str
         panel.set_xticks(edges)
         panel.grid(visible=False, axis="x")
         panel.set(xlabel="|score gap| (score points)", ylabel="share of the total", title=label(of.run.name))
-        panel.yaxis.set_major_formatter(_percent)
+        panel.yaxis.set_major_formatter(percent)
     legend_below(figure, *axes[0].get_legend_handles_labels())
     caption = (
         "The gradient scale of a pair is its slope −∂link/∂gap before weighting, and weight × slope after it; each "
@@ -198,7 +213,7 @@ def evaluation_factors(found: list[Usable], runs: Sequence[Run]) -> tuple[Figure
             panel.stairs(heights, edges, color=color, linewidth=1.6)
             panel.axvline(of[column].mean(), color=color, linewidth=1.2, linestyle="--")
         panel.set(title=title, xlabel=xlabel, ylabel="share of pairs")
-        panel.yaxis.set_major_formatter(_percent)
+        panel.yaxis.set_major_formatter(percent)
     names = [of.run.name for of in found]
     legend_below(figure, [Line2D([], [], color=colors[name]) for name in names], names)
     caption = (
@@ -236,15 +251,16 @@ def no_flips(of: Usable) -> str | None:
 def flips(found: list[Usable], runs: Sequence[Run]) -> tuple[Figure, str]:
     """Whether flipped labels weigh less: mean weights of clean and flipped pairs, and flip rates by weight."""
     figure, axes = panels(2 * len(found))
-    most = 0
+    most, said = 0, []
     for of, left, right in zip(found, axes[::2], axes[1::2], strict=True):
         name, weight = pair_weight(of)
         result = summaries.flips(of["step"], weight, of["is_flipped"])
         most = max(most, result.steps.size)
         _draw_flips(left, right, result)
+        said.append(_last_flips(of.run.name, result))
         left.set(title=label(of.run.name), ylabel=f"mean {name}")
-        _steps(left, [of.run])
-        _steps(right, [of.run])
+        over_steps(left, [of.run])
+        over_steps(right, [of.run])
     _legend_of_flips(figure, *axes[:2])
     weights = dict.fromkeys(pair_weight(of)[0] for of in found)
     columns = dict.fromkeys(" × ".join(c for c in of.columns if c not in ("step", "is_flipped")) for of in found)
@@ -252,7 +268,7 @@ def flips(found: list[Usable], runs: Sequence[Run]) -> tuple[Figure, str]:
         f"The weight of a pair is the factor of its gradient: its {' or '.join(weights)}. Training is cut into at "
         f"most {most} parts with equally many pairs, and the pairs of each part into thirds by weight. Bands and bars "
         "are 95 % intervals (normal for means, Wilson's for rates) over the pairs of one run: they say nothing about "
-        f"other seeds. {source(found, 'step, is_flipped and ' + ' or '.join(columns))}"
+        f"other seeds. {''.join(said)}{source(found, 'step, is_flipped and ' + ' or '.join(columns))}"
     )
     return figure, caption
 
@@ -276,7 +292,7 @@ def _draw_flips(left: Axes, right: Axes, result: summaries.Flips) -> None:
         )
     right.axhline(result.overall, color=style.INK, linewidth=1, linestyle="--", label="flip rate of all pairs")
     right.set_ylim(bottom=0)
-    right.yaxis.set_major_formatter(_percent)
+    right.yaxis.set_major_formatter(percent)
     right.set(title="flip rate by tier of weight", ylabel="flip rate")
 
 
@@ -297,6 +313,18 @@ def flips_at(models: Sequence[str], result: summaries.Flips) -> Figure:
     return figure
 
 
+def _last_flips(run: str, result: summaries.Flips) -> str:
+    """A sentence about the last part of training; empty where one of the two kinds has no pair there."""
+    (clean, flipped), tiers = (rows[-1, 0] for rows in (result.clean, result.flipped)), result.by_tier
+    if not np.isfinite([clean, flipped]).all():
+        return ""
+    lowest, highest = (percent(tiers[t][-1, 0]) for t in (0, -1))
+    return (
+        f"In the last part of {run} flipped pairs weigh {flipped:.4g} on average and clean ones {clean:.4g}; {lowest} "
+        f"of the lowest third of weights are flipped, {highest} of the highest. "
+    )
+
+
 @from_pairs(
     "logps",
     "Log-probability of chosen and rejected completions",
@@ -313,11 +341,11 @@ def logps(found: list[Usable], runs: Sequence[Run]) -> tuple[Figure, str]:
             values = of[f"logp_{name}"]
             rows = np.array([np.quantile(values[part], (0.5, 0.25, 0.75)) for part in parts])
             band(panel, steps, rows, color=color, marker=marker, label=name)
-            changes.append(f"{name} {rows[-1, 0] - rows[0, 0]:+.2f}".replace("-", "−"))
+            changes.append(f"{name} {signed(rows[-1, 0] - rows[0, 0])}")
         panel.set_ylabel("log-probability (nats per token)")
         title = label(of.run.name)
         panel.set_title(f"{title}\nchange: {', '.join(changes)}" if len(parts) > 1 else title)
-        _steps(panel, [of.run])
+        over_steps(panel, [of.run])
     legend_below(figure, *axes[0].get_legend_handles_labels())
     caption = (
         "Mean log-probability per token under the model in training: the median of up to 20 parts of training with "
@@ -350,7 +378,7 @@ def loss(runs: Sequence[Run]) -> Picture:
         for run, of_run in curves.items():
             _plot(panel, of_run[key], looks[run], scale[run])
         panel.set_ylabel(labels[key])
-        _steps(panel, drawn, scale)
+        over_steps(panel, drawn, scale)
     legend_below(figure, [Line2D([], [], **look) for look in looks.values()], list(looks))
     caption = (
         "Of the training batches; each point is the mean since the one before. Weights and margins are part of the "
@@ -359,7 +387,51 @@ def loss(runs: Sequence[Run]) -> Picture:
     return replace(picture, figure=figure, caption=caption, left_out=left_out)
 
 
-PICTURES: tuple[Draw, ...] = (ranking, gradient_mass, margins, evaluation_factors, flips, logps, loss)
+@styled
+def gradient_norm(runs: Sequence[Run]) -> Picture:
+    """The logged gradient norms, smoothed; their maximum, and how often they are large."""
+    picture = Picture("gradient_norm", "Gradient norm")
+    curves = {run.name: summaries.logged_curve(run, "grad_norm") for run in runs}
+    left_out = {run.name: _unlogged(run, "grad_norm") for run in runs if not curves[run.name].steps.size}
+    drawn = [run for run in runs if run.name not in left_out]
+    if not drawn:
+        return replace(picture, left_out=left_out)
+    medians = [float(np.median(curves[run.name].values)) for run in drawn]
+    threshold = LARGE * float(np.median(medians))
+    figure, over = _over_training(drawn, ["grad_norm"], height=3.0)
+    looks = {name: look for name, look in run_styles(runs).items() if name not in left_out}
+    for panel, _, scale in over:
+        for name, look in looks.items():
+            curve = curves[name]
+            smooth = summaries.Curve(curve.steps, summaries.smoothed(curve.values))
+            panel.plot(scale[name] * curve.steps, curve.values, color=look["color"], linewidth=0.8, alpha=0.35)
+            _plot(panel, smooth, look, scale[name])
+        panel.axhline(threshold, color=GREY, linewidth=1.2, linestyle="--", zorder=1)
+        panel.set_ylim(bottom=0)
+        panel.set_ylabel("norm of the loss gradient")
+        over_steps(panel, drawn, scale)
+    legend_below(figure, [Line2D([], [], **look) for look in looks.values()], list(looks))
+    said = []
+    for run in drawn:
+        curve = curves[run.name]
+        large = int((curve.values > threshold).sum())
+        said.append(
+            f"In {run.name} the greatest is {curve.values[curve.best]:.4g}, in step {curve.steps[curve.best]:g}; "
+            f"{large:,} of {curve.steps.size:,} ({percent(large / curve.steps.size)}) are above the line."
+        )
+    median = "their median" if len(drawn) == 1 else "the median of the runs' medians, one threshold for all"
+    caption = (
+        "The gradient of the loss before clipping, in the steps that were logged: thin as it is, thick the mean of "
+        f"each three neighbours. {' '.join(said)} The dashed line is at {threshold:.4g}, {LARGE:g} times {median}. "
+        f"From {STATE}: grad_norm."
+    )
+    return replace(picture, figure=figure, caption=caption, left_out=left_out)
+
+
+PICTURES: tuple[Draw, ...] = (
+    *(ranking, gradient_mass, margins, evaluation_factors, flips, anchor_ranking, anchor_parts, logps, loss),
+    gradient_norm,
+)
 
 
 def _unlogged(run: Run, what: str) -> str:
@@ -370,10 +442,6 @@ def _unlogged(run: Run, what: str) -> str:
 
 def _plot(panel: Axes, curve: summaries.Curve, look: Mapping[str, Any], scale: int) -> None:
     panel.plot(scale * curve.steps, curve.values, markevery=max(1, curve.steps.size // 12), **look)
-
-
-def _percent(share: float, _: float) -> str:
-    return f"{100 * share:g} %"
 
 
 def _over_training(
@@ -391,22 +459,3 @@ def _over_training(
     figure, axes = panels(len(shown) * len(scales), height, columns=len(shown))
     over = [(name, scale) for scale in scales for name in shown]
     return figure, [(panel, *each) for panel, each in zip(axes, over, strict=True)]
-
-
-def _steps(panel: Axes, runs: Sequence[Run], scale: Mapping[str, int] | None = None) -> None:
-    """What is below a panel when its curves are drawn: steps, with pairs above where all runs have as many a step; or
-    pairs, where `scale` says that the curves are over them.
-    """
-    panel.set_xlim(left=0)
-    panel.xaxis.set_major_locator(_locator())
-    over_pairs = scale is not None and set(scale.values()) != {1}
-    panel.set_xlabel("pairs (steps × pairs per step)" if over_pairs else "optimizer step")
-    size, *others = {run.pairs_per_step for run in runs}
-    if size and not others and not over_pairs:
-        pairs = panel.secondary_xaxis("top", functions=(partial(np.multiply, size), partial(np.multiply, 1 / size)))
-        pairs.set_xlabel(f"pairs ({size:,} per step)")
-        pairs.xaxis.set_major_locator(_locator())
-
-
-def _locator() -> MaxNLocator:
-    return MaxNLocator(nbins=6, integer=True, steps=[1, 2, 2.5, 5, 10])

@@ -18,7 +18,7 @@ from . import summaries
 from .figures import draw_pictures, flip_columns, no_flips, pair_weight
 from .markdown import one_line
 from .picture import Picture, Usable, thinned_logs, usable
-from .run_folder import INFO, PAIRS, STATE, TRAINING, Run
+from .run_folder import ANCHORS, INFO, PAIRS, STATE, TRAINING, Run
 from .style import styled
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def html_page(runs: Sequence[Run], pictures: Sequence[Picture], images: Mapping[
     flipped, _ = usable(runs, flip_columns, no_flips)
     return template.render(
         title=f"Training report: {runs[0].name if len(runs) == 1 else f'{len(runs)} runs'}",
-        files=(INFO, STATE, PAIRS),
+        files=(INFO, STATE, PAIRS, *([ANCHORS] if any(run.anchors for run in runs) else [])),
         runs=runs,
         settings=_settings(runs),
         evaluations=_evaluations(runs),

@@ -9,7 +9,7 @@ from functools import wraps
 import numpy as np
 from matplotlib.figure import Figure
 
-from .run_folder import PAIRS, WRITTEN_BY, Run
+from .run_folder import ANCHORS, PAIRS, WRITTEN_BY, Run
 from .style import styled
 
 _NO_TEXTS = "only a margin from the two texts ('gap-aware') has one"
@@ -38,7 +38,8 @@ class Usable:
 
     run: Run
     columns: Mapping[str, np.ndarray]
-    trained: int  # pairs in the log
+    logged: int  # pairs in the log
+    file: str = PAIRS  # the log
 
     @property
     def size(self) -> int:
@@ -54,7 +55,11 @@ DrawUsable = Callable[[list[Usable], Sequence[Run]], tuple[Figure, str]]
 
 
 def from_pairs(
-    name: str, title: str, columns_of: Callable[[Run], Sequence[str]], objection: Objection = lambda _: None
+    name: str,
+    title: str,
+    columns_of: Callable[[Run], Sequence[str]],
+    objection: Objection = lambda _: None,
+    file: str = PAIRS,
 ) -> Callable[[DrawUsable], Draw]:
     """Decorator: a picture from the pair logs, of a function from the usable and all runs to figure and caption."""
 
@@ -62,7 +67,7 @@ def from_pairs(
         @wraps(draw)
         @styled
         def drawn(runs: Sequence[Run]) -> Picture:
-            found, left_out = usable(runs, columns_of, objection)
+            found, left_out = usable(runs, columns_of, objection, file)
             figure, caption = draw(found, runs) if found else (None, "")
             return Picture(name, title, figure, caption, left_out)
 
@@ -72,12 +77,15 @@ def from_pairs(
 
 
 def usable(
-    runs: Sequence[Run], columns_of: Callable[[Run], Sequence[str]], objection: Objection = lambda _: None
+    runs: Sequence[Run],
+    columns_of: Callable[[Run], Sequence[str]],
+    objection: Objection = lambda _: None,
+    file: str = PAIRS,
 ) -> tuple[list[Usable], dict[str, str]]:
     """The runs that have the columns and raise no objection; and why the others are left out."""
     found, left_out = [], {}
     for run in runs:
-        chosen = _choose(run, columns_of(run))
+        chosen = _choose(run, columns_of(run), file)
         reason = chosen if isinstance(chosen, str) else objection(chosen)
         if isinstance(chosen, Usable) and reason is None:
             found.append(chosen)
@@ -86,25 +94,28 @@ def usable(
     return found, left_out
 
 
-def _choose(run: Run, names: Sequence[str]) -> Usable | str:
-    if not run.pairs:
-        return f"the folder has no {PAIRS}: {WRITTEN_BY[PAIRS]}"
-    if missing := [name for name in names if name not in run.pairs]:
+def _choose(run: Run, names: Sequence[str], file: str) -> Usable | str:
+    pairs = run.anchors if file == ANCHORS else run.pairs
+    if not pairs:
+        return f"the folder has no {file}: {WRITTEN_BY[file]}"
+    if missing := [name for name in names if name not in pairs]:
         reason = f" ({_ABSENT[missing[0]]})" if missing[0] in _ABSENT else ""
-        return f"{PAIRS} has no column {missing[0]}{reason}"
-    rows = np.isfinite([run.pairs[name] for name in names]).all(axis=0)
+        return f"{file} has no column {missing[0]}{reason}"
+    rows = np.isfinite([pairs[name] for name in names]).all(axis=0)
     if not rows.any():
-        return f"no line of {PAIRS} has a number in each of {', '.join(names)}"
-    return Usable(run, {name: run.pairs[name][rows] for name in names}, rows.size)
+        return f"no line of {file} has a number in each of {', '.join(names)}"
+    return Usable(run, {name: pairs[name][rows] for name in names}, rows.size, file)
 
 
 def source(runs: Sequence[Usable], columns: str) -> str:
     """Where the numbers of a picture are from, how many there are, and how many could not be used."""
     each = " per run" if len(runs) > 1 else ""
-    text = f"From {PAIRS}: {columns} of {span(of.size for of in runs)} trained pairs{each}."
-    if incomplete := [f"{of.trained - of.size:,} of {of.run.name}" for of in runs if of.size < of.trained]:
+    file = runs[0].file
+    kind = "trained" if file == PAIRS else "measured"
+    text = f"From {file}: {columns} of {span(of.size for of in runs)} {kind} pairs{each}."
+    if incomplete := [f"{of.logged - of.size:,} of {of.run.name}" for of in runs if of.size < of.logged]:
         text += f" Left out for an empty cell: {', '.join(incomplete)}."
-    return text + thinned_logs(of.run for of in runs)
+    return text + (thinned_logs(of.run for of in runs) if file == PAIRS else "")
 
 
 def thinned_logs(runs: Iterable[Run]) -> str:

@@ -7,7 +7,7 @@ import json
 import logging
 from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 logger = logging.getLogger(__name__)
 
 INFO, STATE, PAIRS = "margin_run.json", "trainer_state.json", "pair_log.csv"
+ANCHORS = "anchor_diagnostics.csv"
 
 # the config fields of every training that reports and cards show
 TRAINING = (
@@ -31,6 +32,7 @@ WRITTEN_BY = {
     INFO: "the trainers of trl_margins write it to their output_dir when training begins, unless log_pairs is off",
     STATE: "the trainers of trl_margins write it to their output_dir when training ends, and with every checkpoint",
     PAIRS: "the trainers of trl_margins write it to their output_dir at every log, unless log_pairs is off",
+    ANCHORS: "the trainers of trl_margins write it where an anchor is measured (GAPO) and anchor_diagnostics is set",
 }
 
 
@@ -44,6 +46,7 @@ class Run:
     log_history: Sequence[Mapping[str, Any]]  # of trainer_state.json; empty without one
     pairs: Mapping[str, np.ndarray]  # column → [trained pairs] float64, NaN where a cell is empty; empty without a log
     one_in: int = 1  # one in so many pairs of the log was read
+    anchors: Mapping[str, np.ndarray] = field(default_factory=dict)  # anchor_diagnostics.csv, likewise
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -94,7 +97,8 @@ def read_run(folder: str | Path) -> Run:
     for name in missing:
         logger.warning("%s has no %s (%s): the pictures from it are left out", path, name, WRITTEN_BY[name])
     history = _read_json(state).get("log_history", []) if state else []
-    run = Run(path.resolve().name, path, info, history, {})
+    anchors = read_pairs(path / ANCHORS) if (path / ANCHORS).is_file() else {}
+    run = Run(path.resolve().name, path, info, history, {}, anchors=anchors)
     if PAIRS in missing:
         return run
     one_in = 1 + pairs.stat().st_size // MOST_BYTES

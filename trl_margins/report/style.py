@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator
 
 from .run_folder import Run
 
@@ -65,3 +67,32 @@ def band(axes: Axes, x: np.ndarray, rows: np.ndarray, **line: Any) -> None:
     """A line with its band, at x [n] from rows [n, 3] of value, low, high."""
     (drawn,) = axes.plot(x, rows[:, 0], **line)
     axes.fill_between(x, rows[:, 1], rows[:, 2], color=drawn.get_color(), alpha=0.15, linewidth=0)
+
+
+def over_steps(axes: Axes, runs: Sequence[Run], scale: Mapping[str, int] | None = None) -> None:
+    """What is below a panel when its curves are drawn: steps, with pairs above where all runs have as many a step; or
+    pairs, where `scale` says that the curves are over them.
+    """
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(_locator())
+    over_pairs = scale is not None and set(scale.values()) != {1}
+    axes.set_xlabel("pairs (steps × pairs per step)" if over_pairs else "optimizer step")
+    size, *others = {run.pairs_per_step for run in runs}
+    if size and not others and not over_pairs:
+        pairs = axes.secondary_xaxis("top", functions=(partial(np.multiply, size), partial(np.multiply, 1 / size)))
+        pairs.set_xlabel(f"pairs ({size:,} per step)")
+        pairs.xaxis.set_major_locator(_locator())
+
+
+def _locator() -> MaxNLocator:
+    return MaxNLocator(nbins=6, integer=True, steps=[1, 2, 2.5, 5, 10])
+
+
+def percent(share: float, _: float = 0) -> str:
+    """As an axis formats it."""
+    return f"{100 * share:.3g} %"
+
+
+def signed(value: float, form: str = ".2f") -> str:
+    """With a sign, and a minus sign as it is printed."""
+    return f"{value:+{form}}".replace("-", "−")

@@ -135,3 +135,51 @@ def flips_of_parts(parts: Iterable[tuple[float, np.ndarray, np.ndarray]]) -> Fli
         flipped_in.append(f)
     steps, clean, flipped, *of_tiers = (np.array(column, float) for column in zip(*rows, strict=True))
     return Flips(steps, clean, flipped, of_tiers, float(np.concatenate(flipped_in).mean()))
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How a direction that pairs share ranks them, against each pair's own: by ‖∇Δ‖ cos φ, and by ‖∇Δ‖."""
+
+    positive: float  # share of pairs with cos φ > 0
+    median: float  # of cos φ
+    spearman: float  # of the two rankings
+    overlap: Mapping[float, float]  # share of the pairs → how many of those at the top of both are the same
+    spread_norm: float  # standard deviation of log ‖∇Δ‖, where it is positive; NaN for fewer than two pairs
+    spread_alignment: float  # of log cos φ
+
+
+def agreement(norm: np.ndarray, alignment: np.ndarray, shares: Sequence[float]) -> Agreement:
+    """Of [N] gradient norms and alignments cos φ.
+
+    Source: GAPO (arXiv 2602.04909), figure 4 and appendix F.
+    """
+    from scipy.stats import spearmanr
+
+    shared = norm * alignment
+    ranks = np.ptp(norm) > 0 and np.ptp(shared) > 0
+    overlap = {}
+    for share in shares:
+        n = max(1, round(share * norm.size))
+        top, other = (set(np.argsort(-values, kind="stable")[:n].tolist()) for values in (shared, norm))
+        overlap[share] = len(top & other) / n
+    return Agreement(
+        positive=float((alignment > 0).mean()),
+        median=float(np.median(alignment)),
+        spearman=float(spearmanr(shared, norm).statistic) if ranks else np.nan,
+        overlap=overlap,
+        spread_norm=_log_spread(norm),
+        spread_alignment=_log_spread(alignment),
+    )
+
+
+def _log_spread(values: np.ndarray) -> float:
+    logs = np.log(values[values > 0])
+    return float(logs.std(ddof=1)) if logs.size > 1 else np.nan
+
+
+def smoothed(values: np.ndarray, width: int = 3) -> np.ndarray:
+    """[N] means of so many neighbours; at the ends, the last value stands for those that are missing."""
+    from scipy.ndimage import uniform_filter1d
+
+    return uniform_filter1d(values, width, mode="nearest")

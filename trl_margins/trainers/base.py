@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from contextlib import AbstractContextManager
     from typing import Any
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         objective: Objective
         _fused: bool
         _pair_log: PairLog | None
+        _logs: Sequence[PairLog]
         _buffers: dict[str, MetricBuffer]
         _sharing: Any
         set_facts: dict[str, SetFacts]

@@ -262,8 +262,8 @@ class CheckpointMixin(MarginTrainer):
         super().save_model(output_dir, _internal_call)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        if self._pair_log is not None:
-            self._pair_log.flush(self.accelerator)
+        for log in self._logs:
+            log.flush(self.accelerator)
         folder = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
         agreed(self.accelerator, partial(self._save_remembered, folder))
         if self.args.should_save and not self.accelerator.is_main_process:  # with `save_on_each_node`

@@ -56,8 +56,8 @@ SIMPO_GAMMA = CPOConfig.simpo_gamma  # TRL's default
 _KINDS = ("weight", "margin")
 _FILES = ("accelerator_config", "fsdp_config", "deepspeed")  # these fields can name one
 _TRL_FIELDS = {*CPOConfig.__dataclass_fields__, *DPOConfig.__dataclass_fields__}
-# Config fields that are set by the config itself, and that SAM reads too
-_READ_ELSEWHERE = ("gamma_po_centered", "anchor_scope")
+# Config fields that are set by the config itself, that SAM reads too, and that are refused where nothing reads them
+_READ_ELSEWHERE = ("gamma_po_centered", "anchor_scope", "anchor_diagnostics")
 # Fields that, on or off, make another objective of the same reward and loss; and those of them whose 0 does not
 SWITCHES = (
     *("alpha", "f_divergence_type", "gamma_beta_ratio", "label_smoothing", "ld_alpha", "sam_radius"),
@@ -314,6 +314,14 @@ class MarginOptions:
         metadata={
             "help": "Groups of at most this many mini-batches keep their forward passes from the direction to the "
             "update: faster, at the price of their activations."
+        },
+    )
+    anchor_diagnostics: int = field(
+        default=0,
+        metadata={
+            "help": "Every so many optimizer steps, from the first, write what each pair's anchor gap is made of to "
+            "anchor_diagnostics.csv in the output folder; `trl-margins report` draws it. Such a step takes a gradient "
+            "for each pair. 0 is off."
         },
     )
     sam_radius: float = field(

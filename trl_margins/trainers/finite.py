@@ -166,8 +166,8 @@ class FiniteSteps(TrainerCallback):
         for term in trainer.objective.remembering:
             term.load_state_dict(states[term.name])
         trainer._buffers["train"] = metrics
-        if trainer._pair_log is not None:
-            trainer._pair_log.forget(step)
+        for log in trainer._logs:
+            log.forget(step)
 
     def _save(self, step: int) -> str:
         """Saves the weights, which this step has not changed, unless the run saves none."""

@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from ..probes.diagnostics import ANCHORS_FILE
 from ..recording.pair_log import PAIRS_FILE, RUN_FILE
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ _OTHERS = (
     *("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model", "spiece.model"),
     *("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"),
     *("all_results.json", "train_results.json", "eval_results.json", "pair_log-*.csv"),
+    *(ANCHORS_FILE, "anchor_diagnostics-*.csv"),
 )
 _OF_A_CARD = ("README.md", "figures")
 LOCK = "_run.lock"  # uploads to the Hub leave out what begins with _
@@ -279,7 +281,7 @@ def check_same_run(checkpoint: Path, now: Mapping[str, Any], config: Any) -> Non
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], config: Any) -> tuple[list[str], list[str]]:
     """Settings that differ, as "beta 0.1 → 0.2": those that a resumed run must share, and the others."""
-    shared = {*_SHARED, *now["term_options"], *now["reward_options"]} - {"anchor_keep_graphs"}
+    shared = {*_SHARED, *now["term_options"], *now["reward_options"]} - {"anchor_keep_graphs", "anchor_diagnostics"}
     if now["config"].get("sam_radius"):
         shared.add("anchor_scope")
     if now["adapter"]:  # of which the checkpoint has not the base

@@ -75,6 +75,7 @@ class MarginMixin(BestMixin, CardMixin, CheckpointMixin, WindowMixin):
 
     _method: Method | None = None
     _pair_log: PairLog | None = None
+    _logs: Sequence[PairLog] = ()  # it, and what the probes log
     _plain_head_will_do = True
     _takes_images = False
 
@@ -128,8 +129,9 @@ class MarginMixin(BestMixin, CardMixin, CheckpointMixin, WindowMixin):
         self.callback_handler.callbacks.insert(0, SaysPairsPerStep(self))  # above the progress bar
         if self.options.log_pairs:
             log = PairLog(Path(self.args.output_dir, PAIRS_FILE))
-            self.add_callback(RunFolder(log, self.accelerator, lambda: self.settings))
-            self._pair_log = None if self.runs_trl else log
+            logs = [log, *(probe.log for probe in self._probes if probe.log is not None)]
+            self.add_callback(RunFolder(logs, self.accelerator, lambda: self.settings))
+            self._pair_log, self._logs = (None, ()) if self.runs_trl else (log, logs)
             if self.runs_trl:
                 logger.info(
                     "share_prompt='never' without a term: TRL's own method computes the loss. It gives no values per "
@@ -316,9 +318,11 @@ class MarginMixin(BestMixin, CardMixin, CheckpointMixin, WindowMixin):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """TRL's log, with the means over everything since the last one on all ranks."""
         logs.update(self._drained_metrics())
+        for log in self._logs:
+            log.flush(self.accelerator)
+            log.drain()
         if self._pair_log is not None:
-            self._pair_log.flush(self.accelerator)
-            logs.update(flip_metrics(self._pair_log.drain(), weighted=bool(self.objective.weights)))
+            logs.update(flip_metrics(self._pair_log.drained, weighted=bool(self.objective.weights)))
         super().log(logs, start_time)
 
     def _drained_metrics(self) -> dict[str, float]:

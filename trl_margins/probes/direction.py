@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..distributed import full_tensor, is_sharded, local, reduce_tensors, reshard
+from ..zero3 import PartitionedSum, is_partitioned
 
 _MOMENTUM = ("exp_avg", "momentum_buffer")  # Adam's first moment, SGD's momentum
 
@@ -127,7 +128,7 @@ class GradientSum:
 @contextmanager
 def own_gradients(
     accelerator: Accelerator, model: nn.Module, parameters: Mapping[str, nn.Parameter]
-) -> Iterator[GradientSum]:
+) -> Iterator[GradientSum | PartitionedSum]:
     """Within the block `.grad` starts empty; after it, it is what it was before.
 
     Gradients gather where those of the update will, so they cost no memory beyond what training needs anyway.
@@ -138,4 +139,5 @@ def own_gradients(
             if parameter.requires_grad:
                 undo.callback(setattr, parameter, "grad", parameter.grad)
                 parameter.grad = None
-        yield GradientSum(accelerator, parameters)
+        partitioned = any(map(is_partitioned, parameters.values()))
+        yield PartitionedSum(parameters) if partitioned else GradientSum(accelerator, parameters)

@@ -1,0 +1,154 @@
+"""Parameters that DeepSpeed's ZeRO-3 partitions over the ranks.
+
+DeepSpeed leaves everything that is needed here on the parameters: their parts, the group of ranks that share them, and
+the optimizer. Nothing of its training state is touched, and DeepSpeed itself is not imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed as dist
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard
+
+_OF_PARAMETERS = ("ds_tensor", "ds_numel", "ds_process_group", "_z3_optimizer")
+_OF_OPTIMIZERS = ("empty_partition_cache", "get_local_fp32_param", "optimizer")
+# settings of "zero_optimization" under which the next forward pass would not see what is added to a rank's part
+_UNSEEN = ("zero_quantized_weights", "zero_hpz_partition_size", "mics_shard_size", "zenflow")
+
+
+def is_partitioned(tensor: Tensor) -> bool:
+    """Whether this parameter is one of ZeRO-3's."""
+    return hasattr(tensor, "ds_id")
+
+
+def part(parameter: Any) -> Tensor:
+    """[n] this rank's part of the flattened parameter, padded at the end of the last rank's."""
+    return parameter.ds_tensor.data
+
+
+def part_index(parameter: Any) -> int:
+    """The number of this rank's part."""
+    return dist.get_rank(parameter.ds_process_group)
+
+
+def release(model: nn.Module) -> None:
+    """Lets go of all gathered parameters: the next forward pass gathers them from the ranks' parts, as they are then."""
+    optimizers = (getattr(parameter, "_z3_optimizer", None) for parameter in model.parameters())
+    if (optimizer := next(filter(None, optimizers), None)) is not None:
+        optimizer.empty_partition_cache()
+
+
+def zero3_settings(accelerator: Accelerator) -> Mapping[str, Any] | None:
+    """DeepSpeed's configuration, if this is a run with ZeRO-3."""
+    plugin = accelerator.state.deepspeed_plugin if accelerator.distributed_type == "DEEPSPEED" else None
+    return plugin.deepspeed_config if plugin is not None and plugin.zero_stage == 3 else None
+
+
+def check_settings(accelerator: Accelerator) -> None:
+    """Checks that a step away from the policy is possible with these settings of ZeRO-3.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if (settings := zero3_settings(accelerator)) is None:
+        return
+    zero = settings.get("zero_optimization", {})
+    if (settings.get("torch_autocast") or {}).get("enabled"):
+        raise ValueError(
+            "DeepSpeed's torch_autocast casts the weights within its own forward pass alone, which GAPO does not "
+            'use: leave it out, and set bf16 ("bf16": {"enabled": "auto"})'
+        )
+    if (device := (zero.get("offload_param") or {}).get("device", "none")) != "none":
+        raise ValueError(
+            f"GAPO moves the weights where they are computed with, and offload_param keeps them on {device!r}: set its "
+            "device to 'none' (offload_optimizer may stay)"
+        )
+    # 1 and −1 are how DeepSpeed spells that a size is not used
+    if name := next((name for name in _UNSEEN if zero.get(name) not in (None, False, 0, 1, -1)), None):
+        raise ValueError(
+            f"GAPO moves each rank's part of the weights, and {name} gathers something else: leave it out of "
+            "DeepSpeed's zero_optimization"
+        )
+
+
+def check_parameters(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
+    """Checks that DeepSpeed has left on its parameters what is needed here.
+
+    Raises:
+        ValueError: a version of DeepSpeed that does not, or modules whose gradients it gathers as one.
+    """
+    for name, parameter in parameters.items():
+        missing = [attribute for attribute in _OF_PARAMETERS if not hasattr(parameter, attribute)]
+        optimizer = getattr(parameter, "_z3_optimizer", None)
+        missing += [attribute for attribute in _OF_OPTIMIZERS if not hasattr(optimizer, attribute)]
+        if missing:
+            raise ValueError(
+                f"{name!r} is partitioned by a ZeRO-3 without {', '.join(missing)}, which GAPO needs: install the "
+                "version of DeepSpeed in constraints.txt, or use ZeRO-2, FSDP2 or DDP"
+            )
+    if name := next((name for name, module in model.named_modules() if getattr(module, "_z3_leaf", False)), None):
+        raise ValueError(
+            f"ZeRO-3 treats {name!r} as one (deepspeed_moe_layer_cls_names or set_z3_leaf_modules), and not every rank "
+            "has a gradient for all of it: use FSDP2 or DDP for GAPO"
+        )
+
+
+class PartitionedSum:
+    """Σ ∇value over everything that is added on any rank, for these parameters: this rank's part of it.
+
+    No rank holds more than one parameter's whole gradient at a time. DeepSpeed's own hooks belong to the accumulation
+    into `.grad`, which does not take place here.
+    """
+
+    def __init__(self, parameters: Mapping[str, Any]) -> None:
+        self.parameters = parameters
+        self.parts = {name: torch.zeros_like(part(parameter)) for name, parameter in parameters.items()}
+
+    def add(self, value: Tensor, retain_graph: bool = False) -> None:
+        """Adds ∇value."""
+        with ExitStack() as undo:
+            for name, parameter in self.parameters.items():
+                undo.callback(parameter.register_hook(partial(self._scatter, name)).remove)
+            torch.autograd.grad(value, list(self.parameters.values()), retain_graph=retain_graph, allow_unused=True)
+
+    def _scatter(self, name: str, gradient: Tensor) -> Tensor:
+        """Called with a parameter's gradient as soon as that is complete."""
+        group, found = self.parameters[name].ds_process_group, self.parts[name]
+        padding = found.numel() * dist.get_world_size(group) - gradient.numel()
+        own = torch.empty_like(found)
+        dist.reduce_scatter_tensor(own, F.pad(gradient.reshape(-1), (0, padding)), group=group)
+        found += own
+        return gradient.new_zeros(()).expand_as(gradient)  # in place of the gradient, which is then freed
+
+    def take(self) -> dict[str, Tensor]:
+        """The sum over all ranks; this object is empty afterwards."""
+        found, self.parts = self.parts, {}
+        return {name: _sharded(self.parameters[name], tensor) for name, tensor in found.items()}
+
+
+def momentum(parameters: Mapping[str, Any], key: str) -> dict[str, Tensor]:
+    """The optimizer's running mean for each parameter: its own tensors.
+
+    Raises:
+        KeyError: it keeps none under this key.
+    """
+    return {
+        name: _sharded(parameter, parameter._z3_optimizer.get_local_fp32_param(parameter, key))
+        for name, parameter in parameters.items()
+    }
+
+
+def _sharded(parameter: Any, tensor: Tensor) -> Tensor:
+    """This rank's part as one tensor over all ranks, as FSDP2 has them."""
+    mesh = DeviceMesh.from_group(parameter.ds_process_group, tensor.device.type)
+    return DTensor.from_local(tensor, mesh, [Shard(0)], run_check=False)

@@ -6,7 +6,7 @@ the optimizer. Nothing of its training state is touched, and DeepSpeed itself is
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -136,15 +136,17 @@ class PartitionedSum:
         return {name: _sharded(self.parameters[name], tensor) for name, tensor in found.items()}
 
 
-def momentum(parameters: Mapping[str, Any], key: str) -> dict[str, Tensor]:
-    """The optimizer's running mean for each parameter: its own tensors.
-
-    Raises:
-        KeyError: it keeps none under this key.
+def optimizer_state(parameter: Any, keys: Sequence[str]) -> dict[str, Tensor | None]:
+    """What the optimizer keeps for a parameter: its own tensors for these keys, and None for others. Empty before the
+    first step.
     """
+    optimizer = parameter._z3_optimizer
+    # DeepSpeed keeps the state of many parameters as one
+    known = {key: value for state in optimizer.optimizer.state.values() for key, value in state.items()}
+    wanted = {key for key in keys if isinstance(known.get(key), Tensor)}
     return {
-        name: _sharded(parameter, parameter._z3_optimizer.get_local_fp32_param(parameter, key))
-        for name, parameter in parameters.items()
+        key: _sharded(parameter, optimizer.get_local_fp32_param(parameter, key)) if key in wanted else None
+        for key in known
     }
 
 

@@ -129,8 +129,9 @@ def deepspeed_config(stage: int) -> dict[str, Any]:
 
     if not deepspeed.comm.is_initialized():
         deepspeed.init_distributed("gloo")
-    left_to_the_trainer = ("train_micro_batch_size_per_gpu", "train_batch_size", "gradient_clipping")
-    return {"zero_optimization": {"stage": stage}, **dict.fromkeys(left_to_the_trainer, "auto")}
+    left_to_the_trainer = ("train_micro_batch_size_per_gpu", "train_batch_size", "gradient_accumulation_steps")
+    left = dict.fromkeys((*left_to_the_trainer, "gradient_clipping"), "auto")
+    return {"zero_optimization": {"stage": stage}, **left}
 
 
 def whole_parameters(model: torch.nn.Module) -> AbstractContextManager:

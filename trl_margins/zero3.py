@@ -13,12 +13,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed as dist
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor, Partial, Shard
 
 _OF_PARAMETERS = ("ds_tensor", "ds_numel", "ds_process_group", "_z3_optimizer")
 _OF_OPTIMIZERS = ("empty_partition_cache", "get_local_fp32_param", "optimizer")
@@ -123,11 +122,9 @@ class PartitionedSum:
 
     def _scatter(self, name: str, gradient: Tensor) -> Tensor:
         """Called with a parameter's gradient as soon as that is complete."""
-        group, found = self.parameters[name].ds_process_group, self.parts[name]
-        padding = found.numel() * dist.get_world_size(group) - gradient.numel()
-        own = torch.empty_like(found)
-        dist.reduce_scatter_tensor(own, F.pad(gradient.reshape(-1), (0, padding)), group=group)
-        found += own
+        found, mesh = self.parts[name], _ranks(self.parameters[name])
+        padded = F.pad(gradient.reshape(-1), (0, found.numel() * mesh.size() - gradient.numel()))
+        found += DTensor.from_local(padded, mesh, [Partial()]).redistribute(placements=[Shard(0)]).to_local()
         return gradient.new_zeros(()).expand_as(gradient)  # in place of the gradient, which is then freed
 
     def take(self) -> dict[str, Tensor]:
@@ -152,5 +149,9 @@ def optimizer_state(parameter: Any, keys: Sequence[str]) -> dict[str, Tensor | N
 
 def _sharded(parameter: Any, tensor: Tensor) -> Tensor:
     """This rank's part as one tensor over all ranks, as FSDP2 has them."""
-    mesh = DeviceMesh.from_group(parameter.ds_process_group, tensor.device.type)
-    return DTensor.from_local(tensor, mesh, [Shard(0)], run_check=False)
+    return DTensor.from_local(tensor, _ranks(parameter), [Shard(0)])
+
+
+def _ranks(parameter: Any) -> DeviceMesh:
+    """Those over which this parameter is partitioned."""
+    return DeviceMesh.from_group(parameter.ds_process_group, parameter.ds_tensor.device.type)

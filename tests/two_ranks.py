@@ -127,6 +127,8 @@ def sharded_model(folder: str) -> torch.nn.Module:
 def deepspeed_config(stage: int) -> dict[str, Any]:
     import deepspeed
 
+    # an all-reduce in shared memory, which would be compiled first: it takes a minute and a compiler
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if not deepspeed.comm.is_initialized():
         deepspeed.init_distributed("gloo")
     left_to_the_trainer = ("train_micro_batch_size_per_gpu", "train_batch_size", "gradient_accumulation_steps")

@@ -26,6 +26,7 @@ from trl_margins.zero3 import PartitionedSum
 
 RADIUS = 0.05
 GROUP, WINDOW = 2, 4  # mini-batches
+GAPO = {"anchor_radius": RADIUS, "anchor_batch_multiplier": GROUP}
 # matrices are gathered for each use, and norms stay gathered between two
 KEPT = {"stage3_param_persistence_threshold": 20}
 
@@ -161,7 +162,7 @@ def main(folder: str, out: Path) -> None:
         looks = Looks()
         count_whole_gradients(looks)
         trainer = trained("simpo", folder, there / "looked", bf16, looks, **options)
-        gapo = trained("geometric-anchor", folder, there / "gapo", bf16, anchor_radius=RADIUS, **options)
+        gapo = trained("geometric-anchor", folder, there / "gapo", bf16, **GAPO, **options)
         found[precision] = {"same": same(plain, weights(trainer.model)), "alive": looks.alive}
         found[precision]["log"] = gapo.state.log_history
         gathered = weights(gapo.model)

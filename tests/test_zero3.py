@@ -1,5 +1,5 @@
-"""GAPO under DeepSpeed ZeRO-3, in float32 and bf16: its gradients and steps are those of plain PyTorch, and the training
-goes on as if they had not been."""
+"""GAPO under DeepSpeed ZeRO-3, in float32 and bf16: its gradients and steps are those of plain PyTorch, and the
+training goes on as if they had not been."""
 
 from __future__ import annotations
 

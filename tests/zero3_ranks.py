@@ -1,5 +1,5 @@
-"""Run by `test_zero3.py` on two ranks: GAPO's steps away from the policy under DeepSpeed ZeRO-3, in float32 and bf16, and
-what they leave of DeepSpeed's own state.
+"""Run by `test_zero3.py` on two ranks: GAPO's steps away from the policy under DeepSpeed ZeRO-3, in float32 and bf16,
+and what they leave of DeepSpeed's own state.
 """
 
 from __future__ import annotations

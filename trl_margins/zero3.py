@@ -41,7 +41,7 @@ def part_index(parameter: Any) -> int:
 
 
 def release(model: nn.Module) -> None:
-    """Lets go of all gathered parameters: the next forward pass gathers them from the ranks' parts, as they are then."""
+    """Lets go of all gathered parameters: the next forward pass gathers them from what the ranks' parts are then."""
     optimizers = (getattr(parameter, "_z3_optimizer", None) for parameter in model.parameters())
     if (optimizer := next(filter(None, optimizers), None)) is not None:
         optimizer.empty_partition_cache()
@@ -69,8 +69,8 @@ def check_settings(accelerator: Accelerator) -> None:
         )
     if (device := (zero.get("offload_param") or {}).get("device", "none")) != "none":
         raise ValueError(
-            f"GAPO moves the weights where they are computed with, and offload_param keeps them on {device!r}: set its "
-            "device to 'none' (offload_optimizer may stay)"
+            f"GAPO moves the weights where they are computed with, and offload_param keeps them on {device!r}: set "
+            "its device to 'none' (offload_optimizer may stay)"
         )
     # 1 and −1 are how DeepSpeed spells that a size is not used
     if name := next((name for name in _UNSEEN if zero.get(name) not in (None, False, 0, 1, -1)), None):
@@ -97,8 +97,8 @@ def check_parameters(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -
             )
     if name := next((name for name, module in model.named_modules() if getattr(module, "_z3_leaf", False)), None):
         raise ValueError(
-            f"ZeRO-3 treats {name!r} as one (deepspeed_moe_layer_cls_names or set_z3_leaf_modules), and not every rank "
-            "has a gradient for all of it: use FSDP2 or DDP for GAPO"
+            f"ZeRO-3 treats {name!r} as one (deepspeed_moe_layer_cls_names or set_z3_leaf_modules), and not every "
+            "rank has a gradient for all of it: use FSDP2 or DDP for GAPO"
         )
 
 

@@ -48,11 +48,10 @@ REFUSED = {
         "geometric-anchor, per pair": "anchor_estimator='per-pair' takes every pair's own gradient",
     },
     "zero2": {"simpo-sam": _STEP, "geometric-anchor, momentum": "finds none of the model's parameters in"},
-    "zero3": {"simpo-sam": _STEP}
-    | {
-        case: "is partitioned by DeepSpeed ZeRO-3, which hides parameters outside its own forward pass"
-        for case, (_, method, _) in CASES.items()
-        if method in ("geometric-anchor", "gradient-norm")
+    "zero3": {
+        "simpo-sam": _STEP,
+        "geometric-anchor, float32": "ZeRO-3 casts the weights itself: use anchor_estimator='difference', or DDP",
+        **dict.fromkeys(("geometric-anchor, per pair", "geometric-anchor, adapters"), "ZeRO-3 gives each rank a part"),
     },
 }
 ZERO = [

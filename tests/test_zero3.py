@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import VOCABULARY, byte_tokenizer, load, preference_rows, quiet, saved
+from peft import LoraConfig
 from processes import output_of
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -18,6 +19,7 @@ from trl_margins import GeometricAnchorPOConfig, GeometricAnchorPOTrainer
 
 pytestmark = pytest.mark.skipif(not find_spec("deepspeed"), reason="DeepSpeed is not installed")
 SCRIPT = str(Path(__file__).with_name("zero3_ranks.py"))
+LORA = LoraConfig(r=4, target_modules="all-linear", init_lora_weights="gaussian")
 RADIUS = 0.05  # as in the script
 WINDOW = {"gradient_accumulation_steps": 4, "anchor_radius": RADIUS, "anchor_batch_multiplier": 2}
 PRECISIONS = ("float32", "bfloat16")
@@ -123,15 +125,23 @@ def test_the_step(precision, found, model):
     assert along == pytest.approx(1, abs=0.1)
 
 
-def test_gapo_trains_as_in_one_process(found, model, tmp_path):
+@pytest.mark.parametrize("case", ["float32", "adapters"])
+def test_gapo_trains_as_in_one_process(case, found, model, tmp_path):
     """Windows of more mini-batches than make a direction: losses, gaps and weights after three of them."""
     settings = quiet(output_dir=str(tmp_path), per_device_train_batch_size=2, max_steps=3, warmup_steps=0, **WINDOW)
     config = GeometricAnchorPOConfig(**settings, learning_rate=1e-2, train_sampling_strategy="sequential")
     rows = preference_rows(24, seed=4)
-    trainer = GeometricAnchorPOTrainer(load(model), config, train_dataset=rows, processing_class=byte_tokenizer())
+    trainer = GeometricAnchorPOTrainer(
+        load(model),
+        config,
+        train_dataset=rows,
+        processing_class=byte_tokenizer(),
+        peft_config=LORA if case == "adapters" else None,
+    )
     trainer.train()
-    for mine, theirs in zip(trainer.state.log_history[:3], found["float32"]["log"], strict=False):
+    for mine, theirs in zip(trainer.state.log_history[:3], found[case]["log"], strict=False):
         for name in ("loss", "grad_norm", "anchor/gap/mean", "anchor/gap/std", "anchor/gradient_norm"):
             assert theirs[name] == pytest.approx(mine[name], rel=1e-5, abs=1e-5), name
-    mine = dict(trainer.model.named_parameters())
-    assert relative(found["float32"]["weights"], mine) < 1e-5
+    if case == "float32":
+        mine = dict(trainer.model.named_parameters())
+        assert relative(found[case]["weights"], mine) < 1e-5

@@ -8,12 +8,14 @@ import gc
 import json
 import sys
 import weakref
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch
 from conftest import byte_tokenizer, load, preference_rows, quiet
+from peft import LoraConfig
 from safetensors.torch import save_file
 from two_ranks import deepspeed_config
 
@@ -26,12 +28,15 @@ from trl_margins.zero3 import PartitionedSum
 
 RADIUS = 0.05
 GROUP, WINDOW = 2, 4  # mini-batches
+LORA = LoraConfig(r=4, target_modules="all-linear", init_lora_weights="gaussian")
 GAPO = {"anchor_radius": RADIUS, "anchor_batch_multiplier": GROUP}
 # matrices are gathered for each use, and norms stay gathered between two
 KEPT = {"stage3_param_persistence_threshold": 20}
 
 
-def trained(method: str, folder: str, out: Path, bf16: bool, look: Any = None, **options: Any) -> Any:
+def trained(
+    method: str, folder: str, out: Path, bf16: bool = False, look: Any = None, adapter: Any = None, **options: Any
+) -> Any:
     """A trainer after three windows; `look` sees each of them before it is trained on."""
     zero3 = deepspeed_config(3)
     zero3["zero_optimization"] |= KEPT
@@ -53,6 +58,7 @@ def trained(method: str, folder: str, out: Path, bf16: bool, look: Any = None, *
         args=config,
         train_dataset=preference_rows(24, seed=4),
         processing_class=byte_tokenizer(),
+        peft_config=adapter,
     )
     take = trainer.get_batch_samples
 
@@ -80,7 +86,7 @@ def whole(trainer: Any, sharded: dict[str, torch.Tensor]) -> dict[str, torch.Ten
 
 
 class Looks:
-    """Each group of a window has a direction, and a step along it that ends in an error."""
+    """Each group of a window has a direction, and a step along it that ends within a forward pass."""
 
     def __init__(self) -> None:
         self.saved: dict[str, dict[str, torch.Tensor]] = {}
@@ -93,19 +99,23 @@ class Looks:
                 for batch in batches[start : start + GROUP]:
                     gradients.add(trainer.score_gap(trainer.forward_pairs(batch)).sum())
                 direction = gradient_direction(trainer.accelerator, gradients.take())
-            try:
-                with torch.no_grad(), perturbed(trainer.model, direction.vectors, -RADIUS * direction.per_unit):
-                    moved = trainer.score_gap(trainer.forward_pairs(batches[start]))
-                    there = weights(trainer.model)
-                    raise KeyboardInterrupt
-            except KeyboardInterrupt:
-                pass
+            with suppress(KeyboardInterrupt), torch.no_grad(), ExitStack() as undo:
+                step = -RADIUS * direction.per_unit
+                undo.enter_context(perturbed(trainer.model, direction.vectors, step))
+                moved = trainer.score_gap(trainer.forward_pairs(batches[start]))
+                there = weights(trainer.model)
+                undo.callback(trainer.model.model.layers[1].register_forward_pre_hook(interrupt).remove)
+                trainer.forward_pairs(batches[start])
             if not self.saved:
                 mine = trainer.accelerator.gather(moved)
                 self.saved = {"gradient": whole(trainer, direction.vectors), "there": there, "gaps": {"gaps": mine}}
         after = deepspeeds(trainer)
         assert before.keys() == after.keys()
         assert [name for name in before if not same(before[name], after[name])] == []
+
+
+def interrupt(*args: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def deepspeeds(trainer: Any) -> dict[str, Any]:
@@ -169,6 +179,7 @@ def main(folder: str, out: Path) -> None:
         if trainer.is_world_process_zero():
             for name, tensors in {**looks.saved, "weights": gathered}.items():
                 save_file(tensors, there / f"{name}.safetensors")
+    found["adapters"] = {"log": trained("geometric-anchor", folder, out, adapter=LORA, **GAPO).state.log_history}
     if trainer.is_world_process_zero():
         (out / "found.json").write_text(json.dumps(found))
 

@@ -4,8 +4,10 @@ training goes on as if they had not been."""
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,8 +18,8 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from trl_margins import GeometricAnchorPOConfig, GeometricAnchorPOTrainer
+from trl_margins.zero3 import check_settings
 
-pytestmark = pytest.mark.skipif(not find_spec("deepspeed"), reason="DeepSpeed is not installed")
 SCRIPT = str(Path(__file__).with_name("zero3_ranks.py"))
 LORA = LoraConfig(r=4, target_modules="all-linear", init_lora_weights="gaussian")
 RADIUS = 0.05  # as in the script
@@ -49,6 +51,8 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(model, tmp_path_factory):
+    if not find_spec("deepspeed"):
+        pytest.skip("DeepSpeed is not installed")
     out = tmp_path_factory.mktemp("zero3")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DS_ACCELERATOR", "cpu")
@@ -145,3 +149,38 @@ def test_gapo_trains_as_in_one_process(case, found, model, tmp_path):
     if case == "float32":
         mine = dict(trainer.model.named_parameters())
         assert relative(found[case]["weights"], mine) < 1e-5
+
+
+SETTINGS = {
+    "torch_autocast": ({"torch_autocast": {"enabled": True}}, "torch_autocast casts the weights within its own"),
+    "deepcompile": ({"compile": {"deepcompile": True}}, "DeepCompile gathers the weights in compiled graphs"),
+    "offload": ({"zero_optimization": {"offload_param": {"device": "cpu"}}}, "offload_param keeps them on 'cpu'"),
+    "quantized": ({"zero_optimization": {"zero_quantized_weights": True}}, "zero_quantized_weights gathers something"),
+    "secondary": ({"zero_optimization": {"zero_hpz_partition_size": 8}}, "zero_hpz_partition_size gathers something"),
+    "mics": ({"zero_optimization": {"mics_shard_size": 4}}, "mics_shard_size gathers something else: leave it out"),
+    "zenflow": ({"zero_optimization": {"zenflow": {"topk_ratio": 0.1}}}, "zenflow gathers something else"),
+    "by default": (
+        {
+            "bf16": {"enabled": "auto"},
+            "torch_autocast": {"enabled": False},
+            "zero_optimization": {
+                "stage": 3,
+                "offload_param": {"device": "none"},
+                "offload_optimizer": {"device": "cpu"},
+                "zero_quantized_weights": False,
+                "zero_hpz_partition_size": 1,
+                "mics_shard_size": -1,
+            },
+        },
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_settings(name):
+    settings, said = SETTINGS[name]
+    plugin = SimpleNamespace(zero_stage=3, deepspeed_config=settings)
+    accelerator = SimpleNamespace(distributed_type="DEEPSPEED", state=SimpleNamespace(deepspeed_plugin=plugin))
+    with pytest.raises(ValueError, match=said) if said else nullcontext():
+        check_settings(accelerator)

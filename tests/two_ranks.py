@@ -22,6 +22,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import deepspeed_on_cpu
 import torch
 from accelerate.utils import gather_object
 from conftest import byte_tokenizer, load, preference_rows, quiet
@@ -127,8 +128,7 @@ def sharded_model(folder: str) -> torch.nn.Module:
 def deepspeed_config(stage: int) -> dict[str, Any]:
     import deepspeed
 
-    # an all-reduce in shared memory, which would be compiled first: it takes a minute and a compiler
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed_on_cpu.without_compiler()
     if not deepspeed.comm.is_initialized():
         deepspeed.init_distributed("gloo")
     left_to_the_trainer = ("train_micro_batch_size_per_gpu", "train_batch_size", "gradient_accumulation_steps")

@@ -21,8 +21,9 @@ from torch.distributed.tensor import DTensor, Partial, Shard
 
 _OF_PARAMETERS = ("ds_tensor", "ds_numel", "ds_process_group", "_z3_optimizer")
 _OF_OPTIMIZERS = ("empty_partition_cache", "get_local_fp32_param", "optimizer")
-# settings of "zero_optimization" under which the next forward pass would not see what is added to a rank's part
-_UNSEEN = ("zero_quantized_weights", "zero_hpz_partition_size", "mics_shard_size", "zenflow")
+# settings of "zero_optimization" under which no forward pass computes with the ranks' parts as they are, and the
+# largest value that turns them off
+_UNSEEN = {"zero_quantized_weights": 0, "zero_hpz_partition_size": 1, "mics_shard_size": 0}
 
 
 def is_partitioned(tensor: Tensor) -> bool:
@@ -42,8 +43,8 @@ def part_index(parameter: Any) -> int:
 
 def release(model: nn.Module) -> None:
     """Lets go of all gathered parameters: the next forward pass gathers them from what the ranks' parts are then."""
-    optimizers = (getattr(parameter, "_z3_optimizer", None) for parameter in model.parameters())
-    if (optimizer := next(filter(None, optimizers), None)) is not None:
+    optimizer = getattr(next(model.parameters(), None), "_z3_optimizer", None)
+    if optimizer is not None:
         optimizer.empty_partition_cache()
 
 
@@ -67,15 +68,21 @@ def check_settings(accelerator: Accelerator) -> None:
             "DeepSpeed's torch_autocast casts the weights within its own forward pass alone, which GAPO does not "
             'use: leave it out, and set bf16 ("bf16": {"enabled": "auto"})'
         )
+    if (settings.get("compile") or {}).get("deepcompile"):
+        raise ValueError(
+            "DeepCompile gathers the weights in compiled graphs of its own, which GAPO's forward passes are not: set "
+            '"compile": {"deepcompile": false} in DeepSpeed\'s configuration'
+        )
     if (device := (zero.get("offload_param") or {}).get("device", "none")) != "none":
         raise ValueError(
             f"GAPO moves the weights where they are computed with, and offload_param keeps them on {device!r}: set "
             "its device to 'none' (offload_optimizer may stay)"
         )
-    # 1 and −1 are how DeepSpeed spells that a size is not used
-    if name := next((name for name in _UNSEEN if zero.get(name) not in (None, False, 0, 1, -1)), None):
+    unseen = [name for name, off in _UNSEEN.items() if (zero.get(name) or 0) > off]
+    unseen += ["zenflow"] if zero.get("zenflow") else []
+    if unseen:
         raise ValueError(
-            f"GAPO moves each rank's part of the weights, and {name} gathers something else: leave it out of "
+            f"GAPO moves each rank's part of the weights, and {unseen[0]} gathers something else: leave it out of "
             "DeepSpeed's zero_optimization"
         )
 

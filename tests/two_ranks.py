@@ -104,7 +104,7 @@ def run(case: str, way: str, folder: str, out: Path) -> dict[str, Any]:
             train_dataset=rows.to_iterable_dataset() if way == "stream" else rows,
             eval_dataset=rows,
             processing_class=byte_tokenizer(),
-            callbacks=[AnchorDiagnostics()] if case == DIAGNOSED and not way.startswith("zero") else None,
+            callbacks=[AnchorDiagnostics()] if case == DIAGNOSED else None,
             **extra,
         )
         trainer._fused = False  # TRL's fused head computes in float32, whatever the model does

@@ -102,9 +102,10 @@ def check_parameters(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -
                 f"{name!r} is partitioned by a ZeRO-3 without {', '.join(missing)}, which GAPO needs: install the "
                 "version of DeepSpeed in constraints.txt, or use ZeRO-2, FSDP2 or DDP"
             )
-    if name := next((name for name, module in model.named_modules() if getattr(module, "_z3_leaf", False)), None):
+    leaf = next((name for name, module in model.named_modules() if getattr(module, "_z3_leaf", False)), None)
+    if leaf is not None:
         raise ValueError(
-            f"ZeRO-3 treats {name!r} as one (deepspeed_moe_layer_cls_names or set_z3_leaf_modules), and not every "
+            f"ZeRO-3 treats {leaf!r} as one (deepspeed_moe_layer_cls_names or set_z3_leaf_modules), and not every "
             "rank has a gradient for all of it: use FSDP2 or DDP for GAPO"
         )
 

@@ -389,7 +389,7 @@ def _anchor_gaps(rig: Rig, precision: str, sharded: bool = False) -> Values:
 
 
 def _under_zero3(rig: Rig) -> Values:
-    """The same in two processes, since DeepSpeed is for the whole of one: in float32 without it, and in bf16 with it."""
+    """The same in processes of their own, which DeepSpeed takes over: float32 without it, and bf16 with it."""
     n, size = (8, 4) if rig.tiny else (64, 8)
     with tempfile.TemporaryDirectory() as folder, socket.socket() as free:
         model, data, out = rig.model, rig.data and rig.data / "train.jsonl.gz", Path(folder, "gaps.json")

@@ -99,8 +99,8 @@ def check_parameters(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -
         missing += [attribute for attribute in _OF_OPTIMIZERS if not hasattr(optimizer, attribute)]
         if missing:
             raise ValueError(
-                f"{name!r} is partitioned by a ZeRO-3 without {', '.join(missing)}, which GAPO needs: install the "
-                "version of DeepSpeed in constraints.txt, or use ZeRO-2, FSDP2 or DDP"
+                f"{name!r} is partitioned by a ZeRO-3 without {', '.join(missing)}, which GAPO needs: install "
+                "deepspeed 0.19.8, or use ZeRO-2, FSDP2 or DDP"
             )
     leaf = next((name for name, module in model.named_modules() if getattr(module, "_z3_leaf", False)), None)
     if leaf is not None:

@@ -37,6 +37,7 @@ from trl_margins.probes.diagnostics import AnchorDiagnostics
 from trl_margins.trainers.configs import config_class
 from trl_margins.trainers.named import trainer_class
 
+GRADIENTS = ("geometric-anchor", "gradient-norm", "simpo-sam")  # methods that look at them
 ANCHOR = {"anchor_radius": 0.5}
 # case → base, method, and options that make it show
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -186,6 +187,12 @@ def run_groups(case: str, folder: str, out: Path, sharded: bool) -> dict[str, An
 
 
 STREAMED = ("gappo", "amapo, log-ratio")
+# methods that compute with log-probabilities alone see nothing of DeepSpeed
+DEEPSPEED = (
+    "gappo, normalised",
+    "amapo, log-ratio",
+    *(case for case, (_, method, _) in CASES.items() if method in GRADIENTS),
+)
 UNEVEN = ("gappo, normalised", "gamma-po", "amapo", "gradient-norm")  # the last on sharded parameters
 BROKEN = "#"
 
@@ -263,7 +270,7 @@ def main(folder: str, out: str, *ways: str) -> None:
         elif way.startswith("groups"):
             results = {case: run_groups(case, folder, there, "sharded" in way) for case in GROUPS}
         else:
-            cases = STREAMED if way == "stream" else CASES
+            cases = {"stream": STREAMED, "zero2": DEEPSPEED, "zero3": DEEPSPEED}.get(way, CASES)
             results = {case: run(case, way, folder, there) for case in cases}
         if os.environ.get("RANK", "0") == "0":
             Path(out, f"{way}.json").write_text(json.dumps(results))

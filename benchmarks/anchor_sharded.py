@@ -170,12 +170,7 @@ def prepared_trainer(args: argparse.Namespace, way: Way, folder: str, world: int
         os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
         os.environ |= {"FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "FSDP_RESHARD_AFTER_FORWARD": "true"}
     if way.zero3:
-        left = ("train_micro_batch_size_per_gpu", "train_batch_size", "gradient_clipping")
-        more["deepspeed"] = {
-            "zero_optimization": {"stage": 3},
-            "bf16": {"enabled": way.bf16},
-            **dict.fromkeys(left, "auto"),
-        }
+        more["deepspeed"] = _zero3(cpu) | {"bf16": {"enabled": way.bf16}}
     config = GeometricAnchorPOConfig(
         output_dir=folder,
         per_device_train_batch_size=args.batch_size,
@@ -209,6 +204,16 @@ def prepared_trainer(args: argparse.Namespace, way: Way, folder: str, world: int
     else:
         trainer.model = trainer.accelerator.prepare_model(trainer.model, evaluation_mode=world > 1)
     return trainer
+
+
+def _zero3(cpu: bool) -> dict[str, Any]:
+    import deepspeed
+
+    if cpu:  # it would first compile an all-reduce of its own
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        deepspeed.init_distributed("gloo")
+    left = ("train_micro_batch_size_per_gpu", "train_batch_size", "gradient_accumulation_steps", "gradient_clipping")
+    return {"zero_optimization": {"stage": 3}, **dict.fromkeys(left, "auto")}
 
 
 def _take_cpus_for_accelerators() -> None:

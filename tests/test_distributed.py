@@ -48,11 +48,10 @@ REFUSED = {
         "geometric-anchor, per pair": "anchor_estimator='per-pair' takes every pair's own gradient",
     },
     "zero2": {"simpo-sam": _STEP, "geometric-anchor, momentum": "finds none of the model's parameters in"},
-    "zero3": {"simpo-sam": _STEP}
-    | {
-        case: "is partitioned by DeepSpeed ZeRO-3, which hides parameters outside its own forward pass"
-        for case, (_, method, _) in CASES.items()
-        if method in ("geometric-anchor", "gradient-norm")
+    "zero3": {
+        "simpo-sam": _STEP,
+        "geometric-anchor, float32": "ZeRO-3 casts the weights itself: use anchor_estimator='difference', or DDP",
+        **dict.fromkeys(("geometric-anchor, per pair", "geometric-anchor, adapters"), "ZeRO-3 gives each rank a part"),
     },
 }
 ZERO = [
@@ -71,8 +70,8 @@ def close(case: str, way: str = "") -> dict[str, float]:
     """Tolerances. The reference of a log-ratio comes from TRL's fused head, which sums 100 to 200 nats in float32;
     DeepSpeed steps in float32.
     """
-    if way.startswith("zero"):
-        return {"rel": 1e-4, "abs": 1e-3}  # Adam makes much of small differences
+    if way.startswith("zero"):  # Adam makes much of small differences
+        return {"rel": 1e-3 if "log-ratio" in case else 1e-4, "abs": 1e-3}
     return {"rel": 1e-6, "abs": 1e-4 if "log-ratio" in case else 1e-6}
 
 
@@ -182,7 +181,7 @@ def test_the_parts_of_an_anchor_gap_are_the_same(way, runs, folder):
     assert {"gradient_norm", "alignment", "curvature"} <= one.keys() == other.keys()
     assert one["row_number"].tolist() == list(range(8))
     for name, values in one.items():
-        assert other[name] == pytest.approx(values, rel=1e-6, abs=1e-6), name
+        assert other[name] == pytest.approx(values, **close(DIAGNOSED, way)), name
 
 
 @pytest.mark.parametrize("way", ZERO)
@@ -196,6 +195,7 @@ def test_deepspeed(way, runs, tiny_model, folder):
         test_loss_margins_weights_and_gradients_are_the_same(case, way, runs, folder)
         test_the_pair_log_holds_the_pairs_of_all_ranks(case, way, runs, folder)
         test_evaluation_is_over_all_ranks(case, way, runs)
+    test_the_parts_of_an_anchor_gap_are_the_same(way, runs, folder)
 
 
 def log_ratio_gaps(tiny_model, folder, rows):

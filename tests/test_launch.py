@@ -23,6 +23,7 @@ from trl_margins.distributed import check_processes, leave_process_group
 
 CLI = ("-m", "trl_margins.cli")
 SHARDED = (str(Path(__file__).with_name("fsdp_on_cpu.py")),)
+ZERO3 = (str(Path(__file__).with_name("deepspeed_on_cpu.py")),)
 NO_DEEPSPEED = pytest.mark.skipif(not find_spec("deepspeed"), reason="DeepSpeed is not installed")
 PAIRS_PER_STEP = 4
 
@@ -58,7 +59,7 @@ def losses(out):
     [
         ("ddp", CLI, ["--use_cpu", "true"]),
         ("fsdp2", SHARDED, []),
-        pytest.param("zero3", CLI, ["--use_cpu", "true"], marks=NO_DEEPSPEED),
+        pytest.param("zero3", ZERO3, ["--use_cpu", "true"], marks=NO_DEEPSPEED),
     ],
 )
 def test_the_shipped_configurations(name, program, flags, tiny_model, pairs, alone, tmp_path, monkeypatch):

@@ -99,6 +99,7 @@ ROOMS = (
     "registry",
     "rows",
     "forward",
+    "zero3",
     "distributed",
     "recording",
     "data",

@@ -22,6 +22,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import deepspeed_on_cpu
 import torch
 from accelerate.utils import gather_object
 from conftest import byte_tokenizer, load, preference_rows, quiet
@@ -35,6 +36,7 @@ from trl_margins.distributed import leave_process_group
 from trl_margins.trainers.configs import config_class
 from trl_margins.trainers.named import trainer_class
 
+GRADIENTS = ("geometric-anchor", "gradient-norm", "simpo-sam")  # methods that look at them
 ANCHOR = {"anchor_radius": 0.5}
 # case → base, method, and options that make it show
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -127,10 +129,12 @@ def sharded_model(folder: str) -> torch.nn.Module:
 def deepspeed_config(stage: int) -> dict[str, Any]:
     import deepspeed
 
+    deepspeed_on_cpu.without_compiler()
     if not deepspeed.comm.is_initialized():
         deepspeed.init_distributed("gloo")
-    left_to_the_trainer = ("train_micro_batch_size_per_gpu", "train_batch_size", "gradient_clipping")
-    return {"zero_optimization": {"stage": stage}, **dict.fromkeys(left_to_the_trainer, "auto")}
+    left_to_the_trainer = ("train_micro_batch_size_per_gpu", "train_batch_size", "gradient_accumulation_steps")
+    left = dict.fromkeys((*left_to_the_trainer, "gradient_clipping"), "auto")
+    return {"zero_optimization": {"stage": stage}, **left}
 
 
 def whole_parameters(model: torch.nn.Module) -> AbstractContextManager:
@@ -183,6 +187,12 @@ def run_groups(case: str, folder: str, out: Path, sharded: bool) -> dict[str, An
 
 
 STREAMED = ("gappo", "amapo, log-ratio")
+# methods that compute with log-probabilities alone see nothing of DeepSpeed
+DEEPSPEED = (
+    "gappo, normalised",
+    "amapo, log-ratio",
+    *(case for case, (_, method, _) in CASES.items() if method in GRADIENTS),
+)
 UNEVEN = ("gappo, normalised", "gamma-po", "amapo", "gradient-norm")  # the last on sharded parameters
 BROKEN = "#"
 
@@ -260,7 +270,7 @@ def main(folder: str, out: str, *ways: str) -> None:
         elif way.startswith("groups"):
             results = {case: run_groups(case, folder, there, "sharded" in way) for case in GROUPS}
         else:
-            cases = STREAMED if way == "stream" else CASES
+            cases = {"stream": STREAMED, "zero2": DEEPSPEED, "zero3": DEEPSPEED}.get(way, CASES)
             results = {case: run(case, way, folder, there) for case in cases}
         if os.environ.get("RANK", "0") == "0":
             Path(out, f"{way}.json").write_text(json.dumps(results))

@@ -1,4 +1,4 @@
-"""Values over all ranks, and parameters that FSDP2 shards over them."""
+"""Values over all ranks, and parameters that FSDP2 or ZeRO-3 shards over them."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
+from . import zero3
 from .checks import launched_processes
 
 logger = logging.getLogger(__name__)
@@ -117,11 +118,13 @@ def _sent(error: Exception) -> Exception:
 
 def is_sharded(tensor: Tensor) -> bool:
     """Whether this rank holds only its part of the tensor."""
-    return isinstance(tensor, DTensor)
+    return isinstance(tensor, DTensor) or zero3.is_partitioned(tensor)
 
 
 def local(tensor: Tensor) -> Tensor:
     """This rank's part of the tensor."""
+    if zero3.is_partitioned(tensor):
+        return zero3.part(tensor)
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
@@ -134,19 +137,17 @@ def check_reachable(model: nn.Module, parameters: Mapping[str, nn.Parameter]) ->
     """Checks that gradients and values of these parameters can be reached outside the training step.
 
     Raises:
-        ValueError: FSDP1, which flattens the parameters; DeepSpeed ZeRO-3, which hides them.
+        ValueError: FSDP1, which flattens the parameters; a DeepSpeed whose ZeRO-3 is not known.
     """
     if isinstance(model, FullyShardedDataParallel):
         raise ValueError("FSDP1 keeps no parameters by name, which GAPO and SAM need: set fsdp_version to 2")
-    if name := next((name for name, parameter in parameters.items() if hasattr(parameter, "ds_id")), None):
-        raise ValueError(
-            f"{name!r} is partitioned by DeepSpeed ZeRO-3, which hides parameters outside its own forward pass: use "
-            "ZeRO-2, FSDP2 or DDP"
-        )
+    zero3.check_parameters(model, {name: p for name, p in parameters.items() if zero3.is_partitioned(p)})
 
 
 def shard_index(tensor: Tensor) -> int:
     """The number of this rank's part of the tensor: ranks that hold the same part (replicas) have the same."""
+    if zero3.is_partitioned(tensor):
+        return zero3.part_index(tensor)
     if not isinstance(tensor, DTensor):
         return 0
     index, mesh = 0, tensor.device_mesh
@@ -162,14 +163,15 @@ def fsdp_modules(model: nn.Module) -> list[FSDPModule]:
 
 
 def reshard(model: nn.Module, after_error: bool = False) -> None:
-    """Makes FSDP2 gather the parameters again for the next forward pass.
+    """Makes FSDP2 or ZeRO-3 gather the parameters again for the next forward pass.
 
-    After a forward pass without gradient it keeps some of them gathered. Until they are sharded again it would not see
-    that the shards have changed, and the model's parameters would be the gathered ones.
+    After a forward pass without gradient they keep some of them gathered. Until they are sharded again they would not
+    see that the shards have changed, and the parameters of FSDP2's model would be the gathered ones.
 
     Args:
         after_error: the forward pass may have ended before its end, after which only a reset shards all of them.
     """
+    zero3.release(model)
     modules = fsdp_modules(model)
     if after_error and modules and modules[0]._get_fsdp_state()._is_root:  # which the first forward pass makes it
         getattr(modules[0], "reset_iter_state", modules[0].reshard)()  # since torch 2.13
@@ -184,8 +186,8 @@ def fsdp_dtype(model: nn.Module) -> torch.dtype | None:
 
 def gathered_parameters(model: nn.Module, names: Collection[str]) -> dict[str, nn.Parameter]:
     """The tensors in which a graph of this model ends, by the parameters' names: those that FSDP2 gathers for a
-    forward pass, and the parameters themselves where they are not sharded. The gradient that arrives there is of this
-    rank's pairs alone; FSDP2 averages it afterwards.
+    forward pass, and the parameters themselves elsewhere. The gradient that arrives there is of this rank's pairs
+    alone; FSDP2 averages it afterwards.
 
     FSDP2 makes these tensors once, and fills them for each forward pass.
 
@@ -196,7 +198,7 @@ def gathered_parameters(model: nn.Module, names: Collection[str]) -> dict[str, n
 
     def note() -> None:
         now = model.named_parameters()
-        found.update((name, tensor) for name, tensor in now if name in names and not is_sharded(tensor))
+        found.update((name, tensor) for name, tensor in now if name in names and not isinstance(tensor, DTensor))
 
     note()
     for module in fsdp_modules(model):

@@ -9,6 +9,11 @@ weights in bfloat16 do not take a small update at all, so that there the update 
 from __future__ import annotations
 
 import csv
+import json
+import os
+import socket
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -28,6 +33,7 @@ from .ledger import Ledger, Values, table
 from .subjects import THEIRS, Case, Outcome, Rig, make_trainer, one_process, read_rows, shard, steps_of, tiny_llama
 from .synchronisations import SynchronisationsOfSteps
 
+_SHARDED = Path(__file__).parents[1] / "anchor_sharded.py"
 METHODS = ("gappo", "gap-aware", "gamma-po", "amapo", "geometric-anchor", "gradient-norm", "simpo-sam")
 SIMPO = {"loss_type": "simpo", "cpo_alpha": 0.0, "beta": 2.0, "simpo_gamma": 1.0}
 LOG_RATIO, NORMALIZED = {"reward": "log-ratio"}, {"reward": "length-normalized"}
@@ -95,6 +101,8 @@ def items(rig: Rig, references: dict[Any, Outcome]) -> Iterator[Item]:
         work = partial(_restored, rig, precision, sharded=True)
         yield f"weights after the anchor's pass, FSDP2/{precision}", "quick", 5, work
     yield "gradient norms of pairs, FSDP2", "quick", 5, partial(_sharded_norms, rig)
+    if find_spec("deepspeed"):
+        yield "anchor gaps, real model, ZeRO-3/bf16", "anchor", 90, partial(_under_zero3, rig)
     for precision in precisions:
         yield f"weights after the anchor's pass/{precision}", "quick", 5, partial(_restored, rig, precision)
         yield f"weights after a broken anchor's pass/{precision}", "quick", 5, partial(_broken_off, rig, precision)
@@ -338,8 +346,6 @@ def _logged(folder: str, name: str) -> list[float]:
 
 def _anchor_gaps(rig: Rig, precision: str, sharded: bool = False) -> Values:
     """The anchor gaps of 64 pairs, real ones with `--data`, in 16 bits, against those of the same model in float32."""
-    from scipy.stats import spearmanr
-
     from trl_margins.data.bundled import resolve_model
 
     kept = PRECISIONS[precision]
@@ -379,7 +385,37 @@ def _anchor_gaps(rig: Rig, precision: str, sharded: bool = False) -> Values:
 
     here = kept.dtype, kept.autocast, sharded
     right, found = (torch.tensor(gaps(*how)) for how in ((torch.float32, False), here))
-    pairs = f"{len(right)} {'made-up' if made else 'real'} pairs"
+    return _agreement(right, found, f"{len(right)} {'made-up' if made else 'real'} pairs")
+
+
+def _under_zero3(rig: Rig) -> Values:
+    """The same in processes of their own, which DeepSpeed takes over: float32 without it, and bf16 with it."""
+    n, size = (8, 4) if rig.tiny else (64, 8)
+    with tempfile.TemporaryDirectory() as folder, socket.socket() as free:
+        model, data, out = rig.model, rig.data and rig.data / "train.jsonl.gz", Path(folder, "gaps.json")
+        if rig.tiny:
+            tiny_llama(rig, torch.float32, noise=0.01).save_pretrained(model := str(Path(folder, "model")))
+            subjects.word_tokenizer().save_pretrained(model)
+        if made := rig.tiny or data is None:
+            data = Path(folder, "pairs.jsonl")
+            data.write_text("".join(json.dumps(row) + "\n" for row in subjects.short_pairs(rig, n)))
+        free.bind(("127.0.0.1", 0))
+        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+        alone |= {"MASTER_PORT": str(free.getsockname()[1]), "DS_ACCELERATOR": rig.device}
+        free.close()
+        command = [sys.executable, str(_SHARDED), "--model", model, "--dataset", str(data), "--out", str(out)]
+        command += ["--pairs", str(n), "--batch_size", str(size), "--max_length", "1024"]
+        for way, more in (("float32", {}), ("zero3, bf16", alone)):
+            done = subprocess.run([*command, "--way", way], env={**os.environ, **more}, capture_output=True, text=True)
+            if done.returncode:
+                raise RuntimeError(f"{way}: {done.stderr[-2000:]}")
+        right, found = (torch.tensor(row["gaps"]) for row in json.loads(out.read_text()).values())
+    return _agreement(right, found, f"{n} {'made-up' if made else 'real'} pairs")
+
+
+def _agreement(right: torch.Tensor, found: torch.Tensor, pairs: str) -> Values:
+    from scipy.stats import spearmanr
+
     mean = (found.mean() / right.mean() - 1).item()
     rank = float(spearmanr(found, right)[0])
     return {

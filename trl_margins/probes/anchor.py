@@ -18,6 +18,7 @@ from ..objective import Objective
 from ..pairs import CACHED, upcast, with_columns
 from ..rewards import LengthNormalizedReward
 from ..terms.anchor import ANCHOR_GAP, ANCHOR_SCORE_GAP
+from ..zero3 import zero3_settings
 from .diagnostics import anchors_log, gap_parts
 from .direction import Direction, gradient_direction, momentum_direction, own_gradients
 from .pair_gradients import CachedGradients, pair_gradients
@@ -110,22 +111,25 @@ class GeometricAnchor(Probe):
         Raises:
             ValueError: it does not.
         """
-        if not (self.trainer.accelerator.is_fsdp2 or any(map(is_sharded, parameters.values()))):
+        accelerator = self.trainer.accelerator
+        under_zero3 = zero3_settings(accelerator) is not None
+        if not (accelerator.is_fsdp2 or under_zero3 or any(map(is_sharded, parameters.values()))):
             return
+        kind = "ZeRO-3" if under_zero3 else "FSDP2"
         if self.options.anchor_estimator == "per-pair":
             raise ValueError(
-                "anchor_estimator='per-pair' takes every pair's own gradient, and FSDP2 gives each rank a part of it, "
-                "summed over all ranks: use anchor_estimator='difference', DDP, or adapters on a model that "
+                f"anchor_estimator='per-pair' takes every pair's own gradient, and {kind} gives each rank a part of "
+                "it, summed over all ranks: use anchor_estimator='difference', DDP, or adapters on a model that "
                 "transformers has sharded (distributed_config)"
             )
         if self.options.anchor_estimator == "float32":
             raise ValueError(
-                "anchor_estimator='float32' computes in float32 with weights of its own, and FSDP2 casts the weights "
-                "itself: use anchor_estimator='difference', or DDP"
+                f"anchor_estimator='float32' computes in float32 with weights of its own, and {kind} casts the "
+                "weights itself: use anchor_estimator='difference', or DDP"
             )
         if torch.float16 in (self.narrow_dtype, fsdp_dtype(self.trainer.model)):
             raise ValueError(
-                "on sharded parameters (FSDP2) anchor gaps are not measured in float16, whose gradients are scaled: "
+                f"on sharded parameters ({kind}) anchor gaps are not measured in float16, whose gradients are scaled: "
                 "set fp16 to false and bf16 to true, or use DDP"
             )
 

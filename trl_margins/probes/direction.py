@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..distributed import full_tensor, is_sharded, local, reduce_tensors, reshard
+from ..zero3 import PartitionedSum, is_partitioned, optimizer_state
 
 _MOMENTUM = ("exp_avg", "momentum_buffer")  # Adam's first moment, SGD's momentum
 
@@ -63,19 +64,23 @@ def momentum_direction(optimizer: Optimizer | None, parameters: Mapping[str, nn.
     if optimizer is None:
         raise ValueError("anchor_direction='momentum' reads a training's optimizer: use anchor_direction='gradient'")
     optimizer = getattr(optimizer, "optimizer", optimizer)  # out of accelerate's wrapper
+    partitioned = any(map(is_partitioned, parameters.values()))
     known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    if not any(id(parameter) in known for parameter in parameters.values()):
+    if not partitioned and not any(id(parameter) in known for parameter in parameters.values()):
         raise ValueError(
             f"anchor_direction='momentum' finds none of the model's parameters in {type(optimizer).__name__}, which "
-            "keeps them in parts of its own (DeepSpeed does): use anchor_direction='gradient'"
+            "keeps them in parts of its own (ZeRO-2 does): use anchor_direction='gradient', or ZeRO-3"
         )
-    states = {name: optimizer.state.get(parameter, {}) for name, parameter in parameters.items()}
+    states = {
+        name: optimizer_state(parameter, _MOMENTUM) if partitioned else optimizer.state.get(parameter, {})
+        for name, parameter in parameters.items()
+    }
     vectors = {}
     for name, state in states.items():
         if not state:
             continue  # a parameter that no batch has used yet
         momentum = next((state[key] for key in _MOMENTUM if isinstance(state.get(key), Tensor)), None)
-        if momentum is None or momentum.shape != parameters[name].shape:
+        if momentum is None or local(momentum).shape != local(parameters[name]).shape:
             raise ValueError(
                 f"anchor_direction='momentum' reads {' or '.join(_MOMENTUM)} from the optimizer's state; "
                 f"{type(optimizer).__name__} keeps {', '.join(state)} for {name}. Use an optimizer with a plain "
@@ -127,7 +132,7 @@ class GradientSum:
 @contextmanager
 def own_gradients(
     accelerator: Accelerator, model: nn.Module, parameters: Mapping[str, nn.Parameter]
-) -> Iterator[GradientSum]:
+) -> Iterator[GradientSum | PartitionedSum]:
     """Within the block `.grad` starts empty; after it, it is what it was before.
 
     Gradients gather where those of the update will, so they cost no memory beyond what training needs anyway.
@@ -138,4 +143,5 @@ def own_gradients(
             if parameter.requires_grad:
                 undo.callback(setattr, parameter, "grad", parameter.grad)
                 parameter.grad = None
-        yield GradientSum(accelerator, parameters)
+        partitioned = any(map(is_partitioned, parameters.values()))
+        yield PartitionedSum(parameters) if partitioned else GradientSum(accelerator, parameters)

@@ -51,15 +51,15 @@ def perturbed(
     for name, along in direction.items():
         if name not in parameters:
             raise ValueError(f"direction names {name!r}, which is not a parameter of the model")
-        if along.shape != (shape := parameters[name].shape):
+        if local(along).shape != (shape := local(parameters[name]).shape):
             raise ValueError(f"direction of {name!r} has shape {tuple(along.shape)}, the parameter {tuple(shape)}")
     with ExitStack() as undo:
         undo.push(partial(_leave_forward, model))
         undo.callback(torch.clear_autocast_cache)  # else autocast would go on using its 16-bit copies
         with torch.no_grad():
             for position, (name, along) in enumerate(direction.items()):
-                whole = parameters[name].data
-                values, dtype = local(whole), (computed_in or {}).get(name)
+                whole, dtype = parameters[name], (computed_in or {}).get(name)
+                values = local(whole).data  # apart from the version that a kept graph has noted
                 # noted before the first byte changes, so that no interruption can come between the two
                 undo.callback(values.copy_, values.clone())
                 move(values, local(along), radius, _SEED + position + _OF_A_SHARD * shard_index(whole), dtype)

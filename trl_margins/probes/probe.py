@@ -20,6 +20,7 @@ from ..distributed import check_reachable, reshard
 from ..objective import Objective
 from ..pairs import PairLogps
 from ..recording.pair_log import PairLog
+from ..zero3 import check_settings
 from .scope import parameters_in_scope
 
 logger = logging.getLogger(__name__)
@@ -94,7 +95,9 @@ class Probe(ABC):
     def __init__(self, trainer: ProbedTrainer, options: ProbeOptions) -> None:
         self.trainer, self.options = trainer, options
         _without_reentry(trainer.args)
-        self.n_parameters = sum(p.numel() for p in parameters_in_scope(trainer.model, options.anchor_scope).values())
+        check_settings(trainer.accelerator)
+        parameters = parameters_in_scope(trainer.model, options.anchor_scope).values()
+        self.n_parameters = sum(getattr(p, "ds_numel", p.numel()) for p in parameters)  # of ZeRO-3's, the whole
 
     @abstractmethod
     def __call__(self, batches: Window) -> Window:

@@ -6,6 +6,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..pairs import CARRIED, ROW
+from ..zero3 import zero3_settings
 from .anchor import GeometricAnchor, in_groups
 from .diagnostics import anchor_gap
 from .probe import ProbedTrainer
@@ -18,6 +19,8 @@ def dataset_anchor_gaps(trainer: ProbedTrainer) -> np.ndarray:
     value belongs to. Pairs are taken in groups of `anchor_batch_multiplier` mini-batches, each with a direction of its
     own: with `train_sampling_strategy="sequential"` in their order, else at random. Every rank gets all values.
     """
+    if zero3_settings(trainer.accelerator) is not None:
+        raise ValueError("DeepSpeed's ZeRO-3 holds a model for its training alone: rank pairs with DDP or one process")
     batches = trainer.get_train_dataloader()
     trainer.model = trainer.accelerator.prepare_model(trainer.model, evaluation_mode=True)
     anchor = GeometricAnchor(trainer, trainer.options)

@@ -22,6 +22,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length
 
 from .. import __version__
 from ..distributed import agreed
+from ..forward.head import causal_model
 from ..pairs import SCORES
 from ..recording.metrics import MetricBuffer
 from ..recording.pair_log import RUN_FILE
@@ -128,7 +129,7 @@ def run_settings(trainer: MarginTrainer) -> dict[str, Any]:
 
 
 def _name_of(model: Any) -> str:
-    return str(model.config.name_or_path)
+    return str(causal_model(model).config.name_or_path)  # DeepSpeed wraps the reference, too
 
 
 def _digest(rows: Any) -> str:

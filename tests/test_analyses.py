@@ -231,7 +231,8 @@ def run_with_checkpoints(tiny_model, folder, beta=3.0, ratio=0.2):
         (checkpoint / "trainer_state.json").write_text(json.dumps({"global_step": step}))
     (folder / "checkpoint-11").mkdir()  # a run that was killed left it incomplete
     config = {"beta": beta, "gamma_beta_ratio": ratio, "max_length": 128, "anchor_radius": 0.5}
-    (folder / "margin_run.json").write_text(json.dumps({"config": config}))
+    info = {"config": config, "margin": "geometric-anchor", "reward": "length-normalized"}
+    (folder / "margin_run.json").write_text(json.dumps(info))
     return folder
 
 
@@ -317,6 +318,51 @@ def test_anchors_of_a_drawn_part_of_a_marked_set(tiny_model, tokenizer, tmp_path
     )
 
 
+def trained_at_rate_0(tiny_model, out, rows, *more, method="geometric-anchor"):
+    """A run of one window, after which the weights are what they were; with its checkpoint."""
+    rows.to_json(out.parent / "pairs.jsonl")
+    argv = ["train", "--method", method, "--model_name_or_path", tiny_model, "--output_dir", str(out)]
+    argv += ["--dataset_name", str(out.parent / "pairs.jsonl"), "--learning_rate", "0", "--max_steps", "1"]
+    argv += ["--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "3", "--max_length", "128"]
+    argv += ["--train_sampling_strategy", "sequential", "--save_strategy", "steps", "--save_steps", "1"]
+    assert main([*argv, "--report_to", "none", "--use_cpu", "true", "--eval_strategy", "no", *more]) == 0
+
+
+@pytest.mark.parametrize("options", [(), ("--train_only", "mlp"), ("--anchor_direction", "pair")], ids=str)
+def test_anchors_are_those_of_the_run(options, tiny_model, tmp_path):
+    """What trained, and the direction: the gaps are those that the run has logged of the same weights."""
+    rows = preference_rows(12, seed=4).add_column("is_flipped", [i % 2 == 0 for i in range(12)])
+    run = tmp_path / "run"
+    trained_at_rate_0(tiny_model, run, rows, "--anchor_batch_multiplier", "2", *options)
+    argv = [
+        "anchors",
+        "--checkpoints",
+        str(run),
+        "--dataset_name",
+        str(tmp_path / "pairs.jsonl"),
+    ]
+    assert main([*argv, "--output_dir", str(tmp_path / "out")]) == 0
+    found = Dataset.from_csv(str(tmp_path / "out" / "anchors.csv"))
+    logged = Dataset.from_csv(str(run / "pair_log.csv"))
+    np.testing.assert_allclose(found["anchor_gap"], logged["anchor_gap"], atol=1e-4)
+    np.testing.assert_allclose(found["anchor_weight"], logged["anchor_weight"], atol=1e-4)
+
+
+def test_another_methods_beta_is_no_weight_s(tiny_model, tmp_path, caplog):
+    """A DPO run's, first among the models, beside a GAPO run's; and alone."""
+    rows = preference_rows(12, seed=4).add_column("is_flipped", [i % 2 == 0 for i in range(12)])
+    trained_at_rate_0(tiny_model, tmp_path / "dpo", rows, "--beta", "0.01", method="dpo")
+    gapo = run_with_checkpoints(tiny_model, tmp_path / "gapo")
+    argv = ["anchors", "--dataset_name", str(tmp_path / "pairs.jsonl"), "--output_dir", str(tmp_path), "--checkpoints"]
+    for runs, expected in (((str(tmp_path / "dpo"), str(gapo)), (3.0, 0.2)), ((str(tmp_path / "dpo"),), (2.5, 0.1))):
+        assert main([*argv, *runs]) == 0
+        written = json.loads((tmp_path / "anchors.json").read_text())
+        assert (written["beta"], written["gamma_beta_ratio"]) == expected
+    assert (
+        "no model is of a GAPO run with the length-normalized reward: the weight has β 2.5 and γ/β 0.1" in caplog.text
+    )
+
+
 def test_anchors_of_nothing_to_compare_are_refused(tiny_model, tmp_path):
     preference_rows(4).to_json(tmp_path / "pairs.jsonl")
     argv = ["anchors", "--dataset_name", str(tmp_path / "pairs.jsonl"), "--output_dir", str(tmp_path / "out")]
@@ -345,6 +391,11 @@ def test_several_fractions_are_measured_once(tiny_model, tmp_path, capsys):
         assert (tmp_path / "both" / f"{name}-50.jsonl").read_text() == (tmp_path / "one" / f"{name}.jsonl").read_text()
         few, many = ((tmp_path / "both" / f"{name}-{n}.jsonl").read_text().splitlines() for n in (30, 50))
         assert set(few) < set(many)
+    assert (
+        main([*argv, "--dataset_name", str(tmp_path / "one" / "all.jsonl"), "--output_dir", str(tmp_path / "2")]) == 0
+    )
+    again, first = (Dataset.from_json(str(tmp_path / name / "all.jsonl"))["anchor_gap"] for name in ("2", "one"))
+    assert list(again) == list(first)  # ranked anew, in the place of the earlier ranking
     with pytest.raises(ValueError, match=r"leave a row of 10, not 0\.01"):
         main([*argv, "--fraction", "0.5", "0.01", "--output_dir", str(tmp_path / "none")])
 

@@ -450,11 +450,23 @@ def test_direction_from_momentum_needs_no_gradient_pass(tiny_model, tokenizer, t
         torch.testing.assert_close(pointed, -momentum[id(parameter)] / direction.norm)
 
 
-def test_an_optimizer_without_momentum_is_named(tiny_model, tokenizer, tmp_path):
-    options = {"anchor_direction": "momentum", "optim": "adafactor", "max_steps": 2, "learning_rate": 1e-3}
+@pytest.mark.parametrize(("optim", "name"), [("adafactor", "Adafactor"), ("sgd", "SGD"), ("rmsprop", "RMSprop")])
+def test_an_optimizer_without_momentum_is_named(optim, name, tiny_model, tokenizer, tmp_path):
+    """Before the first step."""
+    options = {"anchor_direction": "momentum", "optim": optim, "max_steps": 2, "learning_rate": 1e-3}
     trainer = gapo_trainer(tiny_model, tokenizer, tmp_path, **options)
-    with pytest.raises(ValueError, match=r"Adafactor keeps .*adamw_torch"):
+    with pytest.raises(ValueError, match=rf"a momentum, and {name} has none here: use adamw_torch"):
         trainer.train()
+    assert trainer.state.global_step == 0
+
+
+@pytest.mark.parametrize("optim", ["sgd", "rmsprop"])
+def test_an_optimizer_that_is_given_a_momentum(optim, tiny_model, tokenizer, tmp_path):
+    """As the error says."""
+    options = {"anchor_direction": "momentum", "optim": optim, "max_steps": 2, "learning_rate": 1e-3}
+    trainer = gapo_trainer(tiny_model, tokenizer, tmp_path, optim_args="momentum=0.9", **options)
+    trainer.train()
+    assert trainer.state.global_step == 2
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import byte_tokenizer, load, preference_rows, quiet
 from test_distributed import pair_log
+from transformers import LlamaForCausalLM
 
 from trl_margins.probes.anchor import in_groups
 from trl_margins.probes.selection import dataset_anchor_gaps
@@ -19,7 +20,7 @@ BETA, GAMMA = 2.0, 0.1
 SIZE = 2  # pairs in a mini-batch
 
 
-def trainer_with(folder, out, rows, n=1, **options):
+def trainer_with(folder, out, rows, n=1, model=None, **options):
     """In float64, with windows of n mini-batches."""
     settings = {
         "beta": BETA,
@@ -34,7 +35,7 @@ def trainer_with(folder, out, rows, n=1, **options):
         **options,
     }
     trainer = trainer_class("geometric-anchor")(
-        load(folder).double(),
+        load(folder).double() if model is None else model,
         args=config_class("geometric-anchor")(**quiet(output_dir=str(out), **settings)),
         train_dataset=rows,
         processing_class=byte_tokenizer(),
@@ -57,8 +58,10 @@ def delta(model, row):
     return means[0] - means[1]
 
 
-def gradient_of(value, model):
-    return torch.autograd.grad(value, list(model.parameters()), retain_graph=True)
+def gradient_of(value, model, scope=""):
+    """Of the parameters whose names have `scope` in them; 0 of the others."""
+    found = torch.autograd.grad(value, list(model.parameters()), retain_graph=True)
+    return [each * (scope in name) for each, (name, _) in zip(found, model.named_parameters(), strict=True)]
 
 
 def norm_of(gradient):
@@ -77,6 +80,12 @@ def anchor_gaps(model, rows, gradient, radius):
     return torch.stack(here) - torch.stack(there)
 
 
+def first_order_gaps(model, rows, gradient, radius):
+    unit = torch.cat([each.flatten() for each in gradient]) / norm_of(gradient)
+    own = [torch.cat([each.flatten() for each in gradient_of(delta(model, row), model)]) for row in rows]
+    return radius * torch.stack([each @ unit for each in own])
+
+
 def groups_by_hand(window, k):
     """Rows of a window, by groups of k mini-batches."""
     n = max(len(window) // SIZE // k, 1)
@@ -84,16 +93,16 @@ def groups_by_hand(window, k):
     return [window[start:end] for start, end in pairwise(cuts)]
 
 
-def train_by_hand(model, rows, n, k, radius, rate, steps, instance_wise=False, first_order=False):
+def train_by_hand(model, rows, n, k, radius, rate, steps, instance_wise=False, first_order=False, scope=""):
     """Eqs. 3 to 9 with plain gradient descent: the gaps and the weights of every step."""
     gaps, weights = [], []
     for step in range(steps):
         window = rows[step * n * SIZE : (step + 1) * n * SIZE]
         of_step = []
         for group in [[row] for row in window] if instance_wise else groups_by_hand(window, k):
-            gradient = gradient_of(torch.stack([delta(model, row) for row in group]).mean(), model)
+            gradient = gradient_of(torch.stack([delta(model, row) for row in group]).mean(), model, scope)
             if first_order:
-                of_step.append(radius * norm_of(gradient)[None])
+                of_step.append(first_order_gaps(model, group, gradient, radius))
             else:
                 of_step.append(anchor_gaps(model, group, gradient, radius))
         gap = torch.cat(of_step)
@@ -143,6 +152,52 @@ def test_instance_wise_anchors(estimator, tiny_model, tmp_path):
     start = load(tiny_model).double()
     first = np.mean([norm_of(gradient_of(delta(start, row), start)).item() for row in list(rows)[:4]])
     assert trainer.state.log_history[0]["anchor/gradient_norm"] == pytest.approx(first)
+
+
+@pytest.mark.parametrize("direction", ["gradient", "pair"])
+@pytest.mark.parametrize("estimator", ["difference", "per-pair"])
+def test_the_scope_is_what_moves_and_not_what_trains(direction, estimator, tiny_model, tmp_path):
+    rows, radius, rate = preference_rows(8, seed=2), 0.05, 0.3
+    options = {
+        "anchor_direction": direction,
+        "anchor_estimator": estimator,
+        "anchor_radius": radius,
+        "anchor_scope": ["mlp"],
+    }
+    trainer = trainer_with(tiny_model, tmp_path, rows, n=2, max_steps=2, learning_rate=rate, **options)
+    trainer.train()
+    model = load(tiny_model).double()
+    how = {"instance_wise": direction == "pair", "first_order": estimator == "per-pair", "scope": ".mlp."}
+    gaps, _ = train_by_hand(model, list(rows), 2, 2, radius, rate, 2, **how)
+    np.testing.assert_allclose(pair_log(tmp_path)["anchor_gap"], gaps, atol=1e-5)
+    for ours, plain in zip(trainer.model.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(ours, plain, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("estimator", ["difference", "float32"])
+def test_sams_step_is_no_part_of_the_gaps(estimator, tiny_model, tmp_path):
+    """The gap is measured at the policy, wherever the update's forward pass is made."""
+    rows, found = preference_rows(8, seed=2), []
+    for radius in (0.0, 0.3):
+        options = {"sam_radius": radius, "anchor_estimator": estimator, "anchor_radius": 0.05, "max_steps": 1}
+        trainer_with(tiny_model, tmp_path / str(radius), rows, n=2, learning_rate=0.0, **options).train()
+        found.append(pair_log(tmp_path / str(radius))["anchor_gap"])
+    np.testing.assert_allclose(*found, atol=1e-5)
+
+
+@pytest.mark.parametrize("recorded", [0, 1])
+def test_dropout_that_disable_dropout_leaves_on_is_no_part_of_the_gaps(recorded, tiny_model, tmp_path):
+    """Attention's is a number that a function is given: no module to turn off. What is recorded changes nothing."""
+    rows, trained = preference_rows(8, seed=2), []
+    for diagnostics in (0, recorded):
+        model = LlamaForCausalLM.from_pretrained(tiny_model, dtype=torch.float64, attention_dropout=0.4)
+        options = {"anchor_radius": 1e-6, "anchor_diagnostics": diagnostics, "max_steps": 2, "learning_rate": 0.3}
+        out = tmp_path / str(diagnostics)
+        trainer = trainer_with(tiny_model, out, rows, n=2, model=model, share_prompt="never", **options)
+        trainer.train()
+        assert np.abs(pair_log(out)["anchor_gap"]).max() < 1e-4
+        trained.append(torch.cat([parameter.flatten() for parameter in trainer.model.parameters()]))
+    assert torch.equal(*trained)
 
 
 @pytest.mark.parametrize("k", [1, 4, 8, 16])
@@ -204,11 +259,16 @@ def test_select_has_the_same_groups(n_rows, k, tiny_model, tmp_path):
     np.testing.assert_allclose(found, torch.cat(expected), atol=1e-5)
 
 
-@pytest.mark.parametrize(("k", "keep", "passes"), [(2, 0, 4 + 4 + 4), (2, 2, 4 + 4), (4, 4, 4 + 4), (1, 1, 4 + 4)])
-def test_a_groups_forward_passes_serve_the_update(k, keep, passes, tiny_model, tmp_path):
-    """Counted in rows of the model: direction, anchor and update, or direction and anchor."""
+@pytest.mark.parametrize(
+    ("n", "k", "keep", "passes"),
+    [(4, 2, 0, 4 + 4 + 4), (4, 2, 2, 4 + 4), (4, 4, 4, 4 + 4), (4, 1, 1, 4 + 4), (5, 2, 2, 5 + 5 + 3)],
+)
+def test_a_groups_forward_passes_serve_the_update(n, k, keep, passes, tiny_model, tmp_path):
+    """Counted in rows of the model: direction, anchor and update, or direction and anchor. The last group of five is
+    of three.
+    """
     options = {"anchor_batch_multiplier": k, "anchor_keep_graphs": keep, "max_steps": 1, "share_prompt": "never"}
-    trainer = trainer_with(tiny_model, tmp_path, preference_rows(4 * SIZE, seed=6), n=4, **options)
+    trainer = trainer_with(tiny_model, tmp_path, preference_rows(n * SIZE, seed=6), n=n, **options)
     seen = []
     trainer.model.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True

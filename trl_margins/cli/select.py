@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,9 @@ import numpy as np
 from ..checks import NUMBERS
 from ..data.loading import load_splits, pick_split
 from .options import DTYPES, LENGTH, OptionsParser, ScoredRowOptions, option
-from .setup import MAX_LENGTH, check_writable, load_model, load_tokenizer, of_training
+from .setup import MAX_LENGTH, check_writable, load_model, load_tokenizer, of_training, run_of, trained_with
+
+logger = logging.getLogger(__name__)
 
 OF_THE_RUN = "By default that of the model's training run, else"
 
@@ -27,6 +30,11 @@ class AnchorOptions(ScoredRowOptions):
     dataset_split: str | None = option("Split; by default the only one there is.", None)
     anchor_radius: float | None = option(f"ρ: distance of the anchor from the model. {OF_THE_RUN} 0.05.", None)
     anchor_batch_multiplier: int | None = option(f"Mini-batches that share a direction. {OF_THE_RUN} 8.", None)
+    anchor_direction: str | None = option(
+        f"gradient of a group's mean gap, or every pair's own. {OF_THE_RUN} gradient.",
+        None,
+        choices=("gradient", "pair"),
+    )
     batch_size: int = option("Pairs per device and mini-batch.", 4)
     anchor_estimator: str = option("How gaps are measured: difference, float32 or per-pair.", "difference")
     anchor_scope: list[str] | None = option(
@@ -42,6 +50,7 @@ class AnchorOptions(ScoredRowOptions):
     defaults: ClassVar[Mapping[str, Any]] = {
         "anchor_radius": 0.05,
         "anchor_batch_multiplier": 8,
+        "anchor_direction": "gradient",
         "anchor_scope": None,
         "max_length": MAX_LENGTH,
     }
@@ -71,6 +80,7 @@ def main(argv: Sequence[str]) -> int:
     args = as_in_training(args, [args.model_name_or_path])
     from ..pairs import ROW
     from ..probes.selection import dataset_anchor_gaps, subsets
+    from ..terms.anchor import ANCHOR_GAP
 
     out = Path(args.output_dir)
     check_writable(out)
@@ -85,7 +95,10 @@ def main(argv: Sequence[str]) -> int:
     if not trainer.is_world_process_zero():
         return 0
     say_dropped(len(rows) - len(measured), len(rows))
-    ranked = rows.select(measured).add_column("anchor_gap", gaps.astype(float).tolist())
+    ranked = rows.select(measured)
+    if ANCHOR_GAP in ranked.column_names:  # of an earlier ranking
+        ranked = ranked.remove_columns(ANCHOR_GAP)
+    ranked = ranked.add_column(ANCHOR_GAP, gaps.astype(float).tolist())
     ranked.to_json(out / "all.jsonl")
     for fraction in args.fraction:
         share = f"-{100 * fraction:g}" if len(args.fraction) > 1 else ""
@@ -96,16 +109,35 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+_OF_GAPO = ("beta", "gamma_beta_ratio")  # other methods' mean something else
+
+
+def _is_gapo(run: Mapping[str, Any]) -> bool:
+    return "geometric-anchor" in (run.get("margin") or "") and run.get("reward") == "length-normalized"
+
+
 Arguments = TypeVar("Arguments", bound=AnchorOptions)
 
 
 def as_in_training(args: Arguments, models: Sequence[str]) -> Arguments:
-    """The arguments, with what the models' training run had where nothing is given.
+    """The arguments, with what the models' training run had where nothing is given: GAPO's, if there is one.
 
     Raises:
         ValueError: a radius of 0.
     """
-    found = {name: of_training(name, getattr(args, name), models, value) for name, value in args.defaults.items()}
+    of_gapo = [model for model in models if _is_gapo(run_of(model))][:1]
+    if not of_gapo and any(map(run_of, models)) and {"beta"} & args.defaults.keys():
+        logger.warning(
+            "no model is of a GAPO run with the length-normalized reward: the weight has β %g and γ/β %g",
+            *(of_training(name, getattr(args, name), [], args.defaults[name]) for name in _OF_GAPO),
+        )
+    found = {
+        name: of_training(name, getattr(args, name), of_gapo or ([] if name in _OF_GAPO else models), value)
+        for name, value in args.defaults.items()
+    }
+    if found["anchor_direction"] == "momentum":
+        logger.info("anchor_direction='gradient': a saved model has no momentum")
+        found["anchor_direction"] = "gradient"
     if found["anchor_radius"] == 0:
         raise ValueError("anchor_radius must be above 0: at the model itself no gap falls, and nothing is ranked")
     return replace(args, **found)
@@ -120,13 +152,14 @@ def anchor_trainer(args: AnchorOptions, model: str, rows: Any) -> Iterator[Any]:
     from ..trainers.named import GeometricAnchorPOTrainer
 
     code = args.trust_remote_code
-    names = ("anchor_radius", "anchor_batch_multiplier", "anchor_estimator", "anchor_scope", "max_length")
+    names = (*AnchorOptions.defaults, "anchor_estimator")
     columns = ("prompt_column", "system_column", "score_columns")
     given: dict[str, Any] = {name: getattr(args, name) for name in (*names, *columns)}
     with tempfile.TemporaryDirectory() as folder:
         config = GeometricAnchorPOConfig(
             **given,
             output_dir=folder,
+            train_only=trained_with(model, "train_only"),
             anchor_keep_graphs=0,
             per_device_train_batch_size=args.batch_size,
             train_sampling_strategy="sequential",

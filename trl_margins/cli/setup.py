@@ -113,18 +113,21 @@ def load_tokenizer(name: str, **kwargs: Any) -> Any:
         return AutoTokenizer.from_pretrained(path, **kwargs)
 
 
-def trained_with(model: str, option: str) -> Any:
-    """An option of the training run whose folder, or whose checkpoint, the model is in; None without one."""
+def run_of(model: str) -> dict[str, Any]:
+    """What the training run says of itself whose folder, or whose checkpoint, the model is in; empty without one."""
     from ..report.run_folder import INFO
 
     folder = Path(model).expanduser()
-    for file in (folder / INFO, folder.parent / INFO):
-        if file.is_file():
-            value = (json.loads(file.read_text()).get("config") or {}).get(option)
-            if value is not None:
-                logger.info("%s=%r, with which the model was trained", option, value)
-            return value
-    return None
+    file = next((file for file in (folder / INFO, folder.parent / INFO) if file.is_file()), None)
+    return {} if file is None else json.loads(file.read_text())
+
+
+def trained_with(model: str, option: str) -> Any:
+    """An option of the model's training run; None without one."""
+    value = (run_of(model).get("config") or {}).get(option)
+    if value is not None:
+        logger.info("%s=%r, with which the model was trained", option, value)
+    return value
 
 
 def of_training(option: str, given: Any, models: Sequence[str], default: Any) -> Any:

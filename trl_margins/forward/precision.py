@@ -31,6 +31,18 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
         yield
 
 
+def has_dropout(model: nn.Module) -> bool:
+    """Whether a forward pass in training mode drops anything: in a module of its own, or in a function that a module
+    gives its probability to.
+    """
+    for module in model.modules():
+        of_functions = (value for name, value in vars(module).items() if "drop" in name and isinstance(value, float))
+        own = module.p if isinstance(module, nn.modules.dropout._DropoutNd) else 0.0
+        if own > 0 or any(value > 0 for value in of_functions):
+            return True
+    return False
+
+
 def rounds_products() -> bool:
     """Whether float32 matrix products are rounded under the current settings (TF32, for example)."""
     try:

@@ -13,7 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from ..distributed import fsdp_dtype, is_sharded, reduce_tensors
-from ..forward.precision import AUTOCAST, eval_mode, ieee_float32, in_float32, narrow_dtype, rounds_products
+from ..forward.precision import (
+    AUTOCAST,
+    eval_mode,
+    has_dropout,
+    ieee_float32,
+    in_float32,
+    narrow_dtype,
+    rounds_products,
+)
 from ..objective import Objective
 from ..pairs import CACHED, upcast, with_columns
 from ..rewards import LengthNormalizedReward
@@ -69,9 +77,9 @@ class GeometricAnchor(Probe):
             momentum = momentum_direction(self.trainer.optimizer, self.parameters)
         k = len(batches) if momentum is not None else options.anchor_batch_multiplier
         groups = list(in_groups(batches, k))
-        keeps = momentum is None and self._keeps_graphs(max(map(len, groups)))
-        measured = (self._measured(group, momentum, keeps, group is groups[-1]) for group in groups)
-        if keeps and len(groups) > 1:  # a group's graphs make room before the next one's
+        keeps = {len(group): momentum is None and self._keeps_graphs(len(group)) for group in groups}
+        measured = (self._measured(group, momentum, keeps[len(group)], group is groups[-1]) for group in groups)
+        if any(keeps.values()) and len(groups) > 1:  # a group's graphs make room before the next one's
             return OneByOne(itertools.chain.from_iterable(measured), len(batches))
         return list(itertools.chain.from_iterable(measured))
 
@@ -191,19 +199,18 @@ class GeometricAnchor(Probe):
         else:
             fused = fused_head_moves(model, vectors)
             anchor = displaced(model, vectors, step, self.narrow_dtype, fused and self.trainer.fuses_head)
-        # the update's own forward pass gives the gaps at the policy, if it computes as this one does
+        # the update's own forward pass gives the gaps at the policy, if it is there and computes as this one does
         alike = self.narrow_dtype is not None or not rounds_products()
-        if alike and self._computes_alike:
+        if alike and self._computes_alike and not self.options.sam_radius:
             with ieee_float32():
                 return [{ANCHOR_SCORE_GAP: gap} for gap in self._gaps_at(anchor, batches, fused)]
         with eval_mode(model):
             return self._fall(batches, anchor, fused)
 
-    @property
+    @cached_property
     def _computes_alike(self) -> bool:
         """Whether two forward passes of a training model give the same: there is no dropout and no noise."""
-        args = self.trainer.args
-        return getattr(args, "disable_dropout", False) and not args.neftune_noise_alpha
+        return not (self.trainer.args.neftune_noise_alpha or has_dropout(self.trainer.model))
 
     @cached_property
     def _sharded(self) -> bool:
@@ -265,7 +272,7 @@ class GeometricAnchor(Probe):
         if momentum is not None:
             direction = momentum
         else:
-            of_each = [each.summed() for each in cached]
+            of_each = [each.summed(self.parameters) for each in cached]
             summed = {
                 name: sum((gradient[name] for gradient in of_each), torch.zeros_like(parameter))
                 for name, parameter in self.parameters.items()
@@ -276,12 +283,12 @@ class GeometricAnchor(Probe):
         return ready, [{ANCHOR_GAP: scale * each.along(direction.vectors)} for each in cached], direction
 
     def _cached(self, group: list[Batch]) -> tuple[list[CachedGradients], list[Batch]]:
-        cached = [CachedGradients.of(self.trainer, batch, self.parameters) for batch in group]
+        trained = parameters_in_scope(self.trainer.model, None)  # the scope is what the anchor moves
+        cached = [CachedGradients.of(self.trainer, batch, trained) for batch in group]
         # DDP reduces what its own forward pass has announced; these gradients come from none
         reduce = partial(reduce_tensors, self.trainer.accelerator, how="mean")
         ready: list[Batch] = [
-            {**batch, CACHED: each.for_the_update(self.parameters, reduce)}
-            for batch, each in zip(group, cached, strict=True)
+            {**batch, CACHED: each.for_the_update(trained, reduce)} for batch, each in zip(group, cached, strict=True)
         ]
         return cached, ready
 
@@ -291,7 +298,7 @@ class GeometricAnchor(Probe):
         """Every pair falls along its own gradient: to first order by ρ times that gradient's norm."""
         if self.options.anchor_estimator == "per-pair":
             cached, ready = self._cached(group)
-            norms = [each.norms() for each in cached]
+            norms = [each.norms(self.parameters) for each in cached]
             measured = [{ANCHOR_GAP: self.options.anchor_radius * norm} for norm in norms]
         else:
             ready, found = group, [self._each_alone(batch) for batch in group]

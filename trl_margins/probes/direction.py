@@ -15,6 +15,7 @@ from ..distributed import full_tensor, is_sharded, local, reduce_tensors, reshar
 from ..zero3 import PartitionedSum, is_partitioned, optimizer_state
 
 _MOMENTUM = ("exp_avg", "momentum_buffer")  # Adam's first moment, SGD's momentum
+_SETTINGS = ("betas", "momentum", "beta1")  # of optimizers that keep one of these
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,12 @@ def momentum_direction(optimizer: Optimizer | None, parameters: Mapping[str, nn.
     if optimizer is None:
         raise ValueError("anchor_direction='momentum' reads a training's optimizer: use anchor_direction='gradient'")
     optimizer = getattr(optimizer, "optimizer", optimizer)  # out of accelerate's wrapper
+    settings = getattr(getattr(optimizer, "optimizer", optimizer), "defaults", {})  # DeepSpeed wraps it once more
+    if settings and not any(settings.get(name) for name in _SETTINGS):
+        raise ValueError(
+            f"anchor_direction='momentum' needs an optimizer with a momentum, and {type(optimizer).__name__} has none "
+            "here: use adamw_torch, give it one (optim_args: momentum=0.9), or use anchor_direction='gradient'"
+        )
     partitioned = any(map(is_partitioned, parameters.values()))
     known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     if not partitioned and not any(id(parameter) in known for parameter in parameters.values()):

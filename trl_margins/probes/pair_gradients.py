@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -151,13 +151,13 @@ class CachedGradients:
         gradients = {name: torch.stack([pair.gradient[name] for pair in each]) for name in parameters}
         return cls(_joined([pair.pairs for pair in each]), torch.cat([pair.gap for pair in each]), gradients)
 
-    def summed(self) -> dict[str, Tensor]:
-        """Σ_i ∇Δ_i."""
-        return {name: gradient.sum(0) for name, gradient in self.gradients.items()}
+    def summed(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Σ_i ∇Δ_i of these parameters."""
+        return {name: self.gradients[name].sum(0) for name in names}
 
-    def norms(self) -> Tensor:
-        """[B] ‖∇Δ_i‖."""
-        of_each = [torch.linalg.vector_norm(upcast(each.flatten(1)), dim=1) for each in self.gradients.values()]
+    def norms(self, names: Iterable[str]) -> Tensor:
+        """[B] ‖∇Δ_i‖ over these parameters."""
+        of_each = [torch.linalg.vector_norm(upcast(self.gradients[name].flatten(1)), dim=1) for name in names]
         return torch.linalg.vector_norm(torch.stack(of_each), dim=0)
 
     def along(self, vectors: Mapping[str, Tensor]) -> Tensor:

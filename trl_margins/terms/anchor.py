@@ -40,7 +40,9 @@ def anchor_margin(reward_gap: Tensor, anchor_gap: Tensor, beta: float, gamma: fl
 
 
 def anchor_weight(anchor_gap: Tensor, beta: float, gamma: float = 0.0) -> Tensor:
-    r"""The factor of a pair's gradient under GAPO's logistic loss: :math:`\beta\,\sigma(\gamma - \beta\,\Gamma_i)`, falling in Γ.
+    r"""The factor of a pair's gradient under GAPO's logistic loss: :math:`\beta\,\sigma(\gamma - \beta\,\Gamma_i)`.
+
+    It falls in Γ.
 
     Args:
         anchor_gap: [B] Γ, without β.

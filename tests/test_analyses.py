@@ -16,6 +16,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from trl_margins.cli import main
+from trl_margins.data.noise import flip_labels
 from trl_margins.evaluation import drift
 from trl_margins.evaluation.hessian import head_spectrum
 from trl_margins.evaluation.scorer import completion_tokens
@@ -363,6 +364,20 @@ def test_another_methods_beta_is_no_weight_s(tiny_model, tmp_path, caplog):
     )
 
 
+def test_drawn_pairs_and_random_parts_are_flipped_at_the_noise_s_rate(tiny_model, tmp_path):
+    """All seeds are 0 by default: draws with the same numbers as the flips would take the flipped pairs first."""
+    rows = preference_rows(60, seed=4)
+    rows.to_json(tmp_path / "pairs.jsonl")
+    argv = ["anchors", "--checkpoints", tiny_model, "--dataset_name", str(tmp_path / "pairs.jsonl"), "--max_length"]
+    argv += ["128", "--output_dir", str(tmp_path), "--noise", "random:0.3", "--max_pairs", "30"]
+    assert main(argv) == 0
+    drawn = Dataset.from_csv(str(tmp_path / "anchors.csv"))["is_flipped"]
+    assert 4 <= sum(drawn) <= 14  # of 9 that are expected
+    flipped = flip_labels(preference_rows(1000), 0.3, "random", seed=0)["is_flipped"]
+    random = subsets(np.zeros(1000), 0.2, seed=0)["random"]
+    assert np.asarray(flipped)[random].mean() == pytest.approx(0.3, abs=0.1)
+
+
 def test_anchors_of_nothing_to_compare_are_refused(tiny_model, tmp_path):
     preference_rows(4).to_json(tmp_path / "pairs.jsonl")
     argv = ["anchors", "--dataset_name", str(tmp_path / "pairs.jsonl"), "--output_dir", str(tmp_path / "out")]
@@ -396,6 +411,8 @@ def test_several_fractions_are_measured_once(tiny_model, tmp_path, capsys):
     )
     again, first = (Dataset.from_json(str(tmp_path / name / "all.jsonl"))["anchor_gap"] for name in ("2", "one"))
     assert list(again) == list(first)  # ranked anew, in the place of the earlier ranking
+    assert main([*argv, "--fraction", "0.3", "--output_dir", str(tmp_path / "both")]) == 0
+    assert "of an earlier call, and not of this one: random-30.jsonl, random-50.jsonl" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"leave a row of 10, not 0\.01"):
         main([*argv, "--fraction", "0.5", "0.01", "--output_dir", str(tmp_path / "none")])
 

@@ -408,6 +408,7 @@ def test_label_smoothing_that_no_loss_reads_is_named(caplog):
         ("cpo", {"weight": "score-gap", "score_gap_transform": "hard"}, {}, "'hard' keeps pairs whose gap reaches"),
         ("cpo", {"train_only": ["mlp"]}, {"peft_config": LoraConfig()}, "train_only and peft_config both choose"),
         ("cpo", {"train_only": ["attention("]}, {}, "train_only pattern 'attention\\(' is not a regular expression"),
+        ("cpo", {"anchor_scope": ["("]}, {}, "anchor_scope pattern '\\(' is not a regular expression"),
         ("cpo", {"train_only": ["nowhere"]}, {}, "train_only pattern 'nowhere' matches none of the 21 parameters"),
         (
             "cpo",

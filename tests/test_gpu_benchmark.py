@@ -94,7 +94,7 @@ def test_what_finds_too_little_memory_is_made_again_alone(tmp_path, monkeypatch)
     monkeypatch.setattr(study, "ProcessPoolExecutor", Threads)
     options = study.options(["--workers", "3", "--methods", "simpo", "dpo", "geometric-anchor"])
     ledger = Ledger(tmp_path / "study.jsonl", budget=1000)
-    size = Size(1, 1, 1, (2e-5, 8e-5), 256, 1, (None,), ("simpo", "dpo", "geometric-anchor"))
+    size = Size(1, 1, 1, (2e-5, 8e-5), 256, 1, (1,), (None,), ("simpo", "dpo", "geometric-anchor"))
     study._do(Rig("cpu", False, "", None), ledger, size, options)
     assert len(made) == len(set(made)) == 9
     assert {("geometric-anchor", 2e-5, None), ("geometric-anchor", 8e-5, None)} <= set(made)

@@ -142,7 +142,8 @@ NUMBERS: Mapping[str, Number] = MappingProxyType(
         "max_steps": Number(least=1, also=-1),
     }
 )
-_NAMES = ("train_only", "score_columns", "anchor_scope")
+_PATTERNS = ("train_only", "anchor_scope")
+_NAMES = (*_PATTERNS, "score_columns")
 
 _TRUTHS = {
     **dict.fromkeys(("yes", "true", "t", "y", "1"), True),
@@ -278,6 +279,21 @@ def check_options(options: Any) -> None:
     for name in _NAMES:
         if getattr(options, name, None) is not None:
             check_names(name, getattr(options, name))
+    for name in _PATTERNS:
+        for pattern in getattr(options, name, None) or ():
+            expression_of(name, pattern)
+
+
+def expression_of(name: str, pattern: str) -> re.Pattern[str]:
+    """A pattern that an option gives.
+
+    Raises:
+        ValueError: it is no regular expression.
+    """
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{name} pattern {pattern!r} is not a regular expression: {error}") from error
 
 
 def default_of(item: Field[Any]) -> Any:

@@ -61,9 +61,9 @@ def run(rig: Rig, ledger: Ledger, options: argparse.Namespace) -> str:
     if options.workers is None:
         options.workers = _that_fit(rig, options)
     noise = tuple(None if name == "clean" else name for name in options.noise)
-    rates, windows = tuple(options.learning_rates), 2 if rig.tiny else 8
-    batch = 4 if rig.tiny else 16
-    size = Size(options.steps, batch, options.seeds, rates, options.max_length, windows, noise, tuple(options.methods))
+    rates, methods = tuple(options.learning_rates), tuple(options.methods)
+    batch, groups = (4, (2, (1, 2))) if rig.tiny else (16, (4, (1, 4)))
+    size = Size(options.steps, batch, options.seeds, rates, options.max_length, *groups, noise, methods)
     if rig.tiny:
         _save_tiny(rig, ledger.file.parent / "start")
         rig = Rig(rig.device, True, str(ledger.file.parent / "start"), None)
@@ -73,7 +73,8 @@ def run(rig: Rig, ledger: Ledger, options: argparse.Namespace) -> str:
     study.plot(runs, size, ledger.file.with_suffix(".png"))
     trials = [item for item in ledger.items.values() if "trial" in item and "error" not in item]
     chosen = "".join(
-        f"* {item['method']}, learning rate {item['trial']:g}: PWA {item['pwa_all']:.4f} on held-out pairs\n"
+        f"* {item['method']}, learning rate {item['trial']:g}{_groups(item)}: PWA {item['pwa_all']:.4f} on held-out "
+        "pairs\n"
         for item in trials
     )
     failed = [f"* {key} raised {item['error']}\n" for key, item in ledger.items.items() if "error" in item]
@@ -93,7 +94,7 @@ def _do(rig: Rig, ledger: Ledger, size: Size, options: argparse.Namespace) -> No
     pool = ProcessPoolExecutor(options.workers, context, initializer=_begin, initargs=(threads,))
     try:
         while waiting or busy:
-            ready = [pair for pair in waiting if _is_ready(pair[1], ledger, options)]
+            ready = [pair for pair in waiting if _setting(pair[1], ledger, size) is not None]
             ready.sort(key=lambda pair: pair[0] in alone)  # these at the end
             room = (
                 1 if alone & ({key for key, *_ in busy.values()} | {key for key, _ in ready[:1]}) else options.workers
@@ -103,7 +104,11 @@ def _do(rig: Rig, ledger: Ledger, size: Size, options: argparse.Namespace) -> No
                 waiting.remove(ready[0])
                 kind = "trial" if "trial" in spec else "run"
                 if ledger.fits(kind, 60):
-                    busy[pool.submit(_one, rig, size, spec | {"rate": _rate(spec, ledger)})] = key, kind, spec
+                    busy[pool.submit(_one, rig, size, spec | {"setting": _setting(spec, ledger, size)})] = (
+                        key,
+                        kind,
+                        spec,
+                    )
                 else:
                     ledger.left.append(key)
                 continue
@@ -141,30 +146,34 @@ def _that_fit(rig: Rig, options: argparse.Namespace) -> int:
 
 def _specs(size: Size, options: argparse.Namespace) -> Iterator[tuple[str, Spec]]:
     for rate, method in product(size.learning_rates, size.methods):
-        yield (
-            f"{method}/learning rate {rate:g}",
-            {"method": method, "noise": None, "trial": rate, "steps": options.trial_steps},
-        )
+        for trial in study.trials(method, size):
+            if trial["trial"] == rate:
+                yield _key(trial), trial | {"steps": options.trial_steps}
     yield "before training", {"method": "start", "noise": None, "seed": 0}
     for seed, noise, method in product(range(size.seeds), size.noise, size.methods):
         yield f"{method}/{noise or 'clean'}/{seed}", {"method": method, "noise": noise, "seed": seed}
 
 
-def _trials(method: str, ledger: Ledger) -> list[Values]:
-    return [item for item in ledger.items.values() if item["key"].startswith(f"{method}/learning rate")]
+def _key(trial: Spec) -> str:
+    return f"{trial['method']}/learning rate {trial['trial']:g}{_groups(trial)}"
 
 
-def _is_ready(spec: Spec, ledger: Ledger, options: argparse.Namespace) -> bool:
-    return "trial" in spec or spec["method"] == "start" or bool(_rate(spec, ledger, len(options.learning_rates)))
+def _groups(run: Spec) -> str:
+    return f", k = {run['k']}" if "k" in run else ""
 
 
-def _rate(spec: Spec, ledger: Ledger, wanted: int = 1) -> float:
-    """Its own, or the one that did best on held-out pairs; 0 while too few are known."""
-    if "trial" in spec:
-        return spec["trial"]
-    trials = _trials(spec["method"], ledger)
-    known = [item for item in trials if "pwa_all" in item]
-    return max(known, key=lambda item: item["pwa_all"])["trial"] if known and len(trials) >= wanted else 0.0
+def _setting(spec: Spec, ledger: Ledger, size: Size) -> tuple[float, int | None] | None:
+    """Learning rate and group size: its own, or those that did best on held-out pairs; None while these are not known,
+    or there are none.
+    """
+    if "trial" in spec or spec["method"] == "start":
+        return spec.get("trial", 0.0), spec.get("k")
+    keys = [_key(trial) for trial in study.trials(spec["method"], size)]
+    known = [ledger.items[key] for key in keys if "pwa_all" in ledger.items.get(key, {})]
+    if not known or any(key not in ledger.items for key in keys):
+        return None
+    best = max(known, key=lambda item: item["pwa_all"])
+    return best["trial"], best.get("k")
 
 
 # In a worker
@@ -185,17 +194,18 @@ def _one(rig: Rig, size: Size, spec: Spec) -> Values:
     from trl_margins.data.bundled import resolve_model
 
     began = time.perf_counter()
-    trial, rate = "trial" in spec, spec.pop("rate")
+    trial, (rate, k) = "trial" in spec, spec.pop("setting")
     train, held_out, sets = _data(rig)
     data = {"train": train, "test": held_out} if trial else {"train": _joined(train, held_out), **sets}
     here = replace(size, steps=min(spec.pop("steps", size.steps), len(data["train"]) // size.batch_size))
     try:
         noise, seed = spec["noise"], spec.get("seed", 0)
-        numbers = study.train(resolve_model(rig.model), data, spec["method"], noise, seed, rate, here)
+        numbers = study.train(resolve_model(rig.model), data, spec["method"], noise, seed, rate, k, here)
     except Exception as error:
         numbers = {"error": last_lines(error)}
     free()  # for the runs beside
-    return {**spec, "learning_rate": rate, "seconds": time.perf_counter() - began, **numbers}
+    chosen = {} if k is None else {"k": k}
+    return {**spec, "learning_rate": rate, **chosen, "seconds": time.perf_counter() - began, **numbers}
 
 
 def _joined(*parts: Dataset) -> Dataset:

@@ -162,5 +162,6 @@ def labelled(args: AnchorsArguments) -> tuple[Any, np.ndarray]:
         )
     numbers = np.arange(len(rows))
     if args.max_pairs is not None and args.max_pairs < len(rows):
-        numbers = np.sort(np.random.default_rng(args.seed).permutation(len(rows))[: args.max_pairs])
+        # label noise draws from [seed]: the same numbers would draw the flipped pairs
+        numbers = np.sort(np.random.default_rng([args.seed, 2]).permutation(len(rows))[: args.max_pairs])
     return rows.select(numbers), numbers

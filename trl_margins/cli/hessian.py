@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
     for name in models:
         find_model(name)
     rows = pick_split(load_splits(args.dataset_name, args.dataset_config), args.dataset_split, args.dataset_name)
-    drawn = np.random.default_rng(args.seed).permutation(len(rows))[: args.max_pairs]
+    drawn = np.random.default_rng([args.seed, 2]).permutation(len(rows))[: args.max_pairs]
     columns = {"prompt_column": args.prompt_column, "system_column": args.system_column}
     pairs = evaluation_set(rows.select(drawn), args.dataset_name, args.score_columns, **columns)
     if pairs.kind != "pairs":

@@ -19,6 +19,7 @@ from .setup import MAX_LENGTH, check_writable, load_model, load_tokenizer, of_tr
 
 logger = logging.getLogger(__name__)
 
+PARTS = ("stable", "unstable", "random")
 OF_THE_RUN = "By default that of the model's training run, else"
 
 
@@ -99,13 +100,17 @@ def main(argv: Sequence[str]) -> int:
     if ANCHOR_GAP in ranked.column_names:  # of an earlier ranking
         ranked = ranked.remove_columns(ANCHOR_GAP)
     ranked = ranked.add_column(ANCHOR_GAP, gaps.astype(float).tolist())
+    others = {file.name for part in PARTS for file in out.glob(f"{part}*.jsonl")}
     ranked.to_json(out / "all.jsonl")
     for fraction in args.fraction:
         share = f"-{100 * fraction:g}" if len(args.fraction) > 1 else ""
         for name, chosen in subsets(gaps, fraction, args.seed).items():
             file = out / f"{name}{share}.jsonl"
             ranked.select(chosen).to_json(file)
+            others.discard(file.name)
             print(f"{name:<9}{len(chosen):>7} pairs, mean anchor gap {gaps[chosen].mean():.4f}  {file}")
+    if others:
+        print(f"of an earlier call, and not of this one: {', '.join(sorted(others))}")
     return 0
 
 

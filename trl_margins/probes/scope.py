@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Sequence
 
 from accelerate.utils import is_peft_model
 from torch import nn
 
+from ..checks import expression_of
 from ..forward.head import causal_model
 
 logger = logging.getLogger(__name__)
@@ -88,10 +88,7 @@ def _matching(names: Sequence[str], patterns: Sequence[str], option: str) -> set
     """The names that match one of the patterns; `option` is what an error calls their source."""
     matched: set[str] = set()
     for pattern in patterns:
-        try:
-            expression = re.compile(MLP if pattern == "mlp" else pattern)
-        except re.error as error:
-            raise ValueError(f"{option} pattern {pattern!r} is not a regular expression: {error}") from error
+        expression = expression_of(option, MLP if pattern == "mlp" else pattern)
         found = {name for name in names if expression.search(name)}
         if not found:
             raise ValueError(

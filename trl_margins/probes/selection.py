@@ -58,6 +58,6 @@ def subsets(anchor_gaps: np.ndarray, fraction: float, seed: int = 0) -> dict[str
     chosen = {
         "stable": order[:n],
         "unstable": order[-n:],
-        "random": np.random.default_rng(seed).permutation(len(anchor_gaps))[:n],
+        "random": np.random.default_rng([seed, 1]).permutation(len(anchor_gaps))[:n],  # label noise draws from [seed]
     }
     return {name: np.sort(rows) for name, rows in chosen.items()}

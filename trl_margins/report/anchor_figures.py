@@ -197,8 +197,8 @@ def anchor_parts(found: list[Usable], runs: Sequence[Run]) -> tuple[Figure, str]
     legend_below(figure, handles + lines, ["first recorded step", "last", *groups, *names])
     caption = (
         "An anchor gap Γ is its first order ρ‖∇Δ‖ cos φ plus what the gap's curvature adds along the step "
-        f"(proposition 5.2). {' '.join(said)} Over steps: at most ten parts with equally many pairs; bands are 95 % "
-        f"intervals of the mean. {source(found, f'{FIRST}, {CURVATURE}, anchor_gap, {NORM} and {ALIGNMENT}')}"
+        f"(proposition 5.2). {' '.join(said)} Over steps: up to ten parts with equally many pairs, 40 or more; bands "
+        f"are 95 % intervals of the mean. {source(found, f'{FIRST}, {CURVATURE}, anchor_gap, {NORM} and {ALIGNMENT}')}"
     )
     return figure, caption
 

@@ -265,12 +265,16 @@ def flips(found: list[Usable], runs: Sequence[Run]) -> tuple[Figure, str]:
     weights = dict.fromkeys(pair_weight(of)[0] for of in found)
     columns = dict.fromkeys(" × ".join(c for c in of.columns if c not in ("step", "is_flipped")) for of in found)
     caption = (
-        f"The weight of a pair is the factor of its gradient: its {' or '.join(weights)}. Training is cut into at "
-        f"most {most} parts with equally many pairs, and the pairs of each part into thirds by weight. Bands and bars "
+        f"The weight of a pair is the factor of its gradient: its {' or '.join(weights)}. Training is cut into "
+        f"{_parts(most)}, and the pairs of each into thirds by weight. Bands and bars "
         "are 95 % intervals (normal for means, Wilson's for rates) over the pairs of one run: they say nothing about "
         f"other seeds. {''.join(said)}{source(found, 'step, is_flipped and ' + ' or '.join(columns))}"
     )
     return figure, caption
+
+
+def _parts(n: int) -> str:
+    return f"up to {n} parts with equally many pairs" if n > 1 else "one part, since it has few pairs"
 
 
 def _draw_flips(left: Axes, right: Axes, result: summaries.Flips) -> None:
@@ -307,8 +311,9 @@ def flips_at(models: Sequence[str], result: summaries.Flips) -> Figure:
     figure, (left, right) = panels(2)
     _draw_flips(left, right, result)
     left.set(title="the same pairs at each checkpoint", ylabel="mean anchor weight")
+    slanted: dict[str, Any] = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if len(models) > 3 else {}
     for panel in (left, right):
-        panel.set_xticks(result.steps, [label(name, 16) for name in models])
+        panel.set_xticks(result.steps, [label(name, 16) for name in models], **slanted)
     _legend_of_flips(figure, left, right)
     return figure
 

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,8 @@ MEDIA = {"png": "image/png", "svg": "image/svg+xml"}
 
 # shown for every run, beside the fields of its terms and those in which the runs differ
 _SETTINGS = ("beta", "gamma_beta_ratio", "simpo_gamma", "reward", "loss_type", *TRAINING)
-# parts of the names of fields that do not affect the training, or are private
-_UNINTERESTING = ("_dir", "_token", "run_name", "hub_", "_hub", "logging_", "report_to")
+# fields that do not affect the training, or are private
+_UNINTERESTING = re.compile(r"_dir$|_token$|^run_name$|hub_|_hub|^logging_|^report_to$")
 _METRICS = {"pwa": "PWA, clear pairs", "pwa_all": "PWA, all pairs", "spearman": "Spearman ρ"}
 
 
@@ -104,7 +105,7 @@ def _fields(runs: Sequence[Run]) -> list[str]:
     every = dict.fromkeys(name for run in runs for name in run.config)
     options = {name for run in runs for name in run.info.get("term_options", [])}
     options |= {"sam_radius" for run in runs if run.config.get("sam_radius")}
-    others = [name for name in every if not any(part in name for part in _UNINTERESTING)]
+    others = [name for name in every if not _UNINTERESTING.search(name)]
     usual = [name for name in _SETTINGS if name in every]
     of_terms = [name for name in others if name in options]
     different = [name for name in others if len({json.dumps(run.config.get(name)) for run in runs}) > 1]

@@ -215,6 +215,26 @@ def test_a_pairs_place_in_the_window_changes_nothing(k, tiny_model, tmp_path):
     assert abs(means[0]) > 1e-3
 
 
+@pytest.mark.parametrize(("direction", "estimator"), [("pair", "per-pair"), ("pair", "difference")])
+def test_pairs_of_an_encoder_decoder(direction, estimator, tiny_encoder_decoder, tmp_path):
+    """Each pair's own gradient is that of its own rows by plain transformers; what is recorded says the same."""
+    rows, radius = preference_rows(4, seed=2), 1e-4
+    options = {"anchor_direction": direction, "anchor_estimator": estimator, "anchor_radius": radius, "max_steps": 1}
+    model = load(tiny_encoder_decoder).double()
+    trainer = trainer_with("", tmp_path, rows, n=2, model=model, learning_rate=0.0, anchor_diagnostics=1, **options)
+    plain, norms = load(tiny_encoder_decoder).double(), []
+    for row in trainer.train_dataset:
+        means = []
+        for side in ("chosen", "rejected"):
+            labels = torch.tensor([row[f"{side}_labels"]])
+            logits = plain(input_ids=torch.tensor([row["prompt_input_ids"]]), labels=labels).logits
+            means.append(logits.log_softmax(-1).gather(-1, labels[..., None]).mean())
+        norms.append(norm_of(gradient_of(means[0] - means[1], plain)).item())
+    trainer.train()
+    np.testing.assert_allclose(pair_log(tmp_path)["anchor_gap"], radius * np.array(norms), rtol=2e-2, atol=1e-7)
+    np.testing.assert_allclose(pair_log(tmp_path, "anchor_diagnostics.csv")["gradient_norm"], norms, rtol=1e-4)
+
+
 def test_proposition_5_1(tiny_model, tmp_path):
     """A group's mean gap is ρ‖∇M̄‖ up to O(ρ²): half the radius leaves a quarter of the difference."""
     rows, model = preference_rows(6 * SIZE, seed=4), load(tiny_model).double()

@@ -12,7 +12,7 @@ import pytest
 import sharded_anchor
 import torch
 import torch.distributed as dist
-from conftest import load, preference_rows, quiet
+from conftest import VOCABULARY, load, preference_rows, quiet
 from peft import LoraConfig, get_peft_model
 from processes import output_of
 from scipy.stats import spearmanr
@@ -20,6 +20,8 @@ from sharded_anchor import CASES, PAIRS
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
+from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from trl_margins.distributed import is_sharded
@@ -101,13 +103,18 @@ def one_process():
 
 
 def shard(model, mesh, **policy):
-    layers = [module for module in model.modules() if isinstance(module, LlamaDecoderLayer)]
+    layers = [module for module in model.modules() if isinstance(module, (LlamaDecoderLayer, GPT2Block))]
     for module in (*layers, model):
         fully_shard(module, mesh=mesh, mp_policy=MixedPrecisionPolicy(**policy))
     return model
 
 
 def made(kind, folder):
+    if "Conv1D" in kind:
+        torch.manual_seed(0)
+        sizes = {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": VOCABULARY, "initializer_range": 0.2}
+        model = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=1, eos_token_id=2, pad_token_id=0))
+        return model.bfloat16().float()  # as published weights are
     model = load(folder)
     if "tied" in kind:
         model.lm_head.weight, model.config.tie_word_embeddings = model.model.embed_tokens.weight, True
@@ -151,9 +158,11 @@ def test_norms_of_pairs_are_the_unsharded_models(kind, one_process, tiny_model, 
     assert len(found[0].unique()) == 4
 
 
-@pytest.mark.parametrize("kind", ["tied", "adapters, fused head", "autocast alone", "autocast alone, tied"])
+@pytest.mark.parametrize(
+    "kind", ["tied", "adapters, fused head", "autocast alone", "autocast alone, tied", "autocast alone, Conv1D"]
+)
 def test_gaps_of_other_models_in_16_bits(kind, one_process, tiny_model, tokenizer, tmp_path, monkeypatch):
-    """FSDP2 casts norms, biases and adapters; autocast alone casts what linear layers multiply with."""
+    """FSDP2 casts norms, biases and adapters; autocast alone casts what is multiplied with."""
     monkeypatch.setattr(sharded_anchor, "load", partial(made, kind))
     if "adapters" in kind:  # at 0.05 the gaps are half as large as what bf16 makes of them, sharded or not
         monkeypatch.setattr(sharded_anchor, "RADIUS", 0.2)

@@ -105,8 +105,9 @@ def check_parameters(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -
     leaf = next((name for name, module in model.named_modules() if getattr(module, "_z3_leaf", False)), None)
     if leaf is not None:
         raise ValueError(
-            f"ZeRO-3 treats {leaf!r} as one (deepspeed_moe_layer_cls_names or set_z3_leaf_modules), and not every "
-            "rank has a gradient for all of it: use FSDP2 or DDP for GAPO"
+            f"ZeRO-3 treats {leaf!r} as one, and not every rank has a gradient for all of it: use FSDP2 or DDP for "
+            "GAPO. DeepSpeed does so by itself for mixtures of experts that it knows, Mixtral's for example, and "
+            "for others where it is told to (deepspeed_moe_layer_cls_names, set_z3_leaf_modules)"
         )
 
 

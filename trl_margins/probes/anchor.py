@@ -30,7 +30,7 @@ from ..zero3 import zero3_settings
 from .diagnostics import anchors_log, gap_parts
 from .direction import Direction, gradient_direction, momentum_direction, own_gradients
 from .pair_gradients import CachedGradients, pair_gradients
-from .perturbation import Product, cannot_displace, displaced, fused_head_moves, of_linear_layers, perturbed
+from .perturbation import Product, cannot_displace, cast_by_autocast, displaced, fused_head_moves, perturbed
 from .probe import Batch, Probe, ProbedTrainer, ProbeOptions, Window
 from .scope import parameters_in_scope
 
@@ -218,13 +218,13 @@ class GeometricAnchor(Probe):
 
     def _computed_in(self, names: Iterable[str]) -> dict[str, torch.dtype]:
         """What these parameters are cast to by the forward pass: FSDP2's mixed precision casts all of them, autocast
-        those of linear layers.
+        those that are multiplied with.
         """
         model = self.trainer.model
         if (cast := fsdp_dtype(model)) is not None:
             return dict.fromkeys(names, cast)
         if (cast := self.autocast_dtype) is not None:
-            return dict.fromkeys(of_linear_layers(model, names), cast)
+            return dict.fromkeys(cast_by_autocast(model, names), cast)
         return {}
 
     @cached_property

@@ -250,10 +250,17 @@ def cannot_displace(model: nn.Module, names: Iterable[str]) -> str | None:
     return None
 
 
-def of_linear_layers(model: nn.Module, names: Iterable[str]) -> set[str]:
-    """The parameters that autocast casts before they are used, by some module at least."""
+def cast_by_autocast(model: nn.Module, names: Iterable[str]) -> set[str]:
+    """The parameters that autocast casts before they are used: those of modules that multiply with a matrix, whatever
+    their class is (GPT-2's Conv1D, a mixture's experts). Embeddings look theirs up, and norms have none.
+    """
+
+    def multiplies(module: nn.Module) -> bool:
+        own = (parameter for parameter in module._parameters.values() if parameter is not None)
+        return not isinstance(module, nn.Embedding) and any(parameter.ndim > 1 for parameter in own)
+
     owners = _owners(model)
-    return {name for name in names if any(type(module).forward is nn.Linear.forward for module in owners[name])}
+    return {name for name in names if any(map(multiplies, owners[name]))}
 
 
 def fused_head_moves(model: nn.Module, names: Iterable[str]) -> bool:

@@ -47,7 +47,8 @@ def train_only(model: nn.Module, patterns: Sequence[str]) -> None:
     trained = _matching(list(parameters), patterns, "train_only")
     for name, parameter in parameters.items():
         parameter.requires_grad_(name in trained)
-    in_training, total = (sum(parameters[name].numel() for name in names) for names in (trained, parameters))
+    sizes = {name: getattr(p, "ds_numel", p.numel()) for name, p in parameters.items()}  # of ZeRO-3's, the whole
+    in_training, total = (sum(sizes[name] for name in names) for names in (trained, parameters))
     logger.info(
         "train_only=%s: %d of %d parameters train (%.1f %%), in %d of %d tensors",
         list(patterns),

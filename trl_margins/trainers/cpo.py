@@ -167,7 +167,7 @@ class MarginCPOTrainer(MarginMixin, CPOTrainer):
         return (chosen == rejected).all(1)
 
     def n_pairs(self, batch: Mapping[str, Any]) -> int:
-        return len(batch["chosen_input_ids"])
+        return len(batch["chosen_labels"])
 
     def _extra_loss(self, pairs: PairLogps) -> Tensor | float:
         loss: Tensor | float = 0.0

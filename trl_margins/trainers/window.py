@@ -134,9 +134,9 @@ class WindowMixin(MarginTrainer, ABC):
     @property
     def graphs_can_wait(self) -> bool:
         """Whether a mini-batch's graph survives a look at its gradient, for the update to use."""
-        # FSDP2 lets go of its parameters after the first way back
+        # FSDP2 lets go of its parameters after the first way back, and a compiled graph of its buffers
         sharded = any(isinstance(module, FSDPModule) for module in self.model.modules())
-        if self.args.n_gpu > 1 or self.checkpoints_reentrantly or sharded:
+        if self.args.n_gpu > 1 or self.checkpoints_reentrantly or sharded or self.args.torch_compile:
             return False
         return self.accelerator.distributed_type == DistributedType.NO or self.reduces_in_backward
 

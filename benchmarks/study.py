@@ -40,6 +40,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "gappo+amapo": ("gappo", {"margin": "amapo", "beta": 2.0}),
     "geometric-anchor, pair": ("geometric-anchor", {"anchor_direction": "pair"}),
     "geometric-anchor, momentum": ("geometric-anchor", {"anchor_direction": "momentum"}),
+    "geometric-anchor, radius 0": ("geometric-anchor", {"anchor_radius": 0.0}),  # weighs all pairs alike
 }
 BASELINE = "simpo"
 NOISE = (None, "random:0.2", "random:0.4", "length:0.2", "length:0.4")

@@ -65,7 +65,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 def options_of(case: str, way: str) -> dict[str, Any]:
     options = CASES[case][2]
-    if case == DIAGNOSED and not way.startswith("zero"):
+    if case == DIAGNOSED:
         options = {**options, "anchor_diagnostics": 1}
     if "anchor_radius" in options:  # a window is all that the direction is made of
         options = {**options, "anchor_batch_multiplier": 2 if way == "accumulate" else 1}

@@ -441,6 +441,7 @@ _NAMES = {
     "distributed_config",
     "offload_optimizer",
     "set_z3_leaf_modules",
+    "aot_eager",
     "deepspeed_moe_layer_cls_names",
     "fsdp_mixed_precision",
     "fsdp_version",

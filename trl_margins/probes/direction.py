@@ -69,7 +69,7 @@ def momentum_direction(optimizer: Optimizer | None, parameters: Mapping[str, nn.
     if settings and not any(settings.get(name) for name in _SETTINGS):
         raise ValueError(
             f"anchor_direction='momentum' needs an optimizer with a momentum, and {type(optimizer).__name__} has none "
-            "here: use adamw_torch, give it one (optim_args: momentum=0.9), or use anchor_direction='gradient'"
+            "here: use adamw_torch, give it one with optim_args, or use anchor_direction='gradient'"
         )
     partitioned = any(map(is_partitioned, parameters.values()))
     known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}

@@ -31,6 +31,11 @@ def is_partitioned(tensor: Tensor) -> bool:
     return hasattr(tensor, "ds_id")
 
 
+def n_elements(parameter: Any) -> int:
+    """The number of elements of the whole parameter: ZeRO-3 leaves an empty tensor in a partitioned one's place."""
+    return parameter.ds_numel if is_partitioned(parameter) else parameter.numel()
+
+
 def part(parameter: Any) -> Tensor:
     """[n] this rank's part of the flattened parameter, padded at the end of the last rank's."""
     return parameter.ds_tensor.data

@@ -131,7 +131,7 @@ def as_in_training(args: Arguments, models: Sequence[str]) -> Arguments:
         ValueError: a radius of 0.
     """
     of_gapo = [model for model in models if _is_gapo(run_of(model))][:1]
-    if not of_gapo and any(map(run_of, models)) and {"beta"} & args.defaults.keys():
+    if not of_gapo and any(map(run_of, models)) and "beta" in args.defaults:
         logger.warning(
             "no model is of a GAPO run with the length-normalized reward: the weight has β %g and γ/β %g",
             *(of_training(name, getattr(args, name), [], args.defaults[name]) for name in _OF_GAPO),

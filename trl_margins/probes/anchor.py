@@ -27,7 +27,7 @@ from ..pairs import CACHED, upcast, with_columns
 from ..rewards import LengthNormalizedReward
 from ..terms.anchor import ANCHOR_GAP, ANCHOR_SCORE_GAP
 from ..zero3 import zero3_settings
-from .diagnostics import anchors_log, gap_parts
+from .diagnostics import anchors_log, gap_parts, measures_anchor
 from .direction import Direction, gradient_direction, momentum_direction, own_gradients
 from .pair_gradients import CachedGradients, pair_gradients
 from .perturbation import Product, cannot_displace, cast_by_autocast, displaced, fused_head_moves, perturbed
@@ -354,8 +354,7 @@ def check_estimator(objective: Objective, options: Any, has_aux_loss: bool = Fal
     Raises:
         ValueError: they are asked for, and the loss reads more, or SAM makes the update.
     """
-    measured = any(set(term.probes) & set(GeometricAnchor.columns) for term in objective.terms)
-    if options.anchor_estimator != "per-pair" or not measured:
+    if options.anchor_estimator != "per-pair" or not measures_anchor(objective):
         return
     reward = objective.reward
     plain = isinstance(reward, LengthNormalizedReward) and reward.alpha == 0

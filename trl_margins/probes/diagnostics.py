@@ -22,6 +22,11 @@ ANCHORS_FILE = "anchor_diagnostics.csv"
 _CARRIED = (ROW, IS_FLIPPED, *SCORES)  # where the batch has them
 
 
+def measures_anchor(objective: Objective) -> bool:
+    """Whether a term of the objective asks for anchor gaps."""
+    return any({ANCHOR_GAP, ANCHOR_SCORE_GAP} & set(term.probes) for term in objective.terms)
+
+
 def check_diagnostics(objective: Objective, options: Any) -> None:
     """
     Args:
@@ -32,7 +37,7 @@ def check_diagnostics(objective: Objective, options: Any) -> None:
     """
     if not options.anchor_diagnostics:
         return
-    if not any({ANCHOR_GAP, ANCHOR_SCORE_GAP} & set(term.probes) for term in objective.terms):
+    if not measures_anchor(objective):
         terms = ", ".join(term.name for term in objective.terms) or "no term"
         raise ValueError(
             f"anchor_diagnostics={options.anchor_diagnostics} takes anchor gaps apart, and none is measured "

@@ -20,7 +20,7 @@ from ..distributed import check_reachable, reshard
 from ..objective import Objective
 from ..pairs import PairLogps
 from ..recording.pair_log import PairLog
-from ..zero3 import check_settings
+from ..zero3 import check_settings, n_elements
 from .scope import parameters_in_scope
 
 logger = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ class Probe(ABC):
         _without_reentry(trainer.args)
         check_settings(trainer.accelerator)
         parameters = parameters_in_scope(trainer.model, options.anchor_scope).values()
-        self.n_parameters = sum(getattr(p, "ds_numel", p.numel()) for p in parameters)  # of ZeRO-3's, the whole
+        self.n_parameters = sum(map(n_elements, parameters))
 
     @abstractmethod
     def __call__(self, batches: Window) -> Window:

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..checks import expression_of
 from ..forward.head import causal_model
+from ..zero3 import n_elements
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ def train_only(model: nn.Module, patterns: Sequence[str]) -> None:
     trained = _matching(list(parameters), patterns, "train_only")
     for name, parameter in parameters.items():
         parameter.requires_grad_(name in trained)
-    sizes = {name: getattr(p, "ds_numel", p.numel()) for name, p in parameters.items()}  # of ZeRO-3's, the whole
+    sizes = {name: n_elements(p) for name, p in parameters.items()}
     in_training, total = (sum(sizes[name] for name in names) for names in (trained, parameters))
     logger.info(
         "train_only=%s: %d of %d parameters train (%.1f %%), in %d of %d tensors",

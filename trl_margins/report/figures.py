@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ..evaluation.tables import MEANING
 from . import style, summaries
-from .anchor_figures import anchor_parts, anchor_ranking
+from .anchor_figures import MOST_POINTS, anchor_parts, anchor_ranking
 from .picture import Draw, Picture, Usable, from_pairs, source, span
 from .run_folder import STATE, WRITTEN_BY, Run
 from .style import (
@@ -33,7 +33,6 @@ from .style import (
     styled,
 )
 
-MOST_POINTS = 5000  # of a scatter
 LARGE = 2.0  # times the median: a large gradient
 
 

@@ -27,6 +27,7 @@ from ..report.card import CardFacts, Image, SetFacts, completed, display_name, h
 from ..report.card_results import logged_evaluations, read_report
 from ..report.markdown import python_text
 from ..report.run_folder import INFO, TRAINING, read_run
+from ..zero3 import n_elements
 from .configs import MarginOptions, config_class, origin_of
 from .step_size import factors_of, pairs_per_step
 
@@ -282,7 +283,7 @@ def _parameters(model: Any) -> tuple[int, int]:
     """(trained, all). DeepSpeed's shards count as a whole."""
     if is_peft_model(model):
         return model.get_nb_trainable_parameters()
-    counts = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in model.parameters()]
+    counts = [(n_elements(p), p.requires_grad) for p in model.parameters()]
     return sum(n for n, trains in counts if trains), sum(n for n, _ in counts)
 
 

@@ -11,8 +11,8 @@ import torch
 from accelerate import DistributedType
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 
+from ..distributed import fsdp_modules
 from ..forward.shared_rows import packed, shared_rows, width_step
 from ..pairs import CACHED, CARRIED, SHARED, PairLogps, one_pair, with_columns
 from .base import MarginTrainer
@@ -135,7 +135,7 @@ class WindowMixin(MarginTrainer, ABC):
     def graphs_can_wait(self) -> bool:
         """Whether a mini-batch's graph survives a look at its gradient, for the update to use."""
         # FSDP2 lets go of its parameters after the first way back, and a compiled graph of its buffers
-        sharded = any(isinstance(module, FSDPModule) for module in self.model.modules())
+        sharded = bool(fsdp_modules(self.model))
         if self.args.n_gpu > 1 or self.checkpoints_reentrantly or sharded or self.args.torch_compile:
             return False
         return self.accelerator.distributed_type == DistributedType.NO or self.reduces_in_backward

@@ -12,6 +12,8 @@ from typing import Any
 
 from trl.data_utils import extract_prompt
 
+from .list_forms import list_form
+
 Message = dict[str, Any]
 Part = str | list[Message]
 
@@ -135,7 +137,7 @@ class RowReader:
         if self.system_column is not None:
             system = row.get(self.system_column)
             text = text_of(self._part(self.system_column, system, where)) if system else ""
-            prompt, chosen, rejected = _with_system(text, prompt, chosen, rejected)
+            prompt, (chosen, rejected) = with_system(text, prompt, [chosen, rejected])
         for name, part in zip(COMPLETIONS, (chosen, rejected), strict=True):
             if isinstance(part, list) and part[-1]["role"] in _NOT_THE_MODEL:
                 raise RowError(
@@ -171,7 +173,7 @@ class RowReader:
             if prompt is None:
                 return self._extracted(chosen, rejected, where)
             if isinstance(prompt, list):  # text that completes a conversation
-                return prompt, _says("assistant", chosen), _says("assistant", rejected)
+                return prompt, says("assistant", chosen), says("assistant", rejected)
             if self.repeats_prompt:
                 return prompt, chosen.removeprefix(prompt), rejected.removeprefix(prompt)
             return prompt, chosen, rejected
@@ -179,7 +181,7 @@ class RowReader:
             prompt, (chosen, rejected) = without_prompt(prompt, [chosen, rejected])
             return prompt, chosen, rejected
         if prompt and not any(part[0]["role"] in _NOT_THE_MODEL for part in (chosen, rejected)):
-            return _says("user", prompt), chosen, rejected
+            return says("user", prompt), chosen, rejected
         # a text prompt beside whole conversations repeats their beginning
         return self._extracted(chosen, rejected, where)
 
@@ -193,7 +195,7 @@ class RowReader:
         turns = [match.end() for match in _TURN.finditer(chosen)] if text else []
         if shared := [end for end in turns if rejected.startswith(chosen[:end])]:
             return chosen[: shared[-1]], chosen[shared[-1] :], rejected[shared[-1] :]
-        if not text and (n := _shared_turns([chosen, rejected])):
+        if not text and (n := shared_turns([chosen, rejected])):
             return chosen[:n], chosen[n:], rejected[n:]
         if not text or min(len(chosen), len(rejected)) < 2 or chosen[0] != rejected[0]:
             what = "characters" if text else "messages"
@@ -244,8 +246,11 @@ def require_columns(names: Sequence[str], split: str) -> None:
         fix = "rename yours in the file, or with dataset.rename_column"
         if otherwise := [name for name in names if name.lower() in missing]:
             fix = f"names are case-sensitive, so {' and '.join(map(repr, otherwise))} must be written in lower case"
-        elif {"responses", "scores"} <= set(names):
-            fix = "trl-margins evaluate reads lists of scored responses, and generalization_splits makes pairs of them"
+        elif list_form(names) is not None:
+            fix = (
+                "trl-margins evaluate reads lists of scored responses, and to train on pairs of them, make these with "
+                "trl-margins pairs FILE --out pairs.jsonl.gz, or in Python with make_pairs"
+            )
         raise RowError(
             f"the {split} data set has no column {' and no column '.join(map(repr, missing))}, only {list(names)}: a "
             f"preference pair is chosen and rejected, and usually prompt; {fix}"
@@ -325,7 +330,7 @@ def without_prompt(
     def repeats(part: list[Message], begin: list[Message]) -> bool:
         return len(part) > len(begin) and _same(part[: len(begin)], begin)
 
-    n = _shared_turns(completions)
+    n = shared_turns(completions)
     shared = completions[0][:n] if completions else []
     more = n - len(prompt)
     if more > 0 and all(m["role"] == "system" for m in shared[:more]) and _same(shared[more:], prompt):
@@ -343,7 +348,7 @@ def _same(some: list[Message], others: list[Message]) -> bool:
     return [[m.get(key) for key in keys] for m in some] == [[m.get(key) for key in keys] for m in others]
 
 
-def _shared_turns(parts: list[list[Message]]) -> int:
+def shared_turns(parts: list[list[Message]]) -> int:
     """How many messages all of them begin with; the last message of each is not counted."""
     most = min(map(len, parts), default=1) - 1
     return next(
@@ -422,15 +427,14 @@ def is_messages(value: Any) -> bool:
     return True
 
 
-def _with_system(system: str, prompt: Part, chosen: Any, rejected: Any) -> tuple[Part, Part, Part]:
+def with_system(system: str, prompt: Part, completions: list[Any]) -> tuple[list[Message], list[Part]]:
     """With a system message in front; text becomes messages, since only they can have one."""
     if isinstance(prompt, str):
-        prompt = _says("user", prompt)
-        chosen, rejected = _says("assistant", chosen), _says("assistant", rejected)
+        prompt, completions = says("user", prompt), [says("assistant", part) for part in completions]
     if system and prompt[0]["role"] != "system":
-        prompt = _says("system", system) + prompt
-    return prompt, chosen, rejected
+        prompt = says("system", system) + prompt
+    return prompt, completions
 
 
-def _says(role: str, text: str) -> list[Message]:
+def says(role: str, text: str) -> list[Message]:
     return [{"role": role, "content": text}]

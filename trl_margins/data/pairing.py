@@ -9,6 +9,7 @@ from itertools import permutations
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 from datasets import Dataset, concatenate_datasets
 from datasets.utils import tqdm
 
@@ -95,6 +96,26 @@ def make_pairs(
     if not pairs:
         raise ValueError(f"no pair is left of {counts['lists']} lists: the log says why; a lower min_gap takes more")
     return pair_rows(lists, pairs)
+
+
+def lists_summary(lists: ScoredLists) -> dict[str, Any]:
+    """How many lists there are, of how many answers, and what their scores are."""
+    sizes, scores, n_tied, models = [], [], 0, set()
+    for each in lists:
+        sizes.append(len(each.scores))
+        scores += each.scores
+        n_tied += len(set(each.scores)) == 1
+        models |= {*each.models} - {None}
+    quantiles = (
+        {}
+        if not sizes
+        else {
+            "answers": dict(zip(("least", "median", "most"), np.quantile(sizes, (0, 0.5, 1)).tolist(), strict=True)),
+            "scores": dict(zip(("least", "median", "most"), np.quantile(scores, (0, 0.5, 1)).tolist(), strict=True)),
+        }
+    )
+    counts = {"n_rows": len(lists.dataset), "n_lists": len(sizes), "n_answers": len(scores), "n_tied": n_tied}
+    return {**counts, "n_models": len(models), **quantiles}
 
 
 def _pairs_of(

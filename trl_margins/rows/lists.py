@@ -237,8 +237,9 @@ class ScoredLists:
         features = self.dataset.features
         labels = {name: features[name] for name in self._read if isinstance(features[name], ClassLabel)}
         for i, row in enumerate(raw_rows(self.dataset, self._read, self.reader.split)):
-            named = {name: labels[name].int2str(row[name]) for name in labels if (row[name] or 0) >= 0}
-            yield i, row | {name: value for name, value in named.items() if row[name] is not None}
+            for name, label in labels.items():
+                row[name] = None if row[name] is None or row[name] < 0 else label.int2str(row[name])
+            yield i, row
 
     def _where(self, i: int) -> str:
         return f"row {i} of {self.reader.split}"
@@ -261,28 +262,28 @@ class ScoredLists:
             yield self._made(row, answers, i)
 
     def _structs(self) -> Iterator[ScoredList | None]:
-        (column,) = self.form.responses
+        (column,), names = self.form.responses, self.form.scores
         for i, row in self._rows():
             answers = []
             for j, given in enumerate(self._list(row, column, i)):
                 where = f"column {column!r}, {self._where(i)}, answer {j}"
-                if not isinstance(given, Mapping) or not (key := next((k for k in RESPONSE_KEYS if k in given), None)):
+                keys = given.keys() if isinstance(given, Mapping) else ()
+                if not (response := [key for key in RESPONSE_KEYS if key in keys]):
                     raise RowError(
                         f"{where}: {shortened(given)} is no mapping with one of {', '.join(RESPONSE_KEYS)}: rename "
                         "its keys with dataset.map"
                     )
                 ratings = _ratings(given)
-                names = self.form.scores or next(([n] for n in RATINGS if n in ratings), None) or ASPECTS
-                if not any(name in ratings for name in names) or {*names} - {*ratings, *ASPECTS}:
+                names = names or next(((name,) for name in RATINGS if name in ratings), ASPECTS)
+                known = {name for name in ratings if isinstance(as_number(ratings[name]), int | float)}
+                if not {*names} & {*ratings} or {*names} - {*ratings, *ASPECTS}:
                     raise RowError(
-                        f"{where}: there is no rating {' or '.join(names)}, only {sorted(ratings)}: name one of them "
-                        "with score_columns (--score_columns)"
+                        f"{where}: there is no rating {' or '.join(names)}, only {sorted(known)}: name one of "
+                        "these with score_columns (--score_columns)"
                     )
-                mean = self._score({name: ratings.get(name) for name in ASPECTS}, i)
-                if as_number(ratings.get("overall_score")) == 10 and mean is not None and mean <= 2:
-                    self.counts[_FORGED] += "overall_score" in names
+                self.counts[_FORGED] += "overall_score" in names and _is_forged(ratings)
                 score = self._score({name: ratings.get(name) for name in names}, i, f", answer {j}")
-                answers.append(_Answer(given[key], score, given.get("model")))
+                answers.append(_Answer(given[response[0]], score, given.get("model")))
             yield self._made(row, answers, i)
 
     def _two(self) -> Iterator[ScoredList | None]:
@@ -423,9 +424,10 @@ class ScoredLists:
         if prompt is None and column is not None:
             prompt = pruned(row[column], self.dataset.features[column])
         if prompt is None:
-            raise RowError(
-                f"column {column!r}, {where}: the prompt is None: drop the row, for example with dataset.filter"
-            )
+            what = f"column {column!r}, {where}: the prompt is None"
+            if column is None:
+                what = f"columns {' and '.join(self.form.responses)}, {where}: there are no two conversations"
+            raise RowError(f"{what}: drop the row, for example with dataset.filter")
         n_given = len(answers)
         if not (self.strict and self.form.kind == "columns"):
             answers = [answer for answer in answers if answer.response is not None]
@@ -482,18 +484,15 @@ def chat_turns(prompt: str) -> list[Message]:
 
 
 def _ratings(answer: Mapping[str, Any]) -> dict[str, Any]:
-    """All ratings of an answer; of an annotation its `Rating`."""
+    """What an answer's mapping holds, and the ratings in its annotations."""
     annotations = _read(answer.get("annotations"))
-    annotations = annotations if isinstance(annotations, Mapping) else {}
-    aspects = {
-        name: each.get("Rating") if isinstance(each, Mapping) else each
-        for name, each in annotations.items()
-        if name in ASPECTS
-    }
-    others = {
-        name: value for name, value in answer.items() if name in RATINGS + ASPECTS or isinstance(value, int | float)
-    }
-    return aspects | others
+    found = annotations.items() if isinstance(annotations, Mapping) else ()
+    return {**answer, **{name: each.get("Rating") for name, each in found if isinstance(each, Mapping)}}
+
+
+def _is_forged(ratings: Mapping[str, Any]) -> bool:
+    rated = [value for name in ASPECTS if isinstance(value := as_number(ratings.get(name)), int | float)]
+    return as_number(ratings["overall_score"]) == 10 and bool(rated) and sum(rated) / len(rated) <= 2
 
 
 def _read(value: Any) -> Any:

@@ -131,7 +131,7 @@ class ScoredLists:
         form: how it holds the lists.
         reader: of prompts and template variables.
         as_chat: make messages of text.
-        strict: a response or score that is missing from plain columns is an error; else it is counted.
+        strict: of `responses` and `scores`, one that is missing is an error; else it is counted.
         counts: what was left out so far, by reason.
     """
 
@@ -176,7 +176,7 @@ class ScoredLists:
         lists = cls(dataset, form, RowReader(name, tuple(names), form.prompt, system_column), as_chat, strict)
         for column in lists._score_columns:
             if column not in WINNER:
-                refuse_class_labels(dataset, ScoreColumns(column), name)
+                refuse_class_labels(dataset, ScoreColumns(column), name.removeprefix("the "))
         return replace(lists, reader=replace(lists.reader, features=dataset.features))
 
     def __iter__(self) -> Iterator[ScoredList]:
@@ -240,6 +240,10 @@ class ScoredLists:
             for name, label in labels.items():
                 row[name] = None if row[name] is None or row[name] < 0 else label.int2str(row[name])
             yield i, row
+
+    @property
+    def _is_strict(self) -> bool:
+        return self.strict and self.form.is_plain
 
     def _where(self, i: int) -> str:
         return f"row {i} of {self.reader.split}"
@@ -324,7 +328,7 @@ class ScoredLists:
         value = _read(row[column])
         if isinstance(value, Mapping) and value and all(isinstance(each, list) for each in value.values()):
             value = [dict(zip(value, each, strict=True)) for each in zip(*value.values(), strict=True)]
-        if not isinstance(value, list) or (self.strict and not value and self.form.kind == "columns"):
+        if not isinstance(value, list) or (self._is_strict and not value):
             raise RowError(
                 f"column {column!r}, {self._where(i)}: {shortened(row[column])} is not a list of one or more: save "
                 "the set as JSON lines or Parquet, or drop the row"
@@ -337,7 +341,7 @@ class ScoredLists:
         for name, value in ratings.items():
             is_missing = value is None or value != value
             is_missing |= isinstance(value, str) and value.strip().lower() in _UNRATED
-            if is_missing and not (self.strict and self.form.kind == "columns"):
+            if is_missing and not self._is_strict:
                 continue
             if problem := problem_of(value):
                 raise ScoreError(f"column {name!r}, {self._where(i)}{which}: the score {value!r} {problem}")
@@ -429,7 +433,7 @@ class ScoredLists:
                 what = f"columns {' and '.join(self.form.responses)}, {where}: there are no two conversations"
             raise RowError(f"{what}: drop the row, for example with dataset.filter")
         n_given = len(answers)
-        if not (self.strict and self.form.kind == "columns"):
+        if not self._is_strict:
             answers = [answer for answer in answers if answer.response is not None]
         self.counts[_NO_TEXT] += n_given - len(answers)
         n_given = len(answers)
@@ -469,17 +473,16 @@ def chat_turns(prompt: str) -> list[Message]:
     before = f"\n\n{prompt.lstrip()}"
     if before.startswith("\n\nHuman:") and before.rstrip().endswith("\n\nAssistant:"):
         _, *turns, _ = _HUMAN.split(before)
-        marks = [mark.strip() for mark in _HUMAN.findall(before)][:-1]
+        marks = _HUMAN.findall(before)[:-1]
+    elif _STEER.search(prompt):
+        turns, marks = _STEER.split(prompt), ["User", *_STEER.findall(prompt)]
     else:
-        turns = _STEER.split(prompt)
-        marks = ["User", *(mark.strip() for mark in _STEER.findall(prompt))]
-    assistants = ["Assistant" in mark for mark in marks]
-    if assistants[-1] or len(turns) == 1:
+        return says("user", prompt)
+    by_model = ["Assistant" in mark for mark in marks]
+    if by_model != [i % 2 == 1 for i in range(len(marks))] or by_model[-1]:  # not by turns
         return says("user", prompt)
     return [
-        m
-        for text, by in zip(turns, assistants, strict=True)
-        for m in says("assistant" if by else "user", text.strip())
+        m for text, by in zip(turns, by_model, strict=True) for m in says("assistant" if by else "user", text.strip())
     ]
 
 

@@ -20,6 +20,7 @@ import pytest
 from conftest import preference_rows
 from datasets import Dataset, DatasetDict
 from printed import FENCE
+from test_pairing import ultrafeedback
 from transformers import TrainingArguments
 
 from trl_margins.cli import COMMANDS, main
@@ -39,6 +40,7 @@ EVERY_RUN = {"bf16": False, "gradient_checkpointing": False, "max_steps": 1, "di
 HUB_SETS = {
     "HuggingFaceH4/ultrafeedback_binarized": ("train_prefs", "test_prefs"),
     "Anthropic/hh-rlhf": ("train", "test"),
+    "openbmb/UltraFeedback": ("train",),
 }
 # What a page takes as given
 GIVEN = {"docs/evaluation.md": {"dataset": "pairs_with_models"}}
@@ -121,6 +123,10 @@ def hh() -> Dataset:
     return Dataset.from_list(rows)
 
 
+def raw_ultrafeedback() -> Dataset:
+    return Dataset.from_list(ultrafeedback(12))
+
+
 _whole = TrainingArguments.__post_init__
 
 
@@ -177,7 +183,7 @@ def here(
     def load_dataset(path: str, *args: Any, split: str | None = None, **kwargs: Any) -> Any:
         if path not in HUB_SETS:
             return real(path, *args, split=split, **kwargs)
-        made = hh if path == "Anthropic/hh-rlhf" else as_on_the_hub
+        made = {"Anthropic/hh-rlhf": hh, "openbmb/UltraFeedback": raw_ultrafeedback}.get(path, as_on_the_hub)
         splits = DatasetDict({name: made() for name in HUB_SETS[path]})
         return splits if split is None else splits[split]
 

@@ -213,6 +213,19 @@ FORMS = {
         {},
         [([user("Name a 😀 colour")], {(str([bot("Blue ?")]), 0, "gpt-4"), (str([bot("A dog.")]), 1, "koala")})],
     ),
+    "PKU-Alignment/PKU-SafeRLHF": (
+        [{"prompt": "q", "response_0": "a", "response_1": "b", "better_response_id": 1, "safer_response_id": 0}],
+        {},
+        [("q", {("a", 0.0, None), ("b", 1.0, None)})],
+    ),
+    "nvidia/HelpSteer2, preferences": (
+        [
+            {"split": "train", "prompt": f"q{s}", "response_1": "a", "response_2": "b", "preference_strength": s}
+            for s in (-2, 0, 3)
+        ],
+        {},
+        [(f"q{s}", {("a", float(max(-s, 0)), None), ("b", float(max(s, 0)), None)}) for s in (-2, 0, 3)],
+    ),
     "princeton-nlp/llama3-ultrafeedback-armorm": (
         ARMORM,
         {},
@@ -408,12 +421,12 @@ def test_ultrafeedbacks_tens_that_were_ones(caplog):
         (
             [{"text": "a"}],
             {},
-            r"the lists has the columns \['text'\], and lists have prompt, responses, scores, Ultra",
+            r"the lists: its columns are \['text'\], and lists have prompt, responses, scores, Ultra",
         ),
-        ([{"prompt": "q", "responses": ["a"]}], {}, "has answers but no scores of them, only the columns"),
-        (ARMORM, {"score_columns": ["x"]}, r"score_columns names \['x'\], but the lists has only the columns"),
-        (ARMORM, {"prompt_column": "x"}, "prompt_column names 'x', but the lists has only the columns"),
-        (ARMORM, {"system_column": "x"}, "system_column names 'x', but"),
+        ([{"prompt": "q", "responses": ["a"]}], {}, "the lists: there are answers but no scores, only the columns"),
+        (ARMORM, {"score_columns": ["x"]}, r"the lists: score_columns names \['x'\], and there are only the columns"),
+        (ARMORM, {"prompt_column": "x"}, "prompt_column names 'x', and there are only the columns"),
+        (ARMORM, {"system_column": "x"}, "system_column names 'x', and"),
         (
             ULTRAFEEDBACK,
             {"score_columns": ["fun"]},
@@ -603,9 +616,24 @@ def test_splits_of_ultrafeedback():
 @pytest.mark.parametrize("name", [name for name in FORMS if "armorm" not in name and name != "other names"])
 def test_training_on_lists_names_the_command(name):
     with pytest.raises(
-        ValueError, match=r"no column 'chosen' .* make these with trl-margins pairs FILE --out pairs.jsonl.gz"
+        ValueError,
+        match=r"no column 'chosen' .* so make pairs of them with trl-margins pairs FILE",
     ):
         open_rows(dataset_of(name, FORMS[name][0]), "train")
+
+
+def test_training_on_answers_without_scores():
+    with pytest.raises(ValueError, match="these are answers without scores: score them, and make pairs of them with"):
+        open_rows(Dataset.from_list([{"prompt": "q", "responses": ["a", "b"]}]), "train")
+
+
+def test_options_for_other_sets_leave_lists_alone():
+    """One call of evaluate has one `--score_columns` for pairs and lists."""
+    lists = Dataset.from_list([{"prompt": "q", "responses": ["a", "b"], "scores": [1, 2]}])
+    options = {"score_columns": ["mine_w", "mine_l"], "prompt_column": "question", "system_column": "system"}
+    assert evaluation_set(lists, "here", **options).scores == [[1.0, 2.0]]
+    judged = lists.add_column("judge", [[5, 3]])
+    assert evaluation_set(judged, "here", score_columns=["judge"]).scores == [[5.0, 3.0]]
 
 
 def test_inspect_says_that_these_are_lists(tmp_path, capsys):

@@ -428,7 +428,7 @@ def test_pairs_go_into_the_splits():
         ({"k": 1.5}, "k must be a whole number"),
         ({"min_gap": -1}, "min_gap must be a number, at least 0; it is -1"),
         ({"min_gap": float("nan")}, "min_gap must be a number"),
-        ({"score_columns": ["x"]}, r"score_columns names \['x'\], but the lists has only the columns"),
+        ({"score_columns": ["x"]}, r"the lists: score_columns names \['x'\], and there are only the columns"),
     ],
 )
 def test_refused(options, message):

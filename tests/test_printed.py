@@ -61,6 +61,7 @@ NEEDED = {
     "hessian": "--model_name_or_path m --dataset_name d",
     "inspect": "--dataset_name d",
     "score": "--dataset_name d",
+    "pairs": "--dataset_name d --out o",
     "convert": "file.yaml",
     "report": "out",
 }
@@ -78,6 +79,8 @@ INSTEAD = {
 }
 # who can print the strings of a room or of a file in it, beside the commands that the string names
 SAID_BY = {
+    "rows/lists": ("pairs", "evaluate", "inspect"),
+    "data/pairing": ("pairs",),
     "rows/scores": ("train", "evaluate", "select", "inspect"),
     "evaluation/drift": ("evaluate",),
     "data/loading": ("evaluate", "select", "inspect", "score"),  # `train` names its own flags

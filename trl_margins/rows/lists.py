@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import blake2b
+from itertools import chain
 from reprlib import repr as shortened
 from typing import Any, NamedTuple
 
@@ -32,7 +33,7 @@ from .form import (
     with_system,
     without_prompt,
 )
-from .list_forms import FORMS, HELPSTEER, MODELS, RESPONSES, VOTE, WINNER, ListForm, list_form
+from .list_forms import FORMS, HELPSTEER, MODELS, RESPONSES, STRENGTH, VOTE, VOTES, ListForm, list_form
 from .opened import raw_rows
 from .scores import ScoreColumns, ScoreError, as_number, problem_of, refuse_class_labels
 
@@ -47,8 +48,8 @@ _UNRATED = {"", "n/a", "na", "nan", "none", "null"}
 _HUMAN = re.compile(r"\s*\n\nHuman:|\s*\n\nAssistant:")  # Nectar's turns
 _STEER = re.compile(r"\n?<extra_id_1>(?:User|Assistant)\n")  # HelpSteer2's
 _WINNERS = {
-    **dict.fromkeys(("model_a", "a"), (1.0, 0.0)),
-    **dict.fromkeys(("model_b", "b"), (0.0, 1.0)),
+    "model_a": (1.0, 0.0),
+    "model_b": (0.0, 1.0),
     "tie": (0.5, 0.5),
     **dict.fromkeys(("tie (bothbad)", "tie (both bad)", "bothbad", "both_bad"), (0.0, 0.0)),
 }
@@ -102,13 +103,17 @@ class ScoredList:
 
     def extended(self, other: ScoredList) -> ScoredList:
         """With the answers of another list of the same prompt."""
-        names = ("responses", "scores", "models")
-        return replace(self, **{name: getattr(self, name) + getattr(other, name) for name in names})
+        responses, scores, models = (
+            self.responses + other.responses,
+            self.scores + other.scores,
+            self.models + other.models,
+        )
+        return replace(self, responses=responses, scores=scores, models=models)
 
     def at(self, places: Sequence[int]) -> ScoredList:
         """Some of the answers, in this order."""
-        names = ("responses", "scores", "models")
-        return replace(self, **{name: [getattr(self, name)[i] for i in places] for name in names})
+        responses, scores = [self.responses[i] for i in places], [self.scores[i] for i in places]
+        return replace(self, responses=responses, scores=scores, models=[self.models[i] for i in places])
 
 
 class _Answer(NamedTuple):
@@ -169,13 +174,13 @@ class ScoredLists:
         names = dataset.column_names
         for option, column in {"prompt_column": prompt_column, "system_column": system_column}.items():
             if column is not None and column not in names:
-                raise RowError(f"{option} names {column!r}, but {name} has only the columns {names}")
+                raise RowError(f"{name}: {option} names {column!r}, and there are only the columns {names}")
         form = list_form(names, score_columns, prompt_column)
         if form is None:
             raise RowError(_why_no_lists(names, name, score_columns, prompt_column))
         lists = cls(dataset, form, RowReader(name, tuple(names), form.prompt, system_column), as_chat, strict)
         for column in lists._score_columns:
-            if column not in WINNER:
+            if not form.is_vote:
                 refuse_class_labels(dataset, ScoreColumns(column), name.removeprefix("the "))
         return replace(lists, reader=replace(lists.reader, features=dataset.features))
 
@@ -197,8 +202,9 @@ class ScoredLists:
         form, columns = self.form, self.reader.columns
         not_kept = {*self._read, *form.responses, *MODELS, *HELPSTEER, "evaluation_factor", "is_flipped"} - {*TEMPLATE}
         if form.kind == "two":
-            not_kept |= {*VOTE, *WINNER, "turn", "labels", "score_ratio", "seconds_difference"}
-            not_kept |= {name for name in columns if name.endswith(tuple(each[-2:] for each in form.responses))}
+            not_kept |= {*chain(*VOTES), "turn", "labels", "score_ratio", "seconds_difference"}
+            ends = tuple(name[-2:] for name in form.responses)
+            not_kept |= {n for n in columns if n.endswith(ends) or any(each in n for each in form.responses)}
         of_pairs = {name for name in columns if {"chosen", "rejected"} & {*re.split("[-_]", name)}}
         kept = [name for name in columns if name not in not_kept | of_pairs]
         if form.kind != "one" or not kept:
@@ -234,7 +240,7 @@ class ScoredLists:
 
     def _rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """With the names of class labels, such as a winner's."""
-        features = self.dataset.features
+        features = self.reader.features
         labels = {name: features[name] for name in self._read if isinstance(features[name], ClassLabel)}
         for i, row in enumerate(raw_rows(self.dataset, self._read, self.reader.split)):
             for name, label in labels.items():
@@ -257,7 +263,7 @@ class ScoredLists:
             if len({len(values) for values in lists.values()}) > 1:
                 sizes = " and ".join(f"{len(values)} {name}" for name, values in lists.items())
                 raise RowError(f"{self._where(i)}: {sizes}: give each response one")
-            within = getattr(self.dataset.features[form.responses[0]], "feature", None)
+            within = getattr(self.reader.features[form.responses[0]], "feature", None)
             answers = []
             for j, response in enumerate(lists[form.responses[0]]):
                 ratings = {name: lists[name][j] for name in form.scores}
@@ -279,8 +285,8 @@ class ScoredLists:
                     )
                 ratings = _ratings(given)
                 names = names or next(((name,) for name in RATINGS if name in ratings), ASPECTS)
-                known = {name for name in ratings if isinstance(as_number(ratings[name]), int | float)}
                 if not {*names} & {*ratings} or {*names} - {*ratings, *ASPECTS}:
+                    known = {name for name in ratings if isinstance(as_number(ratings[name]), int | float)}
                     raise RowError(
                         f"{where}: there is no rating {' or '.join(names)}, only {sorted(known)}: name one of "
                         "these with score_columns (--score_columns)"
@@ -314,7 +320,7 @@ class ScoredLists:
             if not row[str(form.prompt)]:
                 prompt = f"the prompt is {row[str(form.prompt)]!r}"
                 raise RowError(f"column {form.prompt!r}, {self._where(i)}: {prompt}: drop the row")
-            response = pruned(row[form.responses[0]], self.dataset.features[form.responses[0]])
+            response = pruned(row[form.responses[0]], self.reader.features[form.responses[0]])
             model = row[form.models[0]] if form.models else None
             answer = _Answer(response, self._score({name: row[name] for name in form.scores}, i), model)
             groups.setdefault(digest(row[str(form.prompt)]), (i, row, []))[2].append(answer)
@@ -364,13 +370,17 @@ class ScoredLists:
         given = [as_number(row[name]) for name in form.scores]
         if form.scores == VOTE:
             if given.count(1) == 1 and given.count(0) == 2:
-                return [_WINNERS[name] for name in ("a", "b", "tie")][given.index(1)]
+                return [_WINNERS[name] for name in ("model_a", "model_b", "tie")][given.index(1)]
             raise RowError(
                 f"columns {', '.join(VOTE)}, {self._where(i)}: {given} are not one 1 and two 0: drop the row"
             )
         if given == [None]:
             return None, None
+        if form.scores == STRENGTH:
+            strength = self._score({form.scores[0]: given[0]}, i)
+            return None if strength is None else max(-strength, 0.0), None if strength is None else max(strength, 0.0)
         known = _WINNERS | {str(row[name]).lower(): _WINNERS[name] for name in form.models}
+        known |= {name[-1].lower(): _WINNERS[f"model_{x}"] for name, x in zip(form.responses, "ab", strict=True)}
         if (word := str(given[0]).strip().lower()) not in known:
             raise RowError(
                 f"column {form.scores[0]!r}, {self._where(i)}: {given[0]!r} is no winner, which are model_a, model_b, "
@@ -381,8 +391,9 @@ class ScoredLists:
     def _parts(self, row: Mapping[str, Any], i: int) -> list[Any] | None:
         """The prompt and two answers; None for conversations that differ before the last turn."""
         names = [self.form.prompt, *self.form.responses]
-        values = [None if name is None else pruned(row[name], self.dataset.features[name]) for name in names]
-        prompt, *answers = [_read(value) if _is_list_text(value) else value for value in values]
+        values = [None if name is None else pruned(row[name], self.reader.features[name]) for name in names]
+        parts: list[Any] = [_read(value) if _is_list_text(value) else value for value in values]
+        prompt, answers = parts[0], parts[1:]
         conversations: list[list[Message]]
         if _are_turns(prompt, answers):  # of Kaggle's votes
             conversations = [
@@ -426,7 +437,7 @@ class ScoredLists:
         """Of the answers that have a text and a score; None if there are none."""
         where, column = self._where(i), self.form.prompt
         if prompt is None and column is not None:
-            prompt = pruned(row[column], self.dataset.features[column])
+            prompt = pruned(row[column], self.reader.features[column])
         if prompt is None:
             what = f"column {column!r}, {where}: the prompt is None"
             if column is None:
@@ -530,13 +541,13 @@ def _why_no_lists(
     names: Sequence[str], split: str, score_columns: Sequence[str] | None, prompt_column: str | None
 ) -> str:
     if score_columns and list_form(names, None, prompt_column):
-        return f"score_columns names {list(score_columns)}, but {split} has only the columns {list(names)}"
+        return f"{split}: score_columns names {list(score_columns)}, and there are only the columns {list(names)}"
     if {*RESPONSES} & {*names}:
         return (
-            f"{split} has answers but no scores of them, only the columns {list(names)}: score them first, or name "
-            "the scores with score_columns (--score_columns)"
+            f"{split}: there are answers but no scores, only the columns {list(names)}: score the answers first, or "
+            "name their scores with score_columns (--score_columns)"
         )
     return (
-        f"{split} has the columns {list(names)}, and lists have {FORMS}; if the prompt has another name, set "
+        f"{split}: its columns are {list(names)}, and lists have {FORMS}; if the prompt has another name, set "
         "prompt_column (--prompt_column)"
     )

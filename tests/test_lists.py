@@ -609,8 +609,23 @@ def test_splits_of_ultrafeedback():
                 (given,) = (a for a in rows[int(i)]["completions"] if a["response"] == row[side])
                 assert (row[f"score_{side}"], row[f"{side}_model"]) == (given["overall_score"], given["model"])
             assert row["score_chosen"] > row["score_rejected"]
-    with pytest.raises(ValueError, match=r"lists .* each with the models that answered"):
-        generalization_splits(Dataset.from_list(HELPSTEER2))
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"question": "q", "context": "c", "answers": {"text": ["a"], "answer_start": [0]}}],  # SQuAD's
+        [{"prompt": "q", "completions": ["one", "two"], "labels": [True, False]}],  # TRL's stepwise supervision
+        [{"prompt": "q", "completion": "a", "label": True}],  # KTO's
+    ],
+)
+def test_other_sets_are_no_lists(rows):
+    with pytest.raises(
+        ValueError, match=r"only .*: a preference pair is chosen and rejected, .*; rename yours in the"
+    ):
+        open_rows(Dataset.from_list(rows), "train")
+    with pytest.raises(ValueError, match="the lists: "):
+        read(rows)
 
 
 @pytest.mark.parametrize("name", [name for name in FORMS if "armorm" not in name and name != "other names"])

@@ -36,7 +36,7 @@ class EvaluateArguments(ScoredRowOptions):
 
     model_name_or_path: str = option("Folder (also an adapter's), Hub id, or bundled:smollm2-135m-instruct.")
     dataset_name: list[str] = option(
-        "One or more files, saved data sets, folders of files or Hub ids: pairs, scored lists "
+        "One or more files, saved data sets, folders of files or Hub ids: pairs, lists (prompt, responses, scores) "
         "or RM-Bench files, which count as one set."
     )
     dataset_split: list[str] | None = option(

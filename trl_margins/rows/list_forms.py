@@ -82,7 +82,9 @@ def list_form(
     responses, scores = first(RESPONSES), given or _one(first(SCORES))
     if prompt and responses and scores and names.issuperset(scores):
         return ListForm("columns", prompt, (responses,), scores, _one(first(MODELS)))
-    if prompt and (structs := first(STRUCTS)) and "labels" not in names:  # TRL's stepwise supervision has labels
+    # not TRL's stepwise supervision, which has labels, nor questions with the answers that are right
+    structs = first(STRUCTS if "prompt" in names else STRUCTS[:1])
+    if prompt and structs and "labels" not in names:
         return ListForm("structs", prompt, (structs,), given)
     for pair in TWO:
         asked = prompt_column if pair == TWO[0] else prompt

@@ -379,9 +379,11 @@ class ScoredLists:
         if form.scores == STRENGTH:
             strength = self._score({form.scores[0]: given[0]}, i)
             return None if strength is None else max(-strength, 0.0), None if strength is None else max(strength, 0.0)
-        known = _WINNERS | {str(row[name]).lower(): _WINNERS[name] for name in form.models}
-        known |= {name[-1].lower(): _WINNERS[f"model_{x}"] for name, x in zip(form.responses, "ab", strict=True)}
-        if (word := str(given[0]).strip().lower()) not in known:
+        sides = dict(zip(form.responses, ("model_a", "model_b"), strict=True))
+        known = {str(row[name]).lower(): _WINNERS[name] for name in form.models}
+        known |= {name[-1].lower(): _WINNERS[side] for name, side in sides.items()} | _WINNERS
+        word = f"{given[0]:g}" if isinstance(given[0], float) else str(given[0]).strip().lower()
+        if word not in known:
             raise RowError(
                 f"column {form.scores[0]!r}, {self._where(i)}: {given[0]!r} is no winner, which are model_a, model_b, "
                 "tie, tie (bothbad) and both_bad: replace it with dataset.map, or drop the row"

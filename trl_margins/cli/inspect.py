@@ -115,7 +115,7 @@ def lists_text(lists: Mapping[str, Mapping[str, Any]]) -> str:
     headers = ["scored lists", "rows", "lists", "answers", "a list", "scores", "all tied", "models"]
     rows = []
     for name, found in lists.items():
-        spans = [f"{found[key]['least']:g} – {found[key]['most']:g}" if key in found else "-" for key in SPANS]
+        spans = [f"{found[key]['least']:g} – {found[key]['most']:g}" if found[key] else "-" for key in SPANS]
         counts = [str(found[f"n_{key}"]) for key in ("rows", "lists", "answers")]
         rows.append([name, *counts, *spans, str(found["n_tied"]), str(found["n_models"])])
     return "\n".join([*aligned(rows, (False, *[True] * 7), headers), "", f"Lists cannot be trained on: {TO_PAIRS}"])

@@ -51,7 +51,7 @@ def make_pairs(
     """Pairs of the answers in scored lists, in any form that `docs/data.md` has.
 
     ============= ============================================================================================
-    best-worst    the best answer and the worst (SimPO's; the first of equals)
+    best-worst    the best answer and the worst (SimPO's)
     best-random   the best answer and a random other one (Zephyr's, and UltraFeedback binarized)
     closest       the two answers whose scores are closest
     all           every two answers
@@ -59,7 +59,7 @@ def make_pairs(
 
     The rows have `prompt`, `chosen`, `rejected`, `score_chosen`, `score_rejected`, `chosen_model` and
     `rejected_model` where models are known, and the other columns of a prompt. Draws depend on the seed and on what a
-    pair says: not on the other rows, nor on the order of anything.
+    pair says, not on other rows or on any order. Of answers with the same score, the first one counts.
 
     Args:
         dataset: the lists.
@@ -106,16 +106,13 @@ def lists_summary(lists: ScoredLists) -> dict[str, Any]:
         scores += each.scores
         n_tied += len(set(each.scores)) == 1
         models |= {*each.models} - {None}
-    quantiles = (
-        {}
-        if not sizes
-        else {
-            "answers": dict(zip(("least", "median", "most"), np.quantile(sizes, (0, 0.5, 1)).tolist(), strict=True)),
-            "scores": dict(zip(("least", "median", "most"), np.quantile(scores, (0, 0.5, 1)).tolist(), strict=True)),
-        }
-    )
     counts = {"n_rows": len(lists.dataset), "n_lists": len(sizes), "n_answers": len(scores), "n_tied": n_tied}
-    return {**counts, "n_models": len(models), **quantiles}
+    return {**counts, "n_models": len(models), "answers": _span(sizes), "scores": _span(scores)}
+
+
+def _span(values: Sequence[float]) -> dict[str, float]:
+    quantiles = np.quantile(values, (0, 0.5, 1)).tolist() if values else ()
+    return dict(zip(("least", "median", "most"), quantiles, strict=False))
 
 
 def _pairs_of(
@@ -132,19 +129,21 @@ def _pairs_of(
     if max(scores) == min(scores) and min_gap != 0:
         counts["tied"] += 1
         return []
-    places = list(permutations(range(len(scores)), 2))
-    if strategy.startswith("best"):
-        places = [(i, j) for i, j in places if i == scores.index(max(scores))]
-    least = 0 if min_gap is None else min_gap - _ROUNDING
-    # of two ties, the first is chosen
-    places = [
-        (i, j) for i, j in places if scores[i] > scores[j] or (min_gap == 0 and scores[i] == scores[j] and i < j)
-    ]
-    candidates = {places: distinct.at(places) for places in places if scores[places[0]] - scores[places[1]] >= least}
+    best = scores.index(max(scores))
+
+    def is_pair(i: int, j: int) -> bool:
+        gap = scores[i] - scores[j]
+        if strategy.startswith("best") and i != best:
+            return False
+        if gap == 0:
+            return min_gap == 0 and i < j  # of two ties, the first is chosen
+        return gap > 0 and gap >= (min_gap or 0) - _ROUNDING
+
+    candidates = {both: distinct.at(both) for both in permutations(range(len(scores)), 2) if is_pair(*both)}
     counts["close"] += not candidates
     if k is not None and len(candidates) > k:
-        first = sorted(candidates, key=lambda places: STRATEGIES[strategy](candidates[places], seed))[:k]
-        return [candidates[places] for places in sorted(first)]
+        first = sorted(candidates, key=lambda both: STRATEGIES[strategy](candidates[both], seed))[:k]
+        return [candidates[both] for both in sorted(first)]
     return list(candidates.values())
 
 

@@ -423,6 +423,7 @@ def test_ultrafeedbacks_tens_that_were_ones(caplog):
             {},
             r"the lists: its columns are \['text'\], and lists have prompt, responses, scores, Ultra",
         ),
+        ([{"prompt": "q", "chosen": "a", "rejected": "b"}], {}, "so these are pairs already, which can be trained on"),
         ([{"prompt": "q", "responses": ["a"]}], {}, "the lists: there are answers but no scores, only the columns"),
         (ARMORM, {"score_columns": ["x"]}, r"the lists: score_columns names \['x'\], and there are only the columns"),
         (ARMORM, {"prompt_column": "x"}, "prompt_column names 'x', and there are only the columns"),

@@ -360,10 +360,15 @@ def test_text_and_messages_become_messages():
     ]
     found = make_pairs(Dataset.from_list(rows))
     assert found["chosen"][:] == [[bot("b")], [bot("d")]]
-    stored = [{**row, "prompt": json.dumps(row["prompt"])} for row in rows] + [{**rows[1], "prompt": "plain"}]
-    found = make_pairs(Dataset.from_list(stored))
+    # in a table all are text; a prompt alone that is JSON may be just that, as it is for pairs
+    rows.append({"prompt": "plain", "responses": ["e", "f"], "scores": [1, 2]})
+    table = [{name: v if isinstance(v, str) else json.dumps(v) for name, v in row.items()} for row in rows]
+    found = make_pairs(Dataset.from_list(table))
     assert found["prompt"][:] == [rows[0]["prompt"], rows[1]["prompt"], [user("plain")]]
     assert [row.is_conversational for row in open_rows(found, "train")] == [True] * 3
+    alone = make_pairs(Dataset.from_list([{**row, "prompt": json.dumps(row["prompt"])} for row in rows[:2]]))
+    assert alone[1]["prompt"] == json.dumps([user("q")])
+    assert [row.is_conversational for row in open_rows(alone, "train")] == [False] * 2
 
 
 def test_text_says_that_nothing_stands_between(caplog):

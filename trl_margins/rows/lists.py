@@ -454,8 +454,10 @@ class ScoredLists:
         self.counts[_NO_SCORE] += n_given - len(answers)
         if not answers:
             return None
-        if _is_list_text(prompt) and is_messages(found := _read(prompt)):
-            prompt = found
+        # beside answers in text, a prompt that is JSON may be just that, as for `RowReader`
+        were_text = self.form.kind in ("columns", "structs") and isinstance(row[self.form.responses[0]], str)
+        if were_text or not all(isinstance(answer.response, str) for answer in answers):
+            prompt = found if is_messages(found := _read(prompt)) else prompt
         if self.as_chat and isinstance(prompt, str):
             prompt = chat_turns(prompt)
         whole = row_of(prompt, [answer.response for answer in answers], where, self.reader.template(row, where))
@@ -548,6 +550,10 @@ def _why_no_lists(
         return (
             f"{split}: there are answers but no scores, only the columns {list(names)}: score the answers first, or "
             "name their scores with score_columns (--score_columns)"
+        )
+    if {"chosen", "rejected"} <= {*names}:
+        return (
+            f"{split}: its columns are {list(names)}, so these are pairs already, which can be trained on as they are"
         )
     return (
         f"{split}: its columns are {list(names)}, and lists have {FORMS}; if the prompt has another name, set "

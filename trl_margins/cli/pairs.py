@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..data.loading import load_splits, pick_split
-from ..data.pairing import STRATEGIES, make_pairs
-from ..rows.form import text_of
+from ..data.pairing import STRATEGIES, lists_summary, make_pairs
+from ..rows.form import COMPLETIONS, text_of
+from ..rows.list_forms import list_form
+from ..rows.lists import ScoredLists
 from ..tables import aligned
 from .options import OptionsParser, ScoredRowOptions, data_first, option
 from .score import FILES, check_output, write
 from .setup import check_writable
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 logger = logging.getLogger(__name__)
 
@@ -74,3 +80,31 @@ def main(argv: Sequence[str]) -> int:
     print("\n".join(aligned(rows, (False, *[True] * 6), headers)))
     print(f"written to {args.out}")
     return 0
+
+
+def summaries_of_lists(splits: Mapping[str, Dataset], *options: Any) -> dict[str, dict[str, Any]]:
+    """`lists_summary` of the splits that hold scored lists.
+
+    Args:
+        splits: name → rows.
+        *options: `score_columns`, `prompt_column` and `system_column`.
+    """
+    return {
+        name: lists_summary(ScoredLists.of(split, name, *options))
+        for name, split in splits.items()
+        if not {*COMPLETIONS} <= {*split.column_names} and list_form(split.column_names, *options[:2])
+    }
+
+
+def lists_text(lists: Mapping[str, Mapping[str, Any]]) -> str:
+    """A table of the summaries, and what to do with the lists."""
+    headers = ["scored lists", "rows", "lists", "answers", "a list", "scores", "all tied", "models"]
+    rows = []
+    for name, found in lists.items():
+        spans = [
+            f"{each['least']:g} – {each['most']:g}" if (each := found[key]) else "-" for key in ("answers", "scores")
+        ]
+        counts = [str(found[f"n_{key}"]) for key in ("rows", "lists", "answers")]
+        rows.append([name, *counts, *spans, str(found["n_tied"]), str(found["n_models"])])
+    end = "Lists cannot be trained on: make pairs of them with trl-margins pairs FILE --out pairs.jsonl.gz"
+    return "\n".join([*aligned(rows, (False, *[True] * 7), headers), "", end])

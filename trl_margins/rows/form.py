@@ -145,6 +145,14 @@ class RowReader:
                 )
         return PreferenceRow(prompt, [chosen, rejected], self.template(row, where))
 
+    def prompt_of(self, row: Mapping[str, Any], number: int) -> PreferenceRow:
+        """Reads the prompt column alone, which must be there, with the system message and the template's variables."""
+        where = self.where(number)
+        prompt = self._part(str(self.prompt_column), row.get(str(self.prompt_column)), where)
+        if self.system_column is not None and (system := row.get(self.system_column)):
+            prompt, *_ = _with_system(text_of(self._part(self.system_column, system, where)), prompt, "", "")
+        return PreferenceRow(prompt, [], self.template(row, where))
+
     def _prompt(self, row: Mapping[str, Any], where: str) -> Part | None:
         """None where the completions begin with it."""
         name = self.prompt_column
@@ -171,7 +179,7 @@ class RowReader:
             if prompt is None:
                 return self._extracted(chosen, rejected, where)
             if isinstance(prompt, list):  # text that completes a conversation
-                return prompt, _says("assistant", chosen), _says("assistant", rejected)
+                return prompt, says("assistant", chosen), says("assistant", rejected)
             if self.repeats_prompt:
                 return prompt, chosen.removeprefix(prompt), rejected.removeprefix(prompt)
             return prompt, chosen, rejected
@@ -179,7 +187,7 @@ class RowReader:
             prompt, (chosen, rejected) = without_prompt(prompt, [chosen, rejected])
             return prompt, chosen, rejected
         if prompt and not any(part[0]["role"] in _NOT_THE_MODEL for part in (chosen, rejected)):
-            return _says("user", prompt), chosen, rejected
+            return says("user", prompt), chosen, rejected
         # a text prompt beside whole conversations repeats their beginning
         return self._extracted(chosen, rejected, where)
 
@@ -425,12 +433,13 @@ def is_messages(value: Any) -> bool:
 def _with_system(system: str, prompt: Part, chosen: Any, rejected: Any) -> tuple[Part, Part, Part]:
     """With a system message in front; text becomes messages, since only they can have one."""
     if isinstance(prompt, str):
-        prompt = _says("user", prompt)
-        chosen, rejected = _says("assistant", chosen), _says("assistant", rejected)
+        prompt = says("user", prompt)
+        chosen, rejected = says("assistant", chosen), says("assistant", rejected)
     if system and prompt[0]["role"] != "system":
-        prompt = _says("system", system) + prompt
+        prompt = says("system", system) + prompt
     return prompt, chosen, rejected
 
 
-def _says(role: str, text: str) -> list[Message]:
+def says(role: str, text: str) -> list[Message]:
+    """One message."""
     return [{"role": role, "content": text}]

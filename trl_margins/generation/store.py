@@ -1,0 +1,126 @@
+"""The file of answers: what a stopped run has written is kept, and the next run writes the rest."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+SUFFIXES = (".jsonl", ".jsonl.gz")
+
+
+def key_of(row: Mapping[str, Any]) -> str:
+    """The same for rows with equal prompts and variables of the chat template."""
+    said = [row["prompt"], row.get("tools"), row.get("chat_template_kwargs")]
+    return blake2b(json.dumps(said, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+class Store:
+    """Rows of JSON lines that have prompts, in a file that grows while they are made.
+
+    Until the last one is made, rows are in `OUT.partial`, in any order; the settings behind them are in
+    `OUT.settings.json`, which stays.
+
+    Args:
+        out: a `.jsonl` or `.jsonl.gz` file.
+        settings: what the rows depend on.
+
+    Raises:
+        ValueError: a file of another kind, or rows that were made with other settings.
+    """
+
+    def __init__(self, out: str | Path, settings: Mapping[str, Any]) -> None:
+        self.out = Path(out)
+        if not self.out.name.endswith(SUFFIXES):
+            raise ValueError(f"{self.out}: the file is one of {', '.join(SUFFIXES)}")
+        self.partial = self.out.with_name(f"{self.out.name}.partial")
+        self.said = self.out.with_name(f"{self.out.name}.settings.json")
+        self.rows: dict[str, dict[str, Any]] = {}
+        made = [file for file in (self.out, self.partial) if file.exists()]
+        if made:
+            self._check(settings, made)
+        for file in made:
+            for row in _read(file):
+                self.rows[key_of(row)] = row
+        if self.rows:
+            logger.info("%s has %d rows already, which are kept", self.out, len(self.rows))
+        self.said.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+    def _check(self, settings: Mapping[str, Any], made: Sequence[Path]) -> None:
+        others = " and ".join(map(str, made))
+        if not self.said.exists():
+            raise ValueError(f"{others} exists, and {self.said.name}, which says how, does not: name another file")
+        before = json.loads(self.said.read_text(encoding="utf-8"))
+        for name in {**before, **settings}:
+            if before.get(name) != settings.get(name):
+                raise ValueError(
+                    f"{others} was made with {name}={before.get(name)!r}, and this run has {settings.get(name)!r}: "
+                    f"set {name} back, name another file, or remove {others}"
+                )
+
+    def add(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Writes rows to disk."""
+        with self.partial.open("a", encoding="utf-8") as file:
+            for row in rows:
+                file.write(_line(row))
+                self.rows[key_of(row)] = row
+            file.flush()
+            os.fsync(file.fileno())
+
+    def finish(self, order: Sequence[str]) -> list[dict[str, Any]]:
+        """Writes the file, with the rows of these keys in this order, and returns them.
+
+        Raises:
+            ValueError: there are rows of other keys.
+        """
+        self.check_all_of(order)
+        rows = [self.rows[key] for key in order]
+        made = self.out.with_name(f"{self.out.name}.new")
+        with made.open("wb") as raw:
+            # neither a name nor a time in its head, so that equal rows are equal files
+            packed = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if self.out.name.endswith(".gz") else raw
+            with io.TextIOWrapper(packed, encoding="utf-8", newline="\n") as file:  # type: ignore[arg-type]
+                file.writelines(map(_line, rows))
+        made.replace(self.out)
+        self.partial.unlink(missing_ok=True)
+        return rows
+
+    def check_all_of(self, keys: Sequence[str]) -> None:
+        """
+        Raises:
+            ValueError: there are rows of other keys.
+        """
+        if strange := self.rows.keys() - set(keys):
+            raise ValueError(
+                f"{self.out} has {len(strange)} prompts that the data set does not have: name another file, or the "
+                "data set that it was made from"
+            )
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def _read(file: Path) -> Iterator[dict[str, Any]]:
+    """The rows, without a last line that was not written to its end, which is removed."""
+    if file.suffix == ".gz":
+        with gzip.open(file, "rt", encoding="utf-8", newline="\n") as lines:
+            yield from map(json.loads, lines)
+        return
+    with file.open("rb+") as lines:
+        end = 0
+        for line in lines:
+            if not line.endswith(b"\n"):
+                logger.warning("%s: the last line was not written to its end, and is made again", file)
+                lines.truncate(end)
+                return
+            end += len(line)
+            yield json.loads(line)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.loading import load_splits, pick_split
 from .options import DTYPES, OptionsParser, RowOptions, option
-from .setup import check_writable, load_model, load_tokenizer
+from .setup import check_writable, find_model, load_model, load_tokenizer
 
 if TYPE_CHECKING:
     from ..generation.answers import Answering
-    from ..generation.sampling import Sampling
-
-logger = logging.getLogger(__name__)
+    from ..rows import PreferenceRow
 
 ENGINES = ("auto", "vllm", "continuous", "generate")
 
@@ -67,13 +66,15 @@ def main(argv: Sequence[str]) -> int:
     check_writable(Path(args.out).parent)
     tokenizer = load_tokenizer(args.model_name_or_path, trust_remote_code=args.trust_remote_code)
     rows = prompts_of(args, tokenizer)
-    store = Store(args.out, settings_of(args.model_name_or_path, args.engine, args.dtype, sampling))
-    answer(rows, answering(args, tokenizer, sampling), sampling, store, args.dataset_name)
+    engine = engine_of(args.engine)
+    family = "vllm" if engine == "vllm" else "transformers"  # whose engines give the same answers
+    store = Store(args.out, settings_of(args.model_name_or_path, family, args.dtype, sampling))
+    answer(rows, answering(args, engine, tokenizer), sampling, store, Path(args.dataset_name).name)
     print(args.out)
     return 0
 
 
-def prompts_of(args: GenerateArguments, tokenizer: Any) -> list[Any]:
+def prompts_of(args: GenerateArguments, tokenizer: Any) -> list[PreferenceRow]:
     """The rows to answer."""
     from ..rows import open_prompts
     from ..rows.tokens import prepare_tokenizer
@@ -94,36 +95,82 @@ def prompts_of(args: GenerateArguments, tokenizer: Any) -> list[Any]:
     return rows[first - 1 :: total]
 
 
-def answering(args: GenerateArguments, tokenizer: Any, sampling: Sampling) -> Answering:
-    """The model in an engine."""
+def engine_of(asked: str) -> str:
+    """The engine: the one asked for, or the fastest that this machine has."""
     import torch
 
-    from ..generation import local
+    from ..generation import continuous
+
+    installed = find_spec("vllm") is not None
+    if asked == "vllm" and not installed:
+        raise ImportError("vLLM is not installed: run `pip install vllm`, or use another engine (--engine generate)")
+    if asked != "auto":
+        return asked
+    if installed and torch.cuda.is_available():
+        return "vllm"
+    return "continuous" if continuous.is_fast(device()) else "generate"
+
+
+def device() -> Any:
+    """The accelerator, or the CPU."""
+    import torch
+
+    return torch.accelerator.current_accelerator() or torch.device("cpu")
+
+
+def answering(args: GenerateArguments, name: str, tokenizer: Any) -> Answering:
+    """The model, which is loaded when the first answer is asked for."""
     from ..generation.answers import Answering
 
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    model = load_model(
-        args.model_name_or_path, dtype=args.dtype, device_map=None, trust_remote_code=args.trust_remote_code
-    )
-    if model.config.is_encoder_decoder:
-        raise ValueError(f"{args.model_name_or_path} is an encoder-decoder model: generate takes causal models")
-    model = merged(model).to(device)
+    options = _mapping(args.engine_options)
+    path = find_model(args.model_name_or_path)
 
-    def engine(prompts: Any, sampling: Any, stop: Any) -> Any:
-        return local.generate(model, prompts, sampling, stop, tokenizer.pad_token_id, args.batch_size)
+    def answers(**asked: Any) -> Iterator[tuple[int, list[list[int]]]]:
+        from accelerate.utils import is_peft_model
 
-    end = model.generation_config.eos_token_id
-    return Answering(
-        args.model_name_or_path,
-        tokenizer,
-        engine,
-        end if isinstance(end, list) else [end],
-        getattr(model.config.get_text_config(), "max_position_embeddings", None),
-    )
+        from ..generation import continuous, local, vllm
+
+        code = args.trust_remote_code
+        if name == "vllm":
+            yield from vllm.generate(*vllm.load(path, args.dtype, code, options), **asked)
+            return
+        model = load_model(args.model_name_or_path, dtype=args.dtype, device_map=None, trust_remote_code=code)
+        if is_peft_model(model):
+            model = model.merge_and_unload()
+        model.to(device())
+        if name == "continuous":
+            yield from continuous.generate(model, **asked, options=options)
+        else:
+            yield from local.generate(model, **asked, pad=tokenizer.pad_token_id, batch_size=args.batch_size)
+
+    return Answering(args.model_name_or_path, tokenizer, answers, *_limits(path, args.trust_remote_code))
 
 
-def merged(model: Any) -> Any:
-    """The model with its adapter, if it has one, in its weights."""
-    from accelerate.utils import is_peft_model
+def _mapping(given: Any) -> dict[str, Any]:
+    try:
+        found = json.loads(given) if isinstance(given, str) else given or {}
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(
+            f"engine_options must be a mapping, such as '{{\"tensor_parallel_size\": 2}}'; it is {given!r}"
+        )
+    return found
 
-    return model.merge_and_unload() if is_peft_model(model) else model
+
+def _limits(path: str, code: bool) -> tuple[list[int], int | None]:
+    """The tokens that end an answer by the model's own account, and the longest text that it takes."""
+    from transformers import AutoConfig, GenerationConfig
+
+    adapter = Path(path) / "adapter_config.json"
+    if adapter.is_file():
+        path = find_model(json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"])
+    config = AutoConfig.from_pretrained(path, trust_remote_code=code)
+    if config.is_encoder_decoder:
+        raise ValueError(f"{path} is an encoder-decoder model, and generate takes causal models")
+    try:
+        end = GenerationConfig.from_pretrained(path).eos_token_id
+    except OSError:  # not every model has one
+        end = config.get_text_config().eos_token_id
+    ends = end if isinstance(end, list) else [end]
+    return [id for id in ends if id is not None], getattr(config.get_text_config(), "max_position_embeddings", None)

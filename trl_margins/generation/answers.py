@@ -15,8 +15,8 @@ from .store import Store, key_of
 
 logger = logging.getLogger(__name__)
 
-# prompts, sampling, tokens that end an answer → the number of a prompt and its n answers, one prompt after the other
-Engine = Callable[[Sequence[Prompt], Sampling, Sequence[int]], Iterator[tuple[int, list[list[int]]]]]
+# `prompts`, `sampling`, `stop` → the number of a prompt and its n answers, one prompt after the other
+Engine = Callable[..., Iterator[tuple[int, list[list[int]]]]]
 
 _PROBE = "an answer"
 
@@ -97,7 +97,8 @@ def answer(
         total=len(order) * sampling.n, initial=(len(order) - len(todo)) * sampling.n, desc="Answers", unit="answer"
     )
     with progress:
-        for i, answers in model.engine([prompts[key] for key in todo], sampling, stop):
+        asked = {"prompts": [prompts[key] for key in todo], "sampling": sampling, "stop": stop}
+        for i, answers in model.engine(**asked) if todo else ():
             row = unique[todo[i]][1]
             store.add(
                 [

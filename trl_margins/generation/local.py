@@ -1,8 +1,7 @@
-"""Answers through transformers: `generate`, without its finished rows, or continuous batching."""
+"""Answers through transformers' `generate`, which leaves out answers that have ended."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,8 +12,6 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from .sampling import Prompt, Sampling, only
-
-logger = logging.getLogger(__name__)
 
 _SEGMENT = 32  # tokens between two looks at which rows have finished
 
@@ -29,20 +26,27 @@ def generate(
     `model.generate` does the work, a few tokens at a time. In between, answers that have ended leave the batch. The n
     answers to a prompt share the computation of the prompt.
 
+    Args:
+        model: a causal model.
+        prompts: what to answer.
+        sampling: how answers are drawn.
+        stop: tokens that end an answer.
+        pad: any token, for padding.
+        batch_size: answers per forward pass.
+
     Yields:
         The number of a prompt, and the token ids of its n answers, with the token that ended them.
     """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].ids))
     size = max(batch_size // sampling.n, 1)
-    with _plain_settings(model):
+    with plain_settings(model):
         for begin in range(0, len(order), size):
             some = order[begin : begin + size]
-            yield from zip(some, _batch(model, [prompts[i] for i in some], sampling, stop, pad), strict=True)
+            for place, answers in _batch(model, [prompts[i] for i in some], sampling, stop, pad):
+                yield some[place], answers
 
 
-def _batch(
-    model: Any, prompts: Sequence[Prompt], sampling: Sampling, stop: Sequence[int], pad: int
-) -> list[list[list[int]]]:
+def _batch(model: Any, prompts: Sequence[Prompt], sampling: Sampling, stop: Sequence[int], pad: int) -> Answers:
     device, n, width = model.device, sampling.n, max(len(prompt.ids) for prompt in prompts)
     ids = torch.tensor([[pad] * (width - len(p.ids)) + p.ids for p in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(p.ids)) + [1] * len(p.ids) for p in prompts], device=device)
@@ -86,7 +90,9 @@ def _batch(
             found[i] += until_stop(tokens, stop)
         done += new.shape[1]
         left = [j for j, i in enumerate(rows) if found[i][-1] not in stop and done < room[i]]
-        rows = [rows[j] for j in left]
+        before, rows = rows, [rows[j] for j in left]
+        for place in sorted({i // n for i in before} - {i // n for i in rows}):
+            yield place, found[place * n : (place + 1) * n]
         if not rows:
             break
         kept = torch.tensor(left, device=device)
@@ -97,7 +103,6 @@ def _batch(
             cache = None  # computed again
         elif len(left) < len(new):
             cache.batch_select_indices(kept)
-    return [found[i : i + n] for i in range(0, len(found), n)]
 
 
 class _Pick(LogitsProcessor):
@@ -122,8 +127,8 @@ def _can_select(cache: Any) -> bool:
 
 
 @contextmanager
-def _plain_settings(model: Any) -> Iterator[None]:
-    """Without the model's own settings, such as a repetition penalty, which `generate` uses where none is given."""
+def plain_settings(model: Any) -> Iterator[None]:
+    """Without the model's own settings, such as a repetition penalty, which transformers uses where none is given."""
     own, model.generation_config = model.generation_config, GenerationConfig()
     try:
         with torch.no_grad():

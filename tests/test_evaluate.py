@@ -562,7 +562,7 @@ def test_the_four_splits_come_together(tiny_model, tmp_path):
     [
         ([], "has no rows"),
         ([{"text": "a"}], "an evaluation set has chosen and rejected, or prompt, responses, scores"),
-        ([{"prompt": "a", "responses": ["x", "y"], "scores": [1.0]}], "row 0: 2 responses and 1 scores"),
+        ([{"prompt": "a", "responses": ["x", "y"], "scores": [1.0]}], "row 0 of here: 2 responses and 1 scores"),
         ([{"prompt": "a", "responses": ["x"], "scores": [math.nan]}], "row 0 of here, response 0: the score nan"),
         ([{"prompt": "a", "chosen": ["x"], "rejected": ["x"]}], "chosen has 1 completions, RM-Bench has 3"),
     ],

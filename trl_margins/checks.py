@@ -114,7 +114,8 @@ NUMBERS: Mapping[str, Number] = MappingProxyType(
     {
         **dict.fromkeys(("beta", "gamma_po_tau", "discopop_tau", "num_train_epochs"), _POSITIVE),
         "test_split_size": _POSITIVE,
-        **dict.fromkeys(("dpop_lambda", "focalpo_gamma", "reward_aware_eta"), _NOT_NEGATIVE),
+        "k": Number(least=1, whole=True),
+        **dict.fromkeys(("min_gap", "dpop_lambda", "focalpo_gamma", "reward_aware_eta"), _NOT_NEGATIVE),
         **dict.fromkeys(("score_gap_threshold", "gamma_po_queue_size", "eval_min_score_gap"), _NOT_NEGATIVE),
         **dict.fromkeys(
             ("anchor_radius", "anchor_keep_graphs", "anchor_diagnostics", "sam_radius", "cpo_alpha", "ef_sample"),

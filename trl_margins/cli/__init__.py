@@ -30,6 +30,7 @@ COMMANDS = {
     "anchors": "measure the same pairs at several checkpoints: do flipped labels weigh less? (GAPO)",
     "hessian": "measure how sharply a loss curves in the LM head of one or several models (GAPO)",
     "inspect": "audit a preference set before training: scores, lengths, truncation, duplicates",
+    "pairs": "make a preference set of scored lists: UltraFeedback, Nectar, HelpSteer2, SHP, arena votes and others",
     "score": "add an evaluation factor to a preference set",
     "demo": "train the bundled model on a synthetic set and compare before and after",
 }

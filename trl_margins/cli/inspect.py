@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +12,14 @@ import numpy as np
 
 from ..data.audit import Lengths, Measure, audit
 from ..data.loading import load_splits, pick_split
+from ..data.pairing import lists_summary
 from ..report.audit_text import audit_text
 from ..rows import RowReader
+from ..rows.form import COMPLETIONS
+from ..rows.list_forms import list_form
+from ..rows.lists import ScoredLists
 from ..rows.tokens import read_batch, tokenize_or_errors
+from ..tables import aligned
 from .options import LENGTH, OptionsParser, ScoredRowOptions, data_first, option
 from .setup import check_writable, load_tokenizer, max_length_of
 
@@ -22,6 +27,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 FIGURES = (".png", ".svg")
+SPANS = ("answers", "scores")
+TO_PAIRS = "make pairs of them with trl-margins pairs FILE --out pairs.jsonl.gz"
 
 
 @dataclass(kw_only=True)
@@ -57,6 +64,16 @@ def main(argv: Sequence[str]) -> int:
     splits = load_splits(args.dataset_name, args.dataset_config)
     if args.dataset_split is not None:
         splits = {args.dataset_split: pick_split(splits, args.dataset_split, args.dataset_name)}
+    lists = {name: summary for name, split in splits.items() if (summary := summary_of_lists(split, name, args))}
+    if lists:
+        splits = {name: split for name, split in splits.items() if name not in lists}
+        if args.plot and not splits:
+            raise ValueError(f"{args.plot}: {args.dataset_name} holds lists, which have no histograms: {TO_PAIRS}")
+        print(lists_text(lists))
+        if not splits:
+            if args.json:
+                Path(args.json).write_text(json.dumps({"lists": lists}, indent=2) + "\n")
+            return 0
     measure = None
     if args.model_name_or_path:
         measure = in_tokens_of(load_tokenizer(args.model_name_or_path, trust_remote_code=args.trust_remote_code))
@@ -76,12 +93,32 @@ def main(argv: Sequence[str]) -> int:
     )
     print(audit_text(found))
     if args.json:
-        Path(args.json).write_text(json.dumps(asdict(found), indent=2) + "\n")
+        numbers = asdict(found) | ({"lists": lists} if lists else {})
+        Path(args.json).write_text(json.dumps(numbers, indent=2) + "\n")
     if args.plot:
         from ..report.audit_figure import audit_figure
 
         audit_figure(found).savefig(args.plot, dpi=120)
     return 0
+
+
+def summary_of_lists(split: Dataset, name: str, args: InspectArguments) -> dict[str, Any]:
+    """Numbers of a split that holds scored lists; empty for another one."""
+    names, options = split.column_names, (args.score_columns, args.prompt_column)
+    if {*COMPLETIONS} <= {*names} or list_form(names, *options) is None:
+        return {}
+    return lists_summary(ScoredLists.of(split, name, *options, args.system_column))
+
+
+def lists_text(lists: Mapping[str, Mapping[str, Any]]) -> str:
+    """A table of the lists, and what to do with them."""
+    headers = ["scored lists", "rows", "lists", "answers", "a list", "scores", "all tied", "models"]
+    rows = []
+    for name, found in lists.items():
+        spans = [f"{found[key]['least']:g} – {found[key]['most']:g}" if key in found else "-" for key in SPANS]
+        counts = [str(found[f"n_{key}"]) for key in ("rows", "lists", "answers")]
+        rows.append([name, *counts, *spans, str(found["n_tied"]), str(found["n_models"])])
+    return "\n".join([*aligned(rows, (False, *[True] * 7), headers), "", f"Lists cannot be trained on: {TO_PAIRS}"])
 
 
 def columns_of(method: Any) -> list[str]:

@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def check_output(output: str, splits: DatasetDict) -> None:
+def check_output(output: str, splits: DatasetDict, check_columns: bool = True) -> None:
     """
     Raises:
         ValueError: several splits for one file, messages for CSV, or a suffix of no known file.
@@ -82,7 +82,7 @@ def check_output(output: str, splits: DatasetDict) -> None:
         raise ValueError(f"{output} holds one split, not {list(splits)}: name one with --dataset_split, or a folder")
     features = next(iter(splits.values())).features
     nested = [name for name, feature in features.items() if not isinstance(feature, Value)]
-    if suffix == ".csv" and nested:
+    if suffix == ".csv" and nested and check_columns:
         raise ValueError(f"{output}: CSV has no lists, and {nested} are more than text and numbers; use .jsonl")
 
 

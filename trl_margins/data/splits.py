@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from hashlib import blake2b
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from itertools import accumulate
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import Any
 
-from datasets import Dataset, DatasetDict, Features, List, Value
+from datasets import Dataset, DatasetDict
 
-from ..rows.scores import problem_of
+from ..rows.list_forms import FORMS, list_form
+from ..rows.lists import ScoredList, ScoredLists, digest
 from .formats import one_split
+from .pairing import PAIR_MODELS, pair_rows
 
 logger = logging.getLogger(__name__)
 
 SPLITS = ("id", "prompt_ood", "response_ood", "mutual_ood")
-PAIR_MODELS = ("chosen_model", "rejected_model")
-LISTWISE = ("prompt", "responses", "scores", "models")
 
 # (unseen prompt, unseen models) → split
 _SCENARIOS = {
@@ -44,6 +43,7 @@ def generalization_splits(
     held_out: float = 0.1,
     seed: int = 0,
     columns: Sequence[str] | None = None,
+    score_columns: Sequence[str] | None = None,
 ) -> DatasetDict:
     """`train`, and the four splits of AMaPO (arXiv 2511.09385, appendix D.1) that tell underfitting from overfitting:
 
@@ -65,13 +65,12 @@ def generalization_splits(
     with it. A pair that occurs twice, also with its sides swapped, counts once and is never divided. Rows keep all
     their columns.
 
-    *Lists* with `prompt`, `responses`, `scores` and `models`, for example one row per prompt. Each split but `train`
+    *Lists* in any form that `make_pairs` takes, with the models that answered. Each split but `train`
     pairs the best with the worst completion of each prompt, among the models of its scenario. So does `train`, but for
     the prompts of `id`, of which it has the second best and the second worst: these prompts have been trained on, and
     the completions in `id` have not. `id` draws among the prompts for which that is possible. A scenario leaves out
-    prompts with fewer than two completions, or whose best and worst are tied. Rows with equal prompts count as one.
-    The result has `prompt`, `chosen`, `rejected`, `score_chosen`, `score_rejected`, `chosen_model` and
-    `rejected_model`; if the prompt is a list of messages, a response in text becomes the assistant's message.
+    prompts with fewer than two completions, or whose best and worst are tied. Rows with equal prompts count as one,
+    but for votes, which compare two completions alone. The rows are those of `make_pairs`.
 
     Which prompts, models and pairs are drawn depends on the seed and on the contents, not on the order of the rows,
     and a larger share includes the smaller one.
@@ -84,6 +83,7 @@ def generalization_splits(
             (0, 1).
         seed: of all draws.
         columns: the two columns of pairs that hold the models, if not `chosen_model` and `rejected_model`.
+        score_columns: of lists, if the scores are not under a usual name; see `make_pairs`.
 
     Raises:
         ValueError: a share outside (0, 1), unknown models, columns or values that are missing or bad, more held out
@@ -100,13 +100,13 @@ def generalization_splits(
         if missing := [name for name in ("prompt", "chosen", "rejected", *models) if name not in names]:
             raise ValueError(f"pairs need the columns {missing}, and the data set has only {names}")
         splits = {name: dataset.select(indices) for name, indices in _split_pairs(rows, models, draw).items()}
-    elif set(LISTWISE) <= set(names):
-        splits = _split_lists(rows, draw)
+    elif (form := list_form(names, score_columns)) is not None and (form.models or form.kind == "structs"):
+        splits = _split_lists(ScoredLists.of(rows, "the lists", score_columns, strict=True), draw)
     else:
         raise ValueError(
             f"the data set has neither the columns of pairs (prompt, chosen, rejected, {', '.join(PAIR_MODELS)}) nor "
-            f"those of lists ({', '.join(LISTWISE)}), only {names}: name the columns that hold a pair's models with "
-            "columns=[chosen, rejected]"
+            f"those of lists ({FORMS}, each with the models that answered), only {names}: name the columns that hold "
+            "a pair's models with columns=[chosen, rejected]"
         )
     logger.info("rows: %s", ", ".join(f"{name} {len(split)}" for name, split in splits.items()))
     for name, split in splits.items():
@@ -134,7 +134,7 @@ class _Draw:
 
     def order(self, items: Iterable[str], what: str) -> list[str]:
         """The distinct items, shuffled."""
-        return sorted(set(items), key=lambda item: _digest(self._seed, what, item))
+        return sorted(set(items), key=lambda item: digest(self._seed, what, item))
 
     def unseen_prompts(self, keys: Iterable[str]) -> set[str]:
         keys = self.order(keys, "prompts")
@@ -162,14 +162,10 @@ class _Draw:
         return list(spare[:wanted])
 
 
-def _digest(*values: Any) -> str:
-    return blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=16).hexdigest()
-
-
 def _prompt_key(prompt: Any, row: int) -> str:
     if not prompt:
         raise ValueError(f"column 'prompt', row {row}: the prompt is {prompt!r}: drop the row")
-    return _digest(prompt)
+    return digest(prompt)
 
 
 def _check_model(model: Any, column: str, row: int) -> str:
@@ -185,7 +181,7 @@ def _split_pairs(rows: Dataset, columns: Sequence[str], draw: _Draw) -> dict[str
     models: list[set[str]] = []
     for i, row in enumerate(rows.select_columns(["prompt", "chosen", "rejected", *columns])):
         prompts.append(_prompt_key(row["prompt"], i))
-        pairs.append(_digest(row["prompt"], sorted(map(_digest, (row["chosen"], row["rejected"])))))
+        pairs.append(digest(row["prompt"], sorted(map(digest, (row["chosen"], row["rejected"])))))
         models.append({_check_model(row[name], name, i) for name in columns})
     unseen_prompts = draw.unseen_prompts(prompts)
     unseen_models = draw.unseen_models(name for both in models for name in both)
@@ -212,34 +208,34 @@ def _split_pairs(rows: Dataset, columns: Sequence[str], draw: _Draw) -> dict[str
     return splits | {"response_ood": known}
 
 
-class _Response(NamedTuple):
-    score: float
-    model: str
-    key: str  # digest of the value; breaks ties independently of the order of the rows
-    value: Any
-
-
-def _split_lists(rows: Dataset, draw: _Draw) -> dict[str, Dataset]:
-    prompts: dict[str, Any] = {}
-    responses: defaultdict[str, list[_Response]] = defaultdict(list)
-    for i, row in enumerate(rows.select_columns(list(LISTWISE))):
-        key = _prompt_key(row["prompt"], i)
-        prompts[key] = row["prompt"]
-        responses[key] += _responses(row, i)
-    if merged := len(rows) - len(prompts):
-        logger.info("%d of %d rows have the prompt of another one and were merged", merged, len(rows))
-    unseen_prompts = draw.unseen_prompts(prompts)
-    unseen_models = draw.unseen_models(each.model for some in responses.values() for each in some)
-    splits: dict[str, dict[str, list[_Response]]] = {name: {} for name in ("train", *SPLITS)}
+def _split_lists(lists: ScoredLists, draw: _Draw) -> dict[str, Dataset]:
+    prompts: dict[str, str] = {}  # of each list
+    answers: dict[str, ScoredList] = {}
+    n_lists = 0
+    for each in lists:
+        n_lists += 1
+        for model in each.models:
+            _check_model(model, "models", each.row)
+        prompt = _prompt_key(each.prompt, each.row)
+        # votes on other answers to the prompt are on another scale
+        key = digest(prompt, each.row) if lists.form.is_vote else prompt
+        prompts[key] = prompt
+        answers[key] = answers[key].extended(each) if key in answers else each
+    if merged := n_lists - len(answers):
+        logger.info("%d of %d rows have the prompt of another one and were merged", merged, n_lists)
+    unseen_prompts = draw.unseen_prompts(prompts.values())
+    unseen_models = draw.unseen_models(str(model) for each in answers.values() for model in each.models)
+    splits: dict[str, dict[str, ScoredList]] = {name: {} for name in ("train", *SPLITS)}
     few: Counter[str] = Counter()
     ties: Counter[str] = Counter()
-    for key, some in responses.items():
+    for key, each in answers.items():
+        order = _worst_first(each)
         for unseen in (False, True):
-            name = _SCENARIOS[key in unseen_prompts, unseen]
-            ranked = sorted(each for each in some if (each.model in unseen_models) is unseen)
-            if len(ranked) < 2:
+            name = _SCENARIOS[prompts[key] in unseen_prompts, unseen]
+            ranked = each.at([i for i in order if (each.models[i] in unseen_models) is unseen])
+            if len(ranked.scores) < 2:
                 few[name] += 1
-            elif ranked[0].score == ranked[-1].score:
+            elif ranked.scores[0] == ranked.scores[-1]:
                 ties[name] += 1
             else:
                 splits[name][key] = ranked
@@ -251,47 +247,26 @@ def _split_lists(rows: Dataset, draw: _Draw) -> dict[str, Dataset]:
     spare = [key for key in draw.order(train, "held out") if _has_two_pairs(train[key])]
     for key in draw.held_out(len(train), spare):
         splits["id"][key] = train[key]
-        train[key] = train[key][1:-1]
-    known = {key: ranked for key, ranked in splits["response_ood"].items() if key in train}
+        train[key] = train[key].at(range(1, len(train[key].scores) - 1))
+    trained = {prompts[key] for key in train}
+    known = {key: ranked for key, ranked in splits["response_ood"].items() if prompts[key] in trained}
     if lost := len(splits["response_ood"]) - len(known):
         logger.info("left out %d prompts of response_ood that have no training pair", lost)
     splits["response_ood"] = known
-    return {name: _best_and_worst(ranked, prompts, rows.features) for name, ranked in splits.items()}
+    rows = pair_rows(lists, [ranked.at([-1, 0]) for some in splits.values() for ranked in some.values()])
+    ends = accumulate(map(len, splits.values()))
+    return {name: rows.select(range(end - len(splits[name]), end)) for name, end in zip(splits, ends, strict=True)}
 
 
-def _responses(row: Mapping[str, Any], i: int) -> list[_Response]:
-    sizes = {name: len(row[name] or ()) for name in LISTWISE[1:]}
-    if len(set(sizes.values())) > 1:
-        raise ValueError(f"row {i}: {sizes} differ, and every response has one score and one model")
-    found = []
-    for value, score, model in zip(*(row[name] or () for name in LISTWISE[1:]), strict=True):
-        if problem := problem_of(score):
-            raise ValueError(f"column 'scores', row {i}: the score {score!r} {problem}")
-        found.append(_Response(float(score), _check_model(model, "models", i), _digest(value), value))
-    return found
+def _worst_first(answers: ScoredList) -> list[int]:
+    """Places, in an order that does not depend on that of the list."""
+    keys = zip(answers.scores, map(str, answers.models), map(digest, answers.responses), strict=True)
+    return [i for _, i in sorted((key, i) for i, key in enumerate(keys))]
 
 
-def _has_two_pairs(ranked: Sequence[_Response]) -> bool:
+def _has_two_pairs(ranked: ScoredList) -> bool:
     """Whether the second best and the second worst make a pair that shares no text with the best and the worst."""
-    if len(ranked) < 4 or ranked[1].score == ranked[-2].score:
+    scores, keys = ranked.scores, [digest(response) for response in ranked.responses]
+    if len(scores) < 4 or scores[1] == scores[-2]:
         return False
-    return not {ranked[0].key, ranked[-1].key} & {ranked[1].key, ranked[-2].key}
-
-
-def _best_and_worst(
-    ranked: Mapping[str, Sequence[_Response]], prompts: Mapping[str, Any], given: Mapping[str, Any]
-) -> Dataset:
-    prompt, response = given["prompt"], given["responses"].feature
-    as_message = not isinstance(prompt, Value) and isinstance(response, Value)
-    if as_message:
-        response = List({"role": Value("string"), "content": response})
-    number, name = Value("float64"), Value("string")
-    columns = {"prompt": [prompts[key] for key in ranked]}
-    features = Features({"prompt": prompt, "chosen": response, "rejected": response})
-    features |= {"score_chosen": number, "score_rejected": number, **dict.fromkeys(PAIR_MODELS, name)}
-    for side, place, model in (("chosen", -1, PAIR_MODELS[0]), ("rejected", 0, PAIR_MODELS[1])):
-        some = [each[place] for each in ranked.values()]
-        columns[side] = [[{"role": "assistant", "content": r.value}] if as_message else r.value for r in some]
-        columns[f"score_{side}"] = [each.score for each in some]
-        columns[model] = [each.model for each in some]
-    return Dataset.from_dict({name: columns[name] for name in features}, features=features)
+    return not {keys[0], keys[-1]} & {keys[1], keys[-2]}

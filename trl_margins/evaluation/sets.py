@@ -4,28 +4,21 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from datasets import Dataset
 
-from ..rows import PreferenceRow, RowError, RowReader, open_rows
-from ..rows.form import TEMPLATE, part_of, pruned, without_prompt
-from ..rows.scores import (
-    ScoreError,
-    as_number,
-    check_scores,
-    find_score_columns,
-    problem_of,
-    refuse_class_labels,
-)
+from ..rows import PreferenceRow, open_rows
+from ..rows.list_forms import FORMS, list_form
+from ..rows.lists import ScoredLists, row_of
+from ..rows.scores import ScoreError, check_scores, find_score_columns, problem_of, refuse_class_labels
 from .rm_bench import STYLES, domain_of
 
 logger = logging.getLogger(__name__)
 
 Kind = Literal["pairs", "listwise", "rm-bench"]
-LISTS = ("prompt", "responses", "scores")
 
 
 @dataclass(frozen=True)
@@ -52,12 +45,13 @@ def evaluation_set(
     """Reads a data set of any of the three kinds.
 
     Args:
-        dataset: rows with `prompt`, `responses`, `scores`; RM-Bench's rows; or pairs in any form that training takes.
+        dataset: scored lists in any known form; RM-Bench's rows; or pairs in any form that training takes.
         name: in tables and messages.
-        score_columns: of pairs, if they do not have the usual names.
-        as_chat: turn RM-Bench's texts into messages, for a model that was trained on a chat template.
+        score_columns: if they do not have the usual names.
+        as_chat: turn the texts of RM-Bench and of others' lists into messages, for a model that was trained on a chat
+            template. The texts of `responses` are used as they are.
         source: its file, whose name may tell the domain of RM-Bench's rows.
-        prompt_column, system_column: of pairs, as for `RowReader`.
+        prompt_column, system_column: as for `RowReader`.
 
     Raises:
         ValueError: no rows, or rows of another kind; the message names the row and the column.
@@ -65,12 +59,15 @@ def evaluation_set(
     if not len(dataset):
         raise ValueError(f"{name}: the data set has no rows")
     columns = set(dataset.column_names)
-    if set(LISTS) <= columns:
-        return _listwise(dataset, name)
+    form = list_form(columns, score_columns, prompt_column)
+    if form is not None and (form.is_plain or not {"chosen", "rejected"} <= columns):
+        as_chat &= not form.is_plain
+        return _listwise(
+            ScoredLists.of(dataset, name, score_columns, prompt_column, system_column, as_chat, strict=True), name
+        )
     if not {"chosen", "rejected"} <= columns:
         raise ValueError(
-            f"{name}: its columns are {sorted(columns)}; an evaluation set has chosen and rejected, or "
-            f"{', '.join(LISTS)}"
+            f"{name}: its columns are {sorted(columns)}; an evaluation set has chosen and rejected, or {FORMS}"
         )
     first = dataset[0]["chosen"]
     if isinstance(first, list) and all(isinstance(each, str) for each in first):
@@ -99,29 +96,10 @@ def _pairs(
     return EvaluationSet(name, "pairs", rows, scores, gap_only)
 
 
-def _listwise(dataset: Dataset, name: str) -> EvaluationSet:
-    reader = RowReader(name, tuple(dataset.column_names), features=dataset.features)
-    raws = dataset.select_columns([column for column in (*LISTS, *TEMPLATE) if column in reader.columns]).to_list()
-    rows = []
-    for i, raw in enumerate(raws):
-        where = f"row {i} of {name}"
-        for column in LISTS[1:]:
-            if not isinstance(raw[column], list) or not raw[column]:
-                raise RowError(f"column {column!r}, {where}: {raw[column]!r} is not a list of one or more")
-        if len(raw["responses"]) != len(raw["scores"]):
-            raise ValueError(
-                f"{name}, row {i}: {len(raw['responses'])} responses and {len(raw['scores'])} scores: give each "
-                "response one"
-            )
-        for j, score in enumerate(raw["scores"]):
-            if problem := problem_of(score):
-                raise ScoreError(f"column 'scores', {where}, response {j}: the score {score!r} {problem}")
-        within = getattr(dataset.features["responses"], "feature", None)
-        completions = [pruned(part, within) for part in raw["responses"]]
-        prompt = pruned(raw["prompt"], dataset.features["prompt"])
-        rows.append(_row(prompt, completions, where, reader.template(raw, where)))
-    scores = [[as_number(score) for score in raw["scores"]] for raw in raws]
-    return EvaluationSet(name, "listwise", rows, scores)
+def _listwise(lists: ScoredLists, name: str) -> EvaluationSet:
+    found = list(lists)
+    rows = [PreferenceRow(each.prompt, each.responses, each.template) for each in found]
+    return EvaluationSet(name, "listwise", rows, [each.scores for each in found])
 
 
 def _rm_bench(dataset: Dataset, name: str, as_chat: bool, source: str) -> EvaluationSet:
@@ -133,20 +111,6 @@ def _rm_bench(dataset: Dataset, name: str, as_chat: bool, source: str) -> Evalua
                     f"{name}, row {i}: {side} has {len(raw[side])} completions, RM-Bench has {len(STYLES)}"
                 )
         prompt = [{"role": "user", "content": raw["prompt"]}] if as_chat else raw["prompt"]
-        rows.append(_row(prompt, [*raw["chosen"], *raw["rejected"]], f"row {i} of {name}", {}))
+        rows.append(row_of(prompt, [*raw["chosen"], *raw["rejected"]], f"row {i} of {name}", {}))
         domains.append(domain_of(raw.get("domain"), source))
     return EvaluationSet(name, "rm-bench", rows, domains=domains)
-
-
-def _row(prompt: Any, completions: list[Any], where: str, template: Mapping[str, Any]) -> PreferenceRow:
-    """If anything is in messages, all text becomes messages; completions lose the prompt that they repeat."""
-    parts: list[Any]
-    try:
-        prompt, *parts = (part_of(part) for part in (prompt, *completions))
-    except ValueError as error:
-        raise RowError(f"{where}: {error}") from None
-    if any(isinstance(part, list) for part in (prompt, *parts)):
-        prompt = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        parts = [[{"role": "assistant", "content": part}] if isinstance(part, str) else part for part in parts]
-        parts = [*without_prompt(prompt, parts)[1]]
-    return PreferenceRow(prompt, parts, template)

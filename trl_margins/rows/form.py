@@ -12,6 +12,8 @@ from typing import Any
 
 from trl.data_utils import extract_prompt
 
+from .list_forms import list_form
+
 Message = dict[str, Any]
 Part = str | list[Message]
 
@@ -135,7 +137,7 @@ class RowReader:
         if self.system_column is not None:
             system = row.get(self.system_column)
             text = text_of(self._part(self.system_column, system, where)) if system else ""
-            prompt, chosen, rejected = _with_system(text, prompt, chosen, rejected)
+            prompt, (chosen, rejected) = with_system(text, prompt, [chosen, rejected])
         for name, part in zip(COMPLETIONS, (chosen, rejected), strict=True):
             if isinstance(part, list) and part[-1]["role"] in _NOT_THE_MODEL:
                 raise RowError(
@@ -150,7 +152,7 @@ class RowReader:
         where = self.where(number)
         prompt = self._part(str(self.prompt_column), row.get(str(self.prompt_column)), where)
         if self.system_column is not None and (system := row.get(self.system_column)):
-            prompt, *_ = _with_system(text_of(self._part(self.system_column, system, where)), prompt, "", "")
+            prompt, _ = with_system(text_of(self._part(self.system_column, system, where)), prompt, [])
         return PreferenceRow(prompt, [], self.template(row, where))
 
     def _prompt(self, row: Mapping[str, Any], where: str) -> Part | None:
@@ -201,7 +203,7 @@ class RowReader:
         turns = [match.end() for match in _TURN.finditer(chosen)] if text else []
         if shared := [end for end in turns if rejected.startswith(chosen[:end])]:
             return chosen[: shared[-1]], chosen[shared[-1] :], rejected[shared[-1] :]
-        if not text and (n := _shared_turns([chosen, rejected])):
+        if not text and (n := shared_turns([chosen, rejected])):
             return chosen[:n], chosen[n:], rejected[n:]
         if not text or min(len(chosen), len(rejected)) < 2 or chosen[0] != rejected[0]:
             what = "characters" if text else "messages"
@@ -252,8 +254,11 @@ def require_columns(names: Sequence[str], split: str) -> None:
         fix = "rename yours in the file, or with dataset.rename_column"
         if otherwise := [name for name in names if name.lower() in missing]:
             fix = f"names are case-sensitive, so {' and '.join(map(repr, otherwise))} must be written in lower case"
-        elif {"responses", "scores"} <= set(names):
-            fix = "trl-margins evaluate reads lists of scored responses, and generalization_splits makes pairs of them"
+        elif list_form(names) is not None:
+            fix = (
+                "trl-margins evaluate reads lists of scored responses, and to train on pairs of them, make these with "
+                "trl-margins pairs FILE --out pairs.jsonl.gz, or in Python with make_pairs"
+            )
         raise RowError(
             f"the {split} data set has no column {' and no column '.join(map(repr, missing))}, only {list(names)}: a "
             f"preference pair is chosen and rejected, and usually prompt; {fix}"
@@ -333,7 +338,7 @@ def without_prompt(
     def repeats(part: list[Message], begin: list[Message]) -> bool:
         return len(part) > len(begin) and _same(part[: len(begin)], begin)
 
-    n = _shared_turns(completions)
+    n = shared_turns(completions)
     shared = completions[0][:n] if completions else []
     more = n - len(prompt)
     if more > 0 and all(m["role"] == "system" for m in shared[:more]) and _same(shared[more:], prompt):
@@ -351,7 +356,7 @@ def _same(some: list[Message], others: list[Message]) -> bool:
     return [[m.get(key) for key in keys] for m in some] == [[m.get(key) for key in keys] for m in others]
 
 
-def _shared_turns(parts: list[list[Message]]) -> int:
+def shared_turns(parts: list[list[Message]]) -> int:
     """How many messages all of them begin with; the last message of each is not counted."""
     most = min(map(len, parts), default=1) - 1
     return next(
@@ -430,16 +435,14 @@ def is_messages(value: Any) -> bool:
     return True
 
 
-def _with_system(system: str, prompt: Part, chosen: Any, rejected: Any) -> tuple[Part, Part, Part]:
+def with_system(system: str, prompt: Part, completions: list[Any]) -> tuple[list[Message], list[Part]]:
     """With a system message in front; text becomes messages, since only they can have one."""
     if isinstance(prompt, str):
-        prompt = says("user", prompt)
-        chosen, rejected = says("assistant", chosen), says("assistant", rejected)
+        prompt, completions = says("user", prompt), [says("assistant", part) for part in completions]
     if system and prompt[0]["role"] != "system":
         prompt = says("system", system) + prompt
-    return prompt, chosen, rejected
+    return prompt, completions
 
 
 def says(role: str, text: str) -> list[Message]:
-    """One message."""
     return [{"role": role, "content": text}]

@@ -8,7 +8,8 @@ from typing import Any
 
 from datasets import Dataset
 
-from .form import SHAREGPT, PreferenceRow, RowError, RowReader, says, text_of
+from .form import SHAREGPT, PreferenceRow, RowError, RowReader, text_of
+from .lists import chat_turns
 from .opened import holds_messages, open_rows, raw_rows
 
 logger = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ def _alone(dataset: Dataset, reader: RowReader, as_chat: bool) -> list[Preferenc
         row = reader.prompt_of(raw, number)
         prompt = row.prompt
         if isinstance(prompt, str) and as_chat:
-            prompt = says("user", prompt)
+            prompt = chat_turns(prompt)
         if isinstance(prompt, list) and reader.prompt_column in WHOLE and prompt[-1]["role"] == "assistant":
             prompt, answered = prompt[:-1], answered + 1
             if not prompt:

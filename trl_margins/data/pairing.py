@@ -1,0 +1,221 @@
+"""Pairs from scored lists: which two answers to a prompt a model is trained on."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from itertools import permutations
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, concatenate_datasets
+from datasets.utils import tqdm
+
+from ..checks import NUMBERS, unknown
+from ..rows.form import says, text_of
+from ..rows.lists import ScoredList, ScoredLists, chat_turns, digest
+from .formats import one_split
+
+logger = logging.getLogger(__name__)
+
+PAIR_MODELS = ("chosen_model", "rejected_model")
+
+# Strategy → what sorts the candidates; each is a list of two, the better one first
+_Key = Callable[[ScoredList, int], Any]
+STRATEGIES: Mapping[str, _Key] = MappingProxyType(
+    {
+        "best-worst": lambda pair, seed: -_gap(pair),
+        "best-random": lambda pair, seed: _drawn(pair, seed),
+        "closest": lambda pair, seed: (_gap(pair), _drawn(pair, seed)),
+        "all": lambda pair, seed: _drawn(pair, seed),
+    }
+)
+_ROUNDING = 1e-9  # 0.3 - 0.1 is below 0.2
+
+
+def make_pairs(
+    dataset: Dataset,
+    strategy: str = "best-worst",
+    k: int | None = None,
+    min_gap: float | None = None,
+    balance_length: bool = False,
+    seed: int = 0,
+    *,
+    as_chat: bool = False,
+    score_columns: Sequence[str] | None = None,
+    prompt_column: str | None = None,
+    system_column: str | None = None,
+) -> Dataset:
+    """Pairs of the answers in scored lists, in any form that `docs/data.md` has.
+
+    ============= ============================================================================================
+    best-worst    the best answer and the worst (SimPO's; the first of equals)
+    best-random   the best answer and a random other one (Zephyr's, and UltraFeedback binarized)
+    closest       the two answers whose scores are closest
+    all           every two answers
+    ============= ============================================================================================
+
+    The rows have `prompt`, `chosen`, `rejected`, `score_chosen`, `score_rejected`, `chosen_model` and
+    `rejected_model` where models are known, and the other columns of a prompt. Draws depend on the seed and on what a
+    pair says: not on the other rows, nor on the order of anything.
+
+    Args:
+        dataset: the lists.
+        strategy: as above.
+        k: the most pairs of one prompt: the best with its k worst or k random others, the k closest, any k. By default
+            1, of `all` all.
+        min_gap: the smallest difference of two scores; with 0, ties become pairs too. By default any above 0.
+        balance_length: leave out random pairs until as many chosen answers are longer, in characters, as shorter.
+        seed: of the draws.
+        as_chat: make messages of text, for a model with a chat template.
+        score_columns: where the scores are, if not under a usual name: a column, or a rating within UltraFeedback's
+            completions. Of several, the mean counts.
+        prompt_column, system_column: the columns of prompt and system message, as for the trainers.
+
+    Raises:
+        ValueError: an unknown strategy, no lists, a bad row, or no pair.
+        TypeError: a stream, or several splits.
+    """
+    if strategy not in STRATEGIES:
+        raise unknown("strategy", strategy, STRATEGIES)
+    for name, value in {"k": k, "min_gap": min_gap}.items():
+        if value is not None:
+            NUMBERS[name].check(name, value)
+    dataset = one_split(dataset, "make_pairs")
+    lists = ScoredLists.of(dataset, "the lists", score_columns, prompt_column, system_column, as_chat)
+    counts: Counter[str] = Counter()
+    pairs: list[ScoredList] = []
+    for answers in tqdm(lists, desc="Pairing", unit="list", delay=2, leave=False):
+        counts["lists"] += 1
+        pairs += _pairs_of(answers, strategy, 1 if k is None and strategy != "all" else k, min_gap, seed, counts)
+    _say(lists, pairs, counts, min_gap)
+    if balance_length:
+        pairs = _balanced(pairs, seed)
+    if not pairs:
+        raise ValueError(f"no pair is left of {counts['lists']} lists: the log says why; a lower min_gap takes more")
+    return pair_rows(lists, pairs)
+
+
+def lists_summary(lists: ScoredLists) -> dict[str, Any]:
+    """How many lists there are, of how many answers, and what their scores are."""
+    sizes, scores, n_tied, models = [], [], 0, set()
+    for each in lists:
+        sizes.append(len(each.scores))
+        scores += each.scores
+        n_tied += len(set(each.scores)) == 1
+        models |= {*each.models} - {None}
+    quantiles = (
+        {}
+        if not sizes
+        else {
+            "answers": dict(zip(("least", "median", "most"), np.quantile(sizes, (0, 0.5, 1)).tolist(), strict=True)),
+            "scores": dict(zip(("least", "median", "most"), np.quantile(scores, (0, 0.5, 1)).tolist(), strict=True)),
+        }
+    )
+    counts = {"n_rows": len(lists.dataset), "n_lists": len(sizes), "n_answers": len(scores), "n_tied": n_tied}
+    return {**counts, "n_models": len(models), **quantiles}
+
+
+def _pairs_of(
+    answers: ScoredList, strategy: str, k: int | None, min_gap: float | None, seed: int, counts: Counter[str]
+) -> list[ScoredList]:
+    there = answers.at([i for i, response in enumerate(answers.responses) if not _is_empty(response)])
+    distinct = there.distinct()
+    counts["empty"] += len(answers.scores) - len(there.scores)
+    counts["same"] += len(there.scores) - len(distinct.scores)
+    scores = distinct.scores
+    if len(scores) < 2:
+        counts["few"] += 1
+        return []
+    if max(scores) == min(scores) and min_gap != 0:
+        counts["tied"] += 1
+        return []
+    places = list(permutations(range(len(scores)), 2))
+    if strategy.startswith("best"):
+        places = [(i, j) for i, j in places if i == scores.index(max(scores))]
+    least = 0 if min_gap is None else min_gap - _ROUNDING
+    # of two ties, the first is chosen
+    places = [
+        (i, j) for i, j in places if scores[i] > scores[j] or (min_gap == 0 and scores[i] == scores[j] and i < j)
+    ]
+    candidates = {places: distinct.at(places) for places in places if scores[places[0]] - scores[places[1]] >= least}
+    counts["close"] += not candidates
+    if k is not None and len(candidates) > k:
+        first = sorted(candidates, key=lambda places: STRATEGIES[strategy](candidates[places], seed))[:k]
+        return [candidates[places] for places in sorted(first)]
+    return list(candidates.values())
+
+
+def _gap(pair: ScoredList) -> float:
+    return pair.scores[0] - pair.scores[1]
+
+
+def _drawn(pair: ScoredList, seed: int) -> str:
+    """A place in a random order that depends on the seed and on the texts."""
+    return digest(seed, pair.prompt, pair.responses)
+
+
+def _is_empty(response: Any) -> bool:
+    calls = not isinstance(response, str) and any(message.get("tool_calls") for message in response)
+    return not calls and not text_of(response).strip()
+
+
+def _say(lists: ScoredLists, pairs: Sequence[ScoredList], counts: Counter[str], min_gap: float | None) -> None:
+    few = {
+        "few": "with fewer than two different answers",
+        "tied": "whose answers all have the same score",
+        "close": f"without two scores that differ by {min_gap:g}" if min_gap else "without a pair",
+    }
+    said = [f"{counts[name]} {why}" for name, why in few.items() if counts[name]]
+    logger.info("%d pairs of %d lists%s", len(pairs), counts["lists"], f"; left out {', '.join(said)}" if said else "")
+    if counts["empty"]:
+        logger.info("left out %d answers without text", counts["empty"])
+    if counts["same"]:
+        logger.info(
+            "left out %d answers that repeat another one to the same prompt; the mean of their scores counts",
+            counts["same"],
+        )
+    if pairs and isinstance(pairs[0].prompt, str) and not lists.form.is_plain:
+        logger.info(
+            "prompts and answers are text, with nothing between them: for a model with a chat template make messages "
+            "of them, with as_chat=True (--as_chat true)"
+        )
+
+
+def _balanced(pairs: list[ScoredList], seed: int) -> list[ScoredList]:
+    """As many pairs whose chosen answer is longer as pairs whose rejected one is."""
+    longer: dict[bool, list[int]] = {True: [], False: []}
+    for i, pair in enumerate(pairs):
+        chosen, rejected = (len(text_of(response)) for response in pair.responses)
+        if chosen != rejected:
+            longer[chosen > rejected].append(i)
+    less, more = sorted(longer.values(), key=len)
+    surplus = set(sorted(more, key=lambda i: _drawn(pairs[i], seed))[len(less) :])
+    logger.info(
+        "the chosen answer is longer in %d pairs and shorter in %d: left out %d, so that both are %d",
+        len(longer[True]),
+        len(longer[False]),
+        len(surplus),
+        len(less),
+    )
+    return [pair for i, pair in enumerate(pairs) if i not in surplus]
+
+
+def pair_rows(lists: ScoredLists, pairs: Sequence[ScoredList]) -> Dataset:
+    """The rows of a preference set; each pair is a list of two, the chosen one first."""
+    are_messages = any(not isinstance(pair.prompt, str) for pair in pairs)
+    rows: dict[str, list[Any]] = {"prompt": [], "chosen": [], "rejected": []}
+    for pair in pairs:
+        as_text = are_messages and isinstance(pair.prompt, str)
+        prompt: Any = chat_turns(pair.prompt) if as_text and isinstance(pair.prompt, str) else pair.prompt
+        parts = [says("assistant", str(part)) if as_text else part for part in pair.responses]
+        for name, value in zip(rows, (prompt, *parts), strict=True):
+            rows[name].append(value)
+    rows |= {f"score_{side}": [pair.scores[i] for pair in pairs] for i, side in enumerate(("chosen", "rejected"))}
+    if any(model is not None for pair in pairs for model in pair.models):
+        rows |= {name: [pair.models[i] for pair in pairs] for i, name in enumerate(PAIR_MODELS)}
+    kept = [name for name in lists.of_prompts if name not in rows]
+    others = lists.dataset.with_format(None).select_columns(kept).select([pair.row for pair in pairs])
+    return concatenate_datasets([Dataset.from_dict(rows), *([others] if kept else [])], axis=1)

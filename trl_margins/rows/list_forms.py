@@ -1,0 +1,101 @@
+"""Which columns hold scored lists of answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+PROMPTS = ("prompt", "instruction", "question", "history")
+RESPONSES = ("responses", "all_generated_responses", "all_responses", "generations", "completions", "answers")
+SCORES = ("scores", "all_rm_scores", "ratings", "rewards", "ranks")
+MODELS = ("models", "generation_models", "response_model_names")
+STRUCTS = ("completions", "answers")  # lists of mappings: UltraFeedback's and Nectar's
+TWO = tuple(  # two answers in one row: their columns
+    (base + one, base + other)
+    for base, one, other in (
+        ("conversation_", "a", "b"),
+        ("response_", "a", "b"),
+        ("human_ref_", "A", "B"),
+        ("answer_", "0", "1"),
+    )
+)
+WINNER = ("winner",)
+VOTE = ("winner_model_a", "winner_model_b", "winner_tie")
+RESPONSE = ("response", "completion", "answer")
+HELPSTEER = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
+SCORE = ("score", "rating", "reward", "overall_score", HELPSTEER[0], "rank")
+MODEL = ("model", "model_name", "generator")
+
+FORMS = (
+    "prompt, responses, scores, UltraFeedback's completions, Nectar's answers, two answers with scores or a "
+    "winner (SHP, arena votes), or one answer a row with a score (HelpSteer2)"
+)
+
+
+@dataclass(frozen=True)
+class ListForm:
+    """How a data set holds its lists.
+
+    Attributes:
+        kind: a column of responses beside one of scores; a column of mappings; two answers in a row; one in a row.
+        prompt: its column, or None where the answers are conversations that begin with it.
+        responses: one column, or two.
+        scores: the columns (of `structs`, keys) whose mean is the score; empty where the rows decide. Of two answers,
+            without the suffix of their names, or `winner`, or the three of a Kaggle vote.
+        models: the columns with the models' names, as many as responses; empty if there are none.
+    """
+
+    kind: Literal["columns", "structs", "two", "one"]
+    prompt: str | None
+    responses: tuple[str, ...]
+    scores: tuple[str, ...]
+    models: tuple[str, ...] = ()
+
+    @property
+    def is_vote(self) -> bool:
+        """Whether the scores are votes, which compare two answers and no others."""
+        return self.scores in (WINNER, VOTE)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is this package's own form, whose texts are used as they are."""
+        return self.responses == ("responses",)
+
+
+def list_form(
+    columns: Iterable[str], score_columns: Sequence[str] | None = None, prompt_column: str | None = None
+) -> ListForm | None:
+    """The form that a data set's columns have, or None; `score_columns` and `prompt_column` name other ones."""
+    names = set(columns)
+
+    def first(known: Iterable[str]) -> str | None:
+        return next((name for name in known if name in names), None)
+
+    prompt = prompt_column or first(PROMPTS)
+    given = tuple(score_columns or ())
+    responses, scores = first(RESPONSES), given or _one(first(SCORES))
+    if prompt and responses and scores and names.issuperset(scores):
+        return ListForm("columns", prompt, (responses,), scores, _one(first(MODELS)))
+    if prompt and (structs := first(STRUCTS)) and "labels" not in names:  # TRL's stepwise supervision has labels
+        return ListForm("structs", prompt, (structs,), given)
+    for pair in TWO:
+        asked = prompt_column if pair == TWO[0] else prompt
+        if not names.issuperset(pair) or (asked is None and pair != TWO[0]):
+            continue
+        models = tuple(name for name in ("model_a", "model_b") if name in names)
+        models = models if len(models) == 2 else ()
+        votes = (WINNER, VOTE)
+        if not given and (vote := next((each for each in votes if names.issuperset(each)), None)):
+            return ListForm("two", asked, pair, vote, models)
+        scores = given or ("score",)
+        if all(score + name[-2:] in names for score in scores for name in pair):
+            return ListForm("two", asked, pair, scores, models)
+    response, scores = first(RESPONSE), given or _one(first(SCORE))
+    if prompt and response and scores and names.issuperset(scores):
+        return ListForm("one", prompt, (response,), scores, _one(first(MODEL)))
+    return None
+
+
+def _one(name: str | None) -> tuple[str, ...]:
+    return () if name is None else (name,)

@@ -135,7 +135,7 @@ NUMBERS: Mapping[str, Number] = MappingProxyType(
         **dict.fromkeys(("ddp_timeout", "lora_r", "lora_alpha", "num_layers", "num_proc"), _AT_LEAST_ONE),
         **dict.fromkeys(("batch_size", "bootstrap", "max_pairs"), _AT_LEAST_ONE),
         **dict.fromkeys(("n", "max_new_tokens", "max_prompts"), _AT_LEAST_ONE),
-        **dict.fromkeys(("temperature", "top_k"), _NOT_NEGATIVE),
+        **dict.fromkeys(("temperature", "top_k", "reward_label"), _NOT_NEGATIVE),
         **dict.fromkeys(("seed", "data_seed", "mixture_seed", "noise_seed"), _SEED),
         **dict.fromkeys(("ld_alpha", "ref_model_mixup_alpha"), _SHARE),
         **dict.fromkeys(("adam_beta1", "adam_beta2", "lora_dropout"), _BELOW_ONE),

@@ -101,14 +101,12 @@ def answer(
         for i, answers in model.engine(**asked) if todo else ():
             row = unique[todo[i]][1]
             store.add(
-                [
-                    {
-                        **prompt_columns(row),
-                        "responses": [text_of_answer(model.tokenizer, row, prompts[todo[i]].ids, a) for a in answers],
-                        "models": [model.name] * len(answers),
-                        "truncated": [not each or each[-1] not in stop for each in answers],
-                    }
-                ]
+                {
+                    **prompt_columns(row),
+                    "responses": [text_of_answer(model.tokenizer, row, prompts[todo[i]].ids, a) for a in answers],
+                    "models": [model.name] * len(answers),
+                    "truncated": [not each or each[-1] not in stop for each in answers],
+                }
             )
             progress.update(len(answers))
     made = store.finish(order)

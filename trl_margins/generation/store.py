@@ -7,7 +7,7 @@ import io
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,74 @@ def key_of(row: Mapping[str, Any]) -> str:
     return blake2b(json.dumps(said, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-class Store:
-    """Rows of JSON lines that have prompts, in a file that grows while they are made.
+class Journal:
+    """Rows on disk that a stopped run leaves to the next one.
 
-    Until the last one is made, rows are in `OUT.partial`, in any order; the settings behind them are in
-    `OUT.settings.json`, which stays.
+    Rows are in `OUT.partial` as JSON lines, and the settings behind them in `OUT.settings.json`.
+
+    Args:
+        out: the file that is to be made.
+        settings: what its rows depend on.
+        key: tells rows apart.
+
+    Raises:
+        ValueError: rows that were made with other settings.
+    """
+
+    def __init__(
+        self, out: str | Path, settings: Mapping[str, Any], key: Callable[[Mapping[str, Any]], str] = key_of
+    ) -> None:
+        self.out, self.key = Path(out), key
+        self.partial = self.out.with_name(f"{self.out.name}.partial")
+        self.said = self.out.with_name(f"{self.out.name}.settings.json")
+        self.rows: dict[str, dict[str, Any]] = {}
+        made = self._made()
+        if made:
+            self._check(settings, made)
+        for file in made:
+            for row in _read(file):
+                self.rows[key(row)] = row
+        if self.rows:
+            logger.info("%s has %d rows already, which are kept", " and ".join(map(str, made)), len(self.rows))
+        self.said.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+    def _made(self) -> list[Path]:
+        """The files that have rows."""
+        return [self.partial] if self.partial.exists() else []
+
+    def _check(self, settings: Mapping[str, Any], made: Sequence[Path]) -> None:
+        others = " and ".join(map(str, made))
+        if not self.said.exists():
+            raise ValueError(
+                f"{others} is there, and {self.said.name}, which says how it was made, is not: name another file, or "
+                f"remove {others}"
+            )
+        before = json.loads(self.said.read_text(encoding="utf-8"))
+        for name in {**before, **settings}:
+            if before.get(name) != settings.get(name):
+                raise ValueError(
+                    f"{others} was made with {name}={before.get(name)!r}, and this run has {settings.get(name)!r}: "
+                    f"set {name} back, name another file, or remove {others}"
+                )
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Writes a row to disk."""
+        with self.partial.open("a", encoding="utf-8") as file:
+            file.write(_line(row))
+            file.flush()
+            os.fsync(file.fileno())
+        self.rows[self.key(row)] = row
+
+    def close(self) -> None:
+        """Removes the files, once what they hold is elsewhere."""
+        self.partial.unlink(missing_ok=True)
+        self.said.unlink(missing_ok=True)
+
+
+class Store(Journal):
+    """A file of JSON lines, one per prompt, which becomes longer where the data set has.
+
+    Its settings stay beside it. Until the last row is made, the rows are in the journal, in any order.
 
     Args:
         out: a `.jsonl` or `.jsonl.gz` file.
@@ -38,42 +101,12 @@ class Store:
     """
 
     def __init__(self, out: str | Path, settings: Mapping[str, Any]) -> None:
-        self.out = Path(out)
-        if not self.out.name.endswith(SUFFIXES):
-            raise ValueError(f"{self.out}: the file is one of {', '.join(SUFFIXES)}")
-        self.partial = self.out.with_name(f"{self.out.name}.partial")
-        self.said = self.out.with_name(f"{self.out.name}.settings.json")
-        self.rows: dict[str, dict[str, Any]] = {}
-        made = [file for file in (self.out, self.partial) if file.exists()]
-        if made:
-            self._check(settings, made)
-        for file in made:
-            for row in _read(file):
-                self.rows[key_of(row)] = row
-        if self.rows:
-            logger.info("%s has %d rows already, which are kept", self.out, len(self.rows))
-        self.said.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        if not str(out).endswith(SUFFIXES):
+            raise ValueError(f"{out}: the file is one of {', '.join(SUFFIXES)}")
+        super().__init__(out, settings)
 
-    def _check(self, settings: Mapping[str, Any], made: Sequence[Path]) -> None:
-        others = " and ".join(map(str, made))
-        if not self.said.exists():
-            raise ValueError(f"{others} exists, and {self.said.name}, which says how, does not: name another file")
-        before = json.loads(self.said.read_text(encoding="utf-8"))
-        for name in {**before, **settings}:
-            if before.get(name) != settings.get(name):
-                raise ValueError(
-                    f"{others} was made with {name}={before.get(name)!r}, and this run has {settings.get(name)!r}: "
-                    f"set {name} back, name another file, or remove {others}"
-                )
-
-    def add(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Writes rows to disk."""
-        with self.partial.open("a", encoding="utf-8") as file:
-            for row in rows:
-                file.write(_line(row))
-                self.rows[key_of(row)] = row
-            file.flush()
-            os.fsync(file.fileno())
+    def _made(self) -> list[Path]:
+        return [file for file in (self.out, *super()._made()) if file.exists()]
 
     def finish(self, order: Sequence[str]) -> list[dict[str, Any]]:
         """Writes the file, with the rows of these keys in this order, and returns them.

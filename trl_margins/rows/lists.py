@@ -195,7 +195,15 @@ class ScoredLists:
     def of_prompts(self) -> list[str]:
         """The columns that say something of the prompts, and nothing of one answer, or of a pair."""
         form, columns = self.form, self.reader.columns
-        not_kept = {*self._read, *form.responses, *MODELS, *HELPSTEER, "evaluation_factor", "is_flipped"} - {*TEMPLATE}
+        not_kept = {
+            *self._read,
+            *form.responses,
+            *MODELS,
+            *HELPSTEER,
+            "evaluation_factor",
+            "is_flipped",
+            "truncated",
+        } - {*TEMPLATE}
         if form.kind == "two":
             not_kept |= {*VOTE, *WINNER, "turn", "labels", "score_ratio", "seconds_difference"}
             not_kept |= {name for name in columns if name.endswith(tuple(each[-2:] for each in form.responses))}

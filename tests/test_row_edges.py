@@ -279,7 +279,10 @@ def _lengths(tokens: Any) -> dict[str, int]:
     ("columns", "fix"),
     [
         (["Prompt", "Chosen", "Rejected"], "names are case-sensitive, so 'Chosen' and 'Rejected' must be written"),
-        (["prompt", "responses", "scores"], "trl-margins evaluate reads lists of scored responses, and .* trl-margins pairs FILE"),
+        (
+            ["prompt", "responses", "scores"],
+            "trl-margins evaluate reads lists of scored responses, and .* trl-margins pairs FILE",
+        ),
         (["prompt", "better", "worse"], "rename yours in the file"),
     ],
 )

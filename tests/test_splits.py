@@ -292,8 +292,16 @@ class TestLists:
     @pytest.mark.parametrize(
         ("column", "value", "complaint"),
         [
-            ("scores", [1.0, None, 3.0], "column 'scores', row 7 of the lists, response 1: the score None is None: drop"),
-            ("scores", [1.0, float("nan"), 3.0], "column 'scores', row 7 of the lists, response 1: the score nan is NaN"),
+            (
+                "scores",
+                [1.0, None, 3.0],
+                "column 'scores', row 7 of the lists, response 1: the score None is None: drop",
+            ),
+            (
+                "scores",
+                [1.0, float("nan"), 3.0],
+                "column 'scores', row 7 of the lists, response 1: the score nan is NaN",
+            ),
             ("scores", [1.0, 2.0], "row 7 of the lists: 3 responses and 2 scores and 3 models: give each"),
             ("prompt", None, "column 'prompt', row 7 of the lists: the prompt is None: drop the row"),
             ("models", ["model-1", None, "model-2"], "column 'models', row 7: the model None is not a name"),

@@ -40,25 +40,24 @@ class Journal:
     def __init__(
         self, out: str | Path, settings: Mapping[str, Any], key: Callable[[Mapping[str, Any]], str] = key_of
     ) -> None:
-        self.out, self.key = Path(out), key
+        self.out, self.settings, self.key = Path(out), dict(settings), key
         self.partial = self.out.with_name(f"{self.out.name}.partial")
         self.said = self.out.with_name(f"{self.out.name}.settings.json")
         self.rows: dict[str, dict[str, Any]] = {}
         made = self._made()
         if made:
-            self._check(settings, made)
+            self._check(made)
         for file in made:
             for row in _read(file):
                 self.rows[key(row)] = row
         if self.rows:
             logger.info("%s has %d rows already, which are kept", " and ".join(map(str, made)), len(self.rows))
-        self.said.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
     def _made(self) -> list[Path]:
         """The files that have rows."""
         return [self.partial] if self.partial.exists() else []
 
-    def _check(self, settings: Mapping[str, Any], made: Sequence[Path]) -> None:
+    def _check(self, made: Sequence[Path]) -> None:
         others = " and ".join(map(str, made))
         if not self.said.exists():
             raise ValueError(
@@ -66,20 +65,25 @@ class Journal:
                 f"remove {others}"
             )
         before = json.loads(self.said.read_text(encoding="utf-8"))
-        for name in {**before, **settings}:
-            if before.get(name) != settings.get(name):
+        for name in {**before, **self.settings}:
+            if before.get(name) != (now := self.settings.get(name)):
                 raise ValueError(
-                    f"{others} was made with {name}={before.get(name)!r}, and this run has {settings.get(name)!r}: "
-                    f"set {name} back, name another file, or remove {others}"
+                    f"{others} was made with {name}={before.get(name)!r}, and this run has {now!r}: set {name} back, "
+                    f"name another file, or remove {others}"
                 )
 
     def add(self, row: dict[str, Any]) -> None:
         """Writes a row to disk."""
+        if not self.partial.exists():
+            self._say()
         with self.partial.open("a", encoding="utf-8") as file:
             file.write(_line(row))
             file.flush()
             os.fsync(file.fileno())
         self.rows[self.key(row)] = row
+
+    def _say(self) -> None:
+        self.said.write_text(json.dumps(self.settings, indent=2) + "\n", encoding="utf-8")
 
     def close(self) -> None:
         """Removes the files, once what they hold is elsewhere."""
@@ -122,6 +126,7 @@ class Store(Journal):
             packed = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if self.out.name.endswith(".gz") else raw
             with io.TextIOWrapper(packed, encoding="utf-8", newline="\n") as file:  # type: ignore[arg-type]
                 file.writelines(map(_line, rows))
+        self._say()
         made.replace(self.out)
         self.partial.unlink(missing_ok=True)
         return rows

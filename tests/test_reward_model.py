@@ -207,7 +207,7 @@ def test_an_adapter_without_a_head_is_no_reward_model(tiny_model, tmp_path):
     get_peft_model(load(tiny_model), LoraConfig(task_type="CAUSAL_LM")).save_pretrained(tmp_path / "adapter")
     byte_tokenizer().save_pretrained(tmp_path / "adapter")
     data = write(tmp_path / "answers.jsonl", ANSWERS)
-    with pytest.raises(ValueError, match="is no reward model: it has no weights for score.weight"):
+    with pytest.raises(ValueError, match=r"is no reward model: it has no weights for score\.weight"):
         main(["score", data, "--reward_model", str(tmp_path / "adapter")])
 
 
@@ -218,17 +218,11 @@ def test_several_labels_need_one(tmp_path):
     command = ["score", data, "--reward_model", folder, "--out", str(out), "--dtype", "float32"]
     with pytest.raises(ValueError, match=r"has 3 labels: say which .* \(--reward_label, from 0 to 2\)"):
         main(command)
-    with pytest.raises(ValueError, match=r"reward_label=None, and this run has 3"):
-        main([*command, "--reward_label", "3"])
-    out.with_name("scored.jsonl.gz.partial").unlink(missing_ok=True)
     with pytest.raises(ValueError, match=r"reward_label must be below 3"):
-        main(["score", data, "--reward_model", folder, "--reward_label", "3"])
-    assert (
-        main(["score", data, "--reward_model", folder, "--reward_label", "1", "--out", str(tmp_path / "o.jsonl")]) == 0
-    )
+        main([*command, "--reward_label", "3"])
+    assert main([*command, "--reward_label", "1"]) == 0
     messages = ANSWERS[0]["prompt"] + [{"role": "assistant", "content": "no"}]
-    made = json.loads((tmp_path / "o.jsonl").read_text().splitlines()[0])
-    assert made["scores"][0] == pytest.approx(alone(folder, messages, 1), abs=1e-5)
+    assert read(out)[0]["scores"][0] == pytest.approx(alone(folder, messages, 1), abs=1e-5)
 
 
 class WithScore(torch.nn.Module):

@@ -133,7 +133,7 @@ def score_by_model(args: ScoreArguments, splits: DatasetDict) -> int:
         for column, values in zip(columns[split], made, strict=True):
             dataset = dataset.add_column(column, list(values))
         splits[split] = dataset
-    if journal is not None:
+    if args.output and journal is not None:
         write(args.output, splits)
         journal.close()
     print(reward_table({split: [splits[split][column] for column in columns[split]] for split in splits}))

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..rows import PreferenceRow, RowError, RowReader, open_rows, tokenize
-from ..rows.form import pruned, says, text_of
+from ..rows.form import Part, pruned, says, text_of
 from ..rows.list_forms import PROMPTS, RESPONSES
 from ..rows.lists import chat_turns, row_of
 from ..rows.opened import raw_rows
@@ -111,7 +111,7 @@ def tokens_to_score(rows: Sequence[PreferenceRow], tokenizer: Any, split: str) -
 def _as_chat(row: PreferenceRow) -> PreferenceRow:
     if not isinstance(row.prompt, str):
         return row
-    answers = [says("assistant", text_of(answer)) for answer in row.completions]
+    answers: list[Part] = [says("assistant", text_of(answer)) for answer in row.completions]
     return replace(row, prompt=chat_turns(row.prompt) if row.prompt else [], completions=answers)
 
 

@@ -29,9 +29,13 @@ def load_reward_model(path: str, **kwargs: Any) -> Any:
         ValueError: its head has no weights, so that its scores would be random.
     """
     from transformers import AutoModelForSequenceClassification
+    from transformers.models.llama import modeling_llama
 
     if (Path(path) / "adapter_config.json").is_file():
         return _load_adapter(path, **kwargs)
+    if not hasattr(modeling_llama, "LLAMA_INPUTS_DOCSTRING"):
+        # the code of ArmoRM and of models built on it imports this text, which transformers no longer has
+        modeling_llama.LLAMA_INPUTS_DOCSTRING = ""
     model, report = AutoModelForSequenceClassification.from_pretrained(path, output_loading_info=True, **kwargs)
     if missing := sorted(report["missing_keys"]):
         raise ValueError(_no_head(path, missing))

@@ -1,6 +1,6 @@
 """Answers per second of `trl-margins generate` beside plain `model.generate`, on the same prompts in one run.
 
-python benchmarks/generation.py [MODEL] [--prompts 6] [--n 4] [--max_new_tokens 64] [--dtype bfloat16] [--continuous]
+python benchmarks/generation.py [MODEL] [--prompts 6] [--n 4] [--max_new_tokens 64] [--precision bfloat16] [--continuous]
 
 Plain `generate` gets what a careful script gives it: batches of the same size, prompts of similar length together, and
 `num_return_sequences`. Both sample at temperature 0.8 and top-p 0.95, so that lengths are alike, and not equal.
@@ -41,7 +41,7 @@ parser.add_argument("--prompts", type=int, default=6)
 parser.add_argument("--n", type=int, default=4)
 parser.add_argument("--max_new_tokens", type=int, default=64)
 parser.add_argument("--batch_size", type=int, default=64)
-parser.add_argument("--dtype", default="float32")
+parser.add_argument("--precision", default="float32")
 parser.add_argument("--repeats", type=int, default=1, help="each way, in turns; the best of them counts")
 parser.add_argument("--continuous", action="store_true", help="transformers' continuous batching too")
 args = parser.parse_args()
@@ -49,7 +49,7 @@ args = parser.parse_args()
 device = torch.accelerator.current_accelerator() or torch.device("cpu")
 folder = resolve_model(args.model)
 tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoModelForCausalLM.from_pretrained(folder, dtype=args.dtype).to(device)
+model = AutoModelForCausalLM.from_pretrained(folder, dtype=args.precision).to(device)
 asked = [TASKS[i % len(TASKS)].format(TOPICS[i % len(TOPICS)]) for i in range(args.prompts)]
 prompts = [
     Prompt(

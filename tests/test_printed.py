@@ -62,6 +62,7 @@ NEEDED = {
     "hessian": "--model_name_or_path m --dataset_name d",
     "inspect": "--dataset_name d",
     "score": "--dataset_name d",
+    "pairs": "--dataset_name d --out o",
     "convert": "file.yaml",
     "report": "out",
 }
@@ -79,6 +80,8 @@ INSTEAD = {
 }
 # who can print the strings of a room or of a file in it, beside the commands that the string names
 SAID_BY = {
+    "rows/lists": ("pairs", "evaluate", "inspect"),
+    "data/pairing": ("pairs",),
     "rows/scores": ("train", "evaluate", "select", "inspect"),
     "evaluation/drift": ("evaluate",),
     "data/loading": ("evaluate", "select", "inspect", "score"),  # `train` names its own flags
@@ -87,7 +90,8 @@ SAID_BY = {
     "data": ("train", "evaluate", "select", "inspect", "score"),
     "trainers": ("train",),
     "probes": ("train",),
-    "generation": ("generate", "score"),
+    "generation": ("generate",),
+    "generation/reward_model": ("score",),
 }
 _LAUNCHERS = (launch_command_parser(), get_args_parser())
 OPTIONS_OF_OTHERS = {name for launcher in _LAUNCHERS for name in vars(launcher.parse_args(["script.py"]))}

@@ -281,7 +281,7 @@ def _lengths(tokens: Any) -> dict[str, int]:
         (["Prompt", "Chosen", "Rejected"], "names are case-sensitive, so 'Chosen' and 'Rejected' must be written"),
         (
             ["prompt", "responses", "scores"],
-            "trl-margins evaluate reads lists of scored responses, and .* trl-margins pairs FILE",
+            "these are scored lists, so make pairs of them with trl-margins pairs FILE --out",
         ),
         (["prompt", "better", "worse"], "rename yours in the file"),
     ],

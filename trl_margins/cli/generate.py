@@ -123,6 +123,8 @@ def answering(args: GenerateArguments, name: str, tokenizer: Any) -> Answering:
     from ..generation.answers import Answering
 
     options = _mapping(args.engine_options)
+    if options and name == "generate":
+        raise ValueError("engine_options are for vllm and continuous: leave them out, or name the engine (--engine)")
     path = find_model(args.model_name_or_path)
 
     def answers(**asked: Any) -> Iterator[tuple[int, list[list[int]]]]:
@@ -152,9 +154,7 @@ def _mapping(given: Any) -> dict[str, Any]:
     except ValueError:
         found = None
     if not isinstance(found, dict):
-        raise ValueError(
-            f"engine_options must be a mapping, such as '{{\"tensor_parallel_size\": 2}}'; it is {given!r}"
-        )
+        raise ValueError(f"engine_options must be a mapping, in JSON; it is {given!r}")
     return found
 
 

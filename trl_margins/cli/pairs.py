@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
     for name, split in splits.items():
         gaps = np.array(split["score_chosen"]) - np.array(split["score_rejected"])
         lengths = [[len(text_of(part)) for part in split[side]] for side in ("chosen", "rejected")]
-        longer = np.mean(np.greater(*lengths))
+        longer = np.mean([chosen > rejected for chosen, rejected in zip(*lengths, strict=True)])
         prompts = len({str(prompt) for prompt in split["prompt"]})
         numbers = (gaps.mean(), np.median(gaps), gaps.max())
         rows.append([name, str(len(split)), str(prompts), *(f"{number:.4g}" for number in numbers), f"{longer:.1%}"])

@@ -59,12 +59,17 @@ def evaluation_set(
     if not len(dataset):
         raise ValueError(f"{name}: the data set has no rows")
     columns = set(dataset.column_names)
+    if {"prompt", "responses", "scores"} <= columns:  # the options may be for other sets of the same call
+        score_columns = score_columns if columns.issuperset(score_columns or ()) else None
+        prompt_column = prompt_column if prompt_column in columns else None
+        system_column = system_column if system_column in columns else None
     form = list_form(columns, score_columns, prompt_column)
     if form is not None and (form.is_plain or not {"chosen", "rejected"} <= columns):
-        as_chat &= not form.is_plain
-        return _listwise(
-            ScoredLists.of(dataset, name, score_columns, prompt_column, system_column, as_chat, strict=True), name
-        )
+        as_chat = as_chat and not form.is_plain
+        if as_chat:
+            logger.info("%s: texts are turns of a chat, for the model's template", name)
+        lists = ScoredLists.of(dataset, name, score_columns, prompt_column, system_column, as_chat, strict=True)
+        return _listwise(lists, name)
     if not {"chosen", "rejected"} <= columns:
         raise ValueError(
             f"{name}: its columns are {sorted(columns)}; an evaluation set has chosen and rejected, or {FORMS}"

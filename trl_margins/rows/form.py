@@ -256,8 +256,13 @@ def require_columns(names: Sequence[str], split: str) -> None:
             fix = f"names are case-sensitive, so {' and '.join(map(repr, otherwise))} must be written in lower case"
         elif list_form(names) is not None:
             fix = (
-                "trl-margins evaluate reads lists of scored responses, and to train on pairs of them, make these with "
-                "trl-margins pairs FILE --out pairs.jsonl.gz, or in Python with make_pairs"
+                "these are scored lists, so make pairs of them with trl-margins pairs FILE --out pairs.jsonl.gz, or "
+                "in Python with make_pairs"
+            )
+        elif "responses" in names:
+            fix = (
+                "these are answers without scores: score them, and make pairs of them with trl-margins pairs FILE "
+                "--out pairs.jsonl.gz"
             )
         raise RowError(
             f"the {split} data set has no column {' and no column '.join(map(repr, missing))}, only {list(names)}: a "

@@ -17,11 +17,16 @@ TWO = tuple(  # two answers in one row: their columns
         ("conversation_", "a", "b"),
         ("response_", "a", "b"),
         ("human_ref_", "A", "B"),
+        ("response_", "0", "1"),
+        ("response_", "1", "2"),
         ("answer_", "0", "1"),
     )
 )
 WINNER = ("winner",)
+BETTER = ("better_response_id",)  # PKU-SafeRLHF's
+STRENGTH = ("preference_strength",)  # HelpSteer2's: negative where the first one is better
 VOTE = ("winner_model_a", "winner_model_b", "winner_tie")
+VOTES = (WINNER, VOTE, BETTER, STRENGTH)
 RESPONSE = ("response", "completion", "answer")
 HELPSTEER = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 SCORE = ("score", "rating", "reward", "overall_score", HELPSTEER[0], "rank")
@@ -55,7 +60,7 @@ class ListForm:
     @property
     def is_vote(self) -> bool:
         """Whether the scores are votes, which compare two answers and no others."""
-        return self.scores in (WINNER, VOTE)
+        return self.scores in VOTES
 
     @property
     def is_plain(self) -> bool:
@@ -77,7 +82,9 @@ def list_form(
     responses, scores = first(RESPONSES), given or _one(first(SCORES))
     if prompt and responses and scores and names.issuperset(scores):
         return ListForm("columns", prompt, (responses,), scores, _one(first(MODELS)))
-    if prompt and (structs := first(STRUCTS)) and "labels" not in names:  # TRL's stepwise supervision has labels
+    # not TRL's stepwise supervision, which has labels, nor questions with the answers that are right
+    structs = first(STRUCTS if "prompt" in names else STRUCTS[:1])
+    if prompt and structs and "labels" not in names:
         return ListForm("structs", prompt, (structs,), given)
     for pair in TWO:
         asked = prompt_column if pair == TWO[0] else prompt
@@ -85,8 +92,7 @@ def list_form(
             continue
         models = tuple(name for name in ("model_a", "model_b") if name in names)
         models = models if len(models) == 2 else ()
-        votes = (WINNER, VOTE)
-        if not given and (vote := next((each for each in votes if names.issuperset(each)), None)):
+        if not given and (vote := next((each for each in VOTES if names.issuperset(each)), None)):
             return ListForm("two", asked, pair, vote, models)
         scores = given or ("score",)
         if all(score + name[-2:] in names for score in scores for name in pair):

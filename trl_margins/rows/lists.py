@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import blake2b
+from itertools import chain
 from reprlib import repr as shortened
 from typing import Any, NamedTuple
 
@@ -32,7 +33,7 @@ from .form import (
     with_system,
     without_prompt,
 )
-from .list_forms import FORMS, HELPSTEER, MODELS, RESPONSES, VOTE, WINNER, ListForm, list_form
+from .list_forms import FORMS, HELPSTEER, MODELS, RESPONSES, STRENGTH, VOTE, VOTES, ListForm, list_form
 from .opened import raw_rows
 from .scores import ScoreColumns, ScoreError, as_number, problem_of, refuse_class_labels
 
@@ -47,8 +48,8 @@ _UNRATED = {"", "n/a", "na", "nan", "none", "null"}
 _HUMAN = re.compile(r"\s*\n\nHuman:|\s*\n\nAssistant:")  # Nectar's turns
 _STEER = re.compile(r"\n?<extra_id_1>(?:User|Assistant)\n")  # HelpSteer2's
 _WINNERS = {
-    **dict.fromkeys(("model_a", "a"), (1.0, 0.0)),
-    **dict.fromkeys(("model_b", "b"), (0.0, 1.0)),
+    "model_a": (1.0, 0.0),
+    "model_b": (0.0, 1.0),
     "tie": (0.5, 0.5),
     **dict.fromkeys(("tie (bothbad)", "tie (both bad)", "bothbad", "both_bad"), (0.0, 0.0)),
 }
@@ -102,13 +103,17 @@ class ScoredList:
 
     def extended(self, other: ScoredList) -> ScoredList:
         """With the answers of another list of the same prompt."""
-        names = ("responses", "scores", "models")
-        return replace(self, **{name: getattr(self, name) + getattr(other, name) for name in names})
+        responses, scores, models = (
+            self.responses + other.responses,
+            self.scores + other.scores,
+            self.models + other.models,
+        )
+        return replace(self, responses=responses, scores=scores, models=models)
 
     def at(self, places: Sequence[int]) -> ScoredList:
         """Some of the answers, in this order."""
-        names = ("responses", "scores", "models")
-        return replace(self, **{name: [getattr(self, name)[i] for i in places] for name in names})
+        responses, scores = [self.responses[i] for i in places], [self.scores[i] for i in places]
+        return replace(self, responses=responses, scores=scores, models=[self.models[i] for i in places])
 
 
 class _Answer(NamedTuple):
@@ -131,7 +136,7 @@ class ScoredLists:
         form: how it holds the lists.
         reader: of prompts and template variables.
         as_chat: make messages of text.
-        strict: a response or score that is missing from plain columns is an error; else it is counted.
+        strict: of `responses` and `scores`, one that is missing is an error; else it is counted.
         counts: what was left out so far, by reason.
     """
 
@@ -169,14 +174,14 @@ class ScoredLists:
         names = dataset.column_names
         for option, column in {"prompt_column": prompt_column, "system_column": system_column}.items():
             if column is not None and column not in names:
-                raise RowError(f"{option} names {column!r}, but {name} has only the columns {names}")
+                raise RowError(f"{name}: {option} names {column!r}, and there are only the columns {names}")
         form = list_form(names, score_columns, prompt_column)
         if form is None:
             raise RowError(_why_no_lists(names, name, score_columns, prompt_column))
         lists = cls(dataset, form, RowReader(name, tuple(names), form.prompt, system_column), as_chat, strict)
         for column in lists._score_columns:
-            if column not in WINNER:
-                refuse_class_labels(dataset, ScoreColumns(column), name)
+            if not form.is_vote:
+                refuse_class_labels(dataset, ScoreColumns(column), name.removeprefix("the "))
         return replace(lists, reader=replace(lists.reader, features=dataset.features))
 
     def __iter__(self) -> Iterator[ScoredList]:
@@ -205,8 +210,9 @@ class ScoredLists:
             "truncated",
         } - {*TEMPLATE}
         if form.kind == "two":
-            not_kept |= {*VOTE, *WINNER, "turn", "labels", "score_ratio", "seconds_difference"}
-            not_kept |= {name for name in columns if name.endswith(tuple(each[-2:] for each in form.responses))}
+            not_kept |= {*chain(*VOTES), "turn", "labels", "score_ratio", "seconds_difference"}
+            ends = tuple(name[-2:] for name in form.responses)
+            not_kept |= {n for n in columns if n.endswith(ends) or any(each in n for each in form.responses)}
         of_pairs = {name for name in columns if {"chosen", "rejected"} & {*re.split("[-_]", name)}}
         kept = [name for name in columns if name not in not_kept | of_pairs]
         if form.kind != "one" or not kept:
@@ -242,12 +248,16 @@ class ScoredLists:
 
     def _rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """With the names of class labels, such as a winner's."""
-        features = self.dataset.features
+        features = self.reader.features
         labels = {name: features[name] for name in self._read if isinstance(features[name], ClassLabel)}
         for i, row in enumerate(raw_rows(self.dataset, self._read, self.reader.split)):
             for name, label in labels.items():
                 row[name] = None if row[name] is None or row[name] < 0 else label.int2str(row[name])
             yield i, row
+
+    @property
+    def _is_strict(self) -> bool:
+        return self.strict and self.form.is_plain
 
     def _where(self, i: int) -> str:
         return f"row {i} of {self.reader.split}"
@@ -261,7 +271,7 @@ class ScoredLists:
             if len({len(values) for values in lists.values()}) > 1:
                 sizes = " and ".join(f"{len(values)} {name}" for name, values in lists.items())
                 raise RowError(f"{self._where(i)}: {sizes}: give each response one")
-            within = getattr(self.dataset.features[form.responses[0]], "feature", None)
+            within = getattr(self.reader.features[form.responses[0]], "feature", None)
             answers = []
             for j, response in enumerate(lists[form.responses[0]]):
                 ratings = {name: lists[name][j] for name in form.scores}
@@ -283,8 +293,8 @@ class ScoredLists:
                     )
                 ratings = _ratings(given)
                 names = names or next(((name,) for name in RATINGS if name in ratings), ASPECTS)
-                known = {name for name in ratings if isinstance(as_number(ratings[name]), int | float)}
                 if not {*names} & {*ratings} or {*names} - {*ratings, *ASPECTS}:
+                    known = {name for name in ratings if isinstance(as_number(ratings[name]), int | float)}
                     raise RowError(
                         f"{where}: there is no rating {' or '.join(names)}, only {sorted(known)}: name one of "
                         "these with score_columns (--score_columns)"
@@ -318,7 +328,7 @@ class ScoredLists:
             if not row[str(form.prompt)]:
                 prompt = f"the prompt is {row[str(form.prompt)]!r}"
                 raise RowError(f"column {form.prompt!r}, {self._where(i)}: {prompt}: drop the row")
-            response = pruned(row[form.responses[0]], self.dataset.features[form.responses[0]])
+            response = pruned(row[form.responses[0]], self.reader.features[form.responses[0]])
             model = row[form.models[0]] if form.models else None
             answer = _Answer(response, self._score({name: row[name] for name in form.scores}, i), model)
             groups.setdefault(digest(row[str(form.prompt)]), (i, row, []))[2].append(answer)
@@ -332,7 +342,7 @@ class ScoredLists:
         value = _read(row[column])
         if isinstance(value, Mapping) and value and all(isinstance(each, list) for each in value.values()):
             value = [dict(zip(value, each, strict=True)) for each in zip(*value.values(), strict=True)]
-        if not isinstance(value, list) or (self.strict and not value and self.form.kind == "columns"):
+        if not isinstance(value, list) or (self._is_strict and not value):
             raise RowError(
                 f"column {column!r}, {self._where(i)}: {shortened(row[column])} is not a list of one or more: save "
                 "the set as JSON lines or Parquet, or drop the row"
@@ -345,7 +355,7 @@ class ScoredLists:
         for name, value in ratings.items():
             is_missing = value is None or value != value
             is_missing |= isinstance(value, str) and value.strip().lower() in _UNRATED
-            if is_missing and not (self.strict and self.form.kind == "columns"):
+            if is_missing and not self._is_strict:
                 continue
             if problem := problem_of(value):
                 raise ScoreError(f"column {name!r}, {self._where(i)}{which}: the score {value!r} {problem}")
@@ -368,14 +378,20 @@ class ScoredLists:
         given = [as_number(row[name]) for name in form.scores]
         if form.scores == VOTE:
             if given.count(1) == 1 and given.count(0) == 2:
-                return [_WINNERS[name] for name in ("a", "b", "tie")][given.index(1)]
+                return [_WINNERS[name] for name in ("model_a", "model_b", "tie")][given.index(1)]
             raise RowError(
                 f"columns {', '.join(VOTE)}, {self._where(i)}: {given} are not one 1 and two 0: drop the row"
             )
         if given == [None]:
             return None, None
-        known = _WINNERS | {str(row[name]).lower(): _WINNERS[name] for name in form.models}
-        if (word := str(given[0]).strip().lower()) not in known:
+        if form.scores == STRENGTH:
+            strength = self._score({form.scores[0]: given[0]}, i)
+            return None if strength is None else max(-strength, 0.0), None if strength is None else max(strength, 0.0)
+        sides = dict(zip(form.responses, ("model_a", "model_b"), strict=True))
+        known = {str(row[name]).lower(): _WINNERS[name] for name in form.models}
+        known |= {name[-1].lower(): _WINNERS[side] for name, side in sides.items()} | _WINNERS
+        word = f"{given[0]:g}" if isinstance(given[0], float) else str(given[0]).strip().lower()
+        if word not in known:
             raise RowError(
                 f"column {form.scores[0]!r}, {self._where(i)}: {given[0]!r} is no winner, which are model_a, model_b, "
                 "tie, tie (bothbad) and both_bad: replace it with dataset.map, or drop the row"
@@ -385,8 +401,9 @@ class ScoredLists:
     def _parts(self, row: Mapping[str, Any], i: int) -> list[Any] | None:
         """The prompt and two answers; None for conversations that differ before the last turn."""
         names = [self.form.prompt, *self.form.responses]
-        values = [None if name is None else pruned(row[name], self.dataset.features[name]) for name in names]
-        prompt, *answers = [_read(value) if _is_list_text(value) else value for value in values]
+        values = [None if name is None else pruned(row[name], self.reader.features[name]) for name in names]
+        parts: list[Any] = [_read(value) if _is_list_text(value) else value for value in values]
+        prompt, answers = parts[0], parts[1:]
         conversations: list[list[Message]]
         if _are_turns(prompt, answers):  # of Kaggle's votes
             conversations = [
@@ -430,14 +447,14 @@ class ScoredLists:
         """Of the answers that have a text and a score; None if there are none."""
         where, column = self._where(i), self.form.prompt
         if prompt is None and column is not None:
-            prompt = pruned(row[column], self.dataset.features[column])
+            prompt = pruned(row[column], self.reader.features[column])
         if prompt is None:
             what = f"column {column!r}, {where}: the prompt is None"
             if column is None:
                 what = f"columns {' and '.join(self.form.responses)}, {where}: there are no two conversations"
             raise RowError(f"{what}: drop the row, for example with dataset.filter")
         n_given = len(answers)
-        if not (self.strict and self.form.kind == "columns"):
+        if not self._is_strict:
             answers = [answer for answer in answers if answer.response is not None]
         self.counts[_NO_TEXT] += n_given - len(answers)
         n_given = len(answers)
@@ -477,17 +494,16 @@ def chat_turns(prompt: str) -> list[Message]:
     before = f"\n\n{prompt.lstrip()}"
     if before.startswith("\n\nHuman:") and before.rstrip().endswith("\n\nAssistant:"):
         _, *turns, _ = _HUMAN.split(before)
-        marks = [mark.strip() for mark in _HUMAN.findall(before)][:-1]
+        marks = _HUMAN.findall(before)[:-1]
+    elif _STEER.search(prompt):
+        turns, marks = _STEER.split(prompt), ["User", *_STEER.findall(prompt)]
     else:
-        turns = _STEER.split(prompt)
-        marks = ["User", *(mark.strip() for mark in _STEER.findall(prompt))]
-    assistants = ["Assistant" in mark for mark in marks]
-    if assistants[-1] or len(turns) == 1:
+        return says("user", prompt)
+    by_model = ["Assistant" in mark for mark in marks]
+    if by_model != [i % 2 == 1 for i in range(len(marks))] or by_model[-1]:  # not by turns
         return says("user", prompt)
     return [
-        m
-        for text, by in zip(turns, assistants, strict=True)
-        for m in says("assistant" if by else "user", text.strip())
+        m for text, by in zip(turns, by_model, strict=True) for m in says("assistant" if by else "user", text.strip())
     ]
 
 
@@ -535,13 +551,13 @@ def _why_no_lists(
     names: Sequence[str], split: str, score_columns: Sequence[str] | None, prompt_column: str | None
 ) -> str:
     if score_columns and list_form(names, None, prompt_column):
-        return f"score_columns names {list(score_columns)}, but {split} has only the columns {list(names)}"
+        return f"{split}: score_columns names {list(score_columns)}, and there are only the columns {list(names)}"
     if {*RESPONSES} & {*names}:
         return (
-            f"{split} has answers but no scores of them, only the columns {list(names)}: score them first, or name "
-            "the scores with score_columns (--score_columns)"
+            f"{split}: there are answers but no scores, only the columns {list(names)}: score the answers first, or "
+            "name their scores with score_columns (--score_columns)"
         )
     return (
-        f"{split} has the columns {list(names)}, and lists have {FORMS}; if the prompt has another name, set "
+        f"{split}: its columns are {list(names)}, and lists have {FORMS}; if the prompt has another name, set "
         "prompt_column (--prompt_column)"
     )

@@ -218,6 +218,7 @@ def refuse_class_labels(dataset: Any, columns: ScoreColumns, split: str) -> None
     """Raises a ScoreError for a column of class labels, whose values are indices of names."""
     for name in columns.names:
         feature = (getattr(dataset, "features", None) or {}).get(name)
+        feature = getattr(feature, "feature", feature)  # of a list
         if isinstance(feature, ClassLabel):
             raise ScoreError(
                 f"column {name!r} of the {split} data set holds class labels: its values are indices into "

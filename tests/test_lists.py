@@ -1,0 +1,665 @@
+"""Scored lists in the forms of the Hub: what each row says, what is left out, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from typing import Any
+
+import numpy as np
+import pandas
+import pytest
+from datasets import ClassLabel, Dataset, Features, List, Value
+
+from trl_margins.cli import main
+from trl_margins.data.loading import load_splits
+from trl_margins.data.splits import generalization_splits
+from trl_margins.evaluation.sets import evaluation_set
+from trl_margins.rows import open_rows
+from trl_margins.rows.lists import ASPECTS, ScoredList, ScoredLists, chat_turns
+
+
+def user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def bot(text: str | None) -> dict[str, Any]:
+    return {"role": "assistant", "content": text}
+
+
+def rated(text: str | None, ratings: Any, **more: Any) -> dict[str, Any]:
+    """An answer of UltraFeedback; ratings in the order of `ASPECTS`."""
+    annotations = {
+        name: {"Rating": rating, "Rationale": "since", "Type": ["1"], "Rationale For Rating": "so"}
+        for name, rating in zip(ASPECTS, ratings, strict=True)
+    }
+    return {
+        "principle": "honesty",
+        "custom_system_prompt": "Be honest.",
+        "response": text,
+        "annotations": annotations,
+    } | more
+
+
+ULTRAFEEDBACK = [
+    {
+        "source": "flan",
+        "instruction": "Name a colour.",
+        "models": ["falcon", "gpt", "bard"],
+        "completions": [
+            rated("Blue.", ["5", "5", "4", "4"], overall_score=8.5, model="falcon", **{"fine-grained_score": 4.5}),
+            rated("A dog.", ["1", "N/A", "2", "3"], overall_score=2.0, model="gpt", **{"fine-grained_score": 2.0}),
+            rated("Grün ☘", ["N/A"] * 4, overall_score=None, model="bard", **{"fine-grained_score": None}),
+        ],
+        "correct_answers": ["None"],
+    },
+    {"source": "x", "instruction": "Nothing?", "models": [], "completions": [], "correct_answers": ["None"]},
+]
+NECTAR = [
+    {
+        "prompt": "\n\nHuman: Name a colour. \n\nAssistant: Which? \n\nHuman: Any. \n\nAssistant: ",
+        "answers": [
+            {"answer": "Blue.", "model": "gpt-4", "rank": 1.0},
+            {"answer": "Sky.", "model": "llama-2-7b", "rank": 3.0},
+            {"answer": "Red!", "model": "anthropic", "rank": 2.0},
+        ],
+        "turns": 2,
+        "num_responses": 3,
+        "source": ["sharegpt"],
+        "good_natured": True,
+    }
+]
+MULTI_TURN = "Name a colour.\n<extra_id_1>Assistant\nWhich?\n<extra_id_1>User\nAny."
+HELPSTEER2 = [
+    {
+        "prompt": MULTI_TURN,
+        "response": "Blue.",
+        "helpfulness": 4,
+        "correctness": 4,
+        "coherence": 4,
+        "complexity": 1,
+        "verbosity": 0,
+    },
+    {
+        "prompt": MULTI_TURN,
+        "response": "A dog.",
+        "helpfulness": 0,
+        "correctness": 1,
+        "coherence": 4,
+        "complexity": 1,
+        "verbosity": 1,
+    },
+]
+SHP = [
+    {
+        "post_id": "p1",
+        "domain": "askbaking_train",
+        "upvote_ratio": 0.9,
+        "history": "Why is my bread flat?",
+        "c_root_id_A": a,
+        "c_root_id_B": b,
+        "created_at_utc_A": 1,
+        "created_at_utc_B": 2,
+        "score_A": scores[0],
+        "score_B": scores[1],
+        "human_ref_A": a,
+        "human_ref_B": b,
+        "labels": int(scores[0] > scores[1]),
+        "seconds_difference": 1.0,
+        "score_ratio": 2.0,
+    }
+    for a, b, scores in (("Old yeast.", "Cold water.", (30, 12)), ("No idea.", "Old yeast.", (4, 30)))
+]
+ARENA = [
+    {
+        "question_id": str(i),
+        "model_a": "vicuna",
+        "model_b": "alpaca",
+        "winner": winner,
+        "judge": f"arena_user_{i}",
+        "conversation_a": [user(f"Name a colour {i}."), bot("Blue.")],
+        "conversation_b": [user(f"Name a colour {i}."), bot("A dog.")],
+        "turn": 1,
+        "language": "English",
+    }
+    for i, winner in enumerate(("model_a", "model_b", "tie", "tie (bothbad)"))
+]
+KAGGLE = [
+    {
+        "id": 1,
+        "model_a": "gpt-4",
+        "model_b": "koala",
+        "prompt": '["Name a \\ud83d\\ude00 colour"]',
+        "response_a": '["Blue \\ud83d"]',
+        "response_b": '["A dog."]',
+        "winner_model_a": 0,
+        "winner_model_b": 1,
+        "winner_tie": 0,
+    }
+]
+ARMORM = [
+    {
+        "prompt_id": "0",
+        "prompt": "Name a colour.",
+        "all_generated_responses": ["Sky.", "Blue.", "A dog."],
+        "all_rm_scores": [0.12, 0.17, 0.05],
+        "chosen": [user("Name a colour."), bot("Blue.")],
+        "rejected": [user("Name a colour."), bot("A dog.")],
+    }
+]
+
+
+def read(rows: Any, **options: Any) -> list[ScoredList]:
+    dataset = rows if isinstance(rows, Dataset) else Dataset.from_list(rows)
+    return list(ScoredLists.of(dataset, "the lists", **options))
+
+
+def as_tuples(lists: list[ScoredList]) -> list[tuple[Any, set[tuple[Any, ...]]]]:
+    """Prompt and answers with score and model, in any order."""
+    return [
+        (each.prompt, {(str(r), s, m) for r, s, m in zip(each.responses, each.scores, each.models, strict=True)})
+        for each in lists
+    ]
+
+
+FORMS = {
+    "openbmb/UltraFeedback": (
+        ULTRAFEEDBACK,
+        {},
+        [("Name a colour.", {("Blue.", 8.5, "falcon"), ("A dog.", 2.0, "gpt")})],
+    ),
+    "openbmb/UltraFeedback, fine-grained": (
+        ULTRAFEEDBACK,
+        {"score_columns": ["fine-grained_score"]},
+        [("Name a colour.", {("Blue.", 4.5, "falcon"), ("A dog.", 2.0, "gpt")})],
+    ),
+    "openbmb/UltraFeedback, mean of the aspects": (
+        ULTRAFEEDBACK,
+        {"score_columns": list(ASPECTS)},
+        [("Name a colour.", {("Blue.", 4.5, "falcon"), ("A dog.", 2.0, "gpt")})],
+    ),
+    "openbmb/UltraFeedback, one aspect": (
+        ULTRAFEEDBACK,
+        {"score_columns": ["honesty"]},
+        [("Name a colour.", {("Blue.", 5.0, "falcon")})],
+    ),
+    "berkeley-nest/Nectar": (
+        NECTAR,
+        {},
+        [(NECTAR[0]["prompt"], {("Blue.", -1.0, "gpt-4"), ("Red!", -2.0, "anthropic"), ("Sky.", -3.0, "llama-2-7b")})],
+    ),
+    "nvidia/HelpSteer2": (HELPSTEER2, {}, [(MULTI_TURN, {("Blue.", 4.0, None), ("A dog.", 0.0, None)})]),
+    "nvidia/HelpSteer2, mean of two": (
+        HELPSTEER2,
+        {"score_columns": ["correctness", "verbosity"]},
+        [(MULTI_TURN, {("Blue.", 2.0, None), ("A dog.", 1.0, None)})],
+    ),
+    "stanfordnlp/SHP": (
+        SHP,
+        {},
+        [("Why is my bread flat?", {("Old yeast.", 30, None), ("Cold water.", 12, None), ("No idea.", 4, None)})],
+    ),
+    "lmsys/chatbot_arena_conversations": (
+        ARENA,
+        {},
+        [
+            ([user(f"Name a colour {i}.")], {(str([bot("Blue.")]), a, "vicuna"), (str([bot("A dog.")]), b, "alpaca")})
+            for i, (a, b) in enumerate(((1, 0), (0, 1), (0.5, 0.5), (0, 0)))
+        ],
+    ),
+    "lmsys/lmsys-arena-human-preference-55k": (
+        KAGGLE,
+        {},
+        [([user("Name a 😀 colour")], {(str([bot("Blue ?")]), 0, "gpt-4"), (str([bot("A dog.")]), 1, "koala")})],
+    ),
+    "PKU-Alignment/PKU-SafeRLHF": (
+        [{"prompt": "q", "response_0": "a", "response_1": "b", "better_response_id": 1, "safer_response_id": 0}],
+        {},
+        [("q", {("a", 0.0, None), ("b", 1.0, None)})],
+    ),
+    "nvidia/HelpSteer2, preferences": (
+        [
+            {"split": "train", "prompt": f"q{s}", "response_1": "a", "response_2": "b", "preference_strength": s}
+            for s in (-2, 0, 3)
+        ],
+        {},
+        [(f"q{s}", {("a", float(max(-s, 0)), None), ("b", float(max(s, 0)), None)}) for s in (-2, 0, 3)],
+    ),
+    "princeton-nlp/llama3-ultrafeedback-armorm": (
+        ARMORM,
+        {},
+        [("Name a colour.", {("Sky.", 0.12, None), ("Blue.", 0.17, None), ("A dog.", 0.05, None)})],
+    ),
+    "distilabel's": (
+        [{"instruction": "q", "generations": ["a", "b"], "ratings": [4.0, None], "generation_models": ["x", "y"]}],
+        {},
+        [("q", {("a", 4.0, "x")})],
+    ),
+    "one answer a row": (
+        [
+            {"question": "q", "answer": "a", "rating": "3", "model": "x"},
+            {"question": "p", "answer": "b", "rating": "1", "model": "x"},
+            {"question": "q", "answer": "c", "rating": " 4.5 ", "model": "y"},
+            {"question": "q", "answer": "d", "rating": "N/A", "model": "y"},
+        ],
+        {},
+        [("q", {("a", 3.0, "x"), ("c", 4.5, "y")}), ("p", {("b", 1.0, "x")})],
+    ),
+    "other names": (
+        [{"ask": "q", "responses": ["a", "b"], "judge": ["2", 1.0]}],
+        {"prompt_column": "ask", "score_columns": ["judge"]},
+        [("q", {("a", 2.0, None), ("b", 1.0, None)})],
+    ),
+    "attributes of two answers": (
+        [{**row, "helpfulness_A": 1, "helpfulness_B": 0} for row in SHP[:1]],
+        {"score_columns": ["helpfulness"]},
+        [("Why is my bread flat?", {("Old yeast.", 1.0, None), ("Cold water.", 0.0, None)})],
+    ),
+}
+
+
+def dataset_of(name: str, rows: list[dict[str, Any]]) -> Dataset:
+    if name == "other names":  # text and numbers in one list
+        rows = [{**row, "judge": [str(value) for value in row["judge"]]} for row in rows]
+    return Dataset.from_list(rows)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_form_of_the_hub(name):
+    rows, options, expected = FORMS[name]
+    assert as_tuples(read(dataset_of(name, rows), **options)) == expected
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet", "csv"])
+def test_as_pandas_writes_it(name, suffix, tmp_path):
+    """Numpy arrays within rows as Parquet, and lists as text in CSV: all say the same."""
+    rows, options, expected = FORMS[name]
+    frame = dataset_of(name, rows).to_pandas()
+    file = tmp_path / f"lists.{suffix}"
+    if suffix == "parquet":
+        frame.to_parquet(file)
+    elif suffix == "jsonl":
+        frame.to_json(file, orient="records", lines=True)
+    else:
+        pandas.DataFrame(rows if name != "other names" else dataset_of(name, rows).to_list()).to_csv(file, index=False)
+    assert as_tuples(read(load_splits(str(file))["train"], **options)) == expected
+
+
+def test_mappings_that_arrow_keeps_as_a_mapping_of_lists():
+    """As `datasets` stored a sequence of mappings."""
+    answers = NECTAR[0]["answers"]
+    turned = [{**NECTAR[0], "answers": {key: [each[key] for each in answers] for key in answers[0]}}]
+    assert read(turned) == read(NECTAR)
+
+
+# Votes
+
+
+def test_the_same_vote_by_several_judges_is_one_list_and_other_pairs_are_others():
+    """As in MT-bench: a mean of the votes on two answers; what won against another model is on another scale."""
+    rows = [
+        {**ARENA[0], "winner": winner, "judge": f"expert_{i}"}
+        for i, winner in enumerate(("model_a", "model_a", "tie", "model_b"))
+    ]
+    swapped = {**ARENA[0], "winner": "model_b"}
+    swapped |= {"model_a": "alpaca", "model_b": "vicuna"}
+    swapped |= {"conversation_a": ARENA[0]["conversation_b"], "conversation_b": ARENA[0]["conversation_a"]}
+    other = {**ARENA[0], "model_b": "koala", "conversation_b": [*ARENA[0]["conversation_b"][:1], bot("Sky.")]}
+    lists = read([*rows, swapped, other])
+    assert [dict(zip(each.models, each.scores, strict=True)) for each in lists] == [
+        {"vicuna": 3.5 / 5, "alpaca": 1.5 / 5},
+        {"vicuna": 1.0, "koala": 0.0},
+    ]
+
+
+def test_conversations_of_several_turns(caplog):
+    """Judged on the first turn alone; with the first turns as prompt; parted before the last."""
+    first = [user("one"), bot("same")]
+    rows = [
+        {
+            **ARENA[0],
+            "turn": 2,
+            "conversation_a": [*first, user("two"), bot("a")],
+            "conversation_b": [*first, user("two"), bot("b")],
+        },
+        {
+            **ARENA[0],
+            "turn": 1,
+            "conversation_a": [user("one"), bot("a"), user("two"), bot("c")],
+            "conversation_b": [user("one"), bot("b"), user("two"), bot("d")],
+        },
+        {
+            **ARENA[0],
+            "turn": 2,
+            "conversation_a": [user("one"), bot("a"), user("two"), bot("c")],
+            "conversation_b": [user("one"), bot("b"), user("two"), bot("d")],
+        },
+    ]
+    caplog.set_level(logging.INFO)
+    lists = read(rows)
+    assert [each.prompt for each in lists] == [[*first, user("two")], [user("one")]]
+    assert {str(r) for each in lists for r in each.responses} == {str([bot("a")]), str([bot("b")])}
+    assert "the lists: 1 conversations were left out, whose answers differ before the last turn" in caplog.text
+    kaggle = {**KAGGLE[0], "prompt": ["one", "two"], "response_a": ["same", "a"], "response_b": ["same", "b"]}
+    (each,) = read([kaggle])
+    assert (each.prompt, len(each.responses)) == ([user("one"), bot("same"), user("two")], 2)
+
+
+def test_the_newer_arena_has_content_in_parts_and_other_words():
+    def parts(text: str) -> list[dict[str, Any]]:
+        return [{"type": "text", "text": text, "image": None, "mimeType": None}]
+
+    row = {
+        "model_a": "x",
+        "model_b": "y",
+        "winner": "both_bad",
+        "conversation_a": [{"role": "user", "content": parts("q")}, {"role": "assistant", "content": parts("a")}],
+        "conversation_b": [{"role": "user", "content": parts("q")}, {"role": "assistant", "content": parts("b")}],
+    }
+    (each,) = read([row])
+    assert each.scores == [0.0, 0.0]
+    assert sorted(map(str, each.responses)) == [str([bot("a")]), str([bot("b")])]
+    text = {**row, **{name: json.dumps([user("q"), bot(name)]) for name in ("conversation_a", "conversation_b")}}
+    assert read([text])[0].prompt == [user("q")]
+
+
+def test_a_winner_that_is_a_class_label_or_a_models_name():
+    names = ClassLabel(names=["model_b", "model_a", "tie"])
+    rows = Dataset.from_list([{**ARENA[0], "winner": 1}]).cast_column("winner", names)
+    named = [{**ARENA[0], "winner": "Vicuna "}]
+    assert read(rows) == read(named) == read(ARENA[:1])
+
+
+# What is left out
+
+
+def test_what_is_left_out_is_counted(caplog):
+    rows = [
+        {"prompt": "p", "responses": ["a", None, "c"], "scores": ["1", "2", None]},
+        {"prompt": "", "responses": ["é", ""], "scores": ["N/A", "0"]},
+        {"prompt": "q", "responses": ["x"], "scores": ["nan"]},
+        {"prompt": "r", "responses": [], "scores": []},
+    ]
+    caplog.set_level(logging.INFO)
+    assert as_tuples(read(rows)) == [("p", {("a", 1.0, None)}), ("", {("", 0.0, None)})]
+    assert "the lists: 1 answers are None, and were left out" in caplog.text
+    assert "the lists: 3 answers have no score, and were left out" in caplog.text
+    assert "the lists: 2 rows have no answer with a score, and were left out" in caplog.text
+
+
+def test_ultrafeedbacks_tens_that_were_ones(caplog):
+    """argilla's finding: a score of 1 was written as 10 where the annotations are low."""
+    rows = [
+        {
+            "instruction": "q",
+            "completions": [
+                rated("bad", ["1", "1", "2", "N/A"], overall_score=10.0, model="a"),
+                rated("good", ["5", "5", "5", "5"], overall_score=10.0, model="b"),
+            ],
+        }
+    ]
+    caplog.set_level(logging.INFO)
+    assert read(rows)[0].scores == [10.0, 10.0]
+    warnings = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warnings) == 1
+    assert "1 answers have the overall_score 10 and a mean rating of at most 2" in warnings[0]
+    # its advice works
+    caplog.clear()
+    advised = re.search(r"--score_columns ([\w ]+)", warnings[0])[1].split()
+    assert read(rows, score_columns=advised)[0].scores == [4 / 3, 5.0]
+    assert "overall_score" not in caplog.text
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "message"),
+    [
+        (
+            [{"text": "a"}],
+            {},
+            r"the lists: its columns are \['text'\], and lists have prompt, responses, scores, Ultra",
+        ),
+        ([{"prompt": "q", "responses": ["a"]}], {}, "the lists: there are answers but no scores, only the columns"),
+        (ARMORM, {"score_columns": ["x"]}, r"the lists: score_columns names \['x'\], and there are only the columns"),
+        (ARMORM, {"prompt_column": "x"}, "prompt_column names 'x', and there are only the columns"),
+        (ARMORM, {"system_column": "x"}, "system_column names 'x', and"),
+        (
+            ULTRAFEEDBACK,
+            {"score_columns": ["fun"]},
+            r"column 'completions', row 0 of the lists, answer 0: there is no rating fun, only \['fine",
+        ),
+        (
+            [{"prompt": "q", "responses": ["a"], "scores": ["good"]}],
+            {},
+            "column 'scores', row 0 of the lists, response 0: the score 'good' is not a number",
+        ),
+        ([{"prompt": "q", "responses": ["a"], "scores": [True]}], {}, "the score True is not a number"),
+        ([{"prompt": "q", "responses": ["a"], "scores": [float("inf")]}], {}, "the score inf is infinite"),
+        (
+            [{"prompt": "q", "responses": ["a", "b"], "scores": [1]}],
+            {},
+            "row 0 of the lists: 2 responses and 1 scores: give each",
+        ),
+        (
+            [{"prompt": "q", "responses": "a", "scores": [1]}],
+            {},
+            "column 'responses', row 0 of the lists: 'a' is not a list of one or more: save",
+        ),
+        (
+            [{"prompt": "q", "responses": "['a' 'b']", "scores": "[1. 2.]"}],
+            {},
+            r"column 'scores', row 0 of the lists: '\[1. 2.\]' is not a list",
+        ),
+        (
+            [{"prompt": None, "responses": ["a"], "scores": [1]}],
+            {},
+            "column 'prompt', row 0 of the lists: the prompt is None: drop",
+        ),
+        (
+            [{"prompt": "q", "response": "a", "score": 1}, {"prompt": "", "response": "a", "score": 1}],
+            {},
+            "column 'prompt', row 1 of the lists: the prompt is '': drop",
+        ),
+        (
+            [{"prompt": "q", "responses": [{"x": 1}], "scores": [1]}],
+            {},
+            "row 0 of the lists: message 0 has no role and no content",
+        ),
+        (
+            [{"prompt": "q", "answers": ["a"]}],
+            {},
+            "column 'answers', row 0 of the lists, answer 0: 'a' is no mapping with one of response, answer",
+        ),
+        (
+            [{**ARENA[0], "winner": "draw"}],
+            {},
+            "column 'winner', row 0 of the lists: 'draw' is no winner, which are model_a, model_b, tie",
+        ),
+        (
+            [{**KAGGLE[0], "winner_tie": 1}],
+            {},
+            r"columns winner_model_a, winner_model_b, winner_tie, row 0 of the lists: \[0, 1, 1\] are not one 1 and",
+        ),
+        ([SHP[1] | {"labels": 1}], {}, "column 'labels', row 0 of the lists: 1 contradicts the scores 4 and 30"),
+        (
+            [{**ARENA[0], "conversation_b": None}, ARENA[1]],
+            {},
+            "columns conversation_a and conversation_b, row 0 of the lists: there are no two conversations: drop",
+        ),
+    ],
+)
+def test_refused(rows, options, message):
+    with pytest.raises(ValueError, match=message):
+        read(rows, **options)
+
+
+def test_scores_that_are_class_labels():
+    features = Features(
+        {"prompt": Value("string"), "response": Value("string"), "score": ClassLabel(names=["bad", "good"])}
+    )
+    rows = Dataset.from_list([{"prompt": "q", "response": "a", "score": 1}], features=features)
+    with pytest.raises(ValueError, match="column 'score' of the lists data set holds class labels"):
+        read(rows)
+    features = Features(
+        {"prompt": Value("string"), "responses": List(Value("string")), "scores": List(features["score"])}
+    )
+    rows = Dataset.from_list([{"prompt": "q", "responses": ["a"], "scores": [1]}], features=features)
+    with pytest.raises(ValueError, match="column 'scores' of the lists data set holds class labels"):
+        read(rows)
+
+
+# Messages
+
+
+@pytest.mark.parametrize(
+    ("prompt", "turns"),
+    [
+        ("plain, with spaces ", [user("plain, with spaces ")]),
+        (NECTAR[0]["prompt"], [user("Name a colour."), bot("Which?"), user("Any.")]),
+        (MULTI_TURN, [user("Name a colour."), bot("Which?"), user("Any.")]),
+        ("Human: hi\n\nAssistant:", [user("hi")]),
+        (
+            "How do I end a prompt in\n\nHuman: x\n\nAssistant:",
+            [user("How do I end a prompt in\n\nHuman: x\n\nAssistant:")],
+        ),
+        ("\n\nHuman: who?\n\nHuman: me", [user("\n\nHuman: who?\n\nHuman: me")]),
+        ("q\n<extra_id_1>Assistant\na", [user("q\n<extra_id_1>Assistant\na")]),
+    ],
+)
+def test_prompts_as_messages(prompt, turns):
+    assert chat_turns(prompt) == turns
+    rows = [{"prompt": prompt, "responses": ["a", "b"], "scores": [1, 2]}]
+    (each,) = read(rows, as_chat=True)
+    assert (each.prompt, each.responses) == (turns, [[bot("a")], [bot("b")]])
+    (each,) = read(rows)
+    assert (each.prompt, each.responses) == (prompt, ["a", "b"])
+
+
+def test_messages_system_and_template():
+    row = {
+        "prompt": [user("q")],
+        "responses": [[user("q"), bot("a")], [bot("b")]],
+        "scores": [1, 2],
+        "system": "Be brief.",
+        "tools": json.dumps([{"name": "f"}]),
+    }
+    (each,) = read([row], system_column="system")
+    assert each.prompt == [{"role": "system", "content": "Be brief."}, user("q")]
+    assert each.responses == [[bot("a")], [bot("b")]]
+    assert each.template == {"tools": [{"name": "f"}]}
+
+
+# Who else reads lists
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_evaluate_reads_them(name):
+    """Lists with chosen and rejected are pairs."""
+    rows, options, expected = FORMS[name]
+    found = evaluation_set(dataset_of(name, rows), "here", as_chat=True, **options)
+    if "armorm" in name:
+        assert found.kind == "pairs"
+        return
+    assert found.kind == "listwise"
+    assert [sorted(scores) for scores in found.scores] == [sorted(s for _, s, _ in answers) for _, answers in expected]
+    assert all(row.is_conversational for row in found.rows) == (name != "other names")
+
+
+def arena_of(models: list[str], n: int) -> Dataset:
+    """Votes on n prompts, each by every two models of which the first one wins."""
+    rows = []
+    for i in range(n):
+        for a in range(len(models)):
+            for b in range(a + 1, len(models)):
+                one, other = ([user(f"q{i}"), bot(f"{models[j]} on {i}")] for j in (a, b))
+                vote = {"model_a": models[a], "model_b": models[b], "winner": "model_a"}
+                rows.append({**vote, "conversation_a": one, "conversation_b": other})
+    return Dataset.from_list(rows)
+
+
+def test_splits_of_votes_pair_what_was_compared():
+    models = [f"m{i}" for i in range(8)]
+    with pytest.raises(ValueError, match=r"held_out=0.1"):  # a vote has no second pair
+        generalization_splits(arena_of(models, 12))
+
+
+def test_splits_of_ultrafeedback():
+    rng = np.random.default_rng(0)
+    rows = [
+        {
+            "instruction": f"question {i}",
+            "source": f"s{i}",
+            "completions": [
+                rated(f"m{m} on {i}", ["3"] * 4, overall_score=float(rng.integers(1, 100)), model=f"m{m}")
+                for m in range(10)
+            ],
+        }
+        for i in range(30)
+    ]
+    splits = generalization_splits(Dataset.from_list(rows))
+    for split in splits.values():
+        for row in split:
+            i = row["prompt"].removeprefix("question ")
+            assert row["source"] == f"s{i}"
+            for side in ("chosen", "rejected"):
+                (given,) = (a for a in rows[int(i)]["completions"] if a["response"] == row[side])
+                assert (row[f"score_{side}"], row[f"{side}_model"]) == (given["overall_score"], given["model"])
+            assert row["score_chosen"] > row["score_rejected"]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"question": "q", "context": "c", "answers": {"text": ["a"], "answer_start": [0]}}],  # SQuAD's
+        [{"prompt": "q", "completions": ["one", "two"], "labels": [True, False]}],  # TRL's stepwise supervision
+        [{"prompt": "q", "completion": "a", "label": True}],  # KTO's
+    ],
+)
+def test_other_sets_are_no_lists(rows):
+    with pytest.raises(
+        ValueError, match=r"only .*: a preference pair is chosen and rejected, .*; rename yours in the"
+    ):
+        open_rows(Dataset.from_list(rows), "train")
+    with pytest.raises(ValueError, match="the lists: "):
+        read(rows)
+
+
+@pytest.mark.parametrize("name", [name for name in FORMS if "armorm" not in name and name != "other names"])
+def test_training_on_lists_names_the_command(name):
+    with pytest.raises(
+        ValueError,
+        match=r"no column 'chosen' .* so make pairs of them with trl-margins pairs FILE",
+    ):
+        open_rows(dataset_of(name, FORMS[name][0]), "train")
+
+
+def test_training_on_answers_without_scores():
+    with pytest.raises(ValueError, match="these are answers without scores: score them, and make pairs of them with"):
+        open_rows(Dataset.from_list([{"prompt": "q", "responses": ["a", "b"]}]), "train")
+
+
+def test_options_for_other_sets_leave_lists_alone():
+    """One call of evaluate has one `--score_columns` for pairs and lists."""
+    lists = Dataset.from_list([{"prompt": "q", "responses": ["a", "b"], "scores": [1, 2]}])
+    options = {"score_columns": ["mine_w", "mine_l"], "prompt_column": "question", "system_column": "system"}
+    assert evaluation_set(lists, "here", **options).scores == [[1.0, 2.0]]
+    judged = lists.add_column("judge", [[5, 3]])
+    assert evaluation_set(judged, "here", score_columns=["judge"]).scores == [[5.0, 3.0]]
+
+
+def test_inspect_says_that_these_are_lists(tmp_path, capsys):
+    Dataset.from_list(ULTRAFEEDBACK).to_parquet(tmp_path / "lists.parquet")
+    argv = ["inspect", str(tmp_path / "lists.parquet"), "--json", str(tmp_path / "numbers.json")]
+    assert main(argv) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"train +2 +1 +2 +2 – 2 +2 – 8.5 +0 +2\n", printed)
+    assert "Lists cannot be trained on: make pairs of them with trl-margins pairs FILE --out pairs.jsonl.gz" in printed
+    assert json.loads((tmp_path / "numbers.json").read_text())["lists"]["train"]["n_answers"] == 2
+    with pytest.raises(ValueError, match="holds lists, which have no histograms: make pairs"):
+        main([*argv, "--plot", str(tmp_path / "x.png")])
+    main(["inspect", str(tmp_path / "lists.parquet"), "--score_columns", "honesty"])
+    assert re.search(r"train +2 +1 +1 +1 – 1 +5 – 5 +1 +1\n", capsys.readouterr().out)

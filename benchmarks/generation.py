@@ -1,6 +1,6 @@
 """Answers per second of `trl-margins generate` beside plain `model.generate`, on the same prompts in one run.
 
-python benchmarks/generation.py [MODEL] [--prompts 6] [--n 4] [--max_new_tokens 64] [--precision bfloat16] [--continuous]
+python benchmarks/generation.py [MODEL] [--prompts 6] [--n 4] [--max_new_tokens 64] [--precision bfloat16]
 
 Plain `generate` gets what a careful script gives it: batches of the same size, prompts of similar length together, and
 `num_return_sequences`. Both sample at temperature 0.8 and top-p 0.95, so that lengths are alike, and not equal.

@@ -495,7 +495,7 @@ def test_a_stopped_run_is_continued_to_the_byte(data, tiny_model, tmp_path, monk
     more = run(longer, tiny_model, stopped, *options)  # further prompts are answered, and come in their place
     assert asked == [7, 5, 3, 1]
     assert more[1:] == rows
-    with pytest.raises(ValueError, match=r"has 1 prompts that the data set does not have: name another file"):
+    with pytest.raises(ValueError, match=r"has 1 prompts that are not among those to answer now: name another file"):
         run(data, tiny_model, stopped, *options)
     (tmp_path / "stopped.jsonl.gz.settings.json").unlink()
     with pytest.raises(ValueError, match=r"is there, and .*settings.json, which says how it was made, is not"):

@@ -55,8 +55,9 @@ def generate(
     config = ContinuousBatchingConfig(**(options or {}))
     with plain_settings(model):
         manager = model.init_continuous_batching(generation_config=settings, continuous_batching_config=config)
+        pick = _Pick(sampling, prompts, waiting)
         if sampling.temperature:
-            _sample(manager.logit_processor, _Pick(sampling, prompts, waiting))
+            _sample(manager.logit_processor, pick)
         manager.start()
         try:
             for name, (i, _) in waiting.items():
@@ -72,6 +73,7 @@ def generate(
                         "other settings (--engine_options)"
                     )
                 i, k = waiting.pop(made.request_id)
+                pick.draws.pop(made.request_id, None)
                 found[i][k] = until_stop(made.generated_tokens, stop)
                 if all(found[i]):
                     yield i, found.pop(i)
@@ -111,8 +113,9 @@ class _Pick(ContinuousBatchingLogitsProcessor):
         prompt = self.prompts[i]
         if state.request_id not in self.draws:
             self.draws[state.request_id] = self.sampling.draws(prompt.ids, k, self.sampling.max_new_tokens)
-        # tokens in the cache: results of the step before may not have come back yet
-        return float(self.draws[state.request_id][state.position_offset - len(prompt.ids)])
+        # by the tokens in the cache: the last results may not be back yet, so that a step may come after the last one
+        place = min(state.position_offset - len(prompt.ids), self.sampling.max_new_tokens - 1)
+        return float(self.draws[state.request_id][place])
 
     def __call__(self, scores: Tensor, tensor_arg: Tensor) -> Tensor:
         draws = tensor_arg[: scores.size(0)].view(dtype=torch.float32)

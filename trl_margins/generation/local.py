@@ -81,7 +81,7 @@ def _batch(model: Any, prompts: Sequence[Prompt], sampling: Sampling, stop: Sequ
         made = model.generate(
             input_ids=ids,
             attention_mask=mask,
-            past_key_values=cache,
+            **({} if cache is None else {"past_key_values": cache}),
             generation_config=settings(length),
             logits_processor=LogitsProcessorList([_Pick(sampling, draws[:, done:], ids.shape[1])]),
         )

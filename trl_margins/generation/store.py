@@ -138,8 +138,8 @@ class Store(Journal):
         """
         if strange := self.rows.keys() - set(keys):
             raise ValueError(
-                f"{self.out} has {len(strange)} prompts that the data set does not have: name another file, or the "
-                "data set that it was made from"
+                f"{self.out} has {len(strange)} prompts that are not among those to answer now: name another file, or "
+                "the data set that it was made from, with as many of its prompts"
             )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers.cache_utils import DynamicLayer
 
 from .sampling import Prompt, Sampling, only
 
@@ -123,7 +124,12 @@ def until_stop(tokens: Sequence[int], stop: Sequence[int]) -> list[int]:
 
 
 def _can_select(cache: Any) -> bool:
-    return isinstance(cache, DynamicCache) and all(hasattr(layer, "batch_select_indices") for layer in cache.layers)
+    """Whether rows of the cache can be repeated and dropped; not those of layers with two kinds of states."""
+    return isinstance(cache, DynamicCache) and all(
+        hasattr(layer, "batch_select_indices")
+        and not (isinstance(layer, DynamicLayer) and hasattr(layer, "conv_states"))
+        for layer in cache.layers
+    )
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from conftest import preference_rows
 from datasets import Dataset, DatasetDict
 from printed import FENCE
 from test_pairing import ultrafeedback
-from transformers import TrainingArguments
+from transformers import LlamaConfig, LlamaForSequenceClassification, TrainingArguments
 
 from trl_margins.cli import COMMANDS, main
 from trl_margins.methods import METHODS
@@ -33,7 +33,11 @@ PLUGIN = "examples/plugin/README.md"
 PAGES = ["README.md", "CONTRIBUTING.md", PLUGIN, *(str(path.relative_to(ROOT)) for path in sorted(DOCS.rglob("*.md")))]
 
 # Name in the pages → what stands in for it: a folder's name in the workspace below
-MODELS = {"Qwen/Qwen2.5-0.5B-Instruct": "tiny"}
+MODELS = {
+    **dict.fromkeys(("Qwen/Qwen2.5-0.5B-Instruct", "bundled:smollm2-135m-instruct"), "tiny"),
+    **dict.fromkeys(("meta-llama/Meta-Llama-3-8B-Instruct", "meta-llama/Meta-Llama-3-70B-Instruct"), "tiny"),
+    "RLHFlow/ArmoRM-Llama3-8B-v0.1": "reward-model",
+}
 # What every config has in the tests: TRL trains in bf16 by default, which transformers refuses without a GPU
 EVERY_RUN = {"bf16": False, "gradient_checkpointing": False, "max_steps": 1, "disable_tqdm": True}
 # Hub sets → the splits that are made of a few local pairs
@@ -55,6 +59,7 @@ ADDED = {
     "anchors": "--max_length 128 --batch_size 2 --anchor_batch_multiplier 2",
     "hessian": "--max_length 64 --max_pairs 1",
     "inspect": "--max_length 128",
+    "generate": "--max_new_tokens 4 --engine generate --engine_options {}",
     "trl": "--model_name_or_path tiny --per_device_train_batch_size 2 --gradient_accumulation_steps 1 --use_cpu true",
 }
 # What a `train` says that a page leaves out with an ellipsis
@@ -158,7 +163,12 @@ def workspace(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Path
     (folder / "base.yaml").write_text(
         "model_name_or_path: tiny\ndataset_name: pairs.jsonl.gz\neval_dataset_name: eval.jsonl.gz\n"
     )
+    prompts = [{"prompt": f"say {i} "} for i in range(4)]
+    Dataset.from_list(prompts).to_json(folder / "prompts.jsonl.gz", compression="gzip")
     shutil.copytree(tiny_model, folder / "tiny")
+    shutil.copytree(tiny_model, folder / "reward-model")
+    reward = LlamaConfig.from_pretrained(tiny_model, num_labels=1)
+    LlamaForSequenceClassification(reward).save_pretrained(folder / "reward-model")
     shutil.copytree(ROOT / "recipes", folder / "recipes")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

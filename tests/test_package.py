@@ -105,6 +105,7 @@ ROOMS = (
     "data",
     "probes",
     "evaluation",
+    "generation",
     "report",
     "trainers",
     "cli",

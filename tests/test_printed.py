@@ -56,6 +56,7 @@ NEEDED = {
     "train": "--model_name_or_path m --dataset_name d --output_dir o --use_cpu true",
     "compare": "--methods simpo gappo --model_name_or_path m --dataset_name d --eval_dataset_name e --use_cpu true",
     "evaluate": "--model_name_or_path m --dataset_name d",
+    "generate": "--model_name_or_path m --dataset_name d --out o.jsonl",
     "select": "--model_name_or_path m --dataset_name d --output_dir o",
     "anchors": "--checkpoints m --dataset_name d --output_dir o",
     "hessian": "--model_name_or_path m --dataset_name d",
@@ -84,10 +85,13 @@ SAID_BY = {
     "rows/scores": ("train", "evaluate", "select", "inspect"),
     "evaluation/drift": ("evaluate",),
     "data/loading": ("evaluate", "select", "inspect", "score"),  # `train` names its own flags
+    "rows/prompts": ("generate",),
     "rows": ("train", "evaluate", "select", "inspect", "score"),
     "data": ("train", "evaluate", "select", "inspect", "score"),
     "trainers": ("train",),
     "probes": ("train",),
+    "generation": ("generate",),
+    "generation/reward_model": ("score",),
 }
 _LAUNCHERS = (launch_command_parser(), get_args_parser())
 OPTIONS_OF_OTHERS = {name for launcher in _LAUNCHERS for name in vars(launcher.parse_args(["script.py"]))}

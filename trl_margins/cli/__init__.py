@@ -23,6 +23,7 @@ COMMANDS = {
     "compare": "train several methods with the same data, budget and seeds, and compare them in one table",
     "recipes": "list the papers' settings, for train --recipe",
     "convert": "migrate another project's YAML",
+    "generate": "answer prompts with a model, several times each",
     "evaluate": "measure how a model ranks completions: pairs, lists, RM-Bench",
     "report": "plot training runs, from the files that the trainer wrote",
     "select": "rank a preference set by how its pairs hold at a nearby, worse model (GAPO)",

@@ -1,4 +1,4 @@
-"""`trl-margins score`: adds an evaluation factor to a preference set and prints how it is distributed."""
+"""`trl-margins score`: adds evaluation factors or a reward model's scores, and prints how they are distributed."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ..data.evaluation_factors import METRICS, add_evaluation_factor, check_eval
 from ..data.loading import load_splits, pick_split
 from ..rows import open_rows
 from ..tables import aligned
-from .options import OptionsParser, RowOptions, data_first, option
-from .setup import check_writable
+from .options import DTYPES, OptionsParser, RowOptions, data_first, option
+from .setup import check_writable, find_model, load_tokenizer
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
@@ -30,17 +30,43 @@ class ScoreArguments(RowOptions):
         "A file, a saved data set, a folder of files or a Hub id. Needs no flag if it comes first, as DATA."
     )
     dataset_split: str | None = option("Split; all by default.", None)
-    metric: str = option(f"One of {', '.join(METRICS)}.", "rougeL")
+    reward_model: str | None = option(
+        "Scores the answers with this reward model, a folder (also an adapter's) or a Hub id: lists get `scores`, "
+        "pairs `score_chosen` and `score_rejected`.",
+        None,
+    )
+    reward_label: int | None = option("Which label of the reward model is the score, if it has several.", None)
+    max_length: int | None = option(
+        "Reward model: longest prompt and answer, in tokens. By default what the model takes.", None
+    )
+    dtype: str = option(f"Reward model: dtype of the weights: {', '.join(DTYPES)}.", "auto", choices=DTYPES)
+    trust_remote_code: bool = option("Run the reward model's own code.", False)
+    metric: str | None = option(f"One of {', '.join(METRICS)}. Default: rougeL.", None)
     encoder: str | None = option("BERTScore: folder or Hub id of the encoder.", None)
     num_layers: int | None = option("BERTScore: takes the embeddings after this layer.", None)
-    batch_size: int | None = option("BERTScore: texts per forward pass. Default: 8 on a CPU, else 64.", None)
-    device: str | None = option("BERTScore: by default CUDA if available, else the CPU.", None)
-    column: str = option("Name of the new column.", "evaluation_factor")
-    overwrite: bool = option("Replace a column of that name.", False)
+    batch_size: int | None = option(
+        "Texts per forward pass of BERTScore (default: 8 on a CPU, else 64) or of the reward model (16).", None
+    )
+    device: str | None = option("BERTScore, reward model: by default the accelerator, else the CPU.", None)
+    column: str | None = option("Name of the evaluation factor's column. Default: evaluation_factor.", None)
+    overwrite: bool = option("Replace columns of the new names.", False)
     num_proc: int | None = option("Processes; not for BERTScore.", None)
     output: str | None = option(
-        f"A file ({', '.join(FILES)}) for one split, or a folder. Without it, only the table is printed.", None
+        f"A file ({', '.join(FILES)}) for one split, or a folder. Without it, only the table is printed.",
+        None,
+        aliases=["--out"],
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        of_factors = {"metric": self.metric, "encoder": self.encoder, "num_layers": self.num_layers}
+        of_factors |= {"column": self.column, "num_proc": self.num_proc}
+        of_rewards = {"reward_label": self.reward_label, "max_length": self.max_length}
+        others = of_rewards if self.reward_model is None else of_factors
+        if given := [name for name, value in others.items() if value is not None]:
+            if self.reward_model is None:
+                raise ValueError(f"{given[0]} is for a reward model: name one with --reward_model, or leave it out")
+            raise ValueError(f"{given[0]} is for an evaluation factor: leave it out, or leave out --reward_model")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -55,15 +81,76 @@ def main(argv: Sequence[str]) -> int:
     if args.output:
         check_output(args.output, splits)  # before hours of scoring
         check_writable(Path(args.output).parent)
+    if args.reward_model is not None:
+        return score_by_model(args, splits)
+    metric, column = args.metric or "rougeL", args.column or "evaluation_factor"
     names = ("num_proc", "encoder", "num_layers", "batch_size", "device", "overwrite")
     options = {name: getattr(args, name) for name in names}
     for name, split in splits.items():
         reader = open_rows(split, name, args.prompt_column, args.system_column).reader
-        splits[name] = add_evaluation_factor(split, args.metric, args.column, reader=reader, **options)
+        splits[name] = add_evaluation_factor(split, metric, column, reader=reader, **options)
     if args.output:
         write(args.output, splits)
-    print(table({name: split.with_format("numpy")[args.column][:] for name, split in splits.items()}, args.metric))
+    print(table({name: split.with_format("numpy")[column][:] for name, split in splits.items()}, metric))
     return 0
+
+
+def score_by_model(args: ScoreArguments, splits: DatasetDict) -> int:
+    """Adds a reward model's scores, writes, prints the table. What a stopped run has scored is not scored again."""
+    import torch
+
+    from ..generation.reward_model import load_reward_model, reward_scores, rows_to_score, tokens_to_score
+    from ..generation.store import Journal
+    from ..rows.lists import digest
+
+    name, code = str(args.reward_model), args.trust_remote_code
+    tokenizer = load_tokenizer(name, trust_remote_code=code)
+    rows, columns = {}, {}
+    for split, dataset in splits.items():
+        rows[split], are_lists = rows_to_score(dataset, split, args.prompt_column, args.system_column)
+        columns[split] = ["scores"] if are_lists else ["score_chosen", "score_rejected"]
+        if there := [each for each in columns[split] if each in dataset.column_names and not args.overwrite]:
+            raise ValueError(f"{split} has a column {there[0]!r} already: replace it with overwrite (--overwrite)")
+    tokens = {split: tokens_to_score(some, tokenizer, split) for split, some in rows.items()}
+    model = load_reward_model(find_model(name), dtype=args.dtype, trust_remote_code=code)
+    model.to(args.device or torch.accelerator.current_accelerator() or "cpu")
+    longest = args.max_length or getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    settings = {"reward_model": name, "reward_label": args.reward_label, "max_length": longest, "dtype": args.dtype}
+    journal = Journal(args.output, settings, lambda row: row["key"]) if args.output else None
+    for split, some in tokens.items():
+        keys = [digest(each) for each in some]
+        known = {} if journal is None else {key: row["scores"] for key, row in journal.rows.items()}
+        todo = [i for i, key in enumerate(keys) if key not in known]
+        for place, scores in reward_scores(
+            model, [some[i] for i in todo], longest, args.batch_size or 16, args.reward_label
+        ):
+            known[keys[todo[place]]] = scores
+            if journal is not None:
+                journal.add({"key": keys[todo[place]], "scores": scores})
+        found = [known[key] for key in keys]
+        dataset = splits[split].remove_columns([each for each in columns[split] if each in splits[split].column_names])
+        made = [found] if columns[split] == ["scores"] else zip(*found, strict=True)
+        for column, values in zip(columns[split], made, strict=True):
+            dataset = dataset.add_column(column, list(values))
+        splits[split] = dataset
+    if args.output and journal is not None:
+        write(args.output, splits)
+        journal.close()
+    print(reward_table({split: [splits[split][column] for column in columns[split]] for split in splits}))
+    return 0
+
+
+def reward_table(scores: Mapping[str, Any]) -> str:
+    """One line per split: answers, mean, quartiles, and the mean difference of the best and the worst of a row."""
+    rows = []
+    for name, columns in scores.items():
+        lists = columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
+        every = [score for some in lists for score in some]
+        gaps = [max(some) - min(some) for some in lists]
+        numbers = (np.mean(every), *np.quantile(every, (0.25, 0.5, 0.75)), np.mean(gaps)) if every else ()
+        rows.append([name, str(len(lists)), str(len(every)), *(f"{number:.4f}" for number in numbers)])
+    headers = ["rewards", "rows", "answers", "mean", "25 %", "median", "75 %", "best − worst"]
+    return "\n".join(aligned(rows, (False, *[True] * 7), headers))
 
 
 def check_output(output: str, splits: DatasetDict, check_columns: bool = True) -> None:

@@ -2,6 +2,7 @@
 
 from .form import PreferenceRow, RowError, RowReader
 from .opened import OpenedSet, open_rows
+from .prompts import open_prompts
 from .tokens import RowTokens, tokenize
 
-__all__ = ["OpenedSet", "PreferenceRow", "RowError", "RowReader", "RowTokens", "open_rows", "tokenize"]
+__all__ = ["OpenedSet", "PreferenceRow", "RowError", "RowReader", "RowTokens", "open_prompts", "open_rows", "tokenize"]

@@ -147,6 +147,14 @@ class RowReader:
                 )
         return PreferenceRow(prompt, [chosen, rejected], self.template(row, where))
 
+    def prompt_of(self, row: Mapping[str, Any], number: int) -> PreferenceRow:
+        """Reads the prompt column alone, which must be there, with the system message and the template's variables."""
+        where = self.where(number)
+        prompt = self._part(str(self.prompt_column), row.get(str(self.prompt_column)), where)
+        if self.system_column is not None and (system := row.get(self.system_column)):
+            prompt, _ = with_system(text_of(self._part(self.system_column, system, where)), prompt, [])
+        return PreferenceRow(prompt, [], self.template(row, where))
+
     def _prompt(self, row: Mapping[str, Any], where: str) -> Part | None:
         """None where the completions begin with it."""
         name = self.prompt_column

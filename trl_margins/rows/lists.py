@@ -200,7 +200,15 @@ class ScoredLists:
     def of_prompts(self) -> list[str]:
         """The columns that say something of the prompts, and nothing of one answer, or of a pair."""
         form, columns = self.form, self.reader.columns
-        not_kept = {*self._read, *form.responses, *MODELS, *HELPSTEER, "evaluation_factor", "is_flipped"} - {*TEMPLATE}
+        not_kept = {
+            *self._read,
+            *form.responses,
+            *MODELS,
+            *HELPSTEER,
+            "evaluation_factor",
+            "is_flipped",
+            "truncated",
+        } - {*TEMPLATE}
         if form.kind == "two":
             not_kept |= {*chain(*VOTES), "turn", "labels", "score_ratio", "seconds_difference"}
             ends = tuple(name[-2:] for name in form.responses)

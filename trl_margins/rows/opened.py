@@ -178,19 +178,22 @@ def count_rows(
 
 def _stored(dataset: Dataset | IterableDataset, reader: RowReader) -> set[str]:
     """The columns in which all values are messages written as text; of the completions both, or none."""
-    found = {name for name in COMPLETIONS if _holds_messages(dataset, name, reader)}
+    found = {name for name in COMPLETIONS if holds_messages(dataset, name, reader)}
     found = found if len(found) == len(COMPLETIONS) else set()
     first = next(raw_rows(dataset, list(COMPLETIONS), reader.split), {})
     prompt = reader.prompt_column
     # beside text completions, a prompt that is JSON may be just that
     as_messages = found or prompt in SHAREGPT or not all(isinstance(value, str) for value in first.values())
-    if prompt is not None and as_messages and _holds_messages(dataset, prompt, reader):
+    if prompt is not None and as_messages and holds_messages(dataset, prompt, reader):
         found.add(prompt)
     return found
 
 
-def _holds_messages(dataset: Dataset | IterableDataset, name: str, reader: RowReader) -> bool:
-    """Raises a RowError for messages written as text that cannot be read."""
+def holds_messages(dataset: Dataset | IterableDataset, name: str, reader: RowReader) -> bool:
+    """Whether all values of a column are messages written as text.
+
+    Raises a RowError for such messages that cannot be read.
+    """
     broken = None
     for number, row in enumerate(_ahead(dataset, [name], reader.split)):
         text = row[name]

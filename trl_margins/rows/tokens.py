@@ -106,9 +106,10 @@ def _tokenize_alike(rows: list[PreferenceRow], processing_class: Any) -> list[Ro
     wholes: list[Any] = [whole for row in rows for whole in row.wholes]
     if rows[0].is_conversational:
         prompts = _chat_ids(processing_class, prompts, add_generation_prompt=True, **rows[0].template)
-        wholes = _chat_ids(processing_class, wholes, **rows[0].template)
+        wholes = _chat_ids(processing_class, wholes, **rows[0].template) if wholes else []
     else:
-        prompts, wholes = _text_ids(processing_class, prompts), _ended_ids(processing_class, wholes)
+        prompts = _text_ids(processing_class, prompts)
+        wholes = _ended_ids(processing_class, wholes) if wholes else []
     made, remaining = [], iter(wholes)
     for row, prompt in zip(rows, prompts, strict=True):
         full = [next(remaining) for _ in row.completions]

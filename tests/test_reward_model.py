@@ -1,0 +1,314 @@
+"""`score --reward_model`: the scores are those of plain transformers on one row at a time."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from conftest import VOCABULARY, byte_tokenizer, load, preference_rows
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+)
+
+from trl_margins.cli import main
+from trl_margins.generation import reward_model
+from trl_margins.generation.reward_model import reward_scores
+
+ANSWERS = [
+    {"prompt": [{"role": "user", "content": "a red cat?"}], "responses": ["no", "yes, a large one", ""]},
+    {
+        "prompt": [
+            {"role": "system", "content": "be brief"},
+            {"role": "user", "content": "hi"},
+            {"role": "assistant", "content": "hello"},
+            {"role": "user", "content": "and a bird?"},
+        ],
+        "responses": [" it sings\n", "over there", "the bird runs near the dog"],
+    },
+]
+
+
+def config(**options: Any) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        bos_token_id=1,
+        eos_token_id=2,
+        initializer_range=0.2,
+        **{"num_labels": 1, **options},
+    )
+
+
+def saved(model: Any, folder: Path, side: str = "right", **tokens: Any) -> str:
+    torch.manual_seed(0)
+    tokenizer = byte_tokenizer()
+    tokenizer.padding_side = side
+    for name, token in tokens.items():
+        setattr(tokenizer, name, token)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    torch.manual_seed(0)
+    return saved(LlamaForSequenceClassification(config(pad_token_id=0)), tmp_path_factory.mktemp("rm"))
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in gzip.open(path, "rt")]
+
+
+def alone(folder: str, messages: list[dict[str, str]], label: int = 0) -> float:
+    """As a model card says: one conversation, by the tokenizer's template."""
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    ids = AutoTokenizer.from_pretrained(folder).apply_chat_template(messages, return_tensors="pt", return_dict=True)
+    with torch.no_grad():
+        return float(model(ids["input_ids"]).logits[0, label])
+
+
+def expected(folder: str) -> list[list[float]]:
+    said = [[row["prompt"] + [{"role": "assistant", "content": text}] for text in row["responses"]] for row in ANSWERS]
+    return [[alone(folder, messages) for messages in some] for some in said]
+
+
+@pytest.mark.parametrize("batch_size", ["1", "4"])
+@pytest.mark.parametrize(
+    ("kind", "side", "pad", "padding"),
+    [
+        ("llama", "right", "<pad>", 0),
+        ("llama", "left", "<pad>", 0),
+        ("llama", "right", None, None),  # neither tokenizer nor model has a padding token
+        ("llama", "left", "</s>", 2),  # which is the end token
+        ("gpt2", "left", "<pad>", 0),  # with learned positions
+    ],
+)
+def test_as_plain_transformers_on_one_row(kind, side, pad, padding, batch_size, tmp_path):
+    torch.manual_seed(1)
+    if kind == "gpt2":
+        model = GPT2ForSequenceClassification(
+            GPT2Config(
+                vocab_size=VOCABULARY, n_positions=256, n_embd=32, n_layer=2, n_head=4, num_labels=1, pad_token_id=0
+            )
+        )
+    else:
+        model = LlamaForSequenceClassification(config(pad_token_id=padding))
+    folder = saved(model, tmp_path / "rm", side, pad_token=pad)
+    data, out = write(tmp_path / "answers.jsonl", ANSWERS), tmp_path / "scored.jsonl.gz"
+    command = ["score", data, "--reward_model", folder, "--out", str(out), "--batch_size", batch_size]
+    assert main([*command, "--dtype", "float32"]) == 0
+    made = read(out)
+    assert [row["responses"] for row in made] == [row["responses"] for row in ANSWERS]
+    for row, scores in zip(made, expected(folder), strict=True):
+        assert row["scores"] == pytest.approx(scores, abs=1e-5)
+    assert not list(tmp_path.glob("scored.jsonl.gz.*"))
+
+
+def test_pairs(folder, tmp_path, capsys):
+    rows = preference_rows(3, "conversational").remove_columns(["score_chosen", "score_rejected"])
+    rows.to_json(tmp_path / "pairs.jsonl")
+    out = tmp_path / "scored.jsonl.gz"
+    command = ["score", str(tmp_path / "pairs.jsonl"), "--reward_model", folder, "--output", str(out)]
+    assert main([*command, "--dtype", "float32"]) == 0
+    for row, made in zip(rows, read(out), strict=True):
+        for side in ("chosen", "rejected"):
+            assert made[f"score_{side}"] == pytest.approx(alone(folder, row["prompt"] + row[side]), abs=1e-5)
+            assert made[side] == row[side]
+    assert "best − worst" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"has a column 'score_chosen' already: .*--overwrite"):
+        main(["score", str(out), "--reward_model", folder])
+
+
+def test_text_is_the_users_message_where_there_is_a_template(folder, tmp_path):
+    data = write(tmp_path / "text.jsonl", [{"prompt": "a cat?", "responses": ["yes", "no"]}])
+    out = tmp_path / "scored.jsonl.gz"
+    assert main(["score", data, "--reward_model", folder, "--out", str(out), "--dtype", "float32"]) == 0
+    user = {"role": "user", "content": "a cat?"}
+    scores = [alone(folder, [user, {"role": "assistant", "content": text}]) for text in ("yes", "no")]
+    assert read(out)[0]["scores"] == pytest.approx(scores, abs=1e-5)
+
+
+def test_text_without_a_template_is_as_in_trls_reward_trainer(folder, tmp_path):
+    """Tokenized together, with the end token."""
+    plain = saved(LlamaForSequenceClassification(config(pad_token_id=0)), tmp_path / "rm", chat_template=None)
+    data = write(tmp_path / "text.jsonl", [{"prompt": "a cat? ", "responses": ["yes", "no"]}])
+    out = tmp_path / "scored.jsonl.gz"
+    assert main(["score", data, "--reward_model", plain, "--out", str(out), "--dtype", "float32"]) == 0
+    model = AutoModelForSequenceClassification.from_pretrained(plain, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(plain)
+    with torch.no_grad():
+        scores = [float(model(**tokenizer(f"a cat? {t}</s>", return_tensors="pt")).logits) for t in ("yes", "no")]
+    assert read(out)[0]["scores"] == pytest.approx(scores, abs=1e-5)
+    chat = write(tmp_path / "chat.jsonl", ANSWERS)
+    with pytest.raises(ValueError, match=r"has messages, and the reward model's tokenizer has no chat template"):
+        main(["score", chat, "--reward_model", plain, "--out", str(out)])
+
+
+def test_two_texts_for_a_tokenizer_that_separates_them(folder, tmp_path):
+    """As OpenAssistant's DeBERTa has them."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    model = BertForSequenceClassification(
+        BertConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, num_labels=1)
+    )
+    path = saved(model, tmp_path / "rm", chat_template=None, sep_token="</s>", cls_token="<s>")
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    rows, _ = reward_model.rows_to_score(Dataset.from_list([{"prompt": "a", "responses": ["b"]}]), "set")
+    assert reward_model.tokens_to_score(rows, tokenizer, "set") == [[tokenizer("a", "b")["input_ids"]]]
+
+
+def test_a_head_without_weights_is_no_reward_model(tiny_model, tmp_path):
+    data = write(tmp_path / "answers.jsonl", ANSWERS)
+    with pytest.raises(ValueError, match=r"is no reward model: it has no weights for score.weight, so its scores"):
+        main(["score", data, "--reward_model", tiny_model])
+
+
+def test_an_adapter_with_a_head(folder, tmp_path):
+    base = AutoModelForSequenceClassification.from_pretrained(folder)
+    torch.manual_seed(3)
+    peft = get_peft_model(base, LoraConfig(task_type="SEQ_CLS", init_lora_weights=False, target_modules="all-linear"))
+    peft.save_pretrained(tmp_path / "adapter")
+    byte_tokenizer().save_pretrained(tmp_path / "adapter")
+    data, out = write(tmp_path / "answers.jsonl", ANSWERS[:1]), tmp_path / "scored.jsonl.gz"
+    adapter = str(tmp_path / "adapter")
+    assert main(["score", data, "--reward_model", adapter, "--out", str(out), "--dtype", "float32"]) == 0
+    messages = ANSWERS[0]["prompt"] + [{"role": "assistant", "content": "no"}]
+    ids = byte_tokenizer().apply_chat_template(messages, return_tensors="pt", return_dict=True)["input_ids"]
+    with torch.no_grad():
+        assert read(out)[0]["scores"][0] == pytest.approx(float(peft.eval()(input_ids=ids).logits), abs=1e-4)
+    assert read(out)[0]["scores"][0] != pytest.approx(alone(folder, messages), abs=1e-3)
+
+
+def test_an_adapter_without_a_head_is_no_reward_model(tiny_model, tmp_path):
+    get_peft_model(load(tiny_model), LoraConfig(task_type="CAUSAL_LM")).save_pretrained(tmp_path / "adapter")
+    byte_tokenizer().save_pretrained(tmp_path / "adapter")
+    data = write(tmp_path / "answers.jsonl", ANSWERS)
+    with pytest.raises(ValueError, match=r"is no reward model: it has no weights for score\.weight"):
+        main(["score", data, "--reward_model", str(tmp_path / "adapter")])
+
+
+def test_several_labels_need_one(tmp_path):
+    torch.manual_seed(2)
+    folder = saved(LlamaForSequenceClassification(config(pad_token_id=0, num_labels=3)), tmp_path / "rm")
+    data, out = write(tmp_path / "answers.jsonl", ANSWERS[:1]), tmp_path / "scored.jsonl.gz"
+    command = ["score", data, "--reward_model", folder, "--out", str(out), "--dtype", "float32"]
+    with pytest.raises(ValueError, match=r"has 3 labels: say which .* \(--reward_label, from 0 to 2\)"):
+        main(command)
+    with pytest.raises(ValueError, match=r"reward_label must be below 3"):
+        main([*command, "--reward_label", "3"])
+    assert main([*command, "--reward_label", "1"]) == 0
+    messages = ANSWERS[0]["prompt"] + [{"role": "assistant", "content": "no"}]
+    assert read(out)[0]["scores"][0] == pytest.approx(alone(folder, messages, 1), abs=1e-5)
+
+
+class WithScore(torch.nn.Module):
+    """As ArmoRM: 19 objectives in `logits`, and `score`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(pad_token_id=None, vocab_size=300, get_text_config=lambda: self.config)
+        self.device = torch.device("cpu")
+
+    def forward(self, input_ids: Any, attention_mask: Any) -> Any:
+        assert self.config.pad_token_id is not None or len(input_ids) == 1
+        ends = attention_mask.sum(1) - 1
+        score = input_ids.gather(1, ends[:, None])[:, 0].float()
+        return SimpleNamespace(logits=torch.zeros(len(score), 19), score=score)
+
+
+def test_the_score_of_a_model_that_has_one():
+    model = WithScore()
+    found = dict(reward_scores(model, [[[5, 6, 7], [8]], [[1, 2, 3, 4]]], batch_size=2))
+    assert found == {0: [7.0, 8.0], 1: [4.0]}
+    assert model.config.pad_token_id is None
+    model.config.vocab_size = 9  # no token is left for padding
+    found = dict(reward_scores(model, [[list(range(9)), [8]]], batch_size=2))
+    assert found == {0: [8.0, 8.0]}
+
+
+def test_what_is_cut_is_counted(folder, tmp_path, caplog):
+    data = write(tmp_path / "answers.jsonl", ANSWERS)
+    with caplog.at_level(logging.WARNING):
+        main(["score", data, "--reward_model", folder, "--max_length", "40"])
+    (said,) = [r.getMessage() for r in caplog.records if "are cut" in r.getMessage()]
+    assert said == "4 of 6 answers are cut, with their prompts, at 40 tokens (--max_length)"
+
+
+def test_a_stopped_run_is_continued(folder, tmp_path, monkeypatch):
+    data, out = write(tmp_path / "answers.jsonl", ANSWERS), tmp_path / "scored.jsonl.gz"
+    command = ["score", data, "--reward_model", folder, "--out", str(out), "--batch_size", "1", "--dtype", "float32"]
+    asked = []
+    whole = reward_model._scores
+
+    def scores(model: Any, rows: Any, label: Any) -> Any:
+        asked.append(rows)
+        if len(asked) == 4:
+            raise KeyboardInterrupt
+        return whole(model, rows, label)
+
+    monkeypatch.setattr(reward_model, "_scores", scores)
+    with pytest.raises(KeyboardInterrupt):
+        main(command)
+    with pytest.raises(ValueError, match="max_length=512, and this run has 50"):
+        main([*command, "--max_length", "50"])
+    assert main(command) == 0
+    assert len(asked) == 4 + 3  # three of the first row, whose scores were kept
+    for row, scores_alone in zip(read(out), expected(folder), strict=True):
+        assert row["scores"] == pytest.approx(scores_alone, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--reward_model", "FOLDER", "--metric", "jaccard"], "metric is for an evaluation factor: leave it out, or"),
+        (["--max_length", "8"], "max_length is for a reward model: name one with --reward_model"),
+        (["--reward_model", "FOLDER", "--reward_label", "-1"], "reward_label must be a whole number, at least 0"),
+        (["--reward_model", "/no/such"], "there is no model folder /no/such"),
+    ],
+)
+def test_bad_options(options, message, folder, tmp_path):
+    data = write(tmp_path / "answers.jsonl", ANSWERS)
+    with pytest.raises(ValueError, match=message):
+        main(["score", data, *(folder if each == "FOLDER" else each for each in options)])
+
+
+def test_bad_rows(folder, tmp_path):
+    for bad, message in (
+        ({"prompt": "a", "responses": []}, "column 'responses', row 1 of the train data set: .* no list"),
+        ({"prompt": "a", "responses": [None]}, "row 1 of the train data set: it should be an str"),
+        ({"prompt": None, "responses": ["b"]}, "column 'prompt', row 1 of the train data set: the value is None"),
+    ):
+        data = write(tmp_path / "bad.jsonl", [{"prompt": "a", "responses": ["b"]}, bad])
+        with pytest.raises(ValueError, match=message):
+            main(["score", data, "--reward_model", folder])
+
+
+def test_a_score_that_is_no_number():
+    model = WithScore()
+    model.forward = lambda **_: SimpleNamespace(logits=torch.tensor([[float("nan")]]))
+    with pytest.raises(ValueError, match=r"scores the answers of row 0 with \[nan\]: try another precision"):
+        list(reward_scores(model, [[[1]]]))

@@ -1,0 +1,176 @@
+"""`trl-margins generate`: answers of a model to prompts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..data.loading import load_splits, pick_split
+from .options import DTYPES, OptionsParser, RowOptions, option
+from .setup import check_writable, find_model, load_model, load_tokenizer
+
+if TYPE_CHECKING:
+    from ..generation.answers import Answering
+    from ..rows import PreferenceRow
+
+ENGINES = ("auto", "vllm", "continuous", "generate")
+
+
+@dataclass(kw_only=True)
+class GenerateArguments(RowOptions):
+    """Model, prompts, and how answers are sampled."""
+
+    model_name_or_path: str = option("Folder (also an adapter's), Hub id, or bundled:smollm2-135m-instruct.")
+    dataset_name: str = option(
+        "A file, a saved data set, a folder of files or a Hub id: prompts, pairs, lists or conversations."
+    )
+    dataset_split: str | None = option("Split; by default the only one there is.", None)
+    out: str = option("File for the answers, .jsonl or .jsonl.gz. If it has some of this run already, they are kept.")
+    n: int = option("Answers per prompt.", 5)
+    temperature: float = option("0 takes the most probable token.", 0.8)
+    top_p: float = option("Share of the probability from which tokens are drawn.", 0.95)
+    top_k: int = option("Number of tokens from which they are drawn; 0 for all.", 0)
+    max_new_tokens: int = option("Longest answer.", 2048)
+    seed: int = option("Seed of all draws.", 0)
+    as_chat: bool | None = option(
+        "Whether a prompt in text is the user's message. By default where the tokenizer has a chat template, but "
+        "not in pairs, which keep the form that training has.",
+        None,
+    )
+    max_prompts: int | None = option("Only the first prompts.", None)
+    shard: str | None = option("I/N: only every N-th prompt, from the I-th; for several devices.", None)
+    engine: str = option(
+        "vllm; continuous or generate, which are transformers'. By default vllm where it is installed and there is a "
+        "GPU, else continuous where there is flash attention, else generate.",
+        "auto",
+        choices=ENGINES,
+    )
+    engine_options: dict | str | None = option("Further arguments of vLLM's LLM or of ContinuousBatchingConfig.", None)
+    batch_size: int = option("Answers per forward pass of `generate`.", 64)
+    dtype: str = option(f"Dtype of the weights: {', '.join(DTYPES)}.", "auto", choices=DTYPES)
+    trust_remote_code: bool = option("Run the model's own code.", False)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Answers, writes the file."""
+    (args,) = OptionsParser("generate", GenerateArguments).parse(argv)
+    from ..generation.answers import answer, settings_of
+    from ..generation.sampling import Sampling
+    from ..generation.store import Store
+
+    sampling = Sampling(args.n, args.temperature, args.top_p, args.top_k, args.max_new_tokens, args.seed)
+    check_writable(Path(args.out).parent)
+    tokenizer = load_tokenizer(args.model_name_or_path, trust_remote_code=args.trust_remote_code)
+    rows = prompts_of(args, tokenizer)
+    engine = engine_of(args.engine)
+    family = "vllm" if engine == "vllm" else "transformers"  # whose engines give the same answers
+    store = Store(args.out, settings_of(args.model_name_or_path, family, args.dtype, sampling))
+    answer(rows, answering(args, engine, tokenizer), sampling, store, Path(args.dataset_name).name)
+    print(args.out)
+    return 0
+
+
+def prompts_of(args: GenerateArguments, tokenizer: Any) -> list[PreferenceRow]:
+    """The rows to answer."""
+    from ..rows import open_prompts
+    from ..rows.tokens import prepare_tokenizer
+
+    dataset = pick_split(load_splits(args.dataset_name, args.dataset_config), args.dataset_split, args.dataset_name)
+    as_chat = tokenizer.chat_template is not None if args.as_chat is None else args.as_chat
+    name = Path(args.dataset_name).name
+    rows = open_prompts(dataset, name, args.prompt_column, args.system_column, as_chat)[: args.max_prompts]
+    prepare_tokenizer(tokenizer, [name] if any(row.is_conversational for row in rows) else [])
+    if args.shard is None:
+        return rows
+    try:
+        first, total = (int(part) for part in args.shard.split("/"))
+        if not 1 <= first <= total:
+            raise ValueError
+    except ValueError:
+        raise ValueError(f"shard must be I/N with I from 1 to N, such as 1/4; it is {args.shard!r}") from None
+    return rows[first - 1 :: total]
+
+
+def engine_of(asked: str) -> str:
+    """The engine: the one asked for, or the fastest that this machine has."""
+    import torch
+
+    from ..generation import continuous
+
+    installed = find_spec("vllm") is not None
+    if asked == "vllm" and not installed:
+        raise ImportError("vLLM is not installed: run `pip install vllm`, or use another engine (--engine generate)")
+    if asked != "auto":
+        return asked
+    if installed and torch.cuda.is_available():
+        return "vllm"
+    return "continuous" if continuous.is_fast(device()) else "generate"
+
+
+def device() -> Any:
+    """The accelerator, or the CPU."""
+    import torch
+
+    return torch.accelerator.current_accelerator() or torch.device("cpu")
+
+
+def answering(args: GenerateArguments, name: str, tokenizer: Any) -> Answering:
+    """The model, which is loaded when the first answer is asked for."""
+    from ..generation.answers import Answering
+
+    options = _mapping(args.engine_options)
+    if options and name == "generate":
+        raise ValueError("engine_options are for vllm and continuous: leave them out, or name the engine (--engine)")
+    path = find_model(args.model_name_or_path)
+
+    def answers(**asked: Any) -> Iterator[tuple[int, list[list[int]]]]:
+        from accelerate.utils import is_peft_model
+
+        from ..generation import continuous, local, vllm
+
+        code = args.trust_remote_code
+        if name == "vllm":
+            yield from vllm.generate(*vllm.load(path, args.dtype, code, options), **asked)
+            return
+        model = load_model(args.model_name_or_path, dtype=args.dtype, device_map=None, trust_remote_code=code)
+        if is_peft_model(model):
+            model = model.merge_and_unload()
+        model.to(device())
+        if name == "continuous":
+            yield from continuous.generate(model, **asked, options=options)
+        else:
+            yield from local.generate(model, **asked, pad=tokenizer.pad_token_id, batch_size=args.batch_size)
+
+    return Answering(args.model_name_or_path, tokenizer, answers, *_limits(path, args.trust_remote_code))
+
+
+def _mapping(given: Any) -> dict[str, Any]:
+    try:
+        found = json.loads(given) if isinstance(given, str) else given or {}
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(f"engine_options must be a mapping, in JSON; it is {given!r}")
+    return found
+
+
+def _limits(path: str, code: bool) -> tuple[list[int], int | None]:
+    """The tokens that end an answer by the model's own account, and the longest text that it takes."""
+    from transformers import AutoConfig, GenerationConfig
+
+    adapter = Path(path) / "adapter_config.json"
+    if adapter.is_file():
+        path = find_model(json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"])
+    config = AutoConfig.from_pretrained(path, trust_remote_code=code)
+    if config.is_encoder_decoder:
+        raise ValueError(f"{path} is an encoder-decoder model, and generate takes causal models")
+    try:
+        end = GenerationConfig.from_pretrained(path).eos_token_id
+    except OSError:  # not every model has one
+        end = config.get_text_config().eos_token_id
+    ends = end if isinstance(end, list) else [end]
+    return [id for id in ends if id is not None], getattr(config.get_text_config(), "max_position_embeddings", None)

@@ -1,0 +1,1 @@
+"""Answers of a model to prompts, for preference pairs and benchmarks."""

@@ -1,0 +1,208 @@
+"""Scores answers with a reward model: a sequence classifier with one label."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..rows import PreferenceRow, RowError, RowReader, open_rows, tokenize
+from ..rows.form import Part, pruned, says, text_of
+from ..rows.list_forms import PROMPTS, RESPONSES
+from ..rows.lists import chat_turns, row_of
+from ..rows.opened import raw_rows
+
+logger = logging.getLogger(__name__)
+
+
+def load_reward_model(path: str, **kwargs: Any) -> Any:
+    """The sequence classifier of a folder or a Hub id, which may be an adapter's.
+
+    Raises:
+        ValueError: its head has no weights, so that its scores would be random.
+    """
+    from transformers import AutoModelForSequenceClassification
+    from transformers.models.llama import modeling_llama
+
+    if (Path(path) / "adapter_config.json").is_file():
+        return _load_adapter(path, **kwargs)
+    if not hasattr(modeling_llama, "LLAMA_INPUTS_DOCSTRING"):
+        # the code of ArmoRM and of models built on it imports this text, which transformers no longer has
+        modeling_llama.LLAMA_INPUTS_DOCSTRING = ""
+    model, report = AutoModelForSequenceClassification.from_pretrained(path, output_loading_info=True, **kwargs)
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(_no_head(path, missing))
+    return model
+
+
+def _load_adapter(path: str, **kwargs: Any) -> Any:
+    from peft import AutoPeftModelForSequenceClassification
+    from peft.utils import load_peft_weights
+
+    heads = {
+        name: weight
+        for name, weight in load_peft_weights(path, device="cpu").items()
+        if name.endswith(("score.weight", "classifier.weight", "out_proj.weight"))
+    }
+    if not heads:
+        raise ValueError(_no_head(path, ["score.weight"]))
+    labels = next(iter(heads.values())).shape[0]
+    return AutoPeftModelForSequenceClassification.from_pretrained(path, num_labels=labels, **kwargs).merge_and_unload()
+
+
+def _no_head(path: str, missing: Sequence[str]) -> str:
+    return (
+        f"{path} is no reward model: it has no weights for {', '.join(missing[:3])}, so its scores would be random. "
+        "Name a model that was trained to score answers, for example with TRL's RewardTrainer"
+    )
+
+
+def rows_to_score(
+    dataset: Dataset, split: str, prompt_column: str | None = None, system_column: str | None = None
+) -> tuple[list[PreferenceRow], bool]:
+    """The prompt and the answers of every row, and whether the rows are lists: a prompt and a column of `RESPONSES`.
+
+    Else they are pairs.
+
+    Raises:
+        RowError: a row that cannot be read.
+    """
+    columns = dataset.column_names
+    names = [next((each for each in some if each in columns), "") for some in (PROMPTS, RESPONSES)]
+    prompt, responses = prompt_column or names[0], names[1]
+    if not prompt or not responses or {"chosen", "rejected"} <= set(columns):
+        return list(open_rows(dataset, split, prompt_column, system_column)), False
+    reader = RowReader(split, tuple(columns), prompt, system_column, features=dataset.features)
+    within = getattr(dataset.features[responses], "feature", None)
+    rows = []
+    for number, raw in enumerate(raw_rows(dataset, [*reader.needed, responses], split)):
+        where, answers = reader.where(number), raw[responses]
+        if not isinstance(answers, list) or not answers:
+            raise RowError(f"column {responses!r}, {where}: {answers!r} is no list of one or more answers")
+        asked = reader.prompt_of(raw, number)
+        rows.append(row_of(asked.prompt, [pruned(each, within) for each in answers], where, asked.template))
+    return rows, True
+
+
+def tokens_to_score(rows: Sequence[PreferenceRow], tokenizer: Any, split: str) -> list[list[list[int]]]:
+    """The token ids of each prompt with each of its answers, as the reward model reads them.
+
+    By its chat template, if it has one. Else text is tokenized with an end token, as TRL's RewardTrainer does; and a
+    tokenizer that separates two texts gets them as two.
+    """
+    if tokenizer.chat_template is None and tokenizer.sep_token is not None:
+        pairs = [[text_of(part) for part in (row.prompt, answer)] for row in rows for answer in row.completions]
+        ids = iter(tokenizer(pairs)["input_ids"]) if pairs else iter(())
+        return [[next(ids) for _ in row.completions] for row in rows]
+    if tokenizer.chat_template is not None:
+        rows = [_as_chat(row) for row in rows]
+    elif any(row.is_conversational for row in rows):
+        raise ValueError(
+            f"{split} has messages, and the reward model's tokenizer has no chat template to render them: save one in "
+            "its folder as chat_template.jinja, or turn the messages into text"
+        )
+    found = tokenize(rows, tokenizer, lambda i: f"row {i} of {split}")
+    return [[each.prompt + completion for completion in each.completions] for each in found]
+
+
+def _as_chat(row: PreferenceRow) -> PreferenceRow:
+    if not isinstance(row.prompt, str):
+        return row
+    answers: list[Part] = [says("assistant", text_of(answer)) for answer in row.completions]
+    return replace(row, prompt=chat_turns(row.prompt) if row.prompt else [], completions=answers)
+
+
+@torch.no_grad()
+def reward_scores(
+    model: Any,
+    tokens: Sequence[Sequence[Sequence[int]]],
+    max_length: int | None = None,
+    batch_size: int = 16,
+    label: int | None = None,
+) -> Iterator[tuple[int, list[float]]]:
+    """Scores in an order of their own, rows of similar length together.
+
+    A score does not depend on its batch but for rounding: rows are padded on the right, where no causal model looks,
+    and the score is read where the model reads it for one row alone.
+
+    Args:
+        model: a sequence classifier.
+        tokens: [N] of [k] token ids.
+        max_length: longest prompt and answer; longer ones are cut at their end, and counted in the log.
+        batch_size: answers per forward pass.
+        label: which of several labels is the score.
+
+    Yields:
+        The number of a row, and the scores of its k answers.
+
+    Raises:
+        ValueError: several labels without `label`, a `label` that there is not, or a score that is no number.
+    """
+    n = sum(map(len, tokens))
+    if cut := sum(len(ids) > (max_length or len(ids)) for row in tokens for ids in row):
+        logger.warning("%d of %d answers are cut, with their prompts, at %d tokens (--max_length)", cut, n, max_length)
+    model.eval()
+    order = sorted(range(len(tokens)), key=lambda i: -max(map(len, tokens[i]), default=0))
+    with tqdm(total=n, desc="Scores", unit="answer") as progress:
+        for begin in range(0, len(order), batch_size):
+            some = order[begin : begin + batch_size]
+            answers = sorted(
+                ((i, k) for i in some for k in range(len(tokens[i]))), key=lambda at: -len(tokens[at[0]][at[1]])
+            )
+            found: dict[tuple[int, int], float] = {}
+            for first in range(0, len(answers), batch_size):
+                batch = answers[first : first + batch_size]
+                scores = _scores(model, [list(tokens[i][k])[:max_length] for i, k in batch], label)
+                found.update(zip(batch, scores, strict=True))
+                progress.update(len(batch))
+            for i in some:
+                scores = [found[i, k] for k in range(len(tokens[i]))]
+                if any(score != score or abs(score) == float("inf") for score in scores):
+                    raise ValueError(
+                        f"the reward model scores the answers of row {i} with {scores}: try another precision "
+                        "(--dtype float32), or drop the row"
+                    )
+                yield i, scores
+
+
+def _scores(model: Any, rows: Sequence[list[int]], label: int | None) -> list[float]:
+    config = model.config.get_text_config()
+    own, pad = config.pad_token_id, config.pad_token_id
+    if pad is None:  # the model reads the score at the last token, or, of a batch, in front of the padding
+        used = {id for ids in rows for id in ids}
+        pad = next((id for id in range(config.vocab_size) if id not in used), None)
+    if pad is None and len(rows) > 1:
+        return [score for ids in rows for score in _scores(model, [ids], label)]
+    width = max(map(len, rows))
+    ids = torch.tensor([[*each, *[pad or 0] * (width - len(each))] for each in rows], device=model.device)
+    mask = torch.tensor([[1] * len(each) + [0] * (width - len(each)) for each in rows], device=model.device)
+    config.pad_token_id = pad if len(rows) > 1 else own
+    try:
+        made = model(input_ids=ids, attention_mask=mask)
+    finally:
+        config.pad_token_id = own
+    return _one_label(made, label).float().tolist()
+
+
+def _one_label(made: Any, label: int | None) -> Tensor:
+    score: Tensor = made.score if getattr(made, "score", None) is not None else made.logits
+    if score.dim() == 1:
+        return score
+    labels = score.shape[-1]
+    if label is None and labels > 1:
+        raise ValueError(
+            f"the reward model has {labels} labels: say which of them is the score with reward_label (--reward_label, "
+            f"from 0 to {labels - 1})"
+        )
+    if label is not None and label >= labels:
+        raise ValueError(
+            f"reward_label must be below {labels}, the number of the reward model's labels; it is {label}"
+        )
+    return score[:, label or 0]

@@ -18,11 +18,13 @@ from datasets import Dataset
 from peft import LoraConfig
 
 from trl_margins import GapPOConfig, GapPOTrainer
+from trl_margins.cli import main
 from trl_margins.cli.setup import load_model
 from trl_margins.evaluation.scorer import completion_logps
 from trl_margins.evaluation.sets import evaluation_set
-from trl_margins.generation import benchmarks
-from trl_margins.generation.benchmarks import Decoding, ask, decoding_of, load_questions, write_answers
+from trl_margins.generation import benchmarks, local
+from trl_margins.generation.benchmarks import ask, decoding_of, load_questions, write_answers
+from trl_margins.generation.sampling import Sampling
 
 ALPACA_EVAL = [
     {"instruction": f"Question {i}?", "output": "reference", "generator": "gpt4_1106_preview", "dataset": "koala"}
@@ -30,7 +32,12 @@ ALPACA_EVAL = [
 ]
 ARENA_HARD = [{"uid": f"{i:016x}", "category": "hard_prompt", "prompt": f"Question {i}?"} for i in range(3)]
 ARENA_HARD_V01 = [
-    {"question_id": f"{i:032x}", "category": "arena-hard-v0.1", "cluster": "c", "turns": [{"content": f"Question {i}?"}]}
+    {
+        "question_id": f"{i:032x}",
+        "category": "arena-hard-v0.1",
+        "cluster": "c",
+        "turns": [{"content": f"Question {i}?"}],
+    }
     for i in range(3)
 ]
 MT_BENCH = [
@@ -40,6 +47,10 @@ MT_BENCH = [
     {"question_id": 141, "category": "stem", "turns": ["Explain.", "Why?"]},
     {"question_id": 161, "category": "another", "turns": ["What?", "And?"]},
 ]
+
+
+def drawn(temperature: float, max_new_tokens: int, top_p: float = 1.0) -> Sampling:
+    return Sampling(n=1, temperature=temperature, top_p=top_p, top_k=0, max_new_tokens=max_new_tokens)
 
 
 def written(path: Path, rows: list[dict[str, Any]]) -> str:
@@ -201,11 +212,11 @@ def test_a_later_turn_follows_the_models_own_answer(tmp_path):
 def test_alpaca_eval_is_answered_as_simpo_did(family, temperature, tokens, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     questions = load_questions("alpaca-eval", written(tmp_path / "questions.json", ALPACA_EVAL))
-    assert decoding_of("alpaca-eval", questions, family) == [Decoding(temperature, tokens, 1.0)] * 4
-    said = f"4 of 4 questions with temperature {temperature:g}, top_p 1, at most {tokens} new tokens"
+    assert decoding_of("alpaca-eval", questions, family) == [drawn(temperature, tokens, 1.0)] * 4
+    said = f"4 of 4 questions with temperature {temperature:g}, top_p 1, top_k 0, at most {tokens} new tokens"
     assert said in caplog.text
     own = decoding_of("alpaca-eval", questions, family, temperature=0.3, max_new_tokens=None, top_p=0.9)
-    assert own == [Decoding(0.3, tokens, 0.9)] * 4
+    assert own == [drawn(0.3, tokens, 0.9)] * 4
 
 
 def test_alpaca_eval_wants_a_family_or_values(tmp_path):
@@ -214,18 +225,20 @@ def test_alpaca_eval_wants_a_family_or_values(tmp_path):
         with pytest.raises(ValueError, match=r"AlpacaEval has no decoding .* --decoding \(mistral-7b-base, .*or give"):
             decoding_of("alpaca-eval", questions, None, **given)
     both = {"temperature": 1.0, "max_new_tokens": 8}
-    assert decoding_of("alpaca-eval", questions, None, **both) == [Decoding(1.0, 8)] * 4
+    assert decoding_of("alpaca-eval", questions, None, **both) == [drawn(1.0, 8)] * 4
 
 
 def test_the_family_is_one_of_simpos_table():
     for family in ("qwen2.5-7b-instruct/gamma-po", "llama-3-8b-instuct"):
-        with pytest.raises(ValueError, match=r"unknown model family of SimPO's decoding settings .*; known: mistral-7b"):
+        with pytest.raises(
+            ValueError, match=r"unknown model family of SimPO's decoding settings .*; known: mistral-7b"
+        ):
             decoding_of("arena-hard", [], family)
 
 
 def test_arena_hard_is_greedy_and_mt_bench_goes_by_category(tmp_path):
     questions = load_questions("arena-hard", written(tmp_path / "arena.jsonl", ARENA_HARD))
-    assert decoding_of("arena-hard", questions, "mistral-7b-base") == [Decoding(0.0, 4096)] * 3
+    assert decoding_of("arena-hard", questions, "mistral-7b-base") == [drawn(0.0, 4096)] * 3
     questions = load_questions("mt-bench", written(tmp_path / "mt.jsonl", MT_BENCH))
     found = decoding_of("mt-bench", questions, None)
     assert [each.temperature for each in found] == [0.7, 0.0, 0.0, 0.1, 0.7]
@@ -247,7 +260,11 @@ def test_arena_hard_is_greedy_and_mt_bench_goes_by_category(tmp_path):
         ("arena-hard", [{"prompt": "a", "turns": [{"content": "b"}]}], "row 1: question_id must be a text or a whole"),
         ("mt-bench", [{"question_id": 1, "turns": ["a", "b"]}], "row 1: category must be a text"),
         ("mt-bench", [{"question_id": 1, "category": "c", "turns": ["a"]}], "row 1: turns must be a list of 2; it is"),
-        ("mt-bench", [{"question_id": 1.5, "category": "c", "turns": ["a", "b"]}], "question_id .*whole number; it is"),
+        (
+            "mt-bench",
+            [{"question_id": 1.5, "category": "c", "turns": ["a", "b"]}],
+            "question_id .*whole number; it is",
+        ),
     ],
 )
 def test_a_row_that_is_no_question_is_named(name, rows, message, tmp_path):
@@ -258,12 +275,111 @@ def test_a_row_that_is_no_question_is_named(name, rows, message, tmp_path):
 
 def test_questions_that_cannot_be_had_come_with_the_way_to_them():
     command = r"run `hf download tatsu-lab/alpaca_eval alpaca_eval_gpt4_baseline.json --repo-type dataset"
-    with pytest.raises(ValueError, match=f"questions of AlpacaEval cannot be downloaded .*{command}.*--dataset_name"):
-        load_questions("alpaca-eval")
-    with pytest.raises(ValueError, match=r"Arena-Hard needs .* --dataset_name; it is data/arena-hard-v2.0/question"):
-        load_questions("arena-hard")
+    with pytest.raises(ValueError, match=f"cannot be downloaded .*{command}.*name the file with --dataset_name"):
+        load_questions("alpaca-eval", "tatsu-lab/alpaca_eval")
     with pytest.raises(ValueError, match=r"unknown benchmark 'alpaca_eval'; .*did you mean 'alpaca-eval'\?"):
-        load_questions("alpaca_eval")
+        load_questions("alpaca_eval", "tatsu-lab/alpaca_eval")
+
+
+def test_alpaca_evals_questions_are_downloaded_as_a_file(tmp_path, monkeypatch):
+    """The data set has a script, which `datasets` does not run."""
+    asked = []
+    file = written(tmp_path / "alpaca_eval_gpt4_baseline.json", ALPACA_EVAL)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *a, **k: asked.append((a, k)) or file)
+    assert len(load_questions("alpaca-eval", "tatsu-lab/alpaca_eval")) == 4
+    assert asked == [(("tatsu-lab/alpaca_eval", "alpaca_eval_gpt4_baseline.json"), {"repo_type": "dataset"})]
+
+
+# The command
+
+
+@pytest.fixture
+def generate(tiny_model, tmp_path):
+    def run(name: str, file: str, *flags: str) -> int:
+        command = ["generate", "--model_name_or_path", tiny_model, "--dataset_name", file, "--for", name]
+        return main([*command, "--out", str(tmp_path / "out"), "--max_new_tokens", "6", *flags])
+
+    return run
+
+
+def test_the_command_answers_every_benchmark(generate, tiny_model, tmp_path, capsys, encodings):
+    """Greedily, so that plain transformers has the same answers: also to the second turn."""
+    model, tokenizer = load(tiny_model), byte_tokenizer()
+
+    def plain(messages):
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
+        new = model.generate(ids, max_new_tokens=6, do_sample=False)[0, ids.shape[1] :]
+        return tokenizer.decode(new, skip_special_tokens=True).strip()
+
+    def user(text):
+        return {"role": "user", "content": text}
+
+    out = tmp_path / "out"
+    assert generate("alpaca-eval", written(tmp_path / "a.json", ALPACA_EVAL), "--temperature", "0") == 0
+    assert capsys.readouterr().out == f"{out}/model_outputs.json\n"
+    records = json.loads((out / "model_outputs.json").read_text())
+    assert [record["output"] for record in records] == [plain([user(row["instruction"])]) for row in ALPACA_EVAL]
+    assert {record["generator"] for record in records} == {Path(tiny_model).name}
+
+    assert generate("arena-hard", written(tmp_path / "b.jsonl", ARENA_HARD), "--model_id", "tiny") == 0
+    records = [json.loads(line) for line in (out / "model_answer/tiny.jsonl").read_text().splitlines()]
+    answers = [record["messages"][1]["content"]["answer"] for record in records]
+    assert answers == [plain([user(row["prompt"])]) for row in ARENA_HARD]
+    assert [path.name for path in (out / "model_answer").iterdir()] == ["tiny.jsonl"]  # the judge reads all of them
+
+    greedy = [row for row in MT_BENCH if row["category"] in ("math", "extraction")]
+    assert generate("mt-bench", written(tmp_path / "c.jsonl", greedy), "--model_id", "mt") == 0
+    records = [json.loads(line) for line in (out / "model_answer/mt.jsonl").read_text().splitlines()]
+    for record, row in zip(records, greedy, strict=True):
+        first, second = record["choices"][0]["turns"]
+        assert first == plain([user(row["turns"][0])])
+        assert second == plain([user(row["turns"][0]), {"role": "assistant", "content": first}, user(row["turns"][1])])
+
+
+def test_a_stopped_run_goes_on(generate, tmp_path, monkeypatch):
+    file = written(tmp_path / "c.jsonl", MT_BENCH)
+    assert generate("mt-bench", file, "--model_id", "whole", "--batch_size", "1") == 0
+    whole, batches = local._batch, []
+
+    def stops(*args):
+        batches.append(1)
+        if len(batches) > 3:
+            raise KeyboardInterrupt
+        return whole(*args)
+
+    monkeypatch.setattr(local, "_batch", stops)
+    with pytest.raises(KeyboardInterrupt):
+        generate("mt-bench", file, "--model_id", "parts", "--batch_size", "1")
+    assert not (tmp_path / "out/model_answer/parts.jsonl").exists()
+    batches = [-99]
+    monkeypatch.setattr(local, "_batch", lambda *args: batches.append(1) or whole(*args))
+    assert generate("mt-bench", file, "--model_id", "parts", "--batch_size", "1") == 0
+    assert len(batches) - 1 == 2 * len(MT_BENCH) - 3
+    one, other = (
+        [
+            json.loads(line)["choices"]
+            for line in (tmp_path / f"out/model_answer/{name}.jsonl").read_text().splitlines()
+        ]
+        for name in ("whole", "parts")
+    )
+    assert one == other
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--n", "5"], "reads one answer to each question: leave out --n, which is 5"),
+        (["--shard", "1/2"], "--shard is for prompts, not for a benchmark"),
+        (["--prompt_column", "prompt"], "--prompt_column is for prompts, not for a benchmark"),
+        (["--model_id", "org/model"], "model_id is also the name of a file"),
+        (["--out", "answers.jsonl"], "--out is a folder, in which the judge finds the file"),
+        (["--for", "arena"], "unknown benchmark 'arena'; known: alpaca-eval, arena-hard, mt-bench"),
+    ],
+)
+def test_what_is_no_benchmark_run_is_an_error(flags, message, generate, tmp_path):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        generate("arena-hard", written(tmp_path / "b.jsonl", ARENA_HARD), *flags)
 
 
 # The judges themselves
@@ -372,7 +488,7 @@ def trained(tiny_model, tmp_path_factory) -> dict[str, str]:
 
 @pytest.mark.parametrize("kind", ["model", "adapter"])
 def test_lm_eval_has_our_log_probabilities(kind, trained, tmp_path):
-    """Of the same texts, by code that is not ours: pair by pair, and as accuracy of a task that is a preference set."""
+    """Of the same texts, by code that is not ours: completion by completion, and as accuracy of a preference set."""
     lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed (extra: benchmarks)")
     from lm_eval.tasks import TaskManager
 

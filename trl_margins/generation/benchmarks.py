@@ -1,4 +1,4 @@
-"""AlpacaEval 2, Arena-Hard and MT-Bench: their questions, the decoding of the papers, and the files that their judges read.
+"""AlpacaEval, Arena-Hard and MT-Bench: their questions, the papers' decoding, and the files that their judges read.
 
 The judging is theirs: `docs/benchmarks.md` has the commands.
 """
@@ -11,7 +11,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -19,29 +19,28 @@ from typing import Any
 
 from ..checks import shown, unknown
 from ..data.loading import load_splits, pick_split
+from ..rows import PreferenceRow
+from .answers import Answering, answer, prompt_columns
+from .sampling import Sampling
+from .store import Store, key_of
 
 logger = logging.getLogger(__name__)
 
 Message = Mapping[str, str]
 
 
-@dataclass(frozen=True)
-class Decoding:
-    """How answers are drawn; temperature 0 is greedy."""
-
-    temperature: float
-    max_new_tokens: int
-    top_p: float = 1.0
+def _decoding(temperature: float, max_new_tokens: int) -> Sampling:
+    return Sampling(n=1, temperature=temperature, top_p=1.0, max_new_tokens=max_new_tokens)
 
 
 # SimPO's repository, eval/alpacaeval2/configs; Gemma's is in AlpacaEval's models_configs. Keys are folders of recipes.
-SIMPO_DECODING: Mapping[str, Decoding] = MappingProxyType(
+SIMPO_DECODING: Mapping[str, Sampling] = MappingProxyType(
     {
-        "mistral-7b-base": Decoding(0.7, 2048),
-        "mistral-7b-instruct": Decoding(0.5, 2048),
-        "llama-3-8b-base": Decoding(0.9, 4096),
-        "llama-3-8b-instruct": Decoding(0.9, 4096),
-        "gemma-2-9b-it": Decoding(0.5, 4096),
+        "mistral-7b-base": _decoding(0.7, 2048),
+        "mistral-7b-instruct": _decoding(0.5, 2048),
+        "llama-3-8b-base": _decoding(0.9, 4096),
+        "llama-3-8b-instruct": _decoding(0.9, 4096),
+        "gemma-2-9b-it": _decoding(0.5, 4096),
     }
 )
 # FastChat's llm_judge/common.py
@@ -77,7 +76,7 @@ class Benchmark:
     questions: str  # where they are, if no file is named
     read: Callable[[Mapping[str, Any]], Question]
     record: Callable[[Question, Sequence[str], str], dict[str, Any]]
-    decoding: Callable[[Question], Decoding] | None  # None: the benchmark says nothing, SimPO's table does
+    decoding: Callable[[Question], Sampling] | None  # None: the benchmark says nothing, SimPO's table does
     hub: tuple[str, str] | None = None  # data set and file
 
     def path(self, folder: str | Path, model: str) -> Path:
@@ -85,47 +84,44 @@ class Benchmark:
         return Path(folder) / self.file.format(model=model)
 
 
-def load_questions(name: str, file: str | None = None) -> list[Question]:
+def load_questions(name: str, file: str) -> list[Question]:
     """The questions of a benchmark in their order, from a file or, AlpacaEval's, from the Hub.
 
     Raises:
-        ValueError: no file where there must be one, an incomplete row, or two questions with one key.
+        ValueError: a file that cannot be had, an incomplete row, or two questions with one key.
     """
     benchmark = benchmark_of(name)
-    rows = pick_split(load_splits(file or _downloaded(benchmark)), None, file or benchmark.title)
+    splits = load_splits(_downloaded(*benchmark.hub) if benchmark.hub and file == benchmark.hub[0] else file)
     questions: dict[Any, Question] = {}
-    for number, row in enumerate(rows, 1):
+    for number, row in enumerate(pick_split(splits, None, file), 1):
         try:
             question = benchmark.read(row)
             if question.key in questions:
                 raise ValueError(f"the question {shown(question.key)} is asked twice: remove one of the rows")
         except ValueError as error:
-            raise ValueError(f"{file or benchmark.title}, row {number}: {error}") from None
+            message = f"{file}, row {number}: {error}; {benchmark.title}'s file is {benchmark.questions}"
+            raise ValueError(message) from None
         questions[question.key] = question
-    if not questions:
-        raise ValueError(f"{file} has no rows: it is {benchmark.questions}")
     return list(questions.values())
 
 
-def decoding_of(name: str, questions: Sequence[Question], family: str | None, **own: float | None) -> list[Decoding]:
-    """How each question is answered: the benchmark's settings, else SimPO's for a model family.
+def decoding_of(name: str, questions: Sequence[Question], family: str | None, **own: float | None) -> list[Sampling]:
+    """How each question is answered: as the benchmark says, else as SimPO's table says for a model family.
 
     Args:
         name: of the benchmark.
         questions: of the benchmark.
         family: a key of `SIMPO_DECODING`, or a recipe of such a model.
-        own: values of `Decoding`'s fields that take their place.
+        own: values of Sampling's fields that take their place, where they are not None.
 
     Raises:
         ValueError: a family without settings, or AlpacaEval with neither family nor values.
     """
     benchmark = benchmark_of(name)
-    given = {field: value for field, value in own.items() if value is not None}
-    of_family = None
-    if family is not None:
-        of_family = SIMPO_DECODING.get(family.split("/")[0])
-        if of_family is None:
-            raise unknown("model family of SimPO's decoding settings", family, SIMPO_DECODING)
+    given: Any = {field: value for field, value in own.items() if value is not None}
+    of_family = None if family is None else SIMPO_DECODING.get(family.split("/")[0])
+    if family is not None and of_family is None:
+        raise unknown("model family of SimPO's decoding settings", family, SIMPO_DECODING)
     if benchmark.decoding is None and of_family is None and not {"temperature", "max_new_tokens"} <= given.keys():
         raise ValueError(
             f"{benchmark.title} has no decoding settings of its own: name the model family with --decoding "
@@ -133,28 +129,28 @@ def decoding_of(name: str, questions: Sequence[Question], family: str | None, **
         )
     settings = []
     for question in questions:
-        usual = of_family or Decoding(0.0, 1) if benchmark.decoding is None else benchmark.decoding(question)
-        settings.append(Decoding(**{**vars(usual), **given}))  # type: ignore[arg-type]
-    counted = {setting: settings.count(setting) for setting in dict.fromkeys(settings)}
-    for setting, count in counted.items():
+        usual = benchmark.decoding(question) if benchmark.decoding else of_family or _decoding(0.0, 1)
+        settings.append(replace(usual, **given))
+    for setting in dict.fromkeys(settings):
         logger.info(
-            "%s: %d of %d questions with temperature %g, top_p %g, at most %d new tokens",
-            *(benchmark.title, count, len(settings), setting.temperature, setting.top_p, setting.max_new_tokens),
+            "%s: %d of %d questions with temperature %g, top_p %g, top_k %d, at most %d new tokens",
+            *(benchmark.title, settings.count(setting), len(settings), setting.temperature),
+            *(setting.top_p, setting.top_k, setting.max_new_tokens),
         )
     return settings
 
 
 def ask(
     questions: Sequence[Question],
-    settings: Sequence[Decoding],
-    answer: Callable[[list[list[Message]], Decoding], Sequence[str]],
+    settings: Sequence[Sampling],
+    replies: Callable[[list[list[Message]], Sampling], Sequence[str]],
 ) -> list[list[str]]:
     """All answers, turn by turn: a later turn follows the model's own answer to the turn before.
 
     Args:
         questions: [N]
         settings: [N]
-        answer: conversations that end with a question, and their common decoding → the answers.
+        replies: conversations that end with a question, and their common sampling → the answers.
     """
     answers: list[list[str]] = [[] for _ in questions]
     for setting in dict.fromkeys(settings):
@@ -162,9 +158,35 @@ def ask(
         for turn in range(max(len(questions[i].turns) for i in alike)):
             asked = [i for i in alike if turn < len(questions[i].turns)]
             conversations = [_conversation(questions[i].turns[: turn + 1], answers[i]) for i in asked]
-            for i, text in zip(asked, answer(conversations, setting), strict=True):
+            for i, text in zip(asked, replies(conversations, setting), strict=True):
                 answers[i].append(text.strip())  # as AlpacaEval and FastChat do
     return answers
+
+
+def ask_model(
+    questions: Sequence[Question],
+    settings: Sequence[Sampling],
+    model: Answering,
+    store_of: Callable[[str, Sampling], Store],
+) -> list[list[str]]:
+    """`ask`, of a model.
+
+    Args:
+        questions: [N]
+        settings: [N]
+        model: who answers.
+        store_of: the file for a part of the answers, by its name: one turn, with one temperature.
+    """
+
+    def replies(conversations: list[list[Message]], sampling: Sampling) -> list[str]:
+        turn = sum(message["role"] == "user" for message in conversations[0])
+        part = f"turn-{turn}-temperature-{sampling.temperature:g}"
+        rows = [PreferenceRow(list(map(dict, messages)), []) for messages in conversations]
+        made = answer(rows, model, sampling, store_of(part, sampling), part)
+        texts = {key_of(row): row["responses"][0] for row in made}
+        return [texts.get(key_of(prompt_columns(row)), "") for row in rows]  # "" where there was no room
+
+    return ask(questions, settings, replies)
 
 
 def write_answers(
@@ -202,22 +224,16 @@ def _conversation(turns: Sequence[str], answers: Sequence[str]) -> list[Message]
     return messages
 
 
-def _downloaded(benchmark: Benchmark) -> str:
-    if benchmark.hub is None:
-        raise ValueError(
-            f"{benchmark.title} needs its questions: name the file with --dataset_name; it is {benchmark.questions}"
-        )
+def _downloaded(data_set: str, file: str) -> str:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
 
-    data_set, file = benchmark.hub
     try:
         return hf_hub_download(data_set, file, repo_type="dataset")
-    except (OSError, HfHubHTTPError) as error:
+    except OSError as error:
         raise ValueError(
-            f"the questions of {benchmark.title} cannot be downloaded ({' '.join(str(error).split())[:200]}): where "
-            f"there is a network, run `hf download {data_set} {file} --repo-type dataset --local-dir .`, and name "
-            "the file with --dataset_name"
+            f"{file} of {data_set} cannot be downloaded ({' '.join(str(error).split())[:200]}): where there is a "
+            f"network, run `hf download {data_set} {file} --repo-type dataset --local-dir .`, and name the file with "
+            f"--dataset_name {file}"
         ) from error
 
 
@@ -345,7 +361,7 @@ BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType(
             questions="data/arena-hard-v2.0/question.jsonl of arena-hard-auto, or that of v0.1",
             read=_read_arena_hard,
             record=_arena_hard,
-            decoding=lambda question: Decoding(0.0, 4096),
+            decoding=lambda question: _decoding(0.0, 4096),
         ),
         "mt-bench": Benchmark(
             title="MT-Bench",
@@ -353,7 +369,7 @@ BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType(
             questions="fastchat/llm_judge/data/mt_bench/question.jsonl of FastChat",
             read=_read_mt_bench,
             record=_mt_bench,
-            decoding=lambda question: Decoding(MT_BENCH_TEMPERATURES.get(question.row["category"], 0.7), 1024),
+            decoding=lambda question: _decoding(MT_BENCH_TEMPERATURES.get(question.row["category"], 0.7), 1024),
         ),
     }
 )

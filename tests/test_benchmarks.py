@@ -26,6 +26,7 @@ from trl_margins.generation import benchmarks, local
 from trl_margins.generation.benchmarks import ask, decoding_of, load_questions, write_answers
 from trl_margins.generation.sampling import Sampling
 
+ROOT = Path(__file__).parents[1]
 ALPACA_EVAL = [
     {"instruction": f"Question {i}?", "output": "reference", "generator": "gpt4_1106_preview", "dataset": "koala"}
     for i in range(4)
@@ -474,7 +475,8 @@ def test_fastchat_judges_our_file(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def trained(tiny_model, tmp_path_factory) -> dict[str, str]:
-    """Folders of a model and of an adapter on the tiny one, saved by our trainer, and of the pairs they learned."""
+    """Folders of a model and of an adapter on the tiny one, saved by our trainer."""
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed (extra: benchmarks)")
     folder = tmp_path_factory.mktemp("trained")
     rows = preference_rows(24, form="conversational", seed=3)
     for name, lora in (("model", None), ("adapter", LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]))):
@@ -489,12 +491,12 @@ def trained(tiny_model, tmp_path_factory) -> dict[str, str]:
 @pytest.mark.parametrize("kind", ["model", "adapter"])
 def test_lm_eval_has_our_log_probabilities(kind, trained, tmp_path):
     """Of the same texts, by code that is not ours: completion by completion, and as accuracy of a preference set."""
-    lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed (extra: benchmarks)")
+    import lm_eval
     from lm_eval.tasks import TaskManager
 
     rows = preference_rows(30, form="conversational", seed=8)
     rows.to_json(tmp_path / "pairs.jsonl")
-    task = Path("docs/preference_task.yaml").read_text().replace("pairs.jsonl", str(tmp_path / "pairs.jsonl"))
+    task = (ROOT / "docs/preference_task.yaml").read_text().replace("pairs.jsonl", str(tmp_path / "pairs.jsonl"))
     (tmp_path / "preference_task.yaml").write_text(task.replace("<|im_end|>", "</s>"))
     where = {"pretrained": trained["model"]}
     if kind == "adapter":

@@ -275,8 +275,7 @@ def test_a_row_that_is_no_question_is_named(name, rows, message, tmp_path):
 
 
 def test_questions_that_cannot_be_had_come_with_the_way_to_them():
-    command = r"run `hf download tatsu-lab/alpaca_eval alpaca_eval_gpt4_baseline.json --repo-type dataset"
-    with pytest.raises(ValueError, match=f"cannot be downloaded .*{command}.*name the file with --dataset_name"):
+    with pytest.raises(ValueError, match=r"cannot be downloaded .*, from https://\S+, and name it with --dataset_name"):
         load_questions("alpaca-eval", "tatsu-lab/alpaca_eval")
     with pytest.raises(ValueError, match=r"unknown benchmark 'alpaca_eval'; .*did you mean 'alpaca-eval'\?"):
         load_questions("alpaca_eval", "tatsu-lab/alpaca_eval")

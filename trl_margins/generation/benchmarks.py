@@ -231,9 +231,8 @@ def _downloaded(data_set: str, file: str) -> str:
         return hf_hub_download(data_set, file, repo_type="dataset")
     except OSError as error:
         raise ValueError(
-            f"{file} of {data_set} cannot be downloaded ({' '.join(str(error).split())[:200]}): where there is a "
-            f"network, run `hf download {data_set} {file} --repo-type dataset --local-dir .`, and name the file with "
-            f"--dataset_name {file}"
+            f"{file} of {data_set} cannot be downloaded ({' '.join(str(error).split())[:200]}): get it where there is "
+            f"a network, from https://huggingface.co/datasets/{data_set}, and name it with --dataset_name {file}"
         ) from error
 
 

@@ -18,6 +18,7 @@ from datasets import Dataset
 from peft import LoraConfig
 
 from trl_margins import GapPOConfig, GapPOTrainer
+from trl_margins.cli import generate as cli
 from trl_margins.cli import main
 from trl_margins.cli.setup import load_model
 from trl_margins.evaluation.scorer import completion_logps
@@ -254,7 +255,7 @@ def test_arena_hard_is_greedy_and_mt_bench_goes_by_category(tmp_path):
     [
         ("alpaca-eval", [{"prompt": "a"}], r"row 1: instruction must be a text .* None \(columns: \['prompt'\]\)"),
         ("alpaca-eval", [{"instruction": "a"}, {"instruction": " "}], "row 2: instruction must be a text that is not"),
-        ("alpaca-eval", [{"instruction": "a"}, {"instruction": "a"}], "row 2: the question 'a' is asked twice"),
+        ("arena-hard", [{"uid": "a", "prompt": text} for text in "bc"], "row 2: a row before has the same key 'a'"),
         ("arena-hard", [{"uid": "a", "text": "b"}], "row 1: prompt must be a text"),
         ("arena-hard", [{"question_id": "a", "turns": ["b"]}], "row 1: content of turns must be a text"),
         ("arena-hard", [{"question_id": "a"}], "row 1: turns must be a list of 1; it is None"),
@@ -275,7 +276,9 @@ def test_a_row_that_is_no_question_is_named(name, rows, message, tmp_path):
 
 
 def test_questions_that_cannot_be_had_come_with_the_way_to_them():
-    with pytest.raises(ValueError, match=r"cannot be downloaded .*, from https://\S+, and name it with --dataset_name"):
+    with pytest.raises(
+        ValueError, match=r"cannot be downloaded .*, from https://\S+, and name it with --dataset_name"
+    ):
         load_questions("alpaca-eval", "tatsu-lab/alpaca_eval")
     with pytest.raises(ValueError, match=r"unknown benchmark 'alpaca_eval'; .*did you mean 'alpaca-eval'\?"):
         load_questions("alpaca_eval", "tatsu-lab/alpaca_eval")
@@ -337,6 +340,10 @@ def test_the_command_answers_every_benchmark(generate, tiny_model, tmp_path, cap
         assert second == plain([user(row["turns"][0]), {"role": "assistant", "content": first}, user(row["turns"][1])])
 
 
+def test_the_help_names_every_benchmark():
+    assert set(cli.BENCHMARKS) == set(benchmarks.BENCHMARKS)
+
+
 def test_a_stopped_run_goes_on(generate, tmp_path, monkeypatch):
     file = written(tmp_path / "c.jsonl", MT_BENCH)
     assert generate("mt-bench", file, "--model_id", "whole", "--batch_size", "1") == 0
@@ -380,6 +387,21 @@ def test_a_stopped_run_goes_on(generate, tmp_path, monkeypatch):
 def test_what_is_no_benchmark_run_is_an_error(flags, message, generate, tmp_path):
     with pytest.raises(ValueError, match=re.escape(message)):
         generate("arena-hard", written(tmp_path / "b.jsonl", ARENA_HARD), *flags)
+
+
+@pytest.mark.parametrize("option", ["decoding", "model_id"])
+def test_what_is_for_benchmarks_is_an_error_without_one(option, tiny_model, tmp_path):
+    command = [
+        "generate",
+        "--model_name_or_path",
+        tiny_model,
+        "--dataset_name",
+        "d",
+        "--out",
+        str(tmp_path / "o.jsonl"),
+    ]
+    with pytest.raises(ValueError, match=f"--{option} is for a benchmark: name one with --for, or leave it out"):
+        main([*command, f"--{option}", "x"])
 
 
 # The judges themselves
@@ -520,3 +542,14 @@ def test_lm_eval_has_our_log_probabilities(kind, trained, tmp_path):
     accuracy = found["results"]["preference"]["acc,none"]
     assert accuracy == (ours[:, 0] > ours[:, 1]).mean()
     assert abs(ours - ours_of(load(trained["base"]))).max() > 0.1  # what was trained is what was loaded
+
+
+def test_lm_eval_has_the_tasks_of_the_page():
+    lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed (extra: benchmarks)")
+    from lm_eval.tasks import TaskManager
+
+    named = re.findall(r"^\| [\w-]+ \| `(\w+)` \| \d+ \|", (ROOT / "docs/benchmarks.md").read_text(), re.MULTILINE)
+    assert len(named) == 10
+    folders = [Path(lm_eval.__file__).parent / "tasks" / name.split("_")[0] for name in named]
+    found = TaskManager(include_path=sorted({str(folder) for folder in folders}), include_defaults=False).all_tasks
+    assert {*named, "leaderboard"} <= set(found)

@@ -83,7 +83,10 @@ def main(argv: Sequence[str]) -> int:
     from ..generation.sampling import Sampling
 
     if args.benchmark is not None:
-        return answer_benchmark(args)
+        return answer_benchmark(args, args.benchmark)
+    for name in ("decoding", "model_id"):
+        if getattr(args, name) is not None:
+            raise ValueError(f"--{name} is for a benchmark: name one with --for, or leave it out")
     sampling = Sampling(**given(args))
     check_writable(Path(args.out).parent)
     tokenizer = load_tokenizer(args.model_name_or_path, trust_remote_code=args.trust_remote_code)
@@ -110,14 +113,14 @@ def store_of(args: GenerateArguments, engine: str, out: str | Path, sampling: Sa
     return Store(out, settings_of(args.model_name_or_path, family, args.dtype, sampling))
 
 
-def answer_benchmark(args: GenerateArguments) -> int:
+def answer_benchmark(args: GenerateArguments, name: str) -> int:
     """Answers a benchmark's questions, writes the file for its judge."""
     from ..generation.benchmarks import ask_model, decoding_of, load_questions, write_answers
     from ..rows.tokens import prepare_tokenizer
 
-    for name in ("shard", "as_chat", "prompt_column", "system_column", "dataset_config", "dataset_split"):
-        if getattr(args, name) is not None:
-            raise ValueError(f"--{name} is for prompts, not for a benchmark: leave it out, or leave out --for")
+    for other in ("shard", "as_chat", "prompt_column", "system_column", "dataset_config", "dataset_split"):
+        if getattr(args, other) is not None:
+            raise ValueError(f"--{other} is for prompts, not for a benchmark: leave it out, or leave out --for")
     if args.n not in (None, 1):
         raise ValueError(f"the judge reads one answer to each question: leave out --n, which is {args.n}")
     if Path(args.out).suffix in (".json", ".jsonl", ".gz"):
@@ -125,12 +128,12 @@ def answer_benchmark(args: GenerateArguments) -> int:
     model = args.model_id or Path(args.model_name_or_path).resolve().name
     if model != Path(model).name:
         raise ValueError(f"model_id is also the name of a file, so it has no slash; it is {model!r}")
-    questions = load_questions(args.benchmark, args.dataset_name)[: args.max_prompts]
-    settings = decoding_of(args.benchmark, questions, args.decoding, **given(args))
+    questions = load_questions(name, args.dataset_name)[: args.max_prompts]
+    settings = decoding_of(name, questions, args.decoding, **given(args))
     made = Path(args.out) / "generated" / model
     check_writable(made)
     tokenizer = load_tokenizer(args.model_name_or_path, trust_remote_code=args.trust_remote_code)
-    prepare_tokenizer(tokenizer, [args.benchmark])
+    prepare_tokenizer(tokenizer, [name])
     engine = engine_of(args.engine)
     answers = ask_model(
         questions,
@@ -138,7 +141,7 @@ def answer_benchmark(args: GenerateArguments) -> int:
         answering(args, engine, tokenizer),
         lambda part, sampling: store_of(args, engine, made / f"{part}.jsonl", sampling),
     )
-    print(write_answers(args.benchmark, args.out, model, questions, answers))
+    print(write_answers(name, args.out, model, questions, answers))
     return 0
 
 

@@ -62,7 +62,7 @@ MT_BENCH_TEMPERATURES: Mapping[str, float] = MappingProxyType(
 class Question:
     """What is asked, turn by turn."""
 
-    key: Any  # by which the judge finds the answer
+    key: Any  # by which the judge finds the answer; None if it goes by the text
     turns: tuple[str, ...]
     row: Mapping[str, Any]
 
@@ -92,17 +92,18 @@ def load_questions(name: str, file: str) -> list[Question]:
     """
     benchmark = benchmark_of(name)
     splits = load_splits(_downloaded(*benchmark.hub) if benchmark.hub and file == benchmark.hub[0] else file)
-    questions: dict[Any, Question] = {}
+    questions, keys = [], set()
     for number, row in enumerate(pick_split(splits, None, file), 1):
         try:
             question = benchmark.read(row)
-            if question.key in questions:
-                raise ValueError(f"the question {shown(question.key)} is asked twice: remove one of the rows")
+            if question.key in keys:
+                raise ValueError(f"a row before has the same key {shown(question.key)}: remove one of the two")
         except ValueError as error:
             message = f"{file}, row {number}: {error}; {benchmark.title}'s file is {benchmark.questions}"
             raise ValueError(message) from None
-        questions[question.key] = question
-    return list(questions.values())
+        questions.append(question)
+        keys |= {question.key} - {None}
+    return questions
 
 
 def decoding_of(name: str, questions: Sequence[Question], family: str | None, **own: float | None) -> list[Sampling]:
@@ -257,7 +258,7 @@ def _turns(row: Mapping[str, Any], number: int) -> list[Any]:
 
 def _read_alpaca_eval(row: Mapping[str, Any]) -> Question:
     instruction = _text(row, "instruction", row.get("instruction"))
-    return Question(instruction, (instruction,), row)
+    return Question(None, (instruction,), row)
 
 
 def _read_arena_hard(row: Mapping[str, Any]) -> Question:

@@ -56,7 +56,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing the tested set (about a minute) ..."
 	$(PIP) torch
-	$(PIP) --editable '.[bertscore,demo,dev,report]'
+	$(PIP) --editable '.[benchmarks,bertscore,demo,dev,report]'
 	@touch $@
 
 $(VENV)/.docs: $(INSTALLED)

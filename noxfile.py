@@ -15,7 +15,7 @@ nox.options.reuse_venv = "yes"
 nox.options.envdir = ".venv/nox"  # ignored by git, and gone with `make clean`
 
 TESTED = ("--constraint", "constraints.txt")
-PROJECT = ("--editable", ".[bertscore,demo,dev,report]")
+PROJECT = ("--editable", ".[benchmarks,bertscore,demo,dev,report]")
 # Always the tested one: a build of it is gigabytes, and TRL and transformers are what changes under us
 TORCH = next(line for line in Path("constraints.txt").read_text().splitlines() if line.startswith("torch=="))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import re
 import shlex
 import shutil
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from inspect import signature
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -64,6 +66,14 @@ ADDED = {
 }
 # What a `train` says that a page leaves out with an ellipsis
 LEFT_OUT = {"--model_name_or_path": "tiny", "--dataset_name": "pairs.jsonl.gz", "--output_dir": "left-out"}
+# The questions of benchmarks, where their projects have them
+QUESTIONS = {
+    "alpaca_eval_gpt4_baseline.json": {"instruction": "Say a.", "output": "a", "generator": "g", "dataset": "koala"},
+    "arena-hard-auto/data/arena-hard-v2.0/question.jsonl": {"uid": "1", "category": "hard_prompt", "prompt": "Say a."},
+    "FastChat/fastchat/llm_judge/data/mt_bench/question.jsonl": {
+        **{"question_id": 81, "category": "writing", "turns": ["Say a.", "Say b."]},
+    },
+}
 # What `pip install` may also be given
 OTHER_PACKAGES = {"deepspeed", "bitsandbytes"}
 # Blocks in another language say that they are not to be run
@@ -165,6 +175,9 @@ def workspace(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Path
     )
     prompts = [{"prompt": f"say {i} "} for i in range(4)]
     Dataset.from_list(prompts).to_json(folder / "prompts.jsonl.gz", compression="gzip")
+    for name, row in QUESTIONS.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(json.dumps([row] if name.endswith(".json") else row) + "\n")
     shutil.copytree(tiny_model, folder / "tiny")
     shutil.copytree(tiny_model, folder / "reward-model")
     reward = LlamaConfig.from_pretrained(tiny_model, num_labels=1)
@@ -254,6 +267,10 @@ def run(words: list[str], already_run: set[str]) -> None:
         check_pip(rest)
     elif program == "accelerate":
         check_launch(rest)
+    elif program == "hf":
+        assert rest[0] == "download"
+    elif program in ("alpaca_eval", "lm_eval"):
+        check_judge(program, rest)
     elif program == "nox":
         assert rest[0] == "-s"
         assert f"\ndef {rest[1]}(session" in (ROOT / "noxfile.py").read_text()
@@ -286,6 +303,22 @@ def check_pip(words: list[str]) -> None:
         match = re.fullmatch(r"(?:\.|trl-margins)(?:\[(.+)\])?", word)
         assert match, f"pip install {word}: not this package"
         assert set((match[1] or "").split(",")) - {""} <= set(extras), word
+
+
+def check_judge(program: str, words: list[str]) -> None:
+    """The flags are the program's, and the files are there that earlier commands of the page have written."""
+    if importlib.util.find_spec(program) is None:
+        return
+    if program == "lm_eval":
+        from lm_eval._cli import HarnessCLI
+
+        assert HarnessCLI()._parser.parse_args(words).model == "hf"
+        return
+    given = dict(zip(words[::2], words[1::2], strict=True))
+    assert {flag.removeprefix("--") for flag in given} <= signature(
+        importlib.import_module(program).evaluate
+    ).parameters.keys()
+    assert all(Path(given[flag]).is_file() for flag in ("--model_outputs", "--reference_outputs"))
 
 
 def check_launch(words: list[str]) -> None:

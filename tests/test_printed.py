@@ -74,6 +74,8 @@ INSTEAD = {
     "methods": "gappo",
     "noise": "random:0.2",
     "length:RATE": "length:0.2",
+    "for": "mt-bench",
+    "benchmark": "mt-bench",
     "FOLDER": "folder",
     "FILE": "file",
     "NAME": "name",
@@ -95,6 +97,7 @@ SAID_BY = {
 }
 _LAUNCHERS = (launch_command_parser(), get_args_parser())
 OPTIONS_OF_OTHERS = {name for launcher in _LAUNCHERS for name in vars(launcher.parse_args(["script.py"]))}
+OPTIONS_OF_OTHERS |= {"reference_outputs", "fn_metric", "sort_by", "annotators_config"}  # alpaca_eval's
 # words behind "trl-margins" that are no commands
 _PROSE = {"from", "has", "needs"}
 
@@ -463,6 +466,12 @@ _NAMES |= {
     "eval_loss",
     *trl.ModelConfig.__dataclass_fields__,
     *(name.value for name in OptimizerNames),
+}
+_NAMES |= {  # of AlpacaEval, Arena-Hard and lm-evaluation-harness
+    *("length_controlled_winrate", "win_rate", "avg_length", "openai_completions", "huggingface_local_completions"),
+    *("weighted_alpaca_eval_gpt4_turbo", "alpaca_eval_vllm_llama3_70b_fn", "model_list", "acc_norm", "exact_match"),
+    *(f"leaderboard_{task}" for task in ("mmlu_pro", "ifeval", "bbh", "gpqa", "musr", "math_hard")),
+    *("arc_challenge", "truthfulqa_mc2", "prompt_level_strict_acc"),
 }
 _NAMES |= {key for keys in FOREIGN.values() for key in keys}  # which are not those of the code
 

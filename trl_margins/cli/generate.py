@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,12 @@ from .setup import check_writable, find_model, load_model, load_tokenizer
 
 if TYPE_CHECKING:
     from ..generation.answers import Answering
+    from ..generation.sampling import Sampling
+    from ..generation.store import Store
     from ..rows import PreferenceRow
 
+BENCHMARKS = ("alpaca-eval", "arena-hard", "mt-bench")
+OR_THE_BENCHMARKS = ", or the benchmark's with --for"
 ENGINES = ("auto", "vllm", "continuous", "generate")
 
 
@@ -29,12 +34,28 @@ class GenerateArguments(RowOptions):
         "A file, a saved data set, a folder of files or a Hub id: prompts, pairs, lists or conversations."
     )
     dataset_split: str | None = option("Split; by default the only one there is.", None)
-    out: str = option("File for the answers, .jsonl or .jsonl.gz. If it has some of this run already, they are kept.")
-    n: int = option("Answers per prompt.", 5)
-    temperature: float = option("0 takes the most probable token.", 0.8)
-    top_p: float = option("Share of the probability from which tokens are drawn.", 0.95)
-    top_k: int = option("Number of tokens from which they are drawn; 0 for all.", 0)
-    max_new_tokens: int = option("Longest answer.", 2048)
+    out: str = option(
+        "File for the answers, .jsonl or .jsonl.gz; with --for, a folder. If it has some of this run already, they "
+        "are kept."
+    )
+    benchmark: str | None = option(
+        f"{', '.join(BENCHMARKS)}: writes the file that its judge reads. The data set is its questions.",
+        None,
+        aliases=["--for"],
+    )
+    decoding: str | None = option(
+        "With --for alpaca-eval, as SimPO decodes which family of models: that of a recipe, such as "
+        "llama-3-8b-instruct.",
+        None,
+    )
+    model_id: str | None = option("With --for, the model's name for the judge. By default that of its folder.", None)
+    n: int | None = option("Answers per prompt. Default: 5, or 1 with --for.", None)
+    temperature: float | None = option(f"0 takes the most probable token. Default: 0.8{OR_THE_BENCHMARKS}.", None)
+    top_p: float | None = option(
+        f"Share of the probability from which tokens are drawn. Default: 0.95{OR_THE_BENCHMARKS}.", None
+    )
+    top_k: int | None = option("Number of tokens from which they are drawn; 0 for all, the default.", None)
+    max_new_tokens: int | None = option(f"Longest answer. Default: 2048{OR_THE_BENCHMARKS}.", None)
     seed: int = option("Seed of all draws.", 0)
     as_chat: bool | None = option(
         "Whether a prompt in text is the user's message. By default where the tokenizer has a chat template, but "
@@ -58,19 +79,69 @@ class GenerateArguments(RowOptions):
 def main(argv: Sequence[str]) -> int:
     """Answers, writes the file."""
     (args,) = OptionsParser("generate", GenerateArguments).parse(argv)
-    from ..generation.answers import answer, settings_of
+    from ..generation.answers import answer
     from ..generation.sampling import Sampling
-    from ..generation.store import Store
 
-    sampling = Sampling(args.n, args.temperature, args.top_p, args.top_k, args.max_new_tokens, args.seed)
+    if args.benchmark is not None:
+        return answer_benchmark(args, args.benchmark)
+    for name in ("decoding", "model_id"):
+        if getattr(args, name) is not None:
+            raise ValueError(f"--{name} is for a benchmark: name one with --for, or leave it out")
+    sampling = Sampling(**given(args))
     check_writable(Path(args.out).parent)
     tokenizer = load_tokenizer(args.model_name_or_path, trust_remote_code=args.trust_remote_code)
     rows = prompts_of(args, tokenizer)
     engine = engine_of(args.engine)
-    family = "vllm" if engine == "vllm" else "transformers"  # whose engines give the same answers
-    store = Store(args.out, settings_of(args.model_name_or_path, family, args.dtype, sampling))
+    store = store_of(args, engine, args.out, sampling)
     answer(rows, answering(args, engine, tokenizer), sampling, store, Path(args.dataset_name).name)
     print(args.out)
+    return 0
+
+
+def given(args: GenerateArguments) -> dict[str, Any]:
+    """Fields of Sampling that have a value."""
+    names = ("n", "temperature", "top_p", "top_k", "max_new_tokens", "seed")
+    return {name: value for name in names if (value := getattr(args, name)) is not None}
+
+
+def store_of(args: GenerateArguments, engine: str, out: str | Path, sampling: Sampling) -> Store:
+    """The file of answers that are drawn in this way."""
+    from ..generation.answers import settings_of
+    from ..generation.store import Store
+
+    family = "vllm" if engine == "vllm" else "transformers"  # whose engines give the same answers
+    return Store(out, settings_of(args.model_name_or_path, family, args.dtype, sampling))
+
+
+def answer_benchmark(args: GenerateArguments, name: str) -> int:
+    """Answers a benchmark's questions, writes the file for its judge."""
+    from ..generation.benchmarks import ask_model, decoding_of, load_questions, write_answers
+    from ..rows.tokens import prepare_tokenizer
+
+    for other in ("shard", "as_chat", "prompt_column", "system_column", "dataset_config", "dataset_split"):
+        if getattr(args, other) is not None:
+            raise ValueError(f"--{other} is for prompts, not for a benchmark: leave it out, or leave out --for")
+    if args.n not in (None, 1):
+        raise ValueError(f"the judge reads one answer to each question: leave out --n, which is {args.n}")
+    if Path(args.out).suffix in (".json", ".jsonl", ".gz"):
+        raise ValueError(f"with --for, --out is a folder, in which the judge finds the file; it is {args.out}")
+    model = args.model_id or Path(args.model_name_or_path).resolve().name
+    if model != Path(model).name:
+        raise ValueError(f"model_id is also the name of a file, so it has no slash; it is {model!r}")
+    questions = load_questions(name, args.dataset_name)[: args.max_prompts]
+    settings = decoding_of(name, questions, args.decoding, **given(args))
+    made = Path(args.out) / "generated" / model
+    check_writable(made)
+    tokenizer = load_tokenizer(args.model_name_or_path, trust_remote_code=args.trust_remote_code)
+    prepare_tokenizer(tokenizer, [name])
+    engine = engine_of(args.engine)
+    answers = ask_model(
+        questions,
+        settings,
+        answering(args, engine, tokenizer),
+        lambda part, sampling: store_of(args, engine, made / f"{part}.jsonl", sampling),
+    )
+    print(write_answers(name, args.out, model, questions, answers))
     return 0
 
 
@@ -127,23 +198,27 @@ def answering(args: GenerateArguments, name: str, tokenizer: Any) -> Answering:
         raise ValueError("engine_options are for vllm and continuous: leave them out, or name the engine (--engine)")
     path = find_model(args.model_name_or_path)
 
-    def answers(**asked: Any) -> Iterator[tuple[int, list[list[int]]]]:
+    @cache  # the turns of a benchmark ask several times
+    def loaded() -> Any:
         from accelerate.utils import is_peft_model
 
-        from ..generation import continuous, local, vllm
+        from ..generation import vllm
 
         code = args.trust_remote_code
         if name == "vllm":
-            yield from vllm.generate(*vllm.load(path, args.dtype, code, options), **asked)
-            return
+            return vllm.load(path, args.dtype, code, options)
         model = load_model(args.model_name_or_path, dtype=args.dtype, device_map=None, trust_remote_code=code)
-        if is_peft_model(model):
-            model = model.merge_and_unload()
-        model.to(device())
-        if name == "continuous":
-            yield from continuous.generate(model, **asked, options=options)
+        return (model.merge_and_unload() if is_peft_model(model) else model).to(device())
+
+    def answers(**asked: Any) -> Iterator[tuple[int, list[list[int]]]]:
+        from ..generation import continuous, local, vllm
+
+        if name == "vllm":
+            yield from vllm.generate(*loaded(), **asked)
+        elif name == "continuous":
+            yield from continuous.generate(loaded(), **asked, options=options)
         else:
-            yield from local.generate(model, **asked, pad=tokenizer.pad_token_id, batch_size=args.batch_size)
+            yield from local.generate(loaded(), **asked, pad=tokenizer.pad_token_id, batch_size=args.batch_size)
 
     return Answering(args.model_name_or_path, tokenizer, answers, *_limits(path, args.trust_remote_code))
 

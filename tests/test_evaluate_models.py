@@ -207,6 +207,7 @@ def test_models_side_by_side_have_their_own_numbers(tiny_model, other_model, tmp
         alone.append([f"{report['pwa_all']:.4f}" for report in one["sets"].values()])
     head, _, *rows = printed.splitlines()
     assert [cell.strip() for cell in head.split("|")[1:-1]] == ["ranking accuracy", "id", "prompt_ood"]
+    assert printed.count("pairwise accuracy by length") == 2  # one table of both models for each set
     for row, accuracies in zip(rows, alone, strict=False):
         assert [cell.split()[0] for cell in row.split("|")[2:-1]] == accuracies
     read_report(tmp_path / "one")
@@ -469,6 +470,10 @@ def test_plot_of_pairs_and_lists(tiny_model, other_model, pairs, tmp_path, capsy
     assert "Gaussian kernel densities (Scott's bandwidth) over 6 to 12 pairs" in capsys.readouterr().out
     with pytest.raises(ValueError, match="a figure is one of"):
         evaluate(*argv, "--plot", "densities.gif")
+    bench = {"prompt": "a", "chosen": ["x", "y", "z"], "rejected": ["u", "v", "w"]}
+    (tmp_path / "chat_filtered.json").write_text(json.dumps([bench]))
+    with pytest.raises(ValueError, match="RM-Bench has no pairs to draw"):
+        evaluate(*argv[:3], "--dataset_name", tmp_path / "chat_filtered.json", "--plot", tmp_path / "d.png")
 
 
 def run(name, **config):

@@ -123,8 +123,6 @@ def _plot(file: str, reward: str, measured: Mapping[str, Measured]) -> None:
     for model, found in zip(unique_names(list(measured)), measured.values(), strict=True):
         for name, of in found.gaps_and_logps(reward == "length-normalized").items():
             sets.setdefault(name, {})[model] = of
-    if not sets:
-        raise ValueError(f"--plot {file}: there is nothing to draw in RM-Bench: name a set of pairs or of lists")
     figure, caption = densities(sets, reward)
     Path(file).write_bytes(render(figure, Path(file).suffix[1:]))
     print(f"\n{file}: {caption}")

@@ -98,7 +98,7 @@ def measure(
         target: what the cases are measured against.
 
     Raises:
-        ValueError: no reference model, another vocabulary, or rewards that are not finite.
+        ValueError: nothing to draw, no reference model, another vocabulary, or rewards that are not finite.
     """
     from accelerate.utils import is_peft_model
 
@@ -111,6 +111,8 @@ def measure(
 
     tokenizer = load_tokenizer(name, trust_remote_code=args.trust_remote_code)
     sets = load_sets(tokenizer.chat_template is not None)
+    if args.plot and all(each.kind == "rm-bench" for each in sets):
+        raise ValueError(f"--plot {args.plot}: RM-Bench has no pairs to draw: name a set of pairs or of lists, too")
     prepare_tokenizer(tokenizer, [each.name for each in sets if any(row.is_conversational for row in each.rows)])
     model = load(name)
     compares = args.reward == "log-ratio" or (target is not None and target.objective.needs_reference)

@@ -68,9 +68,9 @@ def report_tables(
     }
     unit = "nats per token" if reward == "length-normalized" else "nats"
     parts = [pair_table(kinds["pairs"], min_score_gap, unit)] if kinds["pairs"] else []
-    for name, report in kinds["pairs"].items() if bins else ():
-        titles = {f"by_{by.replace(' ', '_')}": f"{name}, by {by}" for by in ("score gap", "length", "subset")}
-        parts += [_bins_table(report[key], title) for key, title in titles.items() if report.get(key)]
+    for by in ("score gap", "length", "subset") if bins else ():
+        rows = {name: report.get(f"by_{by.replace(' ', '_')}") for name, report in kinds["pairs"].items()}
+        parts += _bins_tables({name: found for name, found in rows.items() if found}, by)
     parts += [_side_by_side(kinds["listwise"], LISTWISE_ROWS)] if kinds["listwise"] else []
     parts += [_rm_bench_tables(report, name) for name, report in kinds["rm-bench"].items()]
     with_cases = {name: report for name, report in reports.items() if "case_1" in report}
@@ -114,10 +114,19 @@ def pair_table(reports: Mapping[str, Mapping[str, Any]], min_score_gap: float, u
     return _side_by_side(reports, labels)
 
 
-def _bins_table(rows: Sequence[Mapping[str, Any]], title: str) -> str:
-    """Pairwise accuracy by bin."""
-    cells = [[row["bin"], str(row["n"]), _cell(row["accuracy"], row["interval"])] for row in rows]
-    return markdown_table([title, "pairs", "pairwise accuracy"], cells)
+def _bins_tables(reports: Mapping[str, Sequence[Mapping[str, Any]]], by: str) -> list[str]:
+    """Pairwise accuracy by bin: in one table where all have the same pairs, as several models do."""
+    groups: dict[tuple[Any, ...], dict[str, Sequence[Mapping[str, Any]]]] = {}
+    for name, rows in reports.items():
+        groups.setdefault(tuple((row["bin"], row["n"]) for row in rows), {})[name] = rows
+    tables = []
+    for bins, of in groups.items():
+        heads = ["pairwise accuracy"] if len(of) == 1 else list(of)
+        title = f"{next(iter(of))}, by {by}" if len(of) == 1 else f"pairwise accuracy by {by}"
+        columns = [[_cell(row["accuracy"], row["interval"]) for row in rows] for rows in of.values()]
+        cells = [[str(each) for each in (*row, *values)] for row, values in zip(bins, zip(*columns), strict=True)]
+        tables.append(markdown_table([title, "pairs", *heads], cells))
+    return tables
 
 
 def _rm_bench_tables(report: Mapping[str, Any], name: str) -> str:

@@ -147,7 +147,7 @@ def setting(runs: Sequence[Run]) -> Picture:
         if at.min() > 0 and at.max() >= 20 * at.min():
             panel.set_xscale("log")
     if len(sets) > 1:
-        legend_below(figure, [Line2D([], [], **look) for look in LOOKS[: len(sets)]], sets)
+        legend_below(figure, [Line2D([], [], **look) for _, look in zip(sets, cycle(LOOKS), strict=False)], sets)
     caption = (
         f"A point per run, over {field}; all other settings but seeds are the same. Filled: the last evaluation of "
         "the training, with a line through the means of equal settings. Hollow: the best one. As AMaPO's figure 1a "

@@ -124,7 +124,10 @@ def _bins_tables(reports: Mapping[str, Sequence[Mapping[str, Any]]], by: str) ->
         heads = ["pairwise accuracy"] if len(of) == 1 else list(of)
         title = f"{next(iter(of))}, by {by}" if len(of) == 1 else f"pairwise accuracy by {by}"
         columns = [[_cell(row["accuracy"], row["interval"]) for row in rows] for rows in of.values()]
-        cells = [[str(each) for each in (*row, *values)] for row, values in zip(bins, zip(*columns), strict=True)]
+        cells = [
+            [str(each) for each in (*row, *values)]
+            for row, values in zip(bins, zip(*columns, strict=True), strict=True)
+        ]
         tables.append(markdown_table([title, "pairs", *heads], cells))
     return tables
 

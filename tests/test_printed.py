@@ -86,6 +86,7 @@ SAID_BY = {
     "data/pairing": ("pairs",),
     "rows/scores": ("train", "evaluate", "select", "inspect"),
     "evaluation/drift": ("evaluate",),
+    **dict.fromkeys(("cli/cases", "cli/evaluate_options", "cli/measured"), ("evaluate",)),
     "data/loading": ("evaluate", "select", "inspect", "score"),  # `train` names its own flags
     "rows/prompts": ("generate",),
     "rows": ("train", "evaluate", "select", "inspect", "score"),

@@ -1,18 +1,26 @@
-"""A model's rewards on scored pairs: accuracy, rank correlation, and their breakdown by score gap and length."""
+"""Rewards on scored pairs: accuracy, rank correlation, and their breakdown by score gap, length and subset."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from .intervals import bootstrap_intervals
-from .ranking import pairwise_accuracy, ranking_metrics
+from .ranking import ranking_metrics
+from .reward_bench import SUBSETS, section_scores
 
 LENGTH_TOLERANCE = 0.2  # lengths that differ by less than this share of the longer one are similar
 LENGTH_BINS = ("chosen shorter", "similar length", "chosen longer")
+SECTION_SCORES = {  # of `section_scores`, by their names in a report
+    "reward_bench": "score",
+    "reward_bench_chat": "Chat",
+    "reward_bench_chat_hard": "Chat Hard",
+    "reward_bench_safety": "Safety",
+    "reward_bench_reasoning": "Reasoning",
+}
 
 
 class Pairs(NamedTuple):
@@ -25,6 +33,7 @@ class Pairs(NamedTuple):
     chosen_scores: np.ndarray | None = None  # [M] annotation scores, where the data has them
     rejected_scores: np.ndarray | None = None
     gap_only: bool = False  # only the difference of the scores has a meaning
+    subsets: np.ndarray | None = None  # [M] names, where the data has them
 
     def take(self, rows: np.ndarray) -> Pairs:
         arrays = {name: value[rows] for name, value in self._asdict().items() if isinstance(value, np.ndarray)}
@@ -45,38 +54,61 @@ def pair_report(
     Returns:
         `ranking_metrics`, `reward_gap`, `chosen_longer` (share of pairs whose chosen completion is longer),
         `prefers_longer` (share of pairs of different lengths in which the model prefers the longer completion),
-        `intervals` (95 %, by name), and `by_score_gap`, `by_length`: one row per bin with `bin`, `n`, `accuracy`,
-        `interval`.
+        `intervals` (95 %, by name), and `by_score_gap`, `by_length`, `by_subset`: one row per bin with `bin`, `n`,
+        `accuracy`, `interval`. Of RewardBench's subsets also `section_scores`, by the names in `SECTION_SCORES`.
     """
-    metrics: dict[str, Any] = _numbers(pairs, min_score_gap)
-    counts = {name: value for name, value in metrics.items() if name.startswith("n_")}
-    numbers = {name: value for name, value in metrics.items() if name not in counts}
-    bins = {"by_score_gap": _score_gap_bins(pairs), "by_length": _length_bins(pairs)}
+    bins = {
+        "by_score_gap": _score_gap_bins(pairs),
+        "by_length": _length_bins(pairs),
+        "by_subset": _subset_bins(pairs),
+    }
+    pairs = pairs._replace(subsets=None)  # names are slow to draw
 
-    def drawn(rows: np.ndarray) -> dict[str, float | None]:
+    def numbers(rows: np.ndarray) -> dict[str, float | int | None]:
         some = pairs.take(rows)
         found = _numbers(some, min_score_gap)
         right = some.chosen_rewards > some.rejected_rewards
-        for title, (_, member) in bins.items():
+        for title, (labels, member) in bins.items():
             in_bin = member[rows]
-            for i in range(member.max(initial=-1) + 1):
+            for i in range(len(labels)):
                 found[f"{title} {i}"] = float(right[in_bin == i].mean()) if (in_bin == i).any() else None
-        return {name: value for name, value in found.items() if name not in counts}
+        return found | _sections(bins["by_subset"][0], found)
 
-    intervals = bootstrap_intervals(drawn, prompts, n_resamples=n_resamples)
+    found = numbers(np.arange(len(pairs.chosen_rewards)))
+    of_bins = {f"{title} {i}" for title, (labels, _) in bins.items() for i in range(len(labels))}
+    counts = {name for name in found if name.startswith("n_")}
+    intervals = bootstrap_intervals(
+        lambda rows: {name: value for name, value in numbers(rows).items() if name not in counts},
+        prompts,
+        n_resamples=n_resamples,
+    )
     tables = {
         title: [
             {
                 "bin": label,
                 "n": int((member == i).sum()),
-                "accuracy": pairwise_accuracy(*(each[member == i] for each in pairs[:2]))[0],
+                "accuracy": found[f"{title} {i}"],
                 "interval": intervals.get(f"{title} {i}"),
             }
             for i, label in enumerate(labels)
         ]
         for title, (labels, member) in bins.items()
     }
-    return {**counts, **numbers, "intervals": {name: intervals[name] for name in numbers}, **tables}
+    return {
+        **{name: found[name] for name in found if name in counts},
+        **{name: found[name] for name in found if name not in counts | of_bins},
+        "intervals": {name: interval for name, interval in intervals.items() if name not in of_bins},
+        **tables,
+    }
+
+
+def _sections(subsets: Sequence[str], found: Mapping[str, float | None]) -> dict[str, float | None]:
+    """RewardBench's scores, of its subsets."""
+    if not subsets or not SUBSETS.issuperset(subsets):
+        return {}
+    accuracies = {name: found[f"by_subset {i}"] for i, name in enumerate(subsets)}
+    scores = section_scores({name: value for name, value in accuracies.items() if value is not None})
+    return {name: scores[section] for name, section in SECTION_SCORES.items()}
 
 
 def _numbers(pairs: Pairs, min_score_gap: float) -> dict[str, float | int | None]:
@@ -102,6 +134,13 @@ def _score_gap_bins(pairs: Pairs) -> tuple[list[str], np.ndarray]:
     inner = edges[1:-1]
     labels = [f"{low:.3g} to {high:.3g}" for low, high in pairwise(edges)] or [f"{edges[0]:.3g}"]
     return labels, np.where(np.isfinite(gaps), np.searchsorted(inner, gaps, side="right"), -1)
+
+
+def _subset_bins(pairs: Pairs) -> tuple[list[str], np.ndarray]:
+    if pairs.subsets is None:
+        return [], np.full(len(pairs.chosen_rewards), -1)
+    names, member = np.unique(pairs.subsets, return_inverse=True)
+    return names.tolist(), member
 
 
 def _length_bins(pairs: Pairs) -> tuple[list[str], np.ndarray]:

@@ -20,7 +20,7 @@ ANY_PAIRS = "preference-pairs"  # where the Hub wants the id of a data set and t
 _KEY = re.compile(rf"eval_(?:(?P<set>.+)_)?(?P<name>{'|'.join(sorted(RANKING, reverse=True))})", re.DOTALL)
 # the metrics that metadata hold, by the Hub's names
 _METRIC_TYPES = {
-    **dict.fromkeys(("pwa", "pwa_all", *LEVELS), "accuracy"),
+    **dict.fromkeys(("pwa", "pwa_all", "best_worst", *LEVELS), "accuracy"),
     **{"spearman": "spearmanr", "kendall": "kendalltau", "ndcg@1": "ndcg@1", "ndcg@3": "ndcg@3", "ndcg@k": "ndcg@k"},
 }
 
@@ -71,7 +71,7 @@ def read_report(file: str | Path) -> EvaluationReport:
     """Reads a file that `trl-margins evaluate --json` wrote.
 
     Raises:
-        ValueError: another kind of file.
+        ValueError: another kind of file, or one of several models.
     """
     try:
         content = json.loads(Path(file).read_text(encoding="utf-8"))
@@ -82,6 +82,10 @@ def read_report(file: str | Path) -> EvaluationReport:
             raise ValueError(f"{strange[0]!r} among the numbers")
         return EvaluationReport(str(content["reward"]), float(content["min_score_gap"]), sets)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
+        if isinstance(error, KeyError) and "models" in content:
+            raise ValueError(
+                f"{file} has the numbers of {len(content['models'])} models, and a card is of one: evaluate it alone"
+            ) from None
         raise ValueError(
             f"{file} was not written by `trl-margins evaluate --json` ({type(error).__name__}: {error}): give the "
             "file of that command"

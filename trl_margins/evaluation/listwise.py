@@ -28,6 +28,9 @@ def listwise_metrics(rewards: ArrayLike, scores: ArrayLike, zero: float = 0.0) -
                   possible sum; tied rewards share their ranks
     regret        best score − score of the completion with the highest reward: what best-of-n loses
     regret_random best score − mean score: what a random pick loses
+    best_worst    1 where the completion with the best score has a higher reward than the one with the
+                  worst, else 0: the pair of AMaPO's Table 4. A tie of rewards counts as wrong. Where
+                  several completions share the best or the worst score, the mean over all such pairs
     ============= ======================================================================================
 
     Args:
@@ -37,7 +40,9 @@ def listwise_metrics(rewards: ArrayLike, scores: ArrayLike, zero: float = 0.0) -
 
     Returns:
         By name; None where a metric is undefined: correlations of fewer than two completions or of a constant side,
-        NDCG where all scores are the same.
+        NDCG and `best_worst` where all scores are the same.
+
+    Source: AMaPO (arXiv 2511.09385), Table 4 and appendix D.1, for `best_worst`.
     """
     rewards, scores = np.asarray(rewards, float), np.asarray(scores, float)
     ranked = len(scores) > 1 and np.ptp(scores) > 0
@@ -52,7 +57,23 @@ def listwise_metrics(rewards: ArrayLike, scores: ArrayLike, zero: float = 0.0) -
     picked = scores[rewards == rewards.max(initial=-np.inf)]
     metrics["regret"] = float(scores.max() - picked.mean()) if len(scores) else None
     metrics["regret_random"] = float(scores.max() - scores.mean()) if len(scores) else None
+    best, worst = (rewards[scores == end] for end in (scores.max(initial=-np.inf), scores.min(initial=np.inf)))
+    metrics["best_worst"] = float((best[:, None] > worst).mean()) if ranked else None
     return metrics
+
+
+def best_and_worst(scores: Sequence[Sequence[float]]) -> tuple[np.ndarray, np.ndarray]:
+    """The pair of each list: its best against its worst completion, of several the first.
+
+    Args:
+        scores: [N] of [k] from the annotators.
+
+    Returns:
+        The rows [M] whose scores differ, and [M, 2] which completion of each is the best and which the worst.
+    """
+    rows = [i for i, each in enumerate(scores) if len(set(each)) > 1]
+    ends = [(int(np.argmax(scores[i])), int(np.argmin(scores[i]))) for i in rows]
+    return np.array(rows, int), np.array(ends, int).reshape(-1, 2)
 
 
 def listwise_report(

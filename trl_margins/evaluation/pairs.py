@@ -1,4 +1,4 @@
-"""A model's rewards on scored pairs: accuracy, rank correlation, and their breakdown by score gap and length."""
+"""Rewards on scored pairs: accuracy, rank correlation, and their breakdown by score gap, length and subset."""
 
 from __future__ import annotations
 
@@ -10,9 +10,17 @@ import numpy as np
 
 from .intervals import bootstrap_intervals
 from .ranking import pairwise_accuracy, ranking_metrics
+from .reward_bench import SUBSETS, section_scores
 
 LENGTH_TOLERANCE = 0.2  # lengths that differ by less than this share of the longer one are similar
 LENGTH_BINS = ("chosen shorter", "similar length", "chosen longer")
+SECTION_SCORES = {  # of `section_scores`, by their names in a report
+    "reward_bench": "score",
+    "reward_bench_chat": "Chat",
+    "reward_bench_chat_hard": "Chat Hard",
+    "reward_bench_safety": "Safety",
+    "reward_bench_reasoning": "Reasoning",
+}
 
 
 class Pairs(NamedTuple):
@@ -25,6 +33,7 @@ class Pairs(NamedTuple):
     chosen_scores: np.ndarray | None = None  # [M] annotation scores, where the data has them
     rejected_scores: np.ndarray | None = None
     gap_only: bool = False  # only the difference of the scores has a meaning
+    subsets: np.ndarray | None = None  # [M] names, where the data has them
 
     def take(self, rows: np.ndarray) -> Pairs:
         arrays = {name: value[rows] for name, value in self._asdict().items() if isinstance(value, np.ndarray)}
@@ -45,13 +54,17 @@ def pair_report(
     Returns:
         `ranking_metrics`, `reward_gap`, `chosen_longer` (share of pairs whose chosen completion is longer),
         `prefers_longer` (share of pairs of different lengths in which the model prefers the longer completion),
-        `intervals` (95 %, by name), and `by_score_gap`, `by_length`: one row per bin with `bin`, `n`, `accuracy`,
-        `interval`.
+        `intervals` (95 %, by name), and `by_score_gap`, `by_length`, `by_subset`: one row per bin with `bin`, `n`,
+        `accuracy`, `interval`. Of RewardBench's subsets also `section_scores`, by the names in `SECTION_SCORES`.
     """
     metrics: dict[str, Any] = _numbers(pairs, min_score_gap)
     counts = {name: value for name, value in metrics.items() if name.startswith("n_")}
     numbers = {name: value for name, value in metrics.items() if name not in counts}
-    bins = {"by_score_gap": _score_gap_bins(pairs), "by_length": _length_bins(pairs)}
+    bins = {
+        "by_score_gap": _score_gap_bins(pairs),
+        "by_length": _length_bins(pairs),
+        "by_subset": _subset_bins(pairs),
+    }
 
     def drawn(rows: np.ndarray) -> dict[str, float | None]:
         some = pairs.take(rows)
@@ -90,6 +103,10 @@ def _numbers(pairs: Pairs, min_score_gap: float) -> dict[str, float | int | None
     metrics["reward_gap"] = float(gap.mean()) if gap.size else None
     metrics["chosen_longer"] = float((longer > 0).mean()) if gap.size else None
     metrics["prefers_longer"] = float((gap * longer > 0)[longer != 0].mean()) if longer.any() else None
+    if pairs.subsets is not None and SUBSETS.issuperset(pairs.subsets):
+        right = chosen > rejected
+        scores_of = section_scores({name: right[pairs.subsets == name].mean() for name in np.unique(pairs.subsets)})
+        metrics |= {name: scores_of[section] for name, section in SECTION_SCORES.items()}
     return metrics
 
 
@@ -102,6 +119,13 @@ def _score_gap_bins(pairs: Pairs) -> tuple[list[str], np.ndarray]:
     inner = edges[1:-1]
     labels = [f"{low:.3g} to {high:.3g}" for low, high in pairwise(edges)] or [f"{edges[0]:.3g}"]
     return labels, np.where(np.isfinite(gaps), np.searchsorted(inner, gaps, side="right"), -1)
+
+
+def _subset_bins(pairs: Pairs) -> tuple[list[str], np.ndarray]:
+    if pairs.subsets is None:
+        return [], np.full(len(pairs.chosen_rewards), -1)
+    names, member = np.unique(pairs.subsets, return_inverse=True)
+    return names.tolist(), member
 
 
 def _length_bins(pairs: Pairs) -> tuple[list[str], np.ndarray]:

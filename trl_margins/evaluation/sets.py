@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from datasets import Dataset
+from datasets import Dataset, Value
 
 from ..rows import PreferenceRow, open_rows
 from ..rows.list_forms import FORMS, list_form
 from ..rows.lists import ScoredLists, row_of
 from ..rows.scores import ScoreError, check_scores, find_score_columns, problem_of, refuse_class_labels
+from .reward_bench import SUBSETS
 from .rm_bench import STYLES, domain_of
 
 logger = logging.getLogger(__name__)
 
 Kind = Literal["pairs", "listwise", "rm-bench"]
+MOST_SUBSETS = 100
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class EvaluationSet:
     rows: list[PreferenceRow]  # [N] with k completions, the chosen one first; RM-Bench: three chosen, three rejected
     scores: list[list[float]] | None = None  # [N] of [k]
     gap_only: bool = False  # only the difference of the scores has a meaning
-    domains: list[str] = field(default_factory=list)  # [N] of RM-Bench
+    groups: list[str] = field(default_factory=list)  # [N] RM-Bench's domain, or the subset of a pair that has one
 
 
 def evaluation_set(
@@ -48,8 +50,8 @@ def evaluation_set(
         dataset: scored lists in any known form; RM-Bench's rows; or pairs in any form that training takes.
         name: in tables and messages.
         score_columns: if they do not have the usual names.
-        as_chat: turn the texts of RM-Bench and of others' lists into messages, for a model that was trained on a chat
-            template. The texts of `responses` are used as they are.
+        as_chat: turn the texts of RM-Bench, of RewardBench and of others' lists into messages, for a model with a
+            chat template. The texts of `responses` are used as they are.
         source: its file, whose name may tell the domain of RM-Bench's rows.
         prompt_column, system_column: as for `RowReader`.
 
@@ -71,17 +73,27 @@ def evaluation_set(
         )
     first = dataset[0]["chosen"]
     if isinstance(first, list) and all(isinstance(each, str) for each in first):
+        if "num_correct" in columns:
+            raise ValueError(
+                f"{name}: these are the rows of RewardBench 2 (num_correct), one good answer against several, which "
+                "are not read; RewardBench's own file (allenai/reward-bench) is"
+            )
         return _rm_bench(dataset, name, as_chat, source or name)
-    return _pairs(dataset, name, score_columns, prompt_column, system_column)
+    return _pairs(dataset, name, score_columns, as_chat, prompt_column, system_column)
 
 
 def _pairs(
     dataset: Dataset,
     name: str,
     score_columns: Sequence[str] | None,
+    as_chat: bool,
     prompt_column: str | None,
     system_column: str | None,
 ) -> EvaluationSet:
+    subsets = _subsets(dataset, name)
+    texts = all(isinstance(dataset.features.get(column), Value) for column in ("prompt", "chosen", "rejected"))
+    if as_chat and texts and subsets and SUBSETS.issuperset(subsets):
+        dataset = dataset.map(_as_messages, desc="Texts as messages")
     columns, scores, gap_only = find_score_columns(dataset.column_names, score_columns), None, False
     if columns is not None:
         refuse_class_labels(dataset, columns, name)
@@ -93,7 +105,24 @@ def _pairs(
         scores = [[math.nan if problem_of(score) else float(score) for score in pair] for pair in pairs]
         gap_only = columns.is_gap(score for _, score in scores)
     rows = list(open_rows(dataset, name, prompt_column, system_column))
-    return EvaluationSet(name, "pairs", rows, scores, gap_only)
+    return EvaluationSet(name, "pairs", rows, scores, gap_only, subsets)
+
+
+def _subsets(dataset: Dataset, name: str) -> list[str]:
+    """[N] values of the column `subset`; empty without one."""
+    if "subset" not in dataset.column_names:
+        return []
+    subsets = [each if isinstance(each, str) else str(each) for each in dataset.with_format(None)["subset"]]
+    if (n := len(set(subsets))) > MOST_SUBSETS:
+        logger.warning("%s: the column subset has %d values, too many for an accuracy of each", name, n)
+        return []
+    return subsets
+
+
+def _as_messages(row: Mapping[str, str]) -> dict[str, list[dict[str, str]]]:
+    """A pair of texts, as RewardBench renders it: one question and its answers."""
+    roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
+    return {name: [{"role": role, "content": row[name]}] for name, role in roles.items()}
 
 
 def _listwise(lists: ScoredLists, name: str) -> EvaluationSet:
@@ -113,4 +142,4 @@ def _rm_bench(dataset: Dataset, name: str, as_chat: bool, source: str) -> Evalua
         prompt = [{"role": "user", "content": raw["prompt"]}] if as_chat else raw["prompt"]
         rows.append(row_of(prompt, [*raw["chosen"], *raw["rejected"]], f"row {i} of {name}", {}))
         domains.append(domain_of(raw.get("domain"), source))
-    return EvaluationSet(name, "rm-bench", rows, domains=domains)
+    return EvaluationSet(name, "rm-bench", rows, groups=domains)

@@ -20,7 +20,7 @@ ANY_PAIRS = "preference-pairs"  # where the Hub wants the id of a data set and t
 _KEY = re.compile(rf"eval_(?:(?P<set>.+)_)?(?P<name>{'|'.join(sorted(RANKING, reverse=True))})", re.DOTALL)
 # the metrics that metadata hold, by the Hub's names
 _METRIC_TYPES = {
-    **dict.fromkeys(("pwa", "pwa_all", *LEVELS), "accuracy"),
+    **dict.fromkeys(("pwa", "pwa_all", "best_worst", *LEVELS), "accuracy"),
     **{"spearman": "spearmanr", "kendall": "kendalltau", "ndcg@1": "ndcg@1", "ndcg@3": "ndcg@3", "ndcg@k": "ndcg@k"},
 }
 
@@ -75,6 +75,8 @@ def read_report(file: str | Path) -> EvaluationReport:
     """
     try:
         content = json.loads(Path(file).read_text(encoding="utf-8"))
+        if "models" in content:
+            raise ValueError(f"it holds {len(content['models'])} models, and a card is of one: evaluate it alone")
         sets = {name: dict(numbers) for name, numbers in content["sets"].items()}
         if unknown := {numbers["kind"] for numbers in sets.values()} - {"pairs", "listwise", "rm-bench"}:
             raise ValueError(f"unknown kind {sorted(unknown)}")

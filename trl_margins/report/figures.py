@@ -16,6 +16,7 @@ from ..evaluation.tables import MEANING
 from . import style, summaries
 from .anchor_figures import MOST_POINTS, anchor_parts, anchor_ranking
 from .picture import Draw, Picture, Usable, from_pairs, source, span
+from .ranking_figures import cases, setting
 from .run_folder import STATE, WRITTEN_BY, Run
 from .style import (
     BLUE,
@@ -433,7 +434,8 @@ def gradient_norm(runs: Sequence[Run]) -> Picture:
 
 
 PICTURES: tuple[Draw, ...] = (
-    *(ranking, gradient_mass, margins, evaluation_factors, flips, anchor_ranking, anchor_parts, logps, loss),
+    *(ranking, setting, cases),
+    *(gradient_mass, margins, evaluation_factors, flips, anchor_ranking, anchor_parts, logps, loss),
     gradient_norm,
 )
 

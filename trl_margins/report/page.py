@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import logging
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from . import summaries
 from .figures import draw_pictures, flip_columns, no_flips, pair_weight
 from .markdown import one_line
 from .picture import Picture, Usable, thinned_logs, usable
+from .ranking_figures import METRICS, UNINTERESTING, differing
 from .run_folder import ANCHORS, INFO, PAIRS, STATE, TRAINING, Run
 from .style import styled
 
@@ -29,9 +28,6 @@ MEDIA = {"png": "image/png", "svg": "image/svg+xml"}
 
 # shown for every run, beside the fields of its terms and those in which the runs differ
 _SETTINGS = ("beta", "gamma_beta_ratio", "simpo_gamma", "reward", "loss_type", *TRAINING)
-# fields that do not affect the training, or are private
-_UNINTERESTING = re.compile(r"_dir$|_token$|^run_name$|hub_|_hub|^logging_|^report_to$")
-_METRICS = {"pwa": "PWA, clear pairs", "pwa_all": "PWA, all pairs", "spearman": "Spearman ρ"}
 
 
 def write_report(runs: Sequence[Run], out: str | Path, image_format: str = "png") -> list[Path]:
@@ -105,11 +101,10 @@ def _fields(runs: Sequence[Run]) -> list[str]:
     every = dict.fromkeys(name for run in runs for name in run.config)
     options = {name for run in runs for name in run.info.get("term_options", [])}
     options |= {"sam_radius" for run in runs if run.config.get("sam_radius")}
-    others = [name for name in every if not _UNINTERESTING.search(name)]
+    others = [name for name in every if not UNINTERESTING.search(name)]
     usual = [name for name in _SETTINGS if name in every]
     of_terms = [name for name in others if name in options]
-    different = [name for name in others if len({json.dumps(run.config.get(name)) for run in runs}) > 1]
-    return list(dict.fromkeys([*usual, *of_terms, *different]))
+    return list(dict.fromkeys([*usual, *of_terms, *differing(runs)]))
 
 
 def _last_step(run: Run) -> int | None:
@@ -132,7 +127,7 @@ def _evaluations(runs: Sequence[Run]) -> dict[str, Any]:
                 rows[-1] += [f"{curve.values[i]:.4f} ({curve.steps[i]:g})" for i in (curve.best, -1)]
             else:
                 rows[-1] += ["–", "–"]
-    heads = [f"{_METRICS[metric]}: {which} (step)" for metric in metrics for which in ("best", "last")]
+    heads = [f"{METRICS[metric]}: {which} (step)" for metric in metrics for which in ("best", "last")]
     return {
         "rows": rows,
         "head": ["run", "evaluation set"][:n_names] + heads,

@@ -69,10 +69,15 @@ def read_runs(folders: Sequence[str | Path]) -> list[Run]:
     for path in paths:
         if paths.count(path) > 1:
             raise ValueError(f"{path} is given twice: name every run once")
+    return [replace(read_run(folder), name=name) for folder, name in zip(folders, unique_names(paths), strict=True)]
+
+
+def unique_names(paths: Sequence[str | Path]) -> list[str]:
+    """Each by its last part, or by as many parts as make all of them unique."""
     depth = 1
-    while len(set(names := ["/".join(path.parts[-depth:]) for path in paths])) < len(paths):
+    while len(set(names := ["/".join(Path(path).parts[-depth:]) for path in paths])) < len(paths):
         depth += 1
-    return [replace(read_run(folder), name=name) for folder, name in zip(folders, names, strict=True)]
+    return names
 
 
 def read_run(folder: str | Path) -> Run:

@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, fields, make_dataclass
 from functools import partial
@@ -934,6 +934,25 @@ def objective_of(
         link_options={name: getattr(options, name, default) for link in links for name, default in link.options},
         is_trls=reward == usual and TRLS[base].issuperset(losses) and not (gamma and losses[0] != "simpo"),
     )
+
+
+def objective_of_run(settings: Mapping[str, Any]) -> Objective:
+    """The objective of a run, from its `margin_run.json`.
+
+    Raises:
+        ValueError: terms that were given from Python, which no file describes.
+    """
+    config = _blank((settings["method"], settings["base"]))
+    vars(config).update(settings["config"])
+    objective = objective_of(config)
+    for kind, terms in (("weight", objective.weights), ("margin", objective.margins)):
+        names = ", ".join(term.name for term in terms) or None
+        if names != settings[kind]:
+            raise ValueError(
+                f"the run trained with {kind} {settings[kind]!r}, which was given from Python: its config describes "
+                f"{names!r}"
+            )
+    return objective
 
 
 def refuse_reference(parts: Iterable[Reward | Term | type[Reward] | type[Term]]) -> None:

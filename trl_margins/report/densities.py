@@ -1,0 +1,72 @@
+"""Densities of reward gap and chosen log-probability on held-out pairs, of several models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from .picture import span
+from .style import DASHES, GREY, LOOKS, label, legend_below, panels, styled
+
+POINTS = 400
+
+
+def density(values: np.ndarray, at: np.ndarray) -> np.ndarray | None:
+    """[n] the Gaussian kernel density of the values [M] at n points, with Scott's bandwidth M^(−1/5) σ; None where
+    all values are the same, or there is one.
+    """
+    from scipy.stats import gaussian_kde
+
+    return gaussian_kde(values)(at) if values.size > 1 and np.ptp(values) > 0 else None
+
+
+@styled
+def densities(sets: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]], reward: str) -> tuple[Figure, str]:
+    """A row of two panels for each set: reward gaps, and log-probabilities of the chosen completions.
+
+    Args:
+        sets: set → model → [M] reward gaps without β, and [M] log-probabilities.
+        reward: `length-normalized` (per token), `sum` or `log-ratio`.
+
+    Returns:
+        The figure and its caption.
+
+    Source: AMaPO (arXiv 2511.09385), figures 1b, 1c and 2.
+    """
+    figure, axes = panels(2 * len(sets))
+    models = list(dict.fromkeys(model for of in sets.values() for model in of))
+    looks = {
+        model: {"color": LOOKS[i % len(LOOKS)]["color"], "linestyle": DASHES[i // len(LOOKS) % len(DASHES)]}
+        for i, model in enumerate(models)
+    }
+    unit = "nats per token" if reward == "length-normalized" else "nats"
+    titles = f"reward gap ({unit}, without β)", f"log-probability of the chosen completion ({unit})"
+    for row, (name, of) in enumerate(sets.items()):
+        for column, xlabel in enumerate(titles):
+            panel = axes[2 * row + column]
+            every = np.concatenate([values[column] for values in of.values()])
+            margin = 0.1 * np.ptp(every)
+            at = np.linspace(every.min() - margin, every.max() + margin, POINTS)
+            for model, values in of.items():
+                heights = density(values[column], at)
+                if heights is not None:
+                    panel.plot(at, heights, marker="", **looks[model])
+                panel.axvline(values[column].mean(), linewidth=1, alpha=0.6, **looks[model])
+            if column == 0:
+                panel.axvline(0, color=GREY, linewidth=1.2, linestyle=":", zorder=1)
+            panel.set(xlabel=xlabel, ylabel="density", title=label(name))
+            panel.set_ylim(bottom=0)
+    legend_below(figure, [Line2D([], [], **look) for look in looks.values()], models)
+    n = span(gaps.size for of in sets.values() for gaps, _ in of.values())
+    summed = "" if reward == "length-normalized" else ", summed over its tokens"
+    of_list = "the chosen and the rejected completion of a pair, of a list its best and its worst by score"
+    caption = (
+        f"Gaussian kernel densities (Scott's bandwidth) over {n} pairs per set and model; thin lines are means. The "
+        f"reward ({reward}) has no β in it, so that models trained with different β share an axis; the gap is between "
+        f"{of_list}. Right of the dotted line a pair is ranked right. The log-probability is the chosen completion's"
+        f"{summed or ', per token'}."
+    )
+    return figure, caption

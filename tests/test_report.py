@@ -128,10 +128,18 @@ def make_run(
         "model": "a-small-model",
         "weight": weight,
         "margin": margin,
+        **({"reward": "length-normalized"} if method else {}),  # one as older versions wrote it
         "term_options": [key for key in config if key.startswith(("score_gap_", "gamma_po_", "anchor_"))],
         "train_rows": steps * batch,
-        **({"pairs_per_step": batch} if method else {}),  # one as older versions wrote it
-        "config": {"beta": 1.0, "learning_rate": 1e-5, "seed": seed, "eval_min_score_gap": 2.0, **config},
+        **({"pairs_per_step": batch} if method else {}),
+        "config": {
+            "loss_type": "simpo",
+            "beta": 1.0,
+            "learning_rate": 1e-5,
+            "seed": seed,
+            "eval_min_score_gap": 2.0,
+            **config,
+        },
     }
     (folder / "margin_run.json").write_text(json.dumps(info))
     state = {"log_history": history(steps, max(steps // 20, 1), seed, sets)}
@@ -383,10 +391,10 @@ ALWAYS = {"ranking", "gradient_mass", "logps", "loss", "gradient_norm"}
 @pytest.mark.parametrize(
     ("method", "flips", "more"),
     [
-        ("gappo", 0.0, set()),
-        ("gap-aware", 0.0, {"margins", "evaluation_factors"}),
-        ("gamma-po", 0.2, {"margins", "flips"}),
-        ("geometric-anchor", 0.2, {"margins", "flips"}),
+        ("gappo", 0.0, {"cases"}),
+        ("gap-aware", 0.0, {"cases", "margins", "evaluation_factors"}),
+        ("gamma-po", 0.2, {"cases", "margins", "flips"}),
+        ("geometric-anchor", 0.2, {"cases", "margins", "flips"}),
         (None, 0.0, set()),
     ],
 )
@@ -709,7 +717,7 @@ def test_a_page_holds_everything_and_fetches_nothing(run_of, tmp_path):
     files = write_report(runs, tmp_path / "out")
     page = Page(files[0].read_text(encoding="utf-8"))
     images = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
-    assert len(images) == len(files) - 1 == 7
+    assert len(images) == len(files) - 1 == 8
     for source, file in zip(images, files[1:], strict=True):
         head, data = source.split(",")
         assert head == "data:image/png;base64"

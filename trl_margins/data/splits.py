@@ -27,6 +27,11 @@ _SCENARIOS = {
     (False, True): "response_ood",
     (True, True): "mutual_ood",
 }
+_WITHOUT_MODELS = {
+    "train": "lower unseen_prompts or held_out",
+    "id": "raise held_out, and give lists of four or more completions with different scores",
+    "prompt_ood": "raise unseen_prompts, and give lists of two or more completions with different scores",
+}
 _REMEDIES = {
     "train": "lower unseen_prompts, unseen_models or held_out",
     "id": "raise held_out, or lower unseen_models so that prompts have more completions by seen models",
@@ -65,12 +70,14 @@ def generalization_splits(
     with it. A pair that occurs twice, also with its sides swapped, counts once and is never divided. Rows keep all
     their columns.
 
-    *Lists* in any form that `make_pairs` takes, with the models that answered. Each split but `train`
-    pairs the best with the worst completion of each prompt, among the models of its scenario. So does `train`, but for
+    *Lists* in any form that `make_pairs` takes. Each split but `train` pairs the best with the worst completion of each prompt, among the models of its scenario. So does `train`, but for
     the prompts of `id`, of which it has the second best and the second worst: these prompts have been trained on, and
     the completions in `id` have not. `id` draws among the prompts for which that is possible. A scenario leaves out
     prompts with fewer than two completions, or whose best and worst are tied. Rows with equal prompts count as one,
     but for votes, which compare two completions alone. The rows are those of `make_pairs`.
+
+    Lists that name no model have `train`, `id` and `prompt_ood` alone: one model, that which is trained, wrote all
+    completions, as where AMaPO samples its own pairs. A warning says so.
 
     Which prompts, models and pairs are drawn depends on the seed and on the contents, not on the order of the rows,
     and a larger share includes the smaller one.
@@ -78,7 +85,7 @@ def generalization_splits(
     Args:
         dataset: pairs or lists.
         unseen_prompts: share of the prompts, in (0, 1).
-        unseen_models: share of the models, in (0, 1), or their names.
+        unseen_models: share of the models, in (0, 1), or their names. Not used for lists that name none.
         held_out: share of the pairs on seen prompts by seen models (of lists: one pair per prompt) that `id` gets, in
             (0, 1).
         seed: of all draws.
@@ -100,23 +107,26 @@ def generalization_splits(
         if missing := [name for name in ("prompt", "chosen", "rejected", *models) if name not in names]:
             raise ValueError(f"pairs need the columns {missing}, and the data set has only {names}")
         splits = {name: dataset.select(indices) for name, indices in _split_pairs(rows, models, draw).items()}
-    elif (form := list_form(names, score_columns)) is not None and (form.models or form.kind == "structs"):
+    elif list_form(names, score_columns) is not None:
         splits = _split_lists(ScoredLists.of(rows, "the lists", score_columns, strict=True), draw)
     else:
         raise ValueError(
             f"the data set has neither the columns of pairs (prompt, chosen, rejected, {', '.join(PAIR_MODELS)}) nor "
-            f"those of lists ({FORMS}, each with the models that answered), only {names}: name the columns that hold "
-            "a pair's models with columns=[chosen, rejected]"
+            f"those of lists ({FORMS}), only {names}: name the columns that hold a pair's models with "
+            "columns=[chosen, rejected]"
         )
     logger.info("rows: %s", ", ".join(f"{name} {len(split)}" for name, split in splits.items()))
     for name, split in splits.items():
         if not len(split):
-            raise ValueError(f"the split {name} is empty: {_REMEDIES[name]}")
-    return DatasetDict({name: splits[name] for name in ("train", *SPLITS)})
+            remedies = _REMEDIES if draw.by_models else _WITHOUT_MODELS
+            raise ValueError(f"the split {name} is empty: {remedies[name]}")
+    return DatasetDict({name: splits[name] for name in ("train", *SPLITS) if name in splits})
 
 
 class _Draw:
     """Draws what is unseen or held out: the first items in an order by hash, which depends only on item and seed."""
+
+    by_models = True  # whether the rows name the models behind the completions
 
     def __init__(
         self, unseen_prompts: float, unseen_models: float | Collection[str], held_out: float, seed: int
@@ -154,10 +164,14 @@ class _Draw:
         wanted = round(self._held_out * n)
         if wanted > len(spare):
             most = f"lower held_out to {len(spare) / n:.6g} or less, or " if spare else ""
+            remedy = (
+                "lower unseen_models, so that prompts have more pairs or completions by seen models"
+                if self.by_models
+                else "give lists of four or more completions with different scores"
+            )
             raise ValueError(
                 f"held_out={self._held_out:g} of {n} pairs on seen prompts by seen models is {wanted}, but only "
-                f"{len(spare)} can go without their prompt leaving the training set: {most}lower unseen_models, so "
-                "that prompts have more pairs or completions by seen models"
+                f"{len(spare)} can go without their prompt leaving the training set: {most}{remedy}"
             )
         return list(spare[:wanted])
 
@@ -211,26 +225,30 @@ def _split_pairs(rows: Dataset, columns: Sequence[str], draw: _Draw) -> dict[str
 def _split_lists(lists: ScoredLists, draw: _Draw) -> dict[str, Dataset]:
     prompts: dict[str, str] = {}  # of each list
     answers: dict[str, ScoredList] = {}
-    n_lists = 0
-    for each in lists:
-        n_lists += 1
-        for model in each.models:
+    found = list(lists)
+    draw.by_models = any(model is not None for each in found for model in each.models)
+    if not draw.by_models:
+        logger.warning("the lists name no models: of the four splits there are only id and prompt_ood")
+    for each in found:
+        for model in each.models if draw.by_models else ():
             _check_model(model, "models", each.row)
         prompt = _prompt_key(each.prompt, each.row)
         # votes on other answers to the prompt are on another scale
         key = digest(prompt, each.row) if lists.form.is_vote else prompt
         prompts[key] = prompt
         answers[key] = answers[key].extended(each) if key in answers else each
-    if merged := n_lists - len(answers):
-        logger.info("%d of %d rows have the prompt of another one and were merged", merged, n_lists)
+    if merged := len(found) - len(answers):
+        logger.info("%d of %d rows have the prompt of another one and were merged", merged, len(found))
     unseen_prompts = draw.unseen_prompts(prompts.values())
-    unseen_models = draw.unseen_models(str(model) for each in answers.values() for model in each.models)
-    splits: dict[str, dict[str, ScoredList]] = {name: {} for name in ("train", *SPLITS)}
+    models = (str(model) for each in answers.values() for model in each.models)
+    unseen_models = draw.unseen_models(models) if draw.by_models else set[str]()
+    names = ("train", *SPLITS) if draw.by_models else ("train", "id", "prompt_ood")
+    splits: dict[str, dict[str, ScoredList]] = {name: {} for name in names}
     few: Counter[str] = Counter()
     ties: Counter[str] = Counter()
     for key, each in answers.items():
         order = _worst_first(each)
-        for unseen in (False, True):
+        for unseen in (False, True) if draw.by_models else (False,):
             name = _SCENARIOS[prompts[key] in unseen_prompts, unseen]
             ranked = each.at([i for i in order if (each.models[i] in unseen_models) is unseen])
             if len(ranked.scores) < 2:
@@ -249,10 +267,11 @@ def _split_lists(lists: ScoredLists, draw: _Draw) -> dict[str, Dataset]:
         splits["id"][key] = train[key]
         train[key] = train[key].at(range(1, len(train[key].scores) - 1))
     trained = {prompts[key] for key in train}
-    known = {key: ranked for key, ranked in splits["response_ood"].items() if prompts[key] in trained}
-    if lost := len(splits["response_ood"]) - len(known):
-        logger.info("left out %d prompts of response_ood that have no training pair", lost)
-    splits["response_ood"] = known
+    unseen_answers = splits.get("response_ood", {})
+    for key in (untrained := [key for key in unseen_answers if prompts[key] not in trained]):
+        del unseen_answers[key]
+    if untrained:
+        logger.info("left out %d prompts of response_ood that have no training pair", len(untrained))
     rows = pair_rows(lists, [ranked.at([-1, 0]) for some in splits.values() for ranked in some.values()])
     ends = accumulate(map(len, splits.values()))
     return {name: rows.select(range(end - len(splits[name]), end)) for name, end in zip(splits, ends, strict=True)}

@@ -48,8 +48,9 @@ def densities(sets: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]], r
         for column, xlabel in enumerate(titles):
             panel = axes[2 * row + column]
             every = np.concatenate([values[column] for values in of.values()])
-            margin = 0.1 * np.ptp(every)
-            at = np.linspace(every.min() - margin, every.max() + margin, POINTS)
+            # beyond the values by three bandwidths, where every curve is near 0 again
+            wide = 3 * max(np.std(values[column]) * values[column].size ** -0.2 for values in of.values())
+            at = np.linspace(every.min() - wide, every.max() + wide, POINTS)
             for model, values in of.items():
                 heights = density(values[column], at)
                 if heights is not None:

@@ -16,7 +16,7 @@ from ..evaluation.tables import MEANING
 from . import style, summaries
 from .anchor_figures import MOST_POINTS, anchor_parts, anchor_ranking
 from .picture import Draw, Picture, Usable, from_pairs, source, span
-from .ranking_figures import cases, setting
+from .ranking_figures import cases, setting, swept
 from .run_folder import STATE, WRITTEN_BY, Run
 from .style import (
     BLUE,
@@ -39,7 +39,7 @@ LARGE = 2.0  # times the median: a large gradient
 
 def draw_pictures(runs: Sequence[Run]) -> list[Picture]:
     """All pictures, in the order of the page."""
-    return [draw(runs) for draw in PICTURES]
+    return [draw(runs) for draw in (*PICTURES, *([setting] if swept(runs) else []))]
 
 
 @styled
@@ -434,8 +434,7 @@ def gradient_norm(runs: Sequence[Run]) -> Picture:
 
 
 PICTURES: tuple[Draw, ...] = (
-    *(ranking, setting, cases),
-    *(gradient_mass, margins, evaluation_factors, flips, anchor_ranking, anchor_parts, logps, loss),
+    *(ranking, cases, gradient_mass, margins, evaluation_factors, flips, anchor_ranking, anchor_parts, logps, loss),
     gradient_norm,
 )
 

@@ -117,11 +117,10 @@ def swept(runs: Sequence[Run]) -> str | None:
 
 @styled
 def setting(runs: Sequence[Run]) -> Picture:
-    """Ranking metrics over the one number in which the runs differ."""
+    """Ranking metrics over the one number in which the runs differ: of runs that are `swept`."""
     field = swept(runs)
+    assert field is not None
     picture = Picture("setting", f"Ranking over {field}")
-    if field is None:
-        return picture
     curves = {run.name: summaries.ranking_curves(run) for run in runs}
     metrics = [m for m in summaries.RANKING if any(m == metric for c in curves.values() for _, metric in c)]
     sets = list(dict.fromkeys(of_set for c in curves.values() for of_set, _ in c))

@@ -45,6 +45,11 @@ def main(argv: Sequence[str]) -> int:
     for name in names:
         find_model(name)
     of = targets(args.cases, names) if args.cases else {}
+    reads_reference = args.reward == "log-ratio" or any(target.objective.needs_reference for target in of.values())
+    if args.ref_model is not None and not reads_reference:
+        raise ValueError(
+            f"reward {args.reward!r} uses no reference model: remove --ref_model, or set --reward log-ratio"
+        )
     sets = cache(partial(load_sets, args))  # with messages or without
     # by itself, accelerate treats several processes on a CPU as single ones
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())

@@ -70,7 +70,3 @@ class EvaluateArguments(ScoredRowOptions):
         check_names("model_name_or_path", self.model_name_or_path)
         if twice := [name for name in self.model_name_or_path if self.model_name_or_path.count(name) > 1]:
             raise ValueError(f"model_name_or_path names {twice[0]!r} twice: name every model once")
-        if self.reward != "log-ratio" and self.ref_model is not None:
-            raise ValueError(
-                f"reward {self.reward!r} uses no reference model: remove --ref_model, or set --reward log-ratio"
-            )

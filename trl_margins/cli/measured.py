@@ -13,7 +13,7 @@ from ..evaluation.listwise import best_and_worst
 from ..evaluation.sets import EvaluationSet
 from .cases import Target, margins_of
 from .evaluate_options import RM_BENCH_LENGTH, EvaluateArguments
-from .setup import MAX_LENGTH, load_model, load_tokenizer, trained_with
+from .setup import MAX_LENGTH, find_model, load_model, load_tokenizer, trained_with
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -111,8 +111,19 @@ def measure(
     sets = load_sets(tokenizer.chat_template is not None)
     prepare_tokenizer(tokenizer, [each.name for each in sets if any(row.is_conversational for row in each.rows)])
     model = load(name)
-    if args.reward == "log-ratio" and args.ref_model is None and not is_peft_model(model):
-        raise ValueError("reward 'log-ratio' needs --ref_model: the model that training started from")
+    compares = args.reward == "log-ratio" or (target is not None and target.objective.needs_reference)
+    reference = args.ref_model
+    if compares and reference is None and not is_peft_model(model):
+        if args.reward == "log-ratio":
+            raise ValueError("reward 'log-ratio' needs --ref_model: the model that training started from")
+        reference = target.reference if target is not None else None
+        if reference is None:
+            raise ValueError(
+                f"--cases {args.cases}: the margin of {name} has a reference model in it: give --ref_model, the model "
+                "that training started from"
+            )
+    if reference is not None:
+        find_model(reference)
     start = None if args.drift_from is None else load(args.drift_from)
     if args.drift_from is not None:
         start_tokenizer = load_tokenizer(args.drift_from, trust_remote_code=args.trust_remote_code)
@@ -138,13 +149,7 @@ def measure(
         for name, rows in (tokens.items() if start is not None else ())
     }
     references: dict[str, list[CompletionLogps]] = {}
-    if args.reward == "log-ratio" or (target and target.objective.needs_reference):
-        reference = args.ref_model or (None if is_peft_model(model) or target is None else target.reference)
-        if reference is None and not is_peft_model(model):
-            raise ValueError(
-                f"--cases {args.cases}: the margin of {name} has a reference model in it: give --ref_model, the model "
-                "that training started from"
-            )
+    if compares:
         references = score(model, use_adapter=False) if reference is None else score(load(reference))
     if not accelerator.is_main_process:
         return None

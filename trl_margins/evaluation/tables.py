@@ -32,10 +32,10 @@ PAIR_ROWS = {
     "n_pairs": "pairs",
 }
 CASE_ROWS = {
-    "case_1": "1, ideal: ranked right, r ≥ γ",
-    "case_2": "2, overfitting: ranked right, r < γ",
-    "case_3": "3, underfitting: ranked wrong, r ≥ γ",
-    "case_4": "4, ideal: ranked wrong, r < γ",
+    "case_1": "1, ideal: right, r ≥ γ",
+    "case_2": "2, overfitting: right, r < γ",
+    "case_3": "3, underfitting: wrong, r ≥ γ",
+    "case_4": "4, ideal: wrong, r < γ",
 }
 DRIFT_ROWS = {"kl_drift": "KL drift (nats per token)"}
 LISTWISE_ROWS = {
@@ -74,7 +74,7 @@ def report_tables(
     parts += [_side_by_side(kinds["listwise"], LISTWISE_ROWS)] if kinds["listwise"] else []
     parts += [_rm_bench_tables(report, name) for name, report in kinds["rm-bench"].items()]
     with_cases = {name: report for name, report in reports.items() if "case_1" in report}
-    parts += [_side_by_side(with_cases, CASE_ROWS, "AMaPO's four cases")] if with_cases else []
+    parts += [_side_by_side(with_cases, CASE_ROWS, "AMaPO's cases: ranked right or wrong")] if with_cases else []
     if any("kl_drift" in report for report in reports.values()):
         parts.append(_side_by_side(reports, DRIFT_ROWS))
     return "\n\n".join([*parts, INTERVALS])

@@ -71,12 +71,10 @@ def read_report(file: str | Path) -> EvaluationReport:
     """Reads a file that `trl-margins evaluate --json` wrote.
 
     Raises:
-        ValueError: another kind of file.
+        ValueError: another kind of file, or one of several models.
     """
     try:
         content = json.loads(Path(file).read_text(encoding="utf-8"))
-        if "models" in content:
-            raise ValueError(f"it holds {len(content['models'])} models, and a card is of one: evaluate it alone")
         sets = {name: dict(numbers) for name, numbers in content["sets"].items()}
         if unknown := {numbers["kind"] for numbers in sets.values()} - {"pairs", "listwise", "rm-bench"}:
             raise ValueError(f"unknown kind {sorted(unknown)}")
@@ -84,6 +82,10 @@ def read_report(file: str | Path) -> EvaluationReport:
             raise ValueError(f"{strange[0]!r} among the numbers")
         return EvaluationReport(str(content["reward"]), float(content["min_score_gap"]), sets)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
+        if isinstance(error, KeyError) and "models" in content:
+            raise ValueError(
+                f"{file} has the numbers of {len(content['models'])} models, and a card is of one: evaluate it alone"
+            ) from None
         raise ValueError(
             f"{file} was not written by `trl-margins evaluate --json` ({type(error).__name__}: {error}): give the "
             "file of that command"

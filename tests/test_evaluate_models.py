@@ -140,7 +140,7 @@ def test_a_margin_that_reads_scores():
 )
 def test_margins_that_held_out_pairs_do_not_have(method, why):
     with pytest.raises(ValueError, match=f"--cases {method} has no cases of held-out pairs: {why}"):
-        targets(method, ["any"])
+        targets(method, {"any": "any"})
 
 
 def test_cases_of_a_run_before_and_after(tiny_model, tokenizer, pairs, tmp_path, caplog):
@@ -153,7 +153,7 @@ def test_cases_of_a_run_before_and_after(tiny_model, tokenizer, pairs, tmp_path,
     argv = ["--model_name_or_path", tiny_model, out, "--dataset_name", pairs, "--cases", "run"]
     with caplog.at_level(logging.INFO, "trl_margins"):
         evaluate(*argv, "--json", tmp_path / "n", "--rewards", tmp_path / "r")
-    assert f"{[tiny_model]} has no margin_run.json and is measured against the margin of {out}" in caplog.text
+    assert f"without a training run of their own, {tiny_model} are treated as {out}" in caplog.text
     found = json.loads((tmp_path / "n").read_text())
     assert [*found["models"]] == [tiny_model, str(out)]
     for name, numbers in found["models"].items():
@@ -212,6 +212,23 @@ def test_models_side_by_side_have_their_own_numbers(tiny_model, other_model, tmp
     read_report(tmp_path / "one")
     with pytest.raises(ValueError, match="has the numbers of 2 models, and a card is of one: evaluate it alone"):
         read_report(tmp_path / "both")
+
+
+def test_a_model_before_training_is_cut_as_the_one_after(tiny_model, tokenizer, pairs, tmp_path, caplog):
+    rows = Dataset.from_json(str(pairs))
+    for length in (40, 50):
+        trainer = trainer_of(
+            "cpo", tiny_model, tokenizer, tmp_path / str(length), rows, max_steps=1, max_length=length
+        )
+        trainer.train()
+        trainer.save_model()
+    argv = ["--dataset_name", pairs, "--json", tmp_path / "n", "--bootstrap", 2]
+    main(["evaluate", "--model_name_or_path", tiny_model, *map(str, [tmp_path / "40", *argv])])
+    models = json.loads((tmp_path / "n").read_text())["models"].values()
+    assert [each["max_length"] for each in models] == [{"pairs": 40}] * 2
+    assert "different lengths" not in caplog.text
+    main(["evaluate", "--model_name_or_path", *map(str, [tmp_path / "50", tmp_path / "40", *argv])])
+    assert "rows cut at different lengths: give --max_length" in caplog.text
 
 
 def test_names_of_models_are_short_and_unique():

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +12,6 @@ from .setup import run_of
 
 if TYPE_CHECKING:
     from ..objective import Objective
-
-logger = logging.getLogger(__name__)
 
 OF_RUN = "run"
 
@@ -27,13 +24,12 @@ class Target:
     reference: str | None = None  # the run's reference model
 
 
-def targets(cases: str, models: Sequence[str]) -> dict[str, Target]:
-    """Of each model. One without a training run, such as the model that training started from, has that of the first
-    model with one.
+def targets(cases: str, models: Mapping[str, str]) -> dict[str, Target]:
+    """Of each model.
 
     Args:
         cases: `run`, or the id of a method, which has its default settings.
-        models: folders or Hub ids.
+        models: each with the model whose training run it is treated as.
 
     Raises:
         ValueError: an unknown method, no run, or a margin that held-out pairs do not have.
@@ -42,22 +38,16 @@ def targets(cases: str, models: Sequence[str]) -> dict[str, Target]:
 
     if cases != OF_RUN:
         config = config_class(cases)(output_dir=".", use_cpu=True, bf16=False)
-        target = Target(_checked(objective_of(config), vars(config), f"--cases {cases}"))
-        return dict.fromkeys(models, target)
-    runs = {name: run for name in models if (run := run_of(name))}
-    if not runs:
-        raise ValueError(
-            f"--cases {OF_RUN}: no margin_run.json says with which margin {' or '.join(models)} was trained: name a "
-            "method, such as --cases simpo"
-        )
-    of_runs = {
-        name: Target(_checked(objective_of_run(run), run["config"], name), run["reference"])
-        for name, run in runs.items()
-    }
-    first = next(iter(runs))
-    if others := [name for name in models if name not in runs]:
-        logger.info("cases: %s has no margin_run.json and is measured against the margin of %s", others, first)
-    return {name: of_runs.get(name, of_runs[first]) for name in models}
+        return dict.fromkeys(models, Target(_checked(objective_of(config), vars(config), f"--cases {cases}")))
+    of_runs = {}
+    for name in set(models.values()):
+        if not (run := run_of(name)):
+            raise ValueError(
+                f"--cases {OF_RUN}: no margin_run.json says with which margin {name} was trained: name a method, such "
+                "as --cases simpo"
+            )
+        of_runs[name] = Target(_checked(objective_of_run(run), run["config"], name), run["reference"])
+    return {name: of_runs[run] for name, run in models.items()}
 
 
 def _checked(objective: Objective, config: Mapping[str, Any], source: str) -> Objective:

@@ -23,7 +23,7 @@ from .evaluate_options import EvaluateArguments
 from .inspect import check_figure
 from .measured import Measured, measure
 from .options import OptionsParser
-from .setup import check_writable, find_model
+from .setup import check_writable, find_model, trained_as
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,8 @@ def main(argv: Sequence[str]) -> int:
     names = args.model_name_or_path
     for name in names:
         find_model(name)
-    of = targets(args.cases, names) if args.cases else {}
+    runs = trained_as(names)
+    of = targets(args.cases, runs) if args.cases else {}
     reads_reference = args.reward == "log-ratio" or any(target.objective.needs_reference for target in of.values())
     if args.ref_model is not None and not reads_reference:
         raise ValueError(
@@ -58,10 +59,13 @@ def main(argv: Sequence[str]) -> int:
     for name in names:
         if len(names) > 1:
             logger.info("model %s", name)
-        if found := measure(args, name, sets, accelerator, of.get(name)):
+        if found := measure(args, name, runs[name], sets, accelerator, of.get(name)):
             measured[name] = found
         clear_device_cache(garbage_collection=True)
     if accelerator.is_main_process:
+        lengths = [found.max_length for found in measured.values()]
+        if lengths.count(lengths[0]) < len(lengths):
+            logger.warning("the models see rows cut at different lengths: give --max_length to compare them")
         print(_tables(args, measured, str))
         _write_files(args, measured)
     return 0

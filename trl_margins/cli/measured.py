@@ -82,6 +82,7 @@ class PairPlaces(NamedTuple):
 def measure(
     args: EvaluateArguments,
     name: str,
+    run: str,
     load_sets: Callable[[bool], Sequence[EvaluationSet]],
     accelerator: Accelerator,
     target: Target | None,
@@ -91,6 +92,7 @@ def measure(
     Args:
         args: the options.
         name: of the model.
+        run: the model whose training run says `max_length` and `tokenization`.
         load_sets: from whether the model has a chat template to the sets.
         accelerator: shares the work.
         target: what the cases are measured against.
@@ -128,10 +130,10 @@ def measure(
     if args.drift_from is not None:
         start_tokenizer = load_tokenizer(args.drift_from, trust_remote_code=args.trust_remote_code)
         check_one_vocabulary((name, args.drift_from), (tokenizer, start_tokenizer), (model, start))
-    tokenization = args.tokenization or trained_with(name, "tokenization") or "chat-template"
+    tokenization = args.tokenization or trained_with(run, "tokenization") or "chat-template"
     if model.config.is_encoder_decoder:
         tokenization = "cpo"
-    longest = longest_rows(args, name, sets, model)
+    longest = longest_rows(args, run, sets, model)
     tokens = {
         each.name: completion_tokens(model, tokenizer, each.rows, longest[each.name], tokenization, each.name)
         for each in sets
@@ -166,13 +168,13 @@ def measure(
     return Measured(sets, scored, rewards, reports, longest, tokenization)
 
 
-def longest_rows(args: EvaluateArguments, name: str, sets: Sequence[EvaluationSet], model: Any) -> dict[str, int]:
+def longest_rows(args: EvaluateArguments, run: str, sets: Sequence[EvaluationSet], model: Any) -> dict[str, int]:
     """The `max_length` of each set."""
     length = args.max_length
     if length is None:
         option = "max_completion_length" if model.config.is_encoder_decoder else "max_length"
         limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        length = trained_with(name, option) or limit or MAX_LENGTH
+        length = trained_with(run, option) or limit or MAX_LENGTH
     default = {"rm-bench": RM_BENCH_LENGTH} if args.max_length is None else {}
     found = {each.name: default.get(each.kind, length) for each in sets}
     logger.info("longest rows, in tokens: %s", found)

@@ -122,6 +122,17 @@ def run_of(model: str) -> dict[str, Any]:
     return {} if file is None else json.loads(file.read_text())
 
 
+def trained_as(models: Sequence[str]) -> dict[str, str]:
+    """Of each model the one whose training run says how to treat it: itself, or without a run (as of the model that
+    training started from) the first that has one.
+    """
+    of_runs = [name for name in models if run_of(name)]
+    first = of_runs[:1]
+    if first and (others := [name for name in models if name not in of_runs]):
+        logger.info("without a training run of their own, %s are treated as %s", ", ".join(others), first[0])
+    return {name: name if name in of_runs else (first or [name])[0] for name in models}
+
+
 def trained_with(model: str, option: str) -> Any:
     """An option of the model's training run; None without one."""
     value = (run_of(model).get("config") or {}).get(option)

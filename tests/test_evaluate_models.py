@@ -153,7 +153,7 @@ def test_cases_of_a_run_before_and_after(tiny_model, tokenizer, pairs, tmp_path,
     argv = ["--model_name_or_path", tiny_model, out, "--dataset_name", pairs, "--cases", "run"]
     with caplog.at_level(logging.INFO, "trl_margins"):
         evaluate(*argv, "--json", tmp_path / "n", "--rewards", tmp_path / "r")
-    assert f"without a training run of their own, {tiny_model} are treated as {out}" in caplog.text
+    assert f"{tiny_model}: no training run, treated as {out}" in caplog.text
     found = json.loads((tmp_path / "n").read_text())
     assert [*found["models"]] == [tiny_model, str(out)]
     for name, numbers in found["models"].items():

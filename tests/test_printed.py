@@ -80,6 +80,7 @@ INSTEAD = {
 SAID_BY = {
     "rows/scores": ("train", "evaluate", "select", "inspect"),
     "evaluation/drift": ("evaluate",),
+    **dict.fromkeys(("cli/cases", "cli/evaluate_options", "cli/measured"), ("evaluate",)),
     "data/loading": ("evaluate", "select", "inspect", "score"),  # `train` names its own flags
     "rows": ("train", "evaluate", "select", "inspect", "score"),
     "data": ("train", "evaluate", "select", "inspect", "score"),

@@ -75,8 +75,8 @@ def _checked(objective: Objective, config: Mapping[str, Any], source: str) -> Ob
             why = f"margin {term.name!r} depends on what training has seen"
     if why is not None:
         raise ValueError(
-            f"{source} has no cases of held-out pairs: {why}. `trl-margins report` draws the cases of the training "
-            "pairs; --cases simpo or another method measures these pairs against that method's margin"
+            f"{source} has no cases of held-out pairs: {why}. A run's report has the cases of its training pairs, and "
+            "--cases simpo measures held-out pairs against another method's margin"
         )
     return replace(objective, weight=None)
 

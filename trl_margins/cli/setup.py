@@ -129,7 +129,7 @@ def trained_as(models: Sequence[str]) -> dict[str, str]:
     of_runs = [name for name in models if run_of(name)]
     first = of_runs[:1]
     if first and (others := [name for name in models if name not in of_runs]):
-        logger.info("without a training run of their own, %s are treated as %s", ", ".join(others), first[0])
+        logger.info("%s: no training run, treated as %s", ", ".join(others), first[0])
     return {name: name if name in of_runs else (first or [name])[0] for name in models}
 
 

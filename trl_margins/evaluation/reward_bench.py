@@ -47,8 +47,8 @@ def section_scores(accuracies: Mapping[str, float]) -> dict[str, float | None]:
         RewardBench's leaderboard adds a fifth part with half the weight, of other test sets ("Prior Sets"), which are
         not in its file and not here.
 
-    Source: RewardBench (arXiv 2403.13787), section 4.2; `calculate_scores_per_section`, `EXAMPLE_COUNTS` and
-        `SUBSET_MAPPING` of rewardbench 0.1.4.
+    Source: RewardBench (arXiv 2403.13787), section 4.2; the scores per section of rewardbench 0.1.4, with its
+        `EXAMPLE_COUNTS` and `SUBSET_MAPPING`.
     """
     scores: dict[str, float | None] = {}
     for section, weights in SECTIONS.items():

@@ -142,6 +142,7 @@ def setting(runs: Sequence[Run]) -> Picture:
             best = [curve.values[curve.best] for _, curve in there]
             panel.plot(xs, best, linestyle="none", marker=look["marker"], fillstyle="none", color=look["color"])
         panel.set(title=METRICS[metric], xlabel=field)
+        panel.set_ylabel("rank correlation" if metric == "spearman" else "share of pairs")
         if at.min() > 0 and at.max() >= 20 * at.min():
             panel.set_xscale("log")
     if len(sets) > 1:

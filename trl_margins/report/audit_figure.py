@@ -42,6 +42,7 @@ def _pictures(found: Audit) -> Iterator[Picture]:
             yield factors_picture(split.factor_margins, suffix)
 
 
+@styled
 def audit_figure(found: Audit) -> Figure:
     """Score gaps, completion lengths and evaluation factors: a row of panels for each split."""
     splits = {name: _panels(split) for name, split in found.splits.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import warnings
 from contextlib import nullcontext
 from itertools import pairwise
 
@@ -652,6 +653,10 @@ def test_the_pictures_show_the_numbers():
     assert len(panels) == 1 + 3 * 4
     medians = [lines.get_segments()[0][0][0] for lines in panels[0].collections]
     assert medians == [each.factors.median for each in found.factor_margins]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        same = of(plain(3, evaluation_factor=[0.5] * 3), ef_metrics=["rouge1"]).factor_margins[1:]
+        assert len(factors_picture(same).figure.axes) == 13
     scaled = panels[1 + 4]
     assert scaled.lines[0].get_xdata()[0] == 0.3
     assert [lines.get_segments()[0][0][0] for lines in scaled.collections] == [

@@ -206,7 +206,7 @@ def add_columns(
             "cache_key": (CACHE_VERSION, _stamp(options.get("encoder")) if whole else None),
         },
         features=features,
-        desc=f"{', '.join(columns.values())} of chosen and rejected",
+        desc=f"{next(iter(columns.values())) if len(columns) == 1 else 'Similarity'} of chosen and rejected",
     )
     return with_format_of(scored, dataset, *columns)
 
@@ -313,7 +313,7 @@ def _bertscore(
     batch_size: int | None,
     device: str | None,
 ) -> dict[str, list[float]]:
-    named = ", ".join(metrics)
+    named = metrics[0] if len(metrics) == 1 else "bertscore"
     scorer = _scorer(named, encoder, num_layers, device)
     if batch_size is None:  # on a CPU, larger batches only add padding
         batch_size = 8 if str(scorer.device) == "cpu" else 64

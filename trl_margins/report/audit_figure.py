@@ -30,6 +30,7 @@ def write_figures(found: Audit, file: Path) -> list[Path]:
     return list(pictures)
 
 
+FENCE = 3.0  # times the width of the middle half of the numbers
 _ABOUT = "Histograms of score gaps, completion lengths and evaluation factors, a row for each split."
 
 
@@ -130,8 +131,8 @@ def factors_picture(compared: Sequence[FactorMargins], suffix: str = "") -> Pict
     figure = Figure(figsize=(1.25 * WIDTH, height * (1 + len(normalizations))), layout="constrained")
     grid = figure.add_gridspec(1 + len(normalizations), len(mappings))
     first = figure.add_subplot(grid[0, :2])
-    first.set(title="evaluation factor EF (1: the same)", xlim=(0, 1))
     _ridges(first, [(of.metric, of.factors) for of in compared])
+    first.set(title="evaluation factor EF (1: the same)", xlim=(0, 1))
     for row, normalization in enumerate(normalizations, 1):
         for column, mapping in enumerate(mappings):
             panel = figure.add_subplot(grid[row, column])
@@ -143,8 +144,8 @@ def factors_picture(compared: Sequence[FactorMargins], suffix: str = "") -> Pict
                 panel.axvline(GAMMA_BETA_RATIO, color=GREY, linewidth=1.2, linestyle="--", zorder=1)
     caption = (
         "Histograms of the evaluation factors, of f(EF), and of both normalised margins, in units of β and all of the "
-        "same height; the ends also hold what is beyond. A tick marks the median, a dashed line γ/β = "
-        f"{GAMMA_BETA_RATIO:g} (GaPO, figure 2 and table 4). Without normalisation the margin is f(EF). From "
+        "same height. Single pairs far from the middle half are beyond the axes. A tick marks the median, a dashed "
+        f"line γ/β = {GAMMA_BETA_RATIO:g} (GaPO, figure 2 and table 4). Without normalisation the margin is f(EF). From "
         + ", ".join(f"{of.factors.n:,} pairs ({of.metric})" for of in compared)
         + "."
     )
@@ -160,5 +161,14 @@ def _ridges(panel: Axes, rows: Sequence[tuple[str, Distribution]], named: bool =
         panel.vlines(np.clip(values.median, low, high), -i, 0.8 - i, color=INK, linewidth=1.5)
     texts = [label(name, 20) if named else "" for name, _ in rows]
     panel.set_yticks([-i for i in range(len(rows))], texts, va="bottom")
+    lows, highs = zip(*(_reach(values) for _, values in rows), strict=True)
+    if min(lows) < max(highs):
+        panel.set_xlim(min(lows), max(highs))
     panel.set_ylim(0.9 - len(rows), 0.95)
     panel.grid(visible=False, axis="y")
+
+
+def _reach(values: Distribution) -> tuple[float, float]:
+    """The ends of the histogram, but no further from the middle half than three times its width."""
+    edges, low, high = values.histogram.edges, values.lower_quartile, values.upper_quartile
+    return max(edges[0], low - FENCE * (high - low)), min(edges[-1], high + FENCE * (high - low))

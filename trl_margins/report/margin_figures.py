@@ -53,7 +53,8 @@ def _one_margin(of: Usable) -> str | None:
 def margins(found: list[Usable], runs: Sequence[Run]) -> tuple[Figure, str]:
     """Margin against reward gap, in the first and in the last third of training, and the target that pairs share."""
     figure, axes = panels(len(found), height=3.3)
-    diagonal, dashed = {"color": GREY, "linewidth": 1}, {"color": INK, "linewidth": 1.2, "linestyle": "--"}
+    diagonal: dict[str, Any] = {"color": GREY, "linewidth": 1}
+    dashed: dict[str, Any] = {"color": INK, "linewidth": 1.2, "linestyle": "--"}
     there, targets = [], {}
     for panel, of in zip(axes, found, strict=True):
         there.append(_scatter(panel, of, of["reward_gap"], of["margin"]))
@@ -102,7 +103,7 @@ def smoothing_of(of: Usable) -> np.ndarray:
 def label_smoothing(found: list[Usable], runs: Sequence[Run]) -> tuple[Figure, str]:
     """γ-PO's implied ε against reward gap, with medians of pairs that are ranked wrongly and rightly."""
     figure, axes = panels(len(found), height=3.3)
-    median = {"color": INK, "marker": "s", "zorder": 3}
+    median: dict[str, Any] = {"color": INK, "marker": "s", "zorder": 3}
     there, beyond = [], []
     for panel, of in zip(axes, found, strict=True):
         gap, rate = of["reward_gap"], smoothing_of(of)
@@ -140,9 +141,9 @@ def reward_gaps(found: list[Usable], runs: Sequence[Run]) -> tuple[Figure, str]:
     reach = max(float(np.median(np.abs(gap))) for gap in gaps)
     said = []
     for i, (of, gap) in enumerate(zip(found, gaps, strict=True)):
-        for (third, color), side in zip(_thirds(of), ("high", "low"), strict=True):
+        for (third, color), above in zip(_thirds(of), (True, False), strict=True):
             for panel, shown in ((whole, gap[third]), (near, gap[third][np.abs(gap[third]) <= reach])):
-                _half_violin(panel, shown, -i, side, color)
+                _half_violin(panel, shown, -i, above, color)
         last = gap[_thirds(of)[1][0]]
         middle = signed(np.median(last), ".3g")
         wrong, close = percent((last <= 0).mean()), percent((np.abs(last) <= reach).mean())
@@ -165,15 +166,16 @@ def reward_gaps(found: list[Usable], runs: Sequence[Run]) -> tuple[Figure, str]:
     return figure, caption
 
 
-def _half_violin(panel: Axes, values: np.ndarray, at: float, side: Literal["high", "low"], color: str) -> None:
+def _half_violin(panel: Axes, values: np.ndarray, at: float, above: bool, color: str) -> None:
     """Above or below a line, with the median; nothing where the values have no density."""
     if values.size < 2 or np.ptp(values) == 0:
         return
-    parts = panel.violinplot([values], [at], orientation="horizontal", side=side, widths=0.9, showextrema=False)
+    side: Literal["high", "low"] = "high" if above else "low"
+    parts: Any = panel.violinplot([values], [at], orientation="horizontal", side=side, widths=0.9, showextrema=False)
     (body,) = parts["bodies"]
     body.set(facecolor=color, edgecolor=color, alpha=0.6)
     median = np.median(values)
-    panel.vlines(median, at, at + (0.45 if side == "high" else -0.45), color=INK, linewidth=1.8)
+    panel.vlines(median, at, at + (0.45 if above else -0.45), color=INK, linewidth=1.8)
 
 
 def _thirds(of: Usable) -> tuple[tuple[slice, str], tuple[slice, str]]:

@@ -160,8 +160,8 @@ def _smoothing(of: Usable) -> list[str]:
     assert target is not None
     cells = [of.run.name, f"{target:g}"]
     for side in (gap < 0, gap > 0):
-        quartiles = np.quantile(rate[side], (0.5, 0.25, 0.75)) if side.any() else np.full(3, np.nan)
-        cells += [f"{side.sum():,} ({_percent(side.mean())})", _interval(quartiles)]
+        quartiles = np.quantile(rate[side], (0.5, 0.25, 0.75)).tolist() if side.any() else None
+        cells += [f"{side.sum():,} ({_percent(side.mean())})", _interval(quartiles) if quartiles else "–"]
     near = np.abs(of["margin"] - target) < np.abs(gap) / 10
     return [*cells, _percent(((rate >= 0) & (rate <= 0.5)).mean()), _percent(near.mean())]
 

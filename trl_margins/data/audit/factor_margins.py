@@ -29,48 +29,32 @@ class FactorMargins:
 
 
 def factor_margins(factors: Mapping[str, np.ndarray]) -> list[FactorMargins]:
-    """Of each metric, with the method's γ/β and floor. The histograms of a kind of margin have the same edges.
+    """Of each metric that has any, with the method's γ/β and floor.
 
     Args:
         factors: metric → [N] numbers in [0, 1].
     """
-    factors = {metric: values for metric, values in factors.items() if len(values)}
-    every = {
-        metric: {
-            mapping: {
-                normalization: evaluation_factor_margin(
-                    torch.from_numpy(values), GAMMA_BETA_RATIO, mapping, normalization
-                ).numpy()
-                for normalization in get_args(Normalization)
-            }
-            for mapping in get_args(FactorMapping)
-        }
-        for metric, values in factors.items()
-    }
-    edges = {
-        (mapping, normalization): nice_edges(
-            np.concatenate([of[mapping][normalization] for of in every.values()]), BINS
-        )
-        for mapping in get_args(FactorMapping)
-        for normalization in (get_args(Normalization) if every else ())
-    }
-    whole = np.linspace(0, 1, BINS + 1)
     return [
         FactorMargins(
             metric,
             n_zero=int((values == 0).sum()),
             n_one=int((values == 1).sum()),
-            factors=_distribution(values, whole),
+            factors=_distribution(values),
             margins={
-                mapping: {name: _distribution(margins, edges[mapping, name]) for name, margins in of.items()}
-                for mapping, of in every[metric].items()
+                mapping: {name: _distribution(_margin(values, mapping, name)) for name in get_args(Normalization)}
+                for mapping in get_args(FactorMapping)
             },
         )
         for metric, values in factors.items()
+        if len(values)
     ]
 
 
-def _distribution(values: np.ndarray, edges: np.ndarray) -> Distribution:
-    found = distribution(values, edges)
+def _margin(factors: np.ndarray, mapping: FactorMapping, normalization: Normalization) -> np.ndarray:
+    return evaluation_factor_margin(torch.from_numpy(factors), GAMMA_BETA_RATIO, mapping, normalization).numpy()
+
+
+def _distribution(values: np.ndarray) -> Distribution:
+    found = distribution(values, nice_edges(values, BINS))
     assert found is not None  # there are values
     return found

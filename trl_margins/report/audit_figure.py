@@ -145,9 +145,8 @@ def factors_picture(compared: Sequence[FactorMargins], suffix: str = "") -> Pict
     caption = (
         "Histograms of the evaluation factors, of f(EF), and of both normalised margins, in units of β and all of the "
         "same height. Single pairs far from the middle half are beyond the axes. A tick marks the median, a dashed "
-        f"line γ/β = {GAMMA_BETA_RATIO:g} (GaPO, figure 2 and table 4). Without normalisation the margin is f(EF). From "
-        + ", ".join(f"{of.factors.n:,} pairs ({of.metric})" for of in compared)
-        + "."
+        f"line γ/β = {GAMMA_BETA_RATIO:g} (GaPO, figure 2 and table 4). Without normalisation the margin is f(EF). "
+        "From " + ", ".join(f"{of.factors.n:,} pairs ({of.metric})" for of in compared) + "."
     )
     return Picture(f"evaluation-factors{suffix}", "Evaluation factors and the margins from them", figure, caption)
 

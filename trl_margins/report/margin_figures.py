@@ -85,6 +85,8 @@ def no_smoothing(of: Usable) -> str | None:
         return reason
     if shared_target(of.run) is None:
         return f"margin term {of.run.info.get('margin')!r} has no target margin γ₀ that pairs share"
+    if not of["reward_gap"].any():
+        return "all reward gaps are 0, where the theorem has no ε"
     beyond = of["margin"] - of["reward_gap"]
     expected = np.exp(-np.logaddexp(0, -beyond))  # without overflow
     if not np.allclose(of["slope"], expected, atol=1e-3):

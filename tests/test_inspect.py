@@ -536,8 +536,9 @@ def test_the_report_survives_whatever_the_data_lacks():
     empty = Dataset.from_dict({"prompt": [], "chosen": [], "rejected": [], "score_chosen": [], "score_rejected": []})
     unreadable = Dataset.from_list([{"chosen": [1, 2], "rejected": [3, 4], "margin": None}])
     for rows in (empty, unreadable, Dataset.from_list([{"text": "x"}])):
-        found = audit({"train": rows}, methods=NEEDS)
+        found = audit({"train": rows}, methods=NEEDS, ef_metrics=["rouge1", "rougeL"])
         assert "Warnings" in audit_text(found)
+        assert not found.splits["train"].factor_margins
         assert all(found.splits["train"].methods.values())
 
 
@@ -633,6 +634,10 @@ def test_metrics_that_cannot_be_compared(two_splits):
         main(["inspect", two_splits, "--ef_metrics", "rouge1", "--encoder", "roberta-large"])
     with pytest.raises(ValueError, match="the encoder is for BERTScore"):
         main(["inspect", two_splits, "--encoder", "roberta-large"])
+    with pytest.raises(ValueError, match="score_gap_threshold must be"):
+        main(["inspect", two_splits, "--score_gap_threshold", "-1"])
+    with pytest.raises(ValueError, match="ef_sample must be"):
+        main(["inspect", two_splits, "--ef_sample", "-1"])
     assert compared_metrics(["all"], "roberta-large") == list(METRICS)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..checks import unknown
+from ..checks import Number, unknown
 from ..data.audit import Lengths, Measure, audit
 from ..data.evaluation_factors import BERTSCORE_METRICS, METRICS
 from ..data.loading import load_splits, pick_split
@@ -69,6 +69,8 @@ def main(argv: Sequence[str]) -> int:
     if args.plot:
         check_figure(args.plot)  # before the work
     metrics = compared_metrics(args.ef_metrics or [], args.encoder)
+    Number(least=0).check("score_gap_threshold", args.score_gap_threshold)
+    Number(least=0, whole=True).check("ef_sample", args.ef_sample)
     for file in filter(None, (args.json, args.plot)):
         check_writable(Path(file).parent)
     splits = load_splits(args.dataset_name, args.dataset_config)

@@ -236,6 +236,15 @@ def test_names_of_models_are_short_and_unique():
     assert unique_names(["/a/one/out", "/a/two/out"]) == ["one/out", "two/out"]
 
 
+def test_drift_from_one_of_the_models(tiny_model, other_model, pairs, tmp_path):
+    argv = ["--dataset_name", pairs, "--drift_from", tiny_model, "--json", tmp_path / "n"]
+    evaluate("--model_name_or_path", tiny_model, other_model, *argv)
+    models = json.loads((tmp_path / "n").read_text())["models"]
+    drifts = [models[name]["sets"]["pairs"]["kl_drift"] for name in (tiny_model, other_model)]
+    assert drifts[0] == 0
+    assert drifts[1] > 1e-4
+
+
 def test_a_model_given_twice(tiny_model, pairs):
     with pytest.raises(ValueError, match="twice: name every model once"):
         evaluate("--model_name_or_path", tiny_model, tiny_model, "--dataset_name", pairs)
@@ -288,7 +297,7 @@ def test_splits_of_lists_without_models(caplog):
     splits = generalization_splits(list_rows(), held_out=0.2)
     assert list(splits) == ["train", "id", "prompt_ood"]
     assert "of the four splits there are only id and prompt_ood" in caplog.text
-    assert splits["train"].column_names == ["prompt", "chosen", "rejected", "score_chosen", "score_rejected"]
+    assert not {"chosen_model", "rejected_model"} & {*splits["train"].column_names}
     asked = {name: {*split["prompt"]} for name, split in splits.items()}
     assert asked["id"] < asked["train"]
     assert not asked["prompt_ood"] & asked["train"]

@@ -107,7 +107,9 @@ def margins_of(
     columns = {} if scores is None else dict(zip(SCORES, from_numpy(scores).unbind(1), strict=True))
     if not columns.keys() >= {*objective.columns}:
         return None
-    output = objective(PairLogps(*sums.unbind(1), *tokens.unbind(1), *reference), columns, evaluation=True)
+    (chosen, rejected), (chosen_length, rejected_length) = sums.unbind(1), tokens.unbind(1)
+    pairs = PairLogps(chosen, rejected, chosen_length, rejected_length, *reference)
+    output = objective(pairs, columns, evaluation=True)
     gap = output.chosen_reward - output.rejected_reward
     surplus = gap - (objective.gamma if output.margin is None else output.margin)
     if objective.reward.needs_reference:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -77,13 +78,14 @@ def _tables(args: EvaluateArguments, measured: Mapping[str, Measured], shown: Ca
         shown(short): {shown(name): report for name, report in found.reports.items()}
         for short, found in zip(unique_names(list(measured)), measured.values(), strict=True)
     }
-    if len(reports) > 1:
-        return model_tables(reports, args.eval_min_score_gap, args.reward)
-    return report_tables(*reports.values(), args.eval_min_score_gap, args.reward)
+    if len(reports) == 1:
+        (report,) = reports.values()
+        return report_tables(report, args.eval_min_score_gap, args.reward)
+    return model_tables(reports, args.eval_min_score_gap, args.reward)
 
 
 def _write_files(args: EvaluateArguments, measured: Mapping[str, Measured]) -> None:
-    settings = {
+    settings: dict[str, Any] = {
         "reward": args.reward,
         "ref_model": args.ref_model,
         "drift_from": args.drift_from,
@@ -109,23 +111,23 @@ def _write_files(args: EvaluateArguments, measured: Mapping[str, Measured]) -> N
         if file:
             Path(file).write_text(f"{text}\n")
     if args.plot:
-        _plot(args, measured)
+        _plot(args.plot, args.reward, measured)
 
 
-def _plot(args: EvaluateArguments, measured: Mapping[str, Measured]) -> None:
+def _plot(file: str, reward: str, measured: Mapping[str, Measured]) -> None:
     """The densities, and what they are, to the console."""
     from ..report.densities import densities
     from ..report.page import render
 
     sets: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {}
     for model, found in zip(unique_names(list(measured)), measured.values(), strict=True):
-        for name, of in found.gaps_and_logps(args.reward == "length-normalized").items():
+        for name, of in found.gaps_and_logps(reward == "length-normalized").items():
             sets.setdefault(name, {})[model] = of
     if not sets:
-        raise ValueError(f"--plot {args.plot}: there is nothing to draw in RM-Bench: name a set of pairs or of lists")
-    figure, caption = densities(sets, args.reward)
-    Path(args.plot).write_bytes(render(figure, Path(args.plot).suffix[1:]))
-    print(f"\n{args.plot}: {caption}")
+        raise ValueError(f"--plot {file}: there is nothing to draw in RM-Bench: name a set of pairs or of lists")
+    figure, caption = densities(sets, reward)
+    Path(file).write_bytes(render(figure, Path(file).suffix[1:]))
+    print(f"\n{file}: {caption}")
 
 
 def load_sets(args: EvaluateArguments, as_chat: bool) -> list[EvaluationSet]:

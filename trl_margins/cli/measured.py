@@ -126,8 +126,9 @@ def measure(
             )
     if reference is not None:
         find_model(reference)
-    start = None if args.drift_from is None else load(args.drift_from)
-    if args.drift_from is not None:
+    start = None
+    if args.drift_from not in (None, name):
+        start = load(args.drift_from)
         start_tokenizer = load_tokenizer(args.drift_from, trust_remote_code=args.trust_remote_code)
         check_one_vocabulary((name, args.drift_from), (tokenizer, start_tokenizer), (model, start))
     tokenization = args.tokenization or trained_with(run, "tokenization") or "chat-template"
@@ -146,10 +147,12 @@ def measure(
         }
 
     scored = score(model)
-    kls = {
-        name: completion_kl(model, start, rows, args.batch_size, accelerator, f"{name}, drift")
-        for name, rows in (tokens.items() if start is not None else ())
-    }
+    kls: dict[str, list[np.ndarray]] = {}
+    if start is not None:
+        for of_set, rows in tokens.items():
+            kls[of_set] = completion_kl(model, start, rows, args.batch_size, accelerator, f"{of_set}, drift")
+    elif args.drift_from is not None:  # from itself
+        kls = {of_set: [np.zeros(len(row.ids)) for row in rows] for of_set, rows in tokens.items()}
     references: dict[str, list[CompletionLogps]] = {}
     if compares:
         references = score(model, use_adapter=False) if reference is None else score(load(reference))

@@ -70,7 +70,7 @@ def generalization_splits(
     with it. A pair that occurs twice, also with its sides swapped, counts once and is never divided. Rows keep all
     their columns.
 
-    *Lists* in any form that `make_pairs` takes. Each split but `train` pairs the best with the worst completion of each
+    *Lists* in any form that `make_pairs` takes. Each split but `train` pairs the best and the worst completion of each
     prompt, among the models of its scenario. So does `train`, but for the prompts of `id`, of which it has the second
     best and the second worst: these prompts have been trained on, and the completions in `id` have not. `id` draws
     among the prompts for which that is possible. A scenario leaves out prompts with fewer than two completions, or

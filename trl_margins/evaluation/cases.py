@@ -59,6 +59,6 @@ def case_report(case: np.ndarray, prompts: Sequence[Hashable], n_resamples: int 
         some = member[rows]
         return {name: float(some[:, i].mean()) if len(some) else None for i, name in enumerate(CASES)}
 
-    intervals = bootstrap_intervals(shares, [prompts[i] for i in kept], n_resamples)
+    intervals = bootstrap_intervals(shares, [prompts[i] for i in kept.tolist()], n_resamples)
     counts = dict(zip(CASES, member.sum(0).tolist(), strict=True))
     return {**shares(np.arange(len(kept))), "case_counts": counts, "intervals": intervals}

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from .intervals import bootstrap_intervals
-from .ranking import pairwise_accuracy, ranking_metrics
+from .ranking import ranking_metrics
 from .reward_bench import SUBSETS, section_scores
 
 LENGTH_TOLERANCE = 0.2  # lengths that differ by less than this share of the longer one are similar
@@ -57,39 +57,58 @@ def pair_report(
         `intervals` (95 %, by name), and `by_score_gap`, `by_length`, `by_subset`: one row per bin with `bin`, `n`,
         `accuracy`, `interval`. Of RewardBench's subsets also `section_scores`, by the names in `SECTION_SCORES`.
     """
-    metrics: dict[str, Any] = _numbers(pairs, min_score_gap)
-    counts = {name: value for name, value in metrics.items() if name.startswith("n_")}
-    numbers = {name: value for name, value in metrics.items() if name not in counts}
     bins = {
         "by_score_gap": _score_gap_bins(pairs),
         "by_length": _length_bins(pairs),
         "by_subset": _subset_bins(pairs),
     }
+    pairs = pairs._replace(subsets=None)  # names are slow to draw
 
-    def drawn(rows: np.ndarray) -> dict[str, float | None]:
+    def numbers(rows: np.ndarray) -> dict[str, float | int | None]:
         some = pairs.take(rows)
         found = _numbers(some, min_score_gap)
         right = some.chosen_rewards > some.rejected_rewards
-        for title, (_, member) in bins.items():
+        for title, (labels, member) in bins.items():
             in_bin = member[rows]
-            for i in range(member.max(initial=-1) + 1):
+            for i in range(len(labels)):
                 found[f"{title} {i}"] = float(right[in_bin == i].mean()) if (in_bin == i).any() else None
-        return {name: value for name, value in found.items() if name not in counts}
+        return found | _sections(bins["by_subset"][0], found)
 
-    intervals = bootstrap_intervals(drawn, prompts, n_resamples=n_resamples)
+    found = numbers(np.arange(len(pairs.chosen_rewards)))
+    of_bins = {f"{title} {i}" for title, (labels, _) in bins.items() for i in range(len(labels))}
+    counts = {name for name in found if name.startswith("n_")}
+    intervals = bootstrap_intervals(
+        lambda rows: {name: value for name, value in numbers(rows).items() if name not in counts},
+        prompts,
+        n_resamples=n_resamples,
+    )
     tables = {
         title: [
             {
                 "bin": label,
                 "n": int((member == i).sum()),
-                "accuracy": pairwise_accuracy(*(each[member == i] for each in pairs[:2]))[0],
+                "accuracy": found[f"{title} {i}"],
                 "interval": intervals.get(f"{title} {i}"),
             }
             for i, label in enumerate(labels)
         ]
         for title, (labels, member) in bins.items()
     }
-    return {**counts, **numbers, "intervals": {name: intervals[name] for name in numbers}, **tables}
+    return {
+        **{name: found[name] for name in found if name in counts},
+        **{name: found[name] for name in found if name not in counts | of_bins},
+        "intervals": {name: interval for name, interval in intervals.items() if name not in of_bins},
+        **tables,
+    }
+
+
+def _sections(subsets: Sequence[str], found: Mapping[str, float | None]) -> dict[str, float | None]:
+    """RewardBench's scores, of its subsets."""
+    if not subsets or not SUBSETS.issuperset(subsets):
+        return {}
+    accuracies = {name: found[f"by_subset {i}"] for i, name in enumerate(subsets)}
+    scores = section_scores({name: value for name, value in accuracies.items() if value is not None})
+    return {name: scores[section] for name, section in SECTION_SCORES.items()}
 
 
 def _numbers(pairs: Pairs, min_score_gap: float) -> dict[str, float | int | None]:
@@ -103,10 +122,6 @@ def _numbers(pairs: Pairs, min_score_gap: float) -> dict[str, float | int | None
     metrics["reward_gap"] = float(gap.mean()) if gap.size else None
     metrics["chosen_longer"] = float((longer > 0).mean()) if gap.size else None
     metrics["prefers_longer"] = float((gap * longer > 0)[longer != 0].mean()) if longer.any() else None
-    if pairs.subsets is not None and SUBSETS.issuperset(pairs.subsets):
-        right = chosen > rejected
-        scores_of = section_scores({name: right[pairs.subsets == name].mean() for name in np.unique(pairs.subsets)})
-        metrics |= {name: scores_of[section] for name, section in SECTION_SCORES.items()}
     return metrics
 
 

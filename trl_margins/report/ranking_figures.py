@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import cycle
 from numbers import Real
 
 import numpy as np
@@ -131,7 +132,7 @@ def setting(runs: Sequence[Run]) -> Picture:
     figure, axes = panels(len(metrics), columns=len(metrics))
     at = np.array([run.config[field] for run in drawn], float)
     for panel, metric in zip(axes, metrics, strict=True):
-        for of_set, look in zip(sets, LOOKS * len(sets), strict=False):
+        for of_set, look in zip(sets, cycle(LOOKS), strict=False):
             found = [curves[run.name].get((of_set, metric)) for run in drawn]
             there = [(x, curve) for x, curve in zip(at, found, strict=True) if curve is not None]
             values = np.array([curve.values[-1] for _, curve in there])

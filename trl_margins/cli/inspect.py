@@ -54,7 +54,7 @@ class InspectArguments(ScoredRowOptions):
     )
     ef_metrics: list[str] | None = option(
         "Evaluation factors to compare, with the margins that GaPO makes from them under each mapping and "
-        f"normalization: {', '.join(METRICS)}, or {ALL}, which is all that need no encoder, and with one all.",
+        f"normalization: {', '.join(METRICS)}; or {ALL}: without an encoder, those that need none.",
         None,
     )
     encoder: str | None = option("BERTScore: folder or Hub id of the encoder.", None)
@@ -65,7 +65,7 @@ class InspectArguments(ScoredRowOptions):
     )
     seed: int = option("Seed of that sample, and of the order of pairs under GapPO's normalised weights.", 0)
     json: str | None = option("File for all numbers, as JSON.", None)
-    plot: str | None = option("File (.png, .svg) for the histograms.", None)
+    plot: str | None = option("File (.png, .svg) for the histograms; further pictures are beside it.", None)
     trust_remote_code: bool = option("Run the tokenizer's own code.", False)
 
 

@@ -87,8 +87,7 @@ def no_smoothing(of: Usable) -> str | None:
         return f"margin term {of.run.info.get('margin')!r} has no target margin γ₀ that pairs share"
     if not of["reward_gap"].any():
         return "all reward gaps are 0, where the theorem has no ε"
-    beyond = of["margin"] - of["reward_gap"]
-    expected = np.exp(-np.logaddexp(0, -beyond))  # without overflow
+    expected = np.exp(-np.logaddexp(0, of["reward_gap"] - of["margin"]))  # σ(margin − m), without overflow
     if not np.allclose(of["slope"], expected, atol=1e-3):
         return "its slopes are not σ(margin − m): the theorem is about the loss −log σ(m − margin)"
     return None

@@ -347,7 +347,7 @@ def test_the_kept_checkpoint_has_its_own_numbers(trained):
 def test_pictures_lie_beside_the_card(trained):
     out = trained[1]
     linked = re.findall(r"!\[[^]]+\]\(([^)]+)\)", card_of(out).text)
-    drawn = ("ranking", "cases", "gradient_mass", "flips", "logps", "loss", "gradient_norm")
+    drawn = ("ranking", "cases", "gradient_mass", "flips", "reward_gaps", "logps", "loss", "gradient_norm")
     assert {f"figures/{name}.png" for name in drawn} == set(linked)
     assert sorted(linked) == sorted(f"figures/{file.name}" for file in (out / "figures").iterdir())
     assert all((out / file).read_bytes().startswith(b"\x89PNG") for file in linked)

@@ -6,6 +6,7 @@ import logging
 import random
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -171,7 +172,7 @@ class TestColumn:
         preference_rows(20, "conversational").save_to_disk(tmp_path / "rows")
         first = add_evaluation_factor(load_from_disk(tmp_path / "rows"), "rouge1")
         with monkeypatch.context() as patch:
-            patch.setattr(ef, "compute", lambda *_, **__: pytest.fail("computed again"))
+            patch.setattr(ef, "_compute", lambda *_, **__: pytest.fail("computed again"))
             again = add_evaluation_factor(load_from_disk(tmp_path / "rows"), "rouge1")
             with pytest.raises(pytest.fail.Exception, match="computed again"):
                 add_evaluation_factor(load_from_disk(tmp_path / "rows"), "rouge2")
@@ -354,6 +355,22 @@ class TestBERTScore:
             assert compute(["a", "b"], ["c", "b"], "bertscore_f1", encoder=encoder) == [0.0, 1.0]
         assert "1 of 2 pairs have a negative cosine" in caplog.text
 
+    def test_all_three_are_from_one_pass(self, encoder, monkeypatch):
+        """With a lexical metric beside them; the encoder sees the texts once."""
+        texts = {"chosen": ["a b", "", "c d e f"], "rejected": ["a c", "b", "e f"]}
+        columns = {metric: metric for metric in (*ef.BERTSCORE_METRICS, "rouge1")}
+        expected = {metric: compute(*texts.values(), metric, encoder=encoder, device="cpu") for metric in columns}
+        scorer, calls = ef._scorer("bertscore_f1", encoder, None, "cpu"), []
+        once = SimpleNamespace(
+            device="cpu", score=lambda *args, **kwargs: calls.append(1) or scorer.score(*args, **kwargs)
+        )
+        monkeypatch.setattr(ef, "_scorer", lambda *_: once)
+        rows = Dataset.from_dict({"prompt": ["p", "q", "r"], **texts})
+        scored = ef.add_columns(rows, columns, encoder=encoder, device="cpu")
+        assert calls == [1]
+        for metric, values in expected.items():
+            assert scored[metric][:] == values
+
     def test_a_tokenizer_without_a_length(self, encoder, tmp_path):
         """bert-score hands its "no limit" to the tokenizer, which cannot count so far."""
         endless = save_encoder(tmp_path / "endless")
@@ -380,7 +397,7 @@ class TestBERTScore:
 
         first = scored()
         with monkeypatch.context() as patch:
-            patch.setattr(ef, "compute", lambda *_, **__: pytest.fail("computed again"))
+            patch.setattr(ef, "_compute", lambda *_, **__: pytest.fail("computed again"))
             assert scored() == first
         (tmp_path / "other" / "config.json").touch()
         assert scored() != first
@@ -464,7 +481,7 @@ class TestCommand:
 
     def test_bad_outputs_are_refused_at_once(self, tmp_path, monkeypatch):
         preference_rows(3, "conversational").to_json(tmp_path / "in.jsonl")
-        monkeypatch.setattr(ef, "compute", lambda *_, **__: pytest.fail("scored first"))
+        monkeypatch.setattr(ef, "_compute", lambda *_, **__: pytest.fail("scored first"))
         argv = ["score", "--dataset_name", str(tmp_path / "in.jsonl"), "--output"]
         with pytest.raises(ValueError, match=r"CSV has no lists, and \['prompt', 'chosen', 'rejected'\]"):
             main([*argv, str(tmp_path / "out.csv")])

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import warnings
 from contextlib import nullcontext
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -15,10 +17,10 @@ from test_tokenization import merging_tokenizer
 
 from trl_margins import MarginCPOConfig, MarginCPOTrainer
 from trl_margins.cli import main
-from trl_margins.cli.inspect import columns_of, in_tokens_of
+from trl_margins.cli.inspect import columns_of, compared_metrics, in_tokens_of
 from trl_margins.data.audit import Audit, SplitAudit, audit, distribution, nice_edges
 from trl_margins.data.audit.counting import shortened
-from trl_margins.data.evaluation_factors import compute
+from trl_margins.data.evaluation_factors import METRICS, compute
 from trl_margins.methods import METHODS
 from trl_margins.report.audit_text import audit_text
 from trl_margins.rows import RowError
@@ -265,6 +267,94 @@ def test_a_column_of_evaluation_factors():
     assert bad.methods["amapo"] is None
 
 
+def mass_of(gaps: np.ndarray, **options) -> dict[str, np.ndarray]:
+    """Transform → shares, and `edges`."""
+    mass = of(plain(len(gaps), margin=[float(gap) for gap in gaps]), **options).gradient_mass
+    edges = np.array(mass.sizes.histogram.edges)
+    return {name: np.array(shares) for name, shares in mass.shares.items()} | {"edges": edges}
+
+
+def test_the_gradient_mass_of_every_transform():
+    """GapPO's weights written out in NumPy, on gaps between −1 and 5.5; the batches are those of the seed."""
+    rng = np.random.default_rng(7)
+    gaps = np.round(np.minimum(rng.gamma(1.3, 0.9, 200), 5.5) * rng.choice([1, 1, 1, -1], 200) * 4) / 4
+    found, size = mass_of(gaps, score_gap_threshold=1.5, seed=3), np.abs(gaps)
+    normalized = np.empty(200)
+    for batch in np.array_split(np.random.default_rng(3).permutation(200), np.arange(16, 200, 16)):
+        normalized[batch] = size[batch] / size[batch].mean()
+    expected = {
+        "pairs": np.ones(200),
+        "linear": size,
+        "quadratic": size**2,
+        "exponential": np.exp(size) - 1,
+        "hard": (size >= 1.5).astype(float),
+        "normalized": normalized,
+    }
+    assert found.keys() == {*expected, "edges"}
+    edges = found["edges"]
+    for name, weight in expected.items():
+        for i, (low, high) in enumerate(pairwise(edges)):
+            inside = (size >= low) & (size < (np.inf if high == edges[-1] else high))
+            assert found[name][i] == pytest.approx(weight[inside].sum() / weight.sum(), abs=1e-12), (name, low)
+
+
+def test_what_the_paper_says_of_gradient_mass():
+    """Section 3.1: a pair at 4 has twice the gradient of one at 2; beyond linear, the mass goes to the far tail."""
+    even = mass_of(np.array([2.0, 4.0] * 20))
+    filled = {name: shares[shares > 0] for name, shares in even.items()}
+    np.testing.assert_allclose(filled["pairs"], [1 / 2, 1 / 2])
+    np.testing.assert_allclose(filled["linear"], [1 / 3, 2 / 3])
+    np.testing.assert_allclose(filled["quadratic"], [1 / 5, 4 / 5])
+    assert filled["hard"].tolist() == filled["pairs"].tolist()
+    ultra = mass_of(np.minimum(np.random.default_rng(0).exponential(1.2, 2000), 5.5))
+    tail = [ultra[name][ultra["edges"][:-1] >= 4].sum() for name in ("pairs", "linear", "quadratic", "exponential")]
+    assert tail == sorted(tail)
+    assert tail[0] < 0.05 < 0.3 < tail[3]
+
+
+def test_a_hard_filter_that_keeps_no_pair():
+    found = audit({"train": Dataset.from_list(plain(20, margin=[i / 20 for i in range(20)]))})
+    lines = audit_text(found).splitlines()
+    head = next(i for i, line in enumerate(lines) if line.startswith("Gradient mass"))
+    assert lines[head + 1].endswith("1[δ ≥ 1]")
+    assert lines[head + 2].endswith("–")
+    assert any("no pair reaches the hard filter's threshold (--score_gap_threshold)" in line for line in lines)
+    ties = of(plain(3, margin=[0.0] * 3)).gradient_mass
+    assert not any(ties.shares["linear"])
+    assert of(plain(3)).gradient_mass is None
+
+
+def test_the_margins_of_all_metrics():
+    """Equations 8 to 10 and table 4 in NumPy, on the evaluation factors of `compute`."""
+    rows = preference_rows(60)
+    column = np.linspace(0, 1, 60)
+    found = of(rows.add_column("evaluation_factor", column.tolist()), ef_metrics=["rouge2", "jaccard"])
+    assert [each.metric for each in found.factor_margins] == ["rouge2", "jaccard", "column evaluation_factor"]
+    assert found.factors.metric is None
+    factors = [np.array(compute(rows["chosen"][:], rows["rejected"][:], metric)) for metric in ("rouge2", "jaccard")]
+    for each, ef in zip(found.factor_margins, [*factors, column], strict=True):
+        assert (each.factors.n, each.n_zero, each.n_one) == (60, sum(ef == 0), sum(ef == 1))
+        assert each.factors.mean == pytest.approx(ef.mean())
+        floored = np.maximum(ef, 0.01)
+        mapped = {
+            "log": np.log(1 / floored),
+            "linear": 1 - floored,
+            "square": 1 - floored**2,
+            "sqrt": 1 - np.sqrt(floored),
+        }
+        for mapping, f in mapped.items():
+            margins = {"none": f, "scale": 0.3 * f / f.mean(), "add": f - f.mean() + 0.3}
+            assert each.margins[mapping].keys() == margins.keys()
+            for name, margin in margins.items():
+                got = each.margins[mapping][name]
+                quartiles = (got.lower_quartile, got.median, got.upper_quartile)
+                assert quartiles == pytest.approx(np.percentile(margin, [25, 50, 75])), (each.metric, mapping, name)
+                assert sum(got.histogram.counts) == 60
+    text = audit_text(Audit({"train": found}, [], []))
+    assert "normalized with γ/β = 0.3: quartiles" in text
+    assert f"{np.percentile(np.log(1 / np.maximum(factors[1], 0.01)), 50):.3f}" in text
+
+
 def test_methods_follow_the_table():
     with_scores, without = of(preference_rows(5)), of(plain(5))
     assert with_scores.methods == dict.fromkeys(METHODS)
@@ -446,8 +536,9 @@ def test_the_report_survives_whatever_the_data_lacks():
     empty = Dataset.from_dict({"prompt": [], "chosen": [], "rejected": [], "score_chosen": [], "score_rejected": []})
     unreadable = Dataset.from_list([{"chosen": [1, 2], "rejected": [3, 4], "margin": None}])
     for rows in (empty, unreadable, Dataset.from_list([{"text": "x"}])):
-        found = audit({"train": rows}, methods=NEEDS)
+        found = audit({"train": rows}, methods=NEEDS, ef_metrics=["rouge1", "rougeL"])
         assert "Warnings" in audit_text(found)
+        assert not found.splits["train"].factor_margins
         assert all(found.splits["train"].methods.values())
 
 
@@ -513,6 +604,69 @@ def test_figures(two_splits, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match=r"pip install 'trl-margins\[report\]'"):
         main(["inspect", two_splits, "--plot", str(tmp_path / "audit.png")])
+
+
+def test_the_figures_beside_the_histograms(two_splits, tmp_path, capsys, monkeypatch):
+    argv = ["inspect", two_splits, "--ef_metrics", "all", "--plot", str(tmp_path / "audit.png")]
+    assert main(argv) == 0
+    names = ["audit", "audit-gradient-mass-train", "audit-evaluation-factors-train", "audit-evaluation-factors-test"]
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[-4:] == [str(tmp_path / f"{name}.png") for name in names]
+    for metric in ("jaccard", "rouge1", "rouge2", "rougeL"):
+        assert f"\n  {metric} " in printed
+    for name in names:
+        content = (tmp_path / f"{name}.png").read_bytes()
+        assert content.startswith(b"\x89PNG")
+        assert b"Description" in content
+    monkeypatch.setattr("trl_margins.data.evaluation_factors._compute", lambda *_, **__: pytest.fail("not cached"))
+    assert main(argv[:4]) == 0
+
+
+def test_metrics_that_cannot_be_compared(two_splits):
+    """An error before anything is read."""
+    with pytest.raises(ValueError, match="metric of ef_metrics 'rougeK'"):
+        main(["inspect", two_splits, "--ef_metrics", "jaccard", "rougeK"])
+    with pytest.raises(
+        ValueError, match="bertscore_f1 needs an encoder: name it, for example --encoder roberta-large"
+    ):
+        main(["inspect", two_splits, "--ef_metrics", "bertscore_f1"])
+    with pytest.raises(ValueError, match="compute it with --ef_metrics all, or leave the encoder out"):
+        main(["inspect", two_splits, "--ef_metrics", "rouge1", "--encoder", "roberta-large"])
+    with pytest.raises(ValueError, match="the encoder is for BERTScore"):
+        main(["inspect", two_splits, "--encoder", "roberta-large"])
+    with pytest.raises(ValueError, match="score_gap_threshold must be"):
+        main(["inspect", two_splits, "--score_gap_threshold", "-1"])
+    with pytest.raises(ValueError, match="ef_sample must be"):
+        main(["inspect", two_splits, "--ef_sample", "-1"])
+    assert compared_metrics(["all"], "roberta-large") == list(METRICS)
+
+
+def test_the_pictures_show_the_numbers():
+    from trl_margins.report.audit_figure import factors_picture, mass_picture
+
+    rows = preference_rows(60, scores=lambda i: ((i * 7 % 23) / 4, (i * 5 % 19) / 4))
+    found = of(rows, ef_metrics=["rouge1", "rougeL"])
+    mass = found.gradient_mass
+    picture = mass_picture(mass)
+    left, right = picture.figure.axes
+    for line, (_, shares) in zip(right.lines, mass.shares.items(), strict=True):
+        np.testing.assert_allclose(line.get_ydata(), shares)
+    heights = [[bar.get_height() for bar in bars] for bars in left.containers]
+    np.testing.assert_allclose(heights, [mass.shares["pairs"], mass.shares["linear"]])
+    assert "of 60 pairs" in picture.caption
+    panels = factors_picture(found.factor_margins).figure.axes
+    assert len(panels) == 1 + 3 * 4
+    medians = [lines.get_segments()[0][0][0] for lines in panels[0].collections]
+    assert medians == [each.factors.median for each in found.factor_margins]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        same = of(plain(3, evaluation_factor=[0.5] * 3), ef_metrics=["rouge1"]).factor_margins[1:]
+        assert len(factors_picture(same).figure.axes) == 13
+    scaled = panels[1 + 4]
+    assert scaled.lines[0].get_xdata()[0] == 0.3
+    assert [lines.get_segments()[0][0][0] for lines in scaled.collections] == [
+        each.margins["log"]["scale"].median for each in found.factor_margins
+    ]
 
 
 def test_a_figure_has_panels_for_what_there_is():

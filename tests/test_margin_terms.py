@@ -10,6 +10,7 @@ from scipy.optimize import brentq
 from scipy.special import expit, logsumexp
 from test_core import random_pairs
 
+from trl_margins.evaluation.label_smoothing import implied_label_smoothing
 from trl_margins.links import CPO_LINKS
 from trl_margins.objective import Objective
 from trl_margins.pairs import PairView
@@ -293,3 +294,58 @@ class TestHistory:
         history.push(torch.tensor([1.0, 2.0]))
         copy.load_state_dict(history.state_dict())
         assert copy.recent(4).tolist() == [1.0, 2.0]
+
+
+class TestImpliedLabelSmoothing:
+    """γ-PO's Theorem 3.1: a margin of one's own, or labels smoothed by ε under the shared margin: the same loss."""
+
+    M = np.array([-6.0, -1.5, -0.3, 0.2, 0.9, 3.0, 7.0])
+
+    @staticmethod
+    def losses(m: np.ndarray, margin: torch.Tensor, rate: torch.Tensor, gamma0: float) -> tuple[torch.Tensor, ...]:
+        """Eqs. 10 and 13."""
+        log_sigmoid, gap = torch.nn.functional.logsigmoid, torch.tensor(m)
+        smoothed = -rate * log_sigmoid(-gap - gamma0) - (1 - rate) * log_sigmoid(gap - gamma0)
+        return -log_sigmoid(gap - margin), smoothed
+
+    @pytest.mark.parametrize("gamma0", [0.0, 1.5, 4.0])
+    def test_it_is_the_first_order_of_equal_losses(self, gamma0):
+        """ε = δ · (∂L_γPO/∂γ) / (∂L_rDPO/∂ε) at δ = ε = 0, both by autograd."""
+        delta = np.linspace(-0.7, 0.9, len(self.M))
+        margin = torch.full((len(self.M),), gamma0, dtype=torch.float64, requires_grad=True)
+        rate = torch.zeros(len(self.M), dtype=torch.float64, requires_grad=True)
+        own, smoothed = self.losses(self.M, margin, rate, gamma0)
+        assert torch.allclose(own, smoothed, rtol=1e-12)
+        (by_margin,) = torch.autograd.grad(own.sum(), margin)
+        (by_rate,) = torch.autograd.grad(smoothed.sum(), rate)
+        expected = delta * (by_margin / by_rate).numpy()
+        np.testing.assert_allclose(implied_label_smoothing(self.M, gamma0 + delta, gamma0), expected, rtol=1e-10)
+
+    def test_it_nears_the_rate_that_makes_the_losses_equal(self):
+        """What is left out is of second order: a tenth of the change of the margin leaves a hundredth of the error."""
+        gamma0, errors = 2.0, []
+        for delta in (0.1, 0.01):
+            found = []
+            for m in self.M:
+                own = np.logaddexp(0, gamma0 + delta - m)
+                right, wrong = np.logaddexp(0, gamma0 - m), np.logaddexp(0, gamma0 + m)
+                found.append(brentq(lambda e: e * wrong + (1 - e) * right - own, -10, 10, xtol=1e-15))  # noqa: B023
+            errors.append(np.abs(implied_label_smoothing(self.M, gamma0 + delta, gamma0) - found))
+        np.testing.assert_allclose(errors[0] / errors[1], 100, rtol=0.1)
+
+    def test_of_the_papers_own_margins_it_smooths_only_wrong_and_clear_pairs(self):
+        """γ-PO gives ambiguous pairs less than γ0: where they are ranked rightly, that is a negative rate."""
+        gaps = torch.linspace(-8, 10, 256, dtype=torch.float64)
+        margin = dynamic_target_margin(gaps, 4.0, 10.0).numpy()
+        rate = implied_label_smoothing(gaps, margin, 4.0)
+        less = margin < 4.0
+        assert (rate[(gaps < 0).numpy()] > 0).all()
+        assert less[(gaps < 0).numpy()].all()
+        assert (rate[(gaps > 0).numpy() & less] < 0).all()
+        assert (rate[~less] > 0).all()
+
+    def test_where_it_has_no_value_and_far_out(self):
+        with np.errstate(all="raise", under="ignore"):
+            rate = implied_label_smoothing([0.0, 900.0, -900.0], [1.0, 3.5, 3.5], 3.0)
+        assert np.isnan(rate[0])
+        np.testing.assert_allclose(rate[1:], [0, -0.5 / 903], atol=1e-300)

@@ -8,6 +8,7 @@ import json
 import logging
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from matplotlib.figure import Figure
 from trl_margins.cli import main
 from trl_margins.report import figures, summaries
 from trl_margins.report.figures import PICTURES, draw_pictures
+from trl_margins.report.margin_figures import MOST_POINTS, shared_target
 from trl_margins.report.page import _settings as page_settings
 from trl_margins.report.page import html_page, render, write_report
 from trl_margins.report.run_folder import Run, read_pairs, read_run, read_runs
@@ -129,6 +131,7 @@ def make_run(
         "weight": weight,
         "margin": margin,
         **({"reward": "length-normalized"} if method else {}),  # one as older versions wrote it
+        "gamma": {"gappo": 0.5, "geometric-anchor": 0.25}.get(method, 3.0),
         "term_options": [key for key in config if key.startswith(("score_gap_", "gamma_po_", "anchor_"))],
         "train_rows": steps * batch,
         **({"pairs_per_step": batch} if method else {}),
@@ -385,16 +388,17 @@ def test_smoothing_is_the_mean_of_three_neighbours():
 
 # Pictures
 
-ALWAYS = {"ranking", "gradient_mass", "logps", "loss", "gradient_norm"}
+ALWAYS = {"ranking", "gradient_mass", "reward_gaps", "logps", "loss", "gradient_norm"}
 
 
 @pytest.mark.parametrize(
     ("method", "flips", "more"),
     [
         ("gappo", 0.0, {"cases"}),
-        ("gap-aware", 0.0, {"cases", "margins", "evaluation_factors"}),
-        ("gamma-po", 0.2, {"cases", "margins", "flips"}),
-        ("geometric-anchor", 0.2, {"cases", "margins", "flips"}),
+        ("gap-aware", 0.0, {"cases", "margins", "label_smoothing", "evaluation_factors"}),
+        ("gamma-po", 0.2, {"cases", "margins", "label_smoothing", "flips"}),
+        ("geometric-anchor", 0.2, {"cases", "margins", "label_smoothing", "flips"}),
+        ("amapo", 0.0, {"cases", "margins"}),
         (None, 0.0, set()),
     ],
 )
@@ -441,7 +445,7 @@ def test_why_a_picture_is_missing(tmp_path):
 
 
 def test_gradient_mass_in_the_bars(tmp_path):
-    """Three bars a bin: pairs, slope, weight × slope; a negative score gap counts by its size."""
+    """Four bars a bin: pairs, weight, slope, weight × slope; a negative score gap counts by its size."""
     gap = np.array([0.0, -1.0, 1.0, 2.0, 3.0, -3.0, ""], dtype=object)
     weight, slope = np.array([0, 1, 1, 2, 3, 3, 9.0]), np.array([0.9, 0.5, 0.6, 0.5, 0.1, 0.4, 0.9])
     run = of_pairs(tmp_path / "run", step=np.ones(7), score_gap=gap, weight=weight, slope=slope)
@@ -449,9 +453,11 @@ def test_gradient_mass_in_the_bars(tmp_path):
     (panel,) = picture.figure.axes
     heights = [[bar.get_height() for bar in bars] for bars in panel.containers]
     np.testing.assert_allclose(heights[0], np.array([1, 2, 1, 2]) / 6)
-    np.testing.assert_allclose(heights[1], np.array([0.9, 1.1, 0.5, 0.5]) / 3.0)
-    np.testing.assert_allclose(heights[2], np.array([0, 1.1, 1.0, 1.5]) / 3.6)
+    np.testing.assert_allclose(heights[1], np.array([0, 2, 2, 6]) / 10)
+    np.testing.assert_allclose(heights[2], np.array([0.9, 1.1, 0.5, 0.5]) / 3.0)
+    np.testing.assert_allclose(heights[3], np.array([0, 1.1, 1.0, 1.5]) / 3.6)
     assert [bars.get_label() for bars in panel.containers][1:] == [
+        "weights",
         "gradient before weighting",
         "gradient after weighting",
     ]
@@ -470,12 +476,72 @@ def test_margins_are_thinned_and_say_so(run_of):
     run = run_of("gamma-po", steps=1200, batch=8)
     picture = figures.margins([run])
     early, late = (points.get_offsets() for points in picture.figure.axes[0].collections)
-    assert len(early) == len(late) == figures.MOST_POINTS // 2
+    assert len(early) == len(late) == MOST_POINTS // 2
     assert {tuple(point) for point in late} <= set(
         zip(run.pairs["reward_gap"][-3200:], run.pairs["margin"][-3200:], strict=True)
     )
     assert "Of 6,400 pairs in the two thirds 5,000 are drawn" in picture.caption
     assert "are drawn" not in figures.margins([run_of("gamma-po", "small")]).caption
+
+
+@pytest.mark.parametrize(
+    ("method", "config", "line"),
+    [
+        ("gamma-po", {}, 3.0),
+        ("gap-aware", {}, 3.0),
+        ("geometric-anchor", {}, 0.25),
+        ("gamma-po", {"gamma_po_centered": True}, 0.0),  # the margins are the authors' γ_i − γ0
+        ("amapo", {}, None),  # makes its margins without the target
+    ],
+)
+def test_the_line_at_the_shared_target(run_of, method, config, line):
+    picture = figures.margins([run_of(method, **config)])
+    dashed = [each.get_ydata()[0] for each in picture.figure.axes[0].lines if each.get_linestyle() == "--"]
+    assert dashed == ([] if line is None else [line])
+    assert (f"γ₀ of the run's settings: {line or 0:g} in run." in picture.caption) == (line is not None)
+
+
+def test_the_target_of_a_run_before_it_was_written_and_of_an_unknown_term(run_of):
+    run = run_of("gamma-po", beta=10.0, simpo_gamma=1.5)
+    older = replace(run, info={key: value for key, value in run.info.items() if key != "gamma"})
+    assert shared_target(older) == 1.5
+    assert shared_target(replace(run, info={**run.info, "margin": "gamma-po, of-no-package"})) is None
+
+
+def test_label_smoothing_in_picture_and_table(run_of):
+    """The points are the theorem's, the table's medians NumPy's, and what the theorem is not about is left out."""
+    run, amapo = run_of("gamma-po"), run_of("amapo", "amapo")
+    m, margin = run.pairs["reward_gap"], run.pairs["margin"]
+    rate = (margin - 3) * (1 - sigmoid(m - 3)) / (np.log1p(np.exp(m + 3)) - np.log1p(np.exp(3 - m)))
+    picture = figures.label_smoothing([run, amapo])
+    early, late = picture.figure.axes[0].collections
+    third = len(m) // 3
+    np.testing.assert_allclose(early.get_offsets()[:100], np.column_stack([m, rate])[:100], rtol=1e-9)
+    np.testing.assert_allclose(late.get_offsets()[-third:], np.column_stack([m, rate])[-third:], rtol=1e-9)
+    assert picture.left_out["amapo"] == "margin term 'amapo' has no target margin γ₀ that pairs share"
+    page = html_page([run, amapo], [], {}, "png")
+    for side in (m < 0, m > 0):
+        quartiles = [f"{each:.4g}" for each in np.percentile(rate[side], [50, 25, 75])]
+        assert f'<td class="number">{side.sum()} ({100 * side.mean():.1f} %)</td>' in page
+        assert "{} [{}, {}]".format(*quartiles) in page
+    assert "Implied label smoothing" not in html_page([amapo], [], {}, "png")
+    smoothed = replace(run, pairs={**run.pairs, "slope": 0.8 * run.pairs["slope"]})
+    reason = figures.label_smoothing([smoothed]).left_out["run"]
+    assert reason == "its slopes are not σ(margin − m): the theorem is about the loss −log σ(m − margin)"
+
+
+def test_reward_gaps_are_those_of_the_thirds(run_of):
+    run = run_of("gamma-po", steps=60)
+    picture = figures.reward_gaps([run])
+    whole, near = picture.figure.axes
+    gap = run.pairs["reward_gap"]
+    reach = np.median(np.abs(gap))
+    medians = [lines.get_segments()[0][0][0] for panel in (whole, near) for lines in panel.collections[1::2]]
+    parts = [gap[:160], gap[-160:]]
+    inside = [part[np.abs(part) <= reach] for part in parts]
+    np.testing.assert_allclose(medians, [np.median(part) for part in parts + inside])
+    assert f"{100 * (gap[-160:] <= 0).mean():.3g} % are not above 0" in picture.caption
+    assert near.get_xlim() == (-reach, reach)
 
 
 def test_flips_are_by_anchor_weight_where_there_is_one(run_of):
@@ -717,7 +783,7 @@ def test_a_page_holds_everything_and_fetches_nothing(run_of, tmp_path):
     files = write_report(runs, tmp_path / "out")
     page = Page(files[0].read_text(encoding="utf-8"))
     images = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
-    assert len(images) == len(files) - 1 == 8
+    assert len(images) == len(files) - 1 == 10
     for source, file in zip(images, files[1:], strict=True):
         head, data = source.split(",")
         assert head == "data:image/png;base64"

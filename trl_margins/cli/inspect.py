@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..checks import Number, unknown
 from ..data.audit import Lengths, Measure, audit
+from ..data.evaluation_factors import BERTSCORE_METRICS, METRICS
 from ..data.loading import load_splits, pick_split
 from ..report.audit_text import audit_text
 from ..rows import RowReader
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 FIGURES = (".png", ".svg")
+ALL = "all"
 
 
 @dataclass(kw_only=True)
@@ -40,10 +43,23 @@ class InspectArguments(ScoredRowOptions):
     )
     max_length: int | None = option(LENGTH, None)
     eval_min_score_gap: float = option("Smallest score gap of the pairs behind `pwa`.", 2.0)
-    ef_sample: int = option("Number of rows to compute ROUGE-L for, without an evaluation_factor column.", 1000)
-    seed: int = option("Seed of that sample.", 0)
+    score_gap_threshold: float = option(
+        "GapPO's hard filter, in the gradient mass: the least score gap it keeps.", 1.0
+    )
+    ef_metrics: list[str] | None = option(
+        "Evaluation factors to compare, with the margins that GaPO makes from them under each mapping and "
+        f"normalization: {', '.join(METRICS)}; or {ALL}: without an encoder, those that need none.",
+        None,
+    )
+    encoder: str | None = option("BERTScore: folder or Hub id of the encoder.", None)
+    ef_sample: int = option(
+        "Number of rows to compute evaluation factors for: ROUGE-L, unless there is an evaluation_factor column, and "
+        "those of ef_metrics.",
+        1000,
+    )
+    seed: int = option("Seed of that sample, and of the order of pairs under GapPO's normalised weights.", 0)
     json: str | None = option("File for all numbers, as JSON.", None)
-    plot: str | None = option("File (.png, .svg) for the histograms.", None)
+    plot: str | None = option("File (.png, .svg) for the histograms; further pictures are beside it.", None)
     trust_remote_code: bool = option("Run the tokenizer's own code.", False)
 
 
@@ -53,6 +69,9 @@ def main(argv: Sequence[str]) -> int:
     (args,) = parser.parse(data_first(argv))
     if args.plot:
         check_figure(args.plot)  # before the work
+    metrics = compared_metrics(args.ef_metrics or [], args.encoder)
+    Number(least=0).check("score_gap_threshold", args.score_gap_threshold)
+    Number(least=0, whole=True).check("ef_sample", args.ef_sample)
     for file in filter(None, (args.json, args.plot)):
         check_writable(Path(file).parent)
     splits = load_splits(args.dataset_name, args.dataset_config)
@@ -74,9 +93,12 @@ def main(argv: Sequence[str]) -> int:
         splits,
         score_columns=args.score_columns,
         min_score_gap=args.eval_min_score_gap,
+        score_gap_threshold=args.score_gap_threshold,
         measure=measure,
         max_length=max_length_of(args.max_length, args.model_name_or_path),
         ef_sample=args.ef_sample,
+        ef_metrics=metrics,
+        encoder=args.encoder,
         seed=args.seed,
         methods={method_id: columns_of(get_method(method_id)) for method_id in method_ids()},
         prompt_column=args.prompt_column,
@@ -86,10 +108,29 @@ def main(argv: Sequence[str]) -> int:
     if args.json:
         Path(args.json).write_text(json.dumps(asdict(found), indent=2) + "\n")
     if args.plot:
-        from ..report.audit_figure import audit_figure
+        from ..report.audit_figure import write_figures
 
-        audit_figure(found).savefig(args.plot, dpi=120)
+        for file in write_figures(found, Path(args.plot)):
+            print(file)
     return 0
+
+
+def compared_metrics(named: Sequence[str], encoder: str | None) -> list[str]:
+    """The evaluation factors that `ef_metrics` names.
+
+    Raises:
+        ValueError: an unknown metric, BERTScore without an encoder, or an encoder without BERTScore.
+    """
+    if wrong := [metric for metric in named if metric not in (*METRICS, ALL)]:
+        raise unknown("metric of ef_metrics", wrong[0], (*METRICS, ALL))
+    whole = [metric for metric in METRICS if encoder or metric not in BERTSCORE_METRICS]
+    metrics = list(dict.fromkeys(each for metric in named for each in (whole if metric == ALL else [metric])))
+    semantic = [metric for metric in metrics if metric in BERTSCORE_METRICS]
+    if semantic and not encoder:
+        raise ValueError(f"{semantic[0]} needs an encoder: name it, for example --encoder roberta-large")
+    if encoder and not semantic:
+        raise ValueError(f"the encoder is for BERTScore: compute it with --ef_metrics {ALL}, or leave the encoder out")
+    return metrics
 
 
 def columns_of(method: Any) -> list[str]:

@@ -79,17 +79,33 @@ def compute(
         ValueError: an unknown metric, lists of different length, something that is not a string, no encoder.
         ImportError: BERTScore without bert-score.
     """
-    _check_metric(metric)
+    return _compute(chosen, rejected, [metric], encoder, num_layers, batch_size, device)[metric]
+
+
+def _compute(
+    chosen: Sequence[str],
+    rejected: Sequence[str],
+    metrics: Sequence[str],
+    encoder: str | None = None,
+    num_layers: int | None = None,
+    batch_size: int | None = None,
+    device: str | None = None,
+) -> dict[str, list[float]]:
+    """Metric → `compute` of it. All BERTScores are from the same embeddings."""
+    for metric in metrics:
+        _check_metric(metric)
     if len(chosen) != len(rejected):
         raise ValueError(f"{len(chosen)} chosen and {len(rejected)} rejected completions: each pair needs one of each")
     for name, texts in (("chosen", chosen), ("rejected", rejected)):
         for row, text in enumerate(texts):
             if not isinstance(text, str):
                 raise ValueError(f"{name}, row {row}: {text!r} is not a string")
-    if metric in BERTSCORE_METRICS:
-        return _bertscore(chosen, rejected, metric, encoder, num_layers, batch_size, device)
-    score = _LEXICAL[metric]
-    return [score(_words(w), _words(r)) for w, r in zip(chosen, rejected, strict=True)]
+    semantic = [metric for metric in metrics if metric in BERTSCORE_METRICS]
+    values = _bertscore(chosen, rejected, semantic, encoder, num_layers, batch_size, device) if semantic else {}
+    if lexical := [metric for metric in metrics if metric not in BERTSCORE_METRICS]:
+        words = [(_words(w), _words(r)) for w, r in zip(chosen, rejected, strict=True)]
+        values |= {metric: [_LEXICAL[metric](w, r) for w, r in words] for metric in lexical}
+    return values
 
 
 def completion_texts(row: PreferenceRow, implicit: bool = False) -> tuple[str, str]:
@@ -157,10 +173,26 @@ def add_evaluation_factor(
                 "computes it anew"
             )
         dataset = dataset.remove_columns(column)
-    features = Features({**dataset.features, column: Value("float64")})
+    return add_columns(dataset, {column: metric}, reader, num_proc, **options)
+
+
+def add_columns(
+    dataset: Dataset,
+    columns: Mapping[str, str],
+    reader: RowReader | None = None,
+    num_proc: int | None = None,
+    **options: Any,
+) -> Dataset:
+    """One split with several evaluation factors, in one pass over its texts.
+
+    Args:
+        columns: new column → metric.
+        options: `encoder`, `num_layers`, `batch_size` and `device`, as for `compute`.
+    """
+    features = Features({**dataset.features, **dict.fromkeys(columns, Value("float64"))})
     if not len(dataset):  # map() does not look at an empty set
         return Dataset.from_dict({name: [] for name in features}, features=features)
-    whole = metric in BERTSCORE_METRICS
+    whole = not set(columns.values()).isdisjoint(BERTSCORE_METRICS)
     scored = dataset.with_format(None).map(
         _score_rows,
         batched=True,
@@ -169,29 +201,28 @@ def add_evaluation_factor(
         with_indices=True,
         fn_kwargs={
             "reader": reader or open_rows(dataset, "given").reader,
-            "metric": metric,
-            "column": column,
+            "columns": dict(columns),
             "options": options if whole else {},
-            "cache_key": (CACHE_VERSION, _stamp(encoder) if whole else None),
+            "cache_key": (CACHE_VERSION, _stamp(options.get("encoder")) if whole else None),
         },
         features=features,
-        desc=f"{metric} of chosen and rejected",
+        desc=f"{next(iter(columns.values())) if len(columns) == 1 else 'Similarity'} of chosen and rejected",
     )
-    return with_format_of(scored, dataset, column)
+    return with_format_of(scored, dataset, *columns)
 
 
 def _score_rows(
     batch: Mapping[str, list[Any]],
     numbers: list[int],
     reader: RowReader,
-    metric: str,
-    column: str,
+    columns: dict[str, str],
     options: dict[str, Any],
     cache_key: Any,  # only part of the fingerprint
 ) -> dict[str, list[float]]:
     rows = read_batch(reader, batch, numbers)
     texts = [completion_texts(row, implicit=reader.prompt_column is None) for row in rows]
-    return {column: compute([w for w, _ in texts], [r for _, r in texts], metric, **options)}
+    values = _compute([w for w, _ in texts], [r for _, r in texts], list(columns.values()), **options)
+    return {column: values[metric] for column, metric in columns.items()}
 
 
 def _stamp(encoder: str | None) -> list[tuple[str, int, int]] | None:
@@ -276,29 +307,37 @@ _LEXICAL: dict[str, Callable[[list[bytes], list[bytes]], float]] = {
 def _bertscore(
     chosen: Sequence[str],
     rejected: Sequence[str],
-    metric: str,
+    metrics: Sequence[str],
     encoder: str | None,
     num_layers: int | None,
     batch_size: int | None,
     device: str | None,
-) -> list[float]:
-    scorer = _scorer(metric, encoder, num_layers, device)
+) -> dict[str, list[float]]:
+    named = metrics[0] if len(metrics) == 1 else "bertscore"
+    scorer = _scorer(named, encoder, num_layers, device)
     if batch_size is None:  # on a CPU, larger batches only add padding
         batch_size = 8 if str(scorer.device) == "cpu" else 64
     # bert-score 0.3.13 also gives empty texts 0, but with a tokenizer method that transformers 5 has removed
     rows = np.array([i for i, pair in enumerate(zip(chosen, rejected, strict=True)) if all(map(str.strip, pair))], int)
-    values = np.zeros(len(chosen))
-    with tqdm(total=len(chosen), initial=len(chosen) - len(rows), desc=metric, unit="pair") as bar:
+    values = np.zeros((len(metrics), len(chosen)))
+    with tqdm(total=len(chosen), initial=len(chosen) - len(rows), desc=named, unit="pair") as bar:
         for group in _groups([chosen[i] for i in rows], [rejected[i] for i in rows], PAIRS_PER_CALL):
             at = rows[group]
             scores = scorer.score([rejected[i] for i in at], [chosen[i] for i in at], batch_size=batch_size)
-            values[at] = scores[BERTSCORE_METRICS.index(metric)].double().numpy()
+            for of_metric, metric in zip(values, metrics, strict=True):
+                of_metric[at] = scores[BERTSCORE_METRICS.index(metric)].double().numpy()
             bar.update(len(at))
-    if np.isnan(values).any():
-        raise ValueError(f"{metric} of row {int(np.isnan(values).argmax())} is NaN with the encoder {encoder!r}")
-    if n_negative := int((values < 0).sum()):
-        logger.warning("%s: %d of %d pairs have a negative cosine and count as 0", metric, n_negative, len(values))
-    return np.clip(values, 0.0, 1.0).tolist()  # a cosine of 1 may be rounded up
+    for metric, of_metric in zip(metrics, values, strict=True):
+        if np.isnan(of_metric).any():
+            raise ValueError(
+                f"{metric} of row {int(np.isnan(of_metric).argmax())} is NaN with the encoder {encoder!r}"
+            )
+        if n_negative := int((of_metric < 0).sum()):
+            logger.warning(
+                "%s: %d of %d pairs have a negative cosine and count as 0", metric, n_negative, len(of_metric)
+            )
+    clipped = np.clip(values, 0.0, 1.0).tolist()  # a cosine of 1 may be rounded up
+    return dict(zip(metrics, clipped, strict=True))
 
 
 def _scorer(metric: str, encoder: str | None, num_layers: int | None, device: str | None) -> Any:

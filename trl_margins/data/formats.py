@@ -59,9 +59,9 @@ def _apply(
     return {**made, **{name: batch[name] for name in beside}}
 
 
-def with_format_of(dataset: Dataset, other: Dataset, new: str) -> Dataset:
-    """The data set with the format of another one, which also applies to its new column."""
+def with_format_of(dataset: Dataset, other: Dataset, *new: str) -> Dataset:
+    """The data set with the format of another one, which also applies to its new columns."""
     shown = other.format
     return dataset.with_format(
-        shown["type"], [*shown["columns"], new], shown["output_all_columns"], **shown["format_kwargs"]
+        shown["type"], [*shown["columns"], *new], shown["output_all_columns"], **shown["format_kwargs"]
     )

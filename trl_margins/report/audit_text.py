@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -11,33 +12,93 @@ from jinja2 import Environment, FileSystemLoader
 
 from ..data.audit import Audit, Distribution
 from ..data.audit.counting import PairLengths
+from ..data.audit.factor_margins import GAMMA_BETA_RATIO, FactorMargins
+from ..data.audit.gradient_mass import BATCH, GradientMass
 from ..tables import aligned
 
 BAR = 40  # characters of the longest bar
+MAPPED = {"log": "log(1/EF)", "linear": "1 − EF", "square": "1 − EF²", "sqrt": "1 − √EF"}
+NORMALIZED = {"none": "f", "scale": "scaled", "add": "added"}
 
 
 def audit_text(found: Audit) -> str:
     """The whole audit, the warnings last."""
     loader = FileSystemLoader(Path(__file__).parent / "templates")
     environment = Environment(loader=loader, trim_blocks=True, lstrip_blocks=True)
-    environment.globals |= {"bars": _bars, "filled": _filled, "length_table": _length_table, "share": _share}
+    helpers = (_bars, _factor_table, _filled, _length_table, _margin_table, _mass_table, _share)
+    environment.globals |= {each.__name__.removeprefix("_"): each for each in helpers} | {"ratio": GAMMA_BETA_RATIO}
     text = environment.get_template("audit.txt.jinja").render(audit=found)
     # names come from the data, and a console obeys escape sequences
     return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _bars(values: Distribution) -> str:
-    edges, counts = values.histogram.edges, values.histogram.counts
+    counts, labels = values.histogram.counts, bin_labels(values)
+    bars = ["█" * round(BAR * count / max(counts)) or ("▏" if count else "") for count in counts]
+    rows = [(labels[i], f"{bars[i]:<{BAR}}", _share(counts[i], values.n)) for i in filled_bins(values)]
+    return textwrap.indent("\n".join(aligned(rows, right=(True, False, False))), "  ")
+
+
+def bin_labels(values: Distribution) -> list[str]:
+    """Of the bins."""
+    edges = values.histogram.edges
     labels = [f"{low:g} – {high:g}" for low, high in pairwise(edges)]
     below, above = values.reaches_beyond
     if below:
         labels[0] = f"< {edges[1]:g}"
     if above:
         labels[-1] = f"≥ {edges[-2]:g}"
-    bars = ["█" * round(BAR * count / max(counts)) or ("▏" if count else "") for count in counts]
-    filled = [i for i, count in enumerate(counts) if count]
-    rows = [(labels[i], f"{bars[i]:<{BAR}}", _share(counts[i], values.n)) for i in range(filled[0], filled[-1] + 1)]
-    return textwrap.indent("\n".join(aligned(rows, right=(True, False, False))), "  ")
+    return labels
+
+
+def filled_bins(values: Distribution) -> range:
+    """From the first to the last bin that holds a number."""
+    filled = [i for i, count in enumerate(values.histogram.counts) if count]
+    return range(filled[0], filled[-1] + 1)
+
+
+def _mass_table(mass: GradientMass) -> str:
+    heads = [mass_names(mass).get(name, name) for name in mass.shares]
+    labels = bin_labels(mass.sizes)
+    rows = [
+        [labels[i], *(f"{shares[i]:.1%}" if any(shares) else "–" for shares in mass.shares.values())]
+        for i in filled_bins(mass.sizes)
+    ]
+    return textwrap.indent("\n".join(aligned(rows, [True] * (len(heads) + 1), ["|score gap|", *heads])), "  ")
+
+
+def _factor_table(compared: Sequence[FactorMargins]) -> str:
+    heads = ["metric", "pairs", "mean", "25 %", "median", "75 %", "EF = 0", "EF = 1"]
+    rows = [
+        [
+            *(of.metric, str(of.factors.n), f"{of.factors.mean:.3f}", *_quartiles(of.factors)),
+            *(f"{part / of.factors.n:.1%}" for part in (of.n_zero, of.n_one)),
+        ]
+        for of in compared
+    ]
+    return textwrap.indent("\n".join(aligned(rows, [False, *[True] * 7], heads)), "  ")
+
+
+def _margin_table(compared: Sequence[FactorMargins]) -> str:
+    """Quartiles of the margins: a line for each metric and mapping, three columns for each normalisation."""
+    heads = ["metric", "f", *(cell for name in NORMALIZED.values() for cell in (f"{name}: 25 %", "median", "75 %"))]
+    rows = [
+        [of.metric if i == 0 else "", MAPPED[mapping], *(q for name in NORMALIZED for q in _quartiles(margins[name]))]
+        for of in compared
+        for i, (mapping, margins) in enumerate(of.margins.items())
+    ]
+    return textwrap.indent("\n".join(aligned(rows, [False, False, *[True] * 9], heads)), "  ")
+
+
+def _quartiles(values: Distribution) -> list[str]:
+    return [f"{each:.3f}" for each in (values.lower_quartile, values.median, values.upper_quartile)]
+
+
+def mass_names(mass: GradientMass) -> dict[str, str]:
+    """How a transform's weights are called where its name does not say it."""
+    return {"linear": "δ", "quadratic": "δ²", "exponential": "e^δ − 1", "hard": f"1[δ ≥ {mass.threshold:g}]"} | {
+        "normalized": f"δ / mean of {BATCH}"
+    }
 
 
 def _length_table(lengths: PairLengths, implicit: bool) -> str:

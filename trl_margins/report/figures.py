@@ -14,13 +14,15 @@ from matplotlib.ticker import MaxNLocator
 
 from ..evaluation.tables import MEANING
 from . import style, summaries
-from .anchor_figures import MOST_POINTS, anchor_parts, anchor_ranking
+from .anchor_figures import anchor_parts, anchor_ranking
+from .margin_figures import label_smoothing, margins, reward_gaps
 from .picture import Draw, Picture, Usable, from_pairs, source, span
 from .ranking_figures import cases, setting, swept
 from .run_folder import STATE, WRITTEN_BY, Run
 from .style import (
     BLUE,
     GREY,
+    ORANGE,
     SKY,
     VERMILLION,
     band,
@@ -114,22 +116,24 @@ def gradient_mass(found: list[Usable], runs: Sequence[Run]) -> tuple[Figure, str
         beyond.append(int((gap > edges[-1]).sum()))
         series = {
             "pairs": (None, GREY),
+            "weights": (of["weight"], ORANGE),
             "gradient before weighting": (of["slope"], SKY),
             "gradient after weighting": (of["weight"] * of["slope"], BLUE),
         }
-        width = 0.28 * (edges[1] - edges[0])
+        width = 0.21 * (edges[1] - edges[0])
         for i, (name, (mass, color)) in enumerate(series.items()):
-            middles = (edges[:-1] + edges[1:]) / 2 + (i - 1) * width
+            middles = (edges[:-1] + edges[1:]) / 2 + (i - 1.5) * width
             panel.bar(middles, summaries.shares(gap, edges, mass), 0.94 * width, color=color, label=name)
         panel.set_xticks(edges)
         panel.grid(visible=False, axis="x")
         panel.set(xlabel="|score gap| (score points)", ylabel="share of the total", title=label(of.run.name))
         panel.yaxis.set_major_formatter(percent)
-    legend_below(figure, *axes[0].get_legend_handles_labels())
+    legend_below(figure, *axes[0].get_legend_handles_labels(), columns=4)
     caption = (
         "The gradient scale of a pair is its slope −∂link/∂gap before weighting, and weight × slope after it; each "
         "color adds up to 100 %. Where the blue bar of a bin is higher than the grey one, its pairs get more gradient "
-        "than the average pair. Without a weight term the two gradients are the same. "
+        "than the average pair. The weights alone are what GapPO's figure 1 shows: they leave out how well the model "
+        "ranks the pairs already. Without a weight term they are the pairs, and the two gradients are the same. "
         f"{source(found, '|score_gap|, weight and slope')}"
     )
     if any(beyond):
@@ -144,50 +148,6 @@ def _gap_edges(gap: np.ndarray) -> np.ndarray:
     locator = MaxNLocator(nbins=8, integer=whole, steps=[1, 2, 2.5, 5, 10])
     edges = np.array([edge for edge in locator.tick_values(0, greatest or 1.0) if edge >= 0])
     return np.append(edges, 2 * edges[-1] - edges[-2]) if greatest >= edges[-1] else edges
-
-
-def _one_margin(of: Usable) -> str | None:
-    margin = of["margin"]
-    if np.ptp(margin) > 0:
-        return None
-    term = "no margin term" if of.run.info.get("margin") is None else f"margin term {of.run.info['margin']!r}"
-    return f"all pairs have the same margin, {margin[0]:g} ({term})"
-
-
-@from_pairs("margins", "Margin against reward gap", lambda _: ("reward_gap", "margin"), _one_margin)
-def margins(found: list[Usable], runs: Sequence[Run]) -> tuple[Figure, str]:
-    """Margin against reward gap, in the first and in the last third of training."""
-    figure, axes = panels(len(found), height=3.3)
-    thinned = []
-    for panel, of in zip(axes, found, strict=True):
-        thirds = summaries.phases(of.size, most=3, least=1)
-        drawn = there = 0
-        for third, color in ((thirds[0], SKY), (thirds[-1], VERMILLION)):
-            gap, margin = of["reward_gap"][third], of["margin"][third]
-            shown = summaries.thinned(gap.size, MOST_POINTS // 2)
-            drawn, there = drawn + shown.size, there + gap.size
-            alpha = 0.35 if shown.size > 500 else 0.7
-            panel.scatter(gap[shown], margin[shown], s=10, alpha=alpha, color=color, linewidths=0, rasterized=True)
-        if drawn < there:
-            thinned.append(there)
-        x, y = panel.get_xlim(), panel.get_ylim()
-        ends = max(x[0], y[0]), min(x[1], y[1])
-        if ends[0] < ends[1]:  # the line is in range
-            panel.plot(ends, ends, color=GREY, linewidth=1, zorder=3)
-        panel.set(xlim=x, ylim=y)
-        panel.locator_params(axis="x", nbins=7)
-        panel.set(xlabel="reward gap m (reward units, β inside)", ylabel="margin (reward units)")
-        panel.set_title(label(of.run.name))
-    handles = [Line2D([], [], color=c, linestyle="none", marker="o", markersize=6) for c in (SKY, VERMILLION)]
-    handles.append(Line2D([], [], color=GREY, linewidth=1))
-    legend_below(figure, handles, ["first third of training", "last third", "margin = reward gap"])
-    caption = (
-        "One point per trained pair. Right of the grey line the reward gap of a pair is larger than its margin. "
-        f"{source(found, 'reward_gap and margin')}"
-    )
-    if thinned:
-        caption += f" Of {span(thinned)} pairs in the two thirds {MOST_POINTS:,} are drawn, evenly spaced."
-    return figure, caption
 
 
 @from_pairs(
@@ -434,8 +394,18 @@ def gradient_norm(runs: Sequence[Run]) -> Picture:
 
 
 PICTURES: tuple[Draw, ...] = (
-    *(ranking, cases, gradient_mass, margins, evaluation_factors, flips, anchor_ranking, anchor_parts, logps, loss),
-    gradient_norm,
+    *(
+        ranking,
+        cases,
+        gradient_mass,
+        margins,
+        label_smoothing,
+        evaluation_factors,
+        flips,
+        anchor_ranking,
+        anchor_parts,
+    ),
+    *(reward_gaps, logps, loss, gradient_norm),
 )
 
 

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from . import summaries
 from .figures import draw_pictures, flip_columns, no_flips, pair_weight
+from .margin_figures import no_smoothing, shared_target, smoothing_columns, smoothing_of
 from .markdown import one_line
 from .picture import Picture, Usable, thinned_logs, usable
 from .ranking_figures import METRICS, UNINTERESTING, differing
@@ -60,6 +61,7 @@ def html_page(runs: Sequence[Run], pictures: Sequence[Picture], images: Mapping[
     template = Environment(loader=loader, autoescape=True).get_template("report.html.jinja")
     data = f"data:{MEDIA[image_format]};base64,"
     flipped, _ = usable(runs, flip_columns, no_flips)
+    smoothed, _ = usable(runs, smoothing_columns, no_smoothing)
     return template.render(
         title=f"Training report: {runs[0].name if len(runs) == 1 else f'{len(runs)} runs'}",
         files=(INFO, STATE, PAIRS, *([ANCHORS] if any(run.anchors for run in runs) else [])),
@@ -67,7 +69,8 @@ def html_page(runs: Sequence[Run], pictures: Sequence[Picture], images: Mapping[
         settings=_settings(runs),
         evaluations=_evaluations(runs),
         flips=list(map(_flips, flipped)),
-        thinned=thinned_logs(of.run for of in flipped),
+        smoothing=list(map(_smoothing, smoothed)),
+        thinned={"flips": thinned_logs(of.run for of in flipped), "smoothing": thinned_logs(o.run for o in smoothed)},
         pictures=pictures,
         images={name: data + base64.b64encode(image).decode() for name, image in images.items()},
         left_out=[(picture.title, *left) for picture in pictures for left in picture.left_out.items()],
@@ -144,6 +147,18 @@ def _flips(of: Usable) -> list[str]:
     means = [_interval(summaries.mean(weight[rows])) for rows in (~marked, marked)]
     by_tier = [_interval(summaries.rate(marked[tier == t]), _percent) for t in (0, 2)]
     return [of.run.name, f"{marked.sum():,} of {marked.size:,} ({_percent(marked.mean())})", name, *means, *by_tier]
+
+
+def _smoothing(of: Usable) -> list[str]:
+    """The cells of a run whose margins lie around a shared target, over the whole training."""
+    target, rate, gap = shared_target(of.run), smoothing_of(of), of["reward_gap"]
+    assert target is not None
+    cells = [of.run.name, f"{target:g}"]
+    for side in (gap < 0, gap > 0):
+        quartiles = np.quantile(rate[side], (0.5, 0.25, 0.75)).tolist() if side.any() else None
+        cells += [f"{side.sum():,} ({_percent(side.mean())})", _interval(quartiles) if quartiles else "–"]
+    near = np.abs(of["margin"] - target) < np.abs(gap) / 10
+    return [*cells, _percent(((rate >= 0) & (rate <= 0.5)).mean()), _percent(near.mean())]
 
 
 def _interval(value_low_high: Sequence[float], form: Callable[[float], str] = "{:.4g}".format) -> str:

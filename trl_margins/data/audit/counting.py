@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from ...rows import RowReader
 
-FACTOR = "evaluation_factor"
+FACTOR, ROUGE_L = "evaluation_factor", "rougeL"
 Key = tuple[bytes, bytes, bytes]  # digests of prompt, chosen, rejected
 
 # from a data set, how it is read, and its readable rows
@@ -128,19 +128,21 @@ class Scores:
     n_at_least: int  # pairs with |gap| ≥ min_score_gap, as the evaluation counts
 
 
-def score_gaps(dataset: Dataset, given: Sequence[str] | None, min_score_gap: float) -> Scores | None:
-    """The score gaps of a split; None without score columns.
+def score_gaps(
+    dataset: Dataset, given: Sequence[str] | None, min_score_gap: float
+) -> tuple[Scores | None, np.ndarray]:
+    """The score gaps of a split, counted and as [N] numbers; None and no number without score columns.
 
     Raises:
         ScoreError: `given` names columns that are not there.
     """
     columns = find_score_columns(dataset.column_names, given)
     if columns is None:
-        return None
+        return None, np.empty(0)
     read = [_score_column(dataset, name, takes_lists=columns.rejected is None) for name in columns.names]
     gaps = read[0][0] - read[1][0] if len(read) == 2 else read[0][0]
     gaps = gaps[~np.isnan(gaps)]
-    return Scores(
+    scores = Scores(
         columns=list(columns.names),
         bad=[bad for _, bad in read if bad],
         min_score_gap=min_score_gap,
@@ -149,6 +151,7 @@ def score_gaps(dataset: Dataset, given: Sequence[str] | None, min_score_gap: flo
         n_reversed=int((gaps < 0).sum()),
         n_at_least=int((np.abs(gaps) >= min_score_gap).sum()),
     )
+    return scores, gaps
 
 
 def _score_column(dataset: Dataset, name: str, takes_lists: bool) -> tuple[np.ndarray, BadScores | None]:
@@ -311,8 +314,12 @@ class Factors:
     problem: str | None = None
 
 
-def evaluation_factors(column: Sequence[Any] | None, sample: Sequence[float], split: str) -> Factors:
-    """Those of the column, or else of the sample: ROUGE-L, which the trainers compute without a column."""
+def evaluation_factors(
+    column: Sequence[Any] | None, sample: Sequence[float], split: str
+) -> tuple[Factors, np.ndarray]:
+    """Those of the column, or else of the sample: ROUGE-L, which the trainers compute without a column. Counted, and
+    as [N] numbers without the bad values.
+    """
     values, problem = sample if column is None else column, None
     try:
         check_evaluation_factors(values, FACTOR, split)
@@ -320,11 +327,12 @@ def evaluation_factors(column: Sequence[Any] | None, sample: Sequence[float], sp
         problem = str(error)
         values = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool) and 0 <= v <= 1]
     numbers = np.asarray(values, np.float64)
-    return Factors(
+    factors = Factors(
         column=None if column is None else FACTOR,
-        metric="rougeL" if column is None else None,
+        metric=ROUGE_L if column is None else None,
         values=distribution(numbers, np.round(np.linspace(0, 1, 11), 12)),
         n_zero=int((numbers == 0).sum()),
         n_one=int((numbers == 1).sum()),
         problem=problem,
     )
+    return factors, numbers

@@ -13,10 +13,12 @@ import numpy as np
 from ...pairs import IS_FLIPPED
 from ...rows import PreferenceRow, RowError, RowReader
 from ...rows.opened import RowCounts, count_rows, notes, reader_for, why_refused
-from ..evaluation_factors import completion_texts, compute
+from ..evaluation_factors import add_columns
 from ..formats import transformed
 from . import counting
-from .counting import FACTOR, shortened
+from .counting import FACTOR, ROUGE_L, shortened
+from .factor_margins import FactorMargins, factor_margins
+from .gradient_mass import GradientMass, gradient_mass
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -30,10 +32,13 @@ class Settings:
 
     score_columns: Sequence[str] | None = None  # as for `find_score_columns`
     min_score_gap: float = 2.0  # the evaluation's threshold
+    score_gap_threshold: float = 1.0  # of GapPO's hard filter, in its gradient mass
     measure: counting.Measure | None = None  # counts tokens in readable rows; without it lengths are in words
     max_length: int = 1024  # tokens of prompt and completion; needs `measure`
-    ef_sample: int = 1000  # at most so many rows get an evaluation factor, where there is no column of them
-    seed: int = 0  # of that sample
+    ef_sample: int = 1000  # at most so many rows get evaluation factors: ROUGE-L where there is no column of them,
+    ef_metrics: Sequence[str] = ()  # and these
+    encoder: str | None = None  # of BERTScore
+    seed: int = 0  # of that sample, and of the batches of normalised weights
     prompt_column: str | None = None  # as for `RowReader`
     system_column: str | None = None
 
@@ -64,10 +69,12 @@ class SplitAudit:
     empty_rejected: Found | None = None
     n_flipped: int | None = None  # None without that column
     scores: counting.Scores | None = None
+    gradient_mass: GradientMass | None = None  # None without scores
     lengths: counting.PairLengths | None = None
     truncation: counting.Truncation | None = None
     duplicates: counting.Duplicates | None = None
     factors: counting.Factors | None = None
+    factor_margins: list[FactorMargins] = field(default_factory=list)  # of the metrics that were asked for
     methods: dict[str, str | None] = field(default_factory=dict)  # id → why not; None: it can be trained
 
 
@@ -83,12 +90,15 @@ def audit_split(dataset: Dataset, split: str, settings: Settings) -> tuple[Split
         reader = reader_for(dataset, split, *named)
     except RowError as error:  # an audit goes on
         reader, refused = RowReader.of(columns, split, *named), str(error)
-    scores = counting.score_gaps(dataset, settings.score_columns, settings.min_score_gap)
+    scores, gaps = counting.score_gaps(dataset, settings.score_columns, settings.min_score_gap)
     given = dataset[FACTOR][:] if FACTOR in columns else None
-    n_sampled = 0 if given is not None else min(settings.ef_sample, n_rows)
-    sample = np.random.default_rng(settings.seed).choice(n_rows, n_sampled, replace=False)
-    texts = _read_texts(dataset, reader, set(sample.tolist()))
+    texts = _read_texts(dataset, reader)
     reader = replace(reader, repeats_prompt=texts.counts.repeats_prompt)
+    sampled = _sampled_factors(dataset, reader, texts.rows, [] if given is not None else [ROUGE_L], settings)
+    factors, of_column = counting.evaluation_factors(given, sampled.get(ROUGE_L, ()), split)
+    compared = {metric: np.array(sampled[metric]) for metric in settings.ef_metrics}
+    if compared and given is not None:
+        compared[f"column {FACTOR}"] = of_column
     if texts.unreadable:
         logger.warning("%s: %d of %d rows cannot be read", split, len(texts.unreadable), n_rows)
     words = np.array(texts.n_words, int).reshape(-1, 3)
@@ -111,10 +121,12 @@ def audit_split(dataset: Dataset, split: str, settings: Settings) -> tuple[Split
         notes=[note.text for note in notes(reader, texts.counts)],
         n_flipped=sum(map(bool, dataset[IS_FLIPPED][:])) if IS_FLIPPED in columns else None,
         scores=scores,
+        gradient_mass=gradient_mass(gaps, settings.score_gap_threshold, settings.seed),
         lengths=counting.pair_lengths(lengths),
         truncation=counting.truncation(lengths, settings.max_length),
         duplicates=counting.count_duplicates(texts.keys),
-        factors=counting.evaluation_factors(given, texts.factors, split),
+        factors=factors,
+        factor_margins=factor_margins(compared),
         **empty,
     )
     return found, counting.count_prompts(texts.keys)
@@ -134,15 +146,27 @@ class Texts:
     rows: list[int] = field(default_factory=list)  # the readable ones, to which the next two lists belong
     keys: list[counting.Key] = field(default_factory=list)
     n_words: list[list[int]] = field(default_factory=list)  # prompt, chosen, rejected
-    factors: list[float] = field(default_factory=list)  # of the sample
 
 
-def _read_texts(dataset: Dataset, reader: RowReader, sample: set[int]) -> Texts:
-    """Reads every row as training does; computes evaluation factors in those of the sample."""
+def _sampled_factors(
+    dataset: Dataset, reader: RowReader, readable: list[int], metrics: Sequence[str], settings: Settings
+) -> dict[str, list[float]]:
+    """Metric → evaluation factors of the readable rows in a sample: of these metrics and the settings'."""
+    columns = {metric: metric for metric in (*metrics, *settings.ef_metrics)}
+    if not columns:
+        return {}
+    n_sampled = min(settings.ef_sample, len(dataset))
+    sample = set(np.random.default_rng(settings.seed).choice(len(dataset), n_sampled, replace=False).tolist())
+    rows = dataset.select([row for row in readable if row in sample]).select_columns(reader.needed)
+    scored = add_columns(rows, columns, reader, encoder=settings.encoder)
+    return {metric: scored[metric][:] for metric in columns}
+
+
+def _read_texts(dataset: Dataset, reader: RowReader) -> Texts:
+    """Reads every row as training does."""
     from datasets.utils import tqdm
 
     texts = Texts()
-    implicit = reader.prompt_column is None
     with tqdm(total=len(dataset), desc=f"Reading {reader.split}", delay=2, leave=False) as bar:
 
         def unreadable(error: RowError, number: int) -> None:
@@ -156,9 +180,6 @@ def _read_texts(dataset: Dataset, reader: RowReader, sample: set[int]) -> Texts:
             texts.rows.append(number)
             texts.keys.append((counting.digest(prompt), chosen, rejected))
             texts.n_words.append([len(text.split()) for text in (prompt, *completions)])
-            if number in sample:
-                compared = completion_texts(row, implicit)
-                texts.factors += compute(compared[:1], compared[1:])
 
         texts.counts = count_rows(dataset, reader, unreadable, read)
     return texts

@@ -134,7 +134,7 @@ def of_lines(file: Path) -> Iterator[Text]:
 # What is in a text
 
 _VALUE = r"""(?:'[^']*'|"[^"]*"|\[[^\]]*\]|\{[^}]*\}|\([^)]*\)|[\w.+/*-]+|…)"""
-_VALUES = r"(?: --?\w[\w-]*(?:[ =][\w./:…-]*[\w/…])?)"
+_VALUES = r"(?: --?\w[\w-]*(?:[ =][\w./:=,…-]*[\w/…])?)"
 _COMMAND = re.compile(
     rf"(?:(?:trl-margins|trl_margins\.cli) (?P<name>[a-z]+)\b(?P<rest>{_VALUES}*)"
     rf"|(?<![\w-])(?P<alone>{'|'.join(COMMANDS)})(?P<flags>{_VALUES}+))"

@@ -1,4 +1,4 @@
-"""`docs/reproduce.md`: every table and figure of the papers is there once, its commands parse, its pictures are drawn."""
+"""`docs/reproduce.md`: it has each table and figure of the papers once, its commands parse, its pictures are drawn."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from matplotlib.image import imread
 from test_printed import parse
 
 from trl_margins.cli import main
+from trl_margins.cli.options import data_first
+from trl_margins.report import figures
 from trl_margins.trainers import card
 
 matplotlib.use("Agg")
@@ -71,15 +73,14 @@ OF_PAPERS = [line for line in LINES if line.status]
 FIGURES = [line for line in OF_PAPERS if line.name.startswith("Figure") and line.status in ("yes", "part")]
 
 
+def typed(line: Line) -> list[str]:
+    """The code that is to be typed."""
+    return [code for code in re.findall(r"`([^`]+)`", line.commands) if code.startswith(PROGRAMS) or " do " in code]
+
+
 def commands_of(line: Line) -> list[list[str]]:
-    """The words of each command, as bash makes them of loops; flags alone are added to the command before."""
-    shell, before = [f'{name}() {{ printf "%q " {name} "$@"; echo; }}' for name in PROGRAMS], ""
-    for code in re.findall(r"`([^`]+)`", line.commands):
-        if code.startswith("--"):
-            shell.append(f"{before} {code}")
-        elif code.startswith((*PROGRAMS, "for ")) and " " in code:
-            shell.append(code)
-            before = code
+    """The words of each command, as bash makes them of loops."""
+    shell = [*(f'{name}() {{ printf "%q " {name} "$@"; echo; }}' for name in PROGRAMS), *typed(line)]
     said = subprocess.run(["bash", "-ec", "\n".join(shell)], capture_output=True, text=True, check=True).stdout
     return [shlex.split(words) for words in said.splitlines()]
 
@@ -130,14 +131,8 @@ def test_commands_parse(line, monkeypatch):
     monkeypatch.chdir(ROOT)
     for program, *words in commands_of(line):
         if program == "trl-margins":
-            parse(words)
-
-
-def test_that_no_command_is_overlooked():
-    """What stands as code and begins like a command is one."""
-    for line in LINES:
-        typed = [code for code in re.findall(r"`([^`]+)`", line.commands) if re.match(r"trl-margins \w+ |for \w+ in ", code)]
-        assert len(commands_of(line)) >= len(typed), line
+            command, *rest = words
+            parse([command, *(data_first(rest) if command in ("inspect", "score", "pairs") else rest)])
 
 
 # The pictures
@@ -145,13 +140,13 @@ def test_that_no_command_is_overlooked():
 
 # Line → the files that its commands draw
 DRAWN = {
-    "GapPO, Figure 1": ["figures-1-2.png", "figure-1/gradient_mass.png"],
-    "GapPO, Figure 2": ["figures-1-2.png"],
+    "GapPO, Figure 1": ["figures-1-2-gradient-mass.png", "figure-1/gradient_mass.png"],
+    "GapPO, Figure 2": ["figures-1-2-gradient-mass.png"],
     "GapPO, Figure 3": ["collapse/report/ranking.png"],
     "GapPO, Figure 4": ["figure-4/ranking.png"],
     "GapPO, Figure 5": ["figure-5/ranking.png"],
     "GaPO, Figure 1": ["gapo-figure-1/logps.png"],
-    "GaPO, Figure 2": ["gapo-figure-2.png"],
+    "GaPO, Figure 2": ["gapo-figure-2-evaluation-factors.png"],
     "GAPO, Figure 2": ["figure-2-random.png", "figure-2-length.png"],
     "GAPO, Figure 3": ["gapo-figure-3/anchors.png"],
     "GAPO, Figure 4": ["gapo-figure-4/anchor_ranking.png"],
@@ -172,11 +167,20 @@ DRAWS = {
     "--gradient_accumulation_steps 1 --bf16 false --gradient_checkpointing false --disable_tqdm true "
     "--model_name_or_path tiny --dataset_name pairs.jsonl --dataset_train_split train --eval_dataset_name pairs.jsonl",
 }
+# What the page names → what stands in for it: a set, the model before training, a run
+INSTEAD = {
+    r"(HuggingFaceH4|princeton-nlp)/\S*ultrafeedback\S*|Anthropic/hh-rlhf": "pairs.jsonl",
+    r"princeton-nlp/Llama-3-Base-8B-SFT|data/pythia-2.8b-sft": "tiny",
+    r"data/\S+|noisy|amapo-beta-\d": "run",
+}
+# A file has no splits, and there is no encoder offline
+LEFT_OUT = ("--dataset_split", "--encoder")
 RUNS = {
     "gappo": "--eval_strategy steps --eval_steps 1 --eval_dataset_name pairs.jsonl",
     "gamma-po": "",
     "geometric-anchor": "--noise random:0.5 --anchor_diagnostics 1 --save_strategy steps --save_steps 2",
 }
+OF_PAPER = {"GAPO": "geometric-anchor", "γ-PO": "gamma-po"}  # the others: GapPO's
 
 
 def test_every_figure_is_drawn():
@@ -199,47 +203,45 @@ def runs(tiny_model, tmp_path_factory) -> Path:
     return folder
 
 
-def stand_in(line: Line) -> str:
-    """The method whose run has what the figure is of."""
-    return {"GAPO": "geometric-anchor", "γ-PO": "gamma-po"}.get(line.paper, "gappo")
-
-
 @pytest.mark.parametrize("line", FIGURES, ids=str)
 def test_a_figure_is_drawn_from_a_tiny_run(line, runs, tmp_path, monkeypatch, no_pictures):
-    """Its commands as printed, but for training; a run, a model and a data set of the page are tiny ones."""
+    """Its commands as printed, but for training; of a report, the named pictures alone."""
+    files = DRAWN[str(line)]
+    (tmp_path / "run").symlink_to(runs / OF_PAPER.get(line.paper, "gappo"))
     for name in ("tiny", "pairs.jsonl"):
         (tmp_path / name).symlink_to(runs / name)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        figures, "PICTURES", [each for each in figures.PICTURES if f"{each.__name__}.png" in map(name_of, files)]
+    )
     if "hh.md" in line.commands:
         draw_hh()
     for program, command, *words in commands_of(line):
-        if program != "trl-margins" or command not in DRAWS:
-            continue
-        if command == "report":
-            for name in words[: words.index("--out") if "--out" in words else None]:
-                shutil.copytree(runs / stand_in(line), name)
-        given = [
-            "pairs.jsonl"
-            if re.match(r"(HuggingFaceH4|princeton-nlp|Anthropic)/.*(ultrafeedback|hh-rlhf)", word)
-            else str(runs / stand_in(line))
-            if command in ("evaluate", "anchors") and re.match(r"data/|noisy$|amapo-beta-1$", word)
-            else "tiny"
-            if command == "evaluate" and re.match(r"princeton-nlp/|amapo-beta-", word)
-            else word
-            for word in words
-        ]
-        given = [word for i, word in enumerate(given) if word not in given[:i] or word not in ("tiny", str(runs / stand_in(line)))]
-        assert main([command, *without_split(given), *DRAWS[command].split()]) == 0
-    for name in DRAWN[str(line)]:
+        if program == "trl-margins" and command in DRAWS:
+            assert main([command, *small(command, words), *shlex.split(DRAWS[command])]) == 0
+    for name in files:
         pixels = imread(name)
         assert min(pixels.shape[:2]) > 100
         assert len({tuple(pixel) for row in pixels[::5] for pixel in row[::5]}) > 5, f"{name} is blank"
 
 
-def without_split(words: list[str]) -> list[str]:
-    """A file has no splits."""
-    at = [i for i, word in enumerate(words) if word == "--dataset_split"]
-    return [word for i, word in enumerate(words) if i not in (*at, *(each + 1 for each in at))]
+def name_of(file: str) -> str:
+    return Path(file).name
+
+
+def small(command: str, words: list[str]) -> list[str]:
+    """The words with what stands in for sets, models and runs; a report has two of its runs."""
+    if command == "report":
+        named = words[: words.index("--out") if "--out" in words else None]
+        for name in named[:2]:
+            shutil.copytree("run", name, ignore=shutil.ignore_patterns("checkpoint-*", "*.safetensors"))
+        return [*named[:2], *words[len(named) :]]
+    given: list[str] = []
+    for i, word in enumerate(words):
+        instead = next((each for pattern, each in INSTEAD.items() if re.fullmatch(pattern, word)), word)
+        left_out = word in LEFT_OUT or words[i - 1] in LEFT_OUT
+        given += [instead] * (not left_out and (instead == word or instead == "pairs.jsonl" or instead not in given))
+    return given
 
 
 def draw_hh() -> None:

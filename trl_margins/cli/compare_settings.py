@@ -103,7 +103,8 @@ class Variant:
             name, is_set, value = option.partition("=")
             if not is_set or not name or not value or name in found:
                 raise ValueError(
-                    f"--methods {self.name}: {option!r} is no option: write METHOD:NAME=VALUE,NAME=VALUE, each name once"
+                    f"--methods {self.name}: {option!r} is no option: write METHOD:NAME=VALUE,NAME=VALUE, and each "
+                    "name once"
                 )
             found[name] = value
         return found

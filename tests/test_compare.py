@@ -614,6 +614,8 @@ def test_a_base_of_its_own():
         ("gappo:dataset_name=x", "dataset_name cannot be of one method: name data and evaluation once, for all"),
         ("gappo:model_name_or_path=x", "model_name_or_path cannot be of one method: all methods have the same start"),
         ("gappo:seed=1", "seed cannot be of one method: --seeds"),
+        ("dpo:base=cpo", "method 'dpo' needs a reference model"),
+        ("gappo:base=dppo", "unknown base 'dppo'.*; did you mean 'dpo'"),
         ("gappo:output_dir=x", "output_dir cannot be of one method: name the folder of all runs with --out"),
     ],
 )
@@ -676,6 +678,7 @@ def test_what_the_file_may_not_say(key, said, tmp_path):
         ("--methods gappo --method amapo", "--method: name the methods with --methods"),
         ("--methods gappo gappo", "--methods has gappo twice"),
         ("--methods gappo amapo --seeds 1 1", "--seeds has 1 twice"),
+        ("--methods gappo amapo --base dppo", "unknown base 'dppo'"),
         ("--methods gappo simppo", "unknown method 'simppo'"),
         ("--methods gappo --resume_from_checkpoint true", "goes on when it is started again"),
         ("--methods gappo amapo --gamma_po_steps -1", "method 'gappo': gamma_po_steps"),

@@ -18,7 +18,7 @@ from trl.scripts.utils import DatasetMixtureConfig
 from ..checks import unknown
 from ..data.loading import load_splits
 from ..evaluation.tables import RANKING
-from ..registry import get_method, method_ids
+from ..registry import base_of, get_method, method_ids
 from . import train
 from .config_file import Settings, flags_said
 from .dry_run import plain, resolved
@@ -62,10 +62,10 @@ _REFUSED = {
     "overwrite_output_dir": "for a new comparison, name another folder with --out",
     "push_to_hub": "each run would replace the model of the one before",
 }
-
-
+# What no method has for itself, and why
 _SHARED = {
     **_REFUSED,
+    "dry_run": "--dry_run is for all",
     "seed": "--seeds are for all",
     "model_name_or_path": "all methods have the same start",
     "eval_min_score_gap": "all methods are measured alike",
@@ -112,12 +112,11 @@ class Variant:
     @property
     def flags(self) -> list[str]:
         """Its options as flags of `train`; the values of a list have commas between them."""
-        return [
-            word
-            for name, value in self.own.items()
-            if name != "base"
-            for word in (f"--{name}", *([value] if value.startswith(("{", "[")) else value.split(",")))
-        ]
+        words = []
+        for name, value in self.own.items():
+            is_list = "," in value and not value.startswith(("{", "["))
+            words += [f"--{name}", *value.split(",")] if is_list else [f"--{name}={value}"]
+        return [word for word in words if not word.startswith("--base=")]
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,7 +177,13 @@ class SharedSettings:
         self.source, self.flags, self.said = source, flags, flags_said(flags)
         self.variants = [Variant(name) for name in methods]
         # id and base of each
-        self.kinds = {each: (each.method, _base_of(each.method, each.own.get("base", base))) for each in self.variants}
+        self.kinds = {
+            each: (
+                each.method,
+                base_of(each.method, own) if (own := each.own.get("base")) else _base_of(each.method, base),
+            )
+            for each in self.variants
+        }
         self.switches = {kind: _switches(*kind) for kind in self.kinds.values()}
         self.borrowed: set[str] = set()
         self.left_out: dict[str, list[str]] = {}  # option → the methods that do not get it
@@ -307,6 +312,7 @@ def _base_of(method: str, wanted: str | None) -> str:
     bases = get_method(method).bases
     if wanted is None or wanted in bases:
         return wanted or bases[0]
+    base_of(None, wanted)  # refuses what is no base
     logger.info("%s is trained on base %s: it has no other", method, bases[0])
     return bases[0]
 

@@ -164,7 +164,7 @@ class SharedSettings:
     """What file and flags say, and what the other methods take from the first.
 
     Args:
-        methods: their ids.
+        methods: as `--methods` names them.
         base: the one that is asked for.
         settings: the file's.
         source: the file.

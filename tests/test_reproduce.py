@@ -20,6 +20,7 @@ from test_printed import parse
 from trl_margins.cli import main
 from trl_margins.cli.options import data_first
 from trl_margins.report import figures
+from trl_margins.report.run_folder import INFO
 from trl_margins.trainers import card
 
 matplotlib.use("Agg")
@@ -154,7 +155,7 @@ DRAWN = {
     "GAPO, Figure C": ["gapo-figure-c/gradient_norm.png"],
     "γ-PO, Figure 2": ["gamma-figure-2/report/reward_gaps.png"],
     "γ-PO, Figure 5": ["gamma-figure-5/margins.png"],
-    "AMaPO, Figure 1": ["amapo-figure-1.png"],
+    "AMaPO, Figure 1": ["amapo-figure-1.png", "amapo-figure-1/setting.png"],
     "AMaPO, Figure 2": ["amapo-figure-2.png"],
 }
 # What draws, and what is added to it so that it takes a second; the last of two equal flags counts
@@ -235,6 +236,10 @@ def small(command: str, words: list[str]) -> list[str]:
         named = words[: words.index("--out") if "--out" in words else None]
         for name in named[:2]:
             shutil.copytree("run", name, ignore=shutil.ignore_patterns("checkpoint-*", "*.safetensors"))
+            if beta := re.search(r"-beta-(\d)$", name):
+                info = json.loads(Path(name, INFO).read_text())
+                info["config"]["beta"] = float(beta[1])
+                Path(name, INFO).write_text(json.dumps(info))
         return [*named[:2], *words[len(named) :]]
     given: list[str] = []
     for i, word in enumerate(words):

@@ -171,7 +171,7 @@ DRAWS = {
 # What the page names → what stands in for it: a set, the model before training, a run
 INSTEAD = {
     r"(HuggingFaceH4|princeton-nlp)/\S*ultrafeedback\S*|Anthropic/hh-rlhf": "pairs.jsonl",
-    r"princeton-nlp/Llama-3-Base-8B-SFT|data/pythia-2.8b-sft": "tiny",
+    r"princeton-nlp/Llama-3-Base-8B-SFT|data/pythia-2.8b-sft|amapo-beta-1": "tiny",
     r"data/\S+|noisy|amapo-beta-\d": "run",
 }
 # A file has no splits, and there is no encoder offline

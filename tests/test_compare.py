@@ -556,6 +556,95 @@ def test_an_option_that_makes_another_method_is_refused(flags):
         planned(*flags.split(), *WHERE)
 
 
+# Methods with options of their own
+
+
+def of_names(*command: str) -> dict[str, dict[str, Any]]:
+    """What the runs of each name would be given."""
+    comparison, _ = compare.plan([*command, "--dry_run"])
+    return {entry.name: entry.settings for entry in comparison.entries}
+
+
+def test_an_option_of_its_own_is_one_methods_alone():
+    """Each is what `train` makes of the method and the flag; the others are as without it."""
+    names = ("gamma-po:gamma_po_tau=3", "gamma-po", "simpo:alpha=0.25,beta=4", "gappo:score_gap_normalize=true")
+    found = of_names("--methods", *names, *WHERE)
+    plain = of_names("--methods", "gamma-po", "simpo", "gappo", *WHERE)
+    assert found["gamma-po"] == plain["gamma-po"]
+    for name, changed in {
+        names[0]: {"gamma_po_tau": 3.0},
+        names[2]: {"alpha": 0.25, "beta": 4.0, "simpo_gamma": 4 * 0.55},
+        names[3]: {"score_gap_normalize": True},
+    }.items():
+        assert found[name] == {**plain[name.partition(":")[0]], **changed}
+
+
+def test_an_option_of_its_own_goes_before_what_all_share(tmp_path):
+    (tmp_path / "base.yaml").write_text("num_train_epochs: 2\nmax_length: 64\n")
+    names = ("gappo:num_train_epochs=5,max_length=32", "amapo", "amapo:max_length=48,train_only=up_proj,down_proj")
+    given = (*WHERE, "--config", str(tmp_path / "base.yaml"), "--num_train_epochs", "3")
+    comparison, _ = compare.plan(["--methods", *names, *given])
+    configs = [entry.config for entry in comparison.entries]
+    assert [each.num_train_epochs for each in configs] == [5, 3, 3]
+    assert [each.max_length for each in configs] == [32, 64, 48]
+    assert configs[2].train_only == ["up_proj", "down_proj"]
+    assert "The same for all, but for what the names say: " in comparison.preface
+    assert "num_train_epochs 3; " in comparison.preface
+    # the first method's own budget is not lent to the others: GapPO's batch is 16, whatever this one's is
+    comparison, _ = compare.plan(["--methods", "gappo:gradient_accumulation_steps=1", "amapo", *WHERE])
+    assert [entry.config.gradient_accumulation_steps for entry in comparison.entries] == [1, 8]
+
+
+def test_a_base_of_its_own():
+    found = of_names("--methods", "gamma-po", "gamma-po:base=dpo,reward=mean-log-ratio", *WHERE)
+    assert [each["base"] for each in found.values()] == ["cpo", "dpo"]
+    assert [each.get("reward") for each in found.values()] == [None, "mean-log-ratio"]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("gappo:beta", "'beta' is no option: write METHOD:NAME=VALUE"),
+        ("gappo:", "'' is no option"),
+        ("gappo:beta=", "'beta=' is no option"),
+        ("gappo:beta=1,beta=2", "'beta=2' is no option: .* each name once"),
+        ("gappo:score_gap=1", "method 'gappo:score_gap=1': .*--score_gap"),
+        ("gappo:gamma_po_tau=-1", "gamma_po_tau"),
+        ("gapo:beta=1", "unknown method 'gapo'"),
+        ("gappo:dataset_name=x", "dataset_name cannot be of one method: name data and evaluation once, for all"),
+        ("gappo:model_name_or_path=x", "model_name_or_path cannot be of one method: all methods have the same start"),
+        ("gappo:seed=1", "seed cannot be of one method: --seeds"),
+        ("dpo:base=cpo", "method 'dpo' needs a reference model"),
+        ("gappo:base=dppo", "unknown base 'dppo'.*; did you mean 'dpo'"),
+        ("gappo:output_dir=x", "output_dir cannot be of one method: name the folder of all runs with --out"),
+    ],
+)
+def test_what_no_method_has_for_itself(name, said):
+    with pytest.raises(ValueError, match=said):
+        compare.plan(["--methods", "gappo", name, *WHERE])
+
+
+def test_methods_with_options_are_trained_and_told_apart(base, tmp_path, capsys):
+    """Two learning rates for one method, and one of its own for the other, which keeps its last model."""
+    other = "gappo:learning_rate=0.02,load_best_model_at_end=false,noise=random:0.25"
+    command = [*words(tmp_path, {**base, "log_pairs": False}, "gappo", other), "--eval_strategy", "steps"]
+    command += ["--eval_steps", "1", "--learning_rates", "0.005", "0.01"]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    names = sorted(folder.name for folder in (tmp_path / "out").iterdir() if folder.is_dir())
+    assert names == [
+        "gappo-learning_rate=0.02,load_best_model_at_end=false,noise=random-0.25-lr0.02-seed42",
+        *("gappo-lr0.005-seed42", "gappo-lr0.01-seed42"),
+    ]
+    assert cells(said, other)[1:3] == ["0.02", "1"]
+    assert "The model of gappo is its run's checkpoint with the best" in said
+    assert "Each other model is that of its run's last step." in said
+    run = yaml.safe_load((tmp_path / "out" / names[0] / "run.yaml").read_text())
+    assert (run["noise"], run["learning_rate"]) == ("random:0.25", 0.02)
+    assert main(command) == 0
+    assert capsys.readouterr().out.count("done before") == 3
+
+
 def test_no_method_differs_from_itself():
     for name, row in METHODS.items():
         for base in row.bases:
@@ -589,6 +678,7 @@ def test_what_the_file_may_not_say(key, said, tmp_path):
         ("--methods gappo --method amapo", "--method: name the methods with --methods"),
         ("--methods gappo gappo", "--methods has gappo twice"),
         ("--methods gappo amapo --seeds 1 1", "--seeds has 1 twice"),
+        ("--methods gappo amapo --base dppo", "unknown base 'dppo'"),
         ("--methods gappo simppo", "unknown method 'simppo'"),
         ("--methods gappo --resume_from_checkpoint true", "goes on when it is started again"),
         ("--methods gappo amapo --gamma_po_steps -1", "method 'gappo': gamma_po_steps"),

@@ -35,7 +35,7 @@ from ..registry import get_method
 from ..tables import markdown_table
 from ..trainers.folder import earlier_run, last_whole_checkpoint
 from . import train
-from .compare_settings import Entry, SharedSettings, default_of, set_by_the_first
+from .compare_settings import Entry, SharedSettings, Variant, default_of, set_by_the_first
 from .config_file import Settings, as_yaml
 from .dry_run import plain
 from .options import Options, option
@@ -54,7 +54,10 @@ METRICS = {"eval_pwa": "PWA, score gap ≥ {:g}", "eval_pwa_all": "PWA, all pair
 class CompareArguments(Options):
     """What `compare` has beside the options of `train`."""
 
-    methods: list[str] = option("Methods, as `method` of train has them. Differences are from the first one.")
+    methods: list[str] = option(
+        "Methods, as `method` of train has them, each with options of its own where it has some: "
+        "`gamma-po:gamma_po_tau=3`. Differences are from the first one."
+    )
     seeds: list[int] | None = option("Each method trains once with each of them. Default: `seed` alone.", None)
     learning_rates: list[float] | None = option(
         "Each method tries all of them with the first seed, and keeps the best by `metric_for_best_model`, if that is "
@@ -123,11 +126,11 @@ def plan(argv: Sequence[str]) -> tuple[Comparison, bool]:
     settings, source = _read_settings(given.config, given.recipe, args.methods)
     shared = SharedSettings(args.methods, given.base or settings.get("base"), settings, source, flags)
     entries = shared.entries()
-    first, out = entries[0].config, Path(args.out)
+    first, out = shared.shared.config, Path(args.out)
     if not (found := next(place for place in (out, *out.absolute().parents) if place.exists())).is_dir():
         raise ValueError(f"--out {out}: {found} is a file: name a folder")
     seeds, rates = args.seeds or [first.seed], args.learning_rates or [first.learning_rate]
-    return Comparison(entries, seeds, rates, out, shared.notes()), given.dry_run
+    return Comparison(entries, first, seeds, rates, out, shared.notes()), given.dry_run
 
 
 def _read_settings(config: str | None, recipe: str | None, methods: Sequence[str]) -> tuple[Settings, str]:
@@ -135,7 +138,8 @@ def _read_settings(config: str | None, recipe: str | None, methods: Sequence[str
     try:
         return train.read_settings(config, recipe)
     except ValueError:
-        if not (with_alpha := [method for method in methods if get_method(method).defaults.get("alpha")]):
+        ids = [Variant(name).method for name in methods]
+        if not (with_alpha := [method for method in ids if get_method(method).defaults.get("alpha")]):
             raise
         return train.read_settings(config, recipe, with_alpha[0])
 
@@ -154,10 +158,11 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        return self.out / f"{self.entry.method}-lr{self.rate:g}-seed{self.seed}"
+        name = re.sub(r"[^\w.=,+-]", "-", self.entry.name)  # as a file system may want it
+        return self.out / f"{name}-lr{self.rate:g}-seed{self.seed}"
 
     def __str__(self) -> str:
-        return f"{self.entry.method}, seed {self.seed}, learning rate {self.rate:g}"
+        return f"{self.entry.name}, seed {self.seed}, learning rate {self.rate:g}"
 
     @property
     def settings(self) -> Settings:
@@ -230,6 +235,7 @@ class Comparison:
     """Methods, seeds and learning rates, and the results of their runs."""
 
     entries: Sequence[Entry]
+    first: Any  # the first method's config, without options that are its alone
     seeds: Sequence[int]
     rates: Sequence[float]
     out: Path
@@ -238,10 +244,9 @@ class Comparison:
     done: dict[Run, dict[str, float]] = field(default_factory=dict)
     failed: dict[Run, Exception] = field(default_factory=dict)
 
-    @property
-    def first(self) -> Any:
-        """The first method's config."""
-        return self.entries[0].config
+    def rates_of(self, entry: Entry) -> Sequence[float]:
+        """The learning rates, or a method's own one."""
+        return [entry.config.learning_rate] if "learning_rate" in entry.variant.own else self.rates
 
     def run(self, entry: Entry, seed: int, rate: float) -> Run:
         return Run(entry, seed, rate, self.out)
@@ -253,7 +258,7 @@ class Comparison:
         """
         for entry in self.entries:
             for seed in self.seeds:
-                for rate in self.rates:
+                for rate in self.rates_of(entry):
                     self.run(entry, seed, rate).check_folder(self.facts)
 
     def check_data(self) -> None:
@@ -263,15 +268,15 @@ class Comparison:
         """
         problems: dict[str, list[str]] = {}  # and the methods that have them
         for entry in self.entries:
-            runs = [self.run(entry, seed, rate) for seed in self.seeds for rate in self.rates]
+            runs = [self.run(entry, seed, rate) for seed in self.seeds for rate in self.rates_of(entry)]
             if any(run.numbers is not None for run in runs):
                 continue  # the data is the same
             try:
                 check_data(entry)
             except (ValueError, TypeError) as error:
-                problems.setdefault(str(error), []).append(entry.method)
+                problems.setdefault(str(error), []).append(entry.name)
         bad = [method for methods in problems.values() for method in methods]
-        good = [entry.method for entry in self.entries if entry.method not in bad]
+        good = [entry.name for entry in self.entries if entry.name not in bad]
         if problems and not good and len(problems) == 1:
             raise ValueError(next(iter(problems)))
         if problems:
@@ -281,9 +286,9 @@ class Comparison:
 
     def train(self) -> None:
         """All rates with the first seed, then each method's best with the others."""
-        n, place = len(self.entries) * (len(self.rates) + len(self.seeds) - 1), 0
+        n, place = sum(len(self.rates_of(each)) + len(self.seeds) - 1 for each in self.entries), 0
         for seed in self.seeds:
-            rates = [(entry, rate) for rate in self.rates for entry in self.entries]
+            rates = [(entry, rate) for entry in self.entries for rate in self.rates_of(entry)]
             if seed != self.seeds[0]:
                 rates = [(entry, best) for entry in self.entries if (best := self.best_rate(entry)) is not None]
             for entry, rate in rates:
@@ -333,7 +338,7 @@ class Comparison:
         """A method's best learning rate with the first seed; None if all its runs failed. Without the metric, as after
         a divergence, a run is the worst.
         """
-        runs = [run for rate in self.rates if (run := self.run(entry, self.seeds[0], rate)) in self.done]
+        runs = [run for rate in self.rates_of(entry) if (run := self.run(entry, self.seeds[0], rate)) in self.done]
         return max(runs, key=lambda run: self.done[run].get(self.chosen_by, -math.inf)).rate if runs else None
 
     def by_seed(self, entry: Entry, metric: str) -> dict[int, float]:
@@ -351,7 +356,7 @@ class Comparison:
         """What each method has for itself, and what all share."""
         first = self.first
         lines = [
-            f"* {entry.method}: " + ", ".join(f"{name} {_shown(value)}" for name, value in entry.objective.items())
+            f"* {entry.name}: " + ", ".join(f"{name} {_shown(value)}" for name, value in entry.objective.items())
             for entry in self.entries
         ]
         length = "max_steps" if first.max_steps > 0 else "num_train_epochs"
@@ -361,13 +366,15 @@ class Comparison:
             f"learning_rate {_shown(list(self.rates))}",
             f"seed {_shown(list(self.seeds))}",
         ]
-        lines += ["", f"The same for all: {'; '.join(same)}.", *self.notes]
+        but = ", but for what the names say" if any(entry.variant.own for entry in self.entries) else ""
+        lines += ["", f"The same for all{but}: {'; '.join(same)}.", *self.notes]
         return "\n".join(lines)
 
     @property
     def notes_on_rate(self) -> list[str]:
         """That methods have a learning rate which is not their own, or by what they choose it, if not as asked for."""
-        own = {entry.method: default_of(entry, "learning_rate") for entry in self.entries}
+        shared = [entry for entry in self.entries if "learning_rate" not in entry.variant.own]
+        own = {entry.method: default_of(entry, "learning_rate") for entry in shared}
         (rate, *others) = self.rates
         if others and self._asked_for not in METRICS:
             return [
@@ -389,7 +396,7 @@ class Comparison:
         rows: list[dict[str, Any]] = []
         for entry in self.entries:
             seeds = self.by_seed(entry, "eval_pwa_all")
-            rows.append({"method": entry.method, "learning_rate": self.best_rate(entry), "seeds": [*seeds]})
+            rows.append({"method": entry.name, "learning_rate": self.best_rate(entry), "seeds": [*seeds]})
             for metric in self.metrics:
                 ours, theirs = self.by_seed(entry, metric), self.by_seed(self.entries[0], metric)
                 rows[-1][metric] = _interval(list(ours.values()))
@@ -408,7 +415,7 @@ class Comparison:
         heads = ["method", "learning rate", "seeds"]
         for name in self.metrics:
             title = METRICS[name].format(self.first.eval_min_score_gap)
-            heads += [title, f"minus {self.entries[0].method}'s"]
+            heads += [title, f"minus {self.entries[0].name}'s"]
         cells = []
         for row in self.rows():
             cells.append([row["method"], _shown(row["learning_rate"]), str(len(row["seeds"]))])
@@ -427,19 +434,21 @@ class Comparison:
             yield f"One seed ({seeds}): there is no interval, and any difference may be chance. --seeds takes several."
         yield from self._notes_on_pairs()
         if not self.by_seed(self.entries[0], "eval_pwa_all"):
-            yield f"{self.entries[0].method} has no numbers, so there are no differences from it."
+            yield f"{self.entries[0].name} has no numbers, so there are no differences from it."
         if len(self.rates) > 1:
             yield (
                 f"The learning rate is the one of {_shown(list(self.rates))} with the best {self.chosen_by} of seed "
                 f"{self.seeds[0]}, on this evaluation set: the numbers are too good by what the choice gains."
             )
-        if self.first.load_best_model_at_end:
+        best = [entry.name for entry in self.entries if entry.config.load_best_model_at_end]
+        if best:
+            whose = "Each model" if len(best) == len(self.entries) else f"The model of {', '.join(best)}"
             yield (
-                f"Each model is its run's checkpoint with the best {by}, on this evaluation set: the numbers are too "
+                f"{whose} is its run's checkpoint with the best {by}, on this evaluation set: the numbers are too "
                 "good by what the choice gains."
             )
-        else:
-            yield "Each model is that of its run's last step."
+        if len(best) < len(self.entries):
+            yield f"Each{' other' if best else ''} model is that of its run's last step."
         for run, numbers in self.done.items():
             if missing := [name for name in dict.fromkeys(("eval_pwa_all", *self.metrics)) if name not in numbers]:
                 yield f"{run} has no {', '.join(missing)}, as after a divergence: it counts as worst, and in no mean."
@@ -472,7 +481,7 @@ class Comparison:
         """Writes and prints the table, and writes the numbers and the report."""
         runs = [
             {
-                **{"method": run.entry.method, "seed": run.seed, "learning_rate": run.rate, "folder": run.folder.name},
+                **{"method": run.entry.name, "seed": run.seed, "learning_rate": run.rate, "folder": run.folder.name},
                 **{"is_in_table": run.rate == self.best_rate(run.entry), "metrics": numbers},
             }
             for run, numbers in self.done.items()
@@ -481,7 +490,7 @@ class Comparison:
             "table": self.rows(),
             "runs": runs,
             "failed": {str(run): str(error) for run, error in self.failed.items()},
-            "settings": {entry.method: entry.settings for entry in self.entries},
+            "settings": {entry.name: entry.settings for entry in self.entries},
         }
         (self.out / RESULTS).write_text(json.dumps(found, indent=2) + "\n")
         (self.out / TABLE).write_text(f"{self.preface}\n\n{self.text}\n", encoding="utf-8")

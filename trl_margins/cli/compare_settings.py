@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cache
@@ -17,7 +18,7 @@ from trl.scripts.utils import DatasetMixtureConfig
 from ..checks import unknown
 from ..data.loading import load_splits
 from ..evaluation.tables import RANKING
-from ..registry import get_method, method_ids
+from ..registry import base_of, get_method, method_ids
 from . import train
 from .config_file import Settings, flags_said
 from .dry_run import plain, resolved
@@ -61,16 +62,79 @@ _REFUSED = {
     "overwrite_output_dir": "for a new comparison, name another folder with --out",
     "push_to_hub": "each run would replace the model of the one before",
 }
+# What no method has for itself, and why
+_SHARED = {
+    **_REFUSED,
+    "dry_run": "--dry_run is for all",
+    "seed": "--seeds are for all",
+    "model_name_or_path": "all methods have the same start",
+    "eval_min_score_gap": "all methods are measured alike",
+}
+_OF_DATA = frozenset(
+    (*DatasetMixtureConfig.__dataclass_fields__, "dataset_name", "dataset_config", "dataset_train_split")
+) | {"dataset_test_split", "eval_dataset_name", "config", "recipe"}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What `--methods` names: a method, or one with options of its own, as in `gamma-po:gamma_po_tau=3,beta=2`.
+
+    Raises:
+        ValueError: an option without a value, or one that all methods share.
+    """
+
+    name: str
+
+    def __post_init__(self) -> None:
+        for name in self.own:
+            if why := _SHARED.get(name) or ("name data and evaluation once, for all" if name in _OF_DATA else ""):
+                raise ValueError(f"--methods {self.name}: {name} cannot be of one method: {why}")
+
+    @property
+    def method(self) -> str:
+        return self.name.partition(":")[0]
+
+    @property
+    def own(self) -> dict[str, str]:
+        """Its options by name, as they are written."""
+        found: dict[str, str] = {}
+        _, colon, options = self.name.partition(":")
+        for option in re.split(r",(?=\w+=)", options) if colon else ():
+            name, is_set, value = option.partition("=")
+            if not is_set or not name or not value or name in found:
+                raise ValueError(
+                    f"--methods {self.name}: {option!r} is no option: write METHOD:NAME=VALUE,NAME=VALUE, and each "
+                    "name once"
+                )
+            found[name] = value
+        return found
+
+    @property
+    def flags(self) -> list[str]:
+        """Its options as flags of `train`; the values of a list have commas between them."""
+        words = []
+        for name, value in self.own.items():
+            is_list = "," in value and not value.startswith(("{", "["))
+            words += [f"--{name}", *value.split(",")] if is_list else [f"--{name}={value}"]
+        return [word for word in words if not word.startswith("--base=")]
 
 
 @dataclass(frozen=True, eq=False)
 class Entry:
     """A method, and the settings that its runs share."""
 
-    method: str
+    variant: Variant
     run: tuple[TrainArguments, Any, ModelConfig, DatasetMixtureConfig]
     settings: Settings  # for `train --config`
     said: frozenset[str] = frozenset()  # by file or flags
+
+    @property
+    def method(self) -> str:
+        return self.variant.method
+
+    @property
+    def name(self) -> str:
+        return self.variant.name
 
     @property
     def config(self) -> Any:
@@ -100,7 +164,7 @@ class SharedSettings:
     """What file and flags say, and what the other methods take from the first.
 
     Args:
-        methods: their ids.
+        methods: as `--methods` names them.
         base: the one that is asked for.
         settings: the file's.
         source: the file.
@@ -111,8 +175,16 @@ class SharedSettings:
         self, methods: Sequence[str], base: str | None, settings: Settings, source: str, flags: Sequence[str]
     ) -> None:
         self.source, self.flags, self.said = source, flags, flags_said(flags)
-        self.bases = {name: _base_of(name, base) for name in methods}
-        self.switches = {each: _switches(*each) for each in self.bases.items()}
+        self.variants = [Variant(name) for name in methods]
+        # id and base of each
+        self.kinds = {
+            each: (
+                each.method,
+                base_of(each.method, own) if (own := each.own.get("base")) else _base_of(each.method, base),
+            )
+            for each in self.variants
+        }
+        self.switches = {kind: _switches(*kind) for kind in self.kinds.values()}
         self.borrowed: set[str] = set()
         self.left_out: dict[str, list[str]] = {}  # option → the methods that do not get it
         # TRL's keys alone are for none of the methods, or for all of them
@@ -125,11 +197,11 @@ class SharedSettings:
                 raise ValueError(f"{where}{refused[0]}: {_REFUSED[refused[0]]}")
         self.env = settings.get("env")
         self.settings = {name: value for name, value in settings.items() if name not in (*_REFUSED, "base")}
-        of_objective = {name for each in self.bases.items() for name in _fields(*each)} - _OF_ALL
+        of_objective = {name for kind in self.kinds.values() for name in _fields(*kind)} - _OF_ALL
         self.of_own = {
             name: self.settings.pop(name) for name in settings if self.own is not None and name in of_objective
         }
-        of_own = self.of_own if self.own in methods else {}
+        of_own = self.of_own if self._has_own else {}
         for where, names in (("--", self.said), (f"{source}: ", {**self.settings, **of_own})):
             if found := [name for name in _OF_A_METHOD if name in names]:
                 raise ValueError(
@@ -138,47 +210,51 @@ class SharedSettings:
 
     def entries(self) -> list[Entry]:
         """The methods, the first one's settings first."""
-        name, *others = self.bases
-        first = self._entry(name, {})
-        return [first, *(self._entry(other, self._borrow(other, first)) for other in others)]
+        first = self._entry(self.variants[0], {})
+        self.shared = self._entry(self.variants[0], {}, with_own=False) if self.variants[0].own else first
+        return [first, *(self._entry(other, self._borrow(other)) for other in self.variants[1:])]
+
+    @property
+    def _has_own(self) -> bool:
+        """Whether the method that the file names is compared."""
+        return any(each.method == self.own for each in self.variants)
 
     def notes(self) -> list[str]:
         """What is not as somebody said, or what nobody said."""
         found = []
         if self.of_own:
-            then = "for it alone" if self.own in self.bases else "left out"
+            then = "for it alone" if self._has_own else "left out"
             found.append(f"{self.source} is for {self.own}; {then}: {', '.join(self.of_own)}.")
         if self.borrowed:
             names = ", ".join(sorted(self.borrowed))
-            found.append(f"Of what nobody set, all have the defaults of {next(iter(self.bases))}: {names}.")
+            found.append(f"Of what nobody set, all have the defaults of {self.variants[0].method}: {names}.")
         if self.left_out:
             names = ", ".join(f"{name} ({', '.join(methods)})" for name, methods in sorted(self.left_out.items()))
             found.append(f"Left out for methods that do not have it: {names}.")
         return found
 
-    def _borrow(self, name: str, first: Entry) -> Settings:
+    def _borrow(self, variant: Variant) -> Settings:
         """What a method has from the first: where nobody says anything, their defaults differ."""
-        plainest, theirs = (
-            _plainest(*each) for each in ((name, self.bases[name]), (first.method, first.config._base))
-        )
-        there = [each for each in _fields(name, self.bases[name]) if each in _OF_ALL and hasattr(theirs, each)]
+        kind, first = self.kinds[variant], self.shared
+        plainest, theirs = _plainest(*kind), _plainest(*self.kinds[first.variant])
+        there = [each for each in _fields(*kind) if each in _OF_ALL and hasattr(theirs, each)]
         said = {*self.settings, *self.said}
         found = [each for each in there if each not in said and getattr(plainest, each) != getattr(theirs, each)]
         self.borrowed.update(found)
         best = [each for each in _OF_THE_BEST if each not in self.said]
         return {each: plain(getattr(first.config, each)) for each in (*found, *best)}
 
-    def _entry(self, name: str, borrowed: Settings) -> Entry:
-        base = self.bases[name]
+    def _entry(self, variant: Variant, borrowed: Settings, with_own: bool = True) -> Entry:
+        kind = name, base = self.kinds[variant]
         known = train.parser_for(name, base, "compare")
-        others = [train.parser_for(None, each) for each in {*self.bases.values()} - {base}]
-        with_reference = [other for other, each in self.bases.items() if _needs_reference(other, each)]
+        others = [train.parser_for(None, each) for each in {each for _, each in self.kinds.values()} - {base}]
+        with_reference = [other for other in self.kinds.values() if _needs_reference(*other)]
         # what only another method has is for that one
         elsewhere = {key for other in others for key in other.keys - known.keys}
-        elsewhere |= _OF_A_REFERENCE if with_reference and name not in with_reference else frozenset()
-        elsewhere |= {key for each in self.switches.values() for key in each} - self.switches[name, base]
-        for key in elsewhere & {*self.settings, *self.said}:
-            self.left_out.setdefault(key, []).append(name)
+        elsewhere |= _OF_A_REFERENCE if with_reference and kind not in with_reference else frozenset()
+        elsewhere |= {key for each in self.switches.values() for key in each} - self.switches[kind]
+        for key in elsewhere & {*self.settings, *self.said} if with_own else ():
+            self.left_out.setdefault(key, []).append(variant.name)
         settings = {key: value for key, value in {**self.settings, **borrowed}.items() if key not in elsewhere}
         settings |= self.of_own if name == self.own else {}
         words, keeps = [], True
@@ -186,16 +262,18 @@ class SharedSettings:
             if word.startswith("--"):
                 keeps = word.partition("=")[0].removeprefix("--").replace("-", "_") not in elsewhere
             words += [word] * keeps
+        own = variant.own if with_own else {}
+        words += variant.flags if with_own else []
         try:
             run = train.parse([*words, "--method", name, "--base", base], settings, self.source, "compare")
-            if differs := run[1].differs_from(get_method(name)):
+            if differs := [each for each in run[1].differs_from(get_method(name)) if each not in own]:
                 said = {**self.settings, **self.of_own, **self.said}
                 if "simpo_gamma" in said:
                     differs = ["simpo_gamma" if each == "gamma_beta_ratio" else each for each in differs]
                 raise ValueError(f"{', '.join(differs)} would make another method of it: leave that out")
             check_run(*run)
         except ValueError as error:
-            raise ValueError(f"method {name!r}: {error}") from error
+            raise ValueError(f"method {variant.name!r}: {error}") from error
         script, config, _, mixture = run
         if config.eval_strategy == "no" and script.eval_dataset_name is None:
             raise ValueError(
@@ -205,8 +283,8 @@ class SharedSettings:
         if (metric := config.metric_for_best_model) and metric.removeprefix("eval_") not in MEASURED:
             raise unknown("metric_for_best_model", metric, [f"eval_{each}" for each in MEASURED])
         env = {"env": self.env} if self.env else {}
-        by_somebody = frozenset((*self.settings, *self.of_own, *self.said))
-        return Entry(name, run, {**env, **yaml.safe_load(resolved(*run))}, by_somebody)
+        by_somebody = frozenset((*self.settings, *self.of_own, *self.said, *own))
+        return Entry(variant, run, {**env, **yaml.safe_load(resolved(*run))}, by_somebody)
 
 
 def _its_own_split(script: TrainArguments, mixture: DatasetMixtureConfig) -> str:
@@ -234,6 +312,7 @@ def _base_of(method: str, wanted: str | None) -> str:
     bases = get_method(method).bases
     if wanted is None or wanted in bases:
         return wanted or bases[0]
+    base_of(None, wanted)  # refuses what is no base
     logger.info("%s is trained on base %s: it has no other", method, bases[0])
     return bases[0]
 

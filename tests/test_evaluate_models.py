@@ -169,6 +169,33 @@ def test_cases_of_a_run_before_and_after(tiny_model, tokenizer, pairs, tmp_path,
         assert report["intervals"]["case_1"][0] <= report["case_1"]
 
 
+@pytest.mark.parametrize(
+    ("base", "options"),
+    [
+        ("dpo", {"margin": "amapo", "reward": "log-ratio"}),
+        ("dpo", {"margin": "odpo", "reward": "log-ratio"}),
+        ("cpo", {"loss_type": "simpo", "simpo_gamma": 1.5}),
+    ],
+)
+def test_gaps_and_margins_are_those_of_the_trainer(base, options, tiny_model, tokenizer, pairs, tmp_path, monkeypatch):
+    """What its own evaluation logs, where the whole set is one batch; reference and scores are the run's."""
+    from trl_margins.cli import measured
+
+    found = []
+    monkeypatch.setattr(measured, "margins_of", lambda *given: found.append(margins_of(*given)) or found[-1])
+    rows, out = Dataset.from_json(str(pairs)), tmp_path / "run"
+    options |= {"max_steps": 3, "learning_rate": 1e-2, "per_device_eval_batch_size": 12}
+    trainer = trainer_of(base, tiny_model, tokenizer, out, rows, rows, **options)
+    trainer.train()
+    trainer.save_model()
+    metrics = trainer.evaluate()
+    evaluate("--model_name_or_path", out, "--dataset_name", pairs, "--cases", "run")
+    _, surplus = found[0]
+    margin = metrics.get("eval_target_margins/mean", 1.5)
+    assert abs(margin) > 0.01
+    assert surplus.mean() == pytest.approx(metrics["eval_rewards/margins"] - margin, abs=1e-4)
+
+
 def test_cases_under_a_reference_model(tiny_model, other_model, pairs, tmp_path):
     """At the start itself every log-ratio is 0: each pair has just reached its margin, right or wrong."""
     argv = ["--dataset_name", pairs, "--cases", "dpo", "--json", tmp_path / "n"]

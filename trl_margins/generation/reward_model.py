@@ -33,9 +33,8 @@ def load_reward_model(path: str, **kwargs: Any) -> Any:
 
     if (Path(path) / "adapter_config.json").is_file():
         return _load_adapter(path, **kwargs)
-    if not hasattr(modeling_llama, "LLAMA_INPUTS_DOCSTRING"):
-        # the code of ArmoRM and of models built on it imports this text, which transformers no longer has
-        modeling_llama.LLAMA_INPUTS_DOCSTRING = ""
+    # the code of ArmoRM and of models built on it imports this text, which transformers no longer has
+    vars(modeling_llama).setdefault("LLAMA_INPUTS_DOCSTRING", "")
     model, report = AutoModelForSequenceClassification.from_pretrained(path, output_loading_info=True, **kwargs)
     if missing := sorted(report["missing_keys"]):
         raise ValueError(_no_head(path, missing))

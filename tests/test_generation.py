@@ -6,6 +6,7 @@ import gzip
 import json
 import logging
 import random
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,13 @@ from conftest import VOCABULARY, byte_tokenizer, chat_tokenizer, load, preferenc
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import GenerationConfig, MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from trl_margins.cli import generate as command
 from trl_margins.cli import main
@@ -489,7 +496,7 @@ def test_a_stopped_run_is_continued_to_the_byte(data, tiny_model, tmp_path, monk
     run(data, tiny_model, stopped, *options)  # nothing is left to do
     assert asked == [7, 5, 3]
 
-    with pytest.raises(ValueError, match=r"stopped.jsonl.gz was made with temperature=0.8, and this run has 0.9: set"):
+    with pytest.raises(ValueError, match=r"stopped.jsonl.gz was made with temperature=0.8, and this run has 0.9: go"):
         run(data, tiny_model, stopped, *options, "--temperature", "0.9")
     longer = write(tmp_path / "longer.jsonl", [{"prompt": each} for each in [[USER], *prompts]])
     more = run(longer, tiny_model, stopped, *options)  # further prompts are answered, and come in their place
@@ -500,6 +507,20 @@ def test_a_stopped_run_is_continued_to_the_byte(data, tiny_model, tmp_path, monk
     (tmp_path / "stopped.jsonl.gz.settings.json").unlink()
     with pytest.raises(ValueError, match=r"is there, and .*settings.json, which says how it was made, is not"):
         run(data, tiny_model, stopped, *options)
+
+
+def test_another_model_in_the_same_folder_is_another_model(data, tiny_model, tmp_path):
+    model, out = tmp_path / "model", tmp_path / "answers.jsonl"
+    shutil.copytree(tiny_model, model)
+    run(data, str(model), out, "--n", "1", "--max_new_tokens", "4")
+    (model / "eval_results.json").write_text("{}")  # as an evaluation leaves it
+    run(data, str(model), out, "--n", "1", "--max_new_tokens", "4")
+    trained = AutoModelForCausalLM.from_pretrained(model)
+    with torch.no_grad():
+        trained.get_input_embeddings().weight[0, 0] += 1
+    trained.save_pretrained(model)
+    with pytest.raises(ValueError, match=r"answers\.jsonl was made with weights="):
+        run(data, str(model), out, "--n", "1", "--max_new_tokens", "4")
 
 
 def test_shards_are_parts_of_the_whole(data, tiny_model, tmp_path):

@@ -39,7 +39,7 @@ from .compare_settings import Entry, SharedSettings, Variant, default_of, set_by
 from .config_file import Settings, as_yaml
 from .dry_run import plain
 from .options import Options, option
-from .setup import check_writable
+from .setup import WEIGHTS, check_writable, digest_of_files
 
 logger = logging.getLogger(__name__)
 
@@ -544,7 +544,7 @@ def facts_of(entry: Entry) -> Settings:
     for name in ("model_name_or_path", "tokenizer_name_or_path", "chat_template", "deepspeed"):
         value = entry.settings.get(name)
         if isinstance(value, str) and os.path.exists(value):  # a template is too long for Path's
-            found[f"files of {name}"] = _digest_of_files(Path(value))
+            found[f"files of {name}"] = digest_of_files(Path(value), (".json", *WEIGHTS))
     return found
 
 
@@ -557,16 +557,6 @@ def _digest_of_rows(rows: Dataset | IterableDataset) -> str:
         digest.update(json.dumps(batch.to_pylist(), default=str).encode())
     first = "first " if some is not rows else ""
     return f"{first}{n} rows ({digest.hexdigest()[:8]})"
-
-
-def _digest_of_files(path: Path) -> str:
-    """Of a file, or of those in a model's folder."""
-    digest, kinds = hashlib.sha256(), (".json", ".safetensors", ".bin", ".jinja")
-    for file in sorted(each for each in path.iterdir() if each.suffix in kinds) if path.is_dir() else [path]:
-        with file.open("rb") as opened:
-            while block := opened.read(2**20):
-                digest.update(block)
-    return digest.hexdigest()[:8]
 
 
 def _json_of(file: Path) -> dict[str, Any] | None:

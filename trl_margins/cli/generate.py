@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..data.loading import load_splits, pick_split
 from .options import DTYPES, OptionsParser, RowOptions, option
-from .setup import check_writable, find_model, load_model, load_tokenizer
+from .setup import check_writable, find_model, load_model, load_tokenizer, weights_of
 
 if TYPE_CHECKING:
     from ..generation.answers import Answering
@@ -110,7 +110,8 @@ def store_of(args: GenerateArguments, engine: str, out: str | Path, sampling: Sa
     from ..generation.store import Store
 
     family = "vllm" if engine == "vllm" else "transformers"  # whose engines give the same answers
-    return Store(out, settings_of(args.model_name_or_path, family, args.dtype, sampling))
+    settings = settings_of(args.model_name_or_path, family, args.dtype, sampling)
+    return Store(out, settings | weights_of(args.model_name_or_path))
 
 
 def answer_benchmark(args: GenerateArguments, name: str) -> int:

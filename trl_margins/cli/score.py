@@ -14,7 +14,7 @@ from ..data.loading import load_splits, pick_split
 from ..rows import open_rows
 from ..tables import aligned
 from .options import DTYPES, OptionsParser, RowOptions, data_first, option
-from .setup import check_writable, find_model, load_tokenizer
+from .setup import check_writable, find_model, load_tokenizer, weights_of
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
@@ -116,6 +116,7 @@ def score_by_model(args: ScoreArguments, splits: DatasetDict) -> int:
     model.to(args.device or torch.accelerator.current_accelerator() or "cpu")
     longest = args.max_length or getattr(model.config.get_text_config(), "max_position_embeddings", None)
     settings = {"reward_model": name, "reward_label": args.reward_label, "max_length": longest, "dtype": args.dtype}
+    settings |= weights_of(name)
     journal = Journal(args.output, settings, lambda row: row["key"]) if args.output else None
     for split, some in tokens.items():
         keys = [digest(each) for each in some]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import tempfile
@@ -12,6 +13,7 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
+WEIGHTS = (".safetensors", ".bin", ".jinja")  # suffixes of the files that make a model what it is
 MAX_LENGTH = 1024  # of a model that this package did not train
 
 
@@ -62,6 +64,22 @@ def find_model(name: str) -> str:
         hint = f", but {', '.join(inside)} in it: name one of these" if inside else ""
         raise ValueError(f"{name} contains no model (neither config.json nor adapter_config.json){hint}")
     return str(folder)
+
+
+def digest_of_files(path: Path, kinds: Sequence[str] = WEIGHTS) -> str:
+    """Of a file, or of those of these kinds in a model's folder."""
+    digest = hashlib.sha256()
+    for file in sorted(each for each in path.iterdir() if each.suffix in kinds) if path.is_dir() else [path]:
+        with file.open("rb") as opened:
+            while block := opened.read(2**20):
+                digest.update(block)
+    return digest.hexdigest()[:8]
+
+
+def weights_of(name: str) -> dict[str, str]:
+    """What tells a model in a folder from another one that was in the same folder; empty for a Hub id."""
+    folder = Path(find_model(name))
+    return {"weights": digest_of_files(folder)} if folder.is_dir() else {}
 
 
 @contextmanager

@@ -68,7 +68,7 @@ class Journal:
         for name in {**before, **self.settings}:
             if before.get(name) != (now := self.settings.get(name)):
                 raise ValueError(
-                    f"{others} was made with {name}={before.get(name)!r}, and this run has {now!r}: set {name} back, "
+                    f"{others} was made with {name}={before.get(name)!r}, and this run has {now!r}: go back to that, "
                     f"name another file, or remove {others}"
                 )
 

@@ -556,8 +556,9 @@ def _why_no_lists(
         return f"{split}: score_columns names {list(score_columns)}, and there are only the columns {list(names)}"
     if {*RESPONSES} & {*names}:
         return (
-            f"{split}: there are answers but no scores, only the columns {list(names)}: score the answers first, or "
-            "name their scores with score_columns (--score_columns)"
+            f"{split}: there are answers but no scores, only the columns {list(names)}: score the answers "
+            "first, with trl-margins score FILE --reward_model MODEL, or name their scores with score_columns "
+            "(--score_columns)"
         )
     if {"chosen", "rejected"} <= {*names}:
         return (

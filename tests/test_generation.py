@@ -482,13 +482,13 @@ def test_a_stopped_run_is_continued_to_the_byte(data, tiny_model, tmp_path, monk
             yield made
 
     monkeypatch.setattr(local, "generate", stops)
+    partial = tmp_path / "stopped.jsonl.gz.partial"
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             run(data, tiny_model, stopped, *options)
         assert not stopped.exists()
-    partial = tmp_path / "stopped.jsonl.gz.partial"
-    with partial.open("a") as file:
-        file.write('{"prompt": [{"role": "user", "con')
+        with partial.open("a") as file:
+            file.write('{"prompt": [{"role": "user", "con')
     run(data, tiny_model, stopped, *options)
     assert asked == [7, 5, 3]
     assert stopped.read_bytes() == whole.read_bytes()
@@ -649,8 +649,9 @@ def vllm(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, each.__name__, each)
 
 
-def test_vllm_gets_the_documented_arguments(vllm, data, tiny_model, tokenizer, tmp_path):
-    options = ("--engine", "vllm", "--n", "2", "--max_new_tokens", "30", "--top_k", "7", "--seed", "5")
+@pytest.mark.parametrize("new", [10, 200])  # which cuts answers, or lets them end
+def test_vllm_gets_the_documented_arguments(new, vllm, data, tiny_model, tokenizer, tmp_path):
+    options = ("--engine", "vllm", "--n", "2", "--max_new_tokens", str(new), "--top_k", "7", "--seed", "5")
     more = json.dumps({"tensor_parallel_size": 4})
     made = run(data, tiny_model, tmp_path / "o.jsonl", *options, "--engine_options", more)
     llm = LLM.made
@@ -663,13 +664,13 @@ def test_vllm_gets_the_documented_arguments(vllm, data, tiny_model, tokenizer, t
         for row in made
     ]
     assert prompts == [{"prompt_token_ids": each} for each in ids for _ in range(2)]
-    expected = {"n": 1, "temperature": 0.8, "top_p": 0.95, "top_k": 7, "max_tokens": 30, "stop_token_ids": [2]}
+    expected = {"n": 1, "temperature": 0.8, "top_p": 0.95, "top_k": 7, "max_tokens": new, "stop_token_ids": [2]}
     assert all({**vars(each), "seed": 0} == {**expected, "detokenize": False, "seed": 0} for each in params)
     assert len({each.seed for each in params}) == 14
     assert params[0].seed == Sampling(seed=5).seed_of(ids[0], 0)
     last = ids[0][-1]
-    assert made[0]["responses"][0] == tokenizer.decode(list(range(last - 1, 2, -1))[:30], skip_special_tokens=True)
-    assert made[0]["truncated"] == [last - 1 - 30 > 1] * 2
+    assert made[0]["responses"][0] == tokenizer.decode(list(range(last - 1, 2, -1))[:new], skip_special_tokens=True)
+    assert made[0]["truncated"] == [new == 10] * 2
     with pytest.raises(ValueError, match="was made with engine='vllm', and this run has 'transformers'"):
         run(data, tiny_model, tmp_path / "o.jsonl", *options[2:], "--engine", "generate")
 

@@ -24,6 +24,7 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
+    AutoTokenizer,
     GenerationConfig,
     MistralConfig,
     MistralForCausalLM,
@@ -149,6 +150,28 @@ def test_tokens_have_the_frequencies_of_their_distribution(temperature, top_p, t
     p = nucleus(logits, temperature, top_p, top_k)
     assert (shares[p == 0] == 0).all()
     assert np.abs(shares - p).max() < 4 * np.sqrt(0.25 / n)
+
+
+@pytest.mark.parametrize("top_p", [0.9, 1.0])
+def test_the_lowest_temperature_takes_the_most_probable_token(top_p):
+    logits = torch.randn(64, 32, generator=torch.Generator().manual_seed(0))
+    draws = torch.linspace(0, 0.999, 64)
+    for temperature in (1e-5, 1e-40, 5e-324):
+        picked = Sampling(1, temperature=temperature, top_p=top_p).pick(logits, draws)
+        assert torch.equal(picked, logits.argmax(1))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("engine", [["generate"], ["continuous", "--engine_options", '{"num_blocks": 48}']])
+def test_a_model_without_finite_logits_is_an_error(engine, temperature, data, tiny_model, tmp_path):
+    broken = AutoModelForCausalLM.from_pretrained(tiny_model)
+    with torch.no_grad():
+        broken.get_output_embeddings().weight[7] = torch.nan
+    broken.save_pretrained(tmp_path / "broken")
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "broken")
+    options = ("--n", "1", "--temperature", str(temperature), "--max_new_tokens", "4", "--engine", *engine)
+    with pytest.raises((ValueError, RuntimeError), match="logits are NaN or infinite"):
+        run(data, str(tmp_path / "broken"), tmp_path / "a.jsonl", *options)
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(0.3, 0.9), (1.0, 0.5), (3.0, 0.95)])

@@ -52,12 +52,13 @@ def generate(
         for k in range(sampling.n)
     }
     found: dict[int, list[list[int]]] = {i: [[] for _ in range(sampling.n)] for i in range(len(prompts))}
-    config = ContinuousBatchingConfig(**(options or {}))
+    # on a CPU the default, most of the memory, is everyone's
+    share = {"max_memory_percent": 0.25} if model.device.type == "cpu" else {}
+    config = ContinuousBatchingConfig(**share | dict(options or {}))
     with plain_settings(model):
         manager = model.init_continuous_batching(generation_config=settings, continuous_batching_config=config)
         pick = _Pick(sampling, prompts, waiting)
-        if sampling.temperature:
-            _sample(manager.logit_processor, pick)
+        _sample(manager.logit_processor, pick)
         manager.start()
         try:
             for name, (i, _) in waiting.items():

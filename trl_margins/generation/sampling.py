@@ -12,7 +12,10 @@ import torch
 from torch import Tensor
 
 _MOST = np.float32(1 - 2**-22)  # below 1 also where it is multiplied by a sum of probabilities
+_GREEDY = 1e-5  # a lower temperature takes the most probable token, as in vLLM
 _HEAD = 256  # tokens among which a nucleus is looked for first
+
+_NOT_FINITE = "the model's logits are NaN or infinite: try another precision (--dtype float32), or another model"
 
 
 class Prompt(NamedTuple):
@@ -28,7 +31,7 @@ class Sampling:
 
     Attributes:
         n: answers per prompt.
-        temperature: 0 takes the most probable token.
+        temperature: 0, or less than 1e-5, takes the most probable token.
         top_p: share of the probability from which tokens are drawn.
         top_k: number of tokens from which they are drawn; 0 for all.
         max_new_tokens: longest answer.
@@ -43,8 +46,11 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.n > 1 and self.temperature == 0:
-            raise ValueError(f"temperature 0 gives the same answer {self.n} times: set n to 1, or raise temperature")
+        if self.n > 1 and self.temperature < _GREEDY:
+            raise ValueError(
+                f"temperature {self.temperature:g} gives the same answer {self.n} times: set n to 1, or raise "
+                "temperature"
+            )
 
     def seed_of(self, ids: Sequence[int], index: int) -> int:
         """63 bits for one answer to a prompt."""
@@ -67,8 +73,16 @@ class Sampling:
 
         Returns:
             [B] token ids.
+
+        Raises:
+            ValueError: logits that are NaN or infinite.
         """
-        if self.temperature == 0:
+        finite = logits.amax(dim=-1).isfinite().all()
+        if logits.is_cuda:
+            torch._assert_async(finite, _NOT_FINITE)  # no wait for the device, which may be recording a graph
+        elif not finite:
+            raise ValueError(_NOT_FINITE)
+        if self.temperature < _GREEDY:
             return logits.argmax(dim=-1)
         probabilities = (logits / self.temperature).softmax(dim=-1)
         if self.top_p == 1 and not self.top_k:

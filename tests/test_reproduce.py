@@ -185,7 +185,7 @@ MODELS = {
     "google/gemma-2-2b-it": "gemma-2-2b-it",
 }
 ULTRAFEEDBACK = "HuggingFaceH4/ultrafeedback_binarized"
-# Section 4.1 of GapPO, GaPO and γ-PO, 5.1 of AMaPO, B.1 of GAPO. γ-PO's own pairs are unpublished, Mistral's are its code's
+# GapPO, GaPO and γ-PO: section 4.1; AMaPO: 5.1; GAPO: B.1. γ-PO's Mistral: its published configuration
 DATA = {
     **{("GapPO", model): ULTRAFEEDBACK for model in MODELS.values()},
     ("GaPO", "llama-3-8b-instruct"): "princeton-nlp/llama3-ultrafeedback-armorm",
@@ -320,7 +320,11 @@ def trained(line: Line) -> list[Trained]:
         if words[0] == "compare":
             comparison, _ = found
             (seed,) = comparison.seeds
-            each = [comparison.run(entry, seed, rate) for entry in comparison.entries for rate in comparison.rates_of(entry)]
+            each = [
+                comparison.run(entry, seed, rate)
+                for entry in comparison.entries
+                for rate in comparison.rates_of(entry)
+            ]
             runs = [(str(run.folder), run.entry.run) for run in each]
         else:
             runs = [(found[1].output_dir, found)]
@@ -384,7 +388,11 @@ def test_all_that_train_are_checked():
 
 @pytest.mark.parametrize("line", [line for line in OF_PAPERS if "train" in line.commands], ids=str)
 def test_runs_have_the_papers_data(line):
-    own = {str(Path("subsets", f"{part}-{size}.jsonl")) for part in ("stable", "random", "unstable") for size in (30, 50, 70)}
+    own = {
+        str(Path("subsets", f"{part}-{size}.jsonl"))
+        for part in ("stable", "random", "unstable")
+        for size in (30, 50, 70)
+    }
     expected = {"GAPO, Table C": own, "GAPO, Table D": own, "γ-PO, Figure 2": {ULTRAFEEDBACK}}
     for run in trained(line):
         if run.model != "data/pythia-2.8b-sft" and str(line) != "γ-PO, Table 5":
@@ -394,7 +402,9 @@ def test_runs_have_the_papers_data(line):
 
 @pytest.mark.parametrize("line", lines_named(READ), ids=str)
 def test_each_run_is_measured_or_drawn(line):
-    made = {run.folder: (run.method, run.model) for each in OF_PAPERS if each.paper == line.paper for run in trained(each)}
+    made = {
+        run.folder: (run.method, run.model) for each in OF_PAPERS if each.paper == line.paper for run in trained(each)
+    }
     made |= {name: ("start", model) for name, model in MODELS.items()}
     found = {made[folder] for each in referred(line) for folder in read(each)}
     assert named(READ[str(line)]) - found == set()
@@ -434,7 +444,10 @@ def test_rows_of_the_model_before_training():
     assert {str(line) for line in OF_PAPERS if "(#sft)" in line.commands} == WITH_SFT
     (step,) = (line for line in LINES if line.name == "The rows SFT")
     benchmarks = {"alpaca-eval", "arena-hard", "mt-bench"}
-    found = {(words[words.index("--for") + 1], words[words.index("--model_name_or_path") + 1]) for words in commands_of(step)}
+    found = {
+        (words[words.index("--for") + 1], words[words.index("--model_name_or_path") + 1])
+        for words in commands_of(step)
+    }
     large = {name for name, model in MODELS.items() if model not in ("qwen2.5-0.5b-instruct", "gemma-2-2b-it")}
     assert found == {*product(benchmarks, large)}
 
@@ -446,7 +459,9 @@ def test_a_model_of_another_recipe_has_what_its_own_recipes_have(model):
     settings = []
     for each in (words[1:], ["train", "--recipe", f"{model}/simpo"]):
         script, config, model_args, _ = parsed(*each)
-        settings.append({name: str(value) for part in (script, config, model_args) for name, value in vars(part).items()})
+        settings.append(
+            {name: str(value) for part in (script, config, model_args) for name, value in vars(part).items()}
+        )
     differ = {name for name in settings[0] if settings[0][name] != settings[1][name]}
     assert differ <= {"recipe", "output_dir", "beta", "gamma_beta_ratio", "simpo_gamma", "learning_rate"}
 
@@ -485,7 +500,7 @@ DRAWS = {
 }
 # What the page names → what stands in for it: a set, the model before training, a run
 INSTEAD = {
-    r"(HuggingFaceH4|princeton-nlp)/\S*ultrafeedback\S*|Anthropic/hh-rlhf": "pairs.jsonl",
+    r"(HuggingFaceH4|princeton-nlp)/\S*ultrafeedback\S*|Anthropic/hh-rlhf|subsets/\S+": "pairs.jsonl",
     r"princeton-nlp/Llama-3-Base-8B-SFT|data/pythia-2.8b-sft|amapo-beta-1": "tiny",
     r"data/\S+|noisy|amapo-beta-\d": "run",
 }
@@ -560,7 +575,8 @@ def small(command: str, words: list[str]) -> list[str]:
     for i, word in enumerate(words):
         instead = next((each for pattern, each in INSTEAD.items() if re.fullmatch(pattern, word)), word)
         left_out = word in LEFT_OUT or words[i - 1] in LEFT_OUT
-        given += [instead] * (not left_out and (instead == word or instead == "pairs.jsonl" or instead not in given))
+        twice = instead != word and (given[-1:] == [instead] if instead == "pairs.jsonl" else instead in given)
+        given += [instead] * (not left_out and not twice)
     return given
 
 

@@ -655,7 +655,7 @@ def test_no_method_differs_from_itself():
     ("key", "said"),
     [
         ("push_to_hub: true", "push_to_hub: each run would replace"),
-        ("resume_from_checkpoint: some/checkpoint-3", "resume_from_checkpoint: a comparison that was stopped goes on"),
+        ("resume_from_checkpoint: some/checkpoint-3", "resume_from_checkpoint: a stopped comparison resumes"),
         ("overwrite_output_dir: true", "overwrite_output_dir: for a new comparison"),
     ],
 )

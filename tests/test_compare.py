@@ -655,7 +655,7 @@ def test_no_method_differs_from_itself():
     ("key", "said"),
     [
         ("push_to_hub: true", "push_to_hub: each run would replace"),
-        ("resume_from_checkpoint: some/checkpoint-3", "resume_from_checkpoint: a comparison that was stopped goes on"),
+        ("resume_from_checkpoint: some/checkpoint-3", "resume_from_checkpoint: a stopped comparison resumes"),
         ("overwrite_output_dir: true", "overwrite_output_dir: for a new comparison"),
     ],
 )
@@ -680,7 +680,7 @@ def test_what_the_file_may_not_say(key, said, tmp_path):
         ("--methods gappo amapo --seeds 1 1", "--seeds has 1 twice"),
         ("--methods gappo amapo --base dppo", "unknown base 'dppo'"),
         ("--methods gappo simppo", "unknown method 'simppo'"),
-        ("--methods gappo --resume_from_checkpoint true", "goes on when it is started again"),
+        ("--methods gappo --resume_from_checkpoint true", "resumes when it is started again"),
         ("--methods gappo amapo --gamma_po_steps -1", "method 'gappo': gamma_po_steps"),
         ("--methods gappo --no_such_flag 1", "unknown option '--no_such_flag'"),
         (

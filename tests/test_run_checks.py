@@ -383,6 +383,25 @@ def test_a_file_has_one_split():
         assert said("train", "--dry_run", "--config", "c.yaml") is None
 
 
+def test_a_file_in_place_of_a_recipe_s_data_set():
+    """It has neither of UltraFeedback's two splits; one error names both, and what it says works."""
+    preference_rows(4).to_json("rows.jsonl")
+    given = ("train", "--recipe", "qwen2.5-7b-instruct/gamma-po", "--dataset_name", "rows.jsonl", "--dry_run")
+    for found in (said(*given), said(*given[:-1], "--use_cpu", "true")):  # before anything is loaded
+        assert str(found) == (
+            "data set 'rows.jsonl' has the splits ['train'], not 'train_prefs' and 'test_prefs': name one of them "
+            "with --dataset_train_split and --dataset_test_split, or another data set to evaluate on with "
+            "--eval_dataset_name; `train` needs none with --eval_strategy no"
+        )
+    found = said(*given, "--eval_strategy", "no")
+    assert str(found) == (
+        "data set 'rows.jsonl' has the splits ['train'], not 'train_prefs': name one of them with "
+        "--dataset_train_split"
+    )
+    for advice in ("--dataset_test_split train", "--eval_dataset_name rows.jsonl", "--eval_strategy no"):
+        assert said(*given, "--dataset_train_split", "train", *advice.split()) is None
+
+
 # The settings of another machine
 
 

@@ -58,7 +58,7 @@ MEASURED = (
 _REFUSED = {
     "method": "name the methods with --methods",
     "output_dir": "name the folder of all runs with --out",
-    "resume_from_checkpoint": "a comparison that was stopped goes on when it is started again",
+    "resume_from_checkpoint": "a stopped comparison resumes when it is started again",
     "overwrite_output_dir": "for a new comparison, name another folder with --out",
     "push_to_hub": "each run would replace the model of the one before",
 }

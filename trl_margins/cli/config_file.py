@@ -24,7 +24,7 @@ MAX_DEPTH = 50
 
 
 def read_yaml(path: str | Path) -> Settings:
-    """The settings of a YAML file. A key without a value is as good as not there, which null is not.
+    """The settings of a YAML file. A key without a value is treated as absent, which null is not.
 
     Raises:
         FileNotFoundError: the file does not exist.

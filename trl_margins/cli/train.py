@@ -28,7 +28,7 @@ from .migration import OLD_KEYS, migrate
 from .mixture import mixture_splits, mixture_test_split
 from .options import OptionsParser
 from .setup import check_writable, find_model, load_model, load_tokenizer
-from .train_options import TrainArguments, chat_template, check_run
+from .train_options import TrainArguments, chat_template, check_run, training_splits
 
 logger = logging.getLogger(__name__)
 
@@ -277,14 +277,14 @@ def datasets_of(script: TrainArguments, config: Any, mixture: DatasetMixtureConf
     else:
         name = str(script.dataset_name)
         splits = load_splits(name, script.dataset_config, script.dataset_streaming, decoded=IMAGES)
-    train = pick_split(splits, script.dataset_train_split, name, "--dataset_train_split")
     test = script.dataset_test_split
+    held_out = mixture.datasets and test not in splits
+    own = not (script.eval_dataset_name or config.eval_strategy == "no" or held_out)
+    train, evals = training_splits(splits, script.dataset_train_split, test if own else None, name)
     if script.eval_dataset_name:
         splits = load_splits(script.eval_dataset_name, decoded=IMAGES)
         only = len(splits) == 1  # whatever its name
         return train, pick_split(splits, None if only else test, script.eval_dataset_name, "--dataset_test_split")
-    if config.eval_strategy == "no":
-        return train, None
-    if mixture.datasets and test not in splits:
+    if held_out and config.eval_strategy != "no":
         return train, mixture_test_split(mixture, test)
-    return train, pick_split(splits, test, name, "--dataset_test_split")
+    return train, evals

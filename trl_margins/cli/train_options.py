@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ from trl import ModelConfig, ScriptArguments, get_peft_config
 from trl.scripts.utils import DatasetMixtureConfig
 
 from ..checks import check_options, unknown
-from ..data.loading import pick_split
 from ..data.noise import parse_noise
 from ..methods import METHODS
 from ..registry import RESERVED
@@ -159,6 +159,24 @@ def _check_objective(config: Any) -> None:
         raise ValueError("liger_kernel_config: fused_linear_cross_entropy replaces the forward pass that TRL patches")
 
 
+def training_splits(splits: Mapping[str, Any], train: str, test: str | None, name: str) -> tuple[Any, Any]:
+    """The split to train on, and that to evaluate on if one is named.
+
+    Raises:
+        ValueError: the data set lacks one of them, or both.
+    """
+    named = (("--dataset_train_split", train), ("--dataset_test_split", test))
+    if missing := {flag: split for flag, split in named if split is not None and split not in splits}:
+        without = (
+            ", or another data set to evaluate on with --eval_dataset_name; `train` needs none with --eval_strategy no"
+        )
+        raise ValueError(
+            f"data set {name!r} has the splits {list(splits)}, not {' and '.join(map(repr, missing.values()))}: name "
+            f"one of them with {' and '.join(missing)}{without * ('--dataset_test_split' in missing)}"
+        )
+    return splits[train], None if test is None else splits[test]
+
+
 def _check_data(script: TrainArguments, config: Any, mixture: DatasetMixtureConfig) -> None:
     name, test = script.dataset_name, script.dataset_test_split
     evaluates = config.eval_strategy != "no" and not script.eval_dataset_name
@@ -171,9 +189,7 @@ def _check_data(script: TrainArguments, config: Any, mixture: DatasetMixtureConf
     elif given:
         raise ValueError(f"{', '.join(given)}: without `datasets` in the YAML there is nothing to mix or to split")
     elif name and Path(name).expanduser().is_file():
-        pick_split({"train": None}, script.dataset_train_split, name, "--dataset_train_split")
-        if evaluates:
-            pick_split({"train": None}, test, name, "--dataset_test_split")
+        training_splits({"train": None}, script.dataset_train_split, test if evaluates else None, name)
     if streams and config.max_steps < 1:
         raise ValueError("max_steps must be set for a data set that is streamed, whose length is not known")
     if streams and getattr(config, "precompute_ref_log_probs", False):

@@ -451,7 +451,7 @@ def _changed(
         return {}, "dropped: a key of another objective"
     row = _baseline(method) if project.name != _OURS else None
     if row is not None and key in _TARGETS and "gamma_beta_ratio" not in row.defaults:
-        return {}, f"dropped: {row.name} has no target margin"
+        return {}, f"dropped: {row.name} has no target margin of its own"
     if row is not None and project.name == _FLAGS and key in _OBJECTIVE_KEYS:
         return {}, "dropped: the objective is that of --method"
     if key in ("alpha", "a") and value is not None:

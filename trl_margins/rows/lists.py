@@ -60,7 +60,7 @@ _NO_TEXT = "{n} answers are None, and were left out"
 _NO_SCORE = "{n} answers have no score, and were left out"
 _NO_ANSWERS = "{n} rows have no answer with a score, and were left out"
 _MERGED = "{n} of {rows} rows have the prompt of another one and were merged"
-_REPEATED = "{n} answers repeat another row's to the same prompt; the mean of their scores counts"
+_REPEATED = "{n} answers of merged rows repeat another one; the mean of their scores counts"
 _RANKED = "{n} scores are negative ranks: the lowest rank is the best"
 _SEVERAL_TURNS = (
     "{n} conversations were left out, whose answers differ before the last turn: what the user said to one of them is "
@@ -406,7 +406,7 @@ class ScoredLists:
         value = _read(row[column])
         if isinstance(value, Mapping) and value and all(isinstance(each, list) for each in value.values()):
             value = [dict(zip(value, each, strict=True)) for each in zip(*value.values(), strict=True)]
-        if (value is None or value == []) and not self._is_strict:
+        if (value is None or value == []) and not (self._is_strict and self.form.is_plain):
             return []
         if not isinstance(value, list) or not value:
             fix = "save the set as JSON lines or Parquet, or drop the row" if value else "drop the row"
@@ -648,10 +648,10 @@ def _why_no_lists(
     if score_columns and list_form(names, None, prompt_column):
         return f"{split}: score_columns names {list(score_columns)}, and there are only the columns {list(names)}"
     if {*RESPONSES} & {*names}:
+        named = "name their scores with score_columns (--score_columns)"
         return (
-            f"{split}: there are answers but no scores, only the columns {list(names)}: score the answers "
-            "first, with trl-margins score FILE --reward_model MODEL, or name their scores with score_columns "
-            "(--score_columns)"
+            f"{split}: there are answers but no scores, only the columns {list(names)}: {named}, or score the answers "
+            "first, with trl-margins score FILE --reward_model MODEL"
         )
     if {"chosen", "rejected"} <= {*names}:
         return (

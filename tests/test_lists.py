@@ -586,6 +586,16 @@ def test_rows_that_are_there_twice_count_once():
             "column 'input', row 1 of the lists: 'Hallo' is not part of the column 'instruction', which holds",
         ),
         (
+            [{"ask": "q", "generations": ["a"], "rating": [1]}],
+            {"score_columns": ["rating"]},
+            "the lists: there are answers but no prompts, only .* with prompt_column",
+        ),
+        (
+            [{"prompt": "q", "responses": ["a", "b"], "scores": [1, 2], "truncated": [True]}],
+            {},
+            "row 0 of the lists: 2 responses and 2 scores and 1 truncated: give each response one",
+        ),
+        (
             [{"question": {"title": "Why?"}, "responses": ["a"], "scores": [1]}],
             {},
             "column 'question', row 0 of the lists: .*'title': 'Why\\?'.* is neither text nor messages: put the text",

@@ -77,7 +77,7 @@ def make_pairs(
         prompt_column, system_column: the columns of prompt and system message, as for the trainers.
 
     Raises:
-        ValueError: an unknown strategy, no lists, a bad row, or no pair.
+        ValueError: an unknown strategy, no lists, a bad row, no pair, or `drop_truncated` without that column.
         TypeError: a stream, or several splits.
     """
     if strategy not in STRATEGIES:
@@ -87,6 +87,11 @@ def make_pairs(
             NUMBERS[name].check(name, value)
     dataset = one_split(dataset, "make_pairs")
     lists = ScoredLists.of(dataset, "the lists", score_columns, prompt_column, system_column, as_chat)
+    if drop_truncated and "truncated" not in lists.read_columns:
+        raise ValueError(
+            "drop_truncated takes lists with a column truncated, which says of each answer whether it was cut; there "
+            f"are only {dataset.column_names}: leave the option out"
+        )
     counts: Counter[str] = Counter()
     pairs: list[ScoredList] = []
     for answers in tqdm(lists, desc="Pairing", unit="list", delay=2, leave=False):

@@ -234,14 +234,9 @@ def _split_lists(lists: ScoredLists, draw: _Draw) -> dict[str, Dataset]:
         for model in each.models if draw.by_models else ():
             _check_model(model, "models", each.row)
         prompt = _prompt_key(each.prompt, each.row)
-        # votes on other answers to the prompt are on another scale
-        key = (
-            digest(prompt, each.row)
-            if lists.form.is_vote
-            else digest(prompt, each.template)
-            if each.template
-            else prompt
-        )
+        # votes on other answers to the prompt are on another scale, and other tools ask something else
+        differing = each.row if lists.form.is_vote else each.template
+        key = digest(prompt, differing) if lists.form.is_vote or differing else prompt
         prompts[key] = prompt
         answers[key] = each
     unseen_prompts = draw.unseen_prompts(prompts.values())

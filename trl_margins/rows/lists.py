@@ -34,7 +34,19 @@ from .form import (
     with_system,
     without_prompt,
 )
-from .list_forms import FORMS, HELPSTEER, MODELS, RESPONSES, STRENGTH, VOTE, VOTES, ListForm, is_rank, list_form
+from .list_forms import (
+    FORMS,
+    HELPSTEER,
+    MODELS,
+    PROMPTS,
+    RESPONSES,
+    STRENGTH,
+    VOTE,
+    VOTES,
+    ListForm,
+    is_rank,
+    list_form,
+)
 from .opened import Seen, count_unused, like_a_prompt, raw_rows, refuse_input, unused_notes
 from .scores import ScoreColumns, ScoreError, as_number, problem_of, refuse_class_labels
 
@@ -151,6 +163,7 @@ class ScoredLists:
         strict: of `responses` and `scores`, one that is missing is an error; else it is counted.
         scored: if not, the answers need no scores, their scores are None, none may be missing, and each row is a list.
         counts: what was left out so far, by reason.
+        unused: columns that may hold a part of the prompt, and are not read.
     """
 
     dataset: Dataset
@@ -160,6 +173,7 @@ class ScoredLists:
     strict: bool = False
     scored: bool = True
     counts: Counter[str] = field(default_factory=Counter)
+    unused: dict[str, Seen] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -203,7 +217,7 @@ class ScoredLists:
 
     def __iter__(self) -> Iterator[ScoredList]:
         self.counts.clear()
-        self._unused.clear()
+        self.unused.clear()
         kind = self.form.kind
         read = {"columns": self._lists, "structs": self._lists, "two": self._two, "one": self._one}
         groups: defaultdict[str, list[ScoredList]] = defaultdict(list)
@@ -219,7 +233,7 @@ class ScoredLists:
         for reason, n in (+self.counts).items():
             level = logging.WARNING if reason == _FORGED else logging.INFO
             logger.log(level, f"{self.reader.split}: {reason.format(n=n, rows=len(self.dataset))}")
-        for note in unused_notes(self._unused, len(self.dataset), self.reader):
+        for note in unused_notes(self.unused, len(self.dataset), self.reader):
             logger.warning(f"{self.reader.split}: {note}")
 
     def _key(self, found: ScoredList) -> str:
@@ -244,7 +258,7 @@ class ScoredLists:
         """The columns that say something of the prompts, and nothing of one answer, or of a pair."""
         form, columns = self.form, self.reader.columns
         not_kept = {
-            *self._read,
+            *self.read_columns,
             *form.responses,
             *MODELS,
             *HELPSTEER,
@@ -268,7 +282,7 @@ class ScoredLists:
         return [name for name in kept if name not in differing]
 
     @property
-    def _read(self) -> list[str]:
+    def read_columns(self) -> list[str]:
         form = self.form
         names = [
             form.prompt,
@@ -283,12 +297,8 @@ class ScoredLists:
 
     @cached_property
     def _suspects(self) -> list[str]:
-        """Columns that may hold a part of the prompt, and are not read."""
-        return [name for name in like_a_prompt(self.reader) if name not in (*self._read, *SHAREGPT)]
-
-    @cached_property
-    def _unused(self) -> dict[str, Seen]:
-        return {}
+        """The columns that are looked at for `unused`."""
+        return [name for name in like_a_prompt(self.reader) if name not in (*self.read_columns, *SHAREGPT)]
 
     @property
     def _score_columns(self) -> list[str]:
@@ -301,8 +311,8 @@ class ScoredLists:
     def _rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """With the names of class labels, such as a winner's."""
         features = self.reader.features
-        labels = {name: features[name] for name in self._read if isinstance(features[name], ClassLabel)}
-        for i, row in enumerate(raw_rows(self.dataset, self._read + self._suspects, self.reader.split)):
+        labels = {name: features[name] for name in self.read_columns if isinstance(features[name], ClassLabel)}
+        for i, row in enumerate(raw_rows(self.dataset, self.read_columns + self._suspects, self.reader.split)):
             for name, label in labels.items():
                 row[name] = None if row[name] is None or row[name] < 0 else label.int2str(row[name])
             yield i, row
@@ -350,19 +360,19 @@ class ScoredLists:
         form = self.form
         given = self._list(row, form.responses[0], i)
         beside = {name: self._list(row, name, i) for name in self._score_columns}
+        if isinstance(cut := _read(row.get("truncated")), list):
+            beside["truncated"] = cut
         # mappings may name their models, as UltraFeedback's do, whose column has others
         if form.models and row[form.models[0]] and not any(isinstance(g, Mapping) and "model" in g for g in given):
-            beside[form.models[0]] = self._list(row, form.models[0], i)
+            beside["model"] = self._list(row, form.models[0], i)
         sizes = {form.responses[0]: given} | {name: values for name, values in beside.items() if values}
         if given and len({len(values) for values in sizes.values()}) > 1:
-            found = " and ".join(f"{len(values)} {name}" for name, values in sizes.items())
+            names = {"model": "".join(form.models)}
+            found = " and ".join(f"{len(values)} {names.get(name, name)}" for name, values in sizes.items())
             raise RowError(f"{self._where(i)}: {found}: give each response one")
         nothing = [None] * len(given)
         beside = {name: values or nothing for name, values in beside.items()}
-        cut = _read(row.get("truncated"))
-        beside["truncated"] = cut if isinstance(cut, list) and len(cut) == len(given) else nothing
-        beside["model"] = beside[form.models[0]] if form.models and form.models[0] in beside else nothing
-        return given, beside
+        return given, {"model": nothing, "truncated": nothing, **beside}
 
     def _within(
         self, answer: Mapping[str, Any], names: tuple[str, ...], where: str
@@ -565,7 +575,7 @@ class ScoredLists:
         if (system := self.reader.system_column) is not None:
             text = text_of(self._part(row[system], system, i)) if row[system] else ""
             asked, responses = with_system(text, asked, responses)
-        count_unused(self._unused, row, i, text_of(asked), self._suspects)
+        count_unused(self.unused, row, i, text_of(asked), self._suspects)
         answers = [a._replace(response=response) for a, response in zip(answers, responses, strict=True)]
         return ScoredList(asked, answers, whole.template, i)
 
@@ -645,8 +655,13 @@ def _first_turns(conversation: list[Message], n: int) -> list[Message]:
 def _why_no_lists(
     names: Sequence[str], split: str, score_columns: Sequence[str] | None, prompt_column: str | None
 ) -> str:
-    if score_columns and list_form(names, None, prompt_column):
+    if score_columns and {*score_columns} - {*names} and list_form(names, None, prompt_column):
         return f"{split}: score_columns names {list(score_columns)}, and there are only the columns {list(names)}"
+    if {*RESPONSES} & {*names} and not prompt_column and not {*PROMPTS} & {*names}:
+        return (
+            f"{split}: there are answers but no prompts, only the columns {list(names)}: name the column of the "
+            "prompts with prompt_column (--prompt_column)"
+        )
     if {*RESPONSES} & {*names}:
         named = "name their scores with score_columns (--score_columns)"
         return (

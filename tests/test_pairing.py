@@ -360,7 +360,7 @@ def test_answers_that_were_cut(drop, tmp_path, caplog):
         assert texts(found) == {("p", "cut", "c"), ("q", "a", "cut"), ("r", "a", "b")}
         assert said in caplog.text
     assert "truncated" not in found[0]
-    with pytest.raises(ValueError, match="takes lists with a column truncated, .* only .*: leave the option out"):
+    with pytest.raises(ValueError, match=r"takes lists with a column truncated, .* only .*: leave the option out"):
         of([{name: row[name] for name in ("prompt", "responses", "scores")} for row in rows], drop_truncated=True)
 
 

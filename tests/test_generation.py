@@ -575,6 +575,32 @@ def test_an_adapter(data, tiny_model, tokenizer, tmp_path):
         assert row["responses"] == [tokenizer.decode(expected, skip_special_tokens=True)]
 
 
+def test_shards_of_prompts_that_are_there_twice(tiny_model, tmp_path):
+    """As pairs of one prompt are, side by side: no shard answers what another one does, and all answers are there."""
+    rows = [{"prompt": f"question {i // 2} "} for i in range(8)]
+    data = tmp_path / "twice.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ("--n", "2", "--max_new_tokens", "4")
+    whole = run(data, tiny_model, tmp_path / "o.jsonl", *options)
+    shards = [run(data, tiny_model, tmp_path / f"{i}.jsonl", *options, "--shard", f"{i}/2") for i in (1, 2)]
+    assert [len(shard) for shard in shards] == [2, 2]
+    assert sorted(map(str, shards[0] + shards[1])) == sorted(map(str, whole))
+
+
+@pytest.mark.parametrize("name", ["system", "system_prompt"])
+def test_a_system_message_beside_the_prompt_is_said(name, tiny_model, tmp_path, caplog):
+    data = tmp_path / "prompts.jsonl"
+    data.write_text(json.dumps({"prompt": "a question", name: "Be brief."}))
+    options = ("--n", "1", "--temperature", "0", "--max_new_tokens", "2")
+    run(data, tiny_model, tmp_path / "o.jsonl", *options)
+    said = f"column {name!r} is not used, and in 1 of 1 rows it holds text that the prompt does not"
+    assert said in caplog.text
+    caplog.clear()
+    (row,) = run(data, tiny_model, tmp_path / "with.jsonl", *options, "--system_column", name)
+    assert row["prompt"] == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "a question"}]
+    assert said not in caplog.text
+
+
 def test_answers_are_read_as_lists(data, tiny_model, tmp_path):
     from trl_margins.generation.reward_model import rows_to_score
 

@@ -412,6 +412,158 @@ def test_ultrafeedbacks_tens_that_were_ones(caplog):
     assert "overall_score" not in caplog.text
 
 
+def test_distilabels_rows_without_ratings(caplog):
+    """A judge that gave no answer leaves None for a whole list; so does a task that failed."""
+    rows = [
+        {"instruction": "p", "generations": ["a", "b"], "model_names": ["x", "y"], "ratings": [1, 5]},
+        {"instruction": "q", "generations": ["a", "b"], "model_names": ["x", "y"], "ratings": None},
+        {"instruction": "r", "generations": ["a", "b"], "model_names": ["x", "y"], "ratings": []},
+        {"instruction": "s", "generations": None, "model_names": None, "ratings": [1, 5]},
+        {"instruction": "t", "generations": ["a", "b"], "model_names": None, "ratings": [2, 4]},
+    ]
+    caplog.set_level(logging.INFO)
+    expected = [("p", {("a", 1.0, "x"), ("b", 5.0, "y")}), ("t", {("a", 2.0, None), ("b", 4.0, None)})]
+    assert as_tuples(read(rows)) == expected
+    assert "the lists: 4 answers have no score, and were left out" in caplog.text
+    assert "the lists: 3 rows have no answer with a score, and were left out" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["rank", "ranks", "rankings", "Ranking", "human_rank", "mean-rank"])
+def test_of_ranks_the_lowest_is_the_best(name, caplog):
+    """SciPy's ranks of scores sort the answers as the scores do."""
+    from scipy.stats import rankdata
+
+    rng = np.random.default_rng(0)
+    scores = rng.integers(0, 9, (12, 5)).astype(float)
+    ranks = rankdata(-scores, axis=1)  # 1 is the best
+    rows = [{"prompt": f"q{i}", "responses": list("abcde"), name: each.tolist()} for i, each in enumerate(ranks)]
+    caplog.set_level(logging.INFO)
+    found = [each.scores for each in read(rows, score_columns=[name])]
+    assert [rankdata(each).tolist() for each in found] == rankdata(scores, axis=1).tolist()
+    assert "the lists: 60 scores are negative ranks: the lowest rank is the best" in caplog.text
+    two = [
+        {
+            "prompt": row["prompt"],
+            "response_a": "a",
+            "response_b": "b",
+            f"{name}_a": row[name][0],
+            f"{name}_b": row[name][1],
+        }
+        for row in rows
+    ]
+    for each, (a, b) in zip(read(two, score_columns=[name]), scores[:, :2], strict=True):
+        of = dict(zip(each.responses, each.scores, strict=True))
+        assert np.sign(of["a"] - of["b"]) == np.sign(a - b)
+
+
+@pytest.mark.parametrize("name", ["rank_score", "franking", "frank"])
+def test_other_names_are_no_ranks(name):
+    rows = [{"prompt": "q", "responses": ["a", "b"], name: [1, 2]}]
+    assert read(rows, score_columns=[name])[0].scores == [1.0, 2.0]
+
+
+def test_webgpts_question_is_a_mapping():
+    """As in openai/webgpt_comparisons."""
+    rows = [
+        {
+            "question": {"dataset": "eli5", "id": "1", "full_text": "Why?"},
+            "quotes_0": {"title": ["t"], "extract": ["e"]},
+            "answer_0": "Since.",
+            "tokens_0": {"prefix": [1]},
+            "score_0": -0.5,
+            "quotes_1": {"title": ["t"], "extract": ["e"]},
+            "answer_1": "Because.",
+            "tokens_1": {"prefix": [1]},
+            "score_1": 0.5,
+        }
+    ]
+    expected = [("Why?", {("Since.", -0.5, None), ("Because.", 0.5, None)})]
+    assert as_tuples(read(rows)) == expected
+    assert as_tuples(read([{name: v if isinstance(v, float) else str(v) for name, v in rows[0].items()}])) == expected
+
+
+# Parts of a prompt in other columns
+
+
+@pytest.mark.parametrize("name", ["system", "system_prompt", "context"])
+def test_columns_that_say_more_than_the_prompt(name, caplog):
+    """The warning's advice works, and ends it."""
+    lists = {"responses": ["a", "b"], "scores": [1, 2]}
+    rows = [
+        {"prompt": "q", name: None, **lists},
+        {"prompt": "p", name: "Be brief.", **lists},
+        {"prompt": "Be brief. r", name: "Be brief.", **lists},
+    ]
+    read(rows)
+    (said,) = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    assert said.startswith(f"the lists: column {name!r} is not used, and in 1 of 3 rows it holds text that the prompt")
+    assert "(the first is row 1)" in said
+    if name == "context":
+        assert "add it to the prompt column, if it belongs there" in said
+        return
+    (advised,) = re.findall(r"--system_column (\w+)", said)
+    caplog.clear()
+    found = read(rows, system_column=advised)
+    assert found[1].prompt == [{"role": "system", "content": "Be brief."}, user("p")]
+    assert not [record for record in caplog.records if record.levelno == logging.WARNING]
+
+
+def test_alpacas_input_is_refused_unless_it_is_named(caplog):
+    rows = [{"instruction": "Translate.", "input": "Hallo", "generations": ["a", "b"], "ratings": [1, 2]}]
+    with pytest.raises(ValueError, match=r"prompt_column='instruction' \(--prompt_column instruction\)") as error:
+        read(rows)
+    (named,) = re.findall(r"--prompt_column (\w+)", str(error.value))
+    assert read(rows, prompt_column=named)[0].prompt == "Translate."
+    joined = [{**row, "whole": f"{row['instruction']}\n{row['input']}"} for row in rows]
+    caplog.clear()
+    assert read(joined, prompt_column="whole")[0].prompt == "Translate.\nHallo"
+    assert not caplog.records
+
+
+# Rows with equal prompts
+
+
+def test_equal_prompts_are_one_list_for_everybody(tmp_path, capsys):
+    """What pandas joins by prompt is what each reader sees."""
+    rng = np.random.default_rng(1)
+    rows = [
+        {
+            "prompt": f"q{i % 7}",
+            "responses": [f"{i}.{j}" for j in range(3)],
+            "scores": rng.normal(size=3).tolist(),
+            "models": [f"m{i}"] * 3,
+        }
+        for i in range(20)
+    ]
+    frame = pandas.DataFrame(rows)
+    joined = frame.groupby("prompt", sort=False)[["responses", "scores", "models"]].sum().reset_index()
+    once = joined.to_dict("records")
+    assert as_tuples(read(rows)) == as_tuples(read(once))
+    two, one = (evaluation_set(Dataset.from_list(each), "here") for each in (rows, once))
+    assert (two.rows, two.scores) == (one.rows, one.scores)
+    assert len(two.rows) == 7
+    Dataset.from_list(rows).to_json(tmp_path / "lists.jsonl")
+    assert main(["inspect", str(tmp_path / "lists.jsonl")]) == 0
+    assert re.search(r"train +20 +7 +60 ", capsys.readouterr().out)
+
+
+def test_what_makes_prompts_different():
+    """Tools and system messages belong to the question. Rows without a prompt have none in common."""
+    lists = {"responses": ["a", "b"], "scores": [1, 2]}
+    tools = [{"prompt": [user("q")], "tools": json.dumps([{"name": name}]), **lists} for name in "fgf"]
+    assert [each.template["tools"][0]["name"] for each in read(tools)] == ["f", "g"]
+    system = [{"prompt": "q", "system": text, **lists} for text in ("x", "y", "x")]
+    assert len(read(system, system_column="system")) == 2
+    assert len(read([{"prompt": "", **lists}] * 3)) == 3
+
+
+def test_rows_that_are_there_twice_count_once():
+    """As in files of shards that overlap."""
+    rows = [{"prompt": f"q{i}", "responses": ["a", "b", "c"], "scores": [i, 2.0, 3.0]} for i in range(4)]
+    once, twice = (evaluation_set(Dataset.from_list(each), "here") for each in (rows, rows + rows))
+    assert (once.rows, once.scores) == (twice.rows, twice.scores)
+
+
 # What is refused
 
 
@@ -425,6 +577,29 @@ def test_ultrafeedbacks_tens_that_were_ones(caplog):
         ),
         ([{"prompt": "q", "chosen": "a", "rejected": "b"}], {}, "so these are pairs already, which can be trained on"),
         ([{"prompt": "q", "responses": ["a"]}], {}, "the lists: there are answers but no scores, only the columns"),
+        (
+            [
+                {"instruction": "Say hi.", "input": "", "generations": ["a"], "ratings": [1]},
+                {"instruction": "Translate.", "input": "Hallo", "generations": ["a"], "ratings": [1]},
+            ],
+            {},
+            "column 'input', row 1 of the lists: 'Hallo' is not part of the column 'instruction', which holds",
+        ),
+        (
+            [{"ask": "q", "generations": ["a"], "rating": [1]}],
+            {"score_columns": ["rating"]},
+            "the lists: there are answers but no prompts, only .* with prompt_column",
+        ),
+        (
+            [{"prompt": "q", "responses": ["a", "b"], "scores": [1, 2], "truncated": [True]}],
+            {},
+            "row 0 of the lists: 2 responses and 2 scores and 1 truncated: give each response one",
+        ),
+        (
+            [{"question": {"title": "Why?"}, "responses": ["a"], "scores": [1]}],
+            {},
+            "column 'question', row 0 of the lists: .*'title': 'Why\\?'.* is neither text nor messages: put the text",
+        ),
         (ARMORM, {"score_columns": ["x"]}, r"the lists: score_columns names \['x'\], and there are only the columns"),
         (ARMORM, {"prompt_column": "x"}, "prompt_column names 'x', and there are only the columns"),
         (ARMORM, {"system_column": "x"}, "system_column names 'x', and"),

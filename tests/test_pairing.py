@@ -292,23 +292,25 @@ def test_odd_lists_are_counted(caplog):
         {"prompt": "close ", "responses": ["ä", "b"], "scores": [2, 1]},
         {"prompt": "none ", "responses": [], "scores": []},
         {"prompt": "", "responses": ["x", "y"], "scores": [0, 5]},
-        {"prompt": "kept ", "responses": ["a", "b"], "scores": [1, 7]},
+        {"prompt": "kept ", "responses": ["a", "b"], "scores": [1, 13]},
     ]
     caplog.set_level(logging.INFO)
     found = of(rows, min_gap=2)
     assert [(row["prompt"], row["chosen"], row["rejected"], row["score_chosen"]) for row in found] == [
-        ("kept ", "a", "b", 3.0),  # the mean of 4 and 2
+        ("kept ", "b", "a", 7.0),  # the mean of 1 and 13
         ("", "y", "x", 5.0),
-        ("kept ", "b", "a", 7.0),
     ]
+    assert found[0]["score_rejected"] == (4 + 2 + 1) / 3
     expected = (
-        "3 pairs of 8 lists; left out 3 with fewer than two different answers, 1 whose answers all have the same "
+        "2 pairs of 7 lists; left out 3 with fewer than two different answers, 1 whose answers all have the same "
         "score, 1 without two scores that differ by 2"
     )
     for text in (
         expected,
         "left out 2 answers without text",
-        "left out 2 answers that repeat another one to the same prompt",
+        "1 of 9 rows have the prompt of another one and were merged",
+        "3 answers of merged rows repeat another one; the mean of their scores counts",
+        "left out 1 answers that repeat another one to the same prompt",
         "1 answers are None",
         "1 answers have no score",
         "1 rows have no answer with a score",
@@ -317,6 +319,49 @@ def test_odd_lists_are_counted(caplog):
     with pytest.raises(ValueError, match="no pair is left of 1 lists"):
         of(rows[4:5])
     assert texts(of(rows[4:5], strategy="all", min_gap=0)) == {("tied ", a, b) for a, b in ("ab", "ac", "bc")}
+
+
+def test_rows_with_equal_prompts_are_one_list():
+    """As `cat` of two files of `generate` gives them: the best and the worst are of different files."""
+    rows = [
+        {"prompt": "P1", "responses": ["a", "b"], "scores": [3, 2]},
+        {"prompt": "P2", "responses": ["x", "y"], "scores": [0, 1]},
+        {"prompt": "P1", "responses": ["c", "d"], "scores": [1, 9]},
+    ]
+    assert texts(of(rows)) == {("P1", "d", "c"), ("P2", "y", "x")}
+    nectar = [
+        {"prompt": row["prompt"], "answers": [{"answer": text, "rank": -score} for text, score in both]}
+        for row in rows
+        for both in [zip(row["responses"], row["scores"], strict=True)]
+    ]
+    assert texts(of(nectar)) == {("P1", "d", "c"), ("P2", "y", "x")}
+
+
+@pytest.mark.parametrize("drop", [False, True])
+def test_answers_that_were_cut(drop, tmp_path, caplog):
+    """As `generate` marks them."""
+    rows = [
+        {"prompt": "p", "responses": ["cut", "b", "c"], "scores": [3, 2, 1], "truncated": [True, False, False]},
+        {"prompt": "q", "responses": ["a", "b", "cut"], "scores": [3, 2, 1], "truncated": [False, False, True]},
+        {"prompt": "r", "responses": ["a", "b"], "scores": [3, 2], "truncated": [False, False]},
+    ]
+    Dataset.from_list(rows).to_json(tmp_path / "lists.jsonl")
+    out = tmp_path / "pairs.jsonl"
+    caplog.set_level(logging.INFO)
+    argv = ["pairs", str(tmp_path / "lists.jsonl"), "--out", str(out), "--drop_truncated", str(drop).lower()]
+    assert main(argv) == 0
+    found = [json.loads(line) for line in out.read_text().splitlines()]
+    said = "1 chosen and 1 rejected answers were cut (truncated), and are trained on as if they ended there"
+    if drop:
+        assert texts(found) == {("p", "b", "c"), ("q", "a", "b"), ("r", "a", "b")}
+        assert "left out 2 answers that were cut" in caplog.text
+        assert said not in caplog.text
+    else:
+        assert texts(found) == {("p", "cut", "c"), ("q", "a", "cut"), ("r", "a", "b")}
+        assert said in caplog.text
+    assert "truncated" not in found[0]
+    with pytest.raises(ValueError, match=r"takes lists with a column truncated, .* only .*: leave the option out"):
+        of([{name: row[name] for name in ("prompt", "responses", "scores")} for row in rows], drop_truncated=True)
 
 
 def random_row(rng: random.Random, i: int) -> Row:
@@ -338,17 +383,19 @@ def random_row(rng: random.Random, i: int) -> Row:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_streams_of_odd_rows(seed):
-    """Every pair is one that brute force finds, and each of these is there."""
+    """Every pair is one that brute force finds, and each of these is there; equal prompts are one list."""
     rng = random.Random(seed)
     rows = [random_row(rng, i) for i in range(150)]
     expected: Counter[tuple[Any, ...]] = Counter()
-    for row in rows:
-        known: dict[str, list[float]] = {}
+    lists: dict[Any, dict[str, list[float]]] = {}
+    for i, row in enumerate(rows):
+        known = lists.setdefault((row["prompt"], None if row["prompt"] else i), {})
         for text, score in zip(row["responses"], row["scores"], strict=True):
             if text is not None and text.strip() and score not in (None, "N/A"):
                 known.setdefault(text, []).append(float(score))
+    for (prompt, _), known in lists.items():
         means = {text: sum(some) / len(some) for text, some in known.items()}
-        expected.update((row["prompt"], a, b, means[a], means[b]) for a in means for b in means if means[a] > means[b])
+        expected.update((prompt, a, b, means[a], means[b]) for a in means for b in means if means[a] > means[b])
     names = ("prompt", "chosen", "rejected", "score_chosen", "score_rejected")
     assert Counter(tuple(row[name] for name in names) for row in of(rows, strategy="all")) == expected
 

@@ -130,9 +130,9 @@ def test_as_plain_transformers_on_one_row(kind, side, pad, padding, batch_size, 
 
 def test_pairs(folder, tmp_path, capsys):
     rows = preference_rows(3, "conversational").remove_columns(["score_chosen", "score_rejected"])
-    rows.to_json(tmp_path / "pairs.jsonl")
+    rows.to_json(tmp_path / "pairs.jsonl.gz")
     out = tmp_path / "scored.jsonl.gz"
-    command = ["score", str(tmp_path / "pairs.jsonl"), "--reward_model", folder, "--output", str(out)]
+    command = ["score", str(tmp_path / "pairs.jsonl.gz"), "--reward_model", folder, "--output", str(out)]
     assert main([*command, "--dtype", "float32"]) == 0
     for row, made in zip(rows, read(out), strict=True):
         for side in ("chosen", "rejected"):
@@ -298,13 +298,102 @@ def test_bad_options(options, message, folder, tmp_path):
 
 def test_bad_rows(folder, tmp_path):
     for bad, message in (
-        ({"prompt": "a", "responses": []}, "column 'responses', row 1 of the train data set: .* no list"),
-        ({"prompt": "a", "responses": [None]}, "row 1 of the train data set: it should be an str"),
-        ({"prompt": None, "responses": ["b"]}, "column 'prompt', row 1 of the train data set: the value is None"),
+        ({"prompt": "a", "responses": []}, "column 'responses', row 1 of the train data set: .* is not a list of one"),
+        (
+            {"prompt": "a", "responses": ["b", None]},
+            "column 'responses', row 1 of the train data set, response 1: the answer is None: take it out of the row",
+        ),
+        ({"prompt": None, "responses": ["b"]}, "column 'prompt', row 1 of the train data set: the prompt is None"),
     ):
         data = write(tmp_path / "bad.jsonl", [{"prompt": "a", "responses": ["b"]}, bad])
         with pytest.raises(ValueError, match=message):
             main(["score", data, "--reward_model", folder])
+
+
+def user_says(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+def bot_says(text: str) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": text}]
+
+
+@pytest.mark.parametrize("form", ["ultrafeedback", "nectar", "distilabel", "simpo"])
+def test_lists_of_others(form, folder, tmp_path, caplog):
+    """Each answer has the score that it has alone, and `pairs` goes by the new scores, not by the old ones."""
+    texts = ["yes", "no", "maybe"]
+    of_models = dict(zip("xyz", texts, strict=True))
+    rows: dict[str, dict[str, Any]] = {
+        "ultrafeedback": {
+            "instruction": "a cat?",
+            "completions": [{"response": t, "model": m, "overall_score": 1.0} for m, t in of_models.items()],
+        },
+        "nectar": {
+            "prompt": "\n\nHuman: a cat? \n\nAssistant: ",
+            "answers": [{"answer": t, "model": m, "rank": 1.0} for m, t in of_models.items()],
+        },
+        "distilabel": {
+            "instruction": "a cat?",
+            "generations": texts,
+            "model_names": list("xyz"),
+            "ratings": [1.0, 1.0, 1.0],
+        },
+        "simpo": {
+            "prompt": "a cat?",
+            "all_generated_responses": texts,
+            "all_rm_scores": [1.0, 1.0, 1.0],
+            "chosen": user_says("a cat?") + bot_says("an old one"),
+            "rejected": user_says("a cat?") + bot_says("another old one"),
+        },
+    }
+    data, out = write(tmp_path / "lists.jsonl", [rows[form]]), tmp_path / "scored.jsonl.gz"
+    argv = ["score", data, "--reward_model", folder, "--dtype", "float32", "--out", str(out)]
+    assert main(argv) == 0
+    (row,) = read(out)
+    scores = [alone(folder, user_says("a cat?") + bot_says(text)) for text in texts]
+    assert row["scores"] == pytest.approx(scores, abs=1e-5)
+    assert {name: row[name] for name in rows[form]} == rows[form]
+    assert ("chosen and rejected stay as they are" in caplog.text) == (form == "simpo")
+    assert main(["pairs", str(out), "--as_chat", "true", "--out", str(tmp_path / "pairs.jsonl.gz")]) == 0
+    (pair,) = read(tmp_path / "pairs.jsonl.gz")
+    best, worst = (texts[scores.index(end(scores))] for end in (max, min))
+    assert (pair["chosen"], pair["rejected"]) == (bot_says(best), bot_says(worst))
+    assert (pair["prompt"], pair["score_chosen"]) == (user_says("a cat?"), pytest.approx(max(scores), abs=1e-5))
+    if form != "simpo":
+        assert of_models[pair["chosen_model"]] == best
+
+
+def test_a_list_without_answers_has_no_scores(folder, tmp_path):
+    """As some rows of UltraFeedback."""
+    rows = [{"instruction": "a cat?", "completions": some} for some in ([{"response": "yes"}], [])]
+    out = tmp_path / "scored.jsonl.gz"
+    data = write(tmp_path / "lists.jsonl", rows)
+    assert main(["score", data, "--reward_model", folder, "--dtype", "float32", "--out", str(out)]) == 0
+    assert [len(row["scores"]) for row in read(out)] == [1, 0]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "a cat?", "response_0": "yes", "response_1": "no", "better_response_id": 1},
+        {"prompt": "a cat?", "response": "yes", "helpfulness": 4},
+        {
+            "conversation_a": user_says("a cat?") + bot_says("yes"),
+            "conversation_b": user_says("a cat?") + bot_says("no"),
+            "winner": "tie",
+        },
+    ],
+)
+def test_answers_that_are_in_no_list(row, folder, tmp_path):
+    """Are refused by name; the advice is run as it is printed."""
+    data = write(tmp_path / "rows.jsonl", [row])
+    with pytest.raises(ValueError, match=r"has its answers in '(response|response_0|conversation_a)'") as error:
+        main(["score", data, "--reward_model", folder])
+    advice = str(error.value)[str(error.value).index("dataset.map") :]
+    made = eval(advice, {"dataset": Dataset.from_list([row])})
+    rows, are_lists = reward_model.rows_to_score(made, "set")
+    assert are_lists
+    assert [each.texts for each in rows] == [("a cat?", ["yes", "no"][: 1 + ("response" not in row)])]
 
 
 def test_a_score_that_is_no_number():

@@ -243,6 +243,16 @@ class TestLists:
         assert rows_of(merged) == rows_of(generalization_splits(Dataset.from_list(rows)))
         assert "40 of 80 rows have the prompt of another one and were merged" in caplog.text
 
+    def test_other_tools_are_another_list_of_the_same_prompt(self):
+        """Both are in the same scenario, so that no prompt of training is unseen."""
+        rows = list_rows()
+        twice = [{**row, "tools": json.dumps([{"name": name}])} for row in rows for name in "ab"]
+        splits = generalization_splits(Dataset.from_list(twice))
+        for name in ("prompt_ood", "mutual_ood"):
+            assert prompts(splits[name]) == prompts(generalization_splits(Dataset.from_list(rows))[name])
+            assert Counter(splits[name]["prompt"]) == dict.fromkeys(prompts(splits[name]), 2)
+        assert not prompts(splits["train"]) & prompts(splits["prompt_ood"])
+
     @pytest.mark.parametrize("why", ["answers", "scores"])
     def test_what_training_had_left_of_a_prompt_must_be_another_pair(self, why):
         """The second best answer says what the best says, or is tied with the second worst."""

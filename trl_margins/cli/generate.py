@@ -148,6 +148,8 @@ def answer_benchmark(args: GenerateArguments, name: str) -> int:
 
 def prompts_of(args: GenerateArguments, tokenizer: Any) -> list[PreferenceRow]:
     """The rows to answer."""
+    from ..generation.answers import prompt_columns
+    from ..generation.store import key_of
     from ..rows import open_prompts
     from ..rows.tokens import prepare_tokenizer
 
@@ -164,7 +166,10 @@ def prompts_of(args: GenerateArguments, tokenizer: Any) -> list[PreferenceRow]:
             raise ValueError
     except ValueError:
         raise ValueError(f"shard must be I/N with I from 1 to N, such as 1/4; it is {args.shard!r}") from None
-    return rows[first - 1 :: total]
+    distinct = {
+        key_of(prompt_columns(row)): row for row in rows
+    }  # else every shard answers prompts that are twice there
+    return [*distinct.values()][first - 1 :: total]
 
 
 def engine_of(asked: str) -> str:

@@ -46,6 +46,7 @@ class PairsArguments(ScoredRowOptions):
         "Smallest difference of two scores; 0 makes pairs of ties too. Default: any above 0.", None
     )
     balance_length: bool = option("Leave out random pairs until chosen answers are as often longer as shorter.", False)
+    drop_truncated: bool = option("Leave out answers that were cut, by the column truncated of `generate`.", False)
     as_chat: bool = option("Make messages of text, for a model with a chat template.", False)
     seed: int = option("Seed of the draws.", 0)
 
@@ -60,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
         splits = type(splits)({name: pick_split(splits, name, args.dataset_name)})
     check_output(args.out, splits, check_columns=False)
     check_writable(Path(args.out).parent)
-    names = ("strategy", "k", "min_gap", "balance_length", "seed", "as_chat")
+    names = ("strategy", "k", "min_gap", "balance_length", "seed", "drop_truncated", "as_chat")
     options = {name: getattr(args, name) for name in (*names, "score_columns", "prompt_column", "system_column")}
     for name, split in splits.items():
         if len(splits) > 1:

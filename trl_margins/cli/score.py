@@ -147,7 +147,7 @@ def reward_table(scores: Mapping[str, Any]) -> str:
     for name, columns in scores.items():
         lists = columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
         every = [score for some in lists for score in some]
-        gaps = [max(some) - min(some) for some in lists]
+        gaps = [max(some) - min(some) for some in lists if some]
         numbers = (np.mean(every), *np.quantile(every, (0.25, 0.5, 0.75)), np.mean(gaps)) if every else ()
         rows.append([name, str(len(lists)), str(len(every)), *(f"{number:.4f}" for number in numbers)])
     headers = ["rewards", "rows", "answers", "mean", "25 %", "median", "75 %", "best − worst"]

@@ -43,6 +43,7 @@ def make_pairs(
     balance_length: bool = False,
     seed: int = 0,
     *,
+    drop_truncated: bool = False,
     as_chat: bool = False,
     score_columns: Sequence[str] | None = None,
     prompt_column: str | None = None,
@@ -69,13 +70,14 @@ def make_pairs(
         min_gap: the smallest difference of two scores; with 0, ties become pairs too. By default any above 0.
         balance_length: leave out random pairs until as many chosen answers are longer, in characters, as shorter.
         seed: of the draws.
+        drop_truncated: leave out answers that were cut, by the column `truncated` that `trl-margins generate` writes.
         as_chat: make messages of text, for a model with a chat template.
         score_columns: where the scores are, if not under a usual name: a column, or a rating within UltraFeedback's
             completions. Of several, the mean counts.
         prompt_column, system_column: the columns of prompt and system message, as for the trainers.
 
     Raises:
-        ValueError: an unknown strategy, no lists, a bad row, or no pair.
+        ValueError: an unknown strategy, no lists, a bad row, no pair, or `drop_truncated` without that column.
         TypeError: a stream, or several splits.
     """
     if strategy not in STRATEGIES:
@@ -85,10 +87,18 @@ def make_pairs(
             NUMBERS[name].check(name, value)
     dataset = one_split(dataset, "make_pairs")
     lists = ScoredLists.of(dataset, "the lists", score_columns, prompt_column, system_column, as_chat)
+    if drop_truncated and "truncated" not in lists.read_columns:
+        raise ValueError(
+            "drop_truncated takes lists with a column truncated, which says of each answer whether it was cut; there "
+            f"are only {dataset.column_names}: leave the option out"
+        )
     counts: Counter[str] = Counter()
     pairs: list[ScoredList] = []
     for answers in tqdm(lists, desc="Pairing", unit="list", delay=2, leave=False):
         counts["lists"] += 1
+        if drop_truncated:
+            counts["cut"] += sum(answer.is_cut for answer in answers.answers)
+            answers = answers.at([i for i, answer in enumerate(answers.answers) if not answer.is_cut])
         pairs += _pairs_of(answers, strategy, 1 if k is None and strategy != "all" else k, min_gap, seed, counts)
     _say(lists, pairs, counts, min_gap)
     if balance_length:
@@ -169,6 +179,14 @@ def _say(lists: ScoredLists, pairs: Sequence[ScoredList], counts: Counter[str], 
     }
     said = [f"{counts[name]} {why}" for name, why in few.items() if counts[name]]
     logger.info("%d pairs of %d lists%s", len(pairs), counts["lists"], f"; left out {', '.join(said)}" if said else "")
+    if counts["cut"]:
+        logger.info("left out %d answers that were cut", counts["cut"])
+    if any(cut := [sum(pair.answers[i].is_cut for pair in pairs) for i in (0, 1)]):
+        logger.warning(
+            "%d chosen and %d rejected answers were cut (truncated), and are trained on as if they ended there: leave "
+            "them out with drop_truncated=True (--drop_truncated true), or generate longer ones",
+            *cut,
+        )
     if counts["empty"]:
         logger.info("left out %d answers without text", counts["empty"])
     if counts["same"]:

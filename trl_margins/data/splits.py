@@ -234,12 +234,11 @@ def _split_lists(lists: ScoredLists, draw: _Draw) -> dict[str, Dataset]:
         for model in each.models if draw.by_models else ():
             _check_model(model, "models", each.row)
         prompt = _prompt_key(each.prompt, each.row)
-        # votes on other answers to the prompt are on another scale
-        key = digest(prompt, each.row) if lists.form.is_vote else prompt
+        # votes on other answers to the prompt are on another scale, and other tools ask something else
+        differing = each.row if lists.form.is_vote else each.template
+        key = digest(prompt, differing) if lists.form.is_vote or differing else prompt
         prompts[key] = prompt
-        answers[key] = answers[key].extended(each) if key in answers else each
-    if merged := len(found) - len(answers):
-        logger.info("%d of %d rows have the prompt of another one and were merged", merged, len(found))
+        answers[key] = each
     unseen_prompts = draw.unseen_prompts(prompts.values())
     models = (str(model) for each in answers.values() for model in each.models)
     unseen_models = draw.unseen_models(models) if draw.by_models else set[str]()
@@ -251,7 +250,7 @@ def _split_lists(lists: ScoredLists, draw: _Draw) -> dict[str, Dataset]:
         order = _worst_first(each)
         for unseen in (False, True) if draw.by_models else (False,):
             name = _SCENARIOS[prompts[key] in unseen_prompts, unseen]
-            ranked = each.at([i for i in order if (each.models[i] in unseen_models) is unseen])
+            ranked = each.at([i for i in order if (each.answers[i].model in unseen_models) is unseen])
             if len(ranked.scores) < 2:
                 few[name] += 1
             elif ranked.scores[0] == ranked.scores[-1]:

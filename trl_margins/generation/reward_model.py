@@ -13,11 +13,10 @@ from datasets import Dataset
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..rows import PreferenceRow, RowError, RowReader, open_rows, tokenize
-from ..rows.form import Part, pruned, says, text_of
-from ..rows.list_forms import PROMPTS, RESPONSES
-from ..rows.lists import chat_turns, row_of
-from ..rows.opened import raw_rows
+from ..rows import PreferenceRow, RowError, open_rows, tokenize
+from ..rows.form import Part, says, text_of
+from ..rows.list_forms import list_form
+from ..rows.lists import ScoredLists, chat_turns
 
 logger = logging.getLogger(__name__)
 
@@ -66,28 +65,38 @@ def _no_head(path: str, missing: Sequence[str]) -> str:
 def rows_to_score(
     dataset: Dataset, split: str, prompt_column: str | None = None, system_column: str | None = None
 ) -> tuple[list[PreferenceRow], bool]:
-    """The prompt and the answers of every row, and whether the rows are lists: a prompt and a column of `RESPONSES`.
+    """The prompt and the answers of every row, and whether the rows are lists; else they are pairs.
 
-    Else they are pairs.
+    Lists beside pairs, as in SimPO's sets, count as for `make_pairs`.
 
     Raises:
-        RowError: a row that cannot be read.
+        RowError: a row that cannot be read, or answers that are neither pairs nor in a list.
     """
     columns = dataset.column_names
-    names = [next((each for each in some if each in columns), "") for some in (PROMPTS, RESPONSES)]
-    prompt, responses = prompt_column or names[0], names[1]
-    if not prompt or not responses or {"chosen", "rejected"} <= set(columns):
+    are_pairs = {"chosen", "rejected"} <= set(columns)
+    form = list_form(columns, None, prompt_column, scored=are_pairs)
+    in_lists = form is not None and form.kind in ("columns", "structs")
+    if form is None or (are_pairs and not in_lists):
         return list(open_rows(dataset, split, prompt_column, system_column)), False
-    reader = RowReader(split, tuple(columns), prompt, system_column, features=dataset.features)
-    within = getattr(dataset.features[responses], "feature", None)
-    rows = []
-    for number, raw in enumerate(raw_rows(dataset, [*reader.needed, responses], split)):
-        where, answers = reader.where(number), raw[responses]
-        if not isinstance(answers, list) or not answers:
-            raise RowError(f"column {responses!r}, {where}: {answers!r} is no list of one or more answers")
-        asked = reader.prompt_of(raw, number)
-        rows.append(row_of(asked.prompt, [pruned(each, within) for each in answers], where, asked.template))
-    return rows, True
+    if not in_lists:
+        answers = [f"row[{name!r}]" for name in form.responses]
+        prompt = ""
+        if form.prompt is None:  # conversations
+            prompt, answers = f"'prompt': {answers[0]}[:-1], ", [f"{answer}[-1:]" for answer in answers]
+        raise RowError(
+            f"the {split} data set has its answers in {' and '.join(map(repr, form.responses))}, and a reward model "
+            f"scores pairs, or lists of answers: make lists with dataset.map(lambda row: {{{prompt}'responses': "
+            f"[{', '.join(answers)}]}})"
+        )
+    if are_pairs:
+        logger.warning(
+            "%s: there are lists of answers (%s) beside chosen and rejected: the lists get scores, and chosen and "
+            "rejected stay as they are. To score these, remove the column %s; for pairs by the new scores, use "
+            "trl-margins pairs",
+            *(split, form.responses[0], form.responses[0]),
+        )
+    lists = ScoredLists.of(*(dataset, f"the {split} data set", None, prompt_column, system_column), scored=False)
+    return [PreferenceRow(each.prompt, each.responses, each.template) for each in lists], True
 
 
 def tokens_to_score(rows: Sequence[PreferenceRow], tokenizer: Any, split: str) -> list[list[list[int]]]:

@@ -22,9 +22,10 @@ SHAREGPT = ("conversations", "conversation")  # hold the prompt's messages where
 TEMPLATE = ("tools", "chat_template_kwargs")  # variables of the chat template
 
 # Columns that often hold the prompt or a part of it, in data sets that do not call it "prompt"
+SYSTEM = ("system", "system_prompt", "system_message")
 LIKE_A_PROMPT = (
     *("question", "instruction", "query", "input", "prompts", "trajectory", *SHAREGPT),
-    *("context", "history", "schema", "problem", "system"),
+    *("context", "history", "schema", "problem", *SYSTEM),
 )
 
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant"}
@@ -242,9 +243,9 @@ class RowReader:
         names = [name for name in LIKE_A_PROMPT if name in self.columns]
         if not names:
             return ""
-        named = next((name for name in names if name != "system"), None)
-        how = [f"prompt_column={named!r} (--prompt_column {named})"] if named else []
-        how += ["system_column='system' (--system_column system)"] if "system" in names else []
+        first = {name in SYSTEM: name for name in reversed(names)}
+        options = {"prompt_column": first.get(False), "system_column": first.get(True)}
+        how = [f"{option}={name!r} (--{option} {name})" for option, name in options.items() if name]
         return f"; there are the columns {names}: name the prompt with {' and '.join(how)}"
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 PROMPTS = ("prompt", "instruction", "question", "history")
 RESPONSES = ("responses", "all_generated_responses", "all_responses", "generations", "completions", "answers")
-SCORES = ("scores", "all_rm_scores", "ratings", "rewards", "ranks")
-MODELS = ("models", "generation_models", "response_model_names")
+SCORES = ("scores", "all_rm_scores", "ratings", "rewards", "ranks", "rankings")
+MODELS = ("models", "generation_models", "model_names", "response_model_names")
 STRUCTS = ("completions", "answers")  # lists of mappings: UltraFeedback's and Nectar's
 TWO = tuple(  # two answers in one row: their columns
     (base + one, base + other)
@@ -31,6 +33,7 @@ RESPONSE = ("response", "completion", "answer")
 HELPSTEER = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 SCORE = ("score", "rating", "reward", "overall_score", HELPSTEER[0], "rank")
 MODEL = ("model", "model_name", "generator")
+_RANK = re.compile(r"(?:.*[-_ ])?rank(?:s|ing|ings)?(?:[-_ ].*)?", re.IGNORECASE)
 
 FORMS = (
     "prompt, responses, scores, UltraFeedback's completions, Nectar's answers, two answers with scores or a "
@@ -68,19 +71,35 @@ class ListForm:
         return self.responses == ("responses",)
 
 
+@cache
+def is_rank(name: str) -> bool:
+    """Whether a column's name says that its lowest value is the best."""
+    return _RANK.fullmatch(name) is not None and "score" not in name.lower()
+
+
 def list_form(
-    columns: Iterable[str], score_columns: Sequence[str] | None = None, prompt_column: str | None = None
+    columns: Iterable[str],
+    score_columns: Sequence[str] | None = None,
+    prompt_column: str | None = None,
+    scored: bool = True,
 ) -> ListForm | None:
-    """The form that a data set's columns have, or None; `score_columns` and `prompt_column` name other ones."""
+    """The form that a data set's columns have, or None.
+
+    `score_columns` and `prompt_column` name other ones. If not `scored`, there need be no scores, and any are passed
+    over.
+    """
     names = set(columns)
 
     def first(known: Iterable[str]) -> str | None:
         return next((name for name in known if name in names), None)
 
+    def are_there(scores: Sequence[str]) -> bool:
+        return not scored or (bool(scores) and names.issuperset(scores))
+
     prompt = prompt_column or first(PROMPTS)
-    given = tuple(score_columns or ())
-    responses, scores = first(RESPONSES), given or _one(first(SCORES))
-    if prompt and responses and scores and names.issuperset(scores):
+    given = tuple(score_columns or ()) if scored else ()
+    responses, scores = first(RESPONSES), given or _one(first(SCORES) if scored else None)
+    if prompt and responses and are_there(scores):
         return ListForm("columns", prompt, (responses,), scores, _one(first(MODELS)))
     # not TRL's stepwise supervision, which has labels, nor questions with the answers that are right
     structs = first(STRUCTS if "prompt" in names else STRUCTS[:1])
@@ -95,10 +114,10 @@ def list_form(
         if not given and (vote := next((each for each in VOTES if names.issuperset(each)), None)):
             return ListForm("two", asked, pair, vote, models)
         scores = given or ("score",)
-        if all(score + name[-2:] in names for score in scores for name in pair):
+        if are_there([score + name[-2:] for score in scores for name in pair]):
             return ListForm("two", asked, pair, scores, models)
-    response, scores = first(RESPONSE), given or _one(first(SCORE))
-    if prompt and response and scores and names.issuperset(scores):
+    response, scores = first(RESPONSE), given or _one(first(SCORE) if scored else None)
+    if prompt and response and are_there(scores):
         return ListForm("one", prompt, (response,), scores, _one(first(MODEL)))
     return None
 

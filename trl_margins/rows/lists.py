@@ -7,7 +7,7 @@ import json
 import logging
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import blake2b
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from datasets import ClassLabel, Dataset
 
 from .form import (
+    SHAREGPT,
     TEMPLATE,
     Message,
     Part,
@@ -33,8 +34,20 @@ from .form import (
     with_system,
     without_prompt,
 )
-from .list_forms import FORMS, HELPSTEER, MODELS, RESPONSES, STRENGTH, VOTE, VOTES, ListForm, list_form
-from .opened import raw_rows
+from .list_forms import (
+    FORMS,
+    HELPSTEER,
+    MODELS,
+    PROMPTS,
+    RESPONSES,
+    STRENGTH,
+    VOTE,
+    VOTES,
+    ListForm,
+    is_rank,
+    list_form,
+)
+from .opened import Seen, count_unused, like_a_prompt, raw_rows, refuse_input, unused_notes
 from .scores import ScoreColumns, ScoreError, as_number, problem_of, refuse_class_labels
 
 logger = logging.getLogger(__name__)
@@ -58,6 +71,9 @@ _WINNERS = {
 _NO_TEXT = "{n} answers are None, and were left out"
 _NO_SCORE = "{n} answers have no score, and were left out"
 _NO_ANSWERS = "{n} rows have no answer with a score, and were left out"
+_MERGED = "{n} of {rows} rows have the prompt of another one and were merged"
+_REPEATED = "{n} answers of merged rows repeat another one; the mean of their scores counts"
+_RANKED = "{n} scores are negative ranks: the lowest rank is the best"
 _SEVERAL_TURNS = (
     "{n} conversations were left out, whose answers differ before the last turn: what the user said to one of them is "
     "no prompt of the other"
@@ -71,55 +87,63 @@ _FORGED = (
 )
 
 
+class Answer(NamedTuple):
+    """One answer to a prompt.
+
+    Attributes:
+        response: text or messages.
+        score: the higher, the better. A rank is a negative score. None only until such answers are left out.
+        model: the name of who answered, if it is known.
+        is_cut: it did not end, but was cut (`truncated`).
+    """
+
+    response: Any
+    score: Any
+    model: str | None = None
+    is_cut: bool = False
+
+
 @dataclass(frozen=True)
 class ScoredList:
     """The k answers to one prompt.
 
     Attributes:
         prompt: text or messages.
-        responses: [k], of the same kind.
-        scores: [k]; the higher, the better. A rank is a negative score.
-        models: [k] names of those who answered; None where one is not known.
+        answers: [k], whose responses are of the same kind.
         template: further variables of the chat template.
         row: the first row that it is from.
     """
 
     prompt: Part
-    responses: list[Part]
-    scores: list[float]
-    models: list[str | None]
+    answers: list[Answer]
     template: Mapping[str, Any] = field(default_factory=dict)
     row: int = 0
 
-    def distinct(self) -> ScoredList:
-        """Each answer once, at its first place, with the mean of its scores."""
-        places: defaultdict[str, list[int]] = defaultdict(list)
-        for place, response in enumerate(self.responses):
-            places[digest(response)].append(place)
+    @property
+    def responses(self) -> list[Part]:
+        return [answer.response for answer in self.answers]
+
+    @property
+    def scores(self) -> list[float]:
+        return [answer.score for answer in self.answers]
+
+    @property
+    def models(self) -> list[str | None]:
+        return [answer.model for answer in self.answers]
+
+    def distinct(self, by_model: bool = False) -> ScoredList:
+        """Each answer once (of each model), at its first place, with the mean of its scores."""
+        groups: defaultdict[str, list[Answer]] = defaultdict(list)
+        for answer in self.answers:
+            groups[digest(answer.response, answer.model if by_model else None)].append(answer)
         return replace(
-            self.at([some[0] for some in places.values()]),
-            scores=[sum(self.scores[i] for i in some) / len(some) for some in places.values()],
+            self,
+            answers=[some[0]._replace(score=sum(each.score for each in some) / len(some)) for some in groups.values()],
         )
 
-    def extended(self, other: ScoredList) -> ScoredList:
-        """With the answers of another list of the same prompt."""
-        responses, scores, models = (
-            self.responses + other.responses,
-            self.scores + other.scores,
-            self.models + other.models,
-        )
-        return replace(self, responses=responses, scores=scores, models=models)
-
-    def at(self, places: Sequence[int]) -> ScoredList:
+    def at(self, places: Iterable[int]) -> ScoredList:
         """Some of the answers, in this order."""
-        responses, scores = [self.responses[i] for i in places], [self.scores[i] for i in places]
-        return replace(self, responses=responses, scores=scores, models=[self.models[i] for i in places])
-
-
-class _Answer(NamedTuple):
-    response: Any
-    score: float | None
-    model: str | None
+        return replace(self, answers=[self.answers[i] for i in places])
 
 
 def digest(*values: Any) -> str:
@@ -129,7 +153,7 @@ def digest(*values: Any) -> str:
 
 @dataclass(frozen=True)
 class ScoredLists:
-    """The lists of a data set. What was left out is logged after the last one.
+    """The lists of a data set: rows with equal prompts are one. What was left out is logged after the last one.
 
     Attributes:
         dataset: the data set.
@@ -137,7 +161,9 @@ class ScoredLists:
         reader: of prompts and template variables.
         as_chat: make messages of text.
         strict: of `responses` and `scores`, one that is missing is an error; else it is counted.
+        scored: if not, the answers need no scores, their scores are None, none may be missing, and each row is a list.
         counts: what was left out so far, by reason.
+        unused: columns that may hold a part of the prompt, and are not read.
     """
 
     dataset: Dataset
@@ -145,7 +171,9 @@ class ScoredLists:
     reader: RowReader
     as_chat: bool = False
     strict: bool = False
+    scored: bool = True
     counts: Counter[str] = field(default_factory=Counter)
+    unused: dict[str, Seen] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -157,6 +185,7 @@ class ScoredLists:
         system_column: str | None = None,
         as_chat: bool = False,
         strict: bool = False,
+        scored: bool = True,
     ) -> ScoredLists:
         """The lists of a data set, recognized by its columns.
 
@@ -166,42 +195,70 @@ class ScoredLists:
             score_columns: where the scores are, if not under a usual name: columns, or ratings within UltraFeedback's
                 `completions`. Of several, the mean counts.
             prompt_column, system_column: as for `RowReader`.
-            as_chat, strict: as above.
+            as_chat, strict, scored: as above.
 
         Raises:
-            ValueError: other columns, or scores that are class labels.
+            ValueError: other columns, questions in two columns, or scores that are class labels.
         """
         names = dataset.column_names
         for option, column in {"prompt_column": prompt_column, "system_column": system_column}.items():
             if column is not None and column not in names:
                 raise RowError(f"{name}: {option} names {column!r}, and there are only the columns {names}")
-        form = list_form(names, score_columns, prompt_column)
+        form = list_form(names, score_columns, prompt_column, scored)
         if form is None:
             raise RowError(_why_no_lists(names, name, score_columns, prompt_column))
-        lists = cls(dataset, form, RowReader(name, tuple(names), form.prompt, system_column), as_chat, strict)
+        reader = RowReader(name, tuple(names), form.prompt, system_column, features=dataset.features)
+        lists = cls(dataset, form, reader, as_chat, strict, scored)
+        refuse_input(dataset, reader, prompt_column, lists._where)
         for column in lists._score_columns:
             if not form.is_vote:
                 refuse_class_labels(dataset, ScoreColumns(column), name.removeprefix("the "))
-        return replace(lists, reader=replace(lists.reader, features=dataset.features))
+        return lists
 
     def __iter__(self) -> Iterator[ScoredList]:
         self.counts.clear()
-        read = {"columns": self._columns, "structs": self._structs, "two": self._two, "one": self._one}
-        for found in read[self.form.kind]():
+        self.unused.clear()
+        kind = self.form.kind
+        read = {"columns": self._lists, "structs": self._lists, "two": self._two, "one": self._one}
+        groups: defaultdict[str, list[ScoredList]] = defaultdict(list)
+        for found in read[kind]():
             if found is None:
-                self.counts[_NO_ANSWERS] += 1
+                self.counts[_NO_ANSWERS] += kind != "one"
+            elif self.scored:
+                groups[self._key(found)].append(found)
             else:
                 yield found
+        self.counts[_MERGED] = 0 if kind in ("one", "two") else sum(map(len, groups.values())) - len(groups)
+        yield from map(self._merged, groups.values())
         for reason, n in (+self.counts).items():
             level = logging.WARNING if reason == _FORGED else logging.INFO
-            logger.log(level, f"{self.reader.split}: {reason.format(n=n)}")
+            logger.log(level, f"{self.reader.split}: {reason.format(n=n, rows=len(self.dataset))}")
+        for note in unused_notes(self.unused, len(self.dataset), self.reader):
+            logger.warning(f"{self.reader.split}: {note}")
+
+    def _key(self, found: ScoredList) -> str:
+        """The same for what belongs together. A vote tells nothing of the answers of other votes."""
+        answers = sorted(map(digest, found.responses)) if self.form.is_vote else []
+        alone = None if found.prompt else found.row  # rows without a prompt have none in common
+        return digest(found.prompt, found.template, answers, alone)
+
+    def _merged(self, some: Sequence[ScoredList]) -> ScoredList:
+        if len(some) == 1 and self.form.kind != "two":
+            return some[0]
+        whole = replace(some[0], answers=[answer for each in some for answer in each.answers])
+        merged = whole.distinct(by_model=self.form.kind != "two")
+        if self.form.kind in ("one", "two"):  # the order of rows says nothing
+            merged.answers.sort(key=lambda answer: digest(answer.response))
+        if self.form.kind != "two":
+            self.counts[_REPEATED] += len(whole.answers) - len(merged.answers)
+        return merged
 
     @cached_property
     def of_prompts(self) -> list[str]:
         """The columns that say something of the prompts, and nothing of one answer, or of a pair."""
         form, columns = self.form, self.reader.columns
         not_kept = {
-            *self._read,
+            *self.read_columns,
             *form.responses,
             *MODELS,
             *HELPSTEER,
@@ -225,7 +282,7 @@ class ScoredLists:
         return [name for name in kept if name not in differing]
 
     @property
-    def _read(self) -> list[str]:
+    def read_columns(self) -> list[str]:
         form = self.form
         names = [
             form.prompt,
@@ -235,8 +292,13 @@ class ScoredLists:
             *form.models,
             *TEMPLATE,
         ]
-        names += ["turn", "labels"] if form.kind == "two" else []
+        names += ["turn", "labels"] if form.kind == "two" else ["truncated"] if form.kind == "columns" else []
         return [name for name in dict.fromkeys(names) if name in self.reader.columns]
+
+    @cached_property
+    def _suspects(self) -> list[str]:
+        """The columns that are looked at for `unused`."""
+        return [name for name in like_a_prompt(self.reader) if name not in (*self.read_columns, *SHAREGPT)]
 
     @property
     def _score_columns(self) -> list[str]:
@@ -249,91 +311,103 @@ class ScoredLists:
     def _rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """With the names of class labels, such as a winner's."""
         features = self.reader.features
-        labels = {name: features[name] for name in self._read if isinstance(features[name], ClassLabel)}
-        for i, row in enumerate(raw_rows(self.dataset, self._read, self.reader.split)):
+        labels = {name: features[name] for name in self.read_columns if isinstance(features[name], ClassLabel)}
+        for i, row in enumerate(raw_rows(self.dataset, self.read_columns + self._suspects, self.reader.split)):
             for name, label in labels.items():
                 row[name] = None if row[name] is None or row[name] < 0 else label.int2str(row[name])
             yield i, row
 
     @property
     def _is_strict(self) -> bool:
-        return self.strict and self.form.is_plain
+        """Whether an answer without text or score is an error."""
+        return not self.scored or (self.strict and self.form.is_plain)
 
     def _where(self, i: int) -> str:
         return f"row {i} of {self.reader.split}"
 
     # The kinds of forms
 
-    def _columns(self) -> Iterator[ScoredList | None]:
+    def _lists(self) -> Iterator[ScoredList | None]:
+        """Of a column of answers, which may be mappings."""
         form = self.form
+        (column,) = form.responses
+        names, what = form.scores, "answer" if form.kind == "structs" else "response"
+        within = getattr(self.reader.features[column], "feature", None)
         for i, row in self._rows():
-            lists = {name: self._list(row, name, i) for name in (*form.responses, *form.scores, *form.models)}
-            if len({len(values) for values in lists.values()}) > 1:
-                sizes = " and ".join(f"{len(values)} {name}" for name, values in lists.items())
-                raise RowError(f"{self._where(i)}: {sizes}: give each response one")
-            within = getattr(self.reader.features[form.responses[0]], "feature", None)
+            given, beside = self._beside(row, i)
             answers = []
-            for j, response in enumerate(lists[form.responses[0]]):
-                ratings = {name: lists[name][j] for name in form.scores}
-                model = lists[form.models[0]][j] if form.models else None
-                answers.append(_Answer(pruned(response, within), self._score(ratings, i, f", response {j}"), model))
+            for j, response in enumerate(given):
+                which, model = f", {what} {j}", beside["model"][j]
+                ratings = {name: beside[name][j] for name in self._score_columns}
+                is_plain = not isinstance(response, Mapping) or is_messages([response])
+                key = None if is_plain else next((key for key in RESPONSE_KEYS if key in response), None)
+                if key is not None:
+                    model = response.get("model", model)
+                    if form.kind == "structs":
+                        names, ratings = self._within(response, names, f"column {column!r}, {self._where(i)}{which}")
+                    response = response[key]
+                elif form.kind == "structs" and response is not None:
+                    raise RowError(
+                        f"column {column!r}, {self._where(i)}{which}: {shortened(response)} is no mapping with one of "
+                        f"{', '.join(RESPONSE_KEYS)}: rename its keys with dataset.map"
+                    )
+                score = self._score(ratings, i, which)
+                answers.append(Answer(pruned(response, within), score, model, beside["truncated"][j] is True))
             yield self._made(row, answers, i)
 
-    def _structs(self) -> Iterator[ScoredList | None]:
-        (column,), names = self.form.responses, self.form.scores
-        for i, row in self._rows():
-            answers = []
-            for j, given in enumerate(self._list(row, column, i)):
-                where = f"column {column!r}, {self._where(i)}, answer {j}"
-                keys = given.keys() if isinstance(given, Mapping) else ()
-                if not (response := [key for key in RESPONSE_KEYS if key in keys]):
-                    raise RowError(
-                        f"{where}: {shortened(given)} is no mapping with one of {', '.join(RESPONSE_KEYS)}: rename "
-                        "its keys with dataset.map"
-                    )
-                ratings = _ratings(given)
-                names = names or next(((name,) for name in RATINGS if name in ratings), ASPECTS)
-                if not {*names} & {*ratings} or {*names} - {*ratings, *ASPECTS}:
-                    known = {name for name in ratings if isinstance(as_number(ratings[name]), int | float)}
-                    raise RowError(
-                        f"{where}: there is no rating {' or '.join(names)}, only {sorted(known)}: name one of "
-                        "these with score_columns (--score_columns)"
-                    )
-                self.counts[_FORGED] += "overall_score" in names and _is_forged(ratings)
-                score = self._score({name: ratings.get(name) for name in names}, i, f", answer {j}")
-                answers.append(_Answer(given[response[0]], score, given.get("model")))
-            yield self._made(row, answers, i)
+    def _beside(self, row: Mapping[str, Any], i: int) -> tuple[list[Any], dict[str, list[Any]]]:
+        """The answers, and what there is for each of them. Without a list of their own, they have no scores."""
+        form = self.form
+        given = self._list(row, form.responses[0], i)
+        beside = {name: self._list(row, name, i) for name in self._score_columns}
+        if isinstance(cut := _read(row.get("truncated")), list):
+            beside["truncated"] = cut
+        # mappings may name their models, as UltraFeedback's do, whose column has others
+        if form.models and row[form.models[0]] and not any(isinstance(g, Mapping) and "model" in g for g in given):
+            beside["model"] = self._list(row, form.models[0], i)
+        sizes = {form.responses[0]: given} | {name: values for name, values in beside.items() if values}
+        if given and len({len(values) for values in sizes.values()}) > 1:
+            names = {"model": "".join(form.models)}
+            found = " and ".join(f"{len(values)} {names.get(name, name)}" for name, values in sizes.items())
+            raise RowError(f"{self._where(i)}: {found}: give each response one")
+        nothing = [None] * len(given)
+        beside = {name: values or nothing for name, values in beside.items()}
+        return given, {"model": nothing, "truncated": nothing, **beside}
+
+    def _within(
+        self, answer: Mapping[str, Any], names: tuple[str, ...], where: str
+    ) -> tuple[tuple[str, ...], dict[str, Any]]:
+        """The names of an answer's ratings, by default the first known one, and the ratings."""
+        ratings = _ratings(answer)
+        names = names or next(((name,) for name in RATINGS if name in ratings), ASPECTS)
+        if not {*names} & {*ratings} or {*names} - {*ratings, *ASPECTS}:
+            known = {name for name in ratings if isinstance(as_number(ratings[name]), int | float)}
+            raise RowError(
+                f"{where}: there is no rating {' or '.join(names)}, only {sorted(known)}: name one of these with "
+                "score_columns (--score_columns)"
+            )
+        self.counts[_FORGED] += "overall_score" in names and _is_forged(ratings)
+        return names, {name: ratings.get(name) for name in names}
 
     def _two(self) -> Iterator[ScoredList | None]:
-        """Scored answers to one prompt are one list. A vote tells nothing of the answers of other votes."""
-        groups: dict[str, tuple[int, dict[str, Any], list[_Answer]]] = {}
         for i, row in self._rows():
             if (parts := self._parts(row, i)) is None:
                 self.counts[_SEVERAL_TURNS] += 1
                 continue
             prompt, *values = parts
             models = [row[name] for name in self.form.models] or [None, None]
-            answers = list(map(_Answer, values, self._two_scores(row, i), models))
-            one_of = sorted(map(digest, values)) if self.form.is_vote else []
-            key = digest(prompt, one_of)
-            groups.setdefault(key, (i, row | {"": prompt}, []))[2].extend(answers)
-        for i, row, answers in groups.values():
-            made = self._made(row, sorted(answers, key=lambda each: digest(each.response)), i, row[""])
-            yield None if made is None else made.distinct()
+            yield self._made(row, list(map(Answer, values, self._two_scores(row, i), models)), i, prompt)
 
     def _one(self) -> Iterator[ScoredList | None]:
         form = self.form
-        groups: dict[str, tuple[int, dict[str, Any], list[_Answer]]] = {}
         for i, row in self._rows():
             if not row[str(form.prompt)]:
                 prompt = f"the prompt is {row[str(form.prompt)]!r}"
                 raise RowError(f"column {form.prompt!r}, {self._where(i)}: {prompt}: drop the row")
             response = pruned(row[form.responses[0]], self.reader.features[form.responses[0]])
             model = row[form.models[0]] if form.models else None
-            answer = _Answer(response, self._score({name: row[name] for name in form.scores}, i), model)
-            groups.setdefault(digest(row[str(form.prompt)]), (i, row, []))[2].append(answer)
-        for i, row, answers in groups.values():  # the order of rows says nothing
-            yield self._made(row, sorted(answers, key=lambda each: digest(each.response)), i)
+            score = self._score({name: row[name] for name in form.scores}, i)
+            yield self._made(row, [Answer(response, score, model)], i)
 
     # Their parts
 
@@ -342,10 +416,12 @@ class ScoredLists:
         value = _read(row[column])
         if isinstance(value, Mapping) and value and all(isinstance(each, list) for each in value.values()):
             value = [dict(zip(value, each, strict=True)) for each in zip(*value.values(), strict=True)]
-        if not isinstance(value, list) or (self._is_strict and not value):
+        if (value is None or value == []) and not (self._is_strict and self.form.is_plain):
+            return []
+        if not isinstance(value, list) or not value:
+            fix = "save the set as JSON lines or Parquet, or drop the row" if value else "drop the row"
             raise RowError(
-                f"column {column!r}, {self._where(i)}: {shortened(row[column])} is not a list of one or more: save "
-                "the set as JSON lines or Parquet, or drop the row"
+                f"column {column!r}, {self._where(i)}: {shortened(row[column])} is not a list of one or more: {fix}"
             )
         return value
 
@@ -359,7 +435,8 @@ class ScoredLists:
                 continue
             if problem := problem_of(value):
                 raise ScoreError(f"column {name!r}, {self._where(i)}{which}: the score {value!r} {problem}")
-            found.append(-as_number(value) if name in ("rank", "ranks") else as_number(value))
+            found.append(-as_number(value) if is_rank(name) else as_number(value))
+            self.counts[_RANKED] += is_rank(name)
         return float(sum(found) / len(found)) if found else None
 
     def _two_scores(self, row: Mapping[str, Any], i: int) -> Sequence[float | None]:
@@ -400,8 +477,8 @@ class ScoredLists:
 
     def _parts(self, row: Mapping[str, Any], i: int) -> list[Any] | None:
         """The prompt and two answers; None for conversations that differ before the last turn."""
-        names = [self.form.prompt, *self.form.responses]
-        values = [None if name is None else pruned(row[name], self.reader.features[name]) for name in names]
+        values = [self._asked(row, i)]
+        values += [pruned(row[name], self.reader.features[name]) for name in self.form.responses]
         parts: list[Any] = [_read(value) if _is_list_text(value) else value for value in values]
         prompt, answers = parts[0], parts[1:]
         conversations: list[list[Message]]
@@ -441,26 +518,51 @@ class ScoredLists:
         except ValueError as error:
             raise RowError(f"column {column!r}, {self._where(i)}: {error}") from None
 
+    def _asked(self, row: Mapping[str, Any], i: int) -> Any:
+        """The prompt, as the row has it."""
+        if (column := self.form.prompt) is None:
+            return None
+        prompt = pruned(row[column], self.reader.features[column])
+        found = _read(prompt) if column == "question" else prompt
+        if isinstance(found, Mapping) and "full_text" in found:  # WebGPT's
+            return found["full_text"]
+        if isinstance(prompt, Mapping) and not is_messages([prompt]):
+            raise RowError(
+                f"column {column!r}, {self._where(i)}: {shortened(prompt)} is neither text nor messages: put the text "
+                "of the prompt into a column of its own, with dataset.map or in the file, and name it with "
+                "prompt_column (--prompt_column)"
+            )
+        return prompt
+
+    def _there(self, answers: Sequence[Answer], i: int) -> list[Answer]:
+        """The answers that have a text and a score."""
+        if self._is_strict:
+            for j, answer in enumerate(answers):
+                if answer.response is None:
+                    raise RowError(
+                        f"column {self.form.responses[0]!r}, {self._where(i)}, response {j}: the answer is None: take "
+                        "it out of the row's lists, or drop the row"
+                    )
+            return list(answers)
+        with_text = [answer for answer in answers if answer.response is not None]
+        found = [answer for answer in with_text if answer.score is not None]
+        self.counts[_NO_TEXT] += len(answers) - len(with_text)
+        self.counts[_NO_SCORE] += len(with_text) - len(found)
+        return found
+
     def _made(
-        self, row: Mapping[str, Any], answers: Sequence[_Answer], i: int, prompt: Any = None
+        self, row: Mapping[str, Any], answers: Sequence[Answer], i: int, prompt: Any = None
     ) -> ScoredList | None:
         """Of the answers that have a text and a score; None if there are none."""
         where, column = self._where(i), self.form.prompt
-        if prompt is None and column is not None:
-            prompt = pruned(row[column], self.reader.features[column])
+        prompt = self._asked(row, i) if prompt is None else prompt
         if prompt is None:
             what = f"column {column!r}, {where}: the prompt is None"
             if column is None:
                 what = f"columns {' and '.join(self.form.responses)}, {where}: there are no two conversations"
             raise RowError(f"{what}: drop the row, for example with dataset.filter")
-        n_given = len(answers)
-        if not self._is_strict:
-            answers = [answer for answer in answers if answer.response is not None]
-        self.counts[_NO_TEXT] += n_given - len(answers)
-        n_given = len(answers)
-        answers = [answer for answer in answers if answer.score is not None]
-        self.counts[_NO_SCORE] += n_given - len(answers)
-        if not answers:
+        answers = self._there(answers, i)
+        if not answers and self.scored:
             return None
         # beside answers in text, a prompt that is JSON may be just that, as for `RowReader`
         were_text = self.form.kind in ("columns", "structs") and isinstance(row[self.form.responses[0]], str)
@@ -473,8 +575,9 @@ class ScoredLists:
         if (system := self.reader.system_column) is not None:
             text = text_of(self._part(row[system], system, i)) if row[system] else ""
             asked, responses = with_system(text, asked, responses)
-        scores = [answer.score for answer in answers if answer.score is not None]
-        return ScoredList(asked, responses, scores, [answer.model for answer in answers], whole.template, i)
+        count_unused(self.unused, row, i, text_of(asked), self._suspects)
+        answers = [a._replace(response=response) for a, response in zip(answers, responses, strict=True)]
+        return ScoredList(asked, answers, whole.template, i)
 
 
 def row_of(prompt: Any, completions: list[Any], where: str, template: Mapping[str, Any]) -> PreferenceRow:
@@ -552,13 +655,18 @@ def _first_turns(conversation: list[Message], n: int) -> list[Message]:
 def _why_no_lists(
     names: Sequence[str], split: str, score_columns: Sequence[str] | None, prompt_column: str | None
 ) -> str:
-    if score_columns and list_form(names, None, prompt_column):
+    if score_columns and {*score_columns} - {*names} and list_form(names, None, prompt_column):
         return f"{split}: score_columns names {list(score_columns)}, and there are only the columns {list(names)}"
-    if {*RESPONSES} & {*names}:
+    if {*RESPONSES} & {*names} and not prompt_column and not {*PROMPTS} & {*names}:
         return (
-            f"{split}: there are answers but no scores, only the columns {list(names)}: score the answers "
-            "first, with trl-margins score FILE --reward_model MODEL, or name their scores with score_columns "
-            "(--score_columns)"
+            f"{split}: there are answers but no prompts, only the columns {list(names)}: name the column of the "
+            "prompts with prompt_column (--prompt_column)"
+        )
+    if {*RESPONSES} & {*names}:
+        named = "name their scores with score_columns (--score_columns)"
+        return (
+            f"{split}: there are answers but no scores, only the columns {list(names)}: {named}, or score the answers "
+            "first, with trl-margins score FILE --reward_model MODEL"
         )
     if {"chosen", "rejected"} <= {*names}:
         return (

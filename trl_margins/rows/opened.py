@@ -16,6 +16,7 @@ from .form import (
     COMPLETIONS,
     LIKE_A_PROMPT,
     SHAREGPT,
+    SYSTEM,
     PreferenceRow,
     RowError,
     RowReader,
@@ -89,9 +90,48 @@ class RowCounts:
         # the reader compares a prompt in messages
         if row.is_conversational and isinstance(asked, str) and asked.strip() not in prompt:
             self.contradicted.add(number)
-        for name in suspects:
-            if any(text.strip() not in prompt for text in texts_in(raw.get(name))):
-                self.unused.setdefault(name, Seen()).add(number)
+        count_unused(self.unused, raw, number, prompt, suspects)
+
+
+def like_a_prompt(reader: RowReader) -> list[str]:
+    """The unread columns that may hold a part of the prompt."""
+    used = set(reader.needed) - set(SHAREGPT)  # they may be something else, and then are no prompt
+    return [name for name in LIKE_A_PROMPT if name in reader.columns and name not in used]
+
+
+def count_unused(
+    unused: dict[str, Seen], raw: Mapping[str, Any], number: int, prompt: str, suspects: Iterable[str]
+) -> None:
+    """Counts the columns of a row that have text which the prompt lacks."""
+    for name in suspects:
+        if any(text.strip() not in prompt for text in texts_in(raw.get(name))):
+            unused.setdefault(name, Seen()).add(number)
+
+
+def unused_notes(unused: Mapping[str, Seen], n: int, reader: RowReader) -> Iterator[str]:
+    """What `count_unused` found in n rows, one sentence for each column."""
+    for name, seen in unused.items():
+        fix = "add it to the prompt column"
+        if name in SYSTEM and reader.system_column is None:
+            fix = f"set system_column={name!r} (--system_column {name})"
+        yield (
+            f"column {name!r} is not used, and in {seen.n} of {n} rows it holds text that the prompt does not (the "
+            f"first is row {seen.first}): {fix}, if it belongs there"
+        )
+
+
+def refuse_input(dataset: Dataset, reader: RowReader, prompt_column: str | None, where: Callable[[int], str]) -> None:
+    """Raises a RowError for Alpaca's rows, whose question is in two columns, unless `prompt_column` names the one."""
+    if prompt_column is not None or reader.prompt_column != "instruction" or "input" not in reader.columns:
+        return
+    for number, row in enumerate(raw_rows(dataset, ["input"], reader.split)):
+        if row["input"]:
+            raise RowError(
+                f"column 'input', {where(number)}: {row['input']!r:.100} is not part of the column "
+                "'instruction', which holds the prompts: join the two in a column of their own, or, if it does "
+                "not belong to the prompt, name the column with prompt_column='instruction' (--prompt_column "
+                "instruction)"
+            )
 
 
 @dataclass(frozen=True)
@@ -157,8 +197,7 @@ def count_rows(
 
     A row that cannot be read is an error, or is left out and given to `on_error`; `on_row` gets every other row.
     """
-    used = set(reader.needed) - set(SHAREGPT)  # they may be something else, and then are no prompt
-    suspects = [name for name in LIKE_A_PROMPT if name in reader.columns and name not in used]
+    suspects = like_a_prompt(reader)
     counts, prompt = RowCounts(), reader.prompt_column
     for number, raw in enumerate(_ahead(dataset, list(dict.fromkeys([*reader.needed, *suspects])), reader.split)):
         try:
@@ -240,7 +279,7 @@ def why_refused(reader: RowReader, counts: RowCounts) -> str | None:
         return None
     if counts.unused:
         name, seen = next(iter(counts.unused.items()))
-        option = "system_column" if name == "system" else "prompt_column"
+        option = "system_column" if name in SYSTEM else "prompt_column"
         return (
             f"column {name!r}, {reader.where(seen.first)}: there is no prompt column, so what chosen and rejected "
             f"both begin with would be the prompt, and it does not contain this column's text ({seen.n} such rows). "
@@ -304,11 +343,4 @@ def notes(reader: RowReader, counts: RowCounts) -> Iterator[Note]:
         )
     if reader.prompt_column is None or reader.prompt_column in SHAREGPT:
         return
-    for name, seen in counts.unused.items():
-        fix = "add it to the prompt column"
-        if name == "system" and reader.system_column is None:
-            fix = "set system_column='system' (--system_column system)"
-        yield warning(
-            f"column {name!r} is not used, and in {seen.n} of {n} rows it holds text that the prompt does not (the "
-            f"first is row {seen.first}): {fix}, if it belongs there"
-        )
+    yield from map(warning, unused_notes(counts.unused, n, reader))

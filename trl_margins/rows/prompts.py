@@ -10,7 +10,16 @@ from datasets import Dataset
 
 from .form import SHAREGPT, PreferenceRow, RowError, RowReader, text_of
 from .lists import chat_turns
-from .opened import holds_messages, open_rows, raw_rows
+from .opened import (
+    Seen,
+    count_unused,
+    holds_messages,
+    like_a_prompt,
+    open_rows,
+    raw_rows,
+    refuse_input,
+    unused_notes,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -70,21 +79,15 @@ def _reader(dataset: Dataset, split: str, prompt_column: str | None, system_colu
         logger.info("%s: column %r holds the prompts", split, name)
     reader = RowReader(split, tuple(columns), name, system_column, features=dataset.features)
     stored = frozenset([name] if holds_messages(dataset, name, reader) else [])
-    if prompt_column is None and name == "instruction" and "input" in columns:
-        for number, row in enumerate(raw_rows(dataset, ["input"], split)):
-            if row["input"]:
-                raise RowError(
-                    f"column 'input', {reader.where(number)}: {row['input']!r:.100} is not part of the column "
-                    "'instruction', which holds the prompts: join the two in a column of their own, or, if it does "
-                    "not belong to the prompt, name the column with prompt_column='instruction' (--prompt_column "
-                    "instruction)"
-                )
+    refuse_input(dataset, reader, prompt_column, reader.where)
     return replace(reader, stored=stored)
 
 
 def _alone(dataset: Dataset, reader: RowReader, as_chat: bool) -> list[PreferenceRow]:
     rows, answered = [], 0
-    for number, raw in enumerate(raw_rows(dataset, reader.needed, reader.split)):
+    unused: dict[str, Seen] = {}
+    suspects = [name for name in like_a_prompt(reader) if name not in SHAREGPT]
+    for number, raw in enumerate(raw_rows(dataset, [*reader.needed, *suspects], reader.split)):
         row = reader.prompt_of(raw, number)
         prompt = row.prompt
         if isinstance(prompt, str) and as_chat:
@@ -96,7 +99,10 @@ def _alone(dataset: Dataset, reader: RowReader, as_chat: bool) -> list[Preferenc
                     f"column {reader.prompt_column!r}, {reader.where(number)}: before the assistant's answer there is "
                     "no message to answer: drop the row"
                 )
+        count_unused(unused, raw, number, text_of(prompt), suspects)
         rows.append(replace(row, prompt=prompt))
+    for note in unused_notes(unused, len(rows), reader):
+        logger.warning("%s: %s", reader.split, note)
     if answered:
         logger.info(
             "%s: %d of %d conversations end with an answer, which is not part of their prompt",

@@ -196,11 +196,64 @@ def test_gaps_and_margins_are_those_of_the_trainer(base, options, tiny_model, to
     assert surplus.mean() == pytest.approx(metrics["eval_rewards/margins"] - margin, abs=1e-4)
 
 
-def test_cases_under_a_reference_model(tiny_model, other_model, pairs, tmp_path):
+def cells_of(printed, first):
+    """The cells of the first line of a table that begins so."""
+    line = next(line for line in printed.splitlines() if line.startswith(f"| {first} "))
+    return [cell.strip() for cell in line.split("|")[2:-1]]
+
+
+def test_the_table_says_what_the_cases_are_of(tiny_model, tokenizer, pairs, tmp_path, capsys):
+    """As `margin_run.json` has it; the model without a run has the first run's margin."""
+    rows, runs = Dataset.from_json(str(pairs)), {}
+    for name, options in {"a": {"simpo_gamma": 1.5}, "b": {"margin": "gamma-po", "simpo_gamma": 0.75}}.items():
+        out = tmp_path / name
+        options |= {"loss_type": "simpo", "beta": 2.5, "max_steps": 1}
+        trainer = trainer_of("cpo", tiny_model, tokenizer, out, rows, **options)
+        trainer.train()
+        trainer.save_model()
+        runs[name] = json.loads((out / "margin_run.json").read_text())
+    argv = ["--dataset_name", pairs, "--cases", "run", "--json", tmp_path / "n"]
+    evaluate("--model_name_or_path", tiny_model, tmp_path / "a", tmp_path / "b", *argv)
+    printed = capsys.readouterr().out
+    method = runs["a"]["method"] or runs["a"]["trainer"]
+    other = runs["b"]["method"] or runs["b"]["trainer"]
+    assert cells_of(printed, "method") == [f"{method} (run a)", method, other]
+    assert cells_of(printed, "r") == ["per token, β = 2.5"] * 3
+    assert cells_of(printed, "γ") == ["1.5", "1.5", "gamma-po (γ₀ = 0.75)"]
+    found = json.loads((tmp_path / "n").read_text())["models"]
+    for model, run in ((tiny_model, "a"), (str(tmp_path / "a"), "a"), (str(tmp_path / "b"), "b")):
+        of = found[model]["cases_of"]
+        assert of["run"] == str(tmp_path / run)
+        assert {name: of[name] for name in ("reward", "beta", "gamma")} == {
+            name: runs[run][name] for name in ("reward", "beta", "gamma")
+        }
+        assert ", ".join(of["margin"]) == (runs[run]["margin"] or "")
+
+
+def test_right_in_the_cases_of_dpo_is_by_summed_log_probabilities(tiny_model, pairs, tmp_path, capsys):
+    """The accuracy that `--reward sum` has, and not that above the table, which its note says."""
+    argv = ["--model_name_or_path", tiny_model, "--dataset_name", pairs, "--json", tmp_path / "n"]
+    evaluate(*argv, "--reward", "sum")
+    summed = json.loads((tmp_path / "n").read_text())["sets"]["pairs"]["pwa_all"]
+    evaluate(*argv, "--cases", "dpo", "--ref_model", tiny_model)
+    found = json.loads((tmp_path / "n").read_text())
+    report, printed = found["sets"]["pairs"], capsys.readouterr().out
+    assert report["case_1"] + report["case_2"] == pytest.approx(summed)
+    assert report["pwa_all"] != pytest.approx(summed)
+    assert found["cases_of"]["run"] is None
+    assert cells_of(printed, "method") == ["dpo (defaults)"]
+    assert cells_of(printed, "r") == ["summed, β = 0.01"]  # SimPO's, Llama-3-Base
+    assert cells_of(printed, "γ") == ["reference"]
+    assert "The other accuracies are of the reward length-normalized, so that they can differ" in printed
+
+
+def test_cases_under_a_reference_model(tiny_model, other_model, pairs, tmp_path, monkeypatch):
     """At the start itself every log-ratio is 0: each pair has just reached its margin, right or wrong."""
     argv = ["--dataset_name", pairs, "--cases", "dpo", "--json", tmp_path / "n"]
-    with pytest.raises(ValueError, match=r"the margin of .* has a reference model in it: give --ref_model"):
-        evaluate("--model_name_or_path", tiny_model, *argv)
+    with monkeypatch.context() as patched:
+        patched.setattr("trl_margins.cli.measured.load_model", lambda *_, **__: pytest.fail("too late"))
+        with pytest.raises(ValueError, match=r"the margin of dpo has a reference model in it: give --ref_model"):
+            evaluate("--model_name_or_path", tiny_model, *argv)
     evaluate("--model_name_or_path", tiny_model, other_model, "--ref_model", tiny_model, *argv)
     before, after = (each["sets"]["pairs"] for each in json.loads((tmp_path / "n").read_text())["models"].values())
     assert before["case_2"] == before["case_4"] == 0
@@ -256,7 +309,10 @@ def test_a_model_before_training_is_cut_as_the_one_after(tiny_model, tokenizer, 
     assert [each["max_length"] for each in models] == [{"pairs": 40}] * 2
     assert "different lengths" not in caplog.text
     main(["evaluate", "--model_name_or_path", *map(str, [tmp_path / "50", tmp_path / "40", *argv])])
-    assert "rows cut at different lengths: give --max_length" in caplog.text
+    said = caplog.text
+    lengths = {str(tmp_path / "50"): 50, str(tmp_path / "40"): 40}
+    warning = f"rows cut at different lengths: give --max_length to compare them (now {lengths})"
+    assert said.index(warning) < said.rindex(f"model {tmp_path / '50'}")  # before the work
 
 
 def test_names_of_models_are_short_and_unique():
@@ -499,8 +555,29 @@ def test_plot_of_pairs_and_lists(tiny_model, other_model, pairs, tmp_path, capsy
         evaluate(*argv, "--plot", "densities.gif")
     bench = {"prompt": "a", "chosen": ["x", "y", "z"], "rejected": ["u", "v", "w"]}
     (tmp_path / "chat_filtered.json").write_text(json.dumps([bench]))
+    alone = [*argv[:3], "--dataset_name", tmp_path / "chat_filtered.json"]
     with pytest.raises(ValueError, match="RM-Bench has no pairs to draw"):
-        evaluate(*argv[:3], "--dataset_name", tmp_path / "chat_filtered.json", "--plot", tmp_path / "d.png")
+        evaluate(*alone, "--plot", tmp_path / "d.png")
+    with pytest.raises(ValueError, match="--cases simpo: RM-Bench has no pairs to count cases of"):
+        evaluate(*alone, "--cases", "simpo")
+
+
+def test_rm_bench_is_in_the_first_table(tiny_model, other_model, pairs, tmp_path, capsys):
+    """Its average: the mean of the three levels, which are means over the cells of AMaPO's 3 × 3 matrix, in NumPy."""
+    words = ["x", "y longer", "z of all the longest"], ["u", "v and more", "w w w w"]
+    bench = [{"prompt": f"question {i}", "chosen": words[i % 2], "rejected": words[1 - i % 2]} for i in range(6)]
+    (tmp_path / "chat_filtered.json").write_text(json.dumps(bench))
+    argv = ["--dataset_name", pairs, tmp_path / "chat_filtered.json", "--cases", "simpo", "--rewards", tmp_path / "r"]
+    evaluate("--model_name_or_path", tiny_model, other_model, *argv)
+    printed = capsys.readouterr().out
+    assert cells_of(printed, "ranking accuracy") == ["pairs", "RM-Bench"]
+    for model in (tiny_model, other_model):
+        of = [each for each in lines_of(tmp_path / "r") if each["model"] == model and each["set"] == "RM-Bench"]
+        rewards = np.array([each["rewards"] for each in of])
+        right = (rewards[:, :3, None] > rewards[:, None, 3:]).mean(0)
+        parts = np.triu(right, 1).sum() / 3, np.trace(right) / 3, np.tril(right, -1).sum() / 3
+        assert cells_of(printed, Path(model).name)[1].split()[0] == f"{np.mean(parts):.4f}"
+    assert "RM-Bench has no pairs, and no cases." in printed
 
 
 def run(name, **config):

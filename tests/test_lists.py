@@ -837,3 +837,18 @@ def test_inspect_says_that_these_are_lists(tmp_path, capsys):
     assert json.loads((tmp_path / "numbers.json").read_text())["lists"]["train"]["n_answers"] == 2
     main(["inspect", str(tmp_path / "lists.parquet"), "--score_columns", "honesty"])
     assert re.search(r"train +2 +1 +1 +1 – 1 +5 – 5 +1 +1\n", capsys.readouterr().out)
+
+
+def test_inspect_refuses_of_lists_what_is_for_pairs(tmp_path, capsys, monkeypatch):
+    """Its advice works as printed."""
+    monkeypatch.chdir(tmp_path)
+    rows = [{"prompt": f"p{i}", "responses": ["a b", "a c d"], "scores": [1.0, 3.0]} for i in range(4)]
+    Dataset.from_list(rows).to_json("lists.jsonl")
+    options = ["--ef_metrics", "all", "--plot", "audit.png"]
+    with pytest.raises(ValueError, match=r"these options are for pairs: --ef_metrics, --plot\. Make pairs") as error:
+        main(["inspect", "lists.jsonl", *options])
+    command = re.search("trl-margins (pairs .*), and inspect (.*)$", str(error.value))
+    assert capsys.readouterr().out == ""
+    main(command[1].split())
+    main(["inspect", command[2], *options])
+    assert (tmp_path / "audit.png").is_file()

@@ -21,7 +21,37 @@ class Target:
     """What the pairs of a model are measured against."""
 
     objective: Objective
+    method: str
+    run: str | None = None  # the model whose training run it is of; None: the method's default settings
     reference: str | None = None  # the run's reference model
+
+    def about(self) -> dict[str, Any]:
+        """As the JSON file has it; `gamma` is None where a margin term has no target margin."""
+        objective, terms = self.objective, self.objective.margins
+        has_target = not any(term.holds_target for term in terms) or any(term.takes_target() for term in terms)
+        return {
+            **{"method": self.method, "run": self.run, "reward": objective.reward.name, "beta": objective.beta},
+            "gamma": objective.gamma if has_target else None,
+            **{"margin": [term.name for term in terms], "needs_reference": objective.needs_reference},
+        }
+
+    def rows(self, run: str | None) -> dict[str, str]:
+        """As a column of the table of cases; `run` is how the other model is called whose run this is."""
+        objective = self.objective
+        of = "defaults" if self.run is None else f"run {run}" if run else ""
+        parts = [
+            f"{term.name} (γ₀ = {objective.gamma:g})" if term.takes_target() else term.name
+            for term in objective.margins
+        ]
+        if objective.reward.needs_reference:
+            parts.insert(0, "reference")
+        if objective.shared_margin or not parts:
+            parts.append(f"{objective.shared_margin:g}")
+        return {
+            "case_method": f"{self.method} ({of})" if of else self.method,
+            "case_reward": f"{'summed' if objective.reward.summed else 'per token'}, β = {objective.beta:g}",
+            "case_margin": " + ".join(parts),
+        }
 
 
 def targets(cases: str, models: Mapping[str, str]) -> dict[str, Target]:
@@ -38,7 +68,8 @@ def targets(cases: str, models: Mapping[str, str]) -> dict[str, Target]:
 
     if cases != OF_RUN:
         config = config_class(cases)(output_dir=".", use_cpu=True, bf16=False)
-        return dict.fromkeys(models, Target(_checked(objective_of(config), vars(config), f"--cases {cases}")))
+        objective = _checked(objective_of(config), vars(config), f"--cases {cases}")
+        return dict.fromkeys(models, Target(objective, cases))
     of_runs = {}
     for name in set(models.values()):
         if not (run := run_of(name)):
@@ -46,7 +77,8 @@ def targets(cases: str, models: Mapping[str, str]) -> dict[str, Target]:
                 f"--cases {OF_RUN}: no margin_run.json says with which margin {name} was trained: name a method, such "
                 "as --cases simpo"
             )
-        of_runs[name] = Target(_checked(objective_of_run(run), run["config"], name), run["reference"])
+        objective = _checked(objective_of_run(run), run["config"], name)
+        of_runs[name] = Target(objective, run["method"] or run["trainer"], name, run["reference"])
     return {name: of_runs[run] for name, run in models.items()}
 
 

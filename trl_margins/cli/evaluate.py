@@ -22,7 +22,7 @@ from ..report.run_folder import unique_names
 from .cases import targets
 from .evaluate_options import EvaluateArguments
 from .inspect import check_figure
-from .measured import Measured, measure
+from .measured import Measured, Plan, measure
 from .options import OptionsParser
 from .setup import check_writable, find_model, trained_as
 
@@ -42,31 +42,34 @@ def main(argv: Sequence[str]) -> int:
     from accelerate import Accelerator
     from accelerate.utils.memory import clear_device_cache
 
-    names = args.model_name_or_path
-    for name in names:
+    for name in filter(None, (*args.model_name_or_path, args.drift_from)):
         find_model(name)
-    runs = trained_as(names)
+    runs = trained_as(args.model_name_or_path)
     of = targets(args.cases, runs) if args.cases else {}
-    reads_reference = args.reward == "log-ratio" or any(target.objective.needs_reference for target in of.values())
-    if args.ref_model is not None and not reads_reference:
+    plans = [Plan.of(args, name, run, of.get(name)) for name, run in runs.items()]
+    if args.ref_model is not None and not any(plan.compares for plan in plans):
         raise ValueError(
             f"reward {args.reward!r} uses no reference model: remove --ref_model, or set --reward log-ratio"
         )
+    for option, rows in (
+        ("max_length", "rows cut at different lengths"),
+        ("tokenization", "rows tokenized differently"),
+    ):
+        found = {plan.model: getattr(plan, option) for plan in plans}
+        if len({*found.values()}) > 1:
+            logger.warning("the models see %s: give --%s to compare them (now %s)", rows, option, found)
     sets = cache(partial(load_sets, args))  # with messages or without
     # by itself, accelerate treats several processes on a CPU as single ones
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     check_processes(accelerator.num_processes)
     measured: dict[str, Measured] = {}
-    for name in names:
-        if len(names) > 1:
-            logger.info("model %s", name)
-        if found := measure(args, name, runs[name], sets, accelerator, of.get(name)):
-            measured[name] = found
+    for plan in plans:
+        if len(plans) > 1:
+            logger.info("model %s", plan.model)
+        if numbers := measure(args, plan, sets, accelerator):
+            measured[plan.model] = numbers
         clear_device_cache(garbage_collection=True)
     if accelerator.is_main_process:
-        lengths = [found.max_length for found in measured.values()]
-        if lengths.count(lengths[0]) < len(lengths):
-            logger.warning("the models see rows cut at different lengths: give --max_length to compare them")
         print(_tables(args, measured, str))
         _write_files(args, measured)
     return 0
@@ -74,14 +77,20 @@ def main(argv: Sequence[str]) -> int:
 
 def _tables(args: EvaluateArguments, measured: Mapping[str, Measured], shown: Callable[[str], str]) -> str:
     """Those of all models; `shown` writes their names and those of the sets."""
+    names = {name: shown(short) for name, short in zip(measured, unique_names(list(measured)), strict=True)}
     reports = {
-        shown(short): {shown(name): report for name, report in found.reports.items()}
-        for short, found in zip(unique_names(list(measured)), measured.values(), strict=True)
+        names[name]: {shown(each): of for each, of in found.reports.items()} for name, found in measured.items()
     }
-    if len(reports) == 1:
-        (report,) = reports.values()
-        return report_tables(report, args.eval_min_score_gap, args.reward)
-    return model_tables(reports, args.eval_min_score_gap, args.reward)
+    of_models = {
+        names[name]: target.rows(names[target.run] if target.run not in (None, name) else None)
+        for name, found in measured.items()
+        if (target := found.plan.target)
+    }
+    numbers = args.eval_min_score_gap, args.reward
+    if len(reports) > 1:
+        return model_tables(reports, *numbers, targets=of_models)
+    ((model, of_sets),) = reports.items()
+    return report_tables(of_sets, *numbers, targets=dict.fromkeys(of_sets, of_models.get(model, {})))
 
 
 def _write_files(args: EvaluateArguments, measured: Mapping[str, Measured]) -> None:
@@ -94,7 +103,11 @@ def _write_files(args: EvaluateArguments, measured: Mapping[str, Measured]) -> N
         "dtype": args.dtype,
     }
     models = {
-        name: {"max_length": found.max_length, "tokenization": found.tokenization, "sets": found.reports}
+        name: {
+            **{"max_length": found.max_length, "tokenization": found.plan.tokenization},
+            **({"cases_of": found.plan.target.about()} if found.plan.target else {}),
+            "sets": found.reports,
+        }
         for name, found in measured.items()
     }
     lines = [{"model": name, **line} for name, found in measured.items() for line in found.lines()]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..data.loading import load_splits, pick_split
 from .options import DTYPES, OptionsParser, RowOptions, option
-from .setup import check_writable, find_model, load_model, load_tokenizer, weights_of
+from .setup import base_of, check_writable, find_model, load_config, load_model, load_tokenizer, weights_of
 
 if TYPE_CHECKING:
     from ..generation.answers import Answering
@@ -241,12 +241,10 @@ def _mapping(given: Any) -> dict[str, Any]:
 
 def _limits(path: str, code: bool) -> tuple[list[int], int | None]:
     """The tokens that end an answer by the model's own account, and the longest text that it takes."""
-    from transformers import AutoConfig, GenerationConfig
+    from transformers import GenerationConfig
 
-    adapter = Path(path) / "adapter_config.json"
-    if adapter.is_file():
-        path = find_model(json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"])
-    config = AutoConfig.from_pretrained(path, trust_remote_code=code)
+    path = base_of(path)
+    config = load_config(path, trust_remote_code=code)
     if config.is_encoder_decoder:
         raise ValueError(f"{path} is an encoder-decoder model, and generate takes causal models")
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 FIGURES = (".png", ".svg")
 ALL = "all"
+OF_LISTS = (  # the options that scored lists have a use for
+    *("dataset_name", "dataset_config", "dataset_split", "json"),
+    *("score_columns", "prompt_column", "system_column"),
+)
 
 
 @dataclass(kw_only=True)
@@ -78,8 +82,15 @@ def main(argv: Sequence[str]) -> int:
     if args.dataset_split is not None:
         splits = {args.dataset_split: pick_split(splits, args.dataset_split, args.dataset_name)}
     if lists := summaries_of_lists(splits, args.score_columns, args.prompt_column, args.system_column):
-        print(lists_text(lists))
         splits = {name: split for name, split in splits.items() if name not in lists}
+        given = [each.name for each in fields(args) if getattr(args, each.name) != each.default]
+        if not splits and (unused := [f"--{name}" for name in given if name not in OF_LISTS]):
+            out = "pairs.jsonl.gz" if len(lists) == 1 else "pairs"
+            raise ValueError(
+                f"{args.dataset_name} has scored lists, and these options are for pairs: {', '.join(unused)}. Make "
+                f"pairs with trl-margins pairs {args.dataset_name} --out {out}, and inspect {out}"
+            )
+        print(lists_text(lists))
         if not splits:
             if args.json:
                 Path(args.json).write_text(json.dumps({"lists": lists}, indent=2) + "\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ from ..evaluation.listwise import best_and_worst
 from ..evaluation.sets import EvaluationSet
 from .cases import Target, margins_of
 from .evaluate_options import RM_BENCH_LENGTH, EvaluateArguments
-from .setup import MAX_LENGTH, find_model, load_model, load_tokenizer, trained_with
+from .setup import MAX_LENGTH, find_model, load_config, load_model, load_tokenizer, trained_with
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -26,15 +27,64 @@ Scored = Mapping[str, Sequence["CompletionLogps"]]  # set → one for each row
 
 
 @dataclass(frozen=True)
+class Plan:
+    """How a model is measured, which is known before it is loaded."""
+
+    model: str
+    max_length: int  # of an encoder-decoder model the longest completion
+    tokenization: str
+    target: Target | None  # what the cases are of
+    compares: bool  # with a reference model
+    reference: str | None  # that model; None: the base of the adapter
+
+    @classmethod
+    def of(cls, args: EvaluateArguments, model: str, run: str, target: Target | None) -> Plan:
+        """
+        Args:
+            args: the options.
+            model: a folder or Hub id.
+            run: the model whose training run says `max_length` and `tokenization`.
+            target: what the cases are of.
+
+        Raises:
+            ValueError: no such model, or no reference model.
+        """
+        config = load_config(model, trust_remote_code=args.trust_remote_code)
+        option = "max_completion_length" if config.is_encoder_decoder else "max_length"
+        tokenization = args.tokenization or trained_with(run, "tokenization") or "chat-template"
+        length = args.max_length
+        if length is None:
+            limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+            length = trained_with(run, option) or limit or MAX_LENGTH
+        reference = args.ref_model
+        compares = args.reward == "log-ratio" or (target is not None and target.objective.needs_reference)
+        if compares and reference is None and not (Path(find_model(model)) / "adapter_config.json").is_file():
+            if args.reward == "log-ratio":
+                raise ValueError("reward 'log-ratio' needs --ref_model: the model that training started from")
+            assert target is not None  # else there is nothing to compare
+            reference = target.reference
+            if reference is None:
+                whose = args.cases if target.run is None else f"the training run of {target.run}"
+                raise ValueError(
+                    f"--cases {args.cases}: the margin of {whose} has a reference model in it: give --ref_model, the "
+                    "model that training started from"
+                )
+        if reference is not None:
+            find_model(reference)
+        tokenization = "cpo" if config.is_encoder_decoder else tokenization
+        return cls(model, length, tokenization, target, compares, reference)
+
+
+@dataclass(frozen=True)
 class Measured:
     """The numbers of one model."""
 
+    plan: Plan
     sets: Sequence[EvaluationSet]
     scored: Scored
     rewards: Mapping[str, Sequence[np.ndarray]]  # set → [N] of [k], without β
     reports: Mapping[str, Mapping[str, Any]]  # set → numbers
-    max_length: Mapping[str, int]
-    tokenization: str
+    max_length: Mapping[str, int]  # by set
 
     def lines(self) -> Iterator[dict[str, Any]]:
         """The rewards and the lengths of each row."""
@@ -81,27 +131,21 @@ class PairPlaces(NamedTuple):
 
 def measure(
     args: EvaluateArguments,
-    name: str,
-    run: str,
+    plan: Plan,
     load_sets: Callable[[bool], Sequence[EvaluationSet]],
     accelerator: Accelerator,
-    target: Target | None,
 ) -> Measured | None:
     """Scores all sets with a model; None on all processes but the first.
 
     Args:
         args: the options.
-        name: of the model.
-        run: the model whose training run says `max_length` and `tokenization`.
+        plan: of the model.
         load_sets: from whether the model has a chat template to the sets.
         accelerator: shares the work.
-        target: what the cases are measured against.
 
     Raises:
-        ValueError: nothing to draw, no reference model, another vocabulary, or rewards that are not finite.
+        ValueError: no pairs to draw or to count, another vocabulary, or rewards that are not finite.
     """
-    from accelerate.utils import is_peft_model
-
     from ..evaluation.drift import check_one_vocabulary, completion_kl
     from ..evaluation.scorer import completion_tokens, logps_of_tokens
     from ..rows.tokens import prepare_tokenizer
@@ -109,36 +153,23 @@ def measure(
     def load(name: str) -> Any:
         return load_model(name, dtype=args.dtype, device_map=None, trust_remote_code=args.trust_remote_code)
 
+    name = plan.model
     tokenizer = load_tokenizer(name, trust_remote_code=args.trust_remote_code)
     sets = load_sets(tokenizer.chat_template is not None)
-    if args.plot and all(each.kind == "rm-bench" for each in sets):
-        raise ValueError(f"--plot {args.plot}: RM-Bench has no pairs to draw: name a set of pairs or of lists, too")
+    for option, use in (("plot", "to draw"), ("cases", "to count cases of")):
+        if (given := getattr(args, option)) and all(each.kind == "rm-bench" for each in sets):
+            raise ValueError(f"--{option} {given}: RM-Bench has no pairs {use}: name a set of pairs or of lists, too")
     prepare_tokenizer(tokenizer, [each.name for each in sets if any(row.is_conversational for row in each.rows)])
-    model = load(name)
-    compares = args.reward == "log-ratio" or (target is not None and target.objective.needs_reference)
-    reference = args.ref_model
-    if compares and reference is None and not is_peft_model(model):
-        if args.reward == "log-ratio":
-            raise ValueError("reward 'log-ratio' needs --ref_model: the model that training started from")
-        reference = target.reference if target is not None else None
-        if reference is None:
-            raise ValueError(
-                f"--cases {args.cases}: the margin of {name} has a reference model in it: give --ref_model, the model "
-                "that training started from"
-            )
-    if reference is not None:
-        find_model(reference)
-    start = None
+    model, start = load(name), None
     if args.drift_from not in (None, name):
         start = load(args.drift_from)
         start_tokenizer = load_tokenizer(args.drift_from, trust_remote_code=args.trust_remote_code)
         check_one_vocabulary((name, args.drift_from), (tokenizer, start_tokenizer), (model, start))
-    tokenization = args.tokenization or trained_with(run, "tokenization") or "chat-template"
-    if model.config.is_encoder_decoder:
-        tokenization = "cpo"
-    longest = longest_rows(args, run, sets, model)
+    bench = RM_BENCH_LENGTH if args.max_length is None else args.max_length
+    longest = {each.name: bench if each.kind == "rm-bench" else plan.max_length for each in sets}
+    logger.info("longest rows, in tokens: %s", longest)
     tokens = {
-        each.name: completion_tokens(model, tokenizer, each.rows, longest[each.name], tokenization, each.name)
+        each.name: completion_tokens(model, tokenizer, each.rows, longest[each.name], plan.tokenization, each.name)
         for each in sets
     }
 
@@ -156,8 +187,8 @@ def measure(
     elif args.drift_from is not None:  # from itself
         kls = {of_set: [np.zeros(len(row.ids)) for row in rows] for of_set, rows in tokens.items()}
     references: dict[str, list[CompletionLogps]] = {}
-    if compares:
-        references = score(model, use_adapter=False) if reference is None else score(load(reference))
+    if plan.compares:
+        references = score(model, use_adapter=False) if plan.reference is None else score(load(plan.reference))
     if not accelerator.is_main_process:
         return None
     rewards = {name: rewards_of(args.reward, found, references.get(name)) for name, found in scored.items()}
@@ -166,24 +197,11 @@ def measure(
     for each in sets:
         found = scored[each.name]
         report = report_of(each, rewards[each.name], found, args, kls.get(each.name))
-        if target is not None:
-            cases = cases_of(target, each, found, references.get(each.name), args.bootstrap)
+        if plan.target is not None:
+            cases = cases_of(plan.target, each, found, references.get(each.name), args.bootstrap)
             report |= {**cases, "intervals": {**report["intervals"], **cases.get("intervals", {})}}
         reports[each.name] = report
-    return Measured(sets, scored, rewards, reports, longest, tokenization)
-
-
-def longest_rows(args: EvaluateArguments, run: str, sets: Sequence[EvaluationSet], model: Any) -> dict[str, int]:
-    """The `max_length` of each set."""
-    length = args.max_length
-    if length is None:
-        option = "max_completion_length" if model.config.is_encoder_decoder else "max_length"
-        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        length = trained_with(run, option) or limit or MAX_LENGTH
-    default = {"rm-bench": RM_BENCH_LENGTH} if args.max_length is None else {}
-    found = {each.name: default.get(each.kind, length) for each in sets}
-    logger.info("longest rows, in tokens: %s", found)
-    return found
+    return Measured(plan, sets, scored, rewards, reports, longest)
 
 
 def rewards_of(
@@ -262,6 +280,8 @@ def cases_of(
 
     places = PairPlaces.of(each, scored)
     if not places.rows.size:
+        if each.kind != "rm-bench":  # it never has any
+            logger.warning("%s has no cases: it has no pair to count", each.name)
         return {}
     logps, lengths = places.take([row.logps for row in scored]), places.take([row.lengths for row in scored])
     of_reference = None if reference is None else places.take([row.logps for row in reference])

@@ -66,6 +66,13 @@ def find_model(name: str) -> str:
     return str(folder)
 
 
+def base_of(name: str) -> str:
+    """`find_model`'s folder or Hub id; of an adapter, its base model's."""
+    path = find_model(name)
+    adapter = Path(path) / "adapter_config.json"
+    return base_of(json.loads(adapter.read_text("utf-8"))["base_model_name_or_path"]) if adapter.is_file() else path
+
+
 def digest_of_files(path: Path, kinds: Sequence[str] = WEIGHTS) -> str:
     """Of a file, or of those of these kinds in a model's folder."""
     digest = hashlib.sha256()
@@ -116,6 +123,18 @@ def load_model(name: str, trainable: bool = False, **kwargs: Any) -> Any:
 
             return AutoPeftModelForCausalLM.from_pretrained(path, is_trainable=trainable, **kwargs)
         return create_model_from_path(path, **kwargs)
+
+
+def load_config(name: str, **kwargs: Any) -> Any:
+    """The config of a model; of an adapter, its base model's.
+
+    Raises:
+        ValueError: it does not exist or cannot be loaded.
+    """
+    from transformers import AutoConfig
+
+    with _loading("model", name):
+        return AutoConfig.from_pretrained(base_of(name), **kwargs)
 
 
 def load_tokenizer(name: str, **kwargs: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..tables import markdown_table
@@ -14,7 +14,12 @@ MEANING = (
     "Both are the same for every method, whatever reward it trains."
 )
 INTERVALS = "In brackets: 95 % intervals, by bootstrap over prompts."
-ACCURACIES = ("pwa_all", "best_worst")  # of pairs, and of lists
+ABOUT_CASES = (
+    "AMaPO's cases: r is the gap of the policy's own log-probabilities, summed or per token as in the method's "
+    "reward, and γ is what the method compares it with. The other accuracies are of the reward {reward}, so that they "
+    "can differ from the share of pairs ranked right by r. RM-Bench has no pairs, and no cases."
+)
+ACCURACIES = {"pairs": "pwa_all", "listwise": "best_worst", "rm-bench": "average"}  # by `kind`
 RANKING = ("pwa", "pwa_all", "spearman", "n_pairs_gap", "n_pairs")  # by the names in `ranking_metrics`
 PAIR_ROWS = {
     "pwa": "pairwise accuracy, score gap ≥ {gap:g}",
@@ -31,6 +36,7 @@ PAIR_ROWS = {
     "n_pairs_gap": "pairs with score gap ≥ {gap:g}",
     "n_pairs": "pairs",
 }
+TARGET_ROWS = {"case_method": "method", "case_reward": "r", "case_margin": "γ"}
 CASE_ROWS = {
     "case_1": "1, ideal: right, r ≥ γ",
     "case_2": "2, overfitting: right, r < γ",
@@ -53,7 +59,11 @@ LISTWISE_ROWS = {
 
 
 def report_tables(
-    reports: Mapping[str, Mapping[str, Any]], min_score_gap: float, reward: str, bins: bool = True
+    reports: Mapping[str, Mapping[str, Any]],
+    min_score_gap: float,
+    reward: str,
+    bins: bool = True,
+    targets: Mapping[str, Mapping[str, str]] | None = None,
 ) -> str:
     """All tables of `trl-margins evaluate`, those of one kind together.
 
@@ -62,7 +72,19 @@ def report_tables(
         min_score_gap: of the pairs behind `pwa`.
         reward: its name.
         bins: also the pairwise accuracy by score gap and by length.
+        targets: set → what its cases are of, by the names in `TARGET_ROWS`.
     """
+    parts = _tables(reports, min_score_gap, reward, bins, targets or {})
+    return "\n\n".join([*parts, *_notes([reports], reward)])
+
+
+def _tables(
+    reports: Mapping[str, Mapping[str, Any]],
+    min_score_gap: float,
+    reward: str,
+    bins: bool,
+    targets: Mapping[str, Mapping[str, str]],
+) -> list[str]:
     kinds = {
         kind: {k: v for k, v in reports.items() if v["kind"] == kind} for kind in ("pairs", "listwise", "rm-bench")
     }
@@ -73,15 +95,25 @@ def report_tables(
         parts += _bins_tables({name: found for name, found in rows.items() if found}, by)
     parts += [_side_by_side(kinds["listwise"], LISTWISE_ROWS)] if kinds["listwise"] else []
     parts += [_rm_bench_tables(report, name) for name, report in kinds["rm-bench"].items()]
-    with_cases = {name: report for name, report in reports.items() if "case_1" in report}
-    parts += [_side_by_side(with_cases, CASE_ROWS, "AMaPO's cases: ranked right or wrong")] if with_cases else []
+    with_cases = {name: {**targets.get(name, {}), **of} for name, of in reports.items() if "case_1" in of}
+    if with_cases:
+        parts.append(_side_by_side(with_cases, TARGET_ROWS | CASE_ROWS, "AMaPO's cases: ranked right or wrong"))
     if any("kl_drift" in report for report in reports.values()):
         parts.append(_side_by_side(reports, DRIFT_ROWS))
-    return "\n\n".join([*parts, INTERVALS])
+    return parts
+
+
+def _notes(reports: Iterable[Mapping[str, Mapping[str, Any]]], reward: str) -> list[str]:
+    has_cases = any("case_1" in report for of in reports for report in of.values())
+    return [*([ABOUT_CASES.format(reward=reward)] if has_cases else []), INTERVALS]
 
 
 def model_tables(
-    models: Mapping[str, Mapping[str, Mapping[str, Any]]], min_score_gap: float, reward: str, bins: bool = True
+    models: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    min_score_gap: float,
+    reward: str,
+    bins: bool = True,
+    targets: Mapping[str, Mapping[str, str]] | None = None,
 ) -> str:
     """The same of several models: the ranking accuracy of all on all sets, as in AMaPO's Table 4, then the tables of
     each set, with the models side by side.
@@ -89,23 +121,22 @@ def model_tables(
     Args:
         models: model → set → numbers. Every model has the same sets.
         min_score_gap, reward, bins: as in `report_tables`.
+        targets: the same of each model.
     """
     sets: dict[str, dict[str, Mapping[str, Any]]] = {}
     for model, reports in models.items():
         for name, report in reports.items():
             sets.setdefault(name, {})[model] = report
-    ranked = [name for name, of in sets.items() if any(key in ACCURACIES for key in next(iter(of.values())))]
-    rows = [[model, *(_accuracy(reports[name]) for name in ranked)] for model, reports in models.items()]
-    parts = [markdown_table(["ranking accuracy", *ranked], rows)] if len(ranked) > 1 else []
+    rows = [[model, *map(_accuracy, reports.values())] for model, reports in models.items()]
+    parts = [markdown_table(["ranking accuracy", *sets], rows)] if len(sets) > 1 else []
     for name, of in sets.items():
-        tables = report_tables(of, min_score_gap, reward, bins)
-        parts.append(f"**{name}**\n\n{tables.removesuffix(INTERVALS).rstrip()}")
-    return "\n\n".join([*parts, INTERVALS])
+        parts += [f"**{name}**", *_tables(of, min_score_gap, reward, bins, targets or {})]
+    return "\n\n".join([*parts, *_notes(sets.values(), reward)])
 
 
 def _accuracy(report: Mapping[str, Any]) -> str:
-    name = next(name for name in ACCURACIES if name in report)
-    return _cell(report[name], report["intervals"].get(name))
+    name = ACCURACIES[report["kind"]]
+    return _cell(report.get("total", report)[name], report["intervals"].get(name))
 
 
 def pair_table(reports: Mapping[str, Mapping[str, Any]], min_score_gap: float, unit: str) -> str:
@@ -156,9 +187,9 @@ def _side_by_side(reports: Mapping[str, Mapping[str, Any]], labels: Mapping[str,
     return markdown_table([title, *reports], rows)
 
 
-def _cell(value: float | int | None, interval: tuple[float, float] | None = None) -> str:
+def _cell(value: float | int | str | None, interval: tuple[float, float] | None = None) -> str:
     if value is None:
         return "-"
-    if isinstance(value, int):
+    if isinstance(value, int | str):
         return str(value)
     return f"{value:.4f}" if interval is None else f"{value:.4f} ({interval[0]:.3f}–{interval[1]:.3f})"

@@ -242,7 +242,7 @@ def test_right_in_the_cases_of_dpo_is_by_summed_log_probabilities(tiny_model, pa
     assert report["pwa_all"] != pytest.approx(summed)
     assert found["cases_of"]["run"] is None
     assert cells_of(printed, "method") == ["dpo (defaults)"]
-    assert cells_of(printed, "r") == ["summed, β = 0.01"]  # SimPO's, Llama-3-Base
+    assert cells_of(printed, "r") == ["summed, β = 0.01"]  # SimPO's README has this β
     assert cells_of(printed, "γ") == ["reference"]
     assert "The other accuracies are of the reward length-normalized, so that they can differ" in printed
 
@@ -534,7 +534,9 @@ def test_densities_are_kernel_sums():
         assert y == pytest.approx(kernels.mean(1))
         assert y.mean() * np.ptp(x) == pytest.approx(1, abs=1e-2)
         assert panel.lines[1].get_xdata()[0] == pytest.approx(values.mean())
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["before", "after"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["before", "after", "mean"]
+    first, _, second, *_ = figure.axes[1].lines  # the same curve twice: the first shows through the second
+    assert first.get_linestyle() == "-" != second.get_linestyle()
     assert "over 60 pairs per set and model" in caption
 
 

@@ -611,7 +611,8 @@ def test_the_figures_beside_the_histograms(two_splits, tmp_path, capsys, monkeyp
     assert main(argv) == 0
     names = ["audit", "audit-gradient-mass-train", "audit-evaluation-factors-train", "audit-evaluation-factors-test"]
     printed = capsys.readouterr().out
-    assert printed.splitlines()[-4:] == [str(tmp_path / f"{name}.png") for name in names]
+    assert [line.split(": ")[0] for line in printed.splitlines()[-4:]] == [str(tmp_path / f"{n}.png") for n in names]
+    assert "A tick marks the median, a dashed line γ/β = 0.3" in printed.splitlines()[-1]
     for metric in ("jaccard", "rouge1", "rouge2", "rougeL"):
         assert f"\n  {metric} " in printed
     for name in names:
@@ -658,6 +659,7 @@ def test_the_pictures_show_the_numbers():
     assert len(panels) == 1 + 3 * 4
     medians = [lines.get_segments()[0][0][0] for lines in panels[0].collections]
     assert medians == [each.factors.median for each in found.factor_margins]
+    assert [panel.get_xlabel() for panel in panels] == ["EF", *["f(EF)"] * 4, *["margin / β"] * 8]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         same = of(plain(3, evaluation_factor=[0.5] * 3), ef_metrics=["rouge1"]).factor_margins[1:]
@@ -667,6 +669,18 @@ def test_the_pictures_show_the_numbers():
     assert [lines.get_segments()[0][0][0] for lines in scaled.collections] == [
         each.margins["log"]["scale"].median for each in found.factor_margins
     ]
+
+
+def test_factors_of_0_are_explained_in_their_picture():
+    """log(1/0.01) is where they are: the floor of GaPO's mapping."""
+    from trl_margins.report.audit_figure import factors_picture
+
+    compared = of(plain(4, evaluation_factor=[0.0, 0.5, 0.25, 0.125]), ef_metrics=["rouge1"]).factor_margins
+    found = [each for each in compared if each.n_zero]
+    assert found[0].margins["log"]["none"].maximum == pytest.approx(np.log(100))
+    *texts, zeros = (text.get_text() for text in factors_picture(found).figure.legends[0].get_texts())
+    assert texts == ["pairs, each histogram of the same height", "median", "target margin, γ/β = 0.3"]
+    assert zeros == f"EF = 0 counts as 0.01 in f: the bars at the right edge\n({found[0].metric}: 25 %)"
 
 
 def test_a_figure_has_panels_for_what_there_is():

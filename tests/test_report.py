@@ -741,6 +741,78 @@ def test_names_are_text():
     assert label("$x_1$") == r"\$x_1\$"
     assert label("_private") == "\u200b_private"
     assert max(map(len, label("no-" * 40).splitlines())) <= 34
+    name = "gappo-num_train_epochs=3,learning_rate=1e-4,lr_scheduler_type=constant,warmup_steps=0-lr0.0001-seed42"
+    lines = label(name).split("\n")
+    assert "".join(lines) == name
+    assert lines == [
+        *("gappo-num_train_epochs=3,", "learning_rate=1e-4,", "lr_scheduler_type=constant,"),
+        "warmup_steps=0-lr0.0001-seed42",
+    ]
+    assert label("a name of several words, as of a folder") == "a name of several words, as of a\nfolder"
+
+
+@pytest.mark.parametrize("names", [["a" * 30] * 4, ["short", "w" * 34, "b", "c" * 20, "d"], ["a"] * 12])
+def test_a_legend_is_no_wider_than_its_figure(names):
+    """By matplotlib's own measure."""
+    from matplotlib.lines import Line2D
+
+    from trl_margins.report.style import legend_below, panels
+
+    for n in (1, 2):
+        figure, _ = panels(n)
+        legend_below(figure, [Line2D([], []) for _ in names], names, columns=6)
+        figure.draw_without_rendering()
+        (legend,) = figure.legends
+        assert legend.get_window_extent().width <= figure.bbox.width
+
+
+def legend_of(picture):
+    return [text.get_text() for text in picture.figure.legends[0].get_texts()]
+
+
+def test_rings_and_lines_are_in_the_legends(run_of):
+    runs = [run_of("gap-aware", "a"), run_of("gap-aware", "b")]
+    assert legend_of(figures.ranking(runs)) == ["a", "b", "best value"]
+    assert legend_of(figures.evaluation_factors(runs)) == ["a", "b", "mean"]
+    assert legend_of(figures.gradient_norm(runs)) == ["a", "b", "2 × median"]
+    low = evaluated({"step": 1, "eval_pwa_all": 0.4}, {"step": 2, "eval_pwa_all": 0.6})
+    assert legend_of(figures.ranking([low])) == ["run", "best value", "guessing"]
+    looks = figures.run_styles(runs)
+    assert looks["a"]["linestyle"] != looks["b"]["linestyle"]
+
+
+def test_a_line_outside_the_axes_is_not_in_the_legend(tmp_path):
+    gap = np.array([-1.0, -0.5, 0.5, 1.0])
+    near = of_pairs(tmp_path / "near", step=[1, 1, 2, 2], reward_gap=gap, margin=gap * [1.2, 0.7, 1.2, 0.7])
+    far = of_pairs(tmp_path / "far", step=[1, 1, 2, 2], reward_gap=gap, margin=gap / 10 + 5)
+    assert "margin = reward gap" in legend_of(figures.margins([near]))
+    picture = figures.margins([replace(far, info={**far.info, "margin": "amapo"})])
+    assert "margin = reward gap" not in legend_of(picture)
+    assert "In far all points are on one side of that line, and it is outside the axes." in picture.caption
+
+
+def test_medians_of_label_smoothing_are_in_the_picture(tmp_path):
+    """Theorem 3.1 in NumPy: of three pairs, the one near m = 0 is beyond ±1."""
+    gap, target = np.array([0.01, 1.0, 2.0]), 0.5
+    margin = np.array([0.6, 1.8, 1.0])
+    slope = 1 / (1 + np.exp(gap - margin))
+    run = of_pairs(tmp_path / "run", step=[1, 1, 2], reward_gap=gap, margin=margin, slope=slope)
+    info = {**run.info, "gamma": target, "margin": "gamma-po"}
+    picture = figures.label_smoothing([replace(run, info=info)])
+    (panel,) = picture.figure.axes
+    between = np.log1p(np.exp(gap + target)) - np.log1p(np.exp(target - gap))
+    expected = (margin - target) / (1 + np.exp(gap - target)) / between
+    assert (np.abs(expected) > 1).tolist() == [True, False, False]
+    low, high = panel.get_ylim()
+    drawn = next(line for line in panel.lines if line.get_marker() == "s" and len(line.get_xdata()) == 3)
+    assert np.isnan(drawn.get_ydata()[0])
+    np.testing.assert_allclose(drawn.get_ydata()[1:], expected[1:], rtol=1e-6)
+    assert low < drawn.get_ydata()[1:].min()
+    assert drawn.get_ydata()[1:].max() < high
+    (edge,) = (line for line in panel.lines if line.get_marker() == "^")
+    assert edge.get_xdata().tolist() == [0.01]
+    assert 0.9 * high < edge.get_ydata()[0] < high
+    assert "median beyond the axis" in legend_of(picture)
 
 
 # The page

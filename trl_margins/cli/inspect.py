@@ -121,8 +121,8 @@ def main(argv: Sequence[str]) -> int:
     if args.plot:
         from ..report.audit_figure import write_figures
 
-        for file in write_figures(found, Path(args.plot)):
-            print(file)
+        for file, caption in write_figures(found, Path(args.plot)).items():
+            print(f"{file}: {caption}")
     return 0
 
 

@@ -8,18 +8,23 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from ..data.audit import Audit, Distribution, SplitAudit
 from ..data.audit.factor_margins import GAMMA_BETA_RATIO, FactorMargins
 from ..data.audit.gradient_mass import GradientMass
+from ..terms.evaluation_factor import FLOOR
 from .audit_text import MAPPED, NORMALIZED, bin_labels, filled_bins, mass_names
 from .picture import Picture
 from .style import BLUE, GREY, INK, LOOKS, ORANGE, VERMILLION, WIDTH, label, legend_below, panels, percent, styled
 
 
 @styled
-def write_figures(found: Audit, file: Path) -> list[Path]:
-    """The histograms to the file, and beside it, with the names of the pictures in theirs, the other pictures."""
+def write_figures(found: Audit, file: Path) -> dict[Path, str]:
+    """The histograms to the file, and beside it, with the names of the pictures in theirs, the other pictures. Returns
+    their captions.
+    """
     pictures = {file: Picture("audit", "Audit of a preference set", audit_figure(found), _ABOUT)}
     pictures |= {file.with_stem(f"{file.stem}-{picture.name}"): picture for picture in _pictures(found)}
     for path, picture in pictures.items():
@@ -27,7 +32,7 @@ def write_figures(found: Audit, file: Path) -> list[Path]:
         about = {"Title": picture.title, "Description": picture.caption}
         date = {"Date": None} if path.suffix == ".svg" else {}
         picture.figure.savefig(path, metadata=about | date)
-    return list(pictures)
+    return {path: picture.caption for path, picture in pictures.items()}
 
 
 FENCE = 3.0  # times the width of the middle half of the numbers
@@ -132,7 +137,17 @@ def factors_picture(compared: Sequence[FactorMargins], suffix: str = "") -> Pict
     grid = figure.add_gridspec(1 + len(normalizations), len(mappings))
     first = figure.add_subplot(grid[0, :2])
     _ridges(first, [(of.metric, of.factors) for of in compared])
-    first.set(title="evaluation factor EF (1: the same)", xlim=(0, 1))
+    first.set(title="evaluation factor EF (1: the same)", xlim=(0, 1), xlabel="EF")
+    zeros = [f"{of.metric}: {percent(of.n_zero / of.factors.n)}" for of in compared if of.n_zero]
+    handles = [
+        Patch(color=BLUE, alpha=0.45),
+        Line2D([], [], color=INK, linewidth=1.5, linestyle="none", marker="|", markersize=12, markeredgewidth=1.5),
+        Line2D([], [], color=GREY, linewidth=1.2, linestyle="--"),
+        *([Patch(alpha=0)] if zeros else []),
+    ]
+    texts = ["pairs, each histogram of the same height", "median", f"target margin, γ/β = {GAMMA_BETA_RATIO:g}"]
+    texts += [f"EF = 0 counts as {FLOOR:g} in f: the bars at the right edge\n({', '.join(zeros)})"] if zeros else []
+    figure.legend(handles, texts, loc="upper right")
     for row, normalization in enumerate(normalizations, 1):
         for column, mapping in enumerate(mappings):
             panel = figure.add_subplot(grid[row, column])
@@ -140,12 +155,14 @@ def factors_picture(compared: Sequence[FactorMargins], suffix: str = "") -> Pict
             f = MAPPED[mapping]
             titles = {"none": f, "scale": f"scaled: γ f / mean f\nf = {f}", "add": f"added: f − mean f + γ\nf = {f}"}
             panel.set_title(titles[normalization])
+            panel.set_xlabel("f(EF)" if normalization == "none" else "margin / β")
             if normalization != "none":
                 panel.axvline(GAMMA_BETA_RATIO, color=GREY, linewidth=1.2, linestyle="--", zorder=1)
     caption = (
         "Histograms of the evaluation factors, of f(EF), and of both normalised margins, in units of β and all of the "
         "same height. Single pairs far from the middle half are beyond the axes. A tick marks the median, a dashed "
         f"line γ/β = {GAMMA_BETA_RATIO:g} (GaPO, figure 2 and table 4). Without normalisation the margin is f(EF). "
+        f"An EF below {FLOOR:g} counts as {FLOOR:g} in f, so that such pairs have the largest margin. "
         "From " + ", ".join(f"{of.factors.n:,} pairs ({of.metric})" for of in compared) + "."
     )
     return Picture(f"evaluation-factors{suffix}", "Evaluation factors and the margins from them", figure, caption)

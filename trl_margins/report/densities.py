@@ -39,7 +39,7 @@ def densities(sets: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]], r
     figure, axes = panels(2 * len(sets))
     models = list(dict.fromkeys(model for of in sets.values() for model in of))
     looks = {
-        model: {"color": LOOKS[i % len(LOOKS)]["color"], "linestyle": DASHES[i // len(LOOKS) % len(DASHES)]}
+        model: {"color": LOOKS[i % len(LOOKS)]["color"], "linestyle": DASHES[i % len(DASHES)]}
         for i, model in enumerate(models)
     }
     unit = "nats per token" if reward == "length-normalized" else "nats"
@@ -60,7 +60,8 @@ def densities(sets: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]], r
                 panel.axvline(0, color=GREY, linewidth=1.2, linestyle=":", zorder=1)
             panel.set(xlabel=xlabel, ylabel="density", title=label(name))
             panel.set_ylim(bottom=0)
-    legend_below(figure, [Line2D([], [], **look) for look in looks.values()], models)
+    thin = {"color": GREY, "linewidth": 1}
+    legend_below(figure, [Line2D([], [], **look) for look in (*looks.values(), thin)], [*models, "mean"])
     n = span(gaps.size for of in sets.values() for gaps, _ in of.values())
     summed = "" if reward == "length-normalized" else ", summed over its tokens"
     of_list = "the chosen and the rejected completion of a pair, of a list its best and its worst by score"

@@ -64,6 +64,8 @@ def ranking(runs: Sequence[Run]) -> Picture:
     looks = _curve_looks(runs, curves)
     drawn = [run for run in runs if curves[run.name]]
     figure, over = _over_training(drawn, metrics, height=3.2)
+    names = {f"{run}, {of_set}" if of_set else run: look for (run, of_set), look in looks.items()}
+    names["best value"] = style.BEST
     for panel, metric, scale in over:
         for (run, of_set), look in looks.items():
             if (curve := curves[run].get((of_set, metric))) is not None:
@@ -75,10 +77,10 @@ def ranking(runs: Sequence[Run]) -> Picture:
         over_steps(panel, drawn, scale)
         low, high = panel.get_ylim()
         if low < guessing < high:
-            panel.axhline(guessing, color=GREY, linewidth=1.2, linestyle=":", zorder=1)
+            names["guessing"] = {"color": GREY, "linewidth": 1.2, "linestyle": ":"}
+            panel.axhline(guessing, zorder=1, **names["guessing"])
         panel.set_ylim(low, high)
-    names = [f"{run}, {of_set}" if of_set else run for run, of_set in looks]
-    legend_below(figure, [Line2D([], [], **look) for look in looks.values()], names)
+    legend_below(figure, [Line2D([], [], **look) for look in names.values()], list(names))
     caption = (
         f"{MEANING} A ring marks the best value of a curve; a dotted line, where it is in range, the value of "
         f"guessing. From {STATE}: "
@@ -96,7 +98,7 @@ def _curve_looks(runs: Sequence[Run], curves: Mapping[str, Mapping[tuple[str, st
             i = sets.index(of_set)
             if len(runs) == 1:  # colors are free to tell the sets apart
                 look = dict(style.LOOKS[i % len(style.LOOKS)])
-            looks[run, of_set] = look | {"linestyle": style.DASHES[i % len(style.DASHES)]}
+            looks[run, of_set] = look | ({"linestyle": style.DASHES[i % len(style.DASHES)]} if len(sets) > 1 else {})
     return looks
 
 
@@ -175,7 +177,9 @@ def evaluation_factors(found: list[Usable], runs: Sequence[Run]) -> tuple[Figure
         panel.set(title=title, xlabel=xlabel, ylabel="share of pairs")
         panel.yaxis.set_major_formatter(percent)
     names = [of.run.name for of in found]
-    legend_below(figure, [Line2D([], [], color=colors[name]) for name in names], names)
+    handles = [Line2D([], [], color=colors[name]) for name in names]
+    mean = Line2D([], [], color=GREY, linewidth=1.2, linestyle="--")
+    legend_below(figure, [*handles, mean], [*names, "mean"])
     caption = (
         "The trained pairs in 25 bins; dashed lines are means. The mapping turns the similarity of the two "
         "completions into a distance, and normalisation gives it the size of a target margin. "
@@ -363,6 +367,7 @@ def gradient_norm(runs: Sequence[Run]) -> Picture:
         return replace(picture, left_out=left_out)
     medians = [float(np.median(curves[run.name].values)) for run in drawn]
     threshold = LARGE * float(np.median(medians))
+    line: dict[str, Any] = {"color": GREY, "linewidth": 1.2, "linestyle": "--", "marker": ""}
     figure, over = _over_training(drawn, ["grad_norm"], height=3.0)
     looks = {name: look for name, look in run_styles(runs).items() if name not in left_out}
     for panel, _, scale in over:
@@ -371,11 +376,12 @@ def gradient_norm(runs: Sequence[Run]) -> Picture:
             smooth = summaries.Curve(curve.steps, summaries.smoothed(curve.values))
             panel.plot(scale[name] * curve.steps, curve.values, color=look["color"], linewidth=0.8, alpha=0.35)
             _plot(panel, smooth, look, scale[name])
-        panel.axhline(threshold, color=GREY, linewidth=1.2, linestyle="--", zorder=1)
+        panel.axhline(threshold, zorder=1, **line)
         panel.set_ylim(bottom=0)
         panel.set_ylabel("norm of the loss gradient")
         over_steps(panel, drawn, scale)
-    legend_below(figure, [Line2D([], [], **look) for look in looks.values()], list(looks))
+    handles = [Line2D([], [], **look) for look in (*looks.values(), line)]
+    legend_below(figure, handles, [*looks, f"{LARGE:g} × median"])
     said = []
     for run in drawn:
         curve = curves[run.name]

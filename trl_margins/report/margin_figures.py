@@ -55,19 +55,25 @@ def margins(found: list[Usable], runs: Sequence[Run]) -> tuple[Figure, str]:
     figure, axes = panels(len(found), height=3.3)
     diagonal: dict[str, Any] = {"color": GREY, "linewidth": 1}
     dashed: dict[str, Any] = {"color": INK, "linewidth": 1.2, "linestyle": "--"}
-    there, targets = [], {}
+    there, targets, lines, outside = [], {}, {}, []
     for panel, of in zip(axes, found, strict=True):
         there.append(_scatter(panel, of, of["reward_gap"], of["margin"]))
         if (target := shared_target(of.run)) is not None:
             targets[of.run.name] = target
+            lines["target margin γ₀"] = dashed
             panel.axhline(target, zorder=3, **dashed)
         x, y = panel.get_xlim(), panel.get_ylim()
         ends = max(x[0], y[0]), min(x[1], y[1])
         if ends[0] < ends[1]:  # the line is in range
+            lines["margin = reward gap"] = diagonal
             panel.plot(ends, ends, zorder=3, **diagonal)
+        else:
+            outside.append(of.run.name)
         panel.set(xlim=x, ylim=y, ylabel="margin (reward units)")
-    _legend(figure, {"margin = reward gap": diagonal, **({"target margin γ₀": dashed} if targets else {})})
+    _legend(figure, lines)
     caption = "One point per trained pair. Right of the grey line the reward gap of a pair is larger than its margin. "
+    if outside:
+        caption += f"In {', '.join(outside)} all points are on one side of that line, and it is outside the axes. "
     if targets:
         each = ", ".join(f"{target:g} in {name}" for name, target in targets.items())
         caption += f"The dashed line is the target margin γ₀ of the run's settings: {each}. "
@@ -105,20 +111,31 @@ def label_smoothing(found: list[Usable], runs: Sequence[Run]) -> tuple[Figure, s
     """γ-PO's implied ε against reward gap, with medians of pairs that are ranked wrongly and rightly."""
     figure, axes = panels(len(found), height=3.3)
     median: dict[str, Any] = {"color": INK, "marker": "s", "zorder": 3}
+    edge = median | {"linestyle": "none", "fillstyle": "none", "markersize": 7}
+    lines = {"median of a fifth of the pairs on one side of 0": median}
     there, beyond = [], []
     for panel, of in zip(axes, found, strict=True):
         gap, rate = of["reward_gap"], smoothing_of(of)
         there.append(_scatter(panel, of, gap, rate))
         beyond.append(int((~(np.abs(rate) <= BOUND)).sum()))
+        middles = []  # of both sides, [fifths, 2] gap and rate
         for side in (gap < 0, gap > 0):  # at 0 the rate has a pole
             rows = np.flatnonzero(side)[np.argsort(gap[side], kind="stable")]
             parts = [part for part in np.array_split(rows, FIFTHS) if part.size]
-            panel.plot(*np.reshape([(np.median(gap[i]), np.median(rate[i])) for i in parts], (-1, 2)).T, **median)
+            middles.append(np.reshape([(np.median(gap[i]), np.median(rate[i])) for i in parts], (-1, 2)))
         panel.axhline(0, color=GREY, linewidth=1)
         inside = np.abs(rate[np.abs(rate) <= BOUND])
-        reach = min(BOUND, 1.1 * max(float(np.quantile(inside, 0.99)) if inside.size else BOUND, 1e-3))
+        medians = np.abs(np.concatenate(middles)[:, 1])
+        reach = max([float(np.quantile(inside, 0.99)) if inside.size else BOUND, *medians[medians <= BOUND], 1e-3])
+        reach *= 1.1
+        for x, y in (middle.T for middle in middles):
+            panel.plot(x, np.where(np.abs(y) <= BOUND, y, np.nan), **median)
+            for sign, marker in ((1, "^"), (-1, "v")):
+                if (far := sign * y > BOUND).any():
+                    lines["median beyond the axis"] = edge | {"marker": "^"}
+                    panel.plot(x[far], np.full(far.sum(), 0.96 * sign * reach), **edge | {"marker": marker})
         panel.set(ylim=(-reach, reach), ylabel="implied label smoothing ε")
-    _legend(figure, {"median of a fifth of the pairs on one side of 0": median})
+    _legend(figure, lines)
     caption = (
         "With the target margin γ₀ and labels smoothed by ε, a pair has the loss that its own margin gives it, to "
         "first order in the difference of the margins (γ-PO, Theorem 3.1). Below 0 it is no rate of smoothing: the "

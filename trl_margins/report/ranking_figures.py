@@ -19,7 +19,7 @@ from ..evaluation.tables import CASE_ROWS
 from . import summaries
 from .picture import Picture, Usable, from_pairs, source
 from .run_folder import STATE, Run
-from .style import BLUE, LOOKS, ORANGE, SKY, VERMILLION, label, legend_below, over_steps, panels, percent, styled
+from .style import BEST, BLUE, LOOKS, ORANGE, SKY, VERMILLION, label, legend_below, over_steps, panels, percent, styled
 
 CASE_COLORS = dict(zip(CASES, (BLUE, VERMILLION, ORANGE, SKY), strict=True))
 
@@ -146,8 +146,9 @@ def setting(runs: Sequence[Run]) -> Picture:
         panel.set_ylabel("rank correlation" if metric == "spearman" else "share of pairs")
         if at.min() > 0 and at.max() >= 20 * at.min():
             panel.set_xscale("log")
-    if len(sets) > 1:
-        legend_below(figure, [Line2D([], [], **look) for _, look in zip(sets, cycle(LOOKS), strict=False)], sets)
+    shown = dict(zip(sets, cycle(LOOKS), strict=False)) if len(sets) > 1 else {}
+    shown |= {"last evaluation": BEST | {"fillstyle": "full"}, "best one": BEST}
+    legend_below(figure, [Line2D([], [], **look) for look in shown.values()], list(shown))
     caption = (
         f"A point per run, over {field}; all other settings but seeds are the same. Filled: the last evaluation of "
         "the training, with a line through the means of equal settings. Hollow: the best one. As AMaPO's figure 1a "

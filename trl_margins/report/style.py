@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import textwrap
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,9 +23,10 @@ GREY, INK = "#9A9A9A", "#222222"
 
 MARKERS = ("o", "s", "^", "D", "v", "P")
 DASHES = ("-", "--", ":", "-.")
-LOOKS: Sequence[Mapping[str, Any]] = tuple(
+LOOKS: Sequence[dict[str, Any]] = tuple(
     {"color": c, "marker": m} for c, m in zip((BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY), MARKERS, strict=True)
 )
+BEST = {"color": GREY, "linestyle": "none", "marker": "o", "markersize": 9, "fillstyle": "none"}  # in legends
 TIERS, TIER_COLORS = ("lowest third of weights", "middle", "highest"), (VERMILLION, GREY, BLUE)
 
 WIDTH = 9.6  # inches; a page shows one as 96 pixels
@@ -34,13 +35,24 @@ styled = matplotlib.style.context(Path(__file__).parent / "templates" / "picture
 
 
 def run_styles(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
-    """Color and marker of each run: the same in every picture, also where other runs are left out."""
-    return {run.name: dict(LOOKS[i % len(LOOKS)]) for i, run in enumerate(runs)}
+    """Color, marker and dashes of each run: the same in every picture, also where other runs are left out. Where
+    curves coincide, the one below shows between the dashes of the one above.
+    """
+    return {run.name: LOOKS[i % len(LOOKS)] | {"linestyle": DASHES[i % len(DASHES)]} for i, run in enumerate(runs)}
 
 
 def label(name: str, width: int = 34) -> str:
-    """A name as plain text: dollars start no formula, and no line is longer than a panel."""
-    text = "\n".join(textwrap.wrap(name, width)) or " "
+    """A name as plain text: dollars start no formula, and no line is longer than a panel. It breaks after spaces,
+    commas and slashes, or else between words, or else anywhere.
+    """
+    words, lines = [name], [""]
+    for ends in (r"(?<=[,/ ])", r"(?<=[-=])", r"(?<=_)"):
+        words = [part for word in words for part in (re.split(ends, word) if len(word) > width else [word])]
+    for word in (whole[i : i + width] for whole in words for i in range(0, len(whole), width)):
+        if len(lines[-1] + word.rstrip()) > width:
+            lines.append("")
+        lines[-1] += word
+    text = "\n".join(line.strip() for line in lines).strip() or " "
     text = text.replace("$", r"\$")
     return f"\u200b{text}" if text.startswith("_") else text  # legends skip what begins with _
 
@@ -58,7 +70,11 @@ def legend_below(figure: Figure, handles: Sequence[Any], names: Sequence[str], c
     """One legend for all panels, below them. The figure grows by its height."""
     texts = [label(name) for name in names]
     columns = min(columns, len(texts))
-    figure.legend(handles, texts, loc="outside lower center", ncols=columns)
+    legend = figure.legend(handles, texts, loc="outside lower center", ncols=columns)
+    while columns > 1 and legend.get_window_extent().width > figure.bbox.width:
+        legend.remove()
+        columns -= 1
+        legend = figure.legend(handles, texts, loc="outside lower center", ncols=columns)
     lines = -(-len(texts) // columns) * max(text.count("\n") + 1 for text in texts)
     figure.set_figheight(figure.get_figheight() + 0.3 + 0.18 * lines)
 

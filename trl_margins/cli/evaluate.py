@@ -104,13 +104,19 @@ def _write_files(args: EvaluateArguments, measured: Mapping[str, Measured]) -> N
     }
     models = {
         name: {
-            **{"max_length": found.max_length, "tokenization": found.plan.tokenization},
+            "max_length": {each.of.name: each.max_length for each in found.sets},
+            "tokenization": found.plan.tokenization,
             **({"cases_of": found.plan.target.about()} if found.plan.target else {}),
             "sets": found.reports,
         }
         for name, found in measured.items()
     }
-    lines = [{"model": name, **line} for name, found in measured.items() for line in found.lines()]
+    lines = [
+        {"model": name, "set": each.of.name, "row": i, "rewards": rewards.tolist(), "lengths": lengths.tolist()}
+        for name, found in measured.items()
+        for each in found.sets
+        for i, (rewards, lengths) in enumerate(zip(each.rewards, each.lengths, strict=True))
+    ]
     content = {**settings, "models": models}
     if len(models) == 1:  # a model's card reads it
         ((name, numbers),) = models.items()
@@ -134,8 +140,10 @@ def _plot(file: str, reward: str, measured: Mapping[str, Measured]) -> None:
 
     sets: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {}
     for model, found in zip(unique_names(list(measured)), measured.values(), strict=True):
-        for name, of in found.gaps_and_logps(reward == "length-normalized").items():
-            sets.setdefault(name, {})[model] = of
+        for each in (each for each in found.sets if each.places[0].size):
+            logps, lengths = each.logps_of_pairs(), each.of_pairs(each.lengths)
+            chosen = (logps / lengths.clip(1) if reward == "length-normalized" else logps)[:, 0]
+            sets.setdefault(each.of.name, {})[model] = each.of_pairs(each.rewards) @ [1, -1], chosen
     figure, caption = densities(sets, reward)
     Path(file).write_bytes(render(figure, Path(file).suffix[1:]))
     print(f"\n{file}: {caption}")

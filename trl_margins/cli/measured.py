@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from ..evaluation.scorer import CompletionLogps
 
 logger = logging.getLogger(__name__)
-
-Scored = Mapping[str, Sequence["CompletionLogps"]]  # set → one for each row
 
 
 @dataclass(frozen=True)
@@ -76,57 +75,53 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredSet:
+    """A set of N rows, and what a model says of the k completions of each."""
+
+    of: EvaluationSet
+    max_length: int
+    scored: Sequence[CompletionLogps]
+    rewards: Sequence[np.ndarray]  # [N] of [k], without β
+    reference: Sequence[CompletionLogps] | None  # of the reference model, where one is read
+    kls: Sequence[np.ndarray] | None  # [N] of [k] the drift, where it is asked for
+
+    @property
+    def lengths(self) -> list[np.ndarray]:
+        """[N] of [k] tokens."""
+        return [row.lengths for row in self.scored]
+
+    @cached_property
+    def places(self) -> tuple[np.ndarray, np.ndarray]:
+        """The rows [M] of the pairs, and [M, 2] which completion of each is the chosen one, and which the rejected
+        one; of a list, its best and its worst. Without the pairs whose prompt alone fills the length, as in training.
+        RM-Bench has none.
+        """
+        if self.of.kind == "listwise":
+            return best_and_worst(self.of.scores or [])
+        rows = [i for i, lengths in enumerate(self.lengths) if self.of.kind == "pairs" and lengths.any()]
+        return np.array(rows, int), np.tile([0, 1], (len(rows), 1))
+
+    @property
+    def prompts(self) -> list[str]:
+        """[M] of the pairs."""
+        return [str(self.of.rows[i].prompt) for i in self.places[0]]
+
+    def of_pairs(self, values: Sequence[Any]) -> np.ndarray:
+        """[M, 2] the values of both sides, from [N] of [k]."""
+        pairs = [np.asarray(values[i], float)[sides] for i, sides in zip(*self.places, strict=True)]
+        return np.array(pairs).reshape(-1, 2)
+
+    def logps_of_pairs(self, reference: bool = False) -> np.ndarray:
+        """[M, 2] summed log-probabilities of both sides, in nats."""
+        return self.of_pairs([row.logps for row in (self.reference if reference else self.scored) or []])
+
+
+class Measured(NamedTuple):
     """The numbers of one model."""
 
     plan: Plan
-    sets: Sequence[EvaluationSet]
-    scored: Scored
-    rewards: Mapping[str, Sequence[np.ndarray]]  # set → [N] of [k], without β
+    sets: Sequence[MeasuredSet]
     reports: Mapping[str, Mapping[str, Any]]  # set → numbers
-    max_length: Mapping[str, int]  # by set
-
-    def lines(self) -> Iterator[dict[str, Any]]:
-        """The rewards and the lengths of each row."""
-        for each in self.sets:
-            found = zip(self.rewards[each.name], self.scored[each.name], strict=True)
-            for i, (rewards, logps) in enumerate(found):
-                yield {"set": each.name, "row": i, "rewards": rewards.tolist(), "lengths": logps.lengths.tolist()}
-
-    def gaps_and_logps(self, per_token: bool) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Of each set with pairs: [M] reward gaps, and [M] log-probabilities of the chosen completions."""
-        found = {}
-        for each in self.sets:
-            scored = self.scored[each.name]
-            pairs = PairPlaces.of(each, scored)
-            if pairs.rows.size:
-                rewards, logps, lengths = map(
-                    pairs.take,
-                    (self.rewards[each.name], [row.logps for row in scored], [row.lengths for row in scored]),
-                )
-                chosen = logps[:, 0] / lengths[:, 0].clip(1) if per_token else logps[:, 0]
-                found[each.name] = rewards[:, 0] - rewards[:, 1], chosen
-        return found
-
-
-class PairPlaces(NamedTuple):
-    """Where the pairs of a set are; of a list, its best against its worst completion."""
-
-    rows: np.ndarray  # [M]
-    sides: np.ndarray  # [M, 2] which completion of the row is the chosen one, and which the rejected one
-
-    @classmethod
-    def of(cls, each: EvaluationSet, scored: Sequence[CompletionLogps]) -> PairPlaces:
-        """Without the pairs whose prompt alone fills the length, as in training. RM-Bench has none."""
-        if each.kind == "listwise":
-            return cls(*best_and_worst(each.scores or []))
-        rows = [i for i, (_, lengths) in enumerate(scored) if each.kind == "pairs" and lengths.any()]
-        return cls(np.array(rows, int), np.tile([0, 1], (len(rows), 1)))
-
-    def take(self, values: Sequence[Any]) -> np.ndarray:
-        """[M, 2] the values of both sides, from [N] of [k]."""
-        pairs = [np.asarray(values[i], float)[sides] for i, sides in zip(self.rows, self.sides, strict=True)]
-        return np.array(pairs).reshape(-1, 2)
 
 
 def measure(
@@ -191,17 +186,13 @@ def measure(
         references = score(model, use_adapter=False) if plan.reference is None else score(load(plan.reference))
     if not accelerator.is_main_process:
         return None
-    rewards = {name: rewards_of(args.reward, found, references.get(name)) for name, found in scored.items()}
-    check_finite(rewards)
-    reports = {}
+    found = []
     for each in sets:
-        found = scored[each.name]
-        report = report_of(each, rewards[each.name], found, args, kls.get(each.name))
-        if plan.target is not None:
-            cases = cases_of(plan.target, each, found, references.get(each.name), args.bootstrap)
-            report |= {**cases, "intervals": {**report["intervals"], **cases.get("intervals", {})}}
-        reports[each.name] = report
-    return Measured(plan, sets, scored, rewards, reports, longest)
+        policy, reference = scored[each.name], references.get(each.name)
+        rewards = rewards_of(args.reward, policy, reference)
+        check_finite(rewards, each.name)
+        found.append(MeasuredSet(each, longest[each.name], policy, rewards, reference, kls.get(each.name)))
+    return Measured(plan, found, {each.of.name: report_of(each, plan.target, args) for each in found})
 
 
 def rewards_of(
@@ -220,74 +211,60 @@ def rewards_of(
     return [row.logps for row in scored]
 
 
-def check_finite(rewards: Mapping[str, Sequence[np.ndarray]]) -> None:
+def check_finite(rewards: Sequence[np.ndarray], name: str) -> None:
     """
     Raises:
-        ValueError: a reward is NaN or infinite; names the first such row.
+        ValueError: a reward of the set is NaN or infinite; names the first such row.
     """
-    for name, rows in rewards.items():
-        if bad := [i for i, row in enumerate(rows) if not np.isfinite(row).all()]:
-            raise ValueError(
-                f"{name}: the model gives NaN or infinite rewards in {len(bad)} of {len(rows)} rows, first in row "
-                f"{bad[0]}: look at its texts (with --batch_size 1, since a NaN spreads within a batch) and at the "
-                "precision (--dtype float32), or drop the rows"
-            )
+    if bad := [i for i, row in enumerate(rewards) if not np.isfinite(row).all()]:
+        raise ValueError(
+            f"{name}: the model gives NaN or infinite rewards in {len(bad)} of {len(rewards)} rows, first in row "
+            f"{bad[0]}: look at its texts (with --batch_size 1, since a NaN spreads within a batch) and at the "
+            "precision (--dtype float32), or drop the rows"
+        )
 
 
-def report_of(
-    each: EvaluationSet,
-    rewards: Sequence[np.ndarray],
-    scored: Sequence[CompletionLogps],
-    args: EvaluateArguments,
-    kls: Sequence[np.ndarray] | None = None,
-) -> dict[str, Any]:
+def report_of(found: MeasuredSet, target: Target | None, args: EvaluateArguments) -> dict[str, Any]:
     """A set's numbers and its `kind`."""
     from ..evaluation.drift import drift_report
     from ..evaluation.listwise import listwise_report
     from ..evaluation.pairs import Pairs, pair_report
     from ..evaluation.rm_bench import rm_bench_report
 
+    each = found.of
     if each.kind == "listwise":
-        report = listwise_report(rewards, each.scores or [], args.bootstrap)
+        report = listwise_report(found.rewards, each.scores or [], args.bootstrap)
     elif each.kind == "rm-bench":
-        chosen, rejected = np.split(np.stack(rewards), 2, axis=1)
+        chosen, rejected = np.split(np.stack(found.rewards), 2, axis=1)
         report = rm_bench_report(chosen, rejected, each.groups, args.bootstrap)
     else:
-        places = PairPlaces.of(each, scored)
-        columns = [*places.take(rewards).T, *places.take([row.lengths for row in scored]).T]
-        if each.scores is not None:
-            columns += [*places.take(each.scores).T]
-        subsets = np.array([each.groups[i] for i in places.rows]) if each.groups else None
-        pairs = Pairs(*columns)._replace(gap_only=each.gap_only, subsets=subsets)
-        prompts = [str(each.rows[i].prompt) for i in places.rows]
-        report = pair_report(pairs, prompts, args.eval_min_score_gap, args.bootstrap)
-    if kls is not None:
-        lengths, prompts = [row.lengths for row in scored], [str(row.prompt) for row in each.rows]
-        drift, interval = drift_report(kls, lengths, prompts, args.bootstrap)
-        report |= {"kl_drift": drift, "intervals": {**report["intervals"], "kl_drift": interval}}
-    return {"kind": each.kind, **report}
+        columns = [found.rewards, found.lengths, *([] if each.scores is None else [each.scores])]
+        subsets = np.array([each.groups[i] for i in found.places[0]]) if each.groups else None
+        sides = (side for values in columns for side in found.of_pairs(values).T)
+        pairs = Pairs(*sides)._replace(gap_only=each.gap_only, subsets=subsets)
+        report = pair_report(pairs, found.prompts, args.eval_min_score_gap, args.bootstrap)
+    more = cases_of(target, found, args.bootstrap) if target else {}
+    intervals = {**report["intervals"], **more.get("intervals", {})}
+    if found.kls is not None:
+        prompts = [str(row.prompt) for row in each.rows]
+        more["kl_drift"], interval = drift_report(found.kls, found.lengths, prompts, args.bootstrap)
+        intervals["kl_drift"] = interval
+    return {"kind": each.kind, **report, **more, "intervals": intervals}
 
 
-def cases_of(
-    target: Target,
-    each: EvaluationSet,
-    scored: Sequence[CompletionLogps],
-    reference: Sequence[CompletionLogps] | None,
-    n_resamples: int,
-) -> dict[str, Any]:
+def cases_of(target: Target, found: MeasuredSet, n_resamples: int) -> dict[str, Any]:
     """AMaPO's four cases of a set's pairs; empty where it has none."""
     from ..evaluation.cases import case_report, ranking_cases
 
-    places = PairPlaces.of(each, scored)
-    if not places.rows.size:
+    each = found.of
+    if not found.places[0].size:
         if each.kind != "rm-bench":  # it never has any
             logger.warning("%s has no cases: it has no pair to count", each.name)
         return {}
-    logps, lengths = places.take([row.logps for row in scored]), places.take([row.lengths for row in scored])
-    of_reference = None if reference is None else places.take([row.logps for row in reference])
-    scores = None if each.scores is None else places.take(each.scores)
-    gaps = margins_of(target.objective, logps, lengths, of_reference, scores)
+    reference = None if found.reference is None else found.logps_of_pairs(reference=True)
+    scores = None if each.scores is None else found.of_pairs(each.scores)
+    gaps = margins_of(target.objective, found.logps_of_pairs(), found.of_pairs(found.lengths), reference, scores)
     if gaps is None:
         logger.warning("%s has no cases: the margin reads scores, and the set has none", each.name)
         return {}
-    return case_report(ranking_cases(*gaps), [str(each.rows[i].prompt) for i in places.rows], n_resamples)
+    return case_report(ranking_cases(*gaps), found.prompts, n_resamples)

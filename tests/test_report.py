@@ -774,7 +774,7 @@ def test_rings_and_lines_are_in_the_legends(run_of):
     runs = [run_of("gap-aware", "a"), run_of("gap-aware", "b")]
     assert legend_of(figures.ranking(runs)) == ["a", "b", "best value"]
     assert legend_of(figures.evaluation_factors(runs)) == ["a", "b", "mean"]
-    assert legend_of(figures.gradient_norm(runs)) == ["a", "b", "2 × median"]
+    assert legend_of(figures.gradient_norm(runs)) == ["a", "b", "as logged", "2 × median"]
     low = evaluated({"step": 1, "eval_pwa_all": 0.4}, {"step": 2, "eval_pwa_all": 0.6})
     assert legend_of(figures.ranking([low])) == ["run", "best value", "guessing"]
     looks = figures.run_styles(runs)

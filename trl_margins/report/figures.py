@@ -309,7 +309,7 @@ def logps(found: list[Usable], runs: Sequence[Run]) -> tuple[Figure, str]:
         for name, color, marker in (("chosen", BLUE, "o"), ("rejected", VERMILLION, "s")):
             values = of[f"logp_{name}"]
             rows = np.array([np.quantile(values[part], (0.5, 0.25, 0.75)) for part in parts])
-            band(panel, steps, rows, color=color, marker=marker, label=name)
+            band(panel, steps, rows, color=color, marker=marker, label=f"{name}: median, middle half")
             changes.append(f"{name} {signed(rows[-1, 0] - rows[0, 0])}")
         panel.set_ylabel("log-probability (nats per token)")
         title = label(of.run.name)
@@ -380,8 +380,9 @@ def gradient_norm(runs: Sequence[Run]) -> Picture:
         panel.set_ylim(bottom=0)
         panel.set_ylabel("norm of the loss gradient")
         over_steps(panel, drawn, scale)
-    handles = [Line2D([], [], **look) for look in (*looks.values(), line)]
-    legend_below(figure, handles, [*looks, f"{LARGE:g} × median"])
+    thin: dict[str, Any] = {"color": GREY, "linewidth": 0.8}
+    handles = [Line2D([], [], **look) for look in (*looks.values(), thin, line)]
+    legend_below(figure, handles, [*looks, "as logged", f"{LARGE:g} × median"])
     said = []
     for run in drawn:
         curve = curves[run.name]

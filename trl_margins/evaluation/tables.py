@@ -64,6 +64,7 @@ def report_tables(
     reward: str,
     bins: bool = True,
     targets: Mapping[str, Mapping[str, str]] | None = None,
+    notes: bool = True,
 ) -> str:
     """All tables of `trl-margins evaluate`, those of one kind together.
 
@@ -73,18 +74,8 @@ def report_tables(
         reward: its name.
         bins: also the pairwise accuracy by score gap and by length.
         targets: set → what its cases are of, by the names in `TARGET_ROWS`.
+        notes: also what the tables do not say themselves.
     """
-    parts = _tables(reports, min_score_gap, reward, bins, targets or {})
-    return "\n\n".join([*parts, *_notes([reports], reward)])
-
-
-def _tables(
-    reports: Mapping[str, Mapping[str, Any]],
-    min_score_gap: float,
-    reward: str,
-    bins: bool,
-    targets: Mapping[str, Mapping[str, str]],
-) -> list[str]:
     kinds = {
         kind: {k: v for k, v in reports.items() if v["kind"] == kind} for kind in ("pairs", "listwise", "rm-bench")
     }
@@ -95,12 +86,12 @@ def _tables(
         parts += _bins_tables({name: found for name, found in rows.items() if found}, by)
     parts += [_side_by_side(kinds["listwise"], LISTWISE_ROWS)] if kinds["listwise"] else []
     parts += [_rm_bench_tables(report, name) for name, report in kinds["rm-bench"].items()]
-    with_cases = {name: {**targets.get(name, {}), **of} for name, of in reports.items() if "case_1" in of}
+    with_cases = {name: {**(targets or {}).get(name, {}), **of} for name, of in reports.items() if "case_1" in of}
     if with_cases:
         parts.append(_side_by_side(with_cases, TARGET_ROWS | CASE_ROWS, "AMaPO's cases: ranked right or wrong"))
     if any("kl_drift" in report for report in reports.values()):
         parts.append(_side_by_side(reports, DRIFT_ROWS))
-    return parts
+    return "\n\n".join([*parts, *(_notes([reports], reward) if notes else [])])
 
 
 def _notes(reports: Iterable[Mapping[str, Mapping[str, Any]]], reward: str) -> list[str]:
@@ -112,7 +103,6 @@ def model_tables(
     models: Mapping[str, Mapping[str, Mapping[str, Any]]],
     min_score_gap: float,
     reward: str,
-    bins: bool = True,
     targets: Mapping[str, Mapping[str, str]] | None = None,
 ) -> str:
     """The same of several models: the ranking accuracy of all on all sets, as in AMaPO's Table 4, then the tables of
@@ -120,7 +110,7 @@ def model_tables(
 
     Args:
         models: model → set → numbers. Every model has the same sets.
-        min_score_gap, reward, bins: as in `report_tables`.
+        min_score_gap, reward: as in `report_tables`.
         targets: the same of each model.
     """
     sets: dict[str, dict[str, Mapping[str, Any]]] = {}
@@ -130,7 +120,7 @@ def model_tables(
     rows = [[model, *map(_accuracy, reports.values())] for model, reports in models.items()]
     parts = [markdown_table(["ranking accuracy", *sets], rows)] if len(sets) > 1 else []
     for name, of in sets.items():
-        parts += [f"**{name}**", *_tables(of, min_score_gap, reward, bins, targets or {})]
+        parts += [f"**{name}**", report_tables(of, min_score_gap, reward, targets=targets, notes=False)]
     return "\n\n".join([*parts, *_notes(sets.values(), reward)])
 
 

@@ -35,8 +35,9 @@ from transformers import (
 
 from trl_margins import MarginCPOConfig, MarginCPOTrainer
 from trl_margins.cli import main
+from trl_margins.forward.positions import positions_of
 from trl_margins.trainers import model_checks
-from trl_margins.trainers.model_checks import TokenLimits, _check_trains, _positions
+from trl_margins.trainers.model_checks import TokenLimits, _check_trains
 
 both_bases = pytest.mark.parametrize("base", BASES)
 IDS = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -254,7 +255,7 @@ ABSOLUTE = {
 @pytest.mark.parametrize("kind", ABSOLUTE)
 def test_the_number_of_positions_is_where_the_model_ends(kind):
     model = made(ABSOLUTE[kind]).eval()
-    positions = _positions(model)
+    positions = positions_of(model)
     ids = torch.full((1, positions + 1), 7)
     model(input_ids=ids[:, :positions])
     with pytest.raises((IndexError, RuntimeError), match=r"out of (range|bounds)|must match the size"):
@@ -271,7 +272,7 @@ def test_the_number_of_positions_is_where_the_model_ends(kind):
 )
 def test_positions_that_are_computed_have_no_end(config):
     model = made(config).eval()
-    assert _positions(model) is None
+    assert positions_of(model) is None
     model(input_ids=torch.full((1, 24), 7))
 
 

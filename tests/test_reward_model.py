@@ -14,13 +14,24 @@ import torch
 from conftest import VOCABULARY, byte_tokenizer, load, preference_rows
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    BertConfig,
+    DebertaV2Config,
+    DistilBertConfig,
+    ElectraConfig,
     GPT2Config,
     GPT2ForSequenceClassification,
     LlamaConfig,
     LlamaForSequenceClassification,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    XLNetConfig,
 )
 
 from trl_margins.cli import main
@@ -168,17 +179,114 @@ def test_text_without_a_template_is_as_in_trls_reward_trainer(folder, tmp_path):
         main(["score", chat, "--reward_model", plain, "--out", str(out)])
 
 
-def test_two_texts_for_a_tokenizer_that_separates_them(folder, tmp_path):
-    """As OpenAssistant's DeBERTa has them."""
-    from transformers import BertConfig, BertForSequenceClassification
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+SMALL |= {"vocab_size": VOCABULARY, "num_labels": 1, "initializer_range": 0.3, "max_position_embeddings": 64}
+ENCODERS = {
+    "bert": BertConfig(**SMALL, pad_token_id=0),
+    "electra": ElectraConfig(**SMALL, pad_token_id=0, embedding_size=32),
+    "roberta": RobertaConfig(**{**SMALL, "max_position_embeddings": 66}, pad_token_id=1, type_vocab_size=1),
+    "deberta": DebertaV2Config(
+        **SMALL, pad_token_id=0, type_vocab_size=0, relative_attention=True, pooler_hidden_size=32
+    ),
+    "distilbert": DistilBertConfig(
+        vocab_size=VOCABULARY,
+        num_labels=1,
+        dim=32,
+        hidden_dim=64,
+        n_layers=2,
+        n_heads=4,
+        max_position_embeddings=64,
+        initializer_range=0.3,
+    ),
+    "xlnet": XLNetConfig(
+        vocab_size=VOCABULARY, num_labels=1, d_model=32, d_inner=64, n_layer=2, n_head=4, initializer_range=0.3
+    ),
+}
 
-    model = BertForSequenceClassification(
-        BertConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, num_labels=1)
+
+def encoder(kind: str, folder: Path) -> tuple[Any, Any]:
+    """A classifier of this kind and a tokenizer that separates two texts, both saved."""
+    torch.manual_seed(5)
+    config, is_roberta = ENCODERS[kind], kind == "roberta"
+    special = ["<s>", "<pad>", "</s>"] if is_roberta else ["[PAD]", "[CLS]", "[SEP]"]
+    begin, pad, end = special if is_roberta else (special[1], special[0], special[2])
+    words = [*special, "[UNK]", "why", "is", "the", "sky", "blue", "light", "scatters", "no", "yes", "good"]
+    tokens = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    tokens.pre_tokenizer = Whitespace()
+    tokens.post_processor = TemplateProcessing(
+        single=f"{begin} $A {end}",
+        pair=f"{begin} $A {end} {end} $B {end}" if is_roberta else f"{begin} $A {end} $B:1 {end}:1",
+        special_tokens=[(each, words.index(each)) for each in (begin, end)],
     )
-    path = saved(model, tmp_path / "rm", chat_template=None, sep_token="</s>", cls_token="<s>")
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    rows, _ = reward_model.rows_to_score(Dataset.from_list([{"prompt": "a", "responses": ["b"]}]), "set")
-    assert reward_model.tokens_to_score(rows, tokenizer, "set") == [[tokenizer("a", "b")["input_ids"]]]
+    names = ["input_ids", "attention_mask", *([] if is_roberta else ["token_type_ids"])]
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=tokens,
+        cls_token=begin,
+        sep_token=end,
+        pad_token=pad,
+        unk_token="[UNK]",
+        model_input_names=names,
+    )
+    if kind == "xlnet":  # has no limit of its own
+        tokenizer.model_max_length = 64
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model, tokenizer
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_an_encoder_reads_prompt_and_answer_as_plain_transformers_does(kind, tmp_path, caplog):
+    """With its token types, and no longer than its positions; OpenAssistant's ELECTRA and DeBERTa are such models."""
+    model, tokenizer = encoder(kind, tmp_path / "rm")
+    rows = [
+        {"prompt": "why is the sky blue", "responses": ["light scatters", "no " * 90, "yes", "good " * 50]},
+        {"prompt": "is the sky blue " * 15, "responses": ["yes " * 30]},
+    ]
+    data, out = write(tmp_path / "answers.jsonl", rows), tmp_path / "scored.jsonl.gz"
+    command = ["score", data, "--reward_model", str(tmp_path / "rm"), "--dtype", "float32"]
+    with caplog.at_level(logging.WARNING):
+        assert main([*command, "--out", str(out)]) == 0
+    scores, as_one = [], []
+    for prompt, answer in [(row["prompt"], answer) for row in rows for answer in row["responses"]]:
+        inputs = tokenizer(prompt, answer, truncation=True, max_length=64, return_tensors="pt")
+        if kind == "distilbert":  # takes no token types
+            del inputs["token_type_ids"]
+        with torch.no_grad():
+            scores.append(float(model(**inputs).logits))
+            as_one.append(float(model(inputs["input_ids"]).logits))
+    assert [score for row in read(out) for score in row["scores"]] == pytest.approx(scores, abs=1e-5)
+    assert len({round(score, 3) for score in scores}) == 5
+    if kind in ("bert", "electra"):
+        assert all(abs(a - b) > 1e-3 for a, b in zip(scores, as_one, strict=True))
+    assert "2 of 5 answers are cut, with their prompts, at 64 tokens (--max_length)" in caplog.text
+    if kind not in ("deberta", "xlnet"):  # whose positions are relative
+        with pytest.raises(
+            ValueError, match="max_length must be at most 64, for which the reward model has positions"
+        ):
+            main([*command, "--max_length", "65"])
+
+
+def test_messages_without_a_template_are_lines(tmp_path, caplog):
+    model, tokenizer = encoder("bert", tmp_path / "rm")
+    data, out = write(tmp_path / "chat.jsonl", ANSWERS), tmp_path / "scored.jsonl.gz"
+    with caplog.at_level(logging.WARNING):
+        main(["score", data, "--reward_model", str(tmp_path / "rm"), "--dtype", "float32", "--out", str(out)])
+    lines = "\n".join(message["content"] for message in ANSWERS[1]["prompt"])
+    with torch.no_grad():
+        score = float(model(**tokenizer(lines, ANSWERS[1]["responses"][0], return_tensors="pt")).logits)
+    assert read(out)[1]["scores"][0] == pytest.approx(score, abs=1e-5)
+    assert "train: 1 of 2 prompts have several messages, and the reward model's tokenizer has no chat" in caplog.text
+
+
+def test_the_tokenizers_limit_counts_too(tmp_path, caplog):
+    _, tokenizer = encoder("bert", tmp_path / "rm")
+    tokenizer.model_max_length = 20
+    tokenizer.save_pretrained(tmp_path / "rm")
+    data = write(tmp_path / "answers.jsonl", [{"prompt": "why", "responses": ["no " * 30]}])
+    with caplog.at_level(logging.WARNING):
+        main(["score", data, "--reward_model", str(tmp_path / "rm")])
+    assert "1 of 1 answers are cut, with their prompts, at 20 tokens" in caplog.text
 
 
 def test_a_head_without_weights_is_no_reward_model(tiny_model, tmp_path):
@@ -240,13 +348,17 @@ class WithScore(torch.nn.Module):
         return SimpleNamespace(logits=torch.zeros(len(score), 19), score=score)
 
 
+def encoded(*rows: list[list[int]]) -> list[list[dict[str, list[int]]]]:
+    return [[{"input_ids": ids} for ids in row] for row in rows]
+
+
 def test_the_score_of_a_model_that_has_one():
     model = WithScore()
-    found = dict(reward_scores(model, [[[5, 6, 7], [8]], [[1, 2, 3, 4]]], batch_size=2))
+    found = dict(reward_scores(model, encoded([[5, 6, 7], [8]], [[1, 2, 3, 4]]), batch_size=2))
     assert found == {0: [7.0, 8.0], 1: [4.0]}
     assert model.config.pad_token_id is None
     model.config.vocab_size = 9  # no token is left for padding
-    found = dict(reward_scores(model, [[list(range(9)), [8]]], batch_size=2))
+    found = dict(reward_scores(model, encoded([list(range(9)), [8]]), batch_size=2))
     assert found == {0: [8.0, 8.0]}
 
 
@@ -399,5 +511,5 @@ def test_answers_that_are_in_no_list(row, folder, tmp_path):
 def test_a_score_that_is_no_number():
     model = WithScore()
     model.forward = lambda **_: SimpleNamespace(logits=torch.tensor([[float("nan")]]))
-    with pytest.raises(ValueError, match=r"scores the answers of row 0 with \[nan\]: try another precision"):
-        list(reward_scores(model, [[[1]]]))
+    with pytest.raises(ValueError, match=r"scores the answers of row 1 with \[nan\]: try another precision"):
+        list(reward_scores(model, encoded([[2]], [[1]]), some=[1]))

@@ -37,7 +37,7 @@ class ScoreArguments(RowOptions):
     )
     reward_label: int | None = option("Which label of the reward model is the score, if it has several.", None)
     max_length: int | None = option(
-        "Reward model: longest prompt and answer, in tokens. By default what the model takes.", None
+        "Reward model: longest prompt and answer, in tokens. By default what model and tokenizer take.", None
     )
     dtype: str = option(f"Reward model: dtype of the weights: {', '.join(DTYPES)}.", "auto", choices=DTYPES)
     trust_remote_code: bool = option("Run the reward model's own code.", False)
@@ -99,7 +99,14 @@ def score_by_model(args: ScoreArguments, splits: DatasetDict) -> int:
     """Adds a reward model's scores, writes, prints the table. What a stopped run has scored is not scored again."""
     import torch
 
-    from ..generation.reward_model import load_reward_model, reward_scores, rows_to_score, tokens_to_score
+    from ..generation.reward_model import (
+        cut_tokens,
+        load_reward_model,
+        longest_input,
+        reward_scores,
+        rows_to_score,
+        tokens_to_score,
+    )
     from ..generation.store import Journal
     from ..rows.lists import digest
 
@@ -114,20 +121,19 @@ def score_by_model(args: ScoreArguments, splits: DatasetDict) -> int:
     tokens = {split: tokens_to_score(some, tokenizer, split) for split, some in rows.items()}
     model = load_reward_model(find_model(name), dtype=args.dtype, trust_remote_code=code)
     model.to(args.device or torch.accelerator.current_accelerator() or "cpu")
-    longest = args.max_length or getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longest = longest_input(model, tokenizer, args.max_length)
     settings = {"reward_model": name, "reward_label": args.reward_label, "max_length": longest, "dtype": args.dtype}
     settings |= weights_of(name)
     journal = Journal(args.output, settings, lambda row: row["key"]) if args.output else None
-    for split, some in tokens.items():
+    for split, uncut in tokens.items():
+        some = cut_tokens(uncut, rows[split], tokenizer, longest)
         keys = [digest(each) for each in some]
         known = {} if journal is None else {key: row["scores"] for key, row in journal.rows.items()}
         todo = [i for i, key in enumerate(keys) if key not in known]
-        for place, scores in reward_scores(
-            model, [some[i] for i in todo], longest, args.batch_size or 16, args.reward_label
-        ):
-            known[keys[todo[place]]] = scores
+        for i, scores in reward_scores(model, some, args.batch_size or 16, args.reward_label, todo):
+            known[keys[i]] = scores
             if journal is not None:
-                journal.add({"key": keys[todo[place]], "scores": scores})
+                journal.add({"key": keys[i], "scores": scores})
         found = [known[key] for key in keys]
         dataset = splits[split].remove_columns([each for each in columns[split] if each in splits[split].column_names])
         made = [found] if columns[split] == ["scores"] else zip(*found, strict=True)

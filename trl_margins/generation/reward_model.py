@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,15 @@ from datasets import Dataset
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..forward.positions import positions_of
 from ..rows import PreferenceRow, RowError, open_rows, tokenize
 from ..rows.form import Part, says, text_of
 from ..rows.list_forms import list_form
 from ..rows.lists import ScoredLists, chat_turns
 
 logger = logging.getLogger(__name__)
+
+Encoded = Mapping[str, list[int]]  # a prompt with an answer: `input_ids`, and `token_type_ids` where there are any
 
 
 def load_reward_model(path: str, **kwargs: Any) -> Any:
@@ -99,16 +103,21 @@ def rows_to_score(
     return [PreferenceRow(each.prompt, each.responses, each.template) for each in lists], True
 
 
-def tokens_to_score(rows: Sequence[PreferenceRow], tokenizer: Any, split: str) -> list[list[list[int]]]:
-    """The token ids of each prompt with each of its answers, as the reward model reads them.
+def tokens_to_score(rows: Sequence[PreferenceRow], tokenizer: Any, split: str) -> list[list[Encoded]]:
+    """Each prompt with each of its answers, as the reward model reads them.
 
     By its chat template, if it has one. Else text is tokenized with an end token, as TRL's RewardTrainer does; and a
     tokenizer that separates two texts gets them as two.
     """
-    if tokenizer.chat_template is None and tokenizer.sep_token is not None:
-        pairs = [[text_of(part) for part in (row.prompt, answer)] for row in rows for answer in row.completions]
-        ids = iter(tokenizer(pairs)["input_ids"]) if pairs else iter(())
-        return [[next(ids) for _ in row.completions] for row in rows]
+    if _separates(tokenizer):
+        if several := sum(row.is_conversational and len(row.prompt) > 1 for row in rows):
+            logger.warning(
+                "%s: %d of %d prompts have several messages, and the reward model's tokenizer has no chat template: "
+                "it gets their texts, one line each, without their roles",
+                *(split, several, len(rows)),
+            )
+        two = iter(_as_two(tokenizer, [(row, answer) for row in rows for answer in row.completions]))
+        return [[next(two) for _ in row.completions] for row in rows]
     if tokenizer.chat_template is not None:
         rows = [_as_chat(row) for row in rows]
     elif any(row.is_conversational for row in rows):
@@ -117,7 +126,65 @@ def tokens_to_score(rows: Sequence[PreferenceRow], tokenizer: Any, split: str) -
             "its folder as chat_template.jinja, or turn the messages into text"
         )
     found = tokenize(rows, tokenizer, lambda i: f"row {i} of {split}")
-    return [[each.prompt + completion for completion in each.completions] for each in found]
+    return [[{"input_ids": each.prompt + completion} for completion in each.completions] for each in found]
+
+
+def cut_tokens(
+    tokens: Sequence[Sequence[Encoded]], rows: Sequence[PreferenceRow], tokenizer: Any, max_length: int | None
+) -> list[list[Encoded]]:
+    """Those that are too long are cut at their end; of two texts the longer one is, as transformers does it."""
+    made = [list(some) for some in tokens]
+    long = [
+        (i, k)
+        for i, some in enumerate(tokens)
+        for k, each in enumerate(some)
+        if max_length is not None and len(each["input_ids"]) > max_length
+    ]
+    if not long:
+        return made
+    logger.warning(
+        "%d of %d answers are cut, with their prompts, at %d tokens (--max_length)",
+        *(len(long), sum(map(len, tokens)), max_length),
+    )
+    if _separates(tokenizer):
+        pairs = [(rows[i], rows[i].completions[k]) for i, k in long]
+        cut = _as_two(tokenizer, pairs, truncation=True, max_length=max_length)
+    else:
+        cut = [{name: ids[:max_length] for name, ids in tokens[i][k].items()} for i, k in long]
+    for (i, k), each in zip(long, cut, strict=True):
+        made[i][k] = each
+    return made
+
+
+def longest_input(model: Any, tokenizer: Any, asked: int | None = None) -> int | None:
+    """The number of tokens asked for, else what model and tokenizer take; None where neither has a limit.
+
+    Raises:
+        ValueError: the model has fewer positions than were asked for.
+    """
+    positions = positions_of(model)
+    if asked is not None:
+        if positions is not None and asked > positions:
+            raise ValueError(
+                f"max_length must be at most {positions}, for which the reward model has positions; it is {asked}"
+            )
+        return asked
+    said = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    # one without a limit may say -1 or a huge number
+    return min((n for n in (positions, said, tokenizer.model_max_length) if n and 0 < n < 2**31), default=None)
+
+
+def _separates(tokenizer: Any) -> bool:
+    """Whether prompt and answer are two texts for it."""
+    return tokenizer.chat_template is None and tokenizer.sep_token is not None
+
+
+def _as_two(tokenizer: Any, pairs: Sequence[tuple[PreferenceRow, Part]], **options: Any) -> list[Encoded]:
+    if not pairs:
+        return []
+    texts = [[text_of(row.prompt), text_of(answer)] for row, answer in pairs]
+    made = tokenizer(texts, return_attention_mask=False, verbose=False, **options)
+    return [dict(zip(made, columns, strict=True)) for columns in zip(*made.values(), strict=True)]
 
 
 def _as_chat(row: PreferenceRow) -> PreferenceRow:
@@ -130,22 +197,22 @@ def _as_chat(row: PreferenceRow) -> PreferenceRow:
 @torch.no_grad()
 def reward_scores(
     model: Any,
-    tokens: Sequence[Sequence[Sequence[int]]],
-    max_length: int | None = None,
+    tokens: Sequence[Sequence[Encoded]],
     batch_size: int = 16,
     label: int | None = None,
+    some: Iterable[int] | None = None,
 ) -> Iterator[tuple[int, list[float]]]:
     """Scores in an order of their own, rows of similar length together.
 
-    A score does not depend on its batch but for rounding: rows are padded on the right, where no causal model looks,
-    and the score is read where the model reads it for one row alone.
+    A score does not depend on its batch but for rounding: rows are padded on the right, where no causal model looks
+    (XLNet's on the left), and the score is read where the model reads it for one row alone.
 
     Args:
         model: a sequence classifier.
-        tokens: [N] of [k] token ids.
-        max_length: longest prompt and answer; longer ones are cut at their end, and counted in the log.
+        tokens: [N] of [k] prompts with an answer.
         batch_size: answers per forward pass.
         label: which of several labels is the score.
+        some: the numbers of the rows to score; all by default.
 
     Yields:
         The number of a row, and the scores of its k answers.
@@ -153,24 +220,22 @@ def reward_scores(
     Raises:
         ValueError: several labels without `label`, a `label` that there is not, or a score that is no number.
     """
-    n = sum(map(len, tokens))
-    if cut := sum(len(ids) > (max_length or len(ids)) for row in tokens for ids in row):
-        logger.warning("%d of %d answers are cut, with their prompts, at %d tokens (--max_length)", cut, n, max_length)
     model.eval()
-    order = sorted(range(len(tokens)), key=lambda i: -max(map(len, tokens[i]), default=0))
-    with tqdm(total=n, desc="Scores", unit="answer") as progress:
+    lengths = [[len(each["input_ids"]) for each in row] for row in tokens]
+    order = sorted(range(len(tokens)) if some is None else some, key=lambda i: -max(lengths[i], default=0))
+    with tqdm(total=sum(len(tokens[i]) for i in order), desc="Scores", unit="answer") as progress:
         for begin in range(0, len(order), batch_size):
-            some = order[begin : begin + batch_size]
+            rows = order[begin : begin + batch_size]
             answers = sorted(
-                ((i, k) for i in some for k in range(len(tokens[i]))), key=lambda at: -len(tokens[at[0]][at[1]])
+                ((i, k) for i in rows for k in range(len(tokens[i]))), key=lambda at: -lengths[at[0]][at[1]]
             )
             found: dict[tuple[int, int], float] = {}
             for first in range(0, len(answers), batch_size):
                 batch = answers[first : first + batch_size]
-                scores = _scores(model, [list(tokens[i][k])[:max_length] for i, k in batch], label)
+                scores = _scores(model, [tokens[i][k] for i, k in batch], label)
                 found.update(zip(batch, scores, strict=True))
                 progress.update(len(batch))
-            for i in some:
+            for i in rows:
                 scores = [found[i, k] for k in range(len(tokens[i]))]
                 if any(score != score or abs(score) == float("inf") for score in scores):
                     raise ValueError(
@@ -180,20 +245,32 @@ def reward_scores(
                 yield i, scores
 
 
-def _scores(model: Any, rows: Sequence[list[int]], label: int | None) -> list[float]:
+def _scores(model: Any, rows: Sequence[Encoded], label: int | None) -> list[float]:
     config = model.config.get_text_config()
     own, pad = config.pad_token_id, config.pad_token_id
     if pad is None:  # the model reads the score at the last token, or, of a batch, in front of the padding
-        used = {id for ids in rows for id in ids}
+        used = {id for row in rows for id in row["input_ids"]}
         pad = next((id for id in range(config.vocab_size) if id not in used), None)
     if pad is None and len(rows) > 1:
-        return [score for ids in rows for score in _scores(model, [ids], label)]
-    width = max(map(len, rows))
-    ids = torch.tensor([[*each, *[pad or 0] * (width - len(each))] for each in rows], device=model.device)
-    mask = torch.tensor([[1] * len(each) + [0] * (width - len(each)) for each in rows], device=model.device)
+        return [score for row in rows for score in _scores(model, [row], label)]
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    columns["attention_mask"] = [[1] * len(ids) for ids in columns["input_ids"]]
+    if "token_type_ids" not in signature(model.forward).parameters:  # DistilBERT's, whose tokenizer may be BERT's
+        columns.pop("token_type_ids", None)
+    width = max(map(len, columns["input_ids"]))
+    reads_last = getattr(config, "summary_type", None) == "last"  # XLNet, whose positions are relative
+
+    def padded(ids: list[int], padding: int) -> list[int]:
+        more = [padding] * (width - len(ids))
+        return [*more, *ids] if reads_last else [*ids, *more]
+
+    inputs = {
+        name: torch.tensor([padded(ids, pad or 0 if name == "input_ids" else 0) for ids in lists], device=model.device)
+        for name, lists in columns.items()
+    }
     config.pad_token_id = pad if len(rows) > 1 else own
     try:
-        made = model(input_ids=ids, attention_mask=mask)
+        made = model(**inputs)
     finally:
         config.pad_token_id = own
     return _one_label(made, label).float().tolist()

@@ -6,7 +6,6 @@ On a GPU, a token or a position beyond its table is an assertion on the device: 
 from __future__ import annotations
 
 import logging
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +27,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from transformers.trainer_utils import SaveStrategy, align_special_tokens
 
 from ..distributed import local
+from ..forward.positions import positions_of
 from ..pairs import ROW
 from ..rows.tokenized import arrow_columns
 from ..rows.tokens import tokenizer_of
@@ -37,8 +37,6 @@ logger = logging.getLogger(__name__)
 
 _PROMPT, _COMPLETIONS = "prompt_ids", ("chosen_ids", "rejected_ids")  # apart, as DPOTrainer has them
 _WHOLE = ("chosen_input_ids", "rejected_input_ids", "prompt_input_ids", "chosen_labels", "rejected_labels")
-_POSITIONS = re.compile(r"(^|\.)(wpe|\w*pos\w*)(\.|$)")  # of GPT-2; of all others
-_MORE_THAN_THE_CONFIG = 8  # rows that a table of positions may have beyond the config's number: an offset, padding
 _ANOTHER_VOCABULARY = 1.1  # times as many rows: more than padding to a round number, or a few added tokens
 _RESIZE = "resize_token_embeddings(len(tokenizer))"
 
@@ -199,7 +197,7 @@ class TokenLimits:
         return cls(
             tokenizer=tokenizer_of(trainer.processing_class),
             vocabulary=min(vocabularies, default=None),
-            positions=min((table for table in map(_positions, models) if table is not None), default=None),
+            positions=min((table for table in map(positions_of, models) if table is not None), default=None),
             trained_positions=getattr(config, "max_position_embeddings", None) if rotary else None,
             whose="the reference model" if is_smaller else "the model",
             pad_to_multiple_of=getattr(trainer.args, "pad_to_multiple_of", None),
@@ -321,22 +319,6 @@ def _embedding_rows(model: PreTrainedModel) -> int | None:
         if embedding is None:
             return None
     return embedding.num_embeddings
-
-
-def _positions(model: PreTrainedModel) -> int | None:
-    """Rows for tokens in the model's table of positions, learned or not; None where it has no such table."""
-    config = model.config.get_text_config()
-    said = getattr(config, "max_position_embeddings", None)
-    if not isinstance(said, int):
-        return None
-    found = []
-    for name, module in model.named_modules():
-        if not isinstance(module, nn.Embedding) or not _POSITIONS.search(name):
-            continue
-        if 0 <= module.num_embeddings - said <= _MORE_THAN_THE_CONFIG:  # others are those of an image encoder
-            before = getattr(module, "offset", 0 if module.padding_idx is None else module.padding_idx + 1)
-            found.append(module.num_embeddings - before)
-    return min(found, default=None)
 
 
 def _holds_tokens(dataset: Dataset, name: str) -> bool:

@@ -198,6 +198,21 @@ def test_a_later_turn_follows_the_models_own_answer(tmp_path):
     ]
 
 
+def test_the_judge_does_not_see_the_thinking(tmp_path, caplog):
+    questions = load_questions("mt-bench", written(tmp_path / "q.jsonl", MT_BENCH[:1]))
+    asked = []
+
+    def answer(conversations, _):
+        asked.extend(conversations)
+        # with and without the first mark, which some templates put into the prompt
+        return [f"{'<think>' * (len(asked) == 1)}\nHm.\n</think>\n\nAnswer {len(asked)}.\n"]
+
+    with caplog.at_level(logging.INFO):
+        assert ask(questions, [drawn(0.7, 9)], answer) == [["Answer 1.", "Answer 2."]]
+    assert asked[1][1] == {"role": "assistant", "content": "Answer 1."}
+    assert "2 answers begin with the model's thinking, which the judge does not see" in caplog.text
+
+
 # Decoding
 
 

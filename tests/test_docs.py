@@ -39,6 +39,7 @@ MODELS = {
     **dict.fromkeys(("Qwen/Qwen2.5-0.5B-Instruct", "bundled:smollm2-135m-instruct"), "tiny"),
     **dict.fromkeys(("meta-llama/Meta-Llama-3-8B-Instruct", "meta-llama/Meta-Llama-3-70B-Instruct"), "tiny"),
     "RLHFlow/ArmoRM-Llama3-8B-v0.1": "reward-model",
+    "Qwen/Qwen3-8B": "thinks",
 }
 # What every config has in the tests: TRL trains in bf16 by default, which transformers refuses without a GPU
 EVERY_RUN = {"bf16": False, "gradient_checkpointing": False, "max_steps": 1, "disable_tqdm": True}
@@ -179,6 +180,9 @@ def workspace(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Path
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(json.dumps([row] if name.endswith(".json") else row) + "\n")
     shutil.copytree(tiny_model, folder / "tiny")
+    shutil.copytree(tiny_model, folder / "thinks")
+    with (folder / "thinks/chat_template.jinja").open("a") as template:
+        template.write("{% if enable_thinking is false %}<think></think>{% endif %}")
     shutil.copytree(tiny_model, folder / "reward-model")
     reward = LlamaConfig.from_pretrained(tiny_model, num_labels=1)
     LlamaForSequenceClassification(reward).save_pretrained(folder / "reward-model")

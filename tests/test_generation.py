@@ -417,6 +417,92 @@ def test_forms_of_prompts(form):
     assert found == PreferenceRow(prompt, [])
 
 
+@pytest.mark.parametrize("spelled", [json.dumps, repr, lambda turns: turns])
+def test_the_first_of_the_users_turns_is_the_prompt(spelled, caplog):
+    """Kaggle's votes have them as JSON in a CSV file; pandas writes lists as Python does."""
+    turns = [["What is 2+2?", "And 3+3?"], ['Say ["hi"]']]
+    rows = Dataset.from_list([{"prompt": spelled(each), "winner_tie": 1} for each in turns])
+    with caplog.at_level(logging.INFO):
+        found = open_prompts(rows, "set", as_chat=True)
+    assert [row.prompt for row in found] == [[{"role": "user", "content": each[0]}] for each in turns]
+    said = [record.getMessage() for record in caplog.records]
+    assert "set: column 'prompt' holds lists of the user's turns, of which the first is the prompt" in said
+    assert any(
+        "set: 1 of 2 prompts have further turns (the first is row 0), which are left out" in each for each in said
+    )
+
+
+def test_an_answer_at_the_end_is_no_part_of_the_prompt(caplog):
+    """Of any conversation but `prompt`, which is asked as it is."""
+    rows = Dataset.from_list([{"prompt": [USER], "conversation_a": [USER, ASSISTANT]}, {"prompt": [USER, ASSISTANT]}])
+    (row,) = open_prompts(rows.select([0]), "set", "conversation_a")
+    assert row.prompt == [USER]
+    assert [row.prompt for row in open_prompts(rows, "set")] == [[USER], [USER, ASSISTANT]]
+    assert "set: 1 of 2 prompts end with the assistant's turn (the first is row 1): the answer" in caplog.text
+
+
+def test_a_prompt_that_only_looks_like_turns_is_a_prompt():
+    rows = Dataset.from_list([{"prompt": '["b", "a"]'}, {"prompt": "Sort the list above."}])
+    assert [row.prompt for row in open_prompts(rows, "set")] == ['["b", "a"]', "Sort the list above."]
+
+
+def test_half_of_a_surrogate_pair_in_the_users_turns_is_replaced():
+    (row,) = open_prompts(Dataset.from_list([{"prompt": '["a \\ud83d?", "b"]'}]), "set")
+    assert row.prompt == "a ??"
+
+
+def test_what_the_template_refuses_is_named(tmp_path):
+    """As Gemma's refuses system messages."""
+    refuses = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    rows = [PreferenceRow([USER], []), PreferenceRow([{"role": "system", "content": "Be brief."}, USER], [])]
+    model = Answering("m", chat_tokenizer(refuses + GEMMA), Says([]))
+    message = r"row 1 of the train data set: the chat template refuses .*Be brief.*: System role not supported. Change"
+    for shard in ((1, 1), (2, 2)):
+        with pytest.raises(ValueError, match=message):
+            answer(rows, model, Sampling(1), Store(tmp_path / "o.jsonl", {}), shard=shard)
+
+
+THINKS = GEMMA + "{% if enable_thinking is defined and not enable_thinking %}{{ '<think></think>' }}{% endif %}"
+
+
+def test_template_variables_for_all_prompts(tiny_model, tmp_path, monkeypatch):
+    """As for Qwen3: the prompts are transformers' own with that variable, which the answers keep for training."""
+    tokenizer, model = with_turns(THINKS), tmp_path / "model"
+    load(tiny_model).save_pretrained(model)
+    tokenizer.save_pretrained(model)
+    engine = Says([[[2]], [[2]], [[2]]])
+    monkeypatch.setattr(local, "generate", lambda _, prompts, sampling, stop, **__: engine(prompts, sampling, stop))
+    own = {"prompt": [USER], "chat_template_kwargs": {"enable_thinking": True}}
+    data = write(tmp_path / "p.jsonl", [{"prompt": [USER]}, {"prompt": [USER, ASSISTANT, USER]}, own])
+    options = ["--n", "1", "--engine", "generate", "--chat_template_kwargs"]
+    made = run(data, str(model), tmp_path / "o.jsonl", *options, '{"enable_thinking": false}')
+    thinking = [False, False, True]
+    assert [row["chat_template_kwargs"] for row in made] == [{"enable_thinking": each} for each in thinking]
+    assert [prompt.ids for prompt in engine.prompts] == [
+        tokenizer.apply_chat_template(
+            row["prompt"], add_generation_prompt=True, return_dict=True, enable_thinking=each
+        )["input_ids"]
+        for row, each in zip(made, thinking, strict=True)
+    ]
+    with pytest.raises(
+        ValueError, match=r"made with chat_template_kwargs=.*'enable_thinking': False.*this run has None"
+    ):
+        run(data, str(model), tmp_path / "o.jsonl", *options[:-1])
+    with pytest.raises(ValueError, match=r"has 'enable_thinkin', which the chat template of .* does not use"):
+        run(data, str(model), tmp_path / "b.jsonl", *options, '{"enable_thinkin": false}')
+    texts = write(tmp_path / "t.jsonl", [{"prompt": "a?"}])
+    with pytest.raises(ValueError, match="are for prompts in messages, and these are text: set as_chat"):
+        run(texts, str(model), tmp_path / "b.jsonl", *options, '{"enable_thinking": false}', "--as_chat", "false")
+
+
+def test_pairs_in_text_keep_their_form_unless_said_otherwise(tiny_model, tmp_path):
+    data = write(tmp_path / "pairs.jsonl", [{"prompt": "a?", "chosen": "b", "rejected": "c"}])
+    options = ("--n", "1", "--max_new_tokens", "1")
+    for said, prompt in (((), "a?"), (("--as_chat", "true"), [{"role": "user", "content": "a?"}])):
+        (made,) = run(data, tiny_model, tmp_path / f"{len(said)}.jsonl", *options, *said)
+        assert made["prompt"] == prompt
+
+
 def test_template_variables_stay_with_their_prompt(tokenizer, tmp_path):
     tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
     rows = Dataset.from_list(
@@ -620,6 +706,7 @@ def test_answers_are_read_as_lists(data, tiny_model, tmp_path):
         (("--shard", "4/3"), "shard must be I/N with I from 1 to N, such as 1/4; it is '4/3'"),
         (("--shard", "half"), "shard must be I/N"),
         (("--engine_options", "4"), "engine_options must be a mapping"),
+        (("--chat_template_kwargs", "thinking"), "chat_template_kwargs must be a mapping, in JSON; it is 'thinking'"),
         (("--engine", "vllm"), "vLLM is not installed: run `pip install vllm`, or use another engine"),
         (("--out", "answers.csv"), "answers.csv: the file is one of .jsonl, .jsonl.gz"),
     ],

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -62,6 +63,9 @@ class GenerateArguments(RowOptions):
         "not in pairs, which keep the form that training has.",
         None,
     )
+    chat_template_kwargs: dict | str | None = option(
+        "Variables of the chat template, in JSON. Those of a row come first.", None
+    )
     max_prompts: int | None = option("Only the first prompts.", None)
     shard: str | None = option("I/N: only every N-th prompt, from the I-th; for several devices.", None)
     engine: str = option(
@@ -87,13 +91,13 @@ def main(argv: Sequence[str]) -> int:
     for name in ("decoding", "model_id"):
         if getattr(args, name) is not None:
             raise ValueError(f"--{name} is for a benchmark: name one with --for, or leave it out")
-    sampling = Sampling(**given(args))
+    sampling, shard = Sampling(**given(args)), shard_of(args)
     check_writable(Path(args.out).parent)
     tokenizer = load_tokenizer(args.model_name_or_path, trust_remote_code=args.trust_remote_code)
     rows = prompts_of(args, tokenizer)
     engine = engine_of(args.engine)
     store = store_of(args, engine, args.out, sampling)
-    answer(rows, answering(args, engine, tokenizer), sampling, store, Path(args.dataset_name).name)
+    answer(rows, answering(args, engine, tokenizer), sampling, store, Path(args.dataset_name).name, shard)
     print(args.out)
     return 0
 
@@ -111,6 +115,7 @@ def store_of(args: GenerateArguments, engine: str, out: str | Path, sampling: Sa
 
     family = "vllm" if engine == "vllm" else "transformers"  # whose engines give the same answers
     settings = settings_of(args.model_name_or_path, family, args.dtype, sampling)
+    settings |= {"chat_template_kwargs": _mapping(args, "chat_template_kwargs") or None}
     return Store(out, settings | weights_of(args.model_name_or_path))
 
 
@@ -141,6 +146,7 @@ def answer_benchmark(args: GenerateArguments, name: str) -> int:
         settings,
         answering(args, engine, tokenizer),
         lambda part, sampling: store_of(args, engine, made / f"{part}.jsonl", sampling),
+        template_of(args, tokenizer),
     )
     print(write_answers(name, args.out, model, questions, answers))
     return 0
@@ -148,28 +154,47 @@ def answer_benchmark(args: GenerateArguments, name: str) -> int:
 
 def prompts_of(args: GenerateArguments, tokenizer: Any) -> list[PreferenceRow]:
     """The rows to answer."""
-    from ..generation.answers import prompt_columns
-    from ..generation.store import key_of
     from ..rows import open_prompts
+    from ..rows.lists import chat_turns
     from ..rows.tokens import prepare_tokenizer
 
     dataset = pick_split(load_splits(args.dataset_name, args.dataset_config), args.dataset_split, args.dataset_name)
     as_chat = tokenizer.chat_template is not None if args.as_chat is None else args.as_chat
     name = Path(args.dataset_name).name
     rows = open_prompts(dataset, name, args.prompt_column, args.system_column, as_chat)[: args.max_prompts]
-    prepare_tokenizer(tokenizer, [name] if any(row.is_conversational for row in rows) else [])
-    if args.shard is None:
-        return rows
+    if args.as_chat:  # of pairs, too, where that is said
+        rows = [row if row.is_conversational else replace(row, prompt=chat_turns(str(row.prompt))) for row in rows]
+    are_chat = any(row.is_conversational for row in rows)
+    prepare_tokenizer(tokenizer, [name] if are_chat else [])
+    if args.chat_template_kwargs is not None and not are_chat:
+        raise ValueError(
+            "chat_template_kwargs are for prompts in messages, and these are text: set as_chat (--as_chat true), or "
+            "leave them out"
+        )
+    template = template_of(args, tokenizer)
+    return [replace(row, template={**template, **row.template}) if row.is_conversational else row for row in rows]
+
+
+def shard_of(args: GenerateArguments) -> tuple[int, int]:
+    """I and N."""
     try:
-        first, total = (int(part) for part in args.shard.split("/"))
+        first, total = (int(part) for part in (args.shard or "1/1").split("/"))
         if not 1 <= first <= total:
             raise ValueError
     except ValueError:
         raise ValueError(f"shard must be I/N with I from 1 to N, such as 1/4; it is {args.shard!r}") from None
-    distinct = {
-        key_of(prompt_columns(row)): row for row in rows
-    }  # else every shard answers prompts that are twice there
-    return [*distinct.values()][first - 1 :: total]
+    return first, total
+
+
+def template_of(args: GenerateArguments, tokenizer: Any) -> dict[str, Any]:
+    """Variables of the chat template, which uses each of them."""
+    given = _mapping(args, "chat_template_kwargs")
+    if unused := [name for name in given if not re.search(rf"\b{re.escape(name)}\b", str(tokenizer.chat_template))]:
+        raise ValueError(
+            f"chat_template_kwargs has {unused[0]!r}, which the chat template of {args.model_name_or_path} does not "
+            "use: correct it, or leave it out"
+        )
+    return given
 
 
 def engine_of(asked: str) -> str:
@@ -199,7 +224,7 @@ def answering(args: GenerateArguments, name: str, tokenizer: Any) -> Answering:
     """The model, which is loaded when the first answer is asked for."""
     from ..generation.answers import Answering
 
-    options = _mapping(args.engine_options)
+    options = _mapping(args, "engine_options")
     if options and name == "generate":
         raise ValueError("engine_options are for vllm and continuous: leave them out, or name the engine (--engine)")
     path = find_model(args.model_name_or_path)
@@ -229,13 +254,14 @@ def answering(args: GenerateArguments, name: str, tokenizer: Any) -> Answering:
     return Answering(args.model_name_or_path, tokenizer, answers, *_limits(path, args.trust_remote_code))
 
 
-def _mapping(given: Any) -> dict[str, Any]:
+def _mapping(args: GenerateArguments, name: str) -> dict[str, Any]:
+    given = getattr(args, name)
     try:
         found = json.loads(given) if isinstance(given, str) else given or {}
     except ValueError:
         found = None
     if not isinstance(found, dict):
-        raise ValueError(f"engine_options must be a mapping, in JSON; it is {given!r}")
+        raise ValueError(f"{name} must be a mapping, in JSON; it is {given!r}")
     return found
 
 

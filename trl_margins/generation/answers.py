@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -48,7 +49,12 @@ class Answering:
 
 
 def answer(
-    rows: Sequence[PreferenceRow], model: Answering, sampling: Sampling, store: Store, split: str = "train"
+    rows: Sequence[PreferenceRow],
+    model: Answering,
+    sampling: Sampling,
+    store: Store,
+    split: str = "train",
+    shard: tuple[int, int] = (1, 1),
 ) -> list[dict[str, Any]]:
     """Answers the prompts of these rows that have no answers in the file yet, and writes the file.
 
@@ -58,6 +64,7 @@ def answer(
         sampling: how many answers, and how they are drawn.
         store: the file.
         split: name of the data set in errors and logs.
+        shard: (I, N) answers every N-th of the different prompts, from the I-th.
 
     Returns:
         One row per prompt, in the order of the data set: `prompt`, `responses`, `models`, `truncated` (an answer was
@@ -72,6 +79,7 @@ def answer(
         unique.setdefault(key_of(prompt_columns(row)), (i, row))
     if merged := len(rows) - len(unique):
         logger.info("%s: %d of %d prompts occur before, and are answered once", split, merged, len(rows))
+    unique = dict(islice(unique.items(), shard[0] - 1, None, shard[1]))
     numbers = [i for i, _ in unique.values()]
     tokens = tokenize(
         [row for _, row in unique.values()], model.tokenizer, lambda i: f"row {numbers[i]} of the {split} data set"

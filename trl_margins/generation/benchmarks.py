@@ -27,6 +27,7 @@ from .store import Store, key_of
 logger = logging.getLogger(__name__)
 
 Message = Mapping[str, str]
+_THOUGHT = "</think>"  # ends the thinking of Qwen3, DeepSeek-R1 and others
 
 
 def _decoding(temperature: float, max_new_tokens: int) -> Sampling:
@@ -148,19 +149,26 @@ def ask(
 ) -> list[list[str]]:
     """All answers, turn by turn: a later turn follows the model's own answer to the turn before.
 
+    What a model thought before it answered, up to `</think>`, is left out.
+
     Args:
         questions: [N]
         settings: [N]
         replies: conversations that end with a question, and their common sampling → the answers.
     """
     answers: list[list[str]] = [[] for _ in questions]
+    thought = 0
     for setting in dict.fromkeys(settings):
         alike = [i for i, each in enumerate(settings) if each == setting]
         for turn in range(max(len(questions[i].turns) for i in alike)):
             asked = [i for i in alike if turn < len(questions[i].turns)]
             conversations = [_conversation(questions[i].turns[: turn + 1], answers[i]) for i in asked]
             for i, text in zip(asked, replies(conversations, setting), strict=True):
-                answers[i].append(text.strip())  # as AlpacaEval and FastChat do
+                _, mark, said = text.partition(_THOUGHT)
+                thought += bool(mark)
+                answers[i].append((said if mark else text).strip())  # AlpacaEval and FastChat strip it, too
+    if thought:
+        logger.info("%d answers begin with the model's thinking, which the judge does not see", thought)
     return answers
 
 
@@ -169,6 +177,7 @@ def ask_model(
     settings: Sequence[Sampling],
     model: Answering,
     store_of: Callable[[str, Sampling], Store],
+    template: Mapping[str, Any] | None = None,
 ) -> list[list[str]]:
     """`ask`, of a model.
 
@@ -177,12 +186,13 @@ def ask_model(
         settings: [N]
         model: who answers.
         store_of: the file for a part of the answers, by its name: one turn, with one temperature.
+        template: further variables of the chat template.
     """
 
     def replies(conversations: list[list[Message]], sampling: Sampling) -> list[str]:
         turn = sum(message["role"] == "user" for message in conversations[0])
         part = f"turn-{turn}-temperature-{sampling.temperature:g}"
-        rows = [PreferenceRow(list(map(dict, messages)), []) for messages in conversations]
+        rows = [PreferenceRow(list(map(dict, messages)), [], template or {}) for messages in conversations]
         made = answer(rows, model, sampling, store_of(part, sampling), part)
         texts = {key_of(row): row["responses"][0] for row in made}
         return [texts.get(key_of(prompt_columns(row)), "") for row in rows]  # "" where there was no room

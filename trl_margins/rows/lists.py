@@ -360,7 +360,7 @@ class ScoredLists:
         form = self.form
         given = self._list(row, form.responses[0], i)
         beside = {name: self._list(row, name, i) for name in self._score_columns}
-        if isinstance(cut := _read(row.get("truncated")), list):
+        if isinstance(cut := spelled(row.get("truncated")), list):
             beside["truncated"] = cut
         # mappings may name their models, as UltraFeedback's do, whose column has others
         if form.models and row[form.models[0]] and not any(isinstance(g, Mapping) and "model" in g for g in given):
@@ -413,7 +413,7 @@ class ScoredLists:
 
     def _list(self, row: Mapping[str, Any], column: str, i: int) -> list[Any]:
         """Also a list that is written as text, and mappings that Arrow keeps as one mapping of lists."""
-        value = _read(row[column])
+        value = spelled(row[column])
         if isinstance(value, Mapping) and value and all(isinstance(each, list) for each in value.values()):
             value = [dict(zip(value, each, strict=True)) for each in zip(*value.values(), strict=True)]
         if (value is None or value == []) and not (self._is_strict and self.form.is_plain):
@@ -479,7 +479,7 @@ class ScoredLists:
         """The prompt and two answers; None for conversations that differ before the last turn."""
         values = [self._asked(row, i)]
         values += [pruned(row[name], self.reader.features[name]) for name in self.form.responses]
-        parts: list[Any] = [_read(value) if _is_list_text(value) else value for value in values]
+        parts: list[Any] = [spelled(value) if _is_list_text(value) else value for value in values]
         prompt, answers = parts[0], parts[1:]
         conversations: list[list[Message]]
         if _are_turns(prompt, answers):  # of Kaggle's votes
@@ -523,7 +523,7 @@ class ScoredLists:
         if (column := self.form.prompt) is None:
             return None
         prompt = pruned(row[column], self.reader.features[column])
-        found = _read(prompt) if column == "question" else prompt
+        found = spelled(prompt) if column == "question" else prompt
         if isinstance(found, Mapping) and "full_text" in found:  # WebGPT's
             return found["full_text"]
         if isinstance(prompt, Mapping) and not is_messages([prompt]):
@@ -567,7 +567,7 @@ class ScoredLists:
         # beside answers in text, a prompt that is JSON may be just that, as for `RowReader`
         were_text = self.form.kind in ("columns", "structs") and isinstance(row[self.form.responses[0]], str)
         if were_text or not all(isinstance(answer.response, str) for answer in answers):
-            prompt = found if is_messages(found := _read(prompt)) else prompt
+            prompt = found if is_messages(found := spelled(prompt)) else prompt
         if self.as_chat and isinstance(prompt, str):
             prompt = chat_turns(prompt)
         whole = row_of(prompt, [answer.response for answer in answers], where, self.reader.template(row, where))
@@ -614,7 +614,7 @@ def chat_turns(prompt: str) -> list[Message]:
 
 def _ratings(answer: Mapping[str, Any]) -> dict[str, Any]:
     """What an answer's mapping holds, and the ratings in its annotations."""
-    annotations = _read(answer.get("annotations"))
+    annotations = spelled(answer.get("annotations"))
     found = annotations.items() if isinstance(annotations, Mapping) else ()
     return {**answer, **{name: each.get("Rating") for name, each in found if isinstance(each, Mapping)}}
 
@@ -624,7 +624,7 @@ def _is_forged(ratings: Mapping[str, Any]) -> bool:
     return as_number(ratings["overall_score"]) == 10 and bool(rated) and sum(rated) / len(rated) <= 2
 
 
-def _read(value: Any) -> Any:
+def spelled(value: Any) -> Any:
     """What a text spells in JSON or Python, if it spells a list or a mapping; else the value."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         for read in (json.loads, ast.literal_eval):

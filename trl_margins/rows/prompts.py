@@ -9,7 +9,7 @@ from typing import Any
 from datasets import Dataset
 
 from .form import SHAREGPT, PreferenceRow, RowError, RowReader, text_of
-from .lists import chat_turns
+from .lists import chat_turns, spelled
 from .opened import (
     Seen,
     count_unused,
@@ -23,8 +23,7 @@ from .opened import (
 
 logger = logging.getLogger(__name__)
 
-WHOLE = ("messages", *SHAREGPT)  # conversations, whose last answer is not part of the prompt
-COLUMNS = ("prompt", *WHOLE, "instruction", "question", "query")
+COLUMNS = ("prompt", "messages", *SHAREGPT, "instruction", "question", "query")
 
 
 def open_prompts(
@@ -64,6 +63,10 @@ def _is_list_of_texts(value: Any) -> bool:  # RM-Bench's
     return isinstance(value, list) and all(isinstance(each, str) for each in value)
 
 
+def _is_turns(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(each, str | None) for each in value)
+
+
 def _reader(dataset: Dataset, split: str, prompt_column: str | None, system_column: str | None) -> RowReader:
     columns = dataset.column_names
     for option, given in {"prompt_column": prompt_column, "system_column": system_column}.items():
@@ -84,25 +87,51 @@ def _reader(dataset: Dataset, split: str, prompt_column: str | None, system_colu
 
 
 def _alone(dataset: Dataset, reader: RowReader, as_chat: bool) -> list[PreferenceRow]:
-    rows, answered = [], 0
+    rows, answered, several, prefilled = [], 0, Seen(), Seen()
     unused: dict[str, Seen] = {}
+    name = str(reader.prompt_column)
+    are_turns = all(_is_turns(spelled(raw[name])) for raw in raw_rows(dataset, [name], reader.split))
     suspects = [name for name in like_a_prompt(reader) if name not in SHAREGPT]
     for number, raw in enumerate(raw_rows(dataset, [*reader.needed, *suspects], reader.split)):
+        if are_turns:
+            first, *later = spelled(raw[name])
+            # Kaggle's votes hold halves of surrogate pairs, which no tokenizer takes
+            raw[name] = first and first.encode(errors="replace").decode()
+            if later:
+                several.add(number)
         row = reader.prompt_of(raw, number)
         prompt = row.prompt
         if isinstance(prompt, str) and as_chat:
             prompt = chat_turns(prompt)
-        if isinstance(prompt, list) and reader.prompt_column in WHOLE and prompt[-1]["role"] == "assistant":
-            prompt, answered = prompt[:-1], answered + 1
+        if isinstance(prompt, list) and prompt[-1]["role"] == "assistant":
+            if name == "prompt":
+                prefilled.add(number)
+            else:
+                prompt, answered = prompt[:-1], answered + 1
             if not prompt:
                 raise RowError(
-                    f"column {reader.prompt_column!r}, {reader.where(number)}: before the assistant's answer there is "
+                    f"column {name!r}, {reader.where(number)}: before the assistant's answer there is "
                     "no message to answer: drop the row"
                 )
         count_unused(unused, raw, number, text_of(prompt), suspects)
         rows.append(replace(row, prompt=prompt))
+    if are_turns:
+        logger.info(
+            "%s: column %r holds lists of the user's turns, of which the first is the prompt", reader.split, name
+        )
+    if several.n:
+        logger.warning(
+            "%s: %d of %d prompts have further turns (the first is row %d), which are left out: they follow answers "
+            "that the model has not given. To ask them, too, make messages of the turns and the answers between them",
+            *(reader.split, several.n, len(rows), several.first),
+        )
     for note in unused_notes(unused, len(rows), reader):
         logger.warning("%s: %s", reader.split, note)
+    if prefilled.n:
+        logger.warning(
+            "%s: %d of %d prompts end with the assistant's turn (the first is row %d): the answer is a further turn",
+            *(reader.split, prefilled.n, len(rows), prefilled.first),
+        )
     if answered:
         logger.info(
             "%s: %d of %d conversations end with an answer, which is not part of their prompt",

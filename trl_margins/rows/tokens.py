@@ -94,8 +94,11 @@ def without_errors(found: Iterable[Result | Exception], where: Callable[[int], s
 
 
 def _refusal(row: PreferenceRow, cause: Exception) -> Exception:
-    said = f"the chat template refuses {row.wholes[0]!r:.300}"
-    error = ValueError(f"{said if row.is_conversational else 'cannot be tokenized'}: {cause}")
+    said = f"cannot be tokenized: {cause}"
+    if row.is_conversational:
+        refused = (row.wholes or [row.prompt])[0]
+        said = f"the chat template refuses {refused!r:.300}: {cause}. Change the messages, or drop the row"
+    error = ValueError(said)
     error.__cause__ = cause
     return error
 

@@ -354,9 +354,11 @@ def test_best_against_worst(rewards, scores, expected):
 
 
 def test_the_pair_of_a_list():
-    rows, ends = best_and_worst([[1.0, 3.0, 2.0], [2.0, 2.0], [5.0, 1.0, 5.0, 1.0], [4.0]])
-    assert rows.tolist() == [0, 2]
-    assert ends.tolist() == [[1, 0], [0, 1]]
+    """Of tied ends all pairs, so that the order of answers does not matter."""
+    rows, ends, weights = best_and_worst([[1.0, 3.0, 2.0], [2.0, 2.0], [5.0, 1.0, 5.0, 1.0], [4.0]])
+    assert rows.tolist() == [0, 2, 2, 2, 2]
+    assert ends.tolist() == [[1, 0], [0, 1], [0, 3], [2, 1], [2, 3]]
+    assert weights.tolist() == [1, 0.25, 0.25, 0.25, 0.25]
     assert best_and_worst([])[1].shape == (0, 2)
 
 
@@ -525,7 +527,8 @@ def test_densities_are_kernel_sums():
     rng = np.random.default_rng(0)
     gaps, logps = rng.normal(0.3, 1, 60), rng.normal(-1.5, 0.4, 60)
     figure, caption = densities(
-        {"held-out": {"before": (gaps, logps), "after": (gaps + 1, logps)}}, "length-normalized"
+        {"held-out": {"before": (gaps, logps, np.ones(60)), "after": (gaps + 1, logps, np.ones(60))}},
+        "length-normalized",
     )
     for panel, values in zip(figure.axes, (gaps, logps), strict=True):
         x, y = panel.lines[0].get_data()
@@ -541,10 +544,35 @@ def test_densities_are_kernel_sums():
 
 
 def test_densities_of_one_pair_and_of_equal_ones():
-    one = np.array([0.5]), np.array([-1.0])
-    same = np.full(5, 0.5), np.full(5, -1.0)
+    one = np.array([0.5]), np.array([-1.0]), np.ones(1)
+    same = np.full(5, 0.5), np.full(5, -1.0), np.ones(5)
     figure, _ = densities({"one": {"a": one}, "same": {"a": same}}, "sum")
     assert len(figure.axes) == 4  # means alone
+
+
+def test_tied_lists_count_as_one_pair_each(tiny_model, tmp_path):
+    """Cases 1 and 2 are what is ranked right, so they add up to `best_worst`, also with tied scores and in another
+    order. A list whose prompt fills the length is in no number.
+    """
+    words = ["a", "some more", "the longest of them all", "x y"]
+    rows = [
+        {"prompt": f"question {i} ", "responses": words[i % 3 :] + words[: i % 3], "scores": [3, 1, 3, 1]}
+        for i in range(8)
+    ]
+    turned = [{name: value[::-1] if name != "prompt" else value for name, value in row.items()} for row in rows]
+    for name, some in {"rows": rows, "turned": turned}.items():
+        long = [{"prompt": "long " * 60, "responses": ["a", "b"], "scores": [1, 2]}]
+        Dataset.from_list(some + long).to_json(tmp_path / f"{name}.jsonl")
+    files = [tmp_path / "rows.jsonl", tmp_path / "turned.jsonl"]
+    report = tmp_path / "report.json"
+    options = ["--cases", "simpo", "--max_length", "64", "--json", report]
+    evaluate("--model_name_or_path", tiny_model, "--dataset_name", *files, *options)
+    found, other = json.loads(report.read_text())["sets"].values()
+    assert found["n_prompts"] == 8
+    assert found["case_1"] + found["case_2"] == pytest.approx(found["best_worst"])
+    assert sum(found["case_counts"].values()) == pytest.approx(8)
+    for name in ("best_worst", "case_1", "case_2", "case_3", "case_4"):
+        assert other[name] == pytest.approx(found[name])
 
 
 def test_plot_of_pairs_and_lists(tiny_model, other_model, pairs, tmp_path, capsys):

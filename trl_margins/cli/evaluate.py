@@ -138,12 +138,12 @@ def _plot(file: str, reward: str, measured: Mapping[str, Measured]) -> None:
     from ..report.densities import densities
     from ..report.page import render
 
-    sets: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {}
+    sets: dict[str, dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]] = {}
     for model, found in zip(unique_names(list(measured)), measured.values(), strict=True):
         for each in (each for each in found.sets if each.places[0].size):
             logps, lengths = each.logps_of_pairs(), each.of_pairs(each.lengths)
             chosen = (logps / lengths.clip(1) if reward == "length-normalized" else logps)[:, 0]
-            sets.setdefault(each.of.name, {})[model] = each.of_pairs(each.rewards) @ [1, -1], chosen
+            sets.setdefault(each.of.name, {})[model] = each.of_pairs(each.rewards) @ [1, -1], chosen, each.places[2]
     figure, caption = densities(sets, reward)
     Path(file).write_bytes(render(figure, Path(file).suffix[1:]))
     print(f"\n{file}: {caption}")

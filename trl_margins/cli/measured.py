@@ -90,16 +90,22 @@ class MeasuredSet:
         """[N] of [k] tokens."""
         return [row.lengths for row in self.scored]
 
+    @property
+    def kept(self) -> list[int]:
+        """The rows without those whose prompt alone fills the length, as in training."""
+        return [i for i, lengths in enumerate(self.lengths) if lengths.any()]
+
     @cached_property
-    def places(self) -> tuple[np.ndarray, np.ndarray]:
-        """The rows [M] of the pairs, and [M, 2] which completion of each is the chosen one, and which the rejected
-        one; of a list, its best and its worst. Without the pairs whose prompt alone fills the length, as in training.
-        RM-Bench has none.
+    def places(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """[M] rows of the pairs, [M, 2] which completion of each is the chosen one and which the rejected one, and [M]
+        what each counts; of a list, `best_and_worst`. RM-Bench has no pairs.
         """
+        kept = np.array(self.kept if self.of.kind != "rm-bench" else [], int)
         if self.of.kind == "listwise":
-            return best_and_worst(self.of.scores or [])
-        rows = [i for i, lengths in enumerate(self.lengths) if self.of.kind == "pairs" and lengths.any()]
-        return np.array(rows, int), np.tile([0, 1], (len(rows), 1))
+            scores = self.of.scores or []
+            rows, sides, weights = best_and_worst([scores[i] for i in kept])
+            return kept[rows], sides, weights
+        return kept, np.tile([0, 1], (len(kept), 1)), np.ones(len(kept))
 
     @property
     def prompts(self) -> list[str]:
@@ -108,7 +114,7 @@ class MeasuredSet:
 
     def of_pairs(self, values: Sequence[Any]) -> np.ndarray:
         """[M, 2] the values of both sides, from [N] of [k]."""
-        pairs = [np.asarray(values[i], float)[sides] for i, sides in zip(*self.places, strict=True)]
+        pairs = [np.asarray(values[i], float)[sides] for i, sides in zip(*self.places[:2], strict=True)]
         return np.array(pairs).reshape(-1, 2)
 
     def logps_of_pairs(self, reference: bool = False) -> np.ndarray:
@@ -233,7 +239,8 @@ def report_of(found: MeasuredSet, target: Target | None, args: EvaluateArguments
 
     each = found.of
     if each.kind == "listwise":
-        report = listwise_report(found.rewards, each.scores or [], args.bootstrap)
+        rewards, scores = ([values[i] for i in found.kept] for values in (found.rewards, each.scores or []))
+        report = listwise_report(rewards, scores, args.bootstrap)
     elif each.kind == "rm-bench":
         chosen, rejected = np.split(np.stack(found.rewards), 2, axis=1)
         report = rm_bench_report(chosen, rejected, each.groups, args.bootstrap)
@@ -267,4 +274,4 @@ def cases_of(target: Target, found: MeasuredSet, n_resamples: int) -> dict[str, 
     if gaps is None:
         logger.warning("%s has no cases: the margin reads scores, and the set has none", each.name)
         return {}
-    return case_report(ranking_cases(*gaps), found.prompts, n_resamples)
+    return case_report(ranking_cases(*gaps), found.prompts, n_resamples, found.places[2])

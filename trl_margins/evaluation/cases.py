@@ -41,23 +41,27 @@ def ranking_cases(policy_gap: ArrayLike, surplus: ArrayLike) -> np.ndarray:
     return np.where(np.isnan(right) | np.isnan(reached), 0, case)
 
 
-def case_report(case: np.ndarray, prompts: Sequence[Hashable], n_resamples: int = 1000) -> dict[str, Any]:
+def case_report(
+    case: np.ndarray, prompts: Sequence[Hashable], n_resamples: int = 1000, weights: np.ndarray | None = None
+) -> dict[str, Any]:
     """How many pairs are in each case.
 
     Args:
         case: [M] of `ranking_cases`. Pairs of case 0 are left out.
         prompts: [M] identifies each pair's prompt: the bootstrap draws whole prompts.
         n_resamples: of the bootstrap.
+        weights: [M] what each pair counts, by default 1.
 
     Returns:
         `case_1` to `case_4`, the shares (None without pairs); `case_counts`, by the same names; `intervals` (95 %).
     """
     kept = np.flatnonzero(case)
-    member = case[kept, None] == np.arange(1, len(CASES) + 1)  # [m, 4]
+    counts_as = np.ones(len(kept)) if weights is None else weights[kept]
+    member = (case[kept, None] == np.arange(1, len(CASES) + 1)) * counts_as[:, None]  # [m, 4]
 
     def shares(rows: np.ndarray) -> dict[str, float | None]:
-        some = member[rows]
-        return {name: float(some[:, i].mean()) if len(some) else None for i, name in enumerate(CASES)}
+        sums, whole = member[rows].sum(0), counts_as[rows].sum()
+        return {name: float(n / whole) if len(rows) else None for name, n in zip(CASES, sums, strict=True)}
 
     intervals = bootstrap_intervals(shares, [prompts[i] for i in kept.tolist()], n_resamples)
     counts = dict(zip(CASES, member.sum(0).tolist(), strict=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -62,18 +63,24 @@ def listwise_metrics(rewards: ArrayLike, scores: ArrayLike, zero: float = 0.0) -
     return metrics
 
 
-def best_and_worst(scores: Sequence[Sequence[float]]) -> tuple[np.ndarray, np.ndarray]:
-    """The pair of each list: its best against its worst completion, of several the first.
+def best_and_worst(scores: Sequence[Sequence[float]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The pairs behind `best_worst`: each completion with its list's best score against each with its worst.
 
     Args:
         scores: [N] of [k] from the annotators.
 
     Returns:
-        The rows [M] whose scores differ, and [M, 2] which completion of each is the best and which the worst.
+        [M] rows, [M, 2] which completion is the best and which the worst, and [M] weights that add up to 1 in each
+        list whose scores differ. The others have no pairs.
     """
-    rows = [i for i, each in enumerate(scores) if len(set(each)) > 1]
-    ends = [(int(np.argmax(scores[i])), int(np.argmin(scores[i]))) for i in rows]
-    return np.array(rows, int), np.array(ends, int).reshape(-1, 2)
+    found = []
+    for i, each in enumerate(scores):
+        highest, lowest = max(each, default=0), min(each, default=0)
+        if highest > lowest:
+            ends = [[j for j, score in enumerate(each) if score == end] for end in (highest, lowest)]
+            found += [(i, best, worst, 1 / (len(ends[0]) * len(ends[1]))) for best, worst in product(*ends)]
+    rows, best, worst, weights = np.array(found, float).reshape(-1, 4).T
+    return rows.astype(int), np.stack([best, worst], axis=1).astype(int), weights
 
 
 def listwise_report(

@@ -224,7 +224,7 @@ def completion_tokens(
         if n_emptied := sum(len(row.prompt) >= max_length for row in whole):
             emptied = (
                 f"; in {n_emptied} of {len(rows)} rows the prompt alone fills it, so nothing is left of the "
-                "completions: a pair is left out, those of a list have the reward 0"
+                "completions: pairs and lists are left out, those of RM-Bench have the reward 0"
             )
     if n_cut:
         total = sum(len(row.ids) for row in found)

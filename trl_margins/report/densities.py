@@ -14,21 +14,23 @@ from .style import DASHES, GREY, LOOKS, label, legend_below, panels, styled
 POINTS = 400
 
 
-def density(values: np.ndarray, at: np.ndarray) -> np.ndarray | None:
+def density(values: np.ndarray, at: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray | None:
     """[n] the Gaussian kernel density of the values [M] at n points, with Scott's bandwidth M^(−1/5) σ; None where
     all values are the same, or there is one.
     """
     from scipy.stats import gaussian_kde
 
-    return gaussian_kde(values)(at) if values.size > 1 and np.ptp(values) > 0 else None
+    return gaussian_kde(values, weights=weights)(at) if values.size > 1 and np.ptp(values) > 0 else None
 
 
 @styled
-def densities(sets: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]], reward: str) -> tuple[Figure, str]:
+def densities(
+    sets: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]], reward: str
+) -> tuple[Figure, str]:
     """A row of two panels for each set: reward gaps, and log-probabilities of the chosen completions.
 
     Args:
-        sets: set → model → [M] reward gaps without β, and [M] log-probabilities.
+        sets: set → model → [M] reward gaps without β, [M] log-probabilities, and [M] what each pair counts.
         reward: `length-normalized` (per token), `sum` or `log-ratio`.
 
     Returns:
@@ -52,17 +54,17 @@ def densities(sets: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]], r
             wide = 3 * max(np.std(values[column]) * values[column].size ** -0.2 for values in of.values())
             at = np.linspace(every.min() - wide, every.max() + wide, POINTS)
             for model, values in of.items():
-                heights = density(values[column], at)
+                heights = density(values[column], at, values[2])
                 if heights is not None:
                     panel.plot(at, heights, marker="", **looks[model])
-                panel.axvline(values[column].mean(), linewidth=1, alpha=0.6, **looks[model])
+                panel.axvline(np.average(values[column], weights=values[2]), linewidth=1, alpha=0.6, **looks[model])
             if column == 0:
                 panel.axvline(0, color=GREY, linewidth=1.2, linestyle=":", zorder=1)
             panel.set(xlabel=xlabel, ylabel="density", title=label(name))
             panel.set_ylim(bottom=0)
     thin = {"color": GREY, "linewidth": 1}
     legend_below(figure, [Line2D([], [], **look) for look in (*looks.values(), thin)], [*models, "mean"])
-    n = span(gaps.size for of in sets.values() for gaps, _ in of.values())
+    n = span(round(weights.sum()) for of in sets.values() for *_, weights in of.values())
     summed = "" if reward == "length-normalized" else ", summed over its tokens"
     of_list = "the chosen and the rejected completion of a pair, of a list its best and its worst by score"
     caption = (

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ..generation.sampling import Sampling
     from ..generation.store import Store
     from ..rows import PreferenceRow
+    from ..rows.form import Message
 
 BENCHMARKS = ("alpaca-eval", "arena-hard", "mt-bench")
 OR_THE_BENCHMARKS = ", or the benchmark's with --for"
@@ -121,7 +122,10 @@ def store_of(args: GenerateArguments, engine: str, out: str | Path, sampling: Sa
 
 def answer_benchmark(args: GenerateArguments, name: str) -> int:
     """Answers a benchmark's questions, writes the file for its judge."""
-    from ..generation.benchmarks import ask_model, decoding_of, load_questions, write_answers
+    from ..generation.answers import answer, prompt_columns
+    from ..generation.benchmarks import ask, decoding_of, load_questions, write_answers
+    from ..generation.store import key_of
+    from ..rows import PreferenceRow
     from ..rows.tokens import prepare_tokenizer
 
     for other in ("shard", "as_chat", "prompt_column", "system_column", "dataset_config", "dataset_split"):
@@ -141,14 +145,17 @@ def answer_benchmark(args: GenerateArguments, name: str) -> int:
     tokenizer = load_tokenizer(args.model_name_or_path, trust_remote_code=args.trust_remote_code)
     prepare_tokenizer(tokenizer, [name])
     engine = engine_of(args.engine)
-    answers = ask_model(
-        questions,
-        settings,
-        answering(args, engine, tokenizer),
-        lambda part, sampling: store_of(args, engine, made / f"{part}.jsonl", sampling),
-        template_of(args, tokenizer),
-    )
-    print(write_answers(name, args.out, model, questions, answers))
+    asked, template = answering(args, engine, tokenizer), template_of(args, tokenizer)
+
+    def replies(conversations: list[list[Message]], sampling: Sampling) -> list[str]:
+        # one file for the answers to one turn with one temperature
+        part = f"turn-{(len(conversations[0]) + 1) // 2}-temperature-{sampling.temperature:g}"
+        rows = [PreferenceRow(messages, [], template) for messages in conversations]
+        store = store_of(args, engine, made / f"{part}.jsonl", sampling)
+        texts = {key_of(row): row["responses"][0] for row in answer(rows, asked, sampling, store, part)}
+        return [texts.get(key_of(prompt_columns(row)), "") for row in rows]  # "" where there was no room
+
+    print(write_answers(name, args.out, model, questions, ask(questions, settings, replies)))
     return 0
 
 

@@ -19,14 +19,11 @@ from typing import Any
 
 from ..checks import shown, unknown
 from ..data.loading import load_splits, pick_split
-from ..rows import PreferenceRow
-from .answers import Answering, answer, prompt_columns
+from ..rows.form import Message, says
 from .sampling import Sampling
-from .store import Store, key_of
 
 logger = logging.getLogger(__name__)
 
-Message = Mapping[str, str]
 _THOUGHT = "</think>"  # ends the thinking of Qwen3, DeepSeek-R1 and others
 
 
@@ -156,48 +153,21 @@ def ask(
         settings: [N]
         replies: conversations that end with a question, and their common sampling → the answers.
     """
-    answers: list[list[str]] = [[] for _ in questions]
+    talks: list[list[Message]] = [[] for _ in questions]
     thought = 0
     for setting in dict.fromkeys(settings):
         alike = [i for i, each in enumerate(settings) if each == setting]
         for turn in range(max(len(questions[i].turns) for i in alike)):
             asked = [i for i in alike if turn < len(questions[i].turns)]
-            conversations = [_conversation(questions[i].turns[: turn + 1], answers[i]) for i in asked]
-            for i, text in zip(asked, replies(conversations, setting), strict=True):
+            conversations = [talks[i] + says("user", questions[i].turns[turn]) for i in asked]
+            for i, talk, text in zip(asked, conversations, replies(conversations, setting), strict=True):
                 _, mark, said = text.partition(_THOUGHT)
                 thought += bool(mark)
-                answers[i].append((said if mark else text).strip())  # AlpacaEval and FastChat strip it, too
+                # AlpacaEval and FastChat strip it, too
+                talks[i] = talk + says("assistant", (said if mark else text).strip())
     if thought:
         logger.info("%d answers begin with the model's thinking, which the judge does not see", thought)
-    return answers
-
-
-def ask_model(
-    questions: Sequence[Question],
-    settings: Sequence[Sampling],
-    model: Answering,
-    store_of: Callable[[str, Sampling], Store],
-    template: Mapping[str, Any] | None = None,
-) -> list[list[str]]:
-    """`ask`, of a model.
-
-    Args:
-        questions: [N]
-        settings: [N]
-        model: who answers.
-        store_of: the file for a part of the answers, by its name: one turn, with one temperature.
-        template: further variables of the chat template.
-    """
-
-    def replies(conversations: list[list[Message]], sampling: Sampling) -> list[str]:
-        turn = sum(message["role"] == "user" for message in conversations[0])
-        part = f"turn-{turn}-temperature-{sampling.temperature:g}"
-        rows = [PreferenceRow(list(map(dict, messages)), [], template or {}) for messages in conversations]
-        made = answer(rows, model, sampling, store_of(part, sampling), part)
-        texts = {key_of(row): row["responses"][0] for row in made}
-        return [texts.get(key_of(prompt_columns(row)), "") for row in rows]  # "" where there was no room
-
-    return ask(questions, settings, replies)
+    return [[message["content"] for message in talk[1::2]] for talk in talks]
 
 
 def write_answers(
@@ -224,15 +194,6 @@ def benchmark_of(name: str) -> Benchmark:
     if name not in BENCHMARKS:
         raise unknown("benchmark", name, BENCHMARKS)
     return BENCHMARKS[name]
-
-
-def _conversation(turns: Sequence[str], answers: Sequence[str]) -> list[Message]:
-    messages: list[Message] = []
-    for i, turn in enumerate(turns):
-        messages.append({"role": "user", "content": turn})
-        if i < len(answers):
-            messages.append({"role": "assistant", "content": answers[i]})
-    return messages
 
 
 def _downloaded(data_set: str, file: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -111,11 +111,10 @@ def given(args: GenerateArguments) -> dict[str, Any]:
 
 def store_of(args: GenerateArguments, engine: str, out: str | Path, sampling: Sampling) -> Store:
     """The file of answers that are drawn in this way."""
-    from ..generation.answers import settings_of
     from ..generation.store import Store
 
     family = "vllm" if engine == "vllm" else "transformers"  # whose engines give the same answers
-    settings = settings_of(args.model_name_or_path, family, args.dtype, sampling)
+    settings = {"model": args.model_name_or_path, "engine": family, "dtype": args.dtype, **asdict(sampling)}
     settings |= {"chat_template_kwargs": _mapping(args, "chat_template_kwargs") or None}
     return Store(out, settings | weights_of(args.model_name_or_path))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -120,11 +120,6 @@ def answer(
     made = store.finish(order)
     _log_counts(made, sampling)
     return made
-
-
-def settings_of(model: str, engine: str, dtype: str, sampling: Sampling) -> dict[str, Any]:
-    """What answers depend on besides their prompts."""
-    return {"model": model, "engine": engine, "dtype": dtype, **asdict(sampling)}
 
 
 def prompt_columns(row: PreferenceRow) -> dict[str, Any]:

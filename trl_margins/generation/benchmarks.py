@@ -77,10 +77,6 @@ class Benchmark:
     decoding: Callable[[Question], Sampling] | None  # None: the benchmark says nothing, SimPO's table does
     hub: tuple[str, str] | None = None  # data set and file
 
-    def path(self, folder: str | Path, model: str) -> Path:
-        """Where the judge looks for the answers of a model."""
-        return Path(folder) / self.file.format(model=model)
-
 
 def load_questions(name: str, file: str) -> list[Question]:
     """The questions of a benchmark in their order, from a file or, AlpacaEval's, from the Hub.
@@ -175,7 +171,7 @@ def write_answers(
 ) -> Path:
     """Writes the file that the judge reads, and returns its path."""
     benchmark = benchmark_of(name)
-    path = benchmark.path(folder, model)
+    path = Path(folder) / benchmark.file.format(model=model)
     records = [benchmark.record(*each, model) for each in zip(questions, answers, strict=True)]
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".json":
@@ -227,11 +223,6 @@ def _turns(row: Mapping[str, Any], number: int) -> list[Any]:
     return turns
 
 
-def _read_alpaca_eval(row: Mapping[str, Any]) -> Question:
-    instruction = _text(row, "instruction", row.get("instruction"))
-    return Question(None, (instruction,), row)
-
-
 def _read_arena_hard(row: Mapping[str, Any]) -> Question:
     if "uid" in row:  # since April 2025, also of the questions of v0.1
         return Question(_named(row, "uid"), (_text(row, "prompt", row.get("prompt")),), row)
@@ -262,10 +253,6 @@ def _arena_hard(question: Question, answers: Sequence[str], model: str) -> dict[
     messages = [{"role": "user", "content": question.turns[0]}, {"role": "assistant", "content": {"answer": answer}}]
     record = {"uid": question.key, "ans_id": uuid.uuid4().hex, "model": model, "messages": messages}
     return record | {"tstamp": time.time()} | ({"metadata": style} if style else {})
-
-
-def _mt_bench(question: Question, answers: Sequence[str], model: str) -> dict[str, Any]:
-    return _fast_chat(question.key, list(answers), model)
 
 
 def _fast_chat(key: Any, turns: list[Any], model: str) -> dict[str, Any]:
@@ -320,7 +307,7 @@ BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType(
             title="AlpacaEval",
             file="model_outputs.json",
             questions="alpaca_eval_gpt4_baseline.json of tatsu-lab/alpaca_eval",
-            read=_read_alpaca_eval,
+            read=lambda row: Question(None, (_text(row, "instruction", row.get("instruction")),), row),
             record=_alpaca_eval,
             decoding=None,
             # not as a data set: that has a loading script, which `datasets` no longer runs
@@ -339,7 +326,7 @@ BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType(
             file="model_answer/{model}.jsonl",
             questions="fastchat/llm_judge/data/mt_bench/question.jsonl of FastChat",
             read=_read_mt_bench,
-            record=_mt_bench,
+            record=lambda question, answers, model: _fast_chat(question.key, list(answers), model),
             decoding=lambda question: _decoding(MT_BENCH_TEMPERATURES.get(question.row["category"], 0.7), 1024),
         ),
     }

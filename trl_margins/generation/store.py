@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import logging
 import os
@@ -32,19 +31,24 @@ class Journal:
         out: the file that is to be made.
         settings: what its rows depend on.
         key: tells rows apart.
+        made: other files with such rows.
 
     Raises:
         ValueError: rows that were made with other settings.
     """
 
     def __init__(
-        self, out: str | Path, settings: Mapping[str, Any], key: Callable[[Mapping[str, Any]], str] = key_of
+        self,
+        out: str | Path,
+        settings: Mapping[str, Any],
+        key: Callable[[Mapping[str, Any]], str] = key_of,
+        made: Sequence[Path] = (),
     ) -> None:
         self.out, self.settings, self.key = Path(out), dict(settings), key
         self.partial = self.out.with_name(f"{self.out.name}.partial")
         self.said = self.out.with_name(f"{self.out.name}.settings.json")
         self.rows: dict[str, dict[str, Any]] = {}
-        made = self._made()
+        made = [file for file in (*made, self.partial) if file.exists()]
         if made:
             self._check(made)
         for file in made:
@@ -52,10 +56,6 @@ class Journal:
                 self.rows[key(row)] = row
         if self.rows:
             logger.info("%s has %d rows already, which are kept", " and ".join(map(str, made)), len(self.rows))
-
-    def _made(self) -> list[Path]:
-        """The files that have rows."""
-        return [self.partial] if self.partial.exists() else []
 
     def _check(self, made: Sequence[Path]) -> None:
         others = " and ".join(map(str, made))
@@ -76,7 +76,7 @@ class Journal:
         """Writes a row to disk."""
         if not self.partial.exists():
             self._say()
-        with self.partial.open("a", encoding="utf-8") as file:
+        with self.partial.open("ab") as file:
             file.write(_line(row))
             file.flush()
             os.fsync(file.fileno())
@@ -107,10 +107,7 @@ class Store(Journal):
     def __init__(self, out: str | Path, settings: Mapping[str, Any]) -> None:
         if not str(out).endswith(SUFFIXES):
             raise ValueError(f"{out}: the file is one of {', '.join(SUFFIXES)}")
-        super().__init__(out, settings)
-
-    def _made(self) -> list[Path]:
-        return [file for file in (self.out, *super()._made()) if file.exists()]
+        super().__init__(out, settings, made=[Path(out)])
 
     def finish(self, order: Sequence[str]) -> list[dict[str, Any]]:
         """Writes the file, with the rows of these keys in this order, and returns them.
@@ -124,8 +121,8 @@ class Store(Journal):
         with made.open("wb") as raw:
             # neither a name nor a time in its head, so that equal rows are equal files
             packed = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if self.out.name.endswith(".gz") else raw
-            with io.TextIOWrapper(packed, encoding="utf-8", newline="\n") as file:  # type: ignore[arg-type]
-                file.writelines(map(_line, rows))
+            with packed:
+                packed.writelines(map(_line, rows))
         self._say()
         made.replace(self.out)
         self.partial.unlink(missing_ok=True)
@@ -143,8 +140,8 @@ class Store(Journal):
             )
 
 
-def _line(row: Mapping[str, Any]) -> str:
-    return json.dumps(row, ensure_ascii=False) + "\n"
+def _line(row: Mapping[str, Any]) -> bytes:
+    return json.dumps(row, ensure_ascii=False).encode() + b"\n"
 
 
 def _read(file: Path) -> Iterator[dict[str, Any]]:

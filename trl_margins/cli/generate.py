@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib.util import find_spec
@@ -17,6 +17,7 @@ from .setup import base_of, check_writable, find_model, load_config, load_model,
 
 if TYPE_CHECKING:
     from ..generation.answers import Answering
+    from ..generation.local import Answers
     from ..generation.sampling import Sampling
     from ..generation.store import Store
     from ..rows import PreferenceRow
@@ -247,7 +248,7 @@ def answering(args: GenerateArguments, name: str, tokenizer: Any) -> Answering:
         model = load_model(args.model_name_or_path, dtype=args.dtype, device_map=None, trust_remote_code=code)
         return (model.merge_and_unload() if is_peft_model(model) else model).to(device())
 
-    def answers(**asked: Any) -> Iterator[tuple[int, list[list[int]]]]:
+    def answers(**asked: Any) -> Answers:
         from ..generation import continuous, local, vllm
 
         if name == "vllm":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -11,13 +11,13 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from ..rows import PreferenceRow, RowError, tokenize
+from .local import Answers
 from .sampling import Prompt, Sampling
 from .store import Store, key_of
 
 logger = logging.getLogger(__name__)
 
-# `prompts`, `sampling`, `stop` → the number of a prompt and its n answers, one prompt after the other
-Engine = Callable[..., Iterator[tuple[int, list[list[int]]]]]
+Engine = Callable[..., Answers]  # of `prompts`, `sampling`, and `stop`, the tokens that end an answer
 
 _PROBE = "an answer"
 

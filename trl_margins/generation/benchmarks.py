@@ -104,8 +104,7 @@ def decoding_of(name: str, questions: Sequence[Question], family: str | None, **
     """How each question is answered: as the benchmark says, else as SimPO's table says for a model family.
 
     Args:
-        name: of the benchmark.
-        questions: of the benchmark.
+        name, questions: of the benchmark.
         family: a key of `SIMPO_DECODING`, or a recipe of such a model.
         own: values of Sampling's fields that take their place, where they are not None.
 
@@ -145,8 +144,7 @@ def ask(
     What a model thought before it answered, up to `</think>`, is left out.
 
     Args:
-        questions: [N]
-        settings: [N]
+        questions, settings: [N]
         replies: conversations that end with a question, and their common sampling → the answers.
     """
     talks: list[list[Message]] = [[] for _ in questions]

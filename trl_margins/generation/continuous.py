@@ -30,15 +30,7 @@ def generate(
 ) -> Answers:
     """Answers as they are finished, longest prompts first.
 
-    Args:
-        model: a causal model.
-        prompts: what to answer.
-        sampling: how answers are drawn.
-        stop: tokens that end an answer.
-        options: of `ContinuousBatchingConfig`.
-
-    Yields:
-        The number of a prompt, and the token ids of its n answers, with the token that ended them.
+    `options` are those of `ContinuousBatchingConfig`.
 
     Raises:
         RuntimeError: the engine has stopped, or cannot compute an answer.

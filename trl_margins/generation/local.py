@@ -16,6 +16,7 @@ from .sampling import Prompt, Sampling, only
 
 _SEGMENT = 32  # tokens between two looks at which rows have finished
 
+# the number of a prompt, and the token ids of its n answers, with the token that ended them
 Answers = Iterator[tuple[int, list[list[int]]]]
 
 
@@ -26,17 +27,6 @@ def generate(
 
     `model.generate` does the work, a few tokens at a time. In between, answers that have ended leave the batch. The n
     answers to a prompt share the computation of the prompt.
-
-    Args:
-        model: a causal model.
-        prompts: what to answer.
-        sampling: how answers are drawn.
-        stop: tokens that end an answer.
-        pad: any token, for padding.
-        batch_size: answers per forward pass.
-
-    Yields:
-        The number of a prompt, and the token ids of its n answers, with the token that ended them.
     """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].ids))
     size = max(batch_size // sampling.n, 1)

@@ -7,9 +7,10 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
+
+from ..rows.lists import digest
 
 logger = logging.getLogger(__name__)
 
@@ -18,8 +19,7 @@ SUFFIXES = (".jsonl", ".jsonl.gz")
 
 def key_of(row: Mapping[str, Any]) -> str:
     """The same for rows with equal prompts and variables of the chat template."""
-    said = [row["prompt"], row.get("tools"), row.get("chat_template_kwargs")]
-    return blake2b(json.dumps(said, sort_keys=True).encode(), digest_size=16).hexdigest()
+    return digest(row["prompt"], row.get("tools"), row.get("chat_template_kwargs"))
 
 
 class Journal:

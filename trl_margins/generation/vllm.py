@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .local import Answers
 from .sampling import Prompt, Sampling
 
 _PROMPTS = 1024  # between two writes
@@ -37,15 +38,10 @@ def load(
     return LLM(model=name, **{**settings, **(options or {})}), request
 
 
-def generate(
-    llm: Any, request: Any, prompts: Sequence[Prompt], sampling: Sampling, stop: Sequence[int]
-) -> Iterator[tuple[int, list[list[int]]]]:
+def generate(llm: Any, request: Any, prompts: Sequence[Prompt], sampling: Sampling, stop: Sequence[int]) -> Answers:
     """Answers to a thousand prompts at a time.
 
     Each answer has its own request, with its own seed: vLLM computes their prompt once.
-
-    Yields:
-        The number of a prompt, and the token ids of its n answers, with the token that ended them.
     """
     from vllm import SamplingParams
 

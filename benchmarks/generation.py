@@ -95,7 +95,7 @@ def ours():
 
 
 def batched():
-    made = continuous.generate(model, prompts, sampling, [end])
+    made = continuous.generate(model, prompts, sampling, [end], {})
     return [len(answer) for _, answers in made for answer in answers]
 
 

@@ -125,6 +125,7 @@ def score_by_model(args: ScoreArguments, splits: DatasetDict) -> int:
     settings = {"reward_model": name, "reward_label": args.reward_label, "max_length": longest, "dtype": args.dtype}
     settings |= weights_of(name)
     journal = Journal(args.output, settings, lambda row: row["key"]) if args.output else None
+    scored = {}
     for split, uncut in tokens.items():
         some = cut_tokens(uncut, rows[split], tokenizer, longest)
         keys = [digest(each) for each in some]
@@ -134,24 +135,23 @@ def score_by_model(args: ScoreArguments, splits: DatasetDict) -> int:
             known[keys[i]] = scores
             if journal is not None:
                 journal.add({"key": keys[i], "scores": scores})
-        found = [known[key] for key in keys]
+        scored[split] = [known[key] for key in keys]
         dataset = splits[split].remove_columns([each for each in columns[split] if each in splits[split].column_names])
-        made = [found] if columns[split] == ["scores"] else zip(*found, strict=True)
+        made = [scored[split]] if columns[split] == ["scores"] else zip(*scored[split], strict=True)
         for column, values in zip(columns[split], made, strict=True):
             dataset = dataset.add_column(column, list(values))
         splits[split] = dataset
     if args.output and journal is not None:
         write(args.output, splits)
         journal.close()
-    print(reward_table({split: [splits[split][column] for column in columns[split]] for split in splits}))
+    print(reward_table(scored))
     return 0
 
 
-def reward_table(scores: Mapping[str, Any]) -> str:
+def reward_table(scores: Mapping[str, Sequence[Sequence[float]]]) -> str:
     """One line per split: answers, mean, quartiles, and the mean difference of the best and the worst of a row."""
     rows = []
-    for name, columns in scores.items():
-        lists = columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
+    for name, lists in scores.items():
         every = [score for some in lists for score in some]
         gaps = [max(some) - min(some) for some in lists if some]
         numbers = (np.mean(every), *np.quantile(every, (0.25, 0.5, 0.75)), np.mean(gaps)) if every else ()

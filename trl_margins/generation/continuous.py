@@ -22,11 +22,7 @@ def is_fast(device: torch.device) -> bool:
 
 
 def generate(
-    model: Any,
-    prompts: Sequence[Prompt],
-    sampling: Sampling,
-    stop: Sequence[int],
-    options: Mapping[str, Any] | None = None,
+    model: Any, prompts: Sequence[Prompt], sampling: Sampling, stop: Sequence[int], options: Mapping[str, Any]
 ) -> Answers:
     """Answers as they are finished, longest prompts first.
 
@@ -46,7 +42,7 @@ def generate(
     found: dict[int, list[list[int]]] = {i: [[] for _ in range(sampling.n)] for i in range(len(prompts))}
     # on a CPU the default, most of the memory, is everyone's
     share = {"max_memory_percent": 0.25} if model.device.type == "cpu" else {}
-    config = ContinuousBatchingConfig(**share | dict(options or {}))
+    config = ContinuousBatchingConfig(**share | dict(options))
     with plain_settings(model):
         manager = model.init_continuous_batching(generation_config=settings, continuous_batching_config=config)
         pick = _Pick(sampling, prompts, waiting)

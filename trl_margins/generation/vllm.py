@@ -13,12 +13,7 @@ from .sampling import Prompt, Sampling
 _PROMPTS = 1024  # between two writes
 
 
-def load(
-    name: str,
-    dtype: str = "auto",
-    trust_remote_code: bool = False,
-    options: Mapping[str, Any] | None = None,
-) -> tuple[Any, Any]:
+def load(name: str, dtype: str, trust_remote_code: bool, options: Mapping[str, Any]) -> tuple[Any, Any]:
     """vLLM's model of a folder or a Hub id, and the request for an adapter, if the folder is an adapter's."""
     from vllm import LLM
     from vllm.lora.request import LoRARequest
@@ -35,7 +30,7 @@ def load(
         request = LoRARequest("adapter", 1, name)
         settings |= {"enable_lora": True, "max_lora_rank": found["r"]}
         name = found["base_model_name_or_path"]
-    return LLM(model=name, **{**settings, **(options or {})}), request
+    return LLM(model=name, **settings | dict(options)), request
 
 
 def generate(llm: Any, request: Any, prompts: Sequence[Prompt], sampling: Sampling, stop: Sequence[int]) -> Answers:

@@ -142,16 +142,15 @@ def why_no_lists(
     only = f"only the columns {list(names)}"
     if score_columns and {*score_columns} - {*names} and list_form(names, None, prompt_column):
         return f"{split}: score_columns names {list(score_columns)}, and there are {only}"
-    if {*RESPONSES} & {*names}:
-        if prompt_column or {*PROMPTS} & {*names}:
-            fix = "name their scores with score_columns (--score_columns), or score the answers first, with "
-            return (
-                f"{split}: there are answers but no scores, {only}: {fix}trl-margins score FILE --reward_model MODEL"
-            )
+    if {*RESPONSES} & {*names} and not prompt_column and not {*PROMPTS} & {*names}:
         fix = "name the column of the prompts with prompt_column (--prompt_column)"
         return f"{split}: there are answers but no prompts, {only}: {fix}"
-    why = f"lists have {FORMS}; if the prompt has another name, set prompt_column (--prompt_column)"
+    if {*RESPONSES} & {*names}:
+        fix = "name their scores with score_columns (--score_columns)"
+        otherwise = "score the answers first, with trl-margins score FILE --reward_model MODEL"
+        return f"{split}: there are answers but no scores, {only}: {fix}, or {otherwise}"
     if {"chosen", "rejected"} <= {*names}:
         why = "so these are pairs already, which can be trained on as they are"
-        return f"{split}: its columns are {list(names)}, {why}"
-    return f"{split}: its columns are {list(names)}, and {why}"
+    else:
+        why = f"and lists have {FORMS}; if the prompt has another name, set prompt_column (--prompt_column)"
+    return f"{split}: its columns are {list(names)}, {why}"

@@ -17,7 +17,8 @@ from trl_margins.data.loading import load_splits
 from trl_margins.data.splits import generalization_splits
 from trl_margins.evaluation.sets import evaluation_set
 from trl_margins.rows import open_rows
-from trl_margins.rows.lists import ASPECTS, ScoredList, ScoredLists, chat_turns
+from trl_margins.rows.lists import ASPECTS, ScoredList, ScoredLists
+from trl_margins.rows.turns import chat_turns
 
 
 def user(text: str) -> dict[str, str]:

@@ -162,8 +162,8 @@ def answer_benchmark(args: GenerateArguments, name: str) -> int:
 def prompts_of(args: GenerateArguments, tokenizer: Any) -> list[PreferenceRow]:
     """The rows to answer."""
     from ..rows import open_prompts
-    from ..rows.lists import chat_turns
     from ..rows.tokens import prepare_tokenizer
+    from ..rows.turns import chat_turns
 
     dataset = pick_split(load_splits(args.dataset_name, args.dataset_config), args.dataset_split, args.dataset_name)
     as_chat = tokenizer.chat_template is not None if args.as_chat is None else args.as_chat

@@ -15,7 +15,8 @@ from datasets.utils import tqdm
 
 from ..checks import NUMBERS, unknown
 from ..rows.form import says, text_of
-from ..rows.lists import ScoredList, ScoredLists, chat_turns, digest
+from ..rows.lists import ScoredList, ScoredLists, digest
+from ..rows.turns import chat_turns
 from .formats import one_split
 
 logger = logging.getLogger(__name__)
@@ -49,32 +50,14 @@ def make_pairs(
     prompt_column: str | None = None,
     system_column: str | None = None,
 ) -> Dataset:
-    """Pairs of the answers in scored lists, in any form that `docs/data.md` has.
-
-    ============= ============================================================================================
-    best-worst    the best answer and the worst (SimPO's)
-    best-random   the best answer and a random other one (Zephyr's, and UltraFeedback binarized)
-    closest       the two answers whose scores are closest
-    all           every two answers
-    ============= ============================================================================================
+    """Pairs of the answers in scored lists. "Lists" in `docs/data.md` has the forms, the strategies and the options.
 
     The rows have `prompt`, `chosen`, `rejected`, `score_chosen`, `score_rejected`, `chosen_model` and
-    `rejected_model` where models are known, and the other columns of a prompt. Draws depend on the seed and on what a
-    pair says, not on other rows or on any order. Of answers with the same score, the first one counts.
+    `rejected_model` where models are known, and the other columns of a prompt.
 
     Args:
-        dataset: the lists.
-        strategy: as above.
-        k: the most pairs of one prompt: the best with its k worst or k random others, the k closest, any k. By default
-            1, of `all` all.
+        k: the most pairs of one prompt. By default 1, of `all` all.
         min_gap: the smallest difference of two scores; with 0, ties become pairs too. By default any above 0.
-        balance_length: leave out random pairs until as many chosen answers are longer, in characters, as shorter.
-        seed: of the draws.
-        drop_truncated: leave out answers that were cut, by the column `truncated` that `trl-margins generate` writes.
-        as_chat: make messages of text, for a model with a chat template.
-        score_columns: where the scores are, if not under a usual name: a column, or a rating within UltraFeedback's
-            completions. Of several, the mean counts.
-        prompt_column, system_column: the columns of prompt and system message, as for the trainers.
 
     Raises:
         ValueError: an unknown strategy, no lists, a bad row, no pair, or `drop_truncated` without that column.
@@ -225,9 +208,9 @@ def pair_rows(lists: ScoredLists, pairs: Sequence[ScoredList]) -> Dataset:
     are_messages = any(not isinstance(pair.prompt, str) for pair in pairs)
     rows: dict[str, list[Any]] = {"prompt": [], "chosen": [], "rejected": []}
     for pair in pairs:
-        as_text = are_messages and isinstance(pair.prompt, str)
-        prompt: Any = chat_turns(pair.prompt) if as_text and isinstance(pair.prompt, str) else pair.prompt
-        parts = [says("assistant", str(part)) if as_text else part for part in pair.responses]
+        prompt, parts = pair.prompt, pair.responses
+        if are_messages and isinstance(prompt, str):
+            prompt, parts = chat_turns(prompt), [says("assistant", str(part)) for part in parts]
         for name, value in zip(rows, (prompt, *parts), strict=True):
             rows[name].append(value)
     rows |= {f"score_{side}": [pair.scores[i] for pair in pairs] for i, side in enumerate(("chosen", "rejected"))}

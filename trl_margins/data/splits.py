@@ -62,36 +62,26 @@ def generalization_splits(
     ================ =============== ==============
 
     A prompt of training has a pair in `train`: `id` never takes a prompt's last pair, and `response_ood` leaves out
-    prompts without one. The rows are pairs or lists, recognized by their columns:
+    prompts without one.
 
-    *Pairs* with `prompt`, `chosen`, `rejected` and the model behind each completion. A pair belongs to the seen models
-    if both of its models are seen, to the unseen ones if neither is; mixed pairs are dropped. `id` is a random share
-    of the pairs on seen prompts by seen models; other pairs of its prompts stay in `train`, and may share a completion
-    with it. A pair that occurs twice, also with its sides swapped, counts once and is never divided. Rows keep all
-    their columns.
+    *Pairs* belong to the seen models if both of their models are seen, to the unseen ones if neither is; mixed pairs
+    are dropped. `id` is a random share of the pairs on seen prompts by seen models; other pairs of its prompts stay in
+    `train`, and may share a completion with it. A pair that occurs twice, also with its sides swapped, is never
+    divided.
 
-    *Lists* in any form that `make_pairs` takes. Each split but `train` pairs the best and the worst completion of each
-    prompt, among the models of its scenario. So does `train`, but for the prompts of `id`, of which it has the second
-    best and the second worst: these prompts have been trained on, and the completions in `id` have not. `id` draws
-    among the prompts for which that is possible. A scenario leaves out prompts with fewer than two completions, or
-    whose best and worst are tied. Rows with equal prompts count as one, but for votes, which compare two completions
-    alone. The rows are those of `make_pairs`.
+    *Lists*, in any form that `make_pairs` takes, give the best and the worst completion of each prompt, among the
+    models of the scenario. Of the prompts of `id`, `train` has the second best and the second worst, so that the
+    completions in `id` have not been trained on; `id` draws among the prompts for which that is possible. Prompts with
+    fewer than two completions, or whose best and worst are tied, are left out. Lists that name no model are of the one
+    that is trained, as where AMaPO samples its own pairs: they have `train`, `id` and `prompt_ood` alone.
 
-    Lists that name no model have `train`, `id` and `prompt_ood` alone: one model, that which is trained, wrote all
-    completions, as where AMaPO samples its own pairs. A warning says so.
-
-    Which prompts, models and pairs are drawn depends on the seed and on the contents, not on the order of the rows,
-    and a larger share includes the smaller one.
+    The draws depend on the seed and on the contents, not on the order of the rows; a larger share includes a smaller.
 
     Args:
-        dataset: pairs or lists.
         unseen_prompts: share of the prompts, in (0, 1).
-        unseen_models: share of the models, in (0, 1), or their names. Not used for lists that name none.
-        held_out: share of the pairs on seen prompts by seen models (of lists: one pair per prompt) that `id` gets, in
-            (0, 1).
-        seed: of all draws.
+        unseen_models: share of the models, in (0, 1), or their names.
+        held_out: share of the pairs on seen prompts by seen models (of lists: one pair per prompt) that `id` gets.
         columns: the two columns of pairs that hold the models, if not `chosen_model` and `rejected_model`.
-        score_columns: of lists, if the scores are not under a usual name; see `make_pairs`.
 
     Raises:
         ValueError: a share outside (0, 1), unknown models, columns or values that are missing or bad, more held out

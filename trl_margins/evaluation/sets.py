@@ -11,6 +11,7 @@ from typing import Literal
 from datasets import Dataset, Value
 
 from ..rows import PreferenceRow, open_rows
+from ..rows.form import COMPLETIONS, Message, is_list_of, says
 from ..rows.list_forms import FORMS, list_form
 from ..rows.lists import ScoredLists, row_of
 from ..rows.scores import ScoreError, check_scores, find_score_columns, problem_of, refuse_class_labels
@@ -76,8 +77,7 @@ def evaluation_set(
         raise ValueError(
             f"{name}: its columns are {sorted(columns)}; an evaluation set has chosen and rejected, or {FORMS}"
         )
-    first = dataset[0]["chosen"]
-    if isinstance(first, list) and all(isinstance(each, str) for each in first):
+    if is_list_of(dataset[0]["chosen"], str):
         if "num_correct" in columns:
             raise ValueError(
                 f"{name}: these are the rows of RewardBench 2 (num_correct), one good answer against several, which "
@@ -124,10 +124,9 @@ def _subsets(dataset: Dataset, name: str) -> list[str]:
     return subsets
 
 
-def _as_messages(row: Mapping[str, str]) -> dict[str, list[dict[str, str]]]:
+def _as_messages(row: Mapping[str, str]) -> dict[str, list[Message]]:
     """A pair of texts, as RewardBench renders it: one question and its answers."""
-    roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
-    return {name: [{"role": role, "content": row[name]}] for name, role in roles.items()}
+    return {"prompt": says("user", row["prompt"])} | {side: says("assistant", row[side]) for side in COMPLETIONS}
 
 
 def _listwise(lists: ScoredLists, name: str) -> EvaluationSet:
@@ -139,12 +138,12 @@ def _listwise(lists: ScoredLists, name: str) -> EvaluationSet:
 def _rm_bench(dataset: Dataset, name: str, as_chat: bool, source: str) -> EvaluationSet:
     rows, domains = [], []
     for i, raw in enumerate(dataset.to_list()):
-        for side in ("chosen", "rejected"):
+        for side in COMPLETIONS:
             if len(raw[side]) != len(STYLES):
                 raise ValueError(
                     f"{name}, row {i}: {side} has {len(raw[side])} completions, RM-Bench has {len(STYLES)}"
                 )
-        prompt = [{"role": "user", "content": raw["prompt"]}] if as_chat else raw["prompt"]
+        prompt = says("user", raw["prompt"]) if as_chat else raw["prompt"]
         rows.append(row_of(prompt, [*raw["chosen"], *raw["rejected"]], f"row {i} of {name}", {}))
         domains.append(domain_of(raw.get("domain"), source))
     return EvaluationSet(name, "rm-bench", rows, groups=domains)

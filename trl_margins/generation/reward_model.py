@@ -18,7 +18,8 @@ from ..forward.positions import positions_of
 from ..rows import PreferenceRow, RowError, open_rows, tokenize
 from ..rows.form import Part, says, text_of
 from ..rows.list_forms import list_form
-from ..rows.lists import ScoredLists, chat_turns
+from ..rows.lists import ScoredLists
+from ..rows.turns import chat_turns
 
 logger = logging.getLogger(__name__)
 

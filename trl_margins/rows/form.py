@@ -107,9 +107,7 @@ class RowReader:
         """A reader for a set with these columns; a RowError names one that is missing."""
         names = tuple(columns)
         require_columns(names, split)
-        for option, name in {"prompt_column": prompt_column, "system_column": system_column}.items():
-            if name is not None and name not in names:
-                raise RowError(f"{option} names {name!r}, but the {split} data set has only the columns {list(names)}")
+        require_named(names, split, prompt_column, system_column)
         if prompt_column is None:
             prompt_column = next((name for name in ("prompt", *SHAREGPT) if name in names), None)
         reader = cls(split, names, prompt_column, system_column, keeps_parts=keeps_parts)
@@ -271,6 +269,15 @@ def require_columns(names: Sequence[str], split: str) -> None:
         )
 
 
+def require_named(
+    names: Sequence[str], split: str, prompt_column: str | None = None, system_column: str | None = None
+) -> None:
+    """Raises a RowError if an option names a column that is not there."""
+    for option, name in {"prompt_column": prompt_column, "system_column": system_column}.items():
+        if name is not None and name not in names:
+            raise RowError(f"{option} names {name!r}, but the {split} data set has only the columns {list(names)}")
+
+
 def part_of(value: Any, keeps_parts: bool = False) -> Part:
     """A prompt or a completion as text, or as messages with role and content.
 
@@ -319,18 +326,25 @@ def texts_in(value: Any) -> Iterator[str]:
             yield from texts_in(each)
 
 
+def spelled(value: Any) -> Any:
+    """What a text spells in JSON or Python, if it spells a list or a mapping; else the value."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        for read in (json.loads, ast.literal_eval):
+            try:
+                return read(value)
+            except (ValueError, SyntaxError, MemoryError, RecursionError):
+                continue
+    return value
+
+
 def stored_messages(text: str) -> Any:
     """Messages that a CSV file holds as text, JSON or a Python list; None if the text is something else."""
-    for read in (json.loads, ast.literal_eval):
-        try:
-            value = read(text)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            continue
-        return value if is_messages([value] if isinstance(value, Mapping) else value) else None
-    raise ValueError(
-        f"{shortened(text)} looks like messages stored as text, but is neither JSON nor a Python list: save the set "
-        "as JSON lines or Parquet"
-    )
+    if isinstance(value := spelled(text), str):
+        raise ValueError(
+            f"{shortened(text)} looks like messages stored as text, but is neither JSON nor a Python list: save the "
+            "set as JSON lines or Parquet"
+        )
+    return value if is_messages([value] if isinstance(value, Mapping) else value) else None
 
 
 def without_prompt(
@@ -426,6 +440,11 @@ def pruned(value: Any, feature: Any) -> Any:
     if isinstance(value, list) and (within := getattr(feature, "feature", None)) is not None:
         return [pruned(each, within) for each in value]
     return value
+
+
+def is_list_of(value: Any, kinds: Any) -> bool:
+    """Whether it is a list, also an empty one, with nothing but values of these types."""
+    return isinstance(value, list) and all(isinstance(each, kinds) for each in value)
 
 
 def is_messages(value: Any) -> bool:

@@ -70,6 +70,15 @@ class ListForm:
         """Whether it is this package's own form, whose texts are used as they are."""
         return self.responses == ("responses",)
 
+    @property
+    def score_columns(self) -> list[str]:
+        """The columns of the scores, if they are not within the answers."""
+        if self.kind == "structs":
+            return []
+        if self.kind == "two" and not self.is_vote:
+            return [score + name[-2:] for score in self.scores for name in self.responses]
+        return list(self.scores)
+
 
 @cache
 def is_rank(name: str) -> bool:
@@ -124,3 +133,24 @@ def list_form(
 
 def _one(name: str | None) -> tuple[str, ...]:
     return () if name is None else (name,)
+
+
+def why_no_lists(
+    names: Sequence[str], split: str, score_columns: Sequence[str] | None, prompt_column: str | None
+) -> str:
+    """What a set with these columns lacks, and the fix."""
+    only = f"only the columns {list(names)}"
+    if score_columns and {*score_columns} - {*names} and list_form(names, None, prompt_column):
+        return f"{split}: score_columns names {list(score_columns)}, and there are {only}"
+    if {*RESPONSES} & {*names} and not prompt_column and not {*PROMPTS} & {*names}:
+        fix = "name the column of the prompts with prompt_column (--prompt_column)"
+        return f"{split}: there are answers but no prompts, {only}: {fix}"
+    if {*RESPONSES} & {*names}:
+        fix = "name their scores with score_columns (--score_columns)"
+        otherwise = "score the answers first, with trl-margins score FILE --reward_model MODEL"
+        return f"{split}: there are answers but no scores, {only}: {fix}, or {otherwise}"
+    if {"chosen", "rejected"} <= {*names}:
+        why = "so these are pairs already, which can be trained on as they are"
+    else:
+        why = f"and lists have {FORMS}; if the prompt has another name, set prompt_column (--prompt_column)"
+    return f"{split}: its columns are {list(names)}, {why}"

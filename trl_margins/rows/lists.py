@@ -1,8 +1,11 @@
-"""Scored lists of answers: from a data set in any known form to `ScoredList`s."""
+"""Scored lists of answers: from a data set in any known form to `ScoredList`s.
+
+`list_forms.py` recognizes a form by its columns. `ScoredLists` reads its rows with `_answer_column` (UltraFeedback,
+Nectar, SimPO), `_two_answers` (SHP, votes) or `_one_answer` (HelpSteer2), and merges those with equal prompts.
+"""
 
 from __future__ import annotations
 
-import ast
 import json
 import logging
 import re
@@ -17,10 +20,10 @@ from typing import Any, NamedTuple
 
 from datasets import ClassLabel, Dataset
 
+from . import votes
 from .form import (
     SHAREGPT,
     TEMPLATE,
-    Message,
     Part,
     PreferenceRow,
     RowError,
@@ -30,25 +33,15 @@ from .form import (
     pruned,
     says,
     shared_turns,
+    spelled,
     text_of,
     with_system,
     without_prompt,
 )
-from .list_forms import (
-    FORMS,
-    HELPSTEER,
-    MODELS,
-    PROMPTS,
-    RESPONSES,
-    STRENGTH,
-    VOTE,
-    VOTES,
-    ListForm,
-    is_rank,
-    list_form,
-)
+from .list_forms import HELPSTEER, MODELS, STRENGTH, VOTE, VOTES, ListForm, is_rank, list_form, why_no_lists
 from .opened import Seen, count_unused, like_a_prompt, raw_rows, refuse_input, unused_notes
 from .scores import ScoreColumns, ScoreError, as_number, problem_of, refuse_class_labels
+from .turns import are_turns, chat_turns, first_turns, in_turns, mended
 
 logger = logging.getLogger(__name__)
 
@@ -58,14 +51,6 @@ RATINGS = ("overall_score", "fine-grained_score", "score", "rating", "reward", "
 ASPECTS = ("helpfulness", "honesty", "instruction_following", "truthfulness")  # of UltraFeedback's annotations
 
 _UNRATED = {"", "n/a", "na", "nan", "none", "null"}
-_HUMAN = re.compile(r"\s*\n\nHuman:|\s*\n\nAssistant:")  # Nectar's turns
-_STEER = re.compile(r"\n?<extra_id_1>(?:User|Assistant)\n")  # HelpSteer2's
-_WINNERS = {
-    "model_a": (1.0, 0.0),
-    "model_b": (0.0, 1.0),
-    "tie": (0.5, 0.5),
-    **dict.fromkeys(("tie (bothbad)", "tie (both bad)", "bothbad", "both_bad"), (0.0, 0.0)),
-}
 
 # What is left out, or deserves a warning
 _NO_TEXT = "{n} answers are None, and were left out"
@@ -164,6 +149,7 @@ class ScoredLists:
         scored: if not, the answers need no scores, their scores are None, none may be missing, and each row is a list.
         counts: what was left out so far, by reason.
         unused: columns that may hold a part of the prompt, and are not read.
+        rated_by: of answers that are mappings, the keys whose mean is the score.
     """
 
     dataset: Dataset
@@ -174,6 +160,7 @@ class ScoredLists:
     scored: bool = True
     counts: Counter[str] = field(default_factory=Counter)
     unused: dict[str, Seen] = field(default_factory=dict)
+    rated_by: list[str] = field(default_factory=list)
 
     @classmethod
     def of(
@@ -206,23 +193,30 @@ class ScoredLists:
                 raise RowError(f"{name}: {option} names {column!r}, and there are only the columns {names}")
         form = list_form(names, score_columns, prompt_column, scored)
         if form is None:
-            raise RowError(_why_no_lists(names, name, score_columns, prompt_column))
+            raise RowError(why_no_lists(names, name, score_columns, prompt_column))
         reader = RowReader(name, tuple(names), form.prompt, system_column, features=dataset.features)
         lists = cls(dataset, form, reader, as_chat, strict, scored)
         refuse_input(dataset, reader, prompt_column, lists._where)
-        for column in lists._score_columns:
+        for column in form.score_columns:
             if not form.is_vote:
                 refuse_class_labels(dataset, ScoreColumns(column), name.removeprefix("the "))
         return lists
 
     def __iter__(self) -> Iterator[ScoredList]:
-        self.counts.clear()
-        self.unused.clear()
+        for state in (self.counts, self.unused, self.rated_by):
+            state.clear()
         kind = self.form.kind
-        read = {"columns": self._lists, "structs": self._lists, "two": self._two, "one": self._one}
+        read = {
+            "columns": self._answer_column,
+            "structs": self._answer_column,
+            "two": self._two_answers,
+            "one": self._one_answer,
+        }[kind]
         groups: defaultdict[str, list[ScoredList]] = defaultdict(list)
-        for found in read[kind]():
-            if found is None:
+        for i, row in self._rows():
+            if (parts := read(row, i)) is None:
+                continue
+            if (found := self._made(row, i, *parts)) is None:
                 self.counts[_NO_ANSWERS] += kind != "one"
             elif self.scored:
                 groups[self._key(found)].append(found)
@@ -257,15 +251,8 @@ class ScoredLists:
     def of_prompts(self) -> list[str]:
         """The columns that say something of the prompts, and nothing of one answer, or of a pair."""
         form, columns = self.form, self.reader.columns
-        not_kept = {
-            *self.read_columns,
-            *form.responses,
-            *MODELS,
-            *HELPSTEER,
-            "evaluation_factor",
-            "is_flipped",
-            "truncated",
-        } - {*TEMPLATE}
+        not_kept = {*self.read_columns, *form.responses, *MODELS, *HELPSTEER} - {*TEMPLATE}
+        not_kept |= {"evaluation_factor", "is_flipped", "truncated"}
         if form.kind == "two":
             not_kept |= {*chain(*VOTES), "turn", "labels", "score_ratio", "seconds_difference"}
             ends = tuple(name[-2:] for name in form.responses)
@@ -284,14 +271,7 @@ class ScoredLists:
     @property
     def read_columns(self) -> list[str]:
         form = self.form
-        names = [
-            form.prompt,
-            self.reader.system_column,
-            *form.responses,
-            *self._score_columns,
-            *form.models,
-            *TEMPLATE,
-        ]
+        names = [form.prompt, self.reader.system_column, *form.responses, *form.score_columns, *form.models, *TEMPLATE]
         names += ["turn", "labels"] if form.kind == "two" else ["truncated"] if form.kind == "columns" else []
         return [name for name in dict.fromkeys(names) if name in self.reader.columns]
 
@@ -299,14 +279,6 @@ class ScoredLists:
     def _suspects(self) -> list[str]:
         """The columns that are looked at for `unused`."""
         return [name for name in like_a_prompt(self.reader) if name not in (*self.read_columns, *SHAREGPT)]
-
-    @property
-    def _score_columns(self) -> list[str]:
-        if self.form.kind == "structs":
-            return []
-        if self.form.kind == "two" and not self.form.is_vote:
-            return [score + name[-2:] for score in self.form.scores for name in self.form.responses]
-        return list(self.form.scores)
 
     def _rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """With the names of class labels, such as a winner's."""
@@ -325,41 +297,74 @@ class ScoredLists:
     def _where(self, i: int) -> str:
         return f"row {i} of {self.reader.split}"
 
-    # The kinds of forms
+    # The kinds of forms: each reads the prompt and the answers of a row
 
-    def _lists(self) -> Iterator[ScoredList | None]:
-        """Of a column of answers, which may be mappings."""
+    def _answer_column(self, row: Mapping[str, Any], i: int) -> tuple[Any, list[Answer]]:
+        """A column of answers, which may be mappings, beside one of scores."""
         form = self.form
         (column,) = form.responses
-        names, what = form.scores, "answer" if form.kind == "structs" else "response"
+        is_structs, what = form.kind == "structs", "answer" if form.kind == "structs" else "response"
         within = getattr(self.reader.features[column], "feature", None)
-        for i, row in self._rows():
-            given, beside = self._beside(row, i)
-            answers = []
-            for j, response in enumerate(given):
-                which, model = f", {what} {j}", beside["model"][j]
-                ratings = {name: beside[name][j] for name in self._score_columns}
-                is_plain = not isinstance(response, Mapping) or is_messages([response])
-                key = None if is_plain else next((key for key in RESPONSE_KEYS if key in response), None)
-                if key is not None:
-                    model = response.get("model", model)
-                    if form.kind == "structs":
-                        names, ratings = self._within(response, names, f"column {column!r}, {self._where(i)}{which}")
-                    response = response[key]
-                elif form.kind == "structs" and response is not None:
-                    raise RowError(
-                        f"column {column!r}, {self._where(i)}{which}: {shortened(response)} is no mapping with one of "
-                        f"{', '.join(RESPONSE_KEYS)}: rename its keys with dataset.map"
-                    )
-                score = self._score(ratings, i, which)
-                answers.append(Answer(pruned(response, within), score, model, beside["truncated"][j] is True))
-            yield self._made(row, answers, i)
+        given, beside = self._beside(row, i)
+        answers = []
+        for j, response in enumerate(given):
+            which, model = f", {what} {j}", beside["model"][j]
+            ratings = {name: beside[name][j] for name in form.score_columns}
+            is_plain = not isinstance(response, Mapping) or is_messages([response])
+            key = None if is_plain else next((key for key in RESPONSE_KEYS if key in response), None)
+            if key is not None:
+                model = response.get("model", model)
+                if is_structs:
+                    ratings = self._ratings(response, f"column {column!r}, {self._where(i)}{which}")
+                response = response[key]
+            elif is_structs and response is not None:
+                raise RowError(
+                    f"column {column!r}, {self._where(i)}{which}: {shortened(response)} is no mapping with one of "
+                    f"{', '.join(RESPONSE_KEYS)}: rename its keys with dataset.map"
+                )
+            score = self._score(ratings, i, which)
+            answers.append(Answer(pruned(response, within), score, model, beside["truncated"][j] is True))
+        return self._asked(row, i), answers
+
+    def _two_answers(self, row: Mapping[str, Any], i: int) -> tuple[Any, list[Answer]] | None:
+        """Two answers with their scores, or a vote; None for conversations that differ before the last turn."""
+        form, where = self.form, self._where(i)
+        if (parts := self._two_parts(row, i)) is None:
+            self.counts[_SEVERAL_TURNS] += 1
+            return None
+        prompt, *responses = parts
+        scores: votes.Scores
+        if form.scores == STRENGTH:
+            scores = votes.of_strength(self._score({STRENGTH[0]: row[STRENGTH[0]]}, i))
+        elif form.scores == VOTE:
+            scores = votes.of_columns(row, where)
+        elif form.is_vote:
+            scores = votes.of_winner(row, form, where)
+        else:
+            a, b = ({each + name[-2:]: row[each + name[-2:]] for each in form.scores} for name in form.responses)
+            scores = self._score(a, i), self._score(b, i)
+            if form.scores == ("score",):
+                votes.check_labels(row, scores, where)
+        models = [row[name] for name in form.models] or [None, None]
+        return prompt, list(map(Answer, responses, scores, models))
+
+    def _one_answer(self, row: Mapping[str, Any], i: int) -> tuple[Any, list[Answer]]:
+        """One answer with its score."""
+        form, column = self.form, self.form.responses[0]
+        if not row[str(form.prompt)]:
+            prompt = f"the prompt is {row[str(form.prompt)]!r}"
+            raise RowError(f"column {form.prompt!r}, {self._where(i)}: {prompt}: drop the row")
+        response = pruned(row[column], self.reader.features[column])
+        score = self._score({name: row[name] for name in form.scores}, i)
+        return self._asked(row, i), [Answer(response, score, row[form.models[0]] if form.models else None)]
+
+    # Their parts
 
     def _beside(self, row: Mapping[str, Any], i: int) -> tuple[list[Any], dict[str, list[Any]]]:
         """The answers, and what there is for each of them. Without a list of their own, they have no scores."""
         form = self.form
         given = self._list(row, form.responses[0], i)
-        beside = {name: self._list(row, name, i) for name in self._score_columns}
+        beside = {name: self._list(row, name, i) for name in form.score_columns}
         if isinstance(cut := spelled(row.get("truncated")), list):
             beside["truncated"] = cut
         # mappings may name their models, as UltraFeedback's do, whose column has others
@@ -374,42 +379,23 @@ class ScoredLists:
         beside = {name: values or nothing for name, values in beside.items()}
         return given, {"model": nothing, "truncated": nothing, **beside}
 
-    def _within(
-        self, answer: Mapping[str, Any], names: tuple[str, ...], where: str
-    ) -> tuple[tuple[str, ...], dict[str, Any]]:
-        """The names of an answer's ratings, by default the first known one, and the ratings."""
-        ratings = _ratings(answer)
-        names = names or next(((name,) for name in RATINGS if name in ratings), ASPECTS)
+    def _ratings(self, answer: Mapping[str, Any], where: str) -> dict[str, Any]:
+        """Those that count, also of UltraFeedback's annotations: by default the first known one."""
+        annotations = spelled(answer.get("annotations"))
+        found = annotations.items() if isinstance(annotations, Mapping) else ()
+        ratings = {**answer, **{name: each.get("Rating") for name, each in found if isinstance(each, Mapping)}}
+        if not self.rated_by:
+            known = next(((name,) for name in RATINGS if name in ratings), ASPECTS)
+            self.rated_by.extend(self.form.scores or known)
+        names = self.rated_by
         if not {*names} & {*ratings} or {*names} - {*ratings, *ASPECTS}:
-            known = {name for name in ratings if isinstance(as_number(ratings[name]), int | float)}
+            numbers = {name for name in ratings if isinstance(as_number(ratings[name]), int | float)}
             raise RowError(
-                f"{where}: there is no rating {' or '.join(names)}, only {sorted(known)}: name one of these with "
+                f"{where}: there is no rating {' or '.join(names)}, only {sorted(numbers)}: name one of these with "
                 "score_columns (--score_columns)"
             )
         self.counts[_FORGED] += "overall_score" in names and _is_forged(ratings)
-        return names, {name: ratings.get(name) for name in names}
-
-    def _two(self) -> Iterator[ScoredList | None]:
-        for i, row in self._rows():
-            if (parts := self._parts(row, i)) is None:
-                self.counts[_SEVERAL_TURNS] += 1
-                continue
-            prompt, *values = parts
-            models = [row[name] for name in self.form.models] or [None, None]
-            yield self._made(row, list(map(Answer, values, self._two_scores(row, i), models)), i, prompt)
-
-    def _one(self) -> Iterator[ScoredList | None]:
-        form = self.form
-        for i, row in self._rows():
-            if not row[str(form.prompt)]:
-                prompt = f"the prompt is {row[str(form.prompt)]!r}"
-                raise RowError(f"column {form.prompt!r}, {self._where(i)}: {prompt}: drop the row")
-            response = pruned(row[form.responses[0]], self.reader.features[form.responses[0]])
-            model = row[form.models[0]] if form.models else None
-            score = self._score({name: row[name] for name in form.scores}, i)
-            yield self._made(row, [Answer(response, score, model)], i)
-
-    # Their parts
+        return {name: ratings.get(name) for name in names}
 
     def _list(self, row: Mapping[str, Any], column: str, i: int) -> list[Any]:
         """Also a list that is written as text, and mappings that Arrow keeps as one mapping of lists."""
@@ -439,77 +425,27 @@ class ScoredLists:
             self.counts[_RANKED] += is_rank(name)
         return float(sum(found) / len(found)) if found else None
 
-    def _two_scores(self, row: Mapping[str, Any], i: int) -> Sequence[float | None]:
-        form = self.form
-        if not form.is_vote:
-            ends = [name[-2:] for name in form.responses]
-            scores = [self._score({each + end: row[each + end] for each in form.scores}, i) for end in ends]
-            a, b = scores
-            is_a = row.get("labels")  # SHP's: 1 where A is better
-            if form.scores == ("score",) and is_a in (0, 1) and None not in scores and a != b and is_a != (a > b):  # type: ignore[operator]
-                raise RowError(
-                    f"column 'labels', {self._where(i)}: {is_a} contradicts the scores {a:g} and {b:g}: 1 is for an A "
-                    "that scores higher; correct one of them, or drop the row"
-                )
-            return scores
-        given = [as_number(row[name]) for name in form.scores]
-        if form.scores == VOTE:
-            if given.count(1) == 1 and given.count(0) == 2:
-                return [_WINNERS[name] for name in ("model_a", "model_b", "tie")][given.index(1)]
-            raise RowError(
-                f"columns {', '.join(VOTE)}, {self._where(i)}: {given} are not one 1 and two 0: drop the row"
-            )
-        if given == [None]:
-            return None, None
-        if form.scores == STRENGTH:
-            strength = self._score({form.scores[0]: given[0]}, i)
-            return None if strength is None else max(-strength, 0.0), None if strength is None else max(strength, 0.0)
-        sides = dict(zip(form.responses, ("model_a", "model_b"), strict=True))
-        known = {str(row[name]).lower(): _WINNERS[name] for name in form.models}
-        known |= {name[-1].lower(): _WINNERS[side] for name, side in sides.items()} | _WINNERS
-        word = f"{given[0]:g}" if isinstance(given[0], float) else str(given[0]).strip().lower()
-        if word not in known:
-            raise RowError(
-                f"column {form.scores[0]!r}, {self._where(i)}: {given[0]!r} is no winner, which are model_a, model_b, "
-                "tie, tie (bothbad) and both_bad: replace it with dataset.map, or drop the row"
-            )
-        return known[word]
-
-    def _parts(self, row: Mapping[str, Any], i: int) -> list[Any] | None:
+    def _two_parts(self, row: Mapping[str, Any], i: int) -> list[Any] | None:
         """The prompt and two answers; None for conversations that differ before the last turn."""
-        values = [self._asked(row, i)]
-        values += [pruned(row[name], self.reader.features[name]) for name in self.form.responses]
-        parts: list[Any] = [spelled(value) if _is_list_text(value) else value for value in values]
-        prompt, answers = parts[0], parts[1:]
-        conversations: list[list[Message]]
-        if _are_turns(prompt, answers):  # of Kaggle's votes
-            conversations = [
-                [
-                    m
-                    for q, a in zip(prompt, said, strict=True)
-                    for m in says("user", self._clean(q)) + says("assistant", self._clean(a))
-                ]
-                for said in answers
-            ]
-        elif prompt is None and all(is_messages(answer) for answer in answers):
-            conversations = [
-                self._part(answer, name, i) for answer, name in zip(answers, self.form.responses, strict=True)
-            ]
+        names = self.form.responses
+        values = [self._asked(row, i), *(pruned(row[name], self.reader.features[name]) for name in names)]
+        prompt, *answers = (found if isinstance(found := spelled(value), list) else value for value in values)
+        if are_turns(prompt, answers):
+            asked, *answered = ([self._mended(text) for text in texts] for texts in (prompt, *answers))
+            conversations = [in_turns(asked, each) for each in answered]
+        elif prompt is None and all(map(is_messages, answers)):
+            conversations = [self._part(answer, name, i) for answer, name in zip(answers, names, strict=True)]
         else:
             return values
         if isinstance(n := row.get("turn"), int):  # the judges of MT-bench's first turn saw the second one's answer
-            conversations = [_first_turns(each, n) for each in conversations]
+            conversations = [first_turns(each, n) for each in conversations]
         n = shared_turns(conversations)
         if any(len(each) != n + 1 for each in conversations):
             return None
-        return [
-            conversations[0][:n],
-            *(each[n:] if each[n]["content"] is not None else None for each in conversations),
-        ]
+        return [conversations[0][:n], *(None if each[n]["content"] is None else each[n:] for each in conversations)]
 
-    def _clean(self, text: str | None) -> Any:
-        clean = None if text is None else text.encode(errors="replace").decode()
-        self.counts[_BROKEN_TEXT] += clean != text
+    def _mended(self, text: str | None) -> Any:
+        self.counts[_BROKEN_TEXT] += (clean := mended(text)) != text
         return clean
 
     def _part(self, value: Any, column: str, i: int) -> Any:
@@ -550,12 +486,9 @@ class ScoredLists:
         self.counts[_NO_SCORE] += len(with_text) - len(found)
         return found
 
-    def _made(
-        self, row: Mapping[str, Any], answers: Sequence[Answer], i: int, prompt: Any = None
-    ) -> ScoredList | None:
+    def _made(self, row: Mapping[str, Any], i: int, prompt: Any, answers: Sequence[Answer]) -> ScoredList | None:
         """Of the answers that have a text and a score; None if there are none."""
         where, column = self._where(i), self.form.prompt
-        prompt = self._asked(row, i) if prompt is None else prompt
         if prompt is None:
             what = f"column {column!r}, {where}: the prompt is None"
             if column is None:
@@ -594,85 +527,6 @@ def row_of(prompt: Any, completions: list[Any], where: str, template: Mapping[st
     return PreferenceRow(prompt, parts, template)
 
 
-def chat_turns(prompt: str) -> list[Message]:
-    """The messages of a prompt in text, which may mark its turns as Nectar or HelpSteer2 do; else one of the user."""
-    before = f"\n\n{prompt.lstrip()}"
-    if before.startswith("\n\nHuman:") and before.rstrip().endswith("\n\nAssistant:"):
-        _, *turns, _ = _HUMAN.split(before)
-        marks = _HUMAN.findall(before)[:-1]
-    elif _STEER.search(prompt):
-        turns, marks = _STEER.split(prompt), ["User", *_STEER.findall(prompt)]
-    else:
-        return says("user", prompt)
-    by_model = ["Assistant" in mark for mark in marks]
-    if by_model != [i % 2 == 1 for i in range(len(marks))] or by_model[-1]:  # not by turns
-        return says("user", prompt)
-    return [
-        m for text, by in zip(turns, by_model, strict=True) for m in says("assistant" if by else "user", text.strip())
-    ]
-
-
-def _ratings(answer: Mapping[str, Any]) -> dict[str, Any]:
-    """What an answer's mapping holds, and the ratings in its annotations."""
-    annotations = spelled(answer.get("annotations"))
-    found = annotations.items() if isinstance(annotations, Mapping) else ()
-    return {**answer, **{name: each.get("Rating") for name, each in found if isinstance(each, Mapping)}}
-
-
 def _is_forged(ratings: Mapping[str, Any]) -> bool:
     rated = [value for name in ASPECTS if isinstance(value := as_number(ratings.get(name)), int | float)]
     return as_number(ratings["overall_score"]) == 10 and bool(rated) and sum(rated) / len(rated) <= 2
-
-
-def spelled(value: Any) -> Any:
-    """What a text spells in JSON or Python, if it spells a list or a mapping; else the value."""
-    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
-        for read in (json.loads, ast.literal_eval):
-            try:
-                return read(value)
-            except (ValueError, SyntaxError, MemoryError, RecursionError):
-                continue
-    return value
-
-
-def _is_list_text(value: Any) -> bool:
-    return isinstance(value, str) and value.lstrip().startswith("[") and value.rstrip().endswith("]")
-
-
-def _are_turns(prompt: Any, answers: Sequence[Any]) -> bool:
-    """Whether all are lists of as many texts."""
-    parts = (prompt, *answers)
-    lists = all(isinstance(part, list) and all(isinstance(text, str | None) for text in part) for part in parts)
-    return lists and len({len(part) for part in parts}) == 1 and bool(prompt)
-
-
-def _first_turns(conversation: list[Message], n: int) -> list[Message]:
-    """Up to the n-th answer."""
-    answers = [i for i, message in enumerate(conversation) if message["role"] == "assistant"]
-    return conversation[: answers[n - 1] + 1] if 0 < n <= len(answers) else conversation
-
-
-def _why_no_lists(
-    names: Sequence[str], split: str, score_columns: Sequence[str] | None, prompt_column: str | None
-) -> str:
-    if score_columns and {*score_columns} - {*names} and list_form(names, None, prompt_column):
-        return f"{split}: score_columns names {list(score_columns)}, and there are only the columns {list(names)}"
-    if {*RESPONSES} & {*names} and not prompt_column and not {*PROMPTS} & {*names}:
-        return (
-            f"{split}: there are answers but no prompts, only the columns {list(names)}: name the column of the "
-            "prompts with prompt_column (--prompt_column)"
-        )
-    if {*RESPONSES} & {*names}:
-        named = "name their scores with score_columns (--score_columns)"
-        return (
-            f"{split}: there are answers but no scores, only the columns {list(names)}: {named}, or score the answers "
-            "first, with trl-margins score FILE --reward_model MODEL"
-        )
-    if {"chosen", "rejected"} <= {*names}:
-        return (
-            f"{split}: its columns are {list(names)}, so these are pairs already, which can be trained on as they are"
-        )
-    return (
-        f"{split}: its columns are {list(names)}, and lists have {FORMS}; if the prompt has another name, set "
-        "prompt_column (--prompt_column)"
-    )

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import Any
 
 from datasets import Dataset
 
-from .form import SHAREGPT, PreferenceRow, RowError, RowReader, text_of
-from .lists import chat_turns, spelled
+from .form import SHAREGPT, PreferenceRow, RowError, RowReader, is_list_of, require_named, spelled, text_of
 from .opened import (
     Seen,
     count_unused,
@@ -20,6 +18,7 @@ from .opened import (
     refuse_input,
     unused_notes,
 )
+from .turns import chat_turns, mended
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +46,7 @@ def open_prompts(
     if not len(dataset):
         raise RowError(f"the {split} data set has no rows")
     columns = dataset.column_names
-    if {"chosen", "rejected"} <= set(columns) and not _is_list_of_texts(dataset[0]["chosen"]):
+    if {"chosen", "rejected"} <= set(columns) and not is_list_of(dataset[0]["chosen"], str):  # RM-Bench's
         rows = [replace(row, completions=[]) for row in open_rows(dataset, split, prompt_column, system_column)]
     else:
         rows = _alone(dataset, _reader(dataset, split, prompt_column, system_column), as_chat)
@@ -59,19 +58,9 @@ def open_prompts(
     return rows
 
 
-def _is_list_of_texts(value: Any) -> bool:  # RM-Bench's
-    return isinstance(value, list) and all(isinstance(each, str) for each in value)
-
-
-def _is_turns(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(each, str | None) for each in value)
-
-
 def _reader(dataset: Dataset, split: str, prompt_column: str | None, system_column: str | None) -> RowReader:
     columns = dataset.column_names
-    for option, given in {"prompt_column": prompt_column, "system_column": system_column}.items():
-        if given is not None and given not in columns:
-            raise RowError(f"{option} names {given!r}, but the {split} data set has only the columns {columns}")
+    require_named(columns, split, prompt_column, system_column)
     name = prompt_column or next((each for each in COLUMNS if each in columns), None)
     if name is None:
         raise RowError(
@@ -90,13 +79,13 @@ def _alone(dataset: Dataset, reader: RowReader, as_chat: bool) -> list[Preferenc
     rows, answered, several, prefilled = [], 0, Seen(), Seen()
     unused: dict[str, Seen] = {}
     name = str(reader.prompt_column)
-    are_turns = all(_is_turns(spelled(raw[name])) for raw in raw_rows(dataset, [name], reader.split))
+    asked = (spelled(raw[name]) for raw in raw_rows(dataset, [name], reader.split))
+    are_turns = all(each and is_list_of(each, str | None) for each in asked)
     suspects = [name for name in like_a_prompt(reader) if name not in SHAREGPT]
     for number, raw in enumerate(raw_rows(dataset, [*reader.needed, *suspects], reader.split)):
         if are_turns:
             first, *later = spelled(raw[name])
-            # Kaggle's votes hold halves of surrogate pairs, which no tokenizer takes
-            raw[name] = first and first.encode(errors="replace").decode()
+            raw[name] = mended(first)
             if later:
                 several.add(number)
         row = reader.prompt_of(raw, number)

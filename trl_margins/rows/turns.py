@@ -1,0 +1,52 @@
+"""Conversations that data sets write in their own ways: as marked text, or as the turns of each side."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from .form import Message, is_list_of, says
+
+_HUMAN = re.compile(r"\s*\n\nHuman:|\s*\n\nAssistant:")  # Nectar's turns
+_STEER = re.compile(r"\n?<extra_id_1>(?:User|Assistant)\n")  # HelpSteer2's
+
+
+def chat_turns(prompt: str) -> list[Message]:
+    """The messages of a prompt in text, which may mark its turns as Nectar or HelpSteer2 do; else one of the user."""
+    before = f"\n\n{prompt.lstrip()}"
+    if before.startswith("\n\nHuman:") and before.rstrip().endswith("\n\nAssistant:"):
+        _, *turns, _ = _HUMAN.split(before)
+        marks = _HUMAN.findall(before)[:-1]
+    elif _STEER.search(prompt):
+        turns, marks = _STEER.split(prompt), ["User", *_STEER.findall(prompt)]
+    else:
+        return says("user", prompt)
+    by_model = ["Assistant" in mark for mark in marks]
+    if by_model != [i % 2 == 1 for i in range(len(marks))] or by_model[-1]:  # not by turns
+        return says("user", prompt)
+    return [
+        m for text, by in zip(turns, by_model, strict=True) for m in says("assistant" if by else "user", text.strip())
+    ]
+
+
+def are_turns(prompt: Any, answers: Sequence[Any]) -> bool:
+    """Whether all are lists of as many texts, the user's turns and each model's, as in Kaggle's votes."""
+    parts = (prompt, *answers)
+    return all(is_list_of(part, str | None) for part in parts) and len({*map(len, parts)}) == 1 and bool(prompt)
+
+
+def in_turns(asked: Sequence[Any], answered: Sequence[Any]) -> list[Message]:
+    """The conversation of the user's turns and the model's."""
+    return [m for q, a in zip(asked, answered, strict=True) for m in says("user", q) + says("assistant", a)]
+
+
+def first_turns(conversation: list[Message], n: int) -> list[Message]:
+    """Up to the n-th answer."""
+    answers = [i for i, message in enumerate(conversation) if message["role"] == "assistant"]
+    return conversation[: answers[n - 1] + 1] if 0 < n <= len(answers) else conversation
+
+
+def mended(text: str | None) -> Any:
+    """With a question mark for half of a surrogate pair, which no tokenizer takes. Kaggle's votes hold some."""
+    return None if text is None else text.encode(errors="replace").decode()

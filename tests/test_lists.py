@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
 import re
@@ -16,8 +17,10 @@ from trl_margins.cli import main
 from trl_margins.data.loading import load_splits
 from trl_margins.data.splits import generalization_splits
 from trl_margins.evaluation.sets import evaluation_set
-from trl_margins.rows import open_rows
+from trl_margins.rows import RowError, open_rows
+from trl_margins.rows.list_forms import is_rank
 from trl_margins.rows.lists import ASPECTS, ScoredList, ScoredLists
+from trl_margins.rows.scores import find_score_columns
 from trl_margins.rows.turns import chat_turns
 
 
@@ -853,3 +856,47 @@ def test_inspect_refuses_of_lists_what_is_for_pairs(tmp_path, capsys, monkeypatc
     main(command[1].split())
     main(["inspect", command[2], *options])
     assert (tmp_path / "audit.png").is_file()
+
+
+def test_more_than_two_answers_in_columns_are_refused():
+    row = {
+        "prompt": "q",
+        "response_1": "a",
+        "response_2": "b",
+        "response_3": "c",
+        "score_1": 1,
+        "score_2": 2,
+        "score_3": 9,
+    }
+    with pytest.raises(RowError, match="response_3 beside response_1 and response_2: a row has more than two answers"):
+        ScoredLists.of(Dataset.from_list([row]), "the lists")
+    two = {name: value for name, value in row.items() if not name.endswith("_3")}
+    (found,) = ScoredLists.of(Dataset.from_list([two]), "the lists")
+    assert dict(zip(found.responses, found.scores, strict=True)) == {"a": 1, "b": 2}
+
+
+def test_answers_in_csv_are_text(tmp_path):
+    """As Python's csv module reads them."""
+    (tmp_path / "one.csv").write_text("question,response,score\n007,None,1\n007,12,2\n007,NA,3\n")
+    (tmp_path / "two.csv").write_text("instruction,response_a,response_b,winner\n1.50,None,012,model_b\n")
+    for file, columns in (("one.csv", ["response"]), ("two.csv", ["response_a", "response_b"])):
+        with (tmp_path / file).open(newline="") as opened:
+            rows = list(csv.DictReader(opened))
+        (found,) = ScoredLists.of(load_splits(str(tmp_path / file))["train"], file)
+        assert sorted(found.responses) == sorted(row[name] for row in rows for name in columns)
+        assert found.prompt == rows[0].get("question", rows[0].get("instruction"))
+
+
+def test_a_repeated_answer_is_no_better_than_itself():
+    rows = Dataset.from_list([{"prompt": "q", "responses": ["a", "a", "b"], "scores": [9, 1, 4]}])
+    found = evaluation_set(rows, "lists")
+    assert found.rows[0].completions == ["a", "b"]
+    assert found.scores == [[5, 4]]
+
+
+def test_ranks_of_pairs_are_said_to_be_read_as_scores(caplog):
+    names = ["prompt", "chosen", "rejected", "rank_chosen", "rank_rejected", "rank_reward"]
+    assert find_score_columns(names, ["rank_chosen", "rank_rejected"]).names == ("rank_chosen", "rank_rejected")
+    assert "'rank_chosen' holds ranks: it is read as a score, of which the higher is the better" in caplog.text
+    assert is_rank("rank_a")
+    assert not is_rank("rank_reward")

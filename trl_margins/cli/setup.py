@@ -138,7 +138,7 @@ def load_config(name: str, **kwargs: Any) -> Any:
 
 
 def load_tokenizer(name: str, **kwargs: Any) -> Any:
-    """The tokenizer of a model.
+    """The tokenizer of a model; of an adapter that was saved without one, its base model's.
 
     Raises:
         ValueError: it does not exist or cannot be loaded.
@@ -146,6 +146,8 @@ def load_tokenizer(name: str, **kwargs: Any) -> Any:
     from transformers import AutoTokenizer
 
     path = find_model(name)
+    if (Path(path) / "adapter_config.json").is_file() and not list(Path(path).glob("tokenizer*")):
+        path = base_of(name)
     with _loading("tokenizer", name):
         return AutoTokenizer.from_pretrained(path, **kwargs)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,13 @@ import datasets
 from datasets import Dataset, DatasetDict, IterableDataset
 from datasets.packaged_modules.json.json import JsonConfig
 
+from ..rows.list_forms import PROMPTS, RESPONSE, TWO
 from .broken_files import check_file, delimiter_of, header_of, innermost, rows_inside, times_for_text, why_unreadable
 from .differing_files import check_columns, joined
 from .local_files import builder_of, existing, files_of, is_plain, linked, literal
 from .media import without_decoding
 
-TEXTS = ("prompt", "chosen", "rejected")
+TEXTS = ("prompt", "chosen", "rejected", *PROMPTS, *RESPONSE, *chain(*TWO))
 _MISSING = ["", "NaN", "nan", "NA", "N/A", "null", "NULL", "None"]  # in the other columns of a table
 
 

@@ -130,7 +130,7 @@ def _as_messages(row: Mapping[str, str]) -> dict[str, list[Message]]:
 
 
 def _listwise(lists: ScoredLists, name: str) -> EvaluationSet:
-    found = list(lists)
+    found = [each.distinct() for each in lists]  # an answer is no better than itself
     rows = [PreferenceRow(each.prompt, each.responses, each.template) for each in found]
     return EvaluationSet(name, "listwise", rows, [each.scores for each in found])
 

@@ -79,11 +79,18 @@ class ListForm:
             return [score + name[-2:] for score in self.scores for name in self.responses]
         return list(self.scores)
 
+    def further(self, columns: Iterable[str]) -> list[str]:
+        """Of two answers in a row: columns that look like a third one's."""
+        if self.kind != "two":
+            return []
+        third = re.compile(rf"{self.responses[0][:-1]}(?:\d+|[A-Za-z])")
+        return sorted(name for name in columns if third.fullmatch(name) and name not in self.responses)
+
 
 @cache
 def is_rank(name: str) -> bool:
     """Whether a column's name says that its lowest value is the best."""
-    return _RANK.fullmatch(name) is not None and "score" not in name.lower()
+    return _RANK.fullmatch(name) is not None and not re.search("score|reward", name.lower())
 
 
 def list_form(

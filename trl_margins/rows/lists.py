@@ -194,6 +194,11 @@ class ScoredLists:
         form = list_form(names, score_columns, prompt_column, scored)
         if form is None:
             raise RowError(why_no_lists(names, name, score_columns, prompt_column))
+        if more := form.further(names):
+            raise RowError(
+                f"{name}: {', '.join(more)} beside {' and '.join(form.responses)}: a row has more than two answers, so "
+                "make a list of them and one of their scores, responses and scores, with dataset.map"
+            )
         reader = RowReader(name, tuple(names), form.prompt, system_column, features=dataset.features)
         lists = cls(dataset, form, reader, as_chat, strict, scored)
         refuse_input(dataset, reader, prompt_column, lists._where)

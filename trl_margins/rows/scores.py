@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from datasets import ClassLabel, Dataset, IterableDataset
 
+from .list_forms import is_rank
+
 logger = logging.getLogger(__name__)
 
 # Names on the Hub, in the order in which they are looked for
@@ -98,6 +100,11 @@ def find_score_columns(
         if not strict:
             return None
         raise ScoreError(f"score_columns names {missing}, but the data set has only the columns {names}")
+    if ranks := list(filter(is_rank, given)):
+        logger.warning(
+            f"by its name, {ranks[0]!r} holds ranks: it is read as a score, of which the higher is the better. If the "
+            "lowest rank is the best, negate it with dataset.map"
+        )
     return ScoreColumns(*given)
 
 

@@ -25,9 +25,8 @@ def of_winner(row: Mapping[str, Any], form: ListForm, where: str) -> Scores:
     if (given := as_number(row[column])) is None:
         return None, None
     known = {str(row[name]).lower(): _WINNERS[name] for name in form.models}
-    known |= {
-        name[-1].lower(): _WINNERS[side] for name, side in zip(form.responses, ("model_a", "model_b"), strict=True)
-    }
+    for name, side in zip(form.responses, ("model_a", "model_b"), strict=True):
+        known |= {said.lower(): _WINNERS[side] for said in (name, name[-1])}
     known |= _WINNERS
     word = f"{given:g}" if isinstance(given, float) else str(given).strip().lower()
     if word not in known:

@@ -35,8 +35,9 @@ def audit_text(found: Audit) -> str:
 def _bars(values: Distribution) -> str:
     counts, labels = values.histogram.counts, bin_labels(values)
     bars = ["█" * round(BAR * count / max(counts)) or ("▏" if count else "") for count in counts]
-    rows = [(labels[i], f"{bars[i]:<{BAR}}", _share(counts[i], values.n)) for i in filled_bins(values)]
-    return textwrap.indent("\n".join(aligned(rows, right=(True, False, False))), "  ")
+    shown = filled_bins(values)
+    width = max(len(labels[i]) for i in shown)
+    return "\n".join(f"  {labels[i]:>{width}}  {bars[i]:<{BAR}}  {_share(counts[i], values.n)}" for i in shown)
 
 
 def bin_labels(values: Distribution) -> list[str]:
@@ -64,7 +65,7 @@ def _mass_table(mass: GradientMass) -> str:
         [labels[i], *(f"{shares[i]:.1%}" if any(shares) else "–" for shares in mass.shares.values())]
         for i in filled_bins(mass.sizes)
     ]
-    return textwrap.indent("\n".join(aligned(rows, [True] * (len(heads) + 1), ["|score gap|", *heads])), "  ")
+    return aligned(rows, ["|score gap|", *heads], left=0, indent="  ")
 
 
 def _factor_table(compared: Sequence[FactorMargins]) -> str:
@@ -76,7 +77,7 @@ def _factor_table(compared: Sequence[FactorMargins]) -> str:
         ]
         for of in compared
     ]
-    return textwrap.indent("\n".join(aligned(rows, [False, *[True] * 7], heads)), "  ")
+    return aligned(rows, heads, indent="  ")
 
 
 def _margin_table(compared: Sequence[FactorMargins]) -> str:
@@ -87,7 +88,7 @@ def _margin_table(compared: Sequence[FactorMargins]) -> str:
         for of in compared
         for i, (mapping, margins) in enumerate(of.margins.items())
     ]
-    return textwrap.indent("\n".join(aligned(rows, [False, False, *[True] * 9], heads)), "  ")
+    return aligned(rows, heads, left=2, indent="  ")
 
 
 def _quartiles(values: Distribution) -> list[str]:
@@ -108,7 +109,7 @@ def _length_table(lengths: PairLengths, implicit: bool) -> str:
         implied = " (implicit)" if name == "prompt" and implicit else ""
         cells = (f"{cell:.0f}" for cell in (d.mean, d.median, d.percentile_95, d.maximum))
         rows.append([f"  {name}{implied}", *cells])
-    return "\n".join(aligned(rows, right=(False, True, True, True, True)))
+    return aligned(rows)
 
 
 def _filled(head: str, text: str) -> str:

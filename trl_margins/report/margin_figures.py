@@ -8,7 +8,6 @@ from typing import Any, Literal
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from ..evaluation.label_smoothing import implied_label_smoothing
 from . import summaries
@@ -217,11 +216,9 @@ def _scatter(panel: Axes, of: Usable, x: np.ndarray, y: np.ndarray) -> int:
 
 
 def _legend(figure: Figure, lines: Mapping[str, Mapping[str, Any]]) -> None:
-    handles = [Line2D([], [], color=c, linestyle="none", marker="o", markersize=6) for c in (SKY, VERMILLION)]
-    handles += [Line2D([], [], **look) for look in lines.values()]
-    legend_below(
-        figure, handles, ["first third of training", "last third", *lines], columns=3 if len(lines) == 1 else 4
-    )
+    thirds = [{"color": c, "linestyle": "none", "marker": "o", "markersize": 6} for c in (SKY, VERMILLION)]
+    names, columns = ["first third of training", "last third", *lines], 3 if len(lines) == 1 else 4
+    legend_below(figure, [*thirds, *lines.values()], names, columns)
 
 
 def _thinned(there: Sequence[int]) -> str:

@@ -11,7 +11,6 @@ from numbers import Real
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from ..evaluation.cases import CASES, ranking_cases
@@ -148,7 +147,7 @@ def setting(runs: Sequence[Run]) -> Picture:
             panel.set_xscale("log")
     shown = dict(zip(sets, cycle(LOOKS), strict=False)) if len(sets) > 1 else {}
     shown |= {"last evaluation": BEST | {"fillstyle": "full"}, "best one": BEST}
-    legend_below(figure, [Line2D([], [], **look) for look in shown.values()], list(shown))
+    legend_below(figure, shown.values(), shown)
     caption = (
         f"A point per run, over {field}; all other settings but seeds are the same. Filled: the last evaluation of "
         "the training, with a line through the means of equal settings. Hollow: the best one. As AMaPO's figure 1a "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from . import summaries
-from .picture import Usable, from_pairs, source
+from .picture import Columns, Usable, from_pairs, source
 from .run_folder import ANCHORS, Run
 from .style import (
     BLUE,
@@ -36,7 +36,7 @@ TOP = (0.1, 0.2, 0.3)  # the shares of pairs whose overlap is drawn
 NORM, ALIGNMENT, FIRST, CURVATURE = "gradient_norm", "alignment", "first_order", "curvature"
 
 
-def _columns(*names: str) -> Callable[[Run], Sequence[str]]:
+def _columns(*names: str) -> Columns:
     """These, and which pairs are flipped, where that is known."""
 
     def of_run(run: Run) -> Sequence[str]:

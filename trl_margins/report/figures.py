@@ -101,12 +101,12 @@ def _curve_looks(runs: Sequence[Run], curves: Mapping[str, Mapping[tuple[str, st
     return looks
 
 
-def _no_mass(of: Usable) -> str | None:
-    mass = of["weight"] * of["slope"]
-    return None if mass.sum() > 0 else "no pair has a gradient: weight × slope is 0 for all"
-
-
-@from_pairs("gradient_mass", "Gradient mass by score gap", lambda _: ("score_gap", "weight", "slope"), _no_mass)
+@from_pairs(
+    "gradient_mass",
+    "Gradient mass by score gap",
+    ("score_gap", "weight", "slope"),
+    lambda of: None if of["weight"] @ of["slope"] > 0 else "no pair has a gradient: weight × slope is 0 for all",
+)
 def gradient_mass(found: list[Usable], runs: Sequence[Run]) -> tuple[Figure, str]:
     """Where the gradient comes from, by score gap, before and after weighting."""
     figure, axes = panels(len(found))
@@ -154,7 +154,7 @@ def _gap_edges(gap: np.ndarray) -> np.ndarray:
 @from_pairs(
     "evaluation_factors",
     "From evaluation factor to margin",
-    lambda _: ("evaluation_factor", "mapped_factor", "margin"),
+    ("evaluation_factor", "mapped_factor", "margin"),
 )
 def evaluation_factors(found: list[Usable], runs: Sequence[Run]) -> tuple[Figure, str]:
     """How similarity becomes a margin: the evaluation factor, f of it, and the normalised margin."""
@@ -295,7 +295,7 @@ def _last_flips(run: str, result: summaries.Flips) -> str:
 @from_pairs(
     "logps",
     "Log-probability of chosen and rejected completions",
-    lambda _: ("step", "logp_chosen", "logp_rejected"),
+    ("step", "logp_chosen", "logp_rejected"),
 )
 def logps(found: list[Usable], runs: Sequence[Run]) -> tuple[Figure, str]:
     """Whether the log-probability of the chosen completions falls together with that of the rejected ones."""

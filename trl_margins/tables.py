@@ -7,17 +7,18 @@ from collections.abc import Iterable, Sequence
 from tabulate import tabulate
 
 
-def aligned(rows: Iterable[Sequence[str]], right: Sequence[bool], heads: Sequence[str] = ()) -> list[str]:
-    """Lines with aligned columns.
+def aligned(rows: Iterable[Sequence[str]], heads: Sequence[str] = (), left: int = 1, indent: str = "") -> str:
+    """Lines with aligned columns: the first `left` to the left, the others to the right.
 
     Args:
         rows: the cells.
-        right: for each column, whether it is aligned to the right.
         heads: the columns' names, if they have any.
+        left: number of columns.
+        indent: before each line.
     """
-    sides = ["right" if each else "left" for each in right]
-    text = tabulate(list(rows), heads, "plain", disable_numparse=True, colalign=sides, preserve_whitespace=True)
-    return [line.rstrip() for line in text.splitlines()]
+    sides = {"stralign": "right", "colalign": ["left"] * left}
+    text = tabulate(list(rows), heads, "plain", disable_numparse=True, preserve_whitespace=True, **sides)
+    return "\n".join(indent + line.rstrip() for line in text.splitlines())
 
 
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -116,7 +116,7 @@ class Variant:
         for name, value in self.own.items():
             is_list = "," in value and not value.startswith(("{", "["))
             words += [f"--{name}", *value.split(",")] if is_list else [f"--{name}={value}"]
-        return [word for word in words if not word.startswith("--base=")]
+        return words
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,14 +176,10 @@ class SharedSettings:
     ) -> None:
         self.source, self.flags, self.said = source, flags, flags_said(flags)
         self.variants = [Variant(name) for name in methods]
-        # id and base of each
-        self.kinds = {
-            each: (
-                each.method,
-                base_of(each.method, own) if (own := each.own.get("base")) else _base_of(each.method, base),
-            )
-            for each in self.variants
-        }
+        self.kinds: dict[Variant, tuple[str, str]] = {}  # id and base of each
+        for each in self.variants:
+            own = each.own.get("base")
+            self.kinds[each] = each.method, base_of(each.method, own) if own else _base_of(each.method, base)
         self.switches = {kind: _switches(*kind) for kind in self.kinds.values()}
         self.borrowed: set[str] = set()
         self.left_out: dict[str, list[str]] = {}  # option → the methods that do not get it

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -22,7 +21,7 @@ from ..report.run_folder import unique_names
 from .cases import targets
 from .evaluate_options import EvaluateArguments
 from .inspect import check_figure
-from .measured import Measured, Plan, measure
+from .measured import Measured, Plan, measure, rewards_of
 from .options import OptionsParser
 from .setup import check_writable, find_model, trained_as
 
@@ -94,14 +93,8 @@ def _tables(args: EvaluateArguments, measured: Mapping[str, Measured], shown: Ca
 
 
 def _write_files(args: EvaluateArguments, measured: Mapping[str, Measured]) -> None:
-    settings: dict[str, Any] = {
-        "reward": args.reward,
-        "ref_model": args.ref_model,
-        "drift_from": args.drift_from,
-        "cases": args.cases,
-        "min_score_gap": args.eval_min_score_gap,
-        "dtype": args.dtype,
-    }
+    settings = {name: getattr(args, name) for name in ("reward", "ref_model", "drift_from", "cases")}
+    settings |= {"min_score_gap": args.eval_min_score_gap, "dtype": args.dtype}
     models = {
         name: {
             "max_length": {each.of.name: each.max_length for each in found.sets},
@@ -141,8 +134,7 @@ def _plot(file: str, reward: str, measured: Mapping[str, Measured]) -> None:
     sets: dict[str, dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]] = {}
     for model, found in zip(unique_names(list(measured)), measured.values(), strict=True):
         for each in (each for each in found.sets if each.places[0].size):
-            logps, lengths = each.logps_of_pairs(), each.of_pairs(each.lengths)
-            chosen = (logps / lengths.clip(1) if reward == "length-normalized" else logps)[:, 0]
+            chosen = each.of_pairs(rewards_of(reward, each.scored))[:, 0]  # of the model alone
             sets.setdefault(each.of.name, {})[model] = each.of_pairs(each.rewards) @ [1, -1], chosen, each.places[2]
     figure, caption = densities(sets, reward)
     Path(file).write_bytes(render(figure, Path(file).suffix[1:]))

@@ -78,7 +78,7 @@ def main(argv: Sequence[str]) -> int:
         numbers = (gaps.mean(), np.median(gaps), gaps.max())
         rows.append([name, str(len(split)), str(prompts), *(f"{number:.4g}" for number in numbers), f"{longer:.1%}"])
     headers = ["", "pairs", "prompts", "mean gap", "median", "max", "chosen longer"]
-    print("\n".join(aligned(rows, (False, *[True] * 6), headers)))
+    print(aligned(rows, headers))
     print(f"written to {args.out}")
     return 0
 
@@ -108,4 +108,4 @@ def lists_text(lists: Mapping[str, Mapping[str, Any]]) -> str:
         counts = [str(found[f"n_{key}"]) for key in ("rows", "lists", "answers")]
         rows.append([name, *counts, *spans, str(found["n_tied"]), str(found["n_models"])])
     end = "Lists cannot be trained on: make pairs of them with trl-margins pairs FILE --out pairs.jsonl.gz"
-    return "\n".join([*aligned(rows, (False, *[True] * 7), headers), "", end])
+    return f"{aligned(rows, headers)}\n\n{end}"

@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     """Prints the table and the folder of the files."""
     ArgumentParser(prog="trl-margins recipes", description=__doc__).parse_args(argv)
     heads = [field.name for field in fields(Recipe)]
-    print("\n".join(aligned(map(astuple, recipes()), [False] * len(heads), heads)))
+    print(aligned(map(astuple, recipes()), heads, left=len(heads)))
     print(f"\nThe files, and accelerate configurations for several devices, are in {recipe_folder()}")
     return 0
 

@@ -157,7 +157,7 @@ def reward_table(scores: Mapping[str, Sequence[Sequence[float]]]) -> str:
         numbers = (np.mean(every), *np.quantile(every, (0.25, 0.5, 0.75)), np.mean(gaps)) if every else ()
         rows.append([name, str(len(lists)), str(len(every)), *(f"{number:.4f}" for number in numbers)])
     headers = ["rewards", "rows", "answers", "mean", "25 %", "median", "75 %", "best − worst"]
-    return "\n".join(aligned(rows, (False, *[True] * 7), headers))
+    return aligned(rows, headers)
 
 
 def check_output(output: str, splits: DatasetDict, check_columns: bool = True) -> None:
@@ -205,7 +205,7 @@ def table(columns: Mapping[str, Any], metric: str) -> str:
             cells = [*(f"{number:.4f}" for number in numbers), *(f"{share:.2%}" for share in shares)]
         rows.append([name, str(summary.n), *cells])
     headers = [metric, "rows", "mean", "25 %", "median", "75 %", "EF = 0", "EF = 1"]
-    return "\n".join(aligned(rows, (False, *[True] * 7), headers))
+    return aligned(rows, headers)
 
 
 def _suffix(output: str) -> str:

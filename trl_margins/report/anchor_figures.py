@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from . import summaries
-from .picture import Usable, from_pairs, source
+from .picture import Columns, Usable, from_pairs, source
 from .run_folder import ANCHORS, Run
 from .style import (
     BLUE,
@@ -37,7 +36,7 @@ TOP = (0.1, 0.2, 0.3)  # the shares of pairs whose overlap is drawn
 NORM, ALIGNMENT, FIRST, CURVATURE = "gradient_norm", "alignment", "first_order", "curvature"
 
 
-def _columns(*names: str) -> Callable[[Run], Sequence[str]]:
+def _columns(*names: str) -> Columns:
     """These, and which pairs are flipped, where that is known."""
 
     def of_run(run: Run) -> Sequence[str]:
@@ -107,15 +106,13 @@ def anchor_ranking(found: list[Usable], runs: Sequence[Run]) -> tuple[Figure, st
         right.yaxis.set_major_formatter(percent)
         right.grid(visible=False, axis="x")
         said.append(_ranked(of, result))
-    handles = [Line2D([], [], color=color, marker="o", linestyle="none") for color in groups.values()]
+    points = [{"color": color, "marker": "o", "linestyle": "none"} for color in groups.values()]
     lines: dict[str, dict[str, Any]] = {
-        "median of cos φ": {"color": INK, "linestyle": ":"},
-        "cos φ = 1": {"color": GREY},
-        "of random rankings": {"color": INK, "linestyle": "--"},
+        "median of cos φ": {"color": INK, "linestyle": ":", "linewidth": 1.2},
+        "cos φ = 1": {"color": GREY, "linewidth": 1.2},
+        "of random rankings": {"color": INK, "linestyle": "--", "linewidth": 1.2},
     }
-    handles += [Line2D([], [], linewidth=1.2, **look) for look in lines.values()]
-    names = [*groups, *lines]
-    legend_below(figure, handles, names, columns=5)
+    legend_below(figure, [*points, *lines.values()], [*groups, *lines], columns=5)
     caption = (
         "An anchor is one step for many pairs, along the gradient of their mean gap; cos φ is the cosine of a pair's "
         f"own gradient with it. {' '.join(said)} Pairs of all recorded steps are in one ranking. "
@@ -191,10 +188,10 @@ def anchor_parts(found: list[Usable], runs: Sequence[Run]) -> tuple[Figure, str]
         for panel in (middle, right):
             over_steps(panel, [of.run])
     groups = _all_groups(found)
-    handles = [Line2D([], [], color=color, marker="o", linestyle="none") for color in (SKY, INK)]
-    handles += [Line2D([], [], color=color, marker="o") for color in groups.values()]
+    points = [{"color": color, "marker": "o", "linestyle": "none"} for color in (SKY, INK)]
+    points += [{"color": color, "marker": "o"} for color in groups.values()]
     lines, names = axes[2].get_legend_handles_labels()
-    legend_below(figure, handles + lines, ["first recorded step", "last", *groups, *names])
+    legend_below(figure, [*points, *lines], ["first recorded step", "last", *groups, *names])
     caption = (
         "An anchor gap Γ is its first order ρ‖∇Δ‖ cos φ plus what the gap's curvature adds along the step "
         f"(proposition 5.2). {' '.join(said)} Over steps: up to ten parts with equally many pairs, 40 or more; bands "

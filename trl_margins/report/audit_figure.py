@@ -15,7 +15,7 @@ from ..data.audit import Audit, Distribution, SplitAudit
 from ..data.audit.factor_margins import GAMMA_BETA_RATIO, FactorMargins
 from ..data.audit.gradient_mass import GradientMass
 from ..terms.evaluation_factor import FLOOR
-from .audit_text import MAPPED, NORMALIZED, bin_labels, filled_bins, mass_names
+from .audit_text import MAPPED, NORMALIZED, filled_bins, mass_names
 from .picture import Picture
 from .style import BLUE, GREY, INK, LOOKS, ORANGE, VERMILLION, WIDTH, label, legend_below, panels, percent, styled
 
@@ -109,9 +109,8 @@ def mass_picture(mass: GradientMass, suffix: str = "") -> Picture:
     for name, shares in mass.shares.items():
         if any(shares):
             right.plot(at, [shares[row] for row in rows], label=names[name], **looks[name])
-    labels = bin_labels(mass.sizes)
     for panel, title in ((left, "GapPO's weights"), (right, "all transforms")):
-        panel.set_xticks(at, [labels[row] for row in rows], rotation=30, ha="right", rotation_mode="anchor")
+        panel.set_xticks(at, list(rows.values()), rotation=30, ha="right", rotation_mode="anchor")
         panel.set(title=title, xlabel="|score gap| δ", ylabel="share of the total", ylim=(0, None))
         panel.yaxis.set_major_formatter(percent)
         panel.grid(visible=False, axis="x")

@@ -33,14 +33,16 @@ def audit_text(found: Audit) -> str:
 
 
 def _bars(values: Distribution) -> str:
-    counts, labels = values.histogram.counts, bin_labels(values)
-    bars = ["█" * round(BAR * count / max(counts)) or ("▏" if count else "") for count in counts]
-    rows = [(labels[i], f"{bars[i]:<{BAR}}", _share(counts[i], values.n)) for i in filled_bins(values)]
-    return textwrap.indent("\n".join(aligned(rows, right=(True, False, False))), "  ")
+    counts, labels = values.histogram.counts, filled_bins(values)
+    width, lines = max(map(len, labels.values())), []
+    for i, label in labels.items():
+        bar = "█" * round(BAR * counts[i] / max(counts)) or ("▏" if counts[i] else "")
+        lines.append(f"  {label:>{width}}  {bar:<{BAR}}  {_share(counts[i], values.n)}")
+    return "\n".join(lines)
 
 
-def bin_labels(values: Distribution) -> list[str]:
-    """Of the bins."""
+def filled_bins(values: Distribution) -> dict[int, str]:
+    """Numbers and labels of the bins from the first to the last that holds a number."""
     edges = values.histogram.edges
     labels = [f"{low:g} – {high:g}" for low, high in pairwise(edges)]
     below, above = values.reaches_beyond
@@ -48,23 +50,17 @@ def bin_labels(values: Distribution) -> list[str]:
         labels[0] = f"< {edges[1]:g}"
     if above:
         labels[-1] = f"≥ {edges[-2]:g}"
-    return labels
-
-
-def filled_bins(values: Distribution) -> range:
-    """From the first to the last bin that holds a number."""
     filled = [i for i, count in enumerate(values.histogram.counts) if count]
-    return range(filled[0], filled[-1] + 1)
+    return {i: labels[i] for i in range(filled[0], filled[-1] + 1)}
 
 
 def _mass_table(mass: GradientMass) -> str:
-    heads = [mass_names(mass).get(name, name) for name in mass.shares]
-    labels = bin_labels(mass.sizes)
+    heads = ["|score gap|", *(mass_names(mass).get(name, name) for name in mass.shares)]
     rows = [
-        [labels[i], *(f"{shares[i]:.1%}" if any(shares) else "–" for shares in mass.shares.values())]
-        for i in filled_bins(mass.sizes)
+        [label, *(f"{shares[i]:.1%}" if any(shares) else "–" for shares in mass.shares.values())]
+        for i, label in filled_bins(mass.sizes).items()
     ]
-    return textwrap.indent("\n".join(aligned(rows, [True] * (len(heads) + 1), ["|score gap|", *heads])), "  ")
+    return aligned(rows, heads, left=0, indent="  ")
 
 
 def _factor_table(compared: Sequence[FactorMargins]) -> str:
@@ -76,7 +72,7 @@ def _factor_table(compared: Sequence[FactorMargins]) -> str:
         ]
         for of in compared
     ]
-    return textwrap.indent("\n".join(aligned(rows, [False, *[True] * 7], heads)), "  ")
+    return aligned(rows, heads, indent="  ")
 
 
 def _margin_table(compared: Sequence[FactorMargins]) -> str:
@@ -87,7 +83,7 @@ def _margin_table(compared: Sequence[FactorMargins]) -> str:
         for of in compared
         for i, (mapping, margins) in enumerate(of.margins.items())
     ]
-    return textwrap.indent("\n".join(aligned(rows, [False, False, *[True] * 9], heads)), "  ")
+    return aligned(rows, heads, left=2, indent="  ")
 
 
 def _quartiles(values: Distribution) -> list[str]:
@@ -96,9 +92,8 @@ def _quartiles(values: Distribution) -> list[str]:
 
 def mass_names(mass: GradientMass) -> dict[str, str]:
     """How a transform's weights are called where its name does not say it."""
-    return {"linear": "δ", "quadratic": "δ²", "exponential": "e^δ − 1", "hard": f"1[δ ≥ {mass.threshold:g}]"} | {
-        "normalized": f"δ / mean of {BATCH}"
-    }
+    names = {"linear": "δ", "quadratic": "δ²", "exponential": "e^δ − 1", "normalized": f"δ / mean of {BATCH}"}
+    return names | {"hard": f"1[δ ≥ {mass.threshold:g}]"}
 
 
 def _length_table(lengths: PairLengths, implicit: bool) -> str:
@@ -108,7 +103,7 @@ def _length_table(lengths: PairLengths, implicit: bool) -> str:
         implied = " (implicit)" if name == "prompt" and implicit else ""
         cells = (f"{cell:.0f}" for cell in (d.mean, d.median, d.percentile_95, d.maximum))
         rows.append([f"  {name}{implied}", *cells])
-    return "\n".join(aligned(rows, right=(False, True, True, True, True)))
+    return aligned(rows)
 
 
 def _filled(head: str, text: str) -> str:

@@ -6,21 +6,11 @@ from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from .picture import span
-from .style import DASHES, GREY, LOOKS, label, legend_below, panels, styled
+from .style import GREY, label, legend_below, line_styles, panels, styled
 
 POINTS = 400
-
-
-def density(values: np.ndarray, at: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray | None:
-    """[n] the Gaussian kernel density of the values [M] at n points, with Scott's bandwidth M^(−1/5) σ; None where
-    all values are the same, or there is one.
-    """
-    from scipy.stats import gaussian_kde
-
-    return gaussian_kde(values, weights=weights)(at) if values.size > 1 and np.ptp(values) > 0 else None
 
 
 @styled
@@ -38,12 +28,11 @@ def densities(
 
     Source: AMaPO (arXiv 2511.09385), figures 1b, 1c and 2.
     """
+    from scipy.stats import gaussian_kde
+
     figure, axes = panels(2 * len(sets))
-    models = list(dict.fromkeys(model for of in sets.values() for model in of))
-    looks = {
-        model: {"color": LOOKS[i % len(LOOKS)]["color"], "linestyle": DASHES[i % len(DASHES)]}
-        for i, model in enumerate(models)
-    }
+    models = dict.fromkeys(model for of in sets.values() for model in of)
+    looks = {model: look | {"marker": ""} for model, look in line_styles(models).items()}
     unit = "nats per token" if reward == "length-normalized" else "nats"
     titles = f"reward gap ({unit}, without β)", f"log-probability of the chosen completion ({unit})"
     for row, (name, of) in enumerate(sets.items()):
@@ -54,16 +43,14 @@ def densities(
             wide = 3 * max(np.std(values[column]) * values[column].size ** -0.2 for values in of.values())
             at = np.linspace(every.min() - wide, every.max() + wide, POINTS)
             for model, values in of.items():
-                heights = density(values[column], at, values[2])
-                if heights is not None:
-                    panel.plot(at, heights, marker="", **looks[model])
+                if np.ptp(values[column]) > 0:
+                    panel.plot(at, gaussian_kde(values[column], weights=values[2])(at), **looks[model])
                 panel.axvline(np.average(values[column], weights=values[2]), linewidth=1, alpha=0.6, **looks[model])
             if column == 0:
                 panel.axvline(0, color=GREY, linewidth=1.2, linestyle=":", zorder=1)
             panel.set(xlabel=xlabel, ylabel="density", title=label(name))
             panel.set_ylim(bottom=0)
-    thin = {"color": GREY, "linewidth": 1}
-    legend_below(figure, [Line2D([], [], **look) for look in (*looks.values(), thin)], [*models, "mean"])
+    legend_below(figure, [*looks.values(), {"color": GREY, "linewidth": 1}], [*models, "mean"])
     n = span(round(weights.sum()) for of in sets.values() for *_, weights in of.values())
     summed = "" if reward == "length-normalized" else ", summed over its tokens"
     of_list = "the chosen and the rejected completion of a pair, of a list its best and its worst by score"

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from ..evaluation.tables import MEANING
@@ -80,7 +79,7 @@ def ranking(runs: Sequence[Run]) -> Picture:
             names["guessing"] = {"color": GREY, "linewidth": 1.2, "linestyle": ":"}
             panel.axhline(guessing, zorder=1, **names["guessing"])
         panel.set_ylim(low, high)
-    legend_below(figure, [Line2D([], [], **look) for look in names.values()], list(names))
+    legend_below(figure, names.values(), names)
     caption = (
         f"{MEANING} A ring marks the best value of a curve; a dotted line, where it is in range, the value of "
         f"guessing. From {STATE}: "
@@ -102,12 +101,12 @@ def _curve_looks(runs: Sequence[Run], curves: Mapping[str, Mapping[tuple[str, st
     return looks
 
 
-def _no_mass(of: Usable) -> str | None:
-    mass = of["weight"] * of["slope"]
-    return None if mass.sum() > 0 else "no pair has a gradient: weight × slope is 0 for all"
-
-
-@from_pairs("gradient_mass", "Gradient mass by score gap", lambda _: ("score_gap", "weight", "slope"), _no_mass)
+@from_pairs(
+    "gradient_mass",
+    "Gradient mass by score gap",
+    ("score_gap", "weight", "slope"),
+    lambda of: None if of["weight"] @ of["slope"] > 0 else "no pair has a gradient: weight × slope is 0 for all",
+)
 def gradient_mass(found: list[Usable], runs: Sequence[Run]) -> tuple[Figure, str]:
     """Where the gradient comes from, by score gap, before and after weighting."""
     figure, axes = panels(len(found))
@@ -155,7 +154,7 @@ def _gap_edges(gap: np.ndarray) -> np.ndarray:
 @from_pairs(
     "evaluation_factors",
     "From evaluation factor to margin",
-    lambda _: ("evaluation_factor", "mapped_factor", "margin"),
+    ("evaluation_factor", "mapped_factor", "margin"),
 )
 def evaluation_factors(found: list[Usable], runs: Sequence[Run]) -> tuple[Figure, str]:
     """How similarity becomes a margin: the evaluation factor, f of it, and the normalised margin."""
@@ -177,9 +176,8 @@ def evaluation_factors(found: list[Usable], runs: Sequence[Run]) -> tuple[Figure
         panel.set(title=title, xlabel=xlabel, ylabel="share of pairs")
         panel.yaxis.set_major_formatter(percent)
     names = [of.run.name for of in found]
-    handles = [Line2D([], [], color=colors[name]) for name in names]
-    mean = Line2D([], [], color=GREY, linewidth=1.2, linestyle="--")
-    legend_below(figure, [*handles, mean], [*names, "mean"])
+    mean = {"color": GREY, "linewidth": 1.2, "linestyle": "--"}
+    legend_below(figure, [*({"color": colors[name]} for name in names), mean], [*names, "mean"])
     caption = (
         "The trained pairs in 25 bins; dashed lines are means. The mapping turns the similarity of the two "
         "completions into a distance, and normalisation gives it the size of a target margin. "
@@ -297,7 +295,7 @@ def _last_flips(run: str, result: summaries.Flips) -> str:
 @from_pairs(
     "logps",
     "Log-probability of chosen and rejected completions",
-    lambda _: ("step", "logp_chosen", "logp_rejected"),
+    ("step", "logp_chosen", "logp_rejected"),
 )
 def logps(found: list[Usable], runs: Sequence[Run]) -> tuple[Figure, str]:
     """Whether the log-probability of the chosen completions falls together with that of the rejected ones."""
@@ -348,7 +346,7 @@ def loss(runs: Sequence[Run]) -> Picture:
             _plot(panel, of_run[key], looks[run], scale[run])
         panel.set_ylabel(labels[key])
         over_steps(panel, drawn, scale)
-    legend_below(figure, [Line2D([], [], **look) for look in looks.values()], list(looks))
+    legend_below(figure, looks.values(), looks)
     caption = (
         "Of the training batches; each point is the mean since the one before. Weights and margins are part of the "
         f"loss, so its level cannot be compared between methods. From {STATE}: {', '.join(logged)}."
@@ -381,8 +379,7 @@ def gradient_norm(runs: Sequence[Run]) -> Picture:
         panel.set_ylabel("norm of the loss gradient")
         over_steps(panel, drawn, scale)
     thin: dict[str, Any] = {"color": GREY, "linewidth": 0.8}
-    handles = [Line2D([], [], **look) for look in (*looks.values(), thin, line)]
-    legend_below(figure, handles, [*looks, "as logged", f"{LARGE:g} × median"])
+    legend_below(figure, [*looks.values(), thin, line], [*looks, "as logged", f"{LARGE:g} × median"])
     said = []
     for run in drawn:
         curve = curves[run.name]

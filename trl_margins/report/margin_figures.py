@@ -8,7 +8,6 @@ from typing import Any, Literal
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from ..evaluation.label_smoothing import implied_label_smoothing
 from . import summaries
@@ -49,7 +48,7 @@ def _one_margin(of: Usable) -> str | None:
     return f"all pairs have the same margin, {margin[0]:g} ({term})"
 
 
-@from_pairs("margins", "Margin against reward gap", lambda _: ("reward_gap", "margin"), _one_margin)
+@from_pairs("margins", "Margin against reward gap", ("reward_gap", "margin"), _one_margin)
 def margins(found: list[Usable], runs: Sequence[Run]) -> tuple[Figure, str]:
     """Margin against reward gap, in the first and in the last third of training, and the target that pairs share."""
     figure, axes = panels(len(found), height=3.3)
@@ -80,9 +79,7 @@ def margins(found: list[Usable], runs: Sequence[Run]) -> tuple[Figure, str]:
     return figure, caption + source(found, "reward_gap and margin") + _thinned(there)
 
 
-def smoothing_columns(run: Run) -> tuple[str, ...]:
-    """What the implied label smoothing is made from."""
-    return "reward_gap", "margin", "slope"
+SMOOTHING = ("reward_gap", "margin", "slope")  # what the implied label smoothing is made from
 
 
 def no_smoothing(of: Usable) -> str | None:
@@ -99,14 +96,14 @@ def no_smoothing(of: Usable) -> str | None:
     return None
 
 
-def smoothing_of(of: Usable) -> np.ndarray:
-    """[pairs] γ-PO's ε; NaN where the reward gap is 0."""
+def smoothing_of(of: Usable) -> tuple[float, np.ndarray]:
+    """γ0, and [pairs] γ-PO's ε; NaN where the reward gap is 0."""
     target = shared_target(of.run)
     assert target is not None  # else `no_smoothing` objects
-    return implied_label_smoothing(of["reward_gap"], of["margin"], target)
+    return target, implied_label_smoothing(of["reward_gap"], of["margin"], target)
 
 
-@from_pairs("label_smoothing", "Label smoothing that the margins amount to", smoothing_columns, no_smoothing)
+@from_pairs("label_smoothing", "Label smoothing that the margins amount to", SMOOTHING, no_smoothing)
 def label_smoothing(found: list[Usable], runs: Sequence[Run]) -> tuple[Figure, str]:
     """γ-PO's implied ε against reward gap, with medians of pairs that are ranked wrongly and rightly."""
     figure, axes = panels(len(found), height=3.3)
@@ -115,7 +112,7 @@ def label_smoothing(found: list[Usable], runs: Sequence[Run]) -> tuple[Figure, s
     lines = {"median of a fifth of the pairs on one side of 0": median}
     there, beyond = [], []
     for panel, of in zip(axes, found, strict=True):
-        gap, rate = of["reward_gap"], smoothing_of(of)
+        gap, (_, rate) = of["reward_gap"], smoothing_of(of)
         there.append(_scatter(panel, of, gap, rate))
         beyond.append(int((~(np.abs(rate) <= BOUND)).sum()))
         middles = []  # of both sides, [fifths, 2] gap and rate
@@ -147,11 +144,12 @@ def label_smoothing(found: list[Usable], runs: Sequence[Run]) -> tuple[Figure, s
     return figure, caption
 
 
-def _no_spread(of: Usable) -> str | None:
-    return None if np.ptp(of["reward_gap"]) > 0 else "all pairs have the same reward gap"
-
-
-@from_pairs("reward_gaps", "Reward gaps", lambda _: ("reward_gap",), _no_spread)
+@from_pairs(
+    "reward_gaps",
+    "Reward gaps",
+    ("reward_gap",),
+    lambda of: None if np.ptp(of["reward_gap"]) > 0 else "all pairs have the same reward gap",
+)
 def reward_gaps(found: list[Usable], runs: Sequence[Run]) -> tuple[Figure, str]:
     """How the reward gaps are distributed, in the first and in the last third of training: whole, and near 0."""
     figure, (whole, near) = panels(2, height=1.6 + 0.9 * len(found))
@@ -217,11 +215,9 @@ def _scatter(panel: Axes, of: Usable, x: np.ndarray, y: np.ndarray) -> int:
 
 
 def _legend(figure: Figure, lines: Mapping[str, Mapping[str, Any]]) -> None:
-    handles = [Line2D([], [], color=c, linestyle="none", marker="o", markersize=6) for c in (SKY, VERMILLION)]
-    handles += [Line2D([], [], **look) for look in lines.values()]
-    legend_below(
-        figure, handles, ["first third of training", "last third", *lines], columns=3 if len(lines) == 1 else 4
-    )
+    thirds = [{"color": c, "linestyle": "none", "marker": "o", "markersize": 6} for c in (SKY, VERMILLION)]
+    names, columns = ["first third of training", "last third", *lines], 3 if len(lines) == 1 else 4
+    legend_below(figure, [*thirds, *lines.values()], names, columns)
 
 
 def _thinned(there: Sequence[int]) -> str:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from . import summaries
 from .figures import draw_pictures, flip_columns, no_flips, pair_weight
-from .margin_figures import no_smoothing, shared_target, smoothing_columns, smoothing_of
+from .margin_figures import SMOOTHING, no_smoothing, smoothing_of
 from .markdown import one_line
 from .picture import Picture, Usable, thinned_logs, usable
 from .ranking_figures import METRICS, UNINTERESTING, differing
@@ -61,7 +61,7 @@ def html_page(runs: Sequence[Run], pictures: Sequence[Picture], images: Mapping[
     template = Environment(loader=loader, autoescape=True).get_template("report.html.jinja")
     data = f"data:{MEDIA[image_format]};base64,"
     flipped, _ = usable(runs, flip_columns, no_flips)
-    smoothed, _ = usable(runs, smoothing_columns, no_smoothing)
+    smoothed, _ = usable(runs, SMOOTHING, no_smoothing)
     return template.render(
         title=f"Training report: {runs[0].name if len(runs) == 1 else f'{len(runs)} runs'}",
         files=(INFO, STATE, PAIRS, *([ANCHORS] if any(run.anchors for run in runs) else [])),
@@ -151,8 +151,7 @@ def _flips(of: Usable) -> list[str]:
 
 def _smoothing(of: Usable) -> list[str]:
     """The cells of a run whose margins lie around a shared target, over the whole training."""
-    target, rate, gap = shared_target(of.run), smoothing_of(of), of["reward_gap"]
-    assert target is not None
+    (target, rate), gap = smoothing_of(of), of["reward_gap"]
     cells = [of.run.name, f"{target:g}"]
     for side in (gap < 0, gap > 0):
         quartiles = np.quantile(rate[side], (0.5, 0.25, 0.75)).tolist() if side.any() else None

@@ -51,13 +51,14 @@ class Usable:
 
 Objection = Callable[[Usable], "str | None"]
 Draw = Callable[[Sequence[Run]], Picture]
+Columns = Sequence[str] | Callable[[Run], Sequence[str]]  # that a picture needs, of any run or of this one
 DrawUsable = Callable[[list[Usable], Sequence[Run]], tuple[Figure, str]]
 
 
 def from_pairs(
     name: str,
     title: str,
-    columns_of: Callable[[Run], Sequence[str]],
+    columns: Columns,
     objection: Objection = lambda _: None,
     file: str = PAIRS,
 ) -> Callable[[DrawUsable], Draw]:
@@ -67,7 +68,7 @@ def from_pairs(
         @wraps(draw)
         @styled
         def drawn(runs: Sequence[Run]) -> Picture:
-            found, left_out = usable(runs, columns_of, objection, file)
+            found, left_out = usable(runs, columns, objection, file)
             figure, caption = draw(found, runs) if found else (None, "")
             return Picture(name, title, figure, caption, left_out)
 
@@ -78,14 +79,14 @@ def from_pairs(
 
 def usable(
     runs: Sequence[Run],
-    columns_of: Callable[[Run], Sequence[str]],
+    columns: Columns,
     objection: Objection = lambda _: None,
     file: str = PAIRS,
 ) -> tuple[list[Usable], dict[str, str]]:
     """The runs that have the columns and raise no objection; and why the others are left out."""
     found, left_out = [], {}
     for run in runs:
-        chosen = _choose(run, columns_of(run), file)
+        chosen = _choose(run, columns(run) if callable(columns) else columns, file)
         reason = chosen if isinstance(chosen, str) else objection(chosen)
         if isinstance(chosen, Usable) and reason is None:
             found.append(chosen)

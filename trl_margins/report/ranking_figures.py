@@ -11,7 +11,6 @@ from numbers import Real
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from ..evaluation.cases import CASES, ranking_cases
@@ -26,15 +25,8 @@ CASE_COLORS = dict(zip(CASES, (BLUE, VERMILLION, ORANGE, SKY), strict=True))
 # fields that do not affect the training, or are private
 UNINTERESTING = re.compile(r"_dir$|_token$|^run_name$|hub_|_hub|^logging_|^report_to$")
 _SEEDS = ("seed", "data_seed")
+_OF_CASES = ("step", "reward_gap", "margin", "logp_chosen", "logp_rejected", "length_chosen", "length_rejected")
 METRICS = {"pwa": "PWA, clear pairs", "pwa_all": "PWA, all pairs", "spearman": "Spearman ρ"}
-
-
-def case_columns(run: Run) -> tuple[str, ...]:
-    """What the cases of the training pairs are computed from."""
-    return ("step", "reward_gap", "margin", *(f"{of}_{side}" for of in ("logp", "length") for side in _SIDES))
-
-
-_SIDES = ("chosen", "rejected")
 
 
 def _no_cases(of: Usable) -> str | None:
@@ -60,12 +52,14 @@ def cases_of(of: Usable) -> np.ndarray:
     reward, gap = reward_class(of.run.info["reward"]), of["reward_gap"]
     policy_gap = gap
     if reward.needs_reference:  # it is a part of the margin
-        sums = [of[f"logp_{side}"] * (of[f"length_{side}"] if reward.summed else 1) for side in _SIDES]
-        policy_gap = sums[0] - sums[1]
+        chosen, rejected = (
+            of[f"logp_{side}"] * (of[f"length_{side}"] if reward.summed else 1) for side in ("chosen", "rejected")
+        )
+        policy_gap = chosen - rejected
     return ranking_cases(policy_gap, gap - of["margin"])
 
 
-@from_pairs("cases", "Over- and underfitting: AMaPO's four cases", case_columns, _no_cases)
+@from_pairs("cases", "Over- and underfitting: AMaPO's four cases", _OF_CASES, _no_cases)
 def cases(found: list[Usable], runs: Sequence[Run]) -> tuple[Figure, str]:
     """How many pairs were in each case, over training."""
     figure, axes = panels(len(found))
@@ -148,7 +142,7 @@ def setting(runs: Sequence[Run]) -> Picture:
             panel.set_xscale("log")
     shown = dict(zip(sets, cycle(LOOKS), strict=False)) if len(sets) > 1 else {}
     shown |= {"last evaluation": BEST | {"fillstyle": "full"}, "best one": BEST}
-    legend_below(figure, [Line2D([], [], **look) for look in shown.values()], list(shown))
+    legend_below(figure, shown.values(), shown)
     caption = (
         f"A point per run, over {field}; all other settings but seeds are the same. Filled: the last evaluation of "
         "the training, with a line through the means of equal settings. Hollow: the best one. As AMaPO's figure 1a "

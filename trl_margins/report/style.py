@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from .run_folder import Run
@@ -34,11 +35,14 @@ WIDTH = 9.6  # inches; a page shows one as 96 pixels
 styled = matplotlib.style.context(Path(__file__).parent / "templates" / "pictures.mplstyle")  # a decorator
 
 
+def line_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Color, marker and dashes of each. Where curves coincide, the one below shows between the dashes of the other."""
+    return {name: LOOKS[i % len(LOOKS)] | {"linestyle": DASHES[i % len(DASHES)]} for i, name in enumerate(names)}
+
+
 def run_styles(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
-    """Color, marker and dashes of each run: the same in every picture, also where other runs are left out. Where
-    curves coincide, the one below shows between the dashes of the one above.
-    """
-    return {run.name: LOOKS[i % len(LOOKS)] | {"linestyle": DASHES[i % len(DASHES)]} for i, run in enumerate(runs)}
+    """Those of the runs: the same in every picture, also where other runs are left out."""
+    return line_styles(run.name for run in runs)
 
 
 def label(name: str, width: int = 34) -> str:
@@ -66,8 +70,9 @@ def panels(n: int, height: float = 3.0, columns: int = 2) -> tuple[Figure, list[
     return figure, [figure.add_subplot(rows, columns, i + 1) for i in range(n)]
 
 
-def legend_below(figure: Figure, handles: Sequence[Any], names: Sequence[str], columns: int = 3) -> None:
-    """One legend for all panels, below them. The figure grows by its height."""
+def legend_below(figure: Figure, handles: Iterable[Any], names: Iterable[str], columns: int = 3) -> None:
+    """One legend for all panels, below them, of artists and of lines that look so. The figure grows by its height."""
+    handles = [Line2D([], [], **each) if isinstance(each, Mapping) else each for each in handles]
     texts = [label(name) for name in names]
     columns = min(columns, len(texts))
     legend = figure.legend(handles, texts, loc="outside lower center", ncols=columns)

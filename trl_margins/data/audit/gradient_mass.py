@@ -48,8 +48,6 @@ def gradient_mass(gaps: np.ndarray, threshold: float, seed: int) -> GradientMass
     for name in others:
         weights[name] = score_gap_weight(chosen, rejected, name, threshold if name == "hard" else None)
     edges = np.array(sizes.histogram.edges)
-    shares = {}
-    for name, weight in weights.items():
-        mass, _ = np.histogram(np.clip(np.abs(gaps), edges[0], edges[-1]), edges, weights=weight.numpy())
-        shares[name] = (mass / (mass.sum() or 1.0)).tolist()
-    return GradientMass(sizes, threshold, shares)
+    inside = np.clip(np.abs(gaps), edges[0], edges[-1])
+    masses = {name: np.histogram(inside, edges, weights=weight.numpy())[0] for name, weight in weights.items()}
+    return GradientMass(sizes, threshold, {name: (m / (m.sum() or 1.0)).tolist() for name, m in masses.items()})

@@ -859,20 +859,12 @@ def test_inspect_refuses_of_lists_what_is_for_pairs(tmp_path, capsys, monkeypatc
 
 
 def test_more_than_two_answers_in_columns_are_refused():
-    row = {
-        "prompt": "q",
-        "response_1": "a",
-        "response_2": "b",
-        "response_3": "c",
-        "score_1": 1,
-        "score_2": 2,
-        "score_3": 9,
-    }
+    row = {"prompt": "q", **{f"response_{i}": f"r{i}" for i in (1, 2, 3)}, **{f"score_{i}": i for i in (1, 2, 3)}}
     with pytest.raises(RowError, match="response_3 beside response_1 and response_2: a row has more than two answers"):
         ScoredLists.of(Dataset.from_list([row]), "the lists")
     two = {name: value for name, value in row.items() if not name.endswith("_3")}
     (found,) = ScoredLists.of(Dataset.from_list([two]), "the lists")
-    assert dict(zip(found.responses, found.scores, strict=True)) == {"a": 1, "b": 2}
+    assert dict(zip(found.responses, found.scores, strict=True)) == {"r1": 1, "r2": 2}
 
 
 def test_answers_in_csv_are_text(tmp_path):

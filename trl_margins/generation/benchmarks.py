@@ -292,8 +292,8 @@ def _encoding(model: str) -> Any:
     except (ImportError, OSError) as error:  # no such package, or no network for the encoding
         reason = "tiktoken is not installed" if isinstance(error, ImportError) else "tiktoken cannot download them"
         logger.warning(
-            "The answers have no token counts (%s), which Arena-Hard's show_result.py reads. Give the same command again "
-            "where tiktoken is installed and has network: it only writes the file again. In the format of v2.0, "
+            "The answers have no token counts (%s), which Arena-Hard's show_result.py reads. Give the same command "
+            "again where tiktoken is installed and has network: it only writes the file again. In the format of v2.0, "
             "Arena-Hard's own utils/add_markdown_info.py adds them, too.",
             reason,
         )

@@ -196,7 +196,7 @@ class ScoredLists:
             raise RowError(why_no_lists(names, name, score_columns, prompt_column))
         if more := form.further(names):
             raise RowError(
-                f"{name}: {', '.join(more)} beside {' and '.join(form.responses)}: a row has more than two answers, so "
+                f"{name}: {', '.join(more)} beside {' and '.join(form.responses)}: a row has more than two answers: "
                 "make a list of them and one of their scores, responses and scores, with dataset.map"
             )
         reader = RowReader(name, tuple(names), form.prompt, system_column, features=dataset.features)

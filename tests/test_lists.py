@@ -879,6 +879,17 @@ def test_answers_in_csv_are_text(tmp_path):
         assert found.prompt == rows[0].get("question", rows[0].get("instruction"))
 
 
+def test_structs_under_other_names():
+    """Stack Exchange's, with the prompt's column named, and messages that carry their score."""
+    answers = [{"answer_id": 1, "pm_score": 3, "text": "a"}, {"answer_id": 2, "pm_score": 1, "text": "b"}]
+    rows = Dataset.from_list([{"question": "q", "answers": answers}])
+    (found,) = ScoredLists.of(rows, "the lists", ["pm_score"], "question")
+    assert (found.prompt, found.responses, found.scores) == ("q", ["a", "b"], [3, 1])
+    messages = [{"role": "assistant", "content": text, "score": score} for text, score in (("a", 3), ("b", 1))]
+    (found,) = ScoredLists.of(Dataset.from_list([{"prompt": "q", "completions": messages}]), "the lists")
+    assert (found.responses, found.scores) == (["a", "b"], [3, 1])
+
+
 def test_a_repeated_answer_is_no_better_than_itself():
     rows = Dataset.from_list([{"prompt": "q", "responses": ["a", "a", "b"], "scores": [9, 1, 4]}])
     found = evaluation_set(rows, "lists")

@@ -117,8 +117,8 @@ def list_form(
     responses, scores = first(RESPONSES), given or _one(first(SCORES) if scored else None)
     if prompt and responses and are_there(scores):
         return ListForm("columns", prompt, (responses,), scores, _one(first(MODELS)))
-    # not TRL's stepwise supervision, which has labels, nor questions with the answers that are right
-    structs = first(STRUCTS if "prompt" in names else STRUCTS[:1])
+    # not TRL's stepwise supervision, which has labels, nor, unless they are named, questions with right answers
+    structs = first(STRUCTS if "prompt" in names or prompt_column else STRUCTS[:1])
     if prompt and structs and "labels" not in names:
         return ListForm("structs", prompt, (structs,), given)
     for pair in TWO:

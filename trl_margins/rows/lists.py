@@ -46,7 +46,7 @@ from .turns import are_turns, chat_turns, first_turns, in_turns, mended
 logger = logging.getLogger(__name__)
 
 # Keys of an answer that is a mapping; the first that it has counts
-RESPONSE_KEYS = ("response", "answer", "completion", "text")
+RESPONSE_KEYS = ("response", "answer", "completion", "text", "content")
 RATINGS = ("overall_score", "fine-grained_score", "score", "rating", "reward", "rank")
 ASPECTS = ("helpfulness", "honesty", "instruction_following", "truthfulness")  # of UltraFeedback's annotations
 
@@ -315,7 +315,7 @@ class ScoredLists:
         for j, response in enumerate(given):
             which, model = f", {what} {j}", beside["model"][j]
             ratings = {name: beside[name][j] for name in form.score_columns}
-            is_plain = not isinstance(response, Mapping) or is_messages([response])
+            is_plain = not isinstance(response, Mapping) or (not is_structs and is_messages([response]))
             key = None if is_plain else next((key for key in RESPONSE_KEYS if key in response), None)
             if key is not None:
                 model = response.get("model", model)

@@ -77,6 +77,12 @@ def chat_tokenizer(template: str) -> PreTrainedTokenizerFast:
 
 
 VOCABULARY = len(SPECIAL) + 256
+# of Llama's config, and of those like it
+TINY: dict[str, Any] = {
+    **{"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2},
+    **{"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512},
+    **{"bos_token_id": 1, "eos_token_id": 2, "initializer_range": 0.2},
+}
 BASES = {"cpo": (MarginCPOTrainer, MarginCPOConfig), "dpo": (MarginDPOTrainer, MarginDPOConfig)}
 
 
@@ -133,19 +139,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Folder of a two-layer Llama with its tokenizer."""
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-        initializer_range=0.2,
-    )
+    config = LlamaConfig(**TINY, pad_token_id=0)
     return saved(LlamaForCausalLM(config), tmp_path_factory.mktemp("llama"))
 
 

@@ -320,6 +320,15 @@ def generate(tiny_model, tmp_path):
     return run
 
 
+def test_the_models_files_are_looked_at_once(generate, tmp_path, monkeypatch):
+    """However many turns and temperatures there are: reading a large model's weights takes a while."""
+    asked = []
+    monkeypatch.setattr(cli, "weights_of", lambda name: asked.append(name) or {})
+    generate("mt-bench", written(tmp_path / "mt.jsonl", MT_BENCH))
+    assert len(list((tmp_path / "out/generated").glob("*/turn-*.jsonl"))) == 6
+    assert len(asked) == 1
+
+
 def test_the_command_answers_every_benchmark(generate, tiny_model, tmp_path, capsys, encodings):
     """Greedily, so that plain transformers has the same answers: also to the second turn."""
     model, tokenizer = load(tiny_model), byte_tokenizer()

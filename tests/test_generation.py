@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import VOCABULARY, byte_tokenizer, chat_tokenizer, load, preference_rows, sentence
+from conftest import TINY, VOCABULARY, byte_tokenizer, chat_tokenizer, load, preference_rows, sentence
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -212,18 +212,7 @@ def test_an_answer_has_no_more_room_than_its_prompt_leaves(tiny_model):
 
 def test_a_sliding_window(tmp_path):
     torch.manual_seed(0)
-    model = MistralForCausalLM(
-        MistralConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            sliding_window=8,
-            initializer_range=0.2,
-        )
-    )
+    model = MistralForCausalLM(MistralConfig(**TINY, sliding_window=8))
     prompts = prompts_of(5)
     for sampling in (Sampling(1, 0.0, 1.0, 0, 40), Sampling(2, 1.0, 1.0, 0, 40)):
         one, batch = (dict(ENGINES[name](model, prompts, sampling, STOP)) for name in ("one by one", "one batch"))

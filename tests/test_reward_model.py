@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import VOCABULARY, byte_tokenizer, load, preference_rows
+from conftest import TINY, VOCABULARY, byte_tokenizer, load, preference_rows
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer
@@ -53,19 +53,7 @@ ANSWERS = [
 
 
 def config(**options: Any) -> LlamaConfig:
-    return LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        bos_token_id=1,
-        eos_token_id=2,
-        initializer_range=0.2,
-        **{"num_labels": 1, **options},
-    )
+    return LlamaConfig(**TINY, **{"num_labels": 1, **options})
 
 
 def saved(model: Any, folder: Path, side: str = "right", **tokens: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib.util import find_spec
@@ -98,7 +98,7 @@ def main(argv: Sequence[str]) -> int:
     tokenizer = load_tokenizer(args.model_name_or_path, trust_remote_code=args.trust_remote_code)
     rows = prompts_of(args, tokenizer)
     engine = engine_of(args.engine)
-    store = store_of(args, engine, args.out, sampling)
+    store = store_of(args, engine, args.out, sampling, weights_of(args.model_name_or_path))
     answer(rows, answering(args, engine, tokenizer), sampling, store, Path(args.dataset_name).name, shard)
     print(args.out)
     return 0
@@ -110,14 +110,16 @@ def given(args: GenerateArguments) -> dict[str, Any]:
     return {name: value for name in names if (value := getattr(args, name)) is not None}
 
 
-def store_of(args: GenerateArguments, engine: str, out: str | Path, sampling: Sampling) -> Store:
-    """The file of answers that are drawn in this way."""
+def store_of(
+    args: GenerateArguments, engine: str, out: str | Path, sampling: Sampling, weights: Mapping[str, str]
+) -> Store:
+    """The file of answers that are drawn in this way; `weights` are the model's `weights_of`."""
     from ..generation.store import Store
 
     family = "vllm" if engine == "vllm" else "transformers"  # whose engines give the same answers
     settings = {"model": args.model_name_or_path, "engine": family, "dtype": args.dtype, **asdict(sampling)}
     settings |= {"chat_template_kwargs": _mapping(args, "chat_template_kwargs") or None}
-    return Store(out, settings | weights_of(args.model_name_or_path))
+    return Store(out, {**settings, **weights})
 
 
 def answer_benchmark(args: GenerateArguments, name: str) -> int:
@@ -146,12 +148,13 @@ def answer_benchmark(args: GenerateArguments, name: str) -> int:
     prepare_tokenizer(tokenizer, [name])
     engine = engine_of(args.engine)
     asked, template = answering(args, engine, tokenizer), template_of(args, tokenizer)
+    weights = weights_of(args.model_name_or_path)  # which takes a while, so once for all turns
 
     def replies(conversations: list[list[Message]], sampling: Sampling) -> list[str]:
         # one file for the answers to one turn with one temperature
         part = f"turn-{(len(conversations[0]) + 1) // 2}-temperature-{sampling.temperature:g}"
         rows = [PreferenceRow(messages, [], template) for messages in conversations]
-        store = store_of(args, engine, made / f"{part}.jsonl", sampling)
+        store = store_of(args, engine, made / f"{part}.jsonl", sampling, weights)
         texts = {key_of(row): row["responses"][0] for row in answer(rows, asked, sampling, store, part)}
         return [texts.get(key_of(prompt_columns(row)), "") for row in rows]  # "" where there was no room
 

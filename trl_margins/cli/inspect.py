@@ -13,7 +13,7 @@ import numpy as np
 from ..checks import Number, unknown
 from ..data.audit import Lengths, Measure, audit
 from ..data.evaluation_factors import BERTSCORE_METRICS, METRICS
-from ..data.loading import load_splits, pick_split
+from ..data.loading import chosen_splits
 from ..report.audit_text import audit_text
 from ..rows import RowReader
 from ..rows.tokens import read_batch, tokenize_or_errors
@@ -78,9 +78,7 @@ def main(argv: Sequence[str]) -> int:
     Number(least=0, whole=True).check("ef_sample", args.ef_sample)
     for file in filter(None, (args.json, args.plot)):
         check_writable(Path(file).parent)
-    splits = load_splits(args.dataset_name, args.dataset_config)
-    if args.dataset_split is not None:
-        splits = {args.dataset_split: pick_split(splits, args.dataset_split, args.dataset_name)}
+    splits = chosen_splits(args.dataset_name, args.dataset_config, args.dataset_split)
     if lists := summaries_of_lists(splits, args.score_columns, args.prompt_column, args.system_column):
         splits = {name: split for name, split in splits.items() if name not in lists}
         given = [each.name for each in fields(args) if getattr(args, each.name) != each.default]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..data.loading import load_splits, pick_split
+from ..data.loading import chosen_splits
 from ..data.pairing import STRATEGIES, lists_summary, make_pairs
 from ..rows.form import COMPLETIONS, text_of
 from ..rows.list_forms import list_form
@@ -55,10 +55,7 @@ def main(argv: Sequence[str]) -> int:
     """Makes the pairs, writes them, prints what they are."""
     parser = OptionsParser("pairs", PairsArguments, usage="trl-margins pairs LISTS --out FILE [options]")
     (args,) = parser.parse(data_first(argv))
-    splits = load_splits(args.dataset_name, args.dataset_config, decoded=None)
-    if args.dataset_split is not None or len(splits) == 1:
-        name = args.dataset_split or next(iter(splits))
-        splits = type(splits)({name: pick_split(splits, name, args.dataset_name)})
+    splits = chosen_splits(args.dataset_name, args.dataset_config, args.dataset_split, decoded=None)
     check_output(args.out, splits, check_columns=False)
     check_writable(Path(args.out).parent)
     names = ("strategy", "k", "min_gap", "balance_length", "seed", "drop_truncated", "as_chat")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..data.evaluation_factors import METRICS, add_evaluation_factor, check_evaluation_factors
-from ..data.loading import load_splits, pick_split
+from ..data.loading import chosen_splits
 from ..rows import open_rows
 from ..tables import aligned
 from .options import DTYPES, OptionsParser, RowOptions, data_first, option
@@ -74,10 +74,7 @@ def main(argv: Sequence[str]) -> int:
     parser = OptionsParser("score", ScoreArguments, usage="trl-margins score DATA [options]")
     (args,) = parser.parse(data_first(argv))
     # not decoded, so that what is written is what was read
-    splits = load_splits(args.dataset_name, args.dataset_config, decoded=None)
-    if args.dataset_split is not None or len(splits) == 1:
-        name = args.dataset_split or next(iter(splits))
-        splits = type(splits)({name: pick_split(splits, name, args.dataset_name)})
+    splits = chosen_splits(args.dataset_name, args.dataset_config, args.dataset_split, decoded=None)
     if args.output:
         check_output(args.output, splits)  # before hours of scoring
         check_writable(Path(args.output).parent)

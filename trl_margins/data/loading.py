@@ -11,13 +11,11 @@ import datasets
 from datasets import Dataset, DatasetDict, IterableDataset
 from datasets.packaged_modules.json.json import JsonConfig
 
-from ..rows.list_forms import PROMPTS, RESPONSE, TWO
 from .broken_files import check_file, delimiter_of, header_of, innermost, rows_inside, times_for_text, why_unreadable
 from .differing_files import check_columns, joined
 from .local_files import builder_of, existing, files_of, is_plain, linked, literal
 from .media import without_decoding
 
-TEXTS = ("prompt", "chosen", "rejected", *PROMPTS, *RESPONSE, *chain(*TWO))
 _MISSING = ["", "NaN", "nan", "NA", "N/A", "null", "NULL", "None"]  # in the other columns of a table
 
 
@@ -47,6 +45,14 @@ def load_splits(
     if decoded is None:
         return splits
     return type(splits)({split: without_decoding(rows, keep=decoded) for split, rows in splits.items()})
+
+
+def chosen_splits(
+    name: str, config: str | None, split: str | None, decoded: Collection[str] | None = ()
+) -> DatasetDict:
+    """The split of that name, or all of them; else as `load_splits`."""
+    splits = load_splits(name, config, decoded=decoded)
+    return splits if split is None else type(splits)({split: pick_split(splits, split, name)})
 
 
 def pick_split(
@@ -99,7 +105,7 @@ def _read(path: Path, config: str | None, streaming: bool) -> DatasetDict:
         loaded = joined(path, splits, lambda file: read({"train": [file]})["train"], error)
     if not streaming and (found := rows_inside(loaded)):
         raise ValueError(f"{path.name} is one object {found}: write only the rows, one object per line")
-    if builder_of(files[0]) == "json" and (found := times_for_text(loaded, TEXTS)):
+    if builder_of(files[0]) == "json" and (found := times_for_text(loaded, _texts())):
         raise ValueError(f"{path.name}: {found}: write it as Parquet or CSV")
     return loaded
 
@@ -108,16 +114,23 @@ def _options(files: Sequence[Path]) -> dict[str, Any]:
     """Options of `datasets` that keep text as it is in the file."""
     builder = builder_of(files[0])
     if builder == "csv":
-        delimiter = delimiter_of(files[0])
+        delimiter, texts = delimiter_of(files[0]), _texts()
         return {  # a completion may be "None" or "007"
             "sep": delimiter,
-            "converters": dict.fromkeys(TEXTS, str),
+            "converters": dict.fromkeys(texts, str),
             "keep_default_na": False,
-            "na_values": {name: [""] if name in TEXTS else _MISSING for name in header_of(files[0], delimiter)},
+            "na_values": {name: [""] if name in texts else _MISSING for name in header_of(files[0], delimiter)},
         }
     if builder == "json" and hasattr(JsonConfig, "parse_agent_traces"):
         return {"parse_agent_traces": False}  # some column names would turn it on
     return {}
+
+
+def _texts() -> tuple[str, ...]:
+    """The columns of pairs and of lists that hold prompts or answers."""
+    from ..rows.list_forms import PROMPTS, RESPONSE, TWO  # with the whole of `rows`, which takes seconds to import
+
+    return ("prompt", "chosen", "rejected", *PROMPTS, *RESPONSE, *chain(*TWO))
 
 
 def _saved(path: Path) -> DatasetDict:

@@ -219,7 +219,7 @@ def reward_scores(
         The number of a row, and the scores of its k answers.
 
     Raises:
-        ValueError: several labels without `label`, a `label` that there is not, or a score that is no number.
+        ValueError: several labels without `label`, a `label` that does not exist, or a score that is not a number.
     """
     model.eval()
     lengths = [[len(each["input_ids"]) for each in row] for row in tokens]

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from . import logging as logging
+
 __version__ = "0.1.0"
+
+# it is the package that imports CPOTrainer, and its users cannot do anything about it
+warnings.filterwarnings("ignore", "You are importing from 'trl.experimental'", module=r"trl_margins\.")
 
 # Loaded when first used, so that `import trl_margins` costs next to nothing
 _HOMES = {

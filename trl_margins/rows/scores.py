@@ -257,9 +257,9 @@ def _not_finite(value: Any) -> str | None:
 
 
 def report_scores(summary: ScoreSummary, columns: ScoreColumns, split: str) -> None:
-    """Logs the counts; warns where most pairs are reversed."""
+    """Warns where most pairs are reversed; the counts are said before the first step."""
     n, ties, names = summary.n_pairs, summary.n_ties, " and ".join(columns.names)
-    logger.info(
+    logger.debug(
         f"{split} scores from {'/'.join(columns.names)}: {n} pairs, {ties} ties, "
         f"{summary.n_reversed} whose rejected completion scores higher"
     )

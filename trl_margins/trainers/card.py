@@ -53,6 +53,7 @@ class CardMixin(TRLTrainer):
 
     _method: Method | None
     reproduce: str | None = None  # the command that starts this training
+    data_name: str | None = None  # of the data set, as it was given
     options: MarginOptions
     objective: Objective
     from_python: Sequence[str]
@@ -152,7 +153,7 @@ def card_facts(
     return CardFacts(
         model_name=model_name or folder,
         model_id=trainer.hub_model_id or folder,
-        base_model=_base_model(trainer),
+        base_model=base_model(trainer),
         dataset_name=dataset_name,
         trained_with=trainer._name,
         version=__version__,
@@ -171,19 +172,19 @@ def card_facts(
         best_by=config.metric_for_best_model,
         eval_dataset_name=eval_dataset_name,
         eval_split=str(split) if split and str(split) != "train" else None,  # load_dataset calls every file train
-        adapter=_adapter_kind(trainer.model),
+        adapter=adapter_kind(trainer.model),
         encoder_decoder=bool(getattr(trainer.model.config, "is_encoder_decoder", False)),
         chat=bool(getattr(trainer.processing_class, "chat_template", None)),
     )
 
 
-def _base_model(trainer: Any) -> str | None:
+def base_model(trainer: Any) -> str | None:
     name = get_config_model_id(trainer.model.config)
     bundled = Path(name).parent.name  # the model is in a folder with the name of its version
     return BUNDLED_PREFIX + bundled if bundled in BUNDLED_MODELS else name or None
 
 
-def _adapter_kind(model: Any) -> str | None:
+def adapter_kind(model: Any) -> str | None:
     if not is_peft_model(model):
         return None
     kind = str(_plain(model.active_peft_config.peft_type))
@@ -242,23 +243,21 @@ def settings(trainer: Any) -> list[tuple[str, Any]]:
     rows += [row for kind in ("weight", "margin") for row in _term_settings(trainer, kind)]
     if trainer.options.sam_radius:
         rows += [("sam_radius", trainer.options.sam_radius), ("anchor_scope", trainer.options.anchor_scope)]
-    trained, total = _parameters(model)
+    trained, total = n_parameters(model)
     rows += changed(config, _LOSS, always=("loss_type",))
     rows.append(("trained parameters", f"{trained:,} of {total:,} ({100 * trained / max(total, 1):.3g} %)"))
     if is_peft_model(model):
-        rows.append((f"{_adapter_kind(model)} adapter", _arguments(adapter_options(model))))
+        rows.append((f"{adapter_kind(model)} adapter", _arguments(adapter_options(model))))
     for name in TRAINING:
         value = getattr(config, name, None)
         if name == "warmup_steps" and value is not None and 0 < value < 1:
             value = f"{value:g} of all steps"
         if name not in (("num_train_epochs",) if config.max_steps > 0 else ("max_steps",)):
             rows.append((name, value))
-    dtypes = ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters()}))
-    precision = trainer.accelerator.mixed_precision
     rows += [
         ("pairs per optimizer step", f"{pairs_per_step(trainer)} ({factors_of(trainer)})"),
         ("optimizer steps", trainer.state.global_step),
-        ("weights stored in", dtypes if precision == "no" else f"{dtypes}; computed in {precision}"),
+        ("weights stored in", stored_in(trainer)),
     ]
     return [(name, value) for name, value in dict(rows).items() if value is not None]
 
@@ -279,12 +278,19 @@ def _term_settings(trainer: Any, kind: str) -> list[tuple[str, Any]]:
     return rows
 
 
-def _parameters(model: Any) -> tuple[int, int]:
+def n_parameters(model: Any) -> tuple[int, int]:
     """(trained, all). DeepSpeed's shards count as a whole."""
     if is_peft_model(model):
         return model.get_nb_trainable_parameters()
     counts = [(n_elements(p), p.requires_grad) for p in model.parameters()]
     return sum(n for n, trains in counts if trains), sum(n for n, _ in counts)
+
+
+def stored_in(trainer: Any) -> str:
+    """The dtypes of the weights and, if it is another, that of the computation."""
+    dtypes = ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in trainer.model.parameters()}))
+    precision = trainer.accelerator.mixed_precision
+    return dtypes if precision == "no" else f"{dtypes}; computed in {precision}"
 
 
 def changed(config: Any, names: Sequence[str], always: Sequence[str] = ()) -> list[tuple[str, Any]]:

@@ -198,6 +198,8 @@ class MarginCPOTrainer(MarginMixin, CPOTrainer):
     def _trl_arguments(self, given: Mapping[str, Any], sets: PreparedSets) -> dict[str, Any]:
         """CPOTrainer's constructor reads and tokenizes row by row: in place of each set it gets an empty row."""
         arguments = super()._trl_arguments(given, sets)
+        if given.get("data_collator") is None:
+            given["args"].remove_unused_columns = False  # as CPOTrainer does, with a warning
         if isinstance(sets.eval, dict):  # over which CPOTrainer maps
             arguments["eval_dataset"] = DatasetDict(sets.eval)
         names = ("train_dataset", "eval_dataset")
@@ -219,8 +221,15 @@ class MarginCPOTrainer(MarginMixin, CPOTrainer):
         return False
 
 
+class _OneRow(Dataset):
+    """What CPOTrainer is shown of a set: it has nothing to extract and to tokenize, and draws no bars for it."""
+
+    def map(self, *args: Any, **kwargs: Any) -> Dataset:
+        return self
+
+
 def _one_row() -> Dataset:
-    return Dataset.from_list([{"prompt": "", "chosen": "", "rejected": ""}])
+    return _OneRow.from_list([{"prompt": "", "chosen": "", "rejected": ""}])
 
 
 def _token_columns(tokens: RowTokens, max_length: int | None, shown: Any) -> dict[str, Any]:

@@ -38,6 +38,7 @@ from ..rows.opened import column_names
 from ..rows.scores import ScoreColumns, find_score_columns
 from ..rows.tokenized import TokenColumns, finish_tokenized
 from ..terms import Term
+from .beginning import SaysWhatTrains
 from .best import BestMixin, BestSoFar, choose_metric
 from .card import CardMixin
 from .checkpoints import CheckpointMixin
@@ -54,8 +55,8 @@ from .preparation import (
     with_checked_columns,
     with_lengths,
 )
+from .progress import print_lines
 from .prompt_sharing import PromptSharing
-from .step_size import SaysPairsPerStep
 from .window import WindowMixin
 
 logger = logging.getLogger(__name__)
@@ -114,6 +115,9 @@ class MarginMixin(BestMixin, CardMixin, CheckpointMixin, WindowMixin):
         self._own_columns, self.set_facts, self._opened = sets.columns, sets.facts, sets.opened
         with refusing_what_cannot_write():
             super().__init__(**self._trl_arguments({**given, "args": config}, sets))
+        print_lines(self.callback_handler)
+        if self.accelerator.device.type == "cpu":  # PyTorch ignores it there, and warns of it at every data loader
+            self.args.dataloader_pin_memory = False
         warn_if_unsharded(self.accelerator)
         keep_outputs_of_fsdp(self.accelerator)
         check_one_device(self.model)
@@ -126,7 +130,7 @@ class MarginMixin(BestMixin, CardMixin, CheckpointMixin, WindowMixin):
         self._finite = FiniteSteps(self, skip=self.options.nonfinite_steps == "skip")
         self.add_callback(self._finite)
         self.add_callback(BestSoFar())
-        self.callback_handler.callbacks.insert(0, SaysPairsPerStep(self))  # above the progress bar
+        self.callback_handler.callbacks.insert(0, SaysWhatTrains(self))  # above the progress bar
         if self.options.log_pairs:
             log = PairLog(Path(self.args.output_dir, PAIRS_FILE))
             logs = [log, *(probe.log for probe in self._probes if probe.log is not None)]

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
-from transformers import TrainerCallback
-
 from ..registry import get_method
-
-logger = logging.getLogger(__name__)
 
 _FACTORS = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
@@ -41,23 +36,3 @@ def factors_of(trainer: Any, origins: bool = False) -> str:
         factors.append(f"{groups} {noun[groups != 1]}")
     factors += [f"{gpus} GPUs of nn.DataParallel"] if gpus > 1 else []
     return " × ".join(factors)
-
-
-class SaysPairsPerStep(TrainerCallback):
-    """Says it in one line before the first step."""
-
-    def __init__(self, trainer: Any) -> None:
-        self.trainer = trainer
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if not state.is_world_process_zero:
-            return
-        total, rows = pairs_per_step(self.trainer), self.trainer.train_dataset
-        line = f"{total} pairs per optimizer step: {factors_of(self.trainer, origins=True)}"
-        # a script without logging shows warnings alone, and of this number it has said nothing
-        unsaid = "default)" in line and not logger.isEnabledFor(logging.INFO)
-        level = logging.WARNING if unsaid else logging.INFO
-        if hasattr(rows, "__len__") and len(rows) < total:
-            line += f". The training set has only {len(rows)}, so every step is a whole epoch"
-            level = logging.WARNING
-        logger.log(level, "%s", line)

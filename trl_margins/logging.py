@@ -1,0 +1,90 @@
+"""What the package says while it works: INFO lines on standard error, unless the script has set up logging itself."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+PACKAGE = logging.getLogger(__name__.partition(".")[0])
+_DEFAULT = logging.INFO - 1  # shows the same as INFO, and is told apart from a level that somebody asked for
+
+
+def set_verbosity(level: int | str) -> None:
+    """Sets the lowest level that the package shows, for example `"WARNING"`; by default it is INFO."""
+    PACKAGE.setLevel(level)
+
+
+class Screen(logging.Handler):
+    """Writes to standard error, above progress bars. An INFO line is its message alone."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            text = self.format(record)
+            if record.levelno > logging.INFO:
+                text = f"{record.levelname} {record.name}: {text}"
+            bars = sys.modules.get("tqdm")
+            if bars is None:
+                print(text, file=sys.stderr)
+            else:
+                bars.tqdm.write(text, file=sys.stderr)
+        except Exception:
+            self.handleError(record)
+
+
+class _Package(Screen):
+    """Shows the package's records where nobody else does, as `logging.lastResort` does from WARNING on."""
+
+    held: list[logging.LogRecord] | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        root = logging.getLogger()
+        if self.held is not None and record.levelno < logging.WARNING:
+            self.held.append(record)
+        elif root.handlers:
+            if record.levelno >= _asked(record.name):
+                root.handle(record)
+        elif PACKAGE.handlers == [self]:
+            super().emit(record)
+
+
+def _asked(name: str) -> int:
+    """The level that a script asked for, by the name of a logger or by the root's."""
+    logger = logging.getLogger(name)
+    while logger.parent and logger.level in (logging.NOTSET, _DEFAULT):
+        logger = logger.parent
+    return logger.level
+
+
+def shows(level: int) -> bool:
+    """Whether records of this level are shown."""
+    return PACKAGE.isEnabledFor(level) and (not logging.getLogger().handlers or level >= _asked(PACKAGE.name))
+
+
+@contextmanager
+def holding_info() -> Iterator[None]:
+    """Keeps INFO lines back until `first` has let others pass, or to the end of the block."""
+    _handler.held = []
+    try:
+        yield
+    finally:
+        with first():
+            pass
+
+
+@contextmanager
+def first() -> Iterator[None]:
+    """What is said in the block comes before what has been kept back."""
+    held, _handler.held = _handler.held or [], None
+    yield
+    for record in held:
+        _handler.handle(record)
+
+
+_handler = _Package()
+PACKAGE.addHandler(_handler)
+PACKAGE.propagate = False  # the handler passes on to the root what a script wants to see
+if PACKAGE.level == logging.NOTSET:  # all ranks would say the same
+    PACKAGE.setLevel(_DEFAULT if os.environ.get("RANK", "0") == "0" else logging.WARNING)

@@ -8,7 +8,7 @@ import select as pipes  # `select` here is the subcommand's module
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from importlib import import_module
 from linecache import getline
 from traceback import walk_tb
@@ -17,6 +17,7 @@ from typing import Any
 from yaml import YAMLError
 
 from .. import __version__
+from ..logging import Screen, set_verbosity
 
 COMMANDS = {
     "train": "train with a method on a preference set",
@@ -60,8 +61,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Without `argv`, as on the console, errors about the input are printed as one message.
     """
-    with _a_reader_may_leave() if argv is None else nullcontext():
+    if argv is not None:
         return _run(argv)
+    if not sys.stderr.isatty():  # before the libraries are imported: files are no place for progress bars
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers', too
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    try:
+        with _a_reader_may_leave():
+            return _run(argv)
+    except KeyboardInterrupt:
+        return 128 + 2  # a shell's status of a program that Ctrl-C ends
 
 
 @contextmanager
@@ -91,8 +100,9 @@ def _run(argv: Sequence[str] | None) -> int:
     if chosen.command is None:
         parser.print_help()
         return 0
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
-    logging.getLogger("trl_margins").setLevel(logging.INFO)  # other libraries keep their own level
+    logging.basicConfig(handlers=[Screen()], format="%(message)s", level=logging.WARNING)  # other libraries keep their own level
+    if os.environ.get("RANK", "0") == "0":
+        set_verbosity(logging.INFO)
     try:
         if chosen.command not in _JOINED:
             _check_alone(chosen.command)

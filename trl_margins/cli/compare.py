@@ -224,7 +224,9 @@ class Run:
             flags = ["--resume_from_checkpoint", "true"] if whole else ["--overwrite_output_dir", "true"]
             # with it, `train` takes the run for one that lacks nothing
             (self.folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
-        train.main(["--config", str(self.folder / RUN), *flags])
+        if status := train.main(["--config", str(self.folder / RUN), *flags], is_part=True):
+            print("The same command goes on from here.")
+            raise SystemExit(status)
         if (found := self.numbers) is None:
             raise ValueError(f"{self.folder} has no {NUMBERS}")
         return found

@@ -6,14 +6,16 @@ import logging
 import re
 import shlex
 from argparse import ArgumentParser
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from accelerate.utils import is_peft_model
 from transformers.hf_argparser import string_to_bool
 from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.utils.logging import set_tqdm_hook
 from trl import ModelConfig, get_peft_config, get_quantization_config
 from trl.scripts.utils import DatasetMixtureConfig
 
@@ -21,7 +23,9 @@ from ..data.loading import load_splits, pick_split
 from ..data.media import IMAGES
 from ..data.noise import flip_labels, parse_noise
 from ..distributed import agreed, check_processes, wait_before_leaving
+from ..logging import holding_info
 from ..registry import base_of
+from ..rows.opened import column_names
 from ..trainers.folder import check_unused, last_whole_checkpoint, locked
 from .config_file import Settings, check_adapter, flags_said, read_yaml
 from .migration import OLD_KEYS, migrate
@@ -32,12 +36,18 @@ from .train_options import TrainArguments, chat_template, check_run, training_sp
 
 logger = logging.getLogger(__name__)
 
+_BARS = {"delay": 1, "leave": False, "disable": None}  # the last: only in a terminal
 # flags about what a folder has: whoever trains again has an empty one
 _ONCE = re.compile(r" --resume[_-]from[_-]checkpoint[= ]('[^']*'|\S+)| --overwrite[_-]output[_-]dir([= ](?!-)\S+)?")
 
 
-def main(argv: Sequence[str]) -> int:
-    """Trains, saves the model and its card."""
+def main(argv: Sequence[str], is_part: bool = False) -> int:
+    """Trains, saves the model and its card; the exit status.
+
+    Args:
+        argv: flags.
+        is_part: of another command, which says itself what comes next.
+    """
     script, config, model_args, mixture = run = parse(argv)
     check_run(*run)
     if script.dry_run:
@@ -46,6 +56,7 @@ def main(argv: Sequence[str]) -> int:
         print(resolved(script, config, model_args, mixture), end="")
         return 0
     from ..trainers.best import EvaluateLast
+    from ..trainers.interrupts import Interrupts
 
     check_processes(config.world_size)
     # transformers' field is a string: "true" is the newest checkpoint, anything else is a folder
@@ -53,24 +64,56 @@ def main(argv: Sequence[str]) -> int:
         str(config.resume_from_checkpoint).lower(), config.resume_from_checkpoint
     )
     check_writable(config.output_dir)
+    _BARS = {"delay": 1, "leave": False, "disable": None}  # the last: only in a terminal
+# flags about what a folder has say how this run began, not what it is
+    command = _ONCE.sub("", shlex.join(["trl-margins", "train", *argv]))
+    interrupts = Interrupts()
     with ExitStack() as held:
-        agreed(PartialState(), lambda: _enter_folder(held, config, resume))
-        trainer = build_trainer(script, config, model_args, mixture)
-        command = shlex.join(["trl-margins", "train", *argv])
-        trainer.reproduce = _ONCE.sub("", command)
-        trainer.holds_folder = True
-        if trainer.eval_dataset is not None:
-            trainer.add_callback(EvaluateLast())
-        _train(trainer, resume)
-        if trainer.is_complete and Path(config.output_dir, TRAINING_ARGS_NAME).exists():  # saved last, with the model
-            raise ValueError(
-                f"{config.output_dir} has the complete run and its model: nothing was trained. To go on with it, "
-                "raise --max_steps or --num_train_epochs"
-            )
-        _deliver(trainer, script, config)
+        for context in (interrupts.heard(), holding_info(), short_bars_hidden()):
+            held.enter_context(context)
+        try:
+            agreed(PartialState(), lambda: _enter_folder(held, config, resume))
+            trainer = build_trainer(script, config, model_args, mixture)
+            trainer.reproduce, trainer.data_name = command, _data_name(script, mixture)
+            trainer.holds_folder = True
+            trainer.listen(interrupts)
+            if trainer.eval_dataset is not None:
+                trainer.add_callback(EvaluateLast())
+            _train(trainer, resume)
+        except SystemExit:
+            if interrupts.signal is not None and PartialState().is_main_process:
+                print(_stopped(config, 0, "" if is_part else command))
+            raise
+        if interrupts.agreed:
+            trainer.accelerator.print(_stopped(config, trainer.state.global_step, "" if is_part else command))
+        else:
+            interrupts.ending = "saving the model first"
+            if trainer.is_complete and Path(config.output_dir, TRAINING_ARGS_NAME).exists():  # saved last, with it
+                raise ValueError(
+                    f"{config.output_dir} has the complete run and its model: nothing was trained. To go on with it, "
+                    "raise --max_steps or --num_train_epochs"
+                )
+            _deliver(trainer, script, config, is_part)
     wait_before_leaving()
     trainer.end()
-    return 0
+    return interrupts.status
+
+
+def _data_name(script: TrainArguments, mixture: DatasetMixtureConfig) -> str:
+    return script.dataset_name or " and ".join(part.path for part in mixture.datasets)
+
+
+def _stopped(config: Any, step: int, command: str) -> str:
+    """What a stopped run has, and the command that goes on with it."""
+    last = last_whole_checkpoint(config.output_dir)
+    said = f"stopped after step {step}" if step else "stopped before the first step"
+    if last is None:
+        return f"{said}: nothing has been trained, and the same command starts again"
+    said += f": {last} has all that is needed to go on"
+    resume = "--resume_from_checkpoint true"
+    if config.world_size > 1:  # started by a launcher, whose flags nobody knows here
+        return f"{said}\nresume  the same command with {resume}"
+    return f"{said}\nresume  {command} {resume}" if command else said
 
 
 def _enter_folder(held: ExitStack, config: Any, resume: str | bool | None) -> None:
@@ -82,12 +125,12 @@ def _enter_folder(held: ExitStack, config: Any, resume: str | bool | None) -> No
         check_unused(folder)  # now, rather than after the model was loaded
 
 
-def _deliver(trainer: Any, script: TrainArguments, config: Any) -> None:
-    """Saves the model, evaluates it and writes its card."""
+def _deliver(trainer: Any, script: TrainArguments, config: Any, is_part: bool) -> None:
+    """Saves the model, evaluates it, writes its card, and says what there is now."""
     trainer.save_model(config.output_dir)
+    metrics: dict[str, Any] = {}
     if trainer.eval_dataset is not None:
         metrics = trainer.loaded_metrics or trainer.evaluate()
-        trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
     is_local = script.dataset_name is None or Path(script.dataset_name).exists()  # a card links to Hub sets only
     names = {
@@ -95,13 +138,75 @@ def _deliver(trainer: Any, script: TrainArguments, config: Any) -> None:
         "eval_dataset_name": script.eval_dataset_name,
     }
     trainer.create_model_card(**names)
-    last, best = trainer.state.global_step, trainer.loaded_step
-    which = (
-        f"of step {last}" if best is None else f"of step {best} of {last}, the best by {config.metric_for_best_model}"
-    )
-    trainer.accelerator.print(f"saved to {config.output_dir}: the model {which}")
+    lines = [f"kept    {_kept(trainer, metrics)}", f"saved   {config.output_dir}"]
     if config.push_to_hub:
-        trainer.push_to_hub(**names)
+        pushed = trainer.push_to_hub(**names)
+        lines.append(f"pushed  {getattr(pushed, 'repo_url', pushed)}")
+    trainer.accelerator.print("\n".join(lines if is_part else [*lines, *next_steps(trainer, script)]))
+
+
+def _kept(trainer: Any, metrics: Mapping[str, Any]) -> str:
+    """Which step's model, and its score."""
+    last, best, by = trainer.state.global_step, trainer.loaded_step, trainer.args.metric_for_best_model
+    if best is not None:
+        return f"the model of step {best} of {last}, the best by {by}: {trainer.state.best_metric:.4f}"
+    scores = {key: metrics[key] for key in (by, "eval_pwa", "eval_pwa_all", "eval_loss") if key in metrics}
+    return f"the model of step {last}" + "".join(f", {key} {value:.4f}" for key, value in list(scores.items())[:1])
+
+
+def next_steps(trainer: Any, script: TrainArguments) -> Iterator[str]:
+    """Commands about the trained model, and how Python loads it."""
+    config, out = trainer.args, trainer.args.output_dir
+    name = script.eval_dataset_name or script.dataset_name
+    if name and not any(column in IMAGES for column in column_names(trainer.train_dataset)):
+        options: dict[str, Any] = {
+            "dataset_config": None if script.eval_dataset_name else script.dataset_config,
+            "dataset_split": _split_to_evaluate(trainer, script, name),
+            **{key: getattr(config, key) for key in ("prompt_column", "system_column", "score_columns")},
+            "trust_remote_code": config.trust_remote_code or None,
+        }
+        words = ["trl-margins", "evaluate", "--model_name_or_path", out, "--dataset_name", name]
+        for key, value in options.items():
+            if value is not None:
+                words += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
+        yield f"next    {shlex.join(words)}"
+    if config.log_pairs:
+        yield f"        {shlex.join(['trl-margins', 'report', out])}"
+    yield f"python  {loading(trainer.accelerator.unwrap_model(trainer.model), out, config.trust_remote_code)}"
+
+
+def _split_to_evaluate(trainer: Any, script: TrainArguments, name: str) -> str | None:
+    """None for a data set that has only one."""
+    if Path(name).is_file():
+        return None
+    if script.eval_dataset_name:
+        return script.dataset_test_split if len(load_splits(name, decoded=IMAGES)) > 1 else None
+    return script.dataset_train_split if trainer.eval_dataset is None else script.dataset_test_split
+
+
+def loading(model: Any, folder: str, trust_remote_code: bool = False) -> str:
+    """Python that loads the model, or the adapter on its base model."""
+    has_adapter = is_peft_model(model)
+    base = model.get_base_model() if has_adapter else model
+    if base.config.is_encoder_decoder:
+        kind = "Seq2SeqLM"
+    elif type(base).__name__.endswith("ForConditionalGeneration"):  # which transformers loads with an adapter, too
+        kind, has_adapter = "ImageTextToText", False
+    else:
+        kind = "CausalLM"
+    library, loader = ("peft", f"AutoPeftModelFor{kind}") if has_adapter else ("transformers", f"AutoModelFor{kind}")
+    trusted = ", trust_remote_code=True" if trust_remote_code else ""
+    return f"from {library} import {loader}; model = {loader}.from_pretrained({folder!r}{trusted})"
+
+
+@contextmanager
+def short_bars_hidden() -> Iterator[None]:
+    """Within the block, transformers draws bars for what takes its time, in a terminal, and takes them away again."""
+    before = set_tqdm_hook(lambda bar, args, options: bar(*args, **{**options, **_BARS}))
+    try:
+        yield
+    finally:
+        set_tqdm_hook(before)
 
 
 def _train(trainer: Any, resume: str | bool | None) -> None:
@@ -254,7 +359,6 @@ def inputs_of(script: TrainArguments, config: Any, model_args: ModelConfig, mixt
 
 def _is_conversational(dataset: Any, columns: dict[str, Any]) -> bool:
     from ..rows import RowReader
-    from ..rows.opened import column_names
 
     first = next(iter(dataset), None)
     return first is not None and RowReader.of(column_names(dataset), "train", **columns)(first, 0).is_conversational

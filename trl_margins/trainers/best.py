@@ -154,8 +154,11 @@ class BestSoFar(TrainerCallback):
     Warns where there is no evaluation to choose by.
     """
 
+    def __init__(self, trainer: MarginTrainer) -> None:
+        self.trainer = trainer
+
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if args.load_best_model_at_end and not _evaluations(state):
+        if args.load_best_model_at_end and not self.trainer.is_interrupted and not _evaluations(state):
             logger.warning(
                 "training ended at step %d without an evaluation: the model is that of the last step, not the best",
                 state.global_step,

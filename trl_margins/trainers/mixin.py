@@ -45,6 +45,7 @@ from .checkpoints import CheckpointMixin
 from .collator import PairCollator
 from .configs import MarginOptions, objective_of
 from .finite import FiniteSteps, without_neighbours
+from .interrupts import InterruptsMixin
 from .model_checks import TokenLimits, check_one_device, refusing_what_cannot_write
 from .preparation import (
     TRAIN,
@@ -64,7 +65,7 @@ logger = logging.getLogger(__name__)
 _OF_THE_OBJECTIVE = ("beta", "loss_weights", "label_smoothing", "reward")  # config fields that only an objective reads
 
 
-class MarginMixin(BestMixin, CardMixin, CheckpointMixin, WindowMixin):
+class MarginMixin(BestMixin, CardMixin, InterruptsMixin, CheckpointMixin, WindowMixin):
     """Gives a TRL preference trainer a weight and a margin per pair. Comes before the TRL class in the bases.
 
     Args:
@@ -129,7 +130,7 @@ class MarginMixin(BestMixin, CardMixin, CheckpointMixin, WindowMixin):
         self._probes = window_probes(self, self.objective, self.options)
         self._finite = FiniteSteps(self, skip=self.options.nonfinite_steps == "skip")
         self.add_callback(self._finite)
-        self.add_callback(BestSoFar())
+        self.add_callback(BestSoFar(self))
         self.callback_handler.callbacks.insert(0, SaysWhatTrains(self))  # above the progress bar
         if self.options.log_pairs:
             log = PairLog(Path(self.args.output_dir, PAIRS_FILE))

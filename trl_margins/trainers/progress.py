@@ -35,7 +35,7 @@ def line_of(logs: Mapping[str, Any], step: int, max_steps: int) -> str:
     """A log entry in one line."""
     at = f"step {step:>{len(str(max_steps))}}/{max_steps}"
     if "train_runtime" in logs:
-        return f"trained {step} steps in {_duration(logs['train_runtime'])}, mean loss {_number(logs['train_loss'])}"
+        return f"trained to step {step} in {_duration(logs['train_runtime'])}, mean loss {_number(logs['train_loss'])}"
     prefix = next((key.removesuffix("loss") for key in logs if re.fullmatch(r"eval_(.+_)?loss", key)), "")
     if prefix == "" and any(key.startswith("eval_") for key in logs):
         prefix = "eval_"

@@ -10,6 +10,7 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
 import functools
 import gc
+import logging
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,6 +41,8 @@ from trl_margins.trainers import card
 settings.register_profile("same", derandomize=True)
 settings.register_profile("random", derandomize=False)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
+
+logging.getLogger("trl_margins").setLevel("WARNING")  # a test that looks at INFO asks for it
 
 # Every model card is made from the same few templates, which Jinja compiles for each; and accelerate looks several
 # times a batch for what is installed

@@ -120,8 +120,9 @@ def test_a_recipe_delivers_its_peak(name, tiny_model, pairs, tmp_path, tracker, 
     assert measured["pwa_all"] == pytest.approx(results["eval_pwa_all"])
     assert measured["spearman"] == pytest.approx(results["eval_spearman"])
     assert results["step"] == best
-    assert f"step                    = {best:>10}" in screen
-    assert f"saved to {out}: the model of step {best} of 9, the best by eval_pwa" in screen
+    assert (
+        f"kept    the model of step {best} of 9, the best by eval_pwa: {values[best]:.4f}\nsaved   {out}\n" in screen
+    )
     card = (out / "README.md").read_text()
     assert f"The model is that of step {best} of 9, the best by `eval_pwa`" in card
     assert re.search(rf"\| held-out pairs +\| +{values[best]:.4f} \|.* {best} \|", card)

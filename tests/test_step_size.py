@@ -24,7 +24,7 @@ def said_by(made: tuple[Any, Any], rows: Any, tiny_model: str, tokenizer: Any, o
     records: list[logging.LogRecord] = []
     handler = logging.Handler()
     handler.emit = records.append  # type: ignore[method-assign]
-    logger = logging.getLogger("trl_margins.trainers.step_size")
+    logger = logging.getLogger("trl_margins.trainers.beginning")
     logger.addHandler(handler)
     try:
         trainer = trainer_class(
@@ -34,7 +34,8 @@ def said_by(made: tuple[Any, Any], rows: Any, tiny_model: str, tokenizer: Any, o
         trainer.train()
     finally:
         logger.removeHandler(handler)
-    return trainer, [(record.levelname, record.getMessage()) for record in records]
+    lines = [(record.levelname, record.getMessage()) for record in records]
+    return trainer, [(level, line.removeprefix("steps   ")) for level, line in lines if line.startswith("steps")]
 
 
 def test_a_method_s_default_is_said(tiny_model, tokenizer, tmp_path, caplog):
@@ -43,7 +44,7 @@ def test_a_method_s_default_is_said(tiny_model, tokenizer, tmp_path, caplog):
     caplog.set_level(logging.WARNING, "trl_margins")  # as Python has it; the command line sets it to INFO
     _, said = said_by(OF_A_METHOD, rows, tiny_model, tokenizer, tmp_path, max_steps=1, max_length=64, **DEFAULTS)
     line = (
-        "128 pairs per optimizer step: per_device_train_batch_size 2 (GAPO's default) × "
+        "1, of 128 pairs each: per_device_train_batch_size 2 (GAPO's default) × "
         "gradient_accumulation_steps 64 (GAPO's default) × 1 process"
     )
     assert said == [("WARNING", line)]
@@ -57,7 +58,7 @@ def test_what_was_asked_for_is_said_once(tiny_model, tokenizer, tmp_path, caplog
         trainer, said = said_by(
             BASES["dpo"], preference_rows(8), tiny_model, tokenizer, tmp_path, gradient_accumulation_steps=2
         )
-    line = "8 pairs per optimizer step: per_device_train_batch_size 4 × gradient_accumulation_steps 2 × 1 process"
+    line = "3, of 8 pairs each: per_device_train_batch_size 4 × gradient_accumulation_steps 2 × 1 process"
     assert said == [("INFO", line)]
     assert trainer.state.global_step == 3  # of three epochs
 
@@ -70,7 +71,7 @@ def test_a_set_that_is_smaller_than_a_step(base, tiny_model, tokenizer, tmp_path
     )
     assert level == "WARNING"
     assert line.endswith("× 1 process. The training set has only 6, so every step is a whole epoch")
-    assert line.startswith("256 pairs per optimizer step")
+    assert line.startswith("2, of 256 pairs each")
     assert trainer.state.global_step == 2
 
 
@@ -79,4 +80,4 @@ def test_a_stream_has_no_size(tiny_model, tokenizer, tmp_path, caplog):
     with caplog.at_level(logging.INFO, "trl_margins"):
         _, said = said_by(BASES["cpo"], stream, tiny_model, tokenizer, tmp_path, max_steps=1)
     ((level, line),) = said
-    assert (level, line[:27]) == ("INFO", "4 pairs per optimizer step:")
+    assert (level, line[:20]) == ("INFO", "1, of 4 pairs each: ")

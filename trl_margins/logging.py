@@ -45,7 +45,9 @@ class _Package(Screen):
             self.held.append(record)
         elif root.handlers:
             if record.levelno >= _asked(record.name):
-                root.handle(record)
+                for handler in root.handlers:
+                    if record.levelno >= handler.level and handler not in PACKAGE.handlers:  # as pytest's is
+                        handler.handle(record)
         elif PACKAGE.handlers == [self]:
             super().emit(record)
 

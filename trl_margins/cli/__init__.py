@@ -100,7 +100,9 @@ def _run(argv: Sequence[str] | None) -> int:
     if chosen.command is None:
         parser.print_help()
         return 0
-    logging.basicConfig(handlers=[Screen()], format="%(message)s", level=logging.WARNING)  # other libraries keep their own level
+    logging.basicConfig(
+        handlers=[Screen()], format="%(message)s", level=logging.WARNING
+    )  # other libraries keep their own level
     if os.environ.get("RANK", "0") == "0":
         set_verbosity(logging.INFO)
     try:

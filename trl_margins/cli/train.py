@@ -65,13 +65,11 @@ def main(argv: Sequence[str], is_part: bool = False) -> int:
     )
     check_writable(config.output_dir)
     _BARS = {"delay": 1, "leave": False, "disable": None}  # the last: only in a terminal
-# flags about what a folder has say how this run began, not what it is
+    # flags about what a folder has say how this run began, not what it is
     command = _ONCE.sub("", shlex.join(["trl-margins", "train", *argv]))
     interrupts = Interrupts()
-    with ExitStack() as held:
-        for context in (interrupts.heard(), holding_info(), short_bars_hidden()):
-            held.enter_context(context)
-        try:
+    try:
+        with interrupts.heard(), holding_info(), short_bars_hidden(), ExitStack() as held:
             agreed(PartialState(), lambda: _enter_folder(held, config, resume))
             trainer = build_trainer(script, config, model_args, mixture)
             trainer.reproduce, trainer.data_name = command, _data_name(script, mixture)
@@ -80,20 +78,15 @@ def main(argv: Sequence[str], is_part: bool = False) -> int:
             if trainer.eval_dataset is not None:
                 trainer.add_callback(EvaluateLast())
             _train(trainer, resume)
-        except SystemExit:
-            if interrupts.signal is not None and PartialState().is_main_process:
-                print(_stopped(config, 0, "" if is_part else command))
-            raise
-        if interrupts.agreed:
-            trainer.accelerator.print(_stopped(config, trainer.state.global_step, "" if is_part else command))
-        else:
-            interrupts.ending = "saving the model first"
-            if trainer.is_complete and Path(config.output_dir, TRAINING_ARGS_NAME).exists():  # saved last, with it
-                raise ValueError(
-                    f"{config.output_dir} has the complete run and its model: nothing was trained. To go on with it, "
-                    "raise --max_steps or --num_train_epochs"
-                )
-            _deliver(trainer, script, config, is_part)
+            if not interrupts.agreed:
+                interrupts.ending = "saving the model first"
+                _deliver(trainer, script, config, is_part)
+    except SystemExit:
+        if interrupts.signal is not None and PartialState().is_main_process:
+            print(_stopped(config, 0, "" if is_part else command))
+        raise
+    if interrupts.agreed:
+        trainer.accelerator.print(_stopped(config, trainer.state.global_step, "" if is_part else command))
     wait_before_leaving()
     trainer.end()
     return interrupts.status
@@ -127,6 +120,11 @@ def _enter_folder(held: ExitStack, config: Any, resume: str | bool | None) -> No
 
 def _deliver(trainer: Any, script: TrainArguments, config: Any, is_part: bool) -> None:
     """Saves the model, evaluates it, writes its card, and says what there is now."""
+    if trainer.is_complete and Path(config.output_dir, TRAINING_ARGS_NAME).exists():  # saved last, with the model
+        raise ValueError(
+            f"{config.output_dir} has the complete run and its model: nothing was trained. To go on with it, "
+            "raise --max_steps or --num_train_epochs"
+        )
     trainer.save_model(config.output_dir)
     metrics: dict[str, Any] = {}
     if trainer.eval_dataset is not None:

@@ -107,7 +107,9 @@ class FiniteSteps(TrainerCallback):
         counts = torch.zeros(2, dtype=torch.long, device=device)
         for each in seen:
             counts = counts + torch.stack([(~each.outputs).sum(), (~each.losses).sum()])
-        asked = torch.full((), int(trainer.asked_to_stop), device=device)  # so no further value is read from the device
+        asked = torch.full(
+            (), int(trainer.asked_to_stop), device=device
+        )  # so no further value is read from the device
         total = torch.stack([*counts, (~gradient).long().to(device), asked])
         n_outputs, n_losses, n_gradients, n_asked = trainer.accelerator.reduce(total, "sum").tolist()
         trainer.agree_to_stop(n_asked)

@@ -25,11 +25,10 @@ class Screen(logging.Handler):
             text = self.format(record)
             if record.levelno > logging.INFO:
                 text = f"{record.levelname} {record.name}: {text}"
-            bars = sys.modules.get("tqdm")
-            if bars is None:
-                print(text, file=sys.stderr)
-            else:
+            if bars := sys.modules.get("tqdm"):
                 bars.tqdm.write(text, file=sys.stderr)
+            else:
+                sys.stderr.write(f"{text}\n")
         except Exception:
             self.handleError(record)
 
@@ -72,8 +71,13 @@ def holding_info() -> Iterator[None]:
     try:
         yield
     finally:
-        with first():
-            pass
+        release_info()
+
+
+def release_info() -> None:
+    """Shows what has been kept back."""
+    with first():
+        pass
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from ..data.loading import load_splits, pick_split
 from ..data.media import IMAGES
 from ..data.noise import flip_labels, parse_noise
 from ..distributed import agreed, check_processes, wait_before_leaving
-from ..logging import holding_info
+from ..logging import holding_info, release_info
 from ..registry import base_of
 from ..rows.opened import column_names
 from ..trainers.folder import check_unused, last_whole_checkpoint, locked
@@ -48,6 +48,11 @@ def main(argv: Sequence[str], is_part: bool = False) -> int:
         argv: flags.
         is_part: of another command, which says itself what comes next.
     """
+    with holding_info():
+        return _run(argv, is_part)
+
+
+def _run(argv: Sequence[str], is_part: bool) -> int:
     script, config, model_args, mixture = run = parse(argv)
     check_run(*run)
     if script.dry_run:
@@ -64,12 +69,10 @@ def main(argv: Sequence[str], is_part: bool = False) -> int:
         str(config.resume_from_checkpoint).lower(), config.resume_from_checkpoint
     )
     check_writable(config.output_dir)
-    _BARS = {"delay": 1, "leave": False, "disable": None}  # the last: only in a terminal
-    # flags about what a folder has say how this run began, not what it is
     command = _ONCE.sub("", shlex.join(["trl-margins", "train", *argv]))
     interrupts = Interrupts()
     try:
-        with interrupts.heard(), holding_info(), short_bars_hidden(), ExitStack() as held:
+        with interrupts.heard(), short_bars_hidden(), ExitStack() as held:
             agreed(PartialState(), lambda: _enter_folder(held, config, resume))
             trainer = build_trainer(script, config, model_args, mixture)
             trainer.reproduce, trainer.data_name = command, _data_name(script, mixture)
@@ -82,6 +85,7 @@ def main(argv: Sequence[str], is_part: bool = False) -> int:
                 interrupts.ending = "saving the model first"
                 _deliver(trainer, script, config, is_part)
     except SystemExit:
+        release_info()
         if interrupts.signal is not None and PartialState().is_main_process:
             print(_stopped(config, 0, "" if is_part else command))
         raise

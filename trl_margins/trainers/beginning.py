@@ -60,14 +60,21 @@ def _data(trainer: Any) -> str:
 
 
 def _set(facts: SetFacts, trainer: Any, named: bool) -> str:
-    rows = trainer.train_dataset if facts.name == TRAIN else None
     size = f"{facts.pairs:,} pairs" if facts.pairs is not None else "a stream"
-    if facts.name == TRAIN and facts.pairs is not None and len(rows) != facts.pairs:
-        size += f", {len(rows):,} of them used"
+    if facts.name == TRAIN and facts.pairs not in (None, used := _length(trainer.train_dataset)):
+        size += f", {used:,} of them used"
     counts = {"ties": facts.ties, "reversed": facts.reversed, "flipped": facts.flipped}
-    found = [f"{n} {what}" for what, n in counts.items() if n is not None and (n or what != "flipped")]
+    found = [
+        f"{n} {what.removesuffix('s') if n == 1 else what}"
+        for what, n in counts.items()
+        if n is not None and (n or what != "flipped")
+    ]
     found += ["/".join(facts.score_columns)] if named and facts.score_columns else []
     return f"{facts.name} {size}" + (f" ({', '.join(found)})" if found else "")
+
+
+def _length(rows: Any) -> int | None:
+    return len(rows) if hasattr(rows, "__len__") else None
 
 
 def _method(trainer: Any) -> str:
@@ -91,12 +98,12 @@ def _terms(objective: Objective) -> Iterator[str]:
 
 
 def _say_steps(trainer: Any, max_steps: int) -> None:
-    total, rows = pairs_per_step(trainer), trainer.train_dataset
+    total, rows = pairs_per_step(trainer), _length(trainer.train_dataset)
     line = f"{max_steps:,}, of {total} pairs each: {factors_of(trainer, origins=True)}"
     # a script that shows warnings alone has said nothing of this number
     level = logging.WARNING if "default)" in line and not shows(logging.INFO) else logging.INFO
-    if hasattr(rows, "__len__") and len(rows) < total:
-        line += f". The training set has only {len(rows)}, so every step is a whole epoch"
+    if rows is not None and rows < total:
+        line += f". The training set has only {rows}, so every step is a whole epoch"
         level = logging.WARNING
     logger.log(level, "steps   %s", line)
 

@@ -1,7 +1,7 @@
 """Ctrl-C and SIGTERM: training ends with the optimizer's step, at a checkpoint from which it can be resumed.
 
-transformers has `enable_jit_checkpoint`, for SIGTERM. It waits three seconds, every rank for itself, and saves within a
-step: the random state and what the terms remember are then those of a step that the weights have not taken.
+transformers has `enable_jit_checkpoint`, for SIGTERM. It waits three seconds, every rank for itself, and saves within
+a step: the random state and what the terms remember are then those of a step that the weights have not taken.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ class PrintsLines(PrinterCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if state.is_local_process_zero and logs:
-            print(line_of(logs, state.global_step, state.max_steps), flush=True)
+            tqdm.write(line_of(logs, state.global_step, state.max_steps))  # above the bars of others
 
 
 class LinesAboveTheBar(ProgressCallback):

@@ -185,7 +185,7 @@ def test_a_run_s_folder_is_train_s(compared, base, tmp_path):
 
 def test_what_is_done_is_not_done_again(compared, monkeypatch, capsys):
     command, _, printed = compared
-    monkeypatch.setattr(train, "main", lambda argv: pytest.fail(f"trains again: {argv}"))
+    monkeypatch.setattr(train, "main", lambda argv, is_part: pytest.fail(f"trains again: {argv}"))
     assert main(command) == 0
     again = capsys.readouterr().out
     assert again.count("done before") == 4
@@ -209,7 +209,7 @@ def test_another_first_method_has_other_defaults(methods, base, tmp_path, monkey
     """Nobody set them: the error says so, and its flags go on with the same runs."""
     trained = []
 
-    def quick(argv: list[str]) -> None:
+    def quick(argv: list[str], is_part: bool) -> None:
         trained.append(Path(argv[1]).parent)
         (trained[-1] / "eval_results.json").write_text(json.dumps({"eval_pwa_all": 0.5, "eval_n_pairs": 40}))
 
@@ -238,7 +238,7 @@ def test_other_rows_do_not_mix(base, tmp_path, monkeypatch):
     sets = {name: copy_of(base[name], tmp_path) for name in ("dataset_name", "eval_dataset_name")}
     command = [*words(tmp_path, {**base, **sets, "log_pairs": False}, "amapo"), "--max_steps", "1"]
     assert main(command) == 0
-    monkeypatch.setattr(train, "main", lambda argv: pytest.fail(f"trains again: {argv}"))
+    monkeypatch.setattr(train, "main", lambda argv, is_part: pytest.fail(f"trains again: {argv}"))
     for name in sets:
         rows = Path(base[name]).read_text().splitlines(keepends=True)
         Path(sets[name]).write_text("".join(rows))
@@ -347,7 +347,7 @@ def test_one_method_s_error_leaves_the_others(base, tmp_path, capsys, monkeypatc
 
 def test_data_that_does_not_fit_is_said_before_training(base, tmp_path, monkeypatch):
     """Of all methods at once; the ones that are left can be trained."""
-    monkeypatch.setattr(train, "main", lambda argv: pytest.fail(f"trains: {argv}"))
+    monkeypatch.setattr(train, "main", lambda argv, is_part: pytest.fail(f"trains: {argv}"))
     settings = {**base, "dataset_name": base["dataset_name"].replace("pairs", "unscored")}
     command = words(tmp_path, settings, "simpo", "gappo", "odpo", "dpo")
     said = r"gappo: 'score-gap' needs annotation scores.*; odpo: 'odpo' needs .*fits these: --methods simpo dpo$"

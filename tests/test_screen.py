@@ -305,6 +305,21 @@ def evaluations(out: Path) -> list[dict[str, Any]]:
     ]
 
 
+def test_a_comparison_goes_on_where_it_stopped(tiny_model, pairs, tmp_path):
+    """With the same command; a run within it says nothing of what comes next for itself alone."""
+    argv = words(tiny_model, pairs, tmp_path, "--eval_strategy", "epoch")
+    argv = ["compare", "--methods", "gappo", "simpo", *argv[1:]]
+    argv[argv.index("--output_dir")] = "--out"
+    status, said = on_the_console(argv, tmp_path, sends, "training_step", 3, signal.SIGINT)
+    assert status == 130, said
+    assert "Traceback" not in said
+    assert said.endswith("has all that is needed to go on\nThe same command goes on from here.\n")
+    status, said = on_the_console(argv, tmp_path)
+    assert status == 0, said
+    assert "from step 2, on cpu" in said
+    assert "trl-margins evaluate" not in said
+
+
 @pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
 def test_before_the_first_step(which, tiny_model, pairs, tmp_path):
     out = tmp_path / "out"

@@ -237,7 +237,7 @@ def test_bad_scores_only_matter_where_a_term_reads_them(tiny_model, tokenizer, t
 
 def test_mostly_ties_warn(tiny_model, tokenizer, tmp_path, caplog):
     rows = preference_rows(5, scores=lambda i: (4.0, 4.0) if i else (5.0, 4.0))
-    with caplog.at_level(logging.INFO, "trl_margins"):
+    with caplog.at_level(logging.DEBUG, "trl_margins"):
         gappo(tiny_model, tokenizer, tmp_path, rows)
     assert "5 pairs, 4 ties, 0 whose rejected completion scores higher" in caplog.text
     assert "training sees only 1 of 5 pairs: weight 'score-gap' keeps only pairs with a score gap above" in caplog.text

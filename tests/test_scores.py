@@ -92,7 +92,7 @@ def test_an_empty_set_has_nothing_wrong():
 def test_ties_do_not_matter_without_weights(caplog):
     dataset = Dataset.from_dict({"margin": [0.0, 0.0]})
     summary = check_scores(dataset, ScoreColumns("margin"), "train")
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.DEBUG, "trl_margins"):
         report_scores(summary, ScoreColumns("margin"), "train")
     assert "2 ties," in caplog.text
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]

@@ -154,6 +154,8 @@ def test_a_line_has_what_is_unknown_too():
     assert (
         line_of({"train_runtime": 3725.0, "train_loss": 0.5}, 9, 9) == "trained to step 9 in 1 h 2 min, mean loss 0.5"
     )
+    logs = {"loss": 1.0, "train_runtime": 3.0, "train_tokens_per_second": 9.0, "num_input_tokens_seen": 5}
+    assert line_of(logs, 1, 3) == "step 1/3  loss 1"
     assert line_of({"score": "x" * 300}, 1, 1) == f"step 1/1  score {'x' * 100}"
 
 

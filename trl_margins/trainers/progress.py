@@ -26,15 +26,15 @@ _SHOWN: Mapping[str, str] = {
 }
 # What it leaves out, beside these. Whatever else is logged comes at its end.
 _LEFT_OUT = re.compile(
-    r"logits/|logps/|rewards/(chosen|rejected)$|(weights|target_margins)/|(nll|aux)_loss$|(train_)?(total_flos|epoch)$"
-    r"|n_pairs|num_(input_)?tokens|entropy$|mean_token_accuracy$|runtime$|(samples|steps|tokens)_per_second"
+    r"logits/|logps/|rewards/(chosen|rejected)$|(weights|target_margins)/|(nll|aux)_loss$|total_flos$|epoch$|n_pairs"
+    r"|num_(input_)?tokens|entropy$|mean_token_accuracy$|(train_)?(runtime$|(samples|steps|tokens)_per_second)"
 )
 
 
 def line_of(logs: Mapping[str, Any], step: int, max_steps: int) -> str:
     """A log entry in one line."""
     at = f"step {step:>{len(str(max_steps))}}/{max_steps}"
-    if "train_runtime" in logs:
+    if logs.keys() >= {"train_runtime", "train_loss"}:
         return f"trained to step {step} in {_duration(logs['train_runtime'])}, mean loss {_number(logs['train_loss'])}"
     prefix = next((key.removesuffix("loss") for key in logs if re.fullmatch(r"eval_(.+_)?loss", key)), "")
     if prefix == "" and any(key.startswith("eval_") for key in logs):

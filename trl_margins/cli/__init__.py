@@ -6,7 +6,7 @@ import logging
 import os
 import select as pipes  # `select` here is the subcommand's module
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import SUPPRESS, ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -19,22 +19,33 @@ from yaml import YAMLError
 from .. import __version__
 from ..logging import Screen, set_verbosity
 
-COMMANDS = {
-    "train": "train with a method on a preference set",
-    "compare": "train several methods with the same data, budget and seeds, and compare them in one table",
-    "recipes": "list the papers' settings, for train --recipe",
-    "convert": "migrate another project's YAML",
-    "generate": "answer prompts with a model, several times each",
-    "evaluate": "measure how a model ranks completions: pairs, lists, RM-Bench",
-    "report": "plot training runs, from the files that the trainer wrote",
-    "select": "rank a preference set by how its pairs hold at a nearby, worse model (GAPO)",
-    "anchors": "measure the same pairs at several checkpoints: do flipped labels weigh less? (GAPO)",
-    "hessian": "measure how sharply a loss curves in the LM head of one or several models (GAPO)",
-    "inspect": "audit a preference set before training: scores, lengths, truncation, duplicates",
-    "pairs": "make a preference set of scored lists: UltraFeedback, Nectar, HelpSteer2, SHP, arena votes and others",
-    "score": "add an evaluation factor to a preference set",
-    "demo": "train the bundled model on a synthetic set and compare before and after",
+GROUPS = {
+    "Train": {
+        "train": "train with a method on a preference set",
+        "compare": "train several methods with the same data, budget and seeds, and compare them in one table",
+        "recipes": "list the papers' settings, for train --recipe",
+        "convert": "migrate another project's YAML",
+        "demo": "train the bundled model on a synthetic set and compare before and after",
+    },
+    "Data": {
+        "inspect": "audit a preference set before training: scores, lengths, truncation, duplicates",
+        "pairs": "make a preference set of scored lists: UltraFeedback, Nectar, HelpSteer2, votes",
+        "generate": "answer prompts with a model, several times each",
+        "score": "add an evaluation factor or a reward model's scores to a data set",
+        "select": "rank a preference set by how its pairs hold at a nearby, worse model (GAPO)",
+    },
+    "Results": {
+        "evaluate": "measure how a model ranks completions: pairs, lists, RM-Bench",
+        "report": "plot training runs, from the files that the trainer wrote",
+        "anchors": "measure the same pairs at several checkpoints: do flipped labels weigh less? (GAPO)",
+        "hessian": "measure how sharply a loss curves in the LM head of one or several models (GAPO)",
+    },
+    "Installation": {
+        "env": "print the versions and devices, for a bug report",
+        "completion": "print a script that completes commands and options in a shell",
+    },
 }
+COMMANDS = {name: text for group in GROUPS.values() for name, text in group.items()}
 
 _JOINED = ("train", "evaluate", "select", "anchors")  # by accelerate, where a launcher starts several processes
 
@@ -91,12 +102,14 @@ def _a_reader_may_leave() -> Iterator[None]:
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    parser = ArgumentParser(prog="trl-margins", epilog="trl-margins COMMAND --help shows the options of a command.")
-    parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Subcommand)
-    for name, text in COMMANDS.items():
-        commands.add_parser(name, help=text)
-    chosen = parser.parse_args(argv)
+    parser = top_parser()
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and not words[0].startswith("-") and words[0] not in COMMANDS:
+        from ..checks import nearest
+
+        near = nearest(words[0], COMMANDS)
+        parser.error(f"unknown command {words[0]!r}" + (f" (did you mean {near!r}?)" if near else ""))
+    chosen = parser.parse_args(words)
     if chosen.command is None:
         parser.print_help()
         return 0
@@ -116,7 +129,24 @@ def _run(argv: Sequence[str] | None) -> int:
         if argv is not None or not _is_about_input(error):
             raise
         print(f"trl-margins {chosen.command}: {error}", file=sys.stderr)
-        return 1
+        return getattr(error, "exit_status", 1)  # 2 for what `options.usage` marked
+
+
+def top_parser() -> ArgumentParser:
+    """The parser of the commands' names."""
+    width = max(map(len, COMMANDS))
+    told = [f"{title}:\n" + "\n".join(f"  {name:{width}}  {text}" for name, text in each.items()) for title, each in GROUPS.items()]
+    parser = ArgumentParser(
+        prog="trl-margins",
+        usage="%(prog)s COMMAND [options]",
+        epilog="\n\n".join([*told, "trl-margins COMMAND --help shows the options of a command."]),
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Subcommand, help=SUPPRESS)
+    for name in COMMANDS:
+        commands.add_parser(name)
+    return parser
 
 
 def _check_alone(command: str) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from argparse import ArgumentParser
-from collections.abc import Collection, Mapping, Sequence
+from argparse import Action, ArgumentDefaultsHelpFormatter, ArgumentParser
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field
 from types import MappingProxyType
 from typing import Any
 
 from trl import TrlParser
+from yaml import YAMLError
 
 from ..checks import Takes, check_options, options_of
 from .config_file import Settings, check_known, read_yaml, typed
@@ -50,6 +52,26 @@ class ScoredRowOptions(RowOptions):
     score_columns: list[str] | None = option("Score columns, if they do not have one of the usual names.", None)
 
 
+@contextmanager
+def usage() -> Iterator[None]:
+    """Errors within the block are about what was asked for: the command ends with argparse's status."""
+    try:
+        yield
+    except (ValueError, TypeError, YAMLError) as error:
+        error.exit_status = 2  # type: ignore[union-attr]
+        raise
+
+
+class _Help(ArgumentDefaultsHelpFormatter):
+    """Every option in one spelling, `--dataset_name DATASET_NAME`; that with dashes works, too."""
+
+    def _format_action_invocation(self, action: Action) -> str:
+        if not action.option_strings or action.dest in ("help", "version"):
+            return super()._format_action_invocation(action)
+        value = self._format_args(action, self._get_default_metavar_for_optional(action))
+        return " ".join(filter(None, (action.option_strings[0], value)))
+
+
 class OptionsParser(TrlParser):
     """Flags and a `--config` file for the fields of dataclasses. A flag overrides the file; unknown names are errors.
 
@@ -58,6 +80,7 @@ class OptionsParser(TrlParser):
         kinds: the dataclasses.
         scope: what decides which options there are, for errors.
         flags_only: fields that a file cannot set.
+        groups: titles in the help, and their options; the rest is shown by `--help_all` alone.
         old_keys: keys that are known under another name, for errors.
     """
 
@@ -68,12 +91,38 @@ class OptionsParser(TrlParser):
         scope: str = "",
         flags_only: Collection[str] = (),
         old_keys: Collection[str] = (),
+        groups: Mapping[str, Sequence[str]] = MappingProxyType({}),
         **kwargs: Any,
     ) -> None:
+        kwargs.setdefault("formatter_class", _Help)
         super().__init__(kinds, prog=f"trl-margins {command}", allow_abbrev=False, **kwargs)
         self.add_argument("--config", metavar="FILE", help="YAML file with any of these options.")
         self._held: Mapping[str, Any] = {}
-        self.scope, self.flags_only, self.old_keys = scope, {"help", "config", *flags_only}, old_keys
+        self._hidden = self._grouped(groups) if groups else None
+        self.scope, self.flags_only, self.old_keys = scope, {"help", "help_all", "config", *flags_only}, old_keys
+
+    def _grouped(self, groups: Mapping[str, Sequence[str]]) -> Any:
+        """Sorts the options into groups; the group of the rest."""
+        self.add_argument("--help_all", "--help-all", action="help", help="Show all options, TRL's and transformers' too.")
+        actions = {action.dest: action for action in self._actions}
+        rest, self._optionals._group_actions = self._optionals._group_actions, [actions["help"], actions["help_all"]]
+        for title, names in groups.items():
+            group = self.add_argument_group(title)
+            group._group_actions += [actions[name] for name in names if name in actions]
+        shown = {id(action) for group in self._action_groups for action in group._group_actions}
+        hidden = self.add_argument_group("Other options of TRL and transformers")
+        hidden._group_actions += [action for action in rest if id(action) not in shown]
+        return hidden
+
+    def print_help(self, file: Any = None) -> None:
+        """argparse's, without the options of the last group where only `--help` was asked for."""
+        everything = self._action_groups
+        if self._hidden is not None and not {"--help_all", "--help-all"} & set(self._given):
+            self._action_groups = [group for group in everything if group is not self._hidden]
+            n = len(self._hidden._group_actions)
+            self.epilog = f"{n} more options of TRL and transformers: {self.prog} --help_all"
+        super().print_help(file)
+        self._action_groups = everything
 
     @property
     def _options(self) -> dict[str, Takes]:
@@ -93,6 +142,7 @@ class OptionsParser(TrlParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """argparse's, with the held options at their values; `said` has what was said of them."""
+        self._given = list(args or ())
         found, rest = super().parse_known_args(args, namespace)
         self.said = {name: getattr(found, name) for name in self._held}
         for name, value in self._held.items():
@@ -117,6 +167,12 @@ class OptionsParser(TrlParser):
         Raises:
             ValueError: an unknown option or key, or a value that its field does not take.
         """
+        with usage():
+            return self._parsed(args, settings, source, held)
+
+    def _parsed(
+        self, args: Sequence[str], settings: Settings | None, source: str, held: Mapping[str, Any]
+    ) -> tuple[Any, ...]:
         if settings is None:
             files = ArgumentParser(prog=self.prog, add_help=False, allow_abbrev=False)
             files.add_argument("--config")

@@ -30,7 +30,7 @@ from ..trainers.folder import check_unused, last_whole_checkpoint, locked
 from .config_file import Settings, check_adapter, flags_said, read_yaml
 from .migration import OLD_KEYS, migrate
 from .mixture import mixture_splits, mixture_test_split
-from .options import OptionsParser
+from .options import OptionsParser, usage
 from .setup import check_writable, find_model, load_model, load_tokenizer
 from .train_options import TrainArguments, chat_template, check_run, training_splits
 
@@ -53,8 +53,9 @@ def main(argv: Sequence[str], is_part: bool = False) -> int:
 
 
 def _run(argv: Sequence[str], is_part: bool) -> int:
-    script, config, model_args, mixture = run = parse(argv)
-    check_run(*run)
+    with usage():
+        script, config, model_args, mixture = run = parse(argv)
+        check_run(*run)
     if script.dry_run:
         from .dry_run import resolved
 
@@ -297,12 +298,42 @@ def parser_for(method: str | None, base: str, command: str = "train") -> Options
         flags_only=("recipe", "dry_run"),
         old_keys=OLD_KEYS,
         usage="%(prog)s [--config FILE | --recipe NAME] [options]",  # there are about two hundred
+        groups={**_GROUPS, "Method": [*_GROUPS["Method"], *_own_options(config_class(_method(method), base))]},
     )
     import torch
 
     if not torch.accelerator.is_available():
         parser.set_defaults(bf16=False)  # TRL's default, and several times slower than fp32 there
     return parser
+
+
+# What most runs set, in the order in which one thinks of it
+_GROUPS = {
+    "Method": ["method", "base", "recipe", "config", "dry_run", "loss_type", "beta", "learning_rate"],
+    "Model": [
+        *("model_name_or_path", "tokenizer_name_or_path", "chat_template", "dtype", "attn_implementation"),
+        *("trust_remote_code", "use_peft", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "load_in_4bit"),
+    ],
+    "Data": [
+        *("dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split", "eval_dataset_name", "datasets"),
+        *("mixture_weights", "mixture_seed", "test_split_size", "max_length", "dataset_num_proc", "noise", "noise_seed"),
+    ],
+    "Training": [
+        *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "num_train_epochs", "max_steps"),
+        *("per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size", "optim"),
+        *("lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "seed", "bf16", "use_cpu"),
+        *("activation_checkpointing", "eval_strategy", "eval_steps", "save_strategy", "save_steps", "save_total_limit"),
+        *("load_best_model_at_end", "metric_for_best_model", "logging_steps", "report_to", "log_histograms", "run_name"),
+        *("push_to_hub", "hub_model_id"),
+    ],
+}
+
+
+def _own_options(config: Any) -> list[str]:
+    """The fields that TRL's config does not have."""
+    from ..trainers.configs import TRL_FIELDS
+
+    return [item.name for item in fields(config) if item.init and item.name not in TRL_FIELDS]
 
 
 def _method(name: str | None) -> str | None:

@@ -5,19 +5,25 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
+import shutil
 import subprocess
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
+import transformers
 import yaml
-from conftest import METHODS_AND_BASES, preference_rows
-from datasets import DatasetDict
+from conftest import METHODS_AND_BASES, preference_rows, quiet
+from datasets import DatasetDict, load_dataset
 from transformers import pipeline
 from trl import TrlParser
 
-from trl_margins.cli import main
+import trl_margins
+from trl_margins.cli import main, train
 from trl_margins.cli.train import parse
+from trl_margins.data.demo import make_demo_splits
 from trl_margins.data.loading import load_splits, pick_split
 from trl_margins.methods import METHODS, names_of
 from trl_margins.trainers.configs import GapPOConfig, GapPODPOConfig, MarginCPOConfig
@@ -209,9 +215,12 @@ def test_fp32_on_a_cpu_unless_asked(tmp_path):
     ("argv", "status", "text"),
     [
         ([], 0, "train with a method on a preference set"),
-        (["--help"], 0, "usage: trl-margins [-h] [--version] COMMAND"),
+        (["--help"], 0, "usage: trl-margins COMMAND [options]"),
         (["--version"], 0, "0."),
-        (["tune"], 2, "argument COMMAND: invalid choice: 'tune' (choose from"),
+        (["tune"], 2, "unknown command 'tune'"),
+        (["evalute"], 2, "(did you mean 'evaluate'?)"),
+        (["env", "--help"], 0, "usage: trl-margins env [-h]"),
+        (["completion", "dos"], 2, "invalid choice: 'dos'"),
         (["train", "--help"], 0, "usage: trl-margins train [--config FILE | --recipe NAME] [options]"),
         (["inspect", "-h"], 0, "usage: trl-margins inspect DATA [options]"),
         (["convert", "--help"], 0, "usage: trl-margins convert [-h] [--out OUT] FILE"),
@@ -225,6 +234,120 @@ def test_usage(argv, status, text, capsys):
     assert ended == status
     printed = capsys.readouterr()
     assert text in printed.out + printed.err
+
+
+def cli(*argv) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-W", "ignore", "-m", "trl_margins.cli", *map(str, argv)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["train", "--learning_rat", "1"], "did you mean '--learning_rate'?"),
+        (["train", "--max_steps", "many"], "max_steps"),
+        (["train", "--method", "gappp"], "unknown method 'gappp'"),
+        (["train", "--config", "mine.yaml"], "learning_rat"),
+        (["train", "--dry_run"], "--model_name_or_path is missing"),
+        (["evaluate", "--json", "x"], "--model_name_or_path"),
+        (["inspect", "pairs.jsonl", "--ef_metrics", "rouge9"], "rouge9"),
+        (["compare", "--methods", "gappp"], "unknown method 'gappp'"),
+        (["pairs"], "--out"),
+    ],
+)
+def test_a_usage_error_ends_with_2(argv, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text("output_dir: x\nlearning_rat: 1\n")
+    ended = cli(*argv)
+    assert (ended.returncode, "Traceback" in ended.stderr) == (2, False), ended.stderr
+    assert said in ended.stderr
+
+
+def test_a_failure_at_work_ends_with_1(tiny_model, tmp_path):
+    ended = cli("inspect", tmp_path / "missing.jsonl")
+    assert (ended.returncode, "Traceback" in ended.stderr) == (1, False), ended.stderr
+
+
+def test_help_begins_with_the_method_and_leaves_nothing_out(capsys):
+    for argv in (["train", "--help"], ["train", "--method", "gamma-po", "--help_all"]):
+        with pytest.raises(SystemExit):
+            main(argv)
+    short, _, whole = capsys.readouterr().out.partition("usage: trl-margins train")[2].partition("usage: ")
+    assert re.findall(r"^(\S.*):$", short, re.MULTILINE) == [
+        *("options", "Method", "Model", "Data", "Training", "All methods")
+    ]
+    flags = re.findall(r"^  (--\w+)", short, re.MULTILINE)
+    assert flags.index("--method") < flags.index("--model_name_or_path") < flags.index("--output_dir")
+    assert "--score_gap_transform" in flags
+    assert "--gamma_po_tau" not in flags  # another method's
+    everything = set(re.findall(r"^  (--\w+)", whole, re.MULTILINE))
+    assert everything - {"--help_all"} == {
+        action.option_strings[0] for action in train.parser_for("gamma-po", "cpo")._actions if action.dest != "help"
+    } - {"--help_all"}
+    assert re.search(r"\d+ more options of TRL and transformers: trl-margins train --help_all", short)
+
+
+def test_env_has_versions_and_no_paths(monkeypatch, capsys):
+    monkeypatch.setenv("HF_TOKEN", "hf_" + "x" * 34)
+    assert main(["env"]) == 0
+    printed = capsys.readouterr().out
+    for name, version in (("trl-margins", trl_margins.__version__), ("Transformers", transformers.__version__)):
+        assert f"- {name} version: {version}\n" in printed
+    assert "hf_xxx" not in printed
+    assert str(Path.home()) + "/" not in printed
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+def test_completion_in_bash(tmp_path):
+    """bash itself completes with the script, and starts no Python for it."""
+    (tmp_path / "script").write_text(cli("completion", "bash").stdout)
+    tried = {
+        "ev": "evaluate",
+        "train --score_gap_t": "--score_gap_threshold --score_gap_transform",
+        "train --base c": "cpo",
+    }
+    for words, completed in tried.items():
+        code = rf"""
+            source {tmp_path / "script"}
+            COMP_WORDS=(trl-margins {words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
+            completes=$(complete -p trl-margins | sed 's/.*-F \([^ ]*\).*/\1/')
+            PATH=
+            $completes
+            echo "${{COMPREPLY[@]}}"
+        """
+        done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=True)
+        assert sorted(done.stdout.split()) == completed.split(), done.stderr
+
+
+def test_the_demos_pairs_as_files(tmp_path, monkeypatch, capsys):
+    """A recipe's comment names the folder that the recipe reads."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["demo", "--data-only", "demo-pairs"]) == 0
+    assert "480 pairs in demo-pairs/train.jsonl" in capsys.readouterr().out
+    written = load_dataset("json", data_files={s: f"demo-pairs/{s}.jsonl" for s in ("train", "test")})
+    made = make_demo_splits(seed=0)
+    assert {split: rows.to_list() for split, rows in written.items()} == {s: r.to_list() for s, r in made.items()}
+    assert not Path("gappo-demo").exists()
+
+
+def test_histograms_by_a_flag(tiny_model, tmp_path, monkeypatch):
+    added = []
+    monkeypatch.setattr(
+        "trl_margins.recording.histograms.PairHistograms.on_log", lambda self, *a, **k: added.append(1)
+    )
+    monkeypatch.setattr("trl_margins.recording.histograms.PairHistograms.on_train_begin", lambda self, *a, **k: None)
+    preference_rows(4).to_json(tmp_path / "pairs.jsonl")
+    given = {
+        "model_name_or_path": tiny_model,
+        "dataset_name": tmp_path / "pairs.jsonl",
+        "output_dir": tmp_path / "out",
+    }
+    given |= {**quiet(max_steps=1), "log_pairs": True, "logging_steps": 1}
+    flags = [str(part) for name, value in given.items() for part in (f"--{name}", value)]
+    assert main(["train", *flags]) == 0
+    assert not added
+    assert main(["train", *flags, "--overwrite_output_dir", "--log_histograms"]) == 0
+    assert added
 
 
 @pytest.mark.parametrize("argv", [[], ["--help"], ["--version"], ["tune"], ["recipes"], ["convert", "--help"]])

@@ -135,7 +135,10 @@ def _run(argv: Sequence[str] | None) -> int:
 def top_parser() -> ArgumentParser:
     """The parser of the commands' names."""
     width = max(map(len, COMMANDS))
-    told = [f"{title}:\n" + "\n".join(f"  {name:{width}}  {text}" for name, text in each.items()) for title, each in GROUPS.items()]
+    told = [
+        "\n".join([f"{title}:", *(f"  {name:{width}}  {text}" for name, text in group.items())])
+        for title, group in GROUPS.items()
+    ]
     parser = ArgumentParser(
         prog="trl-margins",
         usage="%(prog)s COMMAND [options]",

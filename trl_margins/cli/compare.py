@@ -38,7 +38,7 @@ from . import train
 from .compare_settings import Entry, SharedSettings, Variant, default_of, set_by_the_first
 from .config_file import Settings, as_yaml
 from .dry_run import plain
-from .options import Options, option
+from .options import Options, option, usage
 from .setup import WEIGHTS, check_writable, digest_of_files
 
 logger = logging.getLogger(__name__)
@@ -76,7 +76,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _compare(argv: Sequence[str]) -> int:
-    comparison, is_dry = plan(argv)
+    with usage():
+        comparison, is_dry = plan(argv)
     print("\n".join([comparison.preface, *comparison.notes_on_rate]))
     if not is_dry:
         comparison.facts = facts_of(comparison.entries[0])

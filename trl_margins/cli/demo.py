@@ -30,11 +30,20 @@ class DemoArguments(Options):
     batch_size: int = option("Pairs per step.", 8)
     learning_rate: float = option("Peak learning rate.", 1e-4)
     seed: int = option("Seed of the data and of the training order.", 0)
+    data_only: str | None = option("Folder for the pairs, as train.jsonl and test.jsonl; nothing is trained.", None)
 
 
 def main(argv: Sequence[str]) -> int:
     """Creates the data, trains, prints the metrics before and after."""
     (args,) = OptionsParser("demo", DemoArguments).parse(argv)
+    data = make_demo_splits(seed=args.seed)
+    if args.data_only:
+        check_writable(args.data_only)
+        for split, rows in data.items():
+            file = Path(args.data_only, f"{split}.jsonl")
+            rows.to_json(file)
+            print(f"{len(rows)} pairs in {file}")
+        return 0
     check_writable(args.output_dir)
     from .. import GapPOConfig, GapPOTrainer
     from ..trainers.folder import check_unused, settings_of
@@ -42,7 +51,6 @@ def main(argv: Sequence[str]) -> int:
     model = str(bundled_model_path("smollm2-135m-instruct"))
     if settings_of(Path(args.output_dir)).get("model") != model:  # else it is a demo's, which this one moves aside
         check_unused(args.output_dir)
-    data = make_demo_splits(seed=args.seed)
     trainer = GapPOTrainer(
         load_model(model, device_map=None),
         args=GapPOConfig(

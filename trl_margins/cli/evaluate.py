@@ -22,7 +22,7 @@ from .cases import targets
 from .evaluate_options import EvaluateArguments
 from .inspect import check_figure
 from .measured import Measured, Plan, measure, rewards_of
-from .options import OptionsParser
+from .options import OptionsParser, usage
 from .setup import check_writable, find_model, trained_as
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,8 @@ def main(argv: Sequence[str]) -> int:
     for file in filter(None, (args.json, args.markdown, args.rewards, args.plot)):
         check_writable(Path(file).parent)
     if args.plot:
-        check_figure(args.plot)
+        with usage():
+            check_figure(args.plot)
     import torch
     from accelerate import Accelerator
     from accelerate.utils.memory import clear_device_cache

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.loading import load_splits, pick_split
-from .options import DTYPES, OptionsParser, RowOptions, option
+from .options import DTYPES, OptionsParser, RowOptions, option, usage
 from .setup import base_of, check_writable, find_model, load_config, load_model, load_tokenizer, weights_of
 
 if TYPE_CHECKING:
@@ -90,10 +90,11 @@ def main(argv: Sequence[str]) -> int:
 
     if args.benchmark is not None:
         return answer_benchmark(args, args.benchmark)
-    for name in ("decoding", "model_id"):
-        if getattr(args, name) is not None:
-            raise ValueError(f"--{name} is for a benchmark: name one with --for, or leave it out")
-    sampling, shard = Sampling(**given(args)), shard_of(args)
+    with usage():
+        for name in ("decoding", "model_id"):
+            if getattr(args, name) is not None:
+                raise ValueError(f"--{name} is for a benchmark: name one with --for, or leave it out")
+        sampling, shard = Sampling(**given(args)), shard_of(args)
     check_writable(Path(args.out).parent)
     tokenizer = load_tokenizer(args.model_name_or_path, trust_remote_code=args.trust_remote_code)
     rows = prompts_of(args, tokenizer)

@@ -17,7 +17,7 @@ from ..data.loading import chosen_splits
 from ..report.audit_text import audit_text
 from ..rows import RowReader
 from ..rows.tokens import read_batch, tokenize_or_errors
-from .options import LENGTH, OptionsParser, ScoredRowOptions, data_first, option
+from .options import LENGTH, OptionsParser, ScoredRowOptions, data_first, option, usage
 from .pairs import lists_text, summaries_of_lists
 from .setup import check_writable, load_tokenizer, max_length_of
 
@@ -71,11 +71,12 @@ def main(argv: Sequence[str]) -> int:
     """Audits, prints, writes the JSON and the figure."""
     parser = OptionsParser("inspect", InspectArguments, usage="trl-margins inspect DATA [options]")
     (args,) = parser.parse(data_first(argv))
-    if args.plot:
-        check_figure(args.plot)  # before the work
-    metrics = compared_metrics(args.ef_metrics or [], args.encoder)
-    Number(least=0).check("score_gap_threshold", args.score_gap_threshold)
-    Number(least=0, whole=True).check("ef_sample", args.ef_sample)
+    with usage():
+        if args.plot:
+            check_figure(args.plot)  # before the work
+        metrics = compared_metrics(args.ef_metrics or [], args.encoder)
+        Number(least=0).check("score_gap_threshold", args.score_gap_threshold)
+        Number(least=0, whole=True).check("ef_sample", args.ef_sample)
     for file in filter(None, (args.json, args.plot)):
         check_writable(Path(file).parent)
     splits = chosen_splits(args.dataset_name, args.dataset_config, args.dataset_split)

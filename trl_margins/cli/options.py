@@ -65,6 +65,9 @@ def usage() -> Iterator[None]:
 class _Help(ArgumentDefaultsHelpFormatter):
     """Every option in one spelling, `--dataset_name DATASET_NAME`; that with dashes works, too."""
 
+    def _get_help_string(self, action: Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
     def _format_action_invocation(self, action: Action) -> str:
         if not action.option_strings or action.dest in ("help", "version"):
             return super()._format_action_invocation(action)
@@ -103,7 +106,7 @@ class OptionsParser(TrlParser):
 
     def _grouped(self, groups: Mapping[str, Sequence[str]]) -> Any:
         """Sorts the options into groups; the group of the rest."""
-        self.add_argument("--help_all", "--help-all", action="help", help="Show all options, TRL's and transformers' too.")
+        self.add_argument("--help_all", "--help-all", action="help", help="TRL's and transformers' options, too.")
         actions = {action.dest: action for action in self._actions}
         rest, self._optionals._group_actions = self._optionals._group_actions, [actions["help"], actions["help_all"]]
         for title, names in groups.items():

@@ -8,6 +8,7 @@ import shlex
 from argparse import ArgumentParser
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from ..data.media import IMAGES
 from ..data.noise import flip_labels, parse_noise
 from ..distributed import agreed, check_processes, wait_before_leaving
 from ..logging import holding_info, release_info
-from ..registry import base_of
+from ..methods import MARGINS, WEIGHTS, names_of
+from ..registry import OPTIONS, base_of, get_method, term_class
 from ..rows.opened import column_names
 from ..trainers.folder import check_unused, last_whole_checkpoint, locked
 from .config_file import Settings, check_adapter, flags_said, read_yaml
@@ -61,6 +63,7 @@ def _run(argv: Sequence[str], is_part: bool) -> int:
 
         print(resolved(script, config, model_args, mixture), end="")
         return 0
+    from ..recording.histograms import PairHistograms
     from ..trainers.best import EvaluateLast
     from ..trainers.interrupts import Interrupts
 
@@ -79,6 +82,8 @@ def _run(argv: Sequence[str], is_part: bool) -> int:
             trainer.reproduce, trainer.data_name = command, _data_name(script, mixture)
             trainer.holds_folder = True
             trainer.listen(interrupts)
+            if script.log_histograms:
+                trainer.add_callback(PairHistograms(trainer))
             if trainer.eval_dataset is not None:
                 trainer.add_callback(EvaluateLast())
             _train(trainer, resume)
@@ -298,7 +303,7 @@ def parser_for(method: str | None, base: str, command: str = "train") -> Options
         flags_only=("recipe", "dry_run"),
         old_keys=OLD_KEYS,
         usage="%(prog)s [--config FILE | --recipe NAME] [options]",  # there are about two hundred
-        groups={**_GROUPS, "Method": [*_GROUPS["Method"], *_own_options(config_class(_method(method), base))]},
+        groups=_groups(method, config_class(_method(method), base)),
     )
     import torch
 
@@ -309,31 +314,46 @@ def parser_for(method: str | None, base: str, command: str = "train") -> Options
 
 # What most runs set, in the order in which one thinks of it
 _GROUPS = {
-    "Method": ["method", "base", "recipe", "config", "dry_run", "loss_type", "beta", "learning_rate"],
-    "Model": [
-        *("model_name_or_path", "tokenizer_name_or_path", "chat_template", "dtype", "attn_implementation"),
-        *("trust_remote_code", "use_peft", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "load_in_4bit"),
-    ],
-    "Data": [
-        *("dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split", "eval_dataset_name", "datasets"),
-        *("mixture_weights", "mixture_seed", "test_split_size", "max_length", "dataset_num_proc", "noise", "noise_seed"),
-    ],
-    "Training": [
-        *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "num_train_epochs", "max_steps"),
-        *("per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size", "optim"),
-        *("lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "seed", "bf16", "use_cpu"),
-        *("activation_checkpointing", "eval_strategy", "eval_steps", "save_strategy", "save_steps", "save_total_limit"),
-        *("load_best_model_at_end", "metric_for_best_model", "logging_steps", "report_to", "log_histograms", "run_name"),
-        *("push_to_hub", "hub_model_id"),
-    ],
+    "Method": """
+        method base recipe config dry_run loss_type beta gamma_beta_ratio simpo_gamma reward
+        learning_rate weight margin
+    """,
+    "Model": """
+        model_name_or_path tokenizer_name_or_path chat_template dtype attn_implementation
+        trust_remote_code use_peft lora_r lora_alpha lora_dropout lora_target_modules load_in_4bit
+        train_only
+    """,
+    "Data": """
+        dataset_name dataset_config dataset_train_split dataset_test_split eval_dataset_name
+        datasets mixture_weights mixture_seed test_split_size score_columns prompt_column
+        system_column max_length dataset_num_proc noise noise_seed
+    """,
+    "Training": """
+        output_dir overwrite_output_dir resume_from_checkpoint num_train_epochs max_steps
+        per_device_train_batch_size gradient_accumulation_steps per_device_eval_batch_size optim
+        lr_scheduler_type warmup_steps weight_decay max_grad_norm seed bf16 use_cpu
+        activation_checkpointing eval_strategy eval_steps eval_min_score_gap save_strategy
+        save_steps save_total_limit load_best_model_at_end metric_for_best_model logging_steps
+        report_to log_histograms run_name push_to_hub hub_model_id
+    """,
 }
 
 
-def _own_options(config: Any) -> list[str]:
-    """The fields that TRL's config does not have."""
+def _groups(method: str | None, config: Any) -> dict[str, list[str]]:
+    """With the options of the method's terms, and those of this package that every method has."""
     from ..trainers.configs import TRL_FIELDS
 
-    return [item.name for item in fields(config) if item.init and item.name not in TRL_FIELDS]
+    groups = {title: names.split() for title, names in _GROUPS.items()}
+    row = get_method(method) if _method(method) else None
+    kinds = {"weight": WEIGHTS, "margin": MARGINS}
+    of_method = [term_class(kind, name) for kind in kinds for name in names_of(getattr(row, kind, None))]
+    of_terms = tuple(term_class(kind, name).option_prefix for kind, names in kinds.items() for name in names)
+    named = {name for names in groups.values() for name in names}
+    own = [item.name for item in fields(config) if item.init and item.name not in TRL_FIELDS | named]
+    mine = tuple(term.option_prefix for term in of_method)
+    groups["Method"] += [name for name in own if name.startswith(mine)]
+    groups["All methods"] = [name for name in own if not name.startswith(of_terms) and name not in OPTIONS]
+    return groups
 
 
 def _method(name: str | None) -> str | None:

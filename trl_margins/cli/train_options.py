@@ -63,6 +63,10 @@ class TrainArguments(ScriptArguments):
         None,
     )
     noise_seed: int = option("Which pairs `noise` flips.", 0)
+    log_histograms: bool = option(
+        "Give the trackers in `report_to` histograms of the pairs' weights, margins and reward gaps at every log.",
+        False,
+    )
     recipe: str | None = option("A recipe of the package, as `--config`.", None)
     dry_run: bool = option("Print the resulting settings without loading model or data.", False)
 

@@ -55,7 +55,7 @@ SIMPO_GAMMA = CPOConfig.simpo_gamma  # TRL's default
 
 _KINDS = ("weight", "margin")
 _FILES = ("accelerator_config", "fsdp_config", "deepspeed")  # these fields can name one
-_TRL_FIELDS = {*CPOConfig.__dataclass_fields__, *DPOConfig.__dataclass_fields__}
+TRL_FIELDS = {*CPOConfig.__dataclass_fields__, *DPOConfig.__dataclass_fields__}
 # Config fields that are set by the config itself, that SAM reads too, and that are refused where nothing reads them
 _READ_ELSEWHERE = ("gamma_po_centered", "anchor_scope", "anchor_diagnostics")
 # Fields that, on or off, make another objective of the same reward and loss; and those of them whose 0 does not
@@ -494,7 +494,7 @@ class MarginOptions:
         if not term.__module__.startswith(__name__.partition(".")[0] + "."):
             return [*(name for name in option_fields(term, kind).values() if name in OPTIONS), *term.further_options]
         registered = OPTIONS.keys() - option_fields(term, kind).values()  # by others
-        others = {*registered, *_TRL_FIELDS}
+        others = {*registered, *TRL_FIELDS}
         own = [item.name for item in fields(self) if item.name.startswith(term.option_prefix)]
         return [*(name for name in own if name not in others), *term.further_options]
 

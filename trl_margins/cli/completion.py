@@ -1,0 +1,37 @@
+"""`trl-margins completion SHELL`: a script that completes commands and options, made by shtab from their parsers."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from contextlib import suppress
+from importlib import import_module
+from unittest import mock
+
+import shtab
+
+from . import COMMANDS
+
+
+def main(argv: Sequence[str]) -> int:
+    """Prints the script. A completion then starts no Python."""
+    parser = ArgumentParser(prog="trl-margins completion", description=__doc__)
+    parser.add_argument("shell", choices=shtab.SUPPORTED_SHELLS)
+    shell = parser.parse_args(argv).shell
+    whole = ArgumentParser(prog="trl-margins")
+    whole.add_argument("--version", action="store_true")
+    commands = whole.add_subparsers()
+    for name, text in COMMANDS.items():
+        commands.add_parser(name, help=text)
+        commands.choices[name] = parser_of(name)
+    print(shtab.complete(whole, shell))
+    return 0
+
+
+def parser_of(command: str) -> ArgumentParser:
+    """The parser that prints a command's help."""
+    found: list[ArgumentParser] = []
+    asked = mock.patch.object(ArgumentParser, "print_help", lambda self, file=None: found.append(self))
+    with asked, suppress(SystemExit):
+        import_module(f".{command}", __package__).main(["--help"])
+    return found[0]

@@ -1,0 +1,111 @@
+"""What runs reached on held-out pairs: in sentences, for a terminal and a page, and as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from . import summaries
+from .markdown import one_line
+from .run_folder import Run
+from .style import percent, signed
+
+ARROW = " → "
+
+
+@dataclass(frozen=True)
+class Reached:
+    """A metric of a run on an evaluation set: (step, value) of the first evaluation, the best, and the kept model."""
+
+    run: str
+    of_set: str  # "" for a single one
+    metric: str  # of `summaries.RANKING`
+    measure: str  # in words
+    first: tuple[int, float]
+    best: tuple[int, float]
+    kept: tuple[int, float]
+
+    def shown(self, point: tuple[int, float]) -> str:
+        """A value with its step."""
+        step, value = point
+        text = signed(value, ".3f") if self.metric == "spearman" else f"{100 * value:.1f} %"
+        return f"{text} ({f'step {step}' if step else 'before training'})"
+
+
+def reached(run: Run) -> list[Reached]:
+    """All metrics of a run that were logged; nothing where it was trained without evaluation."""
+    gap = run.config.get("eval_min_score_gap")
+    measures = {
+        "pwa": f"accuracy, score gap ≥ {'τ' if gap is None else format(gap, 'g')}",
+        "pwa_all": "accuracy, all pairs",
+        "spearman": "Spearman correlation",
+    }
+    found = []
+    for (of_set, metric), curve in sorted(
+        summaries.ranking_curves(run).items(), key=lambda each: (each[0][0], [*measures].index(each[0][1]))
+    ):
+        at = np.flatnonzero(curve.steps == run.best_step)
+        points = [(int(curve.steps[i]), float(curve.values[i])) for i in (0, curve.best, at[-1] if at.size else -1)]
+        found.append(Reached(run.name, of_set, metric, measures[metric], *points))
+    return found
+
+
+def headline(run: Run) -> str:
+    """What was trained, how long, and which step's model was kept."""
+    method = one_line(run.info.get("name") or run.info.get("method") or "a run")
+    model = run.info.get("model")
+    text = method + (f" on {one_line(model)}" if model else "")
+    if last := last_step(run):
+        size = run.pairs_per_step
+        steps = f"{last:,} {'step' if last == 1 else 'steps'}"
+        text += f", {last * size:,} pairs in {steps}" if size else f", {steps}"
+    if run.best_step is None:
+        return f"{text}. Kept: the last step's model."
+    by = run.config.get("metric_for_best_model")
+    return f"{text}. Kept: step {run.best_step}" + (f", the best by {one_line(by)}." if by else ".")
+
+
+def without_evaluation(run: Run) -> str:
+    """What a run without held-out numbers says of its training pairs, and how to get the others."""
+    said = []
+    for key, name in (("rewards/accuracies", "accuracy on training batches"), ("rewards/margins", "mean reward gap")):
+        if (curve := summaries.logged_curve(run, key)).steps.size:
+            ends = [percent(v) if key.endswith("accuracies") else signed(v, ".3g") for v in curve.values[[0, -1]]]
+            said.append(f"{name} {ARROW.join(ends)}")
+    return (
+        f"No held-out numbers: it was trained without evaluation (--eval_strategy steps has them). {', '.join(said)}"
+    ).strip()
+
+
+def lines(runs: Sequence[Run]) -> Iterator[str]:
+    """For a terminal: first evaluation → kept model."""
+    for run in runs:
+        yield f"{run.name}: {headline(run)}"
+        found = reached(run)
+        for of in found:
+            name = f"{of.of_set}: {of.measure}" if of.of_set else of.measure
+            yield f"  {name:<34} {of.shown(of.first)}{ARROW}{of.shown(of.kept)}"
+        if not found:
+            yield f"  {without_evaluation(run)}"
+
+
+def table(runs: Sequence[Run]) -> dict[str, Any]:
+    """A row for each run, evaluation set and metric."""
+    found = [of for run in runs for of in reached(run)]
+    names = [("run", len(runs) > 1), ("evaluation set", any(of.of_set for of in found))]
+    head = [name for name, there in names if there]
+    rows = [
+        [cell for cell, (_, there) in zip((of.run, of.of_set), names, strict=True) if there]
+        + [of.measure, *map(of.shown, (of.first, of.best, of.kept))]
+        for of in found
+    ]
+    return {"head": [*head, "measure", "first evaluation", "best", "kept model"], "rows": rows}
+
+
+def last_step(run: Run) -> int | None:
+    logged = [entry["step"] for entry in run.log_history if "step" in entry]
+    trained = run.pairs.get("step", np.empty(0))
+    return max([*logged, *(int(step) for step in trained[np.isfinite(trained)][-1:])], default=None)

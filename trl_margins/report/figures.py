@@ -36,6 +36,7 @@ from .style import (
     styled,
 )
 
+LEAST_RANGE = 0.04  # of an axis of accuracies or correlations
 LARGE = 2.0  # times the median: a large gradient
 
 
@@ -57,8 +58,8 @@ def ranking(runs: Sequence[Run]) -> Picture:
     least = {run.config.get("eval_min_score_gap") for run in runs}
     threshold = f"{least.pop():g}" if len(least) == 1 and None not in least else "τ"
     shown = {
-        "pwa": (f"PWA, score gap ≥ {threshold}", "share of pairs", 0.5),
-        "pwa_all": ("PWA, all pairs", "share of pairs", 0.5),
+        "pwa": (f"Accuracy (PWA), score gap ≥ {threshold}", "share of pairs ranked right", 0.5),
+        "pwa_all": ("Accuracy (PWA), all pairs", "share of pairs ranked right", 0.5),
         "spearman": ("Spearman ρ, all completions", "rank correlation", 0.0),
     }
     looks = _curve_looks(runs, curves)
@@ -77,6 +78,10 @@ def ranking(runs: Sequence[Run]) -> Picture:
         panel.set(title=title, ylabel=ylabel)
         over_training(panel, *drawn)
         low, high = panel.get_ylim()
+        if high - low < LEAST_RANGE:  # a flat curve looks flat
+            low, high = ((low + high + sign * LEAST_RANGE) / 2 for sign in (-1, 1))
+        if metric != "spearman":
+            panel.yaxis.set_major_formatter(percent)
         if low < guessing < high:
             names["guessing"] = {"color": GREY, "linewidth": 1.2, "linestyle": ":"}
             panel.axhline(guessing, zorder=1, **names["guessing"])

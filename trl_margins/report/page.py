@@ -9,12 +9,11 @@ from pathlib import Path
 import numpy as np
 from jinja2 import Environment, FileSystemLoader
 
-from ..evaluation.tables import MEANING
 from . import summaries
 from .figures import draw_pictures, flip_columns, no_flips, pair_weight
 from .margin_figures import SMOOTHING, no_smoothing, smoothing_of
 from .picture import Picture, Usable, thinned_logs, usable
-from .results import headline, reached, table, without_evaluation
+from .results import headline, ranked, reached, table, without_evaluation
 from .run_folder import ANCHORS, INFO, PAIRS, STATE, Run
 from .settings import other_settings, settings
 from .style import BLUE, DARK, INK, PAPER, render
@@ -57,9 +56,8 @@ def html_page(
         title=f"Training report: {runs[0].name if len(runs) == 1 else f'{len(runs)} runs'}",
         files=(INFO, STATE, PAIRS, *([ANCHORS] if any(run.anchors for run in runs) else [])),
         runs=runs,
-        headlines=[(run.name, headline(run), "" if reached(run) else without_evaluation(run)) for run in runs],
+        headlines=[(run.name, headline(run), ranked(run) if reached(run) else without_evaluation(run)) for run in runs],
         results=table(runs),
-        meaning=MEANING,
         settings=shown,
         other_settings=other_settings(runs, shown),
         paper=DARK[PAPER],

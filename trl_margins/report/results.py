@@ -41,7 +41,7 @@ def reached(run: Run) -> list[Reached]:
     measures = {
         "pwa": f"accuracy, score gap ≥ {'τ' if gap is None else format(gap, 'g')}",
         "pwa_all": "accuracy, all pairs",
-        "spearman": "Spearman correlation",
+        "spearman": "Spearman's ρ",
     }
     found = []
     for (of_set, metric), curve in sorted(
@@ -66,6 +66,17 @@ def headline(run: Run) -> str:
         return f"{text}. Kept: the last step's model."
     by = run.config.get("metric_for_best_model")
     return f"{text}. Kept: step {run.best_step}" + (f", the best by {one_line(by)}." if by else ".")
+
+
+def ranked(run: Run) -> str:
+    """Sentences on what the kept model ranks right, a sentence for each evaluation set."""
+    said = []
+    for of in reached(run):
+        if of.metric == "pwa_all":
+            name = f"the pairs of {of.of_set}" if of.of_set else "the held-out pairs"
+            before = "before training" if not of.first[0] else f"at the first evaluation, step {of.first[0]}"
+            said.append(f"It ranks {100 * of.kept[1]:.1f} % of {name} right ({100 * of.first[1]:.1f} % {before}).")
+    return " ".join(said)
 
 
 def without_evaluation(run: Run) -> str:

@@ -65,6 +65,8 @@ def settings(runs: Sequence[Run]) -> list[list[str]]:
         **{name: [run.config.get(name) for run in runs] for name in differ if name != "simpo_gamma"},
         "trl_margins": [run.info.get("version") for run in runs],
     }
+    if "warmup_steps" in rows:
+        rows["warmup_steps"] = [f"{v:g} of all steps" if v and 0 < v < 1 else v for v in rows["warmup_steps"]]
     return [[name, *map(one_line, row)] for name, row in rows.items() if any(value is not None for value in row)]
 
 

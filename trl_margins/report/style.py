@@ -60,7 +60,8 @@ TIERS, TIER_COLORS = ("lowest third of weights", "middle", "highest"), (VERMILLI
 
 WIDTH = 9.6  # inches; a page shows one as 96 pixels
 
-styled = matplotlib.style.context(Path(__file__).parent / "templates" / "pictures.mplstyle")  # a decorator
+STYLE = Path(__file__).parent / "templates" / "pictures.mplstyle"
+styled = matplotlib.style.context(STYLE)  # a decorator
 
 
 def line_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:

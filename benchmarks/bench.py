@@ -37,7 +37,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="one round of one step of one pair: does it run?")
-    parser.add_argument("--out", type=Path, default=Path("bench"), help="folder for bench.json, bench.md and the pictures")
+    parser.add_argument(
+        "--out", type=Path, default=Path("bench"), help="folder for bench.json, bench.md and the pictures"
+    )
     args = parser.parse_args()
     if args.quick:
         args.pairs, args.steps, args.rounds = [1], 1, 1

@@ -83,21 +83,30 @@ def five_methods() -> Figure:
 
     gap, similarity = torch.linspace(0, 4, 81), torch.linspace(0.05, 1, 96)
     rewards, tokens, fall = torch.linspace(-4, 12, 256), torch.linspace(-0.4, 1.0, 141), torch.linspace(0, 2, 81)
-    simpo, target = "as SimPO: 1", "as SimPO: γ"
-    panels: list[tuple[str, str, str, str, str, torch.Tensor, torch.Tensor, str | None]] = [
-        ("gappo", "GapPO", "clear pairs count more", "gap of the two scores", "weight")
-        + (gap, score_gap_weight(gap, torch.zeros_like(gap)), simpo),
-        ("gap-aware", "GaPO", "different texts, larger margin", "similarity of the two texts", "target margin ÷ γ")
-        + (similarity, evaluation_factor_margin(similarity, 1.0), target),
-        ("gamma-po", "γ-PO", "told apart well, larger margin", "reward gap m", "target margin ÷ γ")
-        + (rewards, dynamic_target_margin(rewards, 4.0, 10.0) / 4.0, target),
-        ("geometric-anchor", "GAPO", "brittle pairs count less", "fall of the gap nearby, Γ", "weight of the gradient")
-        + (fall, anchor_weight(fall, 2.5, 0.25) / 2.5, None),
-        ("amapo", "AMaPO", "a margin below the mean only", "gap per token, Δ", "target margin ÷ β")
-        + (tokens, adaptive_margin(tokens, 2.0) / 2.0, None),
-    ]
-    figure, (*axes, words) = style.panels(len(panels) + 1, height=2.7, columns=3)
-    for panel, (method, name, says, xlabel, ylabel, x, y, plain) in zip(axes, panels, strict=True):
+    simpo, target, margin = "as SimPO: 1", "as SimPO: γ", "target margin ÷ γ"
+    curves: dict[str, tuple[torch.Tensor, torch.Tensor]] = {
+        "gappo": (gap, score_gap_weight(gap, torch.zeros_like(gap))),
+        "gap-aware": (similarity, evaluation_factor_margin(similarity, 1.0)),
+        "gamma-po": (rewards, dynamic_target_margin(rewards, 4.0, 10.0) / 4.0),
+        "geometric-anchor": (fall, anchor_weight(fall, 2.5, 0.25) / 2.5),
+        "amapo": (tokens, adaptive_margin(tokens, 2.0) / 2.0),
+    }
+    words_of = {
+        "gappo": ("GapPO", "clear pairs count more", "gap of the two scores", "weight", simpo),
+        "gap-aware": ("GaPO", "different texts, larger margin", "similarity of the two texts", margin, target),
+        "gamma-po": ("γ-PO", "told apart well, larger margin", "reward gap m", margin, target),
+        "geometric-anchor": (
+            "GAPO",
+            "brittle pairs count less",
+            "fall of the gap nearby, Γ",
+            "weight of gradient",
+            None,
+        ),
+        "amapo": ("AMaPO", "a margin below the mean only", "gap per token, Δ", "target margin ÷ β", None),
+    }
+    figure, (*axes, words) = style.panels(len(curves) + 1, height=2.7, columns=3)
+    for panel, (method, (x, y)) in zip(axes, curves.items(), strict=True):
+        name, says, xlabel, ylabel, plain = words_of[method]
         _curve(panel, x.numpy(), y.numpy(), style.METHOD_COLORS[method])
         if plain:
             panel.axhline(1, color=style.GREY, linewidth=1.2, linestyle="--")
@@ -109,12 +118,12 @@ def five_methods() -> Figure:
         panel.locator_params(nbins=5)
     words.set_axis_off()
     words.text(0, 0.86, "One loss, five answers", transform=words.transAxes, fontsize=13, weight="bold")
-    words.text(0, 0.66, "loss = weight × −log σ(m − margin)", transform=words.transAxes, fontsize=10.5)
+    words.text(0, 0.7, "loss = weight × −log σ(m − margin)", transform=words.transAxes, fontsize=10.5)
     about = (
         "m is how much more the model\nrewards the chosen answer than\nthe rejected one. SimPO gives all\npairs "
         "one weight and one margin;\nthese methods give each its own."
     )
-    words.text(0, 0.08, about, transform=words.transAxes, linespacing=1.5)
+    words.text(0, 0.0, about, transform=words.transAxes, linespacing=1.5)
     return figure
 
 

@@ -89,7 +89,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--learning_rates", type=float, nargs="+")
-    parser.add_argument("--out", type=Path, default=Path("study"), help="folder: runs.jsonl, study.md, study-light.svg, study-dark.svg")
+    parser.add_argument(
+        "--out", type=Path, default=Path("study"), help="folder: runs.jsonl, study.md, study-light.svg, study-dark.svg"
+    )
     args = parser.parse_args()
     size = SIZES[args.size]
     given = {name: getattr(args, name) for name in ("seeds", "steps") if getattr(args, name)}
@@ -548,7 +550,7 @@ def plot(runs: list[dict[str, Any]], size: Size, file: Path) -> None:
     with matplotlib.style.context(style.STYLE):
         columns = min(4, len(methods))
         figure, axes = style.panels(len(methods), height=2.5, columns=columns)
-        looks = dict(zip(kinds, ({"color": style.BLUE, "marker": "o"}, {"color": style.VERMILLION, "marker": "s"})))
+        looks = dict(zip(kinds, style.LOOKS, strict=False))
         for i, (panel, method) in enumerate(zip(axes, methods, strict=True)):
             for other, kind in product(methods, kinds):
                 if other != method:

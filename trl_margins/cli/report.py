@@ -31,6 +31,8 @@ def main(argv: Sequence[str]) -> int:
     check_writable(out)
     page, *pictures = write_report(runs, out, args.format)
     print(*results.lines(runs), sep="\n")
-    beside = f", with {len(pictures)} pictures; they are {args.format.upper()} files beside it, too" if pictures else ""
-    print(f"\nReport: {page}{beside}")
+    print(f"\nReport: {page}")
+    if pictures:
+        print(f"{args.format.upper()} files of its pictures are beside it.")
+    print("It says which pictures are left out, and why.")
     return 0

@@ -429,4 +429,3 @@ def _unlogged(run: Run, what: str) -> str:
 
 def _plot(panel: Axes, curve: summaries.Curve, look: Mapping[str, Any], scale: int) -> None:
     panel.plot(scale * curve.steps, curve.values, markevery=max(1, curve.steps.size // 12), **look)
-

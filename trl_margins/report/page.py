@@ -56,7 +56,10 @@ def html_page(
         title=f"Training report: {runs[0].name if len(runs) == 1 else f'{len(runs)} runs'}",
         files=(INFO, STATE, PAIRS, *([ANCHORS] if any(run.anchors for run in runs) else [])),
         runs=runs,
-        headlines=[(run.name, headline(run), ranked(run) if reached(run) else without_evaluation(run)) for run in runs],
+        headlines=[
+            (run.name, headline(run), ranked(run) if reached(run) else " ".join(without_evaluation(run)))
+            for run in runs
+        ],
         results=table(runs),
         settings=shown,
         other_settings=other_settings(runs, shown),

@@ -18,7 +18,21 @@ from ..evaluation.tables import CASE_ROWS
 from . import summaries
 from .picture import Picture, Usable, from_pairs, source
 from .run_folder import STATE, Run
-from .style import BEST, BLUE, LOOKS, ORANGE, SKY, VERMILLION, label, legend_below, over_training, panels, percent, step_size, styled
+from .style import (
+    BEST,
+    BLUE,
+    LOOKS,
+    ORANGE,
+    SKY,
+    VERMILLION,
+    label,
+    legend_below,
+    over_training,
+    panels,
+    percent,
+    step_size,
+    styled,
+)
 
 CASE_COLORS = dict(zip(CASES, (BLUE, VERMILLION, ORANGE, SKY), strict=True))
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -79,16 +80,18 @@ def ranked(run: Run) -> str:
     return " ".join(said)
 
 
-def without_evaluation(run: Run) -> str:
+def without_evaluation(run: Run) -> list[str]:
     """What a run without held-out numbers says of its training pairs, and how to get the others."""
+    measures: list[tuple[str, str, Callable[[float], str]]] = [
+        ("rewards/accuracies", "share ranked right", percent),
+        ("rewards/margins", "mean reward gap", partial(signed, form=".3g")),
+    ]
     said = []
-    for key, name in (("rewards/accuracies", "accuracy on training batches"), ("rewards/margins", "mean reward gap")):
+    for key, name, form in measures:
         if (curve := summaries.logged_curve(run, key)).steps.size:
-            ends = [percent(v) if key.endswith("accuracies") else signed(v, ".3g") for v in curve.values[[0, -1]]]
-            said.append(f"{name} {ARROW.join(ends)}")
-    return (
-        f"No held-out numbers: it was trained without evaluation (--eval_strategy steps has them). {', '.join(said)}"
-    ).strip()
+            said.append(f"{name} {ARROW.join(map(form, curve.values[[0, -1]]))}")
+    missing = "No held-out numbers: it was trained without evaluation (--eval_strategy)."
+    return [missing, *([f"Training batches, first and last log: {', '.join(said)}."] if said else [])]
 
 
 def lines(runs: Sequence[Run]) -> Iterator[str]:
@@ -99,8 +102,7 @@ def lines(runs: Sequence[Run]) -> Iterator[str]:
         for of in found:
             name = f"{of.of_set}: {of.measure}" if of.of_set else of.measure
             yield f"  {name:<34} {of.shown(of.first)}{ARROW}{of.shown(of.kept)}"
-        if not found:
-            yield f"  {without_evaluation(run)}"
+        yield from (f"  {said}" for said in ([] if found else without_evaluation(run)))
 
 
 def table(runs: Sequence[Run]) -> dict[str, Any]:

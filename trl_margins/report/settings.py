@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..methods import METHODS, names_of
 from .margin_figures import shared_target
 from .markdown import one_line
 from .ranking_figures import UNINTERESTING, differing
@@ -13,11 +13,16 @@ from .results import last_step
 from .run_folder import TRAINING, Run
 
 _WHERE_ON = ("label_smoothing", "cpo_alpha", "alpha", "sam_radius", "loss_weights")  # shown where they do something
+# said by other rows, or no part of what is learned
+_BESIDE = re.compile(
+    r"^(weight|margin|simpo_gamma|max_steps|num_train_epochs)$|^(eval|save|do)_|best|^greater_is_better$"
+)
 _PRIVATE = ("model_init_kwargs", "accelerator_config")  # may hold tokens, or are long
 
 
 def read_fields(run: Run) -> list[str]:
     """The config fields that the run's method reads: of loss, reward, terms and training."""
+    from ..methods import names_of
     from ..registry import find_link
 
     terms = [*run.info.get("term_options", []), *run.info.get("reward_options", [])]
@@ -42,14 +47,19 @@ def read_fields(run: Run) -> list[str]:
 
 def settings(runs: Sequence[Run]) -> list[list[str]]:
     """A name and a value for each run; nothing that no run says, and no field that no run's method reads."""
-    from ..registry import OPTIONS
+    from ..methods import METHODS
+    from ..registry import OPTIONS, term_class, term_names
 
     methods = [METHODS.get(str(run.info.get("method"))) for run in runs]
     papers = [method and method.paper for method in methods]
     info = {"trainer": "trainer", "model": "model", "weight term": "weight", "margin term": "margin"}
     reads = [read_fields(run) for run in runs]
     every = dict.fromkeys(name for of in reads for name in of)
-    differ = [name for name in differing(runs) if name not in every and name not in OPTIONS]
+    prefixes = tuple(
+        term_class(kind, name).option_prefix for kind in ("weight", "margin") for name in term_names(kind)
+    )
+    of_terms = {name for name in differing(runs) if name.startswith(prefixes) or name in OPTIONS}
+    differ = [n for n in differing(runs) if n not in every and n not in of_terms and not _BESIDE.search(n)]
     rows: dict[str, list[Any]] = {
         "method": [run.info.get("name") or run.info.get("method") for run in runs],
         "paper": [p and (f"{p.title} (arXiv {p.arxiv})" if p.arxiv else p.title) for p in papers],
@@ -62,7 +72,7 @@ def settings(runs: Sequence[Run]) -> list[list[str]]:
             name: [run.config.get(name) if name in of else None for run, of in zip(runs, reads, strict=True)]
             for name in every
         },
-        **{name: [run.config.get(name) for run in runs] for name in differ if name != "simpo_gamma"},
+        **{name: [run.config.get(name) for run in runs] for name in differ},
         "trl_margins": [run.info.get("version") for run in runs],
     }
     if "warmup_steps" in rows:

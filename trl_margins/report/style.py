@@ -1,4 +1,4 @@
-"""How pictures look: one palette for light and dark pages, which color-blind readers can tell apart; panels; legends."""
+"""How pictures look: one palette for light and dark pages, for color-blind readers too; panels and legends."""
 
 from __future__ import annotations
 

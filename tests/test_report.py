@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import io
 import json
 import subprocess
 import sys
@@ -802,6 +803,15 @@ def test_dark_pictures_have_dark_colors(run_of):
         assert style.DARK[color] in dark
     assert style.PAPER not in dark
     assert render(picture.figure, "png") == pixels
+
+
+def test_pictures_of_cards_have_a_paper_of_their_own(run_of):
+    """A card is shown on light and dark pages, with the same file: it must not be transparent."""
+    from matplotlib.image import imread
+
+    pixels = imread(io.BytesIO(render(figures.loss([run_of("gappo")]).figure, "png")))
+    assert pixels.shape[2] == 3 or (pixels[..., 3] == 1).all()
+    assert (pixels[0, 0, :3] == 1).all()
 
 
 def test_a_method_has_its_color(run_of):

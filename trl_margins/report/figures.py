@@ -82,6 +82,7 @@ def ranking(runs: Sequence[Run]) -> Picture:
             low, high = ((low + high + sign * LEAST_RANGE) / 2 for sign in (-1, 1))
         if metric != "spearman":
             panel.yaxis.set_major_formatter(percent)
+            low, high = max(low, -0.02), min(high, 1.02)
         if low < guessing < high:
             names["guessing"] = {"color": GREY, "linewidth": 1.2, "linestyle": ":"}
             panel.axhline(guessing, zorder=1, **names["guessing"])

@@ -83,15 +83,14 @@ def ranked(run: Run) -> str:
 def without_evaluation(run: Run) -> list[str]:
     """What a run without held-out numbers says of its training pairs, and how to get the others."""
     measures: list[tuple[str, str, Callable[[float], str]]] = [
-        ("rewards/accuracies", "share ranked right", percent),
-        ("rewards/margins", "mean reward gap", partial(signed, form=".3g")),
+        ("rewards/accuracies", "Training pairs ranked right", percent),
+        ("rewards/margins", "Mean reward gap", partial(signed, form=".3g")),
     ]
     said = []
     for key, name, form in measures:
         if (curve := summaries.logged_curve(run, key)).steps.size:
-            said.append(f"{name} {ARROW.join(map(form, curve.values[[0, -1]]))}")
-    missing = "No held-out numbers: it was trained without evaluation (--eval_strategy)."
-    return [missing, *([f"Training batches, first and last log: {', '.join(said)}."] if said else [])]
+            said.append(f"{name}: {ARROW.join(map(form, curve.values[[0, -1]]))} (first and last log).")
+    return ["No held-out numbers: it was trained without evaluation (--eval_strategy).", *said]
 
 
 def lines(runs: Sequence[Run]) -> Iterator[str]:

@@ -15,7 +15,7 @@ from .run_folder import TRAINING, Run
 _WHERE_ON = ("label_smoothing", "cpo_alpha", "alpha", "sam_radius", "loss_weights")  # shown where they do something
 # said by other rows, or no part of what is learned
 _BESIDE = re.compile(
-    r"^(weight|margin|simpo_gamma|max_steps|num_train_epochs)$|^(eval|save|do)_|best|^greater_is_better$"
+    r"^(reward|weight|margin|simpo_gamma|max_steps|num_train_epochs)$|^(eval|save|do)_|best|^greater_is_better$"
 )
 _PRIVATE = ("model_init_kwargs", "accelerator_config")  # may hold tokens, or are long
 
@@ -26,7 +26,7 @@ def read_fields(run: Run) -> list[str]:
     from ..registry import find_link
 
     terms = [*run.info.get("term_options", []), *run.info.get("reward_options", [])]
-    fields = ["beta", "reward", "loss_type"]
+    fields = ["beta", "loss_type"]
     options = []
     reads_target = True
     for name in names_of(run.config.get("loss_type")):
@@ -52,14 +52,25 @@ def settings(runs: Sequence[Run]) -> list[list[str]]:
 
     methods = [METHODS.get(str(run.info.get("method"))) for run in runs]
     papers = [method and method.paper for method in methods]
-    info = {"trainer": "trainer", "model": "model", "weight term": "weight", "margin term": "margin"}
+    info = {
+        "trainer": "trainer",
+        "model": "model",
+        "reward": "reward",
+        "weight term": "weight",
+        "margin term": "margin",
+    }
     reads = [read_fields(run) for run in runs]
     every = dict.fromkeys(name for of in reads for name in of)
     prefixes = tuple(
         term_class(kind, name).option_prefix for kind in ("weight", "margin") for name in term_names(kind)
     )
-    of_terms = {name for name in differing(runs) if name.startswith(prefixes) or name in OPTIONS}
-    differ = [n for n in differing(runs) if n not in every and n not in of_terms and not _BESIDE.search(n)]
+    differ = [
+        name
+        for name in differing(runs)
+        if all(name in run.config for run in runs)  # else a field of the other base
+        and not (name in every or name in OPTIONS or name in _PRIVATE)
+        and not (name.startswith(prefixes) or _BESIDE.search(name))
+    ]
     rows: dict[str, list[Any]] = {
         "method": [run.info.get("name") or run.info.get("method") for run in runs],
         "paper": [p and (f"{p.title} (arXiv {p.arxiv})" if p.arxiv else p.title) for p in papers],

@@ -31,7 +31,7 @@ _GRID = "#e4e4e4"
 
 # each color on a dark page, with the same contrasts
 DARK = {
-    **dict(zip((BLUE, VERMILLION, GREEN), ("#4f7bf0", "#e8644c", "#35d6a0"), strict=True)),
+    **dict(zip((BLUE, VERMILLION, GREEN), ("#5f8af5", "#e8644c", "#35d6a0"), strict=True)),
     **dict(zip((PURPLE, ORANGE, SKY), ("#e59aee", "#f5c84b", "#bfebfa"), strict=True)),
     **{GREY: "#969ca6", INK: "#e6e6e6", PAPER: "#1e2129", _GRID: "#383d49"},
 }

@@ -37,7 +37,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="one round of one step of one pair: does it run?")
-    parser.add_argument("--out", type=Path, default=Path("bench"), help="folder for bench.json, bench.md, bench.png")
+    parser.add_argument(
+        "--out", type=Path, default=Path("bench"), help="folder for bench.json, bench.md and the pictures"
+    )
     args = parser.parse_args()
     if args.quick:
         args.pairs, args.steps, args.rounds = [1], 1, 1
@@ -65,7 +67,7 @@ def main() -> None:
         # after each part: an interrupted run leaves what it has measured
         (args.out / "bench.json").write_text(json.dumps(result, indent=2) + "\n")
         (args.out / "bench.md").write_text(markdown(result))
-    plot(sections, args.out / "bench.png")
+    plot(sections, args.out / "bench")
     print((args.out / "bench.md").read_text())
 
 
@@ -251,25 +253,30 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def plot(sections: dict[str, dict[str, dict[str, float]]], file: Path) -> None:
-    """Seconds of every contender, one panel per section."""
-    import matplotlib.pyplot as plt
+    """Seconds of every contender, one panel per section: ours in blue, the others in grey."""
+    import matplotlib.style
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    from trl_margins.report import style
 
     heights = [len(rows) for rows in sections.values()]
-    figure, panels = plt.subplots(
-        len(sections), 1, figsize=(9, 0.42 * sum(heights) + 0.9 * len(heights)), height_ratios=heights
-    )
-    for panel, (title, rows) in zip(panels, sections.items(), strict=True):
-        names, seconds = list(rows), [row["seconds"] for row in rows.values()]
-        others = ("TRL", "plain", "rouge-score")
-        colours = ["#b0b0b0" if name.startswith(others) or "standard" in name else "#3b6fb6" for name in names]
-        bars = panel.barh(names, seconds, color=colours)
-        panel.bar_label(bars, fmt="%.2f s", padding=3)
-        panel.invert_yaxis()
-        panel.set_title(title, loc="left", fontsize=10)
-        panel.margins(x=0.12)
-        panel.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    figure.savefig(file, dpi=120)
+    with matplotlib.style.context(style.STYLE):
+        size = style.WIDTH, 0.36 * sum(heights) + 0.75 * len(heights)
+        figure = Figure(figsize=size, layout="constrained")
+        panels = figure.subplots(len(sections), 1, height_ratios=heights, squeeze=False)[:, 0]
+        for panel, (title, rows) in zip(panels, sections.items(), strict=True):
+            names, seconds = list(rows), [row["seconds"] for row in rows.values()]
+            others = [name.startswith(("TRL", "plain", "rouge-score")) or "standard" in name for name in names]
+            bars = panel.barh(names, seconds, color=[style.GREY if other else style.BLUE for other in others])
+            panel.bar_label(bars, labels=[f"{value:.3g} s" for value in seconds], padding=3)
+            panel.invert_yaxis()
+            panel.set_title(title)
+            panel.margins(x=0.12)
+            panel.grid(visible=False, axis="y")
+        panels[-1].set_xlabel("seconds: shorter is faster")
+        style.legend_below(figure, [Patch(color=style.BLUE), Patch(color=style.GREY)], ["trl-margins", "others"])
+        style.write_both(figure, file)
 
 
 if __name__ == "__main__":

@@ -89,7 +89,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--learning_rates", type=float, nargs="+")
-    parser.add_argument("--out", type=Path, default=Path("study"), help="folder: runs.jsonl, study.md, study.png")
+    parser.add_argument(
+        "--out", type=Path, default=Path("study"), help="folder: runs.jsonl, study.md, study-light.svg, study-dark.svg"
+    )
     args = parser.parse_args()
     size = SIZES[args.size]
     given = {name: getattr(args, name) for name in ("seeds", "steps") if getattr(args, name)}
@@ -103,7 +105,7 @@ def main() -> None:
     runs = [run for run in study.runs.values() if "seed" in run and "error" not in run]
     text = tables(runs, size)
     (args.out / "study.md").write_text(text)
-    plot(runs, size, args.out / "study.png")
+    plot(runs, size, args.out / "study")
     print(text)
 
 
@@ -516,54 +518,59 @@ def _cell(values: list[float], sign: str = "") -> str:
     return f"{mean:{sign}.4f} ± {half:.4f}"
 
 
+SHOWN = ("gappo", "gap-aware", "gamma-po", "geometric-anchor", "amapo", "dpo", "alpha-dpo", "robust-dpo")
+
+
 def plot(runs: list[dict[str, Any]], size: Size, file: Path) -> None:
-    """PWA against the share of flipped labels, a panel for each kind of noise; and the difference to the baseline."""
-    from matplotlib import colormaps
-    from matplotlib.figure import Figure
+    """PWA less the baseline's against the share of flipped labels: a panel for each method, and in it a line for each
+    kind of noise, with the lines of the other methods in grey behind it.
+    """
+    import matplotlib.style
+
+    from trl_margins.report import style
 
     by = {(run["method"], run["noise"], run["seed"]): run for run in runs}
-    methods = present(runs, size)
-    seeds = {noise: whole_seeds(runs, methods, size, noise) for noise in size.noise}
-    kinds = sorted({noise.split(":")[0] for noise in size.noise if noise and seeds[noise]})
-    if not kinds or not seeds.get(None):
+    methods = [method for method in present(runs, size) if method in SHOWN]
+    seeds = {(m, noise): whole_seeds(runs, [m, BASELINE], size, noise) for m in methods for noise in size.noise}
+    noises = [noise for noise in size.noise if all(seeds[method, noise] for method in methods)]
+    kinds = sorted({noise.split(":")[0] for noise in noises if noise})
+    if not kinds or None not in noises or not methods:
         return
-    figure = Figure(figsize=(6.2 * len(kinds), 9), layout="constrained")
-    panels = figure.subplots(2, len(kinds), squeeze=False, sharey="row")
-    for column, kind in enumerate(kinds):
-        noises = [None, *(noise for noise in size.noise if noise and noise.startswith(kind) and seeds[noise])]
-        rates = [0.0 if noise is None else float(noise.split(":")[1]) for noise in noises]
-        for i, method in enumerate(methods):
-            shift = 0.06 * (i / len(methods) - 0.5)
-            for row, reference in enumerate((None, BASELINE)):
-                points = [
-                    student_interval(
-                        [
-                            by[method, n, s]["pwa_all"] - (by[reference, n, s]["pwa_all"] if reference else 0.0)
-                            for s in seeds[n]
-                        ]
-                    )
-                    for n in noises
-                ]
-                means, halves = np.array(points).T
-                panels[row, column].errorbar(
-                    np.array(rates) + shift,
-                    means,
-                    halves,
-                    label=method,
-                    color=colormaps["tab20"](i % 20),
-                    marker="o",
-                    markersize=4,
-                    linewidth=1.4,
-                    capsize=2,
-                    linestyle="--" if ROWS[METHODS[method][0]].baseline else "-",
-                )
-        for row, label in enumerate(("PWA, all pairs (labels not flipped)", f"PWA minus {BASELINE}'s")):
-            panels[row, column].set_xlabel(f"share of training labels flipped ({kind})")
-            panels[row, column].set_ylabel(label)
-            panels[row, column].spines[["top", "right"]].set_visible(False)
-            panels[row, column].set_xticks(rates)
-    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
-    figure.savefig(file, dpi=120)
+
+    def curve(method: str, kind: str) -> tuple[list[float], np.ndarray]:
+        """Shares of flipped labels, and [n, 3] mean, low and high of the difference in points."""
+        there = [noise for noise in noises if noise is None or noise.startswith(kind)]
+        rows = []
+        for n in there:
+            gains = [100 * (by[method, n, s]["pwa_all"] - by[BASELINE, n, s]["pwa_all"]) for s in seeds[method, n]]
+            mean, half = student_interval(gains)
+            rows.append((mean, mean - half, mean + half))
+        return [0.0 if n is None else float(n.split(":")[1]) for n in there], np.array(rows)
+
+    with matplotlib.style.context(style.STYLE):
+        columns = min(4, len(methods))
+        figure, axes = style.panels(len(methods), height=2.5, columns=columns)
+        looks = dict(zip(kinds, style.LOOKS, strict=False))
+        for i, (panel, method) in enumerate(zip(axes, methods, strict=True)):
+            for other, kind in product(methods, kinds):
+                if other != method:
+                    rates, rows = curve(other, kind)
+                    panel.plot(rates, rows[:, 0], color=style.GREY, alpha=0.45, linewidth=0.8)
+            for kind, look in looks.items():
+                rates, rows = curve(method, kind)
+                style.band(panel, np.array(rates), rows, **look)
+            panel.axhline(0, color=style.INK, linewidth=1, linestyle="--")
+            panel.set_title(ROWS[METHODS[method][0]].name)
+            panel.set_xticks(rates)
+            panel.xaxis.set_major_formatter(style.percent)
+            panel.yaxis.set_major_formatter(lambda value, _: style.signed(value, ".0f") if value else "0")
+            panel.set(ylim=(-26, 17), xlabel="labels flipped" if i >= len(methods) - columns else "")
+            panel.set_ylabel(f"points above {ROWS[METHODS[BASELINE][0]].name}" if i % columns == 0 else "")
+        others = {"color": style.GREY, "alpha": 0.6, "linewidth": 0.8}
+        names = [f"flipped {'at random' if kind == 'random' else 'where the chosen is longer'}" for kind in kinds]
+        figure.suptitle("Held-out accuracy, all pairs, by share of flipped training labels", x=0.01, ha="left")
+        style.legend_below(figure, [*looks.values(), others], [*names, "the other methods"])
+        style.write_both(figure, file)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import csv
+import io
 import json
-import logging
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,13 +19,13 @@ import pytest
 from matplotlib.figure import Figure
 
 from trl_margins.cli import main
-from trl_margins.report import figures, summaries
+from trl_margins.report import figures, results, style, summaries
 from trl_margins.report.figures import PICTURES, draw_pictures
 from trl_margins.report.margin_figures import MOST_POINTS, shared_target
-from trl_margins.report.page import _settings as page_settings
-from trl_margins.report.page import html_page, render, write_report
+from trl_margins.report.page import html_page, write_report
 from trl_margins.report.run_folder import Run, read_pairs, read_run, read_runs
-from trl_margins.report.style import label
+from trl_margins.report.settings import settings as page_settings
+from trl_margins.report.style import label, render
 
 TERMS = {
     "gappo": ("GapPO", "score-gap", None),
@@ -597,7 +597,7 @@ def test_gaps_over_the_recorded_steps(tmp_path):
     thirds = [table[50 * i : 50 * i + 50] for i in range(3)]
     for line, kind in zip(gaps.lines, (0, 1), strict=True):
         means = [part[part["is_flipped"] == kind]["anchor_gap"].mean() for part in thirds]
-        np.testing.assert_allclose(line.get_xydata(), np.column_stack([(1, 21, 41), means]))
+        np.testing.assert_allclose(line.get_xydata(), np.column_stack([8 * np.array([1, 21, 41]), means]))
     median, rank, _ = ranks.lines
     np.testing.assert_allclose(median.get_ydata(), [part["alignment"].median() for part in thirds])
     np.testing.assert_allclose(
@@ -662,7 +662,7 @@ def test_log_probabilities_are_medians(run_of):
     for line, name in ((chosen, "logp_chosen"), (rejected, "logp_rejected")):
         expected = np.median(run.pairs[name].reshape(20, 40), axis=1)
         np.testing.assert_allclose(line.get_ydata(), expected)
-    np.testing.assert_allclose(chosen.get_xdata(), np.arange(20) * 5 + 3)
+    np.testing.assert_allclose(chosen.get_xdata(), 8 * (np.arange(20) * 5 + 3))  # pairs
 
 
 def test_a_run_keeps_its_colour(run_of):
@@ -678,38 +678,39 @@ def test_a_run_keeps_its_colour(run_of):
     assert [line.get_color() for line in stairs] == [colour["b"], colour["c"]]
 
 
-def pairs_above(panel: Any) -> list[str]:
+def steps_above(panel: Any) -> list[str]:
     return [axis.get_xlabel() for axis in panel.child_axes]
 
 
-def test_pairs_beside_steps(run_of):
-    """An axis above where a step of each run has as many pairs; panels of their own where they differ."""
+def test_curves_are_over_pairs(run_of):
+    """Steps, as logged, times pairs per step; steps above where a step of each run has as many pairs."""
     one, alike, larger, old = (
         *(run_of("gappo", name, batch=batch) for name, batch in (("one", 8), ("alike", 8), ("larger", 16))),
         run_of(None, "old"),  # its trainer did not write the number
     )
-    for draw in (figures.ranking, figures.loss, figures.logps):
+    above = ["optimizer step (8 pairs each)"]
+    for draw in (figures.ranking, figures.loss, figures.gradient_norm, figures.logps):
         for panel in draw([one]).figure.axes:
-            assert pairs_above(panel) == ["pairs (8 per step)"]
-            (above,) = panel.child_axes
+            assert panel.get_xlabel() == "pairs trained"
+            assert steps_above(panel) == above
             panel.figure.draw_without_rendering()
-            assert above.get_xlim() == pytest.approx([8 * end for end in panel.get_xlim()])
-        assert all(pairs_above(panel) == [] for panel in draw([old]).figure.axes)
-    for draw in (figures.ranking, figures.loss):
-        n = len(draw([one]).figure.axes)
-        assert [pairs_above(panel) for panel in draw([one, alike]).figure.axes] == [["pairs (8 per step)"]] * n
-        assert [pairs_above(panel) for panel in draw([one, old]).figure.axes] == [[]] * n
-        over_steps, over_pairs = np.array_split(draw([one, larger]).figure.axes, 2)
-        for below, above in zip(over_steps, over_pairs, strict=True):
-            assert (below.get_xlabel(), above.get_xlabel()) == ("optimizer step", "pairs (steps × pairs per step)")
-            assert pairs_above(below) == pairs_above(above) == []
-            assert len(below.lines) == len(above.lines)
-            colors = {figures.run_styles([one, larger])[name]["color"]: n for name, n in (("one", 8), ("larger", 16))}
-            for steps, pairs in zip(below.lines, above.lines, strict=True):
-                if steps.get_color() in colors:  # not the line of guessing
-                    np.testing.assert_allclose(
-                        pairs.get_xdata(), np.multiply(steps.get_xdata(), colors[steps.get_color()])
-                    )
+            assert panel.child_axes[0].get_xlim() == pytest.approx([end / 8 for end in panel.get_xlim()])
+        for panel in draw([old]).figure.axes:
+            assert panel.get_xlabel() == "optimizer step"
+            assert steps_above(panel) == []
+    for draw in (figures.ranking, figures.loss, figures.gradient_norm):
+        assert steps_above(draw([one, alike]).figure.axes[0]) == above
+        for runs, said in (((one, old), "optimizer step"), ((one, larger), "pairs trained")):
+            panels = draw(list(runs)).figure.axes
+            assert [panel.get_xlabel() for panel in panels] == [said] * len(panels)
+            assert [steps_above(panel) for panel in panels] == [[]] * len(panels)
+    # the log's own steps, and as many lines of the pair log up to each
+    evaluated_at = [entry["step"] for entry in larger.log_history if "eval_pwa_all" in entry]
+    trained = [int((larger.pairs["step"] <= step).sum()) for step in evaluated_at]
+    for runs in ([larger], [one, larger]):
+        panel = figures.ranking(runs).figure.axes[1]
+        lines = [line for line in panel.lines if line.get_fillstyle() == "full" and len(line.get_xdata()) > 2]
+        assert lines[-1].get_xdata().tolist() == trained
 
 
 def test_the_page_says_pairs_per_step(run_of):
@@ -735,6 +736,91 @@ def test_the_same_run_the_same_bytes(run_of, image_format):
     run = run_of("geometric-anchor", flips=0.2)
     first, second = (render(figures.logps([run]).figure, image_format) for _ in range(2))
     assert first == second
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG 2.2's contrast ratio."""
+
+    def luminance(color: str) -> float:
+        parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+COLORS = (style.BLUE, style.VERMILLION, style.GREEN, style.PURPLE, style.ORANGE, style.SKY, style.GREY)
+
+
+def test_colors_can_be_seen_on_light_and_dark_pages():
+    """3 : 1 for what is drawn, 7 : 1 for text (WCAG 1.4.11 and 1.4.6)."""
+    assert contrast("#000000", "#ffffff") == pytest.approx(21)
+    assert contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.01)  # as WebAIM's checker says
+    for color in COLORS:
+        assert contrast(color, style.PAPER) >= 3
+        assert contrast(style.DARK[color], style.DARK[style.PAPER]) >= 3
+    assert contrast(style.INK, style.PAPER) >= 7
+    assert contrast(style.DARK[style.INK], style.DARK[style.PAPER]) >= 7
+    assert contrast(style.BLUE, style.PAPER) >= 4.5  # the page's links
+    assert contrast(style.DARK[style.BLUE], style.DARK[style.PAPER]) >= 4.5
+    assert len(set(style.DARK.values())) == len(style.DARK)  # else the way back is another color
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize(
+    "seen",
+    [
+        np.eye(3),
+        np.array([[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]),
+        np.array([[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]),
+    ],
+    ids=["all", "protanopia", "deuteranopia"],
+)
+def test_color_blind_readers_tell_methods_apart(seen, dark):
+    """Under Machado, Oliveira and Fernandes' matrices (2009), by distance in CIELAB (a just noticeable one is 2.3)."""
+    methods = [style.DARK[c] if dark else c for c in style.METHOD_COLORS.values()]
+    rgb = np.array([[int(c[i : i + 2], 16) / 255 for i in (1, 3, 5)] for c in methods])
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    xyz = (
+        np.clip(linear @ seen.T, 0, 1)
+        @ np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]).T
+        / [0.9505, 1, 1.089]
+    )
+    f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    lab = np.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], 1)
+    distances = np.linalg.norm(lab[:, None] - lab[None], axis=2)[np.triu_indices(len(lab), 1)]
+    assert distances.min() > 10
+
+
+def test_dark_pictures_have_dark_colors(run_of):
+    """No light page's color is left, and the figure is as before."""
+    picture = figures.ranking([run_of("gappo")])
+    before, pixels = (render(picture.figure, kind) for kind in ("svg", "png"))
+    dark = render(picture.figure, "svg", dark=True).decode()
+    drawn = {color for color in (*COLORS, style.INK) if color in before.decode()}
+    assert {style.BLUE, style.INK} <= drawn
+    for color in drawn:
+        assert color not in dark
+        assert style.DARK[color] in dark
+    assert style.PAPER not in dark
+    assert render(picture.figure, "png") == pixels
+
+
+def test_pictures_of_cards_have_a_paper_of_their_own(run_of):
+    """A card is shown on light and dark pages, with the same file: it must not be transparent."""
+    from matplotlib.image import imread
+
+    pixels = imread(io.BytesIO(render(figures.loss([run_of("gappo")]).figure, "png")))
+    assert pixels.shape[2] == 3 or (pixels[..., 3] == 1).all()
+    assert (pixels[0, 0, :3] == 1).all()
+
+
+def test_a_method_has_its_color(run_of):
+    runs = [run_of("amapo", "a"), run_of("gappo", "b"), run_of("gappo", "c"), run_of(None, "d")]
+    colors = [look["color"] for look in style.run_styles(runs).values()]
+    assert colors[:2] == [style.ORANGE, style.BLUE]
+    assert len(set(colors)) == 4
 
 
 def test_names_are_text():
@@ -821,13 +907,13 @@ def test_medians_of_label_smoothing_are_in_the_picture(tmp_path):
 class Page(HTMLParser):
     """Checks the nesting; keeps text and attributes."""
 
-    VOID = ("meta", "img", "br")
+    VOID = ("meta", "img", "br", "source")
 
     def __init__(self, html: str) -> None:
         super().__init__()
         self.open: list[str] = []
         self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
+        self.text = self.folded = ""
         self.feed(html)
         self.close()
         assert self.open == []
@@ -841,13 +927,16 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        self.text += data
+        if "details" in self.open:
+            self.folded += data
+        else:
+            self.text += data
 
 
 def page_of(*runs: Any) -> Page:
     """The page without its images."""
     pictures = draw_pictures(runs)
-    return Page(html_page(runs, pictures, {p.name: b"" for p in pictures if p.figure is not None}, "png"))
+    return Page(html_page(runs, pictures, {p.name: (b"", b"") for p in pictures if p.figure is not None}, "png"))
 
 
 def test_a_page_holds_everything_and_fetches_nothing(run_of, tmp_path):
@@ -868,9 +957,15 @@ def test_a_page_holds_everything_and_fetches_nothing(run_of, tmp_path):
     assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in page.tags
     for text in ("anchor_radius", "0.05", "Learning Where It Matters", "|s_w − s_l|", "evaluation_factors"):
         assert (text in page.text) == (text != "evaluation_factors")
+    for tag, attributes in page.tags:
+        if tag == "img":
+            assert len(str(attributes["alt"])) > 40
+        if tag == "source":
+            assert attributes["media"] == "(prefers-color-scheme: dark)"
+            assert str(attributes["srcset"]).startswith("data:image/png;base64,")
     for picture in draw_pictures(runs):
         for reason in picture.left_out.values():
-            assert reason in page.text
+            assert reason in page.folded
         assert picture.caption in page.text
 
 
@@ -880,7 +975,7 @@ def test_numbers_of_the_page(run_of):
     best = max(curve, key=lambda point: point[1])
     text = page_of(run).text
     for step, value in (best, curve[-1]):
-        assert f"{value:.4f} ({step})" in text
+        assert f"{100 * value:.1f} % (step {step})" in text
     flipped = run.pairs["is_flipped"] == 1
     assert f"{flipped.sum()} of 480 ({100 * flipped.mean():.1f} %)" in text
     weight = run.pairs["anchor_weight"]
@@ -889,16 +984,76 @@ def test_numbers_of_the_page(run_of):
     assert f"{100 * flipped[lowest].mean():.1f} % [" in text
 
 
-def test_only_settings_that_say_something(run_of):
-    shared = {"beta": 10.0, "gamma_po_tau": 10.0, "adam_beta2": 0.999, "hub_token": "secret"}
-    one = run_of("gamma-po", "one", **shared, weight_decay=0.0, output_dir="a")
-    two = run_of("gamma-po", "two", **(shared | {"hub_token": "other"}), weight_decay=0.1, output_dir="b")
-    text = page_of(one, two).text
-    assert "gamma_po_tau" in text
-    assert "weight_decay" in text  # because it differs
-    assert "adam_beta2" not in text
-    assert "output_dir" not in text
-    assert "secret" not in text
+def test_only_settings_that_the_method_reads(run_of):
+    """The others are folded, secrets nowhere."""
+    shared = {"beta": 10.0, "gamma_po_tau": 10.0, "adam_beta2": 0.999, "hub_token": "secret", "gamma_beta_ratio": 0.3}
+    one = run_of("gamma-po", "one", **shared, weight_decay=0.0, output_dir="a", bf16=True, amapo_variant="code")
+    two = run_of("gamma-po", "two", **(shared | {"hub_token": "other"}), weight_decay=0.1, bf16=False, output_dir="b")
+    page = page_of(one, two)
+    shown = {row[0] for row in page_settings([one, two])}
+    assert {"gamma_po_tau", "gamma_beta_ratio", "beta", "weight_decay", "bf16"} <= shown  # bf16 because it differs
+    assert not shown & {"adam_beta2", "amapo_variant", "output_dir", "hub_token"}
+    for name in ("adam_beta2", "amapo_variant"):
+        assert name in page.folded
+        assert name not in page.text
+    secret = {"model_init_kwargs": {"token": "secret"}}
+    assert "secret" not in page.text + page.folded + page_of(run_of("gamma-po", "three", **secret), two).text
+    assert "output_dir" not in page.text + page.folded
+
+
+@pytest.mark.parametrize(
+    ("method", "reads"), [("gappo", True), ("gamma-po", True), ("gap-aware", True), ("amapo", False)]
+)
+def test_the_target_margin_is_a_setting_where_it_is_read(run_of, method, reads):
+    """AMaPO's margin is its own."""
+    rows = page_settings([run_of(method, gamma_beta_ratio=0.5, simpo_gamma=0.5)])
+    assert (["gamma_beta_ratio", "0.5"] in rows) == reads
+    assert "simpo_gamma" not in {row[0] for row in rows}
+
+
+def test_results_come_first_then_pictures_then_settings(run_of):
+    page = page_of(run_of("gappo", learning_rate=1e-5))
+    heads = [page.text.index(head) for head in ("Results", "Pairwise accuracy and Spearman", "Settings", "Files")]
+    assert heads == sorted(heads)
+    assert page.text.index("It ranks ") < heads[1]
+    assert page.text.index("learning_rate") > heads[2]
+
+
+def test_results_of_the_kept_step(tmp_path):
+    """First evaluation, best, and the step whose model was loaded at the end, from the log by hand."""
+    folder = make_run(
+        tmp_path / "run", "gappo", steps=30, load_best_model_at_end=True, metric_for_best_model="eval_pwa"
+    )
+    log = [
+        {"step": s, "eval_pwa": a, "eval_pwa_all": b} for s, a, b in ((0, 0.5, 0.4), (10, 0.9, 0.55), (20, 0.7, 0.61))
+    ]
+    (folder / "trainer_state.json").write_text(json.dumps({"log_history": log, "best_global_step": 10}))
+    run = read_run(folder)
+    clear, whole = results.reached(run)
+    assert (clear.first, clear.best, clear.kept) == ((0, 0.5), (10, 0.9), (10, 0.9))
+    assert (whole.first, whole.best, whole.kept) == ((0, 0.4), (20, 0.61), (10, 0.55))
+    said = list(results.lines([run]))
+    assert said[0] == "run: GapPO on a-small-model, 240 pairs in 30 steps. Kept: step 10, the best by eval_pwa."
+    assert said[2].split("  ")[-1].strip() == "40.0 % (before training) → 55.0 % (step 10)"
+    assert max(map(len, said[1:])) <= 80
+    assert "It ranks 55.0 % of the held-out pairs right (40.0 % before training)." in page_of(run).text
+    (folder / "margin_run.json").write_text(
+        json.dumps({**run.info, "config": {**run.config, "load_best_model_at_end": False}})
+    )
+    assert results.reached(read_run(folder))[1].kept == (20, 0.61)
+
+
+def test_results_without_evaluation(tmp_path):
+    folder = make_run(tmp_path / "run", "amapo")
+    log = [{"step": s, "rewards/accuracies": a, "rewards/margins": m} for s, a, m in ((1, 0.25, -1.5), (2, 0.75, 2.0))]
+    (folder / "trainer_state.json").write_text(json.dumps({"log_history": log}))
+    said = list(results.lines([read_run(folder)]))
+    assert said[1:] == [
+        "  No held-out numbers: it was trained without evaluation (--eval_strategy).",
+        "  Training pairs ranked right: 25 % → 75 % (first and last log).",
+        "  Mean reward gap: −1.5 → +2 (first and last log).",
+    ]
+    assert all(line.strip() in page_of(read_run(folder)).text for line in said[1:])
 
 
 def test_what_files_say_is_text(tmp_path):
@@ -921,21 +1076,28 @@ def test_report_of_one_run(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("trl_margins.report.figures.PICTURES", (figures.gradient_mass, figures.margins, figures.flips))
     folder = make_run(tmp_path / "run", "geometric-anchor", flips=0.2)
     assert main(["report", str(folder)]) == 0
-    printed = capsys.readouterr().out.split()
-    assert printed[0] == str(folder / "report" / "report.html")
-    assert {Path(file) for file in printed} == set((folder / "report").iterdir())
-    assert len(printed) == 4
+    printed = capsys.readouterr().out
+    assert printed.startswith("run: GAPO on a-small-model, 320 pairs in 40 steps. Kept: the last step's model.\n  acc")
+    assert printed.endswith(
+        f"\nReport: {folder / 'report' / 'report.html'}\n"
+        "PNG files of its pictures are beside it.\nIt says which pictures are left out, and why.\n"
+    )
+    assert {file.name for file in (folder / "report").iterdir()} == {
+        *("report.html", "gradient_mass.png", "margins.png", "flips.png")
+    }
 
 
-def test_report_of_several_runs(tmp_path, capsys, monkeypatch, caplog):
+def test_report_of_several_runs(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("trl_margins.report.figures.PICTURES", (figures.ranking, figures.flips))
     for name in ("a", "b"):
         make_run(tmp_path / name, "gappo")
-    with caplog.at_level(logging.INFO, "trl_margins"):
-        assert main(["report", "a", "b", "--format", "svg"]) == 0
-    assert "flips leaves out b: pair_log.csv has no column is_flipped" in caplog.text
-    assert "report/ranking.svg" in capsys.readouterr().out
+    assert main(["report", "a", "b", "--format", "svg"]) == 0
+    printed = capsys.readouterr().out
+    assert [line.split(":")[0] for line in printed.splitlines() if line.startswith(("a", "b"))] == ["a", "b"]
+    assert "Report: report/report.html\nSVG files of its pictures are beside it.\n" in printed
+    page = Page(Path("report/report.html").read_text(encoding="utf-8"))
+    assert "Flipped labels and their weightsbpair_log.csv has no column is_flipped" in page.folded.replace("\n", "")
     assert Path("report/ranking.svg").read_text().startswith("<?xml")
 
 

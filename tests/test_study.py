@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import byte_tokenizer, preference_rows, trainer_of
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
+import pictures
 import study
+
+from trl_margins.report import style
 
 SIZE = study.Size(1, 4, 2, (1e-3, 1e-2), 256, 2, (1, 2), (None, "random:0.2"), ("simpo", "dpo", "gappo"))
 
@@ -101,3 +106,50 @@ def test_what_failed_is_tried_again(made, tmp_path):
     text = study.tables(runs, SIZE)
     assert "Without dpo, of which runs are missing." in text
     assert "| gappo | +0.0000 ± 0.0000 | +0.0000 ± 0.0000 |" in text
+
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_picture_has_the_committed_runs(monkeypatch, tmp_path):
+    """GAPO's two lines, by a loop over the file."""
+    drawn = []
+    monkeypatch.setattr(style, "write_both", lambda figure, file: drawn.append(figure))
+    runs = [json.loads(line) for line in (ROOT / "benchmarks" / "study-small.jsonl").read_text().splitlines()]
+    runs = [run for run in runs if "seed" in run and "error" not in run]
+    study.plot(runs, study.SIZES["small"], tmp_path / "study")
+    panel = next(axes for axes in drawn[0].axes if axes.get_title(loc="left") == "GAPO")
+    by = {(run["method"], run["noise"], run["seed"]): run["pwa_all"] for run in runs}
+    for kind, color in (("length", style.BLUE), ("random", style.VERMILLION)):
+        (line,) = (line for line in panel.lines if line.get_color() == color)
+        assert list(line.get_xdata()) == [0, 0.2, 0.4]
+        for noise, shown in zip((None, f"{kind}:0.2", f"{kind}:0.4"), line.get_ydata(), strict=True):
+            gains = [by["geometric-anchor", noise, seed] - by["simpo", noise, seed] for seed in range(8)]
+            assert shown == pytest.approx(100 * np.mean(gains))
+
+
+def test_the_seconds_are_the_page_s():
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    found = pictures.seconds(page)
+    assert found["Training on a CPU: a step of 4 pairs"]["MarginCPOTrainer(simpo)"] == {"seconds": 16.1}
+    for rows in found.values():
+        for name, row in rows.items():
+            cells = re.findall(rf"^\| {re.escape(name)} \| ([0-9.]+) \|", page, re.MULTILINE)
+            assert row["seconds"] in map(float, cells), name
+
+
+def test_pictures_of_the_documentation_are_for_light_and_dark_pages():
+    pages = {path: path.read_text(encoding="utf-8") for path in (ROOT / "docs").rglob("*.md")}
+    shown = [
+        (path, *each)
+        for path, page in pages.items()
+        for each in re.findall(r"!\[([^]]*)\]\(([^)]+?)-(light|dark)\.svg#only-(light|dark)\)", page)
+    ]
+    assert len(shown) >= 4
+    for path, alt, name, scheme, only in shown:
+        assert scheme == only
+        assert len(alt) > 40
+        other = {"light": "dark", "dark": "light"}[scheme]
+        assert (path, alt, name, other, other) in shown
+        assert (path.parent / f"{name}-{scheme}.svg").is_file()
+    assert not list((ROOT / "docs").rglob("*.png"))

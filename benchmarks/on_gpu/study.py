@@ -70,7 +70,7 @@ def run(rig: Rig, ledger: Ledger, options: argparse.Namespace) -> str:
     _do(rig, ledger, size, options)
     runs = [item for item in ledger.items.values() if "seed" in item and "error" not in item]
     text = study.tables(runs, size)
-    study.plot(runs, size, ledger.file.with_suffix(".png"))
+    study.plot(runs, size, ledger.file.with_suffix(""))
     trials = [item for item in ledger.items.values() if "trial" in item and "error" not in item]
     chosen = "".join(
         f"* {item['method']}, learning rate {item['trial']:g}{_groups(item)}: PWA {item['pwa_all']:.4f} on held-out "

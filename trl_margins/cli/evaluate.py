@@ -130,7 +130,7 @@ def _write_files(args: EvaluateArguments, measured: Mapping[str, Measured]) -> N
 def _plot(file: str, reward: str, measured: Mapping[str, Measured]) -> None:
     """The densities, and what they are, to the console."""
     from ..report.densities import densities
-    from ..report.page import render
+    from ..report.style import render
 
     sets: dict[str, dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]] = {}
     for model, found in zip(unique_names(list(measured)), measured.values(), strict=True):

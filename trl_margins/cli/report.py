@@ -10,7 +10,7 @@ from .setup import check_writable
 
 
 def main(argv: Sequence[str]) -> int:
-    """Reads the runs, writes the report, prints its files."""
+    """Reads the runs, writes the report, prints what they reached and where the page is."""
     parser = ArgumentParser(prog="trl-margins report", description=__doc__)
     parser.add_argument(
         "runs", nargs="+", metavar="RUN", help="Output folder of a training run; several are compared."
@@ -22,12 +22,17 @@ def main(argv: Sequence[str]) -> int:
         import matplotlib  # noqa: F401
     except ImportError:
         raise SystemExit("trl-margins report needs matplotlib: pip install 'trl-margins[report]'") from None
+    from ..report import results
     from ..report.page import write_report
     from ..report.run_folder import read_runs
 
     runs = read_runs(args.runs)
     out = args.out or (Path(args.runs[0], "report") if len(runs) == 1 else Path("report"))
     check_writable(out)
-    for file in write_report(runs, out, args.format):
-        print(file)
+    page, *pictures = write_report(runs, out, args.format)
+    print(*results.lines(runs), sep="\n")
+    print(f"\nReport: {page}")
+    if pictures:
+        print(f"{args.format.upper()} files of its pictures are beside it.")
+    print("It says which pictures are left out, and why.")
     return 0

@@ -24,10 +24,11 @@ from .style import (
     band,
     label,
     legend_below,
-    over_steps,
+    over_training,
     panels,
     percent,
     signed,
+    step_size,
 )
 
 MOST_POINTS = 5000  # of a scatter
@@ -173,22 +174,20 @@ def anchor_parts(found: list[Usable], runs: Sequence[Run]) -> tuple[Figure, str]
         left, middle, right = axes[3 * i : 3 * i + 3]
         said.append(_scatter_parts(left, of))
         parts = summaries.phases(of.size, most=10, least=40)
-        steps = np.array([of["step"][part].mean() for part in parts])
+        x = step_size(of.run)[of.run.name] * np.array([of["step"][part].mean() for part in parts])
         for rows, color in _groups(of).values():
             means = [summaries.mean(of["anchor_gap"][part][rows[part]]) for part in parts]
-            band(middle, steps, np.array(means), color=color, marker="o")
+            band(middle, x, np.array(means), color=color, marker="o")
         middle.set(ylabel="mean anchor gap Γ")
         agreed = [summaries.agreement(of[NORM][part], of[ALIGNMENT][part], ()) for part in parts]
-        right.plot(steps, [each.median for each in agreed], color=PURPLE, marker="s", label="median of cos φ")
-        right.plot(
-            steps, [each.spearman for each in agreed], color=GREEN, marker="^", label="Spearman ρ, both rankings"
-        )
+        right.plot(x, [each.median for each in agreed], color=PURPLE, marker="s", label="median of cos φ")
+        right.plot(x, [each.spearman for each in agreed], color=GREEN, marker="^", label="Spearman ρ, both rankings")
         right.axhline(0, color=GREY, linewidth=1)
         right.set(ylim=(min(0, *right.get_ylim()), 1.02), ylabel="alignment, rank correlation")
         for panel in (middle, right):
-            over_steps(panel, [of.run])
+            over_training(panel, of.run)
     groups = _all_groups(found)
-    points = [{"color": color, "marker": "o", "linestyle": "none"} for color in (SKY, INK)]
+    points = [{"color": color, "marker": "o", "linestyle": "none"} for color in (SKY, VERMILLION)]
     points += [{"color": color, "marker": "o"} for color in groups.values()]
     lines, names = axes[2].get_legend_handles_labels()
     legend_below(figure, [*points, *lines], ["first recorded step", "last", *groups, *names])
@@ -204,7 +203,7 @@ def _scatter_parts(axes: Axes, of: Usable) -> str:
     """Draws the first and the last recorded step, and says what their means are."""
     ends = dict.fromkeys((of["step"].min(), of["step"].max()))
     said = []
-    for step, color in zip(ends, (SKY, INK), strict=False):
+    for step, color in zip(ends, (SKY, VERMILLION), strict=False):
         rows = of["step"] == step
         first, curvature = of[FIRST][rows], of[CURVATURE][rows]
         shown = summaries.thinned(first.size, MOST_POINTS // 2)

@@ -27,14 +27,16 @@ from .style import (
     band,
     label,
     legend_below,
-    over_steps,
+    over_training,
     panels,
     percent,
     run_styles,
     signed,
+    step_size,
     styled,
 )
 
+LEAST_RANGE = 0.04  # of an axis of accuracies or correlations
 LARGE = 2.0  # times the median: a large gradient
 
 
@@ -56,16 +58,17 @@ def ranking(runs: Sequence[Run]) -> Picture:
     least = {run.config.get("eval_min_score_gap") for run in runs}
     threshold = f"{least.pop():g}" if len(least) == 1 and None not in least else "τ"
     shown = {
-        "pwa": (f"PWA, score gap ≥ {threshold}", "share of pairs", 0.5),
-        "pwa_all": ("PWA, all pairs", "share of pairs", 0.5),
+        "pwa": (f"Accuracy (PWA), score gap ≥ {threshold}", "share of pairs ranked right", 0.5),
+        "pwa_all": ("Accuracy (PWA), all pairs", "share of pairs ranked right", 0.5),
         "spearman": ("Spearman ρ, all completions", "rank correlation", 0.0),
     }
     looks = _curve_looks(runs, curves)
     drawn = [run for run in runs if curves[run.name]]
-    figure, over = _over_training(drawn, metrics, height=3.2)
+    figure, axes = panels(len(metrics), 3.2, columns=len(metrics))
+    scale = step_size(*drawn)
     names = {f"{run}, {of_set}" if of_set else run: look for (run, of_set), look in looks.items()}
     names["best value"] = style.BEST
-    for panel, metric, scale in over:
+    for panel, metric in zip(axes, metrics, strict=True):
         for (run, of_set), look in looks.items():
             if (curve := curves[run].get((of_set, metric))) is not None:
                 _plot(panel, curve, look, scale[run])
@@ -73,8 +76,13 @@ def ranking(runs: Sequence[Run]) -> Picture:
                 panel.plot(*best, marker="o", markersize=11, fillstyle="none", color=look["color"])
         title, ylabel, guessing = shown[metric]
         panel.set(title=title, ylabel=ylabel)
-        over_steps(panel, drawn, scale)
+        over_training(panel, *drawn)
         low, high = panel.get_ylim()
+        if high - low < LEAST_RANGE:  # a flat curve looks flat
+            low, high = ((low + high + sign * LEAST_RANGE) / 2 for sign in (-1, 1))
+        if metric != "spearman":
+            panel.yaxis.set_major_formatter(percent)
+            low, high = max(low, -0.02), min(high, 1.02)
         if low < guessing < high:
             names["guessing"] = {"color": GREY, "linewidth": 1.2, "linestyle": ":"}
             panel.axhline(guessing, zorder=1, **names["guessing"])
@@ -218,11 +226,11 @@ def flips(found: list[Usable], runs: Sequence[Run]) -> tuple[Figure, str]:
         name, weight = pair_weight(of)
         result = summaries.flips(of["step"], weight, of["is_flipped"])
         most = max(most, result.steps.size)
-        _draw_flips(left, right, result)
+        _draw_flips(left, right, replace(result, steps=step_size(of.run)[of.run.name] * result.steps))
         said.append(_last_flips(of.run.name, result))
         left.set(title=label(of.run.name), ylabel=f"mean {name}")
-        over_steps(left, [of.run])
-        over_steps(right, [of.run])
+        over_training(left, of.run)
+        over_training(right, of.run)
     _legend_of_flips(figure, *axes[:2])
     weights = dict.fromkeys(pair_weight(of)[0] for of in found)
     columns = dict.fromkeys(" × ".join(c for c in of.columns if c not in ("step", "is_flipped")) for of in found)
@@ -302,17 +310,17 @@ def logps(found: list[Usable], runs: Sequence[Run]) -> tuple[Figure, str]:
     figure, axes = panels(len(found))
     for panel, of in zip(axes, found, strict=True):
         parts = summaries.phases(of.size, most=20, least=20)
-        steps = np.array([of["step"][part].mean() for part in parts])
+        x = step_size(of.run)[of.run.name] * np.array([of["step"][part].mean() for part in parts])
         changes = []
         for name, color, marker in (("chosen", BLUE, "o"), ("rejected", VERMILLION, "s")):
             values = of[f"logp_{name}"]
             rows = np.array([np.quantile(values[part], (0.5, 0.25, 0.75)) for part in parts])
-            band(panel, steps, rows, color=color, marker=marker, label=f"{name}: median, middle half")
+            band(panel, x, rows, color=color, marker=marker, label=f"{name}: median, middle half")
             changes.append(f"{name} {signed(rows[-1, 0] - rows[0, 0])}")
         panel.set_ylabel("log-probability (nats per token)")
         title = label(of.run.name)
         panel.set_title(f"{title}\nchange: {', '.join(changes)}" if len(parts) > 1 else title)
-        over_steps(panel, [of.run])
+        over_training(panel, of.run)
     legend_below(figure, *axes[0].get_legend_handles_labels())
     caption = (
         "Mean log-probability per token under the model in training: the median of up to 20 parts of training with "
@@ -340,12 +348,13 @@ def loss(runs: Sequence[Run]) -> Picture:
     looks = {run: look for run, look in run_styles(runs).items() if run in curves}
     logged = [key for key in labels if any(of_run[key].steps.size for of_run in curves.values())]
     drawn = [run for run in runs if run.name in curves]
-    figure, over = _over_training(drawn, logged, height=2.4)
-    for panel, key, scale in over:
+    figure, axes = panels(len(logged), 2.4, columns=len(logged))
+    scale = step_size(*drawn)
+    for panel, key in zip(axes, logged, strict=True):
         for run, of_run in curves.items():
             _plot(panel, of_run[key], looks[run], scale[run])
         panel.set_ylabel(labels[key])
-        over_steps(panel, drawn, scale)
+        over_training(panel, *drawn)
     legend_below(figure, looks.values(), looks)
     caption = (
         "Of the training batches; each point is the mean since the one before. Weights and margins are part of the "
@@ -366,18 +375,18 @@ def gradient_norm(runs: Sequence[Run]) -> Picture:
     medians = [float(np.median(curves[run.name].values)) for run in drawn]
     threshold = LARGE * float(np.median(medians))
     line: dict[str, Any] = {"color": GREY, "linewidth": 1.2, "linestyle": "--", "marker": ""}
-    figure, over = _over_training(drawn, ["grad_norm"], height=3.0)
+    figure, (panel,) = panels(1)
+    scale = step_size(*drawn)
     looks = {name: look for name, look in run_styles(runs).items() if name not in left_out}
-    for panel, _, scale in over:
-        for name, look in looks.items():
-            curve = curves[name]
-            smooth = summaries.Curve(curve.steps, summaries.smoothed(curve.values))
-            panel.plot(scale[name] * curve.steps, curve.values, color=look["color"], linewidth=0.8, alpha=0.35)
-            _plot(panel, smooth, look, scale[name])
-        panel.axhline(threshold, zorder=1, **line)
-        panel.set_ylim(bottom=0)
-        panel.set_ylabel("norm of the loss gradient")
-        over_steps(panel, drawn, scale)
+    for name, look in looks.items():
+        curve = curves[name]
+        smooth = summaries.Curve(curve.steps, summaries.smoothed(curve.values))
+        panel.plot(scale[name] * curve.steps, curve.values, color=look["color"], linewidth=0.8, alpha=0.35)
+        _plot(panel, smooth, look, scale[name])
+    panel.axhline(threshold, zorder=1, **line)
+    panel.set_ylim(bottom=0)
+    panel.set_ylabel("norm of the loss gradient")
+    over_training(panel, *drawn)
     thin: dict[str, Any] = {"color": GREY, "linewidth": 0.8}
     legend_below(figure, [*looks.values(), thin, line], [*looks, "as logged", f"{LARGE:g} × median"])
     said = []
@@ -421,20 +430,3 @@ def _unlogged(run: Run, what: str) -> str:
 
 def _plot(panel: Axes, curve: summaries.Curve, look: Mapping[str, Any], scale: int) -> None:
     panel.plot(scale * curve.steps, curve.values, markevery=max(1, curve.steps.size // 12), **look)
-
-
-def _over_training(
-    runs: Sequence[Run], shown: Sequence[str], height: float
-) -> tuple[Figure, list[tuple[Axes, str, dict[str, int]]]]:
-    """A panel for each curve over steps; where the runs' steps differ in pairs, another one over pairs.
-
-    Returns:
-        The figure, and panel, curve, and what a step of each run is on the panel's axis.
-    """
-    sizes = {run.name: run.pairs_per_step or 0 for run in runs}
-    scales = [dict.fromkeys(sizes, 1)]
-    if all(sizes.values()) and len(set(sizes.values())) > 1:
-        scales.append(sizes)
-    figure, axes = panels(len(shown) * len(scales), height, columns=len(shown))
-    over = [(name, scale) for scale in scales for name in shown]
-    return figure, [(panel, *each) for panel, each in zip(axes, over, strict=True)]

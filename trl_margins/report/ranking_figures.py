@@ -18,7 +18,21 @@ from ..evaluation.tables import CASE_ROWS
 from . import summaries
 from .picture import Picture, Usable, from_pairs, source
 from .run_folder import STATE, Run
-from .style import BEST, BLUE, LOOKS, ORANGE, SKY, VERMILLION, label, legend_below, over_steps, panels, percent, styled
+from .style import (
+    BEST,
+    BLUE,
+    LOOKS,
+    ORANGE,
+    SKY,
+    VERMILLION,
+    label,
+    legend_below,
+    over_training,
+    panels,
+    percent,
+    step_size,
+    styled,
+)
 
 CASE_COLORS = dict(zip(CASES, (BLUE, VERMILLION, ORANGE, SKY), strict=True))
 
@@ -64,19 +78,19 @@ def cases(found: list[Usable], runs: Sequence[Run]) -> tuple[Figure, str]:
     """How many pairs were in each case, over training."""
     figure, axes = panels(len(found))
     for panel, of in zip(axes, found, strict=True):
-        case, step = cases_of(of), of["step"]
+        case, step, size = cases_of(of), of["step"], step_size(of.run)[of.run.name]
         parts = summaries.phases(of.size, most=min(20, len(np.unique(step))), least=20)
         edges = np.array([step[part.start] - 1 for part in parts] + [step[-1]])
         below = np.zeros(len(parts))
         for i, color in enumerate(CASE_COLORS.values(), 1):
             above = below + [(case[part] == i).mean() for part in parts]
-            panel.stairs(above, edges, baseline=below, fill=True, color=color, alpha=0.85)
+            panel.stairs(above, size * edges, baseline=below, fill=True, color=color, alpha=0.85)
             below = above
         over, under = (percent(round((case == i).mean(), 3)) for i in (2, 3))
         panel.set(ylim=(0, 1), ylabel="share of pairs")
         panel.set_title(f"{label(of.run.name)}\noverfitting {over}, underfitting {under}")
         panel.yaxis.set_major_formatter(percent)
-        over_steps(panel, [of.run])
+        over_training(panel, of.run)
     legend_below(figure, [Patch(color=color) for color in CASE_COLORS.values()], list(CASE_ROWS.values()), columns=2)
     caption = (
         "r is the gap between the policy's own rewards, and γ what it is compared with: the target margin, and with a "

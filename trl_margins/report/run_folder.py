@@ -47,6 +47,7 @@ class Run:
     pairs: Mapping[str, np.ndarray]  # column → [trained pairs] float64, NaN where a cell is empty; empty without a log
     one_in: int = 1  # one in so many pairs of the log was read
     anchors: Mapping[str, np.ndarray] = field(default_factory=dict)  # anchor_diagnostics.csv, likewise
+    best_step: int | None = None  # whose model was loaded at the end; None for the last step's
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -101,9 +102,11 @@ def read_run(folder: str | Path) -> Run:
         )
     for name in missing:
         logger.warning("%s has no %s (%s): the pictures from it are left out", path, name, WRITTEN_BY[name])
-    history = _read_json(state).get("log_history", []) if state else []
+    content = _read_json(state) if state else {}
+    history = content.get("log_history", [])
     anchors = read_pairs(path / ANCHORS) if (path / ANCHORS).is_file() else {}
-    run = Run(path.resolve().name, path, info, history, {}, anchors=anchors)
+    best = content.get("best_global_step") if (info.get("config") or {}).get("load_best_model_at_end") else None
+    run = Run(path.resolve().name, path, info, history, {}, anchors=anchors, best_step=best)
     if PAIRS in missing:
         return run
     one_in = 1 + pairs.stat().st_size // MOST_BYTES

@@ -200,7 +200,7 @@ def pictures(trainer: Any) -> list[Image]:
         logger.info("no pictures for the model card: pip install 'trl-margins[report]'")
         return []
     from ..report.figures import draw_pictures
-    from ..report.page import render
+    from ..report.style import render
 
     try:
         run = read_run(folder)

@@ -17,6 +17,7 @@ from datasets import IterableDataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
+from transformers.utils import is_in_notebook
 from trl.trainer.utils import get_config_model_id
 
 from ..checks import default_of
@@ -125,6 +126,10 @@ class MarginMixin(BestMixin, CardMixin, CheckpointMixin, WindowMixin):
         self._probes = window_probes(self, self.objective, self.options)
         self._finite = FiniteSteps(self, skip=self.options.nonfinite_steps == "skip")
         self.add_callback(self._finite)
+        if is_in_notebook():
+            from .notebook import narrow_table  # needs IPython
+
+            narrow_table(self)
         self.add_callback(BestSoFar())
         self.callback_handler.callbacks.insert(0, SaysPairsPerStep(self))  # above the progress bar
         if self.options.log_pairs:

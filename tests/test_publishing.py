@@ -50,7 +50,6 @@ NEWER = {
 }
 
 
-
 def script(name: str) -> ModuleType:
     """A program of `.ci` as a module."""
     spec = importlib.util.spec_from_file_location(f"ci_{name}", ROOT / ".ci" / f"{name}.py")
@@ -104,7 +103,12 @@ def test_the_repository_has_one_address():
     assert all(url.startswith(home) for url in PROJECT["urls"].values())
     project = (ROOT / "pyproject.toml").read_text()
     assert project.count("https://") == project.count(home)
-    others = [*ROOT.glob("*.md"), *ROOT.glob("*.cff"), *(ROOT / "docs").rglob("*.md"), *(ROOT / ".github").rglob("*.yml")]
+    others = [
+        *ROOT.glob("*.md"),
+        *ROOT.glob("*.cff"),
+        *(ROOT / "docs").rglob("*.md"),
+        *(ROOT / ".github").rglob("*.yml"),
+    ]
     assert [relative(path) for path in others if home in path.read_text()] == []
 
 

@@ -121,15 +121,15 @@ class MarginMixin(BestMixin, CardMixin, CheckpointMixin, WindowMixin):
         check_one_device(getattr(self, "ref_model", None), "the reference model")
         if self.options.train_only:
             train_only(self.model, self.options.train_only)
+        if is_in_notebook():
+            from .notebook import narrow_table  # needs IPython
+
+            narrow_table(self)
         self._first_states = copy.deepcopy(self._term_states())
         self._wrap_collator()
         self._probes = window_probes(self, self.objective, self.options)
         self._finite = FiniteSteps(self, skip=self.options.nonfinite_steps == "skip")
         self.add_callback(self._finite)
-        if is_in_notebook():
-            from .notebook import narrow_table  # needs IPython
-
-            narrow_table(self)
         self.add_callback(BestSoFar())
         self.callback_handler.callbacks.insert(0, SaysPairsPerStep(self))  # above the progress bar
         if self.options.log_pairs:

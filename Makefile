@@ -1,4 +1,4 @@
-# Every target sets itself up in .venv: a fresh machine needs only Python (>= 3.10) and make.
+# Every target sets itself up in .venv: a fresh machine needs only Python (>= 3.11) and make.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,13 +7,16 @@ INSTALLED := $(VENV)/.installed
 BUNDLED := $(VENV)/.bundled
 MODELS := $(VENV)/.models
 
-.PHONY: demo test bench soak gpu docs dist lint format clean
+.PHONY: demo test notebook bench soak gpu docs dist lint format clean
 
 demo: $(INSTALLED) $(BUNDLED)  ## train the bundled model on a made-up set: before and after
 	$(BIN)/trl-margins demo
 
 test: $(INSTALLED) $(MODELS)  ## the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+notebook: $(INSTALLED) $(BUNDLED)  ## run the notebook, and write what it shows into it
+	$(BIN)/python .ci/notebook.py examples/gappo.ipynb
 
 bench: $(INSTALLED) $(BUNDLED)  ## step time and memory beside TRL, methods, evaluation, tokenization
 	$(BIN)/python benchmarks/bench.py $(BENCH)

@@ -9,6 +9,7 @@ runs smoke.py there, from a folder of its own. Everything it makes is gone at th
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -16,6 +17,7 @@ import tempfile
 import time
 import venv
 import zipfile
+from email import message_from_bytes
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -78,6 +80,26 @@ def check_sdist(sdist: Path, root: Path) -> int:
     return len(names)
 
 
+def relative_links(description: str) -> list[str]:
+    """Links and pictures that lead nowhere on a package index."""
+    targets = re.findall(r'(?:\]\(|src="|srcset="|href=")([^)"\s]+)', description)
+    return [target for target in targets if not target.startswith(("https://", "#"))]
+
+
+def check_description(wheel: Path) -> int:
+    """Number of characters of what a package index shows; its links and pictures are absolute.
+
+    Raises:
+        SystemExit: relative links, or no description.
+    """
+    archive = zipfile.ZipFile(wheel)
+    (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+    description = message_from_bytes(archive.read(name)).get_payload(decode=True).decode()
+    if not description or (found := relative_links(description)):
+        sys.exit(f"{wheel.name}: " + (f"relative links {found}" if description else "no description"))
+    return len(description)
+
+
 def try_wheel(wheel: Path, scratch: Path) -> None:
     """Installs it into a fresh environment and runs the smoke test there.
 
@@ -109,6 +131,7 @@ def main() -> None:
     folder = Path(sys.argv[1]).resolve()
     wheel, sdist = the_only(folder, "*.whl"), the_only(folder, "*.tar.gz")
     say(f"{wheel.name}: {check_wheel(wheel, ROOT)} files, {wheel.stat().st_size / 1024:.0f} KiB")
+    say(f"its description: {check_description(wheel)} characters")
     say(f"{sdist.name}: {check_sdist(sdist, ROOT)} files, {sdist.stat().st_size / 1024:.0f} KiB")
     with tempfile.TemporaryDirectory(prefix="trl-margins-") as scratch:
         try:

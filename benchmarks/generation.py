@@ -46,7 +46,7 @@ parser.add_argument("--repeats", type=int, default=1, help="each way, in turns; 
 parser.add_argument("--continuous", action="store_true", help="transformers' continuous batching too")
 args = parser.parse_args()
 
-device = torch.accelerator.current_accelerator() or torch.device("cpu")
+device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 folder = resolve_model(args.model)
 tokenizer = AutoTokenizer.from_pretrained(folder)
 model = AutoModelForCausalLM.from_pretrained(folder, dtype=args.precision).to(device)

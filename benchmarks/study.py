@@ -304,7 +304,7 @@ def measured(model: Any, tokenizer: Any, data: dict[str, Any], size: Size) -> di
             opened = evaluation_set(pairs, name)
             _tokenized[key] = opened.scores, completion_tokens(model, tokenizer, opened.rows, size.max_length)
         scores, tokens = _tokenized[key]
-        device = torch.accelerator.current_accelerator() or torch.device("cpu")
+        device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type != "cpu"):
             scored = logps_of_tokens(model, tokens, batch_size=4 * size.batch_size, desc=name)
         left = [i for i, each in enumerate(scored) if each.lengths.all()]  # a long prompt leaves no completion

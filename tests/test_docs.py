@@ -23,11 +23,18 @@ from conftest import preference_rows
 from datasets import Dataset, DatasetDict
 from printed import FENCE
 from test_pairing import ultrafeedback
-from transformers import LlamaConfig, LlamaForSequenceClassification, TrainingArguments
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    TrainingArguments,
+)
 
 from trl_margins.cli import COMMANDS, main
 from trl_margins.methods import METHODS
 from trl_margins.trainers import card as cards
+from trl_margins.trainers.named import trainer_class
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -36,7 +43,8 @@ PAGES = ["README.md", "CONTRIBUTING.md", PLUGIN, *(str(path.relative_to(ROOT)) f
 
 # Name in the pages → what stands in for it: a folder's name in the workspace below
 MODELS = {
-    **dict.fromkeys(("Qwen/Qwen2.5-0.5B-Instruct", "bundled:smollm2-135m-instruct"), "tiny"),
+    **dict.fromkeys(("Qwen/Qwen2.5-0.5B-Instruct", "HuggingFaceTB/SmolLM2-135M-Instruct"), "tiny"),
+    "bundled:smollm2-135m-instruct": "tiny",
     **dict.fromkeys(("meta-llama/Meta-Llama-3-8B-Instruct", "meta-llama/Meta-Llama-3-70B-Instruct"), "tiny"),
     "RLHFlow/ArmoRM-Llama3-8B-v0.1": "reward-model",
     "Qwen/Qwen3-8B": "thinks",
@@ -212,7 +220,11 @@ def here(
             return real(path, *args, split=split, **kwargs)
         made = {"Anthropic/hh-rlhf": hh, "openbmb/UltraFeedback": raw_ultrafeedback}.get(path, as_on_the_hub)
         splits = DatasetDict({name: made() for name in HUB_SETS[path]})
-        return splits if split is None else splits[split]
+        if split is None:
+            return splits
+        name, _, part = split.partition("[:")
+        rows = splits[name]
+        return rows.select([i % len(rows) for i in range(int(part.rstrip("]")))]) if part else rows
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.setattr(TrainingArguments, "__post_init__", small)
@@ -413,9 +425,46 @@ def test_every_page_is_in_the_navigation() -> None:
     assert sorted(named) == sorted(str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md"))
 
 
-def test_links_of_the_readme_lead_somewhere() -> None:
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / "README.md").read_text()):
-        assert (ROOT / target).exists(), target
+def test_the_first_block_of_the_readme_runs_on_a_cpu(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it stands: only the Hub's model and data set are local ones, and what it saves loads with transformers."""
+    monkeypatch.setattr(TrainingArguments, "__post_init__", _whole)
+    code = next(code for language, code, _ in blocks("README.md") if language == "python")
+    (model,) = [name for name in MODELS if name in code]
+    exec(compile(code.replace(model, "tiny"), "README.md", "exec", dont_inherit=True), {})
+    (saved,) = re.findall(r'Config\("([\w-]+)"', code)
+    trained, before = (AutoModelForCausalLM.from_pretrained(name).state_dict() for name in (saved, "tiny"))
+    assert any((trained[name] != before[name]).any() for name in before)
+    assert AutoTokenizer.from_pretrained(saved).chat_template
+
+
+def test_the_readme_begins_with_the_two_commands() -> None:
+    assert [words[:2] for words in lines(next(blocks("README.md"))[1])] == [["make", "demo"], ["make", "test"]]
+
+
+def test_the_readme_has_the_papers_of_the_five_methods() -> None:
+    text = (ROOT / "README.md").read_text()
+    five = [row for row in METHODS.values() if not row.baseline and f"`{trainer_class(row.id).__name__}`" in text]
+    assert len(five) == 5
+    linked = re.findall(r"\(https://arxiv\.org/abs/([\d.]+)\)", text)
+    assert sorted(linked) == sorted(row.paper.arxiv for row in five if row.paper.arxiv)
+    assert text.count("under review") == sum(row.paper.arxiv is None for row in five)
+
+
+def test_the_speeds_of_the_readme_are_measured_ones() -> None:
+    """The numbers of each row stand in one table of docs/performance.md, TRL's and ours in their rows."""
+    rows = re.findall(r"^\| .*pairs per step \|.*|^\| the same.*", (ROOT / "README.md").read_text(), re.MULTILINE)
+    tables = re.split(r"\n(?!\|)", (DOCS / "performance.md").read_text())
+    assert len(rows) == 3
+    for row in rows:
+        theirs, ours, ratio, memory = [cell.strip() for cell in row.split("|")[2:6]]
+        their_memory, our_memory = re.findall(r"[\d.]+", memory)
+        of_trl, of_ours = (
+            {line for table in tables for line in table.splitlines() if line.startswith(begin)}
+            for begin in ("| TRL CPOTrainer(simpo) ", ("| MarginCPOTrainer(simpo) ", "| ours, SimPO |"))
+        )
+        assert any({theirs, their_memory} <= set(line.split()) for line in of_trl), row
+        assert any({ours, ratio, our_memory} <= set(line.split()) for line in of_ours), row
+        assert float(theirs) / float(ours) == pytest.approx(float(ratio), abs=0.011)
 
 
 def test_docstrings_become_markdown() -> None:

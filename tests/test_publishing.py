@@ -6,17 +6,20 @@ import ast
 import importlib.util
 import re
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
-import tomllib
 import yaml
+from hatchling.metadata.core import ProjectMetadata
+from hatchling.plugin.manager import PluginManager
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+from printed import FENCE
 
 import trl_margins
 from trl_margins.methods import METHODS, Paper
@@ -30,33 +33,20 @@ DIRECT = [
 ]
 CITATION = yaml.safe_load((ROOT / "CITATION.cff").read_text())
 PAPERS = {method.paper.title: method.paper for method in METHODS.values()}
+WORKFLOW = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
 FORMS = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
 FOLDERS = ("trl_margins", "tests", "recipes", "docs", "benchmarks", ".ci", ".github")
 CODE = sorted(
     [*ROOT.glob("*.py"), *(path for name in FOLDERS for path in (ROOT / name).rglob("*.py"))],
     key=lambda path: path.relative_to(ROOT).as_posix(),
 )
-# what came to the standard library after Python 3.10
+# what came to the standard library after Python 3.11
 NEWER = {
-    "tomllib": set(),  # all of it
-    "datetime": {"UTC"},
-    "enum": {"EnumCheck", "ReprEnum", "StrEnum", "verify"},
+    "collections.abc": {"Buffer"},
+    "copy": {"replace"},
     "itertools": {"batched"},
-    "typing": {
-        "LiteralString",
-        "Never",
-        "NotRequired",
-        "Required",
-        "Self",
-        "TypeAliasType",
-        "TypeVarTuple",
-        "Unpack",
-        "assert_never",
-        "assert_type",
-        "dataclass_transform",
-        "override",
-        "reveal_type",
-    },
+    "typing": {"NoDefault", "ReadOnly", "TypeAliasType", "TypeIs", "get_protocol_members", "is_protocol", "override"},
+    "warnings": {"deprecated"},
 }
 
 
@@ -88,10 +78,60 @@ def test_the_version_is_in_one_place():
 
 def test_the_metadata_read_the_version_there():
     tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]
-    assert PROJECT["dynamic"] == ["version"]
+    assert PROJECT["dynamic"] == ["readme", "version"]
     assert "version" not in PROJECT
     assert tool["version"] == {"path": "trl_margins/__init__.py"}
     assert "version" not in CITATION
+
+
+def test_the_readme_is_the_description_with_absolute_links():
+    """As the build makes it: the code unchanged, and every file that is linked within the repository is there."""
+    core = ProjectMetadata(str(ROOT), PluginManager()).core
+    readme, home = (ROOT / "README.md").read_text(), PROJECT["urls"]["Repository"]
+    assert script("try_wheel").relative_links(core.readme) == []
+    assert FENCE.findall(core.readme) == FENCE.findall(readme)
+    linked = re.findall(re.escape(home) + r"/(blob|raw)/main/([^)#\"]+)", core.readme)
+    assert {kind for kind, path in linked if path.endswith(".svg")} == {"raw"}
+    assert [path for _, path in linked if not (ROOT / path).exists()] == []
+    assert len(linked) > 20
+    assert f"]({home}/actions/workflows/ci.yml)" in core.readme  # GitHub's own pages
+
+
+def test_the_repository_has_one_address():
+    """Whoever moves it changes pyproject.toml."""
+    home = PROJECT["urls"]["Repository"]
+    assert all(url.startswith(home) for url in PROJECT["urls"].values())
+    project = (ROOT / "pyproject.toml").read_text()
+    assert project.count("https://") == project.count(home)
+    others = [
+        *ROOT.glob("*.md"),
+        *ROOT.glob("*.cff"),
+        *(ROOT / "docs").rglob("*.md"),
+        *(ROOT / ".github").rglob("*.yml"),
+    ]
+    assert [relative(path) for path in others if home in path.read_text()] == []
+
+
+def test_the_pythons_are_those_that_ci_runs():
+    """In classifiers, badge and workflow, the oldest as `requires-python`."""
+    versions = [line.split(" :: ")[-1] for line in PROJECT["classifiers"] if re.search(r":: 3\.\d+$", line)]
+    assert f">={versions[0]}" == PROJECT["requires-python"]
+    assert WORKFLOW["jobs"]["check"]["strategy"]["matrix"] == {"python": versions}
+    assert f"badge/python-{'%20%7C%20'.join(versions)}-blue" in (ROOT / "README.md").read_text()
+
+
+def test_the_workflow_does_what_ci_does():
+    commands = {name: [step.get("run", "") for step in job["steps"]] for name, job in WORKFLOW["jobs"].items()}
+    assert commands["check"][-1] == "bash .ci/run"
+    assert commands["dist"][-1] == "make dist"
+    assert (ROOT / ".ci" / "run").is_file()
+    assert "\ndist: " in (ROOT / "Makefile").read_text()
+    assert WORKFLOW["permissions"] == {"contents": "read"}
+
+
+def test_the_hooks_before_a_commit_use_the_tested_ruff():
+    (hooks,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert f"\nruff=={hooks['rev'].removeprefix('v')}\n" in (ROOT / "constraints.txt").read_text()
 
 
 def test_the_version_is_in_its_normal_form():
@@ -115,32 +155,31 @@ def test_each_dependency_has_one_floor(line):
     assert [s.operator for s in Requirement(line).specifier].count(">=") == 1
 
 
-def test_python_3_10_reads_it():
-    """The syntax that `requires-python` promises, for Python 3.10 itself may not be at hand."""
-    assert PROJECT["requires-python"] == ">=3.10"
+def test_python_3_11_reads_it():
+    """The syntax that `requires-python` promises, also where a newer Python runs the tests."""
+    assert PROJECT["requires-python"] == ">=3.11"
     assert len(CODE) > 100
     for path in CODE:
-        ast.parse(path.read_text(), relative(path), feature_version=(3, 10))
+        ast.parse(path.read_text(), relative(path), feature_version=(3, 11))
     with pytest.raises(SyntaxError):
-        ast.parse("try:\n    pass\nexcept* ValueError:\n    pass\n", feature_version=(3, 10))
+        ast.parse("type X = int", feature_version=(3, 11))
 
 
 def newer_imports(source: str) -> list[str]:
     """What of NEWER a module imports."""
-    found = []
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names if alias.name in NEWER and not NEWER[alias.name]]
-        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module in NEWER:
-            names = NEWER[node.module]
-            found += [f"{node.module}.{alias.name}" for alias in node.names if not names or alias.name in names]
-    return found
+    return [
+        f"{node.module}.{alias.name}"
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.ImportFrom) and node.level == 0
+        for alias in node.names
+        if alias.name in NEWER.get(node.module, ())
+    ]
 
 
-def test_the_package_imports_nothing_that_python_3_10_lacks():
+def test_the_package_imports_nothing_that_python_3_11_lacks():
     package = [path for path in CODE if path.is_relative_to(ROOT / "trl_margins")]
     assert {relative(path): names for path in package if (names := newer_imports(path.read_text()))} == {}
-    assert newer_imports("import tomllib\nfrom typing import Any, Self\n") == ["tomllib", "typing.Self"]
+    assert newer_imports("from typing import Any, override\n") == ["typing.override"]
 
 
 def bibtex_authors(paper: Paper) -> list[dict[str, str]] | None:
@@ -237,11 +276,12 @@ def project(tmp_path) -> Path:
 IN_A_WHEEL = ["trl_margins/__init__.py", "trl_margins/py.typed", "trl_margins/recipes/a/b.yaml"]
 
 
-def write_wheel(folder: Path, *names: str) -> Path:
+def write_wheel(folder: Path, *names: str, description: str = "") -> Path:
     path = folder / "trl_margins-9-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as archive:
-        for name in (*names, "trl_margins-9.dist-info/METADATA"):
+        for name in names:
             archive.writestr(name, "")
+        archive.writestr("trl_margins-9.dist-info/METADATA", f"Metadata-Version: 2.4\n\n{description}")
     return path
 
 
@@ -261,6 +301,16 @@ def test_a_whole_wheel(project):
 def test_a_wheel_with_a_hole_or_a_stranger(names, message, project):
     with pytest.raises(SystemExit, match=message):
         script("try_wheel").check_wheel(write_wheel(project, *names), project)
+
+
+def test_a_description_for_a_package_index(tmp_path):
+    check = script("try_wheel").check_description
+    assert check(write_wheel(tmp_path, description="[γ](https://x.org/y.md#z) [here](#there)")) == 40
+    for wrong in ("[a](docs/a.md)", "![a](../a.png)", '<img src="a.svg">', '<source srcset="a.svg">'):
+        with pytest.raises(SystemExit, match=r"relative links \['[ad.]"):
+            check(write_wheel(tmp_path, description=wrong))
+    with pytest.raises(SystemExit, match="no description"):
+        check(write_wheel(tmp_path))
 
 
 @pytest.mark.parametrize("missing", [None, "tests/conftest.py", "recipes/a/b.yaml"])

@@ -228,7 +228,7 @@ def device() -> Any:
     """The accelerator, or the CPU."""
     import torch
 
-    return torch.accelerator.current_accelerator() or torch.device("cpu")
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def answering(args: GenerateArguments, name: str, tokenizer: Any) -> Answering:

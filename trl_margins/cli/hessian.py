@@ -67,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError(f"{args.dataset_name} holds no pairs: it needs the columns prompt, chosen and rejected")
     length = of_training("max_length", args.max_length, models, MAX_LENGTH)
     tokenization = of_training("tokenization", None, models, "chat-template")
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     found = {}
     for name in models:
         model = load_model(name, dtype=args.dtype, device_map=None, trust_remote_code=code)

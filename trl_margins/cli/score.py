@@ -117,7 +117,7 @@ def score_by_model(args: ScoreArguments, splits: DatasetDict) -> int:
             raise ValueError(f"{split} has a column {there[0]!r} already: replace it with overwrite (--overwrite)")
     tokens = {split: tokens_to_score(some, tokenizer, split) for split, some in rows.items()}
     model = load_reward_model(find_model(name), dtype=args.dtype, trust_remote_code=code)
-    model.to(args.device or torch.accelerator.current_accelerator() or "cpu")
+    model.to(args.device or torch.accelerator.current_accelerator(check_available=True) or "cpu")
     longest = longest_input(model, tokenizer, args.max_length)
     settings = {"reward_model": name, "reward_label": args.reward_label, "max_length": longest, "dtype": args.dtype}
     settings |= weights_of(name)

@@ -17,6 +17,7 @@ from datasets import IterableDataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
+from transformers.utils import is_in_notebook
 from trl.trainer.utils import get_config_model_id
 
 from ..checks import default_of
@@ -125,6 +126,10 @@ class MarginMixin(BestMixin, CardMixin, InterruptsMixin, CheckpointMixin, Window
         check_one_device(getattr(self, "ref_model", None), "the reference model")
         if self.options.train_only:
             train_only(self.model, self.options.train_only)
+        if is_in_notebook():
+            from .notebook import narrow_table  # needs IPython
+
+            narrow_table(self)
         self._first_states = copy.deepcopy(self._term_states())
         self._wrap_collator()
         self._probes = window_probes(self, self.objective, self.options)

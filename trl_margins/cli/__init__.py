@@ -17,6 +17,7 @@ from typing import Any
 from yaml import YAMLError
 
 from .. import __version__
+from ..redaction import redacted_text
 
 COMMANDS = {
     "train": "train with a method on a preference set",
@@ -103,7 +104,7 @@ def _run(argv: Sequence[str] | None) -> int:
     except Exception as error:
         if argv is not None or not _is_about_input(error):
             raise
-        print(f"trl-margins {chosen.command}: {error}", file=sys.stderr)
+        print(redacted_text(f"trl-margins {chosen.command}: {error}"), file=sys.stderr)
         return 1
 
 

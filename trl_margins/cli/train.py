@@ -21,6 +21,7 @@ from ..data.loading import load_splits, pick_split
 from ..data.media import IMAGES
 from ..data.noise import flip_labels, parse_noise
 from ..distributed import agreed, check_processes, wait_before_leaving
+from ..redaction import redacted_text
 from ..registry import base_of
 from ..trainers.folder import check_unused, last_whole_checkpoint, locked
 from .config_file import Settings, check_adapter, flags_said, read_yaml
@@ -56,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
     with ExitStack() as held:
         agreed(PartialState(), lambda: _enter_folder(held, config, resume))
         trainer = build_trainer(script, config, model_args, mixture)
-        command = shlex.join(["trl-margins", "train", *argv])
+        command = redacted_text(shlex.join(["trl-margins", "train", *argv]))
         trainer.reproduce = _ONCE.sub("", command)
         trainer.holds_folder = True
         if trainer.eval_dataset is not None:

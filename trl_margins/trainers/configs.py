@@ -22,6 +22,7 @@ from ..links import LINKS, TRLS, Link
 from ..methods import MARGINS, WEIGHTS, Method, names_of
 from ..objective import Objective
 from ..pairs import FACTOR
+from ..redaction import KeepsSecrets
 from ..registry import (
     OPTIONS,
     RESERVED,
@@ -54,6 +55,11 @@ _KEEP_BEST = {
 SIMPO_GAMMA = CPOConfig.simpo_gamma  # TRL's default
 
 _KINDS = ("weight", "margin")
+# TRL sets the old names, of which transformers warns for every config and which its version 6 no longer has
+_RENAMED = {
+    "gradient_checkpointing": "activation_checkpointing",
+    "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
+}
 _FILES = ("accelerator_config", "fsdp_config", "deepspeed")  # these fields can name one
 _TRL_FIELDS = {*CPOConfig.__dataclass_fields__, *DPOConfig.__dataclass_fields__}
 # Config fields that are set by the config itself, that SAM reads too, and that are refused where nothing reads them
@@ -67,7 +73,7 @@ _MAY_BE_0 = ("gamma_beta_ratio", "label_smoothing")
 
 
 @dataclass
-class MarginOptions:
+class MarginOptions(KeepsSecrets):
     """The fields that both bases share, beside TRL's. Alone: the options of a trainer that was given TRL's config.
 
     `class SomeConfig(MarginCPOConfig, method="gappo")`, decorated with `@dataclass`, has the defaults of that method's
@@ -250,6 +256,10 @@ class MarginOptions:
             "output folder, at every log. `trl-margins report` draws pictures of it."
         },
     )
+    push_pair_log: bool = field(
+        default=False,
+        metadata={"help": "Push pair_log.csv to the Hub too, which has numbers of every training pair."},
+    )
     overwrite_output_dir: bool = field(
         default=False,
         metadata={
@@ -389,7 +399,7 @@ class MarginOptions:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # the class with the options of registered terms cannot be found by its name
-        return _blank, (origin_of(type(self)),), self.__dict__
+        return _blank, (origin_of(type(self)),), self.__getstate__()
 
     def __init_subclass__(cls, method: str | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -443,6 +453,9 @@ class MarginOptions:
             # transformers would have saving fall on evaluations; the trainer saves each that is the best so far
             arguments: Any = self
             keeps_best, arguments.load_best_model_at_end = arguments.load_best_model_at_end, False
+            for old, new in _RENAMED.items():
+                if getattr(self, new, old) is None:
+                    setattr(self, new, getattr(self, old, None))
             super().__post_init__()
             arguments.load_best_model_at_end = keeps_best
             for kind in _KINDS:

@@ -55,6 +55,7 @@ from .preparation import (
     with_lengths,
 )
 from .prompt_sharing import PromptSharing
+from .pushing import PushMixin
 from .step_size import SaysPairsPerStep
 from .window import WindowMixin
 
@@ -63,7 +64,7 @@ logger = logging.getLogger(__name__)
 _OF_THE_OBJECTIVE = ("beta", "loss_weights", "label_smoothing", "reward")  # config fields that only an objective reads
 
 
-class MarginMixin(BestMixin, CardMixin, CheckpointMixin, WindowMixin):
+class MarginMixin(BestMixin, CardMixin, PushMixin, CheckpointMixin, WindowMixin):
     """Gives a TRL preference trainer a weight and a margin per pair. Comes before the TRL class in the bases.
 
     Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any
 
 # `pad_token` and its kind are no secrets, so a word before `token` has to say that it is one
 _NAMES = (
@@ -54,13 +54,13 @@ class KeepsSecrets:
         """For `training_args.bin`, which transformers uploads with a model."""
         return redacted(self.__dict__)
 
-    def __copy__(self) -> Self:
+    def __copy__(self) -> KeepsSecrets:
         return self._with(self.__dict__)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+    def __deepcopy__(self, memo: dict[int, Any]) -> KeepsSecrets:
         return self._with(copy.deepcopy(self.__dict__, memo))
 
-    def _with(self, values: Mapping[str, Any]) -> Self:
+    def _with(self, values: Mapping[str, Any]) -> KeepsSecrets:
         new = object.__new__(type(self))
         new.__dict__.update(values)
         return new

@@ -18,6 +18,7 @@ from trl.experimental.cpo import CPOConfig
 
 from ..checks import check_names, check_options, default_of, unknown
 from ..data.evaluation_factors import METRICS
+from ..forward.checkpointing import NAMES
 from ..links import LINKS, TRLS, Link
 from ..methods import MARGINS, WEIGHTS, Method, names_of
 from ..objective import Objective
@@ -55,11 +56,6 @@ _KEEP_BEST = {
 SIMPO_GAMMA = CPOConfig.simpo_gamma  # TRL's default
 
 _KINDS = ("weight", "margin")
-# TRL sets the old names, of which transformers warns for every config and which its version 6 no longer has
-_RENAMED = {
-    "gradient_checkpointing": "activation_checkpointing",
-    "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
-}
 _FILES = ("accelerator_config", "fsdp_config", "deepspeed")  # these fields can name one
 _TRL_FIELDS = {*CPOConfig.__dataclass_fields__, *DPOConfig.__dataclass_fields__}
 # Config fields that are set by the config itself, that SAM reads too, and that are refused where nothing reads them
@@ -453,7 +449,9 @@ class MarginOptions(KeepsSecrets):
             # transformers would have saving fall on evaluations; the trainer saves each that is the best so far
             arguments: Any = self
             keeps_best, arguments.load_best_model_at_end = arguments.load_best_model_at_end, False
-            for old, new in _RENAMED.items():
+            # TRL sets the old names, of which transformers would warn for every config
+            for end in ("", "_kwargs"):
+                new, old = (name + end for name in NAMES)
                 if getattr(self, new, old) is None:
                     setattr(self, new, getattr(self, old, None))
             super().__post_init__()

@@ -1,4 +1,4 @@
-"""The test matrix: `nox` for lint and the tested set, `nox -s oldest newest` for the ends of what we admit, `nox -s next` beyond."""
+"""The test matrix: `nox` for lint and the tested set, `nox -s oldest newest next` for what we admit and what comes."""
 
 from __future__ import annotations
 

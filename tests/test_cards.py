@@ -6,15 +6,20 @@ import dataclasses
 import json
 import logging
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import TRAINED, load, preference_rows, quiet
-from huggingface_hub import EvalResult, HfApi, ModelCard, metadata_load
+from datasets import Dataset
+from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData, metadata_load
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 from peft import LoraConfig
+from trl import DPOTrainer
+from trl.experimental.cpo import CPOTrainer
 
 from trl_margins import (
     MarginCPOConfig,
@@ -360,10 +365,53 @@ def test_cards_during_training_have_no_pictures(trained):
     assert during.data.eval_results  # of the model as it was
 
 
+@pytest.mark.parametrize("base", ["cpo", "dpo"])
+def test_metadata_beside_trls(tiny_model, tmp_path, base):
+    """TRL's own card of the same run: its tags are all there, and its placeholder for a license is not."""
+    model = shutil.copytree(tiny_model, tmp_path / "base")
+    (model / "README.md").write_text(
+        "---\nlicense: other\nlicense_name: gemma\nlicense_link: https://ai.google\n---\n"
+    )
+    trainer, theirs = (MarginDPOTrainer, DPOTrainer) if base == "dpo" else (MarginCPOTrainer, CPOTrainer)
+    config = trainer._config_class(str(tmp_path / "out"), bf16=False, report_to="none", max_steps=1)
+    mine = trainer(str(model), args=config, train_dataset=Dataset.from_list(preference_rows(4)))
+    mine.create_model_card()
+    data = card_of(tmp_path / "out").data
+    assert_valid(tmp_path / "out")
+    assert {"generated_from_trainer", *theirs._tag_names} <= set(data.tags)
+    assert (data.license, data.license_name, data.license_link) == ("other", "gemma", "https://ai.google")
+    assert "licence" not in data.to_dict()
+    assert data.pipeline_tag == "text-generation"
+
+
+def test_license_from_the_hub_only_for_what_is_pushed(tiny_model, tmp_path, monkeypatch):
+    asked: list[str] = []
+
+    def info(name, timeout):
+        asked.append(name)
+        if len(asked) > 1:
+            raise ConnectionError("no network")
+        return SimpleNamespace(card_data=ModelCardData(license="apache-2.0"))
+
+    monkeypatch.setattr(cards, "model_info", info)
+    monkeypatch.setattr(cards, "get_config_model_id", lambda config: "me/base")
+    config = MarginCPOConfig(str(tmp_path / "out"), bf16=False, report_to="none")
+    trainer = MarginCPOTrainer(tiny_model, config, train_dataset=Dataset.from_list(preference_rows(4)))
+    licenses = []
+    for pushed_to in (None, "me/mine", "me/mine"):
+        trainer.hub_model_id = pushed_to
+        trainer.create_model_card()
+        licenses.append(card_of(tmp_path / "out").data.license)
+    assert licenses == [None, "apache-2.0", None]
+    assert asked == ["me/base", "me/base"]
+
+
 def test_tags_and_links(trained):
     data = card_of(trained[1]).data
     assert data.tags[0] == "generated_from_trainer"
     assert {"trl", "trl-margins", "gappo", "score-gap", "preference-optimization"} <= set(data.tags)
+    assert {*CPOTrainer._tag_names, "simpo"} <= set(data.tags)  # whoever filters the Hub by TRL's tags finds it
+    assert data.pipeline_tag == "text-generation"
     assert data.datasets == "me/pairs"
     assert data.base_model is None  # a folder of this machine
     text = card_of(trained[1]).text

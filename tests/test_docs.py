@@ -289,7 +289,8 @@ def run(words: list[str], already_run: set[str]) -> None:
         check_judge(program, rest)
     elif program == "nox":
         assert rest[0] == "-s"
-        assert f"\ndef {rest[1]}(session" in (ROOT / "noxfile.py").read_text()
+        sessions = (ROOT / "noxfile.py").read_text()
+        assert f"\ndef {rest[1]}(session" in sessions or f'@nox.session(name="{rest[1]}")' in sessions
     else:
         raise AssertionError(f"tests/test_docs.py does not know how to check {words}")
 

@@ -90,6 +90,7 @@ def test_a_type_checker_knows_the_configs(checker, request, tmp_path):
 ROOMS = (
     "logging",
     "checks",
+    "redaction",
     "tables",
     "pairs",
     "rewards",
@@ -185,7 +186,7 @@ def test_a_method_has_its_trainers(method):
         assert trainer.__name__ == config.__name__.replace("Config", "Trainer")
         assert getattr(trl_margins, trainer.__name__) is trainer
         assert (trainer._name, trainer._paper["title"]) == (row.name, row.paper.title)
-        assert trainer._tag_names == ["trl", *(["dpo"] if base == "dpo" else []), "trl-margins", *row.tags]
+        assert trainer._tag_names == ["trl", base, "trl-margins", *row.tags]
 
 
 @pytest.mark.parametrize(("method", "base"), METHODS_AND_BASES)

@@ -307,6 +307,19 @@ def test_gradient_checkpointing(base, name, reentrant, share, plain_run, tiny_mo
     assert ("using use_reentrant=False instead" in caplog.text) == (reentrant and name != "gappo")
 
 
+@pytest.mark.filterwarnings("error:.*gradient_checkpointing:FutureWarning")
+def test_checkpointing_of_some_layers_beside_a_reference(tiny_model, tmp_path):
+    """The reference's forward pass runs without it, and puts it back as it was."""
+    options = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"every_n_layers": 2}}
+    _, plain = trained(OURS["dpo"], load(tiny_model), tmp_path / "plain", {})
+    trainer, steps = trained(OURS["dpo"], load(tiny_model), tmp_path, options)
+    assert trainer.ref_model is not None
+    assert_equal(steps, plain)
+    layers = [layer.gradient_checkpointing for layer in trainer.model.model.layers]
+    assert any(layers)
+    assert not all(layers)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_activation_offloading(name, plain_run, tiny_model, tmp_path, monkeypatch):
     """TRL's needs an accelerator: here activations go to a list and back. A graph that was kept for the update would

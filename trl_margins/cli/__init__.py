@@ -18,6 +18,7 @@ from yaml import YAMLError
 
 from .. import __version__
 from ..logging import Screen, set_verbosity
+from ..redaction import redacted_text
 
 GROUPS = {
     "Train": {
@@ -128,7 +129,7 @@ def _run(argv: Sequence[str] | None) -> int:
     except Exception as error:
         if argv is not None or not _is_about_input(error):
             raise
-        print(f"trl-margins {chosen.command}: {error}", file=sys.stderr)
+        print(redacted_text(f"trl-margins {chosen.command}: {error}"), file=sys.stderr)
         return getattr(error, "exit_status", 1)  # 2 for what `options.usage` marked
 
 

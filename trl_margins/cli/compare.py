@@ -10,7 +10,6 @@ import os
 import re
 import shlex
 import sys
-import warnings
 from argparse import ArgumentParser
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
@@ -31,6 +30,7 @@ from .. import __version__
 from ..checks import check_names
 from ..evaluation.intervals import student_interval
 from ..evaluation.tables import MEANING
+from ..redaction import redacted
 from ..registry import get_method
 from ..tables import markdown_table
 from ..trainers.folder import earlier_run, last_whole_checkpoint
@@ -69,13 +69,6 @@ class CompareArguments(Options):
 
 def main(argv: Sequence[str]) -> int:
     """Trains what is not done yet, and writes the table."""
-    with warnings.catch_warnings():
-        # of a default of TRL's, once for each config
-        warnings.filterwarnings("ignore", "`gradient_checkpointing` is deprecated", FutureWarning)
-        return _compare(argv)
-
-
-def _compare(argv: Sequence[str]) -> int:
     with usage():
         comparison, is_dry = plan(argv)
     print("\n".join([comparison.preface, *comparison.notes_on_rate]))
@@ -189,7 +182,7 @@ class Run:
             return
         saved = _json_of(self.folder / FACTS) or {}
         before = {**yaml.safe_load(file.read_text()), "output_dir": None, **{name: saved.get(name) for name in facts}}
-        now = {**self.settings, "output_dir": None, **facts}
+        now = {**redacted(self.settings), "output_dir": None, **redacted(facts)}
         names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
         if names:
             changed = ", ".join(f"{name} {before.get(name)} → {now.get(name)}" for name in names)
@@ -217,12 +210,15 @@ class Run:
         if (found := self.numbers) is not None:
             return found
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n")
+        (self.folder / FACTS).write_text(json.dumps(redacted(facts), indent=2) + "\n")
         (self.folder / RUN).write_text(as_yaml(self.settings), encoding="utf-8")
         flags: list[str] = []
+        for name, value in self.settings.items():
+            if redacted({name: value}) != {name: value}:  # the file is without it
+                flags += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
         if earlier_run(self.folder):
             whole = last_whole_checkpoint(self.folder)
-            flags = ["--resume_from_checkpoint", "true"] if whole else ["--overwrite_output_dir", "true"]
+            flags += ["--resume_from_checkpoint", "true"] if whole else ["--overwrite_output_dir", "true"]
             # with it, `train` takes the run for one that lacks nothing
             (self.folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
         if status := train.main(["--config", str(self.folder / RUN), *flags], is_part=True):

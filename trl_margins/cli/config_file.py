@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from ..checks import Takes, nearest
+from ..redaction import redacted
 from .other_keys import ONE_BASE, foreign, said
 
 Settings = dict[str, Any]
@@ -61,8 +62,8 @@ def read_yaml(path: str | Path) -> Settings:
 
 
 def as_yaml(settings: Mapping[str, Any]) -> str:
-    """YAML with the keys in their order."""
-    return yaml.dump(dict(settings), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+    """YAML with the keys in their order, and without secrets."""
+    return yaml.dump(redacted(settings), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
 class _Dumper(yaml.SafeDumper):

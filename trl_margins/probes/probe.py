@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from transformers import TrainerState, TrainingArguments
 
 from ..distributed import check_reachable, reshard
+from ..forward.checkpointing import NAMES, checkpointing_kwargs
 from ..objective import Objective
 from ..pairs import PairLogps
 from ..recording.pair_log import PairLog
@@ -126,8 +127,8 @@ def _without_reentry(config: TrainingArguments) -> None:
 
     PyTorch's other kind gives the same numbers.
     """
-    kwargs = config.gradient_checkpointing_kwargs
-    if config.gradient_checkpointing and isinstance(kwargs, dict) and kwargs.get("use_reentrant"):
+    kwargs = checkpointing_kwargs(config)
+    if kwargs.get("use_reentrant"):
         logger.warning("use_reentrant=True cannot give single gradients: using use_reentrant=False instead")
-        kwargs = {**kwargs, "use_reentrant": False}
-        config.gradient_checkpointing_kwargs = config.activation_checkpointing_kwargs = kwargs
+        for name in NAMES:
+            setattr(config, f"{name}_kwargs", {**kwargs, "use_reentrant": False})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -14,6 +13,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from ..evaluation.tables import MEANING, report_tables
 from ..methods import METHODS, Method, names_of
+from ..redaction import redacted_text
 from ..tables import markdown_table
 from . import markdown
 from .card_results import Evaluation, EvaluationReport, eval_results
@@ -30,8 +30,6 @@ REWARDS: Mapping[str, str] = {
     "log-odds": "r = β · log(p / (1 − p)), p = exp(log π(y) / |y|) (ORPO's log-odds; no reference model)",
 }
 _LOGISTIC = {"simpo", "sigmoid"}  # loss types whose link is −log σ
-
-_TOKEN = re.compile(r"(--hub[_-]token[= ])\S+")  # in a command: a card is public
 
 # the headings of TRL's card whose sections are taken over; PEFT looks for them too
 _PROCEDURE, _VERSIONS = "\n## Training procedure\n", "\n### Framework versions\n"
@@ -96,6 +94,7 @@ class CardFacts:
     images: Sequence[Image] = ()
     reproduce: str = ""
     reproduce_language: str = "bash"
+    license: Mapping[str, str] = field(default_factory=dict)  # of the base model, in the Hub's words; {} if unknown
     adapter: str | None = None  # its kind, such as LoRA
     encoder_decoder: bool = False
     chat: bool = False  # whether the tokenizer has a chat template
@@ -152,7 +151,11 @@ def completed(written: ModelCard, facts: CardFacts) -> ModelCard:
     name = facts.eval_dataset_name or facts.dataset_name
     step = facts.last_step if facts.best_step is None else facts.best_step
     on_the_hub = hub_id(name), name and display_name(name), facts.eval_split
-    data = ModelCardData(**written.data.to_dict())
+    metadata = written.data.to_dict()
+    metadata.pop("licence", None)  # TRL's placeholder, which the Hub does not know
+    data = ModelCardData(**{**metadata, **facts.license})
+    if not facts.encoder_decoder:
+        data.pipeline_tag = "text-generation"
     tags = sorted(data.tags or [])
     data.model_name, data.base_model, data.datasets = (
         facts.model_name,
@@ -165,7 +168,7 @@ def completed(written: ModelCard, facts: CardFacts) -> ModelCard:
         f for f in fields(SetFacts) if f.metadata and any(getattr(of, f.name) not in (None, ()) for of in facts.sets)
     ]
     ranking = [image for image in facts.images if Path(image.file).stem == "ranking"]
-    return ModelCard.from_template(
+    card = ModelCard.from_template(
         data,
         template_path=str(TEMPLATE),
         facts=facts,
@@ -190,11 +193,12 @@ def completed(written: ModelCard, facts: CardFacts) -> ModelCard:
             ["set", *(f.metadata["label"] for f in counts)],
             [[inline(of.name), *(_cell(getattr(of, f.name)) for f in counts)] for of in facts.sets],
         ),
-        reproduce=_TOKEN.sub(r"\1…", facts.reproduce),
+        reproduce=facts.reproduce,
         linked=_linked,
         quote=quote,
         **{name: getattr(markdown, name) for name in ("code", "fenced", "inline", "one_line", "python_text")},
     )
+    return ModelCard(redacted_text(card.content))  # a card is public
 
 
 def _linked(name: str, kind: str = "") -> str:

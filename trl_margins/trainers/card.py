@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import is_peft_model
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, model_info
 from trl import DPOTrainer
 from trl.experimental.cpo import CPOTrainer
 from trl.trainer.utils import get_config_model_id
@@ -68,6 +68,7 @@ class CardMixin(TRLTrainer):
         if method and type(self)._name in (CPOTrainer._name, DPOTrainer._name):
             self._name, self._paper = method.name, method.paper.as_trl()
             tags += method.tags
+        tags += [name for name in self.objective.losses if name == "simpo"]
         tags += [term.name for term in self.objective.terms]
         self._tag_names = list(dict.fromkeys([*tags, *TAGS]))
 
@@ -173,6 +174,7 @@ def card_facts(
         eval_dataset_name=eval_dataset_name,
         eval_split=str(split) if split and str(split) != "train" else None,  # load_dataset calls every file train
         adapter=adapter_kind(trainer.model),
+        license=_license(trainer),
         encoder_decoder=bool(getattr(trainer.model.config, "is_encoder_decoder", False)),
         chat=bool(getattr(trainer.processing_class, "chat_template", None)),
     )
@@ -182,6 +184,23 @@ def base_model(trainer: Any) -> str | None:
     name = get_config_model_id(trainer.model.config)
     bundled = Path(name).parent.name  # the model is in a folder with the name of its version
     return BUNDLED_PREFIX + bundled if bundled in BUNDLED_MODELS else name or None
+
+
+def _license(trainer: Any) -> dict[str, str]:
+    """The base model's, as its card says; empty where that card is not to be had."""
+    name = get_config_model_id(trainer.model.config)
+    try:
+        if Path(name, CARD).is_file():
+            data = ModelCard.load(Path(name, CARD)).data
+        elif trainer.is_in_train or not trainer.hub_model_id or not hub_id(name):
+            return {}  # no request for a model that stays here
+        else:
+            data = model_info(name, timeout=5).card_data
+    except Exception as error:  # the Hub's, the network's, or of a card that is no YAML
+        logger.info("the model card has no license: that of %s cannot be read (%s)", name, type(error).__name__)
+        return {}
+    found = data.to_dict() if data else {}
+    return {key: found[key] for key in ("license", "license_name", "license_link") if isinstance(found.get(key), str)}
 
 
 def adapter_kind(model: Any) -> str | None:

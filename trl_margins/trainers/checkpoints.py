@@ -26,6 +26,7 @@ from ..forward.head import causal_model
 from ..pairs import SCORES
 from ..recording.metrics import MetricBuffer
 from ..recording.pair_log import RUN_FILE
+from ..redaction import redacted
 from ..registry import option_fields
 from .base import MarginTrainer
 from .card import adapter_options
@@ -124,7 +125,7 @@ def run_settings(trainer: MarginTrainer) -> dict[str, Any]:
         "rows": _digest(rows) if hasattr(rows, "__len__") else None,
         "pairs_per_step": pairs_per_step(trainer),
         "processes": trainer.accelerator.num_processes,
-        "config": json.loads(trainer.args.to_json_string()),
+        "config": redacted(json.loads(trainer.args.to_json_string())),  # TRL's own config has secrets
     }
 
 

@@ -18,10 +18,12 @@ from trl.experimental.cpo import CPOConfig
 
 from ..checks import check_names, check_options, default_of, unknown
 from ..data.evaluation_factors import METRICS
+from ..forward.checkpointing import NAMES
 from ..links import LINKS, TRLS, Link
 from ..methods import MARGINS, WEIGHTS, Method, names_of
 from ..objective import Objective
 from ..pairs import FACTOR
+from ..redaction import KeepsSecrets
 from ..registry import (
     OPTIONS,
     RESERVED,
@@ -67,7 +69,7 @@ _MAY_BE_0 = ("gamma_beta_ratio", "label_smoothing")
 
 
 @dataclass
-class MarginOptions:
+class MarginOptions(KeepsSecrets):
     """The fields that both bases share, beside TRL's. Alone: the options of a trainer that was given TRL's config.
 
     `class SomeConfig(MarginCPOConfig, method="gappo")`, decorated with `@dataclass`, has the defaults of that method's
@@ -250,6 +252,10 @@ class MarginOptions:
             "output folder, at every log. `trl-margins report` draws pictures of it."
         },
     )
+    push_pair_log: bool = field(
+        default=False,
+        metadata={"help": "Push pair_log.csv to the Hub too, which has numbers of every training pair."},
+    )
     overwrite_output_dir: bool = field(
         default=False,
         metadata={
@@ -389,7 +395,7 @@ class MarginOptions:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # the class with the options of registered terms cannot be found by its name
-        return _blank, (origin_of(type(self)),), self.__dict__
+        return _blank, (origin_of(type(self)),), self.__getstate__()
 
     def __init_subclass__(cls, method: str | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -443,6 +449,11 @@ class MarginOptions:
             # transformers would have saving fall on evaluations; the trainer saves each that is the best so far
             arguments: Any = self
             keeps_best, arguments.load_best_model_at_end = arguments.load_best_model_at_end, False
+            # TRL sets the old names, of which transformers would warn for every config
+            for end in ("", "_kwargs"):
+                new, old = (name + end for name in NAMES)
+                if getattr(self, new, old) is None:
+                    setattr(self, new, getattr(self, old, None))
             super().__post_init__()
             arguments.load_best_model_at_end = keeps_best
             for kind in _KINDS:

@@ -12,9 +12,9 @@ from accelerate.utils import is_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from trl import DPOConfig, DPOTrainer
-from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import use_adapter
 
+from ..forward.checkpointing import checkpointing_kwargs, without_checkpointing
 from ..forward.shared_prompt import shared_token_logps, why_not_shared
 from ..forward.shared_rows import unpacked
 from ..forward.standard import IGNORE, TokenLogps, fused_token_logps, logits_token_logps, pair_logps
@@ -144,7 +144,7 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
             # a new adapter is switched off; one that goes on training has its first state under the name "ref"
             unwrapped = self.accelerator.unwrap_model(self.model)
             adapters = use_adapter(unwrapped, adapter_name="ref" if "ref" in unwrapped.peft_config else None)
-        checkpointing = disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs)
+        checkpointing = without_checkpointing(self.model, checkpointing_kwargs(self.args))
         with torch.no_grad(), checkpointing, adapters, self.accelerator.autocast():
             if shared:
                 tokens = shared_token_logps(model, unpacked(inputs[SHARED]), fused=self._fused)

@@ -59,6 +59,7 @@ from .preparation import (
 )
 from .progress import print_lines
 from .prompt_sharing import PromptSharing
+from .pushing import PushMixin
 from .window import WindowMixin
 
 logger = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ logger = logging.getLogger(__name__)
 _OF_THE_OBJECTIVE = ("beta", "loss_weights", "label_smoothing", "reward")  # config fields that only an objective reads
 
 
-class MarginMixin(BestMixin, CardMixin, InterruptsMixin, CheckpointMixin, WindowMixin):
+class MarginMixin(BestMixin, CardMixin, PushMixin, InterruptsMixin, CheckpointMixin, WindowMixin):
     """Gives a TRL preference trainer a weight and a margin per pair. Comes before the TRL class in the bases.
 
     Args:

@@ -28,8 +28,7 @@ def _trains(method_id: str) -> Callable[[type[Trainer]], type[Trainer]]:
         row, base = get_method(method_id), cls._config_class._base
         cls._method, cls._config_class = row, config_class(method_id, base)
         cls._name, cls._paper = row.name, row.paper.as_trl()
-        # TRL's "cpo" would say another loss; its "dpo" says the trainer
-        cls._tag_names = ["trl", *(["dpo"] if base == "dpo" else []), "trl-margins", *row.tags]
+        cls._tag_names = ["trl", base, "trl-margins", *row.tags]
         _TRAINERS[method_id, base] = cls
         return cls
 

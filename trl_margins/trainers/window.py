@@ -13,6 +13,7 @@ from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
 from ..distributed import fsdp_modules
+from ..forward.checkpointing import checkpointing_kwargs
 from ..forward.shared_rows import packed, shared_rows, width_step
 from ..pairs import CACHED, CARRIED, SHARED, PairLogps, one_pair, with_columns
 from .base import MarginTrainer
@@ -148,8 +149,7 @@ class WindowMixin(MarginTrainer, ABC):
     @property
     def checkpoints_reentrantly(self) -> bool:
         """Whether activations are checkpointed in the way that knows one kind of backward pass alone."""
-        names = ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs")  # the second is the newer name
-        return any((getattr(self.args, name, None) or {}).get("use_reentrant") for name in names)
+        return bool(checkpointing_kwargs(self.args).get("use_reentrant"))
 
     def _adapter_autocast(self) -> AbstractContextManager:
         cast = getattr(self, "_peft_has_been_casted_to_bf16", False)

@@ -28,9 +28,14 @@ class Readable(griffe.Extension):
 
 def readable(text: str) -> str:
     """A docstring in Markdown, with its formulas as pymdownx.arithmatex reads them."""
-    text = _DISPLAYED.sub(lambda match: f"{match[1]}$$\n{textwrap.dedent(match[2]).strip()}\n$$\n", text)
-    text = re.sub(r":math:`([^`]+)`", r"$\1$", text)
+    text = _DISPLAYED.sub(lambda match: f"{match[1]}$$\n{_upright(textwrap.dedent(match[2]).strip())}\n$$\n", text)
+    text = re.sub(r":math:`([^`]+)`", lambda match: f"${_upright(match[1])}$", text)
     return "\n".join(_with_tables(text.replace("``", "`").splitlines()))
+
+
+def _upright(latex: str) -> str:
+    """Words such as `KL`, which the code has as they are: in LaTeX they would be products of letters."""
+    return re.sub(r"(?<![\\A-Za-z])[A-Za-z]{2,}", r"\\text{\g<0>}", latex)
 
 
 def _with_tables(lines: list[str]) -> list[str]:

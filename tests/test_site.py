@@ -1,7 +1,7 @@
 """The documentation in a real browser: every page, wide and narrow, light and dark, from a server and from disk.
 
-Needs `pip install '.[docs]'` and Chromium (on Debian: `apt-get install chromium`). The pictures are in site-screens/, or
-in the folder that SITE_SCREENS names.
+Needs `pip install '.[docs]'` and Chromium (on Debian: `apt-get install chromium`). The pictures, of the first 6,000
+pixels of each page, are in site-screens/, or in the folder that SITE_SCREENS names.
 """
 
 from __future__ import annotations
@@ -47,9 +47,8 @@ PROBLEMS = r"""(wide) => {
   const texts = document.createTreeWalker(document.querySelector("article"), NodeFilter.SHOW_TEXT)
   while (texts.nextNode()) {
     const inside = texts.currentNode.parentElement
-    if (!inside.closest("code, pre, script, style, .katex") && /\$\$|\\[([]|%%|:math:|\{\{/.test(texts.currentNode.data))
-      say("raw markup", inside)
-    else if (inside.closest("td, th") && texts.currentNode.data.includes("%%")) say("raw markup", inside)
+    const raw = inside.closest("code, pre, script, style, .katex") ? /%%/ : /\$\$|\\[([]|%%|:math:|\{\{/
+    if (raw.test(texts.currentNode.data)) say("raw markup", inside)
   }
   return found
 }"""
@@ -82,8 +81,8 @@ FAINT = r"""() => {
     const [one, two] = [light(over(rgba(style.color), background)), light(background)].sort((a, b) => b - a)
     const ratio = (one + 0.05) / (two + 0.05)
     const enough = parseFloat(style.fontSize) >= 24 ? 3 : 4.5
-    const text = element.textContent.trim().slice(0, 40)
-    found.set(key, ratio < enough ? `contrast ${ratio.toFixed(2)} (${element.className || element.tagName}): ${text}` : "")
+    const text = `${element.className || element.tagName}: ${element.textContent.trim().slice(0, 40)}`
+    found.set(key, ratio < enough ? `contrast ${ratio.toFixed(2)}: ${text}` : "")
   }
   return [...found.values()].filter(Boolean)
 }"""
@@ -158,7 +157,9 @@ def test_every_page(
             page.wait_for_selector(f"body[data-md-color-scheme={'slate' if scheme == 'dark' else 'default'}]")
             found += [f"{scheme}: {each}" for each in page.evaluate(FAINT)]
             picture = f"{name.removesuffix('.html').replace('/', '-')}-{width}-{scheme}.jpeg"
-            page.screenshot(path=SCREENS / picture, full_page=True, quality=70, animations="disabled")
+            height = min(page.evaluate("document.documentElement.scrollHeight"), 6000)
+            area = {"x": 0, "y": 0, "width": width, "height": height}
+            page.screenshot(path=SCREENS / picture, full_page=True, clip=area, quality=70, animations="disabled")
         if found:
             problems[name] = found
     assert not problems, "\n".join(f"{name}\n  " + "\n  ".join(found) for name, found in problems.items())

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 PLACEHOLDER = re.compile(r"^\{\{ (\w+) ?(.*?) \}\}$", re.MULTILINE)
+_WORDS = re.compile(r" ?(?<![\\A-Za-z])[A-Za-z]{2,}(?:[- ][A-Za-z]{2,})* ?")
+_UPRIGHT = r"\\text{\g<0>}"
 _CODE = re.compile(r"<code>([^<]+)</code>")
 _ALWAYS_SHOWN = ("beta", "gamma_beta_ratio", "learning_rate")  # of a paper's settings; others where they differ
 
@@ -143,10 +145,19 @@ def objectives(*method_ids: str) -> str:
         parts += [f"SFT {_value(method.sft)}"] if method.sft else []
         own = {name: value for name, value in method.defaults.items() if SIMPO_SETTINGS.get(name) != value}
         defaults = ", ".join(f"`{name}` {_value(value)}" for name, value in own.items())
-        formula = method.formula.removeprefix("loss = (1/B) Σ ")
+        formula = _latex(method.formula.removeprefix("loss = (1/B) Σ "))
         source = f"[{method.name}](https://arxiv.org/abs/{method.paper.arxiv})" if method.paper.arxiv else method.name
         rows.append((f"`{method.id}`", source, formula, ", ".join(parts), ", ".join(method.bases), defaults))
     return _table(("`--method`", "paper", "loss of a pair", "as", "base", "defaults"), rows)
+
+
+def _latex(formula: str) -> str:
+    """A method's formula, which consoles and model cards print as it is, as LaTeX."""
+    text = formula.replace("  ", r" \quad ").replace("|", r"\vert ").replace("M̄", r"\bar M")
+    text = re.sub(r"_(\w+(?:,\w)?)", r"_{\1}", text)
+    text = re.sub(r"\^(?:\(([^)]*)\)|(−?\w))", lambda match: f"^{{{match[1] or match[2]}}}", text)
+    text = re.sub(r"(?<![\\A-Za-z])(?:log|exp|max)\b(?!-)", r"\\\g<0>", text)
+    return f"${_WORDS.sub(_UPRIGHT, text)}$"
 
 
 def evidence() -> str:

@@ -403,6 +403,12 @@ def test_the_page_of_baselines_has_each_with_its_code_and_its_tests() -> None:
     assert table["orpo"][2] == "test_published_formula`, `test_trls_trainer"
 
 
+def test_formulas_of_methods_become_latex() -> None:
+    latex = module("hooks")._latex
+    assert latex("|s_w,i| σ(x)^(1/β)") == r"$\vert s_{w,i}\vert  σ(x)^{1/β}$"
+    assert latex("−log σ(β Δ),  Δ = mean log π(y_w)") == r"$−\log σ(β Δ), \quad Δ =\text{ mean }\log π(y_{w})$"
+
+
 def test_every_command_has_its_section() -> None:
     sections = re.findall(r"^## (.+)$", (DOCS / "cli.md").read_text(), re.MULTILINE)
     assert set(sections) == set(COMMANDS)

@@ -35,7 +35,7 @@ gpu:  ## what only an accelerator can show: PART=correctness, speed, memory or s
 	$(GPU_PYTHON) benchmarks/gpu.py --part $(PART) --budget $(BUDGET) --out $(OUT) $(GPU)
 
 docs: $(VENV)/.docs  ## the documentation in site/; warnings are errors
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 dist: $(VENV)/.release  ## wheel and sdist in dist/, checked, installed into a fresh environment and tried there
 	rm -rf dist

@@ -1,19 +1,15 @@
-"""Docstrings for the site: their tables become Markdown's, their LaTeX letters, so that no script is needed."""
+"""Docstrings for the site: their tables become Markdown's, their formulas the site's."""
 
 from __future__ import annotations
 
 import re
+import textwrap
 from typing import Any
 
 import griffe
 
-_LETTERS = {
-    "alpha": "α", "beta": "β", "gamma": "γ", "Gamma": "Γ", "delta": "δ", "Delta": "Δ", "varepsilon": "ε",
-    "theta": "θ", "pi": "π", "rho": "ρ", "sigma": "σ", "tau": "τ", "phi": "φ", "nabla": "∇", "sum": "Σ",
-    "lambda": "λ", "ge": "≥", "cdot": "·", "top": "⊤", "log": "log ", "cos": "cos ", "|": "‖", ",": " ", ";": " ",
-}  # fmt: skip
-_GROUP = r"(?:\{(?P<group>[^{}]*)\}|(?P<single>\w))"
 _RETURNS = re.compile(r"^Returns:\n +", re.MULTILINE)
+_DISPLAYED = re.compile(r"^( *)\.\. math::((?: .+\n?|\n(?:\1    .+(?:\n|$))+))", re.MULTILINE)
 _RULE = re.compile(r"^=+(?: +=+)+$")
 
 
@@ -31,38 +27,15 @@ class Readable(griffe.Extension):
 
 
 def readable(text: str) -> str:
-    """A docstring in Markdown.
-
-    Raises:
-        ValueError: a LaTeX command that has no letter in the table above.
-    """
-    text = re.sub(r"(?m)^( *)\.\. math:: (.+)$", lambda m: f"{m[1]}{_as_html(m[2])}", text)
-    text = re.sub(r":math:`([^`]+)`", lambda m: _as_html(m[1]), text)
+    """A docstring in Markdown, with its formulas as pymdownx.arithmatex reads them."""
+    text = _DISPLAYED.sub(lambda match: f"{match[1]}$$\n{_upright(textwrap.dedent(match[2]).strip())}\n$$\n", text)
+    text = re.sub(r":math:`([^`]+)`", lambda match: f"${_upright(match[1])}$", text)
     return "\n".join(_with_tables(text.replace("``", "`").splitlines()))
 
 
-def _as_html(latex: str) -> str:
-    """LaTeX of one line, with the few commands that our docstrings use.
-
-    >>> _as_html(r"\\gamma_0\\, n\\, p_i")
-    '<i>γ<sub>0</sub> n p<sub>i</sub></i>'
-    """
-    text = latex.replace("<", "&lt;").replace(">", "&gt;").replace("-", "−")
-    text = re.sub(r"\\frac" + _GROUP + _GROUP.replace("group", "below").replace("single", "one"), _fraction, text)
-
-    def letter(match: re.Match[str]) -> str:
-        if match[1] not in _LETTERS:
-            raise ValueError(f"docs/docstrings.py has no letter for \\{match[1]} in {latex!r}: add it there")
-        return _LETTERS[match[1]]
-
-    text = re.sub(" +", " ", re.sub(r"\\([A-Za-z]+|[|,;])", letter, text))
-    for mark, tag in (("_", "sub"), ("^", "sup")):
-        text = re.sub(re.escape(mark) + _GROUP, lambda m, tag=tag: f"<{tag}>{m['group'] or m['single']}</{tag}>", text)
-    return f"<i>{text.replace('{', '').replace('}', '')}</i>"
-
-
-def _fraction(match: re.Match[str]) -> str:
-    return f"{match['group'] or match['single']}/{match['below'] or match['one']} "
+def _upright(latex: str) -> str:
+    """Words such as `KL`, which the code has as they are: in LaTeX they would be products of letters."""
+    return re.sub(r"(?<![\\A-Za-z])[A-Za-z]{2,}", r"\\text{\g<0>}", latex)
 
 
 def _with_tables(lines: list[str]) -> list[str]:

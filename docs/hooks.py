@@ -14,12 +14,25 @@ from pathlib import Path
 from typing import Any
 
 PLACEHOLDER = re.compile(r"^\{\{ (\w+) ?(.*?) \}\}$", re.MULTILINE)
+_WORDS = re.compile(r" ?(?<![\\A-Za-z])[A-Za-z]{2,}(?:[- ][A-Za-z]{2,})* ?")
+_UPRIGHT = r"\\text{\g<0>}"
+_CODE = re.compile(r"<code>([^<]+)</code>")
 _ALWAYS_SHOWN = ("beta", "gamma_beta_ratio", "learning_rate")  # of a paper's settings; others where they differ
 
 
 def on_page_markdown(markdown: str, **kwargs: Any) -> str:
     """MkDocs calls this with every page."""
     return expanded(markdown)
+
+
+def on_page_content(html: str, **kwargs: Any) -> str:
+    """MkDocs calls this with every page's HTML: in tables, names and flags are kept in one piece."""
+    return re.sub(r"<t[dh]\b.*?</t[dh]>", lambda cell: _CODE.sub(_kept_words, cell[0]), html, flags=re.DOTALL)
+
+
+def _kept_words(code: re.Match[str]) -> str:
+    words = re.sub(r"[^ ]+", r'<span class="word">\g<0></span>', code[1])
+    return f"<code>{words}</code>"
 
 
 def expanded(markdown: str) -> str:
@@ -48,7 +61,7 @@ def options(method_id: str, *patterns: str) -> str:
     for pattern in patterns:
         if not any(fnmatch(name, pattern) for name in named):
             raise ValueError(f"options {method_id}: no field is called {pattern!r}")
-    rows = [(f"`{name}`", _value(declared[name].default), declared[name].metadata["help"]) for name in named]
+    rows = [(f"`{name}`", _value(declared[name].default), _help(declared[name])) for name in named]
     return _table(("field", "default", "meaning"), rows)
 
 
@@ -132,10 +145,19 @@ def objectives(*method_ids: str) -> str:
         parts += [f"SFT {_value(method.sft)}"] if method.sft else []
         own = {name: value for name, value in method.defaults.items() if SIMPO_SETTINGS.get(name) != value}
         defaults = ", ".join(f"`{name}` {_value(value)}" for name, value in own.items())
-        formula = method.formula.removeprefix("loss = (1/B) Σ ")
+        formula = _latex(method.formula.removeprefix("loss = (1/B) Σ "))
         source = f"[{method.name}](https://arxiv.org/abs/{method.paper.arxiv})" if method.paper.arxiv else method.name
         rows.append((f"`{method.id}`", source, formula, ", ".join(parts), ", ".join(method.bases), defaults))
     return _table(("`--method`", "paper", "loss of a pair", "as", "base", "defaults"), rows)
+
+
+def _latex(formula: str) -> str:
+    """A method's formula, which consoles and model cards print as it is, as LaTeX."""
+    text = formula.replace("  ", r" \quad ").replace("|", r"\vert ").replace("M̄", r"\bar M")
+    text = re.sub(r"_(\w+(?:,\w)?)", r"_{\1}", text)
+    text = re.sub(r"\^(?:\(([^)]*)\)|(−?\w))", lambda match: f"^{{{match[1] or match[2]}}}", text)
+    text = re.sub(r"(?<![\\A-Za-z])(?:log|exp|max)\b(?!-)", r"\\\g<0>", text)
+    return f"${_WORDS.sub(_UPRIGHT, text)}$"
 
 
 def evidence() -> str:
@@ -275,7 +297,12 @@ def flags(command: str, *names: str) -> str:
 def _flag(field: dataclasses.Field[Any]) -> tuple[str, str, str]:
     required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     default = "required" if required else _value(field.default)
-    return f"`--{field.name}`", default, " ".join(field.metadata.get("help", "").split())
+    return f"`--{field.name}`", default, _help(field)
+
+
+def _help(field: dataclasses.Field[Any]) -> str:
+    """As `--help` prints it: argparse takes %% for a percent sign."""
+    return " ".join(field.metadata.get("help", "").replace("%%", "%").split())
 
 
 def _model_config() -> Iterable[type]:

@@ -1,0 +1,177 @@
+"""The documentation in a real browser: every page, wide and narrow, light and dark, from a server and from disk.
+
+Needs `pip install '.[docs]'` and Chromium (on Debian: `apt-get install chromium`). The pictures, of the first 6,000
+pixels of each page, are in site-screens/, or in the folder that SITE_SCREENS names.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+ROOT = Path(__file__).parents[1]
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+SCREENS = Path(os.environ.get("SITE_SCREENS", ROOT / "site-screens"))
+
+if CHROMIUM is None:
+    pytest.skip("no Chromium: the pages are not looked at in a browser", allow_module_level=True)
+pytest.importorskip("mkdocs", reason="the pages are not built: pip install '.[docs]'")
+playwright = pytest.importorskip("playwright.sync_api", reason="no browser is driven: pip install '.[docs]'")
+
+# What is wrong with the page that is open, as sentences
+PROBLEMS = r"""(wide) => {
+  const found = []
+  const say = (what, element) => found.push(`${what}: ${element.textContent.trim().slice(0, 80)}`)
+  const all = (selector) => document.querySelectorAll(selector)
+  const root = document.documentElement
+  if (root.scrollWidth > root.clientWidth + 1) found.push(`the page is ${root.scrollWidth} px wide`)
+  for (const name of all("td .word, th .word"))
+    if (name.getClientRects().length > 1) say("broken name in a table", name)
+  if (wide)
+    for (const block of all("article pre > code, article div.arithmatex"))
+      if (block.scrollWidth > block.clientWidth + 1) say("does not fit its column", block)
+  for (const formula of all(".arithmatex"))
+    if (!formula.querySelector(".katex") || formula.querySelector(".katex-error")) say("not rendered", formula)
+  for (const image of all("article img"))
+    if (image.offsetParent && !image.naturalWidth) found.push(`no picture: ${image.src}`)
+  const texts = document.createTreeWalker(document.querySelector("article"), NodeFilter.SHOW_TEXT)
+  while (texts.nextNode()) {
+    const inside = texts.currentNode.parentElement
+    const raw = inside.closest("code, pre, script, style, .katex") ? /%%/ : /\$\$|\\[([]|%%|:math:|\{\{/
+    if (raw.test(texts.currentNode.data)) say("raw markup", inside)
+  }
+  return found
+}"""
+
+# Texts whose contrast with what lies behind them is below WCAG's 4.5 (3 for large ones)
+FAINT = r"""() => {
+  const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true })
+  const rgba = (color) => {
+    canvas.clearRect(0, 0, 1, 1)
+    canvas.fillStyle = color
+    canvas.fillRect(0, 0, 1, 1)
+    return [...canvas.getImageData(0, 0, 1, 1).data].map((value) => value / 255)
+  }
+  const over = ([r, g, b, a], below) => [r, g, b].map((value, i) => value * a + below[i] * (1 - a))
+  const behind = (element) => {
+    if (!element) return [1, 1, 1]
+    const color = rgba(getComputedStyle(element).backgroundColor)
+    return color[3] === 1 ? color.slice(0, 3) : over(color, behind(element.parentElement))
+  }
+  const linear = (value) => (value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4)
+  const light = ([r, g, b]) => 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b)
+  const found = new Map()
+  for (const element of document.querySelectorAll("article :is(p, li, td, th, h1, h2, h3, a, code, span, summary)")) {
+    if (element.closest(".headerlink, .katex, .md-clipboard") || element.getAttribute("href") === "#") continue
+    if (![...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim())) continue
+    const style = getComputedStyle(element)
+    const background = behind(element)
+    const key = style.color + background + style.fontSize
+    if (found.has(key)) continue
+    const [one, two] = [light(over(rgba(style.color), background)), light(background)].sort((a, b) => b - a)
+    const ratio = (one + 0.05) / (two + 0.05)
+    const enough = parseFloat(style.fontSize) >= 24 ? 3 : 4.5
+    const text = `${element.className || element.tagName}: ${element.textContent.trim().slice(0, 40)}`
+    found.set(key, ratio < enough ? `contrast ${ratio.toFixed(2)}: ${text}` : "")
+  }
+  return [...found.values()].filter(Boolean)
+}"""
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """The site, built once for all workers."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "site"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            command = [sys.executable, "-W", "ignore", "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
+            built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+            if built.returncode:
+                shutil.rmtree(folder, ignore_errors=True)
+            assert built.returncode == 0, built.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(site: Path) -> Iterator[str]:
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(site))) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+
+
+@pytest.fixture
+def browser() -> Iterator[playwright.Browser]:
+    with playwright.sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+def watched(browser: playwright.Browser, width: int, home: str) -> tuple[playwright.Page, list[str]]:
+    """A page that is to be opened from `home` alone, and a list of what goes wrong there."""
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme="light")
+    wrong: list[str] = []
+    local = (f"{home}/", "data:", "blob:")
+    page.on("request", lambda asked: asked.url.startswith(local) or wrong.append(f"foreign request: {asked.url}"))
+    page.on("requestfailed", lambda asked: wrong.append(f"not found: {asked.url}"))
+    page.on("console", lambda said: said.type == "error" and wrong.append(f"console: {said.text}"))
+    page.on("pageerror", lambda error: wrong.append(f"script: {error}"))
+    return page, wrong
+
+
+@pytest.mark.parametrize(("width", "from_disk"), [(1400, False), (390, True)])
+def test_every_page(
+    width: int, from_disk: bool, site: Path, server: str, browser: playwright.Browser, request: pytest.FixtureRequest
+) -> None:
+    home = site.as_uri() if from_disk else server
+    page, wrong = watched(browser, width, home)
+    problems = {}
+    SCREENS.mkdir(parents=True, exist_ok=True)
+    for path in sorted(site.rglob("*.html")):
+        name = path.relative_to(site).as_posix()
+        if name == "404.html":  # its links are absolute: servers show it for pages anywhere
+            continue
+        page.emulate_media(color_scheme="light")
+        page.goto(f"{home}/{name}")
+        page.wait_for_function("document.fonts.status === 'loaded'")
+        found = [*page.evaluate(PROBLEMS, width > 1000), *wrong]
+        wrong.clear()
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            page.wait_for_selector(f"body[data-md-color-scheme={'slate' if scheme == 'dark' else 'default'}]")
+            found += [f"{scheme}: {each}" for each in page.evaluate(FAINT)]
+            picture = f"{name.removesuffix('.html').replace('/', '-')}-{width}-{scheme}.jpeg"
+            height = min(page.evaluate("document.documentElement.scrollHeight"), 6000)
+            area = {"x": 0, "y": 0, "width": width, "height": height}
+            page.screenshot(path=SCREENS / picture, full_page=True, clip=area, quality=70, animations="disabled")
+        if found:
+            problems[name] = found
+    assert not problems, "\n".join(f"{name}\n  " + "\n  ".join(found) for name, found in problems.items())
+
+
+@pytest.mark.parametrize("from_disk", [False, True])
+def test_search(from_disk: bool, site: Path, server: str, browser: playwright.Browser) -> None:
+    home = site.as_uri() if from_disk else server
+    page, wrong = watched(browser, 1400, home)
+    page.goto(f"{home}/methods/gappo.html")
+    page.fill(".md-search__input", "accumulation window")
+    first = page.locator(".md-search-result__link").first
+    first.wait_for(timeout=10_000)
+    assert first.get_attribute("href").startswith(home)
+    assert not wrong

@@ -10,7 +10,9 @@ from unittest import mock
 
 import shtab
 
+from ..methods import METHODS
 from . import COMMANDS
+from .recipes import recipes
 
 
 def main(argv: Sequence[str]) -> int:
@@ -34,4 +36,16 @@ def parser_of(command: str) -> ArgumentParser:
     asked = mock.patch.object(ArgumentParser, "print_help", lambda self, file=None: found.append(self))
     with asked, suppress(SystemExit):
         import_module(f".{command}", __package__).main(["--help"])
+    for action in found[0]._actions:
+        if (names := _NAMED.get((command, action.dest))) is not None:
+            action.choices = sorted(names())
+        elif not action.choices and action.nargs != 0:
+            action.complete = shtab.FILE  # type: ignore[attr-defined]
     return found[0]
+
+
+_NAMED = {
+    ("train", "method"): lambda: [*METHODS, "none"],
+    ("train", "recipe"): lambda: [recipe.name for recipe in recipes()],
+    ("compare", "methods"): lambda: METHODS,
+}

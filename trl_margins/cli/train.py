@@ -345,7 +345,7 @@ def _groups(method: str | None, config: Any) -> dict[str, list[str]]:
     from ..trainers.configs import TRL_FIELDS
 
     groups = {title: names.split() for title, names in _GROUPS.items()}
-    row = get_method(method) if _method(method) else None
+    row = None if method in (None, "none") else get_method(str(method))
     kinds = {"weight": WEIGHTS, "margin": MARGINS}
     of_method = [term_class(kind, name) for kind in kinds for name in names_of(getattr(row, kind, None))]
     of_terms = tuple(term_class(kind, name).option_prefix for kind, names in kinds.items() for name in names)

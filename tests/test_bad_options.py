@@ -544,7 +544,7 @@ def console(monkeypatch, capsys) -> Callable[..., tuple[int, str]]:
 def test_yaml_that_is_wrong(text, words, console, tmp_path):
     (tmp_path / "c.yaml").write_text(text)
     status, said = console("train", "--dry_run", "--use_cpu", "--config", tmp_path / "c.yaml")
-    assert status == 1
+    assert status == 2
     assert said.startswith("trl-margins train: ")
     assert re.search(words, said), said
 
@@ -553,7 +553,7 @@ def test_yaml_runs_nothing(console, tmp_path):
     """Tags make no objects."""
     (tmp_path / "c.yaml").write_text(f"seed: !!python/object/apply:pathlib.Path.touch [{tmp_path / 'ran'}]")
     status, said = console("train", "--dry_run", "--config", tmp_path / "c.yaml")
-    assert status == 1
+    assert status == 2
     assert "python/object" in said
     assert "without tags" in said
     assert not (tmp_path / "ran").exists()
@@ -582,25 +582,25 @@ def test_yaml_that_says_nothing_changes_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("argv", "status", "words"),
     [
-        (["--method", "gapo"], 1, r"unknown method 'gapo'; .*'gap-aware' \(GaPO\) or 'geometric-anchor' \(GAPO\)"),
-        (["--lerning_rate", "1"], 1, r"unknown option \'--lerning_rate\' \(did you mean \'--learning_rate\'\?\)"),
-        (["--meth", "amapo"], 1, r"\'--meth\' \(did you mean \'--method\'\?\)"),
-        (["--loss_weights", "1.0"], 1, "method 'gappo' on base 'cpo': --loss_weights is an option of base dpo"),
-        (["--beta", "-1"], 1, "beta must be a number, above 0; it is -1.0"),
-        (["--beta", "nan"], 1, "beta must be a number, above 0; it is nan"),
+        (["--method", "gapo"], 2, r"unknown method 'gapo'; .*'gap-aware' \(GaPO\) or 'geometric-anchor' \(GAPO\)"),
+        (["--lerning_rate", "1"], 2, r"unknown option \'--lerning_rate\' \(did you mean \'--learning_rate\'\?\)"),
+        (["--meth", "amapo"], 2, r"\'--meth\' \(did you mean \'--method\'\?\)"),
+        (["--loss_weights", "1.0"], 2, "method 'gappo' on base 'cpo': --loss_weights is an option of base dpo"),
+        (["--beta", "-1"], 2, "beta must be a number, above 0; it is -1.0"),
+        (["--beta", "nan"], 2, "beta must be a number, above 0; it is nan"),
         (["--max_steps", "ten"], 2, "argument --max_steps/--max-steps: invalid int value: 'ten'"),
         (["--share_prompt", "allways"], 2, "invalid choice: 'allways' .choose from"),
         (["--config", "missing.yaml"], 1, "there is no YAML file missing.yaml"),
-        (["--recipe", "llama/gappo"], 1, "no recipe 'llama/gappo'; the nearest are .*`trl-margins recipes` lists all"),
+        (["--recipe", "llama/gappo"], 2, "no recipe 'llama/gappo'; the nearest are .*`trl-margins recipes` lists all"),
         (["--config", "c.yaml", "--recipe", "x/y"], 2, "argument --recipe: not allowed with argument --config"),
         (["--dataset_name", "pairs.jsonl"], 1, "no data set at pairs.jsonl"),
-        (["--mixture_seed", "1"], 1, "mixture_seed: without `datasets` in the YAML there is nothing to mix"),
-        (["--noise", "0.3"], 1, "noise is written KIND:RATE, for example random:0.2 or length:0.4, not '0.3'"),
-        (["--noise", "random:nan"], 1, "the rate is the share of pairs to flip, at least 0 and below 1, got nan"),
-        (["--noise", "typo:0.1"], 1, "unknown kind of noise 'typo'; known: random, length"),
+        (["--mixture_seed", "1"], 2, "mixture_seed: without `datasets` in the YAML there is nothing to mix"),
+        (["--noise", "0.3"], 2, "noise is written KIND:RATE, for example random:0.2 or length:0.4, not '0.3'"),
+        (["--noise", "random:nan"], 2, "the rate is the share of pairs to flip, at least 0 and below 1, got nan"),
+        (["--noise", "typo:0.1"], 2, "unknown kind of noise 'typo'; known: random, length"),
         (["--score_columns", "reward_a", "reward_b"], 1, r"score_columns names \['reward_a', 'reward_b'\], but"),
-        (["--chat_template", "missing.jinja"], 1, "'missing.jinja' is neither a Jinja template nor a file with one"),
-        (["--use_peft", "--train_only", "mlp"], 1, "train_only and peft_config both choose what trains"),
+        (["--chat_template", "missing.jinja"], 2, "'missing.jinja' is neither a Jinja template nor a file with one"),
+        (["--use_peft", "--train_only", "mlp"], 2, "train_only and peft_config both choose what trains"),
         (
             ["--resume_from_checkpoint", "true"],
             1,
@@ -629,9 +629,9 @@ def test_flags_that_are_wrong(argv, status, words, console, tiny_model, tmp_path
 @pytest.mark.parametrize(
     ("argv", "status", "words"),
     [
-        (["tune"], 2, "trl-margins: error: argument COMMAND: invalid choice: 'tune'"),
-        (["evaluate", "--bootstrap", "0"], 1, "bootstrap must be a whole number, at least 1; it is 0"),
-        (["evaluate", "--batch_size", "-4"], 1, "batch_size must be a whole number, at least 1; it is -4"),
+        (["tune"], 2, "trl-margins: error: unknown command 'tune'"),
+        (["evaluate", "--bootstrap", "0"], 2, "bootstrap must be a whole number, at least 1; it is 0"),
+        (["evaluate", "--batch_size", "-4"], 2, "batch_size must be a whole number, at least 1; it is -4"),
         (["evaluate", "--dtype", "float31"], 2, "invalid choice: 'float31'"),
         (["evaluate", "--reward", "log-ratio"], 1, "reward 'log-ratio' needs --ref_model"),
         (
@@ -639,27 +639,27 @@ def test_flags_that_are_wrong(argv, status, words, console, tiny_model, tmp_path
             1,
             "file cannot be written to .*: name another folder, or make room",
         ),
-        (["evaluate", "--config", "tab.yaml"], 1, "(?s)found character '\\\\t'.*tab.yaml"),
-        (["select", "--output_dir", "out", "--fraction", "0"], 1, "fraction must be a number, above 0 and at most 1"),
+        (["evaluate", "--config", "tab.yaml"], 2, "(?s)found character '\\\\t'.*tab.yaml"),
+        (["select", "--output_dir", "out", "--fraction", "0"], 2, "fraction must be a number, above 0 and at most 1"),
         (["select", "--output_dir", "out", "--fraction", "0.01"], 1, "fraction .*leave a row of 4, not 0.01"),
-        (["evaluate", "--rewrad", "sum"], 1, r"evaluate: unknown option '--rewrad' \(did you mean '--reward'\?\)\n"),
-        (["inspect", "--x=1"], 1, "inspect: unknown option '--x'\n"),
+        (["evaluate", "--rewrad", "sum"], 2, r"evaluate: unknown option '--rewrad' \(did you mean '--reward'\?\)\n"),
+        (["inspect", "--x=1"], 2, "inspect: unknown option '--x'\n"),
         (
             ["score", "--metrik", "jaccard"],
-            1,
+            2,
             r"unknown options '--model_name_or_path', '--metrik' \(did you mean '--metric'\?\)\n",
         ),
         (
             ["select", "--output-dri", "o"],
-            1,
+            2,
             r"select: unknown option '--output-dri' \(did you mean '--output-dir'\?\)\n",
         ),
         (
             ["select", "--config", "x.yaml"],
-            1,
+            2,
             r"select: x.yaml: unknown key 'anchor_radios' \(did you mean 'anchor_radius'\?\)\n",
         ),
-        (["evaluate", "--json", "a", "b"], 1, "unexpected argument 'b': put the option"),
+        (["evaluate", "--json", "a", "b"], 2, "unexpected argument 'b': put the option"),
         (["select", "--output_dir", "file/out"], 1, "file/out cannot be written to .Not a directory"),
         (["select", "--output_dir", "out", "--anchor_radius", "0"], 1, "anchor_radius must be above 0: at the model"),
         (["select", "--output_dir", "out", "--anchor_estimator", "exact"], 1, "unknown anchor_estimator 'exact'"),

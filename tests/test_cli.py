@@ -291,8 +291,8 @@ def test_env_has_versions_and_no_paths(monkeypatch, capsys):
     monkeypatch.setenv("HF_TOKEN", "hf_" + "x" * 34)
     assert main(["env"]) == 0
     printed = capsys.readouterr().out
-    for name, version in (("trl-margins", trl_margins.__version__), ("Transformers", transformers.__version__)):
-        assert f"- {name} version: {version}\n" in printed
+    assert f"- trl-margins: {trl_margins.__version__}\n" in printed
+    assert f"- Transformers version: {transformers.__version__}\n" in printed
     assert "hf_xxx" not in printed
     assert str(Path.home()) + "/" not in printed
 

@@ -269,6 +269,7 @@ def run(words: list[str], already_run: set[str]) -> None:
     program, *rest = [word for word in words if not re.match(r"[A-Z_]+=", word)]
     program = program.removeprefix(".venv/bin/")
     if program == "trl-margins":
+        rest = rest[: rest.index(">")] if ">" in rest else rest
         if rest[0] in ONCE and str(rest) in already_run:
             return
         already_run.add(str(rest))

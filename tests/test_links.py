@@ -233,7 +233,7 @@ def test_simper_is_of_the_probability_itself(tmp_path):
 
 def test_ties_are_counted_without_a_word_of_weights(tokenizer, tmp_path, caplog):
     rows = preference_rows(4, scores=lambda i: (3.0, 3.0))
-    with caplog.at_level(logging.INFO), pytest.raises(OSError, match="no/such/model"):
+    with caplog.at_level(logging.DEBUG, "trl_margins"), pytest.raises(OSError, match="no/such/model"):
         prepared("madpo", rows, None, tokenizer, tmp_path)
     assert "4 pairs, 4 ties, 0 whose rejected completion scores higher" in caplog.text
 

@@ -65,6 +65,7 @@ NEEDED = {
     "pairs": "--dataset_name d --out o",
     "convert": "file.yaml",
     "report": "out",
+    "completion": "bash",
 }
 # what stands for something of the reader's: flag, or the word → what is given instead
 INSTEAD = {
@@ -248,7 +249,8 @@ def wrong_commands(text: Text) -> Iterator[str]:
         try:
             parse(filled(command, flags))
         except (SystemExit, Exception) as error:
-            yield f"trl-margins {command} {' '.join(rest)}: {error!r}"
+            if error.args != (0,):  # what `--help_all` ends with
+                yield f"trl-margins {command} {' '.join(rest)}: {error!r}"
 
 
 @pytest.mark.parametrize("file", FILES)

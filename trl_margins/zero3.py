@@ -33,7 +33,7 @@ def is_partitioned(tensor: Tensor) -> bool:
 
 def n_elements(parameter: Any) -> int:
     """The number of elements of the whole parameter: ZeRO-3 leaves an empty tensor in a partitioned one's place."""
-    return parameter.ds_numel if is_partitioned(parameter) else parameter.numel()
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 def part(parameter: Any) -> Tensor:

@@ -20,7 +20,7 @@ def main(argv: Sequence[str]) -> int:
     optional = [each.name for each in map(Requirement, requires("trl-margins") or ()) if _is_of_users(each)]
     plugins = sorted({f"{each.dist.name} {each.dist.version}" for each in entry_points(group=GROUP) if each.dist})
     print_env()
-    print(f"- trl-margins version: {__version__}")
+    print(f"- trl-margins: {__version__}")
     print(f"- Optional packages: {', '.join(found for name in optional if (found := _found(name))) or 'none'}")
     print(f"- Plug-ins: {', '.join(plugins) or 'none'}")
     return 0

@@ -47,10 +47,10 @@ def read_fields(run: Run) -> list[str]:
 
 def settings(runs: Sequence[Run]) -> list[list[str]]:
     """A name and a value for each run; nothing that no run says, and no field that no run's method reads."""
-    from ..methods import METHODS
-    from ..registry import OPTIONS, term_class, term_names
+    from ..registry import METHODS, OPTIONS, method_ids, term_class, term_names
 
-    methods = [METHODS.get(str(run.info.get("method"))) for run in runs]
+    ids = [run.info.get("method") for run in runs]
+    methods = [METHODS[each] if each in method_ids() else None for each in ids]
     papers = [method and method.paper for method in methods]
     info = {
         "trainer": "trainer",

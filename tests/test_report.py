@@ -1036,7 +1036,7 @@ def test_results_of_the_kept_step(tmp_path):
     assert said[0] == "run: GapPO on a-small-model, 240 pairs in 30 steps. Kept: step 10, the best by eval_pwa."
     assert said[2].split("  ")[-1].strip() == "40.0 % (before training) → 55.0 % (step 10)"
     assert max(map(len, said[1:])) <= 80
-    assert "It ranks 55.0 % of the held-out pairs right (40.0 % before training)." in page_of(run).text
+    assert "It ranks 55.0 % of the evaluation pairs right (40.0 % before training)." in page_of(run).text
     (folder / "margin_run.json").write_text(
         json.dumps({**run.info, "config": {**run.config, "load_best_model_at_end": False}})
     )
@@ -1049,7 +1049,7 @@ def test_results_without_evaluation(tmp_path):
     (folder / "trainer_state.json").write_text(json.dumps({"log_history": log}))
     said = list(results.lines([read_run(folder)]))
     assert said[1:] == [
-        "  No held-out numbers: it was trained without evaluation (--eval_strategy).",
+        "  No evaluations: it was trained without evaluation (--eval_strategy).",
         "  Training pairs ranked right: 25 % → 75 % (first and last log).",
         "  Mean reward gap: −1.5 → +2 (first and last log).",
     ]

@@ -1,4 +1,4 @@
-"""What runs reached on held-out pairs: in sentences, for a terminal and a page, and as a table."""
+"""What runs reached on evaluation pairs: in sentences, for a terminal and a page, and as a table."""
 
 from __future__ import annotations
 
@@ -74,14 +74,18 @@ def ranked(run: Run) -> str:
     said = []
     for of in reached(run):
         if of.metric == "pwa_all":
-            name = f"the pairs of {of.of_set}" if of.of_set else "the held-out pairs"
-            before = "before training" if not of.first[0] else f"at the first evaluation, step {of.first[0]}"
-            said.append(f"It ranks {100 * of.kept[1]:.1f} % of {name} right ({100 * of.first[1]:.1f} % {before}).")
+            name = f"the pairs of {of.of_set}" if of.of_set else "the evaluation pairs"
+            if of.first[0] == of.kept[0] > 0:
+                before = "at its first evaluation: eval_on_start says how many before training"
+            else:
+                when = f"at the first evaluation, step {of.first[0]}" if of.first[0] else "before training"
+                before = f"{100 * of.first[1]:.1f} % {when}"
+            said.append(f"It ranks {100 * of.kept[1]:.1f} % of {name} right ({before}).")
     return " ".join(said)
 
 
 def without_evaluation(run: Run) -> list[str]:
-    """What a run without held-out numbers says of its training pairs, and how to get the others."""
+    """What a run without evaluations says of its training pairs, and how to get the others."""
     measures: list[tuple[str, str, Callable[[float], str]]] = [
         ("rewards/accuracies", "Training pairs ranked right", percent),
         ("rewards/margins", "Mean reward gap", partial(signed, form=".3g")),
@@ -90,7 +94,7 @@ def without_evaluation(run: Run) -> list[str]:
     for key, name, form in measures:
         if (curve := summaries.logged_curve(run, key)).steps.size:
             said.append(f"{name}: {ARROW.join(map(form, curve.values[[0, -1]]))} (first and last log).")
-    return ["No held-out numbers: it was trained without evaluation (--eval_strategy).", *said]
+    return ["No evaluations: it was trained without evaluation (--eval_strategy).", *said]
 
 
 def lines(runs: Sequence[Run]) -> Iterator[str]:

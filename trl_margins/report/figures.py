@@ -140,7 +140,8 @@ def gradient_mass(found: list[Usable], runs: Sequence[Run]) -> tuple[Figure, str
     legend_below(figure, *axes[0].get_legend_handles_labels(), columns=4)
     caption = (
         "The gradient scale of a pair is its slope −∂link/∂gap before weighting, and weight × slope after it; each "
-        "color adds up to 100 %. Where the bar 'gradient after weighting' of a bin is higher than the grey one, its pairs get more gradient "
+        "color adds up to 100 %. Where the bar 'gradient after weighting' of a bin is higher than the "
+        "grey one, its pairs get more gradient "
         "than the average pair. The weights alone are what GapPO's figure 1 shows: they leave out how well the model "
         "ranks the pairs already. Without a weight term they are the pairs, and the two gradients are the same. "
         f"{source(found, '|score_gap|, weight and slope')}"

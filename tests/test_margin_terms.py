@@ -108,7 +108,8 @@ class TestDynamicTarget:
         for _ in range(300):
             b, h = rng.integers(1, 40), rng.integers(0, 200)
             gaps = rng.normal(rng.uniform(-2, 2), rng.uniform(0.1, 4), b + h)
-            gamma0, tau = rng.uniform(0.1, 5), rng.uniform(0.3, 20)
+            gamma0 = rng.uniform(0.1, 5)
+            tau = rng.uniform(max(0.5, gamma0**2 / 4), 20)  # where the authors' steps arrive
             expected = mirror_descent(gaps, gamma0, tau, 20)
             history = torch.tensor(gaps[b:]) if h else None
             ours = dynamic_target_margin(torch.tensor(gaps[:b]), gamma0, tau, history)
@@ -124,13 +125,26 @@ class TestDynamicTarget:
             ours = dynamic_target_margin(torch.tensor(m), gamma0, tau, steps=steps).numpy() / gamma0
             np.testing.assert_allclose(ours, scipys_optimum(m, gamma0, tau), rtol=0, atol=error)
 
-    def test_few_kernels_and_no_value_read_from_the_device(self):
+    @pytest.mark.parametrize("tau", [1e-8, 3e-4, 0.05, 0.4, 1.0, 1e3])
+    @pytest.mark.parametrize("gamma0", [0.375, 2.0, 5.0])
+    def test_every_tau_has_scipys_optimum(self, gamma0, tau):
+        """Also where the authors' steps swing around it: one gap or many, all alike or very far apart, in float32."""
+        rng = np.random.default_rng(7)
+        for n, spread in ((1, 1.0), (2, 10.0), (17, 0.0), (64, 1e4), (300, 3.0)):
+            m = rng.normal(0.5, spread, n).astype(np.float32)
+            ours = dynamic_target_margin(torch.tensor(m), gamma0, tau)
+            assert ours.dtype == torch.float32
+            shares = ours.double().numpy() / gamma0
+            np.testing.assert_allclose(shares, scipys_optimum(m.astype(float), gamma0, tau), rtol=0, atol=1e-5)
+
+    @pytest.mark.parametrize(("tau", "most"), [(5.0, 300), (0.01, 3500)])
+    def test_few_kernels_and_no_value_read_from_the_device(self, tau, most):
         gaps = torch.randn(256)
         with Operators() as seen:
-            dynamic_target_margin(gaps, 2.0, 0.5)
+            dynamic_target_margin(gaps, 2.0, tau)
         assert "_local_scalar_dense" not in seen.names
         assert "nonzero" not in seen.names
-        assert len(seen.names) < 300
+        assert len(seen.names) < most
 
     def test_shape_of_the_margins(self):
         """They rise with the gap (Fig. 5), have mean γ0, and leave it only as far as τ lets them."""

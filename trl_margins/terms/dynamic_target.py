@@ -13,6 +13,9 @@ from ..pairs import PairView, upcast
 from . import Term
 from .history import GapHistory
 
+_NOTHING = -80.0  # log n·p of a pair without a margin
+_SECTIONS, _ROUNDS, _HALVINGS = 8, 20, 12  # of the bisection
+
 
 def dynamic_target_margin(
     reward_gap: Tensor,
@@ -33,7 +36,8 @@ def dynamic_target_margin(
         tau: τ, the price of leaving the uniform distribution; large τ gives every pair γ0.
         history: [H] further gaps that are solved for together with the batch, n = B + H.
         steps: of the authors' mirror descent, p ← p·exp(−η g)/Σ with η = min(0.5/τ, 1) and
-            g_i = γ0·σ(γ_i − m_i) + τ(1 + log n p_i). With η = 0.5/τ each halves the distance to the optimum.
+            g_i = γ0·σ(γ_i − m_i) + τ(1 + log n p_i). With η = 0.5/τ each halves the distance to the optimum. Where τ
+            is below 0.5 or below γ0²/4 it can swing around the optimum for ever: there, bisection finds it.
 
     Returns:
         [B] margins γ_i in reward units, without gradient; in the dtype of the gaps, at least float32.
@@ -46,6 +50,9 @@ def dynamic_target_margin(
     _check(gamma0, tau)
     gaps = reward_gap.detach() if history is None else torch.cat([reward_gap.detach(), history.to(reward_gap)])
     gaps = upcast(gaps)
+    if tau < max(0.5, gamma0**2 / 4):
+        log_share = _bisected(gaps, gamma0, tau)
+        return (gamma0 * log_share.exp())[: reward_gap.numel()].to(gaps)
     rate = min(0.5 / tau, 1.0)
     log_share = torch.zeros_like(gaps)  # log n·p from the uniform distribution; in logarithms p cannot vanish
     log_n = math.log(gaps.numel())
@@ -54,6 +61,33 @@ def dynamic_target_margin(
         log_share = log_share - rate * gradient
         log_share = log_share - log_share.logsumexp(0) + log_n
     return (gamma0 * log_share.exp())[: reward_gap.numel()]
+
+
+def _bisected(gaps: Tensor, gamma0: float, tau: float) -> Tensor:
+    """[n] log n·p of the optimum, in float64.
+
+    There, γ0·σ(γ0 e^u − m) + τ u is the same λ for every pair, and the mean of e^u is 1. Both rise with u. So λ and
+    every u lie between bounds, which come closer together: those of the u by halves, at several λ side by side, and
+    those of λ to the last one whose upper bounds are too small and the first one whose lower ones are too large.
+    """
+    gaps = gaps.cpu().double() if gaps.device.type == "mps" else gaps.double()  # which has no float64
+    grid = torch.linspace(0, 1, _SECTIONS + 1, dtype=gaps.dtype, device=gaps.device)[:, None]
+    ends = gaps.new_tensor([0.0, gamma0])[:, None]
+    # below the least, a margin is nothing; above the most, one pair has more than all
+    least, most = gaps.new_full(gaps.shape, _NOTHING), gaps.new_full(gaps.shape, math.log(gaps.numel()) + 1)
+    for _ in range(_ROUNDS):
+        levels = torch.lerp(ends[:1], ends[1:], grid)
+        low, high = least.expand(len(grid), -1), most.expand(len(grid), -1)
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            rises = gamma0 * torch.sigmoid(gamma0 * middle.exp() - gaps) + tau * middle < levels
+            low, high = torch.where(rises, middle, low), torch.where(rises, high, middle)
+        under = ((high.exp().mean(1) < 1).sum() - 1).clamp(min=0)[None]
+        over = (low.exp().mean(1) <= 1).sum().clamp(max=_SECTIONS)[None]
+        least, most = low.index_select(0, under)[0], high.index_select(0, over)[0]
+        ends = levels.index_select(0, torch.cat([under, over]))
+    found = (least + most) / 2
+    return found - found.logsumexp(0) + math.log(gaps.numel())
 
 
 def _check(gamma0: float, tau: float) -> None:

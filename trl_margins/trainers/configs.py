@@ -163,7 +163,11 @@ class MarginOptions(KeepsSecrets):
     )
     gamma_po_tau: float = field(default=10.0, metadata={"help": "γ-PO's τ: large values keep every margin near γ."})
     gamma_po_steps: int = field(
-        default=20, metadata={"help": "γ-PO's steps of mirror descent; each halves the distance to the optimum."}
+        default=20,
+        metadata={
+            "help": "γ-PO's steps of mirror descent; each halves the distance to the optimum. No effect for τ below 0.5 "
+            "or γ²/4."
+        },
     )
     gamma_po_estimation_size: int = field(
         default=256, metadata={"help": "Gaps that γ-PO solves for together: the batch, filled up from its queue."}

@@ -16,7 +16,7 @@ from trl_margins.trainers.configs import config_class
 from trl_margins.trainers.folder import is_whole
 from trl_margins.trainers.named import trainer_class
 
-BROKEN = "#"  # a byte whose embedding is NaN
+BROKEN = "#"  # a byte whose embedding comes out as NaN
 
 
 def rows(n: int = 16, broken: dict[int, str] | None = None) -> Dataset:
@@ -28,9 +28,10 @@ def rows(n: int = 16, broken: dict[int, str] | None = None) -> Dataset:
 
 
 def model_that_breaks(folder, tokenizer):
-    model = load(folder)
-    with torch.no_grad():
-        model.get_input_embeddings().weight[tokenizer.convert_tokens_to_ids(BROKEN)] = math.nan
+    model, broken = load(folder), tokenizer.convert_tokens_to_ids(BROKEN)
+    model.get_input_embeddings().register_forward_hook(
+        lambda module, inputs, output: output.masked_fill((inputs[0] == broken)[..., None], math.nan)
+    )
     return model
 
 

@@ -41,9 +41,11 @@ if TYPE_CHECKING:
         _sharing: Any
         set_facts: dict[str, SetFacts]
         last_grad_norm: Tensor | float
+        _made_optimizer: bool
         aux_loss_enabled: bool
 
         def standard_rows(self) -> Callable[[Mapping[str, Any]], tuple[Tensor, Tensor, Tensor] | None]: ...
+        def same_completions(self, batch: Mapping[str, Any]) -> Tensor: ...
         def is_plain_text(self, batch: Mapping[str, Any]) -> bool: ...
         def token_logps(
             self, model: nn.Module, batch: Mapping[str, Any], shared: bool, fused: bool = True

@@ -1,10 +1,11 @@
-"""Steps that are not finite are not taken: no NaN and no infinity reaches the weights."""
+"""Steps that are not finite are not taken, and weights that are not finite are not kept: none are saved."""
 
 from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +21,15 @@ from ..pairs import CACHED, CARRIED, ROW, SHARED, PairLogps
 from ..recording.metrics import MetricBuffer
 from ..rows.tokens import tokenizer_of
 from .base import MarginTrainer
+from .folder import last_whole_checkpoint
+from .learning import Idle, check_optimizer, optimizer_name, warn_of_schedule, why_no_gradient
+from .weights import Sample, broken_names, is_broken, largest
 
 logger = logging.getLogger(__name__)
 
 _IN_A_ROW = 10  # so many steps left out one after another are no accident
 _NAMED = 8  # pairs that a message names
+_GROWN = 1000  # times as large as before training, and no model is left
 
 
 @dataclass(frozen=True)
@@ -35,13 +40,32 @@ class _Seen:
     outputs: Tensor  # [B] whether the log-probabilities of both completions are
     losses: Tensor  # [B] whether the loss and every term's value are
     terms: Mapping[str, Tensor]  # "weight 'name'" → [B] its values
+    slope: Tensor | None = None  # [B] of the loss against the reward gap
+    gaps: Tensor | None = None  # [B] reward gaps
+
+
+@dataclass(frozen=True)
+class _Step:
+    """An optimizer step that was taken."""
+
+    number: int
+    optimizer: str
+    rates: list[Any]  # learning rates of the groups: numbers, or tensors on the device
+    has_gradient: bool
+
+    @property
+    def rate(self) -> float:
+        return max(map(float, self.rates), default=0.0)
 
 
 class FiniteSteps(TrainerCallback):
-    """Checks before each optimizer step that the model's output, the loss and the gradient are finite.
+    """Checks before each optimizer step that the model's output, the loss and the gradient are finite, and after it
+    that the weights are.
 
     One value per step is read from the device, after the backward pass, where transformers has just waited for the
-    loss itself (`logging_nan_inf_filter`). All ranks decide alike.
+    loss itself (`logging_nan_inf_filter`). With it comes whether the step before has left the weights finite: until
+    then nobody has seen them, except where they are to be measured, saved or handed back, which is checked first.
+    All ranks decide alike.
 
     Args:
         trainer: whose steps.
@@ -62,9 +86,34 @@ class FiniteSteps(TrainerCallback):
         self.n_skipped = self._in_a_row = 0
         self._seen: list[_Seen] | None = None  # of the open accumulation window
         self._before: tuple[dict[str, Any], MetricBuffer]
+        self._trained: dict[str, nn.Parameter] = {}
+        self._last: _Step | None = None  # whose weights nobody has looked at
+        self._most = math.inf  # of a weight
+        self._sample: Sample | None = None  # until a step has changed it
+        self._idle, self._is_first = Idle(), True
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """
+        Raises:
+            ValueError: weights that are not finite, as those of a damaged checkpoint; an optimizer without them.
+        """
+        trainer, optimizer = self.trainer, kwargs.get("optimizer")
         self.n_skipped = self._in_a_row = 0
+        self._trained = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
+        self._last, self._idle, self._is_first = None, Idle(), True
+        # DeepSpeed steps on float32 copies, which the weights may not show for long
+        self._sample = None if trainer.is_deepspeed_enabled else Sample(self._trained)
+        if names := gather_object(broken_names(self._trained)):
+            raise ValueError(
+                f"{len(set(names))} of the {len(self._trained)} weight tensors that train hold NaN or infinity before "
+                f"step {state.global_step + 1}, {names[0]} among them: "
+                + ("resume from an earlier checkpoint" if state.global_step else "load the model again")
+            )
+        self._most = _GROWN * max(1.0, *gather_object([float(largest(self._trained))]))
+        if not trainer._made_optimizer and optimizer is not None:
+            check_optimizer(trainer, optimizer, self._trained)
+        if state.is_world_process_zero:
+            warn_of_schedule(args, kwargs.get("lr_scheduler"), state.global_step, state.max_steps)
 
     def begin(self) -> None:
         """Remembers what an accumulation window is about to change."""
@@ -75,6 +124,7 @@ class FiniteSteps(TrainerCallback):
         """Looks at a mini-batch of the open window."""
         if self._seen is None:
             return
+        _check_graph(loss, self._trained)
         terms = {f"weight {name!r}": value for name, value in output.weights.items()}
         terms |= {f"margin {name!r}": value for name, value in output.margins.items()}
         finite = output.losses.detach().isfinite()
@@ -82,10 +132,12 @@ class FiniteSteps(TrainerCallback):
             finite = finite & value.isfinite()
         # a loss beside those of the pairs (mixture of experts, SFT) belongs to all of them
         finite = finite & (loss.detach().isfinite() | ~finite.all())
-        self._note(_Seen(batch, _outputs(pairs), finite, terms))
+        gaps = output.chosen_reward - output.rejected_reward
+        self._note(_Seen(batch, _outputs(pairs), finite, terms, output.gradient_scale, gaps))
 
     def see_loss(self, loss: Tensor) -> None:
         """Looks at the loss of a mini-batch that TRL's own method computed."""
+        _check_graph(loss, self._trained)
         finite = loss.detach().isfinite().reshape(1)
         self._note(_Seen({}, torch.ones_like(finite), finite, {}))
 
@@ -93,29 +145,56 @@ class FiniteSteps(TrainerCallback):
         if self._seen is None:
             return
         if self.trainer.is_deepspeed_enabled:  # the backward pass that follows takes the step
-            self._check([seen], torch.tensor(True), self.trainer.model)
+            self._check([seen], None, self.trainer.model)
         else:
             self._seen.append(seen)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         seen, self._seen = self._seen, None
+        has_gradient = True
         if seen is not None and not self.trainer.is_deepspeed_enabled:
-            self._check(seen, self._gradient_is_finite(), kwargs["model"])
+            norm = full_tensor(torch.as_tensor(self.trainer.last_grad_norm)).detach()
+            has_gradient = self._check(seen, norm, kwargs["model"])
+        optimizer = kwargs["optimizer"]
+        rates = [group["lr"] for group in optimizer.param_groups]
+        self._last = _Step(state.global_step + 1, optimizer_name(optimizer), rates, has_gradient)
 
-    def _check(self, seen: list[_Seen], gradient: Tensor, model: nn.Module) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step >= state.max_steps:
+            self.check_weights(is_last=True)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.check_weights()  # a stream may be at its end, and the best model take the place of the last
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.check_weights(is_last=True)
+
+    def _check(self, seen: list[_Seen], norm: Tensor | None, model: nn.Module) -> bool:
+        """Whether the step that follows has a gradient, as far as is known."""
         trainer, device = self.trainer, self.trainer.accelerator.device
         counts = torch.zeros(2, dtype=torch.long, device=device)
         for each in seen:
             counts = counts + torch.stack([(~each.outputs).sum(), (~each.losses).sum()])
-        asked = torch.full(
-            (), int(trainer.asked_to_stop), device=device
-        )  # so no further value is read from the device
-        total = torch.stack([*counts, (~gradient).long().to(device), asked])
-        n_outputs, n_losses, n_gradients, n_asked = trainer.accelerator.reduce(total, "sum").tolist()
+        # so no further value is read from the device
+        asked = torch.full((), int(trainer.asked_to_stop), device=device)
+        # with a scaler, the scale itself may overflow; it leaves such steps out and lowers the scale
+        known = norm if norm is not None and trainer.accelerator.scaler is None else torch.ones(())
+        zero = torch.zeros(()) if norm is None else norm == 0
+        marks = [~known.isfinite(), zero, *self._marks()]
+        total = torch.stack([*counts, asked, *(mark.long().to(device) for mark in marks)])
+        n_outputs, n_losses, n_asked, n_gradients, n_zero, *of_weights = trainer.accelerator.reduce(
+            total, "sum"
+        ).tolist()
         trainer.agree_to_stop(n_asked)
+        if of_weights[0]:
+            self._undo(trainer.state.global_step + 1)
+        self._heed(*of_weights)
         if not n_outputs + n_losses + n_gradients:
             self._in_a_row = 0
-            return
+            step, is_first, self._is_first = trainer.state.global_step + 1, self._is_first, False
+            if norm is not None and trainer.is_world_process_zero():
+                self._idle.gradient(step, n_zero > 0, is_first, self._why_no_gradient(seen))
+            return not n_zero
         step = trainer.state.global_step + 1
         found = gather_object(self._named_pairs(seen, by_output=n_outputs > 0))
         broken = [name for each in seen for name, value in each.terms.items() if not value.isfinite().all()]
@@ -131,11 +210,83 @@ class FiniteSteps(TrainerCallback):
         logger.warning("%s. The step is left out; %d so far", message, self.n_skipped)
         if trainer.accelerator.scaler is None:
             model.zero_grad()
+        return False
 
-    def _gradient_is_finite(self) -> Tensor:
-        if self.trainer.accelerator.scaler is not None:
-            return torch.tensor(True)  # the scale itself may overflow; the scaler leaves such steps out and lowers it
-        return full_tensor(torch.as_tensor(self.trainer.last_grad_norm)).isfinite()
+    def check_weights(self, is_last: bool = False, alone: bool = False) -> None:
+        """Looks at the weights that the last step left, if nobody has: before they are measured, saved or handed back.
+
+        Args:
+            is_last: no step follows.
+            alone: this rank looks for itself; the others may not be here.
+
+        Raises:
+            FloatingPointError: NaN or infinity in them.
+        """
+        if self._last is None:
+            return
+        marks = torch.stack([mark.long().to(self.trainer.accelerator.device) for mark in self._marks()])
+        found = marks if alone else self.trainer.accelerator.reduce(marks, "sum")
+        n_broken, n_still = found.tolist()
+        self._heed(n_broken, n_still, is_last, alone)
+
+    def _marks(self) -> tuple[Tensor, Tensor]:
+        """On the device: whether the last step broke this rank's weights, and whether it left them as they were."""
+        if self._last is None:
+            return torch.tensor(False), torch.tensor(False)
+        still = torch.tensor(False) if self._sample is None else self._sample.is_unchanged()
+        return is_broken(self._trained, self._most), still
+
+    def _heed(self, n_broken: int, n_still: int, is_last: bool = False, alone: bool = False) -> None:
+        """What `_marks` says of all ranks."""
+        last, trainer = self._last, self.trainer
+        if last is None:
+            return
+        if n_broken:
+            raise FloatingPointError(self._broken(last, alone))
+        self._last = last if alone else None
+        if self._sample is None or alone:
+            return
+        if n_still < trainer.accelerator.num_processes:
+            self._sample = None
+        elif (
+            last.has_gradient
+            and last.rate > 0
+            and not trainer.accelerator.optimizer_step_was_skipped
+            and trainer.is_world_process_zero()
+        ):
+            dtype = next(iter(self._trained.values())).dtype
+            self._idle.weights(last.number, is_last, last.optimizer, last.rate, dtype)
+
+    def _broken(self, last: _Step, alone: bool) -> str:
+        names = broken_names(self._trained, self._most)
+        names = list(dict.fromkeys(names if alone else gather_object(names)))
+        dtype = str(self._trained[names[0]].dtype).removeprefix("torch.") if names[0] in self._trained else ""
+        good = last_whole_checkpoint(self.trainer.args.output_dir)
+        way_on = f"The last checkpoint before it is {good}" if good else "No checkpoint was saved before it"
+        return (
+            f"step {last.number} broke {len(names)} of the {len(self._trained)} weight tensors that train, {names[0]} "
+            f"({dtype}) among them: they hold NaN, infinity or values above {self._most:.3g}, {_GROWN} times the "
+            f"largest before training. It is the step itself, of {last.optimizer} with the learning rate "
+            f"{last.rate:g}, and not the rows. Nothing of it is saved. {way_on}. Lower the learning rate, or look at "
+            "the optimizer's options and the dtype of the weights (float16 ends at 65504)"
+        )
+
+    def _why_no_gradient(self, seen: list[_Seen]) -> Iterator[str]:
+        weights = {
+            name: torch.cat([each.terms[name] for each in seen])
+            for name in seen[0].terms
+            if name.startswith("weight ")
+        }
+        columns = [
+            None if any(value is None for value in values) else torch.cat([v for v in values if v is not None])
+            for values in (
+                [self.trainer.same_completions(each.batch) if each.batch else None for each in seen],
+                [each.slope for each in seen],
+                [each.gaps for each in seen],
+            )
+        ]
+        same, slope, gaps = columns
+        yield from why_no_gradient(sum(len(each.losses) for each in seen), same, weights, slope, gaps)
 
     def _named_pairs(self, seen: list[_Seen], by_output: bool) -> list[str]:
         """This rank's pairs that are not finite."""
@@ -187,6 +338,19 @@ class FiniteSteps(TrainerCallback):
         return (
             "Look at these rows, the learning rate and the precision (fp16 overflows where bf16 does not), or leave "
             "such steps out and count them with nonfinite_steps='skip'"
+        )
+
+
+def _check_graph(loss: Tensor, trained: Mapping[str, nn.Parameter]) -> None:
+    """
+    Raises:
+        ValueError: no gradient can reach the weights that train.
+    """
+    if not loss.requires_grad:
+        raise ValueError(
+            f"the loss depends on none of the {len(trained)} weight tensors that train ({next(iter(trained), 'none')} "
+            "is the first): switch the adapter on (enable_adapter_layers, set_adapter), or let parts train that the "
+            "forward pass uses. With gradient checkpointing, set use_reentrant to False"
         )
 
 

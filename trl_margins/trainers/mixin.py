@@ -339,6 +339,21 @@ class MarginMixin(BestMixin, CardMixin, PushMixin, InterruptsMixin, CheckpointMi
     def _drained_metrics(self) -> dict[str, float]:
         return self._buffers[self._mode].drain(self.accelerator)
 
+    # Weights that are not finite are not saved, and not measured
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self._finite.check_weights()
+        super()._save_checkpoint(model, trial)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """TRL's.
+
+        Raises:
+            FloatingPointError: the last step of training has left NaN or infinity in the weights.
+        """
+        self._finite.check_weights(alone=True)
+        super().save_model(output_dir, _internal_call)
+
     # Evaluation: pairwise accuracy and Spearman over the whole set
 
     def evaluation_loop(
@@ -350,6 +365,7 @@ class MarginMixin(BestMixin, CardMixin, PushMixin, InterruptsMixin, CheckpointMi
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """TRL's loop, then `pwa`, `pwa_all`, `spearman` and the numbers of pairs behind them."""
+        self._finite.check_weights()
         self._evaluated = []
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         values, self._evaluated = torch.cat(self._evaluated).cpu() if self._evaluated else None, []

@@ -32,6 +32,7 @@ from ..pairs import ROW
 from ..rows.tokenized import arrow_columns
 from ..rows.tokens import tokenizer_of
 from .base import MarginTrainer
+from .weights import broken_names
 
 logger = logging.getLogger(__name__)
 
@@ -138,22 +139,18 @@ def check_one_device(model: Any, what: str = "the model") -> None:
 
 
 def _check_weights(model: nn.Module) -> None:
-    # a broken row in a table of tokens does no harm if no text needs it
-    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    names = [name for name, p in model.named_parameters() if id(p) not in tables and not _is_finite(p)]
-    if names:
-        raise ValueError(
-            f"{len(names)} of the model's {len(list(model.parameters()))} weight tensors hold NaN or infinity before "
-            f"training, {names[0]} among them: its files are damaged or do not fit the class, or a cast overflowed "
-            "(bfloat16 weights in float16). Load it again, in float32"
-        )
-
-
-def _is_finite(parameter: nn.Parameter) -> bool:
-    if not parameter.is_floating_point() or parameter.dtype.itemsize < 2 or parameter.is_meta:
-        return True  # quantized, or somewhere else
-    # a sum needs no mask as large as the tensor
-    return bool(local(parameter.detach()).sum(dtype=torch.float32).isfinite())
+    parameters = dict(model.named_parameters())
+    if not (names := broken_names(parameters)):
+        return
+    broken, rows = parameters[names[0]].detach(), ""
+    if any(module.weight is parameters[names[0]] for module in model.modules() if isinstance(module, nn.Embedding)):
+        found = (~local(broken).isfinite()).any(dim=-1).nonzero().flatten().tolist()
+        rows = f" (in the rows of {len(found)} tokens, from {found[0]} on: set them to 0 if no text needs them)"
+    raise ValueError(
+        f"{len(names)} of the model's {len(parameters)} weight tensors hold NaN or infinity before training, "
+        f"{names[0]} among them{rows}: its files are damaged or do not fit the class, or a cast overflowed (bfloat16 "
+        "weights in float16). Load it again, in float32"
+    )
 
 
 def _check_trains(model: nn.Module, args: Any) -> None:

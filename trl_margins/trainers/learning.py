@@ -1,0 +1,130 @@
+"""A run that learns nothing says so at its first steps, with the reason."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from ..distributed import fsdp_modules
+from .base import MarginTrainer
+
+logger = logging.getLogger(__name__)
+
+_STEPS = 10  # without an effect, after which it is no accident
+
+
+def check_optimizer(trainer: MarginTrainer, optimizer: Any, parameters: Mapping[str, nn.Parameter]) -> None:
+    """Checks an optimizer that the trainer was given.
+
+    Raises:
+        ValueError: it has none of the weights that train.
+    """
+    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled or fsdp_modules(trainer.model):
+        return  # which have tensors of their own
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    left = [name for name, parameter in parameters.items() if id(parameter) not in held]
+    name = optimizer_name(optimizer)
+    if len(left) == len(parameters):
+        raise ValueError(
+            f"the {name} that the trainer was given has none of the {len(left)} weight tensors that train: it was "
+            "made for another model, or before an adapter or new embeddings came in. Make it from this model's "
+            "parameters, or leave optimizers out"
+        )
+    if left:
+        logger.warning(
+            "the %s that the trainer was given lacks %d of the %d weight tensors that train, which stay as they are: "
+            "%s is one",
+            *(name, len(left), len(parameters), left[0]),
+        )
+
+
+def warn_of_schedule(args: Any, scheduler: Any, first: int, last: int) -> None:
+    """Says where the learning rate is 0 in every step, or is still rising at the end."""
+    schedule, warmup = getattr(scheduler, "scheduler", scheduler), args.get_warmup_steps(last)
+    if not isinstance(schedule, LambdaLR):
+        return
+    groups = list(zip(schedule.base_lrs, schedule.lr_lambdas, strict=True))
+    n, why = last - first, ""
+    if not any(float(rate) > 0 and factor(step) > 0 for rate, factor in groups for step in range(first, last)):
+        if any(float(rate) > 0 for rate, _ in groups):
+            why = f": lr_scheduler_type {str(args.lr_scheduler_type)!r} with warmup_steps={args.warmup_steps:g}"
+        logger.warning(
+            "the learning rate is 0 in %s%s: nothing is learnt",
+            *("the only step" if n == 1 else f"all {n} steps", why),
+        )
+    elif warmup >= last > 1 and all(factor(last - 1) > factor(last - 2) for _, factor in groups):
+        logger.warning(
+            "the learning rate is still rising when training ends: warmup_steps=%g is the whole of its %d steps, and "
+            "%.3g of %.3g is reached. Lower warmup_steps, or train longer",
+            *(args.warmup_steps, last, max(rate * factor(last - 1) for rate, factor in groups), args.learning_rate),
+        )
+
+
+def optimizer_name(optimizer: Any) -> str:
+    """Of the optimizer itself, without accelerate's wrapper."""
+    return type(getattr(optimizer, "optimizer", optimizer)).__name__
+
+
+class Idle:
+    """Counts steps without an effect, and says so: at the first step of a run, and after 10, 100, 1000 in a row."""
+
+    def __init__(self) -> None:
+        self._zero = self._still = 0
+        self._said_still = False
+
+    def gradient(self, step: int, is_zero: bool, is_first: bool, why: Iterator[str]) -> None:
+        """Of a step: whether its gradient is exactly zero. The reasons are looked for only when they are said."""
+        self._zero = self._zero + 1 if is_zero else 0
+        n = self._zero
+        if (n == 1 and is_first) or (n >= _STEPS and n == 10 ** (len(str(n)) - 1)):
+            steps = f"step {step}" if n == 1 else f"the last {n} steps, up to step {step}"
+            logger.warning("the gradient of %s is exactly 0, and nothing is learnt: %s", steps, next(why))
+
+    def weights(self, step: int, is_last: bool, optimizer: str, rate: float, dtype: torch.dtype) -> None:
+        """Of a step with a gradient and a learning rate: no weight has changed since training began."""
+        self._still += 1
+        if self._said_still or not (is_last or self._still >= _STEPS):
+            return
+        self._said_still = True
+        name = str(dtype).removeprefix("torch.")
+        why = "are too small for float32, or do not reach the model"
+        if dtype.itemsize < 4:
+            why = f"are lost in the rounding of {name} weights: load them in float32, and train with bf16=True"
+        logger.warning(
+            "no weight has changed up to step %d, although there is a gradient: the steps of %s with the learning "
+            "rate %.3g %s",
+            *(step, optimizer, rate, why),
+        )
+
+
+def why_no_gradient(
+    pairs: int, same: Tensor | None, weights: Mapping[str, Tensor], slope: Tensor | None, gaps: Tensor | None
+) -> Iterator[str]:
+    """Why the gradient of a window's pairs is zero. Reads values from the device.
+
+    Args:
+        pairs: how many.
+        same: [pairs] whether both completions have the same tokens.
+        weights: "weight 'name'" → [pairs] its values.
+        slope: [pairs] of the loss against the reward gap.
+        gaps: [pairs] reward gaps.
+    """
+    if same is not None and same.all():
+        yield f"both completions of all {pairs} pairs have the same tokens"
+    for name, value in weights.items():
+        if not value.any():
+            yield f"{name} is 0 for all {pairs} pairs"
+    if slope is not None and gaps is not None and not slope.any():
+        yield (
+            f"the loss is flat at all {pairs} pairs, whose reward gaps are from {gaps.min():.3g} to {gaps.max():.3g}: "
+            "lower beta, or look at the margin and the loss_type"
+        )
+    yield (
+        "the loss does not depend on the weights that train: an adapter that is switched off, or parts of the model "
+        "that the forward pass leaves out"
+    )

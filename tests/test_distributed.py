@@ -301,6 +301,18 @@ def test_nan_on_one_rank_is_skipped_by_all(runs):
     assert first["log"][3]["step"] == 4
 
 
+def test_a_weight_broken_on_one_rank_stops_all(runs, folder):
+    """With the tensor's name, which the first rank's weights do not show; the checkpoint before it stays."""
+    first, second = runs["broken"]["weights"]
+    assert first["rank"] != second["rank"]
+    assert first["error"] == second["error"]
+    assert first["error"].startswith("step 2 broke 1 of the 21 weight tensors that train, model.layers.0.self_attn.v_")
+    assert "of BreaksOnTheSecondRank with the learning rate 0.001, and not the rows" in first["error"]
+    (kept,) = folder.glob("**/weights/checkpoint-*")
+    assert f"The last checkpoint before it is {kept}" in first["error"]
+    assert kept.name == "checkpoint-1"
+
+
 def test_evaluate_shares_the_work(tiny_model, tmp_path, capsys):
     """Seven prompts in batches of their own: four for one rank, three for the other; one table."""
     preference_rows(7, seed=4).to_json(tmp_path / "pairs.jsonl")

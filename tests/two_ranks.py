@@ -223,13 +223,29 @@ def run_uneven(case: str, folder: str, out: Path, n: int = 7, split: bool = Fals
     return outcome(trainer)
 
 
-def run_broken(folder: str, out: Path, **options: Any) -> dict[str, Any]:
-    """Sixteen pairs; the model cannot read the sixth, which is the second rank's in the second step."""
+class BreaksOnTheSecondRank(torch.optim.SGD):
+    """Its second step leaves a NaN in a weight there, as memory that fails does."""
+
+    steps = 0
+
+    def step(self, closure: Any = None) -> None:
+        super().step(closure)
+        self.steps += 1
+        if self.steps == 2 and os.environ.get("RANK") == "1":
+            self.param_groups[0]["params"][3].data[0, 0] = torch.nan
+
+
+def run_broken(folder: str, out: Path, optimizer: Any = None, **options: Any) -> dict[str, Any]:
+    """Sixteen pairs; the model cannot read the sixth, which is the second rank's in the second step. With an optimizer
+    it can.
+    """
     rows = preference_rows(16, seed=4).to_list()
-    rows[6]["chosen"] += BROKEN
+    rows[6]["chosen"] += "" if optimizer else BROKEN
     model, tokenizer = load(folder), byte_tokenizer()
-    with torch.no_grad():
-        model.get_input_embeddings().weight[tokenizer.convert_tokens_to_ids(BROKEN)] = torch.nan
+    broken = tokenizer.convert_tokens_to_ids(BROKEN)
+    model.get_input_embeddings().register_forward_hook(
+        lambda module, inputs, output: output.masked_fill((inputs[0] == broken)[..., None], torch.nan)
+    )
     settings = quiet(
         output_dir=str(out), per_device_train_batch_size=2, ddp_backend="gloo", warmup_steps=0, max_steps=4, **options
     )
@@ -238,6 +254,7 @@ def run_broken(folder: str, out: Path, **options: Any) -> dict[str, Any]:
         args=config_class("gamma-po")(**settings, train_sampling_strategy="sequential"),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
+        **({"optimizers": (optimizer(model.parameters(), lr=1e-3), None)} if optimizer else {}),
     )
     found = outcome(trainer)
     others = torch.cat([p.detach().flatten() for n, p in trainer.model.named_parameters() if "embed_tokens" not in n])
@@ -267,6 +284,8 @@ def main(folder: str, out: str, *ways: str) -> None:
         elif way == "broken":
             skipped = run_broken(folder, there, nonfinite_steps="skip")
             results = {"stop": on_all_ranks(run_broken(folder, there)), "skip": on_all_ranks(skipped)}
+            save = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 1}
+            results["weights"] = on_all_ranks(run_broken(folder, there / "weights", BreaksOnTheSecondRank, **save))
         elif way.startswith("groups"):
             results = {case: run_groups(case, folder, there, "sharded" in way) for case in GROUPS}
         else:

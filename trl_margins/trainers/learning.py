@@ -52,7 +52,8 @@ def warn_of_schedule(args: Any, scheduler: Any, first: int, last: int) -> None:
     n, why = last - first, ""
     if not any(float(rate) > 0 and factor(step) > 0 for rate, factor in groups for step in range(first, last)):
         if any(float(rate) > 0 for rate, _ in groups):
-            why = f": lr_scheduler_type {str(args.lr_scheduler_type)!r} with warmup_steps={args.warmup_steps:g}"
+            kind = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
+            why = f": lr_scheduler_type {kind!r} with warmup_steps={args.warmup_steps:g}"
         logger.warning(
             "the learning rate is 0 in %s%s: nothing is learnt",
             *("the only step" if n == 1 else f"all {n} steps", why),

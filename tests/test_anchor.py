@@ -793,6 +793,41 @@ def test_select_checks_the_fraction_of_what_is_left(tiny_model, tmp_path):
         cli([*arguments, "--output_dir", str(tmp_path / "out"), "--fraction", "0.25", "--max_length", "128"])
 
 
+def test_select_takes_every_number_of_rows(tiny_model, tmp_path):
+    """With the measuring itself, and pairs that are dropped at the beginning, in the middle or at the end."""
+    for n in (2, 3, 5, 6, 9, 31, 38):
+        rows = preference_rows(n, seed=n).to_list()
+        dropped = {n // 2, n - 1} if n % 2 else {0}
+        for i in dropped if n > 3 else {0}:
+            rows[i]["prompt"] = "a" * 200
+        Dataset.from_list(rows).to_json(tmp_path / f"{n}.jsonl")
+        argv = ["select", "--model_name_or_path", tiny_model, "--dataset_name", str(tmp_path / f"{n}.jsonl")]
+        argv += ["--output_dir", str(tmp_path / str(n)), "--batch_size", "4", "--anchor_batch_multiplier", "2"]
+        few = "0.37" if n > 3 else "1"
+        assert cli([*argv, "--fraction", few, "--max_length", "128"]) == 0
+        parts = {name: read_rows(tmp_path / str(n) / f"{name}.jsonl") for name in ("all", "stable", "unstable")}
+        kept = [row["prompt"] for row in rows if len(row["prompt"]) < 200]
+        assert [row["prompt"] for row in parts["all"]] == kept
+        assert len(parts["stable"]) == len(parts["unstable"]) == round(float(few) * len(kept))
+        assert all(math.isfinite(row["anchor_gap"]) for row in parts["all"])
+        assert not (tmp_path / str(n) / "measured.json").exists()
+
+
+def test_select_loses_nothing_that_was_measured(tiny_model, tmp_path):
+    """The last part cannot be written: the gaps are in a file that the error names."""
+    preference_rows(4, seed=9).to_json(tmp_path / "pairs.jsonl")
+    out = tmp_path / "out"
+    (out / "random.jsonl").mkdir(parents=True)
+    arguments = ["select", "--model_name_or_path", tiny_model, "--dataset_name", str(tmp_path / "pairs.jsonl")]
+    with pytest.raises(
+        RuntimeError, match=r"the parts could not be written .*random.* is in .*measured\.json: 'row_num"
+    ):
+        cli([*arguments, "--output_dir", str(out), "--fraction", "0.5", "--max_length", "128"])
+    kept = json.loads((out / "measured.json").read_text())
+    assert kept["row_number"] == [0, 1, 2, 3]
+    assert kept["anchor_gap"] == pytest.approx([row["anchor_gap"] for row in read_rows(out / "all.jsonl")])
+
+
 def test_select_reads_named_columns_and_the_trained_length(tiny_model, tmp_path, caplog):
     rows = preference_rows(4, seed=9).rename_columns(
         {"prompt": "question", "score_chosen": "good", "score_rejected": "bad"}

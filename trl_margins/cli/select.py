@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -96,22 +97,41 @@ def main(argv: Sequence[str]) -> int:
     if not trainer.is_world_process_zero():
         return 0
     say_dropped(len(rows) - len(measured), len(rows))
-    ranked = rows.select(measured)
-    if ANCHOR_GAP in ranked.column_names:  # of an earlier ranking
-        ranked = ranked.remove_columns(ANCHOR_GAP)
-    ranked = ranked.add_column(ANCHOR_GAP, gaps.astype(float).tolist())
     others = {file.name for part in PARTS for file in out.glob(f"{part}*.jsonl")}
-    ranked.to_json(out / "all.jsonl")
-    for fraction in args.fraction:
-        share = f"-{100 * fraction:g}" if len(args.fraction) > 1 else ""
-        for name, chosen in subsets(gaps, fraction, args.seed).items():
-            file = out / f"{name}{share}.jsonl"
-            ranked.select(chosen).to_json(file)
-            others.discard(file.name)
-            print(f"{name:<9}{len(chosen):>7} pairs, mean anchor gap {gaps[chosen].mean():.4f}  {file}")
+    with keeping(out / "measured.json", {ROW: measured, ANCHOR_GAP: gaps.tolist()}):
+        ranked = rows.select(measured)
+        if ANCHOR_GAP in ranked.column_names:  # of an earlier ranking
+            ranked = ranked.remove_columns(ANCHOR_GAP)
+        ranked = ranked.add_column(ANCHOR_GAP, gaps.astype(float).tolist())
+        ranked.to_json(out / "all.jsonl")
+        for fraction in args.fraction:
+            share = f"-{100 * fraction:g}" if len(args.fraction) > 1 else ""
+            for name, chosen in subsets(gaps, fraction, args.seed).items():
+                file = out / f"{name}{share}.jsonl"
+                ranked.select(chosen).to_json(file)
+                others.discard(file.name)
+                print(f"{name:<9}{len(chosen):>7} pairs, mean anchor gap {gaps[chosen].mean():.4f}  {file}")
     if others:
         print(f"of an earlier call, and not of this one: {', '.join(sorted(others))}")
     return 0
+
+
+@contextmanager
+def keeping(file: Path, measured: Mapping[str, Sequence[Any]]) -> Iterator[None]:
+    """Within the block, an error does not take with it what has been measured: this file has it by then.
+
+    Raises:
+        RuntimeError: the block failed; with the reason, and the file.
+    """
+    file.write_text(json.dumps(measured))
+    try:
+        yield
+    except Exception as error:
+        raise RuntimeError(
+            f"the parts could not be written ({error}). What was measured is in {file}: "
+            f"{' and '.join(map(repr, measured))} of each pair, in the data's order"
+        ) from error
+    file.unlink()
 
 
 _OF_GAPO = ("beta", "gamma_beta_ratio")  # other methods' mean something else

@@ -83,7 +83,7 @@ class Idle:
         self._zero = self._zero + 1 if is_zero else 0
         n = self._zero
         if (n == 1 and is_first) or (n >= _STEPS and n == 10 ** (len(str(n)) - 1)):
-            steps = f"step {step}" if n == 1 else f"the last {n} steps, up to step {step}"
+            steps = f"step {step}" if n == 1 else f"the last {n} steps (up to step {step})"
             logger.warning("the gradient of %s is exactly 0, and nothing is learnt: %s", steps, next(why))
 
     def weights(self, step: int, is_last: bool, optimizer: str, rate: float, dtype: torch.dtype) -> None:

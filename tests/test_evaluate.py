@@ -28,7 +28,7 @@ from trl_margins.evaluation.pairs import Pairs, pair_report
 from trl_margins.evaluation.rm_bench import domain_of, levels, rm_bench_report, style_matrix
 from trl_margins.evaluation.scorer import completion_logps
 from trl_margins.evaluation.sets import evaluation_set
-from trl_margins.evaluation.tables import markdown_table
+from trl_margins.evaluation.tables import markdown_table, pair_table
 from trl_margins.forward import checked
 from trl_margins.rows import PreferenceRow
 
@@ -390,6 +390,20 @@ def test_without_the_adapter_it_is_the_base(tiny_model, tokenizer):
     for a, b, c in zip(base, under, over, strict=True):
         np.testing.assert_allclose(a.logps, b.logps, rtol=1e-5)
         assert not np.allclose(a.logps, c.logps, rtol=1e-3)
+
+
+def test_equal_rewards_and_equal_scores_are_counted():
+    """They are ranked wrong, and the report says how many they are; a NaN equals nothing."""
+    chosen, rejected = np.array([1.0, 2.0, 2.0, 3.0]), np.array([1.0, 2.0, 1.0, 4.0])
+    scores = np.array([5.0, 4.0, math.nan, 3.0]), np.array([5.0, 1.0, math.nan, 2.0])
+    lengths = np.full(4, 3), np.full(4, 3)
+    report = pair_report(Pairs(chosen, rejected, *lengths, *scores), range(4), n_resamples=5)
+    assert (report["n_equal_rewards"], report["n_equal_scores"], report["pwa_all"]) == (2, 1, 0.25)
+    table = pair_table({"some": report}, 2.0, "nats")
+    assert re.search(r"pairs with equal rewards, counted as wrong *\| *2 \|", table)
+    assert re.search(r"pairs with equal scores *\| *1 \|", table)
+    none = pair_report(Pairs(chosen + 9, rejected, *lengths), range(4), n_resamples=5)
+    assert not {"n_equal_rewards", "n_equal_scores"} & none.keys()
 
 
 # The command

@@ -52,10 +52,12 @@ def pair_report(
         n_resamples: of the bootstrap.
 
     Returns:
-        `ranking_metrics`, `reward_gap`, `chosen_longer` (share of pairs whose chosen completion is longer),
-        `prefers_longer` (share of pairs of different lengths in which the model prefers the longer completion),
-        `intervals` (95 %, by name), and `by_score_gap`, `by_length`, `by_subset`: one row per bin with `bin`, `n`,
-        `accuracy`, `interval`. Of RewardBench's subsets also `section_scores`, by the names in `SECTION_SCORES`.
+        `ranking_metrics`; where there are any, `n_equal_rewards` (pairs that count as ranked wrong, as in RewardBench
+        and in TRL's accuracies) and `n_equal_scores` (of whose order the scores say nothing); `reward_gap`,
+        `chosen_longer` (share of pairs whose chosen completion is longer), `prefers_longer` (share of pairs of
+        different lengths in which the model prefers the longer completion), `intervals` (95 %, by name), and
+        `by_score_gap`, `by_length`, `by_subset`: one row per bin with `bin`, `n`, `accuracy`, `interval`. Of
+        RewardBench's subsets also `section_scores`, by the names in `SECTION_SCORES`.
     """
     bins = {
         "by_score_gap": _score_gap_bins(pairs),
@@ -96,10 +98,20 @@ def pair_report(
     }
     return {
         **{name: found[name] for name in found if name in counts},
+        **_equal(pairs),
         **{name: found[name] for name in found if name not in counts | of_bins},
         "intervals": {name: interval for name, interval in intervals.items() if name not in of_bins},
         **tables,
     }
+
+
+def _equal(pairs: Pairs) -> dict[str, int]:
+    """How many pairs have two equal rewards, and two equal scores."""
+    sides = {"n_equal_rewards": (pairs.chosen_rewards, pairs.rejected_rewards)}
+    if pairs.chosen_scores is not None and pairs.rejected_scores is not None:
+        sides["n_equal_scores"] = (pairs.chosen_scores, pairs.rejected_scores)
+    counted = {name: int((chosen == rejected).sum()) for name, (chosen, rejected) in sides.items()}
+    return {name: n for name, n in counted.items() if n}
 
 
 def _sections(subsets: Sequence[str], found: Mapping[str, float | None]) -> dict[str, float | None]:

@@ -35,6 +35,8 @@ PAIR_ROWS = {
     "reward_bench_reasoning": "RewardBench, Reasoning",
     "n_pairs_gap": "pairs with score gap ≥ {gap:g}",
     "n_pairs": "pairs",
+    "n_equal_rewards": "pairs with equal rewards, counted as wrong",
+    "n_equal_scores": "pairs with equal scores",
 }
 TARGET_ROWS = {"case_method": "method", "case_reward": "r", "case_margin": "γ"}
 CASE_ROWS = {

@@ -143,9 +143,11 @@ def test_the_command_ends_with_an_error(tiny_model, tmp_path):
     assert not list((tmp_path / "out").glob("**/*.safetensors"))
 
 
-def test_a_checkpoint_with_nan_is_not_resumed(tiny_model, tokenizer, tmp_path):
+def test_a_checkpoint_with_nan_is_not_resumed(tiny_model, tokenizer, tmp_path, caplog):
     build(tiny_model, tokenizer, tmp_path, **SAVING).train()
     kept = tmp_path / "checkpoint-3"
+    build(tiny_model, tokenizer, tmp_path, **SAVING).train(str(kept))  # has no step left
+    assert "learnt" not in caplog.text
     damaged = type(load(tiny_model)).from_pretrained(kept)
     damaged.model.norm.weight.data[1] = math.inf
     damaged.save_pretrained(kept)

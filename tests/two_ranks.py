@@ -284,7 +284,7 @@ def main(folder: str, out: str, *ways: str) -> None:
         elif way == "broken":
             skipped = run_broken(folder, there, nonfinite_steps="skip")
             results = {"stop": on_all_ranks(run_broken(folder, there)), "skip": on_all_ranks(skipped)}
-            save = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 1}
+            save = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 1, "lr_scheduler_type": "constant"}
             results["weights"] = on_all_ranks(run_broken(folder, there / "weights", BreaksOnTheSecondRank, **save))
         elif way.startswith("groups"):
             results = {case: run_groups(case, folder, there, "sharded" in way) for case in GROUPS}

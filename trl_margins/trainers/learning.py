@@ -46,7 +46,7 @@ def check_optimizer(trainer: MarginTrainer, optimizer: Any, parameters: Mapping[
 def warn_of_schedule(args: Any, scheduler: Any, first: int, last: int) -> None:
     """Says where the learning rate is 0 in every step, or is still rising at the end."""
     schedule, warmup = getattr(scheduler, "scheduler", scheduler), args.get_warmup_steps(last)
-    if not isinstance(schedule, LambdaLR):
+    if not isinstance(schedule, LambdaLR) or first >= last:
         return
     groups = list(zip(schedule.base_lrs, schedule.lr_lambdas, strict=True))
     n, why = last - first, ""

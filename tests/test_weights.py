@@ -114,9 +114,10 @@ def test_the_last_step_is_no_exception(tiny_model, tokenizer, tmp_path):
     assert not checkpoints(tmp_path)
 
 
-def test_an_evaluation_never_sees_it(tiny_model, tokenizer, tmp_path):
+@pytest.mark.parametrize("steps", [2, 3])
+def test_an_evaluation_never_sees_it(steps, tiny_model, tokenizer, tmp_path):
     """With the best model to be loaded at the end, a broken last step is an error still."""
-    evaluated = {"eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True, "max_steps": 2}
+    evaluated = {"eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True, "max_steps": steps}
     trainer = build(tiny_model, tokenizer, tmp_path, optimizer=of(math.nan), **evaluated, **SAVING)
     with pytest.raises(FloatingPointError, match=r"^step 2 broke"):
         trainer.train()

@@ -186,8 +186,6 @@ class FiniteSteps(TrainerCallback):
             total, "sum"
         ).tolist()
         trainer.agree_to_stop(n_asked)
-        if of_weights[0]:
-            self._undo(trainer.state.global_step + 1)
         self._heed(*of_weights)
         if not n_outputs + n_losses + n_gradients:
             self._in_a_row = 0

@@ -19,8 +19,9 @@ from trl_margins.methods import MARGINS, METHODS, WEIGHTS, names_of
 from trl_margins.terms import Term
 from trl_margins.trainers.checkpoints import load_states, save_states
 from trl_margins.trainers.configs import config_class
-from trl_margins.trainers.folder import is_whole, last_whole_checkpoint
+from trl_margins.trainers.folder import last_whole_checkpoint
 from trl_margins.trainers.named import trainer_class
+from trl_margins.trainers.whole import is_whole
 
 
 def test_states_come_back_as_they_were(tmp_path):

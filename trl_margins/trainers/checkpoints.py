@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length
 
 from .. import __version__
@@ -33,14 +34,14 @@ from .card import adapter_options
 from .folder import (
     check_same_run,
     check_states,
-    is_whole,
-    last_whole_checkpoint,
+    checkpoint_to_resume,
     locked,
     make_room,
     make_room_for_model,
 )
 from .preparation import TRAIN
 from .step_size import pairs_per_step
+from .whole import forget_files, kept_of_others, record_files
 
 logger = logging.getLogger(__name__)
 
@@ -197,7 +198,7 @@ class CheckpointMixin(MarginTrainer):
         folder = Path(self.args.output_dir)
         if not self.holds_folder:
             held.enter_context(locked(folder))
-        checkpoint = self._checkpoint_of(resume)
+        checkpoint = checkpoint_to_resume(folder, resume)
         if checkpoint is None:
             make_room(self, folder)
             return None, 0
@@ -206,25 +207,6 @@ class CheckpointMixin(MarginTrainer):
         step = json.loads((checkpoint / TRAINER_STATE_NAME).read_text())["global_step"]
         make_room(self, folder, after=step if checkpoint.resolve().parent == folder.resolve() else None)
         return str(checkpoint), step
-
-    def _checkpoint_of(self, resume: str | bool | None) -> Path | None:
-        if not resume:
-            return None
-        if resume is True:
-            found = last_whole_checkpoint(self.args.output_dir)
-            if found is None:
-                raise ValueError(
-                    f"output_dir {self.args.output_dir} has no complete checkpoint to resume from: leave "
-                    "resume_from_checkpoint out (with --overwrite_output_dir true if it has files of an earlier run)"
-                )
-            return Path(found)
-        if not is_whole(resume):
-            others = last_whole_checkpoint(Path(resume).parent)
-            raise ValueError(
-                f"{resume} is not a complete checkpoint: its {TRAINER_STATE_NAME} is missing or cut "
-                "off. " + (f"The last complete one beside it is {others}" if others else "There is none beside it")
-            )
-        return Path(resume)
 
     def set_initial_training_values(self, args: Any, dataloader: Any, *more: Any) -> Any:
         """transformers' numbers of epochs and steps, of which there must be one.
@@ -270,6 +252,10 @@ class CheckpointMixin(MarginTrainer):
         agreed(self.accelerator, partial(self._save_remembered, folder))
         if self.args.should_save and not self.accelerator.is_main_process:  # with `save_on_each_node`
             self._save_remembered(folder)
+        forget_files(self.state)
+        for each in [*self.callback_handler.callbacks, self.control]:
+            if isinstance(each, ExportableState):  # transformers' KeyError, where the resumed run had no such callback
+                kept_of_others(self.state).setdefault(type(each).__name__, {})
         super()._save_checkpoint(model, trial)
 
     def _save_remembered(self, folder: Path) -> None:
@@ -289,12 +275,24 @@ class CheckpointMixin(MarginTrainer):
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
-        self.accelerator.wait_for_everyone()  # the trainer state comes next, and says that all of it is there
+        self.accelerator.wait_for_everyone()  # the trainer state comes next, and says what must be there
+        if self.args.should_save:
+            record_files(Path(output_dir), self.state)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if self._rng_state_of is not None:  # else it is loaded already, and drawn from
             self._rng_state_of = None
             super()._load_rng_state(checkpoint)
+
+    def _load_from_checkpoint(self, checkpoint: str, model: nn.Module | None = None) -> None:
+        try:
+            super()._load_from_checkpoint(checkpoint, model)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(
+                f"{checkpoint} has another model than this run: {reason}. Resume with its model, or start with "
+                "another output_dir"
+            ) from error
 
     def _term_states(self) -> dict[str, Any]:
         return {term.name: term.state_dict() for term in self.objective.remembering}

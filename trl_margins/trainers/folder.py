@@ -37,6 +37,7 @@ _OTHERS = (
     *(ANCHORS_FILE, "anchor_diagnostics-*.csv"),
 )
 _OF_A_CARD = ("README.md", "figures")
+BESIDE = "_saving"  # where the model is until all of it is written
 LOCK = "_run.lock"  # uploads to the Hub leave out what begins with _
 
 _ORDER = (  # of the rows
@@ -197,6 +198,23 @@ def make_room_for_model(folder: Path, is_adapter: bool) -> None:
         _move_aside(folder, found)
     elif is_adapter and _matching(folder, FULL_MODEL):
         logger.warning("%s has a whole model: beside it, the adapter that is saved is what will be loaded", folder)
+
+
+def take_place(written: Path, folder: Path, replaces_model: bool) -> None:
+    """Moves a model that has been written into its folder, and removes what an earlier whole model has more there.
+
+    `training_args.bin` is moved last: it says that the model is there.
+    """
+    (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+    if replaces_model:
+        for path in _matching(folder, (*FULL_MODEL, "*.index.json")):
+            if not (written / path.name).exists():
+                path.unlink()
+    for path in sorted(written.iterdir(), key=lambda path: path.name == TRAINING_ARGS_NAME):
+        if path.is_dir():
+            shutil.rmtree(folder / path.name, ignore_errors=True)
+        path.replace(folder / path.name)
+    written.rmdir()
 
 
 def _check_outside(trainer: Any, folder: Path, found: list[Path]) -> None:

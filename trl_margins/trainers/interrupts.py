@@ -24,9 +24,9 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _listening = 0  # the process that listens
 
 
-# The workers of a data loader. Whoever stops a job tells all of its processes, and a worker that is gone takes the step
-# with it that is to be finished. So a child takes SIGTERM from its parent alone. torch's handler would end it, and is
-# set after any that it brings along; but a signal that is blocked has no handler.
+# The workers of a data loader. Whoever stops a job tells all of its processes, and with a worker the step is gone that
+# is to be finished. So a child takes SIGTERM from its parent alone. torch sets a handler that ends it, after any other
+# has been set; but a signal that is blocked has no handler.
 
 
 def _before_fork() -> None:

@@ -4,6 +4,8 @@ which checkpoint to take, or the run that would have been.
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import shutil
 from functools import partial
@@ -14,6 +16,7 @@ import torch
 from conftest import TINY, byte_tokenizer, load, preference_rows, quiet, saved
 from faults import drop_digests
 from peft import LoraConfig
+from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from trl_margins.trainers.configs import config_class
@@ -183,3 +186,35 @@ def test_a_checkpoint_of_another_model(runs, tmp_path):
     drop_digests(checkpoint.parent)
     with pytest.raises(ValueError, match=f"{checkpoint} has another model than this run: .*size mismatch"):
         resume(trainer, checkpoint)
+
+
+def test_a_full_disk_under_the_final_model(runs, tmp_path, monkeypatch):
+    """An earlier one stays; the last checkpoint has this one, or a folder that is named."""
+    trainer, run, whole, _ = runs["full"]
+    checkpoint = copied(run, tmp_path / "out")
+    out, write = checkpoint.parent, torch.save
+    (out / "training_args.bin").touch()
+    resume(trainer, checkpoint)
+    assert not (out / "training_args.bin").exists()  # it would say that the run's model is there already
+    (out / "model.safetensors").write_text("earlier")
+
+    def save(value, file, *args, **kwargs):
+        if str(file).startswith(str(out)):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
+        write(value, file, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(OSError, match=r"_saving/training_args.bin: No space.* MB free.*takes it from .*checkpoint-3"):
+        trainer.save_model()
+    for path in out.glob("checkpoint-*"):
+        shutil.rmtree(path)
+    with pytest.raises(OSError, match="No checkpoint has it, so it is in") as caught:
+        trainer.save_model()
+    elsewhere = Path(str(caught.value).partition("so it is in ")[2].partition(":")[0])
+    assert torch.equal(load_file(elsewhere / "model.safetensors")["model.norm.weight"], whole[0]["model.norm.weight"])
+    shutil.rmtree(elsewhere)
+    assert (out / "model.safetensors").read_text() == "earlier"
+    assert not (out / "_saving").exists()
+    monkeypatch.undo()
+    trainer.save_model()
+    assert torch.equal(load_file(out / "model.safetensors")["model.norm.weight"], whole[0]["model.norm.weight"])

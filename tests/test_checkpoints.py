@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
-import time
+import shutil
+import signal
 from pathlib import Path
+from typing import Any
 
 import killed
 import processes
 import pytest
 import torch
 from conftest import METHODS_AND_BASES, OWN_METHODS, bases_of, load, preference_rows, quiet
-from safetensors.torch import load_file
 
 from trl_margins.methods import MARGINS, METHODS, WEIGHTS, names_of
 from trl_margins.terms import Term
 from trl_margins.trainers.checkpoints import load_states, save_states
 from trl_margins.trainers.configs import config_class
-from trl_margins.trainers.folder import is_whole, last_whole_checkpoint
+from trl_margins.trainers.folder import last_whole_checkpoint
 from trl_margins.trainers.named import trainer_class
+from trl_margins.trainers.whole import is_whole
 
 
 def test_states_come_back_as_they_were(tmp_path):
@@ -136,39 +139,63 @@ def test_another_runs_checkpoint(tiny_model, tokenizer, tmp_path):
         other.train(resume_from_checkpoint=True)
 
 
-def test_kills_change_nothing(tiny_model, tmp_path):
-    """Three kills at random moments, a checkpoint being written at nearly every one of them."""
-    kills = int(os.environ.get("KILLS", "3"))
+# Faults at any operation on a run's files
 
-    def start(out):
-        return processes.start(killed.train, tiny_model, out, 8 * (kills + 1))
-
-    def code(process):
-        process.join()
-        return process.exitcode
-
-    assert code(start(tmp_path / "whole")) == 0
-    rng = random.Random(1)
-    out = tmp_path / "killed"
-    for _ in range(kills):
-        process = start(out)
-        before = len(_lines(out))
-        while len(_lines(out)) < before + 2 and process.is_alive():  # past what the last kill left
-            time.sleep(0.002)
-        time.sleep(rng.uniform(0, 0.3))
-        process.kill()
-        process.join()
-    assert code(start(out)) == 0
-    ends = [load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed")]
-    for name, value in ends[0].items():
-        assert torch.equal(value, ends[1][name]), name
-    logs = [(tmp_path / name / "pair_log.csv").read_text() for name in ("whole", "killed")]
-    assert logs[0] == logs[1]
-    starts = [json.loads(line)["from"] for line in _lines(out) if "from" in line]
-    assert len(starts) == kills + 1
-    assert starts[-1] > 0
+FAULTS = int(os.environ.get("FUZZ", "6"))
 
 
-def _lines(out: Path) -> list[str]:
-    file = out / "steps.jsonl"
-    return file.read_text().splitlines() if file.exists() else []
+@pytest.fixture(scope="module")
+def undisturbed(tiny_model, tmp_path_factory):
+    """What a run leaves, and the number of its operations on files."""
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    operations = killed.train(tiny_model, out)
+    assert operations > 40
+    return left_by(out), operations
+
+
+def left_by(out: Path) -> tuple[Any, ...]:
+    """Weights, optimizer, pairs and logs."""
+    (checkpoint,) = out.glob("checkpoint-*")
+    state = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
+    moments = torch.load(checkpoint / "optimizer.pt", weights_only=True)["state"]
+    moments = {key: {name: value.tolist() for name, value in of.items()} for key, of in moments.items()}
+    return (out / "model.safetensors").read_bytes(), moments, (out / "pair_log.csv").read_text(), state
+
+
+def numbers(operations: int, seed: int, n: int) -> list[int]:
+    """One in each n-th part of the operations."""
+    rng = random.Random(seed)
+    return [1 + int((i + rng.random()) / n * operations) for i in range(n)]
+
+
+def test_a_kill_at_any_operation_changes_nothing(tiny_model, undisturbed, tmp_path):
+    """And a second one in the run that goes on."""
+    whole, operations = undisturbed
+    rng = random.Random(2)
+    for number in numbers(operations, 1, FAULTS // 2):
+        out = tmp_path / str(number)
+        for at in (number, rng.randint(1, operations)):
+            process = processes.start(killed.train, tiny_model, out, at, signal.SIGKILL)
+            process.join()
+            assert process.exitcode in (-signal.SIGKILL, 0), (number, at)  # the second may come after the end
+        killed.train(tiny_model, out)
+        assert left_by(out) == whole, (number, at)
+        shutil.rmtree(out)
+
+
+def test_a_full_disk_at_any_operation(tiny_model, undisturbed, tmp_path):
+    """A warning, or an error that names a file of the run; and the run goes on where there is room again."""
+    whole, operations = undisturbed
+    for number in numbers(operations, 3, FAULTS):
+        out = tmp_path / str(number)
+        how = random.Random(number).choice([errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])
+        said = ""
+        try:
+            killed.train(tiny_model, out, number, how)
+        except OSError as error:
+            said = str(error)
+        assert not said or (str(out) in said and os.strerror(how) in said), (number, said)
+        killed.train(tiny_model, out)
+        assert left_by(out)[:2] == whole[:2], number
+        assert left_by(out)[3] == whole[3], number  # the pair log may lack what it could not write
+        shutil.rmtree(out)

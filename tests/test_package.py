@@ -90,6 +90,7 @@ def test_a_type_checker_knows_the_configs(checker, request, tmp_path):
 ROOMS = (
     "logging",
     "checks",
+    "disk",
     "redaction",
     "tables",
     "pairs",

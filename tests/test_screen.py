@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
 import shlex
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,9 @@ from safetensors.torch import load_file
 
 from trl_margins import GapPOConfig, GapPOTrainer
 from trl_margins.cli import main
+from trl_margins.trainers.interrupts import Interrupts
 from trl_margins.trainers.progress import line_of
+from trl_margins.trainers.whole import is_whole
 
 SETTINGS = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "num_train_epochs": 2}
 SETTINGS |= {"max_length": 64, "learning_rate": 0.01, "logging_steps": 1, "report_to": "none", "use_cpu": True}
@@ -305,6 +309,54 @@ def evaluations(out: Path) -> list[dict[str, Any]]:
         for entry in history
         if "eval_loss" in entry
     ]
+
+
+def sends_to_all(method: str, number: int, which: int) -> None:
+    """To the whole group of processes, the workers of the data loader first, as a launcher or a scheduler does."""
+    os.setsid()
+    multiprocessing.set_start_method("fork", force=True)  # a process of the tests' server has another
+
+    def tell(*processes: int) -> None:
+        subprocess.run(["kill", f"-{which}", "--", *map(str, processes)], check=True, start_new_session=True)
+
+    def send() -> None:
+        workers = [each.pid or 0 for each in multiprocessing.active_children()]
+        assert len(workers) == 2
+        tell(*workers)
+        time.sleep(0.2)  # until one that the signal ends is gone
+        tell(-os.getpgid(0))
+
+    when_called(GapPOTrainer, method, number, send)
+
+
+def test_a_group_of_processes_is_told(tiny_model, pairs, tmp_path):
+    """The workers of the data loader go on until the step is finished."""
+    out = tmp_path / "out"
+    argv = words(tiny_model, pairs, out, *EVALUATED, "--dataloader_num_workers", "2")
+    status, said = on_the_console(argv, tmp_path, sends_to_all, "training_step", 3, signal.SIGTERM)
+    assert status == 143, said
+    assert "Traceback" not in said
+    assert f"stopped after step 2: {out}/checkpoint-2 has all that is needed to go on\nresume  trl-margins " in said
+    assert is_whole(out / "checkpoint-2")
+
+
+def parent_and_child() -> None:
+    with Interrupts().heard():
+        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+        child.start()
+        subprocess.run(["kill", str(child.pid)], check=True)  # by somebody else
+        child.join(0.3)
+        assert child.is_alive()
+        child.terminate()
+        child.join(10)
+    assert child.exitcode == 143
+
+
+def test_a_child_ends_at_its_parent_s_word():
+    """As of a pool, which is not waited for."""
+    process = start(parent_and_child)
+    process.join(60)
+    assert process.exitcode == 0
 
 
 def test_a_comparison_goes_on_where_it_stopped(tiny_model, pairs, tmp_path):

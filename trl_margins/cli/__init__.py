@@ -11,12 +11,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from linecache import getline
+from tempfile import gettempdir
 from traceback import walk_tb
 from typing import Any
 
 from yaml import YAMLError
 
 from .. import __version__
+from ..disk import is_of_the_disk, rooms
 from ..logging import Screen, set_verbosity
 from ..redaction import redacted_text
 
@@ -129,8 +131,18 @@ def _run(argv: Sequence[str] | None) -> int:
     except Exception as error:
         if argv is not None or not _is_about_input(error):
             raise
-        print(redacted_text(f"trl-margins {chosen.command}: {error}"), file=sys.stderr)
+        print(redacted_text(f"trl-margins {chosen.command}: {error}{_room(error)}"), file=sys.stderr)
         return getattr(error, "exit_status", 1)  # 2 for what `options.usage` marked
+
+
+def _room(error: Exception) -> str:
+    """What else to know of a full disk whose error names no more than its number."""
+    if not isinstance(error, OSError) or error.errno is None or not is_of_the_disk(error):
+        return ""
+    from datasets.config import HF_DATASETS_CACHE  # where rows and tokens are kept
+
+    places = [os.path.dirname(os.path.abspath(os.fsdecode(error.filename)))] if error.filename else []
+    return f". Free: {rooms(*places, os.getcwd(), str(HF_DATASETS_CACHE), gettempdir())}. Make room there"
 
 
 def top_parser() -> ArgumentParser:

@@ -222,11 +222,12 @@ def _train(trainer: Any, resume: str | bool | None) -> None:
     """Trains; if training stops, logs where it can be resumed."""
     try:
         trainer.train(resume_from_checkpoint=resume)
-    except Exception:
+    except Exception as error:
         if trainer.state.global_step:
             last = last_whole_checkpoint(trainer.args.output_dir)
             way_on = f"--resume_from_checkpoint true resumes from {last}" if last else "no checkpoint had been saved"
-            logger.exception("training stopped in step %d; %s", trainer.state.global_step + 1, way_on)
+            said = "training stopped in step %d; %s"
+            logger.error(said, trainer.state.global_step + 1, way_on, exc_info=not isinstance(error, OSError))
         raise
 
 

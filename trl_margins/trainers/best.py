@@ -15,7 +15,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy
 from ..evaluation.tables import RANKING
 from ..report.card import SetFacts
 from .base import MarginTrainer
-from .checkpoints import is_whole
+from .whole import is_whole
 
 logger = logging.getLogger(__name__)
 

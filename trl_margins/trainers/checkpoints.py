@@ -6,6 +6,8 @@ import copy
 import hashlib
 import json
 import logging
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -17,10 +19,12 @@ from accelerate.utils import is_peft_model
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length
 
 from .. import __version__
+from ..disk import is_of_the_disk, where
 from ..distributed import agreed
 from ..forward.head import causal_model
 from ..pairs import SCORES
@@ -31,16 +35,19 @@ from ..registry import option_fields
 from .base import MarginTrainer
 from .card import adapter_options
 from .folder import (
+    BESIDE,
     check_same_run,
     check_states,
-    is_whole,
+    checkpoint_to_resume,
     last_whole_checkpoint,
     locked,
     make_room,
     make_room_for_model,
+    take_place,
 )
 from .preparation import TRAIN
 from .step_size import pairs_per_step
+from .whole import forget_files, is_whole, kept_of_others, record_files
 
 logger = logging.getLogger(__name__)
 
@@ -197,7 +204,7 @@ class CheckpointMixin(MarginTrainer):
         folder = Path(self.args.output_dir)
         if not self.holds_folder:
             held.enter_context(locked(folder))
-        checkpoint = self._checkpoint_of(resume)
+        checkpoint = checkpoint_to_resume(folder, resume)
         if checkpoint is None:
             make_room(self, folder)
             return None, 0
@@ -206,25 +213,6 @@ class CheckpointMixin(MarginTrainer):
         step = json.loads((checkpoint / TRAINER_STATE_NAME).read_text())["global_step"]
         make_room(self, folder, after=step if checkpoint.resolve().parent == folder.resolve() else None)
         return str(checkpoint), step
-
-    def _checkpoint_of(self, resume: str | bool | None) -> Path | None:
-        if not resume:
-            return None
-        if resume is True:
-            found = last_whole_checkpoint(self.args.output_dir)
-            if found is None:
-                raise ValueError(
-                    f"output_dir {self.args.output_dir} has no complete checkpoint to resume from: leave "
-                    "resume_from_checkpoint out (with --overwrite_output_dir true if it has files of an earlier run)"
-                )
-            return Path(found)
-        if not is_whole(resume):
-            others = last_whole_checkpoint(Path(resume).parent)
-            raise ValueError(
-                f"{resume} is not a complete checkpoint: its {TRAINER_STATE_NAME} is missing or cut "
-                "off. " + (f"The last complete one beside it is {others}" if others else "There is none beside it")
-            )
-        return Path(resume)
 
     def set_initial_training_values(self, args: Any, dataloader: Any, *more: Any) -> Any:
         """transformers' numbers of epochs and steps, of which there must be one.
@@ -255,6 +243,8 @@ class CheckpointMixin(MarginTrainer):
                 *(args.output_dir, max_steps, max_steps),
             )
             epochs = 0  # transformers would take one more step in the middle of an epoch
+        elif self.args.should_save:  # saved last, it says that the run's model is there: it would be an earlier one
+            Path(self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
         return (epochs, *others, max_steps)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -263,38 +253,94 @@ class CheckpointMixin(MarginTrainer):
             make_room_for_model(Path(output_dir or self.args.output_dir), is_adapter=is_peft_model(self.model))
         super().save_model(output_dir, _internal_call)
 
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """transformers'. The final model is written beside an earlier one, which it replaces when it is whole."""
+        folder = Path(output_dir or self.args.output_dir)
+        if folder.name.startswith(PREFIX_CHECKPOINT_DIR) or not self.args.should_save:
+            super()._save(output_dir, state_dict)
+            return
+        beside = folder / BESIDE
+        try:
+            shutil.rmtree(beside, ignore_errors=True)  # a killed run's
+            super()._save(str(beside), state_dict)
+            take_place(beside, folder, replaces_model=not is_peft_model(self.model))
+        except Exception as error:  # each library has its own
+            if not is_of_the_disk(error):
+                raise
+            said = where(error, folder)
+            shutil.rmtree(beside, ignore_errors=True)
+            raise OSError(f"the model cannot be saved ({said}). {self._model_is_in(state_dict)}") from error
+
+    def _model_is_in(self, state_dict: Any) -> str:
+        """Where a model is that could not be saved, and what to do."""
+        last = last_whole_checkpoint(self.args.output_dir)
+        if last and Path(last).name == f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}":
+            return (
+                f"Nothing is lost: make room, and the same run with --resume_from_checkpoint true (from Python: "
+                f"resume_from_checkpoint=True) takes it from {last} and saves it, without a further step"
+            )
+        elsewhere = tempfile.mkdtemp(prefix="trl-margins-")
+        try:
+            super()._save(elsewhere, state_dict)
+        except Exception as error:  # the first error is the one to show
+            shutil.rmtree(elsewhere, ignore_errors=True)
+            return f"No checkpoint has it, and {elsewhere} cannot be written either ({error})"
+        return f"No checkpoint has it, so it is in {elsewhere}: move it from there"
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         for log in self._logs:
             log.flush(self.accelerator)
         folder = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
-        agreed(self.accelerator, partial(self._save_remembered, folder))
-        if self.args.should_save and not self.accelerator.is_main_process:  # with `save_on_each_node`
-            self._save_remembered(folder)
-        super()._save_checkpoint(model, trial)
+        try:
+            agreed(self.accelerator, partial(self._save_remembered, folder))
+            if self.args.should_save and not self.accelerator.is_main_process:  # with `save_on_each_node`
+                self._save_remembered(folder)
+            forget_files(self.state)
+            for each in [*self.callback_handler.callbacks, self.control]:
+                if isinstance(each, ExportableState):  # transformers' KeyError, where the resumed run had none
+                    kept_of_others(self.state).setdefault(type(each).__name__, {})
+            super()._save_checkpoint(model, trial)
+        except Exception as error:  # each library has its own
+            if not is_of_the_disk(error):
+                raise
+            said = where(error, folder)
+            if self.args.should_save and not is_whole(folder):
+                shutil.rmtree(folder, ignore_errors=True)  # which takes the room
+            last = last_whole_checkpoint(folder.parent)
+            raise OSError(
+                f"{folder.name} cannot be written ({said}): make room. "
+                + (f"{last} is complete, and resume_from_checkpoint=True takes it" if last else "It was the first one")
+            ) from error
 
     def _save_remembered(self, folder: Path) -> None:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            Path(folder, TRAINER_STATE_NAME).unlink(missing_ok=True)  # of a cut-off run: this one is not complete yet
-            if states := self._term_states():
-                save_states(states, folder / TERMS_FILE)
-            if timed := self._sharing.state_dict():
-                Path(folder, SHARING_FILE).write_text(json.dumps(timed))
-            Path(folder, RUN_FILE).write_text(json.dumps(self.settings, indent=2) + "\n")
-        except (OSError, SafetensorError) as error:
-            raise OSError(
-                f"{folder} cannot be written ({error}): make room. Checkpoints before it are complete, and "
-                "resume_from_checkpoint=True takes the last of them"
-            ) from error
+        folder.mkdir(parents=True, exist_ok=True)
+        Path(folder, TRAINER_STATE_NAME).unlink(missing_ok=True)  # of a cut-off run: this one is not complete yet
+        if states := self._term_states():
+            save_states(states, folder / TERMS_FILE)
+        if timed := self._sharing.state_dict():
+            Path(folder, SHARING_FILE).write_text(json.dumps(timed))
+        Path(folder, RUN_FILE).write_text(json.dumps(self.settings, indent=2) + "\n")
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
-        self.accelerator.wait_for_everyone()  # the trainer state comes next, and says that all of it is there
+        self.accelerator.wait_for_everyone()  # the trainer state comes next, and says what must be there
+        if self.args.should_save:
+            record_files(Path(output_dir), self.state)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if self._rng_state_of is not None:  # else it is loaded already, and drawn from
             self._rng_state_of = None
             super()._load_rng_state(checkpoint)
+
+    def _load_from_checkpoint(self, checkpoint: str, model: nn.Module | None = None) -> None:
+        try:
+            super()._load_from_checkpoint(checkpoint, model)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(
+                f"{checkpoint} has another model than this run: {reason}. Resume with its model, or start with "
+                "another output_dir"
+            ) from error
 
     def _term_states(self) -> dict[str, Any]:
         return {term.name: term.state_dict() for term in self.objective.remembering}

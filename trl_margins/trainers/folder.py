@@ -17,6 +17,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..probes.diagnostics import ANCHORS_FILE
 from ..recording.pair_log import PAIRS_FILE, RUN_FILE
+from .whole import fault_of, is_whole
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ _OTHERS = (
     *(ANCHORS_FILE, "anchor_diagnostics-*.csv"),
 )
 _OF_A_CARD = ("README.md", "figures")
+BESIDE = "_saving"  # where the model is until all of it is written
 LOCK = "_run.lock"  # uploads to the Hub leave out what begins with _
 
 _ORDER = (  # of the rows
@@ -82,10 +84,10 @@ def last_whole_checkpoint(folder: str | Path) -> str | None:
 def whole_checkpoints(folder: str | Path) -> Iterator[str]:
     """The complete checkpoints, the newest first; incomplete ones are named in the log."""
     for path in sorted(_checkpoints(Path(folder)), key=_step_of, reverse=True):
-        if is_whole(path):
+        if (fault := fault_of(path)) is None:
             yield str(path)
         else:
-            logger.warning("%s is incomplete: it is left out", path)
+            logger.warning("%s is incomplete (%s): it is left out", path, fault)
 
 
 def _checkpoints(folder: Path) -> list[Path]:
@@ -96,9 +98,38 @@ def _step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.split("-")[-1])
 
 
-def is_whole(checkpoint: str | Path) -> bool:
-    """Whether its trainer state, which is written last, can be read."""
-    return isinstance(_json_of(Path(checkpoint, TRAINER_STATE_NAME)).get("global_step"), int)
+def checkpoint_to_resume(folder: str | Path, resume: str | bool | None) -> Path | None:
+    """The checkpoint that `resume_from_checkpoint` means; None without one.
+
+    Args:
+        folder: the run's output folder, of which `True` takes the newest complete checkpoint.
+
+    Raises:
+        ValueError: it is not complete, or there is none that is.
+    """
+    if not resume:
+        return None
+    if resume is True:
+        if found := last_whole_checkpoint(folder):
+            return Path(found)
+        faults = "; ".join(
+            f"{path.name}: {fault_of(path)}" for path in sorted(_checkpoints(Path(folder)), key=_step_of)
+        )
+        raise ValueError(
+            f"output_dir {folder} has no complete checkpoint to resume from{f' ({faults})' if faults else ''}: leave "
+            "resume_from_checkpoint out (with --overwrite_output_dir true if it has files of an earlier run)"
+        )
+    if not Path(resume).is_dir():
+        raise ValueError(f"resume_from_checkpoint: there is no folder {resume}. {_beside(Path(resume))}")
+    if fault := fault_of(resume):
+        raise ValueError(f"{resume} is not a complete checkpoint: {fault}. {_beside(Path(resume))}")
+    return Path(resume)
+
+
+def _beside(checkpoint: Path) -> str:
+    if other := last_whole_checkpoint(checkpoint.parent):
+        return f"Resume from the last complete one beside it, {other}"
+    return "There is no complete one beside it: start the run again, without resume_from_checkpoint"
 
 
 def _json_of(file: Path) -> dict[str, Any]:
@@ -167,6 +198,23 @@ def make_room_for_model(folder: Path, is_adapter: bool) -> None:
         _move_aside(folder, found)
     elif is_adapter and _matching(folder, FULL_MODEL):
         logger.warning("%s has a whole model: beside it, the adapter that is saved is what will be loaded", folder)
+
+
+def take_place(written: Path, folder: Path, replaces_model: bool) -> None:
+    """Moves a model that has been written into its folder, and removes what an earlier whole model has more there.
+
+    `training_args.bin` is moved last: it says that the model is there.
+    """
+    (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+    if replaces_model:
+        for path in _matching(folder, (*FULL_MODEL, "*.index.json")):
+            if not (written / path.name).exists():
+                path.unlink()
+    for path in sorted(written.iterdir(), key=lambda path: path.name == TRAINING_ARGS_NAME):
+        if path.is_dir():
+            shutil.rmtree(folder / path.name, ignore_errors=True)
+        path.replace(folder / path.name)
+    written.rmdir()
 
 
 def _check_outside(trainer: Any, folder: Path, found: list[Path]) -> None:

@@ -21,6 +21,37 @@ from transformers import TrainerCallback
 from .base import MarginTrainer
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_listening = 0  # the process that listens
+
+
+# The workers of a data loader. Whoever stops a job tells all of its processes, and with a worker the step is gone that
+# is to be finished. So a child takes SIGTERM from its parent alone. torch sets a handler that ends it, after any other
+# has been set; but a signal that is blocked has no handler.
+
+
+def _before_fork() -> None:
+    if os.getpid() == _listening:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+
+def _after_fork() -> None:
+    if os.getpid() == _listening:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+
+def _as_child() -> None:
+    if os.getppid() == _listening:
+        threading.Thread(target=_end_with_parent, args=(_listening,), daemon=True).start()
+
+
+def _end_with_parent(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent == os.getppid():
+        pass
+    os._exit(128 + signal.SIGTERM)
+
+
+if hasattr(signal, "sigwaitinfo"):  # not on macOS
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_as_child)
 
 
 class Interrupts:
@@ -37,11 +68,13 @@ class Interrupts:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        self._process = os.getpid()
+        global _listening
+        _listening = self._process = os.getpid()
         before = {each: signal.signal(each, self._hear) for each in _SIGNALS}
         try:
             yield
         finally:
+            _listening = 0
             for each, handler in before.items():
                 signal.signal(each, handler)
 

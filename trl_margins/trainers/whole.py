@@ -1,0 +1,148 @@
+"""Whether a checkpoint is whole: everything that was saved is there, as it was saved.
+
+`trainer_state.json` is written last. It holds a digest of every other file, so that a file that is missing, cut off or
+of another run is named before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import zipfile
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from transformers import TrainerState
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+
+logger = logging.getLogger(__name__)
+
+_NAME = "CheckpointFiles"  # among trainer_state.json's `stateful_callbacks`, where transformers keeps what others add
+_SAMPLES, _BLOCK = 256, 4096  # of a large file, whose every byte would take as long as saving it
+_MEGABYTE = 2**20
+
+# What no resumed run reads. Whoever has edited it is told, and goes on
+_NOT_READ = (
+    *("README.md", TRAINING_ARGS_NAME, "generation_config.json", "*processor_config.json"),
+    *("*token*", "*.jinja", "additional_chat_templates/*", "vocab.json", "merges.txt", "spiece.model"),
+)
+
+
+def record_files(folder: Path, state: TrainerState) -> None:
+    """Notes digests of a checkpoint's files in the trainer state that is about to be saved, with them on the disk."""
+    files = {name: path for name, path in _files(folder) if name != TRAINER_STATE_NAME}
+    for path in files.values():
+        if path.stat().st_size >= _MEGABYTE:  # a network's file system may only now find that there is no room
+            with path.open("rb") as written:
+                os.fsync(written.fileno())
+    digests = {name: _digest(path) for name, path in files.items()}
+    kept_of_others(state)[_NAME] = {"args": {}, "attributes": {"files": digests}}
+
+
+def forget_files(state: TrainerState) -> None:
+    """Drops the digests of an earlier checkpoint."""
+    kept_of_others(state).pop(_NAME, None)
+
+
+def kept_of_others(state: TrainerState) -> dict[str, Any]:
+    """What callbacks keep in a trainer state; transformers' declaration has the callbacks themselves."""
+    kept: Any = state.stateful_callbacks
+    return kept
+
+
+def is_whole(checkpoint: str | Path) -> bool:
+    """Whether a run can go on from it."""
+    return fault_of(checkpoint) is None
+
+
+def fault_of(checkpoint: str | Path) -> str | None:
+    """What is wrong with a checkpoint, in words that name the file; None if nothing is."""
+    folder = Path(checkpoint)
+    try:
+        state = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
+    except FileNotFoundError:
+        return f"its {TRAINER_STATE_NAME}, which is written last, is missing"
+    except (OSError, ValueError, TypeError, AttributeError):
+        state = TrainerState()
+    if (
+        not isinstance(state.global_step, int)
+        or not state.global_step
+        or not isinstance(state.stateful_callbacks, dict)
+    ):
+        return f"its {TRAINER_STATE_NAME}, which is written last, is cut off or no trainer state"
+    saved = _saved(state)
+    found = dict(_files(folder))
+    if missing := [name for name in saved if name not in found and _is_read(name)]:
+        return f"{_named(missing)} missing, which its {TRAINER_STATE_NAME} names"
+    for name, path in found.items():
+        if name not in saved and _is_read(name) and (damage := _damage(path)):
+            return f"its {name} {damage}"
+    others = [name for name, digest in saved.items() if name in found and _digest(found[name]) != digest]
+    if changed := [name for name in others if _is_read(name)]:
+        before, now = int(saved[changed[0]].split(" ")[0]), found[changed[0]].stat().st_size
+        sizes = f" ({now} bytes instead of {before})" if len(changed) == 1 and now != before else ""
+        return f"{_named(changed)} not what was saved with its {TRAINER_STATE_NAME}{sizes}"
+    if others:
+        logger.warning("%s has other files than were saved: %s. No resumed run reads them", folder, ", ".join(others))
+    return None
+
+
+def _saved(state: TrainerState) -> dict[str, str]:
+    """Digests by file; empty for a checkpoint of an earlier version, or of another trainer."""
+    noted = kept_of_others(state).get(_NAME, {})
+    return dict(noted["attributes"]["files"]) if noted else {}
+
+
+def _files(folder: Path) -> Iterator[tuple[str, Path]]:
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            yield path.relative_to(folder).as_posix(), path
+
+
+def _is_read(name: str) -> bool:
+    return not any(fnmatch(name, pattern) for pattern in _NOT_READ)
+
+
+def _named(names: list[str]) -> str:
+    shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    return f"its {shown} {'is' if len(names) == 1 else 'are'}"
+
+
+def _digest(file: Path) -> str:
+    """Size and digest: of all of a small file, of blocks all over a large one."""
+    size = file.stat().st_size
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        if size <= _SAMPLES * _BLOCK:
+            digest.update(opened.read())
+        else:
+            for i in range(_SAMPLES):
+                opened.seek(i * (size - _BLOCK) // (_SAMPLES - 1))
+                digest.update(opened.read(_BLOCK))
+    return f"{size} {digest.hexdigest()[:16]}"
+
+
+def _damage(file: Path) -> str | None:
+    """What can be seen of a file without its digest."""
+    if not file.stat().st_size:
+        return "is empty"
+    try:
+        if file.suffix == ".safetensors":
+            with safe_open(file, "pt"):  # which compares the header with the file's length
+                pass
+        elif file.name.endswith(".index.json"):
+            shards = set(json.loads(file.read_text())["weight_map"].values())
+            if missing := sorted(name for name in shards if not (file.parent / name).is_file()):
+                return f"names {missing[0]}, which is missing"
+        elif file.suffix == ".json":
+            json.loads(file.read_text())
+        elif file.suffix in (".pt", ".pth") and not zipfile.is_zipfile(file):
+            return "is cut off, or no file of torch.save"
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"cannot be read ({error})"
+    return None

@@ -39,6 +39,8 @@ def write_report(runs: Sequence[Run], out: str | Path, image_format: str = "png"
     files = {out / PAGE: html_page(runs, pictures, images, image_format).encode()}
     files |= {out / f"{name}.{image_format}": image for name, (image, _) in images.items()}
     for file, content in files.items():
+        if file.is_symlink():  # what it leads to is no page
+            file.unlink()
         file.write_bytes(content)
     return list(files)
 

@@ -31,6 +31,7 @@ from ..registry import option_fields
 from .base import MarginTrainer
 from .card import adapter_options
 from .folder import (
+    check_links,
     check_same_run,
     check_states,
     is_whole,
@@ -38,6 +39,7 @@ from .folder import (
     locked,
     make_room,
     make_room_for_model,
+    replace_links,
 )
 from .preparation import TRAIN
 from .step_size import pairs_per_step
@@ -200,11 +202,14 @@ class CheckpointMixin(MarginTrainer):
         checkpoint = self._checkpoint_of(resume)
         if checkpoint is None:
             make_room(self, folder)
+            check_links(folder)
             return None, 0
         check_states(checkpoint)
         check_same_run(checkpoint, self.settings, self.args)
         step = json.loads((checkpoint / TRAINER_STATE_NAME).read_text())["global_step"]
-        make_room(self, folder, after=step if checkpoint.resolve().parent == folder.resolve() else None)
+        goes_on = checkpoint.absolute().parent.resolve() == folder.resolve()  # also in one that is a link
+        make_room(self, folder, after=step if goes_on else None)
+        check_links(folder, after=step if goes_on else -1)
         return str(checkpoint), step
 
     def _checkpoint_of(self, resume: str | bool | None) -> Path | None:
@@ -260,7 +265,9 @@ class CheckpointMixin(MarginTrainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """transformers'. An adapter in the folder would be loaded instead of the whole model: it is moved aside."""
         if self.args.should_save:
-            make_room_for_model(Path(output_dir or self.args.output_dir), is_adapter=is_peft_model(self.model))
+            folder = Path(output_dir or self.args.output_dir)
+            replace_links(folder)
+            make_room_for_model(folder, is_adapter=is_peft_model(self.model))
         super().save_model(output_dir, _internal_call)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -274,6 +281,7 @@ class CheckpointMixin(MarginTrainer):
 
     def _save_remembered(self, folder: Path) -> None:
         try:
+            replace_links(folder, "*")
             folder.mkdir(parents=True, exist_ok=True)
             Path(folder, TRAINER_STATE_NAME).unlink(missing_ok=True)  # of a cut-off run: this one is not complete yet
             if states := self._term_states():

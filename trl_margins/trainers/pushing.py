@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +14,7 @@ from huggingface_hub import HfApi
 from ..probes.diagnostics import ANCHORS_FILE
 from ..recording.pair_log import PAIRS_FILE
 from ..redaction import redacted
+from .folder import replace_links
 
 if TYPE_CHECKING:
     from trl.trainer.base_trainer import _BaseTrainer as TRLTrainer
@@ -44,6 +45,7 @@ class PushMixin(TRLTrainer):
             return super().push_to_hub(*args, **kwargs)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        replace_links(Path(str(self.args.output_dir)))
         with uploads_without(() if self.options.push_pair_log else OF_PAIRS), saves_no_secret(self.args):
             super()._push_from_checkpoint(checkpoint_folder)
 

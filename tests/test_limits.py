@@ -14,8 +14,15 @@ from datasets import Dataset
 
 from trl_margins import GammaPOConfig, GapPOConfig
 from trl_margins.cli import main
-from trl_margins.rows import limited
+from trl_margins.data.evaluation_factors import completion_texts
+from trl_margins.printable import printable
+from trl_margins.redaction import redacted_text
+from trl_margins.report.markdown import code, fenced, one_line
+from trl_margins.rows import PreferenceRow, limited
+from trl_margins.rows.opened import _LIKE_MESSAGES
+from trl_margins.rows.scores import as_number
 from trl_margins.rows.tokens import tokenizer_of
+from trl_margins.rows.turns import chat_turns
 
 LOOPS = "{% for i in range(9999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}" * 9
 SOMETIMES = "{% if messages[0]['content'] == 'slow' %}" + LOOPS + "{% endif %}"
@@ -124,3 +131,28 @@ def test_very_many_columns(tmp_path, capsys):
     assert main(["inspect", "--dataset_name", str(file)]) == 0
     assert time.perf_counter() - began < 60
     assert len(capsys.readouterr().out) < 10_000
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        " " * 200_000 + "x",
+        "\n" * 200_000 + "x",
+        "1" * 200_000 + "x",
+        "a" * 200_000 + ".",
+        "[" * 200_000,
+        "- " * 99_999,
+    ],
+    ids=["blanks", "lines", "digits", "letters", "brackets", "dashes"],
+)
+def test_texts_that_a_pattern_could_try_without_end(text):
+    """What looks into texts takes time in proportion to their length."""
+    began = time.perf_counter()
+    chat_turns(f"\n\nHuman: {text}\n\nAssistant:")
+    as_number(text)
+    _LIKE_MESSAGES.match(text)
+    completion_texts(PreferenceRow(text, [text + "a", text + "b"]), implicit=True)
+    printable(redacted_text(text))
+    for form in (one_line, code, fenced):
+        form(text)
+    assert time.perf_counter() - began < 5

@@ -210,6 +210,18 @@ def test_no_command_repeats_one(command, inputs, tmp_path, capfd):
         assert CANARY not in printed.out + printed.err
 
 
+def test_nor_does_a_traceback(monkeypatch, capfd):
+    monkeypatch.setattr("trl_margins.cli.recipes._read", lambda name, path: int(f"hub_token={PLAIN}"))
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    with pytest.raises(ValueError, match="invalid literal") as caught:
+        console_main(["recipes"])
+    sys.excepthook(caught.type, caught.value, caught.tb)
+    printed = capfd.readouterr().err
+    assert "Traceback" in printed
+    assert "hub_token=…" in printed
+    assert PLAIN not in printed
+
+
 def console_main(argv: list[str]) -> int:
     """As on the console, where errors are printed."""
     with pytest.MonkeyPatch.context() as patch:

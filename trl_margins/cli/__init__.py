@@ -79,15 +79,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not sys.stderr.isatty():  # before the libraries are imported: files are no place for progress bars
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers', too
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    sys.excepthook = _plain_traceback
     try:
         with plain_streams(), _a_reader_may_leave():
-            try:
-                return _run(argv)
-            except Exception:  # a bug's traceback, which may show a secret, too
-                traceback.print_exc()
-                return 1
+            return _run(argv)
     except KeyboardInterrupt:
         return 128 + 2  # a shell's status of a program that Ctrl-C ends
+
+
+def _plain_traceback(*error: Any) -> None:
+    """A bug's traceback may show a secret, too."""
+    with plain_streams():
+        traceback.print_exception(*error)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -178,10 +179,107 @@ def test_second_call_converts_nothing(
 
 
 def test_cached_model_outlives_the_wheel(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundled, "_convert", _write_model)
     monkeypatch.setattr(bundled, "_find_wheel", lambda distribution: None)
-    folder = cache / NAME / bundled.BUNDLED_MODELS[NAME].version
-    folder.mkdir(parents=True)
+    folder = whole(cache / NAME / bundled.BUNDLED_MODELS[NAME].version)
     assert demo.bundled_model_path(NAME) == folder
+
+
+def whole(folder: Path) -> Path:
+    """What a conversion leaves."""
+    bundled._convert_into_place(Path("tiny.gguf"), folder)
+    return folder
+
+
+def break_in_the_middle(folder: Path) -> None:
+    (folder / "config.json").write_text("ti")
+
+
+def empty(folder: Path) -> None:
+    for file in folder.iterdir():
+        file.unlink()
+
+
+def lose_a_file(folder: Path) -> None:
+    (folder / "config.json").unlink()
+
+
+def lose_the_list(folder: Path) -> None:
+    (folder / bundled._FILES).write_text("")
+
+
+def link_a_file(folder: Path) -> None:
+    (folder / "config.json").rename(folder.parent / "elsewhere")
+    (folder / "config.json").symlink_to(folder.parent / "elsewhere")
+
+
+def link_another_model(folder: Path) -> None:
+    folder.rename(folder.parent / "another")
+    folder.symlink_to(folder.parent / "another")
+
+
+def zero(folder: Path) -> None:
+    (folder / "config.json").write_bytes(bytes(9))
+
+
+def put_a_file_there(folder: Path) -> None:
+    empty(folder)
+    folder.rmdir()
+    folder.write_text("x")
+
+
+def link_to_nothing(folder: Path) -> None:
+    put_a_file_there(folder)
+    folder.unlink()
+    folder.symlink_to("nowhere")
+
+
+BROKEN = [
+    *(break_in_the_middle, empty, lose_a_file, lose_the_list, link_a_file, link_another_model, zero),
+    *(put_a_file_there, link_to_nothing),
+]
+
+
+@pytest.mark.parametrize("spoil", BROKEN)
+def test_a_broken_copy_is_made_anew(cache: Path, monkeypatch: pytest.MonkeyPatch, spoil) -> None:
+    """Whoever broke it; what a link leads to stays."""
+    monkeypatch.setattr(bundled, "_convert", _write_model)
+    folder = demo.bundled_model_path(NAME)
+    spoil(folder)
+    others = {path: path.read_bytes() for path in folder.parent.rglob("*") if path.is_file() and path.parts != folder}
+    assert demo.bundled_model_path(NAME) == folder
+    assert not folder.is_symlink()
+    assert {file.name for file in folder.iterdir()} == {"config.json", bundled._FILES}
+    assert (folder / "config.json").read_text() == "tiny.gguf"
+    for path, content in others.items():
+        assert folder in path.parents or path == folder or path.read_bytes() == content
+    monkeypatch.setattr(bundled, "_convert", lambda gguf, folder: pytest.fail("converted twice"))
+    assert demo.bundled_model_path(NAME) == folder
+
+
+def test_what_a_killed_conversion_left_goes(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundled, "_convert", _write_model)
+    for name, age in (("old", 9999), ("new", 0)):
+        (cache / NAME / f".partial-{name}" / "model").mkdir(parents=True)
+        os.utime(cache / NAME / f".partial-{name}", (time.time() - age,) * 2)
+    folder = demo.bundled_model_path(NAME)
+    assert {path.name for path in (cache / NAME).iterdir()} == {folder.name, ".partial-new"}
+
+
+def test_a_cache_that_cannot_be_written(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A whole copy is read all the same."""
+    monkeypatch.setattr(bundled, "_convert", _write_model)
+    folder = demo.bundled_model_path(NAME)
+    refused = OSError(30, "Read-only file system")
+
+    def refuse(*args, **kwargs):
+        raise refused
+
+    monkeypatch.setattr(bundled, "TemporaryDirectory", refuse)
+    assert demo.bundled_model_path(NAME) == folder
+    lose_a_file(folder)
+    with pytest.raises(OSError, match=r"Read-only file system.*HF_ASSETS_CACHE"):
+        demo.bundled_model_path(NAME)
 
 
 def test_failed_conversion_leaves_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,8 +297,8 @@ def test_slower_of_two_processes_takes_the_other_ones_model(cache: Path, monkeyp
     def overtaken(gguf: Path, folder: Path) -> None:
         _write_model(gguf, folder)
         rival = cache / NAME / "9.9"
-        rival.mkdir()
-        (rival / "config.json").write_text("rival")
+        monkeypatch.setattr(bundled, "_convert", lambda gguf, made: (made / "config.json").write_text("rival"))
+        whole(rival)
 
     monkeypatch.setattr(bundled, "_convert", overtaken)
     folder = demo.bundled_model_path(NAME)
@@ -208,11 +306,11 @@ def test_slower_of_two_processes_takes_the_other_ones_model(cache: Path, monkeyp
     assert list((cache / NAME).iterdir()) == [folder]
 
 
-def test_cache_folder(tmp_path: Path) -> None:
+def test_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where Hugging Face's libraries keep assets."""
     code = "from trl_margins.data import bundled; bundled._find_wheel = lambda _: None; bundled.bundled_model_path()"
-    folder = tmp_path / "trl-margins" / "models" / NAME / bundled.BUNDLED_MODELS[NAME].version
-    folder.mkdir(parents=True)
+    monkeypatch.setattr(bundled, "_convert", _write_model)
+    whole(tmp_path / "trl-margins" / "models" / NAME / bundled.BUNDLED_MODELS[NAME].version)
     environment = {**os.environ, "HF_ASSETS_CACHE": str(tmp_path)}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from faults import drop_digests
 from filelock import FileLock
 from peft import LoraConfig
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, TrainerCallback
+from transformers import AutoTokenizer, LlamaConfig, TrainerCallback
 
 from trl_margins import MarginCPOConfig, MarginCPOTrainer, Objective
 from trl_margins.cli import main
@@ -24,7 +25,7 @@ from trl_margins.links import LINKS
 from trl_margins.rewards import LengthNormalizedReward
 from trl_margins.trainers import checkpoints
 from trl_margins.trainers.configs import config_class
-from trl_margins.trainers.folder import LOCK, check_same_run, locked
+from trl_margins.trainers.folder import LOCK, check_links, check_same_run, locked, make_room
 from trl_margins.trainers.named import trainer_class
 
 SMALL = "--max_length 128 --per_device_train_batch_size 2 --gradient_accumulation_steps 1 --report_to none --use_cpu"
@@ -574,3 +575,89 @@ def test_a_whole_model_saved_over_an_adapter_is_what_is_loaded(tiny_model, tmp_p
     assert (tmp_path / "both" / "_previous-1" / "adapter_model.safetensors").is_file()
     adapter.save_model(str(tmp_path / "both"))
     assert "beside it, the adapter that is saved is what will be loaded" in caplog.text
+
+
+# Links
+
+
+@pytest.fixture
+def elsewhere(tmp_path):
+    """A file and a folder that a run has no business with."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "file").write_text("mine")
+    yield tmp_path / "elsewhere"
+    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["file"]
+    assert (tmp_path / "elsewhere" / "file").read_text() == "mine"
+
+
+FILES = ("README.md", "pair_log.csv", "margin_run.json", LOCK, "model.safetensors", "training_args.bin", "config.json")
+FOLDERS = ("checkpoint-2", "figures", "runs")
+
+
+@pytest.mark.parametrize("name", [*FILES, *FOLDERS])
+def test_a_link_in_the_folder_is_refused_or_moved(name, tmp_path, elsewhere):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).symlink_to(elsewhere / "file" if name in FILES else elsewhere)
+    with pytest.raises(ValueError, match=r"is a link to .*elsewhere.*: remove the link"), locked(out):
+        check_links(out)
+    if name == LOCK:
+        return
+    (out / "training_args.bin").touch()  # of an earlier run
+    (out / "margin_run.json").touch()
+    make_room(SimpleNamespace(model=SimpleNamespace(config=LlamaConfig())), out)
+    if name == "runs":  # of a tracker, which may have others' there
+        with pytest.raises(ValueError, match="is a link to"):
+            check_links(out)
+    else:
+        check_links(out)
+        assert (out / "_previous-1" / name).is_symlink()
+
+
+def test_a_link_that_comes_later_is_replaced(tiny_model, tmp_path, elsewhere):
+    """After hours of training, an error would cost the model."""
+    out = tmp_path / "out"
+    trainer = build(tiny_model, out, max_steps=2, save_steps=1)
+    names = {name for name in (*FILES, *FOLDERS) if name not in (LOCK, "runs", "pair_log.csv", "margin_run.json")}
+
+    class Links(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 2:
+                for name in names:
+                    (out / name).unlink(missing_ok=True)  # TRL's card of the first checkpoint
+                    (out / name).symlink_to(elsewhere / "file" if name in FILES else elsewhere)
+
+    trainer.add_callback(Links())
+    trainer.train()
+    trainer.save_model()
+    trainer.create_model_card()
+    assert not [path for path in out.rglob("*") if path.is_symlink()]
+    assert (out / "checkpoint-2" / "model.safetensors").exists()
+    assert "GapPO" in (out / "README.md").read_text()
+
+
+def test_links_within_a_checkpoint_are_replaced(tiny_model, tmp_path, elsewhere):
+    """One that a killed run left, or that is written again."""
+    trainer = build(tiny_model, tmp_path / "out", max_steps=1, save_steps=1)
+    (tmp_path / "out" / "checkpoint-1").mkdir(parents=True)
+    for name in ("model.safetensors", "margin_run.json", "optimizer.pt", "trainer_state.json", "shared_prompts.json"):
+        (tmp_path / "out" / "checkpoint-1" / name).symlink_to(elsewhere / "file")
+    trainer.train()
+    assert not [path for path in (tmp_path / "out" / "checkpoint-1").iterdir() if path.is_symlink()]
+
+
+def test_the_folder_itself_may_be_a_link(tiny_model, tmp_path, caplog):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    build(tiny_model, tmp_path / "out", max_steps=2, save_steps=1, save_total_limit=1).train()
+    assert (tmp_path / "out").is_symlink()
+    assert (tmp_path / "disk" / "checkpoint-2" / "trainer_state.json").exists()
+    # a checkpoint that is resumed may be one, too: it is only read
+    shutil.move(tmp_path / "disk" / "checkpoint-2", tmp_path / "kept")
+    (tmp_path / "disk" / "checkpoint-2").symlink_to(tmp_path / "kept")
+    before = {path: path.read_bytes() for path in (tmp_path / "kept").iterdir()}
+    trainer = build(tiny_model, tmp_path / "out", max_steps=3, save_steps=1, save_total_limit=1)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 3
+    assert before == {path: path.read_bytes() for path in (tmp_path / "kept").iterdir()}  # nor is it deleted
+    assert (tmp_path / "disk" / "checkpoint-3" / "trainer_state.json").exists()

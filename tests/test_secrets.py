@@ -5,7 +5,11 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import shutil
+import sys
+import time
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -13,10 +17,13 @@ import torch
 from conftest import preference_rows
 from datasets import Dataset
 from huggingface_hub import HfApi
+from huggingface_hub.utils import filter_repo_objects
 from trl import DPOConfig
 
 from trl_margins import GapPOConfig, GapPOTrainer, MarginDPOConfig, MarginDPOTrainer, cli
-from trl_margins.redaction import redacted, redacted_text
+from trl_margins.checks import options_of
+from trl_margins.redaction import redacted, redacted_command, redacted_text
+from trl_margins.trainers.pushing import saves_no_secret
 
 CANARY = "hf_" + "CaNaRy".ljust(34, "x")
 PLAIN = "s3cr3t-of-no-known-form"
@@ -26,16 +33,17 @@ OPTIONS = {
 }
 
 
-def bytes_below(folder: Path) -> dict[Path, bytes]:
-    """Every file, archives unpacked."""
-    found = {}
-    for file in folder.rglob("*"):
-        if file.is_file():
-            found[file] = file.read_bytes()
-            if zipfile.is_zipfile(file):
-                archive = zipfile.ZipFile(file)
-                found[file] += b"".join(archive.read(name) for name in archive.namelist())
+def bytes_of(file: Path) -> bytes:
+    """A file's, archives unpacked."""
+    found = file.read_bytes()
+    if zipfile.is_zipfile(file):
+        archive = zipfile.ZipFile(file)
+        found += b"".join(archive.read(name) for name in archive.namelist())
     return found
+
+
+def bytes_below(folder: Path) -> dict[Path, bytes]:
+    return {file: bytes_of(file) for file in folder.rglob("*") if file.is_file()}
 
 
 def assert_no_secret(folder: Path, printed: str = "") -> None:
@@ -117,11 +125,18 @@ def test_from_python(inputs, tmp_path, capfd):
     assert_no_secret(tmp_path, printed.out + printed.err)
 
 
-def test_trls_own_config_in_the_settings(inputs, tmp_path):
-    config = DPOConfig(str(tmp_path), model_init_kwargs={"token": CANARY}, bf16=False, report_to="none", max_steps=1)
+def test_trls_own_config(inputs, tmp_path):
+    kwargs = {"token": CANARY}
+    config = DPOConfig(
+        str(tmp_path), model_init_kwargs=kwargs, hub_token=PLAIN, bf16=False, report_to="none", max_steps=1
+    )
     trainer = MarginDPOTrainer(inputs[0], args=config, train_dataset=Dataset.from_list(preference_rows(8)))
     trainer.train()
+    trainer.save_model()
     assert CANARY not in json.dumps(trainer.settings)
+    assert torch.load(tmp_path / "training_args.bin", weights_only=False).learning_rate == config.learning_rate
+    assert (config.hub_token, config.model_init_kwargs["token"]) == (PLAIN, CANARY)
+    assert_no_secret(tmp_path)
 
 
 def test_copies_in_the_process_keep_them(tmp_path):
@@ -132,28 +147,97 @@ def test_copies_in_the_process_keep_them(tmp_path):
     deep = copy.deepcopy(config)
     deep.model_init_kwargs["token"] = "another"
     assert config.model_init_kwargs["token"] == CANARY
-    assert pickle.loads(pickle.dumps(config)).hub_token is None
+    other = pickle.loads(pickle.dumps(config))  # as `torch.multiprocessing.spawn` and Ray pass it on
+    assert (other.hub_token, other.model_init_kwargs) == (PLAIN, {"token": CANARY})
+    assert vars(other).keys() == vars(config).keys()
 
 
-def test_trackers_are_sent_none(tmp_path):
-    config = MarginDPOConfig(str(tmp_path), hub_token=PLAIN, model_init_kwargs={"token": CANARY}, bf16=False)
+def test_trackers_are_sent_none(inputs, tmp_path, monkeypatch):
+    """What they are sent, and a real event file."""
+    (config,) = configs_with_secrets(tmp_path / "out", report_to="tensorboard", max_steps=1)
     for sent in (config.to_dict(), config.to_sanitized_dict(), config.to_json_string()):
         assert PLAIN not in str(sent)
         assert CANARY not in str(sent)
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
+    GapPOTrainer(inputs[0], config, train_dataset=Dataset.from_list(preference_rows(8))).train()
+    (events,) = (tmp_path / "events").rglob("events.*")
+    assert b"learning_rate" in events.read_bytes()
+    assert_no_secret(tmp_path)
 
 
-def test_an_error_that_names_the_address(tmp_path, capsys):
-    out = subprocess_of(["inspect", f"https://me:{PLAIN}@example.invalid/pairs.jsonl"])
-    assert out.returncode != 0
-    assert PLAIN not in out.stdout + out.stderr
+def configs_with_secrets(out: Path, **more) -> list:
+    given = {"hub_token": PLAIN, "model_init_kwargs": {"token": CANARY}, "bf16": False, "run_name": f"for {CANARY}"}
+    return [GapPOConfig(str(out), **{**given, **more})]
 
 
-def subprocess_of(arguments: list[str]):
-    import subprocess
-    import sys
+TEXTS = [name for name, takes in options_of(GapPOConfig).items() if str in takes.kinds]
 
-    command = [sys.executable, "-m", "trl_margins.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+def test_every_option_with_text(tmp_path):
+    """A token in any of them is in nothing that is written or sent, nor is it in an error."""
+    config = GapPOConfig(str(tmp_path), bf16=False)
+    for name in TEXTS:
+        vars(config)[name] = f"a {CANARY} b"
+    for name in ("model_init_kwargs", "lr_scheduler_kwargs", "accelerator_config", "fsdp_config", "deepspeed"):
+        vars(config)[name] = {"x": [{"api_key": PLAIN, "secret": ["a", PLAIN]}, f"https://me:{PLAIN}/x@host"]}
+    assert len(TEXTS) > 30
+    for sent in (config.to_dict(), config.to_json_string()):
+        assert CANARY not in str(sent)
+        assert PLAIN not in str(sent)
+    file = tmp_path / "training_args.bin"
+    with saves_no_secret(config):
+        torch.save(config, file)
+    assert_no_secret(tmp_path)
+    assert config.run_name == f"a {CANARY} b"
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "inspect", "report", "select", "score", "hessian", "pairs"])
+def test_no_command_repeats_one(command, inputs, tmp_path, capfd):
+    """Nor do the errors about options that are unknown, or have a wrong value."""
+    address = f"https://me:{PLAIN}@example.invalid/pairs.jsonl"
+    for arguments in (
+        [address],
+        ["--dataset_name", address, "--model_name_or_path", address],
+        ["--dataset_name", str(inputs[1]), "--model_name_or_path", CANARY, "--output_dir", str(tmp_path / "out")],
+        ["--hub_tokn", PLAIN, "--hub_token", PLAIN],
+        ["--seed", CANARY],
+        [f"--nosuch={CANARY}"],
+    ):
+        with pytest.raises(SystemExit) if arguments[0] == "--seed" else suppress(Exception, SystemExit):
+            console_main([command, *arguments])
+        printed = capfd.readouterr()
+        assert PLAIN not in printed.out + printed.err
+        assert CANARY not in printed.out + printed.err
+
+
+def test_nor_does_a_traceback(monkeypatch, capfd):
+    monkeypatch.setattr("trl_margins.cli.recipes._read", lambda name, path: int(f"hub_token={PLAIN}"))
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    with pytest.raises(ValueError, match="invalid literal") as caught:
+        console_main(["recipes"])
+    sys.excepthook(caught.type, caught.value, caught.tb)
+    printed = capfd.readouterr().err
+    assert "Traceback" in printed
+    assert "hub_token=…" in printed
+    assert PLAIN not in printed
+
+
+def console_main(argv: list[str]) -> int:
+    """As on the console, where errors are printed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["trl-margins", *argv])
+        status = cli.main()
+        if status:
+            raise SystemExit(status)
+        return status
+
+
+def test_evaluation_and_report_write_and_print_none(inputs, tmp_path, capfd):
+    model = shutil.copytree(inputs[0], tmp_path / CANARY)  # a name that is a secret is shown as one
+    shown = ["--model_name_or_path", str(model), "--dataset_name", str(inputs[1]), "--bootstrap", "2"]
+    assert cli.main(["evaluate", *shown, "--json", str(tmp_path / "numbers.json")]) == 0
+    printed = capfd.readouterr()
+    assert CANARY not in printed.out + printed.err
 
 
 @pytest.mark.parametrize(
@@ -170,6 +254,24 @@ def subprocess_of(arguments: list[str]):
         f"Authorization: Bearer {PLAIN}",
         f"aws_secret_access_key={PLAIN}",
         f"401 for {CANARY}",
+        f"hub_token='{PLAIN}, and}} more {PLAIN}' and so on",
+        f'"password": "a \\" b {PLAIN}", "x": 1',
+        f"Authorization: Basic {PLAIN}==",
+        f"{{'Authorization': 'Basic a {PLAIN}'}}",
+        f"api_keys: ['a', \"{PLAIN}\"], beta=1",
+        f"{{'secret': {{'a': ['{PLAIN}']}}, 'y': 2}}",
+        f"password = {PLAIN}, beta = 1",
+        f"hf_jwt_{PLAIN}",
+        f"hf_oauth_{PLAIN}",
+        f"https://user:pa/{PLAIN}@host/x",
+        f"https://user:p@{PLAIN}@host/x",
+        f"https:/user:{PLAIN}@host/x",
+        f"postgresql://:{PLAIN}@host/x",
+        f"https://{PLAIN}@host/x",
+        f"clientSecret={PLAIN}",
+        f"os.environ['HF_TOKEN'] = '{PLAIN}'",
+        f"OPENAI_API_KEY_2={PLAIN}",
+        f"password='not closed {PLAIN}",
     ],
 )
 def test_what_a_secret_looks_like(text):
@@ -182,13 +284,46 @@ def test_what_a_secret_looks_like(text):
     [
         "2.8 nats per token: more than before",
         "pad_token: <s>, eos_token=</s>",
-        "hf_transfer/some-data, git@github.com:me/x, me@example.org",
+        "hf_transfer/some-data-of-a-long-name, sk-learn-and-its-friends-abc, git@github.com:me/x, me@example.org",
         "https://example.org/x?page=2#token",
         "max_tokens=5 and tokenizer: fast",
+        "hub_token=None, hub_token: null, use_auth_token=True",
+        "hub_token: log in first",
+        "The secret: never give up",
+        "hf://org@rev/x, hf://datasets/org/x@rev:1",
+        "http://localhost:8080/a/@b, ssh://git@github.com/x",
+        "unknown option --hub_token: did you mean --hub_model_id",
+        "bearer of news, basic training",
+        "C:/Users/me@work/x, file:///home/me/x, /home/me/password/a, the keys 'token' and 'beta'",
     ],
 )
 def test_what_is_none(text):
     assert redacted_text(text) == text
+
+
+@pytest.mark.parametrize(
+    ("argv", "shown"),
+    [
+        (["--hub_token", f"a {PLAIN}"], "--hub_token '…'"),
+        ([f"--hub-token={PLAIN} x", "--beta", "2"], "'--hub-token=…' --beta 2"),
+        (["--model_init_kwargs", json.dumps({"token": f"}} {PLAIN}", "a": 1})], '\'{"token": null, "a": 1}\''),
+        (["--dataset_name", f"https://me:{PLAIN}/x@host/a"], "'https://…@host/a'"),
+        (["--output_dir", "secret: 1", "--run_name", "secret santa"], "'secret santa'"),
+    ],
+)
+def test_a_command_line(argv, shown):
+    command = redacted_command(["train", *argv])
+    assert PLAIN not in command
+    assert command.endswith(shown)
+
+
+@pytest.mark.parametrize(
+    "text", ["-", "_", "a-", "token ", "password:", "https://", "https://a:", "\\", "{[", 'password="\\', "eyJ."]
+)
+def test_looking_for_them_takes_no_time(text):
+    began = time.perf_counter()
+    redacted_text(text * (20_000 // len(text)))
+    assert time.perf_counter() - began < 2
 
 
 def test_settings_keep_their_form():
@@ -199,25 +334,50 @@ def test_settings_keep_their_form():
         "n": [1, {"password": None, "eos_token": "</s>"}],
         "key": ("a", None),
     }
+    given = {"api_keys": ["x"], "secret": {"a": "x"}, "password": 12, "use_auth_token": False, "passwords": None}
+    assert redacted(given) == {**dict.fromkeys(given), "use_auth_token": False}
 
 
-def test_the_pair_log_stays_here(inputs, tmp_path, monkeypatch):
-    uploaded: list[dict] = []
-    monkeypatch.setattr(HfApi, "upload_folder", lambda self, **given: uploaded.append(given))
+def test_what_is_uploaded(inputs, tmp_path, monkeypatch):
+    """Each file of every upload: no numbers of pairs unless asked for, nothing of earlier runs, no lock, no secret."""
+    uploaded: list[tuple[Path, list[str]]] = []
+
+    def upload_folder(self, folder_path, ignore_patterns=None, **given):
+        folder = Path(folder_path)
+        names = [str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()]
+        kept = list(filter_repo_objects(names, ignore_patterns=ignore_patterns))
+        uploaded.append((folder, kept))
+        for name in kept:
+            assert PLAIN.encode() not in bytes_of(folder / name), name
+            assert CANARY.encode() not in bytes_of(folder / name), name
+
+    monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
     monkeypatch.setattr(HfApi, "create_repo", lambda self, *a, **k: type("Url", (), {"repo_id": "me/x"})())
+    monkeypatch.setattr("transformers.trainer.PushInProgress", lambda jobs: None)
+    logs = ("pair_log.csv", "pair_log-before-9.csv", "anchor_diagnostics.csv", "anchor_diagnostics-before-9.csv")
     for asked in (False, True):
         out = tmp_path / str(asked)
         strategy = {"hub_strategy": "all_checkpoints", "save_steps": 1, "push_to_hub": True, "hub_always_push": True}
-        config = GapPOConfig(str(out), bf16=False, max_steps=2, report_to="none", push_pair_log=asked, **strategy)
+        (config,) = configs_with_secrets(out, max_steps=2, report_to="none", push_pair_log=asked, **strategy)
         trainer = GapPOTrainer(inputs[0], config, train_dataset=Dataset.from_list(preference_rows(8)))
         monkeypatch.setattr(trainer, "_finish_current_push", lambda: None)
         trainer.push_in_progress = None
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("transformers.trainer.PushInProgress", lambda jobs: None)
-            trainer.train()
+        (out / "_previous-1").mkdir(parents=True)
+        for name in (*logs[1:], "_previous-1/pair_log.csv", "_run.lock", "_previous-1/model.safetensors"):
+            (out / name).write_text("1")
+        trainer.train()
         trainer.push_to_hub()
-        assert (out / "pair_log.csv").exists()
-        whole = [given["ignore_patterns"] for given in uploaded if Path(given["folder_path"]) == out]
+        whole = [set(names) for folder, names in uploaded if folder == out]
+        of_checkpoints = [names for folder, names in uploaded if folder != out]
         assert len(whole) >= 2
-        assert all(("pair_log.csv" not in patterns) is asked for patterns in whole)
+        assert len(of_checkpoints) >= 2
+        for names in whole:
+            assert names - {"model.safetensors", "README.md", "generation_config.json", "trainer_state.json"} == {
+                *("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
+                *("training_args.bin", "margin_run.json"),
+                *(names & {f"figures/{file.name}" for file in (out / "figures").glob("*")}),
+                *(logs if asked else ()),
+            } - ({"pair_log.csv"} - names)  # before the first log
+        assert ("pair_log.csv" in whole[-1]) is asked
+        assert not [name for names in of_checkpoints for name in names if "pair_log" in name]
         uploaded.clear()

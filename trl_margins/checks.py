@@ -146,6 +146,24 @@ NUMBERS: Mapping[str, Number] = MappingProxyType(
         "max_steps": Number(least=1, also=-1),
     }
 )
+# What no run does: with more, it would go on for years, or fill the memory before it begins
+_MOST: Mapping[str, float] = MappingProxyType(
+    {
+        "max_steps": 10**8,
+        "num_train_epochs": 10**6,
+        "gamma_po_steps": 10**4,
+        **dict.fromkeys(("gamma_po_estimation_size", "amapo_estimation_size"), 10**6),
+        "gamma_po_queue_size": 10**7,
+        **dict.fromkeys(("gradient_accumulation_steps", "anchor_batch_multiplier", "batch_size"), 10**6),
+        **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), 10**6),
+        **dict.fromkeys(("dataloader_num_workers", "dataset_num_proc", "num_proc"), 1024),
+        "dataloader_prefetch_factor": 10**4,
+        "bootstrap": 10**6,
+        "n": 10**5,
+        "max_new_tokens": 10**7,
+        **dict.fromkeys(("lora_r", "num_layers"), 10**5),
+    }
+)
 _PATTERNS = ("train_only", "anchor_scope")
 _NAMES = (*_PATTERNS, "score_columns")
 
@@ -180,6 +198,8 @@ class Takes:
             return
         if self.number is not None:
             self.number.check(self.name, value)
+            if value is not None and value > _MOST.get(self.name, math.inf):
+                raise ValueError(f"{self.name} must be at most {_MOST[self.name]:,}; it is {shown(value)}")
         elif self.choices and value not in self.choices:
             raise unknown(self.name, value, self.choices)
         elif set(self.kinds) <= {bool, NoneType} and not isinstance(value, bool):

@@ -8,6 +8,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from .printable import printable
+from .redaction import redacted_text
+
 PACKAGE = logging.getLogger(__name__.partition(".")[0])
 _DEFAULT = logging.INFO - 1  # shows the same as INFO, and is told apart from a level that somebody asked for
 
@@ -40,6 +43,7 @@ class _Package(Screen):
 
     def emit(self, record: logging.LogRecord) -> None:
         root = logging.getLogger()
+        _make_plain(record)
         if self.held is not None and record.levelno < logging.WARNING:
             self.held.append(record)
         elif root.handlers:
@@ -49,6 +53,16 @@ class _Package(Screen):
                         handler.handle(record)
         elif PACKAGE.handlers == [self]:
             super().emit(record)
+
+
+def _make_plain(record: logging.LogRecord) -> None:
+    """Writes out control characters and leaves out secrets, for this handler and those after it."""
+    try:
+        said = record.getMessage()
+    except Exception:  # who formats it says so
+        return
+    if (shown := printable(redacted_text(said))) != said:
+        record.msg, record.args = shown, None
 
 
 def _asked(name: str) -> int:

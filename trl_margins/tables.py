@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from tabulate import tabulate
 
+from .printable import printable
+
 
 def aligned(rows: Iterable[Sequence[str]], heads: Sequence[str] = (), left: int = 1, indent: str = "") -> str:
     """Lines with aligned columns: the first `left` to the left, the others to the right.
@@ -17,12 +19,13 @@ def aligned(rows: Iterable[Sequence[str]], heads: Sequence[str] = (), left: int 
         indent: before each line.
     """
     sides = {"stralign": "right", "colalign": ["left"] * left}
-    text = tabulate(list(rows), heads, "plain", disable_numparse=True, preserve_whitespace=True, **sides)
+    rows, heads = [list(map(printable, row)) for row in rows], list(map(printable, heads))
+    text = tabulate(rows, heads, "plain", disable_numparse=True, preserve_whitespace=True, **sides)
     return "\n".join(indent + line.rstrip() for line in text.splitlines())
 
 
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table that also reads well on a console: the first column to the left, the others to the right."""
-    heads, *body = ([str(cell).replace("|", "\\|") for cell in row] for row in (heads, *rows))
+    heads, *body = ([printable(str(cell)).replace("|", "\\|") for cell in row] for row in (heads, *rows))
     sides = ["left", *["right"] * (len(heads) - 1)]
     return tabulate(body, heads, "pipe", disable_numparse=True, colalign=sides)

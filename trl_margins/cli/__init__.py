@@ -6,13 +6,13 @@ import logging
 import os
 import select as pipes  # `select` here is the subcommand's module
 import sys
+import traceback
 from argparse import SUPPRESS, ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib import import_module
 from linecache import getline
 from tempfile import gettempdir
-from traceback import walk_tb
 from typing import Any
 
 from yaml import YAMLError
@@ -20,7 +20,7 @@ from yaml import YAMLError
 from .. import __version__
 from ..disk import is_of_the_disk, rooms
 from ..logging import Screen, set_verbosity
-from ..redaction import redacted_text
+from ..printable import Plain
 
 GROUPS = {
     "Train": {
@@ -76,15 +76,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     Without `argv`, as on the console, errors about the input are printed as one message.
     """
     if argv is not None:
-        return _run(argv)
+        with plain_streams():
+            return _run(argv)
     if not sys.stderr.isatty():  # before the libraries are imported: files are no place for progress bars
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers', too
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    sys.excepthook = _plain_traceback
     try:
-        with _a_reader_may_leave():
+        with plain_streams(), _a_reader_may_leave():
             return _run(argv)
     except KeyboardInterrupt:
         return 128 + 2  # a shell's status of a program that Ctrl-C ends
+
+
+def _plain_traceback(*error: Any) -> None:
+    """A bug's traceback may show a secret, too."""
+    with plain_streams():
+        traceback.print_exception(*error)
+
+
+@contextmanager
+def plain_streams() -> Iterator[None]:
+    """What is printed within the block, by whomever, has no control characters and no secrets."""
+    with redirect_stdout(Plain(sys.stdout)), redirect_stderr(Plain(sys.stderr)):  # type: ignore[type-var]
+        yield
 
 
 @contextmanager
@@ -131,7 +146,7 @@ def _run(argv: Sequence[str] | None) -> int:
     except Exception as error:
         if argv is not None or not _is_about_input(error):
             raise
-        print(redacted_text(f"trl-margins {chosen.command}: {error}{_room(error)}"), file=sys.stderr)
+        print(f"trl-margins {chosen.command}: {error}{_room(error)}", file=sys.stderr)
         return getattr(error, "exit_status", 1)  # 2 for what `options.usage` marked
 
 
@@ -184,7 +199,7 @@ def _is_about_input(error: Exception) -> bool:
     """Whether an error is about the user's input, a file or a missing library; a bug needs its traceback."""
     if isinstance(error, (OSError, ImportError, YAMLError)):
         return not isinstance(error, BrokenPipeError)
-    *_, (frame, line) = walk_tb(error.__traceback__)
+    *_, (frame, line) = traceback.walk_tb(error.__traceback__)
     module = frame.f_globals.get("__name__", "")
     validates = any(module == name or module.startswith(f"{name}.") for name in _VALIDATING)
     on_purpose = getline(frame.f_code.co_filename, line).lstrip().startswith("raise")

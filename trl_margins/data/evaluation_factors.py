@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from numbers import Real
 from pathlib import Path
+from string import ascii_letters, digits
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,7 @@ PAIRS_PER_CALL = 1024  # bert-score keeps the embeddings of a call: 4 GB for 2,0
 CACHE_VERSION = 2  # part of the cache key: raise it whenever a value may change
 
 _SPACED = bytes(c if chr(c) in "abcdefghijklmnopqrstuvwxyz0123456789" else 32 for c in range(256))
-_CUT_WORD = re.compile(r"[A-Za-z0-9]*\Z")
+_OF_WORDS = ascii_letters + digits
 
 
 def compute(
@@ -116,7 +116,7 @@ def completion_texts(row: PreferenceRow, implicit: bool = False) -> tuple[str, s
     chosen, rejected = (_assistant_text(part) for part in row.completions)
     # TRL leaves a common space to the completions: then no word is cut
     if implicit and isinstance(row.prompt, str) and chosen != rejected and chosen[:1] != " ":
-        cut = _CUT_WORD.findall(row.prompt)[0]
+        cut = row.prompt[len(row.prompt.rstrip(_OF_WORDS)) :]
         chosen, rejected = cut + chosen, cut + rejected
     return chosen, rejected
 

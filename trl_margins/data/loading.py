@@ -13,6 +13,7 @@ from datasets.packaged_modules.json.json import JsonConfig
 
 from .broken_files import check_file, delimiter_of, header_of, innermost, rows_inside, times_for_text, why_unreadable
 from .differing_files import check_columns, joined
+from .expansion import check_expansion
 from .local_files import builder_of, existing, files_of, is_plain, linked, literal
 from .media import without_decoding
 
@@ -85,6 +86,7 @@ def _read(path: Path, config: str | None, streaming: bool) -> DatasetDict:
         return datasets.load_dataset(str(path), config, streaming=streaming)
     files = [file for each in splits.values() for file in each]
     for file in files:
+        check_expansion(file, only_first=streaming)
         check_file(file, only_first=streaming)
     options |= _options(files)
 

@@ -11,6 +11,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from ..rows import PreferenceRow, RowError, tokenize
+from ..rows.limited import limited
 from .local import Answers
 from .sampling import Prompt, Sampling
 from .store import Store, key_of
@@ -136,7 +137,8 @@ def prompt_columns(row: PreferenceRow) -> dict[str, Any]:
 def turn_end(tokenizer: Any) -> list[int]:
     """The token that ends the assistant's turn in the chat template, if it has one."""
     user, said = {"role": "user", "content": "a question"}, {"role": "assistant", "content": _PROBE}
-    text = tokenizer.apply_chat_template([user, said], tokenize=False)
+    with limited():
+        text = tokenizer.apply_chat_template([user, said], tokenize=False)
     behind = text.rpartition(_PROBE)[2]
     ids = tokenizer(behind, add_special_tokens=False)["input_ids"]
     special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}

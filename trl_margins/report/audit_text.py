@@ -14,6 +14,7 @@ from ..data.audit import Audit, Distribution
 from ..data.audit.counting import PairLengths
 from ..data.audit.factor_margins import GAMMA_BETA_RATIO, FactorMargins
 from ..data.audit.gradient_mass import BATCH, GradientMass
+from ..printable import printable
 from ..tables import aligned
 
 BAR = 40  # characters of the longest bar
@@ -27,9 +28,7 @@ def audit_text(found: Audit) -> str:
     environment = Environment(loader=loader, trim_blocks=True, lstrip_blocks=True)
     helpers = (_bars, _factor_table, _filled, _length_table, _margin_table, _mass_table, _share)
     environment.globals |= {each.__name__.removeprefix("_"): each for each in helpers} | {"ratio": GAMMA_BETA_RATIO}
-    text = environment.get_template("audit.txt.jinja").render(audit=found)
-    # names come from the data, and a console obeys escape sequences
-    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return printable(environment.get_template("audit.txt.jinja").render(audit=found))  # names come from the data
 
 
 def _bars(values: Distribution) -> str:

@@ -13,6 +13,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from ..evaluation.tables import MEANING, report_tables
 from ..methods import METHODS, Method, names_of
+from ..printable import printable
 from ..redaction import redacted_text
 from ..tables import markdown_table
 from . import markdown
@@ -153,12 +154,13 @@ def completed(written: ModelCard, facts: CardFacts) -> ModelCard:
     on_the_hub = hub_id(name), name and display_name(name), facts.eval_split
     metadata = written.data.to_dict()
     metadata.pop("licence", None)  # TRL's placeholder, which the Hub does not know
-    data = ModelCardData(**{**metadata, **facts.license})
+    of_license = {key: printable(value) for key, value in facts.license.items()}  # of another's card
+    data = ModelCardData(**{**metadata, **of_license})
     if not facts.encoder_decoder:
         data.pipeline_tag = "text-generation"
     tags = sorted(data.tags or [])
     data.model_name, data.base_model, data.datasets = (
-        facts.model_name,
+        printable(facts.model_name),
         hub_id(facts.base_model),
         hub_id(facts.dataset_name),
     )
@@ -198,7 +200,7 @@ def completed(written: ModelCard, facts: CardFacts) -> ModelCard:
         quote=quote,
         **{name: getattr(markdown, name) for name in ("code", "fenced", "inline", "one_line", "python_text")},
     )
-    return ModelCard(redacted_text(card.content))  # a card is public
+    return ModelCard(printable(redacted_text(card.content)))  # a card is public
 
 
 def _linked(name: str, kind: str = "") -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from jinja2 import Environment, FileSystemLoader
 
+from ..printable import printable
 from . import summaries
 from .figures import draw_pictures, flip_columns, no_flips, pair_weight
 from .margin_figures import SMOOTHING, no_smoothing, smoothing_of
@@ -38,6 +39,8 @@ def write_report(runs: Sequence[Run], out: str | Path, image_format: str = "png"
     files = {out / PAGE: html_page(runs, pictures, images, image_format).encode()}
     files |= {out / f"{name}.{image_format}": image for name, (image, _) in images.items()}
     for file, content in files.items():
+        if file.is_symlink():  # what it leads to is no page
+            file.unlink()
         file.write_bytes(content)
     return list(files)
 
@@ -52,7 +55,7 @@ def html_page(
     flipped, _ = usable(runs, flip_columns, no_flips)
     smoothed, _ = usable(runs, SMOOTHING, no_smoothing)
     shown = settings(runs)
-    return template.render(
+    page = template.render(
         title=f"Training report: {runs[0].name if len(runs) == 1 else f'{len(runs)} runs'}",
         files=(INFO, STATE, PAIRS, *([ANCHORS] if any(run.anchors for run in runs) else [])),
         runs=runs,
@@ -73,6 +76,7 @@ def html_page(
         images={name: [data + base64.b64encode(each).decode() for each in both] for name, both in images.items()},
         left_out=[(picture.title, *left) for picture in pictures for left in picture.left_out.items()],
     )
+    return printable(page)
 
 
 def _flips(of: Usable) -> list[str]:

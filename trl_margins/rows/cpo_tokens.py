@@ -13,6 +13,7 @@ from trl.data_utils import maybe_apply_chat_template
 from trl.experimental.cpo import CPOTrainer
 
 from .form import PreferenceRow, RowReader
+from .limited import limited
 from .tokens import VERSION, each_or_error, in_columns, read_batch, without_errors
 
 
@@ -63,7 +64,8 @@ class CPOTokenizer:
             "rejected": rejected,
             "chat_template_kwargs": variables,
         }
-        return maybe_apply_chat_template(example, self.processing_class, tools=row.template.get("tools"))
+        with limited():
+            return maybe_apply_chat_template(example, self.processing_class, tools=row.template.get("tools"))
 
 
 class _KnownTexts:

@@ -29,7 +29,7 @@ from .form import (
 logger = logging.getLogger(__name__)
 
 _STREAMED = 32  # rows of a stream that are read ahead
-_LIKE_MESSAGES = re.compile(r"""\s*(array\()?\[?\s*\{[^{]*['"](role|from)['"]\s*:""")
+_LIKE_MESSAGES = re.compile(r"""\s*(array\()?(\[\s*)?\{[^{]*['"](role|from)['"]\s*:""")
 
 
 @dataclass

@@ -33,7 +33,7 @@ GAP_COLUMNS: tuple[str, ...] = ("margin", "score_gap", "score_margin")  # the ga
 LARGEST_FLOAT = float(np.finfo(np.float32).max)
 LARGEST_SCORE = 1e6
 
-_NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
+_NUMBER = re.compile(r"\s*[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
 
 
 class ScoreError(ValueError):

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from trl.data_utils import _tokenize, common_prefix_length
 
 from .form import PreferenceRow, RowError, RowReader
+from .limited import SECONDS, SlowTemplateError, limited
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +26,8 @@ Result = TypeVar("Result")
 
 # What tokens depend on besides the data and the tokenizer. Raise the number whenever a token may change
 VERSION = f"2, trl {version('trl')}, transformers {version('transformers')}"
+# Seconds that tokenizing may take beside the first conversation, hundreds of times what it does
+_PER_CONVERSATION, _PER_CHARACTER, _PER_IMAGE = 0.02, 1e-5, 60
 
 
 class RowTokens(NamedTuple):
@@ -79,6 +82,8 @@ def each_or_error(work: Callable[[list[Item]], Iterable[Result]], items: list[It
     """One result per item, from one call for all; if that fails, from one call per item, or the item's error."""
     try:
         return list(work(items))
+    except SlowTemplateError:  # not once for each
+        raise
     except Exception as error:  # chat templates raise anything
         return [error] if len(items) == 1 else [each for item in items for each in each_or_error(work, [item])]
 
@@ -128,8 +133,13 @@ def _shared(prompt: list[int], whole: list[int]) -> int:
 
 def _chat_ids(processing_class: Any, conversations: list[Any], **options: Any) -> list[list[int]]:
     if isinstance(processing_class, ProcessorMixin):  # TRL knows how a processor wants its messages
-        return [_tokenize(processing_class, each, **options)["input_ids"] for each in conversations]
-    made = processing_class.apply_chat_template(conversations, tokenize=True, return_dict=True, **options)
+        with limited(_PER_IMAGE * len(conversations)):
+            return [_tokenize(processing_class, each, **options)["input_ids"] for each in conversations]
+    with limited():  # most templates that do not end never do
+        processing_class.apply_chat_template(conversations[0], tokenize=False, **options)
+    n_characters = sum(len(str(each)) for each in conversations)
+    with limited(SECONDS + _PER_CONVERSATION * len(conversations) + _PER_CHARACTER * n_characters):
+        made = processing_class.apply_chat_template(conversations, tokenize=True, return_dict=True, **options)
     return list(made["input_ids"])
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from .form import Message, is_list_of, says
 
-_HUMAN = re.compile(r"\s*\n\nHuman:|\s*\n\nAssistant:")  # Nectar's turns
+_HUMAN = re.compile(r"\n\nHuman:|\n\nAssistant:")  # Nectar's turns
 _STEER = re.compile(r"\n?<extra_id_1>(?:User|Assistant)\n")  # HelpSteer2's
 
 

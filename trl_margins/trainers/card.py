@@ -29,6 +29,7 @@ from ..report.markdown import python_text
 from ..report.run_folder import INFO, TRAINING, read_run
 from ..zero3 import n_elements
 from .configs import MarginOptions, config_class, origin_of
+from .folder import replace_links
 from .step_size import factors_of, pairs_per_step
 
 if TYPE_CHECKING:
@@ -102,6 +103,8 @@ class CardMixin(TRLTrainer):
             return
         reports = list(map(read_report, [evaluation] if isinstance(evaluation, str | Path) else evaluation))
         try:
+            replace_links(Path(str(self.args.output_dir)))
+            replace_links(Path(str(self.args.output_dir), FIGURES), "*")
             facts = card_facts(self, model_name, dataset_name, eval_dataset_name)
             command = reproduce or self.reproduce
             facts = dataclasses.replace(

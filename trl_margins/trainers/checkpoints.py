@@ -36,6 +36,7 @@ from .base import MarginTrainer
 from .card import adapter_options
 from .folder import (
     BESIDE,
+    check_links,
     check_same_run,
     check_states,
     checkpoint_to_resume,
@@ -43,6 +44,7 @@ from .folder import (
     locked,
     make_room,
     make_room_for_model,
+    replace_links,
     take_place,
 )
 from .preparation import TRAIN
@@ -207,11 +209,14 @@ class CheckpointMixin(MarginTrainer):
         checkpoint = checkpoint_to_resume(folder, resume)
         if checkpoint is None:
             make_room(self, folder)
+            check_links(folder)
             return None, 0
         check_states(checkpoint)
         check_same_run(checkpoint, self.settings, self.args)
         step = json.loads((checkpoint / TRAINER_STATE_NAME).read_text())["global_step"]
-        make_room(self, folder, after=step if checkpoint.resolve().parent == folder.resolve() else None)
+        goes_on = checkpoint.absolute().parent.resolve() == folder.resolve()  # also in one that is a link
+        make_room(self, folder, after=step if goes_on else None)
+        check_links(folder, after=step if goes_on else -1)
         return str(checkpoint), step
 
     def set_initial_training_values(self, args: Any, dataloader: Any, *more: Any) -> Any:
@@ -250,7 +255,9 @@ class CheckpointMixin(MarginTrainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """transformers'. An adapter in the folder would be loaded instead of the whole model: it is moved aside."""
         if self.args.should_save:
-            make_room_for_model(Path(output_dir or self.args.output_dir), is_adapter=is_peft_model(self.model))
+            folder = Path(output_dir or self.args.output_dir)
+            replace_links(folder)
+            make_room_for_model(folder, is_adapter=is_peft_model(self.model))
         super().save_model(output_dir, _internal_call)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
@@ -320,6 +327,20 @@ class CheckpointMixin(MarginTrainer):
         if timed := self._sharing.state_dict():
             Path(folder, SHARING_FILE).write_text(json.dumps(timed))
         Path(folder, RUN_FILE).write_text(json.dumps(self.settings, indent=2) + "\n")
+        try:
+            replace_links(folder, "*")
+            folder.mkdir(parents=True, exist_ok=True)
+            Path(folder, TRAINER_STATE_NAME).unlink(missing_ok=True)  # of a cut-off run: this one is not complete yet
+            if states := self._term_states():
+                save_states(states, folder / TERMS_FILE)
+            if timed := self._sharing.state_dict():
+                Path(folder, SHARING_FILE).write_text(json.dumps(timed))
+            Path(folder, RUN_FILE).write_text(json.dumps(self.settings, indent=2) + "\n")
+        except (OSError, SafetensorError) as error:
+            raise OSError(
+                f"{folder} cannot be written ({error}): make room. Checkpoints before it are complete, and "
+                "resume_from_checkpoint=True takes the last of them"
+            ) from error
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)

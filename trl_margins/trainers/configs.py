@@ -258,7 +258,7 @@ class MarginOptions(KeepsSecrets):
     )
     push_pair_log: bool = field(
         default=False,
-        metadata={"help": "Push pair_log.csv to the Hub too, which has numbers of every training pair."},
+        metadata={"help": "Push pair_log.csv and anchor_diagnostics.csv to the Hub too: numbers of training pairs."},
     )
     overwrite_output_dir: bool = field(
         default=False,

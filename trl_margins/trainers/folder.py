@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -39,6 +40,7 @@ _OTHERS = (
 _OF_A_CARD = ("README.md", "figures")
 BESIDE = "_saving"  # where the model is until all of it is written
 LOCK = "_run.lock"  # uploads to the Hub leave out what begins with _
+_WRITTEN = (*_TELLING, *_OTHERS, *_OF_A_CARD, LOCK, "pair_log.tmp", "runs")  # into a run's folder, by whomever
 
 _ORDER = (  # of the rows
     *("train_rows", "rows", "pairs_per_step", "seed", "data_seed", "train_sampling_strategy", "dataloader_drop_last"),
@@ -234,13 +236,50 @@ def _check_outside(trainer: Any, folder: Path, found: list[Path]) -> None:
 def _move_aside(folder: Path, found: list[Path]) -> None:
     """Moves files into the first free `_previous-N` of their folder."""
     number = 1
-    while (aside := folder / f"_previous-{number}").exists():
+    while os.path.lexists(aside := folder / f"_previous-{number}"):
         number += 1
     aside.mkdir()
     for path in found:
         shutil.move(path, aside / path.name)
     names = ", ".join(path.name for path in found)
     logger.warning("output_dir %s has files of an earlier run: %s are now in %s", folder, names, aside)
+
+
+# Links, which would lead what is written out of the folder; the folder itself may be one
+
+
+def check_links(folder: Path, *patterns: str, after: int = -1) -> None:
+    """
+    Args:
+        patterns: names to look at; by default all that a run writes.
+        after: the step of the checkpoint that is resumed. It and those before it are only read.
+
+    Raises:
+        ValueError: one of these is a link.
+    """
+    for path in _links(folder, patterns or _WRITTEN):
+        if not (path in _checkpoints(folder) and _step_of(path) <= after):
+            raise ValueError(
+                f"{path} is a link to {os.readlink(path)}, and the run would write there: remove the link, or name "
+                "another output_dir"
+            )
+
+
+def replace_links(folder: Path, *patterns: str) -> None:
+    """Removes links that came after the run began, which would be written through. What they lead to is left as it is.
+
+    Args:
+        patterns: names to look at; by default all that a run writes. With "*" it is a folder of the run's own.
+    """
+    own = [folder] if patterns == ("*",) and folder.is_symlink() else []
+    for path in own or _links(folder, patterns or _WRITTEN):
+        logger.warning("%s was a link to %s: the run's own takes its place", path, os.readlink(path))
+        path.unlink()
+
+
+def _links(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
+    # nothing is lost in a device
+    return [path for path in _matching(folder, patterns) if path.is_symlink() and not path.is_char_device()]
 
 
 # Two runs at once
@@ -251,8 +290,9 @@ def locked(folder: str | Path) -> Iterator[None]:
     """Keeps other runs out of a folder. The lock is the system's: that of a killed process is gone.
 
     Raises:
-        ValueError: a run is going on there.
+        ValueError: a run is going on there, or the lock is a link.
     """
+    check_links(Path(folder), LOCK)
     file = Path(folder, LOCK)
     lock = FileLock(file, timeout=0)
     try:

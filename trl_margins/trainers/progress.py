@@ -11,6 +11,8 @@ from tqdm.auto import tqdm
 from transformers import PrinterCallback, ProgressCallback
 from transformers.trainer_callback import CallbackHandler
 
+from ..printable import printable
+
 # What a line shows first: its word → the name in the log
 _SHOWN: Mapping[str, str] = {
     "loss": "loss",
@@ -40,7 +42,7 @@ def line_of(logs: Mapping[str, Any], step: int, max_steps: int) -> str:
     if prefix == "" and any(key.startswith("eval_") for key in logs):
         prefix = "eval_"
     values = {key.removeprefix(prefix): value for key, value in logs.items()}
-    return "  ".join([at, *([prefix[:-1]] if prefix else []), *_words(values)])
+    return printable("  ".join([at, *([prefix[:-1]] if prefix else []), *_words(values)]))
 
 
 def _words(values: Mapping[str, Any]) -> Iterator[str]:

@@ -1,14 +1,20 @@
-"""What is pushed to the Hub: the model and its card, and of the run's files only those that are no rows."""
+"""What is pushed to the Hub: the model, its card and the run's settings, but no numbers of pairs and no secret."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
+import torch
 from huggingface_hub import HfApi
 
+from ..probes.diagnostics import ANCHORS_FILE
 from ..recording.pair_log import PAIRS_FILE
+from ..redaction import redacted
+from .folder import replace_links
 
 if TYPE_CHECKING:
     from trl.trainer.base_trainer import _BaseTrainer as TRLTrainer
@@ -17,20 +23,35 @@ if TYPE_CHECKING:
 else:
     TRLTrainer = object
 
+# The logs of pairs, also those that an earlier run left (`pair_log-before-9.csv`), in the folder and below it
+OF_PAIRS = tuple(
+    f"{where}{PurePath(file).stem}{end}"
+    for file in (PAIRS_FILE, ANCHORS_FILE)
+    for where in ("", "*/")
+    for end in (".csv", "-*.csv", ".tmp")
+)
+
 
 class PushMixin(TRLTrainer):
-    """Leaves the pair log out of what is uploaded, unless `push_pair_log` is set."""
+    """Leaves logs of pairs out of what is uploaded, unless `push_pair_log` is set, and secrets out of
+    `training_args.bin`, which is uploaded with a model.
+    """
 
     options: MarginOptions
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
-        """TRL's, without the pair log."""
-        with uploads_without([] if self.options.push_pair_log else [PAIRS_FILE]):
+        """TRL's, without the logs of pairs."""
+        with uploads_without(() if self.options.push_pair_log else OF_PAIRS):
             return super().push_to_hub(*args, **kwargs)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        with uploads_without([] if self.options.push_pair_log else [PAIRS_FILE]):
+        replace_links(Path(str(self.args.output_dir)))
+        with uploads_without(() if self.options.push_pair_log else OF_PAIRS), saves_no_secret(self.args):
             super()._push_from_checkpoint(checkpoint_folder)
+
+    def _save(self, *args: Any, **kwargs: Any) -> None:
+        with saves_no_secret(self.args):
+            super()._save(*args, **kwargs)
 
 
 @contextmanager
@@ -47,3 +68,23 @@ def uploads_without(files: Sequence[str]) -> Iterator[None]:
         yield
     finally:
         HfApi.upload_folder = upload  # type: ignore[method-assign]
+
+
+@contextmanager
+def saves_no_secret(config: Any) -> Iterator[None]:
+    """`torch.save` writes a copy of this config that has no secret. The config itself is left as it is: other
+    processes and pushes need what it holds.
+    """
+    save = torch.save
+
+    def save_redacted(of: Any, *args: Any, **kwargs: Any) -> None:
+        if of is config:
+            of = copy.copy(config)
+            vars(of).update(redacted(vars(config)))
+        save(of, *args, **kwargs)
+
+    torch.save = save_redacted  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.save = save

@@ -1,0 +1,146 @@
+"""What a terminal or a page would obey is shown, and does nothing, wherever it comes from."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import re
+import shutil
+import sys
+import unicodedata
+import warnings
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from conftest import CHAT_TEMPLATE, preference_rows
+from datasets import Dataset
+from tqdm import tqdm
+
+from trl_margins import cli
+from trl_margins.printable import Plain, printable
+from trl_margins.tables import aligned, markdown_table
+
+# ESC, BEL, NUL, backspace, carriage return, DEL, C1, bidi overrides and isolates, line separators, an invisible tag
+ODD = "\x1b[2J\x07\x00\b\r\x7f\x9b31m\u202e\u2066\u200f\u2028\U000e0041"
+IN_FILES = ODD.replace("\x00", "")  # a file's name cannot have it
+
+
+def orders(text: str) -> set[str]:
+    return {c for c in text if c not in "\n\t" and unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp")}
+
+
+def test_all_of_unicode():
+    """Every control character, every half of a surrogate pair, and all that turns text around; text stays."""
+    whole = "".join(map(chr, range(sys.maxunicode + 1)))
+    left = orders(printable(whole))
+    # what joins letters, hyphens and accents, as scripts and emoji need it
+    assert left <= {c for c in whole if unicodedata.category(c) == "Cf"}
+    assert not left & set("".join(map(chr, (*range(0x202A, 0x202F), *range(0x2060, 0x2070), 0x200E, 0x200F, 0x61C))))
+    printable(whole).encode()
+    text = "\tnaïve – 日本 👩\u200d🚀 می\u200cخواهم |x|\n"
+    assert printable(text) == text
+
+
+@pytest.mark.parametrize("said", [("%s", ODD), (ODD,)])
+def test_logs(said, caplog):
+    with caplog.at_level(logging.DEBUG, "trl_margins"):
+        logging.getLogger("trl_margins.somewhere").warning(*said)
+    assert "\\x1b[2J" in caplog.text
+    assert not orders(caplog.text)
+
+
+def test_tables():
+    for text in (aligned([[ODD, "1"]], ["a" + ODD, "b"]), markdown_table([ODD, "b"], [[ODD, "c"]])):
+        assert not orders(text)
+        assert "\\x1b" in text
+
+
+def test_a_stream():
+    """Whoever writes; bars move, and what a bar is called does not."""
+    stream = io.StringIO()
+    plain = Plain(stream)
+    print(ODD, "\ud800", file=plain)
+    plain.writelines([warnings.formatwarning(ODD, UserWarning, "x.py", 1)])
+    assert not orders(stream.getvalue())
+    stream = io.StringIO()
+    plain = Plain(stream)
+    list(tqdm(range(3), desc=ODD, file=plain, ascii=True, mininterval=0))
+    assert orders(stream.getvalue()) == {"\r"}
+    assert "\\x1b" in stream.getvalue()
+    assert not plain.isatty()
+
+
+@pytest.fixture
+def odd_inputs(tmp_path, tiny_model):
+    """A model and a data set with control characters in all that has a name, and in texts."""
+    model = Path(shutil.copytree(tiny_model, tmp_path / f"model{IN_FILES}"))
+    settings = json.loads((model / "tokenizer_config.json").read_text())
+    (model / "chat_template.jinja").write_text(CHAT_TEMPLATE + "{# " + IN_FILES.replace("\r", "") + " #}")
+    (model / "tokenizer_config.json").write_text(json.dumps(settings | {"name_or_path": ODD}))
+    (model / "README.md").write_text(f'---\nlicense: "{json.dumps(ODD)[1:-1]}"\n---\n{IN_FILES}')
+    rows = [{**row, f"column{IN_FILES}": ODD} for row in preference_rows(8)]
+    rows[3]["chosen"] = rows[3]["chosen"] + ODD if isinstance(rows[3]["chosen"], str) else rows[3]["chosen"]
+    data = tmp_path / f"pairs{IN_FILES}.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(model), str(data), tmp_path / f"out{IN_FILES}"
+
+
+def commands(model: str, data: str, out: Path) -> list[list[str]]:
+    both = ["--model_name_or_path", model, "--dataset_name", data]
+    training = [*both, "--output_dir", str(out), "--max_steps", "1", "--max_length", "64", "--report_to", "none"]
+    return [
+        ["inspect", *both],
+        ["train", *training, "--use_cpu", "--eval_strategy", "no", "--run_name", ODD.replace("\0", "")],
+        ["train", *training, "--use_cpu"],  # the folder is in use
+        ["report", str(out)],
+        ["evaluate", *both, "--bootstrap", "2"],
+        ["train", *training, "--use_cpu", f"--no{ODD}", "x"],
+        ["inspect", f"{data}.nowhere{ODD}.jsonl"],
+        ["inspect", data, "--score_columns", ODD, ODD],
+        ["evaluate", "--model_name_or_path", f"./no{ODD}", "--dataset_name", data],
+        [f"no{ODD}"],
+    ]
+
+
+def test_commands_and_what_they_write(odd_inputs, capfd, monkeypatch, no_pictures):
+    monkeypatch.setattr("trl_margins.report.page.draw_pictures", lambda runs: [])
+    ended = []
+    for argv in commands(*odd_inputs):
+        monkeypatch.setattr(sys, "argv", ["trl-margins", *argv])
+        try:
+            ended.append(cli.main())
+        except SystemExit as left:
+            ended.append(left.code)
+        printed = capfd.readouterr()
+        found = orders(printed.out) | orders(re.sub(r"(^|\n)(\r(?!\r).*)+", "", printed.err))  # but bars
+        assert not found, (argv[0], found, printed)
+    assert ended == [0, 0, 1, 0, 0, 2, 1, 1, 1, 2]
+    folder = odd_inputs[2]
+    for name in ("README.md", "report.html", "margin_run.json"):
+        for file in folder.rglob(name):
+            assert not orders(file.read_text()), file
+
+
+def test_a_yaml_file(tmp_path, capfd, monkeypatch):
+    for text in (f'"a\\e[2J{chr(0x202E)}": 1', '"beta": "\\x1b[2J"', 'env: {"\\e[2J=": 1}', f"beta: {ODD}"):
+        (tmp_path / "c.yaml").write_text(text)
+        monkeypatch.setattr(sys, "argv", ["trl-margins", "train", "--config", str(tmp_path / "c.yaml")])
+        with suppress(SystemExit):
+            assert cli.main() != 0
+        printed = capfd.readouterr()
+        assert not orders(printed.out + printed.err)
+        assert printed.err
+
+
+def test_a_name_that_is_no_utf8(tmp_path, capfd, monkeypatch):
+    file = os.fsencode(tmp_path) + b"/pairs\xff.jsonl"
+    Dataset.from_list(list(preference_rows(4))).to_json(tmp_path / "x.jsonl")
+    os.rename(tmp_path / "x.jsonl", file)
+    monkeypatch.setattr(sys, "argv", ["trl-margins", "inspect", os.fsdecode(file)])
+    status = cli.main()
+    printed = capfd.readouterr()
+    assert (status == 0) or "pairs" in printed.err
+    assert "Traceback" not in printed.err

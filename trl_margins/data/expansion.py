@@ -1,0 +1,136 @@
+"""What a file becomes when it is read is bounded: archives that expand without end, and rows beyond all memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
+
+from .local_files import builder_of
+
+# By these `datasets` knows a compressed file, whatever its name
+_BY_CONTENT = {
+    b"\x1f\x8b": ".gz",
+    b"BZh": ".bz2",
+    b"\xfd7zXZ\x00": ".xz",
+    b"\x28\xb5\x2f\xfd": ".zst",
+    b"\x04\x22\x4d\x18": ".lz4",
+    b"PK\x03\x04": ".zip",
+    b"Rar!": ".rar",
+    b"7z\xbc\xaf\x27\x1c": ".7z",
+}
+ANY_SIZE = 2**30  # bytes that any file may become; more, only if they are not these times its size
+TIMES = 100  # text becomes five times as large, a log of one line a few dozen
+TIMES_DECODED = 1000  # of Parquet, which holds a repeated value once
+_PART = 16  # of the memory that one row may have: reading takes several copies of it
+_BLOCK = 2**20
+_FIRST = 2**26  # bytes of a stream that are looked at
+
+
+def check_expansion(file: Path, only_first: bool = False) -> None:
+    """
+    Args:
+        only_first: of a file that is streamed, only its beginning.
+
+    Raises:
+        ValueError: an archive under the name of a data file, one that expands too far, or a row that does not fit into
+            the memory.
+    """
+    with file.open("rb") as content:
+        start = content.read(265)
+    found = next((suffix for mark, suffix in _BY_CONTENT.items() if start.startswith(mark)), "")
+    found = ".tar" if start[257:262] == b"ustar" else found
+    if found and file.suffix.lower() != found:
+        raise ValueError(f"{file.name} is a {found} file by its content: unpack it, or call it {file.name}{found}")
+    if builder_of(file) == "parquet" and not found:
+        _check_parquet(file)
+    elif builder_of(file) in ("json", "csv"):
+        _check_text(file, bool(found), start.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"[", only_first)
+
+
+def memory() -> int:
+    """Bytes of the machine's memory; a guess where the system does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return 2**34
+
+
+def _check_text(file: Path, is_compressed: bool, is_document: bool, only_first: bool) -> None:
+    size, most = file.stat().st_size, memory() // _PART
+    if not is_compressed and (size <= most or only_first):
+        return
+    total = line = 0
+    for block in _blocks(file):
+        total += len(block)
+        last = -1 if is_document else block.rfind(b"\n")
+        line = line + len(block) if last < 0 else len(block) - last - 1
+        if is_compressed and not total - len(block):
+            is_document = block.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"["
+        if line > most:
+            raise ValueError(
+                f"{file.name}: one {'document' if is_document else 'line'} has more than {_gib(most)}, which reading "
+                f"copies several times, and this machine's memory has {_gib(memory())}: write one row per line, "
+                "or Parquet"
+            )
+        if is_compressed and total > max(ANY_SIZE, TIMES * size):
+            raise ValueError(
+                f"{file.name} has {size:,} bytes and expands to more than {_gib(total)}, over {TIMES} times as much, "
+                "as no text does: if that is right, decompress it yourself and name the file that this gives"
+            )
+        if only_first and total > _FIRST:
+            return
+
+
+def _blocks(file: Path) -> Iterator[bytes]:
+    try:
+        with LocalFileSystem().open(str(file.absolute()), "rb", compression="infer") as content:
+            while block := content.read(_BLOCK):
+                yield block
+    except Exception:  # of a damaged file, or without a library: whoever reads it says so
+        return
+
+
+def _check_parquet(file: Path) -> None:
+    size = file.stat().st_size
+    try:
+        groups = list(_groups(pq.ParquetFile(file)))
+    except (pa.ArrowException, OSError):  # whoever reads it says so
+        return
+    plain, decoded = (sum(each) for each in zip(*groups, strict=True)) if groups else (0, 0)
+    for what, expanded, times in (("", plain, TIMES), (", decoded,", decoded, TIMES_DECODED)):
+        if expanded > max(ANY_SIZE, times * size):
+            raise ValueError(
+                f"{file.name} has {size:,} bytes and expands to {_gib(expanded)}{what} over {times} times as much: if "
+                "that is right, write it without compression and dictionaries"
+            )
+    largest = max((max(each) for each in groups), default=0)
+    if largest > memory() / 2:
+        raise ValueError(
+            f"{file.name}: a row group has {_gib(largest)}, and is read at once, and this machine's memory has "
+            f"{_gib(memory())}: write smaller row groups"
+        )
+
+
+def _groups(opened: Any) -> Iterator[tuple[int, int]]:
+    """Bytes of each row group without compression, and an estimate from its first rows of what it becomes."""
+    sampled: dict[int, float] = {}
+    for number in range(opened.num_row_groups):
+        group = opened.metadata.row_group(number)
+        plain = sum(group.column(i).total_uncompressed_size for i in range(group.num_columns))
+        if plain > ANY_SIZE or not group.num_rows:  # too large to be tried
+            yield plain, plain
+            continue
+        if number < 8:
+            first = next(opened.iter_batches(batch_size=min(1000, group.num_rows), row_groups=[number]))
+            sampled[number] = first.nbytes / max(1, len(first))
+        yield plain, int(max(sampled.values(), default=0) * group.num_rows)
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:,.1f} GiB"

@@ -11,7 +11,15 @@ import torch
 from trl_margins.links import CPO_LINKS, DPO_LINKS, LINKS, margin_loss
 from trl_margins.objective import Objective
 from trl_margins.pairs import PairLogps, PairView
-from trl_margins.rewards import REWARDS, LengthNormalizedReward, LogRatioReward, alphapo, length_normalized, log_ratio
+from trl_margins.rewards import (
+    REWARDS,
+    LengthNormalizedReward,
+    LogRatioReward,
+    alphapo,
+    length_normalized,
+    log_odds,
+    log_ratio,
+)
 from trl_margins.terms import Term
 from trl_margins.terms.score_gap import ScoreGapWeight, score_gap_weight
 
@@ -95,6 +103,35 @@ def test_score_gap_weight_against_numpy(transform, threshold, reference, normali
         np.testing.assert_allclose(ours.numpy(), expected, rtol=2e-5, atol=1e-7)
 
 
+def test_a_threshold_keeps_what_reaches_it():
+    """At it, and at the next numbers of its dtype on either side; in 16 bits the gap itself is a float32."""
+    for dtype in (torch.float64, torch.float32):
+        at = torch.tensor(2.0, dtype=dtype)
+        infinity = torch.tensor(math.inf, dtype=dtype)
+        gaps = torch.stack([torch.nextafter(at, -infinity), at, torch.nextafter(at, infinity)])
+        zeros = torch.zeros_like(gaps)
+        for transform in ("hard", "linear", "quadratic", "exponential"):
+            weight = score_gap_weight(gaps, zeros, transform, 2.0)
+            assert (weight > 0).tolist() == [False, True, True]
+            term = ScoreGapWeight(transform, 2.0)
+            assert term.keeps({"score_chosen": zeros, "score_rejected": gaps}).tolist() == [False, True, True]
+    assert (
+        ScoreGapWeight().keeps({"score_chosen": gaps, "score_rejected": gaps + 1e-3 * zeros}).tolist() == [False] * 3
+    )
+    assert score_gap_weight(gaps, zeros, "linear", 0.0).tolist() == gaps.tolist()  # a threshold of 0 keeps all
+
+
+def test_the_exponential_stops_at_thirty_and_not_before():
+    gaps = torch.tensor([29.0, 30.0, 31.0, 1e4], dtype=torch.float64)
+    expected = np.expm1([29.0, 30.0, 30.0, 30.0])
+    np.testing.assert_allclose(score_gap_weight(gaps, torch.zeros(4), "exponential").numpy(), expected, rtol=1e-12)
+
+
+def test_a_small_mean_of_weights_still_divides():
+    weight = score_gap_weight(torch.tensor([1e-6, 3e-6]), torch.zeros(2), normalize=True)
+    torch.testing.assert_close(weight, torch.tensor([0.5, 1.5]))
+
+
 def test_score_gap_weight_edges():
     ties = torch.tensor([3.0, 3.0])
     for normalize in (False, True):
@@ -105,6 +142,8 @@ def test_score_gap_weight_edges():
     assert torch.equal(score_gap_weight(scores, scores.flip(0)), score_gap_weight(scores.flip(0), scores))
     assert score_gap_weight(torch.tensor([5], dtype=torch.int64), torch.tensor([2])).dtype == torch.float32
     assert not score_gap_weight(torch.tensor([5.0], requires_grad=True), torch.tensor([2.0])).requires_grad
+    half = torch.tensor([6e4], dtype=torch.float16)
+    assert score_gap_weight(half, -half).item() == 120000  # float16 ends at 65504
     with pytest.raises(ValueError, match="threshold"):
         score_gap_weight(ties, ties, "hard")
     with pytest.raises(ValueError, match="unknown score-gap transform 'cubic'; known: linear"):
@@ -127,6 +166,15 @@ def test_alphapo_against_its_formula_and_far_from_zero():
     assert torch.equal(alphapo(logps, 0.0), logps)
     # e^-300 is 0 in float32, yet the reward is a number
     assert torch.isfinite(alphapo(torch.tensor([-300.0]), 0.01)).all()
+
+
+@pytest.mark.parametrize("alpha", [1e-3, -1e-4, 1e-6, 1.1e-7])
+def test_a_small_alpha_is_not_none(alpha):
+    """To second order the shape is log p − α (log p)² / 2."""
+    logps = torch.linspace(-20, -1, 20, dtype=torch.float64)
+    shift = (alphapo(logps, alpha) - logps) / alpha
+    np.testing.assert_allclose(shift.numpy(), -(logps**2 / 2).numpy(), rtol=10 * abs(alpha) + 1e-5)
+    assert torch.equal(alphapo(logps, math.copysign(9e-8, alpha)), logps)  # where float32 has no such difference
 
 
 @pytest.mark.parametrize("alpha", [-2.0, -0.5, 1e-5, 0.25, 1.0])
@@ -152,8 +200,37 @@ def test_log_ratio_is_the_derivative_of_its_divergence(divergence):
         "alpha_divergence": (u ** (0.3 - 1) - 1) / (0.3 - 1),
     }[divergence]
     ours = log_ratio(torch.tensor(np.log(u)), torch.zeros(40, dtype=torch.float64), divergence, alpha=0.3)
-    # the α-divergence is computed in float32, as TRL's, where u^(α−1) − 1 loses digits
-    np.testing.assert_allclose(ours.numpy(), expected, rtol=1e-5, atol=5e-7)
+    np.testing.assert_allclose(ours.numpy(), expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+def test_an_alpha_divergence_stops_before_infinity(dtype):
+    """Where u is far too small: at e^80, and not before."""
+    exponents = np.array([10.0, 72.0, 80.0, 88.0, 240.0])
+    log_u = torch.tensor(-exponents / 0.5, dtype=dtype)
+    found = log_ratio(log_u, torch.zeros(5, dtype=dtype), "alpha_divergence", 0.5)
+    np.testing.assert_allclose(found.double().numpy(), np.expm1(np.minimum(exponents, 80)) / -0.5, rtol=1e-5)
+
+
+def test_an_alpha_near_one_is_not_one():
+    log_u = torch.linspace(-3, 3, 7, dtype=torch.float64)
+    for alpha in (0.9, 0.99, 1.01):
+        expected = np.expm1((alpha - 1) * log_u.numpy()) / (alpha - 1)
+        found = log_ratio(log_u, torch.zeros(7), "alpha_divergence", alpha).numpy()
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+        assert np.abs(found - log_u.numpy()).max() > 0.01
+    assert torch.equal(log_ratio(log_u, torch.zeros(7), "alpha_divergence", 1.0), log_u)
+
+
+def test_log_odds_near_certainty():
+    """Against NumPy down to p = 1 − 1e-6, finite at 1, and as fine in 16 bits as in float32."""
+    mean = np.array([-5.0, -0.5, -1e-2, -1e-3, -1e-6])
+    expected = mean - np.log(-np.expm1(mean))
+    np.testing.assert_allclose(log_odds(torch.tensor(mean)).numpy(), expected, rtol=1e-9)
+    np.testing.assert_allclose(log_odds(torch.tensor(mean[:4], dtype=torch.float32)).numpy(), expected[:4], rtol=1e-4)
+    assert log_odds(torch.zeros(1)).item() == pytest.approx(-math.log(2**-23), rel=1e-3)
+    narrow = torch.tensor([-1e-3], dtype=torch.bfloat16)
+    assert log_odds(narrow).item() == log_odds(narrow.float()).item()
 
 
 def test_unknown_divergence_is_an_error():

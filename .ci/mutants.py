@@ -1,4 +1,4 @@
-"""Small changes to the code, one at a time: does a test notice? `make mutants`, with what pyproject.toml says of rooms.
+"""Small changes to the code, one at a time: does a test notice? The rooms and their tests are in pyproject.toml.
 
     MUTANTS=100   how many, spread over the rooms; 0: all there are
     ROOM=terms    one room alone
@@ -10,6 +10,7 @@ cosmic-ray makes the changes. The tests run in a process that has imported what 
 from __future__ import annotations
 
 import ast
+import gc
 import os
 import random
 import shutil
@@ -25,7 +26,6 @@ from difflib import unified_diff
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import parso
 import parso.python.tree as tree
 import pytest
 from cosmic_ray.ast import ast_nodes, get_ast
@@ -157,7 +157,9 @@ def notices(copy: Path, tests: list[str], timeout: float) -> bool:
         for descriptor in (1, 2):
             os.dup2(output, descriptor)
         arguments = ["-qx", "-W", "ignore", "-p", "no:cacheprovider", "--basetemp", str(copy.parent / "tests")]
-        os._exit(int(pytest.main([*arguments, *(str(Path("tests", name)) for name in tests)])))
+        os._exit(
+            int(pytest.main([*arguments, *(name if name.startswith("-") else f"tests/{name}" for name in tests)]))
+        )
     until = time.monotonic() + timeout
     while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < until:
         time.sleep(0.02)
@@ -169,8 +171,7 @@ def notices(copy: Path, tests: list[str], timeout: float) -> bool:
 
 
 def main() -> None:
-    os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    sys.dont_write_bytecode = True  # Python takes a module's file for unchanged within the same second
+    os.environ["OMP_NUM_THREADS"] = "1"
     settings = tomllib.loads((HERE / "pyproject.toml").read_text())["tool"]["mutants"]
     rooms = {name: room for name, room in settings.items() if os.environ.get("ROOM", name) == name}
     wanted = -(-int(os.environ.get("MUTANTS", "100")) // len(rooms))
@@ -188,6 +189,8 @@ def main() -> None:
         for name in list(sys.modules):
             if name.split(".")[0] in ("trl_margins", "conftest"):
                 del sys.modules[name]  # each mutant's tests import these themselves
+        gc.collect()
+        gc.freeze()
         scores = []
         for name, room in rooms.items():
             scores.append(score_of(name, room, copy, wanted))
@@ -195,11 +198,18 @@ def main() -> None:
     print("", *scores, sep="\n")
 
 
+def keep_bytecode(keep: bool) -> None:
+    sys.dont_write_bytecode = not keep
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "" if keep else "1"
+
+
 def score_of(name: str, room: dict[str, Any], copy: Path, wanted: int) -> str:
     started = time.monotonic()
+    keep_bytecode(True)
     if notices(copy, room["tests"], 600):
         raise SystemExit(f"{name}: a test fails without a change\n{(copy / 'output').read_text()[-3000:]}")
     timeout = 20 + 3 * (time.monotonic() - started)
+    keep_bytecode(False)  # two changed files may have the same size and the same second
     files = sorted({path for glob in room["files"] for path in HERE.glob(glob)})
     found = [mutant for path in files for mutant in mutants_of(str(path.relative_to(HERE)))]
     random.Random(os.environ.get("SEED", "0")).shuffle(found)
@@ -207,12 +217,11 @@ def score_of(name: str, room: dict[str, Any], copy: Path, wanted: int) -> str:
     survivors = 0
     for mutant in tried:
         file = copy / mutant.file
-        before = file.read_text()
         file.write_text(mutant.code)
         if not notices(copy, room["tests"], timeout):
             survivors += 1
             print(f"not noticed: {mutant}", flush=True)
-        file.write_text(before)
+        shutil.copy2(HERE / mutant.file, file)  # with its time, by which Python knows the bytecode of it
     noticed = len(tried) - survivors
     seconds = (time.monotonic() - started) / max(1, len(tried))
     return f"{name}: {noticed} of {len(tried)} noticed ({noticed / max(1, len(tried)):.0%}), {seconds:.1f} s each"

@@ -15,7 +15,7 @@ demo: $(INSTALLED) $(BUNDLED)  ## train the bundled model on a made-up set: befo
 test: $(INSTALLED) $(MODELS)  ## the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
-mutants: $(VENV)/.mutants  ## small changes to the code: are they noticed? MUTANTS=100 of them, of ROOM=terms, others by SEED=1
+mutants: $(VENV)/.mutants  ## small changes to the code, one at a time: are they noticed? MUTANTS=100, ROOM=terms, SEED=1
 	$(BIN)/python .ci/mutants.py
 
 notebook: $(INSTALLED) $(BUNDLED)  ## run the notebook, and write what it shows into it

@@ -7,6 +7,8 @@
 cosmic-ray makes the changes. The tests run in a process that has imported what they import, in a copy of the project.
 """
 
+# ruff: noqa: T201 - a script that talks
+
 from __future__ import annotations
 
 import ast

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from trl_margins.rewards import (
 )
 from trl_margins.terms import Term
 from trl_margins.terms.score_gap import ScoreGapWeight, score_gap_weight
+from trl_margins.trainers.configs import MarginDPOConfig
 
 NOT_PER_PAIR = {name for name, link in DPO_LINKS.items() if not link.per_pair}
 TAKES_MARGIN = [(base, name) for base, table in LINKS.items() for name, link in table.items() if link.takes_margin]
@@ -234,6 +236,38 @@ def test_log_odds_near_certainty():
     assert log_odds(torch.zeros(1)).item() == pytest.approx(-math.log(2**-23), rel=1e-3)
     narrow = torch.tensor([-1e-3], dtype=torch.bfloat16)
     assert log_odds(narrow).item() == log_odds(narrow.float()).item()
+
+
+def test_rewards_against_numpy():
+    """Each of both completions, with an empty one, which has a mean of 0; and what they have in common with TRL."""
+    pairs = random_pairs(5, reference=True)
+    lengths = pairs.chosen_length.clone(), pairs.rejected_length.clone()
+    lengths[0][0] = lengths[1][1] = 0
+    scores = torch.linspace(-9, -1, 7), torch.linspace(-2, -8, 7)
+    pairs = replace(pairs, chosen_length=lengths[0], rejected_length=lengths[1])
+    pairs = replace(pairs, chosen_score=scores[0], rejected_score=scores[1])
+
+    def mean(sums: np.ndarray, n: np.ndarray) -> np.ndarray:
+        return np.divide(sums, n, out=np.zeros(7), where=n > 0)
+
+    for i, side in enumerate(("chosen", "rejected")):
+        logps, reference = (getattr(pairs, name).detach().numpy() for name in (side, f"ref_{side}"))
+        n = lengths[i].numpy()
+        expected = {
+            "length-normalized": mean(logps, n),
+            "sum": logps,
+            "log-ratio": logps - reference,
+            "mean-log-ratio": mean(logps - reference, n),
+            "alphapo-token": mean(scores[i].double().numpy(), n),
+        }
+        for name, value in expected.items():
+            np.testing.assert_allclose(REWARDS[name]()(pairs)[i].detach().numpy(), value, rtol=1e-6)
+    ratio = LogRatioReward()
+    assert ratio.alpha == MarginDPOConfig.__dataclass_fields__["f_alpha_divergence_coef"].default == 0.5
+    assert ratio.divergence == "reverse_kl"
+    assert {name for name, reward in REWARDS.items() if reward.summed} == {"sum", "log-ratio"}
+    view = PairView.of_gaps(torch.tensor([2.0]), beta=4.0)
+    assert (view.reward_gap.item(), view.unscaled_gap.item(), view.beta) == (2.0, 0.5, 4.0)
 
 
 def test_unknown_divergence_is_an_error():

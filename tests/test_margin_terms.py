@@ -361,6 +361,10 @@ class TestAdaptive:
     def test_unknown_variant(self):
         with pytest.raises(ValueError, match="unknown AMaPO variant 'article'; known: code, paper"):
             AdaptiveMargin(2.0, "article")
+        with pytest.raises(ValueError, match="beta of AMaPO must be a number, above 0; it is 0"):
+            AdaptiveMargin(0.0)
+        with pytest.raises(ValueError, match="estimation_size of AMaPO must be a whole number, at least 1; it is 0"):
+            AdaptiveMargin(2.0, estimation_size=0)
 
 
 TERMS = {

@@ -110,29 +110,33 @@ class DropStatement(Own):
         return "pass" if changes or node.type == "atom_expr" else None
 
 
-class Mutant(NamedTuple):
+class Place(NamedTuple):
+    """Where a file can be changed, and how."""
+
     file: str
     operator: Operator
     occurrence: int
-    code: str
-
-    def __str__(self) -> str:
-        before = (HERE / self.file).read_text()
-        changed = unified_diff(before.splitlines(), self.code.splitlines(), lineterm="", n=0)
-        lines = [line for line in changed if not line.startswith(("---", "+++"))]
-        return f"{self.file} {type(self.operator).__name__} {self.occurrence}\n    " + "\n    ".join(lines)
 
 
-def mutants_of(file: str) -> Iterator[Mutant]:
-    code = (HERE / file).read_text()
-    meaning = meaning_of(code)
+def places_of(file: str) -> Iterator[Place]:
+    nodes = list(ast_nodes(get_ast(Path(file).read_text())))
     operators = [get_operator(f"core/{name}")() for name in OF_COSMIC_RAY]
     for operator in (*operators, DropCall(), SwapReduction(), DropKeyword(), DropStatement()):
-        n = sum(1 for node in ast_nodes(get_ast(code)) for _ in operator.mutation_positions(node))
-        for occurrence in range(n):
-            mutated = mutate_code(code, operator, occurrence)
-            if mutated is not None and meaning_of(mutated) not in (None, meaning):
-                yield Mutant(file, operator, occurrence, mutated)
+        n = sum(1 for node in nodes for _ in operator.mutation_positions(node))
+        yield from (Place(file, operator, occurrence) for occurrence in range(n))
+
+
+def changed(place: Place) -> str | None:
+    """The file's code with the change; None where that means the same."""
+    code = Path(place.file).read_text()
+    found = mutate_code(code, place.operator, place.occurrence)
+    return found if found is not None and meaning_of(found) not in (None, meaning_of(code)) else None
+
+
+def difference(place: Place, code: str) -> str:
+    lines = unified_diff(Path(place.file).read_text().splitlines(), code.splitlines(), lineterm="", n=0)
+    kept = (line for line in lines if not line.startswith(("---", "+++")))
+    return "\n    ".join([f"{place.file}, {type(place.operator).__name__} {place.occurrence}", *kept])
 
 
 def meaning_of(code: str) -> str | None:
@@ -159,9 +163,7 @@ def notices(copy: Path, tests: list[str], timeout: float) -> bool:
         for descriptor in (1, 2):
             os.dup2(output, descriptor)
         arguments = ["-qx", "-W", "ignore", "-p", "no:cacheprovider", "--basetemp", str(copy.parent / "tests")]
-        os._exit(
-            int(pytest.main([*arguments, *(name if name.startswith("-") else f"tests/{name}" for name in tests)]))
-        )
+        os._exit(int(pytest.main([*arguments, *(f"tests/{name}" for name in tests)])))
     until = time.monotonic() + timeout
     while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < until:
         time.sleep(0.02)
@@ -212,21 +214,27 @@ def score_of(name: str, room: dict[str, Any], copy: Path, wanted: int) -> str:
         raise SystemExit(f"{name}: a test fails without a change\n{(copy / 'output').read_text()[-3000:]}")
     timeout = 20 + 3 * (time.monotonic() - started)
     keep_bytecode(False)  # two changed files may have the same size and the same second
-    files = sorted({path for glob in room["files"] for path in HERE.glob(glob)})
-    found = [mutant for path in files for mutant in mutants_of(str(path.relative_to(HERE)))]
-    random.Random(os.environ.get("SEED", "0")).shuffle(found)
-    tried = found[: wanted or None]
-    survivors = 0
-    for mutant in tried:
-        file = copy / mutant.file
-        file.write_text(mutant.code)
-        if not notices(copy, room["tests"], timeout):
-            survivors += 1
-            print(f"not noticed: {mutant}", flush=True)
-        shutil.copy2(HERE / mutant.file, file)  # with its time, by which Python knows the bytecode of it
-    noticed = len(tried) - survivors
-    seconds = (time.monotonic() - started) / max(1, len(tried))
-    return f"{name}: {noticed} of {len(tried)} noticed ({noticed / max(1, len(tried)):.0%}), {seconds:.1f} s each"
+    files = sorted({str(path) for glob in room["files"] for path in Path().glob(glob)})
+    places = [place for file in files for place in places_of(file)]
+    random.Random(os.environ.get("SEED", "0")).shuffle(places)
+    tried = noticed = 0
+    for place in places:
+        if (code := changed(place)) is None:
+            continue
+        file, shown = Path(place.file), difference(place, code)
+        before, times = file.read_bytes(), file.stat()
+        file.write_text(code)
+        tried += 1
+        if notices(copy, room["tests"], timeout):
+            noticed += 1
+        else:
+            print(f"not noticed: {shown}", flush=True)
+        file.write_bytes(before)
+        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))  # by which Python knows the bytecode of it
+        if tried == wanted:
+            break
+    seconds = (time.monotonic() - started) / max(1, tried)
+    return f"{name}: {noticed} of {tried} noticed ({noticed / max(1, tried):.0%}), {seconds:.1f} s each"
 
 
 if __name__ == "__main__":

@@ -310,6 +310,32 @@ def test_a_weight_scales_every_per_pair_loss(name):
     torch.testing.assert_close(weighted, torch.arange(7.0) * plain)
 
 
+def test_the_policys_weight_is_on_every_part():
+    """As TRL's WPO has it: on the SFT loss of the batch, too, which a pair's own weight leaves alone."""
+    policy = torch.linspace(0.1, 0.9, 7, dtype=torch.float64)
+    pairs = replace(random_pairs(6, reference=True), sft_loss=torch.tensor(3.0), policy_weight=policy)
+    links = {DPO_LINKS["sigmoid"]: 1.0, DPO_LINKS["sft"]: 0.5}
+    scores = {"score_chosen": torch.arange(7.0), "score_rejected": torch.zeros(7)}
+    found = Objective(LogRatioReward(), links, 0.1, weight=ScoreGapWeight())(pairs, scores).losses
+    plain = Objective(LogRatioReward(), DPO_LINKS["sigmoid"], 0.1)(replace(pairs, policy_weight=None)).losses
+    torch.testing.assert_close(found, policy * (torch.arange(7.0) * plain + 0.5 * 3.0))
+
+
+def test_the_gradient_scale_is_the_slope_of_the_loss_in_the_gap():
+    """In reward units, whatever β; of a loss that is not of the gap, the mean of both sides; in training alone."""
+    pairs, beta = random_pairs(7, reference=True), 0.25
+    for link in ("sigmoid", "bco_pair"):
+        objective = Objective(LogRatioReward(), DPO_LINKS[link], beta)
+        assert objective(pairs).gradient_scale is None
+        output = objective(pairs, training=True)
+        chosen, rejected = output.chosen_reward, output.rejected_reward
+        slopes = {
+            "sigmoid": torch.sigmoid(rejected - chosen),
+            "bco_pair": (torch.sigmoid(-chosen) + torch.sigmoid(rejected)) / 2,
+        }
+        torch.testing.assert_close(output.gradient_scale, slopes[link])
+
+
 class ConstantMargin(Term):
     name = "constant"
 

@@ -19,7 +19,14 @@ from trl_margins.forward import shared_prompt
 from trl_margins.forward.head import decoder, only_positions
 from trl_margins.forward.shared_prompt import shared_token_logps, why_not_shared
 from trl_margins.forward.shared_rows import SharedRows, packed, shared_rows, unpacked, width_step
-from trl_margins.forward.standard import IGNORE, TokenLogps, fused_token_logps, logits_token_logps, pair_logps
+from trl_margins.forward.standard import (
+    IGNORE,
+    TokenLogps,
+    fused_token_logps,
+    logit_scores,
+    logits_token_logps,
+    pair_logps,
+)
 
 VOCABULARY = 40
 WINDOW = 5  # shorter than a prompt
@@ -362,6 +369,21 @@ def test_equals_the_standard_pass(name: str, attention: str, k: int) -> None:
         ours, theirs = shared(model, batch, k, fused), standard(model, batch, fused)
         assert_equal(ours, theirs)
         assert_same_steps(model, ours, theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_logits_of_16_bits_are_read_in_float32(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    logits, labels = (8 * torch.randn(2, 5, 50)).to(dtype), torch.randint(0, 50, (2, 5))
+    labels[0, 1] = IGNORE
+    found, wide = logit_scores(logits, labels, True), logit_scores(logits.float(), labels, True)
+    for name in ("logps", "entropy", "log_sum_sq_probs"):
+        assert found[name].dtype == torch.float32
+        assert torch.equal(found[name], wide[name])
+        assert found[name][0, 1] == 0
+    probabilities = logits.double().softmax(-1).numpy()
+    entropy = -(probabilities * np.log(probabilities)).sum(-1) * (labels != IGNORE).numpy()
+    np.testing.assert_allclose(found["entropy"].numpy(), entropy, rtol=1e-4, atol=1e-6)
 
 
 LENGTHS = [[2, 5], [6, 1], [3, 3]]  # of answers

@@ -88,10 +88,11 @@ class SwapReduction(Own):
 
 
 class DropKeyword(Own):
-    """`f(x, y=1)` → `f(x)`."""
+    """`f(x, y=1)` → `f(x)`. Without `strict` of `zip` it would mean the same."""
 
     def change(self, node: Any) -> str | None:
-        return "" if node.type == "argument" and node.children[1].get_code().strip() == "=" else None
+        named = node.type == "argument" and node.children[1].get_code().strip() == "="
+        return "" if named and node.children[0].get_code().strip() != "strict" else None
 
     def mutate(self, node: Any, index: int) -> Any:
         return tree.Name(f"{node.get_first_leaf().prefix}*()", node.start_pos)

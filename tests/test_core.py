@@ -11,7 +11,7 @@ import torch
 
 from trl_margins.links import CPO_LINKS, DPO_LINKS, LINKS, margin_loss
 from trl_margins.objective import Objective
-from trl_margins.pairs import PairLogps, PairView
+from trl_margins.pairs import PairLogps, PairView, one_pair
 from trl_margins.rewards import (
     REWARDS,
     LengthNormalizedReward,
@@ -372,6 +372,26 @@ def test_a_weight_with_a_batch_loss_is_an_error_that_names_both(name):
 def test_a_loss_that_needs_a_reference_is_an_error_without_one():
     with pytest.raises(ValueError, match="loss_type 'ipo' does not go with reward 'length-normalized'"):
         Objective(LengthNormalizedReward(), DPO_LINKS["ipo"], 0.1)
+
+
+def test_one_pair_of_a_batch():
+    """Row i of what has a row per pair; rows i and B + i of what has two; the rest is left as it is."""
+    batch = {
+        "rows": torch.arange(6),
+        "pairs": {"score": torch.tensor([7.0, 8.0, 9.0])},
+        "both": (torch.arange(3), torch.tensor(5)),
+        "texts": ["a", "b", "c"],
+        "list": [1, 2],
+        "name": "abc",
+    }
+    pair = one_pair(batch, 1, 3)
+    assert pair["rows"].tolist() == [1, 4]
+    assert pair["pairs"]["score"].tolist() == [8.0]
+    assert (pair["both"][0].tolist(), pair["both"][1].item()) == ([1], 5)
+    assert (pair["texts"], pair["list"], pair["name"]) == (["b"], [1, 2], "abc")
+    for n in (1, 4, 9):
+        with pytest.raises(ValueError, match=rf"a tensor of shape \({n},\) in a batch of 3 pairs cannot be cut"):
+            one_pair({"patches": torch.zeros(n)}, 0, 3)
 
 
 def test_pairs_do_not_see_each_other():

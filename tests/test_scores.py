@@ -201,6 +201,7 @@ class TestCollator:
         assert carried.keys() == {"margin", "weight", ROW}  # of the gap columns, the objective reads this one itself
         assert carried["margin"].tolist() == [0.5, 2.0]
         assert carried["weight"].tolist() == [1.0, 0.0]
+        assert carried["weight"].dtype == carried["margin"].dtype == torch.float32
         assert (carried[ROW].tolist(), carried[ROW].dtype) == ([2**24 + 1, 7], torch.long)
         named = PairCollator(self.inner, score_columns=("margin",), columns=("margin",))(rows)[CARRIED]
         assert named["score_chosen"].tolist() == [0.5, 2.0]

@@ -206,7 +206,7 @@ class TestCollator:
         named = PairCollator(self.inner, score_columns=("margin",), columns=("margin",))(rows)[CARRIED]
         assert named["score_chosen"].tolist() == [0.5, 2.0]
         with pytest.raises(ValueError, match=r"the objective reads \['margin'\], which these rows do not have"):
-            collator([{"weight": 1.0}])
+            collator([{"weight": 1.0}, rows[0]])
 
 
 class Difficulty(Term):

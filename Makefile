@@ -7,13 +7,16 @@ INSTALLED := $(VENV)/.installed
 BUNDLED := $(VENV)/.bundled
 MODELS := $(VENV)/.models
 
-.PHONY: demo test notebook bench soak gpu docs dist lint format clean
+.PHONY: demo test mutants notebook bench soak gpu docs dist lint format clean
 
 demo: $(INSTALLED) $(BUNDLED)  ## train the bundled model on a made-up set: before and after
 	$(BIN)/trl-margins demo
 
 test: $(INSTALLED) $(MODELS)  ## the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+mutants: $(VENV)/.mutants  ## small changes to the code, one at a time: are they noticed? MUTANTS=100, ROOM=terms, SEED=1
+	$(BIN)/python .ci/mutants.py
 
 notebook: $(INSTALLED) $(BUNDLED)  ## run the notebook, and write what it shows into it
 	$(BIN)/python .ci/notebook.py examples/gappo.ipynb
@@ -64,6 +67,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 $(VENV)/.docs: $(INSTALLED)
 	$(PIP) --editable '.[docs]'
+	@touch $@
+
+$(VENV)/.mutants: $(INSTALLED)
+	$(PIP) --editable '.[mutants]'
 	@touch $@
 
 $(VENV)/.release: $(INSTALLED)

@@ -8,7 +8,7 @@ import torch
 
 from trl_margins.links import conservative, robust_simpo
 from trl_margins.rewards import log_odds
-from trl_margins.terms.baselines import dr_dpo_weight, focal_weight, length_margin, score_offset_margin
+from trl_margins.terms.baselines import dr_dpo_weight, length_margin, score_offset_margin
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
@@ -55,13 +55,6 @@ def test_log_odds_at_both_ends_are_finite_with_their_gradient():
     assert odds.isfinite().all()
     assert mean_logp.grad.isfinite().all()
     assert odds[2].item() == pytest.approx(-200.0)
-
-
-def test_focal_weight_is_the_likelihood_to_a_power():
-    gap = drawn()
-    np.testing.assert_allclose(focal_weight(torch.tensor(gap), 0.05), sigmoid(gap) ** 0.05, rtol=1e-12)
-    assert (focal_weight(torch.tensor(gap), 0.0) == 1).all()
-    assert focal_weight(torch.tensor([-1e6, 1e6]), 2.0).tolist() == [0.0, 1.0]
 
 
 @pytest.mark.parametrize("beta_prime", [0.5, 1.0, 10.0])
@@ -114,7 +107,6 @@ def test_length_margin_asks_less_of_a_pair_whose_chosen_completion_is_longer():
 @pytest.mark.parametrize(
     "function",
     [
-        lambda x: focal_weight(x, 1.0),
         lambda x: dr_dpo_weight(x, 1.0),
         lambda x: score_offset_margin(x, x - 1, 1.0),
         lambda x: length_margin(x, x + 1, 1.0),

@@ -137,6 +137,7 @@ def test_loss_margins_weights_and_gradients_are_the_same(case, way, runs, folder
     one, other = runs["one"][case], runs[way][case]
     row = METHODS[CASES[case][1]]
     terms = ["weights"] * bool(row.weight) + ["target_margins"] * bool(row.margin)
+    assert len(one["log"]) >= 2
     for step, (mine, theirs) in enumerate(zip(one["log"][:2], other["log"][:2], strict=True)):
         of_the_probe = [name for name in mine if name == "anchor/gradient_norm"]  # a mean over the pairs of all ranks
         for name in [*LOGGED, *of_the_probe, *(f"{term}/{part}" for term in terms for part in SPREAD)]:
@@ -279,6 +280,7 @@ def test_pairs_per_step_are_those_that_the_log_has(run, runs, folder):
 
 def test_a_rank_without_a_batch_is_refused(runs):
     """Before training, and on both ranks: it would wait for the other for ever."""
+    assert len(runs["uneven"]["nine"]) == 2
     for found in runs["uneven"]["nine"]:
         assert "the ranks have [3, 2] batches of the train data set, and would wait for each other" in found["error"]
 

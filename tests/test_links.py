@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from dataclasses import fields
 from types import SimpleNamespace
 from typing import Any
 
@@ -218,6 +219,62 @@ def test_a_link_alone_has_its_defaults(options, strength):
     inputs = LossInputs(pairs(), CHOSEN, REJECTED, beta=0.3, options=options)
     expected = -log_sigmoid(0.3 * GAP - 0.3 * strength * np.maximum(0, -CHOSEN.double().numpy()))
     np.testing.assert_allclose(LINKS["dpo"]["dpop"](inputs), expected, rtol=1e-6)
+
+
+DECLARED = {
+    "cpo": {
+        "sigmoid": "takes_margin reads_smoothing",
+        "hinge": "takes_margin",
+        "ipo": "",
+        "simpo": "takes_margin reads_smoothing",
+        "alphapo": "takes_margin reads_smoothing",
+    },
+    "dpo": {
+        "sigmoid": "takes_margin",
+        "hinge": "takes_margin",
+        "ipo": "needs_reference reads_sums",
+        "exo_pair": "takes_margin reads_smoothing",
+        "nca_pair": "needs_reference",
+        "robust": "takes_margin reads_smoothing",
+        "bco_pair": "needs_reference",
+        "sppo_hard": "needs_reference",
+        "aot": "not per_pair needs_reference reads_smoothing reads_sums",
+        "aot_unpaired": "not per_pair needs_reference reads_smoothing",
+        "apo_zero": "needs_reference",
+        "apo_down": "needs_reference",
+        "discopop": "takes_margin",
+        "sft": "not per_pair of_batch",
+        "sigmoid_norm": "needs_reference reads_sums",
+        "ipo_sum": "needs_reference reads_sums",
+        "kto_pair": "needs_reference compares_pairs",
+        "dpop": "takes_margin needs_reference",
+    },
+    "both": {
+        "conservative": "takes_margin reads_smoothing",
+        "robust_simpo": "takes_margin reads_smoothing",
+        "orpo": "takes_margin needs_its_reward",
+        "rrhf": "takes_margin",
+        "focalpo": "takes_margin",
+        "simper": "needs_its_reward",
+        "reward_aware": "",
+    },
+}
+
+
+@pytest.mark.parametrize("base", ["cpo", "dpo"])
+def test_what_a_link_says_of_itself(base):
+    """Options are refused, warned of and offered by it."""
+    flags = {field.name for field in fields(Link) if field.type == "bool"} - {"per_pair"}
+    found = {
+        name: {flag for flag in flags if getattr(link, flag)} | (set() if link.per_pair else {"not", "per_pair"})
+        for name, link in LINKS[base].items()
+    }
+    assert found == {name: set(declared.split()) for name, declared in (DECLARED[base] | DECLARED["both"]).items()}
+    options = {name: dict(link.options) for name, link in LINKS[base].items() if link.options}
+    published = {"focalpo": {"focalpo_gamma": 0.05}, "reward_aware": {"reward_aware_eta": 1.0}}
+    assert options == published | ({"dpop": {"dpop_lambda": 50.0}} if base == "dpo" else {})
+    read = {name: link.columns for name, link in LINKS[base].items() if link.columns}
+    assert read == {"reward_aware": ("score_chosen", "score_rejected")}
 
 
 # The reward of a link

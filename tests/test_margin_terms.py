@@ -16,9 +16,14 @@ from trl_margins.objective import Objective
 from trl_margins.pairs import PairView
 from trl_margins.rewards import LengthNormalizedReward
 from trl_margins.terms.adaptive import AdaptiveMargin, adaptive_margin
+from trl_margins.terms.alpha_dpo import ReferenceMargin
+from trl_margins.terms.baselines import DrDPOWeight, LengthMargin, MarginAdaptiveWeight, ScoreOffsetMargin
+from trl_margins.terms.beta_dpo import BatchBetaMargin
 from trl_margins.terms.dynamic_target import DynamicTargetMargin, dynamic_target_margin
-from trl_margins.terms.evaluation_factor import EvaluationFactorMargin, evaluation_factor_margin
+from trl_margins.terms.evaluation_factor import EvaluationFactorMargin, evaluation_factor_margin, mapped_factor
 from trl_margins.terms.history import GapHistory
+from trl_margins.terms.score_gap import ScoreGapWeight
+from trl_margins.trainers.configs import MarginDPOConfig
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
@@ -54,6 +59,39 @@ class TestEvaluationFactor:
         expected = 3.0 * -batch.log() / -train.log().mean()
         torch.testing.assert_close(term(PairView.of_gaps(torch.zeros(2), {"evaluation_factor": batch})), expected)
 
+    def test_a_checkpoint_has_the_mean(self):
+        """A resumed run goes on with it, though its training set has another one."""
+        term, resumed, batch = EvaluationFactorMargin(3.0), EvaluationFactorMargin(3.0), torch.tensor([0.5, 0.1])
+        view = PairView.of_gaps(torch.zeros(2), {"evaluation_factor": batch})
+        term.fit({"evaluation_factor": torch.tensor([0.1, 0.2])})
+        resumed.fit({"evaluation_factor": torch.tensor([0.8, 0.9])})
+        assert not torch.allclose(resumed(view), term(view))
+        resumed.load_state_dict(term.state_dict())
+        assert torch.equal(resumed(view), term(view))
+
+    def test_factors_are_clipped_at_both_ends(self):
+        """At the floor and at 1, and what lies beyond; only what lies below the floor counts as floored."""
+        ef = torch.tensor([0.0, 0.0099, 0.01, 0.0101, 0.999, 1.0, 1.5])
+        clipped = np.clip(ef.numpy(), np.float32(0.01), 1).astype(np.float64)
+        for mapping, f in self.MAPPINGS.items():
+            np.testing.assert_allclose(mapped_factor(ef, mapping).numpy(), f(clipped), rtol=1e-4, atol=1e-6)
+        term = EvaluationFactorMargin(gamma=1.0, floor=0.5)
+        term.fit({"evaluation_factor": torch.tensor([0.499, 0.5, 0.501])})
+        assert term.n_floored == 1
+        seen = term.observed(PairView.of_gaps(torch.zeros(1), {"evaluation_factor": torch.tensor([0.1])}), ef)
+        assert seen["mapped_factor"].item() == pytest.approx(np.log(2))
+
+    def test_a_small_mean_still_divides(self):
+        ef = torch.tensor([1 - 1e-4, 1 - 3e-4], dtype=torch.float64)
+        margins = evaluation_factor_margin(ef, 2.0, "linear")
+        torch.testing.assert_close(margins, torch.tensor([1.0, 3.0], dtype=torch.float64), rtol=1e-6, atol=0)
+
+    def test_in_16_bits_the_margins_are_float32(self):
+        ef = torch.tensor([0.3, 0.6, 0.9]).bfloat16()
+        margins = evaluation_factor_margin(ef, 2.0)
+        assert margins.dtype == torch.float32
+        torch.testing.assert_close(margins, evaluation_factor_margin(ef.float(), 2.0))
+
     def test_edges_are_numbers(self):
         for mapping in self.MAPPINGS:
             for normalization in ("scale", "add", "none"):
@@ -73,6 +111,12 @@ class TestEvaluationFactor:
             evaluation_factor_margin(ef, 1.0, normalization="max")
         with pytest.raises(ValueError, match="between 0 and 1, not at 0"):
             evaluation_factor_margin(ef, 1.0, floor=0)
+        with pytest.raises(ValueError, match="between 0 and 1, not at 1"):
+            evaluation_factor_margin(ef, 1.0, floor=1)
+        EvaluationFactorMargin(gamma=0.0)
+        with pytest.raises(ValueError, match="γ of GaPO must be a number, at least 0"):
+            EvaluationFactorMargin(gamma=-0.1)
+        EvaluationFactorMargin(gamma=-0.1, normalization="add")
 
 
 def mirror_descent(m: np.ndarray, gamma0: float, tau: float, steps: int) -> np.ndarray:
@@ -114,6 +158,14 @@ class TestDynamicTarget:
             history = torch.tensor(gaps[b:]) if h else None
             ours = dynamic_target_margin(torch.tensor(gaps[:b]), gamma0, tau, history)
             np.testing.assert_allclose(ours.numpy(), expected[:b], rtol=1e-5)
+
+    @pytest.mark.parametrize("tau", [0.1, 0.3, 0.49, 0.5, 0.51])
+    @pytest.mark.parametrize("steps", [1, 2, 3])
+    def test_a_step_is_at_most_one(self, tau, steps):
+        """Below τ = 0.5 the rate is 1, and not 0.5/τ."""
+        gaps = np.array([-1.0, 0.2, 0.9, 3.0])
+        ours = dynamic_target_margin(torch.tensor(gaps), 2.0, tau, steps=steps)
+        np.testing.assert_allclose(ours.numpy(), mirror_descent(gaps, 2.0, tau, steps), rtol=1e-12)
 
     @pytest.mark.parametrize(("gamma0", "tau"), [(4.0, 10.0), (0.375, 10.0), (5.0, 20.0), (3.0, 3.0)])
     @pytest.mark.parametrize(("steps", "error"), [(20, 2e-6), (60, 1e-12)])
@@ -163,7 +215,9 @@ class TestDynamicTarget:
         for dtype in (torch.float32, torch.bfloat16):
             assert torch.isfinite(dynamic_target_margin(gaps.to(dtype), 4.0, 0.1)).all()
 
-    @pytest.mark.parametrize(("gamma0", "tau"), [(0.0, 1.0), (1.0, 0.0), (1.0, -2.0), (float("nan"), 1.0)])
+    @pytest.mark.parametrize(
+        ("gamma0", "tau"), [(0.0, 1.0), (1.0, 0.0), (1.0, -2.0), (float("nan"), 1.0), (1.0, float("inf"))]
+    )
     def test_what_cannot_be_divided(self, gamma0, tau):
         with pytest.raises(ValueError, match="must be > 0"):
             dynamic_target_margin(torch.zeros(2), gamma0, tau)
@@ -179,6 +233,24 @@ class TestDynamicTarget:
         filled = term(PairView.of_gaps(second, training=True))
         torch.testing.assert_close(filled, dynamic_target_margin(second, 1.0, 1.0, history=first))
         assert len(term.history) == 4
+
+    def test_the_filling_is_spread_over_the_queue(self):
+        """Not the latest of it; and a batch that is large enough is solved for alone."""
+        term = DynamicTargetMargin(gamma0=1.0, tau=1.0, estimation_size=4, queue_size=6)
+        for start in (0.0, 3.0, 6.0):  # the first three give way
+            term(PairView.of_gaps(torch.arange(start, start + 3), training=True))
+        batch = torch.tensor([2.0, 0.1])
+        filled = term(PairView.of_gaps(batch))
+        torch.testing.assert_close(filled, dynamic_target_margin(batch, 1.0, 1.0, torch.tensor([3.0, 6.0])))
+        large = torch.tensor([2.0, 0.1, 1.0, -1.0])
+        torch.testing.assert_close(term(PairView.of_gaps(large)), dynamic_target_margin(large, 1.0, 1.0))
+
+    def test_in_16_bits_the_margins_are_float32(self):
+        gaps = torch.tensor([0.5, -1.0, 3.0], dtype=torch.bfloat16)
+        margins = dynamic_target_margin(gaps, 2.0, 1.0, history=torch.tensor([0.25]))
+        assert margins.dtype == torch.float32
+        expected = dynamic_target_margin(gaps.float(), 2.0, 1.0, history=torch.tensor([0.25]))
+        torch.testing.assert_close(margins, expected, rtol=1e-6, atol=0)
 
     def test_centered(self):
         gaps = torch.tensor([0.5, -1.0, 3.0])
@@ -246,9 +318,67 @@ class TestAdaptive:
         torch.testing.assert_close(margins[3:], adaptive_margin(deltas, 2.0)[3:])
         assert margins[0] == 0.0
 
+    def test_an_evaluation_neither_learns_nor_is_filled_up(self):
+        term, seen = AdaptiveMargin(beta=2.0, estimation_size=4), torch.tensor([0.9, 0.1, -0.3])
+        term(PairView.of_gaps(2.0 * seen, beta=2.0, training=True))
+        evaluated = torch.tensor([0.4, 0.5, -0.6])
+        margins = term(PairView.of_gaps(2.0 * evaluated, beta=2.0, evaluation=True))
+        torch.testing.assert_close(margins, adaptive_margin(evaluated, 2.0))
+        # outside of a trainer, neither training nor evaluation: filled up, and not learned
+        alone = term(PairView.of_gaps(torch.tensor([0.2]), beta=2.0))
+        torch.testing.assert_close(alone, adaptive_margin(torch.tensor([0.1, 0.9, 0.1, -0.3]), 2.0)[:1])
+        assert term.history.recent(9).tolist() == pytest.approx(seen.tolist())
+
+    def test_the_filling_is_the_latest_and_no_more_than_is_missing(self):
+        term = AdaptiveMargin(beta=1.0, estimation_size=3)
+        for gaps in ([9.0, 8.0], [0.1, 0.2]):
+            term(PairView.of_gaps(torch.tensor(gaps), training=True))
+        batch = torch.tensor([0.5, -0.6])
+        expected = adaptive_margin(torch.tensor([0.5, -0.6, 0.2]), 1.0)[:2]
+        torch.testing.assert_close(term(PairView.of_gaps(batch)), expected)
+        assert len(term.history) == 3
+
+    @pytest.mark.parametrize("variant", ["code", "paper"])
+    def test_the_exponent_stops_at_eighty_and_not_before(self, variant):
+        beta, delta = 1.5, np.array([10.0, 30.0, 40.0, 50.0])
+        for scale in (1.0, 3.0):
+            exponent = (scale * (delta.mean() - delta) / delta.std(ddof=1) * delta.mean()) * (
+                beta if variant == "paper" else 1.0
+            )
+            expected = np.where(exponent > 0, beta * np.exp(np.minimum(exponent, 80)), 0.0)
+            found = adaptive_margin(torch.tensor(scale * delta), beta, variant)
+            np.testing.assert_allclose(found.numpy(), expected, rtol=1e-9)
+        assert 8 < exponent[1] < 80 < exponent[0]
+
+    @pytest.mark.parametrize("variant", ["code", "paper"])
+    def test_a_pair_at_the_mean_has_none(self, variant):
+        margins = adaptive_margin(torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64), 2.0, variant)
+        assert (margins > 0).tolist() == [True, False, False]
+
+    def test_statistics_given_are_those_of_the_gaps_without_beta(self):
+        """Under both variants: μ and σ of Δ, whatever the batch's own are."""
+        delta, seen = torch.tensor([0.2, 0.9]), torch.tensor([0.2, 0.9, 0.4, -0.5])
+        for variant in ("code", "paper"):
+            given = adaptive_margin(delta, 3.0, variant, mean=seen.mean(), std=seen.std())
+            torch.testing.assert_close(given, adaptive_margin(seen, 3.0, variant)[:2])
+
+    def test_in_16_bits_the_statistics_are_float32(self):
+        """A mean of many gaps that are nearly alike has no digits left in bfloat16."""
+        delta = torch.linspace(1, 1.25, 64).bfloat16()
+        for found in (
+            adaptive_margin(delta, 2.0),
+            AdaptiveMargin(2.0)(PairView.of_gaps(2.0 * delta, beta=2.0)),
+        ):
+            assert found.dtype == torch.float32
+            torch.testing.assert_close(found, adaptive_margin(delta.float(), 2.0), rtol=1e-4, atol=1e-4)
+
     def test_unknown_variant(self):
         with pytest.raises(ValueError, match="unknown AMaPO variant 'article'; known: code, paper"):
             AdaptiveMargin(2.0, "article")
+        with pytest.raises(ValueError, match="beta of AMaPO must be a number, above 0; it is 0"):
+            AdaptiveMargin(0.0)
+        with pytest.raises(ValueError, match="estimation_size of AMaPO must be a whole number, at least 1; it is 0"):
+            AdaptiveMargin(2.0, estimation_size=0)
 
 
 TERMS = {
@@ -256,6 +386,42 @@ TERMS = {
     "gamma-po": lambda: DynamicTargetMargin(gamma0=1.0),
     "amapo": lambda: AdaptiveMargin(beta=2.0),
 }
+
+
+# the papers' numbers, and with them the authors' code: a class's own, the config's and the method's are the same
+PUBLISHED = {
+    "gap-aware": (EvaluationFactorMargin(1.0), {"mapping": "log", "normalization": "scale", "floor": 0.01}),
+    "gamma-po": (
+        DynamicTargetMargin(1.0),
+        {"tau": 10.0, "steps": 20, "estimation_size": 256, "queue_size": 2048, "centered": False},
+    ),
+    "amapo": (
+        AdaptiveMargin(1.0),
+        {"variant": "code", "z_normalize": True, "exponential": True, "zero_well_ranked": True, "estimation_size": 32},
+    ),
+    "score-gap": (ScoreGapWeight(), {"transform": "linear", "threshold": None, "normalize": False}),
+    "alpha-dpo": (ReferenceMargin(1.0), {"alpha": 0.2}),
+    "beta-dpo": (BatchBetaMargin(), {"a": 0.6, "keep": 0.8}),
+    "r-dpo": (LengthMargin(), {"alpha": 0.05}),
+    "odpo": (ScoreOffsetMargin(), {"alpha": 1.0}),
+    "dr-dpo": (DrDPOWeight(), {"beta_prime": 1.0}),
+    "madpo": (
+        MarginAdaptiveWeight(),
+        {"c_max": 2.0, "c_min": 0.5, "steepness": 1.0, "tau": pytest.approx(6.9068, abs=1e-4)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_published_defaults(name):
+    term, published = PUBLISHED[name]
+    fields = MarginDPOConfig.__dataclass_fields__
+    for option, value in published.items():
+        field = "queue" if option == "queue_size" else option
+        own = term.history.capacity if field == "queue" else getattr(term, option)
+        assert own == value, option
+        default = fields[f"{term.option_prefix}{option}"].default
+        assert default == value or (option == "centered" and default is None), option  # None: False on CPO's base
 
 
 @pytest.mark.parametrize("name", TERMS)
@@ -300,12 +466,19 @@ class TestHistory:
         assert history.recent(99).tolist() == [4.0, 5.0, 6.0, 7.0, 8.0]
         assert history.spread(3).tolist() == [4.0, 5.0, 7.0]
         assert history.spread(0) is None
+        assert history.spread(5).tolist() == history.spread(6).tolist() == [4.0, 5.0, 6.0, 7.0, 8.0]
+        none = GapHistory(0)
+        none.push(torch.ones(3))
+        assert len(none) == 0
+        assert none.spread(2) is None
 
     def test_round_trip(self):
         history, copy = GapHistory(4), GapHistory(4)
         copy.load_state_dict(history.state_dict())
         assert len(copy) == 0
-        history.push(torch.tensor([1.0, 2.0]))
+        history.push(torch.tensor([1.0, 2.0], dtype=torch.bfloat16))
+        assert history.recent(2).dtype == torch.float32
+        history.push(torch.empty(0))
         copy.load_state_dict(history.state_dict())
         assert copy.recent(4).tolist() == [1.0, 2.0]
 

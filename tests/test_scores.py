@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 import pytest
 import torch
@@ -10,14 +11,18 @@ from conftest import load, preference_rows, quiet
 from datasets import Dataset
 
 from trl_margins import MarginCPOConfig, MarginCPOTrainer, Term
-from trl_margins.pairs import CARRIED
+from trl_margins.pairs import CARRIED, ROW
 from trl_margins.rows.scores import (
     GAP_COLUMNS,
+    LARGEST_FLOAT,
     PAIRED_COLUMNS,
     ScoreColumns,
     ScoreError,
+    as_number,
+    check_numbers,
     check_scores,
     find_score_columns,
+    problem_of,
     report_scores,
     require_score_columns,
 )
@@ -98,6 +103,57 @@ def test_ties_do_not_matter_without_weights(caplog):
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
+@pytest.mark.parametrize(
+    ("reversed_pairs", "ties", "warns"), [(1, 0, False), (2, 0, False), (3, 0, True), (1, 3, True)]
+)
+def test_most_pairs_reversed(reversed_pairs, ties, warns, caplog):
+    """Of four pairs: more than half of those that are no ties."""
+    gaps = [-1.0] * reversed_pairs + [0.0] * ties
+    gaps += [1.0] * (4 - len(gaps))
+    summary = check_scores(Dataset.from_list([{"margin": gap} for gap in gaps]), ScoreColumns("margin"), "train")
+    assert (summary.n_ties, summary.n_reversed, summary.max_gap) == (ties, reversed_pairs, 1.0)
+    report_scores(summary, ScoreColumns("margin"), "train")
+    assert ("the rejected completion scores higher" in caplog.text) == warns
+
+
+def test_pairs_at_the_least_gap_count():
+    rows = Dataset.from_list([{"margin": gap} for gap in (1.999, 2.0, 2.001, -2.0)])
+    assert check_scores(rows, ScoreColumns("margin"), "eval", min_score_gap=2.0).n_at_least == 3
+
+
+def test_the_largest_numbers():
+    """A score of a million is one; a number of a term is one up to float32's largest."""
+    assert problem_of(1e6) is None
+    assert problem_of(-1e6) is None
+    assert "too large" in str(problem_of(math.nextafter(1e6, math.inf)))
+    check_numbers(Dataset.from_dict({"x": [LARGEST_FLOAT, 0.0]}), "x", "train", least=0.0)
+    with pytest.raises(ScoreError, match="is not a float32 number"):
+        check_numbers(Dataset.from_dict({"x": [3.5e38]}), "x", "train")
+    with pytest.raises(ScoreError, match="is below 0"):
+        check_numbers(Dataset.from_dict({"x": [-1e-9]}), "x", "train", least=0.0)
+
+
+def test_a_list_counts_by_its_extremes():
+    columns = ScoreColumns("margin")
+    assert columns.read({"margin": [2.0, "5", 1.0, 3.0]}) == (5.0, 1.0)
+    assert columns.is_gap([0.0, 0.0])
+    assert not columns.is_gap([0.0, 1.0])
+    assert not ScoreColumns("a", "b").is_gap([0.0, 0.0])
+    summary = check_scores(Dataset.from_dict({"margin": [[2.0, 5.0, 1.0], [1.0, 1.0, 1.0]]}), columns, "train")
+    assert (summary.max_gap, summary.n_ties) == (4.0, 1)
+
+
+def test_gaps_are_counted_in_double_precision():
+    rows = Dataset.from_dict({"score_chosen": [1e6], "score_rejected": [1e6 - 1e-3]})
+    assert check_scores(rows, ScoreColumns("score_chosen", "score_rejected"), "train").n_ties == 0
+
+
+@pytest.mark.parametrize("text", ["٣", "1_0", "0x1", "1e", "nan", "inf", "", ".", "1.2.3", "1,5"])
+def test_what_only_looks_like_a_number(text):
+    assert as_number(text) == text
+    assert problem_of(text) is not None
+
+
 class TestCollator:
     @staticmethod
     def inner(rows):
@@ -120,6 +176,37 @@ class TestCollator:
     def test_a_stream_is_checked_as_it_comes(self):
         with pytest.raises(ScoreError, match="column 'margin', pair 1 of a batch: the score nan"):
             PairCollator(self.inner)([{"margin": 1.0}, {"margin": float("nan")}])
+
+    def test_what_is_no_score_is_nan_where_no_term_reads_it(self):
+        """None, words, NaN, infinity, and a number beyond what the check lets through."""
+        values = [3.0, None, "good", math.nan, math.inf, 1e6, 1.1e6, True]
+        rows = [{"score_chosen": value, "score_rejected": 1.0} for value in values]
+        carried = PairCollator(self.inner, strict=False)(rows)[CARRIED]
+        chosen = carried["score_chosen"]
+        assert chosen.dtype == torch.float32
+        assert [None if math.isnan(value) else value for value in chosen.tolist()] == [
+            3.0,
+            *[None] * 4,
+            1e6,
+            None,
+            None,
+        ]
+        assert carried["score_rejected"].tolist() == [1.0] * len(values)
+
+    def test_further_columns(self):
+        """Numbers as text; row numbers stay whole numbers; a column that only some rows have is left out."""
+        rows = [{"margin": "0.5", "weight": 1, ROW: 2**24 + 1, "flag": True}, {"margin": 2.0, "weight": 0, ROW: 7}]
+        collator = PairCollator(self.inner, columns=("margin",), if_there=("weight", ROW, "flag", "absent"))
+        carried = collator(rows)[CARRIED]
+        assert carried.keys() == {"margin", "weight", ROW}  # of the gap columns, the objective reads this one itself
+        assert carried["margin"].tolist() == [0.5, 2.0]
+        assert carried["weight"].tolist() == [1.0, 0.0]
+        assert carried["weight"].dtype == carried["margin"].dtype == torch.float32
+        assert (carried[ROW].tolist(), carried[ROW].dtype) == ([2**24 + 1, 7], torch.long)
+        named = PairCollator(self.inner, score_columns=("margin",), columns=("margin",))(rows)[CARRIED]
+        assert named["score_chosen"].tolist() == [0.5, 2.0]
+        with pytest.raises(ValueError, match=r"the objective reads \['margin'\], which these rows do not have"):
+            collator([{"weight": 1.0}, rows[0]])
 
 
 class Difficulty(Term):

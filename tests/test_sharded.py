@@ -66,6 +66,7 @@ def test_gaps_in_16_bits_are_float32s(case, runs, exact):
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_gather_casts_the_anchor_exactly_and_the_bytes_come_back(case, runs):
+    assert len(runs[1][case]) == 2
     for found in runs[1][case]:
         at_the_anchor = [each for each in found["passes"] if each["anchor"]]
         assert len(at_the_anchor) == PAIRS // 8
@@ -75,6 +76,7 @@ def test_the_gather_casts_the_anchor_exactly_and_the_bytes_come_back(case, runs)
 
 
 def test_a_pass_that_breaks_off_leaves_nothing_gathered(runs):
+    assert len(runs[1]["broken"]) == 2
     for found in runs[1]["broken"]:
         assert found == {"raised": True, "back": True, "alike": True}
 

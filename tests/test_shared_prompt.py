@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -18,7 +19,14 @@ from trl_margins.forward import shared_prompt
 from trl_margins.forward.head import decoder, only_positions
 from trl_margins.forward.shared_prompt import shared_token_logps, why_not_shared
 from trl_margins.forward.shared_rows import SharedRows, packed, shared_rows, unpacked, width_step
-from trl_margins.forward.standard import IGNORE, TokenLogps, fused_token_logps, logits_token_logps, pair_logps
+from trl_margins.forward.standard import (
+    IGNORE,
+    TokenLogps,
+    fused_token_logps,
+    logit_scores,
+    logits_token_logps,
+    pair_logps,
+)
 
 VOCABULARY = 40
 WINDOW = 5  # shorter than a prompt
@@ -363,15 +371,83 @@ def test_equals_the_standard_pass(name: str, attention: str, k: int) -> None:
         assert_same_steps(model, ours, theirs)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_logits_of_16_bits_are_read_in_float32(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    logits, labels = (8 * torch.randn(2, 5, 50)).to(dtype), torch.randint(0, 50, (2, 5))
+    labels[0, 1] = IGNORE
+    found, wide = logit_scores(logits, labels, True), logit_scores(logits.float(), labels, True)
+    for name in ("logps", "entropy", "log_sum_sq_probs"):
+        assert found[name].dtype == torch.float32
+        assert torch.equal(found[name], wide[name])
+        assert found[name][0, 1] == 0
+    probabilities = logits.double().softmax(-1).numpy()
+    entropy = -(probabilities * np.log(probabilities)).sum(-1) * (labels != IGNORE).numpy()
+    np.testing.assert_allclose(found["entropy"].numpy(), entropy, rtol=1e-4, atol=1e-6)
+
+
+LENGTHS = [[2, 5], [6, 1], [3, 3]]  # of answers
+
+
 def test_pair_logps_are_the_same() -> None:
-    model, batch = tiny("Llama"), random_batch()
-    options = {"tail_weight": 0.3, "policy_weight": True}
-    ours = pair_logps(shared(model, batch, 2, True), **options)
-    theirs = pair_logps(standard(model, batch, True), **options)
-    for name in ("chosen", "rejected", "chosen_length", "rejected_length", "policy_weight", "sft_loss"):
-        torch.testing.assert_close(getattr(ours, name), getattr(theirs, name), rtol=1e-5, atol=1e-5)
-    for name, value in theirs.token_stats.items():
-        torch.testing.assert_close(ours.token_stats[name], value, rtol=1e-5, atol=1e-5)
+    """Of the shared pass, against sums over the standard pass's tokens, by hand: LD-DPO's, WPO's and TRL's logs."""
+    rng = random.Random(0)
+    rows = [
+        [([rng.randrange(3, VOCABULARY)] * 3, [rng.randrange(3, VOCABULARY) for _ in range(n)]) for n in pair]
+        for pair in LENGTHS
+    ]
+    model, batch, tail = tiny("Llama"), collated(rows), 0.3
+    ours = pair_logps(shared(model, batch, 2, True), tail_weight=tail, policy_weight=True, of_token=torch.exp)
+    tokens = standard(model, batch, True)
+    is_completion, n = tokens.is_completion.numpy(), len(tokens.logps) // 2
+    values = {name: getattr(tokens, name).detach().double().numpy() for name in ("logps", "log_sum_sq_probs")}
+    lengths = is_completion.sum(1)
+    assert lengths.reshape(2, n).T.tolist() == LENGTHS
+    for i in range(n):
+        sides, aligned, shortest = {}, 0.0, min(lengths[i], lengths[n + i])
+        for side, row in (("chosen", i), ("rejected", n + i)):
+            logps = values["logps"][row][is_completion[row]]
+            sides[side] = logps
+            squares = values["log_sum_sq_probs"][row][is_completion[row]]
+            aligned += (logps - squares).mean()
+            assert getattr(ours, f"{side}_length")[i] == len(logps)
+            summed = logps[:shortest].sum() + tail * logps[shortest:].sum()
+            np.testing.assert_allclose(getattr(ours, side)[i].item(), summed, rtol=1e-5)
+            np.testing.assert_allclose(getattr(ours, f"{side}_score")[i].item(), np.exp(logps).sum(), rtol=1e-4)
+        np.testing.assert_allclose(ours.unweighted[i].tolist(), [each.sum() for each in sides.values()], rtol=1e-5)
+        means = [each[i].item() for each in ours.mean_logps]
+        np.testing.assert_allclose(means, [each.mean() for each in sides.values()], rtol=1e-5)
+        np.testing.assert_allclose(ours.policy_weight[i].item(), np.exp(aligned), rtol=1e-4)
+    chosen, rejected = is_completion[:n], is_completion[n:]
+    np.testing.assert_allclose(ours.sft_loss.item(), -values["logps"][:n][chosen].mean(), rtol=1e-5)
+    logit, entropy, top1 = (
+        getattr(tokens, name).detach().double().numpy() for name in ("mean_logit", "entropy", "is_top1")
+    )
+    stats = {
+        "logits/chosen": logit[:n][chosen].mean(),
+        "logits/rejected": logit[n:][rejected].mean(),
+        "entropy": entropy[is_completion].mean(),
+        "mean_token_accuracy": top1[:n][chosen].mean(),
+    }
+    assert ours.token_stats.keys() == stats.keys()
+    for name, value in stats.items():
+        np.testing.assert_allclose(ours.token_stats[name].item(), value, rtol=1e-4, atol=1e-5)
+
+
+def test_a_padding_id_inside_a_prompt_is_not_shared_with_padding() -> None:
+    """The chosen row was cut within the prompt, and its padding has the id of the other's next token."""
+    ids, mask = torch.tensor([[5, 6, 0, 0], [5, 6, 0, 9]]), torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]])
+    labels = torch.full_like(ids, -100)
+    labels[1, 3] = 9
+    rows = shared_rows(ids, mask, labels)
+    laid_out = {name: rows[name].flatten().tolist() for name in ("input_ids", "position_ids", "count", "start")}
+    assert laid_out == {
+        "input_ids": [5, 6, 0, 9],
+        "position_ids": [0, 1, 2, 3],
+        "count": [2, 2, 1, 1],
+        "start": [0, 0, 2, 2],
+    }
+    assert (rows["source"].tolist(), rows["label"].tolist(), rows["row"].tolist()) == ([2], [9], [1])
 
 
 def test_a_batch_without_answers() -> None:

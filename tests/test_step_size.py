@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from conftest import BASES, load, preference_rows, quiet
 
 from trl_margins import GeometricAnchorPOConfig, GeometricAnchorPOTrainer
+from trl_margins.trainers.step_size import factors_of, pairs_per_step
 
 OF_A_METHOD = (GeometricAnchorPOTrainer, GeometricAnchorPOConfig)
 SIZES = ("per_device_train_batch_size", "gradient_accumulation_steps")
@@ -36,6 +38,31 @@ def said_by(made: tuple[Any, Any], rows: Any, tiny_model: str, tokenizer: Any, o
         logger.removeHandler(handler)
     lines = [(record.levelname, record.getMessage()) for record in records]
     return trainer, [(level, line.removeprefix("steps   ")) for level, line in lines if line.startswith("steps")]
+
+
+@pytest.mark.parametrize(
+    ("size", "accumulation", "processes", "groups", "gpus", "split", "pairs", "factors"),
+    [
+        (4, 2, 1, 1, 1, False, 8, "1 process"),
+        (4, 2, 2, 2, 1, False, 16, "2 processes"),
+        (4, 2, 4, 1, 1, False, 8, "1 group of processes"),  # tensor parallelism: all have the same pairs
+        (4, 2, 4, 2, 1, False, 16, "2 groups of processes"),
+        (4, 2, 2, 2, 1, True, 8, "1 batch split over 2 processes"),
+        (4, 2, 1, 1, 1, True, 8, "1 process"),
+        (4, 2, 1, 1, 3, False, 24, "1 process × 3 GPUs of nn.DataParallel"),
+    ],
+)
+def test_the_factors_have_the_product(size, accumulation, processes, groups, gpus, split, pairs, factors):
+    """transformers counts a whole batch for each process also where accelerate splits it."""
+    trainer = SimpleNamespace(
+        args=SimpleNamespace(n_gpu=gpus if gpus > 1 else 0, gradient_accumulation_steps=accumulation),
+        accelerator=SimpleNamespace(num_processes=processes, split_batches=split),
+        _train_batch_size=size * gpus,
+        get_total_train_batch_size=lambda config: size * gpus * accumulation * groups,
+    )
+    assert pairs_per_step(trainer) == pairs
+    sizes = f"per_device_train_batch_size {size} × gradient_accumulation_steps {accumulation}"
+    assert factors_of(trainer) == factors_of(trainer, origins=True) == f"{sizes} × {factors}"
 
 
 def test_a_method_s_default_is_said(tiny_model, tokenizer, tmp_path, caplog):

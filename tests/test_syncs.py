@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import trl.trainer.utils
@@ -29,6 +31,22 @@ READS = {
     "nonzero": lambda x: x.nonzero(),
     "where": lambda x: torch.where(x > 0),
     "masked_select": lambda x: x.masked_select(x > 0),
+    "int": lambda x: int(x[0]),
+    "index": lambda x: [0, 1, 2][x.long()[0]],
+    "if": lambda x: 1 if x[0] else 0,
+    "format": lambda x: f"{x[0]:.2f}",
+    "math": lambda x: math.exp(x[0]),
+    "cpu": lambda x: x.cpu(),
+    "to NumPy": lambda x: np.asarray(x),
+    "equal": lambda x: torch.equal(x, x + 0),
+    "allclose": lambda x: torch.allclose(x, x),
+    "unique": lambda x: torch.unique(x),
+    "unique_consecutive": lambda x: torch.unique_consecutive(x),
+    "repeat_interleave": lambda x: x.repeat_interleave(torch.tensor([1, 2, 1])),
+    "bincount": lambda x: torch.bincount(x.long().abs()),
+    "argwhere": lambda x: torch.argwhere(x > 0),
+    "boolean index, of a row": lambda x: x[None][:, x > 0],
+    "index_put": lambda x: x.clone().index_put_((x > 0,), torch.tensor(0.0)),
 }
 FREE = {
     "arithmetic": lambda x: (x * 2).sum(),
@@ -36,6 +54,11 @@ FREE = {
     "masked_fill": lambda x: x.masked_fill(x > 0, 0.0),
     "where": lambda x: torch.where(x > 0, x, 0.0),
     "size": lambda x: x.numel() + len(x),
+    "repeat_interleave": lambda x: x.repeat_interleave(2),
+    "index_select": lambda x: x.index_select(0, torch.tensor([0, 1])),
+    "scatter": lambda x: torch.zeros(3).scatter(0, torch.tensor([0, 1]), x[:2]),
+    "isfinite": lambda x: torch.where(x.isfinite().all(), x, 0.0),
+    "topk": lambda x: x.topk(2).indices,
 }
 
 

@@ -19,8 +19,7 @@ from torch import Tensor
 from .checks import unknown
 from .pairs import PairLogps, mean_logps, upcast
 
-# exp(x) above this is no longer a number once it is cast back to the dtype of the log-probabilities
-_LARGEST_EXPONENT = {torch.float16: 11.0}
+_LARGEST_EXPONENT = 80.0  # e^80 is still a float32 after a division by α − 1
 
 
 def length_normalized(logps_sum: Tensor, lengths: Tensor) -> Tensor:
@@ -61,6 +60,9 @@ def log_ratio(logps: Tensor, ref_logps: Tensor, divergence: str = "reverse_kl", 
         divergence: which row of the table.
         alpha: α of the α-divergence.
 
+    Returns:
+        [B] scores. Those of the α-divergence are at least float32, and stop at an exponent of 80.
+
     Raises:
         ValueError: an unknown divergence.
 
@@ -74,8 +76,7 @@ def log_ratio(logps: Tensor, ref_logps: Tensor, divergence: str = "reverse_kl", 
     if divergence == "js_divergence":
         return math.log(2) + F.logsigmoid(log_u)
     if divergence == "alpha_divergence":
-        exponent = ((alpha - 1) * log_u).float().clamp(max=_LARGEST_EXPONENT.get(log_u.dtype, 80.0))
-        return (torch.exp(exponent) - 1).to(log_u.dtype) / (alpha - 1)
+        return torch.expm1(((alpha - 1) * upcast(log_u)).clamp(max=_LARGEST_EXPONENT)) / (alpha - 1)
     raise unknown("f_divergence_type", divergence, DIVERGENCES)
 
 

@@ -18,21 +18,6 @@ from . import Term
 _LEAST = -1e4  # a margin at which −log σ is 0 in every dtype that a loss has
 
 
-def focal_weight(reward_gap: Tensor, gamma: float) -> Tensor:
-    r"""FocalPO's factor :math:`\sigma(m_i)^\gamma`: pairs that the model ranks wrongly count less.
-
-    Args:
-        reward_gap: [B] m = r_w − r_l, β inside.
-        gamma: γ ≥ 0; 0 weighs all pairs alike. It is no target margin.
-
-    Returns:
-        [B] weights in [0, 1], without gradient.
-
-    Source: FocalPO (arXiv 2501.06645).
-    """
-    return torch.exp(gamma * _log_likelihood(reward_gap))
-
-
 def dr_dpo_weight(reward_gap: Tensor, beta_prime: float, everyone: Tensor | None = None) -> Tensor:
     """Dr. DPO's weight σ(m_i)^(1/β′) over its mean.
 

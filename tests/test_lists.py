@@ -341,7 +341,7 @@ def test_conversations_of_several_turns(caplog):
             "conversation_b": [user("one"), bot("b"), user("two"), bot("d")],
         },
     ]
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "trl_margins")
     lists = read(rows)
     assert [each.prompt for each in lists] == [[*first, user("two")], [user("one")]]
     assert {str(r) for each in lists for r in each.responses} == {str([bot("a")]), str([bot("b")])}
@@ -386,7 +386,7 @@ def test_what_is_left_out_is_counted(caplog):
         {"prompt": "q", "responses": ["x"], "scores": ["nan"]},
         {"prompt": "r", "responses": [], "scores": []},
     ]
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "trl_margins")
     assert as_tuples(read(rows)) == [("p", {("a", 1.0, None)}), ("", {("", 0.0, None)})]
     assert "the lists: 1 answers are None, and were left out" in caplog.text
     assert "the lists: 3 answers have no score, and were left out" in caplog.text
@@ -404,7 +404,7 @@ def test_ultrafeedbacks_tens_that_were_ones(caplog):
             ],
         }
     ]
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "trl_margins")
     assert read(rows)[0].scores == [10.0, 10.0]
     warnings = [record.message for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warnings) == 1
@@ -425,7 +425,7 @@ def test_distilabels_rows_without_ratings(caplog):
         {"instruction": "s", "generations": None, "model_names": None, "ratings": [1, 5]},
         {"instruction": "t", "generations": ["a", "b"], "model_names": None, "ratings": [2, 4]},
     ]
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "trl_margins")
     expected = [("p", {("a", 1.0, "x"), ("b", 5.0, "y")}), ("t", {("a", 2.0, None), ("b", 4.0, None)})]
     assert as_tuples(read(rows)) == expected
     assert "the lists: 4 answers have no score, and were left out" in caplog.text
@@ -441,7 +441,7 @@ def test_of_ranks_the_lowest_is_the_best(name, caplog):
     scores = rng.integers(0, 9, (12, 5)).astype(float)
     ranks = rankdata(-scores, axis=1)  # 1 is the best
     rows = [{"prompt": f"q{i}", "responses": list("abcde"), name: each.tolist()} for i, each in enumerate(ranks)]
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "trl_margins")
     found = [each.scores for each in read(rows, score_columns=[name])]
     assert [rankdata(each).tolist() for each in found] == rankdata(scores, axis=1).tolist()
     assert "the lists: 60 scores are negative ranks: the lowest rank is the best" in caplog.text

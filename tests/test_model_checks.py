@@ -111,7 +111,7 @@ def test_what_fits_passes_without_a_word(kind, base, request, tiny_model, tokeni
     else:
         model = HEALTHY[kind](tiny_model)
         model = model if isinstance(model, PeftModel) else kept(model, tmp_path / "model")
-    with caplog.at_level(logging.INFO), warnings.catch_warnings(record=True) as warned:
+    with caplog.at_level(logging.INFO, "trl_margins"), warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         trainer = build(base, model, tmp_path, options={"max_completion_length": 64} if base == "cpo" else {})
     said = [r.getMessage() for r in caplog.records if r.levelno > logging.INFO and r.name.startswith("trl_margins")]

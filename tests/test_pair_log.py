@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import OWN_METHODS, load, preference_rows, quiet
+from transformers import TrainerCallback
 
 from trl_margins import MarginCPOConfig, MarginCPOTrainer, MarginDPOConfig, MarginDPOTrainer
 from trl_margins.cli import main
@@ -102,14 +104,25 @@ def test_slope_is_the_derivative_in_the_gap(loss, table, reward):
     assert output(0.0, False).gradient_scale is None
 
 
+class Killed(TrainerCallback):
+    """Keeps what the log has when the checkpoint is there: after a kill there is no more, and perhaps half a line."""
+
+    def on_save(self, args, state, control, **kwargs):
+        self.lines = Path(args.output_dir, "pair_log.csv").read_text() + "5,0.1,0."
+        control.should_training_stop = True
+
+
 def test_stopping_and_going_on_leaves_the_same_lines(tiny_model, tokenizer, tmp_path):
+    """The log is written with each checkpoint, however rarely the run logs."""
     options = {"per_device_train_batch_size": 3, "num_train_epochs": 1, "logging_steps": 10}
     whole = build("gappo", tiny_model, tokenizer, tmp_path / "whole", **options)
     whole.train()
     options |= {"save_strategy": "steps", "save_steps": 2}
-    build("gappo", tiny_model, tokenizer, tmp_path / "cut", **options).train()
+    cut, kill = build("gappo", tiny_model, tokenizer, tmp_path / "cut", **options), Killed()
+    cut.add_callback(kill)
+    cut.train()
     file = tmp_path / "cut" / "pair_log.csv"
-    file.write_text(file.read_text() + "5,0.1,0.")  # as a kill may leave it
+    file.write_text(kill.lines)
     resumed = build("gappo", tiny_model, tokenizer, tmp_path / "cut", **options)
     resumed.train(resume_from_checkpoint=str(tmp_path / "cut" / "checkpoint-2"))
     assert file.read_text() == (tmp_path / "whole" / "pair_log.csv").read_text()

@@ -60,7 +60,7 @@ class TestPairs:
     def test_every_pair_is_where_it_belongs(self, caplog):
         """Told from the result who is unseen, the rest follows."""
         rows = pair_rows()
-        with caplog.at_level(logging.INFO):
+        with caplog.at_level(logging.INFO, "trl_margins"):
             splits = generalization_splits(rows)
         assert tuple(splits) == NAMES
         unseen = models(splits["mutual_ood"])
@@ -87,7 +87,7 @@ class TestPairs:
     @pytest.mark.parametrize("held_out", [0.1, 0.35])
     def test_id_and_response_ood_are_on_prompts_of_training(self, held_out, caplog):
         rows = pair_rows(60, 6)
-        with caplog.at_level(logging.INFO):
+        with caplog.at_level(logging.INFO, "trl_margins"):
             splits = generalization_splits(rows, unseen_models=0.5, held_out=held_out)
         trained = prompts(splits["train"])
         assert prompts(splits["id"]) <= trained
@@ -205,7 +205,7 @@ class TestLists:
     def test_prompts_without_a_pair_are_counted(self, caplog):
         rows = list_rows(60, 5, levels=3, seed=1)
         unseen = set(MODELS[:4])
-        with caplog.at_level(logging.INFO):
+        with caplog.at_level(logging.INFO, "trl_margins"):
             splits = generalization_splits(Dataset.from_list(rows), unseen_models=unseen, held_out=0.05)
         counts: Counter = Counter()
         for row in rows:
@@ -238,7 +238,7 @@ class TestLists:
         halves = [
             {"prompt": r["prompt"], **{n: r[n][a:b] for n in list(r)[1:]}} for r in rows for a, b in ((0, 3), (3, 8))
         ]
-        with caplog.at_level(logging.INFO):
+        with caplog.at_level(logging.INFO, "trl_margins"):
             merged = generalization_splits(Dataset.from_list(halves))
         assert rows_of(merged) == rows_of(generalization_splits(Dataset.from_list(rows)))
         assert "40 of 80 rows have the prompt of another one and were merged" in caplog.text

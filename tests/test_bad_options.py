@@ -10,7 +10,6 @@ import math
 import re
 import sys
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -875,8 +874,8 @@ def test_rouge_needs_no_library(monkeypatch):
     assert compute(["the small cat"], ["the large cat"]) == [pytest.approx(2 / 3)]
 
 
-@pytest.mark.skipif(bool(find_spec("tensorboard") or find_spec("tensorboardX")), reason="it is there")
-def test_a_tracker_that_is_not_installed(tiny_model, tmp_path, console):
+def test_a_tracker_that_is_not_installed(tiny_model, tmp_path, console, monkeypatch):
+    monkeypatch.setattr("transformers.integrations.integration_utils.is_tensorboard_available", lambda: False)
     preference_rows(4).to_json(tmp_path / "rows.jsonl")
     argv = train(tiny_model, tmp_path / "rows.jsonl", tmp_path / "out", "--report_to", "tensorboard")
     status, said = console(*argv)
@@ -1013,7 +1012,6 @@ def test_a_full_disk_under_the_card(tiny_model, tmp_path, monkeypatch, caplog):
 
 
 def test_a_full_disk_under_the_pictures_of_a_card(tiny_model, tmp_path, caplog):
-    pytest.importorskip("matplotlib")
     trainer = build(tiny_model, tmp_path)
     trainer.train()
     (tmp_path / "figures").touch()
@@ -1062,7 +1060,6 @@ def test_a_full_disk_under_a_checkpoint(tiny_model, tmp_path, monkeypatch, caplo
 
 
 def test_a_report_below_a_file(tiny_model, tmp_path, console):
-    pytest.importorskip("matplotlib")
     build(tiny_model, tmp_path / "run").train()
     (tmp_path / "file").touch()
     status, said = console("report", tmp_path / "run", "--out", tmp_path / "file" / "report")

@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 
+import markdown
 import pytest
 import torch
 from conftest import TRAINED, load, preference_rows, quiet
@@ -107,7 +108,6 @@ class Page(HTMLParser):
 
     def __init__(self, markdown_text: str) -> None:
         super().__init__()
-        markdown = pytest.importorskip("markdown")
         self.tags, self.text = [], ""
         self.feed(markdown.markdown(markdown_text, extensions=["tables", "fenced_code"]))
 

@@ -476,7 +476,6 @@ def test_the_speeds_of_the_readme_are_measured_ones() -> None:
 
 
 def test_docstrings_become_markdown() -> None:
-    pytest.importorskip("griffe")
     readable = module("docstrings").readable
     assert readable(r"gap :math:`\delta_i = |s_{w,i} - s_l|`.") == r"gap $\delta_i = |s_{w,i} - s_l|$."
     assert readable(r".. math:: \frac1n \sum_i KL(p_i)") == "$$\n\\frac1n \\sum_i \\text{KL}(p_i)\n$$"

@@ -17,6 +17,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
+import markdown
 import pytest
 import torch
 import yaml
@@ -548,7 +549,6 @@ def test_a_card_s_metadata_are_its_own(hostile):
 
 
 def test_a_card_s_text_does_nothing(hostile):
-    markdown = pytest.importorskip("markdown")
     body = (hostile[0] / "README.md").read_text().split("\n---\n", 1)[1]
     html = markdown.markdown(body, extensions=["tables", "fenced_code"])
     assert_harmless(html, ("https://", "figures/"))

@@ -28,7 +28,7 @@ from trl_margins.evaluation.pairs import Pairs, pair_report
 from trl_margins.evaluation.rm_bench import domain_of, levels, rm_bench_report, style_matrix
 from trl_margins.evaluation.scorer import completion_logps
 from trl_margins.evaluation.sets import evaluation_set
-from trl_margins.evaluation.tables import markdown_table
+from trl_margins.evaluation.tables import markdown_table, pair_table
 from trl_margins.forward import checked
 from trl_margins.rows import PreferenceRow
 
@@ -160,6 +160,21 @@ def test_pairs_without_scores_or_with_one_gap():
     assert [row["bin"] for row in pair_report(same, range(2), n_resamples=20)["by_score_gap"]] == ["3"]
 
 
+def test_no_pairs_have_no_numbers(recwarn):
+    """None, and not NaN, which no JSON has."""
+    report = pair_report(Pairs(*np.empty((6, 0))), [], n_resamples=20)
+    counts = {"n_pairs": 0, "n_pairs_gap": 0}
+    numbers = ("pwa", "pwa_all", "spearman", "reward_gap", "chosen_longer", "prefers_longer")
+    assert {name: report[name] for name in (*counts, *numbers)} == counts | dict.fromkeys(numbers)
+    assert not recwarn
+
+
+def test_counts_are_whole_numbers_in_tables():
+    pairs = Pairs(np.array([1.0, 2.0]), np.array([0.0, 3.0]), np.array([3, 4]), np.array([3, 3]))
+    table = pair_table({"some": pair_report(pairs, range(2), n_resamples=20)}, 2.0, "nats")
+    assert [line.split("|")[2].strip() for line in table.splitlines() if line.startswith("| pairs ")] == ["2"]
+
+
 # RM-Bench
 
 
@@ -203,6 +218,12 @@ def test_rm_bench_total_is_the_mean_over_domains():
 )
 def test_domains(field, file, domain):
     assert domain_of(field, file) == domain
+
+
+@pytest.mark.parametrize(("field", "file"), [("aftermath", "x.json"), (None, "data/chat/my-code.json")])
+def test_a_domain_is_what_a_name_begins_with(field, file):
+    with pytest.raises(ValueError, match="is not one of chat, code, math, safety"):
+        domain_of(field, file)
 
 
 def test_an_unknown_domain():
@@ -555,6 +576,13 @@ def test_the_four_splits_come_together(tiny_model, tmp_path):
     splits.save_to_disk(tmp_path / "splits")
     evaluate("--model_name_or_path", tiny_model, "--dataset_name", tmp_path / "splits", "--json", tmp_path / "n")
     assert list(json.loads((tmp_path / "n").read_text())["sets"]) == ["id", "prompt_ood", "response_ood", "mutual_ood"]
+
+
+def test_scores_of_lists_by_name():
+    """Named columns are read where a set has them; of the others of the same call they say nothing."""
+    rows = Dataset.from_list([{"prompt": "a ", "responses": ["b", "c"], "scores": [1.0, 2.0], "mine": [4.0, 3.0]}])
+    assert evaluation_set(rows, "lists", ["mine"]).scores == [[4.0, 3.0]]
+    assert evaluation_set(rows, "lists", ["theirs"]).scores == [[1.0, 2.0]]
 
 
 @pytest.mark.parametrize(

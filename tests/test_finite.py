@@ -232,11 +232,11 @@ def test_the_loss_alone_stops_training(tiny_model, tokenizer, tmp_path):
         def __call__(self, view):
             return torch.full_like(view.reward_gap, math.nan)
 
-    config = config_class(None)(**quiet(output_dir=str(tmp_path), loss_type="simpo", cpo_alpha=0.0))
+    config, fine = config_class(None)(**quiet(output_dir=str(tmp_path), loss_type="simpo", cpo_alpha=0.0)), Counting()
     trainer = trainer_class(None)(
-        load(tiny_model), config, train_dataset=rows(4), processing_class=tokenizer, weight_term=Broken()
+        load(tiny_model), config, train_dataset=rows(4), processing_class=tokenizer, weight_term=[fine, Broken()]
     )
-    with pytest.raises(FloatingPointError, match=r"weight 'broken' is NaN or infinite for 4 pair\(s\): row \d"):
+    with pytest.raises(FloatingPointError, match=r"^step 1: weight 'broken' is NaN or infinite for 4 pair\(s\): row"):
         trainer.train()
 
 

@@ -1478,6 +1478,71 @@ def test_gamma_pos_trainer(written, expected):
     assert found["base"] == "cpo"
 
 
+# TrainingArguments' defaults, under SimPO's own
+OF_SIMPOS_CODE = {
+    **{"max_length": 512, "learning_rate": 5e-5, "lr_scheduler_type": "linear", "warmup_steps": 0, "bf16": False},
+    **{"num_train_epochs": 3.0, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1},
+}
+MIXED = {"dataset_mixer": {"d": 1.0}}
+OF_MIXED = {"dataset_name": "d", "dataset_train_split": "train", "dataset_test_split": "test"}
+ON_DPO = {
+    "method": "gamma-po",
+    "base": "dpo",
+    "reward": "mean-log-ratio",
+    "gamma_po_tau": 1.0,
+    "gamma_beta_ratio": 0.3,
+}
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ({"margin_norm": True, "loss_type": "sigmoid", "length_norm": True, "beta": 3.0}, {"beta": 3.0}),
+        ({"margin_norm": True, "sft_weight": 0.5}, {"beta": 2.0}),
+        ({"mode_weight": 1, "length_norm": False}, {"beta": 2.0, "loss_type": "sigmoid"}),
+        (
+            {"trainer_type": "dpo", "loss_type": "gm-dpo", "label_smoothing": 0.1, **GAMMA_PO},
+            {**ON_DPO, "loss_type": ["conservative"], "label_smoothing": 0.1, "beta": 10.0, "gamma_beta_ratio": 0.3},
+        ),
+        (
+            {"trainer_type": "dpo", "loss_type": "gm-dpo", "sft_weight": 0.1, **GAMMA_PO},
+            {**ON_DPO, "loss_type": "sigmoid", "beta": 10.0, "gamma_beta_ratio": 0.3},
+        ),
+        (
+            {"ln": True, "trainer_type": "dpo", "loss_type": "alpha-dpo", "sft_weight": 0.1},
+            {
+                **{"method": "alpha-dpo", "base": "dpo", "reward": "length-normalized", "beta": 2.0},
+                **{"alpha_dpo_alpha": 0.0, "gamma_beta_ratio": 0.25},
+            },
+        ),
+    ],
+)
+def test_the_whole_of_what_a_file_sets(written, expected):
+    """Nothing more is kept of it, and what it leaves unsaid is the default of its own code."""
+    found, _ = migrate({**MIXED, **written})
+    amapo = {} if "method" in expected else {"method": "amapo", "base": "cpo", "amapo_estimation_size": 1}
+    assert found == {**OF_MIXED, **OF_SIMPOS_CODE, **amapo, **expected}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("zephyr-orpo", {**OF_SIMPOS_CODE, "method": "orpo", "beta": 0.1, "max_length": 1024, "learning_rate": 1e-6}),
+        ("corporate-7b", {"method": "none", "base": "dpo"}),
+        ("corporate-dpo-7b", {"method": "none", "base": "dpo"}),
+    ],
+)
+def test_words_of_a_name_are_whole(name, expected):
+    found, _ = migrate({**MIXED, "run_name": name})
+    assert {**found, "bf16": False} == {"run_name": name, "bf16": False, **OF_MIXED, **expected}
+
+
+def test_a_loss_that_the_base_does_not_have():
+    with pytest.raises(ValueError, match=r"sft_weight: on base dpo, loss_type: \[sigmoid, sft\] with .*\[1.0, 0.1\]"):
+        migrate({"method": "gappo", "base": "dpo", "sft_weight": 0.1})
+    assert migrate({"method": "gappo", "base": "dpo", "sft_weight": 0.0})[0] == {"method": "gappo", "base": "dpo"}
+
+
 @pytest.mark.parametrize(
     "written",
     [

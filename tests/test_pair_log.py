@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from conftest import OWN_METHODS, load, preference_rows, quiet
 from transformers import TrainerCallback
 
@@ -19,6 +20,7 @@ from trl_margins.data.noise import flip_labels
 from trl_margins.links import CPO_LINKS, DPO_LINKS
 from trl_margins.objective import Objective
 from trl_margins.pairs import IS_FLIPPED, PairLogps
+from trl_margins.recording.metrics import MetricBuffer
 from trl_margins.recording.pair_log import PairLog, flip_metrics
 from trl_margins.rewards import LengthNormalizedReward, LogRatioReward
 from trl_margins.trainers.configs import config_class
@@ -126,6 +128,32 @@ def test_stopping_and_going_on_leaves_the_same_lines(tiny_model, tokenizer, tmp_
     resumed = build("gappo", tiny_model, tokenizer, tmp_path / "cut", **options)
     resumed.train(resume_from_checkpoint=str(tmp_path / "cut" / "checkpoint-2"))
     assert file.read_text() == (tmp_path / "whole" / "pair_log.csv").read_text()
+
+
+def test_logged_means_and_spreads():
+    """Over the pairs of several batches of different sizes, each added at once."""
+    rng, buffer = np.random.default_rng(0), MetricBuffer()
+    for _ in range(2):  # a drained buffer begins anew
+        batches = [np.append(rng.normal(1e4, 0.1, n), 0.0) for n in (3, 6)]
+        for values in batches:
+            buffer.add(
+                {"weights": torch.tensor(values), "loss": torch.tensor(values), "num_tokens": float(len(values))}
+            )
+            buffer.add({"eval_weights/mine": torch.tensor(-values)})
+        logs, values = buffer.drain(Accelerator(cpu=True)), np.concatenate(batches)
+        assert logs.pop("loss") == pytest.approx(values.mean())
+        assert logs.pop("num_tokens") == len(values)
+        for name, these in (("weights", values), ("eval_weights/mine", -values)):
+            expected = {
+                "mean": these.mean(),
+                "std": these.std(),
+                "min": these.min(),
+                "max": these.max(),
+                "zero": 2 / 11,
+            }
+            assert {key: logs.pop(f"{name}/{key}") for key in expected} == pytest.approx(expected)
+        assert not logs
+    assert buffer.drain(Accelerator(cpu=True)) == {}
 
 
 def test_a_new_run_begins_a_new_log(tiny_model, tokenizer, tmp_path):

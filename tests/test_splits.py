@@ -118,6 +118,17 @@ class TestPairs:
         assert set(map(str, base["id"])) < set(map(str, more_held_out["id"]))
         assert rows_of(base)["mutual_ood"] == rows_of(more_held_out)["mutual_ood"]
 
+    def test_shares_are_rounded_and_have_defaults(self):
+        """A fifth of 23 prompts is 4.6, and three tenths of six models 1.8."""
+        rows = pair_rows(23, 20).filter(lambda r: max(r["chosen_model"], r["rejected_model"]) < MODELS[6])
+        splits = generalization_splits(rows)
+        assert len(prompts(splits["prompt_ood"]) | prompts(splits["mutual_ood"])) == 5
+        assert len(models(splits["mutual_ood"])) == 2
+        seen = len(splits["train"]) + len(splits["id"])
+        assert len(splits["id"]) == round(seen / 10)
+        given = generalization_splits(rows, unseen_prompts=0.2, unseen_models=0.3, held_out=0.1, seed=0)
+        assert rows_of(splits) == rows_of(given)
+
     def test_models_by_name(self):
         unseen = MODELS[2:7:2]
         splits = generalization_splits(pair_rows(), unseen_models=unseen)

@@ -103,6 +103,9 @@ def test_listwise_means_leave_out_what_is_undefined(caplog):
     assert report["n_defined"]["regret"] == report["n_prompts"] == 3
     assert report["n_completions"] == 5
     assert report["ndcg@1"] == 1.0
+    # the gain of a score is its distance from zero, or from the lowest of them all below zero
+    assert listwise_report([[2.0, 1.0]], [[1.0, 4.0]], n_resamples=2)["ndcg@1"] == pytest.approx(1 / 4)
+    assert listwise_report([[2.0, 1.0], []], [[-1.0, 4.0], []], n_resamples=2)["ndcg@1"] == pytest.approx(0)
 
 
 # Intervals and pairs
@@ -456,7 +459,14 @@ def test_all_kinds_in_one_command(tiny_model, sets, capsys):
         "RM-Bench": "rm-bench",
     }
     assert {name: part["n_prompts"] for name, part in found["RM-Bench"]["domains"].items()} == {"chat": 4, "safety": 3}
-    assert "chat: chosen \\ rejected" in text.read_text()
+    for words in (
+        "pairs | ",
+        "best against worst, accuracy",
+        "| RM-Bench ",
+        "chat: chosen \\ rejected",
+        "In brackets",
+    ):
+        assert words in text.read_text()
     assert text.read_text().strip() in capsys.readouterr().out
     lines = [json.loads(line) for line in rewards.read_text().splitlines()]
     assert [len(line["rewards"]) for line in lines if line["set"] == "RM-Bench"] == [6] * 7

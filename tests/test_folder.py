@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import CHAT_TEMPLATE, byte_tokenizer, load, preference_rows, quiet
+from datasets import Dataset
 from filelock import FileLock
 from peft import LoraConfig
 from safetensors.torch import load_file
@@ -535,9 +536,12 @@ def test_a_finished_run_from_python(tiny_model, tmp_path, caplog):
 
 def test_other_rows_of_the_same_number_are_not_resumed_on(tiny_model, tmp_path):
     build(tiny_model, tmp_path, rows=preference_rows(12, seed=5)).train()
-    others = build(tiny_model, tmp_path, rows=preference_rows(12, seed=6), max_steps=6)
-    with pytest.raises(ValueError, match=r"run with other settings: rows \w{8} → \w{8}\. "):
-        others.train(resume_from_checkpoint=True)
+    for place in (0, 6, 11):
+        rows = preference_rows(12, seed=5).to_list()
+        rows[place]["chosen"] += "!"
+        others = build(tiny_model, tmp_path, rows=Dataset.from_list(rows), max_steps=6)
+        with pytest.raises(ValueError, match=r"run with other settings: rows \w{8} → \w{8}\. "):
+            others.train(resume_from_checkpoint=True)
     build(tiny_model, tmp_path, rows=preference_rows(12, seed=5), max_steps=6).train(resume_from_checkpoint=True)
 
 

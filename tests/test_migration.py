@@ -589,6 +589,8 @@ def test_a_file_of_ours_stays_as_it_is():
         ({"dataset_mixer": {"a/b": 1}, "dataset_configs": ["x", "y"]}, "2 names for 1 sets"),
         ({"dataset_splits": ["train"]}, "need dataset_mixer"),
         ({"dataset_mixture": {"datasets": [{"config": "x"}]}}, "set 1 has no id"),
+        ({"dataset_mixture": {"datasets": []}}, "datasets is not a list of data sets"),
+        ({"dataset_mixture": {"datasets": {"id": "x"}}}, "datasets is not a list of data sets"),
         ({"dataset_mixture": {"datasets": [{"id": "x", "wieght": 1}]}}, r"set 1: unknown key 'wieght' .*'weight'"),
         ({"dataset_mixture": {"datasets": [{"id": "x", "weight": -1}]}}, "set 1, weight: -1 is not a fraction"),
         ({"dataset_mixture": ["x"]}, "not a mapping with datasets, seed, test_split_size"),

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from conftest import OWN_METHODS, load, preference_rows, quiet
 from transformers import TrainerCallback
 
-from trl_margins import MarginCPOConfig, MarginCPOTrainer, MarginDPOConfig, MarginDPOTrainer
+from trl_margins import MarginCPOConfig, MarginCPOTrainer, MarginDPOConfig, MarginDPOTrainer, __version__
 from trl_margins.cli import main
 from trl_margins.data.noise import flip_labels
 from trl_margins.links import CPO_LINKS, DPO_LINKS
@@ -23,6 +23,7 @@ from trl_margins.pairs import IS_FLIPPED, PairLogps
 from trl_margins.recording.metrics import MetricBuffer
 from trl_margins.recording.pair_log import PairLog, flip_metrics
 from trl_margins.rewards import LengthNormalizedReward, LogRatioReward
+from trl_margins.trainers.checkpoints import run_settings
 from trl_margins.trainers.configs import config_class
 from trl_margins.trainers.named import trainer_class
 
@@ -154,6 +155,52 @@ def test_logged_means_and_spreads():
             assert {key: logs.pop(f"{name}/{key}") for key in expected} == pytest.approx(expected)
         assert not logs
     assert buffer.drain(Accelerator(cpu=True)) == {}
+
+
+RUN = {
+    **{"method": "gappo", "name": "GapPO", "base": "cpo", "trainer": "GapPOTrainer", "reference": None},
+    **{"reward": "length-normalized", "weight": "score-gap", "margin": None, "loss_type": "simpo"},
+    **{
+        "term_options": ["score_gap_transform", "score_gap_threshold", "score_gap_normalize"],
+        "reward_options": ["alpha"],
+    },
+    **{"beta": 2.0, "gamma": 0.5, "score_columns": ["score_chosen", "score_rejected"], "prompt_column": "prompt"},
+    **{"adapter": None, "train_rows": 12, "pairs_per_step": 8, "processes": 1},
+}
+
+
+AMAPO = ("variant", "z_normalize", "exponential", "zero_well_ranked", "estimation_size")
+
+
+@pytest.mark.parametrize(
+    ("method", "base", "expected"),
+    [
+        ("gappo", "cpo", RUN),
+        (
+            *(None, "dpo"),
+            {
+                **RUN,
+                **{"method": None, "name": "MarginDPOTrainer", "base": "dpo", "trainer": "MarginDPOTrainer"},
+                **{"reward": "log-ratio", "weight": None, "margin": "amapo", "loss_type": "sigmoid + 0.5 sft"},
+                **{"term_options": [f"amapo_{option}" for option in AMAPO], "score_columns": None},
+                **{"reward_options": ["f_divergence_type", "f_alpha_divergence_coef"], "beta": 0.1, "gamma": 0.0},
+            },
+        ),
+    ],
+)
+def test_the_whole_of_a_runs_file(method, base, expected, tiny_model, tokenizer, tmp_path):
+    more = {"beta": 2.0, "gamma_beta_ratio": 0.25}
+    if method is None:
+        more = {"margin": "amapo", "loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5]}
+    more |= {"gradient_accumulation_steps": 2, "hub_token": "hf_secret"}
+    settings = run_settings(build(method, tiny_model, tokenizer, tmp_path, base=base, **more))
+    (model, reference, rows, trained) = map(settings.pop, ("model", "reference", "rows", "trained_parameters"))
+    assert (model, reference) == (tiny_model, tiny_model if base == "dpo" else None)
+    assert (len(rows), trained[:11]) == (8, "21 tensors ")
+    config = settings.pop("config")
+    assert (config["gradient_accumulation_steps"], settings.pop("version")) == (2, __version__)
+    assert "hf_secret" not in str(config)
+    assert settings == {key: value for key, value in expected.items() if key != "reference"}
 
 
 def test_a_new_run_begins_a_new_log(tiny_model, tokenizer, tmp_path):

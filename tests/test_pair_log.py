@@ -19,7 +19,8 @@ from trl_margins.cli import main
 from trl_margins.data.noise import flip_labels
 from trl_margins.links import CPO_LINKS, DPO_LINKS
 from trl_margins.objective import Objective
-from trl_margins.pairs import IS_FLIPPED, PairLogps
+from trl_margins.pairs import IS_FLIPPED, ROW, PairLogps
+from trl_margins.recording import pair_log
 from trl_margins.recording.metrics import MetricBuffer
 from trl_margins.recording.pair_log import PairLog, flip_metrics
 from trl_margins.rewards import LengthNormalizedReward, LogRatioReward
@@ -277,8 +278,6 @@ def test_flips_of_nothing():
 
 
 def test_values_between_logs_are_counted_once(tmp_path):
-    from accelerate import Accelerator
-
     log = PairLog(tmp_path / "x.csv")
     log.add(1, {"weight": torch.tensor([1.0, 2.0])})
     log.flush(Accelerator())  # at a checkpoint
@@ -287,6 +286,57 @@ def test_values_between_logs_are_counted_once(tmp_path):
     assert log.drain()["weight"].tolist() == [1.0, 2.0, 3.0]
     assert log.drain()["weight"].tolist() == []
     assert (tmp_path / "x.csv").read_text().split() == ["step,weight", "1,1", "1,2", "2,3"]
+
+
+def test_a_resumed_run_has_no_later_lines(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "trl_margins")
+    log, file = PairLog(tmp_path / "x.csv"), tmp_path / "x.csv"
+    log.rewind(3)  # there is none yet
+    lines = ["step,row_number,weight", "1,0,0.5", "2,1,0.5", "2,2,1e-05", "3,3,0.25"]
+    for text, kept, dropped in (
+        ("\n".join(lines) + "\n", 4, 1),
+        ("\n".join(lines[:4]) + "\n2,4,0.", 4, 1),  # cut by a kill within a line that looks whole
+        ("\n".join(lines[:4]) + "\n2,4\n", 4, 1),
+        ("\n".join(lines[:4]) + "\n", 4, 0),
+    ):
+        caplog.clear()
+        file.write_text(text)
+        log.rewind(2)
+        assert file.read_text().split() == lines[:kept]
+        assert caplog.messages == [f"x.csv: {dropped} lines of steps after 2 are removed"] * bool(dropped)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.csv"]
+    log.rewind(0)
+    assert not file.exists()
+
+
+def test_a_log_that_is_never_drained_does_not_grow(tmp_path, monkeypatch, caplog):
+    """The file has all pairs, memory the last five or a few more, and a line says what is only in the file."""
+    caplog.set_level(logging.INFO, "trl_margins")
+    monkeypatch.setattr(pair_log, "MOST_CACHED", 5)
+    monkeypatch.setattr(pair_log, "MOST_WAITING", 2)
+    log, alone = PairLog(tmp_path / "x.csv"), Accelerator(cpu=True)
+    for step in range(1, 6):
+        assert not log.is_full
+        for _ in range(2):
+            log.add(step, {ROW: torch.tensor([7.0]), "weight": torch.tensor([step / 3])})
+        assert log.is_full
+        log.flush(alone)
+    log.flush(alone)  # nothing is waiting
+    log.add(6, {ROW: torch.tensor([7.0]), "weight": torch.tensor([2.0])})
+    log.forget(6)  # a step that is not taken
+    log.flush(alone)
+    assert log.drain()["step"].tolist() == [3, 3, 4, 4, 5, 5]
+    assert "of the pairs since the last log, the first 4 are only in x.csv" in caplog.text
+    caplog.clear()
+    assert not log.drain()["step"].size
+    assert not caplog.text
+    lines = (tmp_path / "x.csv").read_text().split()
+    assert lines[:2] == ["step,row_number,weight", "1,7,0.3333333"]
+    assert len(lines) == 11
+    log.add(7, {ROW: torch.tensor([7.0]), "weight": torch.tensor([2.0])})
+    log.clear()
+    log.flush(alone)
+    assert len((tmp_path / "x.csv").read_text().split()) == 11
 
 
 def test_noise_from_the_command_line(tiny_model, tmp_path, caplog):

@@ -371,7 +371,9 @@ def module(name: str) -> ModuleType:
 def test_placeholders_are_filled(page: str) -> None:
     filled = module("hooks").expanded((ROOT / page).read_text())
     assert "{{" not in FENCE.sub("", filled)
-    for row in re.findall(r"^\| .*$", filled, re.MULTILINE):
+    rows = re.findall(r"^\| .*$", filled, re.MULTILINE)
+    assert rows
+    for row in rows:
         assert row.endswith(" |"), row
 
 
@@ -407,6 +409,7 @@ def test_the_page_of_baselines_has_each_with_its_code_and_its_tests() -> None:
     tests = (ROOT / "tests" / "test_objectives.py").read_text()
     for _, _, named_tests, source in table.values():
         assert source
+        assert named_tests
         for test in re.findall(r"\w+", named_tests):
             assert f"def {test}(" in tests
     assert table["dpo"][:2] == ["0", "TRL's loss"]

@@ -513,6 +513,7 @@ def test_a_published_generation_config_that_training_leaves(base, tmp_path):
     trainer = build(base, model, tmp_path, options={"max_steps": 1})
     trainer.train()
     trainer.save_model(str(tmp_path / "out"))
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["bos_token_id"] == 1
 
 
 def test_a_tokenizer_that_cannot_be_saved(tiny_model, tmp_path):

@@ -175,7 +175,7 @@ def test_a_pair_is_not_blamed_for_its_neighbour(tiny_model, tokenizer, tmp_path)
     pair = {"chosen": "yes", "rejected": "no", "score_chosen": 2.0, "score_rejected": 1.0}
     pairs = [{"prompt": f"{i} ", **pair} for i in range(4)]
     pairs[2]["chosen"] += BROKEN
-    trainer = build("gappo", tiny_model, tokenizer, tmp_path, Dataset.from_list(pairs))
+    trainer = build("gappo", tiny_model, tokenizer, tmp_path, Dataset.from_list(pairs), share_prompt="always")
     (batch,) = trainer.get_train_dataloader()
     assert len(batch[SHARED]["of_rows"][0]) < 4
     with pytest.raises(FloatingPointError, match=r"for 1 pair\(s\): row 2 \('2 "):

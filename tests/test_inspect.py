@@ -523,6 +523,47 @@ def test_it_warns_of_truncation_only_where_it_is_common(tokenizer):
     assert "max_length=15 cuts 41 of 41 pairs (100.0%)" in warnings_of(rows, **{**options, "max_length": 15})
 
 
+def longer(of, other, n):
+    return [{"prompt": f"p{i}", of: "a b c d", other: f"a {i}"} for i in range(n)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "n", "most", "said"),
+    [
+        # kind → so many of n pairs are nothing to warn of, one more is
+        ("ties", 100, 1, "ties: gappo gives 2 of 100 pairs (2.0%) weight 0"),
+        ("duplicates", 100, 1, "2 of 100 pairs (2.0%) repeat another one"),
+        ("chosen", 20, 13, "the chosen completion is the longer one in 14 of 20 pairs (70.0%)"),
+        ("rejected", 20, 13, "the chosen completion is the shorter one in 14 of 20 pairs (70.0%)"),
+        ("truncated", 20, 1, "max_length=60 cuts 2 of 20 pairs (10.0%)"),
+        ("without common words", 20, 1, "the evaluation factor is 0 in 2 of 20 pairs (10.0%)"),
+    ],
+)
+def test_it_warns_from_a_share_on(kind, n, most, said, tokenizer):
+    for marked in (most, most + 1):
+        rows = [{"prompt": f"p{i}", "chosen": f"a b {i}", "rejected": f"a c {i}"} for i in range(n)]
+        options = {}
+        match kind:
+            case "ties":
+                rows = [
+                    {**row, "score_chosen": 2.0 + (i >= marked), "score_rejected": 2.0} for i, row in enumerate(rows)
+                ]
+                rows[-1]["score_chosen"] = 4.0
+            case "duplicates":
+                rows[:marked] = rows[-marked:]
+            case "chosen":
+                rows[:marked] = longer("chosen", "rejected", marked)
+            case "rejected":
+                rows[:marked] = longer("rejected", "chosen", marked)
+            case "truncated":
+                rows[:marked] = [{**row, "rejected": "a" * 80} for row in rows[:marked]]
+                options = {"measure": in_tokens_of(tokenizer), "max_length": 60}
+            case _:
+                rows[:marked] = [{**row, "rejected": "x y z"} for row in rows[:marked]]
+        assert (said in warnings_of(rows, **options)) is (marked > most), marked
+        assert bool(warnings_of(rows, **options)) is (marked > most)
+
+
 def test_it_does_not_warn_without_a_reason():
     rows = plain(200, score_chosen=[3.0 + i % 5 for i in range(200)], score_rejected=[2.5] * 200)
     rows[7]["score_chosen"] = 2.5  # one tie in 200

@@ -192,12 +192,13 @@ def test_what_cannot_be_read_is_what_training_refuses(row, tiny_model, tokenizer
         assert found.methods["amapo"] is None
 
 
-def test_unreadable_rows_do_not_stop_the_audit():
+def test_unreadable_rows_do_not_stop_the_audit(caplog):
     rows = plain(5)
     rows[1]["chosen"] = None
     rows[3]["rejected"] = None
     rows[4]["chosen"] = " "
     found = of(rows)
+    assert "train: 2 of 5 rows cannot be read" in caplog.text
     assert (found.n_rows, found.n_read) == (5, 3)
     assert (found.unreadable.n, found.unreadable.first_row) == (2, 1)
     assert (found.empty_chosen.n, found.empty_chosen.first_row) == (1, 4)

@@ -28,7 +28,7 @@ from trl.experimental.cpo import CPOConfig
 from trl.scripts.utils import DatasetMixtureConfig
 
 from trl_margins import links
-from trl_margins.checks import nearest
+from trl_margins.checks import NUMBERS, Takes, nearest
 from trl_margins.cli import main
 from trl_margins.cli.config_file import ConfigLoader, check_known
 from trl_margins.cli.convert import converted
@@ -1524,6 +1524,43 @@ def test_the_whole_of_what_a_file_sets(written, expected):
     found, _ = migrate({**MIXED, **written})
     amapo = {} if "method" in expected else {"method": "amapo", "base": "cpo", "amapo_estimation_size": 1}
     assert found == {**OF_MIXED, **OF_SIMPOS_CODE, **amapo, **expected}
+
+
+@pytest.mark.parametrize(
+    ("kinds", "given", "read"),
+    [
+        *(((bool,), given, True) for given in (True, "yes", "True", "t", "y", "1", 1)),
+        *(((bool,), given, False) for given in (False, "no", "FALSE", "f", "n", "0", 0)),
+        ((int,), "3", 3),
+        ((float,), "1e-6", 1e-6),
+        ((float,), 2, 2.0),
+        ((str,), "no", "no"),
+        ((bool, str), "no", False),
+        ((list[str],), "a", ["a"]),
+        ((list[float], float), ["1e-3", 2], [1e-3, 2.0]),
+        ((str, type(None)), None, None),
+        *(((bool,), given, ValueError) for given in ("maybe", 2, None, [True])),
+        *(((int,), given, ValueError) for given in (True, "x", 1.5, [1])),
+        *(((str,), given, ValueError) for given in (True, 3, "a\0b", None, ["a"])),
+        ((list[float],), ["x"], ValueError),
+        ((dict,), "x", ValueError),
+    ],
+)
+def test_what_yaml_has_becomes_the_options_type(kinds, given, read):
+    takes = Takes("it", kinds, (), None)
+    if read is ValueError:
+        with pytest.raises(ValueError, match=r"^it must be"):
+            takes.read(given)
+    else:
+        found = takes.read(given)
+        assert found == read
+        assert type(found) is type(read)
+
+
+def test_a_number_that_must_be_there():
+    with pytest.raises(ValueError, match="beta"):
+        Takes("beta", (float,), (), NUMBERS["beta"]).read(None)
+    assert Takes("beta", (float, type(None)), (), NUMBERS["beta"]).read(None) is None
 
 
 @pytest.mark.parametrize(

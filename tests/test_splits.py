@@ -410,6 +410,11 @@ class TestRefused:
         )
         with pytest.raises(ValueError, match="column 'rejected_model', row 1: the model None is not a name"):
             generalization_splits(nameless)
+        for prompt in ("", None):
+            with pytest.raises(ValueError, match=f"column 'prompt', row 1: the prompt is {prompt!r}: drop the row"):
+                generalization_splits(
+                    Dataset.from_list([pair("p", *MODELS[:2]), pair("p", *MODELS[:2]) | {"prompt": prompt}])
+                )
 
     def test_other_sets(self):
         with pytest.raises(TypeError, match="one split that is not streamed, got DatasetDict"):

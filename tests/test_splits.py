@@ -410,6 +410,7 @@ class TestRefused:
         )
         with pytest.raises(ValueError, match="column 'rejected_model', row 1: the model None is not a name"):
             generalization_splits(nameless)
+        first = pair("p", *MODELS[:2])
         for prompt in ("", None):
             with pytest.raises(ValueError, match=f"column 'prompt', row 1: the prompt is {prompt!r}: drop the row"):
                 generalization_splits(

@@ -1580,6 +1580,10 @@ def test_a_loss_that_the_base_does_not_have():
     with pytest.raises(ValueError, match=r"sft_weight: on base dpo, loss_type: \[sigmoid, sft\] with .*\[1.0, 0.1\]"):
         migrate({"method": "gappo", "base": "dpo", "sft_weight": 0.1})
     assert migrate({"method": "gappo", "base": "dpo", "sft_weight": 0.0})[0] == {"method": "gappo", "base": "dpo"}
+    for loss in ("gm-simpo", "gm-dpo", "simpo"):  # of a method that is named, only γ-PO's own say nothing more
+        kept = {"method": "gappo", "loss_type": loss}
+        assert migrate(kept) == (kept, [])
+    assert migrate({"method": "gamma-po", "loss_type": "gm-simpo"})[0] == {"method": "gamma-po"}
 
 
 @pytest.mark.parametrize(

@@ -158,6 +158,33 @@ def test_logged_means_and_spreads():
     assert buffer.drain(Accelerator(cpu=True)) == {}
 
 
+class Ranks:
+    """This rank and another one, whose tensors it was given."""
+
+    def __init__(self, other=None):
+        self.other, self.given = other, []
+
+    def reduce(self, values):
+        self.given.append(values)
+        return values if self.other is None else values + self.other.given[0]
+
+    def gather(self, values):
+        self.given.append(values)
+        return values if self.other is None else torch.cat([values, self.other.given[1]])
+
+
+def test_ranks_agree_on_names_whatever_comes_first():
+    """A rank that has had another batch first has its metrics in another order."""
+    values = {"weights": torch.tensor([1.0, 2.0]), "anchor/gap": torch.tensor([5.0, 9.0]), "loss": torch.tensor(3.0)}
+    mine, theirs, other = MetricBuffer(), MetricBuffer(), Ranks()
+    mine.add(values)
+    theirs.add({name: 10 * values[name] for name in reversed(values)})
+    theirs.drain(other)
+    logs = mine.drain(Ranks(other))
+    assert (logs["loss"], logs["weights/mean"], logs["anchor/gap/mean"]) == (16.5, 8.25, 38.5)
+    assert (logs["weights/max"], logs["anchor/gap/min"]) == (20.0, 5.0)
+
+
 RUN = {
     **{"method": "gappo", "name": "GapPO", "base": "cpo", "trainer": "GapPOTrainer", "reference": None},
     **{"reward": "length-normalized", "weight": "score-gap", "margin": None, "loss_type": "simpo"},

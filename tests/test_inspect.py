@@ -261,6 +261,8 @@ def test_a_column_of_evaluation_factors():
         1,
         1,
     )
+    assert factors.values.histogram.edges == [i / 10 for i in range(11)]
+    assert factors.values.histogram.counts == [1, 0, 0, 0, 0, 2, 0, 0, 0, 1]
     bad = of(plain(4, evaluation_factor=[0.25, None, 50.0, 0.75]))
     assert (bad.factors.values.n, bad.factors.values.mean) == (2, 0.5)
     assert "row 1 of the train data set" in bad.factors.problem

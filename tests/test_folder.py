@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ from trl_margins.links import LINKS
 from trl_margins.rewards import LengthNormalizedReward
 from trl_margins.trainers import checkpoints
 from trl_margins.trainers.configs import config_class
-from trl_margins.trainers.folder import LOCK, check_same_run, locked
+from trl_margins.trainers.folder import LOCK, check_same_run, differences, locked
 from trl_margins.trainers.named import trainer_class
 
 SMALL = "--max_length 128 --per_device_train_batch_size 2 --gradient_accumulation_steps 1 --report_to none --use_cpu"
@@ -270,6 +271,38 @@ def test_a_checkpoint_of_another_run(options, said, two_steps, tiny_model, tmp_p
     with pytest.raises(ValueError, match=f"checkpoint-2 is of a run with other settings: .*{said}"):
         build(tiny_model, tmp_path, **options).train(resume_from_checkpoint=True)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("changed", "given", "is_wrong"),
+    [
+        ({"model": ("/a/m", "/b/m")}, {}, None),  # folders move
+        ({"model": ("/a/m", "/a/other")}, {}, False),
+        ({"model": ("/a/m", "/a/other"), "adapter": ({"r": 4}, {"r": 4})}, {}, True),
+        ({"model": ("/a/m", "/b/m"), "adapter": ({"r": 4}, {"r": 4})}, {}, None),
+        ({"pairs_per_step": (2, 4)}, {}, True),
+        ({"pairs_per_step": (2, 4)}, {"auto_find_batch_size": True}, False),
+        ({"seed": (1, 2)}, {}, True),
+        ({"seed": (1, 2)}, {"ignore_data_skip": True}, False),
+        ({"anchor_scope": (["mlp"], None)}, {}, False),
+        ({"anchor_scope": (["mlp"], None), "sam_radius": (0.1, 0.1)}, {}, True),
+        ({"anchor_scope": (["mlp"], None), "term_options": (["anchor_scope"], ["anchor_scope"])}, {}, True),
+        ({"anchor_diagnostics": (1, 2), "term_options": (["anchor_diagnostics"],) * 2}, {}, False),
+        ({"alpha": (0.1, 0.2), "reward_options": (["alpha"],) * 2}, {}, True),
+        ({"logging_steps": (1, 2)}, {}, False),
+    ],
+    ids=str,
+)
+def test_which_settings_a_resumed_run_must_share(changed, given, is_wrong):
+    of_run = {"adapter": None, "term_options": [], "reward_options": [], "model": "m", "pairs_per_step": 2}
+    runs = []
+    for side in (0, 1):
+        values = {name: both[side] for name, both in changed.items()}
+        runs.append({name: values.pop(name, value) for name, value in of_run.items()} | {"config": values})
+    config = SimpleNamespace(**{"ignore_data_skip": False, "auto_find_batch_size": False, **given})
+    name, (old, new) = next(iter(changed.items()))
+    said = [] if is_wrong is None else [f"{name} {old} → {new}"]
+    assert differences(*runs, config) == ((said, []) if is_wrong else ([], said))
 
 
 def test_the_advice_is_to_start_from_its_weights(tiny_model, tmp_path):

@@ -141,7 +141,7 @@ def test_logged_means_and_spreads():
             buffer.add(
                 {"weights": torch.tensor(values), "loss": torch.tensor(values), "num_tokens": float(len(values))}
             )
-            buffer.add({"eval_weights/mine": torch.tensor(-values)})
+            buffer.add({"eval_weights/mine": torch.tensor(-values), "target_margins": torch.tensor(values[:-1])})
         logs, values = buffer.drain(Accelerator(cpu=True)), np.concatenate(batches)
         assert logs.pop("loss") == pytest.approx(values.mean())
         assert logs.pop("num_tokens") == len(values)
@@ -154,7 +154,9 @@ def test_logged_means_and_spreads():
                 "zero": 2 / 11,
             }
             assert {key: logs.pop(f"{name}/{key}") for key in expected} == pytest.approx(expected)
-        assert not logs
+        close = np.concatenate([values[:-1] for values in batches])  # a small spread around a large mean
+        assert logs.pop("target_margins/std") == pytest.approx(close.std(), rel=1e-4)
+        assert {key.partition("/")[0] for key in logs} == {"target_margins"}
     assert buffer.drain(Accelerator(cpu=True)) == {}
 
 

@@ -22,13 +22,14 @@ from transformers import AutoConfig, LlamaForCausalLM
 from trl_margins import MarginCPOConfig, MarginCPOTrainer
 from trl_margins.cli import main
 from trl_margins.evaluation import scorer as scorer_module
+from trl_margins.evaluation.cases import case_report, ranking_cases
 from trl_margins.evaluation.intervals import bootstrap_intervals
 from trl_margins.evaluation.listwise import listwise_metrics, listwise_report
 from trl_margins.evaluation.pairs import Pairs, pair_report
 from trl_margins.evaluation.rm_bench import domain_of, levels, rm_bench_report, style_matrix
 from trl_margins.evaluation.scorer import completion_logps
 from trl_margins.evaluation.sets import evaluation_set
-from trl_margins.evaluation.tables import markdown_table, pair_table
+from trl_margins.evaluation.tables import markdown_table, pair_table, report_tables
 from trl_margins.forward import checked
 from trl_margins.rows import PreferenceRow
 
@@ -170,6 +171,18 @@ def test_no_pairs_have_no_numbers(recwarn):
     numbers = ("pwa", "pwa_all", "spearman", "reward_gap", "chosen_longer", "prefers_longer")
     assert {name: report[name] for name in (*counts, *numbers)} == counts | dict.fromkeys(numbers)
     assert not recwarn
+
+
+def test_cases_are_told_of_the_sets_that_have_them():
+    pairs = Pairs(np.array([1.0, 2.0]), np.array([0.0, 3.0]), np.array([3, 4]), np.array([3, 3]))
+    plain = {"kind": "pairs", **pair_report(pairs, range(2), n_resamples=20)}
+    cases = case_report(ranking_cases([1.0, 1.0, 0.0, -1.0, np.nan], [0.0, -1.0, 0.0, -0.1, 1.0]), range(5), 20)
+    assert cases["case_counts"] == dict.fromkeys(("case_1", "case_2", "case_3", "case_4"), 1)
+    with_cases = {**plain, **cases, "intervals": plain["intervals"] | cases["intervals"]}
+    text = report_tables({"one": plain, "other": with_cases}, 2.0, "sum", targets={"other": {"case_method": "SimPO"}})
+    assert "| AMaPO's cases: ranked right or wrong | other |" in re.sub(" +", " ", text)
+    assert ("SimPO" in text, "The other accuracies are of the reward sum" in text) == (True, True)
+    assert "AMaPO's cases" not in report_tables({"one": plain}, 2.0, "sum")
 
 
 def test_counts_are_whole_numbers_in_tables():

@@ -1012,7 +1012,6 @@ def test_a_full_disk_under_the_card(tiny_model, tmp_path, monkeypatch, caplog):
 
 
 def test_a_full_disk_under_the_pictures_of_a_card(tiny_model, tmp_path, caplog):
-    pytest.importorskip("matplotlib")
     trainer = build(tiny_model, tmp_path)
     trainer.train()
     (tmp_path / "figures").touch()
@@ -1061,7 +1060,6 @@ def test_a_full_disk_under_a_checkpoint(tiny_model, tmp_path, monkeypatch, caplo
 
 
 def test_a_report_below_a_file(tiny_model, tmp_path, console):
-    pytest.importorskip("matplotlib")
     build(tiny_model, tmp_path / "run").train()
     (tmp_path / "file").touch()
     status, said = console("report", tmp_path / "run", "--out", tmp_path / "file" / "report")

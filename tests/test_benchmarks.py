@@ -207,7 +207,7 @@ def test_the_judge_does_not_see_the_thinking(tmp_path, caplog):
         # with and without the first mark, which some templates put into the prompt
         return [f"{'<think>' * (len(asked) == 1)}\nHm.\n</think>\n\nAnswer {len(asked)}.\n"]
 
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, "trl_margins"):
         assert ask(questions, [drawn(0.7, 9)], answer) == [["Answer 1.", "Answer 2."]]
     assert asked[1][1] == {"role": "assistant", "content": "Answer 1."}
     assert "2 answers begin with the model's thinking, which the judge does not see" in caplog.text
@@ -227,7 +227,7 @@ def test_the_judge_does_not_see_the_thinking(tmp_path, caplog):
     ],
 )
 def test_alpaca_eval_is_answered_as_simpo_did(family, temperature, tokens, tmp_path, caplog):
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "trl_margins")
     questions = load_questions("alpaca-eval", written(tmp_path / "questions.json", ALPACA_EVAL))
     assert decoding_of("alpaca-eval", questions, family) == [drawn(temperature, tokens, 1.0)] * 4
     said = f"4 of 4 questions with temperature {temperature:g}, top_p 1, top_k 0, at most {tokens} new tokens"

@@ -6,18 +6,20 @@ import json
 import logging
 import re
 import shutil
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from conftest import load, preference_rows, quiet
 from datasets import DatasetDict
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl
 from transformers.integrations import integration_utils
 
 from trl_margins import GapPOConfig, MarginCPOTrainer
 from trl_margins.cli import main
 from trl_margins.cli.recipes import recipes
+from trl_margins.trainers.best import EvaluateLast
 from trl_margins.trainers.configs import config_class
 from trl_margins.trainers.named import trainer_class
 
@@ -359,6 +361,7 @@ def test_one_tracker_run_and_no_number_twice(flags, step, tiny_model, pairs, tmp
         ({"eval_steps": 2, "eval_delay": 20}, True, True),
         ({"eval_strategy": "epoch", "eval_delay": 2, "num_train_epochs": 1}, True, True),
         ({"eval_steps": 2, "eval_delay": 4}, False, False),
+        ({"eval_steps": 2, "eval_delay": 20, "eval_on_start": True}, False, False),
         ({"eval_steps": 50}, False, False),  # transformers evaluates the last step
         ({"eval_steps": 2, "eval_delay": 20, "load_best_model_at_end": False}, False, False),
     ],
@@ -373,6 +376,21 @@ def test_without_an_evaluation_no_best_is_promised(options, before, after, tiny_
     assert ("no evaluation will happen before it ends" in caplog.text) == before
     assert ("training ended at step 4 without an evaluation" in caplog.text) == after
     assert trainer.loaded_step == (4 if options == {"eval_steps": 50} else trainer.state.best_global_step)
+
+
+@pytest.mark.parametrize("strategy", ["steps", "epoch", "no"])
+@pytest.mark.parametrize("evaluated", [True, False])
+@pytest.mark.parametrize("step", [3, 4])
+def test_the_last_step_is_evaluated_where_nothing_else_was(strategy, evaluated, step):
+    """By steps and by epochs where no evaluation was due; without a strategy always."""
+    args, log = SimpleNamespace(eval_strategy=strategy), [{"loss": 1.0}, *([{"eval_loss": 1.0}] if evaluated else [])]
+    state, found = SimpleNamespace(global_step=step, max_steps=4, log_history=log), []
+    for event in ("on_step_end", "on_epoch_end"):
+        control = TrainerControl()
+        getattr(EvaluateLast(), event)(args, state, control)
+        found.append(control.should_evaluate)
+    due = step == 4 and (strategy == "no" or not evaluated)
+    assert found == [due and strategy != "epoch", due and strategy == "epoch"]
 
 
 def test_an_undefined_evaluation_does_not_win(tiny_model, tokenizer, tmp_path, caplog, monkeypatch):

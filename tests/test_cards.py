@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 
+import markdown
 import pytest
 import torch
 from conftest import TRAINED, load, preference_rows, quiet
@@ -34,7 +35,7 @@ from trl_margins import (
 from trl_margins.data.noise import flip_labels
 from trl_margins.evaluation.listwise import listwise_report
 from trl_margins.evaluation.rm_bench import rm_bench_report
-from trl_margins.methods import MARGINS, METHODS, WEIGHTS
+from trl_margins.methods import MARGINS, METHODS, WEIGHTS, names_of
 from trl_margins.registry import get_method
 from trl_margins.report.card import CardFacts, Image, SetFacts, completed, hub_id
 from trl_margins.report.card_results import Evaluation, EvaluationReport, eval_results, logged_evaluations, read_report
@@ -107,7 +108,6 @@ class Page(HTMLParser):
 
     def __init__(self, markdown_text: str) -> None:
         super().__init__()
-        markdown = pytest.importorskip("markdown")
         self.tags, self.text = [], ""
         self.feed(markdown.markdown(markdown_text, extensions=["tables", "fenced_code"]))
 
@@ -408,7 +408,7 @@ def test_license_from_the_hub_only_for_what_is_pushed(tiny_model, tmp_path, monk
 
 def test_tags_and_links(trained):
     data = card_of(trained[1]).data
-    assert data.tags[0] == "generated_from_trainer"
+    assert data.tags == ["generated_from_trainer", *sorted({*data.tags} - {"generated_from_trainer"})]
     assert {"trl", "trl-margins", "gappo", "score-gap", "preference-optimization"} <= set(data.tags)
     assert {*CPOTrainer._tag_names, "simpo"} <= set(data.tags)  # whoever filters the Hub by TRL's tags finds it
     assert data.pipeline_tag == "text-generation"
@@ -641,6 +641,35 @@ def test_a_term_from_python(tiny_model, tokenizer, tmp_path):
     assert table["weight: threshold"] == ["1.5"]
     assert "`score_gap_transform`" not in table
     assert "weight_term=weight_term," in text
+
+
+def facts_of(method, **changed):
+    row = get_method(method)
+    losses = dict.fromkeys((row.loss and [row.loss]) or ["simpo"], 1.0)
+    names = {"weights": names_of(row.weight), "margins": names_of(row.margin)}
+    fixed = {"model_name": "m", "model_id": "m", "base_model": None, "dataset_name": None, "version": "1"}
+    given = {"trained_with": row.name, "reward": "sum", "losses": losses, "method": row, **names, **changed}
+    return CardFacts(**fixed, **given)
+
+
+@pytest.mark.parametrize(
+    ("changed", "formula"),
+    [
+        ({"losses": {"ipo": 1.0}}, "loss = (1/B) Σ weight_i · ipo(r_w − r_l)"),
+        ({"losses": {"hinge": 1.0}, "gamma": 0.5}, "loss = (1/B) Σ weight_i · hinge(r_w − r_l − γ)"),
+        (
+            {"losses": {"sigmoid": 1.0, "ipo": 0.5}, "margins": ("amapo",)},
+            "loss = (1/B) Σ weight_i · [−log σ(r_w − r_l − margin_i) + 0.5 · ipo(r_w − r_l − margin_i)]",
+        ),
+        ({"weights": ()}, "loss = (1/B) Σ −log σ(r_w − r_l)"),
+        ({"weights": (), "margins": ("amapo",)}, "loss = (1/B) Σ −log σ(r_w − r_l − margin_i)"),
+        ({"losses": {"sigmoid": 1.0, "sft": 0.1}}, None),
+        ({"losses": {"simpo": 1.0}}, None),
+    ],
+)
+def test_a_papers_formula_is_for_its_own_loss_and_terms_alone(changed, formula):
+    assert facts_of("gappo", **changed).formula == formula or formula is None
+    assert (facts_of("gappo", **changed).formula == get_method("gappo").formula) is (formula is None)
 
 
 @pytest.mark.parametrize(

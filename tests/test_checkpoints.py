@@ -130,6 +130,21 @@ def test_a_checkpoint_that_is_cut_off_is_refused(tiny_model, tokenizer, tmp_path
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
 
 
+def test_one_that_is_written_again_is_not_whole_meanwhile(tiny_model, tokenizer, tmp_path):
+    """What says that a checkpoint is complete goes first, and comes back last."""
+    trainer, folder = build("amapo", "cpo", tiny_model, tokenizer, tmp_path, max_steps=2), tmp_path / "checkpoint-2"
+    trainer.train()
+    assert is_whole(folder)
+
+    def fails(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    trainer._save_optimizer_and_scheduler = fails
+    with pytest.raises(OSError, match="No space left"):
+        trainer._save_checkpoint(trainer.model, trial=None)
+    assert not is_whole(folder)
+
+
 def test_another_runs_checkpoint(tiny_model, tokenizer, tmp_path):
     build("gappo", "cpo", tiny_model, tokenizer, tmp_path, max_steps=2).train()
     other = build("gappo", "cpo", tiny_model, tokenizer, tmp_path, max_steps=4, train_only=["mlp"])

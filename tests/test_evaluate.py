@@ -22,13 +22,14 @@ from transformers import AutoConfig, LlamaForCausalLM
 from trl_margins import MarginCPOConfig, MarginCPOTrainer
 from trl_margins.cli import main
 from trl_margins.evaluation import scorer as scorer_module
+from trl_margins.evaluation.cases import case_report, ranking_cases
 from trl_margins.evaluation.intervals import bootstrap_intervals
 from trl_margins.evaluation.listwise import listwise_metrics, listwise_report
 from trl_margins.evaluation.pairs import Pairs, pair_report
 from trl_margins.evaluation.rm_bench import domain_of, levels, rm_bench_report, style_matrix
 from trl_margins.evaluation.scorer import completion_logps
 from trl_margins.evaluation.sets import evaluation_set
-from trl_margins.evaluation.tables import markdown_table, pair_table
+from trl_margins.evaluation.tables import markdown_table, pair_table, report_tables
 from trl_margins.forward import checked
 from trl_margins.rows import PreferenceRow
 
@@ -103,6 +104,9 @@ def test_listwise_means_leave_out_what_is_undefined(caplog):
     assert report["n_defined"]["regret"] == report["n_prompts"] == 3
     assert report["n_completions"] == 5
     assert report["ndcg@1"] == 1.0
+    # the gain of a score is its distance from zero, or from the lowest of them all below zero
+    assert listwise_report([[2.0, 1.0]], [[1.0, 4.0]], n_resamples=2)["ndcg@1"] == pytest.approx(1 / 4)
+    assert listwise_report([[2.0, 1.0], []], [[-1.0, 4.0], []], n_resamples=2)["ndcg@1"] == pytest.approx(0)
 
 
 # Intervals and pairs
@@ -160,6 +164,33 @@ def test_pairs_without_scores_or_with_one_gap():
     assert [row["bin"] for row in pair_report(same, range(2), n_resamples=20)["by_score_gap"]] == ["3"]
 
 
+def test_no_pairs_have_no_numbers(recwarn):
+    """None, and not NaN, which no JSON has."""
+    report = pair_report(Pairs(*np.empty((6, 0))), [], n_resamples=20)
+    counts = {"n_pairs": 0, "n_pairs_gap": 0}
+    numbers = ("pwa", "pwa_all", "spearman", "reward_gap", "chosen_longer", "prefers_longer")
+    assert {name: report[name] for name in (*counts, *numbers)} == counts | dict.fromkeys(numbers)
+    assert not recwarn
+
+
+def test_cases_are_told_of_the_sets_that_have_them():
+    pairs = Pairs(np.array([1.0, 2.0]), np.array([0.0, 3.0]), np.array([3, 4]), np.array([3, 3]))
+    plain = {"kind": "pairs", **pair_report(pairs, range(2), n_resamples=20)}
+    cases = case_report(ranking_cases([1.0, 1.0, 0.0, -1.0, np.nan], [0.0, -1.0, 0.0, -0.1, 1.0]), range(5), 20)
+    assert cases["case_counts"] == dict.fromkeys(("case_1", "case_2", "case_3", "case_4"), 1)
+    with_cases = {**plain, **cases, "intervals": plain["intervals"] | cases["intervals"]}
+    text = report_tables({"one": plain, "other": with_cases}, 2.0, "sum", targets={"other": {"case_method": "SimPO"}})
+    assert "| AMaPO's cases: ranked right or wrong | other |" in re.sub(" +", " ", text)
+    assert ("SimPO" in text, "The other accuracies are of the reward sum" in text) == (True, True)
+    assert "AMaPO's cases" not in report_tables({"one": plain}, 2.0, "sum")
+
+
+def test_counts_are_whole_numbers_in_tables():
+    pairs = Pairs(np.array([1.0, 2.0]), np.array([0.0, 3.0]), np.array([3, 4]), np.array([3, 3]))
+    table = pair_table({"some": pair_report(pairs, range(2), n_resamples=20)}, 2.0, "nats")
+    assert [line.split("|")[2].strip() for line in table.splitlines() if line.startswith("| pairs ")] == ["2"]
+
+
 # RM-Bench
 
 
@@ -203,6 +234,12 @@ def test_rm_bench_total_is_the_mean_over_domains():
 )
 def test_domains(field, file, domain):
     assert domain_of(field, file) == domain
+
+
+@pytest.mark.parametrize(("field", "file"), [("aftermath", "x.json"), (None, "data/chat/my-code.json")])
+def test_a_domain_is_what_a_name_begins_with(field, file):
+    with pytest.raises(ValueError, match="is not one of chat, code, math, safety"):
+        domain_of(field, file)
 
 
 def test_an_unknown_domain():
@@ -449,7 +486,14 @@ def test_all_kinds_in_one_command(tiny_model, sets, capsys):
         "RM-Bench": "rm-bench",
     }
     assert {name: part["n_prompts"] for name, part in found["RM-Bench"]["domains"].items()} == {"chat": 4, "safety": 3}
-    assert "chat: chosen \\ rejected" in text.read_text()
+    for words in (
+        "pairs | ",
+        "best against worst, accuracy",
+        "| RM-Bench ",
+        "chat: chosen \\ rejected",
+        "In brackets",
+    ):
+        assert words in text.read_text()
     assert text.read_text().strip() in capsys.readouterr().out
     lines = [json.loads(line) for line in rewards.read_text().splitlines()]
     assert [len(line["rewards"]) for line in lines if line["set"] == "RM-Bench"] == [6] * 7
@@ -569,6 +613,13 @@ def test_the_four_splits_come_together(tiny_model, tmp_path):
     splits.save_to_disk(tmp_path / "splits")
     evaluate("--model_name_or_path", tiny_model, "--dataset_name", tmp_path / "splits", "--json", tmp_path / "n")
     assert list(json.loads((tmp_path / "n").read_text())["sets"]) == ["id", "prompt_ood", "response_ood", "mutual_ood"]
+
+
+def test_scores_of_lists_by_name():
+    """Named columns are read where a set has them; of the others of the same call they say nothing."""
+    rows = Dataset.from_list([{"prompt": "a ", "responses": ["b", "c"], "scores": [1.0, 2.0], "mine": [4.0, 3.0]}])
+    assert evaluation_set(rows, "lists", ["mine"]).scores == [[4.0, 3.0]]
+    assert evaluation_set(rows, "lists", ["theirs"]).scores == [[1.0, 2.0]]
 
 
 @pytest.mark.parametrize(

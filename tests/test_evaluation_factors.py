@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from conftest import preference_rows
 from datasets import Dataset, DatasetDict, load_from_disk
+from rouge_score.rouge_scorer import RougeScorer
+from rouge_score.tokenize import tokenize
 
 from trl_margins.cli import main
 from trl_margins.cli.score import table
@@ -71,7 +73,7 @@ def pairs() -> tuple[list[str], list[str]]:
 class TestWords:
     @pytest.mark.parametrize("metric", ["rouge1", "rouge2", "rougeL"])
     def test_rouge_is_rouge_scores_to_the_last_bit(self, metric, pairs):
-        scorer = pytest.importorskip("rouge_score.rouge_scorer").RougeScorer([metric], use_stemmer=False)
+        scorer = RougeScorer([metric], use_stemmer=False)
         short = [
             (w, r) for w, r in zip(*pairs, strict=True) if len(w) + len(r) < 6000
         ]  # theirs is quadratic, and slow
@@ -82,7 +84,6 @@ class TestWords:
         assert len(set(ours)) > 50
 
     def test_jaccard(self, pairs):
-        tokenize = pytest.importorskip("rouge_score.tokenize").tokenize
         for w, r, value in zip(*pairs, compute(*pairs, "jaccard"), strict=True):
             a, b = set(tokenize(w, None)), set(tokenize(r, None))
             assert value == (len(a & b) / len(a | b) if a | b else 1.0)

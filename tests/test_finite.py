@@ -10,8 +10,10 @@ import pytest
 import torch
 from conftest import OWN_METHODS, load, preference_rows, quiet
 from datasets import Dataset
+from transformers import TrainerCallback
 
 from trl_margins import Term
+from trl_margins.pairs import SHARED
 from trl_margins.trainers.configs import config_class
 from trl_margins.trainers.folder import is_whole
 from trl_margins.trainers.named import trainer_class
@@ -128,13 +130,98 @@ def test_many_skipped_steps_in_a_row_stop_training(tiny_model, tokenizer, tmp_pa
     assert trainer.state.global_step == 10
 
 
+def test_skipped_steps_apart_from_each_other_do_not_stop(tiny_model, tokenizer, tmp_path):
+    """Every other one of 22: eleven in all, and never two in a row."""
+    data, run = rows(22, broken=dict.fromkeys(range(1, 22, 2), "chosen")), {"per_device_train_batch_size": 1}
+    trainer = build("gappo", tiny_model, tokenizer, tmp_path, data, nonfinite_steps="skip", **run)
+    trainer.train()
+    assert (trainer.state.global_step, trainer._finite.n_skipped) == (22, 11)
+    trainer.args.num_train_epochs = 0.5  # a second call counts its own
+    trainer.train()
+    assert trainer._finite.n_skipped == 5
+
+
+class Counting(Term):
+    """Changes its state in place, and hands it out as it is."""
+
+    name = "counting"
+
+    def __init__(self):
+        self.seen = torch.zeros(1)
+
+    def __call__(self, view):
+        self.seen += len(view.reward_gap) * view.training
+        return torch.ones_like(view.reward_gap)
+
+    def state_dict(self):
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state):
+        self.seen = state["seen"]
+
+
+def test_a_state_is_kept_apart_from_its_term(tiny_model, tokenizer, tmp_path):
+    """Of sixteen pairs the four of a skipped step are not counted; a second call counts from none."""
+    config = config_class(None)(**quiet(output_dir=str(tmp_path), num_train_epochs=1, nonfinite_steps="skip"))
+    data, term = rows(broken={5: "chosen"}), Counting()
+    model = model_that_breaks(tiny_model, tokenizer)
+    trainer = trainer_class(None)(model, config, train_dataset=data, processing_class=tokenizer, weight_term=term)
+    for _ in range(2):
+        trainer.train()
+        assert term.seen == 12
+
+
+def test_a_pair_is_not_blamed_for_its_neighbour(tiny_model, tokenizer, tmp_path):
+    """Short pairs lie in one row behind each other, where the NaN of one reaches the others."""
+    pair = {"chosen": "yes", "rejected": "no", "score_chosen": 2.0, "score_rejected": 1.0}
+    pairs = [{"prompt": f"{i} ", **pair} for i in range(4)]
+    pairs[2]["chosen"] += BROKEN
+    trainer = build("gappo", tiny_model, tokenizer, tmp_path, Dataset.from_list(pairs), share_prompt="always")
+    (batch,) = trainer.get_train_dataloader()
+    assert len(batch[SHARED]["of_rows"][0]) < 4
+    with pytest.raises(FloatingPointError, match=r"for 1 pair\(s\): row 2 \('2 "):
+        trainer.train()
+
+
+class Begun(TrainerCallback):
+    """NaN once, in the pass after a step has begun."""
+
+    values = iter(())
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.values = iter([math.nan])
+
+    def factor(self):
+        return next(self.values, 1.0)
+
+
+def test_what_does_not_happen_again_is_named_as_it_was(tiny_model, tokenizer, tmp_path):
+    """A NaN of the device, not of a row: in the pass that looks for the pair all is well."""
+    trainer = build("gappo", tiny_model, tokenizer, tmp_path, rows(4))
+    step = Begun()
+    trainer.add_callback(step)
+    trainer.model.model.norm.register_forward_hook(lambda module, args, output: output * step.factor())
+    with pytest.raises(FloatingPointError, match=r"the model's output is NaN or infinite for 4 pair\(s\): row 0"):
+        trainer.train()
+
+
+def test_a_loss_beside_the_pairs_is_watched(tiny_model, tokenizer, tmp_path):
+    """As the balance of experts: each pair's own loss is finite, and the gradient is too."""
+    trainer = build("gappo", tiny_model, tokenizer, tmp_path, rows(4))
+    trainer._extra_loss = lambda pairs: torch.tensor(math.nan)
+    with pytest.raises(FloatingPointError, match=r"step 1: the loss is NaN or infinite for 4 pair\(s\)"):
+        trainer.train()
+
+
 def test_a_gradient_alone_stops_training(tiny_model, tokenizer, tmp_path):
-    trainer = build("gappo", tiny_model, tokenizer, tmp_path, rows())
+    """At the first step there is nothing to save."""
+    trainer = build("gappo", tiny_model, tokenizer, tmp_path, rows(), save_strategy="epoch")
     trainer.model.model.norm.weight.register_hook(lambda gradient: gradient * math.inf)
     before = weights(trainer)
-    with pytest.raises(FloatingPointError, match="step 1: the gradient is NaN or infinite, although the model's out"):
+    with pytest.raises(FloatingPointError, match=r"step 1: the gradient is NaN or infinite, .* after step 0\."):
         trainer.train()
     assert_same(weights(trainer), before)
+    assert not list(tmp_path.glob("checkpoint-*"))
 
 
 def test_the_loss_alone_stops_training(tiny_model, tokenizer, tmp_path):
@@ -146,11 +233,11 @@ def test_the_loss_alone_stops_training(tiny_model, tokenizer, tmp_path):
         def __call__(self, view):
             return torch.full_like(view.reward_gap, math.nan)
 
-    config = config_class(None)(**quiet(output_dir=str(tmp_path), loss_type="simpo", cpo_alpha=0.0))
+    config, fine = config_class(None)(**quiet(output_dir=str(tmp_path), loss_type="simpo", cpo_alpha=0.0)), Counting()
     trainer = trainer_class(None)(
-        load(tiny_model), config, train_dataset=rows(4), processing_class=tokenizer, weight_term=Broken()
+        load(tiny_model), config, train_dataset=rows(4), processing_class=tokenizer, weight_term=[fine, Broken()]
     )
-    with pytest.raises(FloatingPointError, match=r"weight 'broken' is NaN or infinite for 4 pair\(s\): row \d"):
+    with pytest.raises(FloatingPointError, match=r"^step 1: weight 'broken' is NaN or infinite for 4 pair\(s\): row"):
         trainer.train()
 
 

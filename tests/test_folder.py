@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import CHAT_TEMPLATE, byte_tokenizer, load, preference_rows, quiet
+from datasets import Dataset
 from faults import drop_digests
 from filelock import FileLock
 from peft import LoraConfig
@@ -25,7 +26,7 @@ from trl_margins.links import LINKS
 from trl_margins.rewards import LengthNormalizedReward
 from trl_margins.trainers import checkpoints
 from trl_margins.trainers.configs import config_class
-from trl_margins.trainers.folder import LOCK, check_links, check_same_run, locked, make_room
+from trl_margins.trainers.folder import LOCK, check_links, check_same_run, differences, locked, make_room
 from trl_margins.trainers.named import trainer_class
 
 SMALL = "--max_length 128 --per_device_train_batch_size 2 --gradient_accumulation_steps 1 --report_to none --use_cpu"
@@ -273,6 +274,38 @@ def test_a_checkpoint_of_another_run(options, said, two_steps, tiny_model, tmp_p
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.parametrize(
+    ("changed", "given", "is_wrong"),
+    [
+        ({"model": ("/a/m", "/b/m")}, {}, None),  # folders move
+        ({"model": ("/a/m", "/a/other")}, {}, False),
+        ({"model": ("/a/m", "/a/other"), "adapter": ({"r": 4}, {"r": 4})}, {}, True),
+        ({"model": ("/a/m", "/b/m"), "adapter": ({"r": 4}, {"r": 4})}, {}, None),
+        ({"pairs_per_step": (2, 4)}, {}, True),
+        ({"pairs_per_step": (2, 4)}, {"auto_find_batch_size": True}, False),
+        ({"seed": (1, 2)}, {}, True),
+        ({"seed": (1, 2)}, {"ignore_data_skip": True}, False),
+        ({"anchor_scope": (["mlp"], None)}, {}, False),
+        ({"anchor_scope": (["mlp"], None), "sam_radius": (0.1, 0.1)}, {}, True),
+        ({"anchor_scope": (["mlp"], None), "term_options": (["anchor_scope"], ["anchor_scope"])}, {}, True),
+        ({"anchor_diagnostics": (1, 2), "term_options": (["anchor_diagnostics"],) * 2}, {}, False),
+        ({"alpha": (0.1, 0.2), "reward_options": (["alpha"],) * 2}, {}, True),
+        ({"logging_steps": (1, 2)}, {}, False),
+    ],
+    ids=str,
+)
+def test_which_settings_a_resumed_run_must_share(changed, given, is_wrong):
+    of_run = {"adapter": None, "term_options": [], "reward_options": [], "model": "m", "pairs_per_step": 2}
+    runs = []
+    for side in (0, 1):
+        values = {name: both[side] for name, both in changed.items()}
+        runs.append({name: values.pop(name, value) for name, value in of_run.items()} | {"config": values})
+    config = SimpleNamespace(**{"ignore_data_skip": False, "auto_find_batch_size": False, **given})
+    name, (old, new) = next(iter(changed.items()))
+    said = [] if is_wrong is None else [f"{name} {old} → {new}"]
+    assert differences(*runs, config) == ((said, []) if is_wrong else ([], said))
+
+
 def test_the_advice_is_to_start_from_its_weights(tiny_model, tmp_path):
     build(tiny_model, tmp_path / "a", max_steps=2).train()
     new = build(str(tmp_path / "a" / "checkpoint-2"), tmp_path / "b", beta=0.2)
@@ -417,6 +450,12 @@ def test_a_checkpoint_without_settings_and_a_term_without_state(tiny_model, tmp_
     logs = {path.name: path.read_text().splitlines() for path in tmp_path.glob("pair_log*.csv")}
     assert {line.split(",")[0] for line in logs["pair_log-before-3.csv"][1:]} == {"1", "2"}
     assert {line.split(",")[0] for line in logs["pair_log.csv"][1:]} == {"3", "4"}
+    for file in tmp_path.rglob("margin_run.json"):
+        file.unlink()
+    again = build(tiny_model, tmp_path, margin=["amapo", "gamma-po"], rows=rows, max_steps=6)
+    again.train(resume_from_checkpoint=True)
+    assert "has no state of 'gamma-po', which begins anew" in caplog.text
+    assert "has no state of 'amapo'" not in caplog.text
 
 
 # Two runs at once
@@ -534,9 +573,12 @@ def test_a_finished_run_from_python(tiny_model, tmp_path, caplog):
 
 def test_other_rows_of_the_same_number_are_not_resumed_on(tiny_model, tmp_path):
     build(tiny_model, tmp_path, rows=preference_rows(12, seed=5)).train()
-    others = build(tiny_model, tmp_path, rows=preference_rows(12, seed=6), max_steps=6)
-    with pytest.raises(ValueError, match=r"run with other settings: rows \w{8} → \w{8}\. "):
-        others.train(resume_from_checkpoint=True)
+    for place in (0, 6, 11):
+        rows = preference_rows(12, seed=5).to_list()
+        rows[place]["chosen"] += "!"
+        others = build(tiny_model, tmp_path, rows=Dataset.from_list(rows), max_steps=6)
+        with pytest.raises(ValueError, match=r"run with other settings: rows \w{8} → \w{8}\. "):
+            others.train(resume_from_checkpoint=True)
     build(tiny_model, tmp_path, rows=preference_rows(12, seed=5), max_steps=6).train(resume_from_checkpoint=True)
 
 

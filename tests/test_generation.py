@@ -341,7 +341,7 @@ def test_a_first_word_keeps_the_space_in_front_of_it(tmp_path):
 
 def test_what_is_cut_or_empty_is_counted(tokenizer, tmp_path, caplog):
     word = tokenizer("cat")["input_ids"]
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, "trl_margins"):
         made = said(tokenizer, "a ", [[2], [*word, 2], word], tmp_path)
     assert made == {
         "prompt": "a ",
@@ -411,7 +411,7 @@ def test_the_first_of_the_users_turns_is_the_prompt(spelled, caplog):
     """Kaggle's votes have them as JSON in a CSV file; pandas writes lists as Python does."""
     turns = [["What is 2+2?", "And 3+3?"], ['Say ["hi"]']]
     rows = Dataset.from_list([{"prompt": spelled(each), "winner_tie": 1} for each in turns])
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, "trl_margins"):
         found = open_prompts(rows, "set", as_chat=True)
     assert [row.prompt for row in found] == [[{"role": "user", "content": each[0]}] for each in turns]
     said = [record.getMessage() for record in caplog.records]
@@ -517,7 +517,7 @@ def test_template_variables_stay_with_their_prompt(tokenizer, tmp_path):
 
 def test_equal_prompts_are_answered_once(tokenizer, tmp_path, caplog):
     rows = [PreferenceRow(text, []) for text in ("a", "b", "a")]
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, "trl_margins"):
         made = answer(
             rows, Answering("m", tokenizer, Says([[[2]], [[2]]])), Sampling(1), Store(tmp_path / "o.jsonl", {})
         )

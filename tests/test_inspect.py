@@ -192,12 +192,13 @@ def test_what_cannot_be_read_is_what_training_refuses(row, tiny_model, tokenizer
         assert found.methods["amapo"] is None
 
 
-def test_unreadable_rows_do_not_stop_the_audit():
+def test_unreadable_rows_do_not_stop_the_audit(caplog):
     rows = plain(5)
     rows[1]["chosen"] = None
     rows[3]["rejected"] = None
     rows[4]["chosen"] = " "
     found = of(rows)
+    assert "train: 2 of 5 rows cannot be read" in caplog.text
     assert (found.n_rows, found.n_read) == (5, 3)
     assert (found.unreadable.n, found.unreadable.first_row) == (2, 1)
     assert (found.empty_chosen.n, found.empty_chosen.first_row) == (1, 4)
@@ -260,6 +261,8 @@ def test_a_column_of_evaluation_factors():
         1,
         1,
     )
+    assert factors.values.histogram.edges == [i / 10 for i in range(11)]
+    assert factors.values.histogram.counts == [1, 0, 0, 0, 0, 2, 0, 0, 0, 1]
     bad = of(plain(4, evaluation_factor=[0.25, None, 50.0, 0.75]))
     assert (bad.factors.values.n, bad.factors.values.mean) == (2, 0.5)
     assert "row 1 of the train data set" in bad.factors.problem
@@ -521,6 +524,47 @@ def test_it_warns_of_truncation_only_where_it_is_common(tokenizer):
     assert "in 1 of 41 pairs (2.4%) the prompt alone fills max_length=50" in warnings_of(rows, **options)
     assert "cuts" not in warnings_of(rows, **options)
     assert "max_length=15 cuts 41 of 41 pairs (100.0%)" in warnings_of(rows, **{**options, "max_length": 15})
+
+
+def longer(of, other, n):
+    return [{"prompt": f"p{i}", of: "a b c d", other: f"a {i}"} for i in range(n)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "n", "most", "said"),
+    [
+        # kind → so many of n pairs are nothing to warn of, one more is
+        ("ties", 100, 1, "ties: gappo gives 2 of 100 pairs (2.0%) weight 0"),
+        ("duplicates", 100, 1, "2 of 100 pairs (2.0%) repeat another one"),
+        ("chosen", 20, 13, "the chosen completion is the longer one in 14 of 20 pairs (70.0%)"),
+        ("rejected", 20, 13, "the chosen completion is the shorter one in 14 of 20 pairs (70.0%)"),
+        ("truncated", 20, 1, "max_length=60 cuts 2 of 20 pairs (10.0%)"),
+        ("without common words", 20, 1, "the evaluation factor is 0 in 2 of 20 pairs (10.0%)"),
+    ],
+)
+def test_it_warns_from_a_share_on(kind, n, most, said, tokenizer):
+    for marked in (most, most + 1):
+        rows = [{"prompt": f"p{i}", "chosen": f"a b {i}", "rejected": f"a c {i}"} for i in range(n)]
+        options = {}
+        match kind:
+            case "ties":
+                rows = [
+                    {**row, "score_chosen": 2.0 + (i >= marked), "score_rejected": 2.0} for i, row in enumerate(rows)
+                ]
+                rows[-1]["score_chosen"] = 4.0
+            case "duplicates":
+                rows[:marked] = rows[-marked:]
+            case "chosen":
+                rows[:marked] = longer("chosen", "rejected", marked)
+            case "rejected":
+                rows[:marked] = longer("rejected", "chosen", marked)
+            case "truncated":
+                rows[:marked] = [{**row, "rejected": "a" * 80} for row in rows[:marked]]
+                options = {"measure": in_tokens_of(tokenizer), "max_length": 60}
+            case _:
+                rows[:marked] = [{**row, "rejected": "x y z"} for row in rows[:marked]]
+        assert (said in warnings_of(rows, **options)) is (marked > most), marked
+        assert bool(warnings_of(rows, **options)) is (marked > most)
 
 
 def test_it_does_not_warn_without_a_reason():

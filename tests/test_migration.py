@@ -28,7 +28,7 @@ from trl.experimental.cpo import CPOConfig
 from trl.scripts.utils import DatasetMixtureConfig
 
 from trl_margins import links
-from trl_margins.checks import nearest
+from trl_margins.checks import NUMBERS, Takes, nearest
 from trl_margins.cli import main
 from trl_margins.cli.config_file import ConfigLoader, check_known
 from trl_margins.cli.convert import converted
@@ -275,17 +275,19 @@ def test_a_converted_file_has_the_same_settings(recipe, tmp_path, capsys):
 
 def test_a_dry_run_says_what_a_run_would_have(recipe, tmp_path, capsys):
     """Without model or data, which are not there; its output, read again, says the same again."""
-    path, becomes = recipe
+    path, _ = recipe
     assert main(["train", "--config", path, "--dry_run", "--learning_rate", "2e-5"]) == 0
     printed = capsys.readouterr().out
     settings = yaml.safe_load(printed)
     assert list(settings)[:2] == ["method", "base"]
     assert settings["learning_rate"] == 2e-5
-    assert all(settings[name] == value for name, value in becomes.items() if name in settings)
     assert settings["lr_scheduler_type"] == "cosine"
     (tmp_path / "again.yaml").write_text(printed)
     assert main(["train", "--config", str(tmp_path / "again.yaml"), "--dry_run"]) == 0
     assert capsys.readouterr().out == printed
+    # what it leaves out is the default
+    whole = arguments("--config", path, "--learning_rate", "2e-5")
+    assert arguments("--config", str(tmp_path / "again.yaml")) == whole
 
 
 @pytest.mark.parametrize(("key", "today"), {**RENAMED, **dict.fromkeys(DROPPED, "")}.items())
@@ -587,6 +589,8 @@ def test_a_file_of_ours_stays_as_it_is():
         ({"dataset_mixer": {"a/b": 1}, "dataset_configs": ["x", "y"]}, "2 names for 1 sets"),
         ({"dataset_splits": ["train"]}, "need dataset_mixer"),
         ({"dataset_mixture": {"datasets": [{"config": "x"}]}}, "set 1 has no id"),
+        ({"dataset_mixture": {"datasets": []}}, "datasets is not a list of data sets"),
+        ({"dataset_mixture": {"datasets": {"id": "x"}}}, "datasets is not a list of data sets"),
         ({"dataset_mixture": {"datasets": [{"id": "x", "wieght": 1}]}}, r"set 1: unknown key 'wieght' .*'weight'"),
         ({"dataset_mixture": {"datasets": [{"id": "x", "weight": -1}]}}, "set 1, weight: -1 is not a fraction"),
         ({"dataset_mixture": ["x"]}, "not a mapping with datasets, seed, test_split_size"),
@@ -1474,6 +1478,112 @@ def test_gamma_pos_trainer(written, expected):
     found, _ = migrate(GAMMA_PO | written)
     assert {name: found.get(name) for name in expected} == expected
     assert found["base"] == "cpo"
+
+
+# TrainingArguments' defaults, under SimPO's own
+OF_SIMPOS_CODE = {
+    **{"max_length": 512, "learning_rate": 5e-5, "lr_scheduler_type": "linear", "warmup_steps": 0, "bf16": False},
+    **{"num_train_epochs": 3.0, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1},
+}
+MIXED = {"dataset_mixer": {"d": 1.0}}
+OF_MIXED = {"dataset_name": "d", "dataset_train_split": "train", "dataset_test_split": "test"}
+ON_DPO = {
+    "method": "gamma-po",
+    "base": "dpo",
+    "reward": "mean-log-ratio",
+    "gamma_po_tau": 1.0,
+    "gamma_beta_ratio": 0.3,
+}
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ({"margin_norm": True, "loss_type": "sigmoid", "length_norm": True, "beta": 3.0}, {"beta": 3.0}),
+        ({"margin_norm": True, "sft_weight": 0.5}, {"beta": 2.0}),
+        ({"mode_weight": 1, "length_norm": False}, {"beta": 2.0, "loss_type": "sigmoid"}),
+        (
+            {"trainer_type": "dpo", "loss_type": "gm-dpo", "label_smoothing": 0.1, **GAMMA_PO},
+            {**ON_DPO, "loss_type": ["conservative"], "label_smoothing": 0.1, "beta": 10.0, "gamma_beta_ratio": 0.3},
+        ),
+        (
+            {"trainer_type": "dpo", "loss_type": "gm-dpo", "sft_weight": 0.1, **GAMMA_PO},
+            {**ON_DPO, "loss_type": "sigmoid", "beta": 10.0, "gamma_beta_ratio": 0.3},
+        ),
+        (
+            {"ln": True, "trainer_type": "dpo", "loss_type": "alpha-dpo", "sft_weight": 0.1},
+            {
+                **{"method": "alpha-dpo", "base": "dpo", "reward": "length-normalized", "beta": 2.0},
+                **{"alpha_dpo_alpha": 0.0, "gamma_beta_ratio": 0.25},
+            },
+        ),
+    ],
+)
+def test_the_whole_of_what_a_file_sets(written, expected):
+    """Nothing more is kept of it, and what it leaves unsaid is the default of its own code."""
+    found, _ = migrate({**MIXED, **written})
+    amapo = {} if "method" in expected else {"method": "amapo", "base": "cpo", "amapo_estimation_size": 1}
+    assert found == {**OF_MIXED, **OF_SIMPOS_CODE, **amapo, **expected}
+
+
+@pytest.mark.parametrize(
+    ("kinds", "given", "read"),
+    [
+        *(((bool,), given, True) for given in (True, "yes", "True", "t", "y", "1", 1)),
+        *(((bool,), given, False) for given in (False, "no", "FALSE", "f", "n", "0", 0)),
+        ((int,), "3", 3),
+        ((float,), "1e-6", 1e-6),
+        ((float,), 2, 2.0),
+        ((str,), "no", "no"),
+        ((bool, str), "no", False),
+        ((list[str],), "a", ["a"]),
+        ((list[float], float), ["1e-3", 2], [1e-3, 2.0]),
+        ((str, type(None)), None, None),
+        *(((bool,), given, ValueError) for given in ("maybe", 2, None, [True])),
+        *(((int,), given, ValueError) for given in (True, "x", 1.5, [1])),
+        *(((str,), given, ValueError) for given in (True, 3, "a\0b", None, ["a"])),
+        ((list[float],), ["x"], ValueError),
+        ((dict,), "x", ValueError),
+    ],
+)
+def test_what_yaml_has_becomes_the_options_type(kinds, given, read):
+    takes = Takes("it", kinds, (), None)
+    if read is ValueError:
+        with pytest.raises(ValueError, match=r"^it must be"):
+            takes.read(given)
+    else:
+        found = takes.read(given)
+        assert found == read
+        assert type(found) is type(read)
+
+
+def test_a_number_that_must_be_there():
+    with pytest.raises(ValueError, match="beta"):
+        Takes("beta", (float,), (), NUMBERS["beta"]).read(None)
+    assert Takes("beta", (float, type(None)), (), NUMBERS["beta"]).read(None) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("zephyr-orpo", {**OF_SIMPOS_CODE, "method": "orpo", "beta": 0.1, "max_length": 1024, "learning_rate": 1e-6}),
+        ("corporate-7b", {"method": "none", "base": "dpo"}),
+        ("corporate-dpo-7b", {"method": "none", "base": "dpo"}),
+    ],
+)
+def test_words_of_a_name_are_whole(name, expected):
+    found, _ = migrate({**MIXED, "run_name": name})
+    assert {**found, "bf16": False} == {"run_name": name, "bf16": False, **OF_MIXED, **expected}
+
+
+def test_a_loss_that_the_base_does_not_have():
+    with pytest.raises(ValueError, match=r"sft_weight: on base dpo, loss_type: \[sigmoid, sft\] with .*\[1.0, 0.1\]"):
+        migrate({"method": "gappo", "base": "dpo", "sft_weight": 0.1})
+    assert migrate({"method": "gappo", "base": "dpo", "sft_weight": 0.0})[0] == {"method": "gappo", "base": "dpo"}
+    for loss in ("gm-simpo", "gm-dpo", "simpo"):  # of a method that is named, only γ-PO's own say nothing more
+        kept = {"method": "gappo", "loss_type": loss}
+        assert migrate(kept) == (kept, [])
+    assert migrate({"method": "gamma-po", "loss_type": "gm-simpo"})[0] == {"method": "gamma-po"}
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def test_the_scores_stay_in_order():
 )
 def test_the_number_is_exact(rate, n, flips, caplog):
     rows = preference_rows(n)
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, "trl_margins"):
         noisy = flip_labels(rows, rate)
     assert sum(noisy[IS_FLIPPED]) == flips
     for before, after in zip(rows, noisy, strict=True):

@@ -5,20 +5,26 @@ from __future__ import annotations
 import csv
 import json
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from conftest import OWN_METHODS, load, preference_rows, quiet
+from transformers import TrainerCallback
 
-from trl_margins import MarginCPOConfig, MarginCPOTrainer, MarginDPOConfig, MarginDPOTrainer
+from trl_margins import MarginCPOConfig, MarginCPOTrainer, MarginDPOConfig, MarginDPOTrainer, __version__
 from trl_margins.cli import main
 from trl_margins.data.noise import flip_labels
 from trl_margins.links import CPO_LINKS, DPO_LINKS
 from trl_margins.objective import Objective
-from trl_margins.pairs import IS_FLIPPED, PairLogps
+from trl_margins.pairs import IS_FLIPPED, ROW, PairLogps
+from trl_margins.recording import pair_log
+from trl_margins.recording.metrics import MetricBuffer
 from trl_margins.recording.pair_log import PairLog, flip_metrics
 from trl_margins.rewards import LengthNormalizedReward, LogRatioReward
+from trl_margins.trainers.checkpoints import run_settings
 from trl_margins.trainers.configs import config_class
 from trl_margins.trainers.named import trainer_class
 
@@ -102,17 +108,129 @@ def test_slope_is_the_derivative_in_the_gap(loss, table, reward):
     assert output(0.0, False).gradient_scale is None
 
 
+class Killed(TrainerCallback):
+    """Keeps what the log has when the checkpoint is there: after a kill there is no more, and perhaps half a line."""
+
+    def on_save(self, args, state, control, **kwargs):
+        self.lines = Path(args.output_dir, "pair_log.csv").read_text() + "5,0.1,0."
+        control.should_training_stop = True
+
+
 def test_stopping_and_going_on_leaves_the_same_lines(tiny_model, tokenizer, tmp_path):
+    """The log is written with each checkpoint, however rarely the run logs."""
     options = {"per_device_train_batch_size": 3, "num_train_epochs": 1, "logging_steps": 10}
     whole = build("gappo", tiny_model, tokenizer, tmp_path / "whole", **options)
     whole.train()
     options |= {"save_strategy": "steps", "save_steps": 2}
-    build("gappo", tiny_model, tokenizer, tmp_path / "cut", **options).train()
+    cut, kill = build("gappo", tiny_model, tokenizer, tmp_path / "cut", **options), Killed()
+    cut.add_callback(kill)
+    cut.train()
     file = tmp_path / "cut" / "pair_log.csv"
-    file.write_text(file.read_text() + "5,0.1,0.")  # as a kill may leave it
+    file.write_text(kill.lines)
     resumed = build("gappo", tiny_model, tokenizer, tmp_path / "cut", **options)
     resumed.train(resume_from_checkpoint=str(tmp_path / "cut" / "checkpoint-2"))
     assert file.read_text() == (tmp_path / "whole" / "pair_log.csv").read_text()
+
+
+def test_logged_means_and_spreads():
+    """Over the pairs of several batches of different sizes, each added at once."""
+    rng, buffer = np.random.default_rng(0), MetricBuffer()
+    for _ in range(2):  # a drained buffer begins anew
+        batches = [np.append(rng.normal(1e4, 0.1, n), 0.0) for n in (3, 6)]
+        for values in batches:
+            buffer.add(
+                {"weights": torch.tensor(values), "loss": torch.tensor(values), "num_tokens": float(len(values))}
+            )
+            buffer.add({"eval_weights/mine": torch.tensor(-values), "target_margins": torch.tensor(values[:-1])})
+        logs, values = buffer.drain(Accelerator(cpu=True)), np.concatenate(batches)
+        assert logs.pop("loss") == pytest.approx(values.mean())
+        assert logs.pop("num_tokens") == len(values)
+        for name, these in (("weights", values), ("eval_weights/mine", -values)):
+            expected = {
+                "mean": these.mean(),
+                "std": these.std(),
+                "min": these.min(),
+                "max": these.max(),
+                "zero": 2 / 11,
+            }
+            assert {key: logs.pop(f"{name}/{key}") for key in expected} == pytest.approx(expected)
+        close = np.concatenate([values[:-1] for values in batches])  # a small spread around a large mean
+        assert logs.pop("target_margins/std") == pytest.approx(close.std(), rel=1e-4)
+        assert {key.partition("/")[0] for key in logs} == {"target_margins"}
+    assert buffer.drain(Accelerator(cpu=True)) == {}
+
+
+class Ranks:
+    """This rank and another one, whose tensors it was given."""
+
+    def __init__(self, other=None):
+        self.other, self.given = other, []
+
+    def reduce(self, values):
+        self.given.append(values)
+        return values if self.other is None else values + self.other.given[0]
+
+    def gather(self, values):
+        self.given.append(values)
+        return values if self.other is None else torch.cat([values, self.other.given[1]])
+
+
+def test_ranks_agree_on_names_whatever_comes_first():
+    """A rank that has had another batch first has its metrics in another order."""
+    values = {"weights": torch.tensor([1.0, 2.0]), "anchor/gap": torch.tensor([5.0, 9.0]), "loss": torch.tensor(3.0)}
+    mine, theirs, other = MetricBuffer(), MetricBuffer(), Ranks()
+    mine.add(values)
+    theirs.add({name: 10 * values[name] for name in reversed(values)})
+    theirs.drain(other)
+    logs = mine.drain(Ranks(other))
+    assert (logs["loss"], logs["weights/mean"], logs["anchor/gap/mean"]) == (16.5, 8.25, 38.5)
+    assert (logs["weights/max"], logs["anchor/gap/min"]) == (20.0, 5.0)
+
+
+RUN = {
+    **{"method": "gappo", "name": "GapPO", "base": "cpo", "trainer": "GapPOTrainer", "reference": None},
+    **{"reward": "length-normalized", "weight": "score-gap", "margin": None, "loss_type": "simpo"},
+    **{
+        "term_options": ["score_gap_transform", "score_gap_threshold", "score_gap_normalize"],
+        "reward_options": ["alpha"],
+    },
+    **{"beta": 2.0, "gamma": 0.5, "score_columns": ["score_chosen", "score_rejected"], "prompt_column": "prompt"},
+    **{"adapter": None, "train_rows": 12, "pairs_per_step": 8, "processes": 1},
+}
+
+
+AMAPO = ("variant", "z_normalize", "exponential", "zero_well_ranked", "estimation_size")
+
+
+@pytest.mark.parametrize(
+    ("method", "base", "expected"),
+    [
+        ("gappo", "cpo", RUN),
+        (
+            *(None, "dpo"),
+            {
+                **RUN,
+                **{"method": None, "name": "MarginDPOTrainer", "base": "dpo", "trainer": "MarginDPOTrainer"},
+                **{"reward": "log-ratio", "weight": None, "margin": "amapo", "loss_type": "sigmoid + 0.5 sft"},
+                **{"term_options": [f"amapo_{option}" for option in AMAPO], "score_columns": None},
+                **{"reward_options": ["f_divergence_type", "f_alpha_divergence_coef"], "beta": 0.1, "gamma": 0.0},
+            },
+        ),
+    ],
+)
+def test_the_whole_of_a_runs_file(method, base, expected, tiny_model, tokenizer, tmp_path):
+    more = {"beta": 2.0, "gamma_beta_ratio": 0.25}
+    if method is None:
+        more = {"margin": "amapo", "loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5]}
+    more |= {"gradient_accumulation_steps": 2, "hub_token": "hf_secret"}
+    settings = run_settings(build(method, tiny_model, tokenizer, tmp_path, base=base, **more))
+    (model, reference, rows, trained) = map(settings.pop, ("model", "reference", "rows", "trained_parameters"))
+    assert (model, reference) == (tiny_model, tiny_model if base == "dpo" else None)
+    assert (len(rows), trained[:11]) == (8, "21 tensors ")
+    config = settings.pop("config")
+    assert (config["gradient_accumulation_steps"], settings.pop("version")) == (2, __version__)
+    assert "hf_secret" not in str(config)
+    assert settings == {key: value for key, value in expected.items() if key != "reference"}
 
 
 def test_a_new_run_begins_a_new_log(tiny_model, tokenizer, tmp_path):
@@ -189,8 +307,6 @@ def test_flips_of_nothing():
 
 
 def test_values_between_logs_are_counted_once(tmp_path):
-    from accelerate import Accelerator
-
     log = PairLog(tmp_path / "x.csv")
     log.add(1, {"weight": torch.tensor([1.0, 2.0])})
     log.flush(Accelerator())  # at a checkpoint
@@ -199,6 +315,57 @@ def test_values_between_logs_are_counted_once(tmp_path):
     assert log.drain()["weight"].tolist() == [1.0, 2.0, 3.0]
     assert log.drain()["weight"].tolist() == []
     assert (tmp_path / "x.csv").read_text().split() == ["step,weight", "1,1", "1,2", "2,3"]
+
+
+def test_a_resumed_run_has_no_later_lines(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "trl_margins")
+    log, file = PairLog(tmp_path / "x.csv"), tmp_path / "x.csv"
+    log.rewind(3)  # there is none yet
+    lines = ["step,row_number,weight", "1,0,0.5", "2,1,0.5", "2,2,1e-05", "3,3,0.25"]
+    for text, kept, dropped in (
+        ("\n".join(lines) + "\n", 4, 1),
+        ("\n".join(lines[:4]) + "\n2,4,0.", 4, 1),  # cut by a kill within a line that looks whole
+        ("\n".join(lines[:4]) + "\n2,4\n", 4, 1),
+        ("\n".join(lines[:4]) + "\n", 4, 0),
+    ):
+        caplog.clear()
+        file.write_text(text)
+        log.rewind(2)
+        assert file.read_text().split() == lines[:kept]
+        assert caplog.messages == [f"x.csv: {dropped} lines of steps after 2 are removed"] * bool(dropped)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.csv"]
+    log.rewind(0)
+    assert not file.exists()
+
+
+def test_a_log_that_is_never_drained_does_not_grow(tmp_path, monkeypatch, caplog):
+    """The file has all pairs, memory the last five or a few more, and a line says what is only in the file."""
+    caplog.set_level(logging.INFO, "trl_margins")
+    monkeypatch.setattr(pair_log, "MOST_CACHED", 5)
+    monkeypatch.setattr(pair_log, "MOST_WAITING", 2)
+    log, alone = PairLog(tmp_path / "x.csv"), Accelerator(cpu=True)
+    for step in range(1, 6):
+        assert not log.is_full
+        for _ in range(2):
+            log.add(step, {ROW: torch.tensor([7.0]), "weight": torch.tensor([step / 3])})
+        assert log.is_full
+        log.flush(alone)
+    log.flush(alone)  # nothing is waiting
+    log.add(6, {ROW: torch.tensor([7.0]), "weight": torch.tensor([2.0])})
+    log.forget(6)  # a step that is not taken
+    log.flush(alone)
+    assert log.drain()["step"].tolist() == [3, 3, 4, 4, 5, 5]
+    assert "of the pairs since the last log, the first 4 are only in x.csv" in caplog.text
+    caplog.clear()
+    assert not log.drain()["step"].size
+    assert not caplog.text
+    lines = (tmp_path / "x.csv").read_text().split()
+    assert lines[:2] == ["step,row_number,weight", "1,7,0.3333333"]
+    assert len(lines) == 11
+    log.add(7, {ROW: torch.tensor([7.0]), "weight": torch.tensor([2.0])})
+    log.clear()
+    log.flush(alone)
+    assert len((tmp_path / "x.csv").read_text().split()) == 11
 
 
 def test_noise_from_the_command_line(tiny_model, tmp_path, caplog):

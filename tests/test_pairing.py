@@ -263,7 +263,7 @@ def test_balanced_in_length(strategy, caplog):
             text + "." * (int(score) // 4) for text, score in zip(row["responses"], row["scores"], strict=True)
         ]
     given = of(rows, strategy=strategy)
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "trl_margins")
     found = of(rows, strategy=strategy, balance_length=True)
 
     def kinds(pairs: list[Row]) -> Counter[int]:
@@ -294,7 +294,7 @@ def test_odd_lists_are_counted(caplog):
         {"prompt": "", "responses": ["x", "y"], "scores": [0, 5]},
         {"prompt": "kept ", "responses": ["a", "b"], "scores": [1, 13]},
     ]
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "trl_margins")
     found = of(rows, min_gap=2)
     assert [(row["prompt"], row["chosen"], row["rejected"], row["score_chosen"]) for row in found] == [
         ("kept ", "b", "a", 7.0),  # the mean of 1 and 13
@@ -347,7 +347,7 @@ def test_answers_that_were_cut(drop, tmp_path, caplog):
     ]
     Dataset.from_list(rows).to_json(tmp_path / "lists.jsonl")
     out = tmp_path / "pairs.jsonl"
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "trl_margins")
     argv = ["pairs", str(tmp_path / "lists.jsonl"), "--out", str(out), "--drop_truncated", str(drop).lower()]
     assert main(argv) == 0
     found = [json.loads(line) for line in out.read_text().splitlines()]
@@ -419,7 +419,7 @@ def test_text_and_messages_become_messages():
 
 
 def test_text_says_that_nothing_stands_between(caplog):
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "trl_margins")
     of(HELPSTEER2)
     assert "text, with nothing between them: for a model with a chat template make messages" in caplog.text
     assert "as_chat=True (--as_chat true)" in caplog.text

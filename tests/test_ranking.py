@@ -39,6 +39,8 @@ def test_spearman_is_the_papers_formula():
 
 def test_undefined_is_none():
     assert pooled_spearman([1.0, 1.0], [1.0, 1.0], [1.0, 2.0], [3.0, 4.0]) is None
+    assert pooled_spearman([1.0, 2.0], [3.0, 4.0], [5.0, 5.0], [5.0, 5.0]) is None
+    assert pooled_spearman([1.0], [2.0], [3.0], [np.nan]) is None
     assert pooled_spearman([], [], [], []) is None
     assert ranking_metrics([], []) == {"pwa_all": None, "n_pairs": 0}
 

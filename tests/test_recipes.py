@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import shlex
+import tomllib
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -347,7 +348,6 @@ def test_an_installed_package_has_them_inside(tmp_path, monkeypatch):
 
 
 def test_the_wheel_takes_them_along():
-    tomllib = pytest.importorskip("tomllib")
     wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
     assert wheel["include"] == ["/trl_margins", "/recipes/**/*.yaml"]
     assert wheel["sources"] == {"recipes": "trl_margins/recipes"}

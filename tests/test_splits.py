@@ -60,7 +60,7 @@ class TestPairs:
     def test_every_pair_is_where_it_belongs(self, caplog):
         """Told from the result who is unseen, the rest follows."""
         rows = pair_rows()
-        with caplog.at_level(logging.INFO):
+        with caplog.at_level(logging.INFO, "trl_margins"):
             splits = generalization_splits(rows)
         assert tuple(splits) == NAMES
         unseen = models(splits["mutual_ood"])
@@ -87,7 +87,7 @@ class TestPairs:
     @pytest.mark.parametrize("held_out", [0.1, 0.35])
     def test_id_and_response_ood_are_on_prompts_of_training(self, held_out, caplog):
         rows = pair_rows(60, 6)
-        with caplog.at_level(logging.INFO):
+        with caplog.at_level(logging.INFO, "trl_margins"):
             splits = generalization_splits(rows, unseen_models=0.5, held_out=held_out)
         trained = prompts(splits["train"])
         assert prompts(splits["id"]) <= trained
@@ -117,6 +117,17 @@ class TestPairs:
         assert prompts(base["prompt_ood"]) == prompts(more_models["prompt_ood"])
         assert set(map(str, base["id"])) < set(map(str, more_held_out["id"]))
         assert rows_of(base)["mutual_ood"] == rows_of(more_held_out)["mutual_ood"]
+
+    def test_shares_are_rounded_and_have_defaults(self):
+        """A fifth of 23 prompts is 4.6, and three tenths of six models 1.8."""
+        rows = pair_rows(23, 20).filter(lambda r: max(r["chosen_model"], r["rejected_model"]) < MODELS[6])
+        splits = generalization_splits(rows)
+        assert len(prompts(splits["prompt_ood"]) | prompts(splits["mutual_ood"])) == 5
+        assert len(models(splits["mutual_ood"])) == 2
+        seen = len(splits["train"]) + len(splits["id"])
+        assert len(splits["id"]) == round(seen / 10)
+        given = generalization_splits(rows, unseen_prompts=0.2, unseen_models=0.3, held_out=0.1, seed=0)
+        assert rows_of(splits) == rows_of(given)
 
     def test_models_by_name(self):
         unseen = MODELS[2:7:2]
@@ -205,7 +216,7 @@ class TestLists:
     def test_prompts_without_a_pair_are_counted(self, caplog):
         rows = list_rows(60, 5, levels=3, seed=1)
         unseen = set(MODELS[:4])
-        with caplog.at_level(logging.INFO):
+        with caplog.at_level(logging.INFO, "trl_margins"):
             splits = generalization_splits(Dataset.from_list(rows), unseen_models=unseen, held_out=0.05)
         counts: Counter = Counter()
         for row in rows:
@@ -238,7 +249,7 @@ class TestLists:
         halves = [
             {"prompt": r["prompt"], **{n: r[n][a:b] for n in list(r)[1:]}} for r in rows for a, b in ((0, 3), (3, 8))
         ]
-        with caplog.at_level(logging.INFO):
+        with caplog.at_level(logging.INFO, "trl_margins"):
             merged = generalization_splits(Dataset.from_list(halves))
         assert rows_of(merged) == rows_of(generalization_splits(Dataset.from_list(rows)))
         assert "40 of 80 rows have the prompt of another one and were merged" in caplog.text
@@ -399,6 +410,10 @@ class TestRefused:
         )
         with pytest.raises(ValueError, match="column 'rejected_model', row 1: the model None is not a name"):
             generalization_splits(nameless)
+        first = pair("p", *MODELS[:2])
+        for prompt in ("", None):
+            with pytest.raises(ValueError, match=f"column 'prompt', row 1: the prompt is {prompt!r}: drop the row"):
+                generalization_splits(Dataset.from_list([first, first | {"prompt": prompt}]))
 
     def test_other_sets(self):
         with pytest.raises(TypeError, match="one split that is not streamed, got DatasetDict"):

@@ -654,7 +654,7 @@ def _dataset_mixture(value: Any) -> Changed:
 def _mixed(parts: list[dict[str, Any]], shares: list[float], always: bool = False) -> Settings:
     """The mixture of these sets; one whole set is a mixture only if `always`."""
     parts = [{name: said for name, said in part.items() if said} for part in parts]
-    if len(parts) == 1 and shares == [1.0] and "columns" not in parts[0] and not always:
+    if shares == [1.0] and "columns" not in parts[0] and not always:
         names = {"path": "dataset_name", "name": "dataset_config", "split": "dataset_train_split"}
         return {today: parts[0][name] for name, today in names.items() if name in parts[0]}
     return {"datasets": parts, **({} if set(shares) == {1.0} else {"mixture_weights": shares})}

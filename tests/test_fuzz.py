@@ -11,13 +11,14 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+import yaml
 from conftest import load, quiet
 from datasets import Dataset, IterableDataset
 from hypothesis import HealthCheck, Phase, given, note, settings
@@ -25,8 +26,9 @@ from hypothesis import strategies as st
 from test_schemas import Right, Row, bot, chat, plain_logps, seen_by_trainer, user
 
 from trl_margins import GapPOConfig, GapPODPOConfig, GapPOTrainer, MarginDPOTrainer
-from trl_margins.cli import _is_about_input
+from trl_margins.cli import _is_about_input, main
 from trl_margins.cli.inspect import in_tokens_of
+from trl_margins.cli.train_options import TrainArguments
 from trl_margins.data.audit import SplitAudit, audit
 from trl_margins.data.loading import load_splits
 from trl_margins.evaluation.scorer import completion_logps
@@ -393,3 +395,85 @@ def test_a_broken_cell_is_the_same_to_all(drawn, cell, data, base, tiny_model, t
 def without_set(message: str) -> str:
     """A message without the name of the set, which each command has its own for."""
     return re.sub(r"the train data set|train", "", message)
+
+
+# Configurations
+
+# what reaches out of the process, or names where things lie
+NOT_DRAWN = re.compile(
+    "push|hub|deepspeed|fsdp|report_to|_dir$|resume|^env$|^debug$|local_rank|ddp|compile|cpu|ipex|mps|jit|neptune|tpu|"
+    "trackio|run_name|project|liger|vllm|^config$|^method$|^base$|dataset|data_files|model|ref_|trust|overwrite|"
+    "peft|lora|load_in|bnb|quant|attn|dtype|tf32|bf16|fp16|precision|accelerator|backend|dry_run|tokenizer|chat_template|"
+    "stop_after|auto_find|torch_empty|dataloader|workers|streaming|offload|memory|kernels|profil|neftune|optim"
+)
+VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 12),
+    st.sampled_from([10**12, 10**30, -(10**12)]),
+    st.floats(allow_nan=True),
+    st.sampled_from(
+        ["", " ", "no", "yes", "none", "null", "1", "0.5", "1e-4", "1_000", "٣", "-", "auto", "steps", "epoch"]
+    ),
+    st.sampled_from(["sigmoid", "score-gap", "amapo", "simpo", "linear", "log-ratio", "x" * 300, "a: b", "{}", "[1]"]),
+    st.lists(st.one_of(st.integers(-1, 2), st.sampled_from(["a", "sigmoid", None])), max_size=2),
+    st.dictionaries(st.sampled_from(["a", "b"]), st.integers(0, 1), max_size=1),
+    st.dates(),
+)
+
+
+def fields_of(base: str) -> list[str]:
+    classes = (TrainArguments, {"cpo": GapPOConfig, "dpo": GapPODPOConfig}[base])
+    return sorted({f.name for cls in classes for f in fields(cls) if f.init and not NOT_DRAWN.search(f.name)})
+
+
+FIELDS = {base: fields_of(base) for base in ("cpo", "dpo")}
+
+
+def said_by(*argv: str) -> str | None:
+    """The error of a command, or None. One that the command line would show as a traceback fails the test."""
+    try:
+        status = main(list(argv))
+    except SystemExit as stop:
+        return None if stop.code in (0, None) else str(stop.code)
+    except Exception as error:
+        if not _is_about_input(error):
+            raise
+        return str(error)
+    return None if status == 0 else f"status {status}"
+
+
+@fuzzed
+@given(data=st.data(), base=st.sampled_from(["cpo", "dpo"]))
+def test_a_configuration_is_the_same_to_all(data, base, tiny_model, tmp_path_factory, capsys):
+    """A dry run, `convert` and training take it or refuse it, in the same words."""
+    folder = tmp_path_factory.mktemp("config")
+    names = data.draw(st.lists(st.sampled_from(FIELDS[base]), min_size=1, max_size=2, unique=True))
+    drawn = {name: data.draw(VALUES, label=name) for name in names}
+    rows = [
+        {"prompt": "q ", "chosen": f"a{i}", "rejected": f"b{i}", "score_chosen": 3, "score_rejected": i}
+        for i in (1, 2)
+    ]
+    Dataset.from_list(rows).to_json(folder / "pairs.jsonl")
+    settings = {
+        **{"model_name_or_path": tiny_model, "dataset_name": str(folder / "pairs.jsonl"), "base": base},
+        **{
+            "output_dir": str(folder / "out"),
+            "bf16": False,
+            "report_to": "none",
+            "max_steps": 1,
+            "save_strategy": "no",
+        },
+        **{"eval_strategy": "no", "max_length": 64, "use_cpu": True},
+        **drawn,
+    }
+    file = folder / "c.yaml"
+    file.write_text(yaml.safe_dump(settings, allow_unicode=True))
+    dry, converted = said_by("train", "--config", str(file), "--dry_run"), said_by("convert", str(file))
+    assert (dry is None) == (converted is None), (dry, converted)
+    trained = said_by("train", "--config", str(file))
+    capsys.readouterr()
+    assert (dry is None) == (trained is None), (drawn, dry, trained)
+    if dry is not None:
+        assert dry == trained
+        assert any(name in dry for name in names), dry

@@ -473,6 +473,8 @@ def test_a_configuration_is_the_same_to_all(data, base, tiny_model, tmp_path_fac
     assert (dry is None) == (converted is None), (dry, converted)
     trained = said_by("train", "--config", str(file))
     capsys.readouterr()
+    if trained and re.search("data set|train pairs", trained):  # a dry run reads no rows
+        trained = None
     assert (dry is None) == (trained is None), (drawn, dry, trained)
     if dry is not None:
         assert dry == trained

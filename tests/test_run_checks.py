@@ -391,9 +391,9 @@ def test_a_file_in_place_of_a_recipe_s_data_set():
         assert str(found) == (
             "data set 'rows.jsonl' has the splits ['train'], not 'train_prefs' and 'test_prefs': name one of them "
             "with --dataset_train_split and --dataset_test_split, or another data set to evaluate on with "
-            "--eval_dataset_name; `train` needs none with --eval_strategy no"
+            "--eval_dataset_name; `train` needs none with --eval_strategy no --eval_on_start false"
         )
-    found = said(*given, "--eval_strategy", "no")
+    found = said(*given, "--eval_strategy", "no", "--eval_on_start", "false")
     assert str(found) == (
         "data set 'rows.jsonl' has the splits ['train'], not 'train_prefs': name one of them with "
         "--dataset_train_split"

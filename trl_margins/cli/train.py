@@ -35,7 +35,7 @@ from .migration import OLD_KEYS, migrate
 from .mixture import mixture_splits, mixture_test_split
 from .options import OptionsParser, usage
 from .setup import check_writable, find_model, load_model, load_tokenizer
-from .train_options import TrainArguments, chat_template, check_run, training_splits
+from .train_options import TrainArguments, chat_template, check_run, evaluates_while_training, training_splits
 
 logger = logging.getLogger(__name__)
 
@@ -438,12 +438,13 @@ def datasets_of(script: TrainArguments, config: Any, mixture: DatasetMixtureConf
         splits = load_splits(name, script.dataset_config, script.dataset_streaming, decoded=IMAGES)
     test = script.dataset_test_split
     held_out = mixture.datasets and test not in splits
-    own = not (script.eval_dataset_name or config.eval_strategy == "no" or held_out)
+    evaluates = evaluates_while_training(config)
+    own = evaluates and not (script.eval_dataset_name or held_out)
     train, evals = training_splits(splits, script.dataset_train_split, test if own else None, name)
     if script.eval_dataset_name:
         splits = load_splits(script.eval_dataset_name, decoded=IMAGES)
         only = len(splits) == 1  # whatever its name
         return train, pick_split(splits, None if only else test, script.eval_dataset_name, "--dataset_test_split")
-    if held_out and config.eval_strategy != "no":
+    if held_out and evaluates:
         return train, mixture_test_split(mixture, test)
     return train, evals

@@ -163,6 +163,11 @@ def _check_objective(config: Any) -> None:
         raise ValueError("liger_kernel_config: fused_linear_cross_entropy replaces the forward pass that TRL patches")
 
 
+def evaluates_while_training(config: Any) -> bool:
+    """Whether a set is needed for that."""
+    return bool(config.eval_strategy != "no" or config.eval_on_start)
+
+
 def training_splits(splits: Mapping[str, Any], train: str, test: str | None, name: str) -> tuple[Any, Any]:
     """The split to train on, and that to evaluate on if one is named.
 
@@ -172,7 +177,8 @@ def training_splits(splits: Mapping[str, Any], train: str, test: str | None, nam
     named = (("--dataset_train_split", train), ("--dataset_test_split", test))
     if missing := {flag: split for flag, split in named if split is not None and split not in splits}:
         without = (
-            ", or another data set to evaluate on with --eval_dataset_name; `train` needs none with --eval_strategy no"
+            ", or another data set to evaluate on with --eval_dataset_name; `train` needs none with "
+            "--eval_strategy no --eval_on_start false"
         )
         raise ValueError(
             f"data set {name!r} has the splits {list(splits)}, not {' and '.join(map(repr, missing.values()))}: name "
@@ -183,7 +189,7 @@ def training_splits(splits: Mapping[str, Any], train: str, test: str | None, nam
 
 def _check_data(script: TrainArguments, config: Any, mixture: DatasetMixtureConfig) -> None:
     name, test = script.dataset_name, script.dataset_test_split
-    evaluates = config.eval_strategy != "no" and not script.eval_dataset_name
+    evaluates = evaluates_while_training(config) and not script.eval_dataset_name
     given = [each for each in _TO_MIX if getattr(script, each, getattr(mixture, each, None)) is not None]
     streams = mixture.streaming if mixture.datasets else script.dataset_streaming
     if mixture.datasets:

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from numbers import Real
 from typing import Any
 
@@ -68,8 +69,9 @@ class ScoreColumns:
 
 
 def as_number(value: Any) -> Any:
-    """The number that a text spells, else the value."""
-    return float(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else value
+    """The number that a text spells or a database's decimal is, else the value."""
+    is_written = isinstance(value, str) and _NUMBER.fullmatch(value)
+    return float(value) if is_written or isinstance(value, Decimal) else value
 
 
 def _extremes(scores: list[Any]) -> tuple[Any, Any]:

@@ -35,8 +35,8 @@ PROBLEMS = r"""(wide) => {
   const all = (selector) => document.querySelectorAll(selector)
   const root = document.documentElement
   if (root.scrollWidth > root.clientWidth + 1) found.push(`the page is ${root.scrollWidth} px wide`)
-  for (const name of all("td .word, th .word"))
-    if (name.getClientRects().length > 1) say("broken name in a table", name)
+  for (const name of all(".word"))
+    if (name.getClientRects().length > 1) say("broken name", name)
   if (wide)
     for (const block of all("article pre > code, article div.arithmatex"))
       if (block.scrollWidth > block.clientWidth + 1) say("does not fit its column", block)

@@ -195,14 +195,13 @@ def _split_to_evaluate(trainer: Any, script: TrainArguments, name: str) -> str |
 
 def loading(model: Any, folder: str, trust_remote_code: bool = False) -> str:
     """Python that loads the model, or the adapter on its base model."""
-    has_adapter = is_peft_model(model)
-    base = model.get_base_model() if has_adapter else model
-    if base.config.is_encoder_decoder:
-        kind = "Seq2SeqLM"
-    elif type(base).__name__.endswith("ForConditionalGeneration"):  # which transformers loads with an adapter, too
-        kind, has_adapter = "ImageTextToText", False
-    else:
-        kind = "CausalLM"
+    from ..trainers.card import task_of
+
+    kind = {None: "Seq2SeqLM", "text-generation": "CausalLM", "image-text-to-text": "ImageTextToText"}.get(
+        task_of(model), "MultimodalLM"
+    )
+    # transformers loads these with an adapter, too
+    has_adapter = is_peft_model(model) and kind in ("Seq2SeqLM", "CausalLM")
     library, loader = ("peft", f"AutoPeftModelFor{kind}") if has_adapter else ("transformers", f"AutoModelFor{kind}")
     trusted = ", trust_remote_code=True" if trust_remote_code else ""
     return f"from {library} import {loader}; model = {loader}.from_pretrained({folder!r}{trusted})"

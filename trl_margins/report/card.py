@@ -96,7 +96,7 @@ class CardFacts:
     reproduce_language: str = "bash"
     license: Mapping[str, str] = field(default_factory=dict)  # of the base model, in the Hub's words; {} if unknown
     adapter: str | None = None  # its kind, such as LoRA
-    encoder_decoder: bool = False
+    task: str | None = "text-generation"  # transformers' pipeline that loads the model; None if there is none
     chat: bool = False  # whether the tokenizer has a chat template
 
     @property
@@ -154,8 +154,7 @@ def completed(written: ModelCard, facts: CardFacts) -> ModelCard:
     metadata = written.data.to_dict()
     metadata.pop("licence", None)  # TRL's placeholder, which the Hub does not know
     data = ModelCardData(**{**metadata, **facts.license})
-    if not facts.encoder_decoder:
-        data.pipeline_tag = "text-generation"
+    data.pipeline_tag = facts.task
     tags = sorted(data.tags or [])
     data.model_name, data.base_model, data.datasets = (
         facts.model_name,

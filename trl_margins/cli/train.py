@@ -292,18 +292,19 @@ def read_settings(
     return settings, source
 
 
-def parser_for(method: str | None, base: str, command: str = "train") -> OptionsParser:
-    """The parser over the fields of a method's config on a base."""
+def parser_for(method: str | None, base: str, command: str = "train", *more: Any) -> OptionsParser:
+    """The parser over the fields of a method's config on a base, and over those of `more`, which come first."""
     from ..trainers.configs import config_class
 
+    first = {command.title(): [item.name for item in fields(kind)] for kind in more}
     parser = OptionsParser(
         command,
-        *(TrainArguments, config_class(_method(method), base), ModelConfig, DatasetMixtureConfig),
+        *(*more, TrainArguments, config_class(_method(method), base), ModelConfig, DatasetMixtureConfig),
         scope=f"method {method or 'none'!r} on base {base!r}",
         flags_only=("recipe", "dry_run"),
         old_keys=OLD_KEYS,
         usage="%(prog)s [--config FILE | --recipe NAME] [options]",  # there are about two hundred
-        groups=_groups(method, config_class(_method(method), base)),
+        groups=first | _groups(method, config_class(_method(method), base)),
     )
     import torch
 

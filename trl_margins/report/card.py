@@ -54,6 +54,7 @@ class SetFacts:
     filtered: int | None = _counted("filtered", "the score gap is below the hard filter's threshold: not used")
     dropped: int | None = _counted("dropped", "the prompt alone fills the length limit, so the pair was not used")
     clear: int | None = None  # with a score gap of at least `eval_min_score_gap`; not in the card
+    is_training_set: bool = False  # the same rows; not in the card
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,7 @@
 """The documentation in a real browser: every page, wide and narrow, light and dark, from a server and from disk.
 
-Needs `pip install '.[docs]'` and Chromium (on Debian: `apt-get install chromium`). With
-SITE_SCREENS, the name of a folder, pictures of the first 6,000 pixels of each page are left there: they take most of the
-time.
+Needs `pip install '.[docs]'` and Chromium (on Debian: `apt-get install chromium`). With SITE_SCREENS, the name of a
+folder, pictures of the first 6,000 pixels of each page are left there: they take most of the time.
 """
 
 from __future__ import annotations

@@ -292,7 +292,9 @@ def test_the_help_of_compare_has_what_train_has(capsys):
         main(["compare", "--help"])
     assert ended.value.code == 0
     printed = capsys.readouterr().out
-    places = [printed.index(text) for text in ("\nCompare:", "--methods", "\nMethod:", "--learning_rate ", "\nData:")]
+    places = [
+        printed.index(text) for text in ("\nCompare:", "  --methods ", "\nMethod:", "  --learning_rate ", "\nData:")
+    ]
     assert places == sorted(places)
     assert "--method " not in printed
     assert "trl-margins compare --help_all" in printed

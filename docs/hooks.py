@@ -16,7 +16,7 @@ from typing import Any
 PLACEHOLDER = re.compile(r"^\{\{ (\w+) ?(.*?) \}\}$", re.MULTILINE)
 _WORDS = re.compile(r" ?(?<![\\A-Za-z])[A-Za-z]{2,}(?:[- ][A-Za-z]{2,})* ?")
 _UPRIGHT = r"\\text{\g<0>}"
-_CODE = re.compile(r"<code>([^<]+)</code>")
+_CODE = re.compile(r"<code>([^<\n]+)</code>(?!</pre>)")
 _ALWAYS_SHOWN = ("beta", "gamma_beta_ratio", "learning_rate")  # of a paper's settings; others where they differ
 
 
@@ -26,12 +26,12 @@ def on_page_markdown(markdown: str, **kwargs: Any) -> str:
 
 
 def on_page_content(html: str, **kwargs: Any) -> str:
-    """MkDocs calls this with every page's HTML: in tables, names and flags are kept in one piece."""
-    return re.sub(r"<t[dh]\b.*?</t[dh]>", lambda cell: _CODE.sub(_kept_words, cell[0]), html, flags=re.DOTALL)
+    """MkDocs calls this with every page's HTML: names and flags that fit a phone's line are kept in one piece."""
+    return _CODE.sub(_kept_words, html)
 
 
 def _kept_words(code: re.Match[str]) -> str:
-    words = re.sub(r"[^ ]+", r'<span class="word">\g<0></span>', code[1])
+    words = re.sub(r"(?<![^ ])[^ ]{1,40}(?![^ ])", r'<span class="word">\g<0></span>', code[1])
     return f"<code>{words}</code>"
 
 

@@ -729,7 +729,7 @@ def test_select_ranks_a_set_by_its_anchor_gaps(tiny_model, tmp_path, capsys):
     options = ["--batch_size", "2", "--anchor_batch_multiplier", "2", "--anchor_radius", "0.5", "--max_length", "128"]
     assert cli([*arguments, "--output_dir", str(tmp_path / "out"), "--fraction", "0.4", *options]) == 0
     parts = {name: read_rows(tmp_path / "out" / f"{name}.jsonl") for name in ("all", "stable", "unstable", "random")}
-    assert [row["prompt"] for row in parts["all"]] == rows["prompt"][:]
+    assert [{name: row[name] for name in rows.column_names} for row in parts["all"]] == rows.to_list()
     gaps = np.array([row["anchor_gap"] for row in parts["all"]])
     assert {len(parts[name]) for name in ("stable", "unstable", "random")} == {4}
     assert sorted(row["anchor_gap"] for row in parts["stable"]) == sorted(gaps)[:4]

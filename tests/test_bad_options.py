@@ -1008,7 +1008,7 @@ def test_a_full_disk_under_the_card(tiny_model, tmp_path, monkeypatch, caplog):
     assert "cannot be written" in caplog.text
     (tmp_path / "README.md").rmdir()
     trainer.create_model_card()
-    assert "GammaPO" in (tmp_path / "README.md").read_text()
+    assert "γ-PO" in (tmp_path / "README.md").read_text()
 
 
 def test_a_full_disk_under_the_pictures_of_a_card(tiny_model, tmp_path, caplog):
@@ -1017,7 +1017,7 @@ def test_a_full_disk_under_the_pictures_of_a_card(tiny_model, tmp_path, caplog):
     (tmp_path / "figures").touch()
     trainer.create_model_card()
     assert "the model card has only the first 0 pictures" in caplog.text
-    assert "GammaPO" in (tmp_path / "README.md").read_text()
+    assert "γ-PO" in (tmp_path / "README.md").read_text()
 
 
 def test_a_card_without_matplotlib(tiny_model, tmp_path, monkeypatch, caplog):
@@ -1027,7 +1027,7 @@ def test_a_card_without_matplotlib(tiny_model, tmp_path, monkeypatch, caplog):
     with caplog.at_level(logging.INFO, "trl_margins"):
         trainer.create_model_card()
     assert "no pictures for the model card: pip install 'trl-margins[report]'" in caplog.text
-    assert "GammaPO" in (tmp_path / "README.md").read_text()
+    assert "γ-PO" in (tmp_path / "README.md").read_text()
 
 
 def test_a_card_still_refuses_numbers_that_are_none(tiny_model, tmp_path):

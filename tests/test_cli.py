@@ -287,6 +287,19 @@ def test_help_begins_with_the_method_and_leaves_nothing_out(capsys):
     assert re.search(r"\d+ more options of TRL and transformers: trl-margins train --help_all", short)
 
 
+def test_the_help_of_compare_has_what_train_has(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["compare", "--help"])
+    assert ended.value.code == 0
+    printed = capsys.readouterr().out
+    places = [
+        printed.index(text) for text in ("\nCompare:", "  --methods ", "\nMethod:", "  --learning_rate ", "\nData:")
+    ]
+    assert places == sorted(places)
+    assert "--method " not in printed
+    assert "trl-margins compare --help_all" in printed
+
+
 def test_env_has_versions_and_no_paths(monkeypatch, capsys):
     monkeypatch.setenv("HF_TOKEN", "hf_" + "x" * 34)
     assert main(["env"]) == 0

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
+from processes import start
 
 SWITCHED_BY = {
     "torch's older function": "torch.set_float32_matmul_precision('high')",
@@ -50,5 +48,6 @@ assert (before[0][0] == "tf32") == {on}, before
 def test_off_within_and_back_afterwards(switch: str) -> None:
     """In a process of its own: torch's switches cannot be put back to never having been touched."""
     code = CODE.format(switch=SWITCHED_BY[switch], on=switch != "nothing")
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert found.returncode == 0, found.stderr
+    process = start(exec, code, {})
+    process.join()
+    assert process.exitcode == 0  # with the error on its standard error

@@ -71,7 +71,7 @@ def test_what_is_committed_has_run():
 def check_outputs(of: nbformat.NotebookNode) -> None:
     header, *rows = progress_table(of)
     assert header == COLUMNS
-    assert [row[0] for row in rows] == ["0", "5", "10"]
+    assert [row[0] for row in rows] == ["0", "6"]
     assert float(rows[0][3]) < float(rows[-1][3])  # PWA
     assert len(shown(of, "image/png")) == 1
     assert "image/png" in code_cells(of)[-1].outputs[-1].data

@@ -30,7 +30,7 @@ from trl_margins.report.style import label, render
 TERMS = {
     "gappo": ("GapPO", "score-gap", None),
     "gap-aware": ("GaPO", None, "gap-aware"),
-    "gamma-po": ("GammaPO", None, "gamma-po"),
+    "gamma-po": ("γ-PO", None, "gamma-po"),
     "amapo": ("AMaPO", None, "amapo"),
     "geometric-anchor": ("GAPO", None, "geometric-anchor"),
     None: ("MarginCPO", None, None),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import re
@@ -21,6 +22,7 @@ from processes import output_of, start
 from safetensors.torch import load_file
 
 from trl_margins import GapPOConfig, GapPOTrainer
+from trl_margins import logging as log
 from trl_margins.cli import main
 from trl_margins.trainers.interrupts import Interrupts
 from trl_margins.trainers.progress import line_of
@@ -80,8 +82,8 @@ def test_the_first_and_the_last_lines(tiny_model, pairs, tmp_path):
     assert said.startswith("model   ")
     assert f"{Path(tiny_model).name}: {n:,} parameters in float32; all train" in first
     assert (
-        f"{pairs}: train 16 pairs (1 tie, 0 reversed); eval 16 pairs (1 tie, 0 reversed); scores from score_chosen/"
-        in first
+        f"{pairs}: train 16 pairs (1 tie, 0 reversed); eval 16 pairs (the same rows as train, 1 tie, 0 reversed); "
+        "scores from score_chosen/" in first
     )
     assert "gappo on CPOTrainer" in first
     assert "weight score-gap, β 1, γ 0.5 (γ/β 0.5)" in first
@@ -196,8 +198,15 @@ logging.getLogger("trl_margins.trainers.x").warning("a WARNING line")
 INFO, WARNS = "an INFO line", "a WARNING line"
 LOGS = {
     "nothing": ("", "", [INFO, f"WARNING trl_margins.trainers.x: {WARNS}"]),
-    "basicConfig": ("", "logging.basicConfig()", [f"WARNING:trl_margins.trainers.x:{WARNS}"]),
-    "before": ("logging.basicConfig()", "", [f"WARNING:trl_margins.trainers.x:{WARNS}"]),
+    "basicConfig": ("", "logging.basicConfig()", [INFO, f"WARNING:trl_margins.trainers.x:{WARNS}"]),
+    "before": ("logging.basicConfig()", "", [INFO, f"WARNING:trl_margins.trainers.x:{WARNS}"]),
+    "a library's warning": (
+        "",
+        "logging.warning('hm')",
+        ["WARNING:root:hm", INFO, f"WARNING:trl_margins.trainers.x:{WARNS}"],
+    ),
+    "warnings alone": ("", "logging.basicConfig(format='%(message)s')", [WARNS]),
+    "another rank": ("", "import os; os.environ['RANK'] = '1'", [f"WARNING trl_margins.trainers.x: {WARNS}"]),
     "INFO of all": (
         "logging.basicConfig(format='%(message)s', level='INFO')",
         "",
@@ -224,6 +233,16 @@ def test_what_a_script_shows(name):
     script = SCRIPT.format(before=before, after=after)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stderr.splitlines() == expected
+
+
+def test_what_was_held_is_said_after_an_error(monkeypatch):
+    handler, said = log._Package(), []
+    monkeypatch.setattr(log, "_handler", handler)
+    monkeypatch.setattr(handler, "handle", lambda record: said.append(record.msg))
+    handler.held = [logging.makeLogRecord({"msg": "held"})]
+    with pytest.raises(ZeroDivisionError), log.first():
+        raise ZeroDivisionError
+    assert said == ["held"]
 
 
 def test_others_are_warned_of_their_experimental_imports():

@@ -714,7 +714,7 @@ def llava(folder: str) -> Any:
 
 
 @pytest.mark.parametrize("images", [True, False], ids=["images", "text-alone"])
-def test_vision(images, vision, tmp_path, caplog):
+def test_vision(images, vision, tmp_path, caplog, monkeypatch, capsys):
     folder, processor, rows = vision
     rows = rows if images else preference_rows(8, "conversational")
 
@@ -731,6 +731,22 @@ def test_vision(images, vision, tmp_path, caplog):
         not torch.equal(value, weights(llava(folder))[n]) for n, value in weights(ours.model).items() if "vis" in n
     ]
     assert any(seen) == images
+    if images:
+        ours.save_model()
+        processor.save_pretrained(ours.args.output_dir)
+        ours.create_model_card()
+        check_card_of_images(Path(ours.args.output_dir), rows[0]["images"][0], monkeypatch, capsys)
+
+
+def check_card_of_images(out: Path, picture: Any, monkeypatch: Any, capsys: Any) -> None:
+    """It has the Hub's tag of such models, and its first block runs as it stands, beside a picture."""
+    text = (out / "README.md").read_text()
+    assert "\npipeline_tag: image-text-to-text\n" in text
+    picture.save(out.parent / "picture.jpg")
+    monkeypatch.chdir(out.parent)
+    capsys.readouterr()
+    exec(text.split("```python\n")[1].split("```")[0], {})
+    assert capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -42,12 +42,14 @@ class _Package(Screen):
     held: list[logging.LogRecord] | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
-        root = logging.getLogger()
+        root, asked = logging.getLogger(), _asked(record.name)
+        if record.levelno < logging.WARNING and _is_of_another_rank():
+            return
         _make_plain(record)
         if self.held is not None and record.levelno < logging.WARNING:
             self.held.append(record)
-        elif root.handlers:
-            if record.levelno >= _asked(record.name):
+        elif root.handlers and (asked is not None or record.levelno >= logging.WARNING):
+            if record.levelno >= (asked or logging.WARNING):
                 for handler in root.handlers:
                     if record.levelno >= handler.level and handler not in PACKAGE.handlers:  # as pytest's is
                         handler.handle(record)
@@ -65,17 +67,33 @@ def _make_plain(record: logging.LogRecord) -> None:
         record.msg, record.args = shown, None
 
 
-def _asked(name: str) -> int:
-    """The level that a script asked for, by the name of a logger or by the root's."""
+def _is_of_another_rank() -> bool:
+    """Whether INFO is left to the first rank, which says the same. Launchers from Python set RANK after the import."""
+    return PACKAGE.level == _DEFAULT and os.environ.get("RANK", "0") != "0"
+
+
+def _asked(name: str) -> int | None:
+    """The level that a script asked for, by the name of a logger or by the root's; None where nobody has."""
     logger = logging.getLogger(name)
     while logger.parent and logger.level in (logging.NOTSET, _DEFAULT):
         logger = logger.parent
-    return logger.level
+    return None if logger.parent is None and _is_untouched(logger) else logger.level
+
+
+def _is_untouched(root: logging.Logger) -> bool:
+    """Whether the root is as any library's `logging.warning` leaves it, by a bare `basicConfig()`."""
+    return root.level == logging.WARNING and all(
+        type(handler) is logging.StreamHandler
+        and handler.formatter is not None
+        and handler.formatter._fmt == logging.BASIC_FORMAT
+        for handler in root.handlers
+    )
 
 
 def shows(level: int) -> bool:
     """Whether records of this level are shown."""
-    return PACKAGE.isEnabledFor(level) and (not logging.getLogger().handlers or level >= _asked(PACKAGE.name))
+    asked = _asked(PACKAGE.name)
+    return PACKAGE.isEnabledFor(level) and (asked is None or level >= asked) and not _is_of_another_rank()
 
 
 @contextmanager
@@ -98,13 +116,15 @@ def release_info() -> None:
 def first() -> Iterator[None]:
     """What is said in the block comes before what has been kept back."""
     held, _handler.held = _handler.held or [], None
-    yield
-    for record in held:
-        _handler.handle(record)
+    try:
+        yield
+    finally:
+        for record in held:
+            _handler.handle(record)
 
 
 _handler = _Package()
 PACKAGE.addHandler(_handler)
 PACKAGE.propagate = False  # the handler passes on to the root what a script wants to see
-if PACKAGE.level == logging.NOTSET:  # all ranks would say the same
-    PACKAGE.setLevel(_DEFAULT if os.environ.get("RANK", "0") == "0" else logging.WARNING)
+if PACKAGE.level == logging.NOTSET:
+    PACKAGE.setLevel(_DEFAULT)

@@ -38,7 +38,7 @@ from . import train
 from .compare_settings import Entry, SharedSettings, Variant, default_of, set_by_the_first
 from .config_file import Settings, as_yaml
 from .dry_run import plain
-from .options import Options, option, usage
+from .options import Options, OptionsParser, option, usage
 from .setup import WEIGHTS, check_writable, digest_of_files
 
 logger = logging.getLogger(__name__)
@@ -97,12 +97,23 @@ def parser() -> HfArgumentParser:
     )
 
 
+def help_parser() -> OptionsParser:
+    """The parser that prints the help: also of what `train` has, but for its method."""
+    whole = train.parser_for("gappo", "cpo", "compare", CompareArguments)
+    whole.usage = parser().usage
+    for actions in (whole._actions, *(group._group_actions for group in whole._action_groups)):
+        actions[:] = [action for action in actions if action.dest != "method"]
+    return whole
+
+
 def plan(argv: Sequence[str]) -> tuple[Comparison, bool]:
     """The comparison that the flags describe, and whether it is only to be shown.
 
     Raises:
         ValueError: settings that a method does not take, or that would make it another one.
     """
+    if {"-h", "--help", "--help_all", "--help-all"} & set(argv):
+        help_parser().parse(argv)
     parsed: Any = parser().parse_args_into_dataclasses(list(argv), return_remaining_strings=True)
     args, flags = parsed
     check_names("methods", args.methods)

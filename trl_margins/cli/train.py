@@ -195,14 +195,13 @@ def _split_to_evaluate(trainer: Any, script: TrainArguments, name: str) -> str |
 
 def loading(model: Any, folder: str, trust_remote_code: bool = False) -> str:
     """Python that loads the model, or the adapter on its base model."""
-    has_adapter = is_peft_model(model)
-    base = model.get_base_model() if has_adapter else model
-    if base.config.is_encoder_decoder:
-        kind = "Seq2SeqLM"
-    elif type(base).__name__.endswith("ForConditionalGeneration"):  # which transformers loads with an adapter, too
-        kind, has_adapter = "ImageTextToText", False
-    else:
-        kind = "CausalLM"
+    from ..trainers.card import task_of
+
+    kind = {None: "Seq2SeqLM", "text-generation": "CausalLM", "image-text-to-text": "ImageTextToText"}.get(
+        task_of(model), "MultimodalLM"
+    )
+    # transformers loads these with an adapter, too
+    has_adapter = is_peft_model(model) and kind in ("Seq2SeqLM", "CausalLM")
     library, loader = ("peft", f"AutoPeftModelFor{kind}") if has_adapter else ("transformers", f"AutoModelFor{kind}")
     trusted = ", trust_remote_code=True" if trust_remote_code else ""
     return f"from {library} import {loader}; model = {loader}.from_pretrained({folder!r}{trusted})"
@@ -294,18 +293,19 @@ def read_settings(
     return settings, source
 
 
-def parser_for(method: str | None, base: str, command: str = "train") -> OptionsParser:
-    """The parser over the fields of a method's config on a base."""
+def parser_for(method: str | None, base: str, command: str = "train", *more: Any) -> OptionsParser:
+    """The parser over the fields of a method's config on a base, and over those of `more`, which come first."""
     from ..trainers.configs import config_class
 
+    first = {command.title(): [item.name for item in fields(kind)] for kind in more}
     parser = OptionsParser(
         command,
-        *(TrainArguments, config_class(_method(method), base), ModelConfig, DatasetMixtureConfig),
+        *(*more, TrainArguments, config_class(_method(method), base), ModelConfig, DatasetMixtureConfig),
         scope=f"method {method or 'none'!r} on base {base!r}",
         flags_only=("recipe", "dry_run"),
         old_keys=OLD_KEYS,
         usage="%(prog)s [--config FILE | --recipe NAME] [options]",  # there are about two hundred
-        groups=_groups(method, config_class(_method(method), base)),
+        groups=first | _groups(method, config_class(_method(method), base)),
     )
     import torch
 

@@ -188,7 +188,7 @@ ROWS = (
     ),
     _baseline(
         "alpha-dpo",
-        "AlphaDPO",
+        "α-DPO",
         "alphadpo",
         "−log σ(β (Δ − γ − α z_i)),  z = (Δ − Δ_ref) standardized over the run",
         reward="length-normalized",
@@ -206,7 +206,7 @@ ROWS = (
     ),
     _baseline(
         "beta-dpo",
-        "BetaDPO",
+        "β-DPO",
         "betadpo",
         "−log σ(β_b x_i/β) over the kept pairs,  β_b = β (1 + a (mean gap − its running mean))",
         weight=KeptWeight.name,
@@ -216,7 +216,7 @@ ROWS = (
     ),
     _baseline(
         "beta-simpo",
-        "BetaSimPO",
+        "β-SimPO",
         "betadpo",
         "−log σ(β_b Δ − βγ) over the kept pairs,  β_b = β (1 + a (mean Δ − its running mean))",
         reward="length-normalized",

@@ -77,7 +77,7 @@ ROWS = (
     ),
     Method(
         id="gamma-po",
-        name="GammaPO",
+        name="γ-PO",
         paper=cited("gammapo"),
         formula="loss = (1/B) Σ −log σ(m_i − γ n p_i),  p = argmin −(1/n) Σ log σ(m_i − γ n p_i) + τ KL(p ‖ uniform)",
         reward="length-normalized",

@@ -41,7 +41,7 @@ class Method:
     """A named choice of reward and terms, with its paper and the paper's settings."""
 
     id: str
-    name: str
+    name: str  # as the paper writes it
     paper: Paper
     formula: str
     reward: str

@@ -55,6 +55,7 @@ class SetFacts:
     filtered: int | None = _counted("filtered", "the score gap is below the hard filter's threshold: not used")
     dropped: int | None = _counted("dropped", "the prompt alone fills the length limit, so the pair was not used")
     clear: int | None = None  # with a score gap of at least `eval_min_score_gap`; not in the card
+    is_training_set: bool = False  # the same rows; not in the card
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class CardFacts:
     reproduce_language: str = "bash"
     license: Mapping[str, str] = field(default_factory=dict)  # of the base model, in the Hub's words; {} if unknown
     adapter: str | None = None  # its kind, such as LoRA
-    encoder_decoder: bool = False
+    task: str | None = "text-generation"  # transformers' pipeline that loads the model; None if there is none
     chat: bool = False  # whether the tokenizer has a chat template
 
     @property
@@ -156,8 +157,7 @@ def completed(written: ModelCard, facts: CardFacts) -> ModelCard:
     metadata.pop("licence", None)  # TRL's placeholder, which the Hub does not know
     of_license = {key: printable(value) for key, value in facts.license.items()}  # of another's card
     data = ModelCardData(**{**metadata, **of_license})
-    if not facts.encoder_decoder:
-        data.pipeline_tag = "text-generation"
+    data.pipeline_tag = facts.task
     tags = sorted(data.tags or [])
     data.model_name, data.base_model, data.datasets = (
         printable(facts.model_name),

@@ -64,7 +64,8 @@ def _set(facts: SetFacts, trainer: Any, named: bool) -> str:
     if facts.name == TRAIN and facts.pairs not in (None, used := _length(trainer.train_dataset)):
         size += f", {used:,} of them used"
     counts = {"ties": facts.ties, "reversed": facts.reversed, "flipped": facts.flipped}
-    found = [
+    found = ["the same rows as train"] if facts.is_training_set else []
+    found += [
         f"{n} {what.removesuffix('s') if n == 1 else what}"
         for what, n in counts.items()
         if n is not None and (n or what != "flipped")

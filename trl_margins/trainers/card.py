@@ -13,6 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import is_peft_model
 from huggingface_hub import ModelCard, model_info
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+)
 from trl import DPOTrainer
 from trl.experimental.cpo import CPOTrainer
 from trl.trainer.utils import get_config_model_id
@@ -178,7 +182,7 @@ def card_facts(
         eval_split=str(split) if split and str(split) != "train" else None,  # load_dataset calls every file train
         adapter=adapter_kind(trainer.model),
         license=_license(trainer),
-        encoder_decoder=bool(getattr(trainer.model.config, "is_encoder_decoder", False)),
+        task=task_of(trainer.accelerator.unwrap_model(trainer.model)),
         chat=bool(getattr(trainer.processing_class, "chat_template", None)),
     )
 
@@ -187,6 +191,17 @@ def base_model(trainer: Any) -> str | None:
     name = get_config_model_id(trainer.model.config)
     bundled = Path(name).parent.name  # the model is in a folder with the name of its version
     return BUNDLED_PREFIX + bundled if bundled in BUNDLED_MODELS else name or None
+
+
+def task_of(model: Any) -> str | None:
+    """transformers' pipeline for the model, which is the Hub's tag too; None for encoder-decoders of text."""
+    base = model.get_base_model() if is_peft_model(model) else model
+    name = type(base).__name__
+    if name in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values():
+        return "image-text-to-text"
+    if name in MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES.values():  # audio
+        return "any-to-any"
+    return None if getattr(base.config, "is_encoder_decoder", False) else "text-generation"
 
 
 def _license(trainer: Any) -> dict[str, str]:

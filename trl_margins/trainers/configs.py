@@ -817,6 +817,7 @@ def _links_with_options() -> dict[str, Link]:
 
 # Config classes by method and base, and with the options of registered terms
 
+_SPELLED = str.maketrans({"α": "Alpha", "β": "Beta", "γ": "Gamma"})  # in the names of classes
 ConfigClass = type[MarginCPOConfig] | type[MarginDPOConfig]
 _CONFIGS: dict[tuple[str | None, str], type[Any]] = {
     (None, "cpo"): MarginCPOConfig,
@@ -838,7 +839,8 @@ def config_class(method_id: str | None, base: str | None = None) -> ConfigClass:
     base = base_of(method_id, base)
     method = None if method_id is None else get_method(method_id)
     if method is not None and (method_id, base) not in _CONFIGS:
-        name = "".join(filter(str.isalnum, method.name)) + ("Config" if base == "cpo" else "DPOConfig")
+        name = "".join(filter(str.isalnum, method.name.translate(_SPELLED)))
+        name += "Config" if base == "cpo" else "DPOConfig"
         body = {
             "__module__": __name__,
             "__doc__": f"{method.name} on TRL's {base.upper()}Trainer.",

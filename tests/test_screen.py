@@ -198,14 +198,8 @@ logging.getLogger("trl_margins.trainers.x").warning("a WARNING line")
 INFO, WARNS = "an INFO line", "a WARNING line"
 LOGS = {
     "nothing": ("", "", [INFO, f"WARNING trl_margins.trainers.x: {WARNS}"]),
-    "basicConfig": ("", "logging.basicConfig()", [INFO, f"WARNING:trl_margins.trainers.x:{WARNS}"]),
-    "before": ("logging.basicConfig()", "", [INFO, f"WARNING:trl_margins.trainers.x:{WARNS}"]),
-    "a library's warning": (
-        "",
-        "logging.warning('hm')",
-        ["WARNING:root:hm", INFO, f"WARNING:trl_margins.trainers.x:{WARNS}"],
-    ),
-    "warnings alone": ("", "logging.basicConfig(format='%(message)s')", [WARNS]),
+    "basicConfig": ("", "logging.basicConfig()", [f"WARNING:trl_margins.trainers.x:{WARNS}"]),
+    "before": ("logging.basicConfig()", "", [f"WARNING:trl_margins.trainers.x:{WARNS}"]),
     "another rank": ("", "import os; os.environ['RANK'] = '1'", [f"WARNING trl_margins.trainers.x: {WARNS}"]),
     "INFO of all": (
         "logging.basicConfig(format='%(message)s', level='INFO')",

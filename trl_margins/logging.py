@@ -42,14 +42,14 @@ class _Package(Screen):
     held: list[logging.LogRecord] | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
-        root, asked = logging.getLogger(), _asked(record.name)
+        root = logging.getLogger()
         if record.levelno < logging.WARNING and _is_of_another_rank():
             return
         _make_plain(record)
         if self.held is not None and record.levelno < logging.WARNING:
             self.held.append(record)
-        elif root.handlers and (asked is not None or record.levelno >= logging.WARNING):
-            if record.levelno >= (asked or logging.WARNING):
+        elif root.handlers:
+            if record.levelno >= _asked(record.name):
                 for handler in root.handlers:
                     if record.levelno >= handler.level and handler not in PACKAGE.handlers:  # as pytest's is
                         handler.handle(record)
@@ -72,28 +72,18 @@ def _is_of_another_rank() -> bool:
     return PACKAGE.level == _DEFAULT and os.environ.get("RANK", "0") != "0"
 
 
-def _asked(name: str) -> int | None:
-    """The level that a script asked for, by the name of a logger or by the root's; None where nobody has."""
+def _asked(name: str) -> int:
+    """The level that a script asked for, by the name of a logger or by the root's."""
     logger = logging.getLogger(name)
     while logger.parent and logger.level in (logging.NOTSET, _DEFAULT):
         logger = logger.parent
-    return None if logger.parent is None and _is_untouched(logger) else logger.level
-
-
-def _is_untouched(root: logging.Logger) -> bool:
-    """Whether the root is as any library's `logging.warning` leaves it, by a bare `basicConfig()`."""
-    return root.level == logging.WARNING and all(
-        type(handler) is logging.StreamHandler
-        and handler.formatter is not None
-        and handler.formatter._fmt == logging.BASIC_FORMAT
-        for handler in root.handlers
-    )
+    return logger.level
 
 
 def shows(level: int) -> bool:
     """Whether records of this level are shown."""
-    asked = _asked(PACKAGE.name)
-    return PACKAGE.isEnabledFor(level) and (asked is None or level >= asked) and not _is_of_another_rank()
+    asked = not logging.getLogger().handlers or level >= _asked(PACKAGE.name)
+    return PACKAGE.isEnabledFor(level) and asked and not (level < logging.WARNING and _is_of_another_rank())
 
 
 @contextmanager

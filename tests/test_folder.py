@@ -552,6 +552,9 @@ def test_a_finished_run(train, tmp_path, caplog):
         (out / name).unlink()
     train("--max_steps", "3", "--resume_from_checkpoint", "true")
     assert (out / "model.safetensors").read_bytes() == before[out / "model.safetensors"]
+    (out / "model.safetensors").write_bytes(before[out / "model.safetensors"][:5000])  # half of a copy
+    train("--max_steps", "3", "--resume_from_checkpoint", "true")
+    assert (out / "model.safetensors").read_bytes() == before[out / "model.safetensors"]
     assert (out / "README.md").exists()
     train("--max_steps", "4", "--resume_from_checkpoint", "true")  # as advised
     assert json.loads((out / "trainer_state.json").read_text())["global_step"] == 4

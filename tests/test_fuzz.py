@@ -430,12 +430,15 @@ def fields_of(base: str) -> list[str]:
 FIELDS = {base: fields_of(base) for base in ("cpo", "dpo")}
 
 
-def said_by(*argv: str) -> str | None:
+def said_by(capsys: pytest.CaptureFixture[str], *argv: str) -> str | None:
     """The error of a command, or None. One that the command line would show as a traceback fails the test."""
+    capsys.readouterr()
     try:
         status = main(list(argv))
     except SystemExit as stop:
-        return None if stop.code in (0, None) else str(stop.code)
+        if stop.code in (0, None):
+            return None
+        return stop.code if isinstance(stop.code, str) else capsys.readouterr().err
     except Exception as error:
         if not _is_about_input(error):
             raise
@@ -469,10 +472,10 @@ def test_a_configuration_is_the_same_to_all(data, base, tiny_model, tmp_path_fac
     }
     file = folder / "c.yaml"
     file.write_text(yaml.safe_dump(settings, allow_unicode=True))
-    dry, converted = said_by("train", "--config", str(file), "--dry_run"), said_by("convert", str(file))
+    dry = said_by(capsys, "train", "--config", str(file), "--dry_run")
+    converted = said_by(capsys, "convert", str(file))
     assert (dry is None) == (converted is None), (dry, converted)
-    trained = said_by("train", "--config", str(file))
-    capsys.readouterr()
+    trained = said_by(capsys, "train", "--config", str(file))
     if trained and re.search("data set|train pairs", trained):  # a dry run reads no rows
         trained = None
     assert (dry is None) == (trained is None), (drawn, dry, trained)

@@ -15,7 +15,6 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import is_peft_model
 from transformers.hf_argparser import string_to_bool
-from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.utils.logging import set_tqdm_hook
 from trl import ModelConfig, get_peft_config, get_quantization_config
 from trl.scripts.utils import DatasetMixtureConfig
@@ -29,7 +28,7 @@ from ..methods import MARGINS, WEIGHTS, names_of
 from ..redaction import redacted_command, redacted_text
 from ..registry import OPTIONS, base_of, get_method, term_class
 from ..rows.opened import column_names
-from ..trainers.folder import check_unused, last_whole_checkpoint, locked
+from ..trainers.folder import check_unused, holds_model, last_whole_checkpoint, locked
 from .config_file import Settings, check_adapter, flags_said, read_yaml
 from .migration import OLD_KEYS, migrate
 from .mixture import mixture_splits, mixture_test_split
@@ -131,7 +130,7 @@ def _enter_folder(held: ExitStack, config: Any, resume: str | bool | None) -> No
 
 def _deliver(trainer: Any, script: TrainArguments, config: Any, is_part: bool) -> None:
     """Saves the model, evaluates it, writes its card, and says what there is now."""
-    if trainer.is_complete and Path(config.output_dir, TRAINING_ARGS_NAME).exists():  # saved last, with the model
+    if trainer.is_complete and holds_model(config.output_dir):
         raise ValueError(
             f"{config.output_dir} has the complete run and its model: nothing was trained. To go on with it, "
             "raise --max_steps or --num_train_epochs"

@@ -18,11 +18,12 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..probes.diagnostics import ANCHORS_FILE
 from ..recording.pair_log import PAIRS_FILE, RUN_FILE
-from .whole import fault_of, is_whole
+from .whole import damage_of, fault_of, is_whole
 
 logger = logging.getLogger(__name__)
 
 FULL_MODEL = ("model*.safetensors", "pytorch_model*.bin")
+_INDEX = ("*.safetensors.index.json", "pytorch_model*.index.json")
 ADAPTER = ("adapter_config.json", "adapter_model.*")
 # By these a folder is known to have been used. A `margin_run.json` alone is of a run that stopped before it logged.
 _TELLING = (
@@ -31,7 +32,7 @@ _TELLING = (
     *("tokenizer.json", "tokenizer_config.json", "chat_template.*", "additional_chat_templates"),
 )
 _OTHERS = (
-    *(RUN_FILE, "config.json", "generation_config.json", "*.safetensors.index.json", "pytorch_model*.index.json"),
+    *(RUN_FILE, "config.json", "generation_config.json", *_INDEX),
     *("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model", "spiece.model"),
     *("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"),
     *("all_results.json", "train_results.json", "eval_results.json", "pair_log-*.csv"),
@@ -202,6 +203,12 @@ def make_room_for_model(folder: Path, is_adapter: bool) -> None:
         logger.warning("%s has a whole model: beside it, the adapter that is saved is what will be loaded", folder)
 
 
+def holds_model(folder: str | Path) -> bool:
+    """Whether a run has saved its model there, and its files are whole. `training_args.bin` is moved there last."""
+    weights = _matching(Path(folder), (*FULL_MODEL, *ADAPTER, *_INDEX))
+    return Path(folder, TRAINING_ARGS_NAME).exists() and bool(weights) and not any(map(damage_of, weights))
+
+
 def take_place(written: Path, folder: Path, replaces_model: bool) -> None:
     """Moves a model that has been written into its folder, and removes what an earlier whole model has more there.
 
@@ -209,7 +216,7 @@ def take_place(written: Path, folder: Path, replaces_model: bool) -> None:
     """
     (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
     if replaces_model:
-        for path in _matching(folder, (*FULL_MODEL, "*.index.json")):
+        for path in _matching(folder, (*FULL_MODEL, *_INDEX)):
             if not (written / path.name).exists():
                 path.unlink()
     for path in sorted(written.iterdir(), key=lambda path: path.name == TRAINING_ARGS_NAME):

@@ -80,7 +80,7 @@ def fault_of(checkpoint: str | Path) -> str | None:
     if missing := [name for name in saved if name not in found and _is_read(name)]:
         return f"{_named(missing)} missing, which its {TRAINER_STATE_NAME} names"
     for name, path in found.items():
-        if name not in saved and _is_read(name) and (damage := _damage(path)):
+        if name not in saved and _is_read(name) and (damage := damage_of(path)):
             return f"its {name} {damage}"
     others = [name for name, digest in saved.items() if name in found and _digest(found[name]) != digest]
     if changed := [name for name in others if _is_read(name)]:
@@ -127,7 +127,7 @@ def _digest(file: Path) -> str:
     return f"{size} {digest.hexdigest()[:16]}"
 
 
-def _damage(file: Path) -> str | None:
+def damage_of(file: Path) -> str | None:
     """What can be seen of a file without its digest."""
     if not file.stat().st_size:
         return "is empty"

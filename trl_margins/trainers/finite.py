@@ -347,7 +347,7 @@ def _check_graph(loss: Tensor, trained: Mapping[str, nn.Parameter]) -> None:
     if not loss.requires_grad:
         raise ValueError(
             f"the loss depends on none of the {len(trained)} weight tensors that train ({next(iter(trained), 'none')} "
-            "is the first): switch the adapter on (enable_adapter_layers, set_adapter), or let parts train that the "
+            "is the first): switch the adapter on, or let parts train that the "
             "forward pass uses. With gradient checkpointing, set use_reentrant to False"
         )
 

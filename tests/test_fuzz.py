@@ -399,9 +399,9 @@ def without_set(message: str) -> str:
 
 # Configurations
 
-# what reaches out of the process, or names where things lie
+# what reaches out of the process, names where things lie, or can be judged only beside the model
 NOT_DRAWN = re.compile(
-    "push|hub|deepspeed|fsdp|report_to|_dir$|resume|^env$|^debug$|local_rank|ddp|compile|cpu|ipex|mps|jit|neptune|tpu|"
+    "train_only|anchor_scope|push|hub|deepspeed|fsdp|report_to|_dir$|resume|^env$|^debug$|local_rank|ddp|compile|cpu|ipex|mps|jit|neptune|tpu|"
     "trackio|run_name|project|liger|vllm|^config$|^method$|^base$|dataset|data_files|model|ref_|trust|overwrite|"
     "peft|lora|load_in|bnb|quant|attn|dtype|tf32|bf16|fp16|precision|accelerator|backend|dry_run|tokenizer|chat_template|"
     "stop_after|auto_find|torch_empty|dataloader|workers|streaming|offload|memory|kernels|profil|neftune|optim"

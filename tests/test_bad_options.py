@@ -608,7 +608,7 @@ def test_yaml_that_says_nothing_changes_nothing(tmp_path):
         (
             ["--resume_from_checkpoint", "elsewhere"],
             1,
-            "elsewhere is not a complete checkpoint: its trainer_state.json is",
+            "there is no folder elsewhere. There is no complete one beside it: start the run again, without",
         ),
         (["--model_name_or_path", "/no/model"], 1, "there is no model folder /no/model: give a folder, a Hub id, or"),
         (["--model_name_or_path", "bundled:smol"], 1, "unknown bundled model 'smol'; known: smollm2-135m-instruct"),

@@ -36,6 +36,7 @@ from trl_margins.data.noise import flip_labels
 from trl_margins.evaluation.listwise import listwise_report
 from trl_margins.evaluation.rm_bench import rm_bench_report
 from trl_margins.methods import MARGINS, METHODS, WEIGHTS, names_of
+from trl_margins.printable import printable
 from trl_margins.registry import get_method
 from trl_margins.report.card import CardFacts, Image, SetFacts, completed, hub_id
 from trl_margins.report.card_results import Evaluation, EvaluationReport, eval_results, logged_evaluations, read_report
@@ -539,7 +540,7 @@ def test_adapters(tiny_model, tokenizer, tmp_path):
     assert table["`anchor_radius`"] == ["0.05"]
     assert "lora_alpha=8" in table["LoRA adapter"][0]
     assert 'LoraConfig(r=4, target_modules=["q_proj", "v_proj"], lora_alpha=8' in card.text
-    assert {of.dataset_split for of in card.data.eval_results} == {"easy", NASTY}
+    assert {of.dataset_split for of in card.data.eval_results} == {"easy", printable(NASTY)}
     trainer.save_model()
     assert_valid(out)
     after = card_of(out)
@@ -776,7 +777,7 @@ def test_no_name_does_anything():
     again = ModelCard(nasty.content)
     assert again.text == nasty.text
     assert again.data.to_dict() == nasty.data.to_dict()
-    assert again.data.model_name == NASTY
+    assert again.data.model_name == printable(NASTY)
     assert again.data.base_model is again.data.datasets is None
 
 

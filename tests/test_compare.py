@@ -384,16 +384,16 @@ def test_a_diverged_run_is_the_worst(base, tmp_path, capsys):
     """It has no metrics at all; its method has the other learning rate, and the metric is the same for everybody."""
     settings = {**base, "log_pairs": False, "max_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
     settings |= {"metric_for_best_model": "eval_spearman", "load_best_model_at_end": False}
-    command = [*words(tmp_path, settings, "amapo", "simpo"), "--nonfinite_steps", "skip", "--warmup_steps", "0"]
-    assert main([*command, "--learning_rates", "1e20", "0.01"]) == 0
+    command = [*words(tmp_path, settings, "amapo", "simpo"), "--warmup_steps", "0"]
+    assert main([*command, "--learning_rates", "1e6", "0.01"]) == 0
     out, said = tmp_path / "out", capsys.readouterr().out
-    assert "eval_spearman" not in numbers(out, "simpo", 42, "1e+20")  # or this test shows nothing
+    assert "eval_spearman" not in numbers(out, "simpo", 42, "1e+06")  # or this test shows nothing
     for method in ("amapo", "simpo"):
         assert cells(said, method)[1:3] == ["0.01", "1"]
-        assert f"* {method}, seed 42, learning rate 1e+20 has no eval_pwa_all, eval_pwa, eval_spearman, as" in said
+        assert f"* {method}, seed 42, learning rate 1e+06 has no eval_pwa_all, eval_pwa, eval_spearman, as" in said
     assert "with the best eval_spearman of seed 42" in said
-    assert main([*command, "--learning_rates", "1e20"]) == 0  # nobody has a number
-    assert cells(capsys.readouterr().out, "simpo") == ["simpo", "1e+20", "0"]
+    assert main([*command, "--learning_rates", "1e6"]) == 0  # nobody has a number
+    assert cells(capsys.readouterr().out, "simpo") == ["simpo", "1e+06", "0"]
 
 
 def test_a_learning_rate_that_is_not_everybody_s_own_is_said(compared):

@@ -450,6 +450,7 @@ def test_a_checkpoint_without_settings_and_a_term_without_state(tiny_model, tmp_
     logs = {path.name: path.read_text().splitlines() for path in tmp_path.glob("pair_log*.csv")}
     assert {line.split(",")[0] for line in logs["pair_log-before-3.csv"][1:]} == {"1", "2"}
     assert {line.split(",")[0] for line in logs["pair_log.csv"][1:]} == {"3", "4"}
+    drop_digests(tmp_path)
     for file in tmp_path.rglob("margin_run.json"):
         file.unlink()
     again = build(tiny_model, tmp_path, margin=["amapo", "gamma-po"], rows=rows, max_steps=6)

@@ -162,8 +162,8 @@ _MOST: Mapping[str, float] = MappingProxyType(
         "n": 10**5,
         "max_new_tokens": 10**7,
         **dict.fromkeys(("lora_r", "num_layers"), 10**5),
-        # beyond what any optimizer's numbers can be multiplied by
-        **dict.fromkeys(("learning_rate", "weight_decay", "adam_epsilon", "anchor_radius", "sam_radius"), 10**6),
+        # as far as float32 can multiply by them
+        **dict.fromkeys(("learning_rate", "weight_decay", "adam_epsilon", "anchor_radius", "sam_radius"), 1e30),
     }
 )
 _PATTERNS = ("train_only", "anchor_scope")

@@ -232,7 +232,13 @@ class Run:
             flags += ["--resume_from_checkpoint", "true"] if whole else ["--overwrite_output_dir", "true"]
             # with it, `train` takes the run for one that lacks nothing
             (self.folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
-        if status := train.main(["--config", str(self.folder / RUN), *flags], is_part=True):
+        try:
+            status = train.main(["--config", str(self.folder / RUN), *flags], is_part=True)
+        except FloatingPointError as error:  # a result, too: of a learning rate that is too large
+            logger.warning("%s has diverged: %s", self, error)
+            (self.folder / NUMBERS).write_text("{}\n")
+            status = 0
+        if status:
             print("The same command goes on from here.")
             raise SystemExit(status)
         if (found := self.numbers) is None:

@@ -14,6 +14,7 @@ from huggingface_hub import EvalResult
 
 from ..evaluation.rm_bench import DOMAINS, LEVELS
 from ..evaluation.tables import LISTWISE_ROWS, PAIR_ROWS, RANKING
+from ..printable import printable
 
 ANY_PAIRS = "preference-pairs"  # where the Hub wants the id of a data set and there is none
 
@@ -146,6 +147,8 @@ def _results(
     suffix: str = "",
 ) -> Iterator[EvalResult]:
     """One result for each number that metadata hold. `dataset` is type, name and split."""
+    kind, name = map(printable, dataset[:2])  # YAML would fold what ends a line
+    split = dataset[2] and printable(dataset[2])
     for metric, label in labels.items():
         value: Any = numbers.get(metric)
         if metric in _METRIC_TYPES and _is_number(value):
@@ -153,9 +156,9 @@ def _results(
             yield EvalResult(
                 task_type="text-generation",
                 task_name="Preference ranking",
-                dataset_type=dataset[0],
-                dataset_name=dataset[1],
-                dataset_split=dataset[2],
+                dataset_type=kind,
+                dataset_name=name,
+                dataset_split=split,
                 metric_type=_METRIC_TYPES[metric],
                 metric_name=label[0].upper() + label[1:],
                 metric_value=round(float(value), 4),

@@ -35,9 +35,10 @@ def dynamic_target_margin(
         gamma0: γ0 in reward units.
         tau: τ, the price of leaving the uniform distribution; large τ gives every pair γ0.
         history: [H] further gaps that are solved for together with the batch, n = B + H.
-        steps: of the authors' mirror descent, p ← p·exp(−η g)/Σ with η = min(0.5/τ, 1) and
-            g_i = γ0·σ(γ_i − m_i) + τ(1 + log n p_i). With η = 0.5/τ each halves the distance to the optimum. Where τ
-            is below 0.5 or below γ0²/4 it can swing around the optimum for ever: there, bisection finds it.
+        steps: of the authors' mirror descent, p ← p·exp(−η g)/Σ with η = 0.5/τ and
+            g_i = γ0·σ(γ_i − m_i) + τ(1 + log n p_i). Each halves the distance to the optimum. Where τ is below 0.5
+            (the authors' η is 1 there) or below γ0²/4 they can swing around the optimum for ever: there, bisection
+            finds it.
 
     Returns:
         [B] margins γ_i in reward units, without gradient; in the dtype of the gaps, at least float32.
@@ -48,12 +49,13 @@ def dynamic_target_margin(
     Source: γ-PO, eqs. 9, 22 to 24 and appendix C.
     """
     _check(gamma0, tau)
-    gaps = reward_gap.detach() if history is None else torch.cat([reward_gap.detach(), history.to(reward_gap)])
-    gaps = upcast(gaps)
+    gaps = upcast(reward_gap.detach())
+    if history is not None:
+        gaps = torch.cat([gaps, history.to(gaps)])
     if tau < max(0.5, gamma0**2 / 4):
         log_share = _bisected(gaps, gamma0, tau)
         return (gamma0 * log_share.exp())[: reward_gap.numel()].to(gaps)
-    rate = min(0.5 / tau, 1.0)
+    rate = 0.5 / tau
     log_share = torch.zeros_like(gaps)  # log n·p from the uniform distribution; in logarithms p cannot vanish
     log_n = math.log(gaps.numel())
     for _ in range(steps):

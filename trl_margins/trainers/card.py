@@ -33,7 +33,7 @@ from ..report.markdown import python_text
 from ..report.run_folder import INFO, TRAINING, read_run
 from ..zero3 import n_elements
 from .configs import MarginOptions, config_class, origin_of
-from .folder import replace_links
+from .folder import CARD, FIGURES, replace_links
 from .step_size import factors_of, pairs_per_step
 
 if TYPE_CHECKING:
@@ -43,8 +43,6 @@ else:
 
 logger = logging.getLogger(__name__)
 
-CARD = "README.md"
-FIGURES = "figures"
 TAGS = ("trl-margins", "preference-optimization")
 
 _LOSS = ("loss_type", "loss_weights", "label_smoothing", "cpo_alpha", "alpha", "f_divergence_type")

@@ -9,7 +9,7 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -249,7 +249,8 @@ class CheckpointMixin(MarginTrainer):
             )
             epochs = 0  # transformers would take one more step in the middle of an epoch
         elif self.args.should_save:  # saved last, it says that the run's model is there: it would be an earlier one
-            Path(self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
+            with suppress(OSError):  # a folder that cannot be written to is refused where the first file is written
+                Path(self.args.output_dir, TRAINING_ARGS_NAME).unlink()
         return (epochs, *others, max_steps)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -298,35 +299,21 @@ class CheckpointMixin(MarginTrainer):
         for log in self._logs:
             log.flush(self.accelerator)
         folder = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        agreed(self.accelerator, partial(self._save_remembered, folder))
+        if self.args.should_save and not self.accelerator.is_main_process:  # with `save_on_each_node`
+            self._save_remembered(folder)
+        forget_files(self.state)
+        for each in [*self.callback_handler.callbacks, self.control]:
+            if isinstance(each, ExportableState):  # transformers' KeyError, where the resumed run had none
+                kept_of_others(self.state).setdefault(type(each).__name__, {})
         try:
-            agreed(self.accelerator, partial(self._save_remembered, folder))
-            if self.args.should_save and not self.accelerator.is_main_process:  # with `save_on_each_node`
-                self._save_remembered(folder)
-            forget_files(self.state)
-            for each in [*self.callback_handler.callbacks, self.control]:
-                if isinstance(each, ExportableState):  # transformers' KeyError, where the resumed run had none
-                    kept_of_others(self.state).setdefault(type(each).__name__, {})
             super()._save_checkpoint(model, trial)
         except Exception as error:  # each library has its own
             if not is_of_the_disk(error):
                 raise
-            said = where(error, folder)
-            if self.args.should_save and not is_whole(folder):
-                shutil.rmtree(folder, ignore_errors=True)  # which takes the room
-            last = last_whole_checkpoint(folder.parent)
-            raise OSError(
-                f"{folder.name} cannot be written ({said}): make room. "
-                + (f"{last} is complete, and resume_from_checkpoint=True takes it" if last else "It was the first one")
-            ) from error
+            raise self._not_written(folder, error) from error
 
     def _save_remembered(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        Path(folder, TRAINER_STATE_NAME).unlink(missing_ok=True)  # of a cut-off run: this one is not complete yet
-        if states := self._term_states():
-            save_states(states, folder / TERMS_FILE)
-        if timed := self._sharing.state_dict():
-            Path(folder, SHARING_FILE).write_text(json.dumps(timed))
-        Path(folder, RUN_FILE).write_text(json.dumps(self.settings, indent=2) + "\n")
         try:
             replace_links(folder, "*")
             folder.mkdir(parents=True, exist_ok=True)
@@ -337,10 +324,16 @@ class CheckpointMixin(MarginTrainer):
                 Path(folder, SHARING_FILE).write_text(json.dumps(timed))
             Path(folder, RUN_FILE).write_text(json.dumps(self.settings, indent=2) + "\n")
         except (OSError, SafetensorError) as error:
-            raise OSError(
-                f"{folder} cannot be written ({error}): make room. Checkpoints before it are complete, and "
-                "resume_from_checkpoint=True takes the last of them"
-            ) from error
+            raise self._not_written(folder, error) from error
+
+    def _not_written(self, folder: Path, error: Exception) -> OSError:
+        """The error of a checkpoint that could not be written. Its half is removed: it takes the room."""
+        said = where(error, folder)
+        if self.args.should_save and not is_whole(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+        last = last_whole_checkpoint(folder.parent)
+        way_on = f"{last} is complete, and resume_from_checkpoint=True takes it" if last else "It was the first one"
+        return OSError(f"{folder} cannot be written ({said}): make room. {way_on}")
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)

@@ -38,10 +38,10 @@ _OTHERS = (
     *("all_results.json", "train_results.json", "eval_results.json", "pair_log-*.csv"),
     *(ANCHORS_FILE, "anchor_diagnostics-*.csv"),
 )
-_OF_A_CARD = ("README.md", "figures")
+CARD, FIGURES = "README.md", "figures"
 BESIDE = "_saving"  # where the model is until all of it is written
 LOCK = "_run.lock"  # uploads to the Hub leave out what begins with _
-_WRITTEN = (*_TELLING, *_OTHERS, *_OF_A_CARD, LOCK, "pair_log.tmp", "runs")  # into a run's folder, by whomever
+_WRITTEN = (*_TELLING, *_OTHERS, CARD, FIGURES, LOCK, "pair_log.tmp", "runs")  # into a run's folder, by whomever
 
 _ORDER = (  # of the rows
     *("train_rows", "rows", "pairs_per_step", "seed", "data_seed", "train_sampling_strategy", "dataloader_drop_last"),
@@ -188,7 +188,7 @@ def make_room(trainer: Any, folder: Path, after: int | None = None) -> None:
     if after is not None:
         found = [path for path in sorted(_checkpoints(folder)) if is_whole(path) and _step_of(path) > after]
     elif found := earlier_run(folder):
-        of_a_card = _OF_A_CARD if (folder / RUN_FILE).exists() else ()
+        of_a_card = (CARD, FIGURES) if (folder / RUN_FILE).exists() else ()
         found = _matching(folder, (*_TELLING, *_OTHERS, *of_a_card))
         _check_outside(trainer, folder, found)
     if found:
@@ -219,6 +219,8 @@ def take_place(written: Path, folder: Path, replaces_model: bool) -> None:
         for path in _matching(folder, (*FULL_MODEL, *_INDEX)):
             if not (written / path.name).exists():
                 path.unlink()
+    if (folder / CARD).exists():
+        (written / CARD).unlink(missing_ok=True)  # PEFT's, which knows less
     for path in sorted(written.iterdir(), key=lambda path: path.name == TRAINING_ARGS_NAME):
         if path.is_dir():
             shutil.rmtree(folder / path.name, ignore_errors=True)

@@ -98,7 +98,7 @@ def test_every_method_blames_the_step(method, base, tiny_model, tokenizer, tmp_p
     own = {"share_prompt": "never"} if method is None else {}
     trainer = build(tiny_model, tokenizer, tmp_path, method, base, learning_rate=HUGE, **own)
     with pytest.raises(
-        FloatingPointError, match=r"^step 1 broke 21 of the 21 .* of AdamW with the learning rate 1e\+38"
+        FloatingPointError, match=r"^step 1 broke 21 of the 21 .* of AdamW with the learning rate 1e\+30"
     ):
         trainer.train()
 
@@ -130,7 +130,7 @@ def test_an_adapter_and_accumulated_batches(tiny_model, tokenizer, tmp_path):
     model = get_peft_model(load(tiny_model), LoraConfig(target_modules=["q_proj"]))
     window = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
     trainer = build(tiny_model, tokenizer, tmp_path, model=model, learning_rate=HUGE, **window)
-    with pytest.raises(FloatingPointError, match=r"^step 1 broke \d of the 4 .* base_model.*lora_A.*default"):
+    with pytest.raises(FloatingPointError, match=r"^step 1 broke \d of the 4 .* base_model.*lora_B.*default"):
         trainer.train()
 
 

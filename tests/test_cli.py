@@ -255,15 +255,22 @@ def cli(*argv) -> subprocess.CompletedProcess:
         (["pairs"], "--out"),
     ],
 )
-def test_a_usage_error_ends_with_2(argv, said, tmp_path, monkeypatch):
+def test_a_usage_error_ends_with_2(argv, said, tmp_path, monkeypatch, capsys):
+    """As the console calls it, in this process."""
     monkeypatch.chdir(tmp_path)
     Path("mine.yaml").write_text("output_dir: x\nlearning_rat: 1\n")
-    ended = cli(*argv)
+    monkeypatch.setattr(sys, "argv", ["trl-margins", *argv])
+    try:
+        status = main()
+    except SystemExit as stop:
+        status = stop.code
+    assert status == 2
+    assert said in capsys.readouterr().err
+
+
+def test_the_process_ends_with_that_status(tmp_path):
+    ended = cli("train", "--learning_rat", "1")
     assert (ended.returncode, "Traceback" in ended.stderr) == (2, False), ended.stderr
-    assert said in ended.stderr
-
-
-def test_a_failure_at_work_ends_with_1(tiny_model, tmp_path):
     ended = cli("inspect", tmp_path / "missing.jsonl")
     assert (ended.returncode, "Traceback" in ended.stderr) == (1, False), ended.stderr
 

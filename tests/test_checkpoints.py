@@ -55,8 +55,8 @@ def test_a_state_that_no_file_can_hold(tmp_path):
 
 def test_only_whole_checkpoints_are_taken(tmp_path, caplog):
     assert last_whole_checkpoint(tmp_path) is None
-    whole = '{"global_step": 2}'
-    for step, text in ((2, whole), (10, whole), (12, '{"epoch": 1.'), (13, "{}"), (14, None), (15, "[]")):
+    wholes = {step: f'{{"global_step": {step}}}' for step in (2, 10)}
+    for step, text in {**wholes, 12: '{"epoch": 1.', 13: "{}", 14: None, 15: "[]", 16: wholes[10]}.items():
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
         if text is not None:

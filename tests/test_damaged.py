@@ -5,6 +5,7 @@ which checkpoint to take, or the run that would have been.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import shutil
@@ -163,6 +164,43 @@ def test_the_newest_that_is_whole(runs, tmp_path, caplog):
     (checkpoint / "optimizer.pt").write_bytes(b"")
     assert same(resume(trainer, checkpoint, how=True), whole)
     assert "checkpoint-2 is incomplete (its optimizer.pt is not what was saved" in caplog.text
+
+
+def test_files_of_somebody_else(runs, tmp_path):
+    """Marks of other programs beside what was saved are none of the run's business."""
+    trainer, run, whole, _ = runs["full"]
+    checkpoint = copied(run, tmp_path / "out")
+    (checkpoint / "_SUCCESS").touch()
+    (checkpoint / "notes.json").write_text("{")
+    assert same(resume(trainer, checkpoint, how=True), whole)
+
+
+def test_a_checkpoint_under_another_name(runs, tmp_path):
+    """transformers goes by the name in one place and by the state in another."""
+    trainer, run, *_ = runs["full"]
+    checkpoint = copied(run, tmp_path / "out")
+    other = checkpoint.rename(checkpoint.with_name("checkpoint-9"))
+    with pytest.raises(ValueError, match=r"is of step 2: give the folder its name again.*checkpoint-1"):
+        resume(trainer, other)
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a folder"])
+def test_a_trainer_state_that_is_no_file(kind, runs, tmp_path):
+    _, run, *_ = runs["full"]
+    state = copied(run, tmp_path / "out") / "trainer_state.json"
+    state.unlink()
+    os.mkfifo(state) if kind == "a pipe" else state.mkdir()
+    assert fault_of(state.parent) == "its trainer_state.json is no file"
+
+
+def test_a_list_of_files_that_is_damaged(runs, tmp_path):
+    _, run, *_ = runs["full"]
+    checkpoint = copied(run, tmp_path / "out")
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    for damaged in ({}, {"attributes": {"files": 1}}, {"attributes": {"files": {"optimizer.pt": "much"}}}):
+        state["stateful_callbacks"]["CheckpointFiles"] = damaged
+        (checkpoint / "trainer_state.json").write_text(json.dumps(state))
+        assert "trainer_state.json is damaged" in fault_of(checkpoint)
 
 
 def test_the_only_checkpoint(runs, tmp_path):

@@ -26,8 +26,9 @@ from trl_margins.links import LINKS
 from trl_margins.rewards import LengthNormalizedReward
 from trl_margins.trainers import checkpoints
 from trl_margins.trainers.configs import config_class
-from trl_margins.trainers.folder import LOCK, check_links, check_same_run, differences, locked, make_room
+from trl_margins.trainers.folder import BESIDE, LOCK, check_links, check_same_run, differences, locked, make_room
 from trl_margins.trainers.named import trainer_class
+from trl_margins.trainers.whole import is_whole
 
 SMALL = "--max_length 128 --per_device_train_batch_size 2 --gradient_accumulation_steps 1 --report_to none --use_cpu"
 
@@ -637,7 +638,7 @@ def elsewhere(tmp_path):
 
 
 FILES = ("README.md", "pair_log.csv", "margin_run.json", LOCK, "model.safetensors", "training_args.bin", "config.json")
-FOLDERS = ("checkpoint-2", "figures", "runs")
+FOLDERS = ("checkpoint-2", "figures", "runs", BESIDE)
 
 
 @pytest.mark.parametrize("name", [*FILES, *FOLDERS])
@@ -652,7 +653,7 @@ def test_a_link_in_the_folder_is_refused_or_moved(name, tmp_path, elsewhere):
     (out / "training_args.bin").touch()  # of an earlier run
     (out / "margin_run.json").touch()
     make_room(SimpleNamespace(model=SimpleNamespace(config=LlamaConfig())), out)
-    if name == "runs":  # of a tracker, which may have others' there
+    if name in ("runs", BESIDE):  # of a tracker, which may have others' there; and of no earlier run
         with pytest.raises(ValueError, match="is a link to"):
             check_links(out)
     else:
@@ -690,6 +691,17 @@ def test_links_within_a_checkpoint_are_replaced(tiny_model, tmp_path, elsewhere)
         (tmp_path / "out" / "checkpoint-1" / name).symlink_to(elsewhere / "file")
     trainer.train()
     assert not [path for path in (tmp_path / "out" / "checkpoint-1").iterdir() if path.is_symlink()]
+
+
+def test_nothing_is_written_through_a_link_in_a_checkpoint(tiny_model, tmp_path, elsewhere):
+    """Of a step that a killed run had begun to save, beside the one that is resumed."""
+    build(tiny_model, tmp_path / "out", max_steps=1, save_steps=1).train()
+    (tmp_path / "out" / "checkpoint-2").mkdir()
+    for name in ("margin_run.json", "model.safetensors"):
+        (tmp_path / "out" / "checkpoint-2" / name).symlink_to(elsewhere / "file")
+    build(tiny_model, tmp_path / "out", max_steps=2, save_steps=1).train(resume_from_checkpoint=True)
+    assert (elsewhere / "file").read_text() == "mine"
+    assert is_whole(tmp_path / "out" / "checkpoint-2")
 
 
 def test_the_folder_itself_may_be_a_link(tiny_model, tmp_path, caplog):

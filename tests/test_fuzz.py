@@ -52,7 +52,9 @@ LONGEST = 512  # tokens, the tiny models' positions: no set that is drawn here c
 # blank between prompt and answer belongs to either, by the tokenizer
 letters = st.sampled_from([*"abcxyz019 äß漢字🙂{}[]<>%\"'`\\/,;:.|#-_\n\t", "Human", "user", "None", "nan", "{{ x }}"])
 said = st.lists(letters, min_size=1, max_size=12).map("".join)
-asked, answered = said.map("q{}?".format), said.map("a{}.".format)  # an answer that repeats its prompt means less
+asked = said.map("q{}?".format)
+answered = st.one_of(said.map("a{}.".format), st.sampled_from(["a", "", "a</s>b", "a<s>", "a" * 90]))
+# an answer that repeats its prompt means less
 numbers = st.one_of(st.integers(-3, 10), st.floats(-1e3, 1e3, width=32), st.sampled_from([0, 1, 0.5]))
 
 
@@ -173,6 +175,19 @@ FORMS = {
         one_turn=True,
     ),
     "text": Form(_plain, right_text, one_turn=True, system=False),
+    "a dialogue as text": Form(
+        lambda row: {
+            side: f"\n\nHuman: {row.turns[0]}\n\nAssistant: {answer}"
+            for side, answer in (("chosen", row.chosen), ("rejected", row.rejected))
+        },
+        lambda row: (
+            f"\n\nHuman: {row.turns[0]}\n\nAssistant:",  # TRL leaves the space before the answers to them
+            f" {row.chosen}</s>",
+            f" {row.rejected}</s>",
+        ),
+        one_turn=True,
+        system=False,
+    ),
     "text, prompt named": Form(
         lambda row: {"my prompt": row.turns[-1], "chosen": row.chosen, "rejected": row.rejected},
         right_text,
@@ -245,7 +260,7 @@ def sets(draw: st.DrawFn) -> Drawn:
     form = FORMS[draw(st.sampled_from(list(FORMS)))]
     columns, score_columns, written = SCORES[draw(st.sampled_from(list(SCORES)))]
     n_turns = 1 if form.one_turn else draw(st.sampled_from([1, 3]))
-    meant = draw(st.lists(meanings(n_turns, form.system and draw(st.booleans())), min_size=1, max_size=4))
+    meant = draw(st.lists(meanings(n_turns, form.system and draw(st.booleans())), min_size=1, max_size=7))
     more = draw(st.lists(st.sampled_from(list(MORE)), max_size=2, unique=True))
     rows = [
         {
@@ -258,7 +273,8 @@ def sets(draw: st.DrawFn) -> Drawn:
     names = draw(st.permutations(list(rows[0])))
     rows = [{name: row[name] for name in names} for row in rows]
     nested = any(isinstance(value, (list, dict)) for value in rows[0].values())
-    files = [file for file in FILES if file != "csv" or not nested]
+    # a CSV file has no lists, and does not tell an empty text from none
+    files = [file for file in FILES if file != "csv" or not (nested or any("" in row.values() for row in rows))]
     options: dict[str, Any] = dict(form.options or {})
     if score_columns:
         options["score_columns"] = score_columns

@@ -142,8 +142,9 @@ def test_very_many_columns(tmp_path, capsys):
         "a" * 200_000 + ".",
         "[" * 200_000,
         "- " * 99_999,
+        "password:" * 22_000 + "a word",
     ],
-    ids=["blanks", "lines", "digits", "letters", "brackets", "dashes"],
+    ids=["blanks", "lines", "digits", "letters", "brackets", "dashes", "keys"],
 )
 def test_texts_that_a_pattern_could_try_without_end(text):
     """What looks into texts takes time in proportion to their length."""

@@ -159,10 +159,10 @@ class TestDynamicTarget:
             ours = dynamic_target_margin(torch.tensor(gaps[:b]), gamma0, tau, history)
             np.testing.assert_allclose(ours.numpy(), expected[:b], rtol=1e-5)
 
-    @pytest.mark.parametrize("tau", [1.0, 1.01, 20.0])
+    @pytest.mark.parametrize("tau", [1.6, 2.0, 20.0])
     @pytest.mark.parametrize("steps", [1, 2, 3])
     def test_few_steps_are_the_authors(self, tau, steps):
-        """From τ = γ0²/4 on, before they have arrived."""
+        """Where they arrive, before they have arrived."""
         gaps = np.array([-1.0, 0.2, 0.9, 3.0])
         ours = dynamic_target_margin(torch.tensor(gaps), 2.0, tau, steps=steps)
         np.testing.assert_allclose(ours.numpy(), mirror_descent(gaps, 2.0, tau, steps), rtol=1e-12)
@@ -188,6 +188,17 @@ class TestDynamicTarget:
             assert ours.dtype == torch.float32
             shares = ours.double().numpy() / gamma0
             np.testing.assert_allclose(shares, scipys_optimum(m.astype(float), gamma0, tau), rtol=0, atol=1e-5)
+
+    @pytest.mark.parametrize(
+        ("gamma0", "tau"), [(1.414, 0.5), (1.4, 0.6), (2.0, 1.0), (2.0, 1.6), (3.0, 3.0), (5.0, 5.0)]
+    )
+    def test_few_clear_pairs_among_bad_ones(self, gamma0, tau):
+        """They take almost all of the margin, and the steps' factor is largest there."""
+        rng = np.random.default_rng(3)
+        for share in (0.02, 0.1, 0.5):
+            m = np.where(rng.random(64) < share, 9.0, -9.0) + rng.normal(0, 0.1, 64)
+            ours = dynamic_target_margin(torch.tensor(m), gamma0, tau).numpy() / gamma0
+            np.testing.assert_allclose(ours, scipys_optimum(m, gamma0, tau), rtol=0, atol=1e-3)
 
     @pytest.mark.parametrize(("tau", "most"), [(5.0, 300), (0.01, 3500)])
     def test_few_kernels_and_no_value_read_from_the_device(self, tau, most):

@@ -272,6 +272,9 @@ def test_evaluation_and_report_write_and_print_none(inputs, tmp_path, capfd):
         f"os.environ['HF_TOKEN'] = '{PLAIN}'",
         f"OPENAI_API_KEY_2={PLAIN}",
         f"password='not closed {PLAIN}",
+        f"xoxb-{PLAIN}",
+        f"AIza{PLAIN}",
+        f"-----BEGIN RSA PRIVATE KEY-----\n{PLAIN}\n-----END RSA PRIVATE KEY-----",
     ],
 )
 def test_what_a_secret_looks_like(text):
@@ -284,6 +287,7 @@ def test_what_a_secret_looks_like(text):
     [
         "2.8 nats per token: more than before",
         "pad_token: <s>, eos_token=</s>",
+        "pad_token: '[PAD]', {\"eos_token\": \"</s>\"}, 3 tokens: 'a b c'",
         "hf_transfer/some-data-of-a-long-name, sk-learn-and-its-friends-abc, git@github.com:me/x, me@example.org",
         "https://example.org/x?page=2#token",
         "max_tokens=5 and tokenizer: fast",

@@ -25,6 +25,8 @@ _ANYWHERE = tuple(
         r"\b(hf_|api_org_|gh[a-z]_|sk-)[a-z0-9]{20,}": r"\1…",
         r"\b(github_pat_|glpat-|sk-(?:proj|ant|or|svcacct)-)[\w-]{16,}": r"\1…",
         r"\b(hf_(?:jwt|oauth|app)_)[\w.~+/-]+": r"\1…",
+        r"\b(xox[a-z]-|AIza|AKIA|ASIA)[\w-]{12,}": r"\1…",
+        r"(-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----)[^-]{0,20000}": r"\1…",
         r"\beyJ[\w-]{8,}\.[\w-]+\.[\w-]*": "…",
         r"\b((?:Basic|Bearer)\s+)(?=[^\s\"']*[\d=])[^\s\"'\\,;]{6,}": r"\1…",
         # user:password@ in an address, where a password may have a slash, but not after a port, and the address may
@@ -37,7 +39,7 @@ _ANYWHERE = tuple(
     }.items()
 )
 _IN_TEXT = re.compile(
-    rf"(?:(?<![A-Za-z0-9])|{_CAMEL})(?:{_NAME}|(?P<token>tokens?))(?![\w-])"
+    rf"(?:(?<![A-Za-z0-9])|{_CAMEL})(?:{_NAME}|(?<![\w-])(?<!\w )(?P<token>tokens?))(?![\w-])"
     r"(?P<quote>\\*[\"']\]?)?(?P<sign>\s*=>?\s*|\s*:\s*|(?P<blank>\s+))",
     re.IGNORECASE,
 )
@@ -109,11 +111,15 @@ def _value(word: str) -> str:
 
 
 def _without_values(text: str) -> Iterator[str]:
-    done = 0
+    done = prose = 0
     for match in _IN_TEXT.finditer(text):
         if match.start() < done or not _names_a_value(match):
             continue
+        if match.start() < prose and ":" in match["sign"]:  # of a run that has been looked at
+            continue
         end = _end(text, match)
+        if end is None and ":" in match["sign"] and (bare := _BARE.match(text, match.end())):
+            prose = bare.end()
         if end is not None:
             yield text[done : match.end()]
             start = match.end()
@@ -128,9 +134,7 @@ def _without_values(text: str) -> Iterator[str]:
 def _names_a_value(match: re.Match[str]) -> bool:
     """A flag takes its value after a blank. `token` alone is a key in quotes, or has its value in them."""
     if match["blank"]:
-        return (
-            re.search(r"(?:^|[\s'\"`])--[\w-]*$", match.string[max(0, match.start() - 60) : match.start()]) is not None
-        )
+        return _FLAG_BEGINS.search(match.string[max(0, match.start() - 60) : match.start()]) is not None
     return not match["token"] or bool(match["quote"]) or match.string[match.end() : match.end() + 1] in {*"\"'"}
 
 

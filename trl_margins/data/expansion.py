@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +55,14 @@ def check_expansion(file: Path, only_first: bool = False) -> None:
 
 
 def memory() -> int:
-    """Bytes of the machine's memory; a guess where the system does not say."""
+    """Bytes of the memory of the machine, or of the container; a guess where the system does not say."""
     try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):
         return 2**34
+    with suppress(OSError, ValueError):  # no container, or "max"
+        return min(whole, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return whole
 
 
 def _check_text(file: Path, is_compressed: bool, is_document: bool, only_first: bool) -> None:

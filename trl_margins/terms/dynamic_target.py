@@ -36,9 +36,9 @@ def dynamic_target_margin(
         tau: τ, the price of leaving the uniform distribution; large τ gives every pair γ0.
         history: [H] further gaps that are solved for together with the batch, n = B + H.
         steps: of the authors' mirror descent, p ← p·exp(−η g)/Σ with η = 0.5/τ and
-            g_i = γ0·σ(γ_i − m_i) + τ(1 + log n p_i). Each halves the distance to the optimum. Where τ is below 0.5
-            (the authors' η is 1 there) or below γ0²/4 they can swing around the optimum for ever: there, bisection
-            finds it.
+            g_i = γ0·σ(γ_i − m_i) + τ(1 + log n p_i). Near the optimum, where no
+            margin is above γ0·exp(γ0/τ), a step multiplies the distance by between 1/2 and 1/2 − γ0²·exp(γ0/τ)/(8τ).
+            Where that can be below −5/8, they may swing around the optimum for ever: there, bisection finds it.
 
     Returns:
         [B] margins γ_i in reward units, without gradient; in the dtype of the gaps, at least float32.
@@ -52,7 +52,7 @@ def dynamic_target_margin(
     gaps = upcast(reward_gap.detach())
     if history is not None:
         gaps = torch.cat([gaps, history.to(gaps)])
-    if tau < max(0.5, gamma0**2 / 4):
+    if gamma0**2 * math.exp(min(gamma0 / tau, 700)) > 9 * tau:  # a step may lead farther away than it began
         log_share = _bisected(gaps, gamma0, tau)
         return (gamma0 * log_share.exp())[: reward_gap.numel()].to(gaps)
     rate = 0.5 / tau

@@ -40,6 +40,7 @@ from .folder import (
     check_same_run,
     check_states,
     checkpoint_to_resume,
+    is_checkpoint,
     last_whole_checkpoint,
     locked,
     make_room,
@@ -264,7 +265,7 @@ class CheckpointMixin(MarginTrainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """transformers'. The final model is written beside an earlier one, which it replaces when it is whole."""
         folder = Path(output_dir or self.args.output_dir)
-        if folder.name.startswith(PREFIX_CHECKPOINT_DIR) or not self.args.should_save:
+        if is_checkpoint(folder) or not self.args.should_save:
             super()._save(output_dir, state_dict)
             return
         beside = folder / BESIDE
@@ -283,6 +284,8 @@ class CheckpointMixin(MarginTrainer):
         """Where a model is that could not be saved, and what to do."""
         last = last_whole_checkpoint(self.args.output_dir)
         if last and Path(last).name == f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}":
+            if self.args.save_only_model:
+                return f"Nothing is lost: {last} has the same weights"
             return (
                 f"Nothing is lost: make room, and the same run with --resume_from_checkpoint true (from Python: "
                 f"resume_from_checkpoint=True) takes it from {last} and saves it, without a further step"
@@ -332,7 +335,10 @@ class CheckpointMixin(MarginTrainer):
         if self.args.should_save and not is_whole(folder):
             shutil.rmtree(folder, ignore_errors=True)
         last = last_whole_checkpoint(folder.parent)
-        way_on = f"{last} is complete, and resume_from_checkpoint=True takes it" if last else "It was the first one"
+        way_on = "It was the first one"
+        if last:
+            resumed = "" if self.args.save_only_model else ", and resume_from_checkpoint=True takes it"
+            way_on = f"{last} is complete{resumed}"
         return OSError(f"{folder} cannot be written ({said}): make room. {way_on}")
 
     def _save_rng_state(self, output_dir: str) -> None:

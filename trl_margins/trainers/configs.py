@@ -165,8 +165,8 @@ class MarginOptions(KeepsSecrets):
     gamma_po_steps: int = field(
         default=20,
         metadata={
-            "help": "γ-PO's steps of mirror descent; each halves the distance to the optimum. No effect for τ below "
-            "0.5 or γ²/4."
+            "help": "γ-PO's steps of mirror descent; each about halves the distance to the optimum. No effect where "
+            "γ²·exp(γ/τ) is above 9τ."
         },
     )
     gamma_po_estimation_size: int = field(

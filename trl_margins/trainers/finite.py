@@ -156,7 +156,7 @@ class FiniteSteps(TrainerCallback):
             norm = full_tensor(torch.as_tensor(self.trainer.last_grad_norm)).detach()
             has_gradient = self._check(seen, norm, kwargs["model"])
         optimizer = kwargs["optimizer"]
-        rates = [group["lr"] for group in optimizer.param_groups]
+        rates = [group["lr"] for group in optimizer.param_groups if group.get("lr") is not None]
         self._last = _Step(state.global_step + 1, optimizer_name(optimizer), rates, has_gradient)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

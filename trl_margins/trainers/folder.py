@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -41,7 +42,8 @@ _OTHERS = (
 CARD, FIGURES = "README.md", "figures"
 BESIDE = "_saving"  # where the model is until all of it is written
 LOCK = "_run.lock"  # uploads to the Hub leave out what begins with _
-_WRITTEN = (*_TELLING, *_OTHERS, CARD, FIGURES, LOCK, "pair_log.tmp", "runs")  # into a run's folder, by whomever
+# into a run's folder, by whomever
+_WRITTEN = (*_TELLING, *_OTHERS, CARD, FIGURES, LOCK, BESIDE, "pair_log.tmp", "runs")
 
 _ORDER = (  # of the rows
     *("train_rows", "rows", "pairs_per_step", "seed", "data_seed", "train_sampling_strategy", "dataloader_drop_last"),
@@ -94,7 +96,12 @@ def whole_checkpoints(folder: str | Path) -> Iterator[str]:
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    return [path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.split("-")[-1].isdigit()]
+    return [path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if is_checkpoint(path)]
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a run's checkpoint has such a name."""
+    return re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", path.name, re.ASCII) is not None
 
 
 def _step_of(checkpoint: Path) -> int:
@@ -264,8 +271,11 @@ def check_links(folder: Path, *patterns: str, after: int = -1) -> None:
         after: the step of the checkpoint that is resumed. It and those before it are only read.
 
     Raises:
-        ValueError: one of these is a link.
+        ValueError: one of these is a link, or a pipe, which would be waited for.
     """
+    for path in _matching(folder, patterns or _WRITTEN):
+        if path.is_fifo() or path.is_socket():
+            raise ValueError(f"{path} is a pipe, not a file: remove it, or name another output_dir")
     for path in _links(folder, patterns or _WRITTEN):
         if not (path in _checkpoints(folder) and _step_of(path) <= after):
             raise ValueError(

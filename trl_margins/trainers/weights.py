@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..distributed import local
 
-_SAMPLED = 256  # elements of each tensor
+_SAMPLED = 2**17  # elements of each tensor, at most
 
 
 def largest(parameters: Mapping[str, nn.Parameter]) -> Tensor:
@@ -45,7 +45,9 @@ def _part(parameter: nn.Parameter) -> Tensor:
 
 @dataclass
 class Sample:
-    """A few elements of every tensor, as they were: they show whether a step has any effect."""
+    """An element of every row of every tensor, as it was: they show whether a step has any effect, also where it
+    changes a few rows of the token table alone.
+    """
 
     parameters: Mapping[str, nn.Parameter]
     before: list[Tensor] = field(init=False)
@@ -60,4 +62,5 @@ class Sample:
 
     def _now(self) -> list[Tensor]:
         parts = (_part(parameter) for parameter in self.parameters.values())
-        return [part.reshape(-1)[:_SAMPLED] for part in parts if part.numel()]
+        rows = [part.reshape(len(part) if part.dim() else 1, -1)[:, 0] for part in parts if part.numel()]
+        return [row[:: -(-len(row) // _SAMPLED)] for row in rows]

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import zipfile
 from collections.abc import Iterator
 from fnmatch import fnmatch
@@ -19,6 +20,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 logger = logging.getLogger(__name__)
 
@@ -63,11 +65,13 @@ def is_whole(checkpoint: str | Path) -> bool:
 def fault_of(checkpoint: str | Path) -> str | None:
     """What is wrong with a checkpoint, in words that name the file; None if nothing is."""
     folder = Path(checkpoint)
+    if (folder / TRAINER_STATE_NAME).exists() and not (folder / TRAINER_STATE_NAME).is_file():
+        return f"its {TRAINER_STATE_NAME} is no file"
     try:
         state = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
     except FileNotFoundError:
         return f"its {TRAINER_STATE_NAME}, which is written last, is missing"
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         state = TrainerState()
     if (
         not isinstance(state.global_step, int)
@@ -75,18 +79,26 @@ def fault_of(checkpoint: str | Path) -> str | None:
         or not isinstance(state.stateful_callbacks, dict)
     ):
         return f"its {TRAINER_STATE_NAME}, which is written last, is cut off or no trainer state"
-    saved = _saved(state)
+    named = re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", folder.absolute().name, re.ASCII)
+    if named and int(named[1]) != state.global_step:
+        return f"its {TRAINER_STATE_NAME} is of step {state.global_step}: give the folder its name again"
+    try:
+        saved = _saved(state)
+        sizes = {name: int(digest.split(" ")[0]) for name, digest in saved.items()}
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+        return f"its {TRAINER_STATE_NAME} is damaged where it names the other files"
     found = dict(_files(folder))
     if missing := [name for name in saved if name not in found and _is_read(name)]:
         return f"{_named(missing)} missing, which its {TRAINER_STATE_NAME} names"
     for name, path in found.items():
-        if name not in saved and _is_read(name) and (damage := damage_of(path)):
+        # where digests were noted, other files are somebody's own
+        if not saved and _is_read(name) and (damage := damage_of(path)):
             return f"its {name} {damage}"
     others = [name for name, digest in saved.items() if name in found and _digest(found[name]) != digest]
     if changed := [name for name in others if _is_read(name)]:
-        before, now = int(saved[changed[0]].split(" ")[0]), found[changed[0]].stat().st_size
-        sizes = f" ({now} bytes instead of {before})" if len(changed) == 1 and now != before else ""
-        return f"{_named(changed)} not what was saved with its {TRAINER_STATE_NAME}{sizes}"
+        before, now = sizes[changed[0]], found[changed[0]].stat().st_size
+        other = f" ({now} bytes instead of {before})" if len(changed) == 1 and now != before else ""
+        return f"{_named(changed)} not what was saved with its {TRAINER_STATE_NAME}{other}"
     if others:
         logger.warning("%s has other files than were saved: %s. No resumed run reads them", folder, ", ".join(others))
     return None
@@ -94,8 +106,8 @@ def fault_of(checkpoint: str | Path) -> str | None:
 
 def _saved(state: TrainerState) -> dict[str, str]:
     """Digests by file; empty for a checkpoint of an earlier version, or of another trainer."""
-    noted = kept_of_others(state).get(_NAME, {})
-    return dict(noted["attributes"]["files"]) if noted else {}
+    noted = kept_of_others(state).get(_NAME)
+    return {} if noted is None else dict(noted["attributes"]["files"])
 
 
 def _files(folder: Path) -> Iterator[tuple[str, Path]]:

@@ -156,10 +156,10 @@ def test_dpo_base_and_adapter(tiny_model, pairs_file, tmp_path):
         "--use_peft",
         "--lora_target_modules",
         "q_proj",
-        "v_proj",
         *SMALL,
     ]
     assert main(argv) == 0
+    assert json.loads((out / "adapter_config.json").read_text())["target_modules"] == ["q_proj"]
     argv = ["evaluate", "--model_name_or_path", str(out), "--dataset_name", pairs_file, "--max_length", "128"]
     assert main([*argv, "--json", str(tmp_path / "n.json")]) == 0
     assert json.loads((tmp_path / "n.json").read_text())["sets"]["pairs"]["n_pairs"] == 12

@@ -370,10 +370,9 @@ def build_trainer(script: TrainArguments, config: Any, model_args: ModelConfig, 
 
     train, evals, tokenizer = inputs_of(script, config, model_args, mixture)
     name = str(model_args.model_name_or_path)
+    # TRL makes a single name a text, and PEFT takes a text for a pattern of whole names
     if isinstance(only := model_args.lora_target_modules, str) and only.isidentifier():
-        model_args.lora_target_modules = [
-            only
-        ]  # TRL makes one name a text, in which PEFT sees a pattern of whole names
+        model_args.lora_target_modules = [only]
     init = {
         "revision": model_args.model_revision,
         "trust_remote_code": config.trust_remote_code,

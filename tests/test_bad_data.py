@@ -15,8 +15,11 @@ import pytest
 import torch
 from conftest import load, preference_rows, quiet
 from datasets import Dataset, DatasetDict, IterableDataset, Value
+from test_schemas import bot, user
 
+from trl_margins.cli import main
 from trl_margins.data.loading import load_splits, pick_split
+from trl_margins.evaluation.sets import evaluation_set
 from trl_margins.trainers.configs import config_class
 from trl_margins.trainers.named import trainer_class
 
@@ -550,3 +553,45 @@ def test_mixed_types_of_a_file(tiny_model, tokenizer, tmp_path, fresh_cache):
         rows = load_splits(written(tmp_path, "pairs.jsonl", LINE * 2 + changed))["train"]
         with pytest.raises(ValueError, match=error):
             trained(Case("mixed", lambda rows=rows: rows), tiny_model, tokenizer, tmp_path)
+
+
+# What every command says of a file
+
+
+def test_a_text_that_is_no_utf_8(tiny_model, tmp_path):
+    file = tmp_path / "pairs.jsonl"
+    file.write_bytes(
+        b'{"prompt": "a", "chosen": "caf\xe9", "rejected": "x", "score_chosen": 2, "score_rejected": 1}\n'
+    )
+    given = ["--model_name_or_path", tiny_model, "--dataset_name", str(file)]
+    for argv in (["train", *given, "--output_dir", str(tmp_path / "out"), "--bf16", "false"], ["evaluate", *given]):
+        with pytest.raises(ValueError, match=r"row 0 of the .* is not UTF-8 .*: convert its file"):
+            main(argv)
+
+
+@pytest.mark.parametrize("name", ["deep.jsonl", "deep.json"])
+def test_lists_within_lists_without_end(name, tmp_path):
+    (tmp_path / name).write_text(f'{{"prompt": "a", "more": {"[" * 1500}{"]" * 1500}}}\n')
+    with pytest.raises(ValueError, match=rf"{name}.*deeper than Python reads"):
+        load_splits(str(tmp_path / name))
+
+
+def test_a_parquet_file_without_rows(tmp_path):
+    Dataset.from_dict({"prompt": [], "chosen": [], "rejected": []}).to_parquet(str(tmp_path / "none.parquet"))
+    with pytest.raises(ValueError, match=r"none\.parquet is empty"):
+        load_splits(str(tmp_path / "none.parquet"))
+
+
+def test_an_answer_without_messages_is_no_rm_bench():
+    rows = [{"prompt": [user("q")], "chosen": [], "rejected": [bot("b")]}]
+    with pytest.raises(ValueError, match=r"column 'chosen', row 0 .* an empty list of messages"):
+        evaluation_set(Dataset.from_list(rows), "here")
+
+
+def test_pairs_do_not_replace_their_lists(tmp_path):
+    file = tmp_path / "lists.jsonl"
+    file.write_text('{"prompt": "a", "responses": ["b", "c"], "scores": [1, 2]}\n')
+    before = file.read_bytes()
+    with pytest.raises(ValueError, match="is the file of the lists, which would be lost"):
+        main(["pairs", str(file), "--out", str(file)])
+    assert file.read_bytes() == before

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..data.loading import chosen_splits
+from ..data.local_files import existing
 from ..data.pairing import STRATEGIES, lists_summary, make_pairs
 from ..rows.form import COMPLETIONS, text_of
 from ..rows.list_forms import list_form
@@ -57,6 +58,8 @@ def main(argv: Sequence[str]) -> int:
     (args,) = parser.parse(data_first(argv))
     splits = chosen_splits(args.dataset_name, args.dataset_config, args.dataset_split, decoded=None)
     check_output(args.out, splits, check_columns=False)
+    if Path(args.out).exists() and existing(args.dataset_name) and Path(args.out).samefile(args.dataset_name):
+        raise ValueError(f"--out {args.out} is the file of the lists, which would be lost: name another one")
     check_writable(Path(args.out).parent)
     names = ("strategy", "k", "min_gap", "balance_length", "seed", "drop_truncated", "as_chat")
     options = {name: getattr(args, name) for name in (*names, "score_columns", "prompt_column", "system_column")}

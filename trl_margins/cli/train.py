@@ -27,7 +27,7 @@ from ..logging import holding_info, release_info
 from ..methods import MARGINS, WEIGHTS, names_of
 from ..redaction import redacted_command, redacted_text
 from ..registry import OPTIONS, base_of, get_method, term_class
-from ..rows.opened import column_names
+from ..rows.opened import column_names, first_row
 from ..trainers.folder import check_unused, holds_model, last_whole_checkpoint, locked
 from .config_file import Settings, check_adapter, flags_said, read_yaml
 from .migration import OLD_KEYS, migrate
@@ -417,7 +417,7 @@ def inputs_of(script: TrainArguments, config: Any, model_args: ModelConfig, mixt
 def _is_conversational(dataset: Any, columns: dict[str, Any]) -> bool:
     from ..rows import RowReader
 
-    first = next(iter(dataset), None)
+    first = first_row(dataset, "train")
     return first is not None and RowReader.of(column_names(dataset), "train", **columns)(first, 0).is_conversational
 
 

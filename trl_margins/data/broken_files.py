@@ -19,6 +19,7 @@ _FOR_LINES = (".jsonl", ".json", ".ndjson")
 _FOR_COLUMNS = (".csv", ".tsv")
 _DAMAGES = (OSError, EOFError, lzma.LZMAError, zlib.error)
 _POINTER = b"version https://git-lfs.github.com/spec/"
+_TOO_DEEP = "lists or objects within one another, deeper than Python reads"
 _DAMAGED = "the file is damaged or was not written to its end"
 
 
@@ -144,7 +145,7 @@ def _problem_of(file: Path) -> str | None:
 def _is_object(line: str) -> bool:
     try:
         return isinstance(json.loads(line), dict)
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, RecursionError):
         return False
 
 
@@ -153,6 +154,8 @@ def _problem_of_document(text: str) -> str | None:
         json.loads(text)
     except json.JSONDecodeError as error:
         return f", line {error.lineno}, character {error.colno}: not JSON ({error.msg})"
+    except RecursionError:
+        return f": {_TOO_DEEP}"
     return None
 
 
@@ -163,6 +166,8 @@ def _problem_of_line(line: str) -> str | None:
         json.dumps(row, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         return f"not JSON ({error.msg} at character {error.pos})"
+    except RecursionError:
+        return _TOO_DEEP
     except UnicodeEncodeError:
         return "half of a surrogate pair, which is not a character"
     except ValueError as error:

@@ -103,17 +103,20 @@ def _blocks(file: Path) -> Iterator[bytes]:
 def _check_parquet(file: Path) -> None:
     size = file.stat().st_size
     try:
-        groups = list(_groups(pq.ParquetFile(file)))
+        opened = pq.ParquetFile(file)
+        groups = list(_groups(opened))
     except (pa.ArrowException, OSError):  # whoever reads it says so
         return
-    plain, decoded = (sum(each) for each in zip(*groups, strict=True)) if groups else (0, 0)
+    if not opened.metadata.num_rows:
+        raise ValueError(f"{file.name} is empty")
+    plain, decoded = (sum(each) for each in zip(*groups, strict=True))
     for what, expanded, times in (("", plain, TIMES), (", decoded,", decoded, TIMES_DECODED)):
         if expanded > max(ANY_SIZE, times * size):
             raise ValueError(
                 f"{file.name} has {size:,} bytes and expands to {_gib(expanded)}{what} over {times} times as much: if "
                 "that is right, write it without compression and dictionaries"
             )
-    largest = max((max(each) for each in groups), default=0)
+    largest = max(map(max, groups))
     if largest > memory() / 2:
         raise ValueError(
             f"{file.name}: a row group has {_gib(largest)}, and is read at once, and this machine's memory has "

@@ -14,6 +14,7 @@ from ..rows import PreferenceRow, open_rows
 from ..rows.form import COMPLETIONS, Message, is_list_of, says
 from ..rows.list_forms import FORMS, list_form
 from ..rows.lists import ScoredLists, row_of
+from ..rows.opened import first_row
 from ..rows.scores import ScoreError, check_scores, find_score_columns, problem_of, refuse_class_labels
 from .reward_bench import SUBSETS
 from .rm_bench import STYLES, domain_of
@@ -77,7 +78,8 @@ def evaluation_set(
         raise ValueError(
             f"{name}: its columns are {sorted(columns)}; an evaluation set has chosen and rejected, or {FORMS}"
         )
-    if is_list_of(dataset[0]["chosen"], str):
+    first = (first_row(dataset, name) or {}).get("chosen")
+    if first and is_list_of(first, str):
         if "num_correct" in columns:
             raise ValueError(
                 f"{name}: these are the rows of RewardBench 2 (num_correct), one good answer against several, which "

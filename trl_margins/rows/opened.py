@@ -248,6 +248,20 @@ def holds_messages(dataset: Dataset | IterableDataset, name: str, reader: RowRea
     return True
 
 
+def first_row(dataset: Dataset | IterableDataset, split: str) -> dict[str, Any] | None:
+    """The first row, with everything that its columns are decoded to; None of an empty set.
+
+    Raises:
+        RowError: a text that is not UTF-8, with its row.
+    """
+    try:
+        return next(iter(dataset), None)
+    except UnicodeDecodeError:
+        for _ in raw_rows(dataset, column_names(dataset), split):  # which names it
+            pass
+        raise
+
+
 def raw_rows(dataset: Dataset | IterableDataset, columns: list[str], split: str) -> Iterator[dict[str, Any]]:
     """These columns of every row; of a loaded set many times faster than its own iterator."""
     if not isinstance(dataset, Dataset):

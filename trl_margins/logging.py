@@ -8,8 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from .printable import printable
-from .redaction import redacted_text
+from .printable import shown
 
 PACKAGE = logging.getLogger(__name__.partition(".")[0])
 _DEFAULT = logging.INFO - 1  # shows the same as INFO, and is told apart from a level that somebody asked for
@@ -63,8 +62,8 @@ def _make_plain(record: logging.LogRecord) -> None:
         said = record.getMessage()
     except Exception:  # who formats it says so
         return
-    if (shown := printable(redacted_text(said))) != said:
-        record.msg, record.args = shown, None
+    if (plain := shown(said)) != said:
+        record.msg, record.args = plain, None
 
 
 def _is_of_another_rank() -> bool:

@@ -22,6 +22,11 @@ def printable(text: str) -> str:
     return _ORDERS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
+def shown(text: str) -> str:
+    """The text without control characters and secrets."""
+    return printable(redacted_text(text))
+
+
 class Plain:
     """A stream to a terminal or a file that shows no control character and no secret. Progress bars still move."""
 
@@ -35,7 +40,7 @@ class Plain:
         """All of the text, as it may be shown."""
         moves = _MOVES.match(text)
         start = moves.end() if moves else 0
-        self._stream.write(text[:start] + printable(redacted_text(text[start:])))
+        self._stream.write(text[:start] + shown(text[start:]))
         return len(text)
 
     def writelines(self, lines: Any) -> None:

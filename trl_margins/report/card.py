@@ -13,8 +13,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from ..evaluation.tables import MEANING, report_tables
 from ..methods import METHODS, Method, names_of
-from ..printable import printable
-from ..redaction import redacted_text
+from ..printable import printable, shown
 from ..tables import markdown_table
 from . import markdown
 from .card_results import Evaluation, EvaluationReport, eval_results
@@ -200,7 +199,7 @@ def completed(written: ModelCard, facts: CardFacts) -> ModelCard:
         quote=quote,
         **{name: getattr(markdown, name) for name in ("code", "fenced", "inline", "one_line", "python_text")},
     )
-    return ModelCard(printable(redacted_text(card.content)))  # a card is public
+    return ModelCard(shown(card.content))  # a card is public
 
 
 def _linked(name: str, kind: str = "") -> str:

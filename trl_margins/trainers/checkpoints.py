@@ -40,7 +40,6 @@ from .folder import (
     check_same_run,
     check_states,
     checkpoint_to_resume,
-    is_checkpoint,
     last_whole_checkpoint,
     locked,
     make_room,
@@ -50,7 +49,7 @@ from .folder import (
 )
 from .preparation import TRAIN
 from .step_size import pairs_per_step
-from .whole import forget_files, is_whole, kept_of_others, record_files
+from .whole import forget_files, is_whole, kept_of_others, record_files, step_of
 
 logger = logging.getLogger(__name__)
 
@@ -265,7 +264,7 @@ class CheckpointMixin(MarginTrainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """transformers'. The final model is written beside an earlier one, which it replaces when it is whole."""
         folder = Path(output_dir or self.args.output_dir)
-        if is_checkpoint(folder) or not self.args.should_save:
+        if step_of(folder) is not None or not self.args.should_save:
             super()._save(output_dir, state_dict)
             return
         beside = folder / BESIDE

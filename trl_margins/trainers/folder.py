@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..probes.diagnostics import ANCHORS_FILE
 from ..recording.pair_log import PAIRS_FILE, RUN_FILE
-from .whole import damage_of, fault_of, is_whole
+from .whole import damage_of, fault_of, is_whole, step_of
 
 logger = logging.getLogger(__name__)
 
@@ -88,24 +88,17 @@ def last_whole_checkpoint(folder: str | Path) -> str | None:
 
 def whole_checkpoints(folder: str | Path) -> Iterator[str]:
     """The complete checkpoints, the newest first; incomplete ones are named in the log."""
-    for path in sorted(_checkpoints(Path(folder)), key=_step_of, reverse=True):
+    for path in reversed(_checkpoints(Path(folder))):
         if (fault := fault_of(path)) is None:
             yield str(path)
         else:
             logger.warning("%s is incomplete (%s): it is left out", path, fault)
 
 
-def _checkpoints(folder: Path) -> list[Path]:
-    return [path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if is_checkpoint(path)]
-
-
-def is_checkpoint(path: Path) -> bool:
-    """Whether a run's checkpoint has such a name."""
-    return re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", path.name, re.ASCII) is not None
-
-
-def _step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.split("-")[-1])
+def _checkpoints(folder: Path) -> dict[Path, int]:
+    """Its checkpoints with their steps, the oldest first."""
+    found = {path: step for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if (step := step_of(path)) is not None}
+    return dict(sorted(found.items(), key=itemgetter(1)))
 
 
 def checkpoint_to_resume(folder: str | Path, resume: str | bool | None) -> Path | None:
@@ -122,9 +115,7 @@ def checkpoint_to_resume(folder: str | Path, resume: str | bool | None) -> Path 
     if resume is True:
         if found := last_whole_checkpoint(folder):
             return Path(found)
-        faults = "; ".join(
-            f"{path.name}: {fault_of(path)}" for path in sorted(_checkpoints(Path(folder)), key=_step_of)
-        )
+        faults = "; ".join(f"{path.name}: {fault_of(path)}" for path in _checkpoints(Path(folder)))
         raise ValueError(
             f"output_dir {folder} has no complete checkpoint to resume from{f' ({faults})' if faults else ''}: leave "
             "resume_from_checkpoint out (with --overwrite_output_dir true if it has files of an earlier run)"
@@ -193,7 +184,7 @@ def make_room(trainer: Any, folder: Path, after: int | None = None) -> None:
         ValueError: the trained model is among it.
     """
     if after is not None:
-        found = [path for path in sorted(_checkpoints(folder)) if is_whole(path) and _step_of(path) > after]
+        found = [path for path, step in sorted(_checkpoints(folder).items()) if step > after and is_whole(path)]
     elif found := earlier_run(folder):
         of_a_card = (CARD, FIGURES) if (folder / RUN_FILE).exists() else ()
         found = _matching(folder, (*_TELLING, *_OTHERS, *of_a_card))
@@ -276,8 +267,9 @@ def check_links(folder: Path, *patterns: str, after: int = -1) -> None:
     for path in _matching(folder, patterns or _WRITTEN):
         if path.is_fifo() or path.is_socket():
             raise ValueError(f"{path} is a pipe, not a file: remove it, or name another output_dir")
+    steps = _checkpoints(folder)
     for path in _links(folder, patterns or _WRITTEN):
-        if not (path in _checkpoints(folder) and _step_of(path) <= after):
+        if path not in steps or steps[path] > after:
             raise ValueError(
                 f"{path} is a link to {os.readlink(path)}, and the run would write there: remove the link, or name "
                 "another output_dir"

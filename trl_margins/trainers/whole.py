@@ -62,6 +62,12 @@ def is_whole(checkpoint: str | Path) -> bool:
     return fault_of(checkpoint) is None
 
 
+def step_of(path: Path) -> int | None:
+    """The step in a checkpoint's name; None if it is no checkpoint's."""
+    named = re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name, re.ASCII)
+    return int(named[1]) if named else None
+
+
 def fault_of(checkpoint: str | Path) -> str | None:
     """What is wrong with a checkpoint, in words that name the file; None if nothing is."""
     folder = Path(checkpoint)
@@ -79,8 +85,7 @@ def fault_of(checkpoint: str | Path) -> str | None:
         or not isinstance(state.stateful_callbacks, dict)
     ):
         return f"its {TRAINER_STATE_NAME}, which is written last, is cut off or no trainer state"
-    named = re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", folder.absolute().name, re.ASCII)
-    if named and int(named[1]) != state.global_step:
+    if step_of(folder.absolute()) not in (None, state.global_step):
         return f"its {TRAINER_STATE_NAME} is of step {state.global_step}: give the folder its name again"
     try:
         saved = _saved(state)

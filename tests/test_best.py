@@ -294,28 +294,34 @@ def test_what_is_saved_is_said(options, says, tmp_path, caplog):
 
 
 def test_a_resumed_run_goes_on_from_its_best(tiny_model, tokenizer, tmp_path):
-    """The peak was in the first part, and the folder has another name now."""
+    """The peak was in the first part, and the folder is a copy: what becomes of the other is none of its business."""
     first, weights = run(tiny_model, tokenizer, tmp_path / "whole", save_steps=3)
     best = first.state.best_global_step
     stop = next(step for step in (3, 6) if step > best)
-    (tmp_path / "whole").rename(tmp_path / "moved")
+    shutil.copytree(tmp_path / "whole", tmp_path / "moved")
     resume = str(tmp_path / "moved" / f"checkpoint-{stop}")
     again, _ = run(tiny_model, tokenizer, tmp_path / "moved", save_steps=3, resume=resume)
     assert_delivers(again, weights, best)
+    assert again.state.best_model_checkpoint == str(tmp_path / "moved" / f"checkpoint-{best}")
 
 
-@pytest.mark.parametrize(("is_gone", "metric"), [(True, "eval_pwa"), (False, "eval_loss")])
-def test_a_best_that_does_not_count_any_more(is_gone, metric, tiny_model, tokenizer, tmp_path, caplog):
-    """Its checkpoint was deleted, or it was chosen by another metric: the best is among those that follow."""
+@pytest.mark.parametrize(
+    ("damage", "metric", "why"),
+    [
+        (shutil.rmtree, "eval_pwa", "is gone"),
+        (lambda best: (best / "optimizer.pt").unlink(), "eval_pwa", "is incomplete (its optimizer.pt is missing"),
+        (lambda best: None, "eval_loss", "was not chosen by eval_loss"),
+    ],
+)
+def test_a_best_that_does_not_count_any_more(damage, metric, why, tiny_model, tokenizer, tmp_path, caplog):
+    """Its checkpoint was deleted or damaged, or chosen by another metric: the best is among those that follow."""
     first, _ = run(tiny_model, tokenizer, tmp_path, save_steps=3)
     best = first.state.best_global_step
     stop = next(step for step in (3, 6) if step > best)
-    if is_gone:
-        shutil.rmtree(tmp_path / f"checkpoint-{best}")
+    damage(tmp_path / f"checkpoint-{best}")
     options = {"save_steps": 3, "resume": str(tmp_path / f"checkpoint-{stop}"), "metric_for_best_model": metric}
     with caplog.at_level(logging.WARNING, "trl_margins"):
         trainer, weights = run(tiny_model, tokenizer, tmp_path, **options)
-    why = "is gone" if is_gone else "was not chosen by eval_loss"
     assert f"the best checkpoint so far, of step {best}, {why}" in caplog.text
     later = {step: value for step, value in curve(trainer.state.log_history, metric).items() if step > stop}
     assert_delivers(trainer, weights, peak(later, greater=metric == "eval_pwa"))

@@ -17,7 +17,7 @@ import torch
 from conftest import TINY, byte_tokenizer, load, preference_rows, quiet, saved
 from faults import drop_digests
 from peft import LoraConfig
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from trl_margins.trainers.configs import config_class
@@ -222,8 +222,58 @@ def test_a_checkpoint_of_another_model(runs, tmp_path):
     for settings in (checkpoint / "margin_run.json", checkpoint.parent / "margin_run.json"):
         settings.unlink()
     drop_digests(checkpoint.parent)
-    with pytest.raises(ValueError, match=f"{checkpoint} has another model than this run: .*size mismatch"):
+    with pytest.raises(ValueError, match=f"the model of {checkpoint} cannot be loaded .*size mismatch.*its model"):
         resume(trainer, checkpoint)
+
+
+def less_a_tensor(file):
+    tensors = load_file(file)
+    tensors.popitem()
+    save_file(tensors, file, {"format": "pt"})
+
+
+def written(value):
+    return lambda file: torch.save(value, file)
+
+
+def without_moments(file):
+    torch.save({**torch.load(file), "state": {}}, file)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "damage", "said"),
+    [
+        ("full", "model.safetensors", less_a_tensor, "the model of .* no tensor for "),
+        (
+            "sharded",
+            "model-00001-of-*.safetensors",
+            less_a_tensor,
+            "its model.safetensors.index.json names .* not",
+        ),
+        ("adapter", "adapter_model.safetensors", less_a_tensor, "the model of .* no tensor for "),
+        ("full", "optimizer.pt", written([1]), "the optimizer and its schedule of"),
+        ("full", "optimizer.pt", without_moments, "the optimizer and .*no state of any parameter"),
+        ("adapter", "optimizer.pt", written({"state": {}, "param_groups": []}), "its train_only and adapters"),
+        ("full", "scheduler.pt", written(None), "the optimizer and its schedule of"),
+        (
+            "full",
+            "scheduler.pt",
+            written({"lr_lambdas": [None]}),
+            "the optimizer and .*schedule has taken no step",
+        ),
+        ("full", "rng_state.pth", written({"python": 1}), "the random state of"),
+        ("full", "margin_terms.safetensors", less_a_tensor, "margin_terms.safetensors is not what a checkpoint has"),
+    ],
+)
+def test_other_contents_without_digests(kind, name, damage, said, runs, tmp_path):
+    """A file of the right form that is not what the run needs."""
+    trainer, run, *_ = runs[kind]
+    checkpoint = copied(run, tmp_path / "out")
+    drop_digests(checkpoint.parent)
+    damage(next(checkpoint.glob(name)))
+    with pytest.raises(ValueError, match=said) as caught:
+        resume(trainer, checkpoint)
+    assert str(checkpoint) in str(caught.value)
 
 
 def test_a_full_disk_under_the_final_model(runs, tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy
 from ..evaluation.tables import RANKING
 from ..report.card import SetFacts
 from .base import MarginTrainer
-from .whole import is_whole
+from .whole import fault_of
 
 logger = logging.getLogger(__name__)
 
@@ -179,15 +179,18 @@ class BestSoFar(TrainerCallback):
         metrics, key, name = _evaluated_at(state, step), _key(args), f"{PREFIX_CHECKPOINT_DIR}-{step}"
         if key.endswith("_pwa") and key not in metrics and f"{key}_all" in metrics:
             args.metric_for_best_model = key = f"{key}_all"  # as that run found at its first evaluation
-        places = [Path(place) for place in (state.best_model_checkpoint, Path(args.output_dir, name)) if place]
-        found = next((str(place) for place in places if place.name == name and is_whole(place)), None)
-        (found,) = broadcast_object_list([found])  # all ranks must agree on what wins
+        # first in the run's own folder: it may be a copy
+        places = [Path(args.output_dir, name), Path(state.best_model_checkpoint or name)]
+        faults = {place: fault_of(place) for place in places if place.name == name and place.is_dir()}
+        found = next((str(place) for place, fault in faults.items() if fault is None), None)
+        why = "is gone" if not faults else f"is incomplete ({next(iter(faults.values()))})"
+        found, why = broadcast_object_list([found, why])  # all ranks must agree on what wins
         if found and metrics.get(key) == state.best_metric:
             state.best_model_checkpoint = found
             return
         logger.warning(
             "the best checkpoint so far, of step %d, %s: the best will be that of the evaluations to come",
-            *(step, f"was not chosen by {key}" if found else "is gone"),
+            *(step, f"was not chosen by {key}" if found else why),
         )
         state.best_metric = state.best_global_step = state.best_model_checkpoint = None
 

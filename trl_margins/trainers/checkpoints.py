@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 import logging
+import pickle
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -16,9 +17,12 @@ from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
+from peft import get_peft_model_state_dict
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length
@@ -56,6 +60,11 @@ logger = logging.getLogger(__name__)
 TERMS_FILE = "margin_terms.safetensors"
 SHARING_FILE = "shared_prompts.json"
 _PLAIN = "plain"
+# what libraries raise for a file that holds something else than it should
+_UNREADABLE = (
+    *(AttributeError, EOFError, IndexError, KeyError, RuntimeError, TypeError, ValueError),
+    *(pickle.UnpicklingError, SafetensorError),
+)
 
 
 def save_states(states: Mapping[str, Mapping[str, Any]], file: Path) -> None:
@@ -349,29 +358,41 @@ class CheckpointMixin(MarginTrainer):
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if self._rng_state_of is not None:  # else it is loaded already, and drawn from
             self._rng_state_of = None
-            super()._load_rng_state(checkpoint)
+            with _loads(checkpoint, "the random state"):
+                super()._load_rng_state(checkpoint)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        with _loads(checkpoint, "the gradient scaler's state"):
+            super()._load_scaler(checkpoint)
 
     def _load_from_checkpoint(self, checkpoint: str, model: nn.Module | None = None) -> None:
-        try:
+        with _loads(checkpoint, "the model", "its model"):
             super()._load_from_checkpoint(checkpoint, model)
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())[:300]
-            raise ValueError(
-                f"{checkpoint} has another model than this run: {reason}. Resume with its model, or start with "
-                "another output_dir"
-            ) from error
+            if (file := Path(checkpoint, SAFETENSORS_WEIGHTS_NAME)).is_file() and is_peft_model(self.model):
+                wanted = get_peft_model_state_dict(self.model, save_embedding_layers=False)
+                with safe_open(file, "pt") as saved:
+                    _check_none_lost({*wanted} - {*saved.keys()})  # which PEFT says to nobody
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """transformers', of a model that has been loaded. A tensor that was not there keeps its first values.
+
+        Raises:
+            RuntimeError: there is one.
+        """
+        lost, model = {*load_result.missing_keys}, self.accelerator.unwrap_model(self.model)
+        names = {name: id(each) for name, each in model.named_parameters(remove_duplicate=False)}
+        there = {tied for name, tied in names.items() if name not in lost}
+        _check_none_lost({name for name in lost if names.get(name, 0) not in {0, *there}})
+        super()._issue_warnings_after_load(load_result)
 
     def _term_states(self) -> dict[str, Any]:
         return {term.name: term.state_dict() for term in self.objective.remembering}
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        try:
+        with _loads(checkpoint, "the optimizer and its schedule", "its train_only and adapters"):
             super()._load_optimizer_and_scheduler(checkpoint)
-        except ValueError as error:
-            raise ValueError(
-                f"{checkpoint} is of a run that trained other parameters ({error}): resume with its train_only and "
-                "adapters, or start with another output_dir"
-            ) from error
+            if checkpoint is not None and not self.is_deepspeed_enabled:
+                _check_goes_on(self.optimizer, self.lr_scheduler)
         self._rng_state_of = checkpoint
         if checkpoint is None:
             return
@@ -392,11 +413,45 @@ class CheckpointMixin(MarginTrainer):
                     logger.warning("%s has no state of %r, which begins anew", file, term.name)
 
 
+def _check_none_lost(lost: set[str]) -> None:
+    if lost:
+        more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+        raise RuntimeError(f"it has no tensor for {', '.join(sorted(lost)[:3])}{more}")
+
+
+def _check_goes_on(optimizer: Any, schedule: Any) -> None:
+    """
+    Raises:
+        RuntimeError: optimizer or schedule are as at a run's first step, after they were loaded.
+    """
+    has_moments = any(group.get("betas") or group.get("momentum") for group in optimizer.param_groups)
+    if has_moments and not any(optimizer.state.values()):
+        raise RuntimeError("the optimizer has no state of any parameter")
+    if isinstance(schedule, LambdaLR) and not schedule.last_epoch:  # others may wait for an evaluation
+        raise RuntimeError("the schedule has taken no step")
+
+
+@contextmanager
+def _loads(checkpoint: str | None, what: str, fits: str | None = None) -> Iterator[None]:
+    """Names the checkpoint in what a library says of a state that it cannot load, and what would fit."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except _UNREADABLE as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        way_on = f"Resume with {fits}, from another checkpoint" if fits else "Resume from another checkpoint"
+        raise ValueError(
+            f"{what} of {checkpoint} cannot be loaded into this run ({reason}). {way_on}, or start with another "
+            "output_dir"
+        ) from error
+
+
 @contextmanager
 def _readable(file: Path) -> Iterator[None]:
     try:
         yield
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+    except _UNREADABLE as error:
         raise ValueError(
             f"{file} is not what a checkpoint has under that name ({error}): it is damaged, or another program's. "
             "Resume from another checkpoint, or without what this file held: remove it"

@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -153,13 +153,24 @@ def damage_of(file: Path) -> str | None:
             with safe_open(file, "pt"):  # which compares the header with the file's length
                 pass
         elif file.name.endswith(".index.json"):
-            shards = set(json.loads(file.read_text())["weight_map"].values())
-            if missing := sorted(name for name in shards if not (file.parent / name).is_file()):
-                return f"names {missing[0]}, which is missing"
+            return _damage_of_shards(file, json.loads(file.read_text())["weight_map"])
         elif file.suffix == ".json":
             json.loads(file.read_text())
         elif file.suffix in (".pt", ".pth") and not zipfile.is_zipfile(file):
             return "is cut off, or no file of torch.save"
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"cannot be read ({error})"
+    return None
+
+
+def _damage_of_shards(index: Path, shards: Mapping[str, str]) -> str | None:
+    """What is missing of the files that an index names; `shards`: tensor → file."""
+    for name in sorted({*shards.values()}):
+        if not (file := index.parent / name).is_file():
+            return f"names {name}, which is missing"
+        if file.suffix == ".safetensors":
+            with safe_open(file, "pt") as saved:
+                lost = {tensor for tensor, place in shards.items() if place == name} - {*saved.keys()}
+            if lost:
+                return f"names {min(lost)}, which {name} does not have"
     return None

@@ -126,6 +126,6 @@ def why_no_gradient(
             "lower beta, or look at the margin and the loss_type"
         )
     yield (
-        "the loss does not depend on the weights that train: an adapter that is switched off, or parts of the model "
-        "that the forward pass leaves out"
+        "the loss does not depend on the weights that train: an adapter that is switched off, parts of the model that "
+        "the forward pass leaves out, or weights that are all 0"
     )

@@ -572,7 +572,7 @@ def test_a_text_that_is_no_utf_8(tiny_model, tmp_path):
 @pytest.mark.parametrize("name", ["deep.jsonl", "deep.json"])
 def test_lists_within_lists_without_end(name, tmp_path):
     (tmp_path / name).write_text(f'{{"prompt": "a", "more": {"[" * 1500}{"]" * 1500}}}\n')
-    with pytest.raises(ValueError, match=rf"{name}.*deeper than Python reads"):
+    with pytest.raises(ValueError, match=rf"{name}, line 1: lists .* more than 1,000 deep"):
         load_splits(str(tmp_path / name))
 
 
@@ -592,6 +592,6 @@ def test_pairs_do_not_replace_their_lists(tmp_path):
     file = tmp_path / "lists.jsonl"
     file.write_text('{"prompt": "a", "responses": ["b", "c"], "scores": [1, 2]}\n')
     before = file.read_bytes()
-    with pytest.raises(ValueError, match="is the file of the lists, which would be lost"):
+    with pytest.raises(ValueError, match="lists.jsonl is read, and would be lost"):
         main(["pairs", str(file), "--out", str(file)])
     assert file.read_bytes() == before

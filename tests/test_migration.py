@@ -644,7 +644,7 @@ def test_convert_writes_to_the_terminal_and_not_over_its_source(tmp_path, capsys
         "env:\n  A: x\n\n# No longer in this file:\n"
         "# save_safetensors: true → dropped: transformers saves nothing else\n"
     )
-    with pytest.raises(SystemExit, match="is the input file"):
+    with pytest.raises(ValueError, match="is read, and would be lost"):
         main(["convert", str(path), "--out", str(path)])
 
 

@@ -36,7 +36,7 @@ from ..tables import markdown_table
 from ..trainers.folder import earlier_run, last_whole_checkpoint
 from . import train
 from .compare_settings import Entry, SharedSettings, Variant, default_of, set_by_the_first
-from .config_file import Settings, as_yaml
+from .config_file import Settings, as_yaml, read_yaml
 from .dry_run import plain
 from .options import Options, OptionsParser, option, usage
 from .setup import WEIGHTS, check_writable, digest_of_files
@@ -192,7 +192,14 @@ class Run:
                 raise ValueError(f"{self.folder} is not of a comparison: name another folder with --out")
             return
         saved = _json_of(self.folder / FACTS) or {}
-        before = {**yaml.safe_load(file.read_text()), "output_dir": None, **{name: saved.get(name) for name in facts}}
+        try:
+            settings = read_yaml(file)
+        except (ValueError, yaml.YAMLError) as error:
+            raise ValueError(
+                f"{error} This file is compare's own, and is damaged: name another folder with --out, or remove "
+                f"{self.folder}"
+            ) from error
+        before = {**settings, "output_dir": None, **{name: saved.get(name) for name in facts}}
         now = {**redacted(self.settings), "output_dir": None, **redacted(facts)}
         names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
         if names:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .config_file import Settings, as_yaml, read_yaml
 from .migration import Note, migrate
-from .setup import check_writable
+from .setup import check_files
 
 
 def main(argv: Sequence[str]) -> int:
@@ -29,9 +29,7 @@ def main(argv: Sequence[str]) -> int:
     if args.out is None:
         print(text, end="")
         return 0
-    if args.out.exists() and args.out.samefile(args.config):
-        raise SystemExit(f"trl-margins convert: {args.out} is the input file: name another")
-    check_writable(args.out.parent)
+    check_files([args.out], [args.config])
     args.out.write_text(text, encoding="utf-8")
     print(args.out)
     return 0

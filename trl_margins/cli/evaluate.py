@@ -23,7 +23,7 @@ from .evaluate_options import EvaluateArguments
 from .inspect import check_figure
 from .measured import Measured, Plan, measure, rewards_of
 from .options import OptionsParser, usage
-from .setup import check_writable, find_model, trained_as
+from .setup import check_files, find_model, trained_as
 
 logger = logging.getLogger(__name__)
 
@@ -33,11 +33,10 @@ RM_BENCH = "RM-Bench"
 def main(argv: Sequence[str]) -> int:
     """Evaluates, prints the tables, writes the files."""
     (args,) = OptionsParser("evaluate", EvaluateArguments).parse(argv)
-    for file in filter(None, (args.json, args.markdown, args.rewards, args.plot)):
-        check_writable(Path(file).parent)
-    if args.plot:
-        with usage():
+    with usage():
+        if args.plot:
             check_figure(args.plot)
+        check_files((args.json, args.markdown, args.rewards, args.plot), args.dataset_name)
     import torch
     from accelerate import Accelerator
     from accelerate.utils.memory import clear_device_cache

@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from ..data.loading import load_splits, pick_split
 from .options import DTYPES, OptionsParser, RowOptions, option, usage
-from .setup import base_of, check_writable, find_model, load_config, load_model, load_tokenizer, weights_of
+from .setup import (
+    base_of,
+    check_files,
+    check_writable,
+    find_model,
+    load_config,
+    load_model,
+    load_tokenizer,
+    weights_of,
+)
 
 if TYPE_CHECKING:
     from ..generation.answers import Answering
@@ -95,7 +104,7 @@ def main(argv: Sequence[str]) -> int:
             if getattr(args, name) is not None:
                 raise ValueError(f"--{name} is for a benchmark: name one with --for, or leave it out")
         sampling, shard = Sampling(**given(args)), shard_of(args)
-    check_writable(Path(args.out).parent)
+    check_files([args.out], [args.dataset_name])
     tokenizer = load_tokenizer(args.model_name_or_path, trust_remote_code=args.trust_remote_code)
     rows = prompts_of(args, tokenizer)
     engine = engine_of(args.engine)

@@ -14,8 +14,8 @@ from ..data.loading import load_splits, pick_split
 from ..evaluation.intervals import student_interval
 from ..evaluation.sets import evaluation_set
 from ..tables import markdown_table
-from .options import LENGTH, OptionsParser, ScoredRowOptions, option
-from .setup import MAX_LENGTH, check_writable, find_model, load_model, load_tokenizer, of_training
+from .options import LENGTH, OptionsParser, ScoredRowOptions, option, usage
+from .setup import MAX_LENGTH, check_files, find_model, load_model, load_tokenizer, of_training
 
 TOP = 5
 
@@ -47,8 +47,8 @@ class HessianArguments(ScoredRowOptions):
 def main(argv: Sequence[str]) -> int:
     """Computes the eigenvalues, prints the table, writes the file."""
     (args,) = OptionsParser("hessian", HessianArguments).parse(argv)
-    if args.json:
-        check_writable(Path(args.json).parent)
+    with usage():
+        check_files([args.json], [args.dataset_name])
     import torch
     from accelerate.utils import is_peft_model
     from accelerate.utils.memory import clear_device_cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -16,13 +17,15 @@ from ..data.evaluation_factors import BERTSCORE_METRICS, METRICS
 from ..data.loading import chosen_splits
 from ..report.audit_text import audit_text
 from ..rows import RowReader
-from ..rows.tokens import read_batch, tokenize_or_errors
+from ..rows.tokens import read_batch, tokenize_or_errors, unread
 from .options import LENGTH, OptionsParser, ScoredRowOptions, data_first, option, usage
 from .pairs import lists_text, summaries_of_lists
-from .setup import check_writable, load_tokenizer, max_length_of
+from .setup import check_files, load_tokenizer, max_length_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+logger = logging.getLogger(__name__)
 
 FIGURES = (".png", ".svg")
 ALL = "all"
@@ -77,8 +80,7 @@ def main(argv: Sequence[str]) -> int:
         metrics = compared_metrics(args.ef_metrics or [], args.encoder)
         Number(least=0).check("score_gap_threshold", args.score_gap_threshold)
         Number(least=0, whole=True).check("ef_sample", args.ef_sample)
-    for file in filter(None, (args.json, args.plot)):
-        check_writable(Path(file).parent)
+        check_files((args.json, args.plot), [args.dataset_name])
     splits = chosen_splits(args.dataset_name, args.dataset_config, args.dataset_split)
     if lists := summaries_of_lists(splits, args.score_columns, args.prompt_column, args.system_column):
         splits = {name: split for name, split in splits.items() if name not in lists}
@@ -167,6 +169,8 @@ def in_tokens_of(tokenizer: Any) -> Measure:
             for start in range(0, len(rows), 256):
                 numbers = readable[start : start + 256]
                 batch = read_batch(reader, rows[start : start + 256], numbers)
+                for note in unread(batch, tokenizer) if start == 0 else ():
+                    logger.warning("%s: %s", reader.split, note)
                 for number, tokens in zip(numbers, tokenize_or_errors(batch, tokenizer), strict=True):
                     if isinstance(tokens, Exception):
                         problems[number] = f"{reader.where(number)}: {tokens}"

@@ -5,21 +5,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..data.loading import chosen_splits
-from ..data.local_files import existing
 from ..data.pairing import STRATEGIES, lists_summary, make_pairs
 from ..rows.form import COMPLETIONS, text_of
 from ..rows.list_forms import list_form
 from ..rows.lists import ScoredLists
 from ..tables import aligned
 from .options import OptionsParser, ScoredRowOptions, data_first, option
-from .score import FILES, check_output, write
-from .setup import check_writable
+from .score import FILES, check_output, check_place, write
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -58,9 +55,7 @@ def main(argv: Sequence[str]) -> int:
     (args,) = parser.parse(data_first(argv))
     splits = chosen_splits(args.dataset_name, args.dataset_config, args.dataset_split, decoded=None)
     check_output(args.out, splits, check_columns=False)
-    if Path(args.out).exists() and existing(args.dataset_name) and Path(args.out).samefile(args.dataset_name):
-        raise ValueError(f"--out {args.out} is the file of the lists, which would be lost: name another one")
-    check_writable(Path(args.out).parent)
+    check_place(args.out, args.dataset_name, len(splits))
     names = ("strategy", "k", "min_gap", "balance_length", "seed", "drop_truncated", "as_chat")
     options = {name: getattr(args, name) for name in (*names, "score_columns", "prompt_column", "system_column")}
     for name, split in splits.items():

@@ -14,7 +14,7 @@ from ..data.loading import chosen_splits
 from ..rows import open_rows
 from ..tables import aligned
 from .options import DTYPES, OptionsParser, RowOptions, data_first, option
-from .setup import check_writable, find_model, load_tokenizer, weights_of
+from .setup import check_files, check_writable, find_model, load_tokenizer, weights_of
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
@@ -77,7 +77,7 @@ def main(argv: Sequence[str]) -> int:
     splits = chosen_splits(args.dataset_name, args.dataset_config, args.dataset_split, decoded=None)
     if args.output:
         check_output(args.output, splits)  # before hours of scoring
-        check_writable(Path(args.output).parent)
+        check_place(args.output, args.dataset_name, len(splits))
     if args.reward_model is not None:
         return score_by_model(args, splits)
     metric, column = args.metric or "rougeL", args.column or "evaluation_factor"
@@ -175,6 +175,27 @@ def check_output(output: str, splits: DatasetDict, check_columns: bool = True) -
     nested = [name for name, feature in features.items() if not isinstance(feature, Value)]
     if suffix == ".csv" and nested and check_columns:
         raise ValueError(f"{output}: CSV has no lists, and {nested} are more than text and numbers; use .jsonl")
+
+
+def check_place(output: str, source: str, n_splits: int) -> None:
+    """Checks that a file, or the files of a data set in a folder, can be written, and would then be read again.
+
+    Raises:
+        ValueError: the place of the data itself, a file for a folder, or a saved set of another kind.
+        OSError: it cannot be written to.
+    """
+    folder = Path(output)
+    if _suffix(output):
+        check_files([output], [source])
+        return
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{output} is a file, and a name without one of {', '.join(FILES)} is a folder's")
+    if folder.is_dir() and folder.resolve() == Path(source).expanduser().resolve():
+        raise ValueError(f"{output} is read, and would be lost: name another folder")
+    other = "state.json" if n_splits > 1 else "dataset_dict.json"  # that is read first, or beside
+    if (folder / other).exists():
+        raise ValueError(f"{output} has another saved data set: name another folder, or remove it")
+    check_writable(folder)
 
 
 def write(output: str, splits: DatasetDict) -> None:

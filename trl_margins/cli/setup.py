@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from ..report.run_folder import INFO, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,34 @@ def check_writable(folder: str | Path) -> None:
         raise OSError(f"{folder} cannot be written to ({reason}): name another folder, or make room") from error
 
 
+def check_files(outputs: Iterable[str | Path | None], inputs: Iterable[str | Path] = ()) -> None:
+    """Checks that these files can be written, each beside the others and none in the place of an input, before hours
+    of work. None stands for a file that nobody wants.
+
+    Raises:
+        ValueError: a folder, a file that is named twice, or one that is read.
+        OSError: a file that cannot be written.
+    """
+    places: dict[Path, str] = {Path(name).expanduser().resolve(): "is read, and would be lost" for name in inputs}
+    for file in (Path(name) for name in outputs if name is not None):
+        if file.is_dir():
+            raise ValueError(f"{file} is a folder: name a file in it")
+        if why := places.get(file.resolve()):
+            raise ValueError(f"{file} {why}: name another file")
+        if file.exists() and not file.is_file():
+            continue  # a console or a pipe, which must be opened only once
+        places[file.resolve()] = "is to be written twice"
+        check_writable(file.parent)
+        is_new = not file.exists()
+        try:
+            with file.open("ab"):
+                pass
+        except OSError as error:
+            raise OSError(f"{file} cannot be written ({error.strerror or error}): name another file") from error
+        if is_new:
+            file.unlink(missing_ok=True)  # another process may have done so
+
+
 def find_model(name: str) -> str:
     """The folder or Hub id of a model or an adapter.
 
@@ -50,7 +79,7 @@ def find_model(name: str) -> str:
         return path
     adapter = folder / "adapter_config.json"
     if adapter.is_file():
-        base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path")
+        base = read_json(adapter).get("base_model_name_or_path")
         try:
             if base:  # without one, PEFT's own error says so
                 find_model(base)
@@ -70,7 +99,7 @@ def base_of(name: str) -> str:
     """`find_model`'s folder or Hub id; of an adapter, its base model's."""
     path = find_model(name)
     adapter = Path(path) / "adapter_config.json"
-    return base_of(json.loads(adapter.read_text("utf-8"))["base_model_name_or_path"]) if adapter.is_file() else path
+    return base_of(read_json(adapter)["base_model_name_or_path"]) if adapter.is_file() else path
 
 
 def digest_of_files(path: Path, kinds: Sequence[str] = WEIGHTS) -> str:
@@ -94,7 +123,7 @@ def _loading(what: str, name: str) -> Iterator[None]:
     """Errors of the block say what could not be loaded, and the fix."""
     try:
         yield
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         from huggingface_hub.constants import HF_HUB_OFFLINE
 
         reason = " ".join(str(error).split())
@@ -154,11 +183,9 @@ def load_tokenizer(name: str, **kwargs: Any) -> Any:
 
 def run_of(model: str) -> dict[str, Any]:
     """What the training run says of itself whose folder, or whose checkpoint, the model is in; empty without one."""
-    from ..report.run_folder import INFO
-
     folder = Path(model).expanduser()
     file = next((file for file in (folder / INFO, folder.parent / INFO) if file.is_file()), None)
-    return {} if file is None else json.loads(file.read_text())
+    return {} if file is None else read_json(file)
 
 
 def trained_as(models: Sequence[str]) -> dict[str, str]:

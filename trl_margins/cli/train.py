@@ -248,7 +248,7 @@ def parse(
         source: the file.
         command: the subcommand, for errors.
     """
-    from ..trainers.configs import check_for_trl
+    from ..trainers.trls_fields import check_for_trl
 
     first = ArgumentParser(prog=f"trl-margins {command}", add_help=False, allow_abbrev=False)
     files = first.add_mutually_exclusive_group()

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,9 +114,12 @@ def chat_template(text: str) -> str:
     """
     if "{%" in text or "{{" in text:
         return text
-    if Path(text).is_file():
-        return Path(text).read_text()
-    raise ValueError(f"chat_template: {text!r} is neither a Jinja template nor a file with one")
+    if os.path.isfile(text):  # Path's raises an error where a name is too long
+        try:
+            return Path(text).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"chat_template: {text} is not UTF-8 ({error}): save the file as UTF-8") from error
+    raise ValueError(f"chat_template: {text!r:.200} is neither a Jinja template nor a file with one")
 
 
 def _check_model(config: Any, model_args: ModelConfig) -> None:

@@ -12,8 +12,12 @@ from pathlib import Path
 from reprlib import repr as shortened
 from typing import Any, TextIO
 
-from datasets import Dataset
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset, Features, List, Value
 from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
+
+from .local_files import builder_of
 
 _FOR_LINES = (".jsonl", ".json", ".ndjson")
 _FOR_COLUMNS = (".csv", ".tsv")
@@ -90,7 +94,11 @@ def rows_inside(splits: Mapping[str, Dataset]) -> str | None:
             inside = getattr(feature, "feature", None)
             if isinstance(inside, dict) and inside.keys() & {"prompt", "chosen", "rejected", "responses"}:
                 return f"with its rows under {name!r}"
-        if all(isinstance(feature, dict) and "0" in feature for feature in rows.features.values()):
+        kinds = rows.features.values()
+        of_columns = all(isinstance(feature, dict) and "0" in feature for feature in kinds)
+        # a prompt that is a list of texts is no prompt; of messages, it is a list of lists
+        inside = getattr(rows.features.get("prompt", rows.features.get("chosen")), "feature", None)
+        if of_columns or (all(isinstance(kind, List) for kind in kinds) and isinstance(inside, List | Value)):
             return "of columns, as pandas writes it without orient='records', lines=True"
     return None
 
@@ -111,6 +119,8 @@ def why_unreadable(files: Sequence[Path], error: Exception) -> str | None:
             return f"{file.name}{problem}"
     if len(files) != 1:
         return None
+    if "Recursion level" in str(innermost(error)):
+        return f"{files[0].name}: lists or objects lie more than 60 deep within one another, which Arrow does not hold"
     if isinstance(error, StopIteration) or "corresponds to no data" in str(error):
         return f"{files[0].name} has no rows"
     return f"{files[0].name} cannot be read: {innermost(error)}"
@@ -124,7 +134,9 @@ def innermost(error: BaseException) -> BaseException:
 
 
 def _problem_of(file: Path) -> str | None:
-    """What keeps a file of JSON, one object per line or a whole document, from being read."""
+    """What keeps a file from being read: its columns, or its JSON, one object per line or a whole document."""
+    if builder_of(file) in ("parquet", "arrow"):
+        return _problem_of_columns(file)
     if not any(suffix in file.name.lower() for suffix in _FOR_LINES):
         return None
     number = 0
@@ -139,6 +151,26 @@ def _problem_of(file: Path) -> str | None:
         return f", after line {number}: {error}; write the file in UTF-8"
     except _DAMAGES as error:
         return f", after line {number}: {error}; {_DAMAGED}"
+    return None
+
+
+def _problem_of_columns(file: Path) -> str | None:
+    """A column that is there twice, or of a type that `datasets` does not have."""
+    try:
+        if builder_of(file) == "parquet":
+            schema = pq.read_schema(file)
+        else:
+            with pa.memory_map(str(file)) as source:
+                schema = pa.ipc.open_stream(source).schema
+    except (OSError, pa.ArrowException):
+        return None
+    if twice := [name for name, count in Counter(schema.names).items() if count > 1]:
+        return f" has the column {twice[0]!r} more than once: rename one"
+    for column in schema:
+        try:
+            Features.from_arrow_schema(pa.schema([column]))
+        except ValueError:
+            return f": column {column.name!r} is of the type {column.type}, which is not read: leave it out"
     return None
 
 
@@ -172,7 +204,7 @@ def _problem_of_line(line: str) -> str | None:
         return "half of a surrogate pair, which is not a character"
     except ValueError as error:
         return str(error)
-    return None if isinstance(row, dict) else "not an object with a value for each column"
+    return None if isinstance(row, dict) else "not an object with a value for each column, so correct or remove it"
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

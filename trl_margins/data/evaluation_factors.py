@@ -32,7 +32,7 @@ from scipy.sparse.csgraph import connected_components
 from transformers import AutoConfig
 
 from ..rows import PreferenceRow, RowReader, open_rows
-from ..rows.form import Part, text_of
+from ..rows.form import COMPLETIONS, Part, text_of
 from ..rows.scores import refuse_bad_values
 from ..rows.tokens import read_batch
 from .formats import one_split, with_format_of
@@ -166,6 +166,8 @@ def add_evaluation_factor(
         shared: dict[str, Any] = {"num_proc": num_proc, "overwrite": overwrite, **options}
         return DatasetDict({n: add_evaluation_factor(s, metric, column, **shared) for n, s in dataset.items()})
     dataset = one_split(dataset, "add_evaluation_factor")
+    if column in (*COMPLETIONS, *(["prompt"] if reader is None else reader.needed)):
+        raise ValueError(f"{column!r} is a column of the pairs themselves: give column (--column) another name")
     if column in dataset.column_names:
         if not overwrite:
             raise ValueError(

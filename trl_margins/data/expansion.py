@@ -1,4 +1,6 @@
-"""What a file becomes when it is read is bounded: archives that expand without end, and rows beyond all memory."""
+"""What a file becomes when it is read is bounded: archives that expand without end, rows beyond all memory, and lists
+within lists without end.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
@@ -29,6 +32,7 @@ ANY_SIZE = 2**30  # bytes that any file may become; more, only if they are not t
 TIMES = 100  # text becomes five times as large, a log of one line a few dozen
 TIMES_DECODED = 1000  # of Parquet, which holds a repeated value once
 _PART = 16  # of the memory that one row may have: reading takes several copies of it
+MAX_DEPTH = 1000  # of lists and objects in JSON: Python reads no more, and Arrow's reader ends the process at 20,000
 _BLOCK = 2**20
 _FIRST = 2**26  # bytes of a stream that are looked at
 
@@ -39,8 +43,8 @@ def check_expansion(file: Path, only_first: bool = False) -> None:
         only_first: of a file that is streamed, only its beginning.
 
     Raises:
-        ValueError: an archive under the name of a data file, one that expands too far, or a row that does not fit into
-            the memory.
+        ValueError: an archive under the name of a data file, one that expands too far, a row that does not fit into
+            the memory, or JSON that no reader takes.
     """
     with file.open("rb") as content:
         start = content.read(265)
@@ -67,10 +71,13 @@ def memory() -> int:
 
 def _check_text(file: Path, is_compressed: bool, is_document: bool, only_first: bool) -> None:
     size, most = file.stat().st_size, memory() // _PART
-    if not is_compressed and (size <= most or only_first):
+    nesting = _Nesting(file.name) if builder_of(file) == "json" else None
+    if nesting is None and not is_compressed and (size <= most or only_first):
         return
     total = line = 0
     for block in _blocks(file):
+        if nesting is not None:
+            nesting.look(block)
         total += len(block)
         last = -1 if is_document else block.rfind(b"\n")
         line = line + len(block) if last < 0 else len(block) - last - 1
@@ -89,6 +96,48 @@ def _check_text(file: Path, is_compressed: bool, is_document: bool, only_first: 
             )
         if only_first and total > _FIRST:
             return
+
+
+class _Nesting:
+    """Looks at JSON block by block, before a reader does that ends the process over it.
+
+    Args:
+        name: of the file, for errors.
+    """
+
+    _OTHERS = bytes(set(range(256)) - {*b'"[]{}\n'})
+    _STEPS = np.zeros(256, np.int8)
+    _STEPS[[*b"[{"]] = 1
+    _STEPS[[*b"]}"]] = -1
+
+    def __init__(self, name: str) -> None:
+        self.name, self._is_first, self._rest = name, True, b""
+        self._depth = self._quotes = self._lines = 0
+
+    def look(self, block: bytes) -> None:
+        """
+        Raises:
+            ValueError: a file that begins with null, or lists and objects that lie deeper than `MAX_DEPTH`.
+        """
+        if self._is_first and block.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"null"):
+            raise ValueError(f"{self.name} begins with null, which is not a row: remove it")
+        self._is_first = False
+        text = (self._rest + block).replace(b"\\\\", b"  ").replace(b'\\"', b"  ")
+        self._rest = b"\\" if text.endswith(b"\\") else b""  # what it escapes is in the next block
+        marks = np.frombuffer(text.translate(None, self._OTHERS), np.uint8)
+        if not marks.size:
+            return
+        quotes = self._quotes + np.cumsum(marks == ord('"'), dtype=np.int32)
+        ends = marks == ord("\n")  # no text goes beyond a line
+        within = quotes - np.maximum.accumulate(np.where(ends, quotes, 0)) & 1
+        depths = self._depth + np.cumsum(self._STEPS[marks] * (1 - within), dtype=np.int32)
+        if depths.max() > MAX_DEPTH:
+            line = 1 + self._lines + int(ends[: depths.argmax()].sum())
+            raise ValueError(
+                f"{self.name}, line {line}: lists or objects lie more than {MAX_DEPTH:,} deep within one another, "
+                "which no reader takes: correct the line, or remove it"
+            )
+        self._depth, self._quotes, self._lines = int(depths[-1]), int(within[-1]), self._lines + int(ends.sum())
 
 
 def _blocks(file: Path) -> Iterator[bytes]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets import Dataset, DatasetDict, IterableDataset
+from datasets import Dataset, DatasetDict, DatasetInfo, IterableDataset
 from datasets.packaged_modules.json.json import JsonConfig
 
 from .broken_files import check_file, delimiter_of, header_of, innermost, rows_inside, times_for_text, why_unreadable
@@ -136,8 +137,17 @@ def _texts() -> tuple[str, ...]:
 
 
 def _saved(path: Path) -> DatasetDict:
+    splits = {"train": path}
     try:
-        loaded = datasets.load_from_disk(linked(path))
+        if (file := path / "dataset_dict.json").exists():
+            splits = {split: path / split for split in json.loads(file.read_text("utf-8"))["splits"]}
+        return DatasetDict({split: _saved_split(folder) for split, folder in splits.items()})
     except Exception as error:
         raise ValueError(f"{path} cannot be read: {innermost(error)}") from error
-    return DatasetDict({"train": loaded}) if isinstance(loaded, Dataset) else loaded
+
+
+def _saved_split(folder: Path) -> Dataset:
+    if json.loads((folder / "state.json").read_text("utf-8"))["_data_files"]:
+        return datasets.load_from_disk(linked(folder))
+    features = DatasetInfo.from_directory(str(folder)).features  # without rows, whose folder `datasets` does not read
+    return Dataset.from_dict({name: [] for name in features or ()}, features=features)

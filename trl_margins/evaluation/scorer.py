@@ -26,7 +26,7 @@ from ..forward.shared_rows import shared_rows, width_step
 from ..forward.standard import IGNORE, TokenLogps, fused_token_logps, logits_token_logps
 from ..rows import PreferenceRow, tokenize
 from ..rows.cpo_tokens import CPOTokenizer
-from ..rows.tokens import each_or_error, without_errors
+from ..rows.tokens import each_or_error, unread, without_errors
 
 logger = logging.getLogger(__name__)
 
@@ -201,6 +201,8 @@ def completion_tokens(
     def where(i: int) -> str:
         return f"row {i} of {name}"
 
+    for note in unread(rows, tokenizer):
+        logger.warning("%s: %s", name, note)
     limit, emptied = f"max_length={max_length}", ""
     if model.config.is_encoder_decoder:
         found = _cpo_tokens(tokenizer, rows, where, max_length)

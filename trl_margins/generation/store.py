@@ -64,7 +64,10 @@ class Journal:
                 f"{others} is there, and {self.said.name}, which says how it was made, is not: name another file, or "
                 f"remove {others}"
             )
-        before = json.loads(self.said.read_text(encoding="utf-8"))
+        try:
+            before = dict(json.loads(self.said.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{self.said} is damaged ({error}): name another file, or remove {others}") from error
         for name in {**before, **self.settings}:
             if before.get(name) != (now := self.settings.get(name)):
                 raise ValueError(

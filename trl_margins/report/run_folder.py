@@ -6,7 +6,7 @@ import csv
 import json
 import logging
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,7 @@ def read_run(folder: str | Path) -> Run:
         raise FileNotFoundError(f"{path} is not a directory: a run is the output_dir of a training")
     if not (path / INFO).is_file():
         raise FileNotFoundError(f"{path} has no {INFO}: {WRITTEN_BY[INFO]}")
-    info = _read_json(path / INFO)
+    info = read_json(path / INFO)
     state, pairs = _state_file(path), path / PAIRS
     missing = [name for name, there in ((STATE, state), (PAIRS, pairs.is_file())) if not there]
     if len(missing) == 2:
@@ -102,7 +102,7 @@ def read_run(folder: str | Path) -> Run:
         )
     for name in missing:
         logger.warning("%s has no %s (%s): the pictures from it are left out", path, name, WRITTEN_BY[name])
-    content = _read_json(state) if state else {}
+    content = read_json(state) if state else {}
     history = content.get("log_history", [])
     anchors = read_pairs(path / ANCHORS) if (path / ANCHORS).is_file() else {}
     best = content.get("best_global_step") if (info.get("config") or {}).get("load_best_model_at_end") else None
@@ -123,7 +123,12 @@ def _state_file(folder: Path) -> Path | None:
     return max((path for path in steps if steps[path].isdecimal()), key=lambda path: int(steps[path]), default=None)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A file that a trainer wrote, as an object.
+
+    Raises:
+        ValueError: it is damaged, or holds something else.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -141,16 +146,16 @@ def read_pairs(path: Path, one_in: int = 1) -> dict[str, np.ndarray]:
         one_in: read the first of every so many pairs.
 
     Raises:
-        ValueError: no header, no column `step`, steps out of order, a line of the wrong length, or a cell that is not
-            a number.
+        ValueError: no text, no header, no column `step`, steps out of order, a line of the wrong length, or a cell
+            that is not a number.
     """
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8", errors="backslashreplace") as file:
         reader = csv.reader(file)
-        header = next(reader, [])
+        header = next(_rows(reader, path), [])
         if "step" not in header:
-            raise ValueError(f"{path} has no column 'step' in its first line, which reads {','.join(header)!r}")
+            raise ValueError(f"{path} has no column 'step' in its first line, which reads {','.join(header)!r:.200}")
         numbers, torn, seen = array("d"), None, 0
-        for row in filter(None, reader):
+        for row in filter(None, _rows(reader, path)):
             if torn:
                 raise ValueError(f"{path}, {torn} for {len(header)} columns: remove the line")
             if len(row) != len(header):
@@ -171,6 +176,13 @@ def read_pairs(path: Path, one_in: int = 1) -> dict[str, np.ndarray]:
             "a log holds one training: remove the lines of the other"
         )
     return {name: table[:, i] for i, name in enumerate(header)}
+
+
+def _rows(reader: Any, path: Path) -> Iterator[list[str]]:
+    try:
+        yield from reader
+    except csv.Error as error:
+        raise ValueError(f"{path}, after line {reader.line_num}: {error}; the file is damaged") from error
 
 
 def _number(cell: str, column: str, line: int, path: Path) -> float:

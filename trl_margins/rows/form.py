@@ -28,6 +28,7 @@ LIKE_A_PROMPT = (
     *("context", "history", "schema", "problem", *SYSTEM),
 )
 
+USUAL_ROLES = ("system", "user", "assistant", "tool", "developer", "function", "ipython")  # of chat templates
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant"}
 _ROLES |= {role: role for role in ("system", "user", "assistant", "tool")}  # in upper or lower case
 _SHAREGPT_ROLES = {**_ROLES, "model": "assistant", "observation": "tool"}  # of from/value messages
@@ -290,7 +291,8 @@ def part_of(value: Any, keeps_parts: bool = False) -> Part:
         value = [value]
     if not isinstance(value, list):
         raise ValueError(
-            f"it should be an str or a list of messages, but is of type {type(value).__name__}: {value!r}"
+            f"it should be an str or a list of messages, but is of type {type(value).__name__}: {value!r:.200}; "
+            "correct it, or drop the row"
         )
     if not value:
         raise ValueError("the value is an empty list of messages: add one, or drop the row")
@@ -387,7 +389,8 @@ def shared_turns(parts: list[list[Message]]) -> int:
 def _message(message: Any, keeps_parts: bool) -> Message:
     if not isinstance(message, Mapping):
         raise ValueError(
-            f"is {shortened(message)}: a message is a mapping with role and content, in one list, not nested"
+            f"is {shortened(message)}: a message is a mapping with role and content, in one list, not nested; "
+            "correct it, or drop the row"
         )
     there = {key: value for key, value in message.items() if value is not None}
     if "from" in there and "value" in there and "role" not in there:

@@ -17,6 +17,7 @@ from .form import (
     LIKE_A_PROMPT,
     SHAREGPT,
     SYSTEM,
+    USUAL_ROLES,
     PreferenceRow,
     RowError,
     RowReader,
@@ -54,6 +55,7 @@ class RowCounts:
     same_rows: set[int] = field(default_factory=set)  # the same completion twice
     user_turns: Seen = field(default_factory=Seen)  # within a completion
     prefilled: Seen = field(default_factory=Seen)  # prompts that end with the assistant's turn
+    roles: dict[str, Seen] = field(default_factory=dict)  # that chat templates seldom know
     repeated: Seen = field(default_factory=Seen)  # text completions that both begin with their prompt
     unused: dict[str, Seen] = field(default_factory=dict)  # columns like a prompt whose text the prompt lacks
     contradicted: Seen = field(default_factory=Seen)  # prompts as text beside conversations that begin otherwise
@@ -85,6 +87,9 @@ class RowCounts:
                 self.user_turns.add(number)
             if row.prompt[-1]["role"] == "assistant":
                 self.prefilled.add(number)
+            found = {message["role"] for part in (row.prompt, *completions) for message in part}
+            for role in found.difference(USUAL_ROLES):
+                self.roles.setdefault(role, Seen()).add(number)
         prompt = text_of(row.prompt)
         self.prompts.add(hash(prompt))
         # the reader compares a prompt in messages
@@ -349,6 +354,12 @@ def notes(reader: RowReader, counts: RowCounts) -> Iterator[Note]:
         yield warning(
             f"{seen.n} of {n} prompts end with the assistant's turn (the first is row {seen.first}): the chat "
             "template makes the completion a further turn. To continue the turn, move its text into the completions"
+        )
+    for role, seen in counts.roles.items():
+        yield warning(
+            f"in {seen.n} of {n} rows a message has the role {role!r} (the first is row {seen.first}): a chat "
+            "template that does not know it leaves the message out, or prints the role as it is. If it means one of "
+            f"{', '.join(USUAL_ROLES[:4])}, rename it"
         )
     if counts.text.n and (seen := counts.messages).n:
         yield warning(

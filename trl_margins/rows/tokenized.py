@@ -19,7 +19,7 @@ from trl.trainer.utils import global_then_local_main_first
 from .cpo_tokens import CPOTokenizer
 from .form import PreferenceRow, text_of
 from .opened import OpenedSet
-from .tokens import PairTokenizer, cpo_columns, each_or_error, tokenize, tokenizer_of
+from .tokens import PairTokenizer, cpo_columns, each_or_error, tokenize, tokenizer_of, unread
 
 logger = logging.getLogger(__name__)
 
@@ -157,6 +157,8 @@ def look_at_first_rows(opened: OpenedSet, processing_class: Any, cpo_max_length:
         return
     rows, split = list(islice(opened, _COMPARED)), opened.reader.split
     ours = tokenize(rows, processing_class, opened.reader.where)
+    for note in unread(rows, processing_class):
+        logger.warning("%s: %s", split, note)
     _report_tails(split, rows, [tokens.tail for tokens in ours], processing_class)
     bos = getattr(tokenizer_of(processing_class), "bos_token_id", None)
     if doubled := [i for i, tokens in enumerate(ours) if bos is not None and tokens.prompt[:2] == [bos, bos]]:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, NamedTuple, TypeVar
@@ -26,6 +27,7 @@ Result = TypeVar("Result")
 
 # What tokens depend on besides the data and the tokenizer. Raise the number whenever a token may change
 VERSION = f"2, trl {version('trl')}, transformers {version('transformers')}"
+_OF_MESSAGES = ("tool_calls", "reasoning_content", "thinking")  # said beside the content
 # Seconds that tokenizing may take beside the first conversation, hundreds of times what it does
 _PER_CONVERSATION, _PER_CHARACTER, _PER_IMAGE = 0.02, 1e-5, 60
 
@@ -213,6 +215,24 @@ def _array(ids: list[int]) -> np.ndarray:
 def tokenizer_of(processing_class: Any) -> Any:
     """The tokenizer of a processor for images and text; else the tokenizer itself."""
     return getattr(processing_class, "tokenizer", processing_class)
+
+
+def unread(rows: Iterable[PreferenceRow], processing_class: Any) -> Iterator[str]:
+    """What of the rows the chat template does not read, one sentence each."""
+    given = getattr(processing_class, "chat_template", None) or ""
+    template = "\n".join(given.values()) if isinstance(given, Mapping) else str(given)  # one of several by name
+    found: dict[str, list[int]] = {}
+    for number, row in enumerate(row for row in rows if row.is_conversational):
+        keys = {key for part in (row.prompt, *row.completions) for message in part for key in message}
+        for name in (*row.template, *keys.intersection(_OF_MESSAGES)):
+            found.setdefault(name, []).append(number)
+    for name, numbers in found.items():
+        if not re.search(rf"\b{re.escape(name)}\b", template):
+            yield (
+                f"{name!r} is in {len(numbers)} rows (the first is row {numbers[0]}), and the chat template does not "
+                "read it: the model sees nothing of it. Use a template that does (trl-margins train has "
+                "--chat_template FILE), or leave it out"
+            )
 
 
 def prepare_tokenizer(processing_class: Any, conversational: Iterable[str]) -> None:

@@ -11,12 +11,11 @@ from types import new_class
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from transformers import TrainingArguments
-from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from trl import DPOConfig
 from trl.experimental.cpo import CPOConfig
 
-from ..checks import check_names, check_options, default_of, unknown
+from ..checks import check_names, check_options, default_of
 from ..data.evaluation_factors import METRICS
 from ..forward.checkpointing import NAMES
 from ..links import LINKS, TRLS, Link
@@ -41,6 +40,7 @@ from ..rewards import REWARDS, LogRatioReward, MeanLogRatioReward, Reward
 from ..terms import Term
 from ..terms.evaluation_factor import FLOOR
 from .elsewhere import elsewhere
+from .trls_fields import check_for_trl
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,6 @@ _KEEP_BEST = {
 SIMPO_GAMMA = CPOConfig.simpo_gamma  # TRL's default
 
 _KINDS = ("weight", "margin")
-_FILES = ("accelerator_config", "fsdp_config", "deepspeed")  # these fields can name one
 TRL_FIELDS = {*CPOConfig.__dataclass_fields__, *DPOConfig.__dataclass_fields__}
 # Config fields that are set by the config itself, that SAM reads too, and that are refused where nothing reads them
 _READ_ELSEWHERE = ("gamma_po_centered", "anchor_scope", "anchor_diagnostics")
@@ -694,32 +693,6 @@ def _find_loss(base: str, name: Any) -> Link:
             said += f". {theirs.remark.rstrip('.')}"
         instead = ", ".join(f"{key}: {json.dumps(each)}" for key, each in settings.items()).replace('"', "")
         raise ValueError(f"{said}. Instead, set {instead}") from None
-
-
-def check_for_trl(config: TrainingArguments) -> None:
-    """What transformers and TRL refuse only after they have loaded a model, or with a traceback.
-
-    Raises:
-        ValueError: a value that its field cannot have.
-    """
-    for name in config._VALID_DICT_FIELDS:
-        value = getattr(config, name)
-        if not isinstance(value, str) or (name in _FILES and not value.startswith("{")):
-            continue
-        try:
-            if not value.startswith("{"):
-                raise ValueError(f"it is {value!r}")
-            json.loads(value)
-        except ValueError as error:
-            raise ValueError(f"{name} must be a mapping, or one as JSON; {error}") from None
-    trackers = [config.report_to] if isinstance(config.report_to, str | None) else config.report_to
-    known = ["all", "none", *INTEGRATION_TO_CALLBACK]
-    if strange := [name for name in trackers if name not in known]:
-        raise unknown("report_to", strange[0], known)
-    if config.optim_args and not all(part.count("=") == 1 for part in config.optim_args.replace(" ", "").split(",")):
-        raise ValueError(f"optim_args must be written NAME=VALUE, with commas between; it is {config.optim_args!r}")
-    if config.save_steps == 0 and config.save_strategy == "steps":
-        raise ValueError("save_steps must be a number, above 0, with save_strategy 'steps'; it is 0")
 
 
 def _keep_best(config: TrainingArguments, metric: str | None) -> None:

@@ -497,6 +497,15 @@ class MarginMixin(BestMixin, CardMixin, PushMixin, InterruptsMixin, CheckpointMi
             choose_metric(config, facts, self.options.eval_min_score_gap, has_own_metrics=own)
         return {**given, "train_dataset": sets.train, "eval_dataset": sets.eval}
 
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """TRL's; what its library says of options that it does not take has their names."""
+        try:
+            return super().create_optimizer(*args, **kwargs)
+        except (TypeError, ValueError, AttributeError, KeyError) as error:
+            given = {name: getattr(self.args, name) for name in ("optim", "optim_args", "optim_target_modules")}
+            said = ", ".join(f"{name}={value!r}" for name, value in given.items() if value is not None)
+            raise ValueError(f"the optimizer cannot be made of {said}: {error}") from error
+
     # Rows of like length side by side are transformers' own; a pair's length is not
 
     def get_train_dataloader(self) -> DataLoader:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from ...rows import PreferenceRow, RowError, RowReader
 from ...rows.opened import RowCounts, count_rows, notes, reader_for, why_refused
 from ..evaluation_factors import add_columns
 from ..formats import transformed
+from ..media import IMAGES
 from . import counting
 from .counting import FACTOR, ROUGE_L, shortened
 from .factor_margins import FactorMargins, factor_margins
@@ -118,7 +119,7 @@ def audit_split(dataset: Dataset, split: str, settings: Settings) -> tuple[Split
         untokenizable=_found(lengths.problems),
         implicit=reader.prompt_column is None,
         refused=refused or why_refused(reader, texts.counts),
-        notes=[note.text for note in notes(reader, texts.counts)],
+        notes=[*_of_images(columns), *(note.text for note in notes(reader, texts.counts))],
         n_flipped=sum(map(bool, dataset[IS_FLIPPED][:])) if IS_FLIPPED in columns else None,
         scores=scores,
         gradient_mass=gradient_mass(gaps, settings.score_gap_threshold, settings.seed),
@@ -130,6 +131,15 @@ def audit_split(dataset: Dataset, split: str, settings: Settings) -> tuple[Split
         **empty,
     )
     return found, counting.count_prompts(texts.keys)
+
+
+def _of_images(columns: Sequence[str]) -> Iterator[str]:
+    for name in columns:
+        if name in IMAGES:
+            yield (
+                f"column {name!r}: images are not looked at here, and train a vision-language model on DPOTrainer's "
+                "base alone; other training, and evaluate, refuse the column"
+            )
 
 
 def _found(problems: Mapping[int, str]) -> Found | None:

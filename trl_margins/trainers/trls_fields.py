@@ -1,0 +1,85 @@
+"""Values of TRL's and transformers' own fields that they refuse only after they have loaded a model, or with another
+library's error.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import checkpoint
+from transformers import TrainingArguments, get_scheduler
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.trainer_pt_utils import AcceleratorConfig
+
+from ..checks import options_of, shown, unknown
+from ..forward.checkpointing import NAMES
+
+_FILES = ("accelerator_config", "fsdp_config", "deepspeed")  # these fields can name one
+# PyTorch's options of checkpointing, and transformers' two
+_OF_CHECKPOINTING = [
+    *(name for name, each in inspect.signature(checkpoint).parameters.items() if each.kind is each.KEYWORD_ONLY),
+    *("preserve_rng_state", "every_n_layers", "offload"),
+]
+
+
+def check_for_trl(config: TrainingArguments) -> None:
+    """
+    Raises:
+        ValueError: a value that its field cannot have.
+    """
+    mappings = {name: _mapping(config, name) for name in config._VALID_DICT_FIELDS}
+    trackers = [config.report_to] if isinstance(config.report_to, str | None) else config.report_to
+    known = ["all", "none", *INTEGRATION_TO_CALLBACK]
+    if strange := [name for name in trackers if name not in known]:
+        raise unknown("report_to", strange[0], known)
+    if config.optim_args and not all(part.count("=") == 1 for part in config.optim_args.replace(" ", "").split(",")):
+        raise ValueError(f"optim_args must be written NAME=VALUE, with commas between; it is {config.optim_args!r}")
+    if config.save_steps == 0 and config.save_strategy == "steps":
+        raise ValueError("save_steps must be a number, above 0, with save_strategy 'steps'; it is 0")
+    options = options_of(AcceleratorConfig)
+    for name, value in mappings["accelerator_config"].items():
+        if name not in options:
+            raise unknown("key of accelerator_config", name, options)
+        try:
+            options[name].read(value)
+        except ValueError as error:
+            raise ValueError(f"accelerator_config: {error}") from None
+    for field in (f"{name}_kwargs" for name in NAMES):
+        if strange := [name for name in mappings.get(field, ()) if name not in _OF_CHECKPOINTING]:
+            raise unknown(f"key of {field}", strange[0], _OF_CHECKPOINTING)
+    _check_schedule(config, mappings["lr_scheduler_kwargs"])
+
+
+def _mapping(config: TrainingArguments, name: str) -> Mapping[str, Any]:
+    """A field that is a mapping, or one as JSON; empty for a file's name."""
+    value = getattr(config, name, None)
+    if not isinstance(value, str):
+        return value if isinstance(value, Mapping) else {}
+    if name in _FILES and not value.startswith("{"):
+        return {}
+    try:
+        if not value.startswith("{"):
+            raise ValueError(f"it is {value!r}")
+        found: dict[str, Any] = json.loads(value)
+    except ValueError as error:
+        raise ValueError(f"{name} must be a mapping, or one as JSON; {error}") from None
+    return found
+
+
+def _check_schedule(config: TrainingArguments, options: Mapping[str, Any]) -> None:
+    """Makes the schedule of the learning rate, and looks at a few of its steps."""
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    try:
+        schedule = get_scheduler(config.lr_scheduler_type, optimizer, 2, 10, dict(options) or None)
+        for each in getattr(schedule, "lr_lambdas", ()):
+            for step in (1, 5, 10):
+                float(each(step))
+    except Exception as error:  # each has its own
+        kind = getattr(config.lr_scheduler_type, "value", config.lr_scheduler_type)
+        raise ValueError(
+            f"lr_scheduler_type {kind!r} does not go with lr_scheduler_kwargs {shown(dict(options))}: {error}"
+        ) from error

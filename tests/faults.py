@@ -70,10 +70,10 @@ class Fault:
         self.seen += 1
         return self.number != 0 and self.seen >= self.number
 
-    def _strike(self, file: object) -> None:
+    def _strike(self, *file: object) -> None:
         if self.how == signal.SIGKILL:
             os.kill(os.getpid(), signal.SIGKILL)
-        raise OSError(self.how, os.strerror(self.how), os.fspath(file))  # type: ignore[call-overload]
+        raise OSError(self.how, os.strerror(self.how), *map(os.fspath, file))  # type: ignore[call-overload]
 
     def _opening(self, original: Any) -> Any:
         def opened(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
@@ -122,7 +122,7 @@ class _Written:
         if self._fault._is_due(self._name):
             self._file.write(content[: len(content) // 2])
             self._file.flush()
-            self._fault._strike(self._name)
+            self._fault._strike()  # the system's error of a write has no name
         return self._file.write(content)
 
     def __getattr__(self, name: str) -> Any:

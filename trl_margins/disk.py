@@ -1,15 +1,18 @@
-"""A disk without room: which file could not be written, and what is free there."""
+"""Files that are whole or not there; and a disk without room: which file could not be written, and what is free."""
 
 from __future__ import annotations
 
 import errno
+import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 _OF_LIBRARIES = re.compile(
-    r"os error (?:28|122|30|5)\b|PytorchStreamWriter failed|inline_container\.cc.*unexpected pos"
+    r"(?:os error|\[errno) (?:28|122|30|5)\b|PytorchStreamWriter failed|inline_container\.cc.*unexpected pos"
 )  # those that write themselves: safetensors, torch
 
 
@@ -33,6 +36,54 @@ def where(error: BaseException, folder: Path) -> str:
         file = str(max(files, key=lambda path: path.stat().st_mtime_ns, default=folder))
         reason = "its writing failed" if isinstance(error, RuntimeError) else str(error)
     return f"{file}: {reason}, {free(folder)} free"
+
+
+@contextmanager
+def written(file: str | Path) -> Iterator[Path]:
+    """Where to write a file: beside it, until all of it is there. What has its name stays until then.
+
+    A console, a pipe or a device is written to itself.
+
+    Raises:
+        OSError: the disk has no room; with the file's name.
+    """
+    place = Path(file).resolve()
+    is_file = place.is_file() or not place.exists()
+    beside = place.with_name(f"_writing-{os.getpid()}{place.suffix[:9]}") if is_file else Path(file)
+    try:
+        with naming(file, beside):
+            yield beside
+            if is_file:
+                beside.replace(place)
+    finally:
+        if is_file:
+            beside.unlink(missing_ok=True)
+
+
+def write(file: str | Path, content: str | bytes) -> None:
+    """Writes a file as `written` has it, text in UTF-8."""
+    with written(file) as place:
+        place.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def naming(place: str | Path, *others: Path) -> Iterator[None]:
+    """Gives an error of the disk, which often says nothing but its number, the name of what is written.
+
+    Args:
+        place: the file or folder.
+        others: names that it has meanwhile.
+    """
+    try:
+        yield
+    except Exception as error:  # each library has its own
+        named = getattr(error, "filename", None)
+        if not is_of_the_disk(error) or (named and Path(os.fsdecode(named)) not in (Path(place), *others)):
+            raise
+        reason = getattr(error, "strerror", None) or str(error)
+        raise OSError(
+            f"{place} cannot be written ({reason}, {free(Path(place).parent)} free): make room, or name another place"
+        ) from error
 
 
 def free(folder: Path) -> str:

@@ -14,6 +14,7 @@ from datasets import Dataset
 from ..checks import check_names
 from ..data.loading import load_splits, pick_split
 from ..data.noise import flip_labels, parse_noise
+from ..disk import write, written
 from ..pairs import IS_FLIPPED, ROW
 from ..report.summaries import flips_of_parts
 from ..tables import markdown_table
@@ -98,7 +99,7 @@ def main(argv: Sequence[str]) -> int:
         {"model": model, **{name: column[i].tolist() for name, column in columns.items()}}
         for i, model in enumerate(models)
     ]
-    (out / NUMBERS).write_text(json.dumps({**asdict(args), "at": at}, indent=2) + "\n")
+    write(out / NUMBERS, json.dumps({**asdict(args), "at": at}, indent=2) + "\n")
     by_pair = {
         "model": np.repeat(models, len(measured)),
         ROW: np.tile(numbers[measured], len(models)),
@@ -106,7 +107,8 @@ def main(argv: Sequence[str]) -> int:
         "anchor_gap": np.concatenate(gaps),
         "anchor_weight": np.concatenate(weights),
     }
-    Dataset.from_dict(by_pair).to_csv(out / PAIRS)
+    with written(out / PAIRS) as file:
+        Dataset.from_dict(by_pair).to_csv(file)
     lasts = [Path(model).name for model in models]
     names = lasts if len({*lasts}) == len(models) else models
     cells = (
@@ -122,7 +124,8 @@ def main(argv: Sequence[str]) -> int:
     except ImportError:
         print(f"no {PICTURE}, which needs matplotlib: pip install 'trl-margins[report]'")
     else:
-        flips_at(names, found).savefig(out / PICTURE)
+        with written(out / PICTURE) as file:
+            flips_at(names, found).savefig(file)
     return 0
 
 

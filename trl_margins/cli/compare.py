@@ -28,6 +28,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 
 from .. import __version__
 from ..checks import check_names
+from ..disk import write
 from ..evaluation.intervals import student_interval
 from ..evaluation.tables import MEANING
 from ..redaction import redacted
@@ -515,8 +516,8 @@ class Comparison:
             "failed": {str(run): str(error) for run, error in self.failed.items()},
             "settings": {entry.name: entry.settings for entry in self.entries},
         }
-        (self.out / RESULTS).write_text(json.dumps(found, indent=2) + "\n")
-        (self.out / TABLE).write_text(f"{self.preface}\n\n{self.text}\n", encoding="utf-8")
+        write(self.out / RESULTS, json.dumps(found, indent=2) + "\n")
+        write(self.out / TABLE, f"{self.preface}\n\n{self.text}\n")
         report = self._report()
         print("\n".join(["", self.text, "", *map(str, (self.out / TABLE, self.out / RESULTS, *report))]))
 

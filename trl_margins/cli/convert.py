@@ -7,6 +7,7 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..disk import write
 from .config_file import Settings, as_yaml, read_yaml
 from .migration import Note, migrate
 from .setup import check_files
@@ -30,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
         print(text, end="")
         return 0
     check_files([args.out], [args.config])
-    args.out.write_text(text, encoding="utf-8")
+    write(args.out, text)
     print(args.out)
     return 0
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..data.loading import load_splits, pick_split
 from ..data.splits import SPLITS
+from ..disk import write
 from ..distributed import check_processes
 from ..evaluation.sets import EvaluationSet, evaluation_set
 from ..evaluation.tables import model_tables, report_tables
@@ -121,7 +122,7 @@ def _write_files(args: EvaluateArguments, measured: Mapping[str, Measured]) -> N
         (args.rewards, "\n".join(map(json.dumps, lines))),
     ):
         if file:
-            Path(file).write_text(f"{text}\n")
+            write(file, f"{text}\n")
     if args.plot:
         _plot(args.plot, args.reward, measured)
 
@@ -137,7 +138,7 @@ def _plot(file: str, reward: str, measured: Mapping[str, Measured]) -> None:
             chosen = each.of_pairs(rewards_of(reward, each.scored))[:, 0]  # of the model alone
             sets.setdefault(each.of.name, {})[model] = each.of_pairs(each.rewards) @ [1, -1], chosen, each.places[2]
     figure, caption = densities(sets, reward)
-    Path(file).write_bytes(render(figure, Path(file).suffix[1:]))
+    write(file, render(figure, Path(file).suffix[1:]))
     print(f"\n{file}: {caption}")
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 
 from ..checks import check_names
 from ..data.loading import load_splits, pick_split
+from ..disk import write
 from ..evaluation.intervals import student_interval
 from ..evaluation.sets import evaluation_set
 from ..tables import markdown_table
@@ -106,7 +106,7 @@ def main(argv: Sequence[str]) -> int:
     )
     if args.json:
         settings = {**asdict(args), "max_length": length, "tokenization": tokenization}
-        Path(args.json).write_text(json.dumps({**settings, "eigenvalues": numbers}, indent=2) + "\n")
+        write(args.json, json.dumps({**settings, "eigenvalues": numbers}, indent=2) + "\n")
     return 0
 
 

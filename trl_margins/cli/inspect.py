@@ -15,6 +15,7 @@ from ..checks import Number, unknown
 from ..data.audit import Lengths, Measure, audit
 from ..data.evaluation_factors import BERTSCORE_METRICS, METRICS
 from ..data.loading import chosen_splits
+from ..disk import write
 from ..report.audit_text import audit_text
 from ..rows import RowReader
 from ..rows.tokens import read_batch, tokenize_or_errors, unread
@@ -94,7 +95,7 @@ def main(argv: Sequence[str]) -> int:
         print(lists_text(lists))
         if not splits:
             if args.json:
-                Path(args.json).write_text(json.dumps({"lists": lists}, indent=2) + "\n")
+                write(args.json, json.dumps({"lists": lists}, indent=2) + "\n")
             return 0
     measure = None
     if args.model_name_or_path:
@@ -118,7 +119,7 @@ def main(argv: Sequence[str]) -> int:
     )
     print(audit_text(found))
     if args.json:
-        Path(args.json).write_text(json.dumps(asdict(found), indent=2) + "\n")
+        write(args.json, json.dumps(asdict(found), indent=2) + "\n")
     if args.plot:
         from ..report.audit_figure import write_figures
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..data.evaluation_factors import METRICS, add_evaluation_factor, check_evaluation_factors
 from ..data.loading import chosen_splits
+from ..disk import naming, written
 from ..rows import open_rows
 from ..tables import aligned
 from .options import DTYPES, OptionsParser, RowOptions, data_first, option
@@ -202,13 +203,16 @@ def write(output: str, splits: DatasetDict) -> None:
     """Writes one split to a file, by its suffix, or any number to a folder."""
     suffix, only = _suffix(output), next(iter(splits.values()))
     if not suffix:
-        (only if len(splits) == 1 else splits).save_to_disk(output)
-    elif suffix.startswith(".json"):
-        compression = "gzip" if suffix.endswith(".gz") else None
-        # pandas writes ten digits by default
-        only.to_json(output, lines=suffix != ".json", compression=compression, double_precision=15)
-    else:
-        (only.to_csv if suffix == ".csv" else only.to_parquet)(output)
+        with naming(output):
+            (only if len(splits) == 1 else splits).save_to_disk(output)
+        return
+    with written(output) as file:
+        if suffix.startswith(".json"):
+            compression = "gzip" if suffix.endswith(".gz") else None
+            # pandas writes ten digits by default
+            only.to_json(file, lines=suffix != ".json", compression=compression, double_precision=15)
+        else:
+            (only.to_csv if suffix == ".csv" else only.to_parquet)(file)
 
 
 def table(columns: Mapping[str, Any], metric: str) -> str:

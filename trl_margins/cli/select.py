@@ -15,6 +15,7 @@ import numpy as np
 
 from ..checks import NUMBERS
 from ..data.loading import load_splits, pick_split
+from ..disk import write, written
 from .options import DTYPES, LENGTH, OptionsParser, ScoredRowOptions, option
 from .setup import MAX_LENGTH, check_writable, load_model, load_tokenizer, of_training, run_of, trained_with
 
@@ -103,12 +104,14 @@ def main(argv: Sequence[str]) -> int:
         if ANCHOR_GAP in ranked.column_names:  # of an earlier ranking
             ranked = ranked.remove_columns(ANCHOR_GAP)
         ranked = ranked.add_column(ANCHOR_GAP, gaps.astype(float).tolist())
-        ranked.to_json(out / "all.jsonl")
+        with written(out / "all.jsonl") as everything:
+            ranked.to_json(everything)
         for fraction in args.fraction:
             share = f"-{100 * fraction:g}" if len(args.fraction) > 1 else ""
             for name, chosen in subsets(gaps, fraction, args.seed).items():
                 file = out / f"{name}{share}.jsonl"
-                ranked.select(chosen).to_json(file)
+                with written(file) as part:
+                    ranked.select(chosen).to_json(part)
                 others.discard(file.name)
                 print(f"{name:<9}{len(chosen):>7} pairs, mean anchor gap {gaps[chosen].mean():.4f}  {file}")
     if others:
@@ -123,7 +126,7 @@ def keeping(file: Path, measured: Mapping[str, Sequence[Any]]) -> Iterator[None]
     Raises:
         RuntimeError: the block failed; with the reason, and the file.
     """
-    file.write_text(json.dumps(measured))
+    write(file, json.dumps(measured))
     try:
         yield
     except Exception as error:

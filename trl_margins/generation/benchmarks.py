@@ -19,6 +19,7 @@ from typing import Any
 
 from ..checks import shown, unknown
 from ..data.loading import load_splits, pick_split
+from ..disk import write
 from ..rows.form import Message, says
 from .sampling import Sampling
 
@@ -176,7 +177,7 @@ def write_answers(
         text = json.dumps(records, ensure_ascii=False, indent=2)
     else:
         text = "\n".join(json.dumps(record, ensure_ascii=False) for record in records)
-    path.write_text(text + "\n", encoding="utf-8")
+    write(path, text + "\n")
     return path
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..disk import naming, written
 from ..rows.lists import digest
 
 logger = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ class Journal:
         """Writes a row to disk."""
         if not self.partial.exists():
             self._say()
-        with self.partial.open("ab") as file:
+        with naming(self.partial), self.partial.open("ab") as file:
             file.write(_line(row))
             file.flush()
             os.fsync(file.fileno())
@@ -115,14 +116,13 @@ class Store(Journal):
     def finish(self, order: Sequence[str]) -> list[dict[str, Any]]:
         """Writes the file, with the rows of these keys in this order, and returns them; `check_all_of` them first."""
         rows = [self.rows[key] for key in order]
-        made = self.out.with_name(f"{self.out.name}.new")
-        with made.open("wb") as raw:
-            # neither a name nor a time in its head, so that equal rows are equal files
-            packed = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if self.out.name.endswith(".gz") else raw
-            with packed:
-                packed.writelines(map(_line, rows))
-        self._say()
-        made.replace(self.out)
+        with written(self.out) as made:
+            with made.open("wb") as raw:
+                # neither a name nor a time in its head, so that equal rows are equal files
+                packed = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if self.out.name.endswith(".gz") else raw
+                with packed:
+                    packed.writelines(map(_line, rows))
+            self._say()
         self.partial.unlink(missing_ok=True)
         return rows
 

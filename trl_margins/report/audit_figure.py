@@ -14,6 +14,7 @@ from matplotlib.patches import Patch
 from ..data.audit import Audit, Distribution, SplitAudit
 from ..data.audit.factor_margins import GAMMA_BETA_RATIO, FactorMargins
 from ..data.audit.gradient_mass import GradientMass
+from ..disk import written
 from ..terms.evaluation_factor import FLOOR
 from .audit_text import MAPPED, NORMALIZED, filled_bins, mass_names
 from .picture import Picture
@@ -31,7 +32,8 @@ def write_figures(found: Audit, file: Path) -> dict[Path, str]:
         assert picture.figure is not None
         about = {"Title": picture.title, "Description": picture.caption}
         date = {"Date": None} if path.suffix == ".svg" else {}
-        picture.figure.savefig(path, metadata=about | date)
+        with written(path) as place:
+            picture.figure.savefig(place, metadata=about | date)
     return {path: picture.caption for path, picture in pictures.items()}
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from jinja2 import Environment, FileSystemLoader
 
+from ..disk import write
 from ..printable import printable
 from . import summaries
 from .figures import draw_pictures, flip_columns, no_flips, pair_weight
@@ -41,7 +42,7 @@ def write_report(runs: Sequence[Run], out: str | Path, image_format: str = "png"
     for file, content in files.items():
         if file.is_symlink():  # what it leads to is no page
             file.unlink()
-        file.write_bytes(content)
+        write(file, content)
     return list(files)
 
 

@@ -1,0 +1,113 @@
+"""What commands write is whole or not there, and a full disk is said with the file's name."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from conftest import preference_rows
+from datasets import load_from_disk
+from faults import Fault
+
+from trl_margins import disk
+from trl_margins.cli import main
+
+
+def lines(file: Path) -> Any:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+LISTS = [{"prompt": f"q{i}?", "responses": ["yes", "no", "perhaps"], "scores": [i, i + 1, i + 3]} for i in range(5)]
+PAIRS = ["--dataset_name", "pairs.jsonl"]
+SCORE = ["score", *PAIRS, "--metric", "jaccard", "--output"]
+INSPECT = ["inspect", *PAIRS, "--ef_sample", "0"]
+# the command, the file that it writes, and how that is read
+COMMANDS: dict[str, tuple[list[str], str, Callable[[Path], Any]]] = {
+    "pairs": (["pairs", "lists.jsonl", "--out", "made/out.jsonl"], "made/out.jsonl", lines),
+    "jsonl": ([*SCORE, "made/out.jsonl"], "made/out.jsonl", lines),
+    "gz": ([*SCORE, "made/out.jsonl.gz"], "made/out.jsonl.gz", lambda file: gzip.decompress(file.read_bytes())),
+    "json": ([*SCORE, "made/out.json"], "made/out.json", lambda file: json.loads(file.read_text())),
+    "csv": ([*SCORE, "made/out.csv"], "made/out.csv", lambda file: pd.read_csv(file).to_dict()),
+    "parquet": ([*SCORE, "made/out.parquet"], "made/out.parquet", lambda file: pd.read_parquet(file).to_dict()),
+    "folder": ([*SCORE, "made/out"], "made/out", lambda folder: load_from_disk(folder).to_dict()),
+    "numbers": ([*INSPECT, "--json", "made/out.json"], "made/out.json", lambda file: json.loads(file.read_text())),
+    "picture": (
+        [*INSPECT, "--plot", "made/out.svg"],
+        "made/out.svg",
+        lambda file: file.read_text().endswith("</svg>\n"),
+    ),
+    "yaml": (["convert", "old.yaml", "--out", "made/out.yaml"], "made/out.yaml", lambda file: file.read_text()),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_full_disk_at_any_operation(command, tmp_path, monkeypatch, capsys):
+    """The file that was there stays, or none is; and the command works where there is room again."""
+    monkeypatch.chdir(tmp_path)
+    preference_rows(6, seed=1).to_json("pairs.jsonl")
+    Path("lists.jsonl").write_text("\n".join(map(json.dumps, LISTS)))
+    Path("old.yaml").write_text(
+        "model_name_or_path: m\ndataset_name: pairs.jsonl\noutput_dir: o\ntorch_dtype: bfloat16\n"
+    )
+    arguments, name, read = COMMANDS[command]
+    with Fault(tmp_path, 0, errno.ENOSPC) as counted:
+        main(arguments)
+    whole, made = read(Path(name)), {*os.listdir("made")}
+    assert counted.seen > 1
+    is_folder = Path(name).is_dir()
+    if not is_folder:
+        Path(name).write_text("earlier")
+    for number in sorted({*range(1, counted.seen + 1)[:3], *range(1, counted.seen + 1)[-3:]}):
+        if is_folder:
+            shutil.rmtree(name, ignore_errors=True)
+        with Fault(tmp_path, number, errno.ENOSPC), pytest.raises(OSError, match="No space left on device") as caught:
+            main(arguments)
+        assert "made" in str(caught.value), number
+        # of several files, the first ones may be there
+        assert is_folder or Path(name).read_text() == "earlier" or read(Path(name)) == whole, number
+        assert {*os.listdir("made")} <= made, number
+    main(arguments)
+    assert read(Path(name)) == whole
+    assert {*os.listdir("made")} == made
+
+
+def test_where_a_file_is_written(tmp_path):
+    """What a link leads to is the file; a device has nothing beside it."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link.json").symlink_to(tmp_path / "real" / "file.json")
+    disk.write(tmp_path / "link.json", "ä")
+    assert (tmp_path / "real" / "file.json").read_bytes() == "ä".encode()
+    assert (tmp_path / "link.json").is_symlink()
+    assert [path.name for path in (tmp_path / "real").iterdir()] == ["file.json"]
+    disk.write("/dev/null", b"nothing")
+    assert not Path("/dev/null").is_file()
+    with disk.written(tmp_path / f"{'n' * 250}.json") as beside:  # as long as a name may be
+        beside.write_text("{}")
+    assert (tmp_path / f"{'n' * 250}.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("wrong"), PermissionError(errno.EACCES, "no"), OSError(errno.ENOSPC, "full", "/cache/file")],
+    ids=repr,
+)
+def test_another_error_is_left_as_it_is(error, tmp_path):
+    """Of the disk, it may be about another file, which it names."""
+
+    def fail():
+        with disk.written(tmp_path / "file") as beside:
+            beside.write_text("half")
+            raise error
+
+    with pytest.raises(type(error)) as caught:
+        fail()
+    assert caught.value is error
+    assert not os.listdir(tmp_path)

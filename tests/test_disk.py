@@ -58,13 +58,13 @@ def test_a_full_disk_at_any_operation(command, tmp_path, monkeypatch, capsys):
         "model_name_or_path: m\ndataset_name: pairs.jsonl\noutput_dir: o\ntorch_dtype: bfloat16\n"
     )
     arguments, name, read = COMMANDS[command]
+    main(arguments)
+    whole, made, is_folder = read(Path(name)), {*os.listdir("made")}, Path(name).is_dir()
+    shutil.rmtree(name) if is_folder else Path(name).write_text("earlier")
     with Fault(tmp_path, 0, errno.ENOSPC) as counted:
         main(arguments)
-    whole, made = read(Path(name)), {*os.listdir("made")}
     assert counted.seen > 1
-    is_folder = Path(name).is_dir()
-    if not is_folder:
-        Path(name).write_text("earlier")
+    shutil.rmtree(name) if is_folder else Path(name).write_text("earlier")
     for number in sorted({*range(1, counted.seen + 1)[:3], *range(1, counted.seen + 1)[-3:]}):
         if is_folder:
             shutil.rmtree(name, ignore_errors=True)

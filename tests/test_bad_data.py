@@ -592,6 +592,6 @@ def test_pairs_do_not_replace_their_lists(tmp_path):
     file = tmp_path / "lists.jsonl"
     file.write_text('{"prompt": "a", "responses": ["b", "c"], "scores": [1, 2]}\n')
     before = file.read_bytes()
-    with pytest.raises(ValueError, match="lists.jsonl is read, and would be lost"):
+    with pytest.raises(ValueError, match=r"lists.jsonl is read, and would be lost"):
         main(["pairs", str(file), "--out", str(file)])
     assert file.read_bytes() == before

@@ -47,7 +47,9 @@ def _check_table(file: Path, only_first: bool) -> None:
         delimiter = delimiter_of(file)
         with open_text(file, newline="") as lines:
             rows = csv.reader(lines, delimiter=delimiter, strict=True)
-            names = next(rows, [])
+            names = next(filter(None, rows), [])  # empty lines are no rows
+            if not any(map(str.strip, names)):
+                raise ValueError(f"{file.name} has no columns: its first line is their names")
             number = rows.line_num
             if twice := [name for name, count in Counter(names).items() if count > 1]:
                 raise ValueError(f"{file.name}: its header has the column {twice[0]!r} more than once: rename one")
@@ -82,7 +84,7 @@ def delimiter_of(file: Path) -> str:
 def header_of(file: Path, delimiter: str) -> list[str]:
     """The columns of a table."""
     with open_text(file, newline="") as lines:
-        return next(csv.reader(lines, delimiter=delimiter), [])
+        return next(filter(None, csv.reader(lines, delimiter=delimiter)), [])
 
 
 def rows_inside(splits: Mapping[str, Dataset]) -> str | None:

@@ -109,6 +109,8 @@ def _read(path: Path, config: str | None, streaming: bool) -> DatasetDict:
     check_columns(path, files, lambda file: read({"train": [file]}, streaming=True)["train"])
     try:
         loaded = read(splits)
+        for rows in loaded.values() if streaming else ():
+            next(iter(rows), None)  # else training would be the first to read it
     except FileNotFoundError:  # says so itself
         raise
     except Exception as error:  # the libraries have a dozen kinds, which seldom name the file

@@ -912,6 +912,14 @@ class AfterStep(TrainerCallback):
             self.action()
 
 
+@pytest.mark.parametrize("options", ["nothing=1", "beta1=x"])
+def test_options_of_an_optimizer_that_it_does_not_take(options, tiny_model, tmp_path):
+    """Which transformers reads when training begins."""
+    trainer = build(tiny_model, tmp_path, optim="adafactor" if "=1" in options else "stable_adamw", optim_args=options)
+    with pytest.raises((ValueError, ImportError), match=r"optim='adafactor', optim_args='nothing=1': .*'nothing'|stable"):
+        trainer.train()
+
+
 def test_an_output_folder_below_a_file(tiny_model, tmp_path, console):
     (tmp_path / "file").touch()
     preference_rows(4).to_json(tmp_path / "rows.jsonl")

@@ -22,7 +22,7 @@ from trl_margins.cli.train_options import TrainArguments
 # what reaches out of the process, names where things lie, or can be judged only beside the model
 NOT_DRAWN = re.compile(
     "train_only|anchor_scope|push|hub|deepspeed|fsdp|report_to|_dir$|resume|^env$|^debug$|local_rank|ddp|compile|cpu|ipex|mps|jit|neptune|tpu|"
-    "router_aux|trackio|run_name|project|liger|vllm|^config$|^method$|^base$|dataset|data_files|model|ref_|trust|overwrite|"
+    "router_aux|pad_token|trackio|run_name|project|liger|vllm|^config$|^method$|^base$|dataset|data_files|model|ref_|trust|overwrite|"
     "peft|lora|load_in|bnb|quant|attn|dtype|tf32|bf16|fp16|precision|accelerator|backend|dry_run|tokenizer|chat_template|"
     "stop_after|auto_find|torch_empty|dataloader|workers|streaming|offload|memory|kernels|profil|neftune|optim"
 )

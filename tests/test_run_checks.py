@@ -185,6 +185,7 @@ def test_values_that_are_right(text):
         ("model_init_kwargs: 3", "model_init_kwargs must be a mapping or text; it is 3"),
         ("model_init_kwargs: '{bad'", "model_init_kwargs must be a mapping, or one as JSON"),
         ("lr_scheduler_kwargs: nonsense", "lr_scheduler_kwargs must be a mapping, or one as JSON"),
+        ("train_sampling_strategy: batch_rebalance", "different numbers of pairs, .*: take 'group_by_length'"),
         (
             "lr_scheduler_kwargs: {min_lr_rate: 0.1}",
             "'cosine' does not go with lr_scheduler_kwargs {'min_lr_rate': 0.1}: .*unexpected keyword.*'min_lr_rate'",

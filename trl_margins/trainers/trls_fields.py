@@ -44,6 +44,11 @@ def check_for_trl(config: TrainingArguments) -> None:
         raise ValueError(f"optim_args must be written NAME=VALUE, with commas between; it is {config.optim_args!r}")
     if config.save_steps == 0 and config.save_strategy == "steps":
         raise ValueError("save_steps must be a number, above 0, with save_strategy 'steps'; it is 0")
+    if getattr(config, "train_sampling_strategy", None) == "batch_rebalance":
+        raise ValueError(
+            "train_sampling_strategy 'batch_rebalance' makes mini-batches of different numbers of pairs, which a step "
+            "would not weigh alike: take 'group_by_length'"
+        )
     options = options_of(AcceleratorConfig)
     for name, value in mappings["accelerator_config"].items():
         if name not in options:

@@ -524,3 +524,99 @@ def test_nested_types_of_parquet(folder):
     assert rows_of(folder / "pairs.parquet") == rows.to_list()
     DatasetDict({"a": rows, "b": rows}).save_to_disk(folder / "saved")
     assert list(load_splits(str(folder / "saved"))) == ["a", "b"]
+
+
+# Files that readers take for something else, or end the process over
+
+
+def test_a_saved_set_whose_split_has_no_rows(folder):
+    rows = Dataset.from_list([ROW])
+    DatasetDict({"train": rows, "test": rows.select([])}).save_to_disk(folder / "both")
+    rows.select([]).save_to_disk(folder / "none")
+    found = load_splits(str(folder / "both"))
+    assert {name: len(split) for name, split in found.items()} == {"train": 1, "test": 0}
+    assert found["test"].features == found["train"].features == load_splits(str(folder / "none"))["train"].features
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+@pytest.mark.parametrize(
+    ("names", "more", "error"),
+    [
+        (["prompt", "chosen", "chosen"], pa.array(["x"]), " has the column 'chosen' more than once: rename one"),
+        (
+            ["prompt", "chosen", "meta"],
+            pa.array([[("k", 1)]], pa.map_(pa.string(), pa.int64())),
+            ": column 'meta' is of the type map<string, int64.*>, which is not read: leave it out",
+        ),
+    ],
+    ids=["twice", "map"],
+)
+def test_columns_that_are_not_read(kind, names, more, error, folder):
+    table = pa.table([["a"], ["b"], more], names=names)
+    file = folder / f"x.{kind}"
+    if kind == "parquet":
+        pq.write_table(table, file)
+    else:
+        with pa.ipc.new_stream(file, table.schema) as out:
+            out.write_table(table)
+    with pytest.raises(ValueError, match=f"x.{kind}{error}"):
+        load_splits(str(file))
+
+
+@pytest.mark.parametrize("scores", [{}, {"score_chosen": [2, 3], "score_rejected": [1, 1]}], ids=["texts", "scored"])
+def test_an_object_of_columns(scores, folder):
+    columns = {"prompt": ["a", "b"], "chosen": ["c", "d"], "rejected": ["e", "f"], **scores}
+    chats = {name: [[{"role": "user", "content": text}] for text in columns[name]] for name in ("prompt", "chosen")}
+    for made in (columns, {**columns, **chats}):
+        (folder / "x.json").write_text(json.dumps(made))
+        with pytest.raises(ValueError, match=r"x.json is one object of columns, .*: write only the rows"):
+            load_splits(str(folder / "x.json"))
+
+
+def test_one_row_of_messages_is_no_object_of_columns(folder):
+    said = {name: [{"role": "user", "content": "a"}] for name in ("prompt", "chosen", "rejected")}
+    (folder / "x.json").write_text(json.dumps(said))
+    assert rows_of(folder / "x.json") == [said]
+
+
+DEEP = '{"prompt": "a \\\\", "more": ' + "[" * 200_000 + "]" * 200_000 + "}\n"
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["loaded", "streamed"])
+@pytest.mark.parametrize(
+    ("name", "content", "error"),
+    [
+        ("x.jsonl", LINE * 9 + DEEP, "x.jsonl, line 10: lists or objects lie more than 1,000 deep"),
+        ("x.json", f"[{LINE},\n{DEEP}]", "x.json, line 3: lists or objects lie more than 1,000 deep"),
+        ("x.jsonl.gz", gzip.compress((LINE + DEEP).encode()), "x.jsonl.gz, line 2: lists or objects lie more than"),
+        ("x.jsonl", "null", "x.jsonl begins with null, which is not a row: remove it"),
+        ("x.json.gz", gzip.compress(b"\xef\xbb\xbf\n null\n" + LINE.encode()), "x.json.gz begins with null"),
+        ("x.jsonl", '{"a": 1}\n{"a" 1}\n', "x.jsonl, line 2: not JSON"),
+        ("x.csv", "\n \n", "x.csv has no columns: its first line is their names"),
+        ("x.json", "12", "x.json: not a list of rows, nor one row per line"),
+    ],
+    ids=["deep", "deep document", "deep, packed", "null", "null, packed", "a broken line", "blanks", "a number"],
+)
+def test_what_ends_a_reader(name, content, error, streaming, folder):
+    """Arrow's ends the process over the first ones."""
+    (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=error):
+        load_splits(str(folder / name), streaming=streaming)
+
+
+def test_brackets_in_texts_are_not_deep(folder):
+    odd = {**ROW, "chosen": '"[{\\' * 2000, "rejected": "[" * 1_050_000}
+    write(folder, x__jsonl=json.dumps(odd) + "\n" + LINE)
+    assert rows_of(folder / "x.jsonl") == [odd, ROW]
+
+
+def test_a_null_that_a_list_begins_with(folder):
+    """Arrow's reader loses it, and pandas', which `datasets` tries then, takes no 2 beside a 2.5."""
+    rows = [{"prompt": "a", "scores": [None, 1], "more": score} for score in (2, 2.5)]
+    write(folder, x__jsonl="".join(json.dumps(row) + "\n" for row in rows), y__json=json.dumps(rows))
+    assert rows_of(folder / "x.jsonl") == rows_of(folder / "y.json") == rows
+
+
+def test_lines_before_the_header(folder):
+    write(folder, x__csv="\n\nprompt;chosen;rejected\na;b;c\n")
+    assert rows_of(folder / "x.csv") == [{"prompt": "a", "chosen": "b", "rejected": "c"}]

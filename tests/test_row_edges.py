@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from typing import Any
 
 import pytest
@@ -13,6 +14,9 @@ from conftest import BASES, byte_tokenizer, chat_tokenizer, load, preference_row
 from datasets import Dataset, Features, IterableDataset, Json, Value
 
 from trl_margins import GapPOConfig, GapPOTrainer
+from trl_margins.cli.inspect import in_tokens_of
+from trl_margins.data.audit import audit
+from trl_margins.evaluation.scorer import completion_tokens
 from trl_margins.evaluation.sets import evaluation_set
 from trl_margins.rows import PreferenceRow, open_rows, tokenize
 from trl_margins.rows import tokenized as tokenized_module
@@ -120,6 +124,65 @@ def test_a_list_of_responses_has_its_template_variables_and_its_prompt_once():
     assert found.scores == [[2.0, 1.0]]
     with pytest.raises(ValueError, match="column 'responses', row 0 of lists: None is not a list"):
         evaluation_set(Dataset.from_list([{**row, "responses": None}], features=features), "lists")
+
+
+def test_what_the_template_does_not_read_is_told(tiny_model, tmp_path, caplog):
+    """By training, evaluation and inspection; not where it is read."""
+    call = says("assistant", "", tool_calls=[{"name": "f"}], reasoning_content="hm")
+    rows = [
+        chat(0),
+        chat(1, tools=[{"name": "f"}], chat_template_kwargs={"mood": "kind"}),
+        {**chat(2), "chosen": [call]},
+    ]
+    dataset = Dataset.from_list([{"tools": None, "chat_template_kwargs": None, **row} for row in rows])
+    plain, knowing = byte_tokenizer(), chat_tokenizer(TOOLS)
+    of_lists = evaluation_set(dataset, "lists").rows
+
+    def said(work: Any) -> set[str]:
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "trl_margins"):
+            work()
+        found = re.findall(r"(\w+): '(\w+)' is in 1 rows \(the first is row (\d)\)", caplog.text)
+        return {" ".join(each) for each in found}
+
+    def commands(tokenizer: Any) -> list[Any]:
+        return [
+            lambda: trainer_of("dpo", tiny_model, tokenizer, tmp_path, dataset),
+            lambda: completion_tokens(load(tiny_model), tokenizer, of_lists, name="train"),
+            lambda: audit({"train": dataset}, measure=in_tokens_of(tokenizer)),
+        ]
+
+    unread = {"train tools 1", "train mood 1", "train tool_calls 2", "train reasoning_content 2"}
+    assert [said(command) for command in commands(plain)] == [unread] * 3
+    assert [said(command) for command in commands(knowing)] == [{"train mood 1", "train reasoning_content 2"}] * 3
+
+
+def test_a_role_that_templates_seldom_know_is_told(tiny_model, tokenizer, tmp_path, caplog):
+    rows = [chat(0), {**chat(1), "chosen": [says("bot", "a")]}, {**chat(2), "prompt": [says("developer", "a")]}]
+    dataset = Dataset.from_list(rows)
+    for command in (
+        lambda: trainer_of("cpo", tiny_model, tokenizer, tmp_path, dataset),
+        lambda: evaluation_set(dataset, "train"),
+    ):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "trl_margins"):
+            command()
+        assert "in 1 of 3 rows a message has the role 'bot' (the first is row 1)" in caplog.text
+        assert "developer" not in caplog.text
+    (note,) = audit({"train": dataset}).splits["train"].notes
+    assert "has the role 'bot'" in note
+
+
+@pytest.mark.parametrize("column", ["image", "images"])
+def test_images_are_not_left_out_in_silence(column, tiny_model, tokenizer, tmp_path):
+    dataset = Dataset.from_list([chat(i, **{column: [b"x"]}) for i in range(2)])
+    for command in (
+        lambda: trainer_of("cpo", tiny_model, tokenizer, tmp_path, dataset),
+        lambda: evaluation_set(dataset, "here"),
+    ):
+        with pytest.raises(ValueError, match=f"the column '{column}'.* remove the column"):
+            command()
+    assert any(f"column '{column}': images are not" in note for note in audit({"a": dataset}).splits["a"].notes)
 
 
 @pytest.mark.parametrize("base", BASES)

@@ -154,6 +154,7 @@ _MOST: Mapping[str, float] = MappingProxyType(
         "gamma_po_steps": 10**4,
         **dict.fromkeys(("gamma_po_estimation_size", "amapo_estimation_size"), 10**6),
         "gamma_po_queue_size": 10**7,
+        **dict.fromkeys(("max_length", "max_completion_length"), 10**9),
         **dict.fromkeys(("gradient_accumulation_steps", "anchor_batch_multiplier", "batch_size"), 10**6),
         **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), 10**6),
         **dict.fromkeys(("dataloader_num_workers", "dataset_num_proc", "num_proc"), 1024),

@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..report.run_folder import INFO, read_json
-
 logger = logging.getLogger(__name__)
 
 WEIGHTS = (".safetensors", ".bin", ".jinja")  # suffixes of the files that make a model what it is
@@ -79,7 +77,7 @@ def find_model(name: str) -> str:
         return path
     adapter = folder / "adapter_config.json"
     if adapter.is_file():
-        base = read_json(adapter).get("base_model_name_or_path")
+        base = _object_in(adapter).get("base_model_name_or_path")
         try:
             if base:  # without one, PEFT's own error says so
                 find_model(base)
@@ -95,11 +93,17 @@ def find_model(name: str) -> str:
     return str(folder)
 
 
+def _object_in(file: Path) -> dict[str, Any]:
+    from ..report.run_folder import read_json  # with NumPy, which light commands do without
+
+    return read_json(file)
+
+
 def base_of(name: str) -> str:
     """`find_model`'s folder or Hub id; of an adapter, its base model's."""
     path = find_model(name)
     adapter = Path(path) / "adapter_config.json"
-    return base_of(read_json(adapter)["base_model_name_or_path"]) if adapter.is_file() else path
+    return base_of(_object_in(adapter)["base_model_name_or_path"]) if adapter.is_file() else path
 
 
 def digest_of_files(path: Path, kinds: Sequence[str] = WEIGHTS) -> str:
@@ -183,9 +187,11 @@ def load_tokenizer(name: str, **kwargs: Any) -> Any:
 
 def run_of(model: str) -> dict[str, Any]:
     """What the training run says of itself whose folder, or whose checkpoint, the model is in; empty without one."""
+    from ..report.run_folder import INFO
+
     folder = Path(model).expanduser()
     file = next((file for file in (folder / INFO, folder.parent / INFO) if file.is_file()), None)
-    return {} if file is None else read_json(file)
+    return {} if file is None else _object_in(file)
 
 
 def trained_as(models: Sequence[str]) -> dict[str, str]:

@@ -47,7 +47,9 @@ def _check_table(file: Path, only_first: bool) -> None:
         delimiter = delimiter_of(file)
         with open_text(file, newline="") as lines:
             rows = csv.reader(lines, delimiter=delimiter, strict=True)
-            names = next(rows, [])
+            names = next(filter(None, rows), [])  # empty lines are no rows
+            if not any(map(str.strip, names)):
+                raise ValueError(f"{file.name} has no columns: its first line is their names")
             number = rows.line_num
             if twice := [name for name, count in Counter(names).items() if count > 1]:
                 raise ValueError(f"{file.name}: its header has the column {twice[0]!r} more than once: rename one")
@@ -82,7 +84,7 @@ def delimiter_of(file: Path) -> str:
 def header_of(file: Path, delimiter: str) -> list[str]:
     """The columns of a table."""
     with open_text(file, newline="") as lines:
-        return next(csv.reader(lines, delimiter=delimiter), [])
+        return next(filter(None, csv.reader(lines, delimiter=delimiter)), [])
 
 
 def rows_inside(splits: Mapping[str, Dataset]) -> str | None:
@@ -112,18 +114,30 @@ def times_for_text(splits: Mapping[str, Any], columns: Sequence[str]) -> str | N
     return None
 
 
-def why_unreadable(files: Sequence[Path], error: Exception) -> str | None:
+def problem_of(files: Sequence[Path]) -> str | None:
     """The first file that is at fault, and what is wrong with it; None if no single file is."""
-    for file in files:
-        if problem := _problem_of(file):
-            return f"{file.name}{problem}"
-    if len(files) != 1:
-        return None
-    if "Recursion level" in str(innermost(error)):
-        return f"{files[0].name}: lists or objects lie more than 60 deep within one another, which Arrow does not hold"
+    return next((f"{file.name}{problem}" for file in files if (problem := _problem_of(file))), None)
+
+
+def why_unreadable(file: Path, error: Exception) -> str:
+    """What a library's error says of a file in which there is no fault to be found."""
+    said = str(innermost(error))
     if isinstance(error, StopIteration) or "corresponds to no data" in str(error):
-        return f"{files[0].name} has no rows"
-    return f"{files[0].name} cannot be read: {innermost(error)}"
+        return f"{file.name} has no rows"
+    if "Recursion level" in said:
+        return f"{file.name}: lists or objects lie more than 60 deep within one another, which Arrow does not hold"
+    return f"{file.name} cannot be read: {said}"
+
+
+def python_rows(file: Path) -> Dataset:
+    """The rows of a JSON file, read by Python."""
+    with open_text(file) as lines:
+        text = lines.read()
+    try:
+        rows = json.loads(text)
+    except ValueError:
+        rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+    return Dataset.from_list(rows if isinstance(rows, list) else [rows], on_mixed_types="use_json")
 
 
 def innermost(error: BaseException) -> BaseException:
@@ -183,12 +197,12 @@ def _is_object(line: str) -> bool:
 
 def _problem_of_document(text: str) -> str | None:
     try:
-        json.loads(text)
+        found = json.loads(text)
     except json.JSONDecodeError as error:
         return f", line {error.lineno}, character {error.colno}: not JSON ({error.msg})"
     except RecursionError:
         return f": {_TOO_DEEP}"
-    return None
+    return None if isinstance(found, list | dict) else ": not a list of rows, nor one row per line"
 
 
 def _problem_of_line(line: str) -> str | None:

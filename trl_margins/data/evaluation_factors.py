@@ -167,7 +167,9 @@ def add_evaluation_factor(
         return DatasetDict({n: add_evaluation_factor(s, metric, column, **shared) for n, s in dataset.items()})
     dataset = one_split(dataset, "add_evaluation_factor")
     if column in (*COMPLETIONS, *(["prompt"] if reader is None else reader.needed)):
-        raise ValueError(f"{column!r} is a column of the pairs themselves: give column (--column) another name")
+        raise ValueError(
+            f"{column!r} is a column of the pairs themselves: give column (trl-margins score --column) another name"
+        )
     if column in dataset.column_names:
         if not overwrite:
             raise ValueError(

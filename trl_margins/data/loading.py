@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,17 @@ import datasets
 from datasets import Dataset, DatasetDict, DatasetInfo, IterableDataset
 from datasets.packaged_modules.json.json import JsonConfig
 
-from .broken_files import check_file, delimiter_of, header_of, innermost, rows_inside, times_for_text, why_unreadable
+from .broken_files import (
+    check_file,
+    delimiter_of,
+    header_of,
+    innermost,
+    problem_of,
+    python_rows,
+    rows_inside,
+    times_for_text,
+    why_unreadable,
+)
 from .differing_files import check_columns, joined
 from .expansion import check_expansion
 from .local_files import builder_of, existing, files_of, is_plain, linked, literal
@@ -98,19 +109,35 @@ def _read(path: Path, config: str | None, streaming: bool) -> DatasetDict:
     check_columns(path, files, lambda file: read({"train": [file]}, streaming=True)["train"])
     try:
         loaded = read(splits)
+        for rows in loaded.values() if streaming else ():
+            next(iter(rows), None)  # else training would be the first to read it
     except FileNotFoundError:  # says so itself
         raise
     except Exception as error:  # the libraries have a dozen kinds, which seldom name the file
-        if problem := why_unreadable(files, error):
+        if problem := problem_of(files):
             raise ValueError(problem) from error
-        if len(files) < 2 or streaming:
+        if streaming:
             raise ValueError(f"{path} cannot be read: {innermost(error)}") from error
-        loaded = joined(path, splits, lambda file: read({"train": [file]})["train"], error)
+        if len(files) > 1:
+            loaded = joined(path, splits, lambda file: _one(file, read), error)
+        else:
+            loaded = DatasetDict({split: _one(files[0], read) for split in splits})
     if not streaming and (found := rows_inside(loaded)):
         raise ValueError(f"{path.name} is one object {found}: write only the rows, one object per line")
     if builder_of(files[0]) == "json" and (found := times_for_text(loaded, _texts())):
         raise ValueError(f"{path.name}: {found}: write it as Parquet or CSV")
     return loaded
+
+
+def _one(file: Path, read: Callable[[Mapping[str, Sequence[Path]]], DatasetDict]) -> Dataset:
+    """A file alone. JSON is read by Python where Arrow's reader fails: it loses a null that a list begins with."""
+    try:
+        return read({"train": [file]})["train"]
+    except Exception as error:
+        with suppress(Exception):
+            if builder_of(file) == "json" and len(rows := python_rows(file)):
+                return rows
+        raise ValueError(why_unreadable(file, error)) from error
 
 
 def _options(files: Sequence[Path]) -> dict[str, Any]:

@@ -182,7 +182,7 @@ def _rows(reader: Any, path: Path) -> Iterator[list[str]]:
     try:
         yield from reader
     except csv.Error as error:
-        raise ValueError(f"{path}, after line {reader.line_num}: {error}; the file is damaged") from error
+        raise ValueError(f"{path}, line {reader.line_num}: {error}; the file is damaged") from error
 
 
 def _number(cell: str, column: str, line: int, path: Path) -> float:

@@ -520,11 +520,13 @@ class ScoredLists:
 
 def row_of(prompt: Any, completions: list[Any], where: str, template: Mapping[str, Any]) -> PreferenceRow:
     """If anything is in messages, all text becomes messages; completions lose the prompt that they repeat."""
-    parts: list[Any]
-    try:
-        prompt, *parts = (part_of(part) for part in (prompt, *completions))
-    except ValueError as error:
-        raise RowError(f"{where}: {error}") from None
+    parts: list[Any] = []
+    for number, part in enumerate((prompt, *completions)):
+        try:
+            parts.append(part_of(part))
+        except ValueError as error:
+            raise RowError(f"{where}, {f'answer {number}' if number else 'the prompt'}: {error}") from None
+    prompt, *parts = parts
     if any(isinstance(part, list) for part in (prompt, *parts)):
         prompt = says("user", prompt) if isinstance(prompt, str) else prompt
         parts = [says("assistant", part) if isinstance(part, str) else part for part in parts]

@@ -40,7 +40,7 @@ from ..rewards import REWARDS, LogRatioReward, MeanLogRatioReward, Reward
 from ..terms import Term
 from ..terms.evaluation_factor import FLOOR
 from .elsewhere import elsewhere
-from .trls_fields import check_for_trl
+from .trls_fields import check_for_trl, check_optimizer
 
 logger = logging.getLogger(__name__)
 
@@ -445,6 +445,7 @@ class MarginOptions(KeepsSecrets):
         _warn_of_unread(self)
         if isinstance(self, TrainingArguments):
             check_for_trl(self)
+            check_optimizer(self)
             if self.logging_nan_inf_filter is None:
                 self.filters_evaluation, self.logging_nan_inf_filter = True, self.nonfinite_steps == "skip"
             _keep_best(self, self._best_metric)

@@ -503,7 +503,7 @@ class MarginMixin(BestMixin, CardMixin, PushMixin, InterruptsMixin, CheckpointMi
             return super().create_optimizer(*args, **kwargs)
         except (TypeError, ValueError, AttributeError, KeyError) as error:
             given = {name: getattr(self.args, name) for name in ("optim", "optim_args", "optim_target_modules")}
-            said = ", ".join(f"{name}={value!r}" for name, value in given.items() if value is not None)
+            said = ", ".join(f"{name}={getattr(value, 'value', value)!r}" for name, value in given.items() if value)
             raise ValueError(f"the optimizer cannot be made of {said}: {error}") from error
 
     # Rows of like length side by side are transformers' own; a pair's length is not

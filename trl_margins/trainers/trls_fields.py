@@ -6,17 +6,21 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch.utils.checkpoint import checkpoint
-from transformers import TrainingArguments, get_scheduler
+from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from ..checks import options_of, shown, unknown
 from ..forward.checkpointing import NAMES
+
+logger = logging.getLogger(__name__)
 
 _FILES = ("accelerator_config", "fsdp_config", "deepspeed")  # these fields can name one
 # PyTorch's options of checkpointing, and transformers' two
@@ -40,6 +44,11 @@ def check_for_trl(config: TrainingArguments) -> None:
         raise ValueError(f"optim_args must be written NAME=VALUE, with commas between; it is {config.optim_args!r}")
     if config.save_steps == 0 and config.save_strategy == "steps":
         raise ValueError("save_steps must be a number, above 0, with save_strategy 'steps'; it is 0")
+    if getattr(config, "train_sampling_strategy", None) == "batch_rebalance":
+        raise ValueError(
+            "train_sampling_strategy 'batch_rebalance' makes mini-batches of different numbers of pairs, which a step "
+            "would not weigh alike: take 'group_by_length'"
+        )
     options = options_of(AcceleratorConfig)
     for name, value in mappings["accelerator_config"].items():
         if name not in options:
@@ -83,3 +92,29 @@ def _check_schedule(config: TrainingArguments, options: Mapping[str, Any]) -> No
         raise ValueError(
             f"lr_scheduler_type {kind!r} does not go with lr_scheduler_kwargs {shown(dict(options))}: {error}"
         ) from error
+
+
+def check_optimizer(config: TrainingArguments) -> None:
+    """Warns of `optim_args` without which the optimizer would be the same.
+
+    Raises:
+        ValueError: a value that the optimizer does not take.
+    """
+    parts = (config.optim_args or "").replace(" ", "").split(",")
+    if parts == [""]:
+        return
+    optim = getattr(config.optim, "value", config.optim)
+
+    def made(parts: list[str]) -> Any:
+        settings: Any = SimpleNamespace(**{**vars(config), "optim_args": ",".join(parts)})
+        return Trainer.get_optimizer_cls_and_kwargs(settings)
+
+    try:
+        whole = made(parts)
+        unread = [part for part in parts if made([each for each in parts if each != part]) == whole]
+    except ImportError:  # another machine may have it
+        return
+    except Exception as error:
+        raise ValueError(f"optim={optim!r} does not go with optim_args={config.optim_args!r}: {error}") from error
+    if unread:
+        logger.warning("no effect of optim_args %s: optim=%r does not read it", ",".join(unread), optim)

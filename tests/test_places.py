@@ -1,0 +1,120 @@
+"""Where commands write is checked before the work, and what earlier runs have left is named where it is damaged."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import preference_rows
+from datasets import DatasetDict
+
+from trl_margins.cli import main
+from trl_margins.cli.compare import Run
+from trl_margins.cli.setup import check_files, find_model, run_of
+from trl_margins.cli.train_options import chat_template
+from trl_margins.generation.store import Store
+from trl_margins.report.run_folder import read_pairs
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    preference_rows(4).to_json("rows.jsonl")
+    Path("file").write_text("mine")
+    return tmp_path
+
+
+MODEL = ["--model_name_or_path", "/no/model", "--dataset_name"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["inspect", "none.jsonl", "--json", "."], ". is a folder: name a file in it"),
+        (["inspect", "rows.jsonl", "--json", "rows.jsonl"], "rows.jsonl is read, and would be lost"),
+        (["inspect", "none.jsonl", "--json", "x.png", "--plot", "x.png"], "x.png is to be written twice"),
+        (["evaluate", *MODEL, "none.jsonl", "--rewards", "."], ". is a folder: name a file in it"),
+        (["evaluate", *MODEL, "none", "rows.jsonl", "--json", "rows.jsonl"], "rows.jsonl is read, and would be lost"),
+        (["evaluate", *MODEL, "none.jsonl", "--json", "x", "--markdown", "./x"], "x is to be written twice"),
+        (["hessian", *MODEL, "none.jsonl", "--json", "."], ". is a folder: name a file in it"),
+        (["generate", *MODEL, "rows.jsonl", "--out", "rows.jsonl"], "rows.jsonl is read, and would be lost"),
+        (["score", "rows.jsonl", "--out", "file"], "file is a file, and a name without one of"),
+        (["score", "rows.jsonl", "--out", "rows.jsonl"], "rows.jsonl is read, and would be lost"),
+        (["score", "saved", "--out", "saved"], "saved is read, and would be lost"),
+        (["score", "both", "--out", "saved"], "saved has another saved data set: name another folder"),
+        (["score", "rows.jsonl", "--out", "both"], "both has another saved data set: name another folder"),
+        (["score", "rows.jsonl", "--column", "chosen"], "'chosen' is a column of the pairs themselves: give column"),
+        (["score", "rows.jsonl", "--column", "prompt", "--overwrite", "true"], "'prompt' is a column of the pairs"),
+    ],
+    ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
+)
+def test_an_output_is_refused_before_the_work(argv, words, here):
+    rows = preference_rows(4)
+    rows.save_to_disk("saved")
+    DatasetDict({"train": rows, "test": rows}).save_to_disk("both")
+    before = Path("rows.jsonl").read_bytes()
+    with pytest.raises(ValueError, match=re.escape(words)):
+        main(argv)
+    assert Path("rows.jsonl").read_bytes() == before
+    assert Path("file").read_text() == "mine"
+    assert not Path("x").exists()
+
+
+def test_a_file_is_what_it_was_after_the_check(here):
+    check_files(["file", "new/x.json", None], ["rows.jsonl"])
+    assert Path("file").read_text() == "mine"
+    assert not Path("new/x.json").exists()
+    with pytest.raises(OSError, match="file cannot be written to"):
+        check_files(["file/x"])
+
+
+def test_a_pipe_is_opened_by_who_writes_to_it(here):
+    """Opened and closed before, it would end for its reader."""
+    os.mkfifo("pipe")
+    found: list[str] = []
+    reader = threading.Thread(target=lambda: found.append(Path("pipe").read_text()))
+    reader.start()
+    main(["inspect", "rows.jsonl", "--json", "pipe"])
+    reader.join(30)
+    assert json.loads(found[0])["splits"]["train"]["n_rows"] == 4
+
+
+def test_what_an_earlier_run_has_left_damaged(here):
+    Path("margin_run.json").write_bytes(b'{"model": "caf\xe9"')
+    Path("adapter_config.json").write_text("[")
+    for read in (lambda: run_of("."), lambda: find_model(".")):
+        with pytest.raises(ValueError, match=r"(margin_run|adapter_config)\.json is not JSON"):
+            read()
+    for written, error in (
+        (b"\x00\xff\xfe\x01" * 200, r"log\.csv has no column 'step' in its first line, which reads"),
+        (b'step\n"' + b"a" * 200_000, r"log\.csv, line 2: field larger than field limit"),
+        (b"step,gap\n1,\xff\n", r"log\.csv, line 2, column 'gap': '\\\\xff' is not a number"),
+    ):
+        Path("log.csv").write_bytes(written)
+        with pytest.raises(ValueError, match=error) as raised:
+            read_pairs(Path("log.csv"))
+        assert len(str(raised.value)) < 500
+    Path("x.jsonl.partial").write_text("{}\n")
+    Path("x.jsonl.settings.json").write_text("{")
+    with pytest.raises(ValueError, match=r"x.jsonl.settings.json is damaged"):
+        Store("x.jsonl", {})
+    Path("template.jinja").write_bytes("{{ é }}".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"chat_template: template.jinja is not UTF-8 .*: save the file as UTF-8"):
+        chat_template("template.jinja")
+    with pytest.raises(ValueError, match=r"chat_template: 'x{199}"):
+        chat_template("x" * 5000)
+
+
+@pytest.mark.parametrize("written", [b"caf\xe9: 1\n", b"- a\n", b"a: [\n"], ids=["latin-1", "a list", "cut"])
+def test_a_damaged_run_of_a_comparison(written, here):
+    entry: Any = type("Entry", (), {"name": "gappo", "settings": {}, "said": ()})
+    run = Run(entry, 0, 1e-6, here)
+    run.folder.mkdir()
+    (run.folder / "run.yaml").write_bytes(written)
+    with pytest.raises(ValueError, match=r"run\.yaml.* This file is compare's own, and is damaged: name another"):
+        run.check_folder({})

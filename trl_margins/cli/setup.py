@@ -13,6 +13,7 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 WEIGHTS = (".safetensors", ".bin", ".jinja")  # suffixes of the files that make a model what it is
+SHORT = (LookupError, AttributeError, AssertionError, TypeError)  # errors whose text does not stand alone
 MAX_LENGTH = 1024  # of a model that this package did not train
 
 
@@ -78,9 +79,13 @@ def find_model(name: str) -> str:
     adapter = folder / "adapter_config.json"
     if adapter.is_file():
         base = _object_in(adapter).get("base_model_name_or_path")
+        if not base or not isinstance(base, str) or Path(base).resolve() == folder.resolve():
+            raise ValueError(
+                f"{adapter} names no base model: base_model_name_or_path is {base!r}. Set it to the folder or the Hub "
+                "id of the model that the adapter was trained on"
+            )
         try:
-            if base:  # without one, PEFT's own error says so
-                find_model(base)
+            find_model(base)
         except ValueError as error:
             raise ValueError(
                 f"the base model of the adapter {name} is missing: {error}. If it has moved, set "
@@ -127,10 +132,16 @@ def _loading(what: str, name: str) -> Iterator[None]:
     """Errors of the block say what could not be loaded, and the fix."""
     try:
         yield
-    except (OSError, ValueError, TypeError) as error:
+    except (ImportError, MemoryError):  # which say what is missing
+        raise
+    except Exception as error:  # of a damaged file, libraries raise all kinds
+        if type(error).__name__ == "OutOfMemoryError":  # torch's
+            raise
         from huggingface_hub.constants import HF_HUB_OFFLINE
 
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split()) or "it says no more"
+        if isinstance(error, SHORT):  # a key or a name alone says little
+            reason = f"{type(error).__name__}: {reason}. Look at its config.json and its other files"
         if isinstance(error, OSError) and not Path(name).exists():
             offline = " (HF_HUB_OFFLINE is set)" if HF_HUB_OFFLINE else ""
             reason += f"{offline} Give a folder, or download it first: hf download {name}"
@@ -147,6 +158,8 @@ def load_model(name: str, trainable: bool = False, **kwargs: Any) -> Any:
     """
     from trl.trainer.utils import create_model_from_path
 
+    from ..trainers.loaded import warn_of_unread_tensors, whole_weights
+
     path = find_model(name)
     with _loading("model", name):
         if (Path(path) / "adapter_config.json").exists():
@@ -154,8 +167,34 @@ def load_model(name: str, trainable: bool = False, **kwargs: Any) -> Any:
                 logger.warning("%s has a model and an adapter: the adapter is loaded, on its own base model", path)
             from peft import AutoPeftModelForCausalLM
 
-            return AutoPeftModelForCausalLM.from_pretrained(path, is_trainable=trainable, **kwargs)
-        return create_model_from_path(path, **kwargs)
+            with whole_weights():
+                model = AutoPeftModelForCausalLM.from_pretrained(path, is_trainable=trainable, **kwargs)
+            warn_of_unread_tensors(model, path)
+            return model
+        with whole_weights():
+            return create_model_from_path(path, **kwargs)
+
+
+def check_model(name: str, **kwargs: Any) -> None:
+    """What can be seen of a model without loading it.
+
+    Raises:
+        ValueError: a config that does not describe a model, or a file of its weights that is damaged.
+    """
+    import torch
+    import transformers
+
+    from ..trainers.folder import weight_files
+    from ..trainers.whole import damage_of
+
+    config = load_config(name, **kwargs)
+    architecture = getattr(transformers, next(iter(config.architectures or [""])), None)
+    if architecture is not None:  # else it has code of its own
+        with _loading("model", name), torch.device("meta"):  # without its weights
+            architecture(config)
+    for file in weight_files(find_model(name)):
+        if damage := damage_of(file):
+            raise ValueError(f"the model {name!r} cannot be loaded: its {file.name} {damage}")
 
 
 def load_config(name: str, **kwargs: Any) -> Any:

@@ -33,7 +33,7 @@ from .config_file import Settings, check_adapter, flags_said, read_yaml
 from .migration import OLD_KEYS, migrate
 from .mixture import mixture_splits, mixture_test_split
 from .options import OptionsParser, usage
-from .setup import check_writable, find_model, load_model, load_tokenizer
+from .setup import check_model, check_writable, find_model, load_model, load_tokenizer
 from .train_options import TrainArguments, chat_template, check_run, evaluates_while_training, training_splits
 
 logger = logging.getLogger(__name__)
@@ -384,6 +384,7 @@ def build_trainer(script: TrainArguments, config: Any, model_args: ModelConfig, 
     }
     model = find_model(name)
     if script.base == "dpo" and not Path(model, "adapter_config.json").is_file():
+        check_model(name, revision=init["revision"], trust_remote_code=init["trust_remote_code"])
         config.model_init_kwargs = init  # the trainer loads model and reference model
     else:  # CPOTrainer would load an encoder-decoder model in the wrong class
         config.model_init_kwargs = None

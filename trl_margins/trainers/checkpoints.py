@@ -9,7 +9,7 @@ import logging
 import pickle
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -49,10 +49,12 @@ from .folder import (
     make_room,
     make_room_for_model,
     replace_links,
+    settings_before,
     take_place,
 )
 from .preparation import TRAIN
 from .step_size import pairs_per_step
+from .weights import is_broken
 from .whole import forget_files, is_whole, kept_of_others, record_files, step_of
 
 logger = logging.getLogger(__name__)
@@ -389,10 +391,14 @@ class CheckpointMixin(MarginTrainer):
         return {term.name: term.state_dict() for term in self.objective.remembering}
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        is_watched = checkpoint is not None and not self.is_deepspeed_enabled
+        before = [_options_of(group) for group in self.optimizer.param_groups] if is_watched else []
         with _loads(checkpoint, "the optimizer and its schedule", "its train_only and adapters"):
             super()._load_optimizer_and_scheduler(checkpoint)
-            if checkpoint is not None and not self.is_deepspeed_enabled:
+            if is_watched:
                 _check_goes_on(self.optimizer, self.lr_scheduler)
+        if checkpoint is not None and not settings_before(Path(checkpoint)):  # else they are compared already
+            _check_options(checkpoint, before, [_options_of(group) for group in self.optimizer.param_groups])
         self._rng_state_of = checkpoint
         if checkpoint is None:
             return
@@ -413,6 +419,30 @@ class CheckpointMixin(MarginTrainer):
                     logger.warning("%s has no state of %r, which begins anew", file, term.name)
 
 
+# of an optimizer, under the names that a config has for them
+_NAMES = {"initial_lr": "learning_rate", "betas": "adam_beta1, adam_beta2", "eps": "adam_epsilon"}
+_NAMES |= {name: name for name in ("weight_decay", "momentum")}
+
+
+def _options_of(group: Mapping[str, Any]) -> dict[str, Any]:
+    options = {_NAMES[name]: value for name, value in group.items() if name in _NAMES}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+
+
+def _check_options(checkpoint: str, now: Sequence[Mapping[str, Any]], loaded: Sequence[Mapping[str, Any]]) -> None:
+    """
+    Raises:
+        ValueError: an optimizer that was loaded has brought other options than the run's.
+    """
+    pairs = zip(loaded, now, strict=True)
+    found = [f"{name} {old[name]} → {new[name]}" for old, new in pairs for name in new if old.get(name) != new[name]]
+    if found:
+        raise ValueError(
+            f"{checkpoint} is of a run with other settings: {'; '.join(dict.fromkeys(found))}. Resume with its "
+            "settings, or start a new run from its weights, in another output_dir"
+        )
+
+
 def _check_none_lost(lost: set[str]) -> None:
     if lost:
         more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
@@ -427,6 +457,9 @@ def _check_goes_on(optimizer: Any, schedule: Any) -> None:
     has_moments = any(group.get("betas") or group.get("momentum") for group in optimizer.param_groups)
     if has_moments and not any(optimizer.state.values()):
         raise RuntimeError("the optimizer has no state of any parameter")
+    moments = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+    if is_broken(dict(enumerate(moments))):
+        raise RuntimeError("the optimizer's moments hold NaN or infinity")
     if isinstance(schedule, LambdaLR) and not schedule.last_epoch:  # others may wait for an evaluation
         raise RuntimeError("the schedule has taken no step")
 

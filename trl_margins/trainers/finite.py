@@ -220,18 +220,18 @@ class FiniteSteps(TrainerCallback):
         Raises:
             FloatingPointError: NaN or infinity in them.
         """
-        if self._last is None:
+        if not self._trained:  # of a trainer that has not trained
             return
         marks = torch.stack([mark.long().to(self.trainer.accelerator.device) for mark in self._marks()])
         found = marks if alone else self.trainer.accelerator.reduce(marks, "sum")
         n_broken, n_still = found.tolist()
+        if n_broken and self._last is None:
+            raise FloatingPointError(self._changed(alone))
         self._heed(n_broken, n_still, is_last, alone)
 
     def _marks(self) -> tuple[Tensor, Tensor]:
-        """On the device: whether the last step broke this rank's weights, and whether it left them as they were."""
-        if self._last is None:
-            return torch.tensor(False), torch.tensor(False)
-        still = torch.tensor(False) if self._sample is None else self._sample.is_unchanged()
+        """On the device: whether this rank's weights are broken, and whether the last step left them as they were."""
+        still = torch.tensor(False) if self._sample is None or self._last is None else self._sample.is_unchanged()
         return is_broken(self._trained, self._most), still
 
     def _heed(self, n_broken: int, n_still: int, is_last: bool = False, alone: bool = False) -> None:
@@ -256,18 +256,32 @@ class FiniteSteps(TrainerCallback):
             self._idle.weights(last.number, is_last, last.optimizer, last.rate, dtype)
 
     def _broken(self, last: _Step, alone: bool) -> str:
+        return (
+            f"step {last.number} broke {self._named_weights(alone)}. It is the step itself, of {last.optimizer} with "
+            f"the learning rate {last.rate:g}, and not the rows. Nothing of it is saved. {self._last_good()}. Lower "
+            "the learning rate, or look at the optimizer's options and the dtype of the weights (float16 ends at "
+            "65504)"
+        )
+
+    def _changed(self, alone: bool) -> str:
+        return (
+            f"after step {self.trainer.state.global_step}, which left them whole, something else broke "
+            f"{self._named_weights(alone)}. Look at what changes weights beside the optimizer, such as a callback. "
+            f"Nothing of it is saved. {self._last_good()}"
+        )
+
+    def _named_weights(self, alone: bool) -> str:
         names = broken_names(self._trained, self._most)
         names = list(dict.fromkeys(names if alone else gather_object(names)))
         dtype = str(self._trained[names[0]].dtype).removeprefix("torch.") if names[0] in self._trained else ""
-        good = last_whole_checkpoint(self.trainer.args.output_dir)
-        way_on = f"The last checkpoint before it is {good}" if good else "No checkpoint was saved before it"
         return (
-            f"step {last.number} broke {len(names)} of the {len(self._trained)} weight tensors that train, {names[0]} "
-            f"({dtype}) among them: they hold NaN, infinity or values above {self._most:.3g}, {_GROWN} times the "
-            f"largest before training. It is the step itself, of {last.optimizer} with the learning rate "
-            f"{last.rate:g}, and not the rows. Nothing of it is saved. {way_on}. Lower the learning rate, or look at "
-            "the optimizer's options and the dtype of the weights (float16 ends at 65504)"
+            f"{len(names)} of the {len(self._trained)} weight tensors that train, {names[0]} ({dtype}) among them: "
+            f"they hold NaN, infinity or values above {self._most:.3g}, {_GROWN} times the largest before training"
         )
+
+    def _last_good(self) -> str:
+        good = last_whole_checkpoint(self.trainer.args.output_dir)
+        return f"The last checkpoint before it is {good}" if good else "No checkpoint was saved before it"
 
     def _why_no_gradient(self, seen: list[_Seen]) -> Iterator[str]:
         weights = {

@@ -203,8 +203,13 @@ def make_room_for_model(folder: Path, is_adapter: bool) -> None:
 
 def holds_model(folder: str | Path) -> bool:
     """Whether a run has saved its model there, and its files are whole. `training_args.bin` is moved there last."""
-    weights = _matching(Path(folder), (*FULL_MODEL, *ADAPTER, *_INDEX))
+    weights = weight_files(folder)
     return Path(folder, TRAINING_ARGS_NAME).exists() and bool(weights) and not any(map(damage_of, weights))
+
+
+def weight_files(folder: str | Path) -> list[Path]:
+    """The files of a model's or an adapter's weights; none of a Hub id."""
+    return _matching(Path(folder), (*FULL_MODEL, *ADAPTER, *_INDEX))
 
 
 def take_place(written: Path, folder: Path, replaces_model: bool) -> None:
@@ -333,6 +338,11 @@ def settings_of(folder: Path) -> dict[str, Any]:
     return _json_of(folder / RUN_FILE)
 
 
+def settings_before(checkpoint: Path) -> dict[str, Any]:
+    """The settings of the run that a checkpoint is of; empty for one of another trainer."""
+    return settings_of(checkpoint) or settings_of(checkpoint.parent)
+
+
 def check_states(checkpoint: Path) -> None:
     """
     Raises:
@@ -367,7 +377,13 @@ def check_same_run(checkpoint: Path, now: Mapping[str, Any], config: Any) -> Non
     Raises:
         ValueError: the objective, the optimizer's settings, the trained parameters or the order of the rows differ.
     """
-    before = settings_of(checkpoint) or settings_of(checkpoint.parent)
+    before = settings_before(checkpoint)
+    if not before:
+        logger.warning(
+            "%s has no %s, as of another trainer: that it was trained with this run's objective, on the same rows, is "
+            "not checked",
+            *(checkpoint, RUN_FILE),
+        )
     wrong, others = differences(before, now, config)
     if wrong:
         raise ValueError(

@@ -47,6 +47,7 @@ from .collator import PairCollator
 from .configs import MarginOptions, objective_of
 from .finite import FiniteSteps, without_neighbours
 from .interrupts import InterruptsMixin
+from .loaded import whole_weights
 from .model_checks import TokenLimits, check_one_device, refusing_what_cannot_write
 from .preparation import (
     TRAIN,
@@ -116,7 +117,7 @@ class MarginMixin(BestMixin, CardMixin, PushMixin, InterruptsMixin, CheckpointMi
             self._takes_images,
         )
         self._own_columns, self.set_facts, self._opened = sets.columns, sets.facts, sets.opened
-        with refusing_what_cannot_write():
+        with refusing_what_cannot_write(), whole_weights(given.get("model")):
             super().__init__(**self._trl_arguments({**given, "args": config}, sets))
         print_lines(self.callback_handler)
         if self.accelerator.device.type == "cpu":  # PyTorch ignores it there, and warns of it at every data loader

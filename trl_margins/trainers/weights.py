@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from ..distributed import local
 _SAMPLED = 2**17  # elements of each tensor, at most
 
 
-def largest(parameters: Mapping[str, nn.Parameter]) -> Tensor:
+def largest(parameters: Mapping[Any, Tensor]) -> Tensor:
     """[] the largest absolute value of this rank's parts; NaN where there is one. The weights are read once, and not
     copied: no norm is as fast in every dtype, and a sum of squares would overflow.
     """
@@ -25,7 +26,7 @@ def largest(parameters: Mapping[str, nn.Parameter]) -> Tensor:
     return torch.stack([end.float().to(device) for low, high in ends for end in (-low, high)]).max()
 
 
-def is_broken(parameters: Mapping[str, nn.Parameter], most: float = math.inf) -> Tensor:
+def is_broken(parameters: Mapping[Any, Tensor], most: float = math.inf) -> Tensor:
     """[] whether this rank's part of one of them holds NaN, infinity, or a larger value than `most`."""
     value = largest(parameters)
     return ~(value.isfinite() & (value <= most))
@@ -36,7 +37,7 @@ def broken_names(parameters: Mapping[str, nn.Parameter], most: float = math.inf)
     return [name for name, parameter in parameters.items() if is_broken({name: parameter}, most)]
 
 
-def _part(parameter: nn.Parameter) -> Tensor:
+def _part(parameter: Tensor) -> Tensor:
     """This rank's part; empty where it holds no numbers of 16 bits or more."""
     if not parameter.is_floating_point() or parameter.dtype.itemsize < 2 or parameter.is_meta:
         return torch.empty(0)  # quantized, or somewhere else

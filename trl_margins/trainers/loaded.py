@@ -1,0 +1,83 @@
+"""Whether a model's files have all of its weights. What they lack, transformers and PEFT draw at random, and say so in
+a table or a warning.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+_REPORT = "transformers.modeling_utils"  # whose logger says what was missing
+_ROW = re.compile(r"^(.+?)\s*\|\s*(?:\x1b\[[\d;]*m)*(MISSING|MISMATCH)\b", re.MULTILINE)
+_NO_ADAPTER = "Found missing adapter keys"
+
+
+@contextmanager
+def whole_weights(name: Any = None) -> Iterator[None]:
+    """Models that are loaded within the block have all of their weights.
+
+    Args:
+        name: of the model, for the error.
+
+    Raises:
+        ValueError: one has not, or has some of other shapes; with the names of some.
+    """
+    found: dict[str, list[str]] = {"MISSING": [], "MISMATCH": []}
+    which = f"the model {name!r}: " if isinstance(name, str) else ""
+
+    def note(record: logging.LogRecord) -> bool:
+        for tensor, status in _ROW.findall(record.getMessage()):
+            found[status].append(tensor)
+        return True
+
+    reporting = logging.getLogger(_REPORT)
+    reporting.addFilter(note)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", _NO_ADAPTER)
+            yield
+    except UserWarning as error:
+        if not str(error).startswith(_NO_ADAPTER):
+            raise
+        raise ValueError(f"{which}{str(error)[:300]}. They would be drawn at random") from None
+    except RuntimeError as error:
+        if not found["MISMATCH"]:
+            raise
+        others = _some(found["MISMATCH"])
+        raise ValueError(f"{which}its files have other shapes than its config.json: {others}") from error
+    finally:
+        reporting.removeFilter(note)
+    if found["MISSING"]:
+        raise ValueError(
+            f"{which}its files have no weights for {_some(found['MISSING'])}, which would be drawn at random: its "
+            "config.json is another model's, or a part of it was saved alone"
+        )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(sorted(names)[:3]) + (" and others" if len(names) > 3 else "")
+
+
+def warn_of_unread_tensors(model: Any, folder: str | Path) -> None:
+    """Names the tensors of an adapter's file for which its configuration leaves no place; PEFT leaves them out."""
+    from peft import get_peft_model_state_dict
+    from peft.utils import SAFETENSORS_WEIGHTS_NAME
+    from safetensors import safe_open
+
+    file = Path(folder, SAFETENSORS_WEIGHTS_NAME)
+    if not file.is_file():
+        return
+    with safe_open(file, "pt") as saved:
+        extra = sorted({*saved.keys()} - {*get_peft_model_state_dict(model, save_embedding_layers=True)})
+    if extra:
+        logger.warning(
+            "%s: its adapter_config.json has no place for %d of its tensors, which are left out: %s is one",
+            *(folder, len(extra), extra[0]),
+        )

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 import pyarrow as pa
@@ -16,10 +17,11 @@ from accelerate import PartialState
 from datasets import Dataset, IterableDataset
 from trl.trainer.utils import global_then_local_main_first
 
+from ..checks import shown
 from .cpo_tokens import CPOTokenizer
 from .form import PreferenceRow, text_of
 from .opened import OpenedSet
-from .tokens import PairTokenizer, cpo_columns, each_or_error, tokenize, tokenizer_of, unread
+from .tokens import PairTokenizer, RowTokens, cpo_columns, each_or_error, tokenize, tokenizer_of, unread
 
 logger = logging.getLogger(__name__)
 
@@ -159,6 +161,12 @@ def look_at_first_rows(opened: OpenedSet, processing_class: Any, cpo_max_length:
     ours = tokenize(rows, processing_class, opened.reader.where)
     for note in unread(rows, processing_class):
         logger.warning("%s: %s", split, note)
+    found = [_unspelled(*each, processing_class) for each in zip(rows, ours, strict=True)]
+    if lost := list(filter(None, found)):
+        logger.warning(
+            f"{split}: in {len(lost)} of the first {len(rows)} rows the tokens do not spell the text, such as "
+            f"{lost[0]}: look at the chat template and the tokenizer"
+        )
     _report_tails(split, rows, [tokens.tail for tokens in ours], processing_class)
     bos = getattr(tokenizer_of(processing_class), "bos_token_id", None)
     if doubled := [i for i, tokens in enumerate(ours) if bos is not None and tokens.prompt[:2] == [bos, bos]]:
@@ -169,6 +177,22 @@ def look_at_first_rows(opened: OpenedSet, processing_class: Any, cpo_max_length:
     if cpo_max_length is not None:
         cpo = CPOTokenizer(None, processing_class, cpo_max_length, None, is_encoder_decoder=False)
         _compare_with_cpo(split, rows, [cpo_columns(tokens, cpo_max_length) for tokens in ours], cpo)
+
+
+def _unspelled(row: PreferenceRow, tokens: RowTokens, processing_class: Any) -> str | None:
+    """What of the last message of a prompt, or of a completion, is not in the tokens; None if all of it is."""
+    for completion, ids in zip(row.completions, tokens.completions, strict=True):
+        decoded = processing_class.decode([*tokens.prompt, *ids])
+        for part in (row.prompt, completion):
+            text = text_of(part if isinstance(part, str) else part[-1:])
+            if _letters(text) not in _letters(decoded):
+                return f"{shown(text)}, which became {shown(decoded)}"
+    return None
+
+
+def _letters(text: str) -> str:
+    """Without what tokenizers and templates change at will: blanks, case, composed characters."""
+    return "".join(normalize("NFKC", text).casefold().split())
 
 
 def _report_tails(

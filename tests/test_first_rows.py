@@ -1,0 +1,74 @@
+"""Training says where the tokens of its first rows do not spell their text."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from conftest import byte_tokenizer
+from datasets import Dataset
+from tokenizers import normalizers
+
+from trl_margins.rows import open_rows
+from trl_margins.rows.tokenized import look_at_first_rows
+
+LETTERS = "Ärger mit  Öl, ﬁn\n\n e\u0301 漢字 🙂 </s> <s> {{ x }} I'm 3.5%"
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def bot(text):
+    return {"role": "assistant", "content": text}
+
+
+TEXT = {"prompt": f"q: {LETTERS}", "chosen": f" a {LETTERS}", "rejected": "no"}
+CHAT = {
+    "prompt": [{"role": "system", "content": "s"}, user("old"), bot("<think>hm</think>older"), user(LETTERS)],
+    "chosen": [bot(f"yes {LETTERS}")],
+    "rejected": [bot("no")],
+}
+MESSAGE = "[{{ m.role }}]{{ m.content }}{{ eos_token }}"
+TEMPLATES = {
+    "whole": "{% for m in messages %}" + MESSAGE + "{% endfor %}",
+    "trims": "{% for m in messages %}[{{ m.role }}]{{ m.content | trim }}{{ eos_token }}{% endfor %}",
+    "no system": "{% for m in messages if m.role != 'system' %}" + MESSAGE + "{% endfor %}",  # its own business
+    "no user": "{% for m in messages if m.role == 'assistant' %}" + MESSAGE + "{% endfor %}",
+    "cut": "{% for m in messages %}[{{ m.role }}]{{ m.content[:9] }}{{ eos_token }}{% endfor %}",
+}
+
+
+def said_of(rows, tokenizer, caplog):
+    with caplog.at_level(logging.WARNING, "trl_margins"):
+        look_at_first_rows(open_rows(Dataset.from_list(rows), "train"), tokenizer)
+    return [line for line in caplog.messages if "do not spell the text" in line]
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_template(template, caplog):
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = TEMPLATES[template]
+    said = said_of([CHAT] * 3, tokenizer, caplog)
+    assert len(said) == (template in ("no user", "cut"))
+    if said:
+        assert "in 3 of the first 3 rows" in said[0]
+        assert '"Ärger mit  Öl' in said[0]
+
+
+@pytest.mark.parametrize("row", [TEXT, CHAT], ids=["text", "chat"])
+@pytest.mark.parametrize(
+    ("normalizer", "is_said"),
+    [
+        (normalizers.Replace("e", ""), True),
+        (normalizers.Replace("漢", "?"), True),
+        (normalizers.NFKC(), False),
+        (normalizers.Lowercase(), False),
+        (normalizers.Replace("\n\n", " "), False),
+    ],
+    ids=repr,
+)
+def test_a_tokenizer(normalizer, is_said, row, caplog):
+    tokenizer = byte_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizer
+    assert bool(said_of([row], tokenizer, caplog)) == is_said

@@ -159,6 +159,7 @@ def load_model(name: str, trainable: bool = False, **kwargs: Any) -> Any:
     from trl.trainer.utils import create_model_from_path
 
     from ..trainers.loaded import warn_of_unread_tensors, whole_weights
+    from ..trainers.weights import broken_names
 
     path = find_model(name)
     with _loading("model", name):
@@ -170,9 +171,12 @@ def load_model(name: str, trainable: bool = False, **kwargs: Any) -> Any:
             with whole_weights():
                 model = AutoPeftModelForCausalLM.from_pretrained(path, is_trainable=trainable, **kwargs)
             warn_of_unread_tensors(model, path)
-            return model
-        with whole_weights():
-            return create_model_from_path(path, **kwargs)
+        else:
+            with whole_weights():
+                model = create_model_from_path(path, **kwargs)
+        if names := broken_names(dict(model.named_parameters())):
+            raise ValueError(f"{len(names)} of its weight tensors hold NaN or infinity, {names[0]} among them")
+        return model
 
 
 def check_model(name: str, **kwargs: Any) -> None:

@@ -202,7 +202,8 @@ class FiniteSteps(TrainerCallback):
         self._undo(step)
         self._in_a_row += 1
         if not self.skip or self._in_a_row >= _IN_A_ROW:
-            raise FloatingPointError(f"{message}. {self._save(step - 1)} {self._advice()}")
+            every = n_outputs and len(found) == sum(gather_object([len(each.losses) for each in seen]))
+            raise FloatingPointError(f"{message}. {self._save(step - 1)} {self._advice(bool(every))}")
         self.n_skipped += 1
         trainer.store_metrics({"skipped_steps": float(self.n_skipped)})
         logger.warning("%s. The step is left out; %d so far", message, self.n_skipped)
@@ -344,9 +345,14 @@ class FiniteSteps(TrainerCallback):
         trainer._save_checkpoint(trainer.model, trial=None)
         return f"The weights after step {step} are saved in checkpoint-{step}."
 
-    def _advice(self) -> str:
+    def _advice(self, is_every_pair: bool) -> str:
         if self.skip:
             return f"{self._in_a_row} steps in a row are not finite: the model itself is broken, or its precision."
+        if is_every_pair:
+            return (
+                "No pair of the step is left, so look at the model rather than at the rows: its config.json, its "
+                "precision (fp16 overflows where bf16 does not), and the learning rate"
+            )
         return (
             "Look at these rows, the learning rate and the precision (fp16 overflows where bf16 does not), or leave "
             "such steps out and count them with nonfinite_steps='skip'"

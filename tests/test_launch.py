@@ -93,7 +93,7 @@ def test_processes_that_nothing_joins_are_refused(tiny_model, pairs, tmp_path):
     assert "a launcher started 2 processes (WORLD_SIZE=2), but nothing joins them" in refused.value.msg
     assert "add --use_cpu true" in refused.value.msg
     assert not (tmp_path / "out").exists()
-    launch(2, *argv, "--use_cpu", "true")
+    output_of(2, *argv, "--use_cpu", "true")
     assert json.loads((tmp_path / "out" / "margin_run.json").read_text())["processes"] == 2
 
 

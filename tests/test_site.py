@@ -147,13 +147,15 @@ def test_every_page(site: Path, server: str, browser: playwright.Browser) -> Non
         page.set_viewport_size({"width": WIDE, "height": HEIGHT})  # before it opens: what grows later is animated
         page.goto(f"{home}/{name}")
         page.wait_for_function("document.fonts.status === 'loaded'")
-        found = []
+        found, shown = [], "light"
         for width, schemes in ((WIDE, ("light", "dark")), (NARROW, ("dark", "light"))):
             page.set_viewport_size({"width": width, "height": HEIGHT})
             found += [f"{width} px: {each}" for each in page.evaluate(PROBLEMS, width == WIDE)]
             for scheme in schemes:
-                page.emulate_media(color_scheme=scheme)
-                page.wait_for_selector(f"body[data-md-color-scheme={'slate' if scheme == 'dark' else 'default'}]")
+                if scheme != shown:
+                    page.emulate_media(color_scheme=scheme)
+                    page.wait_for_selector(f"body[data-md-color-scheme={'slate' if scheme == 'dark' else 'default'}]")
+                    shown = scheme
                 found += [f"{width} px, {scheme}: {each}" for each in page.evaluate(FAINT)]
                 if SCREENS is not None:
                     photograph(page, f"{name.removesuffix('.html').replace('/', '-')}-{width}-{scheme}.jpeg", width)

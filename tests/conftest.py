@@ -48,6 +48,9 @@ logging.getLogger("trl_margins").setLevel("WARNING")  # a test that looks at INF
 # times a batch for what is installed
 jinja2.Environment.compile = functools.cache(jinja2.Environment.compile)  # type: ignore[method-assign]
 accelerate.utils.imports._is_package_available = functools.cache(accelerate.utils.imports._is_package_available)
+# Cards have no pictures, nor have those of the processes that tests fork: drawing takes several times as long as a run
+drawn_pictures = card.pictures
+card.pictures = lambda trainer: []
 
 SPECIAL = ["<pad>", "<s>", "</s>"]
 CHAT_TEMPLATE = (
@@ -109,10 +112,12 @@ def few_objects_to_collect() -> None:
     gc.freeze()
 
 
-@pytest.fixture
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run's card has none: drawing them takes longer than the run."""
-    monkeypatch.setattr(card, "pictures", lambda trainer: [])
+@pytest.fixture(scope="module")
+def pictures_of_cards() -> Iterator[None]:
+    """For the tests that look at them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(card, "pictures", drawn_pictures)
+        yield
 
 
 @pytest.fixture

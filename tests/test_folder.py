@@ -56,7 +56,7 @@ def pairs(tmp_path_factory):
 
 
 @pytest.fixture
-def train(tiny_model, pairs, tmp_path, no_pictures):
+def train(tiny_model, pairs, tmp_path):
     """The command line, into `out`."""
 
     def run(*flags):

@@ -21,7 +21,7 @@ import markdown
 import pytest
 import torch
 import yaml
-from conftest import load, preference_rows, quiet
+from conftest import drawn_pictures, load, preference_rows, quiet
 from datasets import Dataset
 from faults import drop_digests
 from processes import output_of
@@ -40,6 +40,7 @@ from trl_margins.report import figures
 from trl_margins.report.card_results import read_report
 from trl_margins.report.page import write_report
 from trl_margins.report.run_folder import read_runs
+from trl_margins.trainers import card
 from trl_margins.trainers.configs import config_class
 from trl_margins.trainers.named import trainer_class
 
@@ -523,6 +524,7 @@ def hostile(tiny_model, tokenizer, tmp_path_factory):
     trainer.train()
     trainer.save_model()
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(card, "pictures", drawn_pictures)
         patch.setattr(figures, "PICTURES", (figures.ranking, figures.logps))
         trainer.create_model_card(
             model_name=EVIL,

@@ -23,6 +23,7 @@ from trl import DPOConfig
 from trl_margins import GapPOConfig, GapPOTrainer, MarginDPOConfig, MarginDPOTrainer, cli
 from trl_margins.checks import options_of
 from trl_margins.redaction import redacted, redacted_command, redacted_text
+from trl_margins.report import figures
 from trl_margins.trainers.pushing import saves_no_secret
 
 CANARY = "hf_" + "CaNaRy".ljust(34, "x")
@@ -92,6 +93,7 @@ def test_train_and_resume_write_and_print_none(inputs, tmp_path, spelled, capfd,
         kept = [a for i in range(0, len(arguments), 2) if arguments[i] not in names for a in arguments[i : i + 2]]
         arguments = ["--config", str(tmp_path / "mine.yaml"), *kept]
         monkeypatch.delenv("MY_API_KEY", raising=False)
+    monkeypatch.setattr(figures, "PICTURES", figures.PICTURES[:1])  # the others have the same texts
     assert cli.main(["train", *arguments]) == 0
     assert cli.main(["train", *arguments, "--max_steps", "3", "--resume_from_checkpoint", "true"]) == 0
     assert cli.main(["report", str(tmp_path / "out")]) == 0
@@ -99,7 +101,8 @@ def test_train_and_resume_write_and_print_none(inputs, tmp_path, spelled, capfd,
     assert_no_secret(tmp_path / "out", printed.out + printed.err + caplog.text)
 
 
-def test_dry_run_and_compare_write_and_print_none(inputs, tmp_path, capfd, caplog):
+def test_dry_run_and_compare_write_and_print_none(inputs, tmp_path, capfd, caplog, monkeypatch):
+    monkeypatch.setattr(figures, "PICTURES", figures.PICTURES[:1])  # the others have the same texts
     assert cli.main(["train", *flags(inputs, tmp_path / "out"), "--dry_run"]) == 0
     shared = flags(inputs, tmp_path / "out", output_dir=None, eval_dataset_name=inputs[1], eval_strategy="steps")
     shared += ["--dataset_test_split", "train"]

@@ -33,6 +33,7 @@ from transformers import (
 
 from trl_margins.cli import COMMANDS, main
 from trl_margins.methods import METHODS
+from trl_margins.report import figures
 from trl_margins.trainers.named import trainer_class
 
 ROOT = Path(__file__).parents[1]
@@ -224,6 +225,7 @@ def here(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clean
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.setattr(TrainingArguments, "__post_init__", small)
+    monkeypatch.setattr(figures, "PICTURES", figures.PICTURES[:1])  # of a report: drawing takes most of its time
     return folder
 
 

@@ -48,6 +48,9 @@ logging.getLogger("trl_margins").setLevel("WARNING")  # a test that looks at INF
 # times a batch for what is installed
 jinja2.Environment.compile = functools.cache(jinja2.Environment.compile)  # type: ignore[method-assign]
 accelerate.utils.imports._is_package_available = functools.cache(accelerate.utils.imports._is_package_available)
+# Cards have no pictures, nor have those of the processes that tests fork: drawing takes several times as long as a run
+drawn_pictures = card.pictures
+card.pictures = lambda trainer: []
 
 SPECIAL = ["<pad>", "<s>", "</s>"]
 CHAT_TEMPLATE = (
@@ -100,6 +103,20 @@ METHODS_AND_BASES = [(id, base) for id in METHODS for base in bases_of(id)]
 TRAINED = [(id, base) for id, base in METHODS_AND_BASES if id in OWN_METHODS or base == bases_of(id)[0]]
 
 
+# Those whose tests start processes or take longest: two that are left for the end would keep one core waiting
+FIRST = (
+    *("test_notebook", "test_gpu_benchmark", "test_distributed", "test_site", "test_docs", "test_checkpoints"),
+    *("test_launch", "test_screen", "test_plugin", "test_safety", "test_sharded", "test_zero3", "test_compare"),
+    *("test_folder", "test_ieee", "test_trl_features"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """In this order: pytest-xdist starts one worker with the first half, where one server forks for all of them."""
+    order = {name: number for number, name in enumerate(FIRST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def few_objects_to_collect() -> None:
     """accelerate collects garbage at every start and end of a training, over all that is imported: of a run of a tiny
@@ -109,10 +126,12 @@ def few_objects_to_collect() -> None:
     gc.freeze()
 
 
-@pytest.fixture
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run's card has none: drawing them takes longer than the run."""
-    monkeypatch.setattr(card, "pictures", lambda trainer: [])
+@pytest.fixture(scope="module")
+def pictures_of_cards() -> Iterator[None]:
+    """For the tests that look at them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(card, "pictures", drawn_pictures)
+        yield
 
 
 @pytest.fixture

@@ -36,10 +36,11 @@ def import_everything() -> None:
 
 def train(folder: Path, model: str) -> None:
     """A step, an evaluation, a card with pictures, a report, and the commands that load a model."""
-    from conftest import byte_tokenizer, preference_rows, quiet
+    from conftest import byte_tokenizer, drawn_pictures, preference_rows, quiet
 
     from trl_margins import GapPODPOConfig, MarginDPOTrainer
     from trl_margins.cli import main
+    from trl_margins.trainers import card
 
     rows = preference_rows(4)
     trainer = MarginDPOTrainer(
@@ -52,6 +53,7 @@ def train(folder: Path, model: str) -> None:
     trainer.train()
     trainer.evaluate()
     trainer.save_model()
+    card.pictures = drawn_pictures
     trainer.create_model_card(dataset_name="me/pairs")
     data = str(folder / "pairs.jsonl")
     rows.to_json(data)

@@ -101,7 +101,7 @@ def of_strings(file: Path) -> Iterator[Text]:
     tree = ast.parse(file.read_text(encoding="utf-8"))
     inside: set[ast.AST] = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("re."):
+        if isinstance(node, ast.Call) and getattr(getattr(node.func, "value", None), "id", "") == "re":
             inside.update(ast.walk(node.args[0]))
         if isinstance(node, ast.List):  # arguments of a command, which is no message
             inside.update(each for each in node.elts if (_text(each, set()) or "").startswith("--"))

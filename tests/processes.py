@@ -42,8 +42,8 @@ def _run(environment: dict[str, str], target: Callable[..., Any], *arguments: An
 
 
 def output_of(ranks: int, *command: str, folder: Path | None = None, timeout: float = 900) -> str:
-    """What a command (a script, or `-m` and a module; arguments) prints, in a folder; by several ranks, which find
-    each other as those of torchrun do.
+    """What a command (a script, `-m` and a module, or `-c` and code; arguments) prints, in a folder; by several ranks,
+    which find each other as those of torchrun do.
     """
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # at a port that is free
     joined = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
@@ -76,7 +76,10 @@ def _command(variables: dict[str, str], folder: Path, files: tuple[Path, Path], 
     for descriptor, file in enumerate(files, start=1):
         os.dup2(os.open(file, os.O_CREAT | os.O_WRONLY | os.O_APPEND), descriptor)
     first, *sys.argv = command
-    if first == "-m":
+    sys.path[:0] = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path not in ("", *sys.path)]
+    if first == "-c":
+        exec(sys.argv.pop(0), {"__name__": "__main__"})
+    elif first == "-m":
         runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
     else:
         sys.argv.insert(0, first)

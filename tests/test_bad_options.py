@@ -1028,7 +1028,7 @@ def test_a_full_disk_under_the_card(tiny_model, tmp_path, monkeypatch, caplog):
     assert "γ-PO" in (tmp_path / "README.md").read_text()
 
 
-def test_a_full_disk_under_the_pictures_of_a_card(tiny_model, tmp_path, caplog):
+def test_a_full_disk_under_the_pictures_of_a_card(tiny_model, tmp_path, caplog, pictures_of_cards):
     trainer = build(tiny_model, tmp_path)
     trainer.train()
     (tmp_path / "figures").touch()
@@ -1037,7 +1037,7 @@ def test_a_full_disk_under_the_pictures_of_a_card(tiny_model, tmp_path, caplog):
     assert "γ-PO" in (tmp_path / "README.md").read_text()
 
 
-def test_a_card_without_matplotlib(tiny_model, tmp_path, monkeypatch, caplog):
+def test_a_card_without_matplotlib(tiny_model, tmp_path, monkeypatch, caplog, pictures_of_cards):
     trainer = build(tiny_model, tmp_path)
     trainer.train()
     monkeypatch.setitem(sys.modules, "matplotlib", None)

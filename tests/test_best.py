@@ -23,8 +23,6 @@ from trl_margins.trainers.best import EvaluateLast
 from trl_margins.trainers.configs import config_class
 from trl_margins.trainers.named import trainer_class
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
-
 GAPPO = [recipe.name for recipe in recipes() if "/gappo/" in recipe.name and recipe.table == "Table 1"]
 ROWS, EVALS = preference_rows(32), preference_rows(24, seed=1, scores=lambda i: (6.0, 1.0 + i % 5))
 UNSCORED = EVALS.remove_columns(["score_chosen", "score_rejected"])

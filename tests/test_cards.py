@@ -253,7 +253,7 @@ def test_another_file_is_refused(text, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def trained(tiny_model, tokenizer, tmp_path_factory):
+def trained(tiny_model, tokenizer, tmp_path_factory, pictures_of_cards):
     """GapPO on data with ties, reversed and flipped pairs and one whose answers are cut off; a step is 4 pairs."""
     out = tmp_path_factory.mktemp("runs") / "tiny-gappo"
     scores = {0: (3.0, 3.0), 1: (1.0, 4.0), 2: (2.0, 3.0)}

@@ -107,18 +107,17 @@ RUNS = [
 def test_half_and_half_is_a_whole(method, base, options, tiny_model, tokenizer, tmp_path):
     """Six shuffled steps, and the same stopped after the fourth: the same weights, bit for bit."""
     options = {"num_train_epochs": 1, "seed": 3, **options}
-    whole = build(method, base, tiny_model, tokenizer, tmp_path / "whole", **options)
+    whole = build(method, base, tiny_model, tokenizer, tmp_path, **options)
     whole.train()
-    build(method, base, tiny_model, tokenizer, tmp_path / "cut", **options).train()
-    for file in (tmp_path / "cut" / "checkpoint-6").iterdir():  # as if it had been killed before
+    for file in (tmp_path / "checkpoint-6").iterdir():  # as if it had been killed before
         file.unlink()
-    resumed = build(method, base, tiny_model, tokenizer, tmp_path / "cut", **options)
+    resumed = build(method, base, tiny_model, tokenizer, tmp_path, **options)
     resumed.train(resume_from_checkpoint=True)
     first = next(log for log in resumed.state.log_history if "loss" in log and log["step"] == 5)
     assert first["loss"] == next(log for log in whole.state.log_history if log["step"] == 5)["loss"]
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[name]), name
-    ours = {file.name for file in (tmp_path / "cut" / "checkpoint-4").iterdir()} & {"margin_terms.safetensors"}
+    ours = {file.name for file in (tmp_path / "checkpoint-4").iterdir()} & {"margin_terms.safetensors"}
     assert bool(ours) == bool(whole._term_states())
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+from collections.abc import Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from trl_margins.cli.compare_settings import MEASURED
 from trl_margins.evaluation.intervals import student_interval
 from trl_margins.methods import METHODS
 from trl_margins.pairs import ROW
+from trl_margins.report import figures
 from trl_margins.report.run_folder import read_pairs
 from trl_margins.trainers.configs import config_class
 
@@ -32,6 +34,14 @@ pytestmark = pytest.mark.usefixtures("few_objects_to_collect")
 
 METRICS = ("eval_pwa", "eval_pwa_all", "eval_spearman")
 BUDGET = ("learning_rate", "gradient_accumulation_steps", "per_device_train_batch_size", "max_length")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_picture() -> Iterator[None]:
+    """In each report."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "PICTURES", figures.PICTURES[:1])
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -17,12 +17,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from trl_margins.cli import main
 from trl_margins.probes.selection import dataset_anchor_gaps
-from trl_margins.trainers import card
+from trl_margins.report import figures
 from trl_margins.trainers.configs import config_class
 from trl_margins.trainers.named import trainer_class
 
 RADIUS = 0.05
 FILE = "anchor_diagnostics.csv"
+PICTURES = ("anchor_ranking", "anchor_parts", "gradient_norm")
 FLIPS = [int(i % 3 == 0) for i in range(24)]
 
 
@@ -86,10 +87,10 @@ def run(tiny_model, tmp_path_factory):
     sizes = ["--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "2", "--learning_rate", "3e-3"]
     named = ["--model_name_or_path", tiny_model, "--dataset_name", str(folder / "pairs.jsonl")]
     method = ["--method", "geometric-anchor", "--anchor_diagnostics", "2", "--anchor_batch_multiplier", "1"]
+    assert main(["train", *method, *named, "--output_dir", str(folder / "out"), *tiny, *steps, *sizes]) == 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(card, "pictures", lambda trainer: [])
-        assert main(["train", *method, *named, "--output_dir", str(folder / "out"), *tiny, *steps, *sizes]) == 0
-    assert main(["report", str(folder / "out")]) == 0
+        patch.setattr(figures, "PICTURES", [draw for draw in figures.PICTURES if draw.__name__ in PICTURES])
+        assert main(["report", str(folder / "out")]) == 0
     return folder / "out", rows.to_list()
 
 
@@ -135,11 +136,11 @@ def test_the_report_says_what_scipy_finds_in_the_file(run):
     assert f"the greatest is {norms.max():.4g}, in step {norms.argmax() + 1}" in page
     assert f"The dashed line is at {2 * np.median(norms):.4g}" in page
     assert f"{(norms > 2 * np.median(norms)).sum()} of 3 (" in page
-    for name in ("anchor_ranking", "anchor_parts", "gradient_norm"):
+    for name in PICTURES:
         assert (folder / "report" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_resumed_run_goes_on_with_the_file(run, tmp_path, no_pictures):
+def test_a_resumed_run_goes_on_with_the_file(run, tmp_path):
     """Lines after its checkpoint are of steps that it takes again."""
     folder, _ = run
     out = shutil.copytree(folder, tmp_path / "out")

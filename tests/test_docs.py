@@ -33,7 +33,7 @@ from transformers import (
 
 from trl_margins.cli import COMMANDS, main
 from trl_margins.methods import METHODS
-from trl_margins.trainers import card as cards
+from trl_margins.report import figures
 from trl_margins.trainers.named import trainer_class
 
 ROOT = Path(__file__).parents[1]
@@ -198,7 +198,6 @@ def workspace(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Path
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(TrainingArguments, "__post_init__", small)
-        patch.setattr(cards, "pictures", lambda trainer: [])
         run(["trl-margins", "train", "--output_dir", "out"], set())
     for name in ("gappo", "simpo"):
         shutil.copytree(folder / "out", folder / name)
@@ -206,9 +205,7 @@ def workspace(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture
-def here(
-    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_pictures: None, clean_registry: None
-) -> Path:
+def here(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clean_registry: None) -> Path:
     """A copy of it, where Hub sets are local ones."""
     folder = tmp_path / "here"
     shutil.copytree(workspace, folder)
@@ -228,6 +225,7 @@ def here(
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.setattr(TrainingArguments, "__post_init__", small)
+    monkeypatch.setattr(figures, "PICTURES", figures.PICTURES[:1])  # of a report: drawing takes most of its time
     return folder
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
-import subprocess
-import sys
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +17,7 @@ from datasets import Dataset
 from faults import drop_digests
 from filelock import FileLock
 from peft import LoraConfig
+from processes import start
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, LlamaConfig, TrainerCallback
 
@@ -56,7 +57,7 @@ def pairs(tmp_path_factory):
 
 
 @pytest.fixture
-def train(tiny_model, pairs, tmp_path, no_pictures):
+def train(tiny_model, pairs, tmp_path):
     """The command line, into `out`."""
 
     def run(*flags):
@@ -503,12 +504,15 @@ def test_an_interrupted_run_lets_go(tiny_model, tmp_path):
     assert trainer.train().global_step == 4
 
 
+def killed_within(folder):
+    with locked(folder):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 def test_a_killed_process_leaves_no_lock(tmp_path):
-    code = (
-        "import os, sys\nfrom trl_margins.trainers.folder import locked\n"
-        "with locked(sys.argv[1]):\n    os.kill(os.getpid(), 9)\n"
-    )
-    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == -9
+    process = start(killed_within, tmp_path)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert (tmp_path / LOCK).exists()
     with locked(tmp_path):
         pass

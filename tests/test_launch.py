@@ -26,6 +26,7 @@ SHARDED = (str(Path(__file__).with_name("fsdp_on_cpu.py")),)
 ZERO3 = (str(Path(__file__).with_name("deepspeed_on_cpu.py")),)
 NO_DEEPSPEED = pytest.mark.skipif(not find_spec("deepspeed"), reason="DeepSpeed is not installed")
 PAIRS_PER_STEP = 4
+OF_A_RANK = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # where it is, which no configuration says
 
 
 def command(folder, pairs, out, size):
@@ -54,6 +55,10 @@ def losses(out):
     return [log["loss"] for log in state["log_history"] if "loss" in log]
 
 
+def launcher(*argv):
+    return ("-m", "accelerate.commands.launch", *map(str, argv))
+
+
 @pytest.mark.parametrize(
     ("name", "program", "flags"),
     [
@@ -63,22 +68,26 @@ def losses(out):
     ],
 )
 def test_the_shipped_configurations(name, program, flags, tiny_model, pairs, alone, tmp_path, monkeypatch):
-    """As they are, but for the number of processes: the losses and the model of one process with the same batch."""
+    """As they are, but for the number of processes: the losses and the model of one process with the same batch.
+
+    FSDP2's processes are forks, with the variables that accelerate gives to those that it starts.
+    """
     monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", "cpu")
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
-    argv = [
-        "-m",
-        "accelerate.commands.launch",
-        "--config_file",
-        recipe_folder() / "accelerate_configs" / f"{name}.yaml",
-    ]
-    argv += ["--num_processes", "2", "--main_process_port", "0", *program]
-    argv += [*command(tiny_model, pairs, tmp_path / "out", PAIRS_PER_STEP // 2), *flags]
-    said = launch(1, *map(str, argv))
+    start = launcher("--config_file", recipe_folder() / "accelerate_configs" / f"{name}.yaml")
+    start += ("--num_processes", "2", "--main_process_port", "0")
+    argv = [*program, *command(tiny_model, pairs, tmp_path / "out", PAIRS_PER_STEP // 2), *flags]
+    if name == "fsdp2":
+        code = "import json, os; os.write(1, json.dumps(dict(os.environ)).encode() + b'\\n')"  # in one piece
+        first, second = map(json.loads, output_of(1, *start, "--no_python", sys.executable, "-c", code).splitlines())
+        assert first["WORLD_SIZE"] == second["WORLD_SIZE"] == "2"
+        for variable in first.keys() - {"WORLD_SIZE", *OF_A_RANK}:
+            monkeypatch.setenv(variable, first[variable])
+        assert output_of(2, *argv).count("DistributedType.FSDP") == 2
+    else:
+        launch(1, *start, *argv)
     assert losses(tmp_path / "out") == pytest.approx(losses(alone), abs=2e-3)
     assert json.loads((tmp_path / "out" / "margin_run.json").read_text())["processes"] == 2
-    if name == "fsdp2":
-        assert said.count("DistributedType.FSDP") == 2
     for key, value in load_file(alone / "model.safetensors").items():
         torch.testing.assert_close(load_file(tmp_path / "out" / "model.safetensors")[key], value, atol=2e-3, rtol=0)
 
@@ -93,7 +102,7 @@ def test_processes_that_nothing_joins_are_refused(tiny_model, pairs, tmp_path):
     assert "a launcher started 2 processes (WORLD_SIZE=2), but nothing joins them" in refused.value.msg
     assert "add --use_cpu true" in refused.value.msg
     assert not (tmp_path / "out").exists()
-    launch(2, *argv, "--use_cpu", "true")
+    output_of(2, *argv, "--use_cpu", "true")
     assert json.loads((tmp_path / "out" / "margin_run.json").read_text())["processes"] == 2
 
 
@@ -140,7 +149,7 @@ def test_accelerate_launches_one_process_on_cpus(monkeypatch):
     code = "import os; print([name in os.environ for name in ('MASTER_ADDR', 'ACCELERATE_MIXED_PRECISION', 'RANK')])"
     monkeypatch.delenv("RANK", raising=False)
     options = ("--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no")
-    said = launch(1, "-m", "accelerate.commands.launch", *options, "--no_python", sys.executable, "-c", code)
+    said = output_of(1, *launcher(*options, "--no_python", sys.executable, "-c", code))
     assert said.splitlines() == ["[True, True, False]"]
 
 

@@ -8,10 +8,12 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 from conftest import preference_rows
+from processes import output_of
 
 ROOT = Path(__file__).parents[1]
 FLAGS = ["--bf16", "false", "--use_cpu", "true", "--report_to", "none", "--max_steps", "2", "--logging_steps", "1"]
@@ -20,36 +22,39 @@ ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1", "PIP_NO_I
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """Runs Python where the plugin is installed; nothing else knows of it."""
+def environment(tmp_path_factory):
+    """Of processes where the plugin is installed; nothing else knows of it."""
     folder = tmp_path_factory.mktemp("installed")
     left_out = shutil.ignore_patterns("build", "*.egg-info")
     shutil.copytree(ROOT / "examples" / "plugin", folder / "source", ignore=left_out)
-
-    def run(*argv: str, where: Path = folder) -> str:
-        path = os.pathsep.join([str(folder / "site"), str(ROOT)])
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore", *argv],
-            cwd=where,
-            env={**os.environ, **ENVIRONMENT, "PYTHONPATH": path},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout + done.stderr
-
+    environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join([str(folder / "site"), str(ROOT)])}
     pip = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target", str(folder / "site")]
-    run(*pip, str(folder / "source"))
-    return run
+    new_python(environment, *pip, str(folder / "source"))
+    return environment
+
+
+def new_python(environment: dict[str, str], *argv: str, where: Path | None = None) -> None:
+    command = [sys.executable, "-W", "ignore", *argv]
+    done = subprocess.run(command, cwd=where, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def run(environment, monkeypatch):
+    """Runs Python there, in a process that has imported this package before."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    return partial(output_of, 1)
 
 
 @pytest.fixture(scope="module")
-def trained(run, tiny_model, tmp_path_factory) -> Path:
-    """The output folder of `--method focal-simpo --focal_gamma 3`."""
+def trained(environment, tiny_model, tmp_path_factory) -> Path:
+    """The output folder of `--method focal-simpo --focal_gamma 3`, in a new Python."""
     folder = tmp_path_factory.mktemp("trained")
     preference_rows(8).to_json(folder / "pairs.jsonl")
     flags = ["--model_name_or_path", tiny_model, "--dataset_name", "pairs.jsonl", "--output_dir", "out", *FLAGS]
-    run("-m", "trl_margins.cli", "train", "--method", "focal-simpo", "--focal_gamma", "3", *flags, where=folder)
+    train = ["-m", "trl_margins.cli", "train", "--method", "focal-simpo", "--focal_gamma", "3", *flags]
+    new_python(environment, *train, where=folder)
     return folder / "out"
 
 
@@ -83,6 +88,7 @@ CALLS = """
 import sys
 from trl_margins.cli import main
 
+sys.stderr = sys.stdout
 for argv in {calls!r}:
     sys.argv = ["trl-margins", *argv]
     try:
@@ -93,7 +99,7 @@ for argv in {calls!r}:
 
 
 def test_flags_and_yaml_are_checked(run, trained):
-    """All in one process, which takes seconds to import what it needs."""
+    """All in one process."""
     complaints = {
         "method: focal-simpo\nfocal_gama: 1.5\n": "unknown key 'focal_gama' (did you mean 'focal_gamma'?)",
         "method: focal-simpo\nfocal_gamma: high\n": "focal_gamma must be a number; it is 'high'",
@@ -143,7 +149,7 @@ def test_the_script_in_the_card_trains_the_same_model(run, trained, tiny_model, 
     ready = f"from datasets import load_dataset\ntrain_dataset = {load}\n{script}"
     ready = ready.replace("output_dir=", "use_cpu=True, report_to='none', output_dir=")
     ready = re.sub(r"model=[\"'].*?[\"']", f"model={tiny_model!r}", ready)
-    run("-c", ready, where=tmp_path)
+    run("-c", ready, folder=tmp_path)
     state = json.loads((tmp_path / "twin" / "trainer_state.json").read_text())
     first = json.loads((tmp_path / "first" / "trainer_state.json").read_text())
     assert state["log_history"][-1]["train_loss"] == first["log_history"][-1]["train_loss"]
@@ -154,4 +160,4 @@ def test_the_python_of_the_readme(run, tmp_path):
     text = (ROOT / "examples" / "plugin" / "README.md").read_text()
     lines = [line for line in text.splitlines() if line.startswith(("options = ", "config = "))]
     code = "from trl_margins import MarginCPOConfig\n" + "\n".join(lines)[:-1] + ", use_cpu=True, bf16=False)\n"
-    assert "3.0" in run("-c", code + "print(config.terms('weight')[0].gamma)", where=tmp_path)
+    assert "3.0" in run("-c", code + "print(config.terms('weight')[0].gamma)", folder=tmp_path)

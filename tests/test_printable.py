@@ -105,7 +105,7 @@ def commands(model: str, data: str, out: Path) -> list[list[str]]:
     ]
 
 
-def test_commands_and_what_they_write(odd_inputs, capfd, monkeypatch, no_pictures):
+def test_commands_and_what_they_write(odd_inputs, capfd, monkeypatch):
     monkeypatch.setattr("trl_margins.report.page.draw_pictures", lambda runs: [])
     ended = []
     for argv in commands(*odd_inputs):

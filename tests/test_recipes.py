@@ -24,9 +24,10 @@ from trl_margins.registry import get_method
 from trl_margins.trainers.configs import MarginOptions
 
 ROOT = Path(__file__).parents[1]
-NAMES = [recipe.name for recipe in recipes()]
+RECIPES = recipes()
+NAMES = [recipe.name for recipe in RECIPES]
 BASELINES = {id for id, row in METHODS.items() if row.baseline}
-OF_BASELINES = [recipe.name for recipe in recipes() if recipe.method in BASELINES]
+OF_BASELINES = [recipe.name for recipe in RECIPES if recipe.method in BASELINES]
 PAPERS = {
     "gappo": ["GapPO"],
     "gap-aware": ["GaPO"],

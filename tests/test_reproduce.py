@@ -28,7 +28,6 @@ from trl_margins.cli import compare, main, train
 from trl_margins.cli.options import data_first
 from trl_margins.report import figures
 from trl_margins.report.run_folder import INFO
-from trl_margins.trainers import card
 
 matplotlib.use("Agg")
 
@@ -528,14 +527,13 @@ def runs(tiny_model, tmp_path_factory) -> Path:
     flags = [str(part) for name, value in common.items() for part in (f"--{name}", value)]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(card, "pictures", lambda trainer: [])
         for method, own in RUNS.items():
             assert main(["train", "--method", method, *flags, *own.split(), "--output_dir", method]) == 0
     return folder
 
 
 @pytest.mark.parametrize("line", FIGURES, ids=str)
-def test_a_figure_is_drawn_from_a_tiny_run(line, runs, tmp_path, monkeypatch, no_pictures):
+def test_a_figure_is_drawn_from_a_tiny_run(line, runs, tmp_path, monkeypatch):
     """Its commands as printed, but for training; of a report, the named pictures alone."""
     files = DRAWN[str(line)]
     (tmp_path / "run").symlink_to(runs / OF_PAPER.get(line.paper, "gappo"))

@@ -500,7 +500,6 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("name", [recipe.name for recipe in recipes() if recipe.method == "gappo"])
 def test_a_gappo_recipe_without_its_weight_is_simpo(name, scored, tiny_model, tmp_path, caplog):
     """The model, the best checkpoint and the card are SimPO's; the losses are those of TRL's own trainer."""

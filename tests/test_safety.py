@@ -21,9 +21,10 @@ import markdown
 import pytest
 import torch
 import yaml
-from conftest import load, preference_rows, quiet
+from conftest import drawn_pictures, load, preference_rows, quiet
 from datasets import Dataset
 from faults import drop_digests
+from processes import output_of
 from safetensors import SafetensorError
 
 import trl_margins
@@ -39,6 +40,7 @@ from trl_margins.report import figures
 from trl_margins.report.card_results import read_report
 from trl_margins.report.page import write_report
 from trl_margins.report.run_folder import read_runs
+from trl_margins.trainers import card
 from trl_margins.trainers.configs import config_class
 from trl_margins.trainers.named import trainer_class
 
@@ -522,6 +524,7 @@ def hostile(tiny_model, tokenizer, tmp_path_factory):
     trainer.train()
     trainer.save_model()
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(card, "pictures", drawn_pictures)
         patch.setattr(figures, "PICTURES", (figures.ranking, figures.logps))
         trainer.create_model_card(
             model_name=EVIL,
@@ -676,30 +679,21 @@ def test_evaluation_factors_are_cached_in_the_cache(tmp_path, monkeypatch):
 # The network
 
 
-def run_offline(*arguments, **environment):
-    """What was tried, by the sub-process that notes it."""
-    script = str(Path(__file__).with_name("offline.py"))
-    kept = {
-        name: value for name, value in os.environ.items() if name not in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
-    }
-    done = subprocess.run(
-        [sys.executable, script, *arguments],
-        env={**kept, "TRL_EXPERIMENTAL_SILENCE": "1", "OMP_NUM_THREADS": "1", **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+OFFLINE = str(Path(__file__).with_name("offline.py"))
 
 
 def test_importing_asks_nobody(tmp_path):
     """The Hub not being offline."""
-    assert run_offline("import", HF_HOME=str(tmp_path)) == []
+    left_out = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    kept = {name: value for name, value in os.environ.items() if name not in left_out}
+    environment = {**kept, "TRL_EXPERIMENTAL_SILENCE": "1", "OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, OFFLINE, "import"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout.splitlines()[-1]) == []
 
 
 def test_training_offline_asks_nobody(tiny_model, tmp_path):
-    assert run_offline(str(tmp_path), tiny_model, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "home")) == []
+    assert json.loads(output_of(1, OFFLINE, str(tmp_path), tiny_model).splitlines()[-1]) == []
     assert (tmp_path / "run" / "report" / "report.html").exists()
     assert "## Evaluation" in (tmp_path / "run" / "README.md").read_text()
 

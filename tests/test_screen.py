@@ -97,7 +97,7 @@ def test_the_first_and_the_last_lines(tiny_model, pairs, tmp_path):
     assert lines[-4] == f"saved   {tmp_path / 'out'}"
     for line in lines[-3:-1]:
         command = line.removeprefix("next").strip()
-        assert on_the_console(shlex.split(command)[1:], tmp_path)[0] == 0, command
+        assert on_the_console(shlex.split(command)[1:], tmp_path, draws_nothing)[0] == 0, command
     assert_loads(lines[-1], tmp_path / "out" / "model.safetensors")
 
 
@@ -372,6 +372,12 @@ def test_a_child_ends_at_its_parent_s_word():
     assert process.exitcode == 0
 
 
+def draws_nothing() -> None:
+    from trl_margins.report import figures  # and matplotlib, which the others do not need
+
+    figures.PICTURES = ()
+
+
 def test_a_comparison_goes_on_where_it_stopped(tiny_model, pairs, tmp_path):
     """With the same command; a run within it says nothing of what comes next for itself alone."""
     argv = words(tiny_model, pairs, tmp_path, "--eval_strategy", "epoch")
@@ -381,7 +387,7 @@ def test_a_comparison_goes_on_where_it_stopped(tiny_model, pairs, tmp_path):
     assert status == 130, said
     assert "Traceback" not in said
     assert said.endswith("has all that is needed to go on\nThe same command goes on from here.\n")
-    status, said = on_the_console(argv, tmp_path)
+    status, said = on_the_console(argv, tmp_path, draws_nothing)
     assert status == 0, said
     assert "from step 2, on cpu" in said
     assert "trl-margins evaluate" not in said

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import preference_rows
+from conftest import drawn_pictures, preference_rows
 from datasets import Dataset
 from huggingface_hub import HfApi
 from huggingface_hub.utils import filter_repo_objects
@@ -23,6 +23,8 @@ from trl import DPOConfig
 from trl_margins import GapPOConfig, GapPOTrainer, MarginDPOConfig, MarginDPOTrainer, cli
 from trl_margins.checks import options_of
 from trl_margins.redaction import redacted, redacted_command, redacted_text
+from trl_margins.report import figures
+from trl_margins.trainers import card
 from trl_margins.trainers.pushing import saves_no_secret
 
 CANARY = "hf_" + "CaNaRy".ljust(34, "x")
@@ -62,6 +64,13 @@ def inputs(tmp_path_factory, tiny_model):
     return tiny_model, pairs
 
 
+@pytest.fixture
+def one_picture(monkeypatch):
+    """In cards and reports: the others have the same texts."""
+    monkeypatch.setattr(card, "pictures", drawn_pictures)
+    monkeypatch.setattr(figures, "PICTURES", (figures.loss,))
+
+
 def flags(inputs, out, **more) -> list[str]:
     given = {
         **OPTIONS,
@@ -82,7 +91,7 @@ def flags(inputs, out, **more) -> list[str]:
 
 
 @pytest.mark.parametrize("spelled", ["flags", "yaml"])
-def test_train_and_resume_write_and_print_none(inputs, tmp_path, spelled, capfd, caplog, monkeypatch):
+def test_train_and_resume_write_and_print_none(inputs, tmp_path, spelled, capfd, caplog, monkeypatch, one_picture):
     arguments = flags(inputs, tmp_path / "out")
     if spelled == "yaml":
         import yaml
@@ -99,7 +108,7 @@ def test_train_and_resume_write_and_print_none(inputs, tmp_path, spelled, capfd,
     assert_no_secret(tmp_path / "out", printed.out + printed.err + caplog.text)
 
 
-def test_dry_run_and_compare_write_and_print_none(inputs, tmp_path, capfd, caplog):
+def test_dry_run_and_compare_write_and_print_none(inputs, tmp_path, capfd, caplog, one_picture):
     assert cli.main(["train", *flags(inputs, tmp_path / "out"), "--dry_run"]) == 0
     shared = flags(inputs, tmp_path / "out", output_dir=None, eval_dataset_name=inputs[1], eval_strategy="steps")
     shared += ["--dataset_test_split", "train"]
@@ -109,7 +118,7 @@ def test_dry_run_and_compare_write_and_print_none(inputs, tmp_path, capfd, caplo
     assert_no_secret(tmp_path / "out", printed.out + printed.err + caplog.text)
 
 
-def test_from_python(inputs, tmp_path, capfd):
+def test_from_python(inputs, tmp_path, capfd, one_picture):
     config = GapPOConfig(
         str(tmp_path), hub_token=PLAIN, model_init_kwargs={"token": CANARY}, bf16=False, max_steps=1, report_to="none"
     )
@@ -342,7 +351,7 @@ def test_settings_keep_their_form():
     assert redacted(given) == {**dict.fromkeys(given), "use_auth_token": False}
 
 
-def test_what_is_uploaded(inputs, tmp_path, monkeypatch):
+def test_what_is_uploaded(inputs, tmp_path, monkeypatch, one_picture):
     """Each file of every upload: no numbers of pairs unless asked for, nothing of earlier runs, no lock, no secret."""
     uploaded: list[tuple[Path, list[str]]] = []
 

@@ -28,7 +28,7 @@ FIRST = {SMALL_MODEL: 10.0, "1B": 15.0, "3B": 30.0, "tiny": 5.0}
 
 
 def run(rig: Rig, ledger: Ledger) -> str:
-    shapes = [Shape("tiny", 3, max_length=256)] if rig.tiny else list(SHAPES)
+    shapes = [Shape("tiny", 2, max_length=256)] if rig.tiny else list(SHAPES)
     names = (TRL_SIMPO, OURS) if rig.tiny else MAIN
     largest = shapes[:1] if rig.tiny else LARGEST
     for shape in shapes:
@@ -90,7 +90,7 @@ def _beyond(tried: dict[int, float | None], rig: Rig) -> int:
 def _memory_of(name: str, shape: Shape, rig: Rig) -> float | None:
     """GB, or None where memory does not suffice."""
     try:
-        if not rig.on_cuda and shape.pairs > 5:
+        if not rig.on_cuda and shape.pairs > 3:
             raise torch.OutOfMemoryError("the rehearsal's device is small")
         found = contenders.run(name, shape, rig, warmup=1, steps=1, longest=True).gigabytes
     except RuntimeError as error:

@@ -54,7 +54,7 @@ DAMAGES = {
     "activation": (lambda f: config(f, hidden_act="none such"), "KeyError: 'none such'. Look at its config.json"),
     "positions": (lambda f: config(f, rope_scaling={"rope_type": "x"}), "KeyError: 'x'. Look at its config.json"),
     "no object": (lambda f: (f / "config.json").write_text("[1]"), "cannot be loaded"),
-    "not finite": (lambda f: tensors(f, broken), "hold NaN or infinity, model.norm.weight among them"),
+    "not finite": (lambda f: tensors(f, broken), "hold NaN or infinity.*model.norm.weight among them"),
     "empty": (lambda f: (f / "model.safetensors").write_bytes(b""), "cannot be loaded"),
     "a page": (lambda f: (f / "model.safetensors").write_text("<html>" * 99), "cannot be loaded"),
     "a tokenizer": (

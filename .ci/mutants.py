@@ -15,6 +15,7 @@ import ast
 import gc
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -98,6 +99,51 @@ class DropKeyword(Own):
         return tree.Name(f"{node.get_first_leaf().prefix}*()", node.start_pos)
 
 
+class OtherName(Own):
+    """`state["mean"]` → `state["other"]`: a key, a column or a default that is another."""
+
+    def change(self, node: Any) -> str | None:
+        alone = node.type == "string" and (node.parent is None or node.parent.type not in ("simple_stmt", "strings"))
+        return '"other"' if alone and re.fullmatch(r"""["'][a-z0-9_/-]+["']""", node.value) else None
+
+
+class DropEntry(Own):
+    """`{"a": 1, "b": 2}` → `{"b": 2}`: an entry that a state or a table has lost."""
+
+    def entries(self, node: Any) -> list[str]:
+        maker = node.children[1] if node.type == "atom" and node.children[0].get_code().strip() == "{" else None
+        if maker is None or maker.type != "dictorsetmaker":
+            return []
+        entries, start = [], 0
+        for i, child in enumerate((*maker.children, None)):
+            if child is None or child.get_code().strip() == ",":
+                entries.append(maker.children[start:i])
+                start = i + 1
+        named = any(len(entry) == 3 and entry[1].get_code().strip() == ":" for entry in entries)
+        return ["".join(part.get_code() for part in entry) for entry in entries if entry] if named else []
+
+    def mutation_positions(self, node: Any) -> Iterator[Any]:
+        yield from ((node.start_pos, node.end_pos) for _ in self.entries(node))
+
+    def mutate(self, node: Any, index: int) -> Any:
+        entries = self.entries(node)
+        prefix = node.get_first_leaf().prefix
+        return tree.Name(f"{prefix}{{{', '.join(entries[:index] + entries[index + 1 :])}}}", node.start_pos)
+
+
+class OtherInMessage(Own):
+    """`f"row {i}"` → `f"row {0}"`, and `logger.info("row %d", i)` → `logger.info("row %d", 0)`."""
+
+    def change(self, node: Any) -> str | None:
+        if node.type == "fstring_expr":
+            return "{0}"
+        arguments = node.parent
+        if arguments is None or arguments.type != "arglist" or node.get_code().strip() == ",":
+            return None
+        called = arguments.parent.parent.get_first_leaf().value if arguments.parent.parent else ""
+        return "0" if called == "logger" and node is not arguments.children[0] and node.type != "argument" else None
+
+
 class DropStatement(Own):
     """`check(x)` → `pass`, also for what is raised, and for `x += 1` and `self.x = 1` in a function."""
 
@@ -122,7 +168,7 @@ class Place(NamedTuple):
 def places_of(file: str) -> Iterator[Place]:
     nodes = list(ast_nodes(get_ast(Path(file).read_text())))
     operators = [get_operator(f"core/{name}")() for name in OF_COSMIC_RAY]
-    for operator in (*operators, DropCall(), SwapReduction(), DropKeyword(), DropStatement()):
+    for operator in (*operators, *(operator() for operator in Own.__subclasses__())):
         n = sum(1 for node in nodes for _ in operator.mutation_positions(node))
         yield from (Place(file, operator, occurrence) for occurrence in range(n))
 

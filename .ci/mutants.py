@@ -89,11 +89,10 @@ class SwapReduction(Own):
 
 
 class DropKeyword(Own):
-    """`f(x, y=1)` → `f(x)`. Without `strict` of `zip` it would mean the same."""
+    """`f(x, y=1)` → `f(x)`."""
 
     def change(self, node: Any) -> str | None:
-        named = node.type == "argument" and node.children[1].get_code().strip() == "="
-        return "" if named and node.children[0].get_code().strip() != "strict" else None
+        return "" if node.type == "argument" and node.children[1].get_code().strip() == "=" else None
 
     def mutate(self, node: Any, index: int) -> Any:
         return tree.Name(f"{node.get_first_leaf().prefix}*()", node.start_pos)
@@ -187,7 +186,7 @@ def difference(place: Place, code: str) -> str:
 
 
 def meaning_of(code: str) -> str | None:
-    """The code without annotations and docstrings; None if it is no code."""
+    """The code without annotations, docstrings, `strict` of zip and `frozen`; None if it is no code."""
     try:
         parsed = ast.parse(code)
     except SyntaxError:
@@ -196,6 +195,8 @@ def meaning_of(code: str) -> str | None:
         if isinstance(node, (ast.FunctionDef, ast.arg, ast.AnnAssign)):
             for name in {"annotation", "returns"} & set(node._fields):
                 setattr(node, name, ast.Constant(None))
+        if isinstance(node, ast.Call):
+            node.keywords = [each for each in node.keywords if each.arg not in ("strict", "frozen")]
         if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Module)) and ast.get_docstring(node) is not None:
             node.body = node.body[1:]
     return ast.dump(parsed)

@@ -222,6 +222,9 @@ def test_ranks_with_as_many_batches():
 def test_one_process_has_nothing_to_reduce():
     tensors = {"a": torch.ones(2)}
     assert reduce_tensors(SimpleNamespace(num_processes=1), tensors, "sum") is tensors
+    several = SimpleNamespace(num_processes=2, reduce=lambda tensor, how: {"sum": 2, "mean": 1}[how] * tensor)
+    assert reduce_tensors(several, tensors, "sum")["a"].tolist() == [2.0, 2.0]
+    assert reduce_tensors(several, tensors, "mean")["a"].tolist() == [2.0, 2.0]
 
 
 @pytest.fixture
@@ -307,6 +310,13 @@ def test_gathered_parameters_are_sharded_again(after_error, one_process):
             gathered = gathered_parameters(model, ["0.weight"])
             assert model(torch.ones(1, 2)).isfinite().all()
         assert (gathered["0.weight"] == 7.0).all()
+
+
+def test_zero3_gathers_anew_too():
+    model, released = nn.Linear(1, 1), []
+    model.weight._z3_optimizer = SimpleNamespace(empty_partition_cache=lambda: released.append(1))
+    reshard(model)
+    assert released == [1]
 
 
 def test_what_is_done_at_the_end(monkeypatch, tmp_path):

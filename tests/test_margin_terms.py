@@ -78,8 +78,6 @@ class TestEvaluationFactor:
         term = EvaluationFactorMargin(gamma=1.0, floor=0.5)
         term.fit({"evaluation_factor": torch.tensor([0.499, 0.5, 0.501])})
         assert term.n_floored == 1
-        seen = term.observed(PairView.of_gaps(torch.zeros(1), {"evaluation_factor": torch.tensor([0.1])}), ef)
-        assert seen["mapped_factor"].item() == pytest.approx(np.log(2))
 
     def test_a_small_mean_still_divides(self):
         ef = torch.tensor([1 - 1e-4, 1 - 3e-4], dtype=torch.float64)
@@ -102,6 +100,15 @@ class TestEvaluationFactor:
         term = EvaluationFactorMargin(gamma=1.0)
         term.fit({"evaluation_factor": torch.tensor([0.001, 0.5])})
         assert term.n_floored == 1
+
+    def test_the_mean_is_that_of_the_training_set_to_the_last_digit_and_is_said(self, caplog):
+        term, ef = EvaluationFactorMargin(gamma=1.0, floor=0.05), torch.linspace(0.001, 1, 1000)
+        with caplog.at_level("INFO", "trl_margins"):
+            term.fit({"evaluation_factor": ef})
+        factors = mapped_factor(ef, floor=0.05).numpy()
+        assert term.mean == factors.mean(dtype=np.float64)
+        said = f"{len(ef)} training pairs: mean margin factor {term.mean:.4f}; 49 below the floor of 0.05 count as it"
+        assert caplog.messages == [f"evaluation factor of {said}"]
 
     def test_errors(self):
         ef = torch.tensor([0.5])
@@ -476,6 +483,7 @@ class TestHistory:
         assert history.recent(2).tolist() == [7.0, 8.0]
         assert history.recent(99).tolist() == [4.0, 5.0, 6.0, 7.0, 8.0]
         assert history.spread(3).tolist() == [4.0, 5.0, 7.0]
+        assert history.spread(1).tolist() == [4.0]
         assert history.spread(0) is None
         assert history.spread(5).tolist() == history.spread(6).tolist() == [4.0, 5.0, 6.0, 7.0, 8.0]
         none = GapHistory(0)

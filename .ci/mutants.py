@@ -47,6 +47,7 @@ OF_COSMIC_RAY = (
 # methods without which an expression often means nearly the same, and one that is put in another's place
 DROPPED = {"clamp", "detach", "abs", "double", "float", "to", "clone", "contiguous", "strip", "lower"}
 SWAPPED = {"mean": "sum", "sum": "mean", "min": "max", "max": "min", "amax": "amin", "any": "all", "all": "any"}
+OF_THE_CODE = {"strict", "frozen"}  # keywords that check the code itself: without them it means the same
 
 
 class Own(Operator):
@@ -92,7 +93,8 @@ class DropKeyword(Own):
     """`f(x, y=1)` → `f(x)`."""
 
     def change(self, node: Any) -> str | None:
-        return "" if node.type == "argument" and node.children[1].get_code().strip() == "=" else None
+        named = node.type == "argument" and node.children[1].get_code().strip() == "="
+        return "" if named and node.children[0].get_code().strip() not in OF_THE_CODE else None
 
     def mutate(self, node: Any, index: int) -> Any:
         return tree.Name(f"{node.get_first_leaf().prefix}*()", node.start_pos)
@@ -196,7 +198,7 @@ def meaning_of(code: str) -> str | None:
             for name in {"annotation", "returns"} & set(node._fields):
                 setattr(node, name, ast.Constant(None))
         if isinstance(node, ast.Call):
-            node.keywords = [each for each in node.keywords if each.arg not in ("strict", "frozen")]
+            node.keywords = [each for each in node.keywords if each.arg not in OF_THE_CODE]
         if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Module)) and ast.get_docstring(node) is not None:
             node.body = node.body[1:]
     return ast.dump(parsed)

@@ -14,7 +14,7 @@ import torch
 from conftest import preference_rows, quiet
 
 from trl_margins import Link, MarginCPOTrainer, MarginDPOTrainer, Objective, config_class
-from trl_margins.links import LINKS, LossInputs
+from trl_margins.links import LINKS, TRLS, LossInputs
 from trl_margins.pairs import PairLogps
 from trl_margins.rewards import (
     REWARDS,
@@ -287,6 +287,48 @@ def test_what_a_link_says_of_itself(base):
     assert options == published | ({"dpop": {"dpop_lambda": 50.0}} if base == "dpo" else {})
     read = {name: link.columns for name, link in LINKS[base].items() if link.columns}
     assert read == {"reward_aware": ("score_chosen", "score_rejected")}
+
+
+def sigmoid(x: Any) -> Any:
+    return 1 / (1 + np.exp(-x))
+
+
+B, EPSILON, TARGET = 0.3, 0.1, 0.2  # β, ε and γ
+R_W, R_L = B * CHOSEN.double().numpy(), B * REJECTED.double().numpy()  # rewards
+M = R_W - R_L
+PER_TOKEN_GAP = CHOSEN.double().numpy() / [3, 4, 2, 5] - REJECTED.double().numpy() / [4, 3, 3, 2]
+Z = M - TARGET
+# of TRL's losses, from their papers; with the target margin where they take one
+FORMULAS = {
+    "sigmoid": -log_sigmoid(Z),
+    "hinge": np.maximum(0, 1 - Z),
+    "ipo": (PER_TOKEN_GAP - 1 / (2 * B)) ** 2,
+    "ipo_sum": (M / B - 1 / (2 * B)) ** 2,
+    "exo_pair": sigmoid(Z) * (log_sigmoid(Z) - np.log(1 - EPSILON))
+    + sigmoid(-Z) * (log_sigmoid(-Z) - np.log(EPSILON)),
+    "nca_pair": -log_sigmoid(R_W) - (log_sigmoid(-R_W) + log_sigmoid(-R_L)) / 2,
+    "robust": (-(1 - EPSILON) * log_sigmoid(Z) + EPSILON * log_sigmoid(-Z)) / (1 - 2 * EPSILON),
+    "bco_pair": -log_sigmoid(R_W) - log_sigmoid(-R_L),
+    "sppo_hard": (R_W / B - 1 / (2 * B)) ** 2 + (R_L / B + 1 / (2 * B)) ** 2,
+    "aot": -(1 - EPSILON) * log_sigmoid(np.sort(M)) - EPSILON * log_sigmoid(-np.sort(M)),
+    "aot_unpaired": -(1 - EPSILON) * log_sigmoid(np.sort(R_W) - np.sort(R_L))
+    - EPSILON * log_sigmoid(np.sort(R_L) - np.sort(R_W)),
+    "apo_zero": 1 - sigmoid(R_W) + sigmoid(R_L),
+    "apo_down": sigmoid(R_W) + 1 - sigmoid(M),
+    "discopop": -log_sigmoid(Z) * (1 - sigmoid(Z / 0.05)) + np.exp(-Z) * sigmoid(Z / 0.05),
+    "sft": np.full(4, 1.5),
+    "sigmoid_norm": -log_sigmoid(B * PER_TOKEN_GAP),
+}
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_a_loss_of_trl_is_its_papers(name):
+    assert FORMULAS.keys() >= {*TRLS["dpo"], "ipo_sum"}
+    inputs = LossInputs(pairs(), CHOSEN, REJECTED, beta=B, margin=TARGET, label_smoothing=EPSILON)
+    np.testing.assert_allclose(LINKS["dpo"][name](inputs), FORMULAS[name], rtol=1e-5)
+    if name in ("sigmoid", "hinge"):
+        expected = FORMULAS[name] if name == "hinge" else (1 - EPSILON) * FORMULAS[name] - EPSILON * log_sigmoid(-Z)
+        np.testing.assert_allclose(LINKS["cpo"][name](inputs), expected, rtol=1e-5)
 
 
 # What does not go together

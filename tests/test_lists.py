@@ -903,3 +903,21 @@ def test_ranks_of_pairs_are_said_to_be_read_as_scores(caplog):
     assert "'rank_chosen' holds ranks: it is read as a score, of which the higher is the better" in caplog.text
     assert is_rank("rank_a")
     assert not is_rank("rank_reward")
+
+
+def test_columns_that_say_something_of_the_prompts():
+    """And not of one answer, of a pair, or of a vote; of rows with one answer each, where they are a prompt's."""
+
+    def kept(*rows: dict[str, Any]) -> list[str]:
+        return ScoredLists.of(Dataset.from_list(list(rows)), "the lists").of_prompts
+
+    of_pairs = {"chosen-rank": 1, "rejected_by": "x", "is_chosen": True, "chosenness": 2}
+    dropped = {"truncated": [True, False], "evaluation_factor": 0.5, "is_flipped": False, "models": ["x", "y"]}
+    row = {"prompt": "p", "responses": ["a", "b"], "scores": [1.0, 2.0], "source": "s", "tools": "[]"}
+    assert kept({**row, **of_pairs, **dropped}) == ["source", "tools", "chosenness"]
+    vote = {"prompt": "p", "response_a": "x", "response_b": "y", "winner": "model_a", "model_a": "m", "model_b": "n"}
+    more = {"turn": 1, "labels": 1, "score_ratio": 2.0, "seconds_difference": 3, "length_a": 1, "my_response_a_x": 1}
+    assert kept({**vote, **more, "language": "en", "winner_tie": 0}) == ["language"]
+    one = {"prompt": "p", "response": "a", "score": 1.0, "domain": "x", "writer": "u"}
+    assert kept(one, {**one, "response": "b", "writer": "v"}) == ["domain"]
+    assert kept(one, {**one, "prompt": "q", "writer": "v", "domain": "y"}) == ["domain", "writer"]

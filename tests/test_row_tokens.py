@@ -257,13 +257,13 @@ def test_equal_answers_are_no_win(tiny_model, tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize("max_length", [None, 12])
-@pytest.mark.parametrize("begins", [False, True])
-def test_cpo_trainers_tokens_many_at_a_time(begins, max_length):
-    """As its own code makes them of each row, also where the tokenizer adds a begin token itself."""
+@pytest.mark.parametrize("adds", [False, True])
+def test_cpo_trainers_tokens_many_at_a_time(adds, max_length):
+    """As its own code makes them of each row, also where the tokenizer adds begin and end tokens itself."""
     tokenizer = byte_tokenizer()
-    if begins:
+    if adds:
         tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-            single="<s> $A", special_tokens=[("<s>", 1)]
+            single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
         )
     PartialState()  # TRL's warnings need one
     rows = preference_rows(3).to_list()

@@ -121,7 +121,7 @@ def test_thinking_beside_a_plain_answer(base, tiny_model, tmp_path):
 def test_a_tokenizer_that_adds_its_own_tokens(base, tiny_model, tmp_path):
     tokenizer = byte_tokenizer()
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+        single="<pad> $A", special_tokens=[("<pad>", 0)]
     )
     rows = preference_rows(3).to_list()
     rows[1]["chosen"] += "</s>"
@@ -259,11 +259,11 @@ def test_equal_answers_are_no_win(tiny_model, tokenizer, tmp_path):
 @pytest.mark.parametrize("max_length", [None, 12])
 @pytest.mark.parametrize("adds", [False, True])
 def test_cpo_trainers_tokens_many_at_a_time(adds, max_length):
-    """As its own code makes them of each row, also where the tokenizer adds begin and end tokens itself."""
+    """As its own code makes them of each row, also where the tokenizer would put another token in front."""
     tokenizer = byte_tokenizer()
     if adds:
         tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-            single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+            single="<pad> $A", special_tokens=[("<pad>", 0)]
         )
     PartialState()  # TRL's warnings need one
     rows = preference_rows(3).to_list()

@@ -271,6 +271,11 @@ def test_rewards_against_numpy():
 
 
 def test_unknown_divergence_is_an_error():
+    known = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
+    for divergence in known:
+        LogRatioReward(divergence)
+    with pytest.raises(ValueError, match=f"^unknown f_divergence_type 'hellinger'; known: {', '.join(known)}$"):
+        LogRatioReward("hellinger")
     with pytest.raises(ValueError, match="'hellinger'; known: reverse_kl"):
         log_ratio(torch.zeros(1), torch.zeros(1), "hellinger")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,12 +15,15 @@ from torch.distributed.fsdp import fully_shard
 from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
 
 from trl_margins.forward import head
+from trl_margins.forward.checked import Differences, Ways, _attempt, _largest, _report
 from trl_margins.forward.checkpointing import checkpointing_kwargs, without_checkpointing
 from trl_margins.forward.head import logits_will_do, why_not_fused
 from trl_margins.forward.positions import positions_of
 from trl_margins.forward.precision import eval_mode, has_dropout, narrow_dtype, rounds_products, why_not_float32
 from trl_margins.forward.standard import TokenLogps, logit_scores, pair_logps, token_nll
+from trl_margins.pairs import SHARED
 from trl_margins.trainers import prompt_sharing
+from trl_margins.trainers.collator import PairCollator
 from trl_margins.trainers.prompt_sharing import PromptSharing
 
 SMALL = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 32}
@@ -431,3 +434,123 @@ def test_timing_leaves_modes_and_random_numbers_as_they_were(monkeypatch):
     assert len(passes) == 3
     assert torch.equal(torch.get_rng_state(), state)
     assert [module.training for module in trainer.model.modules()] == modes
+
+
+def test_what_shares_is_decided_and_laid_out():
+    sharing = PromptSharing(trainer_with(), "always")
+    sharing._checked = True
+    trainer = SimpleNamespace(_fused=False)
+    assert sharing(trainer, {SHARED: {}})
+    assert not sharing(trainer, {})  # a batch that somebody else has collated
+    sharing.decided = False
+    assert not sharing(trainer, {SHARED: {}})
+
+
+def test_a_layout_that_is_not_needed_is_not_made():
+    trainer = trainer_with()
+    trainer.data_collator = PairCollator(list, standard_rows=list)
+    sharing = PromptSharing(trainer, "auto")
+    sharing._decide(trainer, shares=True)
+    assert trainer.data_collator.standard_rows is list
+    sharing._decide(trainer, shares=False)
+    assert trainer.data_collator.standard_rows is None
+
+
+def test_parameters_that_a_batch_does_not_use_are_timed_too():
+    """And no gradient is left behind."""
+    used, unused = nn.Parameter(torch.ones(())), nn.Parameter(torch.ones(()))
+    there = torch.ones(2, 1).bool()
+    trainer = SimpleNamespace(
+        model=nn.ParameterList([used, unused]),
+        _adapter_autocast=nullcontext,
+        token_logps=lambda model, batch, shared: TokenLogps(used * torch.ones(2, 1), there),
+    )
+    with torch.no_grad():
+        prompt_sharing._forward_and_backward(trainer, {}, True)
+    assert used.grad is unused.grad is None
+
+
+def test_the_clock_waits_for_an_accelerator(monkeypatch):
+    waits = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", waits.append)
+    before = prompt_sharing._clock(torch.device("cpu"))
+    assert waits == []
+    assert prompt_sharing._clock(torch.device("cuda")) >= before
+    assert waits == [torch.device("cuda")]
+
+
+# The comparison with the model's own logits
+
+
+BOTH, FUSED, SHARES, NEITHER = Ways(True, True), Ways(True, False), Ways(False, True), Ways(False, False)
+OWN = "against the model's own logits, on one pair in float32, "
+MATCH = "log-probabilities match the model's own logits: on one pair in float32, "
+PER_COMPLETION = "each prompt is computed once per completion. Please report the model: Linear"
+WHOLE = "log-probabilities come from the whole logits"
+
+
+@pytest.mark.parametrize(
+    ("ways", "right", "found", "said"),
+    [
+        (
+            BOTH,
+            BOTH,
+            {"fused": 1e-6, "shared": 2e-6},
+            f"INFO {MATCH}TRL's fused LM head differs by 1.0e-06 nats per token and the shared-prompt forward pass "
+            "differs by 2.0e-06 nats per token",
+        ),
+        (
+            SHARES,
+            SHARES,
+            {"shared": 2e-6},
+            f"INFO {MATCH}the shared-prompt forward pass differs by 2.0e-06 nats per token",
+        ),
+        (
+            BOTH,
+            FUSED,
+            {"fused": 1e-6, "shared": 0.5},
+            f"WARNING {OWN}the shared-prompt forward pass differs by 5.0e-01 nats per token (tolerance 1e-03): "
+            f"{PER_COMPLETION}",
+        ),
+        (
+            BOTH,
+            NEITHER,
+            {"fused": 0.25, "shared": math.inf, "padded": 0.125, "crash": "ValueError: no"},
+            f"WARNING {OWN}TRL's fused LM head differs by 2.5e-01 nats per token and the shared-prompt forward pass "
+            "fails (tolerance 1e-03; ValueError: no; padding alone changes the model's own logits by 1.2e-01): "
+            f"{WHOLE} and {PER_COMPLETION}",
+        ),
+        (
+            BOTH,
+            SHARES,
+            {"fused": math.inf, "padded": 1e-3},
+            f"WARNING {OWN}TRL's fused LM head fails (tolerance 1e-03): {WHOLE}. Please report the model: Linear",
+        ),
+    ],
+)
+def test_what_is_said_of_a_comparison(ways, right, found, said, caplog):
+    caplog.set_level("INFO", "trl_margins")
+    _report(nn.Linear(1, 1), ways, right, Differences(n_tokens=3, **found), torch.float32, 1e-3)
+    (record,) = caplog.records
+    assert f"{record.levelname} {record.getMessage()}" == said
+
+
+def test_a_failure_is_said_with_its_kind():
+    assert _attempt(lambda: 5) == (5, "")
+    assert _attempt(lambda: int("x")) == (None, "ValueError: invalid literal for int() with base 10: 'x'")
+
+
+def test_the_largest_difference_of_a_completion():
+    """In nats per token, on average; what is NaN in every way is no difference."""
+    there = torch.tensor([[1, 1, 0], [1, 0, 0], [0, 0, 0]]).bool()
+
+    def largest(logps: list[list[float]], own: list[list[float]]) -> float:
+        return _largest(lambda: TokenLogps(torch.tensor(logps), there), [torch.tensor(row) for row in own])
+
+    logps = [[-1.0, -2.0, 9.0], [-4.0, 9.0, 9.0], [9.0, 9.0, 9.0]]
+    assert largest(logps, [[-1.0, -2.0], [-4.0], []]) == 0.0
+    assert largest(logps, [[-2.0, -1.0], [-4.25], []]) == 1.0
+    assert largest(logps, [[-1.5, -2.0], [-4.75], []]) == 0.75
+    assert largest([[math.nan, -2.0, 0.0], *logps[1:]], [[math.nan, -2.0], [-4.0], []]) == 0.0
+    assert largest([[math.nan, -2.0, 0.0], *logps[1:]], [[-1.0, -2.0], [-4.0], []]) == math.inf
+    assert largest(logps, [[-math.inf, -2.0], [-4.0], []]) > 1e38

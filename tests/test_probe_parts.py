@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,8 +19,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from trl_margins.links import CPO_LINKS, DPO_LINKS
 from trl_margins.objective import Objective
 from trl_margins.pairs import PairLogps
-from trl_margins.probes import window_probes
-from trl_margins.probes.anchor import OneByOne, check_estimator, in_groups
+from trl_margins.probes import perturbation, window_probes
+from trl_margins.probes.anchor import GeometricAnchor, OneByOne, check_estimator, in_groups
 from trl_margins.probes.diagnostics import anchor_gap, check_diagnostics
 from trl_margins.probes.direction import Direction, gradient_direction, momentum_direction, total_norm
 from trl_margins.probes.pair_gradients import CachedGradients, _joined
@@ -197,6 +198,87 @@ def test_a_term_that_asks_for_something_else():
     with pytest.raises(ValueError, match=r"'geometric-anchor' asks for cold, heat, which no probe measures; known: "):
         window_probes(SimpleNamespace(), simpo(Asking(2.0)), options_of())
     assert window_probes(SimpleNamespace(), simpo(None), options_of()) == []
+
+
+def anchor_of(mixed_precision: str = "no", fsdp2: bool = False, zero3: bool = False, **given: Any) -> GeometricAnchor:
+    """A probe of a model that is going to be sharded, or not."""
+    plugin = SimpleNamespace(zero_stage=3, deepspeed_config={}) if zero3 else None
+    accelerator = SimpleNamespace(
+        mixed_precision=mixed_precision,
+        is_fsdp2=fsdp2,
+        distributed_type="DEEPSPEED" if zero3 else "NO",
+        state=SimpleNamespace(deepspeed_plugin=plugin),
+    )
+    trainer = SimpleNamespace(
+        args=SimpleNamespace(output_dir="out"),
+        model=llama(),
+        objective=simpo(),
+        accelerator=accelerator,
+        has_aux_loss=False,
+    )
+    plain = {"anchor_scope": None, "anchor_radius": 0.05, "anchor_batch_multiplier": 4, "anchor_direction": "gradient"}
+    return GeometricAnchor(trainer, options_of(**{**plain, **given}))
+
+
+SHARDED = [
+    (
+        {"anchor_estimator": "per-pair"},
+        "anchor_estimator='per-pair' takes every pair's own gradient, and {} gives",
+    ),
+    (
+        {"anchor_estimator": "float32"},
+        "anchor_estimator='float32' computes in float32 with weights of its own, and {} casts the weights itself: use",
+    ),
+    (
+        {"mixed_precision": "fp16"},
+        "on sharded parameters ({}) anchor gaps are not measured in float16, whose",
+    ),
+]
+
+
+@pytest.mark.parametrize(("given", "said"), SHARDED)
+def test_what_sharding_does_not_allow(given, said):
+    anchor_of(**given)
+    for kind, name in (("fsdp2", "FSDP2"), ("zero3", "ZeRO-3")):
+        anchor_of(**{kind: True, "mixed_precision": "bf16"})
+        with pytest.raises(ValueError, match=f"^{re.escape(said.format(name))}"):
+            anchor_of(**{kind: True}, **given)
+
+
+@pytest.mark.parametrize(
+    ("direction", "said"),
+    [
+        ("gradient", "the gradient over each group of 4 mini-batches"),
+        ("momentum", "the optimizer's momentum"),
+        ("pair", "each pair's own gradient"),
+    ],
+)
+def test_an_anchor_says_what_it_is(direction, said, caplog):
+    caplog.set_level("INFO", "trl_margins")
+    model = llama()
+    all_of_it = sum(parameter.numel() for parameter in model.parameters())
+    anchor = anchor_of(anchor_direction=direction)
+    anchor_of(anchor_direction=direction, anchor_scope=["lm-head"], anchor_estimator="per-pair")
+    assert caplog.messages == [
+        f"anchor: radius 0.05 over {all_of_it} parameters (scope all that trains), direction from {said}, gaps by "
+        "difference",
+        f"anchor: radius 0.05 over 256 parameters (scope ['lm-head']), direction from {said}, gaps by per-pair",
+    ]
+    assert anchor.log is None
+    assert anchor_of(anchor_diagnostics=2).log is not None
+
+
+def test_a_pass_that_fails_shards_everything_again(monkeypatch):
+    asked = []
+    monkeypatch.setattr(perturbation, "reshard", lambda model, after_error=False: asked.append(after_error))
+    model = nn.Linear(2, 2)
+    for error in (False, True):
+        asked.clear()
+        with suppress(KeyError), perturbed(model, {"bias": torch.ones(2)}, 0.1):
+            asked.append("there")
+            if error:
+                raise KeyError
+        assert asked == [False, False, "there", error]
 
 
 # Scopes

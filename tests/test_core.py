@@ -22,6 +22,7 @@ from trl_margins.rewards import (
     log_ratio,
 )
 from trl_margins.terms import Term
+from trl_margins.terms.column import ColumnMargin
 from trl_margins.terms.score_gap import ScoreGapWeight, score_gap_weight
 from trl_margins.trainers.configs import MarginDPOConfig
 
@@ -278,6 +279,21 @@ def test_unknown_divergence_is_an_error():
         LogRatioReward("hellinger")
     with pytest.raises(ValueError, match="'hellinger'; known: reverse_kl"):
         log_ratio(torch.zeros(1), torch.zeros(1), "hellinger")
+
+
+def test_all_but_the_losses_is_detached():
+    pairs = random_pairs(4, reference=True)
+    columns = {"score_chosen": torch.arange(7.0), "score_rejected": torch.zeros(7)}
+    for link, terms in (("sigmoid", {"weight": ScoreGapWeight(), "margin": ColumnMargin("score_chosen", "reward")}),
+                        ("nca_pair", {})):  # fmt: skip
+        output = Objective(LogRatioReward(), DPO_LINKS[link], 0.5, **terms)(pairs, columns, training=True)
+        seen = [vars(output), vars(output.view), output.weights, output.margins]
+        tensors = [(name, value) for each in seen for name, value in each.items() if isinstance(value, torch.Tensor)]
+        with_gradient = {name for name, value in tensors if value.requires_grad}
+        assert with_gradient == {"losses"}
+        ratio = pairs.chosen - pairs.ref_chosen, pairs.rejected - pairs.ref_rejected
+        torch.testing.assert_close(output.chosen_reward, 0.5 * ratio[0].detach())
+        torch.testing.assert_close(output.rejected_reward, 0.5 * ratio[1].detach())
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -283,10 +283,10 @@ def test_unknown_divergence_is_an_error():
 
 def test_all_but_the_losses_is_detached():
     pairs = random_pairs(4, reference=True)
-    columns = {"score_chosen": torch.arange(7.0), "score_rejected": torch.zeros(7)}
-    for link, terms in (("sigmoid", {"weight": ScoreGapWeight(), "margin": ColumnMargin("score_chosen", "reward")}),
-                        ("nca_pair", {})):  # fmt: skip
-        output = Objective(LogRatioReward(), DPO_LINKS[link], 0.5, **terms)(pairs, columns, training=True)
+    columns = {"score_chosen": torch.arange(7.0), "score_rejected": torch.zeros(7), "mine": torch.ones(7)}
+    terms = {"weight": ScoreGapWeight(), "margin": ColumnMargin("mine", "reward")}
+    for link, given in (("sigmoid", terms), ("nca_pair", {})):
+        output = Objective(LogRatioReward(), DPO_LINKS[link], 0.5, **given)(pairs, columns, training=True)
         seen = [vars(output), vars(output.view), output.weights, output.margins]
         tensors = [(name, value) for each in seen for name, value in each.items() if isinstance(value, torch.Tensor)]
         with_gradient = {name for name, value in tensors if value.requires_grad}

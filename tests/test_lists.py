@@ -22,6 +22,7 @@ from trl_margins.rows.list_forms import is_rank
 from trl_margins.rows.lists import ASPECTS, ScoredList, ScoredLists
 from trl_margins.rows.scores import find_score_columns
 from trl_margins.rows.turns import chat_turns
+from trl_margins.rows.votes import of_strength
 
 
 def user(text: str) -> dict[str, str]:
@@ -921,3 +922,25 @@ def test_columns_that_say_something_of_the_prompts():
     one = {"prompt": "p", "response": "a", "score": 1.0, "domain": "x", "writer": "u"}
     assert kept(one, {**one, "response": "b", "writer": "v"}) == ["domain"]
     assert kept(one, {**one, "prompt": "q", "writer": "v", "domain": "y"}) == ["domain", "writer"]
+
+
+@pytest.mark.parametrize(
+    ("word", "scores"),
+    [
+        *((word, (1.0, 0.0)) for word in ("model_a", "a", " A ", "response_a", "X")),
+        *((word, (0.0, 1.0)) for word in ("model_b", "b", "response_b", "y")),
+        ("tie", (0.5, 0.5)),
+        *((word, (0.0, 0.0)) for word in ("tie (bothbad)", "tie (both bad)", "bothbad", "both_bad")),
+    ],
+)
+def test_what_a_vote_is_worth(word, scores):
+    row = {"prompt": "p", "response_a": "one", "response_b": "two", "model_a": "x", "model_b": "y", "winner": word}
+    (found,) = read([row])
+    assert {answer.response: answer.score for answer in found.answers} == dict(
+        zip(("one", "two"), scores, strict=True)
+    )
+
+
+@pytest.mark.parametrize(("strength", "scores"), [(-2, (2.0, 0.0)), (0, (0.0, 0.0)), (1, (0.0, 1.0)), (None, None)])
+def test_what_a_strength_is_worth(strength, scores):
+    assert of_strength(strength) == (scores or (None, None))

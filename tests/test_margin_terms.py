@@ -17,6 +17,7 @@ from trl_margins.pairs import PairView
 from trl_margins.rewards import LengthNormalizedReward
 from trl_margins.terms.adaptive import AdaptiveMargin, adaptive_margin
 from trl_margins.terms.alpha_dpo import ReferenceMargin
+from trl_margins.terms.anchor import AnchorMargin, GradientNormMargin, anchor_margin, anchor_weight
 from trl_margins.terms.baselines import DrDPOWeight, LengthMargin, MarginAdaptiveWeight, ScoreOffsetMargin
 from trl_margins.terms.beta_dpo import BatchBetaMargin
 from trl_margins.terms.dynamic_target import DynamicTargetMargin, dynamic_target_margin
@@ -397,6 +398,35 @@ class TestAdaptive:
             AdaptiveMargin(0.0)
         with pytest.raises(ValueError, match="estimation_size of AMaPO must be a whole number, at least 1; it is 0"):
             AdaptiveMargin(2.0, estimation_size=0)
+
+
+class TestAnchor:
+    M, GAMMAS = np.array([0.5, -1.0, 3.0]), np.array([0.2, -0.4, 1.5])  # reward gaps, and Γ
+
+    def test_against_numpy(self):
+        m, anchor_gap = torch.tensor(self.M, requires_grad=True), torch.tensor(self.GAMMAS, requires_grad=True)
+        for gamma, options in ((0.7, {"gamma": 0.7}), (0.0, {})):
+            margin = anchor_margin(m, anchor_gap, 2.0, **options)
+            np.testing.assert_allclose(margin.numpy(), self.M - 2 * self.GAMMAS + gamma)
+            weight = anchor_weight(anchor_gap, 2.0, **options)
+            np.testing.assert_allclose(weight.numpy(), 2 * sigmoid(gamma - 2 * self.GAMMAS))
+
+    def test_the_term(self):
+        """Of either measurement, the gap at the anchor first; and what it logs."""
+        term, m = AnchorMargin(2.0, 0.7), torch.tensor(self.M)
+        there = {"anchor_score_gap": torch.tensor(self.M / 2 - self.GAMMAS)}
+        for columns in (there, {"anchor_gap": torch.tensor(self.GAMMAS)}, {**there, "anchor_gap": torch.zeros(3)}):
+            view = PairView.of_gaps(m, columns, beta=2.0, training=True)
+            margin = term(view)
+            np.testing.assert_allclose(margin, self.M - 2 * self.GAMMAS + 0.7)
+            seen = term.observed(view, margin)
+            assert seen.keys() == {"anchor/gap", "anchor/weight"}
+            np.testing.assert_allclose(seen["anchor/gap"], self.GAMMAS)
+            np.testing.assert_allclose(seen["anchor/weight"], 2 * sigmoid(0.7 - 2 * self.GAMMAS))
+        assert term(PairView.of_gaps(m, beta=2.0)).tolist() == [0.7] * 3
+        for each, name in ((term, "anchor_gap"), (GradientNormMargin(2.0, 0.7), "relative_gradient_norm")):
+            with pytest.raises(KeyError, match=f"margin '{each.name}' needs '{name}', which our trainers"):
+                each(PairView.of_gaps(m, beta=2.0, training=True))
 
 
 TERMS = {

@@ -496,6 +496,8 @@ def test_what_a_term_says_of_itself():
             true |= {"remembers"} if term(**needed).state_dict() else set()
             found[kind, name] = (term(**needed).columns, term.probes, term.option_prefix, true)
     assert found == SAID
+    kept = WEIGHTS["column"]("mine").keeps({"mine": torch.tensor([0.0, 1e-9, 2.0])})
+    assert kept.tolist() == [False, True, True]
     assert MARGINS["gradient-norm"].further_options == ("anchor_scope",)
     assert Term.compares_pairs is Term.needs_reference is Term.holds_target is False
     assert Term.columns == Term.probes == Term.further_options == ()

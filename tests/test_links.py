@@ -461,6 +461,20 @@ def test_parts_that_do(caplog):
     assert caplog.messages == ["label_smoothing=0.25 has no effect with loss_type ['sigmoid', 'hinge']"]
 
 
+def test_what_is_left_without_scores():
+    """The shares of the losses that read none; where none is left, the sigmoid's in their place."""
+    reads = DPO["reward_aware"]
+    for given, left in (
+        ({reads: 0.5, DPO["hinge"]: 1.0, DPO["rrhf"]: 0.0}, {"hinge": 1.0, "rrhf": 0.0}),
+        ({reads: 0.5, DPO["hinge"]: 0.0}, {"hinge": 0.0, "sigmoid": 0.5}),
+        ({reads: 0.5, DPO["sft"]: 2.0}, {"sft": 2.0, "sigmoid": 0.5}),
+        ({reads: 0.5}, {"sigmoid": 0.5}),
+    ):
+        without = Objective(RATIO, given, 0.1, weight=[ScoreGapWeight(), ColumnWeight("mine")]).without_scores
+        assert without.losses == left
+        assert [term.name for term in without.terms] == ["column"]
+
+
 def test_what_is_missing_is_named():
     without = PairLogps(CHOSEN, REJECTED, torch.ones(4), torch.ones(4))
     for reward in (RATIO, PER_TOKEN):

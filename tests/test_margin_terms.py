@@ -18,12 +18,20 @@ from trl_margins.rewards import LengthNormalizedReward
 from trl_margins.terms.adaptive import AdaptiveMargin, adaptive_margin
 from trl_margins.terms.alpha_dpo import ReferenceMargin
 from trl_margins.terms.anchor import AnchorMargin, GradientNormMargin, anchor_margin, anchor_weight
-from trl_margins.terms.baselines import DrDPOWeight, LengthMargin, MarginAdaptiveWeight, ScoreOffsetMargin
+from trl_margins.terms.baselines import (
+    DrDPOWeight,
+    LengthMargin,
+    MarginAdaptiveWeight,
+    ScoreOffsetMargin,
+    dr_dpo_weight,
+    margin_adaptive_weight,
+    score_offset_margin,
+)
 from trl_margins.terms.beta_dpo import BatchBetaMargin
 from trl_margins.terms.dynamic_target import DynamicTargetMargin, dynamic_target_margin
 from trl_margins.terms.evaluation_factor import EvaluationFactorMargin, evaluation_factor_margin, mapped_factor
 from trl_margins.terms.history import GapHistory
-from trl_margins.terms.score_gap import ScoreGapWeight
+from trl_margins.terms.score_gap import ScoreGapWeight, score_gap_weight
 from trl_margins.trainers.configs import MarginDPOConfig
 
 
@@ -427,6 +435,43 @@ class TestAnchor:
         for each, name in ((term, "anchor_gap"), (GradientNormMargin(2.0, 0.7), "relative_gradient_norm")):
             with pytest.raises(KeyError, match=f"margin '{each.name}' needs '{name}', which our trainers"):
                 each(PairView.of_gaps(m, beta=2.0, training=True))
+
+
+# The functions behind the terms, of values in (0, 1) that may have a gradient
+FUNCTIONS = {
+    "score_gap_weight": lambda x: score_gap_weight(x, x.flip(0)),
+    "score_gap_weight, exponential": lambda x: score_gap_weight(x, x.flip(0), "exponential", 0.1, normalize=True),
+    "mapped_factor": mapped_factor,
+    "evaluation_factor_margin": lambda x: evaluation_factor_margin(x, 1.0),
+    "evaluation_factor_margin, none": lambda x: evaluation_factor_margin(x, 1.0, normalization="none"),
+    "dynamic_target_margin": lambda x: dynamic_target_margin(x, 1.0, 10.0),
+    "dynamic_target_margin, history": lambda x: dynamic_target_margin(x, 1.0, 10.0, x.double().detach()),
+    "dynamic_target_margin, bisected": lambda x: dynamic_target_margin(x, 2.0, 0.1),
+    "adaptive_margin": lambda x: adaptive_margin(x, 2.0),
+    "adaptive_margin, linear": lambda x: adaptive_margin(x, 2.0, "paper", z_normalize=False, exponential=False),
+    "anchor_margin": lambda x: anchor_margin(x, x.flip(0), 2.0),
+    "anchor_weight": lambda x: anchor_weight(x, 2.0),
+    "dr_dpo_weight": lambda x: dr_dpo_weight(x, 1.0),
+    "dr_dpo_weight, everyone": lambda x: dr_dpo_weight(x, 1.0, torch.cat([x, x])),
+    "score_offset_margin": lambda x: score_offset_margin(x, x.flip(0), 1.0),
+    "score_offset_margin, DPO": lambda x: score_offset_margin(x, x.flip(0), 0.0),
+    "margin_adaptive_weight": lambda x: margin_adaptive_weight(x, x.flip(0)),
+}
+NOT_UPCAST = {"anchor_margin", "anchor_weight"}  # of what a trainer measured, in its dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_function_has_no_gradient_and_the_dtype_of_its_inputs(name, dtype):
+    """At least float32; and it leaves its inputs as they are."""
+    given = torch.linspace(0.1, 0.9, 5).to(dtype).requires_grad_()
+    before = given.detach().clone()
+    found = FUNCTIONS[name](given)
+    assert found.shape == given.shape
+    assert not found.requires_grad
+    assert found.dtype == (dtype if name in NOT_UPCAST else torch.promote_types(dtype, torch.float32))
+    assert found.isfinite().all()
+    assert torch.equal(given, before)
 
 
 TERMS = {

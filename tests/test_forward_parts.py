@@ -15,12 +15,21 @@ from torch.distributed.fsdp import fully_shard
 from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
 
 from trl_margins.forward import head
-from trl_margins.forward.checked import Differences, Ways, _attempt, _largest, _report
+from trl_margins.forward.checked import Differences, Ways, _attempt, _largest, _own, _report
 from trl_margins.forward.checkpointing import checkpointing_kwargs, without_checkpointing
-from trl_margins.forward.head import logits_will_do, why_not_fused
+from trl_margins.forward.head import StoppedForward, logits_will_do, why_not_fused
 from trl_margins.forward.positions import positions_of
 from trl_margins.forward.precision import eval_mode, has_dropout, narrow_dtype, rounds_products, why_not_float32
-from trl_margins.forward.standard import TokenLogps, logit_scores, pair_logps, token_nll
+from trl_margins.forward.shared_prompt import _layer_kinds, _why_not_layers, shared_token_logps
+from trl_margins.forward.shared_rows import shared_rows
+from trl_margins.forward.standard import (
+    TokenLogps,
+    fused_token_logps,
+    logit_scores,
+    logits_token_logps,
+    pair_logps,
+    token_nll,
+)
 from trl_margins.pairs import SHARED
 from trl_margins.trainers import prompt_sharing
 from trl_margins.trainers.collator import PairCollator
@@ -136,6 +145,55 @@ def test_heads_that_trl_cannot_fuse(monkeypatch):
     model = llama()
     monkeypatch.setattr(model, "get_output_embeddings", lambda: None)
     assert why_not_fused(model) == "a model without an LM head of its own"
+
+
+def test_no_forward_pass_fills_a_cache(monkeypatch):
+    """It would keep the keys and values of every layer until the way back."""
+    model, asked = llama().eval(), []
+    original = model.forward
+    monkeypatch.setattr(model, "forward", lambda *a, **k: asked.append(k.get("use_cache")) or original(*a, **k))
+    ids = torch.tensor([[5, 6, 7], [5, 6, 8]])
+    mask, labels = torch.ones_like(ids), torch.tensor([[-100, 6, 7], [-100, 6, 8]])
+    logits_token_logps(model, {"input_ids": ids}, labels)
+    StoppedForward(model, {"input_ids": ids}, labels)
+    shared_token_logps(model, shared_rows(ids, mask, labels), fused=False)
+    _own(model, ids[0], mask[0], labels[0])
+    with suppress(AttributeError, ValueError):  # TRL's head is not there
+        fused_token_logps(model, {"input_ids": ids}, labels)
+    assert asked == [False] * 5
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({}, None),
+        ({"sliding_window": 4}, None),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, None),
+        (
+            {"layer_types": ["full_attention", "recurrent", "chunked"]},
+            "layers that a mask does not reach: chunked, recurrent",
+        ),
+        ({"attention_chunk_size": 8}, "attention in chunks of absolute positions"),
+        ({"attention_layers": ["global", "local"]}, "a sliding window that its config does not show"),
+        ({"attention_layers": ["global"], "attention_chunk_size": None, "alibi": False}, None),
+        ({"alibi": True}, "ALiBi, which takes distances from places in the row"),
+    ],
+)
+def test_layers_that_a_mask_reaches(config, reason):
+    assert _why_not_layers(SimpleNamespace(**config)) == reason
+
+
+@pytest.mark.parametrize(
+    ("config", "kinds"),
+    [
+        ({}, {"full_attention"}),
+        ({"sliding_window": None, "layer_types": None}, {"full_attention"}),
+        ({"sliding_window": 4}, {"sliding_attention"}),
+        ({"sliding_window": 4, "layer_types": ["full_attention"]}, {"full_attention"}),
+    ],
+)
+def test_kinds_of_layers(config, kinds):
+    assert _layer_kinds(SimpleNamespace(**config)) == kinds
 
 
 # Positions

@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from trl_margins.links import CPO_LINKS, DPO_LINKS
 from trl_margins.objective import Objective
-from trl_margins.pairs import PairLogps
+from trl_margins.pairs import CACHED, PairLogps
 from trl_margins.probes import perturbation, window_probes
 from trl_margins.probes.anchor import GeometricAnchor, OneByOne, check_estimator, in_groups
 from trl_margins.probes.diagnostics import anchor_gap, check_diagnostics
@@ -266,6 +266,47 @@ def test_an_anchor_says_what_it_is(direction, said, caplog):
     ]
     assert anchor.log is None
     assert anchor_of(anchor_diagnostics=2).log is not None
+
+
+@pytest.mark.parametrize(
+    ("n", "keeps", "is_last", "reduces", "kept", "wrapped"),
+    [
+        (3, False, True, False, [], []),
+        (3, True, False, False, [0, 1, 2], []),
+        (3, True, True, False, [0, 1, 2], [2]),
+        (3, True, False, True, [0, 1, 2], []),
+        (3, True, True, True, [0, 1], []),  # DDP reduces the last one's way back, and no other may come before it
+        (1, True, True, True, [0], [0]),
+        (1, True, False, True, [0], []),
+    ],
+)
+def test_which_forward_passes_serve_the_update(n, keeps, is_last, reduces, kept, wrapped):
+    """And the last of the window goes through the model's wrapper."""
+    anchor = anchor_of()
+    weight = nn.Parameter(torch.tensor([3.0, 4.0]))
+    anchor.parameters, seen, metrics = {"w": weight}, [], []
+    trainer = anchor.trainer
+    trainer.model, trainer.model_wrapped, trainer.reduces_in_backward = nn.ParameterList([weight]), "wrapper", reduces
+    trainer.accelerator.scaler, trainer.accelerator.num_processes = None, 1
+    trainer.accelerator.device, trainer.accelerator.reduce = torch.device("cpu"), lambda value, how: value
+    trainer.score_gap = lambda pairs: pairs
+    trainer.store_metrics = metrics.append
+
+    def forward_pairs(batch, model=None):
+        seen.append((batch["i"], model))
+        return (weight * torch.tensor([1.0, 2.0])).sum()[None]
+
+    trainer.forward_pairs = forward_pairs
+    group = [{"i": i} for i in range(n)]
+    direction, ready = anchor._direction(group, keeps, is_last)
+    assert [batch["i"] for batch in ready] == list(range(n))
+    assert [batch["i"] for batch in ready if CACHED in batch] == kept
+    assert seen == [(i, "wrapper" if i in wrapped else None) for i in range(n)]
+    assert direction.vectors["w"].tolist() == [float(n), 2.0 * n]
+    assert weight.grad is None
+    (logged,) = metrics
+    assert logged["anchor/gradient_norm"].item() == pytest.approx(math.sqrt(5))
+    assert logged["anchor/no_direction"].item() == 0.0
 
 
 def test_a_pass_that_fails_shards_everything_again(monkeypatch):

@@ -121,7 +121,7 @@ def test_thinking_beside_a_plain_answer(base, tiny_model, tmp_path):
 def test_a_tokenizer_that_adds_its_own_tokens(base, tiny_model, tmp_path):
     tokenizer = byte_tokenizer()
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single="<pad> $A", special_tokens=[("<pad>", 0)]
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
     )
     rows = preference_rows(3).to_list()
     rows[1]["chosen"] += "</s>"

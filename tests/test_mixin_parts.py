@@ -212,6 +212,22 @@ def test_where_trls_own_method_computes_the_loss(share, terms, probes, is_trls, 
     assert MarginMixin.runs_trl.fget(own) is runs
 
 
+@pytest.mark.parametrize(
+    ("fused", "plain_will_do", "logits_will", "fuses"),
+    [
+        (True, True, True, False),
+        (True, True, False, True),
+        (True, False, True, True),  # what the head alone gives is asked for
+        (False, True, False, False),
+        (False, False, True, False),
+    ],
+)
+def test_where_the_head_is_trls_fused_one(fused, plain_will_do, logits_will, fuses, monkeypatch):
+    monkeypatch.setattr(mixin, "logits_will_do", lambda model, labels: (model, labels) == ("model", 3) and logits_will)
+    own = SimpleNamespace(_fused=fused, _plain_head_will_do=plain_will_do, model="model")
+    assert MarginMixin._fuses(own, {"label": 3}) is fuses
+
+
 # What a trainer is given
 
 

@@ -229,6 +229,8 @@ class TestCollator:
         assert given[0].keys() == {"n", CARRIED}
         assert list(shared) == ["n", CARRIED, SHARED]
         assert shared[SHARED]["of_rows"].shape == (5, 1, 8)
+        narrow = PairCollator(self.inner, standard_rows=lambda batch: standard)(rows)
+        assert narrow[SHARED]["of_rows"].shape == (5, 1, 5)  # a shared token, and two of each completion
         assert SHARED not in PairCollator(self.inner, standard_rows=lambda batch: None)(rows)
 
 

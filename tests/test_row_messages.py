@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -324,6 +325,13 @@ def test_every_case_is_written():
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_said_of_rows(case):
     assert said_by(CASES[case]) == written()[case]
+
+
+def test_a_stream_is_not_read_ahead():
+    """As a set of this process is."""
+    look_at_first_rows(SimpleNamespace(dataset=data(OK).to_iterable_dataset()), byte_tokenizer())
+    with pytest.raises(TypeError, match="not iterable"):
+        look_at_first_rows(SimpleNamespace(dataset=data(OK), reader=SimpleNamespace(split="dev")), byte_tokenizer())
 
 
 if __name__ == "__main__":

@@ -161,6 +161,62 @@ def test_pairs_that_are_no_numbers_are_left_out_of_the_ranking(caplog):
     assert caplog.messages == [said]
 
 
+class Loop:
+    """TRL's evaluation."""
+
+    def evaluation_loop(self, dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix):
+        self._evaluated += self.rows
+        return SimpleNamespace(metrics={f"{metric_key_prefix}_loss": 7.0})
+
+
+class Evaluating(MarginMixin, Loop):
+    def __init__(self, rows, **options):
+        self.rows, self._evaluated, self.checked = rows, [torch.ones(9, 9)], 0  # what an earlier one left
+        self.options = SimpleNamespace(eval_min_score_gap=1.0, **options)
+        self._finite = SimpleNamespace(check_weights=lambda: setattr(self, "checked", self.checked + 1))
+
+    def _score_columns(self, dataset):
+        return None
+
+    def _without_clear_pairs(self, prefix, ranking):
+        self.ranking = prefix, ranking["n_pairs"]
+
+
+Evaluating.__abstractmethods__ = frozenset()
+RANKED = torch.tensor([[0.5, -1.0, -2.0], [1.5, -2.0, -1.0], [4.0, -1.0, -3.0]])
+
+
+@pytest.mark.parametrize(
+    ("losses", "filters", "loss"),
+    [
+        ([0.5, 1.5, 4.0], True, 7.0),
+        ([0.5, math.nan, 1.5], True, 1.0),
+        ([0.5, math.nan, 1.5], False, 7.0),
+        ([math.inf] * 3, True, 7.0),
+    ],
+)
+def test_an_evaluation_ranks_the_whole_set(losses, filters, loss, caplog):
+    """Its loss is TRL's, but where values that are no numbers are left out; the batches come one after the other."""
+    values = torch.cat([torch.tensor(losses)[:, None], RANKED[:, 1:]], dim=1)
+    trainer = Evaluating([values[:2], values[2:]], filters_evaluation=filters)
+    metrics = trainer.evaluation_loop(SimpleNamespace(dataset=[]), "", metric_key_prefix="mine").metrics
+    assert metrics["mine_loss"] == loss
+    assert metrics["mine_pwa_all"] == pytest.approx(2 / 3)
+    assert trainer.ranking == ("mine", metrics["mine_n_pairs"]) == ("mine", 3)
+    assert (trainer._evaluated, trainer.checked) == ([], 1)
+    assert not caplog.messages
+
+
+def test_what_an_evaluation_cannot_say_is_said(caplog):
+    scored = torch.cat([RANKED, torch.tensor([[3.0, 3.0]]).expand(3, 2)], dim=1)
+    metrics = Evaluating([scored], filters_evaluation=False).evaluation_loop(SimpleNamespace(dataset=[]), "").metrics
+    undefined = [message.split(" (")[0] for message in caplog.messages]
+    assert undefined == [f"eval_{name} is undefined on this data set" for name in ("pwa", "spearman")]
+    assert not {"eval_pwa", "eval_spearman"} & metrics.keys()
+    nothing = Evaluating([], filters_evaluation=True)
+    assert nothing.evaluation_loop(SimpleNamespace(dataset=[]), "").metrics == {"eval_loss": 7.0}
+
+
 @pytest.mark.parametrize(
     ("columns", "training", "losses", "weights"),
     [

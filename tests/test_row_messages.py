@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import byte_tokenizer, chat_tokenizer
 from datasets import Dataset, Features, Json
@@ -28,7 +29,7 @@ from trl_margins.rows.scores import (
     report_scores,
     require_score_columns,
 )
-from trl_margins.rows.tokenized import DPO_COLUMNS, finish_tokenized, look_at_first_rows
+from trl_margins.rows.tokenized import DPO_COLUMNS, _differences, finish_tokenized, look_at_first_rows
 from trl_margins.rows.tokens import prepare_tokenizer
 
 MESSAGES = Path(__file__).with_name("row_messages.txt")
@@ -325,6 +326,27 @@ def test_every_case_is_written():
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_said_of_rows(case):
     assert said_by(CASES[case]) == written()[case]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "said"),
+    [
+        ([3, 4], [3, 5], set()),
+        ([3, 4, 2], [3, 5], {"one more end token"}),
+        ([1, 3, 4], [1, 3, 5], {"one more begin token"}),
+        ([1, 3, 4, 2], [3, 5], {"one more begin token and one more end token"}),
+        ([9, 4], [3, 5, 2], {"other tokens", "one more end token"}),
+    ],
+)
+def test_how_cpo_trainers_tokens_differ(chosen, rejected, said):
+    def row(**sides: list[int]) -> dict[str, np.ndarray]:
+        ids = {f"{side}_input_ids": np.array(values) for side, values in sides.items()}
+        return ids | {f"{side}_labels": np.array([-100, *values[1:]]) for side, values in sides.items()}
+
+    ours = row(chosen=[3, 4], rejected=[3, 5])
+    assert _differences(ours, row(chosen=chosen, rejected=rejected)) == said
+    moved = {**ours, "rejected_labels": np.array([-100, -100])}
+    assert _differences(ours, moved) == {"the completion begins at another token"}
 
 
 def test_a_stream_is_not_read_ahead():

@@ -15,6 +15,7 @@ import ast
 import gc
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -46,6 +47,7 @@ OF_COSMIC_RAY = (
 # methods without which an expression often means nearly the same, and one that is put in another's place
 DROPPED = {"clamp", "detach", "abs", "double", "float", "to", "clone", "contiguous", "strip", "lower"}
 SWAPPED = {"mean": "sum", "sum": "mean", "min": "max", "max": "min", "amax": "amin", "any": "all", "all": "any"}
+OF_THE_CODE = {"strict", "frozen"}  # keywords that check the code itself: without them it means the same
 
 
 class Own(Operator):
@@ -88,14 +90,59 @@ class SwapReduction(Own):
 
 
 class DropKeyword(Own):
-    """`f(x, y=1)` → `f(x)`. Without `strict` of `zip` it would mean the same."""
+    """`f(x, y=1)` → `f(x)`."""
 
     def change(self, node: Any) -> str | None:
         named = node.type == "argument" and node.children[1].get_code().strip() == "="
-        return "" if named and node.children[0].get_code().strip() != "strict" else None
+        return "" if named and node.children[0].get_code().strip() not in OF_THE_CODE else None
 
     def mutate(self, node: Any, index: int) -> Any:
         return tree.Name(f"{node.get_first_leaf().prefix}*()", node.start_pos)
+
+
+class OtherName(Own):
+    """`state["mean"]` → `state["other"]`: a key, a column or a default that is another."""
+
+    def change(self, node: Any) -> str | None:
+        alone = node.type == "string" and (node.parent is None or node.parent.type not in ("simple_stmt", "strings"))
+        return '"other"' if alone and re.fullmatch(r"""["'][a-z0-9_/-]+["']""", node.value) else None
+
+
+class DropEntry(Own):
+    """`{"a": 1, "b": 2}` → `{"b": 2}`: an entry that a state or a table has lost."""
+
+    def entries(self, node: Any) -> list[str]:
+        maker = node.children[1] if node.type == "atom" and node.children[0].get_code().strip() == "{" else None
+        if maker is None or maker.type != "dictorsetmaker":
+            return []
+        entries, start = [], 0
+        for i, child in enumerate((*maker.children, None)):
+            if child is None or child.get_code().strip() == ",":
+                entries.append(maker.children[start:i])
+                start = i + 1
+        named = any(len(entry) == 3 and entry[1].get_code().strip() == ":" for entry in entries)
+        return ["".join(part.get_code() for part in entry) for entry in entries if entry] if named else []
+
+    def mutation_positions(self, node: Any) -> Iterator[Any]:
+        yield from ((node.start_pos, node.end_pos) for _ in self.entries(node))
+
+    def mutate(self, node: Any, index: int) -> Any:
+        entries = self.entries(node)
+        prefix = node.get_first_leaf().prefix
+        return tree.Name(f"{prefix}{{{', '.join(entries[:index] + entries[index + 1 :])}}}", node.start_pos)
+
+
+class OtherInMessage(Own):
+    """`f"row {i}"` → `f"row {0}"`, and `logger.info("row %d", i)` → `logger.info("row %d", 0)`."""
+
+    def change(self, node: Any) -> str | None:
+        if node.type == "fstring_expr":
+            return "{0}"
+        arguments = node.parent
+        if arguments is None or arguments.type != "arglist" or node.get_code().strip() == ",":
+            return None
+        called = arguments.parent.parent.get_first_leaf().value if arguments.parent.parent else ""
+        return "0" if called == "logger" and node is not arguments.children[0] and node.type != "argument" else None
 
 
 class DropStatement(Own):
@@ -122,7 +169,7 @@ class Place(NamedTuple):
 def places_of(file: str) -> Iterator[Place]:
     nodes = list(ast_nodes(get_ast(Path(file).read_text())))
     operators = [get_operator(f"core/{name}")() for name in OF_COSMIC_RAY]
-    for operator in (*operators, DropCall(), SwapReduction(), DropKeyword(), DropStatement()):
+    for operator in (*operators, *(operator() for operator in Own.__subclasses__())):
         n = sum(1 for node in nodes for _ in operator.mutation_positions(node))
         yield from (Place(file, operator, occurrence) for occurrence in range(n))
 
@@ -141,7 +188,7 @@ def difference(place: Place, code: str) -> str:
 
 
 def meaning_of(code: str) -> str | None:
-    """The code without annotations and docstrings; None if it is no code."""
+    """The code without annotations, docstrings, `strict` of zip and `frozen`; None if it is no code."""
     try:
         parsed = ast.parse(code)
     except SyntaxError:
@@ -150,6 +197,8 @@ def meaning_of(code: str) -> str | None:
         if isinstance(node, (ast.FunctionDef, ast.arg, ast.AnnAssign)):
             for name in {"annotation", "returns"} & set(node._fields):
                 setattr(node, name, ast.Constant(None))
+        if isinstance(node, ast.Call):
+            node.keywords = [each for each in node.keywords if each.arg not in OF_THE_CODE]
         if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Module)) and ast.get_docstring(node) is not None:
             node.body = node.body[1:]
     return ast.dump(parsed)

@@ -20,9 +20,12 @@ import accelerate
 import jinja2
 import pytest
 import torch
+import torch.distributed as dist
 from datasets import Dataset
 from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
@@ -150,6 +153,16 @@ def clean_registry() -> Iterator[None]:
         table.clear()
         table.update(entries)
     configs._EXTENDED.clear()
+
+
+@pytest.fixture
+def one_process() -> Iterator[DeviceMesh]:
+    """FSDP2 over a single process: it gathers, casts and reshards as it does over several. A fake group of PyTorch's
+    will do for one, and has no threads, which FSDP2 would keep alive.
+    """
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -15,13 +17,20 @@ from syncs import Syncs
 from torch import Tensor
 
 from trl_margins.links import DPO_LINKS, margin_loss
-from trl_margins.methods import WEIGHTS
+from trl_margins.methods import MARGINS, WEIGHTS
 from trl_margins.objective import Objective, ObjectiveOutput
-from trl_margins.pairs import PairLogps, PairView
+from trl_margins.pairs import FACTOR, SCORES, PairLogps, PairView
 from trl_margins.rewards import LengthNormalizedReward, LogRatioReward, SummedReward
+from trl_margins.terms import Term
+from trl_margins.terms.adaptive import AdaptiveMargin
 from trl_margins.terms.alpha_dpo import ReferenceMargin
+from trl_margins.terms.anchor import AnchorMargin, GradientNormMargin
 from trl_margins.terms.baselines import DrDPOWeight, LengthMargin, MarginAdaptiveWeight, ScoreOffsetMargin
 from trl_margins.terms.beta_dpo import BatchBetaMargin, KeptWeight
+from trl_margins.terms.column import ColumnMargin
+from trl_margins.terms.dynamic_target import DynamicTargetMargin
+from trl_margins.terms.evaluation_factor import EvaluationFactorMargin
+from trl_margins.terms.score_gap import ScoreGapWeight
 from trl_margins.trainers.checkpoints import load_states, save_states
 from trl_margins.trainers.configs import MarginCPOConfig, MarginDPOConfig
 
@@ -388,24 +397,109 @@ def test_alpha_dpo_needs_a_reference_and_a_target(tmp_path):
         MarginDPOConfig(str(tmp_path), use_cpu=True, margin="alpha-dpo")
 
 
-@pytest.mark.parametrize(
-    ("build", "words"),
-    [
-        (lambda: DrDPOWeight(0.0), "dr_dpo_beta_prime must be a number, above 0; it is 0"),
-        (lambda: DrDPOWeight(math.nan), "dr_dpo_beta_prime must be a number, above 0; it is nan"),
-        (lambda: KeptWeight(keep=0.0), "beta_dpo_keep must be a number, above 0 and at most 1; it is 0"),
-        (lambda: BatchBetaMargin(keep=20), "beta_dpo_keep must be .* it is 20"),
-        (lambda: BatchBetaMargin(a=math.inf), "beta_dpo_a must be a finite number; it is inf"),
-        (lambda: MarginAdaptiveWeight(c_max=1.0), "madpo_c_max must be a number, above 1; it is 1.0"),
-        (lambda: MarginAdaptiveWeight(c_min=1.0), "madpo_c_min must be a number, above 0 and below 1; it is 1.0"),
-        (lambda: MarginAdaptiveWeight(steepness=-1.0), "madpo_steepness must be a number, above 0"),
-        (lambda: MarginAdaptiveWeight(tau=0.0), "madpo_tau must be a number, above 0"),
-        (lambda: ScoreOffsetMargin(-1.0), "odpo_alpha must be a number, at least 0"),
-        (lambda: LengthMargin(float("nan")), "r_dpo_alpha must be a finite number"),
-        (lambda: ReferenceMargin(0.5, -0.1), "alpha_dpo_alpha must be a number, at least 0"),
-        (lambda: ReferenceMargin(math.nan), "gamma of margin 'alpha-dpo' must be a finite number"),
-    ],
-)
-def test_bad_options(build, words):
-    with pytest.raises(ValueError, match=words):
-        build()
+# Every number of a term: what it is called, what it takes, the last values of those, and the first of the others
+NUMBERS: dict[tuple[type[Term], str], tuple[str, str, tuple[Any, ...], tuple[Any, ...]]] = {
+    (ScoreGapWeight, "threshold"): ("threshold of the score gap", "a number, at least 0, or None", (0.0,), (-1e-9,)),
+    (DrDPOWeight, "beta_prime"): ("dr_dpo_beta_prime", "a number, above 0", (1e-9,), (0.0,)),
+    (KeptWeight, "a"): ("beta_dpo_a", "a finite number", (-9.0, 0), ()),
+    (KeptWeight, "keep"): ("beta_dpo_keep", "a number, above 0 and at most 1", (1e-9, 1.0), (0.0, 1.000001)),
+    (BatchBetaMargin, "a"): ("beta_dpo_a", "a finite number", (-9.0, 0), ()),
+    (BatchBetaMargin, "keep"): ("beta_dpo_keep", "a number, above 0 and at most 1", (1e-9, 1.0), (0.0, 20)),
+    (MarginAdaptiveWeight, "c_max"): ("madpo_c_max", "a number, above 1", (1.000001,), (1.0,)),
+    (MarginAdaptiveWeight, "c_min"): ("madpo_c_min", "a number, above 0 and below 1", (1e-9, 0.999999), (0.0, 1.0)),
+    (MarginAdaptiveWeight, "steepness"): ("madpo_steepness", "a number, above 0", (1e-9,), (0.0,)),
+    (MarginAdaptiveWeight, "tau"): ("madpo_tau", "a number, above 0", (1e-9,), (0.0,)),
+    (ScoreOffsetMargin, "alpha"): ("odpo_alpha", "a number, at least 0", (0.0,), (-1e-9,)),
+    (LengthMargin, "alpha"): ("r_dpo_alpha", "a finite number", (-9.0, 0), ()),
+    (ReferenceMargin, "gamma"): ("gamma of margin 'alpha-dpo'", "a finite number", (-9.0, 0), ()),
+    (ReferenceMargin, "alpha"): ("alpha_dpo_alpha", "a number, at least 0", (0.0,), (-1e-9,)),
+    (EvaluationFactorMargin, "gamma"): ("γ of GaPO", "a number, at least 0", (0.0,), (-1e-9,)),
+    (EvaluationFactorMargin, "beta"): ("beta of margin 'gap-aware'", "a number, above 0", (1e-9,), (0.0,)),
+    (EvaluationFactorMargin, "floor"): ("the floor of the evaluation factor", "", (1e-9, 0.999999), (0.0, 1.0)),
+    (DynamicTargetMargin, "gamma0"): ("γ-PO divides", "", (1e-9,), (0.0, math.inf)),
+    (DynamicTargetMargin, "tau"): ("γ-PO divides", "", (1e-9,), (0.0, math.inf)),
+    (DynamicTargetMargin, "steps"): ("steps of γ-PO", "a whole number, at least 1", (1,), (0, 1.5)),
+    (DynamicTargetMargin, "estimation_size"): (
+        "estimation_size of γ-PO",
+        "a whole number, at least 1",
+        (1,),
+        (0, 1.5),
+    ),
+    (DynamicTargetMargin, "queue_size"): ("queue_size of γ-PO", "a whole number, at least 0", (0,), (-1, 1.5)),
+    (AdaptiveMargin, "beta"): ("beta of AMaPO", "a number, above 0", (1e-9,), (0.0,)),
+    (AdaptiveMargin, "estimation_size"): ("estimation_size of AMaPO", "a whole number, at least 1", (1,), (0, 1.5)),
+    (AnchorMargin, "beta"): ("beta of margin 'geometric-anchor'", "a number, above 0", (1e-9,), (0.0,)),
+    (AnchorMargin, "gamma"): ("gamma of margin 'geometric-anchor'", "a finite number", (-9.0, 0), ()),
+    (GradientNormMargin, "beta"): ("beta of margin 'gradient-norm'", "a number, above 0", (1e-9,), (0.0,)),
+    (GradientNormMargin, "gamma"): ("gamma of margin 'gradient-norm'", "a finite number", (-9.0, 0), ()),
+    (ColumnMargin, "beta"): ("beta of margin 'column'", "a number, above 0", (1e-9,), (0.0,)),
+}
+NEEDED = {"gamma": 1.0, "gamma0": 1.0, "beta": 2.0, "column": "mine", "column_unit": "reward"}
+
+
+def test_every_number_of_a_term_is_there():
+    numbers = {
+        (term, name)
+        for term in {*WEIGHTS.values(), *MARGINS.values()}
+        for name, parameter in signature(term).parameters.items()
+        if re.search("int|float", str(parameter.annotation))
+    }
+    assert numbers == NUMBERS.keys()
+
+
+@pytest.mark.parametrize(("term", "option"), NUMBERS)
+def test_the_numbers_that_a_term_takes(term, option):
+    name, takes, taken, refused = NUMBERS[term, option]
+    needed = {key: value for key, value in NEEDED.items() if signature(term).parameters.get(key)}
+    for value in taken:
+        made = term(**{**needed, option: value})
+        assert getattr(made, option, value) == value
+    for value in (*refused, math.nan, -math.inf):
+        with pytest.raises(ValueError, match=f"^{re.escape(name)}.* {re.escape(str(value))}") as error:
+            term(**{**needed, option: value})
+        if takes:
+            assert str(error.value) == f"{name} must be {takes}; it is {value}"
+        else:
+            assert option in str(error.value)
+
+
+# What a term says of itself: the columns that it reads, what is measured for it, its options, and what holds of it
+GIVEN = {"holds_target", "takes_target"}
+SAID: dict[tuple[str, str], tuple[tuple[str, ...], tuple[str, ...], str, set[str]]] = {
+    ("weight", "score-gap"): (SCORES, (), "score_gap_", set()),
+    ("weight", "column"): (("mine",), (), "weight_", {"column_minimum"}),
+    ("weight", "dr-dpo"): ((), (), "dr_dpo_", {"compares_pairs"}),
+    ("weight", "beta-dpo-kept"): ((), (), "beta_dpo_", {"remembers"}),
+    ("weight", "madpo"): (SCORES, (), "madpo_", set()),
+    ("margin", "gap-aware"): ((FACTOR,), (), "gap_aware_", {*GIVEN, "remembers"}),
+    ("margin", "gamma-po"): ((), (), "gamma_po_", {*GIVEN, "remembers"}),
+    ("margin", "amapo"): ((), (), "amapo_", {"holds_target", "remembers"}),
+    ("margin", "geometric-anchor"): ((), ("anchor_score_gap", "anchor_gap"), "anchor_", GIVEN),
+    ("margin", "gradient-norm"): ((), ("relative_gradient_norm",), "gradient_norm_", {*GIVEN, "further_options"}),
+    ("margin", "column"): (("mine",), (), "margin_", {"holds_target"}),
+    ("margin", "r-dpo"): ((), (), "r_dpo_", set()),
+    ("margin", "odpo"): (SCORES, (), "odpo_", set()),
+    ("margin", "alpha-dpo"): ((), (), "alpha_dpo_", {*GIVEN, "needs_reference", "remembers"}),
+    ("margin", "beta-dpo"): ((), (), "beta_dpo_", {"remembers"}),
+}
+
+
+def test_what_a_term_says_of_itself():
+    flags = ("holds_target", "compares_pairs", "needs_reference", "further_options")
+    found = {}
+    for kind, table in {"weight": WEIGHTS, "margin": MARGINS}.items():
+        for name, term in table.items():
+            needed = {key: value for key, value in NEEDED.items() if signature(term).parameters.get(key)}
+            true = {flag for flag in flags if getattr(term, flag)}
+            true |= {"takes_target"} if term.takes_target() else set()
+            true |= {"column_minimum"} if term.column_minimum == 0 else set()
+            true |= {"remembers"} if term(**needed).state_dict() else set()
+            found[kind, name] = (term(**needed).columns, term.probes, term.option_prefix, true)
+    assert found == SAID
+    kept = WEIGHTS["column"]("mine").keeps({"mine": torch.tensor([0.0, 1e-9, 2.0])})
+    assert kept.tolist() == [False, True, True]
+    assert MARGINS["gradient-norm"].further_options == ("anchor_scope",)
+    assert Term.compares_pairs is Term.needs_reference is Term.holds_target is False
+    assert Term.columns == Term.probes == Term.further_options == ()
+    assert Term.keeps_only == ""
+    assert Term.column_minimum is None

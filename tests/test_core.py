@@ -22,6 +22,7 @@ from trl_margins.rewards import (
     log_ratio,
 )
 from trl_margins.terms import Term
+from trl_margins.terms.column import ColumnMargin
 from trl_margins.terms.score_gap import ScoreGapWeight, score_gap_weight
 from trl_margins.trainers.configs import MarginDPOConfig
 
@@ -219,11 +220,11 @@ def test_an_alpha_divergence_stops_before_infinity(dtype):
 
 def test_an_alpha_near_one_is_not_one():
     log_u = torch.linspace(-3, 3, 7, dtype=torch.float64)
-    for alpha in (0.9, 0.99, 1.01):
+    for alpha in (0.9, 0.99, 1.01, 1.0001, 1.00001):
         expected = np.expm1((alpha - 1) * log_u.numpy()) / (alpha - 1)
         found = log_ratio(log_u, torch.zeros(7), "alpha_divergence", alpha).numpy()
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
-        assert np.abs(found - log_u.numpy()).max() > 0.01
+        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
+        assert np.abs(found - log_u.numpy()).max() > abs(alpha - 1)
     assert torch.equal(log_ratio(log_u, torch.zeros(7), "alpha_divergence", 1.0), log_u)
 
 
@@ -271,8 +272,28 @@ def test_rewards_against_numpy():
 
 
 def test_unknown_divergence_is_an_error():
+    known = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
+    for divergence in known:
+        LogRatioReward(divergence)
+    with pytest.raises(ValueError, match=f"^unknown f_divergence_type 'hellinger'; known: {', '.join(known)}$"):
+        LogRatioReward("hellinger")
     with pytest.raises(ValueError, match="'hellinger'; known: reverse_kl"):
         log_ratio(torch.zeros(1), torch.zeros(1), "hellinger")
+
+
+def test_all_but_the_losses_is_detached():
+    pairs = random_pairs(4, reference=True)
+    columns = {"score_chosen": torch.arange(7.0), "score_rejected": torch.zeros(7), "mine": torch.ones(7)}
+    terms = {"weight": ScoreGapWeight(), "margin": ColumnMargin("mine", "reward")}
+    for link, given in (("sigmoid", terms), ("nca_pair", {})):
+        output = Objective(LogRatioReward(), DPO_LINKS[link], 0.5, **given)(pairs, columns, training=True)
+        seen = [vars(output), vars(output.view), output.weights, output.margins]
+        tensors = [(name, value) for each in seen for name, value in each.items() if isinstance(value, torch.Tensor)]
+        with_gradient = {name for name, value in tensors if value.requires_grad}
+        assert with_gradient == {"losses"}
+        ratio = pairs.chosen - pairs.ref_chosen, pairs.rejected - pairs.ref_rejected
+        torch.testing.assert_close(output.chosen_reward, 0.5 * ratio[0].detach())
+        torch.testing.assert_close(output.rejected_reward, 0.5 * ratio[1].detach())
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -19,7 +19,7 @@ from test_distributed import launch
 from trl_margins import MarginCPOConfig, MarginCPOTrainer
 from trl_margins.cli import main
 from trl_margins.cli.recipes import recipe_folder
-from trl_margins.distributed import check_processes, leave_process_group
+from trl_margins.distributed import leave_process_group
 
 CLI = ("-m", "trl_margins.cli")
 SHARDED = (str(Path(__file__).with_name("fsdp_on_cpu.py")),)
@@ -124,22 +124,6 @@ def test_from_python_too(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match=r"started 2 processes \(WORLD_SIZE=2\).*use_cpu=True in the config"):
         MarginCPOTrainer(tiny_model, config, train_dataset=preference_rows(4))
-
-
-@pytest.mark.parametrize(
-    ("variables", "said"),
-    [
-        ({"MASTER_ADDR": "127.0.0.1", "ACCELERATE_MIXED_PRECISION": "no"}, "accelerate launch started one process"),
-        ({"SLURM_STEP_NUM_TASKS": "2"}, "Slurm started 2 tasks, each of which is a run of its own"),
-    ],
-)
-def test_what_may_be_meant_otherwise_is_said(variables, said, monkeypatch, caplog):
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    check_processes(2)
-    assert not caplog.text
-    check_processes(1)
-    assert said in caplog.text
 
 
 def test_accelerate_launches_one_process_on_cpus(monkeypatch):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,11 +14,23 @@ import torch
 from conftest import preference_rows, quiet
 
 from trl_margins import Link, MarginCPOTrainer, MarginDPOTrainer, Objective, config_class
-from trl_margins.links import LINKS, LossInputs
+from trl_margins.links import LINKS, TRLS, LossInputs
 from trl_margins.pairs import PairLogps
-from trl_margins.rewards import LengthNormalizedReward, LogRatioReward
+from trl_margins.rewards import (
+    REWARDS,
+    LengthNormalizedReward,
+    LogRatioReward,
+    MeanLogRatioReward,
+    Reward,
+    SummedReward,
+)
 from trl_margins.rows.scores import ScoreError
+from trl_margins.terms.adaptive import AdaptiveMargin
+from trl_margins.terms.anchor import AnchorMargin
 from trl_margins.terms.baselines import ScoreOffsetMargin
+from trl_margins.terms.column import ColumnMargin, ColumnWeight
+from trl_margins.terms.dynamic_target import DynamicTargetMargin
+from trl_margins.terms.score_gap import ScoreGapWeight
 from trl_margins.trainers.card import _registered
 from trl_margins.trainers.configs import objective_of
 from trl_margins.trainers.preparation import with_checked_columns
@@ -275,6 +287,231 @@ def test_what_a_link_says_of_itself(base):
     assert options == published | ({"dpop": {"dpop_lambda": 50.0}} if base == "dpo" else {})
     read = {name: link.columns for name, link in LINKS[base].items() if link.columns}
     assert read == {"reward_aware": ("score_chosen", "score_rejected")}
+
+
+def sigmoid(x: Any) -> Any:
+    return 1 / (1 + np.exp(-x))
+
+
+B, EPSILON, TARGET = 0.3, 0.1, 0.2  # β, ε and γ
+R_W, R_L = B * CHOSEN.double().numpy(), B * REJECTED.double().numpy()  # rewards
+M = R_W - R_L
+PER_TOKEN_GAP = CHOSEN.double().numpy() / [3, 4, 2, 5] - REJECTED.double().numpy() / [4, 3, 3, 2]
+Z = M - TARGET
+# of TRL's losses, from their papers; with the target margin where they take one
+FORMULAS = {
+    "sigmoid": -log_sigmoid(Z),
+    "hinge": np.maximum(0, 1 - Z),
+    "ipo": (PER_TOKEN_GAP - 1 / (2 * B)) ** 2,
+    "ipo_sum": (M / B - 1 / (2 * B)) ** 2,
+    "exo_pair": sigmoid(Z) * (log_sigmoid(Z) - np.log(1 - EPSILON))
+    + sigmoid(-Z) * (log_sigmoid(-Z) - np.log(EPSILON)),
+    "nca_pair": -log_sigmoid(R_W) - (log_sigmoid(-R_W) + log_sigmoid(-R_L)) / 2,
+    "robust": (-(1 - EPSILON) * log_sigmoid(Z) + EPSILON * log_sigmoid(-Z)) / (1 - 2 * EPSILON),
+    "bco_pair": -log_sigmoid(R_W) - log_sigmoid(-R_L),
+    "sppo_hard": (R_W / B - 1 / (2 * B)) ** 2 + (R_L / B + 1 / (2 * B)) ** 2,
+    "aot": -(1 - EPSILON) * log_sigmoid(np.sort(M)) - EPSILON * log_sigmoid(-np.sort(M)),
+    "aot_unpaired": -(1 - EPSILON) * log_sigmoid(np.sort(R_W) - np.sort(R_L))
+    - EPSILON * log_sigmoid(np.sort(R_L) - np.sort(R_W)),
+    "apo_zero": 1 - sigmoid(R_W) + sigmoid(R_L),
+    "apo_down": sigmoid(R_W) + 1 - sigmoid(M),
+    "discopop": -log_sigmoid(Z) * (1 - sigmoid(Z / 0.05)) + np.exp(-Z) * sigmoid(Z / 0.05),
+    "sft": np.full(4, 1.5),
+    "sigmoid_norm": -log_sigmoid(B * PER_TOKEN_GAP),
+}
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_a_loss_of_trl_is_its_papers(name):
+    assert FORMULAS.keys() >= {*TRLS["dpo"], "ipo_sum"}
+    inputs = LossInputs(pairs(), CHOSEN, REJECTED, beta=B, margin=TARGET, label_smoothing=EPSILON)
+    np.testing.assert_allclose(LINKS["dpo"][name](inputs), FORMULAS[name], rtol=1e-5)
+    if name in ("sigmoid", "hinge"):
+        expected = FORMULAS[name] if name == "hinge" else (1 - EPSILON) * FORMULAS[name] - EPSILON * log_sigmoid(-Z)
+        np.testing.assert_allclose(LINKS["cpo"][name](inputs), expected, rtol=1e-5)
+
+
+# What does not go together
+
+
+def named(base: str, *flags: str, without: bool = False) -> str:
+    """The links that say this of themselves, or that do not."""
+    said = {name: set(words.split()) for name, words in (DECLARED[base] | DECLARED["both"]).items()}
+    return ", ".join(sorted(name for name in said if said[name].isdisjoint(flags) == without))
+
+
+class Twice(AdaptiveMargin):
+    """A term with a state that may be anything."""
+
+
+CPO, DPO = LINKS["cpo"], LINKS["dpo"]
+MEAN, RATIO, PER_TOKEN = LengthNormalizedReward(), LogRatioReward(), MeanLogRatioReward()
+REFUSED = {
+    "a weight without a loss per pair": (
+        (RATIO, DPO["aot"], {"weight": ScoreGapWeight()}),
+        "weight 'score-gap' does not go with loss_type 'aot', which has no loss per pair to weight",
+    ),
+    "a weight of the SFT loss": (
+        (RATIO, DPO["sft"], {"weight": ScoreGapWeight()}),
+        "weight 'score-gap' does not go with loss_type 'sft' alone, which has no loss per pair: add another",
+    ),
+    "a margin of the SFT loss": (
+        (RATIO, DPO["sft"], {"margin": AdaptiveMargin(2.0)}),
+        "margin 'amapo' does not go with loss_type 'sft' alone, which has no loss per pair: add another",
+    ),
+    "a target of the SFT loss": (
+        (RATIO, DPO["sft"], {"gamma": 0.5}),
+        "margin of 0.5 does not go with loss_type 'sft' alone, which has no loss per pair: add another",
+    ),
+    "a margin": (
+        (MEAN, CPO["ipo"], {"margin": AdaptiveMargin(2.0), "gamma": 0.25}),
+        f"margin 'amapo' does not go with loss_type 'ipo': only {named('cpo', 'takes_margin')} subtract a margin from "
+        "the reward gap",
+    ),
+    "a target": (
+        (RATIO, DPO["bco_pair"], {"gamma": 0.25}),
+        f"margin of 0.25 (simpo_gamma) does not go with loss_type 'bco_pair': only {named('dpo', 'takes_margin')} "
+        "subtract a margin from the reward gap",
+    ),
+    "a reference": (
+        (MEAN, DPO["bco_pair"], {}),
+        "loss_type 'bco_pair' does not go with reward 'length-normalized', which has no reference model; these do: "
+        + named("dpo", "needs_reference", without=True),
+    ),
+    "a reward": (
+        (RATIO, DPO["simper"], {}),
+        "loss_type 'simper' does not go with reward 'log-ratio': it is a loss of reward='length-normalized'",
+    ),
+    "a shape of the reward": (
+        (LengthNormalizedReward(alpha=0.25), CPO["simper"], {}),
+        "loss_type 'simper' does not go with alpha=0.25: it is a loss of the log-probability itself, which is alpha=0",
+    ),
+    "sums": (
+        (PER_TOKEN, DPO["ipo"], {}),
+        "loss_type 'ipo' does not go with reward 'mean-log-ratio': it computes with log-ratios summed over the "
+        "tokens, which are reward='log-ratio'; loss_type 'sigmoid' goes with both",
+    ),
+    "states of one name": (
+        (MEAN, CPO["simpo"], {"weight": Twice(2.0), "margin": AdaptiveMargin(2.0)}),
+        "a weight and a margin are both called 'amapo': a checkpoint has one state per name",
+    ),
+    "two weights of one name": (
+        (MEAN, CPO["simpo"], {"weight": [ScoreGapWeight(), ScoreGapWeight("quadratic")]}),
+        "two weight terms are called 'score-gap': logs and checkpoints know a term by its name",
+    ),
+    "two targets": (
+        (MEAN, CPO["simpo"], {"margin": [DynamicTargetMargin(1.0), AnchorMargin(2.0)]}),
+        "margins 'gamma-po' and 'geometric-anchor' each hold the target margin γ, so that their sum would have it "
+        "more than once: name one of them",
+    ),
+    "β": ((MEAN, CPO["simpo"], {"beta": 0.0}), "beta must be a number, above 0; it is 0.0"),
+    "γ": ((MEAN, CPO["simpo"], {"gamma": np.inf}), "simpo_gamma must be a finite number; it is inf"),
+    "τ": ((MEAN, CPO["simpo"], {"discopop_tau": 0.0}), "discopop_tau must be a number, above 0; it is 0.0"),
+    "too much smoothing": (
+        (MEAN, CPO["simpo"], {"label_smoothing": 0.51}),
+        "label_smoothing must be a number, at least 0 and at most 0.5; it is 0.51",
+    ),
+    "negative smoothing": (
+        (MEAN, CPO["simpo"], {"label_smoothing": -0.01}),
+        "label_smoothing must be a number, at least 0 and at most 0.5; it is -0.01",
+    ),
+    "half of the labels": (
+        (RATIO, {DPO["sigmoid"]: 1.0, DPO["robust"]: 1.0}, {"label_smoothing": 0.5}),
+        "label_smoothing of loss_type 'robust' must be a number, at least 0 and below 0.5; it is 0.5",
+    ),
+    "no smoothing": (
+        (RATIO, DPO["exo_pair"], {}),
+        "label_smoothing of loss_type 'exo_pair' must be a number, above 0 and at most 0.5; it is 0.0",
+    ),
+    "a negative share": (
+        (RATIO, {DPO["sigmoid"]: 1.0, DPO["hinge"]: -0.1}, {}),
+        "the weight of loss_type 'hinge' (loss_weights) must be a number, at least 0; it is -0.1",
+    ),
+    "no loss": (
+        (RATIO, {DPO["sigmoid"]: 0.0, DPO["hinge"]: 0}, {}),
+        "no loss to train on: loss_type is ['sigmoid', 'hinge'], and all its loss_weights are 0",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_parts_that_do_not_go_together(case):
+    (reward, link, given), said = REFUSED[case]
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
+        Objective(reward, link, **{"beta": 0.1, **given})
+
+
+def test_parts_that_do(caplog):
+    """At the last value that is taken, and beside what would be refused alone."""
+    for reward, link, given in (
+        (RATIO, {DPO["sft"]: 1.0, DPO["sigmoid"]: 0.0}, {"weight": ScoreGapWeight(), "gamma": 0.5}),
+        (RATIO, DPO["sft"], {}),
+        (MEAN, CPO["simpo"], {"weight": ColumnWeight("mine"), "margin": ColumnMargin("mine", "reward")}),  # stateless
+        (MEAN, CPO["simpo"], {"label_smoothing": 0.5}),
+        (RATIO, DPO["robust"], {"label_smoothing": 0.49}),
+        (RATIO, DPO["robust"], {}),
+        (RATIO, DPO["exo_pair"], {"label_smoothing": 0.5}),
+        (RATIO, DPO["ipo"], {}),
+        (SummedReward(), DPO["sigmoid"], {}),
+        (MEAN, CPO["simper"], {}),
+    ):
+        Objective(reward, link, **{"beta": 0.1, **given})
+    assert not caplog.messages
+    Objective(RATIO, {DPO["sigmoid"]: 1.0, DPO["hinge"]: 1.0}, 0.1, label_smoothing=0.25)
+    assert caplog.messages == ["label_smoothing=0.25 has no effect with loss_type ['sigmoid', 'hinge']"]
+
+
+def test_what_is_left_without_scores():
+    """The shares of the losses that read none; where none is left, the sigmoid's in their place."""
+    reads = DPO["reward_aware"]
+    for given, left in (
+        ({reads: 0.5, DPO["hinge"]: 1.0, DPO["rrhf"]: 0.0}, {"hinge": 1.0, "rrhf": 0.0}),
+        ({reads: 0.5, DPO["hinge"]: 0.0}, {"hinge": 0.0, "sigmoid": 0.5}),
+        ({reads: 0.5, DPO["sft"]: 2.0}, {"sft": 2.0, "sigmoid": 0.5}),
+        ({reads: 0.5}, {"sigmoid": 0.5}),
+    ):
+        without = Objective(RATIO, given, 0.1, weight=[ScoreGapWeight(), ColumnWeight("mine")]).without_scores
+        assert without.losses == left
+        assert [term.name for term in without.terms] == ["column"]
+
+
+def test_what_is_missing_is_named():
+    without = PairLogps(CHOSEN, REJECTED, torch.ones(4), torch.ones(4))
+    for reward in (RATIO, PER_TOKEN):
+        with pytest.raises(ValueError, match=f"reward '{reward.name}' needs the reference model's log-prob"):
+            reward(without)
+    for lacking in (replace(pairs(), ref_chosen=None), replace(pairs(), ref_rejected=None)):
+        with pytest.raises(ValueError, match="reward 'log-ratio' needs the reference model's"):
+            RATIO(lacking)
+        with pytest.raises(ValueError, match="loss_type 'aot' compares with a reference model, which this objective"):
+            DPO["aot"](LossInputs(lacking, CHOSEN, REJECTED, beta=0.3))
+    for lacking in (replace(without, chosen_score=CHOSEN), replace(without, rejected_score=CHOSEN)):
+        with pytest.raises(ValueError, match=r"reward 'alphapo-token' needs PairLogps\.chosen_score: let pair_log"):
+            REWARDS["alphapo-token"]()(lacking)
+    with pytest.raises(ValueError, match=r"loss_type 'sft' needs PairLogps\.sft_loss"):
+        DPO["sft"](LossInputs(without, CHOSEN, REJECTED, beta=0.3))
+    with pytest.raises(ValueError, match=r"'reward_aware' reads the scores of the pairs, which LossInputs\.view has"):
+        DPO["reward_aware"](LossInputs(without, CHOSEN, REJECTED, beta=0.3))
+
+
+def test_what_a_reward_says_of_itself():
+    """Which config fields are its arguments, and what it is a function of."""
+    flags = ("needs_reference", "summed")
+    shaped = {"alpha": "alpha"}
+    of_ratio = {"divergence": "f_divergence_type", "alpha": "f_alpha_divergence_coef"}
+    found = {name: ({flag for flag in flags if getattr(r, flag)}, r.option_fields) for name, r in REWARDS.items()}
+    assert found == {
+        "length-normalized": (set(), shaped),
+        "sum": ({"summed"}, shaped),
+        "log-ratio": ({*flags}, of_ratio),
+        "mean-log-ratio": ({"needs_reference"}, {}),
+        "alphapo-token": (set(), shaped),
+        "log-odds": (set(), {}),
+    }
+    assert {name for name, reward in REWARDS.items() if reward().of_token is not None} == {"alphapo-token"}
+    assert {getattr(REWARDS[name](), "alpha", 0.0) for name in REWARDS if name != "log-ratio"} == {0.0}
+    assert not Reward.needs_reference
+    assert not Reward.summed
 
 
 # The reward of a link

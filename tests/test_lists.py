@@ -22,6 +22,7 @@ from trl_margins.rows.list_forms import is_rank
 from trl_margins.rows.lists import ASPECTS, ScoredList, ScoredLists
 from trl_margins.rows.scores import find_score_columns
 from trl_margins.rows.turns import chat_turns
+from trl_margins.rows.votes import of_strength
 
 
 def user(text: str) -> dict[str, str]:
@@ -903,3 +904,43 @@ def test_ranks_of_pairs_are_said_to_be_read_as_scores(caplog):
     assert "'rank_chosen' holds ranks: it is read as a score, of which the higher is the better" in caplog.text
     assert is_rank("rank_a")
     assert not is_rank("rank_reward")
+
+
+def test_columns_that_say_something_of_the_prompts():
+    """And not of one answer, of a pair, or of a vote; of rows with one answer each, where they are a prompt's."""
+
+    def kept(*rows: dict[str, Any]) -> list[str]:
+        return ScoredLists.of(Dataset.from_list(list(rows)), "the lists").of_prompts
+
+    of_pairs = {"chosen-rank": 1, "rejected_by": "x", "is_chosen": True, "chosenness": 2}
+    dropped = {"truncated": [True, False], "evaluation_factor": 0.5, "is_flipped": False, "models": ["x", "y"]}
+    row = {"prompt": "p", "responses": ["a", "b"], "scores": [1.0, 2.0], "source": "s", "tools": "[]"}
+    assert kept({**row, **of_pairs, **dropped}) == ["source", "tools", "chosenness"]
+    vote = {"prompt": "p", "response_a": "x", "response_b": "y", "winner": "model_a", "model_a": "m", "model_b": "n"}
+    more = {"turn": 1, "labels": 1, "score_ratio": 2.0, "seconds_difference": 3, "length_a": 1, "my_response_a_x": 1}
+    assert kept({**vote, **more, "language": "en", "winner_tie": 0}) == ["language"]
+    one = {"prompt": "p", "response": "a", "score": 1.0, "domain": "x", "writer": "u"}
+    assert kept(one, {**one, "response": "b", "writer": "v"}) == ["domain"]
+    assert kept(one, {**one, "prompt": "q", "writer": "v", "domain": "y"}) == ["domain", "writer"]
+
+
+@pytest.mark.parametrize(
+    ("word", "scores"),
+    [
+        *((word, (1.0, 0.0)) for word in ("model_a", "a", " A ", "response_a", "X")),
+        *((word, (0.0, 1.0)) for word in ("model_b", "b", "response_b", "y")),
+        ("tie", (0.5, 0.5)),
+        *((word, (0.0, 0.0)) for word in ("tie (bothbad)", "tie (both bad)", "bothbad", "both_bad")),
+    ],
+)
+def test_what_a_vote_is_worth(word, scores):
+    row = {"prompt": "p", "response_a": "one", "response_b": "two", "model_a": "x", "model_b": "y", "winner": word}
+    (found,) = read([row])
+    assert {answer.response: answer.score for answer in found.answers} == dict(
+        zip(("one", "two"), scores, strict=True)
+    )
+
+
+@pytest.mark.parametrize(("strength", "scores"), [(-2, (2.0, 0.0)), (0, (0.0, 0.0)), (1, (0.0, 1.0)), (None, None)])
+def test_what_a_strength_is_worth(strength, scores):
+    assert of_strength(strength) == (scores or (None, None))

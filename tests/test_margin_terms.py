@@ -17,12 +17,21 @@ from trl_margins.pairs import PairView
 from trl_margins.rewards import LengthNormalizedReward
 from trl_margins.terms.adaptive import AdaptiveMargin, adaptive_margin
 from trl_margins.terms.alpha_dpo import ReferenceMargin
-from trl_margins.terms.baselines import DrDPOWeight, LengthMargin, MarginAdaptiveWeight, ScoreOffsetMargin
+from trl_margins.terms.anchor import AnchorMargin, GradientNormMargin, anchor_margin, anchor_weight
+from trl_margins.terms.baselines import (
+    DrDPOWeight,
+    LengthMargin,
+    MarginAdaptiveWeight,
+    ScoreOffsetMargin,
+    dr_dpo_weight,
+    margin_adaptive_weight,
+    score_offset_margin,
+)
 from trl_margins.terms.beta_dpo import BatchBetaMargin
 from trl_margins.terms.dynamic_target import DynamicTargetMargin, dynamic_target_margin
 from trl_margins.terms.evaluation_factor import EvaluationFactorMargin, evaluation_factor_margin, mapped_factor
 from trl_margins.terms.history import GapHistory
-from trl_margins.terms.score_gap import ScoreGapWeight
+from trl_margins.terms.score_gap import ScoreGapWeight, score_gap_weight
 from trl_margins.trainers.configs import MarginDPOConfig
 
 
@@ -78,8 +87,6 @@ class TestEvaluationFactor:
         term = EvaluationFactorMargin(gamma=1.0, floor=0.5)
         term.fit({"evaluation_factor": torch.tensor([0.499, 0.5, 0.501])})
         assert term.n_floored == 1
-        seen = term.observed(PairView.of_gaps(torch.zeros(1), {"evaluation_factor": torch.tensor([0.1])}), ef)
-        assert seen["mapped_factor"].item() == pytest.approx(np.log(2))
 
     def test_a_small_mean_still_divides(self):
         ef = torch.tensor([1 - 1e-4, 1 - 3e-4], dtype=torch.float64)
@@ -102,6 +109,15 @@ class TestEvaluationFactor:
         term = EvaluationFactorMargin(gamma=1.0)
         term.fit({"evaluation_factor": torch.tensor([0.001, 0.5])})
         assert term.n_floored == 1
+
+    def test_the_mean_is_that_of_the_training_set_to_the_last_digit_and_is_said(self, caplog):
+        term, ef = EvaluationFactorMargin(gamma=1.0, floor=0.05), torch.linspace(0.001, 1, 1000)
+        with caplog.at_level("INFO", "trl_margins"):
+            term.fit({"evaluation_factor": ef})
+        factors = mapped_factor(ef, floor=0.05).numpy()
+        assert term.mean == factors.mean(dtype=np.float64)
+        said = f"{len(ef)} training pairs: mean margin factor {term.mean:.4f}; 49 below the floor of 0.05 count as it"
+        assert caplog.messages == [f"evaluation factor of {said}"]
 
     def test_errors(self):
         ef = torch.tensor([0.5])
@@ -392,6 +408,72 @@ class TestAdaptive:
             AdaptiveMargin(2.0, estimation_size=0)
 
 
+class TestAnchor:
+    M, GAMMAS = np.array([0.5, -1.0, 3.0]), np.array([0.2, -0.4, 1.5])  # reward gaps, and Γ
+
+    def test_against_numpy(self):
+        m, anchor_gap = torch.tensor(self.M, requires_grad=True), torch.tensor(self.GAMMAS, requires_grad=True)
+        for gamma, options in ((0.7, {"gamma": 0.7}), (0.0, {})):
+            margin = anchor_margin(m, anchor_gap, 2.0, **options)
+            np.testing.assert_allclose(margin.numpy(), self.M - 2 * self.GAMMAS + gamma)
+            weight = anchor_weight(anchor_gap, 2.0, **options)
+            np.testing.assert_allclose(weight.numpy(), 2 * sigmoid(gamma - 2 * self.GAMMAS))
+
+    def test_the_term(self):
+        """Of either measurement, the gap at the anchor first; and what it logs."""
+        term, m = AnchorMargin(2.0, 0.7), torch.tensor(self.M)
+        there = {"anchor_score_gap": torch.tensor(self.M / 2 - self.GAMMAS)}
+        for columns in (there, {"anchor_gap": torch.tensor(self.GAMMAS)}, {**there, "anchor_gap": torch.zeros(3)}):
+            view = PairView.of_gaps(m, columns, beta=2.0, training=True)
+            margin = term(view)
+            np.testing.assert_allclose(margin, self.M - 2 * self.GAMMAS + 0.7)
+            seen = term.observed(view, margin)
+            assert seen.keys() == {"anchor/gap", "anchor/weight"}
+            np.testing.assert_allclose(seen["anchor/gap"], self.GAMMAS)
+            np.testing.assert_allclose(seen["anchor/weight"], 2 * sigmoid(0.7 - 2 * self.GAMMAS))
+        assert term(PairView.of_gaps(m, beta=2.0)).tolist() == [0.7] * 3
+        for each, name in ((term, "anchor_gap"), (GradientNormMargin(2.0, 0.7), "relative_gradient_norm")):
+            with pytest.raises(KeyError, match=f"margin '{each.name}' needs '{name}', which our trainers"):
+                each(PairView.of_gaps(m, beta=2.0, training=True))
+
+
+# The functions behind the terms, of values in (0, 1) that may have a gradient
+FUNCTIONS = {
+    "score_gap_weight": lambda x: score_gap_weight(x, x.flip(0)),
+    "score_gap_weight, exponential": lambda x: score_gap_weight(x, x.flip(0), "exponential", 0.1, normalize=True),
+    "mapped_factor": mapped_factor,
+    "evaluation_factor_margin": lambda x: evaluation_factor_margin(x, 1.0),
+    "evaluation_factor_margin, none": lambda x: evaluation_factor_margin(x, 1.0, normalization="none"),
+    "dynamic_target_margin": lambda x: dynamic_target_margin(x, 1.0, 10.0),
+    "dynamic_target_margin, history": lambda x: dynamic_target_margin(x, 1.0, 10.0, x.double().detach()),
+    "dynamic_target_margin, bisected": lambda x: dynamic_target_margin(x, 2.0, 0.1),
+    "adaptive_margin": lambda x: adaptive_margin(x, 2.0),
+    "adaptive_margin, linear": lambda x: adaptive_margin(x, 2.0, "paper", z_normalize=False, exponential=False),
+    "anchor_margin": lambda x: anchor_margin(x, x.flip(0), 2.0),
+    "anchor_weight": lambda x: anchor_weight(x, 2.0),
+    "dr_dpo_weight": lambda x: dr_dpo_weight(x, 1.0),
+    "dr_dpo_weight, everyone": lambda x: dr_dpo_weight(x, 1.0, torch.cat([x, x])),
+    "score_offset_margin": lambda x: score_offset_margin(x, x.flip(0), 1.0),
+    "score_offset_margin, DPO": lambda x: score_offset_margin(x, x.flip(0), 0.0),
+    "margin_adaptive_weight": lambda x: margin_adaptive_weight(x, x.flip(0)),
+}
+NOT_UPCAST = {"anchor_margin", "anchor_weight"}  # of what a trainer measured, in its dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_function_has_no_gradient_and_the_dtype_of_its_inputs(name, dtype):
+    """At least float32; and it leaves its inputs as they are."""
+    given = torch.linspace(0.1, 0.9, 5).to(dtype).requires_grad_()
+    before = given.detach().clone()
+    found = FUNCTIONS[name](given)
+    assert found.shape == given.shape
+    assert not found.requires_grad
+    assert found.dtype == (dtype if name in NOT_UPCAST else torch.promote_types(dtype, torch.float32))
+    assert found.isfinite().all()
+    assert torch.equal(given, before)
+
+
 TERMS = {
     "gap-aware": lambda: EvaluationFactorMargin(gamma=3.0),
     "gamma-po": lambda: DynamicTargetMargin(gamma0=1.0),
@@ -476,6 +558,7 @@ class TestHistory:
         assert history.recent(2).tolist() == [7.0, 8.0]
         assert history.recent(99).tolist() == [4.0, 5.0, 6.0, 7.0, 8.0]
         assert history.spread(3).tolist() == [4.0, 5.0, 7.0]
+        assert history.spread(1).tolist() == [4.0]
         assert history.spread(0) is None
         assert history.spread(5).tolist() == history.spread(6).tolist() == [4.0, 5.0, 6.0, 7.0, 8.0]
         none = GapHistory(0)

@@ -8,14 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import PartialState
 from conftest import BASES, VOCABULARY, byte_tokenizer, chat_tokenizer, load, preference_rows, trainer_of
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
+from trl.experimental.cpo import CPOTrainer
 
 from trl_margins.evaluation.scorer import completion_logps
 from trl_margins.evaluation.sets import evaluation_set
 from trl_margins.rows import PreferenceRow, tokenize
+from trl_margins.rows.cpo_tokens import CPOTokenizer
 
 # ChatML as SmolLM2 has it, with a line break behind each end token, tools, and thinking that a variable switches off
 CHATML = (
@@ -251,3 +254,22 @@ def test_equal_answers_are_no_win(tiny_model, tokenizer, tmp_path):
         metrics = trainer.evaluate(Dataset.from_list(rows[::2]))
         assert metrics["eval_pwa_all"] == 0.0
         assert torch.tensor(metrics["eval_loss"]).isfinite()
+
+
+@pytest.mark.parametrize("max_length", [None, 12])
+@pytest.mark.parametrize("adds", [False, True])
+def test_cpo_trainers_tokens_many_at_a_time(adds, max_length):
+    """As its own code makes them of each row, also where the tokenizer would put another token in front."""
+    tokenizer = byte_tokenizer()
+    if adds:
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single="<pad> $A", special_tokens=[("<pad>", 0)]
+        )
+    PartialState()  # TRL's warnings need one
+    rows = preference_rows(3).to_list()
+    ours = CPOTokenizer(None, tokenizer, max_length or 512, None, is_encoder_decoder=False)
+    made = ours.rows([PreferenceRow(row["prompt"], [row["chosen"], row["rejected"]]) for row in rows])
+    for row, found in zip(rows, made, strict=True):
+        expected = CPOTrainer.tokenize_row(ours, row)
+        assert found.pop("prompt") == row["prompt"]
+        assert {name: values.tolist() for name, values in found.items()} == expected

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from conftest import load, preference_rows, quiet
 from datasets import Dataset
 
 from trl_margins import MarginCPOConfig, MarginCPOTrainer, Term
-from trl_margins.pairs import CARRIED, ROW
+from trl_margins.pairs import CARRIED, ROW, SHARED
 from trl_margins.rows.scores import (
     GAP_COLUMNS,
     LARGEST_FLOAT,
@@ -205,8 +206,32 @@ class TestCollator:
         assert (carried[ROW].tolist(), carried[ROW].dtype) == ([2**24 + 1, 7], torch.long)
         named = PairCollator(self.inner, score_columns=("margin",), columns=("margin",))(rows)[CARRIED]
         assert named["score_chosen"].tolist() == [0.5, 2.0]
-        with pytest.raises(ValueError, match=r"the objective reads \['margin'\], which these rows do not have"):
-            collator([{"weight": 1.0}, rows[0]])
+        with pytest.raises(
+            ValueError, match=r"the objective reads \['margin'\], which these rows do not have.*"
+        ) as error:
+            collator([{"weight": 1.0, "a": 2}, rows[0]])
+        assert str(error.value).endswith("or is given as eval_dataset. The rows have ['a', 'weight']")
+
+    def test_what_else_a_batch_gets(self):
+        """The model's limits look at it first; the layout of shared prompts comes last."""
+        looked = []
+        limits = SimpleNamespace(check_batch=lambda batch, rows: looked.append((batch, rows)))
+        rows = [{"margin": 1.0}, {"margin": 2.0}]
+        batch = PairCollator(self.inner, limits=limits)(rows)
+        assert looked == [({"n": torch.tensor(2)}, rows)]
+        assert SHARED not in batch
+        ids = torch.tensor([[5, 6, 7], [5, 6, 8]])
+        standard = ids, torch.ones_like(ids), torch.tensor([[-100, 6, 7], [-100, 6, 8]])
+        given = []
+        shared = PairCollator(self.inner, standard_rows=lambda batch: given.append(batch) or standard, width_step=8)(
+            rows
+        )
+        assert given[0].keys() == {"n", CARRIED}
+        assert list(shared) == ["n", CARRIED, SHARED]
+        assert shared[SHARED]["of_rows"].shape == (5, 1, 8)
+        narrow = PairCollator(self.inner, standard_rows=lambda batch: standard)(rows)
+        assert narrow[SHARED]["of_rows"].shape == (5, 1, 5)  # a shared token, and two of each completion
+        assert SHARED not in PairCollator(self.inner, standard_rows=lambda batch: None)(rows)
 
 
 class Difficulty(Term):

@@ -11,15 +11,12 @@ import numpy as np
 import pytest
 import sharded_anchor
 import torch
-import torch.distributed as dist
 from conftest import VOCABULARY, load, preference_rows, quiet
 from peft import LoraConfig, get_peft_model
 from processes import output_of
 from scipy.stats import spearmanr
 from sharded_anchor import CASES, PAIRS
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
@@ -92,16 +89,6 @@ def test_ranks_with_the_same_values_draw_the_same_numbers(runs):
 def test_the_backup_of_a_shard_is_all_that_a_step_needs(held, runs):
     for found in runs[1]["draws"]:
         assert found[f"copies, {held}"] == ["clone"]
-
-
-@pytest.fixture
-def one_process():
-    """FSDP2 over a single process: it gathers, casts and reshards as it does over several. A fake group of PyTorch's
-    will do for one, and has no threads, which FSDP2 would keep alive.
-    """
-    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=1)
-    yield init_device_mesh("cpu", (1,))
-    dist.destroy_process_group()
 
 
 def shard(model, mesh, **policy):

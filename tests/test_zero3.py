@@ -8,17 +8,32 @@ from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from conftest import VOCABULARY, byte_tokenizer, load, preference_rows, quiet, saved
 from peft import LoraConfig
 from processes import output_of
 from safetensors.torch import load_file
+from torch.distributed.tensor import DTensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from trl_margins import GeometricAnchorPOConfig, GeometricAnchorPOTrainer
-from trl_margins.zero3 import check_settings
+from trl_margins.zero3 import (
+    PartitionedSum,
+    check_parameters,
+    check_settings,
+    is_partitioned,
+    n_elements,
+    optimizer_state,
+    part,
+    part_index,
+    release,
+    zero3_settings,
+)
 
 SCRIPT = str(Path(__file__).with_name("zero3_ranks.py"))
 LORA = LoraConfig(r=4, target_modules="all-linear", init_lora_weights="gaussian")
@@ -154,9 +169,15 @@ def test_gapo_trains_as_in_one_process(case, found, model, tmp_path):
 SETTINGS = {
     "torch_autocast": ({"torch_autocast": {"enabled": True}}, "torch_autocast casts the weights within its own"),
     "deepcompile": ({"compile": {"deepcompile": True}}, "DeepCompile gathers the weights in compiled graphs"),
+    "half a number": (
+        {"zero_optimization": {"zero_hpz_partition_size": 2}},
+        "zero_hpz_partition_size gathers something",
+    ),
+    "mics of one": ({"zero_optimization": {"mics_shard_size": 1}}, "mics_shard_size gathers something else"),
+    "without": ({}, None),
     "offload": ({"zero_optimization": {"offload_param": {"device": "cpu"}}}, "offload_param keeps them on 'cpu'"),
     "quantized": ({"zero_optimization": {"zero_quantized_weights": True}}, "zero_quantized_weights gathers something"),
-    "secondary": ({"zero_optimization": {"zero_hpz_partition_size": 8}}, "zero_hpz_partition_size gathers something"),
+    "secondary": ({"zero_optimization": {"zero_hpz_partition_size": 8}}, "zero_hpz_partition_size gathers"),
     "mics": ({"zero_optimization": {"mics_shard_size": 4}}, "mics_shard_size gathers something else: leave it out"),
     "zenflow": ({"zero_optimization": {"zenflow": {"topk_ratio": 0.1}}}, "zenflow gathers something else"),
     "by default": (
@@ -184,3 +205,137 @@ def test_settings(name):
     accelerator = SimpleNamespace(distributed_type="DEEPSPEED", state=SimpleNamespace(deepspeed_plugin=plugin))
     with pytest.raises(ValueError, match=said) if said else nullcontext():
         check_settings(accelerator)
+
+
+def test_only_the_third_stage_has_settings_to_check():
+    def of(stage, kind="DEEPSPEED"):
+        plugin = SimpleNamespace(zero_stage=stage, deepspeed_config={"a": 1})
+        return SimpleNamespace(distributed_type=kind, state=SimpleNamespace(deepspeed_plugin=plugin))
+
+    assert zero3_settings(of(3)) == {"a": 1}
+    assert zero3_settings(of(2)) is None
+    assert zero3_settings(of(3, "MULTI_CPU")) is None
+    nothing = SimpleNamespace(distributed_type="DEEPSPEED", state=SimpleNamespace(deepspeed_plugin=None))
+    assert zero3_settings(nothing) is None
+    check_settings(nothing)
+
+
+def partitioned(values: torch.Tensor, padding: int = 0, **of_optimizer: Any) -> Any:
+    """A parameter with what DeepSpeed leaves on it."""
+    parameter = torch.nn.Parameter(values)
+    parameter.ds_id, parameter.ds_numel = 0, values.numel()
+    parameter.ds_tensor = torch.nn.functional.pad(values.flatten(), (0, padding))
+    parameter.ds_process_group = dist.group.WORLD
+    parameter._z3_optimizer = SimpleNamespace(empty_partition_cache=None, get_local_fp32_param=None, optimizer=None)
+    vars(parameter._z3_optimizer).update(of_optimizer)
+    return parameter
+
+
+def test_the_parts_of_a_parameter(one_process):
+    whole, plain = partitioned(torch.arange(6.0).view(2, 3), padding=2), torch.nn.Parameter(torch.ones(2, 5))
+    assert is_partitioned(whole)
+    assert not is_partitioned(plain)
+    assert part(whole).tolist() == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 0.0, 0.0]
+    assert part_index(whole) == 0
+    assert n_elements(plain) == 10
+    whole.data = torch.empty(0)  # as DeepSpeed leaves it
+    assert n_elements(whole) == 6
+
+
+def test_what_is_gathered_is_let_go_once():
+    released = []
+    model = torch.nn.Module()
+    release(model)
+    model.first = torch.nn.Parameter(torch.ones(1))
+    release(model)
+    model.first._z3_optimizer = SimpleNamespace(empty_partition_cache=lambda: released.append(1))
+    release(model)
+    assert released == [1]
+
+
+def test_what_an_unknown_deepspeed_does_not_leave():
+    known = partitioned(torch.ones(2))
+    model = torch.nn.Module()
+    check_parameters(model, {"known": known})
+    for name in ("ds_tensor", "ds_numel", "ds_process_group"):
+        other = partitioned(torch.ones(2))
+        delattr(other, name)
+        with pytest.raises(ValueError, match=f"'other' is partitioned by a ZeRO-3 without {name}, which GAPO needs"):
+            check_parameters(model, {"known": known, "other": other})
+    for name in ("empty_partition_cache", "get_local_fp32_param", "optimizer"):
+        other = partitioned(torch.ones(2))
+        delattr(other._z3_optimizer, name)
+        with pytest.raises(ValueError, match=f"'other' is partitioned by a ZeRO-3 without {name}, which GAPO needs"):
+            check_parameters(model, {"known": known, "other": other})
+    del other._z3_optimizer
+    with pytest.raises(ValueError, match="without _z3_optimizer, empty_partition_cache, get_local_fp32_param, optim"):
+        check_parameters(model, {"other": other})
+    model.experts = torch.nn.Module()
+    model.experts._z3_leaf = False
+    check_parameters(model, {"known": known})
+    model.experts._z3_leaf = True
+    with pytest.raises(ValueError, match="ZeRO-3 treats 'experts' as one, and not every rank has a gradient"):
+        check_parameters(model, {"known": known})
+
+
+def test_a_sum_of_gradients(one_process):
+    """What is added twice counts twice, padding and what no value reads are 0, and nothing is left behind."""
+    first, second, unread = (torch.randn(3, 5), torch.randn(4), torch.randn(2))
+    parameters = {"first": partitioned(first, 1), "second": partitioned(second), "unread": partitioned(unread)}
+    total = PartitionedSum(parameters)
+    value = parameters["first"].square().sum() * parameters["second"].sum()
+    total.add(value, retain_graph=True)
+    total.add(value, retain_graph=True)
+    found = total.take()
+    assert all(isinstance(tensor, DTensor) for tensor in found.values())
+    expected = {"first": 4 * first * second.sum(), "second": 2 * first.square().sum().expand(4), "unread": unread * 0}
+    for name, gradient in expected.items():
+        of_this_rank = found[name].to_local()
+        assert of_this_rank.shape == parameters[name].ds_tensor.shape
+        torch.testing.assert_close(of_this_rank[: gradient.numel()], gradient.flatten())
+        assert not of_this_rank[gradient.numel() :].any()
+        assert parameters[name].grad is None
+    assert total.take() == {}
+    value.backward()  # the training's own: nothing looks on any more
+    torch.testing.assert_close(parameters["first"].grad, 2 * first * second.sum())
+
+
+@pytest.mark.parametrize("graph", [True, False])
+def test_a_graph_is_kept_only_if_asked(graph, one_process):
+    parameter = partitioned(torch.ones(2))
+    value = parameter.square().sum()
+    PartitionedSum({"w": parameter}).add(value, retain_graph=graph)
+    with nullcontext() if graph else pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        value.backward()
+
+
+def test_half_of_a_sum():
+    """Of two ranks, each of which has a half with its padding."""
+    dist.init_process_group("fake", store=FakeStore(), rank=1, world_size=2)
+    try:
+        parameter = partitioned(torch.randn(3, 5))
+        parameter.ds_tensor = torch.zeros(8)
+        total = PartitionedSum({"w": parameter})
+        total.add(parameter.sum())
+        found = total.take()["w"]
+        assert (found.shape, found.to_local().shape) == ((16,), (8,))
+        assert part_index(parameter) == 1
+    finally:
+        dist.destroy_process_group()
+
+
+def test_the_optimizers_own_tensors(one_process):
+    """Those that were asked for; of the others, that they are there."""
+    values = {"exp_avg": torch.arange(2.0), "exp_avg_sq": torch.ones(2)}
+    state = {0: {**values, "step": 3}}
+    parameter = partitioned(
+        torch.ones(2),
+        optimizer=SimpleNamespace(state=state),
+        get_local_fp32_param=lambda parameter, key: values[key],
+    )
+    found = optimizer_state(parameter, ("exp_avg", "momentum_buffer", "step"))
+    assert found.keys() == {"exp_avg", "exp_avg_sq", "step"}
+    assert found["exp_avg_sq"] is found["step"] is None
+    assert found["exp_avg"].to_local().data_ptr() == values["exp_avg"].data_ptr()
+    state.clear()
+    assert optimizer_state(parameter, ("exp_avg",)) == {}

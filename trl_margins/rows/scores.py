@@ -260,13 +260,16 @@ def _not_finite(value: Any) -> str | None:
 
 def report_scores(summary: ScoreSummary, columns: ScoreColumns, split: str) -> None:
     """Warns where most pairs are reversed; the counts are said before the first step."""
-    n, ties, names = summary.n_pairs, summary.n_ties, " and ".join(columns.names)
+    n, ties = summary.n_pairs, summary.n_ties
     logger.debug(
         f"{split} scores from {'/'.join(columns.names)}: {n} pairs, {ties} ties, "
         f"{summary.n_reversed} whose rejected completion scores higher"
     )
     if summary.n_reversed * 2 > n - ties:
+        order = f"{columns.chosen} and {columns.rejected} are not swapped"
+        if columns.rejected is None:
+            order = f"{columns.chosen} is the chosen score minus the rejected one"
         logger.warning(
-            f"in {summary.n_reversed} of {n} {split} pairs the rejected completion scores higher: check that {names} "
-            "are not swapped, and that a higher score is better"
+            f"in {summary.n_reversed} of {n} {split} pairs the rejected completion scores higher: check that {order}, "
+            "and that a higher score is better"
         )

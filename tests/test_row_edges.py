@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import signal
 from typing import Any
 
 import pytest
@@ -20,7 +21,10 @@ from trl_margins.evaluation.scorer import completion_tokens
 from trl_margins.evaluation.sets import evaluation_set
 from trl_margins.rows import PreferenceRow, open_rows, tokenize
 from trl_margins.rows import tokenized as tokenized_module
+from trl_margins.rows.form import RowReader
+from trl_margins.rows.limited import limited
 from trl_margins.rows.mixed import mixed
+from trl_margins.rows.opened import column_names
 from trl_margins.rows.tokens import PairTokenizer
 
 TOOLS = (
@@ -360,3 +364,45 @@ def test_pairs_that_were_dropped_blame_no_template(tiny_model, tokenizer, tmp_pa
     rows[0]["rejected"], rows[1]["prompt"] = rows[0]["chosen"], "x" * 200
     trainer_of("cpo", tiny_model, tokenizer, tmp_path, Dataset.from_list(rows), max_length=100)
     assert "same tokens" not in caplog.text
+
+
+# Readers
+
+
+def test_a_reader_knows_what_it_was_told():
+    features = dict.fromkeys(("mine", "sys", "chosen", "rejected", "more"), Value("string"))
+    reader = RowReader.of(features, "dev", "mine", "sys", keeps_parts=True, features=features)
+    assert (reader.split, reader.prompt_column, reader.system_column, reader.keeps_parts) == (
+        "dev",
+        "mine",
+        "sys",
+        True,
+    )
+    assert reader.features.keys() == {"mine", "sys", "chosen", "rejected"}
+    plain = RowReader.of(("prompt", "chosen", "rejected"), "dev")
+    assert (plain.prompt_column, plain.system_column, plain.keeps_parts) == ("prompt", None, False)
+    assert plain.needed == ["prompt", "chosen", "rejected"]
+
+
+def test_columns_of_a_set():
+    """Also of one without rows, and of a stream that does not know them: those of its first rows."""
+    assert column_names(Dataset.from_dict({"a": [], "b": []})) == ["a", "b"]
+    rows = [{"a": 1}, {"b": 2, "a": 1}, *[{"a": 3}] * 30, {"late": 4}]
+    assert column_names(rows) == ["a", "b"]
+    assert column_names(rows[1:]) == ["b", "a", "late"]
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="there is no such timer on Windows")
+def test_the_limit_of_templates_leaves_signals_as_they_were():
+    def own(number, frame):
+        raise AssertionError
+
+    before = signal.signal(signal.SIGALRM, own)
+    try:
+        with limited():
+            assert signal.getsignal(signal.SIGALRM) is not own
+            assert signal.getitimer(signal.ITIMER_REAL)[1] > 0
+        assert signal.getsignal(signal.SIGALRM) is own
+        assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    finally:
+        signal.signal(signal.SIGALRM, before)

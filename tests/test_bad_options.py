@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from conftest import byte_tokenizer, first_batch, load, loss_and_gradients, preference_rows, quiet
 from peft import LoraConfig, get_peft_model
+from said import hear, word_for_word  # noqa: F401 - its messages are held against said/
 from transformers import TrainerCallback, TrainerState
 from trl import DPOConfig
 from trl.experimental.cpo import CPOConfig
@@ -502,6 +503,7 @@ def console(monkeypatch, capsys) -> Callable[..., tuple[int, str]]:
             status = stop.code
         said = capsys.readouterr().err
         assert "Traceback" not in said
+        hear((status if isinstance(status, str) else said).strip().rpartition("\n")[2])
         return (1, status) if isinstance(status, str) else (status, said)
 
     return call

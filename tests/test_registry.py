@@ -12,6 +12,7 @@ from typing import Any, Literal
 import pytest
 import torch
 from conftest import first_batch, load, loss_and_gradients, preference_rows, quiet
+from said import word_for_word  # noqa: F401 - its messages are held against said/
 
 from trl_margins import (
     GapPOConfig,

@@ -497,12 +497,6 @@ def test_answers_that_are_in_no_list(row, folder, tmp_path):
     assert [each.texts for each in rows] == [("a cat?", ["yes", "no"][: 1 + ("response" not in row)])]
 
 
-def test_pairs_of_two_columns_have_their_prompts_within():
-    rows, are_lists = reward_model.rows_to_score(Dataset.from_dict({"chosen": ["q? a"], "rejected": ["q? b"]}), "set")
-    assert not are_lists
-    assert [each.texts for each in rows] == [("q?", [" a", " b"])]
-
-
 def test_a_score_that_is_no_number():
     model = WithScore()
     model.forward = lambda **_: SimpleNamespace(logits=torch.tensor([[float("nan")]]))

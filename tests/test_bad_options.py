@@ -912,23 +912,6 @@ class AfterStep(TrainerCallback):
             self.action()
 
 
-def test_options_of_an_optimizer(tiny_model, tmp_path, caplog, monkeypatch):
-    with pytest.raises(ValueError, match=r"optim='sgd' does not go with optim_args='momentum=x': .* float: 'x'"):
-        config(optim="sgd", optim_args="momentum=x")
-    with caplog.at_level(logging.WARNING, "trl_margins"):
-        config(optim="sgd", optim_args="momentum=0.5, weight=1")
-        config(optim="adamw_torch", optim_args="beta1=0.5")
-    unread = [message for message in caplog.messages if "optim_args" in message]
-    assert unread == [
-        "no effect of optim_args weight=1: optim='sgd' does not read it",
-        "no effect of optim_args beta1=0.5: optim='adamw_torch' does not read it",
-    ]
-    trainer = build(tiny_model, tmp_path, optim="sgd", optim_args="momentum=0.5")
-    monkeypatch.setattr(trainer, "get_optimizer_cls_and_kwargs", lambda *args: (torch.optim.SGD, {"nothing": 1}))
-    with pytest.raises(ValueError, match=r"cannot be made of optim=.*sgd.*, optim_args='momentum=0.5': .*'nothing'"):
-        trainer.train()
-
-
 def test_an_output_folder_below_a_file(tiny_model, tmp_path, console):
     (tmp_path / "file").touch()
     preference_rows(4).to_json(tmp_path / "rows.jsonl")
@@ -1028,7 +1011,7 @@ def test_a_full_disk_under_the_card(tiny_model, tmp_path, monkeypatch, caplog):
     assert "γ-PO" in (tmp_path / "README.md").read_text()
 
 
-def test_a_full_disk_under_the_pictures_of_a_card(tiny_model, tmp_path, caplog, pictures_of_cards):
+def test_a_full_disk_under_the_pictures_of_a_card(tiny_model, tmp_path, caplog):
     trainer = build(tiny_model, tmp_path)
     trainer.train()
     (tmp_path / "figures").touch()
@@ -1037,7 +1020,7 @@ def test_a_full_disk_under_the_pictures_of_a_card(tiny_model, tmp_path, caplog, 
     assert "γ-PO" in (tmp_path / "README.md").read_text()
 
 
-def test_a_card_without_matplotlib(tiny_model, tmp_path, monkeypatch, caplog, pictures_of_cards):
+def test_a_card_without_matplotlib(tiny_model, tmp_path, monkeypatch, caplog):
     trainer = build(tiny_model, tmp_path)
     trainer.train()
     monkeypatch.setitem(sys.modules, "matplotlib", None)

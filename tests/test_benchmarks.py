@@ -16,6 +16,7 @@ import torch
 from conftest import byte_tokenizer, load, preference_rows, quiet
 from datasets import Dataset
 from peft import LoraConfig
+from said import word_for_word  # noqa: F401 - its messages are held against said/
 
 from trl_margins import GapPOConfig, GapPOTrainer
 from trl_margins.cli import generate as cli
@@ -24,7 +25,7 @@ from trl_margins.cli.setup import load_model
 from trl_margins.evaluation.scorer import completion_logps
 from trl_margins.evaluation.sets import evaluation_set
 from trl_margins.generation import benchmarks, local
-from trl_margins.generation.benchmarks import ask, decoding_of, load_questions, write_answers
+from trl_margins.generation.benchmarks import Question, ask, decoding_of, load_questions, write_answers
 from trl_margins.generation.sampling import Sampling
 
 ROOT = Path(__file__).parents[1]
@@ -196,6 +197,18 @@ def test_a_later_turn_follows_the_models_own_answer(tmp_path):
         {"role": "assistant", "content": "Add. (3)"},
         {"role": "user", "content": "Subtract."},
     ]
+
+
+def test_questions_of_one_and_of_two_turns_are_asked_together():
+    questions = [Question(i, turns, {}) for i, turns in enumerate([("a",), ("b", "c"), ("d",)])]
+    asked = []
+
+    def answer(conversations, _):
+        asked.append([turns[-1]["content"] for turns in conversations])
+        return [text.upper() for text in asked[-1]]
+
+    assert ask(questions, [drawn(0.7, 9)] * 3, answer) == [["A"], ["B", "C"], ["D"]]
+    assert asked == [["a", "b", "d"], ["c"]]
 
 
 def test_the_judge_does_not_see_the_thinking(tmp_path, caplog):

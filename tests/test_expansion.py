@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import preference_rows
+from said import word_for_word  # noqa: F401 - its messages are held against said/
 
 from trl_margins.data import expansion
 from trl_margins.data.loading import load_splits

@@ -21,6 +21,7 @@ import torch
 from conftest import TINY, VOCABULARY, byte_tokenizer, chat_tokenizer, load, preference_rows, sentence
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
+from said import word_for_word  # noqa: F401 - its messages are held against said/
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
@@ -342,16 +343,25 @@ def test_a_first_word_keeps_the_space_in_front_of_it(tmp_path):
 def test_what_is_cut_or_empty_is_counted(tokenizer, tmp_path, caplog):
     word = tokenizer("cat")["input_ids"]
     with caplog.at_level(logging.INFO, "trl_margins"):
-        made = said(tokenizer, "a ", [[2], [*word, 2], word], tmp_path)
+        made = said(tokenizer, "a ", [[2], [*word, 2], word, [*tokenizer(" \n")["input_ids"], 2]], tmp_path)
     assert made == {
         "prompt": "a ",
-        "responses": ["", "cat", "cat"],
-        "models": ["m"] * 3,
-        "truncated": [False, False, True],
+        "responses": ["", "cat", "cat", " \n"],
+        "models": ["m"] * 4,
+        "truncated": [False, False, True, False],
     }
-    messages = [record.getMessage() for record in caplog.records]
-    assert "1 of 3 answers are cut at 2048 tokens or the model's limit" in messages
-    assert "1 of 3 answers are empty" in messages
+    assert caplog.messages == [
+        "an answer ends with ['</s>']",
+        "4 answers to 1 prompts",
+        "1 of 4 answers are cut at 2048 tokens or the model's limit",
+        "2 of 4 answers are empty",
+    ]
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "trl_margins"):
+        for n in (1, 2):
+            (tmp_path / f"{n}").mkdir()
+            said(tokenizer, "b ", [[*word, 2]] * n, tmp_path / f"{n}")
+    assert caplog.messages == ["1 of 1 prompts have the same answer 2 times"]
 
 
 # The prompts

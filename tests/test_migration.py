@@ -12,6 +12,7 @@ import sys
 import types
 from enum import Enum
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ import pytest
 import torch
 import yaml
 from conftest import CHAT_TEMPLATE, preference_rows
-from datasets import DatasetDict, concatenate_datasets
+from datasets import Dataset, DatasetDict, concatenate_datasets
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
@@ -35,7 +36,7 @@ from trl_margins.cli.convert import converted
 from trl_margins.cli.migration import Note, migrate
 from trl_margins.cli.mixture import mixture_splits, mixture_test_split
 from trl_margins.cli.other_keys import DROPPED, FOREIGN, OF_TRL, ONE_BASE, RENAMED, said
-from trl_margins.cli.train import TrainArguments, _tokenizer, chat_template, parse, parser_for
+from trl_margins.cli.train import TrainArguments, _tokenizer, chat_template, datasets_of, parse, parser_for
 from trl_margins.links import LossInputs
 from trl_margins.pairs import PairLogps
 from trl_margins.trainers.configs import objective_of
@@ -1435,6 +1436,18 @@ def test_a_mixer_takes_the_first_rows_and_whole_test_splits(two_sets, caplog):
     assert f"{first}: 5 of 10 rows" in caplog.text
     assert "columns that not all sets have in one type are left out: kept" in caplog.text
     assert len(mixture_test_split(mixture, script.dataset_test_split)) == 17
+
+
+def test_the_split_of_another_set_to_evaluate_on(tmp_path):
+    """A set of one split is taken whatever the split is called."""
+    one, both = tmp_path / "one", tmp_path / "both"
+    DatasetDict(mine=Dataset.from_dict({"a": [1]})).save_to_disk(one)
+    DatasetDict(mine=Dataset.from_dict({"a": [1]}), test=Dataset.from_dict({"a": [2]})).save_to_disk(both)
+    config, none = SimpleNamespace(eval_strategy="steps", eval_on_start=False), DatasetMixtureConfig()
+    for folder, found in ((one, 1), (both, 2)):
+        script = TrainArguments(dataset_name=str(both), dataset_train_split="mine", eval_dataset_name=str(folder))
+        train, evals = datasets_of(script, config, none)
+        assert (train["a"][:], evals["a"][:]) == ([1], [found])
 
 
 def test_one_whole_set_is_no_mixture():

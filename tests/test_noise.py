@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import preference_rows
 from datasets import Dataset, DatasetDict, Value
+from said import word_for_word  # noqa: F401 - its messages are held against said/
 
 from trl_margins.data.noise import KINDS, flip_labels, parse_noise
 from trl_margins.pairs import IS_FLIPPED
@@ -216,8 +217,8 @@ class TestColumns:
             flip_labels(rich_rows(), 0.2)
         assert not caplog.text
         with caplog.at_level(logging.WARNING):
-            assert self.swapped(self.rows(chosen_model=["x", "y"])) == {"chosen", "rejected"}
-        assert "['chosen_model']: no column of the other side" in caplog.text
+            assert self.swapped(self.rows(chosen_model=["x", "y"], noteRejected=["", "z"])) == {"chosen", "rejected"}
+        assert "['chosen_model', 'noteRejected']: no column of the other side" in caplog.text
 
     def test_other_types_cannot_swap(self):
         rows = self.rows(n_chosen=[1, 2], n_rejected=[0.5, 0.25])

@@ -363,9 +363,11 @@ def test_a_log_that_is_never_drained_does_not_grow(tmp_path, monkeypatch, caplog
     assert lines[:2] == ["step,row_number,weight", "1,7,0.3333333"]
     assert len(lines) == 11
     log.add(7, {ROW: torch.tensor([7.0]), "weight": torch.tensor([2.0])})
+    log.n_lost = 3  # in an earlier call of `train`
     log.clear()
     log.flush(alone)
     assert len((tmp_path / "x.csv").read_text().split()) == 11
+    assert log.n_lost == 0
 
 
 def test_noise_from_the_command_line(tiny_model, tmp_path, caplog):

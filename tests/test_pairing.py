@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from conftest import chat_tokenizer, trainer_of
 from datasets import Dataset, DatasetDict, load_from_disk
+from said import word_for_word  # noqa: F401 - its messages are held against said/
 from test_lists import ASPECTS, FORMS, HELPSTEER2, NECTAR, bot, dataset_of, rated, user
 
 from trl_margins.cli import main

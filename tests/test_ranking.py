@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import load, preference_rows, quiet, trainer_of
+from said import word_for_word  # noqa: F401 - its messages are held against said/
 
 from trl_margins import GapPOConfig, GapPOTrainer, MarginCPOConfig, MarginCPOTrainer
 from trl_margins.evaluation.ranking import (

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import pytest
 import torch
 from conftest import first_batch, load, loss_and_gradients, preference_rows, quiet
+from said import word_for_word  # noqa: F401 - its messages are held against said/
 
 from trl_margins import (
     GapPOConfig,
@@ -63,7 +64,7 @@ class Shifted(Term):
     name = "shifted"
     holds_target = True
 
-    def __init__(self, by: float, beta: float, gamma: float = 0.0) -> None:
+    def __init__(self, beta: float, by: float, gamma: float = 0.0) -> None:  # what every margin has, and its own
         self.by, self.beta, self.gamma = by, beta, gamma
 
     def __call__(self, view):

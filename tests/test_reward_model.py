@@ -14,6 +14,7 @@ import torch
 from conftest import TINY, VOCABULARY, byte_tokenizer, load, preference_rows
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
+from said import word_for_word  # noqa: F401 - its messages are held against said/
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from conftest import preference_rows, quiet
 from datasets import DatasetDict, load_from_disk
+from said import hear, word_for_word  # noqa: F401 - its messages are held against said/
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 
@@ -51,6 +52,7 @@ def refused(text: str | bytes) -> str:
     (answer,) = verdicts(text)
     assert answer is not None
     assert len(answer.splitlines()) == 1, answer
+    hear(answer)
     return answer
 
 

@@ -178,6 +178,11 @@ class TestCollator:
         with pytest.raises(ScoreError, match="column 'margin', pair 1 of a batch: the score nan"):
             PairCollator(self.inner)([{"margin": 1.0}, {"margin": float("nan")}])
 
+    def test_the_first_row_says_which_columns_there_are(self):
+        with pytest.raises(ScoreError, match=r"'margin', pair 1 of a batch"):
+            PairCollator(self.inner)([{"margin": 1.0}, {"prompt": "x"}])
+        assert CARRIED not in PairCollator(self.inner)([{"prompt": "x"}, {"margin": 1.0}])
+
     def test_what_is_no_score_is_nan_where_no_term_reads_it(self):
         """None, words, NaN, infinity, and a number beyond what the check lets through."""
         values = [3.0, None, "good", math.nan, math.inf, 1e6, 1.1e6, True]

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from conftest import preference_rows
 from datasets import Dataset, DatasetDict, List, Value
+from said import word_for_word  # noqa: F401 - its messages are held against said/
 
 from trl_margins.data.splits import SPLITS, generalization_splits
 

@@ -1,0 +1,89 @@
+"""What a test module hears, word for word: the errors that its tests expect, and the package's log.
+
+A test looks at a few words of a message. With `from said import word_for_word` in its module, the whole of it is held
+against `said/<module>.txt`: columns, numbers and the advice. A test that is not in the file is not looked at.
+`SAID=write pytest tests/test_x.py` writes the file anew: read what has changed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+_heard: list[str] = []  # in the test that runs
+
+FOLDER = Path(__file__).with_name("said")
+CONSTRAINTS = Path(__file__).parent.parent / "constraints.txt"
+# whose own words are in some messages
+_OTHERS = ("trl", "transformers", "datasets", "accelerate", "peft", "torch")
+
+
+def hear(text: str | None) -> None:
+    """Notes what a test has caught by other means than `pytest.raises`."""
+    _heard.append(f"said: {text}")
+
+
+@cache
+def has_the_tested_versions() -> bool:
+    pinned = dict(line.split("==") for line in CONSTRAINTS.read_text().split() if "==" in line)
+    found = {name: version(name).partition("+")[0] for name in _OTHERS}
+    return sys.version_info[:2] == (3, 11) and all(pinned.get(name) == each for name, each in found.items())
+
+
+@cache
+def written(module: str) -> dict[str, list[str]]:
+    """By test."""
+    file = FOLDER / f"{module}.txt"
+    blocks = file.read_text().strip("\n").split("\n\n") if file.exists() else []
+    return {name: lines for name, *lines in (block.split("\n") for block in blocks)}
+
+
+def plain(text: str, base: Path) -> str:
+    """Without what differs from one run to the next."""
+    for place in (base, base.resolve()):
+        text = re.sub(rf"{re.escape(str(place))}/[\w.-]*", "TMP", text)
+    return re.sub(r"0x[0-9a-f]{6,}", "0x", text).replace("\n", "⏎")
+
+
+@pytest.fixture(autouse=True)
+def word_for_word(request: Any, monkeypatch: Any, tmp_path_factory: Any) -> Iterator[list[str]]:
+    if not has_the_tested_versions():
+        yield []
+        return
+    heard, expect = _heard, pytest.raises
+    heard.clear()
+
+    @contextmanager
+    def raises(*kinds: Any, **options: Any) -> Iterator[Any]:
+        with expect(*kinds, **options) as info:
+            yield info
+        heard.append(f"{info.typename}: {info.value}")
+
+    # INFO only where a module asks for it: an earlier test may have left the logger at that level
+    handler, logger = logging.Handler(getattr(request.module, "HEARS", "WARNING")), logging.getLogger("trl_margins")
+    handler.emit = lambda record: heard.append(f"{record.levelname}: {record.getMessage()}")  # type: ignore[method-assign]
+    monkeypatch.setattr(pytest, "raises", raises)
+    logger.addHandler(handler)
+    yield heard
+    logger.removeHandler(handler)
+    lines = [plain(each, tmp_path_factory.getbasetemp()) for each in heard]
+    module, name = request.module.__name__, request.node.nodeid.partition("::")[2].encode("unicode_escape").decode()
+    said = written(module)
+    if os.environ.get("SAID") == "write":
+        said.pop(name, None)
+        if lines:
+            said[name] = lines
+        FOLDER.mkdir(exist_ok=True)
+        (FOLDER / f"{module}.txt").write_text("\n\n".join("\n".join([key, *of]) for key, of in said.items()) + "\n")
+    elif name in said:
+        assert lines == said[name], "\n".join(["is now:", *lines, "and was:", *said[name]])

@@ -1,0 +1,94 @@
+"""What holds where nobody says otherwise: the defaults of public functions and of all options, and what options take.
+
+A change of one changes what somebody trains, and is a line in CHANGELOG.md. `defaults.txt` has them all.
+`python tests/test_defaults.py` writes it anew: read what has changed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import trl_margins
+from trl_margins.checks import _MOST, NUMBERS, default_of
+from trl_margins.methods import METHODS
+from trl_margins.methods.row import Method
+
+_SHOWN = ("id", "name", "paper", "formula")  # of a method: what nothing computes with
+WRITTEN = Path(__file__).with_name("defaults.txt")
+
+
+def plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key!r}: {plain(of)}" for key, of in value.items()) + "}"
+    return getattr(value, "__name__", None) or (repr(value) if " at 0x" not in repr(value) else type(value).__name__)
+
+
+def of_fields(kind: type) -> dict[str, str]:
+    """Of the fields that a dataclass has itself, or whose default is its own."""
+    inherited = {
+        item.name: plain(default_of(item))
+        for base in kind.__mro__[:0:-1]
+        if is_dataclass(base)
+        for item in fields(base)
+    }
+    own = {item.name: plain(default_of(item)) for item in fields(kind) if default_of(item) is not MISSING}
+    return {name: default for name, default in own.items() if inherited.get(name) != default}
+
+
+def of_parameters(function: Any) -> dict[str, str]:
+    parameters = inspect.signature(function).parameters.values()
+    return {each.name: plain(each.default) for each in parameters if each.default is not each.empty}
+
+
+def defaults() -> Iterator[str]:
+    for found in pkgutil.walk_packages(trl_margins.__path__, "trl_margins."):
+        if found.name.endswith("__main__"):
+            continue
+        module = importlib.import_module(found.name)
+        for name, thing in sorted(vars(module).items()):
+            if name.startswith("_") or getattr(thing, "__module__", None) != found.name:
+                continue
+            these: dict[str, dict[str, str]] = {}
+            if inspect.isfunction(thing):
+                these[name] = of_parameters(thing)
+            elif inspect.isclass(thing) and not (
+                getattr(thing, "_method_id", None) or getattr(thing, "_method", None)
+            ):
+                if is_dataclass(thing):
+                    these[name] = of_fields(thing)
+                elif "__init__" in vars(thing):
+                    these[name] = of_parameters(thing.__init__)
+                for key, method in vars(thing).items():
+                    if inspect.isfunction(method) and not key.startswith("_"):
+                        these[f"{name}.{key}"] = of_parameters(method)
+            for of, values in these.items():
+                if values:
+                    said = ", ".join(f"{key}={value}" for key, value in values.items())
+                    yield f"{found.name.removeprefix('trl_margins.')}.{of}: {said}"
+
+
+def bounds() -> Iterator[str]:
+    for name in sorted({*NUMBERS, *_MOST}):
+        yield f"{name}: {NUMBERS.get(name, 'any number')}" + (f"; at most {_MOST[name]:,}" if name in _MOST else "")
+
+
+def of_method(row: Method) -> str:
+    return plain({key: value for key, value in vars(row).items() if key not in _SHOWN})
+
+
+def all_lines() -> list[str]:
+    return [*defaults(), "", *bounds(), "", *(f"{id}: {of_method(row)}" for id, row in METHODS.items())]
+
+
+def test_what_holds_where_nobody_says_otherwise():
+    assert all_lines() == WRITTEN.read_text().splitlines()
+
+
+if __name__ == "__main__":
+    WRITTEN.write_text("\n".join(all_lines()) + "\n")

@@ -18,6 +18,7 @@ from test_fuzz import BROKEN_SCORES, CELLS, Drawn, answered, asked, fuzzed, numb
 
 from trl_margins.data.loading import load_splits
 from trl_margins.evaluation.sets import evaluation_set
+from trl_margins.rows.opened import column_names, raw_rows
 
 SECONDS = 60  # of one command, on a machine with other work
 
@@ -233,5 +234,5 @@ def test_a_damaged_file_is_named(drawn, kind, data, tmp_path_factory):
 def evaluated(path: str, streaming: bool) -> list[Any]:
     rows = load_splits(path, streaming=streaming)["train"]
     if streaming:
-        rows = Dataset.from_list(list(rows))
+        rows = Dataset.from_list(list(raw_rows(rows, column_names(rows), "train")))
     return evaluation_set(rows, "here").rows

@@ -142,7 +142,6 @@ MORE: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "method": st.sampled_from(["gappo", "gap-aware", "dpo", "none"]),
         "dataset_train_split": st.sampled_from(["train", "a b", "名"]),
         "max_length": st.integers(1, 40),
-        "dataset_streaming": st.booleans(),
         "eval_dataset_name": st.just("DATA"),
     },
 }

@@ -593,9 +593,20 @@ DEEP = '{"prompt": "a \\\\", "more": ' + "[" * 200_000 + "]" * 200_000 + "}\n"
         ("x.json.gz", gzip.compress(b"\xef\xbb\xbf\n null\n" + LINE.encode()), "x.json.gz begins with null"),
         ("x.jsonl", '{"a": 1}\n{"a" 1}\n', "x.jsonl, line 2: not JSON"),
         ("x.csv", "\n \n", "x.csv has no columns: its first line is their names"),
+        ("x.csv", "a\0b,c\n1,2\n", r"x.csv: the column 'a\\x00b' has a NUL in its name"),
         ("x.json", "12", "x.json: not a list of rows, nor one row per line"),
     ],
-    ids=["deep", "deep document", "deep, packed", "null", "null, packed", "a broken line", "blanks", "a number"],
+    ids=[
+        "deep",
+        "deep document",
+        "deep, packed",
+        "null",
+        "null, packed",
+        "a broken line",
+        "blanks",
+        "NUL",
+        "a number",
+    ],
 )
 def test_what_ends_a_reader(name, content, error, streaming, folder):
     """Arrow's ends the process over the first ones."""

@@ -17,6 +17,7 @@ from datasets import Dataset, Features, IterableDataset, Json, Value
 from trl_margins import GapPOConfig, GapPOTrainer
 from trl_margins.cli.inspect import in_tokens_of
 from trl_margins.data.audit import audit
+from trl_margins.data.loading import load_splits
 from trl_margins.evaluation.scorer import completion_tokens
 from trl_margins.evaluation.sets import evaluation_set
 from trl_margins.rows import PreferenceRow, open_rows, tokenize
@@ -175,6 +176,24 @@ def test_a_role_that_templates_seldom_know_is_told(tiny_model, tokenizer, tmp_pa
         assert "developer" not in caplog.text
     (note,) = audit({"train": dataset}).splits["train"].notes
     assert "has the role 'bot'" in note
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_a_stream_of_which_no_pair_is_left(base, tiny_model, tokenizer, tmp_path):
+    """Training would wait for its first batch without end."""
+    rows = preference_rows(4).to_iterable_dataset()
+    with pytest.raises(ValueError, match="no pair of the train stream is left: the prompts fill max_length=2"):
+        trainer_of(base, tiny_model, tokenizer, tmp_path, rows, max_length=2)
+
+
+def test_a_stream_with_a_text_that_is_not_utf_8(tiny_model, tokenizer, tmp_path):
+    line = '{"prompt": "a", "chosen": "b", "rejected": "c", "score_chosen": 2, "score_rejected": 1}\n'
+    (tmp_path / "x.jsonl").write_bytes(line.encode() + line.replace("b", "é").encode("latin-1"))
+    rows = load_splits(str(tmp_path / "x.jsonl"), streaming=True)["train"]
+    with pytest.raises(
+        ValueError, match=r"the train data set, after 1 rows: a text is not UTF-8 .*: convert its file"
+    ):
+        trainer_of("dpo", tiny_model, tokenizer, tmp_path, rows)
 
 
 @pytest.mark.parametrize("column", ["image", "images"])

@@ -53,6 +53,8 @@ def _check_table(file: Path, only_first: bool) -> None:
             number = rows.line_num
             if twice := [name for name, count in Counter(names).items() if count > 1]:
                 raise ValueError(f"{file.name}: its header has the column {twice[0]!r} more than once: rename one")
+            if odd := [name for name in names if "\0" in name]:
+                raise ValueError(f"{file.name}: the column {odd[0]!r} has a NUL in its name: write the header anew")
             for row in rows:
                 number = rows.line_num
                 if row and len(row) != len(names):

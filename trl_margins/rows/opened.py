@@ -270,7 +270,14 @@ def first_row(dataset: Dataset | IterableDataset, split: str) -> dict[str, Any] 
 def raw_rows(dataset: Dataset | IterableDataset, columns: list[str], split: str) -> Iterator[dict[str, Any]]:
     """These columns of every row; of a loaded set many times faster than its own iterator."""
     if not isinstance(dataset, Dataset):
-        yield from ({name: row.get(name) for name in columns} for row in dataset)
+        number = 0
+        try:
+            for row in dataset:
+                yield {name: row.get(name) for name in columns}
+                number += 1
+        except UnicodeDecodeError as error:  # rows are decoded several at a time
+            where = f"the {split} data set, after {number} rows"
+            raise RowError(f"{where}: a text is not UTF-8 ({error}): convert its file") from error
         return
     some = dataset.select_columns(columns).with_format(None)
     try:

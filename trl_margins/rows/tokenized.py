@@ -92,7 +92,13 @@ def _without_filled(
 ) -> tuple[Dataset | IterableDataset, np.ndarray | None]:
     """Without the pairs whose prompt alone fills `max_length`; and which pairs are left, which a stream cannot say."""
     if isinstance(dataset, IterableDataset):
-        return dataset if max_length is None else dataset.filter(lambda row: len(row[prompt]) < max_length), None
+        left = dataset if max_length is None else dataset.filter(lambda row: len(row[prompt]) < max_length)
+        if next(iter(left), None) is None:  # training would look for a batch without end
+            raise ValueError(
+                f"no pair of the {split} stream is left: the prompts fill max_length={max_length}, or a filter leaves "
+                "out all of them: raise max_length, or shorten the prompts"
+            )
+        return left, None
     if max_length is None:
         return dataset, np.arange(len(dataset))
     lengths = [pc.list_value_length(prompts).to_numpy() for (prompts,) in arrow_columns(dataset, prompt)]

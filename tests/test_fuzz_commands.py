@@ -140,6 +140,7 @@ MORE: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "score_columns": NAMES,
         "noise": st.sampled_from(["random:0.5", "length:0.9", "random:0"]),
         "method": st.sampled_from(["gappo", "gap-aware", "dpo", "none"]),
+        "dataset_streaming": st.booleans(),
         "dataset_train_split": st.sampled_from(["train", "a b", "名"]),
         "max_length": st.integers(1, 40),
         "eval_dataset_name": st.just("DATA"),

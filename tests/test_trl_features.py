@@ -382,6 +382,17 @@ def test_a_reference_that_follows(share, tiny_model, tmp_path):
 
 
 @pytest.mark.parametrize("base", BASES)
+def test_a_stream_that_ends_before_a_step(base, tiny_model, tmp_path):
+    """transformers would read it again without end."""
+    kinds, options = (
+        of("gappo", base),
+        {"gradient_accumulation_steps": len(ROWS) + 1, "per_device_train_batch_size": 1},
+    )
+    with pytest.raises(ValueError, match=f"the stream ends before the {len(ROWS) + 1} mini-batches of 1 pairs"):
+        trained(kinds, load(tiny_model), tmp_path, options, train_dataset=ROWS.to_iterable_dataset())
+
+
+@pytest.mark.parametrize("base", BASES)
 def test_a_stream_is_the_rows_in_their_order(base, tiny_model, tmp_path):
     """On the CPO base too, where TRL's trainer takes none."""
     stream, options = ROWS.to_iterable_dataset(), {"train_sampling_strategy": "sequential"}

@@ -6,7 +6,6 @@ import copy
 import hashlib
 import json
 import logging
-import pickle
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -64,8 +63,7 @@ SHARING_FILE = "shared_prompts.json"
 _PLAIN = "plain"
 # what libraries raise for a file that holds something else than it should
 _UNREADABLE = (
-    *(AttributeError, EOFError, IndexError, KeyError, RuntimeError, TypeError, ValueError),
-    *(pickle.UnpicklingError, SafetensorError),
+    *(AttributeError, EOFError, IndexError, KeyError, RuntimeError, TypeError, ValueError, SafetensorError),
 )
 
 
@@ -469,9 +467,9 @@ def _loads(checkpoint: str | None, what: str, fits: str | None = None) -> Iterat
     """Names the checkpoint in what a library says of a state that it cannot load, and what would fit."""
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
-    except _UNREADABLE as error:
+    except Exception as error:  # PyTorch has its own of pickle's
+        if isinstance(error, OSError | MemoryError | torch.OutOfMemoryError):
+            raise
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         way_on = f"Resume with {fits}, from another checkpoint" if fits else "Resume from another checkpoint"
         raise ValueError(

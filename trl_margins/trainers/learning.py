@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
+from transformers import TrainerCallback
 
 from ..distributed import fsdp_modules
 from .base import MarginTrainer
@@ -101,6 +102,29 @@ class Idle:
             "rate %.3g %s",
             *(step, optimizer, rate, why),
         )
+
+
+class TakesSteps(TrainerCallback):
+    """Ends a run whose epochs go by without a step. A stream may have fewer mini-batches than a step takes, and
+    transformers would read it again without end.
+    """
+
+    def __init__(self) -> None:
+        self._last, self._idle = 0, 0
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """
+        Raises:
+            ValueError: two epochs without a step; a resumed one may be at the end of its epoch.
+        """
+        self._idle = self._idle + 1 if state.global_step == self._last else 0
+        self._last = state.global_step
+        if self._idle > 1 and not control.should_training_stop:
+            raise ValueError(
+                f"the stream ends before the {args.gradient_accumulation_steps} mini-batches of "
+                f"{args.per_device_train_batch_size} pairs that a step takes: lower gradient_accumulation_steps, or "
+                "load the data set instead of streaming it"
+            )
 
 
 def why_no_gradient(

@@ -47,6 +47,7 @@ from .collator import PairCollator
 from .configs import MarginOptions, objective_of
 from .finite import FiniteSteps, without_neighbours
 from .interrupts import InterruptsMixin
+from .learning import TakesSteps
 from .loaded import whole_weights
 from .model_checks import TokenLimits, check_one_device, refusing_what_cannot_write
 from .preparation import (
@@ -137,6 +138,7 @@ class MarginMixin(BestMixin, CardMixin, PushMixin, InterruptsMixin, CheckpointMi
         self._probes = window_probes(self, self.objective, self.options)
         self._finite = FiniteSteps(self, skip=self.options.nonfinite_steps == "skip")
         self.add_callback(self._finite)
+        self.add_callback(TakesSteps())
         self.add_callback(BestSoFar(self))
         self.callback_handler.callbacks.insert(0, SaysWhatTrains(self))  # above the progress bar
         if self.options.log_pairs:

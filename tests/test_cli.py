@@ -22,7 +22,7 @@ from trl import TrlParser
 
 import trl_margins
 from trl_margins.cli import main, train
-from trl_margins.cli.train import parse
+from trl_margins.cli.train import as_argument, parse
 from trl_margins.data.demo import make_demo_splits
 from trl_margins.data.loading import load_splits, pick_split
 from trl_margins.methods import METHODS, names_of
@@ -467,3 +467,7 @@ def test_head_sees_the_first_lines():
     ran = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     assert ran.stdout.startswith("name ")
     assert ran.stderr == ""
+
+
+def test_a_name_with_a_dash_in_front():
+    assert [as_argument(name) for name in ("-dash", "--x/y", "a-b", "/x")] == ["./-dash", "./--x/y", "a-b", "/x"]

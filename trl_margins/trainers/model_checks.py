@@ -142,7 +142,10 @@ def _check_adapter(model: Any) -> None:
     Raises:
         ValueError: a module to save that the model has not, or another task.
     """
-    names, adapted = [name for name, _ in model.named_modules()], model.base_model.targeted_module_names
+    names, adapted = (
+        [name for name, _ in model.named_modules()],
+        getattr(model.base_model, "targeted_module_names", None),
+    )
     for config in model.peft_config.values():
         check_task(config.task_type and str(getattr(config.task_type, "value", config.task_type)))
         targets, kept = getattr(config, "target_modules", None), getattr(config, "modules_to_save", None) or ()
@@ -152,7 +155,7 @@ def _check_adapter(model: Any) -> None:
                     f"modules_to_save (--lora_modules_to_save) names {each!r}, which the model does not have. It has "
                     f"{', '.join(_leaves(model))}"
                 )
-        for each in sorted(targets if isinstance(targets, set | list) else ()):
+        for each in sorted(targets if adapted and isinstance(targets, set | list) else ()):
             if not any(name == each or name.endswith(f".{each}") for name in adapted):
                 logger.warning(
                     "target_modules (--lora_target_modules) names %r, which the model does not have: it has %s",

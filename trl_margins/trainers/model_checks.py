@@ -155,8 +155,8 @@ def _check_adapter(model: Any) -> None:
                     f"modules_to_save (--lora_modules_to_save) names {each!r}, which the model does not have. It has "
                     f"{', '.join(_leaves(model))}"
                 )
-        for each in sorted(targets if adapted and isinstance(targets, set | list) else ()):
-            if not any(name == each or name.endswith(f".{each}") for name in adapted):
+        for each in sorted(targets if isinstance(targets, set | list) else ()):
+            if adapted and not any(name == each or name.endswith(f".{each}") for name in adapted):
                 logger.warning(
                     "target_modules (--lora_target_modules) names %r, which the model does not have: it has %s",
                     *(each, ", ".join(_leaves(model))),

@@ -677,6 +677,33 @@ def test_flags_of_other_commands(argv, status, words, console, tiny_model, tmp_p
     assert re.search(words, said), said
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "takes"),
+    [
+        ("WORLD_SIZE", "x", "a whole number"),
+        ("LOCAL_RANK", "", "a whole number"),
+        ("ACCELERATE_USE_CPU", "maybe", "true or false"),
+        ("ACCELERATE_MIXED_PRECISION", "fp17", "one of no, fp8, fp16, bf16"),
+        ("ACCELERATE_DYNAMO_BACKEND", "nope", "one of NO, EAGER"),
+    ],
+)
+def test_an_environment_that_no_launcher_made(name, value, takes, console, monkeypatch):
+    monkeypatch.setenv(name, value)
+    for command in ("train", "evaluate"):
+        status, said = console(command, "--model_name_or_path", "x", "--dataset_name", "y")
+        assert (status, "Traceback" in said) == (2, False)
+        assert f"environment variable {name} must be {takes}" in said
+        assert f"it is {value!r}" in said
+
+
+def test_names_that_are_no_text(console, tmp_path, monkeypatch):
+    """As Python passes on the bytes of a name that is none in this locale."""
+    monkeypatch.chdir(tmp_path)
+    status, said = console("train", "--model_name_or_path", "x", "--dataset_name", "y", "--output_dir", "out\udcff")
+    assert status == 2
+    assert r"output_dir is 'out\udcff', of which some bytes are no text here: rename it" in said
+
+
 def test_from_python_an_error_stays_an_error():
     with pytest.raises(ValueError, match="unknown method 'gapo'"):
         main(["train", "--method", "gapo"])

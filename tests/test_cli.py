@@ -22,7 +22,7 @@ from trl import TrlParser
 
 import trl_margins
 from trl_margins.cli import main, train
-from trl_margins.cli.train import parse
+from trl_margins.cli.train import as_argument, parse
 from trl_margins.data.demo import make_demo_splits
 from trl_margins.data.loading import load_splits, pick_split
 from trl_margins.methods import METHODS, names_of
@@ -406,6 +406,48 @@ def test_a_reader_that_leaves(arguments, monkeypatch):
     assert ended.value.code in (0, 141)  # argparse itself sees to a long help
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no such device")
+def test_a_full_disk_behind_standard_output(monkeypatch, capfd):
+    """The work is done, whatever happens to what it prints; that this is lost is said once."""
+    done = []
+
+    def works(argv):
+        for _ in range(3):
+            sys.stdout.write("a line\n")
+            sys.stdout.flush()
+        done.append(argv)
+        return 0
+
+    monkeypatch.setattr("trl_margins.cli.recipes.main", works)
+    monkeypatch.setattr(sys, "argv", ["trl-margins", "recipes"])
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert main() == 1
+    assert done
+    assert capfd.readouterr().err == "standard output is lost, which cannot be written: No space left on device\n"
+
+
+@pytest.mark.parametrize("closed", [["stdout"], ["stderr"], ["stdin", "stdout", "stderr"]])
+def test_closed_streams(closed, monkeypatch, capfd):
+    monkeypatch.setattr(sys, "argv", ["trl-margins", "recipes"])
+    for name in closed:
+        monkeypatch.setattr(sys, name, None)
+    assert main() == 0
+    out, err = capfd.readouterr()
+    assert bool(out) == ("stdout" not in closed)
+    assert ("standard output is closed" in err) == (closed == ["stdout"])
+
+
+def test_a_stream_of_an_old_locale(monkeypatch):
+    read, write = os.pipe()
+    monkeypatch.setattr(sys, "argv", ["trl-margins", "recipes"])
+    with open(write, "w", encoding="ascii") as ascii_only:
+        monkeypatch.setattr(sys, "stdout", ascii_only)
+        assert main() == 0
+    with open(read) as printed:
+        assert "\\u03b3-DPO" in printed.read()
+
+
 def test_another_broken_pipe_is_a_bug(monkeypatch, capfd):
     def breaks(argv):
         raise BrokenPipeError("a tracker's")
@@ -422,3 +464,7 @@ def test_head_sees_the_first_lines():
     ran = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     assert ran.stdout.startswith("name ")
     assert ran.stderr == ""
+
+
+def test_a_name_with_a_dash_in_front():
+    assert [as_argument(name) for name in ("-dash", "--x/y", "a-b", "/x")] == ["./-dash", "./--x/y", "a-b", "/x"]

@@ -193,6 +193,15 @@ def test_a_trainer_state_that_is_no_file(kind, runs, tmp_path):
     assert fault_of(state.parent) == "its trainer_state.json is no file"
 
 
+@pytest.mark.parametrize("history", [5, [5, "a"], {}])
+def test_a_history_that_is_damaged(history, runs, tmp_path):
+    """The card at the end of training is made of it."""
+    _, run, *_ = runs["full"]
+    state = copied(run, tmp_path / "out") / "trainer_state.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"log_history": history}))
+    assert "no trainer state" in fault_of(state.parent)
+
+
 def test_a_list_of_files_that_is_damaged(runs, tmp_path):
     _, run, *_ = runs["full"]
     checkpoint = copied(run, tmp_path / "out")

@@ -665,6 +665,18 @@ def test_a_link_in_the_folder_is_refused_or_moved(name, tmp_path, elsewhere):
         assert (out / "_previous-1" / name).is_symlink()
 
 
+@pytest.mark.parametrize("name", ["config.json", "margin_run.json", "training_args.bin", BESIDE])
+def test_a_folder_in_the_place_of_a_file(name, tmp_path):
+    """And the other way round: the model could not be saved after training."""
+    (tmp_path / name).touch() if name == BESIDE else (tmp_path / name).mkdir()
+    with pytest.raises(ValueError, match=rf"{name} is a f\w+, and the run would make a f\w+ of that name: move it"):
+        check_links(tmp_path)
+    (tmp_path / name).unlink() if name == BESIDE else (tmp_path / name).rmdir()
+    (tmp_path / name).mkdir() if name == BESIDE else (tmp_path / name).touch()
+    (tmp_path / "README.md").mkdir()  # a model without its card is there
+    check_links(tmp_path)
+
+
 def test_a_link_that_comes_later_is_replaced(tiny_model, tmp_path, elsewhere):
     """After hours of training, an error would cost the model."""
     out = tmp_path / "out"

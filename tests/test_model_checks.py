@@ -408,6 +408,20 @@ def test_no_language_model(cls, base, tmp_path):
             build(base, saved(model, tmp_path / "model"), tmp_path)
 
 
+def test_names_of_an_adapter(tiny_model, tmp_path, caplog):
+    """PEFT says nothing of a name in vain beside others."""
+    more = {"r": 2, "task_type": "CAUSAL_LM", "target_modules": ["q_proj", "nope"], "modules_to_save": ["lm_head"]}
+    build("cpo", load(tiny_model), tmp_path, peft_config=LoraConfig(**more))
+    assert "target_modules (--lora_target_modules) names 'nope'" in caplog.text
+    assert "it has down_proj, embed_tokens, gate_proj, input_layernorm, k_proj, lm_head, norm," in caplog.text
+    for wrong, words in (
+        ({"modules_to_save": ["lm_headx"]}, "names 'lm_headx', which the model does not have. It has down_proj"),
+        ({"task_type": "FEATURE_EXTRACTION"}, "task type is 'FEATURE_EXTRACTION'.*set lora_task_type to CAUSAL_LM"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            build("cpo", load(tiny_model), tmp_path, peft_config=LoraConfig(**more | wrong))
+
+
 def test_another_attribute_error_is_left_alone(tiny_model, tmp_path):
     model = load(tiny_model)
 

@@ -338,6 +338,25 @@ def test_a_resumed_run_has_no_later_lines(tmp_path, caplog):
     assert not file.exists()
 
 
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        b"\0\xff\n" * 9,
+        b"step,weight\n1,1\n2,1\n\xff\xff",
+        "step,weight\n1,1\n".encode("utf-16"),
+        b"step,weight\nx1,1\n",
+    ],
+)
+def test_a_damaged_log_stops_no_resumed_run(damaged, tmp_path, caplog):
+    """It is kept aside, as it was."""
+    log = PairLog(tmp_path / "x.csv")
+    log.file.write_bytes(damaged)
+    log.rewind(2)
+    assert "x.csv is damaged" in caplog.text
+    assert "it is now x-damaged-2.csv" in caplog.text
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"x-damaged-2.csv": damaged}
+
+
 def test_a_log_that_is_never_drained_does_not_grow(tmp_path, monkeypatch, caplog):
     """The file has all pairs, memory the last five or a few more, and a line says what is only in the file."""
     caplog.set_level(logging.INFO, "trl_margins")

@@ -238,6 +238,22 @@ def test_what_is_missing_is_named(tmp_path, caplog):
         read_run(folder)
 
 
+@pytest.mark.parametrize(("name", "value"), [("base", None), ("base", "x"), ("method", 5), ("config", "x")])
+def test_damaged_settings(name, value, tmp_path):
+    file = make_run(tmp_path / "run") / "margin_run.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {name: value}))
+    with pytest.raises(ValueError, match=f"margin_run.json: '{name}' is {value!r}, which no trainer writes"):
+        read_run(file.parent)
+
+
+@pytest.mark.parametrize("history", [5, None, [5, "a"]])
+def test_a_damaged_history(history, tmp_path):
+    file = make_run(tmp_path / "run") / "trainer_state.json"
+    file.write_text(json.dumps({"log_history": history}))
+    with pytest.raises(ValueError, match=r"trainer_state\.json: its log_history is not a list of objects"):
+        read_run(file.parent)
+
+
 def test_the_log_of_the_newest_checkpoint(tmp_path):
     folder = make_run(tmp_path / "run")
     (folder / "trainer_state.json").unlink()

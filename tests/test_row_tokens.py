@@ -209,6 +209,21 @@ def test_hh_on_a_base_model(base, tiny_model, tmp_path):
     assert [tokenizer.decode(ids) for _, ids in found[0]] == [f"{answer}<|endoftext|>" for answer in answers[0]]
 
 
+@pytest.mark.parametrize(
+    ("template", "advice"),
+    [
+        ("{% for m in messages %}{{ m.content ", "No row can be read with it: give another template"),
+        ("{{ foo(messages) }}", "'foo' is undefined. Change the messages, drop the row, or give another template"),
+        ("{{ raise_exception('no.') }}", "no. Change the messages, or drop the row$"),
+    ],
+)
+def test_a_mistake_of_the_template(template, advice, tiny_model):
+    """No row that is dropped helps."""
+    rows = evaluation_set(Dataset.from_list(chats()), "here").rows
+    with pytest.raises(ValueError, match=f"row 0 of here: the chat template refuses .*{advice}"):
+        completion_logps(load(tiny_model), chat_tokenizer(template), rows, desc="here")
+
+
 @pytest.mark.parametrize("base", BASES)
 def test_what_the_template_refuses_is_named(base, tiny_model, tmp_path):
     template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"

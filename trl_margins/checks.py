@@ -149,6 +149,8 @@ NUMBERS: Mapping[str, Number] = MappingProxyType(
 # What no run does: with more, it would go on for years, or fill the memory before it begins
 _MOST: Mapping[str, float] = MappingProxyType(
     {
+        "beta": 10**6,
+        "gamma_beta_ratio": 10**6,
         "max_steps": 10**8,
         "num_train_epochs": 10**6,
         "gamma_po_steps": 10**4,
@@ -163,10 +165,9 @@ _MOST: Mapping[str, float] = MappingProxyType(
         "n": 10**5,
         "max_new_tokens": 10**7,
         **dict.fromkeys(("lora_r", "num_layers"), 10**5),
-        # as far as float32 can multiply by them
-        **dict.fromkeys(("learning_rate", "weight_decay", "adam_epsilon", "anchor_radius", "sam_radius"), 1e30),
     }
 )
+_LARGEST = 1e30  # of the others: as far as float32 can multiply by them
 _PATTERNS = ("train_only", "anchor_scope")
 _NAMES = (*_PATTERNS, "score_columns")
 
@@ -201,8 +202,10 @@ class Takes:
             return
         if self.number is not None:
             self.number.check(self.name, value)
-            if value is not None and value > _MOST.get(self.name, math.inf):
-                raise ValueError(f"{self.name} must be at most {_MOST[self.name]:,}; it is {shown(value)}")
+            most = _MOST.get(self.name, _LARGEST)
+            if value is not None and abs(value) > most:
+                bound = f"at most {most:,}" if value > 0 else f"at least {-most:,}"
+                raise ValueError(f"{self.name} must be {bound}; it is {shown(value)}")
         elif self.choices and value not in self.choices:
             raise unknown(self.name, value, self.choices)
         elif set(self.kinds) <= {bool, NoneType} and not isinstance(value, bool):
@@ -303,12 +306,27 @@ def check_options(options: Any) -> None:
     kind: Any = type(options)
     for name, takes in options_of(kind).items():
         takes.check(getattr(options, name))
+        check_text(name, getattr(options, name))
     for name in _NAMES:
         if getattr(options, name, None) is not None:
             check_names(name, getattr(options, name))
     for name in _PATTERNS:
         for pattern in getattr(options, name, None) or ():
             expression_of(name, pattern)
+
+
+def check_text(name: str, value: Any) -> None:
+    """
+    Raises:
+        ValueError: text with bytes that are none, as Python passes on those of a name on a disk.
+    """
+    try:
+        str(value).encode() if isinstance(value, str) else None
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"{name} is {value!r}, of which some bytes are no text here: rename it, or, if the name is right in "
+            "another locale, set PYTHONUTF8=1"
+        ) from None
 
 
 def expression_of(name: str, pattern: str) -> re.Pattern[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from .redaction import redacted_text
@@ -28,10 +30,15 @@ def shown(text: str) -> str:
 
 
 class Plain:
-    """A stream to a terminal or a file that shows no control character and no secret. Progress bars still move."""
+    """A stream to a terminal or a file that shows no control character and no secret. Progress bars still move.
+
+    What it cannot take, as on a full disk, is lost, and no work ends for it: `lost` is the first such error. A pipe
+    that nobody reads any more is an error as ever.
+    """
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
+        self.lost: OSError | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -40,9 +47,27 @@ class Plain:
         """All of the text, as it may be shown."""
         moves = _MOVES.match(text)
         start = moves.end() if moves else 0
-        self._stream.write(text[:start] + shown(text[start:]))
+        plain = text[:start] + shown(text[start:])
+        with self._losing():
+            try:
+                self._stream.write(plain)
+            except UnicodeEncodeError as error:  # an old locale's
+                self._stream.write(plain.encode(error.encoding, "backslashreplace").decode(error.encoding))
         return len(text)
 
     def writelines(self, lines: Any) -> None:
         for line in lines:
             self.write(line)
+
+    def flush(self) -> None:
+        with self._losing():
+            self._stream.flush()
+
+    @contextmanager
+    def _losing(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            self.lost = self.lost or error

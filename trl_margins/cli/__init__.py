@@ -78,15 +78,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is not None:
         with plain_streams():
             return _run(argv)
+    _open_streams()
     if not sys.stderr.isatty():  # before the libraries are imported: files are no place for progress bars
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers', too
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     sys.excepthook = _plain_traceback
     try:
-        with plain_streams(), _a_reader_may_leave():
-            return _run(argv)
+        with plain_streams() as printed, _a_reader_may_leave(printed):
+            status = _run(argv)
+        return status or int(printed.lost is not None)
     except KeyboardInterrupt:
         return 128 + 2  # a shell's status of a program that Ctrl-C ends
+
+
+def _open_streams() -> None:
+    """Opens what the shell has closed, as with `>&-`: files would get its number, and what is printed to it."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    if sys.stdout is None:
+        print("standard output is closed: what is printed there is lost", file=sys.stderr)
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
 def _plain_traceback(*error: Any) -> None:
@@ -96,27 +109,35 @@ def _plain_traceback(*error: Any) -> None:
 
 
 @contextmanager
-def plain_streams() -> Iterator[None]:
+def plain_streams() -> Iterator[Plain]:
     """What is printed within the block, by whomever, has no control characters and no secrets."""
-    with redirect_stdout(Plain(sys.stdout)), redirect_stderr(Plain(sys.stderr)):  # type: ignore[type-var]
-        yield
+    printed = Plain(sys.stdout)
+    with redirect_stdout(printed), redirect_stderr(Plain(sys.stderr)):  # type: ignore[type-var]
+        yield printed
 
 
 @contextmanager
-def _a_reader_may_leave() -> Iterator[None]:
-    """Ends without a word where nobody reads standard output any more, as after `| head`."""
+def _a_reader_may_leave(printed: Plain) -> Iterator[None]:
+    """Ends without a word where nobody reads standard output any more, as after `| head`; says what else is lost."""
     try:
         try:
             yield
         finally:
-            sys.stdout.flush()  # at exit, nobody could catch the error
+            printed.flush()  # at exit, nobody could catch the error
+            if printed.lost is not None:
+                print(f"standard output is lost, which cannot be written: {printed.lost.strerror}", file=sys.stderr)
+                _to_nowhere(printed)
     except BrokenPipeError:
         reader = pipes.poll()
         reader.register(sys.stdout, 0)  # which asks for errors alone
         if not reader.poll(0):
             raise  # of another pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed at exit
+        _to_nowhere(printed)
         sys.exit(128 + 13)  # a shell's status of a program that SIGPIPE ends
+
+
+def _to_nowhere(printed: Plain) -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), printed.fileno())  # for what is still to be flushed at exit
 
 
 def _run(argv: Sequence[str] | None) -> int:

@@ -15,6 +15,7 @@ from yaml import YAMLError
 
 from ..checks import Takes, check_options, options_of
 from .config_file import Settings, check_known, read_yaml, typed
+from .launcher import check_environment
 from .setup import MAX_LENGTH
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")
@@ -184,6 +185,7 @@ class OptionsParser(TrlParser):
         self.check_keys(settings, source)
         self.set_defaults_with_config(**typed(settings, self._options, source))
         _set_environment(settings.get("env"), source)
+        check_environment()
         self._held = held
         # before argparse asks for a required option that is only misspelled
         flags = [text.partition("=")[0] for text in args if text.startswith("--") and text != "--"]

@@ -40,7 +40,8 @@ def check_files(outputs: Iterable[str | Path | None], inputs: Iterable[str | Pat
         ValueError: a folder, a file that is named twice, or one that is read.
         OSError: a file that cannot be written.
     """
-    places: dict[Path, str] = {Path(name).expanduser().resolve(): "is read, and would be lost" for name in inputs}
+    read = (Path(name) for name in inputs if "\0" not in str(name))
+    places: dict[Path, str] = {name.expanduser().resolve(): "is read, and would be lost" for name in read}
     for file in (Path(name) for name in outputs if name is not None):
         if file.is_dir():
             raise ValueError(f"{file} is a folder: name a file in it")

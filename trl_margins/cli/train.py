@@ -164,7 +164,7 @@ def _kept(trainer: Any, metrics: Mapping[str, Any]) -> str:
 
 def next_steps(trainer: Any, script: TrainArguments) -> Iterator[str]:
     """Commands about the trained model, and how Python loads it."""
-    config, out = trainer.args, trainer.args.output_dir
+    config, out = trainer.args, as_argument(trainer.args.output_dir)
     name = script.eval_dataset_name or script.dataset_name
     if name and not any(column in IMAGES for column in column_names(trainer.train_dataset)):
         options: dict[str, Any] = {
@@ -173,7 +173,7 @@ def next_steps(trainer: Any, script: TrainArguments) -> Iterator[str]:
             **{key: getattr(config, key) for key in ("prompt_column", "system_column", "score_columns")},
             "trust_remote_code": config.trust_remote_code or None,
         }
-        words = ["trl-margins", "evaluate", "--model_name_or_path", out, "--dataset_name", name]
+        words = ["trl-margins", "evaluate", "--model_name_or_path", out, "--dataset_name", as_argument(name)]
         for key, value in options.items():
             if value is not None:
                 words += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
@@ -181,6 +181,11 @@ def next_steps(trainer: Any, script: TrainArguments) -> Iterator[str]:
     if config.log_pairs:
         yield f"        {shlex.join(['trl-margins', 'report', out])}"
     yield f"python  {loading(trainer.accelerator.unwrap_model(trainer.model), out, config.trust_remote_code)}"
+
+
+def as_argument(name: str) -> str:
+    """A file's name as a command takes it, which would be a flag with a dash in front."""
+    return f"./{name}" if name.startswith("-") else name
 
 
 def _split_to_evaluate(trainer: Any, script: TrainArguments, name: str) -> str | None:

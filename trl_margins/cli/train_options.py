@@ -15,7 +15,7 @@ from typing import Any
 from trl import ModelConfig, ScriptArguments, get_peft_config
 from trl.scripts.utils import DatasetMixtureConfig
 
-from ..checks import check_options, unknown
+from ..checks import check_options, expression_of, unknown
 from ..data.noise import parse_noise
 from ..methods import METHODS
 from ..registry import RESERVED
@@ -126,11 +126,17 @@ def _check_model(config: Any, model_args: ModelConfig) -> None:
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     from ..probes.scope import check_one_choice
+    from ..trainers.best import check_metric
+    from ..trainers.model_checks import check_task
 
     name, known = model_args.attn_implementation, ["eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()]
     if name is not None and name not in known and "/" not in name and not name.startswith("paged|"):  # a kernel's id
         raise unknown("attn_implementation", name, known)
-    get_peft_config(model_args)
+    if get_peft_config(model_args) is not None:
+        if isinstance(pattern := model_args.lora_target_modules, str):
+            expression_of("lora_target_modules", pattern)
+        check_task(model_args.lora_task_type)
+    check_metric(config)
     if config.save_strategy == "best" and config.metric_for_best_model is None:
         raise ValueError("save_strategy 'best' needs metric_for_best_model, for example eval_pwa")
     check_one_choice(config.train_only, has_adapter=model_args.use_peft)

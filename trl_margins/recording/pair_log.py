@@ -149,18 +149,35 @@ class PairLog:
             self.file.unlink()
             return
         shorter = self.file.with_suffix(".tmp")  # after a kill, one of the two files is whole
-        with self.file.open(newline="") as lines, shorter.open("w", newline="") as out:
-            head, n_dropped = next(lines, ""), 0
-            out.write(head)
-            for line in lines:  # a long run's log does not fit into memory
-                # a kill may cut the last line
-                if line.endswith("\n") and line.count(",") == head.count(",") and int(line.partition(",")[0]) <= step:
-                    out.write(line)
-                else:
-                    n_dropped += 1
+        try:
+            n_dropped = _copy_until(step, self.file, shorter)
+        except ValueError as error:
+            shorter.unlink()
+            aside = self.file.with_stem(f"{self.file.stem}-damaged-{step}")
+            self.file.replace(aside)
+            logger.warning("%s is damaged (%s): it is now %s, and a new one begins", self.file, error, aside.name)
+            return
         if n_dropped:
             logger.info("%s: %d lines of steps after %d are removed", self.file.name, n_dropped, step)
         shorter.replace(self.file)
+
+
+def _copy_until(step: int, file: Path, copy: Path) -> int:
+    """Copies the lines of a log to a step; how many it leaves out.
+
+    Raises:
+        ValueError: a line that is none of a log.
+    """
+    with file.open(newline="", encoding="utf-8") as lines, copy.open("w", newline="", encoding="utf-8") as out:
+        head, n_dropped = next(lines, ""), 0
+        out.write(head)
+        for line in lines:  # a long run's log does not fit into memory
+            # a kill may cut the last line
+            if line.endswith("\n") and line.count(",") == head.count(",") and int(line.partition(",")[0]) <= step:
+                out.write(line)
+            else:
+                n_dropped += 1
+    return n_dropped
 
 
 class RunFolder(TrainerCallback):

@@ -9,14 +9,25 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import numpy as np
+
+from ..checks import shown
 
 logger = logging.getLogger(__name__)
 
 INFO, STATE, PAIRS = "margin_run.json", "trainer_state.json", "pair_log.csv"
 ANCHORS = "anchor_diagnostics.csv"
+
+# of `margin_run.json`, where they are not null
+_KINDS: Mapping[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("base", "method", "name", "model", "reference", "reward", "weight", "margin", "version"), str),
+    **dict.fromkeys(("term_options", "reward_options", "score_columns"), list),
+    **dict.fromkeys(("beta", "gamma", "train_rows", "pairs_per_step"), (int, float)),
+    **dict.fromkeys(("config", "adapter"), dict),
+}
 
 # the config fields of every training that reports and cards show
 TRAINING = (
@@ -93,7 +104,7 @@ def read_run(folder: str | Path) -> Run:
         raise FileNotFoundError(f"{path} is not a directory: a run is the output_dir of a training")
     if not (path / INFO).is_file():
         raise FileNotFoundError(f"{path} has no {INFO}: {WRITTEN_BY[INFO]}")
-    info = read_json(path / INFO)
+    info = _read_info(path / INFO)
     state, pairs = _state_file(path), path / PAIRS
     missing = [name for name, there in ((STATE, state), (PAIRS, pairs.is_file())) if not there]
     if len(missing) == 2:
@@ -104,6 +115,8 @@ def read_run(folder: str | Path) -> Run:
         logger.warning("%s has no %s (%s): the pictures from it are left out", path, name, WRITTEN_BY[name])
     content = read_json(state) if state else {}
     history = content.get("log_history", [])
+    if not is_history(history):
+        raise ValueError(f"{state}: its log_history is not a list of objects: it is damaged, remove it")
     anchors = read_pairs(path / ANCHORS) if (path / ANCHORS).is_file() else {}
     best = content.get("best_global_step") if (info.get("config") or {}).get("load_best_model_at_end") else None
     run = Run(path.resolve().name, path, info, history, {}, anchors=anchors, best_step=best)
@@ -121,6 +134,29 @@ def _state_file(folder: Path) -> Path | None:
         return folder / STATE
     steps = {path: path.parent.name.removeprefix("checkpoint-") for path in folder.glob(f"checkpoint-*/{STATE}")}
     return max((path for path in steps if steps[path].isdecimal()), key=lambda path: int(steps[path]), default=None)
+
+
+def is_history(content: Any) -> bool:
+    """Whether it is what a trainer state calls `log_history`."""
+    return isinstance(content, list) and all(isinstance(entry, dict) for entry in content)
+
+
+def _read_info(path: Path) -> dict[str, Any]:
+    """A run's settings.
+
+    Raises:
+        ValueError: they are damaged.
+    """
+    info = read_json(path)
+    wrong = [name for name, kinds in _KINDS.items() if not isinstance(info.get(name), (kinds, NoneType))]
+    if info.get("base", "cpo") not in ("cpo", "dpo"):
+        wrong.append("base")
+    if wrong:
+        raise ValueError(
+            f"{path}: {wrong[0]!r} is {shown(info[wrong[0]])}, which no trainer writes: it is damaged. Put the "
+            "file of a checkpoint of the run in its place"
+        )
+    return info
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from importlib.metadata import version
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from trl.data_utils import _tokenize, common_prefix_length
 
@@ -104,10 +105,19 @@ def _refusal(row: PreferenceRow, cause: Exception) -> Exception:
     said = f"cannot be tokenized: {cause}"
     if row.is_conversational:
         refused = (row.wholes or [row.prompt])[0]
-        said = f"the chat template refuses {refused!r:.300}: {cause}. Change the messages, or drop the row"
+        said = f"the chat template refuses {refused!r:.300}: {str(cause).rstrip('.')}. {_way_on(cause)}"
     error = ValueError(said)
     error.__cause__ = cause
     return error
+
+
+def _way_on(cause: Exception) -> str:
+    if type(cause) is TemplateError:  # of the template's `raise_exception`, about the messages
+        return "Change the messages, or drop the row"
+    another = "give another template (trl-margins train has --chat_template FILE, Python tokenizer.chat_template)"
+    if isinstance(cause, TemplateSyntaxError):
+        return f"No row can be read with it: {another}"
+    return f"Change the messages, drop the row, or {another}"
 
 
 def _tokenize_alike(rows: list[PreferenceRow], processing_class: Any) -> list[RowTokens]:

@@ -12,6 +12,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy
 
+from ..checks import unknown
 from ..evaluation.tables import RANKING
 from ..report.card import SetFacts
 from .base import MarginTrainer
@@ -20,7 +21,31 @@ from .whole import fault_of
 logger = logging.getLogger(__name__)
 
 _OF_SCORES = ("pwa", "spearman", "n_pairs_gap")
+# what evaluations log, by group
+_LOGGED = {
+    "": ("loss", *RANKING, "aux_loss"),
+    "rewards": ("accuracies", "margins", "chosen", "rejected"),
+    "logps": ("chosen", "rejected"),
+    "logits": ("chosen", "rejected"),
+}
+_OF_BASE = {"cpo": ("nll_loss",), "dpo": ("entropy", "mean_token_accuracy")}
 _NO_SET = ("eval_nll_loss", "eval_aux_loss")  # not the loss of a set called "nll"
+
+
+def check_metric(config: Any) -> None:
+    """Of a config whose trainer has no metrics but those that trainers log.
+
+    Raises:
+        ValueError: no evaluation will have `metric_for_best_model`.
+    """
+    wanted = config.metric_for_best_model
+    if wanted is None or config.eval_strategy == IntervalStrategy.NO:
+        return
+    group, _, name = wanted.removeprefix("eval_").rpartition("/")
+    logged = {**_LOGGED, "": (*_LOGGED[""], *_OF_BASE[config._base])}
+    if name not in logged.get(group, (name,)):  # terms have groups of their own
+        known = [f"{of}/{each}" if of else each for of, names in logged.items() for each in names]
+        raise unknown("metric_for_best_model", wanted, [f"eval_{each}" for each in known])
 
 
 def choose_metric(config: Any, facts: Mapping[str, SetFacts], min_score_gap: float, has_own_metrics: bool) -> None:

@@ -45,6 +45,10 @@ LOCK = "_run.lock"  # uploads to the Hub leave out what begins with _
 # into a run's folder, by whomever
 _WRITTEN = (*_TELLING, *_OTHERS, CARD, FIGURES, LOCK, BESIDE, "pair_log.tmp", "runs")
 
+# those of them that are folders. A card or a picture that cannot be written ends no run
+_FOLDERS = (f"{PREFIX_CHECKPOINT_DIR}-*", "additional_chat_templates", BESIDE)
+_NOT_NEEDED = (CARD, FIGURES, "runs")
+
 _ORDER = (  # of the rows
     *("train_rows", "rows", "pairs_per_step", "seed", "data_seed", "train_sampling_strategy", "dataloader_drop_last"),
 )
@@ -267,11 +271,19 @@ def check_links(folder: Path, *patterns: str, after: int = -1) -> None:
         after: the step of the checkpoint that is resumed. It and those before it are only read.
 
     Raises:
-        ValueError: one of these is a link, or a pipe, which would be waited for.
+        ValueError: one of these is a link, a pipe, which would be waited for, or a folder in the place of a file.
     """
     for path in _matching(folder, patterns or _WRITTEN):
         if path.is_fifo() or path.is_socket():
             raise ValueError(f"{path} is a pipe, not a file: remove it, or name another output_dir")
+        if path.is_symlink() or path.name in _NOT_NEEDED:
+            continue
+        if path.is_dir() != (takes_folder := any(fnmatch(path.name, pattern) for pattern in _FOLDERS)):
+            kinds = ("a file", "a folder") if takes_folder else ("a folder", "a file")
+            raise ValueError(
+                f"{path} is {kinds[0]}, and the run would make {kinds[1]} of that name: move it, or name another "
+                "output_dir"
+            )
     steps = _checkpoints(folder)
     for path in _links(folder, patterns or _WRITTEN):
         if path not in steps or steps[path] > after:

@@ -6,6 +6,7 @@ On a GPU, a token or a position beyond its table is an assertion on the device: 
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.trainer_utils import SaveStrategy, align_special_tokens
 
+from ..checks import shown
 from ..distributed import local
 from ..forward.positions import positions_of
 from ..pairs import ROW
@@ -51,6 +53,8 @@ def check_before_training(trainer: MarginTrainer) -> None:
     """
     model, limits = _base(trainer.model), TokenLimits.of(trainer)
     _check_kind(model, trainer)
+    if is_peft_model(trainer.model):
+        _check_adapter(trainer.model)
     _check_weights(trainer.model)
     _check_trains(trainer.model, trainer.args)
     limits.check_padding()
@@ -115,6 +119,55 @@ def _check_kind(model: PreTrainedModel, trainer: MarginTrainer) -> None:
             "be that of the completion. Use a decoder, or load it with "
             "AutoModelForCausalLM.from_pretrained(..., is_decoder=True)"
         )
+
+
+# Adapters
+
+
+def check_task(task: str | None) -> None:
+    """
+    Raises:
+        ValueError: an adapter of this task cannot be loaded on a model that writes text.
+    """
+    if task not in (None, "CAUSAL_LM", "SEQ_2_SEQ_LM"):
+        raise ValueError(
+            f"the adapter's task type is {shown(task)}, which does not write text: set lora_task_type to CAUSAL_LM "
+            "(from Python: task_type, in the peft_config)"
+        )
+
+
+def _check_adapter(model: Any) -> None:
+    """Warns of a name in `target_modules` that no module has; PEFT does where none of the names is one.
+
+    Raises:
+        ValueError: a module to save that the model has not, or another task.
+    """
+    names, adapted = (
+        [name for name, _ in model.named_modules()],
+        getattr(model.base_model, "targeted_module_names", None),
+    )
+    for config in model.peft_config.values():
+        check_task(config.task_type and str(getattr(config.task_type, "value", config.task_type)))
+        targets, kept = getattr(config, "target_modules", None), getattr(config, "modules_to_save", None) or ()
+        for each in sorted(kept):
+            if not any(name.endswith(each) for name in names):
+                raise ValueError(
+                    f"modules_to_save (--lora_modules_to_save) names {each!r}, which the model does not have. It has "
+                    f"{', '.join(_leaves(model))}"
+                )
+        for each in sorted(targets if isinstance(targets, set | list) else ()):
+            if adapted and not any(name == each or name.endswith(f".{each}") for name in adapted):
+                logger.warning(
+                    "target_modules (--lora_target_modules) names %r, which the model does not have: it has %s",
+                    *(each, ", ".join(_leaves(model))),
+                )
+
+
+def _leaves(model: nn.Module) -> list[str]:
+    """The last names of the modules that have weights, an adapter's own left out."""
+    wrapped = re.compile(r"\.(base_layer|original_module|modules_to_save\..*|lora_.*)(?=\.)")
+    owners = (wrapped.sub("", name).rpartition(".")[0] for name, _ in model.named_parameters() if ".lora_" not in name)
+    return sorted({owner.rpartition(".")[2] for owner in owners})
 
 
 def check_one_device(model: Any, what: str = "the model") -> None:

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from accelerate.utils.dataclasses import DynamoBackend
 from torch.utils.checkpoint import checkpoint
 from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
@@ -60,6 +61,14 @@ def check_for_trl(config: TrainingArguments) -> None:
     for field in (f"{name}_kwargs" for name in NAMES):
         if strange := [name for name in mappings.get(field, ()) if name not in _OF_CHECKPOINTING]:
             raise unknown(f"key of {field}", strange[0], _OF_CHECKPOINTING)
+    backend, known = getattr(config, "torch_compile_backend", None), [each.lower() for each in DynamoBackend.list()]
+    if backend is not None and backend.lower() not in known:
+        raise unknown("torch_compile_backend", backend, known)
+    if config.label_smoothing_factor:
+        raise ValueError(
+            f"label_smoothing_factor={config.label_smoothing_factor:g} is transformers', for a loss over all "
+            "tokens, which no preference loss reads: leave it out. label_smoothing is that of the labels of pairs"
+        )
     _check_schedule(config, mappings["lr_scheduler_kwargs"])
 
 
@@ -81,7 +90,7 @@ def _mapping(config: TrainingArguments, name: str) -> Mapping[str, Any]:
 
 def _check_schedule(config: TrainingArguments, options: Mapping[str, Any]) -> None:
     """Makes the schedule of the learning rate, and looks at a few of its steps."""
-    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=config.learning_rate)
     try:
         schedule = get_scheduler(config.lr_scheduler_type, optimizer, 2, 10, dict(options) or None)
         for each in getattr(schedule, "lr_lambdas", ()):

@@ -22,6 +22,8 @@ from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from ..report.run_folder import is_history
+
 logger = logging.getLogger(__name__)
 
 _NAME = "CheckpointFiles"  # among trainer_state.json's `stateful_callbacks`, where transformers keeps what others add
@@ -83,6 +85,7 @@ def fault_of(checkpoint: str | Path) -> str | None:
         not isinstance(state.global_step, int)
         or not state.global_step
         or not isinstance(state.stateful_callbacks, dict)
+        or not is_history(state.log_history)
     ):
         return f"its {TRAINER_STATE_NAME}, which is written last, is cut off or no trainer state"
     if step_of(folder.absolute()) not in (None, state.global_step):

@@ -137,9 +137,8 @@ class TestColumns:
     def test_a_stream_is_checked_row_by_row(self, tiny_model, tokenizer, tmp_path):
         named = {"weight": "column", "weight_column": "pair_weight", "max_steps": 1}
         stream = rows([1.0, 1.0, -3.0, 1.0]).to_iterable_dataset()
-        trainer = build(tiny_model, tokenizer, tmp_path, stream, cls=MarginDPOTrainer, **named)
         with pytest.raises(ScoreError, match=r"row 2 of the train data set: the value -3\.0 is below 0"):
-            trainer.train()
+            build(tiny_model, tokenizer, tmp_path, stream, cls=MarginDPOTrainer, **named).train()
 
 
 class TestSeveral:

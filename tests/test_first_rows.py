@@ -10,6 +10,7 @@ from datasets import Dataset
 from tokenizers import normalizers
 
 from trl_margins.rows import open_rows
+from trl_margins.rows.opened import count_rows, notes, reader_for
 from trl_margins.rows.tokenized import look_at_first_rows
 
 LETTERS = "Ärger mit  Öl, ﬁn\n\n e\u0301 漢字 🙂 </s> <s> {{ x }} I'm 3.5%"
@@ -72,3 +73,21 @@ def test_a_tokenizer(normalizer, is_said, row, caplog):
     tokenizer = byte_tokenizer()
     tokenizer.backend_tokenizer.normalizer = normalizer
     assert bool(said_of([row], tokenizer, caplog)) == is_said
+
+
+@pytest.mark.parametrize("name", ["post", "Prompt", "messages", "input_text", "source"])
+def test_a_prompt_under_a_name_of_its_own(name, caplog):
+    """Beside texts that begin alike, which would be the prompt."""
+    asked = {"messages": [user("Who runs?")], "source": "web"}.get(name, "Who runs?")
+    rows = [{name: asked, "chosen": "The cat", "rejected": "The dog"}] * 2
+    with caplog.at_level(logging.WARNING, "trl_margins"):
+        for note in notes(*counted(Dataset.from_list(rows))):
+            logging.getLogger("trl_margins").log(note.level, note.text)
+    said = f"column {name!r} is not used, and in 2 of 2 rows it holds text that the prompt does not"
+    assert (said in caplog.text) == (name != "source")
+    assert (f"--prompt_column {name}" in caplog.text) == (name != "source")
+
+
+def counted(dataset):
+    reader = reader_for(dataset, "train")
+    return reader, count_rows(dataset, reader)

@@ -111,7 +111,7 @@ def test_no_process_waits_for_one_that_was_refused(tiny_model, pairs, tmp_path):
     said = output_of(2, str(Path(__file__).with_name("refused.py")), tiny_model, pairs, str(tmp_path))
     for error in (
         "error: .*of another kind",
-        "settings: output_dir .* cannot be written to",
+        "settings: .*margin_run.json is a folder",
         "checkpoint: .*checkpoint-1 cannot be written",
         "used: output_dir .* has files of an earlier run",
         "locked: another run is training in output_dir",

@@ -648,7 +648,7 @@ def test_rows_that_are_there_twice_count_once():
         (
             [{"prompt": "q", "responses": [{"x": 1}], "scores": [1]}],
             {},
-            "row 0 of the lists: message 0 has no role and no content",
+            "row 0 of the lists, answer 1: message 0 has no role and no content",
         ),
         (
             [{"prompt": "q", "answers": ["a"]}],

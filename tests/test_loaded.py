@@ -78,7 +78,7 @@ def test_a_damaged_model(damage, base, tiny_model, tmp_path):
     with pytest.raises(ValueError, match=said) as caught:
         main([*run, "--use_cpu", "--report_to", "none"])
     assert str(damaged) in str(caught.value) or "of the model's 21" in str(caught.value)
-    if damage != "a tokenizer":
+    if damage not in ("a tokenizer", "not finite"):
         with pytest.raises(ValueError, match=f"the model '{damaged}' cannot be loaded: .*"):
             load_model(str(damaged), device_map=None)
 

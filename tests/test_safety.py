@@ -144,7 +144,7 @@ def test_whoever_asks_for_it_gets_it(tiny_model, pairs, marker, tmp_path, monkey
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.syspath_prepend(str(tmp_path / "modules"))
     folder = with_code(tiny_model, marker, "unknown")
-    with pytest.raises(AttributeError, match="register_for_auto_class"):  # it is no real model
+    with pytest.raises(ValueError, match="register_for_auto_class"):  # it is no real model
         main([*command("evaluate", folder, pairs, ""), "--trust_remote_code"])
     assert marker.exists()
 

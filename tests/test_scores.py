@@ -261,3 +261,15 @@ def test_a_missing_column_of_a_term_of_ones_own(tiny_model, tokenizer, tmp_path)
 def test_a_target_margin_that_amapo_does_not_use_is_named(tmp_path, caplog):
     MarginCPOConfig(**quiet(output_dir=str(tmp_path), loss_type="simpo", margin="amapo", simpo_gamma=0.5))
     assert "margin 'amapo' makes its own margins" in caplog.text
+
+
+@pytest.mark.parametrize("alone", ["score_chosen", "score_rejected"])
+def test_half_of_a_known_pair(alone, caplog):
+    """A flag that is given twice leaves its last value."""
+    names = ["prompt", "chosen", "rejected", "score_chosen", "score_rejected"]
+    with caplog.at_level(logging.WARNING, "trl_margins"):
+        assert find_score_columns(names[:4] if alone == "score_chosen" else [*names[:3], alone], [alone])
+        assert not caplog.text
+        assert find_score_columns(names, [alone]) == ScoreColumns(alone)
+    assert f"{alone!r} alone" in caplog.text
+    assert "--score_columns score_chosen score_rejected" in caplog.text

@@ -20,6 +20,7 @@ _OF_ADAPTERS = re.compile(
     r"load_in_[48]bit|bnb_4bit_quant_(type|storage)|use_bnb_nested_quant)$"
 )
 
+_OTHER_BASE = re.compile(r"[-+]?(?:0[0-7_]+|[0-9_]+(?::[0-9.]+)+)")
 MAX_VALUES = 100_000  # of a file with its aliases expanded; the longest recipe has a few dozen
 MAX_DEPTH = 50
 
@@ -112,6 +113,8 @@ class ConfigLoader(yaml.SafeLoader):
             return node
         if is_alias:
             raise _error("an alias stands for something that it is part of", node)
+        if isinstance(node, yaml.ScalarNode) and _OTHER_BASE.fullmatch(node.value) and ":str" not in node.tag:
+            raise _error(f"{node.value} is a number to base 8 or 60 to YAML: write 10, 0.5 or '1:30'", node)
         parts = node.value if isinstance(node, yaml.CollectionNode) else []
         if isinstance(node, yaml.MappingNode):
             keys = [key for key, _ in parts if isinstance(key, yaml.ScalarNode)]

@@ -176,7 +176,9 @@ def load_model(name: str, trainable: bool = False, **kwargs: Any) -> Any:
             with whole_weights():
                 model = create_model_from_path(path, **kwargs)
         if names := broken_names(dict(model.named_parameters())):
-            raise ValueError(f"{len(names)} of its weight tensors hold NaN or infinity, {names[0]} among them")
+            logger.warning(
+                "%s: %d of its weight tensors hold NaN or infinity, %s among them", name, len(names), names[0]
+            )
         return model
 
 

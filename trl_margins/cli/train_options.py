@@ -98,6 +98,11 @@ def check_run(
     _check_objective(config)
     _check_data(script, config, mixture)
     data = script.dataset_name or mixture.datasets
+    if script.dataset_name and mixture.datasets:
+        raise ValueError(
+            f"dataset_name ({script.dataset_name}) and datasets ({len(mixture.datasets)} of them) both name the "
+            "training data: remove one"
+        )
     if whole and model_args.model_name_or_path is None:
         raise ValueError("--model_name_or_path is missing")
     if whole and not data:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
 from datasets import Dataset, DatasetDict, DatasetInfo, IterableDataset
 from datasets.packaged_modules.json.json import JsonConfig
 
@@ -30,6 +31,8 @@ from .local_files import builder_of, existing, files_of, is_plain, linked, liter
 from .media import without_decoding
 
 _MISSING = ["", "NaN", "nan", "NA", "N/A", "null", "NULL", "None"]  # in the other columns of a table
+
+_OF_ARROW = (pa.ArrowException, TypeError, ValueError, KeyError)  # where its reader fails, not where a script is met
 
 
 def load_splits(
@@ -109,8 +112,9 @@ def _read(path: Path, config: str | None, streaming: bool) -> DatasetDict:
     check_columns(path, files, lambda file: read({"train": [file]}, streaming=True)["train"])
     try:
         loaded = read(splits)
-        for rows in loaded.values() if streaming else ():
-            next(iter(rows), None)  # else training would be the first to read it
+        if streaming and builder_of(files[0]) in ("json", "csv"):  # nothing in them is fetched from elsewhere
+            for rows in loaded.values():
+                next(iter(rows), None)  # else training would be the first to read it
     except FileNotFoundError:  # says so itself
         raise
     except Exception as error:  # the libraries have a dozen kinds, which seldom name the file
@@ -134,9 +138,10 @@ def _one(file: Path, read: Callable[[Mapping[str, Sequence[Path]]], DatasetDict]
     try:
         return read({"train": [file]})["train"]
     except Exception as error:
-        with suppress(Exception):
-            if builder_of(file) == "json" and len(rows := python_rows(file)):
-                return rows
+        if builder_of(file) == "json" and isinstance(innermost(error), _OF_ARROW):
+            with suppress(Exception):
+                if len(rows := python_rows(file)):
+                    return rows
         raise ValueError(why_unreadable(file, error)) from error
 
 

@@ -32,7 +32,7 @@ USUAL_ROLES = ("system", "user", "assistant", "tool", "developer", "function", "
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant"}
 _ROLES |= {role: role for role in ("system", "user", "assistant", "tool")}  # in upper or lower case
 _SHAREGPT_ROLES = {**_ROLES, "model": "assistant", "observation": "tool"}  # of from/value messages
-_TURN = re.compile(r"\n\n(?:Human|Assistant):")  # begins a turn of Anthropic's dialogues, which are text
+DIALOGUE = re.compile(r"\n\n(?:Human|Assistant):")  # begins a turn of Anthropic's dialogues, which are text
 _NOT_THE_MODEL = ("system", "user")
 _SET_BY_THE_TRAINER = {"add_generation_prompt", "tokenize", "return_dict"}
 
@@ -200,7 +200,7 @@ class RowReader:
         both answers begin would be the prompt's.
         """
         text = isinstance(chosen, str)
-        turns = [match.end() for match in _TURN.finditer(chosen)] if text else []
+        turns = [match.end() for match in DIALOGUE.finditer(chosen)] if text else []
         if shared := [end for end in turns if rejected.startswith(chosen[:end])]:
             return chosen[: shared[-1]], chosen[shared[-1] :], rejected[shared[-1] :]
         if not text and (n := shared_turns([chosen, rejected])):

@@ -14,6 +14,7 @@ from datasets import Dataset, IterableDataset
 
 from .form import (
     COMPLETIONS,
+    DIALOGUE,
     LIKE_A_PROMPT,
     SHAREGPT,
     SYSTEM,
@@ -104,6 +105,19 @@ def like_a_prompt(reader: RowReader) -> list[str]:
     return [name for name in LIKE_A_PROMPT if name in reader.columns and name not in used]
 
 
+def _texts_beside(dataset: Dataset | IterableDataset, reader: RowReader) -> list[str]:
+    """Columns of any other name with text in words, or with messages, where text completions have no prompt column."""
+    first = first_row(dataset, reader.split) if reader.prompt_column is None else None
+    if first is None or not isinstance(first.get("chosen"), str) or DIALOGUE.search(first["chosen"]):
+        return []
+    known = {*reader.needed, *LIKE_A_PROMPT}
+    return [
+        name
+        for name, value in first.items()
+        if name not in known and (is_messages(value) or (isinstance(value, str) and " " in value.strip()))
+    ]
+
+
 def count_unused(
     unused: dict[str, Seen], raw: Mapping[str, Any], number: int, prompt: str, suspects: Iterable[str]
 ) -> None:
@@ -119,6 +133,8 @@ def unused_notes(unused: Mapping[str, Seen], n: int, reader: RowReader) -> Itera
         fix = "add it to the prompt column"
         if name in SYSTEM and reader.system_column is None:
             fix = f"set system_column={name!r} (--system_column {name})"
+        elif reader.prompt_column is None:
+            fix = f"set prompt_column={name!r} (--prompt_column {name})"
         yield (
             f"column {name!r} is not used, and in {seen.n} of {n} rows it holds text that the prompt does not (the "
             f"first is row {seen.first}): {fix}, if it belongs there"
@@ -202,7 +218,7 @@ def count_rows(
 
     A row that cannot be read is an error, or is left out and given to `on_error`; `on_row` gets every other row.
     """
-    suspects = like_a_prompt(reader)
+    suspects = [*like_a_prompt(reader), *_texts_beside(dataset, reader)]
     counts, prompt = RowCounts(), reader.prompt_column
     for number, raw in enumerate(_ahead(dataset, list(dict.fromkeys([*reader.needed, *suspects])), reader.split)):
         try:
@@ -373,6 +389,6 @@ def notes(reader: RowReader, counts: RowCounts) -> Iterator[Note]:
             f"{counts.text.n} rows are text (the first is row {counts.text.first}) and {seen.n} are messages (the "
             f"first is row {seen.first}): the chat template renders only the messages"
         )
-    if reader.prompt_column is None or reader.prompt_column in SHAREGPT:
+    if reader.prompt_column in SHAREGPT or (reader.prompt_column is None and counts.messages.n):
         return
     yield from map(warning, unused_notes(counts.unused, n, reader))

@@ -102,6 +102,12 @@ def find_score_columns(
         if not strict:
             return None
         raise ScoreError(f"score_columns names {missing}, but the data set has only the columns {names}")
+    pair = next((pair for pair in PAIRED_COLUMNS if given[0] in pair and {*pair} <= {*names}), ())
+    if len(given) == 1 and pair:
+        logger.warning(
+            f"score_columns names {given[0]!r} alone, which is read as the gap, and the data set has {pair[0]!r} and "
+            f"{pair[1]!r}: if they are scores, name both (--score_columns {' '.join(pair)})"
+        )
     if ranks := list(filter(is_rank, given)):
         logger.warning(
             f"by its name, {ranks[0]!r} holds ranks: it is read as a score, of which the higher is the better. If the "

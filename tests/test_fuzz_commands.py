@@ -159,7 +159,7 @@ NEEDED = {
 
 
 @pytest.mark.parametrize("command", NEEDED)
-@fuzzed(8)
+@fuzzed(5)
 @given(data=st.data())
 def test_a_command_works_or_says_why_not(data, command, tiny_model, tmp_path_factory, capsys):
     folder = tmp_path_factory.mktemp("command")
@@ -213,7 +213,7 @@ def damaged(content: bytes, damage: list[tuple[str, int, bytes]]) -> bytes:
     return content
 
 
-@fuzzed(60)
+@fuzzed(25)
 @given(drawn=sets(), kind=st.sampled_from(["jsonl", "json", "csv", "tsv", "gz", "parquet"]), data=st.data())
 def test_a_damaged_file_is_named(drawn, kind, data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("damaged")

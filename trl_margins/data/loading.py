@@ -112,9 +112,8 @@ def _read(path: Path, config: str | None, streaming: bool) -> DatasetDict:
     check_columns(path, files, lambda file: read({"train": [file]}, streaming=True)["train"])
     try:
         loaded = read(splits)
-        if streaming and builder_of(files[0]) in ("json", "csv"):  # nothing in them is fetched from elsewhere
-            for rows in loaded.values():
-                next(iter(rows), None)  # else training would be the first to read it
+        for rows in loaded.values() if streaming else ():  # else training would be the first to read it
+            next(iter(rows.decode(False) if rows.features else rows), None)  # pictures may be elsewhere
     except FileNotFoundError:  # says so itself
         raise
     except Exception as error:  # the libraries have a dozen kinds, which seldom name the file

@@ -59,6 +59,7 @@ class RowCounts:
     roles: dict[str, Seen] = field(default_factory=dict)  # that chat templates seldom know
     repeated: Seen = field(default_factory=Seen)  # text completions that both begin with their prompt
     unused: dict[str, Seen] = field(default_factory=dict)  # columns like a prompt whose text the prompt lacks
+    beside: dict[str, Seen] = field(default_factory=dict)  # the same of columns of any other name
     contradicted: Seen = field(default_factory=Seen)  # prompts as text beside conversations that begin otherwise
     prompted: int = 0  # text rows whose prompt is not empty
     prompts: set[int] = field(default_factory=set)  # hashes of prompts
@@ -218,9 +219,11 @@ def count_rows(
 
     A row that cannot be read is an error, or is left out and given to `on_error`; `on_row` gets every other row.
     """
-    suspects = [*like_a_prompt(reader), *_texts_beside(dataset, reader)]
+    suspects, beside = like_a_prompt(reader), _texts_beside(dataset, reader)
     counts, prompt = RowCounts(), reader.prompt_column
-    for number, raw in enumerate(_ahead(dataset, list(dict.fromkeys([*reader.needed, *suspects])), reader.split)):
+    for number, raw in enumerate(
+        _ahead(dataset, list(dict.fromkeys([*reader.needed, *suspects, *beside])), reader.split)
+    ):
         try:
             row = reader(raw, number)
         except RowError as error:
@@ -231,6 +234,7 @@ def count_rows(
         asked = None if prompt is None or prompt in reader.stored else raw.get(prompt)
         is_read = prompt in suspects and (prompt in reader.stored or is_messages(asked))
         counts.add(row, raw, number, asked, [name for name in suspects if not (is_read and name == prompt)])
+        count_unused(counts.beside, raw, number, text_of(row.prompt), beside)
         if on_row is not None:
             on_row(row, number)
     return counts
@@ -389,6 +393,7 @@ def notes(reader: RowReader, counts: RowCounts) -> Iterator[Note]:
             f"{counts.text.n} rows are text (the first is row {counts.text.first}) and {seen.n} are messages (the "
             f"first is row {seen.first}): the chat template renders only the messages"
         )
-    if reader.prompt_column in SHAREGPT or (reader.prompt_column is None and counts.messages.n):
+    yield from map(warning, unused_notes(counts.beside, n, reader))
+    if reader.prompt_column is None or reader.prompt_column in SHAREGPT:
         return
     yield from map(warning, unused_notes(counts.unused, n, reader))

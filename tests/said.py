@@ -40,12 +40,16 @@ def has_the_tested_versions() -> bool:
     return sys.version_info[:2] == (3, 11) and all(pinned.get(name) == each for name, each in found.items())
 
 
+def blocks_of(file: Path) -> dict[str, list[str]]:
+    """By the first line of each: what a test, or a case, has heard. Empty without a file."""
+    blocks = file.read_text().strip("\n").split("\n\n") if file.exists() else []
+    return {name: lines for name, *lines in (block.split("\n") for block in blocks)}
+
+
 @cache
 def written(module: str) -> dict[str, list[str]]:
     """By test."""
-    file = FOLDER / f"{module}.txt"
-    blocks = file.read_text().strip("\n").split("\n\n") if file.exists() else []
-    return {name: lines for name, *lines in (block.split("\n") for block in blocks)}
+    return blocks_of(FOLDER / f"{module}.txt")
 
 
 def plain(text: str, base: Path) -> str:

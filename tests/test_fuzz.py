@@ -425,21 +425,28 @@ def test_a_broken_cell_is_the_same_to_all(drawn, cell, data, base, tiny_model, t
     folder = tmp_path_factory.mktemp("broken")
     name = data.draw(st.sampled_from([name for name in drawn.rows[0] if name in READ or "." in name]))
     number = data.draw(st.integers(0, len(drawn.rows) - 1))
+    loaded = with_cell(drawn, name, number, cell, folder)
+    if loaded is None:
+        return
+    seen = agree(loaded, base, tiny_model, tokenizer, folder / "out", drawn.options)
+    if isinstance(seen, str):
+        assert name in seen or f"row {number}" in seen
+
+
+def with_cell(drawn: Drawn, name: str, number: int, cell: Any, folder: Path) -> Dataset | None:
+    """The rows with another cell, from a file; None where that cannot hold it, or is refused by its name."""
     rows = [dict(row) for row in drawn.rows]
     rows[number][name] = cell
     try:
         path = Drawn(rows, drawn.right, drawn.options, drawn.file).written(folder)
     except Exception:  # what the file's own format cannot hold
-        return
+        return None
     note(f"{drawn.file} {rows} {drawn.options}")
     loaded = outcome(lambda: load_splits(path)["train"])
     if isinstance(loaded, str):
         assert Path(path).name in loaded
-        return
-
-    seen = agree(loaded, base, tiny_model, tokenizer, folder / "out", drawn.options)
-    if isinstance(seen, str):
-        assert name in seen or f"row {number}" in seen
+        return None
+    return loaded
 
 
 def agree(rows: Dataset, base: str, folder: str, tokenizer: Any, out: Path, options: Mapping[str, Any]) -> Outcome:
@@ -493,16 +500,8 @@ def test_a_broken_score_is_the_same_to_all(drawn, cell, data, base, tiny_model, 
     folder = tmp_path_factory.mktemp("scores")
     name = data.draw(st.sampled_from([name for name in drawn.rows[0] if name in OF_SCORES]))
     number = data.draw(st.integers(0, len(drawn.rows) - 1))
-    rows = [dict(row) for row in drawn.rows]
-    rows[number][name] = cell
-    try:
-        path = Drawn(rows, drawn.right, drawn.options, drawn.file).written(folder)
-    except Exception:  # what the file's own format cannot hold
-        return
-    note(f"{drawn.file} {rows} {drawn.options}")
-    loaded = outcome(lambda: load_splits(path)["train"])
-    if isinstance(loaded, str):
-        assert Path(path).name in loaded
+    loaded = with_cell(drawn, name, number, cell, folder)
+    if loaded is None:
         return
 
     def trained() -> list[Right]:

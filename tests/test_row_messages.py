@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from conftest import byte_tokenizer, chat_tokenizer
 from datasets import Dataset, Features, Json
+from said import blocks_of
 
 from trl_margins.rows import open_rows
 from trl_margins.rows.lists import ScoredLists
@@ -313,19 +314,13 @@ def said_by(case: Callable[[], Any]) -> list[str]:
     return said
 
 
-def written() -> dict[str, list[str]]:
-    """By case."""
-    blocks = MESSAGES.read_text().strip("\n").split("\n\n")
-    return {name: lines for name, *lines in (block.split("\n") for block in blocks)}
-
-
 def test_every_case_is_written():
-    assert list(written()) == list(CASES)
+    assert list(blocks_of(MESSAGES)) == list(CASES)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_said_of_rows(case):
-    assert said_by(CASES[case]) == written()[case]
+    assert said_by(CASES[case]) == blocks_of(MESSAGES)[case]
 
 
 @pytest.mark.parametrize(

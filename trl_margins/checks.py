@@ -321,7 +321,8 @@ def check_text(name: str, value: Any) -> None:
         ValueError: text with bytes that are none, as Python passes on those of a name on a disk.
     """
     try:
-        str(value).encode() if isinstance(value, str) else None
+        if isinstance(value, str):
+            value.encode()
     except UnicodeEncodeError:
         raise ValueError(
             f"{name} is {value!r}, of which some bytes are no text here: rename it, or, if the name is right in "

@@ -160,7 +160,7 @@ def load_model(name: str, trainable: bool = False, **kwargs: Any) -> Any:
     from trl.trainer.utils import create_model_from_path
 
     from ..trainers.loaded import warn_of_unread_tensors, whole_weights
-    from ..trainers.weights import broken_names
+    from ..trainers.weights import broken_names, is_broken
 
     path = find_model(name)
     with _loading("model", name):
@@ -175,7 +175,9 @@ def load_model(name: str, trainable: bool = False, **kwargs: Any) -> Any:
         else:
             with whole_weights():
                 model = create_model_from_path(path, **kwargs)
-        if names := broken_names(dict(model.named_parameters())):
+        weights = dict(model.named_parameters())
+        if is_broken(weights):  # one value from the device, and not one of each tensor
+            names = broken_names(weights)
             logger.warning(
                 "%s: %d of its weight tensors hold NaN or infinity, %s among them", name, len(names), names[0]
             )

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from accelerate.utils import is_peft_model
 from peft import get_peft_model_state_dict
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -51,6 +50,7 @@ from .folder import (
     settings_before,
     take_place,
 )
+from .loaded import adapter_tensors
 from .preparation import TRAIN
 from .step_size import pairs_per_step
 from .weights import is_broken
@@ -62,9 +62,7 @@ TERMS_FILE = "margin_terms.safetensors"
 SHARING_FILE = "shared_prompts.json"
 _PLAIN = "plain"
 # what libraries raise for a file that holds something else than it should
-_UNREADABLE = (
-    *(AttributeError, EOFError, IndexError, KeyError, RuntimeError, TypeError, ValueError, SafetensorError),
-)
+_UNREADABLE = (AttributeError, EOFError, LookupError, RuntimeError, TypeError, ValueError, SafetensorError)
 
 
 def save_states(states: Mapping[str, Mapping[str, Any]], file: Path) -> None:
@@ -368,10 +366,9 @@ class CheckpointMixin(MarginTrainer):
     def _load_from_checkpoint(self, checkpoint: str, model: nn.Module | None = None) -> None:
         with _loads(checkpoint, "the model", "its model"):
             super()._load_from_checkpoint(checkpoint, model)
-            if (file := Path(checkpoint, SAFETENSORS_WEIGHTS_NAME)).is_file() and is_peft_model(self.model):
+            if is_peft_model(self.model) and (saved := adapter_tensors(checkpoint)):
                 wanted = get_peft_model_state_dict(self.model, save_embedding_layers=False)
-                with safe_open(file, "pt") as saved:
-                    _check_none_lost({*wanted} - {*saved.keys()})  # which PEFT says to nobody
+                _check_none_lost({*wanted} - saved)  # which PEFT says to nobody
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """transformers', of a model that has been loaded. A tensor that was not there keeps its first values.
@@ -395,11 +392,11 @@ class CheckpointMixin(MarginTrainer):
             super()._load_optimizer_and_scheduler(checkpoint)
             if is_watched:
                 _check_goes_on(self.optimizer, self.lr_scheduler)
-        if checkpoint is not None and not settings_before(Path(checkpoint)):  # else they are compared already
-            _check_options(checkpoint, before, [_options_of(group) for group in self.optimizer.param_groups])
         self._rng_state_of = checkpoint
         if checkpoint is None:
             return
+        if not settings_before(Path(checkpoint)):  # else they are compared already
+            _check_options(checkpoint, before, [_options_of(group) for group in self.optimizer.param_groups])
         if (timed := Path(checkpoint, SHARING_FILE)).exists():
             with _readable(timed):
                 self._sharing.load_state_dict(self, json.loads(timed.read_text()))

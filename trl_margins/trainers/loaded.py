@@ -12,6 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from peft import get_peft_model_state_dict
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors import safe_open
+
 logger = logging.getLogger(__name__)
 
 _REPORT = "transformers.modeling_utils"  # whose logger says what was missing
@@ -65,17 +69,20 @@ def _some(names: list[str]) -> str:
     return ", ".join(sorted(names)[:3]) + (" and others" if len(names) > 3 else "")
 
 
-def warn_of_unread_tensors(model: Any, folder: str | Path) -> None:
-    """Names the tensors of an adapter's file for which its configuration leaves no place; PEFT leaves them out."""
-    from peft import get_peft_model_state_dict
-    from peft.utils import SAFETENSORS_WEIGHTS_NAME
-    from safetensors import safe_open
-
+def adapter_tensors(folder: str | Path) -> set[str]:
+    """The names of the tensors in an adapter's file; empty without one."""
     file = Path(folder, SAFETENSORS_WEIGHTS_NAME)
     if not file.is_file():
-        return
+        return set()
     with safe_open(file, "pt") as saved:
-        extra = sorted({*saved.keys()} - {*get_peft_model_state_dict(model, save_embedding_layers=True)})
+        return {*saved.keys()}
+
+
+def warn_of_unread_tensors(model: Any, folder: str | Path) -> None:
+    """Names the tensors of an adapter's file for which its configuration leaves no place; PEFT leaves them out."""
+    if not (saved := adapter_tensors(folder)):
+        return
+    extra = sorted(saved - {*get_peft_model_state_dict(model, save_embedding_layers=True)})
     if extra:
         logger.warning(
             "%s: its adapter_config.json has no place for %d of its tensors, which are left out: %s is one",

@@ -142,10 +142,8 @@ def _check_adapter(model: Any) -> None:
     Raises:
         ValueError: a module to save that the model has not, or another task.
     """
-    names, adapted = (
-        [name for name, _ in model.named_modules()],
-        getattr(model.base_model, "targeted_module_names", None),
-    )
+    names = [name for name, _ in model.named_modules()]
+    adapted = getattr(model.base_model, "targeted_module_names", None)
     for config in model.peft_config.values():
         check_task(config.task_type and str(getattr(config.task_type, "value", config.task_type)))
         targets, kept = getattr(config, "target_modules", None), getattr(config, "modules_to_save", None) or ()

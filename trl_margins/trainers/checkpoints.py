@@ -395,7 +395,7 @@ class CheckpointMixin(MarginTrainer):
         self._rng_state_of = checkpoint
         if checkpoint is None:
             return
-        if not settings_before(Path(checkpoint)):  # else they are compared already
+        if is_watched and not settings_before(Path(checkpoint)):  # else they are compared already
             _check_options(checkpoint, before, [_options_of(group) for group in self.optimizer.param_groups])
         if (timed := Path(checkpoint, SHARING_FILE)).exists():
             with _readable(timed):

@@ -15,6 +15,7 @@ from argparse import Action, ArgumentParser
 from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,13 @@ from trl_margins.trainers import configs
 pytestmark = pytest.mark.usefixtures("clean_registry")
 
 FOUND = everything()
-FILES = sorted({text.file for text in FOUND})
+
+
+def folder_of(text: Text) -> str:
+    return str(Path(text.file).parent)
+
+
+FOLDERS = {folder: list(texts) for folder, texts in groupby(sorted(FOUND, key=folder_of), folder_of)}
 
 # what a subcommand cannot do without
 NEEDED = {
@@ -180,13 +187,10 @@ def commands_near(text: Text) -> tuple[str, ...]:
     return ()
 
 
-def of_file(file: str) -> list[Text]:
-    return [text for text in FOUND if text.file == file]
-
-
-def problems_of(file: str, check: Any) -> list[str]:
-    """What a check says of each text."""
-    return [f"{text.where}: {problem}" for text in of_file(file) for problem in check(text)]
+def problems_in(folder: str, check: Any, files: str = "") -> list[str]:
+    """What a check says of each text of a folder, in files whose names match."""
+    here = [text for text in FOLDERS[folder] if re.search(files, text.file)]
+    return [f"{text.where}: {problem}" for text in here for problem in check(text)]
 
 
 # Where fields with a value that belong to no config are arguments
@@ -253,10 +257,10 @@ def wrong_commands(text: Text) -> Iterator[str]:
                 yield f"trl-margins {command} {' '.join(rest)}: {error!r}"
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_commands(file):
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_commands(folder):
     """Each is known, has the flags, and its parser takes the values."""
-    assert problems_of(file, wrong_commands) == []
+    assert problems_in(folder, wrong_commands) == []
 
 
 def wrong_flags(text: Text) -> Iterator[str]:
@@ -300,16 +304,16 @@ def benchmark_flags() -> frozenset[str]:
     return frozenset(re.findall(r"add_argument\(\s*\"--(\w+)\"", sources))
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_flags(file):
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_flags(folder):
     """Each flag of a message is one of every command that can print it; of a page, of the command it is about."""
-    assert problems_of(file, wrong_flags) == []
+    assert problems_in(folder, wrong_flags) == []
 
 
-@pytest.mark.parametrize("file", [file for file in FILES if file.startswith("benchmarks/")])
-def test_flags_of_the_benchmarks(file):
+def test_flags_of_the_benchmarks():
     known = benchmark_flags() | {"nproc_per_node"}  # torchrun's
-    unknown = {name for text in of_file(file) for name, _ in printed.flags(text)} - known
+    texts = [text for text in FOUND if text.file.startswith("benchmarks/")]
+    unknown = {name for text in texts for name, _ in printed.flags(text)} - known
     assert {name for name in unknown if not any(action_of(command, name) for command in COMMANDS)} == set()
 
 
@@ -387,10 +391,10 @@ def literal(written: str) -> Any:
         return None
 
 
-@pytest.mark.parametrize("file", [file for file in FILES if not file.endswith(".jinja")])
-def test_fields(file):
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_fields(folder):
     """Each `name=value` is a field of a config that takes the value, or an argument of something."""
-    assert problems_of(file, wrong_fields) == []
+    assert problems_in(folder, wrong_fields, r"(?<!\.jinja)$") == []
 
 
 @pytest.fixture(scope="module")
@@ -416,8 +420,8 @@ def has(thing: Any, path: str) -> bool:
     return True
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_methods_and_classes(file, objects):
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_methods_and_classes(folder, objects):
     """What a text calls of a trainer, a model, a tokenizer or a data set is there; so is every class that it names."""
 
     def wrong(text: Text) -> Iterator[str]:
@@ -428,7 +432,7 @@ def test_methods_and_classes(file, objects):
             if name not in OTHERS_CLASSES and not any(has(module, f"{name}.{path}".strip(".")) for module in MODULES):
                 yield f"there is no {name} {path}"
 
-    assert problems_of(file, wrong) == []
+    assert problems_in(folder, wrong) == []
 
 
 # Names
@@ -479,8 +483,8 @@ _NAMES |= {  # of AlpacaEval, Arena-Hard and lm-evaluation-harness
 _NAMES |= {key for keys in FOREIGN.values() for key in keys}  # which are not those of the code
 
 
-@pytest.mark.parametrize("file", [file for file in FILES if re.match(r"trl_margins/.*py$|.*md$", file)])
-def test_names(file):
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_names(folder):
     """A word with an underscore is the name of something, in a message's prose and as code on a page."""
 
     def wrong(text: Text) -> Iterator[str]:
@@ -489,14 +493,14 @@ def test_names(file):
             if unknown := words - names_of_the_code() - _NAMES:
                 yield f"{sorted(unknown)} in {text.text[:80]!r}"
 
-    assert problems_of(file, wrong) == []
+    assert problems_in(folder, wrong, r"^trl_margins/.*py$|md$") == []
 
 
 # Programs
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_other_programs(file):
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_other_programs(folder):
     """`make` has the targets, `hf` the commands, and the package the extras."""
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     _, _, after = (ROOT / "pyproject.toml").read_text().partition("[project.optional-dependencies]\n")
@@ -513,7 +517,7 @@ def test_other_programs(file):
             if words not in ("auth login", "download"):
                 yield f"hf {words}: look whether it has this, and add it here"
 
-    assert problems_of(file, wrong) == []
+    assert problems_in(folder, wrong) == []
 
 
 @pytest.mark.parametrize("words", [["auth", "login"], ["download"]])
@@ -652,11 +656,7 @@ def test_a_card_s_command_trains_the_same_model(name, trained, tmp_path, monkeyp
 
 
 def test_how_to_load_the_demo_s_model(trained):
-    (code,) = {
-        found[0]
-        for text in of_file("trl_margins/cli/demo.py")
-        if (found := re.search(r"transformers\.pipeline\(.+?\)", text.text))
-    }
+    (code,) = {found[0] for text in FOUND if (found := re.search(r"transformers\.pipeline\(.+?\)", text.text))}
     generate = eval(code.replace(GAP, str(trained / "gappo")), {"transformers": transformers})
     assert generate("say", max_new_tokens=2)
 

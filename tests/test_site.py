@@ -56,12 +56,14 @@ PROBLEMS = r"""(wide) => {
 # Texts whose contrast with what lies behind them is below WCAG's 4.5 (3 for large ones)
 FAINT = r"""() => {
   const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true })
-  const rgba = (color) => {
+  const painted = (color) => {
     canvas.clearRect(0, 0, 1, 1)
     canvas.fillStyle = color
     canvas.fillRect(0, 0, 1, 1)
     return [...canvas.getImageData(0, 0, 1, 1).data].map((value) => value / 255)
   }
+  const colors = new Map() // painting one takes a hundred times as long
+  const rgba = (color) => colors.get(color) ?? colors.set(color, painted(color)).get(color)
   const over = ([r, g, b, a], below) => [r, g, b].map((value, i) => value * a + below[i] * (1 - a))
   const behind = (element) => {
     if (!element) return [1, 1, 1]

@@ -76,7 +76,7 @@ class Shape:
 RANDOM = {
     "1B": llama(2048, 22, 49152, heads=32, kv_heads=4, inner=5632),
     "3B": llama(3072, 28, 128256, heads=24, kv_heads=8, inner=8192),
-    "tiny": llama(256, 2, 1000, heads=4, kv_heads=2, inner=512),
+    "tiny": llama(128, 1, 1000, heads=2, kv_heads=1, inner=512),
 }
 SMALL_MODEL = "SmolLM2-135M"
 

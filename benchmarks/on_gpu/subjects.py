@@ -109,7 +109,8 @@ def llama(
 def tiny_llama(rig: Rig, dtype: torch.dtype, noise: float = 0.0, attention: str = "sdpa") -> LlamaForCausalLM:
     """Real attention shapes (heads of 64), few of them. Noise makes a policy that has left its reference."""
     torch.manual_seed(0)
-    config = llama(256, 2 if rig.tiny else 4, 1000, heads=4, kv_heads=2, inner=512, spread=0.06)
+    hidden, layers = (128, 2) if rig.tiny else (256, 4)
+    config = llama(hidden, layers, 1000, heads=hidden // 64, kv_heads=hidden // 128, inner=512, spread=0.06)
     model = LlamaForCausalLM(config)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():

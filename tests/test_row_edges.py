@@ -80,6 +80,15 @@ def test_an_answer_in_json_is_text(chosen, rejected):
     assert evaluation_set(lists, "lists").rows[0].completions == [chosen, "x"]
 
 
+def test_dialogues_with_line_ends_of_windows_are_read():
+    """As those with a line feed alone, which they become."""
+    rows = [{side: f"\n\nHuman: {q}\n\nAssistant: the {side}" for side in ("chosen", "rejected")} for q in "ab"]
+    theirs = [{side: text.replace("\n", "\r\n") for side, text in row.items()} for row in rows]
+    plain, windows = (list(open_rows(Dataset.from_list(each), "train")) for each in (rows, theirs))
+    assert plain[0] == PreferenceRow("\n\nHuman: a\n\nAssistant:", [" the chosen", " the rejected"])
+    assert [PreferenceRow(row.prompt.replace("\r", ""), row.completions) for row in windows] == plain
+
+
 def test_conversations_as_json_text_are_read():
     turns = json.dumps([{"from": "human", "value": "q"}])
     rows = Dataset.from_list([{"conversations": turns, "chosen": "The good one", "rejected": "The bad one"}] * 2)

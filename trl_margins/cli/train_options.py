@@ -119,9 +119,10 @@ def chat_template(text: str) -> str:
     """
     if "{%" in text or "{{" in text:
         return text
-    if os.path.isfile(text):  # Path's raises an error where a name is too long
+    file = os.path.expanduser(text)
+    if os.path.isfile(file):  # Path's raises an error where a name is too long
         try:
-            return Path(text).read_text(encoding="utf-8")
+            return Path(file).read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise ValueError(f"chat_template: {text} is not UTF-8 ({error}): save the file as UTF-8") from error
     raise ValueError(f"chat_template: {text!r:.200} is neither a Jinja template nor a file with one")

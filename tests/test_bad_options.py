@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from conftest import byte_tokenizer, first_batch, load, loss_and_gradients, preference_rows, quiet
+from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import TrainerCallback, TrainerState
 from trl import DPOConfig
@@ -31,6 +32,7 @@ from trl_margins.cli.anchors import AnchorsArguments
 from trl_margins.cli.compare import CompareArguments
 from trl_margins.cli.config_file import read_yaml
 from trl_margins.cli.demo import DemoArguments
+from trl_margins.cli.evaluate import load_sets
 from trl_margins.cli.evaluate_options import EvaluateArguments
 from trl_margins.cli.generate import GenerateArguments
 from trl_margins.cli.hessian import HessianArguments
@@ -39,7 +41,7 @@ from trl_margins.cli.pairs import PairsArguments
 from trl_margins.cli.score import ScoreArguments
 from trl_margins.cli.select import SelectArguments
 from trl_margins.cli.train import _train, parse
-from trl_margins.cli.train_options import TrainArguments
+from trl_margins.cli.train_options import TrainArguments, check_run
 from trl_margins.data import bundled
 from trl_margins.data.evaluation_factors import compute
 from trl_margins.links import CPO_LINKS
@@ -664,6 +666,9 @@ def test_flags_that_are_wrong(argv, status, words, console, tiny_model, tmp_path
             1,
             "file cannot be written to .*: name another folder, or make room",
         ),
+        (["evaluate", "--dataset_name", "x"], 2, "--dataset_name is there twice: give all its values behind one"),
+        (["evaluate", "--dataset_config", "x"], 1, "dataset_config 'x': rows.jsonl has no configurations"),
+        (["evaluate", "--system_column", "x"], 1, "system_column names 'x', but the rows data set has only"),
         (["report", "--out", "", "x"], 2, "out is '', which names nothing"),
         (["convert", "x", "--out", "${HOME}/x"], 2, r"out is '\${HOME}/x', and nothing replaces \${HOME} there"),
         (
@@ -753,6 +758,44 @@ def test_all_options_with_files_are_known_as_such():
         for value in ("", " ", "a\0b", "${HOME}/a", "a/$HOME", "~no-such-user/a"):
             with pytest.raises(ValueError, match=name):
                 check_text(name, value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        (["--eval_strategy", "no", "--eval_steps", "5"], "eval_steps"),
+        (["--eval_strategy", "no", "--eval_delay", "5"], "eval_delay"),
+        (["--save_strategy", "epoch", "--save_steps", "5"], "save_steps"),
+        (["--save_strategy", "no", "--save_total_limit", "5"], "save_total_limit"),
+        (["--noise_seed", "5"], "noise_seed"),
+        (["--log_histograms", "--report_to", "none"], "log_histograms"),
+        (["--hub_model_id", "a/b"], "hub_model_id"),
+        (["--eval_strategy", "steps", "--eval_steps", "5", "--save_steps", "5", "--noise", "random:0.1"], None),
+    ],
+)
+def test_options_of_train_that_nothing_reads(flags, name, caplog):
+    check_run(*parse(["--use_cpu", "--model_name_or_path", "m", "--dataset_name", "d", "--method", "simpo", *flags]))
+    assert [record.args[0] for record in caplog.records if "no effect" in record.msg] == [name] * (name is not None)
+
+
+def test_options_of_evaluate_that_nothing_reads(tiny_model, tmp_path, caplog):
+    Dataset.from_list([{"prompt": "q", "chosen": ["a"] * 3, "rejected": ["b"] * 3, "domain": "chat"}]).to_json(
+        bench := str(tmp_path / "bench.jsonl")
+    )
+    preference_rows(3).remove_columns(["score_chosen", "score_rejected"]).to_json(pairs := str(tmp_path / "p.jsonl"))
+
+    def load(*names: str, **options: Any) -> Any:
+        return load_sets(EvaluateArguments(model_name_or_path=["m"], dataset_name=[*names], **options), False)
+
+    for name in ("prompt_column", "system_column"):
+        with pytest.raises(ValueError, match=f"{name} names 'prompt', which no set has, or none in which"):
+            load(bench, **{name: "prompt"})
+    with pytest.raises(ValueError, match="RM-Bench has no scores"):
+        load(bench, score_columns=["a"])
+    load(bench, pairs, prompt_column="prompt")
+    assert caplog.messages == []
+    load(bench, pairs, eval_min_score_gap=1.0)
+    assert caplog.messages == ["no effect of eval_min_score_gap: it is for pairs with scores, and there are none"]
 
 
 def test_a_name_with_a_dollar_that_is_there(tmp_path, monkeypatch):

@@ -198,6 +198,13 @@ class OptionsParser(TrlParser):
         # before argparse asks for a required option that is only misspelled
         flags = [text.partition("=")[0] for text in args if text.startswith("--") and text != "--"]
         check_known((flag for flag in flags if " " not in flag), self._option_string_actions, self.scope, "option")
+        lists = [
+            action.dest for flag in flags if (action := self._option_string_actions.get(flag)) and action.nargs == "+"
+        ]
+        if twice := [name for name in lists if lists.count(name) > 1]:
+            raise ValueError(
+                f"--{twice[0]} is there twice: give all its values behind one, since the last would count"
+            )
         try:
             *parsed, _, rest = self.parse_args_into_dataclasses(list(args), return_remaining_strings=True)
         except (ValueError, TypeError, RuntimeError) as error:  # of transformers' configs, about their fields
@@ -218,7 +225,7 @@ def _set_environment(variables: Any, source: str) -> None:
 
 
 def joined(args: Sequence[str]) -> list[str]:
-    """With `--option -1e-6` as `--option=-1e-6`: argparse takes such numbers for options."""
+    """With numbers such as -1e-6 joined to their option by a `=`: argparse takes them for options."""
     words: list[str] = []
     for text in args:
         if _NEGATIVE.fullmatch(text) and words and words[-1].startswith("--") and "=" not in words[-1]:

@@ -37,7 +37,6 @@ from ..registry import (
     term_class,
 )
 from ..rewards import REWARDS, LogRatioReward, MeanLogRatioReward, Reward
-from ..rows.scores import check_given
 from ..terms import Term
 from ..terms.evaluation_factor import FLOOR
 from .elsewhere import elsewhere
@@ -441,8 +440,6 @@ class MarginOptions(KeepsSecrets):
             if isinstance(value := getattr(self, name), str):
                 setattr(self, name, [value])
         check_options(self)
-        if self.score_columns is not None:
-            check_given(self.score_columns)
         for kind in _KINDS:
             _check_terms(self, kind)
         _warn_of_unread(self)

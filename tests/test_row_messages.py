@@ -190,6 +190,21 @@ CASES: dict[str, Callable[[], Any]] = {
     "blank behind prompts": pairs(
         {"prompt": "r ", "chosen": "r x", "rejected": "r y"}, {"prompt": "s ", "chosen": "s ", "rejected": "s y"}
     ),
+    "one repeats": pairs(
+        {"prompt": "r ", "chosen": "r x", "rejected": "y"}, {"prompt": "s ", "chosen": "s x", "rejected": "y"}, OK
+    ),
+    "names of columns": pairs(
+        *({"prompt": "p", "answer_a": "x", "b": "y", "chosen": one, "rejected": "b"} for one in ("a", "answer_a"))
+    ),
+    "names of columns once": pairs(
+        {**OK, "answer_a": "x", "b": "y"}, {**OK, "answer_a": "x", "b": "y", "chosen": "A"}
+    ),
+    "messages in a mapping": pairs(
+        {
+            f"{side}": f'{{"messages": [{{"role": "assistant", "content": "{side}"}}], "tools": []}}'
+            for side in ("chosen", "rejected")
+        }
+    ),
     "few messages as text": pairs(OK, OK, {**OK, "chosen": '[{"role": "assistant", "content": "x"}]'}),
     "most messages as text": pairs(OK, *[{**OK, "rejected": '[{"role": "assistant", "content": "x"}]'}] * 2),
     "text behind messages as text": pairs({**OK, "chosen": '[{"role": "assistant", "content": "x"}]'}, OK),

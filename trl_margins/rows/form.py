@@ -364,7 +364,15 @@ def stored_messages(text: str) -> Any:
             f"{shortened(text)} looks like messages stored as text, but is neither JSON nor a Python list: save the "
             "set as JSON lines or Parquet"
         )
-    return value if is_messages([value] if isinstance(value, Mapping) else value) else None
+    if isinstance(value, Mapping):
+        key = next((name for name in ("messages", *SHAREGPT) if is_messages(value.get(name))), None)
+        if key is not None and len(value) > 1:
+            raise ValueError(
+                f"{shortened(text)} holds messages beside {sorted(value.keys() - {key})}: save the messages alone, "
+                "and the rest in columns of its own"
+            )
+        value = [value] if key is None else value[key]
+    return value if is_messages(value) else None
 
 
 def without_prompt(

@@ -34,7 +34,9 @@ logger = logging.getLogger(__name__)
 
 _STREAMED = 32  # rows of a stream that are read ahead
 _HUMAN = re.compile(r"(?:\r?\n){2}Human:")
-_LIKE_MESSAGES = re.compile(r"""\s*(array\()?(\[\s*)?\{[^{]*['"](role|from)['"]\s*:""")
+_LIKE_MESSAGES = re.compile(
+    r"""\s*(array\()?(\{\s*['"](messages|conversations?)['"]\s*:\s*)?(\[\s*)?\{[^{]*['"](role|from)['"]\s*:"""
+)
 
 
 @dataclass
@@ -63,6 +65,8 @@ class RowCounts:
     prefilled: Seen = field(default_factory=Seen)  # prompts that end with the assistant's turn
     roles: dict[str, Seen] = field(default_factory=dict)  # that chat templates seldom know
     repeated: Seen = field(default_factory=Seen)  # text completions that both begin with their prompt
+    repeated_once: Seen = field(default_factory=Seen)  # one of them does
+    named: int = 0  # rows whose completions are names of columns, or their ends
     unused: dict[str, Seen] = field(default_factory=dict)  # columns like a prompt whose text the prompt lacks
     beside: dict[str, Seen] = field(default_factory=dict)  # the same of columns of any other name
     contradicted: Seen = field(default_factory=Seen)  # prompts as text beside conversations that begin otherwise
@@ -92,6 +96,8 @@ class RowCounts:
             if row.prompt and all(part.startswith(row.prompt) for part in completions):
                 self.repeated.add(number)
                 completions = [part.removeprefix(row.prompt) for part in completions]
+            elif row.prompt.strip() and any(part.startswith(row.prompt) for part in completions):
+                self.repeated_once.add(number)
         else:
             if any(message["role"] == "user" for part in completions for message in part):
                 self.user_turns.add(number)
@@ -240,6 +246,7 @@ def count_rows(
     """
     suspects, beside = suspects_of(reader), _texts_beside(dataset, reader)
     counts, prompt = RowCounts(), reader.prompt_column
+    ends = {f"_{name}"[i:] for name in reader.columns for i in range(len(name)) if f"_{name}"[i] == "_"}
     texts = [name for name in (prompt, *COMPLETIONS) if name is not None and name not in reader.stored]
     for number, raw in enumerate(
         _ahead(dataset, list(dict.fromkeys([*reader.needed, *suspects, *beside])), reader.split)
@@ -255,6 +262,7 @@ def count_rows(
         is_read = prompt in suspects and (prompt in reader.stored or is_messages(asked))
         counts.add(row, raw, number, asked, [name for name in suspects if not (is_read and name == prompt)])
         count_unused(counts.beside, raw, number, text_of(row.prompt), beside)
+        counts.named += all(isinstance(part, str) and f"_{part}" in ends for part in row.completions)
         for name in texts:
             if _spells_messages(raw.get(name)):
                 counts.spelled.setdefault(name, Seen()).add(number)
@@ -358,6 +366,11 @@ def why_refused(reader: RowReader, counts: RowCounts) -> str | None:
     """Why reading a set would be a guess: most completions are messages in text, a column has more of the prompt, or
     completions begin alike by chance.
     """
+    if 1 < counts.named == counts.n:
+        return (
+            f"chosen and rejected of the {reader.split} data set are names of columns, or their ends, in all its "
+            f"{counts.n} rows: replace them by the completions themselves, with dataset.map"
+        )
     for name in COMPLETIONS:
         if (seen := counts.spelled.get(name)) and counts.n / 2 < seen.n < counts.n:
             return (
@@ -424,6 +437,11 @@ def notes(reader: RowReader, counts: RowCounts) -> Iterator[Note]:
             f"in {seen.n} of {counts.prompted} text rows, not in all, chosen and rejected begin with their prompt "
             f"(the first is row {seen.first}): there it counts as part of the completions. Remove it from them if "
             "that is not intended"
+        )
+    if (seen := counts.repeated_once).n > n / 2:
+        yield warning(
+            f"in {seen.n} of {n} rows only one of chosen and rejected begins with the prompt (the first is row "
+            f"{seen.first}): there it counts as part of the completion. Remove it from them if that is not intended"
         )
     if (seen := counts.user_turns).n:
         yield warning(

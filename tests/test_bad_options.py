@@ -10,6 +10,7 @@ import math
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,14 +20,28 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from conftest import byte_tokenizer, first_batch, load, loss_and_gradients, preference_rows, quiet
+from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import TrainerCallback, TrainerState
 from trl import DPOConfig
 from trl.experimental.cpo import CPOConfig
 
+from trl_margins.checks import PATHS, check_text
 from trl_margins.cli import main
+from trl_margins.cli.anchors import AnchorsArguments
+from trl_margins.cli.compare import CompareArguments
 from trl_margins.cli.config_file import read_yaml
+from trl_margins.cli.demo import DemoArguments
+from trl_margins.cli.evaluate import load_sets
+from trl_margins.cli.evaluate_options import EvaluateArguments
+from trl_margins.cli.generate import GenerateArguments
+from trl_margins.cli.hessian import HessianArguments
+from trl_margins.cli.inspect import InspectArguments
+from trl_margins.cli.pairs import PairsArguments
+from trl_margins.cli.score import ScoreArguments
+from trl_margins.cli.select import SelectArguments
 from trl_margins.cli.train import _train, parse
+from trl_margins.cli.train_options import TrainArguments, check_run
 from trl_margins.data import bundled
 from trl_margins.data.evaluation_factors import compute
 from trl_margins.links import CPO_LINKS
@@ -538,6 +553,14 @@ def console(monkeypatch, capsys) -> Callable[..., tuple[int, str]]:
         ("model_init_kwargs:\n\ta: 1", r"(?s)found character '\\t' .*c.yaml\", line 2.*indented with spaces"),
         ("beta: 1: 2", r"(?s)mapping values are not allowed here.*c.yaml\", line 1"),
         ("\x00", 'c.yaml", position 0'),
+        ("beta: 1\nseed:1\nbf16: no", "could not find expected ':', in .*line 2"),
+        ("beta: 1\nseed=1\n\n# no\nbf16: no", "could not find expected ':', in .*line 2"),
+        ("seed:1\n\nbeta: 2", "mapping values are not allowed here, in .*line 1"),
+        ("beta: 2\n seed: 1", "mapping values are not allowed here, in .*line 2"),
+        ("run_name: 'x\nbeta: 2\n", "unexpected end of stream, in .*line 1"),
+        ("run_name: ${USER}-x", r"run_name is '\${USER}-x', and nothing replaces \${USER} there: write its value"),
+        ("env: {HF_HOME: $HOME}", r"env.HF_HOME is '\$HOME', and nothing replaces \$HOME there"),
+        ("datasets: [{path: '${X}/p.jsonl'}]", r"datasets.path is '\${X}/p.jsonl', and nothing replaces"),
     ],
 )
 def test_yaml_that_is_wrong(text, words, console, tmp_path):
@@ -587,6 +610,11 @@ def test_yaml_that_says_nothing_changes_nothing(tmp_path):
         (["--loss_weights", "1.0"], 2, "method 'gappo' on base 'cpo': --loss_weights is an option of base dpo"),
         (["--beta", "-1"], 2, "beta must be a number, above 0; it is -1.0"),
         (["--beta", "nan"], 2, "beta must be a number, above 0; it is nan"),
+        (["--learning_rate", "-1e-6"], 2, "learning_rate must be a number, at least 0; it is -1e-06"),
+        (["--learning_rate", "-inf"], 2, "learning_rate must be a number, at least 0; it is -inf"),
+        (["--score_columns", "a", "b", "c"], 2, "score_columns takes one gap column or two score columns"),
+        (["--config", ""], 2, "config is '', which names nothing"),
+        (["--dry_run", "--deepspeed", ""], 2, "deepspeed is '', which names nothing"),
         (["--max_steps", "ten"], 2, "argument --max_steps/--max-steps: invalid int value: 'ten'"),
         (["--share_prompt", "allways"], 2, "invalid choice: 'allways' .choose from"),
         (["--config", "missing.yaml"], 1, "there is no YAML file missing.yaml"),
@@ -638,6 +666,16 @@ def test_flags_that_are_wrong(argv, status, words, console, tiny_model, tmp_path
             1,
             "file cannot be written to .*: name another folder, or make room",
         ),
+        (["evaluate", "--dataset_name", "x"], 2, "--dataset_name is there twice: give all its values behind one"),
+        (["evaluate", "--dataset_config", "x"], 1, "dataset_config 'x': rows.jsonl has no configurations"),
+        (["evaluate", "--system_column", "x"], 1, "system_column names 'x', but the rows data set has only"),
+        (["report", "--out", "", "x"], 2, "out is '', which names nothing"),
+        (["convert", "x", "--out", "${HOME}/x"], 2, r"out is '\${HOME}/x', and nothing replaces \${HOME} there"),
+        (
+            ["compare", "--methods", "dpo", "--learning_rates", "-1e-6"],
+            2,
+            "learning_rates must be a number, at least 0",
+        ),
         (["evaluate", "--config", "tab.yaml"], 2, "(?s)found character '\\\\t'.*tab.yaml"),
         (["select", "--output_dir", "out", "--fraction", "0"], 2, "fraction must be a number, above 0 and at most 1"),
         (["select", "--output_dir", "out", "--fraction", "0.01"], 1, "fraction .*leave a row of 4, not 0.01"),
@@ -671,7 +709,8 @@ def test_flags_of_other_commands(argv, status, words, console, tiny_model, tmp_p
     Path("tab.yaml").write_text("a:\n\t- b")
     Path("x.yaml").write_text("anchor_radios: 1")
     command, *flags = argv
-    model = ["--model_name_or_path", tiny_model, "--dataset_name", "rows.jsonl"] if flags else []
+    plain = not flags or command in ("report", "convert")
+    model = [] if plain else ["--model_name_or_path", tiny_model, "--dataset_name", "rows.jsonl"]
     found, said = console(command, *model, *flags)
     assert found == status
     assert re.search(words, said), said
@@ -702,6 +741,76 @@ def test_names_that_are_no_text(console, tmp_path, monkeypatch):
     status, said = console("train", "--model_name_or_path", "x", "--dataset_name", "y", "--output_dir", "out\udcff")
     assert status == 2
     assert r"output_dir is 'out\udcff', of which some bytes are no text here: rename it" in said
+
+
+COMMANDS = (
+    *(TrainArguments, InspectArguments, EvaluateArguments, PairsArguments, SelectArguments, ScoreArguments),
+    *(CompareArguments, GenerateArguments, AnchorsArguments, HessianArguments, DemoArguments),
+)
+
+
+def test_all_options_with_files_are_known_as_such():
+    """By their help: of those alone, an empty name or a variable is refused."""
+    told = {item.name: str(item.metadata.get("help")) for kind in COMMANDS for item in fields(kind)}
+    files = {name for name, text in told.items() if re.search(r"(?i)\b(file|folder)s?\b", text)}
+    assert files - PATHS == {"chat_template", "benchmark", "model_id"}  # which are checked by themselves
+    for name in PATHS & told.keys():
+        for value in ("", " ", "a\0b", "${HOME}/a", "a/$HOME", "~no-such-user/a"):
+            with pytest.raises(ValueError, match=name):
+                check_text(name, value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        (["--eval_strategy", "no", "--eval_steps", "5"], "eval_steps"),
+        (["--eval_strategy", "no", "--eval_delay", "5"], "eval_delay"),
+        (["--save_strategy", "epoch", "--save_steps", "5"], "save_steps"),
+        (["--save_strategy", "no", "--save_total_limit", "5"], "save_total_limit"),
+        (["--noise_seed", "5"], "noise_seed"),
+        (["--log_histograms", "--report_to", "none"], "log_histograms"),
+        (["--hub_model_id", "a/b"], "hub_model_id"),
+        (["--eval_strategy", "steps", "--eval_steps", "5", "--save_steps", "5", "--noise", "random:0.1"], None),
+    ],
+)
+def test_options_of_train_that_nothing_reads(flags, name, caplog):
+    check_run(*parse(["--use_cpu", "--model_name_or_path", "m", "--dataset_name", "d", "--method", "simpo", *flags]))
+    assert [record.args[0] for record in caplog.records if "no effect" in record.msg] == [name] * (name is not None)
+
+
+def test_options_of_evaluate_that_nothing_reads(tiny_model, tmp_path, caplog):
+    Dataset.from_list([{"prompt": "q", "chosen": ["a"] * 3, "rejected": ["b"] * 3, "domain": "chat"}]).to_json(
+        bench := str(tmp_path / "bench.jsonl")
+    )
+    preference_rows(3).remove_columns(["score_chosen", "score_rejected"]).to_json(pairs := str(tmp_path / "p.jsonl"))
+
+    def load(*names: str, **options: Any) -> Any:
+        return load_sets(EvaluateArguments(model_name_or_path=["m"], dataset_name=[*names], **options), False)
+
+    for name in ("prompt_column", "system_column"):
+        with pytest.raises(ValueError, match=f"{name} names 'prompt', which no set has, or none in which"):
+            load(bench, **{name: "prompt"})
+    with pytest.raises(ValueError, match="RM-Bench has no scores"):
+        load(bench, score_columns=["a"])
+    load(bench, pairs, prompt_column="prompt")
+    assert caplog.messages == []
+    load(bench, pairs, eval_min_score_gap=1.0)
+    assert caplog.messages == ["no effect of eval_min_score_gap: it is for pairs with scores, and there are none"]
+
+
+def test_a_name_with_a_dollar_that_is_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    check_text("output_dir", "a$b")
+    Path("$HOME").touch()
+    check_text("dataset_name", "$HOME")
+
+
+def test_the_home_folder_of_outputs(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    args = InspectArguments(dataset_name="~/rows.jsonl", json="~/a.json")
+    assert (args.dataset_name, args.json) == (f"{tmp_path}/rows.jsonl", f"{tmp_path}/a.json")
+    args = EvaluateArguments(model_name_or_path=["~/m", "n"], dataset_name=["x"])
+    assert args.model_name_or_path == [f"{tmp_path}/m", "n"]
 
 
 def test_from_python_an_error_stays_an_error():

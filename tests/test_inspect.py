@@ -490,7 +490,10 @@ def test_histograms_hold_everything():
             "the same completions, swapped",
         ),
         ([*plain(2), {"prompt": "p", "chosen": "a", "rejected": "a"}], "1 of 3 pairs have the same completion twice"),
-        ([*plain(2), {"prompt": "p", "chosen": "good day", "rejected": ""}], "1 rejected completion without text"),
+        (
+            [*plain(2), {"prompt": "p", "chosen": "good day", "rejected": ""}],
+            "1 of 3 rejected completions have no text of their own (the first is in row 2)",
+        ),
         ([*plain(2), {"prompt": "", "chosen": "good day", "rejected": "bad day"}], "1 row with an empty prompt"),
         ([{"chosen": "good day", "rejected": "bad day"}], "columns 'chosen' and 'rejected', row 0 of the train"),
         ([{"system": "Be kind", **row} for row in plain(2)], "column 'system' is not used"),

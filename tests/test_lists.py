@@ -707,6 +707,8 @@ def test_scores_that_are_class_labels():
             "How do I end a prompt in\n\nHuman: x\n\nAssistant:",
             [user("How do I end a prompt in\n\nHuman: x\n\nAssistant:")],
         ),
+        ("\r\n\r\nHuman: a\r\n\r\nAssistant: b\r\n\r\nHuman: c", [user("a"), bot("b"), user("c")]),
+        ("\n\nHuman:", [user("\n\nHuman:")]),
         ("\n\nHuman: who?\n\nHuman: me", [user("\n\nHuman: who?\n\nHuman: me")]),
         ("q\n<extra_id_1>Assistant\na", [user("q\n<extra_id_1>Assistant\na")]),
     ],

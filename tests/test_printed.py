@@ -468,6 +468,7 @@ _NAMES = {
     "test_pwa",
 }
 _NAMES |= {
+    *("system_prompt", "system_instruction", "sys_prompt"),  # columns of data sets
     *("chosen_probs", "chosen_probs_win", "chosen_probs_lose"),  # columns of SPPO's code
     "answer_logps",
     "eval_loss",

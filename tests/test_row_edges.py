@@ -80,6 +80,23 @@ def test_an_answer_in_json_is_text(chosen, rejected):
     assert evaluation_set(lists, "lists").rows[0].completions == [chosen, "x"]
 
 
+def test_dialogues_with_line_ends_of_windows_are_read():
+    """As those with a line feed alone, which they become."""
+    rows = [{side: f"\n\nHuman: {q}\n\nAssistant: the {side}" for side in ("chosen", "rejected")} for q in "ab"]
+    theirs = [{side: text.replace("\n", "\r\n") for side, text in row.items()} for row in rows]
+    plain, windows = (list(open_rows(Dataset.from_list(each), "train")) for each in (rows, theirs))
+    assert plain[0] == PreferenceRow("\n\nHuman: a\n\nAssistant:", [" the chosen", " the rejected"])
+    assert [PreferenceRow(row.prompt.replace("\r", ""), row.completions) for row in windows] == plain
+
+
+def test_messages_in_a_mapping_as_json_text_are_read():
+    turns = [[{"role": "user", "content": "q"}, {"role": "assistant", "content": each}] for each in "ab"]
+    for key in ("messages", "conversations"):
+        texts = [json.dumps({key: each}) for each in turns]
+        found = next(iter(open_rows(Dataset.from_list([{"chosen": texts[0], "rejected": texts[1]}]), "train")))
+        assert found == PreferenceRow(turns[0][:1], [turns[0][1:], turns[1][1:]])
+
+
 def test_conversations_as_json_text_are_read():
     turns = json.dumps([{"from": "human", "value": "q"}])
     rows = Dataset.from_list([{"conversations": turns, "chosen": "The good one", "rejected": "The bad one"}] * 2)

@@ -172,6 +172,42 @@ CASES: dict[str, Callable[[], Any]] = {
         {**CHAT, "chosen": [model("a"), user("and"), model("b")]},
         {"prompt": [user("q"), model("I")], "chosen": [model("a")], "rejected": [model("b")]},
     ),
+    "turns of a dialogue": pairs(
+        {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"},
+        {"chosen": "\n\nHuman: q\n\nAssistant: a\n\nHuman:", "rejected": "\n\nHuman: q\n\nAssistant: b"},
+        {"chosen": "\n\nHuman: q\n\nHuman: r", "rejected": "\n\nHuman: q\n\nHuman: s"},
+    ),
+    "a dialogue in other lines": pairs(
+        {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"},
+        {"chosen": "Human: q\nAssistant: a", "rejected": "Human: q\nAssistant: an"},
+    ),
+    "blank": pairs(
+        OK,
+        {**OK, "chosen": " \n"},
+        {**CHAT, "rejected": [model("")]},
+        {**CHAT, "chosen": [{"role": "assistant", "content": "", "tool_calls": [{"name": "f"}]}]},
+    ),
+    "blank behind prompts": pairs(
+        {"prompt": "r ", "chosen": "r x", "rejected": "r y"}, {"prompt": "s ", "chosen": "s ", "rejected": "s y"}
+    ),
+    "one repeats": pairs(
+        {"prompt": "r ", "chosen": "r x", "rejected": "y"}, {"prompt": "s ", "chosen": "s x", "rejected": "y"}, OK
+    ),
+    "names of columns": pairs(
+        *({"prompt": "p", "answer_a": "x", "b": "y", "chosen": one, "rejected": "b"} for one in ("a", "answer_a"))
+    ),
+    "names of columns once": pairs(
+        {**OK, "answer_a": "x", "b": "y"}, {**OK, "answer_a": "x", "b": "y", "chosen": "A"}
+    ),
+    "messages in a mapping": pairs(
+        {
+            f"{side}": f'{{"messages": [{{"role": "assistant", "content": "{side}"}}], "tools": []}}'
+            for side in ("chosen", "rejected")
+        }
+    ),
+    "few messages as text": pairs(OK, OK, {**OK, "chosen": '[{"role": "assistant", "content": "x"}]'}),
+    "most messages as text": pairs(OK, *[{**OK, "rejected": '[{"role": "assistant", "content": "x"}]'}] * 2),
+    "text behind messages as text": pairs({**OK, "chosen": '[{"role": "assistant", "content": "x"}]'}, OK),
     "mixed kinds": pairs(CHAT, OK, OK),
     "contradicted": pairs(
         {"prompt": "q", "chosen": [user("q"), model("a")], "rejected": [user("q"), model("b")]},
@@ -180,6 +216,7 @@ CASES: dict[str, Callable[[], Any]] = {
     "unused": pairs(
         {**OK, "context": "q"}, {**OK, "context": "more", "system": "kind"}, {**OK, "context": "still", "system": ""}
     ),
+    "system instruction": pairs({**OK, "system_instruction": "q"}, {**OK, "system_instruction": "be kind"}),
     "other prompt column": pairs({"ask": "q ", "chosen": "a", "rejected": "b"}, prompt_column="ask"),
     # lists
     "L no column": lists(L, prompt_column="x"),
@@ -211,6 +248,9 @@ CASES: dict[str, Callable[[], Any]] = {
     ),
     "L winner": lists(
         *({"prompt": "p", "response_a": "x", "response_b": "y", "winner": w} for w in ("model_a", "nobody"))
+    ),
+    "L better": lists(
+        *({"prompt": "p", "response_0": "x", "response_1": "y", "better_response_id": b} for b in (1, -1))
     ),
     "L vote": lists(
         *(

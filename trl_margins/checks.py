@@ -170,6 +170,17 @@ _MOST: Mapping[str, float] = MappingProxyType(
 _LARGEST = 1e30  # of the others: as far as float32 can multiply by them
 _PATTERNS = ("train_only", "anchor_scope")
 _NAMES = (*_PATTERNS, "score_columns")
+# Options and keys that name files or folders, or what is looked up as such first
+PATHS = frozenset(
+    (
+        *("runs", "dataset_name", "eval_dataset_name", "model_name_or_path", "tokenizer_name_or_path"),
+        *("ref_model", "drift_from", "reward_model", "encoder", "gap_aware_encoder", "checkpoints"),
+        *("resume_from_checkpoint", "deepspeed", "fsdp_config", "config", "output_dir"),
+        *("logging_dir", "out", "output", "data_only", "json", "markdown", "rewards", "plot", "path"),
+        *("data_dir", "data_files", "cache_dir"),
+    )
+)
+_VARIABLE = re.compile(r"\$\{\w+\}|(?:^|/)\$[A-Za-z_]\w*")
 
 _TRUTHS = {
     **dict.fromkeys(("yes", "true", "t", "y", "1"), True),
@@ -316,13 +327,37 @@ def check_options(options: Any) -> None:
 
 
 def check_text(name: str, value: Any) -> None:
-    """
+    """Checks a text, or all texts in lists, mappings and dataclasses.
+
     Raises:
-        ValueError: text with bytes that are none, as Python passes on those of a name on a disk.
+        ValueError: text with bytes that are none, as Python passes on those of a name on a disk; with NUL, or with a
+            variable that nobody replaces; of a file or folder, an empty name, or one of an unknown home.
     """
+    if isinstance(value, Mapping) or is_dataclass(value):
+        for key, each in (value if isinstance(value, Mapping) else vars(value)).items():
+            check_text(f"{name}.{key}", each)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            check_text(name, each)
+    elif isinstance(value, str) and name != "chat_template":  # of which any text may be part
+        _check_one_text(name, value, is_path=name.rpartition(".")[2] in PATHS)
+
+
+def _check_one_text(name: str, value: str, is_path: bool) -> None:
+    if "\0" in value:
+        raise ValueError(f"{name} is {shown(value)}: a text has no NUL character")
+    if is_path and not value.strip():
+        raise ValueError(f"{name} is {value!r}, which names nothing: give a name, or leave the option out")
+    variable = _VARIABLE.search(value)
+    if variable and not os.path.exists(value):
+        raise ValueError(
+            f"{name} is {shown(value)}, and nothing replaces {variable[0].lstrip('/')} there: write its value, or let "
+            "a shell do it, on the command line and outside single quotes"
+        )
+    if is_path and value.startswith("~") and os.path.expanduser(value) == value and not os.path.exists(value):
+        raise ValueError(f"{name} is {shown(value)}, and there is no such home folder: write the whole path")
     try:
-        if isinstance(value, str):
-            value.encode()
+        value.encode()
     except UnicodeEncodeError:
         raise ValueError(
             f"{name} is {value!r}, of which some bytes are no text here: rename it, or, if the name is right in "

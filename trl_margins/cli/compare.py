@@ -27,6 +27,7 @@ from transformers.hf_argparser import string_to_bool
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from .. import __version__
+from ..checks import NUMBERS as TAKEN
 from ..checks import check_names
 from ..disk import write
 from ..evaluation.intervals import student_interval
@@ -39,7 +40,7 @@ from . import train
 from .compare_settings import Entry, SharedSettings, Variant, default_of, set_by_the_first
 from .config_file import Settings, as_yaml, read_yaml
 from .dry_run import plain
-from .options import Options, OptionsParser, option, usage
+from .options import Options, OptionsParser, joined, option, usage
 from .setup import WEIGHTS, check_writable, digest_of_files
 
 logger = logging.getLogger(__name__)
@@ -115,13 +116,15 @@ def plan(argv: Sequence[str]) -> tuple[Comparison, bool]:
     """
     if {"-h", "--help", "--help_all", "--help-all"} & set(argv):
         help_parser().parse(argv)
-    parsed: Any = parser().parse_args_into_dataclasses(list(argv), return_remaining_strings=True)
+    parsed: Any = parser().parse_args_into_dataclasses(joined(argv), return_remaining_strings=True)
     args, flags = parsed
     check_names("methods", args.methods)
     for name in ("methods", "seeds", "learning_rates"):
         values = getattr(args, name) or []
         if twice := [value for value in values if values.count(value) > 1]:
             raise ValueError(f"--{name} has {twice[0]} twice: name each once")
+        for value in values if name != "methods" else ():
+            TAKEN[name.removesuffix("s")].check(name, value)
     files = ArgumentParser(prog="trl-margins compare", add_help=False, allow_abbrev=False)
     one = files.add_mutually_exclusive_group()
     one.add_argument("--config")

@@ -329,7 +329,7 @@ def _plainest(method: str | None, base: str) -> Any:
 
 @cache
 def _untouched(config: Any) -> Any:
-    return config(output_dir="", use_cpu=True, bf16=False)
+    return config(output_dir=".", use_cpu=True, bf16=False)
 
 
 def default_of(entry: Entry, name: str) -> Any:

@@ -33,11 +33,12 @@ def read_yaml(path: str | Path) -> Settings:
         ValueError: the file is not UTF-8, or not a mapping.
         yaml.YAMLError: invalid YAML, a tag, a duplicate key, or aliases that expand without end; with the line.
     """
-    if Path(path).is_dir():
+    path = Path(path).expanduser()
+    if path.is_dir():
         raise ValueError(f"{path} is a folder: name the YAML file in it")
-    if not Path(path).exists():
+    if not path.exists():
         raise FileNotFoundError(f"there is no YAML file {path}")
-    written = Path(path).read_bytes()
+    written = path.read_bytes()
     try:
         text = written.decode()
     except UnicodeDecodeError as error:
@@ -46,8 +47,8 @@ def read_yaml(path: str | Path) -> Settings:
     try:
         settings = yaml.load(text, Loader=ConfigLoader)
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = "" if mark is None else f", line {mark.line + 1}"
+        at = _line_of(error, text)
+        line = "" if at is None else f", line {at}"
         problem = ", ".join(part for part in (error.context, error.problem) if part)
         said = f'{problem}, in "{path}"{line}. A config has one line `key: value` per setting, indented with spaces, '
         raise type(error)(None, None, f"{said}without tags.") from error
@@ -60,6 +61,22 @@ def read_yaml(path: str | Path) -> Settings:
     if not isinstance(settings, dict | None):
         raise ValueError(f"{path}: a config is a YAML mapping from keys to values, not a {type(settings).__name__}")
     return settings or {}
+
+
+def _line_of(error: yaml.MarkedYAMLError, text: str) -> int | None:
+    """The line at fault. Of `seed:1`, YAML notices only in the next line that it is no setting."""
+    mark = error.problem_mark or error.context_mark
+    if str(error.context).endswith(("simple key", "quoted scalar", "flow sequence", "flow mapping")):
+        mark = error.context_mark or mark
+    if mark is None:
+        return None
+    number = mark.line
+    if error.context is None and error.problem == "mapping values are not allowed here":
+        above = list(enumerate(text.split("\n")[:number]))
+        before = next(((i, line) for i, line in reversed(above) if line.partition("#")[0].strip()), None)
+        if before is not None and not re.search(r":(\s|$)|^\s*-\s", before[1]):
+            number = before[0]
+    return number + 1
 
 
 def as_yaml(settings: Mapping[str, Any]) -> str:

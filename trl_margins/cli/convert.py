@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..checks import check_text
 from ..disk import write
 from .config_file import Settings, as_yaml, read_yaml
 from .migration import Note, migrate
@@ -16,23 +18,29 @@ from .setup import check_files
 def main(argv: Sequence[str]) -> int:
     """Reads the file, writes or prints the migrated one."""
     parser = ArgumentParser(prog="trl-margins convert", description=__doc__)
-    parser.add_argument("config", type=Path, metavar="FILE", help="YAML for another project or an older TRL.")
-    parser.add_argument("--out", type=Path, help="File to write; without it, the result is printed.")
+    parser.add_argument("config", metavar="FILE", help="YAML for another project or an older TRL.")
+    parser.add_argument("--out", help="File to write; without it, the result is printed.")
     args = parser.parse_args(list(argv))
+    try:
+        check_text("config", args.config)
+        check_text("out", args.out)
+    except ValueError as error:
+        parser.error(str(error))
     from .train import parse
     from .train_options import check_run
 
     settings, notes = migrate(read_yaml(args.config))
-    check_run(*parse(["--dry_run"], dict(settings), str(args.config)), whole=False)
+    check_run(*parse(["--dry_run"], dict(settings), args.config), whole=False)
     if settings.get("method") is None and not any(note.key == "method" for note in notes):
         notes = [Note("method", "not named: train takes its default, gappo", tuple(settings)[:1]), *notes]
-    text = converted(settings, notes, args.config.name)
+    text = converted(settings, notes, Path(args.config).name)
     if args.out is None:
         print(text, end="")
         return 0
-    check_files([args.out], [args.config])
-    write(args.out, text)
-    print(args.out)
+    out = os.path.expanduser(args.out)
+    check_files([out], [args.config])
+    write(out, text)
+    print(out)
     return 0
 
 

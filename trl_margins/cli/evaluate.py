@@ -145,6 +145,7 @@ def _plot(file: str, reward: str, measured: Mapping[str, Measured]) -> None:
 def load_sets(args: EvaluateArguments, as_chat: bool) -> list[EvaluationSet]:
     """The sets that the arguments name, with all RM-Bench files as one."""
     found: list[EvaluationSet] = []
+    there_are: set[str] = set()  # columns
     columns = {"prompt_column": args.prompt_column, "system_column": args.system_column}
     for source in args.dataset_name:
         splits = load_splits(source, args.dataset_config)
@@ -155,8 +156,16 @@ def load_sets(args: EvaluateArguments, as_chat: bool) -> list[EvaluationSet]:
             if name in (each.name for each in found):
                 name = f"{source}:{split}" if split else source
             dataset = pick_split(splits, split, source)
+            there_are.update(dataset.column_names)
             found.append(evaluation_set(dataset, name, args.score_columns, as_chat, source, **columns))
     bench = [each for each in found if each.kind == "rm-bench"]
+    for option, column in columns.items():
+        if column is not None and (column not in there_are or len(bench) == len(found)):
+            raise ValueError(f"{option} names {column!r}, which no set has, or none in which columns can be named")
+    if args.score_columns and len(bench) == len(found):
+        raise ValueError(f"score_columns names {args.score_columns}, and RM-Bench has no scores: leave it out")
+    if args.eval_min_score_gap != 2 and not any(each.kind == "pairs" and each.scores for each in found):
+        logger.warning("no effect of eval_min_score_gap: it is for pairs with scores, and there are none")
     if not bench:
         return found
     rows = [row for each in bench for row in each.rows]

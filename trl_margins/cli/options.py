@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from argparse import Action, ArgumentDefaultsHelpFormatter, ArgumentParser
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,11 +14,12 @@ from typing import Any
 from trl import TrlParser
 from yaml import YAMLError
 
-from ..checks import Takes, check_options, options_of
+from ..checks import PATHS, Takes, check_options, check_text, options_of
 from .config_file import Settings, check_known, read_yaml, typed
 from .launcher import check_environment
 from .setup import MAX_LENGTH
 
+_NEGATIVE = re.compile(r"-(?:(?:\d+\.?\d*|\.\d+)e[-+]?\d+|inf(?:inity)?|nan)", re.IGNORECASE)
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 LENGTH = f"Longest prompt and completion, in tokens. By default that of the model's training run, else {MAX_LENGTH}."
 
@@ -31,10 +33,15 @@ def option(text: str, default: Any = MISSING, **metadata: Any) -> Any:
 
 @dataclass(kw_only=True)
 class Options:
-    """Options whose values are checked."""
+    """Options whose values are checked. In the name of a file or folder, `~` is the home."""
 
     def __post_init__(self) -> None:
         check_options(self)
+        for name in PATHS.intersection(vars(self)):
+            value = getattr(self, name)
+            if value is not None:
+                home = [*map(os.path.expanduser, value)] if isinstance(value, list) else os.path.expanduser(value)
+                setattr(self, name, home)
 
 
 @dataclass(kw_only=True)
@@ -146,7 +153,7 @@ class OptionsParser(TrlParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """argparse's, with the held options at their values; `said` has what was said of them."""
-        self._given = list(args or ())
+        self._given = args = joined(args or ())
         found, rest = super().parse_known_args(args, namespace)
         self.said = {name: getattr(found, name) for name in self._held}
         for name, value in self._held.items():
@@ -180,8 +187,9 @@ class OptionsParser(TrlParser):
         if settings is None:
             files = ArgumentParser(prog=self.prog, add_help=False, allow_abbrev=False)
             files.add_argument("--config")
-            source = files.parse_known_args(list(args))[0].config or ""
-            settings = read_yaml(source) if source else {}
+            source = files.parse_known_args(list(args))[0].config
+            check_text("config", source)
+            source, settings = source or "", {} if source is None else read_yaml(source)
         self.check_keys(settings, source)
         self.set_defaults_with_config(**typed(settings, self._options, source))
         _set_environment(settings.get("env"), source)
@@ -190,6 +198,13 @@ class OptionsParser(TrlParser):
         # before argparse asks for a required option that is only misspelled
         flags = [text.partition("=")[0] for text in args if text.startswith("--") and text != "--"]
         check_known((flag for flag in flags if " " not in flag), self._option_string_actions, self.scope, "option")
+        lists = [
+            action.dest for flag in flags if (action := self._option_string_actions.get(flag)) and action.nargs == "+"
+        ]
+        if twice := [name for name in lists if lists.count(name) > 1]:
+            raise ValueError(
+                f"--{twice[0]} is there twice: give all its values behind one, since the last would count"
+            )
         try:
             *parsed, _, rest = self.parse_args_into_dataclasses(list(args), return_remaining_strings=True)
         except (ValueError, TypeError, RuntimeError) as error:  # of transformers' configs, about their fields
@@ -205,7 +220,19 @@ def _set_environment(variables: Any, source: str) -> None:
     for name, value in (variables or {}).items():
         if not isinstance(name, str) or not name or set(name) & {"=", "\0"} or isinstance(value, dict | list):
             raise ValueError(f"{source}: env must be a mapping from environment variables to values; {name!r} is not")
+        check_text(f"env.{name}", value)
     os.environ.update({name: str(value) for name, value in (variables or {}).items() if value is not None})
+
+
+def joined(args: Sequence[str]) -> list[str]:
+    """With numbers such as -1e-6 joined to their option by a `=`: argparse takes them for options."""
+    words: list[str] = []
+    for text in args:
+        if _NEGATIVE.fullmatch(text) and words and words[-1].startswith("--") and "=" not in words[-1]:
+            words[-1] += f"={text}"
+        else:
+            words.append(text)
+    return words
 
 
 def data_first(args: Sequence[str]) -> list[str]:

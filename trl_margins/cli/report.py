@@ -6,6 +6,7 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..checks import check_text
 from .setup import check_writable
 
 
@@ -15,9 +16,14 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "runs", nargs="+", metavar="RUN", help="Output folder of a training run; several are compared."
     )
-    parser.add_argument("--out", type=Path, help="Folder for the report. Default: RUN/report, ./report for several.")
+    parser.add_argument("--out", help="Folder for the report. Default: RUN/report, ./report for several.")
     parser.add_argument("--format", choices=("png", "svg"), default="png", help="Format of the plots.")
     args = parser.parse_args(list(argv))
+    try:
+        check_text("runs", args.runs)
+        check_text("out", args.out)
+    except ValueError as error:
+        parser.error(str(error))
     try:
         import matplotlib  # noqa: F401
     except ImportError:
@@ -27,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
     from ..report.run_folder import read_runs
 
     runs = read_runs(args.runs)
-    out = args.out or (Path(args.runs[0], "report") if len(runs) == 1 else Path("report"))
+    out = Path(args.out or (Path(args.runs[0], "report") if len(runs) == 1 else "report")).expanduser()
     check_writable(out)
     page, *pictures = write_report(runs, out, args.format)
     print(*results.lines(runs), sep="\n")

@@ -19,6 +19,7 @@ from transformers.utils.logging import set_tqdm_hook
 from trl import ModelConfig, get_peft_config, get_quantization_config
 from trl.scripts.utils import DatasetMixtureConfig
 
+from ..checks import check_text
 from ..data.loading import load_splits, pick_split
 from ..data.media import IMAGES
 from ..data.noise import flip_labels, parse_noise
@@ -276,7 +277,9 @@ def parse(
     parser = parser_for(method, base, command)
     script, config, model_args, mixture = parser.parse(argv, settings, source, _ANY_MACHINE if flags.dry_run else {})
     script.base = base
-    vars(config).update(parser.said)
+    for name, value in parser.said.items():
+        check_text(name, value)
+        setattr(config, name, value)
     check_adapter({**settings, **flags_said(argv)}, source)
     check_for_trl(config)
     return script, config, model_args, mixture
@@ -286,6 +289,7 @@ def read_settings(
     config: str | None, recipe: str | None, method: str | None = None, base: str | None = None
 ) -> tuple[Settings, str]:
     """The settings of `--config` or `--recipe`, migrated, and the file; nothing without either."""
+    check_text("config", config)
     source = config or ""
     if recipe is not None:
         from .recipes import recipe_path

@@ -19,6 +19,7 @@ from ..checks import check_options, expression_of, unknown
 from ..data.noise import parse_noise
 from ..methods import METHODS
 from ..registry import RESERVED
+from ..rows.scores import check_given
 from .mixture import check_mixture
 from .options import option
 
@@ -90,6 +91,8 @@ def check_run(
     """
     for arguments in (script, model_args, mixture):
         check_options(arguments)
+    if config.score_columns is not None:
+        check_given(config.score_columns)
     if script.noise:
         parse_noise(script.noise)
     if script.chat_template is not None:
@@ -97,6 +100,7 @@ def check_run(
     _check_model(config, model_args)
     _check_objective(config)
     _check_data(script, config, mixture)
+    _warn_of_unread(script, config)
     data = script.dataset_name or mixture.datasets
     if script.dataset_name and mixture.datasets:
         raise ValueError(
@@ -111,6 +115,24 @@ def check_run(
         logger.warning("model_name_or_path and dataset_name: the file leaves one of them to the flags of train")
 
 
+def _warn_of_unread(script: TrainArguments, config: Any) -> None:
+    """Names the options that are set, and that nothing reads beside the others."""
+    evaluation, saving = (getattr(each, "value", each) for each in (config.eval_strategy, config.save_strategy))
+    for name, is_read, when in (
+        ("eval_steps", evaluation == "steps", "eval_strategy 'steps'"),
+        ("eval_delay", evaluation != "no", "an eval_strategy other than 'no'"),
+        ("save_steps", saving == "steps", "save_strategy 'steps'"),
+        ("save_total_limit", saving != "no", "a save_strategy other than 'no'"),
+        ("noise_seed", script.noise, "noise"),
+        ("log_histograms", config.report_to, "a tracker in report_to"),
+        ("hub_model_id", config.push_to_hub, "push_to_hub"),
+        ("hub_revision", config.push_to_hub, "push_to_hub"),
+    ):
+        of = script if hasattr(script, name) else config
+        if not is_read and getattr(of, name) != of.__dataclass_fields__[name].default:
+            logger.warning("no effect of %s: it is for %s", name, when)
+
+
 def chat_template(text: str) -> str:
     """A Jinja chat template, or the one in the file of this name.
 
@@ -119,9 +141,10 @@ def chat_template(text: str) -> str:
     """
     if "{%" in text or "{{" in text:
         return text
-    if os.path.isfile(text):  # Path's raises an error where a name is too long
+    file = os.path.expanduser(text)
+    if os.path.isfile(file):  # Path's raises an error where a name is too long
         try:
-            return Path(text).read_text(encoding="utf-8")
+            return Path(file).read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise ValueError(f"chat_template: {text} is not UTF-8 ({error}): save the file as UTF-8") from error
     raise ValueError(f"chat_template: {text!r:.200} is neither a Jinja template nor a file with one")

@@ -84,12 +84,15 @@ def pick_split(
 
 
 def _read(path: Path, config: str | None, streaming: bool) -> DatasetDict:
+    is_saved = (path / "dataset_dict.json").exists() or (path / "state.json").exists()
+    if config is not None and (path.is_file() or is_saved):
+        raise ValueError(f"dataset_config {config!r}: {path} has no configurations: leave it out")
     if path.is_file():
         splits = {"train": [path]}
         source, options = builder_of(path), {}
     elif not path.is_dir():
         raise ValueError(f"{path} is neither a file nor a directory: write its rows to a file first")
-    elif (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+    elif is_saved:
         return _saved(path)
     else:
         splits = files_of(path, config)

@@ -22,17 +22,19 @@ SHAREGPT = ("conversations", "conversation")  # hold the prompt's messages where
 TEMPLATE = ("tools", "chat_template_kwargs")  # variables of the chat template
 
 # Columns that often hold the prompt or a part of it, in data sets that do not call it "prompt"
-SYSTEM = ("system", "system_prompt", "system_message")
-LIKE_A_PROMPT = (
+_LIKE_A_PROMPT = (
     *("question", "instruction", "query", "input", "prompts", "trajectory", *SHAREGPT),
-    *("context", "history", "schema", "problem", *SYSTEM),
+    *("context", "history", "schema", "problem"),
 )
+_SYSTEM = re.compile(r"sys(tem)?([-_ ]?(prompt|message|msg|instruction|text|content|turn)s?)?", re.IGNORECASE)
 
 USUAL_ROLES = ("system", "user", "assistant", "tool", "developer", "function", "ipython")  # of chat templates
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant"}
 _ROLES |= {role: role for role in ("system", "user", "assistant", "tool")}  # in upper or lower case
 _SHAREGPT_ROLES = {**_ROLES, "model": "assistant", "observation": "tool"}  # of from/value messages
-DIALOGUE = re.compile(r"\n\n(?:Human|Assistant):")  # begins a turn of Anthropic's dialogues, which are text
+# Begins a turn of Anthropic's dialogues, which are text; and what begins one in a dialogue that was written otherwise
+DIALOGUE = re.compile(r"(?:\r?\n){2}(?:Human|Assistant):")
+_LIKE_DIALOGUE = re.compile(r"(?:^|[\r\n]|\\n)[ \t]*(?:Human|Assistant)[ \t]*:")
 _NOT_THE_MODEL = ("system", "user")
 _SET_BY_THE_TRAINER = {"add_generation_prompt", "tokenize", "return_dict"}
 
@@ -203,6 +205,12 @@ class RowReader:
         turns = [match.end() for match in DIALOGUE.finditer(chosen)] if text else []
         if shared := [end for end in turns if rejected.startswith(chosen[:end])]:
             return chosen[: shared[-1]], chosen[shared[-1] :], rejected[shared[-1] :]
+        if text and any(map(_LIKE_DIALOGUE.search, (chosen, rejected))):
+            raise RowError(
+                f"columns 'chosen' and 'rejected', {where}: {shortened(chosen)} and {shortened(rejected)} look like "
+                "dialogues, and no turn that both share begins with an empty line and 'Human:' or 'Assistant:', so "
+                "where the prompt ends would be a guess: write the turns so, or add a prompt column"
+            )
         if not text and (n := shared_turns([chosen, rejected])):
             return chosen[:n], chosen[n:], rejected[n:]
         if not text or min(len(chosen), len(rejected)) < 2 or chosen[0] != rejected[0]:
@@ -239,13 +247,23 @@ class RowReader:
         return ({"tools": tools} if tools else {}) | dict(variables or {})
 
     def _candidates(self) -> str:
-        names = [name for name in LIKE_A_PROMPT if name in self.columns]
+        names = like_a_prompt(self.columns)
         if not names:
             return ""
-        first = {name in SYSTEM: name for name in reversed(names)}
+        first = {is_system(name): name for name in reversed(names)}
         options = {"prompt_column": first.get(False), "system_column": first.get(True)}
         how = [f"{option}={name!r} (--{option} {name})" for option, name in options.items() if name]
         return f"; there are the columns {names}: name the prompt with {' and '.join(how)}"
+
+
+def is_system(name: str) -> bool:
+    """Whether a column's name says that it holds system messages."""
+    return _SYSTEM.fullmatch(name) is not None
+
+
+def like_a_prompt(columns: Sequence[str]) -> list[str]:
+    """Those of the columns whose names say that they hold a prompt or a part of it."""
+    return [*(name for name in _LIKE_A_PROMPT if name in columns), *filter(is_system, columns)]
 
 
 def require_columns(names: Sequence[str], split: str) -> None:
@@ -346,7 +364,15 @@ def stored_messages(text: str) -> Any:
             f"{shortened(text)} looks like messages stored as text, but is neither JSON nor a Python list: save the "
             "set as JSON lines or Parquet"
         )
-    return value if is_messages([value] if isinstance(value, Mapping) else value) else None
+    if isinstance(value, Mapping):
+        key = next((name for name in ("messages", *SHAREGPT) if is_messages(value.get(name))), None)
+        if key is not None and len(value) > 1:
+            raise ValueError(
+                f"{shortened(text)} holds messages beside {sorted(value.keys() - {key})}: save the messages alone, "
+                "and the rest in columns of its own"
+            )
+        value = [value] if key is None else value[key]
+    return value if is_messages(value) else None
 
 
 def without_prompt(

@@ -39,7 +39,7 @@ from .form import (
     without_prompt,
 )
 from .list_forms import HELPSTEER, MODELS, STRENGTH, VOTE, VOTES, ListForm, is_rank, list_form, why_no_lists
-from .opened import Seen, count_unused, like_a_prompt, raw_rows, refuse_input, unused_notes
+from .opened import Seen, count_unused, raw_rows, refuse_input, suspects_of, unused_notes
 from .scores import ScoreColumns, ScoreError, as_number, problem_of, refuse_class_labels
 from .turns import are_turns, chat_turns, first_turns, in_turns, mended
 
@@ -283,7 +283,7 @@ class ScoredLists:
     @cached_property
     def _suspects(self) -> list[str]:
         """The columns that are looked at for `unused`."""
-        return [name for name in like_a_prompt(self.reader) if name not in (*self.read_columns, *SHAREGPT)]
+        return [name for name in suspects_of(self.reader) if name not in (*self.read_columns, *SHAREGPT)]
 
     def _rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """With the names of class labels, such as a winner's."""

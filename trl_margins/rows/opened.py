@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
+from reprlib import repr as shortened
 from typing import Any, NamedTuple
 
 from datasets import Dataset, IterableDataset
@@ -15,14 +16,15 @@ from datasets import Dataset, IterableDataset
 from .form import (
     COMPLETIONS,
     DIALOGUE,
-    LIKE_A_PROMPT,
     SHAREGPT,
-    SYSTEM,
     USUAL_ROLES,
+    Part,
     PreferenceRow,
     RowError,
     RowReader,
     is_messages,
+    is_system,
+    like_a_prompt,
     stored_messages,
     text_of,
     texts_in,
@@ -31,7 +33,10 @@ from .form import (
 logger = logging.getLogger(__name__)
 
 _STREAMED = 32  # rows of a stream that are read ahead
-_LIKE_MESSAGES = re.compile(r"""\s*(array\()?(\[\s*)?\{[^{]*['"](role|from)['"]\s*:""")
+_HUMAN = re.compile(r"(?:\r?\n){2}Human:")
+_LIKE_MESSAGES = re.compile(
+    r"""\s*(array\()?(\{\s*['"](messages|conversations?)['"]\s*:\s*)?(\[\s*)?\{[^{]*['"](role|from)['"]\s*:"""
+)
 
 
 @dataclass
@@ -54,10 +59,14 @@ class RowCounts:
     text: Seen = field(default_factory=Seen)
     messages: Seen = field(default_factory=Seen)
     same_rows: set[int] = field(default_factory=set)  # the same completion twice
+    blank: dict[str, Seen] = field(default_factory=dict)  # completions without text of their own, by their column
+    spelled: dict[str, Seen] = field(default_factory=dict)  # texts that spell messages, by their column
     user_turns: Seen = field(default_factory=Seen)  # within a completion
     prefilled: Seen = field(default_factory=Seen)  # prompts that end with the assistant's turn
     roles: dict[str, Seen] = field(default_factory=dict)  # that chat templates seldom know
     repeated: Seen = field(default_factory=Seen)  # text completions that both begin with their prompt
+    repeated_once: Seen = field(default_factory=Seen)  # one of them does
+    named: int = 0  # rows whose completions are names of columns, or their ends
     unused: dict[str, Seen] = field(default_factory=dict)  # columns like a prompt whose text the prompt lacks
     beside: dict[str, Seen] = field(default_factory=dict)  # the same of columns of any other name
     contradicted: Seen = field(default_factory=Seen)  # prompts as text beside conversations that begin otherwise
@@ -82,8 +91,13 @@ class RowCounts:
             self.same_rows.add(number)
         if isinstance(row.prompt, str):
             self.prompted += bool(row.prompt)
+            if row.prompt.rstrip().endswith("\nHuman:") or any(map(_HUMAN.search, completions)):
+                self.user_turns.add(number)
             if row.prompt and all(part.startswith(row.prompt) for part in completions):
                 self.repeated.add(number)
+                completions = [part.removeprefix(row.prompt) for part in completions]
+            elif row.prompt.strip() and any(part.startswith(row.prompt) for part in completions):
+                self.repeated_once.add(number)
         else:
             if any(message["role"] == "user" for part in completions for message in part):
                 self.user_turns.add(number)
@@ -92,6 +106,9 @@ class RowCounts:
             found = {message["role"] for part in (row.prompt, *completions) for message in part}
             for role in found.difference(USUAL_ROLES):
                 self.roles.setdefault(role, Seen()).add(number)
+        for name, part in zip(COMPLETIONS, completions, strict=True):
+            if _is_blank(part):
+                self.blank.setdefault(name, Seen()).add(number)
         prompt = text_of(row.prompt)
         self.prompts.add(hash(prompt))
         # the reader compares a prompt in messages
@@ -100,10 +117,18 @@ class RowCounts:
         count_unused(self.unused, raw, number, prompt, suspects)
 
 
-def like_a_prompt(reader: RowReader) -> list[str]:
+def _is_blank(part: Part) -> bool:
+    """Whether a completion has neither text nor anything else, such as a call of a tool."""
+    others = part if isinstance(part, list) else []
+    return not text_of(part).strip() and all(
+        message.keys() <= {"role", "content"} and isinstance(message["content"], str) for message in others
+    )
+
+
+def suspects_of(reader: RowReader) -> list[str]:
     """The unread columns that may hold a part of the prompt."""
     used = set(reader.needed) - set(SHAREGPT)  # they may be something else, and then are no prompt
-    return [name for name in LIKE_A_PROMPT if name in reader.columns and name not in used]
+    return [name for name in like_a_prompt(reader.columns) if name not in used]
 
 
 def _texts_beside(dataset: Dataset | IterableDataset, reader: RowReader) -> list[str]:
@@ -111,7 +136,7 @@ def _texts_beside(dataset: Dataset | IterableDataset, reader: RowReader) -> list
     first = first_row(dataset, reader.split) if reader.prompt_column is None else None
     if first is None or not isinstance(first.get("chosen"), str) or DIALOGUE.search(first["chosen"]):
         return []
-    known = {*reader.needed, *LIKE_A_PROMPT}
+    known = {*reader.needed, *like_a_prompt(reader.columns)}
     return [
         name
         for name, value in first.items()
@@ -132,7 +157,7 @@ def unused_notes(unused: Mapping[str, Seen], n: int, reader: RowReader) -> Itera
     """What `count_unused` found in n rows, one sentence for each column."""
     for name, seen in unused.items():
         fix = "add it to the prompt column"
-        if name in SYSTEM and reader.system_column is None:
+        if is_system(name) and reader.system_column is None:
             fix = f"set system_column={name!r} (--system_column {name})"
         elif reader.prompt_column is None:
             fix = f"set prompt_column={name!r} (--prompt_column {name})"
@@ -219,8 +244,10 @@ def count_rows(
 
     A row that cannot be read is an error, or is left out and given to `on_error`; `on_row` gets every other row.
     """
-    suspects, beside = like_a_prompt(reader), _texts_beside(dataset, reader)
+    suspects, beside = suspects_of(reader), _texts_beside(dataset, reader)
     counts, prompt = RowCounts(), reader.prompt_column
+    ends = {f"_{name}"[i:] for name in reader.columns for i in range(len(name)) if f"_{name}"[i] == "_"}
+    texts = [name for name in (prompt, *COMPLETIONS) if name is not None and name not in reader.stored]
     for number, raw in enumerate(
         _ahead(dataset, list(dict.fromkeys([*reader.needed, *suspects, *beside])), reader.split)
     ):
@@ -235,6 +262,10 @@ def count_rows(
         is_read = prompt in suspects and (prompt in reader.stored or is_messages(asked))
         counts.add(row, raw, number, asked, [name for name in suspects if not (is_read and name == prompt)])
         count_unused(counts.beside, raw, number, text_of(row.prompt), beside)
+        counts.named += all(isinstance(part, str) and f"_{part}" in ends for part in row.completions)
+        for name in texts:
+            if _spells_messages(raw.get(name)):
+                counts.spelled.setdefault(name, Seen()).add(number)
         if on_row is not None:
             on_row(row, number)
     return counts
@@ -256,21 +287,33 @@ def _stored(dataset: Dataset | IterableDataset, reader: RowReader) -> set[str]:
 def holds_messages(dataset: Dataset | IterableDataset, name: str, reader: RowReader) -> bool:
     """Whether all values of a column are messages written as text.
 
-    Raises a RowError for such messages that cannot be read.
+    Raises a RowError for such messages that cannot be read, and for a text that follows them.
     """
     broken = None
     for number, row in enumerate(_ahead(dataset, [name], reader.split)):
         text = row[name]
-        if not isinstance(text, str) or not _LIKE_MESSAGES.match(text):
-            return False
         try:
-            if stored_messages(text) is None:  # data of another kind
-                return False
+            if not isinstance(text, str) or not _LIKE_MESSAGES.match(text) or stored_messages(text) is None:
+                if number and broken is None and isinstance(text, str):
+                    raise RowError(
+                        f"column {name!r}, {reader.where(number)}: {shortened(text)} is text, and the rows before it "
+                        "hold messages, written as text: give all rows in one form, or drop the row"
+                    )
+                return False  # data of another kind
+        except RowError:
+            raise
         except ValueError as error:
             broken = broken or RowError(f"column {name!r}, {reader.where(number)}: {error}")
     if broken is not None:
         raise broken
     return True
+
+
+def _spells_messages(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and bool(_LIKE_MESSAGES.match(value)) and stored_messages(value) is not None
+    except ValueError:
+        return False
 
 
 def first_row(dataset: Dataset | IterableDataset, split: str) -> dict[str, Any] | None:
@@ -320,12 +363,25 @@ def _ahead(dataset: Dataset | IterableDataset, columns: list[str], split: str) -
 
 
 def why_refused(reader: RowReader, counts: RowCounts) -> str | None:
-    """Why the prompts of a set would be a guess: its completions begin alike by chance, or a column says more."""
+    """Why reading a set would be a guess: most completions are messages in text, a column has more of the prompt, or
+    completions begin alike by chance.
+    """
+    if 1 < counts.named == counts.n:
+        return (
+            f"chosen and rejected of the {reader.split} data set are names of columns, or their ends, in all its "
+            f"{counts.n} rows: replace them by the completions themselves, with dataset.map"
+        )
+    for name in COMPLETIONS:
+        if (seen := counts.spelled.get(name)) and counts.n / 2 < seen.n < counts.n:
+            return (
+                f"column {name!r}, {reader.where(seen.first)}: this row is the first of {seen.n} that hold messages, "
+                f"written as text, and in the other {counts.n - seen.n} the column is plain text: give all in one form"
+            )
     if reader.prompt_column is not None and reader.prompt_column not in SHAREGPT:
         return None
     if counts.unused:
         name, seen = next(iter(counts.unused.items()))
-        option = "system_column" if name in SYSTEM else "prompt_column"
+        option = "system_column" if is_system(name) else "prompt_column"
         return (
             f"column {name!r}, {reader.where(seen.first)}: there is no prompt column, so what chosen and rejected "
             f"both begin with would be the prompt, and it does not contain this column's text ({seen.n} such rows). "
@@ -355,6 +411,17 @@ def notes(reader: RowReader, counts: RowCounts) -> Iterator[Note]:
         yield info(f"column {reader.prompt_column!r} holds the prompts")
     if same := len(counts.same_rows):
         yield warning(f"{same} of {n} pairs have the same completion twice: they have no gap to learn from")
+    for name, seen in counts.blank.items():
+        yield warning(
+            f"{seen.n} of {n} {name} completions have no text of their own (the first is in row {seen.first}): they "
+            "teach whether to say nothing. If that is not intended, drop the rows, for example with dataset.filter"
+        )
+    for name, seen in counts.spelled.items():
+        yield warning(
+            f"in {seen.n} of {n} rows column {name!r} holds messages, written as text (the first is row "
+            f"{seen.first}), and is read as text: to be read as messages, all rows must have them, chosen and "
+            "rejected alike. If they are messages, save them as lists"
+        )
     if (seen := counts.contradicted).n:
         yield warning(
             f"in {seen.n} of {n} rows the text in column {reader.prompt_column!r} is not what the conversations in "
@@ -370,6 +437,11 @@ def notes(reader: RowReader, counts: RowCounts) -> Iterator[Note]:
             f"in {seen.n} of {counts.prompted} text rows, not in all, chosen and rejected begin with their prompt "
             f"(the first is row {seen.first}): there it counts as part of the completions. Remove it from them if "
             "that is not intended"
+        )
+    if (seen := counts.repeated_once).n > n / 2:
+        yield warning(
+            f"in {seen.n} of {n} rows only one of chosen and rejected begins with the prompt (the first is row "
+            f"{seen.first}): there it counts as part of the completion. Remove it from them if that is not intended"
         )
     if (seen := counts.user_turns).n:
         yield warning(

@@ -12,10 +12,10 @@ from .opened import (
     Seen,
     count_unused,
     holds_messages,
-    like_a_prompt,
     open_rows,
     raw_rows,
     refuse_input,
+    suspects_of,
     unused_notes,
 )
 from .turns import chat_turns, mended
@@ -81,7 +81,7 @@ def _alone(dataset: Dataset, reader: RowReader, as_chat: bool) -> list[Preferenc
     name = str(reader.prompt_column)
     asked = (spelled(raw[name]) for raw in raw_rows(dataset, [name], reader.split))
     are_turns = all(each and is_list_of(each, str | None) for each in asked)
-    suspects = [name for name in like_a_prompt(reader) if name not in SHAREGPT]
+    suspects = [name for name in suspects_of(reader) if name not in SHAREGPT]
     for number, raw in enumerate(raw_rows(dataset, [*reader.needed, *suspects], reader.split)):
         if are_turns:
             first, *later = spelled(raw[name])

@@ -96,8 +96,7 @@ def find_score_columns(
     names = list(column_names)
     if given is None:
         return next(iter(known_score_columns(names)), None)
-    if not 1 <= len(given) <= 2:
-        raise ScoreError(f"score_columns takes one gap column or two score columns, got {list(given)}")
+    check_given(given)
     if missing := [name for name in given if name not in names]:
         if not strict:
             return None
@@ -114,6 +113,15 @@ def find_score_columns(
             "lowest rank is the best, negate it with dataset.map"
         )
     return ScoreColumns(*given)
+
+
+def check_given(given: Sequence[str]) -> None:
+    """
+    Raises:
+        ScoreError: more than two score columns, or none.
+    """
+    if not 1 <= len(given) <= 2:
+        raise ScoreError(f"score_columns takes one gap column or two score columns, got {list(given)}")
 
 
 def known_score_columns(column_names: Iterable[str]) -> list[ScoreColumns]:

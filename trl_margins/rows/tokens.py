@@ -28,7 +28,8 @@ Result = TypeVar("Result")
 
 # What tokens depend on besides the data and the tokenizer. Raise the number whenever a token may change
 VERSION = f"2, trl {version('trl')}, transformers {version('transformers')}"
-_OF_MESSAGES = ("tool_calls", "reasoning_content", "thinking")  # said beside the content
+# Said beside the content, or, to other trainers, of what is trained on
+_OF_MESSAGES = ("tool_calls", "reasoning_content", "thinking", "weight", "train")
 # Seconds that tokenizing may take beside the first conversation, hundreds of times what it does
 _PER_CONVERSATION, _PER_CHARACTER, _PER_IMAGE = 0.02, 1e-5, 60
 

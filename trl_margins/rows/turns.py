@@ -6,24 +6,24 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from .form import Message, is_list_of, says
+from .form import DIALOGUE, Message, is_list_of, says
 
-_HUMAN = re.compile(r"\n\nHuman:|\n\nAssistant:")  # Nectar's turns
 _STEER = re.compile(r"\n?<extra_id_1>(?:User|Assistant)\n")  # HelpSteer2's
 
 
 def chat_turns(prompt: str) -> list[Message]:
     """The messages of a prompt in text, which may mark its turns as Nectar or HelpSteer2 do; else one of the user."""
     before = f"\n\n{prompt.lstrip()}"
-    if before.startswith("\n\nHuman:") and before.rstrip().endswith("\n\nAssistant:"):
-        _, *turns, _ = _HUMAN.split(before)
-        marks = _HUMAN.findall(before)[:-1]
+    if before.startswith("\n\nHuman:"):
+        (_, *turns), marks = DIALOGUE.split(before), DIALOGUE.findall(before)
+        if not turns[-1].strip():  # the turn to be written
+            turns, marks = turns[:-1], marks[:-1]
     elif _STEER.search(prompt):
         turns, marks = _STEER.split(prompt), ["User", *_STEER.findall(prompt)]
     else:
         return says("user", prompt)
     by_model = ["Assistant" in mark for mark in marks]
-    if by_model != [i % 2 == 1 for i in range(len(marks))] or by_model[-1]:  # not by turns
+    if not by_model or by_model != [i % 2 == 1 for i in range(len(marks))] or by_model[-1]:  # not by turns
         return says("user", prompt)
     return [
         m for text, by in zip(turns, by_model, strict=True) for m in says("assistant" if by else "user", text.strip())

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .form import RowError
-from .list_forms import VOTE, ListForm
+from .list_forms import BETTER, VOTE, ListForm
 from .scores import as_number
 
 Scores = tuple[float | None, float | None]
@@ -30,10 +30,11 @@ def of_winner(row: Mapping[str, Any], form: ListForm, where: str) -> Scores:
     known |= _WINNERS
     word = f"{given:g}" if isinstance(given, float) else str(given).strip().lower()
     if word not in known:
-        raise RowError(
-            f"column {column!r}, {where}: {given!r} is no winner, which are model_a, model_b, tie, tie (bothbad) and "
-            "both_bad: replace it with dataset.map, or drop the row"
-        )
+        one, other = (name[-1] for name in form.responses)
+        what = f"is no winner, which are model_a, model_b, tie, tie (bothbad), both_bad, {one} and {other}"
+        if form.scores == BETTER:
+            what = f"is neither {one} nor {other}, the number of the better response"
+        raise RowError(f"column {column!r}, {where}: {given!r} {what}: replace it with dataset.map, or drop the row")
     return known[word]
 
 

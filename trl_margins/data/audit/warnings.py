@@ -139,9 +139,6 @@ def _of_texts(split: SplitAudit) -> Iterator[str]:
         what = "completions without a common beginning, so without a prompt" if split.implicit else "an empty prompt"
         rows = _counted(split.empty_prompts.n, "row")
         yield f"{rows} with {what}; the first is row {split.empty_prompts.first_row}"
-    for side, found in (("chosen", split.empty_chosen), ("rejected", split.empty_rejected)):
-        if found is not None:
-            yield f"{_counted(found.n, f'{side} completion')} without text; the first is in row {found.first_row}"
     duplicates, factors, n = split.duplicates, split.factors, split.n_read
     if duplicates is not None and duplicates.n_identical > DUPLICATES * n:
         yield f"{_share(duplicates.n_identical, n)} repeat another one"

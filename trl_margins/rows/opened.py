@@ -342,7 +342,7 @@ def raw_rows(dataset: Dataset | IterableDataset, columns: list[str], split: str)
             where = f"the {split} data set, after {number} rows"
             raise RowError(f"{where}: a text is not UTF-8 ({error}): convert its file") from error
         return
-    some = dataset.select_columns(columns).with_format(None)
+    some = dataset.with_format(None, columns=columns)
     try:
         for batch in some.iter(batch_size=1000):
             for values in zip(*batch.values(), strict=True):

@@ -187,7 +187,7 @@ def _checked_column(dataset: Dataset, name: str, split: str, takes_lists: bool) 
 
 
 def _values(dataset: Dataset, name: str) -> list[Any]:
-    return list(dataset.select_columns([name]).with_format(None)[:][name])
+    return list(dataset.with_format(None, columns=[name])[:][name])
 
 
 def check_numbers(dataset: Dataset, name: str, split: str, least: float | None = None) -> None:

@@ -301,7 +301,7 @@ def _numbers(train: Dataset, names: Sequence[str], options: MarginOptions) -> di
     found = {name: np.array([*map(as_number, train[name][:])], np.float32) for name in names if name not in SCORES}
     if set(names) & {*SCORES}:
         columns = require_score_columns(column_names(train), options.score_columns, "a term", TRAIN)
-        values = train.select_columns(list(columns.names)).with_format(None)[:]
+        values = train.with_format(None, columns=list(columns.names))[:]
         scores = [columns.read(dict(zip(values, row, strict=True))) for row in zip(*values.values(), strict=True)]
         found |= dict(zip(SCORES, np.array(scores, np.float32).T, strict=True))
     return found

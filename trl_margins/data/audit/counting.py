@@ -158,7 +158,7 @@ def _score_column(dataset: Dataset, name: str, takes_lists: bool) -> tuple[np.nd
     """The column with NaN in place of bad values, and what those were."""
     from datasets import ClassLabel
 
-    given = dataset.select_columns([name]).with_format(None)[:][name]
+    given = dataset.with_format(None, columns=[name])[:][name]
     cells = [spread(value) if takes_lists and isinstance(value, list) else as_number(value) for value in given]
     labels = isinstance(dataset.features[name], ClassLabel)
     problems = ["is a class label" if labels else problem_of(cell) for cell in cells]

@@ -7,6 +7,9 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+# argparse asks for the terminal's size with each of some two hundred options
+os.environ.setdefault("COLUMNS", "80")
+os.environ.setdefault("LINES", "24")
 
 import functools
 import gc

@@ -58,6 +58,16 @@ def test_tables():
         assert "\\x1b" in text
 
 
+def test_a_table_s_columns():
+    """The first one to the left, where nothing else is asked for."""
+    rows = [["a", "b", "1"], ["aa", "bb", "22"]]
+    assert aligned(rows, ["name", "by", "n"]) == "name      by    n\na          b    1\naa        bb   22"
+    assert aligned(rows, left=0, indent="> ") == ">  a   b   1\n> aa  bb  22"
+    assert aligned(rows, left=2) == "a   b    1\naa  bb  22"
+    lines = ["| a   |   n |", "|:----|----:|", "| x   |   1 |"]
+    assert markdown_table(["a", "n"], [["x", "1"]]).splitlines() == lines
+
+
 def test_a_stream():
     """Whoever writes; bars move, and what a bar is called does not."""
     stream = io.StringIO()

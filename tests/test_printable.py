@@ -64,6 +64,7 @@ def test_a_table_s_columns():
     assert aligned(rows, ["name", "by", "n"]) == "name      by    n\na          b    1\naa        bb   22"
     assert aligned(rows, left=0, indent="> ") == ">  a   b   1\n> aa  bb  22"
     assert aligned(rows, left=2) == "a   b    1\naa  bb  22"
+    assert aligned([["", "x"], ["  a", "y"]]) == "     x\n  a  y"
     lines = ["| a   |   n |", "|:----|----:|", "| x   |   1 |"]
     assert markdown_table(["a", "n"], [["x", "1"]]).splitlines() == lines
 

@@ -324,6 +324,17 @@ def test_a_pass_that_fails_shards_everything_again(monkeypatch):
         assert asked == [False, False, "there", error]
 
 
+def test_autocast_keeps_no_copy_of_other_weights():
+    """Before, within and after the block the product is that of the weights which are there."""
+    model, x, along = nn.Linear(2, 1, bias=False), torch.tensor([[1.0, 2.0]]), torch.tensor([[4.0, 8.0]])
+    model.weight.data = torch.tensor([[0.5, 0.25]])
+    with torch.autocast("cpu", torch.bfloat16):
+        before = model(x)
+        with perturbed(model, {"weight": along}, 0.5):
+            within = model(x)
+        assert (before.item(), within.item(), model(x).item()) == (1.0, 11.0, 1.0)
+
+
 # Scopes
 
 

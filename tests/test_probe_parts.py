@@ -20,6 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from trl_margins.links import CPO_LINKS, DPO_LINKS
 from trl_margins.objective import Objective
 from trl_margins.pairs import CACHED, PairLogps
+from trl_margins.probes import anchor as anchor_module
 from trl_margins.probes import pair_gradients as pair_gradients_module
 from trl_margins.probes import perturbation, window_probes
 from trl_margins.probes.anchor import GeometricAnchor, OneByOne, check_estimator, in_groups
@@ -268,6 +269,25 @@ def test_an_anchor_says_what_it_is(direction, said, caplog):
     ]
     assert anchor.log is None
     assert anchor_of(anchor_diagnostics=2).log is not None
+
+
+@pytest.mark.parametrize(
+    ("estimator", "narrow", "reason", "upcasts"),
+    [
+        ("float32", None, "tied", True),
+        ("float32", torch.bfloat16, "tied", True),
+        ("difference", None, "tied", False),
+        ("difference", torch.bfloat16, None, False),
+        ("difference", torch.float16, "tied", True),
+    ],
+)
+def test_a_measurement_that_upcasts_unasked_says_why(estimator, narrow, reason, upcasts, monkeypatch, caplog):
+    monkeypatch.setattr(anchor_module, "cannot_displace", lambda model, parameters: reason)
+    anchor = anchor_of(anchor_estimator=estimator)
+    anchor.narrow_dtype = narrow
+    assert [anchor._upcasts, anchor._upcasts] == [upcasts] * 2
+    slower = ["anchor gaps are measured in float32, which is slower: tied"]
+    assert caplog.messages == slower * (upcasts and estimator == "difference")
 
 
 @pytest.mark.parametrize(

@@ -525,6 +525,27 @@ def test_simper_is_of_the_probability_itself(tmp_path):
     assert dpo(of_ratio).losses == {"of_ratio": 1.0}  # its reward's alpha is that of a divergence
 
 
+@pytest.mark.parametrize("reward", REWARDS)
+def test_an_alpha_is_read_or_refused(reward, tmp_path):
+    def made(**more):
+        options = {"reward": reward, "alpha": 0.25, "simpo_gamma": 0.5, **more}
+        return objective_of(config_class(None, "dpo")(**quiet(output_dir=str(tmp_path), **options))).reward
+
+    if reward in ("length-normalized", "sum", "alphapo-token"):
+        assert made().alpha == 0.25
+        return
+    said = f"alpha=0.25 does not go with reward={reward!r}, which does not read it: set it to 0.0"
+    for more, meant in (
+        ({}, ""),
+        ({"margin": "gamma-po"}, ""),
+        ({"margin": "alpha-dpo"}, " and give that of margin='alpha-dpo' as alpha_dpo_alpha"),
+    ):
+        with pytest.raises(ValueError) as refused:
+            made(**more)
+        assert str(refused.value) == f"{said}{meant}, or use one of the rewards alphapo-token, length-normalized, sum"
+    assert type(made(alpha=0.0)) is REWARDS[reward]
+
+
 def test_ties_are_counted_without_a_word_of_weights(tokenizer, tmp_path, caplog):
     rows = preference_rows(4, scores=lambda i: (3.0, 3.0))
     with caplog.at_level(logging.DEBUG, "trl_margins"), pytest.raises(OSError, match="no/such/model"):

@@ -146,6 +146,40 @@ def test_the_warning_says_what_the_loss_is(method, options, said, tokenizer, tmp
     assert re.search("the eval data set has no scores, " + (said if method != "none" else ".*" + said), caplog.text)
 
 
+# What is said of a set
+
+
+FLAGS = [0, 1, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "columns", "said"),
+    [
+        ("gap-aware", {}, {"evaluation_factor": [0.5] * 4}, "evaluation_factor column found"),
+        (
+            "gap-aware",
+            {"gap_aware_metric": "jaccard"},
+            {},
+            "no evaluation_factor column, computing jaccard of the two completions",
+        ),
+        ("simpo", {}, {"is_flipped": FLAGS}, "the labels of 2 of 4 pairs are marked as flipped"),
+        (
+            "gappo",
+            {"score_gap_transform": "hard", "score_gap_threshold": 2.5},
+            {"score_chosen": [3.0, 4.0, 3.5, 2.0], "score_rejected": [1.0, 1.0, 1.0, 1.0]},
+            "the hard filter leaves out 2 of 4 pairs, whose score gap is below 2.5; 2 are trained on",
+        ),
+    ],
+)
+def test_what_is_found_in_a_set_is_said(method, options, columns, said, tokenizer, tmp_path, caplog):
+    rows = preference_rows(4)
+    for name, values in columns.items():
+        rows = rows.remove_columns([name] if name in rows.column_names else []).add_column(name, values)
+    with caplog.at_level(logging.INFO, "trl_margins"), pytest.raises(OSError, match="no/such/model"):
+        prepared(method, rows, None, tokenizer, tmp_path, **options)
+    assert f"train: {said}" in caplog.messages
+
+
 # Pairs without a loss
 
 

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from conftest import load, preference_rows, quiet, sentence
 from datasets import Dataset, DatasetDict
 from peft import LoraConfig, get_peft_model
+from scipy import stats
 from scipy.stats import kendalltau, spearmanr
 from sklearn.metrics import ndcg_score
 from transformers import AutoConfig, LlamaForCausalLM
@@ -23,7 +24,7 @@ from trl_margins import MarginCPOConfig, MarginCPOTrainer
 from trl_margins.cli import main
 from trl_margins.evaluation import scorer as scorer_module
 from trl_margins.evaluation.cases import case_report, ranking_cases
-from trl_margins.evaluation.intervals import bootstrap_intervals
+from trl_margins.evaluation.intervals import bootstrap_intervals, student_interval
 from trl_margins.evaluation.listwise import listwise_metrics, listwise_report
 from trl_margins.evaluation.pairs import Pairs, pair_report
 from trl_margins.evaluation.rm_bench import domain_of, levels, rm_bench_report, style_matrix
@@ -656,3 +657,11 @@ def test_a_model_that_gives_nan_is_refused(tiny_model, tokenizer, tmp_path):
     arguments = ["evaluate", "--model_name_or_path", str(tmp_path / "model"), "--batch_size", "1", "--bootstrap", "2"]
     with pytest.raises(ValueError, match=r"pairs: the model gives NaN or infinite rewards in 1 of 8 rows, .* row 3:"):
         main([*arguments, "--dataset_name", str(tmp_path / "pairs.jsonl")])
+
+
+def test_the_interval_is_scipys():
+    values = [0.3, 0.5, 0.8, 0.9]
+    low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert student_interval(values) == pytest.approx(((low + high) / 2, (high - low) / 2))
+    assert np.isnan(student_interval([0.3])[1])
+    assert student_interval([0.5, 0.5, 0.5]) == (0.5, 0.0)

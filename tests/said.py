@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 import pytest
@@ -56,6 +57,8 @@ def plain(text: str, base: Path) -> str:
     """Without what differs from one run to the next."""
     for place in (base, base.resolve()):
         text = re.sub(rf"{re.escape(str(place))}/[\w.-]*", "TMP", text)
+    text = re.sub(rf"{re.escape(gettempdir())}/trl-margins-[\w-]+", "TMP", text)
+    text = re.sub(r"[\d.]+ ([MG]B (?:free|left))", r"0 \1", text)
     return re.sub(r"0x[0-9a-f]{6,}", "0x", text).replace("\n", "⏎")
 
 

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from conftest import load, preference_rows, quiet, sentence
 from datasets import Dataset, DatasetDict
 from peft import LoraConfig, get_peft_model
+from said import word_for_word  # noqa: F401 - its messages are held against said/
 from scipy import stats
 from scipy.stats import kendalltau, spearmanr
 from sklearn.metrics import ndcg_score

@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import OWN_METHODS, load, preference_rows, quiet
 from datasets import Dataset
+from said import word_for_word  # noqa: F401 - its messages are held against said/
 from transformers import TrainerCallback
 
 from trl_margins import Term

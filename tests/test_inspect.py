@@ -542,6 +542,13 @@ def test_histograms_hold_everything():
     assert distribution(np.empty(0)) is None
 
 
+@pytest.mark.parametrize("raw", [0.0951, 0.11, 0.19, 0.21, 0.49, 0.51, 0.99, 1.05, 1.99, 2.01, 4.99, 5.01, 9.99])
+def test_bins_are_the_narrowest_round_ones_that_are_twelve_at_most(raw):
+    edges = nice_edges(np.linspace(0.001, 12 * raw + 0.001, 9999))
+    steps = [0.1, 0.2, 0.5, 1, 2, 5, 10]
+    assert np.diff(edges[:2]) == pytest.approx(next(step for step in steps if step >= 0.99 * raw))
+
+
 @pytest.mark.parametrize(
     ("rows", "warning"),
     [

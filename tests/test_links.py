@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import preference_rows, quiet
+from said import word_for_word  # noqa: F401 - its messages are held against said/
 
 from trl_margins import Link, MarginCPOTrainer, MarginDPOTrainer, Objective, config_class
 from trl_margins.links import LINKS, TRLS, LossInputs

@@ -13,6 +13,7 @@ import torch
 from conftest import BASES, VOCABULARY, byte_tokenizer, load, preference_rows, quiet, saved
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
+from said import word_for_word  # noqa: F401 - its messages are held against said/
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,

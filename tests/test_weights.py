@@ -12,6 +12,7 @@ from conftest import load, preference_rows, quiet
 from datasets import Dataset
 from faults import drop_digests
 from peft import LoraConfig, PeftModel, get_peft_model
+from said import word_for_word  # noqa: F401 - its messages are held against said/
 from torch import nn
 
 from trl_margins.cli import main

@@ -76,13 +76,17 @@ def word_for_word(request: Any, monkeypatch: Any, tmp_path_factory: Any) -> Iter
             yield info
         heard.append(f"{info.typename}: {info.value}")
 
-    # INFO only where a module asks for it: an earlier test may have left the logger at that level
-    handler, logger = logging.Handler(getattr(request.module, "HEARS", "WARNING")), logging.getLogger("trl_margins")
+    # INFO only where a module asks for it: an earlier test may have left the logger at that level, at which less is a
+    # warning
+    hears, logger = getattr(request.module, "HEARS", "WARNING"), logging.getLogger("trl_margins")
+    handler, level = logging.Handler(hears), logger.level
+    logger.setLevel(hears)
     handler.emit = lambda record: heard.append(f"{record.levelname}: {record.getMessage()}")  # type: ignore[method-assign]
     monkeypatch.setattr(pytest, "raises", raises)
     logger.addHandler(handler)
     yield heard
     logger.removeHandler(handler)
+    logger.setLevel(level)
     lines = [plain(each, tmp_path_factory.getbasetemp()) for each in heard]
     module, name = request.module.__name__, request.node.nodeid.partition("::")[2].encode("unicode_escape").decode()
     said = written(module)

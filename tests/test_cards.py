@@ -674,6 +674,20 @@ def test_a_papers_formula_is_for_its_own_loss_and_terms_alone(changed, formula):
     assert (facts_of("gappo", **changed).formula == get_method("gappo").formula) is (formula is None)
 
 
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [
+        ("LlamaForCausalLM", "text-generation"),
+        ("LlavaForConditionalGeneration", "image-text-to-text"),
+        ("Qwen2AudioForConditionalGeneration", "any-to-any"),
+        ("BartForConditionalGeneration", None),
+    ],
+)
+def test_the_pipeline_that_loads_a_model(name, task):
+    model = type(name, (torch.nn.Module,), {"config": SimpleNamespace(is_encoder_decoder=name.startswith("Bart"))})()
+    assert cards.task_of(model) == task
+
+
 # TRL's
 WRITTEN = ModelCard(
     "---\ntags: [trl]\n---\n# None\n## Training procedure\n\n### Framework versions\n\n- x\n\n## Citations\n"

@@ -315,6 +315,7 @@ def test_what_a_bracket_holds_is_the_secret_and_what_is_behind_it_stays(opens, c
     held = f"{opens}{inside.format(repr(PLAIN))}{closes}"
     assert redacted_text(f"x api_keys={held} and beta=1") == "x api_keys=… and beta=1"
     assert redacted_text(f"'api_keys': {held}, 'y': [1]") == "'api_keys': …, 'y': [1]"
+    assert redacted_text(f"x api_keys={held[:-1]} and more") == "x api_keys=…"  # not closed
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,7 @@ def heard(monkeypatch):
     handler, level = logging.Handler(), package.level
     handler.emit = lambda record: said.append(record.getMessage())
     monkeypatch.setattr(root, "level", 1)
+    monkeypatch.setattr(package, "handlers", [log._handler])
     root.addHandler(handler)
     yield said
     root.removeHandler(handler)

@@ -291,6 +291,11 @@ def test_what_a_secret_looks_like(text):
     assert CANARY not in redacted_text(text)
 
 
+@pytest.mark.parametrize("key", ["hub_token", " token", "API-key ", "\tmyPassword\n", "secret\n\n"])
+def test_the_name_of_a_secret_whatever_is_around_it(key):
+    assert redacted({key: PLAIN, key + "_of": "kept"}) == {key: None, key + "_of": "kept"}
+
+
 TOKENS = {
     **dict.fromkeys(["hf_", "api_org_", "ghp_", "gho_", "sk-"], "a1" * 17),
     **dict.fromkeys(["github_pat_", "glpat-", "sk-proj-", "sk-ant-", "sk-or-", "sk-svcacct-"], "a1_b2-" * 5),

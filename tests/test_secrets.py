@@ -291,6 +291,11 @@ def test_what_a_secret_looks_like(text):
     assert CANARY not in redacted_text(text)
 
 
+def test_a_value_in_quotes_keeps_its_quotes():
+    for quote in ("'", '"', "\\'", '\\"'):
+        assert redacted_text(f"a hub_token={quote}{PLAIN} x{quote}, b") == f"a hub_token={quote}…{quote}, b"
+
+
 @pytest.mark.parametrize("key", ["hub_token", " token", "API-key ", "\tmyPassword\n", "secret\n\n"])
 def test_the_name_of_a_secret_whatever_is_around_it(key):
     assert redacted({key: PLAIN, key + "_of": "kept"}) == {key: None, key + "_of": "kept"}

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from conftest import load, preference_rows, quiet
 from datasets import Dataset, DatasetDict
+from said import hear, word_for_word  # noqa: F401 - its messages are held against said/
 from test_tokenization import merging_tokenizer
 
 from trl_margins import MarginCPOConfig, MarginCPOTrainer
@@ -819,3 +820,14 @@ def test_a_figure_has_panels_for_what_there_is():
     assert titles(audit({"a": unscored})) == ["Completion length", "Evaluation factor"]
     assert len(titles(audit({"a": scored, "b": unscored}))) == 6
     assert len(titles(audit({"a": Dataset.from_list([{"text": "x"}])}))) == 1
+
+
+def test_an_audit_in_full():
+    """Two splits with scores, factors, flipped labels, duplicates, empty texts and cut rows; and one without pairs."""
+    rows = plain(12, evaluation_factor=[i / 11 for i in range(12)], is_flipped=[i < 3 for i in range(12)])
+    rows = [{**row, "score_chosen": float(i % 5), "score_rejected": 2.0} for i, row in enumerate(rows)]
+    rows[4] = {**rows[4], "rejected": ""}
+    rows += [rows[0], {**rows[1], "chosen": rows[1]["rejected"], "rejected": rows[1]["chosen"]}]
+    splits = {"train": Dataset.from_list(rows), "test": Dataset.from_list(rows[10:])}
+    hear(audit_text(audit(splits, methods=NEEDS, ef_metrics=["rouge1", "jaccard"])))
+    hear(audit_text(audit({"train": Dataset.from_dict({"text": ["a"]})}, methods=NEEDS)))

@@ -94,7 +94,6 @@ def word_for_word(request: Any, monkeypatch: Any, tmp_path_factory: Any) -> Iter
         said.pop(name, None)
         if lines:
             said[name] = lines
-        FOLDER.mkdir(exist_ok=True)
         (FOLDER / f"{module}.txt").write_text("\n\n".join("\n".join([key, *of]) for key, of in said.items()) + "\n")
     elif name in said:
         assert lines == said[name], "\n".join(["is now:", *lines, "and was:", *said[name]])

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 import pytest
@@ -56,6 +57,8 @@ def plain(text: str, base: Path) -> str:
     """Without what differs from one run to the next."""
     for place in (base, base.resolve()):
         text = re.sub(rf"{re.escape(str(place))}/[\w.-]*", "TMP", text)
+    text = re.sub(rf"{re.escape(gettempdir())}/trl-margins-[\w-]+", "TMP", text)
+    text = re.sub(r"[\d.]+ ([MG]B (?:free|left))", r"0 \1", text)
     return re.sub(r"0x[0-9a-f]{6,}", "0x", text).replace("\n", "⏎")
 
 
@@ -73,13 +76,17 @@ def word_for_word(request: Any, monkeypatch: Any, tmp_path_factory: Any) -> Iter
             yield info
         heard.append(f"{info.typename}: {info.value}")
 
-    # INFO only where a module asks for it: an earlier test may have left the logger at that level
-    handler, logger = logging.Handler(getattr(request.module, "HEARS", "WARNING")), logging.getLogger("trl_margins")
+    # INFO only where a module asks for it: an earlier test may have left the logger at that level, at which less is a
+    # warning
+    hears, logger = getattr(request.module, "HEARS", "WARNING"), logging.getLogger("trl_margins")
+    handler, level = logging.Handler(hears), logger.level
+    logger.setLevel(hears)
     handler.emit = lambda record: heard.append(f"{record.levelname}: {record.getMessage()}")  # type: ignore[method-assign]
     monkeypatch.setattr(pytest, "raises", raises)
     logger.addHandler(handler)
     yield heard
     logger.removeHandler(handler)
+    logger.setLevel(level)
     lines = [plain(each, tmp_path_factory.getbasetemp()) for each in heard]
     module, name = request.module.__name__, request.node.nodeid.partition("::")[2].encode("unicode_escape").decode()
     said = written(module)
@@ -87,7 +94,6 @@ def word_for_word(request: Any, monkeypatch: Any, tmp_path_factory: Any) -> Iter
         said.pop(name, None)
         if lines:
             said[name] = lines
-        FOLDER.mkdir(exist_ok=True)
         (FOLDER / f"{module}.txt").write_text("\n\n".join("\n".join([key, *of]) for key, of in said.items()) + "\n")
     elif name in said:
         assert lines == said[name], "\n".join(["is now:", *lines, "and was:", *said[name]])

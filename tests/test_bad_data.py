@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import load, preference_rows, quiet
 from datasets import Dataset, DatasetDict, IterableDataset, Value
+from said import word_for_word  # noqa: F401 - its messages are held against said/
 from test_schemas import bot, user
 
 from trl_margins.cli import main

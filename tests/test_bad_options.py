@@ -22,6 +22,7 @@ from accelerate import Accelerator
 from conftest import byte_tokenizer, first_batch, load, loss_and_gradients, preference_rows, quiet
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
+from said import word_for_word  # noqa: F401 - its messages are held against said/
 from transformers import TrainerCallback, TrainerState
 from trl import DPOConfig
 from trl.experimental.cpo import CPOConfig

@@ -19,6 +19,7 @@ from datasets import Dataset
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData, metadata_load
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 from peft import LoraConfig
+from said import hear, word_for_word  # noqa: F401 - its messages are held against said/
 from trl import DPOTrainer
 from trl.experimental.cpo import CPOTrainer
 
@@ -674,6 +675,54 @@ def test_a_papers_formula_is_for_its_own_loss_and_terms_alone(changed, formula):
 
 
 @pytest.mark.parametrize(
+    ("name", "task"),
+    [
+        ("LlamaForCausalLM", "text-generation"),
+        ("LlavaForConditionalGeneration", "image-text-to-text"),
+        ("Qwen2AudioForConditionalGeneration", "any-to-any"),
+        ("BartForConditionalGeneration", None),
+    ],
+)
+def test_the_pipeline_that_loads_a_model(name, task):
+    model = type(name, (torch.nn.Module,), {"config": SimpleNamespace(is_encoder_decoder=name.startswith("Bart"))})()
+    assert cards.task_of(model) == task
+
+
+# TRL's
+WRITTEN = ModelCard(
+    "---\ntags: [trl]\n---\n# None\n## Training procedure\n\n### Framework versions\n\n- x\n\n## Citations\n"
+)
+WHOLE = {
+    "gappo": {
+        "dataset_name": "org/pairs",
+        "base_model": "org/model",
+        "sets": [SetFacts("train", 9, ("a", "b"), ties=1, reversed=2, dropped=3, filtered=4), SetFacts("eval", 5)],
+        "evaluations": [
+            Evaluation("", 4, {"pwa": 0.5, "pwa_all": 0.75, "n_pairs": 5, "n_pairs_gap": 4, "spearman": 0.25}),
+            Evaluation("other", 8, {"pwa_all": 1.0, "n_pairs": 1000}),
+        ],
+        "settings": [("learning_rate", 1e-6), ("beta", 2.0), ("score_gap_transform", None)],
+        "min_score_gap": 1.5,
+        **{"last_step": 8, "best_step": 4, "best_by": "eval_pwa", "reproduce": "trl-margins train"},
+    },
+    "gap-aware": {
+        "sets": [SetFacts("train", 9, factor="rougeL", floored=2, flipped=3)],
+        "reports": [
+            EvaluationReport("sum", 1.0, {"lists": {"kind": "listwise", "n_lists": 3, "ndcg@1": 0.5}}),
+        ],
+        "losses": {"simpo": 1.0, "sft": 0.5},
+        **{"gamma": 0.5, "adapter": "LoRA", "task": "text-to-text", "chat": True, "license": {"license": "mit"}},
+    },
+    "dpo": {"losses": {"hinge": 1.0}, "task": None, "reproduce": "x = 1", "reproduce_language": "python"},
+}
+
+
+@pytest.mark.parametrize("method", WHOLE)
+def test_a_card_in_full(method):
+    hear(completed(WRITTEN, dataclasses.replace(facts_of(method), **WHOLE[method])).content)
+
+
+@pytest.mark.parametrize(
     ("losses", "formula"),
     [
         ({"loss_type": ["sigmoid"]}, "Σ −log σ(r_w − r_l)"),
@@ -767,10 +816,7 @@ def facts(name: str) -> CardFacts:
 
 
 def test_no_name_does_anything():
-    written = ModelCard(
-        "---\ntags: [trl]\n---\n# None\n## Training procedure\n\n### Framework versions\n\n- x\n\n## Citations\n"
-    )
-    nasty, plain = (completed(written, facts(name)) for name in (NASTY, "plain words"))
+    nasty, plain = (completed(WRITTEN, facts(name)) for name in (NASTY, "plain words"))
     assert Page(nasty.text).tags == Page(plain.text).tags
     shown = " ".join("".join(c if c.isprintable() else " " for c in NASTY).split())
     assert Page(nasty.text).text.count(shown) >= Page(plain.text).text.count("plain words") - 2  # code, as it came

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import assert_same_gradients, first_batch, load, loss_and_gradients, preference_rows, quiet
+from said import word_for_word  # noqa: F401 - its messages are held against said/
 from test_core import random_pairs
 
 from trl_margins import (

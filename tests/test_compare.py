@@ -23,7 +23,6 @@ from transformers import TrainerCallback
 
 from trl_margins.cli import compare, main, train
 from trl_margins.cli.compare_settings import MEASURED
-from trl_margins.evaluation.intervals import student_interval
 from trl_margins.methods import METHODS
 from trl_margins.pairs import ROW
 from trl_margins.report import figures
@@ -125,14 +124,6 @@ def cell(values: np.ndarray, sign: str) -> str:
     if np.ptp(values) < 1e-9:
         return f"{mean:{sign}.4f}, same in all seeds"
     return f"{mean:{sign}.4f} ± {half:.4f}".replace("-0.0000", "+0.0000" if sign else "0.0000")
-
-
-def test_the_interval_is_scipys():
-    values = [0.3, 0.5, 0.8, 0.9]
-    low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
-    assert student_interval(values) == pytest.approx(((low + high) / 2, (high - low) / 2))
-    assert np.isnan(student_interval([0.3])[1])
-    assert student_interval([0.5, 0.5, 0.5]) == (0.5, 0.0)
 
 
 @pytest.mark.parametrize(

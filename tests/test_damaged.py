@@ -18,6 +18,7 @@ from conftest import TINY, byte_tokenizer, load, preference_rows, quiet, saved
 from faults import drop_digests
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
+from said import word_for_word  # noqa: F401 - its messages are held against said/
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from trl_margins.trainers.configs import config_class

@@ -1,4 +1,5 @@
-"""What holds where nobody says otherwise: the defaults of public functions and of all options, and what options take.
+"""What holds where nobody says otherwise: the defaults of public functions and of all options, what options take, and
+the tables and numbers that modules are written with.
 
 A change of one changes what somebody trains, and is a line in CHANGELOG.md. `defaults.txt` has them all.
 `python tests/test_defaults.py` writes it anew: read what has changed.
@@ -6,13 +7,17 @@ A change of one changes what somebody trains, and is a line in CHANGELOG.md. `de
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import pkgutil
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
+from zlib import crc32
 
 import trl_margins
 from trl_margins.checks import _MOST, NUMBERS, default_of
@@ -78,12 +83,51 @@ def bounds() -> Iterator[str]:
         yield f"{name}: {NUMBERS.get(name, 'any number')}" + (f"; at most {_MOST[name]:,}" if name in _MOST else "")
 
 
+def written_out(node: ast.expr) -> bool:
+    """Whether a value is in the code itself, and not another library's or the machine's."""
+    if isinstance(node, ast.Call):
+        called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        return called in ("compile", "frozenset", "MappingProxyType", "dict") and all(map(written_out, node.args))
+    return all(
+        not isinstance(part, ast.Call | ast.Name | ast.Attribute | ast.Lambda | ast.comprehension)
+        for part in ast.walk(node)
+    )
+
+
+def constant(value: Any) -> str:
+    if isinstance(value, re.Pattern):
+        return f"{value.pattern!r}, {value.flags}"
+    return repr(sorted(value, key=repr)) if isinstance(value, set | frozenset) else plain(value)
+
+
+def constants() -> Iterator[str]:
+    """Those of all modules, also private ones; of a long text the beginning and a checksum."""
+    for file in sorted(Path(trl_margins.__path__[0]).rglob("*.py")):
+        name = ".".join(file.relative_to(trl_margins.__path__[0]).with_suffix("").parts)
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+            if isinstance(target, ast.Name) and target.id.isupper() and node.value and written_out(node.value):
+                # of the code, whatever a test has done to the module's own
+                code = compile(ast.Expression(node.value), str(file), "eval")
+                text = constant(eval(code, {"re": re, "MappingProxyType": MappingProxyType}))
+                text = text if len(text) <= 1000 else f"{text[:100]}… {crc32(text.encode())}"
+                yield f"{name}.{target.id} = {text}"
+
+
 def of_method(row: Method) -> str:
     return plain({key: value for key, value in vars(row).items() if key not in _SHOWN})
 
 
 def all_lines() -> list[str]:
-    return [*defaults(), "", *bounds(), "", *(f"{id}: {of_method(row)}" for id, row in METHODS.items())]
+    return [
+        *defaults(),
+        "",
+        *bounds(),
+        "",
+        *constants(),
+        "",
+        *(f"{id}: {of_method(row)}" for id, row in METHODS.items()),
+    ]
 
 
 def test_what_holds_where_nobody_says_otherwise():

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from accelerate import Accelerator
 from conftest import load, preference_rows, quiet, sentence
 from datasets import Dataset, DatasetDict
 from peft import LoraConfig, get_peft_model
+from said import hear, word_for_word  # noqa: F401 - its messages are held against said/
+from scipy import stats
 from scipy.stats import kendalltau, spearmanr
 from sklearn.metrics import ndcg_score
 from transformers import AutoConfig, LlamaForCausalLM
@@ -23,13 +26,20 @@ from trl_margins import MarginCPOConfig, MarginCPOTrainer
 from trl_margins.cli import main
 from trl_margins.evaluation import scorer as scorer_module
 from trl_margins.evaluation.cases import case_report, ranking_cases
-from trl_margins.evaluation.intervals import bootstrap_intervals
+from trl_margins.evaluation.intervals import bootstrap_intervals, student_interval
 from trl_margins.evaluation.listwise import listwise_metrics, listwise_report
 from trl_margins.evaluation.pairs import Pairs, pair_report
-from trl_margins.evaluation.rm_bench import domain_of, levels, rm_bench_report, style_matrix
+from trl_margins.evaluation.rm_bench import LEVELS, domain_of, levels, rm_bench_report, style_matrix
 from trl_margins.evaluation.scorer import completion_logps
 from trl_margins.evaluation.sets import evaluation_set
-from trl_margins.evaluation.tables import markdown_table, pair_table, report_tables
+from trl_margins.evaluation.tables import (
+    LISTWISE_ROWS,
+    PAIR_ROWS,
+    markdown_table,
+    model_tables,
+    pair_table,
+    report_tables,
+)
 from trl_margins.forward import checked
 from trl_margins.rows import PreferenceRow
 
@@ -656,3 +666,53 @@ def test_a_model_that_gives_nan_is_refused(tiny_model, tokenizer, tmp_path):
     arguments = ["evaluate", "--model_name_or_path", str(tmp_path / "model"), "--batch_size", "1", "--bootstrap", "2"]
     with pytest.raises(ValueError, match=r"pairs: the model gives NaN or infinite rewards in 1 of 8 rows, .* row 3:"):
         main([*arguments, "--dataset_name", str(tmp_path / "pairs.jsonl")])
+
+
+def test_the_interval_is_scipys():
+    values = [0.3, 0.5, 0.8, 0.9]
+    low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert student_interval(values) == pytest.approx(((low + high) / 2, (high - low) / 2))
+    assert np.isnan(student_interval([0.3])[1])
+    assert student_interval([0.5, 0.5, 0.5]) == (0.5, 0.0)
+
+
+# The tables
+
+
+def report_of(kind: str, first: float) -> dict[str, Any]:
+    """Made-up numbers, each another one."""
+    number = itertools.count(first, 0.01)
+    level = {level: next(number) for level in LEVELS}
+    spans = dict.fromkeys(LEVELS, (0.25, 0.75))
+    names = {"pairs": PAIR_ROWS, "listwise": LISTWISE_ROWS, "rm-bench": {}}[kind]
+    report: dict[str, Any] = {"kind": kind, "kl_drift": next(number)}
+    report |= {name: 7 if name.startswith("n_") else next(number) for name in names}
+    if kind == "rm-bench":
+        part = {"n_prompts": 3, **level, "intervals": spans, "matrix": np.arange(9).reshape(3, 3) / 10}
+        report |= {"n_prompts": 9, "total": level, "domains": {"chat": part, "code": {**part, "n_prompts": 6}}}
+    else:
+        report |= {f"case_{i}": next(number) for i in (1, 2, 3, 4)}
+    if kind == "pairs":
+        rows = [{"bin": f"{i} to {i + 1}", "n": i, "accuracy": next(number), "interval": (0.1, 0.9)} for i in (1, 2)]
+        report |= {"by_score_gap": rows, "by_length": rows[:1], "by_subset": None}
+    return {**report, "intervals": {**spans, "pwa_all": (0.125, 0.875), "best_worst": None, "kl_drift": (0.0, 1.0)}}
+
+
+KINDS = {"held out": "pairs", "lists": "listwise", "RM": "rm-bench"}
+
+
+@pytest.mark.parametrize("reward", ["sum", "length-normalized"])
+def test_the_tables_of_one_model_in_full(reward):
+    targets = {"held out": {"case_method": "gappo", "case_reward": "Δ", "case_margin": "2"}}
+    reports = {name: report_of(kind, 0.1) for name, kind in KINDS.items()}
+    hear(report_tables(reports, 1.5, reward, targets=targets))
+    hear(report_tables({"a": report_of("pairs", 0.2), "b": report_of("pairs", 0.3)}, 2.0, reward, bins=False))
+
+
+def test_the_tables_of_two_models_in_full():
+    models = {
+        model: {name: report_of(kind, first) for name, kind in KINDS.items()}
+        for model, first in {"one": 0.1, "two": 0.2}.items()
+    }
+    hear(model_tables(models, 1.5, "sum", {"one": {"case_method": "gappo"}}))
+    hear(model_tables({model: {"a": of["held out"]} for model, of in models.items()}, 1.5, "sum"))

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from conftest import byte_tokenizer, load, preference_rows, sentence, trainer_of
 from datasets import Dataset, DatasetDict
+from said import word_for_word  # noqa: F401 - its messages are held against said/
 
 from trl_margins.cli import main
 from trl_margins.cli.cases import margins_of, targets

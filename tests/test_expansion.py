@@ -96,7 +96,7 @@ def test_parquet(tmp_path, small):
     with pytest.raises(ValueError, match=r"packed.parquet has .* expands to .* over 100 times"):
         load_splits(str(tmp_path / "packed.parquet"))
     rows = pa.table({name: [str(i) * 9 + "x" * 990 for i in range(9_000)] for name in ROW})
-    pq.write_table(rows, tmp_path / "group.parquet", compression="none", use_dictionary=False)
+    pq.write_table(rows, tmp_path / "group.parquet", row_group_size=8_999, compression="none", use_dictionary=False)
     with pytest.raises(ValueError, match=r"group.parquet: a row group has .*smaller row groups"):
         load_splits(str(tmp_path / "group.parquet"))
 
@@ -122,3 +122,22 @@ def test_what_is_usual(name, tmp_path):
     else:
         rows.to_parquet(tmp_path / name) if "parquet" in name else rows.to_json(tmp_path / name)
     assert len(load_splits(str(tmp_path / name))["train"]) == 300
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 64, 10_000])
+def test_depth_is_that_of_the_whole_file_whatever_its_blocks(size, monkeypatch):
+    """Brackets within texts do not count, nor quotes that are escaped; the line is named."""
+    monkeypatch.setattr(expansion, "MAX_DEPTH", 5)
+    plain = rb'{"a": "[[[[[[\"[{{{{{\\\\", "b": [[1], {"c": [[]]}], "d\\\"[": "]"}' + b"\n"
+
+    def look(text: bytes) -> None:
+        looks = expansion._Nesting("x.jsonl")
+        for start in range(0, len(text), size):
+            looks.look(text[start : start + size])
+
+    assert all(json.loads(line) for line in plain.split(b"\n") if line)
+    look(plain * 9 + b'{"a": [[[[1]]]]}' + b"\n" + plain)
+    with pytest.raises(
+        ValueError, match=r"^x.jsonl, line 10: lists or objects lie more than 5 deep within one another"
+    ):
+        look(plain * 9 + b'{"a": [[{"b": [[1]]}]]}' + b"\n" + plain)

@@ -28,6 +28,7 @@ from datasets import (
     concatenate_datasets,
 )
 from PIL import Image as Picture
+from said import word_for_word  # noqa: F401 - its messages are held against said/
 
 from trl_margins import GapPOConfig, MarginCPOTrainer
 from trl_margins.cli import main

@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import OWN_METHODS, load, preference_rows, quiet
 from datasets import Dataset
+from said import word_for_word  # noqa: F401 - its messages are held against said/
 from transformers import TrainerCallback
 
 from trl_margins import Term
@@ -237,8 +238,13 @@ def test_the_loss_alone_stops_training(tiny_model, tokenizer, tmp_path):
     trainer = trainer_class(None)(
         load(tiny_model), config, train_dataset=rows(4), processing_class=tokenizer, weight_term=[fine, Broken()]
     )
-    with pytest.raises(FloatingPointError, match=r"^step 1: weight 'broken' is NaN or infinite for 4 pair\(s\): row"):
+    with pytest.raises(
+        FloatingPointError, match=r"^step 1: weight 'broken' is NaN or infinite for 4 pair\(s\): row"
+    ) as error:
         trainer.train()
+    assert "Look at these rows" in str(
+        error.value
+    )  # of a model whose outputs are numbers, which may be a term's doing
 
 
 def test_rows_keep_their_numbers(tiny_model, tokenizer, tmp_path):

@@ -14,8 +14,8 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
 
-from trl_margins.forward import head
-from trl_margins.forward.checked import Differences, Ways, _attempt, _largest, _own, _report
+from trl_margins.forward import checked, head
+from trl_margins.forward.checked import Differences, Ways, _attempt, _largest, _own, _report, checked_ways
 from trl_margins.forward.checkpointing import checkpointing_kwargs, without_checkpointing
 from trl_margins.forward.head import StoppedForward, logits_will_do, why_not_fused
 from trl_margins.forward.positions import positions_of
@@ -161,6 +161,14 @@ def test_no_forward_pass_fills_a_cache(monkeypatch):
     with suppress(AttributeError, ValueError):  # TRL's head is not there
         fused_token_logps(model, {"input_ids": ids}, labels)
     assert asked == [False] * 5
+
+
+def test_a_head_with_other_weights():
+    model, other, ids = llama(), torch.randn(32, 8), torch.tensor([[5, 6, 7, 8], [5, 6, 8, 9]])
+    stopped = StoppedForward(model, {"input_ids": ids}, torch.where(ids > 5, ids, -100))
+    logits = model(input_ids=ids).logits[:, :-1].flatten(0, 1)
+    torch.testing.assert_close(stopped.logits(stopped.hidden), logits)
+    torch.testing.assert_close(stopped.logits(stopped.hidden, other), stopped.hidden @ other.T)
 
 
 @pytest.mark.parametrize(
@@ -352,6 +360,10 @@ def test_means_over_tokens():
         "entropy": pytest.approx((0 + 1 + 2 + 4 + 6) / 5),
         "mean_token_accuracy": 3 / 4,
     }
+    nothing = TokenLogps(
+        torch.zeros(4, 3), torch.zeros(4, 3).bool(), mean_logit=values, entropy=values, is_top1=values
+    )
+    assert {value.item() for value in pair_logps(nothing).token_stats.values()} == {0.0}
 
 
 # Shared prompts
@@ -591,6 +603,22 @@ def test_what_is_said_of_a_comparison(ways, right, found, said, caplog):
     _report(nn.Linear(1, 1), ways, right, Differences(n_tokens=3, **found), torch.float32, 1e-3)
     (record,) = caplog.records
     assert f"{record.levelname} {record.getMessage()}" == said
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(None, 1e-4), (torch.bfloat16, 0.1), (torch.float16, 0.02)])
+@pytest.mark.parametrize("way", ["fused", "shared"])
+def test_how_far_a_way_may_be(dtype, most, way, monkeypatch):
+    """In nats per token. The model is one that cannot be upcast."""
+    monkeypatch.setattr(checked, "why_not_float32", lambda model: "quantized")
+    monkeypatch.setattr(checked, "one_prompt", lambda *args: None)
+    for apart in (0.0, most, 1.01 * most):
+        found = Differences(n_tokens=1, **{way: apart})
+        monkeypatch.setattr(checked, "differences_from_own", lambda *args, found=found: found)
+        right = checked_ways(llama(), None, None, None, BOTH, dtype=dtype)
+        assert {name: getattr(right, name) for name in ("fused", "shared")} == {
+            **{"fused": True, "shared": True},
+            way: apart <= most,
+        }
 
 
 def test_a_failure_is_said_with_its_kind():

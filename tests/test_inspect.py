@@ -8,11 +8,13 @@ import sys
 import warnings
 from contextlib import nullcontext
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import load, preference_rows, quiet
 from datasets import Dataset, DatasetDict
+from said import hear, word_for_word  # noqa: F401 - its messages are held against said/
 from test_tokenization import merging_tokenizer
 
 from trl_margins import MarginCPOConfig, MarginCPOTrainer
@@ -20,6 +22,7 @@ from trl_margins.cli import main
 from trl_margins.cli.inspect import columns_of, compared_metrics, in_tokens_of
 from trl_margins.data.audit import Audit, SplitAudit, audit, distribution, nice_edges
 from trl_margins.data.audit.counting import shortened
+from trl_margins.data.audit.warnings import find_warnings
 from trl_margins.data.evaluation_factors import METRICS, compute
 from trl_margins.methods import METHODS
 from trl_margins.report.audit_text import audit_text
@@ -223,6 +226,74 @@ def test_duplicates():
     assert without_prompts.duplicates.n_prompts == 0
 
 
+class Bad(str):
+    column = "score_chosen"
+
+
+def some(n: int) -> SimpleNamespace:
+    return SimpleNamespace(n=n, first_row=3, example="the value x")
+
+
+def test_every_warning_in_full():
+    """Of a set with all that can be wrong at once, in which one and several are told apart."""
+    split = SimpleNamespace(
+        columns=["chosen", "rejected"],
+        n_rows=20,
+        n_read=20,
+        refused="training refuses this",
+        unreadable=some(1),
+        untokenizable=some(2),
+        n_flipped=5,
+        scores=SimpleNamespace(
+            bad=[Bad("2 bad values")],
+            gap=SimpleNamespace(n=20, minimum=-0.5, maximum=-0.5),
+            n_ties=10,
+            n_reversed=19,
+        ),
+        lengths=SimpleNamespace(chosen=some(20), n_chosen_longer=14, n_chosen_shorter=15),
+        truncation=SimpleNamespace(max_length=9, n_pairs=2, n_left_empty=1),
+        notes=["a note"],
+        empty_prompts=some(2),
+        implicit=False,
+        empty_chosen=some(1),
+        empty_rejected=some(4),
+        duplicates=SimpleNamespace(n_identical=3, n_contradicting=6),
+        factors=SimpleNamespace(problem="a bad factor", n_zero=8, values=some(20)),
+    )
+    longer = "a model can learn the length instead of what makes a completion better"
+    expected = [
+        "training refuses this",
+        "1 row cannot be read, and training stops there; row 3: the value x",
+        "2 rows cannot be tokenized, and training stops there; row 3: the value x",
+        "column is_flipped marks 5 of 20 pairs (25.0%) as flipped, as in studies of noise",
+        "column score_chosen has 2 bad values: a method that needs scores stops there",
+        "ties: gappo gives 10 of 20 pairs (50.0%) weight 0",
+        "in 19 of 20 pairs (95.0%) the rejected completion has the higher score: gappo still weighs them by the size "
+        "of the gap",
+        "all score gaps are -0.5: gappo is then SimPO with its loss times 0.5",
+        f"the chosen completion is the longer one in 14 of 20 pairs (70.0%): {longer}",
+        f"the chosen completion is the shorter one in 15 of 20 pairs (75.0%): {longer}",
+        "max_length=9 cuts 2 of 20 pairs (10.0%): raise it, or filter out the long ones",
+        "in 1 of 20 pairs (5.0%) the prompt alone fills max_length=9: training drops the pair",
+        "a note",
+        "2 rows with an empty prompt; the first is row 3",
+        "1 chosen completion without text; the first is in row 3",
+        "4 rejected completions without text; the first is in row 3",
+        "3 of 20 pairs (15.0%) repeat another one",
+        "6 of 20 pairs (30.0%) contradict another one: the same completions, swapped",
+        "a bad factor",
+        "the evaluation factor is 0 in 8 of 20 pairs (40.0%): gap-aware cannot tell apart completions that share no "
+        "word made of a–z or 0–9; BERTScore may be the better metric",
+    ]
+    assert list(find_warnings({"train": split}, [])) == expected
+    assert list(find_warnings({"a": split, "b": split}, [])) == [
+        f"{name}: {each}" for name in "ab" for each in expected
+    ]
+    split.implicit, split.empty_prompts = True, some(1)
+    said = "1 row with completions without a common beginning, so without a prompt; the first is row 3"
+    assert said in list(find_warnings({"train": split}, []))
+
+
 def test_prompts_in_two_splits():
     rows = plain(10)
     splits = {
@@ -233,7 +304,10 @@ def test_prompts_in_two_splits():
     found = audit(splits)
     numbers = {both.splits: (both.n_prompts, both.n_rows) for both in found.shared_prompts}
     assert numbers == {("train", "test"): (2, (3, 2)), ("validation", "test"): (1, (1, 1))}
-    assert sum("does not measure unseen prompts" in warning for warning in found.warnings) == 2
+    assert [warning for warning in found.warnings if "unseen" in warning] == [
+        "2 prompts are in both train (3 rows) and test (2 rows), so test does not measure unseen prompts",
+        "1 prompt is in both validation (1 row) and test (1 row), so test does not measure unseen prompts",
+    ]
 
 
 def test_evaluation_factors_are_those_of_the_trainers():
@@ -263,8 +337,9 @@ def test_a_column_of_evaluation_factors():
     )
     assert factors.values.histogram.edges == [i / 10 for i in range(11)]
     assert factors.values.histogram.counts == [1, 0, 0, 0, 0, 2, 0, 0, 0, 1]
-    bad = of(plain(4, evaluation_factor=[0.25, None, 50.0, 0.75]))
-    assert (bad.factors.values.n, bad.factors.values.mean) == (2, 0.5)
+    bad = of(plain(6, evaluation_factor=[0.25, None, 50.0, 0.75, 0.0, 1.0]))
+    assert (bad.factors.values.n, bad.factors.values.mean) == (4, 0.5)
+    assert (bad.factors.n_zero, bad.factors.n_one) == (1, 1)
     assert "row 1 of the train data set" in bad.factors.problem
     assert bad.methods["gap-aware"] == "column evaluation_factor holds bad values"
     assert bad.methods["amapo"] is None
@@ -466,6 +541,13 @@ def test_histograms_hold_everything():
     assert nice_edges(np.array([1, 2, 3, 4])).tolist() == [1, 2, 3, 4, 5]
     assert len(distribution(np.r_[rng.normal(size=999), 1e9]).histogram.counts) > 5  # no bar for all but one
     assert distribution(np.empty(0)) is None
+
+
+@pytest.mark.parametrize("raw", [0.0951, 0.11, 0.19, 0.21, 0.49, 0.51, 0.99, 1.05, 1.99, 2.01, 4.99, 5.01, 9.99])
+def test_bins_are_the_narrowest_round_ones_that_are_twelve_at_most(raw):
+    edges = nice_edges(np.linspace(0.001, 12 * raw + 0.001, 9999))
+    steps = [0.1, 0.2, 0.5, 1, 2, 5, 10]
+    assert np.diff(edges[:2]) == pytest.approx(next(step for step in steps if step >= 0.99 * raw))
 
 
 @pytest.mark.parametrize(
@@ -741,3 +823,14 @@ def test_a_figure_has_panels_for_what_there_is():
     assert titles(audit({"a": unscored})) == ["Completion length", "Evaluation factor"]
     assert len(titles(audit({"a": scored, "b": unscored}))) == 6
     assert len(titles(audit({"a": Dataset.from_list([{"text": "x"}])}))) == 1
+
+
+def test_an_audit_in_full():
+    """Two splits with scores, factors, flipped labels, duplicates, empty texts and cut rows; and one without pairs."""
+    rows = plain(12, evaluation_factor=[i / 11 for i in range(12)], is_flipped=[i < 3 for i in range(12)])
+    rows = [{**row, "score_chosen": float(i % 5), "score_rejected": 2.0} for i, row in enumerate(rows)]
+    rows[4] = {**rows[4], "rejected": ""}
+    rows += [rows[0], {**rows[1], "chosen": rows[1]["rejected"], "rejected": rows[1]["chosen"]}]
+    splits = {"train": Dataset.from_list(rows), "test": Dataset.from_list(rows[10:])}
+    hear(audit_text(audit(splits, methods=NEEDS, ef_metrics=["rouge1", "jaccard"])))
+    hear(audit_text(audit({"train": Dataset.from_dict({"text": ["a"]})}, methods=NEEDS)))

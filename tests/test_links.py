@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import preference_rows, quiet
+from said import word_for_word  # noqa: F401 - its messages are held against said/
 
 from trl_margins import Link, MarginCPOTrainer, MarginDPOTrainer, Objective, config_class
 from trl_margins.links import LINKS, TRLS, LossInputs
@@ -144,6 +145,40 @@ def test_the_warning_says_what_the_loss_is(method, options, said, tokenizer, tmp
     with pytest.raises(OSError, match="no/such/model"):
         prepared(method, rows, unscored, tokenizer, tmp_path, base, **options)
     assert re.search("the eval data set has no scores, " + (said if method != "none" else ".*" + said), caplog.text)
+
+
+# What is said of a set
+
+
+FLAGS = [0, 1, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "columns", "said"),
+    [
+        ("gap-aware", {}, {"evaluation_factor": [0.5] * 4}, "evaluation_factor column found"),
+        (
+            "gap-aware",
+            {"gap_aware_metric": "jaccard"},
+            {},
+            "no evaluation_factor column, computing jaccard of the two completions",
+        ),
+        ("simpo", {}, {"is_flipped": FLAGS}, "the labels of 2 of 4 pairs are marked as flipped"),
+        (
+            "gappo",
+            {"score_gap_transform": "hard", "score_gap_threshold": 2.5},
+            {"score_chosen": [3.0, 4.0, 3.5, 2.0], "score_rejected": [1.0, 1.0, 1.0, 1.0]},
+            "the hard filter leaves out 2 of 4 pairs, whose score gap is below 2.5; 2 are trained on",
+        ),
+    ],
+)
+def test_what_is_found_in_a_set_is_said(method, options, columns, said, tokenizer, tmp_path, caplog):
+    rows = preference_rows(4)
+    for name, values in columns.items():
+        rows = rows.remove_columns([name] if name in rows.column_names else []).add_column(name, values)
+    with caplog.at_level(logging.INFO, "trl_margins"), pytest.raises(OSError, match="no/such/model"):
+        prepared(method, rows, None, tokenizer, tmp_path, **options)
+    assert f"train: {said}" in caplog.messages
 
 
 # Pairs without a loss
@@ -523,6 +558,27 @@ def test_simper_is_of_the_probability_itself(tmp_path):
             objective_of(config_class("simper", base)(**quiet(output_dir=str(tmp_path), alpha=0.25)))
     of_ratio = Link("of_ratio", lambda x: x.reward_gap, reward="log-ratio", needs_its_reward=True)
     assert dpo(of_ratio).losses == {"of_ratio": 1.0}  # its reward's alpha is that of a divergence
+
+
+@pytest.mark.parametrize("reward", REWARDS)
+def test_an_alpha_is_read_or_refused(reward, tmp_path):
+    def made(**more):
+        options = {"reward": reward, "alpha": 0.25, "simpo_gamma": 0.5, **more}
+        return objective_of(config_class(None, "dpo")(**quiet(output_dir=str(tmp_path), **options))).reward
+
+    if reward in ("length-normalized", "sum", "alphapo-token"):
+        assert made().alpha == 0.25
+        return
+    said = f"alpha=0.25 does not go with reward={reward!r}, which does not read it: set it to 0.0"
+    for more, meant in (
+        ({}, ""),
+        ({"margin": "gamma-po"}, ""),
+        ({"margin": "alpha-dpo"}, " and give that of margin='alpha-dpo' as alpha_dpo_alpha"),
+    ):
+        able = "alphapo-token, length-normalized, sum"
+        with pytest.raises(ValueError, match=f"^{re.escape(f'{said}{meant}, or use one of the rewards {able}')}$"):
+            made(**more)
+    assert type(made(alpha=0.0)) is REWARDS[reward]
 
 
 def test_ties_are_counted_without_a_word_of_weights(tokenizer, tmp_path, caplog):

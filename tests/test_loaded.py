@@ -13,6 +13,7 @@ import torch
 from conftest import byte_tokenizer, load, preference_rows, quiet
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from said import word_for_word  # noqa: F401 - its messages are held against said/
 from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
 

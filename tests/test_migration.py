@@ -788,7 +788,9 @@ def test_a_method_on_the_command_line_trains_any_of_them(tmp_path):
         values = arguments("--config", str(path), "--method", "amapo", "--base", "cpo")
         assert (values["margin"], values["loss_type"]) == ("amapo", "simpo")
     for each in ELSEWHERE:
-        if flags := each.instead.partition("The nearest here is ")[2].rstrip(".").split():
+        remark, nearest, said = each.instead.partition("The nearest here is ")
+        assert (remark.strip(), bool(nearest)) == (each.remark, bool(each.near))
+        if flags := said.rstrip(".").split():
             path.write_text(f"{RECIPE}loss_type: {each.losses[0]}")
             values = arguments("--config", str(path), *flags)
             assert values["method"] == flags[1]

@@ -9,13 +9,21 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from test_core import random_pairs
 
-from trl_margins import AMaPOTrainer, GapAwarePOTrainer, GapPOTrainer, MarginCPOConfig
+from trl_margins import (
+    AMaPOTrainer,
+    GapAwarePOTrainer,
+    GapPOTrainer,
+    MarginCPOConfig,
+    MarginCPOTrainer,
+    MarginDPOTrainer,
+)
 from trl_margins.links import CPO_LINKS
 from trl_margins.objective import Objective, ObjectiveOutput
 from trl_margins.pairs import PairLogps, PairView
-from trl_margins.rewards import LengthNormalizedReward
+from trl_margins.rewards import LengthNormalizedReward, SummedReward
 from trl_margins.terms.column import ColumnMargin, ColumnWeight
 from trl_margins.terms.score_gap import ScoreGapWeight
 from trl_margins.trainers import mixin
@@ -94,6 +102,54 @@ def test_lines_of_the_pair_log():
         **{"margin_c": 1.0, "margin_d": 2.0},
     }
     assert not found.keys() & {"score_gap", "is_flipped", "row_number"}
+
+
+def test_a_completion_that_is_the_other_one():
+    """Every token of it, whatever the prompt and the padding; of two that begin alike, neither."""
+    chosen, rejected = [[5, 6, 0], [5, 6, 7], [5, 6, 0]], [[5, 6, 0], [5, 8, 7], [5, 6, 7]]
+    ids = torch.tensor(chosen + rejected)
+    dpo = {"input_ids": ids, "attention_mask": ids.ne(0), "completion_mask": ids.ne(0).int()}
+    assert MarginDPOTrainer.same_completions(None, dpo).tolist() == [True, False, False]
+    labels = ids.masked_fill(ids == 0, -100)
+    for width in (3, 4):  # CPOTrainer pads each side to its own longest row
+        sides = {"chosen_labels": labels[:3], "rejected_labels": F.pad(labels[3:], (0, width - 3), value=-100)}
+        assert MarginCPOTrainer.same_completions(None, sides).tolist() == [True, False, False]
+    assert MarginDPOTrainer.n_pairs(None, dpo) == MarginCPOTrainer.n_pairs(None, sides) == 3
+
+
+@pytest.mark.parametrize("aux", [None, 3.0])
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("alpha", [0.0, 0.25])
+def test_what_is_added_to_the_mean_loss(alpha, enabled, aux):
+    """CPO's SFT term, and the experts' load-balancing loss where the model is asked for it."""
+    pairs = PairLogps(
+        *[CHOSEN] * 2, *[ONES] * 2, sft_loss=torch.tensor(2.0), aux_loss=None if aux is None else torch.tensor(aux)
+    )
+    own = SimpleNamespace(cpo_alpha=alpha, aux_loss_enabled=enabled, aux_loss_coef=0.5, router_aux_loss_coef=0.125)
+    of_experts = aux if enabled and aux else 0.0
+    assert float(MarginCPOTrainer._extra_loss(own, pairs)) == 2 * alpha + 0.5 * of_experts
+    assert float(MarginDPOTrainer._extra_loss(own, pairs)) == 0.125 * of_experts
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.parametrize(("alpha", "enabled"), [(0.0, True), (0.5, False)])
+def test_what_each_base_adds_to_the_metrics(alpha, enabled, mode, monkeypatch):
+    """TRL's names. CPOTrainer's log-probabilities are SimPO's means where its reward is."""
+    monkeypatch.setattr(MarginMixin, "_batch_metrics", lambda *args: {"own": torch.tensor(float(args[4] == mode))})
+    pairs = PairLogps(-CHOSEN, -REJECTED, TWOS, 4 * ONES, sft_loss=torch.tensor(2.0), aux_loss=torch.tensor(3.0))
+    batch = {"attention_mask": torch.tensor([[1, 1], [1, 0]])}
+    summed = {"logps/chosen": [-1.0, -2.0, -3.0], "logps/rejected": [-0.5, -2.0, -4.0]}
+    means = {"logps/chosen": [-0.5, -1.0, -1.5], "logps/rejected": [-0.125, -0.5, -1.0]}
+    of_cpo = {"nll_loss": 2.0 if alpha else 0.0}
+    of_dpo = ({"aux_loss": 3.0} if enabled else {}) | ({"num_tokens": 3} if mode == "train" else {})
+    for base, reward, logps, more in (
+        (MarginCPOTrainer, LengthNormalizedReward(), means, of_cpo),
+        (MarginCPOTrainer, SummedReward(), summed, of_cpo),
+        (MarginDPOTrainer, LengthNormalizedReward(), summed, of_dpo),
+    ):
+        own = base.__new__(base)
+        own.objective, own.cpo_alpha, own.aux_loss_enabled = SimpleNamespace(reward=reward), alpha, enabled
+        assert plain(own._batch_metrics(pairs, output_of(), batch, mode)) == {"own": 1.0, **logps, **more}
 
 
 def looking(**given: Any) -> tuple[Any, list[Any]]:

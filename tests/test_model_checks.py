@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import warnings
 from itertools import product
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import torch
 from conftest import BASES, VOCABULARY, byte_tokenizer, load, preference_rows, quiet, saved
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
+from said import word_for_word  # noqa: F401 - its messages are held against said/
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -38,7 +40,7 @@ from trl_margins import MarginCPOConfig, MarginCPOTrainer
 from trl_margins.cli import main
 from trl_margins.forward.positions import positions_of
 from trl_margins.trainers import model_checks
-from trl_margins.trainers.model_checks import TokenLimits, _check_trains
+from trl_margins.trainers.model_checks import TokenLimits, _check_trains, _check_weights
 
 both_bases = pytest.mark.parametrize("base", BASES)
 IDS = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -472,6 +474,27 @@ def test_weights_that_are_no_numbers(value, base, tiny_model, tmp_path):
     found = r"1 of the model's 21 weight tensors hold NaN or infinity .* model\.layers\.1\.mlp\.up_proj\.weight"
     with pytest.raises(ValueError, match=found):
         build(base, model, tmp_path)
+
+
+def test_the_broken_weights_and_their_rows():
+    """Their number, the first one's name, and of an embedding the tokens' rows."""
+    model = AutoModelForCausalLM.from_config(LLAMA)
+    _check_weights(model)
+    total, ends = len(list(model.parameters())), ": its files are damaged"
+    with torch.no_grad():
+        model.lm_head.weight[3, 0] = torch.nan
+        model.model.norm.weight[0] = torch.inf
+    said = (
+        f"2 of the model's {total} weight tensors hold NaN or infinity before training, model.norm.weight among them"
+    )
+    with pytest.raises(ValueError, match=re.escape(said + ends)):
+        _check_weights(model)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[[7, 9], -1] = -torch.inf
+    said = said.replace("2 of", "3 of").replace("model.norm", "model.embed_tokens")
+    rows = " (in the rows of 2 tokens, from 7 on: set them to 0 if no text needs them)"
+    with pytest.raises(ValueError, match=re.escape(said + rows + ends)):
+        _check_weights(model)
 
 
 def test_float16_weights_with_fp16():

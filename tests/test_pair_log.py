@@ -6,6 +6,7 @@ import csv
 import json
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -315,6 +316,25 @@ def test_values_between_logs_are_counted_once(tmp_path):
     assert log.drain()["weight"].tolist() == [1.0, 2.0, 3.0]
     assert log.drain()["weight"].tolist() == []
     assert (tmp_path / "x.csv").read_text().split() == ["step,weight", "1,1", "1,2", "2,3"]
+
+
+@pytest.mark.parametrize(
+    ("others", "lines"), [([], []), ([[1, 5], [3, 6]], ["step,weight", "1,2", "1,5", "2,4", "3,6"])]
+)
+def test_the_pairs_of_all_ranks_by_their_steps(others, lines, tmp_path, monkeypatch):
+    """The main process writes them; a rank without pairs adds none."""
+    log = PairLog(tmp_path / "x.csv")
+    for step, value in ((1, 2.0), (2, 4.0)) if lines else ():
+        log.add(step, {"weight": torch.tensor([value])})
+    theirs = [np.reshape(others, (-1, 2)), np.empty((0, 1))]
+    monkeypatch.setattr(pair_log, "gather_object", lambda mine: [*mine, *theirs])
+    log.flush(SimpleNamespace(num_processes=3, is_main_process=False))
+    assert not log.file.exists()
+    assert log.drain()["step"].tolist() == [int(line[0]) for line in lines[1:]]
+    for step, value in ((1, 2.0), (2, 4.0)) if lines else ():
+        log.add(step, {"weight": torch.tensor([value])})
+    log.flush(SimpleNamespace(num_processes=3, is_main_process=True))
+    assert (log.file.read_text().split() if log.file.exists() else []) == lines
 
 
 def test_a_resumed_run_has_no_later_lines(tmp_path, caplog):

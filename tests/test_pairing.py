@@ -21,9 +21,10 @@ from said import word_for_word  # noqa: F401 - its messages are held against sai
 from test_lists import ASPECTS, FORMS, HELPSTEER2, NECTAR, bot, dataset_of, rated, user
 
 from trl_margins.cli import main
-from trl_margins.data.pairing import STRATEGIES, make_pairs
+from trl_margins.data.pairing import STRATEGIES, lists_summary, make_pairs
 from trl_margins.data.splits import generalization_splits
 from trl_margins.rows import open_rows
+from trl_margins.rows.lists import ScoredLists
 from trl_margins.rows.scores import check_scores, find_score_columns
 
 Row = dict[str, Any]
@@ -50,6 +51,17 @@ def of(rows: list[Row], **options: Any) -> list[Row]:
 
 def texts(pairs: list[Row]) -> set[tuple[str, str, str]]:
     return {(row["prompt"], row["chosen"], row["rejected"]) for row in pairs}
+
+
+def test_what_is_said_of_lists():
+    """Of three lists one is tied; three models have written."""
+    lists = [("ab", [1, 3], "xy"), ("cde", [2, 2, 2], "xyz"), ("fghij", [9, 4, 4, 0, 5], "xxxxy")]
+    rows = [{"prompt": r, "responses": [*r], "scores": [*map(float, s)], "models": [*m]} for r, s, m in lists]
+    assert lists_summary(ScoredLists.of(Dataset.from_list(rows), "train")) == {
+        **{"n_rows": 3, "n_lists": 3, "n_answers": 10, "n_tied": 1, "n_models": 3},
+        "answers": {"least": 2, "median": 3, "most": 5},
+        "scores": {"least": 0, "median": 2.5, "most": 9},
+    }
 
 
 # The sets on the Hub, by their authors' rules

@@ -20,6 +20,8 @@ from datasets import Dataset
 from tqdm import tqdm
 
 from trl_margins import cli
+from trl_margins import logging as log
+from trl_margins.logging import PACKAGE
 from trl_margins.printable import Plain, printable
 from trl_margins.tables import aligned, markdown_table
 
@@ -56,6 +58,72 @@ def test_tables():
     for text in (aligned([[ODD, "1"]], ["a" + ODD, "b"]), markdown_table([ODD, "b"], [[ODD, "c"]])):
         assert not orders(text)
         assert "\\x1b" in text
+
+
+@pytest.fixture
+def heard(monkeypatch):
+    """What the package passes on to a script's handler."""
+    root, package, said = logging.getLogger(), logging.getLogger("trl_margins"), []
+    handler, level = logging.Handler(), package.level
+    handler.emit = lambda record: said.append(record.getMessage())
+    monkeypatch.setattr(root, "level", 1)
+    monkeypatch.setattr(package, "handlers", [log._handler])
+    root.addHandler(handler)
+    yield said
+    root.removeHandler(handler)
+    package.setLevel(level)
+
+
+def test_the_lowest_level_that_is_shown(heard):
+    levels = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+    for level, shown in (("ERROR", ["error"]), (logging.INFO, ["info", "warning", "error"]), ("DEBUG", [*levels])):
+        log.set_verbosity(level)
+        heard.clear()
+        for name, number in levels.items():
+            PACKAGE.log(number, name)
+        assert heard == shown == [name for name, number in levels.items() if log.shows(number)]
+
+
+@pytest.mark.parametrize(("rank", "asked", "said"), [("0", False, 2), ("1", False, 1), ("1", True, 2)])
+def test_another_rank_says_what_is_wrong_alone(rank, asked, said, heard, monkeypatch):
+    """Unless a script asks for more."""
+    monkeypatch.setenv("RANK", rank)
+    PACKAGE.setLevel(logging.INFO if asked else log._DEFAULT)
+    PACKAGE.info("usual")
+    PACKAGE.warning("wrong")
+    assert heard == ["usual", "wrong"][-said:]
+    assert [log.shows(logging.INFO), log.shows(logging.WARNING)] == [said == 2, True]
+
+
+def test_what_is_held_back(heard):
+    """INFO alone, until others have been let pass, or to the end of the block, also of one that fails."""
+    log.set_verbosity("INFO")
+    with log.holding_info():
+        PACKAGE.info("first")
+        PACKAGE.warning("wrong")
+        assert heard == ["wrong"]
+        with log.first():
+            PACKAGE.info("before")
+        PACKAGE.info("afterwards")
+    assert heard == ["wrong", "before", "first", "afterwards"]
+    heard.clear()
+    with suppress(KeyError), log.holding_info():
+        PACKAGE.info("held")
+        assert not heard
+        raise KeyError
+    PACKAGE.info("now")
+    assert heard == ["held", "now"]
+
+
+def test_a_table_s_columns():
+    """The first one to the left, where nothing else is asked for."""
+    rows = [["a", "b", "1"], ["aa", "bb", "22"]]
+    assert aligned(rows, ["name", "by", "n"]) == "name      by    n\na          b    1\naa        bb   22"
+    assert aligned(rows, left=0, indent="> ") == ">  a   b   1\n> aa  bb  22"
+    assert aligned(rows, left=2) == "a   b    1\naa  bb  22"
+    assert aligned([["", "x"], ["  a", "y"]]) == "     x\n  a  y"
+    lines = ["| a   |   n |", "|:----|----:|", "| x   |   1 |"]
+    assert markdown_table(["a", "n"], [["x", "1"]]).splitlines() == lines
 
 
 def test_a_stream():

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -19,11 +20,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from trl_margins.links import CPO_LINKS, DPO_LINKS
 from trl_margins.objective import Objective
 from trl_margins.pairs import CACHED, PairLogps
+from trl_margins.probes import anchor as anchor_module
+from trl_margins.probes import pair_gradients as pair_gradients_module
 from trl_margins.probes import perturbation, window_probes
 from trl_margins.probes.anchor import GeometricAnchor, OneByOne, check_estimator, in_groups
 from trl_margins.probes.diagnostics import anchor_gap, check_diagnostics
 from trl_margins.probes.direction import Direction, gradient_direction, momentum_direction, total_norm
-from trl_margins.probes.pair_gradients import CachedGradients, _joined
+from trl_margins.probes.pair_gradients import CachedGradients, GradientNorms, _joined, pair_gradients
 from trl_margins.probes.perturbation import cannot_displace, cast_by_autocast, fused_head_moves, perturbed
 from trl_margins.probes.probe import _without_reentry
 from trl_margins.probes.scope import check_one_choice, parameters_in_scope, train_only
@@ -269,6 +272,25 @@ def test_an_anchor_says_what_it_is(direction, said, caplog):
 
 
 @pytest.mark.parametrize(
+    ("estimator", "narrow", "reason", "upcasts"),
+    [
+        ("float32", None, "tied", True),
+        ("float32", torch.bfloat16, "tied", True),
+        ("difference", None, "tied", False),
+        ("difference", torch.bfloat16, None, False),
+        ("difference", torch.float16, "tied", True),
+    ],
+)
+def test_a_measurement_that_upcasts_unasked_says_why(estimator, narrow, reason, upcasts, monkeypatch, caplog):
+    monkeypatch.setattr(anchor_module, "cannot_displace", lambda model, parameters: reason)
+    anchor = anchor_of(anchor_estimator=estimator)
+    anchor.narrow_dtype = narrow
+    assert [anchor._upcasts, anchor._upcasts] == [upcasts] * 2
+    slower = ["anchor gaps are measured in float32, which is slower: tied"]
+    assert caplog.messages == slower * (upcasts and estimator == "difference")
+
+
+@pytest.mark.parametrize(
     ("n", "keeps", "is_last", "reduces", "kept", "wrapped"),
     [
         (3, False, True, False, [], []),
@@ -320,6 +342,17 @@ def test_a_pass_that_fails_shards_everything_again(monkeypatch):
             if error:
                 raise KeyError
         assert asked == [False, False, "there", error]
+
+
+def test_autocast_keeps_no_copy_of_other_weights():
+    """Before, within and after the block the product is that of the weights which are there."""
+    model, x, along = nn.Linear(2, 1, bias=False), torch.tensor([[1.0, 2.0]]), torch.tensor([[4.0, 8.0]])
+    model.weight.data = torch.tensor([[0.5, 0.25]])
+    with torch.autocast("cpu", torch.bfloat16):
+        before = model(x)
+        with perturbed(model, {"weight": along}, 0.5):
+            within = model(x)
+        assert (before.item(), within.item(), model(x).item()) == (1.0, 11.0, 1.0)
 
 
 # Scopes
@@ -453,6 +486,38 @@ def test_what_cached_gradients_give():
     (update.chosen / torch.tensor([2.0, 1.0]) @ torch.tensor([1.0, 3.0])).backward()
     assert parameters["a"].grad.tolist() == [[60.0]]
     assert parameters["b"].grad.tolist() == [40.0, 60.0]
+
+
+@pytest.mark.parametrize("fp16", [False, True])
+def test_a_rank_with_fewer_pairs_repeats_its_last(fp16, monkeypatch):
+    """Two pairs on the second of three ranks, where the others have three: it takes part in each pass."""
+    model, rows, asked = nn.Linear(2, 1, bias=False), torch.tensor([[3.0, 4.0], [0.0, 2.0]]), []
+    if fp16:
+        model.half()
+    trainer = SimpleNamespace(
+        model=model,
+        accelerator=Accelerator(cpu=True),
+        n_pairs=len,
+        one_pair=lambda batch, i: asked.append(i) or batch[i : i + 1],
+        forward_pairs=lambda pair: PairLogps(model(pair.to(model.weight.dtype))[0], *[torch.ones(1)] * 3),
+        score_gap=lambda pairs: pairs.chosen,
+    )
+    monkeypatch.setattr(pair_gradients_module, "is_sharded", lambda tensor: True)
+    monkeypatch.setattr(pair_gradients_module, "most_pairs", lambda accelerator, n: n + 1)
+    monkeypatch.setattr(pair_gradients_module, "gathered_parameters", lambda model, found: found)
+    norms = SimpleNamespace(trainer=trainer, parameters={"w": model.weight})
+    assert GradientNorms._norms_of_gathered(norms, rows).tolist() == pytest.approx([5.0, 2.0])
+    assert asked == [0, 1, 1]
+    monkeypatch.setattr(Accelerator, "num_processes", 3)
+    monkeypatch.setattr(Accelerator, "process_index", 1)
+    found = list(pair_gradients(trainer, rows, {"w": model.weight}))
+    assert [each.batch.tolist() for each in found] == [[row] for i in (0, 1, 1) for row in [rows[i].tolist()] * 3]
+    assert [each.own for each in found] == [False, True, False] * 2 + [False] * 3
+    of_rank = [each.gradient["w"][0] * each.own for each in found]  # the others' are zeros here
+    assert [each.tolist() for each in of_rank] == [each.gradient["w"][0].tolist() for each in found]
+    assert torch.stack(of_rank[1::3]).tolist() == [*rows.tolist(), [0.0, 0.0]]
+    assert not found[0].gap.requires_grad
+    assert not found[0].pairs.chosen.requires_grad
 
 
 def test_single_pairs_as_one_batch():

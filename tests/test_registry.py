@@ -519,3 +519,19 @@ class TestObjectiveFromPython:
             trainer_class("gappo")(load(tiny_model), GapPOConfig(**quiet(output_dir=str(tmp_path))), **common)
         MarginCPOTrainer(load(tiny_model), args, **common)
         assert "no effect of beta: the trainer was given an objective" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("GapPO", "'gappo' (GapPO)"),
+        ("GAPPO", "'gappo' (GapPO)"),
+        ("GaPO", "'gap-aware' (GaPO)"),
+        ("gapo", "'gap-aware' (GaPO) or 'geometric-anchor' (GAPO)"),
+    ],
+)
+def test_a_method_by_its_name_is_not_guessed(name, meant):
+    """The names of three papers differ by the letters' case alone."""
+    with pytest.raises(ValueError, match=rf"unknown method '{name}'; known: gappo, .*; did you mean ") as refused:
+        registry.get_method(name)
+    assert str(refused.value).endswith(f"did you mean {meant}?")

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
+from said import hear, word_for_word  # noqa: F401 - its messages are held against said/
 
 from trl_margins.cli import main
 from trl_margins.report import figures, results, style, summaries
@@ -1015,6 +1016,14 @@ def test_only_settings_that_the_method_reads(run_of):
     secret = {"model_init_kwargs": {"token": "secret"}}
     assert "secret" not in page.text + page.folded + page_of(run_of("gamma-po", "three", **secret), two).text
     assert "output_dir" not in page.text + page.folded
+
+
+def test_the_settings_of_runs_in_full(run_of):
+    """Of two methods, and of a run that is of none."""
+    one = run_of("gappo", "one", warmup_steps=0.1, max_steps=7, learning_rate=1e-6, score_gap_threshold=2.0)
+    two = run_of("gamma-po", "two", warmup_steps=0, max_steps=-1, num_train_epochs=3, learning_rate=2e-6)
+    three = run_of(None, "three", warmup_steps=12, loss_type=["hinge"], beta=0.1)
+    hear("\n".join(" | ".join(row) for row in page_settings([one, two, three])))
 
 
 @pytest.mark.parametrize(

@@ -291,6 +291,43 @@ def test_what_a_secret_looks_like(text):
     assert CANARY not in redacted_text(text)
 
 
+def test_a_value_in_quotes_keeps_its_quotes():
+    for quote in ("'", '"', "\\'", '\\"'):
+        assert redacted_text(f"a hub_token={quote}{PLAIN} x{quote}, b") == f"a hub_token={quote}…{quote}, b"
+
+
+@pytest.mark.parametrize("key", ["hub_token", " token", "API-key ", "\tmyPassword\n", "secret\n\n"])
+def test_the_name_of_a_secret_whatever_is_around_it(key):
+    assert redacted({key: PLAIN, key + "_of": "kept"}) == {key: None, key + "_of": "kept"}
+
+
+TOKENS = {
+    **dict.fromkeys(["hf_", "api_org_", "ghp_", "gho_", "sk-"], "a1" * 17),
+    **dict.fromkeys(["github_pat_", "glpat-", "sk-proj-", "sk-ant-", "sk-or-", "sk-svcacct-"], "a1_b2-" * 5),
+    **dict.fromkeys(["hf_jwt_", "hf_oauth_", "hf_app_"], "a1.b2/c3+d4~e5-f6_"),
+    **dict.fromkeys(["xoxb-", "xoxp-", "AIza", "AKIA", "ASIA"], "a1-b2_" * 3),
+    **dict.fromkeys(["Basic ", "Bearer "], "QWxh.ZGRp=="),
+    **dict.fromkeys(["?token=", "&X-Amz-Signature=", "?sig=", "#code=", ";auth=", "&key="], "a1b2"),
+    "": "eyJhbGciOiJI.eyJzdWIi.c2lnbg",
+}
+
+
+@pytest.mark.parametrize("begins", TOKENS)
+def test_all_of_a_known_token_and_no_more(begins):
+    text = f"401 for x{begins}" if begins[:1] in {*"?&#;"} else f"401 for {begins}"
+    assert redacted_text(f"{text}{TOKENS[begins]}") == f"{text}…"
+    assert redacted_text(f"'{text}{TOKENS[begins]}' (not found)") == f"'{text}…' (not found)"
+
+
+@pytest.mark.parametrize("inside", ["{}", "1, {}, 'a)]}}'", "[1, ({},)], {{'a': 2}}", '"a \\" b", {}'])
+@pytest.mark.parametrize(("opens", "closes"), ["[]", "()", "{}"])
+def test_what_a_bracket_holds_is_the_secret_and_what_is_behind_it_stays(opens, closes, inside):
+    held = f"{opens}{inside.format(repr(PLAIN))}{closes}"
+    assert redacted_text(f"x api_keys={held} and beta=1") == "x api_keys=… and beta=1"
+    assert redacted_text(f"'api_keys': {held}, 'y': [1]") == "'api_keys': …, 'y': [1]"
+    assert redacted_text(f"x api_keys={held[:-1]} and more") == "x api_keys=…"  # not closed
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from trl.trainer.utils import add_fused_lm_head
 
 from trl_margins.forward import shared_prompt
-from trl_margins.forward.head import decoder, only_positions
+from trl_margins.forward.head import causal_model, decoder, only_positions
 from trl_margins.forward.shared_prompt import shared_token_logps, why_not_shared
 from trl_margins.forward.shared_rows import SharedRows, packed, shared_rows, unpacked, width_step
 from trl_margins.forward.standard import (
@@ -519,6 +519,8 @@ def test_compiled() -> None:
     """What the hooks do changes with every batch; a compiled model has to notice."""
     model = tiny("Llama")
     compiled = torch.compile(model, backend="eager")
+    assert causal_model(compiled) is model
+    assert "virtual tokens" in why_not_shared(torch.compile(prompt_tuning()))
     for seed in range(3):
         batch = random_batch(seed=seed)
         assert_equal(shared(compiled, batch, 2, False), standard(model, batch, False))
@@ -687,3 +689,11 @@ def test_refused(reason: str, build: Callable[[], nn.Module]) -> None:
     with torch.device("meta"):
         model = build()
     assert reason in why_not_shared(model)
+
+
+@pytest.mark.parametrize("part", ["vision_config", "audio_config"])
+def test_a_part_beside_the_text_is_refused(part: str) -> None:
+    """A config that is flat, as Phi-4-multimodal's is."""
+    model = tiny("Llama")
+    setattr(model.config, part, transformers.PreTrainedConfig())
+    assert "more than text" in why_not_shared(model)

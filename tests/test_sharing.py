@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from functools import wraps
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
 from conftest import BASES, first_batch, load, preference_rows, quiet
 from datasets import Dataset
-from transformers import LlamaForCausalLM
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaForCausalLM, TrainingArguments
 
 from trl_margins import MarginDPOConfig, MarginDPOTrainer
 from trl_margins.forward import head, shared_prompt
@@ -394,3 +398,34 @@ def test_a_head_that_is_wrong_is_not_used(base, options, kind, tiny_model, token
     trainer.train()
     for name in ("rewards/margins", "logits/chosen", *(["entropy", "mean_token_accuracy"] if base == "dpo" else [])):
         assert name in trainer.state.log_history[0], name
+
+
+@pytest.mark.parametrize("has_first_state", [False, True])
+def test_the_reference_of_an_adapter(has_first_state, tiny_model):
+    """The model without it, or its first state, which TRL names "ref"."""
+    lora = LoraConfig(r=2, init_lora_weights=False, task_type="CAUSAL_LM")
+    model = get_peft_model(load(tiny_model), lora)
+    ids = torch.arange(3, 27).view(4, 6)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "completion_mask": (ids % 6 > 2).int()}
+    without = nullcontext
+    if has_first_state:
+        model.add_adapter("ref", lora)
+        model.set_adapter("ref")
+    else:
+        without = model.disable_adapter
+    with without(), torch.no_grad():
+        logps = model(ids).logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
+    expected = (logps * batch["completion_mask"][:, 1:]).sum(1)
+    model.set_adapter("default")
+    own = SimpleNamespace(
+        model=model,
+        ref_model=None,
+        args=TrainingArguments(use_cpu=True),
+        accelerator=Accelerator(cpu=True),
+        ld_alpha=None,
+        _fused=False,
+        _sharing=lambda *batch: False,
+    )
+    found = MarginDPOTrainer.compute_ref_log_probs(own, model, batch)
+    torch.testing.assert_close(torch.cat(found), expected)
+    assert model.active_adapter == "default"

@@ -7,6 +7,7 @@ import logging
 import pytest
 from conftest import load, preference_rows, quiet
 from datasets import Dataset
+from said import word_for_word  # noqa: F401 - its messages are held against said/
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer

@@ -12,12 +12,14 @@ from conftest import load, preference_rows, quiet
 from datasets import Dataset
 from faults import drop_digests
 from peft import LoraConfig, PeftModel, get_peft_model
+from said import word_for_word  # noqa: F401 - its messages are held against said/
 from torch import nn
+from transformers import TrainingArguments
 
 from trl_margins.cli import main
 from trl_margins.trainers.configs import config_class
 from trl_margins.trainers.folder import is_whole
-from trl_margins.trainers.learning import Idle, why_no_gradient
+from trl_margins.trainers.learning import Idle, warn_of_schedule, why_no_gradient
 from trl_margins.trainers.named import trainer_class
 from trl_margins.trainers.weights import Sample, broken_names, is_broken, largest
 
@@ -316,3 +318,13 @@ def test_adapters_that_do_not_train(tiny_model, tokenizer, tmp_path):
         parameter.requires_grad_("lora" in name)
     with pytest.raises(ValueError, match=r"the loss depends on none of the 4 weight tensors that train \(base_model"):
         trainer.train()
+
+
+@pytest.mark.parametrize("rates", [[2e-3, 1e-3], [1e-3, 2e-3]])
+def test_of_several_rates_the_highest_is_named(rates, caplog):
+    weights = [torch.nn.Parameter(torch.ones(1)) for _ in rates]
+    optimizer = torch.optim.SGD([{"params": [each], "lr": rate} for each, rate in zip(weights, rates, strict=True)])
+    args = TrainingArguments(use_cpu=True, warmup_steps=8, learning_rate=5e-3)
+    warn_of_schedule(args, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: step / 8), 0, 5)
+    (message,) = caplog.messages
+    assert "warmup_steps=8 is the whole of its 5 steps, and 0.001 of 0.005 is reached" in message

@@ -153,7 +153,7 @@ def _end(text: str, match: re.Match[str]) -> int | None:
     bare = _BARE.match(text, start)
     if bare is None:
         return None
-    end = start + len(bare[0].rstrip(",;)}]") or bare[0])
+    end = start + len(bare[0].rstrip(",;)}]"))
     is_prose = _GOES_ON.match(text, end) and not re.search(r"\d", bare[0])
     return None if ":" in match["sign"] and not match["quote"] and is_prose else end
 

@@ -133,11 +133,7 @@ def _same_rows(one: Any, other: Any) -> bool:
     """Whether both have the same rows, as a file that was named twice has; False where that would take long."""
     if not (isinstance(one, Dataset) and isinstance(other, Dataset) and len(one) == len(other)):
         return False
-    ends = sorted({*range(min(len(one), 8)), *range(max(len(one) - 8, 0), len(one))})
-    first, second = (rows.with_format("arrow")[ends] for rows in (one, other))
-    if one._indices is not None or other._indices is not None or not first.equals(second):
-        return False
-    return bool(one.data.table.equals(other.data.table))
+    return one._indices is None and other._indices is None and bool(one.data.table.equals(other.data.table))
 
 
 def opened_set(

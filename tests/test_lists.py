@@ -601,6 +601,16 @@ def test_rows_that_are_there_twice_count_once():
             "row 0 of the lists: 2 responses and 2 scores and 1 truncated: give each response one",
         ),
         (
+            [{"prompt": "q", "responses": ["a", "b"], "scores": [1, 2], "truncated": True}],
+            {},
+            "column 'truncated', row 0 of the lists: True is not a list that says of each answer whether it was cut",
+        ),
+        (
+            [{"prompt": "q", "responses": ["a", "b"], "scores": [1, 2], "truncated": ["no", "length"]}],
+            {},
+            "column 'truncated', row 0 of the lists: 'length' is neither true nor false: correct it, or remove",
+        ),
+        (
             [{"question": {"title": "Why?"}, "responses": ["a"], "scores": [1]}],
             {},
             "column 'question', row 0 of the lists: .*'title': 'Why\\?'.* is neither text nor messages: put the text",

@@ -377,6 +377,16 @@ def test_answers_that_were_cut(drop, tmp_path, caplog):
         of([{name: row[name] for name in ("prompt", "responses", "scores")} for row in rows], drop_truncated=True)
 
 
+@pytest.mark.parametrize(
+    "cut", [[False, True], [0, 1], [0.0, 1.0], ["false", "True"], [None, "yes"], "[false, true]", "[0, 1]"]
+)
+def test_answers_that_were_cut_in_other_words(cut):
+    none = cut.replace("true", "false").replace("1", "0") if isinstance(cut, str) else cut[:1] * 2
+    rows = [{"prompt": "p", "responses": ["c", "cut"], "scores": [1, 3], "truncated": cut}]
+    rows += [{"prompt": "q", "responses": ["a", "b"], "scores": [1, 3], "truncated": none}]
+    assert texts(of(rows, drop_truncated=True)) == {("q", "b", "a")}
+
+
 def random_row(rng: random.Random, i: int) -> Row:
     """A list with anything that people have."""
     k = rng.randrange(6)

@@ -377,6 +377,20 @@ def expression_of(name: str, pattern: str) -> re.Pattern[str]:
         raise ValueError(f"{name} pattern {pattern!r} is not a regular expression: {error}") from error
 
 
+def truth_of(value: Any) -> bool:
+    """What a bool, 0 or 1, or one of the words that an option takes says.
+
+    Raises:
+        ValueError: any other value.
+    """
+    if isinstance(value, float) and value in (0, 1):
+        return bool(value)
+    try:
+        return _TRUTHS[str(value).strip().lower()]
+    except KeyError:
+        raise ValueError(f"{shown(value)} is neither true nor false") from None
+
+
 def default_of(item: Field[Any]) -> Any:
     """The default of a dataclass field."""
     return item.default if item.default_factory is MISSING else item.default_factory()

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from datasets import ClassLabel, Dataset
 
+from ..checks import truth_of
 from . import votes
 from .form import (
     SHAREGPT,
@@ -328,7 +329,7 @@ class ScoredLists:
                     f"{', '.join(RESPONSE_KEYS)}: rename its keys with dataset.map"
                 )
             score = self._score(ratings, i, which)
-            answers.append(Answer(pruned(response, within), score, model, beside["truncated"][j] is True))
+            answers.append(Answer(pruned(response, within), score, model, bool(beside["truncated"][j])))
         return self._asked(row, i), answers
 
     def _two_answers(self, row: Mapping[str, Any], i: int) -> tuple[Any, list[Answer]] | None:
@@ -370,8 +371,8 @@ class ScoredLists:
         form = self.form
         given = self._list(row, form.responses[0], i)
         beside = {name: self._list(row, name, i) for name in form.score_columns}
-        if isinstance(cut := spelled(row.get("truncated")), list):
-            beside["truncated"] = cut
+        if (cut := spelled(row.get("truncated"))) is not None:
+            beside["truncated"] = self._truths(cut, i)
         # mappings may name their models, as UltraFeedback's do, whose column has others
         if form.models and row[form.models[0]] and not any(isinstance(g, Mapping) and "model" in g for g in given):
             beside["model"] = self._list(row, form.models[0], i)
@@ -383,6 +384,19 @@ class ScoredLists:
         nothing = [None] * len(given)
         beside = {name: values or nothing for name, values in beside.items()}
         return given, {"model": nothing, "truncated": nothing, **beside}
+
+    def _truths(self, values: Any, i: int) -> list[bool]:
+        """Of each answer of a row, whether it was cut. None says that it was not."""
+        where = f"column 'truncated', {self._where(i)}"
+        if not isinstance(values, list):
+            raise RowError(
+                f"{where}: {shortened(values)} is not a list that says of each answer whether it was cut: make one "
+                "with dataset.map, or remove the column"
+            )
+        try:
+            return [value is not None and truth_of(value) for value in values]
+        except ValueError as error:
+            raise RowError(f"{where}: {error}: correct it, or remove the column") from None
 
     def _ratings(self, answer: Mapping[str, Any], where: str) -> dict[str, Any]:
         """Those that count, also of UltraFeedback's annotations: by default the first known one."""

@@ -562,6 +562,7 @@ def console(monkeypatch, capsys) -> Callable[..., tuple[int, str]]:
         ("run_name: ${USER}-x", r"run_name is '\${USER}-x', and nothing replaces \${USER} there: write its value"),
         ("env: {HF_HOME: $HOME}", r"env.HF_HOME is '\$HOME', and nothing replaces \$HOME there"),
         ("datasets: [{path: '${X}/p.jsonl'}]", r"datasets.path is '\${X}/p.jsonl', and nothing replaces"),
+        ("dataset_name: a\nstreaming: true", "streaming is for `datasets` in the YAML: .* with dataset_streaming"),
     ],
 )
 def test_yaml_that_is_wrong(text, words, console, tmp_path):
@@ -570,6 +571,23 @@ def test_yaml_that_is_wrong(text, words, console, tmp_path):
     assert status == 2
     assert said.startswith("trl-margins train: ")
     assert re.search(words, said), said
+
+
+def test_what_belongs_to_a_mixture(console, tmp_path, caplog):
+    """Nobody's test split, and settings of a mixture where there is none."""
+    caplog.set_level(logging.INFO, "trl_margins")
+    file = tmp_path / "c.yaml"
+    argv = ["train", "--dry_run", "--use_cpu", "--config", file, "--output_dir", tmp_path / "out"]
+    file.write_text("model_name_or_path: m\ntest_split_size: 0.5\nmixture_seed: 1\n")
+    status, said = console(*argv, "--dataset_name", "d")
+    assert status == 2
+    assert "mixture_seed, test_split_size: without `datasets`" in said
+    file.write_text("model_name_or_path: m\ntest_split_size: 0.5\ndatasets: [{path: p}]\n")
+    assert console(*argv, "--dataset_name", "d")[0] == 0
+    assert "--dataset_name d replaces the file's datasets, test_split_size" in caplog.text
+    assert "test_split_size keeps rows" not in caplog.text
+    assert console(*argv, "--eval_dataset_name", "e")[0] == 0
+    assert "test_split_size keeps rows from training, and nothing reads them" in caplog.text
 
 
 def test_yaml_runs_nothing(console, tmp_path):

@@ -203,6 +203,34 @@ HUB = {
         [(*chat(q, a, b, "Be kind"), *s) for q, a, b, s in EACH],
         options={"prompt_column": "input", "system_column": "system", "score_columns": ["rating"]},
     ),
+    "a system message beside texts that begin alike": Schema(
+        each(lambda q, a, b: {"system": "Be kind", "chosen": f"{q} The {a}", "rejected": f"{q} The {b}"}),
+        options={"system_column": "system"},
+        refused="(letters that both begin with, which may cut a word, .*|3 such rows.. )Add a prompt column",
+    ),
+    "numbers of responses": Schema(
+        each(lambda q, a, b: {"prompt": f"{q} ", "responses": [a, b], "chosen": "0", "rejected": "1"}),
+        refused=r"only say which text of the columns \['responses'\] they are, in all its 3 rows",
+    ),
+    "letters of responses": Schema(
+        each(lambda q, a, b: {"prompt": q, "response_a": a, "response_b": b, "chosen": "A", "rejected": "Response B"}),
+        refused=r"only say which text of the columns \['response_a', 'response_b'\] they are",
+    ),
+    "names of responses": Schema(
+        each(
+            lambda q, a, b: {
+                "prompt": q,
+                "completions": [{"id": "c1", "text": a}, {"id": "c2", "text": b}],
+                "chosen": "c1",
+                "rejected": "c2",
+            }
+        ),
+        refused=r"only say which text of the columns \['completions'\] they are",
+    ),
+    "names of models": Schema(
+        each(lambda q, a, b: {"prompt": q, "model_a": "x", "model_b": "y", "chosen": "x", "rejected": "y"}),
+        refused=r"only say which text of the columns \['model_a', 'model_b'\] they are",
+    ),
     "jondurbin/truthy-dpo": Schema(
         each(lambda q, a, b: {"system": "Be kind", "prompt": f"{q} ", "chosen": a, "rejected": b}),
         TEXTS,

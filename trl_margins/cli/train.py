@@ -35,7 +35,14 @@ from .migration import OLD_KEYS, migrate
 from .mixture import mixture_splits, mixture_test_split
 from .options import OptionsParser, usage
 from .setup import check_model, check_writable, find_model, load_model, load_tokenizer
-from .train_options import TrainArguments, chat_template, check_run, evaluates_while_training, training_splits
+from .train_options import (
+    OF_MIXTURES,
+    TrainArguments,
+    chat_template,
+    check_run,
+    evaluates_while_training,
+    training_splits,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -269,9 +276,10 @@ def parse(
         settings, source = read_settings(flags.config, flags.recipe, flags.method, flags.base)
     if isinstance(resumed := settings.get("resume_from_checkpoint"), bool):  # YAML's; the field is text
         settings = {**settings, "resume_from_checkpoint": str(resumed).lower()}
-    if flags.dataset_name is not None:  # TRL would still take the mixture
-        for name in ("datasets", "mixture_weights", "mixture_seed", "test_split_size"):
-            settings.pop(name, None)
+    if flags.dataset_name is not None and settings.get("datasets"):  # TRL would still take the mixture
+        settings = {**settings}
+        gone = [name for name in OF_MIXTURES if settings.pop(name, None) is not None]
+        logger.info("--dataset_name %s replaces the file's %s", flags.dataset_name, ", ".join(gone))
     method = settings.get("method", "gappo") if flags.method is None else flags.method
     base = base_of(_method(method), settings.get("base") if flags.base is None else flags.base)
     parser = parser_for(method, base, command)

@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 # the losses of which TRL's DPOTrainer knows a form for other divergences
 _F_DIVERGENCE = frozenset(("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft"))
 _TO_MIX = ("mixture_weights", "mixture_seed", "test_split_size")
+OF_MIXTURES = ("datasets", *_TO_MIX, "streaming")
 
 
 @dataclass
@@ -232,10 +233,17 @@ def _check_data(script: TrainArguments, config: Any, mixture: DatasetMixtureConf
     streams = mixture.streaming if mixture.datasets else script.dataset_streaming
     if mixture.datasets:
         check_mixture(mixture, script.mixture_weights, script.mixture_seed)
+        if script.eval_dataset_name and mixture.test_split_size is not None:
+            logger.warning(
+                "test_split_size keeps rows from training, and nothing reads them: the evaluation set is "
+                "eval_dataset_name. Remove one"
+            )
         if evaluates and mixture.streaming:
             raise ValueError(f"a stream of several sets has no {test!r} split: give eval_dataset_name")
     elif given:
         raise ValueError(f"{', '.join(given)}: without `datasets` in the YAML there is nothing to mix or to split")
+    elif mixture.streaming:
+        raise ValueError("streaming is for `datasets` in the YAML: dataset_name is streamed with dataset_streaming")
     elif name and Path(name).expanduser().is_file():
         training_splits({"train": None}, script.dataset_train_split, test if evaluates else None, name)
     if streams and config.max_steps < 1:

@@ -221,6 +221,12 @@ class RowReader:
                 f"begin with, which would be it, are none: {shortened(chosen)} and {shortened(rejected)}. Add a "
                 "prompt column" + (", with '' where there is no prompt" if text else "") + self._candidates()
             )
+        if text and self.system_column is not None:
+            raise RowError(
+                f"columns 'chosen' and 'rejected', {where}: system_column={self.system_column!r} makes messages of "
+                "the row, and there is no prompt beside them: the letters that both begin with, which may cut a word, "
+                f" would be the user's: {shortened(chosen)} and {shortened(rejected)}. Add a prompt column"
+            )
         found: dict[str, Any] = extract_prompt({"chosen": chosen, "rejected": rejected})
         return found["prompt"], found["chosen"], found["rejected"]
 

@@ -29,6 +29,7 @@ from .form import (
     text_of,
     texts_in,
 )
+from .references import referred
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +68,8 @@ class RowCounts:
     repeated: Seen = field(default_factory=Seen)  # text completions that both begin with their prompt
     repeated_once: Seen = field(default_factory=Seen)  # one of them does
     named: int = 0  # rows whose completions are names of columns, or their ends
+    referring: int = 0  # rows whose completions point to other columns
+    referred: set[str] = field(default_factory=set)  # these columns
     unused: dict[str, Seen] = field(default_factory=dict)  # columns like a prompt whose text the prompt lacks
     beside: dict[str, Seen] = field(default_factory=dict)  # the same of columns of any other name
     contradicted: Seen = field(default_factory=Seen)  # prompts as text beside conversations that begin otherwise
@@ -142,6 +145,13 @@ def _texts_beside(dataset: Dataset | IterableDataset, reader: RowReader) -> list
         for name, value in first.items()
         if name not in known and (is_messages(value) or (isinstance(value, str) and " " in value.strip()))
     ]
+
+
+def _pointed(dataset: Dataset | IterableDataset, reader: RowReader) -> list[str]:
+    """The columns to which the completions of the first row only point, if they do."""
+    first = first_row(dataset, reader.split) or {}
+    others = {name: value for name, value in first.items() if name not in reader.needed}
+    return sorted(referred([first.get(name) for name in COMPLETIONS], others, ""))
 
 
 def count_unused(
@@ -244,12 +254,12 @@ def count_rows(
 
     A row that cannot be read is an error, or is left out and given to `on_error`; `on_row` gets every other row.
     """
-    suspects, beside = suspects_of(reader), _texts_beside(dataset, reader)
+    suspects, beside, pointed = suspects_of(reader), _texts_beside(dataset, reader), _pointed(dataset, reader)
     counts, prompt = RowCounts(), reader.prompt_column
     ends = {f"_{name}"[i:] for name in reader.columns for i in range(len(name)) if f"_{name}"[i] == "_"}
     texts = [name for name in (prompt, *COMPLETIONS) if name is not None and name not in reader.stored]
     for number, raw in enumerate(
-        _ahead(dataset, list(dict.fromkeys([*reader.needed, *suspects, *beside])), reader.split)
+        _ahead(dataset, list(dict.fromkeys([*reader.needed, *suspects, *beside, *pointed])), reader.split)
     ):
         try:
             row = reader(raw, number)
@@ -262,6 +272,9 @@ def count_rows(
         is_read = prompt in suspects and (prompt in reader.stored or is_messages(asked))
         counts.add(row, raw, number, asked, [name for name in suspects if not (is_read and name == prompt)])
         count_unused(counts.beside, raw, number, text_of(row.prompt), beside)
+        if columns := referred(row.completions, {name: raw.get(name) for name in pointed}, text_of(row.prompt)):
+            counts.referring += 1
+            counts.referred |= columns
         counts.named += all(isinstance(part, str) and f"_{part}" in ends for part in row.completions)
         for name in texts:
             if _spells_messages(raw.get(name)):
@@ -371,6 +384,12 @@ def why_refused(reader: RowReader, counts: RowCounts) -> str | None:
             f"chosen and rejected of the {reader.split} data set are names of columns, or their ends, in all its "
             f"{counts.n} rows: replace them by the completions themselves, with dataset.map"
         )
+    if 1 < counts.referring == counts.n:
+        return (
+            f"chosen and rejected of the {reader.split} data set only say which text of the columns "
+            f"{sorted(counts.referred)} they are, in all its {counts.n} rows: replace them by the texts themselves, "
+            "with dataset.map"
+        )
     for name in COMPLETIONS:
         if (seen := counts.spelled.get(name)) and counts.n / 2 < seen.n < counts.n:
             return (
@@ -382,10 +401,11 @@ def why_refused(reader: RowReader, counts: RowCounts) -> str | None:
     if counts.unused:
         name, seen = next(iter(counts.unused.items()))
         option = "system_column" if is_system(name) else "prompt_column"
+        how = "Add a prompt column and set" if is_system(name) and counts.text.n else "Set"
         return (
             f"column {name!r}, {reader.where(seen.first)}: there is no prompt column, so what chosen and rejected "
             f"both begin with would be the prompt, and it does not contain this column's text ({seen.n} such rows). "
-            f"Set {option}={name!r} (--{option} {name}), or remove the column if it is not part of the prompt"
+            f"{how} {option}={name!r} (--{option} {name}), or remove the column if it is not part of the prompt"
         )
     if counts.text.n == counts.n >= 3 and len(counts.prompts) == 1 and len(counts.same_rows) < counts.n:
         return (

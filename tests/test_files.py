@@ -207,6 +207,25 @@ def test_files_that_are_no_data_are_no_data(folder, caplog):
     assert "only its json files are read, not test_more.csv" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("names", "level", "words"),
+    [
+        (["train.jsonl", "train_old.jsonl"], logging.INFO, "'train' is read from train.jsonl, train_old.jsonl"),
+        (["train.jsonl", "train.ndjson"], logging.WARNING, "train.jsonl and train.ndjson are both read, as rows of"),
+        (["train.jsonl", "test.jsonl"], None, ""),
+        (["train.jsonl", "holdout.jsonl"], logging.WARNING, "holdout.jsonl is not read: its name says of no split"),
+        (["train.jsonl", "dataset_info.json", ".old.jsonl"], None, ""),
+    ],
+)
+def test_files_that_make_a_split_are_said(names, level, words, folder, caplog):
+    for name in names:
+        (folder / name).write_text(LINE)
+    with caplog.at_level(logging.INFO, "trl_margins"):
+        load_splits(str(folder))
+    found = [(record.levelno, words in record.message) for record in caplog.records]
+    assert found == ([] if level is None else [(level, True)])
+
+
 def test_a_folder_of_images_beside_pairs(folder):
     """Is read as `datasets` reads it, and its images decoded where they are used."""
     Picture.new("RGB", (2, 1), (255, 0, 0)).save(folder / "a.png")
@@ -486,6 +505,7 @@ def test_a_file_that_only_looks_broken(name, content, row, folder):
 @pytest.mark.parametrize(
     ("name", "content", "error"),
     [
+        ("twice.csv", HEAD + "a,b,c\n" + HEAD, "twice.csv, line 3: the row repeats the header: remove it"),
         ("shifted.csv", HEAD + "x,a,b,c\ny,a,b,c\n", "shifted.csv, line 2: 4 fields, but the header has 3 columns"),
         ("ending.csv", HEAD + "a,b,c,\n", "ending.csv, line 2: 4 fields"),
         ("short.csv", HEAD + "a,b,c\n" * 3 + "a,b\n", "short.csv, line 5: 2 fields"),

@@ -29,7 +29,8 @@ _DAMAGED = "the file is damaged or was not written to its end"
 
 def check_file(file: Path, only_first: bool = False) -> None:
     """Refuses a file that a reader would silently misread: an empty one, a Git LFS pointer, a CSV file with a column
-    twice, a row with fewer or more fields than columns, or text after a closing quote. `only_first` checks one row.
+    twice, a row with fewer or more fields than columns, one that repeats the header, or text after a closing quote.
+    `only_first` checks one row.
     """
     with file.open("rb") as content:
         start = content.read(len(_POINTER))
@@ -62,6 +63,8 @@ def _check_table(file: Path, only_first: bool) -> None:
                         f"{file.name}, line {number}: {len(row)} fields, but the header has {len(names)} columns: put "
                         f"text that has {delimiter!r} or a line break in it in double quotes"
                     )
+                if row == names and len(names) > 1:
+                    raise ValueError(f"{file.name}, line {number}: the row repeats the header: remove it")
                 if only_first:
                     break
     except csv.Error as error:

@@ -31,6 +31,8 @@ BUILDERS = {
     ".tsv": "csv",
 }
 _PREFERRED = ("parquet", "arrow", "json", "csv")  # by `datasets`, if a folder has as many of one as of another
+_NO_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "metadata.jsonl")
+_SHOWN = 8  # names of files
 _COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 
 
@@ -85,7 +87,39 @@ def files_of(folder: Path, config: str | None) -> dict[str, list[Path]]:
             "of most files"
         )
     found = {split: [file for file in files if builder_of(file) == builder] for split, files in splits.items()}
+    _say_what_is_read(folder, found)
+    if "data_files" not in chosen and (unread := _unread(Path(base), every)):
+        logger.warning(
+            f"{folder}: {', '.join(unread)} is not read: its name says of no split that it is train, test or "
+            "validation. Name it as a set of its own, or move it out"
+        )
     return {split: files for split, files in found.items() if files}
+
+
+def _say_what_is_read(folder: Path, splits: Mapping[str, list[Path]]) -> None:
+    """Of which files each split is made, if there are several; a warning if two have one name."""
+    for split, files in splits.items():
+        names = [file.name for file in files]
+        stems = Counter(str(file.parent / file.name.split(".")[0]) for file in files)
+        if twice := [file.name for file in files if stems[str(file.parent / file.name.split(".")[0])] > 1]:
+            logger.warning(
+                f"{folder}: {' and '.join(twice)} are both read, as rows of {split!r}: if they hold the same rows, "
+                "remove one"
+            )
+        elif len(names) > 1:
+            more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+            logger.info(f"{folder}: {split!r} is read from {', '.join(names[:_SHOWN])}{more}")
+
+
+def _unread(folder: Path, read: Iterable[Path]) -> list[str]:
+    """The data files of a folder that are in no split."""
+    known = {file.resolve() for file in read}
+    return [
+        file.name
+        for file in sorted(folder.iterdir())
+        if kind_of(file) in BUILDERS and file.name not in _NO_DATA and file.is_file() and file.name[0] not in "._"
+        if file.resolve() not in known
+    ]
 
 
 def literal(file: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 
 import pytest
@@ -86,6 +87,26 @@ def test_a_prompt_under_a_name_of_its_own(name, caplog):
     said = f"column {name!r} is not used, and in 2 of 2 rows it holds text that the prompt does not"
     assert (said in caplog.text) == (name != "source")
     assert (f"--prompt_column {name}" in caplog.text) == (name != "source")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "is_said"),
+    [
+        ("chat_history", [user("Before?"), {"role": "assistant", "content": "Yes."}], True),
+        ("chat_history", [user("Who runs?")], False),
+        ("chat_history", json.dumps([{"from": "human", "value": "Who runs?"}]), False),
+        ("documents", ["Cats run."], True),
+        ("passage", "Who", False),
+        ("functions", [{"name": "run"}], True),
+        ("messages", [user("Before?"), user("Who runs?")], True),
+        ("messages", [user("Who runs?"), {"role": "assistant", "content": "Cats"}], False),
+        ("messages", None, False),
+    ],
+)
+def test_what_lies_beside_a_prompt(name, value, is_said, caplog):
+    rows = [{"prompt": "Who runs?", "chosen": "Cats", "rejected": "Dogs", name: value}] * 2
+    (found,) = [note.text for note in notes(*counted(Dataset.from_list(rows)))] or [""]
+    assert found.startswith(f"column {name!r} is not used, and in 2 of 2 rows") == is_said, found
 
 
 def counted(dataset):

@@ -26,6 +26,11 @@ _LIKE_A_PROMPT = (
     *("question", "instruction", "query", "input", "prompts", "trajectory", *SHAREGPT),
     *("context", "history", "schema", "problem"),
 )
+# Columns that often hold what belongs to the prompt beside it
+BESIDE_A_PROMPT = (
+    *("chat_history", "conversation_history", "dialogue_history", "previous_messages", "contexts"),
+    *("passage", "passages", "document", "documents", "article", "functions"),
+)
 _SYSTEM = re.compile(r"sys(tem)?([-_ ]?(prompt|message|msg|instruction|text|content|turn)s?)?", re.IGNORECASE)
 
 USUAL_ROLES = ("system", "user", "assistant", "tool", "developer", "function", "ipython")  # of chat templates

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from datasets import Dataset, IterableDataset
 
 from .form import (
+    BESIDE_A_PROMPT,
     COMPLETIONS,
     DIALOGUE,
     SHAREGPT,
@@ -25,6 +26,7 @@ from .form import (
     is_messages,
     is_system,
     like_a_prompt,
+    spelled,
     stored_messages,
     text_of,
     texts_in,
@@ -131,7 +133,9 @@ def _is_blank(part: Part) -> bool:
 def suspects_of(reader: RowReader) -> list[str]:
     """The unread columns that may hold a part of the prompt."""
     used = set(reader.needed) - set(SHAREGPT)  # they may be something else, and then are no prompt
-    return [name for name in like_a_prompt(reader.columns) if name not in used]
+    beside = BESIDE_A_PROMPT if reader.prompt_column not in (None, *SHAREGPT) else ()
+    names = [*like_a_prompt(reader.columns), *(name for name in beside if name in reader.columns)]
+    return [name for name in names if name not in used]
 
 
 def _texts_beside(dataset: Dataset | IterableDataset, reader: RowReader) -> list[str]:
@@ -159,7 +163,10 @@ def count_unused(
 ) -> None:
     """Counts the columns of a row that have text which the prompt lacks."""
     for name in suspects:
-        if any(text.strip() not in prompt for text in texts_in(raw.get(name))):
+        value = raw.get(name)
+        if is_messages(found := spelled(value)):
+            value = [message.get("content", message.get("value")) for message in found]
+        if any(text.strip() not in prompt for text in texts_in(value)):
             unused.setdefault(name, Seen()).add(number)
 
 
@@ -256,10 +263,15 @@ def count_rows(
     """
     suspects, beside, pointed = suspects_of(reader), _texts_beside(dataset, reader), _pointed(dataset, reader)
     counts, prompt = RowCounts(), reader.prompt_column
+    conversations = [
+        name for name in ("messages",) if name in reader.columns and prompt not in (None, name, *SHAREGPT)
+    ]
     ends = {f"_{name}"[i:] for name in reader.columns for i in range(len(name)) if f"_{name}"[i] == "_"}
     texts = [name for name in (prompt, *COMPLETIONS) if name is not None and name not in reader.stored]
     for number, raw in enumerate(
-        _ahead(dataset, list(dict.fromkeys([*reader.needed, *suspects, *beside, *pointed])), reader.split)
+        _ahead(
+            dataset, list(dict.fromkeys([*reader.needed, *suspects, *beside, *conversations, *pointed])), reader.split
+        )
     ):
         try:
             row = reader(raw, number)
@@ -272,6 +284,9 @@ def count_rows(
         is_read = prompt in suspects and (prompt in reader.stored or is_messages(asked))
         counts.add(row, raw, number, asked, [name for name in suspects if not (is_read and name == prompt)])
         count_unused(counts.beside, raw, number, text_of(row.prompt), beside)
+        # beside a prompt, they usually are the prompt and the chosen completion
+        whole = "\n".join(map(text_of, (row.prompt, *row.completions))) if conversations else ""
+        count_unused(counts.beside, raw, number, whole, conversations)
         if columns := referred(row.completions, {name: raw.get(name) for name in pointed}, text_of(row.prompt)):
             counts.referring += 1
             counts.referred |= columns

@@ -97,7 +97,7 @@ def test_a_prompt_under_a_name_of_its_own(name, caplog):
         ("chat_history", json.dumps([{"from": "human", "value": "Who runs?"}]), False),
         ("documents", ["Cats run."], True),
         ("passage", "Who", False),
-        ("functions", [{"name": "run"}], True),
+        ("functions", [{"name": "find"}], True),
         ("messages", [user("Before?"), user("Who runs?")], True),
         ("messages", [user("Who runs?"), {"role": "assistant", "content": "Cats"}], False),
         ("messages", None, False),

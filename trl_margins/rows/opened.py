@@ -263,16 +263,12 @@ def count_rows(
     """
     suspects, beside, pointed = suspects_of(reader), _texts_beside(dataset, reader), _pointed(dataset, reader)
     counts, prompt = RowCounts(), reader.prompt_column
-    conversations = [
-        name for name in ("messages",) if name in reader.columns and prompt not in (None, name, *SHAREGPT)
-    ]
+    has_conversations = "messages" in reader.columns and prompt not in (None, "messages", *SHAREGPT)
+    conversations = ["messages"] if has_conversations else []
+    columns = list(dict.fromkeys([*reader.needed, *suspects, *beside, *conversations, *pointed]))
     ends = {f"_{name}"[i:] for name in reader.columns for i in range(len(name)) if f"_{name}"[i] == "_"}
     texts = [name for name in (prompt, *COMPLETIONS) if name is not None and name not in reader.stored]
-    for number, raw in enumerate(
-        _ahead(
-            dataset, list(dict.fromkeys([*reader.needed, *suspects, *beside, *conversations, *pointed])), reader.split
-        )
-    ):
+    for number, raw in enumerate(_ahead(dataset, columns, reader.split)):
         try:
             row = reader(raw, number)
         except RowError as error:
@@ -287,9 +283,9 @@ def count_rows(
         # beside a prompt, they usually are the prompt and the chosen completion
         whole = "\n".join(map(text_of, (row.prompt, *row.completions))) if conversations else ""
         count_unused(counts.beside, raw, number, whole, conversations)
-        if columns := referred(row.completions, {name: raw.get(name) for name in pointed}, text_of(row.prompt)):
+        if found := referred(row.completions, {name: raw.get(name) for name in pointed}, text_of(row.prompt)):
             counts.referring += 1
-            counts.referred |= columns
+            counts.referred |= found
         counts.named += all(isinstance(part, str) and f"_{part}" in ends for part in row.completions)
         for name in texts:
             if _spells_messages(raw.get(name)):

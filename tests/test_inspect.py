@@ -277,8 +277,6 @@ def test_every_warning_in_full():
         "in 1 of 20 pairs (5.0%) the prompt alone fills max_length=9: training drops the pair",
         "a note",
         "2 rows with an empty prompt; the first is row 3",
-        "1 chosen completion without text; the first is in row 3",
-        "4 rejected completions without text; the first is in row 3",
         "3 of 20 pairs (15.0%) repeat another one",
         "6 of 20 pairs (30.0%) contradict another one: the same completions, swapped",
         "a bad factor",

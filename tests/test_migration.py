@@ -1461,8 +1461,23 @@ def test_one_whole_set_is_no_mixture():
     assert "mixture_weights" not in of_today("dataset_mixer: {a/b: 1, c/d: 1.0}", method="none")
 
 
+def test_trl_mixes_local_files(tmp_path):
+    """By `fraction`, each set's share of the mixture, and as a stream."""
+    parts = []
+    for size in (12, 4):
+        rows = preference_rows(size, seed=size)
+        rows.to_json(tmp_path / f"{size}.jsonl")
+        parts.append({"path": str(tmp_path / f"{size}.jsonl")})
+    whole = mixture_splits(DatasetMixtureConfig([dict(part) for part in parts], streaming=True))["train"]
+    assert len(list(whole)) == 16
+    shares = mixture_splits(DatasetMixtureConfig([{**part, "fraction": 0.5} for part in parts]))["train"]
+    assert shares["prompt"][:] == [row["prompt"] for size in (12, 4) for row in preference_rows(4, seed=size)]
+
+
 def test_mixtures_that_cannot_be(two_sets):
     part = {"path": two_sets[0], "split": "train"}
+    with pytest.raises(ValueError, match="saved with save_to_disk, which TRL does not mix"):
+        mixture_splits(DatasetMixtureConfig([{**part, "fraction": 1.0}]))
     with pytest.raises(ValueError, match=r"\[0\.5\] must be a share in \[0, 1\] for each of"):
         mixture_splits(DatasetMixtureConfig([dict(part), dict(part)]), [0.5])
     with pytest.raises(ValueError, match="must be a share"):

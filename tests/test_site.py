@@ -65,10 +65,14 @@ FAINT = r"""() => {
   const colors = new Map() // painting one takes a hundred times as long
   const rgba = (color) => colors.get(color) ?? colors.set(color, painted(color)).get(color)
   const over = ([r, g, b, a], below) => [r, g, b].map((value, i) => value * a + below[i] * (1 - a))
+  const seen = new Map()
   const behind = (element) => {
     if (!element) return [1, 1, 1]
-    const color = rgba(getComputedStyle(element).backgroundColor)
-    return color[3] === 1 ? color.slice(0, 3) : over(color, behind(element.parentElement))
+    if (!seen.has(element)) {
+      const color = rgba(getComputedStyle(element).backgroundColor)
+      seen.set(element, color[3] === 1 ? color.slice(0, 3) : over(color, behind(element.parentElement)))
+    }
+    return seen.get(element)
   }
   const linear = (value) => (value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4)
   const light = ([r, g, b]) => 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b)

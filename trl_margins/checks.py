@@ -348,7 +348,7 @@ def _check_one_text(name: str, value: str, is_path: bool) -> None:
         raise ValueError(f"{name} is {shown(value)}: a text has no NUL character")
     if is_path and not value.strip():
         raise ValueError(f"{name} is {value!r}, which names nothing: give a name, or leave the option out")
-    variable = _VARIABLE.search(value)
+    variable = None if name.endswith(("column", "columns")) else _VARIABLE.search(value)
     if variable and not os.path.exists(value):
         raise ValueError(
             f"{name} is {shown(value)}, and nothing replaces {variable[0].lstrip('/')} there: write its value, or let "

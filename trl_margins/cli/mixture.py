@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.loading import load_splits, pick_split
+from ..data.local_files import builder_of
 from ..data.media import IMAGES
 from ..rows.mixed import mixed
 
@@ -37,7 +39,7 @@ def mixture_splits(
 
     check_mixture(mixture, weights, seed)
     if _is_trls(mixture):
-        return get_dataset(mixture)
+        return get_dataset(replace(mixture, datasets=[*map(_for_trl, mixture.datasets)]))
     weights = [1.0] * len(mixture.datasets) if weights is None else weights
     parts = []
     for part, weight in zip(mixture.datasets, weights, strict=True):
@@ -80,6 +82,19 @@ def check_mixture(mixture: DatasetMixtureConfig, weights: Sequence[float] | None
 def _is_trls(mixture: DatasetMixtureConfig) -> bool:
     """Whether TRL mixes."""
     return mixture.streaming or any(part.fraction is not None for part in mixture.datasets)
+
+
+def _for_trl(part: DatasetConfig) -> DatasetConfig:
+    """A local file as `datasets` takes it: a builder, and the file."""
+    path = Path(part.path).expanduser()
+    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+        raise ValueError(
+            f"datasets: {part.path} was saved with save_to_disk, which TRL does not mix as a stream or by `fraction`: "
+            "save it as Parquet, or use mixture_weights"
+        )
+    if not path.is_file() or part.data_files is not None:
+        return part
+    return replace(part, path=builder_of(path), data_files=str(path))
 
 
 def mixture_test_split(mixture: DatasetMixtureConfig, split: str) -> Dataset:

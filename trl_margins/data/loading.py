@@ -85,7 +85,7 @@ def pick_split(
 
 def _read(path: Path, config: str | None, streaming: bool) -> DatasetDict:
     is_saved = (path / "dataset_dict.json").exists() or (path / "state.json").exists()
-    if config is not None and (path.is_file() or is_saved):
+    if config not in (None, "default") and (path.is_file() or is_saved):
         raise ValueError(f"dataset_config {config!r}: {path} has no configurations: leave it out")
     if path.is_file():
         splits = {"train": [path]}

@@ -612,6 +612,37 @@ def test_yaml_numbers_that_yaml_takes_for_texts(tmp_path):
     assert args.use_cpu is True
 
 
+@pytest.mark.parametrize("command", ["inspect", "pairs", "score"])
+def test_a_data_set_before_the_flags_and_among_them(command, console):
+    status, said = console(command, "rows.jsonl", "--dataset-name=x")
+    assert status == 2
+    assert "'rows.jsonl' and --dataset_name both name the data set: name one, once" in said
+
+
+def test_an_option_that_is_there_twice(console, caplog):
+    """As in a script that ends with what its caller says."""
+    argv = ["train", "--dry_run", "--use_cpu", "--model_name_or_path", "m", "--dataset_name", "d", "--output_dir", "o"]
+    assert console(*argv, "--seed", "1", "--seed=1", "--use_cpu")[0] == 0
+    assert "twice" not in caplog.text
+    assert console(*argv, "--seed", "1", "--max_steps", "2", "--seed=2")[0] == 0
+    assert "--seed is there twice, with '1' and '2': the last counts" in caplog.text
+
+
+def test_texts_within_mappings(tmp_path):
+    """Numbers and bools, of YAML and of JSON, at any depth."""
+    (tmp_path / "c.yaml").write_text(
+        "method: none\nbase: dpo\nuse_cpu: yes\noutput_dir: x\ndtype: bfloat16\n"
+        "lr_scheduler_type: cosine_with_min_lr\nlr_scheduler_kwargs: {min_lr: 1e-7}\n"
+        "model_init_kwargs: {dtype: bfloat16, revision: '12', a: [{b: '-3'}, .5e1, 1.2.3, 'TRUE']}\n"
+    )
+    more = ["--activation_checkpointing_kwargs", '{"use_reentrant": "False", "every_n_layers": "2e0"}']
+    args = parse(["--config", str(tmp_path / "c.yaml"), *more])[1]
+    assert args.lr_scheduler_kwargs == {"min_lr": 1e-7}
+    found = args.model_init_kwargs
+    assert found == {"dtype": "bfloat16", "revision": "12", "a": [{"b": -3}, 5.0, "1.2.3", True]}
+    assert args.activation_checkpointing_kwargs == {"use_reentrant": False, "every_n_layers": 2.0}
+
+
 def test_yaml_that_says_nothing_changes_nothing(tmp_path):
     (tmp_path / "c.yaml").write_text("# later\n")
     assert read_yaml(tmp_path / "c.yaml") == {}
@@ -640,6 +671,11 @@ def test_yaml_that_says_nothing_changes_nothing(tmp_path):
         (["--recipe", "llama/gappo"], 2, "no recipe 'llama/gappo'; the nearest are .*`trl-margins recipes` lists all"),
         (["--config", "c.yaml", "--recipe", "x/y"], 2, "argument --recipe: not allowed with argument --config"),
         (["--dataset_name", "pairs.jsonl"], 1, "no data set at pairs.jsonl"),
+        (
+            ["--dtype", "float32", "--model_init_kwargs", '{"dtype": "bfloat16"}'],
+            2,
+            "dtype is float32, and model_init_kwargs has dtype: bfloat16: give the one that is meant, once",
+        ),
         (["--mixture_seed", "1"], 2, "mixture_seed: without `datasets` in the YAML there is nothing to mix"),
         (["--noise", "0.3"], 2, "noise is written KIND:RATE, for example random:0.2 or length:0.4, not '0.3'"),
         (["--noise", "random:nan"], 2, "the rate is the share of pairs to flip, at least 0 and below 1, got nan"),
@@ -686,6 +722,8 @@ def test_flags_that_are_wrong(argv, status, words, console, tiny_model, tmp_path
             "file cannot be written to .*: name another folder, or make room",
         ),
         (["evaluate", "--dataset_name", "x"], 2, "--dataset_name is there twice: give all its values behind one"),
+        (["pairs", "x", "--config", "a.yaml", "--config", "b.yaml"], 2, "--config is there twice, with 'a.yaml' and"),
+        (["evaluate", "--score_columns", "x", "x"], 1, "score_columns names 'x' twice: name each column once"),
         (["evaluate", "--dataset_config", "x"], 1, "dataset_config 'x': rows.jsonl has no configurations"),
         (["evaluate", "--system_column", "x"], 1, "system_column names 'x', but the rows data set has only"),
         (["report", "--out", "", "x"], 2, "out is '', which names nothing"),

@@ -616,6 +616,7 @@ def test_rows_that_are_there_twice_count_once():
             "column 'question', row 0 of the lists: .*'title': 'Why\\?'.* is neither text nor messages: put the text",
         ),
         (ARMORM, {"score_columns": ["x"]}, r"the lists: score_columns names \['x'\], and there are only the columns"),
+        (ARMORM, {"score_columns": ["x", "x"]}, "score_columns names 'x' twice: name each column once"),
         (ARMORM, {"prompt_column": "x"}, "prompt_column names 'x', and there are only the columns"),
         (ARMORM, {"system_column": "x"}, "system_column names 'x', and"),
         (

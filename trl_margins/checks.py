@@ -182,6 +182,7 @@ PATHS = frozenset(
 )
 _VARIABLE = re.compile(r"\$\{\w+\}|(?:^|/)\$[A-Za-z_]\w*")
 
+_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?", re.ASCII)
 _TRUTHS = {
     **dict.fromkeys(("yes", "true", "t", "y", "1"), True),
     **dict.fromkeys(("no", "false", "f", "n", "0"), False),
@@ -389,6 +390,21 @@ def truth_of(value: Any) -> bool:
         return _TRUTHS[str(value).strip().lower()]
     except KeyError:
         raise ValueError(f"{shown(value)} is neither true nor false") from None
+
+
+def values_of(value: Any, key: str = "") -> Any:
+    """A value of a mapping with the bools and numbers that texts in it spell: YAML 1.1 reads 1e-7 as text."""
+    if isinstance(value, Mapping):
+        return {name: values_of(each, str(name)) for name, each in value.items()}
+    if isinstance(value, list):
+        return [values_of(each, key) for each in value]
+    if not isinstance(value, str) or key.endswith("revision"):  # a commit may have digits alone
+        return value
+    if (text := value.strip().lower()) in ("true", "false"):
+        return text == "true"
+    if _NUMBER.fullmatch(text):
+        return float(text) if {".", "e"} & set(text) else int(text)
+    return value
 
 
 def default_of(item: Field[Any]) -> Any:

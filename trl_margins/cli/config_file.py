@@ -21,6 +21,11 @@ _OF_ADAPTERS = re.compile(
 )
 
 _OTHER_BASE = re.compile(r"[-+]?(?:0[0-7_]+|[0-9_]+(?::[0-9.]+)+)")
+# Keys of model_init_kwargs, and the options that say the same
+_LOADING = {
+    **{name: name for name in ("dtype", "attn_implementation", "trust_remote_code")},
+    **{"torch_dtype": "dtype", "revision": "model_revision"},
+}
 MAX_VALUES = 100_000  # of a file with its aliases expanded; the longest recipe has a few dozen
 MAX_DEPTH = 50
 
@@ -225,6 +230,20 @@ def check_adapter(said: Mapping[str, Any], where: str = "") -> None:
             f"{prefix}{', '.join(alone)} {verb} no effect without an adapter: add use_peft: true (--use_peft), or "
             "use_peft: false to train the whole model"
         )
+
+
+def check_loading(said: Mapping[str, Any], init: Mapping[str, Any] | None) -> None:
+    """Refuses options of the model that `model_init_kwargs` contradicts, which would count.
+
+    Raises:
+        ValueError: such an option, with both values.
+    """
+    for key, value in (init or {}).items():
+        name = _LOADING.get(key)
+        if name and said.get(name) is not None and str(said[name]).lower() != str(value).lower():
+            raise ValueError(
+                f"{name} is {said[name]}, and model_init_kwargs has {key}: {value}: give the one that is meant, once"
+            )
 
 
 def _plural(what: str, names: Collection[str]) -> str:

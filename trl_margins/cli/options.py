@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from argparse import Action, ArgumentDefaultsHelpFormatter, ArgumentParser
@@ -14,10 +15,12 @@ from typing import Any
 from trl import TrlParser
 from yaml import YAMLError
 
-from ..checks import PATHS, Takes, check_options, check_text, options_of
+from ..checks import PATHS, Takes, check_options, check_text, options_of, shown
 from .config_file import Settings, check_known, read_yaml, typed
 from .launcher import check_environment
 from .setup import MAX_LENGTH
+
+logger = logging.getLogger(__name__)
 
 _NEGATIVE = re.compile(r"-(?:(?:\d+\.?\d*|\.\d+)e[-+]?\d+|inf(?:inity)?|nan)", re.IGNORECASE)
 DTYPES = ("float32", "bfloat16", "float16", "auto")
@@ -184,6 +187,7 @@ class OptionsParser(TrlParser):
     def _parsed(
         self, args: Sequence[str], settings: Settings | None, source: str, held: Mapping[str, Any]
     ) -> tuple[Any, ...]:
+        self._check_once(args)
         if settings is None:
             files = ArgumentParser(prog=self.prog, add_help=False, allow_abbrev=False)
             files.add_argument("--config")
@@ -198,13 +202,6 @@ class OptionsParser(TrlParser):
         # before argparse asks for a required option that is only misspelled
         flags = [text.partition("=")[0] for text in args if text.startswith("--") and text != "--"]
         check_known((flag for flag in flags if " " not in flag), self._option_string_actions, self.scope, "option")
-        lists = [
-            action.dest for flag in flags if (action := self._option_string_actions.get(flag)) and action.nargs == "+"
-        ]
-        if twice := [name for name in lists if lists.count(name) > 1]:
-            raise ValueError(
-                f"--{twice[0]} is there twice: give all its values behind one, since the last would count"
-            )
         try:
             *parsed, _, rest = self.parse_args_into_dataclasses(list(args), return_remaining_strings=True)
         except (ValueError, TypeError, RuntimeError) as error:  # of transformers' configs, about their fields
@@ -212,6 +209,29 @@ class OptionsParser(TrlParser):
         if rest:
             raise ValueError(f"unexpected argument {rest[0]!r}: put the option that it belongs to in front of it")
         return tuple(parsed)
+
+    def _check_once(self, args: Sequence[str]) -> None:
+        """Says which of two values of an option counts.
+
+        Raises:
+            ValueError: two lists, of which no one knows whether they were to be one; two config files.
+        """
+        given: dict[str, list[str]] = {}
+        lists = {action.dest for action in self._actions if action.nargs == "+"}
+        for text, after in zip(args, [*args, "--"][1:], strict=True):
+            flag, _, value = text.partition("=")
+            if (action := self._option_string_actions.get(flag)) is not None:
+                given.setdefault(action.dest, []).append(value or ("true" if after.startswith("--") else after))
+        for name, values in given.items():
+            if name in lists and len(values) > 1:
+                raise ValueError(
+                    f"--{name} is there twice: give all its values behind one, since the last would count"
+                )
+            if len(set(values)) > 1:
+                both = f"--{name} is there twice, with {shown(values[0])} and {shown(values[-1])}"
+                if name == "config":
+                    raise ValueError(f"{both}: write the settings into one file")
+                logger.warning("%s: the last counts", both)
 
 
 def _set_environment(variables: Any, source: str) -> None:
@@ -236,6 +256,14 @@ def joined(args: Sequence[str]) -> list[str]:
 
 
 def data_first(args: Sequence[str]) -> list[str]:
-    """The flags, with that of the data set added where the data set comes first without it."""
-    named = bool(args) and not args[0].startswith("-")
-    return [*(["--dataset_name"] if named else []), *args]
+    """The flags, with that of the data set added where the data set comes first without it.
+
+    Raises:
+        ValueError: a flag names another one.
+    """
+    if not args or args[0].startswith("-"):
+        return [*args]
+    if any(text.partition("=")[0] in ("--dataset_name", "--dataset-name") for text in args):
+        with usage():
+            raise ValueError(f"{shown(args[0])} and --dataset_name both name the data set: name one, once")
+    return ["--dataset_name", *args]

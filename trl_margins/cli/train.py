@@ -30,7 +30,7 @@ from ..redaction import redacted_command, redacted_text
 from ..registry import OPTIONS, base_of, get_method, term_class
 from ..rows.opened import column_names, first_row
 from ..trainers.folder import check_unused, holds_model, last_whole_checkpoint, locked
-from .config_file import Settings, check_adapter, flags_said, read_yaml
+from .config_file import Settings, check_adapter, check_loading, flags_said, read_yaml
 from .migration import OLD_KEYS, migrate
 from .mixture import mixture_splits, mixture_test_split
 from .options import OptionsParser, usage
@@ -288,7 +288,9 @@ def parse(
     for name, value in parser.said.items():
         check_text(name, value)
         setattr(config, name, value)
-    check_adapter({**settings, **flags_said(argv)}, source)
+    said = {**settings, **flags_said(argv)}
+    check_adapter(said, source)
+    check_loading(said, config.model_init_kwargs)
     check_for_trl(config)
     return script, config, model_args, mixture
 

@@ -41,7 +41,7 @@ from .form import (
 )
 from .list_forms import HELPSTEER, MODELS, STRENGTH, VOTE, VOTES, ListForm, is_rank, list_form, why_no_lists
 from .opened import Seen, count_unused, raw_rows, refuse_input, suspects_of, unused_notes
-from .scores import ScoreColumns, ScoreError, as_number, problem_of, refuse_class_labels
+from .scores import ScoreColumns, ScoreError, as_number, check_once, problem_of, refuse_class_labels
 from .turns import are_turns, chat_turns, first_turns, in_turns, mended
 
 logger = logging.getLogger(__name__)
@@ -192,6 +192,7 @@ class ScoredLists:
         for option, column in {"prompt_column": prompt_column, "system_column": system_column}.items():
             if column is not None and column not in names:
                 raise RowError(f"{name}: {option} names {column!r}, and there are only the columns {names}")
+        check_once(score_columns or ())
         form = list_form(names, score_columns, prompt_column, scored)
         if form is None:
             raise RowError(why_no_lists(names, name, score_columns, prompt_column))

@@ -118,10 +118,20 @@ def find_score_columns(
 def check_given(given: Sequence[str]) -> None:
     """
     Raises:
-        ScoreError: more than two score columns, or none.
+        ScoreError: more than two score columns, or none, or one twice.
     """
+    check_once(given)
     if not 1 <= len(given) <= 2:
         raise ScoreError(f"score_columns takes one gap column or two score columns, got {list(given)}")
+
+
+def check_once(given: Sequence[str]) -> None:
+    """
+    Raises:
+        ScoreError: a score column that is named twice.
+    """
+    if twice := [name for name in given if list(given).count(name) > 1]:
+        raise ScoreError(f"score_columns names {twice[0]!r} twice: name each column once")
 
 
 def known_score_columns(column_names: Iterable[str]) -> list[ScoreColumns]:

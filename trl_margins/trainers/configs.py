@@ -4,6 +4,7 @@ import json
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, field, fields, make_dataclass
 from functools import partial
@@ -15,7 +16,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from trl import DPOConfig
 from trl.experimental.cpo import CPOConfig
 
-from ..checks import check_names, check_options, default_of
+from ..checks import check_names, check_options, default_of, values_of
 from ..data.evaluation_factors import METRICS
 from ..forward.checkpointing import NAMES
 from ..links import LINKS, TRLS, Link
@@ -439,6 +440,7 @@ class MarginOptions(KeepsSecrets):
         for name in ("train_only", "score_columns", "anchor_scope"):
             if isinstance(value := getattr(self, name), str):
                 setattr(self, name, [value])
+        _read_mappings(self)
         check_options(self)
         for kind in _KINDS:
             _check_terms(self, kind)
@@ -745,6 +747,16 @@ def is_on(value: Any) -> bool:
 def _one_or_list(named: str | Sequence[str] | None) -> str | list[str] | None:
     names = names_of(named)
     return list(names) if len(names) > 1 else next(iter(names), None)
+
+
+def _read_mappings(config: MarginOptions) -> None:
+    """Leaves no number or bool as text in a mapping, also of one that a flag gives as JSON."""
+    for name, value in list(vars(config).items()):
+        if isinstance(value, str) and value.startswith("{") and name in getattr(config, "_VALID_DICT_FIELDS", ()):
+            with suppress(ValueError):  # transformers says so
+                value = json.loads(value)
+        if isinstance(value, dict):
+            setattr(config, name, values_of(value))
 
 
 def _check_terms(config: MarginOptions, kind: str) -> None:

@@ -113,12 +113,18 @@ def test_what_fits_passes_without_a_word(kind, base, request, tiny_model, tokeni
         model = model if isinstance(model, PeftModel) else kept(model, tmp_path / "model")
     with caplog.at_level(logging.INFO, "trl_margins"), warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        trainer = build(base, model, tmp_path, options={"max_completion_length": 64} if base == "cpo" else {})
+        trainer = build(base, model, tmp_path, options={"max_completion_length": 64} if kind == "t5" else {})
     said = [r.getMessage() for r in caplog.records if r.levelno > logging.INFO and r.name.startswith("trl_margins")]
     assert not said
     assert not [w for w in warned if "model_checks" in w.filename]
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".trial")]
     assert trainer.data_collator.limits.vocabulary >= VOCABULARY
+
+
+def test_a_length_that_cuts_nothing(tiny_model, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, "trl_margins"):
+        build("cpo", load(tiny_model), tmp_path, options={"max_completion_length": 8})
+    assert "no effect of max_completion_length: it is for encoder-decoder models" in caplog.text
 
 
 # Tokens

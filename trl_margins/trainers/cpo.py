@@ -57,6 +57,11 @@ class MarginCPOTrainer(MarginMixin, CPOTrainer):
                 "cpo_alpha=%g: CPO's SFT term counts all pairs alike, whatever their weight; cpo_alpha=0 drops it",
                 self.cpo_alpha,
             )
+        if self.max_completion_length is not None and not self.is_encoder_decoder:
+            logger.warning(
+                "no effect of max_completion_length: it is for encoder-decoder models, and max_length cuts prompt and "
+                "completion of this one together"
+            )
         self._tokenize()
         self._fused = self._can_fuse()
         if self._fused:

@@ -26,6 +26,7 @@ from trl_margins.rows.form import RowReader
 from trl_margins.rows.limited import limited
 from trl_margins.rows.mixed import mixed
 from trl_margins.rows.opened import column_names
+from trl_margins.rows.references import referred
 from trl_margins.rows.tokens import PairTokenizer
 
 TOOLS = (
@@ -442,3 +443,26 @@ def test_the_limit_of_templates_leaves_signals_as_they_were():
         assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
     finally:
         signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize(
+    ("parts", "others", "columns"),
+    [
+        (("A", "B"), {"choices": ["bees", "ants"]}, {"choices"}),
+        (("A", "B"), {"choices": ["who", "what"]}, set()),  # which the prompt has: a multiple choice
+        (("1", "2"), {"responses": ["bees", "ants"]}, {"responses"}),
+        (("1", "3"), {"responses": ["bees", "ants"]}, set()),
+        (("1", "2"), {"answers": ["1", "2"]}, set()),
+        (("1", "2"), {"scores": [[0.5], [0.1]], "steps": ["bees", "ants"]}, set()),
+        (("no", "me"), {"options": ["bees", "ants"] * 8}, set()),
+        (("Response b", "a"), {"response_a": "bees", "response_b": "ants"}, {"response_a", "response_b"}),
+        (("A", "B"), {"option_a": "who", "option_b": "what"}, set()),
+        (("x", "y"), {"models": ["x", "y"]}, {"models"}),
+        (("x", "z"), {"models": ["x", "y"]}, set()),
+        (("c1", "c2"), {"outputs": '[{"id": "c1", "text": "bees"}, {"id": "c2", "text": "ants"}]'}, {"outputs"}),
+        (("", "A"), {"choices": ["bees", "ants"]}, set()),
+        ((["A"], "B"), {"choices": ["bees", "ants"]}, set()),
+    ],
+)
+def test_what_only_points_to_another_column(parts, others, columns):
+    assert referred(parts, others, "who or what?") == columns

@@ -31,7 +31,7 @@ from .form import (
     text_of,
     texts_in,
 )
-from .references import referred
+from .references import may_be_meant, referred
 
 logger = logging.getLogger(__name__)
 
@@ -153,9 +153,10 @@ def _texts_beside(dataset: Dataset | IterableDataset, reader: RowReader) -> list
 
 def _pointed(dataset: Dataset | IterableDataset, reader: RowReader) -> list[str]:
     """The columns to which the completions of the first row only point, if they do."""
-    first = first_row(dataset, reader.split) or {}
-    others = {name: value for name, value in first.items() if name not in reader.needed}
-    return sorted(referred([first.get(name) for name in COMPLETIONS], others, ""))
+    others = [name for name in reader.columns if name not in reader.needed and may_be_meant(name)]
+    first = next(raw_rows(dataset, [*COMPLETIONS, *others], reader.split), {}) if others else {}
+    parts = [first.pop(name, None) for name in COMPLETIONS]
+    return sorted(referred(parts, first, ""))
 
 
 def count_unused(

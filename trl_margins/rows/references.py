@@ -28,18 +28,22 @@ def referred(parts: Iterable[Any], others: Mapping[str, Any], prompt: str) -> se
     for part in parts:
         if not isinstance(part, str) or not 0 < len(part.strip()) <= _MOST:
             return set()
-        columns = {name for name, value in others.items() if _is_meant(part.strip(), name, value, prompt)}
+        text = part.strip()
+        columns = {name for name in others if may_be_meant(name) and _is_meant(text, name, others[name], prompt)}
         if not columns:
             return set()
         found |= columns
     return found
 
 
+def may_be_meant(name: str) -> bool:
+    """Whether a column's name says that it holds answers or models."""
+    return "model" in name.lower() or _ANSWERS.search(name) is not None
+
+
 def _is_meant(part: str, name: str, value: Any, prompt: str) -> bool:
     if "model" in name.lower():
         return part in texts_in(spelled(value))
-    if not _ANSWERS.search(name):
-        return False
     ends = re.split("[-_ ]", name.lower())
     if isinstance(value := spelled(value), list):
         return any(_is_there(each, part, prompt) for each in _chosen(part, value))

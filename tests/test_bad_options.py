@@ -585,6 +585,7 @@ def test_what_belongs_to_a_mixture(console, tmp_path, caplog):
     file.write_text("model_name_or_path: m\ntest_split_size: 0.5\ndatasets: [{path: p}]\n")
     assert console(*argv, "--dataset_name", "d")[0] == 0
     assert "--dataset_name d replaces the file's datasets, test_split_size" in caplog.text
+    assert console(*argv)[0] == 0
     assert "test_split_size keeps rows" not in caplog.text
     assert console(*argv, "--eval_dataset_name", "e")[0] == 0
     assert "test_split_size keeps rows from training, and nothing reads them" in caplog.text
@@ -640,6 +641,7 @@ def test_texts_within_mappings(tmp_path):
     assert args.lr_scheduler_kwargs == {"min_lr": 1e-7}
     found = args.model_init_kwargs
     assert found == {"dtype": "bfloat16", "revision": "12", "a": [{"b": -3}, 5.0, "1.2.3", True]}
+    assert type(found["a"][0]["b"]) is int
     assert args.activation_checkpointing_kwargs == {"use_reentrant": False, "every_n_layers": 2.0}
 
 

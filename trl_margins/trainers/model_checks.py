@@ -424,7 +424,7 @@ def check_savable(trainer: MarginTrainer) -> None:
     """Saves everything but the weights, into a folder that is then removed: what cannot be saved is an error now.
 
     Raises:
-        ValueError: a config or a tokenizer that cannot be saved.
+        ValueError: a config or a tokenizer that cannot be saved, or tied weights that would be lost.
         OSError: the output folder cannot be written to.
     """
     args = trainer.args
@@ -433,6 +433,7 @@ def check_savable(trainer: MarginTrainer) -> None:
     try:
         with tempfile.TemporaryDirectory(dir=args.output_dir, prefix=".trial-") as folder:
             if not is_peft_model(trainer.model):
+                _check_ties(trainer.model)
                 _try_to_save(trainer.model.config, folder, "config")
                 _try_to_save(_aligned(trainer), folder, "generation_config")
             _try_to_save(trainer.processing_class, folder, "tokenizer")
@@ -446,6 +447,28 @@ def check_savable(trainer: MarginTrainer) -> None:
             "a checkpoint takes at least %.1f GB, and %s has %.1f GB left: make room, or save less "
             "(save_only_model, save_total_limit)",
             *(needed / 1e9, args.output_dir, free / 1e9),
+        )
+
+
+def _check_ties(model: PreTrainedModel) -> None:
+    """
+    Raises:
+        ValueError: two names are one tensor, and what is saved would not say so.
+    """
+    tied = model.get_expanded_tied_weights_keys(all_submodels=True)
+    names: dict[Any, list[str]] = {}
+    for name, weight in model.named_parameters(remove_duplicate=False):
+        names.setdefault((weight.data_ptr(), weight.shape) if weight.data_ptr() else id(weight), []).append(name)
+    for same in names.values():
+        loose = [name for name in same if tied.get(name) not in same]
+        if len(loose) < 2:
+            continue
+        known = getattr(model, "_tied_weights_keys", None) or ()
+        fix = "set model.config.tie_word_embeddings = True, or " if any(name in known for name in loose) else ""
+        module = loose[1].rpartition(".")[0]
+        raise ValueError(
+            f"{loose[0]} and {loose[1]} are one tensor, which the model's config does not say: the saved model could "
+            f"not be loaded as it was trained. Before training, {fix}give {module} weights of its own (copy.deepcopy)"
         )
 
 

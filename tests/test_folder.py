@@ -277,6 +277,59 @@ def test_a_checkpoint_of_another_run(options, said, two_steps, tiny_model, tmp_p
 
 
 @pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda row, i: {"score_chosen": row["score_chosen"] + (i == 3)}, "score_chosen"),
+        (lambda row, i: {"rejected": row["rejected"] + "." * (i == 3)}, "tokens"),
+    ],
+    ids=["a score", "a text"],
+)
+def test_other_values_in_one_row(change, said, two_steps, tiny_model, tmp_path):
+    """Neither the first, the middle nor the last row."""
+    rows = preference_rows(12, seed=5).map(change, with_indices=True)
+    other = build(tiny_model, tmp_path, rows=rows, disable_dropout=True)
+    with pytest.raises(ValueError, match=f"other settings: columns {said} "):
+        other.train(resume_from_checkpoint=str(two_steps / "checkpoint-2"))
+
+
+def test_a_checkpoint_from_before_all_values_were_compared(two_steps, tiny_model, tmp_path):
+    shutil.copytree(two_steps, tmp_path, dirs_exist_ok=True)
+    for file in tmp_path.rglob("margin_run.json"):
+        found = json.loads(file.read_text())
+        del found["columns"], found["fixed_weights"]
+        file.write_text(json.dumps(found))
+    drop_digests(tmp_path)
+    build(tiny_model, tmp_path, disable_dropout=True).train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize("is_adapter", [False, True])
+def test_other_weights_under_the_same_name(is_adapter, tiny_model, tmp_path):
+    def trainer(noise):
+        lora = LoraConfig(r=2, task_type="CAUSAL_LM")
+        options = {"max_steps": 2, "save_steps": 1, "save_strategy": "steps", "reward": "log-ratio"}
+        return trainer_class("gamma-po", "dpo")(
+            load(tiny_model, noise if is_adapter else 0.0),
+            args=config_class("gamma-po", "dpo")(**quiet(output_dir=str(tmp_path), **options)),
+            train_dataset=preference_rows(4, seed=5),
+            processing_class=byte_tokenizer(),
+            **({"peft_config": lora} if is_adapter else {"ref_model": load(tiny_model, noise)}),
+        )
+
+    trainer(0.0).train()
+    shutil.rmtree(tmp_path / "checkpoint-2")
+    with pytest.raises(ValueError, match="fixed_weights"):
+        trainer(0.1).train(resume_from_checkpoint=True)
+    trainer(0.0).train(resume_from_checkpoint=True)
+
+
+def test_a_stream_cannot_be_compared(tiny_model, tmp_path, caplog):
+    rows = preference_rows(12, seed=5).to_iterable_dataset()
+    build(tiny_model, tmp_path, rows=rows, max_steps=2).train()
+    build(tiny_model, tmp_path, rows=rows, max_steps=3).train(resume_from_checkpoint=True)
+    assert "is a stream" in caplog.text
+
+
+@pytest.mark.parametrize(
     ("changed", "given", "is_wrong"),
     [
         ({"model": ("/a/m", "/b/m")}, {}, None),  # folders move
@@ -586,7 +639,7 @@ def test_other_rows_of_the_same_number_are_not_resumed_on(tiny_model, tmp_path):
         rows = preference_rows(12, seed=5).to_list()
         rows[place]["chosen"] += "!"
         others = build(tiny_model, tmp_path, rows=Dataset.from_list(rows), max_steps=6)
-        with pytest.raises(ValueError, match=r"run with other settings: rows \w{8} → \w{8}\. "):
+        with pytest.raises(ValueError, match=r"run with other settings: columns tokens \w{8} → \w{8}\. "):
             others.train(resume_from_checkpoint=True)
     build(tiny_model, tmp_path, rows=preference_rows(12, seed=5), max_steps=6).train(resume_from_checkpoint=True)
 

@@ -36,6 +36,7 @@ from ..redaction import redacted
 from ..registry import option_fields
 from .base import MarginTrainer
 from .card import adapter_options
+from .fingerprints import of_columns, of_reference, of_rows, token_columns
 from .folder import (
     BESIDE,
     check_links,
@@ -121,6 +122,7 @@ def run_settings(trainer: MarginTrainer) -> dict[str, Any]:
         "trainer": type(trainer).__name__,
         "model": _name_of(trainer.model),
         "reference": _name_of(reference) if objective.needs_reference else None,
+        "fixed_weights": _weights_read(trainer),
         "reward": objective.reward.name,
         "weight": ", ".join(term.name for term in objective.weights) or None,
         "margin": ", ".join(term.name for term in objective.margins) or None,
@@ -138,7 +140,8 @@ def run_settings(trainer: MarginTrainer) -> dict[str, Any]:
         "adapter": json.loads(json.dumps(adapter, default=str)),
         "trained_parameters": f"{len(names)} tensors ({hashlib.sha256(' '.join(names).encode()).hexdigest()[:8]})",
         "train_rows": len(rows) if hasattr(rows, "__len__") else None,
-        "rows": _digest(rows) if hasattr(rows, "__len__") else None,
+        "rows": of_rows(rows) if hasattr(rows, "__len__") else None,
+        "columns": _columns_read(trainer) if hasattr(rows, "__len__") else None,
         "pairs_per_step": pairs_per_step(trainer),
         "processes": trainer.accelerator.num_processes,
         "config": redacted(json.loads(trainer.args.to_json_string())),  # TRL's own config has secrets
@@ -149,11 +152,21 @@ def _name_of(model: Any) -> str:
     return str(causal_model(model).config.name_or_path)  # DeepSpeed wraps the reference, too
 
 
-def _digest(rows: Any) -> str:
-    """Of the tokens of the first, the middle and the last row."""
-    tokens = [name for name in rows.column_names if name.endswith(("_ids", "_labels"))]
-    some = [[rows[i][name] for name in tokens] for i in (0, len(rows) // 2, len(rows) - 1)] if len(rows) else []
-    return hashlib.sha256(json.dumps(some).encode()).hexdigest()[:8]
+def _columns_read(trainer: MarginTrainer) -> dict[str, str]:
+    """Digests of all rows: of their tokens, and of each column that a term reads."""
+    rows, read = trainer.train_dataset, trainer.objective.columns
+    tokens = token_columns(rows)
+    scores = trainer.set_facts[TRAIN].score_columns if SCORES[0] in read else None
+    found = of_columns(rows, [*tokens, *(scores or ()), *read])
+    of_tokens = "".join(found.pop(name) for name in tokens)
+    return {"tokens": hashlib.sha256(of_tokens.encode()).hexdigest()[:8], **found}
+
+
+def _weights_read(trainer: MarginTrainer) -> str | None:
+    """A digest of the weights below an adapter, and of a reference model's; not of one that follows the model."""
+    follows = getattr(trainer.args, "sync_ref_model", False)
+    reference = getattr(trainer, "ref_model", None) if trainer.objective.needs_reference else None
+    return None if follows else of_reference(trainer.model, reference)
 
 
 class CheckpointMixin(MarginTrainer):

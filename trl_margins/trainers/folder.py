@@ -50,12 +50,31 @@ _FOLDERS = (f"{PREFIX_CHECKPOINT_DIR}-*", "additional_chat_templates", BESIDE)
 _NOT_NEEDED = (CARD, FIGURES, "runs")
 
 _ORDER = (  # of the rows
-    *("train_rows", "rows", "pairs_per_step", "seed", "data_seed", "train_sampling_strategy", "dataloader_drop_last"),
+    *(
+        "train_rows",
+        "rows",
+        "columns",
+        "pairs_per_step",
+        "seed",
+        "data_seed",
+        "train_sampling_strategy",
+        "dataloader_drop_last",
+    ),
 )
 # What a resumed run shares with its checkpoint, beside the options of its reward and terms. What is not here can be
 # changed; what differs is named.
 _SHARED = (
-    *("base", "reference", "reward", "weight", "margin", "trained_parameters", "train_only", "adapter"),
+    *(
+        "base",
+        "reference",
+        "fixed_weights",
+        "reward",
+        "weight",
+        "margin",
+        "trained_parameters",
+        "train_only",
+        "adapter",
+    ),
     *("loss_type", "loss_weights", "beta", "gamma", "simpo_gamma", "label_smoothing", "discopop_tau", "cpo_alpha"),
     *("use_weighting", "sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps", "router_aux_loss_coef"),
     *(
@@ -402,6 +421,11 @@ def check_same_run(checkpoint: Path, now: Mapping[str, Any], config: Any) -> Non
             f"{checkpoint} is of a run with other settings: {'; '.join(wrong)}. {_anew(checkpoint)}. All its settings "
             f"are in {RUN_FILE}"
         )
+    if now.get("train_rows", 0) is None:
+        logger.warning(
+            "the training set is a stream: that it gives the rows of %s again, in their order, is not checked",
+            checkpoint,
+        )
     if others:
         logger.warning("resuming %s with other settings: %s", checkpoint, "; ".join(others))
 
@@ -419,11 +443,18 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], config: Any) 
         shared.discard("pairs_per_step")
     wrong: list[str] = []
     others: list[str] = []
-    seen = {*_NOT_SAID}
+    seen = {*_NOT_SAID, *(("rows",) if before.get("columns") and now.get("columns") else ())}  # which holds less
     for old, new in ((before, now), (before.get("config", {}), now["config"])):
         for name in [name for name in new if name in old and name not in seen]:
             seen.add(name)
+            if name == "columns" and isinstance(old[name], dict) and isinstance(new[name], dict):
+                changed = [each for each in {**old[name], **new[name]} if old[name].get(each) != new[name].get(each)]
+                said = [f"{name} {each} {old[name].get(each)} → {new[name].get(each)}" for each in changed]
+                (wrong if name in shared else others).extend(said)
+                continue
             same = old[name] == new[name]
+            if name == "fixed_weights":  # not looked at everywhere
+                same = same or None in (old[name], new[name])
             if name in ("model", "reference") and None not in (old[name], new[name]):
                 same = Path(old[name]).name == Path(new[name]).name  # folders move
             if not same:

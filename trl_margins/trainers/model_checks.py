@@ -28,6 +28,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from transformers.trainer_utils import SaveStrategy, align_special_tokens
 
 from ..checks import shown
+from ..disk import is_of_the_disk
 from ..distributed import local
 from ..forward.positions import positions_of
 from ..pairs import ROW
@@ -492,6 +493,8 @@ def _try_to_save(part: Any, folder: str, name: str) -> None:
         raise
     except Exception as error:  # each library has its own
         reason = " ".join(str(error).split())
+        if is_of_the_disk(error):
+            raise OSError(reason) from error
         fix = {
             "generation_config": "set model.generation_config.do_sample = True, or the options named to None; for "
             "trl-margins train, in the generation_config.json of the model's folder",

@@ -124,7 +124,7 @@ def _checkpoints(folder: Path) -> dict[Path, int]:
     return dict(sorted(found.items(), key=itemgetter(1)))
 
 
-def checkpoint_to_resume(folder: str | Path, resume: str | bool | None) -> Path | None:
+def checkpoint_to_resume(folder: str | Path, resume: Any) -> Path | None:
     """The checkpoint that `resume_from_checkpoint` means; None without one.
 
     Args:
@@ -143,17 +143,32 @@ def checkpoint_to_resume(folder: str | Path, resume: str | bool | None) -> Path 
             f"output_dir {folder} has no complete checkpoint to resume from{f' ({faults})' if faults else ''}: leave "
             "resume_from_checkpoint out (with --overwrite_output_dir true if it has files of an earlier run)"
         )
+    if not isinstance(resume, str | os.PathLike) or not isinstance(os.fspath(resume), str):
+        raise ValueError(
+            f"resume_from_checkpoint must be True or the path of a checkpoint; it is {resume!r}. "
+            f"{_in(Path(folder)) or 'There is no complete one in output_dir: leave it out'}"
+        )
     if not Path(resume).is_dir():
-        raise ValueError(f"resume_from_checkpoint: there is no folder {resume}. {_beside(Path(resume))}")
+        raise ValueError(f"resume_from_checkpoint: there is no folder {resume}. {_beside(Path(resume), Path(folder))}")
     if fault := fault_of(resume):
-        raise ValueError(f"{resume} is not a complete checkpoint: {fault}. {_beside(Path(resume))}")
+        raise ValueError(f"{resume} is not a complete checkpoint: {fault}. {_beside(Path(resume), Path(folder))}")
     return Path(resume)
 
 
-def _beside(checkpoint: Path) -> str:
+def _beside(checkpoint: Path, folder: Path) -> str:
+    """The complete checkpoint that there is: in the same folder, or else in the run's."""
     if other := last_whole_checkpoint(checkpoint.parent):
         return f"Resume from the last complete one beside it, {other}"
-    return "There is no complete one beside it: start the run again, without resume_from_checkpoint"
+    return _in(folder) or ("There is no complete one beside it: start the run again, without resume_from_checkpoint")
+
+
+def _in(folder: Path) -> str:
+    found = last_whole_checkpoint(folder)
+    return (
+        f"The last complete one in output_dir is {found}: name it, or set resume_from_checkpoint to true"
+        if found
+        else ""
+    )
 
 
 def _json_of(file: Path) -> dict[str, Any]:

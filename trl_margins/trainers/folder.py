@@ -148,18 +148,20 @@ def checkpoint_to_resume(folder: str | Path, resume: Any) -> Path | None:
             f"resume_from_checkpoint must be True or the path of a checkpoint; it is {resume!r}. "
             f"{_in(Path(folder)) or 'There is no complete one in output_dir: leave it out'}"
         )
-    if not Path(resume).is_dir():
-        raise ValueError(f"resume_from_checkpoint: there is no folder {resume}. {_beside(Path(resume), Path(folder))}")
-    if fault := fault_of(resume):
-        raise ValueError(f"{resume} is not a complete checkpoint: {fault}. {_beside(Path(resume), Path(folder))}")
-    return Path(resume)
+    checkpoint = Path(resume)
+    if not checkpoint.is_dir():
+        raise ValueError(f"resume_from_checkpoint: there is no folder {resume}. {_beside(checkpoint, Path(folder))}")
+    if fault := fault_of(checkpoint):
+        raise ValueError(f"{resume} is not a complete checkpoint: {fault}. {_beside(checkpoint, Path(folder))}")
+    return checkpoint
 
 
 def _beside(checkpoint: Path, folder: Path) -> str:
     """The complete checkpoint that there is: in the same folder, or else in the run's."""
     if other := last_whole_checkpoint(checkpoint.parent):
         return f"Resume from the last complete one beside it, {other}"
-    return _in(folder) or ("There is no complete one beside it: start the run again, without resume_from_checkpoint")
+    elsewhere = _in(folder) if folder.resolve() != checkpoint.parent.resolve() else ""
+    return elsewhere or "There is no complete one beside it: start the run again, without resume_from_checkpoint"
 
 
 def _in(folder: Path) -> str:

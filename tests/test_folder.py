@@ -388,6 +388,13 @@ def test_other_weights_under_the_same_name(is_adapter, tiny_model, tmp_path):
     trainer(0.0).train(resume_from_checkpoint=True)
 
 
+def test_a_reference_that_followed_the_model_is_not_there(tmp_path, caplog):
+    now = {"adapter": None, "term_options": [], "reward_options": [], "config": {}}
+    config = SimpleNamespace(ignore_data_skip=False, auto_find_batch_size=False, sync_ref_model=True)
+    check_same_run(tmp_path / "checkpoint-2", now, config)
+    assert "does not have the reference model that had followed the model" in caplog.text
+
+
 def test_a_stream_cannot_be_compared(tiny_model, tmp_path, caplog):
     rows = preference_rows(12, seed=5).to_iterable_dataset()
     build(tiny_model, tmp_path, rows=rows, max_steps=2).train()

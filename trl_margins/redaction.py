@@ -133,8 +133,8 @@ def _without_values(text: str) -> Iterator[str]:
 
 
 def _names_a_value(match: re.Match[str]) -> bool:
-    """A flag takes its value after a blank. `token` alone is a key in quotes, has its value in them, or stands in a
-    list of `key=value`.
+    """A flag takes its value after a blank. `token` alone is a key in quotes, has its value in them, or has it right
+    behind the sign.
     """
     if match["blank"]:
         return _FLAG_BEGINS.search(match.string[max(0, match.start() - 60) : match.start()]) is not None

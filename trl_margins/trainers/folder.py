@@ -443,6 +443,11 @@ def check_same_run(checkpoint: Path, now: Mapping[str, Any], config: Any) -> Non
             "the training set is a stream: that it gives the rows of %s again, in their order, is not checked",
             checkpoint,
         )
+    if getattr(config, "sync_ref_model", False):
+        logger.warning(
+            "sync_ref_model: %s does not have the reference model that had followed the model, which begins again",
+            checkpoint,
+        )
     if others:
         logger.warning("resuming %s with other settings: %s", checkpoint, "; ".join(others))
 

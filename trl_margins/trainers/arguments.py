@@ -77,7 +77,7 @@ def _check_config(args: Any, config_class: Any) -> None:
     if isinstance(args, Mapping):
         raise _another("args", args, f"a config: {name}(**args)")
     if isinstance(args, type):
-        raise _another("args", args, f"a config, not its class: {args.__name__}(output_dir=...)")
+        raise _another("args", args, f"a config, not its class: {args.__name__}('out')")
     own = next(each for each in config_class.__mro__ if each.__module__.startswith("trl."))
     if not isinstance(args, own):
         kind = f"a {name}, or TRL's {own.__name__}"
@@ -92,7 +92,7 @@ def _check_callbacks(callbacks: Any) -> None:
     if callbacks is None:
         return
     if not isinstance(callbacks, list):
-        raise _another("callbacks", callbacks, "a list: callbacks=[...]")
+        raise _another("callbacks", callbacks, "a list, even of one")
     for each in callbacks:
         kind = each if isinstance(each, type) else type(each)
         if not issubclass(kind, TrainerCallback):
@@ -103,7 +103,7 @@ def _check_optimizers(optimizers: Any) -> None:
     if optimizers is None:
         return
     if not isinstance(optimizers, tuple | list) or len(optimizers) != 2:
-        raise _another("optimizers", optimizers, "two things: optimizers=(optimizer, schedule), or (optimizer, None)")
+        raise _another("optimizers", optimizers, "two things: (optimizer, schedule), or (optimizer, None)")
     optimizer, schedule = optimizers
     if optimizer is not None and not isinstance(optimizer, Optimizer):
         raise _another("optimizers", optimizer, "first an optimizer of the model's parameters, or None")

@@ -16,6 +16,7 @@ from datasets import Dataset
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from ..distributed import fsdp_modules
 from ..rows.tokenized import arrow_columns
 
 _VALUES = 64  # of each weight tensor
@@ -61,6 +62,8 @@ def of_reference(model: Any, reference: Any) -> str | None:
     None where there are none, or where this process has only a part of them.
     """
     weights: list[tuple[str, Tensor]] = []
+    if any(fsdp_modules(each) for each in (model, reference) if each is not None):
+        return None
     if reference is not None:
         weights += _base_weights(reference)
     if is_peft_model(model):

@@ -14,9 +14,9 @@ import torch
 from accelerate.utils import is_peft_model
 from datasets import Dataset
 from torch import Tensor
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 
-from ..distributed import fsdp_modules
 from ..rows.tokenized import arrow_columns
 
 _VALUES = 64  # of each weight tensor
@@ -62,7 +62,8 @@ def of_reference(model: Any, reference: Any) -> str | None:
     None where there are none, or where this process has only a part of them.
     """
     weights: list[tuple[str, Tensor]] = []
-    if any(fsdp_modules(each) for each in (model, reference) if each is not None):
+    models = [each for each in (model, reference) if each is not None]
+    if any(isinstance(part, FullyShardedDataParallel) for each in models for part in each.modules()):
         return None
     if reference is not None:
         weights += _base_weights(reference)

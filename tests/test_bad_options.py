@@ -794,6 +794,34 @@ def test_an_environment_that_no_launcher_made(name, value, takes, console, monke
         assert f"it is {value!r}" in said
 
 
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"ACCELERATE_MIXED_PRECISION": "fp8"}, "ACCELERATE_MIXED_PRECISION=fp8 needs the package transformer_engine"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "ACCELERATE_USE_DEEPSPEED=true needs the package deepspeed"),
+        ({"ACCELERATE_TORCH_DEVICE": "cuda"}, "ACCELERATE_TORCH_DEVICE=cuda and use_cpu contradict each other"),
+        ({"LOCAL_RANK": "0"}, "LOCAL_RANK=0 is a launcher's, and RANK, WORLD_SIZE, MASTER_ADDR are not set"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2 is a launcher's, and RANK, MASTER_ADDR are not set"),
+        ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, "ACCELERATE_USE_PARALLELISM_CONFIG=true is a launcher's"),
+    ],
+    ids=str,
+)
+def test_half_an_environment(variables, words, console, monkeypatch):
+    monkeypatch.setattr("trl_margins.cli.launcher.find_spec", lambda name: None)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    status, said = console("train", "--model_name_or_path", "x", "--dataset_name", "y", "--use_cpu")
+    assert (status, "Traceback" in said) == (2, False)
+    assert words in said
+
+
+def test_a_device_that_is_not_there(console, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", "cuda:99")
+    status, said = console("train", "--model_name_or_path", "x", "--dataset_name", "y")
+    assert status == 2
+    assert "ACCELERATE_TORCH_DEVICE=cuda:99 is no device of this machine" in said
+
+
 def test_names_that_are_no_text(console, tmp_path, monkeypatch):
     """As Python passes on the bytes of a name that is none in this locale."""
     monkeypatch.chdir(tmp_path)

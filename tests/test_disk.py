@@ -111,3 +111,10 @@ def test_another_error_is_left_as_it_is(error, tmp_path):
         fail()
     assert caught.value is error
     assert not os.listdir(tmp_path)
+
+
+def test_torch_finds_no_inode_left():
+    """Bytes are free then, and torch's error has no number."""
+    said = "[enforce fail at inline_container.cc:747] . open file failed with strerror: No space left on device"
+    assert disk.is_of_the_disk(RuntimeError(said))
+    assert not disk.is_of_the_disk(RuntimeError("open file failed with strerror: No such file or directory"))

@@ -19,6 +19,7 @@ from filelock import FileLock
 from peft import LoraConfig
 from processes import start
 from safetensors.torch import load_file
+from torch.optim.lr_scheduler import ExponentialLR
 from transformers import AutoTokenizer, LlamaConfig, TrainerCallback
 
 from trl_margins import MarginCPOConfig, MarginCPOTrainer, Objective
@@ -27,7 +28,16 @@ from trl_margins.links import LINKS
 from trl_margins.rewards import LengthNormalizedReward
 from trl_margins.trainers import checkpoints
 from trl_margins.trainers.configs import config_class
-from trl_margins.trainers.folder import BESIDE, LOCK, check_links, check_same_run, differences, locked, make_room
+from trl_margins.trainers.folder import (
+    BESIDE,
+    LOCK,
+    check_links,
+    check_same_run,
+    checkpoint_to_resume,
+    differences,
+    locked,
+    make_room,
+)
 from trl_margins.trainers.named import trainer_class
 from trl_margins.trainers.whole import is_whole
 
@@ -35,6 +45,7 @@ SMALL = "--max_length 128 --per_device_train_batch_size 2 --gradient_accumulatio
 
 
 def build(folder, out, method="gappo", base="cpo", n=12, rows=None, model=None, tokenizer=None, lora=None, **options):
+    optimizers = options.pop("optimizers", (None, None))
     settings = {"per_device_train_batch_size": 2, "save_strategy": "steps", "save_steps": 2, "max_steps": 4, "seed": 3}
     return trainer_class(method, base)(
         model or load(folder),
@@ -42,6 +53,7 @@ def build(folder, out, method="gappo", base="cpo", n=12, rows=None, model=None, 
         train_dataset=rows or preference_rows(n, seed=5),
         processing_class=tokenizer or byte_tokenizer(),
         peft_config=lora,
+        optimizers=optimizers,
     )
 
 
@@ -274,6 +286,120 @@ def test_a_checkpoint_of_another_run(options, said, two_steps, tiny_model, tmp_p
     with pytest.raises(ValueError, match=f"checkpoint-2 is of a run with other settings: .*{said}"):
         build(tiny_model, tmp_path, **options).train(resume_from_checkpoint=True)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda row, i: {"score_chosen": row["score_chosen"] + (i == 3)}, "score_chosen"),
+        (lambda row, i: {"rejected": row["rejected"] + "." * (i == 3)}, "tokens"),
+    ],
+    ids=["a score", "a text"],
+)
+def test_other_values_in_one_row(change, said, two_steps, tiny_model, tmp_path):
+    """Neither the first, the middle nor the last row."""
+    rows = preference_rows(12, seed=5).map(change, with_indices=True)
+    other = build(tiny_model, tmp_path, rows=rows, disable_dropout=True)
+    with pytest.raises(ValueError, match=f"other settings: columns {said} "):
+        other.train(resume_from_checkpoint=str(two_steps / "checkpoint-2"))
+
+
+def test_a_checkpoint_from_before_all_values_were_compared(two_steps, tiny_model, tmp_path):
+    shutil.copytree(two_steps, tmp_path, dirs_exist_ok=True)
+    for file in tmp_path.rglob("margin_run.json"):
+        found = json.loads(file.read_text())
+        del found["columns"], found["fixed_weights"]
+        file.write_text(json.dumps(found))
+    drop_digests(tmp_path)
+    build(tiny_model, tmp_path, disable_dropout=True).train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize("given", [4, b"checkpoint-2", "checkpoint-2", "last", "TRUE"])
+def test_the_checkpoint_that_there_is_is_named(given, two_steps):
+    with pytest.raises(ValueError, match=f"resume_from_checkpoint.*one in output_dir is {two_steps}/checkpoint-2"):
+        checkpoint_to_resume(two_steps, given)
+
+
+@pytest.mark.parametrize(
+    ("rate", "schedule", "said"),
+    [
+        (0.1, lambda optimizer: ExponentialLR(optimizer, 0.5), None),
+        (0.2, lambda optimizer: ExponentialLR(optimizer, 0.5), "learning_rate 0.1 → 0.2"),
+        (0.1, lambda optimizer: ExponentialLR(optimizer, 0.9), "gamma 0.5 → 0.9"),
+    ],
+)
+def test_an_optimizer_of_ones_own_with_other_settings(rate, schedule, said, tiny_model, tmp_path, own_optimizer):
+    shutil.copytree(own_optimizer, tmp_path, dirs_exist_ok=True)
+    trainer = with_optimizer(tiny_model, tmp_path, rate, schedule)
+    if said is None:
+        trainer.train(resume_from_checkpoint=True)
+        return
+    with pytest.raises(ValueError, match=f"other settings: {said}"):
+        trainer.train(resume_from_checkpoint=True)
+
+
+def test_a_schedule_of_another_function(tiny_model, tmp_path):
+    def run(base):
+        return with_optimizer(
+            tiny_model,
+            tmp_path,
+            0.1,
+            lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: base**i),
+        )
+
+    run(0.5).train()
+    shutil.rmtree(tmp_path / "checkpoint-4")
+    with pytest.raises(ValueError, match=r"learning rate by its schedule 0\.025 → 0\.08"):
+        run(0.9).train(resume_from_checkpoint=True)
+    run(0.5).train(resume_from_checkpoint=True)
+
+
+def with_optimizer(folder, out, rate, schedule):
+    model = load(folder)
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9)
+    return build(folder, out, model=model, optimizers=(optimizer, schedule(optimizer)), disable_dropout=True)
+
+
+@pytest.fixture(scope="module")
+def own_optimizer(tiny_model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("own-optimizer")
+    with_optimizer(tiny_model, folder, 0.1, lambda optimizer: ExponentialLR(optimizer, 0.5)).train()
+    shutil.rmtree(folder / "checkpoint-4")
+    return folder
+
+
+@pytest.mark.parametrize("is_adapter", [False, True])
+def test_other_weights_under_the_same_name(is_adapter, tiny_model, tmp_path):
+    def trainer(noise):
+        lora = LoraConfig(r=2, task_type="CAUSAL_LM")
+        options = {"max_steps": 2, "save_steps": 1, "save_strategy": "steps", "reward": "log-ratio"}
+        return trainer_class("gamma-po", "dpo")(
+            load(tiny_model, noise if is_adapter else 0.0),
+            args=config_class("gamma-po", "dpo")(**quiet(output_dir=str(tmp_path), **options)),
+            train_dataset=preference_rows(4, seed=5),
+            processing_class=byte_tokenizer(),
+            **({"peft_config": lora} if is_adapter else {"ref_model": load(tiny_model, noise)}),
+        )
+
+    trainer(0.0).train()
+    shutil.rmtree(tmp_path / "checkpoint-2")
+    with pytest.raises(ValueError, match="fixed_weights"):
+        trainer(0.1).train(resume_from_checkpoint=True)
+    trainer(0.0).train(resume_from_checkpoint=True)
+
+
+def test_a_reference_that_followed_the_model_is_not_there(tmp_path, caplog):
+    now = {"adapter": None, "term_options": [], "reward_options": [], "config": {}}
+    config = SimpleNamespace(ignore_data_skip=False, auto_find_batch_size=False, sync_ref_model=True)
+    check_same_run(tmp_path / "checkpoint-2", now, config)
+    assert "does not have the reference model that had followed the model" in caplog.text
+
+
+def test_a_stream_cannot_be_compared(tiny_model, tmp_path, caplog):
+    rows = preference_rows(12, seed=5).to_iterable_dataset()
+    build(tiny_model, tmp_path, rows=rows, max_steps=2).train()
+    build(tiny_model, tmp_path, rows=rows, max_steps=3).train(resume_from_checkpoint=True)
+    assert "is a stream" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -586,7 +712,7 @@ def test_other_rows_of_the_same_number_are_not_resumed_on(tiny_model, tmp_path):
         rows = preference_rows(12, seed=5).to_list()
         rows[place]["chosen"] += "!"
         others = build(tiny_model, tmp_path, rows=Dataset.from_list(rows), max_steps=6)
-        with pytest.raises(ValueError, match=r"run with other settings: rows \w{8} → \w{8}\. "):
+        with pytest.raises(ValueError, match=r"run with other settings: columns tokens \w{8} → \w{8}\. "):
             others.train(resume_from_checkpoint=True)
     build(tiny_model, tmp_path, rows=preference_rows(12, seed=5), max_steps=6).train(resume_from_checkpoint=True)
 

@@ -518,6 +518,34 @@ def test_float16_weights_with_fp16():
 # Saving
 
 
+def head_tied(model):
+    model.lm_head.weight = model.model.embed_tokens.weight
+
+
+def layers_shared(model):
+    model.model.layers[1] = model.model.layers[0]
+
+
+@pytest.mark.parametrize(
+    ("share", "said"),
+    [
+        (head_tied, "embed_tokens.weight and lm_head.weight are one tensor.*config.tie_word_embeddings = True"),
+        (layers_shared, r"layers\.0\.\S+ and \S+layers\.1\.\S+ are one tensor.*copy\.deepcopy"),
+    ],
+)
+def test_weights_that_are_tied_by_hand(share, said, tiny_model, tmp_path):
+    model = load(tiny_model)
+    share(model)
+    with pytest.raises(ValueError, match=said):
+        build("cpo", model, tmp_path)
+    if share is head_tied:  # as the message says
+        model.config.tie_word_embeddings = True
+        trainer = build("cpo", model, tmp_path)
+        trainer.save_model()
+        again = AutoModelForCausalLM.from_pretrained(tmp_path)
+        assert torch.equal(again.lm_head.weight, model.lm_head.weight)
+
+
 @both_bases
 def test_a_generation_config_that_cannot_be_saved(base, tiny_model, tmp_path):
     model = load(tiny_model)

@@ -228,6 +228,10 @@ def test_the_whole_of_a_runs_file(method, base, expected, tiny_model, tokenizer,
     (model, reference, rows, trained) = map(settings.pop, ("model", "reference", "rows", "trained_parameters"))
     assert (model, reference) == (tiny_model, tiny_model if base == "dpo" else None)
     assert (len(rows), trained[:11]) == (8, "21 tensors ")
+    columns, fixed = settings.pop("columns"), settings.pop("fixed_weights")
+    assert [*columns] == ["tokens", *(expected["score_columns"] or ())]
+    assert {*map(len, columns.values())} == {8}
+    assert fixed is None if base == "cpo" else len(fixed) == 8
     config = settings.pop("config")
     assert (config["gradient_accumulation_steps"], settings.pop("version")) == (2, __version__)
     assert "hf_secret" not in str(config)

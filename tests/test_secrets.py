@@ -276,6 +276,8 @@ def test_evaluation_and_report_write_and_print_none(inputs, tmp_path, capfd):
         f"https://user:p@{PLAIN}@host/x",
         f"https:/user:{PLAIN}@host/x",
         f"postgresql://:{PLAIN}@host/x",
+        f"optim_args betas=0.9,token={PLAIN},eps=1",
+        f"--optim_args token={PLAIN}",
         f"https://{PLAIN}@host/x",
         f"clientSecret={PLAIN}",
         f"os.environ['HF_TOKEN'] = '{PLAIN}'",
@@ -294,6 +296,11 @@ def test_what_a_secret_looks_like(text):
 def test_a_value_in_quotes_keeps_its_quotes():
     for quote in ("'", '"', "\\'", '\\"'):
         assert redacted_text(f"a hub_token={quote}{PLAIN} x{quote}, b") == f"a hub_token={quote}…{quote}, b"
+
+
+def test_a_value_of_another_type_is_not_shown():
+    with pytest.raises(ValueError, match=r"hub_token must be text; it is a dict$"):
+        options_of(GapPOConfig)["hub_token"].read({"key": PLAIN})
 
 
 @pytest.mark.parametrize("key", ["hub_token", " token", "API-key ", "\tmyPassword\n", "secret\n\n"])
@@ -336,6 +343,7 @@ def test_what_a_bracket_holds_is_the_secret_and_what_is_behind_it_stays(opens, c
         "pad_token: '[PAD]', {\"eos_token\": \"</s>\"}, 3 tokens: 'a b c'",
         "hf_transfer/some-data-of-a-long-name, sk-learn-and-its-friends-abc, git@github.com:me/x, me@example.org",
         "https://example.org/x?page=2#token",
+        "tokens=12, token=7 of 9",
         "max_tokens=5 and tokenizer: fast",
         "hub_token=None, hub_token: null, use_auth_token=True",
         "hub_token: log in first",

@@ -14,6 +14,8 @@ from numbers import Integral, Real
 from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from .redaction import is_secret
+
 
 def shown(value: Any) -> str:
     """The value as Python writes it, cut if it is long."""
@@ -241,7 +243,7 @@ class Takes:
                 return [_as(listed, each) for each in (value if isinstance(value, list) else [value])]
         except (ValueError, KeyError) as error:
             said = f" ({error})" if is_dataclass(listed) else ""
-            raise ValueError(f"{self._must_be(plain, listed)}; it is {shown(value)}{said}") from error
+            raise ValueError(f"{self._must_be(plain, listed)}; it is {self._shown(value)}{said}") from error
         for kind in plain:
             try:
                 return _as(kind, value)
@@ -250,7 +252,10 @@ class Takes:
         if not plain:
             raise ValueError(f"{self.name} can be set in Python only")
         hint = ": put it in quotes" if str in plain and isinstance(value, bool | int | float) else ""
-        raise ValueError(f"{self._must_be(plain, listed)}; it is {shown(value)}{hint}")
+        raise ValueError(f"{self._must_be(plain, listed)}; it is {self._shown(value)}{hint}")
+
+    def _shown(self, value: Any) -> str:
+        return f"a {type(value).__name__}" if is_secret(self.name) else shown(value)
 
     def _must_be(self, plain: list[type], listed: Any) -> str:
         words = [_WORDS[kind] for kind in plain]

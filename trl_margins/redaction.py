@@ -39,7 +39,7 @@ _ANYWHERE = tuple(
     }.items()
 )
 _IN_TEXT = re.compile(
-    rf"(?:(?<![A-Za-z0-9])|{_CAMEL})(?:{_NAME}|(?<![\w-])(?<!\w )(?P<token>tokens?))(?![\w-])"
+    rf"(?:(?<![A-Za-z0-9])|{_CAMEL})(?:{_NAME}|(?<![\w-])(?:(?<!\w )|(?=tokens?=\S))(?P<token>tokens?))(?![\w-])"
     r"(?P<quote>\\*[\"']\]?)?(?P<sign>\s*=>?\s*|\s*:\s*|(?P<blank>\s+))",
     re.IGNORECASE,
 )
@@ -50,6 +50,7 @@ _BARE = re.compile(r"(?:(?![\s\"'])(?!,\s*[\"'\w-]+\s*[=:]).)+")
 _LINE = re.compile(r"[^\r\n\"']*")
 _FLAG_BEGINS = re.compile(r"(?:^|[\s'\"`])--[\w-]*$")
 _GOES_ON = re.compile(r"[ \t]+\w")
+_COUNT = re.compile(r"\d*(?![^\s,;)}\]\"'])")
 _QUOTE = re.compile(r"\\*[\"']")
 _CLOSING = {"[": "]", "{": "}", "(": ")"}
 
@@ -132,10 +133,14 @@ def _without_values(text: str) -> Iterator[str]:
 
 
 def _names_a_value(match: re.Match[str]) -> bool:
-    """A flag takes its value after a blank. `token` alone is a key in quotes, or has its value in them."""
+    """A flag takes its value after a blank. `token` alone is a key in quotes, has its value in them, or has it right
+    behind the sign.
+    """
     if match["blank"]:
         return _FLAG_BEGINS.search(match.string[max(0, match.start() - 60) : match.start()]) is not None
-    return not match["token"] or bool(match["quote"]) or match.string[match.end() : match.end() + 1] in {*"\"'"}
+    if not match["token"] or match["quote"] or match.string[match.end() : match.end() + 1] in {*"\"'"}:
+        return True
+    return match["sign"] == "=" and not _COUNT.match(match.string, match.end())
 
 
 def _end(text: str, match: re.Match[str]) -> int | None:

@@ -9,6 +9,7 @@ from argparse import Action, ArgumentDefaultsHelpFormatter, ArgumentParser
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Any
 
@@ -17,7 +18,7 @@ from yaml import YAMLError
 
 from ..checks import PATHS, Takes, check_options, check_text, options_of, shown
 from .config_file import Settings, check_known, read_yaml, typed
-from .launcher import check_environment
+from .launcher import NO, check_environment
 from .setup import MAX_LENGTH
 
 logger = logging.getLogger(__name__)
@@ -197,7 +198,8 @@ class OptionsParser(TrlParser):
         self.check_keys(settings, source)
         self.set_defaults_with_config(**typed(settings, self._options, source))
         _set_environment(settings.get("env"), source)
-        check_environment()
+        said = [value for flag, value in pairwise([*args, ""]) if flag == "--use_cpu"]
+        check_environment(on_cpu=said[-1].lower() not in NO if said else settings.get("use_cpu") is True)
         self._held = held
         # before argparse asks for a required option that is only misspelled
         flags = [text.partition("=")[0] for text in args if text.startswith("--") and text != "--"]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import inspect
 import json
 import logging
+import math
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,6 +38,7 @@ from ..redaction import redacted
 from ..registry import option_fields
 from .base import MarginTrainer
 from .card import adapter_options
+from .fingerprints import of_columns, of_reference, of_rows, token_columns
 from .folder import (
     BESIDE,
     check_links,
@@ -121,6 +124,7 @@ def run_settings(trainer: MarginTrainer) -> dict[str, Any]:
         "trainer": type(trainer).__name__,
         "model": _name_of(trainer.model),
         "reference": _name_of(reference) if objective.needs_reference else None,
+        "fixed_weights": _weights_read(trainer),
         "reward": objective.reward.name,
         "weight": ", ".join(term.name for term in objective.weights) or None,
         "margin": ", ".join(term.name for term in objective.margins) or None,
@@ -138,7 +142,8 @@ def run_settings(trainer: MarginTrainer) -> dict[str, Any]:
         "adapter": json.loads(json.dumps(adapter, default=str)),
         "trained_parameters": f"{len(names)} tensors ({hashlib.sha256(' '.join(names).encode()).hexdigest()[:8]})",
         "train_rows": len(rows) if hasattr(rows, "__len__") else None,
-        "rows": _digest(rows) if hasattr(rows, "__len__") else None,
+        "rows": of_rows(rows) if hasattr(rows, "__len__") else None,
+        "columns": _columns_read(trainer) if hasattr(rows, "__len__") else None,
         "pairs_per_step": pairs_per_step(trainer),
         "processes": trainer.accelerator.num_processes,
         "config": redacted(json.loads(trainer.args.to_json_string())),  # TRL's own config has secrets
@@ -149,11 +154,21 @@ def _name_of(model: Any) -> str:
     return str(causal_model(model).config.name_or_path)  # DeepSpeed wraps the reference, too
 
 
-def _digest(rows: Any) -> str:
-    """Of the tokens of the first, the middle and the last row."""
-    tokens = [name for name in rows.column_names if name.endswith(("_ids", "_labels"))]
-    some = [[rows[i][name] for name in tokens] for i in (0, len(rows) // 2, len(rows) - 1)] if len(rows) else []
-    return hashlib.sha256(json.dumps(some).encode()).hexdigest()[:8]
+def _columns_read(trainer: MarginTrainer) -> dict[str, str]:
+    """Digests of all rows: of their tokens, and of each column that a term reads."""
+    rows, read = trainer.train_dataset, trainer.objective.columns
+    tokens = token_columns(rows)
+    scores = trainer.set_facts[TRAIN].score_columns if SCORES[0] in read else None
+    found = of_columns(rows, [*tokens, *(scores or ()), *read])
+    of_tokens = "".join(found.pop(name) for name in tokens)
+    return {"tokens": hashlib.sha256(of_tokens.encode()).hexdigest()[:8], **found}
+
+
+def _weights_read(trainer: MarginTrainer) -> str | None:
+    """A digest of the weights below an adapter, and of a reference model's; not of one that follows the model."""
+    follows = getattr(trainer.args, "sync_ref_model", False)
+    reference = getattr(trainer, "ref_model", None) if trainer.objective.needs_reference else None
+    return None if follows else of_reference(trainer.model, reference)
 
 
 class CheckpointMixin(MarginTrainer):
@@ -166,6 +181,7 @@ class CheckpointMixin(MarginTrainer):
     is_complete = False  # whether the checkpoint that was resumed is the run's last
     _first_states: dict[str, Any]  # of the terms, when the trainer had been built
     _made_optimizer = False  # whether an earlier call of `train` did
+    _made_schedule = False
     _steps_before = 0  # of the checkpoint that is resumed
     _rng_state_of: str | None = None  # a checkpoint whose random state is still to be loaded
 
@@ -203,6 +219,7 @@ class CheckpointMixin(MarginTrainer):
         if self._made_optimizer:
             self.optimizer = None
         self._made_optimizer = self.optimizer is None
+        self._made_schedule = self._made_schedule or self.lr_scheduler is None
         for term in self.objective.remembering:
             if term.name in self._first_states:
                 term.load_state_dict(copy.deepcopy(self._first_states[term.name]))
@@ -388,6 +405,7 @@ class CheckpointMixin(MarginTrainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         is_watched = checkpoint is not None and not self.is_deepspeed_enabled
         before = [_options_of(group) for group in self.optimizer.param_groups] if is_watched else []
+        schedule = _numbers_of(self.lr_scheduler) if is_watched and not self._made_schedule else {}
         with _loads(checkpoint, "the optimizer and its schedule", "its train_only and adapters"):
             super()._load_optimizer_and_scheduler(checkpoint)
             if is_watched:
@@ -395,8 +413,11 @@ class CheckpointMixin(MarginTrainer):
         self._rng_state_of = checkpoint
         if checkpoint is None:
             return
-        if is_watched and not settings_before(Path(checkpoint)):  # else they are compared already
+        if is_watched and not (self._made_optimizer and settings_before(Path(checkpoint))):  # else compared already
             _check_options(checkpoint, before, [_options_of(group) for group in self.optimizer.param_groups])
+        if schedule:
+            _check_options(checkpoint, [schedule], [_numbers_of(self.lr_scheduler)])
+            _check_lambdas(checkpoint, self.lr_scheduler)
         if (timed := Path(checkpoint, SHARING_FILE)).exists():
             with _readable(timed):
                 self._sharing.load_state_dict(self, json.loads(timed.read_text()))
@@ -422,6 +443,30 @@ _NAMES |= {name: name for name in ("weight_decay", "momentum")}
 def _options_of(group: Mapping[str, Any]) -> dict[str, Any]:
     options = {_NAMES[name]: value for name, value in group.items() if name in _NAMES}
     return {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+
+
+def _numbers_of(schedule: Any) -> dict[str, Any]:
+    """The settings of a schedule that are in its state, too: loading it puts the checkpoint's in their place."""
+    schedule = getattr(schedule, "scheduler", schedule)
+    known, state = inspect.signature(type(schedule).__init__).parameters, schedule.state_dict()
+    names = [name for name in known if name in state and name not in ("last_epoch", "lr_lambda")]
+    return {"schedule": type(schedule).__name__} | {name: copy.deepcopy(state[name]) for name in names}
+
+
+def _check_lambdas(checkpoint: str, schedule: Any) -> None:
+    """
+    Raises:
+        ValueError: a schedule's function, which no state holds, gives another rate than that of the checkpoint.
+    """
+    schedule = getattr(schedule, "scheduler", schedule)
+    if not isinstance(schedule, LambdaLR):
+        return
+    now = [
+        rate * factor(schedule.last_epoch) for rate, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+    ]
+    if any(not math.isclose(old, new, rel_tol=1e-6) for old, new in zip(schedule.get_last_lr(), now, strict=True)):
+        old = {"learning rate by its schedule": schedule.get_last_lr()[0]}
+        _check_options(checkpoint, [{"learning rate by its schedule": now[0]}], [old])
 
 
 def _check_options(checkpoint: str, now: Sequence[Mapping[str, Any]], loaded: Sequence[Mapping[str, Any]]) -> None:

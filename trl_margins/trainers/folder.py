@@ -50,12 +50,31 @@ _FOLDERS = (f"{PREFIX_CHECKPOINT_DIR}-*", "additional_chat_templates", BESIDE)
 _NOT_NEEDED = (CARD, FIGURES, "runs")
 
 _ORDER = (  # of the rows
-    *("train_rows", "rows", "pairs_per_step", "seed", "data_seed", "train_sampling_strategy", "dataloader_drop_last"),
+    *(
+        "train_rows",
+        "rows",
+        "columns",
+        "pairs_per_step",
+        "seed",
+        "data_seed",
+        "train_sampling_strategy",
+        "dataloader_drop_last",
+    ),
 )
 # What a resumed run shares with its checkpoint, beside the options of its reward and terms. What is not here can be
 # changed; what differs is named.
 _SHARED = (
-    *("base", "reference", "reward", "weight", "margin", "trained_parameters", "train_only", "adapter"),
+    *(
+        "base",
+        "reference",
+        "fixed_weights",
+        "reward",
+        "weight",
+        "margin",
+        "trained_parameters",
+        "train_only",
+        "adapter",
+    ),
     *("loss_type", "loss_weights", "beta", "gamma", "simpo_gamma", "label_smoothing", "discopop_tau", "cpo_alpha"),
     *("use_weighting", "sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps", "router_aux_loss_coef"),
     *(
@@ -105,7 +124,7 @@ def _checkpoints(folder: Path) -> dict[Path, int]:
     return dict(sorted(found.items(), key=itemgetter(1)))
 
 
-def checkpoint_to_resume(folder: str | Path, resume: str | bool | None) -> Path | None:
+def checkpoint_to_resume(folder: str | Path, resume: Any) -> Path | None:
     """The checkpoint that `resume_from_checkpoint` means; None without one.
 
     Args:
@@ -124,17 +143,34 @@ def checkpoint_to_resume(folder: str | Path, resume: str | bool | None) -> Path 
             f"output_dir {folder} has no complete checkpoint to resume from{f' ({faults})' if faults else ''}: leave "
             "resume_from_checkpoint out (with --overwrite_output_dir true if it has files of an earlier run)"
         )
-    if not Path(resume).is_dir():
-        raise ValueError(f"resume_from_checkpoint: there is no folder {resume}. {_beside(Path(resume))}")
-    if fault := fault_of(resume):
-        raise ValueError(f"{resume} is not a complete checkpoint: {fault}. {_beside(Path(resume))}")
-    return Path(resume)
+    if not isinstance(resume, str | os.PathLike) or not isinstance(os.fspath(resume), str):
+        raise ValueError(
+            f"resume_from_checkpoint must be True or the path of a checkpoint; it is {resume!r}. "
+            f"{_in(Path(folder)) or 'There is no complete one in output_dir: leave it out'}"
+        )
+    checkpoint = Path(resume)
+    if not checkpoint.is_dir():
+        raise ValueError(f"resume_from_checkpoint: there is no folder {resume}. {_beside(checkpoint, Path(folder))}")
+    if fault := fault_of(checkpoint):
+        raise ValueError(f"{resume} is not a complete checkpoint: {fault}. {_beside(checkpoint, Path(folder))}")
+    return checkpoint
 
 
-def _beside(checkpoint: Path) -> str:
+def _beside(checkpoint: Path, folder: Path) -> str:
+    """The complete checkpoint that there is: in the same folder, or else in the run's."""
     if other := last_whole_checkpoint(checkpoint.parent):
         return f"Resume from the last complete one beside it, {other}"
-    return "There is no complete one beside it: start the run again, without resume_from_checkpoint"
+    elsewhere = _in(folder) if folder.resolve() != checkpoint.parent.resolve() else ""
+    return elsewhere or "There is no complete one beside it: start the run again, without resume_from_checkpoint"
+
+
+def _in(folder: Path) -> str:
+    found = last_whole_checkpoint(folder)
+    return (
+        f"The last complete one in output_dir is {found}: name it, or set resume_from_checkpoint to true"
+        if found
+        else ""
+    )
 
 
 def _json_of(file: Path) -> dict[str, Any]:
@@ -402,6 +438,16 @@ def check_same_run(checkpoint: Path, now: Mapping[str, Any], config: Any) -> Non
             f"{checkpoint} is of a run with other settings: {'; '.join(wrong)}. {_anew(checkpoint)}. All its settings "
             f"are in {RUN_FILE}"
         )
+    if now.get("train_rows", 0) is None:
+        logger.warning(
+            "the training set is a stream: that it gives the rows of %s again, in their order, is not checked",
+            checkpoint,
+        )
+    if getattr(config, "sync_ref_model", False):
+        logger.warning(
+            "sync_ref_model: %s does not have the reference model that had followed the model, which begins again",
+            checkpoint,
+        )
     if others:
         logger.warning("resuming %s with other settings: %s", checkpoint, "; ".join(others))
 
@@ -419,11 +465,18 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], config: Any) 
         shared.discard("pairs_per_step")
     wrong: list[str] = []
     others: list[str] = []
-    seen = {*_NOT_SAID}
+    seen = {*_NOT_SAID, *(("rows",) if before.get("columns") and now.get("columns") else ())}  # which holds less
     for old, new in ((before, now), (before.get("config", {}), now["config"])):
         for name in [name for name in new if name in old and name not in seen]:
             seen.add(name)
+            if name == "columns" and isinstance(old[name], dict) and isinstance(new[name], dict):
+                changed = [each for each in {**old[name], **new[name]} if old[name].get(each) != new[name].get(each)]
+                said = [f"{name} {each} {old[name].get(each)} → {new[name].get(each)}" for each in changed]
+                (wrong if name in shared else others).extend(said)
+                continue
             same = old[name] == new[name]
+            if name == "fixed_weights":  # not looked at everywhere
+                same = same or None in (old[name], new[name])
             if name in ("model", "reference") and None not in (old[name], new[name]):
                 same = Path(old[name]).name == Path(new[name]).name  # folders move
             if not same:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import logging
 from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
@@ -39,6 +38,7 @@ from ..rows.opened import column_names
 from ..rows.scores import ScoreColumns, find_score_columns
 from ..rows.tokenized import TokenColumns, finish_tokenized
 from ..terms import Term
+from .arguments import ReadOnce, bound, checked
 from .beginning import SaysWhatTrains
 from .best import BestMixin, BestSoFar, choose_metric
 from .card import CardMixin
@@ -84,6 +84,10 @@ class MarginMixin(BestMixin, CardMixin, PushMixin, InterruptsMixin, CheckpointMi
     _logs: Sequence[PairLog] = ()  # it, and what the probes log
     _plain_head_will_do = True
     _takes_images = False
+    is_built = False
+
+    beta, loss_weights, label_smoothing, simpo_gamma = ReadOnce(), ReadOnce(), ReadOnce(), ReadOnce()
+    loss_type, loss_types, f_divergence_type = ReadOnce(), ReadOnce("loss_type"), ReadOnce()
 
     def __init__(
         self,
@@ -93,7 +97,7 @@ class MarginMixin(BestMixin, CardMixin, PushMixin, InterruptsMixin, CheckpointMi
         objective: Objective | None = None,
         **kwargs: Any,
     ) -> None:
-        given = inspect.signature(super().__init__).bind_partial(*args, **kwargs).arguments
+        given = checked(bound(super().__init__, args, kwargs), self._config_class)
         config: Any = given.get("args") or self._default_config(given.get("model"))
         check_processes(config.world_size)
         self.options = config if isinstance(config, MarginOptions) else MarginOptions()
@@ -133,6 +137,7 @@ class MarginMixin(BestMixin, CardMixin, PushMixin, InterruptsMixin, CheckpointMi
             from .notebook import narrow_table  # needs IPython
 
             narrow_table(self)
+        self.is_built = True
         self._first_states = copy.deepcopy(self._term_states())
         self._wrap_collator()
         self._probes = window_probes(self, self.objective, self.options)

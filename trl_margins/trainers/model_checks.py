@@ -28,6 +28,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from transformers.trainer_utils import SaveStrategy, align_special_tokens
 
 from ..checks import shown
+from ..disk import is_of_the_disk
 from ..distributed import local
 from ..forward.positions import positions_of
 from ..pairs import ROW
@@ -424,7 +425,7 @@ def check_savable(trainer: MarginTrainer) -> None:
     """Saves everything but the weights, into a folder that is then removed: what cannot be saved is an error now.
 
     Raises:
-        ValueError: a config or a tokenizer that cannot be saved.
+        ValueError: a config or a tokenizer that cannot be saved, or tied weights that would be lost.
         OSError: the output folder cannot be written to.
     """
     args = trainer.args
@@ -433,6 +434,7 @@ def check_savable(trainer: MarginTrainer) -> None:
     try:
         with tempfile.TemporaryDirectory(dir=args.output_dir, prefix=".trial-") as folder:
             if not is_peft_model(trainer.model):
+                _check_ties(trainer.model)
                 _try_to_save(trainer.model.config, folder, "config")
                 _try_to_save(_aligned(trainer), folder, "generation_config")
             _try_to_save(trainer.processing_class, folder, "tokenizer")
@@ -446,6 +448,28 @@ def check_savable(trainer: MarginTrainer) -> None:
             "a checkpoint takes at least %.1f GB, and %s has %.1f GB left: make room, or save less "
             "(save_only_model, save_total_limit)",
             *(needed / 1e9, args.output_dir, free / 1e9),
+        )
+
+
+def _check_ties(model: PreTrainedModel) -> None:
+    """
+    Raises:
+        ValueError: two names are one tensor, and what is saved would not say so.
+    """
+    tied = model.get_expanded_tied_weights_keys(all_submodels=True)
+    names: dict[Any, list[str]] = {}
+    for name, weight in model.named_parameters(remove_duplicate=False):
+        names.setdefault((weight.data_ptr(), weight.shape) if weight.data_ptr() else id(weight), []).append(name)
+    for same in names.values():
+        loose = [name for name in same if tied.get(name) not in same]
+        if len(loose) < 2:
+            continue
+        known = getattr(model, "_tied_weights_keys", None) or ()
+        fix = "set model.config.tie_word_embeddings = True, or " if any(name in known for name in loose) else ""
+        module = loose[1].rpartition(".")[0]
+        raise ValueError(
+            f"{loose[0]} and {loose[1]} are one tensor, which the model's config does not say: the saved model could "
+            f"not be loaded as it was trained. Before training, {fix}give {module} weights of its own (copy.deepcopy)"
         )
 
 
@@ -469,6 +493,8 @@ def _try_to_save(part: Any, folder: str, name: str) -> None:
         raise
     except Exception as error:  # each library has its own
         reason = " ".join(str(error).split())
+        if is_of_the_disk(error):
+            raise OSError(reason) from error
         fix = {
             "generation_config": "set model.generation_config.do_sample = True, or the options named to None; for "
             "trl-margins train, in the generation_config.json of the model's folder",

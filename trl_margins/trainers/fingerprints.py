@@ -1,0 +1,92 @@
+"""Short digests of what a run reads: its rows, and weights that it does not train. A resumed run reads the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from accelerate.utils import is_peft_model
+from datasets import Dataset
+from torch import Tensor
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.tensor import DTensor
+
+from ..rows.tokenized import arrow_columns
+
+_VALUES = 64  # of each weight tensor
+
+
+def of_columns(rows: Dataset, names: Iterable[str]) -> dict[str, str]:
+    """A digest of each column that there is, over all rows."""
+    there = [name for name in dict.fromkeys(names) if name in rows.column_names]
+    digests = {name: hashlib.sha256() for name in there}
+    for arrays in arrow_columns(rows, *there) if there else ():
+        for name, array in zip(there, arrays, strict=True):
+            digests[name].update(_content(array))
+    return {name: digest.hexdigest()[:8] for name, digest in digests.items()}
+
+
+def of_rows(rows: Dataset) -> str:
+    """Of the tokens of the first, the middle and the last row, as earlier versions have it."""
+    tokens = token_columns(rows)
+    some = [[rows[i][name] for name in tokens] for i in (0, len(rows) // 2, len(rows) - 1)] if len(rows) else []
+    return hashlib.sha256(json.dumps(some).encode()).hexdigest()[:8]
+
+
+def token_columns(rows: Dataset) -> list[str]:
+    """The columns with token ids and labels."""
+    return [name for name in rows.column_names if name.endswith(("_ids", "_labels"))]
+
+
+def _content(array: pa.Array) -> bytes:
+    """The values of an array, whatever its buffers are."""
+    kind = array.type
+    if (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and pa.types.is_integer(kind.value_type):
+        lengths = pc.list_value_length(array).fill_null(-1).to_numpy(zero_copy_only=False)
+        values = array.flatten().to_numpy(zero_copy_only=False)
+        return lengths.astype(np.int64).tobytes() + values.astype(np.int64).tobytes()
+    if pa.types.is_floating(kind) or pa.types.is_integer(kind):
+        return array.to_numpy(zero_copy_only=False).astype(np.float64).tobytes()
+    return json.dumps(array.to_pylist(), default=str).encode()
+
+
+def of_reference(model: Any, reference: Any) -> str | None:
+    """Of weights that no checkpoint has: those of a reference model, and those below an adapter.
+
+    None where there are none, or where this process has only a part of them.
+    """
+    weights: list[tuple[str, Tensor]] = []
+    models = [each for each in (model, reference) if each is not None]
+    if any(isinstance(part, FullyShardedDataParallel) for each in models for part in each.modules()):
+        return None
+    if reference is not None:
+        weights += _base_weights(reference)
+    if is_peft_model(model):
+        starts = (getattr(config, "init_lora_weights", True) for config in model.peft_config.values())
+        if any(isinstance(start, str) and start not in ("gaussian", "eva") for start in starts):
+            return None  # PiSSA and others take from the base what a computation gives, not the same everywhere
+        weights += _base_weights(model)
+    if not weights or any(isinstance(each, DTensor) or hasattr(each, "ds_id") for _, each in weights):
+        return None
+    digest = hashlib.sha256()
+    for name, weight in weights:
+        flat = weight.detach().flatten()
+        some = flat[:: max(1, -(-len(flat) // _VALUES))].to(torch.bfloat16).cpu()  # also in float32 the same
+        digest.update(f"{name} {tuple(weight.shape)} ".encode() + some.view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:8]
+
+
+def _base_weights(model: Any) -> list[tuple[str, Tensor]]:
+    """All but what adapters add and train."""
+    adapters = {*getattr(model, "peft_config", {})}
+    return [
+        (name, weight)
+        for name, weight in model.named_parameters()
+        if not adapters or not (weight.requires_grad or adapters & {*name.split(".")})
+    ]

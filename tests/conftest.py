@@ -48,8 +48,6 @@ settings.register_profile("same", derandomize=True)
 settings.register_profile("random", derandomize=False)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
-logging.getLogger("trl_margins").setLevel("WARNING")  # a test that looks at INFO asks for it
-
 # Every model card is made from the same few templates, which Jinja compiles for each; and accelerate looks several
 # times a batch for what is installed
 jinja2.Environment.compile = functools.cache(jinja2.Environment.compile)  # type: ignore[method-assign]
@@ -130,6 +128,14 @@ def few_objects_to_collect() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def log_of_warnings() -> None:
+    """A test that looks at INFO asks for it, whatever level a command of an earlier one has left."""
+    logger = logging.getLogger("trl_margins")
+    if logger.level != logging.WARNING:  # setting a level takes longer than many a test
+        logger.setLevel("WARNING")
 
 
 @pytest.fixture(scope="module")

@@ -59,6 +59,7 @@ def plain(text: str, base: Path) -> str:
         text = re.sub(rf"{re.escape(str(place))}/[\w.-]*", "TMP", text)
     text = re.sub(rf"{re.escape(gettempdir())}/trl-margins-[\w-]+", "TMP", text)
     text = re.sub(r"[\d.]+ ([MG]B (?:free|left))", r"0 \1", text)
+    text = re.sub(r"\d+ bytes instead of \d+", "0 bytes instead of 0", text)
     return re.sub(r"0x[0-9a-f]{6,}", "0x", text).replace("\n", "⏎")
 
 

@@ -144,11 +144,13 @@ def action_of(command: str, flag: str) -> Action | None:
 def parse(words: list[str]) -> Any:
     """What a subcommand's own parser makes of them, after what it needs."""
     command, *rest = words
-    arguments = [*shlex.split(NEEDED.get(command, "")), *rest]
+    given = {word.partition("=")[0] for word in rest}
+    needed = re.split(r" (?=--)", NEEDED.get(command, ""))
+    arguments = [*(word for each in needed if each.split(" ")[0] not in given for word in each.split()), *rest]
     if command == "compare":
         return compare.plan(arguments)
     if command == "train":
-        if {"--config", "--recipe"} & {word.partition("=")[0] for word in rest}:
+        if {"--config", "--recipe"} & given:
             arguments += ["--dry_run"]
         return train.parse(arguments)
     parser = parser_of(command)

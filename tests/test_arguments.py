@@ -45,7 +45,7 @@ def build(base, model, out, **arguments):
         ("cpo", {"tokenizer": None}, "processing_class"),
         ("cpo", {"train_datasets": None}, "'train_datasets': did you mean 'train_dataset'"),
     ],
-    ids=str,
+    ids=lambda part: next(iter(part)) if isinstance(part, dict) else part,
 )
 def test_an_argument_of_another_kind(base, arguments, said, tiny_model, tmp_path):
     arguments = dict(arguments)

@@ -459,7 +459,8 @@ def _check_ties(model: PreTrainedModel) -> None:
     tied = model.get_expanded_tied_weights_keys(all_submodels=True)
     names: dict[Any, list[str]] = {}
     for name, weight in model.named_parameters(remove_duplicate=False):
-        names.setdefault((weight.data_ptr(), weight.shape) if weight.data_ptr() else id(weight), []).append(name)
+        here = weight.data_ptr() if weight.numel() else 0  # sharded, the rest may be nothing, all at one place
+        names.setdefault((here, weight.shape) if here else id(weight), []).append(name)
     for same in names.values():
         loose = [name for name in same if tied.get(name) not in same]
         if len(loose) < 2:

@@ -185,7 +185,7 @@ def test_commands_and_what_they_write(odd_inputs, capfd, monkeypatch):
         printed = capfd.readouterr()
         found = orders(printed.out) | orders(re.sub(r"(^|\n)(\r(?!\r).*)+", "", printed.err))  # but bars
         assert not found, (argv[0], found, printed)
-    assert ended == [0, 0, 1, 0, 0, 2, 2, 2, 1, 2]
+    assert ended == [0, 0, 1, 0, 0, 2, 2, 2, 2, 2]
     folder = odd_inputs[2]
     for name in ("README.md", "report.html", "margin_run.json"):
         for file in folder.rglob(name):

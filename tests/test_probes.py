@@ -111,7 +111,8 @@ def test_the_heads_own_step_is_felt(tied, plain_head, tiny_model, tokenizer, tmp
     def trainer(dtype):
         model = load(tiny_model).to(dtype)
         if tied:
-            model.lm_head.weight = model.get_input_embeddings().weight
+            model.config.tie_word_embeddings = True
+            model.tie_weights()
         return prepared(gapo_trainer(tiny_model, tokenizer, tmp_path, model=model, **options))
 
     exact, ours = trainer(torch.float32), trainer(torch.bfloat16)

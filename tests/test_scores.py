@@ -52,7 +52,9 @@ def test_given_columns():
     with pytest.raises(ScoreError, match=r"names \['c'\].*only the columns \['a', 'b'\]"):
         find_score_columns(["a", "b"], ["a", "c"])
     with pytest.raises(ScoreError, match="one gap column or two"):
-        find_score_columns(["a", "b"], ["a", "b", "a"])
+        find_score_columns(["a", "b", "c"], ["a", "b", "c"])
+    with pytest.raises(ScoreError, match="'a' twice"):
+        find_score_columns(["a", "b"], ["a", "a"])
 
 
 def test_required_columns_name_what_there_is():

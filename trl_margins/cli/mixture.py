@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.loading import load_splits, pick_split
-from ..data.local_files import builder_of
+from ..data.local_files import builder_of, is_saved
 from ..data.media import IMAGES
 from ..rows.mixed import mixed
 
@@ -87,7 +87,7 @@ def _is_trls(mixture: DatasetMixtureConfig) -> bool:
 def _for_trl(part: DatasetConfig) -> DatasetConfig:
     """A local file as `datasets` takes it: a builder, and the file."""
     path = Path(part.path).expanduser()
-    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+    if is_saved(path):
         raise ValueError(
             f"datasets: {part.path} was saved with save_to_disk, which TRL does not mix as a stream or by `fraction`: "
             "save it as Parquet, or use mixture_weights"

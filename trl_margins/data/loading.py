@@ -27,7 +27,7 @@ from .broken_files import (
 )
 from .differing_files import check_columns, joined
 from .expansion import check_expansion
-from .local_files import builder_of, existing, files_of, is_plain, linked, literal
+from .local_files import builder_of, existing, files_of, is_plain, is_saved, linked, literal
 from .media import without_decoding
 
 _MISSING = ["", "NaN", "nan", "NA", "N/A", "null", "NULL", "None"]  # in the other columns of a table
@@ -84,15 +84,14 @@ def pick_split(
 
 
 def _read(path: Path, config: str | None, streaming: bool) -> DatasetDict:
-    is_saved = (path / "dataset_dict.json").exists() or (path / "state.json").exists()
-    if config not in (None, "default") and (path.is_file() or is_saved):
+    if config not in (None, "default") and (path.is_file() or is_saved(path)):
         raise ValueError(f"dataset_config {config!r}: {path} has no configurations: leave it out")
     if path.is_file():
         splits = {"train": [path]}
         source, options = builder_of(path), {}
     elif not path.is_dir():
         raise ValueError(f"{path} is neither a file nor a directory: write its rows to a file first")
-    elif is_saved:
+    elif is_saved(path):
         return _saved(path)
     else:
         splits = files_of(path, config)

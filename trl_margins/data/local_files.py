@@ -62,6 +62,11 @@ def builder_of(file: Path) -> str:
     return BUILDERS[kind_of(file)]
 
 
+def is_saved(folder: Path) -> bool:
+    """Whether `save_to_disk` wrote it: a data set, or several splits of one."""
+    return (folder / "dataset_dict.json").exists() or (folder / "state.json").exists()
+
+
 def files_of(folder: Path, config: str | None) -> dict[str, list[Path]]:
     """A folder's files by split, found as `datasets` finds them; none if only `datasets` itself can read them.
 
@@ -100,8 +105,9 @@ def _say_what_is_read(folder: Path, splits: Mapping[str, list[Path]]) -> None:
     """Of which files each split is made, if there are several; a warning if two have one name."""
     for split, files in splits.items():
         names = [file.name for file in files]
-        stems = Counter(str(file.parent / file.name.split(".")[0]) for file in files)
-        if twice := [file.name for file in files if stems[str(file.parent / file.name.split(".")[0])] > 1]:
+        stems = [file.parent / file.name.split(".")[0] for file in files]
+        counts = Counter(stems)
+        if twice := [name for name, stem in zip(names, stems, strict=True) if counts[stem] > 1]:
             logger.warning(
                 f"{folder}: {' and '.join(twice)} are both read, as rows of {split!r}: if they hold the same rows, "
                 "remove one"

@@ -50,31 +50,14 @@ _FOLDERS = (f"{PREFIX_CHECKPOINT_DIR}-*", "additional_chat_templates", BESIDE)
 _NOT_NEEDED = (CARD, FIGURES, "runs")
 
 _ORDER = (  # of the rows
-    *(
-        "train_rows",
-        "rows",
-        "columns",
-        "pairs_per_step",
-        "seed",
-        "data_seed",
-        "train_sampling_strategy",
-        "dataloader_drop_last",
-    ),
+    *("train_rows", "rows", "columns", "pairs_per_step", "seed", "data_seed"),
+    *("train_sampling_strategy", "dataloader_drop_last"),
 )
 # What a resumed run shares with its checkpoint, beside the options of its reward and terms. What is not here can be
 # changed; what differs is named.
 _SHARED = (
-    *(
-        "base",
-        "reference",
-        "fixed_weights",
-        "reward",
-        "weight",
-        "margin",
-        "trained_parameters",
-        "train_only",
-        "adapter",
-    ),
+    *("base", "reference", "fixed_weights", "reward", "weight", "margin"),
+    *("trained_parameters", "train_only", "adapter"),
     *("loss_type", "loss_weights", "beta", "gamma", "simpo_gamma", "label_smoothing", "discopop_tau", "cpo_alpha"),
     *("use_weighting", "sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps", "router_aux_loss_coef"),
     *(

@@ -143,7 +143,7 @@ def items(rig: Rig, references: dict[Any, Outcome]) -> Iterator[Item]:
     # these kernels take the place of transformers' for the rest of the process: last
     if find_spec("liger_kernel") and rig.on_cuda:
         for precision in narrow:
-            for name, case in {"SimPO": simpo, "GAPO": Case("cpo", "geometric-anchor")}.items():
+            for name, case in {"SimPO": simpo, "GAPO": gapo}.items():
                 work = partial(against, case, case, precision, use_liger_kernel=True)
                 yield f"Liger kernels/{name}/{precision}", "Liger", 15, work
 

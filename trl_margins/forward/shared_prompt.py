@@ -133,7 +133,8 @@ def _additive(decoder: PreTrainedModel, mask: Any) -> Any:
     if not isinstance(mask, Tensor):
         return mask
     kind = mask.device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+    # asking first whether the device has autocast would break dynamo's graph here before torch 2.13
+    if torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)
     else:
         dtype = cast("Tensor", decoder.get_input_embeddings().weight).dtype

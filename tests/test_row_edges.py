@@ -90,6 +90,59 @@ def test_dialogues_with_line_ends_of_windows_are_read():
     assert [PreferenceRow(row.prompt.replace("\r", ""), row.completions) for row in windows] == plain
 
 
+DIALOGUES = [  # as templates and transcripts write one, and the mark that an error names
+    ("<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n{}<|im_end|>\n", "<|im_start|>"),
+    ("<s>[INST] {} [/INST] {}</s>", "[INST]"),
+    ("A chat. USER: {} ASSISTANT: {}</s>", "USER:"),
+    ("<|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|><|start_header_id|>x {}", "<|start_header_id|>"),
+    ("<start_of_turn>user\n{}<end_of_turn>\n<start_of_turn>model\n{}", "<start_of_turn>"),
+    ("<|user|>\n{}</s>\n<|assistant|>\n{}", "<|user|>"),
+    ("<｜User｜>{}<｜Assistant｜>{}", "<｜User｜>"),
+    ("Below is a task.\n\n### Instruction:\n{}\n\n### Response:\n{}", "### Instruction:"),
+    ("### Human: {}### Assistant: {}", "### Human:"),
+    ("**User:** {}\n\n**AI:** {}", "**User:"),
+    ("q: {}\nA: {}", "q:"),
+    ("[USER] {}\n[BOT] {}", "[USER]"),
+]
+
+
+@pytest.mark.parametrize(("written", "mark"), DIALOGUES, ids=[mark for _, mark in DIALOGUES])
+def test_dialogues_that_are_written_otherwise_are_refused(written, mark):
+    """Alone, the words with which both answers begin would be the prompt's; beside it, it would be there twice."""
+    rows = [
+        {side: written.format(f"is it {i}?", f"so {side} {i}") for side in ("chosen", "rejected")} for i in range(3)
+    ]
+    with pytest.raises(ValueError, match=rf"row 0 .*look like dialogues, by their {re.escape(repr(mark))}.*messages"):
+        open_rows(Dataset.from_list(rows), "train")
+    rows = [{"prompt": f"is it {i}?", **row} for i, row in enumerate(rows)]
+    with pytest.raises(ValueError, match=r"row 0 .* and their prompt in it, as in all 3 rows"):
+        open_rows(Dataset.from_list(rows), "train")
+
+
+@pytest.mark.parametrize("text", ["Ask: why {}", "the user: {}, a model: b", "[1] {} <b>x</b> <|endoftext|>"])
+def test_text_that_is_no_dialogue_is_read(text):
+    rows = [{side: text.format(f"{i} {side}") for side in ("chosen", "rejected")} for i in range(3)]
+    (row, *_) = open_rows(Dataset.from_list(rows), "train")
+    assert row.prompt + row.completions[0] == rows[0]["chosen"]
+
+
+@pytest.mark.parametrize("before", ["", "\n", "\n\n "])
+@pytest.mark.parametrize("prompt", ["Q one", "Q one\n", "\nQ one "])
+def test_white_space_before_a_prompt_that_is_repeated(prompt, before):
+    rows = [{"prompt": prompt, "chosen": f"{before}Q one\nyes", "rejected": "Q one\nno"}] * 2
+    (row, _) = open_rows(Dataset.from_list(rows), "train")
+    assert [(row.prompt + part).split() for part in row.completions] == [["Q", "one", "yes"], ["Q", "one", "no"]]
+
+
+def test_some_completions_hold_their_prompt(caplog):
+    some = [{"prompt": "is it?", "chosen": "To is it? yes", "rejected": "To is it? no"}]
+    others = [{"prompt": "or not?", "chosen": "[INST] yes", "rejected": "no"}]
+    with caplog.at_level(logging.WARNING, "trl_margins"):
+        open_rows(Dataset.from_list(some + others), "train")
+    assert "in 1 of 2 text rows, not in all, chosen and rejected begin with the same text, and their" in caplog.text
+    assert "in 1 of 2 rows a completion holds turns of the user (the first is row 1)" in caplog.text
+
+
 def test_messages_in_a_mapping_as_json_text_are_read():
     turns = [[{"role": "user", "content": "q"}, {"role": "assistant", "content": each}] for each in "ab"]
     for key in ("messages", "conversations"):

@@ -39,7 +39,25 @@ _ROLES |= {role: role for role in ("system", "user", "assistant", "tool")}  # in
 _SHAREGPT_ROLES = {**_ROLES, "model": "assistant", "observation": "tool"}  # of from/value messages
 # Begins a turn of Anthropic's dialogues, which are text; and what begins one in a dialogue that was written otherwise
 DIALOGUE = re.compile(r"(?:\r?\n){2}(?:Human|Assistant):")
-_LIKE_DIALOGUE = re.compile(r"(?:^|[\r\n]|\\n)[ \t]*(?:Human|Assistant)[ \t]*:")
+# What begins a turn in text, as chat templates write it; in transcripts, what someone asks and someone answers
+_TURNS = (
+    re.compile(r"(?:^|[\r\n]|\\n)[ \t]*(?:Human|Assistant)[ \t]*:"),
+    re.compile(
+        r"[<\[](?i:[|｜][^<>|｜]*(?:im_start|start[_▁]of|header|turn|user|human|assist|system|bot|prompter)[^<>|｜]*[|｜]>"
+        r"|\|(?:start|message)\|>|/?INST\]|</?SYS>>|start_of_turn>|extra_id_\d>"
+        r"|\|?(?:user|human|assistant|bot|system)\|?[>\]])"
+    ),
+)
+_LINE = r"(?i:(?:^|[\r\n]|\\n|</?s>|###)[-#*_> \t]*"
+_ASKS = re.compile(
+    r"\b(?:USER|User|HUMAN|Human)[ \t]*:|"
+    rf"{_LINE}(?:user|human|customer|client|patient|student|instruct(?:ion)?|question|query|input|q)[*_ \t]*[:：])"
+)
+_ANSWERS = re.compile(
+    r"\b(?:ASSISTANT|Assistant|BOT|Bot|AI|GPT)[ \t]*:|"
+    rf"{_LINE}(?:assistant|(?:chat)?bot|ai|(?:chat)?gpt|model|agent|doctor|teacher|response|answer|output|a)"
+    r"[*_ \t]*[:：])"
+)
 _NOT_THE_MODEL = ("system", "user")
 _SET_BY_THE_TRAINER = {"add_generation_prompt", "tokenize", "return_dict"}
 
@@ -190,7 +208,7 @@ class RowReader:
             if isinstance(prompt, list):  # text that completes a conversation
                 return prompt, says("assistant", chosen), says("assistant", rejected)
             if self.repeats_prompt:
-                return prompt, chosen.removeprefix(prompt), rejected.removeprefix(prompt)
+                chosen, rejected = (without_repeated(prompt, part) for part in (chosen, rejected))
             return prompt, chosen, rejected
         if isinstance(prompt, list):
             prompt, (chosen, rejected) = without_prompt(prompt, [chosen, rejected])
@@ -210,11 +228,12 @@ class RowReader:
         turns = [match.end() for match in DIALOGUE.finditer(chosen)] if text else []
         if shared := [end for end in turns if rejected.startswith(chosen[:end])]:
             return chosen[: shared[-1]], chosen[shared[-1] :], rejected[shared[-1] :]
-        if text and any(map(_LIKE_DIALOGUE.search, (chosen, rejected))):
+        if text and (mark := turn_mark(chosen) or turn_mark(rejected)):
             raise RowError(
                 f"columns 'chosen' and 'rejected', {where}: {shortened(chosen)} and {shortened(rejected)} look like "
-                "dialogues, and no turn that both share begins with an empty line and 'Human:' or 'Assistant:', so "
-                "where the prompt ends would be a guess: write the turns so, or add a prompt column"
+                f"dialogues, by their {mark!r}, and no turn that both share begins with an empty line and "
+                "'Human:' or 'Assistant:', so where the prompt ends would be a guess: save them as lists of messages "
+                "with role and content, write the turns so, or add a prompt column"
             )
         if not text and (n := shared_turns([chosen, rejected])):
             return chosen[:n], chosen[n:], rejected[n:]
@@ -346,6 +365,27 @@ def text_of(part: Part) -> str:
         else content
         for content in contents
     )
+
+
+def turn_mark(text: str) -> str | None:
+    """What begins a turn of a dialogue in a text; None in a text that is none."""
+    found = next(filter(None, (turn.search(text) for turn in _TURNS)), None)
+    if found is None and (asked := _ASKS.search(text)) and _ANSWERS.search(text, asked.end()):
+        found = asked
+    return found and found[0].strip()
+
+
+def around_prompt(prompt: str, part: str) -> tuple[str, str] | None:
+    """What is before the prompt in a completion that repeats it, and behind it; white space around it aside."""
+    begin = prompt if part.startswith(prompt) else prompt.lstrip() if prompt.lstrip() in part else prompt.strip()
+    before, found, behind = part.partition(begin) if begin else ("", "", "")
+    return (before, behind) if found else None
+
+
+def without_repeated(prompt: str, part: str) -> str:
+    """A completion without the prompt with which it begins."""
+    before, behind = around_prompt(prompt, part) or ("", part)
+    return part if before.strip() else behind
 
 
 def texts_in(value: Any) -> Iterator[str]:

@@ -27,7 +27,7 @@ from trl_margins.rows.limited import limited
 from trl_margins.rows.mixed import mixed
 from trl_margins.rows.opened import column_names
 from trl_margins.rows.references import referred
-from trl_margins.rows.tokens import PairTokenizer
+from trl_margins.rows.tokens import PairTokenizer, unread
 
 TOOLS = (
     "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}<s>{{ m['role'] }}:{{ m['content'] }}"
@@ -157,7 +157,48 @@ def test_conversations_as_json_text_are_read():
     assert next(iter(open_rows(rows, "train"))).prompt == [says("user", "q")]
 
 
+def test_messages_that_were_made_json_twice_are_read():
+    twice = {
+        side: json.dumps(json.dumps([says("user", "q"), says("assistant", side)])) for side in ("chosen", "rejected")
+    }
+    found = next(iter(open_rows(Dataset.from_list([twice] * 2), "train")))
+    assert found == PreferenceRow(
+        [says("user", "q")], [[says("assistant", "chosen")], [says("assistant", "rejected")]]
+    )
+    curly = {side: json.dumps([says("assistant", side)]).replace('"', "”") for side in twice}
+    with pytest.raises(ValueError, match=r"column 'chosen', row 0 .* its quotes are curly: save"):
+        open_rows(Dataset.from_list([curly] * 2), "train")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "error"),
+    [
+        ([says("user", "q")], "column 'chosen', row 0 .* begins with a system message, 's': put it in front"),
+        ("q", "row 0 .* begin with a system message, and not with the prompt 'q', which would be lost"),
+    ],
+)
+def test_a_system_message_within_completions(prompt, error):
+    row = {side: [says("system", "s"), says("assistant", side)] for side in ("chosen", "rejected")}
+    with pytest.raises(ValueError, match=error):
+        open_rows(Dataset.from_list([{"prompt": prompt, **row}]), "train")
+    whole = {side: [says("system", "s"), says("user", "q"), *row[side][1:]] for side in row}
+    found = next(iter(open_rows(Dataset.from_list([{"prompt": prompt, **whole}]), "train")))
+    assert found.prompt == whole["chosen"][:2]
+
+
+def test_a_column_that_may_say_which_answer_is_better(caplog):
+    with caplog.at_level(logging.WARNING, "trl_margins"):
+        open_rows(preference_rows(2).add_column("label", [0, 1]), "train")
+    assert "column 'label' is not read: whatever it says, chosen is the better" in caplog.text
+
+
 # What a template reads
+
+
+def test_any_key_of_a_message_that_the_template_does_not_read(tokenizer):
+    message = says("assistant", "a", name="Bo", text="t")
+    row = PreferenceRow([says("user", "q")], [[message]] * 2)
+    assert [note.split(" is ")[0] for note in unread([row], tokenizer)] == ["'name'", "'text'"]
 
 
 def test_a_row_has_its_own_tools(tiny_model, tmp_path):

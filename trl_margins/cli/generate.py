@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from ..generation.store import Store
     from ..rows import PreferenceRow
     from ..rows.form import Message
+
+logger = logging.getLogger(__name__)
 
 BENCHMARKS = ("alpaca-eval", "arena-hard", "mt-bench")
 OR_THE_BENCHMARKS = ", or the benchmark's with --for"
@@ -176,14 +179,17 @@ def prompts_of(args: GenerateArguments, tokenizer: Any) -> list[PreferenceRow]:
     """The rows to answer."""
     from ..rows import open_prompts
     from ..rows.tokens import prepare_tokenizer
-    from ..rows.turns import chat_turns
+    from ..rows.turns import chat_turns, unsplit_note
 
     dataset = pick_split(load_splits(args.dataset_name, args.dataset_config), args.dataset_split, args.dataset_name)
     as_chat = tokenizer.chat_template is not None if args.as_chat is None else args.as_chat
     name = Path(args.dataset_name).name
     rows = open_prompts(dataset, name, args.prompt_column, args.system_column, as_chat)[: args.max_prompts]
     if args.as_chat:  # of pairs, too, where that is said
-        rows = [row if row.is_conversational else replace(row, prompt=chat_turns(str(row.prompt))) for row in rows]
+        texts = {i: chat_turns(str(row.prompt)) for i, row in enumerate(rows) if not row.is_conversational}
+        rows = [replace(row, prompt=texts[i]) if i in texts else row for i, row in enumerate(rows)]
+        if note := unsplit_note((prompt, i) for i, prompt in texts.items()):
+            logger.warning("%s: %s", name, note)
     are_chat = any(row.is_conversational for row in rows)
     prepare_tokenizer(tokenizer, [name] if are_chat else [])
     if args.chat_template_kwargs is not None and not are_chat:

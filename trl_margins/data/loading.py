@@ -21,6 +21,7 @@ from .broken_files import (
     innermost,
     problem_of,
     python_rows,
+    rows_as_text,
     rows_inside,
     times_for_text,
     why_unreadable,
@@ -129,6 +130,8 @@ def _read(path: Path, config: str | None, streaming: bool) -> DatasetDict:
             loaded = DatasetDict({split: _one(files[0], read) for split in splits})
     if not streaming and (found := rows_inside(loaded)):
         raise ValueError(f"{path.name} is one object {found}: write only the rows, one object per line")
+    if not streaming and (found := rows_as_text(loaded)):
+        raise ValueError(f"{path.name}: {found}")
     if builder_of(files[0]) == "json" and (found := times_for_text(loaded, _texts())):
         raise ValueError(f"{path.name}: {found}: write it as Parquet or CSV")
     return loaded

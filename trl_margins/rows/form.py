@@ -6,6 +6,7 @@ import ast
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from reprlib import repr as shortened
 from typing import Any
@@ -40,14 +41,12 @@ _SHAREGPT_ROLES = {**_ROLES, "model": "assistant", "observation": "tool"}  # of 
 # Begins a turn of Anthropic's dialogues, which are text; and what begins one in a dialogue that was written otherwise
 DIALOGUE = re.compile(r"(?:\r?\n){2}(?:Human|Assistant):")
 # What begins a turn in text, as chat templates write it; in transcripts, what someone asks and someone answers
-_TURNS = (
-    re.compile(r"(?:^|[\r\n]|\\n)[ \t]*(?:Human|Assistant)[ \t]*:"),
-    re.compile(
-        r"[<\[](?i:[|｜][^<>|｜]*(?:im_start|start[_▁]of|header|turn|user|human|assist|system|bot|prompter)[^<>|｜]*[|｜]>"
-        r"|\|(?:start|message)\|>|/?INST\]|</?SYS>>|start_of_turn>|extra_id_\d>"
-        r"|\|?(?:user|human|assistant|bot|system)\|?[>\]])"
-    ),
+OF_TEMPLATES = re.compile(
+    r"[<\[](?i:[|｜][^<>|｜]*(?:im_start|start[_▁]of|header|turn|user|human|assist|system|bot|prompter)[^<>|｜]*[|｜]>"
+    r"|\|(?:start|message)\|>|/?INST\]|</?SYS>>|start_of_turn>|extra_id_\d>"
+    r"|\|?(?:user|human|assistant|bot|system)\|?[>\]])"
 )
+_LIKE_DIALOGUE = re.compile(r"(?:^|[\r\n]|\\n)[ \t]*(?:Human|Assistant)[ \t]*:")
 _LINE = r"(?i:(?:^|[\r\n]|\\n|</?s>|###)[-#*_> \t]*"
 _ASKS = re.compile(
     r"\b(?:USER|User|HUMAN|Human)[ \t]*:|"
@@ -59,6 +58,7 @@ _ANSWERS = re.compile(
     r"[*_ \t]*[:：])"
 )
 _NOT_THE_MODEL = ("system", "user")
+_CURLY = re.compile(r"[\[{:,]\s*[“”„]")
 _SET_BY_THE_TRAINER = {"add_generation_prompt", "tokenize", "return_dict"}
 
 
@@ -164,6 +164,12 @@ class RowReader:
             text = text_of(self._part(self.system_column, system, where)) if system else ""
             prompt, (chosen, rejected) = with_system(text, prompt, [chosen, rejected])
         for name, part in zip(COMPLETIONS, (chosen, rejected), strict=True):
+            if isinstance(part, list) and part[0]["role"] == "system":
+                raise RowError(
+                    f"column {name!r}, {where}: the completion begins with a system message, "
+                    f"{shortened(part[0].get('content'))}: put it in front of the prompt's messages, or into a column "
+                    "of its own, and name it with system_column (--system_column NAME)"
+                )
             if isinstance(part, list) and part[-1]["role"] in _NOT_THE_MODEL:
                 raise RowError(
                     f"column {name!r}, {where}: the last message, {shortened(part[-1].get('content'))}, is of the "
@@ -216,7 +222,14 @@ class RowReader:
         if prompt and not any(part[0]["role"] in _NOT_THE_MODEL for part in (chosen, rejected)):
             return says("user", prompt), chosen, rejected
         # a text prompt beside whole conversations repeats their beginning
-        return self._extracted(chosen, rejected, where)
+        found: tuple[Any, Part, Part] = self._extracted(chosen, rejected, where)
+        if prompt and all(message["role"] == "system" for message in found[0]):
+            raise RowError(
+                f"columns 'chosen' and 'rejected', {where}: they begin with a system message, and not with the prompt "
+                f"{shortened(prompt)}, which would be lost: put the system message into a column of its own, and name "
+                "it with system_column (--system_column NAME)"
+            )
+        return found
 
     def _extracted(self, chosen: Any, rejected: Any, where: str) -> tuple[Part, Part, Part]:
         """By TRL's rule: the common beginning is the prompt, and something must be left of each completion.
@@ -369,7 +382,7 @@ def text_of(part: Part) -> str:
 
 def turn_mark(text: str) -> str | None:
     """What begins a turn of a dialogue in a text; None in a text that is none."""
-    found = next(filter(None, (turn.search(text) for turn in _TURNS)), None)
+    found = _LIKE_DIALOGUE.search(text) or OF_TEMPLATES.search(text)
     if found is None and (asked := _ASKS.search(text)) and _ANSWERS.search(text, asked.end()):
         found = asked
     return found and found[0].strip()
@@ -398,7 +411,10 @@ def texts_in(value: Any) -> Iterator[str]:
 
 
 def spelled(value: Any) -> Any:
-    """What a text spells in JSON or Python, if it spells a list or a mapping; else the value."""
+    """What a text spells in JSON or Python, also in JSON twice, if it spells a list or a mapping; else the value."""
+    if isinstance(value, str) and value.lstrip()[:2] in ('"[', '"{'):
+        with suppress(ValueError):
+            value = json.loads(value)
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         for read in (json.loads, ast.literal_eval):
             try:
@@ -412,8 +428,8 @@ def stored_messages(text: str) -> Any:
     """Messages that a CSV file holds as text, JSON or a Python list; None if the text is something else."""
     if isinstance(value := spelled(text), str):
         raise ValueError(
-            f"{shortened(text)} looks like messages stored as text, but is neither JSON nor a Python list: save the "
-            "set as JSON lines or Parquet"
+            f"{shortened(text)} looks like messages stored as text, but is neither JSON nor a Python list"
+            f"{', for its quotes are curly' * bool(_CURLY.search(text))}: save the set as JSON lines or Parquet"
         )
     if isinstance(value, Mapping):
         key = next((name for name in ("messages", *SHAREGPT) if is_messages(value.get(name))), None)

@@ -37,13 +37,15 @@ from .references import may_be_meant, referred
 
 logger = logging.getLogger(__name__)
 
+# Columns that may say which completion is the better one
+_VERDICTS = {"label", "labels", "winner", "preference", "preferred", "better", "best", "choice", "is_chosen"}
 _STREAMED = 32  # rows of a stream that are read ahead
 _HUMAN = re.compile(  # begins a turn of the user in text
     r"\n\r?\nHuman:|\[INST\]"
     r"|<(?:[|｜](?:[Uu]ser|USER|prompter)[|｜]>|\|?(?:im_start|start|start_\w+)\|?>(?:user|human)\b)"
 )
 _LIKE_MESSAGES = re.compile(
-    r"""\s*(array\()?(\{\s*['"](messages|conversations?)['"]\s*:\s*)?(\[\s*)?\{[^{]*['"](role|from)['"]\s*:"""
+    r"""\s*"?(array\()?(\{\s*\\*['"“”](messages|conversations?)\\*['"“”]\s*:\s*)?(\[\s*)?\{[^{]*?['"“”„](role|from)\\*['"“”]\s*:"""
 )
 
 
@@ -123,7 +125,7 @@ class RowCounts:
             for role in found.difference(USUAL_ROLES):
                 self.roles.setdefault(role, Seen()).add(number)
         for name, part in zip(COMPLETIONS, completions, strict=True):
-            if _is_blank(part):
+            if is_blank(part):
                 self.blank.setdefault(name, Seen()).add(number)
         prompt = text_of(row.prompt)
         self.prompts.add(hash(prompt))
@@ -133,7 +135,7 @@ class RowCounts:
         count_unused(self.unused, raw, number, prompt, suspects)
 
 
-def _is_blank(part: Part) -> bool:
+def is_blank(part: Part) -> bool:
     """Whether a completion has neither text nor anything else, such as a call of a tool."""
     others = part if isinstance(part, list) else []
     return not text_of(part).strip() and all(
@@ -413,11 +415,11 @@ def why_refused(reader: RowReader, counts: RowCounts) -> str | None:
             f"{sorted(counts.referred)} they are, in all its {counts.n} rows: replace them by the texts themselves, "
             "with dataset.map"
         )
-    if (seen := counts.repeated_within).n and seen.n == counts.prompted:
+    if 0 < (within := counts.repeated_within).n == counts.prompted:
         return (
-            f"columns 'chosen' and 'rejected', {reader.where(seen.first)}: they begin with the same text, and their "
-            f"prompt in it, as in all {seen.n} rows of text with a prompt: they are whole dialogues. Take all before "
-            "the answers out of them, or save the dialogues as lists of messages with role and content"
+            f"columns 'chosen' and 'rejected', {reader.where(within.first)}: they begin with the same text, and their "
+            f"prompt in it, as in all {within.n} rows of text with a prompt: they are whole dialogues. Take all that "
+            "is before the answers out of them, or save the dialogues as lists of messages with role and content"
         )
     for name in COMPLETIONS:
         if (seen := counts.spelled.get(name)) and counts.n / 2 < seen.n < counts.n:
@@ -519,6 +521,11 @@ def notes(reader: RowReader, counts: RowCounts) -> Iterator[Note]:
         yield warning(
             f"{counts.text.n} rows are text (the first is row {counts.text.first}) and {seen.n} are messages (the "
             f"first is row {seen.first}): the chat template renders only the messages"
+        )
+    for name in sorted(_VERDICTS.intersection(reader.columns)):
+        yield warning(
+            f"column {name!r} is not read: whatever it says, chosen is the better completion of every row. If it says "
+            "otherwise of some, swap their completions, for example with dataset.map"
         )
     yield from map(warning, unused_notes(counts.beside, n, reader))
     if reader.prompt_column is None or reader.prompt_column in SHAREGPT:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.loading import load_splits, pick_split
-from .options import DTYPES, OptionsParser, RowOptions, option, usage
+from .options import DTYPES, OptionsParser, RowOptions, option, usage, warn_of_unread
 from .setup import (
     base_of,
     check_files,
@@ -111,10 +111,20 @@ def main(argv: Sequence[str]) -> int:
     tokenizer = load_tokenizer(args.model_name_or_path, trust_remote_code=args.trust_remote_code)
     rows = prompts_of(args, tokenizer)
     engine = engine_of(args.engine)
+    _warn_of_unread(args, engine, [sampling])
     store = store_of(args, engine, args.out, sampling, weights_of(args.model_name_or_path))
     answer(rows, answering(args, engine, tokenizer), sampling, store, Path(args.dataset_name).name, shard)
     print(args.out)
     return 0
+
+
+def _warn_of_unread(args: GenerateArguments, engine: str, settings: Sequence[Sampling]) -> None:
+    draws = any(each.draws_tokens for each in settings)
+    unread = (
+        ("batch_size", engine == "generate", "the engine generate, and this is " + engine),
+        ("top_p top_k seed", draws, "a temperature above 0"),
+    )
+    warn_of_unread(unread, args)
 
 
 def given(args: GenerateArguments) -> dict[str, Any]:
@@ -160,6 +170,7 @@ def answer_benchmark(args: GenerateArguments, name: str) -> int:
     tokenizer = load_tokenizer(args.model_name_or_path, trust_remote_code=args.trust_remote_code)
     prepare_tokenizer(tokenizer, [name])
     engine = engine_of(args.engine)
+    _warn_of_unread(args, engine, settings)
     asked, template = answering(args, engine, tokenizer), template_of(args, tokenizer)
     weights = weights_of(args.model_name_or_path)  # which takes a while, so once for all turns
 
@@ -191,6 +202,7 @@ def prompts_of(args: GenerateArguments, tokenizer: Any) -> list[PreferenceRow]:
         if note := unsplit_note((prompt, i) for i, prompt in texts.items()):
             logger.warning("%s: %s", name, note)
     are_chat = any(row.is_conversational for row in rows)
+    warn_of_unread([("as_chat", args.as_chat or not are_chat, "prompts in text, and these are messages")], args)
     prepare_tokenizer(tokenizer, [name] if are_chat else [])
     if args.chat_template_kwargs is not None and not are_chat:
         raise ValueError(

@@ -140,7 +140,8 @@ def why_unreadable(file: Path, error: Exception) -> str:
         return f"{file.name} has no rows"
     if "Recursion level" in said:
         return f"{file.name}: lists or objects lie more than 60 deep within one another, which Arrow does not hold"
-    return f"{file.name} cannot be read: {said}"
+    damaged = f"; {_DAMAGED}: write it anew, or get it again" if builder_of(file) in ("parquet", "arrow") else ""
+    return f"{file.name} cannot be read: {said}{damaged}"
 
 
 def python_rows(file: Path) -> Dataset:
@@ -210,6 +211,8 @@ def _object(text: str) -> Any:
 
 
 def _problem_of_document(text: str) -> str | None:
+    if text.startswith("\x1e"):
+        return f", line 1: {_problem_of_line(text)}"
     try:
         found = json.loads(text)
     except json.JSONDecodeError as error:
@@ -223,6 +226,8 @@ def _problem_of_document(text: str) -> str | None:
 
 def _problem_of_line(line: str) -> str | None:
     """What keeps a line from being a row."""
+    if line.startswith("\x1e"):
+        return "a record separator (RFC 7464) before the row: remove it, for example with tr -d '\\036'"
     try:
         row = json.loads(line, object_pairs_hook=_without_repeats)
         json.dumps(row, ensure_ascii=False).encode()

@@ -151,6 +151,8 @@ class RowReader:
     def __call__(self, row: Mapping[str, Any], number: int) -> PreferenceRow:
         """Reads a row; a RowError says what cannot be read, and the fix."""
         where = self.where(number)
+        if all(row.get(name) == name for name in COMPLETIONS):
+            raise RowError(f"{where} repeats the names of the columns, as a header does: remove it")
         chosen, rejected = (self._part(name, row.get(name), where) for name in COMPLETIONS)
         if isinstance(chosen, str) != isinstance(rejected, str):
             kinds = ("a list of messages", "text")

@@ -455,7 +455,7 @@ FILES = [
     ("list.jsonl", LINE + "[1, 2]\n", "list.jsonl, line 2: not an object with a value for each column"),
     ("twice.jsonl", LINE * 2 + '{"prompt": "a", "prompt": "b"}\n', "twice.jsonl, line 3: the key 'prompt' more than"),
     ("half.jsonl", LINE + LINE.replace('"b"', r'"\ud800"'), "half.jsonl, line 2: half of a surrogate pair"),
-    ("wide.jsonl", (LINE * 2).encode("utf-16"), "wide.jsonl, after line 0: .*write the file in UTF-8"),
+    ("wide.jsonl", (LINE * 2).encode("utf-16"), "wide.jsonl is written in UTF-16 or UTF-32: write it in UTF-8"),
     ("object.json", json.dumps([ROW, ROW])[:-5], "object.json, line 1, character 18[0-9]: not JSON"),
     ("lines.json", LINE + "{\n", "lines.json, line 2: not JSON"),
     ("none.json", "[]", "none.json has no rows"),

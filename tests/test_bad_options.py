@@ -35,7 +35,7 @@ from trl_margins.cli.config_file import read_yaml
 from trl_margins.cli.demo import DemoArguments
 from trl_margins.cli.evaluate import load_sets
 from trl_margins.cli.evaluate_options import EvaluateArguments
-from trl_margins.cli.generate import GenerateArguments
+from trl_margins.cli.generate import GenerateArguments, _warn_of_unread
 from trl_margins.cli.hessian import HessianArguments
 from trl_margins.cli.inspect import InspectArguments
 from trl_margins.cli.pairs import PairsArguments
@@ -45,6 +45,7 @@ from trl_margins.cli.train import _train, parse
 from trl_margins.cli.train_options import TrainArguments, check_run
 from trl_margins.data import bundled
 from trl_margins.data.evaluation_factors import compute
+from trl_margins.generation.sampling import Sampling
 from trl_margins.links import CPO_LINKS
 from trl_margins.objective import Objective
 from trl_margins.pairs import PairLogps, PairView
@@ -857,6 +858,20 @@ def test_all_options_with_files_are_known_as_such():
         (["--noise_seed", "5"], "noise_seed"),
         (["--log_histograms", "--report_to", "none"], "log_histograms"),
         (["--hub_model_id", "a/b"], "hub_model_id"),
+        (["--hub_strategy", "end"], "hub_strategy"),
+        (["--optim", "sgd", "--adam_beta1", "0.5"], "adam_beta1"),
+        (["--optim", "lion_32bit", "--adam_beta2", "0.5", "--adam_epsilon", "0.5"], "adam_epsilon"),
+        (["--lr_scheduler_type", "constant", "--warmup_steps", "5"], "warmup_steps"),
+        (["--lr_scheduler_type", "constant_with_warmup", "--warmup_steps", "5"], None),
+        (["--logging_strategy", "epoch", "--eval_strategy", "no", "--logging_steps", "5"], "logging_steps"),
+        (["--logging_strategy", "epoch", "--eval_strategy", "steps", "--logging_steps", "5"], None),
+        (["--eval_strategy", "no", "--dataset_test_split", "x"], "dataset_test_split"),
+        (["--eval_strategy", "no", "--dataset_test_split", "x", "--eval_dataset_name", "e"], None),
+        (["--greater_is_better", "true"], "greater_is_better"),
+        (["--save_strategy", "no", "--save_only_model", "true"], "save_only_model"),
+        (["--ignore_data_skip", "true"], "ignore_data_skip"),
+        (["--base", "dpo", "--reward", "log-ratio", "--precompute_ref_batch_size", "3"], "precompute_ref_batch_size"),
+        (["--base", "dpo", "--reward", "log-ratio", "--ref_model_sync_steps", "3"], "ref_model_sync_steps"),
         (["--eval_strategy", "steps", "--eval_steps", "5", "--save_steps", "5", "--noise", "random:0.1"], None),
     ],
 )
@@ -883,6 +898,60 @@ def test_options_of_evaluate_that_nothing_reads(tiny_model, tmp_path, caplog):
     assert caplog.messages == []
     load(bench, pairs, eval_min_score_gap=1.0)
     assert caplog.messages == ["no effect of eval_min_score_gap: it is for pairs with scores, and there are none"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "unread"),
+    [
+        (ScoreArguments, {"encoder": "e", "num_layers": 2, "batch_size": 3, "device": "cpu"}, None),
+        (ScoreArguments, {"dtype": "float32", "trust_remote_code": True}, None),
+        (ScoreArguments, {"metric": "bertscore_f1", "encoder": "e", "batch_size": 3, "num_proc": 2}, "num_proc"),
+        (ScoreArguments, {"reward_model": "r", "dtype": "float32", "batch_size": 3, "device": "cpu"}, ""),
+        (AnchorsArguments, {"seed": 1, "noise_seed": 2}, None),
+        (AnchorsArguments, {"seed": 1, "max_pairs": 2, "noise": "random:0.1", "noise_seed": 2}, ""),
+    ],
+)
+def test_options_of_other_commands_that_nothing_reads(kind, options, unread, caplog):
+    """All of them, where `unread` is None."""
+    rest = {"checkpoints": ["m"], "output_dir": "o"} if kind is AnchorsArguments else {}
+    kind(dataset_name="d", **options, **rest)
+    named = [record.args[0] for record in caplog.records if "no effect" in record.msg]
+    assert sorted(named) == sorted(options if unread is None else unread.split())
+
+
+@pytest.mark.parametrize(
+    ("command", "unread"),
+    [
+        (["inspect", "DATA", "--max_length", "9", "--trust_remote_code", "true"], ["max_length", "trust_remote_code"]),
+        (["inspect", "UNSCORED", "--score_gap_threshold", "2"], ["score_gap_threshold"]),
+        (["inspect", "DATA", "--score_gap_threshold", "2"], []),
+        (["pairs", "LISTS", "--out", "OUT.jsonl", "--seed", "3"], ["seed"]),
+        (["pairs", "LISTS", "--out", "OUT.jsonl", "--seed", "3", "--strategy", "best-random"], []),
+        (["demo", "--data_only", "OUT", "--batch_size", "3", "--max_steps", "2"], ["max_steps", "batch_size"]),
+    ],
+)
+def test_options_that_a_whole_command_does_not_read(command, unread, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("trl_margins.cli.demo.make_demo_splits", lambda **options: {"train": preference_rows(3)})
+    preference_rows(3).to_json(tmp_path / "data.jsonl")
+    preference_rows(3).remove_columns(["score_chosen", "score_rejected"]).to_json(tmp_path / "unscored.jsonl")
+    lists = Dataset.from_list([{"prompt": "p", "responses": ["a", "b"], "scores": [1, 2]}])
+    lists.to_json(tmp_path / "lists.jsonl")
+    files = {name.upper(): str(tmp_path / f"{name}.jsonl") for name in ("data", "unscored", "lists")}
+    words = [files.get(word, word.replace("OUT", str(tmp_path / "out"))) for word in command]
+    assert main(words) == 0
+    assert [record.args[0] for record in caplog.records if "no effect" in record.msg] == unread
+
+
+def test_options_of_generate_that_nothing_reads(caplog):
+    def named(engine: str, temperature: float, **options: Any) -> list[Any]:
+        caplog.clear()
+        args = GenerateArguments(model_name_or_path="m", dataset_name="d", out="o.jsonl", **options)
+        _warn_of_unread(args, engine, [Sampling(n=1, temperature=temperature)])
+        return [record.args[0] for record in caplog.records]
+
+    assert named("vllm", 1.0, batch_size=2, top_p=0.5, seed=3) == ["batch_size"]
+    assert named("generate", 0.0, batch_size=2, top_p=0.5, top_k=4, seed=3) == ["top_p", "top_k", "seed"]
+    assert named("generate", 1.0, batch_size=2, top_p=0.5, top_k=4, seed=3) == []
 
 
 def test_a_name_with_a_dollar_that_is_there(tmp_path, monkeypatch):

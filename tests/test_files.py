@@ -37,11 +37,17 @@ from trl_margins.data.formats import as_plain, transformed
 from trl_margins.data.loading import load_splits, pick_split
 from trl_margins.data.media import without_decoding
 from trl_margins.data.noise import flip_labels
+from trl_margins.rows import open_rows
 from trl_margins.trainers.preparation import as_taken
 
 ROW = {"prompt": "a", "chosen": "b", "rejected": "c", "score_chosen": 2.0, "score_rejected": 1.0}
 LINE = json.dumps(ROW) + "\n"
 HEAD = "prompt,chosen,rejected\n"
+_TABLE, _PARQUET, _ARROW = pa.Table.from_pylist([ROW] * 3), pa.BufferOutputStream(), pa.BufferOutputStream()
+pq.write_table(_TABLE, _PARQUET)
+with pa.ipc.new_stream(_ARROW, _TABLE.schema) as _stream:
+    _stream.write_table(_TABLE)
+PARQUET, ARROW = (each.getvalue().to_pybytes() for each in (_PARQUET, _ARROW))
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 3\n"
 
 
@@ -234,6 +240,21 @@ def test_a_folder_of_images_beside_pairs(folder):
     assert row["image"]["path"].endswith("a.png")
     (row,) = rows_of(folder, decoded=["image"])
     assert row["image"].getpixel((0, 0)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("name", ["empty.txt", "code.py", "broken.tar"])
+def test_a_folder_with_files_that_are_no_data(name, folder):
+    (folder / name).write_text("x" * (name != "empty.txt"))
+    with pytest.raises((ValueError, FileNotFoundError), match=r"data has no file that is data \(.jsonl, .*: "):
+        load_splits(str(folder))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_row_that_repeats_the_header(streaming, folder):
+    write(folder, pairs__jsonl=LINE + json.dumps({**ROW, "chosen": "chosen", "rejected": "rejected"}) + "\n")
+    rows = load_splits(str(folder / "pairs.jsonl"), streaming=streaming)["train"]
+    with pytest.raises(ValueError, match="row 1 of the dev data set repeats the names of the columns, as a header"):
+        open_rows(rows, "dev")
 
 
 def test_a_folder_without_files(folder):
@@ -511,7 +532,7 @@ def test_a_file_that_only_looks_broken(name, content, row, folder):
         ("short.csv", HEAD + "a,b,c\n" * 3 + "a,b\n", "short.csv, line 5: 2 fields"),
         ("shifted.tsv", "prompt\tchosen\na\tb\tc\n", r"shifted.tsv, line 2: 3 fields.* that has '\\t'"),
         ("backslash.csv", HEAD + 'a,b,c\na,"b \\"b\\" b",c\n', "in the row after line 2: .*double quotes as two"),
-        ("wide.csv", (HEAD + "a,b,c\n").encode("utf-16"), "wide.csv, after line 0: .*; write the file in UTF-8"),
+        ("wide.csv", (HEAD + "a,b,c\n").encode("utf-16"), "wide.csv is written in UTF-16 or UTF-32: write"),
         ("latin.csv", (HEAD + "a,é,c\n" * 9).encode("latin-1"), "latin.csv, after line .*write the file in UTF-8"),
         ("cut.jsonl.xz", lzma.compress(LINE.encode() * 9)[:-30], "cut.jsonl.xz, after line 9: .*to its end"),
         ("inside.json", json.dumps({"n": 1, "data": [ROW, ROW]}), "inside.json is one object with its rows under"),
@@ -519,10 +540,28 @@ def test_a_file_that_only_looks_broken(name, content, row, folder):
         ("pandas.json", json.dumps({k: {"0": v, "1": v} for k, v in ROW.items()}), "is one object of columns"),
         ("pointer.csv", POINTER, "pointer.csv is only Git LFS's pointer to a file"),
         ("pointer.parquet", POINTER, "pointer.parquet is only Git LFS's pointer to a file"),
+        ("again.jsonl", json.dumps(LINE) + "\n", "again.jsonl, line 1: JSON that was made JSON again, .*: write"),
+        ("again.json", json.dumps([LINE]), "again.json: JSON that was made JSON again"),
+        ("whole.json", json.dumps(f"[{LINE}]"), "whole.json: JSON that was made JSON again"),
+        ("curly.jsonl", LINE.replace('"', "“"), "curly.jsonl, line 1: not JSON .*; its quotes are curly"),
         ("comma.jsonl", LINE.replace("}", "},"), "comma.jsonl, line 1: not JSON .Extra data"),
         ("python.jsonl", LINE + str(ROW) + "\n", "python.jsonl, line 2: not JSON"),
         ("dates.jsonl", LINE.replace('"b"', '"2024-01-01"'), "dates.jsonl: column 'chosen' has nothing but dates"),
-        ("no.arrow", LINE, "no.arrow cannot be read"),
+        ("no.arrow", LINE, "no.arrow is text by its content: give its name the ending of what it is"),
+        ("twice.jsonl.gz", gzip.compress(gzip.compress(LINE.encode())), "twice.jsonl.gz was compressed twice"),
+        ("both.csv.gz", gzip.compress(lzma.compress(HEAD.encode())), "both.csv.gz was compressed twice"),
+        ("whole.parquet.gz", gzip.compress(PARQUET), "whole.parquet.gz: parquet is not read where .*: decompress it"),
+        ("other.jsonl", PARQUET, "other.jsonl is Parquet by its content: call it other.parquet"),
+        ("other.csv.gz", gzip.compress(PARQUET), "by its content: decompress it, and call it other.parquet"),
+        ("other.parquet", ARROW, "other.parquet is Arrow by its content: call it other.arrow"),
+        ("cut.arrow", ARROW[:-60], "cut.arrow cannot be read: .*not written to its end: write it anew"),
+        ("cut.parquet", PARQUET[:-60], "cut.parquet cannot be read: .*not written to its end: write it anew"),
+        ("other.csv", LINE, "other.csv is JSON by its content: call it other.jsonl"),
+        ("page.csv", "\n<!DOCTYPE html>\n<html></html>\n", "page.csv is a web page"),
+        ("little.jsonl", LINE.encode("utf-16-le"), "little.jsonl is written in UTF-16 or UTF-32: write it in UTF-8"),
+        ("big.csv", (HEAD + "a,b,c\n").encode("utf-16-be"), "big.csv is written in UTF-16 or UTF-32"),
+        ("marks.jsonl", LINE + "\x1e" + LINE, "marks.jsonl, line 2: a record separator .RFC 7464. before the row"),
+        ("marks.json", "\x1e" + LINE, "marks.json, line 1: a record separator .RFC 7464. before the row: remove it"),
         ("pairs.zip", LINE, "pairs.zip: a data file is one of"),
     ],
     ids=lambda value: value if isinstance(value, str) and "." in value and len(value) < 16 else "",

@@ -20,6 +20,7 @@ from trl_margins.evaluation.sets import evaluation_set
 from trl_margins.rows import RowError, open_rows
 from trl_margins.rows.list_forms import is_rank
 from trl_margins.rows.lists import ASPECTS, ScoredList, ScoredLists
+from trl_margins.rows.prompts import open_prompts
 from trl_margins.rows.scores import find_score_columns
 from trl_margins.rows.turns import chat_turns
 from trl_margins.rows.votes import of_strength
@@ -731,6 +732,50 @@ def test_prompts_as_messages(prompt, turns):
     assert (each.prompt, each.responses) == (turns, [[bot("a")], [bot("b")]])
     (each,) = read(rows)
     assert (each.prompt, each.responses) == (prompt, ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "mark"),
+    [
+        ("Human: hi\nAssistant: yo\nHuman: so?", "Assistant:"),
+        ("User: hi\nBot: yo\nUser: so?", "User:"),
+        ("<|im_start|>user\nhi<|im_end|>", "<|im_start|>"),
+        ("\n\nHuman: hi\n\nAssistant: yo\nHuman: so?\nAssistant: no\n\nHuman: oh", "Assistant:"),
+        ("Which user: me?", None),
+    ],
+)
+def test_turns_that_stay_together_are_told(prompt, mark, caplog):
+    rows = [{"prompt": prompt, "responses": ["a", "b"], "scores": [1, 2]}]
+    with caplog.at_level(logging.WARNING, "trl_margins"):
+        read(rows, as_chat=True)
+    assert (f"1 prompts mark turns (the first is in row 0, by its {mark!r})" in caplog.text) == (mark is not None)
+    rows = [{"prompt": prompt} for _ in range(2)]
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "trl_margins"):
+        open_prompts(Dataset.from_list(rows), "asked", as_chat=True)
+    assert ("2 prompts mark turns (the first is in row 0" in caplog.text) == (mark is not None)
+
+
+@pytest.mark.parametrize("unrated", [0, 1])
+def test_an_answer_that_has_no_rating_is_left_out(unrated, caplog):
+    """The others are rated as they are alone; where none is, that is an error."""
+    answers = [{"response": text, "tokens": 3, "score": i} for i, text in enumerate("abc")]
+    del answers[unrated]["score"]
+    if not unrated:  # a number that is no rating would be asked for
+        del answers[unrated]["tokens"]
+    caplog.set_level(logging.INFO, "trl_margins")
+    (each,) = read([{"prompt": "p", "completions": json.dumps(answers)}])
+    assert each.scores == [i for i in range(3) if i != unrated]
+    assert "1 answers have no score, and were left out" in caplog.text
+    with pytest.raises(RowError, match="column 'completions' of the lists: no answer has a rating: score the answers"):
+        read([{"prompt": "p", "completions": json.dumps([{"response": "a"}, {"response": "b"}])}])
+
+
+def test_blank_answers_are_told_of_an_evaluation(caplog):
+    rows = [{"prompt": "p", "responses": ["a", " "], "scores": [1, 2]}]
+    with caplog.at_level(logging.WARNING, "trl_margins"):
+        evaluation_set(Dataset.from_list(rows), "lists")
+    assert "lists: 1 answers have no text (the first is in row 0)" in caplog.text
 
 
 def test_messages_system_and_template():

@@ -27,7 +27,7 @@ from trl_margins.rows.limited import limited
 from trl_margins.rows.mixed import mixed
 from trl_margins.rows.opened import column_names
 from trl_margins.rows.references import referred
-from trl_margins.rows.tokens import PairTokenizer
+from trl_margins.rows.tokens import PairTokenizer, unread
 
 TOOLS = (
     "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}<s>{{ m['role'] }}:{{ m['content'] }}"
@@ -90,6 +90,59 @@ def test_dialogues_with_line_ends_of_windows_are_read():
     assert [PreferenceRow(row.prompt.replace("\r", ""), row.completions) for row in windows] == plain
 
 
+DIALOGUES = [  # as templates and transcripts write one, and the mark that an error names
+    ("<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n{}<|im_end|>\n", "<|im_start|>"),
+    ("<s>[INST] {} [/INST] {}</s>", "[INST]"),
+    ("A chat. USER: {} ASSISTANT: {}</s>", "USER:"),
+    ("<|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|><|start_header_id|>x {}", "<|start_header_id|>"),
+    ("<start_of_turn>user\n{}<end_of_turn>\n<start_of_turn>model\n{}", "<start_of_turn>"),
+    ("<|user|>\n{}</s>\n<|assistant|>\n{}", "<|user|>"),
+    ("<｜User｜>{}<｜Assistant｜>{}", "<｜User｜>"),
+    ("Below is a task.\n\n### Instruction:\n{}\n\n### Response:\n{}", "### Instruction:"),
+    ("### Human: {}### Assistant: {}", "### Human:"),
+    ("**User:** {}\n\n**AI:** {}", "**User:"),
+    ("q: {}\nA: {}", "q:"),
+    ("[USER] {}\n[BOT] {}", "[USER]"),
+]
+
+
+@pytest.mark.parametrize(("written", "mark"), DIALOGUES, ids=[mark for _, mark in DIALOGUES])
+def test_dialogues_that_are_written_otherwise_are_refused(written, mark):
+    """Alone, the words with which both answers begin would be the prompt's; beside it, it would be there twice."""
+    rows = [
+        {side: written.format(f"is it {i}?", f"so {side} {i}") for side in ("chosen", "rejected")} for i in range(3)
+    ]
+    with pytest.raises(ValueError, match=rf"row 0 .*look like dialogues, by their {re.escape(repr(mark))}.*messages"):
+        open_rows(Dataset.from_list(rows), "train")
+    rows = [{"prompt": f"is it {i}?", **row} for i, row in enumerate(rows)]
+    with pytest.raises(ValueError, match=r"row 0 .* and their prompt in it, as in all 3 rows"):
+        open_rows(Dataset.from_list(rows), "train")
+
+
+@pytest.mark.parametrize("text", ["Ask: why {}", "the user: {}, a model: b", "[1] {} <b>x</b> <|endoftext|>"])
+def test_text_that_is_no_dialogue_is_read(text):
+    rows = [{side: text.format(f"{i} {side}") for side in ("chosen", "rejected")} for i in range(3)]
+    (row, *_) = open_rows(Dataset.from_list(rows), "train")
+    assert row.prompt + row.completions[0] == rows[0]["chosen"]
+
+
+@pytest.mark.parametrize("before", ["", "\n", "\n\n "])
+@pytest.mark.parametrize("prompt", ["Q one", "Q one\n", "\nQ one "])
+def test_white_space_before_a_prompt_that_is_repeated(prompt, before):
+    rows = [{"prompt": prompt, "chosen": f"{before}Q one\nyes", "rejected": "Q one\nno"}] * 2
+    (row, _) = open_rows(Dataset.from_list(rows), "train")
+    assert [(row.prompt + part).split() for part in row.completions] == [["Q", "one", "yes"], ["Q", "one", "no"]]
+
+
+def test_some_completions_hold_their_prompt(caplog):
+    some = [{"prompt": "is it?", "chosen": "To is it? yes", "rejected": "To is it? no"}]
+    others = [{"prompt": "or not?", "chosen": "[INST] yes", "rejected": "no"}]
+    with caplog.at_level(logging.WARNING, "trl_margins"):
+        open_rows(Dataset.from_list(some + others), "train")
+    assert "in 1 of 2 text rows, not in all, chosen and rejected begin with the same text, and their" in caplog.text
+    assert "in 1 of 2 rows a completion holds turns of the user (the first is row 1)" in caplog.text
+
+
 def test_messages_in_a_mapping_as_json_text_are_read():
     turns = [[{"role": "user", "content": "q"}, {"role": "assistant", "content": each}] for each in "ab"]
     for key in ("messages", "conversations"):
@@ -104,7 +157,48 @@ def test_conversations_as_json_text_are_read():
     assert next(iter(open_rows(rows, "train"))).prompt == [says("user", "q")]
 
 
+def test_messages_that_were_made_json_twice_are_read():
+    twice = {
+        side: json.dumps(json.dumps([says("user", "q"), says("assistant", side)])) for side in ("chosen", "rejected")
+    }
+    found = next(iter(open_rows(Dataset.from_list([twice] * 2), "train")))
+    assert found == PreferenceRow(
+        [says("user", "q")], [[says("assistant", "chosen")], [says("assistant", "rejected")]]
+    )
+    curly = {side: json.dumps([says("assistant", side)]).replace('"', "”") for side in twice}
+    with pytest.raises(ValueError, match=r"column 'chosen', row 0 .* its quotes are curly: save"):
+        open_rows(Dataset.from_list([curly] * 2), "train")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "error"),
+    [
+        ([says("user", "q")], "column 'chosen', row 0 .* begins with a system message, 's': put it in front"),
+        ("q", "row 0 .* begin with a system message, and not with the prompt 'q', which would be lost"),
+    ],
+)
+def test_a_system_message_within_completions(prompt, error):
+    row = {side: [says("system", "s"), says("assistant", side)] for side in ("chosen", "rejected")}
+    with pytest.raises(ValueError, match=error):
+        open_rows(Dataset.from_list([{"prompt": prompt, **row}]), "train")
+    whole = {side: [says("system", "s"), says("user", "q"), *row[side][1:]] for side in row}
+    found = next(iter(open_rows(Dataset.from_list([{"prompt": prompt, **whole}]), "train")))
+    assert found.prompt == whole["chosen"][:2]
+
+
+def test_a_column_that_may_say_which_answer_is_better(caplog):
+    with caplog.at_level(logging.WARNING, "trl_margins"):
+        open_rows(preference_rows(2).add_column("label", [0, 1]), "train")
+    assert "column 'label' is not read: whatever it says, chosen is the better" in caplog.text
+
+
 # What a template reads
+
+
+def test_any_key_of_a_message_that_the_template_does_not_read(tokenizer):
+    message = says("assistant", "a", name="Bo", text="t")
+    row = PreferenceRow([says("user", "q")], [[message]] * 2)
+    assert [note.split(" is ")[0] for note in unread([row], tokenizer)] == ["'name'", "'text'"]
 
 
 def test_a_row_has_its_own_tools(tiny_model, tmp_path):

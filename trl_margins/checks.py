@@ -405,8 +405,8 @@ def values_of(value: Any, key: str = "") -> Any:
         return [values_of(each, key) for each in value]
     if not isinstance(value, str) or key.endswith("revision"):  # a commit may have digits alone
         return value
-    if (text := value.strip().lower()) in ("true", "false"):
-        return text == "true"
+    if (text := value.strip().lower()) in ("true", "false", "yes", "no"):
+        return text in ("true", "yes")
     if _NUMBER.fullmatch(text):
         return float(text) if {".", "e"} & set(text) else int(text)
     return value

@@ -18,7 +18,7 @@ from ..disk import write, written
 from ..pairs import IS_FLIPPED, ROW
 from ..report.summaries import flips_of_parts
 from ..tables import markdown_table
-from .options import OptionsParser, option
+from .options import OptionsParser, option, warn_of_unread
 from .select import OF_THE_RUN, AnchorOptions, anchor_trainer, as_in_training, say_dropped
 from .setup import check_writable, find_model
 
@@ -56,6 +56,8 @@ class AnchorsArguments(AnchorOptions):
         check_names("checkpoints", self.checkpoints)
         if self.noise:
             parse_noise(self.noise)
+        unread = (("noise_seed", self.noise, "noise"), ("seed", self.max_pairs is not None, "max_pairs"))
+        warn_of_unread(unread, self)
 
     defaults: ClassVar[Mapping[str, Any]] = {**AnchorOptions.defaults, "beta": 2.5, "gamma_beta_ratio": 0.1}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..data.demo import bundled_model_path, make_demo_splits
 from ..evaluation.tables import pair_table
-from .options import Options, OptionsParser, option
+from .options import Options, OptionsParser, option, warn_of_unread
 from .setup import check_writable, load_model, load_tokenizer
 
 METRICS = {
@@ -36,6 +36,7 @@ class DemoArguments(Options):
 def main(argv: Sequence[str]) -> int:
     """Creates the data, trains, prints the metrics before and after."""
     (args,) = OptionsParser("demo", DemoArguments).parse(argv)
+    warn_of_unread([("output_dir max_steps batch_size learning_rate", not args.data_only, "training")], args)
     data = make_demo_splits(seed=args.seed)
     if args.data_only:
         check_writable(args.data_only)

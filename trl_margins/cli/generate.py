@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.loading import load_splits, pick_split
-from .options import DTYPES, OptionsParser, RowOptions, option, usage
+from .options import DTYPES, OptionsParser, RowOptions, option, usage, warn_of_unread
 from .setup import (
     base_of,
     check_files,
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from ..generation.store import Store
     from ..rows import PreferenceRow
     from ..rows.form import Message
+
+logger = logging.getLogger(__name__)
 
 BENCHMARKS = ("alpaca-eval", "arena-hard", "mt-bench")
 OR_THE_BENCHMARKS = ", or the benchmark's with --for"
@@ -108,10 +111,20 @@ def main(argv: Sequence[str]) -> int:
     tokenizer = load_tokenizer(args.model_name_or_path, trust_remote_code=args.trust_remote_code)
     rows = prompts_of(args, tokenizer)
     engine = engine_of(args.engine)
+    _warn_of_unread(args, engine, [sampling])
     store = store_of(args, engine, args.out, sampling, weights_of(args.model_name_or_path))
     answer(rows, answering(args, engine, tokenizer), sampling, store, Path(args.dataset_name).name, shard)
     print(args.out)
     return 0
+
+
+def _warn_of_unread(args: GenerateArguments, engine: str, settings: Sequence[Sampling]) -> None:
+    draws = any(each.draws_tokens for each in settings)
+    unread = (
+        ("batch_size", engine == "generate", "the engine generate, and this is " + engine),
+        ("top_p top_k seed", draws, "a temperature above 0"),
+    )
+    warn_of_unread(unread, args)
 
 
 def given(args: GenerateArguments) -> dict[str, Any]:
@@ -157,6 +170,7 @@ def answer_benchmark(args: GenerateArguments, name: str) -> int:
     tokenizer = load_tokenizer(args.model_name_or_path, trust_remote_code=args.trust_remote_code)
     prepare_tokenizer(tokenizer, [name])
     engine = engine_of(args.engine)
+    _warn_of_unread(args, engine, settings)
     asked, template = answering(args, engine, tokenizer), template_of(args, tokenizer)
     weights = weights_of(args.model_name_or_path)  # which takes a while, so once for all turns
 
@@ -176,15 +190,19 @@ def prompts_of(args: GenerateArguments, tokenizer: Any) -> list[PreferenceRow]:
     """The rows to answer."""
     from ..rows import open_prompts
     from ..rows.tokens import prepare_tokenizer
-    from ..rows.turns import chat_turns
+    from ..rows.turns import chat_turns, unsplit_note
 
     dataset = pick_split(load_splits(args.dataset_name, args.dataset_config), args.dataset_split, args.dataset_name)
     as_chat = tokenizer.chat_template is not None if args.as_chat is None else args.as_chat
     name = Path(args.dataset_name).name
     rows = open_prompts(dataset, name, args.prompt_column, args.system_column, as_chat)[: args.max_prompts]
     if args.as_chat:  # of pairs, too, where that is said
-        rows = [row if row.is_conversational else replace(row, prompt=chat_turns(str(row.prompt))) for row in rows]
+        texts = {i: chat_turns(str(row.prompt)) for i, row in enumerate(rows) if not row.is_conversational}
+        rows = [replace(row, prompt=texts[i]) if i in texts else row for i, row in enumerate(rows)]
+        if note := unsplit_note((prompt, i) for i, prompt in texts.items()):
+            logger.warning("%s: %s", name, note)
     are_chat = any(row.is_conversational for row in rows)
+    warn_of_unread([("as_chat", args.as_chat or not are_chat, "prompts in text, and these are messages")], args)
     prepare_tokenizer(tokenizer, [name] if are_chat else [])
     if args.chat_template_kwargs is not None and not are_chat:
         raise ValueError(

@@ -18,8 +18,9 @@ from ..data.loading import chosen_splits
 from ..disk import write
 from ..report.audit_text import audit_text
 from ..rows import RowReader
+from ..rows.scores import find_score_columns
 from ..rows.tokens import read_batch, tokenize_or_errors, unread
-from .options import LENGTH, OptionsParser, ScoredRowOptions, data_first, option, usage
+from .options import LENGTH, OptionsParser, ScoredRowOptions, data_first, option, usage, warn_of_unread
 from .pairs import lists_text, summaries_of_lists
 from .setup import check_files, load_tokenizer, max_length_of
 
@@ -97,6 +98,9 @@ def main(argv: Sequence[str]) -> int:
             if args.json:
                 write(args.json, json.dumps({"lists": lists}, indent=2) + "\n")
             return 0
+    of_model = "max_length trust_remote_code", args.model_name_or_path, "a model's tokenizer (--model_name_or_path)"
+    scored = (find_score_columns(split.column_names, args.score_columns, strict=False) for split in splits.values())
+    warn_of_unread((of_model, ("eval_min_score_gap score_gap_threshold", any(scored), "pairs with scores")), args)
     measure = None
     if args.model_name_or_path:
         measure = in_tokens_of(load_tokenizer(args.model_name_or_path, trust_remote_code=args.trust_remote_code))

@@ -109,7 +109,8 @@ def _load(part: DatasetConfig, split: str) -> Dataset:
     from datasets import load_dataset
 
     if Path(part.path).expanduser().exists() and part.data_dir is None and part.data_files is None:
-        rows: Any = pick_split(load_splits(part.path, part.name, decoded=IMAGES), split, part.path)
+        rows: Any = load_splits(part.path, part.name, decoded=IMAGES)
+        rows = pick_split(rows, split, part.path, "`split` in its entry of `datasets` (mixture_weights takes a share)")
     else:
         rows = load_dataset(part.path, part.name, data_dir=part.data_dir, data_files=part.data_files, split=split)
     return rows if part.columns is None else rows.select_columns(part.columns)

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 from argparse import Action, ArgumentDefaultsHelpFormatter, ArgumentParser
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field
 from itertools import pairwise
@@ -16,7 +16,7 @@ from typing import Any
 from trl import TrlParser
 from yaml import YAMLError
 
-from ..checks import PATHS, Takes, check_options, check_text, options_of, shown
+from ..checks import PATHS, Takes, check_options, check_text, default_of, options_of, shown
 from .config_file import Settings, check_known, read_yaml, typed
 from .launcher import NO, check_environment
 from .setup import MAX_LENGTH
@@ -62,6 +62,20 @@ class ScoredRowOptions(RowOptions):
     """How to read a data set and its scores."""
 
     score_columns: list[str] | None = option("Score columns, if they do not have one of the usual names.", None)
+
+
+def warn_of_unread(rows: Iterable[tuple[str, Any, str]], *options: Any) -> None:
+    """Names the options that are set, and that nothing reads beside the others.
+
+    Args:
+        rows: names, whether they are read, and what they are for.
+        options: dataclasses that have them; a name that none has is passed over.
+    """
+    for names, is_read, when in rows:
+        for name in () if is_read else names.split():
+            of = next((each for each in options if name in each.__dataclass_fields__), None)
+            if of is not None and getattr(of, name) != default_of(of.__dataclass_fields__[name]):
+                logger.warning("no effect of %s: it is for %s", name, when)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from ..rows.form import COMPLETIONS, text_of
 from ..rows.list_forms import list_form
 from ..rows.lists import ScoredLists
 from ..tables import aligned
-from .options import OptionsParser, ScoredRowOptions, data_first, option
+from .options import OptionsParser, ScoredRowOptions, data_first, option, warn_of_unread
 from .score import FILES, check_output, check_place, write
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ def main(argv: Sequence[str]) -> int:
     """Makes the pairs, writes them, prints what they are."""
     parser = OptionsParser("pairs", PairsArguments, usage="trl-margins pairs LISTS --out FILE [options]")
     (args,) = parser.parse(data_first(argv))
+    draws = args.strategy != "best-worst" or args.balance_length
+    warn_of_unread([("seed", draws, "random draws, and best-worst makes none without balance_length")], args)
     splits = chosen_splits(args.dataset_name, args.dataset_config, args.dataset_split, decoded=None)
     check_output(args.out, splits, check_columns=False)
     check_place(args.out, args.dataset_name, len(splits))

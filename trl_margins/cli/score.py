@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..data.evaluation_factors import METRICS, add_evaluation_factor, check_evaluation_factors
+from ..data.evaluation_factors import BERTSCORE_METRICS, METRICS, add_evaluation_factor, check_evaluation_factors
 from ..data.loading import chosen_splits
 from ..disk import naming, written
 from ..rows import open_rows
 from ..tables import aligned
-from .options import DTYPES, OptionsParser, RowOptions, data_first, option
+from .options import DTYPES, OptionsParser, RowOptions, data_first, option, warn_of_unread
 from .setup import check_files, check_writable, find_model, load_tokenizer, weights_of
 
 if TYPE_CHECKING:
@@ -68,6 +68,16 @@ class ScoreArguments(RowOptions):
             if self.reward_model is None:
                 raise ValueError(f"{given[0]} is for a reward model: name one with --reward_model, or leave it out")
             raise ValueError(f"{given[0]} is for an evaluation factor: leave it out, or leave out --reward_model")
+        bertscore = self.metric in BERTSCORE_METRICS
+        of_both = bertscore or self.reward_model is not None
+        of_encoder = f"BERTScore (--metric {BERTSCORE_METRICS[-1]})"
+        unread = (
+            ("dtype trust_remote_code", self.reward_model is not None, "a reward model (--reward_model)"),
+            ("encoder num_layers", bertscore, of_encoder),
+            ("batch_size device", of_both, f"{of_encoder} and reward models"),
+            ("num_proc", not bertscore, "other metrics than BERTScore, which takes all rows in one process"),
+        )
+        warn_of_unread(unread, self)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from ..methods import METHODS
 from ..registry import RESERVED
 from ..rows.scores import check_given
 from .mixture import check_mixture
-from .options import option
+from .options import option, warn_of_unread
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +102,7 @@ def check_run(
     _check_model(config, model_args)
     _check_objective(config)
     _check_data(script, config, mixture)
-    _warn_of_unread(script, config)
+    warn_of_unread(_unread(script, config, mixture), script, config)
     data = script.dataset_name or mixture.datasets
     if script.dataset_name and mixture.datasets:
         raise ValueError(
@@ -116,22 +117,36 @@ def check_run(
         logger.warning("model_name_or_path and dataset_name: the file leaves one of them to the flags of train")
 
 
-def _warn_of_unread(script: TrainArguments, config: Any) -> None:
-    """Names the options that are set, and that nothing reads beside the others."""
-    evaluation, saving = (getattr(each, "value", each) for each in (config.eval_strategy, config.save_strategy))
-    for name, is_read, when in (
-        ("eval_steps", evaluation == "steps", "eval_strategy 'steps'"),
-        ("eval_delay", evaluation != "no", "an eval_strategy other than 'no'"),
-        ("save_steps", saving == "steps", "save_strategy 'steps'"),
-        ("save_total_limit", saving != "no", "a save_strategy other than 'no'"),
-        ("noise_seed", script.noise, "noise"),
-        ("log_histograms", config.report_to, "a tracker in report_to"),
-        ("hub_model_id", config.push_to_hub, "push_to_hub"),
-        ("hub_revision", config.push_to_hub, "push_to_hub"),
-    ):
-        of = script if hasattr(script, name) else config
-        if not is_read and getattr(of, name) != of.__dataclass_fields__[name].default:
-            logger.warning("no effect of %s: it is for %s", name, when)
+def _unread(script: TrainArguments, config: Any, mixture: DatasetMixtureConfig) -> Iterator[tuple[str, Any, str]]:
+    """For `warn_of_unread`."""
+    evaluation, saving, logging_, schedule, optim = (
+        getattr(getattr(config, name), "value", getattr(config, name))
+        for name in ("eval_strategy", "save_strategy", "logging_strategy", "lr_scheduler_type", "optim")
+    )
+    evaluates = evaluates_while_training(config) or script.eval_dataset_name
+    yield "eval_steps", evaluation == "steps", "eval_strategy 'steps'"
+    yield "eval_delay", evaluation != "no", "an eval_strategy other than 'no'"
+    yield "eval_accumulation_steps per_device_eval_batch_size dataset_test_split", evaluates, "an evaluation set"
+    yield "save_steps", saving == "steps", "save_strategy 'steps'"
+    yield "save_total_limit save_only_model", saving != "no", "a save_strategy other than 'no'"
+    # eval_steps are logging_steps where nothing else is said
+    yield "logging_steps", "steps" in (logging_, evaluation), "logging_strategy 'steps'"
+    yield "greater_is_better", config.metric_for_best_model, "metric_for_best_model"
+    yield "warmup_steps", schedule not in ("constant", "reduce_lr_on_plateau"), "a schedule with a warm-up"
+    yield "adam_beta1 adam_beta2", re.search("adam|lion|apollo", optim), "Adam and its like"
+    yield "adam_epsilon", re.search("adam|apollo", optim), "Adam and its like"
+    if config._base == "dpo":
+        yield "precompute_ref_batch_size", config.precompute_ref_log_probs, "precompute_ref_log_probs"
+        yield "ref_model_sync_steps ref_model_mixup_alpha", config.sync_ref_model, "sync_ref_model"
+    yield "gradient_checkpointing_kwargs", config.gradient_checkpointing, "gradient_checkpointing"
+    yield "length_column_name", config.train_sampling_strategy == "group_by_length", "sampling by length"
+    yield "noise_seed", script.noise, "noise"
+    yield "dataset_config dataset_streaming", not mixture.datasets, "dataset_name"
+    yield "log_histograms", config.report_to, "a tracker in report_to"
+    yield "trackio_space_id trackio_bucket_id", "trackio" in config.report_to, "trackio in report_to"
+    pushing = "hub_model_id hub_revision hub_strategy hub_private_repo hub_always_push push_pair_log"
+    yield pushing, config.push_to_hub, "push_to_hub"
+    yield "ignore_data_skip restore_callback_states_from_checkpoint", config.resume_from_checkpoint, "a resumed run"
 
 
 def chat_template(text: str) -> str:

@@ -24,6 +24,7 @@ _FOR_COLUMNS = (".csv", ".tsv")
 _DAMAGES = (OSError, EOFError, lzma.LZMAError, zlib.error)
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _TOO_DEEP = "lists or objects within one another, deeper than Python reads"
+_TWICE = "JSON that was made JSON again, so that a row is one text: write the rows themselves, once"
 _DAMAGED = "the file is damaged or was not written to its end"
 
 
@@ -110,6 +111,14 @@ def rows_inside(splits: Mapping[str, Dataset]) -> str | None:
     return None
 
 
+def rows_as_text(splits: Mapping[str, Dataset]) -> str | None:
+    """Why a file has a text for each row, in words."""
+    for rows in splits.values():
+        if rows.column_names == ["text"] and len(rows) and isinstance(_object(str(rows[0]["text"])), dict):
+            return _TWICE
+    return None
+
+
 def times_for_text(splits: Mapping[str, Any], columns: Sequence[str]) -> str | None:
     """Which text column of a JSON file was read as timestamps, because it holds only dates."""
     for rows in splits.values():
@@ -131,7 +140,8 @@ def why_unreadable(file: Path, error: Exception) -> str:
         return f"{file.name} has no rows"
     if "Recursion level" in said:
         return f"{file.name}: lists or objects lie more than 60 deep within one another, which Arrow does not hold"
-    return f"{file.name} cannot be read: {said}"
+    damaged = f"; {_DAMAGED}: write it anew, or get it again" if builder_of(file) in ("parquet", "arrow") else ""
+    return f"{file.name} cannot be read: {said}{damaged}"
 
 
 def python_rows(file: Path) -> Dataset:
@@ -162,7 +172,7 @@ def _problem_of(file: Path) -> str | None:
     try:
         with open_text(file) as lines:
             for number, line in enumerate(lines, start=1):
-                if number == 1 and ".jsonl" not in file.name.lower() and not _is_object(line):
+                if number == 1 and ".jsonl" not in file.name.lower() and not isinstance(_object(line), dict):
                     return _problem_of_document(line + lines.read())
                 if line.strip() and (problem := _problem_of_line(line)):
                     return f", line {number}: {problem}: {shortened(line.strip())}"
@@ -193,36 +203,45 @@ def _problem_of_columns(file: Path) -> str | None:
     return None
 
 
-def _is_object(line: str) -> bool:
+def _object(text: str) -> Any:
     try:
-        return isinstance(json.loads(line), dict)
+        return json.loads(text)
     except (json.JSONDecodeError, RecursionError):
-        return False
+        return None
 
 
 def _problem_of_document(text: str) -> str | None:
+    if text.startswith("\x1e"):
+        return f", line 1: {_problem_of_line(text)}"
     try:
         found = json.loads(text)
     except json.JSONDecodeError as error:
         return f", line {error.lineno}, character {error.colno}: not JSON ({error.msg})"
     except RecursionError:
         return f": {_TOO_DEEP}"
+    if isinstance(found, str) and isinstance(_object(found), dict | list):
+        return f": {_TWICE}"
     return None if isinstance(found, list | dict) else ": not a list of rows, nor one row per line"
 
 
 def _problem_of_line(line: str) -> str | None:
     """What keeps a line from being a row."""
+    if line.startswith("\x1e"):
+        return "a record separator (RFC 7464) before the row: remove it, for example with tr -d '\\036'"
     try:
         row = json.loads(line, object_pairs_hook=_without_repeats)
         json.dumps(row, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
-        return f"not JSON ({error.msg} at character {error.pos})"
+        curly = "; its quotes are curly, write straight ones" if {*"“”„"} & {*line[: error.pos + 2]} else ""
+        return f"not JSON ({error.msg} at character {error.pos}{curly})"
     except RecursionError:
         return _TOO_DEEP
     except UnicodeEncodeError:
         return "half of a surrogate pair, which is not a character"
     except ValueError as error:
         return str(error)
+    if isinstance(row, str) and isinstance(_object(row), dict | list):
+        return _TWICE
     return None if isinstance(row, dict) else "not an object with a value for each column, so correct or remove it"
 
 

@@ -5,6 +5,7 @@ within lists without end.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -28,6 +29,9 @@ _BY_CONTENT = {
     b"Rar!": ".rar",
     b"7z\xbc\xaf\x27\x1c": ".7z",
 }
+# Formats by their first bytes, and the suffix of their files
+_FORMATS = {b"PAR1": ("Parquet", ".parquet"), b"ARROW1": ("Arrow", ".arrow"), b"\xff\xff\xff\xff": ("Arrow", ".arrow")}
+_BYTE_ORDERS = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")  # of UTF-16 and UTF-32
 ANY_SIZE = 2**30  # bytes that any file may become; more, only if they are not these times its size
 TIMES = 100  # text becomes five times as large, a log of one line a few dozen
 TIMES_DECODED = 1000  # of Parquet, which holds a repeated value once
@@ -52,10 +56,45 @@ def check_expansion(file: Path, only_first: bool = False) -> None:
     found = ".tar" if start[257:262] == b"ustar" else found
     if found and file.suffix.lower() != found:
         raise ValueError(f"{file.name} is a {found} file by its content: unpack it, or call it {file.name}{found}")
+    check_format(file, bool(found))
     if builder_of(file) == "parquet" and not found:
         _check_parquet(file)
     elif builder_of(file) in ("json", "csv"):
         _check_text(file, bool(found), start.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"[", only_first)
+
+
+def check_format(file: Path, is_compressed: bool) -> None:
+    """
+    Raises:
+        ValueError: a file of another format than its name says, or one that was compressed twice.
+    """
+    start, builder, name = next(_blocks(file, 2**10), b""), builder_of(file), file.name.split(".")[0]
+    word, suffix = next((_FORMATS[mark] for mark in _FORMATS if start.startswith(mark)), ("", ""))
+    binary = builder in ("parquet", "arrow")
+    if is_compressed and binary:
+        raise ValueError(f"{file.name}: {builder} is not read where it is compressed as a whole: decompress it")
+    if is_compressed and any(start.startswith(mark) for mark in _BY_CONTENT):
+        raise ValueError(f"{file.name} was compressed twice: decompress it once")
+    if word and builder_of(Path(f"x{suffix}")) != builder:
+        first = "decompress it, and " * is_compressed
+        raise ValueError(f"{file.name} is {word} by its content: {first}call it {name}{suffix}")
+    begin = start.lstrip(b"\xef\xbb\xbf \t\r\n")[:40]
+    if begin.lower().startswith((b"<!doctype", b"<html")):
+        raise ValueError(f"{file.name} is a web page, perhaps one that says why there is no file: get the file itself")
+    is_pointer = begin.startswith(b"version https://git-lfs")  # of which `check_file` knows more
+    if (
+        binary
+        and not word
+        and begin
+        and not is_pointer
+        and all(byte in b"\t\r\n" or 32 <= byte < 127 for byte in begin)
+    ):
+        raise ValueError(f"{file.name} is text by its content: give its name the ending of what it is, such as .jsonl")
+    wide = len(start) > 3 and any(start[i:16:2].strip(b"\0") == b"" for i in (0, 1)) and start[:16].strip(b"\0")
+    if not binary and (wide or start.startswith(_BYTE_ORDERS)):
+        raise ValueError(f"{file.name} is written in UTF-16 or UTF-32: write it in UTF-8")
+    if builder == "csv" and re.match(rb'[\[\s]*\{\s*"', begin):
+        raise ValueError(f"{file.name} is JSON by its content: call it {name}.jsonl")
 
 
 def memory() -> int:
@@ -140,10 +179,10 @@ class _Nesting:
         self._depth, self._quotes, self._lines = int(depths[-1]), int(within[-1]), self._lines + int(ends.sum())
 
 
-def _blocks(file: Path) -> Iterator[bytes]:
+def _blocks(file: Path, size: int = _BLOCK) -> Iterator[bytes]:
     try:
         with LocalFileSystem().open(str(file.absolute()), "rb", compression="infer") as content:
-            while block := content.read(_BLOCK):
+            while block := content.read(size):
                 yield block
     except Exception:  # of a damaged file, or without a library: whoever reads it says so
         return

@@ -21,13 +21,14 @@ from .broken_files import (
     innermost,
     problem_of,
     python_rows,
+    rows_as_text,
     rows_inside,
     times_for_text,
     why_unreadable,
 )
 from .differing_files import check_columns, joined
 from .expansion import check_expansion
-from .local_files import builder_of, existing, files_of, is_plain, is_saved, linked, literal
+from .local_files import BUILDERS, builder_of, existing, files_of, is_plain, is_saved, linked, literal
 from .media import without_decoding
 
 _MISSING = ["", "NaN", "nan", "NA", "N/A", "null", "NULL", "None"]  # in the other columns of a table
@@ -100,7 +101,14 @@ def _read(path: Path, config: str | None, streaming: bool) -> DatasetDict:
         source = str(path) if plain else builder_of(next(iter(splits.values()))[0])
         options = {"name": config} if plain else {}
     if not splits:
-        return datasets.load_dataset(str(path), config, streaming=streaming)
+        try:
+            return datasets.load_dataset(str(path), config, streaming=streaming)
+        except ImportError:  # says what is missing
+            raise
+        except Exception as error:
+            kinds = ", ".join(BUILDERS)
+            why = f"{path} has no file that is data ({kinds}, or images with metadata): {innermost(error)}"
+            raise (FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError)(why) from error
     files = [file for each in splits.values() for file in each]
     for file in files:
         check_expansion(file, only_first=streaming)
@@ -121,6 +129,8 @@ def _read(path: Path, config: str | None, streaming: bool) -> DatasetDict:
     except Exception as error:  # the libraries have a dozen kinds, which seldom name the file
         if problem := problem_of(files):
             raise ValueError(problem) from error
+        if streaming and len(files) == 1:
+            raise ValueError(why_unreadable(files[0], error)) from error
         if streaming:
             raise ValueError(f"{path} cannot be read: {innermost(error)}") from error
         if len(files) > 1:
@@ -129,6 +139,8 @@ def _read(path: Path, config: str | None, streaming: bool) -> DatasetDict:
             loaded = DatasetDict({split: _one(files[0], read) for split in splits})
     if not streaming and (found := rows_inside(loaded)):
         raise ValueError(f"{path.name} is one object {found}: write only the rows, one object per line")
+    if not streaming and (found := rows_as_text(loaded)):
+        raise ValueError(f"{path.name}: {found}")
     if builder_of(files[0]) == "json" and (found := times_for_text(loaded, _texts())):
         raise ValueError(f"{path.name}: {found}: write it as Parquet or CSV")
     return loaded

@@ -20,6 +20,7 @@ from trl.trainer.utils import add_fused_lm_head
 from ..checks import unknown
 from ..forward.checked import Ways, checked_ways
 from ..forward.head import causal_model, logits_will_do, why_not_fused
+from ..forward.positions import positions_of, trained_positions
 from ..forward.precision import narrow_dtype
 from ..forward.shared_prompt import shared_token_logps, why_not_shared
 from ..forward.shared_rows import shared_rows, width_step
@@ -228,10 +229,28 @@ def completion_tokens(
                 f"; in {n_emptied} of {len(rows)} rows the prompt alone fills it, so nothing is left of the "
                 "completions: pairs and lists are left out, those of RM-Bench have the reward 0"
             )
+    if not model.config.is_encoder_decoder:
+        _check_positions(model, found, name)
     if n_cut:
         total = sum(len(row.ids) for row in found)
         logger.warning(f"{name}: {n_cut} of {total} completions are cut to {limit}{emptied}")
     return found
+
+
+def _check_positions(model: Any, tokens: Sequence[CompletionTokens], name: str) -> None:
+    lengths = [max(map(len, row.ids), default=0) for row in tokens]
+    table, made_for = positions_of(model), trained_positions(model)
+    if table is not None and max(lengths, default=0) > table:
+        raise ValueError(
+            f"row {lengths.index(max(lengths))} of {name} has {max(lengths)} tokens, and the model has {table} "
+            f"positions: set max_length={table} (--max_length {table}) or less"
+        )
+    if made_for is not None and (n_long := sum(length > made_for for length in lengths)):
+        logger.warning(
+            "%s: %d of %d rows are longer than the %d positions that the model was made for (the longest has %d "
+            "tokens): --max_length %d would cut them",
+            *(name, n_long, len(tokens), made_for, max(lengths), made_for),
+        )
 
 
 def _cpo_tokens(

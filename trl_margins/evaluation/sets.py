@@ -15,7 +15,7 @@ from ..rows import PreferenceRow, open_rows
 from ..rows.form import COMPLETIONS, Message, is_list_of, says
 from ..rows.list_forms import FORMS, list_form
 from ..rows.lists import ScoredLists, row_of
-from ..rows.opened import first_row
+from ..rows.opened import first_row, is_blank
 from ..rows.scores import ScoreError, check_scores, find_score_columns, problem_of, refuse_class_labels
 from .reward_bench import SUBSETS
 from .rm_bench import STYLES, domain_of
@@ -140,6 +140,12 @@ def _as_messages(row: Mapping[str, str]) -> dict[str, list[Message]]:
 def _listwise(lists: ScoredLists, name: str) -> EvaluationSet:
     found = [each.distinct() for each in lists]  # an answer is no better than itself
     rows = [PreferenceRow(each.prompt, each.responses, each.template) for each in found]
+    if blank := [each.row for each in found for part in each.responses if is_blank(part)]:
+        logger.warning(
+            "%s: %d answers have no text (the first is in row %d): they are ranked by how probable it is to say "
+            "nothing. If that is not intended, drop them",
+            *(name, len(blank), blank[0]),
+        )
     return EvaluationSet(name, "listwise", rows, [each.scores for each in found])
 
 

@@ -25,3 +25,9 @@ def positions_of(model: Any) -> int | None:
             before = getattr(module, "offset", 0 if module.padding_idx is None else module.padding_idx + 1)
             found.append(module.num_embeddings - before)
     return min(found, default=None)
+
+
+def trained_positions(model: Any) -> int | None:
+    """Positions that a model with rotary ones, which go on beyond, was made for; None for one with others."""
+    config = model.config.get_text_config()
+    return getattr(config, "max_position_embeddings", None) if getattr(config, "rope_parameters", None) else None

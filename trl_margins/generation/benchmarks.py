@@ -122,6 +122,8 @@ def decoding_of(name: str, questions: Sequence[Question], family: str | None, **
             f"{benchmark.title} has no decoding settings of its own: name the model family with --decoding "
             f"({', '.join(SIMPO_DECODING)}), whose settings are SimPO's, or give --temperature and --max_new_tokens"
         )
+    if family is not None and benchmark.decoding is not None:
+        logger.warning("no effect of decoding: %s says itself how its questions are answered", benchmark.title)
     settings = []
     for question in questions:
         usual = benchmark.decoding(question) if benchmark.decoding else of_family or _decoding(0.0, 1)

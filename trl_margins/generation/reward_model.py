@@ -19,7 +19,7 @@ from ..rows import PreferenceRow, RowError, open_rows, tokenize
 from ..rows.form import Part, says, text_of
 from ..rows.list_forms import list_form
 from ..rows.lists import ScoredLists
-from ..rows.turns import chat_turns
+from ..rows.turns import chat_turns, unsplit_note
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +120,10 @@ def tokens_to_score(rows: Sequence[PreferenceRow], tokenizer: Any, split: str) -
         two = iter(_as_two(tokenizer, [(row, answer) for row in rows for answer in row.completions]))
         return [[next(two) for _ in row.completions] for row in rows]
     if tokenizer.chat_template is not None:
+        were_text = {i for i, row in enumerate(rows) if not row.is_conversational}
         rows = [_as_chat(row) for row in rows]
+        if note := unsplit_note((row.prompt, i) for i, row in enumerate(rows) if i in were_text):
+            logger.warning("%s: %s", split, note)
     elif any(row.is_conversational for row in rows):
         raise ValueError(
             f"{split} has messages, and the reward model's tokenizer has no chat template to render them: save one in "

@@ -52,6 +52,11 @@ class Sampling:
                 "temperature"
             )
 
+    @property
+    def draws_tokens(self) -> bool:
+        """Whether answers are drawn, and not the most probable ones."""
+        return self.temperature >= _GREEDY
+
     def seed_of(self, ids: Sequence[int], index: int) -> int:
         """63 bits for one answer to a prompt."""
         digest = blake2b(np.asarray([self.seed, index, *ids], dtype="<i8").tobytes(), digest_size=8).digest()

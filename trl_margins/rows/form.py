@@ -6,6 +6,7 @@ import ast
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from reprlib import repr as shortened
 from typing import Any
@@ -39,8 +40,25 @@ _ROLES |= {role: role for role in ("system", "user", "assistant", "tool")}  # in
 _SHAREGPT_ROLES = {**_ROLES, "model": "assistant", "observation": "tool"}  # of from/value messages
 # Begins a turn of Anthropic's dialogues, which are text; and what begins one in a dialogue that was written otherwise
 DIALOGUE = re.compile(r"(?:\r?\n){2}(?:Human|Assistant):")
+# What begins a turn in text, as chat templates write it; in transcripts, what someone asks and someone answers
+OF_TEMPLATES = re.compile(
+    r"[<\[](?i:[|｜][^<>|｜]*(?:im_start|start[_▁]of|header|turn|user|human|assist|system|bot|prompter)[^<>|｜]*[|｜]>"
+    r"|\|(?:start|message)\|>|/?INST\]|</?SYS>>|start_of_turn>|extra_id_\d>"
+    r"|\|?(?:user|human|assistant|bot|system)\|?[>\]])"
+)
 _LIKE_DIALOGUE = re.compile(r"(?:^|[\r\n]|\\n)[ \t]*(?:Human|Assistant)[ \t]*:")
+_LINE = r"(?i:(?:^|[\r\n]|\\n|</?s>|###)[-#*_> \t]*"
+_ASKS = re.compile(
+    r"\b(?:USER|User|HUMAN|Human)[ \t]*:|"
+    rf"{_LINE}(?:user|human|customer|client|patient|student|instruct(?:ion)?|question|query|input|q)[*_ \t]*[:：])"
+)
+_ANSWERS = re.compile(
+    r"\b(?:ASSISTANT|Assistant|BOT|Bot|AI|GPT)[ \t]*:|"
+    rf"{_LINE}(?:assistant|(?:chat)?bot|ai|(?:chat)?gpt|model|agent|doctor|teacher|response|answer|output|a)"
+    r"[*_ \t]*[:：])"
+)
 _NOT_THE_MODEL = ("system", "user")
+_CURLY = re.compile(r"[\[{:,]\s*[“”„]")
 _SET_BY_THE_TRAINER = {"add_generation_prompt", "tokenize", "return_dict"}
 
 
@@ -133,6 +151,8 @@ class RowReader:
     def __call__(self, row: Mapping[str, Any], number: int) -> PreferenceRow:
         """Reads a row; a RowError says what cannot be read, and the fix."""
         where = self.where(number)
+        if all(row.get(name) == name for name in COMPLETIONS):
+            raise RowError(f"{where} repeats the names of the columns, as a header does: remove it")
         chosen, rejected = (self._part(name, row.get(name), where) for name in COMPLETIONS)
         if isinstance(chosen, str) != isinstance(rejected, str):
             kinds = ("a list of messages", "text")
@@ -146,6 +166,12 @@ class RowReader:
             text = text_of(self._part(self.system_column, system, where)) if system else ""
             prompt, (chosen, rejected) = with_system(text, prompt, [chosen, rejected])
         for name, part in zip(COMPLETIONS, (chosen, rejected), strict=True):
+            if isinstance(part, list) and part[0]["role"] == "system":
+                raise RowError(
+                    f"column {name!r}, {where}: the completion begins with a system message, "
+                    f"{shortened(part[0].get('content'))}: put it in front of the prompt's messages, or into a column "
+                    "of its own, and name it with system_column (--system_column NAME)"
+                )
             if isinstance(part, list) and part[-1]["role"] in _NOT_THE_MODEL:
                 raise RowError(
                     f"column {name!r}, {where}: the last message, {shortened(part[-1].get('content'))}, is of the "
@@ -190,7 +216,7 @@ class RowReader:
             if isinstance(prompt, list):  # text that completes a conversation
                 return prompt, says("assistant", chosen), says("assistant", rejected)
             if self.repeats_prompt:
-                return prompt, chosen.removeprefix(prompt), rejected.removeprefix(prompt)
+                chosen, rejected = (without_repeated(prompt, part) for part in (chosen, rejected))
             return prompt, chosen, rejected
         if isinstance(prompt, list):
             prompt, (chosen, rejected) = without_prompt(prompt, [chosen, rejected])
@@ -198,7 +224,14 @@ class RowReader:
         if prompt and not any(part[0]["role"] in _NOT_THE_MODEL for part in (chosen, rejected)):
             return says("user", prompt), chosen, rejected
         # a text prompt beside whole conversations repeats their beginning
-        return self._extracted(chosen, rejected, where)
+        found: tuple[Any, Part, Part] = self._extracted(chosen, rejected, where)
+        if prompt and all(message["role"] == "system" for message in found[0]):
+            raise RowError(
+                f"columns 'chosen' and 'rejected', {where}: they begin with a system message, and not with the prompt "
+                f"{shortened(prompt)}, which would be lost: put the system message into a column of its own, and name "
+                "it with system_column (--system_column NAME)"
+            )
+        return found
 
     def _extracted(self, chosen: Any, rejected: Any, where: str) -> tuple[Part, Part, Part]:
         """By TRL's rule: the common beginning is the prompt, and something must be left of each completion.
@@ -210,11 +243,12 @@ class RowReader:
         turns = [match.end() for match in DIALOGUE.finditer(chosen)] if text else []
         if shared := [end for end in turns if rejected.startswith(chosen[:end])]:
             return chosen[: shared[-1]], chosen[shared[-1] :], rejected[shared[-1] :]
-        if text and any(map(_LIKE_DIALOGUE.search, (chosen, rejected))):
+        if text and (mark := turn_mark(chosen) or turn_mark(rejected)):
             raise RowError(
                 f"columns 'chosen' and 'rejected', {where}: {shortened(chosen)} and {shortened(rejected)} look like "
-                "dialogues, and no turn that both share begins with an empty line and 'Human:' or 'Assistant:', so "
-                "where the prompt ends would be a guess: write the turns so, or add a prompt column"
+                f"dialogues, by their {mark!r}, and no turn that both share begins with an empty line and "
+                "'Human:' or 'Assistant:', so where the prompt ends would be a guess: save them as lists of messages "
+                "with role and content, write the turns so, or add a prompt column"
             )
         if not text and (n := shared_turns([chosen, rejected])):
             return chosen[:n], chosen[n:], rejected[n:]
@@ -348,6 +382,27 @@ def text_of(part: Part) -> str:
     )
 
 
+def turn_mark(text: str) -> str | None:
+    """What begins a turn of a dialogue in a text; None in a text that is none."""
+    found = _LIKE_DIALOGUE.search(text) or OF_TEMPLATES.search(text)
+    if found is None and (asked := _ASKS.search(text)) and _ANSWERS.search(text, asked.end()):
+        found = asked
+    return found and found[0].strip()
+
+
+def around_prompt(prompt: str, part: str) -> tuple[str, str] | None:
+    """What is before the prompt in a completion that repeats it, and behind it; white space around it aside."""
+    begin = prompt if part.startswith(prompt) else prompt.lstrip() if prompt.lstrip() in part else prompt.strip()
+    before, found, behind = part.partition(begin) if begin else ("", "", "")
+    return (before, behind) if found else None
+
+
+def without_repeated(prompt: str, part: str) -> str:
+    """A completion without the prompt with which it begins."""
+    before, behind = around_prompt(prompt, part) or ("", part)
+    return part if before.strip() else behind
+
+
 def texts_in(value: Any) -> Iterator[str]:
     """All texts in nested lists and mappings."""
     if isinstance(value, str):
@@ -358,7 +413,10 @@ def texts_in(value: Any) -> Iterator[str]:
 
 
 def spelled(value: Any) -> Any:
-    """What a text spells in JSON or Python, if it spells a list or a mapping; else the value."""
+    """What a text spells in JSON or Python, also in JSON twice, if it spells a list or a mapping; else the value."""
+    if isinstance(value, str) and value.lstrip()[:2] in ('"[', '"{'):
+        with suppress(ValueError):
+            value = json.loads(value)
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         for read in (json.loads, ast.literal_eval):
             try:
@@ -372,8 +430,8 @@ def stored_messages(text: str) -> Any:
     """Messages that a CSV file holds as text, JSON or a Python list; None if the text is something else."""
     if isinstance(value := spelled(text), str):
         raise ValueError(
-            f"{shortened(text)} looks like messages stored as text, but is neither JSON nor a Python list: save the "
-            "set as JSON lines or Parquet"
+            f"{shortened(text)} looks like messages stored as text, but is neither JSON nor a Python list"
+            f"{', for its quotes are curly' * bool(_CURLY.search(text))}: save the set as JSON lines or Parquet"
         )
     if isinstance(value, Mapping):
         key = next((name for name in ("messages", *SHAREGPT) if is_messages(value.get(name))), None)

@@ -42,7 +42,7 @@ from .form import (
 from .list_forms import HELPSTEER, MODELS, STRENGTH, VOTE, VOTES, ListForm, is_rank, list_form, why_no_lists
 from .opened import Seen, count_unused, raw_rows, refuse_input, suspects_of, unused_notes
 from .scores import ScoreColumns, ScoreError, as_number, check_once, problem_of, refuse_class_labels
-from .turns import are_turns, chat_turns, first_turns, in_turns, mended
+from .turns import are_turns, chat_turns, first_turns, in_turns, mended, unsplit_mark, unsplit_note
 
 logger = logging.getLogger(__name__)
 
@@ -150,6 +150,7 @@ class ScoredLists:
         scored: if not, the answers need no scores, their scores are None, none may be missing, and each row is a list.
         counts: what was left out so far, by reason.
         unused: columns that may hold a part of the prompt, and are not read.
+        unsplit: prompts that mark turns and became one message, and their rows.
         rated_by: of answers that are mappings, the keys whose mean is the score.
     """
 
@@ -161,6 +162,7 @@ class ScoredLists:
     scored: bool = True
     counts: Counter[str] = field(default_factory=Counter)
     unused: dict[str, Seen] = field(default_factory=dict)
+    unsplit: list[tuple[Part, int]] = field(default_factory=list)
     rated_by: list[str] = field(default_factory=list)
 
     @classmethod
@@ -210,7 +212,7 @@ class ScoredLists:
         return lists
 
     def __iter__(self) -> Iterator[ScoredList]:
-        for state in (self.counts, self.unused, self.rated_by):
+        for state in (self.counts, self.unused, self.unsplit, self.rated_by):
             state.clear()
         kind = self.form.kind
         read = {
@@ -229,11 +231,18 @@ class ScoredLists:
                 groups[self._key(found)].append(found)
             else:
                 yield found
+        if kind == "structs" and self.scored and self.counts[_NO_SCORE] and not self.rated_by:
+            raise RowError(
+                f"column {self.form.responses[0]!r} of {self.reader.split}: no answer has a rating: score the answers "
+                "first, with trl-margins score FILE --reward_model MODEL"
+            )
         self.counts[_MERGED] = 0 if kind in ("one", "two") else sum(map(len, groups.values())) - len(groups)
         yield from map(self._merged, groups.values())
         for reason, n in (+self.counts).items():
             level = logging.WARNING if reason == _FORGED else logging.INFO
             logger.log(level, f"{self.reader.split}: {reason.format(n=n, rows=len(self.dataset))}")
+        if note := unsplit_note(self.unsplit):
+            logger.warning(f"{self.reader.split}: {note}")
         for note in unused_notes(self.unused, len(self.dataset), self.reader):
             logger.warning(f"{self.reader.split}: {note}")
 
@@ -404,16 +413,17 @@ class ScoredLists:
         annotations = spelled(answer.get("annotations"))
         found = annotations.items() if isinstance(annotations, Mapping) else ()
         ratings = {**answer, **{name: each.get("Rating") for name, each in found if isinstance(each, Mapping)}}
-        if not self.rated_by:
-            known = next(((name,) for name in RATINGS if name in ratings), ASPECTS)
-            self.rated_by.extend(self.form.scores or known)
-        names = self.rated_by
+        known = self.form.scores or next(((name,) for name in RATINGS if name in ratings), ASPECTS)
+        names = self.rated_by or [*known]
+        numbers = {name for name in ratings if isinstance(as_number(ratings[name]), int | float)}
+        if not {*names} & {*ratings} and not numbers.intersection(RATINGS if self.rated_by else numbers):
+            return {}  # this answer is not rated
         if not {*names} & {*ratings} or {*names} - {*ratings, *ASPECTS}:
-            numbers = {name for name in ratings if isinstance(as_number(ratings[name]), int | float)}
             raise RowError(
                 f"{where}: there is no rating {' or '.join(names)}, only {sorted(numbers)}: name one of these with "
                 "score_columns (--score_columns)"
             )
+        self.rated_by[:] = names
         self.counts[_FORGED] += "overall_score" in names and _is_forged(ratings)
         return {name: ratings.get(name) for name in names}
 
@@ -523,6 +533,8 @@ class ScoredLists:
             prompt = found if is_messages(found := spelled(prompt)) else prompt
         if self.as_chat and isinstance(prompt, str):
             prompt = chat_turns(prompt)
+            if unsplit_mark(prompt):
+                self.unsplit.append((prompt, i))
         whole = row_of(prompt, [answer.response for answer in answers], where, self.reader.template(row, where))
         asked, responses = whole.prompt, whole.completions
         if (system := self.reader.system_column) is not None:

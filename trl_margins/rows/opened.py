@@ -23,6 +23,7 @@ from .form import (
     PreferenceRow,
     RowError,
     RowReader,
+    around_prompt,
     is_messages,
     is_system,
     like_a_prompt,
@@ -30,15 +31,21 @@ from .form import (
     stored_messages,
     text_of,
     texts_in,
+    without_repeated,
 )
 from .references import may_be_meant, referred
 
 logger = logging.getLogger(__name__)
 
+# Columns that may say which completion is the better one
+_VERDICTS = {"label", "labels", "winner", "preference", "preferred", "better", "best", "choice", "is_chosen"}
 _STREAMED = 32  # rows of a stream that are read ahead
-_HUMAN = re.compile(r"(?:\r?\n){2}Human:")
+_HUMAN = re.compile(  # begins a turn of the user in text
+    r"\n\r?\nHuman:|\[INST\]"
+    r"|<(?:[|｜](?:[Uu]ser|USER|prompter)[|｜]>|\|?(?:im_start|start|start_\w+)\|?>(?:user|human)\b)"
+)
 _LIKE_MESSAGES = re.compile(
-    r"""\s*(array\()?(\{\s*['"](messages|conversations?)['"]\s*:\s*)?(\[\s*)?\{[^{]*['"](role|from)['"]\s*:"""
+    r"""\s*"?(array\()?(\{\s*\\*['"“”](messages|conversations?)\\*['"“”]\s*:\s*)?(\[\s*)?\{[^{]*?['"“”„](role|from)\\*['"“”]\s*:"""
 )
 
 
@@ -69,6 +76,7 @@ class RowCounts:
     roles: dict[str, Seen] = field(default_factory=dict)  # that chat templates seldom know
     repeated: Seen = field(default_factory=Seen)  # text completions that both begin with their prompt
     repeated_once: Seen = field(default_factory=Seen)  # one of them does
+    repeated_within: Seen = field(default_factory=Seen)  # they hold it behind the same text
     named: int = 0  # rows whose completions are names of columns, or their ends
     referring: int = 0  # rows whose completions point to other columns
     referred: set[str] = field(default_factory=set)  # these columns
@@ -98,13 +106,18 @@ class RowCounts:
             self.prompted += bool(row.prompt)
             if row.prompt.rstrip().endswith("\nHuman:") or any(map(_HUMAN.search, completions)):
                 self.user_turns.add(number)
-            if row.prompt and all(part.startswith(row.prompt) for part in completions):
+            around = [around_prompt(row.prompt, part) for part in completions]
+            befores = [each and each[0].strip() for each in around]
+            if befores == ["", ""]:
                 self.repeated.add(number)
-                completions = [part.removeprefix(row.prompt) for part in completions]
-            elif row.prompt.strip() and any(part.startswith(row.prompt) for part in completions):
+                completions = [without_repeated(row.prompt, part) for part in completions]
+            elif "" in befores and row.prompt.strip():
                 self.repeated_once.add(number)
+            elif befores[0] and befores[0] == befores[1]:
+                self.repeated_within.add(number)
         else:
-            if any(message["role"] == "user" for part in completions for message in part):
+            messages = [message for part in completions for message in part]
+            if any(each["role"] == "user" or _HUMAN.search(text_of([each])) for each in messages):
                 self.user_turns.add(number)
             if row.prompt[-1]["role"] == "assistant":
                 self.prefilled.add(number)
@@ -112,7 +125,7 @@ class RowCounts:
             for role in found.difference(USUAL_ROLES):
                 self.roles.setdefault(role, Seen()).add(number)
         for name, part in zip(COMPLETIONS, completions, strict=True):
-            if _is_blank(part):
+            if is_blank(part):
                 self.blank.setdefault(name, Seen()).add(number)
         prompt = text_of(row.prompt)
         self.prompts.add(hash(prompt))
@@ -122,7 +135,7 @@ class RowCounts:
         count_unused(self.unused, raw, number, prompt, suspects)
 
 
-def _is_blank(part: Part) -> bool:
+def is_blank(part: Part) -> bool:
     """Whether a completion has neither text nor anything else, such as a call of a tool."""
     others = part if isinstance(part, list) else []
     return not text_of(part).strip() and all(
@@ -402,6 +415,12 @@ def why_refused(reader: RowReader, counts: RowCounts) -> str | None:
             f"{sorted(counts.referred)} they are, in all its {counts.n} rows: replace them by the texts themselves, "
             "with dataset.map"
         )
+    if 0 < (within := counts.repeated_within).n == counts.prompted:
+        return (
+            f"columns 'chosen' and 'rejected', {reader.where(within.first)}: they begin with the same text, and their "
+            f"prompt in it, as in all {within.n} rows of text with a prompt: they are whole dialogues. Take all that "
+            "is before the answers out of them, or save the dialogues as lists of messages with role and content"
+        )
     for name in COMPLETIONS:
         if (seen := counts.spelled.get(name)) and counts.n / 2 < seen.n < counts.n:
             return (
@@ -464,7 +483,13 @@ def notes(reader: RowReader, counts: RowCounts) -> Iterator[Note]:
         yield info(
             f"chosen and rejected repeat their prompt in all {counts.prompted} text rows: it is removed from them"
         )
-    elif (seen := counts.repeated).n:
+    elif (seen := counts.repeated_within).n:
+        yield warning(
+            f"in {seen.n} of {counts.prompted} text rows, not in all, chosen and rejected begin with the same text, "
+            f"and their prompt in it (the first is row {seen.first}): all of it counts as part of the completions. "
+            "Take it out of them if that is not intended"
+        )
+    if not counts.repeats_prompt and (seen := counts.repeated).n:
         yield warning(
             f"in {seen.n} of {counts.prompted} text rows, not in all, chosen and rejected begin with their prompt "
             f"(the first is row {seen.first}): there it counts as part of the completions. Remove it from them if "
@@ -496,6 +521,11 @@ def notes(reader: RowReader, counts: RowCounts) -> Iterator[Note]:
         yield warning(
             f"{counts.text.n} rows are text (the first is row {counts.text.first}) and {seen.n} are messages (the "
             f"first is row {seen.first}): the chat template renders only the messages"
+        )
+    for name in sorted(_VERDICTS.intersection(reader.columns)):
+        yield warning(
+            f"column {name!r} is not read: whatever it says, chosen is the better completion of every row. If it says "
+            "otherwise of some, swap their completions, for example with dataset.map"
         )
     yield from map(warning, unused_notes(counts.beside, n, reader))
     if reader.prompt_column is None or reader.prompt_column in SHAREGPT:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from datasets import Dataset
 
-from .form import SHAREGPT, PreferenceRow, RowError, RowReader, is_list_of, require_named, spelled, text_of
+from .form import SHAREGPT, Part, PreferenceRow, RowError, RowReader, is_list_of, require_named, spelled, text_of
 from .opened import (
     Seen,
     count_unused,
@@ -18,7 +18,7 @@ from .opened import (
     suspects_of,
     unused_notes,
 )
-from .turns import chat_turns, mended
+from .turns import chat_turns, mended, unsplit_note
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +78,7 @@ def _reader(dataset: Dataset, split: str, prompt_column: str | None, system_colu
 def _alone(dataset: Dataset, reader: RowReader, as_chat: bool) -> list[PreferenceRow]:
     rows, answered, several, prefilled = [], 0, Seen(), Seen()
     unused: dict[str, Seen] = {}
+    made: list[tuple[Part, int]] = []  # messages of text
     name = str(reader.prompt_column)
     asked = (spelled(raw[name]) for raw in raw_rows(dataset, [name], reader.split))
     are_turns = all(each and is_list_of(each, str | None) for each in asked)
@@ -92,6 +93,7 @@ def _alone(dataset: Dataset, reader: RowReader, as_chat: bool) -> list[Preferenc
         prompt = row.prompt
         if isinstance(prompt, str) and as_chat:
             prompt = chat_turns(prompt)
+            made.append((prompt, number))
         if isinstance(prompt, list) and prompt[-1]["role"] == "assistant":
             if name == "prompt":
                 prefilled.add(number)
@@ -116,6 +118,8 @@ def _alone(dataset: Dataset, reader: RowReader, as_chat: bool) -> list[Preferenc
         )
     for note in unused_notes(unused, len(rows), reader):
         logger.warning("%s: %s", reader.split, note)
+    if unsplit := unsplit_note(made):
+        logger.warning("%s: %s", reader.split, unsplit)
     if prefilled.n:
         logger.warning(
             "%s: %d of %d prompts end with the assistant's turn (the first is row %d): the answer is a further turn",

@@ -27,9 +27,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 # What tokens depend on besides the data and the tokenizer. Raise the number whenever a token may change
-VERSION = f"2, trl {version('trl')}, transformers {version('transformers')}"
-# Said beside the content, or, to other trainers, of what is trained on
-_OF_MESSAGES = ("tool_calls", "reasoning_content", "thinking", "weight", "train")
+VERSION = f"3, trl {version('trl')}, transformers {version('transformers')}"
+_READ = {"role", "content"}  # of messages, by every template
 # Seconds that tokenizing may take beside the first conversation, hundreds of times what it does
 _PER_CONVERSATION, _PER_CHARACTER, _PER_IMAGE = 0.02, 1e-5, 60
 
@@ -235,7 +234,7 @@ def unread(rows: Iterable[PreferenceRow], processing_class: Any) -> Iterator[str
     found: dict[str, list[int]] = {}
     for number, row in enumerate(row for row in rows if row.is_conversational):
         keys = {key for part in (row.prompt, *row.completions) for message in part for key in message}
-        for name in (*row.template, *keys.intersection(_OF_MESSAGES)):
+        for name in (*row.template, *sorted(keys - _READ)):
             found.setdefault(name, []).append(number)
     for name, numbers in found.items():
         if not re.search(rf"\b{re.escape(name)}\b", template):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from .form import DIALOGUE, Message, is_list_of, says
+from .form import DIALOGUE, OF_TEMPLATES, Message, Part, is_list_of, says
 
 _STEER = re.compile(r"\n?<extra_id_1>(?:User|Assistant)\n")  # HelpSteer2's
+_UNSPLIT = re.compile(r"(?:\A[\s#*]*(?:Human|User|USER)|[\r\n][ \t#*]*Assistant)[* \t]*:")
 
 
 def chat_turns(prompt: str) -> list[Message]:
@@ -28,6 +29,24 @@ def chat_turns(prompt: str) -> list[Message]:
     return [
         m for text, by in zip(turns, by_model, strict=True) for m in says("assistant" if by else "user", text.strip())
     ]
+
+
+def unsplit_mark(prompt: Part) -> str | None:
+    """What marks a turn in a message of a prompt; None where nothing does."""
+    found = (OF_TEMPLATES.search(m["content"]) or _UNSPLIT.search(m["content"]) for m in prompt if isinstance(m, dict))
+    return next((mark[0].strip() for mark in found if mark), None)
+
+
+def unsplit_note(prompts: Iterable[tuple[Part, int]]) -> str | None:
+    """A sentence about prompts of which `chat_turns` left turns together; each with its row."""
+    if not (found := [(row, mark) for prompt, row in prompts if (mark := unsplit_mark(prompt))]):
+        return None
+    row, mark = found[0]
+    return (
+        f"{len(found)} prompts mark turns (the first is in row {row}, by its {mark!r}) that stay in one message: "
+        "only turns with an empty line and 'Human:' or 'Assistant:' before them are split, where they "
+        "take turns. If they are dialogues, save them as lists of messages with role and content"
+    )
 
 
 def are_turns(prompt: Any, answers: Sequence[Any]) -> bool:

@@ -30,7 +30,7 @@ from transformers.trainer_utils import SaveStrategy, align_special_tokens
 from ..checks import shown
 from ..disk import is_of_the_disk
 from ..distributed import local
-from ..forward.positions import positions_of
+from ..forward.positions import positions_of, trained_positions
 from ..pairs import ROW
 from ..rows.tokenized import arrow_columns
 from ..rows.tokens import tokenizer_of
@@ -241,13 +241,11 @@ class TokenLimits:
             models.append(_base(trainer.accelerator.unwrap_model(reference)))
         vocabularies = [rows for rows in map(_embedding_rows, models) if rows is not None]
         is_smaller = len(vocabularies) == 2 and vocabularies[1] < vocabularies[0]
-        config = models[0].config.get_text_config()
-        rotary = getattr(config, "rope_parameters", None)
         return cls(
             tokenizer=tokenizer_of(trainer.processing_class),
             vocabulary=min(vocabularies, default=None),
             positions=min((table for table in map(positions_of, models) if table is not None), default=None),
-            trained_positions=getattr(config, "max_position_embeddings", None) if rotary else None,
+            trained_positions=trained_positions(models[0]),
             whose="the reference model" if is_smaller else "the model",
             pad_to_multiple_of=getattr(trainer.args, "pad_to_multiple_of", None),
         )

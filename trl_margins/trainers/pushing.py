@@ -39,6 +39,17 @@ class PushMixin(TRLTrainer):
 
     options: MarginOptions
 
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        """transformers'; where it fails, before training, the error says what to do."""
+        try:
+            super().init_hf_repo(*args, **kwargs)
+        except Exception as error:
+            raise ConnectionError(
+                f"push_to_hub: the repository {self.args.hub_model_id or self.args.output_dir} cannot be made or "
+                f"reached: {error}. Log in with `hf auth login`, connect to the network, or train without push_to_hub "
+                "and upload the folder afterwards with `hf upload`"
+            ) from error
+
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
         """TRL's, without the logs of pairs."""
         with uploads_without(() if self.options.push_pair_log else OF_PAIRS):
@@ -61,7 +72,14 @@ def uploads_without(files: Sequence[str]) -> Iterator[None]:
 
     def upload_some(self: HfApi, **given: Any) -> Any:
         given["ignore_patterns"] = [*(given.get("ignore_patterns") or ()), *files]
-        return upload(self, **given)
+        try:
+            return upload(self, **given)
+        except Exception as error:
+            folder = given.get("folder_path")
+            raise ConnectionError(
+                f"the upload of {folder} failed: {error}. Nothing is lost: upload it again with `hf upload "
+                f"{given.get('repo_id')} {folder}`"
+            ) from error
 
     HfApi.upload_folder = upload_some  # type: ignore[method-assign, assignment]
     try:

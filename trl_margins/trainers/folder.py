@@ -56,7 +56,7 @@ _ORDER = (  # of the rows
 # What a resumed run shares with its checkpoint, beside the options of its reward and terms. What is not here can be
 # changed; what differs is named.
 _SHARED = (
-    *("base", "reference", "fixed_weights", "reward", "weight", "margin"),
+    *("base", "reference", "fixed_weights", "reward", "weight", "margin", "parts", "optimizer", "schedule"),
     *("trained_parameters", "train_only", "adapter"),
     *("loss_type", "loss_weights", "beta", "gamma", "simpo_gamma", "label_smoothing", "discopop_tau", "cpo_alpha"),
     *("use_weighting", "sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps", "router_aux_loss_coef"),
@@ -452,9 +452,10 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], config: Any) 
     for old, new in ((before, now), (before.get("config", {}), now["config"])):
         for name in [name for name in new if name in old and name not in seen]:
             seen.add(name)
-            if name == "columns" and isinstance(old[name], dict) and isinstance(new[name], dict):
+            if name in ("columns", "parts") and isinstance(old[name], dict) and isinstance(new[name], dict):
                 changed = [each for each in {**old[name], **new[name]} if old[name].get(each) != new[name].get(each)]
-                said = [f"{name} {each} {old[name].get(each)} → {new[name].get(each)}" for each in changed]
+                what = f"{name} " if name == "columns" else ""
+                said = [f"{what}{each} {old[name].get(each)} → {new[name].get(each)}" for each in changed]
                 (wrong if name in shared else others).extend(said)
                 continue
             same = old[name] == new[name]

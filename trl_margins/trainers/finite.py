@@ -166,7 +166,16 @@ class FiniteSteps(TrainerCallback):
         if state.global_step >= state.max_steps:
             self.check_weights(is_last=True)
 
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.check_weights()  # a stream may be at its end, and the best model take the place of the last
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.check_weights(is_last=True)
+
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._check_same()
+
+    def _check_same(self) -> None:
         """
         Raises:
             ValueError: weights were put in others' place, or resized, since training began.
@@ -177,16 +186,10 @@ class FiniteSteps(TrainerCallback):
         for name, parameter in trainer.model.named_parameters():
             if parameter.requires_grad and self._shapes.get(id(parameter)) != parameter.shape:
                 raise ValueError(
-                    f"before step {state.global_step + 1}, {name} is not the weight tensor that it was when training "
+                    f"after step {trainer.state.global_step}, {name} is not the weight tensor that it was when training "
                     "began, and the optimizer does not have it: something replaced or resized it, such as a callback "
                     "that calls resize_token_embeddings. Do that before the trainer is made"
                 )
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.check_weights()  # a stream may be at its end, and the best model take the place of the last
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.check_weights(is_last=True)
 
     def _check(self, seen: list[_Seen], norm: Tensor | None, model: nn.Module) -> bool:
         """Whether the step that follows has a gradient, as far as is known."""
@@ -242,6 +245,7 @@ class FiniteSteps(TrainerCallback):
         """
         if not self._trained:  # of a trainer that has not trained
             return
+        self._check_same()
         marks = torch.stack([mark.long().to(self.trainer.accelerator.device) for mark in self._marks()])
         found = marks if alone else self.trainer.accelerator.reduce(marks, "sum")
         n_broken, n_still = found.tolist()

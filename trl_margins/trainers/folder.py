@@ -194,6 +194,26 @@ def check_unused(folder: str | Path) -> None:
         )
 
 
+def check_stays(folder: Path, names: list[str]) -> None:
+    """
+    Raises:
+        ValueError: a run that moves an earlier one out of its way would move a file that it reads.
+    """
+    moved = [path.resolve() for path in _of_earlier_run(folder)]
+    for name in names:
+        if any(Path(name).resolve().is_relative_to(path) for path in moved):
+            raise ValueError(
+                f"{name} is in output_dir {folder}, among the files of an earlier run, which would be moved to make "
+                "room: name another output_dir, or move it out of there"
+            )
+
+
+def _of_earlier_run(folder: Path) -> list[Path]:
+    """All that `make_room` moves."""
+    of_a_card = (CARD, FIGURES) if (folder / RUN_FILE).exists() else ()
+    return _matching(folder, (*_TELLING, *_OTHERS, *of_a_card)) if earlier_run(folder) else []
+
+
 def make_room(trainer: Any, folder: Path, after: int | None = None) -> None:
     """Moves out of a run's way what an earlier one left in its folder.
 
@@ -208,9 +228,7 @@ def make_room(trainer: Any, folder: Path, after: int | None = None) -> None:
     """
     if after is not None:
         found = [path for path, step in sorted(_checkpoints(folder).items()) if step > after and is_whole(path)]
-    elif found := earlier_run(folder):
-        of_a_card = (CARD, FIGURES) if (folder / RUN_FILE).exists() else ()
-        found = _matching(folder, (*_TELLING, *_OTHERS, *of_a_card))
+    elif found := _of_earlier_run(folder):
         _check_outside(trainer, folder, found)
     if found:
         _move_aside(folder, found)

@@ -240,9 +240,7 @@ def _check_trains(model: nn.Module, args: Any) -> None:
         fix = "set requires_grad, give a peft_config, or name what trains with train_only"
         if is_peft_model(model):
             fix = "load the adapter with PeftModel.from_pretrained(..., is_trainable=True)"
-            adapters: Any = model.peft_config
-            if any(config.inference_mode for config in adapters.values()):
-                fix = f"inference_mode is True in the adapter's config: set it to False in a peft_config, or {fix}"
+            fix += ", or set inference_mode to False in a new one's peft_config"
         raise ValueError(f"none of the model's {len(list(model.parameters()))} weight tensors trains: {fix}")
     if args.fp16 and (name := next((name for name, dtype in trained.items() if dtype == torch.float16), None)):
         raise ValueError(

@@ -186,9 +186,9 @@ class FiniteSteps(TrainerCallback):
         for name, parameter in trainer.model.named_parameters():
             if parameter.requires_grad and self._shapes.get(id(parameter)) != parameter.shape:
                 raise ValueError(
-                    f"after step {trainer.state.global_step}, {name} is not the weight tensor that it was when training "
-                    "began, and the optimizer does not have it: something replaced or resized it, such as a callback "
-                    "that calls resize_token_embeddings. Do that before the trainer is made"
+                    f"after step {trainer.state.global_step}, {name} is not the weight tensor that it was when "
+                    "training began, and the optimizer does not have it: something replaced or resized it, such as a "
+                    "callback that calls resize_token_embeddings. Do that before the trainer is made"
                 )
 
     def _check(self, seen: list[_Seen], norm: Tensor | None, model: nn.Module) -> bool:

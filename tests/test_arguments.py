@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 import torch
 from conftest import byte_tokenizer, load, preference_rows, quiet
-from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback, TrainingArguments
+from datasets import Dataset, IterableDataset
+from peft import LoraConfig, get_peft_model
+from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    DataCollatorWithPadding,
+    TrainerCallback,
+    TrainingArguments,
+    default_data_collator,
+)
 from trl import DPOConfig
 
 from trl_margins import GapPOConfig, GapPOTrainer, MarginCPOConfig, MarginCPOTrainer, MarginDPOConfig, MarginDPOTrainer
@@ -42,6 +52,7 @@ def build(base, model, out, **arguments):
         ("cpo", {"optimizers": torch.optim.SGD}, r"optimizers has the class SGD .*\(optimizer, None\)"),
         ("cpo", {"optimizers": (torch.optim.SGD, None)}, "optimizers has the class SGD .*of the model's parameters"),
         ("cpo", {"optimizers": (None, 3)}, "optimizers has an int .*a schedule"),
+        ("dpo", {"eval_dataset": {0: None}}, "eval_dataset has an int .*text as the name"),
         ("cpo", {"tokenizer": None}, "processing_class"),
         ("cpo", {"train_datasets": None}, "'train_datasets': did you mean 'train_dataset'"),
     ],
@@ -75,3 +86,195 @@ def test_what_the_objective_has_read_is_not_set_later(name, tiny_model, tmp_path
         setattr(trainer, name, 30.0 if name == "beta" else ["hinge"])
     assert getattr(trainer, name) == value
     assert not hasattr(trainer, "simpo_gamma")  # CPOTrainer's
+
+
+@pytest.mark.parametrize("base", TRAINERS)
+@pytest.mark.parametrize("name", ["beta", "simpo_gamma", "loss_type", "max_length", "weight", "ld_alpha"])
+def test_a_setting_that_comes_too_late(name, base, tiny_model, tmp_path):
+    """It would be in the card, and in no loss."""
+    config = TRAINERS[base][1](**quiet(output_dir=str(tmp_path), max_steps=1))
+    if not hasattr(config, name):
+        return
+    trainer = build(base, load(tiny_model), tmp_path, args=config)
+    trainer.args.learning_rate = 1e-3  # which is read when training begins
+    trainer.args.eval_min_score_gap = 3.0
+    setattr(trainer.args, name, "hinge" if name == "loss_type" else 9)
+    trainer.eval_dataset = trainer.train_dataset
+    for late in (trainer.train, trainer.evaluate):
+        with pytest.raises(ValueError, match=rf"args\.{name} was .* when the trainer was made"):
+            late()
+
+
+@pytest.mark.parametrize(("name", "value"), [("beta", 9.0), ("gamma_beta_ratio", 9.0), ("simpo_gamma", 9.0)])
+def test_a_target_margin_that_no_longer_fits_beta(name, value, tiny_model, tmp_path):
+    config = GapPOConfig(**quiet(output_dir=str(tmp_path), max_steps=1, beta=2.0, gamma_beta_ratio=0.5))
+    assert config.simpo_gamma == 1.0
+    setattr(config, name, value)
+    with pytest.raises(ValueError, match=rf"{name}=9.* do not fit each other: .*Make a new config"):
+        GapPOTrainer(
+            load(tiny_model), args=config, train_dataset=preference_rows(2), processing_class=byte_tokenizer()
+        )
+
+
+def lora():
+    return LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+
+
+@pytest.mark.parametrize("base", TRAINERS)
+@pytest.mark.parametrize(
+    ("names", "active", "fix"),
+    [
+        (["mine"], ["mine"], "leave adapter_name out"),
+        (["default", "two"], ["two"], r"model\.set_adapter\('default'\)"),
+        (["default", "two"], ["default", "two"], r"model\.set_adapter\('default'\)"),
+        (["default", "two"], ["default"], None),
+    ],
+)
+def test_the_adapter_that_trains_is_the_one_that_a_saved_folder_gives(names, active, fix, base, tiny_model, tmp_path):
+    model = get_peft_model(load(tiny_model), lora(), adapter_name=names[0])
+    for name in names[1:]:
+        model.add_adapter(name, lora())
+    model.base_model.set_adapter(active)
+    if fix is None:
+        build(base, model, tmp_path)
+        return
+    with pytest.raises(ValueError, match=f"active adapters are .*{fix}"):
+        build(base, model, tmp_path)
+
+
+@pytest.mark.parametrize("which", ["model", "ref_model"])
+def test_weights_without_values(which, tiny_model, tmp_path):
+    given = {"model": load(tiny_model), "ref_model": load(tiny_model)}
+    given[which].lm_head.to("meta")
+    with pytest.raises(ValueError, match=rf"1 of the \d+ weight tensors of {which} have no values \(lm_head"):
+        build("dpo", given.pop("model"), tmp_path, **given)
+
+
+def test_a_schedule_of_another_optimizer(tiny_model, tmp_path):
+    model = load(tiny_model)
+    one, other = (torch.optim.SGD(model.parameters(), lr=0.1) for _ in range(2))
+    for optimizer in (one, None):
+        with pytest.raises(ValueError, match="the StepLR sets the learning rate of another optimizer"):
+            build("cpo", model, tmp_path, optimizers=(optimizer, StepLR(other, 1)))
+    build("cpo", model, tmp_path, optimizers=(one, StepLR(one, 1)))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, "follows a metric of the evaluations: set eval_strategy"),
+        ({"metric_for_best_model": "eval_pwa_all"}, "has mode 'min', and eval_pwa_all is better where it is higher"),
+        ({"metric_for_best_model": "eval_loss"}, None),
+    ],
+)
+def test_a_schedule_that_follows_a_metric(options, said, tiny_model, tmp_path):
+    model, rows = load(tiny_model), preference_rows(4)
+    evaluates = {"eval_strategy": "steps", "eval_steps": 1} if options else {}
+    config = MarginCPOConfig(**quiet(output_dir=str(tmp_path), max_steps=1, **evaluates, **options))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizers = (optimizer, ReduceLROnPlateau(optimizer))
+    trainer = build("cpo", model, tmp_path, args=config, eval_dataset=rows, optimizers=optimizers)
+    if said is None:
+        trainer.train()
+        return
+    with pytest.raises(ValueError, match=said):
+        trainer.train()
+
+
+def endless():
+    while True:
+        yield {"prompt": "a ", "chosen": "b", "rejected": "c d"}
+
+
+@pytest.mark.parametrize("base", TRAINERS)
+def test_an_evaluation_stream_has_an_end(base, tiny_model, tmp_path):
+    stream = IterableDataset.from_generator(endless)
+    said = r"stream of more than 100,000 rows.*eval_dataset\.take"
+    with pytest.raises(ValueError, match=f"the eval data set is a {said}"):
+        build(base, load(tiny_model), tmp_path, eval_dataset=stream)
+    trainer = build(base, load(tiny_model), tmp_path, train_dataset=stream, eval_dataset={"a": stream.take(3)})
+    with pytest.raises(ValueError, match=said):
+        trainer.evaluate(stream)
+    assert trainer.evaluate()["eval_a_n_pairs"] == 3
+
+
+@pytest.mark.parametrize("base", TRAINERS)
+def test_sets_by_name_and_sets_without_tokens(base, tiny_model, tmp_path):
+    rows = preference_rows(4)
+    trainer = build(base, load(tiny_model), tmp_path, eval_dataset={"a": rows})
+    with pytest.raises(ValueError, match="unknown evaluation set 'zz'; known: a"):
+        trainer.evaluate("zz")
+    for look in (trainer.evaluate, trainer.predict):
+        with pytest.raises(TypeError, match=r"data set is a list, .*Dataset\.from_list"):
+            look(rows.to_list())
+    with pytest.raises(TypeError, match="the test data set is a str"):
+        trainer.predict("a")
+    named, raw, predicted = trainer.evaluate("a"), trainer.evaluate(rows), trainer.predict(rows).metrics
+    assert named["eval_loss"] == raw["eval_loss"] == predicted["test_loss"]
+    trainer.eval_dataset = None
+    with pytest.raises(ValueError, match="has no evaluation sets by name"):
+        trainer.evaluate("a")
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (None, "has a NoneType where it needs numbers by name"),
+        ([1.0], "has a list where it needs numbers by name"),
+        ({"all": torch.ones(2)}, "'all' has a Tensor where it needs a number"),
+        ({1: 2.0}, "1 has a float where it needs a number, under a name that is text"),
+    ],
+)
+def test_metrics_that_are_none(found, said, tiny_model, tmp_path):
+    trainer = build("cpo", load(tiny_model), tmp_path, compute_metrics=lambda _: found)
+    with pytest.raises(TypeError, match=said):
+        trainer.evaluate(preference_rows(2))
+
+
+@pytest.mark.parametrize("base", TRAINERS)
+def test_metrics_under_the_trainer_s_names(base, tiny_model, tmp_path, caplog):
+    rows = preference_rows(4)
+    plain = build(base, load(tiny_model), tmp_path).evaluate(rows)
+    own = {"pwa_all": 7.0, "eval_spearman": 7.0, "loss": 7.0, "mine": np.float32(7)}
+    trainer = build(base, load(tiny_model), tmp_path, compute_metrics=lambda _: own)
+    for _ in range(2):
+        found = trainer.evaluate(rows)
+        assert found["eval_mine"] == 7.0
+        assert all(found[f"eval_{name}"] == plain[f"eval_{name}"] for name in ("pwa_all", "spearman", "loss"))
+    said = [each for each in caplog.messages if each.startswith("compute_metrics gives 'pwa_all' and 'eval_spearman'")]
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize("base", TRAINERS)
+@pytest.mark.parametrize("name", ["default_data_collator", "DataCollatorWithPadding"])
+def test_a_collator_that_makes_no_batch_of_pairs(name, base, tiny_model, tmp_path):
+    collator = default_data_collator if name[0] == "d" else DataCollatorWithPadding(byte_tokenizer())
+    with pytest.raises(ValueError, match=rf"data_collator: {name} makes no batch of the first 4 rows"):
+        build(base, load(tiny_model), tmp_path, data_collator=collator)
+
+
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+def test_training_needs_gradients(off, tiny_model, tmp_path):
+    trainer = build("cpo", load(tiny_model), tmp_path)
+    with off(), pytest.raises(ValueError, match="gradients are switched off where train"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("base", TRAINERS)
+@pytest.mark.parametrize("images", [[], None])
+def test_a_column_of_no_images(images, base, tiny_model, tmp_path):
+    rows = Dataset.from_list([{**row, "images": images} for row in preference_rows(4)])
+    trainer = build(base, load(tiny_model), tmp_path, train_dataset=rows)
+    assert "images" not in trainer.train_dataset.column_names
+
+
+class Resizes(TrainerCallback):
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        model.resize_token_embeddings(300, mean_resizing=False)
+
+
+def test_weights_that_are_replaced_while_training(tiny_model, tmp_path):
+    config = MarginCPOConfig(**quiet(output_dir=str(tmp_path), max_steps=2))
+    trainer = build("cpo", load(tiny_model), tmp_path, args=config, callbacks=[Resizes()])
+    with pytest.raises(ValueError, match=r"after step 1, model\.embed_tokens\.weight is not the weight tensor"):
+        trainer.train()

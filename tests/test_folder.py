@@ -861,3 +861,12 @@ def test_the_folder_itself_may_be_a_link(tiny_model, tmp_path, caplog):
     assert trainer.state.global_step == 3
     assert before == {path: path.read_bytes() for path in (tmp_path / "kept").iterdir()}  # nor is it deleted
     assert (tmp_path / "disk" / "checkpoint-3" / "trainer_state.json").exists()
+
+
+def test_a_file_that_the_run_reads_is_not_moved(train, tmp_path):
+    train("--max_steps", "1")
+    rows = tmp_path / "out" / "checkpoint-rows.jsonl"
+    preference_rows(4).to_json(rows)
+    with pytest.raises(ValueError, match=r"checkpoint-rows\.jsonl is in output_dir .* would be moved"):
+        train("--max_steps", "1", "--dataset_name", str(rows), "--overwrite_output_dir")
+    assert rows.exists()

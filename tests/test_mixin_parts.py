@@ -229,6 +229,7 @@ class Evaluating(MarginMixin, Loop):
     def __init__(self, rows, **options):
         self.rows, self._evaluated, self.checked = rows, [torch.ones(9, 9)], 0  # what an earlier one left
         self.options = SimpleNamespace(eval_min_score_gap=1.0, **options)
+        self.args, self._settings_read, self.model, self.compute_metrics = None, {}, torch.nn.Linear(1, 1), None
         self._finite = SimpleNamespace(check_weights=lambda: setattr(self, "checked", self.checked + 1))
 
     def _score_columns(self, dataset):

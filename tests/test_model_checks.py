@@ -392,6 +392,25 @@ def test_nothing_that_trains(base, tiny_model, tmp_path):
     build(base, PeftModel.from_pretrained(load(tiny_model), tmp_path / "adapter", is_trainable=True), tmp_path)
 
 
+def test_patterns_of_an_adapter_that_match_nothing(tiny_model, tmp_path, caplog):
+    patterns = {"rank_pattern": {"q_proj": 4, "zz": 4}, "alpha_pattern": {"layers.0.self_attn.q_proj": 3, "yy": 3}}
+    adapter = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", **patterns)
+    build("cpo", load(tiny_model), tmp_path, peft_config=adapter)
+    assert [each.partition(",")[0] for each in caplog.messages] == [
+        "rank_pattern names 'zz'",
+        "alpha_pattern names 'yy'",
+    ]
+
+
+def test_weights_of_several_dtypes(tiny_model, tmp_path):
+    model = load(tiny_model)
+    model.model.layers[1].to(torch.bfloat16)
+    trainer = build("cpo", model, tmp_path, options={"max_steps": 1})
+    for run in (trainer.train, lambda: trainer.evaluate(preference_rows(2))):
+        with pytest.raises(ValueError, match=r"several dtypes \(model.embed_tokens.weight is float32, model.layers.1"):
+            run()
+
+
 @both_bases
 def test_names_that_match_nothing(base, tiny_model, tmp_path):
     """PEFT's refusal, and `train_only`'s, come at construction."""

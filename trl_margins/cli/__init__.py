@@ -177,8 +177,10 @@ def _room(error: Exception) -> str:
         return ""
     from datasets.config import HF_DATASETS_CACHE  # where rows and tokens are kept
 
-    places = [os.path.dirname(os.path.abspath(os.fsdecode(error.filename)))] if error.filename else []
-    return f". Free: {rooms(*places, os.getcwd(), str(HF_DATASETS_CACHE), gettempdir())}. Make room there"
+    places = [os.getcwd(), str(HF_DATASETS_CACHE), gettempdir()]
+    if error.filename:  # no other disk is full
+        places = [os.path.dirname(os.path.abspath(os.fsdecode(error.filename)))]
+    return f". Free: {rooms(*places)}. Make room there"
 
 
 def top_parser() -> ArgumentParser:

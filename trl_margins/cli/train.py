@@ -29,7 +29,7 @@ from ..methods import MARGINS, WEIGHTS, names_of
 from ..redaction import redacted_command, redacted_text
 from ..registry import OPTIONS, base_of, get_method, term_class
 from ..rows.opened import column_names, first_row
-from ..trainers.folder import check_unused, holds_model, last_whole_checkpoint, locked
+from ..trainers.folder import check_stays, check_unused, holds_model, last_whole_checkpoint, locked
 from .config_file import Settings, check_adapter, check_loading, flags_said, read_yaml
 from .migration import OLD_KEYS, migrate
 from .mixture import mixture_splits, mixture_test_split
@@ -85,7 +85,8 @@ def _run(argv: Sequence[str], is_part: bool) -> int:
     interrupts = Interrupts()
     try:
         with interrupts.heard(), short_bars_hidden(), ExitStack() as held:
-            agreed(PartialState(), lambda: _enter_folder(held, config, resume))
+            data = [script.dataset_name, script.eval_dataset_name, *(part.path for part in mixture.datasets)]
+            agreed(PartialState(), lambda: _enter_folder(held, config, resume, data))
             trainer = build_trainer(script, config, model_args, mixture)
             trainer.reproduce, trainer.data_name = command, redacted_text(_data_name(script, mixture))
             trainer.holds_folder = True
@@ -127,13 +128,15 @@ def _stopped(config: Any, step: int, command: str) -> str:
     return f"{said}\nresume  {command} {resume}" if command else said
 
 
-def _enter_folder(held: ExitStack, config: Any, resume: str | bool | None) -> None:
-    """Keeps other runs out of the folder, and this one where it would move files without being asked."""
+def _enter_folder(held: ExitStack, config: Any, resume: str | bool | None, data: Sequence[str | None] = ()) -> None:
+    """Keeps other runs out of the folder, and this one where it would move files without being asked, or its data."""
     folder = Path(config.output_dir)
     held.enter_context(locked(folder))
     goes_on = resume is True or (resume and Path(resume).resolve().parent == folder.resolve())
     if not goes_on and not config.overwrite_output_dir:
         check_unused(folder)  # now, rather than after the model was loaded
+    elif not goes_on:
+        check_stays(folder, [name for name in data if name])
 
 
 def _deliver(trainer: Any, script: TrainArguments, config: Any, is_part: bool) -> None:

@@ -87,7 +87,8 @@ class Journal:
         self.rows[self.key(row)] = row
 
     def _say(self) -> None:
-        self.said.write_text(json.dumps(self.settings, indent=2) + "\n", encoding="utf-8")
+        with naming(self.said):
+            self.said.write_text(json.dumps(self.settings, indent=2) + "\n", encoding="utf-8")
 
     def close(self) -> None:
         """Removes the files, once what they hold is elsewhere."""

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from peft import PeftConfig
+from accelerate.utils import parse_flag_from_env
+from peft import PeftConfig, PeftModel
 from torch import nn
 from torch.optim import Optimizer
 from transformers import PreTrainedConfig, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import denumpify_detensorize
 
 from ..checks import nearest
+from ..evaluation.tables import RANKING
+
+logger = logging.getLogger(__name__)
 
 _LOAD = "AutoModelForCausalLM.from_pretrained(...)"
+_ADAPTER = "default"  # which PEFT loads from a folder, and TRL copies for the reference
+_READ_LATER = ("eval_min_score_gap", "overwrite_output_dir", "push_pair_log")
 
 
 def bound(constructor: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,13 +63,36 @@ def checked(given: dict[str, Any], config_class: Any) -> dict[str, Any]:
                 setattr(args, item.name, value.item())
     if (reference := given.get("ref_model")) is not None and not isinstance(reference, nn.Module):
         raise _another("ref_model", reference, f"a model that has been loaded: {_LOAD}")
+    _check_values("ref_model", reference)
     if isinstance(given.get("processing_class"), str | Path):
         raise _another("processing_class", given["processing_class"], "AutoTokenizer.from_pretrained(...)")
     if (adapter := given.get("peft_config")) is not None and not isinstance(adapter, PeftConfig):
         raise _another("peft_config", adapter, "a config of PEFT's: LoraConfig(...)")
+    if isinstance(evals := given.get("eval_dataset"), Mapping):
+        for name in [name for name in evals if not isinstance(name, str)]:
+            raise _another("eval_dataset", name, "text as the name of each set: the metrics are called after it")
     _check_callbacks(given.get("callbacks"))
     _check_optimizers(given.get("optimizers"))
     return given
+
+
+def settings_read(config: Any) -> dict[str, Any]:
+    """The fields of a config that a trainer reads when it is built, and never again."""
+    names = {item.name for item in fields(config)} - {item.name for item in fields(TrainingArguments)} - {*_READ_LATER}
+    return {name: copy(getattr(config, name)) for name in sorted(names)}
+
+
+def check_settings(config: Any, read: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        ValueError: one of `settings_read` has been set since, which would do nothing.
+    """
+    for name, value in read.items():
+        if (now := getattr(config, name)) != value:
+            raise ValueError(
+                f"args.{name} was {value!r} when the trainer was made, and has been set to {now!r}, which would do "
+                "nothing: set it in the config before, and make a new trainer"
+            )
 
 
 def _check_model(model: Any) -> None:
@@ -68,8 +100,33 @@ def _check_model(model: Any) -> None:
         raise _another("model", model, "a model of that config: AutoModelForCausalLM.from_config(config)")
     if not isinstance(model, str | nn.Module):
         raise _another("model", model, f"a name, a folder, or a model that has been loaded: {_LOAD}")
+    _check_values("model", model)
+    _check_active(model)
     if hasattr(model, "_orig_mod"):
         raise _another("model", model, "the model itself, and torch_compile=True in the config to compile it")
+
+
+def _check_values(name: str, model: Any) -> None:
+    """FSDP loads the weights on one process alone, and sends them to the others."""
+    if not isinstance(model, nn.Module) or parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        return
+    weights = [*model.named_parameters()]
+    if empty := [each for each, weight in weights if weight.is_meta and not hasattr(weight, "ds_id")]:
+        raise ValueError(
+            f"{len(empty)} of the {len(weights)} weight tensors of {name} have no values ({empty[0]}, on the device "
+            f"'meta'): load it with {_LOAD}, without a device_map that keeps weights on the disk"
+        )
+
+
+def _check_active(model: Any) -> None:
+    if not isinstance(model, PeftModel) or (active := list(model.active_adapters)) == [_ADAPTER]:
+        return
+    there = f"call model.set_adapter({_ADAPTER!r})" if _ADAPTER in model.peft_config else "leave adapter_name out"
+    raise ValueError(
+        f"the model's active adapters are {active}, of {list(model.peft_config)}: one adapter trains, under the name "
+        f"{_ADAPTER!r}, which is what a saved folder is loaded with. To train that one, {there}; to go on from "
+        "another, load it with PeftModel.from_pretrained(model, folder, is_trainable=True)"
+    )
 
 
 def _check_config(args: Any, config_class: Any) -> None:
@@ -109,12 +166,52 @@ def _check_optimizers(optimizers: Any) -> None:
         raise _another("optimizers", optimizer, "first an optimizer of the model's parameters, or None")
     if schedule is not None and (isinstance(schedule, type) or not hasattr(schedule, "step")):
         raise _another("optimizers", schedule, "second a schedule of that optimizer, or None")
+    # a wrapper has the optimizer itself, and so has a schedule
+    if schedule is not None and getattr(schedule, "optimizer", optimizer) not in (
+        optimizer,
+        getattr(optimizer, "optimizer", optimizer),
+    ):
+        raise ValueError(
+            f"optimizers: the {type(schedule).__name__} sets the learning rate of another optimizer than the one "
+            "given with it: make it of that one, as (optimizer, schedule)"
+        )
 
 
 def _another(name: str, value: Any, needed: str) -> TypeError:
     kind = (value if isinstance(value, type) else type(value)).__name__
     what = "the class" if isinstance(value, type) else "an" if kind[0] in "AEIOUaeiou" else "a"
     return TypeError(f"{name} has {what} {kind} where it needs {needed}")
+
+
+class OwnMetrics:
+    """A `compute_metrics` of the user's, whose answer is looked at before it is logged."""
+
+    def __init__(self, compute: Callable[..., Any]) -> None:
+        self.compute, self.said = compute, False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """
+        Raises:
+            TypeError: not numbers by name.
+        """
+        found = self.compute(*args, **kwargs)
+        if not kwargs.get("compute_result", True):  # batch_eval_metrics
+            return found
+        if not isinstance(found, Mapping):
+            raise _another("the answer of compute_metrics", found, 'numbers by name, such as {"length": 3.5}')
+        found = denumpify_detensorize(dict(found))
+        for name, value in found.items():
+            if not isinstance(name, str) or not isinstance(value, int | float | str):
+                raise _another(f"compute_metrics: {name!r}", value, "a number, under a name that is text")
+        taken = [name for name in found if name.removeprefix("eval_") in ("loss", *RANKING)]
+        if taken and not self.said:
+            logger.warning(
+                "compute_metrics gives %s, which the trainer measures itself: those of compute_metrics are left out. "
+                "Give them other names",
+                " and ".join(map(repr, taken)),
+            )
+            self.said = True
+        return {name: value for name, value in found.items() if name not in taken}
 
 
 class ReadOnce:

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
         set_facts: dict[str, SetFacts]
         last_grad_norm: Tensor | float
         _made_optimizer: bool
+        _made_schedule: bool
+        lr_scheduler: Any
         aux_loss_enabled: bool
 
         def standard_rows(self) -> Callable[[Mapping[str, Any]], tuple[Tensor, Tensor, Tensor] | None]: ...

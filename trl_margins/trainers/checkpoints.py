@@ -36,9 +36,10 @@ from ..recording.metrics import MetricBuffer
 from ..recording.pair_log import RUN_FILE
 from ..redaction import redacted
 from ..registry import option_fields
+from .arguments import check_settings
 from .base import MarginTrainer
 from .card import adapter_options
-from .fingerprints import of_columns, of_reference, of_rows, token_columns
+from .fingerprints import of_arguments, of_attributes, of_columns, of_optimizer, of_reference, of_rows, token_columns
 from .folder import (
     BESIDE,
     check_links,
@@ -139,6 +140,13 @@ def run_settings(trainer: MarginTrainer) -> dict[str, Any]:
         "gamma": objective.gamma,
         "score_columns": list(trainer.set_facts[TRAIN].score_columns) if reads_scores else None,
         "prompt_column": trainer.options.prompt_column or "prompt",
+        "parts": {
+            f"{part.name}.{name}": value
+            for part in _from_python(trainer)
+            for name, value in of_arguments(part).items()
+        },
+        "optimizer": None if trainer._made_optimizer else of_optimizer(trainer.optimizer, trainer.model),
+        "schedule": None if trainer._made_schedule else trainer.lr_scheduler and type(trainer.lr_scheduler).__name__,
         "adapter": json.loads(json.dumps(adapter, default=str)),
         "trained_parameters": f"{len(names)} tensors ({hashlib.sha256(' '.join(names).encode()).hexdigest()[:8]})",
         "train_rows": len(rows) if hasattr(rows, "__len__") else None,
@@ -148,6 +156,13 @@ def run_settings(trainer: MarginTrainer) -> dict[str, Any]:
         "processes": trainer.accelerator.num_processes,
         "config": redacted(json.loads(trainer.args.to_json_string())),  # TRL's own config has secrets
     }
+
+
+def _from_python(trainer: Any) -> list[Any]:
+    """The parts of the objective that no config describes."""
+    whole = "objective" in trainer.from_python
+    parts = [term for kind, term in trainer.objective.named_terms if whole or f"{kind}_term" in trainer.from_python]
+    return [*parts, trainer.objective.reward] if whole else parts
 
 
 def _name_of(model: Any) -> str:
@@ -182,6 +197,8 @@ class CheckpointMixin(MarginTrainer):
     _first_states: dict[str, Any]  # of the terms, when the trainer had been built
     _made_optimizer = False  # whether an earlier call of `train` did
     _made_schedule = False
+    _first_attributes: dict[str, dict[str, str]]  # of the terms without a state, then
+    _settings_read: dict[str, Any]  # of the config, when the trainer had been built
     _steps_before = 0  # of the checkpoint that is resumed
     _rng_state_of: str | None = None  # a checkpoint whose random state is still to be loaded
 
@@ -193,8 +210,14 @@ class CheckpointMixin(MarginTrainer):
 
         Raises:
             ValueError: an incomplete checkpoint or one of another run, a folder in which a run is training or which
-                holds the trained model, or nothing to train.
+                holds the trained model, a setting that came too late, or nothing to train.
         """
+        if not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
+            raise ValueError(
+                "gradients are switched off where train() is called: call it outside of torch.no_grad() and "
+                "torch.inference_mode(), and after torch.set_grad_enabled(True)"
+            )
+        check_settings(self.args, self._settings_read)
         self.settings = run_settings(self)  # before the model is wrapped
         with ExitStack() as held:
             check = partial(self._enter_folder, held, resume_from_checkpoint)
@@ -228,6 +251,11 @@ class CheckpointMixin(MarginTrainer):
     def _enter_folder(self, held: ExitStack, resume: str | bool | None) -> tuple[str | None, int]:
         """Checks the folder, on the main process, and keeps other runs out of it; the checkpoint and its step."""
         folder = Path(self.args.output_dir)
+        if self.args.save_total_limit and "\n" in str(folder.absolute()):
+            raise ValueError(
+                f"save_total_limit={self.args.save_total_limit}: transformers finds no checkpoint to delete in a "
+                f"folder with a line break in its path ({str(folder)!r}): name another output_dir"
+            )
         if not self.holds_folder:
             held.enter_context(locked(folder))
         checkpoint = checkpoint_to_resume(folder, resume)
@@ -321,7 +349,23 @@ class CheckpointMixin(MarginTrainer):
             return f"No checkpoint has it, and {elsewhere} cannot be written either ({error})"
         return f"No checkpoint has it, so it is in {elsewhere}: move it from there"
 
+    def _attributes_without_state(self) -> dict[str, dict[str, str]]:
+        terms = [term for term in self.objective.terms if term not in self.objective.remembering]
+        return {term.name: of_attributes(term) for term in terms}
+
+    def _warn_of_lost_state(self) -> None:
+        """Once, at the first checkpoint: what a term has remembered, and no checkpoint will."""
+        for name, now in self._attributes_without_state().items():
+            before = self._first_attributes.pop(name, now)
+            if changed := [each for each in now if before.get(each) != now[each]]:
+                logger.warning(
+                    "training has changed %s of the term %r, which has no state_dict: no checkpoint has it, and a "
+                    "resumed run begins with the first values. Give the term state_dict and load_state_dict",
+                    *(", ".join(changed), name),
+                )
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self._warn_of_lost_state()
         for log in self._logs:
             log.flush(self.accelerator)
         folder = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")

@@ -677,6 +677,19 @@ def _resolve_target_margin(config: MarginCPOConfig | MarginDPOConfig, default: f
     config.simpo_gamma = gamma
 
 
+def check_target_margin(config: Any) -> None:
+    """
+    Raises:
+        ValueError: β or a target margin was set after the config had made one of the other.
+    """
+    ratio, gamma = getattr(config, "gamma_beta_ratio", None), getattr(config, "simpo_gamma", None)
+    if ratio is not None and gamma is not None and not math.isclose(gamma, ratio * config.beta):
+        raise ValueError(
+            f"beta={config.beta:g}, gamma_beta_ratio={ratio:g} and simpo_gamma={gamma:g} do not fit each other: one "
+            "was set after the config was made, which makes simpo_gamma of the other two. Make a new config with them"
+        )
+
+
 def _find_loss(base: str, name: Any) -> Link:
     """The link of a `loss_type`.
 

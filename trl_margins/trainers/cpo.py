@@ -110,9 +110,12 @@ class MarginCPOTrainer(MarginMixin, CPOTrainer):
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
         """TRL's; a set that the trainer was not built with is tokenized first."""
-        if isinstance(eval_dataset, Dataset | IterableDataset) and CPO_COLUMNS[1] not in column_names(eval_dataset):
-            eval_dataset = self._tokenized(eval_dataset, kwargs.get("metric_key_prefix", "eval"))
+        if isinstance(eval_dataset, Dataset | IterableDataset):
+            eval_dataset = self._with_tokens(eval_dataset, kwargs.get("metric_key_prefix", "eval"))
         return super().evaluate(eval_dataset, *args, **kwargs)
+
+    def _with_tokens(self, dataset: Any, split: str) -> Any:
+        return dataset if CPO_COLUMNS[1] in column_names(dataset) else self._tokenized(dataset, split)
 
     def tokenize_row(self, feature: Any, model: Any = None) -> dict[str, Any]:
         """Nothing: CPOTrainer tokenizes row by row in its constructor; the sets get their tokens afterwards."""

@@ -21,6 +21,7 @@ from ..forward.standard import IGNORE, TokenLogps, fused_token_logps, logits_tok
 from ..objective import Objective, ObjectiveOutput
 from ..pairs import CACHED, CARRIED, SHARED, PairLogps
 from ..rewards import LogRatioReward
+from ..rows.opened import column_names
 from ..rows.tokenized import DPO_COLUMNS, tokenized
 from ..rows.tokens import PairTokenizer, dpo_columns
 from .collator import StandardRows
@@ -82,6 +83,11 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
         cut = args.max_length if args.truncation_mode == "keep_start" else None
         lengths = {"max_length": cut, "completion_cut": cut}
         return self._finish_tokens(found, opened, is_first, DPO_COLUMNS, processing_class, **lengths)
+
+    def _with_tokens(self, dataset: Any, split: str) -> Any:
+        if self._is_vision_dataset or DPO_COLUMNS[1] in column_names(dataset):
+            return dataset
+        return self._prepare_dataset(dataset, self.processing_class, self.args, split)
 
     def standard_rows(self) -> Callable[[Mapping[str, Any]], StandardRows | None]:
         return _rows_if_known

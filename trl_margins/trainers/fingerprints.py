@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
+import pickle
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -54,6 +57,40 @@ def _content(array: pa.Array) -> bytes:
     if pa.types.is_floating(kind) or pa.types.is_integer(kind):
         return array.to_numpy(zero_copy_only=False).astype(np.float64).tobytes()
     return json.dumps(array.to_pylist(), default=str).encode()
+
+
+def of_arguments(part: Any) -> dict[str, Any]:
+    """The class of a term or a reward, and the arguments that it was made with, as far as it keeps them by name."""
+    found = {"class": type(part).__qualname__}
+    for name in inspect.signature(type(part)).parameters:
+        value = getattr(part, name, getattr(part, f"_{name}", None))
+        if isinstance(value, np.ndarray | Tensor):
+            value = hashlib.sha256(repr(value.tolist()).encode()).hexdigest()[:8]
+        found[name] = json.loads(json.dumps(value, default=_kind))
+    return found
+
+
+def _kind(value: Any) -> str:
+    return str(getattr(value, "__qualname__", type(value).__qualname__))
+
+
+def of_attributes(part: Any) -> dict[str, str]:
+    """A digest of each attribute that a term has now; not of what cannot be pickled."""
+    found = {}
+    for name, value in getattr(part, "__dict__", {}).items():
+        with suppress(Exception):  # each class has its own
+            found[name] = hashlib.sha256(pickle.dumps(value)).hexdigest()
+    return found
+
+
+def of_optimizer(optimizer: Any, model: Any) -> str | None:
+    """The class of an optimizer, and the order of its parameters, which its state has by their numbers."""
+    if optimizer is None:
+        return None
+    optimizer = getattr(optimizer, "optimizer", optimizer)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    order = " ".join(names.get(id(each), "") for group in optimizer.param_groups for each in group["params"])
+    return f"{type(optimizer).__name__} ({hashlib.sha256(order.encode()).hexdigest()[:8]})"
 
 
 def of_reference(model: Any, reference: Any) -> str | None:

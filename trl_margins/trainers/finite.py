@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 
-from ..distributed import full_tensor
+from ..distributed import fsdp_modules, full_tensor
 from ..objective import ObjectiveOutput
 from ..pairs import CACHED, CARRIED, ROW, SHARED, PairLogps
 from ..recording.metrics import MetricBuffer
 from ..rows.tokens import tokenizer_of
 from .base import MarginTrainer
 from .folder import last_whole_checkpoint
-from .learning import Idle, check_optimizer, optimizer_name, warn_of_schedule, why_no_gradient
+from .learning import Idle, check_optimizer, check_plateau, optimizer_name, warn_of_schedule, why_no_gradient
 from .weights import Sample, broken_names, is_broken, largest
 
 logger = logging.getLogger(__name__)
@@ -89,6 +89,7 @@ class FiniteSteps(TrainerCallback):
         self._trained: dict[str, nn.Parameter] = {}
         self._last: _Step | None = None  # whose weights nobody has looked at
         self._most = math.inf  # of a weight
+        self._shapes: dict[int, torch.Size] = {}  # of the weights that train, by their identity
         self._sample: Sample | None = None  # until a step has changed it
         self._idle, self._is_first = Idle(), True
 
@@ -109,9 +110,11 @@ class FiniteSteps(TrainerCallback):
                 f"step {state.global_step + 1}, {names[0]} among them: "
                 + ("resume from an earlier checkpoint" if state.global_step else "load the model again")
             )
+        self._shapes = {id(parameter): parameter.shape for parameter in self._trained.values()}
         self._most = _GROWN * max(1.0, *gather_object([float(largest(self._trained))]))
         if not trainer._made_optimizer and optimizer is not None:
             check_optimizer(trainer, optimizer, self._trained)
+        check_plateau(args, kwargs.get("lr_scheduler"))
         if state.is_world_process_zero:
             warn_of_schedule(args, kwargs.get("lr_scheduler"), state.global_step, state.max_steps)
 
@@ -169,6 +172,25 @@ class FiniteSteps(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.check_weights(is_last=True)
 
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._check_same()
+
+    def _check_same(self) -> None:
+        """
+        Raises:
+            ValueError: weights were put in others' place, or resized, since training began.
+        """
+        trainer = self.trainer
+        if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled or fsdp_modules(trainer.model):
+            return  # which have tensors of their own
+        for name, parameter in trainer.model.named_parameters():
+            if parameter.requires_grad and self._shapes.get(id(parameter)) != parameter.shape:
+                raise ValueError(
+                    f"after step {trainer.state.global_step}, {name} is not the weight tensor that it was when "
+                    "training began, and the optimizer does not have it: something replaced or resized it, such as a "
+                    "callback that calls resize_token_embeddings. Do that before the trainer is made"
+                )
+
     def _check(self, seen: list[_Seen], norm: Tensor | None, model: nn.Module) -> bool:
         """Whether the step that follows has a gradient, as far as is known."""
         trainer, device = self.trainer, self.trainer.accelerator.device
@@ -223,6 +245,7 @@ class FiniteSteps(TrainerCallback):
         """
         if not self._trained:  # of a trainer that has not trained
             return
+        self._check_same()
         marks = torch.stack([mark.long().to(self.trainer.accelerator.device) for mark in self._marks()])
         found = marks if alone else self.trainer.accelerator.reduce(marks, "sum")
         n_broken, n_still = found.tolist()

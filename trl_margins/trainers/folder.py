@@ -56,7 +56,7 @@ _ORDER = (  # of the rows
 # What a resumed run shares with its checkpoint, beside the options of its reward and terms. What is not here can be
 # changed; what differs is named.
 _SHARED = (
-    *("base", "reference", "fixed_weights", "reward", "weight", "margin"),
+    *("base", "reference", "fixed_weights", "reward", "weight", "margin", "parts", "optimizer", "schedule"),
     *("trained_parameters", "train_only", "adapter"),
     *("loss_type", "loss_weights", "beta", "gamma", "simpo_gamma", "label_smoothing", "discopop_tau", "cpo_alpha"),
     *("use_weighting", "sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps", "router_aux_loss_coef"),
@@ -194,6 +194,26 @@ def check_unused(folder: str | Path) -> None:
         )
 
 
+def check_stays(folder: Path, names: list[str]) -> None:
+    """
+    Raises:
+        ValueError: a run that moves an earlier one out of its way would move a file that it reads.
+    """
+    moved = [path.resolve() for path in _of_earlier_run(folder)]
+    for name in names:
+        if any(Path(name).resolve().is_relative_to(path) for path in moved):
+            raise ValueError(
+                f"{name} is in output_dir {folder}, among the files of an earlier run, which would be moved to make "
+                "room: name another output_dir, or move it out of there"
+            )
+
+
+def _of_earlier_run(folder: Path) -> list[Path]:
+    """All that `make_room` moves."""
+    of_a_card = (CARD, FIGURES) if (folder / RUN_FILE).exists() else ()
+    return _matching(folder, (*_TELLING, *_OTHERS, *of_a_card)) if earlier_run(folder) else []
+
+
 def make_room(trainer: Any, folder: Path, after: int | None = None) -> None:
     """Moves out of a run's way what an earlier one left in its folder.
 
@@ -208,9 +228,7 @@ def make_room(trainer: Any, folder: Path, after: int | None = None) -> None:
     """
     if after is not None:
         found = [path for path, step in sorted(_checkpoints(folder).items()) if step > after and is_whole(path)]
-    elif found := earlier_run(folder):
-        of_a_card = (CARD, FIGURES) if (folder / RUN_FILE).exists() else ()
-        found = _matching(folder, (*_TELLING, *_OTHERS, *of_a_card))
+    elif found := _of_earlier_run(folder):
         _check_outside(trainer, folder, found)
     if found:
         _move_aside(folder, found)
@@ -452,9 +470,10 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], config: Any) 
     for old, new in ((before, now), (before.get("config", {}), now["config"])):
         for name in [name for name in new if name in old and name not in seen]:
             seen.add(name)
-            if name == "columns" and isinstance(old[name], dict) and isinstance(new[name], dict):
+            if name in ("columns", "parts") and isinstance(old[name], dict) and isinstance(new[name], dict):
                 changed = [each for each in {**old[name], **new[name]} if old[name].get(each) != new[name].get(each)]
-                said = [f"{name} {each} {old[name].get(each)} → {new[name].get(each)}" for each in changed]
+                what = f"{name} " if name == "columns" else ""
+                said = [f"{what}{each} {old[name].get(each)} → {new[name].get(each)}" for each in changed]
                 (wrong if name in shared else others).extend(said)
                 continue
             same = old[name] == new[name]

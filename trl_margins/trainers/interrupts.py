@@ -11,6 +11,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from time import monotonic
 from types import FrameType
 from typing import Any
 
@@ -21,6 +22,7 @@ from transformers import TrainerCallback
 from .base import MarginTrainer
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_TOGETHER = 1.0  # seconds: two signals so near to each other are one wish
 _listening = 0  # the process that listens
 
 
@@ -58,6 +60,7 @@ class Interrupts:
     """What signals have asked for. A second one quits at once."""
 
     signal: int | None = None
+    _asked_at = 0.0
     agreed = False  # on all ranks
     ending: str | None = None  # what comes before the end; without it, the first signal quits, too
     of_epoch = False  # whether an epoch has ended since the last step began
@@ -84,8 +87,14 @@ class Interrupts:
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
             return
-        self.signal = number
-        for each in _SIGNALS:
+        if self.signal is not None:  # SIGTERM after Ctrl-C; or with it, which asks for no more
+            if monotonic() - self._asked_at > _TOGETHER:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            return
+        self.signal, self._asked_at = number, monotonic()
+        # Python handles SIGINT first, and says of a SIGTERM that waits behind it that it has no handler any more
+        for each in {number, signal.SIGINT}:
             signal.signal(each, signal.SIG_DFL)
         if self.ending is None:
             raise SystemExit(self.status)

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 from transformers import TrainerCallback
+from transformers.trainer_utils import IntervalStrategy
 
 from ..distributed import fsdp_modules
 from .base import MarginTrainer
@@ -41,6 +42,29 @@ def check_optimizer(trainer: MarginTrainer, optimizer: Any, parameters: Mapping[
             "the %s that the trainer was given lacks %d of the %d weight tensors that train, which stay as they are: "
             "%s is one",
             *(name, len(left), len(parameters), left[0]),
+        )
+
+
+def check_plateau(args: Any, scheduler: Any) -> None:
+    """
+    Raises:
+        ValueError: a schedule by a metric that never hears of it, or lowers the learning rate where it improves.
+    """
+    schedule = getattr(scheduler, "scheduler", scheduler)
+    if not isinstance(schedule, ReduceLROnPlateau):
+        return
+    name, metric = type(schedule).__name__, args.metric_for_best_model
+    if args.eval_strategy == IntervalStrategy.NO or metric is None:
+        raise ValueError(
+            f"{name} follows a metric of the evaluations: set eval_strategy, and metric_for_best_model to the metric "
+            "(eval_loss, say)"
+        )
+    if (mode := "max" if args.greater_is_better else "min") != schedule.mode:
+        raise ValueError(
+            f"{name} has mode {schedule.mode!r}, and {metric} is better where it is "
+            f"{'higher' if args.greater_is_better else 'lower'}: it would lower the learning rate as the model "
+            f"improves. Set mode to {mode!r} (lr_scheduler_kwargs={{'mode': {mode!r}}}), or metric_for_best_model to "
+            "another metric"
         )
 
 

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import IterableDataset
+from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import is_in_notebook
 from trl.trainer.utils import get_config_model_id
 
-from ..checks import default_of
+from ..checks import default_of, unknown
 from ..distributed import check_lockstep, check_processes, gather_over_ranks, keep_outputs_of_fsdp, warn_if_unsharded
 from ..evaluation.ranking import ranking_metrics
 from ..forward.head import logits_will_do
@@ -38,21 +38,22 @@ from ..rows.opened import column_names
 from ..rows.scores import ScoreColumns, find_score_columns
 from ..rows.tokenized import TokenColumns, finish_tokenized
 from ..terms import Term
-from .arguments import ReadOnce, bound, checked
+from .arguments import OwnMetrics, ReadOnce, bound, check_settings, checked, settings_read
 from .beginning import SaysWhatTrains
 from .best import BestMixin, BestSoFar, choose_metric
 from .card import CardMixin
 from .checkpoints import CheckpointMixin
 from .collator import PairCollator
-from .configs import MarginOptions, objective_of
+from .configs import MarginOptions, check_target_margin, objective_of
 from .finite import FiniteSteps, without_neighbours
 from .interrupts import InterruptsMixin
 from .learning import TakesSteps
 from .loaded import whole_weights
-from .model_checks import TokenLimits, check_one_device, refusing_what_cannot_write
+from .model_checks import TokenLimits, check_one_device, naming_dtypes, refusing_what_cannot_write
 from .preparation import (
     TRAIN,
     PreparedSets,
+    as_taken,
     eval_split,
     opened_set,
     prepare_datasets,
@@ -102,6 +103,7 @@ class MarginMixin(BestMixin, CardMixin, PushMixin, InterruptsMixin, CheckpointMi
         check_processes(config.world_size)
         self.options = config if isinstance(config, MarginOptions) else MarginOptions()
         self._check_method(config)
+        check_target_margin(config)
         check_one_choice(self.options.train_only, has_adapter=given.get("peft_config") is not None)
         from_python = {"weight_term": weight_term, "margin_term": margin_term, "objective": objective}
         self.from_python = [name for name, value in from_python.items() if value is not None]
@@ -137,8 +139,9 @@ class MarginMixin(BestMixin, CardMixin, PushMixin, InterruptsMixin, CheckpointMi
             from .notebook import narrow_table  # needs IPython
 
             narrow_table(self)
-        self.is_built = True
+        self.is_built, self._settings_read = True, settings_read(self.args)
         self._first_states = copy.deepcopy(self._term_states())
+        self._first_attributes = self._attributes_without_state()
         self._wrap_collator()
         self._probes = window_probes(self, self.objective, self.options)
         self._finite = FiniteSteps(self, skip=self.options.nonfinite_steps == "skip")
@@ -207,6 +210,10 @@ class MarginMixin(BestMixin, CardMixin, PushMixin, InterruptsMixin, CheckpointMi
     def _fuses(self, rows: SharedRows) -> bool:
         """Whether the LM head is TRL's fused one: it saves memory, and costs a CPU more time than the logits do."""
         return self._fused and not (self._plain_head_will_do and logits_will_do(self.model, rows["label"]))
+
+    @abstractmethod
+    def _with_tokens(self, dataset: Any, split: str) -> Any:
+        """A data set that the trainer was not built with, tokenized if it is not."""
 
     @abstractmethod
     def same_completions(self, batch: Mapping[str, Any]) -> Tensor:
@@ -373,9 +380,15 @@ class MarginMixin(BestMixin, CardMixin, PushMixin, InterruptsMixin, CheckpointMi
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """TRL's loop, then `pwa`, `pwa_all`, `spearman` and the numbers of pairs behind them."""
+        check_settings(self.args, self._settings_read)
         self._finite.check_weights()
         self._evaluated = []
-        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        if self.compute_metrics is not None and not isinstance(self.compute_metrics, OwnMetrics):
+            self.compute_metrics = OwnMetrics(self.compute_metrics)
+        with naming_dtypes(self.model):
+            output = super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
         values, self._evaluated = torch.cat(self._evaluated).cpu() if self._evaluated else None, []
         metrics = output.metrics
         if values is None or metrics is None:
@@ -526,10 +539,31 @@ class MarginMixin(BestMixin, CardMixin, PushMixin, InterruptsMixin, CheckpointMi
         return dataloader
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """TRL's."""
+        """TRL's.
+
+        Raises:
+            ValueError: the name of a set that is not there.
+            TypeError: not a data set.
+        """
+        if isinstance(eval_dataset, str):
+            if not isinstance(self.eval_dataset, dict):
+                raise ValueError(
+                    f"evaluate({eval_dataset!r}): the trainer has no evaluation sets by name. Leave the name out, or "
+                    "give eval_dataset as a dict when the trainer is made"
+                )
+            if eval_dataset not in self.eval_dataset:
+                raise unknown("evaluation set", eval_dataset, self.eval_dataset)
+        elif isinstance(eval_dataset, list | tuple):
+            as_taken(eval_dataset, "evaluation", self.args)
         dataloader = super().get_eval_dataloader(eval_dataset)
         check_lockstep(self.accelerator, dataloader, "evaluation")
         return dataloader
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+        """TRL's; rows that have no tokens yet get them."""
+        if not isinstance(test_dataset, Dataset | IterableDataset):
+            as_taken(test_dataset, "test", self.args)
+        return super().get_test_dataloader(self._with_tokens(test_dataset, "test"))
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()

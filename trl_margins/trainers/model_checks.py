@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 import torch
 from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
+from peft.utils.other import get_pattern_key
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
@@ -62,6 +63,7 @@ def check_before_training(trainer: MarginTrainer) -> None:
     _check_end_token(model, limits.tokenizer)
     _check_reference(trainer, model)
     _warn_of_lone_pairs(trainer)
+    _check_collator(trainer)
     max_length = getattr(trainer, "max_length", None) or trainer.args.max_length
     evals = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else {"eval": trainer.eval_dataset}
     for split, dataset in {"train": trainer.train_dataset, **evals}.items():
@@ -80,6 +82,26 @@ def _warn_of_lone_pairs(trainer: MarginTrainer) -> None:
             "per_device_train_batch_size, and lower gradient_accumulation_steps as much",
             " and ".join(map(repr, compares)),
         )
+
+
+def _check_collator(trainer: MarginTrainer) -> None:
+    """
+    Raises:
+        ValueError: a collator that was given makes no batch of the first rows.
+    """
+    collator, rows = trainer.data_collator.collator, trainer.train_dataset
+    if type(collator).__module__.startswith("trl.") or not isinstance(rows, Dataset) or not len(rows):
+        return
+    first = trainer._remove_unused_columns(rows.select(range(min(len(rows), 2 * trainer.args.train_batch_size))))
+    try:
+        collator([*first])
+    except Exception as error:  # each has its own
+        name = getattr(collator, "__name__", type(collator).__name__)
+        raise ValueError(
+            f"data_collator: {name} makes no batch of the first {len(first)} rows, which have the columns "
+            f"{', '.join(first.column_names)} ({' '.join(str(error).split())[:200]}): leave data_collator out, or "
+            "give one for pairs"
+        ) from error
 
 
 # Kinds of models
@@ -154,6 +176,13 @@ def _check_adapter(model: Any) -> None:
                     f"modules_to_save (--lora_modules_to_save) names {each!r}, which the model does not have. It has "
                     f"{', '.join(_leaves(model))}"
                 )
+        for option in ("rank_pattern", "alpha_pattern"):
+            for each in sorted(getattr(config, option, None) or ()):
+                if adapted and not any(get_pattern_key([each], name) == each for name in adapted):
+                    logger.warning(
+                        "%s names %r, which no module with an adapter is called: it has no effect. There are %s",
+                        *(option, each, ", ".join(sorted({name.rpartition(".")[2] for name in adapted}))),
+                    )
         for each in sorted(targets if isinstance(targets, set | list) else ()):
             if adapted and not any(name == each or name.endswith(f".{each}") for name in adapted):
                 logger.warning(
@@ -211,12 +240,32 @@ def _check_trains(model: nn.Module, args: Any) -> None:
         fix = "set requires_grad, give a peft_config, or name what trains with train_only"
         if is_peft_model(model):
             fix = "load the adapter with PeftModel.from_pretrained(..., is_trainable=True)"
+            fix += ", or set inference_mode to False in a new one's peft_config"
         raise ValueError(f"none of the model's {len(list(model.parameters()))} weight tensors trains: {fix}")
     if args.fp16 and (name := next((name for name, dtype in trained.items() if dtype == torch.float16), None)):
         raise ValueError(
             f"fp16=True trains float32 weights with float16 forward passes, and {name} is float16 itself: load the "
             "model with dtype=torch.float32 (trl-margins train has --dtype float32), or use bf16=True"
         )
+
+
+@contextmanager
+def naming_dtypes(model: nn.Module) -> Iterator[None]:
+    """Within the block, what PyTorch says of weights whose dtypes do not go together names them."""
+    try:
+        yield
+    except RuntimeError as error:
+        by_dtype: dict[torch.dtype, str] = {}
+        for name, parameter in model.named_parameters():
+            if parameter.is_floating_point():
+                by_dtype.setdefault(parameter.dtype, name)
+        if "same dtype" not in str(error) or len(by_dtype) < 2:
+            raise
+        found = ", ".join(f"{name} is {str(dtype).removeprefix('torch.')}" for dtype, name in by_dtype.items())
+        raise ValueError(
+            f"the model's weights have several dtypes ({found}), which its layers do not take together: load it with "
+            "one dtype (dtype=torch.float32), or call model.float(); bf16=True trains float32 weights in bfloat16"
+        ) from error
 
 
 # Tokens and positions

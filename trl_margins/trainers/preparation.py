@@ -45,6 +45,7 @@ from .configs import MarginOptions
 logger = logging.getLogger(__name__)
 
 TRAIN = "train"
+_MOST = 100_000  # rows of an evaluation stream: an endless one would never be read to its end
 
 # Columns that TRL's collators take for tensors, whatever they hold
 _TOKEN_ENDINGS = ("input_ids", "attention_mask", "labels", "pixel_values")
@@ -164,6 +165,11 @@ def _without_tensors(dataset: Any, split: str, takes_images: bool) -> Any:
     """Removes columns that TRL's collators would take for tokens; images only where they can be trained on."""
     names = column_names(dataset)
     images = [name for name in IMAGES if name in names]
+    empty = [name for name in images if isinstance(dataset, Dataset) and not any(dataset[name])]
+    if empty:
+        logger.info("%s: leaving out %s, which is empty in all rows", split, " and ".join(empty))
+        dataset = dataset.remove_columns(empty)
+        images = [name for name in images if name not in empty]
     if images and not takes_images:
         raise ValueError(
             f"the {split} data set has the column {images[0]!r}: vision-language models train on DPOTrainer's base "
@@ -415,9 +421,21 @@ def as_taken(dataset: Any, split: str, config: Any) -> Dataset | IterableDataset
         config.accelerator_config.dispatch_batches = False
     if not (len(dataset) if isinstance(dataset, Dataset) else next(iter(dataset), None)):
         raise ValueError(f"the {split} data set has no rows: see what it was loaded or filtered from")
+    if isinstance(dataset, IterableDataset) and split != TRAIN:
+        _check_end(dataset, split)
     with global_then_local_main_first():  # the others read the first one's cache
         plain = as_plain(dataset)
     return without_decoding(plain, keep=IMAGES)
+
+
+def _check_end(stream: IterableDataset, split: str) -> None:
+    """An evaluation reads the whole of a stream, each time, and nothing says where it ends."""
+    if sum(1 for _ in stream.take(_MOST + 1)) > _MOST:
+        raise ValueError(
+            f"the {split} data set is a stream of more than {_MOST:,} rows, if it ends at all, and each evaluation "
+            "reads the whole of it: give it an end with eval_dataset.take(1000), or load it instead of streaming it "
+            "(trl-margins train: --eval_dataset_name loads one)"
+        )
 
 
 def _instead(given: Any) -> str:

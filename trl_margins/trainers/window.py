@@ -19,6 +19,7 @@ from ..pairs import CACHED, CARRIED, SHARED, PairLogps, one_pair, with_columns
 from .base import MarginTrainer
 from .collator import StandardRows
 from .finite import FiniteSteps
+from .model_checks import naming_dtypes
 
 _DDP = (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.MULTI_NPU, DistributedType.MULTI_XPU)
 
@@ -79,7 +80,7 @@ class WindowMixin(MarginTrainer, ABC):
 
     def training_step(self, model: nn.Module, inputs: Mapping[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """TRL's, within what the probes do around it: SAM moves to the nearby policy with the higher loss."""
-        with ExitStack() as around:
+        with naming_dtypes(self.model), ExitStack() as around:
             for probe in self._probes:
                 around.enter_context(probe.around_update())
             return super().training_step(model, inputs, *args, **kwargs)

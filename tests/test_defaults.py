@@ -1,5 +1,5 @@
-"""What holds where nobody says otherwise: the defaults of public functions and of all options, what options take, and
-the tables and numbers that modules are written with.
+"""What holds where nobody says otherwise: the defaults of public functions and of all options, what options take, the
+tables and numbers that modules are written with, and what people see of options and progress.
 
 A change of one changes what somebody trains, and is a line in CHANGELOG.md. `defaults.txt` has them all.
 `python tests/test_defaults.py` writes it anew: read what has changed.
@@ -118,6 +118,24 @@ def of_method(row: Method) -> str:
     return plain({key: value for key, value in vars(row).items() if key not in _SHOWN})
 
 
+def shown() -> Iterator[str]:
+    """What nothing computes with: of options their help and what else a field says, as a checksum; and how progress
+    bars and flags are made."""
+    for file in sorted(Path(trl_margins.__path__[0]).rglob("*.py")):
+        name = ".".join(file.relative_to(trl_margins.__path__[0]).with_suffix("").parts)
+        source = file.read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ClassDef):
+                module = importlib.import_module(f"trl_margins.{name}".removesuffix(".__init__"))
+                if is_dataclass(kind := getattr(module, node.name, None)) and not getattr(kind, "_method_id", None):
+                    own = [each for each in fields(kind) if each.name in kind.__annotations__ and each.metadata]
+                    said = "\n".join(f"{each.name}: {plain(each.metadata)}" for each in own)
+                    if own:
+                        yield f"{name}.{node.name}: {len(own)} fields, {crc32(said.encode())}"
+            if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("tqdm", "add_argument"):
+                yield f"{name}: {' '.join((ast.get_source_segment(source, node) or '').split())}"
+
+
 def all_lines() -> list[str]:
     return [
         *defaults(),
@@ -125,6 +143,8 @@ def all_lines() -> list[str]:
         *bounds(),
         "",
         *constants(),
+        "",
+        *shown(),
         "",
         *(f"{id}: {of_method(row)}" for id, row in METHODS.items()),
     ]

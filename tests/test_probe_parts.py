@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from trl_margins.links import CPO_LINKS, DPO_LINKS
@@ -34,6 +35,7 @@ from trl_margins.probes.selection import dataset_anchor_gaps, subsets
 from trl_margins.rewards import LengthNormalizedReward, SummedReward
 from trl_margins.terms.anchor import AnchorMargin, GradientNormMargin
 from trl_margins.terms.score_gap import ScoreGapWeight
+from trl_margins.trainers.window import WindowMixin
 
 SMALL = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 32}
 MEAN, ANCHOR = LengthNormalizedReward(), AnchorMargin(2.0)
@@ -329,6 +331,27 @@ def test_which_forward_passes_serve_the_update(n, keeps, is_last, reduces, kept,
     (logged,) = metrics
     assert logged["anchor/gradient_norm"].item() == pytest.approx(math.sqrt(5))
     assert logged["anchor/no_direction"].item() == 0.0
+
+
+@pytest.mark.parametrize(
+    ("given", "waits"),
+    [
+        ({}, True),
+        ({"n_gpu": 2}, False),
+        ({"torch_compile": True}, False),
+        ({"checkpoints_reentrantly": True}, False),
+        ({"distributed_type": "FSDP"}, False),
+        ({"distributed_type": "FSDP", "reduces_in_backward": True}, True),
+    ],
+)
+def test_graphs_that_survive_a_look(given, waits, one_process):
+    plain = {"distributed_type": "NO", "checkpoints_reentrantly": False, "reduces_in_backward": False}
+    found = {"n_gpu": 1, "torch_compile": False, **plain, **given}
+    trainer = SimpleNamespace(model=nn.Linear(2, 2), args=SimpleNamespace(**found), **found)
+    trainer.accelerator = SimpleNamespace(**found)
+    assert WindowMixin.graphs_can_wait.fget(trainer) == waits
+    trainer.model = fully_shard(nn.Linear(2, 2), mesh=one_process)
+    assert not WindowMixin.graphs_can_wait.fget(trainer)
 
 
 def test_a_pass_that_fails_shards_everything_again(monkeypatch):

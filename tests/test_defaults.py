@@ -21,6 +21,7 @@ from zlib import crc32
 
 import trl_margins
 from trl_margins.checks import _MOST, NUMBERS, default_of
+from trl_margins.cli import top_parser
 from trl_margins.methods import METHODS
 from trl_margins.methods.row import Method
 
@@ -163,7 +164,8 @@ def of_method(row: Method) -> str:
 
 def shown() -> Iterator[str]:
     """What nothing computes with: of options their help and what else a field says, as a checksum; and how progress
-    bars and flags are made."""
+    bars and flags are made; and what the help of all commands ends with."""
+    yield from (f"help: {line}" for line in str(top_parser().epilog).splitlines() if line)
     for name, code, module in modules():
         source = Path(module.__file__).read_text(encoding="utf-8")
         for node in ast.walk(code):

@@ -585,6 +585,18 @@ def test_what_a_step_beside_the_weights_cannot_do():
     assert cannot_displace(model, ["model.norm.weight"]) is None
 
 
+@pytest.mark.parametrize("given", [torch.float32, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_step_in_16_bits_and_its_factor(given, dtype):
+    """In float16 what is larger than its largest number fits, too."""
+    along = torch.tensor([0.5, -3.0 if given == torch.float16 else -3e6], dtype=given)
+    narrow, factor = perturbation._narrow(along, 0.25, dtype)
+    assert narrow.dtype == dtype
+    scaled = given == torch.float32 and dtype == torch.float16
+    assert narrow.tolist() == pytest.approx([0.5 / 3e6, -1.0] if scaled else along.tolist(), rel=0.01, abs=1e-7)
+    assert float(factor) == (0.25 * 3e6 if scaled else 0.25)
+
+
 def test_what_autocast_casts():
     model = llama(attention_bias=True)
     multiplied = {name for name, parameter in model.named_parameters() if "proj" in name or "lm_head" in name}

@@ -15,7 +15,7 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from trl_margins.cli import main
+from trl_margins.cli import main, select
 from trl_margins.data.noise import flip_labels
 from trl_margins.evaluation import drift
 from trl_margins.evaluation.hessian import head_spectrum
@@ -362,6 +362,20 @@ def test_another_methods_beta_is_no_weight_s(tiny_model, tmp_path, caplog):
     assert (
         "no model is of a GAPO run with the length-normalized reward: the weight has β 2.5 and γ/β 0.1" in caplog.text
     )
+
+
+@pytest.mark.parametrize(
+    ("run", "is_gapo"),
+    [
+        ({"margin": "geometric-anchor", "reward": "length-normalized"}, True),
+        ({"margin": "geometric-anchor, odpo", "reward": "length-normalized"}, True),
+        ({"margin": "geometric-anchor", "reward": "log-ratio"}, False),
+        ({"margin": None, "reward": "length-normalized"}, False),
+        ({}, False),
+    ],
+)
+def test_runs_of_gapo(run, is_gapo):
+    assert select._is_gapo(run) == is_gapo
 
 
 def test_drawn_pairs_and_random_parts_are_flipped_at_the_noise_s_rate(tiny_model, tmp_path):

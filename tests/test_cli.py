@@ -22,7 +22,7 @@ from trl import TrlParser
 
 import trl_margins
 from trl_margins.cli import main, train
-from trl_margins.cli.train import as_argument, parse
+from trl_margins.cli.train import as_argument, loading, parse
 from trl_margins.data.demo import make_demo_splits
 from trl_margins.data.loading import load_splits, pick_split
 from trl_margins.methods import METHODS, names_of
@@ -468,3 +468,23 @@ def test_head_sees_the_first_lines():
 
 def test_a_name_with_a_dash_in_front():
     assert [as_argument(name) for name in ("-dash", "--x/y", "a-b", "/x")] == ["./-dash", "./--x/y", "a-b", "/x"]
+
+
+@pytest.mark.parametrize(
+    ("task", "kind"),
+    [
+        (None, "Seq2SeqLM"),
+        ("text-generation", "CausalLM"),
+        ("image-text-to-text", "ImageTextToText"),
+        ("any-to-any", "MultimodalLM"),
+    ],
+)
+def test_how_a_model_is_loaded_again(task, kind, monkeypatch):
+    monkeypatch.setattr("trl_margins.trainers.card.task_of", lambda model: task)
+    for adapted in (False, True):
+        monkeypatch.setattr("trl_margins.cli.train.is_peft_model", lambda model, adapted=adapted: adapted)
+        with_adapter = adapted and kind in ("Seq2SeqLM", "CausalLM")
+        library, loader = ("peft", "AutoPeftModelFor") if with_adapter else ("transformers", "AutoModelFor")
+        made = f"from {library} import {loader}{kind}; model = {loader}{kind}.from_pretrained('out'"
+        assert loading(None, "out") == f"{made})"
+        assert loading(None, "out", trust_remote_code=True) == f"{made}, trust_remote_code=True)"

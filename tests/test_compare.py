@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import redirect_stdout
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import processes
 import pytest
 import yaml
 from conftest import preference_rows
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from scipy import stats
 from transformers import TrainerCallback
 
@@ -124,6 +126,30 @@ def cell(values: np.ndarray, sign: str) -> str:
     if np.ptp(values) < 1e-9:
         return f"{mean:{sign}.4f}, same in all seeds"
     return f"{mean:{sign}.4f} ± {half:.4f}".replace("-0.0000", "+0.0000" if sign else "0.0000")
+
+
+def test_how_wide_an_interval_is_said_to_be():
+    """From what four decimals round up to 0.0001; and below, by its size."""
+    said = {5e-5: "0.0001", 4.9e-5: "5e-05", 0.01234: "0.0123", None: None, 0.0: None}
+    for half, text in said.items():
+        cell = compare._cell({"mean": -1e-9, "half_width": half})
+        same = ", same in all seeds" if half == 0 else ""
+        assert cell == (f"0.0000 ± {text}" if text else f"0.0000{same}")
+    assert compare._cell(None) == "–"
+
+
+def test_rows_that_json_does_not_know_have_a_digest(tmp_path):
+    rows = Dataset.from_dict({"at": [datetime(2026, 1, 1), datetime(2026, 1, 2)]})
+    assert re.fullmatch(r"2 rows \([0-9a-f]{8}\)", compare._digest_of_rows(rows))
+    assert compare._digest_of_rows(rows) != compare._digest_of_rows(rows.select([1, 0]))
+
+
+def test_the_help_has_no_method_of_its_own(capsys):
+    with pytest.raises(SystemExit):
+        main(["compare", "--help_all"])
+    said = capsys.readouterr().out
+    assert "--methods" in said
+    assert not re.search(r"--method\b", said)
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ from trl_margins.trainers.card import _registered
 from trl_margins.trainers.configs import objective_of
 from trl_margins.trainers.preparation import with_checked_columns
 
+HEARS = "INFO"
 HARD = Link("hard", lambda x: torch.nn.functional.softplus(-x.z) * x.view["hard"], True, columns=("hard",))
 CHOSEN, REJECTED = torch.tensor([-6.0, -3.0, -5.0, -4.0]), torch.tensor([-5.0, -7.0, -5.5, -4.2])
 GAP = (CHOSEN - REJECTED).double().numpy()  # of the log-ratios: the reference has 0
@@ -150,7 +151,7 @@ def test_the_warning_says_what_the_loss_is(method, options, said, tokenizer, tmp
 # What is said of a set
 
 
-FLAGS = [0, 1, 1, 0]
+FLAGS = [0, 1, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -163,12 +164,12 @@ FLAGS = [0, 1, 1, 0]
             {},
             "no evaluation_factor column, computing jaccard of the two completions",
         ),
-        ("simpo", {}, {"is_flipped": FLAGS}, "the labels of 2 of 4 pairs are marked as flipped"),
+        ("simpo", {}, {"is_flipped": FLAGS}, "the labels of 1 of 4 pairs are marked as flipped"),
         (
             "gappo",
             {"score_gap_transform": "hard", "score_gap_threshold": 2.5},
-            {"score_chosen": [3.0, 4.0, 3.5, 2.0], "score_rejected": [1.0, 1.0, 1.0, 1.0]},
-            "the hard filter leaves out 2 of 4 pairs, whose score gap is below 2.5; 2 are trained on",
+            {"score_chosen": [3.0, 4.0, 3.0, 2.0], "score_rejected": [1.0, 1.0, 1.0, 1.0]},
+            "the hard filter leaves out 3 of 4 pairs, whose score gap is below 2.5; 1 are trained on",
         ),
     ],
 )
@@ -215,6 +216,12 @@ def test_a_warning_where_most_pairs_have_no_loss(method, scores, said, tokenizer
         ("odpo", {}, [(1, 3), (2, 2)] * 2, r"all 4 train pairs would have no loss: margin 'odpo' .* is from -2 to 0"),
         ("gappo", {"score_gap_threshold": 3.0}, [(1, 3)] * 4, r"at least 3 \(score_gap_threshold\); .* from -2 to -2"),
         ("gappo", {"margin": "odpo"}, [(1, 3)] * 4, "would have no loss: margin 'odpo' keeps only"),
+        (
+            "gappo",
+            {"score_gap_transform": "hard", "score_gap_threshold": 4.0},
+            [(1, 3), (2, 4.5)] * 2,
+            r"hard filter leaves out all 4 train pairs: the largest score gap is 2\.5, and",
+        ),
     ],
 )
 def test_a_training_set_without_a_loss_is_refused(method, options, scores, problem, tokenizer, tmp_path):

@@ -79,7 +79,9 @@ def test_a_damaged_model(damage, base, tiny_model, tmp_path):
     with pytest.raises(ValueError, match=said) as caught:
         main([*run, "--use_cpu", "--report_to", "none"])
     assert str(damaged) in str(caught.value) or "of the model's 21" in str(caught.value)
-    if damage not in ("a tokenizer", "not finite"):
+    if damage == "not finite":
+        load_model(str(damaged), device_map=None)  # says it, since what is not trained may do without
+    elif damage != "a tokenizer":
         with pytest.raises(ValueError, match=f"the model '{damaged}' cannot be loaded: .*"):
             load_model(str(damaged), device_map=None)
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import load, preference_rows, quiet
 from test_core import random_pairs
 
 from trl_margins import (
@@ -20,13 +21,15 @@ from trl_margins import (
     MarginCPOTrainer,
     MarginDPOTrainer,
 )
+from trl_margins.forward.standard import fused_token_logps, logits_token_logps
 from trl_margins.links import CPO_LINKS
 from trl_margins.objective import Objective, ObjectiveOutput
 from trl_margins.pairs import PairLogps, PairView
 from trl_margins.rewards import LengthNormalizedReward, SummedReward
 from trl_margins.terms.column import ColumnMargin, ColumnWeight
 from trl_margins.terms.score_gap import ScoreGapWeight
-from trl_margins.trainers import mixin
+from trl_margins.trainers import cpo, mixin
+from trl_margins.trainers.dpo import check_unread_options
 from trl_margins.trainers.mixin import MarginMixin
 
 CHOSEN, REJECTED = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.5, 2.0, 4.0])
@@ -403,3 +406,50 @@ def test_values_that_a_term_observes():
     own.objective.margins = (weight,)
     with pytest.raises(ValueError, match="observes 'mine'"):  # twice
         MarginMixin._observed(own, output, [])
+
+
+def test_options_that_a_reward_does_not_read():
+    """Each with the value that switches it off, and only where it does."""
+    off = {"f_divergence_type": "reverse_kl", "ld_alpha": None, "precompute_ref_log_probs": False}
+    plain = {**off, "sync_ref_model": False}
+    why = {
+        "log-ratio": "",
+        "mean-log-ratio": "does not read it",
+        "length-normalized": "has no reference model and whole completions",
+    }
+    on = {"f_divergence_type": "js_divergence", "ld_alpha": 0.5}
+    on |= {"precompute_ref_log_probs": True, "sync_ref_model": True}
+    for reward, reason in why.items():
+        objective = SimpleNamespace(reward=SimpleNamespace(name=reward), needs_reference="ratio" in reward)
+        check_unread_options(SimpleNamespace(**plain), objective)
+        for name, value in on.items():
+            config = SimpleNamespace(**{**plain, name: value})
+            if reward == "log-ratio" or (reward == "mean-log-ratio" and "ref" in name):
+                check_unread_options(config, objective)
+                continue
+            said = f"{name}={value!r} does not go with reward={reward!r}, which {reason}: set it to {plain[name]!r},"
+            with pytest.raises(ValueError, match=f"^{re.escape(said)} or use reward='log-ratio'$"):
+                check_unread_options(config, objective)
+
+
+@pytest.mark.parametrize("n_gpu", [1, 2])
+@pytest.mark.parametrize("reason", [None, "an adapter on the LM head"])
+def test_where_the_head_is_fused(n_gpu, reason, monkeypatch, caplog):
+    monkeypatch.setattr(cpo, "why_not_fused", lambda model: reason)
+    trainer = SimpleNamespace(model=None, args=SimpleNamespace(n_gpu=n_gpu))
+    with caplog.at_level("INFO", "trl_margins"):
+        assert MarginCPOTrainer._can_fuse(trainer) == (n_gpu == 1 and reason is None)
+    several = "nn.DataParallel, whose replicas do not carry the fused head; accelerate launch does better"
+    said = reason or (several if n_gpu == 2 else None)
+    assert caplog.messages == ([] if said is None else [f"log-probabilities come from the whole logits: {said}"])
+
+
+def test_the_fused_head_gives_what_is_logged(tiny_model, tokenizer, tmp_path):
+    model = load(tiny_model)
+    config = MarginCPOConfig(**quiet(output_dir=str(tmp_path)))
+    MarginCPOTrainer(model, config, train_dataset=preference_rows(2), processing_class=tokenizer)
+    ids = torch.tensor([[5, 6, 7, 8], [5, 6, 8, 9]])
+    found = fused_token_logps(model, {"input_ids": ids}, ids)
+    expected = logits_token_logps(model, {"input_ids": ids}, ids)
+    torch.testing.assert_close(found.logps, expected.logps)
+    torch.testing.assert_close(found.mean_logit, expected.mean_logit)

@@ -606,6 +606,13 @@ def test_a_published_generation_config_that_training_leaves(base, tmp_path):
     assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["bos_token_id"] == 1
 
 
+def test_a_config_that_cannot_be_saved(tiny_model, tmp_path):
+    model = load(tiny_model)
+    model.config.seen = {1, 2}
+    with pytest.raises(ValueError, match=r"the model's config cannot be saved.*training, correct model\.config$"):
+        build("cpo", model, tmp_path)
+
+
 def test_a_tokenizer_that_cannot_be_saved(tiny_model, tmp_path):
     from tokenizers import pre_tokenizers
 

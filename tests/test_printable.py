@@ -13,6 +13,7 @@ import unicodedata
 import warnings
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import CHAT_TEMPLATE, preference_rows
@@ -212,3 +213,26 @@ def test_a_name_that_is_no_utf8(tmp_path, capfd, monkeypatch):
     printed = capfd.readouterr()
     assert (status == 0) or "pairs" in printed.err
     assert "Traceback" not in printed.err
+
+
+@pytest.mark.parametrize(("rank", "leaves"), [(None, False), ("0", False), ("1", True), ("12", True)])
+def test_what_is_left_to_the_first_rank(rank, leaves, monkeypatch):
+    monkeypatch.delenv("RANK", raising=False) if rank is None else monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr(PACKAGE, "level", log._DEFAULT)
+    assert log._is_of_another_rank() == leaves
+    monkeypatch.setattr(PACKAGE, "level", logging.INFO)  # somebody asked for all of them
+    assert not log._is_of_another_rank()
+
+
+def test_what_the_screen_says_of_a_line():
+    """An INFO line is its message alone; what matters more says whose it is."""
+    written = io.StringIO()
+    for level in ("DEBUG", "INFO", "WARNING", "ERROR"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "stderr", written)
+            log.Screen().emit(logging.makeLogRecord({"name": "a", "msg": "m", **of_level(level)}))
+    assert written.getvalue().splitlines() == ["m", "m", "WARNING a: m", "ERROR a: m"]
+
+
+def of_level(name: str) -> dict[str, Any]:
+    return {"levelname": name, "levelno": getattr(logging, name)}

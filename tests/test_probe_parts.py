@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from trl_margins.links import CPO_LINKS, DPO_LINKS
@@ -34,6 +35,7 @@ from trl_margins.probes.selection import dataset_anchor_gaps, subsets
 from trl_margins.rewards import LengthNormalizedReward, SummedReward
 from trl_margins.terms.anchor import AnchorMargin, GradientNormMargin
 from trl_margins.terms.score_gap import ScoreGapWeight
+from trl_margins.trainers.window import WindowMixin
 
 SMALL = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 32}
 MEAN, ANCHOR = LengthNormalizedReward(), AnchorMargin(2.0)
@@ -331,6 +333,27 @@ def test_which_forward_passes_serve_the_update(n, keeps, is_last, reduces, kept,
     assert logged["anchor/no_direction"].item() == 0.0
 
 
+@pytest.mark.parametrize(
+    ("given", "waits"),
+    [
+        ({}, True),
+        ({"n_gpu": 2}, False),
+        ({"torch_compile": True}, False),
+        ({"checkpoints_reentrantly": True}, False),
+        ({"distributed_type": "FSDP"}, False),
+        ({"distributed_type": "FSDP", "reduces_in_backward": True}, True),
+    ],
+)
+def test_graphs_that_survive_a_look(given, waits, one_process):
+    plain = {"distributed_type": "NO", "checkpoints_reentrantly": False, "reduces_in_backward": False}
+    found = {"n_gpu": 1, "torch_compile": False, **plain, **given}
+    trainer = SimpleNamespace(model=nn.Linear(2, 2), args=SimpleNamespace(**found), **found)
+    trainer.accelerator = SimpleNamespace(**found)
+    assert WindowMixin.graphs_can_wait.fget(trainer) == waits
+    trainer.model = fully_shard(nn.Linear(2, 2), mesh=one_process)
+    assert not WindowMixin.graphs_can_wait.fget(trainer)
+
+
 def test_a_pass_that_fails_shards_everything_again(monkeypatch):
     asked = []
     monkeypatch.setattr(perturbation, "reshard", lambda model, after_error=False: asked.append(after_error))
@@ -560,6 +583,18 @@ def test_what_a_step_beside_the_weights_cannot_do():
     name = "model.layers.0.mlp.up_proj.weight"
     assert cannot_displace(model, [name]) == f"{name} is a matrix of Frozen, neither a linear layer nor an embedding"
     assert cannot_displace(model, ["model.norm.weight"]) is None
+
+
+@pytest.mark.parametrize("given", [torch.float32, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_step_in_16_bits_and_its_factor(given, dtype):
+    """In float16 what is larger than its largest number fits, too."""
+    along = torch.tensor([0.5, -3.0 if given == torch.float16 else -3e6], dtype=given)
+    narrow, factor = perturbation._narrow(along, 0.25, dtype)
+    assert narrow.dtype == dtype
+    scaled = given == torch.float32 and dtype == torch.float16
+    assert narrow.tolist() == pytest.approx([0.5 / 3e6, -1.0] if scaled else along.tolist(), rel=0.01, abs=1e-7)
+    assert float(factor) == (0.25 * 3e6 if scaled else 0.25)
 
 
 def test_what_autocast_casts():

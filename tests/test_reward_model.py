@@ -138,7 +138,9 @@ def test_pairs(folder, tmp_path, capsys):
         for side in ("chosen", "rejected"):
             assert made[f"score_{side}"] == pytest.approx(alone(folder, row["prompt"] + row[side]), abs=1e-5)
             assert made[side] == row[side]
-    assert "best − worst" in capsys.readouterr().out
+    assert capsys.readouterr().out.split("\n")[0].split() == (
+        ["rewards", "rows", "answers", "mean", "25", "%", "median", "75", "%", "best", "−", "worst"]
+    )
     with pytest.raises(ValueError, match=r"has a column 'score_chosen' already: .*--overwrite"):
         main(["score", str(out), "--reward_model", folder])
 

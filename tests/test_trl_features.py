@@ -462,6 +462,9 @@ def test_a_collator_of_ones_own(base, kind, plain_run, tiny_model, tmp_path):
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(2)])
     assert batch[CARRIED]["score_chosen"].tolist() == ROWS["score_chosen"][:2]
     assert_equal(steps, plain_run(base, "gappo", "always"))
+    if base == "cpo":  # CPOTrainer's own collator reads all columns, and one's own gets what the config says
+        assert trainer.args.remove_unused_columns
+        assert not built(of("gappo", base), load(tiny_model), tmp_path, options).args.remove_unused_columns
     if isinstance(collator, Noting):
         assert collator.seen == [4, 4, 2]
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .checks import NUMBERS, Number, unknown
 from .links import LINKS, Link, LossInputs
-from .pairs import SCORES, PairLogps, PairView, this_rank
+from .pairs import SCORE_CHOSEN, PairLogps, PairView, this_rank
 from .rewards import Reward
 from .terms import Term
 
@@ -118,9 +118,9 @@ class Objective:
         loss per pair is left, it is the sigmoid.
         """
         weight, margin = (
-            [term for term in terms if SCORES[0] not in term.columns] for terms in (self.weights, self.margins)
+            [term for term in terms if SCORE_CHOSEN not in term.columns] for terms in (self.weights, self.margins)
         )
-        links = {link: share for link, share in self.links.items() if SCORES[0] not in link.columns}
+        links = {link: share for link, share in self.links.items() if SCORE_CHOSEN not in link.columns}
         if not any(share for link, share in links.items() if not link.of_batch):
             links[LINKS["dpo"]["sigmoid"]] = sum(self.links.values()) - sum(links.values())
         known = {name for link in links for name, _ in link.options}

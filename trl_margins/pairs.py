@@ -16,6 +16,7 @@ CACHED = "cached_pairs"  # the `PairLogps` of a batch whose forward pass has bee
 ROW = "row_number"  # in the training set, as the trainer was given it
 IS_FLIPPED = "is_flipped"
 SCORES = ("score_chosen", "score_rejected")  # what the terms call them, whatever the data set does
+SCORE_CHOSEN, SCORE_REJECTED = SCORES
 FACTOR = "evaluation_factor"  # the similarity of the two completions; computed where the data set has none
 
 

@@ -110,9 +110,9 @@ def _convert_into_place(gguf: Path, folder: Path) -> None:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         for left in folder.parent.glob(".partial-*"):  # of a killed process
-            with suppress(FileNotFoundError):  # another process tidies up, too
+            with suppress(OSError):  # another process tidies up, too
                 if time.time() - left.stat().st_mtime > _GIVEN_UP:
-                    shutil.rmtree(left, ignore_errors=True)
+                    shutil.rmtree(left)
         with TemporaryDirectory(dir=folder.parent, prefix=".partial-") as partial:
             made = Path(partial, "model")
             made.mkdir()

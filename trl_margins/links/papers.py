@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..pairs import SCORES
+from ..pairs import SCORE_CHOSEN, SCORE_REJECTED, SCORES
 from ..rewards import LogOddsReward
 from .link import Link, LossInputs, margin_loss
 from .trls import MEANS, ipo, smoothed_sigmoid
@@ -93,7 +93,7 @@ def reward_aware(x: LossInputs) -> Tensor:
     """
     if x.view is None:
         raise ValueError("loss_type 'reward_aware' reads the scores of the pairs, which LossInputs.view has")
-    target = x.options["reward_aware_eta"] * (x.view[SCORES[0]] - x.view[SCORES[1]])
+    target = x.options["reward_aware_eta"] * (x.view[SCORE_CHOSEN] - x.view[SCORE_REJECTED])
     p = torch.sigmoid(target)
     return p * (F.logsigmoid(target) - F.logsigmoid(x.reward_gap)) + (1 - p) * (
         F.logsigmoid(-target) - F.logsigmoid(-x.reward_gap)

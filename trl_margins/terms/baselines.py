@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..checks import Number
-from ..pairs import SCORES, PairView, upcast
+from ..pairs import SCORE_CHOSEN, SCORE_REJECTED, SCORES, PairView, upcast
 from . import Term
 
 _LEAST = -1e4  # a margin at which −log σ is 0 in every dtype that a loss has
@@ -159,7 +159,7 @@ class MarginAdaptiveWeight(Term):
         Number(above=0).check("madpo_tau", self.tau)
 
     def __call__(self, view: PairView) -> Tensor:
-        scores = view[SCORES[0]], view[SCORES[1]]
+        scores = view[SCORE_CHOSEN], view[SCORE_REJECTED]
         return margin_adaptive_weight(*scores, self.c_max, self.c_min, self.steepness, self.tau)
 
 
@@ -179,11 +179,11 @@ class ScoreOffsetMargin(Term):
         Number(least=0).check("odpo_alpha", self.alpha)
 
     def __call__(self, view: PairView) -> Tensor:
-        offset = score_offset_margin(view[SCORES[0]], view[SCORES[1]], self.alpha)
-        return torch.where(view[SCORES[0]] > view[SCORES[1]], offset, 0.0)
+        offset = score_offset_margin(view[SCORE_CHOSEN], view[SCORE_REJECTED], self.alpha)
+        return torch.where(view[SCORE_CHOSEN] > view[SCORE_REJECTED], offset, 0.0)
 
     def keeps(self, columns: Mapping[str, Tensor]) -> Tensor | None:
-        return columns[SCORES[0]] > columns[SCORES[1]] if self.alpha else None  # with α = 0 it is DPO
+        return columns[SCORE_CHOSEN] > columns[SCORE_REJECTED] if self.alpha else None  # with α = 0 it is DPO
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..checks import Number, unknown
-from ..pairs import SCORES, PairView, upcast
+from ..pairs import SCORE_CHOSEN, SCORE_REJECTED, SCORES, PairView, upcast
 from . import Term
 
 _LARGEST_EXPONENT = 30.0
@@ -114,4 +114,4 @@ class ScoreGapWeight(Term):
         return self._weight(columns) > 0
 
     def _weight(self, columns: Mapping[str, Tensor] | PairView) -> Tensor:
-        return score_gap_weight(columns[SCORES[0]], columns[SCORES[1]], self.transform, self.threshold)
+        return score_gap_weight(columns[SCORE_CHOSEN], columns[SCORE_REJECTED], self.transform, self.threshold)

@@ -31,7 +31,7 @@ from .. import __version__
 from ..disk import is_of_the_disk, where
 from ..distributed import agreed
 from ..forward.head import causal_model
-from ..pairs import SCORES
+from ..pairs import SCORE_CHOSEN
 from ..recording.metrics import MetricBuffer
 from ..recording.pair_log import RUN_FILE
 from ..redaction import redacted
@@ -114,7 +114,7 @@ def run_settings(trainer: MarginTrainer) -> dict[str, Any]:
     names = [name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad]
     adapter = adapter_options(trainer.model) if is_peft_model(trainer.model) else None
     shares, of_reward = objective.losses, option_fields(type(objective.reward), "reward").values()
-    reads_scores = SCORES[0] in objective.columns
+    reads_scores = SCORE_CHOSEN in objective.columns
     reference = getattr(trainer, "ref_model", None)
     reference = trainer.model if reference is None else reference  # an adapter's, with the adapter off
     return {
@@ -173,7 +173,7 @@ def _columns_read(trainer: MarginTrainer) -> dict[str, str]:
     """Digests of all rows: of their tokens, and of each column that a term reads."""
     rows, read = trainer.train_dataset, trainer.objective.columns
     tokens = token_columns(rows)
-    scores = trainer.set_facts[TRAIN].score_columns if SCORES[0] in read else None
+    scores = trainer.set_facts[TRAIN].score_columns if SCORE_CHOSEN in read else None
     found = of_columns(rows, [*tokens, *(scores or ()), *read])
     of_tokens = "".join(found.pop(name) for name in tokens)
     return {"tokens": hashlib.sha256(of_tokens.encode()).hexdigest()[:8], **found}

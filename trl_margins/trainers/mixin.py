@@ -28,7 +28,7 @@ from ..forward.shared_rows import SharedRows, unpacked, width_step
 from ..forward.standard import TokenLogps
 from ..methods import Method
 from ..objective import Objective, ObjectiveOutput
-from ..pairs import CARRIED, IS_FLIPPED, ROW, SCORES, SHARED, PairLogps
+from ..pairs import CARRIED, IS_FLIPPED, ROW, SCORE_CHOSEN, SCORE_REJECTED, SCORES, SHARED, PairLogps
 from ..probes import window_probes
 from ..probes.scope import check_one_choice, train_only
 from ..recording.metrics import MetricBuffer
@@ -262,7 +262,7 @@ class MarginMixin(BestMixin, CardMixin, PushMixin, InterruptsMixin, CheckpointMi
         self, pairs: PairLogps, batch: Mapping[str, Any], training: bool, evaluation: bool = False
     ) -> tuple[Tensor, ObjectiveOutput]:
         gather, first = gather_over_ranks(self.accelerator, pairs.chosen.numel())
-        lacks_scores = SCORES[0] in self.objective.columns and SCORES[0] not in batch.get(CARRIED, {})
+        lacks_scores = SCORE_CHOSEN in self.objective.columns and SCORE_CHOSEN not in batch.get(CARRIED, {})
         objective = self.objective.without_scores if lacks_scores and not training else self.objective
         output = objective(pairs, batch.get(CARRIED), gather, first, training, evaluation)
         return output.losses.mean() + self._extra_loss(pairs), output
@@ -323,8 +323,8 @@ class MarginMixin(BestMixin, CardMixin, PushMixin, InterruptsMixin, CheckpointMi
             "length_chosen": view.chosen_length,
             "length_rejected": view.rejected_length,
         }
-        if SCORES[0] in columns:
-            values["score_gap"] = columns[SCORES[0]] - columns[SCORES[1]]
+        if SCORE_CHOSEN in columns:
+            values["score_gap"] = columns[SCORE_CHOSEN] - columns[SCORE_REJECTED]
         values |= {name: columns[name] for name in (IS_FLIPPED, ROW) if name in columns}
         for kind, by_term in (("weight", output.weights), ("margin", output.margins)):
             if len(by_term) > 1:

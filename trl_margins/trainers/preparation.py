@@ -18,7 +18,7 @@ from ..data.evaluation_factors import add_evaluation_factor, check_evaluation_fa
 from ..data.formats import as_plain
 from ..data.media import IMAGES, without_decoding
 from ..objective import Objective
-from ..pairs import FACTOR, IS_FLIPPED, ROW, SCORES
+from ..pairs import FACTOR, IS_FLIPPED, ROW, SCORE_CHOSEN, SCORE_REJECTED, SCORES
 from ..report.card import SetFacts
 from ..rows import OpenedSet, open_rows
 from ..rows.opened import column_names
@@ -238,7 +238,7 @@ def _filtered(train: Any, objective: Objective, options: MarginOptions, facts: d
         kept = term.keeps(scores).nonzero().flatten().tolist()
         n, n_out = len(train), len(train) - len(kept)
         if not kept:
-            largest = (scores[SCORES[0]] - scores[SCORES[1]]).abs().max().item()
+            largest = (scores[SCORE_CHOSEN] - scores[SCORE_REJECTED]).abs().max().item()
             raise ScoreError(
                 f"the hard filter leaves out all {n} train pairs: the largest score gap is {largest:g}, and "
                 f"score_gap_threshold={term.threshold:g}. Lower it to at most {largest:g}"
@@ -267,7 +267,9 @@ def _check_kept(objective: Objective, train: Any, options: MarginOptions, facts:
         left &= kept.numpy()
         numbers = {name if name in SCORES else f"column {name!r}": values for name, values in numbers.items()}
         if {*SCORES} <= numbers.keys():
-            numbers[" − ".join(facts.score_columns or SCORES)] = numbers.pop(SCORES[0]) - numbers.pop(SCORES[1])
+            numbers[" − ".join(facts.score_columns or SCORES)] = numbers.pop(SCORE_CHOSEN) - numbers.pop(
+                SCORE_REJECTED
+            )
         ranges = ", ".join(f"{name} is from {each.min():g} to {each.max():g}" for name, each in numbers.items())
         said = f"{kind} {term.name!r} keeps only {term.keeps_only}; {ranges}"
         if not left.any():
@@ -351,7 +353,7 @@ def _with_checked_scores(
     """The same data set; bad scores that no term reads are only left out of the evaluation."""
     own = [] if options.score_columns else [name for name in objective.columns if name not in SCORES]
     names = [name for name in column_names(dataset) if name not in own]  # a column of margins is not one of scores
-    reading = [part.name for _, part in objective.reading if SCORES[0] in part.columns]
+    reading = [part.name for _, part in objective.reading if SCORE_CHOSEN in part.columns]
     needed_by = " and ".join(map(repr, reading))
     columns = (
         require_score_columns(names, options.score_columns, needed_by, split)

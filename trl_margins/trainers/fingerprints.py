@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import pickle
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
@@ -75,11 +74,11 @@ def _kind(value: Any) -> str:
 
 
 def of_attributes(part: Any) -> dict[str, str]:
-    """A digest of each attribute that a term has now; not of what cannot be pickled."""
+    """A digest of each attribute that a term has now; not of what cannot be hashed."""
     found = {}
     for name, value in getattr(part, "__dict__", {}).items():
         with suppress(Exception):  # each class has its own
-            found[name] = hashlib.sha256(pickle.dumps(value)).hexdigest()
+            found[name] = Hasher.hash(value)
     return found
 
 

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import torch
 from accelerate.utils import is_peft_model
 from datasets import Dataset
+from datasets.fingerprint import Hasher
 from torch import Tensor
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
@@ -74,9 +75,11 @@ def _kind(value: Any) -> str:
 
 
 def of_attributes(part: Any) -> dict[str, str]:
-    """A digest of each attribute that a term has now; not of what cannot be hashed."""
+    """A digest of each attribute that a term has now; not of models, which are large, nor of what cannot be hashed."""
     found = {}
     for name, value in getattr(part, "__dict__", {}).items():
+        if isinstance(value, torch.nn.Module):
+            continue
         with suppress(Exception):  # each class has its own
             found[name] = Hasher.hash(value)
     return found

@@ -243,12 +243,12 @@ def _check_positions(model: Any, tokens: Sequence[CompletionTokens], name: str) 
     if table is not None and max(lengths, default=0) > table:
         raise ValueError(
             f"row {lengths.index(max(lengths))} of {name} has {max(lengths)} tokens, and the model has {table} "
-            f"positions: set max_length={table} (--max_length {table}) or less"
+            f"positions: set max_length={table} or less"
         )
     if made_for is not None and (n_long := sum(length > made_for for length in lengths)):
         logger.warning(
             "%s: %d of %d rows are longer than the %d positions that the model was made for (the longest has %d "
-            "tokens): --max_length %d would cut them",
+            "tokens): max_length=%d would cut them",
             *(name, n_long, len(tokens), made_for, max(lengths), made_for),
         )
 

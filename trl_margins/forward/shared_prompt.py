@@ -134,7 +134,7 @@ def _additive(decoder: PreTrainedModel, mask: Any) -> Any:
         return mask
     kind = mask.device.type
     # asking first whether the device has autocast would break dynamo's graph here before torch 2.13
-    if torch.is_autocast_enabled(kind):
+    if kind != "meta" and torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)
     else:
         dtype = cast("Tensor", decoder.get_input_embeddings().weight).dtype

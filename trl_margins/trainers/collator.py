@@ -38,7 +38,7 @@ class PairCollator:
     limits: TokenLimits | None = None  # the model's
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        batch = self.collator(rows)
+        batch = self._collated(rows)
         if self.limits is not None:
             self.limits.check_batch(batch, rows)
         if missing := [name for name in self.columns if name not in rows[0]]:
@@ -68,3 +68,16 @@ class PairCollator:
             # last: accelerate takes the size of a batch from its first tensor
             batch = {**batch, SHARED: dict(packed(shared_rows(*standard, step=self.width_step)))}
         return batch
+
+    def _collated(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        if type(self.collator).__module__.startswith("trl."):
+            return self.collator(rows)
+        try:
+            return self.collator(rows)
+        except Exception as error:  # each has its own
+            name = getattr(self.collator, "__name__", type(self.collator).__name__)
+            raise ValueError(
+                f"data_collator: {name} makes no batch of {len(rows)} rows, which have the columns "
+                f"{', '.join(rows[0])} ({' '.join(str(error).split())[:200]}): leave data_collator out, or give one "
+                "for pairs"
+            ) from error

@@ -63,7 +63,6 @@ def check_before_training(trainer: MarginTrainer) -> None:
     _check_end_token(model, limits.tokenizer)
     _check_reference(trainer, model)
     _warn_of_lone_pairs(trainer)
-    _check_collator(trainer)
     max_length = getattr(trainer, "max_length", None) or trainer.args.max_length
     evals = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else {"eval": trainer.eval_dataset}
     for split, dataset in {"train": trainer.train_dataset, **evals}.items():
@@ -82,26 +81,6 @@ def _warn_of_lone_pairs(trainer: MarginTrainer) -> None:
             "per_device_train_batch_size, and lower gradient_accumulation_steps as much",
             " and ".join(map(repr, compares)),
         )
-
-
-def _check_collator(trainer: MarginTrainer) -> None:
-    """
-    Raises:
-        ValueError: a collator that was given makes no batch of the first rows.
-    """
-    collator, rows = trainer.data_collator.collator, trainer.train_dataset
-    if type(collator).__module__.startswith("trl.") or not isinstance(rows, Dataset) or not len(rows):
-        return
-    first = trainer._remove_unused_columns(rows.select(range(min(len(rows), 2 * trainer.args.train_batch_size))))
-    try:
-        collator([*first])
-    except Exception as error:  # each has its own
-        name = getattr(collator, "__name__", type(collator).__name__)
-        raise ValueError(
-            f"data_collator: {name} makes no batch of the first {len(first)} rows, which have the columns "
-            f"{', '.join(first.column_names)} ({' '.join(str(error).split())[:200]}): leave data_collator out, or "
-            "give one for pairs"
-        ) from error
 
 
 # Kinds of models

@@ -13,7 +13,7 @@ demo: $(INSTALLED) $(BUNDLED)  ## train the bundled model on a made-up set: befo
 	$(BIN)/trl-margins demo
 
 test: $(INSTALLED) $(MODELS)  ## the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 mutants: $(VENV)/.mutants  ## small changes to the code, one at a time: are they noticed? MUTANTS=100, ROOM=terms, SEED=1
 	$(BIN)/python .ci/mutants.py

@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 # `pad_token` and its kind are no secrets, so a word before `token` has to say that it is one
@@ -53,6 +54,7 @@ _GOES_ON = re.compile(r"[ \t]+\w")
 _COUNT = re.compile(r"\d*(?![^\s,;)}\]\"'])")
 _QUOTE = re.compile(r"\\*[\"']")
 _CLOSING = {"[": "]", "{": "}", "(": ")"}
+_SHORT = 200  # characters
 
 
 def is_secret(key: Any) -> bool:
@@ -73,7 +75,7 @@ def redacted(value: Any) -> Any:
             return value
         return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     if isinstance(value, str):
-        text = redacted_text(value)
+        text = _redacted_setting(value) if len(value) < _SHORT else redacted_text(value)
         return value if text == value else text
     return value
 
@@ -83,6 +85,9 @@ def redacted_text(text: str) -> str:
     for pattern, instead in _ANYWHERE:
         text = pattern.sub(instead, text)
     return "".join(_without_values(text))
+
+
+_redacted_setting = lru_cache(maxsize=4096)(redacted_text)  # names and values of settings, which come again and again
 
 
 def redacted_command(words: Sequence[str]) -> str:

@@ -29,8 +29,7 @@ _BY_CONTENT = {
     b"Rar!": ".rar",
     b"7z\xbc\xaf\x27\x1c": ".7z",
 }
-# Formats by their first bytes, and the suffix of their files
-_FORMATS = {b"PAR1": ("Parquet", ".parquet"), b"ARROW1": ("Arrow", ".arrow"), b"\xff\xff\xff\xff": ("Arrow", ".arrow")}
+_FORMATS = {b"PAR1": "parquet", b"ARROW1": "arrow", b"\xff\xff\xff\xff": "arrow"}  # by their first bytes
 _BYTE_ORDERS = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")  # of UTF-16 and UTF-32
 ANY_SIZE = 2**30  # bytes that any file may become; more, only if they are not these times its size
 TIMES = 100  # text becomes five times as large, a log of one line a few dozen
@@ -69,26 +68,21 @@ def check_format(file: Path, is_compressed: bool) -> None:
         ValueError: a file of another format than its name says, or one that was compressed twice.
     """
     start, builder, name = next(_blocks(file, 2**10), b""), builder_of(file), file.name.split(".")[0]
-    word, suffix = next((_FORMATS[mark] for mark in _FORMATS if start.startswith(mark)), ("", ""))
+    found = next((_FORMATS[mark] for mark in _FORMATS if start.startswith(mark)), "")
     binary = builder in ("parquet", "arrow")
     if is_compressed and binary:
         raise ValueError(f"{file.name}: {builder} is not read where it is compressed as a whole: decompress it")
     if is_compressed and any(start.startswith(mark) for mark in _BY_CONTENT):
         raise ValueError(f"{file.name} was compressed twice: decompress it once")
-    if word and builder_of(Path(f"x{suffix}")) != builder:
+    if found and found != builder:
         first = "decompress it, and " * is_compressed
-        raise ValueError(f"{file.name} is {word} by its content: {first}call it {name}{suffix}")
+        raise ValueError(f"{file.name} is {found.capitalize()} by its content: {first}call it {name}.{found}")
     begin = start.lstrip(b"\xef\xbb\xbf \t\r\n")[:40]
     if begin.lower().startswith((b"<!doctype", b"<html")):
         raise ValueError(f"{file.name} is a web page, perhaps one that says why there is no file: get the file itself")
     is_pointer = begin.startswith(b"version https://git-lfs")  # of which `check_file` knows more
-    if (
-        binary
-        and not word
-        and begin
-        and not is_pointer
-        and all(byte in b"\t\r\n" or 32 <= byte < 127 for byte in begin)
-    ):
+    is_text = begin and all(byte in b"\t\r\n" or 32 <= byte < 127 for byte in begin)
+    if binary and is_text and not found and not is_pointer:
         raise ValueError(f"{file.name} is text by its content: give its name the ending of what it is, such as .jsonl")
     wide = len(start) > 3 and any(start[i:16:2].strip(b"\0") == b"" for i in (0, 1)) and start[:16].strip(b"\0")
     if not binary and (wide or start.startswith(_BYTE_ORDERS)):

@@ -31,7 +31,6 @@ from .form import (
     stored_messages,
     text_of,
     texts_in,
-    without_repeated,
 )
 from .references import may_be_meant, referred
 
@@ -110,7 +109,7 @@ class RowCounts:
             befores = [each and each[0].strip() for each in around]
             if befores == ["", ""]:
                 self.repeated.add(number)
-                completions = [without_repeated(row.prompt, part) for part in completions]
+                completions = [behind for _, behind in filter(None, around)]
             elif "" in befores and row.prompt.strip():
                 self.repeated_once.add(number)
             elif befores[0] and befores[0] == befores[1]:

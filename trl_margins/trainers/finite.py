@@ -89,7 +89,7 @@ class FiniteSteps(TrainerCallback):
         self._trained: dict[str, nn.Parameter] = {}
         self._last: _Step | None = None  # whose weights nobody has looked at
         self._most = math.inf  # of a weight
-        self._shapes: dict[int, torch.Size] = {}  # of the weights that train, by their identity
+        self._shapes: dict[int, torch.Size] = {}  # of the weights that train, by their identity; none if sharded
         self._sample: Sample | None = None  # until a step has changed it
         self._idle, self._is_first = Idle(), True
 
@@ -110,7 +110,9 @@ class FiniteSteps(TrainerCallback):
                 f"step {state.global_step + 1}, {names[0]} among them: "
                 + ("resume from an earlier checkpoint" if state.global_step else "load the model again")
             )
-        self._shapes = {id(parameter): parameter.shape for parameter in self._trained.values()}
+        is_sharded = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled or fsdp_modules(trainer.model)
+        # shards are tensors of their own
+        self._shapes = {} if is_sharded else {id(each): each.shape for each in self._trained.values()}
         self._most = _GROWN * max(1.0, *gather_object([float(largest(self._trained))]))
         if not trainer._made_optimizer and optimizer is not None:
             check_optimizer(trainer, optimizer, self._trained)
@@ -180,9 +182,9 @@ class FiniteSteps(TrainerCallback):
         Raises:
             ValueError: weights were put in others' place, or resized, since training began.
         """
+        if not self._shapes:
+            return
         trainer = self.trainer
-        if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled or fsdp_modules(trainer.model):
-            return  # which have tensors of their own
         for name, parameter in trainer.model.named_parameters():
             if parameter.requires_grad and self._shapes.get(id(parameter)) != parameter.shape:
                 raise ValueError(

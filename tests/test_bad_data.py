@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import load, preference_rows, quiet
+from conftest import load, preference_rows, quiet, trainer_of
 from datasets import Dataset, DatasetDict, IterableDataset, Value
 from said import word_for_word  # noqa: F401 - its messages are held against said/
 from test_schemas import bot, user
@@ -259,7 +259,7 @@ CHATS = [
          log="in 4 of 4 rows the text in column 'prompt' is not what the conversations .* begin with"),
     Case("text prompts, chats that do not", lambda: each(chats(), prompt="hi"), right=USUAL),
     Case("empty text prompts, chats that do not", lambda: each(chats(), prompt=""),
-         "row 0.*no prompt in their form beside them, and the messages that both begin with.*are none"),
+         "row 0.*have no turn in common before their last, and column 'prompt' has no messages to put before them"),
     Case("chat prompts, text answers", lambda: each(chats(), chosen="yes", rejected="no"), right=USUAL),
     Case("chosen as chat, rejected as text", lambda: each(chats(), rejected="no"),
          "column 'rejected', row 0.*'no' is text, but chosen is a list of messages"),
@@ -596,3 +596,16 @@ def test_pairs_do_not_replace_their_lists(tmp_path):
     with pytest.raises(ValueError, match=r"lists.jsonl is read, and would be lost"):
         main(["pairs", str(file), "--out", str(file)])
     assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize(("trained", "evaluated", "warns"), [(0, 1, True), (1, 0, True), (0, 0, False), (1, 1, False)])
+def test_sets_of_which_one_has_no_template(trained, evaluated, warns, tiny_model, tokenizer, tmp_path, caplog):
+    text = [{"prompt": f"q {i} ", "chosen": "a", "rejected": "b"} for i in range(2)]
+    chats = [
+        {name: [{"role": "user" if name == "prompt" else "assistant", "content": x}] for name, x in row.items()}
+        for row in text
+    ]
+    train, evals = (Dataset.from_list([text, chats][form]) for form in (trained, evaluated))
+    trainer_of("cpo", tiny_model, tokenizer, tmp_path, train, evals)
+    said = [text for text in caplog.messages if "another kind of input than it trains on" in text]
+    assert [text.split(":")[0] for text in said] == ["eval"] * warns

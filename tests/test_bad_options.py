@@ -19,7 +19,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from conftest import byte_tokenizer, first_batch, load, loss_and_gradients, preference_rows, quiet
+from conftest import byte_tokenizer, first_batch, load, loss_and_gradients, preference_rows, quiet, trainer_of
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from said import word_for_word  # noqa: F401 - its messages are held against said/
@@ -61,7 +61,7 @@ from trl_margins.terms.dynamic_target import DynamicTargetMargin, dynamic_target
 from trl_margins.terms.evaluation_factor import EvaluationFactorMargin
 from trl_margins.terms.history import GapHistory
 from trl_margins.terms.score_gap import ScoreGapWeight
-from trl_margins.trainers import checkpoints
+from trl_margins.trainers import checkpoints, trls_fields
 from trl_margins.trainers.configs import MarginCPOConfig, config_class
 from trl_margins.trainers.cpo import MarginCPOTrainer
 from trl_margins.trainers.dpo import MarginDPOTrainer
@@ -1377,3 +1377,18 @@ def test_a_report_below_a_file(tiny_model, tmp_path, console):
     status, said = console("report", tmp_path / "nowhere")
     assert status == 1
     assert "nowhere is not a directory: a run is the output_dir of a training" in said
+
+
+def test_deepspeed_s_settings_need_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(trls_fields, "is_deepspeed_available", lambda: False)
+    with pytest.raises(ValueError, match=r"deepspeed='zero.json' needs the package of that name: pip install deepsp"):
+        MarginCPOConfig(**quiet(output_dir=str(tmp_path), deepspeed="zero.json"))
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+def test_a_limit_that_keeps_every_checkpoint(limit, tiny_model, tokenizer, tmp_path, caplog):
+    rows = Dataset.from_list([{"prompt": "q ", "chosen": "a", "rejected": "b"}] * 2)
+    options = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3, "save_total_limit": limit}
+    trainer_of("cpo", tiny_model, tokenizer, tmp_path, rows, **options).train()
+    assert f"save_total_limit={limit}: every checkpoint is kept, as with None" in caplog.text
+    assert len(list(tmp_path.glob("checkpoint-*"))) == 3

@@ -141,3 +141,11 @@ def test_depth_is_that_of_the_whole_file_whatever_its_blocks(size, monkeypatch):
         ValueError, match=r"^x.jsonl, line 10: lists or objects lie more than 5 deep within one another"
     ):
         look(plain * 9 + b'{"a": [[{"b": [[1]]}]]}' + b"\n" + plain)
+
+
+def test_zstd_needs_a_package(tmp_path, monkeypatch):
+    monkeypatch.setattr(expansion, "ZSTANDARD_AVAILABLE", False)
+    file = tmp_path / "pairs.jsonl.zst"
+    file.write_bytes(b"\x28\xb5\x2f\xfd and more")
+    with pytest.raises(ValueError, match=r"pairs.jsonl.zst: reading zstd needs a package: pip install zstandard"):
+        load_splits(str(file))

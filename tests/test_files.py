@@ -494,8 +494,10 @@ def test_cells_of_a_table_are_the_text_that_they_are(folder):
     assert rows["rejected"][:] == ["NA", "1e5", "2024-01-01"]
     assert rows["score_chosen"][:] == [None, None, 2.5]
     assert rows["n"][:] == ["x", None, None]
-    write(folder, pairs__csv=HEAD + "a,,c\n")
-    assert rows_of(folder / "pairs.csv") == [{"prompt": "a", "chosen": None, "rejected": "c"}]
+    write(folder, pairs__csv=HEAD + 'a,,c\n,b,c\n"",b,c\n')
+    first, *others = rows_of(folder / "pairs.csv")
+    assert first == {"prompt": "a", "chosen": None, "rejected": "c"}
+    assert others == [{"prompt": "", "chosen": "b", "rejected": "c"}] * 2  # as they are written where there is none
 
 
 @pytest.mark.parametrize(

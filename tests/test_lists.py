@@ -956,10 +956,12 @@ def test_a_repeated_answer_is_no_better_than_itself():
     assert found.scores == [[5, 4]]
 
 
-def test_ranks_of_pairs_are_said_to_be_read_as_scores(caplog):
+def test_ranks_of_pairs_are_said_to_be_read_as_scores():
     names = ["prompt", "chosen", "rejected", "rank_chosen", "rank_rejected", "rank_reward"]
-    assert find_score_columns(names, ["rank_chosen", "rank_rejected"]).names == ("rank_chosen", "rank_rejected")
-    assert "'rank_chosen' holds ranks: it is read as a score, of which the higher is the better" in caplog.text
+    found = find_score_columns(names, ["rank_chosen", "rank_rejected"])
+    assert found.names == ("rank_chosen", "rank_rejected")
+    (doubt,) = found.doubts(names)
+    assert "'rank_chosen' holds ranks: it is read as a score, of which the higher is the better" in doubt
     assert is_rank("rank_a")
     assert not is_rank("rank_reward")
 

@@ -8,6 +8,7 @@ import json
 import logging
 import re
 import signal
+from itertools import permutations
 from typing import Any
 
 import pytest
@@ -119,6 +120,26 @@ def test_dialogues_that_are_written_otherwise_are_refused(written, mark):
         open_rows(Dataset.from_list(rows), "train")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The table [user] of {} ",
+        "What does [INST] mean in {}? ",
+        "Human: is the first word of {} ",
+        "Is {} as good? {}",
+    ],
+)
+def test_a_text_with_one_mark_is_no_dialogue(text):
+    """Nor is one in which only an answer quotes two."""
+    quote = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant"
+    rows = [
+        {"chosen": text.format(i, quote) + "It is.", "rejected": text.format(i, "") + "I do not know."}
+        for i in range(3)
+    ]
+    for row, given in zip(open_rows(Dataset.from_list(rows), "train"), rows, strict=True):
+        assert [row.prompt + part for part in row.completions] == [given["chosen"], given["rejected"]]
+
+
 @pytest.mark.parametrize("text", ["Ask: why {}", "the user: {}, a model: b", "[1] {} <b>x</b> <|endoftext|>"])
 def test_text_that_is_no_dialogue_is_read(text):
     rows = [{side: text.format(f"{i} {side}") for side in ("chosen", "rejected")} for i in range(3)]
@@ -140,7 +161,7 @@ def test_some_completions_hold_their_prompt(caplog):
     with caplog.at_level(logging.WARNING, "trl_margins"):
         open_rows(Dataset.from_list(some + others), "train")
     assert "in 1 of 2 text rows, not in all, chosen and rejected begin with the same text, and their" in caplog.text
-    assert "in 1 of 2 rows a completion holds turns of the user (the first is row 1)" in caplog.text
+    assert "in 1 of 2 rows a completion holds '[INST]' or the like (the first is row 1)" in caplog.text
 
 
 def test_messages_in_a_mapping_as_json_text_are_read():
@@ -560,3 +581,84 @@ def test_the_limit_of_templates_leaves_signals_as_they_were():
 )
 def test_what_only_points_to_another_column(parts, others, columns):
     assert referred(parts, others, "who or what?") == columns
+
+
+def test_a_column_has_one_role():
+    row = {"prompt": "q", "system": "s", "chosen": "a", "rejected": "b", "tools": "[]"}
+    for options, role in (
+        ({"prompt_column": "chosen"}, "a completion"),
+        ({"system_column": "rejected"}, "a completion"),
+        ({"prompt_column": "tools"}, "a variable of the chat template"),
+        ({"system_column": "prompt"}, "the prompt"),
+        ({"prompt_column": "system", "system_column": "system"}, "the prompt"),
+    ):
+        option = [*options][-1]
+        expected = f"{option} names {options[option]!r}, which the train data set holds {role} in"
+        with pytest.raises(ValueError, match=expected):
+            open_rows(Dataset.from_list([row]), "train", **options)
+    assert len(list(open_rows(Dataset.from_list([row]), "train", system_column="system"))) == 1
+
+
+SPELLED = json.dumps([{"role": "assistant", "content": "x"}])
+BROKEN = SPELLED + " is the list"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("pairs", "outcome"),
+    [
+        ([(SPELLED, SPELLED)] * 3, "messages"),
+        ([(SPELLED, "no"), ("fine", "no"), ("good", "bad")], "text"),
+        ([(SPELLED, "no"), (SPELLED, "no"), ("fine", "no")], "text"),
+        ([(BROKEN, "no"), ("fine", "no"), ("good", SPELLED)], "text"),
+        ([(BROKEN, "no")] * 3, "text"),
+        ([(SPELLED, SPELLED), ("fine", "no"), ("good", "bad")], "text"),
+        ([(SPELLED, SPELLED), (SPELLED, SPELLED), ("fine", "no")], "refused"),
+        ([(SPELLED, SPELLED), (SPELLED, SPELLED), (SPELLED, BROKEN)], "refused"),
+    ],
+    ids=str,
+)
+def test_the_order_of_rows_says_nothing_of_their_form(pairs, outcome, stream, caplog):
+    """Whether completions that spell messages are messages is said by all rows, in both columns."""
+    found = set()
+    for some in {*permutations(pairs)}:
+        rows = Dataset.from_list([{"prompt": "q ", "chosen": a, "rejected": b} for a, b in some])
+        try:
+            row = next(iter(open_rows(rows.to_iterable_dataset() if stream else rows, "train")))
+        except ValueError as error:
+            named = re.search(
+                "column '(chosen|rejected)', row [012] .*(most rows hold|looks like) messages", str(error)
+            )
+            found.add("refused" if named else str(error))
+        else:
+            found.add("messages" if row.is_conversational else "text")
+    assert found == {outcome}
+
+
+def test_a_completion_of_characters_without_width_is_blank(caplog):
+    rows = [
+        {"prompt": "q ", "chosen": "\u200b\u2060\ufeff\n", "rejected": "b"},
+        {"prompt": "p ", "chosen": "…", "rejected": "b"},
+    ]
+    open_rows(Dataset.from_list(rows), "train")
+    assert "1 of 2 chosen completions have no text of their own (the first is in row 0)" in caplog.text
+
+
+def test_turns_in_a_prompt_that_is_repeated_are_not_the_completions(caplog):
+    """HH's rows, with the prompt in a column of its own as well."""
+    asked = [f"\n\nHuman: hi {i}\n\nAssistant: yes?\n\nHuman: so?\n\nAssistant:" for i in range(3)]
+    rows = [{"prompt": q, "chosen": f"{q} a", "rejected": f"{q} b"} for q in asked]
+    assert [row.completions for row in open_rows(Dataset.from_list(rows), "train")] == [[" a", " b"]] * 3
+    assert not caplog.text
+    rows[1]["chosen"] += "\n\nHuman: oh"
+    open_rows(Dataset.from_list(rows), "train")
+    (record,) = caplog.records
+    assert "in 1 of 3 rows a completion holds 'Human:' or the like (the first is row 1)" in record.getMessage()
+
+
+def test_prompts_that_are_empty_in_some_rows(caplog):
+    rows = [{"prompt": q, "chosen": "a", "rejected": "b"} for q in ("", "q ", "")]
+    open_rows(Dataset.from_list([rows[0], rows[2]]), "train")
+    assert not caplog.text  # a set without prompts
+    open_rows(Dataset.from_list(rows), "train")
+    assert "in 2 of 3 text rows the prompt is empty (the first is row 0)" in caplog.text

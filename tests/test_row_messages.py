@@ -316,7 +316,8 @@ CASES: dict[str, Callable[[], Any]] = {
     "S swapped": lambda: report_scores(ScoreSummary(9, 2, 4, 1.0, 0), ScoreColumns("good", "bad"), "dev"),
     "S missing": lambda: find_score_columns(["a", "b"], ["a", "c"]),
     "S three": lambda: find_score_columns(["a", "b"], ["a", "b", "a"]),
-    "S ranks": lambda: find_score_columns(["a", "my_rank"], ["a", "my_rank"]),
+    "S ranks": lambda: doubted(["a", "my_rank"], ["a", "my_rank"]),
+    "S alone": lambda: doubted(["chosen_score", "rejected_score"], ["rejected_score"]),
     "S required": lambda: require_score_columns(["text", "chosen_score"], None, "weight 'mine'", "dev"),
     "S too small": numbers(1.0, -1.0, -2.0, least=0.5),
     "S too large": numbers(1.0, 3.5e38),
@@ -335,6 +336,11 @@ CASES: dict[str, Callable[[], Any]] = {
     "T two begin tokens": looked_at(tokenizer_with(), OK, {**OK, "prompt": "<s><s>"}, {**OK, "prompt": "<s><s>x"}),
     "T as CPOTrainer": looked_at(tokenizer_with(), OK, OK, cpo_max_length=64),
 }
+
+
+def doubted(names: list[str], given: list[str]) -> None:
+    for doubt in ScoreColumns(*given).doubts(names):
+        raise ValueError(doubt)
 
 
 def said_by(case: Callable[[], Any]) -> list[str]:

@@ -13,7 +13,7 @@ from conftest import BASES, VOCABULARY, byte_tokenizer, chat_tokenizer, load, pr
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
-from trl.experimental.cpo import CPOTrainer
+from trl.experimental.cpo import CPOTrainer, cpo_trainer
 
 from trl_margins.evaluation.scorer import completion_logps
 from trl_margins.evaluation.sets import evaluation_set
@@ -288,3 +288,17 @@ def test_cpo_trainers_tokens_many_at_a_time(adds, max_length):
         expected = CPOTrainer.tokenize_row(ours, row)
         assert found.pop("prompt") == row["prompt"]
         assert {name: values.tolist() for name, values in found.items()} == expected
+
+
+@pytest.mark.parametrize("tokenization", ["chat-template", "cpo"])
+def test_no_max_length_cuts_nothing(tokenization, tiny_model, tokenizer, tmp_path, monkeypatch):
+    """CPOTrainer cuts at 512 tokens where it is told no length; with its tokens, that is what `evaluate` is told."""
+    rows = Dataset.from_list([{"prompt": "q ", "chosen": "a" * 600, "rejected": "b"}])
+    options = {"tokenization": tokenization, "max_length": None}
+    trainer = trainer_of("cpo", tiny_model, tokenizer, tmp_path, rows, **options)
+    length = len(trainer.train_dataset[0]["chosen_input_ids"])
+    assert (length > 600, trainer.args.max_length) == ((True, None) if tokenization != "cpo" else (False, 512))
+    if tokenization != "cpo":
+        monkeypatch.setattr(cpo_trainer, "is_wandb_available", lambda: True)
+        with pytest.raises(ValueError, match="generate_during_eval=True needs max_length"):
+            trainer_of("cpo", tiny_model, tokenizer, tmp_path, rows, generate_during_eval=True, **options)

@@ -273,7 +273,7 @@ HUB = {
         each(lambda q, a, b: {name: json.dumps(part) for name, part in conversations(q, a, b).items()}), CHATS
     ),
     "messages that are no JSON any more": Schema(
-        each(lambda q, a, b: {"chosen": f"[{{'role': 'user', 'content': '{q}'}} {{'role'", "rejected": "x"}),
+        each(lambda q, a, b: dict.fromkeys(("chosen", "rejected"), f"[{{'role': 'user', 'content': '{q}'}} {{'role'")),
         refused="column 'chosen', row 0.*looks like messages stored as text, but is neither JSON nor a Python list",
     ),
     "content in parts of text": Schema(

@@ -12,6 +12,7 @@ from conftest import load, preference_rows, quiet
 from datasets import Dataset
 
 from trl_margins import MarginCPOConfig, MarginCPOTrainer, Term
+from trl_margins.evaluation.sets import evaluation_set
 from trl_margins.pairs import CARRIED, ROW, SHARED
 from trl_margins.rows.scores import (
     GAP_COLUMNS,
@@ -267,11 +268,14 @@ def test_a_target_margin_that_amapo_does_not_use_is_named(tmp_path, caplog):
 
 @pytest.mark.parametrize("alone", ["score_chosen", "score_rejected"])
 def test_half_of_a_known_pair(alone, caplog):
-    """A flag that is given twice leaves its last value."""
-    names = ["prompt", "chosen", "rejected", "score_chosen", "score_rejected"]
+    """A flag that is given twice leaves its last value; it is said once."""
     with caplog.at_level(logging.WARNING, "trl_margins"):
-        assert find_score_columns(names[:4] if alone == "score_chosen" else [*names[:3], alone], [alone])
+        dataset = Dataset.from_list([{"prompt": "q ", "chosen": "a", "rejected": "b", alone: 2.0}])
+        evaluation_set(dataset, "rows", score_columns=[alone])
         assert not caplog.text
-        assert find_score_columns(names, [alone]) == ScoreColumns(alone)
-    assert f"{alone!r} alone" in caplog.text
-    assert "--score_columns score_chosen score_rejected" in caplog.text
+        other = {"score_chosen": "score_rejected", "score_rejected": "score_chosen"}[alone]
+        found = evaluation_set(dataset.add_column(other, [1.0]), "rows", score_columns=[alone])
+    assert found.scores == [[2.0, 0.0]]
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"rows: score_columns names {alone!r} alone, which is read as the gap")
+    assert "--score_columns score_chosen score_rejected" in record.getMessage()

@@ -123,9 +123,8 @@ NUMBERS: Mapping[str, Number] = MappingProxyType(
             ("anchor_radius", "anchor_keep_graphs", "anchor_diagnostics", "sam_radius", "cpo_alpha", "ef_sample"),
             _NOT_NEGATIVE,
         ),
-        **dict.fromkeys(
-            ("learning_rate", "warmup_steps", "weight_decay", "adam_epsilon", "max_grad_norm"), _NOT_NEGATIVE
-        ),
+        **dict.fromkeys(("learning_rate", "warmup_steps", "weight_decay", "max_grad_norm"), _NOT_NEGATIVE),
+        "adam_epsilon": Number(least=1e-38),  # else 0 / 0 where a gradient is 0, in float32
         **dict.fromkeys(("logging_steps", "eval_steps", "save_steps", "eval_delay"), _NOT_NEGATIVE),
         **dict.fromkeys(("dataloader_num_workers", "neftune_noise_alpha", "router_aux_loss_coef"), _NOT_NEGATIVE),
         **dict.fromkeys(("gamma_po_steps", "gamma_po_estimation_size", "amapo_estimation_size"), _AT_LEAST_ONE),

@@ -8,6 +8,7 @@ import lzma
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from reprlib import repr as shortened
 from typing import Any, TextIO
@@ -15,13 +16,15 @@ from typing import Any, TextIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, List, Value
+from datasets.config import ZSTANDARD_AVAILABLE
 from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
 
 from .local_files import builder_of
 
 _FOR_LINES = (".jsonl", ".json", ".ndjson")
 _FOR_COLUMNS = (".csv", ".tsv")
-_DAMAGES = (OSError, EOFError, lzma.LZMAError, zlib.error)
+_OF_ZSTD = (import_module("zstandard").ZstdError,) if ZSTANDARD_AVAILABLE else ()
+_DAMAGES: tuple[type[Exception], ...] = (OSError, EOFError, lzma.LZMAError, zlib.error, *_OF_ZSTD)
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _TOO_DEEP = "lists or objects within one another, deeper than Python reads"
 _TWICE = "JSON that was made JSON again, so that a row is one text: write the rows themselves, once"

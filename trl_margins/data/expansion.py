@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from datasets.config import ZSTANDARD_AVAILABLE
 from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
 
 from .local_files import builder_of
@@ -55,6 +56,8 @@ def check_expansion(file: Path, only_first: bool = False) -> None:
     found = ".tar" if start[257:262] == b"ustar" else found
     if found and file.suffix.lower() != found:
         raise ValueError(f"{file.name} is a {found} file by its content: unpack it, or call it {file.name}{found}")
+    if found == ".zst" and not ZSTANDARD_AVAILABLE:
+        raise ValueError(f"{file.name}: reading zstd needs a package: pip install zstandard, or decompress the file")
     check_format(file, bool(found))
     if builder_of(file) == "parquet" and not found:
         _check_parquet(file)

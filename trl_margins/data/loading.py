@@ -163,11 +163,13 @@ def _options(files: Sequence[Path]) -> dict[str, Any]:
     builder = builder_of(files[0])
     if builder == "csv":
         delimiter, texts = delimiter_of(files[0]), _texts()
+        missing = dict.fromkeys(header_of(files[0], delimiter), _MISSING)
         return {  # a completion may be "None" or "007"
             "sep": delimiter,
             "converters": dict.fromkeys(texts, str),
             "keep_default_na": False,
-            "na_values": {name: [""] if name in texts else _MISSING for name in header_of(files[0], delimiter)},
+            # no prompt is an empty one, no completion is none
+            "na_values": missing | {name: [] if name == "prompt" else [""] for name in texts if name in missing},
         }
     if builder == "json" and hasattr(JsonConfig, "parse_agent_traces"):
         return {"parse_agent_traces": False}  # some column names would turn it on

@@ -57,8 +57,10 @@ def kind_of(file: Path) -> str:
 def builder_of(file: Path) -> str:
     """The builder of `datasets` that reads a file; a ValueError if it reads no such file."""
     if kind_of(file) not in BUILDERS:
-        kinds = ", ".join(BUILDERS)
-        raise ValueError(f"{file.name}: a data file is one of {kinds} (also compressed), not {kind_of(file)!r}")
+        kinds, compressed = ", ".join(BUILDERS), ", ".join(_COMPRESSED)
+        raise ValueError(
+            f"{file.name}: a data file is one of {kinds}, also with {compressed} behind it, not {kind_of(file)!r}"
+        )
     return BUILDERS[kind_of(file)]
 
 

@@ -109,6 +109,8 @@ def _pairs(
         dataset = dataset.map(_as_messages, desc="Texts as messages")
     columns, scores, gap_only = find_score_columns(dataset.column_names, score_columns), None, False
     if columns is not None:
+        for doubt in columns.doubts(dataset.column_names):
+            logger.warning("%s: %s", name, doubt)
         refuse_class_labels(dataset, columns, name)
         try:
             check_scores(dataset, columns, name)

@@ -120,6 +120,16 @@ class RowReader:
     stored: frozenset[str] = frozenset()
     features: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        roles = dict.fromkeys(COMPLETIONS, "a completion") | dict.fromkeys(TEMPLATE, "a variable of the chat template")
+        for option, name in {"prompt_column": self.prompt_column, "system_column": self.system_column}.items():
+            if name in roles:
+                raise RowError(
+                    f"{option} names {name!r}, which the {self.split} data set holds {roles[name]} in: name the "
+                    "column with nothing else in it, or leave it out"
+                )
+            roles |= {} if name is None else {name: "the prompt"}
+
     @classmethod
     def of(
         cls,
@@ -243,7 +253,7 @@ class RowReader:
         turns = [match.end() for match in DIALOGUE.finditer(chosen)] if text else []
         if shared := [end for end in turns if rejected.startswith(chosen[:end])]:
             return chosen[: shared[-1]], chosen[shared[-1] :], rejected[shared[-1] :]
-        if text and (mark := turn_mark(chosen) or turn_mark(rejected)):
+        if text and (mark := turn_mark(chosen)) and turn_mark(rejected):
             raise RowError(
                 f"columns 'chosen' and 'rejected', {where}: {shortened(chosen)} and {shortened(rejected)} look like "
                 f"dialogues, by their {mark!r}, and no turn that both share begins with an empty line and "
@@ -252,11 +262,17 @@ class RowReader:
             )
         if not text and (n := shared_turns([chosen, rejected])):
             return chosen[:n], chosen[n:], rejected[n:]
+        if not text and self.prompt_column is not None:
+            raise RowError(
+                f"columns 'chosen' and 'rejected', {where}: {shortened(chosen)} and {shortened(rejected)} have no "
+                f"turn in common before their last, and column {self.prompt_column!r} has no messages to put before "
+                "them: let both begin with the same turns, or leave only the assistant's in them, and the rest to the "
+                "prompt"
+            )
         if not text or min(len(chosen), len(rejected)) < 2 or chosen[0] != rejected[0]:
             what = "characters" if text else "messages"
-            beside = "no prompt" if self.prompt_column is None or text else "no prompt in their form"
             raise RowError(
-                f"columns 'chosen' and 'rejected', {where}: there is {beside} beside them, and the {what} that both "
+                f"columns 'chosen' and 'rejected', {where}: there is no prompt beside them, and the {what} that both "
                 f"begin with, which would be it, are none: {shortened(chosen)} and {shortened(rejected)}. Add a "
                 "prompt column" + (", with '' where there is no prompt" if text else "") + self._candidates()
             )
@@ -383,11 +399,13 @@ def text_of(part: Part) -> str:
 
 
 def turn_mark(text: str) -> str | None:
-    """What begins a turn of a dialogue in a text; None in a text that is none."""
-    found = _LIKE_DIALOGUE.search(text) or OF_TEMPLATES.search(text)
-    if found is None and (asked := _ASKS.search(text)) and _ANSWERS.search(text, asked.end()):
-        found = asked
-    return found and found[0].strip()
+    """What begins the first turn of a dialogue in a text; None in a text that is none: a dialogue has two turns."""
+    for marks in (_LIKE_DIALOGUE, OF_TEMPLATES):
+        found = marks.finditer(text)
+        if (first := next(found, None)) and next(found, None):
+            return first[0].strip()
+    asked = _ASKS.search(text)
+    return asked[0].strip() if asked and _ANSWERS.search(text, asked.end()) else None
 
 
 def around_prompt(prompt: str, part: str) -> tuple[str, str] | None:

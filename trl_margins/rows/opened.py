@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -71,6 +71,8 @@ class RowCounts:
     blank: dict[str, Seen] = field(default_factory=dict)  # completions without text of their own, by their column
     spelled: dict[str, Seen] = field(default_factory=dict)  # texts that spell messages, by their column
     user_turns: Seen = field(default_factory=Seen)  # within a completion
+    user_marks: Seen = field(default_factory=Seen)  # within a completion, what begins a turn of the user in text
+    user_mark: str = ""  # the first of them
     prefilled: Seen = field(default_factory=Seen)  # prompts that end with the assistant's turn
     roles: dict[str, Seen] = field(default_factory=dict)  # that chat templates seldom know
     repeated: Seen = field(default_factory=Seen)  # text completions that both begin with their prompt
@@ -82,8 +84,13 @@ class RowCounts:
     unused: dict[str, Seen] = field(default_factory=dict)  # columns like a prompt whose text the prompt lacks
     beside: dict[str, Seen] = field(default_factory=dict)  # the same of columns of any other name
     contradicted: Seen = field(default_factory=Seen)  # prompts as text beside conversations that begin otherwise
-    prompted: int = 0  # text rows whose prompt is not empty
+    unprompted: Seen = field(default_factory=Seen)  # text rows whose prompt is empty
     prompts: set[int] = field(default_factory=set)  # hashes of prompts
+
+    @property
+    def prompted(self) -> int:
+        """Text rows whose prompt is not empty."""
+        return self.text.n - self.unprompted.n
 
     @property
     def repeats_prompt(self) -> bool:
@@ -102,8 +109,9 @@ class RowCounts:
         if completions[0] == completions[1]:
             self.same_rows.add(number)
         if isinstance(row.prompt, str):
-            self.prompted += bool(row.prompt)
-            if row.prompt.rstrip().endswith("\nHuman:") or any(map(_HUMAN.search, completions)):
+            if not row.prompt:
+                self.unprompted.add(number)
+            if row.prompt.rstrip().endswith("\nHuman:"):
                 self.user_turns.add(number)
             around = [around_prompt(row.prompt, part) for part in completions]
             befores = [each and each[0].strip() for each in around]
@@ -115,8 +123,7 @@ class RowCounts:
             elif befores[0] and befores[0] == befores[1]:
                 self.repeated_within.add(number)
         else:
-            messages = [message for part in completions for message in part]
-            if any(each["role"] == "user" or _HUMAN.search(text_of([each])) for each in messages):
+            if any(message["role"] == "user" for part in completions for message in part):
                 self.user_turns.add(number)
             if row.prompt[-1]["role"] == "assistant":
                 self.prefilled.add(number)
@@ -126,6 +133,9 @@ class RowCounts:
         for name, part in zip(COMPLETIONS, completions, strict=True):
             if is_blank(part):
                 self.blank.setdefault(name, Seen()).add(number)
+        if mark := next(filter(None, (_HUMAN.search(text_of(part)) for part in completions)), None):
+            self.user_mark = self.user_mark or mark[0].strip()
+            self.user_marks.add(number)
         prompt = text_of(row.prompt)
         self.prompts.add(hash(prompt))
         # the reader compares a prompt in messages
@@ -137,7 +147,7 @@ class RowCounts:
 def is_blank(part: Part) -> bool:
     """Whether a completion has neither text nor anything else, such as a call of a tool."""
     others = part if isinstance(part, list) else []
-    return not text_of(part).strip() and all(
+    return not any(each.isprintable() and not each.isspace() for each in text_of(part)) and all(
         message.keys() <= {"role", "content"} and isinstance(message["content"], str) for message in others
     )
 
@@ -310,40 +320,45 @@ def count_rows(
 
 def _stored(dataset: Dataset | IterableDataset, reader: RowReader) -> set[str]:
     """The columns in which all values are messages written as text; of the completions both, or none."""
-    found = {name for name in COMPLETIONS if holds_messages(dataset, name, reader)}
-    found = found if len(found) == len(COMPLETIONS) else set()
+    found = {*COMPLETIONS} if hold_messages(dataset, COMPLETIONS, reader) else set()
     first = next(raw_rows(dataset, list(COMPLETIONS), reader.split), {})
     prompt = reader.prompt_column
     # beside text completions, a prompt that is JSON may be just that
     as_messages = found or prompt in SHAREGPT or not all(isinstance(value, str) for value in first.values())
-    if prompt is not None and as_messages and holds_messages(dataset, prompt, reader):
+    if prompt is not None and as_messages and hold_messages(dataset, [prompt], reader):
         found.add(prompt)
     return found
 
 
-def holds_messages(dataset: Dataset | IterableDataset, name: str, reader: RowReader) -> bool:
-    """Whether all values of a column are messages written as text.
+def hold_messages(dataset: Dataset | IterableDataset, names: Sequence[str], reader: RowReader) -> bool:
+    """Whether all values of these columns are messages written as text, in whatever order the rows are.
 
-    Raises a RowError for such messages that cannot be read, and for a text that follows them.
+    Raises a RowError where that is so in most rows: for messages that cannot be read, or a row that is text.
     """
-    broken = None
-    for number, row in enumerate(_ahead(dataset, [name], reader.split)):
-        text = row[name]
-        try:
-            if not isinstance(text, str) or not _LIKE_MESSAGES.match(text) or stored_messages(text) is None:
-                if number and broken is None and isinstance(text, str):
-                    raise RowError(
-                        f"column {name!r}, {reader.where(number)}: {shortened(text)} is text, and the rows before it "
-                        "hold messages, written as text: give all rows in one form, or drop the row"
-                    )
+    n = others = 0
+    problem = None
+    for number, row in enumerate(_ahead(dataset, list(names), reader.split)):
+        if None in row.values():
+            continue  # whoever reads the row says so
+        n += 1
+        is_text = False
+        for name, text in row.items():
+            if not isinstance(text, str):
                 return False  # data of another kind
-        except RowError:
-            raise
-        except ValueError as error:
-            broken = broken or RowError(f"column {name!r}, {reader.where(number)}: {error}")
-    if broken is not None:
-        raise broken
-    return True
+            where = f"column {name!r}, {reader.where(number)}"
+            try:
+                if not _LIKE_MESSAGES.match(text) or stored_messages(text) is None:
+                    is_text = True
+                    problem = problem or (
+                        f"{where}: {shortened(text)} is text, and most rows hold messages, written as text: give all "
+                        "rows in one form, or drop the row"
+                    )
+            except ValueError as error:
+                problem = problem or f"{where}: {error}"
+        others += is_text
+    if problem is not None and others < n / 2:
+        raise RowError(problem)
+    return problem is None and n > 0
 
 
 def _spells_messages(value: Any) -> bool:
@@ -400,9 +415,7 @@ def _ahead(dataset: Dataset | IterableDataset, columns: list[str], split: str) -
 
 
 def why_refused(reader: RowReader, counts: RowCounts) -> str | None:
-    """Why reading a set would be a guess: most completions are messages in text, a column has more of the prompt, or
-    completions begin alike by chance.
-    """
+    """Why reading a set would be a guess: a column has more of the prompt, or completions begin alike by chance."""
     if 1 < counts.named == counts.n:
         return (
             f"chosen and rejected of the {reader.split} data set are names of columns, or their ends, in all its "
@@ -420,12 +433,6 @@ def why_refused(reader: RowReader, counts: RowCounts) -> str | None:
             f"prompt in it, as in all {within.n} rows of text with a prompt: they are whole dialogues. Take all that "
             "is before the answers out of them, or save the dialogues as lists of messages with role and content"
         )
-    for name in COMPLETIONS:
-        if (seen := counts.spelled.get(name)) and counts.n / 2 < seen.n < counts.n:
-            return (
-                f"column {name!r}, {reader.where(seen.first)}: this row is the first of {seen.n} that hold messages, "
-                f"written as text, and in the other {counts.n - seen.n} the column is plain text: give all in one form"
-            )
     if reader.prompt_column is not None and reader.prompt_column not in SHAREGPT:
         return None
     if counts.unused:
@@ -499,11 +506,22 @@ def notes(reader: RowReader, counts: RowCounts) -> Iterator[Note]:
             f"in {seen.n} of {n} rows only one of chosen and rejected begins with the prompt (the first is row "
             f"{seen.first}): there it counts as part of the completion. Remove it from them if that is not intended"
         )
+    if 0 < (seen := counts.unprompted).n < counts.text.n:
+        yield warning(
+            f"in {seen.n} of {counts.text.n} text rows the prompt is empty (the first is row {seen.first}): there the "
+            "completions follow nothing. If that is not intended, drop the rows, for example with dataset.filter"
+        )
     if (seen := counts.user_turns).n:
         yield warning(
             f"in {seen.n} of {n} rows a completion holds turns of the user (the first is row {seen.first}): their "
             "tokens are scored as if the model had written them. Put earlier turns into the prompt, or end the "
             "completion before them"
+        )
+    if (seen := counts.user_marks).n:
+        yield warning(
+            f"in {seen.n} of {n} rows a completion holds {counts.user_mark!r} or the like (the first is row "
+            f"{seen.first}): if turns of the user begin with it, their tokens are scored as if the model had written "
+            "them. Put earlier turns into the prompt, and end the completion before them"
         )
     if (seen := counts.prefilled).n:
         yield warning(

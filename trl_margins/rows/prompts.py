@@ -11,7 +11,7 @@ from .form import SHAREGPT, Part, PreferenceRow, RowError, RowReader, is_list_of
 from .opened import (
     Seen,
     count_unused,
-    holds_messages,
+    hold_messages,
     open_rows,
     raw_rows,
     refuse_input,
@@ -70,7 +70,7 @@ def _reader(dataset: Dataset, split: str, prompt_column: str | None, system_colu
     if name != "prompt":
         logger.info("%s: column %r holds the prompts", split, name)
     reader = RowReader(split, tuple(columns), name, system_column, features=dataset.features)
-    stored = frozenset([name] if holds_messages(dataset, name, reader) else [])
+    stored = frozenset([name] if hold_messages(dataset, [name], reader) else [])
     refuse_input(dataset, reader, prompt_column, reader.where)
     return replace(reader, stored=stored)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from numbers import Real
@@ -51,6 +51,20 @@ class ScoreColumns:
     @property
     def names(self) -> tuple[str, ...]:
         return (self.chosen,) if self.rejected is None else (self.chosen, self.rejected)
+
+    def doubts(self, column_names: Iterable[str]) -> Iterator[str]:
+        """What may be meant otherwise, by the names of the columns; one sentence each."""
+        pair = next((pair for pair in PAIRED_COLUMNS if self.chosen in pair and {*pair} <= {*column_names}), ())
+        if self.rejected is None and pair:
+            yield (
+                f"score_columns names {self.chosen!r} alone, which is read as the gap, and the data set has "
+                f"{pair[0]!r} and {pair[1]!r}: if they are scores, name both (--score_columns {' '.join(pair)})"
+            )
+        if ranks := list(filter(is_rank, self.names)):
+            yield (
+                f"by its name, {ranks[0]!r} holds ranks: it is read as a score, of which the higher is the better. If "
+                "the lowest rank is the best, negate it with dataset.map"
+            )
 
     def is_gap(self, rejected_scores: Iterable[float]) -> bool:
         """Whether only the difference of the scores, as they were read, has a meaning."""
@@ -101,17 +115,6 @@ def find_score_columns(
         if not strict:
             return None
         raise ScoreError(f"score_columns names {missing}, but the data set has only the columns {names}")
-    pair = next((pair for pair in PAIRED_COLUMNS if given[0] in pair and {*pair} <= {*names}), ())
-    if len(given) == 1 and pair:
-        logger.warning(
-            f"score_columns names {given[0]!r} alone, which is read as the gap, and the data set has {pair[0]!r} and "
-            f"{pair[1]!r}: if they are scores, name both (--score_columns {' '.join(pair)})"
-        )
-    if ranks := list(filter(is_rank, given)):
-        logger.warning(
-            f"by its name, {ranks[0]!r} holds ranks: it is read as a score, of which the higher is the better. If the "
-            "lowest rank is the best, negate it with dataset.map"
-        )
     return ScoreColumns(*given)
 
 

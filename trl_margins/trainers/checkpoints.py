@@ -251,9 +251,11 @@ class CheckpointMixin(MarginTrainer):
     def _enter_folder(self, held: ExitStack, resume: str | bool | None) -> tuple[str | None, int]:
         """Checks the folder, on the main process, and keeps other runs out of it; the checkpoint and its step."""
         folder = Path(self.args.output_dir)
-        if self.args.save_total_limit and "\n" in str(folder.absolute()):
+        if (limit := self.args.save_total_limit) is not None and limit < 1:
+            logger.warning("save_total_limit=%d: every checkpoint is kept, as with None", limit)
+        elif limit is not None and "\n" in str(folder.absolute()):
             raise ValueError(
-                f"save_total_limit={self.args.save_total_limit}: transformers finds no checkpoint to delete in a "
+                f"save_total_limit={limit}: transformers finds no checkpoint to delete in a "
                 f"folder with a line break in its path ({str(folder)!r}): name another output_dir"
             )
         if not self.holds_folder:

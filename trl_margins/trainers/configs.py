@@ -41,7 +41,7 @@ from ..rewards import REWARDS, LogRatioReward, MeanLogRatioReward, Reward
 from ..terms import Term
 from ..terms.evaluation_factor import FLOOR
 from .elsewhere import elsewhere
-from .trls_fields import check_for_trl, check_optimizer
+from .trls_fields import check_for_trl, check_installed, check_optimizer
 
 logger = logging.getLogger(__name__)
 
@@ -447,6 +447,7 @@ class MarginOptions(KeepsSecrets):
         _warn_of_unread(self)
         if isinstance(self, TrainingArguments):
             check_for_trl(self)
+            check_installed(self)
             check_optimizer(self)
             if self.logging_nan_inf_filter is None:
                 self.filters_evaluation, self.logging_nan_inf_filter = True, self.nonfinite_steps == "skip"

@@ -48,6 +48,7 @@ class MarginCPOTrainer(MarginMixin, CPOTrainer):
 
     _config_class = MarginCPOConfig
     is_encoder_decoder: bool
+    max_length: int | None  # type: ignore[assignment]  # TRL's is never None
     pad_token_id: int
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -62,6 +63,8 @@ class MarginCPOTrainer(MarginMixin, CPOTrainer):
                 "no effect of max_completion_length: it is for encoder-decoder models, and max_length cuts prompt and "
                 "completion of this one together"
             )
+        if self.args.max_length is None:
+            self._cut_nothing()
         self._tokenize()
         self._fused = self._can_fuse()
         if self._fused:
@@ -72,6 +75,20 @@ class MarginCPOTrainer(MarginMixin, CPOTrainer):
                 off = {"fused_linear_cross_entropy": False}
                 self.args.liger_kernel_config = {**(self.args.liger_kernel_config or {}), **off}
         check_before_training(self)
+
+    def _cut_nothing(self) -> None:
+        """Where max_length is None, which CPOTrainer takes for 512."""
+        if self._has_cpo_tokens:
+            self.args.max_length = self.max_length  # which evaluate reads
+            return
+        if self.generate_during_eval:
+            raise ValueError("generate_during_eval=True needs max_length, at which generation ends")
+        self.max_length = None
+        logger.warning("max_length=None: no pair is cut, also where it is longer than CPOTrainer's 512 tokens")
+
+    @property
+    def _has_cpo_tokens(self) -> bool:
+        return self.is_encoder_decoder or getattr(self.args, "tokenization", "") == "cpo"
 
     def _tokenize(self) -> None:
         """Tokenizes the sets of which CPOTrainer was shown nothing."""
@@ -84,9 +101,8 @@ class MarginCPOTrainer(MarginMixin, CPOTrainer):
 
     def _tokenized(self, dataset: Dataset | IterableDataset, split: str) -> Dataset | IterableDataset:
         opened, is_first = self._opened_set(dataset, split)
-        as_cpo = self.is_encoder_decoder or getattr(self.args, "tokenization", "") == "cpo"
         tokenizer: CPOTokenizer | PairTokenizer
-        if as_cpo:
+        if self._has_cpo_tokens:
             tokenizer = CPOTokenizer(
                 opened.reader,
                 self.processing_class,
@@ -100,7 +116,10 @@ class MarginCPOTrainer(MarginMixin, CPOTrainer):
         found = tokenized(opened, tokenizer, self.args.dataset_num_proc)
         if self.is_encoder_decoder:
             return found
-        lengths = {"max_length": self.max_length, "cpo_max_length": None if as_cpo else self.max_length}
+        lengths = {
+            "max_length": self.max_length,
+            "cpo_max_length": None if self._has_cpo_tokens else self.max_length,
+        }
         return self._finish_tokens(found, opened, is_first, CPO_COLUMNS, self.processing_class, **lengths)
 
     @property

@@ -56,15 +56,15 @@ def check_plateau(args: Any, scheduler: Any) -> None:
     name, metric = type(schedule).__name__, args.metric_for_best_model
     if args.eval_strategy == IntervalStrategy.NO or metric is None:
         raise ValueError(
-            f"{name} follows a metric of the evaluations: set eval_strategy, and metric_for_best_model to the metric "
-            "(eval_loss, say)"
+            f"{name} follows a metric of the evaluations: set eval_strategy, and metric_for_best_model to the metric, "
+            "for example 'epoch' and 'eval_loss' (--eval_strategy epoch --metric_for_best_model eval_loss)"
         )
     if (mode := "max" if args.greater_is_better else "min") != schedule.mode:
         raise ValueError(
             f"{name} has mode {schedule.mode!r}, and {metric} is better where it is "
             f"{'higher' if args.greater_is_better else 'lower'}: it would lower the learning rate as the model "
-            f"improves. Set mode to {mode!r} (lr_scheduler_kwargs={{'mode': {mode!r}}}), or metric_for_best_model to "
-            "another metric"
+            f"improves. Set mode to {mode!r} (lr_scheduler_kwargs={{'mode': {mode!r}}}, or on the command line "
+            f'--lr_scheduler_kwargs \'{{"mode": "{mode}"}}\'), or metric_for_best_model to another metric'
         )
 
 

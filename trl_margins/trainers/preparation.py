@@ -98,6 +98,7 @@ def prepare_datasets(
         for split, dataset in given.items()
     }
     opened = _read_alike(opened)
+    _warn_of_other_forms(opened)
     prepare_tokenizer(processing_class, [split for split, each in opened.items() if each.counts.messages.n])
     sets: dict[str, Any] = {split: each.dataset for split, each in opened.items()}
     facts = {split: _counted(dataset, split) for split, dataset in sets.items()}
@@ -159,6 +160,23 @@ def _read_alike(opened: dict[str, OpenedSet]) -> dict[str, OpenedSet]:
         split: replace(each, reader=replace(each.reader, repeats_prompt=True)) if each.counts.repeated.n else each
         for split, each in opened.items()
     }
+
+
+def _warn_of_other_forms(opened: dict[str, OpenedSet]) -> None:
+    """Of sets of which only one goes through the chat template."""
+    counts = {split: each.counts for split, each in opened.items()}
+    forms = {
+        split: {form for form, n in (("text", each.text.n), ("messages", each.messages.n)) if n}
+        for split, each in counts.items()
+    }
+    for split in forms.keys() - {TRAIN}:
+        if TRAIN in forms and forms[TRAIN].isdisjoint(forms[split]):
+            logger.warning(
+                "%s: its rows are %s, and those of the training set are %s: only messages go through the chat "
+                "template, so the model is evaluated on another kind of input than it trains on. Give both in one "
+                "form",
+                *(split, *forms[split], *forms[TRAIN]),
+            )
 
 
 def _without_tensors(dataset: Any, split: str, takes_images: bool) -> Any:
@@ -382,6 +400,8 @@ def _with_checked_scores(
             f"{split} has several columns that could be scores ({found}): {'/'.join(columns.names)} are used. Name "
             "others with score_columns (--score_columns)"
         )
+    for doubt in columns.doubts(names):
+        logger.warning("%s: %s", split, doubt)
     refuse_class_labels(dataset, columns, split)
     keep.update(columns.names)
     facts[split] = replace(facts[split], score_columns=columns.names)

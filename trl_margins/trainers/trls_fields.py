@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from accelerate.utils import is_deepspeed_available
 from accelerate.utils.dataclasses import DynamoBackend
 from torch.utils.checkpoint import checkpoint
 from transformers import Trainer, TrainingArguments, get_scheduler
@@ -70,6 +71,15 @@ def check_for_trl(config: TrainingArguments) -> None:
             "tokens, which no preference loss reads: leave it out. label_smoothing is that of the labels of pairs"
         )
     _check_schedule(config, mappings["lr_scheduler_kwargs"])
+
+
+def check_installed(config: TrainingArguments) -> None:
+    """
+    Raises:
+        ValueError: DeepSpeed's settings without DeepSpeed.
+    """
+    if config.deepspeed and not is_deepspeed_available():
+        raise ValueError(f"deepspeed={shown(config.deepspeed)} needs the package of that name: pip install deepspeed")
 
 
 def _mapping(config: TrainingArguments, name: str) -> Mapping[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from ...rows import RowReader
+
+logger = logging.getLogger(__name__)
 
 FACTOR, ROUGE_L = "evaluation_factor", "rougeL"
 Key = tuple[bytes, bytes, bytes]  # digests of prompt, chosen, rejected
@@ -129,7 +132,7 @@ class Scores:
 
 
 def score_gaps(
-    dataset: Dataset, given: Sequence[str] | None, min_score_gap: float
+    dataset: Dataset, split: str, given: Sequence[str] | None, min_score_gap: float
 ) -> tuple[Scores | None, np.ndarray]:
     """The score gaps of a split, counted and as [N] numbers; None and no number without score columns.
 
@@ -139,6 +142,8 @@ def score_gaps(
     columns = find_score_columns(dataset.column_names, given)
     if columns is None:
         return None, np.empty(0)
+    for doubt in columns.doubts(dataset.column_names):
+        logger.warning("%s: %s", split, doubt)
     read = [_score_column(dataset, name, takes_lists=columns.rejected is None) for name in columns.names]
     gaps = read[0][0] - read[1][0] if len(read) == 2 else read[0][0]
     gaps = gaps[~np.isnan(gaps)]

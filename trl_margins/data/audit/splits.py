@@ -91,7 +91,7 @@ def audit_split(dataset: Dataset, split: str, settings: Settings) -> tuple[Split
         reader = reader_for(dataset, split, *named)
     except RowError as error:  # an audit goes on
         reader, refused = RowReader.of(columns, split, *named), str(error)
-    scores, gaps = counting.score_gaps(dataset, settings.score_columns, settings.min_score_gap)
+    scores, gaps = counting.score_gaps(dataset, split, settings.score_columns, settings.min_score_gap)
     given = dataset[FACTOR][:] if FACTOR in columns else None
     texts = _read_texts(dataset, reader)
     reader = replace(reader, repeats_prompt=texts.counts.repeats_prompt)

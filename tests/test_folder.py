@@ -16,13 +16,14 @@ from conftest import CHAT_TEMPLATE, byte_tokenizer, load, preference_rows, quiet
 from datasets import Dataset
 from faults import drop_digests
 from filelock import FileLock
+from huggingface_hub import HfApi
 from peft import LoraConfig
 from processes import start
 from safetensors.torch import load_file
-from torch.optim.lr_scheduler import ExponentialLR
+from torch.optim.lr_scheduler import ExponentialLR, StepLR
 from transformers import AutoTokenizer, LlamaConfig, TrainerCallback
 
-from trl_margins import MarginCPOConfig, MarginCPOTrainer, Objective
+from trl_margins import MarginCPOConfig, MarginCPOTrainer, Objective, Term
 from trl_margins.cli import main
 from trl_margins.links import LINKS
 from trl_margins.rewards import LengthNormalizedReward
@@ -870,3 +871,118 @@ def test_a_file_that_the_run_reads_is_not_moved(train, tmp_path):
     with pytest.raises(ValueError, match=r"checkpoint-rows\.jsonl is in output_dir .* would be moved"):
         train("--max_steps", "1", "--dataset_name", str(rows), "--overwrite_output_dir")
     assert rows.exists()
+
+
+# What no config describes
+
+
+class Scaled(Term):
+    """A weight of 2, or of another number."""
+
+    name = "scaled"
+
+    def __init__(self, by=2.0, table=None):
+        self.by, self.table = by, table
+
+    def __call__(self, pairs):
+        return torch.full_like(pairs.reward_gap, self.by)
+
+
+def from_python(tiny_model, out, term, make=None, **options):
+    """A trainer with a term, and perhaps an optimizer and a schedule, from Python."""
+    model = load(tiny_model)
+    optimizers = (None, None) if make is None else make(model)
+    config = MarginCPOConfig(**quiet(output_dir=str(out), save_strategy="steps", save_steps=2, **options))
+    return MarginCPOTrainer(
+        model,
+        args=config,
+        train_dataset=preference_rows(12, seed=5),
+        processing_class=byte_tokenizer(),
+        weight_term=term,
+        optimizers=optimizers,
+    )
+
+
+def sgd(order=1, schedule=None, cls=torch.optim.SGD):
+    def make(model):
+        optimizer = cls([*model.parameters()][::order], lr=0.01)
+        return optimizer, schedule and schedule(optimizer)
+
+    return make
+
+
+def stepped(optimizer):
+    return StepLR(optimizer, 1)
+
+
+def exponential(optimizer):
+    return ExponentialLR(optimizer, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "named"),
+    [
+        ((Scaled(2.0), None), (Scaled(2.0), None), None),
+        ((Scaled(2.0), None), (Scaled(3.0), None), "scaled.by 2.0 → 3.0"),
+        ((Scaled(table=torch.ones(2)), None), (Scaled(table=torch.ones(2)), None), None),
+        ((Scaled(table=torch.ones(2)), None), (Scaled(table=torch.zeros(2)), None), "scaled.table "),
+        ((Scaled(), sgd()), (Scaled(), sgd()), None),
+        ((Scaled(), sgd()), (Scaled(), sgd(order=-1)), r"optimizer SGD \(\w+\) → SGD \(\w+\)"),
+        ((Scaled(), sgd()), (Scaled(), sgd(cls=torch.optim.RMSprop)), "optimizer SGD .* → RMSprop"),
+        ((Scaled(), sgd(schedule=stepped)), (Scaled(), sgd(schedule=exponential)), "schedule StepLR → ExponentialLR"),
+    ],
+    ids=range(8),
+)
+def test_a_resumed_run_has_the_same_parts(before, after, named, tiny_model, tmp_path):
+    """Terms, optimizer and schedule that are made in Python are compared as far as they can be."""
+    from_python(tiny_model, tmp_path, *before, max_steps=2).train()
+    again = from_python(tiny_model, tmp_path, *after, max_steps=2)
+    if named is None:
+        assert again.train(resume_from_checkpoint=True).global_step == 2
+    else:
+        with pytest.raises(ValueError, match=named):
+            again.train(resume_from_checkpoint=True)
+
+
+def test_a_line_break_in_the_path_and_a_limit(tiny_model, tmp_path):
+    """transformers does not find the checkpoints that it would delete."""
+    trainer = build(tiny_model, tmp_path / "a\nb", save_total_limit=1)
+    with pytest.raises(ValueError, match=r"save_total_limit=1: .*line break in its path .*name another output_dir"):
+        trainer.train()
+    assert build(tiny_model, tmp_path / "c\nd").train().global_step == 4
+
+
+# Pushing
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A Hub that makes repositories and takes no folder, or none at all."""
+
+    def refuse(*args, **kwargs):
+        raise OSError("the Hub is down")
+
+    def of(which):
+        monkeypatch.setattr(HfApi, "create_repo", lambda *args, **kwargs: SimpleNamespace(repo_id="me/run"))
+        monkeypatch.setattr(HfApi, which, refuse)
+
+    return of
+
+
+def test_a_repository_that_cannot_be_made(hub, tiny_model, tmp_path):
+    hub("create_repo")
+    with pytest.raises(
+        ConnectionError, match=r"push_to_hub: the repository me/run cannot be made or reached: the Hub"
+    ):
+        build(tiny_model, tmp_path, push_to_hub=True, hub_model_id="me/run")
+
+
+def test_an_upload_that_fails_says_how_to_repeat_it(hub, tiny_model, tmp_path):
+    hub("upload_folder")
+    trainer = build(tiny_model, tmp_path, push_to_hub=True, hub_model_id="me/run", hub_strategy="end")
+    trainer.train()
+    with pytest.raises(
+        ConnectionError, match=rf"upload of {tmp_path} failed: the Hub is down. .*`hf upload me/run {tmp_path}`"
+    ):
+        trainer.push_to_hub()
+    assert (tmp_path / "model.safetensors").exists()

@@ -38,7 +38,9 @@ from transformers import (
 
 from trl_margins import MarginCPOConfig, MarginCPOTrainer
 from trl_margins.cli import main
+from trl_margins.evaluation.scorer import completion_logps
 from trl_margins.forward.positions import positions_of
+from trl_margins.rows import PreferenceRow
 from trl_margins.trainers import model_checks
 from trl_margins.trainers.model_checks import TokenLimits, _check_trains, _check_weights
 
@@ -659,3 +661,22 @@ def test_a_disk_too_small_for_a_checkpoint(tiny_model, tmp_path, monkeypatch, ca
     free["free"] = weights
     build("cpo", model, tmp_path, options={"save_strategy": "steps"}, peft_config=peft)
     assert "a checkpoint takes" not in caplog.text
+
+
+def test_positions_that_an_evaluation_lacks(tmp_path, caplog):
+    """Of a table there is nothing beyond its end; what is computed goes on, as far as the model was made for."""
+    rows = [PreferenceRow("1234567890", [x, "x"]) for x in ("y", "x" * 50)]
+    table = kept(made(OPTConfig(**{**ABSOLUTE["opt"].to_dict(), "max_position_embeddings": 60})), tmp_path / "a")
+    with pytest.raises(
+        ValueError, match=r"row 1 of pairs has 6\d tokens, and the model has 60 positions: set max_len"
+    ):
+        completion_logps(table, byte_tokenizer(), rows, desc="pairs")
+    assert not caplog.text
+    computed = made(LlamaConfig(**{**LLAMA.to_dict(), "max_position_embeddings": 60}))
+    completion_logps(computed, byte_tokenizer(), rows, desc="pairs")
+    said = "1 of 2 rows are longer than the 60 positions that the model was made for"
+    assert said in caplog.text
+    caplog.clear()
+    for model in (table, computed):
+        completion_logps(model, byte_tokenizer(), rows, desc="pairs", max_length=60)
+    assert said not in caplog.text

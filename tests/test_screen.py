@@ -273,6 +273,19 @@ def sends_twice(which: int) -> None:
     sends("training_step", 4, which)
 
 
+def sends_both(number: int, then: int | None) -> None:
+    """Ctrl-C, and the SIGTERM that a launcher sends its processes after it; perhaps one more later."""
+
+    def send() -> None:
+        for which in (signal.SIGINT, signal.SIGTERM):
+            os.kill(os.getpid(), which)
+        if then is not None:
+            time.sleep(1.1)
+            os.kill(os.getpid(), then)
+
+    when_called(GapPOTrainer, "training_step", number, send)
+
+
 @pytest.fixture(scope="module")
 def whole(tiny_model, pairs, tmp_path_factory) -> dict[str, Path]:
     """Runs that nobody has interrupted."""
@@ -409,6 +422,19 @@ def test_before_the_first_step(which, tiny_model, pairs, tmp_path):
 def test_a_second_one_quits_at_once(tiny_model, pairs, tmp_path):
     status, said = on_the_console(words(tiny_model, pairs, tmp_path / "out"), tmp_path, sends_twice, signal.SIGINT)
     assert status == -signal.SIGINT
+    assert said.endswith("stopping after this step, with a checkpoint; Ctrl-C again quits at once\n")
+
+
+def test_two_that_come_together_are_one(tiny_model, pairs, tmp_path):
+    out = tmp_path / "out"
+    status, said = on_the_console(words(tiny_model, pairs, out), tmp_path, sends_both, 3, None)
+    assert status == 128 + signal.SIGINT, said
+    assert f"stopped after step 2: {out}/checkpoint-2 has all that is needed to go on\n" in said
+
+
+def test_a_third_one_quits_at_once(tiny_model, pairs, tmp_path):
+    status, said = on_the_console(words(tiny_model, pairs, tmp_path / "out"), tmp_path, sends_both, 3, signal.SIGTERM)
+    assert status == -signal.SIGTERM
     assert said.endswith("stopping after this step, with a checkpoint; Ctrl-C again quits at once\n")
 
 

@@ -315,8 +315,38 @@ def test_a_role_that_templates_seldom_know_is_told(tiny_model, tokenizer, tmp_pa
 def test_a_stream_of_which_no_pair_is_left(base, tiny_model, tokenizer, tmp_path):
     """Training would wait for its first batch without end."""
     rows = preference_rows(4).to_iterable_dataset()
-    with pytest.raises(ValueError, match="no pair of the train stream is left: the prompts fill max_length=2"):
+    with pytest.raises(
+        ValueError, match="no pair of the train stream is left, among its first 10,000: the prompts fill max_length=2"
+    ):
         trainer_of(base, tiny_model, tokenizer, tmp_path, rows, max_length=2)
+
+
+def endless(n_short):
+    """Rows without end, of which those after the first have prompts that fill 64 tokens."""
+    short, long = ({"prompt": q, "chosen": "a", "rejected": "b"} for q in ("q ", "q" * 64))
+    yield from [short] * n_short
+    while True:
+        yield long
+
+
+def test_an_endless_stream_of_which_no_pair_is_left(tiny_model, tokenizer, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(tokenized_module, "_IN_A_ROW", 100)
+    rows = IterableDataset.from_generator(endless, gen_kwargs={"n_short": 0})
+    with pytest.raises(ValueError, match="no pair of the train stream is left, among its first 100: "):
+        trainer_of("cpo", tiny_model, tokenizer, tmp_path, rows, max_length=64)
+    rows = IterableDataset.from_generator(endless, gen_kwargs={"n_short": 1})
+    left = iter(trainer_of("cpo", tiny_model, tokenizer, tmp_path, rows, max_length=64).train_dataset)
+    assert next(left)["prompt"] == "q "
+
+    class EnoughError(Exception):
+        pass
+
+    def stop(record):
+        raise EnoughError(record.getMessage())
+
+    monkeypatch.setattr(tokenized_module.logger, "handle", stop)
+    with pytest.raises(EnoughError, match=r"train: the last 100 pairs of the stream were dropped, .* training waits"):
+        next(left)
 
 
 def test_a_stream_with_a_text_that_is_not_utf_8(tiny_model, tokenizer, tmp_path):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+import math
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,11 +17,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
-from conftest import VOCABULARY, byte_tokenizer, load, preference_rows, quiet, saved
+from conftest import TINY, VOCABULARY, byte_tokenizer, load, preference_rows, quiet, saved
 from datasets import Dataset, Image, List
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, TrainerCallback
 from trl import BEMACallback, DPOConfig, DPOTrainer
 from trl.experimental.cpo import CPOConfig, CPOTrainer, cpo_trainer
 from trl.experimental.utils import DPODataCollatorWithPadding
@@ -362,6 +364,32 @@ def test_precomputed_references(share, tiny_model, tmp_path):
     for name in ("eval_one_loss", "eval_two_loss", "eval_two_pwa_all", "later_loss"):
         assert found[0][name] == pytest.approx(found[1][name], rel=1e-5), name
     assert found[0]["eval_one_loss"] == pytest.approx(theirs.evaluate()["eval_one_loss"], rel=1e-5)
+
+
+def test_precomputed_references_of_a_set_that_comes_later(tiny_model, tmp_path):
+    """As if the reference model were there; without one, it is too late after the first step."""
+    rows = preference_rows(3)
+    found = []
+    for precompute in (False, True):
+        options = {"precompute_ref_log_probs": precompute, "learning_rate": 1e-2}
+        trainer = built(OURS["dpo"], load(tiny_model), tmp_path, options, ref_model=load(tiny_model))
+        trainer.train()
+        found.append([trainer.predict(rows).metrics["test_loss"], trainer.evaluate(rows)["eval_loss"]])
+    assert found[0] == pytest.approx(found[1], abs=1e-6)
+    assert found[0][0] == pytest.approx(found[0][1], abs=1e-6)
+    trainer = built(OURS["dpo"], load(tiny_model), tmp_path, {"precompute_ref_log_probs": True})
+    assert trainer.predict(rows).metrics["test_loss"] == pytest.approx(math.log(2), abs=1e-6)
+    trainer.train()
+    with pytest.raises(ValueError, match="keeps no reference model, and the test data set was not there before"):
+        trainer.predict(rows)
+
+
+def test_a_model_made_in_code_needs_a_reference(tmp_path):
+    model = LlamaForCausalLM(LlamaConfig(**TINY))
+    with pytest.raises(ValueError, match=r"made in code.*pass ref_model=copy.deepcopy"):
+        built(OURS["dpo"], model, tmp_path, {})
+    for given in ({"ref_model": copy.deepcopy(model)}, {"options": {"precompute_ref_log_probs": True}}):
+        built(OURS["dpo"], model, tmp_path, **{"options": {}, **given})
 
 
 @pytest.mark.parametrize("share", SHARING)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -26,6 +27,7 @@ from .tokens import PairTokenizer, RowTokens, cpo_columns, each_or_error, tokeni
 logger = logging.getLogger(__name__)
 
 _STREAMED_AT_ONCE = 64  # rows that a stream reads ahead
+_IN_A_ROW = 10_000  # pairs of a stream that are dropped before something is said
 _COMPARED = 256  # rows at which the two ways of tokenization are compared
 
 TokenColumns = tuple[str, str, str]  # of prompt, chosen, rejected
@@ -87,18 +89,39 @@ def finish_tokenized(
     return dataset, None if left is None else opened.counts.n - len(left)
 
 
+@dataclass
+class _Fits:
+    """Whether a pair has room for completions; says so where training waits for one that has."""
+
+    split: str
+    max_length: int
+    prompt: str
+    dropped: int = 0  # in a row
+
+    def __call__(self, row: Mapping[str, Any]) -> bool:
+        found = len(row[self.prompt]) < self.max_length
+        self.dropped = 0 if found else self.dropped + 1
+        if self.dropped and not self.dropped % _IN_A_ROW:
+            logger.warning(
+                f"{self.split}: the last {self.dropped:,} pairs of the stream were dropped, because their prompts "
+                f"fill max_length={self.max_length}, and training waits for one that is not"
+            )
+        return found
+
+
 def _without_filled(
     dataset: Dataset | IterableDataset, split: str, max_length: int | None, prompt: str
 ) -> tuple[Dataset | IterableDataset, np.ndarray | None]:
     """Without the pairs whose prompt alone fills `max_length`; and which pairs are left, which a stream cannot say."""
     if isinstance(dataset, IterableDataset):
-        left = dataset if max_length is None else dataset.filter(lambda row: len(row[prompt]) < max_length)
-        if next(iter(left), None) is None:  # training would look for a batch without end
+        first = dataset.take(_IN_A_ROW)  # training would look for a batch without end
+        if all(max_length is not None and len(row[prompt]) >= max_length for row in first):
             raise ValueError(
-                f"no pair of the {split} stream is left: the prompts fill max_length={max_length}, or a filter leaves "
-                "out all of them: raise max_length, or shorten the prompts"
+                f"no pair of the {split} stream is left, among its first {_IN_A_ROW:,}: the prompts fill "
+                f"max_length={max_length}, or a filter leaves out all of them: raise max_length, shorten the prompts, "
+                "or filter out what comes before the others"
             )
-        return left, None
+        return dataset if max_length is None else dataset.filter(_Fits(split, max_length, prompt)), None
     if max_length is None:
         return dataset, np.arange(len(dataset))
     lengths = [pc.list_value_length(prompts).to_numpy() for (prompts,) in arrow_columns(dataset, prompt)]

@@ -33,7 +33,8 @@ from .preparation import PreparedSets
 _NO_REFERENCE = object()
 _REFERENCE = "reference_logps"  # in a batch that several forward passes read
 _OURS = (CARRIED, SHARED, CACHED, _REFERENCE)  # in a batch, and not known to TRL
-_NOT_FOR_THE_MODEL = ("completion_mask", "ref_chosen_logps", "ref_rejected_logps", *_OURS)
+_OF_REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")  # what TRL precomputes
+_NOT_FOR_THE_MODEL = ("completion_mask", *_OF_REFERENCE, *_OURS)
 
 
 class MarginDPOTrainer(MarginMixin, DPOTrainer):
@@ -70,6 +71,7 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
     def _trl_arguments(self, given: Mapping[str, Any], sets: PreparedSets) -> dict[str, Any]:
         arguments = super()._trl_arguments(given, sets)
         if not self._reference_free:
+            _check_source(**arguments)
             return arguments
         if given.get("ref_model") is not None:
             raise ValueError(f"reward={self.objective.reward.name!r} uses no reference model: leave ref_model out")
@@ -85,9 +87,19 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
         return self._finish_tokens(found, opened, is_first, DPO_COLUMNS, processing_class, **lengths)
 
     def _with_tokens(self, dataset: Any, split: str) -> Any:
-        if self._is_vision_dataset or DPO_COLUMNS[1] in column_names(dataset):
+        if self._is_vision_dataset:
             return dataset
-        return self._prepare_dataset(dataset, self.processing_class, self.args, split)
+        if DPO_COLUMNS[1] not in column_names(dataset):
+            dataset = self._prepare_dataset(dataset, self.processing_class, self.args, split)
+        if not self.precompute_ref_logps or _OF_REFERENCE[0] in column_names(dataset):
+            return dataset
+        if self.ref_model is None and not is_peft_model(self.model) and self.state.global_step:
+            raise ValueError(
+                f"precompute_ref_log_probs=True keeps no reference model, and the {split} data set was not there "
+                "before training: give it to the trainer as an eval_dataset, or pass ref_model"
+            )
+        batch_size = self.args.precompute_ref_batch_size or self.args.per_device_eval_batch_size
+        return self._precompute_ref_logps(dataset, split, batch_size)
 
     def standard_rows(self) -> Callable[[Mapping[str, Any]], StandardRows | None]:
         return _rows_if_known
@@ -138,7 +150,7 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
         if _REFERENCE in batch:
             return batch[_REFERENCE]
         if self.precompute_ref_logps:
-            return batch["ref_chosen_logps"], batch["ref_rejected_logps"]
+            return batch[_OF_REFERENCE[0]], batch[_OF_REFERENCE[1]]
         # not `or`: torch.compile's wrapper has a length that it cannot give
         return self.compute_ref_log_probs(self.model if self.ref_model is None else self.ref_model, batch)
 
@@ -210,6 +222,20 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
 
 def _for_the_model(batch: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in batch.items() if key not in _NOT_FOR_THE_MODEL}
+
+
+def _check_source(model: Any, args: Any, ref_model: Any = None, peft_config: Any = None, **others: Any) -> None:
+    """
+    Raises:
+        ValueError: DPOTrainer would load the reference model from where the model is from, and that is nowhere.
+    """
+    is_needed = ref_model is None and peft_config is None and not is_peft_model(model)
+    is_loaded = is_needed and not args.precompute_ref_log_probs and isinstance(model, nn.Module)
+    if is_loaded and not getattr(model.config, "name_or_path", ""):
+        raise ValueError(
+            "the model was made in code, so there is no folder from which its reference model could be loaded: pass "
+            "ref_model=copy.deepcopy(model), or set precompute_ref_log_probs=True"
+        )
 
 
 def _rows_if_known(batch: Mapping[str, Any]) -> StandardRows | None:

@@ -614,9 +614,10 @@ def test_yaml_numbers_that_yaml_takes_for_texts(tmp_path):
     assert args.use_cpu is True
 
 
+@pytest.mark.parametrize("flag", ["--dataset-name=x", "--dataset_name=x", "--dataset_name x"])
 @pytest.mark.parametrize("command", ["inspect", "pairs", "score"])
-def test_a_data_set_before_the_flags_and_among_them(command, console):
-    status, said = console(command, "rows.jsonl", "--dataset-name=x")
+def test_a_data_set_before_the_flags_and_among_them(command, flag, console):
+    status, said = console(command, "rows.jsonl", *flag.split())
     assert status == 2
     assert "'rows.jsonl' and --dataset_name both name the data set: name one, once" in said
 

@@ -15,6 +15,7 @@ from statistics import correlation
 import pytest
 from datasets import Dataset, DatasetDict
 
+from trl_margins.cli import main
 from trl_margins.data import bundled, demo
 
 NAME = "smollm2-135m-instruct"
@@ -377,3 +378,12 @@ def test_model(model_folder: Path) -> None:
     with torch.no_grad():
         logits = model(**tokens).logits[0, -1]
     assert tokenizer.decode(logits.argmax()) == " Paris"
+
+
+def test_the_command_writes_the_set_of_its_seed(tmp_path: Path) -> None:
+    """And prints how many pairs are where."""
+    for seed in ("0", "1"):
+        assert main(["demo", "--data_only", str(tmp_path / seed), "--seed", seed]) == 0
+        made = demo.make_demo_splits(seed=int(seed))
+        for split, rows in made.items():
+            assert Dataset.from_json(str(tmp_path / seed / f"{split}.jsonl")).to_list() == rows.to_list()

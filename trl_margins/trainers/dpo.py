@@ -229,9 +229,9 @@ def _check_source(model: Any, args: Any, ref_model: Any = None, peft_config: Any
     Raises:
         ValueError: DPOTrainer would load the reference model from where the model is from, and that is nowhere.
     """
-    is_needed = ref_model is None and peft_config is None and not is_peft_model(model)
-    is_loaded = is_needed and not args.precompute_ref_log_probs and isinstance(model, nn.Module)
-    if is_loaded and not getattr(model.config, "name_or_path", ""):
+    if ref_model is not None or peft_config is not None or args.precompute_ref_log_probs:
+        return
+    if isinstance(model, nn.Module) and not is_peft_model(model) and not getattr(model.config, "name_or_path", ""):
         raise ValueError(
             "the model was made in code, so there is no folder from which its reference model could be loaded: pass "
             "ref_model=copy.deepcopy(model), or set precompute_ref_log_probs=True"

@@ -851,6 +851,8 @@ def test_names_are_text():
         *("gappo-num_train_epochs=3,", "learning_rate=1e-4,", "lr_scheduler_type=constant,"),
         "warmup_steps=0-lr0.0001-seed42",
     ]
+    assert label("six by seven", width=12) == label("six by seven ", width=12) == "six by seven"  # it just fits
+    assert label("six by seven", width=11) == "six by\nseven"
     assert label("a name of several words, as of a folder") == "a name of several words, as of a\nfolder"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -279,3 +280,66 @@ def test_weights_that_are_replaced_while_training(tiny_model, tmp_path):
     trainer = build("cpo", load(tiny_model), tmp_path, args=config, callbacks=[Resizes()])
     with pytest.raises(ValueError, match=r"after step 1, model\.embed_tokens\.weight is not the weight tensor"):
         trainer.train()
+
+
+def with_layers_of(reference, model):
+    reference.model.layers = model.model.layers
+    return reference
+
+
+@pytest.mark.parametrize(
+    ("made", "n"),
+    [
+        (lambda model, other: copy.copy(model), 21),
+        (lambda model, other: with_layers_of(other, model), 18),
+    ],
+    ids=["a shallow copy", "the same layers"],
+)
+def test_a_reference_that_would_train_with_the_model(made, n, tiny_model, tmp_path):
+    model = load(tiny_model)
+    said = f"the reference model has {n} of the 21 weight tensors that train, model.*copy.deepcopy"
+    with pytest.raises(ValueError, match=said):
+        build("dpo", model, tmp_path, ref_model=made(model, load(tiny_model)))
+    model = load(tiny_model)
+    model.model.layers.requires_grad_(False)  # shared, and never trained
+    build("dpo", model, tmp_path, ref_model=with_layers_of(load(tiny_model), model))
+
+
+def test_references_that_cannot_be_read(tiny_model, tmp_path):
+    adapted = get_peft_model(load(tiny_model), LoraConfig(task_type="CAUSAL_LM"))
+    with pytest.raises(TypeError, match=r"ref_model has a PeftModel.* needs the model itself: ref_model.merge_and_un"):
+        build("dpo", load(tiny_model), tmp_path, ref_model=adapted)
+    build("dpo", load(tiny_model), tmp_path, ref_model=adapted.merge_and_unload())
+    broken = load(tiny_model)
+    broken.model.norm.weight.data[3] = torch.nan
+    with pytest.raises(
+        ValueError, match=r"1 of the reference model's 21 weight tensors hold NaN .* model.norm.weight"
+    ):
+        build("dpo", load(tiny_model), tmp_path, ref_model=broken)
+
+
+def test_a_model_that_is_wrapped_already(tiny_model, tmp_path):
+    model = torch.nn.DataParallel(load(tiny_model))
+    with pytest.raises(TypeError, match=r"model has a DataParallel where it needs the model itself.*model.module"):
+        build("cpo", model, tmp_path)
+
+
+def test_an_optimizer_that_needs_a_closure(tiny_model, tmp_path):
+    model = load(tiny_model)
+    with pytest.raises(TypeError, match=r"optimizers has an? LBFGS where it needs one whose step needs no closure"):
+        build("cpo", model, tmp_path, optimizers=(torch.optim.LBFGS(model.parameters()), None))
+    build("cpo", model, tmp_path, optimizers=(torch.optim.SparseAdam(model.parameters()), None))
+
+
+def test_a_trainer_is_not_copied(tiny_model, tmp_path):
+    with pytest.raises(TypeError, match="a MarginCPOTrainer cannot be copied"):
+        copy.deepcopy(build("cpo", load(tiny_model), tmp_path))
+
+
+def test_the_pair_log_goes_where_the_model_goes(tiny_model, tmp_path):
+    """Also where output_dir has been set since the trainer was made."""
+    trainer = build("cpo", load(tiny_model), tmp_path / "a")
+    trainer.args.output_dir = str(tmp_path / "b")
+    trainer.train()
+    assert (tmp_path / "b" / "pair_log.csv").exists()
+    assert not (tmp_path / "a" / "pair_log.csv").exists()

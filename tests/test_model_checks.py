@@ -51,7 +51,7 @@ LLAMA = LlamaConfig(
 )
 BERT = BertConfig(**IDS, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
 GPT2 = {**IDS, "n_embd": 16, "n_layer": 1, "n_head": 2}
-OPT = {**IDS, "hidden_size": 16, "ffn_dim": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+OPT = {**IDS, "hidden_size": 16, "ffn_dim": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "dropout": 0.0}
 
 
 def build(base, model, out, tokenizer=None, data=None, options=None, **arguments):
@@ -680,3 +680,17 @@ def test_positions_that_an_evaluation_lacks(tmp_path, caplog):
     for model in (table, computed):
         completion_logps(model, byte_tokenizer(), rows, desc="pairs", max_length=60)
     assert said not in caplog.text
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_dropout_that_trl_leaves(base, tmp_path, caplog):
+    """OPT drops out in functions: two passes differ, although disable_dropout is set; with 0 they do not."""
+    given = ABSOLUTE["opt"].to_dict() | {"max_position_embeddings": 128}
+    for rate, differs in ((0.5, True), (0.0, False)):
+        caplog.clear()
+        model = kept(made(OPTConfig(**{**given, "dropout": rate})), tmp_path / str(rate))
+        build(base, model, tmp_path, options={"disable_dropout": True})
+        ids = torch.arange(5, 15)[None]
+        one, other = (model.train()(input_ids=ids).logits for _ in range(2))
+        assert torch.equal(one, other) != differs
+        assert ("leaves what is not a module: dropout of OPTDecoder" in caplog.text) == differs

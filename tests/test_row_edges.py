@@ -347,6 +347,12 @@ def test_an_endless_stream_of_which_no_pair_is_left(tiny_model, tokenizer, tmp_p
     monkeypatch.setattr(tokenized_module.logger, "handle", stop)
     with pytest.raises(EnoughError, match=r"train: the last 100 pairs of the stream were dropped, .* training waits"):
         next(left)
+    monkeypatch.setattr(tokenized_module, "_NO_END", 1)
+    rows = trainer_of("cpo", tiny_model, tokenizer, tmp_path, rows, max_length=64).train_dataset
+    with pytest.raises(
+        ValueError, match=r"train: the last 100 pairs .*: raise max_length, or filter out rows without"
+    ):
+        list(rows)
 
 
 def test_a_stream_with_a_text_that_is_not_utf_8(tiny_model, tokenizer, tmp_path):

@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 _STREAMED_AT_ONCE = 64  # rows that a stream reads ahead
 _IN_A_ROW = 10_000  # pairs of a stream that are dropped before something is said
+_NO_END = 10 * _IN_A_ROW  # of them, and there may be no other
 _COMPARED = 256  # rows at which the two ways of tokenization are compared
 
 TokenColumns = tuple[str, str, str]  # of prompt, chosen, rejected
@@ -91,7 +92,11 @@ def finish_tokenized(
 
 @dataclass
 class _Fits:
-    """Whether a pair has room for completions; says so where training waits for one that has."""
+    """Whether a pair has room for completions; says so where training waits for one that has.
+
+    Raises:
+        ValueError: it would wait without end.
+    """
 
     split: str
     max_length: int
@@ -102,10 +107,13 @@ class _Fits:
         found = len(row[self.prompt]) < self.max_length
         self.dropped = 0 if found else self.dropped + 1
         if self.dropped and not self.dropped % _IN_A_ROW:
-            logger.warning(
+            said = (
                 f"{self.split}: the last {self.dropped:,} pairs of the stream were dropped, because their prompts "
-                f"fill max_length={self.max_length}, and training waits for one that is not"
+                f"fill max_length={self.max_length}"
             )
+            if self.dropped >= _NO_END:
+                raise ValueError(f"{said}: raise max_length, or filter out rows without end")
+            logger.warning("%s, and training waits for one that is not", said)
         return found
 
 

@@ -63,6 +63,8 @@ def checked(given: dict[str, Any], config_class: Any) -> dict[str, Any]:
                 setattr(args, item.name, value.item())
     if (reference := given.get("ref_model")) is not None and not isinstance(reference, nn.Module):
         raise _another("ref_model", reference, f"a model that has been loaded: {_LOAD}")
+    if isinstance(reference, PeftModel):
+        raise _another("ref_model", reference, "the model itself: ref_model.merge_and_unload(), or leave it out")
     _check_values("ref_model", reference)
     if isinstance(given.get("processing_class"), str | Path):
         raise _another("processing_class", given["processing_class"], "AutoTokenizer.from_pretrained(...)")
@@ -100,6 +102,8 @@ def _check_model(model: Any) -> None:
         raise _another("model", model, "a model of that config: AutoModelForCausalLM.from_config(config)")
     if not isinstance(model, str | nn.Module):
         raise _another("model", model, f"a name, a folder, or a model that has been loaded: {_LOAD}")
+    if isinstance(model, nn.parallel.DataParallel | nn.parallel.DistributedDataParallel):
+        raise _another("model", model, "the model itself, which the trainer wraps: model.module")
     _check_values("model", model)
     _check_active(model)
     if hasattr(model, "_orig_mod"):
@@ -164,6 +168,9 @@ def _check_optimizers(optimizers: Any) -> None:
     optimizer, schedule = optimizers
     if optimizer is not None and not isinstance(optimizer, Optimizer):
         raise _another("optimizers", optimizer, "first an optimizer of the model's parameters, or None")
+    closure = None if optimizer is None else inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise _another("optimizers", optimizer, "one whose step needs no closure, which transformers does not give")
     if schedule is not None and (isinstance(schedule, type) or not hasattr(schedule, "step")):
         raise _another("optimizers", schedule, "second a schedule of that optimizer, or None")
     # a wrapper has the optimizer itself, and so has a schedule

@@ -258,6 +258,8 @@ class CheckpointMixin(MarginTrainer):
                 f"save_total_limit={limit}: transformers finds no checkpoint to delete in a "
                 f"folder with a line break in its path ({str(folder)!r}): name another output_dir"
             )
+        for log in self._logs:  # output_dir may have been set since
+            log.file = folder / log.file.name
         if not self.holds_folder:
             held.enter_context(locked(folder))
         checkpoint = checkpoint_to_resume(folder, resume)

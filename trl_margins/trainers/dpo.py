@@ -231,7 +231,8 @@ def _check_source(model: Any, args: Any, ref_model: Any = None, peft_config: Any
     """
     if ref_model is not None or peft_config is not None or args.precompute_ref_log_probs:
         return
-    if isinstance(model, nn.Module) and not is_peft_model(model) and not getattr(model.config, "name_or_path", ""):
+    writes = hasattr(model, "generation_config")  # else it is refused for that
+    if writes and not is_peft_model(model) and not getattr(model.config, "name_or_path", ""):
         raise ValueError(
             "the model was made in code, so there is no folder from which its reference model could be loaded: pass "
             "ref_model=copy.deepcopy(model), or set precompute_ref_log_probs=True"

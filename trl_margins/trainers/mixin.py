@@ -161,6 +161,12 @@ class MarginMixin(BestMixin, CardMixin, PushMixin, InterruptsMixin, CheckpointMi
                     PAIRS_FILE,
                 )
 
+    def __deepcopy__(self, memo: Any) -> Any:
+        raise TypeError(
+            f"a {type(self).__name__} cannot be copied, since its callbacks are of this one: make another, of a copy "
+            "of the model"
+        )
+
     @cached_property
     def _sharing(self) -> PromptSharing:
         return PromptSharing(self, self.options.share_prompt)

@@ -63,6 +63,7 @@ def check_before_training(trainer: MarginTrainer) -> None:
     _check_end_token(model, limits.tokenizer)
     _check_reference(trainer, model)
     _warn_of_lone_pairs(trainer)
+    _warn_of_dropout(trainer)
     max_length = getattr(trainer, "max_length", None) or trainer.args.max_length
     evals = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else {"eval": trainer.eval_dataset}
     for split, dataset in {"train": trainer.train_dataset, **evals}.items():
@@ -80,6 +81,25 @@ def _warn_of_lone_pairs(trainer: MarginTrainer) -> None:
             "%s compares the pairs of a mini-batch, and here each has one pair alone: raise "
             "per_device_train_batch_size, and lower gradient_accumulation_steps as much",
             " and ".join(map(repr, compares)),
+        )
+
+
+def _warn_of_dropout(trainer: MarginTrainer) -> None:
+    """TRL switches off modules, and some models drop out in their own functions."""
+    if not trainer.args.disable_dropout:
+        return
+    kept = {
+        f"{name} of {type(module).__name__}": value
+        for module in trainer.model.modules()
+        for name, value in vars(module).items()
+        if "drop" in name and isinstance(value, float) and value
+    }
+    if kept:
+        found = ", ".join(f"{name} ({value:g})" for name, value in kept.items())
+        logger.warning(
+            "disable_dropout=True leaves what is not a module: %s. Load the model with 0 for them (model_init_kwargs, "
+            "or from_pretrained), else every forward pass is another",
+            found,
         )
 
 
@@ -198,7 +218,7 @@ def check_one_device(model: Any, what: str = "the model") -> None:
 # Weights
 
 
-def _check_weights(model: nn.Module) -> None:
+def _check_weights(model: nn.Module, whose: str = "the model") -> None:
     parameters = dict(model.named_parameters())
     if not (names := broken_names(parameters)):
         return
@@ -207,7 +227,7 @@ def _check_weights(model: nn.Module) -> None:
         found = (~local(broken).isfinite()).any(dim=-1).nonzero().flatten().tolist()
         rows = f" (in the rows of {len(found)} tokens, from {found[0]} on: set them to 0 if no text needs them)"
     raise ValueError(
-        f"{len(names)} of the model's {len(parameters)} weight tensors hold NaN or infinity before training, "
+        f"{len(names)} of {whose}'s {len(parameters)} weight tensors hold NaN or infinity before training, "
         f"{names[0]} among them{rows}: its files are damaged or do not fit the class, or a cast overflowed (bfloat16 "
         "weights in float16). Load it again, in float32"
     )
@@ -441,6 +461,15 @@ def _check_reference(trainer: MarginTrainer, model: PreTrainedModel) -> None:
             f"the model's vocabulary has {ours} tokens, and the reference model's {theirs}: the same numbers mean "
             "other texts to it. Use a reference model with the model's tokenizer, or leave ref_model out: it is then "
             "a copy of the model"
+        )
+    _check_weights(reference, "the reference model")
+    held = {id(parameter) for parameter in reference.parameters()}
+    trained = {name: parameter for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
+    if shared := [name for name, parameter in trained.items() if id(parameter) in held]:
+        raise ValueError(
+            f"the reference model has {len(shared)} of the {len(trained)} weight tensors that train, {shared[0]} "
+            "among them, and would change with the model: give it weights of its own (copy.deepcopy(model)), or "
+            "leave ref_model out"
         )
 
 

@@ -16,10 +16,11 @@ from datasets import Dataset
 from matplotlib import colors
 from matplotlib.collections import Collection
 from matplotlib.legend import Legend
-from test_report import diagnosed, make_run
+from test_report import diagnosed, make_run, pair_columns, write_pairs
 
 from trl_margins.data.audit import audit
 from trl_margins.report.audit_figure import _pictures
+from trl_margins.report.densities import densities
 from trl_margins.report.figures import draw_pictures
 from trl_margins.report.run_folder import read_run
 
@@ -104,6 +105,11 @@ def runs(folder: Path) -> Iterator[tuple[str, list[Any]]]:
         for method, seed, rate in (("gappo", 0, 1e-5), ("gamma-po", 1, 1e-5), ("gappo", 2, 1e-6))
     ]
     yield "several", several
+    equal = pair_columns("gappo", 2, 4, 0, 0.0)
+    equal["reward_gap"] = np.array([1.0, 1.0, 1.0, 1.0, 0.0, 1.0, 0.0, 1.0])  # the first have no density
+    make_run(folder / "equal", "gappo", steps=2, batch=4)
+    write_pairs(folder / "equal" / "pair_log.csv", equal)
+    yield "few", [read_run(folder / "equal")]
     yield "anchors", [diagnosed(folder / "known", steps=(1, 21, 41)), diagnosed(folder / "unknown", flips=False)]
 
 
@@ -139,6 +145,11 @@ def drawn() -> tuple[str, ...]:
                 lines += of_figure(picture.figure) if picture.figure is not None else ()
     for picture in _pictures(audited()):
         lines += ["", f"inspect: {picture.name}", f"caption {picture.caption!r}", *of_figure(picture.figure)]
+    rng = np.random.default_rng(1)
+    sets = {name: {model: tuple(rng.random((3, 8))) for model in ("one", "other")} for name in ("a", "b")}
+    for reward in ("length-normalized", "sum"):
+        figure, caption = densities(sets, reward)
+        lines += ["", f"evaluate: {reward}", f"caption {caption!r}", *of_figure(figure)]
     return tuple(lines)
 
 

@@ -288,3 +288,11 @@ def test_trls_own_method_is_watched(base, tiny_model, tokenizer, tmp_path):
         trainer.train()
     for name, value in trainer.model.state_dict().items():
         assert torch.equal(value, before[name]), name
+
+
+def test_a_broken_reference_is_named(tiny_model, tokenizer, tmp_path):
+    """Not the rows, nor the model."""
+    trainer = build("gappo", tiny_model, tokenizer, tmp_path, rows(broken={}), "dpo", reward="log-ratio")
+    trainer.ref_model.model.norm.weight.data[0] = torch.nan
+    with pytest.raises(FloatingPointError, match="step 1: the reference model's output is NaN or infinite for 4 pair"):
+        trainer.train()

@@ -39,7 +39,7 @@ class _Seen:
     batch: Mapping[str, Any]
     outputs: Tensor  # [B] whether the log-probabilities of both completions are
     losses: Tensor  # [B] whether the loss and every term's value are
-    terms: Mapping[str, Tensor]  # "weight 'name'" → [B] its values
+    terms: Mapping[str, Tensor]  # "weight 'name'" → [B] its values; and the reference model's
     slope: Tensor | None = None  # [B] of the loss against the reward gap
     gaps: Tensor | None = None  # [B] reward gaps
 
@@ -130,7 +130,10 @@ class FiniteSteps(TrainerCallback):
         if self._seen is None:
             return
         _check_graph(loss, self._trained)
-        terms = {f"weight {name!r}": value for name, value in output.weights.items()}
+        terms: dict[str, Tensor] = {}
+        if pairs.ref_chosen is not None and pairs.ref_rejected is not None:
+            terms["the reference model's output"] = pairs.ref_chosen + pairs.ref_rejected
+        terms |= {f"weight {name!r}": value for name, value in output.weights.items()}
         terms |= {f"margin {name!r}": value for name, value in output.margins.items()}
         finite = output.losses.detach().isfinite()
         for value in terms.values():

@@ -112,7 +112,7 @@ class _Fits:
                 f"fill max_length={self.max_length}"
             )
             if self.dropped >= _NO_END:
-                raise ValueError(f"{said}: raise max_length, or filter out rows without end")
+                raise ValueError(f"{said}: raise max_length, or end the stream before them")
             logger.warning("%s, and training waits for one that is not", said)
         return found
 

@@ -164,19 +164,21 @@ def _read_alike(opened: dict[str, OpenedSet]) -> dict[str, OpenedSet]:
 
 def _warn_of_other_forms(opened: dict[str, OpenedSet]) -> None:
     """Of sets of which only one goes through the chat template."""
-    counts = {split: each.counts for split, each in opened.items()}
-    forms = {
-        split: {form for form, n in (("text", each.text.n), ("messages", each.messages.n)) if n}
-        for split, each in counts.items()
-    }
-    for split in forms.keys() - {TRAIN}:
-        if TRAIN in forms and forms[TRAIN].isdisjoint(forms[split]):
+    forms = {split: _form(each) for split, each in opened.items()}
+    for split, form in forms.items():
+        if forms.get(TRAIN) and form and form != forms[TRAIN]:
             logger.warning(
                 "%s: its rows are %s, and those of the training set are %s: only messages go through the chat "
                 "template, so the model is evaluated on another kind of input than it trains on. Give both in one "
                 "form",
-                *(split, *forms[split], *forms[TRAIN]),
+                *(split, form, forms[TRAIN]),
             )
+
+
+def _form(opened: OpenedSet) -> str | None:
+    """That of all rows, or None."""
+    counts = opened.counts
+    return "text" if not counts.messages.n else "messages" if not counts.text.n else None
 
 
 def _without_tensors(dataset: Any, split: str, takes_images: bool) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import byte_tokenizer, load, preference_rows, quiet
+from conftest import TINY, byte_tokenizer, load, preference_rows, quiet
 from datasets import Dataset, IterableDataset
 from peft import LoraConfig, get_peft_model
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
@@ -16,6 +16,10 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     DataCollatorWithPadding,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    T5Config,
+    T5ForConditionalGeneration,
     TrainerCallback,
     TrainingArguments,
     default_data_collator,
@@ -343,3 +347,74 @@ def test_the_pair_log_goes_where_the_model_goes(tiny_model, tmp_path):
     trainer.train()
     assert (tmp_path / "b" / "pair_log.csv").exists()
     assert not (tmp_path / "a" / "pair_log.csv").exists()
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        lambda: LlamaForSequenceClassification(LlamaConfig(**TINY)),
+        lambda: T5ForConditionalGeneration(T5Config(vocab_size=300, d_model=16, d_kv=8, d_ff=32, num_layers=1)),
+        lambda: torch.nn.Linear(2, 2),
+    ],
+)
+def test_references_of_another_kind(reference, tiny_model, tmp_path):
+    with pytest.raises(
+        TypeError, match=r"ref_model has an? \w+ where it needs one that writes text from left to right"
+    ):
+        build("dpo", load(tiny_model), tmp_path, ref_model=reference())
+
+
+def test_a_module_that_is_no_model_of_transformers(tmp_path):
+    with pytest.raises(TypeError, match="model has a Linear where it needs a model of transformers'"):
+        build("cpo", torch.nn.Linear(2, 2), tmp_path)
+
+
+def test_a_reference_drops_nothing_out(tiny_model, tmp_path):
+    """However it is given."""
+    trainer = build("dpo", load(tiny_model), tmp_path, ref_model=load(tiny_model).train())
+    assert not any(module.training for module in trainer.ref_model.modules())
+
+
+def test_a_model_that_has_changed_since_it_was_loaded(tiny_model, tmp_path, caplog):
+    """Its reference model would be what it was."""
+    build("dpo", load(tiny_model), tmp_path)
+    assert "has changed since" not in caplog.text
+    model = load(tiny_model)
+    model.model.norm.weight.data[3] += 0.1
+    build("dpo", model, tmp_path, ref_model=copy.deepcopy(model))
+    assert "has changed since" not in caplog.text
+    build("dpo", model, tmp_path)
+    assert f"loaded from {tiny_model}, and in 1 of 21 weight tensors it is not the model" in caplog.text
+    assert "(model.norm.weight is one)" in caplog.text
+
+
+@pytest.mark.parametrize("base", TRAINERS)
+def test_tokens_that_the_head_cannot_write(base, tiny_model, tmp_path):
+    """A prompt may have them."""
+    model = load(tiny_model)
+    tokenizer = byte_tokenizer()
+    row = {"prompt": "z ", "chosen": "a", "rejected": "b"}
+    largest = max(tokenizer(row["prompt"] + row["chosen"])["input_ids"][1:])
+    assert largest > max(tokenizer("ab")["input_ids"])
+    ends = tokenizer.eos_token_id
+    model.lm_head = torch.nn.Linear(model.config.hidden_size, max(ends, *tokenizer("ab")["input_ids"]) + 1, bias=False)
+    model.config.tie_word_embeddings = False
+    options = {"ref_model": copy.deepcopy(model)} if base == "dpo" else {}
+    build(base, model, tmp_path, train_dataset=Dataset.from_list([row] * 2), **options)
+    rows = Dataset.from_list([row, {**row, "chosen": "az"}])
+    with pytest.raises(
+        ValueError, match=r"row 1 of the train data set has the token .* in a completion, and the lang"
+    ):
+        build(base, model, tmp_path, train_dataset=rows, **options)
+
+
+@pytest.mark.parametrize("there", ["a file", "a link to nowhere", "below a file"])
+def test_an_output_folder_that_cannot_be_made(there, tiny_model, tmp_path):
+    out = tmp_path / "out"
+    if there == "a link to nowhere":
+        out.symlink_to(tmp_path / "nowhere" / "else")
+    else:
+        out.write_text("mine")
+    out = out / "run" if there == "below a file" else out
+    with pytest.raises(OSError, match=f"output_dir {out} cannot be made .*: name another folder"):
+        build("cpo", load(tiny_model), out)

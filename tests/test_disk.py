@@ -118,3 +118,9 @@ def test_torch_finds_no_inode_left():
     said = "[enforce fail at inline_container.cc:747] . open file failed with strerror: No space left on device"
     assert disk.is_of_the_disk(RuntimeError(said))
     assert not disk.is_of_the_disk(RuntimeError("open file failed with strerror: No such file or directory"))
+
+
+def test_a_file_that_may_not_be_so_large():
+    """As `ulimit -f` has it; safetensors gives the number alone."""
+    assert disk.is_of_the_disk(RuntimeError("Error while serializing: I/O error: File too large (os error 27)"))
+    assert not disk.is_of_the_disk(RuntimeError("No such device (os error 2)"))

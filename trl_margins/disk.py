@@ -12,8 +12,8 @@ from pathlib import Path
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 _OF_LIBRARIES = re.compile(
-    r"(?:os error|\[errno) (?:28|122|30|5)\b|PytorchStreamWriter failed|inline_container\.cc.*unexpected pos"
-    r"|open file failed with strerror: (?:No space left|Disk quota|Read-only file|Input/output)"
+    r"(?:os error|\[errno) (?:28|122|27|30|5)\b|PytorchStreamWriter failed|inline_container\.cc.*unexpected pos"
+    r"|open file failed with strerror: (?:No space left|Disk quota|File too large|Read-only file|Input/output)"
 )  # those that write themselves: safetensors, torch
 
 

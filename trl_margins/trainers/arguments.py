@@ -65,6 +65,9 @@ def checked(given: dict[str, Any], config_class: Any) -> dict[str, Any]:
         raise _another("ref_model", reference, f"a model that has been loaded: {_LOAD}")
     if isinstance(reference, PeftModel):
         raise _another("ref_model", reference, "the model itself: ref_model.merge_and_unload(), or leave it out")
+    config: Any = getattr(reference, "config", None)
+    if reference is not None and (not hasattr(reference, "generation_config") or config.is_encoder_decoder):
+        raise _another("ref_model", reference, f"one that writes text from left to right, as the model: {_LOAD}")
     _check_values("ref_model", reference)
     if isinstance(given.get("processing_class"), str | Path):
         raise _another("processing_class", given["processing_class"], "AutoTokenizer.from_pretrained(...)")
@@ -104,6 +107,8 @@ def _check_model(model: Any) -> None:
         raise _another("model", model, f"a name, a folder, or a model that has been loaded: {_LOAD}")
     if isinstance(model, nn.parallel.DataParallel | nn.parallel.DistributedDataParallel):
         raise _another("model", model, "the model itself, which the trainer wraps: model.module")
+    if isinstance(model, nn.Module) and not hasattr(model, "config"):
+        raise _another("model", model, f"a model of transformers': {_LOAD}")
     _check_values("model", model)
     _check_active(model)
     if hasattr(model, "_orig_mod"):

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         _made_optimizer: bool
         _made_schedule: bool
         lr_scheduler: Any
+        loads_reference: bool
         aux_loss_enabled: bool
 
         def standard_rows(self) -> Callable[[Mapping[str, Any]], tuple[Tensor, Tensor, Tensor] | None]: ...

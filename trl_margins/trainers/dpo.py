@@ -51,6 +51,8 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if self.ref_model is not None:
+            self.ref_model.eval()  # one that the trainer is given may be as it was trained
         check_before_training(self)
 
     def _check_reference(self, config: Any) -> None:
@@ -70,6 +72,7 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
 
     def _trl_arguments(self, given: Mapping[str, Any], sets: PreparedSets) -> dict[str, Any]:
         arguments = super()._trl_arguments(given, sets)
+        self.loads_reference = given.get("ref_model") is None
         if not self._reference_free:
             _check_source(**arguments)
             return arguments

@@ -84,6 +84,21 @@ _NOT_SAID = (
 )
 
 
+def make_folder(config: Any) -> None:
+    """Makes the output folder, as transformers would later.
+
+    Raises:
+        OSError: something else has its name, or it cannot be made.
+    """
+    try:
+        if config.should_save:
+            Path(config.output_dir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise type(error)(
+            f"output_dir {config.output_dir} cannot be made ({error.strerror or error}): name another folder"
+        ) from error
+
+
 # Checkpoints
 
 

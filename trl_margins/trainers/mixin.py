@@ -46,6 +46,7 @@ from .checkpoints import CheckpointMixin
 from .collator import PairCollator
 from .configs import MarginOptions, check_target_margin, objective_of
 from .finite import FiniteSteps, without_neighbours
+from .folder import make_folder
 from .interrupts import InterruptsMixin
 from .learning import TakesSteps
 from .loaded import whole_weights
@@ -83,6 +84,7 @@ class MarginMixin(BestMixin, CardMixin, PushMixin, InterruptsMixin, CheckpointMi
     _method: Method | None = None
     _pair_log: PairLog | None = None
     _logs: Sequence[PairLog] = ()  # it, and what the probes log
+    loads_reference = False  # from where the model is from
     _plain_head_will_do = True
     _takes_images = False
     is_built = False
@@ -101,6 +103,7 @@ class MarginMixin(BestMixin, CardMixin, PushMixin, InterruptsMixin, CheckpointMi
         given = checked(bound(super().__init__, args, kwargs), self._config_class)
         config: Any = given.get("args") or self._default_config(given.get("model"))
         check_processes(config.world_size)
+        make_folder(config)
         self.options = config if isinstance(config, MarginOptions) else MarginOptions()
         self._check_method(config)
         check_target_margin(config)

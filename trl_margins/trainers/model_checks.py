@@ -24,6 +24,7 @@ from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
 from peft.utils.other import get_pattern_key
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.trainer_utils import SaveStrategy, align_special_tokens
@@ -41,7 +42,9 @@ from .weights import broken_names
 logger = logging.getLogger(__name__)
 
 _PROMPT, _COMPLETIONS = "prompt_ids", ("chosen_ids", "rejected_ids")  # apart, as DPOTrainer has them
-_WHOLE = ("chosen_input_ids", "rejected_input_ids", "prompt_input_ids", "chosen_labels", "rejected_labels")
+_LABELS = ("chosen_labels", "rejected_labels")
+_WHOLE = ("chosen_input_ids", "rejected_input_ids", "prompt_input_ids", *_LABELS)
+_COMPARED = 1024  # numbers of a weight tensor
 _ANOTHER_VOCABULARY = 1.1  # times as many rows: more than padding to a round number, or a few added tokens
 _RESIZE = "resize_token_embeddings(len(tokenizer))"
 
@@ -280,6 +283,7 @@ class TokenLimits:
     trained_positions: int | None  # of rotary ones, which go on beyond it
     whose: str = "the model"  # has the smaller embedding
     pad_to_multiple_of: int | None = None
+    head: int | None = None  # tokens that the smaller language-model head can write; what a prompt has may be more
 
     @classmethod
     def of(cls, trainer: MarginTrainer) -> TokenLimits:
@@ -292,6 +296,7 @@ class TokenLimits:
         return cls(
             tokenizer=tokenizer_of(trainer.processing_class),
             vocabulary=min(vocabularies, default=None),
+            head=min((rows for rows in map(_head_rows, models) if rows is not None), default=None),
             positions=min((table for table in map(positions_of, models) if table is not None), default=None),
             trained_positions=trained_positions(models[0]),
             whose="the reference model" if is_smaller else "the model",
@@ -325,8 +330,10 @@ class TokenLimits:
         for arrays in arrow_columns(dataset, *columns, *numbered):
             rows = arrays[-1].to_numpy() if numbered else range(first, first + len(arrays[0]))
             lists = dict(zip(columns, arrays, strict=False))
-            for tokens in lists.values():
+            for name, tokens in lists.items():
                 self._check_tokens(tokens, rows, split)
+                if name in (*_COMPLETIONS, *_LABELS):
+                    self._check_written(tokens, rows, split)
             lengths = _lengths(lists)
             if max_length is not None and columns[0] == _PROMPT:  # else they have been cut already
                 lengths = np.minimum(lengths, max_length)
@@ -376,6 +383,17 @@ class TokenLimits:
             position = pc.list_parent_indices(tokens)[pc.index(flat, largest).as_py()].as_py()
             raise self._no_row(largest, f"row {rows[position]} of the {split} data set")
 
+    def _check_written(self, tokens: pa.Array, rows: Sequence[int], split: str) -> None:
+        flat = tokens.flatten()
+        largest = pc.max(flat).as_py()
+        if self.head is not None and largest is not None and largest >= self.head:
+            position = pc.list_parent_indices(tokens)[pc.index(flat, largest).as_py()].as_py()
+            raise ValueError(
+                f"row {rows[position]} of the {split} data set has the token {self._named(largest)} in a completion, "
+                f"and the language-model head has {self.head} rows: call model.{_RESIZE} before training, which "
+                "resizes it, too"
+            )
+
     def _check_length(self, length: int, multiple: int, where: str) -> None:
         padded = -(-length // multiple) * multiple
         if self.positions is not None and padded > self.positions:
@@ -414,6 +432,11 @@ def _embedding_rows(model: PreTrainedModel) -> int | None:
         if embedding is None:
             return None
     return embedding.num_embeddings
+
+
+def _head_rows(model: PreTrainedModel) -> int | None:
+    head: Any = model.get_output_embeddings()
+    return getattr(getattr(head, "base_layer", head), "out_features", None)
 
 
 def _holds_tokens(dataset: Dataset, name: str) -> bool:
@@ -463,6 +486,8 @@ def _check_reference(trainer: MarginTrainer, model: PreTrainedModel) -> None:
             "a copy of the model"
         )
     _check_weights(reference, "the reference model")
+    if trainer.loads_reference:
+        _warn_of_another(trainer.model, reference)
     held = {id(parameter) for parameter in reference.parameters()}
     trained = {name: parameter for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
     if shared := [name for name, parameter in trained.items() if id(parameter) in held]:
@@ -471,6 +496,31 @@ def _check_reference(trainer: MarginTrainer, model: PreTrainedModel) -> None:
             "among them, and would change with the model: give it weights of its own (copy.deepcopy(model)), or "
             "leave ref_model out"
         )
+
+
+def _warn_of_another(model: Any, reference: nn.Module) -> None:
+    """Where TRL has loaded the reference model from a folder, and the model has changed since it came from there."""
+    theirs = dict(reference.named_parameters())
+    pairs = {name: (each, theirs[name]) for name, each in model.named_parameters() if name in theirs}
+    both = [each for pair in pairs.values() for each in pair]
+    if any(hasattr(each, "ds_id") or isinstance(each, DTensor) or each.is_meta for each in both):
+        return  # a part of it
+    changed = [
+        name
+        for name, (one, other) in pairs.items()
+        if one.shape == other.shape and not torch.equal(_some(one), _some(other))
+    ]
+    if changed:
+        logger.warning(
+            "the reference model was loaded from %s, and in %d of %d weight tensors it is not the model, which has "
+            "changed since (%s is one): to compare with the model as it is, pass ref_model=copy.deepcopy(model)",
+            *(model.config.name_or_path, len(changed), len(pairs), changed[0]),
+        )
+
+
+def _some(weight: nn.Parameter) -> torch.Tensor:
+    flat = weight.detach().flatten()
+    return flat[:: max(1, len(flat) // _COMPARED)].float().cpu()
 
 
 # Saving

@@ -693,3 +693,46 @@ def test_a_null_that_a_list_begins_with(folder):
 def test_lines_before_the_header(folder):
     write(folder, x__csv="\n\nprompt;chosen;rejected\na;b;c\n")
     assert rows_of(folder / "x.csv") == [{"prompt": "a", "chosen": "b", "rejected": "c"}]
+
+
+SPELLING = [
+    '"x"',
+    "42",
+    "1e3",
+    "true",
+    "null",
+    "NaN",
+    "[1, 2]",
+    '{"a": 1}',
+    '[{"type": "text", "text": "t"}]',
+    "01",
+    "a\\nb",
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "ending"), [*((text, "jsonl") for text in [*SPELLING, "plain", ""]), ('"x"', "json"), ('"x"', "jsonl.gz")]
+)
+def test_texts_in_columns_of_several_types_stay_as_they_are(text, ending, folder):
+    """A column that holds text in some rows and messages in others, or a content that is text or a list of parts."""
+    parts = [{"role": "user", "content": [{"type": "text", "text": text}]}]
+    chat = {"prompt": parts, "chosen": [{"role": "assistant", "content": text}], "rejected": [parts[0]]}
+    plain = {"prompt": text, "chosen": text, "rejected": "b"}
+    of_parts = {**chat, "prompt": [{"role": "user", "content": text}]}
+    for i, rows in enumerate(([chat, plain], [plain, chat], [of_parts, chat])):
+        rows = [{"made": f"2024-01-0{n + 1}", **row, "n": n} for n, row in enumerate(rows)]
+        whole = "\n".join(map(json.dumps, rows)) if "jsonl" in ending else json.dumps(rows)
+        file = folder / f"{i}.{ending}"
+        file.write_bytes(gzip.compress(whole.encode()) if ending.endswith("gz") else whole.encode())
+        read = load_splits(str(file))["train"]
+        assert read.column_names == list(rows[0])
+        found = [without_none(row) for row in read]
+        assert [{**row, "made": str(row["made"])[:10]} for row in found] == rows
+
+
+def without_none(value):
+    if isinstance(value, list):
+        return [without_none(each) for each in value]
+    if isinstance(value, dict):
+        return {name: without_none(each) for name, each in value.items() if each is not None}
+    return value

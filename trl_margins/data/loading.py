@@ -30,6 +30,7 @@ from .differing_files import check_columns, joined
 from .expansion import check_expansion
 from .local_files import BUILDERS, builder_of, existing, files_of, is_plain, is_saved, linked, literal
 from .media import without_decoding
+from .mixed_json import as_written
 
 _MISSING = ["", "NaN", "nan", "NA", "N/A", "null", "NULL", "None"]  # in the other columns of a table
 
@@ -141,6 +142,8 @@ def _read(path: Path, config: str | None, streaming: bool) -> DatasetDict:
         raise ValueError(f"{path.name} is one object {found}: write only the rows, one object per line")
     if not streaming and (found := rows_as_text(loaded)):
         raise ValueError(f"{path.name}: {found}")
+    if builder_of(files[0]) == "json" and not streaming:
+        loaded = DatasetDict({split: as_written(rows, splits[split]) for split, rows in loaded.items()})
     if builder_of(files[0]) == "json" and (found := times_for_text(loaded, _texts())):
         raise ValueError(f"{path.name}: {found}: write it as Parquet or CSV")
     return loaded

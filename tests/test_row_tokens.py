@@ -294,10 +294,11 @@ def test_cpo_trainers_tokens_many_at_a_time(adds, max_length):
 def test_no_max_length_cuts_nothing(tokenization, tiny_model, tokenizer, tmp_path, monkeypatch):
     """CPOTrainer cuts at 512 tokens where it is told no length; with its tokens, that is what `evaluate` is told."""
     rows = Dataset.from_list([{"prompt": "q ", "chosen": "a" * 600, "rejected": "b"}])
-    options = {"tokenization": tokenization, "max_length": None}
+    options = {"tokenization": tokenization, "max_length": None, "max_steps": 1}
     trainer = trainer_of("cpo", tiny_model, tokenizer, tmp_path, rows, **options)
     length = len(trainer.train_dataset[0]["chosen_input_ids"])
     assert (length > 600, trainer.args.max_length) == ((True, None) if tokenization != "cpo" else (False, 512))
+    trainer.train()
     if tokenization != "cpo":
         monkeypatch.setattr(cpo_trainer, "is_wandb_available", lambda: True)
         with pytest.raises(ValueError, match="generate_during_eval=True needs max_length"):

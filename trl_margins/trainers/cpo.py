@@ -79,7 +79,7 @@ class MarginCPOTrainer(MarginMixin, CPOTrainer):
     def _cut_nothing(self) -> None:
         """Where max_length is None, which CPOTrainer takes for 512."""
         if self._has_cpo_tokens:
-            self.args.max_length = self.max_length  # which evaluate reads
+            self.args.max_length = self._settings_read["max_length"] = self.max_length  # which evaluate reads
             return
         if self.generate_during_eval:
             raise ValueError("generate_during_eval=True needs max_length, at which generation ends")

@@ -324,7 +324,7 @@ def test_references_that_cannot_be_read(tiny_model, tmp_path):
 
 def test_a_model_that_is_wrapped_already(tiny_model, tmp_path):
     model = torch.nn.DataParallel(load(tiny_model))
-    with pytest.raises(TypeError, match=r"model has a DataParallel where it needs the model itself.*model.module"):
+    with pytest.raises(TypeError, match="model has a DataParallel where it needs the model in it"):
         build("cpo", model, tmp_path)
 
 

@@ -106,7 +106,7 @@ def _check_model(model: Any) -> None:
     if not isinstance(model, str | nn.Module):
         raise _another("model", model, f"a name, a folder, or a model that has been loaded: {_LOAD}")
     if isinstance(model, nn.parallel.DataParallel | nn.parallel.DistributedDataParallel):
-        raise _another("model", model, "the model itself, which the trainer wraps: model.module")
+        raise _another("model", model, "the model in it: the trainer wraps it itself")
     if isinstance(model, nn.Module) and not hasattr(model, "config"):
         raise _another("model", model, f"a model of transformers': {_LOAD}")
     _check_values("model", model)

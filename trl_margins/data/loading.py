@@ -142,11 +142,13 @@ def _read(path: Path, config: str | None, streaming: bool) -> DatasetDict:
         raise ValueError(f"{path.name} is one object {found}: write only the rows, one object per line")
     if not streaming and (found := rows_as_text(loaded)):
         raise ValueError(f"{path.name}: {found}")
-    if builder_of(files[0]) == "json" and not streaming:
-        loaded = DatasetDict({split: as_written(rows, splits[split]) for split, rows in loaded.items()})
-    if builder_of(files[0]) == "json" and (found := times_for_text(loaded, _texts())):
+    if builder_of(files[0]) != "json":
+        return loaded
+    if found := times_for_text(loaded, _texts()):
         raise ValueError(f"{path.name}: {found}: write it as Parquet or CSV")
-    return loaded
+    if streaming:
+        return loaded
+    return DatasetDict({split: as_written(rows, splits[split]) for split, rows in loaded.items()})
 
 
 def _one(file: Path, read: Callable[[Mapping[str, Sequence[Path]]], DatasetDict]) -> Dataset:

@@ -16,7 +16,7 @@ from ..rows.form import COMPLETIONS, Message, is_list_of, says
 from ..rows.list_forms import FORMS, list_form
 from ..rows.lists import ScoredLists, row_of
 from ..rows.opened import first_row, is_blank
-from ..rows.scores import ScoreError, check_scores, find_score_columns, problem_of, refuse_class_labels
+from ..rows.scores import ScoreError, check_scores, find_score_columns, problem_of, refuse_class_labels, warn_of_doubts
 from .reward_bench import SUBSETS
 from .rm_bench import STYLES, domain_of
 
@@ -109,8 +109,7 @@ def _pairs(
         dataset = dataset.map(_as_messages, desc="Texts as messages")
     columns, scores, gap_only = find_score_columns(dataset.column_names, score_columns), None, False
     if columns is not None:
-        for doubt in columns.doubts(dataset.column_names):
-            logger.warning("%s: %s", name, doubt)
+        warn_of_doubts(columns, dataset.column_names, name)
         refuse_class_labels(dataset, columns, name)
         try:
             check_scores(dataset, columns, name)

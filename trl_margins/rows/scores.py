@@ -118,6 +118,12 @@ def find_score_columns(
     return ScoreColumns(*given)
 
 
+def warn_of_doubts(columns: ScoreColumns, column_names: Iterable[str], split: str) -> None:
+    """Logs what `ScoreColumns.doubts` says, where the columns of a set have been found."""
+    for doubt in columns.doubts(column_names):
+        logger.warning("%s: %s", split, doubt)
+
+
 def check_given(given: Sequence[str]) -> None:
     """
     Raises:

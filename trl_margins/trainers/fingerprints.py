@@ -111,14 +111,24 @@ def of_reference(model: Any, reference: Any) -> str | None:
         if any(isinstance(start, str) and start not in ("gaussian", "eva") for start in starts):
             return None  # PiSSA and others take from the base what a computation gives, not the same everywhere
         weights += _base_weights(model)
-    if not weights or any(isinstance(each, DTensor) or hasattr(each, "ds_id") for _, each in weights):
+    if not weights or any(is_part(each) for _, each in weights):
         return None
     digest = hashlib.sha256()
     for name, weight in weights:
-        flat = weight.detach().flatten()
-        some = flat[:: max(1, -(-len(flat) // _VALUES))].to(torch.bfloat16).cpu()  # also in float32 the same
+        some = some_of(weight, _VALUES).to(torch.bfloat16).cpu()  # also in float32 the same
         digest.update(f"{name} {tuple(weight.shape)} ".encode() + some.view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:8]
+
+
+def is_part(weight: Tensor) -> bool:
+    """Whether other processes have values of a weight tensor."""
+    return isinstance(weight, DTensor) or hasattr(weight, "ds_id")
+
+
+def some_of(weight: Tensor, most: int) -> Tensor:
+    """[up to `most`] values of a weight tensor, evenly spaced."""
+    flat = weight.detach().flatten()
+    return flat[:: max(1, -(-len(flat) // most))]
 
 
 def _base_weights(model: Any) -> list[tuple[str, Tensor]]:

@@ -24,7 +24,6 @@ from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
 from peft.utils.other import get_pattern_key
 from torch import nn
-from torch.distributed.tensor import DTensor
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.trainer_utils import SaveStrategy, align_special_tokens
@@ -37,6 +36,7 @@ from ..pairs import ROW
 from ..rows.tokenized import arrow_columns
 from ..rows.tokens import tokenizer_of
 from .base import MarginTrainer
+from .fingerprints import is_part, some_of
 from .weights import broken_names
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 _PROMPT, _COMPLETIONS = "prompt_ids", ("chosen_ids", "rejected_ids")  # apart, as DPOTrainer has them
 _LABELS = ("chosen_labels", "rejected_labels")
 _WHOLE = ("chosen_input_ids", "rejected_input_ids", "prompt_input_ids", *_LABELS)
-_COMPARED = 1024  # numbers of a weight tensor
+_COMPARED = 2048  # values of a weight tensor
 _ANOTHER_VOCABULARY = 1.1  # times as many rows: more than padding to a round number, or a few added tokens
 _RESIZE = "resize_token_embeddings(len(tokenizer))"
 
@@ -331,9 +331,7 @@ class TokenLimits:
             rows = arrays[-1].to_numpy() if numbered else range(first, first + len(arrays[0]))
             lists = dict(zip(columns, arrays, strict=False))
             for name, tokens in lists.items():
-                self._check_tokens(tokens, rows, split)
-                if name in (*_COMPLETIONS, *_LABELS):
-                    self._check_written(tokens, rows, split)
+                self._check_tokens(tokens, rows, split, is_completion=name in (*_COMPLETIONS, *_LABELS))
             lengths = _lengths(lists)
             if max_length is not None and columns[0] == _PROMPT:  # else they have been cut already
                 lengths = np.minimum(lengths, max_length)
@@ -376,23 +374,20 @@ class TokenLimits:
                 raise self._no_row(largest, f"row {rows[position].get(ROW, position)} of a batch")
             self._check_length(tokens.shape[-1], 1, "a row of a batch")
 
-    def _check_tokens(self, tokens: pa.Array, rows: Sequence[int], split: str) -> None:
+    def _check_tokens(self, tokens: pa.Array, rows: Sequence[int], split: str, is_completion: bool) -> None:
         flat = tokens.flatten()
         largest = pc.max(flat).as_py()
-        if self.vocabulary is not None and largest is not None and largest >= self.vocabulary:
-            position = pc.list_parent_indices(tokens)[pc.index(flat, largest).as_py()].as_py()
-            raise self._no_row(largest, f"row {rows[position]} of the {split} data set")
-
-    def _check_written(self, tokens: pa.Array, rows: Sequence[int], split: str) -> None:
-        flat = tokens.flatten()
-        largest = pc.max(flat).as_py()
-        if self.head is not None and largest is not None and largest >= self.head:
-            position = pc.list_parent_indices(tokens)[pc.index(flat, largest).as_py()].as_py()
-            raise ValueError(
-                f"row {rows[position]} of the {split} data set has the token {self._named(largest)} in a completion, "
-                f"and the language-model head has {self.head} rows: call model.{_RESIZE} before training, which "
-                "resizes it, too"
-            )
+        limits = [each for each in (self.vocabulary, self.head if is_completion else None) if each is not None]
+        if largest is None or all(largest < each for each in limits):
+            return
+        position = pc.list_parent_indices(tokens)[pc.index(flat, largest).as_py()].as_py()
+        where = f"row {rows[position]} of the {split} data set"
+        if self.vocabulary is not None and largest >= self.vocabulary:
+            raise self._no_row(largest, where)
+        raise ValueError(
+            f"{where} has the token {self._named(largest)} in a completion, and the language-model head has "
+            f"{self.head} rows: call model.{_RESIZE} before training, which resizes it, too"
+        )
 
     def _check_length(self, length: int, multiple: int, where: str) -> None:
         padded = -(-length // multiple) * multiple
@@ -502,13 +497,13 @@ def _warn_of_another(model: Any, reference: nn.Module) -> None:
     """Where TRL has loaded the reference model from a folder, and the model has changed since it came from there."""
     theirs = dict(reference.named_parameters())
     pairs = {name: (each, theirs[name]) for name, each in model.named_parameters() if name in theirs}
-    both = [each for pair in pairs.values() for each in pair]
-    if any(hasattr(each, "ds_id") or isinstance(each, DTensor) or each.is_meta for each in both):
-        return  # a part of it
+    if any(is_part(each) or each.is_meta for pair in pairs.values() for each in pair):
+        return
     changed = [
         name
         for name, (one, other) in pairs.items()
-        if one.shape == other.shape and not torch.equal(_some(one), _some(other))
+        if one.shape == other.shape
+        and not torch.equal(*(some_of(each, _COMPARED).float().cpu() for each in (one, other)))
     ]
     if changed:
         logger.warning(
@@ -516,11 +511,6 @@ def _warn_of_another(model: Any, reference: nn.Module) -> None:
             "changed since (%s is one): to compare with the model as it is, pass ref_model=copy.deepcopy(model)",
             *(model.config.name_or_path, len(changed), len(pairs), changed[0]),
         )
-
-
-def _some(weight: nn.Parameter) -> torch.Tensor:
-    flat = weight.detach().flatten()
-    return flat[:: max(1, len(flat) // _COMPARED)].float().cpu()
 
 
 # Saving

@@ -35,6 +35,7 @@ from ..rows.scores import (
     refuse_class_labels,
     report_scores,
     require_score_columns,
+    warn_of_doubts,
 )
 from ..rows.tokens import prepare_tokenizer
 from ..terms import Term
@@ -402,8 +403,7 @@ def _with_checked_scores(
             f"{split} has several columns that could be scores ({found}): {'/'.join(columns.names)} are used. Name "
             "others with score_columns (--score_columns)"
         )
-    for doubt in columns.doubts(names):
-        logger.warning("%s: %s", split, doubt)
+    warn_of_doubts(columns, names, split)
     refuse_class_labels(dataset, columns, split)
     keep.update(columns.names)
     facts[split] = replace(facts[split], score_columns=columns.names)

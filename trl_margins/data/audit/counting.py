@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,15 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...rows.scores import as_number, find_score_columns, problem_of, spread
+from ...rows.scores import as_number, find_score_columns, problem_of, spread, warn_of_doubts
 from ..evaluation_factors import check_evaluation_factors
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
     from ...rows import RowReader
-
-logger = logging.getLogger(__name__)
 
 FACTOR, ROUGE_L = "evaluation_factor", "rougeL"
 Key = tuple[bytes, bytes, bytes]  # digests of prompt, chosen, rejected
@@ -142,8 +139,7 @@ def score_gaps(
     columns = find_score_columns(dataset.column_names, given)
     if columns is None:
         return None, np.empty(0)
-    for doubt in columns.doubts(dataset.column_names):
-        logger.warning("%s: %s", split, doubt)
+    warn_of_doubts(columns, dataset.column_names, split)
     read = [_score_column(dataset, name, takes_lists=columns.rejected is None) for name in columns.names]
     gaps = read[0][0] - read[1][0] if len(read) == 2 else read[0][0]
     gaps = gaps[~np.isnan(gaps)]

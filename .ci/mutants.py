@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ast
 import gc
+import logging
 import os
 import random
 import re
@@ -243,6 +244,10 @@ def main() -> None:
         for name in list(sys.modules):
             if name.split(".")[0] in ("trl_margins", "conftest"):
                 del sys.modules[name]  # each mutant's tests import these themselves
+        package = logging.getLogger("trl_margins")  # and are not to have the handler of the code as it was
+        package.handlers.clear()
+        package.propagate = True
+        package.setLevel(logging.NOTSET)
         gc.collect()
         gc.freeze()
         scores = []

@@ -9,19 +9,23 @@ import re
 import shutil
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import transformers
 import yaml
 from conftest import METHODS_AND_BASES, preference_rows, quiet
 from datasets import DatasetDict, load_dataset
+from said import hear, word_for_word  # noqa: F401 - its messages are held against said/
 from transformers import pipeline
 from trl import TrlParser
 
 import trl_margins
-from trl_margins.cli import main, train
+from trl_margins import cli
+from trl_margins.cli import completion, env, main, options, train
 from trl_margins.cli.train import as_argument, loading, parse
 from trl_margins.data.demo import make_demo_splits
 from trl_margins.data.loading import load_splits, pick_split
@@ -488,3 +492,349 @@ def test_how_a_model_is_loaded_again(task, kind, monkeypatch):
         made = f"from {library} import {loader}{kind}; model = {loader}{kind}.from_pretrained('out'"
         assert loading(None, "out") == f"{made})"
         assert loading(None, "out", trust_remote_code=True) == f"{made}, trust_remote_code=True)"
+
+
+# Word for word: what `train` prints of a run, and of its settings
+
+OF_RUNS = {
+    "flags": "--model_name_or_path m --dataset_name d --output_dir o --noise random:0.2 --report_to none",
+    "reference": "--method dpo --model_name_or_path m --dataset_name d --precompute_ref_log_probs --dtype bfloat16",
+    "adapter": "--model_name_or_path m --dataset_name d --use_peft --lora_r 4 --lora_target_modules q_proj v_proj",
+    "others": "--method none --base dpo --weight score-gap --loss_type sigmoid sft --loss_weights 1 0.5 --optim sgd "
+    "--model_name_or_path m --dataset_name d --eval_strategy steps --eval_steps 5 --lr_scheduler_type constant",
+    "a secret": '--model_name_or_path m --dataset_name d --hub_token x --model_init_kwargs {"a":[1,null]}',
+    "quantized": "--model_name_or_path m --dataset_name d --use_peft --load_in_4bit --tf32 true --deepspeed d.json",
+}
+
+
+@pytest.mark.parametrize("case", OF_RUNS)
+def test_the_settings_of_a_dry_run(case, capsys):
+    """All of them; and the same again from the file."""
+    assert main(["train", "--bf16", "false", *OF_RUNS[case].split(), "--dry_run"]) == 0
+    hear(capsys.readouterr().out)
+
+
+def test_the_settings_of_a_mixture(tmp_path, capsys):
+    sets = [{"path": "a", "split": "train"}, {"path": "b", "name": "c"}]
+    (tmp_path / "c.yaml").write_text(
+        yaml.safe_dump({"model_name_or_path": "m", "datasets": sets, "test_split_size": 0.1, "mixture_seed": 3})
+    )
+    assert main(["train", "--config", str(tmp_path / "c.yaml"), "--dry_run", "--bf16", "false"]) == 0
+    hear(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("method", ["gappo", "simpo", "gamma-po", "dpo", "geometric-anchor", "none"])
+def test_the_groups_of_the_help(method):
+    """Which options are in them, and in which order."""
+    base = METHODS[method].bases[0] if method != "none" else "dpo"
+    for group in train.parser_for(method, base)._action_groups[2:-1]:
+        hear(f"{group.title}: {' '.join(action.dest for action in group._group_actions)}")
+
+
+def test_the_help_of_an_option(capsys, monkeypatch):
+    """One spelling, with its default where it has one that says something."""
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit):
+        main(["demo", "--help"])
+    hear(capsys.readouterr().out)
+    with pytest.raises(SystemExit):
+        main(["completion", "--help"])
+    hear(capsys.readouterr().out)
+
+
+def of_run(tmp_path: Path, **changed: Any) -> Any:
+    """A trainer that has trained, as `train` sees it."""
+    args = {"output_dir": "-out", "prompt_column": None, "system_column": None, "score_columns": None}
+    args |= {"log_pairs": True, "trust_remote_code": False, "metric_for_best_model": None, "world_size": 1}
+    args |= {key: changed.pop(key) for key in [*changed] if key in args}
+    trainer = {"loaded_step": None, "state": SimpleNamespace(global_step=7, best_metric=0.81234)}
+    trainer |= {"train_dataset": preference_rows(2), "eval_dataset": None, "model": None}
+    trainer |= {"accelerator": SimpleNamespace(unwrap_model=lambda model: model), **changed}
+    return SimpleNamespace(**trainer, args=SimpleNamespace(**args))
+
+
+def test_which_model_was_kept(tmp_path):
+    both, loss = {"eval_loss": 0.5, "eval_pwa_all": 0.25}, {"eval_loss": 0.5}
+    hear(train._kept(of_run(tmp_path, loaded_step=3, metric_for_best_model="eval_pwa"), both))
+    hear(train._kept(of_run(tmp_path, loaded_step=0, metric_for_best_model="eval_pwa"), both))
+    for metrics in ({**both, "eval_pwa": 0.75, "eval_mine": 2}, both, loss, {}):
+        for by in (None, "eval_mine"):
+            hear(train._kept(of_run(tmp_path, metric_for_best_model=by), metrics))
+
+
+def test_what_to_do_next(tmp_path, monkeypatch):
+    """With each data set, and what of the run a command has to be told."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("trl_margins.trainers.card.task_of", lambda model: "text-generation")
+    monkeypatch.setattr(train, "is_peft_model", lambda model: False)
+    preference_rows(2).to_json("pairs.jsonl")
+    DatasetDict(train=preference_rows(2), test=preference_rows(2)).save_to_disk("both")
+    DatasetDict(train=preference_rows(2)).save_to_disk("one")
+    told = {"prompt_column": "q", "system_column": "s", "score_columns": ["a", "b c"], "trust_remote_code": True}
+    images = preference_rows(2).add_column("images", [None, None])
+    for trainer in (
+        of_run(tmp_path),
+        of_run(tmp_path, eval_dataset=1, **told),
+        of_run(tmp_path, train_dataset=images),
+    ):
+        for name, own in (
+            ("pairs.jsonl", None),
+            ("both", None),
+            ("pairs.jsonl", "both"),
+            ("both", "one"),
+            (None, None),
+        ):
+            for config in ("c", None):
+                script = SimpleNamespace(dataset_name=name, eval_dataset_name=own, dataset_config=config)
+                script.dataset_train_split, script.dataset_test_split = "train", "test"
+                hear("\n".join(train.next_steps(trainer, script)))
+    hear("\n".join(train.next_steps(of_run(tmp_path, log_pairs=False), script)))
+
+
+def test_what_a_stopped_run_says(tmp_path, monkeypatch):
+    for last in (None, "out/checkpoint-5"):
+        monkeypatch.setattr(train, "last_whole_checkpoint", lambda folder, last=last: last)
+        for step in (0, 1, 6):
+            for command, ranks in (("trl-margins train", 1), ("", 1), ("trl-margins train", 2)):
+                config = SimpleNamespace(output_dir="out", world_size=ranks)
+                hear(train._stopped(config, step, command))
+
+
+@pytest.mark.parametrize(
+    "given", ["--resume_from_checkpoint true", "--resume-from-checkpoint=out/a", "--overwrite_output_dir"]
+)
+def test_a_command_for_another_folder_has_no_flags_about_this_one(given):
+    for before, after in (("", ""), (" --beta 2", " --max_steps 3"), ("", " --max_steps 3"), (" --beta 2", "")):
+        assert train._ONCE.sub("", f"train{before} {given}{after}") == f"train{before}{after}"
+
+
+@pytest.mark.parametrize("resume", [None, True, "out/checkpoint-1", "elsewhere/checkpoint-1"])
+@pytest.mark.parametrize("overwrites", [False, True])
+def test_a_folder_is_entered(resume, overwrites, tmp_path, monkeypatch):
+    """It is to be empty, or its own run's, or its data is to stay."""
+    looked = []
+    monkeypatch.chdir(tmp_path)
+    Path("out").mkdir()
+    monkeypatch.setattr(train, "check_unused", lambda folder: looked.append(("unused", folder)))
+    monkeypatch.setattr(train, "check_stays", lambda folder, data: looked.append((data, folder)))
+    with ExitStack() as held:
+        config = SimpleNamespace(output_dir="out", overwrite_output_dir=overwrites)
+        train._enter_folder(held, config, resume, ["d", None, "e"])
+    goes_on = resume in (True, "out/checkpoint-1")
+    expected = [] if goes_on else [(["d", "e"] if overwrites else "unused", Path("out"))]
+    assert looked == expected
+
+
+def test_where_training_stopped(tmp_path, monkeypatch, caplog):
+    """With the traceback, unless it is about a file, which says all."""
+    for error in (ValueError("wrong"), OSError("full")):
+        for step, last in ((0, None), (4, None), (4, "out/checkpoint-4")):
+            monkeypatch.setattr(train, "last_whole_checkpoint", lambda folder, last=last: last)
+            trainer = of_run(tmp_path, state=SimpleNamespace(global_step=step))
+            trainer.train = lambda resume_from_checkpoint, error=error: (_ for _ in ()).throw(error)
+            caplog.clear()
+            with pytest.raises(type(error)):
+                train._train(trainer, None)
+            assert [bool(record.exc_info) for record in caplog.records] == [isinstance(error, ValueError)] * (step > 0)
+
+
+def test_bars_are_for_what_takes_its_time():
+    with train.short_bars_hidden():
+        from transformers.utils import logging as of_transformers
+
+        hook = of_transformers.set_tqdm_hook(None)
+    assert hook(lambda *args, **options: (args, options), (1,), {"total": 3, "leave": True}) == (
+        (1,),
+        {"total": 3, "leave": False, "delay": 1, "disable": None},
+    )
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_end_of_a_run(fails, tmp_path, monkeypatch):
+    """What is saved, evaluated and pushed, and under which names the card is written."""
+    monkeypatch.setattr(train, "next_steps", lambda trainer, script: ["next"])
+    monkeypatch.setattr(train, "holds_model", lambda folder: True)
+    for own, loaded, pushes, is_part in (
+        (False, None, False, False),
+        (True, None, True, False),
+        (True, {"eval_pwa": 0.5}, False, True),
+    ):
+        done = []
+
+        def note(name, found=None, done=done):
+            return lambda *args, **options: (done.append(f"{name} {args} {options}"), found)[1]
+
+        trainer = of_run(tmp_path, eval_dataset=1 if own else None, is_complete=fails, loaded_metrics=loaded)
+        for name in ("save_model", "save_metrics", "create_model_card"):
+            setattr(trainer, name, note(name))
+        trainer.evaluate = note("evaluate", {"eval_loss": 0.5})
+        trainer.push_to_hub = note("push_to_hub", SimpleNamespace(repo_url="hub/x") if own else "url")
+        trainer.accelerator.print = note("print")
+        config = SimpleNamespace(output_dir="out", push_to_hub=pushes)
+        script = SimpleNamespace(dataset_name="org/set" if own else str(tmp_path), eval_dataset_name="e")
+        if fails:
+            with pytest.raises(ValueError, match="nothing was trained"):
+                train._deliver(trainer, script, config, is_part)
+        else:
+            train._deliver(trainer, script, config, is_part)
+        hear("\n".join(done))
+
+
+# Other commands
+
+
+def test_env_line_by_line(monkeypatch, capsys):
+    plugins = [SimpleNamespace(dist=dist) for dist in (SimpleNamespace(name="b", version="2"), None)]
+    plugins += [SimpleNamespace(dist=SimpleNamespace(name="a", version="1"))] * 2
+    needs = [
+        'x; extra == "report"',
+        'gone>2; extra == "demo"',
+        'y>=1; extra == "dev"',
+        "torch",
+        'z; extra == "bertscore"',
+    ]
+    monkeypatch.setattr("trl.scripts.env.print_env", lambda: sys.stdout.write("of TRL\n"))
+    for found, required in ((plugins, needs), ([], None)):
+        monkeypatch.setattr(env, "entry_points", lambda group, found=found: found if group == env.GROUP else [])
+        monkeypatch.setattr(env, "requires", lambda name, required=required: required)
+        monkeypatch.setattr(env, "version", lambda name: f"{name}.0" if name != "gone" else not_there())
+        monkeypatch.setattr(env, "__version__", "1.2")
+        assert env.main([]) == 0
+        hear(capsys.readouterr().out)
+
+
+def not_there() -> str:
+    raise env.PackageNotFoundError
+
+
+@pytest.mark.parametrize("command", ["train", "compare", "inspect", "recipes", "completion", "env", "demo"])
+def test_what_completes_a_value(command):
+    """Choices, a name that the package knows, or a file; a flag without a value has nothing."""
+    for action in completion.parser_of(command)._actions:
+        named = completion._NAMED.get((command, action.dest))
+        files = getattr(action, "complete", None)
+        if named is not None:
+            assert action.choices == sorted(named())
+        assert (files is not None) == (action.nargs != 0 and not action.choices), action.dest
+        assert files in (None, completion.shtab.FILE)
+    assert {command for command, _ in completion._NAMED} == {"train", "compare"}
+    assert [*completion._NAMED["train", "method"]()][-1] == "none"
+
+
+def test_numbers_that_look_like_options():
+    said = {
+        "--a -1e-6 --b 2": "--a=-1e-6 --b 2",
+        "--a -.5E3": "--a=-.5E3",
+        "--a -inf -nan": "--a=-inf -nan",
+        "--a=1 -1e-6": "--a=1 -1e-6",
+        "-1e-6 --a": "-1e-6 --a",
+        "x -1e5": "x -1e5",
+        "--a -1": "--a -1",
+        "--a -Infinity": "--a=-Infinity",
+    }
+    for given, made in said.items():
+        assert options.joined(given.split()) == made.split()
+
+
+def test_a_data_set_in_front():
+    assert options.data_first([]) == []
+    assert options.data_first(["--a", "b"]) == ["--a", "b"]
+    assert options.data_first(["d", "--a", "b"]) == ["--dataset_name", "d", "--a", "b"]
+    for flag in ("--dataset_name", "--dataset-name", "--dataset_name=x"):
+        with pytest.raises(ValueError, match="both name the data set") as error:
+            options.data_first(["d", flag, "x"])
+        assert error.value.exit_status == 2
+
+
+def test_options_that_are_there_twice(caplog):
+    parser = train.parser_for("gappo", "cpo")
+    for words in ("--beta 1 --beta=1", "--use_cpu --use-cpu true", "--seed 1"):
+        parser._check_once(words.split())
+    assert not caplog.messages
+    parser._check_once(["--beta", "1", "--beta=2", "--use_cpu", "--use_cpu", "false", "--seed=3", "--seed=4"])
+    for words in ("--score_columns a --score_columns a", "--config a --config b"):
+        with pytest.raises(ValueError, match="is there twice"):
+            parser._check_once(words.split())
+
+
+def test_whose_errors_are_about_the_input(monkeypatch):
+    """A sentence for those that a module of this kind raises on purpose; the rest have a traceback."""
+
+    def raised_in(module: str, line: str) -> BaseException:
+        code = compile(f"def f():\n    {line}\n", "made up", "exec")
+        space: dict[str, Any] = {"__name__": module}
+        exec(code, space)
+        monkeypatch.setattr(cli, "getline", lambda file, number: f"    {line}" if file == "made up" else "")
+        try:
+            space["f"]()
+        except Exception as error:
+            return error
+        raise AssertionError
+
+    found = {
+        (module, line): cli._is_about_input(raised_in(module, line))
+        for module in (
+            "trl_margins",
+            "trl_margins.x",
+            "trl_marginsx",
+            "trl.x",
+            "peft",
+            "transformers.trainer",
+            "torch",
+        )
+        for line in ("raise ValueError", "raise KeyError", "raise ZeroDivisionError", "int('x')", "raise TypeError")
+    }
+    hear("\n".join(" ".join(key) for key, is_input in found.items() if is_input))
+    for line, is_input in (("open('/no')", True), ("raise BrokenPipeError", False), ("import nowhere", True)):
+        assert cli._is_about_input(raised_in("other", line)) == is_input
+    hear(cli.top_parser().format_help())
+
+
+def test_room_is_said_of_a_full_disk(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("trl_margins.disk.free", lambda folder: "1 MB")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", "cache")
+    monkeypatch.setattr(cli, "gettempdir", lambda: "tmp")
+    for error in (
+        OSError(28, "full"),
+        OSError(28, "full", "a/b"),
+        OSError(13, "no"),
+        OSError("full"),
+        ValueError("x"),
+    ):
+        hear(cli._room(error))
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_the_console_s_own_ways(terminal, monkeypatch, capsys):
+    """Bars and lines are for a terminal and for the first process; Ctrl-C ends as a shell has it."""
+    monkeypatch.setattr(sys, "argv", ["trl-margins", "recipes"])
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    names = ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    levels = []
+    monkeypatch.setattr(cli, "set_verbosity", levels.append)
+
+    def stops(argv: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    for rank, set_to in (("0", [logging.INFO]), ("1", []), (None, [logging.INFO])):
+        monkeypatch.setenv("RANK", rank) if rank else monkeypatch.delenv("RANK")
+        levels.clear()
+        monkeypatch.setattr("trl_margins.cli.recipes.main", lambda argv: 3)
+        assert main() == 3
+        assert levels == set_to
+    assert [os.environ.get(name) for name in names] == ([None, None] if terminal else ["1", "1"])
+    assert sys.excepthook is cli._plain_traceback
+    monkeypatch.setattr("trl_margins.cli.recipes.main", stops)
+    assert main() == 130
+    monkeypatch.setattr("trl_margins.cli.recipes.main", lambda argv: left.append(argv) or 0)
+    left: list[Any] = []
+    monkeypatch.setattr("trl_margins.distributed.leave_process_group", lambda: left.append("group"))
+    assert main() == 0
+    assert main(["recipes", "x"]) == 0
+    assert left == [[], "group", ["x"]]
+    for name in names:
+        monkeypatch.delenv(name, raising=False)

@@ -20,10 +20,11 @@ import pytest
 import yaml
 from conftest import preference_rows
 from datasets import Dataset, DatasetDict
+from said import hear, word_for_word  # noqa: F401 - its messages are held against said/
 from scipy import stats
 from transformers import TrainerCallback
 
-from trl_margins.cli import compare, main, train
+from trl_margins.cli import compare, compare_settings, main, train
 from trl_margins.cli.compare_settings import MEASURED
 from trl_margins.methods import METHODS
 from trl_margins.pairs import ROW
@@ -136,6 +137,102 @@ def test_how_wide_an_interval_is_said_to_be():
         same = ", same in all seeds" if half == 0 else ""
         assert cell == (f"0.0000 ± {text}" if text else f"0.0000{same}")
     assert compare._cell(None) == "–"
+
+
+def made_up(*flags: str, **options: Any) -> compare.Comparison:
+    """A comparison whose numbers follow from method, seed and rate. `options`: what its runs were like."""
+    comparison, _ = compare.plan([*flags, *WHERE])
+    for number, entry in enumerate(comparison.entries):
+        for seed in comparison.seeds:
+            for rate in comparison.rates_of(entry) if seed == comparison.seeds[0] else [comparison.best_rate(entry)]:
+                run, value = comparison.run(entry, seed, rate), 0.5 + number / 10 + seed / 100 - rate
+                found = {"eval_pwa": value, "eval_pwa_all": value - 0.01 * seed, "eval_spearman": 2 * value - 1}
+                found |= {"eval_n_pairs": 40, "eval_n_pairs_gap": 25, "eval_loss": 1.0}
+                changed = options.get(entry.method, {})
+                comparison.done[run] = {} if changed is None else {**found, **changed}
+    comparison.facts = {"evaluation set": options.get("rows", "40 rows (12345678)")}
+    return comparison
+
+
+MADE_UP: dict[str, tuple[str, dict[str, Any]]] = {
+    "one seed": ("--methods simpo gappo --seeds 3", {}),
+    "seeds": ("--methods simpo:beta=3 gappo orpo --seeds 1 2 3 --eval_min_score_gap 1.5", {}),
+    "rates": ("--methods gappo simpo --seeds 1 2 --learning_rates 0.02 0.01 0.03 --eval_strategy epoch", {}),
+    "another metric": (
+        "--methods gappo dpo --seeds 1 2 --learning_rates 0.2 0.01 --eval_strategy epoch --metric_for_best_model loss",
+        {},
+    ),
+    "spearman": (
+        "--methods simpo dpo --learning_rates 0.2 0.01 --eval_strategy epoch --metric_for_best_model eval_spearman",
+        {"dpo": {"eval_spearman": -0.5}},
+    ),
+    "some keep the best": (
+        "--methods simpo simpo:load_best_model_at_end=true amapo:learning_rate=0.5 --eval_strategy epoch",
+        {"rows": "first 1000 rows (12345678)"},
+    ),
+    "other pairs": ("--methods simpo gappo --seeds 1 2", {"gappo": {"eval_n_pairs": 39, "eval_n_pairs_gap": 24}}),
+    "rows left out": ("--methods simpo gappo", {"rows": "43 rows (12345678)"}),
+    "fewer rows than pairs": ("--methods simpo gappo", {"rows": "39 rows (12345678)"}),
+    "diverged": ("--methods simpo gappo --seeds 1 2", {"gappo": None}),
+    "the first one diverged": ("--methods simpo gappo", {"simpo": None}),
+    "all diverged": ("--methods simpo gappo", {"simpo": None, "gappo": None}),
+}
+
+
+@pytest.mark.parametrize("case", MADE_UP)
+def test_all_words_of_a_comparison(case):
+    """Before training and afterwards, and what is written as JSON."""
+    flags, options = MADE_UP[case]
+    comparison = made_up(*flags.split(), **options)
+    hear("\n".join([comparison.preface, *comparison.notes_on_rate, comparison.text]))
+    hear(json.dumps(json.loads(json.dumps(comparison.rows()), parse_float=lambda text: round(float(text), 6))))
+
+
+def test_all_words_where_no_pair_has_the_gap():
+    """And where a run failed, or one of two has no pair with the gap."""
+    for methods in (("simpo", "gappo"), ("gappo",)):
+        comparison = made_up("--methods", "simpo", "gappo", "--eval_strategy", "epoch")
+        for run, found in comparison.done.items():
+            if run.entry.method in methods:
+                del found["eval_pwa"], found["eval_n_pairs_gap"]
+        comparison.first.metric_for_best_model = "pwa"
+        hear(comparison.text)
+    first = next(iter(comparison.done))
+    comparison.failed[first] = ValueError("wrong\n  twice")
+    del comparison.done[first]
+    hear(comparison.text)
+
+
+def test_a_run_s_words_and_place(base, tmp_path, monkeypatch, capsys):
+    """Of each kind of run: done before, trained, diverged, failed; and what the numbers are written as."""
+    comparison = made_up("--methods", "simpo", "gappo", "amapo", "orpo", "--out", str(tmp_path), "--run_name", "mine")
+    kept = {run.entry.method: (run, found) for run, found in comparison.done.items()}
+    comparison.done.clear()
+    simpo, found = kept["simpo"]
+    simpo.folder.mkdir()
+    (simpo.folder / "eval_results.json").write_text(json.dumps(found))
+
+    def quick(argv: list[str], is_part: bool) -> int:
+        hear(f"{is_part} {argv}\n{Path(argv[1]).read_text()}{(Path(argv[1]).parent / 'compared.json').read_text()}")
+        run, found = next(each for each in kept.values() if str(each[0].folder) in argv[1])
+        if run.entry.method == "gappo":
+            raise FloatingPointError("too large")
+        if run.entry.method == "amapo":
+            (run.folder / "eval_results.json").write_text(json.dumps({**found, "eval_spearman": 0.25}))
+        return 0
+
+    monkeypatch.setattr(train, "main", quick)
+    monkeypatch.setattr(compare, "perf_counter", lambda: 1.0)
+    monkeypatch.setattr("trl_margins.report.run_folder.read_runs", lambda folders: hear(f"report of {folders}"))
+    monkeypatch.setattr(
+        "trl_margins.report.page.write_report", lambda runs, folder: [folder / "page", folder / "more"]
+    )
+    comparison.train()
+    comparison.write()
+    hear(capsys.readouterr().out)
+    hear((tmp_path / "results.json").read_text())
+    hear((tmp_path / "compare.md").read_text())
+    assert [run.folder.name for run in comparison.done] == [f"{m}-lr1e-06-seed42" for m in ("simpo", "gappo", "amapo")]
 
 
 def test_rows_that_json_does_not_know_have_a_digest(tmp_path):
@@ -262,6 +359,7 @@ def copy_of(data: str, folder: Path) -> str:
 
 def test_other_rows_do_not_mix(base, tmp_path, monkeypatch):
     """Under the same name; a copy of the same rows is the same, whenever it was written."""
+    monkeypatch.setattr(compare, "__version__", "0.1")
     sets = {name: copy_of(base[name], tmp_path) for name in ("dataset_name", "eval_dataset_name")}
     command = [*words(tmp_path, {**base, **sets, "log_pairs": False}, "amapo"), "--max_steps", "1"]
     assert main(command) == 0
@@ -279,7 +377,7 @@ def test_other_rows_do_not_mix(base, tmp_path, monkeypatch):
                 main(command)
         Path(sets[name]).write_text("".join(rows))
     monkeypatch.setattr(compare, "__version__", "0.0")
-    with pytest.raises(ValueError, match=r"another run \(version .* → 0.0\)"):
+    with pytest.raises(ValueError, match=r"another run \(version 0.1 → 0.0\)"):
         main(command)
 
 
@@ -501,8 +599,21 @@ def test_the_first_method_s_budget_and_everybody_s_own_objective(methods, capsys
 def test_what_defines_a_method_is_shown(method, said):
     comparison, _ = compare.plan(["--methods", method, *WHERE])
     line, *_ = comparison.preface.splitlines()
+    hear(line)
     assert f", {said}" in line
     assert ", loss_type " in line
+
+
+def test_what_is_the_objective_s_alone():
+    """All other options are for all methods. A new option is in one of the two: decide in which."""
+    fields = {base: {name for name, row in METHODS.items() if base in row.bases} for base in ("cpo", "dpo")}
+    for base, methods in fields.items():
+        known = {name for method in methods for name in compare_settings._fields(method, base)}
+        hear(f"{base}: {', '.join(sorted(known - compare_settings._OF_ALL))}")
+    known = {name for base in fields for name in compare_settings._fields(None, base)}
+    assert known > compare_settings._OF_ALL
+    names = [name for name in sorted(known) if compare_settings.set_by_the_first(name)]
+    hear(f"set by the first: {', '.join(names)}")
 
 
 def test_all_keep_the_best_checkpoint_or_none():
@@ -714,7 +825,7 @@ def test_what_the_file_may_not_say(key, said, tmp_path):
             "--methods gappo --metric_for_best_model eval_foo",
             "unknown metric_for_best_model 'eval_foo'; known: eval_lo",
         ),
-        (f"--methods gappo --out {__file__}/out --dry_run", f"--out .*: {__file__} is a file"),
+        ("--methods gappo --out /dev/null/a/b --dry_run", "--out /dev/null/a/b: /dev/null is a file"),
     ],
 )
 def test_what_is_refused(flags, said):

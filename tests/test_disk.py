@@ -124,3 +124,85 @@ def test_a_file_that_may_not_be_so_large():
     """As `ulimit -f` has it; safetensors gives the number alone."""
     assert disk.is_of_the_disk(RuntimeError("Error while serializing: I/O error: File too large (os error 27)"))
     assert not disk.is_of_the_disk(RuntimeError("No such device (os error 2)"))
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO])
+def test_each_way_in_which_a_disk_takes_no_more(number):
+    assert disk.is_of_the_disk(OSError(number, "x"))
+    assert disk.is_of_the_disk(OSError(f"a library's: [errno {number}] x"))
+    assert disk.is_of_the_disk(RuntimeError(f"x (os error {number})"))
+    assert not disk.is_of_the_disk(OSError(errno.ENOENT, f"os error {number}"))  # its own number counts
+    assert not disk.is_of_the_disk(RuntimeError(f"os error {number}0"))
+
+
+class SafetensorError(Exception):
+    """As safetensors names its errors, which have no file."""
+
+
+def test_which_file_an_error_is_about(tmp_path, monkeypatch):
+    monkeypatch.setattr(disk, "free", lambda folder: f"{Path(folder).name} 1 MB")
+    left = ", out 1 MB free"
+    out = tmp_path / "out"
+    said = {
+        OSError(errno.ENOSPC, "full", "a/file"): "a/file: full",
+        SafetensorError("no room"): f"a .safetensors file in {out}: no room",
+        RuntimeError("cryptic"): f"{out}: its writing failed",
+        OSError("no number"): f"{out}: no number",
+    }
+    for error, text in said.items():
+        assert disk.where(error, out) == text + left
+    (out / "new").mkdir(parents=True)
+    for age, name in enumerate(("b", "new/c", "a")):
+        (out / name).write_text("x")
+        os.utime(out / name, (10 - age % 2, 10 + age % 2))  # new/c is the last one
+    assert disk.where(RuntimeError("cryptic"), out) == f"{out / 'new' / 'c'}: its writing failed{left}"
+    error = OSError(errno.ENOSPC, "full", "file")
+    error.strerror = None
+    assert disk.where(error, out).startswith("file: [Errno 28]")
+
+
+def test_the_name_of_what_could_not_be_written(tmp_path, monkeypatch):
+    """And of its folder the room, which is that of the nearest one there is."""
+    file, beside = tmp_path / "none" / "file", tmp_path / "beside"
+    looked = []
+
+    def usage(folder):
+        looked.append(folder)
+        return shutil._ntuple_diskusage(9e6, 9e6, 1_260_000)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    for error, reason in (
+        (OSError(errno.ENOSPC, "full"), "full"),
+        (OSError(errno.ENOSPC, "full", str(file)), "full"),
+        (OSError(errno.ENOSPC, "full", os.fsencode(beside)), "full"),
+        (RuntimeError("x (os error 28)"), r"x \(os error 28\)"),
+    ):
+        said = rf"^{file} cannot be written \({reason}, 1\.3 MB free\): make room, or name another place$"
+        with pytest.raises(OSError, match=said) as caught, disk.naming(file, beside):
+            raise error
+        assert caught.value.__cause__ is error
+    assert {*looked} == {tmp_path}
+    monkeypatch.chdir(tmp_path)
+    looked.clear()
+    assert disk.free(Path("x/y")) == "1.3 MB"
+    assert disk.rooms(tmp_path, "none", str(tmp_path)) == f"{tmp_path} 1.3 MB, none 1.3 MB"
+    assert looked == [tmp_path] * 3
+
+
+def test_a_file_beside_the_other(tmp_path):
+    """Of this process, with the suffix that a library goes by; and the other stays until all is there."""
+    file = tmp_path / "a.csv"
+    file.write_text("earlier")
+    with disk.written(file) as beside:
+        assert beside == tmp_path / f"_writing-{os.getpid()}.csv"
+        beside.write_text("now")
+        assert file.read_text() == "earlier"
+    assert (file.read_text(), os.listdir(tmp_path)) == ("now", ["a.csv"])
+    with disk.written(tmp_path / "a.123456789") as beside:
+        assert beside.suffix == ".12345678"
+        beside.touch()
+    (tmp_path / "folder").mkdir()
+    with disk.written(tmp_path / "folder") as place:
+        assert place == tmp_path / "folder"
+    disk.write(file, b"\xff\n")
+    assert file.read_bytes() == b"\xff\n"

@@ -13,6 +13,7 @@ import unicodedata
 import warnings
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -236,3 +237,119 @@ def test_what_the_screen_says_of_a_line():
 
 def of_level(name: str) -> dict[str, Any]:
     return {"levelname": name, "levelno": getattr(logging, name)}
+
+
+class Fails(io.StringIO):
+    """A stream that takes nothing."""
+
+    def __init__(self, *errors: Exception) -> None:
+        super().__init__()
+        self.left = [*errors]
+
+    def write(self, text: str) -> int:
+        raise self.left.pop(0)
+
+    def flush(self) -> None:
+        raise self.left.pop(0)
+
+
+def test_what_a_stream_cannot_take():
+    """The first error of a disk is kept, a reader that has left is an error, and letters an encoding lacks are not."""
+    one, two = OSError(28, "full"), OSError(5, "bad")
+    plain = Plain(Fails(one, two))
+    assert plain.lost is None
+    assert plain.write("abc") == 3
+    plain.flush()
+    assert plain.lost is one
+    for call in (lambda plain: plain.write("x"), lambda plain: plain.flush()):
+        with pytest.raises(BrokenPipeError):
+            call(Plain(Fails(BrokenPipeError())))
+        with pytest.raises(ValueError, match="closed"):
+            call(Plain(Fails(ValueError("closed"))))
+    raw = io.BytesIO()
+    plain = Plain(io.TextIOWrapper(raw, "ascii"))
+    assert plain.write("γ=1\x1b") == 4
+    plain.flush()
+    assert raw.getvalue() == b"\\u03b3=1\\x1b"
+    stream = io.StringIO()
+    for text in ("\r\x1b[2J", "\n\x1b[A\rx\r", "\r\n\n\x1b[A\x1b[Ay", "z\r"):
+        Plain(stream).write(text)
+    assert stream.getvalue() == "\r\\x1b[2J" + "\n\x1b[A\rx\\r" + "\r\n\n\x1b[A\x1b[Ay" + "z\\r"
+
+
+def test_the_package_s_own_logger():
+    assert PACKAGE.name == "trl_margins"
+    assert not PACKAGE.propagate
+    assert log._handler in PACKAGE.handlers
+    assert log._DEFAULT == 19
+
+
+def test_a_script_s_own_logging(monkeypatch, capsys):
+    """Its handlers get what it asked for, by the nearest logger's level; without any, the package writes itself."""
+    root, package, below = logging.getLogger(), PACKAGE, logging.getLogger("trl_margins.a")
+    said: list[str] = []
+    quiet_one, other = logging.Handler(logging.ERROR), logging.Handler()
+    for handler, name in ((quiet_one, "quiet"), (other, "other")):
+        handler.emit = lambda record, name=name: said.append(f"{name}: {record.getMessage()}")
+    monkeypatch.setattr(package, "handlers", [log._handler])
+    monkeypatch.setattr(package, "level", log._DEFAULT)
+    monkeypatch.delenv("RANK", raising=False)
+    for logger in (package, below):
+        logger.manager._clear_cache()
+    monkeypatch.setattr(root, "handlers", [quiet_one, other])
+    for level, shown in ((logging.WARNING, False), (logging.INFO, True), (logging.INFO + 1, False)):
+        monkeypatch.setattr(root, "level", level)
+        said.clear()
+        below.info("info")
+        below.error("error %s", 1)
+        assert said == ["other: info"] * shown + ["quiet: error 1", "other: error 1"]
+        assert log.shows(logging.INFO) == shown
+        assert log.shows(logging.WARNING) == (level <= logging.WARNING)
+    monkeypatch.setattr(root, "handlers", [other, log._handler])
+    monkeypatch.setattr(package, "handlers", [log._handler, other])
+    said.clear()
+    below.error("to the package's other handler alone")
+    assert said == ["other: to the package's other handler alone"]
+    monkeypatch.setattr(package, "handlers", [log._handler])
+    monkeypatch.setattr(root, "handlers", [])
+    capsys.readouterr()
+    below.info("hub_token=%s", "abc")
+    below.warning("\x07")
+    assert capsys.readouterr().err.splitlines() == ["hub_token=…", "WARNING trl_margins.a: \\x07"]
+    assert log.shows(logging.INFO)
+    monkeypatch.setenv("RANK", "3")
+    below.info("of another rank")
+    assert capsys.readouterr().err == ""
+    assert not log.shows(logging.INFO)
+    monkeypatch.delenv("RANK")
+    package.handlers.append(other)  # who has set up the package's logger sees to its lines
+    below.info("x")
+    assert capsys.readouterr().err == ""
+    assert said[-1] == "other: x"
+
+
+def test_lines_go_above_a_bar(monkeypatch):
+    written = []
+    monkeypatch.setitem(
+        sys.modules, "tqdm", SimpleNamespace(tqdm=SimpleNamespace(write=lambda *a, **k: written.append((a, k))))
+    )
+    log.Screen().emit(logging.makeLogRecord({"name": "a", "msg": "m", **of_level("INFO")}))
+    assert written == [(("m",), {"file": sys.stderr})]
+    monkeypatch.delitem(sys.modules, "tqdm")
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    log.Screen().emit(logging.makeLogRecord({"name": "a", "msg": "m", **of_level("WARNING")}))
+    assert stream.getvalue() == "WARNING a: m\n"
+    log.Screen().emit(logging.makeLogRecord({"name": "a", "msg": "%d", "args": ("x",), **of_level("INFO")}))
+    assert "Logging error" in stream.getvalue()
+
+
+def test_cells_with_bars_and_lines():
+    lines = markdown_table(["a|b", 1, "c"], [["x|y", 2.50, "long"], [None, "", "z"]]).splitlines()
+    assert lines == [
+        "| a\\|b   |   1 |    c |",
+        "|:-------|----:|-----:|",
+        "| x\\|y   | 2.5 | long |",
+        "| None   |     |    z |",
+    ]
+    assert aligned([["a", "1.50"], ["b", "  2"]], ["x", "y"], indent="  ") == "  x       y\n  a    1.50\n  b       2"

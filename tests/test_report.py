@@ -21,9 +21,11 @@ from said import hear, word_for_word  # noqa: F401 - its messages are held again
 
 from trl_margins.cli import main
 from trl_margins.report import figures, results, style, summaries
+from trl_margins.report import page as page_module
 from trl_margins.report.figures import PICTURES, draw_pictures
 from trl_margins.report.margin_figures import MOST_POINTS, shared_target
 from trl_margins.report.page import html_page, write_report
+from trl_margins.report.picture import Picture, Usable, source, span, thinned_logs, usable
 from trl_margins.report.run_folder import Run, read_pairs, read_run, read_runs
 from trl_margins.report.settings import settings as page_settings
 from trl_margins.report.style import label, render
@@ -964,8 +966,8 @@ def test_a_page_holds_everything_and_fetches_nothing(run_of, tmp_path):
     page = Page(files[0].read_text(encoding="utf-8"))
     images = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
     assert len(images) == len(files) - 1 == 10
-    for source, file in zip(images, files[1:], strict=True):
-        head, data = source.split(",")
+    for image, file in zip(images, files[1:], strict=True):
+        head, data = image.split(",")
         assert head == "data:image/png;base64"
         assert base64.b64decode(data) == file.read_bytes()
         assert file.read_bytes().startswith(b"\x89PNG")
@@ -1094,6 +1096,178 @@ def test_what_files_say_is_text(tmp_path):
     assert "script" not in {tag for tag, _ in page.tags}
     assert page.text.count(evil) >= 4
     assert "a<b>$x$" in page.text
+
+
+# Word for word
+
+
+def test_all_words_of_a_page(run_of):
+    """Without its pictures: results, tables of flips and of margins, settings, and what is left out."""
+    one = run_of("gamma-po", "one", flips=0.2, label_smoothing=0.1, batch=8, sets=("a", "b"))
+    two = replace(run_of("geometric-anchor", "two", flips=0.3, anchor_radius=0.05), one_in=3, best_step=20)
+    three = run_of(None, "three", warmup_steps=0.1)
+    for runs in ([one, two, three], [three], [replace(two, anchors={"step": np.ones(2)})]):
+        pictures = [Picture("p", "A picture", None, "", {run.name: "it has none" for run in runs})]
+        page = Page(html_page(runs, pictures, {}, "png"))
+        hear("\n".join(line.strip() for line in page.text.partition("\nResults")[2].splitlines() if line.strip()))
+        hear("\n".join(line.strip() for line in page.folded.splitlines() if line.strip()))
+
+
+def test_the_images_of_a_page(run_of):
+    figure = Figure()
+    picture = Picture("p", "A picture", figure, "What is seen.")
+    for form, media in (("png", "image/png"), ("svg", "image/svg+xml")):
+        page = Page(html_page([run_of("gappo", form)], [picture], {"p": (b"light", b"dark")}, form))
+        light, dark = (f"data:{media};base64,{base64.b64encode(each).decode()}" for each in (b"light", b"dark"))
+        (image,) = (attributes for tag, attributes in page.tags if tag == "img")
+        (other,) = (attributes for tag, attributes in page.tags if tag == "source")
+        assert (image["src"], other["srcset"]) == (light, dark)
+
+
+def test_shares_at_their_edges(tmp_path):
+    """By hand: a gap of 0 has no side, a weight of exactly a half is flipped or not, and the near ones are within."""
+    gap, target = np.array([-2.0, -1.0, 0.0, 1.0, 3.0, 4.0]), np.full(6, 0.5)
+    run = of_pairs(tmp_path / "run", step=np.arange(6), reward_gap=gap, margin=target)
+    with pytest.MonkeyPatch.context() as patch:
+        rate = np.array([-0.1, 0.0, 0.25, 0.5, 0.6, 1.0])
+        patch.setattr(page_module, "smoothing_of", lambda of: ((0.5, rate)))
+        columns = {"reward_gap": gap, "margin": np.array([0.5, 0.61, 0.5, 0.6, 0.79, 0.8])}
+        cells = page_module._smoothing(Usable(run, columns, 6))
+        assert cells == [
+            "run",
+            "0.5",
+            "2 (33.3 %)",
+            "-0.05 [-0.075, -0.025]",
+            "3 (50.0 %)",
+            "0.6 [0.55, 0.8]",
+            "50.0 %",
+            "66.7 %",
+        ]
+        columns["reward_gap"] = np.array([0.0, 1, 1, 1, 1, 1])
+        assert page_module._smoothing(Usable(run, columns, 6))[2:4] == ["0 (0.0 %)", "–"]
+        weight = np.array([1.0, 2, 3, 4, 5, 6])
+        patch.setattr(page_module, "pair_weight", lambda of: ("the weight", weight))
+        hear(" | ".join(page_module._flips(Usable(run, {"is_flipped": np.array([1, 0.5, 0, 0.51, 0, 1])}, 6))))
+
+
+def test_what_a_picture_says_of_its_pairs(tmp_path):
+    """Where they are from, how many, and which could not be used."""
+    nan = np.nan
+    one = of_pairs(tmp_path / "one", step=[1, 1, 2, 2], a=[1, nan, 3, 4], b=[1, 2, nan, 4], score_gap=[nan] * 4)
+    two = replace(of_pairs(tmp_path / "two", step=[1], a=[2], b=[2], is_flipped=[1]), one_in=4)
+    empty = Run("empty", Path("empty"), {}, [], {})
+    for runs in ([one], [one, two], [one, two, empty], []):
+        for columns in (("a", "b"), ("a",), ("score_gap",), ("is_flipped",), ("mapped_factor",), ("nothing",)):
+            found, left_out = usable(runs, columns)
+            hear(f"{[run.size for run in found]} {left_out} {source(found, 'the numbers') if found else ''}")
+        found, left_out = usable(
+            runs, lambda run: ("a",) if run is one else ("b",), lambda of: "too few" if of.size < 2 else None
+        )
+        hear(f"{[run.run.name for run in found]} {left_out}")
+    anchors = replace(two, anchors={"step": np.ones(3), "a": np.array([1, 2, nan])})
+    found, left_out = usable([anchors, one], ("a",), file="anchor_diagnostics.csv")
+    hear(f"{source(found, 'angles')} {left_out}")
+    np.testing.assert_array_equal(usable([one], ("a", "b"))[0][0]["b"], [1, 4])
+    assert [span(each) for each in ([3], [3, 3], [3000, 1, 20], [2, 1])] == ["3", "3", "1 to 3,000", "1 to 2"]
+    assert thinned_logs([one, replace(two, one_in=1)]) == ""
+    assert thinned_logs([two, anchors]).endswith("one in 4 of two, one in 4 of two.")
+
+
+def test_results_word_for_word():
+    """Every kind of run: how long it was, which step was kept, and when it was evaluated first."""
+    evals = [{"step": s, "eval_pwa_all": 0.5 + s / 100, "eval_spearman": s / 100 - 0.05} for s in (0, 1, 9)]
+    sets = [{"step": 3, "eval_b_pwa": 0.5, "eval_a_pwa_all": 0.25, "eval_a_pwa": 1}]
+    for log in (evals, evals[1:], evals[2:], sets, [{"step": 1, "rewards/margins": -0.5}], [{"loss": 1}], []):
+        for best in (None, 1, 4):
+            for info in (
+                {},
+                {"method": "m", "pairs_per_step": 1200, "config": {"eval_min_score_gap": 1.5}},
+                {"name": "N", "model": "x", "pairs_per_step": 0, "config": {"metric_for_best_model": "eval_pwa"}},
+            ):
+                run = Run("run", Path("run"), info, log, {}, best_step=best)
+                hear("\n".join([*results.lines([run]), results.ranked(run)]))
+    one, two = (Run(name, Path(name), {}, log, {}) for name, log in (("one", evals), ("two", sets)))
+    for runs in ([one], [two], [one, two], []):
+        hear(str(results.table(runs)))
+    for steps, last in (([3, 5], 5), ([3, np.nan], 3), ([np.nan], None), ([3, 20], 20)):
+        pairs = {"step": np.array(steps)}
+        assert results.last_step(Run("run", Path("run"), {}, [], pairs)) == last
+        assert results.last_step(Run("run", Path("run"), {}, [{"step": 7}, {"x": 1}], pairs)) == max(7, last or 0)
+
+
+def test_curves_and_numbers_at_their_edges():
+    log = [
+        {"step": 2, "x": 1.0},
+        {"step": 1, "x": 3},
+        {"step": 2, "x": 2.0, "margins/a": 4},
+        {"step": 3, "x": np.inf},
+        {"step": 4, "x": "text"},
+        {"step": 4, "target_margins/a": 5, "margins/a": 6},
+        {"x": 9.0},
+    ]
+    curve = summaries.logged_curve(evaluated(*log), "x")
+    assert (curve.steps.tolist(), curve.values.tolist(), curve.best) == ([1, 2], [3, 2], 0)
+    assert summaries.logged_curve(evaluated(*log), "target_margins/a").values.tolist() == [4, 5]
+    for ends in (True, False):
+        log = [{"step": 1, "x": 1}, {"train_runtime": 1, "step": 1}, {"step": 1, "x": 2}]
+        assert summaries.logged_curve(evaluated(*log, load_best_model_at_end=ends), "x").values.tolist() == [
+            1 + (not ends)
+        ]
+        assert summaries.logged_curve(evaluated(log[2], load_best_model_at_end=ends), "x").values.tolist() == [2]
+    values, edges = np.array([-5.0, 0, 0.5, 1, 2, 9]), np.array([0.0, 1, 2])
+    np.testing.assert_allclose(summaries.shares(values, edges), [0.5, 0.5])
+    np.testing.assert_allclose(summaries.shares(values, edges, np.arange(6.0)), [3 / 15, 12 / 15])
+    assert summaries.thinned(3, 3).tolist() == [0, 1, 2]
+    assert summaries.thinned(4, 3).tolist() == [0, 2, 3]
+    assert [[s.start, s.stop] for s in summaries.phases(7, 3, 2)] == [[0, 2], [2, 5], [5, 7]]
+    assert [[s.start, s.stop] for s in summaries.phases(1, 3, 2)] == [[0, 1]]
+    assert summaries.tiers(np.array([2.0, 1, 1, 5, 0, 9, 9])).tolist() == [1, 0, 0, 1, 0, 2, 2]
+    assert summaries.tiers(np.empty(0)).tolist() == []
+    assert np.isnan([*summaries.rate(np.empty(0)), *summaries.mean(np.empty(0))]).all()
+    assert summaries.mean(np.array([3.0])) == (3, 3, 3)
+    half = 1.96 * np.std([1, 2, 4], ddof=1) / 3**0.5
+    np.testing.assert_allclose(summaries.mean(np.array([1.0, 2, 4])), [7 / 3, 7 / 3 - half, 7 / 3 + half])
+    np.testing.assert_allclose(summaries.smoothed(np.array([1.0, 2, 6])), [4 / 3, 3, 14 / 3])
+    found = summaries.agreement(np.array([1.0, 2, 0, 4]), np.array([1.0, -1, 0, 0.5]), (0.01, 0.5, 1.0))
+    assert (found.positive, found.median, found.overlap) == (0.5, 0.25, {0.01: 1.0, 0.5: 0.5, 1.0: 1.0})
+    assert found.spread_norm == pytest.approx(np.log([1, 2, 4]).std(ddof=1))
+    assert found.spread_alignment == pytest.approx(np.log([1, 0.5]).std(ddof=1))
+    assert np.isnan(summaries.agreement(np.ones(2), np.array([1.0, 0]), ()).spearman)
+    assert np.isnan(summaries.agreement(np.array([1.0, 0]), np.ones(2), ()).spread_norm)
+
+
+def test_both_files_of_a_picture(tmp_path):
+    figure = Figure()
+    figure.add_subplot().plot([1, 2], color=style.BLUE)
+    style.write_both(figure, tmp_path / "a")
+    light, dark = ((tmp_path / f"a-{scheme}.svg").read_text() for scheme in ("light", "dark"))
+    assert (style.BLUE in light, style.DARK[style.BLUE] in light) == (True, False)
+    assert (style.BLUE in dark, style.DARK[style.BLUE] in dark) == (False, True)
+    assert f"fill: {style.DARK[style.PAPER]}" in dark
+    assert "<dc:date>" not in light + dark
+    assert light.encode() == render(figure, "svg")  # its colors are what they were
+    assert [style.percent(each) for each in (0.12345, 1)] == ["12.3 %", "100 %"]
+    assert [style.signed(each) for each in (-0.5, 0.5)] == ["−0.50", "+0.50"]
+
+
+def test_where_a_report_is_written(tmp_path, capsys, monkeypatch):
+    """A link in its place is no longer one; a word about other formats, libraries and names."""
+    monkeypatch.setattr("trl_margins.report.figures.PICTURES", ())
+    folder = make_run(tmp_path / "run")
+    (tmp_path / "mine").write_text("mine")
+    (folder / "report").mkdir()
+    (folder / "report" / "report.html").symlink_to(tmp_path / "mine")
+    assert main(["report", str(folder)]) == 0
+    assert (tmp_path / "mine").read_text() == "mine"
+    assert not (folder / "report" / "report.html").is_symlink()
+    hear(capsys.readouterr().out)
+    for argv in ([str(folder), "--format", "pdf"], ["a\0b"], [str(folder), "--out", "a\0b"]):
+        with pytest.raises(SystemExit):
+            main(["report", *argv])
+        hear(capsys.readouterr().err.splitlines()[-1])
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(SystemExit):
+        main(["report", str(folder)])
 
 
 # The command

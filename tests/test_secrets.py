@@ -11,6 +11,7 @@ import time
 import zipfile
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -439,3 +440,64 @@ def test_what_is_uploaded(inputs, tmp_path, monkeypatch, one_picture):
         assert ("pair_log.csv" in whole[-1]) is asked
         assert not [name for names in of_checkpoints for name in names if "pair_log" in name]
         uploaded.clear()
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("hub_token='a', b", "hub_token='…', b"),
+        ('"api_key": "a", "b": 1', '"api_key": "…", "b": 1'),
+        ("password=Bearer ", "password=…"),  # a scheme alone is the value
+        ("Authorization: Basic abc def\nnext: 1", "Authorization: Basic …\nnext: 1"),
+        ("Authorization: Token a 'quoted'", "Authorization: Token …'quoted'"),
+        ("secret: abc1 and more", "secret: … and more"),  # a digit: no prose
+        ("secret: never give up the secret: no way", "secret: never give up the secret: no way"),
+        ("secret = never give up", "secret = … give up"),
+        ("secret => abc, b = 2", "secret => …, b = 2"),
+        ("'secret': abc def", "'secret': … def"),
+        ("{secret: abc}", "{secret: …}"),
+        ("token='a b' token: 'c' token: d", "token='…' token: '…' token: d"),
+        ("'token': abc", "'token': …"),
+        ("token=abc token=7x token=7 token=", "token=… token=… token=7 token="),
+        ("a,token=abc token=7", "a,token=… token=7"),
+        ("a --hub_token b --hub_token --c d", "a --hub_token … --hub_token --c d"),
+        ("the hub_token b", "the hub_token b"),
+        ("password='a\\\\' b='c'", "password='…' b='c'"),
+        ("password='a\\' b='c'", "password='…'c'"),
+        ("password=(a, 'b)', [c)]) d", "password=… d"),
+        ("password=[a) b", "password=…"),
+        ("password=hf_" + "a" * 30, "password=…"),
+    ],
+)
+def test_where_a_value_ends(text, shown):
+    assert redacted_text(text) == shown
+
+
+class Settings(NamedTuple):
+    name: str
+    n: int
+
+
+def test_kinds_of_settings_stay_what_they_are():
+    """What holds no secret is the same object."""
+    secret = f"--hub_token {PLAIN}"
+    for given in ("a", 1, None, ["a", 1], ("a",), {"a"}, frozenset("a"), Settings("a", 1)):
+        assert redacted(given) is given
+    assert redacted({"password": True, f"token={PLAIN}": 1, 2: secret}) == {
+        "password": True,
+        "token=…": 1,
+        2: "--hub_token …",
+    }
+    for kind in (list, tuple, set, frozenset):
+        found = redacted(kind([secret]))
+        assert (type(found), [*found]) == (kind, ["--hub_token …"])
+    assert redacted(Settings(secret, 1)) == Settings("--hub_token …", 1)
+    assert type(redacted(Settings(secret, 1))) is Settings
+    for blanks in (0, 250):  # a long text is looked at each time
+        assert redacted(secret + " " * blanks) == "--hub_token …" + " " * blanks
+    assert redacted_command(["[1", '{"a": 1}', ' {"token": "x"}', "--a"]) == (
+        """'[1' '{"a": 1}' '{"token": null}' --a"""
+    )
+    assert redacted_command(["--hub_token", "a", "b", "--hub_token=", "--c", "d"]) == (
+        "--hub_token '…' '…' --hub_token= --c d"
+    )

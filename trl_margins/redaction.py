@@ -173,7 +173,7 @@ def _end_of_quoted(text: str, start: int, quote: str) -> int:
     end = start
     while (end := text.find(quote, end)) >= 0:
         before = end
-        while text[before - 1] == "\\" and before > start:
+        while text[before - 1] == "\\":  # in front of the value is a quote
             before -= 1
         if (end - before) % 2 == 0:
             return end + len(quote)

@@ -609,3 +609,12 @@ def test_sets_of_which_one_has_no_template(trained, evaluated, warns, tiny_model
     trainer_of("cpo", tiny_model, tokenizer, tmp_path, train, evals)
     said = [text for text in caplog.messages if "another kind of input than it trains on" in text]
     assert [text.split(":")[0] for text in said] == ["eval"] * warns
+
+
+def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
+    """`datasets` blames the file, or names its folder alone."""
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "file" / "cache"))
+    said = r"file/cache cannot be written to \(Not a directory\): set the environment variable HF_DATASETS_CACHE"
+    with pytest.raises(OSError, match=said):
+        load_splits(written(tmp_path, "new.jsonl", LINE))

@@ -16,6 +16,9 @@ import processes
 import pytest
 import torch
 from conftest import METHODS_AND_BASES, OWN_METHODS, bases_of, load, preference_rows, quiet
+from torch.optim import SGD, AdamW
+from torch.optim.lr_scheduler import CyclicLR, OneCycleLR
+from transformers import EarlyStoppingCallback
 
 from trl_margins.methods import MARGINS, METHODS, WEIGHTS, names_of
 from trl_margins.terms import Term
@@ -142,6 +145,69 @@ def test_one_that_is_written_again_is_not_whole_meanwhile(tiny_model, tokenizer,
     with pytest.raises(OSError, match="No space left"):
         trainer._save_checkpoint(trainer.model, trial=None)
     assert not is_whole(folder)
+
+
+STOPPING = {"eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True, "save_steps": 2}
+STOPPING |= {"metric_for_best_model": "eval_loss", "greater_is_better": False, "learning_rate": 0.0, "max_steps": 12}
+
+
+def stopping(tiny_model, tokenizer, folder, patience: int = 2) -> Any:
+    """A run that gets no better: rate 0."""
+    trainer = build("gappo", "cpo", tiny_model, tokenizer, folder, **STOPPING)
+    trainer.add_callback(EarlyStoppingCallback(early_stopping_patience=patience))
+    return trainer
+
+
+def test_an_early_stop_comes_where_it_would_have_come(tiny_model, tokenizer, tmp_path, caplog):
+    """A resumed run counts on; one that has stopped is complete, until it is to be more patient."""
+    stopping(tiny_model, tokenizer, tmp_path).train()
+    assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-6")
+    shutil.rmtree(tmp_path / "checkpoint-6")
+    resumed = stopping(tiny_model, tokenizer, tmp_path)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 6
+    again = stopping(tiny_model, tokenizer, tmp_path)
+    again.train(resume_from_checkpoint=True)
+    assert (again.state.global_step, again.is_complete) == (6, True)
+    assert (
+        "early stopping ended it after 6 of 12 steps. A larger early_stopping_patience goes on with it" in caplog.text
+    )
+    patient = stopping(tiny_model, tokenizer, tmp_path, patience=4)
+    patient.train(resume_from_checkpoint=True)
+    assert patient.state.global_step == 10
+    patient.args.overwrite_output_dir = True
+    patient.train()  # a new run, which counts from the beginning
+    assert patient.state.global_step == 10
+
+
+@pytest.mark.parametrize("kind", [OneCycleLR, CyclicLR])
+@pytest.mark.parametrize("optimizer", [SGD, AdamW])
+def test_a_schedule_that_turns_the_momentum(optimizer, kind, tiny_model, tokenizer, tmp_path):
+    """It is at another value where a run is resumed; another weight decay is still refused."""
+    options = {"momentum": 0.9} if optimizer is SGD else {}
+    rates = {"max_lr": 0.1, "total_steps": 6} if kind is OneCycleLR else {"base_lr": 0.01, "max_lr": 0.1}
+    rates |= {"step_size_up": 3} if kind is CyclicLR else {}
+
+    def run(weight_decay: float = 0.0) -> Any:
+        model = load(tiny_model)
+        made = optimizer(model.parameters(), lr=0.01, weight_decay=weight_decay, **options)
+        args = config_class("gappo", "cpo")(
+            **quiet(output_dir=str(tmp_path), max_steps=6, save_strategy="steps", save_steps=2)
+        )
+        rows, both = preference_rows(12, seed=5), (made, kind(made, **rates))
+        return trainer_class("gappo", "cpo")(
+            model, args, train_dataset=rows, processing_class=tokenizer, optimizers=both
+        )
+
+    whole = run()
+    whole.train()
+    shutil.rmtree(tmp_path / "checkpoint-6")
+    resumed = run()
+    resumed.train(resume_from_checkpoint=True)
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+    with pytest.raises(ValueError, match=r"other settings: weight_decay 0.0 → 0.5\. Resume"):
+        run(weight_decay=0.5).train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
 
 
 def test_another_runs_checkpoint(tiny_model, tokenizer, tmp_path):

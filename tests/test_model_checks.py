@@ -636,7 +636,7 @@ def test_an_output_folder_that_cannot_be_written_to(base, tiny_model, tmp_path, 
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(model_checks.tempfile, "TemporaryDirectory", full)
-    with pytest.raises(OSError, match=r"cannot be written to \(No space left on device\): set another output_dir"):
+    with pytest.raises(OSError, match=r"output_dir .* cannot be written to \(No space left on device\): name another"):
         build(base, load(tiny_model), tmp_path)
 
 

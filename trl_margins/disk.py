@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +38,31 @@ def where(error: BaseException, folder: Path) -> str:
         file = str(max(files, key=lambda path: path.stat().st_mtime_ns, default=folder))
         reason = "its writing failed" if isinstance(error, RuntimeError) else str(error)
     return f"{file}: {reason}, {free(folder)} free"
+
+
+@contextmanager
+def writing_to(folder: str | Path, advice: str = "name another folder, or make room") -> Iterator[None]:
+    """
+    Raises:
+        OSError: something inside of it could not write; with the folder's name.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise OSError(f"{folder} cannot be written to ({reason}): {advice}") from error
+
+
+def check_writable(folder: str | Path, advice: str = "name another folder, or make room") -> None:
+    """Creates a folder and checks that files can be written to it, before hours of work.
+
+    Raises:
+        OSError: they cannot.
+    """
+    with writing_to(folder, advice):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
 
 
 @contextmanager

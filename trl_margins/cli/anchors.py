@@ -14,13 +14,13 @@ from datasets import Dataset
 from ..checks import check_names
 from ..data.loading import load_splits, pick_split
 from ..data.noise import flip_labels, parse_noise
-from ..disk import write, written
+from ..disk import check_writable, write, written
 from ..pairs import IS_FLIPPED, ROW
 from ..report.summaries import flips_of_parts
 from ..tables import markdown_table
 from .options import OptionsParser, option, warn_of_unread
 from .select import OF_THE_RUN, AnchorOptions, anchor_trainer, as_in_training, say_dropped
-from .setup import check_writable, find_model
+from .setup import find_model
 
 PAIRS, NUMBERS, PICTURE = "anchors.csv", "anchors.json", "anchors.png"
 HEADS = {  # of the table, by the names in the JSON file

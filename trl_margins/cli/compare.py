@@ -29,7 +29,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from .. import __version__
 from ..checks import NUMBERS as TAKEN
 from ..checks import check_names
-from ..disk import write
+from ..disk import check_writable, write
 from ..evaluation.intervals import student_interval
 from ..evaluation.tables import MEANING
 from ..redaction import redacted
@@ -41,7 +41,7 @@ from .compare_settings import Entry, SharedSettings, Variant, default_of, set_by
 from .config_file import Settings, as_yaml, read_yaml
 from .dry_run import plain
 from .options import Options, OptionsParser, joined, option, usage
-from .setup import WEIGHTS, check_writable, digest_of_files
+from .setup import WEIGHTS, digest_of_files
 
 logger = logging.getLogger(__name__)
 

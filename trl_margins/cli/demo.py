@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..data.demo import bundled_model_path, make_demo_splits
+from ..disk import check_writable
 from ..evaluation.tables import pair_table
 from .options import Options, OptionsParser, option, warn_of_unread
-from .setup import check_writable, load_model, load_tokenizer
+from .setup import load_model, load_tokenizer
 
 METRICS = {
     "pwa": "eval_pwa",

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.loading import load_splits, pick_split
+from ..disk import check_writable
 from .options import DTYPES, OptionsParser, RowOptions, option, usage, warn_of_unread
 from .setup import (
     base_of,
     check_files,
-    check_writable,
     find_model,
     load_config,
     load_model,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..checks import check_text
-from .setup import check_writable
+from ..disk import check_writable
 
 
 def main(argv: Sequence[str]) -> int:

@@ -11,11 +11,11 @@ import numpy as np
 
 from ..data.evaluation_factors import BERTSCORE_METRICS, METRICS, add_evaluation_factor, check_evaluation_factors
 from ..data.loading import chosen_splits
-from ..disk import naming, written
+from ..disk import check_writable, naming, written
 from ..rows import open_rows
 from ..tables import aligned
 from .options import DTYPES, OptionsParser, RowOptions, data_first, option, warn_of_unread
-from .setup import check_files, check_writable, find_model, load_tokenizer, weights_of
+from .setup import check_files, find_model, load_tokenizer, weights_of
 
 if TYPE_CHECKING:
     from datasets import DatasetDict

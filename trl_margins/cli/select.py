@@ -15,9 +15,9 @@ import numpy as np
 
 from ..checks import NUMBERS
 from ..data.loading import load_splits, pick_split
-from ..disk import write, written
+from ..disk import check_writable, write, written
 from .options import DTYPES, LENGTH, OptionsParser, ScoredRowOptions, option
-from .setup import MAX_LENGTH, check_writable, load_model, load_tokenizer, of_training, run_of, trained_with
+from .setup import MAX_LENGTH, load_model, load_tokenizer, of_training, run_of, trained_with
 
 logger = logging.getLogger(__name__)
 

@@ -4,32 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from ..disk import check_writable
 
 logger = logging.getLogger(__name__)
 
 WEIGHTS = (".safetensors", ".bin", ".jinja")  # suffixes of the files that make a model what it is
 SHORT = (LookupError, AttributeError, AssertionError, TypeError)  # errors whose text does not stand alone
 MAX_LENGTH = 1024  # of a model that this package did not train
-
-
-def check_writable(folder: str | Path) -> None:
-    """Creates a folder and checks that files can be written to it, before hours of work.
-
-    Raises:
-        OSError: they cannot.
-    """
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        reason = error.strerror or error
-        raise OSError(f"{folder} cannot be written to ({reason}): name another folder, or make room") from error
 
 
 def check_files(outputs: Iterable[str | Path | None], inputs: Iterable[str | Path] = ()) -> None:

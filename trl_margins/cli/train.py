@@ -23,6 +23,7 @@ from ..checks import check_text
 from ..data.loading import load_splits, pick_split
 from ..data.media import IMAGES
 from ..data.noise import flip_labels, parse_noise
+from ..disk import check_writable
 from ..distributed import agreed, check_processes, wait_before_leaving
 from ..logging import holding_info, release_info
 from ..methods import MARGINS, WEIGHTS, names_of
@@ -34,7 +35,7 @@ from .config_file import Settings, check_adapter, check_loading, flags_said, rea
 from .migration import OLD_KEYS, migrate
 from .mixture import mixture_splits, mixture_test_split
 from .options import OptionsParser, usage
-from .setup import check_model, check_writable, find_model, load_model, load_tokenizer
+from .setup import check_model, find_model, load_model, load_tokenizer
 from .train_options import (
     OF_MIXTURES,
     TrainArguments,

@@ -14,6 +14,7 @@ import pyarrow as pa
 from datasets import Dataset, DatasetDict, DatasetInfo, IterableDataset
 from datasets.packaged_modules.json.json import JsonConfig
 
+from ..disk import check_writable
 from .broken_files import (
     check_file,
     delimiter_of,
@@ -55,11 +56,20 @@ def load_splits(
         ValueError: a file of another kind; one that cannot be read, with its name and line; or a folder of files that
             do not belong together, with two of them.
         FileNotFoundError: something that looks like a path and is not there.
+        OSError: the cache of `datasets` cannot be written to.
     """
     path = existing(name)
-    splits = (
-        datasets.load_dataset(name, config, streaming=streaming) if path is None else _read(path, config, streaming)
-    )
+    try:
+        splits = (
+            datasets.load_dataset(name, config, streaming=streaming)
+            if path is None
+            else _read(path, config, streaming)
+        )
+    except Exception:
+        check_writable(
+            datasets.config.HF_DATASETS_CACHE, "set the environment variable HF_DATASETS_CACHE to another folder"
+        )
+        raise
     if decoded is None:
         return splits
     return type(splits)({split: without_decoding(rows, keep=decoded) for split, rows in splits.items()})

@@ -19,6 +19,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import TrainerCallback
 
+from ..disk import writing_to
 from ..distributed import agreed
 from ..pairs import IS_FLIPPED, ROW
 
@@ -201,16 +202,13 @@ class RunFolder(TrainerCallback):
 
     def _begin(self, args: Any, state: Any) -> None:
         file = Path(args.output_dir, RUN_FILE)
-        try:
+        with writing_to(
+            f"output_dir {args.output_dir}"
+        ):  # now, while nothing is lost: no checkpoint could be saved there either
             for log in self.logs:
                 log.rewind(state.global_step)
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(self.settings(), indent=2) + "\n")
-        except OSError as error:  # now, while nothing is lost: no checkpoint could be saved there either
-            raise OSError(
-                f"output_dir {args.output_dir} cannot be written to ({error.strerror or error}): name another folder, "
-                "or make room"
-            ) from error
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         for log in self.logs:

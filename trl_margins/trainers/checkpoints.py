@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
-from transformers.trainer_callback import ExportableState
+from transformers.trainer_callback import EarlyStoppingCallback, ExportableState, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length
 
 from .. import __version__
@@ -58,7 +58,7 @@ from .loaded import adapter_tensors
 from .preparation import TRAIN
 from .step_size import pairs_per_step
 from .weights import is_broken
-from .whole import forget_files, is_whole, kept_of_others, record_files, step_of
+from .whole import attributes_of, forget_files, is_whole, kept_of_others, record_files, step_of
 
 logger = logging.getLogger(__name__)
 
@@ -200,6 +200,7 @@ class CheckpointMixin(MarginTrainer):
     _first_attributes: dict[str, dict[str, str]]  # of the terms without a state, then
     _settings_read: dict[str, Any]  # of the config, when the trainer had been built
     _steps_before = 0  # of the checkpoint that is resumed
+    _counts_before: list[int]  # of the evaluations without progress, by its early-stopping callbacks
     _rng_state_of: str | None = None  # a checkpoint whose random state is still to be loaded
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
@@ -221,7 +222,7 @@ class CheckpointMixin(MarginTrainer):
         self.settings = run_settings(self)  # before the model is wrapped
         with ExitStack() as held:
             check = partial(self._enter_folder, held, resume_from_checkpoint)
-            checkpoint, self._steps_before = agreed(self.accelerator, check)
+            checkpoint, self._steps_before, self._counts_before = agreed(self.accelerator, check)
             self._forget()
             output = super().train(checkpoint, *args, **kwargs)
         if self.state.global_step == self._steps_before and not self.is_complete:
@@ -243,13 +244,21 @@ class CheckpointMixin(MarginTrainer):
             self.optimizer = None
         self._made_optimizer = self.optimizer is None
         self._made_schedule = self._made_schedule or self.lr_scheduler is None
+        for callback in self._early_stopping:
+            callback.early_stopping_patience_counter = 0
         for term in self.objective.remembering:
             if term.name in self._first_states:
                 term.load_state_dict(copy.deepcopy(self._first_states[term.name]))
         self._buffers["train"] = MetricBuffer()
 
-    def _enter_folder(self, held: ExitStack, resume: str | bool | None) -> tuple[str | None, int]:
-        """Checks the folder, on the main process, and keeps other runs out of it; the checkpoint and its step."""
+    @property
+    def _early_stopping(self) -> list[EarlyStoppingCallback]:
+        return [each for each in self.callback_handler.callbacks if isinstance(each, EarlyStoppingCallback)]
+
+    def _enter_folder(self, held: ExitStack, resume: str | bool | None) -> tuple[str | None, int, list[int]]:
+        """Checks the folder, on the main process, and keeps other runs out of it; the checkpoint, its step, and what
+        its early-stopping callbacks had counted.
+        """
         folder = Path(self.args.output_dir)
         if (limit := self.args.save_total_limit) is not None and limit < 1:
             logger.warning("save_total_limit=%d: every checkpoint is kept, as with None", limit)
@@ -266,14 +275,17 @@ class CheckpointMixin(MarginTrainer):
         if checkpoint is None:
             make_room(self, folder)
             check_links(folder)
-            return None, 0
+            return None, 0, []
         check_states(checkpoint)
         check_same_run(checkpoint, self.settings, self.args)
-        step = json.loads((checkpoint / TRAINER_STATE_NAME).read_text())["global_step"]
+        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        step = state.global_step
+        attributes = attributes_of(EarlyStoppingCallback, state)
+        counts = [each.get("early_stopping_patience_counter", 0) for each in attributes]
         goes_on = checkpoint.absolute().parent.resolve() == folder.resolve()  # also in one that is a link
         make_room(self, folder, after=step if goes_on else None)
         check_links(folder, after=step if goes_on else -1)
-        return str(checkpoint), step
+        return str(checkpoint), step, counts
 
     def set_initial_training_values(self, args: Any, dataloader: Any, *more: Any) -> Any:
         """transformers' numbers of epochs and steps, of which there must be one.
@@ -296,13 +308,22 @@ class CheckpointMixin(MarginTrainer):
                 f"the checkpoint has {self._steps_before} steps, and this run {max_steps}: raise max_steps or "
                 "num_train_epochs, or leave resume_from_checkpoint out"
             )
-        self.is_complete = self._steps_before == max_steps
-        if self.is_complete:
+        counts = zip(self._early_stopping, self._counts_before, strict=False)
+        stopped = any(count >= callback.early_stopping_patience for callback, count in counts)
+        self.is_complete = self._steps_before == max_steps or stopped
+        if stopped:
+            logger.warning(
+                "the run in %s is complete: early stopping ended it after %d of %d steps. A larger "
+                "early_stopping_patience goes on with it",
+                *(args.output_dir, self._steps_before, max_steps),
+            )
+        elif self.is_complete:
             logger.warning(
                 "the run in %s is complete: it has %d of %d steps, and nothing is left to train. More max_steps or "
                 "num_train_epochs go on with it",
                 *(args.output_dir, max_steps, max_steps),
             )
+        if self.is_complete:
             epochs = 0  # transformers would take one more step in the middle of an epoch
         elif self.args.should_save:  # saved last, it says that the run's model is there: it would be an earlier one
             with suppress(OSError):  # a folder that cannot be written to is refused where the first file is written
@@ -435,6 +456,19 @@ class CheckpointMixin(MarginTrainer):
                 wanted = get_peft_model_state_dict(self.model, save_embedding_layers=False)
                 _check_none_lost({*wanted} - saved)  # which PEFT says to nobody
 
+    def _load_callback_state(self) -> None:
+        """transformers', which replaces callbacks by new ones, and only if it is told to. Here each goes on with what
+        it had counted: a resumed run is to stop where it would have stopped.
+        """
+        if self.args.restore_callback_states_from_checkpoint:
+            super()._load_callback_state()
+            return
+        for kind in {type(each) for each in self.callback_handler.callbacks if isinstance(each, ExportableState)}:
+            callbacks = [each for each in self.callback_handler.callbacks if type(each) is kind]
+            for callback, attributes in zip(callbacks, attributes_of(kind, self.state), strict=False):
+                for name, value in attributes.items():
+                    setattr(callback, name, value)
+
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """transformers', of a model that has been loaded. A tensor that was not there keeps its first values.
 
@@ -452,7 +486,7 @@ class CheckpointMixin(MarginTrainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         is_watched = checkpoint is not None and not self.is_deepspeed_enabled
-        before = [_options_of(group) for group in self.optimizer.param_groups] if is_watched else []
+        before = [_options_of(group, self.lr_scheduler) for group in self.optimizer.param_groups] if is_watched else []
         schedule = _numbers_of(self.lr_scheduler) if is_watched and not self._made_schedule else {}
         with _loads(checkpoint, "the optimizer and its schedule", "its train_only and adapters"):
             super()._load_optimizer_and_scheduler(checkpoint)
@@ -462,7 +496,9 @@ class CheckpointMixin(MarginTrainer):
         if checkpoint is None:
             return
         if is_watched and not (self._made_optimizer and settings_before(Path(checkpoint))):  # else compared already
-            _check_options(checkpoint, before, [_options_of(group) for group in self.optimizer.param_groups])
+            _check_options(
+                checkpoint, before, [_options_of(group, self.lr_scheduler) for group in self.optimizer.param_groups]
+            )
         if schedule:
             _check_options(checkpoint, [schedule], [_numbers_of(self.lr_scheduler)])
             _check_lambdas(checkpoint, self.lr_scheduler)
@@ -488,14 +524,20 @@ _NAMES = {"initial_lr": "learning_rate", "betas": "adam_beta1, adam_beta2", "eps
 _NAMES |= {name: name for name in ("weight_decay", "momentum")}
 
 
-def _options_of(group: Mapping[str, Any]) -> dict[str, Any]:
-    options = {_NAMES[name]: value for name, value in group.items() if name in _NAMES}
+def _options_of(group: Mapping[str, Any], schedule: Any) -> dict[str, Any]:
+    """Those that training leaves as they are: a schedule may turn the momentum, too."""
+    turned = {"betas", "momentum"} if getattr(_inner(schedule), "cycle_momentum", False) else set()
+    options = {_NAMES[name]: value for name, value in group.items() if name in {*_NAMES} - turned}
     return {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+
+
+def _inner(schedule: Any) -> Any:
+    return getattr(schedule, "scheduler", schedule)  # of what accelerate makes of it
 
 
 def _numbers_of(schedule: Any) -> dict[str, Any]:
     """The settings of a schedule that are in its state, too: loading it puts the checkpoint's in their place."""
-    schedule = getattr(schedule, "scheduler", schedule)
+    schedule = _inner(schedule)
     known, state = inspect.signature(type(schedule).__init__).parameters, schedule.state_dict()
     names = [name for name in known if name in state and name not in ("last_epoch", "lr_lambda")]
     return {"schedule": type(schedule).__name__} | {name: copy.deepcopy(state[name]) for name in names}
@@ -506,7 +548,7 @@ def _check_lambdas(checkpoint: str, schedule: Any) -> None:
     Raises:
         ValueError: a schedule's function, which no state holds, gives another rate than that of the checkpoint.
     """
-    schedule = getattr(schedule, "scheduler", schedule)
+    schedule = _inner(schedule)
     if not isinstance(schedule, LambdaLR):
         return
     now = [

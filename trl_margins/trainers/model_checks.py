@@ -29,7 +29,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from transformers.trainer_utils import SaveStrategy, align_special_tokens
 
 from ..checks import shown
-from ..disk import is_of_the_disk
+from ..disk import is_of_the_disk, writing_to
 from ..distributed import local
 from ..forward.positions import positions_of, trained_positions
 from ..pairs import ROW
@@ -526,17 +526,15 @@ def check_savable(trainer: MarginTrainer) -> None:
     args = trainer.args
     if not args.should_save:
         return
-    try:
-        with tempfile.TemporaryDirectory(dir=args.output_dir, prefix=".trial-") as folder:
-            if not is_peft_model(trainer.model):
-                _check_ties(trainer.model)
-                _try_to_save(trainer.model.config, folder, "config")
-                _try_to_save(_aligned(trainer), folder, "generation_config")
-            _try_to_save(trainer.processing_class, folder, "tokenizer")
-    except OSError as error:
-        raise OSError(
-            f"{args.output_dir} cannot be written to ({error.strerror or error}): set another output_dir, or make room"
-        ) from error
+    with (
+        writing_to(f"output_dir {args.output_dir}"),
+        tempfile.TemporaryDirectory(dir=args.output_dir, prefix=".trial-") as folder,
+    ):
+        if not is_peft_model(trainer.model):
+            _check_ties(trainer.model)
+            _try_to_save(trainer.model.config, folder, "config")
+            _try_to_save(_aligned(trainer), folder, "generation_config")
+        _try_to_save(trainer.processing_class, folder, "tokenizer")
     needed, free = _checkpoint_size(trainer), shutil.disk_usage(args.output_dir).free
     if SaveStrategy(args.save_strategy) != SaveStrategy.NO and free < needed:
         logger.warning(

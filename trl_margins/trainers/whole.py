@@ -59,6 +59,12 @@ def kept_of_others(state: TrainerState) -> dict[str, Any]:
     return kept
 
 
+def attributes_of(kind: type, state: TrainerState) -> list[dict[str, Any]]:
+    """What the callbacks of this class had counted, as a checkpoint has it."""
+    kept = kept_of_others(state).get(kind.__name__, [])
+    return [each.get("attributes", {}) for each in (kept if isinstance(kept, list) else [kept])]
+
+
 def is_whole(checkpoint: str | Path) -> bool:
     """Whether a run can go on from it."""
     return fault_of(checkpoint) is None

@@ -88,7 +88,6 @@ def of_axes(panel: Any) -> Iterator[str]:
 
 
 def of_figure(figure: Any) -> Iterator[str]:
-    figure.draw_without_rendering()
     yield "figure " + " × ".join(map(number, figure.get_size_inches()))
     for panel in figure.axes:
         yield from of_axes(panel)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from conftest import VOCABULARY, byte_tokenizer, load, preference_rows, saved
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from trl_margins.cli import main, select
 from trl_margins.data.noise import flip_labels
@@ -117,6 +118,46 @@ def test_drift_from_the_command_line(tiny_model, tokenizer, tmp_path, capsys):
     assert found["kl_drift"] == pytest.approx(total, rel=1e-4)
     assert found["intervals"]["kl_drift"][0] < total < found["intervals"]["kl_drift"][1]
     assert none["kl_drift"] == pytest.approx(0, abs=1e-6)
+
+
+def test_a_reference_model_with_other_tokens(tiny_model, tmp_path, caplog):
+    """Refused where most ids are others, warned of where some are, as of a model that has named reserved tokens."""
+    preference_rows(2).to_json(tmp_path / "pairs.jsonl")
+    argv = ["evaluate", "--model_name_or_path", tiny_model, "--dataset_name", str(tmp_path / "pairs.jsonl")]
+    argv += ["--reward", "log-ratio", "--ref_model"]
+    for name, n_turned in {"some": 2, "most": 200}.items():
+        folder = shutil.copytree(tiny_model, tmp_path / name)
+        tokenizer = json.loads((folder / "tokenizer.json").read_text())
+        of_ids = [token for token in tokenizer["model"]["vocab"] if len(token) == 1][:n_turned]
+        for at, token in enumerate(of_ids):
+            tokenizer["model"]["vocab"][token] += 1 if at < len(of_ids) - 1 else 1 - len(of_ids)
+        (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert main([*argv, str(tmp_path / "some")]) == 0
+    assert re.search(r"2 of \d+ ids of .* are other tokens to the reference model .*some \(id \d+ is ", caplog.text)
+    with pytest.raises(ValueError, match=r"200 of \d+ ids of .*: it would score other texts. Give --ref_model"):
+        main([*argv, str(tmp_path / "most")])
+    shutil.copytree(tiny_model, tmp_path / "bare")
+    for file in (tmp_path / "bare").glob("*token*"):
+        file.unlink()
+    assert main([*argv, str(tmp_path / "bare")]) == 0
+    assert "bare has no tokenizer: is it one with the tokens of" in caplog.text
+
+
+@pytest.mark.parametrize("of_reference", [False, True])
+def test_a_token_without_a_row_in_the_embedding(of_reference, tiny_model, tmp_path):
+    Dataset.from_list([{"prompt": "q ", "chosen": "a", "rejected": "b<new>"}]).to_json(tmp_path / "pairs.jsonl")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.add_tokens(["<new>"])
+    wider = load(tiny_model)
+    wider.resize_token_embeddings(VOCABULARY + of_reference)
+    saved(wider, tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    model, rows = str(tmp_path / "model"), str(tmp_path / "pairs.jsonl")
+    argv = ["evaluate", "--model_name_or_path", model, "--dataset_name", rows]
+    argv += ["--reward", "log-ratio", "--ref_model", str(tiny_model)] if of_reference else []
+    said = rf"row 0 of pairs has the token {VOCABULARY}, and the model's embedding has {VOCABULARY} rows"
+    with pytest.raises(ValueError, match=said):
+        main(argv)
 
 
 def test_drift_from_another_vocabulary_is_refused(tiny_model, tmp_path):

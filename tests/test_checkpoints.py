@@ -29,7 +29,8 @@ from trl_margins.trainers.named import trainer_class
 from trl_margins.trainers.whole import is_whole
 
 
-def test_states_come_back_as_they_were(tmp_path):
+@pytest.mark.parametrize("device", ["cpu", "cpu:0"])  # as torchrun's processes have it
+def test_states_come_back_as_they_were(device, tmp_path):
     states = {
         "a": {
             "queue": torch.randn(3, dtype=torch.float64),
@@ -42,7 +43,7 @@ def test_states_come_back_as_they_were(tmp_path):
         "c": {},
     }
     save_states(states, tmp_path / "s.safetensors")
-    found = load_states(tmp_path / "s.safetensors", torch.device("cpu"))
+    found = load_states(tmp_path / "s.safetensors", torch.device(device))
     assert found.keys() == states.keys()
     for term, state in states.items():
         assert found[term].keys() == state.keys()

@@ -147,8 +147,9 @@ def measure(
     Raises:
         ValueError: no pairs to draw or to count, another vocabulary, or rewards that are not finite.
     """
-    from ..evaluation.drift import check_one_vocabulary, completion_kl
+    from ..evaluation.drift import completion_kl
     from ..evaluation.scorer import completion_tokens, logps_of_tokens
+    from ..evaluation.vocabularies import check_one_vocabulary, check_reference_vocabulary
     from ..rows.tokens import prepare_tokenizer
 
     def load(name: str) -> Any:
@@ -166,6 +167,15 @@ def measure(
         start = load(args.drift_from)
         start_tokenizer = load_tokenizer(args.drift_from, trust_remote_code=args.trust_remote_code)
         check_one_vocabulary((name, args.drift_from), (tokenizer, start_tokenizer), (model, start))
+    if plan.compares and plan.reference is not None:
+        try:
+            others = load_tokenizer(plan.reference, trust_remote_code=args.trust_remote_code)
+        except ValueError:  # it reads the model's ids, and needs none
+            logger.warning(
+                "%s has no tokenizer: whether its tokens are those of %s is not known", plan.reference, name
+            )
+        else:
+            check_reference_vocabulary((name, plan.reference), (tokenizer, others))
     bench = RM_BENCH_LENGTH if args.max_length is None else args.max_length
     longest = {each.name: bench if each.kind == "rm-bench" else plan.max_length for each in sets}
     logger.info("longest rows, in tokens: %s", longest)

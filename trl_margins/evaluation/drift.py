@@ -18,26 +18,6 @@ from .intervals import bootstrap_intervals
 from .scorer import CompletionTokens, by_batch, move, standard_inputs
 
 
-def check_one_vocabulary(names: Sequence[str], tokenizers: Sequence[Any], models: Sequence[Any]) -> None:
-    """
-    Raises:
-        ValueError: the ids of the two models are of different tokens, so that no divergence is defined.
-    """
-    one, other = ({i: token for token, i in tokenizer.get_vocab().items()} for tokenizer in tokenizers)
-    differ = min((i for i in one.keys() & other.keys() if one[i] != other[i]), default=None)
-    sizes = [model.get_input_embeddings().weight.shape[0] for model in models]
-    why = None
-    if differ is not None:
-        why = f"id {differ} is {one[differ]!r} in the one and {other[differ]!r} in the other"
-    elif sizes[0] != sizes[1]:
-        why = f"the one has {sizes[0]} ids and the other {sizes[1]}"
-    if why is not None:
-        raise ValueError(
-            f"{names[0]} cannot have drifted from {names[1]}: {why}. Give --drift_from the model that its training "
-            "started from"
-        )
-
-
 def completion_kl(
     model: Any,
     start: Any,

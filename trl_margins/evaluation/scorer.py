@@ -113,7 +113,12 @@ def logps_of_tokens(
     use_adapter: bool = True,
     desc: str = "Scoring completions",
 ) -> list[CompletionLogps]:
-    """`completion_logps` of rows that are tokenized already, as for several models with one tokenizer."""
+    """`completion_logps` of rows that are tokenized already, as for several models with one tokenizer.
+
+    Raises:
+        ValueError: a token that has no row in the model's embedding.
+    """
+    _check_ids(model, tokens, desc)
     accelerator = accelerator or Accelerator()
     move(model, accelerator.device)
     with torch.no_grad(), _ready(model, use_adapter):
@@ -235,6 +240,17 @@ def completion_tokens(
         total = sum(len(row.ids) for row in found)
         logger.warning(f"{name}: {n_cut} of {total} completions are cut to {limit}{emptied}")
     return found
+
+
+def _check_ids(model: Any, tokens: Sequence[CompletionTokens], name: str) -> None:
+    size = model.get_input_embeddings().weight.shape[0]
+    for i, row in enumerate(tokens):
+        largest = max((id for ids in (row.prompt, *row.ids) for id in ids), default=0)
+        if largest >= size:
+            raise ValueError(
+                f"row {i} of {name} has the token {largest}, and the model's embedding has {size} rows: use its own "
+                "tokenizer, or give it rows for the tokens that were added (model.resize_token_embeddings)"
+            )
 
 
 def _check_positions(model: Any, tokens: Sequence[CompletionTokens], name: str) -> None:

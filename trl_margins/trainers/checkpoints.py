@@ -100,7 +100,8 @@ def save_states(states: Mapping[str, Mapping[str, Any]], file: Path) -> None:
 
 def load_states(file: Path, device: torch.device) -> dict[str, dict[str, Any]]:
     """What `save_states` wrote."""
-    with safe_open(file, "pt", device=str(device)) as saved:
+    place = "cpu" if device.type == "cpu" else str(device)  # torchrun's processes have "cpu:0", which it does not know
+    with safe_open(file, "pt", device=place) as saved:
         states: dict[str, dict[str, Any]] = json.loads(saved.metadata()[_PLAIN])
         for key in saved.keys():  # noqa: SIM118 - it is not a mapping
             term, name = key.split("/", 1)

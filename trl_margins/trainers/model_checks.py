@@ -480,6 +480,12 @@ def _check_reference(trainer: MarginTrainer, model: PreTrainedModel) -> None:
             "other texts to it. Use a reference model with the model's tokenizer, or leave ref_model out: it is then "
             "a copy of the model"
         )
+    if ours != theirs:
+        logger.warning(
+            "the model's embedding has %s rows, and the reference model's %s: is it a model with the same tokens? It "
+            "is given the numbers of the model's",
+            *(ours, theirs),
+        )
     _check_weights(reference, "the reference model")
     if trainer.loads_reference:
         _warn_of_another(trainer.model, reference)

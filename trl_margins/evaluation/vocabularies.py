@@ -1,0 +1,62 @@
+"""Whether two models read the same ids as the same tokens."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+_FEW = 0.05  # of the ids: names that a fine-tuned model has given to reserved tokens
+
+
+def check_one_vocabulary(names: Sequence[str], tokenizers: Sequence[Any], models: Sequence[Any]) -> None:
+    """
+    Raises:
+        ValueError: the ids of the two models are of different tokens, so that no divergence is defined.
+    """
+    differing, _ = _differing(tokenizers)
+    sizes = [model.get_input_embeddings().weight.shape[0] for model in models]
+    if differing:
+        why = _first(differing, tokenizers)
+    elif sizes[0] != sizes[1]:
+        why = f"the one has {sizes[0]} ids and the other {sizes[1]}"
+    else:
+        return
+    raise ValueError(
+        f"{names[0]} cannot have drifted from {names[1]}: {why}. Give --drift_from the model that its training "
+        "started from"
+    )
+
+
+def check_reference_vocabulary(names: Sequence[str], tokenizers: Sequence[Any]) -> None:
+    """Warns of a few ids of a model that are other tokens to its reference model.
+
+    Raises:
+        ValueError: many are, so that the reference model would score other texts.
+    """
+    differing, n_both = _differing(tokenizers)
+    if not differing:
+        return
+    said = f"{len(differing)} of {n_both} ids of {names[0]} are other tokens to the reference model {names[1]}"
+    said += f" ({_first(differing, tokenizers)})"
+    if len(differing) > _FEW * n_both:
+        raise ValueError(f"{said}: it would score other texts. Give --ref_model the model that training started from")
+    logger.warning("%s: where they occur, it scores other texts", said)
+
+
+def _differing(tokenizers: Sequence[Any]) -> tuple[list[int], int]:
+    """The ids that are other tokens, in order, and how many ids both have."""
+    one, other = map(_tokens, tokenizers)
+    both = one.keys() & other.keys()
+    return sorted(i for i in both if one[i] != other[i]), len(both)
+
+
+def _first(differing: Sequence[int], tokenizers: Sequence[Any]) -> str:
+    one, other = (_tokens(tokenizer)[differing[0]] for tokenizer in tokenizers)
+    return f"id {differing[0]} is {one!r} in the one and {other!r} in the other"
+
+
+def _tokens(tokenizer: Any) -> dict[int, str]:
+    return {i: token for token, i in tokenizer.get_vocab().items()}

@@ -736,3 +736,70 @@ def without_none(value):
     if isinstance(value, dict):
         return {name: without_none(each) for name, each in value.items() if each is not None}
     return value
+
+
+# Rows behind the first 10 MB, from which `datasets` takes the columns and their types
+
+PADDED = 150_000  # bytes of each row
+LATER = {
+    "a number": {"chosen": 1.5},
+    "a boolean": {"prompt": True},
+    "an object": {"rejected": {"role": "assistant", "content": "z"}},
+    "a list": {"chosen": ["x", "y"]},
+    "a column": {"system": "s"},
+    "dates": {"chosen": "2026-01-01"},
+}
+LATER_OF_MESSAGES = {
+    "parts": {"chosen": [{"role": "assistant", "content": [{"type": "text", "text": "x"}]}]},
+    "tools": {"tools": [{"function": {"name": "f", "parameters": {"a": {"default": None}}}}]},
+}
+LATER |= LATER_OF_MESSAGES
+
+
+def padded(later: str, all_later: bool) -> list[dict[str, Any]]:
+    made: dict[str, Any] = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    if later in LATER_OF_MESSAGES:
+        made = {name: [{"role": "assistant", "content": f"{text} 1.50"}] for name, text in made.items()}
+    rows = [{**made, "pad": "x" * PADDED} for _ in range(11 * 2**20 // PADDED + 2)]
+    for row in rows[-3 if all_later else -1 :]:
+        row.update(LATER[later])
+    return rows
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
+@pytest.mark.parametrize("later", LATER)
+def test_rows_behind_the_first_megabytes(later, suffix, folder):
+    rows = padded(later, all_later=suffix == ".jsonl")
+    text = "\n".join(map(json.dumps, rows)).encode()
+    (folder / f"a{suffix}").write_bytes(text if suffix == ".jsonl" else gzip.compress(text, 1))
+    found = rows_of(folder / f"a{suffix}")
+    assert [without_none(row) for row in found] == [without_none(row) for row in rows]
+    if later == "tools":
+        assert found[-1]["tools"] == rows[-1]["tools"]
+
+
+@pytest.mark.parametrize("later", ["a number", "a column", "parts"])
+def test_a_stream_whose_later_rows_are_of_another_form(later, folder):
+    (folder / "a.jsonl").write_text("\n".join(map(json.dumps, padded(later, all_later=False))))
+    with pytest.raises(ValueError, match=r"a.jsonl: rows beyond the first 10 MB have other columns, or other types"):
+        load_splits(str(folder / "a.jsonl"), streaming=True)
+
+
+def test_two_files_of_which_the_second_has_a_number_among_its_texts(folder):
+    write(folder, a__jsonl=LINE * 2, b__jsonl=LINE + LINE.replace('"b"', "1.50"))
+    assert [row["chosen"] for row in rows_of(folder)] == ["b", "b", "b", 1.5]
+
+
+def test_tools_and_arguments_are_those_of_their_row(folder):
+    """Without the keys of other rows; a null and a whole number stay."""
+    tools = [{"name": "f", "parameters": {"x": {"default": None}}}, {"name": "g", "parameters": {"y": {"default": 2}}}]
+    rows = [
+        {
+            "prompt": "q",
+            "tools": [tool],
+            "chosen": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}],
+        }
+        for tool, arguments in zip(tools, ({"k": 1}, {"k": 1.5, "j": None}), strict=True)
+    ]
+    (folder / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert json.dumps(rows_of(folder / "a.jsonl")) == json.dumps(rows)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from reprlib import repr as shortened
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -147,11 +147,6 @@ def why_unreadable(file: Path, error: Exception) -> str:
     return f"{file.name} cannot be read: {said}{damaged}"
 
 
-def python_rows(file: Path) -> Dataset:
-    """The rows of a JSON file, read by Python."""
-    return Dataset.from_list(python_values(file), on_mixed_types="use_json")
-
-
 def python_values(file: Path) -> list[Any]:
     """What Python reads in a JSON file."""
     with open_text(file) as lines:
@@ -257,6 +252,11 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if twice := [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]:
         raise ValueError(f"the key {twice[0]!r} more than once")
     return dict(pairs)
+
+
+def open_bytes(file: Path) -> BinaryIO:
+    """A file, decompressed by its name."""
+    return LocalFileSystem().open(str(file.absolute()), "rb", compression="infer")
 
 
 def open_text(file: Path, newline: str | None = None) -> TextIO:

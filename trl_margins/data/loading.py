@@ -21,7 +21,6 @@ from .broken_files import (
     header_of,
     innermost,
     problem_of,
-    python_rows,
     rows_as_text,
     rows_inside,
     times_for_text,
@@ -31,7 +30,7 @@ from .differing_files import check_columns, joined
 from .expansion import check_expansion
 from .local_files import BUILDERS, builder_of, existing, files_of, is_plain, is_saved, linked, literal
 from .media import without_decoding
-from .mixed_json import as_written
+from .mixed_json import as_written, fits, python_rows
 
 _MISSING = ["", "NaN", "nan", "NA", "N/A", "null", "NULL", "None"]  # in the other columns of a table
 
@@ -157,7 +156,14 @@ def _read(path: Path, config: str | None, streaming: bool) -> DatasetDict:
     if found := times_for_text(loaded, _texts()):
         raise ValueError(f"{path.name}: {found}: write it as Parquet or CSV")
     if streaming:
+        if any(rows.features and not fits(rows.features, files, only_first=True) for rows in loaded.values()):
+            raise ValueError(
+                f"{path.name}: rows beyond the first 10 MB have other columns, or other types in them, which a stream "
+                "would read as text or leave out: load the data set instead of streaming it, or give all rows one form"
+            )
         return loaded
+    if not all(fits(rows.features, files) for rows in loaded.values()):
+        return DatasetDict({split: python_rows(files) for split, files in splits.items()})
     return DatasetDict({split: as_written(rows, splits[split]) for split, rows in loaded.items()})
 
 
@@ -168,7 +174,7 @@ def _one(file: Path, read: Callable[[Mapping[str, Sequence[Path]]], DatasetDict]
     except Exception as error:
         if builder_of(file) == "json" and isinstance(innermost(error), _OF_ARROW):
             with suppress(Exception):
-                if len(rows := python_rows(file)):
+                if len(rows := python_rows([file])):
                     return rows
         raise ValueError(why_unreadable(file, error)) from error
 

@@ -1,25 +1,57 @@
-"""Columns of a JSON file that hold values of several types: texts in them stay the texts that they are.
+"""JSON files whose values do not fit into columns of one type: each stays as it is written there.
 
-`datasets` holds such a column as JSON, and takes a text that spells JSON for what it spells: the answer `"4"` would be
-a number, and `"yes"` in quotes would lose them.
+`datasets` takes the columns and their types from the first 10 MB. What differs later is turned into text, with the
+quotes of JSON around every text of its column, or is left out. A column of several types it holds as JSON, and takes a
+text that spells JSON for what it spells: the answer `"4"` would be a number. And all objects of a column get the same
+keys, so that a tool's `"default": null` is gone and an argument `1` beside a fraction is `1.0`.
 """
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Sequence
-from itertools import chain
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.json as paj
 from datasets import Dataset, Features, Json, List, concatenate_datasets
 
-from .broken_files import python_values
+from .broken_files import open_bytes, python_values
+
+_READ_AT_ONCE = 10 << 20  # bytes, by `datasets`
+_PIECE = 2**26
+_FREE = ("tools", "arguments", "parameters")  # have other keys in each row, and are shown as they are
+
+
+def fits(features: Features, files: Sequence[Path], only_first: bool = False) -> bool:
+    """Whether these columns hold all that the files do; `only_first`: what the first 64 MB of the first file do."""
+    for file in files[: 1 if only_first else None]:
+        try:
+            for piece in islice(_pieces(file), 1 if only_first else None):
+                if len(files) == 1 and len(piece) <= _READ_AT_ONCE:
+                    return True  # `datasets` has seen all of it at once
+                if not _holds(features, _schema(piece)):
+                    return False
+        except (pa.ArrowException, ValueError):  # a value of another type, within these rows
+            return False
+    return True
+
+
+def python_rows(files: Sequence[Path]) -> Dataset:
+    """The rows of JSON files, read by Python."""
+    rows = [row for file in files for row in python_values(file)]
+    if rows and all(isinstance(row, dict) for row in rows):  # the first row's columns would be all that there are
+        rows[0] = dict.fromkeys(chain.from_iterable(rows)) | rows[0]
+    return Dataset.from_list(rows, on_mixed_types="use_json")
 
 
 def as_written(rows: Dataset, files: Sequence[Path]) -> Dataset:
-    """The rows of these files, with the texts of mixed columns as they are written there."""
-    mixed = {name: feature for name, feature in rows.features.items() if _is_mixed(feature)}
+    """The rows of these files, with what columns of one type do not hold as it is written there."""
+    kinds = {name: _as_json(feature, name) for name, feature in rows.features.items()}
+    mixed = {name: kind for name, kind in kinds.items() if kind != rows.features[name] or _is_mixed(kind)}
     if not mixed:
         return rows
     values = chain.from_iterable(map(python_values, files))
@@ -28,6 +60,57 @@ def as_written(rows: Dataset, files: Sequence[Path]) -> Dataset:
     if len(mixed) < len(columns):
         found = concatenate_datasets([rows.remove_columns([*mixed]), found], axis=1)
     return found.select_columns(columns)
+
+
+def _pieces(file: Path) -> Iterator[bytes]:
+    """Of whole lines; a document that is a list, as one."""
+    with open_bytes(file) as content:
+        piece = content.read(_PIECE)
+        if piece.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
+            yield piece + content.read()
+            return
+        while piece:
+            yield piece + content.readline()
+            piece = content.read(_PIECE)
+
+
+def _schema(piece: bytes) -> pa.Schema:
+    text = piece.removeprefix(b"\xef\xbb\xbf")
+    if text.lstrip().startswith(b"["):
+        return pa.Table.from_pylist(json.loads(text, strict=False)).schema
+    return paj.read_json(io.BytesIO(text), read_options=paj.ReadOptions(block_size=len(text) + 1)).schema
+
+
+def _holds(features: Mapping[str, Any], fields: Any) -> bool:
+    return all(field.name in features and _holds_all(features[field.name], field.type) for field in fields)
+
+
+def _holds_all(feature: Any, kind: pa.DataType) -> bool:
+    if isinstance(feature, Json) or pa.types.is_null(kind):
+        return True
+    if isinstance(feature, List):
+        return pa.types.is_list(kind) and _holds_all(feature.feature, kind.value_type)
+    if isinstance(feature, dict):
+        return pa.types.is_struct(kind) and _holds(feature, kind)
+    if pa.types.is_nested(kind):
+        return False
+    return _sort(feature.pa_type) == _sort(kind)
+
+
+def _sort(kind: pa.DataType) -> str:
+    is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
+    return "number" if is_number else "text" if pa.types.is_large_string(kind) else str(kind).split("[")[0]
+
+
+def _as_json(feature: Any, name: str) -> Any:
+    """The feature, with JSON where each row has keys of its own."""
+    if isinstance(feature, Json) or (name in _FREE and isinstance(feature, dict | List)):
+        return Json()
+    if isinstance(feature, List):
+        return List(_as_json(feature.feature, ""))
+    if isinstance(feature, dict):
+        return {key: _as_json(inner, key) for key, inner in feature.items()}
+    return feature
 
 
 def _is_mixed(feature: Any) -> bool:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 _OF_LIBRARIES = re.compile(
-    r"(?:os error|\[errno) (?:28|122|27|30|5)\b|PytorchStreamWriter failed|inline_container\.cc.*unexpected pos"
+    r"(?:os error|\[[Ee]rrno) (?:28|122|27|30|5)\b|PytorchStreamWriter failed|inline_container\.cc.*unexpected pos"
+    r"|basic_ios::clear: iostream error"
     r"|open file failed with strerror: (?:No space left|Disk quota|File too large|Read-only file|Input/output)"
 )  # those that write themselves: safetensors, torch
 

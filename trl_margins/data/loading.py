@@ -153,13 +153,14 @@ def _read(path: Path, config: str | None, streaming: bool) -> DatasetDict:
         raise ValueError(f"{path.name}: {found}")
     if builder_of(files[0]) != "json":
         return loaded
-    if found := times_for_text(loaded, _texts()):
-        raise ValueError(f"{path.name}: {found}: write it as Parquet or CSV")
     if streaming:
+        if found := times_for_text(loaded, _texts()):
+            raise ValueError(f"{path.name}: {found}: load the data set instead of streaming it")
         if any(rows.features and not fits(rows.features, files, only_first=True) for rows in loaded.values()):
             raise ValueError(
-                f"{path.name}: rows beyond the first 10 MB have other columns, or other types in them, which a stream "
-                "would read as text or leave out: load the data set instead of streaming it, or give all rows one form"
+                f"{path.name}: later files, or rows beyond the first 10 MB, have other columns, or other types in "
+                "them, which a stream would read as text or leave out: load the data set instead of streaming it, or "
+                "give all rows one form"
             )
         return loaded
     if not all(fits(rows.features, files) for rows in loaded.values()):

@@ -3,7 +3,8 @@
 `datasets` takes the columns and their types from the first 10 MB. What differs later is turned into text, with the
 quotes of JSON around every text of its column, or is left out. A column of several types it holds as JSON, and takes a
 text that spells JSON for what it spells: the answer `"4"` would be a number. And all objects of a column get the same
-keys, so that a tool's `"default": null` is gone and an argument `1` beside a fraction is `1.0`.
+keys, so that a tool's `"default": null` is gone and an argument `1` beside a fraction is `1.0`. It takes a column of
+nothing but dates for times.
 """
 
 from __future__ import annotations
@@ -11,30 +12,34 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.json as paj
-from datasets import Dataset, Features, Json, List, concatenate_datasets
+from datasets import Dataset, Features, Json, List, Value, concatenate_datasets
 
 from .broken_files import open_bytes, python_values
 
 _READ_AT_ONCE = 10 << 20  # bytes, by `datasets`
 _PIECE = 2**26
-_FREE = ("tools", "arguments", "parameters")  # have other keys in each row, and are shown as they are
+_FREE = ("tools", "arguments", "parameters", "chat_template_kwargs")  # have other keys in each row
 
 
 def fits(features: Features, files: Sequence[Path], only_first: bool = False) -> bool:
-    """Whether these columns hold all that the files do; `only_first`: what the first 64 MB of the first file do."""
-    for file in files[: 1 if only_first else None]:
+    """Whether these columns hold all that the files do; `only_first`: what their first 64 MB do."""
+    seen = 0
+    for file in files:
         try:
-            for piece in islice(_pieces(file), 1 if only_first else None):
+            for piece in _pieces(file):
                 if len(files) == 1 and len(piece) <= _READ_AT_ONCE:
                     return True  # `datasets` has seen all of it at once
                 if not _holds(features, _schema(piece)):
                     return False
+                seen += len(piece)
+                if only_first and seen >= _PIECE:
+                    return True
         except (pa.ArrowException, ValueError):  # a value of another type, within these rows
             return False
     return True
@@ -103,14 +108,14 @@ def _sort(kind: pa.DataType) -> str:
 
 
 def _as_json(feature: Any, name: str) -> Any:
-    """The feature, with JSON where each row has keys of its own."""
+    """The feature, with JSON where each row has keys of its own, and text for what was taken for a time."""
     if isinstance(feature, Json) or (name in _FREE and isinstance(feature, dict | List)):
         return Json()
     if isinstance(feature, List):
         return List(_as_json(feature.feature, ""))
     if isinstance(feature, dict):
         return {key: _as_json(inner, key) for key, inner in feature.items()}
-    return feature
+    return Value("string") if pa.types.is_timestamp(feature.pa_type) else feature
 
 
 def _is_mixed(feature: Any) -> bool:

@@ -84,10 +84,14 @@ def make_pairs(
             answers = answers.at([i for i, answer in enumerate(answers.answers) if not answer.is_cut])
         pairs += _pairs_of(answers, strategy, 1 if k is None and strategy != "all" else k, min_gap, seed, counts)
     _say(lists, pairs, counts, min_gap)
+    found = len(pairs)
     if balance_length:
         pairs = _balanced(pairs, seed)
     if not pairs:
-        raise ValueError(f"no pair is left of {counts['lists']} lists: the log says why; a lower min_gap takes more")
+        balanced = [f"balance_length leaves out the {found} pairs of the others"] if found else []
+        why = ", ".join([*_left_out(counts, min_gap), *balanced])
+        lower = "; a lower min_gap takes more" if counts["close"] and min_gap else ""
+        raise ValueError(f"no pair is left of {counts['lists']} lists: {why}{lower}")
     return pair_rows(lists, pairs)
 
 
@@ -154,13 +158,18 @@ def _is_empty(response: Any) -> bool:
     return not calls and not text_of(response).strip()
 
 
-def _say(lists: ScoredLists, pairs: Sequence[ScoredList], counts: Counter[str], min_gap: float | None) -> None:
+def _left_out(counts: Counter[str], min_gap: float | None) -> list[str]:
+    """How many lists give no pair, and why."""
     few = {
         "few": "with fewer than two different answers",
         "tied": "whose answers all have the same score",
         "close": f"without two scores that differ by {min_gap:g}" if min_gap else "without a pair",
     }
-    said = [f"{counts[name]} {why}" for name, why in few.items() if counts[name]]
+    return [f"{counts[name]} {why}" for name, why in few.items() if counts[name]]
+
+
+def _say(lists: ScoredLists, pairs: Sequence[ScoredList], counts: Counter[str], min_gap: float | None) -> None:
+    said = _left_out(counts, min_gap)
     logger.info("%d pairs of %d lists%s", len(pairs), counts["lists"], f"; left out {', '.join(said)}" if said else "")
     if counts["cut"]:
         logger.info("left out %d answers that were cut", counts["cut"])

@@ -171,10 +171,7 @@ class RowReader:
                 f"is {kinds[isinstance(chosen, str)]}: give both in one form"
             )
         prompt, chosen, rejected = self._split(self._prompt(row, where), chosen, rejected, where)
-        if self.system_column is not None:
-            system = row.get(self.system_column)
-            text = text_of(self._part(self.system_column, system, where)) if system else ""
-            prompt, (chosen, rejected) = with_system(text, prompt, [chosen, rejected])
+        prompt, (chosen, rejected) = self._with_system(row, prompt, [chosen, rejected], where)
         for name, part in zip(COMPLETIONS, (chosen, rejected), strict=True):
             if isinstance(part, list) and part[0]["role"] == "system":
                 raise RowError(
@@ -194,14 +191,22 @@ class RowReader:
         """Reads the prompt column alone, which must be there, with the system message and the template's variables."""
         where = self.where(number)
         prompt = self._part(str(self.prompt_column), row.get(str(self.prompt_column)), where)
-        if self.system_column is not None and (system := row.get(self.system_column)):
-            prompt, _ = with_system(text_of(self._part(self.system_column, system, where)), prompt, [])
+        prompt, _ = self._with_system(row, prompt, [], where)
         return PreferenceRow(prompt, [], self.template(row, where))
+
+    def _with_system(
+        self, row: Mapping[str, Any], prompt: Part, completions: list[Any], where: str
+    ) -> tuple[Part, list[Part]]:
+        if self.system_column is None:
+            return prompt, completions
+        system = row.get(self.system_column)
+        text = text_of(self._part(self.system_column, system, where)) if system else ""
+        return with_system(text, prompt, completions, f"column {self.system_column!r}, {where}")
 
     def _prompt(self, row: Mapping[str, Any], where: str) -> Part | None:
         """None where the completions begin with it."""
         name = self.prompt_column
-        if name is None or (name in SHAREGPT and name not in self.stored and not is_messages(row.get(name))):
+        if name is None or (name in SHAREGPT and name not in self.stored and not _looks_said(row.get(name))):
             return None
         return self._part(name, row.get(name), where)
 
@@ -576,12 +581,32 @@ def is_messages(value: Any) -> bool:
     return True
 
 
-def with_system(system: str, prompt: Part, completions: list[Any]) -> tuple[list[Message], list[Part]]:
-    """With a system message in front; text becomes messages, since only they can have one."""
+def _looks_said(value: Any) -> bool:
+    """Whether it is a list of messages, perhaps with unknown roles."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(
+            isinstance(each, Mapping) and {"content", "value"} & each.keys() and {"role", "from"} & each.keys()
+            for each in value
+        )
+    )
+
+
+def with_system(system: str, prompt: Part, completions: list[Any], where: str) -> tuple[list[Message], list[Part]]:
+    """With a system message in front; text becomes messages, since only they can have one.
+
+    Raises a RowError for a prompt that has another one, `where` the system message is from.
+    """
     if isinstance(prompt, str):
         prompt, completions = says("user", prompt), [says("assistant", part) for part in completions]
     if system and prompt[0]["role"] != "system":
         prompt = says("system", system) + prompt
+    elif system and (own := text_of(prompt[:1])) != system:
+        raise RowError(
+            f"{where}: {shortened(system)} is another system message than the prompt's own, {shortened(own)}: leave "
+            "system_column out, or one of the two"
+        )
     return prompt, completions
 
 

@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 _STREAMED_AT_ONCE = 64  # rows that a stream reads ahead
 _IN_A_ROW = 10_000  # pairs of a stream that are dropped before something is said
+_TAIL = 4  # tokens in which a completion ends: an end token, and what a chat template puts behind it
 _NO_END = 10 * _IN_A_ROW  # of them, and there may be no other
 _COMPARED = 256  # rows at which the two ways of tokenization are compared
 
@@ -205,7 +206,9 @@ def look_at_first_rows(opened: OpenedSet, processing_class: Any, cpo_max_length:
             f"{lost[0]}: look at the chat template and the tokenizer"
         )
     _report_tails(split, rows, [tokens.tail for tokens in ours], processing_class)
-    bos = getattr(tokenizer_of(processing_class), "bos_token_id", None)
+    tokenizer = tokenizer_of(processing_class)
+    _report_ends(split, rows, ours, tokenizer)
+    bos = getattr(tokenizer, "bos_token_id", None)
     if doubled := [i for i, tokens in enumerate(ours) if bos is not None and tokens.prompt[:2] == [bos, bos]]:
         logger.warning(
             f"{split}: {len(doubled)} of the first {len(rows)} rows begin with two begin tokens (the first is row "
@@ -214,6 +217,25 @@ def look_at_first_rows(opened: OpenedSet, processing_class: Any, cpo_max_length:
     if cpo_max_length is not None:
         cpo = CPOTokenizer(None, processing_class, cpo_max_length, None, is_encoder_decoder=False)
         _compare_with_cpo(split, rows, [cpo_columns(tokens, cpo_max_length) for tokens in ours], cpo)
+
+
+def _report_ends(split: str, rows: Sequence[PreferenceRow], ours: Sequence[RowTokens], tokenizer: Any) -> None:
+    """Warns of completions that end twice, or with nothing that a model could stop at."""
+    end, ends = tokenizer.eos_token_id, {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", ())}
+    tails = [[ids[-_TAIL:] for ids in tokens.completions] for tokens in ours]
+    twice = [i for i, both in enumerate(tails) if any(ids.count(end) > 1 for ids in both)]
+    never = [i for i, both in enumerate(tails) if any(ids and ends.isdisjoint(ids) for ids in both)]
+    if twice:
+        logger.warning(
+            f"{split}: in {len(twice)} of the first {len(rows)} rows a completion ends with two end tokens (the first "
+            f"is row {twice[0]}): the text has one already. Remove it from the text, with what follows it"
+        )
+    if never:
+        logger.warning(
+            f"{split}: in {len(never)} of the first {len(rows)} rows a completion ends without a special token (the "
+            f"first is row {never[0]}): a model that learns from them does not stop. Let the chat template end the "
+            "assistant's messages with the end token"
+        )
 
 
 def _unspelled(row: PreferenceRow, tokens: RowTokens, processing_class: Any) -> str | None:

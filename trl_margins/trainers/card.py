@@ -324,8 +324,10 @@ def n_parameters(model: Any) -> tuple[int, int]:
 def stored_in(trainer: Any) -> str:
     """The dtypes of the weights and, if it is another, that of the computation."""
     dtypes = ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in trainer.model.parameters()}))
-    precision = trainer.accelerator.mixed_precision
-    return dtypes if precision == "no" else f"{dtypes}; computed in {precision}"
+    accelerator = trainer.accelerator
+    computes = accelerator.native_amp or trainer.is_deepspeed_enabled  # not in float16 on a CPU, whatever was asked for
+    precision = accelerator.mixed_precision
+    return f"{dtypes}; computed in {precision}" if computes and precision != "no" else dtypes
 
 
 def changed(config: Any, names: Sequence[str], always: Sequence[str] = ()) -> list[tuple[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -29,6 +30,8 @@ from .configs import MarginDPOConfig
 from .mixin import MarginMixin
 from .model_checks import check_before_training
 from .preparation import PreparedSets
+
+logger = logging.getLogger(__name__)
 
 _NO_REFERENCE = object()
 _REFERENCE = "reference_logps"  # in a batch that several forward passes read
@@ -197,6 +200,9 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
 
     def _precompute_ref_logps(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         self._wrap_collator()
+        if there := [name for name in _OF_REFERENCE if name in dataset.column_names]:
+            logger.warning("precompute_ref_log_probs: the data set's own %s are computed anew", " and ".join(there))
+            dataset = dataset.remove_columns(there)
         return super()._precompute_ref_logps(dataset, *args, **kwargs)
 
     def _extra_loss(self, pairs: PairLogps) -> Tensor | float:

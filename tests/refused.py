@@ -32,10 +32,10 @@ def command():
     main(["train", *argv])
 
 
-def train(out):
+def train(out, rows=8, **options):
     settings = {"output_dir": str(OUT / out), "max_steps": 1, "save_steps": 1, "per_device_train_batch_size": 2}
-    config = GapPOConfig(**quiet(**settings, save_strategy="steps"))
-    trainer = GapPOTrainer(MODEL, config, train_dataset=preference_rows(8))
+    config = GapPOConfig(**quiet(**settings, **options, save_strategy="steps"))
+    trainer = GapPOTrainer(MODEL, config, train_dataset=preference_rows(rows))
     if out == "checkpoint":
         trainer.add_callback(InTheWay())
     trainer.train()
@@ -67,6 +67,8 @@ state.wait_for_everyone()
 attempt("error", lambda: agreed(state, refuse))
 attempt("settings", lambda: train("settings"))
 attempt("checkpoint", lambda: train("checkpoint"))
+attempt("options", lambda: train("options", seed=state.process_index, num_train_epochs=1 + state.process_index))
+attempt("rows", lambda: train("rows", rows=8 + state.process_index))
 attempt("used", command)
 if state.is_main_process:
     (OUT / "cli" / "pair_log.csv").unlink()

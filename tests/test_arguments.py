@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -257,6 +258,37 @@ def test_a_collator_that_makes_no_batch_of_pairs(name, base, tiny_model, tmp_pat
     trainer = build(base, load(tiny_model), tmp_path, data_collator=collator)
     with pytest.raises(ValueError, match=rf"data_collator: {name} makes no batch of \d rows"):
         trainer.train()
+
+
+@pytest.mark.parametrize("base", TRAINERS)
+@pytest.mark.parametrize("share_prompt", ["auto", "never"])
+def test_a_collator_that_changes_which_pairs_there_are(share_prompt, base, tiny_model, tmp_path):
+    """Their scores are those of the rows, in their order."""
+
+    def length(row):
+        return len(row.get("chosen_ids", row.get("chosen_input_ids")))
+
+    def build_with(collate):
+        options = {"share_prompt": share_prompt, "per_device_train_batch_size": 4, "save_strategy": "no"}
+        args = TRAINERS[base][1](**quiet(output_dir=str(tmp_path), max_steps=1, weight="score-gap", **options))
+        trainer = build(base, load(tiny_model), tmp_path, args=args, train_dataset=preference_rows(8))
+        trainer.data_collator.collator = partial(collate, trainer.data_collator.collator)
+        return trainer
+
+    def backwards(collator, rows):
+        return collator(sorted(rows, key=length, reverse=True))
+
+    def fewer(collator, rows):
+        return collator(rows[1:])
+
+    def same(collator, rows):
+        return collator(list(rows))
+
+    with pytest.raises(ValueError, match="data_collator: partial gives the pairs in another order than their rows"):
+        build_with(backwards).train()
+    with pytest.raises(ValueError, match=r"data_collator: partial makes a batch of 3 pairs out of 4 rows"):
+        build_with(fewer).train()
+    build_with(same).train()
 
 
 @pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])

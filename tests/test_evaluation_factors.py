@@ -10,11 +10,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import preference_rows
+from conftest import byte_tokenizer, load, preference_rows, quiet
 from datasets import Dataset, DatasetDict, load_from_disk
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenize import tokenize
 
+from trl_margins import GapAwarePOConfig, GapAwarePOTrainer
 from trl_margins.cli import main
 from trl_margins.cli.score import table
 from trl_margins.data import evaluation_factors as ef
@@ -24,6 +25,7 @@ from trl_margins.data.evaluation_factors import (
     check_evaluation_factors,
     completion_texts,
     compute,
+    few_words,
 )
 from trl_margins.data.loading import load_splits
 from trl_margins.rows import RowReader
@@ -488,3 +490,35 @@ class TestCommand:
             main([*argv, str(tmp_path / "out.csv")])
         with pytest.raises(ValueError, match=r"out.xlsx: a file is one of \.jsonl"):
             main([*argv, str(tmp_path / "out.xlsx")])
+
+
+@pytest.mark.parametrize(
+    ("n", "n_zero", "n_one", "said"),
+    [
+        (20, 1, 10, None),
+        (20, 2, 0, "0 in 2 of 20 pairs (10.0%): gap-aware cannot tell apart"),
+        (20, 0, 11, "1 in 11 of 20 pairs (55.0%): gap-aware takes completions for equal that have the same words"),
+        (1, 1, 0, "0 in 1 of 1 pair (100.0%)"),
+        (0, 0, 0, None),
+    ],
+)
+def test_what_words_cannot_tell_apart(n, n_zero, n_one, said):
+    found = few_words(n, n_zero, n_one)
+    assert (found is None) == (said is None)
+    assert (said or "") in (found or "")
+
+
+@pytest.mark.parametrize(("metric", "value"), [("rouge1", 0), ("jaccard", 1)])
+def test_texts_without_latin_letters_are_warned_of(metric, value, tiny_model, tmp_path, caplog):
+    """In training and by the command, as `inspect` does."""
+    rows = [{"prompt": "вопрос", "chosen": "хорошо сказано", "rejected": "плохо"}] * 4
+    Dataset.from_list(rows).to_json(tmp_path / "rows.jsonl")
+    with caplog.at_level(logging.WARNING, "trl_margins"):
+        assert main(["score", str(tmp_path / "rows.jsonl"), "--metric", metric]) == 0
+    assert f"train: the evaluation factor is {value} in 4 of 4 pairs (100.0%)" in caplog.text
+    caplog.clear()
+    config = GapAwarePOConfig(**quiet(output_dir=str(tmp_path / "out"), max_steps=1, gap_aware_metric=metric))
+    GapAwarePOTrainer(
+        load(tiny_model), config, train_dataset=Dataset.from_list(rows), processing_class=byte_tokenizer()
+    )
+    assert f"train: the evaluation factor is {value} in 4 of 4 pairs (100.0%)" in caplog.text

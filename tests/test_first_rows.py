@@ -58,6 +58,41 @@ def test_a_template(template, caplog):
         assert '"Ärger mit  Öl' in said[0]
 
 
+ENDS = {
+    "one": ("[{{ m.role }}]{{ m.content }}{{ eos_token }}\n", "a", None),
+    "none": ("[{{ m.role }}]{{ m.content }}\n", "a", "3 rows a completion ends without a special token (the first is"),
+    "another special token": ("<|user|>{{ m.content }}<|assistant|>\n", "a", None),
+    "one in the text": (None, "a</s>", None),
+    "two in the text": (
+        None,
+        "a</s>\n",
+        "3 rows a completion ends with two end tokens (the first is row 0): the text",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ENDS)
+def test_where_a_completion_ends(case, caplog):
+    template, text, said = ENDS[case]
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|user|>", "<|assistant|>"]})
+    row = {"prompt": "q", "chosen": text, "rejected": "b"}
+    if template is not None:
+        tokenizer.chat_template = "{% for m in messages %}" + template + "{% endfor %}"
+        row = {name: [user(value) if name == "prompt" else bot(value)] for name, value in row.items()}
+    said_of([row] * 3, tokenizer, caplog)
+    found = [line for line in caplog.messages if "a completion ends" in line]
+    assert len(found) == (said is not None)
+    if said is not None:
+        assert said in found[0]
+
+
+def test_tools_beside_text(caplog):
+    row = {"prompt": "q", "chosen": "a", "rejected": "b", "tools": "[{}]", "chat_template_kwargs": {"x": 1}}
+    said_of([{**row, "tools": None, "chat_template_kwargs": None}, row], byte_tokenizer(), caplog)
+    assert "1 rows of text (the first is row 1) have 'tools', 'x', which only a chat template reads" in caplog.text
+
+
 @pytest.mark.parametrize("row", [TEXT, CHAT], ids=["text", "chat"])
 @pytest.mark.parametrize(
     ("normalizer", "is_said"),

@@ -42,6 +42,7 @@ from trl_margins.evaluation.scorer import completion_logps
 from trl_margins.forward.positions import positions_of
 from trl_margins.rows import PreferenceRow
 from trl_margins.trainers import model_checks
+from trl_margins.trainers.card import stored_in
 from trl_margins.trainers.model_checks import TokenLimits, _check_trains, _check_weights
 
 both_bases = pytest.mark.parametrize("base", BASES)
@@ -335,13 +336,41 @@ def test_from_the_command_line(base, tiny_model, tmp_path):
 # Reference models
 
 
-def test_a_reference_model_of_another_vocabulary(tiny_model, tmp_path):
+def test_a_reference_model_of_another_vocabulary(tiny_model, tmp_path, caplog):
     other = LlamaConfig(**{**LLAMA.to_dict(), "vocab_size": 2 * VOCABULARY})
     found = rf"vocabulary has {VOCABULARY} tokens, and the reference model's {2 * VOCABULARY}"
     with pytest.raises(ValueError, match=found):
         build("dpo", load(tiny_model), tmp_path, ref_model=made(other))
+    build("dpo", load(tiny_model), tmp_path, ref_model=load(tiny_model))
+    assert "the reference model's" not in caplog.text
     # padding to a round number is none
     build("dpo", load(tiny_model), tmp_path, ref_model=made(LlamaConfig(**{**LLAMA.to_dict(), "vocab_size": 264})))
+    assert (
+        f"embedding has {VOCABULARY} rows, and the reference model's 264: is it a model with the same" in caplog.text
+    )
+
+
+def test_reference_log_probabilities_that_the_data_has(tiny_model, tmp_path, caplog):
+    """They are computed anew, as without these columns."""
+    losses = []
+    for data in (preference_rows(6), preference_rows(6).add_column("ref_chosen_logps", [9.0] * 6)):
+        options = {"precompute_ref_log_probs": True, "max_steps": 1}
+        trainer = build("dpo", load(tiny_model), tmp_path / str(len(losses)), data=data, options=options)
+        losses.append(trainer.train().training_loss)
+    assert losses[0] == losses[1]
+    assert "precompute_ref_log_probs: the data set's own ref_chosen_logps are computed anew" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "said"), [({"fp16": True}, "float32"), ({"bf16": True}, "float32; computed in bf16")]
+)
+def test_what_a_cpu_computes_in(options, said, tiny_model, tmp_path):
+    """Not in float16, whatever was asked for."""
+    trainer = build("cpo", load(tiny_model), tmp_path, options={"use_cpu": True, **options})
+    assert stored_in(trainer) == said
+    with trainer.accelerator.autocast():
+        kind = (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
+    assert (kind == torch.bfloat16) == ("bf16" in said)
 
 
 def test_a_reference_model_that_was_not_resized(tiny_model, tmp_path):

@@ -23,8 +23,9 @@ from trl_margins.evaluation.scorer import completion_tokens
 from trl_margins.evaluation.sets import evaluation_set
 from trl_margins.rows import PreferenceRow, open_rows, tokenize
 from trl_margins.rows import tokenized as tokenized_module
-from trl_margins.rows.form import RowReader
+from trl_margins.rows.form import RowError, RowReader
 from trl_margins.rows.limited import limited
+from trl_margins.rows.lists import ScoredLists
 from trl_margins.rows.mixed import mixed
 from trl_margins.rows.opened import column_names
 from trl_margins.rows.references import referred
@@ -696,3 +697,32 @@ def test_prompts_that_are_empty_in_some_rows(caplog):
     assert not caplog.text  # a set without prompts
     open_rows(Dataset.from_list(rows), "train")
     assert "in 2 of 3 text rows the prompt is empty (the first is row 0)" in caplog.text
+
+
+def test_two_system_messages():
+    """One in the prompt, another in the column that is named; in pairs and in lists."""
+    prompt = [{"role": "system", "content": "own"}, {"role": "user", "content": "q"}]
+    pair = {name: [{"role": "assistant", "content": name}] for name in ("chosen", "rejected")}
+    lists = {"responses": ["a", "b"], "scores": [1, 2]}
+
+    def read(answers, system):
+        rows = Dataset.from_list([{"prompt": prompt, **answers, "system": system}])
+        if answers is lists:
+            return list(ScoredLists.of(rows, "x", None, None, "system"))
+        return list(open_rows(rows, "x", system_column="system"))
+
+    for answers in (pair, lists):
+        for system in ("own", None):
+            (found,) = read(answers, system)
+            assert found.prompt == prompt
+        said = r"column 'system', .*row 0.*other.* is another system message than the prompt's own, .*own"
+        with pytest.raises(RowError, match=said):
+            read(answers, "other")
+
+
+@pytest.mark.parametrize("role", ["alice", "function_call"])
+def test_an_unknown_role_in_sharegpts_messages(role):
+    turns = [{"from": "human", "value": "q"}, {"from": role, "value": "x"}]
+    sides = {name: {"from": "gpt", "value": name} for name in ("chosen", "rejected")}
+    with pytest.raises(RowError, match=rf"column 'conversations', row 0 .*is from '{role}'; known: human, gpt"):
+        list(open_rows(Dataset.from_list([{"conversations": turns, **sides}]), "x"))

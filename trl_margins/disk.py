@@ -115,9 +115,19 @@ def naming(place: str | Path, *others: Path) -> Iterator[None]:
 
 
 def free(folder: Path) -> str:
-    """The room that is left where a folder is, or would be."""
+    """The room that is left where a folder is, or would be, and how large a file may be."""
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
-    return f"{shutil.disk_usage(there).free / 1e6:.1f} MB"
+    return f"{shutil.disk_usage(there).free / 1e6:.1f} MB{_limit()}"
+
+
+def _limit() -> str:
+    try:
+        import resource  # not on Windows
+
+        most, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    except ImportError:
+        return ""
+    return "" if most == resource.RLIM_INFINITY else f" (`ulimit -f` allows {most / 1e6:.1f} MB in one file)"
 
 
 def rooms(*folders: str | Path) -> str:

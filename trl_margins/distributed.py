@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedType, broadcast_object_list
+from accelerate.utils import DistributedType, broadcast_object_list, gather_object
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
@@ -108,6 +108,24 @@ def agreed(accelerator: Accelerator | PartialState, check: Callable[[], Any]) ->
     if error is not None:
         raise error
     return result
+
+
+def check_alike(accelerator: Accelerator, settings: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        ValueError: the processes of a run were started with other settings; on all of them.
+    """
+    if accelerator.num_processes == 1:
+        return
+    first, *others = gather_object([dict(settings)])
+    for rank, other in enumerate(others, start=1):
+        names = [name for name in first if first[name] != other.get(name)]
+        if names:
+            differ = "; ".join(f"{name} {first[name]!r} and {other.get(name)!r}" for name in names)
+            raise ValueError(
+                f"process 0 and process {rank} of one run have other settings: {differ}. Start all with the same "
+                "command and the same files"
+            )
 
 
 def _sent(error: Exception) -> Exception:

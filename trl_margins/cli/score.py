@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..data.evaluation_factors import BERTSCORE_METRICS, METRICS, add_evaluation_factor, check_evaluation_factors
+from ..data.evaluation_factors import (
+    BERTSCORE_METRICS,
+    METRICS,
+    add_evaluation_factor,
+    check_evaluation_factors,
+    few_words,
+)
 from ..data.loading import chosen_splits
 from ..disk import check_writable, naming, written
 from ..rows import open_rows
@@ -19,6 +26,8 @@ from .setup import check_files, find_model, load_tokenizer, weights_of
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
+
+logger = logging.getLogger(__name__)
 
 FILES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
 
@@ -230,6 +239,8 @@ def table(columns: Mapping[str, Any], metric: str) -> str:
     rows = []
     for name, values in columns.items():
         summary = check_evaluation_factors(values, metric, name)
+        if metric not in BERTSCORE_METRICS and (said := few_words(summary.n, summary.n_zero, summary.n_one)):
+            logger.warning("%s: %s", name, said)
         cells = ["-"] * 6
         if summary.n:
             numbers = (summary.mean, *np.quantile(values, (0.25, 0.5, 0.75)))

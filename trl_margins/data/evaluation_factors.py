@@ -237,6 +237,9 @@ def _stamp(encoder: str | None) -> list[tuple[str, int, int]] | None:
     return sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in folder.iterdir())
 
 
+_WITHOUT_COMMON_WORDS, _SAME_WORDS = 0.05, 0.5
+
+
 @dataclass(frozen=True)
 class EvaluationFactorSummary:
     """Counts over the evaluation factors of one data set."""
@@ -245,6 +248,28 @@ class EvaluationFactorSummary:
     n_zero: int  # their log is infinite
     n_one: int  # equal completions, as far as the metric sees
     mean: float  # NaN without pairs
+
+
+def few_words(n: int, n_zero: int, n_one: int) -> str | None:
+    """What factors of words cannot tell apart, in words; None if that is little.
+
+    Args:
+        n: pairs.
+        n_zero, n_one: those with the factor 0 and 1.
+    """
+    zeros, ones = (f"{part} of {n} pair{'s' * (n != 1)} ({part / max(n, 1):.1%})" for part in (n_zero, n_one))
+    better = "BERTScore may be the better metric"
+    if n_zero > _WITHOUT_COMMON_WORDS * n:
+        return (
+            f"the evaluation factor is 0 in {zeros}: gap-aware cannot tell apart completions that share no word made "
+            f"of a–z or 0–9; {better}"
+        )
+    if n_one > _SAME_WORDS * n:
+        return (
+            f"the evaluation factor is 1 in {ones}: gap-aware takes completions for equal that have the same words, "
+            f"or no word made of a–z or 0–9; {better}"
+        )
+    return None
 
 
 def check_evaluation_factors(values: Any, column: str, split: str) -> EvaluationFactorSummary:

@@ -229,6 +229,14 @@ def tokenizer_of(processing_class: Any) -> Any:
 
 def unread(rows: Iterable[PreferenceRow], processing_class: Any) -> Iterator[str]:
     """What of the rows the chat template does not read, one sentence each."""
+    rows = list(rows)
+    of_text = [number for number, row in enumerate(rows) if row.template and not row.is_conversational]
+    if of_text:
+        names = ", ".join(sorted({repr(name) for number in of_text for name in rows[number].template}))
+        yield (
+            f"{len(of_text)} rows of text (the first is row {of_text[0]}) have {names}, which only a chat "
+            "template reads: the model sees nothing of it. Write their prompts and completions as messages"
+        )
     given = getattr(processing_class, "chat_template", None) or ""
     template = "\n".join(given.values()) if isinstance(given, Mapping) else str(given)  # one of several by name
     found: dict[str, list[int]] = {}

@@ -325,7 +325,9 @@ def stored_in(trainer: Any) -> str:
     """The dtypes of the weights and, if it is another, that of the computation."""
     dtypes = ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in trainer.model.parameters()}))
     accelerator = trainer.accelerator
-    computes = accelerator.native_amp or trainer.is_deepspeed_enabled  # not in float16 on a CPU, whatever was asked for
+    computes = (
+        accelerator.native_amp or trainer.is_deepspeed_enabled
+    )  # not in float16 on a CPU, whatever was asked for
     precision = accelerator.mixed_precision
     return f"{dtypes}; computed in {precision}" if computes and precision != "no" else dtypes
 

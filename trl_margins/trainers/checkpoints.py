@@ -29,7 +29,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length
 
 from .. import __version__
 from ..disk import is_of_the_disk, where
-from ..distributed import agreed
+from ..distributed import agreed, check_alike
 from ..forward.head import causal_model
 from ..pairs import SCORE_CHOSEN
 from ..recording.metrics import MetricBuffer
@@ -159,6 +159,17 @@ def run_settings(trainer: MarginTrainer) -> dict[str, Any]:
     }
 
 
+# of the config: what a launcher, or a user, gives each process of its own
+_OF_ONE_RANK = ("local_rank", "logging_dir", "run_name", "log_level", "log_level_replica", "disable_tqdm", "report_to")
+
+
+def _of_every_rank(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What has to be the same on all processes."""
+    options = {name: value for name, value in settings["config"].items() if name not in _OF_ONE_RANK}
+    columns = ", ".join(f"{name} {digest}" for name, digest in (settings["columns"] or {}).items())
+    return {**options, "training set": f"{settings['train_rows']} rows ({columns})"}
+
+
 def _from_python(trainer: Any) -> list[Any]:
     """The parts of the objective that no config describes."""
     whole = "objective" in trainer.from_python
@@ -221,6 +232,7 @@ class CheckpointMixin(MarginTrainer):
             )
         check_settings(self.args, self._settings_read)
         self.settings = run_settings(self)  # before the model is wrapped
+        check_alike(self.accelerator, _of_every_rank(self.settings))
         with ExitStack() as held:
             check = partial(self._enter_folder, held, resume_from_checkpoint)
             checkpoint, self._steps_before, self._counts_before = agreed(self.accelerator, check)

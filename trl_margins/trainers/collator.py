@@ -72,12 +72,32 @@ class PairCollator:
     def _collated(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         if type(self.collator).__module__.startswith("trl."):
             return self.collator(rows)
+        name = getattr(self.collator, "__name__", type(self.collator).__name__)
         try:
-            return self.collator(rows)
+            batch = self.collator(rows)
+            found = _chosen_tokens(batch)
         except Exception as error:  # each has its own
-            name = getattr(self.collator, "__name__", type(self.collator).__name__)
             raise ValueError(
                 f"data_collator: {name} makes no batch of {len(rows)} rows, which have the columns "
                 f"{', '.join(rows[0])} ({' '.join(str(error).split())[:200]}): leave data_collator out, or give one "
                 "for pairs"
             ) from error
+        if found is not None and len(found) != len(rows):
+            raise ValueError(f"data_collator: {name} makes a batch of {len(found)} pairs out of {len(rows)} rows")
+        given = [[*row.get("prompt_ids", ()), *row.get("chosen_ids", row.get("chosen_input_ids", ()))] for row in rows]
+        if found is not None and found != given and sorted(found) == sorted(given):
+            raise ValueError(
+                f"data_collator: {name} gives the pairs in another order than their rows, which have their scores and "
+                "weights: leave the order as it is (train_sampling_strategy='group_by_length' batches by length)"
+            )
+        return batch
+
+
+def _chosen_tokens(batch: Mapping[str, Any]) -> list[list[int]] | None:
+    """Of each pair, without padding; None for a batch of another form than TRL's."""
+    for ids, mask in (("chosen_input_ids", "chosen_attention_mask"), ("input_ids", "attention_mask")):
+        if ids in batch and mask in batch:
+            n = len(batch[ids]) if ids != "input_ids" else len(batch[ids]) // 2
+            pairs = zip(batch[ids][:n], batch[mask][:n], strict=True)
+            return [tokens[kept.bool()].tolist() for tokens, kept in pairs]
+    return None

@@ -6,6 +6,7 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from ...pairs import IS_FLIPPED, SCORES
+from ..evaluation_factors import few_words
 from .counting import FACTOR, SharedPrompts
 from .splits import SplitAudit
 
@@ -14,7 +15,6 @@ TIES = 0.01
 DUPLICATES = 0.01
 TRUNCATED = 0.05
 LONGER = 0.65
-WITHOUT_COMMON_WORDS = 0.05
 
 
 def find_warnings(splits: Mapping[str, SplitAudit], shared: Sequence[SharedPrompts]) -> Iterator[str]:
@@ -146,8 +146,6 @@ def _of_texts(split: SplitAudit) -> Iterator[str]:
         yield f"{_share(duplicates.n_contradicting, n)} contradict another one: the same completions, swapped"
     if factors is not None and factors.problem and n:
         yield factors.problem
-    if factors is not None and factors.values is not None and factors.n_zero > WITHOUT_COMMON_WORDS * factors.values.n:
-        yield (
-            f"the evaluation factor is 0 in {_share(factors.n_zero, factors.values.n)}: gap-aware cannot tell apart "
-            "completions that share no word made of a–z or 0–9; BERTScore may be the better metric"
-        )
+    if factors is not None and factors.values is not None:
+        said = few_words(factors.values.n, factors.n_zero, factors.n_one)
+        yield from filter(None, [said])

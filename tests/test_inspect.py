@@ -258,7 +258,7 @@ def test_every_warning_in_full():
         empty_chosen=some(1),
         empty_rejected=some(4),
         duplicates=SimpleNamespace(n_identical=3, n_contradicting=6),
-        factors=SimpleNamespace(problem="a bad factor", n_zero=8, values=some(20)),
+        factors=SimpleNamespace(problem="a bad factor", n_zero=8, n_one=0, values=some(20)),
     )
     longer = "a model can learn the length instead of what makes a completion better"
     expected = [

@@ -139,6 +139,12 @@ def test_how_wide_an_interval_is_said_to_be():
     assert compare._cell(None) == "–"
 
 
+@pytest.fixture(autouse=True, scope="module")
+def defaults_as_they_are() -> None:
+    """The pages' tests compare with others, and they are kept."""
+    compare_settings._untouched.cache_clear()
+
+
 def made_up(*flags: str, **options: Any) -> compare.Comparison:
     """A comparison whose numbers follow from method, seed and rate. `options`: what its runs were like."""
     comparison, _ = compare.plan([*flags, *WHERE])

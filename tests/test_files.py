@@ -798,6 +798,9 @@ def test_dates_are_the_texts_that_they_are(folder):
         load_splits(str(write(folder, b__jsonl=LINE.replace('"b"', '"2024-01-01"')) / "b.jsonl"), streaming=True)
     (folder / "a.jsonl").write_text(LINE)
     assert [row["chosen"] for row in rows_of(folder)] == ["b", "2024-01-01"]
+    (folder / "a.jsonl").write_text(LINE.replace("}", ', "made": "unknown"}'))
+    (folder / "b.jsonl").write_text(LINE.replace("}", ', "made": "2024-01-01"}'))
+    assert [row["made"] for row in rows_of(folder)] == ["unknown", "2024-01-01"]
 
 
 def test_two_files_of_which_the_second_has_a_number_among_its_texts(folder):
@@ -816,5 +819,12 @@ def test_tools_and_arguments_are_those_of_their_row(folder):
         }
         for tool, arguments in zip(tools, ({"k": 1}, {"k": 1.5, "j": None}), strict=True)
     ]
-    (folder / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for text in ("\n".join(map(json.dumps, rows)), "".join(map(json.dumps, rows)), json.dumps(rows)):
+        (folder / "a.json").write_text(text)
+        assert json.dumps(rows_of(folder / "a.json")) == json.dumps(rows)
+    (folder / "a.jsonl").write_text("\n".join(json.dumps(row, indent=1) for row in rows))
     assert json.dumps(rows_of(folder / "a.jsonl")) == json.dumps(rows)
+    for row in rows:
+        row["tools"][0]["since"] = "2026-01-01"
+    (folder / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert json.dumps(rows_of(folder / "a.jsonl", streaming=True)) == json.dumps(rows)

@@ -63,6 +63,13 @@ ENDS = {
     "none": ("[{{ m.role }}]{{ m.content }}\n", "a", "3 rows a completion ends without a special token (the first is"),
     "another special token": ("<|user|>{{ m.content }}<|assistant|>\n", "a", None),
     "one in the text": (None, "a</s>", None),
+    "one, and more behind it": ("[{{ m.role }}]{{ m.content }}{{ eos_token }}\n---\n", "a", None),
+    "one behind each turn": ("[{{ m.role }}]{{ m.content }}{{ eos_token }}", "a</s>b", None),
+    "two in the text, far from each other": (
+        None,
+        "a</s>\n\n\n\n\n\n\n",
+        "3 rows a completion ends with two end tokens",
+    ),
     "two in the text": (
         None,
         "a</s>\n",

@@ -93,7 +93,7 @@ SAID_BY = {
     **dict.fromkeys(("rows/lists", "rows/list_forms"), ("pairs", "evaluate", "inspect")),
     "data/pairing": ("pairs",),
     "rows/scores": ("train", "evaluate", "select", "inspect"),
-    "evaluation/drift": ("evaluate",),
+    **dict.fromkeys(("evaluation/drift", "evaluation/vocabularies"), ("evaluate",)),
     **dict.fromkeys(("cli/cases", "cli/evaluate_options", "cli/measured"), ("evaluate",)),
     "data/loading": ("evaluate", "select", "inspect", "score"),  # `train` names its own flags
     "rows/prompts": ("generate",),

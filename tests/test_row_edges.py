@@ -8,6 +8,7 @@ import json
 import logging
 import re
 import signal
+from datetime import datetime
 from itertools import permutations
 from typing import Any
 
@@ -712,9 +713,13 @@ def test_two_system_messages():
         return list(open_rows(rows, "x", system_column="system"))
 
     for answers in (pair, lists):
-        for system in ("own", None):
+        for system in ("own", "own\n", None):
             (found,) = read(answers, system)
             assert found.prompt == prompt
+        prompt[0]["content"] = ""
+        (found,) = read(answers, "other")
+        assert found.prompt == [{"role": "system", "content": "other"}, prompt[1]]
+        prompt[0]["content"] = "own"
         said = r"column 'system', .*row 0.*other.* is another system message than the prompt's own, .*own"
         with pytest.raises(RowError, match=said):
             read(answers, "other")
@@ -726,3 +731,18 @@ def test_an_unknown_role_in_sharegpts_messages(role):
     sides = {name: {"from": "gpt", "value": name} for name in ("chosen", "rejected")}
     with pytest.raises(RowError, match=rf"column 'conversations', row 0 .*is from '{role}'; known: human, gpt"):
         list(open_rows(Dataset.from_list([{"conversations": turns, **sides}]), "x"))
+
+
+@pytest.mark.parametrize("column", ["tools", "chat_template_kwargs"])
+def test_a_date_that_a_template_would_be_given(column):
+    """It would write `<datetime>`."""
+    value = {"a": [{"day": datetime(2026, 1, 1)}]}
+    row = {
+        name: [{"role": "user" if name == "prompt" else "assistant", "content": name}]
+        for name in ("prompt", "chosen", "rejected")
+    }
+    rows = Dataset.from_list([{**row, column: [value] if column == "tools" else value}])
+    with pytest.raises(
+        RowError, match=rf"column '{column}', row 0 .*datetime.datetime\(2026, 1, 1, 0, 0\) is a datetime"
+    ):
+        list(open_rows(rows, "x"))

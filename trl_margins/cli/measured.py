@@ -171,9 +171,7 @@ def measure(
         try:
             others = load_tokenizer(plan.reference, trust_remote_code=args.trust_remote_code)
         except ValueError:  # it reads the model's ids, and needs none
-            logger.warning(
-                "%s has no tokenizer: whether its tokens are those of %s is not known", plan.reference, name
-            )
+            logger.warning("%s has no tokenizer: is it one with the tokens of %s?", plan.reference, name)
         else:
             check_reference_vocabulary((name, plan.reference), (tokenizer, others))
     bench = RM_BENCH_LENGTH if args.max_length is None else args.max_length

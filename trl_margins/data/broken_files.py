@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import lzma
+import re
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,7 @@ _FOR_LINES = (".jsonl", ".json", ".ndjson")
 _FOR_COLUMNS = (".csv", ".tsv")
 _OF_ZSTD = (import_module("zstandard").ZstdError,) if ZSTANDARD_AVAILABLE else ()
 _DAMAGES: tuple[type[Exception], ...] = (OSError, EOFError, lzma.LZMAError, zlib.error, *_OF_ZSTD)
+_NOT_BLANK = re.compile(r"\S")
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _TOO_DEEP = "lists or objects within one another, deeper than Python reads"
 _TWICE = "JSON that was made JSON again, so that a row is one text: write the rows themselves, once"
@@ -148,14 +150,14 @@ def why_unreadable(file: Path, error: Exception) -> str:
 
 
 def python_values(file: Path) -> list[Any]:
-    """What Python reads in a JSON file."""
+    """What Python reads in a JSON file: a list, or one object after another, on lines of their own or not."""
     with open_text(file) as lines:
         text = lines.read()
-    try:
-        rows = json.loads(text, strict=False)  # Arrow takes control characters, too
-    except ValueError:
-        rows = [json.loads(line, strict=False) for line in text.split("\n") if line.strip()]
-    return rows if isinstance(rows, list) else [rows]
+    decoder, rows, at = json.JSONDecoder(strict=False), [], 0  # Arrow takes control characters, too
+    while found := _NOT_BLANK.search(text, at):
+        row, at = decoder.raw_decode(text, found.start())
+        rows.append(row)
+    return rows[0] if len(rows) == 1 and isinstance(rows[0], list) else rows
 
 
 def innermost(error: BaseException) -> BaseException:

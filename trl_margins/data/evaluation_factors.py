@@ -237,7 +237,7 @@ def _stamp(encoder: str | None) -> list[tuple[str, int, int]] | None:
     return sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in folder.iterdir())
 
 
-_WITHOUT_COMMON_WORDS, _SAME_WORDS = 0.05, 0.5
+_FEW = 0.05
 
 
 @dataclass(frozen=True)
@@ -259,12 +259,12 @@ def few_words(n: int, n_zero: int, n_one: int) -> str | None:
     """
     zeros, ones = (f"{part} of {n} pair{'s' * (n != 1)} ({part / max(n, 1):.1%})" for part in (n_zero, n_one))
     better = "BERTScore may be the better metric"
-    if n_zero > _WITHOUT_COMMON_WORDS * n:
+    if n_zero > _FEW * n:
         return (
             f"the evaluation factor is 0 in {zeros}: gap-aware cannot tell apart completions that share no word made "
             f"of a–z or 0–9; {better}"
         )
-    if n_one > _SAME_WORDS * n:
+    if n_one > _FEW * n:
         return (
             f"the evaluation factor is 1 in {ones}: gap-aware takes completions for equal that have the same words, "
             f"or no word made of a–z or 0–9; {better}"

@@ -11,7 +11,7 @@ from typing import Any
 
 import datasets
 import pyarrow as pa
-from datasets import Dataset, DatasetDict, DatasetInfo, IterableDataset
+from datasets import Dataset, DatasetDict, DatasetInfo, Features, IterableDataset
 from datasets.packaged_modules.json.json import JsonConfig
 
 from ..disk import check_writable
@@ -30,7 +30,7 @@ from .differing_files import check_columns, joined
 from .expansion import check_expansion
 from .local_files import BUILDERS, builder_of, existing, files_of, is_plain, is_saved, linked, literal
 from .media import without_decoding
-from .mixed_json import as_written, fits, python_rows
+from .mixed_json import as_written, fits, python_rows, with_free_parts
 
 _MISSING = ["", "NaN", "nan", "NA", "N/A", "null", "NULL", "None"]  # in the other columns of a table
 
@@ -97,6 +97,7 @@ def pick_split(
 def _read(path: Path, config: str | None, streaming: bool) -> DatasetDict:
     if config not in (None, "default") and (path.is_file() or is_saved(path)):
         raise ValueError(f"dataset_config {config!r}: {path} has no configurations: leave it out")
+    options: dict[str, Any]
     if path.is_file():
         splits = {"train": [path]}
         source, options = builder_of(path), {}
@@ -132,6 +133,10 @@ def _read(path: Path, config: str | None, streaming: bool) -> DatasetDict:
     check_columns(path, files, lambda file: read({"train": [file]}, streaming=True)["train"])
     try:
         loaded = read(splits)
+        features = next(iter(loaded.values())).features
+        if streaming and builder_of(files[0]) == "json" and features and with_free_parts(features) != features:
+            options["features"] = Features(with_free_parts(features))
+            loaded = read(splits)
         for rows in loaded.values() if streaming else ():  # else training would be the first to read it
             next(iter(rows.decode(False) if rows.features else rows), None)  # pictures may be elsewhere
     except FileNotFoundError:  # says so itself
@@ -171,7 +176,8 @@ def _read(path: Path, config: str | None, streaming: bool) -> DatasetDict:
 def _one(file: Path, read: Callable[[Mapping[str, Sequence[Path]]], DatasetDict]) -> Dataset:
     """A file alone. JSON is read by Python where Arrow's reader fails: it loses a null that a list begins with."""
     try:
-        return read({"train": [file]})["train"]
+        rows = read({"train": [file]})["train"]
+        return as_written(rows, [file]) if builder_of(file) == "json" else rows
     except Exception as error:
         if builder_of(file) == "json" and isinstance(innermost(error), _OF_ARROW):
             with suppress(Exception):

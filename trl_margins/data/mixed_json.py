@@ -55,7 +55,7 @@ def python_rows(files: Sequence[Path]) -> Dataset:
 
 def as_written(rows: Dataset, files: Sequence[Path]) -> Dataset:
     """The rows of these files, with what columns of one type do not hold as it is written there."""
-    kinds = {name: _as_json(feature, name) for name, feature in rows.features.items()}
+    kinds = {name: _as_text(kind) for name, kind in with_free_parts(rows.features).items()}
     mixed = {name: kind for name, kind in kinds.items() if kind != rows.features[name] or _is_mixed(kind)}
     if not mixed:
         return rows
@@ -99,6 +99,8 @@ def _holds_all(feature: Any, kind: pa.DataType) -> bool:
         return pa.types.is_struct(kind) and _holds(feature, kind)
     if pa.types.is_nested(kind):
         return False
+    if pa.types.is_integer(feature.pa_type) and pa.types.is_floating(kind):
+        return False
     return _sort(feature.pa_type) == _sort(kind)
 
 
@@ -107,14 +109,25 @@ def _sort(kind: pa.DataType) -> str:
     return "number" if is_number else "text" if pa.types.is_large_string(kind) else str(kind).split("[")[0]
 
 
+def with_free_parts(features: Mapping[str, Any]) -> dict[str, Any]:
+    """The features, with JSON where each row has keys of its own."""
+    return {name: _as_json(feature, name) for name, feature in features.items()}
+
+
 def _as_json(feature: Any, name: str) -> Any:
-    """The feature, with JSON where each row has keys of its own, and text for what was taken for a time."""
     if isinstance(feature, Json) or (name in _FREE and isinstance(feature, dict | List)):
         return Json()
     if isinstance(feature, List):
         return List(_as_json(feature.feature, ""))
+    return with_free_parts(feature) if isinstance(feature, dict) else feature
+
+
+def _as_text(feature: Any) -> Any:
+    """The feature, with text for what was taken for times."""
+    if isinstance(feature, List):
+        return List(_as_text(feature.feature))
     if isinstance(feature, dict):
-        return {key: _as_json(inner, key) for key, inner in feature.items()}
+        return {name: _as_text(inner) for name, inner in feature.items()}
     return Value("string") if pa.types.is_timestamp(feature.pa_type) else feature
 
 

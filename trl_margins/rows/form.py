@@ -304,6 +304,11 @@ class RowReader:
                     f"column {name!r}, {where}: {shortened(value)} is neither a {kind.__name__.lower()} nor the JSON "
                     "of one: correct it, or drop the column"
                 )
+            if (other := _not_json(value)) is not None:
+                raise RowError(
+                    f"column {name!r}, {where}: {other!r} is a {type(other).__name__}, which a chat template cannot "
+                    "write: make it the text that it is to see, with dataset.map"
+                )
             found[name] = pruned(value, self.features.get(name))
         tools, variables = found.values()
         if ours := _SET_BY_THE_TRAINER & set(variables or {}):
@@ -581,6 +586,15 @@ def is_messages(value: Any) -> bool:
     return True
 
 
+def _not_json(value: Any) -> Any:
+    """The first value inside that JSON does not have, such as a date; None if there is none."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return next((found for each in value if (found := _not_json(each)) is not None), None)
+    return None if value is None or isinstance(value, str | int | float) else value
+
+
 def _looks_said(value: Any) -> bool:
     """Whether it is a list of messages, perhaps with unknown roles."""
     return (
@@ -600,9 +614,10 @@ def with_system(system: str, prompt: Part, completions: list[Any], where: str) -
     """
     if isinstance(prompt, str):
         prompt, completions = says("user", prompt), [says("assistant", part) for part in completions]
-    if system and prompt[0]["role"] != "system":
-        prompt = says("system", system) + prompt
-    elif system and (own := text_of(prompt[:1])) != system:
+    own = text_of(prompt[:1]).strip() if prompt[0]["role"] == "system" else ""
+    if system and not own:
+        prompt = says("system", system) + prompt[prompt[0]["role"] == "system" :]
+    elif system and own != system.strip():
         raise RowError(
             f"{where}: {shortened(system)} is another system message than the prompt's own, {shortened(own)}: leave "
             "system_column out, or one of the two"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -20,7 +20,7 @@ from trl.trainer.utils import global_then_local_main_first
 
 from ..checks import shown
 from .cpo_tokens import CPOTokenizer
-from .form import PreferenceRow, text_of
+from .form import Part, PreferenceRow, text_of
 from .opened import OpenedSet
 from .tokens import PairTokenizer, RowTokens, cpo_columns, each_or_error, tokenize, tokenizer_of, unread
 
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 _STREAMED_AT_ONCE = 64  # rows that a stream reads ahead
 _IN_A_ROW = 10_000  # pairs of a stream that are dropped before something is said
-_TAIL = 4  # tokens in which a completion ends: an end token, and what a chat template puts behind it
+_LAST = 20  # letters by which the end of a completion is known
 _NO_END = 10 * _IN_A_ROW  # of them, and there may be no other
 _COMPARED = 256  # rows at which the two ways of tokenization are compared
 
@@ -221,10 +221,9 @@ def look_at_first_rows(opened: OpenedSet, processing_class: Any, cpo_max_length:
 
 def _report_ends(split: str, rows: Sequence[PreferenceRow], ours: Sequence[RowTokens], tokenizer: Any) -> None:
     """Warns of completions that end twice, or with nothing that a model could stop at."""
-    end, ends = tokenizer.eos_token_id, {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", ())}
-    tails = [[ids[-_TAIL:] for ids in tokens.completions] for tokens in ours]
-    twice = [i for i, both in enumerate(tails) if any(ids.count(end) > 1 for ids in both)]
-    never = [i for i, both in enumerate(tails) if any(ids and ends.isdisjoint(ids) for ids in both)]
+    sides = [(i, *side) for i, (row, of) in enumerate(zip(rows, ours, strict=True)) for side in _sides(row, of)]
+    twice = sorted({i for i, _, ids in sides if _ends_twice(ids, tokenizer)})
+    never = sorted({i for i, completion, ids in sides if _ends_never(completion, ids, tokenizer)})
     if twice:
         logger.warning(
             f"{split}: in {len(twice)} of the first {len(rows)} rows a completion ends with two end tokens (the first "
@@ -236,6 +235,24 @@ def _report_ends(split: str, rows: Sequence[PreferenceRow], ours: Sequence[RowTo
             f"first is row {never[0]}): a model that learns from them does not stop. Let the chat template end the "
             "assistant's messages with the end token"
         )
+
+
+def _sides(row: PreferenceRow, tokens: RowTokens) -> Iterable[tuple[Part, list[int]]]:
+    return zip(row.completions, tokens.completions, strict=True)
+
+
+def _ends_twice(ids: list[int], tokenizer: Any) -> bool:
+    """Whether nothing but blanks is between the last two end tokens."""
+    places = [i for i, id in enumerate(ids) if id == tokenizer.eos_token_id][-2:]
+    return len(places) == 2 and not tokenizer.decode(ids[places[0] + 1 : places[1]]).strip()
+
+
+def _ends_never(completion: Part, ids: list[int], tokenizer: Any) -> bool:
+    """Whether the end of the last message is behind the last special token."""
+    special = {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", ())}
+    last = max((i for i, id in enumerate(ids) if id in special), default=-1)
+    said = _letters(text_of(completion if isinstance(completion, str) else completion[-1:]))[-_LAST:]
+    return bool(said) and said in _letters(tokenizer.decode(ids[last + 1 :]))
 
 
 def _unspelled(row: PreferenceRow, tokens: RowTokens, processing_class: Any) -> str | None:

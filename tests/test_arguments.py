@@ -281,11 +281,28 @@ def test_a_collator_that_changes_which_pairs_there_are(share_prompt, base, tiny_
     def fewer(collator, rows):
         return collator(rows[1:])
 
+    def half_backwards(collator, rows):
+        names = [name for name in rows[0] if name.startswith("rejected")]
+        others = [
+            {**row, **{name: other[name] for name in names}} for row, other in zip(rows, rows[::-1], strict=True)
+        ]
+        return collator(others)
+
+    def with_one_more(collator, rows):
+        """A token behind each row."""
+        sides = ("chosen_ids", "rejected_ids", "chosen_input_ids", "rejected_input_ids", "chosen_labels")
+        sides += ("rejected_labels", "chosen_attention_mask", "rejected_attention_mask")
+        more = [{name: [*v, v[-1]] if name in sides else v for name, v in row.items()} for row in rows[::-1]]
+        return collator(more)
+
     def same(collator, rows):
         return collator(list(rows))
 
     with pytest.raises(ValueError, match="data_collator: partial gives the pairs in another order than their rows"):
         build_with(backwards).train()
+    for other in (half_backwards, with_one_more)[base == "dpo" :]:  # whose rows have their prompts apart
+        with pytest.raises(ValueError, match="data_collator: partial gives the pairs in another order"):
+            build_with(other).train()
     with pytest.raises(ValueError, match=r"data_collator: partial makes a batch of 3 pairs out of 4 rows"):
         build_with(fewer).train()
     build_with(same).train()

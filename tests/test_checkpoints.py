@@ -17,8 +17,9 @@ import pytest
 import torch
 from conftest import METHODS_AND_BASES, OWN_METHODS, bases_of, load, preference_rows, quiet
 from torch.optim import SGD, AdamW
-from torch.optim.lr_scheduler import CyclicLR, OneCycleLR
-from transformers import EarlyStoppingCallback
+from torch.optim.lr_scheduler import CyclicLR, LambdaLR, OneCycleLR, SequentialLR
+from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers.trainer_callback import ExportableState
 
 from trl_margins.methods import MARGINS, METHODS, WEIGHTS, names_of
 from trl_margins.terms import Term
@@ -152,15 +153,27 @@ STOPPING = {"eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end":
 STOPPING |= {"metric_for_best_model": "eval_loss", "greater_is_better": False, "learning_rate": 0.0, "max_steps": 12}
 
 
-def stopping(tiny_model, tokenizer, folder, patience: int = 2) -> Any:
-    """A run that gets no better: rate 0."""
-    trainer = build("gappo", "cpo", tiny_model, tokenizer, folder, **STOPPING)
-    trainer.add_callback(EarlyStoppingCallback(early_stopping_patience=patience))
-    return trainer
+class Patient(EarlyStoppingCallback):
+    """Of a user's own."""
 
 
-def test_an_early_stop_comes_where_it_would_have_come(tiny_model, tokenizer, tmp_path, caplog):
+OF_CALLBACKS = {"one": [EarlyStoppingCallback], "two": [EarlyStoppingCallback] * 2, "of one's own": [Patient]}
+OF_CALLBACKS["of both kinds"] = [EarlyStoppingCallback, Patient]
+
+
+@pytest.mark.parametrize("callbacks", OF_CALLBACKS)
+def test_an_early_stop_comes_where_it_would_have_come(callbacks, tiny_model, tokenizer, tmp_path, caplog):
     """A resumed run counts on; one that has stopped is complete, until it is to be more patient."""
+
+    def stopping(tiny_model, tokenizer, folder, patience: int = 2) -> Any:
+        """A run that gets no better: rate 0."""
+        trainer = build("gappo", "cpo", tiny_model, tokenizer, folder, **STOPPING)
+        *others, last = OF_CALLBACKS[callbacks]
+        for each in others:
+            trainer.add_callback(each(early_stopping_patience=9))
+        trainer.add_callback(last(early_stopping_patience=patience))
+        return trainer
+
     stopping(tiny_model, tokenizer, tmp_path).train()
     assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-6")
     shutil.rmtree(tmp_path / "checkpoint-6")
@@ -181,13 +194,38 @@ def test_an_early_stop_comes_where_it_would_have_come(tiny_model, tokenizer, tmp
     assert patient.state.global_step == 10
 
 
-@pytest.mark.parametrize("kind", [OneCycleLR, CyclicLR])
+class Decays(LambdaLR):
+    """A schedule that turns the weight decay."""
+
+    def __init__(self, made: Any, factor: Any) -> None:
+        self.first = made.param_groups[0]["weight_decay"]
+        super().__init__(made, factor)
+
+    def step(self, *args: Any) -> None:
+        super().step(*args)
+        for group in self.optimizer.param_groups:
+            group["weight_decay"] = self.first + 0.01 * self.last_epoch
+
+
+def constant(step: int) -> float:
+    return 1.0
+
+
+SCHEDULES = {
+    "one cycle": lambda made: OneCycleLR(made, max_lr=0.1, total_steps=6),
+    "cycles": lambda made: CyclicLR(made, base_lr=0.01, max_lr=0.1, step_size_up=3),
+    "one cycle, then a constant": lambda made: SequentialLR(
+        made, [OneCycleLR(made, max_lr=0.1, total_steps=9), LambdaLR(made, constant)], milestones=[8]
+    ),
+    "weight decay": lambda made: Decays(made, constant),
+}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("optimizer", [SGD, AdamW])
-def test_a_schedule_that_turns_the_momentum(optimizer, kind, tiny_model, tokenizer, tmp_path):
-    """It is at another value where a run is resumed; another weight decay is still refused."""
+def test_a_schedule_that_turns_more_than_the_rate(optimizer, schedule, tiny_model, tokenizer, tmp_path):
+    """It is at another value where a run is resumed; another first value is still refused."""
     options = {"momentum": 0.9} if optimizer is SGD else {}
-    rates = {"max_lr": 0.1, "total_steps": 6} if kind is OneCycleLR else {"base_lr": 0.01, "max_lr": 0.1}
-    rates |= {"step_size_up": 3} if kind is CyclicLR else {}
 
     def run(weight_decay: float = 0.0) -> Any:
         model = load(tiny_model)
@@ -195,10 +233,8 @@ def test_a_schedule_that_turns_the_momentum(optimizer, kind, tiny_model, tokeniz
         args = config_class("gappo", "cpo")(
             **quiet(output_dir=str(tmp_path), max_steps=6, save_strategy="steps", save_steps=2)
         )
-        rows, both = preference_rows(12, seed=5), (made, kind(made, **rates))
-        return trainer_class("gappo", "cpo")(
-            model, args, train_dataset=rows, processing_class=tokenizer, optimizers=both
-        )
+        given = {"train_dataset": preference_rows(12, seed=5), "processing_class": tokenizer}
+        return trainer_class("gappo", "cpo")(model, args, optimizers=(made, SCHEDULES[schedule](made)), **given)
 
     whole = run()
     whole.train()
@@ -209,6 +245,35 @@ def test_a_schedule_that_turns_the_momentum(optimizer, kind, tiny_model, tokeniz
         assert torch.equal(value, resumed.model.state_dict()[name]), name
     with pytest.raises(ValueError, match=r"other settings: weight_decay 0.0 → 0.5\. Resume"):
         run(weight_decay=0.5).train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+
+
+class Counts(TrainerCallback, ExportableState):
+    """Stops at its number of steps, counted by itself."""
+
+    def __init__(self, most: int = 1) -> None:
+        self.most, self.seen = most, 0
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        self.seen += 1
+        control.should_training_stop |= self.seen >= self.most
+
+    def state(self) -> dict[str, Any]:
+        return {"args": {"most": self.most}, "attributes": {"seen": self.seen}}
+
+
+@pytest.mark.parametrize("restores", [False, True])
+def test_two_callbacks_of_one_class_count_on(restores, tiny_model, tokenizer, tmp_path):
+    def run(most: int) -> Any:
+        settings = {"max_steps": 8, "restore_callback_states_from_checkpoint": restores}
+        trainer = build("gappo", "cpo", tiny_model, tokenizer, tmp_path, num_train_epochs=2, **settings)
+        for each in (Counts(most), Counts(20)):
+            trainer.add_callback(each)
+        trainer.train(resume_from_checkpoint=True if (tmp_path / "checkpoint-2").exists() else None)
+        return trainer
+
+    run(5)
+    shutil.rmtree(tmp_path / "checkpoint-4")
+    assert run(5).state.global_step == 5
 
 
 def test_another_runs_checkpoint(tiny_model, tokenizer, tmp_path):

@@ -26,7 +26,7 @@ from .broken_files import (
     times_for_text,
     why_unreadable,
 )
-from .differing_files import check_columns, joined
+from .differing_files import NestedTypesError, check_columns, joined
 from .expansion import check_expansion
 from .local_files import BUILDERS, builder_of, existing, files_of, is_plain, is_saved, linked, literal
 from .media import without_decoding
@@ -149,7 +149,12 @@ def _read(path: Path, config: str | None, streaming: bool) -> DatasetDict:
         if streaming:
             raise ValueError(f"{path} cannot be read: {innermost(error)}") from error
         if len(files) > 1:
-            loaded = joined(path, splits, lambda file: _one(file, read), error)
+            try:
+                loaded = joined(path, splits, lambda file: _one(file, read), error)
+            except NestedTypesError:
+                if builder_of(files[0]) != "json":
+                    raise
+                loaded = DatasetDict({split: python_rows(files) for split, files in splits.items()})
         else:
             loaded = DatasetDict({split: _one(files[0], read) for split in splits})
     if not streaming and (found := rows_inside(loaded)):

@@ -50,7 +50,7 @@ def python_rows(files: Sequence[Path]) -> Dataset:
     rows = [row for file in files for row in python_values(file)]
     if rows and all(isinstance(row, dict) for row in rows):  # the first row's columns would be all that there are
         rows[0] = dict.fromkeys(chain.from_iterable(rows)) | rows[0]
-    return Dataset.from_list(rows, on_mixed_types="use_json")
+    return as_written(Dataset.from_list(rows, on_mixed_types="use_json"), files)
 
 
 def as_written(rows: Dataset, files: Sequence[Path]) -> Dataset:

@@ -89,7 +89,7 @@ def make_pairs(
         pairs = _balanced(pairs, seed)
     if not pairs:
         balanced = [f"balance_length leaves out the {found} pairs of the others"] if found else []
-        why = ", ".join([*_left_out(counts, min_gap), *balanced])
+        why = ", ".join([*_left_out(counts, min_gap), *balanced]) or "none has answers with a text and a score"
         lower = "; a lower min_gap takes more" if counts["close"] and min_gap else ""
         raise ValueError(f"no pair is left of {counts['lists']} lists: {why}{lower}")
     return pair_rows(lists, pairs)

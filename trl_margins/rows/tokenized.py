@@ -242,17 +242,24 @@ def _sides(row: PreferenceRow, tokens: RowTokens) -> Iterable[tuple[Part, list[i
 
 
 def _ends_twice(ids: list[int], tokenizer: Any) -> bool:
-    """Whether nothing but blanks is between the last two end tokens."""
-    places = [i for i, id in enumerate(ids) if id == tokenizer.eos_token_id][-2:]
-    return len(places) == 2 and not tokenizer.decode(ids[places[0] + 1 : places[1]]).strip()
+    """Whether the last two special tokens are the same, with nothing but blanks between them."""
+    special = _special(tokenizer)
+    places = [i for i, id in enumerate(ids) if id in special][-2:]
+    if len(places) < 2 or ids[places[0]] != ids[places[1]]:
+        return False
+    return not tokenizer.decode(ids[places[0] + 1 : places[1]]).strip()
 
 
 def _ends_never(completion: Part, ids: list[int], tokenizer: Any) -> bool:
     """Whether the end of the last message is behind the last special token."""
-    special = {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", ())}
+    special = _special(tokenizer)
     last = max((i for i, id in enumerate(ids) if id in special), default=-1)
     said = _letters(text_of(completion if isinstance(completion, str) else completion[-1:]))[-_LAST:]
     return bool(said) and said in _letters(tokenizer.decode(ids[last + 1 :]))
+
+
+def _special(tokenizer: Any) -> set[int]:
+    return {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", ())}
 
 
 def _unspelled(row: PreferenceRow, tokens: RowTokens, processing_class: Any) -> str | None:

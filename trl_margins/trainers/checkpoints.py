@@ -58,7 +58,7 @@ from .loaded import adapter_tensors
 from .preparation import TRAIN
 from .step_size import pairs_per_step
 from .weights import is_broken
-from .whole import attributes_of, forget_files, is_whole, kept_of_others, record_files, step_of
+from .whole import forget_files, is_whole, kept_by, kept_of_others, record_files, step_of
 
 logger = logging.getLogger(__name__)
 
@@ -147,6 +147,9 @@ def run_settings(trainer: MarginTrainer) -> dict[str, Any]:
             for name, value in of_arguments(part).items()
         },
         "optimizer": None if trainer._made_optimizer else of_optimizer(trainer.optimizer, trainer.model),
+        "optimizer_options": None
+        if trainer._made_optimizer
+        else [_options_of(group) for group in getattr(trainer.optimizer, "param_groups", ())],
         "schedule": None if trainer._made_schedule else trainer.lr_scheduler and type(trainer.lr_scheduler).__name__,
         "adapter": json.loads(json.dumps(adapter, default=str)),
         "trained_parameters": f"{len(names)} tensors ({hashlib.sha256(' '.join(names).encode()).hexdigest()[:8]})",
@@ -293,8 +296,7 @@ class CheckpointMixin(MarginTrainer):
         check_same_run(checkpoint, self.settings, self.args)
         state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
         step = state.global_step
-        attributes = attributes_of(EarlyStoppingCallback, state)
-        counts = [each.get("early_stopping_patience_counter", 0) for each in attributes]
+        counts = [each.get("early_stopping_patience_counter", 0) for each in kept_by(self._early_stopping, state)]
         goes_on = checkpoint.absolute().parent.resolve() == folder.resolve()  # also in one that is a link
         make_room(self, folder, after=step if goes_on else None)
         check_links(folder, after=step if goes_on else -1)
@@ -411,9 +413,9 @@ class CheckpointMixin(MarginTrainer):
         if self.args.should_save and not self.accelerator.is_main_process:  # with `save_on_each_node`
             self._save_remembered(folder)
         forget_files(self.state)
-        for each in [*self.callback_handler.callbacks, self.control]:
-            if isinstance(each, ExportableState):  # transformers' KeyError, where the resumed run had none
-                kept_of_others(self.state).setdefault(type(each).__name__, {})
+        kept = [type(each).__name__ for each in [*self.callback_handler.callbacks, self.control] if _is_kept(each)]
+        for name in kept:  # transformers appends to a list of all earlier states, and a new name is a KeyError
+            kept_of_others(self.state)[name] = [] if kept.count(name) > 1 else {}
         try:
             super()._save_checkpoint(model, trial)
         except Exception as error:  # each library has its own
@@ -476,11 +478,13 @@ class CheckpointMixin(MarginTrainer):
         if self.args.restore_callback_states_from_checkpoint:
             super()._load_callback_state()
             return
-        for kind in {type(each) for each in self.callback_handler.callbacks if isinstance(each, ExportableState)}:
-            callbacks = [each for each in self.callback_handler.callbacks if type(each) is kind]
-            for callback, attributes in zip(callbacks, attributes_of(kind, self.state), strict=False):
-                for name, value in attributes.items():
+        callbacks = [each for each in self.callback_handler.callbacks if _is_kept(each)]
+        for callback, attributes in zip(callbacks, kept_by(callbacks, self.state), strict=True):
+            for name, value in attributes.items():
+                try:
                     setattr(callback, name, value)
+                except AttributeError:  # a property
+                    logger.warning("%s does not take back its %r: it counts afresh", type(callback).__name__, name)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """transformers', of a model that has been loaded. A tensor that was not there keeps its first values.
@@ -499,7 +503,7 @@ class CheckpointMixin(MarginTrainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         is_watched = checkpoint is not None and not self.is_deepspeed_enabled
-        before = [_options_of(group, self.lr_scheduler) for group in self.optimizer.param_groups] if is_watched else []
+        before = [_options_of(group) for group in self.optimizer.param_groups] if is_watched else []
         schedule = _numbers_of(self.lr_scheduler) if is_watched and not self._made_schedule else {}
         with _loads(checkpoint, "the optimizer and its schedule", "its train_only and adapters"):
             super()._load_optimizer_and_scheduler(checkpoint)
@@ -509,8 +513,11 @@ class CheckpointMixin(MarginTrainer):
         if checkpoint is None:
             return
         if is_watched and not (self._made_optimizer and settings_before(Path(checkpoint))):  # else compared already
+            # schedules and callbacks may turn any of them: those of before the first step are compared
+            loaded = [_options_of(group) for group in self.optimizer.param_groups]
+            first = settings_before(Path(checkpoint)).get("optimizer_options") or [{}] * len(loaded)
             _check_options(
-                checkpoint, before, [_options_of(group, self.lr_scheduler) for group in self.optimizer.param_groups]
+                checkpoint, before, [old | _with_tuples(new) for old, new in zip(loaded, first, strict=True)]
             )
         if schedule:
             _check_options(checkpoint, [schedule], [_numbers_of(self.lr_scheduler)])
@@ -537,10 +544,15 @@ _NAMES = {"initial_lr": "learning_rate", "betas": "adam_beta1, adam_beta2", "eps
 _NAMES |= {name: name for name in ("weight_decay", "momentum")}
 
 
-def _options_of(group: Mapping[str, Any], schedule: Any) -> dict[str, Any]:
-    """Those that training leaves as they are: a schedule may turn the momentum, too."""
-    turned = {"betas", "momentum"} if getattr(_inner(schedule), "cycle_momentum", False) else set()
-    options = {_NAMES[name]: value for name, value in group.items() if name in {*_NAMES} - turned}
+def _options_of(group: Mapping[str, Any]) -> dict[str, Any]:
+    return _with_tuples({_NAMES[name]: value for name, value in group.items() if name in _NAMES})
+
+
+def _is_kept(callback: Any) -> bool:
+    return isinstance(callback, ExportableState)
+
+
+def _with_tuples(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
 
 

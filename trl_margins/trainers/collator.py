@@ -75,29 +75,50 @@ class PairCollator:
         name = getattr(self.collator, "__name__", type(self.collator).__name__)
         try:
             batch = self.collator(rows)
-            found = _chosen_tokens(batch)
+            found = _tokens(batch)
         except Exception as error:  # each has its own
             raise ValueError(
                 f"data_collator: {name} makes no batch of {len(rows)} rows, which have the columns "
                 f"{', '.join(rows[0])} ({' '.join(str(error).split())[:200]}): leave data_collator out, or give one "
                 "for pairs"
             ) from error
-        if found is not None and len(found) != len(rows):
-            raise ValueError(f"data_collator: {name} makes a batch of {len(found)} pairs out of {len(rows)} rows")
-        given = [[*row.get("prompt_ids", ()), *row.get("chosen_ids", row.get("chosen_input_ids", ()))] for row in rows]
-        if found is not None and found != given and sorted(found) == sorted(given):
-            raise ValueError(
-                f"data_collator: {name} gives the pairs in another order than their rows, which have their scores and "
-                "weights: leave the order as it is (train_sampling_strategy='group_by_length' batches by length)"
-            )
+        for side, of_batch in found.items():
+            if len(of_batch) != len(rows):
+                raise ValueError(
+                    f"data_collator: {name} makes a batch of {len(of_batch)} pairs out of {len(rows)} rows"
+                )
+            given = [
+                [*row.get("prompt_ids", ()), *row.get(f"{side}_ids", row.get(f"{side}_input_ids", ()))] for row in rows
+            ]
+            if any(_are_others(tokens, i, given) for i, tokens in enumerate(of_batch)):
+                raise ValueError(
+                    f"data_collator: {name} gives the pairs in another order than their rows, which have their scores "
+                    "and weights: leave the order as it is (train_sampling_strategy='group_by_length' batches by "
+                    "length)"
+                )
         return batch
 
 
-def _chosen_tokens(batch: Mapping[str, Any]) -> list[list[int]] | None:
-    """Of each pair, without padding; None for a batch of another form than TRL's."""
-    for ids, mask in (("chosen_input_ids", "chosen_attention_mask"), ("input_ids", "attention_mask")):
-        if ids in batch and mask in batch:
-            n = len(batch[ids]) if ids != "input_ids" else len(batch[ids]) // 2
-            pairs = zip(batch[ids][:n], batch[mask][:n], strict=True)
-            return [tokens[kept.bool()].tolist() for tokens, kept in pairs]
-    return None
+def _are_others(tokens: list[int], place: int, given: list[list[int]]) -> bool:
+    """Whether they are another row's and not those of the row at their place; each may be cut, or have more behind."""
+
+    def alike(row: list[int]) -> bool:
+        n = min(len(row), len(tokens))
+        return n > 0 and row[:n] == tokens[:n]
+
+    return not alike(given[place]) and any(map(alike, given))
+
+
+def _tokens(batch: Mapping[str, Any]) -> dict[str, list[list[int]]]:
+    """Of the chosen and the rejected rows, without padding; none for a batch of another form than TRL's."""
+    sides = ("chosen", "rejected")
+    if "input_ids" in batch and "attention_mask" in batch:
+        halves = [*zip(batch["input_ids"].chunk(2), batch["attention_mask"].chunk(2), strict=True)]
+    elif all(f"{side}_{name}" in batch for side in sides for name in ("input_ids", "attention_mask")):
+        halves = [(batch[f"{side}_input_ids"], batch[f"{side}_attention_mask"]) for side in sides]
+    else:
+        return {}
+    return {
+        side: [row[kept.bool()].tolist() for row, kept in zip(ids, mask, strict=True)]
+        for side, (ids, mask) in zip(sides, halves, strict=False)
+    }

@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -59,10 +59,16 @@ def kept_of_others(state: TrainerState) -> dict[str, Any]:
     return kept
 
 
-def attributes_of(kind: type, state: TrainerState) -> list[dict[str, Any]]:
-    """What the callbacks of this class had counted, as a checkpoint has it."""
-    kept = kept_of_others(state).get(kind.__name__, [])
-    return [each.get("attributes", {}) for each in (kept if isinstance(kept, list) else [kept])]
+def kept_by(callbacks: Sequence[Any], state: TrainerState) -> list[dict[str, Any]]:
+    """What each of the callbacks had counted, as a checkpoint has it under the name of its class."""
+    names, found = [type(each).__name__ for each in callbacks], []
+    for i, name in enumerate(names):
+        kept = kept_of_others(state).get(name, {})
+        n = names.count(name)
+        of_class = (kept if isinstance(kept, list) else [kept])[-n:]  # transformers puts every save's behind the last
+        place = names[:i].count(name)
+        found.append(of_class[place].get("attributes", {}) if place < len(of_class) else {})
+    return found
 
 
 def is_whole(checkpoint: str | Path) -> bool:

@@ -828,3 +828,20 @@ def test_tools_and_arguments_are_those_of_their_row(folder):
         row["tools"][0]["since"] = "2026-01-01"
     (folder / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert json.dumps(rows_of(folder / "a.jsonl", streaming=True)) == json.dumps(rows)
+    rows[1]["prompt"] = 1.5
+    (folder / "b.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert json.dumps(rows_of(folder / "b.jsonl")) == json.dumps(rows)
+    assert json.dumps(rows_of(folder)) == json.dumps([{**rows[0]}, {**rows[1], "prompt": "q"}, *rows])
+
+
+def test_two_files_with_objects_of_other_keys(folder):
+    """Which no one type holds: a content that is text in one and parts in the other."""
+    parts = [{"type": "text", "text": "x"}]
+    for name, content in {"a": "said", "b": parts}.items():
+        row = {"prompt": "q", "chosen": [{"role": "assistant", "content": content}]}
+        (folder / f"{name}.jsonl").write_text(json.dumps(row))
+    assert [row["chosen"][0]["content"] for row in rows_of(folder)] == ["said", parts]
+    for name, value in {"a": 1, "b": "x"}.items():
+        (folder / f"{name}.jsonl").write_text(json.dumps({"prompt": "q", "n": value}))
+    with pytest.raises(ValueError, match=r"column 'n' is int64 in a.jsonl and string in b.jsonl"):
+        load_splits(str(folder))

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
-from datasets import Dataset, DatasetDict, Features, IterableDataset, Value, concatenate_datasets
+from datasets import Dataset, DatasetDict, Features, IterableDataset, Json, Value, concatenate_datasets
 
 from .broken_files import innermost, open_text
 from .local_files import builder_of
@@ -58,8 +58,8 @@ def _lacks(file: Path, name: str) -> bool:
         return not any(key in line for line in lines for key in written)
 
 
-class NestedTypesError(ValueError):
-    """Lists or objects in two files that no one type holds."""
+class TypesOfJsonError(ValueError):
+    """Lists, objects or values of several types in two files, which only a column of JSON holds."""
 
 
 def joined(
@@ -95,8 +95,10 @@ def _common(folder: Path, parts: Mapping[Path, Dataset]) -> Features:
                 both = pa.unify_schemas(schemas, promote_options="permissive")
             except pa.ArrowException:
                 types = [schema.field(name).type for schema in schemas]
-                are_nested = all(not isinstance(each, Value) for each in (found[name], kind))
-                raise (NestedTypesError if are_nested else ValueError)(
+                both_types = (found[name], kind)
+                fits_json = any(isinstance(each, Json) for each in both_types)
+                fits_json = fits_json or not any(isinstance(each, Value) for each in both_types)
+                raise (TypesOfJsonError if fits_json else ValueError)(
                     f"{folder}: column {name!r} is {types[0]} in {first.relative_to(folder)} and {types[1]} in "
                     f"{file.relative_to(folder)}: give it one type in all files, or name one of the files"
                 ) from None

@@ -26,7 +26,7 @@ from .broken_files import (
     times_for_text,
     why_unreadable,
 )
-from .differing_files import NestedTypesError, check_columns, joined
+from .differing_files import TypesOfJsonError, check_columns, joined
 from .expansion import check_expansion
 from .local_files import BUILDERS, builder_of, existing, files_of, is_plain, is_saved, linked, literal
 from .media import without_decoding
@@ -151,7 +151,7 @@ def _read(path: Path, config: str | None, streaming: bool) -> DatasetDict:
         if len(files) > 1:
             try:
                 loaded = joined(path, splits, lambda file: _one(file, read), error)
-            except NestedTypesError:
+            except TypesOfJsonError:
                 if builder_of(files[0]) != "json":
                     raise
                 loaded = DatasetDict({split: python_rows(files) for split, files in splits.items()})

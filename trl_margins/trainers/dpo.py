@@ -87,6 +87,12 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
         """TRL's tokens, by its rule, many rows at a time."""
         opened, is_first = self._opened_set(dataset, dataset_name)
         tokenizer = PairTokenizer(opened.reader, processing_class, dpo_columns)
+        if there := [name for name in _OF_REFERENCE if name in column_names(opened.dataset)]:
+            logger.warning(
+                "%s: the columns %s are left out: the reference model's log-probabilities are computed",
+                *(opened.reader.split, " and ".join(there)),
+            )
+            opened = replace(opened, dataset=opened.dataset.remove_columns(there))
         found = tokenized(opened, tokenizer, args.dataset_num_proc)
         cut = args.max_length if args.truncation_mode == "keep_start" else None
         lengths = {"max_length": cut, "completion_cut": cut}
@@ -200,9 +206,6 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
 
     def _precompute_ref_logps(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         self._wrap_collator()
-        if there := [name for name in _OF_REFERENCE if name in dataset.column_names]:
-            logger.warning("precompute_ref_log_probs: the data set's own %s are computed anew", " and ".join(there))
-            dataset = dataset.remove_columns(there)
         return super()._precompute_ref_logps(dataset, *args, **kwargs)
 
     def _extra_loss(self, pairs: PairLogps) -> Tensor | float:

@@ -831,7 +831,6 @@ def test_tools_and_arguments_are_those_of_their_row(folder):
     rows[1]["prompt"] = 1.5
     (folder / "b.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert json.dumps(rows_of(folder / "b.jsonl")) == json.dumps(rows)
-    assert json.dumps(rows_of(folder)) == json.dumps([{**rows[0]}, {**rows[1], "prompt": "q"}, *rows])
 
 
 def test_two_files_with_objects_of_other_keys(folder):

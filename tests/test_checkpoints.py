@@ -223,13 +223,14 @@ SCHEDULES = {
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("optimizer", [SGD, AdamW])
-def test_a_schedule_that_turns_more_than_the_rate(optimizer, schedule, tiny_model, tokenizer, tmp_path):
+def test_a_schedule_that_turns_more_than_the_rate(optimizer, schedule, tiny_model, tokenizer, tmp_path, caplog):
     """It is at another value where a run is resumed; another first value is still refused."""
     options = {"momentum": 0.9} if optimizer is SGD else {}
 
     def run(weight_decay: float = 0.0) -> Any:
         model = load(tiny_model)
-        made = optimizer(model.parameters(), lr=0.01, weight_decay=weight_decay, **options)
+        rate = torch.tensor(0.01) if schedule == "weight decay" else 0.01
+        made = optimizer(model.parameters(), lr=rate, weight_decay=weight_decay, **options)
         args = config_class("gappo", "cpo")(
             **quiet(output_dir=str(tmp_path), max_steps=6, save_strategy="steps", save_steps=2)
         )
@@ -240,7 +241,9 @@ def test_a_schedule_that_turns_more_than_the_rate(optimizer, schedule, tiny_mode
     whole.train()
     shutil.rmtree(tmp_path / "checkpoint-6")
     resumed = run()
+    caplog.clear()
     resumed.train(resume_from_checkpoint=True)
+    assert "with other settings" not in caplog.text
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[name]), name
     with pytest.raises(ValueError, match=r"other settings: weight_decay 0.0 → 0.5\. Resume"):

@@ -118,6 +118,7 @@ def run_settings(trainer: MarginTrainer) -> dict[str, Any]:
     reads_scores = SCORE_CHOSEN in objective.columns
     reference = getattr(trainer, "ref_model", None)
     reference = trainer.model if reference is None else reference  # an adapter's, with the adapter off
+    groups = getattr(trainer.optimizer, "param_groups", ())
     return {
         "version": __version__,
         "method": method and method.id,
@@ -147,9 +148,7 @@ def run_settings(trainer: MarginTrainer) -> dict[str, Any]:
             for name, value in of_arguments(part).items()
         },
         "optimizer": None if trainer._made_optimizer else of_optimizer(trainer.optimizer, trainer.model),
-        "optimizer_options": None
-        if trainer._made_optimizer
-        else [_options_of(group) for group in getattr(trainer.optimizer, "param_groups", ())],
+        "optimizer_options": None if trainer._made_optimizer or not groups else list(map(_options_of, groups)),
         "schedule": None if trainer._made_schedule else trainer.lr_scheduler and type(trainer.lr_scheduler).__name__,
         "adapter": json.loads(json.dumps(adapter, default=str)),
         "trained_parameters": f"{len(names)} tensors ({hashlib.sha256(' '.join(names).encode()).hexdigest()[:8]})",
@@ -413,7 +412,8 @@ class CheckpointMixin(MarginTrainer):
         if self.args.should_save and not self.accelerator.is_main_process:  # with `save_on_each_node`
             self._save_remembered(folder)
         forget_files(self.state)
-        kept = [type(each).__name__ for each in [*self.callback_handler.callbacks, self.control] if _is_kept(each)]
+        callbacks = [*self.callback_handler.callbacks, self.control]
+        kept = [type(each).__name__ for each in callbacks if isinstance(each, ExportableState)]
         for name in kept:  # transformers appends to a list of all earlier states, and a new name is a KeyError
             kept_of_others(self.state)[name] = [] if kept.count(name) > 1 else {}
         try:
@@ -478,7 +478,7 @@ class CheckpointMixin(MarginTrainer):
         if self.args.restore_callback_states_from_checkpoint:
             super()._load_callback_state()
             return
-        callbacks = [each for each in self.callback_handler.callbacks if _is_kept(each)]
+        callbacks = [each for each in self.callback_handler.callbacks if isinstance(each, ExportableState)]
         for callback, attributes in zip(callbacks, kept_by(callbacks, self.state), strict=True):
             for name, value in attributes.items():
                 try:
@@ -516,9 +516,7 @@ class CheckpointMixin(MarginTrainer):
             # schedules and callbacks may turn any of them: those of before the first step are compared
             loaded = [_options_of(group) for group in self.optimizer.param_groups]
             first = settings_before(Path(checkpoint)).get("optimizer_options") or [{}] * len(loaded)
-            _check_options(
-                checkpoint, before, [old | _with_tuples(new) for old, new in zip(loaded, first, strict=True)]
-            )
+            _check_options(checkpoint, before, [old | _as_values(new) for old, new in zip(loaded, first, strict=True)])
         if schedule:
             _check_options(checkpoint, [schedule], [_numbers_of(self.lr_scheduler)])
             _check_lambdas(checkpoint, self.lr_scheduler)
@@ -545,15 +543,13 @@ _NAMES |= {name: name for name in ("weight_decay", "momentum")}
 
 
 def _options_of(group: Mapping[str, Any]) -> dict[str, Any]:
-    return _with_tuples({_NAMES[name]: value for name, value in group.items() if name in _NAMES})
+    return _as_values({_NAMES[name]: value for name, value in group.items() if name in _NAMES})
 
 
-def _is_kept(callback: Any) -> bool:
-    return isinstance(callback, ExportableState)
-
-
-def _with_tuples(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+def _as_values(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what JSON has not: a rate may be a tensor, and of a tuple it makes a list."""
+    plain = {name: value.item() if isinstance(value, Tensor) else value for name, value in options.items()}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
 
 
 def _inner(schedule: Any) -> Any:

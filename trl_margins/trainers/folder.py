@@ -81,6 +81,7 @@ _NOT_SAID = (
     "config",
     "term_options",
     "reward_options",
+    "optimizer_options",  # compared where the optimizer is loaded
 )
 
 

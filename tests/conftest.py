@@ -129,6 +129,7 @@ def few_objects_to_collect() -> None:
     """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(100_000, 20, 20)  # and there is much to go through
 
 
 @pytest.fixture(autouse=True)

@@ -146,7 +146,7 @@ def test_every_page(site: Path, server: str, browser: playwright.Browser) -> Non
     """Each is opened once, every second one from disk, and then made narrow."""
     homes = [server, site.as_uri()]
     opened = [watched(browser, home) for home in homes]
-    problems = {}
+    problems, shown = {}, dict.fromkeys(homes, "light")
     paths = [path.relative_to(site).as_posix() for path in sorted(site.rglob("*.html"))]
     # the links of 404.html are absolute: servers show it for pages anywhere
     for number, name in enumerate(path for path in paths if path != "404.html"):
@@ -154,15 +154,16 @@ def test_every_page(site: Path, server: str, browser: playwright.Browser) -> Non
         page.set_viewport_size({"width": WIDE, "height": HEIGHT})  # before it opens: what grows later is animated
         page.goto(f"{home}/{name}")
         page.wait_for_function("document.fonts.status === 'loaded'")
-        found, shown = [], "light"
-        for width, schemes in ((WIDE, ("light", "dark")), (NARROW, ("dark", "light"))):
+        found, other = [], {"light": "dark", "dark": "light"}[shown[home]]
+        schemes = {WIDE: (shown[home], other), NARROW: (other,) if SCREENS is None else (other, shown[home])}
+        for width in (WIDE, NARROW):
             page.set_viewport_size({"width": width, "height": HEIGHT})
             found += [f"{width} px: {each}" for each in page.evaluate(PROBLEMS, width == WIDE)]
-            for scheme in schemes:
-                if scheme != shown:
+            for scheme in schemes[width]:
+                if scheme != shown[home]:
                     page.emulate_media(color_scheme=scheme)
                     page.wait_for_selector(f"body[data-md-color-scheme={'slate' if scheme == 'dark' else 'default'}]")
-                    shown = scheme
+                    shown[home] = scheme
                 found += [f"{width} px, {scheme}: {each}" for each in page.evaluate(FAINT)]
                 if SCREENS is not None:
                     photograph(page, f"{name.removesuffix('.html').replace('/', '-')}-{width}-{scheme}.jpeg", width)

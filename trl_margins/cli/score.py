@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from ..data.evaluation_factors import (
     METRICS,
     add_evaluation_factor,
     check_evaluation_factors,
-    few_words,
+    warn_of_few_words,
 )
 from ..data.loading import chosen_splits
 from ..disk import check_writable, naming, written
@@ -26,8 +25,6 @@ from .setup import check_files, find_model, load_tokenizer, weights_of
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
-
-logger = logging.getLogger(__name__)
 
 FILES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
 
@@ -239,8 +236,7 @@ def table(columns: Mapping[str, Any], metric: str) -> str:
     rows = []
     for name, values in columns.items():
         summary = check_evaluation_factors(values, metric, name)
-        if metric not in BERTSCORE_METRICS and (said := few_words(summary.n, summary.n_zero, summary.n_one)):
-            logger.warning("%s: %s", name, said)
+        warn_of_few_words(summary, metric, name)
         cells = ["-"] * 6
         if summary.n:
             numbers = (summary.mean, *np.quantile(values, (0.25, 0.5, 0.75)))

@@ -95,10 +95,9 @@ def _common(folder: Path, parts: Mapping[Path, Dataset]) -> Features:
                 both = pa.unify_schemas(schemas, promote_options="permissive")
             except pa.ArrowException:
                 types = [schema.field(name).type for schema in schemas]
-                both_types = (found[name], kind)
-                fits_json = any(isinstance(each, Json) for each in both_types)
-                fits_json = fits_json or not any(isinstance(each, Value) for each in both_types)
-                raise (TypesOfJsonError if fits_json else ValueError)(
+                kinds = (found[name], kind)
+                is_mixed, is_plain = (any(isinstance(each, of) for each in kinds) for of in (Json, Value))
+                raise (TypesOfJsonError if is_mixed or not is_plain else ValueError)(
                     f"{folder}: column {name!r} is {types[0]} in {first.relative_to(folder)} and {types[1]} in "
                     f"{file.relative_to(folder)}: give it one type in all files, or name one of the files"
                 ) from None

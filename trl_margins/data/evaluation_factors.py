@@ -272,6 +272,12 @@ def few_words(n: int, n_zero: int, n_one: int) -> str | None:
     return None
 
 
+def warn_of_few_words(found: EvaluationFactorSummary, metric: str, split: str) -> None:
+    """Logs what `few_words` says of factors that are of words, or may be."""
+    if metric not in BERTSCORE_METRICS and (said := few_words(found.n, found.n_zero, found.n_one)):
+        logger.warning("%s: %s", split, said)
+
+
 def check_evaluation_factors(values: Any, column: str, split: str) -> EvaluationFactorSummary:
     """Checks a column of evaluation factors, `[N]`, and counts its zeros and ones.
 

@@ -131,6 +131,7 @@ def _read(path: Path, config: str | None, streaming: bool) -> DatasetDict:
         return datasets.load_dataset(source, data_files=names, streaming=streaming, **options)
 
     check_columns(path, files, lambda file: read({"train": [file]}, streaming=True)["train"])
+    one_by_one = False
     try:
         loaded = read(splits)
         features = next(iter(loaded.values())).features
@@ -148,6 +149,7 @@ def _read(path: Path, config: str | None, streaming: bool) -> DatasetDict:
             raise ValueError(why_unreadable(files[0], error)) from error
         if streaming:
             raise ValueError(f"{path} cannot be read: {innermost(error)}") from error
+        one_by_one = True
         if len(files) > 1:
             try:
                 loaded = joined(path, splits, lambda file: _one(file, read), error)
@@ -161,7 +163,7 @@ def _read(path: Path, config: str | None, streaming: bool) -> DatasetDict:
         raise ValueError(f"{path.name} is one object {found}: write only the rows, one object per line")
     if not streaming and (found := rows_as_text(loaded)):
         raise ValueError(f"{path.name}: {found}")
-    if builder_of(files[0]) != "json":
+    if builder_of(files[0]) != "json" or one_by_one:  # each is as it is written
         return loaded
     if streaming:
         if found := times_for_text(loaded, _texts()):
@@ -173,16 +175,14 @@ def _read(path: Path, config: str | None, streaming: bool) -> DatasetDict:
                 "give all rows one form"
             )
         return loaded
-    if not all(fits(rows.features, files) for rows in loaded.values()):
-        return DatasetDict({split: python_rows(files) for split, files in splits.items()})
-    return DatasetDict({split: as_written(rows, splits[split]) for split, rows in loaded.items()})
+    return as_written(loaded, splits)
 
 
 def _one(file: Path, read: Callable[[Mapping[str, Sequence[Path]]], DatasetDict]) -> Dataset:
     """A file alone. JSON is read by Python where Arrow's reader fails: it loses a null that a list begins with."""
     try:
-        rows = read({"train": [file]})["train"]
-        return as_written(rows, [file]) if builder_of(file) == "json" else rows
+        loaded, splits = read({"train": [file]}), {"train": [file]}
+        return (as_written(loaded, splits) if builder_of(file) == "json" else loaded)["train"]
     except Exception as error:
         if builder_of(file) == "json" and isinstance(innermost(error), _OF_ARROW):
             with suppress(Exception):

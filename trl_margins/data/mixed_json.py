@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.json as paj
-from datasets import Dataset, Features, Json, List, Value, concatenate_datasets
+from datasets import Dataset, DatasetDict, Features, Json, List, Value, concatenate_datasets
 
 from .broken_files import open_bytes, python_values
 
@@ -47,20 +48,30 @@ def fits(features: Features, files: Sequence[Path], only_first: bool = False) ->
 
 def python_rows(files: Sequence[Path]) -> Dataset:
     """The rows of JSON files, read by Python."""
-    rows = [row for file in files for row in python_values(file)]
+    rows = _values(files)
     if rows and all(isinstance(row, dict) for row in rows):  # the first row's columns would be all that there are
         rows[0] = dict.fromkeys(chain.from_iterable(rows)) | rows[0]
-    return as_written(Dataset.from_list(rows, on_mixed_types="use_json"), files)
+    return _as_written(Dataset.from_list(rows, on_mixed_types="use_json"), lambda: rows)
 
 
-def as_written(rows: Dataset, files: Sequence[Path]) -> Dataset:
-    """The rows of these files, with what columns of one type do not hold as it is written there."""
+def as_written(loaded: Mapping[str, Dataset], splits: Mapping[str, Sequence[Path]]) -> DatasetDict:
+    """The splits that were read from these files, with what columns of one type do not hold as it is written there."""
+    files = [file for each in splits.values() for file in each]
+    if not all(fits(rows.features, files) for rows in loaded.values()):
+        return DatasetDict({split: python_rows(files) for split, files in splits.items()})
+    return DatasetDict({split: _as_written(rows, partial(_values, splits[split])) for split, rows in loaded.items()})
+
+
+def _values(files: Sequence[Path]) -> list[Any]:
+    return [row for file in files for row in python_values(file)]
+
+
+def _as_written(rows: Dataset, read: Callable[[], list[Any]]) -> Dataset:
     kinds = {name: _as_text(kind) for name, kind in with_free_parts(rows.features).items()}
     mixed = {name: kind for name, kind in kinds.items() if kind != rows.features[name] or _is_mixed(kind)}
     if not mixed:
         return rows
-    values = chain.from_iterable(map(python_values, files))
-    written = [{name: _encoded(row.get(name), feature) for name, feature in mixed.items()} for row in values]
+    written = [{name: _encoded(row.get(name), feature) for name, feature in mixed.items()} for row in read()]
     columns, found = rows.column_names, Dataset.from_list(written, features=Features(mixed))
     if len(mixed) < len(columns):
         found = concatenate_datasets([rows.remove_columns([*mixed]), found], axis=1)
@@ -106,7 +117,7 @@ def _holds_all(feature: Any, kind: pa.DataType) -> bool:
 
 def _sort(kind: pa.DataType) -> str:
     is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
-    return "number" if is_number else "text" if pa.types.is_large_string(kind) else str(kind).split("[")[0]
+    return "number" if is_number else str(kind).split("[")[0]  # a time's unit does not matter
 
 
 def with_free_parts(features: Mapping[str, Any]) -> dict[str, Any]:

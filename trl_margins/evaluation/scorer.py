@@ -245,7 +245,7 @@ def completion_tokens(
 def _check_ids(model: Any, tokens: Sequence[CompletionTokens], name: str) -> None:
     size = model.get_input_embeddings().weight.shape[0]
     for i, row in enumerate(tokens):
-        largest = max((id for ids in (row.prompt, *row.ids) for id in ids), default=0)
+        largest = max((max(ids) for ids in (row.prompt, *row.ids) if ids), default=0)
         if largest >= size:
             raise ValueError(
                 f"row {i} of {name} has the token {largest}, and the model's embedding has {size} rows: use its own "

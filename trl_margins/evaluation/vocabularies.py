@@ -19,7 +19,7 @@ def check_one_vocabulary(names: Sequence[str], tokenizers: Sequence[Any], models
     differing, _ = _differing(tokenizers)
     sizes = [model.get_input_embeddings().weight.shape[0] for model in models]
     if differing:
-        why = _first(differing, tokenizers)
+        why = _in_words(differing[0])
     elif sizes[0] != sizes[1]:
         why = f"the one has {sizes[0]} ids and the other {sizes[1]}"
     else:
@@ -40,23 +40,19 @@ def check_reference_vocabulary(names: Sequence[str], tokenizers: Sequence[Any]) 
     if not differing:
         return
     said = f"{len(differing)} of {n_both} ids of {names[0]} are other tokens to the reference model {names[1]}"
-    said += f" ({_first(differing, tokenizers)})"
+    said += f" ({_in_words(differing[0])})"
     if len(differing) > _FEW * n_both:
         raise ValueError(f"{said}: it would score other texts. Give --ref_model the model that training started from")
     logger.warning("%s: where they occur, it scores other texts", said)
 
 
-def _differing(tokenizers: Sequence[Any]) -> tuple[list[int], int]:
-    """The ids that are other tokens, in order, and how many ids both have."""
-    one, other = map(_tokens, tokenizers)
-    both = one.keys() & other.keys()
-    return sorted(i for i in both if one[i] != other[i]), len(both)
+def _differing(tokenizers: Sequence[Any]) -> tuple[list[tuple[int, str, str]], int]:
+    """The ids that are other tokens, in order, with both tokens, and how many ids both have."""
+    one, other = ({i: token for token, i in tokenizer.get_vocab().items()} for tokenizer in tokenizers)
+    both = sorted(one.keys() & other.keys())
+    return [(i, one[i], other[i]) for i in both if one[i] != other[i]], len(both)
 
 
-def _first(differing: Sequence[int], tokenizers: Sequence[Any]) -> str:
-    one, other = (_tokens(tokenizer)[differing[0]] for tokenizer in tokenizers)
-    return f"id {differing[0]} is {one!r} in the one and {other!r} in the other"
-
-
-def _tokens(tokenizer: Any) -> dict[int, str]:
-    return {i: token for token, i in tokenizer.get_vocab().items()}
+def _in_words(differing: tuple[int, str, str]) -> str:
+    i, one, other = differing
+    return f"id {i} is {one!r} in the one and {other!r} in the other"

@@ -202,9 +202,8 @@ class RunFolder(TrainerCallback):
 
     def _begin(self, args: Any, state: Any) -> None:
         file = Path(args.output_dir, RUN_FILE)
-        with writing_to(
-            f"output_dir {args.output_dir}"
-        ):  # now, while nothing is lost: no checkpoint could be saved there either
+        # now, while nothing is lost: no checkpoint could be saved there either
+        with writing_to(f"output_dir {args.output_dir}"):
             for log in self.logs:
                 log.rewind(state.global_step)
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -575,11 +575,9 @@ def is_list_of(value: Any, kinds: Any) -> bool:
 
 def is_messages(value: Any) -> bool:
     """Whether it is a list of messages with known roles."""
-    if not isinstance(value, list) or not value:
+    if not _looks_said(value):
         return False
     for message in value:
-        if not isinstance(message, Mapping) or not {"content", "value"} & message.keys():
-            return False
         role = message.get("role", message.get("from"))
         if not isinstance(role, str) or role.lower() not in (_ROLES if "role" in message else _SHAREGPT_ROLES):
             return False
@@ -597,14 +595,9 @@ def _not_json(value: Any) -> Any:
 
 def _looks_said(value: Any) -> bool:
     """Whether it is a list of messages, perhaps with unknown roles."""
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(
-            isinstance(each, Mapping) and {"content", "value"} & each.keys() and {"role", "from"} & each.keys()
-            for each in value
-        )
-    )
+    if not is_list_of(value, Mapping) or not value:
+        return False
+    return all({"content", "value"} & each.keys() and {"role", "from"} & each.keys() for each in value)
 
 
 def with_system(system: str, prompt: Part, completions: list[Any], where: str) -> tuple[list[Message], list[Part]]:
@@ -614,9 +607,10 @@ def with_system(system: str, prompt: Part, completions: list[Any], where: str) -
     """
     if isinstance(prompt, str):
         prompt, completions = says("user", prompt), [says("assistant", part) for part in completions]
-    own = text_of(prompt[:1]).strip() if prompt[0]["role"] == "system" else ""
+    has_own = prompt[0]["role"] == "system"
+    own = text_of(prompt[:1]).strip() if has_own else ""
     if system and not own:
-        prompt = says("system", system) + prompt[prompt[0]["role"] == "system" :]
+        prompt = says("system", system) + prompt[has_own:]
     elif system and own != system.strip():
         raise RowError(
             f"{where}: {shortened(system)} is another system message than the prompt's own, {shortened(own)}: leave "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -221,9 +221,14 @@ def look_at_first_rows(opened: OpenedSet, processing_class: Any, cpo_max_length:
 
 def _report_ends(split: str, rows: Sequence[PreferenceRow], ours: Sequence[RowTokens], tokenizer: Any) -> None:
     """Warns of completions that end twice, or with nothing that a model could stop at."""
-    sides = [(i, *side) for i, (row, of) in enumerate(zip(rows, ours, strict=True)) for side in _sides(row, of)]
-    twice = sorted({i for i, _, ids in sides if _ends_twice(ids, tokenizer)})
-    never = sorted({i for i, completion, ids in sides if _ends_never(completion, ids, tokenizer)})
+    special = {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", ())}
+    twice, never = [], []
+    for i, (row, tokens) in enumerate(zip(rows, ours, strict=True)):
+        sides = [*zip(row.completions, tokens.completions, strict=True)]
+        if any(_ends_twice(ids, special, tokenizer) for _, ids in sides):
+            twice.append(i)
+        if any(_ends_never(completion, ids, special, tokenizer) for completion, ids in sides):
+            never.append(i)
     if twice:
         logger.warning(
             f"{split}: in {len(twice)} of the first {len(rows)} rows a completion ends with two end tokens (the first "
@@ -237,29 +242,19 @@ def _report_ends(split: str, rows: Sequence[PreferenceRow], ours: Sequence[RowTo
         )
 
 
-def _sides(row: PreferenceRow, tokens: RowTokens) -> Iterable[tuple[Part, list[int]]]:
-    return zip(row.completions, tokens.completions, strict=True)
-
-
-def _ends_twice(ids: list[int], tokenizer: Any) -> bool:
+def _ends_twice(ids: list[int], special: Collection[int], tokenizer: Any) -> bool:
     """Whether the last two special tokens are the same, with nothing but blanks between them."""
-    special = _special(tokenizer)
     places = [i for i, id in enumerate(ids) if id in special][-2:]
     if len(places) < 2 or ids[places[0]] != ids[places[1]]:
         return False
     return not tokenizer.decode(ids[places[0] + 1 : places[1]]).strip()
 
 
-def _ends_never(completion: Part, ids: list[int], tokenizer: Any) -> bool:
+def _ends_never(completion: Part, ids: list[int], special: Collection[int], tokenizer: Any) -> bool:
     """Whether the end of the last message is behind the last special token."""
-    special = _special(tokenizer)
     last = max((i for i, id in enumerate(ids) if id in special), default=-1)
     said = _letters(text_of(completion if isinstance(completion, str) else completion[-1:]))[-_LAST:]
     return bool(said) and said in _letters(tokenizer.decode(ids[last + 1 :]))
-
-
-def _special(tokenizer: Any) -> set[int]:
-    return {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", ())}
 
 
 def _unspelled(row: PreferenceRow, tokens: RowTokens, processing_class: Any) -> str | None:

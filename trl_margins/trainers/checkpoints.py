@@ -214,7 +214,7 @@ class CheckpointMixin(MarginTrainer):
     _first_attributes: dict[str, dict[str, str]]  # of the terms without a state, then
     _settings_read: dict[str, Any]  # of the config, when the trainer had been built
     _steps_before = 0  # of the checkpoint that is resumed
-    _counts_before: list[int]  # of the evaluations without progress, by its early-stopping callbacks
+    _counts_before: Sequence[int] = ()  # of the evaluations without progress, by its early-stopping callbacks
     _rng_state_of: str | None = None  # a checkpoint whose random state is still to be loaded
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
@@ -512,10 +512,11 @@ class CheckpointMixin(MarginTrainer):
         self._rng_state_of = checkpoint
         if checkpoint is None:
             return
-        if is_watched and not (self._made_optimizer and settings_before(Path(checkpoint))):  # else compared already
+        settings = settings_before(Path(checkpoint))
+        if is_watched and not (self._made_optimizer and settings):  # else compared already
             # schedules and callbacks may turn any of them: those of before the first step are compared
             loaded = [_options_of(group) for group in self.optimizer.param_groups]
-            first = settings_before(Path(checkpoint)).get("optimizer_options") or [{}] * len(loaded)
+            first = settings.get("optimizer_options") or [{}] * len(loaded)
             _check_options(checkpoint, before, [old | _as_values(new) for old, new in zip(loaded, first, strict=True)])
         if schedule:
             _check_options(checkpoint, [schedule], [_numbers_of(self.lr_scheduler)])

@@ -14,12 +14,7 @@ from datasets import Dataset, IterableDataset
 from transformers import ProcessorMixin
 from trl.trainer.utils import global_then_local_main_first
 
-from ..data.evaluation_factors import (
-    BERTSCORE_METRICS,
-    add_evaluation_factor,
-    check_evaluation_factors,
-    few_words,
-)
+from ..data.evaluation_factors import add_evaluation_factor, check_evaluation_factors, warn_of_few_words
 from ..data.formats import as_plain
 from ..data.media import IMAGES, without_decoding
 from ..objective import Objective
@@ -370,9 +365,7 @@ def _with_factors(opened: OpenedSet, options: MarginOptions, config: Any, facts:
         kwargs = {"encoder": options.gap_aware_encoder, "num_proc": config.dataset_num_proc, "reader": opened.reader}
         dataset = add_evaluation_factor(dataset, factor, FACTOR, **kwargs)
     facts[split] = replace(facts[split], factor=factor)
-    found = check_evaluation_factors(dataset[FACTOR], FACTOR, split)
-    if factor not in BERTSCORE_METRICS and (said := few_words(found.n, found.n_zero, found.n_one)):
-        logger.warning("%s: %s", split, said)
+    warn_of_few_words(check_evaluation_factors(dataset[FACTOR], FACTOR, split), factor, split)
     return dataset
 
 

@@ -7,13 +7,16 @@ INSTALLED := $(VENV)/.installed
 BUNDLED := $(VENV)/.bundled
 MODELS := $(VENV)/.models
 
-.PHONY: demo test mutants notebook bench soak gpu docs dist lint format clean
+.PHONY: demo test rehearsal mutants notebook bench soak gpu docs dist lint format clean
 
 demo: $(INSTALLED) $(BUNDLED)  ## train the bundled model on a made-up set: before and after
 	$(BIN)/trl-margins demo
 
 test: $(INSTALLED) $(MODELS)  ## the tests
 	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+rehearsal: $(MODELS) docs  ## `make gpu` on the CPU, the notebook, and the documentation in a browser
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m rehearsal
 
 mutants: $(VENV)/.mutants  ## small changes to the code, one at a time: are they noticed? MUTANTS=100, ROOM=terms, SEED=1
 	$(BIN)/python .ci/mutants.py

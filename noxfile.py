@@ -47,7 +47,7 @@ def floors() -> list[str]:
 
 def run_tests(session: nox.Session, *more: str) -> None:
     session.run("python", "-m", "pip", "check", success_codes=[0, 1] if more else [0])
-    command = ["python", "-m", "pytest", "-q", "-n", "2", "--dist", "worksteal"]
+    command = ["python", "-m", "pytest", "-q", "-n", "2", "--dist", "worksteal", "-m", ""]  # rehearsals, too
     session.run(*command, *more, *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 

@@ -39,6 +39,7 @@ def rehearsal(tmp_path_factory):
     return out
 
 
+@pytest.mark.rehearsal
 @pytest.mark.parametrize("part", PARTS)
 def test_nothing_raises_and_nothing_is_left(part, rehearsal):
     found = items(rehearsal / f"{part}.jsonl")
@@ -49,6 +50,7 @@ def test_nothing_raises_and_nothing_is_left(part, rehearsal):
     assert "are left" not in text.replace("0 are left", "").replace("0 runs are left", "")
 
 
+@pytest.mark.rehearsal
 def test_steps_on_the_device_are_those_of_float64(rehearsal):
     found = items(rehearsal / "correctness.jsonl")
     wrong = [key for key, item in found.items() if not item["ok"] and not key.startswith("waits")]
@@ -56,6 +58,7 @@ def test_steps_on_the_device_are_those_of_float64(rehearsal):
     assert {key.split("/")[0] for key in found} >= {"ours", "TRL's own", "half and half", "waits"}
 
 
+@pytest.mark.rehearsal
 def test_synchronisations_of_trl_are_found(rehearsal):
     """Its CPO trainer reads a number for each metric that it logs; ours reads none of these."""
     found = items(rehearsal / "correctness.jsonl")
@@ -64,6 +67,7 @@ def test_synchronisations_of_trl_are_found(rehearsal):
     assert sum(ours.values()) < sum(theirs.values()) / 2
 
 
+@pytest.mark.rehearsal
 def test_the_study_has_all_runs_and_their_differences(rehearsal):
     runs = items(rehearsal / "study.jsonl")
     assert len([run for run in runs.values() if "seed" in run]) == 3

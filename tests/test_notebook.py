@@ -92,6 +92,7 @@ def test_the_table_has_the_metrics_to_watch(monkeypatch):
     assert dict(zip(*shown, strict=True)) == first | then
 
 
+@pytest.mark.rehearsal
 def test_it_runs(tmp_path, monkeypatch):
     """On the bundled model, in an empty folder; the model that it saves loads with transformers alone."""
     pytest.importorskip("gguf")

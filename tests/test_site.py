@@ -29,6 +29,8 @@ if CHROMIUM is None:
 pytest.importorskip("mkdocs", reason="the pages are not built: pip install '.[docs]'")
 playwright = pytest.importorskip("playwright.sync_api", reason="no browser is driven: pip install '.[docs]'")
 
+pytestmark = pytest.mark.rehearsal
+
 # What is wrong with the page that is open, as sentences
 PROBLEMS = r"""(wide) => {
   const found = []

@@ -155,7 +155,8 @@ def test_a_token_without_a_row_in_the_embedding(of_reference, tiny_model, tmp_pa
     model, rows = str(tmp_path / "model"), str(tmp_path / "pairs.jsonl")
     argv = ["evaluate", "--model_name_or_path", model, "--dataset_name", rows]
     argv += ["--reward", "log-ratio", "--ref_model", str(tiny_model)] if of_reference else []
-    said = rf"row 0 of pairs has the token {VOCABULARY}, and the model's embedding has {VOCABULARY} rows"
+    named = tiny_model if of_reference else model
+    said = rf"row 0 of pairs has the token {VOCABULARY}, and the embedding of {named} has {VOCABULARY} rows"
     with pytest.raises(ValueError, match=said):
         main(argv)
 

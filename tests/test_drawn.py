@@ -24,6 +24,7 @@ from trl_margins.report.densities import densities
 from trl_margins.report.figures import draw_pictures
 from trl_margins.report.run_folder import read_run
 
+LONG = "0123456789" * 7  # no picture has it in one line
 WRITTEN = Path(__file__).with_name("drawn.txt")
 
 
@@ -100,16 +101,30 @@ def runs(folder: Path) -> Iterator[tuple[str, list[Any]]]:
     for method, flips in (("gappo", 0.0), ("gap-aware", 0.0), ("geometric-anchor", 0.2)):
         yield method, [read_run(make_run(folder / method, method, flips=flips))]
     several = [
-        read_run(make_run(folder / f"{method}-{seed}", method, seed=seed, sets=("a", "b"), learning_rate=rate))
+        read_run(make_run(folder / f"{method}-{seed}-{LONG}", method, seed=seed, sets=("a", "b"), learning_rate=rate))
         for method, seed, rate in (("gappo", 0, 1e-5), ("gamma-po", 1, 1e-5), ("gappo", 2, 1e-6))
     ]
     yield "several", several
     equal = pair_columns("gappo", 2, 4, 0, 0.0)
     equal["reward_gap"] = np.array([1.0, 1.0, 1.0, 1.0, 0.0, 1.0, 0.0, 1.0])  # the first have no density
+    equal["score_gap"] = np.zeros(8)
     make_run(folder / "equal", "gappo", steps=2, batch=4)
     write_pairs(folder / "equal" / "pair_log.csv", equal)
     yield "few", [read_run(folder / "equal")]
-    yield "anchors", [diagnosed(folder / "known", steps=(1, 21, 41)), diagnosed(folder / "unknown", flips=False)]
+    yield (
+        "anchors",
+        [
+            diagnosed(folder / f"known-{LONG}", steps=(1, 21, 41)),
+            diagnosed(folder / f"unknown-{LONG}", flips=False),
+        ],
+    )
+    yield (
+        "swept",
+        [
+            read_run(make_run(folder / f"beta-{beta:g}-{seed}", "gappo", 20, seed=seed, beta=beta))
+            for beta, seed in ((1.0, 0), (1.0, 1), (20.0, 0))
+        ],
+    )
 
 
 def audited() -> Any:

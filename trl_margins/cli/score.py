@@ -113,6 +113,7 @@ def score_by_model(args: ScoreArguments, splits: DatasetDict) -> int:
     """Adds a reward model's scores, writes, prints the table. What a stopped run has scored is not scored again."""
     import torch
 
+    from ..evaluation.vocabularies import check_ids
     from ..generation.reward_model import (
         cut_tokens,
         load_reward_model,
@@ -142,6 +143,7 @@ def score_by_model(args: ScoreArguments, splits: DatasetDict) -> int:
     scored = {}
     for split, uncut in tokens.items():
         some = cut_tokens(uncut, rows[split], tokenizer, longest)
+        check_ids(model, [[each["input_ids"] for each in row] for row in some], split)
         keys = [digest(each) for each in some]
         known = {} if journal is None else {key: row["scores"] for key, row in journal.rows.items()}
         todo = [i for i, key in enumerate(keys) if key not in known]

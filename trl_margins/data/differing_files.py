@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -12,8 +13,12 @@ from datasets import Dataset, DatasetDict, Features, IterableDataset, Json, Valu
 
 from .broken_files import innermost, open_text
 from .local_files import builder_of
+from .mixed_json import sort_of
+
+logger = logging.getLogger(__name__)
 
 _LOOKED_AT = 100  # rows of a file
+_ONE_TYPE = "give it one type in all files, or name one of the files"
 
 
 def check_columns(folder: Path, files: Sequence[Path], stream: Callable[[Path], IterableDataset]) -> None:
@@ -36,6 +41,60 @@ def check_columns(folder: Path, files: Sequence[Path], stream: Callable[[Path], 
                 f"{folder}: {first.relative_to(folder)} and {other.relative_to(folder)} have different columns "
                 f"({'; '.join(parts)}): name one of the files, or give all files of the folder the same columns"
             )
+
+
+def check_types(
+    folder: Path, files: Sequence[Path], stream: Callable[[Path], IterableDataset], texts: Collection[str]
+) -> None:
+    """Warns of two files, not of JSON, of which `datasets` turns the values of one into another kind.
+
+    Args:
+        folder: with the files.
+        files: of all splits.
+        stream: reads one.
+        texts: the columns with prompts or answers.
+
+    Raises:
+        ValueError: numbers, times or bytes would become answers, or flags numbers.
+    """
+    found: dict[str, tuple[Path, pa.DataType]] = {}
+    for file in files if len(files) > 1 else ():
+        try:
+            rows = stream(file)
+            features = rows.features or Dataset.from_list(list(islice(rows, _LOOKED_AT))).features
+        except Exception:  # reading the whole file raises it again, with its name
+            continue
+        has_types = builder_of(file) in ("arrow", "parquet")  # in tables of text, a flag alone is told from a number
+        for field in features.arrow_schema:
+            first, kind = found.setdefault(field.name, (file, field.type))
+            makes_numbers = {sort_of(kind), sort_of(field.type)} == {"bool", "number"}
+            if not makes_numbers and (not has_types or _hold_alike(kind, field.type)):
+                continue
+            said = _of_types(folder, field.name, (first, kind), (file, field.type))
+            if makes_numbers or field.name in texts:
+                raise ValueError(f"{said}: {_ONE_TYPE}")
+            logger.warning("%s: all its values are read as %s", said, kind)
+
+
+def _hold_alike(one: pa.DataType, other: pa.DataType) -> bool:
+    if pa.types.is_null(one) or pa.types.is_null(other):
+        return True
+    if pa.types.is_struct(one) and pa.types.is_struct(other):
+        both = {field.name for field in one} & {field.name for field in other}
+        return all(_hold_alike(one.field(name).type, other.field(name).type) for name in both)
+    if _is_list(one) and _is_list(other):
+        return _hold_alike(one.value_type, other.value_type)
+    # of other nesting: reading the files raises an error
+    return pa.types.is_nested(one) or pa.types.is_nested(other) or sort_of(one) == sort_of(other)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return any(is_one(kind) for is_one in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list))
+
+
+def _of_types(folder: Path, name: str, *types: tuple[Path, pa.DataType]) -> str:
+    places = " and ".join(f"{kind} in {file.relative_to(folder)}" for file, kind in types)
+    return f"{folder}: column {name!r} is {places}"
 
 
 def _columns(file: Path, stream: Callable[[Path], IterableDataset]) -> tuple[list[str], set[str]]:
@@ -75,12 +134,15 @@ def joined(
         except Exception as problem:
             raise ValueError(f"{folder}: {file.relative_to(folder)} cannot be read: {innermost(problem)}") from error
     features = _common(folder, parts)
-    return DatasetDict(
-        {
-            split: concatenate_datasets([_cast(parts[file], features) for file in files])
-            for split, files in splits.items()
-        }
-    )
+    try:
+        return DatasetDict(
+            {
+                split: concatenate_datasets([_cast(parts[file], features) for file in files])
+                for split, files in splits.items()
+            }
+        )
+    except pa.ArrowException as problem:  # an integer that no fraction is exactly
+        raise TypesOfJsonError(f"{folder}: {innermost(problem)}: give each column one type in all files") from error
 
 
 def _common(folder: Path, parts: Mapping[Path, Dataset]) -> Features:
@@ -94,13 +156,11 @@ def _common(folder: Path, parts: Mapping[Path, Dataset]) -> Features:
             try:
                 both = pa.unify_schemas(schemas, promote_options="permissive")
             except pa.ArrowException:
-                types = [schema.field(name).type for schema in schemas]
+                one, other = (schema.field(name).type for schema in schemas)
                 kinds = (found[name], kind)
                 is_mixed, is_plain = (any(isinstance(each, of) for each in kinds) for of in (Json, Value))
-                raise (TypesOfJsonError if is_mixed or not is_plain else ValueError)(
-                    f"{folder}: column {name!r} is {types[0]} in {first.relative_to(folder)} and {types[1]} in "
-                    f"{file.relative_to(folder)}: give it one type in all files, or name one of the files"
-                ) from None
+                of = TypesOfJsonError if is_mixed or not is_plain else ValueError
+                raise of(f"{_of_types(folder, name, (first, one), (file, other))}: {_ONE_TYPE}") from None
             found[name] = Features.from_arrow_schema(both)[name]
     return Features(found)
 

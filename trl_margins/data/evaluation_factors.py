@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -197,6 +198,7 @@ def add_columns(
     if not len(dataset):  # map() does not look at an empty set
         return Dataset.from_dict({name: [] for name in features}, features=features)
     whole = not set(columns.values()).isdisjoint(BERTSCORE_METRICS)
+    reader = reader or open_rows(dataset, "given").reader
     scored = dataset.with_format(None).map(
         _score_rows,
         batched=True,
@@ -204,7 +206,7 @@ def add_columns(
         num_proc=None if whole else num_proc,
         with_indices=True,
         fn_kwargs={
-            "reader": reader or open_rows(dataset, "given").reader,
+            "reader": reader,
             "columns": dict(columns),
             "options": options if whole else {},
             "cache_key": (CACHE_VERSION, _stamp(options.get("encoder")) if whole else None),
@@ -212,7 +214,27 @@ def add_columns(
         features=features,
         desc=f"{next(iter(columns.values())) if len(columns) == 1 else 'Similarity'} of chosen and rejected",
     )
+    for column, metric in columns.items():
+        if metric not in BERTSCORE_METRICS:
+            _warn_of_other_letters(dataset, check_evaluation_factors(scored[column], column, reader.split), reader)
     return with_format_of(scored, dataset, *columns)
+
+
+def _warn_of_other_letters(dataset: Dataset, found: EvaluationFactorSummary, reader: RowReader) -> None:
+    """Where `few_words` says nothing: words that are left between letters that the metrics of words do not know."""
+    if few_words(found.n, found.n_zero, found.n_one):
+        return
+    some = range(0, len(dataset), max(len(dataset) // _LOOKED_AT, 1))
+    rows = read_batch(reader, dataset.with_format(None).select(some)[:], [*some])
+    texts = "".join(text for row in rows for text in completion_texts(row, implicit=reader.prompt_column is None))
+    letters = len(_LETTER.findall(texts))
+    others = letters - len(_KNOWN.findall(texts))
+    if others > _MANY * letters:
+        logger.warning(
+            "%s: %.0f %% of the letters in the completions are none of a–z or 0–9, and the evaluation factor compares "
+            "what is left of the words without them; BERTScore may be the better metric",
+            *(reader.split, 100 * others / letters),
+        )
 
 
 def _score_rows(
@@ -237,7 +259,10 @@ def _stamp(encoder: str | None) -> list[tuple[str, int, int]] | None:
     return sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in folder.iterdir())
 
 
-_FEW = 0.05
+_FEW = 0.05  # of pairs
+_MANY = 0.2  # of letters: of the languages with accents, Vietnamese alone has as many
+_LETTER, _KNOWN = re.compile(r"[^\W_]"), re.compile("[a-zA-Z0-9]")
+_LOOKED_AT = 1000  # rows
 
 
 @dataclass(frozen=True)

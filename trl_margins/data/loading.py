@@ -26,7 +26,7 @@ from .broken_files import (
     times_for_text,
     why_unreadable,
 )
-from .differing_files import TypesOfJsonError, check_columns, joined
+from .differing_files import TypesOfJsonError, check_columns, check_types, joined
 from .expansion import check_expansion
 from .local_files import BUILDERS, builder_of, existing, files_of, is_plain, is_saved, linked, literal
 from .media import without_decoding
@@ -130,7 +130,12 @@ def _read(path: Path, config: str | None, streaming: bool) -> DatasetDict:
         names = {split: [literal(file) for file in files] for split, files in splits.items()}
         return datasets.load_dataset(source, data_files=names, streaming=streaming, **options)
 
-    check_columns(path, files, lambda file: read({"train": [file]}, streaming=True)["train"])
+    def stream(file: Path) -> IterableDataset:
+        return read({"train": [file]}, streaming=True)["train"]
+
+    check_columns(path, files, stream)
+    if builder_of(files[0]) != "json":  # which stays as it is written
+        check_types(path, files, stream, _texts())
     one_by_one = False
     try:
         loaded = read(splits)
@@ -138,8 +143,11 @@ def _read(path: Path, config: str | None, streaming: bool) -> DatasetDict:
         if streaming and builder_of(files[0]) == "json" and features and with_free_parts(features) != features:
             options["features"] = Features(with_free_parts(features))
             loaded = read(splits)
-        for rows in loaded.values() if streaming else ():  # else training would be the first to read it
-            next(iter(rows.decode(False) if rows.features else rows), None)  # pictures may be elsewhere
+        if streaming:  # else training would be the first to read it
+            if features := next(iter(loaded.values())).features:
+                options["features"] = features
+            for rows in loaded.values() if len(files) == 1 else map(stream, files):
+                next(iter(rows.decode(False) if rows.features else rows), None)  # pictures may be elsewhere
     except FileNotFoundError:  # says so itself
         raise
     except Exception as error:  # the libraries have a dozen kinds, which seldom name the file
@@ -148,7 +156,11 @@ def _read(path: Path, config: str | None, streaming: bool) -> DatasetDict:
         if streaming and len(files) == 1:
             raise ValueError(why_unreadable(files[0], error)) from error
         if streaming:
-            raise ValueError(f"{path} cannot be read: {innermost(error)}") from error
+            reason = " ".join(str(innermost(error)).split())
+            raise ValueError(
+                f"{path} cannot be streamed: {reason}: load the data set instead of streaming it, or give all files "
+                "the same columns and types"
+            ) from error
         one_by_one = True
         if len(files) > 1:
             try:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -26,6 +27,7 @@ from .broken_files import open_bytes, python_values
 _READ_AT_ONCE = 10 << 20  # bytes, by `datasets`
 _PIECE = 2**26
 _FREE = ("tools", "arguments", "parameters", "chat_template_kwargs")  # have other keys in each row
+_LONG = re.compile(r"\d{19}")
 
 
 def fits(features: Features, files: Sequence[Path], only_first: bool = False) -> bool:
@@ -49,9 +51,31 @@ def fits(features: Features, files: Sequence[Path], only_first: bool = False) ->
 def python_rows(files: Sequence[Path]) -> Dataset:
     """The rows of JSON files, read by Python."""
     rows = _values(files)
-    if rows and all(isinstance(row, dict) for row in rows):  # the first row's columns would be all that there are
-        rows[0] = dict.fromkeys(chain.from_iterable(rows)) | rows[0]
-    return _as_written(Dataset.from_list(rows, on_mixed_types="use_json"), lambda: rows)
+    if not all(isinstance(row, dict) for row in rows):
+        return Dataset.from_list(rows)  # and its error
+    names = dict.fromkeys(chain.from_iterable(rows))
+    kinds = with_free_parts({name: _kind([row.get(name) for row in rows]) for name in names})
+    written = [{name: _encoded(row.get(name), kind) for name, kind in kinds.items()} for row in rows]
+    return Dataset.from_list(written, features=Features(kinds))
+
+
+def _kind(values: list[Any]) -> Any:
+    """What holds a column; Arrow would take `true` among fractions for 1.0, and refuses large integers among them."""
+    try:
+        kind = Dataset.from_dict({"": values}, on_mixed_types="use_json").features[""]
+    except (pa.ArrowException, OverflowError):
+        return Json()
+    return Json() if _has_flags(values, kind) else kind
+
+
+def _has_flags(values: Iterable[Any], kind: Any) -> bool:
+    there = [value for value in values if value is not None]
+    if isinstance(kind, List):
+        return _has_flags(chain.from_iterable(there), kind.feature)
+    if isinstance(kind, dict):
+        return any(_has_flags([value.get(name) for value in there], inner) for name, inner in kind.items())
+    is_number = not isinstance(kind, Json) and pa.types.is_floating(kind.pa_type)
+    return is_number and any(isinstance(value, bool) for value in there)
 
 
 def as_written(loaded: Mapping[str, Dataset], splits: Mapping[str, Sequence[Path]]) -> DatasetDict:
@@ -112,12 +136,14 @@ def _holds_all(feature: Any, kind: pa.DataType) -> bool:
         return False
     if pa.types.is_integer(feature.pa_type) and pa.types.is_floating(kind):
         return False
-    return _sort(feature.pa_type) == _sort(kind)
+    return sort_of(feature.pa_type) == sort_of(kind)
 
 
-def _sort(kind: pa.DataType) -> str:
-    is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
-    return "number" if is_number else str(kind).split("[")[0]  # a time's unit does not matter
+def sort_of(kind: pa.DataType) -> str:
+    """What a type holds, in whatever width, unit or layout."""
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        return "number"
+    return str(kind).split("[")[0].removeprefix("large_")
 
 
 def with_free_parts(features: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,9 +179,20 @@ def _encoded(value: Any, feature: Any) -> Any:
     if value is None:
         return None
     if isinstance(feature, Json):
-        return json.dumps(value)
+        text = json.dumps(value)
+        if _LONG.search(text) and (large := _beyond_64_bits(value)) is not None:
+            raise ValueError(f"the integer {large} does not fit into 64 bits: write it as text, in quotes")
+        return text
     if isinstance(feature, List):
         return [_encoded(each, feature.feature) for each in value]
     if isinstance(feature, dict):
         return {name: _encoded(value.get(name), inner) for name, inner in feature.items()}
     return value
+
+
+def _beyond_64_bits(value: Any) -> int | None:
+    """An integer for which `datasets` would give back the text of all JSON around it."""
+    if isinstance(value, int):
+        return None if -(2**63) <= value < 2**64 else value
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return next((found for found in map(_beyond_64_bits, inner) if found is not None), None)

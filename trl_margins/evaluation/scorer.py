@@ -28,6 +28,7 @@ from ..forward.standard import IGNORE, TokenLogps, fused_token_logps, logits_tok
 from ..rows import PreferenceRow, tokenize
 from ..rows.cpo_tokens import CPOTokenizer
 from ..rows.tokens import each_or_error, unread, without_errors
+from .vocabularies import check_ids
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +119,7 @@ def logps_of_tokens(
     Raises:
         ValueError: a token that has no row in the model's embedding.
     """
-    _check_ids(model, tokens, desc)
+    check_ids(model, [[row.prompt, *row.ids] for row in tokens], desc)
     accelerator = accelerator or Accelerator()
     move(model, accelerator.device)
     with torch.no_grad(), _ready(model, use_adapter):
@@ -240,17 +241,6 @@ def completion_tokens(
         total = sum(len(row.ids) for row in found)
         logger.warning(f"{name}: {n_cut} of {total} completions are cut to {limit}{emptied}")
     return found
-
-
-def _check_ids(model: Any, tokens: Sequence[CompletionTokens], name: str) -> None:
-    size = model.get_input_embeddings().weight.shape[0]
-    for i, row in enumerate(tokens):
-        largest = max((max(ids) for ids in (row.prompt, *row.ids) if ids), default=0)
-        if largest >= size:
-            raise ValueError(
-                f"row {i} of {name} has the token {largest}, and the model's embedding has {size} rows: use its own "
-                "tokenizer, or give it rows for the tokens that were added (model.resize_token_embeddings)"
-            )
 
 
 def _check_positions(model: Any, tokens: Sequence[CompletionTokens], name: str) -> None:

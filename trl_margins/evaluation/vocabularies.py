@@ -1,14 +1,34 @@
-"""Whether two models read the same ids as the same tokens."""
+"""Whether a model has the ids of its rows, and whether two models read the same ids as the same tokens."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 logger = logging.getLogger(__name__)
 
 _FEW = 0.05  # of the ids: names that a fine-tuned model has given to reserved tokens
+
+
+def check_ids(model: Any, rows: Iterable[Iterable[Sequence[int]]], name: str) -> None:
+    """
+    Args:
+        model: that is to read them.
+        rows: the ids of each, in any number of parts.
+        name: of the data set, for the error.
+
+    Raises:
+        ValueError: a token that has no row in the model's embedding.
+    """
+    size, path = model.get_input_embeddings().weight.shape[0], getattr(model.config, "name_or_path", "")
+    for i, parts in enumerate(rows):
+        if (largest := max((max(ids) for ids in parts if ids), default=0)) >= size:
+            raise ValueError(
+                f"row {i} of {name} has the token {largest}, and the embedding of {path or 'the model'} has {size} "
+                "rows: use its own tokenizer, or give it rows for the tokens that were added "
+                "(model.resize_token_embeddings)"
+            )
 
 
 def check_one_vocabulary(names: Sequence[str], tokenizers: Sequence[Any], models: Sequence[Any]) -> None:

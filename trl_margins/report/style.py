@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.collections import Collection
-from matplotlib.colors import to_hex, to_rgba_array
+from matplotlib.colors import to_hex, to_rgb, to_rgba_array
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
@@ -198,7 +198,7 @@ def _recolor(figure: Figure, colors: Mapping[str, str]) -> None:
         for kind in ("color", "markerfacecolor", "markeredgecolor", "facecolor", "edgecolor"):
             before = _color(artist, kind)
             if before is not None and before.size:
-                after = [(*to_rgba_array(colors.get(to_hex(each), to_hex(each)))[0, :3], each[3]) for each in before]
+                after = [(*to_rgb(colors.get(to_hex(each), to_hex(each))), each[3]) for each in before]
                 getattr(artist, f"set_{kind}")(after if isinstance(artist, Collection) else after[0])
 
 

@@ -29,7 +29,7 @@ _LOGGED = {
     "logits": ("chosen", "rejected"),
 }
 _OF_BASE = {"cpo": ("nll_loss",), "dpo": ("entropy", "mean_token_accuracy")}
-_NO_SET = ("eval_nll_loss", "eval_aux_loss")  # not the loss of a set called "nll"
+_NO_SET = ("nll_loss", "aux_loss")  # not the loss of a set called "nll"
 
 
 def check_metric(config: Any) -> None:
@@ -67,16 +67,18 @@ def choose_metric(config: Any, facts: Mapping[str, SetFacts], min_score_gap: flo
         return
     wanted = _key(config)
     names = ("loss", *RANKING)
-    metrics = {
-        f"eval_{of_set}_{name}" if of_set else f"eval_{name}": (of_set, name) for of_set in facts for name in names
-    }
+    prefixes = {of_set: f"eval_{of_set}_" if of_set else "eval_" for of_set in facts}
+    metrics = {f"{prefix}{name}": (of_set, name) for of_set, prefix in prefixes.items() for name in names}
     plain = wanted.removeprefix("eval_")
-    if wanted not in metrics and plain in names:
+    is_of_batches = "/" in plain or plain in (*_NO_SET, *_OF_BASE[config._base])
+    names_no_set = not wanted.startswith(tuple(prefixes.values()))
+    if wanted not in metrics and (plain in names or (is_of_batches and names_no_set)):
         counted = (of_set for of_set, each in facts.items() if plain not in _OF_SCORES or each.clear != 0)
         wanted = config.metric_for_best_model = f"eval_{next(counted, next(iter(facts)))}_{plain}"
         logger.info("several evaluation sets: the best checkpoint is that of %s", wanted)
     if wanted not in metrics:
-        names_a_set = wanted.endswith(tuple(f"_{name}" for name in names)) and wanted not in _NO_SET
+        is_known = wanted in {f"{prefix}{name}" for prefix in prefixes.values() for name in _NO_SET}
+        names_a_set = wanted.endswith(tuple(f"_{name}" for name in names)) and not is_known
         if not has_own_metrics and (names_a_set or get_close_matches(wanted, metrics, cutoff=0.85)):
             raise ValueError(
                 f"metric_for_best_model={config.metric_for_best_model!r}: no evaluation will have it. These are among "

@@ -13,11 +13,13 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
+from datasets import Dataset
 from peft import get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -54,11 +56,11 @@ from .folder import (
     settings_before,
     take_place,
 )
-from .loaded import adapter_tensors
+from .loaded import adapter_tensors, computed_adapter
 from .preparation import TRAIN
 from .step_size import pairs_per_step
 from .weights import is_broken
-from .whole import forget_files, is_whole, kept_by, kept_of_others, record_files, step_of
+from .whole import check_exported, forget_files, is_whole, kept_by, kept_of_others, record_files, step_of
 
 logger = logging.getLogger(__name__)
 
@@ -165,11 +167,32 @@ def run_settings(trainer: MarginTrainer) -> dict[str, Any]:
 _OF_ONE_RANK = ("local_rank", "logging_dir", "run_name", "log_level", "log_level_replica", "disable_tqdm", "report_to")
 
 
-def _of_every_rank(settings: Mapping[str, Any]) -> dict[str, Any]:
+# of the settings: what a script has made. Weights are not all there where FSDP loads them on one process
+_MADE = ("reference", "parts", "optimizer", "schedule", "adapter", "trained_parameters")
+
+
+def _of_every_rank(trainer: MarginTrainer, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What has to be the same on all processes."""
     options = {name: value for name, value in settings["config"].items() if name not in _OF_ONE_RANK}
     columns = ", ".join(f"{name} {digest}" for name, digest in (settings["columns"] or {}).items())
-    return {**options, "training set": f"{settings['train_rows']} rows ({columns})"}
+    evals = trainer.eval_dataset if isinstance(trainer.eval_dataset, Mapping) else {"": trainer.eval_dataset}
+    groups = [_as_values({**each, "params": None}) for each in getattr(trainer.optimizer, "param_groups", ())]
+    schedule = trainer.lr_scheduler
+    exported = [each for each in trainer.callback_handler.callbacks if isinstance(each, ExportableState)]
+    return {
+        **options,
+        "training set": f"{settings['train_rows']} rows ({columns})",
+        **{
+            f"evaluation set{' ' * bool(name)}{name}": f"{len(rows)} rows ({of_rows(rows)})"
+            for name, rows in evals.items()
+            if isinstance(rows, Dataset)
+        },
+        **{name: settings[name] for name in (*_MADE, *(() if trainer.is_fsdp_enabled else ("fixed_weights",)))},
+        **{f"optimizer's {name}": [group.get(name) for group in groups] for name in dict.fromkeys(chain(*groups))},
+        "schedule's rates": schedule and schedule.get_last_lr(),
+        "types of weights": sorted({str(each.dtype) for each in trainer.model.parameters()}),
+        "callbacks": [f"{type(each).__name__} {each.state().get('args')}" for each in exported],
+    }
 
 
 def _from_python(trainer: Any) -> list[Any]:
@@ -234,7 +257,7 @@ class CheckpointMixin(MarginTrainer):
             )
         check_settings(self.args, self._settings_read)
         self.settings = run_settings(self)  # before the model is wrapped
-        check_alike(self.accelerator, _of_every_rank(self.settings))
+        check_alike(self.accelerator, _of_every_rank(self, self.settings))
         with ExitStack() as held:
             check = partial(self._enter_folder, held, resume_from_checkpoint)
             checkpoint, self._steps_before, self._counts_before = agreed(self.accelerator, check)
@@ -293,6 +316,11 @@ class CheckpointMixin(MarginTrainer):
             return None, 0, []
         check_states(checkpoint)
         check_same_run(checkpoint, self.settings, self.args)
+        if kind := computed_adapter(self.model):
+            raise ValueError(
+                f"{checkpoint} cannot be resumed: PEFT saves the virtual tokens of a {kind} adapter, and not the "
+                "network that is trained to compute them. Start with another output_dir"
+            )
         state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
         step = state.global_step
         counts = [each.get("early_stopping_patience_counter", 0) for each in kept_by(self._early_stopping, state)]
@@ -413,7 +441,9 @@ class CheckpointMixin(MarginTrainer):
             self._save_remembered(folder)
         forget_files(self.state)
         callbacks = [*self.callback_handler.callbacks, self.control]
-        kept = [type(each).__name__ for each in callbacks if isinstance(each, ExportableState)]
+        exported = [each for each in callbacks if isinstance(each, ExportableState)]
+        check_exported(exported)
+        kept = [type(each).__name__ for each in exported]
         for name in kept:  # transformers appends to a list of all earlier states, and a new name is a KeyError
             kept_of_others(self.state)[name] = [] if kept.count(name) > 1 else {}
         try:

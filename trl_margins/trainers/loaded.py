@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from peft import get_peft_model_state_dict
+from accelerate.utils import is_peft_model
+from peft import PeftType, get_peft_model_state_dict
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import safe_open
 
@@ -88,3 +89,13 @@ def warn_of_unread_tensors(model: Any, folder: str | Path) -> None:
             "%s: its adapter_config.json has no place for %d of its tensors, which are left out: %s is one",
             *(folder, len(extra), extra[0]),
         )
+
+
+def computed_adapter(model: Any) -> str | None:
+    """The type of an adapter whose virtual tokens a network computes, which is trained. PEFT saves what it computed,
+    and puts that in the place of what it computes from: loaded into training, the adapter is another one.
+    """
+    for adapter in model.peft_config.values() if is_peft_model(model) else ():
+        if adapter.peft_type == PeftType.P_TUNING or getattr(adapter, "prefix_projection", False):
+            return str(adapter.peft_type.value)
+    return None

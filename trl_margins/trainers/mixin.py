@@ -117,6 +117,7 @@ class MarginMixin(BestMixin, CardMixin, PushMixin, InterruptsMixin, CheckpointMi
         self._take_names()
         self._buffers = {"train": MetricBuffer(), "eval": MetricBuffer()}
         self._evaluated: list[Tensor] = []
+        self._prefix = "eval"  # of the metrics of the set that is evaluated
         sets = prepare_datasets(
             given.get("train_dataset"),
             given.get("eval_dataset"),
@@ -351,8 +352,13 @@ class MarginMixin(BestMixin, CardMixin, PushMixin, InterruptsMixin, CheckpointMi
         self._buffers[train_eval].add(metrics)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """TRL's log, with the means over everything since the last one on all ranks."""
-        logs.update(self._drained_metrics())
+        """TRL's log, with the means over everything since the last one on all ranks; an evaluation's have the name of
+        the set.
+        """
+        metrics = self._drained_metrics()
+        if self._mode == "eval":
+            metrics = {f"{self._prefix}_{name.removeprefix('eval_')}": value for name, value in metrics.items()}
+        logs.update(metrics)
         for log in self._logs:
             log.flush(self.accelerator)
             log.drain()
@@ -391,7 +397,8 @@ class MarginMixin(BestMixin, CardMixin, PushMixin, InterruptsMixin, CheckpointMi
         """TRL's loop, then `pwa`, `pwa_all`, `spearman` and the numbers of pairs behind them."""
         check_settings(self.args, self._settings_read)
         self._finite.check_weights()
-        self._evaluated = []
+        self._evaluated, self._prefix = [], metric_key_prefix
+        self._buffers["eval"] = MetricBuffer()  # what `predict`, or an evaluation that was cut off, has left
         if self.compute_metrics is not None and not isinstance(self.compute_metrics, OwnMetrics):
             self.compute_metrics = OwnMetrics(self.compute_metrics)
         with naming_dtypes(self.model):

@@ -37,6 +37,7 @@ from ..rows.tokenized import arrow_columns
 from ..rows.tokens import tokenizer_of
 from .base import MarginTrainer
 from .fingerprints import is_part, some_of
+from .loaded import computed_adapter
 from .weights import broken_names
 
 logger = logging.getLogger(__name__)
@@ -60,6 +61,7 @@ def check_before_training(trainer: MarginTrainer) -> None:
     _check_kind(model, trainer)
     if is_peft_model(trainer.model):
         _check_adapter(trainer.model)
+        _check_computed(trainer)
     _check_weights(trainer.model)
     _check_trains(trainer.model, trainer.args)
     limits.check_padding()
@@ -191,6 +193,23 @@ def _check_adapter(model: Any) -> None:
                     "target_modules (--lora_target_modules) names %r, which the model does not have: it has %s",
                     *(each, ", ".join(_leaves(model))),
                 )
+
+
+def _check_computed(trainer: MarginTrainer) -> None:
+    """Warns that no checkpoint will be resumed.
+
+    Raises:
+        ValueError: nor can one be loaded at the end.
+    """
+    if (kind := computed_adapter(trainer.model)) is None:
+        return
+    why = f"PEFT saves the virtual tokens of a {kind} adapter, and not the network that is trained to compute them"
+    if trainer.args.load_best_model_at_end:
+        raise ValueError(
+            f"load_best_model_at_end=True: {why}, so no checkpoint can be loaded into this run. Set it to False: "
+            "each checkpoint is complete for evaluation and use"
+        )
+    logger.warning("no checkpoint of this run can be resumed: %s", why)
 
 
 def _leaves(model: nn.Module) -> list[str]:

@@ -212,6 +212,9 @@ def _why_not_here(trainer: MarginTrainer) -> str | None:
         return "NEFTune, whose noise depends on what else is in a row"
     loader = trainer.args.accelerator_config
     streamed = not hasattr(getattr(trainer, "train_dataset", None), "__len__") and loader.dispatch_batches is not False
-    if trainer.accelerator.num_processes > 1 and (streamed or loader.dispatch_batches or loader.split_batches):
+    has_ranks = trainer.accelerator.num_processes > 1
+    if loader.dispatch_batches or (
+        has_ranks and (streamed or loader.split_batches)
+    ):  # it slices those of one rank, too
         return "batches that accelerate splits over the ranks (dispatch_batches or split_batches)"
     return None

@@ -71,6 +71,32 @@ def kept_by(callbacks: Sequence[Any], state: TrainerState) -> list[dict[str, Any
     return found
 
 
+def check_exported(callbacks: Sequence[Any]) -> None:
+    """Warns of keys that a checkpoint gives back as text.
+
+    Raises:
+        TypeError: a callback's state that a checkpoint cannot hold.
+    """
+    for callback in callbacks:
+        state, name = callback.state(), type(callback).__name__
+        try:
+            json.dumps(state)
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                f"the state of the callback {name} cannot be saved ({error}): a checkpoint holds numbers, strings, "
+                "None, and lists and dicts of these"
+            ) from error
+        if _has_other_keys(state):
+            logger.warning("the state of the callback %s has keys that come back from a checkpoint as text", name)
+
+
+def _has_other_keys(value: Any) -> bool:
+    """Whether a key is no text, at any depth."""
+    if isinstance(value, dict):
+        return any(not isinstance(key, str) or _has_other_keys(inner) for key, inner in value.items())
+    return isinstance(value, list | tuple) and any(map(_has_other_keys, value))
+
+
 def is_whole(checkpoint: str | Path) -> bool:
     """Whether a run can go on from it."""
     return fault_of(checkpoint) is None

@@ -426,7 +426,7 @@ def test_a_data_set(case, tiny_model, tokenizer, tmp_path, caplog):
 
 
 @pytest.mark.parametrize("dispatch", [None, True])
-def test_an_evaluation_stream_beside_a_data_set(dispatch, tiny_model, tokenizer, tmp_path):
+def test_an_evaluation_stream_beside_a_data_set(dispatch, tiny_model, tokenizer, tmp_path, caplog):
     """accelerate would cut the tensors of its batches, and with them the rows in which two answers share a prompt."""
     options = {"accelerator_config": {"dispatch_batches": dispatch}}
     losses = [
@@ -436,6 +436,7 @@ def test_an_evaluation_stream_beside_a_data_set(dispatch, tiny_model, tokenizer,
         for evaluated in (texts, lambda: stream(texts()))
     ]
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert ("dispatch_batches=True is not used" in caplog.text) == bool(dispatch)
 
 
 def test_the_table_is_long_enough():

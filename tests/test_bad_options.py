@@ -42,7 +42,7 @@ from trl_margins.cli.pairs import PairsArguments
 from trl_margins.cli.score import ScoreArguments
 from trl_margins.cli.select import SelectArguments
 from trl_margins.cli.train import _train, parse
-from trl_margins.cli.train_options import TrainArguments, check_run
+from trl_margins.cli.train_options import TrainArguments, _unread, check_run
 from trl_margins.data import bundled
 from trl_margins.data.evaluation_factors import compute
 from trl_margins.generation.sampling import Sampling
@@ -879,6 +879,62 @@ def test_all_options_with_files_are_known_as_such():
 def test_options_of_train_that_nothing_reads(flags, name, caplog):
     check_run(*parse(["--use_cpu", "--model_name_or_path", "m", "--dataset_name", "d", "--method", "simpo", *flags]))
     assert [record.args[0] for record in caplog.records if "no effect" in record.msg] == [name] * (name is not None)
+
+
+OFF = "--eval_strategy no --save_strategy no --logging_strategy no --optim sgd --lr_scheduler_type constant"
+DPO = "--base dpo --reward log-ratio"
+
+
+@pytest.mark.parametrize(
+    ("off", "on", "read"),
+    [
+        ("", "--eval_strategy steps --eval_steps 5", "eval_delay eval_steps logging_steps + SET"),
+        ("", "--eval_strategy epoch", "eval_delay + SET"),
+        ("", "--eval_dataset_name e", "+ SET"),
+        ("", "--save_strategy steps", "save_only_model save_steps save_total_limit"),
+        ("", "--save_strategy epoch", "save_only_model save_total_limit"),
+        ("", "--logging_strategy steps", "logging_steps"),
+        ("", "--metric_for_best_model loss", "greater_is_better"),
+        ("", "--lr_scheduler_type linear", "warmup_steps"),
+        ("", "--optim adamw_torch", "adam_beta1 adam_beta2 adam_epsilon"),
+        ("", "--optim lion_32bit", "adam_beta1 adam_beta2"),
+        ("--gradient_checkpointing false", "--gradient_checkpointing true", "gradient_checkpointing_kwargs"),
+        (DPO, "--precompute_ref_log_probs true", "precompute_ref_batch_size"),
+        (DPO, "--sync_ref_model true", "ref_model_mixup_alpha ref_model_sync_steps"),
+        ("", "--train_sampling_strategy group_by_length", "length_column_name"),
+        ("", "--noise random:0.1", "noise_seed"),
+        ("", "--push_to_hub true", "HUB"),
+        ("", "--resume_from_checkpoint true", "ignore_data_skip restore_callback_states_from_checkpoint"),
+        ("", "report_to x", "log_histograms"),
+        ("", "report_to trackio", "log_histograms trackio_bucket_id trackio_space_id"),
+        ("", "datasets 1", "-dataset_config -dataset_streaming"),
+    ],
+)
+def test_what_an_option_makes_another_one_read(off, on, read, monkeypatch):
+    several = {
+        "SET": "dataset_test_split eval_accumulation_steps per_device_eval_batch_size",
+        "HUB": "hub_always_push hub_model_id hub_private_repo hub_revision hub_strategy push_pair_log",
+    }
+
+    def unread(more: str) -> set[str]:
+        by_hand = dict([more.split()]) if more and not more.startswith("--") else {}
+        flags = [*base.split(), *off.split(), *([] if by_hand else more.split())]
+        changed = {flag for flag in flags[::2] if flags[::2].count(flag) > 1}
+        kept = [part for i in range(0, len(flags), 2) for part in flags[i : i + 2] if flags[i] not in changed]
+        last = [part for flag in changed for part in (flag, flags[len(flags) - 1 - flags[::-1].index(flag) + 1])]
+        script, config, _, mixture = parse(["--use_cpu", "true", *kept, *last])
+        if "report_to" in by_hand:
+            config.report_to = [by_hand["report_to"]]
+        if "datasets" in by_hand:
+            mixture.datasets = ["a"]
+        return {
+            name for names, is_read, _ in _unread(script, config, mixture) if not is_read for name in names.split()
+        }
+
+    base = f"--model_name_or_path m --dataset_name d --method simpo --report_to none {OFF}"
+    before, after = unread(""), unread(on)
+    wanted = " ".join(several.get(word, word) for word in read.split() if word != "+").split()
+    assert sorted([*(before - after), *(f"-{name}" for name in after - before)]) == sorted(wanted)
 
 
 def test_options_of_evaluate_that_nothing_reads(tiny_model, tmp_path, caplog):

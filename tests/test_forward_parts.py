@@ -370,8 +370,7 @@ def test_means_over_tokens():
 
 
 def trainer_with(processes: int = 1, device: str = "cpu", **args: Any) -> Any:
-    plain = {"dispatch_batches": None, "split_batches": False}
-    config = {"n_gpu": 1, "neftune_noise_alpha": None, "accelerator_config": SimpleNamespace(**plain), **args}
+    config = {"n_gpu": 1, "neftune_noise_alpha": None, **splitting(False), **args}
     of_run = {name: config.pop(name, False) for name in ("is_deepspeed_enabled", "is_fsdp_enabled")}
     return SimpleNamespace(
         model=llama(),
@@ -384,12 +383,11 @@ def trainer_with(processes: int = 1, device: str = "cpu", **args: Any) -> Any:
     )
 
 
-def splitting(**options: Any) -> Any:
-    return {"accelerator_config": SimpleNamespace(**{"dispatch_batches": None, "split_batches": False, **options})}
+def splitting(batches: bool) -> Any:
+    return {"accelerator_config": SimpleNamespace(split_batches=batches)}
 
 
-STREAM = {"train_dataset": iter([0])}
-SPLIT = "batches that accelerate splits over the ranks (dispatch_batches or split_batches)"
+SPLIT = "batches that accelerate splits over the ranks (split_batches)"
 
 
 @pytest.mark.parametrize(
@@ -399,12 +397,8 @@ SPLIT = "batches that accelerate splits over the ranks (dispatch_batches or spli
         (2, {}, None),
         (1, {"n_gpu": 2}, "nn.DataParallel, which splits every tensor of a batch along its first dimension"),
         (1, {"neftune_noise_alpha": 5.0}, "NEFTune, whose noise depends on what else is in a row"),
-        (1, splitting(dispatch_batches=True, split_batches=True), None),
-        (2, splitting(dispatch_batches=True), SPLIT),
-        (2, splitting(split_batches=True), SPLIT),
-        (2, STREAM, SPLIT),
-        (1, STREAM, None),
-        (2, {**STREAM, **splitting(dispatch_batches=False)}, None),
+        (1, splitting(True), None),
+        (2, splitting(True), SPLIT),
     ],
 )
 def test_runs_that_cannot_share_prompts(processes, args, reason, caplog):

@@ -145,6 +145,8 @@ def why_unreadable(file: Path, error: Exception) -> str:
         return f"{file.name} has no rows"
     if "Recursion level" in said:
         return f"{file.name}: lists or objects lie more than 60 deep within one another, which Arrow does not hold"
+    if "Value is too big" in said:  # of the library that reads JSON
+        said += ": an integer does not fit into 64 bits; write it as text, in quotes"
     damaged = f"; {_DAMAGED}: write it anew, or get it again" if builder_of(file) in ("parquet", "arrow") else ""
     return f"{file.name} cannot be read: {said}{damaged}"
 

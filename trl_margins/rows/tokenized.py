@@ -160,13 +160,14 @@ def _check_told_apart(
     if alike == n > same:
         raise ValueError(
             f"chosen and rejected have the same tokens in every one of the {n} {split} pairs, although their texts "
-            "differ: the chat template drops the completions, or max_length truncates them before they differ. Look "
-            "at tokenizer.apply_chat_template(prompt + chosen, tokenize=False)"
+            "differ: the chat template or the tokenizer drops the difference (an end token alone is none: every "
+            "completion gets one), or max_length truncates them before they differ. Look at tokenizer(prompt + chosen) "
+            "or tokenizer.apply_chat_template(prompt + chosen, tokenize=False)"
         )
     if alike > same:
         logger.warning(
             f"{alike - same} of {n} {split} pairs have the same tokens twice, although their texts differ: the chat "
-            "template or max_length removes the difference. They have no gap to learn from"
+            "template, the tokenizer or max_length removes the difference. They have no gap to learn from"
         )
 
 

@@ -461,8 +461,6 @@ class MarginMixin(BestMixin, CardMixin, PushMixin, InterruptsMixin, CheckpointMi
         for split in (name, eval_split(name)):
             if split in self._opened:
                 return replace(self._opened.pop(split), dataset=dataset), True
-        if isinstance(dataset, IterableDataset):  # as for those that it was built with
-            self.accelerator.dataloader_config.dispatch_batches = False
         later = opened_set(
             dataset, eval_split(name), self.args, self.options, self.processing_class, self._takes_images
         )

@@ -443,12 +443,11 @@ def as_taken(dataset: Any, split: str, config: Any) -> Dataset | IterableDataset
     """
     if not isinstance(dataset, (Dataset, IterableDataset)):
         raise TypeError(f"the {split} data set is a {type(dataset).__name__}, {_instead(dataset)}")
-    if isinstance(dataset, IterableDataset):
-        # Every process reads its own rows of a stream, as in TRL's training on one. Otherwise accelerate cuts each
-        # tensor of a batch to the length of the first, which rows that share their prompt do not survive.
-        if config.accelerator_config.dispatch_batches:
-            logger.warning("accelerator_config: dispatch_batches=True does not go with a stream, and is not used")
-        config.accelerator_config.dispatch_batches = False
+    # Otherwise accelerate would cut each tensor of a batch to the length of the first, which rows that share their
+    # prompt do not survive, nor the texts in CPOTrainer's batches.
+    if config.accelerator_config.dispatch_batches:
+        logger.warning("accelerator_config: dispatch_batches=True is not used: every process reads its own rows")
+    config.accelerator_config.dispatch_batches = False
     if not (len(dataset) if isinstance(dataset, Dataset) else next(iter(dataset), None)):
         raise ValueError(f"the {split} data set has no rows: see what it was loaded or filtered from")
     if isinstance(dataset, IterableDataset) and split != TRAIN:

@@ -210,11 +210,6 @@ def _why_not_here(trainer: MarginTrainer) -> str | None:
         return "nn.DataParallel, which splits every tensor of a batch along its first dimension"
     if trainer.args.neftune_noise_alpha:
         return "NEFTune, whose noise depends on what else is in a row"
-    loader = trainer.args.accelerator_config
-    streamed = not hasattr(getattr(trainer, "train_dataset", None), "__len__") and loader.dispatch_batches is not False
-    has_ranks = trainer.accelerator.num_processes > 1
-    if loader.dispatch_batches or (
-        has_ranks and (streamed or loader.split_batches)
-    ):  # it slices those of one rank, too
-        return "batches that accelerate splits over the ranks (dispatch_batches or split_batches)"
+    if trainer.accelerator.num_processes > 1 and trainer.args.accelerator_config.split_batches:
+        return "batches that accelerate splits over the ranks (split_batches)"
     return None

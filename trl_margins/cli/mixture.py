@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.loading import load_splits, pick_split
-from ..data.local_files import builder_of, is_saved
+from ..data.local_files import BUILDERS, builder_of, is_saved
 from ..data.media import IMAGES
 from ..rows.mixed import mixed
 
@@ -108,9 +109,23 @@ def mixture_test_split(mixture: DatasetMixtureConfig, split: str) -> Dataset:
 def _load(part: DatasetConfig, split: str) -> Dataset:
     from datasets import load_dataset
 
-    if Path(part.path).expanduser().exists() and part.data_dir is None and part.data_files is None:
-        rows: Any = load_splits(part.path, part.name, decoded=IMAGES)
+    if files := _files_of(part, split):
+        rows: Any = mixed([(str(file), load_splits(str(file), decoded=IMAGES)["train"]) for file in files])
+    elif Path(part.path).expanduser().exists() and part.data_dir is None and part.data_files is None:
+        rows = load_splits(part.path, part.name, decoded=IMAGES)
         rows = pick_split(rows, split, part.path, "`split` in its entry of `datasets` (mixture_weights takes a share)")
     else:
         rows = load_dataset(part.path, part.name, data_dir=part.data_dir, data_files=part.data_files, split=split)
     return rows if part.columns is None else rows.select_columns(part.columns)
+
+
+def _files_of(part: DatasetConfig, split: str) -> list[Path]:
+    """The local files that a builder of `datasets` would read, none if some are elsewhere."""
+    if part.path not in BUILDERS.values() or part.data_dir is not None or part.data_files is None:
+        return []
+    given: Any = part.data_files if isinstance(part.data_files, dict) else {"train": part.data_files}
+    given = given.get(split, [])  # not of a slice, which `datasets` takes
+    named = [Path(name).expanduser() for name in ([given] if isinstance(given, str) else given)]
+    found = [sorted(name.parent.glob(name.name)) if "*" in name.name else [name] for name in named]
+    files = list(chain(*found))
+    return files if all(file.is_file() for file in files) else []

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from itertools import permutations
+from contextlib import suppress
+from itertools import chain, permutations
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset, Features, Json, concatenate_datasets
 from datasets.utils import tqdm
 
 from ..checks import NUMBERS, unknown
@@ -227,4 +229,16 @@ def pair_rows(lists: ScoredLists, pairs: Sequence[ScoredList]) -> Dataset:
         rows |= {name: [pair.models[i] for pair in pairs] for i, name in enumerate(PAIR_MODELS)}
     kept = [name for name in lists.of_prompts if name not in rows]
     others = lists.dataset.with_format(None).select_columns(kept).select([pair.row for pair in pairs])
-    return concatenate_datasets([Dataset.from_dict(rows), *([others] if kept else [])], axis=1)
+    texts = ("prompt", "chosen", "rejected")
+    features = {}
+    if are_messages and not all(map(_is_plain, chain.from_iterable(chain(*(rows[name] for name in texts))))):
+        with suppress(TypeError):  # of pictures, which JSON has not
+            rows |= {name: list(map(json.dumps, rows[name])) for name in texts}
+            features = {name: Json() for name in texts}  # objects of one type would all get the same keys
+    made = Dataset.from_dict(rows)
+    made = made.cast(Features({**made.features, **features}))
+    return concatenate_datasets([made, *([others] if kept else [])], axis=1)
+
+
+def _is_plain(message: Any) -> bool:
+    return isinstance(message, dict) and message.keys() == {"role", "content"} and isinstance(message["content"], str)

@@ -12,7 +12,7 @@ from datasets import Dataset, Features, Json, Value, concatenate_datasets
 from ..pairs import SCORES
 from .form import TEMPLATE, Part, RowReader
 from .opened import OpenedSet, open_rows
-from .scores import ScoreColumns, find_score_columns, refuse_class_labels
+from .scores import ScoreColumns, check_row, find_score_columns, refuse_class_labels
 from .tokens import VERSION, read_batch
 
 logger = logging.getLogger(__name__)
@@ -87,7 +87,11 @@ def _rows(
         ],
     }
     if scores is not None:
-        pairs = [scores.read({name: batch[name][i] for name in scores.names}) for i in range(len(rows))]
+        given = [{name: batch[name][i] for name in scores.names} for i in range(len(rows))]
+        pairs = list(map(scores.read, given))
+        for number, row, pair in zip(numbers, given, pairs, strict=True):
+            if any(isinstance(score, bool) for score in pair):  # whose column would have numbers in its place
+                check_row(row, scores, f"row {number} of the {reader.split} data set")
         made |= dict(zip(SCORES, map(list, zip(*pairs, strict=True)), strict=True))
     return made
 

@@ -419,7 +419,8 @@ def why_refused(reader: RowReader, counts: RowCounts) -> str | None:
     if 1 < counts.named == counts.n:
         return (
             f"chosen and rejected of the {reader.split} data set are names of columns, or their ends, in all its "
-            f"{counts.n} rows: replace them by the completions themselves, with dataset.map"
+            f"{counts.n} rows: replace them by the completions themselves, with dataset.map; or, if these are the "
+            "completions, rename the columns that are called so"
         )
     if 1 < counts.referring == counts.n:
         return (

@@ -161,8 +161,8 @@ def _check_told_apart(
         raise ValueError(
             f"chosen and rejected have the same tokens in every one of the {n} {split} pairs, although their texts "
             "differ: the chat template or the tokenizer drops the difference (an end token alone is none: every "
-            "completion gets one), or max_length truncates them before they differ. Look at tokenizer(prompt + chosen) "
-            "or tokenizer.apply_chat_template(prompt + chosen, tokenize=False)"
+            "completion gets one), or max_length truncates them before they differ. Look at "
+            "tokenizer(prompt + chosen), or tokenizer.apply_chat_template(prompt + chosen, tokenize=False)"
         )
     if alike > same:
         logger.warning(

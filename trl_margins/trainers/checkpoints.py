@@ -319,8 +319,8 @@ class CheckpointMixin(MarginTrainer):
         check_same_run(checkpoint, self.settings, self.args)
         if kind := computed_adapter(self.model):
             raise ValueError(
-                f"{checkpoint} cannot be resumed: PEFT saves the virtual tokens of a {kind} adapter, and not the "
-                "network that is trained to compute them. Start with another output_dir"
+                f"{checkpoint} cannot be resumed: PEFT saves the virtual tokens of a {kind} adapter, and not "
+                "what is trained to compute them. Start with another output_dir"
             )
         state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
         step = state.global_step

@@ -92,10 +92,11 @@ def warn_of_unread_tensors(model: Any, folder: str | Path) -> None:
 
 
 def computed_adapter(model: Any) -> str | None:
-    """The type of an adapter whose virtual tokens a network computes, which is trained. PEFT saves what it computed,
-    and puts that in the place of what it computes from: loaded into training, the adapter is another one.
+    """The type of an adapter whose virtual tokens are computed, by a network that is trained. PEFT saves what it
+    computed, and puts that in the place of what it computes from: loaded into training, the adapter is another one.
     """
     for adapter in model.peft_config.values() if is_peft_model(model) else ():
-        if adapter.peft_type == PeftType.P_TUNING or getattr(adapter, "prefix_projection", False):
+        are_trained = adapter.peft_type in (PeftType.PROMPT_TUNING, PeftType.PREFIX_TUNING)
+        if adapter.is_prompt_learning and (not are_trained or getattr(adapter, "prefix_projection", False)):
             return str(adapter.peft_type.value)
     return None

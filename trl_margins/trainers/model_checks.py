@@ -203,7 +203,7 @@ def _check_computed(trainer: MarginTrainer) -> None:
     """
     if (kind := computed_adapter(trainer.model)) is None:
         return
-    why = f"PEFT saves the virtual tokens of a {kind} adapter, and not the network that is trained to compute them"
+    why = f"PEFT saves the virtual tokens of a {kind} adapter, and not what is trained to compute them"
     if trainer.args.load_best_model_at_end:
         raise ValueError(
             f"load_best_model_at_end=True: {why}, so no checkpoint can be loaded into this run. Set it to False: "

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import inspect
 import json
 import logging
-import math
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +22,6 @@ from peft import get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_callback import EarlyStoppingCallback, ExportableState, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length
@@ -57,9 +54,17 @@ from .folder import (
     take_place,
 )
 from .loaded import adapter_tensors, computed_adapter
+from .loaded_optimizers import (
+    as_values,
+    check_goes_on,
+    check_lambdas,
+    check_options,
+    numbers_of,
+    options_before,
+    options_of,
+)
 from .preparation import TRAIN
 from .step_size import pairs_per_step
-from .weights import is_broken
 from .whole import check_exported, forget_files, is_whole, kept_by, kept_of_others, record_files, step_of
 
 logger = logging.getLogger(__name__)
@@ -150,7 +155,7 @@ def run_settings(trainer: MarginTrainer) -> dict[str, Any]:
             for name, value in of_arguments(part).items()
         },
         "optimizer": None if trainer._made_optimizer else of_optimizer(trainer.optimizer, trainer.model),
-        "optimizer_options": None if trainer._made_optimizer or not groups else list(map(_options_of, groups)),
+        "optimizer_options": None if trainer._made_optimizer or not groups else list(map(options_of, groups)),
         "schedule": None if trainer._made_schedule else trainer.lr_scheduler and type(trainer.lr_scheduler).__name__,
         "adapter": json.loads(json.dumps(adapter, default=str)),
         "trained_parameters": f"{len(names)} tensors ({hashlib.sha256(' '.join(names).encode()).hexdigest()[:8]})",
@@ -171,14 +176,18 @@ _OF_ONE_RANK = ("local_rank", "logging_dir", "run_name", "log_level", "log_level
 _MADE = ("reference", "parts", "optimizer", "schedule", "adapter", "trained_parameters")
 
 
+def _exported(trainer: MarginTrainer) -> list[Any]:
+    """The callbacks with a state."""
+    return [each for each in trainer.callback_handler.callbacks if isinstance(each, ExportableState)]
+
+
 def _of_every_rank(trainer: MarginTrainer, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What has to be the same on all processes."""
     options = {name: value for name, value in settings["config"].items() if name not in _OF_ONE_RANK}
     columns = ", ".join(f"{name} {digest}" for name, digest in (settings["columns"] or {}).items())
     evals = trainer.eval_dataset if isinstance(trainer.eval_dataset, Mapping) else {"": trainer.eval_dataset}
-    groups = [_as_values({**each, "params": None}) for each in getattr(trainer.optimizer, "param_groups", ())]
+    groups = [as_values({**each, "params": None}) for each in getattr(trainer.optimizer, "param_groups", ())]
     schedule = trainer.lr_scheduler
-    exported = [each for each in trainer.callback_handler.callbacks if isinstance(each, ExportableState)]
     return {
         **options,
         "training set": f"{settings['train_rows']} rows ({columns})",
@@ -192,7 +201,7 @@ def _of_every_rank(trainer: MarginTrainer, settings: Mapping[str, Any]) -> dict[
         "schedule's rates": schedule and schedule.get_last_lr(),
         "compute_metrics": trainer.compute_metrics is not None,
         "types of weights": sorted({str(each.dtype) for each in trainer.model.parameters()}),
-        "callbacks": [f"{type(each).__name__} {each.state().get('args')}" for each in exported],
+        "callbacks": [f"{type(each).__name__} {each.state().get('args')}" for each in _exported(trainer)],
     }
 
 
@@ -285,6 +294,8 @@ class CheckpointMixin(MarginTrainer):
         self._made_schedule = self._made_schedule or self.lr_scheduler is None
         for callback in self._early_stopping:
             callback.early_stopping_patience_counter = 0
+        if self.state.global_step and not (self._made_optimizer and self._made_schedule):
+            logger.warning("train() again: an optimizer and a schedule of your own go on where they are")
         for term in self.objective.remembering:
             if term.name in self._first_states:
                 term.load_state_dict(copy.deepcopy(self._first_states[term.name]))
@@ -324,6 +335,13 @@ class CheckpointMixin(MarginTrainer):
             )
         state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
         step = state.global_step
+        began_again = not has_length(self.train_dataset) and (state.epoch or 0) >= 1 and step < self.args.max_steps
+        if began_again and not self.args.ignore_data_skip:  # its epochs are passes
+            raise ValueError(
+                f"{checkpoint} cannot be resumed where it was: the stream had begun again, and how many rows it has "
+                "is not known. Go on from its first row with ignore_data_skip=True (--ignore_data_skip true), or load "
+                "the data set instead of streaming it"
+            )
         counts = [each.get("early_stopping_patience_counter", 0) for each in kept_by(self._early_stopping, state)]
         goes_on = checkpoint.absolute().parent.resolve() == folder.resolve()  # also in one that is a link
         make_room(self, folder, after=step if goes_on else None)
@@ -441,8 +459,7 @@ class CheckpointMixin(MarginTrainer):
         if self.args.should_save and not self.accelerator.is_main_process:  # with `save_on_each_node`
             self._save_remembered(folder)
         forget_files(self.state)
-        callbacks = [*self.callback_handler.callbacks, self.control]
-        exported = [each for each in callbacks if isinstance(each, ExportableState)]
+        exported = [*_exported(self), self.control]
         check_exported(exported)
         kept = [type(each).__name__ for each in exported]
         for name in kept:  # transformers appends to a list of all earlier states, and a new name is a KeyError
@@ -509,7 +526,7 @@ class CheckpointMixin(MarginTrainer):
         if self.args.restore_callback_states_from_checkpoint:
             super()._load_callback_state()
             return
-        callbacks = [each for each in self.callback_handler.callbacks if isinstance(each, ExportableState)]
+        callbacks = _exported(self)
         for callback, attributes in zip(callbacks, kept_by(callbacks, self.state), strict=True):
             for name, value in attributes.items():
                 try:
@@ -534,24 +551,22 @@ class CheckpointMixin(MarginTrainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         is_watched = checkpoint is not None and not self.is_deepspeed_enabled
-        before = [_options_of(group) for group in self.optimizer.param_groups] if is_watched else []
-        schedule = _numbers_of(self.lr_scheduler) if is_watched and not self._made_schedule else {}
+        before = [options_of(group) for group in self.optimizer.param_groups] if is_watched else []
+        schedule = numbers_of(self.lr_scheduler) if is_watched and not self._made_schedule else {}
         with _loads(checkpoint, "the optimizer and its schedule", "its train_only and adapters"):
             super()._load_optimizer_and_scheduler(checkpoint)
             if is_watched:
-                _check_goes_on(self.optimizer, self.lr_scheduler)
+                check_goes_on(self.optimizer, self.lr_scheduler)
         self._rng_state_of = checkpoint
         if checkpoint is None:
             return
         settings = settings_before(Path(checkpoint))
         if is_watched and not (self._made_optimizer and settings):  # else compared already
-            # schedules and callbacks may turn any of them: those of before the first step are compared
-            loaded = [_options_of(group) for group in self.optimizer.param_groups]
-            first = settings.get("optimizer_options") or [{}] * len(loaded)
-            _check_options(checkpoint, before, [old | _as_values(new) for old, new in zip(loaded, first, strict=True)])
+            loaded = [options_of(group) for group in self.optimizer.param_groups]
+            check_options(checkpoint, before, options_before(loaded, settings.get("optimizer_options") or ()))
         if schedule:
-            _check_options(checkpoint, [schedule], [_numbers_of(self.lr_scheduler)])
-            _check_lambdas(checkpoint, self.lr_scheduler)
+            check_options(checkpoint, [schedule], [numbers_of(self.lr_scheduler)])
+            check_lambdas(checkpoint, self.lr_scheduler)
         if (timed := Path(checkpoint, SHARING_FILE)).exists():
             with _readable(timed):
                 self._sharing.load_state_dict(self, json.loads(timed.read_text()))
@@ -569,82 +584,10 @@ class CheckpointMixin(MarginTrainer):
                     logger.warning("%s has no state of %r, which begins anew", file, term.name)
 
 
-# of an optimizer, under the names that a config has for them
-_NAMES = {"initial_lr": "learning_rate", "betas": "adam_beta1, adam_beta2", "eps": "adam_epsilon"}
-_NAMES |= {name: name for name in ("weight_decay", "momentum")}
-
-
-def _options_of(group: Mapping[str, Any]) -> dict[str, Any]:
-    return _as_values({_NAMES[name]: value for name, value in group.items() if name in _NAMES})
-
-
-def _as_values(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what JSON has not: a rate may be a tensor, and of a tuple it makes a list."""
-    plain = {name: value.item() if isinstance(value, Tensor) else value for name, value in options.items()}
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
-
-
-def _inner(schedule: Any) -> Any:
-    return getattr(schedule, "scheduler", schedule)  # of what accelerate makes of it
-
-
-def _numbers_of(schedule: Any) -> dict[str, Any]:
-    """The settings of a schedule that are in its state, too: loading it puts the checkpoint's in their place."""
-    schedule = _inner(schedule)
-    known, state = inspect.signature(type(schedule).__init__).parameters, schedule.state_dict()
-    names = [name for name in known if name in state and name not in ("last_epoch", "lr_lambda")]
-    return {"schedule": type(schedule).__name__} | {name: copy.deepcopy(state[name]) for name in names}
-
-
-def _check_lambdas(checkpoint: str, schedule: Any) -> None:
-    """
-    Raises:
-        ValueError: a schedule's function, which no state holds, gives another rate than that of the checkpoint.
-    """
-    schedule = _inner(schedule)
-    if not isinstance(schedule, LambdaLR):
-        return
-    now = [
-        rate * factor(schedule.last_epoch) for rate, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
-    ]
-    if any(not math.isclose(old, new, rel_tol=1e-6) for old, new in zip(schedule.get_last_lr(), now, strict=True)):
-        old = {"learning rate by its schedule": schedule.get_last_lr()[0]}
-        _check_options(checkpoint, [{"learning rate by its schedule": now[0]}], [old])
-
-
-def _check_options(checkpoint: str, now: Sequence[Mapping[str, Any]], loaded: Sequence[Mapping[str, Any]]) -> None:
-    """
-    Raises:
-        ValueError: an optimizer that was loaded has brought other options than the run's.
-    """
-    pairs = zip(loaded, now, strict=True)
-    found = [f"{name} {old[name]} → {new[name]}" for old, new in pairs for name in new if old.get(name) != new[name]]
-    if found:
-        raise ValueError(
-            f"{checkpoint} is of a run with other settings: {'; '.join(dict.fromkeys(found))}. Resume with its "
-            "settings, or start a new run from its weights, in another output_dir"
-        )
-
-
 def _check_none_lost(lost: set[str]) -> None:
     if lost:
         more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
         raise RuntimeError(f"it has no tensor for {', '.join(sorted(lost)[:3])}{more}")
-
-
-def _check_goes_on(optimizer: Any, schedule: Any) -> None:
-    """
-    Raises:
-        RuntimeError: optimizer or schedule are as at a run's first step, after they were loaded.
-    """
-    has_moments = any(group.get("betas") or group.get("momentum") for group in optimizer.param_groups)
-    if has_moments and not any(optimizer.state.values()):
-        raise RuntimeError("the optimizer has no state of any parameter")
-    moments = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
-    if is_broken(dict(enumerate(moments))):
-        raise RuntimeError("the optimizer's moments hold NaN or infinity")
-    if isinstance(schedule, LambdaLR) and not schedule.last_epoch:  # others may wait for an evaluation
-        raise RuntimeError("the schedule has taken no step")
 
 
 @contextmanager

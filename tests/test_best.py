@@ -216,6 +216,33 @@ def test_the_peak_is_delivered(options, tiny_model, tokenizer, tmp_path):
         assert left == [best]
 
 
+TWO = {"a": EVALS, "b": NEAR}
+
+
+@pytest.mark.parametrize("base", ["cpo", "dpo"])
+def test_each_set_has_its_own_means_of_batches(base, tiny_model, tokenizer, tmp_path):
+    """As an evaluation of that set alone, whatever `predict` has left before it."""
+    method = "gappo" if base == "cpo" else "amapo"
+
+    def trainer(evals: Any) -> Any:
+        config = config_class(method, base)(**quiet(output_dir=str(tmp_path)))
+        return trainer_class(method, base)(
+            load(tiny_model), args=config, train_dataset=ROWS, eval_dataset=evals, processing_class=tokenizer
+        )
+
+    both = trainer(TWO)
+    both.predict(ROWS)
+    found = both.evaluate()
+    for name, rows in TWO.items():
+        alone = trainer(rows).evaluate()
+        timed = ("time", "per_second", "num_tokens")
+        means = {key: value for key, value in alone.items() if not key.endswith(timed) and key != "epoch"}
+        assert "eval_rewards/margins" in means
+        for key, value in means.items():
+            assert found[key.replace("eval_", f"eval_{name}_", 1)] == pytest.approx(value, abs=1e-6), key
+    assert not [key for key in found if key.startswith(("eval_rewards", "eval_logps"))]
+
+
 @pytest.mark.parametrize(
     ("evals", "options", "metric", "says"),
     [
@@ -236,6 +263,10 @@ def test_the_peak_is_delivered(options, tiny_model, tokenizer, tmp_path):
         ({"a": EVALS}, {"metric_for_best_model": "a_loss"}, "a_loss", ""),
         ({"a": EVALS}, {"metric_for_best_model": "loss"}, "eval_a_loss", "several evaluation sets"),
         (EVALS, {"metric_for_best_model": "eval_rewards/margins"}, "eval_rewards/margins", ""),
+        (TWO, {"metric_for_best_model": "rewards/margins"}, "eval_a_rewards/margins", "several evaluation sets"),
+        (TWO, {"metric_for_best_model": "eval_b_rewards/margins"}, "eval_b_rewards/margins", ""),
+        (TWO, {"metric_for_best_model": "nll_loss"}, "eval_a_nll_loss", "several evaluation sets"),
+        (TWO, {"metric_for_best_model": "eval_c_nll_loss"}, None, "'eval_c_nll_loss': no evaluation will have it"),
         (UNSCORED, PLAIN | {"metric_for_best_model": "spearman"}, None, "has no scores.*or choose by eval_pwa_all"),
         (EVALS, {"metric_for_best_model": "eval_c_pwa"}, None, "no evaluation will have it.*eval_loss, eval_pwa,"),
         (EVALS, {"metric_for_best_model": "eval_pwaa"}, None, "no evaluation will have it"),

@@ -9,6 +9,7 @@ import random
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import killed
@@ -21,9 +22,10 @@ from torch.optim.lr_scheduler import CyclicLR, LambdaLR, OneCycleLR, SequentialL
 from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from trl_margins.distributed import check_alike
 from trl_margins.methods import MARGINS, METHODS, WEIGHTS, names_of
 from trl_margins.terms import Term
-from trl_margins.trainers.checkpoints import load_states, save_states
+from trl_margins.trainers.checkpoints import _of_every_rank, load_states, run_settings, save_states
 from trl_margins.trainers.configs import config_class
 from trl_margins.trainers.folder import last_whole_checkpoint
 from trl_margins.trainers.named import trainer_class
@@ -277,6 +279,123 @@ def test_two_callbacks_of_one_class_count_on(restores, tiny_model, tokenizer, tm
     run(5)
     shutil.rmtree(tmp_path / "checkpoint-4")
     assert run(5).state.global_step == 5
+
+
+@pytest.mark.parametrize("kept", [torch.ones(2), {1: 2}, {"a": [{2: 3}]}])
+def test_a_callbacks_state_that_no_checkpoint_gives_back(kept, tiny_model, tokenizer, tmp_path, caplog):
+    class Keeps(Counts):
+        def state(self) -> dict[str, Any]:
+            return {"args": {}, "attributes": {"kept": kept}}
+
+    trainer = build("gappo", "cpo", tiny_model, tokenizer, tmp_path, max_steps=2)
+    trainer.add_callback(Keeps(9))
+    if isinstance(kept, torch.Tensor):
+        with pytest.raises(TypeError, match=r"the state of the callback Keeps cannot be saved .*: a checkpoint holds"):
+            trainer.train()
+    else:
+        trainer.train()
+        assert "the state of the callback Keeps has keys that come back from a checkpoint as text" in caplog.text
+
+
+OWN = {
+    "nesterov False → True": [
+        lambda p: SGD(p, 1e-3, momentum=0.9),
+        lambda p: SGD(p, 1e-3, momentum=0.9, nesterov=True),
+    ],
+    "amsgrad False → True": [lambda p: AdamW(p, 1e-3), lambda p: AdamW(p, 1e-3, amsgrad=True)],
+}
+
+
+@pytest.mark.parametrize("said", OWN)
+def test_an_option_of_ones_own_optimizer_that_is_another(said, tiny_model, tokenizer, tmp_path):
+    def run(make: Any) -> Any:
+        trainer = build("gappo", "cpo", tiny_model, tokenizer, tmp_path, max_steps=3)
+        trainer.optimizer = make(trainer.model.parameters())
+        return trainer
+
+    first, other = OWN[said]
+    run(first).train()
+    with pytest.raises(ValueError, match=f"checkpoint-2 is of a run with other settings: {said}. Resume with its"):
+        run(other).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    run(first).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
+def test_a_stream_that_had_begun_again_is_not_resumed(tiny_model, tokenizer, tmp_path):
+    def run(checkpoint: int | None = None, **options: Any) -> Any:
+        """Six batches are a pass."""
+        trainer = trainer_class("gappo", "cpo")(
+            load(tiny_model),
+            args=config_class("gappo")(
+                **quiet(output_dir=str(tmp_path), max_steps=10, save_strategy="steps", save_steps=2)
+                | {"per_device_train_batch_size": 2, **options}
+            ),
+            train_dataset=preference_rows(12).to_iterable_dataset(),
+            processing_class=tokenizer,
+        )
+        resumed = checkpoint and str(tmp_path / f"checkpoint-{checkpoint}")
+        return trainer.train(resume_from_checkpoint=resumed).global_step
+
+    run()
+    with pytest.raises(ValueError, match="checkpoint-8 cannot be resumed where it was: the stream had begun again"):
+        run(8)
+    assert run(8, ignore_data_skip=True) == 10
+    assert run(6) == 10
+
+
+def test_what_all_processes_share(tiny_model, tokenizer, tmp_path, monkeypatch):
+    """The settings of a process that a script made otherwise: each is named."""
+
+    def settings(change: Any = None, base: str = "cpo", **options: Any) -> dict[str, Any]:
+        trainer = build("amapo", base, tiny_model, tokenizer, tmp_path, **options)
+        trainer.optimizer = AdamW(trainer.model.parameters(), 1e-3)
+        trainer.lr_scheduler = LambdaLR(trainer.optimizer, lambda step: 1.0)
+        trainer.add_callback(EarlyStoppingCallback(2))
+        if change:
+            change(trainer)
+        return _of_every_rank(trainer, run_settings(trainer))
+
+    def scaled(trainer: Any) -> None:
+        trainer.ref_model.lm_head.weight.data *= 1.5
+
+    def faster(trainer: Any) -> None:
+        trainer.optimizer.param_groups[0]["lr"] = 0.5
+
+    def turned(trainer: Any) -> None:
+        trainer.lr_scheduler = LambdaLR(trainer.optimizer, lambda step: 0.5)
+
+    def patient(trainer: Any) -> None:
+        trainer.pop_callback(EarlyStoppingCallback)
+        trainer.add_callback(EarlyStoppingCallback(3))
+
+    def plain(trainer: Any) -> None:
+        trainer.optimizer = SGD(trainer.model.parameters(), 1e-3)
+
+    changes = {
+        lambda trainer: setattr(trainer, "eval_dataset", trainer.eval_dataset.select([0])): "evaluation set",
+        lambda trainer: setattr(trainer, "eval_dataset", trainer.eval_dataset.select([1, 0, 2, 3])): "evaluation set",
+        lambda trainer: setattr(trainer, "eval_dataset", {"a": trainer.eval_dataset}): "evaluation set",
+        lambda trainer: setattr(trainer, "compute_metrics", print): "compute_metrics",
+        lambda trainer: trainer.model.bfloat16(): "types of weights",
+        lambda trainer: trainer.model.lm_head.requires_grad_(False): "trained_parameters",
+        faster: "optimizer's lr",
+        turned: "schedule's rates",
+        patient: "callbacks",
+        plain: "optimizer",
+    }
+    same = settings()
+    assert settings() == same
+    for change, name in changes.items():
+        other = settings(change)
+        assert name in {each for each in same if same[each] != other.get(each)}
+    of_dpo = {"base": "dpo", "reward": "log-ratio"}
+    assert settings(scaled, **of_dpo)["fixed_weights"] != settings(**of_dpo)["fixed_weights"]
+    several = SimpleNamespace(num_processes=2)
+    monkeypatch.setattr("trl_margins.distributed.gather_object", lambda mine: [*mine, {**same, "optimizer's lr": [1]}])
+    with pytest.raises(
+        ValueError, match=r"process 0 and process 1 .* other settings: optimizer's lr \[.*\] and \[1\]\. "
+    ):
+        check_alike(several, same)
+    check_alike(SimpleNamespace(num_processes=1), same)
 
 
 def test_another_runs_checkpoint(tiny_model, tokenizer, tmp_path):

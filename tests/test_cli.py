@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,10 +23,12 @@ from datasets import DatasetDict, load_dataset
 from said import hear, word_for_word  # noqa: F401 - its messages are held against said/
 from transformers import pipeline
 from trl import TrlParser
+from trl.scripts.utils import DatasetConfig, DatasetMixtureConfig
 
 import trl_margins
 from trl_margins import cli
 from trl_margins.cli import completion, env, main, options, train
+from trl_margins.cli.mixture import mixture_splits
 from trl_margins.cli.train import as_argument, loading, parse
 from trl_margins.data.demo import make_demo_splits
 from trl_margins.data.loading import load_splits, pick_split
@@ -512,6 +515,43 @@ def test_the_settings_of_a_dry_run(case, capsys):
     """All of them; and the same again from the file."""
     assert main(["train", "--bf16", "false", *OF_RUNS[case].split(), "--dry_run"]) == 0
     hear(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("named", ["one", "list", "pattern", "splits"])
+def test_the_files_of_a_mixture_are_read_as_files(named, tmp_path):
+    """And not by the builder that is their path, which takes dates for times and `true` for 1.0."""
+    rows = [
+        {"prompt": "q", "chosen": "2026-01-01", "rejected": "no", "tools": [{"name": "f", "default": default}]}
+        for default in (None, 1)
+    ]
+    files = [str(tmp_path / f"{name}.jsonl") for name in "ab"]
+    for file in files:
+        Path(file).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data_files = {"one": files[0], "list": files, "pattern": str(tmp_path / "*.jsonl"), "splits": {"train": files[0]}}
+    part = DatasetConfig("json", data_files=data_files[named])
+    found = list(mixture_splits(DatasetMixtureConfig(datasets=[part]))["train"])
+    assert found == rows * (1 + (named in ("list", "pattern")))
+    if named == "one":  # what `datasets` alone can do, it does
+        preference_rows(4).to_json(files[0])
+        sliced = replace(part, split="train[:3]")
+        assert len(mixture_splits(DatasetMixtureConfig(datasets=[sliced]))["train"]) == 3
+
+
+@pytest.mark.parametrize("signal", [None, 15])
+def test_an_exit_that_no_signal_asked_for_is_no_stop(signal, tiny_model, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    preference_rows(4).to_json("rows.jsonl")
+
+    def ends(trainer: Any, resume: Any) -> None:
+        trainer.interrupts.signal = signal
+        raise SystemExit(3)
+
+    monkeypatch.setattr(train, "_train", ends)
+    flags = ["--dataset_name", "rows.jsonl", "--method", "gappo", "--use_cpu", "true", "--max_steps", "1"]
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "--model_name_or_path", str(tiny_model), "--output_dir", "out", "--report_to", "none", *flags])
+    assert ended.value.code == 3
+    assert ("stopped" in capsys.readouterr().out) == (signal is not None)
 
 
 def test_the_settings_of_a_mixture(tmp_path, capsys):

@@ -140,7 +140,7 @@ class SafetensorError(Exception):
 
 
 def test_which_file_an_error_is_about(tmp_path, monkeypatch):
-    monkeypatch.setattr(disk, "free", lambda folder: f"{Path(folder).name} 1 MB")
+    monkeypatch.setattr(disk, "free", lambda folder: f"{Path(folder).name} 1 MB free")
     left = ", out 1 MB free"
     out = tmp_path / "out"
     said = {
@@ -184,9 +184,15 @@ def test_the_name_of_what_could_not_be_written(tmp_path, monkeypatch):
     assert {*looked} == {tmp_path}
     monkeypatch.chdir(tmp_path)
     looked.clear()
-    assert disk.free(Path("x/y")) == "1.3 MB"
-    assert disk.rooms(tmp_path, "none", str(tmp_path)) == f"{tmp_path} 1.3 MB, none 1.3 MB"
+    assert disk.free(Path("x/y")) == "1.3 MB free"
+    assert disk.rooms(tmp_path, "none", str(tmp_path)) == f"{tmp_path} 1.3 MB free, none 1.3 MB free"
     assert looked == [tmp_path] * 3
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert disk.free(Path("x")) == "and the working directory is gone"
+    monkeypatch.chdir(tmp_path)
 
 
 def test_a_file_beside_the_other(tmp_path):

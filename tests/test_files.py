@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import datetime
 import gzip
 import json
 import logging
@@ -844,3 +845,94 @@ def test_two_files_with_objects_of_other_keys(folder):
         (folder / f"{name}.jsonl").write_text(json.dumps({"prompt": "q", "n": value}))
     with pytest.raises(ValueError, match=r"column 'n' is int64 in a.jsonl and string in b.jsonl"):
         load_splits(str(folder))
+
+
+FLAGS = {
+    "later": ([5.5, 2.5], [True], [5.5, 2.5, True]),
+    "first": ([True], [5.5], [True, 5.5]),
+    "whole": ([5, 1], [True], [5, 1, True]),
+    "lists": ([[0.5, 1]], [[True, 2]], [[0.5, 1], [True, 2]]),
+    "objects": ([{"x": 0.5}], [{"x": True}], [{"x": 0.5}, {"x": True}]),
+    "large": ([0.5], [2**60 + 1], [0.5, 2**60 + 1]),
+}
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_flags_and_large_integers_among_the_numbers_of_another_file(name, folder):
+    """Arrow would take `true` for 1.0, which is a score."""
+    *files, wanted = FLAGS[name]
+    for file, values in zip("ab", files, strict=True):
+        (folder / f"{file}.jsonl").write_text("".join(json.dumps(ROW | {"score_chosen": v}) + "\n" for v in values))
+    found = [row["score_chosen"] for row in rows_of(folder)]
+    assert json.dumps(found) == json.dumps(wanted)
+
+
+def test_integers_beyond_64_bits_are_named(folder):
+    """Among arguments `datasets` would give them back within the text of all of them."""
+    for large in (2**64, -(2**63) - 1):
+        for values in ([1, large], [large, large]):
+            rows = [{"prompt": "12345678901234567890", "tools": [{"parameters": {"x": [v]}}]} for v in values]
+            (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            with pytest.raises(ValueError, match=f"the integer {large} does not fit into 64 bits: write it as text"):
+                load_splits(str(folder / "a.jsonl"))
+    rows = [{"prompt": "q", "tools": [{"parameters": {"x": v}}]} for v in (2**64 - 1, -(2**63), str(2**70))]
+    (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert rows_of(folder / "a.jsonl") == rows
+
+
+DAY = datetime.date(2026, 1, 1)
+OF_ANOTHER_KIND = {
+    "chosen": [(1, "int64"), (1.5, "double"), (True, "bool"), (DAY, "date32.day."), (b"x", "binary")],
+    "score_chosen": [(True, "bool")],
+}
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+@pytest.mark.parametrize("split", ["b", "test"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_values_that_another_files_type_would_change(suffix, split, streaming, folder, caplog):
+    """Numbers, times and bytes into answers, flags into numbers; in another column, that is said."""
+
+    def written(name: str, row: dict[str, Any]) -> None:
+        table = pa.Table.from_pylist([row])
+        if suffix == "parquet":
+            pq.write_table(table, folder / f"{name}.parquet")
+        else:
+            with pa.ipc.new_stream(folder / f"{name}.arrow", table.schema) as stream:
+                stream.write_table(table)
+
+    written("train" if split == "test" else "a", ROW | {"note": "x", "m": [{"k": 1}]})
+    for column, values in OF_ANOTHER_KIND.items():
+        for value, kind in values:
+            written(split, ROW | {"note": "x", "m": [{"k": 1}], column: value})
+            said = (
+                f"column '{column}' is (string|double) in .* and {kind} in {split}.{suffix}: give it one type in all"
+            )
+            with pytest.raises(ValueError, match=said):
+                load_splits(str(folder), streaming=streaming)
+    written(split, ROW | {"note": 1, "m": [{"k": 2}]})
+    splits = load_splits(str(folder), streaming=streaming)
+    assert [row["note"] for rows in splits.values() for row in rows] == ["x", "1"]
+    assert [
+        each for each in caplog.messages if f"int64 in {split}.{suffix}: all its values are read as string" in each
+    ]
+
+
+def test_a_table_with_flags_beside_one_with_numbers(folder):
+    write(folder, train__csv="prompt,chosen,rejected,score_chosen\na,b,c,1.5\n")
+    write(folder, test__csv="prompt,chosen,rejected,score_chosen\na,True,7,True\n")
+    with pytest.raises(ValueError, match=r"column 'score_chosen' is double in train.csv and bool in test.csv"):
+        load_splits(str(folder))
+    write(folder, test__csv="prompt,chosen,rejected,score_chosen\na,True,7,2\n")
+    found = list(load_splits(str(folder))["test"])
+    assert found == [{"prompt": "a", "chosen": "True", "rejected": "7", "score_chosen": 2.0}]
+
+
+def test_a_stream_whose_second_file_does_not_fit(folder):
+    """Training would find that out where it comes to the file."""
+    messages = [{"role": "user", "content": "q"}]
+    pq.write_table(pa.Table.from_pylist([{"prompt": messages}]), folder / "a.parquet")
+    pq.write_table(pa.Table.from_pylist([{"prompt": [{**messages[0], "name": "x"}]}]), folder / "b.parquet")
+    with pytest.raises(ValueError, match=r"cannot be streamed: .*: load the data set instead of streaming it"):
+        load_splits(str(folder), streaming=True)
+    assert len(rows_of(folder)) == 2

@@ -102,3 +102,10 @@ def test_a_set_that_cannot_be_read_is_named():
     )
     with pytest.raises(ScoreError, match="column 'score_chosen' of the labelled data set holds class labels"):
         mixed([("fine", scored(CHATS)), ("labelled", labels)])
+
+
+def test_flags_are_no_scores_beside_those_of_another_set():
+    scored = preference_rows(3)
+    flagged = Dataset.from_list([{**row, "score_chosen": True} for row in scored])
+    with pytest.raises(ScoreError, match="column 'score_chosen', row 0 of the b data set: the score True"):
+        mixed([("a", scored), ("b", flagged)])

@@ -21,6 +21,7 @@ from said import word_for_word  # noqa: F401 - its messages are held against sai
 from test_lists import ASPECTS, FORMS, HELPSTEER2, NECTAR, bot, dataset_of, rated, user
 
 from trl_margins.cli import main
+from trl_margins.data.loading import load_splits
 from trl_margins.data.pairing import STRATEGIES, lists_summary, make_pairs
 from trl_margins.data.splits import generalization_splits
 from trl_margins.rows import open_rows
@@ -557,3 +558,26 @@ def test_the_command_and_several_splits(tmp_path):
         main([*argv, str(tmp_path / "x.txt")])
     with pytest.raises(ValueError, match=r"CSV has no lists, and \['prompt', 'chosen', 'rejected'\] are more"):
         main([*argv, str(tmp_path / "x.csv"), "--dataset_split", "test", "--as_chat", "true"])
+
+
+def test_tool_calls_and_arguments_stay_as_they_are(tmp_path):
+    """Objects of one type would get the keys of one another, and 1 beside 1.5 would be 1.0."""
+
+    def calls(arguments: Any) -> dict[str, Any]:
+        return {**bot("4"), "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}
+
+    for one, other in (({"k": 1}, {"z": None}), ({"k": 1}, {"k": 1.5}), ({"k": 1}, {"k": "a"})):
+        rows = [
+            {"prompt": [user(f"q{i}")], "responses": [calls(arguments), bot("null")], "scores": [2, 1]}
+            for i, arguments in enumerate((one, other))
+        ]
+        found = make_pairs(Dataset.from_list(rows, on_mixed_types="use_json"))
+        assert json.dumps(found["chosen"][:]) == json.dumps([[row["responses"][0]] for row in rows])
+        (tmp_path / "lists.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        for file in (tmp_path / "pairs.jsonl", tmp_path / "pairs.parquet"):
+            assert main(["pairs", str(tmp_path / "lists.jsonl"), "--out", str(file)]) == 0
+            written = load_splits(str(file))["train"]
+            assert json.dumps(written["chosen"][:]) == json.dumps([[row["responses"][0]] for row in rows])
+            assert written["rejected"][:] == [[bot("null")]] * 2
+    plain = [{"prompt": [user("q")], "responses": [bot("4"), bot("b")], "scores": [2, 1]}]
+    assert make_pairs(Dataset.from_list(plain)).features["chosen"] == Dataset.from_list(plain).features["responses"]

@@ -504,3 +504,14 @@ def test_a_score_that_is_no_number():
     model.forward = lambda **_: SimpleNamespace(logits=torch.tensor([[float("nan")]]))
     with pytest.raises(ValueError, match=r"scores the answers of row 1 with \[nan\]: try another precision"):
         list(reward_scores(model, encoded([[2]], [[1]]), some=[1]))
+
+
+def test_a_token_that_the_reward_model_does_not_have(tmp_path):
+    where = saved(LlamaForSequenceClassification(config(pad_token_id=0)), tmp_path / "rm")
+    tokenizer = AutoTokenizer.from_pretrained(where)
+    tokenizer.add_tokens(["<new>"])
+    tokenizer.save_pretrained(where)
+    rows = write(tmp_path / "rows.jsonl", [{"prompt": "q ", "chosen": "a", "rejected": "b<new>"}])
+    said = f"row 0 of train has the token {VOCABULARY}, and the embedding of {where} has {VOCABULARY} rows"
+    with pytest.raises(ValueError, match=said):
+        main(["score", rows, "--reward_model", where])

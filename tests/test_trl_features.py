@@ -19,7 +19,14 @@ import torch.nn.functional as F
 import transformers
 from conftest import TINY, VOCABULARY, byte_tokenizer, load, preference_rows, quiet, saved
 from datasets import Dataset, Image, List
-from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from peft import (
+    LoraConfig,
+    PeftModel,
+    PrefixTuningConfig,
+    PromptEncoderConfig,
+    PromptTuningConfig,
+    get_peft_model,
+)
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, TrainerCallback
 from trl import BEMACallback, DPOConfig, DPOTrainer
@@ -172,6 +179,54 @@ def test_prompt_tuning(tiny_model, tmp_path):
     assert np.isfinite(logged(ours)).all()
     with pytest.raises(ValueError, match="batch_size"):  # TRL's own does not
         trained(TRLS["cpo"], load(tiny_model), tmp_path / "cpo-trl", {}, **arguments())
+
+
+COMPUTED = {
+    "P_TUNING": PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=2, encoder_hidden_size=4),
+    "PREFIX_TUNING": PrefixTuningConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=2, prefix_projection=True, encoder_hidden_size=4
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", COMPUTED)
+def test_virtual_tokens_that_are_computed(kind, tiny_model, tmp_path, caplog):
+    """PEFT saves them, and not what is trained: loaded into a run, they would be another adapter."""
+
+    def run(**options: Any) -> Any:
+        config = copy.deepcopy(COMPUTED[kind])
+        return built(
+            OURS["cpo"],
+            load(tiny_model),
+            tmp_path,
+            {"save_steps": 1, **options},
+            peft_config=config,
+            eval_dataset=ROWS,
+        )
+
+    run(save_strategy="steps").train()
+    why = f"PEFT saves the virtual tokens of a {kind} adapter, and not what is trained to compute them"
+    assert f"no checkpoint of this run can be resumed: {why}" in caplog.text
+    with pytest.raises(ValueError, match=f"checkpoint-1 cannot be resumed: {why}"):
+        run().train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    with pytest.raises(ValueError, match=f"load_best_model_at_end=True: {why}"):
+        run(load_best_model_at_end=True, eval_strategy="steps", eval_steps=1, save_strategy="steps").train()
+
+
+def test_a_model_with_an_adapters_layers_alone_is_refused(tiny_model, tmp_path):
+    """What it saves, nothing could load."""
+    model = get_peft_model(load(tiny_model), lora())
+    with pytest.raises(ValueError, match="model is a LlamaForCausalLM with an adapter's layers in it"):
+        built(OURS["cpo"], model.get_base_model(), tmp_path, {})
+
+
+def test_dispatched_batches_are_not_cut(tiny_model, tmp_path):
+    """accelerate would cut the rows that share their prompt to the number of pairs."""
+    losses = [
+        logged(trained(OURS["dpo"], load(tiny_model), tmp_path, {"accelerator_config": {"dispatch_batches": each}})[0])
+        for each in (None, True)
+    ]
+    assert losses[0] == losses[1]
 
 
 def test_train_only_beside_adapters_is_refused(tiny_model, tmp_path):

@@ -38,7 +38,7 @@ def where(error: BaseException, folder: Path) -> str:
         files = [path for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
         file = str(max(files, key=lambda path: path.stat().st_mtime_ns, default=folder))
         reason = "its writing failed" if isinstance(error, RuntimeError) else str(error)
-    return f"{file}: {reason}, {free(folder)} free"
+    return f"{file}: {reason}, {free(folder)}"
 
 
 @contextmanager
@@ -110,14 +110,18 @@ def naming(place: str | Path, *others: Path) -> Iterator[None]:
             raise
         reason = getattr(error, "strerror", None) or str(error)
         raise OSError(
-            f"{place} cannot be written ({reason}, {free(Path(place).parent)} free): make room, or name another place"
+            f"{place} cannot be written ({reason}, {free(Path(place).parent)}): make room, or name another place"
         ) from error
 
 
 def free(folder: Path) -> str:
     """The room that is left where a folder is, or would be, and how large a file may be."""
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
-    return f"{shutil.disk_usage(there).free / 1e6:.1f} MB{_limit()}"
+    try:
+        place = folder.absolute()
+    except FileNotFoundError:
+        return "and the working directory is gone"
+    there = next(path for path in (place, *place.parents) if path.is_dir())
+    return f"{shutil.disk_usage(there).free / 1e6:.1f} MB free{_limit()}"
 
 
 def _limit() -> str:

@@ -180,7 +180,7 @@ def _room(error: Exception) -> str:
     places = [os.getcwd(), str(HF_DATASETS_CACHE), gettempdir()]
     if error.filename:  # no other disk is full
         places = [os.path.dirname(os.path.abspath(os.fsdecode(error.filename)))]
-    return f". Free: {rooms(*places)}. Make room there"
+    return f". {rooms(*places)}. Make room there"
 
 
 def top_parser() -> ArgumentParser:

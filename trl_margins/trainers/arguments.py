@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from accelerate.utils import parse_flag_from_env
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig, PeftMixedModel, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from torch.optim import Optimizer
@@ -112,8 +112,9 @@ def _check_model(model: Any) -> None:
         raise _another("model", model, f"a model of transformers': {_LOAD}")
     _check_values("model", model)
     _check_active(model)
-    parts = model.modules() if isinstance(model, nn.Module) and not isinstance(model, PeftModel) else ()
-    if not getattr(model, "_hf_peft_config_loaded", False) and any(isinstance(each, BaseTunerLayer) for each in parts):
+    is_wrapped = isinstance(model, PeftModel | PeftMixedModel) or getattr(model, "_hf_peft_config_loaded", False)
+    parts = model.modules() if isinstance(model, nn.Module) and not is_wrapped else ()
+    if any(isinstance(each, BaseTunerLayer) for each in parts):
         raise ValueError(
             f"model is a {type(model).__name__} with an adapter's layers in it, of which nothing could load what is "
             "saved: pass the PeftModel that get_peft_model returned, or model.merge_and_unload()"

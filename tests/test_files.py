@@ -397,7 +397,7 @@ def test_images_that_a_model_sees_are_decoded():
     """In the columns that TRL gives to it."""
     picture = Picture.new("RGB", (2, 1), (255, 0, 0))
     rows = Dataset.from_dict({"images": [[picture]], "image": [picture], "other": [picture]})
-    taken = as_taken(rows, "train", None)[0]
+    taken = as_taken(rows, "train", GapPOConfig(**quiet()))[0]
     assert taken["images"][0].size == taken["image"].size == (2, 1)
     assert set(taken["other"]) == {"bytes", "path"}
 

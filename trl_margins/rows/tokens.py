@@ -117,7 +117,7 @@ def _way_on(cause: Exception) -> str:
     another = "give another template (trl-margins train has --chat_template FILE, Python tokenizer.chat_template)"
     if isinstance(cause, TemplateSyntaxError):
         return f"No row can be read with it: {another}"
-    return f"Change the messages, drop the row, or {another}"
+    return f"Change the messages or their tools, drop the row, or {another}"
 
 
 def _tokenize_alike(rows: list[PreferenceRow], processing_class: Any) -> list[RowTokens]:

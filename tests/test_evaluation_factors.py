@@ -524,7 +524,7 @@ def test_texts_without_latin_letters_are_warned_of(metric, value, tiny_model, tm
     assert f"train: the evaluation factor is {value} in 4 of 4 pairs (100.0%)" in caplog.text
 
 
-LETTERS = {
+SCRIPTS = {
     "请用 GPT 模型 or BERT 模型": ("别用 GPT 模型 but 手写规则", True),
     "Η απάντηση 1 είναι x": ("Το σωστό 1 δεν είναι z", True),
     "Tôi thích uống cà phê sữa đá vào buổi sáng": ("Anh ấy ghét trà nóng nhưng thường uống sữa", True),
@@ -533,11 +533,11 @@ LETTERS = {
 }
 
 
-@pytest.mark.parametrize("chosen", LETTERS)
+@pytest.mark.parametrize("chosen", SCRIPTS)
 @pytest.mark.parametrize("metric", ["rougeL", "jaccard"])
 def test_words_of_which_letters_are_left_out(chosen, metric, caplog):
     """The factor is neither 0 nor 1, and of what stands between them."""
-    rejected, is_said = LETTERS[chosen]
+    rejected, is_said = SCRIPTS[chosen]
     rows = [{"prompt": "q", "chosen": chosen, "rejected": rejected}] * 4
     found = add_evaluation_factor(Dataset.from_list(rows), metric)["evaluation_factor"][0]
     assert 0 < found < 1

@@ -234,6 +234,7 @@ class Evaluating(MarginMixin, Loop):
         self.options = SimpleNamespace(eval_min_score_gap=1.0, **options)
         self.args, self._settings_read, self.model, self.compute_metrics = None, {}, torch.nn.Linear(1, 1), None
         self._finite = SimpleNamespace(check_weights=lambda: setattr(self, "checked", self.checked + 1))
+        self._buffers = {}
 
     def _score_columns(self, dataset):
         return None

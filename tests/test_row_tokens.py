@@ -213,7 +213,10 @@ def test_hh_on_a_base_model(base, tiny_model, tmp_path):
     ("template", "advice"),
     [
         ("{% for m in messages %}{{ m.content ", "No row can be read with it: give another template"),
-        ("{{ foo(messages) }}", "'foo' is undefined. Change the messages, drop the row, or give another template"),
+        (
+            "{{ foo(messages) }}",
+            "'foo' is undefined. Change the messages or their tools, drop the row, or give another template",
+        ),
         ("{{ raise_exception('no.') }}", "no. Change the messages, or drop the row$"),
     ],
 )
@@ -242,7 +245,8 @@ def test_what_the_template_refuses_is_named(base, tiny_model, tmp_path):
 def test_a_template_without_the_answers(base, tiny_model, tmp_path):
     template = "{% for m in messages %}{% if m['role'] == 'user' %}{{ '<s>' + m['content'] }}{% endif %}{% endfor %}"
     with pytest.raises(
-        ValueError, match=r"same tokens in every one of the 3 train pairs.*template drops the completions"
+        ValueError,
+        match=r"same tokens in every one of the 3 train pairs.*template or the tokenizer drops the difference",
     ):
         trainer_of(base, tiny_model, chat_tokenizer(template), tmp_path, Dataset.from_list(chats()))
 

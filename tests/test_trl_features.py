@@ -209,7 +209,7 @@ def test_virtual_tokens_that_are_computed(kind, tiny_model, tmp_path, caplog):
     assert f"no checkpoint of this run can be resumed: {why}" in caplog.text
     with pytest.raises(ValueError, match=f"checkpoint-1 cannot be resumed: {why}"):
         run().train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
-    with pytest.raises(ValueError, match=f"load_best_model_at_end=True: {why}"):
+    with pytest.raises(ValueError, match=f"the best checkpoint cannot be loaded at the end: {why}"):
         run(load_best_model_at_end=True, eval_strategy="steps", eval_steps=1, save_strategy="steps").train()
 
 

@@ -117,7 +117,7 @@ def _check_model(model: Any) -> None:
     if any(isinstance(each, BaseTunerLayer) for each in parts):
         raise ValueError(
             f"model is a {type(model).__name__} with an adapter's layers in it, of which nothing could load what is "
-            "saved: pass the PeftModel that get_peft_model returned, or model.merge_and_unload()"
+            "saved: pass the PeftModel that it is part of, or model.merge_and_unload()"
         )
     if hasattr(model, "_orig_mod"):
         raise _another("model", model, "the model itself, and torch_compile=True in the config to compile it")

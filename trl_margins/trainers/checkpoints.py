@@ -335,7 +335,7 @@ class CheckpointMixin(MarginTrainer):
             )
         state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
         step = state.global_step
-        began_again = not has_length(self.train_dataset) and (state.epoch or 0) >= 1 and step < self.args.max_steps
+        began_again = not has_length(self.train_dataset) and (state.epoch or 0) > 1 and step < self.args.max_steps
         if began_again and not self.args.ignore_data_skip:  # its epochs are passes
             raise ValueError(
                 f"{checkpoint} cannot be resumed where it was: the stream had begun again, and how many rows it has "

@@ -206,7 +206,7 @@ def _check_computed(trainer: MarginTrainer) -> None:
     why = f"PEFT saves the virtual tokens of a {kind} adapter, and not what is trained to compute them"
     if trainer.args.load_best_model_at_end:
         raise ValueError(
-            f"load_best_model_at_end=True: {why}, so no checkpoint can be loaded into this run. Set it to False: "
+            f"the best checkpoint cannot be loaded at the end: {why}. Set load_best_model_at_end=False: "
             "each checkpoint is complete for evaluation and use"
         )
     logger.warning("no checkpoint of this run can be resumed: %s", why)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import sys
+import unicodedata
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -528,6 +529,10 @@ SCRIPTS = {
     "请用 GPT 模型 or BERT 模型": ("别用 GPT 模型 but 手写规则", True),
     "Η απάντηση 1 είναι x": ("Το σωστό 1 δεν είναι z", True),
     "Tôi thích uống cà phê sữa đá vào buổi sáng": ("Anh ấy ghét trà nóng nhưng thường uống sữa", True),
+    unicodedata.normalize("NFD", "Tôi thích uống cà phê sữa đá"): (
+        unicodedata.normalize("NFD", "Anh ghét cà phê"),
+        True,
+    ),
     "Über die Brücke führt ein Weg": ("Über die Mühle führt kein Weg", False),
     "The red cat": ("the blue cat", False),
 }

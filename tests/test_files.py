@@ -918,6 +918,22 @@ def test_values_that_another_files_type_would_change(suffix, split, streaming, f
     ]
 
 
+def test_flags_beside_the_scores_of_an_earlier_file_than_the_one_before(folder, caplog):
+    """A file of nulls says nothing of the type. A column that is no score is only warned of."""
+    for name, value in {"a": None, "b": 1.5, "c": True}.items():
+        pq.write_table(pa.Table.from_pylist([ROW | {"score_chosen": value}]), folder / f"{name}.parquet")
+    with pytest.raises(ValueError, match=r"'score_chosen' is double in b.parquet and bool in c.parquet"):
+        load_splits(str(folder))
+    for name, value in {"a": [1.5], "b": [2.0], "c": [True]}.items():
+        pq.write_table(pa.Table.from_pylist([{"prompt": "q", "scores": value}]), folder / f"{name}.parquet")
+    with pytest.raises(ValueError, match=r"'scores' is .*double.* in a.parquet and .*bool.* in c.parquet"):
+        load_splits(str(folder))
+    for name, value in {"a": 0, "b": 1, "c": True}.items():
+        pq.write_table(pa.Table.from_pylist([ROW | {"verified": value}]), folder / f"{name}.parquet")
+    assert [row["verified"] for row in rows_of(folder)] == [0, 1, 1]
+    assert "column 'verified' is int64 in a.parquet and bool in c.parquet: all its values are read as" in caplog.text
+
+
 def test_a_table_with_flags_beside_one_with_numbers(folder):
     write(folder, train__csv="prompt,chosen,rejected,score_chosen\na,b,c,1.5\n")
     write(folder, test__csv="prompt,chosen,rejected,score_chosen\na,True,7,True\n")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import replace
+from glob import glob, has_magic
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.loading import load_splits, pick_split
-from ..data.local_files import BUILDERS, builder_of, is_saved
+from ..data.local_files import BUILDERS, builder_of, is_saved, kind_of
 from ..data.media import IMAGES
 from ..rows.mixed import mixed
 
@@ -107,10 +109,13 @@ def mixture_test_split(mixture: DatasetMixtureConfig, split: str) -> Dataset:
 
 
 def _load(part: DatasetConfig, split: str) -> Dataset:
-    from datasets import load_dataset
+    from datasets import ReadInstruction, load_dataset
 
-    if files := _files_of(part, split):
+    if files := _files_of(part, split.partition("[")[0]):
         rows: Any = mixed([(str(file), load_splits(str(file), decoded=IMAGES)["train"]) for file in files])
+        if "[" in split:
+            parts = ReadInstruction.from_spec(split).to_absolute({split.partition("[")[0]: len(rows)})
+            rows = rows.select(chain(*(range(each.from_, each.to) for each in parts)))
     elif Path(part.path).expanduser().exists() and part.data_dir is None and part.data_files is None:
         rows = load_splits(part.path, part.name, decoded=IMAGES)
         rows = pick_split(rows, split, part.path, "`split` in its entry of `datasets` (mixture_weights takes a share)")
@@ -120,12 +125,12 @@ def _load(part: DatasetConfig, split: str) -> Dataset:
 
 
 def _files_of(part: DatasetConfig, split: str) -> list[Path]:
-    """The local files that a builder of `datasets` would read, none if some are elsewhere."""
+    """The local files that a builder of `datasets` would read, none if some are elsewhere or of another kind."""
     if part.path not in BUILDERS.values() or part.data_dir is not None or part.data_files is None:
         return []
     given: Any = part.data_files if isinstance(part.data_files, dict) else {"train": part.data_files}
-    given = given.get(split, [])  # not of a slice, which `datasets` takes
-    named = [Path(name).expanduser() for name in ([given] if isinstance(given, str) else given)]
-    found = [sorted(name.parent.glob(name.name)) if "*" in name.name else [name] for name in named]
-    files = list(chain(*found))
-    return files if all(file.is_file() for file in files) else []
+    given = given.get(split, [])
+    names = [os.path.expanduser(name) for name in ([given] if isinstance(given, str) else given)]
+    found = [sorted(glob(name, recursive=True)) if has_magic(name) else [name] for name in names]
+    files = list(map(Path, chain(*found)))
+    return files if all(file.is_file() and BUILDERS.get(kind_of(file)) == part.path for file in files) else []

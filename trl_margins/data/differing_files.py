@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -18,6 +19,8 @@ from .mixed_json import sort_of
 logger = logging.getLogger(__name__)
 
 _LOOKED_AT = 100  # rows of a file
+_FLAGS = frozenset({"bool", "number"})
+_OF_NUMBERS = re.compile("(?i)score|rating|reward|weight|margin|factor|logp|gap")  # columns that training reads
 _ONE_TYPE = "give it one type in all files, or name one of the files"
 
 
@@ -55,7 +58,7 @@ def check_types(
         texts: the columns with prompts or answers.
 
     Raises:
-        ValueError: numbers, times or bytes would become answers, or flags numbers.
+        ValueError: numbers, times or bytes would become answers, or flags scores.
     """
     found: dict[str, tuple[Path, pa.DataType]] = {}
     for file in files if len(files) > 1 else ():
@@ -66,26 +69,28 @@ def check_types(
             continue
         has_types = builder_of(file) in ("arrow", "parquet")  # in tables of text, a flag alone is told from a number
         for field in features.arrow_schema:
+            if pa.types.is_null(field.type):
+                continue
             first, kind = found.setdefault(field.name, (file, field.type))
-            makes_numbers = {sort_of(kind), sort_of(field.type)} == {"bool", "number"}
-            if not makes_numbers and (not has_types or _hold_alike(kind, field.type)):
+            differ = _differences(kind, field.type)
+            if not differ or (not has_types and _FLAGS not in differ):
                 continue
             said = _of_types(folder, field.name, (first, kind), (file, field.type))
-            if makes_numbers or field.name in texts:
+            if field.name in texts or (_FLAGS in differ and _OF_NUMBERS.search(field.name)):
                 raise ValueError(f"{said}: {_ONE_TYPE}")
             logger.warning("%s: all its values are read as %s", said, kind)
 
 
-def _hold_alike(one: pa.DataType, other: pa.DataType) -> bool:
-    if pa.types.is_null(one) or pa.types.is_null(other):
-        return True
+def _differences(one: pa.DataType, other: pa.DataType) -> set[frozenset[str]]:
+    """The sorts of values that stand in one place, where they are two. Reading files with other nesting is an error."""
     if pa.types.is_struct(one) and pa.types.is_struct(other):
         both = {field.name for field in one} & {field.name for field in other}
-        return all(_hold_alike(one.field(name).type, other.field(name).type) for name in both)
+        return set().union(*(_differences(one.field(name).type, other.field(name).type) for name in both))
     if _is_list(one) and _is_list(other):
-        return _hold_alike(one.value_type, other.value_type)
-    # of other nesting: reading the files raises an error
-    return pa.types.is_nested(one) or pa.types.is_nested(other) or sort_of(one) == sort_of(other)
+        return _differences(one.value_type, other.value_type)
+    sorts = frozenset(map(sort_of, (one, other)))
+    is_alike = any(pa.types.is_null(each) or pa.types.is_nested(each) for each in (one, other)) or len(sorts) == 1
+    return set() if is_alike else {sorts}
 
 
 def _is_list(kind: pa.DataType) -> bool:

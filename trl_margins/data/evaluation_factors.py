@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import math
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -227,6 +228,7 @@ def _warn_of_other_letters(dataset: Dataset, found: EvaluationFactorSummary, rea
     some = range(0, len(dataset), max(len(dataset) // _LOOKED_AT, 1))
     rows = read_batch(reader, dataset.with_format(None).select(some)[:], [*some])
     texts = "".join(text for row in rows for text in completion_texts(row, implicit=reader.prompt_column is None))
+    texts = unicodedata.normalize("NFC", texts)  # a letter and its accent are one
     letters = len(_LETTER.findall(texts))
     others = letters - len(_KNOWN.findall(texts))
     if others > _MANY * letters:

@@ -82,7 +82,7 @@ def check_types(
 
 
 def _differences(one: pa.DataType, other: pa.DataType) -> set[frozenset[str]]:
-    """The sorts of values that stand in one place, where they are two. Reading files with other nesting is an error."""
+    """The sorts of values that stand in one place, where they are two. Reading other nesting is an error by itself."""
     if pa.types.is_struct(one) and pa.types.is_struct(other):
         both = {field.name for field in one} & {field.name for field in other}
         return set().union(*(_differences(one.field(name).type, other.field(name).type) for name in both))

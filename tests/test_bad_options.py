@@ -881,6 +881,11 @@ def test_options_of_train_that_nothing_reads(flags, name, caplog):
     assert [record.args[0] for record in caplog.records if "no effect" in record.msg] == [name] * (name is not None)
 
 
+def test_settings_of_an_adapter_that_there_is_not():
+    with pytest.raises(ValueError, match=r"lora_r has no effect without an adapter: add use_peft: true"):
+        parse(["--model_name_or_path", "m", "--dataset_name", "d", "--lora_r", "4"])
+
+
 OFF = "--eval_strategy no --save_strategy no --logging_strategy no --optim sgd --lr_scheduler_type constant"
 DPO = "--base dpo --reward log-ratio"
 

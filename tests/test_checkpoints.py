@@ -320,6 +320,15 @@ def test_an_option_of_ones_own_optimizer_that_is_another(said, tiny_model, token
     run(first).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 
+def test_another_evaluation_set_is_said(tiny_model, tokenizer, tmp_path, caplog):
+    """By which the best checkpoint may have been chosen."""
+    build("gappo", "cpo", tiny_model, tokenizer, tmp_path, max_steps=2).train()
+    trainer = build("gappo", "cpo", tiny_model, tokenizer, tmp_path, max_steps=3)
+    trainer.eval_dataset = trainer.eval_dataset.select([0])
+    trainer.train(resume_from_checkpoint=True)
+    assert "evaluation_sets {'': '4 rows (" in caplog.text
+
+
 def test_a_stream_that_had_begun_again_is_not_resumed(tiny_model, tokenizer, tmp_path):
     def run(checkpoint: int | None = None, **options: Any) -> Any:
         """Six batches are a pass."""
@@ -371,9 +380,9 @@ def test_what_all_processes_share(tiny_model, tokenizer, tmp_path, monkeypatch):
         trainer.optimizer = SGD(trainer.model.parameters(), 1e-3)
 
     changes = {
-        lambda trainer: setattr(trainer, "eval_dataset", trainer.eval_dataset.select([0])): "evaluation set",
-        lambda trainer: setattr(trainer, "eval_dataset", trainer.eval_dataset.select([1, 0, 2, 3])): "evaluation set",
-        lambda trainer: setattr(trainer, "eval_dataset", {"a": trainer.eval_dataset}): "evaluation set",
+        lambda trainer: setattr(trainer, "eval_dataset", trainer.eval_dataset.select([0])): "evaluation_sets",
+        lambda trainer: setattr(trainer, "eval_dataset", trainer.eval_dataset.select([1, 0, 2, 3])): "evaluation_sets",
+        lambda trainer: setattr(trainer, "eval_dataset", {"a": trainer.eval_dataset}): "evaluation_sets",
         lambda trainer: setattr(trainer, "compute_metrics", print): "compute_metrics",
         lambda trainer: trainer.model.bfloat16(): "types of weights",
         lambda trainer: trainer.model.lm_head.requires_grad_(False): "trained_parameters",

@@ -342,6 +342,33 @@ def test_completion_in_bash(tmp_path, capsys):
         assert sorted(done.stdout.split()) == completed.split(), done.stderr
 
 
+def test_the_demo_trains_with_its_options(tmp_path, monkeypatch):
+    """On another model: what it gives to the trainer."""
+    given: dict[str, Any] = {}
+
+    def trainer(model: Any, args: Any, **sets: Any) -> None:
+        given.update(vars(args), model=model, **sets)
+        raise RuntimeError("enough")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("trl_margins.GapPOTrainer", trainer)
+    monkeypatch.setattr("trl_margins.cli.demo.bundled_model_path", lambda name: Path(name))
+    monkeypatch.setattr("trl_margins.cli.demo.load_model", lambda name, **options: (name, options))
+    monkeypatch.setattr("trl_margins.cli.demo.load_tokenizer", lambda name: f"tokenizer of {name}")
+    options = {"output_dir": "out", "max_steps": 3, "batch_size": 5, "learning_rate": 0.5, "seed": 7}
+    with pytest.raises(RuntimeError, match="enough"):
+        main(["demo", *(str(part) for name, value in options.items() for part in (f"--{name}", value))])
+    size = options.pop("batch_size")
+    options |= {"per_device_train_batch_size": size, "per_device_eval_batch_size": size}
+    options |= {"gradient_accumulation_steps": 1, "max_length": 256, "train_only": ["mlp"], "bf16": False}
+    options |= {"gradient_checkpointing": False, "save_strategy": "no", "logging_steps": 5, "report_to": []}
+    assert {name: given[name] for name in options} == options
+    assert given["model"] == ("smollm2-135m-instruct", {"device_map": None})
+    assert given["processing_class"] == "tokenizer of smollm2-135m-instruct"
+    made = make_demo_splits(seed=7)
+    assert [given[f"{name}_dataset"][:] for name in ("train", "eval")] == [made["train"][:], made["test"][:]]
+
+
 def test_the_demos_pairs_as_files(tmp_path, monkeypatch, capsys):
     """A recipe's comment names the folder that the recipe reads."""
     monkeypatch.chdir(tmp_path)

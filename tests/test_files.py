@@ -944,6 +944,20 @@ def test_a_table_with_flags_beside_one_with_numbers(folder):
     assert found == [{"prompt": "a", "chosen": "True", "rejected": "7", "score_chosen": 2.0}]
 
 
+def test_streams_of_tables(folder, recwarn):
+    """Of other types in an unread column, too; else without a word of pandas'."""
+    write(folder, a__csv=HEAD + "a,b,c\n", b__csv=HEAD + "d,7,f\n")
+    assert [row["chosen"] for row in rows_of(folder, streaming=True)] == ["b", "7"]
+    assert not [each for each in recwarn if "converter" in str(each.message)]
+    write(folder, a__csv="prompt,n\na,1\n", b__csv="prompt,n\nb,x\n")
+    with pytest.raises(ValueError, match=r"cannot be streamed: a.csv has .* and b.csv .*: load the data set instead"):
+        load_splits(str(folder), streaming=True)
+    for file in folder.iterdir():
+        file.unlink()
+    write(folder, train__csv="prompt,n\na,1\n", test__csv="prompt,n\nb,x\n")
+    assert [row["n"] for row in rows_of(folder, "test", streaming=True)] == ["x"]
+
+
 def test_a_stream_whose_second_file_does_not_fit(folder):
     """Training would find that out where it comes to the file."""
     messages = [{"role": "user", "content": "q"}]

@@ -241,6 +241,14 @@ def test_what_is_missing_is_named(tmp_path, caplog):
         read_run(folder)
 
 
+def test_a_run_before_its_base_was_written(tmp_path):
+    folder = make_run(tmp_path / "run")
+    info = json.loads((folder / "margin_run.json").read_text())
+    del info["base"]
+    (folder / "margin_run.json").write_text(json.dumps(info))
+    assert read_run(folder).info == info
+
+
 @pytest.mark.parametrize(("name", "value"), [("base", None), ("base", "x"), ("method", 5), ("config", "x")])
 def test_damaged_settings(name, value, tmp_path):
     file = make_run(tmp_path / "run") / "margin_run.json"
@@ -873,6 +881,17 @@ def test_a_legend_is_no_wider_than_its_figure(names):
         assert legend.get_window_extent().width <= figure.bbox.width
 
 
+@pytest.mark.parametrize(("letter", "columns"), [("W", 1), ("0", 2), ("i", 3)])
+def test_a_legend_has_as_many_columns_as_fit(letter, columns):
+    from trl_margins.report.style import legend_below, panels
+
+    figure, _ = panels(2)
+    legend_below(figure, [{"color": "k"}] * 3, [letter * 34] * 3)
+    (legend,) = figure.legends
+    assert legend._ncols == columns
+    assert figure.get_figheight() == pytest.approx(3.0 + 0.3 + 0.18 * -(-3 // columns))
+
+
 def legend_of(picture):
     return [text.get_text() for text in picture.figure.legends[0].get_texts()]
 
@@ -962,7 +981,7 @@ def page_of(*runs: Any) -> Page:
 
 def test_a_page_holds_everything_and_fetches_nothing(run_of, tmp_path):
     runs = [run_of("geometric-anchor", "gapo", flips=0.2, anchor_radius=0.05), run_of("gappo", "gappo", seed=3)]
-    files = write_report(runs, tmp_path / "out")
+    files = write_report(runs, tmp_path / "a" / "new")
     page = Page(files[0].read_text(encoding="utf-8"))
     images = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
     assert len(images) == len(files) - 1 == 10

@@ -63,8 +63,7 @@ def check_types(
     found: dict[str, tuple[Path, pa.DataType]] = {}
     for file in files if len(files) > 1 else ():
         try:
-            rows = stream(file)
-            features = rows.features or Dataset.from_list(list(islice(rows, _LOOKED_AT))).features
+            features = _first_features(stream(file))
         except Exception:  # reading the whole file raises it again, with its name
             continue
         has_types = builder_of(file) in ("arrow", "parquet")  # in tables of text, a flag alone is told from a number
@@ -79,6 +78,18 @@ def check_types(
             if field.name in texts or (_FLAGS in differ and _OF_NUMBERS.search(field.name)):
                 raise ValueError(f"{said}: {_ONE_TYPE}")
             logger.warning("%s: all its values are read as %s", said, kind)
+
+
+def check_tables(files: Sequence[Path], stream: Callable[[Path], IterableDataset]) -> None:
+    """Raises a ValueError for two tables of text whose first rows have other types, which no stream puts together."""
+    kinds = {file: _first_features(stream(file)) for file in files}
+    for file, features in kinds.items():
+        if features != kinds[files[0]]:
+            raise ValueError(f"{files[0].name} has {kinds[files[0]]} and {file.name} {features}")
+
+
+def _first_features(rows: IterableDataset) -> Features:
+    return rows.features or Dataset.from_list(list(islice(rows, _LOOKED_AT))).features
 
 
 def _differences(one: pa.DataType, other: pa.DataType) -> set[frozenset[str]]:

@@ -26,7 +26,7 @@ from .broken_files import (
     times_for_text,
     why_unreadable,
 )
-from .differing_files import TypesOfJsonError, check_columns, check_types, joined
+from .differing_files import TypesOfJsonError, check_columns, check_tables, check_types, joined
 from .expansion import check_expansion
 from .local_files import BUILDERS, builder_of, existing, files_of, is_plain, is_saved, linked, literal
 from .media import without_decoding
@@ -144,7 +144,10 @@ def _read(path: Path, config: str | None, streaming: bool) -> DatasetDict:
             options["features"] = Features(with_free_parts(features))
             loaded = read(splits)
         if streaming:  # else training would be the first to read it
-            if features := next(iter(loaded.values())).features:
+            if builder_of(files[0]) == "csv":
+                for of_split in splits.values():
+                    check_tables(of_split, stream)
+            elif features := next(iter(loaded.values())).features:
                 options["features"] = features
             for rows in loaded.values() if len(files) == 1 else map(stream, files):
                 next(iter(rows.decode(False) if rows.features else rows), None)  # pictures may be elsewhere

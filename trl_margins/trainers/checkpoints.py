@@ -162,10 +162,17 @@ def run_settings(trainer: MarginTrainer) -> dict[str, Any]:
         "train_rows": len(rows) if hasattr(rows, "__len__") else None,
         "rows": of_rows(rows) if hasattr(rows, "__len__") else None,
         "columns": _columns_read(trainer) if hasattr(rows, "__len__") else None,
+        "evaluation_sets": _evaluation_sets(trainer),
         "pairs_per_step": pairs_per_step(trainer),
         "processes": trainer.accelerator.num_processes,
         "config": redacted(json.loads(trainer.args.to_json_string())),  # TRL's own config has secrets
     }
+
+
+def _evaluation_sets(trainer: MarginTrainer) -> dict[str, str]:
+    """Digests of those that are no streams."""
+    evals = trainer.eval_dataset if isinstance(trainer.eval_dataset, Mapping) else {"": trainer.eval_dataset}
+    return {name: f"{len(rows)} rows ({of_rows(rows)})" for name, rows in evals.items() if isinstance(rows, Dataset)}
 
 
 # of the config: what a launcher, or a user, gives each process of its own
@@ -173,7 +180,7 @@ _OF_ONE_RANK = ("local_rank", "logging_dir", "run_name", "log_level", "log_level
 
 
 # of the settings: what a script has made. Weights are not all there where FSDP loads them on one process
-_MADE = ("reference", "parts", "optimizer", "schedule", "adapter", "trained_parameters")
+_MADE = ("reference", "evaluation_sets", "parts", "optimizer", "schedule", "adapter", "trained_parameters")
 
 
 def _exported(trainer: MarginTrainer) -> list[Any]:
@@ -185,17 +192,11 @@ def _of_every_rank(trainer: MarginTrainer, settings: Mapping[str, Any]) -> dict[
     """What has to be the same on all processes."""
     options = {name: value for name, value in settings["config"].items() if name not in _OF_ONE_RANK}
     columns = ", ".join(f"{name} {digest}" for name, digest in (settings["columns"] or {}).items())
-    evals = trainer.eval_dataset if isinstance(trainer.eval_dataset, Mapping) else {"": trainer.eval_dataset}
     groups = [as_values({**each, "params": None}) for each in getattr(trainer.optimizer, "param_groups", ())]
     schedule = trainer.lr_scheduler
     return {
         **options,
         "training set": f"{settings['train_rows']} rows ({columns})",
-        **{
-            f"evaluation set{' ' * bool(name)}{name}": f"{len(rows)} rows ({of_rows(rows)})"
-            for name, rows in evals.items()
-            if isinstance(rows, Dataset)
-        },
         **{name: settings[name] for name in (*_MADE, *(() if trainer.is_fsdp_enabled else ("fixed_weights",)))},
         **{f"optimizer's {name}": [group.get(name) for group in groups] for name in dict.fromkeys(chain(*groups))},
         "schedule's rates": schedule and schedule.get_last_lr(),

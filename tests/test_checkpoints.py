@@ -18,8 +18,9 @@ import pytest
 import torch
 from conftest import METHODS_AND_BASES, OWN_METHODS, bases_of, load, preference_rows, quiet
 from torch.optim import SGD, AdamW
-from torch.optim.lr_scheduler import CyclicLR, LambdaLR, OneCycleLR, SequentialLR
+from torch.optim.lr_scheduler import CyclicLR, LambdaLR, OneCycleLR, SequentialLR, StepLR
 from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers.optimization import Adafactor, AdafactorSchedule
 from transformers.trainer_callback import ExportableState
 
 from trl_margins.distributed import check_alike
@@ -320,6 +321,23 @@ def test_an_option_of_ones_own_optimizer_that_is_another(said, tiny_model, token
     run(first).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 
+def test_adafactors_own_schedule_goes_on(tiny_model, tokenizer, tmp_path):
+    """Whose rate is that of the optimizer's last step."""
+
+    def run() -> Any:
+        trainer = build("gappo", "cpo", tiny_model, tokenizer, tmp_path, max_steps=3)
+        trainer.optimizer = Adafactor(trainer.model.parameters(), relative_step=True, warmup_init=True)
+        trainer.lr_scheduler = AdafactorSchedule(trainer.optimizer)
+        return trainer
+
+    first = run()
+    first.train()
+    again = run()
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    pairs = zip(first.model.parameters(), again.model.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+
+
 def test_another_evaluation_set_is_said(tiny_model, tokenizer, tmp_path, caplog):
     """By which the best checkpoint may have been chosen."""
     build("gappo", "cpo", tiny_model, tokenizer, tmp_path, max_steps=2).train()
@@ -372,6 +390,9 @@ def test_what_all_processes_share(tiny_model, tokenizer, tmp_path, monkeypatch):
     def turned(trainer: Any) -> None:
         trainer.lr_scheduler = LambdaLR(trainer.optimizer, lambda step: 0.5)
 
+    def steeper(trainer: Any) -> None:
+        trainer.lr_scheduler = StepLR(trainer.optimizer, 1, 0.5)
+
     def patient(trainer: Any) -> None:
         trainer.pop_callback(EarlyStoppingCallback)
         trainer.add_callback(EarlyStoppingCallback(3))
@@ -387,7 +408,8 @@ def test_what_all_processes_share(tiny_model, tokenizer, tmp_path, monkeypatch):
         lambda trainer: trainer.model.bfloat16(): "types of weights",
         lambda trainer: trainer.model.lm_head.requires_grad_(False): "trained_parameters",
         faster: "optimizer's lr",
-        turned: "schedule's rates",
+        turned: "schedule's numbers",
+        steeper: "schedule's numbers",
         patient: "callbacks",
         plain: "optimizer",
     }

@@ -567,6 +567,17 @@ def test_the_files_of_a_mixture_are_read_as_files(named, tmp_path):
     assert list(mixture_splits(DatasetMixtureConfig(datasets=[sliced]))["train"]) == found[1:]
 
 
+@pytest.mark.parametrize("given", [{}, {"data_files": []}])
+def test_a_kind_of_file_is_no_data_set(given, tmp_path, monkeypatch):
+    """`datasets` would read whatever lies in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    preference_rows(3).to_json("other.jsonl")
+    with pytest.raises(ValueError, match="datasets: path json is a kind of file: name the file as path, or as its"):
+        mixture_splits(DatasetMixtureConfig(datasets=[DatasetConfig("json", **given)]))
+    with pytest.raises(ValueError, match="json is a kind of file, and no data set: name the file"):
+        load_splits("json")
+
+
 @pytest.mark.parametrize("signal", [None, 15])
 def test_an_exit_that_no_signal_asked_for_is_no_stop(signal, tiny_model, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -58,6 +58,8 @@ def load_splits(
         OSError: the cache of `datasets` cannot be written to.
     """
     path = existing(name)
+    if path is None and name in BUILDERS.values():  # `datasets` would read the working directory
+        raise ValueError(f"{name} is a kind of file, and no data set: name the file")
     try:
         splits = (
             datasets.load_dataset(name, config, streaming=streaming)

@@ -199,7 +199,7 @@ def _of_every_rank(trainer: MarginTrainer, settings: Mapping[str, Any]) -> dict[
         "training set": f"{settings['train_rows']} rows ({columns})",
         **{name: settings[name] for name in (*_MADE, *(() if trainer.is_fsdp_enabled else ("fixed_weights",)))},
         **{f"optimizer's {name}": [group.get(name) for group in groups] for name in dict.fromkeys(chain(*groups))},
-        "schedule's rates": schedule and schedule.get_last_lr(),
+        "schedule's numbers": schedule and {**numbers_of(schedule), "rates": schedule.get_last_lr()},
         "compute_metrics": trainer.compute_metrics is not None,
         "types of weights": sorted({str(each.dtype) for each in trainer.model.parameters()}),
         "callbacks": [f"{type(each).__name__} {each.state().get('args')}" for each in _exported(trainer)],

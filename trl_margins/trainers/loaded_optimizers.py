@@ -67,7 +67,7 @@ def check_lambdas(checkpoint: str, schedule: Any) -> None:
         ValueError: a schedule's function, which no state holds, gives another rate than that of the checkpoint.
     """
     schedule = inner(schedule)
-    if not isinstance(schedule, LambdaLR):
+    if type(schedule) is not LambdaLR:  # AdafactorSchedule is one by name
         return
     now = [
         rate * factor(schedule.last_epoch) for rate, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)

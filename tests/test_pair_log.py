@@ -196,7 +196,7 @@ RUN = {
         "reward_options": ["alpha"],
     },
     **{"beta": 2.0, "gamma": 0.5, "score_columns": ["score_chosen", "score_rejected"], "prompt_column": "prompt"},
-    **{"adapter": None, "train_rows": 12, "pairs_per_step": 8, "processes": 1},
+    **{"adapter": None, "train_rows": 12, "evaluation_sets": {}, "pairs_per_step": 8, "processes": 1},
     **{"parts": {}, "optimizer": None, "optimizer_options": None, "schedule": None},  # which no config describes
 }
 

@@ -70,12 +70,6 @@ def check_mixture(mixture: DatasetMixtureConfig, weights: Sequence[float] | None
     """
     if any(part.path == "pandas" for part in mixture.datasets):
         raise ValueError("datasets: path pandas reads pickles, which run code: save the rows as Parquet or JSON lines")
-    for part in mixture.datasets:
-        has_files = part.data_files or part.data_dir or Path(part.path).exists()
-        if part.path in BUILDERS.values() and not has_files:  # `datasets` would read the working directory
-            raise ValueError(
-                f"datasets: path {part.path} is a kind of file: name the file as path, or as its data_files"
-            )
     fractions = [part.fraction for part in mixture.datasets if part.fraction is not None]
     if _is_trls(mixture) and (weights is not None or seed is not None):
         raise ValueError("mixture_weights and mixture_seed do not work with streaming or with TRL's `fraction`")
@@ -86,6 +80,12 @@ def check_mixture(mixture: DatasetMixtureConfig, weights: Sequence[float] | None
     ):
         names = ", ".join(part.path for part in mixture.datasets)
         raise ValueError(f"mixture_weights: {list(weights)} must be a share in [0, 1] for each of {names}")
+    for part in mixture.datasets:
+        has_files = part.data_files or part.data_dir or Path(part.path).exists()
+        if part.path in BUILDERS.values() and not has_files:  # `datasets` would read the working directory
+            raise ValueError(
+                f"datasets: path {part.path} is a kind of file: name the file as path, or as its data_files"
+            )
 
 
 def _is_trls(mixture: DatasetMixtureConfig) -> bool:

@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import fields
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -921,13 +922,14 @@ def test_what_an_option_makes_another_one_read(off, on, read, monkeypatch):
         "HUB": "hub_always_push hub_model_id hub_private_repo hub_revision hub_strategy push_pair_log",
     }
 
+    def options(text: str) -> dict[str, str]:
+        parts = text.split()
+        return dict(zip(parts[::2], parts[1::2], strict=True))
+
     def unread(more: str) -> set[str]:
-        by_hand = dict([more.split()]) if more and not more.startswith("--") else {}
-        flags = [*base.split(), *off.split(), *([] if by_hand else more.split())]
-        changed = {flag for flag in flags[::2] if flags[::2].count(flag) > 1}
-        kept = [part for i in range(0, len(flags), 2) for part in flags[i : i + 2] if flags[i] not in changed]
-        last = [part for flag in changed for part in (flag, flags[len(flags) - 1 - flags[::-1].index(flag) + 1])]
-        script, config, _, mixture = parse(["--use_cpu", "true", *kept, *last])
+        given = options(base) | options(off) | options(more)
+        by_hand = {name: given.pop(name) for name in ("report_to", "datasets") if name in given}
+        script, config, _, mixture = parse(["--use_cpu", "true", *chain(*given.items())])
         if "report_to" in by_hand:
             config.report_to = [by_hand["report_to"]]
         if "datasets" in by_hand:

@@ -117,10 +117,11 @@ def mixture_test_split(mixture: DatasetMixtureConfig, split: str) -> Dataset:
 def _load(part: DatasetConfig, split: str) -> Dataset:
     from datasets import ReadInstruction, load_dataset
 
-    if files := _files_of(part, split.partition("[")[0]):
+    name, is_slice, _ = split.partition("[")
+    if files := _files_of(part, name):
         rows: Any = mixed([(str(file), load_splits(str(file), decoded=IMAGES)["train"]) for file in files])
-        if "[" in split:
-            parts = ReadInstruction.from_spec(split).to_absolute({split.partition("[")[0]: len(rows)})
+        if is_slice:
+            parts = ReadInstruction.from_spec(split).to_absolute({name: len(rows)})
             rows = rows.select(chain(*(range(each.from_, each.to) for each in parts)))
     elif Path(part.path).expanduser().exists() and part.data_dir is None and part.data_files is None:
         rows = load_splits(part.path, part.name, decoded=IMAGES)

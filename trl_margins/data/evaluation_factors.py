@@ -215,16 +215,15 @@ def add_columns(
         features=features,
         desc=f"{next(iter(columns.values())) if len(columns) == 1 else 'Similarity'} of chosen and rejected",
     )
-    for column, metric in columns.items():
-        if metric not in BERTSCORE_METRICS:
-            _warn_of_other_letters(dataset, check_evaluation_factors(scored[column], column, reader.split), reader)
+    of_words = [column for column, metric in columns.items() if metric not in BERTSCORE_METRICS]
+    found = [check_evaluation_factors(scored[column], column, reader.split) for column in of_words]
+    if any(few_words(each.n, each.n_zero, each.n_one) is None for each in found):
+        _warn_of_other_letters(dataset, reader)
     return with_format_of(scored, dataset, *columns)
 
 
-def _warn_of_other_letters(dataset: Dataset, found: EvaluationFactorSummary, reader: RowReader) -> None:
+def _warn_of_other_letters(dataset: Dataset, reader: RowReader) -> None:
     """Where `few_words` says nothing: words that are left between letters that the metrics of words do not know."""
-    if few_words(found.n, found.n_zero, found.n_one):
-        return
     some = range(0, len(dataset), max(len(dataset) // _LOOKED_AT, 1))
     rows = read_batch(reader, dataset.with_format(None).select(some)[:], [*some])
     texts = "".join(text for row in rows for text in completion_texts(row, implicit=reader.prompt_column is None))

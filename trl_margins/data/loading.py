@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -135,9 +136,10 @@ def _read(path: Path, config: str | None, streaming: bool) -> DatasetDict:
     def stream(file: Path) -> IterableDataset:
         return read({"train": [file]}, streaming=True)["train"]
 
-    check_columns(path, files, stream)
+    looked_at = cache(stream)  # by several checks
+    check_columns(path, files, looked_at)
     if builder_of(files[0]) != "json":  # which stays as it is written
-        check_types(path, files, stream, _texts())
+        check_types(path, files, looked_at, _texts())
     one_by_one = False
     try:
         loaded = read(splits)
@@ -148,7 +150,7 @@ def _read(path: Path, config: str | None, streaming: bool) -> DatasetDict:
         if streaming:  # else training would be the first to read it
             if builder_of(files[0]) == "csv":
                 for of_split in splits.values():
-                    check_tables(of_split, stream)
+                    check_tables(of_split, looked_at)
             elif features := next(iter(loaded.values())).features:
                 options["features"] = features
             for rows in loaded.values() if len(files) == 1 else map(stream, files):

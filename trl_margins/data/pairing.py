@@ -230,13 +230,14 @@ def pair_rows(lists: ScoredLists, pairs: Sequence[ScoredList]) -> Dataset:
     kept = [name for name in lists.of_prompts if name not in rows]
     others = lists.dataset.with_format(None).select_columns(kept).select([pair.row for pair in pairs])
     texts = ("prompt", "chosen", "rejected")
-    features = {}
+    features: dict[str, Any] = {}
     if are_messages and not all(map(_is_plain, chain.from_iterable(chain(*(rows[name] for name in texts))))):
         with suppress(TypeError):  # of pictures, which JSON has not
             rows |= {name: list(map(json.dumps, rows[name])) for name in texts}
             features = {name: Json() for name in texts}  # objects of one type would all get the same keys
     made = Dataset.from_dict(rows)
-    made = made.cast(Features({**made.features, **features}))
+    if features:
+        made = made.cast(Features({**made.features, **features}))
     return concatenate_datasets([made, *([others] if kept else [])], axis=1)
 
 

@@ -53,7 +53,7 @@ from .folder import (
     settings_before,
     take_place,
 )
-from .loaded import adapter_tensors, computed_adapter
+from .loaded import adapter_tensors, why_not_loaded
 from .loaded_optimizers import (
     as_values,
     check_goes_on,
@@ -192,7 +192,10 @@ def _of_every_rank(trainer: MarginTrainer, settings: Mapping[str, Any]) -> dict[
     """What has to be the same on all processes."""
     options = {name: value for name, value in settings["config"].items() if name not in _OF_ONE_RANK}
     columns = ", ".join(f"{name} {digest}" for name, digest in (settings["columns"] or {}).items())
-    groups = [as_values({**each, "params": None}) for each in getattr(trainer.optimizer, "param_groups", ())]
+    groups = [
+        as_values({name: value for name, value in group.items() if name != "params"})
+        for group in getattr(trainer.optimizer, "param_groups", ())
+    ]
     schedule = trainer.lr_scheduler
     return {
         **options,
@@ -329,11 +332,8 @@ class CheckpointMixin(MarginTrainer):
             return None, 0, []
         check_states(checkpoint)
         check_same_run(checkpoint, self.settings, self.args)
-        if kind := computed_adapter(self.model):
-            raise ValueError(
-                f"{checkpoint} cannot be resumed: PEFT saves the virtual tokens of a {kind} adapter, and not "
-                "what is trained to compute them. Start with another output_dir"
-            )
+        if why := why_not_loaded(self.model):
+            raise ValueError(f"{checkpoint} cannot be resumed: {why}. Start with another output_dir")
         state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
         step = state.global_step
         began_again = not has_length(self.train_dataset) and (state.epoch or 0) > 1 and step < self.args.max_steps

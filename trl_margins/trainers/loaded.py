@@ -91,12 +91,15 @@ def warn_of_unread_tensors(model: Any, folder: str | Path) -> None:
         )
 
 
-def computed_adapter(model: Any) -> str | None:
-    """The type of an adapter whose virtual tokens are computed, by a network that is trained. PEFT saves what it
-    computed, and puts that in the place of what it computes from: loaded into training, the adapter is another one.
+def why_not_loaded(model: Any) -> str | None:
+    """Why no checkpoint's adapter can be loaded into training; None if it can.
+
+    Of virtual tokens that are computed, PEFT saves what was computed, and puts it in the place of what they are
+    computed from: loaded, the adapter would be another one.
     """
     for adapter in model.peft_config.values() if is_peft_model(model) else ():
         are_trained = adapter.peft_type in (PeftType.PROMPT_TUNING, PeftType.PREFIX_TUNING)
         if adapter.is_prompt_learning and (not are_trained or getattr(adapter, "prefix_projection", False)):
-            return str(adapter.peft_type.value)
+            kind = adapter.peft_type.value
+            return f"PEFT saves the virtual tokens of a {kind} adapter, and not what is trained to compute them"
     return None

@@ -37,7 +37,7 @@ from ..rows.tokenized import arrow_columns
 from ..rows.tokens import tokenizer_of
 from .base import MarginTrainer
 from .fingerprints import is_part, some_of
-from .loaded import computed_adapter
+from .loaded import why_not_loaded
 from .weights import broken_names
 
 logger = logging.getLogger(__name__)
@@ -201,9 +201,8 @@ def _check_computed(trainer: MarginTrainer) -> None:
     Raises:
         ValueError: nor can one be loaded at the end.
     """
-    if (kind := computed_adapter(trainer.model)) is None:
+    if (why := why_not_loaded(trainer.model)) is None:
         return
-    why = f"PEFT saves the virtual tokens of a {kind} adapter, and not what is trained to compute them"
     if trainer.args.load_best_model_at_end:
         raise ValueError(
             f"the best checkpoint cannot be loaded at the end: {why}. Set load_best_model_at_end=False: "

@@ -91,7 +91,7 @@ def check_exported(callbacks: Sequence[Any]) -> None:
 
 
 def _has_other_keys(value: Any) -> bool:
-    """Whether a key is no text, at any depth."""
+    """Whether any key is not text, at any depth."""
     if isinstance(value, dict):
         return any(not isinstance(key, str) or _has_other_keys(inner) for key, inner in value.items())
     return isinstance(value, list | tuple) and any(map(_has_other_keys, value))

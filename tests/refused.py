@@ -32,10 +32,10 @@ def command():
     main(["train", *argv])
 
 
-def train(out, rows=8, **options):
+def train(out, rows=8, seed=0, evals=None, **options):
     settings = {"output_dir": str(OUT / out), "max_steps": 1, "save_steps": 1, "per_device_train_batch_size": 2}
     config = GapPOConfig(**quiet(**settings, **options, save_strategy="steps"))
-    trainer = GapPOTrainer(MODEL, config, train_dataset=preference_rows(rows))
+    trainer = GapPOTrainer(MODEL, config, train_dataset=preference_rows(rows, seed=seed), eval_dataset=evals)
     if out == "checkpoint":
         trainer.add_callback(InTheWay())
     trainer.train()
@@ -67,8 +67,10 @@ state.wait_for_everyone()
 attempt("error", lambda: agreed(state, refuse))
 attempt("settings", lambda: train("settings"))
 attempt("checkpoint", lambda: train("checkpoint"))
-attempt("options", lambda: train("options", seed=state.process_index, num_train_epochs=1 + state.process_index))
-attempt("rows", lambda: train("rows", rows=8 + state.process_index))
+attempt("options", lambda: train("options", data_seed=state.process_index, num_train_epochs=1 + state.process_index))
+attempt("rows", lambda: train("rows", seed=state.process_index))
+attempt("sizes", lambda: train("sizes", rows=8 + state.process_index))
+attempt("sets", lambda: train("sets", evals=None if state.process_index else {"a": preference_rows(2)}))
 attempt("used", command)
 if state.is_main_process:
     (OUT / "cli" / "pair_log.csv").unlink()

@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import TINY, byte_tokenizer, load, preference_rows, quiet
 from datasets import Dataset, IterableDataset
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftConfig, PromptTuningConfig, get_peft_model
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 from transformers import (
     AutoConfig,
@@ -26,6 +26,7 @@ from transformers import (
     default_data_collator,
 )
 from trl import DPOConfig
+from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from trl_margins import GapPOConfig, GapPOTrainer, MarginCPOConfig, MarginCPOTrainer, MarginDPOConfig, MarginDPOTrainer
 
@@ -260,6 +261,12 @@ def test_a_collator_that_makes_no_batch_of_pairs(name, base, tiny_model, tmp_pat
         trainer.train()
 
 
+def test_a_collator_of_the_other_base(tiny_model, tmp_path):
+    trainer = build("cpo", load(tiny_model), tmp_path, data_collator=DataCollatorForPreference(pad_token_id=0))
+    with pytest.raises(ValueError, match=r"DataCollatorForPreference makes no batch .*'prompt_ids'.*leave data_coll"):
+        trainer.train()
+
+
 @pytest.mark.parametrize("base", TRAINERS)
 @pytest.mark.parametrize("share_prompt", ["auto", "never"])
 def test_a_collator_that_changes_which_pairs_there_are(share_prompt, base, tiny_model, tmp_path):
@@ -467,3 +474,53 @@ def test_an_output_folder_that_cannot_be_made(there, tiny_model, tmp_path):
     out = out / "run" if there == "below a file" else out
     with pytest.raises(OSError, match=f"output_dir {out} cannot be made .*: name another folder"):
         build("cpo", load(tiny_model), out)
+
+
+def test_sets_without_names(tiny_model, tmp_path):
+    rows = preference_rows(2)
+    for given, said in (({}, "is a dict without sets"), ({"": rows}, "has a set without a name")):
+        with pytest.raises(ValueError, match=f"eval_dataset {said}: give one data set, or a dict with a name"):
+            build("cpo", load(tiny_model), tmp_path, eval_dataset=given)
+
+
+@pytest.mark.parametrize("base", TRAINERS)
+def test_adapters_without_a_task_or_a_kind(base, tiny_model, tmp_path):
+    for adapter, said in (
+        (PromptTuningConfig(num_virtual_tokens=2), "the PromptTuningConfig needs the task type CAUSAL_LM"),
+        (PeftConfig(task_type="CAUSAL_LM"), "the PeftConfig needs a kind of adapter: LoraConfig"),
+    ):
+        with pytest.raises(ValueError, match=f"peft_config: {said}"):
+            build(base, load(tiny_model), tmp_path, peft_config=adapter)
+    assert build(base, load(tiny_model), tmp_path, peft_config=LoraConfig(target_modules=["q_proj"])).train()
+
+
+@pytest.mark.parametrize("name", ["cpo_loss", "concatenated_forward", "concatenated_inputs", "tokenize_row"])
+@pytest.mark.parametrize("is_trls", [False, True])
+def test_methods_that_would_be_overridden_in_vain(is_trls, name, tiny_model, tmp_path):
+    """Where the loss is CPOTrainer's own, its parts are called."""
+    options = {"loss_type": "ipo", "share_prompt": "never"} if is_trls else {"loss_type": "ipo"}
+    own = type("Own", (MarginCPOTrainer,), {name: lambda *args, **kwargs: 1 / 0})
+
+    def train() -> None:
+        args = MarginCPOConfig(**quiet(output_dir=str(tmp_path), max_steps=1, **options))
+        given = {"train_dataset": preference_rows(4), "processing_class": byte_tokenizer()}
+        own(load(tiny_model), args=args, **given).train()
+
+    if is_trls and name != "tokenize_row":
+        with pytest.raises(ZeroDivisionError):
+            train()
+    else:
+        with pytest.raises(TypeError, match=f"Own.{name} would not be called: "):
+            train()
+
+
+def test_a_config_is_shown_without_its_secrets(tmp_path):
+    """As text, in a notebook and in an error."""
+    token = "hf_" + "Ab1" * 12
+    for cls in (GapPOConfig, MarginDPOConfig):
+        config = cls(output_dir=str(tmp_path), bf16=False, hub_token=token, model_init_kwargs={"token": token})
+        assert config.hub_token == token
+        for shown in (repr(config), str(config), f"{config}"):
+            assert token not in shown
+            assert shown.startswith(f"{cls.__name__}(output_dir=")
+            assert "learning_rate=" in shown

@@ -165,7 +165,7 @@ SCORES = [
     Case("ties", lambda: one(one(texts(), 1, score_chosen=2.0), 2, score_chosen=2.0),
          right={"weights/mean": 1.125, "weights/zero": 0.5}, log=r"4 pairs \(2 ties, 0 reversed\)"),
     Case("ties only", lambda: each(texts(), score_chosen=2.0),
-         r"all 4 train pairs would have weight 0: .* score gap above 0; score_chosen − score_rejected is from 0 to 0"),
+         r"all 4 train pairs would have weight 0: .* gap other than 0; score_chosen − score_rejected is from 0 to 0"),
     Case("ties only, where nothing is weighed", lambda: each(texts(), score_chosen=2.0), method="gamma-po",
          right={"target_margins/mean": 4.0}),
     Case("no gap that reaches the threshold", texts,
@@ -241,6 +241,10 @@ CHATS = [
          right=USUAL),
     Case("a role that nobody knows", lambda: each(chats(), chosen=lambda r: [{"from": "bee", "value": "x"}]),
          "'chosen', row 0.*message 0 is from 'bee'; known: human, gpt, chatgpt"),
+    Case("content in OpenAI's parts", lambda: each(chats(), chosen=lambda r: [{"role": "assistant", "content":
+         [{"type": "output_text", "text": r["chosen"][0]["content"]}]}]), right=USUAL),
+    Case("content that is a list of texts", lambda: each(chats(), chosen=[{"role": "assistant", "content": ["yes"]}]),
+         "'chosen', row 0.*has the content part 'yes': a part that is text is {'type': 'text'"),
     Case("content that is a number", lambda: each(chats(), chosen=lambda r: says("assistant", 3)),
          "'chosen', row 0.*message 0 is {.*content is text or a list of parts"),
     Case("a list in the list", lambda: each(chats(), chosen=lambda r: [r["chosen"]]),
@@ -266,6 +270,12 @@ CHATS = [
     Case("text in some rows, chats in others", lambda: mixed(one(texts(), 3, chosen=says("assistant", "x"))),
          "column 'rejected', row 3.*is text, but chosen is a list of messages"),
     Case("chats that begin with no prompt", lambda: without(chats(), "prompt"), "row 0.*messages that both begin"),
+    Case("a chat without its answer", lambda: each(without(chats(), "prompt"), rejected=says("user", "why?"),
+         chosen=lambda r: says("user", "why?") + r["chosen"]),
+         "column 'rejected', row 0.*all its messages, 1, are what the other .* begins with.*add the assistant's"),
+    Case("a chat with fewer turns", lambda: without(each(chats(), chosen=lambda r: r["prompt"] + r["chosen"] +
+         says("user", "and?") + says("assistant", "so"), rejected=lambda r: r["prompt"] + r["rejected"]), "prompt"),
+         right=USUAL),
     Case("chats that are all prompt", lambda: each(without(chats(), "prompt"), chosen=lambda r: says("assistant", "x"),
          rejected=lambda r: says("assistant", "x")), "row 0.*messages that both begin with.*are none"),
 ]  # fmt: skip

@@ -425,6 +425,8 @@ def test_label_smoothing_that_no_loss_reads_is_named(caplog):
         ("cpo", {"weight": "score-gap", "score_gap_transform": "hard"}, {}, "'hard' keeps pairs whose gap reaches"),
         ("cpo", {"train_only": ["mlp"]}, {"peft_config": LoraConfig()}, "train_only and peft_config both choose"),
         ("cpo", {"train_only": ["attention("]}, {}, "train_only pattern 'attention\\(' is not a regular expression"),
+        ("cpo", {"train_only": [""]}, {}, "train_only has an empty pattern, which is in every name: leave it out"),
+        ("dpo", {"dataloader_persistent_workers": True}, {}, "dataloader_num_workers=0 starts none: set that to 1 or"),
         ("cpo", {"anchor_scope": ["("]}, {}, "anchor_scope pattern '\\(' is not a regular expression"),
         ("cpo", {"train_only": ["nowhere"]}, {}, "train_only pattern 'nowhere' matches none of the 21 parameters"),
         (
@@ -1456,3 +1458,13 @@ def test_a_limit_that_keeps_every_checkpoint(limit, tiny_model, tokenizer, tmp_p
     trainer_of("cpo", tiny_model, tokenizer, tmp_path, rows, **options).train()
     assert f"save_total_limit={limit}: every checkpoint is kept, as with None" in caplog.text
     assert len(list(tmp_path.glob("checkpoint-*"))) == 3
+
+
+def test_an_empty_name_of_a_new_column():
+    with pytest.raises(ValueError, match="column is empty: give the new column a name, or leave it out"):
+        ScoreArguments(dataset_name="x", column="")
+
+
+def test_several_losses_on_a_base_with_one():
+    with pytest.raises(TypeError, match=r"loss_type is \['simpo', 'hinge'\]: CPOTrainer has one loss"):
+        MarginCPOConfig(**quiet(output_dir="x", loss_type=["simpo", "hinge"]))

@@ -267,9 +267,19 @@ def test_each_set_has_its_own_means_of_batches(base, tiny_model, tokenizer, tmp_
         (TWO, {"metric_for_best_model": "eval_b_rewards/margins"}, "eval_b_rewards/margins", ""),
         (TWO, {"metric_for_best_model": "nll_loss"}, "eval_a_nll_loss", "several evaluation sets"),
         (TWO, {"metric_for_best_model": "eval_c_nll_loss"}, None, "'eval_c_nll_loss': no evaluation will have it"),
+        (
+            TWO,
+            {"metric_for_best_model": "eval_a_rewards/marginz"},
+            None,
+            "'eval_a_rewards/marginz'.*a_rewards/margins",
+        ),
         (UNSCORED, PLAIN | {"metric_for_best_model": "spearman"}, None, "has no scores.*or choose by eval_pwa_all"),
         (EVALS, {"metric_for_best_model": "eval_c_pwa"}, None, "no evaluation will have it.*eval_loss, eval_pwa,"),
         (EVALS, {"metric_for_best_model": "eval_pwaa"}, None, "no evaluation will have it"),
+        (EVALS, {"metric_for_best_model": "nope"}, None, "'nope': no evaluation will have it"),
+        (EVALS, {"metric_for_best_model": "grad_norm"}, None, "'grad_norm': no evaluation will have it"),
+        (EVALS, {"metric_for_best_model": "runtime"}, "runtime", ""),
+        (EVALS, {"metric_for_best_model": "weights/mean"}, "weights/mean", ""),
         ({"a": EVALS, "b": NEAR}, {"metric_for_best_model": "eval_c_pwa"}, None, "eval_a_pwa, .*eval_b_pwa, "),
         (EVALS, {"load_best_model_at_end": True, "eval_strategy": "no"}, None, "nothing is evaluated"),
         (EVALS, {"save": "best", "eval_strategy": "no", "load_best_model_at_end": None}, None, "nothing is evaluated"),
@@ -359,7 +369,7 @@ def test_a_best_that_does_not_count_any_more(damage, metric, why, tiny_model, to
 @pytest.mark.parametrize(
     ("flags", "step"),
     [
-        (["--metric_for_best_model", "no such"], 4),  # evaluated at the end, although no strategy says so
+        (["--metric_for_best_model", "rewards/chosen"], 4),  # evaluated at the end, although no strategy says so
         (["--eval_strategy", "steps", "--eval_steps", "3", "--load_best_model_at_end", "false"], 4),
         (["--eval_strategy", "epoch", "--load_best_model_at_end", "false"], 4),
         (["--method", "none", "--eval_strategy", "steps", "--eval_steps", "1"], 4),
@@ -462,3 +472,50 @@ def test_the_delivered_model_has_its_numbers_from_evaluate(sets, tiny_model, tok
     assert 0 < found["n_pairs"] < len(rows)
     for name in ("pwa", "pwa_all", "spearman", "n_pairs", "n_pairs_gap"):
         assert found[name] == pytest.approx(trainer.loaded_metrics[f"{prefix}_{name}"]), name
+
+
+@pytest.mark.parametrize(("value", "said"), [(float("nan"), "is NaN, so it cannot win"), ("high", None)])
+def test_a_metric_of_ones_own_that_is_no_number(value, said, tiny_model, tokenizer, tmp_path, caplog):
+    """And one that only a callback or a subclass adds is nobody's business."""
+    config = config_class("gappo", "cpo")(
+        **quiet(output_dir=str(tmp_path), max_steps=2, save_strategy="steps", save_steps=1, eval_strategy="steps"),
+        **{"eval_steps": 1, "load_best_model_at_end": True, "metric_for_best_model": "mine"},
+    )
+    trainer = trainer_class("gappo", "cpo")(
+        load(tiny_model),
+        args=config,
+        train_dataset=ROWS,
+        eval_dataset=EVALS,
+        processing_class=tokenizer,
+        compute_metrics=lambda _: {"mine": value},
+    )
+    if said is None:
+        with pytest.raises(
+            TypeError, match="metric_for_best_model='eval_mine' is text, 'high', which cannot be better"
+        ):
+            trainer.train()
+        return
+    trainer.train()
+    assert trainer.state.best_model_checkpoint is None
+    assert f"eval_mine of the evaluation at step 2 {said}" in caplog.text
+
+
+class Adds(TrainerCallback):
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **more: Any) -> None:
+        metrics["eval_mine"] = 1.0
+
+
+def test_a_metric_that_a_callback_adds(tiny_model, tokenizer, tmp_path):
+    """Nobody knows its name before."""
+    config = config_class("gappo", "cpo")(
+        **quiet(output_dir=str(tmp_path), max_steps=1, save_strategy="steps", save_steps=1, eval_strategy="steps"),
+        **{"eval_steps": 1, "load_best_model_at_end": True, "metric_for_best_model": "mine"},
+    )
+    trainer_class("gappo", "cpo")(
+        load(tiny_model),
+        args=config,
+        train_dataset=ROWS,
+        eval_dataset=EVALS,
+        processing_class=tokenizer,
+        callbacks=[Adds()],
+    )

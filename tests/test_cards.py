@@ -453,6 +453,8 @@ def test_command_and_numbers_given(trained, tmp_path, monkeypatch):
     assert {"NDCG@1", "RM-Bench, hard"} <= {of.metric_name for of in card.data.eval_results}
     trainer.reproduce = "again"
     trainer.create_model_card()
+    with pytest.raises(TypeError, match=r"dataset_name is \['a/b', 'c/d'\]: give one name, as text"):
+        trainer.create_model_card(dataset_name=["a/b", "c/d"])
     del trainer.reproduce
     assert "```bash\nagain\n```" in card_of(out).text
     (out / "README.md").write_text(before)

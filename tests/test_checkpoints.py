@@ -6,8 +6,10 @@ import errno
 import json
 import os
 import random
+import re
 import shutil
 import signal
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,10 +20,20 @@ import pytest
 import torch
 from conftest import METHODS_AND_BASES, OWN_METHODS, bases_of, load, preference_rows, quiet
 from torch.optim import SGD, AdamW
-from torch.optim.lr_scheduler import CyclicLR, LambdaLR, OneCycleLR, SequentialLR, StepLR
+from torch.optim.lr_scheduler import (
+    ConstantLR,
+    CyclicLR,
+    LambdaLR,
+    MultiplicativeLR,
+    OneCycleLR,
+    ReduceLROnPlateau,
+    SequentialLR,
+    StepLR,
+)
 from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.optimization import Adafactor, AdafactorSchedule
 from transformers.trainer_callback import ExportableState
+from trl import BEMACallback
 
 from trl_margins.distributed import check_alike
 from trl_margins.methods import MARGINS, METHODS, WEIGHTS, names_of
@@ -80,8 +92,9 @@ def remembers(row):
     return any(term.state_dict is not Term.state_dict for term in terms)
 
 
-def build(method, base, folder, tokenizer, out, **options):
+def build(method, base, folder, tokenizer, out, ref_model=None, **options):
     model = load(folder)
+    given = {} if ref_model is None else {"ref_model": ref_model}
     for module in model.modules():
         if hasattr(module, "attention_dropout"):
             module.attention_dropout = 0.0 if options.get("disable_dropout", True) else 0.3
@@ -92,6 +105,7 @@ def build(method, base, folder, tokenizer, out, **options):
         train_dataset=preference_rows(12, seed=5),
         eval_dataset=preference_rows(4, seed=6),
         processing_class=tokenizer,
+        **given,
     )
 
 
@@ -321,6 +335,154 @@ def test_an_option_of_ones_own_optimizer_that_is_another(said, tiny_model, token
     run(first).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 
+def halves(step: int) -> float:
+    return 0.5
+
+
+def later(step: int) -> float:
+    return 1.0 if step < 7 else 0.5
+
+
+def then(made: Any, function: Any = constant, milestone: int = 4) -> Any:
+    return SequentialLR(made, [ConstantLR(made, 0.5), MultiplicativeLR(made, function)], [milestone])
+
+
+class Clips(SGD):
+    def __init__(self, parameters: Any, rate: float, clip: float = 1.0) -> None:
+        self.clip = clip
+        super().__init__(parameters, rate, momentum=0.9)
+
+
+CYCLES = partial(CyclicLR, base_lr=0.01, max_lr=0.1, cycle_momentum=False)
+PLATEAUS = partial(ReduceLROnPlateau, mode="max")
+
+# made as at first and otherwise, and what is said
+SCHEDULED: dict[str, tuple[Any, Any]] = {
+    "schedule's part 2's function 1 1, 1, 1 .* → 0.5, 0.5, 0.5": (then, partial(then, function=halves)),
+    "schedule's part 2's function 1 1, 1, 1 .* → 1, 1, 1": (then, partial(then, function=later)),
+    r"schedule's milestones \[4\] → \[3\]": (then, partial(then, milestone=3)),
+    r"schedule's max_lr \[0.1\] → \[0.2\]": (
+        partial(CYCLES, max_lr=0.1),
+        partial(CYCLES, max_lr=0.2),
+    ),
+    "schedule's total_size 6.* → 4": (
+        partial(CYCLES, step_size_up=3),
+        partial(CYCLES, step_size_up=2),
+    ),
+    r"schedule's min_lr \[0\] → \[0.001\]": (PLATEAUS, partial(PLATEAUS, min_lr=0.001)),
+}
+
+
+@pytest.mark.parametrize("said", SCHEDULED)
+def test_a_schedule_of_ones_own_that_is_another(said, tiny_model, tokenizer, tmp_path):
+    """Where no state has what differs, and where a loaded state would hide it."""
+
+    def run(make: Any, clip: float = 1.0) -> Any:
+        trainer = build("gappo", "cpo", tiny_model, tokenizer, tmp_path, max_steps=3, eval_strategy="epoch")
+        trainer.optimizer = Clips(trainer.model.parameters(), 1e-2, clip)
+        trainer.lr_scheduler = make(trainer.optimizer)
+        return trainer
+
+    first, other = SCHEDULED[said]
+    trainer = run(first)
+    trainer.train()
+    trainer.train(resume_from_checkpoint=True)  # nothing is another there, though it has gone on
+    at = str(tmp_path / "checkpoint-2")
+    with pytest.raises(ValueError, match=f"checkpoint-2 is of a run with other settings: the {said}"):
+        run(other).train(resume_from_checkpoint=at)
+    with pytest.raises(ValueError, match=r"other settings: the optimizer's clip 1.0 → 2.0\. "):
+        run(first, clip=2.0).train(resume_from_checkpoint=at)
+    run(first).train(resume_from_checkpoint=at)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda model: setattr(model.config, "rms_norm_eps", 0.1), "the model's rms_norm_eps .* → 0.1"),
+        (lambda model: setattr(model.config, "hidden_act", "relu"), "the model's hidden_act silu → relu"),
+        (lambda model: setattr(model.config, "use_cache", False), None),
+    ],
+)
+def test_a_model_that_computes_otherwise(change, said, tiny_model, tokenizer, tmp_path):
+    """Its weights are the checkpoint's; what they are in, and what is done with them, is not."""
+    build("gappo", "cpo", tiny_model, tokenizer, tmp_path, max_steps=2).train()
+    trainer = build("gappo", "cpo", tiny_model, tokenizer, tmp_path, max_steps=3)
+    change(trainer.model)
+    if said is None:
+        assert trainer.train(resume_from_checkpoint=True).global_step == 3
+        return
+    with pytest.raises(ValueError, match=f"other settings: {said}"):
+        trainer.train(resume_from_checkpoint=True)
+
+
+def test_weights_of_another_type_are_said(tiny_model, tokenizer, tmp_path, caplog):
+    """As any other precision."""
+    build("gappo", "cpo", tiny_model, tokenizer, tmp_path, max_steps=2).train()
+    trainer = build("gappo", "cpo", tiny_model, tokenizer, tmp_path, max_steps=3)
+    trainer.model.bfloat16()
+    assert trainer.train(resume_from_checkpoint=True).global_step == 3
+    assert re.search("checkpoint-2 with other settings: .*weight_types float32 → bfloat16", caplog.text)
+
+
+def test_an_optimizer_that_the_trainer_made_before_is_its_own(tiny_model, tokenizer, tmp_path):
+    first = build("gappo", "cpo", tiny_model, tokenizer, tmp_path, max_steps=4)
+    first.train()
+    again = build("gappo", "cpo", tiny_model, tokenizer, tmp_path, max_steps=4)
+    again.create_optimizer_and_scheduler(4)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    pairs = zip(first.model.parameters(), again.model.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+
+
+def test_another_way_to_attend_is_said(tiny_model, tokenizer, tmp_path, caplog):
+    build("gappo", "cpo", tiny_model, tokenizer, tmp_path, max_steps=2).train()
+    trainer = build("gappo", "cpo", tiny_model, tokenizer, tmp_path, max_steps=3)
+    trainer.model.set_attn_implementation("eager")
+    trainer.train(resume_from_checkpoint=True)
+    assert re.search("checkpoint-2 with other settings: .*attention sdpa → eager", caplog.text)
+
+
+def test_a_reference_model_that_computes_otherwise(tiny_model, tokenizer, tmp_path, caplog):
+    def run(change: Any = lambda _: None, **options: Any) -> Any:
+        reference = load(tiny_model, noise=0.01)
+        change(reference)
+        options = {"reward": "log-ratio", "max_steps": 3, **options}
+        return build("gappo", "dpo", tiny_model, tokenizer, tmp_path, ref_model=reference, **options)
+
+    run(max_steps=2).train()
+    with pytest.raises(ValueError, match="other settings: the reference model's hidden_act silu → relu"):
+        run(lambda model: setattr(model.config, "hidden_act", "relu")).train(resume_from_checkpoint=True)
+    run(lambda model: model.bfloat16()).train(resume_from_checkpoint=True)
+    assert re.search("with other settings: .*reference_types float32 → bfloat16", caplog.text)
+
+
+@pytest.mark.parametrize("precomputes", [False, True])
+def test_a_reference_model_has_no_dropout(precomputes, tiny_model, tokenizer, tmp_path):
+    """Whether it is given in training or not."""
+    losses = []
+    for training in (False, True):
+        reference = load(tiny_model, noise=0.01)
+        reference.config.attention_dropout = 0.5
+        for layer in reference.model.layers:
+            layer.self_attn.attention_dropout = 0.5
+        reference.train(training)
+        options = {"reward": "log-ratio", "max_steps": 1, "precompute_ref_log_probs": precomputes}
+        trainer = build("gappo", "dpo", tiny_model, tokenizer, tmp_path, ref_model=reference, **options)
+        losses.append(trainer.train().training_loss)
+    assert losses[0] == losses[1]
+
+
+def test_a_schedule_that_ends_too_early(tiny_model, tokenizer, tmp_path):
+    """PyTorch fails at its last step, after hours."""
+    trainer = build("gappo", "cpo", tiny_model, tokenizer, tmp_path, max_steps=3)
+    trainer.optimizer = AdamW(trainer.model.parameters(), 1e-3)
+    trainer.lr_scheduler = OneCycleLR(trainer.optimizer, 1e-3, total_steps=2)
+    with pytest.raises(ValueError, match="OneCycleLR ends after 2 steps, and the run has 3: make it with as many"):
+        trainer.train()
+    trainer.lr_scheduler = OneCycleLR(trainer.optimizer, 1e-3, total_steps=3)
+    assert trainer.train().global_step == 3
+
+
 def test_adafactors_own_schedule_goes_on(tiny_model, tokenizer, tmp_path):
     """Whose rate is that of the optimizer's last step."""
 
@@ -336,6 +498,20 @@ def test_adafactors_own_schedule_goes_on(tiny_model, tokenizer, tmp_path):
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     pairs = zip(first.model.parameters(), again.model.parameters(), strict=True)
     assert all(torch.equal(one, other) for one, other in pairs)
+
+
+def test_averages_that_begin_again_are_said(tiny_model, tokenizer, tmp_path, caplog):
+    """Those of BEMA, which no checkpoint has."""
+
+    def run(resume: bool) -> None:
+        trainer = build("gappo", "cpo", tiny_model, tokenizer, tmp_path, max_steps=4 if resume else 2)
+        trainer.add_callback(BEMACallback(update_after=0))
+        trainer.train(resume_from_checkpoint=resume)
+
+    run(resume=False)
+    assert "BEMACallback" not in caplog.text
+    run(resume=True)
+    assert "checkpoint-2 does not have the averages of BEMACallback, which begins again" in caplog.text
 
 
 def test_another_evaluation_set_is_said(tiny_model, tokenizer, tmp_path, caplog):
@@ -405,11 +581,11 @@ def test_what_all_processes_share(tiny_model, tokenizer, tmp_path, monkeypatch):
         lambda trainer: setattr(trainer, "eval_dataset", trainer.eval_dataset.select([1, 0, 2, 3])): "evaluation_sets",
         lambda trainer: setattr(trainer, "eval_dataset", {"a": trainer.eval_dataset}): "evaluation_sets",
         lambda trainer: setattr(trainer, "compute_metrics", print): "compute_metrics",
-        lambda trainer: trainer.model.bfloat16(): "types of weights",
+        lambda trainer: trainer.model.bfloat16(): "weight_types",
         lambda trainer: trainer.model.lm_head.requires_grad_(False): "trained_parameters",
         faster: "optimizer's lr",
-        turned: "schedule's numbers",
-        steeper: "schedule's numbers",
+        turned: "schedule_arguments",
+        steeper: "schedule_arguments",
         patient: "callbacks",
         plain: "optimizer",
     }

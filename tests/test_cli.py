@@ -567,6 +567,39 @@ def test_the_files_of_a_mixture_are_read_as_files(named, tmp_path):
     assert list(mixture_splits(DatasetMixtureConfig(datasets=[sliced]))["train"]) == found[1:]
 
 
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ({"columns": ["prompt", "nope"]}, r"columns \['prompt', 'nope'\] cannot be read: .*nope"),
+        ({"split": "train[2:9%]x"}, "split train.* cannot be read: "),
+        ({"path": "text", "data_files": "none*.txt"}, "path text, data_files none.*txt, split train cannot be read: "),
+        (
+            {"path": "parquet", "data_files": "rows.jsonl"},
+            "path parquet, data_files rows.jsonl, split train cannot be read: Parquet ",
+        ),
+        ({"path": "csv", "data_dir": "mixed"}, "path csv, data_dir mixed, split train cannot be read: .*line 3"),
+    ],
+)
+def test_an_entry_of_a_mixture_that_cannot_be_read(entry, said, tmp_path, monkeypatch):
+    """It is named in what `datasets` says."""
+    monkeypatch.chdir(tmp_path)
+    preference_rows(3).to_json("rows.jsonl")
+    Path("mixed").mkdir()
+    preference_rows(3).to_parquet("mixed/rows.parquet")
+    Path("mixed", "rows.csv").write_text("a,b\n1\n2,3,4\n")
+    parts = [DatasetConfig("rows.jsonl"), DatasetConfig(**{"path": "rows.jsonl", **entry})]
+    with pytest.raises(ValueError, match=f"^the entry of datasets with .*{said}"):
+        mixture_splits(DatasetMixtureConfig(datasets=parts))
+
+
+def test_a_test_split_of_all_rows(tmp_path):
+    preference_rows(3).to_json(tmp_path / "rows.jsonl")
+    parts = [DatasetConfig(str(tmp_path / "rows.jsonl"))]
+    with pytest.raises(ValueError, match=r"^test_split_size: 3 of 3 rows leaves none to train on: give a smaller"):
+        mixture_splits(DatasetMixtureConfig(datasets=parts, test_split_size=3))
+    assert len(mixture_splits(DatasetMixtureConfig(datasets=parts, test_split_size=2))["train"]) == 1
+
+
 @pytest.mark.parametrize("given", [{}, {"data_files": []}])
 def test_a_kind_of_file_is_no_data_set(given, tmp_path, monkeypatch):
     """`datasets` would read whatever lies in the working directory."""
@@ -919,3 +952,12 @@ def test_the_console_s_own_ways(terminal, monkeypatch, capsys):
     assert left == [[], "group", ["x"]]
     for name in names:
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize("key", ["dry_run", "recipe", "config", "help", "help_all"])
+def test_flags_that_a_file_cannot_have(key, tmp_path):
+    """Else a recipe would train nothing, or name another."""
+    file = tmp_path / "run.yaml"
+    file.write_text(f"model_name_or_path: m\ndataset_name: d\n{key}: true\n")
+    with pytest.raises(ValueError, match=rf"run\.yaml.*{key}"):
+        main(["train", "--config", str(file), "--dry_run"])

@@ -122,7 +122,7 @@ def test_a_threshold_keeps_what_reaches_it():
         ScoreGapWeight().keeps({"score_chosen": gaps, "score_rejected": gaps + 1e-3 * zeros}).tolist() == [False] * 3
     )
     kept = [ScoreGapWeight(threshold=threshold).keeps_only for threshold in (None, 0.0, 1.5)]
-    assert kept[0] == kept[1] == "pairs with a score gap above 0"
+    assert kept[0] == kept[1] == "pairs with a score gap other than 0"
     assert kept[2] == "pairs with a score gap of at least 1.5 (score_gap_threshold)"
     assert score_gap_weight(gaps, zeros, "linear", 0.0).tolist() == gaps.tolist()  # a threshold of 0 keeps all
 

@@ -19,7 +19,7 @@ from matplotlib.legend import Legend
 from test_report import diagnosed, make_run, pair_columns, write_pairs
 
 from trl_margins.data.audit import audit
-from trl_margins.report.audit_figure import _pictures
+from trl_margins.report.audit_figure import _pictures, audit_figure
 from trl_margins.report.densities import densities
 from trl_margins.report.figures import draw_pictures
 from trl_margins.report.run_folder import read_run
@@ -90,6 +90,7 @@ def of_axes(panel: Any) -> Iterator[str]:
 
 def of_figure(figure: Any) -> Iterator[str]:
     yield "figure " + " × ".join(map(number, figure.get_size_inches()))
+    yield f"layout {figure.get_layout_engine().get()}"
     for panel in figure.axes:
         yield from of_axes(panel)
     yield from map(of_text, figure.texts)
@@ -157,7 +158,9 @@ def drawn() -> tuple[str, ...]:
                     f"left out {picture.left_out}",
                 ]
                 lines += of_figure(picture.figure) if picture.figure is not None else ()
-    for picture in _pictures(audited()):
+    found = audited()
+    lines += ["", "inspect: histograms", *of_figure(audit_figure(found))]
+    for picture in _pictures(found):
         lines += ["", f"inspect: {picture.name}", f"caption {picture.caption!r}", *of_figure(picture.figure)]
     rng = np.random.default_rng(1)
     sets = {name: {model: tuple(rng.random((3, 8))) for model in ("one", "other")} for name in ("a", "b")}

@@ -27,7 +27,7 @@ def bot(text):
 
 TEXT = {"prompt": f"q: {LETTERS}", "chosen": f" a {LETTERS}", "rejected": "no"}
 CHAT = {
-    "prompt": [{"role": "system", "content": "s"}, user("old"), bot("<think>hm</think>older"), user(LETTERS)],
+    "prompt": [{"role": "system", "content": "no sheep"}, user("old"), bot("<think>hm</think>older"), user(LETTERS)],
     "chosen": [bot(f"yes {LETTERS}")],
     "rejected": [bot("no")],
 }
@@ -35,8 +35,9 @@ MESSAGE = "[{{ m.role }}]{{ m.content }}{{ eos_token }}"
 TEMPLATES = {
     "whole": "{% for m in messages %}" + MESSAGE + "{% endfor %}",
     "trims": "{% for m in messages %}[{{ m.role }}]{{ m.content | trim }}{{ eos_token }}{% endfor %}",
-    "no system": "{% for m in messages if m.role != 'system' %}" + MESSAGE + "{% endfor %}",  # its own business
+    "no system": "{% for m in messages if m.role != 'system' %}" + MESSAGE + "{% endfor %}",
     "no user": "{% for m in messages if m.role == 'assistant' %}" + MESSAGE + "{% endfor %}",
+    "last turn": "{% for m in messages[-2:] %}" + MESSAGE + "{% endfor %}",
     "cut": "{% for m in messages %}[{{ m.role }}]{{ m.content[:9] }}{{ eos_token }}{% endfor %}",
 }
 
@@ -52,10 +53,25 @@ def test_a_template(template, caplog):
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = TEMPLATES[template]
     said = said_of([CHAT] * 3, tokenizer, caplog)
-    assert len(said) == (template in ("no user", "cut"))
+    assert len(said) == (template in ("no system", "no user", "last turn", "cut"))
     if said:
         assert "in 3 of the first 3 rows" in said[0]
-        assert '"Ärger mit  Öl' in said[0]
+        assert ("such as 'no sheep', which" if template != "cut" else '"Ärger mit  Öl') in said[0]
+
+
+def test_a_letter_whose_marks_are_the_completions(caplog):
+    """Where the prompt is what both begin with, it may end between a letter and its mark."""
+    rows = [{"chosen": f"{q} x A: e\u0301", "rejected": f"{q} x A: e\u0300"} for q in ("Who", "What", "Why")]
+    assert said_of(rows, byte_tokenizer(), caplog) == []
+
+
+def test_a_sign_of_private_use_is_text(caplog):
+    """A font's, as of a brand; a byte-order mark is none."""
+    rows = [{"prompt": "q", "chosen": "a", "rejected": text} for text in ("\uf8ff", "\U000f0001", "\ufeff")]
+    said_of(rows, byte_tokenizer(), caplog)
+    with caplog.at_level(logging.WARNING, "trl_margins"):
+        open_rows(Dataset.from_list(rows), "train")
+    assert "1 of 3 rejected completions have no text of their own (the first is in row 2)" in caplog.text
 
 
 ENDS = {

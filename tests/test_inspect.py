@@ -249,6 +249,8 @@ def test_every_warning_in_full():
             gap=SimpleNamespace(n=20, minimum=-0.5, maximum=-0.5),
             n_ties=10,
             n_reversed=19,
+            n_changed=2,
+            columns=["s", "t"],
         ),
         lengths=SimpleNamespace(chosen=some(20), n_chosen_longer=14, n_chosen_shorter=15),
         truncation=SimpleNamespace(max_length=9, n_pairs=2, n_left_empty=1),
@@ -267,6 +269,8 @@ def test_every_warning_in_full():
         "2 rows cannot be tokenized, and training stops there; row 3: the value x",
         "column is_flipped marks 5 of 20 pairs (25.0%) as flipped, as in studies of noise",
         "column score_chosen has 2 bad values: a method that needs scores stops there",
+        "score gaps: 2 are another by more than 1 % in float32, in which training has the scores (s/t), as these are "
+        "large beside them: subtract the same number from both scores of a pair",
         "ties: gappo gives 10 of 20 pairs (50.0%) weight 0",
         "in 19 of 20 pairs (95.0%) the rejected completion has the higher score: gappo still weighs them by the size "
         "of the gap",
@@ -287,9 +291,8 @@ def test_every_warning_in_full():
     assert list(find_warnings({"a": split, "b": split}, [])) == [
         f"{name}: {each}" for name in "ab" for each in expected
     ]
-    split.implicit, split.empty_prompts = True, some(1)
-    said = "1 row with completions without a common beginning, so without a prompt; the first is row 3"
-    assert said in list(find_warnings({"train": split}, []))
+    split.empty_prompts = some(1)
+    assert "1 row with an empty prompt; the first is row 3" in list(find_warnings({"train": split}, []))
 
 
 def test_prompts_in_two_splits():
@@ -587,10 +590,18 @@ def test_bins_are_the_narrowest_round_ones_that_are_twelve_at_most(raw):
         ),
         (
             [{"Prompt": "p", "Chosen": "a", "rejected": "b"}],
-            "case-sensitive; did you mean 'chosen' instead of 'Chosen'?",
+            "case-sensitive, so 'Chosen' must be written in lower case",
         ),
         (plain(2, evaluation_factor=[0.5, 2.0]), "the evaluation factor 2.0 is outside [0, 1]"),
-        ([{"prompt": "p", "completion": "c", "label": True}], "no columns chosen and rejected"),
+        ([{"prompt": "p", "completion": "c", "label": True}], "no column 'chosen' and no column 'rejected'"),
+        (
+            [{"prompt": "p", "chosen": "c", "reject": "r"}],
+            "no column 'rejected', only ['prompt', 'chosen', 'reject']: a",
+        ),
+        (
+            [{"prompt": "p", "responses": ["c", "r"], "scores": [1, 2]}],
+            "make pairs of them with trl-margins pairs FILE",
+        ),
         (plain(1)[:0] or Dataset.from_dict({"prompt": [], "chosen": [], "rejected": []}), "there are no rows"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -667,6 +678,15 @@ def test_the_report_survives_whatever_the_data_lacks():
         assert all(found.splits["train"].methods.values())
 
 
+def test_marks_that_training_refuses():
+    """Text is no mark, whatever it says; a number as text is one."""
+    found = audit({"train": Dataset.from_list(plain(3, is_flipped=["false"] * 3))}).splits["train"]
+    assert found.n_flipped is None
+    assert "column 'is_flipped', row 0 of the train data set: the value 'false' is not a number" in found.refused
+    numbers = audit({"train": Dataset.from_list(plain(3, is_flipped=["1", "0", "1.0"]))}).splits["train"]
+    assert (numbers.n_flipped, numbers.refused) == (2, None)
+
+
 @pytest.fixture
 def two_splits(tmp_path) -> str:
     splits = DatasetDict({"train": preference_rows(40), "test": Dataset.from_list(plain(3))})
@@ -689,7 +709,9 @@ def test_the_command(two_splits, tiny_model, tmp_path, capsys):
     assert sum(train["scores"]["gap"]["histogram"]["counts"]) == 40
     assert train["methods"]["gappo"] is None
     assert numbers["splits"]["test"]["scores"] is None
-    assert "<svg" in figure.read_text()
+    drawn = figure.read_text()
+    assert "<svg" in drawn
+    assert "<dc:date>" not in drawn  # the same numbers give the same file
 
 
 def test_the_length_that_the_model_was_trained_with(two_splits, tiny_model, tmp_path, capsys):

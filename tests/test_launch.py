@@ -113,8 +113,10 @@ def test_no_process_waits_for_one_that_was_refused(tiny_model, pairs, tmp_path):
         "error: .*of another kind",
         "settings: .*margin_run.json is a folder",
         "checkpoint: .*checkpoint-1 cannot be written",
-        r"options: process 0 and process 1 .*: num_train_epochs 1 and 2; seed 0 and 1\. Start all with",
-        r"rows: process 0 and process 1 of one run .*: training set '8 rows \(tokens \w+, .* and '9 rows",
+        r"options: process 0 and process 1 .*: num_train_epochs 1 and 2; data_seed 0 and 1\. Start all",
+        r"rows: process 0 and process 1 of one run .*: training set '8 rows \(tokens \w+, .* and '8 rows",
+        "sizes: process 0 and process 1 of one run .*: train_dataset 8 and 9. Start all with the same",
+        r"sets: process 0 and process 1 of one run .*: eval_dataset \{'a': 2\} and None\. Start",
         "used: output_dir .* has files of an earlier run",
         "locked: another run is training in output_dir",
     ):

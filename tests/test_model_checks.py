@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import BASES, VOCABULARY, byte_tokenizer, load, preference_rows, quiet, saved
 from datasets import Dataset
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, MultitaskPromptTuningConfig, PeftModel, get_peft_model
 from said import word_for_word  # noqa: F401 - its messages are held against said/
 from torch import nn
 from transformers import (
@@ -482,6 +482,9 @@ def test_names_of_an_adapter(tiny_model, tmp_path, caplog):
     ):
         with pytest.raises(ValueError, match=words):
             build("cpo", load(tiny_model), tmp_path, peft_config=LoraConfig(**more | wrong))
+    tasks = MultitaskPromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2, num_tasks=2)
+    with pytest.raises(ValueError, match="MULTITASK_PROMPT_TUNING one, which asks for the task of each row"):
+        build("cpo", load(tiny_model), tmp_path, peft_config=tasks)
 
 
 def test_another_attribute_error_is_left_alone(tiny_model, tmp_path):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import OWN_METHODS, load, preference_rows, quiet
+from conftest import OWN_METHODS, TINY, load, preference_rows, quiet
 from transformers import TrainerCallback
 
 from trl_margins import MarginCPOConfig, MarginCPOTrainer, MarginDPOConfig, MarginDPOTrainer, __version__
@@ -197,7 +197,10 @@ RUN = {
     },
     **{"beta": 2.0, "gamma": 0.5, "score_columns": ["score_chosen", "score_rejected"], "prompt_column": "prompt"},
     **{"adapter": None, "train_rows": 12, "evaluation_sets": {}, "pairs_per_step": 8, "processes": 1},
-    **{"parts": {}, "optimizer": None, "optimizer_options": None, "schedule": None},  # which no config describes
+    # which no config describes
+    **{"parts": {}, "optimizer": None, "optimizer_options": None, "optimizer_arguments": None},
+    **{"reference_config": None, "reference_types": None},
+    **{"schedule": None, "schedule_arguments": None, "weight_types": "float32", "attention": "sdpa"},
 }
 
 
@@ -233,6 +236,12 @@ def test_the_whole_of_a_runs_file(method, base, expected, tiny_model, tokenizer,
     assert [*columns] == ["tokens", *(expected["score_columns"] or ())]
     assert {*map(len, columns.values())} == {8}
     assert fixed is None if base == "cpo" else len(fixed) == 8
+    computed = settings.pop("model_config")
+    if base == "dpo":
+        assert (settings["reference_config"], settings["reference_types"]) == (computed, "float32")
+        expected = expected | {name: settings[name] for name in ("reference_config", "reference_types")}
+    assert (computed["model_type"], computed["hidden_size"]) == ("llama", TINY["hidden_size"])
+    assert not computed.keys() & {"dtype", "transformers_version", "use_cache"}
     config = settings.pop("config")
     assert (config["gradient_accumulation_steps"], settings.pop("version")) == (2, __version__)
     assert "hf_secret" not in str(config)

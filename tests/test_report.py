@@ -23,7 +23,7 @@ from trl_margins.cli import main
 from trl_margins.report import figures, results, style, summaries
 from trl_margins.report import page as page_module
 from trl_margins.report.figures import PICTURES, draw_pictures
-from trl_margins.report.margin_figures import MOST_POINTS, shared_target
+from trl_margins.report.margin_figures import MOST_POINTS, _half_violin, shared_target
 from trl_margins.report.page import html_page, write_report
 from trl_margins.report.picture import Picture, Usable, source, span, thinned_logs, usable
 from trl_margins.report.run_folder import Run, read_pairs, read_run, read_runs
@@ -249,7 +249,15 @@ def test_a_run_before_its_base_was_written(tmp_path):
     assert read_run(folder).info == info
 
 
-@pytest.mark.parametrize(("name", "value"), [("base", None), ("base", "x"), ("method", 5), ("config", "x")])
+DAMAGED = [
+    *(("base", None), ("base", "x")),
+    *((name, 5) for name in ("method", "name", "model", "reference", "reward", "weight", "margin", "version")),
+    *((name, "x") for name in ("term_options", "reward_options", "score_columns", "config", "adapter")),
+    *((name, "x") for name in ("beta", "gamma", "train_rows", "pairs_per_step")),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), DAMAGED)
 def test_damaged_settings(name, value, tmp_path):
     file = make_run(tmp_path / "run") / "margin_run.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {name: value}))
@@ -257,7 +265,7 @@ def test_damaged_settings(name, value, tmp_path):
         read_run(file.parent)
 
 
-@pytest.mark.parametrize("history", [5, None, [5, "a"]])
+@pytest.mark.parametrize("history", [5, None, [5, "a"], [{"step": "2", "loss": 1.0}], [{"step": 2, "loss": "low"}]])
 def test_a_damaged_history(history, tmp_path):
     file = make_run(tmp_path / "run") / "trainer_state.json"
     file.write_text(json.dumps({"log_history": history}))
@@ -655,6 +663,11 @@ def test_why_there_is_no_ranking(tmp_path):
     one = read_run(one.path)
     assert "there is nothing to rank" in figures.anchor_ranking([one]).left_out["one"]
     assert figures.anchor_parts([one]).left_out["one"] == "all pairs have the same anchor gap"
+    equal = diagnosed(tmp_path / "equal")
+    for norm, alignment in ((1.0, np.linspace(0.1, 0.9, 100)), (2.0 ** (np.arange(100) % 3), None)):
+        equal.anchors["gradient_norm"][:] = norm
+        equal.anchors["alignment"][:] = 1 / equal.anchors["gradient_norm"] if alignment is None else alignment
+        assert "there is nothing to rank" in figures.anchor_ranking([equal]).left_out["equal"]
 
 
 def test_gradient_norms_of_several_runs_have_one_threshold():
@@ -1039,6 +1052,29 @@ def test_only_settings_that_the_method_reads(run_of):
     secret = {"model_init_kwargs": {"token": "secret"}}
     assert "secret" not in page.text + page.folded + page_of(run_of("gamma-po", "three", **secret), two).text
     assert "output_dir" not in page.text + page.folded
+
+
+def test_private_settings_that_differ_are_not_shown(run_of):
+    one, two = (
+        run_of("gappo", name, accelerator_config={"x": i}, model_init_kwargs={"y": i}, tf32=bool(i))
+        for i, name in enumerate(("one", "two"))
+    )
+    shown = {row[0] for row in page_settings([one, two])}
+    assert "tf32" in shown
+    assert not shown & {"accelerator_config", "model_init_kwargs"}
+
+
+def test_pairs_per_step_that_a_run_has(run_of):
+    run = run_of("gappo", "one")
+    for given, found in ((1, 1), (0, None), (-2, None), (2.5, None), (None, None)):
+        assert replace(run, info={**run.info, "pairs_per_step": given}).pairs_per_step == found
+
+
+@pytest.mark.parametrize(("values", "is_drawn"), [([1.0], False), ([1.0, 1.0, 1.0], False), ([1.0, 2.0], True)])
+def test_half_a_violin_of_few_values(values, is_drawn):
+    _, (panel,) = style.panels(1)
+    _half_violin(panel, np.array(values), 0.0, above=True, color="blue")
+    assert len(panel.collections) == 2 * is_drawn
 
 
 def test_the_settings_of_runs_in_full(run_of):

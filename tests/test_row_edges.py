@@ -162,7 +162,7 @@ def test_some_completions_hold_their_prompt(caplog):
     others = [{"prompt": "or not?", "chosen": "[INST] yes", "rejected": "no"}]
     with caplog.at_level(logging.WARNING, "trl_margins"):
         open_rows(Dataset.from_list(some + others), "train")
-    assert "in 1 of 2 text rows, not in all, chosen and rejected begin with the same text, and their" in caplog.text
+    assert "in 1 of 2 text rows, chosen and rejected begin with the same text, and their" in caplog.text
     assert "in 1 of 2 rows a completion holds '[INST]' or the like (the first is row 1)" in caplog.text
 
 

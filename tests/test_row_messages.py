@@ -313,7 +313,7 @@ CASES: dict[str, Callable[[], Any]] = {
     "S words": scores("1", "2", "high"),
     "S booleans": scores(True, False),
     "S reversed": scores(-1.0, -2.0, 0.0, 1.0),
-    "S swapped": lambda: report_scores(ScoreSummary(9, 2, 4, 1.0, 0), ScoreColumns("good", "bad"), "dev"),
+    "S swapped": lambda: report_scores(ScoreSummary(9, 2, 4, 1.0, 0, 3), ScoreColumns("good", "bad"), "dev"),
     "S missing": lambda: find_score_columns(["a", "b"], ["a", "c"]),
     "S three": lambda: find_score_columns(["a", "b"], ["a", "b", "a"]),
     "S ranks": lambda: doubted(["a", "my_rank"], ["a", "my_rank"]),

@@ -27,6 +27,7 @@ from trl_margins.rows.scores import (
     problem_of,
     report_scores,
     require_score_columns,
+    spread,
 )
 from trl_margins.trainers.collator import PairCollator
 
@@ -279,3 +280,29 @@ def test_half_of_a_known_pair(alone, caplog):
     (record,) = caplog.records
     assert record.getMessage().startswith(f"rows: score_columns names {alone!r} alone, which is read as the gap")
     assert "--score_columns score_chosen score_rejected" in record.getMessage()
+
+
+def test_gaps_that_float32_changes(caplog):
+    """As NumPy has them; of a column of gaps there is nothing to lose."""
+    chosen, rejected = [1e6, 1e6, 4.5, 2.0, 1523.00001], [1e6 - 0.01, 1e6 - 5, 4.4, 2.0, 1523.0]
+    rows = Dataset.from_dict({"a": chosen, "b": rejected, "margin": [1e-9] * 5})
+    columns = ScoreColumns("a", "b")
+    summary = check_scores(rows, columns, "train")
+    assert (summary.n_changed, summary.n_ties) == (2, 1)
+    report_scores(summary, columns, "train")
+    assert caplog.messages == [
+        "train: score gaps: 2 are another by more than 1 % in float32, in which training has the scores (a/b), as "
+        "these are large beside them: subtract the same number from both scores of a pair"
+    ]
+    assert check_scores(rows, ScoreColumns("margin"), "train").n_changed == 0
+
+
+def test_a_list_of_scores_with_something_else_in_it():
+    """Of a row with several answers; the value is named, and not Python's comparison with it."""
+    for bad, said in ((None, "None"), ("good", "'good'"), (float("nan"), "nan")):
+        rows = Dataset.from_dict({"margin": [[1.0, 2.0], [1.0, 3.0]]}).to_list()
+        assert spread([1.0, 3.0, 2.0]) == 2.0
+        assert spread(rows[0]["margin"]) == 1.0
+        found = spread([1.0, bad, 3.0])
+        assert repr(found) == said
+    assert spread([]) is None

@@ -14,7 +14,7 @@ from faults import drop_digests
 from peft import LoraConfig, PeftModel, get_peft_model
 from said import word_for_word  # noqa: F401 - its messages are held against said/
 from torch import nn
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
 from trl_margins.cli import main
 from trl_margins.trainers.configs import config_class
@@ -75,7 +75,7 @@ def test_what_a_step_breaks_is_not_saved(value, nonfinite, tiny_model, tokenizer
     name = [name for name, _ in trainer.model.named_parameters()][3]
     message = str(caught.value)
     assert message.startswith(f"step 2 broke 1 of the 21 weight tensors that train, {name} (float32) among them")
-    assert "of Breaks with the learning rate 0.001, and not the rows" in message
+    assert "of Breaks with the learning rate 0.001, or a callback at its end, and not" in message
     assert f"The last checkpoint before it is {tmp_path / 'saves' / 'checkpoint-1'}" in message
     assert checkpoints(tmp_path / "saves") == ["checkpoint-1"]
     assert is_whole(tmp_path / "saves" / "checkpoint-1")
@@ -273,7 +273,7 @@ def test_the_learning_rate_of_the_whole_run(options, words, tiny_model, tokenize
         (
             torch.float32,
             3,
-            "up to step 3, although there is a gradient: the steps of SGD with the learning rate 1e-30 are",
+            "up to step 3, .* although there is a gradient: the steps of SGD with the learning rate 1e-30 are",
         ),
         (torch.bfloat16, 12, "up to step 10, .* are lost in the rounding of bfloat16 weights: load them in float32"),
     ],
@@ -284,6 +284,36 @@ def test_steps_that_change_nothing(dtype, steps, words, tiny_model, tokenizer, t
     small = {"rows": preference_rows(2), "per_device_train_batch_size": 2}
     text = said(build(tiny_model, tokenizer, tmp_path, model=load(tiny_model).to(dtype), **options, **small), caplog)
     assert re.search(f"no weight has changed {words}", text)
+    assert text.count("no weight has changed") == 1
+
+
+class Stops(TrainerCallback):
+    def on_step_begin(self, args, state, control, optimizer=None, **more):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.0
+
+
+class Ends(TrainerCallback):
+    def on_step_end(self, args, state, control, **more):
+        control.should_training_stop = True
+
+
+def test_a_run_that_ends_in_its_warmup(tiny_model, tokenizer, tmp_path, caplog):
+    """Where its schedule would have gone on."""
+    options = {"lr_scheduler_type": "linear", "warmup_steps": 2, "max_steps": 5}
+    trainer = build(tiny_model, tokenizer, tmp_path, **options)
+    trainer.add_callback(Ends())
+    assert "no weight has changed up to step 1, by a sample of each tensor, although" in said(trainer, caplog)
+
+
+@pytest.mark.parametrize("steps", [3, 15])
+def test_a_callback_that_sets_the_rate_to_0(steps, tiny_model, tokenizer, tmp_path, caplog):
+    """Which no schedule says."""
+    trainer = build(tiny_model, tokenizer, tmp_path, max_steps=steps)
+    trainer.add_callback(Stops())
+    text = said(trainer, caplog)
+    words = "with the learning rate 0 are none: something ends the run in its warm-up, or sets the rate, such as a"
+    assert re.search(f"no weight has changed up to step {min(steps, 10)}, .* {words}", text)
     assert text.count("no weight has changed") == 1
 
 

@@ -328,6 +328,8 @@ def check_options(options: Any) -> None:
             check_names(name, getattr(options, name))
     for name in _PATTERNS:
         for pattern in getattr(options, name, None) or ():
+            if not pattern.strip():
+                raise ValueError(f"{name} has an empty pattern, which is in every name: leave it out")
             expression_of(name, pattern)
 
 

@@ -110,7 +110,7 @@ def agreed(accelerator: Accelerator | PartialState, check: Callable[[], Any]) ->
     return result
 
 
-def check_alike(accelerator: Accelerator, settings: Mapping[str, Any]) -> None:
+def check_alike(accelerator: Accelerator | PartialState, settings: Mapping[str, Any]) -> None:
     """
     Raises:
         ValueError: the processes of a run were started with other settings; on all of them.

@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from functools import lru_cache
 from typing import Any
 
@@ -200,7 +201,18 @@ def _end_of_nested(text: str, start: int) -> int:
 
 
 class KeepsSecrets:
-    """A config that is written and sent to trackers without its secrets. Copies and pickles of it keep them."""
+    """A config that is written, shown and sent to trackers without its secrets. Copies and pickles of it keep them."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__repr__" not in vars(cls):  # else `@dataclass` writes one
+            cls.__repr__ = KeepsSecrets.__repr__  # type: ignore[method-assign]
+
+    def __repr__(self) -> str:
+        values = redacted({item.name: getattr(self, item.name) for item in fields(self)})  # type: ignore[arg-type]
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in values.items())})"
+
+    __str__ = __repr__
 
     def to_dict(self) -> dict[str, Any]:
         """transformers', for trackers and JSON."""

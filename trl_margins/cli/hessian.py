@@ -70,8 +70,9 @@ def main(argv: Sequence[str]) -> int:
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     found = {}
     for name in models:
-        model = load_model(name, dtype=args.dtype, device_map=None, trust_remote_code=code)
-        model = (model.merge_and_unload() if is_peft_model(model) else model).to(device)
+        model = load_model(name, dtype="float32", device_map=None, trust_remote_code=code)  # TRL takes no float64
+        model = model.merge_and_unload() if is_peft_model(model) else model
+        model = model.to(device, getattr(torch, args.dtype))
         tokenizer = load_tokenizer(name, trust_remote_code=code)
         tokens = completion_tokens(model, tokenizer, pairs.rows, length, tokenization, name)
         tokens = [row for row in tokens if row.has_completions]  # training drops the others

@@ -662,7 +662,7 @@ def _mixed(parts: list[dict[str, Any]], shares: list[float], always: bool = Fals
 
 def _fraction(what: str, share: Any) -> float:
     if not (_is_number(share) and 0 <= share <= 1):
-        raise ValueError(f"{what}: {_short(share)} is not a fraction of its rows: at least 0 and at most 1")
+        raise ValueError(f"{what}: {_short(share)} is not a fraction of its rows: a number, at least 0 and at most 1")
     return float(share)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from glob import glob, has_magic
 from itertools import chain
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..data.loading import load_splits, pick_split
 from ..data.local_files import BUILDERS, builder_of, is_saved, kind_of
 from ..data.media import IMAGES
+from ..rows import RowError
 from ..rows.mixed import mixed
 
 if TYPE_CHECKING:
@@ -46,7 +48,8 @@ def mixture_splits(
     weights = [1.0] * len(mixture.datasets) if weights is None else weights
     parts = []
     for part, weight in zip(mixture.datasets, weights, strict=True):
-        rows = _load(part, part.split)
+        with _naming(part):
+            rows = _load(part, part.split)
         taken = int(weight * len(rows))
         logger.info("%s: %d of %d rows", part.path, taken, len(rows))
         if taken < len(rows):
@@ -58,6 +61,11 @@ def mixture_splits(
     size = mixture.test_split_size
     if size is None:
         return DatasetDict({"train": together})
+    if size >= len(together):
+        raise ValueError(
+            f"test_split_size: {size:g} of {len(together)} rows leaves none to train on: give a smaller number, or a "
+            "share between 0 and 1"
+        )
     # every rank must draw the same rows
     return together.train_test_split(test_size=int(size) if size >= 1 else size, seed=seed or 0)
 
@@ -111,7 +119,25 @@ def mixture_test_split(mixture: DatasetMixtureConfig, split: str) -> Dataset:
     if mixture.streaming:
         raise ValueError(f"a stream of several sets has no {split!r} split: give eval_dataset_name")
     sets = {(part.path, part.name, part.data_dir, str(part.data_files)): part for part in mixture.datasets}
-    return mixed([(part.path, _load(part, split)) for part in sets.values()])
+    found = []
+    for part in sets.values():
+        with _naming(part):
+            found.append((part.path, _load(part, split)))
+    return mixed(found)
+
+
+@contextmanager
+def _naming(part: DatasetConfig) -> Iterator[None]:
+    """Names the entry in what `datasets` says of it."""
+    try:
+        yield
+    except (MemoryError, RowError):
+        raise
+    except Exception as error:  # each reader has its own
+        reason = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
+        given = {name: getattr(part, name) for name in ("path", "name", "data_dir", "data_files", "split", "columns")}
+        entry = ", ".join(f"{name} {value}" for name, value in given.items() if value is not None)
+        raise ValueError(f"the entry of datasets with {entry} cannot be read: {reason}") from error
 
 
 def _load(part: DatasetConfig, split: str) -> Dataset:

@@ -66,6 +66,8 @@ class ScoreArguments(RowOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.column == "":
+            raise ValueError("column is empty: give the new column a name, or leave it out")
         of_factors = {"metric": self.metric, "encoder": self.encoder, "num_layers": self.num_layers}
         of_factors |= {"column": self.column, "num_proc": self.num_proc}
         of_rewards = {"reward_label": self.reward_label, "max_length": self.max_length}
@@ -179,9 +181,9 @@ def reward_table(scores: Mapping[str, Sequence[Sequence[float]]]) -> str:
 def check_output(output: str, splits: DatasetDict, check_columns: bool = True) -> None:
     """
     Raises:
-        ValueError: several splits for one file, messages for CSV, or a suffix of no known file.
+        ValueError: several splits for one file, a column that the format cannot hold, or a suffix of no known file.
     """
-    from datasets import Value
+    from ..data.saving import check_types
 
     suffix = _suffix(output)
     if not suffix:
@@ -190,10 +192,8 @@ def check_output(output: str, splits: DatasetDict, check_columns: bool = True) -
         raise ValueError(f"{output}: a file is one of {', '.join(FILES)}, and a folder's name has no suffix")
     if len(splits) > 1:
         raise ValueError(f"{output} holds one split, not {list(splits)}: name one with --dataset_split, or a folder")
-    features = next(iter(splits.values())).features
-    nested = [name for name, feature in features.items() if not isinstance(feature, Value)]
-    if suffix == ".csv" and nested and check_columns:
-        raise ValueError(f"{output}: CSV has no lists, and {nested} are more than text and numbers; use .jsonl")
+    if check_columns:
+        check_types(next(iter(splits.values())).features, suffix, output)
 
 
 def check_place(output: str, source: str, n_splits: int) -> None:
@@ -219,18 +219,15 @@ def check_place(output: str, source: str, n_splits: int) -> None:
 
 def write(output: str, splits: DatasetDict) -> None:
     """Writes one split to a file, by its suffix, or any number to a folder."""
+    from ..data.saving import save
+
     suffix, only = _suffix(output), next(iter(splits.values()))
     if not suffix:
         with naming(output):
             (only if len(splits) == 1 else splits).save_to_disk(output)
         return
     with written(output) as file:
-        if suffix.startswith(".json"):
-            compression = "gzip" if suffix.endswith(".gz") else None
-            # pandas writes ten digits by default
-            only.to_json(file, lines=suffix != ".json", compression=compression, double_precision=15)
-        else:
-            (only.to_csv if suffix == ".csv" else only.to_parquet)(file)
+        save(only, file, suffix)
 
 
 def table(columns: Mapping[str, Any], metric: str) -> str:

@@ -81,6 +81,7 @@ def main(argv: Sequence[str]) -> int:
     """Measures the anchor gap of every pair, writes the parts."""
     (args,) = OptionsParser("select", SelectArguments).parse(argv)
     args = as_in_training(args, [args.model_name_or_path])
+    from ..data.saving import check_types, save
     from ..pairs import ROW
     from ..probes.selection import dataset_anchor_gaps, subsets
     from ..terms.anchor import ANCHOR_GAP
@@ -88,6 +89,7 @@ def main(argv: Sequence[str]) -> int:
     out = Path(args.output_dir)
     check_writable(out)
     rows = pick_split(load_splits(args.dataset_name, args.dataset_config), args.dataset_split, args.dataset_name)
+    check_types(rows.features, ".jsonl", args.output_dir)
     for fraction in args.fraction:
         subsets(np.zeros(len(rows)), fraction)  # checks it before measuring
     with anchor_trainer(args, args.model_name_or_path, rows) as trainer:
@@ -105,13 +107,13 @@ def main(argv: Sequence[str]) -> int:
             ranked = ranked.remove_columns(ANCHOR_GAP)
         ranked = ranked.add_column(ANCHOR_GAP, gaps.astype(float).tolist())
         with written(out / "all.jsonl") as everything:
-            ranked.to_json(everything)
+            save(ranked, everything, ".jsonl")
         for fraction in args.fraction:
             share = f"-{100 * fraction:g}" if len(args.fraction) > 1 else ""
             for name, chosen in subsets(gaps, fraction, args.seed).items():
                 file = out / f"{name}{share}.jsonl"
                 with written(file) as part:
-                    ranked.select(chosen).to_json(part)
+                    save(ranked.select(chosen), part, ".jsonl")
                 others.discard(file.name)
                 print(f"{name:<9}{len(chosen):>7} pairs, mean anchor gap {gaps[chosen].mean():.4f}  {file}")
     if others:

@@ -9,7 +9,9 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 from reprlib import repr as shortened
 from typing import Any, BinaryIO, TextIO
@@ -26,6 +28,7 @@ _FOR_LINES = (".jsonl", ".json", ".ndjson")
 _FOR_COLUMNS = (".csv", ".tsv")
 _OF_ZSTD = (import_module("zstandard").ZstdError,) if ZSTANDARD_AVAILABLE else ()
 _DAMAGES: tuple[type[Exception], ...] = (OSError, EOFError, lzma.LZMAError, zlib.error, *_OF_ZSTD)
+_CODE, _FIRST = re.compile(r"\s*[+-]?0\d+\s*", re.ASCII), 1000
 _NOT_BLANK = re.compile(r"\S")
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _TOO_DEEP = "lists or objects within one another, deeper than Python reads"
@@ -96,6 +99,17 @@ def header_of(file: Path, delimiter: str) -> list[str]:
     """The columns of a table."""
     with open_text(file, newline="") as lines:
         return next(filter(None, csv.reader(lines, delimiter=delimiter)), [])
+
+
+def codes_of(file: Path, delimiter: str) -> list[str]:
+    """The columns of a table in whose first rows a number begins with 0, as codes do: `007` is no 7."""
+    found: dict[str, None] = {}
+    with open_text(file, newline="") as lines, suppress(csv.Error):  # of a field that is too long for it
+        rows = filter(None, csv.reader(lines, delimiter=delimiter))
+        header = next(rows, [])
+        for row in islice(rows, _FIRST):
+            found |= dict.fromkeys(name for name, cell in zip(header, row, strict=False) if _CODE.fullmatch(cell))
+    return list(found)
 
 
 def rows_inside(splits: Mapping[str, Dataset]) -> str | None:

@@ -19,6 +19,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from itertools import pairwise
 from numbers import Real
 from pathlib import Path
@@ -310,6 +311,7 @@ def check_evaluation_factors(values: Any, column: str, split: str) -> Evaluation
     Raises a ScoreError for None, NaN, something that is not a number, or is outside [0, 1].
     """
     values = values.tolist() if isinstance(values, np.ndarray) else values[:]  # a column of a data set is lazy
+    values = [float(value) if isinstance(value, Decimal) else value for value in values]
     refuse_bad_values(values, _problem, column, split, "evaluation factor")
     array = np.array(values, float)
     mean = float(array.mean()) if len(array) else float("nan")
@@ -415,7 +417,10 @@ def _scorer(metric: str, encoder: str | None, num_layers: int | None, device: st
     except ImportError as error:
         raise ImportError(f"{metric} needs bert-score ({error}): pip install 'trl-margins[bertscore]'") from error
     path = str(Path(encoder).expanduser()) if Path(encoder).expanduser().is_dir() else encoder
-    config = AutoConfig.from_pretrained(path, trust_remote_code=False)  # without it, transformers may prompt
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)  # without it, transformers may prompt
+    except (OSError, ValueError) as error:
+        raise ValueError(f"the encoder {encoder!r} cannot be loaded: {' '.join(str(error).split())}") from error
     if "t5" in path and "t5" not in config.model_type:
         raise ValueError(
             f"bert-score loads as a T5 whatever has 't5' in its name, and {path!r} is a {config.model_type}: "
@@ -423,6 +428,8 @@ def _scorer(metric: str, encoder: str | None, num_layers: int | None, device: st
         )
     if num_layers is None:
         num_layers = model2layers.get(path, config.num_hidden_layers)
+    if not 0 <= num_layers <= config.num_hidden_layers:
+        raise ValueError(f"num_layers={num_layers}: the encoder {encoder!r} has {config.num_hidden_layers} layers")
     scorer = BERTScorer(path, num_layers, device=device)
     scorer._model.float()  # transformers 5 keeps the dtype of the file; bert-score needs fp32
     if scorer._tokenizer.model_max_length > 1 << 30:  # means no limit, and overflows the fast tokenizers' integers

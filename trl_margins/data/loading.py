@@ -18,6 +18,7 @@ from datasets.packaged_modules.json.json import JsonConfig
 from ..disk import check_writable
 from .broken_files import (
     check_file,
+    codes_of,
     delimiter_of,
     header_of,
     innermost,
@@ -214,7 +215,8 @@ def _options(files: Sequence[Path]) -> dict[str, Any]:
     """Options of `datasets` that keep text as it is in the file."""
     builder = builder_of(files[0])
     if builder == "csv":
-        delimiter, texts = delimiter_of(files[0]), _texts()
+        delimiter = delimiter_of(files[0])
+        texts = (*_texts(), *codes_of(files[0], delimiter))
         missing = dict.fromkeys(header_of(files[0], delimiter), _MISSING)
         return {  # a completion may be "None" or "007"
             "sep": delimiter,

@@ -44,7 +44,7 @@ def existing(name: str) -> Path | None:
     if path.exists():
         return path
     if path.is_absolute() or name.startswith((".", "~")) or kind_of(path) in BUILDERS:
-        raise FileNotFoundError(f"no data set at {name}")
+        raise FileNotFoundError(f"no data set at {name if name == name.strip() else repr(name)}")
     return None
 
 

@@ -33,7 +33,13 @@ def dataset_anchor_gaps(trainer: ProbedTrainer) -> np.ndarray:
             both = trainer.accelerator.gather((measured[CARRIED][ROW], anchor_gap(trainer, measured).float()))
             for row, gap in zip(*(each.tolist() for each in both), strict=True):
                 gap_of_row.setdefault(row, gap)
-    return np.array([gap_of_row[row] for row in trainer.train_dataset[ROW]], np.float32)
+    gaps = np.array([gap_of_row[row] for row in trainer.train_dataset[ROW]], np.float32)
+    if n_broken := int((~np.isfinite(gaps)).sum()):
+        raise ValueError(
+            f"the anchor gaps of {n_broken} of {len(gaps)} pairs are NaN or infinite: lower anchor_radius, or look at "
+            "the model's weights"
+        )
+    return gaps
 
 
 def subsets(anchor_gaps: np.ndarray, fraction: float, seed: int = 0) -> dict[str, np.ndarray]:

@@ -116,7 +116,7 @@ def read_run(folder: str | Path) -> Run:
     content = read_json(state) if state else {}
     history = content.get("log_history", [])
     if not is_history(history):
-        raise ValueError(f"{state}: its log_history is not a list of objects: it is damaged, remove it")
+        raise ValueError(f"{state}: its log_history is not a list of objects with numbers: it is damaged, remove it")
     anchors = read_pairs(path / ANCHORS) if (path / ANCHORS).is_file() else {}
     best = content.get("best_global_step") if (info.get("config") or {}).get("load_best_model_at_end") else None
     run = Run(path.resolve().name, path, info, history, {}, anchors=anchors, best_step=best)
@@ -138,7 +138,11 @@ def _state_file(folder: Path) -> Path | None:
 
 def is_history(content: Any) -> bool:
     """Whether it is what a trainer state calls `log_history`."""
-    return isinstance(content, list) and all(isinstance(entry, dict) for entry in content)
+    numbers = ("step", "epoch", "loss", "learning_rate")
+    return isinstance(content, list) and all(
+        isinstance(entry, dict) and all(isinstance(entry.get(name, 0), int | float) for name in numbers)
+        for entry in content
+    )
 
 
 def _read_info(path: Path) -> dict[str, Any]:

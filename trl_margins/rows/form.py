@@ -58,6 +58,7 @@ _ANSWERS = re.compile(
     r"[*_ \t]*[:：])"
 )
 _NOT_THE_MODEL = ("system", "user")
+_TEXT_PARTS = ("text", "input_text", "output_text")  # of a message's content, the latter in OpenAI's responses
 _CURLY = re.compile(r"[\[{:,]\s*[“”„]")
 _SET_BY_THE_TRAINER = {"add_generation_prompt", "tokenize", "return_dict"}
 
@@ -265,6 +266,8 @@ class RowReader:
                 "'Human:' or 'Assistant:', so where the prompt ends would be a guess: save them as lists of messages "
                 "with role and content, write the turns so, or add a prompt column"
             )
+        if not text:
+            _check_answers(chosen, rejected, where)
         if not text and (n := shared_turns([chosen, rejected])):
             return chosen[:n], chosen[n:], rejected[n:]
         if not text and self.prompt_column is not None:
@@ -509,6 +512,20 @@ def shared_turns(parts: list[list[Message]]) -> int:
     )
 
 
+def _check_answers(chosen: list[Message], rejected: list[Message], where: str) -> None:
+    """
+    Raises:
+        RowError: one of them is only what the other begins with.
+    """
+    n = min(len(chosen), len(rejected))
+    name = "rejected" if len(rejected) == n else "chosen"
+    if chosen[n - 1]["role"] in _NOT_THE_MODEL and len(chosen) != len(rejected) and _same(chosen[:n], rejected[:n]):
+        raise RowError(
+            f"column {name!r}, {where}: all its messages, {n}, are what the other completion begins with, so no "
+            "answer is left of it: add the assistant's, or drop the row"
+        )
+
+
 def _message(message: Any, keeps_parts: bool) -> Message:
     if not isinstance(message, Mapping):
         raise ValueError(
@@ -539,7 +556,12 @@ def _message(message: Any, keeps_parts: bool) -> Message:
 
 def _plain(parts: list[Any]) -> str:
     for part in parts:
-        is_text = isinstance(part, Mapping) and part.get("type", "text") == "text"
+        is_text = isinstance(part, Mapping) and part.get("type", "text") in _TEXT_PARTS
+        if isinstance(part, str) or (is_text and part.get("text") is None):
+            raise ValueError(
+                f"has the content part {shortened(part)}: a part that is text is {{'type': 'text', 'text': '…'}}, and "
+                "content may be text itself; correct it, or drop the row"
+            )
         if not is_text or not isinstance(part.get("text"), str):
             raise ValueError(
                 f"has a content part that is not text, {shortened(part)}, which a text model cannot read: drop the "

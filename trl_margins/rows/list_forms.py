@@ -154,6 +154,8 @@ def why_no_lists(
         return f"{split}: there are answers but no prompts, {only}: {fix}"
     if {*RESPONSES} & {*names}:
         fix = "name their scores with score_columns (--score_columns)"
+        if score_columns:
+            fix = "the scores are named, so name the prompts, too, with prompt_column (--prompt_column)"
         otherwise = "score the answers first, with trl-margins score FILE --reward_model MODEL"
         return f"{split}: there are answers but no scores, {only}: {fix}, or {otherwise}"
     if {"chosen", "rejected"} <= {*names}:

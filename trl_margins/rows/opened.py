@@ -10,6 +10,7 @@ from functools import partial
 from itertools import islice
 from reprlib import repr as shortened
 from typing import Any, NamedTuple
+from unicodedata import category
 
 from datasets import Dataset, IterableDataset
 
@@ -147,9 +148,13 @@ class RowCounts:
 def is_blank(part: Part) -> bool:
     """Whether a completion has neither text nor anything else, such as a call of a tool."""
     others = part if isinstance(part, list) else []
-    return not any(each.isprintable() and not each.isspace() for each in text_of(part)) and all(
+    return not any(_is_shown(each) and not each.isspace() for each in text_of(part)) and all(
         message.keys() <= {"role", "content"} and isinstance(message["content"], str) for message in others
     )
+
+
+def _is_shown(character: str) -> bool:
+    return character.isprintable() or category(character) == "Co"  # private use: a font's, or a tokenizer's
 
 
 def suspects_of(reader: RowReader) -> list[str]:
@@ -492,7 +497,7 @@ def notes(reader: RowReader, counts: RowCounts) -> Iterator[Note]:
         )
     elif (seen := counts.repeated_within).n:
         yield warning(
-            f"in {seen.n} of {counts.prompted} text rows, not in all, chosen and rejected begin with the same text, "
+            f"in {seen.n} of {counts.prompted} text rows, chosen and rejected begin with the same text, "
             f"and their prompt in it (the first is row {seen.first}): all of it counts as part of the completions. "
             "Take it out of them if that is not intended"
         )

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from datasets import ClassLabel, Dataset, IterableDataset
 
+from ..pairs import IS_FLIPPED
 from .list_forms import is_rank
 
 logger = logging.getLogger(__name__)
@@ -90,8 +91,8 @@ def as_number(value: Any) -> Any:
 
 def _extremes(scores: list[Any]) -> tuple[Any, Any]:
     numbers = [as_number(score) for score in scores]
-    bad = next((score for score in numbers if problem_of(score)), None)
-    return (bad, bad) if bad is not None or not numbers else (max(numbers), min(numbers))
+    bad = [score for score in numbers if problem_of(score)] if numbers else [None]
+    return (bad[0], bad[0]) if bad else (max(numbers), min(numbers))
 
 
 def spread(scores: list[Any]) -> Any:
@@ -176,6 +177,28 @@ class ScoreSummary:
     n_reversed: int
     max_gap: float
     n_at_least: int  # pairs with |gap| ≥ the evaluation's threshold
+    n_changed: int  # by `changed_gaps`
+
+
+def changed_gaps(scores: Sequence[np.ndarray]) -> int:
+    """How many gaps are another by more than a hundredth in float32, in which a batch has the scores.
+
+    Args:
+        scores: [N] of the chosen and [N] of the rejected completions, or [N] gaps alone.
+    """
+    if len(scores) == 1:
+        return 0
+    chosen, rejected = scores
+    gaps = chosen - rejected
+    in_a_batch = chosen.astype(np.float32) - rejected.astype(np.float32)
+    return int((np.abs(in_a_batch - gaps) > 0.01 * np.abs(gaps)).sum())
+
+
+def why_changed(n: int, names: Iterable[str]) -> str:
+    return (
+        f"score gaps: {n} are another by more than 1 % in float32, in which training has the scores "
+        f"({'/'.join(names)}), as these are large beside them: subtract the same number from both scores of a pair"
+    )
 
 
 def check_scores(dataset: Dataset, columns: ScoreColumns, split: str, min_score_gap: float = 0.0) -> ScoreSummary:
@@ -193,6 +216,7 @@ def check_scores(dataset: Dataset, columns: ScoreColumns, split: str, min_score_
         n_reversed=int((gaps < 0).sum()),
         max_gap=float(np.abs(gaps).max(initial=0.0)),
         n_at_least=int((np.abs(gaps) >= min_score_gap).sum()),
+        n_changed=changed_gaps(values),
     )
 
 
@@ -212,6 +236,12 @@ def _values(dataset: Dataset, name: str) -> list[Any]:
 def check_numbers(dataset: Dataset, name: str, split: str, least: float | None = None) -> None:
     """Raises a ScoreError if a column that a term reads has other values than numbers from `least` on, or booleans."""
     refuse_bad_values(_values(dataset, name), lambda value: _number_problem(value, least), name, split, "value")
+
+
+def count_flipped(dataset: Dataset, split: str) -> int:
+    """How many pairs are marked as having their labels flipped; a ScoreError as `check_numbers`."""
+    check_numbers(dataset, IS_FLIPPED, split)
+    return sum(as_number(value) == 1 for value in _values(dataset, IS_FLIPPED))
 
 
 def checked_stream(dataset: IterableDataset, name: str, split: str, least: float | None = None) -> IterableDataset:
@@ -292,12 +322,14 @@ def _not_finite(value: Any) -> str | None:
 
 
 def report_scores(summary: ScoreSummary, columns: ScoreColumns, split: str) -> None:
-    """Warns where most pairs are reversed; the counts are said before the first step."""
+    """Warns where most pairs are reversed, or gaps are lost; the counts are said before the first step."""
     n, ties = summary.n_pairs, summary.n_ties
     logger.debug(
         f"{split} scores from {'/'.join(columns.names)}: {n} pairs, {ties} ties, "
         f"{summary.n_reversed} whose rejected completion scores higher"
     )
+    if summary.n_changed:
+        logger.warning("%s: %s", split, why_changed(summary.n_changed, columns.names))
     if summary.n_reversed * 2 > n - ties:
         order = f"{columns.chosen} and {columns.rejected} are not swapped"
         if columns.rejected is None:

@@ -259,19 +259,29 @@ def _ends_never(completion: Part, ids: list[int], special: Collection[int], toke
 
 
 def _unspelled(row: PreferenceRow, tokens: RowTokens, processing_class: Any) -> str | None:
-    """What of the last message of a prompt, or of a completion, is not in the tokens; None if all of it is."""
+    """What of a prompt, or of the end of a completion, is not in the tokens; None if all of it is."""
     for completion, ids in zip(row.completions, tokens.completions, strict=True):
         decoded = processing_class.decode([*tokens.prompt, *ids])
-        for part in (row.prompt, completion):
+        for part in (*_said_to_the_model(row.prompt), completion):
             text = text_of(part if isinstance(part, str) else part[-1:])
             if _letters(text) not in _letters(decoded):
                 return f"{shown(text)}, which became {shown(decoded)}"
     return None
 
 
+def _said_to_the_model(prompt: Part) -> list[Part]:
+    """Without its own earlier turns, of which templates leave out what it thought."""
+    if isinstance(prompt, str):
+        return [prompt]
+    said = [message for message in prompt[:-1] if message["role"] in ("system", "user")]
+    return [[message] for message in (*said, prompt[-1])]
+
+
 def _letters(text: str) -> str:
-    """Without what tokenizers and templates change at will: blanks, case, composed characters."""
-    return "".join(normalize("NFKC", text).casefold().split())
+    """Without what tokenizers and templates change at will: blanks, case, and composed characters, which are taken
+    apart, as a mark may be in another part than its letter.
+    """
+    return "".join(normalize("NFKD", text).casefold().split())
 
 
 def _report_tails(

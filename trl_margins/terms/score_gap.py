@@ -107,7 +107,7 @@ class ScoreGapWeight(Term):
 
     @property
     def keeps_only(self) -> str:  # type: ignore[override]
-        least = f"of at least {self.threshold:g} (score_gap_threshold)" if self.threshold else "above 0"
+        least = f"of at least {self.threshold:g} (score_gap_threshold)" if self.threshold else "other than 0"
         return f"pairs with a score gap {least}"
 
     def keeps(self, columns: Mapping[str, Tensor]) -> Tensor:

@@ -74,9 +74,17 @@ def checked(given: dict[str, Any], config_class: Any) -> dict[str, Any]:
         raise _another("processing_class", given["processing_class"], "AutoTokenizer.from_pretrained(...)")
     if (adapter := given.get("peft_config")) is not None and not isinstance(adapter, PeftConfig):
         raise _another("peft_config", adapter, "a config of PEFT's: LoraConfig(...)")
+    if adapter is not None and (adapter.peft_type is None or (adapter.is_prompt_learning and not adapter.task_type)):
+        missing = "the task type CAUSAL_LM" if adapter.peft_type else "a kind of adapter: LoraConfig(...)"
+        raise ValueError(f"peft_config: the {type(adapter).__name__} needs {missing}")
     if isinstance(evals := given.get("eval_dataset"), Mapping):
         for name in [name for name in evals if not isinstance(name, str)]:
             raise _another("eval_dataset", name, "text as the name of each set: the metrics are called after it")
+        if not evals or "" in evals:
+            what = "has a set without a name" if evals else "is a dict without sets"
+            raise ValueError(
+                f"eval_dataset {what}: give one data set, or a dict with a name for each; or leave it out"
+            )
     _check_callbacks(given.get("callbacks"))
     _check_optimizers(given.get("optimizers"))
     return given

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         last_grad_norm: Tensor | float
         _made_optimizer: bool
         _made_schedule: bool
+        _first_schedule: tuple[Any, dict[str, Any]]
         lr_scheduler: Any
         loads_reference: bool
         aux_loss_enabled: bool

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ _LOGGED = {
 }
 _OF_BASE = {"cpo": ("nll_loss",), "dpo": ("entropy", "mean_token_accuracy")}
 _NO_SET = ("nll_loss", "aux_loss")  # not the loss of a set called "nll"
+_OF_TRANSFORMERS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "num_tokens")
 
 
 def check_metric(config: Any) -> None:
@@ -58,7 +59,7 @@ def choose_metric(config: Any, facts: Mapping[str, SetFacts], min_score_gap: flo
         config: the trainer's.
         facts: of each evaluation set, by its name; that of a single one is "".
         min_score_gap: τ of `pwa`.
-        has_own_metrics: whether `compute_metrics` adds metrics, of any name.
+        has_own_metrics: whether a user's code may add metrics, of any name.
 
     Raises:
         ValueError: the metric names a set that does not exist, or needs scores that the set does not have.
@@ -77,9 +78,13 @@ def choose_metric(config: Any, facts: Mapping[str, SetFacts], min_score_gap: flo
         wanted = config.metric_for_best_model = f"eval_{next(counted, next(iter(facts)))}_{plain}"
         logger.info("several evaluation sets: the best checkpoint is that of %s", wanted)
     if wanted not in metrics:
-        is_known = wanted in {f"{prefix}{name}" for prefix in prefixes.values() for name in _NO_SET}
-        names_a_set = wanted.endswith(tuple(f"_{name}" for name in names)) and not is_known
-        if not has_own_metrics and (names_a_set or get_close_matches(wanted, metrics, cutoff=0.85)):
+        of_set = max((each for each in prefixes.values() if wanted.startswith(each)), key=len, default="eval_")
+        group, _, name = wanted.removeprefix(of_set).rpartition("/")
+        if group and name not in _LOGGED.get(group, (name,)) and not has_own_metrics:
+            raise unknown("metric_for_best_model", wanted, [f"{of_set}{group}/{each}" for each in _LOGGED[group]])
+        others = (*_NO_SET, *_OF_BASE[config._base], *_OF_TRANSFORMERS)
+        is_known = group or wanted in {f"{prefix}{name}" for prefix in prefixes.values() for name in others}
+        if not has_own_metrics and not is_known and config.eval_strategy != IntervalStrategy.NO:
             raise ValueError(
                 f"metric_for_best_model={config.metric_for_best_model!r}: no evaluation will have it. These are among "
                 f"those that there will be: {', '.join(metrics)}"
@@ -160,6 +165,14 @@ class BestMixin(MarginTrainer):
         wanted = None if self.args.metric_for_best_model is None else _key(self.args)
         if wanted is not None and wanted not in metrics and wanted.endswith(RANKING):  # undefined, as of NaN rewards
             logger.warning("the evaluation at step %d has no %s, so it cannot win", self.state.global_step, wanted)
+            return False
+        value = metrics.get(wanted or "", 0.0)
+        if isinstance(value, str):
+            raise TypeError(
+                f"metric_for_best_model={wanted!r} is text, {value!r}, which cannot be better: choose a number"
+            )
+        if math.isnan(value):
+            logger.warning("%s of the evaluation at step %d is NaN, so it cannot win", wanted, self.state.global_step)
             return False
         wins = super()._determine_best_metric(metrics, trial)
         if wins and self.args.load_best_model_at_end:

@@ -100,9 +100,14 @@ class CardMixin(TRLTrainer):
 
         Raises:
             ValueError: a file in `evaluation` that another program wrote.
+            TypeError: a name that is no text.
         """
         if not self.is_world_process_zero():
             return
+        names = {"model_name": model_name, "dataset_name": dataset_name, "eval_dataset_name": eval_dataset_name}
+        for argument, name in names.items():
+            if not isinstance(name, str | None):
+                raise TypeError(f"{argument} is {name!r}: give one name, as text; of several, joined as 'a and b'")
         reports = list(map(read_report, [evaluation] if isinstance(evaluation, str | Path) else evaluation))
         try:
             replace_links(Path(str(self.args.output_dir)))

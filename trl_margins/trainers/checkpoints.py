@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_callback import EarlyStoppingCallback, ExportableState, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length
+from trl import BEMACallback
 
 from .. import __version__
 from ..disk import is_of_the_disk, where
@@ -57,11 +58,11 @@ from .loaded import adapter_tensors, why_not_loaded
 from .loaded_optimizers import (
     as_values,
     check_goes_on,
-    check_lambdas,
     check_options,
-    numbers_of,
+    of_schedule,
     options_before,
     options_of,
+    unwrapped,
 )
 from .preparation import TRAIN
 from .step_size import pairs_per_step
@@ -125,7 +126,8 @@ def run_settings(trainer: MarginTrainer) -> dict[str, Any]:
     reads_scores = SCORE_CHOSEN in objective.columns
     reference = getattr(trainer, "ref_model", None)
     reference = trainer.model if reference is None else reference  # an adapter's, with the adapter off
-    groups = getattr(trainer.optimizer, "param_groups", ())
+    optimizer = trainer.optimizer
+    groups = getattr(optimizer, "param_groups", ())
     return {
         "version": __version__,
         "method": method and method.id,
@@ -133,7 +135,10 @@ def run_settings(trainer: MarginTrainer) -> dict[str, Any]:
         "base": trainer._config_class._base,
         "trainer": type(trainer).__name__,
         "model": _name_of(trainer.model),
+        "model_config": _config_of(trainer.model),
         "reference": _name_of(reference) if objective.needs_reference else None,
+        "reference_config": _config_of(reference) if objective.needs_reference else None,
+        "reference_types": _types_of(reference) if objective.needs_reference else None,
         "fixed_weights": _weights_read(trainer),
         "reward": objective.reward.name,
         "weight": ", ".join(term.name for term in objective.weights) or None,
@@ -154,10 +159,13 @@ def run_settings(trainer: MarginTrainer) -> dict[str, Any]:
             for part in _from_python(trainer)
             for name, value in of_arguments(part).items()
         },
-        "optimizer": None if trainer._made_optimizer else of_optimizer(trainer.optimizer, trainer.model),
+        "optimizer": None if trainer._made_optimizer else of_optimizer(unwrapped(optimizer), trainer.model),
         "optimizer_options": None if trainer._made_optimizer or not groups else list(map(options_of, groups)),
-        "schedule": None if trainer._made_schedule else trainer.lr_scheduler and type(trainer.lr_scheduler).__name__,
+        "optimizer_arguments": None if trainer._made_optimizer or not groups else of_arguments(unwrapped(optimizer)),
+        **_schedule_given(trainer),
         "adapter": json.loads(json.dumps(adapter, default=str)),
+        "attention": getattr(causal_model(trainer.model).config, "_attn_implementation", None),
+        "weight_types": _types_of(trainer.model),
         "trained_parameters": f"{len(names)} tensors ({hashlib.sha256(' '.join(names).encode()).hexdigest()[:8]})",
         "train_rows": len(rows) if hasattr(rows, "__len__") else None,
         "rows": of_rows(rows) if hasattr(rows, "__len__") else None,
@@ -167,6 +175,16 @@ def run_settings(trainer: MarginTrainer) -> dict[str, Any]:
         "processes": trainer.accelerator.num_processes,
         "config": redacted(json.loads(trainer.args.to_json_string())),  # TRL's own config has secrets
     }
+
+
+def _schedule_given(trainer: MarginTrainer) -> dict[str, Any]:
+    """What a schedule of one's own was when it was given: a second call of `train` goes on with it."""
+    schedule = None if trainer._made_schedule else unwrapped(trainer.lr_scheduler)
+    if schedule is None:
+        return {"schedule": None, "schedule_arguments": None}
+    if trainer._first_schedule[0] is not schedule:
+        trainer._first_schedule = schedule, of_schedule(schedule)
+    return {"schedule": type(schedule).__name__, "schedule_arguments": trainer._first_schedule[1]}
 
 
 def _evaluation_sets(trainer: MarginTrainer) -> dict[str, str]:
@@ -180,7 +198,10 @@ _OF_ONE_RANK = ("local_rank", "logging_dir", "run_name", "log_level", "log_level
 
 
 # of the settings: what a script has made. Weights are not all there where FSDP loads them on one process
-_MADE = ("reference", "evaluation_sets", "parts", "optimizer", "schedule", "adapter", "trained_parameters")
+_MADE = (
+    *("reference", "evaluation_sets", "parts", "optimizer", "optimizer_arguments", "schedule", "schedule_arguments"),
+    *("adapter", "trained_parameters", "weight_types"),
+)
 
 
 def _exported(trainer: MarginTrainer) -> list[Any]:
@@ -202,9 +223,8 @@ def _of_every_rank(trainer: MarginTrainer, settings: Mapping[str, Any]) -> dict[
         "training set": f"{settings['train_rows']} rows ({columns})",
         **{name: settings[name] for name in (*_MADE, *(() if trainer.is_fsdp_enabled else ("fixed_weights",)))},
         **{f"optimizer's {name}": [group.get(name) for group in groups] for name in dict.fromkeys(chain(*groups))},
-        "schedule's numbers": schedule and {**numbers_of(schedule), "rates": schedule.get_last_lr()},
+        "schedule's rates": schedule and schedule.get_last_lr(),
         "compute_metrics": trainer.compute_metrics is not None,
-        "types of weights": sorted({str(each.dtype) for each in trainer.model.parameters()}),
         "callbacks": [f"{type(each).__name__} {each.state().get('args')}" for each in _exported(trainer)],
     }
 
@@ -214,6 +234,20 @@ def _from_python(trainer: Any) -> list[Any]:
     whole = "objective" in trainer.from_python
     parts = [term for kind, term in trainer.objective.named_terms if whole or f"{kind}_term" in trainer.from_python]
     return [*parts, trainer.objective.reward] if whole else parts
+
+
+# of a model's config: what computes nothing, or has a setting of its own
+_NOT_COMPUTED = ("transformers_version", "architectures", "dtype", "torch_dtype", "use_cache", "_name_or_path")
+
+
+def _config_of(model: Any) -> dict[str, Any]:
+    """What of a model's config is not its class's default."""
+    found = json.loads(json.dumps(causal_model(model).config.to_diff_dict(), default=str))
+    return redacted({name: value for name, value in found.items() if name not in _NOT_COMPUTED})
+
+
+def _types_of(model: Any) -> str:
+    return ", ".join(sorted({str(each.dtype).removeprefix("torch.") for each in model.parameters()}))
 
 
 def _name_of(model: Any) -> str:
@@ -248,6 +282,7 @@ class CheckpointMixin(MarginTrainer):
     _first_states: dict[str, Any]  # of the terms, when the trainer had been built
     _made_optimizer = False  # whether an earlier call of `train` did
     _made_schedule = False
+    _first_schedule: tuple[Any, dict[str, Any]] = (None, {})  # one of its own, and what it was when it was given
     _first_attributes: dict[str, dict[str, str]]  # of the terms without a state, then
     _settings_read: dict[str, Any]  # of the config, when the trainer had been built
     _steps_before = 0  # of the checkpoint that is resumed
@@ -271,7 +306,8 @@ class CheckpointMixin(MarginTrainer):
             )
         check_settings(self.args, self._settings_read)
         self.settings = run_settings(self)  # before the model is wrapped
-        check_alike(self.accelerator, _of_every_rank(self, self.settings))
+        given = {"resume_from_checkpoint of train()": resume_from_checkpoint and str(resume_from_checkpoint)}
+        check_alike(self.accelerator, _of_every_rank(self, self.settings) | given)
         with ExitStack() as held:
             check = partial(self._enter_folder, held, resume_from_checkpoint)
             checkpoint, self._steps_before, self._counts_before = agreed(self.accelerator, check)
@@ -332,6 +368,8 @@ class CheckpointMixin(MarginTrainer):
             return None, 0, []
         check_states(checkpoint)
         check_same_run(checkpoint, self.settings, self.args)
+        if any(isinstance(each, BEMACallback) for each in self.callback_handler.callbacks):
+            logger.warning("%s does not have the averages of BEMACallback, which begins again", checkpoint)
         if why := why_not_loaded(self.model):
             raise ValueError(f"{checkpoint} cannot be resumed: {why}. Start with another output_dir")
         state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
@@ -364,6 +402,12 @@ class CheckpointMixin(MarginTrainer):
         if max_steps < 1:
             raise ValueError(
                 f"{args.num_train_epochs:g} epochs: there is nothing to train; evaluate() needs no training"
+            )
+        schedule = None if self._made_schedule else unwrapped(self.lr_scheduler)
+        if isinstance(most := getattr(schedule, "total_steps", None), int) and most < max_steps:  # of OneCycleLR
+            raise ValueError(
+                f"the {type(schedule).__name__} ends after {most} steps, and the run has {max_steps}: make it with "
+                "as many"
             )
         if self._steps_before > max_steps:
             raise ValueError(
@@ -495,7 +539,8 @@ class CheckpointMixin(MarginTrainer):
         if last:
             resumed = "" if self.args.save_only_model else ", and resume_from_checkpoint=True takes it"
             way_on = f"{last} is complete{resumed}"
-        return OSError(f"{folder} cannot be written ({said}): make room. {way_on}")
+        fix = "give back the right to write there" if isinstance(error, PermissionError) else "make room"
+        return OSError(f"{folder} cannot be written ({said}): {fix}. {way_on}")
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
@@ -553,7 +598,6 @@ class CheckpointMixin(MarginTrainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         is_watched = checkpoint is not None and not self.is_deepspeed_enabled
         before = [options_of(group) for group in self.optimizer.param_groups] if is_watched else []
-        schedule = numbers_of(self.lr_scheduler) if is_watched and not self._made_schedule else {}
         with _loads(checkpoint, "the optimizer and its schedule", "its train_only and adapters"):
             super()._load_optimizer_and_scheduler(checkpoint)
             if is_watched:
@@ -565,9 +609,6 @@ class CheckpointMixin(MarginTrainer):
         if is_watched and not (self._made_optimizer and settings):  # else compared already
             loaded = [options_of(group) for group in self.optimizer.param_groups]
             check_options(checkpoint, before, options_before(loaded, settings.get("optimizer_options") or ()))
-        if schedule:
-            check_options(checkpoint, [schedule], [numbers_of(self.lr_scheduler)])
-            check_lambdas(checkpoint, self.lr_scheduler)
         if (timed := Path(checkpoint, SHARING_FILE)).exists():
             with _readable(timed):
                 self._sharing.load_state_dict(self, json.loads(timed.read_text()))

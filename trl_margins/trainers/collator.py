@@ -70,13 +70,14 @@ class PairCollator:
         return batch
 
     def _collated(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        if type(self.collator).__module__.startswith("trl."):
-            return self.collator(rows)
+        is_trls = type(self.collator).__module__.startswith("trl.")
         name = getattr(self.collator, "__name__", type(self.collator).__name__)
         try:
             batch = self.collator(rows)
-            found = _tokens(batch)
+            found = {} if is_trls else _tokens(batch)
         except Exception as error:  # each has its own
+            if is_trls and not isinstance(error, KeyError):  # a column that the other base's has
+                raise
             raise ValueError(
                 f"data_collator: {name} makes no batch of {len(rows)} rows, which have the columns "
                 f"{', '.join(rows[0])} ({' '.join(str(error).split())[:200]}): leave data_collator out, or give one "

@@ -440,6 +440,7 @@ class MarginOptions(KeepsSecrets):
         for name in ("train_only", "score_columns", "anchor_scope"):
             if isinstance(value := getattr(self, name), str):
                 setattr(self, name, [value])
+        _check_workers(self)
         _read_mappings(self)
         check_options(self)
         for kind in _KINDS:
@@ -579,6 +580,10 @@ class MarginCPOConfig(MarginOptions, CPOConfig):
         return found if row.reward == _usual_reward("cpo", loss) else {**found, "reward": row.reward}
 
     def _resolve_target_margin(self) -> None:
+        if not isinstance(self.loss_type, str):
+            raise TypeError(
+                f"loss_type is {self.loss_type!r}: CPOTrainer has one loss, and DPOTrainer may sum several"
+            )
         link, is_trls = _find_loss("cpo", self.loss_type), self.loss_type in TRLS["cpo"]
         is_simpo = self.loss_type in ("simpo", "alphapo")
         rewards = [] if self.reward is None else [reward_class(self.reward)]
@@ -771,6 +776,14 @@ def _read_mappings(config: MarginOptions) -> None:
                 value = json.loads(value)
         if isinstance(value, dict):
             setattr(config, name, values_of(value))
+
+
+def _check_workers(config: Any) -> None:
+    if getattr(config, "dataloader_persistent_workers", False) and not config.dataloader_num_workers:
+        raise ValueError(
+            "dataloader_persistent_workers keeps workers, and dataloader_num_workers=0 starts none: set that to 1 or "
+            "more, or leave the first out"
+        )
 
 
 def _check_terms(config: MarginOptions, kind: str) -> None:

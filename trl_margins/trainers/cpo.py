@@ -37,6 +37,18 @@ _PAIR_COLUMNS = {"prompt", "chosen", "rejected"}
 _PAIR_COLUMNS |= {f"{side}_{kind}" for side in _PAIR_COLUMNS for kind in _TOKENS}
 
 
+# methods of CPOTrainer's that would be overridden in vain, and what to do instead
+_OF_TOKENS = dict.fromkeys(
+    ("tokenize_row", "build_tokenized_answer"),
+    "rows become tokens elsewhere: change the rows with dataset.map, or the chat template",
+)
+_OF_THE_LOSS = dict.fromkeys(
+    ("cpo_loss", "concatenated_forward", "concatenated_inputs", "get_batch_logps"),
+    "the loss is the objective's: give loss_type, weight_term or margin_term, or override get_batch_loss_metrics. "
+    "With no term and share_prompt='never', CPOTrainer's methods are called",
+)
+
+
 class MarginCPOTrainer(MarginMixin, CPOTrainer):
     """TRL's `CPOTrainer`; with `weight` in its config (or `weight_term`, `margin_term`), each pair has its own.
 
@@ -53,6 +65,7 @@ class MarginCPOTrainer(MarginMixin, CPOTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._check_overrides()
         if self.objective.weights and self.cpo_alpha:
             logger.warning(
                 "cpo_alpha=%g: CPO's SFT term counts all pairs alike, whatever their weight; cpo_alpha=0 drops it",
@@ -75,6 +88,17 @@ class MarginCPOTrainer(MarginMixin, CPOTrainer):
                 off = {"fused_linear_cross_entropy": False}
                 self.args.liger_kernel_config = {**(self.args.liger_kernel_config or {}), **off}
         check_before_training(self)
+
+    def _check_overrides(self) -> None:
+        """
+        Raises:
+            TypeError: a subclass has a method of CPOTrainer's that nobody calls here.
+        """
+        unused = _OF_TOKENS if self.runs_trl else _OF_TOKENS | _OF_THE_LOSS
+        for name, instead in unused.items():
+            owner = next(each for each in type(self).__mro__ if name in vars(each))
+            if not owner.__module__.startswith(("trl.", "trl_margins.")):
+                raise TypeError(f"{owner.__name__}.{name} would not be called: {instead}")
 
     def _cut_nothing(self) -> None:
         """Where max_length is None, which CPOTrainer takes for 512."""

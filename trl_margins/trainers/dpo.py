@@ -206,7 +206,13 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
 
     def _precompute_ref_logps(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         self._wrap_collator()
-        return super()._precompute_ref_logps(dataset, *args, **kwargs)
+        reference: Any = self.model if self.ref_model is None else self.ref_model
+        was_training = reference.training
+        reference.eval()  # TRL prepares it only for training
+        try:
+            return super()._precompute_ref_logps(dataset, *args, **kwargs)
+        finally:
+            reference.train(was_training)
 
     def _extra_loss(self, pairs: PairLogps) -> Tensor | float:
         if not self.aux_loss_enabled or pairs.aux_loss is None:

@@ -89,7 +89,6 @@ def of_optimizer(optimizer: Any, model: Any) -> str | None:
     """The class of an optimizer, and the order of its parameters, which its state has by their numbers."""
     if optimizer is None:
         return None
-    optimizer = getattr(optimizer, "optimizer", optimizer)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     order = " ".join(names.get(id(each), "") for group in optimizer.param_groups for each in group["params"])
     return f"{type(optimizer).__name__} ({hashlib.sha256(order.encode()).hexdigest()[:8]})"

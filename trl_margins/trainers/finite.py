@@ -172,7 +172,8 @@ class FiniteSteps(TrainerCallback):
             self.check_weights(is_last=True)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.check_weights()  # a stream may be at its end, and the best model take the place of the last
+        # a stream may be at its end, and the best model take the place of the last
+        self.check_weights(is_last=control.should_training_stop)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.check_weights(is_last=True)
@@ -192,8 +193,8 @@ class FiniteSteps(TrainerCallback):
             if parameter.requires_grad and self._shapes.get(id(parameter)) != parameter.shape:
                 raise ValueError(
                     f"after step {trainer.state.global_step}, {name} is not the weight tensor that it was when "
-                    "training began, and the optimizer does not have it: something replaced or resized it, such as a "
-                    "callback that calls resize_token_embeddings. Do that before the trainer is made"
+                    "training began, and the optimizer does not have it: something replaced, resized or unfroze it, "
+                    "such as a callback that calls resize_token_embeddings. Do that before the trainer is made"
                 )
 
     def _check(self, seen: list[_Seen], norm: Tensor | None, model: nn.Module) -> bool:
@@ -277,19 +278,24 @@ class FiniteSteps(TrainerCallback):
             self._sample = None
         elif (
             last.has_gradient
-            and last.rate > 0
+            and (last.rate > 0 or self._is_rate_due())  # a schedule's zeros are said at first
             and not trainer.accelerator.optimizer_step_was_skipped
             and trainer.is_world_process_zero()
         ):
             dtype = next(iter(self._trained.values())).dtype
             self._idle.weights(last.number, is_last, last.optimizer, last.rate, dtype)
 
+    def _is_rate_due(self) -> bool:
+        """Whether the schedule of the whole run has a learning rate, though the last step had none."""
+        return self.trainer.state.max_steps > 1 and max(self.trainer.lr_scheduler.get_last_lr()) > 0
+
     def _broken(self, last: _Step, alone: bool) -> str:
+        lower = "Lower the learning rate, or look" if last.rate > 0 else "Look"
         return (
             f"step {last.number} broke {self._named_weights(alone)}. It is the step itself, of {last.optimizer} with "
-            f"the learning rate {last.rate:g}, and not the rows. Nothing of it is saved. {self._last_good()}. Lower "
-            "the learning rate, or look at the optimizer's options and the dtype of the weights (float16 ends at "
-            "65504)"
+            f"the learning rate {last.rate:g}, or a callback at its end, and not the rows. Nothing of it is saved. "
+            f"{self._last_good()}. {lower} at the optimizer's options, the dtype of the weights (float16 ends at "
+            "65504), and callbacks that change gradients or weights"
         )
 
     def _changed(self, alone: bool) -> str:
@@ -376,10 +382,11 @@ class FiniteSteps(TrainerCallback):
     def _advice(self, is_every_pair: bool) -> str:
         if self.skip:
             return f"{self._in_a_row} steps in a row are not finite: the model itself is broken, or its precision."
+        radii = [name for name in ("anchor_radius", "sam_radius") if getattr(self.trainer.options, name, None)]
         if is_every_pair:
             return (
                 "No pair of the step is left, so look at the model rather than at the rows: its config.json, its "
-                "precision (fp16 overflows where bf16 does not), and the learning rate"
+                f"precision (fp16 overflows where bf16 does not), {', '.join([*radii, 'and the learning rate'])}"
             )
         return (
             "Look at these rows, the learning rate and the precision (fp16 overflows where bf16 does not), or leave "

@@ -56,8 +56,9 @@ _ORDER = (  # of the rows
 # What a resumed run shares with its checkpoint, beside the options of its reward and terms. What is not here can be
 # changed; what differs is named.
 _SHARED = (
-    *("base", "reference", "fixed_weights", "reward", "weight", "margin", "parts", "optimizer", "schedule"),
-    *("trained_parameters", "train_only", "adapter"),
+    *("base", "reference", "fixed_weights", "reward", "weight", "margin", "parts"),
+    *("optimizer", "optimizer_arguments", "schedule", "schedule_arguments"),
+    *("trained_parameters", "model_config", "reference_config", "train_only", "adapter"),
     *("loss_type", "loss_weights", "beta", "gamma", "simpo_gamma", "label_smoothing", "discopop_tau", "cpo_alpha"),
     *("use_weighting", "sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps", "router_aux_loss_coef"),
     *(
@@ -74,6 +75,15 @@ _SHARED = (
     *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "max_grad_norm"),
     *_ORDER,
 )
+# settings that are dicts, of which what differs is said, and how each entry is named
+_SAID_BY_PART = {
+    "columns": "columns ",
+    "parts": "",
+    "model_config": "the model's ",
+    "reference_config": "the reference model's ",
+    "optimizer_arguments": "the optimizer's ",
+    "schedule_arguments": "the schedule's ",
+}
 _NOT_SAID = (
     "output_dir",
     "resume_from_checkpoint",
@@ -445,8 +455,8 @@ def check_same_run(checkpoint: Path, now: Mapping[str, Any], config: Any) -> Non
     before = settings_before(checkpoint)
     if not before:
         logger.warning(
-            "%s has no %s, as of another trainer: that it was trained with this run's objective, on the same rows, is "
-            "not checked",
+            "%s has no %s, as of another trainer: that it was trained with this run's objective and schedule, on the "
+            "same rows, is not checked",
             *(checkpoint, RUN_FILE),
         )
     wrong, others = differences(before, now, config)
@@ -486,9 +496,12 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], config: Any) 
     for old, new in ((before, now), (before.get("config", {}), now["config"])):
         for name in [name for name in new if name in old and name not in seen]:
             seen.add(name)
-            if name in ("columns", "parts") and isinstance(old[name], dict) and isinstance(new[name], dict):
-                changed = [each for each in {**old[name], **new[name]} if old[name].get(each) != new[name].get(each)]
-                what = f"{name} " if name == "columns" else ""
+            if name in _SAID_BY_PART and isinstance(old[name], dict) and isinstance(new[name], dict):
+                names = {**old[name], **new[name]}
+                if name in ("model_config", "reference_config"):  # another version of transformers has other names
+                    names = {each: value for each, value in old[name].items() if each in new[name]}
+                changed = [each for each in names if old[name].get(each) != new[name].get(each)]
+                what = _SAID_BY_PART[name]
                 said = [f"{what}{each} {old[name].get(each)} → {new[name].get(each)}" for each in changed]
                 (wrong if name in shared else others).extend(said)
                 continue

@@ -112,18 +112,20 @@ class Idle:
             logger.warning("the gradient of %s is exactly 0, and nothing is learnt: %s", steps, next(why))
 
     def weights(self, step: int, is_last: bool, optimizer: str, rate: float, dtype: torch.dtype) -> None:
-        """Of a step with a gradient and a learning rate: no weight has changed since training began."""
+        """Of a step with a gradient: no weight has changed since training began."""
         self._still += 1
         if self._said_still or not (is_last or self._still >= _STEPS):
             return
         self._said_still = True
         name = str(dtype).removeprefix("torch.")
-        why = "are too small for float32, or do not reach the model"
-        if dtype.itemsize < 4:
+        why = "are too small for float32 (look at max_grad_norm, too), or do not reach the model"
+        if rate == 0:
+            why = "are none: something ends the run in its warm-up, or sets the rate, such as a callback"
+        elif dtype.itemsize < 4:
             why = f"are lost in the rounding of {name} weights: load them in float32, and train with bf16=True"
         logger.warning(
-            "no weight has changed up to step %d, although there is a gradient: the steps of %s with the learning "
-            "rate %.3g %s",
+            "no weight has changed up to step %d, by a sample of each tensor, although there is a gradient: the steps "
+            "of %s with the learning rate %.3g %s",
             *(step, optimizer, rate, why),
         )
 
@@ -175,5 +177,5 @@ def why_no_gradient(
         )
     yield (
         "the loss does not depend on the weights that train: an adapter that is switched off, parts of the model that "
-        "the forward pass leaves out, or weights that are all 0"
+        "the forward pass leaves out, weights that are all 0, or a beta so small that its gradient is 0 in their type"
     )

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import copy
-import inspect
-import math
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.scheduler import AcceleratedScheduler
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
+from .fingerprints import of_arguments
 from .weights import is_broken
 
 # of an optimizer, under the names that a config has for them
 _NAMES = {"initial_lr": "learning_rate", "betas": "adam_beta1, adam_beta2", "eps": "adam_epsilon"}
-_TURNED = ("last_epoch", "lr_lambda")  # of a schedule
+_TURNED = ("optimizer", "last_epoch", "lr_lambda", "schedulers")  # of a schedule: no settings, or looked into
+_COMPUTED = ("total_size", "step_ratio", "_schedule_phases")  # of cycles, from arguments that they do not keep
+_STEPS = 1000  # at which a schedule's function is asked
 # what the schedule turns, and how the same is computed
 _NO_OPTIONS = ("params", "lr", "foreach", "fused", "capturable", "differentiable")
 
@@ -50,31 +56,36 @@ def inner(schedule: Any) -> Any:
     return getattr(schedule, "scheduler", schedule)  # of what accelerate makes of it
 
 
-def numbers_of(schedule: Any) -> dict[str, Any]:
-    """The settings of a schedule that are in its state, too: loading it puts the checkpoint's in their place."""
-    schedule = inner(schedule)
-    known, state = inspect.signature(type(schedule).__init__).parameters, schedule.state_dict()
-    names = [name for name in (*known, "_schedule_phases") if name in state and name not in _TURNED]
-    numbers = {"schedule": type(schedule).__name__} | {name: copy.deepcopy(state[name]) for name in names}
-    for i, each in enumerate(getattr(schedule, "_schedulers", ())):
-        numbers |= {f"{name} of part {i + 1}": value for name, value in numbers_of(each).items()}
-    return numbers
+def unwrapped(made: Any) -> Any:
+    """An optimizer, or a schedule, without what accelerate puts around it."""
+    if isinstance(made, AcceleratedOptimizer):
+        return made.optimizer
+    return made.scheduler if isinstance(made, AcceleratedScheduler) else made
 
 
-def check_lambdas(checkpoint: str, schedule: Any) -> None:
+def of_schedule(schedule: Any) -> dict[str, Any]:
+    """The class of a schedule and the arguments that it was made with, of its parts too; of a function, which no state
+    holds, what it gives.
     """
-    Raises:
-        ValueError: a schedule's function, which no state holds, gives another rate than that of the checkpoint.
-    """
-    schedule = inner(schedule)
-    if type(schedule) is not LambdaLR:  # AdafactorSchedule is one by name
-        return
-    now = [
-        rate * factor(schedule.last_epoch) for rate, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
-    ]
-    if any(not math.isclose(old, new, rel_tol=1e-6) for old, new in zip(schedule.get_last_lr(), now, strict=True)):
-        old = {"learning rate by its schedule": schedule.get_last_lr()[0]}
-        check_options(checkpoint, [{"learning rate by its schedule": now[0]}], [old])
+    found = {name: value for name, value in of_arguments(schedule).items() if name not in _TURNED}
+    of_groups = {name: f"{name}s" for name, value in found.items() if value is None}  # one number for each
+    kept = of_groups | {name: name for name in _COMPUTED if hasattr(schedule, name)}
+    values = {name: getattr(schedule, attribute, None) for name, attribute in kept.items()}
+    found |= json.loads(json.dumps(values, default=str))
+    for i, function in enumerate(getattr(schedule, "lr_lambdas", ()), start=1):
+        found[f"function {i}"] = _factors(function)
+    for i, part in enumerate(getattr(schedule, "_schedulers", ()), start=1):
+        found |= {f"part {i}'s {name}": value for name, value in of_schedule(part).items()}
+    return found
+
+
+def _factors(function: Any) -> str:
+    factors = []
+    with suppress(Exception):  # each function has its own; one may know no more steps
+        own = copy.deepcopy(function)  # of an object that counts
+        for step in range(_STEPS):
+            factors.append(f"{float(own(step)):.6g}")
+    return f"{', '.join(factors[:3])} ({hashlib.sha256(' '.join(factors).encode()).hexdigest()[:8]})"
 
 
 def check_options(checkpoint: str, now: Sequence[Mapping[str, Any]], loaded: Sequence[Mapping[str, Any]]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -20,7 +21,14 @@ from transformers.utils import is_in_notebook
 from trl.trainer.utils import get_config_model_id
 
 from ..checks import default_of, unknown
-from ..distributed import check_lockstep, check_processes, gather_over_ranks, keep_outputs_of_fsdp, warn_if_unsharded
+from ..distributed import (
+    check_alike,
+    check_lockstep,
+    check_processes,
+    gather_over_ranks,
+    keep_outputs_of_fsdp,
+    warn_if_unsharded,
+)
 from ..evaluation.ranking import ranking_metrics
 from ..forward.head import logits_will_do
 from ..forward.shared_prompt import shared_token_logps
@@ -71,6 +79,13 @@ logger = logging.getLogger(__name__)
 _OF_THE_OBJECTIVE = ("beta", "loss_weights", "label_smoothing", "reward")  # config fields that only an objective reads
 
 
+def _size_of(sets: Any) -> Any:
+    """Of data sets, what all processes must agree on before they wait for each other."""
+    if isinstance(sets, Mapping):
+        return {name: _size_of(each) for name, each in sets.items()}
+    return len(sets) if hasattr(sets, "__len__") else sets and type(sets).__name__
+
+
 class MarginMixin(BestMixin, CardMixin, PushMixin, InterruptsMixin, CheckpointMixin, WindowMixin):
     """Gives a TRL preference trainer a weight and a margin per pair. Comes before the TRL class in the bases.
 
@@ -118,6 +133,7 @@ class MarginMixin(BestMixin, CardMixin, PushMixin, InterruptsMixin, CheckpointMi
         self._buffers = {"train": MetricBuffer(), "eval": MetricBuffer()}
         self._evaluated: list[Tensor] = []
         self._prefix = "eval"  # of the metrics of the set that is evaluated
+        check_alike(PartialState(), {name: _size_of(given.get(name)) for name in ("train_dataset", "eval_dataset")})
         sets = prepare_datasets(
             given.get("train_dataset"),
             given.get("eval_dataset"),
@@ -528,12 +544,27 @@ class MarginMixin(BestMixin, CardMixin, PushMixin, InterruptsMixin, CheckpointMi
         if sets.eval is not None:
             names = {name: eval_split(name) for name in sets.eval} if isinstance(sets.eval, dict) else {"": "eval"}
             facts = {name: sets.facts[split] for name, split in names.items()}
-            own = given.get("compute_metrics") is not None
-            choose_metric(config, facts, self.options.eval_min_score_gap, has_own_metrics=own)
+            choose_metric(config, facts, self.options.eval_min_score_gap, has_own_metrics=self._adds_metrics(given))
         return {**given, "train_dataset": sets.train, "eval_dataset": sets.eval}
+
+    def _adds_metrics(self, given: Mapping[str, Any]) -> bool:
+        """Whether a user's code may: a function, a callback, a term, or a trainer's own class."""
+        of_users = [
+            type(self),
+            *(each if isinstance(each, type) else type(each) for each in given.get("callbacks") or ()),
+        ]
+        of_users += [type(term) for term in self.objective.terms]
+        is_own = any(not each.__module__.startswith(("trl_margins.", "transformers.", "trl.")) for each in of_users)
+        return is_own or given.get("compute_metrics") is not None
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        """TRL's. Also one that is made before training is none of the user's."""
+        self._made_schedule = self._made_schedule or self.lr_scheduler is None
+        return super().create_scheduler(*args, **kwargs)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """TRL's; what its library says of options that it does not take has their names."""
+        self._made_optimizer = self._made_optimizer or self.optimizer is None
         try:
             return super().create_optimizer(*args, **kwargs)
         except (TypeError, ValueError, AttributeError, KeyError) as error:

@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 import torch
 from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
+from peft import PeftType
 from peft.utils.other import get_pattern_key
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
@@ -173,6 +174,11 @@ def _check_adapter(model: Any) -> None:
     adapted = getattr(model.base_model, "targeted_module_names", None)
     for config in model.peft_config.values():
         check_task(config.task_type and str(getattr(config.task_type, "value", config.task_type)))
+        if config.peft_type in (PeftType.MULTITASK_PROMPT_TUNING, PeftType.POLY):
+            raise ValueError(
+                f"the adapter is a {config.peft_type.value} one, which asks for the task of each row, and no "
+                "preference trainer gives it: take PromptTuningConfig or LoraConfig"
+            )
         targets, kept = getattr(config, "target_modules", None), getattr(config, "modules_to_save", None) or ()
         for each in sorted(kept):
             if not any(name.endswith(each) for name in names):

@@ -30,6 +30,7 @@ from ..rows.scores import (
     check_row,
     check_scores,
     checked_stream,
+    count_flipped,
     find_score_columns,
     known_score_columns,
     refuse_class_labels,
@@ -343,8 +344,7 @@ def _counted(dataset: Any, split: str) -> SetFacts:
         return SetFacts(split)
     flipped = None
     if IS_FLIPPED in dataset.column_names:
-        check_numbers(dataset, IS_FLIPPED, split)
-        flipped = int((np.asarray(dataset[IS_FLIPPED][:]) == 1).sum())
+        flipped = count_flipped(dataset, split)
         logger.info("%s: the labels of %d of %d pairs are marked as flipped", split, flipped, len(dataset))
     return SetFacts(split, pairs=len(dataset), flipped=flipped)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...rows.scores import as_number, find_score_columns, problem_of, spread, warn_of_doubts
+from ...rows.scores import as_number, changed_gaps, find_score_columns, problem_of, spread, warn_of_doubts
 from ..evaluation_factors import check_evaluation_factors
 
 if TYPE_CHECKING:
@@ -126,6 +126,7 @@ class Scores:
     n_ties: int
     n_reversed: int
     n_at_least: int  # pairs with |gap| ≥ min_score_gap, as the evaluation counts
+    n_changed: int  # gaps that are another where training reads the scores
 
 
 def score_gaps(
@@ -151,6 +152,7 @@ def score_gaps(
         n_ties=int((gaps == 0).sum()),
         n_reversed=int((gaps < 0).sum()),
         n_at_least=int((np.abs(gaps) >= min_score_gap).sum()),
+        n_changed=changed_gaps([values for values, _ in read]),
     )
     return scores, gaps
 

@@ -12,7 +12,9 @@ import numpy as np
 
 from ...pairs import IS_FLIPPED
 from ...rows import PreferenceRow, RowError, RowReader
+from ...rows.form import require_columns
 from ...rows.opened import RowCounts, count_rows, notes, reader_for, why_refused
+from ...rows.scores import ScoreError, count_flipped
 from ..evaluation_factors import add_columns
 from ..formats import transformed
 from ..media import IMAGES
@@ -83,14 +85,22 @@ def audit_split(dataset: Dataset, split: str, settings: Settings) -> tuple[Split
     """The audit of a split without the methods, and the number of rows of each prompt."""
     dataset = transformed(dataset)
     columns, n_rows = list(dataset.column_names), len(dataset)
-    if not {"chosen", "rejected"} <= set(columns):
-        return SplitAudit(n_rows, columns), Counter()
+    try:
+        require_columns(columns, split)
+    except RowError as error:
+        return SplitAudit(n_rows, columns, refused=str(error)), Counter()
     dataset = dataset.with_format(None)
     named, refused = (settings.prompt_column, settings.system_column), None
     try:
         reader = reader_for(dataset, split, *named)
     except RowError as error:  # an audit goes on
         reader, refused = RowReader.of(columns, split, *named), str(error)
+    n_flipped = None
+    if IS_FLIPPED in columns:
+        try:
+            n_flipped = count_flipped(dataset, split)
+        except ScoreError as error:
+            refused = refused or str(error)
     scores, gaps = counting.score_gaps(dataset, split, settings.score_columns, settings.min_score_gap)
     given = dataset[FACTOR][:] if FACTOR in columns else None
     texts = _read_texts(dataset, reader)
@@ -120,7 +130,7 @@ def audit_split(dataset: Dataset, split: str, settings: Settings) -> tuple[Split
         implicit=reader.prompt_column is None,
         refused=refused or why_refused(reader, texts.counts),
         notes=[*_of_images(columns), *(note.text for note in notes(reader, texts.counts))],
-        n_flipped=sum(map(bool, dataset[IS_FLIPPED][:])) if IS_FLIPPED in columns else None,
+        n_flipped=n_flipped,
         scores=scores,
         gradient_mass=gradient_mass(gaps, settings.score_gap_threshold, settings.seed),
         lengths=counting.pair_lengths(lengths),

@@ -6,6 +6,7 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from ...pairs import IS_FLIPPED, SCORES
+from ...rows.scores import why_changed
 from ..evaluation_factors import few_words
 from .counting import FACTOR, SharedPrompts
 from .splits import SplitAudit
@@ -70,9 +71,6 @@ def _of_rows(split: SplitAudit) -> Iterator[str]:
     if not split.n_rows:
         yield "there are no rows"
         return
-    if split.lengths is None:
-        yield f"there are no columns chosen and rejected: {_instead_of_pairs(split.columns)}"
-        return
     if split.refused:
         yield split.refused
     for rows, verb in ((split.unreadable, "read"), (split.untokenizable, "tokenized")):
@@ -81,15 +79,6 @@ def _of_rows(split: SplitAudit) -> Iterator[str]:
             yield f"{n} cannot be {verb}, and training stops there; row {rows.first_row}: {rows.example}"
     if split.n_flipped is not None:
         yield f"column {IS_FLIPPED} marks {_share(split.n_flipped, split.n_rows)} as flipped, as in studies of noise"
-
-
-def _instead_of_pairs(columns: Sequence[str]) -> str:
-    lower = {name.strip().lower(): name for name in columns}
-    written = [(name, lower[name]) for name in ("chosen", "rejected") if lower.get(name, name) != name]
-    if not written:
-        return "make pairs of these rows before training"
-    meant = " and ".join(f"{name!r} instead of {given!r}" for name, given in written)
-    return f"column names are case-sensitive; did you mean {meant}? Rename them"
 
 
 def _of_scores(split: SplitAudit) -> Iterator[str]:
@@ -101,6 +90,8 @@ def _of_scores(split: SplitAudit) -> Iterator[str]:
     if scores.gap is None:
         return
     n = scores.gap.n
+    if scores.n_changed:
+        yield why_changed(scores.n_changed, scores.columns)
     if scores.n_ties > TIES * n:
         yield f"ties: gappo gives {_share(scores.n_ties, n)} weight 0"
     if scores.n_reversed:
@@ -136,9 +127,8 @@ def _of_lengths(split: SplitAudit) -> Iterator[str]:
 def _of_texts(split: SplitAudit) -> Iterator[str]:
     yield from split.notes
     if split.empty_prompts is not None:
-        what = "completions without a common beginning, so without a prompt" if split.implicit else "an empty prompt"
         rows = _counted(split.empty_prompts.n, "row")
-        yield f"{rows} with {what}; the first is row {split.empty_prompts.first_row}"
+        yield f"{rows} with an empty prompt; the first is row {split.empty_prompts.first_row}"
     duplicates, factors, n = split.duplicates, split.factors, split.n_read
     if duplicates is not None and duplicates.n_identical > DUPLICATES * n:
         yield f"{_share(duplicates.n_identical, n)} repeat another one"

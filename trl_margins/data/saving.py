@@ -1,0 +1,86 @@
+"""Writes a data set to a file of JSON, CSV or Parquet, and says beforehand what the format has no type for."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset, Features
+
+logger = logging.getLogger(__name__)
+
+_DIGITS = 15  # pandas writes ten by default
+
+
+def check_types(features: Features, suffix: str, output: str) -> None:
+    """
+    Args:
+        features: of what is to be written.
+        suffix: of the file: .json, .jsonl and .jsonl.gz, .csv, or .parquet, which has every type.
+        output: its name, for the error.
+
+    Raises:
+        ValueError: the format cannot hold a column.
+    """
+    if suffix == ".parquet":
+        return
+    if suffix == ".csv" and (nested := _columns(features, pa.types.is_nested)):
+        raise ValueError(f"{output}: CSV has no lists, and {nested} are more than text and numbers; use .jsonl")
+    name = "CSV" if suffix == ".csv" else "JSON"
+    if raw := _columns(features, _is_binary):
+        raise ValueError(f"{output}: {name} has no bytes, and {raw} have them: use .parquet, or remove the columns")
+    if name == "JSON" and (times := _columns(features, _is_time)):
+        logger.warning(
+            "%s: JSON has no dates and times: %s become milliseconds (of a date, since 1970). Parquet keeps them",
+            *(output, ", ".join(times)),
+        )
+
+
+def save(rows: Dataset, file: str | Path, suffix: str) -> None:
+    """Writes all rows, with the digits and the line breaks that they have."""
+    if suffix == ".parquet":
+        rows.to_parquet(file)
+    elif suffix == ".csv":
+        rows.to_csv(file, quoting=csv.QUOTE_NONNUMERIC)  # a lone carriage return would end a row
+    else:
+        _warn_of_no_numbers(rows)
+        compression = "gzip" if suffix.endswith(".gz") else None
+        rows.to_json(file, lines=suffix != ".json", compression=compression, double_precision=_DIGITS)
+
+
+def _warn_of_no_numbers(rows: Dataset) -> None:
+    """Of NaN and infinity, for which JSON has no words."""
+    floats = [
+        name for name, feature in rows.features.items() if str(getattr(feature, "dtype", "")).startswith("float")
+    ]
+    found: dict[str, int] = {}
+    for table in rows.with_format("arrow", columns=floats).iter(batch_size=2048) if floats else ():
+        for name in floats:
+            strange = pc.sum(pc.invert(pc.is_finite(table[name]))).as_py()
+            found[name] = found.get(name, 0) + (strange or 0)
+    for name, n in found.items():
+        if n:
+            logger.warning("JSON has no NaN and no infinity: %d of column %s become null. Parquet keeps them", n, name)
+
+
+def _columns(features: Features, is_one: Callable[[pa.DataType], bool]) -> list[str]:
+    """The columns with a type of this kind, at any depth."""
+    return [field.name for field in features.arrow_schema if any(map(is_one, _types(field.type)))]
+
+
+def _types(kind: pa.DataType) -> Iterator[pa.DataType]:
+    yield kind
+    for i in range(kind.num_fields):
+        yield from _types(kind.field(i).type)
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
+
+
+def _is_time(kind: pa.DataType) -> bool:
+    return pa.types.is_timestamp(kind) or pa.types.is_date(kind) or pa.types.is_duration(kind)

@@ -48,8 +48,7 @@ def mixture_splits(
     weights = [1.0] * len(mixture.datasets) if weights is None else weights
     parts = []
     for part, weight in zip(mixture.datasets, weights, strict=True):
-        with _naming(part):
-            rows = _load(part, part.split)
+        rows = _load(part, part.split)
         taken = int(weight * len(rows))
         logger.info("%s: %d of %d rows", part.path, taken, len(rows))
         if taken < len(rows):
@@ -119,11 +118,7 @@ def mixture_test_split(mixture: DatasetMixtureConfig, split: str) -> Dataset:
     if mixture.streaming:
         raise ValueError(f"a stream of several sets has no {split!r} split: give eval_dataset_name")
     sets = {(part.path, part.name, part.data_dir, str(part.data_files)): part for part in mixture.datasets}
-    found = []
-    for part in sets.values():
-        with _naming(part):
-            found.append((part.path, _load(part, split)))
-    return mixed(found)
+    return mixed([(part.path, _load(part, split)) for part in sets.values()])
 
 
 @contextmanager
@@ -141,6 +136,11 @@ def _naming(part: DatasetConfig) -> Iterator[None]:
 
 
 def _load(part: DatasetConfig, split: str) -> Dataset:
+    with _naming(part):
+        return _rows_of(part, split)
+
+
+def _rows_of(part: DatasetConfig, split: str) -> Dataset:
     from datasets import ReadInstruction, load_dataset
 
     name, is_slice, _ = split.partition("[")

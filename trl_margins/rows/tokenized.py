@@ -262,9 +262,10 @@ def _unspelled(row: PreferenceRow, tokens: RowTokens, processing_class: Any) -> 
     """What of a prompt, or of the end of a completion, is not in the tokens; None if all of it is."""
     for completion, ids in zip(row.completions, tokens.completions, strict=True):
         decoded = processing_class.decode([*tokens.prompt, *ids])
+        letters = _letters(decoded)
         for part in (*_said_to_the_model(row.prompt), completion):
             text = text_of(part if isinstance(part, str) else part[-1:])
-            if _letters(text) not in _letters(decoded):
+            if _letters(text) not in letters:
                 return f"{shown(text)}, which became {shown(decoded)}"
     return None
 

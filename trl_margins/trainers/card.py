@@ -100,7 +100,7 @@ class CardMixin(TRLTrainer):
 
         Raises:
             ValueError: a file in `evaluation` that another program wrote.
-            TypeError: a name that is no text.
+            TypeError: a name that is not text.
         """
         if not self.is_world_process_zero():
             return
@@ -208,7 +208,7 @@ def task_of(model: Any) -> str | None:
 
 
 def _license(trainer: Any) -> dict[str, str]:
-    """The base model's, as its card says; empty where that card is not to be had."""
+    """The base model's, as its card says; empty where that card cannot be read."""
     name = get_config_model_id(trainer.model.config)
     try:
         if Path(name, CARD).is_file():

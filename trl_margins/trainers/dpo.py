@@ -16,6 +16,7 @@ from trl import DPOConfig, DPOTrainer
 from trl.trainer.utils import use_adapter
 
 from ..forward.checkpointing import checkpointing_kwargs, without_checkpointing
+from ..forward.precision import eval_mode
 from ..forward.shared_prompt import shared_token_logps, why_not_shared
 from ..forward.shared_rows import unpacked
 from ..forward.standard import IGNORE, TokenLogps, fused_token_logps, logits_token_logps, pair_logps
@@ -206,13 +207,8 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
 
     def _precompute_ref_logps(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         self._wrap_collator()
-        reference: Any = self.model if self.ref_model is None else self.ref_model
-        was_training = reference.training
-        reference.eval()  # TRL prepares it only for training
-        try:
+        with eval_mode(self.model if self.ref_model is None else self.ref_model):  # TRL prepares it only for training
             return super()._precompute_ref_logps(dataset, *args, **kwargs)
-        finally:
-            reference.train(was_training)
 
     def _extra_loss(self, pairs: PairLogps) -> Tensor | float:
         if not self.aux_loss_enabled or pairs.aux_loss is None:

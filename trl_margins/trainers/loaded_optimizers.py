@@ -52,10 +52,6 @@ def options_before(loaded: Sequence[Mapping[str, Any]], first: Sequence[Mapping[
     return [{name: old[name] for name in old if name in usual} | new for old, new in both]
 
 
-def inner(schedule: Any) -> Any:
-    return getattr(schedule, "scheduler", schedule)  # of what accelerate makes of it
-
-
 def unwrapped(made: Any) -> Any:
     """An optimizer, or a schedule, without what accelerate puts around it."""
     if isinstance(made, AcceleratedOptimizer):

@@ -561,6 +561,8 @@ def console(monkeypatch, capsys) -> Callable[..., tuple[int, str]]:
         ("beta: 1\nseed:1\nbf16: no", "could not find expected ':', in .*line 2"),
         ("beta: 1\nseed=1\n\n# no\nbf16: no", "could not find expected ':', in .*line 2"),
         ("seed:1\n\nbeta: 2", "mapping values are not allowed here, in .*line 1"),
+        ("beta:\u00a02\nseed: 1", r"not allowed here, '\\xa0' is NO-BREAK SPACE, in .*line 1"),
+        ("b\u0435ta: 2", "unknown key 'b\u0435ta' .'\u0435' is CYRILLIC SMALL LETTER IE"),
         ("beta: 2\n seed: 1", "mapping values are not allowed here, in .*line 2"),
         ("run_name: 'x\nbeta: 2\n", "unexpected end of stream, in .*line 1"),
         ("run_name: ${USER}-x", r"run_name is '\${USER}-x', and nothing replaces \${USER} there: write its value"),
@@ -1285,6 +1287,26 @@ def test_options_of_an_optimizer(tiny_model, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(trainer, "get_optimizer_cls_and_kwargs", lambda *args: (torch.optim.SGD, {"nothing": 1}))
     with pytest.raises(ValueError, match=r"cannot be made of optim=.*sgd.*, optim_args='momentum=0.5': .*'nothing'"):
         trainer.train()
+
+
+def test_options_that_another_one_or_the_device_leaves_without_effect(tiny_model, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, "trl_margins"):
+        config(fsdp_config={"fsdp_version": 2})
+        build(tiny_model, tmp_path, fp16=True)
+    assert caplog.messages == [
+        "no effect of fsdp_config: fsdp is off",
+        "no effect of fp16: on a CPU, accelerate has mixed precision in bfloat16 (bf16) alone",
+    ]
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "trl_margins"):
+        config(fsdp=True, fsdp_config={"fsdp_version": 2})
+        build(tiny_model, tmp_path, bf16=True)
+    assert not caplog.messages
+
+
+def test_a_process_group_that_nobody_has_started():
+    with pytest.raises(ValueError, match=r"ddp_backend='gloo' does not go with this device, or no launcher has"):
+        config(ddp_backend="gloo")
 
 
 def test_an_output_folder_below_a_file(tiny_model, tmp_path, console):

@@ -381,6 +381,12 @@ def test_the_help_names_every_benchmark():
     assert set(cli.BENCHMARKS) == set(benchmarks.BENCHMARKS)
 
 
+def test_the_help_has_both_names_of_an_option(capsys):
+    with pytest.raises(SystemExit):
+        main(["generate", "--help"])
+    assert "  --benchmark, --for BENCHMARK\n" in capsys.readouterr().out
+
+
 def test_a_stopped_run_goes_on(generate, tmp_path, monkeypatch):
     file = written(tmp_path / "c.jsonl", MT_BENCH)
     assert generate("mt-bench", file, "--model_id", "whole", "--batch_size", "1") == 0

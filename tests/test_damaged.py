@@ -200,7 +200,7 @@ def test_a_history_that_is_damaged(history, runs, tmp_path):
     _, run, *_ = runs["full"]
     state = copied(run, tmp_path / "out") / "trainer_state.json"
     state.write_text(json.dumps(json.loads(state.read_text()) | {"log_history": history}))
-    assert "no trainer state" in fault_of(state.parent)
+    assert fault_of(state.parent) == "its trainer_state.json has a log_history that is no list of what was logged"
 
 
 def test_a_list_of_files_that_is_damaged(runs, tmp_path):
@@ -316,3 +316,20 @@ def test_a_full_disk_under_the_final_model(runs, tmp_path, monkeypatch):
     monkeypatch.undo()
     trainer.save_model()
     assert torch.equal(load_file(out / "model.safetensors")["model.norm.weight"], whole[0]["model.norm.weight"])
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('{"global_step": 2, "of_a_later_version": 1}', "is no trainer state of this version of .*of_a_later_version"),
+        ('\ufeff{"global_step": 2}', "is cut off or no trainer state"),
+        ("[]", "is no trainer state of this version of .*mapping"),
+        ("{}", "has 0 as global_step"),
+        ('{"global_step": "2"}', "has '2' as global_step"),
+        ('{"global_step": 2, "stateful_callbacks": "x"}', "is no trainer state of this version of"),
+        ('{"global_step": 2, "log_history": [{"step": "x"}]}', "has a log_history that is no list of what was logged"),
+    ],
+)
+def test_what_is_wrong_with_a_trainer_state_is_said(content, words, tmp_path):
+    (tmp_path / "trainer_state.json").write_text(content, encoding="utf-8")
+    assert re.search(words, str(fault_of(tmp_path)))

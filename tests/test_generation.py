@@ -552,6 +552,11 @@ BAD = {
         r"none of prompt, .*: name the one with the prompts .* \(--prompt_column NAME\)",
     ),
     "no such column": ([{"prompt": "a"}], {"prompt_column": "x"}, r"prompt_column names 'x', but .* \['prompt'\]"),
+    "images": (
+        [{"prompt": "a", "image": "x.png"}],
+        {},
+        "are answered by their text alone, and there is the column 'image'",
+    ),
     "no such system": ([{"prompt": "a"}], {"system_column": "x"}, "system_column names 'x'"),
     "None": ([{"prompt": "a"}, {"prompt": None}], {}, "column 'prompt', row 1 of the set data set: the value is None"),
     "empty": ([{"prompt": "a"}, {"prompt": " "}], {}, "1 of 2 rows of the set data set have an empty prompt.*row 1"),

@@ -668,6 +668,11 @@ def test_rows_that_are_there_twice_count_once():
             "column 'answers', row 0 of the lists, answer 0: 'a' is no mapping with one of response, answer",
         ),
         (
+            [{"prompt": "q", "completions": ["a", "b"], "reward": [1, 2]}],
+            {},
+            "'a' is no mapping with .*: if the scores are in a column of their own, name it with score_columns",
+        ),
+        (
             [{**ARENA[0], "winner": "draw"}],
             {},
             "column 'winner', row 0 of the lists: 'draw' is no winner, which are model_a, model_b, tie",

@@ -228,3 +228,25 @@ def test_a_callback_that_breaks_the_weights(step, tiny_model, tmp_path):
     if step == 2:
         with pytest.raises(FloatingPointError, match="something else broke"):
             trainer.save_model()
+
+
+class BreaksBefore(TrainerCallback):
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        if state.global_step == 1:
+            next(model.parameters()).data.fill_(float("nan"))
+
+
+@pytest.mark.parametrize("nonfinite_steps", ["stop", "skip"])
+def test_a_callback_that_breaks_the_weights_before_a_step(nonfinite_steps, tiny_model, tmp_path):
+    """The step is not to blame, nor is it left out: those to come would be no better."""
+    options = {"nonfinite_steps": nonfinite_steps, "max_steps": 4, "save_strategy": "steps", "save_steps": 1}
+    trainer = GapPOTrainer(
+        load(tiny_model),
+        args=GapPOConfig(**quiet(output_dir=str(tmp_path), **options)),
+        train_dataset=preference_rows(8, seed=1),
+        processing_class=byte_tokenizer(),
+        callbacks=[BreaksBefore()],
+    )
+    with pytest.raises(FloatingPointError, match="after step 1, which left them whole, something else broke"):
+        trainer.train()
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-1"]

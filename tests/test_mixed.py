@@ -78,6 +78,20 @@ def test_sets_with_the_same_columns_are_put_together_as_they_are():
     assert together.to_list() == rows.to_list() * 2
 
 
+@pytest.mark.parametrize("names", [("margin",), ("chosen_rating", "rejected_rating")])
+def test_scores_in_the_same_columns_stay_there(names, caplog):
+    """There is one place for them, whatever else the sets differ in."""
+    given = {name: float(i + 3) for i, name in enumerate(names)}
+    sets = [("a", Dataset.from_list([{**row, **given} for row in TEXT]))]
+    sets += [("b", Dataset.from_list([{**row, **given, "source": "x"} for row in CHATS]))]
+    together = mixed(sets)
+    assert {*together.column_names} == {"prompt", "chosen", "rejected", *names}
+    assert together.select_columns([*names]).to_list() == [given] * (len(TEXT) + len(CHATS))
+    other = {"score_chosen": 2.0, "score_rejected": 1.0}
+    together = mixed([*sets, ("c", Dataset.from_list([{**row, **other} for row in TEXT]))])
+    assert {*together.column_names} == {"prompt", "chosen", "rejected", "score_chosen", "score_rejected"}
+
+
 def test_what_not_all_sets_have_is_said(caplog):
     caplog.set_level("INFO", "trl_margins")
     other = Dataset.from_list([{**row, "source": "x"} for row in TEXT])

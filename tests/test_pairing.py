@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import chat_tokenizer, trainer_of
-from datasets import Dataset, DatasetDict, load_from_disk
+from datasets import Dataset, DatasetDict, Image, load_from_disk
 from said import word_for_word  # noqa: F401 - its messages are held against said/
 from test_lists import ASPECTS, FORMS, HELPSTEER2, NECTAR, bot, dataset_of, rated, user
 
@@ -377,6 +377,96 @@ def test_answers_that_were_cut(drop, tmp_path, caplog):
     assert "truncated" not in found[0]
     with pytest.raises(ValueError, match=r"takes lists with a column truncated, .* only .*: leave the option out"):
         of([{name: row[name] for name in ("prompt", "responses", "scores")} for row in rows], drop_truncated=True)
+
+
+def test_single_answers_that_were_cut(caplog):
+    cut: list[Any] = ["True", None, "False"]
+    rows = [
+        {"prompt": "p", "response": r, "score": s, "truncated": c}
+        for r, s, c in zip("abc", (3, 1, 2), cut, strict=True)
+    ]
+    assert texts(of(rows, drop_truncated=True)) == {("p", "c", "b")}
+    assert texts(of(rows)) == {("p", "a", "b")}
+    assert "1 chosen and 0 rejected answers were cut (truncated)" in caplog.text
+    two = {"prompt": "p", "response_a": "a", "response_b": "b", "score_a": 1, "score_b": 2, "truncated": False}
+    with pytest.raises(ValueError, match="two answers in a row have none: leave the option out"):
+        of([two], drop_truncated=True)
+
+
+@pytest.mark.parametrize("column", ["images", "image", "audio"])
+def test_answers_to_other_media_are_no_pair(column):
+    """In lists, and where each answer has a row; each pair keeps its own."""
+    given: list[Any] = [["0.png"], ["1.png"]] if column == "images" else ["0", "1"]
+    lists = [
+        {"prompt": "describe", "responses": [f"{i}a", f"{i}b"], "scores": [i, i + 2], column: each}
+        for i, each in enumerate(given)
+    ]
+    single = [
+        {"prompt": "describe", "response": response, "score": score, column: row[column]}
+        for row in lists
+        for response, score in zip(row["responses"], row["scores"], strict=True)
+    ]
+    for rows in (lists, single):
+        found = of(rows)
+        assert texts(found) == {("describe", "0b", "0a"), ("describe", "1b", "1a")}
+        assert [row[column] for row in sorted(found, key=lambda row: row["chosen"])] == given
+
+
+def test_pictures_are_compared_without_being_decoded():
+    pictures = [{"bytes": bytes([i]), "path": None} for i in (1, 2)]  # which nothing could decode
+    rows = {"prompt": ["p"] * 2, "responses": [["a", "b"], ["c", "d"]], "scores": [[1, 2], [3, 4]], "image": pictures}
+    dataset = Dataset.from_dict(rows).cast_column("image", Image())
+    pairs = make_pairs(dataset)
+    assert pairs.features["image"] == Image()
+    assert pairs.cast_column("image", Image(decode=False))["image"][:] == pictures
+
+
+@pytest.mark.parametrize("as_chat", [False, True])
+def test_messages_that_are_written_as_text(as_chat, caplog):
+    """They are messages where nothing is just text; else that is said."""
+    asked = [user("why")]
+
+    def said(answer):
+        return [{"role": "assistant", "content": answer}]
+
+    for prompt in (asked, json.dumps(asked), str(asked)):
+        whole = [{"prompt": prompt, "response": json.dumps(said(text)), "score": n} for n, text in enumerate("ab")]
+        lists = [{"prompt": prompt, "responses": [json.dumps(said(text)) for text in "ab"], "scores": [0, 1]}]
+        for rows in (whole, lists):
+            (pair,) = of(rows, as_chat=as_chat)
+            assert (pair["prompt"], pair["chosen"], pair["rejected"]) == (asked, said("b"), said("a"))
+    assert "written as text" not in caplog.text
+    (pair,) = of([{"prompt": json.dumps(asked), "responses": ["a", "b"], "scores": [0, 1]}], as_chat=as_chat)
+    assert "1 prompts or answers are messages, written as text, and are taken as text" in caplog.text
+    assert json.dumps(asked) in str(pair["prompt"])
+
+
+@pytest.mark.parametrize("min_gap", [None, 0, 0.2, 1])
+@pytest.mark.parametrize("k", [1, 3, 50])
+def test_the_closest_by_brute_force(k, min_gap):
+    rng = random.Random(k)
+    for levels in (4, 1000):
+        scores = [rng.randrange(levels) * 3 / levels for _ in range(12)]
+        rows = [{"prompt": "p", "responses": [f"r{i}" for i in range(12)], "scores": scores}]
+        every = of(rows, strategy="all", min_gap=min_gap)
+        gaps = sorted(row["score_chosen"] - row["score_rejected"] for row in every)
+        found = of(rows, strategy="closest", k=k, min_gap=min_gap)
+        assert sorted(row["score_chosen"] - row["score_rejected"] for row in found) == gaps[:k]
+        assert texts(found) <= texts(every)
+
+
+def test_thousands_of_answers_to_one_prompt():
+    """Pairs are not all made before the closest is taken; nobody trains on more than a million of one prompt."""
+    rng = random.Random(0)
+    scores = [rng.random() for _ in range(3000)]
+    rows = [{"prompt": "p", "responses": [f"r{i}" for i in range(3000)], "scores": scores}]
+    (pair,) = of(rows, strategy="closest")
+    ranked = sorted(scores)
+    assert pair["score_chosen"] - pair["score_rejected"] == min(np.diff(ranked))
+    (pair,) = of(rows)
+    assert (pair["score_chosen"], pair["score_rejected"]) == (ranked[-1], ranked[0])
+    with pytest.raises(ValueError, match="the 3,000 answers to the prompt of row 0 make more than 1,000,000 pairs"):
+        of(rows, strategy="all")
 
 
 @pytest.mark.parametrize(

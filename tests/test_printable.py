@@ -60,6 +60,8 @@ def test_tables():
     for text in (aligned([[ODD, "1"]], ["a" + ODD, "b"]), markdown_table([ODD, "b"], [[ODD, "c"]])):
         assert not orders(text)
         assert "\\x1b" in text
+    for text in (aligned([["a\nb", "1"]]), markdown_table(["head", "n"], [["a\nb", "1"]])):
+        assert text.splitlines()[-1].split("|")[-3 * ("|" in text) :][0].split()[0] == "a\\nb"
 
 
 @pytest.fixture

@@ -193,6 +193,16 @@ def test_messages_that_were_made_json_twice_are_read():
         open_rows(Dataset.from_list([curly] * 2), "train")
 
 
+def test_a_system_column_that_holds_a_message_or_stands_beside_a_dialogue():
+    row = {"prompt": [says("user", "q")], "chosen": "a", "rejected": "b", "s": json.dumps(says("system", "S"))}
+    for system in (row["s"], f"[{row['s']}]", "S"):
+        (read,) = open_rows(Dataset.from_list([{**row, "s": system}]), "train", None, "s")
+        assert read.prompt == [says("system", "S"), says("user", "q")]
+    dialogue = {side: f"\n\nHuman: q\n\nAssistant: {side}" for side in ("chosen", "rejected")} | {"s": "S"}
+    with pytest.raises(RowError, match=r"row 0 of the train data set: 'Human: q.* marks turns, and system_column='s'"):
+        open_rows(Dataset.from_list([dialogue]), "train", None, "s")
+
+
 @pytest.mark.parametrize(
     ("prompt", "error"),
     [

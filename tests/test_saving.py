@@ -109,6 +109,12 @@ def test_codes_of_a_table_come_back(tmp_path):
     assert rows["qid"][:] == ["7", "007", "8"]
     assert rows["n"][:] == [1, 2, 0]
     assert rows["x"][:] == [0.5, 0.0, 1.5]
+    later = tmp_path / "later"
+    later.mkdir()
+    (later / "a.csv").write_text("zip,qid,prompt,chosen,rejected\n" + "7,8,p,a,b\n" * 1500 + "007,8,p,a,b\n")
+    (later / "b.csv").write_text("zip,qid,prompt,chosen,rejected\n7,08,p,a,b\n")
+    both = load_splits(str(later))["train"]
+    assert (both["zip"][0], both["zip"][1500], both["qid"][0], both["qid"][1501]) == ("7", "007", "8", "08")
     save(rows, tmp_path / "again.csv", ".csv")
     with (tmp_path / "again.csv").open(newline="") as lines:
         again = list(csv.reader(lines))

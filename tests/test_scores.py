@@ -146,6 +146,8 @@ def test_a_list_counts_by_its_extremes():
     assert not ScoreColumns("a", "b").is_gap([0.0, 0.0])
     summary = check_scores(Dataset.from_dict({"margin": [[2.0, 5.0, 1.0], [1.0, 1.0, 1.0]]}), columns, "train")
     assert (summary.max_gap, summary.n_ties) == (4.0, 1)
+    with pytest.raises(ScoreError, match=r"column 'margin', row 1 .* the score \[2.0\] is not a number"):
+        check_scores(Dataset.from_dict({"margin": [[2.0, 5.0], [2.0]]}), columns, "train")
 
 
 def test_gaps_are_counted_in_double_precision():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
 from difflib import SequenceMatcher
@@ -70,6 +71,11 @@ def unknown(what: str, value: Any, known: Iterable[str]) -> ValueError:
     meant = nearest(str(value), names)
     hint = f"; did you mean {meant!r}?" if meant else ""
     return ValueError(f"unknown {what} {shown(value)}; known: {', '.join(names)}{hint}")
+
+
+def odd_letters(name: str) -> str:
+    """The first character that ASCII does not have, by its name: some look like another."""
+    return next((f"{each!r} is {unicodedata.name(each, ascii(each))}" for each in name if not each.isascii()), "")
 
 
 # Objectives in their own right, and one letter from a name of the package

@@ -19,13 +19,17 @@ def aligned(rows: Iterable[Sequence[str]], heads: Sequence[str] = (), left: int 
         indent: before each line.
     """
     sides = {"stralign": "right", "colalign": ["left"] * left}
-    rows, heads = [list(map(printable, row)) for row in rows], list(map(printable, heads))
+    rows, heads = [list(map(_in_a_line, row)) for row in rows], list(map(_in_a_line, heads))
     text = tabulate(rows, heads, "plain", disable_numparse=True, preserve_whitespace=True, **sides)
     return "\n".join(indent + line.rstrip() for line in text.splitlines())
 
 
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table that also reads well on a console: the first column to the left, the others to the right."""
-    heads, *body = ([printable(str(cell)).replace("|", "\\|") for cell in row] for row in (heads, *rows))
+    heads, *body = ([_in_a_line(str(cell)).replace("|", "\\|") for cell in row] for row in (heads, *rows))
     sides = ["left", *["right"] * (len(heads) - 1)]
     return tabulate(body, heads, "pipe", disable_numparse=True, colalign=sides)
+
+
+def _in_a_line(cell: str) -> str:
+    return printable(cell).replace("\n", "\\n")

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from ..checks import Takes, nearest
+from ..checks import Takes, nearest, odd_letters
 from ..redaction import redacted
 from .other_keys import ONE_BASE, foreign, said
 
@@ -54,7 +54,9 @@ def read_yaml(path: str | Path) -> Settings:
     except yaml.MarkedYAMLError as error:
         at = _line_of(error, text)
         line = "" if at is None else f", line {at}"
-        problem = ", ".join(part for part in (error.context, error.problem) if part)
+        of_line = "" if at is None else text.split("\n")[at - 1]
+        blank = odd_letters("".join(filter(str.isspace, of_line)))  # which looks like a space
+        problem = ", ".join(part for part in (error.context, error.problem, blank) if part)
         said = f'{problem}, in "{path}"{line}. A config has one line `key: value` per setting, indented with spaces, '
         raise type(error)(None, None, f"{said}without tags.") from error
     except yaml.reader.ReaderError as error:
@@ -79,7 +81,7 @@ def _line_of(error: yaml.MarkedYAMLError, text: str) -> int | None:
     if error.context is None and error.problem == "mapping values are not allowed here":
         above = list(enumerate(text.split("\n")[:number]))
         before = next(((i, line) for i, line in reversed(above) if line.partition("#")[0].strip()), None)
-        if before is not None and not re.search(r":(\s|$)|^\s*-\s", before[1]):
+        if before is not None and not re.search(r":([ \t]|$)|^\s*-\s", before[1]):
             number = before[0]
     return number + 1
 
@@ -190,7 +192,8 @@ def check_known(
     claimed = {name for keys in theirs.values() for name in keys}
     if left := [name for key, name in plain.items() if key not in claimed]:
         meant = {name: nearest(name, [*known, *also]) for name in left}
-        told = ", ".join(repr(name) + (f" (did you mean {near!r}?)" if near else "") for name, near in meant.items())
+        hints = {name: f"did you mean {near!r}?" if near else odd_letters(name) for name, near in meant.items()}
+        told = ", ".join(repr(name) + (f" ({hint})" if hint else "") for name, hint in hints.items())
         complaints.append(f"unknown {_plural(what, left)} {told}")
     raise ValueError((f"{where}: " if where else "") + "; ".join(complaints))
 

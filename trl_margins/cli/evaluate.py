@@ -24,7 +24,7 @@ from .evaluate_options import EvaluateArguments
 from .inspect import check_figure
 from .measured import Measured, Plan, measure, rewards_of
 from .options import OptionsParser, usage
-from .setup import check_files, find_model, trained_as
+from .setup import check_files, check_format, find_model, trained_as
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +38,9 @@ def main(argv: Sequence[str]) -> int:
         if args.plot:
             check_figure(args.plot)
         check_files((args.json, args.markdown, args.rewards, args.plot), args.dataset_name)
+        check_format(args.json, "JSON", ".json")
+        check_format(args.markdown, "Markdown", ".md")
+        check_format(args.rewards, "JSON lines", ".jsonl")
     import torch
     from accelerate import Accelerator
     from accelerate.utils.memory import clear_device_cache

@@ -15,7 +15,7 @@ from ..evaluation.intervals import student_interval
 from ..evaluation.sets import evaluation_set
 from ..tables import markdown_table
 from .options import LENGTH, OptionsParser, ScoredRowOptions, option, usage
-from .setup import MAX_LENGTH, check_files, find_model, load_model, load_tokenizer, of_training
+from .setup import MAX_LENGTH, check_files, check_format, find_model, load_model, load_tokenizer, of_training
 
 TOP = 5
 
@@ -49,6 +49,7 @@ def main(argv: Sequence[str]) -> int:
     (args,) = OptionsParser("hessian", HessianArguments).parse(argv)
     with usage():
         check_files([args.json], [args.dataset_name])
+        check_format(args.json, "JSON", ".json")
     import torch
     from accelerate.utils import is_peft_model
     from accelerate.utils.memory import clear_device_cache

@@ -22,7 +22,7 @@ from ..rows.scores import find_score_columns
 from ..rows.tokens import read_batch, tokenize_or_errors, unread
 from .options import LENGTH, OptionsParser, ScoredRowOptions, data_first, option, usage, warn_of_unread
 from .pairs import lists_text, summaries_of_lists
-from .setup import check_files, load_tokenizer, max_length_of
+from .setup import check_files, check_format, load_tokenizer, max_length_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -83,6 +83,7 @@ def main(argv: Sequence[str]) -> int:
         Number(least=0).check("score_gap_threshold", args.score_gap_threshold)
         Number(least=0, whole=True).check("ef_sample", args.ef_sample)
         check_files((args.json, args.plot), [args.dataset_name])
+        check_format(args.json, "JSON", ".json")
     splits = chosen_splits(args.dataset_name, args.dataset_config, args.dataset_split)
     if lists := summaries_of_lists(splits, args.score_columns, args.prompt_column, args.system_column):
         splits = {name: split for name, split in splits.items() if name not in lists}

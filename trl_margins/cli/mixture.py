@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..data.loading import load_splits, pick_split
 from ..data.local_files import BUILDERS, builder_of, is_saved, kind_of
-from ..data.media import IMAGES
 from ..rows import RowError
+from ..rows.form import IMAGES
 from ..rows.mixed import mixed
 
 if TYPE_CHECKING:

@@ -89,7 +89,7 @@ def usage() -> Iterator[None]:
 
 
 class _Help(ArgumentDefaultsHelpFormatter):
-    """Every option in one spelling, `--dataset_name DATASET_NAME`; that with dashes works, too."""
+    """Every name of an option in one spelling, `--dataset_name DATASET_NAME`; that with dashes works, too."""
 
     def _get_help_string(self, action: Action) -> str | None:
         return action.help if action.default in (None, False) else super()._get_help_string(action)
@@ -97,8 +97,9 @@ class _Help(ArgumentDefaultsHelpFormatter):
     def _format_action_invocation(self, action: Action) -> str:
         if not action.option_strings or action.dest in ("help", "version"):
             return super()._format_action_invocation(action)
+        names = {name[2:].replace("-", "_"): name for name in reversed(action.option_strings)}
         value = self._format_args(action, self._get_default_metavar_for_optional(action))
-        return " ".join(filter(None, (action.option_strings[0], value)))
+        return " ".join(filter(None, (", ".join(reversed(names.values())), value)))
 
 
 class OptionsParser(TrlParser):

@@ -15,6 +15,8 @@ logger = logging.getLogger(__name__)
 
 WEIGHTS = (".safetensors", ".bin", ".jinja")  # suffixes of the files that make a model what it is
 SHORT = (LookupError, AttributeError, AssertionError, TypeError)  # errors whose text does not stand alone
+# suffixes of files that no command writes as text, or only one of them
+_OTHER_FORMATS = {".csv", ".tsv", ".parquet", ".xlsx", ".yaml", ".html", ".png", ".svg", ".pdf", ".gz", ".md"}
 MAX_LENGTH = 1024  # of a model that this package did not train
 
 
@@ -45,6 +47,21 @@ def check_files(outputs: Iterable[str | Path | None], inputs: Iterable[str | Pat
             raise OSError(f"{file} cannot be written ({error.strerror or error}): name another file") from error
         if is_new:
             file.unlink(missing_ok=True)  # another process may have done so
+
+
+def check_format(file: str | None, name: str, suffix: str) -> None:
+    """
+    Args:
+        file: None stands for a file that nobody wants.
+        name: of its format.
+        suffix: as files of this format have it.
+
+    Raises:
+        ValueError: the file's own is another format's.
+    """
+    own = Path(file or "").suffix.lower()
+    if own != suffix and own in _OTHER_FORMATS:
+        raise ValueError(f"{file} would hold {name}: name it {Path(file or '').stem}{suffix}")
 
 
 def find_model(name: str) -> str:

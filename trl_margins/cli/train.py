@@ -21,7 +21,6 @@ from trl.scripts.utils import DatasetMixtureConfig
 
 from ..checks import check_text
 from ..data.loading import load_splits, pick_split
-from ..data.media import IMAGES
 from ..data.noise import flip_labels, parse_noise
 from ..disk import check_writable
 from ..distributed import agreed, check_processes, wait_before_leaving
@@ -29,6 +28,7 @@ from ..logging import holding_info, release_info
 from ..methods import MARGINS, WEIGHTS, names_of
 from ..redaction import redacted_command, redacted_text
 from ..registry import OPTIONS, base_of, get_method, term_class
+from ..rows.form import IMAGES
 from ..rows.opened import column_names, first_row
 from ..trainers.folder import check_stays, check_unused, holds_model, last_whole_checkpoint, locked
 from .config_file import Settings, check_adapter, check_loading, flags_said, read_yaml

@@ -28,7 +28,7 @@ _FOR_LINES = (".jsonl", ".json", ".ndjson")
 _FOR_COLUMNS = (".csv", ".tsv")
 _OF_ZSTD = (import_module("zstandard").ZstdError,) if ZSTANDARD_AVAILABLE else ()
 _DAMAGES: tuple[type[Exception], ...] = (OSError, EOFError, lzma.LZMAError, zlib.error, *_OF_ZSTD)
-_CODE, _FIRST = re.compile(r"\s*[+-]?0\d+\s*", re.ASCII), 1000
+_CODE = re.compile(r"\s*[+-]?0\d+\s*", re.ASCII)
 _NOT_BLANK = re.compile(r"\S")
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _TOO_DEEP = "lists or objects within one another, deeper than Python reads"
@@ -38,8 +38,8 @@ _DAMAGED = "the file is damaged or was not written to its end"
 
 def check_file(file: Path, only_first: bool = False) -> None:
     """Refuses a file that a reader would silently misread: an empty one, a Git LFS pointer, a CSV file with a column
-    twice, a row with fewer or more fields than columns, one that repeats the header, or text after a closing quote.
-    `only_first` checks one row.
+    twice, a row with fewer or more fields than columns, one that repeats the header, or text after a closing quote;
+    a JSON file with a key twice in one object. `only_first` checks one row of a table, and no JSON.
     """
     with file.open("rb") as content:
         start = content.read(len(_POINTER))
@@ -49,6 +49,26 @@ def check_file(file: Path, only_first: bool = False) -> None:
         raise ValueError(f"{file.name} is only Git LFS's pointer to a file: get the file with `git lfs pull`")
     if any(suffix in file.name.lower() for suffix in _FOR_COLUMNS):
         _check_table(file, only_first)
+    if builder_of(file) == "json" and not only_first:
+        _check_keys(file)
+
+
+def _check_keys(file: Path) -> None:
+    decoder = json.JSONDecoder(object_pairs_hook=_without_repeats, strict=False)
+    number = 0
+    try:
+        with open_text(file) as lines:
+            for number, line in enumerate(lines, start=1):
+                if number == 1 and not isinstance(_object(line), dict):
+                    decoder.decode(line + lines.read())
+                elif line.strip():
+                    decoder.decode(line.strip())
+    except RepeatedKeyError as error:
+        raise ValueError(f"{file.name}, line {number}: {error}") from None
+    except (ValueError, RecursionError):  # whoever reads it says so
+        return
+    except _DAMAGES:
+        return
 
 
 def _check_table(file: Path, only_first: bool) -> None:
@@ -68,10 +88,11 @@ def _check_table(file: Path, only_first: bool) -> None:
             for row in rows:
                 number = rows.line_num
                 if row and len(row) != len(names):
-                    raise ValueError(
-                        f"{file.name}, line {number}: {len(row)} fields, but the header has {len(names)} columns: put "
-                        f"text that has {delimiter!r} or a line break in it in double quotes"
-                    )
+                    found = f"{len(row)} fields, but the header has {len(names)} columns"
+                    fix = f"put text that has {delimiter!r} or a line break in it in double quotes"
+                    if any(field[:1].isspace() and field.lstrip().startswith('"') for field in row):
+                        fix = f"remove the blanks between {delimiter!r} and a double quote, which open no quoted text"
+                    raise ValueError(f"{file.name}, line {number}: {found}: {fix}")
                 if row == names and len(names) > 1:
                     raise ValueError(f"{file.name}, line {number}: the row repeats the header: remove it")
                 if only_first:
@@ -101,14 +122,18 @@ def header_of(file: Path, delimiter: str) -> list[str]:
         return next(filter(None, csv.reader(lines, delimiter=delimiter)), [])
 
 
-def codes_of(file: Path, delimiter: str) -> list[str]:
-    """The columns of a table in whose first rows a number begins with 0, as codes do: `007` is no 7."""
+def codes_of(file: Path, delimiter: str, first: int | None) -> list[str]:
+    """The columns of a table in which a number begins with 0, as codes do: `007` is no 7. `first` is how many rows to
+    look at, by default all.
+    """
     found: dict[str, None] = {}
     with open_text(file, newline="") as lines, suppress(csv.Error):  # of a field that is too long for it
         rows = filter(None, csv.reader(lines, delimiter=delimiter))
         header = next(rows, [])
-        for row in islice(rows, _FIRST):
-            found |= dict.fromkeys(name for name, cell in zip(header, row, strict=False) if _CODE.fullmatch(cell))
+        for row in islice(rows, first):
+            for name, cell in zip(header, row, strict=False):
+                if name not in found and _CODE.fullmatch(cell):
+                    found[name] = None
     return list(found)
 
 
@@ -266,10 +291,16 @@ def _problem_of_line(line: str) -> str | None:
     return None if isinstance(row, dict) else "not an object with a value for each column, so correct or remove it"
 
 
+class RepeatedKeyError(ValueError):
+    """An object has a key twice: some readers take the first of its values, others the last."""
+
+
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if twice := [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]:
-        raise ValueError(f"the key {twice[0]!r} more than once")
-    return dict(pairs)
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise RepeatedKeyError(f"the key {twice!r} more than once in {shortened(found)}: remove one")
+    return found
 
 
 def open_bytes(file: Path) -> BinaryIO:

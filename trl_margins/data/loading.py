@@ -35,6 +35,7 @@ from .media import without_decoding
 from .mixed_json import as_written, fits, python_rows, with_free_parts
 
 _MISSING = ["", "NaN", "nan", "NA", "N/A", "null", "NULL", "None"]  # in the other columns of a table
+_OF_A_STREAM = 1000  # rows of each table that are looked at before it is streamed
 
 _OF_ARROW = (pa.ArrowException, TypeError, ValueError, KeyError)  # where its reader fails, not where a script is met
 
@@ -128,7 +129,7 @@ def _read(path: Path, config: str | None, streaming: bool) -> DatasetDict:
     for file in files:
         check_expansion(file, only_first=streaming)
         check_file(file, only_first=streaming)
-    options |= _options(files)
+    options |= _options(files, _OF_A_STREAM if streaming else None)
 
     def read(splits: Mapping[str, Sequence[Path]], streaming: bool = streaming) -> DatasetDict:
         names = {split: [literal(file) for file in files] for split, files in splits.items()}
@@ -211,12 +212,12 @@ def _one(file: Path, read: Callable[[Mapping[str, Sequence[Path]]], DatasetDict]
         raise ValueError(why_unreadable(file, error)) from error
 
 
-def _options(files: Sequence[Path]) -> dict[str, Any]:
-    """Options of `datasets` that keep text as it is in the file."""
+def _options(files: Sequence[Path], first: int | None) -> dict[str, Any]:
+    """Options of `datasets` that keep text as it is in the files. `first` is how many rows of a table to look at."""
     builder = builder_of(files[0])
     if builder == "csv":
         delimiter = delimiter_of(files[0])
-        texts = (*_texts(), *codes_of(files[0], delimiter))
+        texts = (*_texts(), *chain.from_iterable(codes_of(file, delimiter, first) for file in files))
         missing = dict.fromkeys(header_of(files[0], delimiter), _MISSING)
         return {  # a completion may be "None" or "007"
             "sep": delimiter,

@@ -12,8 +12,6 @@ from datasets.fingerprint import Hasher
 
 from .formats import AnyDataset
 
-IMAGES = ("images", "image")  # the columns that TRL gives to a vision-language model
-
 
 def without_decoding(dataset: AnyDataset, keep: Collection[str] = ()) -> AnyDataset:
     """The same data set, whose rows have images, audio and video as `{"bytes", "path"}`.

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from itertools import chain, permutations
+from itertools import chain
 from types import MappingProxyType
 from typing import Any
 
@@ -20,6 +21,7 @@ from ..rows.form import says, text_of
 from ..rows.lists import ScoredList, ScoredLists, digest
 from ..rows.turns import chat_turns
 from .formats import one_split
+from .media import without_decoding
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +38,7 @@ STRATEGIES: Mapping[str, _Key] = MappingProxyType(
     }
 )
 _ROUNDING = 1e-9  # 0.3 - 0.1 is below 0.2
+_MOST = 1_000_000  # pairs of one prompt
 
 
 def make_pairs(
@@ -71,11 +74,14 @@ def make_pairs(
         if value is not None:
             NUMBERS[name].check(name, value)
     dataset = one_split(dataset, "make_pairs")
-    lists = ScoredLists.of(dataset, "the lists", score_columns, prompt_column, system_column, as_chat)
+    raw = without_decoding(dataset)
+    lists = ScoredLists.of(raw, "the lists", score_columns, prompt_column, system_column, as_chat)
     if drop_truncated and "truncated" not in lists.read_columns:
+        names = dataset.column_names
+        why = "two answers in a row have none" if "truncated" in names else f"there are only {names}"
         raise ValueError(
-            "drop_truncated takes lists with a column truncated, which says of each answer whether it was cut; there "
-            f"are only {dataset.column_names}: leave the option out"
+            "drop_truncated takes lists with a column truncated, which says of each answer whether it was cut; "
+            f"{why}: leave the option out"
         )
     counts: Counter[str] = Counter()
     pairs: list[ScoredList] = []
@@ -94,7 +100,7 @@ def make_pairs(
         why = ", ".join([*_left_out(counts, min_gap), *balanced]) or "none has answers with a text and a score"
         lower = "; a lower min_gap takes more" if counts["close"] and min_gap else ""
         raise ValueError(f"no pair is left of {counts['lists']} lists: {why}{lower}")
-    return pair_rows(lists, pairs)
+    return pair_rows(dataset, lists, pairs)
 
 
 def lists_summary(lists: ScoredLists) -> dict[str, Any]:
@@ -128,22 +134,55 @@ def _pairs_of(
     if max(scores) == min(scores) and min_gap != 0:
         counts["tied"] += 1
         return []
-    best = scores.index(max(scores))
-
-    def is_pair(i: int, j: int) -> bool:
-        gap = scores[i] - scores[j]
-        if strategy.startswith("best") and i != best:
-            return False
-        if gap == 0:
-            return min_gap == 0 and i < j  # of two ties, the first is chosen
-        return gap > 0 and gap >= (min_gap or 0) - _ROUNDING
-
-    candidates = {both: distinct.at(both) for both in permutations(range(len(scores)), 2) if is_pair(*both)}
+    chosen = [scores.index(max(scores))] if strategy.startswith("best") else range(len(scores))
+    found = list(_candidates(scores, chosen, min_gap, k if strategy == "closest" else None, distinct.row))
+    candidates = {both: distinct.at(both) for both in found}
     counts["close"] += not candidates
     if k is not None and len(candidates) > k:
         first = sorted(candidates, key=lambda both: STRATEGIES[strategy](candidates[both], seed))[:k]
         return [candidates[both] for both in sorted(first)]
     return list(candidates.values())
+
+
+def _candidates(
+    scores: Sequence[float], chosen: Sequence[int], min_gap: float | None, closest: int | None, row: int
+) -> Iterator[tuple[int, int]]:
+    """The places of two answers that can be a pair, the better one first.
+
+    Args:
+        chosen: the places of the better one.
+        closest: no pairs but those that are among so many with the smallest gaps, and as close as the last of these.
+
+    Raises:
+        ValueError: more pairs of one prompt than anyone can train on, which would take hours to sort.
+    """
+    values, places = np.asarray(scores), np.arange(len(scores))
+
+    def gaps_of(i: int) -> tuple[np.ndarray, np.ndarray]:
+        gaps = values[i] - values
+        is_pair = (gaps > 0) & (gaps >= (min_gap or 0) - _ROUNDING)
+        if min_gap == 0:
+            is_pair |= (gaps == 0) & (places > i)  # of two ties, the first is chosen
+        return gaps, is_pair
+
+    most = math.inf
+    if closest is not None:
+        smallest = np.empty(0)
+        for i in chosen:
+            gaps, is_pair = gaps_of(i)
+            smallest = np.sort(np.concatenate([smallest, gaps[is_pair]]))[:closest]
+        most = smallest.max(initial=0.0)
+    n = 0
+    for i in chosen:
+        gaps, is_pair = gaps_of(i)
+        found = places[is_pair & (gaps <= most)].tolist()
+        n += len(found)
+        if n > _MOST:
+            raise ValueError(
+                f"the {len(scores):,} answers to the prompt of row {row} make more than {_MOST:,} pairs: take another "
+                "strategy, such as best-worst, or leave answers out"
+            )
+        yield from ((i, j) for j in found)
 
 
 def _gap(pair: ScoredList) -> float:
@@ -214,8 +253,10 @@ def _balanced(pairs: list[ScoredList], seed: int) -> list[ScoredList]:
     return [pair for i, pair in enumerate(pairs) if i not in surplus]
 
 
-def pair_rows(lists: ScoredLists, pairs: Sequence[ScoredList]) -> Dataset:
-    """The rows of a preference set; each pair is a list of two, the chosen one first."""
+def pair_rows(dataset: Dataset, lists: ScoredLists, pairs: Sequence[ScoredList]) -> Dataset:
+    """The rows of a preference set, with the data set's other columns; each pair is a list of two, the chosen one
+    first.
+    """
     are_messages = any(not isinstance(pair.prompt, str) for pair in pairs)
     rows: dict[str, list[Any]] = {"prompt": [], "chosen": [], "rejected": []}
     for pair in pairs:
@@ -228,7 +269,7 @@ def pair_rows(lists: ScoredLists, pairs: Sequence[ScoredList]) -> Dataset:
     if any(model is not None for pair in pairs for model in pair.models):
         rows |= {name: [pair.models[i] for pair in pairs] for i, name in enumerate(PAIR_MODELS)}
     kept = [name for name in lists.of_prompts if name not in rows]
-    others = lists.dataset.with_format(None).select_columns(kept).select([pair.row for pair in pairs])
+    others = dataset.with_format(None).select_columns(kept).select([pair.row for pair in pairs])
     texts = ("prompt", "chosen", "rejected")
     features: dict[str, Any] = {}
     if are_messages and not all(map(_is_plain, chain.from_iterable(chain(*(rows[name] for name in texts))))):

@@ -14,6 +14,7 @@ from datasets import Dataset, DatasetDict
 from ..rows.list_forms import FORMS, list_form
 from ..rows.lists import ScoredList, ScoredLists, digest
 from .formats import one_split
+from .media import without_decoding
 from .pairing import PAIR_MODELS, pair_rows
 
 logger = logging.getLogger(__name__)
@@ -99,7 +100,8 @@ def generalization_splits(
             raise ValueError(f"pairs need the columns {missing}, and the data set has only {names}")
         splits = {name: dataset.select(indices) for name, indices in _split_pairs(rows, models, draw).items()}
     elif list_form(names, score_columns) is not None:
-        splits = _split_lists(ScoredLists.of(rows, "the lists", score_columns, strict=True), draw)
+        lists = ScoredLists.of(without_decoding(rows), "the lists", score_columns, strict=True)
+        splits = _split_lists(rows, lists, draw)
     else:
         raise ValueError(
             f"the data set has neither the columns of pairs (prompt, chosen, rejected, {', '.join(PAIR_MODELS)}) nor "
@@ -213,7 +215,7 @@ def _split_pairs(rows: Dataset, columns: Sequence[str], draw: _Draw) -> dict[str
     return splits | {"response_ood": known}
 
 
-def _split_lists(lists: ScoredLists, draw: _Draw) -> dict[str, Dataset]:
+def _split_lists(dataset: Dataset, lists: ScoredLists, draw: _Draw) -> dict[str, Dataset]:
     prompts: dict[str, str] = {}  # of each list
     answers: dict[str, ScoredList] = {}
     found = list(lists)
@@ -262,7 +264,7 @@ def _split_lists(lists: ScoredLists, draw: _Draw) -> dict[str, Dataset]:
         del unseen_answers[key]
     if untrained:
         logger.info("left out %d prompts of response_ood that have no training pair", len(untrained))
-    rows = pair_rows(lists, [ranked.at([-1, 0]) for some in splits.values() for ranked in some.values()])
+    rows = pair_rows(dataset, lists, [ranked.at([-1, 0]) for some in splits.values() for ranked in some.values()])
     ends = accumulate(map(len, splits.values()))
     return {name: rows.select(range(end - len(splits[name]), end)) for name, end in zip(splits, ends, strict=True)}
 

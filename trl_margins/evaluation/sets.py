@@ -10,9 +10,8 @@ from typing import Literal
 
 from datasets import Dataset, Value
 
-from ..data.media import IMAGES
 from ..rows import PreferenceRow, open_rows
-from ..rows.form import COMPLETIONS, Message, is_list_of, says
+from ..rows.form import COMPLETIONS, Message, is_list_of, refuse_images, says
 from ..rows.list_forms import FORMS, list_form
 from ..rows.lists import ScoredLists, row_of
 from ..rows.opened import first_row, is_blank
@@ -68,11 +67,7 @@ def evaluation_set(
         score_columns = score_columns if columns.issuperset(score_columns or ()) else None
         prompt_column = prompt_column if prompt_column in columns else None
         system_column = system_column if system_column in columns else None
-    if images := [column for column in IMAGES if column in columns]:
-        raise ValueError(
-            f"{name}: completions are scored by their text alone, and there is the column {images[0]!r}: to leave the "
-            "images out, remove the column"
-        )
+    refuse_images(dataset.column_names, f"{name}: completions are scored")
     form = list_form(columns, score_columns, prompt_column)
     if form is not None and (form.is_plain or not {"chosen", "rejected"} <= columns):
         as_chat = as_chat and not form.is_plain

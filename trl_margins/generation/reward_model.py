@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from ..forward.positions import positions_of
 from ..rows import PreferenceRow, RowError, open_rows, tokenize
-from ..rows.form import Part, says, text_of
+from ..rows.form import Part, refuse_images, says, text_of
 from ..rows.list_forms import list_form
 from ..rows.lists import ScoredLists
 from ..rows.turns import chat_turns, unsplit_note
@@ -78,6 +78,7 @@ def rows_to_score(
         RowError: a row that cannot be read, or answers that are neither pairs nor in a list.
     """
     columns = dataset.column_names
+    refuse_images(columns, f"the {split} data set: answers are scored")
     are_pairs = {"chosen", "rejected"} <= set(columns)
     form = list_form(columns, None, prompt_column, scored=are_pairs)
     in_lists = form is not None and form.kind in ("columns", "structs")

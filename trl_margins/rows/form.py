@@ -21,6 +21,7 @@ Part = str | list[Message]
 COMPLETIONS = ("chosen", "rejected")
 SHAREGPT = ("conversations", "conversation")  # hold the prompt's messages where there is no prompt column
 TEMPLATE = ("tools", "chat_template_kwargs")  # variables of the chat template
+IMAGES = ("images", "image")  # the columns that TRL gives to a vision-language model
 
 # Columns that often hold the prompt or a part of it, in data sets that do not call it "prompt"
 _LIKE_A_PROMPT = (
@@ -200,8 +201,14 @@ class RowReader:
     ) -> tuple[Part, list[Part]]:
         if self.system_column is None:
             return prompt, completions
+        dialogue = prompt.strip() if isinstance(prompt, str) else ""
+        if dialogue.startswith("Human:") and dialogue.endswith("\nAssistant:"):
+            raise RowError(
+                f"{where}: {shortened(dialogue)} marks turns, and system_column={self.system_column!r} makes messages "
+                "of the row, one of which would hold them all: save it as lists of messages with role and content"
+            )
         system = row.get(self.system_column)
-        text = text_of(self._part(self.system_column, system, where)) if system else ""
+        text = text_of(self._part(self.system_column, messages_in(system), where)) if system else ""
         return with_system(text, prompt, completions, f"column {self.system_column!r}, {where}")
 
     def _prompt(self, row: Mapping[str, Any], where: str) -> Part | None:
@@ -362,6 +369,15 @@ def require_columns(names: Sequence[str], split: str) -> None:
         )
 
 
+def refuse_images(names: Sequence[str], what: str) -> None:
+    """Raises a RowError if there are images, of which text alone says nothing. `what` begins the message."""
+    if images := [name for name in IMAGES if name in names]:
+        raise RowError(
+            f"{what} by their text alone, and there is the column {images[0]!r}: to leave the images out, remove the "
+            "column"
+        )
+
+
 def require_named(
     names: Sequence[str], split: str, prompt_column: str | None = None, system_column: str | None = None
 ) -> None:
@@ -455,6 +471,13 @@ def spelled(value: Any) -> Any:
             except (ValueError, SyntaxError, MemoryError, RecursionError):
                 continue
     return value
+
+
+def messages_in(value: Any) -> Any:
+    """The messages that a text spells, or the one; else the value."""
+    found = spelled(value)
+    found = [found] if isinstance(found, Mapping) else found
+    return found if is_messages(found) else value
 
 
 def stored_messages(text: str) -> Any:

@@ -23,6 +23,7 @@ from datasets import ClassLabel, Dataset
 from ..checks import truth_of
 from . import votes
 from .form import (
+    IMAGES,
     SHAREGPT,
     TEMPLATE,
     Part,
@@ -30,6 +31,7 @@ from .form import (
     RowError,
     RowReader,
     is_messages,
+    messages_in,
     part_of,
     pruned,
     says,
@@ -51,6 +53,7 @@ RESPONSE_KEYS = ("response", "answer", "completion", "text", "content")
 RATINGS = ("overall_score", "fine-grained_score", "score", "rating", "reward", "rank")
 ASPECTS = ("helpfulness", "honesty", "instruction_following", "truthfulness")  # of UltraFeedback's annotations
 
+_MEDIA = (*IMAGES, "audio", "audios", "video", "videos")  # belong to a prompt, beside its text
 _UNRATED = {"", "n/a", "na", "nan", "none", "null"}
 
 # What is left out, or deserves a warning
@@ -65,6 +68,10 @@ _SEVERAL_TURNS = (
     "no prompt of the other"
 )
 _BROKEN_TEXT = "{n} texts held half of a surrogate pair, which was replaced"
+_SPELLED = (
+    "{n} prompts or answers are messages, written as text, and are taken as text: if they are messages, save them as "
+    "lists"
+)
 _FORGED = (
     "{n} answers have the overall_score 10 and a mean rating of at most 2: early revisions of UltraFeedback have 10 "
     "where the annotator wrote 1. Load a later revision, or rate by the mean of the annotations: "
@@ -228,7 +235,7 @@ class ScoredLists:
             if (found := self._made(row, i, *parts)) is None:
                 self.counts[_NO_ANSWERS] += kind != "one"
             elif self.scored:
-                groups[self._key(found)].append(found)
+                groups[self._key(found, row)].append(found)
             else:
                 yield found
         if kind == "structs" and self.scored and self.counts[_NO_SCORE] and not self.rated_by:
@@ -239,18 +246,18 @@ class ScoredLists:
         self.counts[_MERGED] = 0 if kind in ("one", "two") else sum(map(len, groups.values())) - len(groups)
         yield from map(self._merged, groups.values())
         for reason, n in (+self.counts).items():
-            level = logging.WARNING if reason == _FORGED else logging.INFO
+            level = logging.WARNING if reason in (_FORGED, _SPELLED) else logging.INFO
             logger.log(level, f"{self.reader.split}: {reason.format(n=n, rows=len(self.dataset))}")
         if note := unsplit_note(self.unsplit):
             logger.warning(f"{self.reader.split}: {note}")
         for note in unused_notes(self.unused, len(self.dataset), self.reader):
             logger.warning(f"{self.reader.split}: {note}")
 
-    def _key(self, found: ScoredList) -> str:
+    def _key(self, found: ScoredList, row: Mapping[str, Any]) -> str:
         """The same for what belongs together. A vote tells nothing of the answers of other votes."""
         answers = sorted(map(digest, found.responses)) if self.form.is_vote else []
         alone = None if found.prompt else found.row  # rows without a prompt have none in common
-        return digest(found.prompt, found.template, answers, alone)
+        return digest(found.prompt, found.template, [row.get(name) for name in _MEDIA], answers, alone)
 
     def _merged(self, some: Sequence[ScoredList]) -> ScoredList:
         if len(some) == 1 and self.form.kind != "two":
@@ -267,7 +274,7 @@ class ScoredLists:
     def of_prompts(self) -> list[str]:
         """The columns that say something of the prompts, and nothing of one answer, or of a pair."""
         form, columns = self.form, self.reader.columns
-        not_kept = {*self.read_columns, *form.responses, *MODELS, *HELPSTEER} - {*TEMPLATE}
+        not_kept = {*self.read_columns, *form.responses, *MODELS, *HELPSTEER} - {*TEMPLATE, *_MEDIA}
         not_kept |= {"evaluation_factor", "is_flipped", "truncated"}
         if form.kind == "two":
             not_kept |= {*chain(*VOTES), "turn", "labels", "score_ratio", "seconds_difference"}
@@ -279,8 +286,9 @@ class ScoredLists:
             return kept
         first: dict[str, Mapping[str, Any]] = {}
         differing: set[str] = set()
+        of_key = [str(form.prompt), *(name for name in kept if name in (*TEMPLATE, *_MEDIA))]
         for row in raw_rows(self.dataset, [str(form.prompt), *kept], self.reader.split):
-            there = first.setdefault(digest(row[str(form.prompt)]), row)
+            there = first.setdefault(digest(*(row[name] for name in of_key)), row)
             differing |= {name for name in kept if row[name] != there[name]}
         return [name for name in kept if name not in differing]
 
@@ -288,7 +296,7 @@ class ScoredLists:
     def read_columns(self) -> list[str]:
         form = self.form
         names = [form.prompt, self.reader.system_column, *form.responses, *form.score_columns, *form.models, *TEMPLATE]
-        names += ["turn", "labels"] if form.kind == "two" else ["truncated"] if form.kind == "columns" else []
+        names += [*_MEDIA, *(("turn", "labels") if form.kind == "two" else ("truncated",))]
         return [name for name in dict.fromkeys(names) if name in self.reader.columns]
 
     @cached_property
@@ -334,9 +342,12 @@ class ScoredLists:
                     ratings = self._ratings(response, f"column {column!r}, {self._where(i)}{which}")
                 response = response[key]
             elif is_structs and response is not None:
+                fix = "rename its keys with dataset.map"
+                if isinstance(response, str):
+                    fix = "if the scores are in a column of their own, name it with score_columns (--score_columns)"
                 raise RowError(
                     f"column {column!r}, {self._where(i)}{which}: {shortened(response)} is no mapping with one of "
-                    f"{', '.join(RESPONSE_KEYS)}: rename its keys with dataset.map"
+                    f"{', '.join(RESPONSE_KEYS)}: {fix}"
                 )
             score = self._score(ratings, i, which)
             answers.append(Answer(pruned(response, within), score, model, bool(beside["truncated"][j])))
@@ -372,7 +383,9 @@ class ScoredLists:
             raise RowError(f"column {form.prompt!r}, {self._where(i)}: {prompt}: drop the row")
         response = pruned(row[column], self.reader.features[column])
         score = self._score({name: row[name] for name in form.scores}, i)
-        return self._asked(row, i), [Answer(response, score, row[form.models[0]] if form.models else None)]
+        (is_cut,) = self._truths([row.get("truncated")], i)
+        model = row[form.models[0]] if form.models else None
+        return self._asked(row, i), [Answer(response, score, model, is_cut)]
 
     # Their parts
 
@@ -527,18 +540,25 @@ class ScoredLists:
         answers = self._there(answers, i)
         if not answers and self.scored:
             return None
+        responses = [answer.response for answer in answers]
         # beside answers in text, a prompt that is JSON may be just that, as for `RowReader`
         were_text = self.form.kind in ("columns", "structs") and isinstance(row[self.form.responses[0]], str)
-        if were_text or not all(isinstance(answer.response, str) for answer in answers):
+        if were_text or not all(isinstance(response, str) for response in responses):
             prompt = found if is_messages(found := spelled(prompt)) else prompt
+        texts = [part for part in (prompt, *responses) if isinstance(part, str)]
+        n_spelled = sum(is_messages(spelled(text)) for text in texts)
+        if n_spelled == len(texts) and responses:  # nothing is just text
+            prompt, *responses = map(spelled, (prompt, *responses))
+        else:
+            self.counts[_SPELLED] += n_spelled
         if self.as_chat and isinstance(prompt, str):
             prompt = chat_turns(prompt)
             if unsplit_mark(prompt):
                 self.unsplit.append((prompt, i))
-        whole = row_of(prompt, [answer.response for answer in answers], where, self.reader.template(row, where))
+        whole = row_of(prompt, responses, where, self.reader.template(row, where))
         asked, responses = whole.prompt, whole.completions
         if (system := self.reader.system_column) is not None:
-            text = text_of(self._part(row[system], system, i)) if row[system] else ""
+            text = text_of(self._part(messages_in(row[system]), system, i)) if row[system] else ""
             asked, responses = with_system(text, asked, responses, f"column {system!r}, {where}")
         count_unused(self.unused, row, i, text_of(asked), self._suspects)
         answers = [a._replace(response=response) for a, response in zip(answers, responses, strict=True)]

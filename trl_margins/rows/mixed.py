@@ -33,18 +33,19 @@ def mixed(parts: Sequence[tuple[str, Dataset]]) -> Dataset:
     ways = {(each.reader.repeats_prompt, each.reader.stored) for each in opened}
     if len(ways) == 1 and all(dataset.features == sets[0].features for dataset in sets):
         return concatenate_datasets(sets)
+    features = [dataset.features for dataset in sets]
+    alike = {name for name in sets[0].column_names if len({str(each.get(name)) for each in features}) == 1}
     scores = [find_score_columns(dataset.column_names) for dataset in sets]
+    if scores[0] and len({*scores}) == 1 and alike.issuperset(scores[0].names):
+        scores = [None] * len(sets)  # they stay where they are
     without = [name for (name, _), found in zip(parts, scores, strict=True) if found is None]
     if without and len(without) < len(parts):
         logger.warning("no scores in %s, so those of the other sets are left out", ", ".join(without))
-    common = [
-        name
-        for name in sets[0].column_names
-        if name not in (*_PARTS, *SCORES) and len({str(dataset.features.get(name)) for dataset in sets}) == 1
-    ]
+    read_scores = {name for found in scores if found for name in (*SCORES, *found.names)}
+    common = [name for name in sets[0].column_names if name in alike and name not in (*_PARTS, *read_scores)]
     read = [_read(each, None if without else found, common) for each, found in zip(opened, scores, strict=True)]
     dropped = {name for dataset in sets for name in dataset.column_names} - set(read[0].column_names)
-    dropped -= {name for found in scores if found for name in found.names}
+    dropped -= read_scores
     if dropped:
         logger.info("columns that not all sets have in one type are left out: %s", ", ".join(sorted(dropped)))
     unused = [name for name in TEMPLATE if not any(name in dataset.column_names for dataset in sets)]

@@ -7,7 +7,18 @@ from dataclasses import replace
 
 from datasets import Dataset
 
-from .form import SHAREGPT, Part, PreferenceRow, RowError, RowReader, is_list_of, require_named, spelled, text_of
+from .form import (
+    SHAREGPT,
+    Part,
+    PreferenceRow,
+    RowError,
+    RowReader,
+    is_list_of,
+    refuse_images,
+    require_named,
+    spelled,
+    text_of,
+)
 from .opened import (
     Seen,
     count_unused,
@@ -41,11 +52,12 @@ def open_prompts(
         as_chat: a prompt in text, without completions beside it, is the user's message.
 
     Raises:
-        RowError: no column with prompts, or a row without one.
+        RowError: no column with prompts, a row without one, or images.
     """
     if not len(dataset):
         raise RowError(f"the {split} data set has no rows")
     columns = dataset.column_names
+    refuse_images(columns, f"the {split} data set: prompts are answered")
     if {"chosen", "rejected"} <= set(columns) and not is_list_of(dataset[0]["chosen"], str):  # RM-Bench's
         rows = [replace(row, completions=[]) for row in open_rows(dataset, split, prompt_column, system_column)]
     else:

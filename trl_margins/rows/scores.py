@@ -91,7 +91,8 @@ def as_number(value: Any) -> Any:
 
 def _extremes(scores: list[Any]) -> tuple[Any, Any]:
     numbers = [as_number(score) for score in scores]
-    bad = [score for score in numbers if problem_of(score)] if numbers else [None]
+    # of one there is no difference
+    bad = [score for score in numbers if problem_of(score)] if len(numbers) > 1 else [scores or None]
     return (bad[0], bad[0]) if bad else (max(numbers), min(numbers))
 
 

@@ -44,7 +44,8 @@ def check_metric(config: Any) -> None:
         return
     group, _, name = wanted.removeprefix("eval_").rpartition("/")
     logged = {**_LOGGED, "": (*_LOGGED[""], *_OF_BASE[config._base])}
-    if name not in logged.get(group, (name,)):  # terms have groups of their own
+    others = _OF_TRANSFORMERS if not group else ()
+    if name not in (*logged.get(group, (name,)), *others):  # terms have groups of their own
         known = [f"{of}/{each}" if of else each for of, names in logged.items() for each in names]
         raise unknown("metric_for_best_model", wanted, [f"eval_{each}" for each in known])
 

@@ -41,7 +41,7 @@ from ..rewards import REWARDS, LogRatioReward, MeanLogRatioReward, Reward
 from ..terms import Term
 from ..terms.evaluation_factor import FLOOR
 from .elsewhere import elsewhere
-from .trls_fields import check_for_trl, check_installed, check_optimizer
+from .trls_fields import check_for_trl, check_installed, check_optimizer, naming_backend
 
 logger = logging.getLogger(__name__)
 
@@ -462,7 +462,8 @@ class MarginOptions(KeepsSecrets):
                 new, old = (name + end for name in NAMES)
                 if getattr(self, new, old) is None:
                     setattr(self, new, getattr(self, old, None))
-            super().__post_init__()
+            with naming_backend(self):
+                super().__post_init__()
             arguments.load_best_model_at_end = keeps_best
             for kind in _KINDS:
                 self.terms(kind)  # now, rather than after the model was loaded

@@ -255,8 +255,6 @@ class FiniteSteps(TrainerCallback):
         marks = torch.stack([mark.long().to(self.trainer.accelerator.device) for mark in self._marks()])
         found = marks if alone else self.trainer.accelerator.reduce(marks, "sum")
         n_broken, n_still = found.tolist()
-        if n_broken and self._last is None:
-            raise FloatingPointError(self._changed(alone))
         self._heed(n_broken, n_still, is_last, alone)
 
     def _marks(self) -> tuple[Tensor, Tensor]:
@@ -267,10 +265,10 @@ class FiniteSteps(TrainerCallback):
     def _heed(self, n_broken: int, n_still: int, is_last: bool = False, alone: bool = False) -> None:
         """What `_marks` says of all ranks."""
         last, trainer = self._last, self.trainer
+        if n_broken:
+            raise FloatingPointError(self._changed(alone) if last is None else self._broken(last, alone))
         if last is None:
             return
-        if n_broken:
-            raise FloatingPointError(self._broken(last, alone))
         self._last = last if alone else None
         if self._sample is None or alone:
             return

@@ -149,6 +149,8 @@ class MarginMixin(BestMixin, CardMixin, PushMixin, InterruptsMixin, CheckpointMi
         print_lines(self.callback_handler)
         if self.accelerator.device.type == "cpu":  # PyTorch ignores it there, and warns of it at every data loader
             self.args.dataloader_pin_memory = False
+            if self.accelerator.mixed_precision == "fp16":
+                logger.warning("no effect of fp16: on a CPU, accelerate has mixed precision in bfloat16 (bf16) alone")
         warn_if_unsharded(self.accelerator)
         keep_outputs_of_fsdp(self.accelerator)
         check_one_device(self.model)

@@ -16,11 +16,12 @@ from trl.trainer.utils import global_then_local_main_first
 
 from ..data.evaluation_factors import add_evaluation_factor, check_evaluation_factors, warn_of_few_words
 from ..data.formats import as_plain
-from ..data.media import IMAGES, without_decoding
+from ..data.media import without_decoding
 from ..objective import Objective
 from ..pairs import FACTOR, IS_FLIPPED, ROW, SCORE_CHOSEN, SCORE_REJECTED, SCORES
 from ..report.card import SetFacts
-from ..rows import OpenedSet, open_rows
+from ..rows import OpenedSet, RowError, open_rows
+from ..rows.form import COMPLETIONS, IMAGES
 from ..rows.opened import column_names
 from ..rows.scores import (
     ScoreColumns,
@@ -198,6 +199,11 @@ def _without_tensors(dataset: Any, split: str, takes_images: bool) -> Any:
             "(MarginDPOTrainer, --base dpo). To train on the text alone, remove the column"
         )
     extras = [name for name in names if name.endswith(_TOKEN_ENDINGS) or (images and name in _OTHER_KINDS)]
+    if not {*COMPLETIONS} & {*names} and any("input_ids" in name for name in extras):
+        raise RowError(
+            f"the {split} data set is tokenized already ({', '.join(extras)}), and the trainer tokenizes it: give the "
+            "texts or messages, as prompt, chosen and rejected"
+        )
     if extras:
         logger.info(f"{split}: leaving out {' and '.join(extras)}, which TRL would misread beside chosen and rejected")
         dataset = dataset.remove_columns(extras)

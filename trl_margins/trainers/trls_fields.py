@@ -7,7 +7,8 @@ from __future__ import annotations
 import inspect
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -70,6 +71,8 @@ def check_for_trl(config: TrainingArguments) -> None:
             f"label_smoothing_factor={config.label_smoothing_factor:g} is transformers', for a loss over all "
             "tokens, which no preference loss reads: leave it out. label_smoothing is that of the labels of pairs"
         )
+    if config.fsdp_config and not config.fsdp:
+        logger.warning("no effect of fsdp_config: fsdp is off")
     _check_schedule(config, mappings["lr_scheduler_kwargs"])
 
 
@@ -80,6 +83,20 @@ def check_installed(config: TrainingArguments) -> None:
     """
     if config.deepspeed and not is_deepspeed_available():
         raise ValueError(f"deepspeed={shown(config.deepspeed)} needs the package of that name: pip install deepspeed")
+
+
+@contextmanager
+def naming_backend(config: TrainingArguments) -> Iterator[None]:
+    """What accelerate says of a process group that it cannot have names the field that asks for it."""
+    try:
+        yield
+    except ValueError as error:
+        if config.ddp_backend and ("backend" in str(error) or "process group" in str(error)):
+            raise ValueError(
+                f"ddp_backend={config.ddp_backend!r} does not go with this device, or no launcher has started "
+                f"processes ({str(error).rstrip('.')}): leave it out, and accelerate takes the device's own"
+            ) from error
+        raise
 
 
 def _mapping(config: TrainingArguments, name: str) -> Mapping[str, Any]:

@@ -117,15 +117,14 @@ def fault_of(checkpoint: str | Path) -> str | None:
         state = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
     except FileNotFoundError:
         return f"its {TRAINER_STATE_NAME}, which is written last, is missing"
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
-        state = TrainerState()
-    if (
-        not isinstance(state.global_step, int)
-        or not state.global_step
-        or not isinstance(state.stateful_callbacks, dict)
-        or not is_history(state.log_history)
-    ):
+    except TypeError as error:
+        return f"its {TRAINER_STATE_NAME} is no trainer state of this version of transformers ({error})"
+    except (OSError, ValueError, AttributeError, RecursionError):
         return f"its {TRAINER_STATE_NAME}, which is written last, is cut off or no trainer state"
+    if not isinstance(state.global_step, int) or not state.global_step:
+        return f"its {TRAINER_STATE_NAME} has {state.global_step!r} as global_step"
+    if not is_history(state.log_history):
+        return f"its {TRAINER_STATE_NAME} has a log_history that is no list of what was logged"
     if step_of(folder.absolute()) not in (None, state.global_step):
         return f"its {TRAINER_STATE_NAME} is of step {state.global_step}: give the folder its name again"
     try:

@@ -12,12 +12,11 @@ import numpy as np
 
 from ...pairs import IS_FLIPPED
 from ...rows import PreferenceRow, RowError, RowReader
-from ...rows.form import require_columns
+from ...rows.form import IMAGES, require_columns
 from ...rows.opened import RowCounts, count_rows, notes, reader_for, why_refused
 from ...rows.scores import ScoreError, count_flipped
 from ..evaluation_factors import add_columns
 from ..formats import transformed
-from ..media import IMAGES
 from . import counting
 from .counting import FACTOR, ROUGE_L, shortened
 from .factor_margins import FactorMargins, factor_margins

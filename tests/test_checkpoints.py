@@ -41,6 +41,7 @@ from trl_margins.terms import Term
 from trl_margins.trainers.checkpoints import _of_every_rank, load_states, run_settings, save_states
 from trl_margins.trainers.configs import config_class
 from trl_margins.trainers.folder import last_whole_checkpoint
+from trl_margins.trainers.loaded_optimizers import as_values
 from trl_margins.trainers.named import trainer_class
 from trl_margins.trainers.whole import is_whole
 
@@ -335,6 +336,10 @@ def test_an_option_of_ones_own_optimizer_that_is_another(said, tiny_model, token
     run(first).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 
+def test_a_rate_in_a_tensor_is_the_number_that_it_was():
+    assert as_values({"lr": torch.tensor(0.01), "betas": [0.9, 0.99]}) == {"lr": 0.01, "betas": (0.9, 0.99)}
+
+
 def halves(step: int) -> float:
     return 0.5
 
@@ -358,8 +363,8 @@ PLATEAUS = partial(ReduceLROnPlateau, mode="max")
 
 # made as at first and otherwise, and what is said
 SCHEDULED: dict[str, tuple[Any, Any]] = {
-    "schedule's part 2's function 1 1, 1, 1 .* → 0.5, 0.5, 0.5": (then, partial(then, function=halves)),
-    "schedule's part 2's function 1 1, 1, 1 .* → 1, 1, 1": (then, partial(then, function=later)),
+    "schedule's part 2's function 1 1, 1, 1.* → 0.5, 0.5, 0.5": (then, partial(then, function=halves)),
+    "schedule's part 2's function 1 1, 1, 1, 1, 1, 1 .* → 1, 1, 1, 1, 0.5, 0.5": (then, partial(then, function=later)),
     r"schedule's milestones \[4\] → \[3\]": (then, partial(then, milestone=3)),
     r"schedule's max_lr \[0.1\] → \[0.2\]": (
         partial(CYCLES, max_lr=0.1),

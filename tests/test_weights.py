@@ -298,9 +298,10 @@ class Ends(TrainerCallback):
         control.should_training_stop = True
 
 
-def test_a_run_that_ends_in_its_warmup(tiny_model, tokenizer, tmp_path, caplog):
-    """Where its schedule would have gone on."""
-    options = {"lr_scheduler_type": "linear", "warmup_steps": 2, "max_steps": 5}
+@pytest.mark.parametrize("saves", [{}, {"save_strategy": "steps", "save_steps": 1}])
+def test_a_run_that_ends_in_its_warmup(saves, tiny_model, tokenizer, tmp_path, caplog):
+    """Where its schedule would have gone on; also if a checkpoint has looked at the weights before."""
+    options = {"lr_scheduler_type": "linear", "warmup_steps": 2, "max_steps": 5, **saves}
     trainer = build(tiny_model, tokenizer, tmp_path, **options)
     trainer.add_callback(Ends())
     assert "no weight has changed up to step 1, by a sample of each tensor, although" in said(trainer, caplog)

@@ -139,6 +139,7 @@ def run_settings(trainer: MarginTrainer) -> dict[str, Any]:
         "reference": _name_of(reference) if objective.needs_reference else None,
         "reference_config": _config_of(reference) if objective.needs_reference else None,
         "reference_types": _types_of(reference) if objective.needs_reference else None,
+        "reference_attention": _attention_of(reference) if objective.needs_reference else None,
         "fixed_weights": _weights_read(trainer),
         "reward": objective.reward.name,
         "weight": ", ".join(term.name for term in objective.weights) or None,
@@ -164,7 +165,7 @@ def run_settings(trainer: MarginTrainer) -> dict[str, Any]:
         "optimizer_arguments": None if trainer._made_optimizer or not groups else of_arguments(unwrapped(optimizer)),
         **_schedule_given(trainer),
         "adapter": json.loads(json.dumps(adapter, default=str)),
-        "attention": getattr(causal_model(trainer.model).config, "_attn_implementation", None),
+        "attention": _attention_of(trainer.model),
         "weight_types": _types_of(trainer.model),
         "trained_parameters": f"{len(names)} tensors ({hashlib.sha256(' '.join(names).encode()).hexdigest()[:8]})",
         "train_rows": len(rows) if hasattr(rows, "__len__") else None,
@@ -248,6 +249,10 @@ def _config_of(model: Any) -> dict[str, Any]:
 
 def _types_of(model: Any) -> str:
     return ", ".join(sorted({str(each.dtype).removeprefix("torch.") for each in model.parameters()}))
+
+
+def _attention_of(model: Any) -> str | None:
+    return getattr(causal_model(model).config, "_attn_implementation", None)
 
 
 def _name_of(model: Any) -> str:

@@ -86,12 +86,15 @@ def of_attributes(part: Any) -> dict[str, str]:
 
 
 def of_optimizer(optimizer: Any, model: Any) -> str | None:
-    """The class of an optimizer, and the order of its parameters, which its state has by their numbers."""
+    """The class of an optimizer, and its parameters in their order, by which its state has them."""
     if optimizer is None:
         return None
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     order = " ".join(names.get(id(each), "") for group in optimizer.param_groups for each in group["params"])
-    return f"{type(optimizer).__name__} ({hashlib.sha256(order.encode()).hexdigest()[:8]})"
+    sizes = " + ".join(str(len(group["params"])) for group in optimizer.param_groups)
+    return (
+        f"{type(optimizer).__name__} ({sizes} tensors in the order {hashlib.sha256(order.encode()).hexdigest()[:8]})"
+    )
 
 
 def of_reference(model: Any, reference: Any) -> str | None:

@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 _IN_A_ROW = 10  # so many steps left out one after another are no accident
 _NAMED = 8  # pairs that a message names
+_LARGE = 1e6  # weights of pairs beyond any use
 _GROWN = 1000  # times as large as before training, and no model is left
 
 
@@ -231,7 +232,7 @@ class FiniteSteps(TrainerCallback):
         self._in_a_row += 1
         if not self.skip or self._in_a_row >= _IN_A_ROW:
             every = n_outputs and len(found) == sum(gather_object([len(each.losses) for each in seen]))
-            raise FloatingPointError(f"{message}. {self._save(step - 1)} {self._advice(bool(every))}")
+            raise FloatingPointError(f"{message}. {self._save(step - 1)} {self._advice(seen, bool(every))}")
         self.n_skipped += 1
         trainer.store_metrics({"skipped_steps": float(self.n_skipped)})
         logger.warning("%s. The step is left out; %d so far", message, self.n_skipped)
@@ -255,14 +256,16 @@ class FiniteSteps(TrainerCallback):
         marks = torch.stack([mark.long().to(self.trainer.accelerator.device) for mark in self._marks()])
         found = marks if alone else self.trainer.accelerator.reduce(marks, "sum")
         n_broken, n_still = found.tolist()
-        self._heed(n_broken, n_still, is_last, alone)
+        self._heed(n_broken, n_still, alone)
+        if is_last and self._sample is not None:
+            self._idle.say()
 
     def _marks(self) -> tuple[Tensor, Tensor]:
         """On the device: whether this rank's weights are broken, and whether the last step left them as they were."""
         still = torch.tensor(False) if self._sample is None or self._last is None else self._sample.is_unchanged()
         return is_broken(self._trained, self._most), still
 
-    def _heed(self, n_broken: int, n_still: int, is_last: bool = False, alone: bool = False) -> None:
+    def _heed(self, n_broken: int, n_still: int, alone: bool = False) -> None:
         """What `_marks` says of all ranks."""
         last, trainer = self._last, self.trainer
         if n_broken:
@@ -281,7 +284,7 @@ class FiniteSteps(TrainerCallback):
             and trainer.is_world_process_zero()
         ):
             dtype = next(iter(self._trained.values())).dtype
-            self._idle.weights(last.number, is_last, last.optimizer, last.rate, dtype)
+            self._idle.weights(last.number, last.optimizer, last.rate, dtype)
 
     def _is_rate_due(self) -> bool:
         """Whether the schedule of the whole run has a learning rate, though the last step had none."""
@@ -317,11 +320,6 @@ class FiniteSteps(TrainerCallback):
         return f"The last checkpoint before it is {good}" if good else "No checkpoint was saved before it"
 
     def _why_no_gradient(self, seen: list[_Seen]) -> Iterator[str]:
-        weights = {
-            name: torch.cat([each.terms[name] for each in seen])
-            for name in seen[0].terms
-            if name.startswith("weight ")
-        }
         columns = [
             None if any(value is None for value in values) else torch.cat([v for v in values if v is not None])
             for values in (
@@ -331,7 +329,7 @@ class FiniteSteps(TrainerCallback):
             )
         ]
         same, slope, gaps = columns
-        yield from why_no_gradient(sum(len(each.losses) for each in seen), same, weights, slope, gaps)
+        yield from why_no_gradient(sum(len(each.losses) for each in seen), same, _weights_of(seen), slope, gaps)
 
     def _named_pairs(self, seen: list[_Seen], by_output: bool) -> list[str]:
         """This rank's pairs that are not finite."""
@@ -377,19 +375,37 @@ class FiniteSteps(TrainerCallback):
         trainer._save_checkpoint(trainer.model, trial=None)
         return f"The weights after step {step} are saved in checkpoint-{step}."
 
-    def _advice(self, is_every_pair: bool) -> str:
+    def _advice(self, seen: list[_Seen], is_every_pair: bool) -> str:
         if self.skip:
             return f"{self._in_a_row} steps in a row are not finite: the model itself is broken, or its precision."
-        radii = [name for name in ("anchor_radius", "sam_radius") if getattr(self.trainer.options, name, None)]
+        options = self.trainer.options
+        read = ("sam_radius", *options.term_options("margin"), *options.term_options("weight"))
+        radii = ("anchor_radius", "sam_radius")
+        causes: list[str] = [name for name in radii if name in read and getattr(options, name, None)]
+        largest = max((float(value.abs().max()) for value in _weights_of(seen).values()), default=0.0)
+        if _LARGE < largest < math.inf:
+            causes.append(f"the weights of the pairs, of up to {largest:.3g}")
+        causes.append("the learning rate")
+        precision = "precision (fp16 overflows where bf16 does not)"
         if is_every_pair:
             return (
-                "No pair of the step is left, so look at the model rather than at the rows: its config.json, its "
-                f"precision (fp16 overflows where bf16 does not), {', '.join([*radii, 'and the learning rate'])}"
+                "No pair of the step is left, so look at the model rather than at the rows: "
+                f"{_listed(['its config.json', f'its {precision}', *causes])}"
             )
         return (
-            "Look at these rows, the learning rate and the precision (fp16 overflows where bf16 does not), or leave "
-            "such steps out and count them with nonfinite_steps='skip'"
+            f"Look at {_listed(['these rows', *causes, f'the {precision}'])}, or leave such steps out and count them "
+            "with nonfinite_steps='skip'"
         )
+
+
+def _weights_of(seen: list[_Seen]) -> dict[str, Tensor]:
+    """Of a window's pairs, by "weight 'name'"."""
+    names = [name for name in seen[0].terms if name.startswith("weight ")]
+    return {name: torch.cat([each.terms[name] for each in seen]) for name in names}
+
+
+def _listed(names: list[str]) -> str:
+    return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _check_graph(loss: Tensor, trained: Mapping[str, nn.Parameter]) -> None:

@@ -53,6 +53,11 @@ _ORDER = (  # of the rows
     *("train_rows", "rows", "columns", "pairs_per_step", "seed", "data_seed"),
     *("train_sampling_strategy", "dataloader_drop_last"),
 )
+_OF_OPTIMIZER = (  # that the trainer makes
+    *("optim", "optim_args", "optim_target_modules", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay"),
+    "learning_rate",
+)
+_OF_SCHEDULE = ("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps")
 # What a resumed run shares with its checkpoint, beside the options of its reward and terms. What is not here can be
 # changed; what differs is named.
 _SHARED = (
@@ -71,8 +76,9 @@ _SHARED = (
         "system_column",
     ),
     *("max_length", "max_completion_length", "truncation_mode", "tokenization"),
-    *("optim", "optim_args", "optim_target_modules", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay"),
-    *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "max_grad_norm"),
+    *_OF_OPTIMIZER,
+    *_OF_SCHEDULE,
+    "max_grad_norm",
     *_ORDER,
 )
 # settings that are dicts, of which what differs is said, and how each entry is named
@@ -185,7 +191,7 @@ def _in(folder: Path) -> str:
 def _json_of(file: Path) -> dict[str, Any]:
     """What a JSON file holds; empty where there is none, or something else."""
     try:
-        found = json.loads(file.read_text())
+        found = {} if _is_pipe(file) else json.loads(file.read_text())
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
@@ -337,7 +343,7 @@ def check_links(folder: Path, *patterns: str, after: int = -1) -> None:
         ValueError: one of these is a link, a pipe, which would be waited for, or a folder in the place of a file.
     """
     for path in _matching(folder, patterns or _WRITTEN):
-        if path.is_fifo() or path.is_socket():
+        if _is_pipe(path):
             raise ValueError(f"{path} is a pipe, not a file: remove it, or name another output_dir")
         if path.is_symlink() or path.name in _NOT_NEEDED:
             continue
@@ -357,7 +363,8 @@ def check_links(folder: Path, *patterns: str, after: int = -1) -> None:
 
 
 def replace_links(folder: Path, *patterns: str) -> None:
-    """Removes links that came after the run began, which would be written through. What they lead to is left as it is.
+    """Removes links that came after the run began, which would be written through, and pipes, which would be waited
+    for. What they lead to is left as it is.
 
     Args:
         patterns: names to look at; by default all that a run writes. With "*" it is a folder of the run's own.
@@ -366,6 +373,13 @@ def replace_links(folder: Path, *patterns: str) -> None:
     for path in own or _links(folder, patterns or _WRITTEN):
         logger.warning("%s was a link to %s: the run's own takes its place", path, os.readlink(path))
         path.unlink()
+    for path in filter(_is_pipe, _matching(folder, patterns or _WRITTEN)):
+        logger.warning("%s was a pipe: the run's own takes its place", path)
+        path.unlink()
+
+
+def _is_pipe(path: Path) -> bool:
+    return path.is_fifo() or path.is_socket()
 
 
 def _links(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
@@ -486,6 +500,10 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], config: Any) 
         shared.add("anchor_scope")
     if now["adapter"]:  # of which the checkpoint has not the base
         shared.add("model")
+    if now.get("optimizer"):  # made in a script, and compared with what it was made with
+        shared -= {*_OF_OPTIMIZER}
+    if now.get("schedule"):
+        shared -= {*_OF_SCHEDULE}
     if config.ignore_data_skip:  # the rows that were trained on are not looked for
         shared -= {*_ORDER}
     if config.auto_find_batch_size:

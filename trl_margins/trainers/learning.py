@@ -18,6 +18,7 @@ from .base import MarginTrainer
 logger = logging.getLogger(__name__)
 
 _STEPS = 10  # without an effect, after which it is no accident
+_SMALL = 1e-20  # weights of pairs with which gradients are 0 in float32
 
 
 def check_optimizer(trainer: MarginTrainer, optimizer: Any, parameters: Mapping[str, nn.Parameter]) -> None:
@@ -102,6 +103,7 @@ class Idle:
     def __init__(self) -> None:
         self._zero = self._still = 0
         self._said_still = False
+        self._last: tuple[int, str, float, torch.dtype]  # the latest step of `weights`
 
     def gradient(self, step: int, is_zero: bool, is_first: bool, why: Iterator[str]) -> None:
         """Of a step: whether its gradient is exactly zero. The reasons are looked for only when they are said."""
@@ -111,12 +113,19 @@ class Idle:
             steps = f"step {step}" if n == 1 else f"the last {n} steps (up to step {step})"
             logger.warning("the gradient of %s is exactly 0, and nothing is learnt: %s", steps, next(why))
 
-    def weights(self, step: int, is_last: bool, optimizer: str, rate: float, dtype: torch.dtype) -> None:
+    def weights(self, step: int, optimizer: str, rate: float, dtype: torch.dtype) -> None:
         """Of a step with a gradient: no weight has changed since training began."""
         self._still += 1
-        if self._said_still or not (is_last or self._still >= _STEPS):
+        self._last = step, optimizer, rate, dtype
+        if self._still >= _STEPS:
+            self.say()
+
+    def say(self) -> None:
+        """That no weight has changed, if none has, once: no step may follow."""
+        if self._said_still or not self._still:
             return
         self._said_still = True
+        step, optimizer, rate, dtype = self._last
         name = str(dtype).removeprefix("torch.")
         why = "are too small for float32 (look at max_grad_norm, too), or do not reach the model"
         if rate == 0:
@@ -170,6 +179,8 @@ def why_no_gradient(
     for name, value in weights.items():
         if not value.any():
             yield f"{name} is 0 for all {pairs} pairs"
+        elif (most := value.abs().max()) < _SMALL:
+            yield f"{name} is at most {most:.3g} for all {pairs} pairs"
     if slope is not None and gaps is not None and not slope.any():
         yield (
             f"the loss is flat at all {pairs} pairs, whose reward gaps are from {gaps.min():.3g} to {gaps.max():.3g}: "

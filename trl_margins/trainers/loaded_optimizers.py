@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.scheduler import AcceleratedScheduler
 from torch import Tensor
@@ -22,6 +23,7 @@ _NAMES = {"initial_lr": "learning_rate", "betas": "adam_beta1, adam_beta2", "eps
 _TURNED = ("optimizer", "last_epoch", "lr_lambda", "schedulers")  # of a schedule: no settings, or looked into
 _COMPUTED = ("total_size", "step_ratio", "_schedule_phases")  # of cycles, from arguments that they do not keep
 _STEPS = 1000  # at which a schedule's function is asked
+_SHOWN = (0, 1, 2, 3, 10, 100)  # of these
 # what the schedule turns, and how the same is computed
 _NO_OPTIONS = ("params", "lr", "foreach", "fused", "capturable", "differentiable")
 
@@ -33,10 +35,17 @@ def options_of(group: Mapping[str, Any]) -> dict[str, Any]:
 
 def as_values(options: Mapping[str, Any]) -> dict[str, Any]:
     """Of the options that JSON has too: a rate may be a tensor, and of a tuple it makes a list."""
-    plain = {name: value.tolist() if isinstance(value, Tensor) else value for name, value in options.items()}
+    plain = {name: _plain(value) for name, value in options.items()}
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
     kinds = (bool, int, float, str, tuple, type(None))
     return {name: value for name, value in values.items() if isinstance(value, kinds)}
+
+
+def _plain(value: Any) -> Any:
+    """A tensor's number, with the digits that it has: 0.1 in float32 is 0.1."""
+    if not isinstance(value, Tensor):
+        return value
+    return float(f"{value.item():.7g}") if value.dtype == torch.float32 and value.numel() == 1 else value.tolist()
 
 
 def options_before(loaded: Sequence[Mapping[str, Any]], first: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -81,7 +90,9 @@ def _factors(function: Any) -> str:
         own = copy.deepcopy(function)  # of an object that counts
         for step in range(_STEPS):
             factors.append(f"{float(own(step)):.6g}")
-    return f"{', '.join(factors[:3])} ({hashlib.sha256(' '.join(factors).encode()).hexdigest()[:8]})"
+    shown = ", ".join(factors[step] for step in _SHOWN if step < len(factors))
+    digest = hashlib.sha256(" ".join(factors).encode()).hexdigest()[:8]
+    return f"{shown} (at the steps {', '.join(map(str, _SHOWN))}; {digest})"
 
 
 def check_options(checkpoint: str, now: Sequence[Mapping[str, Any]], loaded: Sequence[Mapping[str, Any]]) -> None:

@@ -71,6 +71,8 @@ def check_for_trl(config: TrainingArguments) -> None:
             f"label_smoothing_factor={config.label_smoothing_factor:g} is transformers', for a loss over all "
             "tokens, which no preference loss reads: leave it out. label_smoothing is that of the labels of pairs"
         )
+    if config.fp16 and config.bf16:
+        raise ValueError("fp16 and bf16 are both true, and a run computes in one of them: leave one out")
     if config.fsdp_config and not config.fsdp:
         logger.warning("no effect of fsdp_config: fsdp is off")
     _check_schedule(config, mappings["lr_scheduler_kwargs"])

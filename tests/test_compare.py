@@ -164,6 +164,8 @@ MADE_UP: dict[str, tuple[str, dict[str, Any]]] = {
     "one seed": ("--methods simpo gappo --seeds 3", {}),
     "seeds": ("--methods simpo:beta=3 gappo orpo --seeds 1 2 3 --eval_min_score_gap 1.5", {}),
     "rates": ("--methods gappo simpo --seeds 1 2 --learning_rates 0.02 0.01 0.03 --eval_strategy epoch", {}),
+    "own rates": ("--methods simpo:learning_rate=0.02 gappo orpo --learning_rates 0.01 0.03", {}),
+    "own rates alone": ("--methods simpo:learning_rate=0.02 gappo:learning_rate=0.01 --learning_rates 0.1 0.3", {}),
     "another metric": (
         "--methods gappo dpo --seeds 1 2 --learning_rates 0.2 0.01 --eval_strategy epoch --metric_for_best_model loss",
         {},
@@ -821,6 +823,7 @@ def test_what_the_file_may_not_say(key, said, tmp_path):
         ("--methods gappo --weight none", "--weight makes another method of one"),
         ("--methods gappo --method amapo", "--method: name the methods with --methods"),
         ("--methods gappo gappo", "--methods has gappo twice"),
+        ("--methods gappo:beta=2.0 gappo:beta=2", "has gappo:beta=2.0 and gappo:beta=2, which are the same run"),
         ("--methods gappo amapo --seeds 1 1", "--seeds has 1 twice"),
         ("--methods gappo amapo --base dppo", "unknown base 'dppo'"),
         ("--methods gappo simppo", "unknown method 'simppo'"),

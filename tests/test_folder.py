@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import signal
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from conftest import CHAT_TEMPLATE, byte_tokenizer, load, preference_rows, quiet
 from datasets import Dataset
 from faults import drop_digests
@@ -25,6 +28,7 @@ from transformers import AutoTokenizer, LlamaConfig, TrainerCallback
 
 from trl_margins import MarginCPOConfig, MarginCPOTrainer, Objective, Term
 from trl_margins.cli import main
+from trl_margins.cli.train import _enter_folder
 from trl_margins.links import LINKS
 from trl_margins.rewards import LengthNormalizedReward
 from trl_margins.trainers import checkpoints
@@ -969,6 +973,69 @@ def test_pipes_in_an_incomplete_checkpoint(tiny_model, tmp_path, caplog):
     assert build(tiny_model, tmp_path).train(resume_from_checkpoint=True).global_step == 4
     assert f"{last / 'optimizer.pt'} was a pipe: the run's own takes its place" in caplog.text
     assert (last / "margin_run.json").is_file()
+
+
+def test_a_run_s_folder_is_no_checkpoint(tiny_model, tmp_path):
+    """Not that of another run beside it, but the last of its own is named, from Python and by the command."""
+    for name in ("run", "other"):
+        build(tiny_model, tmp_path / name).train()
+    (tmp_path / "other" / "checkpoint-4").rename(tmp_path / "checkpoint-4")
+    said = (
+        f"It is the folder of a run: resume from the last complete checkpoint in it, {tmp_path / 'run/checkpoint-4'}"
+    )
+    with pytest.raises(ValueError, match=re.escape(said)):
+        build(tiny_model, tmp_path / "run").train(resume_from_checkpoint=str(tmp_path / "run"))
+    with ExitStack() as held, pytest.raises(ValueError, match=re.escape(said)):
+        _enter_folder(held, SimpleNamespace(output_dir=str(tmp_path / "run")), str(tmp_path / "run"))
+    with ExitStack() as held, pytest.raises(ValueError, match="there is no folder checkpoint-9"):
+        _enter_folder(held, SimpleNamespace(output_dir=str(tmp_path / "run")), "checkpoint-9")
+
+
+def test_arguments_of_train_that_there_are_not_move_nothing(tiny_model, tmp_path):
+    trainer = build(tiny_model, tmp_path)
+    trainer.train()
+    there = sorted(tmp_path.iterdir())
+    with pytest.raises(TypeError, match="nope"):
+        trainer.train(nope=1)
+    with pytest.raises(ValueError, match="trial is for hyperparameter_search"):
+        trainer.train(trial={})
+    assert sorted(tmp_path.iterdir()) == there
+
+
+def test_a_precision_from_the_environment_is_said(tiny_model, tmp_path, monkeypatch, caplog):
+    """As `accelerate launch` sets it: no config has it."""
+    build(tiny_model, tmp_path, bf16=False).train()
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    AcceleratorState._reset_state()
+    build(tiny_model, tmp_path, bf16=False).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    AcceleratorState._reset_state()
+    assert "with other settings: precision no → bf16" in caplog.text
+
+
+@pytest.mark.parametrize(("kept", "first"), [(None, 1), ("", 1), ("head", 1), ("one", 2)])
+def test_pairs_that_a_log_lacks_are_said(kept, first, tiny_model, tmp_path, caplog):
+    build(tiny_model, tmp_path).train()
+    log = tmp_path / "pair_log.csv"
+    head, *lines = log.read_text().splitlines(keepends=True)
+    texts = {"": "", "head": head, "one": "".join([head, *(line for line in lines if line.startswith("1,"))])}
+    log.write_text(texts[kept]) if kept is not None else log.unlink()
+    build(tiny_model, tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert f"{log} has no pairs of the steps from {first} to 2" in caplog.text
+    caplog.clear()
+    build(tiny_model, tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert "has no pairs" not in caplog.text
+
+
+def test_what_a_model_is_not_computed_by(tiny_model, tmp_path):
+    """How weights began, and which tokens mark a beginning: a resumed run may have others."""
+    build(tiny_model, tmp_path).train()
+    model = load(tiny_model)
+    model.config.initializer_range, model.config.bos_token_id = 0.7, 5
+    assert build(tiny_model, tmp_path, model=model).train(resume_from_checkpoint=True).global_step == 4
+    model = load(tiny_model)
+    model.config.rms_norm_eps = 0.1
+    with pytest.raises(ValueError, match="the model's rms_norm_eps"):
+        build(tiny_model, tmp_path, model=model).train(resume_from_checkpoint=True)
 
 
 def test_a_line_break_in_the_path_and_a_limit(tiny_model, tmp_path):

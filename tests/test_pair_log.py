@@ -199,7 +199,7 @@ RUN = {
     **{"adapter": None, "train_rows": 12, "evaluation_sets": {}, "pairs_per_step": 8, "processes": 1},
     # which no config describes
     **{"parts": {}, "optimizer": None, "optimizer_options": None, "optimizer_arguments": None},
-    **{"reference_config": None, "reference_types": None},
+    **{"reference_config": None, "reference_types": None, "reference_attention": None, "precision": "no"},
     **{"schedule": None, "schedule_arguments": None, "weight_types": "float32", "attention": "sdpa"},
 }
 
@@ -240,6 +240,7 @@ def test_the_whole_of_a_runs_file(method, base, expected, tiny_model, tokenizer,
     if base == "dpo":
         assert (settings["reference_config"], settings["reference_types"]) == (computed, "float32")
         expected = expected | {name: settings[name] for name in ("reference_config", "reference_types")}
+        expected |= {"reference_attention": settings["attention"]}
     assert (computed["model_type"], computed["hidden_size"]) == ("llama", TINY["hidden_size"])
     assert not computed.keys() & {"dtype", "transformers_version", "use_cache"}
     config = settings.pop("config")

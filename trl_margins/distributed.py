@@ -119,9 +119,9 @@ def check_alike(accelerator: Accelerator | PartialState, settings: Mapping[str, 
         return
     first, *others = gather_object([dict(settings)])
     for rank, other in enumerate(others, start=1):
-        names = [name for name in first if first[name] != other.get(name)]
+        names = [name for name in {**first, **other} if first.get(name) != other.get(name)]
         if names:
-            differ = "; ".join(f"{name} {first[name]!r} and {other.get(name)!r}" for name in names)
+            differ = "; ".join(f"{name} {first.get(name)!r} and {other.get(name)!r}" for name in names)
             raise ValueError(
                 f"process 0 and process {rank} of one run have other settings: {differ}. Start all with the same "
                 "command and the same files"

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from itertools import combinations
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -32,6 +33,7 @@ from ..checks import check_names
 from ..disk import check_writable, write
 from ..evaluation.intervals import student_interval
 from ..evaluation.tables import MEANING
+from ..recording.pair_log import PAIRS_FILE
 from ..redaction import redacted
 from ..registry import get_method
 from ..tables import markdown_table
@@ -135,6 +137,9 @@ def plan(argv: Sequence[str]) -> tuple[Comparison, bool]:
     settings, source = _read_settings(given.config, given.recipe, args.methods)
     shared = SharedSettings(args.methods, given.base or settings.get("base"), settings, source, flags)
     entries = shared.entries()
+    for entry, other in combinations(entries, 2):
+        if (entry.method, entry.settings) == (other.method, other.settings):
+            raise ValueError(f"--methods has {entry.name} and {other.name}, which are the same run: name it once")
     first, out = shared.shared.config, Path(args.out)
     if not (found := next(place for place in (out, *out.absolute().parents) if place.exists())).is_dir():
         raise ValueError(f"--out {out}: {found} is a file: name a folder")
@@ -462,10 +467,12 @@ class Comparison:
         yield from self._notes_on_pairs()
         if not self.by_seed(self.entries[0], "eval_pwa_all"):
             yield f"{self.entries[0].name} has no numbers, so there are no differences from it."
-        if len(self.rates) > 1:
+        chosen = [entry.name for entry in self.entries if len(self.rates_of(entry)) > 1]
+        if chosen:
+            whose = "" if len(chosen) == len(self.entries) else f" of {', '.join(chosen)}"
             yield (
-                f"The learning rate is the one of {_shown(list(self.rates))} with the best {self.chosen_by} of seed "
-                f"{self.seeds[0]}, on this evaluation set: the numbers are too good by what the choice gains."
+                f"The learning rate{whose} is the one of {_shown(list(self.rates))} with the best {self.chosen_by} of "
+                f"seed {self.seeds[0]}, on this evaluation set: the numbers are too good by what the choice gains."
             )
         best = [entry.name for entry in self.entries if entry.config.load_best_model_at_end]
         if best:
@@ -532,6 +539,7 @@ class Comparison:
             run.folder
             for run in self.done
             if run.seed == self.seeds[0] and run.rate == self.best_rate(run.entry) and self.first.log_pairs
+            if self.done[run] or (run.folder / PAIRS_FILE).is_file()  # else it diverged at once
         ]:
             from ..report.page import write_report
             from ..report.run_folder import read_runs

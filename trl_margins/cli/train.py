@@ -30,7 +30,14 @@ from ..redaction import redacted_command, redacted_text
 from ..registry import OPTIONS, base_of, get_method, term_class
 from ..rows.form import IMAGES
 from ..rows.opened import column_names, first_row
-from ..trainers.folder import check_stays, check_unused, holds_model, last_whole_checkpoint, locked
+from ..trainers.folder import (
+    check_stays,
+    check_unused,
+    checkpoint_to_resume,
+    holds_model,
+    last_whole_checkpoint,
+    locked,
+)
 from .config_file import Settings, check_adapter, check_loading, flags_said, read_yaml
 from .migration import OLD_KEYS, migrate
 from .mixture import mixture_splits, mixture_test_split
@@ -133,6 +140,8 @@ def _enter_folder(held: ExitStack, config: Any, resume: str | bool | None, data:
     """Keeps other runs out of the folder, and this one where it would move files without being asked, or its data."""
     folder = Path(config.output_dir)
     held.enter_context(locked(folder))
+    if resume and resume is not True:
+        checkpoint_to_resume(folder, resume)
     goes_on = resume is True or (resume and Path(resume).resolve().parent == folder.resolve())
     if not goes_on and not config.overwrite_output_dir:
         check_unused(folder)  # now, rather than after the model was loaded

@@ -144,14 +144,15 @@ class PairLog:
 
     def rewind(self, step: int) -> None:
         """Drops the lines of later steps, which a resumed run takes again; the whole file at step 0."""
-        if not self.file.exists():
-            return
         if step == 0:
-            self.file.unlink()
+            self.file.unlink(missing_ok=True)
+            return
+        if not self.file.exists():
+            self._warn_of_gap(0, step)
             return
         shorter = self.file.with_suffix(".tmp")  # after a kill, one of the two files is whole
         try:
-            n_dropped = _copy_until(step, self.file, shorter)
+            n_dropped, last = _copy_until(step, self.file, shorter)
         except ValueError as error:
             shorter.unlink()
             aside = self.file.with_stem(f"{self.file.stem}-damaged-{step}")
@@ -161,24 +162,32 @@ class PairLog:
         if n_dropped:
             logger.info("%s: %d lines of steps after %d are removed", self.file.name, n_dropped, step)
         shorter.replace(self.file)
+        self._warn_of_gap(last, step)
+
+    def _warn_of_gap(self, last: int, step: int) -> None:
+        """Of the log that has all pairs of all steps."""
+        if self.file.name == PAIRS_FILE and last < step:
+            logger.warning("%s has no pairs of the steps from %d to %d", self.file, last + 1, step)
 
 
-def _copy_until(step: int, file: Path, copy: Path) -> int:
-    """Copies the lines of a log to a step; how many it leaves out.
+def _copy_until(step: int, file: Path, copy: Path) -> tuple[int, int]:
+    """Copies the lines of a log to a step; how many it leaves out, and the last step that it has.
 
     Raises:
         ValueError: a line that is none of a log.
     """
     with file.open(newline="", encoding="utf-8") as lines, copy.open("w", newline="", encoding="utf-8") as out:
-        head, n_dropped = next(lines, ""), 0
+        head, n_dropped, last = next(lines, ""), 0, 0
         out.write(head)
         for line in lines:  # a long run's log does not fit into memory
             # a kill may cut the last line
-            if line.endswith("\n") and line.count(",") == head.count(",") and int(line.partition(",")[0]) <= step:
+            is_whole = line.endswith("\n") and line.count(",") == head.count(",")
+            if is_whole and (taken := int(line.partition(",")[0])) <= step:
+                last = max(last, taken)
                 out.write(line)
             else:
                 n_dropped += 1
-    return n_dropped
+    return n_dropped, last
 
 
 class RunFolder(TrainerCallback):

@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -167,6 +168,7 @@ def run_settings(trainer: MarginTrainer) -> dict[str, Any]:
         "adapter": json.loads(json.dumps(adapter, default=str)),
         "attention": _attention_of(trainer.model),
         "weight_types": _types_of(trainer.model),
+        "precision": trainer.accelerator.mixed_precision,  # which an environment variable may set, too
         "trained_parameters": f"{len(names)} tensors ({hashlib.sha256(' '.join(names).encode()).hexdigest()[:8]})",
         "train_rows": len(rows) if hasattr(rows, "__len__") else None,
         "rows": of_rows(rows) if hasattr(rows, "__len__") else None,
@@ -201,7 +203,7 @@ _OF_ONE_RANK = ("local_rank", "logging_dir", "run_name", "log_level", "log_level
 # of the settings: what a script has made. Weights are not all there where FSDP loads them on one process
 _MADE = (
     *("reference", "evaluation_sets", "parts", "optimizer", "optimizer_arguments", "schedule", "schedule_arguments"),
-    *("adapter", "trained_parameters", "weight_types"),
+    *("adapter", "trained_parameters", "weight_types", "attention", "reference_attention", "precision"),
 )
 
 
@@ -222,6 +224,8 @@ def _of_every_rank(trainer: MarginTrainer, settings: Mapping[str, Any]) -> dict[
     return {
         **options,
         "training set": f"{settings['train_rows']} rows ({columns})",
+        **{f"the model's {name}": value for name, value in settings["model_config"].items()},
+        **{f"the reference model's {name}": value for name, value in (settings["reference_config"] or {}).items()},
         **{name: settings[name] for name in (*_MADE, *(() if trainer.is_fsdp_enabled else ("fixed_weights",)))},
         **{f"optimizer's {name}": [group.get(name) for group in groups] for name in dict.fromkeys(chain(*groups))},
         "schedule's rates": schedule and schedule.get_last_lr(),
@@ -238,7 +242,10 @@ def _from_python(trainer: Any) -> list[Any]:
 
 
 # of a model's config: what computes nothing, or has a setting of its own
-_NOT_COMPUTED = ("transformers_version", "architectures", "dtype", "torch_dtype", "use_cache", "_name_or_path")
+_NOT_COMPUTED = (
+    *("transformers_version", "architectures", "dtype", "torch_dtype", "use_cache", "_name_or_path"),
+    *("initializer_range", "bos_token_id", "eos_token_id", "pad_token_id"),
+)
 
 
 def _config_of(model: Any) -> dict[str, Any]:
@@ -294,7 +301,12 @@ class CheckpointMixin(MarginTrainer):
     _counts_before: Sequence[int] = ()  # of the evaluations without progress, by its early-stopping callbacks
     _rng_state_of: str | None = None  # a checkpoint whose random state is still to be loaded
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> Any:
         """TRL's; `True` takes the newest complete checkpoint.
 
         Without a checkpoint a run begins, on a second call too: an earlier run's files are moved into a folder of
@@ -309,15 +321,19 @@ class CheckpointMixin(MarginTrainer):
                 "gradients are switched off where train() is called: call it outside of torch.no_grad() and "
                 "torch.inference_mode(), and after torch.set_grad_enabled(True)"
             )
+        if trial is not None:
+            raise ValueError("trial is for hyperparameter_search, which these trainers do not have: leave it out")
         check_settings(self.args, self._settings_read)
         self.settings = run_settings(self)  # before the model is wrapped
-        given = {"resume_from_checkpoint of train()": resume_from_checkpoint and str(resume_from_checkpoint)}
+        place = resume_from_checkpoint
+        place = os.path.realpath(place) if isinstance(place, str | os.PathLike) else place and str(place)
+        given = {"resume_from_checkpoint of train()": place}
         check_alike(self.accelerator, _of_every_rank(self, self.settings) | given)
         with ExitStack() as held:
             check = partial(self._enter_folder, held, resume_from_checkpoint)
             checkpoint, self._steps_before, self._counts_before = agreed(self.accelerator, check)
             self._forget()
-            output = super().train(checkpoint, *args, **kwargs)
+            output = super().train(checkpoint, ignore_keys_for_eval=ignore_keys_for_eval)
         if self.state.global_step == self._steps_before and not self.is_complete:
             raise ValueError("nothing was trained: the training set gave no batch")
         return output

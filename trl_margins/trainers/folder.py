@@ -172,7 +172,9 @@ def checkpoint_to_resume(folder: str | Path, resume: Any) -> Path | None:
 
 
 def _beside(checkpoint: Path, folder: Path) -> str:
-    """The complete checkpoint that there is: in the same folder, or else in the run's."""
+    """The complete checkpoint that there is: in that folder, beside it, or else in the run's."""
+    if _checkpoints(checkpoint) and (inside := last_whole_checkpoint(checkpoint)):
+        return f"It is the folder of a run: resume from the last complete checkpoint in it, {inside}"
     if other := last_whole_checkpoint(checkpoint.parent):
         return f"Resume from the last complete one beside it, {other}"
     elsewhere = _in(folder) if folder.resolve() != checkpoint.parent.resolve() else ""

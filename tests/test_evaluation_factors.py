@@ -197,6 +197,16 @@ class TestColumn:
         assert sorted(scored.format["columns"]) == ["chosen", "evaluation_factor", "score_chosen"]
         assert scored.with_format(None).to_list() == add_evaluation_factor(rows).to_list()
 
+    def test_splits_get_all_options(self, monkeypatch):
+        asked = []
+        monkeypatch.setattr(
+            ef, "add_columns", lambda rows, *others, **options: asked.append((others, options)) or rows
+        )
+        options = {"encoder": "e", "num_layers": 3, "batch_size": 7, "device": "cpu"}
+        splits = DatasetDict({"train": preference_rows(4), "test": preference_rows(3)})
+        add_evaluation_factor(splits, "jaccard", "similarity", num_proc=2, **options)
+        assert asked == [(({"similarity": "jaccard"}, None, 2), options)] * 2
+
     def test_splits_and_other_names(self):
         splits = DatasetDict({"train": preference_rows(4), "test": preference_rows(3, seed=1)})
         scored = add_evaluation_factor(splits, "jaccard", "alike")

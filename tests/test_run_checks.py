@@ -225,7 +225,7 @@ def test_values_that_are_right(text):
             "but with discopop, exo_pair",
         ),
         ("weight: column", "weight 'column' needs weight_column"),
-        ("fp16: true\nbf16: true", "At most one of fp16 and bf16 can be True"),
+        ("fp16: true\nbf16: true", "fp16 and bf16 are both true"),
         ("load_in_8bit: true\nload_in_4bit: true", "can't use 8 bit and 4 bit precision at the same time"),
         ("use_peft: true\ntrain_only: mlp", "train_only and peft_config both choose what trains"),
         ("use_peft: true\nlora_task_type: ALL", "Invalid task type"),

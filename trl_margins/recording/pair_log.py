@@ -144,11 +144,11 @@ class PairLog:
 
     def rewind(self, step: int) -> None:
         """Drops the lines of later steps, which a resumed run takes again; the whole file at step 0."""
-        if step == 0:
-            self.file.unlink(missing_ok=True)
-            return
         if not self.file.exists():
             self._warn_of_gap(0, step)
+            return
+        if step == 0:
+            self.file.unlink()
             return
         shorter = self.file.with_suffix(".tmp")  # after a kill, one of the two files is whole
         try:

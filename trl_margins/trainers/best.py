@@ -42,12 +42,17 @@ def check_metric(config: Any) -> None:
     wanted = config.metric_for_best_model
     if wanted is None or config.eval_strategy == IntervalStrategy.NO:
         return
-    group, _, name = wanted.removeprefix("eval_").rpartition("/")
-    logged = {**_LOGGED, "": (*_LOGGED[""], *_OF_BASE[config._base])}
-    others = _OF_TRANSFORMERS if not group else ()
-    if name not in (*logged.get(group, (name,)), *others):  # terms have groups of their own
+    if not _is_logged(config, wanted.removeprefix("eval_")):
+        logged = {**_LOGGED, "": (*_LOGGED[""], *_OF_BASE[config._base])}
         known = [f"{of}/{each}" if of else each for of, names in logged.items() for each in names]
         raise unknown("metric_for_best_model", wanted, [f"eval_{each}" for each in known])
+
+
+def _is_logged(config: Any, name: str) -> bool:
+    """Whether evaluations log it, of which terms have groups of their own."""
+    group, _, last = name.rpartition("/")
+    names = {**_LOGGED, "": (*_LOGGED[""], *_OF_BASE[config._base], *_OF_TRANSFORMERS)}
+    return last in names.get(group, (last,))
 
 
 def choose_metric(config: Any, facts: Mapping[str, SetFacts], min_score_gap: float, has_own_metrics: bool) -> None:
@@ -80,15 +85,13 @@ def choose_metric(config: Any, facts: Mapping[str, SetFacts], min_score_gap: flo
         logger.info("several evaluation sets: the best checkpoint is that of %s", wanted)
     if wanted not in metrics:
         of_set = max((each for each in prefixes.values() if wanted.startswith(each)), key=len, default="eval_")
-        group, _, name = wanted.removeprefix(of_set).rpartition("/")
-        if group and name not in _LOGGED.get(group, (name,)) and not has_own_metrics:
-            raise unknown("metric_for_best_model", wanted, [f"{of_set}{group}/{each}" for each in _LOGGED[group]])
-        others = (*_NO_SET, *_OF_BASE[config._base], *_OF_TRANSFORMERS)
-        is_known = group or wanted in {f"{prefix}{name}" for prefix in prefixes.values() for name in others}
-        if not has_own_metrics and not is_known and config.eval_strategy != IntervalStrategy.NO:
+        name = wanted.removeprefix(of_set)
+        if not (has_own_metrics or config.eval_strategy == IntervalStrategy.NO or _is_logged(config, name)):
+            group = name.rpartition("/")[0]
+            near = [f"{of_set}{group}/{each}" for each in _LOGGED[group]] if group else metrics
             raise ValueError(
                 f"metric_for_best_model={config.metric_for_best_model!r}: no evaluation will have it. These are among "
-                f"those that there will be: {', '.join(metrics)}"
+                f"those that there will be: {', '.join(near)}"
             )
         return
     of_set, name = metrics[wanted]

@@ -413,7 +413,7 @@ def _check_graph(loss: Tensor, trained: Mapping[str, nn.Parameter]) -> None:
     Raises:
         ValueError: no gradient can reach the weights that train.
     """
-    if not trained:
+    if not loss.requires_grad and not trained:
         raise ValueError("no weight of the model trains any more: something froze it after the trainer was made")
     if not loss.requires_grad:
         raise ValueError(

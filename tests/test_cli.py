@@ -598,6 +598,20 @@ def test_a_test_split_of_all_rows(tmp_path):
     with pytest.raises(ValueError, match=r"^test_split_size: 3 of 3 rows leaves none to train on: give a smaller"):
         mixture_splits(DatasetMixtureConfig(datasets=parts, test_split_size=3))
     assert len(mixture_splits(DatasetMixtureConfig(datasets=parts, test_split_size=2))["train"]) == 1
+    with pytest.raises(ValueError, match=r"^test_split_size: 0.99 of 3 rows leaves none to train on"):
+        mixture_splits(DatasetMixtureConfig(datasets=parts, test_split_size=0.99))
+    with pytest.raises(ValueError, match=r"^test_split_size: 1.5 is neither a share between 0 and 1 nor a whole"):
+        mixture_splits(DatasetMixtureConfig(datasets=parts, test_split_size=1.5))
+
+
+def test_shares_of_a_mixture_that_give_no_row(tmp_path, caplog):
+    preference_rows(3).to_json(tmp_path / "rows.jsonl")
+    mixture = DatasetMixtureConfig(datasets=[DatasetConfig(str(tmp_path / "rows.jsonl"))] * 2)
+    with pytest.raises(ValueError, match=r"^mixture_weights: no set gives a row: raise them"):
+        mixture_splits(mixture, [0.01, 0])
+    with caplog.at_level(logging.WARNING, "trl_margins"):
+        assert len(mixture_splits(mixture, [0.01, 1])["train"]) == 3
+    assert "rows.jsonl: 0 of 3 rows" in caplog.text
 
 
 @pytest.mark.parametrize("given", [{}, {"data_files": []}])
@@ -729,6 +743,7 @@ def test_a_folder_is_entered(resume, overwrites, tmp_path, monkeypatch):
     looked = []
     monkeypatch.chdir(tmp_path)
     Path("out").mkdir()
+    monkeypatch.setattr(train, "checkpoint_to_resume", lambda folder, resume: Path(resume))
     monkeypatch.setattr(train, "check_unused", lambda folder: looked.append(("unused", folder)))
     monkeypatch.setattr(train, "check_stays", lambda folder, data: looked.append((data, folder)))
     with ExitStack() as held:

@@ -20,7 +20,7 @@ from datasets import Dataset
 from faults import drop_digests
 from filelock import FileLock
 from huggingface_hub import HfApi
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from processes import start
 from safetensors.torch import load_file
 from torch.optim.lr_scheduler import ExponentialLR, StepLR
@@ -1036,6 +1036,59 @@ def test_what_a_model_is_not_computed_by(tiny_model, tmp_path):
     model.config.rms_norm_eps = 0.1
     with pytest.raises(ValueError, match="the model's rms_norm_eps"):
         build(tiny_model, tmp_path, model=model).train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_weights_below_an_adapter_that_would_be_lost(when, tiny_model, tmp_path):
+    """PEFT saves the adapter alone, with what it names: the rest of what trains would be in no file."""
+
+    def adapted(**options):
+        return get_peft_model(load(tiny_model), LoraConfig(r=2, target_modules=["q_proj"], **options))
+
+    def unfreeze(model):
+        model.base_model.model.lm_head.weight.requires_grad_(True)
+
+    model = adapted()
+    if when == "before":
+        unfreeze(model)
+    trainer = build(tiny_model, tmp_path / "lost", model=model)
+    if when == "after":
+        unfreeze(model)
+    with pytest.raises(
+        ValueError, match=r"lm_head.weight would train below the adapter, .* in the adapter's modules_to"
+    ):
+        trainer.train()
+    assert not (tmp_path / "lost" / "checkpoint-2").exists()
+    named = adapted(modules_to_save=["lm_head"])
+    build(tiny_model, tmp_path / "named", model=named).train()
+    saved = load_file(tmp_path / "named" / "checkpoint-4" / "adapter_model.safetensors")
+    trained = named.base_model.model.lm_head.modules_to_save["default"].weight
+    assert any(torch.equal(each, trained) for each in saved.values())
+    assert build(tiny_model, tmp_path / "tokens", model=adapted(trainable_token_indices=[5])).train().global_step == 4
+
+
+def test_patterns_of_an_adapter_are_compared(tiny_model, tmp_path):
+    def run(**options):
+        lora = LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"], **options)
+        return build(tiny_model, tmp_path, lora=lora)
+
+    run(alpha_pattern={"q_proj": 16}).train()
+    at = str(tmp_path / "checkpoint-2")
+    for other in ({}, {"alpha_pattern": {"q_proj": 1}}):
+        with pytest.raises(ValueError, match="is of a run with other settings: adapter "):
+            run(**other).train(resume_from_checkpoint=at)
+    assert run(alpha_pattern={"q_proj": 16}).train(resume_from_checkpoint=at).global_step == 4
+
+
+def test_settings_that_came_too_late(tiny_model, tmp_path):
+    """transformers and TRL read them when the trainer is made."""
+    for name, value in {"seed": 5, "bf16": True, "neftune_noise_alpha": 5.0}.items():
+        trainer = build(tiny_model, tmp_path)
+        setattr(trainer.args, name, value)
+        with pytest.raises(ValueError, match=rf"args.{name} was .* which would do nothing"):
+            trainer.train()
+    with pytest.raises(ValueError, match=r"trainer.cpo_alpha cannot be set any more"):
+        trainer.cpo_alpha = 5.0
 
 
 def test_a_line_break_in_the_path_and_a_limit(tiny_model, tmp_path):

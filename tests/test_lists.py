@@ -351,6 +351,13 @@ def test_conversations_of_several_turns(caplog):
     kaggle = {**KAGGLE[0], "prompt": ["one", "two"], "response_a": ["same", "a"], "response_b": ["same", "b"]}
     (each,) = read([kaggle])
     assert (each.prompt, len(each.responses)) == ([user("one"), bot("same"), user("two")], 2)
+    with pytest.raises(RowError, match="row 0 of the lists: 2 turns of the user, and 1 and 2 of the answers, which"):
+        read([{**kaggle, "response_a": json.dumps(["same"])}])
+    in_arrays = {
+        side: {key: [message[key] for message in ARENA[0][side]] for key in ("content", "role")}
+        for side in ("conversation_a", "conversation_b")
+    }
+    assert read([{**ARENA[0], **in_arrays}])[0].responses == read([ARENA[0]])[0].responses
 
 
 def test_the_newer_arena_has_content_in_parts_and_other_words():
@@ -772,7 +779,7 @@ def test_an_answer_that_has_no_rating_is_left_out(unrated, caplog):
     (each,) = read([{"prompt": "p", "completions": json.dumps(answers)}])
     assert each.scores == [i for i in range(3) if i != unrated]
     assert "1 answers have no score, and were left out" in caplog.text
-    with pytest.raises(RowError, match="column 'completions' of the lists: no answer has a rating: score the answers"):
+    with pytest.raises(RowError, match="column 'completions' of the lists: no answer has a rating that is a number"):
         read([{"prompt": "p", "completions": json.dumps([{"response": "a"}, {"response": "b"}])}])
 
 

@@ -160,7 +160,9 @@ def still(dtype: Any, *last: bool) -> Callable[[], Any]:
     def step() -> None:
         steps = Idle()
         for i, is_last in enumerate(last, 1):
-            steps.weights(i, is_last, "AdamW", 1e-9, dtype)
+            steps.weights(i, "AdamW", 1e-9, dtype)
+            if is_last:
+                steps.say()
 
     return step
 

@@ -393,7 +393,7 @@ def test_single_answers_that_were_cut(caplog):
         of([two], drop_truncated=True)
 
 
-@pytest.mark.parametrize("column", ["images", "image", "audio"])
+@pytest.mark.parametrize("column", ["images", "image", "audio", "image_url", "video_paths"])
 def test_answers_to_other_media_are_no_pair(column):
     """In lists, and where each answer has a row; each pair keeps its own."""
     given: list[Any] = [["0.png"], ["1.png"]] if column == "images" else ["0", "1"]
@@ -410,6 +410,11 @@ def test_answers_to_other_media_are_no_pair(column):
         found = of(rows)
         assert texts(found) == {("describe", "0b", "0a"), ("describe", "1b", "1a")}
         assert [row[column] for row in sorted(found, key=lambda row: row["chosen"])] == given
+    if column == "images":  # an empty list and None are none
+        single = [
+            {"prompt": "p", "response": r, "score": s, "images": i} for r, s, i in (("a", 1, None), ("b", 2, []))
+        ]
+        assert texts(of(single)) == {("p", "b", "a")}
 
 
 def test_pictures_are_compared_without_being_decoded():

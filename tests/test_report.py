@@ -1068,6 +1068,9 @@ def test_pairs_per_step_that_a_run_has(run_of):
     run = run_of("gappo", "one")
     for given, found in ((1, 1), (0, None), (-2, None), (2.5, None), (None, None)):
         assert replace(run, info={**run.info, "pairs_per_step": given}).pairs_per_step == found
+    four, none = (replace(run, name=str(n), info={**run.info, "pairs_per_step": n}) for n in (4, None))
+    assert style.step_size(four) == {"4": 4}
+    assert style.step_size(four, none) == {"4": 1, "None": 1}  # on one axis
 
 
 @pytest.mark.parametrize(("values", "is_drawn"), [([1.0], False), ([1.0, 1.0, 1.0], False), ([1.0, 2.0], True)])

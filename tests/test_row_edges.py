@@ -229,7 +229,8 @@ def test_a_column_that_may_say_which_answer_is_better(caplog):
 
 
 def test_any_key_of_a_message_that_the_template_does_not_read(tokenizer):
-    message = says("assistant", "a", name="Bo", text="t")
+    notes = dict.fromkeys(["id", "msg_id", "timestamp", "hashed_ip", "turn_identifier", "language", "metadata"], "x")
+    message = says("assistant", "a", name="Bo", text="t", **notes)  # by whom and when it was written is for nobody
     row = PreferenceRow([says("user", "q")], [[message]] * 2)
     assert [note.split(" is ")[0] for note in unread([row], tokenizer)] == ["'name'", "'text'"]
 

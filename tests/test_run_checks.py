@@ -265,6 +265,7 @@ def test_values_that_are_right(text):
         ("torch_compile_backend: inducto", "unknown torch_compile_backend 'inducto'.*mean 'inductor'"),
         ("lr_scheduler_type: polynomial\nlr_scheduler_kwargs: {lr_end: 0.1}", "must be smaller than initial lr"),
         ("recipe: a/b", "unknown key 'recipe'"),
+        ("max_length: None", "max_length must be a whole number; it is 'None': YAML writes None as null"),
         ("3: a", "unknown key '3'"),
     ],
 )

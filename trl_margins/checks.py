@@ -257,6 +257,8 @@ class Takes:
         if not plain:
             raise ValueError(f"{self.name} can be set in Python only")
         hint = ": put it in quotes" if str in plain and isinstance(value, bool | int | float) else ""
+        if NoneType in self.kinds and str(value).lower() == "none":
+            hint = ": YAML writes None as null"
         raise ValueError(f"{self._must_be(plain, listed)}; it is {self._shown(value)}{hint}")
 
     def _shown(self, value: Any) -> str:

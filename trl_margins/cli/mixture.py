@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -50,17 +51,22 @@ def mixture_splits(
     for part, weight in zip(mixture.datasets, weights, strict=True):
         rows = _load(part, part.split)
         taken = int(weight * len(rows))
-        logger.info("%s: %d of %d rows", part.path, taken, len(rows))
+        level = logging.WARNING if weight and not taken else logging.INFO
+        logger.log(level, "%s: %d of %d rows", part.path, taken, len(rows))
         if taken < len(rows):
             rows = (rows if seed is None else rows.shuffle(seed=seed)).select(range(taken))
         parts.append((part.path, rows))
-    together = mixed(parts)
+    if not any(len(rows) for _, rows in parts):
+        raise ValueError("mixture_weights: no set gives a row: raise them")
+    together = mixed([(name, rows) for name, rows in parts if len(rows)])
     if seed is not None:
         together = together.shuffle(seed=seed)
     size = mixture.test_split_size
     if size is None:
         return DatasetDict({"train": together})
-    if size >= len(together):
+    if size > 1 and size != int(size):
+        raise ValueError(f"test_split_size: {size:g} is neither a share between 0 and 1 nor a whole number of rows")
+    if (size if size >= 1 else math.ceil(size * len(together))) >= len(together):
         raise ValueError(
             f"test_split_size: {size:g} of {len(together)} rows leaves none to train on: give a smaller number, or a "
             "share between 0 and 1"

@@ -60,11 +60,13 @@ def _check_keys(file: Path) -> None:
         with open_text(file) as lines:
             for number, line in enumerate(lines, start=1):
                 if number == 1 and not isinstance(_object(line), dict):
-                    decoder.decode(line + lines.read())
+                    _check_rows(decoder.decode(line + lines.read()))
                 elif line.strip():
                     decoder.decode(line.strip())
     except RepeatedKeyError as error:
         raise ValueError(f"{file.name}, line {number}: {error}") from None
+    except TypeError as error:
+        raise ValueError(f"{file.name}: {error}") from None
     except (ValueError, RecursionError):  # whoever reads it says so
         return
     except _DAMAGES:
@@ -83,6 +85,8 @@ def _check_table(file: Path, only_first: bool) -> None:
             number = rows.line_num
             if twice := [name for name, count in Counter(names).items() if count > 1]:
                 raise ValueError(f"{file.name}: its header has the column {twice[0]!r} more than once: rename one")
+            if names[0].startswith("\ufeff"):
+                raise ValueError(f"{file.name} begins with a byte-order mark twice: remove one, or both")
             if odd := [name for name in names if "\0" in name]:
                 raise ValueError(f"{file.name}: the column {odd[0]!r} has a NUL in its name: write the header anew")
             for row in rows:
@@ -289,6 +293,16 @@ def _problem_of_line(line: str) -> str | None:
     if isinstance(row, str) and isinstance(_object(row), dict | list):
         return _TWICE
     return None if isinstance(row, dict) else "not an object with a value for each column, so correct or remove it"
+
+
+def _check_rows(document: Any) -> None:
+    """Raises a TypeError for a list in which not everything is an object."""
+    for number, row in enumerate(document if isinstance(document, list) else ()):
+        if not isinstance(row, dict):
+            if isinstance(row, str) and isinstance(_object(row), dict | list):
+                raise TypeError(_TWICE)
+            what = "an object with a value for each column (pandas' orient='records')"
+            raise TypeError(f"row {number} is a {type(row).__name__}, and a row is {what}")
 
 
 class RepeatedKeyError(ValueError):

@@ -91,8 +91,9 @@ def _values(files: Sequence[Path]) -> list[Any]:
 
 
 def _as_written(rows: Dataset, read: Callable[[], list[Any]]) -> Dataset:
-    kinds = {name: _as_text(kind) for name, kind in with_free_parts(rows.features).items()}
-    mixed = {name: kind for name, kind in kinds.items() if kind != rows.features[name] or _is_mixed(kind)}
+    features = rows.features  # each look at it copies it
+    kinds = {name: _as_text(kind) for name, kind in with_free_parts(features).items()}
+    mixed = {name: kind for name, kind in kinds.items() if kind != features[name] or _is_mixed(kind)}
     if not mixed:
         return rows
     written = [{name: _encoded(row.get(name), feature) for name, feature in mixed.items()} for row in read()]

@@ -184,7 +184,7 @@ def reward_gaps(found: list[Usable], runs: Sequence[Run]) -> tuple[Figure, str]:
 
 def _half_violin(panel: Axes, values: np.ndarray, at: float, above: bool, color: str) -> None:
     """Above or below a line, with the median; nothing where the values have no density."""
-    if values.size < 2 or np.ptp(values) == 0:
+    if not values.size or np.ptp(values) == 0:
         return
     side: Literal["high", "low"] = "high" if above else "low"
     parts: Any = panel.violinplot([values], [at], orientation="horizontal", side=side, widths=0.9, showextrema=False)

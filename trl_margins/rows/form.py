@@ -13,12 +13,14 @@ from typing import Any
 
 from trl.data_utils import extract_prompt
 
+from ..checks import odd_letters
 from .list_forms import list_form
 
 Message = dict[str, Any]
 Part = str | list[Message]
 
 COMPLETIONS = ("chosen", "rejected")
+_UNSEEN = "\ufeff\u200b\u200c\u200d\u2060"  # at the ends of names, from byte-order marks and web pages
 SHAREGPT = ("conversations", "conversation")  # hold the prompt's messages where there is no prompt column
 TEMPLATE = ("tools", "chat_template_kwargs")  # variables of the chat template
 IMAGES = ("images", "image")  # the columns that TRL gives to a vision-language model
@@ -144,6 +146,9 @@ class RowReader:
     ) -> RowReader:
         """A reader for a set with these columns; a RowError names one that is missing."""
         names = tuple(columns)
+        for name in names:
+            if (seen := name.strip(_UNSEEN)) != name and seen in ("prompt", *COMPLETIONS):
+                raise RowError(f"the {split} data set: column {name!a} has a character that nobody sees: rename it")
         require_columns(names, split)
         require_named(names, split, prompt_column, system_column)
         if prompt_column is None:
@@ -363,6 +368,8 @@ def require_columns(names: Sequence[str], split: str) -> None:
                 "these are answers without scores: score them, and make pairs of them with trl-margins pairs FILE "
                 "--out pairs.jsonl.gz"
             )
+        if odd := next(filter(None, map(odd_letters, names)), ""):
+            fix = f"look at its names, in which {odd}"
         raise RowError(
             f"the {split} data set has no column {' and no column '.join(map(repr, missing))}, only {list(names)}: a "
             f"preference pair is chosen and rejected, and usually prompt; {fix}"

@@ -23,13 +23,13 @@ from datasets import ClassLabel, Dataset
 from ..checks import truth_of
 from . import votes
 from .form import (
-    IMAGES,
     SHAREGPT,
     TEMPLATE,
     Part,
     PreferenceRow,
     RowError,
     RowReader,
+    is_list_of,
     is_messages,
     messages_in,
     part_of,
@@ -53,7 +53,8 @@ RESPONSE_KEYS = ("response", "answer", "completion", "text", "content")
 RATINGS = ("overall_score", "fine-grained_score", "score", "rating", "reward", "rank")
 ASPECTS = ("helpfulness", "honesty", "instruction_following", "truthfulness")  # of UltraFeedback's annotations
 
-_MEDIA = (*IMAGES, "audio", "audios", "video", "videos")  # belong to a prompt, beside its text
+# belongs to a prompt, beside its text
+_MEDIA = re.compile(r"(image|img|picture|photo|audio|sound|video)s?([-_](url|path|file|name|id|base64)s?)?")
 _UNRATED = {"", "n/a", "na", "nan", "none", "null"}
 
 # What is left out, or deserves a warning
@@ -239,9 +240,11 @@ class ScoredLists:
             else:
                 yield found
         if kind == "structs" and self.scored and self.counts[_NO_SCORE] and not self.rated_by:
+            named = f", {' or '.join(self.form.scores)}," * bool(self.form.scores)
             raise RowError(
-                f"column {self.form.responses[0]!r} of {self.reader.split}: no answer has a rating: score the answers "
-                "first, with trl-margins score FILE --reward_model MODEL"
+                f"column {self.form.responses[0]!r} of {self.reader.split}: no answer has a rating{named} that is a "
+                "number: make one with dataset.map, or score the answers first, with trl-margins score FILE "
+                "--reward_model MODEL"
             )
         self.counts[_MERGED] = 0 if kind in ("one", "two") else sum(map(len, groups.values())) - len(groups)
         yield from map(self._merged, groups.values())
@@ -257,7 +260,7 @@ class ScoredLists:
         """The same for what belongs together. A vote tells nothing of the answers of other votes."""
         answers = sorted(map(digest, found.responses)) if self.form.is_vote else []
         alone = None if found.prompt else found.row  # rows without a prompt have none in common
-        return digest(found.prompt, found.template, [row.get(name) for name in _MEDIA], answers, alone)
+        return digest(found.prompt, found.template, [row[name] or None for name in self._media], answers, alone)
 
     def _merged(self, some: Sequence[ScoredList]) -> ScoredList:
         if len(some) == 1 and self.form.kind != "two":
@@ -274,7 +277,7 @@ class ScoredLists:
     def of_prompts(self) -> list[str]:
         """The columns that say something of the prompts, and nothing of one answer, or of a pair."""
         form, columns = self.form, self.reader.columns
-        not_kept = {*self.read_columns, *form.responses, *MODELS, *HELPSTEER} - {*TEMPLATE, *_MEDIA}
+        not_kept = {*self.read_columns, *form.responses, *MODELS, *HELPSTEER} - {*TEMPLATE, *self._media}
         not_kept |= {"evaluation_factor", "is_flipped", "truncated"}
         if form.kind == "two":
             not_kept |= {*chain(*VOTES), "turn", "labels", "score_ratio", "seconds_difference"}
@@ -286,17 +289,21 @@ class ScoredLists:
             return kept
         first: dict[str, Mapping[str, Any]] = {}
         differing: set[str] = set()
-        of_key = [str(form.prompt), *(name for name in kept if name in (*TEMPLATE, *_MEDIA))]
+        of_key = [str(form.prompt), *(name for name in kept if name in (*TEMPLATE, *self._media))]
         for row in raw_rows(self.dataset, [str(form.prompt), *kept], self.reader.split):
             there = first.setdefault(digest(*(row[name] for name in of_key)), row)
             differing |= {name for name in kept if row[name] != there[name]}
         return [name for name in kept if name not in differing]
 
+    @cached_property
+    def _media(self) -> list[str]:
+        return [name for name in self.reader.columns if _MEDIA.fullmatch(name)]
+
     @property
     def read_columns(self) -> list[str]:
         form = self.form
         names = [form.prompt, self.reader.system_column, *form.responses, *form.score_columns, *form.models, *TEMPLATE]
-        names += [*_MEDIA, *(("turn", "labels") if form.kind == "two" else ("truncated",))]
+        names += [*self._media, *(("turn", "labels") if form.kind == "two" else ("truncated",))]
         return [name for name in dict.fromkeys(names) if name in self.reader.columns]
 
     @cached_property
@@ -442,9 +449,7 @@ class ScoredLists:
 
     def _list(self, row: Mapping[str, Any], column: str, i: int) -> list[Any]:
         """Also a list that is written as text, and mappings that Arrow keeps as one mapping of lists."""
-        value = spelled(row[column])
-        if isinstance(value, Mapping) and value and all(isinstance(each, list) for each in value.values()):
-            value = [dict(zip(value, each, strict=True)) for each in zip(*value.values(), strict=True)]
+        value = _in_rows(spelled(row[column]))
         if (value is None or value == []) and not (self._is_strict and self.form.is_plain):
             return []
         if not isinstance(value, list) or not value:
@@ -472,7 +477,15 @@ class ScoredLists:
         """The prompt and two answers; None for conversations that differ before the last turn."""
         names = self.form.responses
         values = [self._asked(row, i), *(pruned(row[name], self.reader.features[name]) for name in names)]
-        prompt, *answers = (found if isinstance(found := spelled(value), list) else value for value in values)
+        prompt, *answers = (
+            found if isinstance(found := _in_rows(spelled(value)), list) else value for value in values
+        )
+        turns = [len(part) for part in (prompt, *answers) if is_list_of(part, str | None)]
+        if len(turns) == 3 and len({*turns}) > 1:
+            raise RowError(
+                f"{self._where(i)}: {turns[0]} turns of the user, and {turns[1]} and {turns[2]} of the answers, which "
+                "must be as many: drop the row"
+            )
         if are_turns(prompt, answers):
             asked, *answered = ([self._mended(text) for text in texts] for texts in (prompt, *answers))
             conversations = [in_turns(asked, each) for each in answered]
@@ -563,6 +576,13 @@ class ScoredLists:
         count_unused(self.unused, row, i, text_of(asked), self._suspects)
         answers = [a._replace(response=response) for a, response in zip(answers, responses, strict=True)]
         return ScoredList(asked, answers, whole.template, i)
+
+
+def _in_rows(value: Any) -> Any:
+    """Mappings that Arrow keeps as one mapping of lists; else the value."""
+    if not isinstance(value, Mapping) or not value or not all(isinstance(each, list) for each in value.values()):
+        return value
+    return [dict(zip(value, each, strict=True)) for each in zip(*value.values(), strict=True)]
 
 
 def row_of(prompt: Any, completions: list[Any], where: str, template: Mapping[str, Any]) -> PreferenceRow:

@@ -65,7 +65,7 @@ def _read(opened: OpenedSet, scores: ScoreColumns | None, common: list[str]) -> 
         with_indices=True,
         fn_kwargs={"reader": opened.reader, "scores": scores, "version": VERSION},
         remove_columns=[column for column in dataset.column_names if column not in common],
-        features=Features({**{column: dataset.features[column] for column in common}, **features}),
+        features=Features({column: kind for column, kind in dataset.features.items() if column in common} | features),
         desc=f"Reading {name}",
     )
 

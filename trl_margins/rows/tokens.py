@@ -29,6 +29,11 @@ Result = TypeVar("Result")
 # What tokens depend on besides the data and the tokenizer. Raise the number whenever a token may change
 VERSION = f"3, trl {version('trl')}, transformers {version('transformers')}"
 _READ = {"role", "content"}  # of messages, by every template
+# of messages too, and meant for no template: when, where and by whom they were written
+_NOTES = re.compile(
+    r"(?i)(^|_)(u?u?id|ids|time|timestamp|date|created|updated|hash|hashed|ip|lang|language|country|state|header|source|"
+    r"index|identifier|redacted|toxic|moderation|deleted|metadata|author)(_|$)"
+)
 # Seconds that tokenizing may take beside the first conversation, hundreds of times what it does
 _PER_CONVERSATION, _PER_CHARACTER, _PER_IMAGE = 0.02, 1e-5, 60
 
@@ -242,7 +247,7 @@ def unread(rows: Iterable[PreferenceRow], processing_class: Any) -> Iterator[str
     found: dict[str, list[int]] = {}
     for number, row in enumerate(row for row in rows if row.is_conversational):
         keys = {key for part in (row.prompt, *row.completions) for message in part for key in message}
-        for name in (*row.template, *sorted(keys - _READ)):
+        for name in (*row.template, *sorted(key for key in keys - _READ if not _NOTES.search(key))):
             found.setdefault(name, []).append(number)
     for name, numbers in found.items():
         if not re.search(rf"\b{re.escape(name)}\b", template):

@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 _LOAD = "AutoModelForCausalLM.from_pretrained(...)"
 _ADAPTER = "default"  # which PEFT loads from a folder, and TRL copies for the reference
+_READ_AT_ONCE = ("seed", "bf16", "fp16", "neftune_noise_alpha")  # of transformers' own
 _READ_LATER = ("eval_min_score_gap", "overwrite_output_dir", "push_pair_log")
 
 
@@ -93,7 +94,7 @@ def checked(given: dict[str, Any], config_class: Any) -> dict[str, Any]:
 def settings_read(config: Any) -> dict[str, Any]:
     """The fields of a config that a trainer reads when it is built, and never again."""
     names = {item.name for item in fields(config)} - {item.name for item in fields(TrainingArguments)} - {*_READ_LATER}
-    return {name: copy(getattr(config, name)) for name in sorted(names)}
+    return {name: copy(getattr(config, name)) for name in sorted(names | {*_READ_AT_ONCE})}
 
 
 def check_settings(config: Any, read: Mapping[str, Any]) -> None:

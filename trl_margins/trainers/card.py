@@ -354,6 +354,7 @@ def adapter_options(model: Any) -> dict[str, Any]:
     config = model.active_peft_config
     fields = [field.name for field in dataclasses.fields(config) if field.init and field.name not in _NEVER_OF_PEFT]
     found = {name: _plain(value) for name, value in changed(config, fields, always=_ALWAYS_OF_PEFT)}
+    found |= {name: value for name in fields if isinstance(value := getattr(config, name), dict) and value}  # patterns
     return {name: value for name, value in found.items() if name in _ALWAYS_OF_PEFT or value is not None}
 
 

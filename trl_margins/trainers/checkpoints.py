@@ -55,7 +55,7 @@ from .folder import (
     settings_before,
     take_place,
 )
-from .loaded import adapter_tensors, why_not_loaded
+from .loaded import adapter_tensors, check_saved, why_not_loaded
 from .loaded_optimizers import (
     as_values,
     check_goes_on,
@@ -324,6 +324,7 @@ class CheckpointMixin(MarginTrainer):
         if trial is not None:
             raise ValueError("trial is for hyperparameter_search, which these trainers do not have: leave it out")
         check_settings(self.args, self._settings_read)
+        check_saved(self.model)
         self.settings = run_settings(self)  # before the model is wrapped
         place = resume_from_checkpoint
         place = os.path.realpath(place) if isinstance(place, str | os.PathLike) else place and str(place)

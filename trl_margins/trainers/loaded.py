@@ -14,6 +14,7 @@ from typing import Any
 
 from accelerate.utils import is_peft_model
 from peft import PeftType, get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import safe_open
 
@@ -88,6 +89,32 @@ def warn_of_unread_tensors(model: Any, folder: str | Path) -> None:
         logger.warning(
             "%s: its adapter_config.json has no place for %d of its tensors, which are left out: %s is one",
             *(folder, len(extra), extra[0]),
+        )
+
+
+def check_saved(model: Any) -> None:
+    """
+    Raises:
+        ValueError: weights below an adapter train, and would be in no file: PEFT saves the adapter alone.
+    """
+    if not is_peft_model(model) or not isinstance(model.base_model, BaseTuner):
+        return
+    adapters = {*model.peft_config}
+    below = {
+        name: weight
+        for name, weight in model.named_parameters()
+        if weight.requires_grad and weight.numel() and not adapters & {*name.split(".")}
+    }
+    for embeddings in (False, "auto") if below else ():  # some of which PEFT saves, too: it looks at the base model
+        saved = get_peft_model_state_dict(model, save_embedding_layers=embeddings).values()
+        places = {each.data_ptr() for each in saved}
+        below = {name: weight for name, weight in below.items() if weight.data_ptr() not in places}
+        if not below:
+            return
+    if below:
+        raise ValueError(
+            f"{_some([*below])} would train below the adapter, and neither a checkpoint nor the saved adapter would "
+            "have them: name their modules in the adapter's modules_to_save, or freeze them (requires_grad_(False))"
         )
 
 

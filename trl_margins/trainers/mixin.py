@@ -106,6 +106,7 @@ class MarginMixin(BestMixin, CardMixin, PushMixin, InterruptsMixin, CheckpointMi
 
     beta, loss_weights, label_smoothing, simpo_gamma = ReadOnce(), ReadOnce(), ReadOnce(), ReadOnce()
     loss_type, loss_types, f_divergence_type = ReadOnce(), ReadOnce("loss_type"), ReadOnce()
+    cpo_alpha = ReadOnce()
 
     def __init__(
         self,

@@ -201,6 +201,11 @@ def test_a_system_column_that_holds_a_message_or_stands_beside_a_dialogue():
     dialogue = {side: f"\n\nHuman: q\n\nAssistant: {side}" for side in ("chosen", "rejected")} | {"s": "S"}
     with pytest.raises(RowError, match=r"row 0 of the train data set: 'Human: q.* marks turns, and system_column='s'"):
         open_rows(Dataset.from_list([dialogue]), "train", None, "s")
+    lists = {"prompt": "\n\nHuman: q\n\nAssistant:", "responses": ["a", "b"], "scores": [1, 2], "s": "S"}
+    with pytest.raises(RowError, match=r"row 0 of the lists: 'Human: q.* marks turns, and system_column='s'"):
+        list(ScoredLists.of(Dataset.from_list([lists]), "the lists", system_column="s"))
+    (found,) = ScoredLists.of(Dataset.from_list([lists]), "the lists", system_column="s", as_chat=True)
+    assert found.prompt == [says("system", "S"), says("user", "q")]
 
 
 @pytest.mark.parametrize(

@@ -55,10 +55,11 @@ def mixture_splits(
         logger.log(level, "%s: %d of %d rows", part.path, taken, len(rows))
         if taken < len(rows):
             rows = (rows if seed is None else rows.shuffle(seed=seed)).select(range(taken))
-        parts.append((part.path, rows))
-    if not any(len(rows) for _, rows in parts):
+        if taken:
+            parts.append((part.path, rows))
+    if not parts:
         raise ValueError("mixture_weights: no set gives a row: raise them")
-    together = mixed([(name, rows) for name, rows in parts if len(rows)])
+    together = mixed(parts)
     if seed is not None:
         together = together.shuffle(seed=seed)
     size = mixture.test_split_size

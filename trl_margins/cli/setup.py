@@ -59,9 +59,9 @@ def check_format(file: str | None, name: str, suffix: str) -> None:
     Raises:
         ValueError: the file's own is another format's.
     """
-    own = Path(file or "").suffix.lower()
-    if own != suffix and own in _OTHER_FORMATS:
-        raise ValueError(f"{file} would hold {name}: name it {Path(file or '').stem}{suffix}")
+    path = Path(file or "")
+    if path.suffix.lower() in _OTHER_FORMATS - {suffix}:
+        raise ValueError(f"{file} would hold {name}: name it {path.stem}{suffix}")
 
 
 def find_model(name: str) -> str:

@@ -206,15 +206,9 @@ class RowReader:
     ) -> tuple[Part, list[Part]]:
         if self.system_column is None:
             return prompt, completions
-        dialogue = prompt.strip() if isinstance(prompt, str) else ""
-        if dialogue.startswith("Human:") and dialogue.endswith("\nAssistant:"):
-            raise RowError(
-                f"{where}: {shortened(dialogue)} marks turns, and system_column={self.system_column!r} makes messages "
-                "of the row, one of which would hold them all: save it as lists of messages with role and content"
-            )
         system = row.get(self.system_column)
         text = text_of(self._part(self.system_column, messages_in(system), where)) if system else ""
-        return with_system(text, prompt, completions, f"column {self.system_column!r}, {where}")
+        return with_system(text, prompt, completions, self.system_column, where)
 
     def _prompt(self, row: Mapping[str, Any], where: str) -> Part | None:
         """None where the completions begin with it."""
@@ -652,12 +646,20 @@ def _looks_said(value: Any) -> bool:
     return all({"content", "value"} & each.keys() and {"role", "from"} & each.keys() for each in value)
 
 
-def with_system(system: str, prompt: Part, completions: list[Any], where: str) -> tuple[list[Message], list[Part]]:
+def with_system(
+    system: str, prompt: Part, completions: list[Any], column: str, where: str
+) -> tuple[list[Message], list[Part]]:
     """With a system message in front; text becomes messages, since only they can have one.
 
-    Raises a RowError for a prompt that has another one, `where` the system message is from.
+    Raises a RowError for a dialogue in text, and for a prompt that has another system message than that of `column`.
     """
     if isinstance(prompt, str):
+        dialogue = prompt.strip()
+        if dialogue.startswith("Human:") and dialogue.endswith("\nAssistant:"):
+            raise RowError(
+                f"{where}: {shortened(dialogue)} marks turns, and system_column={column!r} makes messages of the row, "
+                "one of which would hold them all: save it as lists of messages with role and content"
+            )
         prompt, completions = says("user", prompt), [says("assistant", part) for part in completions]
     has_own = prompt[0]["role"] == "system"
     own = text_of(prompt[:1]).strip() if has_own else ""
@@ -665,8 +667,8 @@ def with_system(system: str, prompt: Part, completions: list[Any], where: str) -
         prompt = says("system", system) + prompt[has_own:]
     elif system and own != system.strip():
         raise RowError(
-            f"{where}: {shortened(system)} is another system message than the prompt's own, {shortened(own)}: leave "
-            "system_column out, or one of the two"
+            f"column {column!r}, {where}: {shortened(system)} is another system message than the prompt's own, "
+            f"{shortened(own)}: leave system_column out, or one of the two"
         )
     return prompt, completions
 

@@ -572,7 +572,7 @@ class ScoredLists:
         asked, responses = whole.prompt, whole.completions
         if (system := self.reader.system_column) is not None:
             text = text_of(self._part(messages_in(row[system]), system, i)) if row[system] else ""
-            asked, responses = with_system(text, asked, responses, f"column {system!r}, {where}")
+            asked, responses = with_system(text, asked, responses, system, where)
         count_unused(self.unused, row, i, text_of(asked), self._suspects)
         answers = [a._replace(response=response) for a, response in zip(answers, responses, strict=True)]
         return ScoredList(asked, answers, whole.template, i)

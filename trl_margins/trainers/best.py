@@ -43,16 +43,19 @@ def check_metric(config: Any) -> None:
     if wanted is None or config.eval_strategy == IntervalStrategy.NO:
         return
     if not _is_logged(config, wanted.removeprefix("eval_")):
-        logged = {**_LOGGED, "": (*_LOGGED[""], *_OF_BASE[config._base])}
-        known = [f"{of}/{each}" if of else each for of, names in logged.items() for each in names]
+        known = [f"{of}/{each}" if of else each for of, names in _logged(config).items() for each in names]
         raise unknown("metric_for_best_model", wanted, [f"eval_{each}" for each in known])
+
+
+def _logged(config: Any) -> dict[str, tuple[str, ...]]:
+    """What evaluations of its base log, by group, beside what transformers does."""
+    return {**_LOGGED, "": (*_LOGGED[""], *_OF_BASE[config._base])}
 
 
 def _is_logged(config: Any, name: str) -> bool:
     """Whether evaluations log it, of which terms have groups of their own."""
     group, _, last = name.rpartition("/")
-    names = {**_LOGGED, "": (*_LOGGED[""], *_OF_BASE[config._base], *_OF_TRANSFORMERS)}
-    return last in names.get(group, (last,))
+    return last in _logged(config).get(group, (last,)) or name in _OF_TRANSFORMERS
 
 
 def choose_metric(config: Any, facts: Mapping[str, SetFacts], min_score_gap: float, has_own_metrics: bool) -> None:

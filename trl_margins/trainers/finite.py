@@ -413,14 +413,15 @@ def _check_graph(loss: Tensor, trained: Mapping[str, nn.Parameter]) -> None:
     Raises:
         ValueError: no gradient can reach the weights that train.
     """
-    if not loss.requires_grad and not trained:
+    if loss.requires_grad:
+        return
+    if not trained:
         raise ValueError("no weight of the model trains any more: something froze it after the trainer was made")
-    if not loss.requires_grad:
-        raise ValueError(
-            f"the loss depends on none of the {len(trained)} weight tensors that train ({next(iter(trained))} "
-            "is the first): switch the adapter on, or let parts train that the "
-            "forward pass uses. With gradient checkpointing, set use_reentrant to False"
-        )
+    raise ValueError(
+        f"the loss depends on none of the {len(trained)} weight tensors that train ({next(iter(trained))} is the "
+        "first): switch the adapter on, or let parts train that the forward pass uses. With gradient checkpointing, "
+        "set use_reentrant to False"
+    )
 
 
 def without_neighbours(trainer: MarginTrainer, batch: Mapping[str, Any], pairs: PairLogps) -> PairLogps:

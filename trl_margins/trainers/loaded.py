@@ -105,12 +105,12 @@ def check_saved(model: Any) -> None:
         for name, weight in model.named_parameters()
         if weight.requires_grad and weight.numel() and not adapters & {*name.split(".")}
     }
-    for embeddings in (False, "auto") if below else ():  # some of which PEFT saves, too: it looks at the base model
+    for embeddings in (False, "auto"):  # some of which PEFT saves, too: then it looks at the base model's files
+        if not below:
+            return
         saved = get_peft_model_state_dict(model, save_embedding_layers=embeddings).values()
         places = {each.data_ptr() for each in saved}
         below = {name: weight for name, weight in below.items() if weight.data_ptr() not in places}
-        if not below:
-            return
     if below:
         raise ValueError(
             f"{_some([*below])} would train below the adapter, and neither a checkpoint nor the saved adapter would "

@@ -12,10 +12,10 @@ MODELS := $(VENV)/.models
 demo: $(INSTALLED) $(BUNDLED)  ## train the bundled model on a made-up set: before and after
 	$(BIN)/trl-margins demo
 
-test: $(INSTALLED) $(MODELS)  ## the tests
+test: $(INSTALLED) $(MODELS)  ## the tests, but for the long ones
 	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
-rehearsal: $(MODELS) docs  ## `make gpu` on the CPU, the notebook, and the documentation in a browser
+rehearsal: $(MODELS) docs  ## the long tests: `make gpu` on the CPU, the site in a browser, what the pages say to run, fuzzing
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m rehearsal
 
 mutants: $(VENV)/.mutants  ## small changes to the code, one at a time: are they noticed? MUTANTS=100, ROOM=terms, SEED=1

@@ -24,6 +24,8 @@ from trl_margins.evaluation.scorer import completion_tokens
 from trl_margins.probes.selection import subsets
 from trl_margins.rows import open_rows
 
+pytestmark = pytest.mark.rehearsal
+
 SOFTCAP = 3.0  # so small that it changes the tiny model's logits
 
 

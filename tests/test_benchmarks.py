@@ -28,6 +28,8 @@ from trl_margins.generation import benchmarks, local
 from trl_margins.generation.benchmarks import Question, ask, decoding_of, load_questions, write_answers
 from trl_margins.generation.sampling import Sampling
 
+pytestmark = pytest.mark.rehearsal
+
 ROOT = Path(__file__).parents[1]
 ALPACA_EVAL = [
     {"instruction": f"Question {i}?", "output": "reference", "generator": "gpt4_1106_preview", "dataset": "koala"}

@@ -94,6 +94,7 @@ def test_six_recipes_of_the_paper():
     assert len(GAPPO) == 6
 
 
+@pytest.mark.rehearsal
 @pytest.mark.parametrize("name", GAPPO)
 def test_a_recipe_delivers_its_peak(name, tiny_model, pairs, tmp_path, tracker, capsys):
     """Evaluated five times as often as saved, as in the recipe; the peak comes before the end and is not on a save."""

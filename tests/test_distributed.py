@@ -12,6 +12,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,10 +31,13 @@ from trl_margins.terms.dynamic_target import dynamic_target_margin
 
 SCRIPT = str(Path(__file__).with_name("two_ranks.py"))
 TIMEOUT = 900  # seconds; a launch takes one minute on two free cores, and the suite may keep those busy
-WAYS = {
-    1: ("one", "accumulate", "groups"),
-    2: ("ddp", "sharded", "stream", "uneven", "broken", "groups-ddp", "groups-sharded"),
-}  # by the number of ranks
+# with the number of ranks; those in a row share their processes
+WAYS = [
+    (1, ("one", "accumulate", "groups")),
+    (2, ("ddp", "stream", "uneven", "broken", "groups-ddp")),
+    (2, ("sharded", "groups-sharded")),
+]
+SHARDED, GROUPS_SHARDED = (pytest.param(way, marks=pytest.mark.rehearsal) for way in WAYS[2][1])
 RANKING = ("pwa", "pwa_all", "spearman", "n_pairs", "n_pairs_gap")
 LOGGED = ("loss", "grad_norm", "rewards/margins", "logps/chosen")
 SPREAD = ("mean", "std", "min", "max", "zero")
@@ -59,7 +63,7 @@ ZERO = [
     for way in ("zero2", "zero3")
 ]
 SAME = [
-    (case, way)
+    pytest.param(case, way, marks=[pytest.mark.rehearsal] * (way == "sharded"))
     for way in ("accumulate", "ddp", "sharded")
     for case in CASES
     if not (way == "accumulate" and case in OF_THE_MINI_BATCH) and case not in REFUSED.get(way, {})
@@ -106,16 +110,33 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def runs(tiny_model, folder):
-    """What every way gives, computed by the first worker that asks."""
-    with FileLock(folder / "lock"):
-        for ranks, ways in WAYS.items():
-            if not all((folder / f"{way}.json").exists() for way in ways):
-                load(tiny_model, noise=0.02).save_pretrained(folder / "reference")
-                arguments = (tiny_model, str(folder), *ways)
+class Runs(dict[str, Any]):
+    """What every way gives, computed by the first worker that asks for it."""
+
+    def __init__(self, model: str, folder: Path) -> None:
+        self._model, self._folder = model, folder
+        with FileLock(folder / "lock"):
+            if not (folder / "reference").exists():
+                load(model, noise=0.02).save_pretrained(folder / "reference")
+
+    def __missing__(self, way: str) -> Any:
+        (ranks, ways), *_ = ((ranks, ways) for ranks, ways in WAYS if way in ways)
+        with FileLock(self._folder / "lock"):
+            if not all((self._folder / f"{each}.json").exists() for each in ways):
+                arguments = (self._model, str(self._folder), *ways)
                 two_ranks.main(*arguments) if ranks == 1 else output_of(ranks, SCRIPT, *arguments)
-    return {way: json.loads((folder / f"{way}.json").read_text()) for ways in WAYS.values() for way in ways}
+        self.update({each: json.loads((self._folder / f"{each}.json").read_text()) for each in ways})
+        return self[way]
+
+    def folder(self, way: str) -> Path:
+        """Where its runs have left their files."""
+        self[way]
+        return self._folder / way
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_model, folder) -> Runs:
+    return Runs(tiny_model, folder)
 
 
 def pair_log(folder: Path, name: str = "pair_log.csv") -> dict[str, np.ndarray]:
@@ -132,7 +153,7 @@ def test_every_method_is_there():
 
 
 @pytest.mark.parametrize(("case", "way"), [*SAME, *((case, "stream") for case in STREAMED)])
-def test_loss_margins_weights_and_gradients_are_the_same(case, way, runs, folder):
+def test_loss_margins_weights_and_gradients_are_the_same(case, way, runs):
     """After two steps also the model, parameter by parameter. Columns of the data set are float32, hence not 1e-12."""
     one, other = runs["one"][case], runs[way][case]
     row = METHODS[CASES[case][1]]
@@ -142,22 +163,22 @@ def test_loss_margins_weights_and_gradients_are_the_same(case, way, runs, folder
         of_the_probe = [name for name in mine if name == "anchor/gradient_norm"]  # a mean over the pairs of all ranks
         for name in [*LOGGED, *of_the_probe, *(f"{term}/{part}" for term in terms for part in SPREAD)]:
             assert theirs[name] == pytest.approx(mine[name], **close(case, way)), (step, name)
-    mine, theirs = (load_file(folder / w / case / "weights.safetensors") for w in ("one", way))
+    mine, theirs = (load_file(runs.folder(w) / case / "weights.safetensors") for w in ("one", way))
     for name, weight in mine.items():
         difference = (theirs[name].double() - weight).norm() / weight.norm()
         assert difference < close("", way)["abs"], name
 
 
 @pytest.mark.parametrize(("case", "way"), SAME)
-def test_the_pair_log_holds_the_pairs_of_all_ranks(case, way, runs, folder):
-    one, other = (pair_log(folder / w / case) for w in ("one", way))
+def test_the_pair_log_holds_the_pairs_of_all_ranks(case, way, runs):
+    one, other = (pair_log(runs.folder(w) / case) for w in ("one", way))
     assert one.keys() == other.keys()
     assert one["row_number"].tolist() == list(range(8))
     for name, values in one.items():
         assert other[name] == pytest.approx(values, **close(case, way)), name
 
 
-@pytest.mark.parametrize("way", ["ddp", "sharded"])
+@pytest.mark.parametrize("way", ["ddp", SHARDED])
 @pytest.mark.parametrize("case", CASES)
 def test_evaluation_is_over_all_ranks(case, way, runs):
     """Nine pairs do not divide by four: the pairs that pad the last batch are not counted twice."""
@@ -170,15 +191,16 @@ def test_evaluation_is_over_all_ranks(case, way, runs):
         assert two[f"eval_{name}"] == pytest.approx(one[f"eval_{name}"], **close(case, way)), name
 
 
+@pytest.mark.rehearsal
 @pytest.mark.parametrize("case", REFUSED["sharded"])
 def test_what_sharded_parameters_do_not_allow_is_refused(case, runs):
     assert REFUSED["sharded"][case] in runs["sharded"][case]["refused"]
 
 
-@pytest.mark.parametrize("way", ["accumulate", "ddp", "sharded"])
-def test_the_parts_of_an_anchor_gap_are_the_same(way, runs, folder):
+@pytest.mark.parametrize("way", ["accumulate", "ddp", SHARDED])
+def test_the_parts_of_an_anchor_gap_are_the_same(way, runs):
     """Of every pair, once: ranks with sharded parameters take part in the passes of each other's pairs."""
-    one, other = (pair_log(folder / each / DIAGNOSED, "anchor_diagnostics.csv") for each in ("one", way))
+    one, other = (pair_log(runs.folder(each) / DIAGNOSED, "anchor_diagnostics.csv") for each in ("one", way))
     assert {"gradient_norm", "alignment", "curvature"} <= one.keys() == other.keys()
     assert one["row_number"].tolist() == list(range(8))
     for name, values in one.items():
@@ -193,10 +215,10 @@ def test_deepspeed(way, runs, tiny_model, folder):
         if "refused" in found or case in REFUSED[way]:
             assert REFUSED[way][case] in found["refused"]
             continue
-        test_loss_margins_weights_and_gradients_are_the_same(case, way, runs, folder)
-        test_the_pair_log_holds_the_pairs_of_all_ranks(case, way, runs, folder)
+        test_loss_margins_weights_and_gradients_are_the_same(case, way, runs)
+        test_the_pair_log_holds_the_pairs_of_all_ranks(case, way, runs)
         test_evaluation_is_over_all_ranks(case, way, runs)
-    test_the_parts_of_an_anchor_gap_are_the_same(way, runs, folder)
+    test_the_parts_of_an_anchor_gap_are_the_same(way, runs)
 
 
 def log_ratio_gaps(tiny_model, folder, rows):
@@ -218,9 +240,9 @@ def log_ratio_gaps(tiny_model, folder, rows):
     return gaps
 
 
-@pytest.mark.parametrize("way", ["groups-ddp", "groups-sharded"])
+@pytest.mark.parametrize("way", ["groups-ddp", GROUPS_SHARDED])
 @pytest.mark.parametrize("case", GROUPS)
-def test_gapos_groups(case, way, runs, folder):
+def test_gapos_groups(case, way, runs):
     """Over all ranks, whatever DDP reduces on the way back, and whichever forward passes serve twice."""
     if way == "groups-sharded" and case == "pair, cached":
         assert "anchor_estimator='per-pair' takes every pair's own gradient" in runs[way][case]["refused"]
@@ -229,7 +251,7 @@ def test_gapos_groups(case, way, runs, folder):
     for mine, theirs in zip(one[:2], other[:2], strict=True):
         for name in (*LOGGED, "anchor/gradient_norm", "anchor/gap/mean", "anchor/gap/std"):
             assert theirs[name] == pytest.approx(mine[name], **close(case)), name
-    mine, theirs = (pair_log(folder / each / case)["anchor_gap"] for each in ("groups", way))
+    mine, theirs = (pair_log(runs.folder(each) / case)["anchor_gap"] for each in ("groups", way))
     assert theirs == pytest.approx(mine, **close(case))
 
 
@@ -237,7 +259,7 @@ def test_gapos_groups(case, way, runs, folder):
 def test_what_accumulation_changes(case, runs, folder, tiny_model):
     """Of the first step, where the model is still the same: each mini-batch has statistics of its own, filled up with
     the gaps of the one before by the methods that remember."""
-    whole, halves = (pair_log(folder / way / case) for way in ("one", "accumulate"))
+    whole, halves = (pair_log(runs.folder(way) / case) for way in ("one", "accumulate"))
     assert halves["reward_gap"][:4] == pytest.approx(whole["reward_gap"][:4], **close(case))
     gap = torch.tensor(whole["reward_gap"][:4])
     first, second = gap[:2], gap[2:]
@@ -261,20 +283,21 @@ def test_what_accumulation_changes(case, runs, folder, tiny_model):
 
 
 @pytest.mark.parametrize("case", UNEVEN)
-def test_uneven_batches(case, runs, folder, tiny_model, tmp_path):
+def test_uneven_batches(case, runs, tiny_model, tmp_path):
     """Two pairs on one rank and one on the other: the statistics are those of the three."""
     run_uneven(case, tiny_model, tmp_path)
-    one, two = pair_log(tmp_path / case), pair_log(folder / "uneven" / case)
+    one, two = pair_log(tmp_path / case), pair_log(runs.folder("uneven") / case)
     assert two["step"].tolist() == [1] * 4 + [2] * 3
     for name, values in one.items():
         assert two[name] == pytest.approx(values, **close(case)), name
 
 
-@pytest.mark.parametrize("run", [*(f"{way}/gappo" for way in (*WAYS[1][:2], *WAYS[2][:3])), "uneven/split/gappo"])
-def test_pairs_per_step_are_those_that_the_log_has(run, runs, folder):
+@pytest.mark.parametrize("way", ["one", "accumulate", "ddp", SHARDED, "stream", "uneven"])
+def test_pairs_per_step_are_those_that_the_log_has(way, runs):
     """The number that a run says of itself, and the lines of its first step."""
-    said = json.loads((folder / run / "margin_run.json").read_text())["pairs_per_step"]
-    lines = (folder / run / "pair_log.csv").read_text().splitlines()
+    run = runs.folder(way) / ("split/gappo" if way == "uneven" else "gappo")
+    said = json.loads((run / "margin_run.json").read_text())["pairs_per_step"]
+    lines = (run / "pair_log.csv").read_text().splitlines()
     assert said == sum(line.startswith("1,") for line in lines) == 4
 
 

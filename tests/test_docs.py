@@ -234,6 +234,7 @@ def already_run() -> set[str]:
     return set()
 
 
+@pytest.mark.rehearsal
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_runs(page: str, here: Path, already_run: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """In order, and its Python in one namespace."""

@@ -101,6 +101,7 @@ def test_parquet(tmp_path, small):
         load_splits(str(tmp_path / "group.parquet"))
 
 
+@pytest.mark.rehearsal
 def test_a_real_bomb_takes_neither_time_nor_memory(tmp_path):
     """Ten gigabytes in ten megabytes, on this machine as it is."""
     with (tmp_path / "bomb.jsonl.gz").open("wb") as out:

@@ -54,6 +54,8 @@ def fuzzed(n: int) -> settings:
     )
 
 
+pytestmark = pytest.mark.rehearsal
+
 LONGEST = 512  # tokens, the tiny models' positions: no set that is drawn here comes near it
 
 # What rows mean

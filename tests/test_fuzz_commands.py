@@ -21,6 +21,8 @@ from trl_margins.data.loading import load_splits
 from trl_margins.evaluation.sets import evaluation_set
 from trl_margins.rows.opened import column_names, raw_rows
 
+pytestmark = pytest.mark.rehearsal
+
 SECONDS = 60  # of one command, on a machine with other work
 
 # Sets: pairs and scored lists, some of them broken

@@ -9,6 +9,7 @@ import re
 from dataclasses import fields
 from typing import Any
 
+import pytest
 import yaml
 from datasets import Dataset
 from hypothesis import given
@@ -18,6 +19,8 @@ from test_fuzz import fuzzed, said_by
 from trl_margins import GapPOConfig, GapPODPOConfig
 from trl_margins.checks import options_of
 from trl_margins.cli.train_options import TrainArguments
+
+pytestmark = pytest.mark.rehearsal
 
 # what reaches out of the process, names where things lie, or can be judged only beside the model
 NOT_DRAWN = re.compile(

@@ -40,6 +40,8 @@ from trl_margins.generation.sampling import Prompt, Sampling
 from trl_margins.generation.store import Store
 from trl_margins.rows import PreferenceRow, open_prompts
 
+pytestmark = pytest.mark.rehearsal
+
 STOP = [2, 30, 40, 50, 60]
 ENGINES = {
     "one by one": partial(local.generate, pad=0, batch_size=1),

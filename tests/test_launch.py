@@ -59,6 +59,7 @@ def launcher(*argv):
     return ("-m", "accelerate.commands.launch", *map(str, argv))
 
 
+@pytest.mark.rehearsal
 @pytest.mark.parametrize(
     ("name", "program", "flags"),
     [

@@ -15,6 +15,8 @@ import pytest
 from conftest import preference_rows
 from processes import output_of
 
+pytestmark = pytest.mark.rehearsal
+
 ROOT = Path(__file__).parents[1]
 FLAGS = ["--bf16", "false", "--use_cpu", "true", "--report_to", "none", "--max_steps", "2", "--logging_steps", "1"]
 # what pip would bring, and what is not looked for online

@@ -242,6 +242,7 @@ def small(model: str, pairs: str, out: Path, max_steps: int = 2) -> list[str]:
 OTHER_RUNS = [(name, flags) for name in NAMES for flags in head(name).runs]
 
 
+@pytest.mark.rehearsal
 @pytest.mark.parametrize(
     ("name", "flags"), OTHER_RUNS, ids=lambda part: part if isinstance(part, str) else " ".join(part)
 )
@@ -268,6 +269,7 @@ def test_the_command_runs_dry(name, capsys):
     assert (shown["method"], shown["output_dir"]) == (written(name)["method"], written(name)["output_dir"])
 
 
+@pytest.mark.rehearsal
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in OF_BASELINES])
 def test_a_recipe_trains(name, tiny_model, pairs, tmp_path):
     """Two steps of a stand-in: the recipe's objective is at work, and what trains is what its variant says. That each

@@ -759,6 +759,7 @@ def test_the_page_says_pairs_per_step(run_of):
     assert not [row for row in page_settings(runs[2:]) if row[0] == "pairs per step"]
 
 
+@pytest.mark.rehearsal
 def test_drawing_warns_of_nothing_and_leaves_no_trace(run_of, recwarn, tmp_path):
     import matplotlib
 

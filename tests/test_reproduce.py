@@ -532,6 +532,7 @@ def runs(tiny_model, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.rehearsal
 @pytest.mark.parametrize("line", FIGURES, ids=str)
 def test_a_figure_is_drawn_from_a_tiny_run(line, runs, tmp_path, monkeypatch):
     """Its commands as printed, but for training; of a report, the named pictures alone."""

@@ -39,6 +39,8 @@ from trl_margins.cli import main
 from trl_margins.generation import reward_model
 from trl_margins.generation.reward_model import reward_scores
 
+pytestmark = pytest.mark.rehearsal
+
 ANSWERS = [
     {"prompt": [{"role": "user", "content": "a red cat?"}], "responses": ["no", "yes, a large one", ""]},
     {

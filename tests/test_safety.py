@@ -682,6 +682,7 @@ def test_evaluation_factors_are_cached_in_the_cache(tmp_path, monkeypatch):
 OFFLINE = str(Path(__file__).with_name("offline.py"))
 
 
+@pytest.mark.rehearsal
 def test_importing_asks_nobody(tmp_path):
     """The Hub not being offline."""
     left_out = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
@@ -692,6 +693,7 @@ def test_importing_asks_nobody(tmp_path):
     assert json.loads(done.stdout.splitlines()[-1]) == []
 
 
+@pytest.mark.rehearsal
 def test_training_offline_asks_nobody(tiny_model, tmp_path):
     assert json.loads(output_of(1, OFFLINE, str(tmp_path), tiny_model).splitlines()[-1]) == []
     assert (tmp_path / "run" / "report" / "report.html").exists()

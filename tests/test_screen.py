@@ -68,6 +68,7 @@ def _console(command: list[str], said: str, hook: Any, *arguments: Any) -> None:
 # The first and the last lines
 
 
+@pytest.mark.rehearsal
 def test_the_first_and_the_last_lines(tiny_model, pairs, tmp_path):
     command = [sys.executable, "-m", "trl_margins.cli", *words(tiny_model, pairs, tmp_path / "out", *EVALUATED)]
     environment = {key: value for key, value in os.environ.items() if key != "TRL_EXPERIMENTAL_SILENCE"}

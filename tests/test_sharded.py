@@ -26,6 +26,8 @@ from trl_margins.trainers import mixin
 from trl_margins.trainers.configs import config_class
 from trl_margins.trainers.named import trainer_class
 
+pytestmark = pytest.mark.rehearsal
+
 SCRIPT = str(Path(__file__).with_name("sharded_anchor.py"))
 
 

@@ -515,6 +515,7 @@ def test_data_parallel_wrapper(tmp_path: Any) -> None:
         torch.distributed.destroy_process_group()
 
 
+@pytest.mark.rehearsal
 def test_compiled() -> None:
     """What the hooks do changes with every batch; a compiled model has to notice."""
     model = tiny("Llama")

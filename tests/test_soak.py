@@ -25,6 +25,8 @@ from trl_margins.report import run_folder
 from trl_margins.report.picture import source, usable
 from trl_margins.report.run_folder import read_pairs, read_run
 
+pytestmark = pytest.mark.rehearsal
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 

@@ -904,6 +904,7 @@ def test_a_model_by_its_name(base, tiny_model, tmp_path):
     assert ours.model.config._attn_implementation == "eager"
 
 
+@pytest.mark.rehearsal
 @pytest.mark.parametrize(
     ("base", "name", "reward"),
     [("cpo", "geometric-anchor", {}), ("dpo", "gappo", {"reward": "log-ratio"})],

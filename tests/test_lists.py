@@ -298,6 +298,25 @@ def test_mappings_that_arrow_keeps_as_a_mapping_of_lists():
     answers = NECTAR[0]["answers"]
     turned = [{**NECTAR[0], "answers": {key: [each[key] for each in answers] for key in answers[0]}}]
     assert read(turned) == read(NECTAR)
+    turned[0]["answers"]["answer"].pop()
+    n = len(answers)
+    with pytest.raises(RowError, match=rf"column 'answers', row 0 .*: its lists .* \(answer {n - 1}, .* {n}\b.*drop"):
+        read(turned)
+
+
+def test_ratings_in_lower_case():
+    """As some sets that were made from UltraFeedback write them."""
+    answers = [
+        {**each, "annotations": {name: {"rating": of["Rating"]} for name, of in each["annotations"].items()}}
+        for each in ULTRAFEEDBACK[0]["completions"]
+    ]
+    assert read([{**ULTRAFEEDBACK[0], "completions": answers}]) == read(ULTRAFEEDBACK[:1])
+
+
+def test_a_name_that_looks_like_another():
+    rows = [{"prompt": "a", "re\u0455ponses": ["b", "c"], "scores": [1, 2]}]
+    with pytest.raises(RowError, match=r"column 're\\u0455ponses' looks like 'responses', and is not, since"):
+        read(rows)
 
 
 # Votes

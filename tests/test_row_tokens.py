@@ -19,6 +19,7 @@ from trl_margins.evaluation.scorer import completion_logps
 from trl_margins.evaluation.sets import evaluation_set
 from trl_margins.rows import PreferenceRow, tokenize
 from trl_margins.rows.cpo_tokens import CPOTokenizer
+from trl_margins.rows.tokens import unread
 
 # ChatML as SmolLM2 has it, with a line break behind each end token, tools, and thinking that a variable switches off
 CHATML = (
@@ -307,3 +308,20 @@ def test_no_max_length_cuts_nothing(tokenization, tiny_model, tokenizer, tmp_pat
         monkeypatch.setattr(cpo_trainer, "is_wandb_available", lambda: True)
         with pytest.raises(ValueError, match="generate_during_eval=True needs max_length"):
             trainer_of("cpo", tiny_model, tokenizer, tmp_path, rows, generate_during_eval=True, **options)
+
+
+def test_keys_of_messages_that_the_template_does_not_read():
+    """Named where the model would have to see them; not where they say when, by whom or how well it was written."""
+    notes = {
+        **{"message_id": "a", "created_at": 1, "model": "gpt", "finish_reason": "stop", "lang": "en", "rank": 0},
+        **{"score": 1.0, "emojis": {"name": ["x"]}, "tokens": [1], "logprobs": [-0.1], "annotations": []},
+    }
+    read_by_others = {"name": "Bob", "reasoning_content": "since", "tool_calls": [{}], "weight": 0}
+    asked = [{"role": "user", "content": "why", **notes}]
+    rows = [
+        PreferenceRow(asked, [[{"role": "assistant", "content": "so", **keys}]]) for keys in (notes, read_by_others)
+    ]
+    assert [*unread(rows[:1], chat_tokenizer(CHATML))] == []
+    said = [*unread(rows, chat_tokenizer(CHATML))]
+    assert [text.split()[0] for text in said] == [repr(name) for name in sorted(read_by_others)]
+    assert said[0].startswith("'name' is in 1 rows (the first is row 1), and the chat template does not read it")

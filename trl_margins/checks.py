@@ -73,6 +73,22 @@ def unknown(what: str, value: Any, known: Iterable[str]) -> ValueError:
     return ValueError(f"unknown {what} {shown(value)}; known: {', '.join(names)}{hint}")
 
 
+_BLANK_LETTERS = dict.fromkeys(map(ord, "\u034f\u115f\u1160\u3164\uffa0"))  # whatever Unicode calls them
+
+
+def looks_like(name: str, known: Iterable[str]) -> str | None:
+    """The known name that a reader takes another one for, which has characters that nobody sees, or letters of another
+    alphabet.
+    """
+    text = unicodedata.normalize("NFKC", name.translate(_BLANK_LETTERS)).strip()
+    text = "".join(each for each in text if unicodedata.category(each) not in ("Cc", "Cf", "Mn"))
+    if 2 * sum(map(str.isascii, text)) <= len(text):  # a word of another alphabet
+        return None
+    # what is written with an accent does not look like what has none
+    like = "".join(re.escape(each) if each.isascii() or unicodedata.decomposition(each) else "." for each in text)
+    return next((each for each in known if each != name and re.fullmatch(like, each)), None)
+
+
 def odd_letters(name: str) -> str:
     """The first character that ASCII does not have, by its name: some look like another."""
     return next((f"{each!r} is {unicodedata.name(each, ascii(each))}" for each in name if not each.isascii()), "")

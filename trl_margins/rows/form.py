@@ -8,19 +8,20 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from reprlib import repr as shortened
 from typing import Any
 
 from trl.data_utils import extract_prompt
 
-from ..checks import odd_letters
+from ..checks import looks_like, odd_letters
 from .list_forms import list_form
+from .scores import GAP_COLUMNS, PAIRED_COLUMNS
 
 Message = dict[str, Any]
 Part = str | list[Message]
 
 COMPLETIONS = ("chosen", "rejected")
-_UNSEEN = "\ufeff\u200b\u200c\u200d\u2060"  # at the ends of names, from byte-order marks and web pages
 SHAREGPT = ("conversations", "conversation")  # hold the prompt's messages where there is no prompt column
 TEMPLATE = ("tools", "chat_template_kwargs")  # variables of the chat template
 IMAGES = ("images", "image")  # the columns that TRL gives to a vision-language model
@@ -61,6 +62,7 @@ _ANSWERS = re.compile(
     r"[*_ \t]*[:：])"
 )
 _NOT_THE_MODEL = ("system", "user")
+_BESIDE_THE_MODEL = ("developer", "tool", "function", "ipython")  # between its messages
 _TEXT_PARTS = ("text", "input_text", "output_text")  # of a message's content, the latter in OpenAI's responses
 _CURLY = re.compile(r"[\[{:,]\s*[“”„]")
 _SET_BY_THE_TRAINER = {"add_generation_prompt", "tokenize", "return_dict"}
@@ -146,9 +148,8 @@ class RowReader:
     ) -> RowReader:
         """A reader for a set with these columns; a RowError names one that is missing."""
         names = tuple(columns)
-        for name in names:
-            if (seen := name.strip(_UNSEEN)) != name and seen in ("prompt", *COMPLETIONS):
-                raise RowError(f"the {split} data set: column {name!a} has a character that nobody sees: rename it")
+        read = ("prompt", *COMPLETIONS, *chain(*PAIRED_COLUMNS), *GAP_COLUMNS)
+        refuse_look_alikes(names, f"the {split} data set", read)
         require_columns(names, split)
         require_named(names, split, prompt_column, system_column)
         if prompt_column is None:
@@ -186,7 +187,7 @@ class RowReader:
                     f"{shortened(part[0].get('content'))}: put it in front of the prompt's messages, or into a column "
                     "of its own, and name it with system_column (--system_column NAME)"
                 )
-            if isinstance(part, list) and part[-1]["role"] in _NOT_THE_MODEL:
+            if isinstance(part, list) and part[-1]["role"] in (*_NOT_THE_MODEL, *_BESIDE_THE_MODEL):
                 raise RowError(
                     f"column {name!r}, {where}: the last message, {shortened(part[-1].get('content'))}, is of the "
                     f"role {part[-1]['role']!r}: a completion ends with the assistant's; remove what follows it, or "
@@ -343,7 +344,8 @@ def is_system(name: str) -> bool:
 
 def like_a_prompt(columns: Sequence[str]) -> list[str]:
     """Those of the columns whose names say that they hold a prompt or a part of it."""
-    return [*(name for name in _LIKE_A_PROMPT if name in columns), *filter(is_system, columns)]
+    capitals = [name for name in columns if name != "prompt" and name.lower() == "prompt"]
+    return [*capitals, *(name for name in _LIKE_A_PROMPT if name in columns), *filter(is_system, columns)]
 
 
 def require_columns(names: Sequence[str], split: str) -> None:
@@ -368,6 +370,15 @@ def require_columns(names: Sequence[str], split: str) -> None:
             f"the {split} data set has no column {' and no column '.join(map(repr, missing))}, only {list(names)}: a "
             f"preference pair is chosen and rejected, and usually prompt; {fix}"
         )
+
+
+def refuse_look_alikes(names: Sequence[str], where: str, read: Iterable[str]) -> None:
+    """Raises a RowError if a column's name looks like one of those that are read, and is another."""
+    missing = [name for name in read if name not in names]
+    for name in names:
+        if meant := looks_like(name, missing):
+            odd = odd_letters(name) or "it has a blank or a control character"
+            raise RowError(f"{where}: the column {name!a} looks like {meant!r}, and is not, since {odd}: rename it")
 
 
 def refuse_images(names: Sequence[str], what: str) -> None:

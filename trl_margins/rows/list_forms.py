@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from typing import Literal
 
 PROMPTS = ("prompt", "instruction", "question", "history")
@@ -33,6 +34,8 @@ RESPONSE = ("response", "completion", "answer")
 HELPSTEER = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 SCORE = ("score", "rating", "reward", "overall_score", HELPSTEER[0], "rank")
 MODEL = ("model", "model_name", "generator")
+# All that make a list of a row, without the numbered ones
+NAMES = (*PROMPTS, *RESPONSES, *SCORES, *RESPONSE, *SCORE, *chain(*TWO), *chain(*VOTES))
 _RANK = re.compile(r"(?:.*[-_ ])?rank(?:s|ing|ings)?(?:[-_ ].*)?", re.IGNORECASE)
 
 FORMS = (

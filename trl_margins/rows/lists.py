@@ -34,6 +34,7 @@ from .form import (
     messages_in,
     part_of,
     pruned,
+    refuse_look_alikes,
     says,
     shared_turns,
     spelled,
@@ -41,7 +42,7 @@ from .form import (
     with_system,
     without_prompt,
 )
-from .list_forms import HELPSTEER, MODELS, STRENGTH, VOTE, VOTES, ListForm, is_rank, list_form, why_no_lists
+from .list_forms import HELPSTEER, MODELS, NAMES, STRENGTH, VOTE, VOTES, ListForm, is_rank, list_form, why_no_lists
 from .opened import Seen, count_unused, raw_rows, refuse_input, suspects_of, unused_notes
 from .scores import ScoreColumns, ScoreError, as_number, check_once, problem_of, refuse_class_labels
 from .turns import are_turns, chat_turns, first_turns, in_turns, mended, unsplit_mark, unsplit_note
@@ -203,6 +204,7 @@ class ScoredLists:
             if column is not None and column not in names:
                 raise RowError(f"{name}: {option} names {column!r}, and there are only the columns {names}")
         check_once(score_columns or ())
+        refuse_look_alikes(names, name, NAMES)
         form = list_form(names, score_columns, prompt_column, scored)
         if form is None:
             raise RowError(why_no_lists(names, name, score_columns, prompt_column))
@@ -432,7 +434,8 @@ class ScoredLists:
         """Those that count, also of UltraFeedback's annotations: by default the first known one."""
         annotations = spelled(answer.get("annotations"))
         found = annotations.items() if isinstance(annotations, Mapping) else ()
-        ratings = {**answer, **{name: each.get("Rating") for name, each in found if isinstance(each, Mapping)}}
+        rated = {name: each.get("Rating", each.get("rating")) for name, each in found if isinstance(each, Mapping)}
+        ratings = {**answer, **rated}
         known = self.form.scores or next(((name,) for name in RATINGS if name in ratings), ASPECTS)
         names = self.rated_by or [*known]
         numbers = {name for name in ratings if isinstance(as_number(ratings[name]), int | float)}
@@ -449,7 +452,7 @@ class ScoredLists:
 
     def _list(self, row: Mapping[str, Any], column: str, i: int) -> list[Any]:
         """Also a list that is written as text, and mappings that Arrow keeps as one mapping of lists."""
-        value = _in_rows(spelled(row[column]))
+        value = _in_rows(spelled(row[column]), f"column {column!r}, {self._where(i)}")
         if (value is None or value == []) and not (self._is_strict and self.form.is_plain):
             return []
         if not isinstance(value, list) or not value:
@@ -478,7 +481,7 @@ class ScoredLists:
         names = self.form.responses
         values = [self._asked(row, i), *(pruned(row[name], self.reader.features[name]) for name in names)]
         prompt, *answers = (
-            found if isinstance(found := _in_rows(spelled(value)), list) else value for value in values
+            found if isinstance(found := _in_rows(spelled(value), self._where(i)), list) else value for value in values
         )
         turns = [len(part) for part in (prompt, *answers) if is_list_of(part, str | None)]
         if len(turns) == 3 and len({*turns}) > 1:
@@ -578,10 +581,13 @@ class ScoredLists:
         return ScoredList(asked, answers, whole.template, i)
 
 
-def _in_rows(value: Any) -> Any:
+def _in_rows(value: Any, where: str) -> Any:
     """Mappings that Arrow keeps as one mapping of lists; else the value."""
     if not isinstance(value, Mapping) or not value or not all(isinstance(each, list) for each in value.values()):
         return value
+    if len({*map(len, value.values())}) > 1:
+        lengths = ", ".join(f"{name} {len(each)}" for name, each in value.items())
+        raise RowError(f"{where}: its lists are of different lengths ({lengths}): make them alike, or drop the row")
     return [dict(zip(value, each, strict=True)) for each in zip(*value.values(), strict=True)]
 
 

@@ -29,10 +29,12 @@ Result = TypeVar("Result")
 # What tokens depend on besides the data and the tokenizer. Raise the number whenever a token may change
 VERSION = f"3, trl {version('trl')}, transformers {version('transformers')}"
 _READ = {"role", "content"}  # of messages, by every template
-# of messages too, and meant for no template: when, where and by whom they were written
+# of messages too, and meant for no template: when, where and by whom they were written, and what was thought of them
 _NOTES = re.compile(
     r"(?i)(^|_)(u?u?id|ids|time|timestamp|date|created|updated|hash|hashed|ip|lang|language|country|state|header|source|"
-    r"index|identifier|redacted|toxic|moderation|deleted|metadata|author)(_|$)"
+    r"index|identifier|redacted|toxic|toxicity|detoxify|moderation|deleted|metadata|author|model|finish_reason|"
+    r"stop_reason|rank|scores?|ratings?|rewards?|votes?|likes|stars|quality|emojis?|tokens|logprobs?|usage|refusal|"
+    r"annotations|synthetic|parent|children)(_|$)"
 )
 # Seconds that tokenizing may take beside the first conversation, hundreds of times what it does
 _PER_CONVERSATION, _PER_CHARACTER, _PER_IMAGE = 0.02, 1e-5, 60

@@ -1082,13 +1082,16 @@ def test_patterns_of_an_adapter_are_compared(tiny_model, tmp_path):
 
 def test_settings_that_came_too_late(tiny_model, tmp_path):
     """transformers and TRL read them when the trainer is made."""
-    for name, value in {"seed": 5, "bf16": True, "neftune_noise_alpha": 5.0}.items():
+    late = {"seed": 5, "bf16": True, "neftune_noise_alpha": 5.0, "per_device_train_batch_size": 1}
+    late |= {"disable_tqdm": False, "use_liger_kernel": True}
+    for name, value in late.items():
         trainer = build(tiny_model, tmp_path)
         setattr(trainer.args, name, value)
         with pytest.raises(ValueError, match=rf"args.{name} was .* which would do nothing"):
             trainer.train()
-    with pytest.raises(ValueError, match=r"trainer.cpo_alpha cannot be set any more"):
-        trainer.cpo_alpha = 5.0
+    for name in ("cpo_alpha", "max_length", "truncation_mode"):
+        with pytest.raises(ValueError, match=rf"trainer.{name} cannot be set any more: loss and tokens were made"):
+            setattr(trainer, name, 5)
 
 
 def test_a_line_break_in_the_path_and_a_limit(tiny_model, tmp_path):

@@ -27,7 +27,10 @@ logger = logging.getLogger(__name__)
 
 _LOAD = "AutoModelForCausalLM.from_pretrained(...)"
 _ADAPTER = "default"  # which PEFT loads from a folder, and TRL copies for the reference
-_READ_AT_ONCE = ("seed", "bf16", "fp16", "neftune_noise_alpha")  # of transformers' own
+_READ_AT_ONCE = (  # of transformers' own
+    *("seed", "full_determinism", "bf16", "fp16", "tf32", "use_cpu", "torch_compile", "neftune_noise_alpha"),
+    *("per_device_train_batch_size", "disable_tqdm", "use_liger_kernel", "accelerator_config"),
+)
 _READ_LATER = ("eval_min_score_gap", "overwrite_output_dir", "push_pair_log")
 
 
@@ -244,7 +247,7 @@ class OwnMetrics:
 
 
 class ReadOnce:
-    """An attribute of TRL's that the objective has read: set later, it would do nothing, where TRL would follow it.
+    """An attribute of TRL's that the objective or the tokens were made with: set later, it would do nothing.
 
     Args:
         config_name: of the field in the config.
@@ -267,7 +270,7 @@ class ReadOnce:
     def __set__(self, trainer: Any, value: Any) -> None:
         if trainer.__dict__.get("is_built") and trainer.__dict__.get(self.name) != value:
             raise ValueError(
-                f"trainer.{self.name} cannot be set any more: the loss was made from the config. Set "
+                f"trainer.{self.name} cannot be set any more: loss and tokens were made from the config. Set "
                 f"{self.config_name or self.name} there, and make a new trainer"
             )
         trainer.__dict__[self.name] = value

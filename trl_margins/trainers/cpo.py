@@ -107,7 +107,7 @@ class MarginCPOTrainer(MarginMixin, CPOTrainer):
             return
         if self.generate_during_eval:
             raise ValueError("generate_during_eval=True needs max_length, at which generation ends")
-        self.max_length = None
+        vars(self)["max_length"] = None  # it is read once
         logger.warning("max_length=None: no pair is cut, also where it is longer than CPOTrainer's 512 tokens")
 
     @property

@@ -106,7 +106,7 @@ class MarginMixin(BestMixin, CardMixin, PushMixin, InterruptsMixin, CheckpointMi
 
     beta, loss_weights, label_smoothing, simpo_gamma = ReadOnce(), ReadOnce(), ReadOnce(), ReadOnce()
     loss_type, loss_types, f_divergence_type = ReadOnce(), ReadOnce("loss_type"), ReadOnce()
-    cpo_alpha = ReadOnce()
+    cpo_alpha, max_length, truncation_mode = ReadOnce(), ReadOnce(), ReadOnce()
 
     def __init__(
         self,

@@ -488,6 +488,7 @@ FILES = [
     ("wide.jsonl", (LINE * 2).encode("utf-16"), "wide.jsonl is written in UTF-16 or UTF-32: write it in UTF-8"),
     ("object.json", json.dumps([ROW, ROW])[:-5], "object.json, line 1, character 18[0-9]: not JSON"),
     ("lines.json", LINE + "{\n", "lines.json, line 2: not JSON"),
+    ("digits.json", f'[{LINE.strip()[:-1]}, "n": {"9" * 5000}}}]', "digits.json: an integer of thousands"),
     ("none.json", "[]", "none.json has no rows"),
     ("empty.jsonl", "", "empty.jsonl is empty"),
     ("blank.jsonl", "\n\n", "blank.jsonl has no rows"),

@@ -117,6 +117,7 @@ SHP = [
     }
     for a, b, scores in (("Old yeast.", "Cold water.", (30, 12)), ("No idea.", "Old yeast.", (4, 30)))
 ]
+SIDES = ("conversation_a", "conversation_b")
 ARENA = [
     {
         "question_id": str(i),
@@ -319,7 +320,62 @@ def test_a_name_that_looks_like_another():
         read(rows)
 
 
+def test_a_mapping_of_lists_with_a_number_beside_them():
+    turned = [
+        {**row, **{name: {key: [m[key] for m in row[name]] for key in row[name][0]} | {"turns": 2} for name in SIDES}}
+        for row in ARENA
+    ]
+    assert read(turned) == read(ARENA)
+
+
+@pytest.mark.parametrize("written", [lambda n: {"score": n}, lambda n: {"rating": n}, lambda n: n])
+def test_ratings_in_another_form(written):
+    """As sets that were made from UltraFeedback have them: the number alone, or by another name."""
+    answers = [{"response": text, "annotations": {"helpfulness": written(n)}} for text, n in (("so", 4), ("hm", 2))]
+    (found,) = read([{"instruction": "why", "completions": answers}], score_columns=["helpfulness"])
+    assert found.scores == [4.0, 2.0]
+
+
+def test_what_a_message_says_is_the_same_with_other_notes():
+    """Its id or its time makes no other prompt and no other answer; tool calls do."""
+    asked = [{**user("why"), "id": str(i), "tool_calls": [] if i else None} for i in range(3)]
+    rows = [{"prompt": [each], "response": "abc"[i], "score": i} for i, each in enumerate(asked)]
+    assert [sorted(each.scores) for each in read(rows)] == [[0.0, 1.0, 2.0]]
+    (found,) = read(
+        [{"prompt": "why", "responses": [[{**bot("a"), "id": str(i)}] for i in range(2)], "scores": [1, 2]}]
+    )
+    assert found.distinct().scores == [1.5]
+    calls = [[{**bot("a"), "tool_calls": [{"name": name}]}] for name in "fg"]
+    (found,) = read([{"prompt": "why", "responses": calls, "scores": [1, 2]}])
+    assert found.distinct().scores == [1.0, 2.0]
+
+
 # Votes
+
+
+@pytest.mark.parametrize(
+    ("broken", "column"),
+    [
+        ({"response_a": '["Blue'}, "response_a"),  # cut
+        ({"response_b": "A dog."}, "response_b"),
+        ({"response_a": "Blue.", "response_b": "A dog."}, "response_a"),
+        ({"response_a": "[NaN]"}, "response_a"),
+        ({"response_a": "[1]", "response_b": "[2]"}, "response_a"),
+        ({"prompt": '[["a"]]', "response_a": '[["b"]]', "response_b": '[["c"]]'}, "prompt"),
+    ],
+)
+def test_a_vote_on_what_is_no_list_of_turns(broken, column):
+    """It would be read as text, brackets and all."""
+    with pytest.raises(
+        RowError, match=rf"column '{column}', row 1 of the lists: .* is not a list of texts, one a turn"
+    ):
+        read([KAGGLE[0], {**KAGGLE[0], **broken}])
+
+
+def test_a_line_break_within_the_text_of_a_vote():
+    """JSON has none there, and who wrote the file did not escape it."""
+    row = {**KAGGLE[0], "response_b": '["A\ndog."]'}
+    assert [bot("A\ndog.")] in read([row])[0].responses
 
 
 def test_the_same_vote_by_several_judges_is_one_list_and_other_pairs_are_others():

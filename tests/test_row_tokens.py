@@ -310,18 +310,31 @@ def test_no_max_length_cuts_nothing(tokenization, tiny_model, tokenizer, tmp_pat
             trainer_of("cpo", tiny_model, tokenizer, tmp_path, rows, generate_during_eval=True, **options)
 
 
+ALL_KEYS = "{% for m in messages %}{% for key in m %}{{ key }}={{ m[key] }};{% endfor %}{% endfor %}"
+
+
+def asked_with(**keys: Any) -> PreferenceRow:
+    return PreferenceRow([{"role": "user", "content": "why"}], [[{"role": "assistant", "content": "so", **keys}]])
+
+
 def test_keys_of_messages_that_the_template_does_not_read():
     """Named where the model would have to see them; not where they say when, by whom or how well it was written."""
     notes = {
         **{"message_id": "a", "created_at": 1, "model": "gpt", "finish_reason": "stop", "lang": "en", "rank": 0},
-        **{"score": 1.0, "emojis": {"name": ["x"]}, "tokens": [1], "logprobs": [-0.1], "annotations": []},
+        **{"score": 1.0, "emojis": {"name": ["x"]}, "tokens": [1], "logprobs": [-0.1], "tags": ["a"], "url": "b"},
+        **{"tool_calls": [], "reasoning_content": "", "audio": {}, "reasoning_tokens": 7},  # nothing to see
     }
-    read_by_others = {"name": "Bob", "reasoning_content": "since", "tool_calls": [{}], "weight": 0}
-    asked = [{"role": "user", "content": "why", **notes}]
-    rows = [
-        PreferenceRow(asked, [[{"role": "assistant", "content": "so", **keys}]]) for keys in (notes, read_by_others)
-    ]
+    for_the_model = {"name": "Bob", "reasoning_content": "since", "tool_calls": [{}], "thought": "hm"}
+    rows = [asked_with(**notes), asked_with(**for_the_model)]
     assert [*unread(rows[:1], chat_tokenizer(CHATML))] == []
     said = [*unread(rows, chat_tokenizer(CHATML))]
-    assert [text.split()[0] for text in said] == [repr(name) for name in sorted(read_by_others)]
+    assert [text.split()[0] for text in said] == [repr(name) for name in sorted(for_the_model)]
     assert said[0].startswith("'name' is in 1 rows (the first is row 1), and the chat template does not read it")
+
+
+@pytest.mark.parametrize(
+    "template", [ALL_KEYS, "{{ messages | tojson }}", "{% for m in messages %}{{ m['na' + 'me'] }}"]
+)
+def test_keys_that_a_template_reads_without_naming_them(template):
+    template += "{% endfor %}" * (template.count("{% for") - template.count("{% endfor"))
+    assert [*unread([asked_with(name="Bob")], chat_tokenizer(template))] == []

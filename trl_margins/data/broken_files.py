@@ -256,7 +256,7 @@ def _problem_of_columns(file: Path) -> str | None:
 def _object(text: str) -> Any:
     try:
         return json.loads(text)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return None
 
 
@@ -269,6 +269,8 @@ def _problem_of_document(text: str) -> str | None:
         return f", line {error.lineno}, character {error.colno}: not JSON ({error.msg})"
     except RecursionError:
         return f": {_TOO_DEEP}"
+    except ValueError:  # Python's limit
+        return ": an integer of thousands of digits: write it as text, in quotes"
     if isinstance(found, str) and isinstance(_object(found), dict | list):
         return f": {_TWICE}"
     return None if isinstance(found, list | dict) else ": not a list of rows, nor one row per line"

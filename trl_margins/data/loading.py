@@ -245,7 +245,9 @@ def _saved(path: Path) -> DatasetDict:
             splits = {split: path / split for split in json.loads(file.read_text("utf-8"))["splits"]}
         return DatasetDict({split: _saved_split(folder) for split, folder in splits.items()})
     except Exception as error:
-        raise ValueError(f"{path} cannot be read: {innermost(error)}") from error
+        cause = innermost(error)
+        said = f"its state has no {cause}" if isinstance(cause, KeyError) else cause
+        raise ValueError(f"{path} cannot be read: {said}; save the set again, with save_to_disk") from error
 
 
 def _saved_split(folder: Path) -> Dataset:

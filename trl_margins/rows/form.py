@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain
 from reprlib import repr as shortened
 from typing import Any
@@ -60,6 +61,13 @@ _ANSWERS = re.compile(
     r"\b(?:ASSISTANT|Assistant|BOT|Bot|AI|GPT)[ \t]*:|"
     rf"{_LINE}(?:assistant|(?:chat)?bot|ai|(?:chat)?gpt|model|agent|doctor|teacher|response|answer|output|a)"
     r"[*_ \t]*[:：])"
+)
+# Keys of messages that are meant for the model, if they have a text, a list or a mapping. All others are notes: when,
+# by whom and how well it was written
+_FOR_THE_MODEL = re.compile(
+    r"(?i)name|tools?(_.*)?|functions?(_.*)?|.*(reasoning|thinking|thoughts?)(_.*)?|think|cot|analysis|rationale|scratchpad|"
+    r"text|value|message|body|code|caption|query|plan|images?|audios?|videos?|files?|documents?|attachments?|context|"
+    r"channel|recipient|prefix|instructions?"
 )
 _NOT_THE_MODEL = ("system", "user")
 _BESIDE_THE_MODEL = ("developer", "tool", "function", "ipython")  # between its messages
@@ -307,7 +315,7 @@ class RowReader:
             value = row.get(name)
             try:
                 value = json.loads(value.strip() or "null") if isinstance(value, str) else value
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise RowError(f"column {name!r}, {where}: the text is not JSON: {error}") from None
             if value is not None and not isinstance(value, kind):
                 raise RowError(
@@ -477,7 +485,7 @@ def spelled(value: Any) -> Any:
         with suppress(ValueError):
             value = json.loads(value)
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
-        for read in (json.loads, ast.literal_eval):
+        for read in (partial(json.loads, strict=False), ast.literal_eval):  # with line breaks in texts
             try:
                 return read(value)
             except (ValueError, SyntaxError, MemoryError, RecursionError):
@@ -531,6 +539,19 @@ def without_prompt(
         if begin and any(repeats(part, begin) for part in completions):
             return prompt, [part[len(begin) :] if repeats(part, begin) else part for part in completions]
     return prompt, completions
+
+
+def is_for_the_model(key: str, value: Any) -> bool:
+    """Whether a message has something with this key that a model may have to see, beside role and content."""
+    return bool(value) and isinstance(value, str | list | Mapping) and _FOR_THE_MODEL.fullmatch(key) is not None
+
+
+def without_notes(part: Part) -> Part:
+    """What is said, by whom, and what else is for the model: equal for messages that say the same."""
+    if isinstance(part, str):
+        return part
+    said = ("role", "content")
+    return [{key: value for key, value in m.items() if key in said or is_for_the_model(key, value)} for m in part]
 
 
 def _same(some: list[Message], others: list[Message]) -> bool:

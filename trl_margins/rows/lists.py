@@ -40,6 +40,7 @@ from .form import (
     spelled,
     text_of,
     with_system,
+    without_notes,
     without_prompt,
 )
 from .list_forms import HELPSTEER, MODELS, NAMES, STRENGTH, VOTE, VOTES, ListForm, is_rank, list_form, why_no_lists
@@ -130,7 +131,7 @@ class ScoredList:
         """Each answer once (of each model), at its first place, with the mean of its scores."""
         groups: defaultdict[str, list[Answer]] = defaultdict(list)
         for answer in self.answers:
-            groups[digest(answer.response, answer.model if by_model else None)].append(answer)
+            groups[digest(without_notes(answer.response), answer.model if by_model else None)].append(answer)
         return replace(
             self,
             answers=[some[0]._replace(score=sum(each.score for each in some) / len(some)) for some in groups.values()],
@@ -260,9 +261,10 @@ class ScoredLists:
 
     def _key(self, found: ScoredList, row: Mapping[str, Any]) -> str:
         """The same for what belongs together. A vote tells nothing of the answers of other votes."""
-        answers = sorted(map(digest, found.responses)) if self.form.is_vote else []
+        answers = sorted(map(digest, map(without_notes, found.responses))) if self.form.is_vote else []
         alone = None if found.prompt else found.row  # rows without a prompt have none in common
-        return digest(found.prompt, found.template, [row[name] or None for name in self._media], answers, alone)
+        media = [row[name] or None for name in self._media]
+        return digest(without_notes(found.prompt), found.template, media, answers, alone)
 
     def _merged(self, some: Sequence[ScoredList]) -> ScoredList:
         if len(some) == 1 and self.form.kind != "two":
@@ -434,8 +436,7 @@ class ScoredLists:
         """Those that count, also of UltraFeedback's annotations: by default the first known one."""
         annotations = spelled(answer.get("annotations"))
         found = annotations.items() if isinstance(annotations, Mapping) else ()
-        rated = {name: each.get("Rating", each.get("rating")) for name, each in found if isinstance(each, Mapping)}
-        ratings = {**answer, **rated}
+        ratings = {**answer, **{name: _rating(each) for name, each in found}}
         known = self.form.scores or next(((name,) for name in RATINGS if name in ratings), ASPECTS)
         names = self.rated_by or [*known]
         numbers = {name for name in ratings if isinstance(as_number(ratings[name]), int | float)}
@@ -495,6 +496,8 @@ class ScoredLists:
         elif prompt is None and all(map(is_messages, answers)):
             conversations = [self._part(answer, name, i) for answer, name in zip(answers, names, strict=True)]
         else:
+            if self.form.scores == VOTE:
+                self._refuse_half_turns(dict(zip((str(self.form.prompt), *names), (prompt, *answers), strict=True)), i)
             return values
         if isinstance(n := row.get("turn"), int):  # the judges of MT-bench's first turn saw the second one's answer
             conversations = [first_turns(each, n) for each in conversations]
@@ -502,6 +505,15 @@ class ScoredLists:
         if any(len(each) != n + 1 for each in conversations):
             return None
         return [conversations[0][:n], *(None if each[n]["content"] is None else each[n:] for each in conversations)]
+
+    def _refuse_half_turns(self, parts: Mapping[str, Any], i: int) -> None:
+        """Kaggle's votes are on lists of turns; a broken one among them would be read as the text of all."""
+        broken = [name for name, part in parts.items() if not is_list_of(part, str | None) or not part]
+        if broken and any(isinstance(part, list) and part and not is_messages(part) for part in parts.values()):
+            raise RowError(
+                f"column {broken[0]!r}, {self._where(i)}: {shortened(parts[broken[0]])} is not a list of texts, one a "
+                "turn, as its other columns or rows have: correct it, or drop the row"
+            )
 
     def _mended(self, text: str | None) -> Any:
         self.counts[_BROKEN_TEXT] += (clean := mended(text)) != text
@@ -581,9 +593,22 @@ class ScoredLists:
         return ScoredList(asked, answers, whole.template, i)
 
 
+def _rating(annotation: Any) -> Any:
+    """UltraFeedback's annotation is a mapping; sets that were made from it have its parts by other names, or the
+    number alone.
+    """
+    if not isinstance(annotation, Mapping):
+        return annotation
+    return next((annotation[name] for name in ("Rating", "rating", "score") if name in annotation), None)
+
+
 def _in_rows(value: Any, where: str) -> Any:
     """Mappings that Arrow keeps as one mapping of lists; else the value."""
-    if not isinstance(value, Mapping) or not value or not all(isinstance(each, list) for each in value.values()):
+    if not isinstance(value, Mapping):
+        return value
+    if {"role", "content"} <= value.keys():  # a number of turns and the like may be beside them
+        value = {name: each for name, each in value.items() if isinstance(each, list)} or value
+    if not value or not all(isinstance(each, list) for each in value.values()):
         return value
     if len({*map(len, value.values())}) > 1:
         lengths = ", ".join(f"{name} {len(each)}" for name, each in value.items())

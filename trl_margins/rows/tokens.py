@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import chain
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -18,7 +19,7 @@ from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from trl.data_utils import _tokenize, common_prefix_length
 
-from .form import PreferenceRow, RowError, RowReader
+from .form import PreferenceRow, RowError, RowReader, is_for_the_model
 from .limited import SECONDS, SlowTemplateError, limited
 
 logger = logging.getLogger(__name__)
@@ -28,14 +29,6 @@ Result = TypeVar("Result")
 
 # What tokens depend on besides the data and the tokenizer. Raise the number whenever a token may change
 VERSION = f"3, trl {version('trl')}, transformers {version('transformers')}"
-_READ = {"role", "content"}  # of messages, by every template
-# of messages too, and meant for no template: when, where and by whom they were written, and what was thought of them
-_NOTES = re.compile(
-    r"(?i)(^|_)(u?u?id|ids|time|timestamp|date|created|updated|hash|hashed|ip|lang|language|country|state|header|source|"
-    r"index|identifier|redacted|toxic|toxicity|detoxify|moderation|deleted|metadata|author|model|finish_reason|"
-    r"stop_reason|rank|scores?|ratings?|rewards?|votes?|likes|stars|quality|emojis?|tokens|logprobs?|usage|refusal|"
-    r"annotations|synthetic|parent|children)(_|$)"
-)
 # Seconds that tokenizing may take beside the first conversation, hundreds of times what it does
 _PER_CONVERSATION, _PER_CHARACTER, _PER_IMAGE = 0.02, 1e-5, 60
 
@@ -247,17 +240,38 @@ def unread(rows: Iterable[PreferenceRow], processing_class: Any) -> Iterator[str
     given = getattr(processing_class, "chat_template", None) or ""
     template = "\n".join(given.values()) if isinstance(given, Mapping) else str(given)  # one of several by name
     found: dict[str, list[int]] = {}
-    for number, row in enumerate(row for row in rows if row.is_conversational):
-        keys = {key for part in (row.prompt, *row.completions) for message in part for key in message}
-        for name in (*row.template, *sorted(key for key in keys - _READ if not _NOTES.search(key))):
+    chats = [row for row in rows if row.is_conversational]
+    for number, row in enumerate(chats):
+        keys = {key for message in _messages(row) for key, value in message.items() if is_for_the_model(key, value)}
+        for name in (*row.template, *sorted(keys)):
             found.setdefault(name, []).append(number)
     for name, numbers in found.items():
-        if not re.search(rf"\b{re.escape(name)}\b", template):
+        if not re.search(rf"\b{re.escape(name)}\b", template) and _is_unread(
+            name, chats[numbers[0]], processing_class
+        ):
             yield (
                 f"{name!r} is in {len(numbers)} rows (the first is row {numbers[0]}), and the chat template does not "
                 "read it: the model sees nothing of it. Use a template that does (trl-margins train has "
                 "--chat_template FILE), or leave it out"
             )
+
+
+def _messages(row: PreferenceRow) -> Iterator[Mapping[str, Any]]:
+    parts: Any = (row.prompt, *row.completions)
+    return chain.from_iterable(parts)
+
+
+def _is_unread(name: str, row: PreferenceRow, processing_class: Any) -> bool:
+    """Whether a row has the same tokens without this key or variable."""
+
+    def without(mapping: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in mapping.items() if key != name}
+
+    parts: Any = (row.prompt, *row.completions)
+    parts = [[without(message) for message in part] for part in parts]
+    other = PreferenceRow(parts[0], parts[1:], without(row.template))
+    one, two = tokenize_or_errors([row, other], processing_class)
+    return one == two
 
 
 def prepare_tokenizer(processing_class: Any, conversational: Iterable[str]) -> None:

@@ -492,13 +492,58 @@ def test_a_metric_of_ones_own_that_is_no_number(value, said, tiny_model, tokeniz
     )
     if said is None:
         with pytest.raises(
-            TypeError, match="metric_for_best_model='eval_mine' is text, 'high', which cannot be better"
+            TypeError, match="metric_for_best_model='eval_mine' is 'high', and no number, so none can be better"
         ):
             trainer.train()
         return
     trainer.train()
     assert trainer.state.best_model_checkpoint is None
     assert f"eval_mine of the evaluation at step 2 {said}" in caplog.text
+
+
+class OfItsOwn(trainer_class("gappo", "cpo")):  # type: ignore[misg]
+    """Evaluates without this package."""
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        return {"eval_win": [0.1, 0.9, 0.3, 0.2][self.state.global_step - 1]}
+
+
+def own_evaluation(kind: Any, model: str, tokenizer: Any, folder: Any, **options: Any) -> Any:
+    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", **options}
+    config = config_class("gappo", "cpo")(
+        **quiet(output_dir=str(folder), eval_steps=1, load_best_model_at_end=True, **options),
+        metric_for_best_model="win",
+        greater_is_better=True,
+    )
+    data = {"train_dataset": ROWS, "eval_dataset": EVALS, "processing_class": tokenizer}
+    return kind(load(model), args=config, **data)
+
+
+def test_an_evaluation_of_ones_own_chooses(tiny_model, tokenizer, tmp_path, caplog):
+    """It logs nothing; the best is known at the end, and to a run that goes on."""
+    whole = own_evaluation(OfItsOwn, tiny_model, tokenizer, tmp_path / "whole")
+    whole.train()
+    assert (whole.loaded_step, whole.state.best_metric) == (2, 0.9)
+    rest = own_evaluation(OfItsOwn, tiny_model, tokenizer, tmp_path / "rest")
+    rest.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
+    assert (rest.loaded_step, rest.state.best_metric) == (2, 0.9)
+    for one, other in zip(whole.model.parameters(), rest.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert "without an evaluation" not in caplog.text
+    assert "not chosen by" not in caplog.text
+
+
+@pytest.mark.parametrize("value", [None, [], {"eval_win": None}, {"eval_win": 1j}])
+def test_an_evaluation_of_ones_own_without_a_number(value, tiny_model, tokenizer, tmp_path):
+    class Returns(OfItsOwn):
+        def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+            return value
+
+    said = (
+        "'eval_win' is .*, and no number" if value else r"Returns.evaluate\(\) returned .*: return the metrics, a dict"
+    )
+    with pytest.raises(TypeError, match=said):
+        own_evaluation(Returns, tiny_model, tokenizer, tmp_path).train()
 
 
 class Adds(TrainerCallback):

@@ -1089,9 +1089,62 @@ def test_settings_that_came_too_late(tiny_model, tmp_path):
         setattr(trainer.args, name, value)
         with pytest.raises(ValueError, match=rf"args.{name} was .* which would do nothing"):
             trainer.train()
+    for name in ("neftune_noise_alpha", "optimizer_cls_and_kwargs"):
+        trainer = build(tiny_model, tmp_path)
+        setattr(trainer, name, 5.0)
+        with pytest.raises(ValueError, match=rf"trainer.{name} has been set since the trainer was made"):
+            trainer.train()
     for name in ("cpo_alpha", "max_length", "truncation_mode"):
         with pytest.raises(ValueError, match=rf"trainer.{name} cannot be set any more: loss and tokens were made"):
             setattr(trainer, name, 5)
+
+
+def test_an_adapter_that_comes_too_late(tiny_model, tmp_path):
+    """It would train, and the folder of the run would hold the one that did not."""
+    trainer = build(tiny_model, tmp_path, lora=LoraConfig(r=2, target_modules=["q_proj"]))
+    trainer.model.add_adapter("late", LoraConfig(r=2, target_modules=["v_proj"]))
+    trainer.model.set_adapter("late")
+    with pytest.raises(ValueError, match=r"active adapters are \['late'\]"):
+        trainer.train()
+
+
+def test_a_reference_that_is_taken_away(tiny_model, tmp_path):
+    """The policy would be its own."""
+    trainer = build(tiny_model, tmp_path, base="dpo", reward="log-ratio")
+    trainer.ref_model = None
+    with pytest.raises(ValueError, match=r"trainer.ref_model has been set since the trainer was made"):
+        trainer.train()
+
+
+def test_a_model_that_was_made_in_inference_mode(tiny_model, tmp_path):
+    with torch.inference_mode():
+        model = load(tiny_model)
+    with pytest.raises(ValueError, match=r"21 weight tensors of model .* were made under torch.inference_mode\(\)"):
+        build(tiny_model, tmp_path, model=model)
+
+
+def test_another_class_of_optimizers_of_ones_own(tiny_model, tmp_path):
+    """Named at a resume, however the class is given; torch would miss a key of its state."""
+
+    def run(cls, way="argument", **options):
+        if way == "argument":
+            trainer = build(tiny_model, tmp_path)
+            trainer.optimizer_cls_and_kwargs = trainer._attributes_read["optimizer_cls_and_kwargs"] = (cls, options)
+            return trainer
+        kind = trainer_class("gappo", "cpo")
+        own = type("Own", (kind,), {"get_optimizer_cls_and_kwargs": staticmethod(lambda *_: (cls, options))})
+        config = config_class("gappo", "cpo")(
+            **quiet(output_dir=str(tmp_path), save_strategy="steps", save_steps=2, max_steps=4, seed=3),
+        )
+        return own(load(tiny_model), args=config, train_dataset=preference_rows(12, seed=5))
+
+    for way in ("argument", "method"):
+        run(torch.optim.AdamW, way, lr=0.01).train()
+        at = str(tmp_path / "checkpoint-2")
+        for cls, options in ((torch.optim.SGD, {"lr": 0.01}), (torch.optim.AdamW, {"lr": 0.02})):
+            with pytest.raises(ValueError, match="is of a run with other settings: optimizer_class "):
+                run(cls, way, **options).train(resume_from_checkpoint=at)
+        assert run(torch.optim.AdamW, way, lr=0.01).train(resume_from_checkpoint=at).global_step == 4
 
 
 def test_a_line_break_in_the_path_and_a_limit(tiny_model, tmp_path):

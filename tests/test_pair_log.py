@@ -198,7 +198,13 @@ RUN = {
     **{"beta": 2.0, "gamma": 0.5, "score_columns": ["score_chosen", "score_rejected"], "prompt_column": "prompt"},
     **{"adapter": None, "train_rows": 12, "evaluation_sets": {}, "pairs_per_step": 8, "processes": 1},
     # which no config describes
-    **{"parts": {}, "optimizer": None, "optimizer_options": None, "optimizer_arguments": None},
+    **{
+        "parts": {},
+        "optimizer": None,
+        "optimizer_options": None,
+        "optimizer_arguments": None,
+        "optimizer_class": None,
+    },
     **{"reference_config": None, "reference_types": None, "reference_attention": None, "precision": "no"},
     **{"schedule": None, "schedule_arguments": None, "weight_types": "float32", "attention": "sdpa"},
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 import pytest
-from conftest import load, preference_rows, quiet
+from conftest import BASES, load, preference_rows, quiet
 from datasets import Dataset
 from said import word_for_word  # noqa: F401 - its messages are held against said/
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -122,6 +122,27 @@ def test_the_second_time_it_comes_from_the_cache(base, tiny_model, tokenizer, tm
     monkeypatch.setattr(PairTokenizer, "__call__", lambda *a: calls.append(a) or tokens_of(*a))
     trainer_of(*classes, tiny_model, load_rows(), tokenizer, tmp_path)
     assert not calls
+
+
+@pytest.mark.parametrize("base", ["cpo", "dpo"])
+def test_evaluation_sets_are_not_grouped(base, tiny_model, tokenizer, tmp_path):
+    """transformers would, by a length that their rows do not have, after all the training."""
+    trainer_class, config_class = BASES[base]
+    found = []
+    for way in ("random", "group_by_length"):
+        settings = quiet(output_dir=str(tmp_path), train_sampling_strategy=way, learning_rate=0.0, max_steps=1)
+        settings |= {"eval_strategy": "steps", "eval_steps": 1}
+        trainer = trainer_class(
+            load(tiny_model),
+            args=config_class(**settings),
+            train_dataset=preference_rows(8),
+            eval_dataset={"one": preference_rows(7, seed=1), "two": preference_rows(5, seed=2)},
+            processing_class=tokenizer,
+        )
+        trainer.train()
+        timed = ("runtime", "per_second", "preparation_time", "num_tokens")
+        found.append({name: value for name, value in trainer.evaluate().items() if not name.endswith(timed)})
+    assert found[1] == pytest.approx(found[0], rel=1e-6)
 
 
 @pytest.mark.parametrize("base", ["cpo", "dpo"])

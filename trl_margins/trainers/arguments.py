@@ -28,9 +28,11 @@ logger = logging.getLogger(__name__)
 _LOAD = "AutoModelForCausalLM.from_pretrained(...)"
 _ADAPTER = "default"  # which PEFT loads from a folder, and TRL copies for the reference
 _READ_AT_ONCE = (  # of transformers' own
-    *("seed", "full_determinism", "bf16", "fp16", "tf32", "use_cpu", "torch_compile", "neftune_noise_alpha"),
+    *("seed", "data_seed", "full_determinism", "bf16", "fp16", "tf32", "use_cpu", "torch_compile"),
+    "neftune_noise_alpha",
     *("per_device_train_batch_size", "disable_tqdm", "use_liger_kernel", "accelerator_config"),
 )
+READ_BY_NAME = ("ref_model", "neftune_noise_alpha", "optimizer_cls_and_kwargs")  # attributes of a trainer
 _READ_LATER = ("eval_min_score_gap", "overwrite_output_dir", "push_pair_log")
 
 
@@ -113,6 +115,21 @@ def check_settings(config: Any, read: Mapping[str, Any]) -> None:
             )
 
 
+def check_trainer(trainer: Any, read: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        ValueError: another adapter is active than when the trainer was made, or one of `READ_BY_NAME` has been set
+            since, which its checks and margin_run.json know nothing of.
+    """
+    for name, value in read.items():
+        if getattr(trainer, name, None) is not value:
+            raise ValueError(
+                f"trainer.{name} has been set since the trainer was made, and margin_run.json would not say so: give "
+                "it, or the config, to a new trainer"
+            )
+    _check_active(trainer.model)
+
+
 def _check_model(model: Any) -> None:
     if isinstance(model, PreTrainedConfig):
         raise _another("model", model, "a model of that config: AutoModelForCausalLM.from_config(config)")
@@ -140,6 +157,11 @@ def _check_values(name: str, model: Any) -> None:
     if not isinstance(model, nn.Module) or parse_flag_from_env("ACCELERATE_USE_FSDP"):
         return
     weights = [*model.named_parameters()]
+    if made := [each for each, weight in weights if weight.is_inference()]:
+        raise ValueError(
+            f"{len(made)} of the {len(weights)} weight tensors of {name} ({made[0]}) were made under "
+            "torch.inference_mode(), so nothing can train through them: load it outside of that"
+        )
     if empty := [each for each, weight in weights if weight.is_meta and not hasattr(weight, "ds_id")]:
         raise ValueError(
             f"{len(empty)} of the {len(weights)} weight tensors of {name} have no values ({empty[0]}, on the device "

@@ -169,18 +169,29 @@ class BestMixin(MarginTrainer):
         """transformers'. What wins is saved now, whenever else checkpoints are saved."""
         if self.args.eval_strategy == IntervalStrategy.NO:  # `EvaluateLast` alone: there is nothing to choose from
             return False
-        wanted = None if self.args.metric_for_best_model is None else _key(self.args)
-        if wanted is not None and wanted not in metrics and wanted.endswith(RANKING):  # undefined, as of NaN rewards
+        if self.args.metric_for_best_model is None:
+            return super()._determine_best_metric(metrics, trial)
+        wanted = _key(self.args)
+        if not isinstance(metrics, Mapping):
+            name = type(self).__name__
+            raise TypeError(f"{name}.evaluate() returned {metrics!r:.80}: return the metrics, a dict")
+        if wanted not in metrics and wanted.endswith(RANKING):  # undefined, as of NaN rewards
             logger.warning("the evaluation at step %d has no %s, so it cannot win", self.state.global_step, wanted)
             return False
-        value = metrics.get(wanted or "", 0.0)
-        if isinstance(value, str):
+        value = metrics.get(wanted, 0.0)
+        try:
+            is_nan = math.isnan(value)
+        except TypeError:
             raise TypeError(
-                f"metric_for_best_model={wanted!r} is text, {value!r}, which cannot be better: choose a number"
-            )
-        if math.isnan(value):
+                f"metric_for_best_model={wanted!r} is {value!r}, and no number, so none can be better: choose another"
+            ) from None
+        if is_nan:
             logger.warning("%s of the evaluation at step %d is NaN, so it cannot win", wanted, self.state.global_step)
             return False
+        if wanted in metrics and wanted not in _evaluated_at(self.state, self.state.global_step):
+            # of an evaluate() or a callback of one's own, which has not logged it; a resumed run looks for it
+            at = {"epoch": self.state.epoch, "step": self.state.global_step}
+            self.state.log_history.append({wanted: float(value), **at})
         wins = super()._determine_best_metric(metrics, trial)
         if wins and self.args.load_best_model_at_end:
             self.control.should_save = True

@@ -23,7 +23,7 @@ from peft import get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME, Trainer
 from transformers.trainer_callback import EarlyStoppingCallback, ExportableState, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length
 from trl import BEMACallback
@@ -37,7 +37,7 @@ from ..recording.metrics import MetricBuffer
 from ..recording.pair_log import RUN_FILE
 from ..redaction import redacted
 from ..registry import option_fields
-from .arguments import check_settings
+from .arguments import check_settings, check_trainer
 from .base import MarginTrainer
 from .card import adapter_options
 from .fingerprints import of_arguments, of_attributes, of_columns, of_optimizer, of_reference, of_rows, token_columns
@@ -164,6 +164,7 @@ def run_settings(trainer: MarginTrainer) -> dict[str, Any]:
         "optimizer": None if trainer._made_optimizer else of_optimizer(unwrapped(optimizer), trainer.model),
         "optimizer_options": None if trainer._made_optimizer or not groups else list(map(options_of, groups)),
         "optimizer_arguments": None if trainer._made_optimizer or not groups else of_arguments(unwrapped(optimizer)),
+        "optimizer_class": _class_given(trainer),
         **_schedule_given(trainer),
         "adapter": json.loads(json.dumps(adapter, default=str)),
         "attention": _attention_of(trainer.model),
@@ -178,6 +179,15 @@ def run_settings(trainer: MarginTrainer) -> dict[str, Any]:
         "processes": trainer.accelerator.num_processes,
         "config": redacted(json.loads(trainer.args.to_json_string())),  # TRL's own config has secrets
     }
+
+
+def _class_given(trainer: MarginTrainer) -> str | None:
+    """The class that makes the optimizer, and its arguments, where they are not those of the config."""
+    given = trainer.optimizer_cls_and_kwargs
+    if given is None and type(trainer).get_optimizer_cls_and_kwargs is Trainer.get_optimizer_cls_and_kwargs:
+        return None
+    kind, options = given or trainer.get_optimizer_cls_and_kwargs(trainer.args, trainer.model)
+    return f"{kind.__name__} {as_values(options)}"
 
 
 def _schedule_given(trainer: MarginTrainer) -> dict[str, Any]:
@@ -297,6 +307,7 @@ class CheckpointMixin(MarginTrainer):
     _first_schedule: tuple[Any, dict[str, Any]] = (None, {})  # one of its own, and what it was when it was given
     _first_attributes: dict[str, dict[str, str]]  # of the terms without a state, then
     _settings_read: dict[str, Any]  # of the config, when the trainer had been built
+    _attributes_read: dict[str, Any]  # of the trainer, then
     _steps_before = 0  # of the checkpoint that is resumed
     _counts_before: Sequence[int] = ()  # of the evaluations without progress, by its early-stopping callbacks
     _rng_state_of: str | None = None  # a checkpoint whose random state is still to be loaded
@@ -324,6 +335,7 @@ class CheckpointMixin(MarginTrainer):
         if trial is not None:
             raise ValueError("trial is for hyperparameter_search, which these trainers do not have: leave it out")
         check_settings(self.args, self._settings_read)
+        check_trainer(self, self._attributes_read)
         check_saved(self.model)
         self.settings = run_settings(self)  # before the model is wrapped
         place = resume_from_checkpoint

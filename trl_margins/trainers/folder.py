@@ -62,7 +62,7 @@ _OF_SCHEDULE = ("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps")
 # changed; what differs is named.
 _SHARED = (
     *("base", "reference", "fixed_weights", "reward", "weight", "margin", "parts"),
-    *("optimizer", "optimizer_arguments", "schedule", "schedule_arguments"),
+    *("optimizer", "optimizer_arguments", "optimizer_class", "schedule", "schedule_arguments"),
     *("trained_parameters", "model_config", "reference_config", "train_only", "adapter"),
     *("loss_type", "loss_weights", "beta", "gamma", "simpo_gamma", "label_smoothing", "discopop_tau", "cpo_alpha"),
     *("use_weighting", "sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps", "router_aux_loss_coef"),

@@ -15,7 +15,7 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, SequentialSampler
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import is_in_notebook
 from trl.trainer.utils import get_config_model_id
@@ -46,7 +46,7 @@ from ..rows.opened import column_names
 from ..rows.scores import ScoreColumns, find_score_columns
 from ..rows.tokenized import TokenColumns, finish_tokenized
 from ..terms import Term
-from .arguments import OwnMetrics, ReadOnce, bound, check_settings, checked, settings_read
+from .arguments import READ_BY_NAME, OwnMetrics, ReadOnce, bound, check_settings, checked, settings_read
 from .beginning import SaysWhatTrains
 from .best import BestMixin, BestSoFar, choose_metric
 from .card import CardMixin
@@ -163,6 +163,7 @@ class MarginMixin(BestMixin, CardMixin, PushMixin, InterruptsMixin, CheckpointMi
 
             narrow_table(self)
         self.is_built, self._settings_read = True, settings_read(self.args)
+        self._attributes_read = {name: getattr(self, name, None) for name in READ_BY_NAME}
         self._first_states = copy.deepcopy(self._term_states())
         self._first_attributes = self._attributes_without_state()
         self._wrap_collator()
@@ -585,6 +586,12 @@ class MarginMixin(BestMixin, CardMixin, PushMixin, InterruptsMixin, CheckpointMi
         dataloader = super().get_train_dataloader()
         check_lockstep(self.accelerator, dataloader, "train")
         return dataloader
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        """In order: transformers would group evaluation sets, too, draw their order, and not find their lengths."""
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_eval_sampler(eval_dataset)
+        return SequentialSampler(eval_dataset) if self.args.world_size <= 1 else None
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """TRL's.

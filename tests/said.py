@@ -2,7 +2,7 @@
 
 A test looks at a few words of a message. With `from said import word_for_word` in its module, the whole of it is held
 against `said/<module>.txt`: columns, numbers and the advice. A test that is not in the file is not looked at.
-`SAID=write pytest tests/test_x.py` writes the file anew: read what has changed.
+`SAID=write pytest -m "" tests/test_x.py` writes the file anew, with the long tests: read what has changed.
 """
 
 from __future__ import annotations

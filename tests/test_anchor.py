@@ -368,6 +368,7 @@ def test_a_move_below_the_rounding_step_is_felt_in_bf16(tiny_model):
         assert (model.weight.float() - before).mean().item() == pytest.approx(1e-4, rel=0.15)
 
 
+@pytest.mark.rehearsal
 @pytest.mark.parametrize("head", ["fused", "logits"])
 @pytest.mark.parametrize("regime", ["bfloat16", "float16", "autocast"])
 def test_anchor_gaps_survive_16_bits(regime, head, tiny_model, tokenizer, tmp_path, monkeypatch):

@@ -116,6 +116,7 @@ def train_by_hand(model, rows, n, k, radius, rate, steps, instance_wise=False, f
     return torch.cat(gaps), torch.cat(weights)
 
 
+@pytest.mark.rehearsal
 @pytest.mark.parametrize(
     ("k", "keep", "n"), [(1, 0, 5), (1, 1, 5), (2, 0, 5), (2, 3, 5), (5, 5, 5), (8, 0, 5)], ids=str
 )
@@ -200,6 +201,7 @@ def test_dropout_that_disable_dropout_leaves_on_is_no_part_of_the_gaps(recorded,
     assert torch.equal(*trained)
 
 
+@pytest.mark.rehearsal
 @pytest.mark.parametrize("k", [1, 4, 8, 16])
 def test_a_pairs_place_in_the_window_changes_nothing(k, tiny_model, tmp_path):
     """The same group first, then last, at learning rate 0."""

@@ -32,7 +32,7 @@ from trl_margins.report import figures
 from trl_margins.report.run_folder import read_pairs
 from trl_margins.trainers.configs import config_class
 
-pytestmark = pytest.mark.usefixtures("few_objects_to_collect")
+pytestmark = [pytest.mark.rehearsal, pytest.mark.usefixtures("few_objects_to_collect")]
 
 METRICS = ("eval_pwa", "eval_pwa_all", "eval_spearman")
 BUDGET = ("learning_rate", "gradient_accumulation_steps", "per_device_train_batch_size", "max_length")

@@ -21,6 +21,8 @@ from trl_margins.report import figures
 from trl_margins.trainers.configs import config_class
 from trl_margins.trainers.named import trainer_class
 
+pytestmark = pytest.mark.rehearsal
+
 RADIUS = 0.05
 FILE = "anchor_diagnostics.csv"
 PICTURES = ("anchor_ranking", "anchor_parts", "gradient_norm")

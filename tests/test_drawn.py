@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from datasets import Dataset
 from matplotlib import colors
 from matplotlib.collections import Collection
@@ -170,6 +171,7 @@ def drawn() -> tuple[str, ...]:
     return tuple(lines)
 
 
+@pytest.mark.rehearsal
 def test_what_is_drawn():
     assert drawn() == tuple(WRITTEN.read_text(encoding="utf-8").splitlines())
 

@@ -28,6 +28,8 @@ from trl_margins.report.ranking_figures import swept
 from trl_margins.report.run_folder import Run, read_run, unique_names
 from trl_margins.trainers.configs import config_class, objective_of
 
+pytestmark = pytest.mark.rehearsal
+
 
 def evaluate(*argv):
     assert main(["evaluate", "--max_length", "128", "--bootstrap", "20", *map(str, argv)]) == 0

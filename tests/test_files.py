@@ -766,6 +766,7 @@ def padded(later: str, all_later: bool) -> list[dict[str, Any]]:
     return rows
 
 
+@pytest.mark.rehearsal
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
 @pytest.mark.parametrize("later", LATER)
 def test_rows_behind_the_first_megabytes(later, suffix, folder):

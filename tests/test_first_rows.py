@@ -134,7 +134,7 @@ def test_a_tokenizer(normalizer, is_said, row, caplog):
     assert bool(said_of([row], tokenizer, caplog)) == is_said
 
 
-@pytest.mark.parametrize("name", ["post", "Prompt", "messages", "input_text", "source"])
+@pytest.mark.parametrize("name", ["post", "messages", "input_text", "source"])
 def test_a_prompt_under_a_name_of_its_own(name, caplog):
     """Beside texts that begin alike, which would be the prompt."""
     asked = {"messages": [user("Who runs?")], "source": "web"}.get(name, "Who runs?")

@@ -47,6 +47,7 @@ def conversations(n: int, slow: int | None = None) -> Dataset:
     return Dataset.from_list([{**row, "score_chosen": 2.0, "score_rejected": 1.0} for row in rows])
 
 
+@pytest.mark.rehearsal
 @pytest.mark.parametrize("template", [LOOPS + CHAT_TEMPLATE, SOMETIMES + CHAT_TEMPLATE], ids=["always", "sometimes"])
 @pytest.mark.parametrize("name", ["train", "evaluate", "inspect"])
 def test_a_template_without_end(name, template, tiny_model, tmp_path, impatient):
@@ -122,6 +123,7 @@ def test_numbers_that_are_none(name, value, tmp_path):
         GapPOConfig(str(tmp_path), bf16=False, **{name: value})
 
 
+@pytest.mark.rehearsal
 def test_very_many_columns(tmp_path, capsys):
     """Each is looked at once."""
     others = {f"column_{i}": i for i in range(700)}

@@ -70,6 +70,7 @@ MIXED = [
 ]
 
 
+@pytest.mark.rehearsal
 @pytest.mark.parametrize(("weight", "margin", "base"), MIXED)
 def test_any_weight_with_any_margin(weight, margin, base, tiny_model, tokenizer, tmp_path):
     """The weighted gradient is the weight times that of the margin alone."""

@@ -26,6 +26,8 @@ from trl_margins.terms.dynamic_target import DynamicTargetMargin
 from trl_margins.terms.evaluation_factor import EvaluationFactorMargin
 from trl_margins.terms.score_gap import ScoreGapWeight
 
+pytestmark = pytest.mark.rehearsal
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 TERMS = {
     "score gap": lambda: ScoreGapWeight(),

@@ -993,6 +993,7 @@ def page_of(*runs: Any) -> Page:
     return Page(html_page(runs, pictures, {p.name: (b"", b"") for p in pictures if p.figure is not None}, "png"))
 
 
+@pytest.mark.rehearsal
 def test_a_page_holds_everything_and_fetches_nothing(run_of, tmp_path):
     runs = [run_of("geometric-anchor", "gapo", flips=0.2, anchor_radius=0.05), run_of("gappo", "gappo", seed=3)]
     files = write_report(runs, tmp_path / "a" / "new")

@@ -161,6 +161,7 @@ def test_a_line_says_how(line):
     assert line.where
 
 
+@pytest.mark.rehearsal
 @pytest.mark.parametrize("line", LINES, ids=str)
 def test_commands_parse(line, monkeypatch):
     """By the parsers of the subcommands, every turn of a loop."""

@@ -309,6 +309,7 @@ MOMENTS = {  # method of the trainer, call, signal; the run's flags; and the ste
 }
 
 
+@pytest.mark.rehearsal
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_run_goes_on_where_a_signal_stopped_it(moment, tiny_model, pairs, whole, tmp_path):
     """With the command that is printed; it ends with the same weights and the same evaluations, bit for bit."""

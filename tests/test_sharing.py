@@ -247,6 +247,7 @@ def fake_clock(monkeypatch, shared, standard):
     return log
 
 
+@pytest.mark.rehearsal
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize(("shared", "standard"), [(0.25, 0.5), (0.5, 0.25)])
 def test_auto_takes_the_faster_way(base, shared, standard, tiny_model, tokenizer, tmp_path, caplog, monkeypatch):

@@ -810,6 +810,7 @@ def llava(folder: str) -> Any:
     return transformers.LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
 
 
+@pytest.mark.rehearsal
 @pytest.mark.parametrize("images", [True, False], ids=["images", "text-alone"])
 def test_vision(images, vision, tmp_path, caplog, monkeypatch, capsys):
     folder, processor, rows = vision

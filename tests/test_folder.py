@@ -1083,8 +1083,7 @@ def test_patterns_of_an_adapter_are_compared(tiny_model, tmp_path):
 def test_settings_that_came_too_late(tiny_model, tmp_path):
     """transformers and TRL read them when the trainer is made."""
     late = {"seed": 5, "bf16": True, "neftune_noise_alpha": 5.0, "per_device_train_batch_size": 1}
-    late |= {"disable_tqdm": False, "use_liger_kernel": True}
-    for name, value in late.items():
+    for name, value in (late | {"use_liger_kernel": True}).items():
         trainer = build(tiny_model, tmp_path)
         setattr(trainer.args, name, value)
         with pytest.raises(ValueError, match=rf"args.{name} was .* which would do nothing"):

@@ -80,6 +80,8 @@ def looks_like(name: str, known: Iterable[str]) -> str | None:
     """The known name that a reader takes another one for, which has characters that nobody sees, or letters of another
     alphabet.
     """
+    if name.isascii() and name.isprintable() and name == name.strip():
+        return None
     text = unicodedata.normalize("NFKC", name.translate(_BLANK_LETTERS)).strip()
     text = "".join(each for each in text if unicodedata.category(each) not in ("Cc", "Cf", "Mn"))
     if 2 * sum(map(str.isascii, text)) <= len(text):  # a word of another alphabet

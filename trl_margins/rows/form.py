@@ -65,9 +65,9 @@ _ANSWERS = re.compile(
 # Keys of messages that are meant for the model, if they have a text, a list or a mapping. All others are notes: when,
 # by whom and how well it was written
 _FOR_THE_MODEL = re.compile(
-    r"(?i)name|tools?(_.*)?|functions?(_.*)?|.*(reasoning|thinking|thoughts?)(_.*)?|think|cot|analysis|rationale|scratchpad|"
-    r"text|value|message|body|code|caption|query|plan|images?|audios?|videos?|files?|documents?|attachments?|context|"
-    r"channel|recipient|prefix|instructions?"
+    r"(?i)name|tools?(_.*)?|functions?(_.*)?|.*(reasoning|thinking|thoughts?)(_.*)?|think|cot|analysis|rationale|"
+    r"scratchpad|text|value|message|body|code|caption|query|plan|images?|audios?|videos?|files?|documents?|"
+    r"attachments?|context|channel|recipient|prefix|instructions?"
 )
 _NOT_THE_MODEL = ("system", "user")
 _BESIDE_THE_MODEL = ("developer", "tool", "function", "ipython")  # between its messages

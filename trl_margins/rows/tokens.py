@@ -242,23 +242,18 @@ def unread(rows: Iterable[PreferenceRow], processing_class: Any) -> Iterator[str
     found: dict[str, list[int]] = {}
     chats = [row for row in rows if row.is_conversational]
     for number, row in enumerate(chats):
-        keys = {key for message in _messages(row) for key, value in message.items() if is_for_the_model(key, value)}
+        messages: Iterator[Any] = chain(row.prompt, *row.completions)
+        keys = {key for message in messages for key, value in message.items() if is_for_the_model(key, value)}
         for name in (*row.template, *sorted(keys)):
             found.setdefault(name, []).append(number)
     for name, numbers in found.items():
-        if not re.search(rf"\b{re.escape(name)}\b", template) and _is_unread(
-            name, chats[numbers[0]], processing_class
-        ):
+        is_named = re.search(rf"\b{re.escape(name)}\b", template)
+        if not is_named and _is_unread(name, chats[numbers[0]], processing_class):
             yield (
                 f"{name!r} is in {len(numbers)} rows (the first is row {numbers[0]}), and the chat template does not "
                 "read it: the model sees nothing of it. Use a template that does (trl-margins train has "
                 "--chat_template FILE), or leave it out"
             )
-
-
-def _messages(row: PreferenceRow) -> Iterator[Mapping[str, Any]]:
-    parts: Any = (row.prompt, *row.completions)
-    return chain.from_iterable(parts)
 
 
 def _is_unread(name: str, row: PreferenceRow, processing_class: Any) -> bool:

@@ -484,10 +484,11 @@ def test_sets_without_names(tiny_model, tmp_path):
 
 
 @pytest.mark.parametrize("base", TRAINERS)
-def test_adapters_without_a_task_or_a_kind(base, tiny_model, tmp_path):
+def test_adapters_of_which_nothing_can_train(base, tiny_model, tmp_path):
     for adapter, said in (
         (PromptTuningConfig(num_virtual_tokens=2), "the PromptTuningConfig needs the task type CAUSAL_LM"),
         (PeftConfig(task_type="CAUSAL_LM"), "the PeftConfig needs a kind of adapter: LoraConfig"),
+        (LoraConfig(lora_alpha=float("nan")), "lora_alpha is nan: give a finite number"),
     ):
         with pytest.raises(ValueError, match=f"peft_config: {said}"):
             build(base, load(tiny_model), tmp_path, peft_config=adapter)

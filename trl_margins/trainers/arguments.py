@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 import os
 from collections.abc import Callable, Mapping
 from copy import copy
@@ -82,6 +83,9 @@ def checked(given: dict[str, Any], config_class: Any) -> dict[str, Any]:
     if adapter is not None and (adapter.peft_type is None or (adapter.is_prompt_learning and not adapter.task_type)):
         missing = "the task type CAUSAL_LM" if adapter.peft_type else "a kind of adapter: LoraConfig(...)"
         raise ValueError(f"peft_config: the {type(adapter).__name__} needs {missing}")
+    for name, value in vars(adapter).items() if adapter is not None else ():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"peft_config: {name} is {value}: give a finite number")
     if isinstance(evals := given.get("eval_dataset"), Mapping):
         for name in [name for name in evals if not isinstance(name, str)]:
             raise _another("eval_dataset", name, "text as the name of each set: the metrics are called after it")

@@ -533,6 +533,18 @@ def test_an_evaluation_of_ones_own_chooses(tiny_model, tokenizer, tmp_path, capl
     assert "not chosen by" not in caplog.text
 
 
+def test_an_evaluation_of_ones_own_that_is_undefined(tiny_model, tokenizer, tmp_path, caplog):
+    class Undefined(OfItsOwn):
+        def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+            return {"eval_win": float("nan")}
+
+    trainer = own_evaluation(Undefined, tiny_model, tokenizer, tmp_path, max_steps=1)
+    trainer.train()
+    assert trainer.state.best_model_checkpoint is None
+    assert "eval_win of the evaluation at step 1 is NaN, so it cannot win" in caplog.text
+    assert "without an evaluation" not in caplog.text
+
+
 @pytest.mark.parametrize("value", [None, [], {"eval_win": None}, {"eval_win": 1j}])
 def test_an_evaluation_of_ones_own_without_a_number(value, tiny_model, tokenizer, tmp_path):
     class Returns(OfItsOwn):

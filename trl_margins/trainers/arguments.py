@@ -125,7 +125,7 @@ def check_trainer(trainer: Any, read: Mapping[str, Any]) -> None:
             since, which its checks and margin_run.json know nothing of.
     """
     for name, value in read.items():
-        if getattr(trainer, name, None) is not value:
+        if (now := getattr(trainer, name, None)) is not value and now != value:
             raise ValueError(
                 f"trainer.{name} has been set since the trainer was made, and margin_run.json would not say so: give "
                 "it, or the config, to a new trainer"

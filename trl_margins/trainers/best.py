@@ -185,13 +185,13 @@ class BestMixin(MarginTrainer):
             raise TypeError(
                 f"metric_for_best_model={wanted!r} is {value!r}, and no number, so none can be better: choose another"
             ) from None
-        if is_nan:
-            logger.warning("%s of the evaluation at step %d is NaN, so it cannot win", wanted, self.state.global_step)
-            return False
         if wanted in metrics and wanted not in _evaluated_at(self.state, self.state.global_step):
             # of an evaluate() or a callback of one's own, which has not logged it; a resumed run looks for it
             at = {"epoch": self.state.epoch, "step": self.state.global_step}
             self.state.log_history.append({wanted: float(value), **at})
+        if is_nan:
+            logger.warning("%s of the evaluation at step %d is NaN, so it cannot win", wanted, self.state.global_step)
+            return False
         wins = super()._determine_best_metric(metrics, trial)
         if wins and self.args.load_best_model_at_end:
             self.control.should_save = True

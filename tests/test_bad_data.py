@@ -113,6 +113,7 @@ COLUMNS = [
          r"the column 'pr\\u03bfmpt' looks like 'prompt', and is not, since '\u03bf' is GREEK SMALL LETTER OMICRON"),
     Case("a score in letters of another alphabet", lambda: [{**r, "score_\u0441hosen": 1.0} for r in without(
          texts(), "score_chosen")], r"column 'score_\\u0441hosen' looks like 'score_chosen', and is not"),
+    Case("a name like that of scores, which nothing reads", lambda: each(texts(), **{"margin ": 5.0}), right=USUAL),
     Case("a capital", lambda: [{"Prompt": "a", "chosen": "b", "rejected": "c"}] * 4,
          r"Add a prompt column.*there are the columns \['Prompt'\]: name the prompt with prompt_column='Prompt'"),
     Case("a letter that looks like another", lambda: [{"prompt": "a", "\u0441hosen": "b", "rejected": "c"}] * 4,

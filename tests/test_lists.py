@@ -318,6 +318,7 @@ def test_a_name_that_looks_like_another():
     rows = [{"prompt": "a", "re\u0455ponses": ["b", "c"], "scores": [1, 2]}]
     with pytest.raises(RowError, match=r"column 're\\u0455ponses' looks like 'responses', and is not, since"):
         read(rows)
+    assert read([{"prompt": "a", "responses": ["b", "c"], "scores": [1, 2], "winner ": "x"}])[0].scores == [1.0, 2.0]
 
 
 def test_a_mapping_of_lists_with_a_number_beside_them():
@@ -358,7 +359,6 @@ def test_what_a_message_says_is_the_same_with_other_notes():
     [
         ({"response_a": '["Blue'}, "response_a"),  # cut
         ({"response_b": "A dog."}, "response_b"),
-        ({"response_a": "Blue.", "response_b": "A dog."}, "response_a"),
         ({"response_a": "[NaN]"}, "response_a"),
         ({"response_a": "[1]", "response_b": "[2]"}, "response_a"),
         ({"prompt": '[["a"]]', "response_a": '[["b"]]', "response_b": '[["c"]]'}, "prompt"),
@@ -370,6 +370,12 @@ def test_a_vote_on_what_is_no_list_of_turns(broken, column):
         RowError, match=rf"column '{column}', row 1 of the lists: .* is not a list of texts, one a turn"
     ):
         read([KAGGLE[0], {**KAGGLE[0], **broken}])
+
+
+@pytest.mark.parametrize("text", ["[1, 2, 3]", '["x"]', "[[1, 2], [3, 4]]", "[1] a source"])
+def test_a_vote_on_texts_of_which_one_looks_like_a_list(text):
+    plain = {**KAGGLE[0], "prompt": "Sort it.", "response_a": text, "response_b": "No."}
+    assert sorted(read([plain])[0].responses) == sorted([text, "No."])
 
 
 def test_a_line_break_within_the_text_of_a_vote():

@@ -17,7 +17,7 @@ from trl.data_utils import extract_prompt
 
 from ..checks import looks_like, odd_letters
 from .list_forms import list_form
-from .scores import GAP_COLUMNS, PAIRED_COLUMNS
+from .scores import PAIRED_COLUMNS
 
 Message = dict[str, Any]
 Part = str | list[Message]
@@ -156,7 +156,9 @@ class RowReader:
     ) -> RowReader:
         """A reader for a set with these columns; a RowError names one that is missing."""
         names = tuple(columns)
-        read = ("prompt", *COMPLETIONS, *chain(*PAIRED_COLUMNS), *GAP_COLUMNS)
+        # of scores, one beside its other half: a column that nothing reads may look like anything
+        halves = [pair for pair in PAIRED_COLUMNS if {*pair} & {*names}]
+        read = ("prompt", *COMPLETIONS, *chain(*halves)) if prompt_column is None else COMPLETIONS
         refuse_look_alikes(names, f"the {split} data set", read)
         require_columns(names, split)
         require_named(names, split, prompt_column, system_column)

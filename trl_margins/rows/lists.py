@@ -205,9 +205,9 @@ class ScoredLists:
             if column is not None and column not in names:
                 raise RowError(f"{name}: {option} names {column!r}, and there are only the columns {names}")
         check_once(score_columns or ())
-        refuse_look_alikes(names, name, NAMES)
         form = list_form(names, score_columns, prompt_column, scored)
         if form is None:
+            refuse_look_alikes(names, name, NAMES)
             raise RowError(why_no_lists(names, name, score_columns, prompt_column))
         if more := form.further(names):
             raise RowError(
@@ -509,7 +509,8 @@ class ScoredLists:
     def _refuse_half_turns(self, parts: Mapping[str, Any], i: int) -> None:
         """Kaggle's votes are on lists of turns; a broken one among them would be read as the text of all."""
         broken = [name for name, part in parts.items() if not is_list_of(part, str | None) or not part]
-        if broken and any(isinstance(part, list) and part and not is_messages(part) for part in parts.values()):
+        lists = [isinstance(part, list) and bool(part) and not is_messages(part) for part in parts.values()]
+        if broken and lists[0] and any(lists[1:]):  # one alone may be a text that looks like a list
             raise RowError(
                 f"column {broken[0]!r}, {self._where(i)}: {shortened(parts[broken[0]])} is not a list of texts, one a "
                 "turn, as its other columns or rows have: correct it, or drop the row"

@@ -213,17 +213,8 @@ def notices(copy: Path, tests: list[str], timeout: float) -> bool:
         output = os.open(copy / "output", os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
         for descriptor in (1, 2):
             os.dup2(output, descriptor)
-        arguments = [
-            "-qx",
-            "-m",
-            "",
-            "-W",
-            "ignore",
-            "-p",
-            "no:cacheprovider",
-            "--basetemp",
-            str(copy.parent / "tests"),
-        ]
+        options = ["-qx", "-m", "", "-W", "ignore", "-p", "no:cacheprovider"]  # the long tests, too
+        arguments = [*options, "--basetemp", str(copy.parent / "tests")]
         os._exit(int(pytest.main([*arguments, *(f"tests/{name}" for name in tests)])))
     until = time.monotonic() + timeout
     while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < until:

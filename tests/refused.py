@@ -9,12 +9,15 @@ from accelerate import PartialState
 from conftest import preference_rows, quiet
 from transformers import TrainerCallback
 
-from trl_margins import GapPOConfig, GapPOTrainer
+from trl_margins import GapPOConfig, GapPODPOConfig, GapPODPOTrainer, GapPOTrainer
 from trl_margins.cli import main
 from trl_margins.distributed import agreed
 from trl_margins.trainers.folder import locked
 
 MODEL, PAIRS, OUT = sys.argv[1], sys.argv[2], Path(sys.argv[3])
+
+
+BASES = {"cpo": (GapPOConfig, GapPOTrainer), "dpo": (GapPODPOConfig, GapPODPOTrainer)}
 
 
 class UnsendableError(RuntimeError):
@@ -32,10 +35,10 @@ def command():
     main(["train", *argv])
 
 
-def train(out, rows=8, seed=0, evals=None, **options):
+def train(out, rows=8, seed=0, evals=None, base="cpo", **options):
     settings = {"output_dir": str(OUT / out), "max_steps": 1, "save_steps": 1, "per_device_train_batch_size": 2}
-    config = GapPOConfig(**quiet(**settings, **options, save_strategy="steps"))
-    trainer = GapPOTrainer(MODEL, config, train_dataset=preference_rows(rows, seed=seed), eval_dataset=evals)
+    config = BASES[base][0](**quiet(**settings, **options, save_strategy="steps"))
+    trainer = BASES[base][1](MODEL, args=config, train_dataset=preference_rows(rows, seed=seed), eval_dataset=evals)
     if out == "checkpoint":
         trainer.add_callback(InTheWay())
     trainer.train()
@@ -71,6 +74,12 @@ attempt("options", lambda: train("options", data_seed=state.process_index, num_t
 attempt("rows", lambda: train("rows", seed=state.process_index))
 attempt("sizes", lambda: train("sizes", rows=8 + state.process_index))
 attempt("sets", lambda: train("sets", evals=None if state.process_index else {"a": preference_rows(2)}))
+attempt("bases", lambda: train("bases", base=("cpo", "dpo")[state.process_index]))
+of_reference = {"base": "dpo", "reward": "log-ratio"}
+of_one = bool(state.process_index)
+attempt("precomputed", lambda: train("precomputed", **of_reference, precompute_ref_log_probs=of_one))
+several = {**of_reference, "precompute_ref_log_probs": True, "precompute_ref_batch_size": 1 + state.process_index}
+attempt("precomputing", lambda: train("precomputing", **several))
 attempt("used", command)
 if state.is_main_process:
     (OUT / "cli" / "pair_log.csv").unlink()

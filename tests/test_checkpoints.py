@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import random
 import re
 import shutil
 import signal
+import threading
+from decimal import Decimal
+from enum import Enum
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import killed
+import numpy as np
 import processes
 import pytest
 import torch
 from conftest import METHODS_AND_BASES, OWN_METHODS, bases_of, load, preference_rows, quiet
+from torch import Tensor
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import (
     ConstantLR,
@@ -36,10 +43,15 @@ from transformers.trainer_callback import ExportableState
 from trl import BEMACallback
 
 from trl_margins.distributed import check_alike
+from trl_margins.links import CPO_LINKS, Link
 from trl_margins.methods import MARGINS, METHODS, WEIGHTS, names_of
+from trl_margins.objective import Objective
+from trl_margins.pairs import PairView
+from trl_margins.rewards import LengthNormalizedReward
 from trl_margins.terms import Term
 from trl_margins.trainers.checkpoints import _of_every_rank, load_states, run_settings, save_states
 from trl_margins.trainers.configs import config_class
+from trl_margins.trainers.fingerprints import of_arguments
 from trl_margins.trainers.folder import last_whole_checkpoint
 from trl_margins.trainers.loaded_optimizers import as_values
 from trl_margins.trainers.named import trainer_class
@@ -93,9 +105,10 @@ def remembers(row):
     return any(term.state_dict is not Term.state_dict for term in terms)
 
 
-def build(method, base, folder, tokenizer, out, ref_model=None, **options):
+def build(method, base, folder, tokenizer, out, ref_model=None, objective=None, **options):
     model = load(folder)
-    given = {} if ref_model is None else {"ref_model": ref_model}
+    made = {"ref_model": ref_model, "objective": objective}
+    given = {name: value for name, value in made.items() if value is not None}
     for module in model.modules():
         if hasattr(module, "attention_dropout"):
             module.attention_dropout = 0.0 if options.get("disable_dropout", True) else 0.3
@@ -398,6 +411,123 @@ def test_a_schedule_of_ones_own_that_is_another(said, tiny_model, tokenizer, tmp
     with pytest.raises(ValueError, match=r"other settings: the optimizer's clip 1.0 → 2.0\. "):
         run(first, clip=2.0).train(resume_from_checkpoint=at)
     run(first).train(resume_from_checkpoint=at)
+
+
+class Level(Enum):
+    LOW = "low"
+    HIGH = "high"
+
+
+class Own:
+    def __init__(self, power: float) -> None:
+        self.power = power
+        self._lock = threading.Lock()
+
+
+def layer(value: float) -> Any:
+    made = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.constant_(made.weight, value)
+    return made
+
+
+class Focus(Term):
+    name = "focus"
+
+    def __init__(self, power: Any) -> None:
+        self.power = power
+
+    def __call__(self, view: PairView) -> Tensor:
+        return torch.ones_like(view.reward_gap)
+
+
+# an argument of a term, and another
+ARGUMENTS: dict[str, Any] = {
+    "NumPy's float": (lambda: np.float32(2), lambda: np.float32(3)),
+    "NumPy's integer": (lambda: np.int64(2), lambda: np.int64(3)),
+    "list of them": (lambda: [np.float32(2)], lambda: [np.float32(3)]),
+    "decimal": (lambda: Decimal(2), lambda: Decimal(3)),
+    "fraction": (lambda: Fraction(1, 2), lambda: Fraction(1, 3)),
+    "complex": (lambda: 2 + 0j, lambda: 3 + 0j),
+    "bytes": (lambda: b"2", lambda: b"3"),
+    "range": (lambda: range(2), lambda: range(3)),
+    "path": (lambda: Path("a"), lambda: Path("b")),
+    "enum": (lambda: Level.LOW, lambda: Level.HIGH),
+    "set": (lambda: {"a", "b", "c"}, lambda: {"a", "b"}),
+    "dict of tensors": (lambda: {"a": torch.tensor(2.0)}, lambda: {"a": torch.tensor(3.0)}),
+    "keys that are numbers": (lambda: {(1, 2): 0}, lambda: {(1, 3): 0}),
+    "partial": (lambda: partial(float, 2), lambda: partial(float, 3)),
+    "namespace": (lambda: SimpleNamespace(power=2.0), lambda: SimpleNamespace(power=3.0)),
+    "object": (lambda: Own(2.0), lambda: Own(3.0)),
+    "module": (lambda: layer(2.0), lambda: layer(3.0)),
+    "function": (lambda: halves, lambda: later),
+    "NaN": (lambda: math.nan, lambda: 0.0),
+}
+
+
+@pytest.mark.parametrize("kind", ARGUMENTS)
+def test_an_argument_of_ones_own_term_that_is_another(kind):
+    """What was saved as JSON equals what is made again, and not what is made otherwise."""
+    first, other = ARGUMENTS[kind]
+    saved = json.loads(json.dumps(of_arguments(Focus(first()))))
+    assert of_arguments(Focus(first())) == saved
+    assert of_arguments(Focus(other())) != saved
+
+
+def test_an_argument_that_holds_itself():
+    endless: list[Any] = []
+    endless.append(endless)
+    assert "list" in json.dumps(of_arguments(Focus(endless)))
+
+
+QUADRATIC = Link("quadratic", lambda x: (x.options["pull"] * x.reward_gap - 1) ** 2, options=(("pull", 1.0),))
+
+# an objective of one's own, and what is said of another
+OBJECTIVES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "label_smoothing 0.1 → 0.0": ({"label_smoothing": 0.1}, {}),
+    "length-normalized.alpha 0.5 → 0.25": (
+        {"reward": LengthNormalizedReward(alpha=0.5)},
+        {"reward": LengthNormalizedReward(alpha=0.25)},
+    ),
+    "quadratic.pull 1.0 → 2.0": ({"link": QUADRATIC}, {"link": QUADRATIC, "link_options": {"pull": 2.0}}),
+}
+
+
+@pytest.mark.parametrize("said", OBJECTIVES)
+def test_an_objective_of_ones_own_that_is_another(said, tiny_model, tokenizer, tmp_path):
+    def run(options: dict[str, Any]) -> Any:
+        whole = {"reward": LengthNormalizedReward(), "link": CPO_LINKS["sigmoid"], "beta": 1.0, **options}
+        return build(None, "cpo", tiny_model, tokenizer, tmp_path, max_steps=3, objective=Objective(**whole))
+
+    first, other = OBJECTIVES[said]
+    run(first).train()
+    at = str(tmp_path / "checkpoint-2")
+    with pytest.raises(ValueError, match=f"checkpoint-2 is of a run with other settings: {re.escape(said)}. Resume"):
+        run(other).train(resume_from_checkpoint=at)
+    run(first).train(resume_from_checkpoint=at)
+
+
+def test_an_optimizer_of_another_class_from_a_trainer_of_ones_own(tiny_model, tokenizer, tmp_path):
+    build("gappo", "cpo", tiny_model, tokenizer, tmp_path, max_steps=3).train()
+    trainer = build("gappo", "cpo", tiny_model, tokenizer, tmp_path, max_steps=3)
+
+    def create_optimizer(*_: Any) -> Any:
+        decayed = {*trainer.get_decay_parameter_names(trainer.model)}
+        named = [*trainer.model.named_parameters()]
+        groups = [{"params": [each for name, each in named if (name in decayed) is of]} for of in (True, False)]
+        trainer.optimizer = SGD(groups, 1e-3, momentum=0.9)
+        return trainer.optimizer
+
+    trainer.create_optimizer = create_optimizer
+    with pytest.raises(ValueError, match=r"\(it is of another class of optimizer, which has no momentum\)"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
+@pytest.mark.parametrize("method", ["state_dict", "load_state_dict"])
+def test_a_term_that_cannot_take_back_its_state(method):
+    half = type("Half", (Focus,), {method: lambda self, *state: {}})(2)
+    other = {"state_dict": "load_state_dict"}.get(method, "state_dict")
+    with pytest.raises(TypeError, match=f"the weight 'focus' has {method} and no {other}: a resumed run would begin"):
+        Objective(LengthNormalizedReward(), CPO_LINKS["sigmoid"], 1.0, weight=half)
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ from trl_margins import (
     config_class,
 )
 from trl_margins.links import CPO_LINKS
+from trl_margins.objective import kept_pairs
 from trl_margins.rewards import LengthNormalizedReward, LogRatioReward
 from trl_margins.rows.scores import ScoreError
 from trl_margins.terms.dynamic_target import DynamicTargetMargin
@@ -278,6 +279,82 @@ class TestValues:
         with pytest.raises(ValueError, match=r"loss_type 'mean' returned shape \(\), expected \(4,\)"):
             Objective(LengthNormalizedReward(), mean, 2.0)(random_pairs(0, n=4))
 
+    def test_an_error_of_ones_own_code_is_named(self):
+        class Broken(Named):
+            def __call__(self, view):
+                return self.value[view.missing]
+
+        class Three(LengthNormalizedReward):
+            name = "three"
+
+            def __call__(self, pairs):
+                return pairs.chosen, pairs.rejected, pairs.chosen
+
+        broken = Link("broken", lambda x: 1 / 0)
+        pairs = random_pairs(0, n=4)
+        with pytest.raises(RuntimeError, match=r"^weight 'focal' raises AttributeError: .*missing"):
+            simpo(weight=Broken(1.0))(pairs)
+        with pytest.raises(RuntimeError, match=r"^loss_type 'broken' raises ZeroDivisionError: division by zero"):
+            Objective(LengthNormalizedReward(), broken, 2.0)(pairs)
+        with pytest.raises(TypeError, match=r"^reward 'three' returned a tuple, expected two tensors"):
+            Objective(Three(), CPO_LINKS["simpo"], 2.0)(pairs)
+
+    @pytest.mark.parametrize(
+        ("value", "kind"),
+        [
+            (torch.ones(4, dtype=torch.complex64), "complex"),
+            (torch.ones(4).to_sparse(), "sparse"),
+            (torch.ones(4, device="meta"), "meta"),
+        ],
+    )
+    def test_values_of_another_kind(self, value, kind):
+        with pytest.raises(TypeError, match=f"^weight 'focal' returned {kind} values, expected a dense tensor"):
+            simpo(weight=Named(value))(random_pairs(0, n=4))
+
+    @pytest.mark.parametrize(
+        ("changes", "said"),
+        [
+            ({"columns": "agreement"}, "the weight 'focal' has columns='agreement': give a tuple of names"),
+            ({"columns": None}, "the weight 'focal' has columns=None: give a tuple of names"),
+            ({"probes": (1,)}, r"the weight 'focal' has probes=\(1,\): give a tuple of names"),
+            ({"column_minimum": "0"}, "column_minimum of the weight 'focal'"),
+            ({"name": 5}, "the weight 5 is not a Term: let its class inherit"),
+            ({"name": "a,b"}, "the weight is called 'a,b': logs and checkpoints need a name without commas"),
+            ({"name": "a/b"}, "the weight is called 'a/b': logs"),
+            ({"name": ""}, "the weight is called '': logs"),
+        ],
+    )
+    def test_attributes_of_another_kind(self, changes, said):
+        term = Named(1.0)
+        vars(term).update(changes)
+        with pytest.raises((TypeError, ValueError), match=f"^{said}"):
+            simpo(weight=term)
+
+    @pytest.mark.parametrize(
+        ("changes", "said"),
+        [
+            ({"weight": "score-gap"}, "the weight is a name: weight='score-gap' belongs in the config"),
+            ({"margin": Named}, "the margin is the class Named"),
+            ({"reward": "sum"}, "the reward is 'sum', and no Reward: give an instance"),
+            ({"link": "sigmoid"}, r"the link is 'sigmoid', and no Link: CPO_LINKS\['sigmoid'\] is one"),
+            ({"link": {}}, "the link is {}, and no Link"),
+            ({"link_options": None}, "link_options is None: give a dict"),
+        ],
+    )
+    def test_an_objective_of_other_parts(self, changes, said):
+        parts = {"reward": LengthNormalizedReward(), "link": CPO_LINKS["simpo"], "beta": 2.0}
+        with pytest.raises(TypeError, match=f"^{said}"):
+            Objective(**{**parts, **changes})
+
+    @pytest.mark.parametrize("kept", [[True] * 4, torch.ones(3, dtype=torch.bool), torch.ones(4)])
+    def test_pairs_that_are_kept_by_no_mask(self, kept):
+        class Keeps(Named):
+            def keeps(self, columns):
+                return kept
+
+        with pytest.raises((TypeError, ValueError), match=r"^keeps of margin 'focal' returned"):
+            kept_pairs("margin", Keeps(1.0), {"agreement": torch.ones(4)})
+
     @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
     def test_one_that_is_not_finite_names_the_term_and_the_row(self, value, tiny_model, tokenizer, tmp_path):
         """A margin of −∞ has a finite loss, 0."""
@@ -418,12 +495,23 @@ class Observing(Term):
         return {self.key: torch.zeros(self.shape)}
 
 
-@pytest.mark.parametrize("term", [Observing("rewards/chosen"), Observing("mine", (4, 1)), Observing("mine", ())])
-def test_observed_values_have_a_shape_and_a_name_of_their_own(term, tiny_model, tokenizer, tmp_path):
+OBSERVED = [
+    (Observing("rewards/chosen"), "observes 'rewards/chosen': take a name that nothing else in the logs has"),
+    (Observing("mine", (4, 1)), r"observes 'mine', which must be a tensor of shape \(4,\)"),
+    (Observing("mine", ()), "observes 'mine', which must be a tensor"),
+    *(
+        (Observing(name), f"observes '{name}': pair_log.csv has a column of that name")
+        for name in ("weight", "logp/chosen")
+    ),
+]
+
+
+@pytest.mark.parametrize(("term", "said"), OBSERVED)
+def test_observed_values_have_a_shape_and_a_name_of_their_own(term, said, tiny_model, tokenizer, tmp_path):
     config = MarginCPOConfig(**quiet(output_dir=str(tmp_path), loss_type="simpo"))
     common = {"train_dataset": preference_rows(4), "processing_class": tokenizer}
     trainer = MarginCPOTrainer(load(tiny_model), config, weight_term=term, **common)
-    with pytest.raises(ValueError, match=rf"term 'observing' observes '{term.key}', which must be a tensor"):
+    with pytest.raises(ValueError, match=said):
         trainer.train()
 
 

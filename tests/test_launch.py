@@ -118,6 +118,9 @@ def test_no_process_waits_for_one_that_was_refused(tiny_model, pairs, tmp_path):
         r"rows: process 0 and process 1 of one run .*: training set '8 rows \(tokens \w+, .* and '8 rows",
         "sizes: process 0 and process 1 of one run .*: train_dataset 8 and 9. Start all with the same",
         r"sets: process 0 and process 1 of one run .*: eval_dataset \{'a': 2\} and None\. Start",
+        "bases: process 0 and process 1 of one run .*: base 'cpo' and 'dpo';",
+        "precomputed: process 0 and process 1 .*: precompute_ref_log_probs False and True",
+        "precomputing: process 0 and process 1 .*: precompute_ref_batch_size 1 and 2",
         "used: output_dir .* has files of an earlier run",
         "locked: another run is training in output_dir",
     ):

@@ -10,16 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import byte_tokenizer, load, preference_rows, quiet
+from conftest import VOCABULARY, byte_tokenizer, load, preference_rows, quiet
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from said import word_for_word  # noqa: F401 - its messages are held against said/
-from transformers import TrainerCallback
+from transformers import AutoModelForCausalLM, GPTNeoXConfig, MixtralConfig, Qwen3MoeConfig, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 from trl_margins import GapPOConfig, GapPODPOConfig, GapPODPOTrainer, GapPOTrainer
 from trl_margins.cli import main
 from trl_margins.cli.setup import find_model, load_model
+from trl_margins.trainers.loaded import load_converted
 
 
 def config(folder, **changes):
@@ -250,3 +251,99 @@ def test_a_callback_that_breaks_the_weights_before_a_step(nonfinite_steps, tiny_
     with pytest.raises(FloatingPointError, match="after step 1, which left them whole, something else broke"):
         trainer.train()
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-1"]
+
+
+SMALL = {
+    "vocab_size": VOCABULARY,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 512,
+}
+EXPERTS = {"num_key_value_heads": 2, "num_experts_per_tok": 2}
+CONVERTED = {  # each with what its files have under another name
+    "neox": (GPTNeoXConfig(**SMALL, hidden_dropout=0.0, attention_dropout=0.0), "embed_out"),
+    "mixtral": (MixtralConfig(**SMALL, **EXPERTS, num_local_experts=4), "block_sparse_moe.experts.3.w1"),
+    "qwen3": (
+        Qwen3MoeConfig(**SMALL, **EXPERTS, head_dim=8, moe_intermediate_size=8, num_experts=4),
+        "mlp.experts.3.up_proj",
+    ),
+}
+
+
+@pytest.mark.parametrize("family", CONVERTED)
+@pytest.mark.parametrize("base", ["cpo", "dpo"])
+def test_a_model_that_its_files_have_in_another_form(base, family, tmp_path):
+    """A resumed run ends with the weights of one that was not stopped, and the best model is that of its step."""
+    of_family, on_disk = CONVERTED[family]
+    config = {"cpo": GapPOConfig, "dpo": GapPODPOConfig}[base]
+    trainer = {"cpo": GapPOTrainer, "dpo": GapPODPOTrainer}[base]
+    better = {1: 0.1, 2: 0.9, 3: 0.3}
+
+    def run():
+        torch.manual_seed(0)
+        made = trainer(
+            model=AutoModelForCausalLM.from_config(of_family),
+            args=config(
+                **quiet(
+                    output_dir=str(tmp_path / "run"),
+                    max_steps=3,
+                    learning_rate=1e-2,
+                    **dict.fromkeys(("eval_strategy", "save_strategy"), "steps"),
+                    **dict.fromkeys(("eval_steps", "save_steps"), 1),
+                    load_best_model_at_end=True,
+                    metric_for_best_model="better",
+                    greater_is_better=True,
+                )
+            ),
+            train_dataset=preference_rows(12),
+            eval_dataset=preference_rows(4, scores=lambda i: (5.0 + i, 1.0), seed=1),
+            processing_class=byte_tokenizer(),
+            compute_metrics=lambda _: {"better": better.get(made.state.global_step, 0.0)},
+        )
+        return made
+
+    at_step = {}
+
+    class Keeps(TrainerCallback):
+        def on_step_end(self, args, state, control, model, **kwargs):
+            at_step[state.global_step] = {name: value.clone() for name, value in model.state_dict().items()}
+
+    made = run()
+    made.add_callback(Keeps())
+    made.train()
+    assert made.state.best_global_step == 2
+    torch.testing.assert_close(made.model.state_dict(), at_step[2], rtol=0, atol=0)
+    assert any(on_disk in name for name in load_file(tmp_path / "run" / "checkpoint-2" / "model.safetensors"))
+
+    straight = at_step.pop(3)
+    shutil.rmtree(tmp_path / "run" / "checkpoint-3")
+    again = run()
+    again.add_callback(Keeps())
+    again.train(resume_from_checkpoint=True)
+    torch.testing.assert_close(at_step[3], straight, rtol=0, atol=0)
+    torch.testing.assert_close(again.model.state_dict(), at_step[2], rtol=0, atol=0)
+
+
+def test_weights_of_another_form_in_several_files_and_of_two_precisions(tmp_path):
+    model = AutoModelForCausalLM.from_config(CONVERTED["mixtral"][0], dtype=torch.bfloat16)
+    for norm in (each for each in model.modules() if type(each).__name__.endswith("RMSNorm")):
+        norm.float().weight.data.uniform_(0.5, 1.5)  # kept in full, as with `cast_layernorm`
+    model.save_pretrained(tmp_path, max_shard_size="10KB")
+    assert len([*tmp_path.glob("*.safetensors")]) > 1
+    expected = {name: value.clone() for name, value in model.state_dict().items()}
+    for weight in model.parameters():
+        weight.data.zero_()
+    load_converted(model, tmp_path)
+    torch.testing.assert_close(model.state_dict(), expected, rtol=0, atol=0)
+
+
+def test_a_checkpoint_of_another_form_that_lacks_a_tensor(tmp_path):
+    model = AutoModelForCausalLM.from_config(CONVERTED["neox"][0])
+    model.save_pretrained(tmp_path)
+    tensors(tmp_path, without("embed_out"))
+    with pytest.raises(ValueError, match=r"no weights for lm_head\.weight"):
+        load_converted(model, tmp_path)

@@ -376,7 +376,11 @@ def test_an_objective_is_the_whole_of_it(tmp_path, caplog):
     check()
     assert not caplog.messages
     check(beta=0.7, label_smoothing=0.1, loss_type="simpo")
-    assert caplog.messages == ["no effect of beta, label_smoothing: the trainer was given an objective"]
+    check(gamma_beta_ratio=0.5)
+    assert caplog.messages == [
+        "no effect of beta, loss_type, label_smoothing: the trainer was given an objective",
+        "no effect of gamma_beta_ratio: the trainer was given an objective",
+    ]
     rest = ": the objective has the weight and the margin already"
     for options, what in (
         ({"given": ("weight_term", "objective")}, "weight_term"),
@@ -398,10 +402,29 @@ def test_values_that_a_term_observes():
     own = SimpleNamespace(objective=SimpleNamespace(weights=(weight,), margins=(ColumnMargin("other", "reward"),)))
     output = output_of(weights={"column": ONES}, margins={"column": ONES})
     assert plain(MarginMixin._observed(own, output, ["a"])) == {"mine": [1.0] * 3}
-    for key, value in (("a", ONES), ("mine", torch.ones(3, 1)), ("mine", 1.0)):
-        weight.key, weight.value = key, value
-        said = f"term 'column' observes '{key}', which must be a tensor of shape (3,) under a name that nothing else "
-        with pytest.raises(ValueError, match=f"^{re.escape(said)}has$"):
+    for value in (torch.ones(3, 1), 1.0):
+        weight.value = value
+        said = "term 'column' observes 'mine', which must be a tensor of shape (3,)"
+        with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
+            MarginMixin._observed(own, output, ["a"])
+    weight.value = ONES
+    for key in (
+        "a",
+        "loss",
+        "learning_rate",
+        "epoch",
+        "eval_loss",
+        "train_loss",
+        "a,b",
+        "a\nb",
+        '"a"',
+        " a",
+        "",
+        1,
+        None,
+    ):
+        weight.key = key
+        with pytest.raises(ValueError, match=f"^term 'column' observes {re.escape(repr(key))}: take a name that"):
             MarginMixin._observed(own, output, ["a"])
     weight.key, weight.value = "mine", ONES
     own.objective.margins = (weight,)

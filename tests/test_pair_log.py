@@ -195,7 +195,8 @@ RUN = {
         "term_options": ["score_gap_transform", "score_gap_threshold", "score_gap_normalize"],
         "reward_options": ["alpha"],
     },
-    **{"beta": 2.0, "gamma": 0.5, "score_columns": ["score_chosen", "score_rejected"], "prompt_column": "prompt"},
+    **{"beta": 2.0, "gamma": 0.5, "label_smoothing": 0.0, "discopop_tau": 0.05},
+    **{"score_columns": ["score_chosen", "score_rejected"], "prompt_column": "prompt"},
     **{"adapter": None, "train_rows": 12, "evaluation_sets": {}, "pairs_per_step": 8, "processes": 1},
     # which no config describes
     **{

@@ -110,6 +110,9 @@ def agreed(accelerator: Accelerator | PartialState, check: Callable[[], Any]) ->
     return result
 
 
+_NAMED = 6  # of the settings that differ
+
+
 def check_alike(accelerator: Accelerator | PartialState, settings: Mapping[str, Any]) -> None:
     """
     Raises:
@@ -121,7 +124,8 @@ def check_alike(accelerator: Accelerator | PartialState, settings: Mapping[str, 
     for rank, other in enumerate(others, start=1):
         names = [name for name in {**first, **other} if first.get(name) != other.get(name)]
         if names:
-            differ = "; ".join(f"{name} {first.get(name)!r} and {other.get(name)!r}" for name in names)
+            differ = "; ".join(f"{name} {first.get(name)!r} and {other.get(name)!r}" for name in names[:_NAMED])
+            differ += f" (and {len(names) - _NAMED} more)" if len(names) > _NAMED else ""
             raise ValueError(
                 f"process 0 and process {rank} of one run have other settings: {differ}. Start all with the same "
                 "command and the same files"

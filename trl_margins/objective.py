@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
 from operator import add, mul
@@ -138,6 +140,7 @@ class Objective:
         return 0.0 if any(term.holds_target for term in self.margins) else self.gamma
 
     def __post_init__(self) -> None:
+        _check_kinds(self)
         for kind, terms in {"weight": self.weights, "margin": self.margins}.items():
             _check_terms(kind, terms)
         names = [term.name for term in self.remembering]
@@ -236,17 +239,15 @@ class Objective:
             TypeError, ValueError: a reward, term or link that does not return tensors of shape [B], or a term's value
                 that requires grad.
         """
-        chosen, rejected = (
-            _checked(f"reward {self.reward.name!r}", each, pairs.chosen) for each in self.reward(pairs)
-        )
+        chosen, rejected = _scores(self.reward, pairs)
         scores, summed = (chosen, rejected), self.reward.summed
         view = PairView.of(pairs, scores, self.beta, columns, gather, first, training, evaluation, summed)
         weights = {term.name: _value("weight", term, view) for term in self.weights}
         margins = {term.name: _value("margin", term, view) for term in self.margins}
         factors = [*weights.values()]
         for term in self.margins:  # a weight is 0 itself where it drops a pair
-            if (kept := term.keeps(view.columns)) is not None:
-                factors.append(_checked(f"keeps of margin {term.name!r}", kept, chosen).to(chosen.dtype))
+            if (kept := kept_pairs("margin", term, view.columns)) is not None:
+                factors.append(kept.to(chosen.dtype))
         weight = reduce(mul, factors) if factors else None
         margin = reduce(add, margins.values()) + self.shared_margin if margins else None
         inputs = LossInputs(
@@ -260,10 +261,7 @@ class Objective:
             options=self.link_options,
             view=view,
         )
-        of_link = {
-            link: share * _checked(f"loss_type {link.name!r}", link(inputs), chosen)
-            for link, share in self.links.items()
-        }
+        of_link = {link: share * _loss(link, inputs) for link, share in self.links.items()}
         losses, of_batch = (
             sum((loss for link, loss in of_link.items() if link.of_batch is shared), torch.zeros_like(chosen[:1]))
             for shared in (False, True)
@@ -288,16 +286,32 @@ class Objective:
 def _terms(given: Term | Sequence[Term] | None) -> tuple[Term, ...]:
     if given is None:
         return ()
-    return tuple(given) if isinstance(given, Sequence) else (given,)
+    return tuple(given) if isinstance(given, Sequence) and not isinstance(given, str) else (given,)
+
+
+_NAME = re.compile(r"[^\s,/\"]([^,/\"]*[^\s,/\"])?")
+_OF_STATE = ("state_dict", "load_state_dict")
+
+
+def _check_kinds(objective: Objective) -> None:
+    """
+    Raises:
+        TypeError: a reward, link or link options of another kind.
+    """
+    reward, link, options = objective.reward, objective.link, objective.link_options
+    links = [*link] if isinstance(link, Mapping) and link else [link]
+    if not isinstance(reward, Reward):
+        raise TypeError(f"the reward is {reward!r:.80}, and no Reward: give an instance, as LogRatioReward()")
+    for each in links:
+        if not isinstance(each, Link):
+            raise TypeError(f"the link is {each!r:.80}, and no Link: CPO_LINKS['sigmoid'] is one")
+    if not isinstance(options, Mapping):
+        raise TypeError(f"link_options is {options!r:.80}: give a dict, from an option's name to its number")
 
 
 def _check_terms(kind: str, terms: Sequence[Term]) -> None:
     for term in terms:
-        if not isinstance(term, Term) or not isinstance(getattr(term, "name", None), str):
-            raise TypeError(
-                f"the {kind} {getattr(term, 'name', term)!r} is not a Term: let its class inherit from "
-                "trl_margins.Term and give it a name"
-            )
+        _check_term(kind, term)
     names = [term.name for term in terms]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"two {kind} terms are called {twice[0]!r}: logs and checkpoints know a term by its name")
@@ -309,15 +323,90 @@ def _check_terms(kind: str, terms: Sequence[Term]) -> None:
         )
 
 
+def _check_term(kind: str, term: Term) -> None:
+    if isinstance(term, str) or (isinstance(term, type) and issubclass(term, Term)):
+        what = (
+            f"a name: {kind}={term!r} belongs in the config" if isinstance(term, str) else f"the class {term.__name__}"
+        )
+        raise TypeError(f"the {kind} is {what}. From Python, give an instance of a term's class")
+    if not isinstance(term, Term) or not isinstance(getattr(term, "name", None), str):
+        raise TypeError(
+            f"the {kind} {getattr(term, 'name', term)!r} is not a Term: let its class inherit from trl_margins.Term "
+            "and give it a name"
+        )
+    if not _NAME.fullmatch(term.name) or not term.name.isprintable():
+        raise ValueError(
+            f"the {kind} is called {term.name!r}: logs and checkpoints need a name without commas, slashes, quotation "
+            "marks and line breaks"
+        )
+    what = f"the {kind} {term.name!r}"
+    for attribute in ("columns", "probes"):
+        names = getattr(term, attribute)
+        are_names = isinstance(names, Collection) and all(isinstance(name, str) for name in names)
+        if isinstance(names, str) or not are_names:
+            raise TypeError(f"{what} has {attribute}={names!r:.80}: give a tuple of names, as ('agreement',)")
+    if term.column_minimum is not None:
+        Number().check(f"column_minimum of {what}", term.column_minimum)
+    saves, loads = (getattr(type(term), name) is not getattr(Term, name) for name in _OF_STATE)
+    if saves != loads:
+        one, other = _OF_STATE if saves else reversed(_OF_STATE)
+        raise TypeError(f"{what} has {one} and no {other}: a resumed run would begin with its first values")
+
+
 def _value(kind: str, term: Term, view: PairView) -> Tensor:
     """[B] what a term returns. Inputs are detached: a gradient can only come from the term's own tensors."""
-    before = view.versions
-    value = _checked(f"{kind} {term.name!r}", term(view), view.reward_gap)
+    before, what = view.versions, f"{kind} {term.name!r}"
+    with of_part(what, term):
+        found = term(view)
+    value = _checked(what, found, view.reward_gap)
     if view.versions != before:
         raise ValueError(f"{kind} {term.name!r} changes what it is given in place: let it compute new tensors")
     if value.requires_grad:
         raise ValueError(f"{kind} {term.name!r} returned a tensor that requires grad; detach it")
     return value
+
+
+def kept_pairs(kind: str, term: Term, columns: Mapping[str, Tensor]) -> Tensor | None:
+    """[N] bool: the pairs that a term keeps; None: all."""
+    what = f"keeps of {kind} {term.name!r}"
+    with of_part(what, term):
+        kept = term.keeps(columns)
+    if kept is None:
+        return None
+    kept = _checked(what, kept, next(iter(columns.values())))
+    if kept.dtype != torch.bool:
+        raise TypeError(f"{what} returned {kept.dtype}, expected torch.bool")
+    return kept
+
+
+def _scores(reward: Reward, pairs: PairLogps) -> tuple[Tensor, Tensor]:
+    what = f"reward {reward.name!r}"
+    with of_part(what, reward):
+        found = reward(pairs)
+    if not isinstance(found, tuple | list) or len(found) != 2:
+        raise TypeError(f"{what} returned a {type(found).__name__}, expected two tensors: chosen and rejected")
+    chosen, rejected = (_checked(what, each, pairs.chosen) for each in found)
+    return chosen, rejected
+
+
+def _loss(link: Link, inputs: LossInputs) -> Tensor:
+    what = f"loss_type {link.name!r}"
+    with of_part(what):
+        found = link(inputs)
+    return _checked(what, found, inputs.chosen)
+
+
+@contextmanager
+def of_part(what: str, part: object = None) -> Iterator[None]:
+    """Names a part of the objective in the errors of its code. Ours say themselves what is wrong."""
+    try:
+        yield
+    except Exception as error:
+        is_ours = type(part).__module__.startswith(f"{__package__}.")
+        if is_ours or isinstance(error, MemoryError | torch.OutOfMemoryError):
+            raise
+        kind = type(error) if type(error) in (TypeError, ValueError) else RuntimeError
+        raise kind(f"{what} raises {type(error).__name__}: {error}") from error
 
 
 def _checked(what: str, value: Tensor, like: Tensor) -> Tensor:
@@ -326,4 +415,13 @@ def _checked(what: str, value: Tensor, like: Tensor) -> Tensor:
         raise TypeError(f"{what} returned a {type(value).__name__}, expected a tensor of shape {expected}")
     if tuple(value.shape) != expected:
         raise ValueError(f"{what} returned shape {tuple(value.shape)}, expected {expected}")
+    kinds = {
+        "complex": value.is_complex(),
+        "meta": value.is_meta,
+        "sparse": value.layout != torch.strided,
+        "inference-mode": value.is_inference() and torch.is_grad_enabled(),
+    }
+    if any(kinds.values()):
+        kind = next(name for name, is_one in kinds.items() if is_one)
+        raise TypeError(f"{what} returned {kind} values, expected a dense tensor of real numbers")
     return value

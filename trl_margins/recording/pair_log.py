@@ -60,6 +60,11 @@ class PairLog:
             values: name → [B]; the same names every time.
         """
         self._names = self._names or list(values)
+        if missing := [name for name in self._names if name not in values]:
+            raise ValueError(
+                f"a mini-batch gives no {missing[0]!r}, which is a column of {self.file.name}: let observed() of "
+                "a term return the same names every time"
+            )
         self._waiting.append((step, torch.stack([values[name].detach().float() for name in self._names], dim=1)))
 
     def forget(self, step: int) -> None:

@@ -32,6 +32,7 @@ from .. import __version__
 from ..disk import is_of_the_disk, where
 from ..distributed import agreed, check_alike
 from ..forward.head import causal_model
+from ..objective import of_part
 from ..pairs import SCORE_CHOSEN
 from ..recording.metrics import MetricBuffer
 from ..recording.pair_log import RUN_FILE
@@ -55,11 +56,12 @@ from .folder import (
     settings_before,
     take_place,
 )
-from .loaded import adapter_tensors, check_saved, why_not_loaded
+from .loaded import adapter_tensors, check_saved, is_converted, load_converted, why_not_loaded
 from .loaded_optimizers import (
     as_values,
     check_goes_on,
     check_options,
+    check_same_kind,
     of_schedule,
     options_before,
     options_of,
@@ -92,16 +94,22 @@ def save_states(states: Mapping[str, Mapping[str, Any]], file: Path) -> None:
     plain: dict[str, dict[str, Any]] = {}
     for term, state in states.items():
         plain[term] = {}
+        if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
+            raise TypeError(f"the state of term {term!r} is {state!r:.80}: let state_dict() return a dict, by name")
         for name, value in state.items():
             if isinstance(value, Tensor):
+                if value.layout != torch.strided or value.is_meta:
+                    raise TypeError(
+                        f"the state {name!r} of term {term!r} is a sparse or meta tensor: keep a dense one"
+                    )
                 tensors[f"{term}/{name}"] = value.detach().clone(memory_format=torch.contiguous_format)
                 continue
             try:
                 json.dumps(value)
             except (TypeError, ValueError) as error:
                 raise TypeError(
-                    f"the state {name!r} of term {term!r} is a {type(value).__name__}: a checkpoint holds tensors, "
-                    "and numbers, strings, None, lists and dicts of these"
+                    f"the state {name!r} of term {term!r} is a {type(value).__name__} that cannot be saved ({error}): "
+                    "a checkpoint holds tensors by name, and numbers, strings, None, lists and dicts of these"
                 ) from error
             plain[term][name] = value
     save_file(tensors, file, metadata={_PLAIN: json.dumps(plain)})
@@ -152,15 +160,13 @@ def run_settings(trainer: MarginTrainer) -> dict[str, Any]:
         ],
         "reward_options": [name for name in of_reward if hasattr(trainer.args, name)],
         "loss_type": " + ".join(name if share == 1 else f"{share:g} {name}" for name, share in shares.items()),
-        "beta": objective.beta,
-        "gamma": objective.gamma,
+        "beta": float(objective.beta),
+        "gamma": float(objective.gamma),
+        "label_smoothing": float(objective.label_smoothing),
+        "discopop_tau": float(objective.discopop_tau),
         "score_columns": list(trainer.set_facts[TRAIN].score_columns) if reads_scores else None,
         "prompt_column": trainer.options.prompt_column or "prompt",
-        "parts": {
-            f"{part.name}.{name}": value
-            for part in _from_python(trainer)
-            for name, value in of_arguments(part).items()
-        },
+        "parts": _parts(trainer),
         "optimizer": None if trainer._made_optimizer else of_optimizer(unwrapped(optimizer), trainer.model),
         "optimizer_options": None if trainer._made_optimizer or not groups else list(map(options_of, groups)),
         "optimizer_arguments": None if trainer._made_optimizer or not groups else of_arguments(unwrapped(optimizer)),
@@ -177,7 +183,7 @@ def run_settings(trainer: MarginTrainer) -> dict[str, Any]:
         "evaluation_sets": _evaluation_sets(trainer),
         "pairs_per_step": pairs_per_step(trainer),
         "processes": trainer.accelerator.num_processes,
-        "config": redacted(json.loads(trainer.args.to_json_string())),  # TRL's own config has secrets
+        "config": _options_of(trainer.args),
     }
 
 
@@ -222,9 +228,18 @@ def _exported(trainer: MarginTrainer) -> list[Any]:
     return [each for each in trainer.callback_handler.callbacks if isinstance(each, ExportableState)]
 
 
+def _options_of(config: Any) -> dict[str, Any]:
+    options: dict[str, Any] = json.loads(config.to_json_string())
+    return redacted(options)  # TRL's own config has secrets
+
+
+def options_of_every_rank(config: Any) -> dict[str, Any]:
+    """The options that have to be the same on all processes."""
+    return {name: value for name, value in _options_of(config).items() if name not in _OF_ONE_RANK}
+
+
 def _of_every_rank(trainer: MarginTrainer, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What has to be the same on all processes."""
-    options = {name: value for name, value in settings["config"].items() if name not in _OF_ONE_RANK}
     columns = ", ".join(f"{name} {digest}" for name, digest in (settings["columns"] or {}).items())
     groups = [
         as_values({name: value for name, value in group.items() if name != "params"})
@@ -232,7 +247,7 @@ def _of_every_rank(trainer: MarginTrainer, settings: Mapping[str, Any]) -> dict[
     ]
     schedule = trainer.lr_scheduler
     return {
-        **options,
+        **options_of_every_rank(trainer.args),
         "training set": f"{settings['train_rows']} rows ({columns})",
         **{f"the model's {name}": value for name, value in settings["model_config"].items()},
         **{f"the reference model's {name}": value for name, value in (settings["reference_config"] or {}).items()},
@@ -244,11 +259,19 @@ def _of_every_rank(trainer: MarginTrainer, settings: Mapping[str, Any]) -> dict[
     }
 
 
-def _from_python(trainer: Any) -> list[Any]:
-    """The parts of the objective that no config describes."""
-    whole = "objective" in trainer.from_python
-    parts = [term for kind, term in trainer.objective.named_terms if whole or f"{kind}_term" in trainer.from_python]
-    return [*parts, trainer.objective.reward] if whole else parts
+def _parts(trainer: Any) -> dict[str, Any]:
+    """The options of those parts of the objective that no config describes."""
+    objective, whole = trainer.objective, "objective" in trainer.from_python
+    parts = [term for kind, term in objective.named_terms if whole or f"{kind}_term" in trainer.from_python]
+    if whole:
+        parts.append(objective.reward)
+    found = {f"{part.name}.{name}": value for part in parts for name, value in of_arguments(part).items()}
+    of_links = {
+        f"{link.name}.{name}": float(objective.link_options.get(name, default))
+        for link in objective.links
+        for name, default in link.options
+    }
+    return {**found, **of_links} if whole else found
 
 
 # of a model's config: what computes nothing, or has a setting of its own
@@ -594,10 +617,27 @@ class CheckpointMixin(MarginTrainer):
 
     def _load_from_checkpoint(self, checkpoint: str, model: nn.Module | None = None) -> None:
         with _loads(checkpoint, "the model", "its model"):
-            super()._load_from_checkpoint(checkpoint, model)
+            if self._loads_converted:
+                load_converted(self.model, checkpoint)
+            else:
+                super()._load_from_checkpoint(checkpoint, model)
             if is_peft_model(self.model) and (saved := adapter_tensors(checkpoint)):
                 wanted = get_peft_model_state_dict(self.model, save_embedding_layers=False)
                 _check_none_lost({*wanted} - saved)  # which PEFT says to nobody
+
+    def _load_best_model(self) -> None:
+        checkpoint = self.state.best_model_checkpoint
+        with _loads(checkpoint, "the best model"):
+            if checkpoint and self._loads_converted:
+                load_converted(self.model, checkpoint)
+            else:
+                super()._load_best_model()
+
+    @property
+    def _loads_converted(self) -> bool:
+        """Whether transformers' trainer, which loads tensors by the names in the file, would not find some."""
+        in_own_form = self.is_fsdp_enabled or self.is_deepspeed_enabled  # with the model's names
+        return not in_own_form and is_converted(self.model)
 
     def _load_callback_state(self) -> None:
         """transformers', which replaces callbacks by new ones, and only if it is told to. Here each goes on with what
@@ -627,7 +667,11 @@ class CheckpointMixin(MarginTrainer):
         super()._issue_warnings_after_load(load_result)
 
     def _term_states(self) -> dict[str, Any]:
-        return {term.name: term.state_dict() for term in self.objective.remembering}
+        states = {}
+        for term in self.objective.remembering:
+            with of_part(f"state_dict of term {term.name!r}", term):
+                states[term.name] = term.state_dict()
+        return states
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         is_watched = checkpoint is not None and not self.is_deepspeed_enabled
@@ -635,6 +679,7 @@ class CheckpointMixin(MarginTrainer):
         with _loads(checkpoint, "the optimizer and its schedule", "its train_only and adapters"):
             super()._load_optimizer_and_scheduler(checkpoint)
             if is_watched:
+                check_same_kind(before, list(map(options_of, self.optimizer.param_groups)))
                 check_goes_on(self.optimizer, self.lr_scheduler)
         self._rng_state_of = checkpoint
         if checkpoint is None:

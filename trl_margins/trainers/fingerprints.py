@@ -5,8 +5,16 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import is_dataclass
+from datetime import date
+from decimal import Decimal
+from enum import Enum
+from fractions import Fraction
+from functools import partial
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -23,6 +31,8 @@ from torch.distributed.tensor import DTensor
 from ..rows.tokenized import arrow_columns
 
 _VALUES = 64  # of each weight tensor
+_DEPTH = 8  # of what is within an argument
+_OF_ONE_VALUE = (bytes, complex, range, Decimal, Enum, Fraction, PurePath, date)
 
 
 def of_columns(rows: Dataset, names: Iterable[str]) -> dict[str, str]:
@@ -61,17 +71,42 @@ def _content(array: pa.Array) -> bytes:
 
 def of_arguments(part: Any) -> dict[str, Any]:
     """The class of a term or a reward, and the arguments that it was made with, as far as it keeps them by name."""
-    found = {"class": type(part).__qualname__}
-    for name in inspect.signature(type(part)).parameters:
-        value = getattr(part, name, getattr(part, f"_{name}", None))
-        if isinstance(value, np.ndarray | Tensor):
-            value = hashlib.sha256(repr(value.tolist()).encode()).hexdigest()[:8]
-        found[name] = json.loads(json.dumps(value, default=_kind))
-    return found
+    arguments = inspect.signature(type(part)).parameters
+    values = {name: getattr(part, name, getattr(part, f"_{name}", None)) for name in arguments}
+    return {"class": type(part).__qualname__, **{name: _described(value) for name, value in values.items()}}
 
 
-def _kind(value: Any) -> str:
-    return str(getattr(value, "__qualname__", type(value).__qualname__))
+def _described(value: Any, depth: int = 0) -> Any:
+    """An argument as JSON can hold it: its values where they can be seen, else the name of its class."""
+    inner = partial(_described, depth=depth + 1)
+    kind = type(value).__qualname__
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and math.isnan(value):
+        return "NaN"  # which equals itself
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, _OF_ONE_VALUE):
+        return str(value)
+    if isinstance(value, np.ndarray | Tensor):
+        return hashlib.sha256(repr(value.tolist()).encode()).hexdigest()[:8]
+    if depth > _DEPTH or hasattr(value, "__qualname__"):  # a class or a function
+        return getattr(value, "__qualname__", kind)
+    if isinstance(value, Mapping):
+        return {str(key): inner(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [inner(each) for each in value]
+    if isinstance(value, set | frozenset):
+        return sorted(str(inner(each)) for each in value)
+    if isinstance(value, partial):
+        return [inner(value.func), inner(value.args), inner(value.keywords)]
+    if isinstance(value, torch.nn.Module):
+        weights = [] if any(map(is_part, value.parameters())) else value.state_dict().items()
+        return {"class": kind, **{name: inner(some_of(weight, _VALUES)) for name, weight in weights}}
+    plain = {name: each for name, each in getattr(value, "__dict__", {}).items() if not name.startswith("_")}
+    if not is_dataclass(value):
+        plain = {name: each for name, each in plain.items() if isinstance(each, bool | int | float | str | np.generic)}
+    return {"class": kind, **inner(plain)} if plain else kind
 
 
 def of_attributes(part: Any) -> dict[str, str]:

@@ -4,6 +4,8 @@ a table or a warning.
 
 from __future__ import annotations
 
+import copy
+import functools
 import logging
 import re
 import warnings
@@ -12,11 +14,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.utils import is_peft_model
 from peft import PeftType, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import safe_open
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +83,29 @@ def adapter_tensors(folder: str | Path) -> set[str]:
         return set()
     with safe_open(file, "pt") as saved:
         return {*saved.keys()}
+
+
+def is_converted(model: Any) -> bool:
+    """Whether transformers saves some tensors by other names or in other shapes than the model has them, as those of
+    GPT-NeoX and of most mixtures of experts: the Hub has them in that form.
+    """
+    if not isinstance(model, PreTrainedModel):
+        return False
+    of_its_files = getattr(model, "_weight_conversions", None)
+    return bool(get_model_conversion_mapping(model, add_legacy=False) if of_its_files is None else of_its_files)
+
+
+def load_converted(model: PreTrainedModel, folder: str | Path) -> None:
+    """Loads a saved model's weights into one that `is_converted`, by `from_pretrained`, which converts them back.
+
+    Raises:
+        ValueError: the files do not have all of its weights.
+    """
+    weights = [each for each in model.state_dict().values() if each.is_floating_point()]
+    widest = functools.reduce(torch.promote_types, {each.dtype for each in weights})  # so that nothing is rounded
+    with whole_weights(str(folder)):
+        saved = type(model).from_pretrained(folder, config=copy.deepcopy(model.config), dtype=widest)
+    model.load_state_dict(saved.state_dict())
 
 
 def warn_of_unread_tensors(model: Any, folder: str | Path) -> None:

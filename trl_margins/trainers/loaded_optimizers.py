@@ -95,6 +95,16 @@ def _factors(function: Any) -> str:
     return f"{shown} (at the steps {', '.join(map(str, _SHOWN))}; {digest})"
 
 
+def check_same_kind(made: Sequence[Mapping[str, Any]], loaded: Sequence[Mapping[str, Any]]) -> None:
+    """
+    Raises:
+        RuntimeError: an optimizer's groups have lost options to those that were loaded, as of another class.
+    """
+    lost = [name for mine, of_file in zip(made, loaded, strict=True) for name in mine if name not in of_file]
+    if lost:
+        raise RuntimeError(f"it is of another class of optimizer, which has no {lost[0]}")
+
+
 def check_options(checkpoint: str, now: Sequence[Mapping[str, Any]], loaded: Sequence[Mapping[str, Any]]) -> None:
     """
     Raises:

@@ -35,7 +35,7 @@ from ..forward.shared_prompt import shared_token_logps
 from ..forward.shared_rows import SharedRows, unpacked, width_step
 from ..forward.standard import TokenLogps
 from ..methods import Method
-from ..objective import Objective, ObjectiveOutput
+from ..objective import Objective, ObjectiveOutput, of_part
 from ..pairs import CARRIED, IS_FLIPPED, ROW, SCORE_CHOSEN, SCORE_REJECTED, SCORES, SHARED, PairLogps
 from ..probes import window_probes
 from ..probes.scope import check_one_choice, train_only
@@ -50,7 +50,7 @@ from .arguments import READ_BY_NAME, OwnMetrics, ReadOnce, bound, check_settings
 from .beginning import SaysWhatTrains
 from .best import BestMixin, BestSoFar, choose_metric
 from .card import CardMixin
-from .checkpoints import CheckpointMixin
+from .checkpoints import CheckpointMixin, options_of_every_rank
 from .collator import PairCollator
 from .configs import MarginOptions, check_target_margin, objective_of
 from .finite import FiniteSteps, without_neighbours
@@ -76,7 +76,17 @@ from .window import WindowMixin
 
 logger = logging.getLogger(__name__)
 
-_OF_THE_OBJECTIVE = ("beta", "loss_weights", "label_smoothing", "reward")  # config fields that only an objective reads
+# config fields that only an objective reads
+_OF_THE_OBJECTIVE = ("beta", "loss_type", "loss_weights", "label_smoothing", "reward")
+
+
+_OF_TRAINER = ("loss", "grad_norm", "learning_rate", "epoch", "step", "total_flos", "num_tokens", "skipped_steps")
+
+
+def _is_no_name(name: Any) -> bool:
+    """Whether a value cannot be logged by a name: the trainer logs another by it, or no line of a CSV file has it."""
+    is_plain = isinstance(name, str) and name.strip() == name != "" and name.isprintable() and not {*name} & {*',"'}
+    return not is_plain or name in _OF_TRAINER or name.startswith(("train_", "eval_"))
 
 
 def _size_of(sets: Any) -> Any:
@@ -127,14 +137,20 @@ class MarginMixin(BestMixin, CardMixin, PushMixin, InterruptsMixin, CheckpointMi
         from_python = {"weight_term": weight_term, "margin_term": margin_term, "objective": objective}
         self.from_python = [name for name, value in from_python.items() if value is not None]
         if objective is not None:
+            if not isinstance(objective, Objective):
+                raise TypeError(f"objective is {objective!r:.80}: give an instance of trl_margins.Objective")
+            self.objective = objective
             self._check_objective(config)
-        self.objective = objective or objective_of(config, weight_term, margin_term)
+        else:
+            self._check_terms(config)
+            self.objective = objective_of(config, weight_term, margin_term)
         self._check_reference(config)
         self._take_names()
         self._buffers = {"train": MetricBuffer(), "eval": MetricBuffer()}
         self._evaluated: list[Tensor] = []
         self._prefix = "eval"  # of the metrics of the set that is evaluated
-        check_alike(PartialState(), {name: _size_of(given.get(name)) for name in ("train_dataset", "eval_dataset")})
+        sizes = {name: _size_of(given.get(name)) for name in ("train_dataset", "eval_dataset")}
+        check_alike(PartialState(), {"base": self._config_class._base, **sizes, **options_of_every_rank(config)})
         sets = prepare_datasets(
             given.get("train_dataset"),
             given.get("eval_dataset"),
@@ -330,11 +346,22 @@ class MarginMixin(BestMixin, CardMixin, PushMixin, InterruptsMixin, CheckpointMi
         found: dict[str, Tensor] = {}
         for terms, values in ((self.objective.weights, output.weights), (self.objective.margins, output.margins)):
             for term in terms:
-                for name, value in term.observed(output.view, values[term.name]).items():
-                    if getattr(value, "shape", None) != output.chosen_reward.shape or name in (*found, *taken):
+                what = f"observed of term {term.name!r}"
+                with of_part(what, term):
+                    seen = term.observed(output.view, values[term.name])
+                if not isinstance(seen, Mapping):
+                    raise TypeError(f"{what} returned a {type(seen).__name__}: return a dict, name → values")
+                for name, value in seen.items():
+                    if getattr(value, "shape", None) != output.chosen_reward.shape:
                         raise ValueError(
                             f"term {term.name!r} observes {name!r}, which must be a tensor of shape "
-                            f"{tuple(output.chosen_reward.shape)} under a name that nothing else has"
+                            f"{tuple(output.chosen_reward.shape)}"
+                        )
+                    if name in (*found, *taken) or _is_no_name(name):
+                        raise ValueError(
+                            f"term {term.name!r} observes {name!r}: take a name that nothing else in the logs has, "
+                            "without commas, quotation marks and line breaks, which does not begin with train_ or "
+                            "eval_"
                         )
                     found[name] = value
         return found
@@ -359,7 +386,11 @@ class MarginMixin(BestMixin, CardMixin, PushMixin, InterruptsMixin, CheckpointMi
         for kind, by_term in (("weight", output.weights), ("margin", output.margins)):
             if len(by_term) > 1:
                 values |= {f"{kind}_{name}": value for name, value in by_term.items()}
-        return values | {name.replace("/", "_"): value for name, value in observed.items()}
+        for name, value in observed.items():
+            if (column := name.replace("/", "_")) in values:
+                raise ValueError(f"a term observes {name!r}: {PAIRS_FILE} has a column of that name, so take another")
+            values[column] = value
+        return values
 
     # Logging
 
@@ -530,6 +561,14 @@ class MarginMixin(BestMixin, CardMixin, PushMixin, InterruptsMixin, CheckpointMi
                 "terms"
             )
 
+    def _check_terms(self, config: Any) -> None:
+        for kind in ("weight", "margin"):
+            named = getattr(config, kind, None)
+            if f"{kind}_term" in self.from_python and named is not None and self._method is None:
+                raise ValueError(
+                    f"{kind}={named!r} and a {kind}_term: leave out one, or give {kind}_term several terms, in a list"
+                )
+
     def _check_objective(self, config: Any) -> None:
         """An objective from Python is the whole of it."""
         others = [name for name in self.from_python if name != "objective"]
@@ -539,6 +578,10 @@ class MarginMixin(BestMixin, CardMixin, PushMixin, InterruptsMixin, CheckpointMi
             raise ValueError(f"objective does not go with {what}: the objective has the weight and the margin already")
         defaults = {item.name: default_of(item) for item in fields(config)}
         unread = [name for name in _OF_THE_OBJECTIVE if getattr(config, name, None) != defaults.get(name)]
+        if (
+            "loss_type" not in unread and getattr(config, "gamma_beta_ratio", None) is not None
+        ):  # else it may be SimPO's
+            unread.append("gamma_beta_ratio")
         if unread:
             logger.warning("no effect of %s: the trainer was given an objective", ", ".join(unread))
 

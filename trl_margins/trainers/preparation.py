@@ -17,7 +17,7 @@ from trl.trainer.utils import global_then_local_main_first
 from ..data.evaluation_factors import add_evaluation_factor, check_evaluation_factors, warn_of_few_words
 from ..data.formats import as_plain
 from ..data.media import without_decoding
-from ..objective import Objective
+from ..objective import Objective, kept_pairs, of_part
 from ..pairs import FACTOR, IS_FLIPPED, ROW, SCORE_CHOSEN, SCORE_REJECTED, SCORES
 from ..report.card import SetFacts
 from ..rows import OpenedSet, RowError, open_rows
@@ -295,10 +295,10 @@ def _check_kept(objective: Objective, train: Any, options: MarginOptions, facts:
         if type(term).keeps is Term.keeps:
             continue
         numbers = _numbers(train, term.columns, options)
-        kept = term.keeps({name: torch.as_tensor(values) for name, values in numbers.items()})
+        kept = kept_pairs(kind, term, {name: torch.as_tensor(values) for name, values in numbers.items()})
         if kept is None:
             continue
-        left &= kept.numpy()
+        left &= kept.cpu().numpy()
         numbers = {name if name in SCORES else f"column {name!r}": values for name, values in numbers.items()}
         if {*SCORES} <= numbers.keys():
             numbers[" − ".join(facts.score_columns or SCORES)] = numbers.pop(SCORE_CHOSEN) - numbers.pop(
@@ -331,7 +331,9 @@ def _fit(objective: Objective, train: Any, options: MarginOptions) -> None:
                 f"{kind} {term.name!r} looks at the whole training set, which a {type(train).__name__} does not show: "
                 "load the data set instead of streaming it"
             )
-        term.fit({name: torch.as_tensor(values) for name, values in _numbers(train, term.columns, options).items()})
+        numbers = _numbers(train, term.columns, options)
+        with of_part(f"fit of {kind} {term.name!r}", term):
+            term.fit({name: torch.as_tensor(values) for name, values in numbers.items()})
 
 
 def _numbers(train: Dataset, names: Sequence[str], options: MarginOptions) -> dict[str, np.ndarray]:

@@ -1097,3 +1097,84 @@ def test_what_a_vote_is_worth(word, scores):
 @pytest.mark.parametrize(("strength", "scores"), [(-2, (2.0, 0.0)), (0, (0.0, 0.0)), (1, (0.0, 1.0)), (None, None)])
 def test_what_a_strength_is_worth(strength, scores):
     assert of_strength(strength) == (scores or (None, None))
+
+
+OTHER_SCORES = {
+    "columns": {"prompt": "q", "responses": ["a", "b"], "scores": [1.0, 2.0], "ratings": [2.0, 1.0]},
+    "answers": {
+        "prompt": "q",
+        "answers": [{"answer": "a", "score": 1, "rank": 1}, {"answer": "b", "score": 2, "rank": 2}],
+    },
+    "one a row": {"prompt": "q", "response": "a", "rating": 1.0, "score": 2.0},
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_SCORES)
+def test_other_scores_are_said(kind, caplog):
+    rows, named = [OTHER_SCORES[kind]] * 2, {"columns": "scores", "answers": "score", "one a row": "score"}[kind]
+    [*ScoredLists.of(Dataset.from_list(rows), "train")]
+    said = [each for each in caplog.messages if "could be scores" in each]
+    assert len(said) == 1
+    assert re.search(rf"\({named}, (ratings|rank|rating)\): {named} are used", said[0])
+    caplog.clear()
+    [*ScoredLists.of(Dataset.from_list(rows), "train", [named])]
+    assert "could be scores" not in caplog.text
+
+
+def test_the_scores_of_ultrafeedback_are_no_others(caplog):
+    [*ScoredLists.of(Dataset.from_list(ULTRAFEEDBACK), "train")]
+    assert "could be scores" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "score_columns", "scores"),
+    [
+        ("answers", {"answer": ["a", "b"], "rank": [1, 2], "n": 2}, None, [-1.0, -2.0]),
+        ("answers", {"answer": ["a", "b"], "rank": [1, 2], "model": None, "meta": {"n": 2}}, None, [-1.0, -2.0]),
+        ("completions", {"response": ["a", "b"], "overall_score": [1, 2], "source": "x"}, None, [1.0, 2.0]),
+        (
+            "completions",
+            {"response": ["a", "b"], "annotations": {"helpfulness": {"Rating": ["1", "4"]}}},
+            ["helpfulness"],
+            [1.0, 4.0],
+        ),
+        (
+            "completions",
+            {"response": ["a", "b"], "annotations": {"helpfulness": [{"Rating": "1"}, {"Rating": "4"}]}},
+            ["helpfulness"],
+            [1.0, 4.0],
+        ),
+    ],
+)
+def test_mappings_of_lists_beside_other_values(column, value, score_columns, scores):
+    (found,) = ScoredLists.of(Dataset.from_list([{"prompt": "q", column: value}]), "train", score_columns)
+    assert (found.responses, found.scores) == (["a", "b"], scores)
+
+
+@pytest.mark.parametrize("key", ["Rating", "rating", "score", "Score", "RATING"])
+def test_a_rating_by_its_usual_names(key):
+    answers = [rated(text, [None] * 4) | {"annotations": {"helpfulness": {key: n}}} for n, text in enumerate("ab", 1)]
+    lists = ScoredLists.of(Dataset.from_list([{"instruction": "q", "completions": answers}]), "train", ["helpfulness"])
+    assert [each.scores for each in lists] == [[1.0, 2.0]]
+
+
+@pytest.mark.parametrize("key", ["stars", "grade", "Overall", "value"])
+def test_a_rating_by_another_name(key):
+    answers = [rated("a", [None] * 4) | {"annotations": {"helpfulness": {key: 4, "Rationale": "so"}}}]
+    lists = ScoredLists.of(Dataset.from_list([{"instruction": "q", "completions": answers}]), "train", ["helpfulness"])
+    said = rf"answer 0: the annotation 'helpfulness' has no rating, but a number as '{key}': rename that key to rating"
+    with pytest.raises(RowError, match=said):
+        list(lists)
+
+
+def test_letters_of_another_alphabet_in_a_key():
+    rows = [{"prompt": "q", "answers": [{"answer": "a", "r\u0430nk": 1}]}]
+    with pytest.raises(RowError, match=r"there is no rating .*, only \['r\u0430nk'\] \('\u0430' is CYRILLIC SMALL"):
+        [*ScoredLists.of(Dataset.from_list(rows), "train")]
+
+
+def test_several_rejected_answers_are_no_pairs():
+    """RewardBench 2 has them."""
+    rows = Dataset.from_list([{"prompt": "q", "chosen": ["a"], "rejected": ["b", "c"]}])
+    with pytest.raises(RowError, match=r"'chosen' holds lists of texts: a pair has one .* make a row of each two"):
+        ScoredLists.of(rows, "train")

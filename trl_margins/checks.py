@@ -91,6 +91,17 @@ def looks_like(name: str, known: Iterable[str]) -> str | None:
     return next((each for each in known if each != name and re.fullmatch(like, each)), None)
 
 
+def why_look_alike(names: Iterable[str], read: Iterable[str]) -> str | None:
+    """Which of a data set's columns looks like one of those that are read, and is another; None if none does."""
+    there = list(names)
+    missing = [name for name in read if name not in there]
+    for name in there:
+        if meant := looks_like(name, missing):
+            odd = odd_letters(name) or "it has a blank or a control character"
+            return f"the column {name!a} looks like {meant!r}, and is not, since {odd}: rename it"
+    return None
+
+
 def odd_letters(name: str) -> str:
     """The first character that ASCII does not have, by its name: some look like another."""
     return next((f"{each!r} is {unicodedata.name(each, ascii(each))}" for each in name if not each.isascii()), "")

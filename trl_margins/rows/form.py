@@ -9,15 +9,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import chain
 from reprlib import repr as shortened
 from typing import Any
 
 from trl.data_utils import extract_prompt
 
-from ..checks import looks_like, odd_letters
+from ..checks import odd_letters, why_look_alike
+from ..pairs import FACTOR, IS_FLIPPED
 from .list_forms import list_form
-from .scores import PAIRED_COLUMNS
 
 Message = dict[str, Any]
 Part = str | list[Message]
@@ -156,10 +155,10 @@ class RowReader:
     ) -> RowReader:
         """A reader for a set with these columns; a RowError names one that is missing."""
         names = tuple(columns)
-        # of scores, one beside its other half: a column that nothing reads may look like anything
-        halves = [pair for pair in PAIRED_COLUMNS if {*pair} & {*names}]
-        read = ("prompt", *COMPLETIONS, *chain(*halves)) if prompt_column is None else COMPLETIONS
-        refuse_look_alikes(names, f"the {split} data set", read)
+        read = [*COMPLETIONS, *TEMPLATE, IS_FLIPPED, FACTOR]
+        read += [usual for usual, given in (("prompt", prompt_column), ("system", system_column)) if given is None]
+        unnamed = [name for name in names if name not in (prompt_column, system_column)]
+        refuse_look_alikes(unnamed, f"the {split} data set", read)
         require_columns(names, split)
         require_named(names, split, prompt_column, system_column)
         if prompt_column is None:
@@ -384,11 +383,8 @@ def require_columns(names: Sequence[str], split: str) -> None:
 
 def refuse_look_alikes(names: Sequence[str], where: str, read: Iterable[str]) -> None:
     """Raises a RowError if a column's name looks like one of those that are read, and is another."""
-    missing = [name for name in read if name not in names]
-    for name in names:
-        if meant := looks_like(name, missing):
-            odd = odd_letters(name) or "it has a blank or a control character"
-            raise RowError(f"{where}: the column {name!a} looks like {meant!r}, and is not, since {odd}: rename it")
+    if why := why_look_alike(names, read):
+        raise RowError(f"{where}: {why}")
 
 
 def refuse_images(names: Sequence[str], what: str) -> None:

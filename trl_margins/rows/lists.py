@@ -20,9 +20,10 @@ from typing import Any, NamedTuple
 
 from datasets import ClassLabel, Dataset
 
-from ..checks import truth_of
+from ..checks import odd_letters, truth_of
 from . import votes
 from .form import (
+    COMPLETIONS,
     SHAREGPT,
     TEMPLATE,
     Part,
@@ -43,7 +44,20 @@ from .form import (
     without_notes,
     without_prompt,
 )
-from .list_forms import HELPSTEER, MODELS, NAMES, STRENGTH, VOTE, VOTES, ListForm, is_rank, list_form, why_no_lists
+from .list_forms import (
+    HELPSTEER,
+    MODELS,
+    NAMES,
+    SCORE,
+    SCORES,
+    STRENGTH,
+    VOTE,
+    VOTES,
+    ListForm,
+    is_rank,
+    list_form,
+    why_no_lists,
+)
 from .opened import Seen, count_unused, raw_rows, refuse_input, suspects_of, unused_notes
 from .scores import ScoreColumns, ScoreError, as_number, check_once, problem_of, refuse_class_labels
 from .turns import are_turns, chat_turns, first_turns, in_turns, mended, unsplit_mark, unsplit_note
@@ -53,6 +67,7 @@ logger = logging.getLogger(__name__)
 # Keys of an answer that is a mapping; the first that it has counts
 RESPONSE_KEYS = ("response", "answer", "completion", "text", "content")
 RATINGS = ("overall_score", "fine-grained_score", "score", "rating", "reward", "rank")
+_OTHER_RATINGS = ("score", "rating", "reward", "rank")  # UltraFeedback has both of the others
 ASPECTS = ("helpfulness", "honesty", "instruction_following", "truthfulness")  # of UltraFeedback's annotations
 
 # belongs to a prompt, beside its text
@@ -208,6 +223,11 @@ class ScoredLists:
         form = list_form(names, score_columns, prompt_column, scored)
         if form is None:
             refuse_look_alikes(names, name, NAMES)
+            if several := [column for column in COMPLETIONS if _holds_texts(dataset.features.get(column))]:
+                raise RowError(
+                    f"{name}: the column {several[0]!r} holds lists of texts: a pair has one chosen and one rejected "
+                    "completion, so make a row of each two, with dataset.map, which trains as it is"
+                )
             raise RowError(why_no_lists(names, name, score_columns, prompt_column))
         if more := form.further(names):
             raise RowError(
@@ -217,10 +237,23 @@ class ScoredLists:
         reader = RowReader(name, tuple(names), form.prompt, system_column, features=dataset.features)
         lists = cls(dataset, form, reader, as_chat, strict, scored)
         refuse_input(dataset, reader, prompt_column, lists._where)
+        lists._warn_of_other_scores(score_columns)
         for column in form.score_columns:
             if not form.is_vote:
                 refuse_class_labels(dataset, ScoreColumns(column), name.removeprefix("the "))
         return lists
+
+    def _warn_of_other_scores(self, given: Sequence[str] | None) -> None:
+        """Warns of columns that may be other scores of the same answers."""
+        known = {"columns": SCORES, "one": SCORE}.get(self.form.kind, ())
+        if given is None and (others := [n for n in known if n in self.reader.columns and n not in self.form.scores]):
+            self._warn_of_choice(self.form.scores, others)
+
+    def _warn_of_choice(self, used: Sequence[str], others: Sequence[str]) -> None:
+        logger.warning(
+            f"{self.reader.split}: several columns or keys could be scores ({', '.join((*used, *others))}): "
+            f"{' and '.join(used)} are used. Name others with score_columns (--score_columns)"
+        )
 
     def __iter__(self) -> Iterator[ScoredList]:
         for state in (self.counts, self.unused, self.unsplit, self.rated_by):
@@ -440,27 +473,33 @@ class ScoredLists:
         known = self.form.scores or next(((name,) for name in RATINGS if name in ratings), ASPECTS)
         names = self.rated_by or [*known]
         numbers = {name for name in ratings if isinstance(as_number(ratings[name]), int | float)}
+        for name in {*names} & {*dict(found)} - numbers:
+            _refuse_unknown_keys(name, dict(found)[name], where)
         if not {*names} & {*ratings} and not numbers.intersection(RATINGS if self.rated_by else numbers):
             return {}  # this answer is not rated
         if not {*names} & {*ratings} or {*names} - {*ratings, *ASPECTS}:
+            odd = next(filter(None, map(odd_letters, ratings)), "")
             raise RowError(
-                f"{where}: there is no rating {' or '.join(names)}, only {sorted(numbers)}: name one of these with "
-                "score_columns (--score_columns)"
+                f"{where}: there is no rating {' or '.join(names)}, only {sorted(numbers)}{odd and f' ({odd})'}: name "
+                "one of these with score_columns (--score_columns)"
             )
+        others = [name for name in _OTHER_RATINGS if name in numbers and name not in names]
+        if others and not (self.rated_by or self.form.scores):
+            self._warn_of_choice(names, others)
         self.rated_by[:] = names
         self.counts[_FORGED] += "overall_score" in names and _is_forged(ratings)
         return {name: ratings.get(name) for name in names}
 
     def _list(self, row: Mapping[str, Any], column: str, i: int) -> list[Any]:
         """Also a list that is written as text, and mappings that Arrow keeps as one mapping of lists."""
-        value = _in_rows(spelled(row[column]), f"column {column!r}, {self._where(i)}")
+        found, where = spelled(row[column]), f"column {column!r}, {self._where(i)}"
+        of_answers = isinstance(found, Mapping) and any(isinstance(found.get(key), list) for key in RESPONSE_KEYS)
+        value = _in_rows(found, where, of_answers)
         if (value is None or value == []) and not (self._is_strict and self.form.is_plain):
             return []
         if not isinstance(value, list) or not value:
             fix = "save the set as JSON lines or Parquet, or drop the row" if value else "drop the row"
-            raise RowError(
-                f"column {column!r}, {self._where(i)}: {shortened(row[column])} is not a list of one or more: {fix}"
-            )
+            raise RowError(f"{where}: {shortened(row[column])} is not a list of one or more: {fix}")
         return value
 
     def _score(self, ratings: Mapping[str, Any], i: int, which: str = "") -> float | None:
@@ -594,21 +633,39 @@ class ScoredLists:
         return ScoredList(asked, answers, whole.template, i)
 
 
+def _holds_texts(feature: Any) -> bool:
+    """Whether a column's values are lists of texts."""
+    return getattr(getattr(feature, "feature", None), "dtype", None) == "string"
+
+
 def _rating(annotation: Any) -> Any:
     """UltraFeedback's annotation is a mapping; sets that were made from it have its parts by other names, or the
     number alone.
     """
     if not isinstance(annotation, Mapping):
         return annotation
-    return next((annotation[name] for name in ("Rating", "rating", "score") if name in annotation), None)
+    return next((value for name, value in annotation.items() if name.lower() in ("rating", "score")), None)
 
 
-def _in_rows(value: Any, where: str) -> Any:
+def _refuse_unknown_keys(name: str, annotation: Any, where: str) -> None:
+    """Raises a RowError if an annotation has a number under none of the keys of a rating."""
+    if not isinstance(annotation, Mapping) or {"rating", "score"} & {*map(str.lower, annotation)}:
+        return
+    numbers = [key for key, value in annotation.items() if isinstance(as_number(value), int | float)]
+    if numbers:
+        raise RowError(
+            f"{where}: the annotation {name!r} has no rating, but a number as {' and '.join(map(repr, numbers))}: "
+            "rename that key to rating with dataset.map"
+        )
+
+
+def _in_rows(value: Any, where: str, of_answers: bool = False) -> Any:
     """Mappings that Arrow keeps as one mapping of lists; else the value."""
     if not isinstance(value, Mapping):
         return value
-    if {"role", "content"} <= value.keys():  # a number of turns and the like may be beside them
-        value = {name: each for name, each in value.items() if isinstance(each, list)} or value
+    if of_answers or {"role", "content"} <= value.keys():  # a number of turns and the like may be beside them
+        inner = {name: _in_rows(each, where, True) if of_answers else each for name, each in value.items()}
+        value = {name: each for name, each in inner.items() if isinstance(each, list)} or value
     if not value or not all(isinstance(each, list) for each in value.values()):
         return value
     if len({*map(len, value.values())}) > 1:

@@ -32,6 +32,7 @@ from .form import (
     stored_messages,
     text_of,
     texts_in,
+    without_notes,
 )
 from .references import may_be_meant, referred
 
@@ -107,7 +108,7 @@ class RowCounts:
         completions: list[Any] = row.completions
         self.n += 1
         (self.messages if row.is_conversational else self.text).add(number)
-        if completions[0] == completions[1]:
+        if without_notes(completions[0]) == without_notes(completions[1]):
             self.same_rows.add(number)
         if isinstance(row.prompt, str):
             if not row.prompt:

@@ -8,12 +8,14 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from itertools import chain
 from numbers import Real
 from typing import Any
 
 import numpy as np
 from datasets import ClassLabel, Dataset, IterableDataset
 
+from ..checks import why_look_alike
 from ..pairs import IS_FLIPPED
 from .list_forms import is_rank
 
@@ -111,6 +113,10 @@ def find_score_columns(
     """
     names = list(column_names)
     if given is None:
+        # one beside its other half: a column that nothing reads may look like anything
+        halves = [pair for pair in PAIRED_COLUMNS if {*pair} & {*names}]
+        if why := why_look_alike(names, chain(*halves)):
+            raise ScoreError(f"the scores: {why}")
         return next(iter(known_score_columns(names)), None)
     check_given(given)
     if missing := [name for name in given if name not in names]:

@@ -32,7 +32,6 @@ _READ_AT_ONCE = (  # of transformers' own
     *("seed", "data_seed", "full_determinism", "bf16", "fp16", "tf32", "use_cpu", "torch_compile"),
     *("per_device_train_batch_size", "use_liger_kernel", "accelerator_config", "neftune_noise_alpha"),
 )
-READ_BY_NAME = ("ref_model", "neftune_noise_alpha", "optimizer_cls_and_kwargs")  # attributes of a trainer
 _READ_LATER = ("eval_min_score_gap", "overwrite_output_dir", "push_pair_log")
 
 
@@ -118,21 +117,6 @@ def check_settings(config: Any, read: Mapping[str, Any]) -> None:
             )
 
 
-def check_trainer(trainer: Any, read: Mapping[str, Any]) -> None:
-    """
-    Raises:
-        ValueError: another adapter is active than when the trainer was made, or one of `READ_BY_NAME` has been set
-            since, which its checks and margin_run.json know nothing of.
-    """
-    for name, value in read.items():
-        if (now := getattr(trainer, name, None)) is not value and now != value:
-            raise ValueError(
-                f"trainer.{name} has been set since the trainer was made, and margin_run.json would not say so: give "
-                "it, or the config, to a new trainer"
-            )
-    _check_active(trainer.model)
-
-
 def _check_model(model: Any) -> None:
     if isinstance(model, PreTrainedConfig):
         raise _another("model", model, "a model of that config: AutoModelForCausalLM.from_config(config)")
@@ -143,7 +127,7 @@ def _check_model(model: Any) -> None:
     if isinstance(model, nn.Module) and not hasattr(model, "config"):
         raise _another("model", model, f"a model of transformers': {_LOAD}")
     _check_values("model", model)
-    _check_active(model)
+    check_active(model)
     is_wrapped = isinstance(model, PeftModel | PeftMixedModel) or getattr(model, "_hf_peft_config_loaded", False)
     parts = model.modules() if isinstance(model, nn.Module) and not is_wrapped else ()
     if any(isinstance(each, BaseTunerLayer) for each in parts):
@@ -172,7 +156,11 @@ def _check_values(name: str, model: Any) -> None:
         )
 
 
-def _check_active(model: Any) -> None:
+def check_active(model: Any) -> None:
+    """
+    Raises:
+        ValueError: another adapter is active than the one that trains.
+    """
     if not isinstance(model, PeftModel) or (active := list(model.active_adapters)) == [_ADAPTER]:
         return
     there = f"call model.set_adapter({_ADAPTER!r})" if _ADAPTER in model.peft_config else "leave adapter_name out"
@@ -272,7 +260,8 @@ class OwnMetrics:
 
 
 class ReadOnce:
-    """An attribute of TRL's that the objective or the tokens were made with: set later, it would do nothing.
+    """An attribute of TRL's that cannot be set once a trainer has been made: what it decides has been decided, or
+    margin_run.json would not say what it is.
 
     Args:
         config_name: of the field in the config.
@@ -295,7 +284,7 @@ class ReadOnce:
     def __set__(self, trainer: Any, value: Any) -> None:
         if trainer.__dict__.get("is_built") and trainer.__dict__.get(self.name) != value:
             raise ValueError(
-                f"trainer.{self.name} cannot be set any more: loss and tokens were made from the config. Set "
-                f"{self.config_name or self.name} there, and make a new trainer"
+                f"trainer.{self.name} cannot be set any more: it was read when the trainer was made. Give "
+                f"{self.config_name or self.name}, in the config or as an argument, to a new trainer"
             )
         trainer.__dict__[self.name] = value

@@ -38,7 +38,7 @@ from ..recording.metrics import MetricBuffer
 from ..recording.pair_log import RUN_FILE
 from ..redaction import redacted
 from ..registry import option_fields
-from .arguments import check_settings, check_trainer
+from .arguments import check_active, check_settings
 from .base import MarginTrainer
 from .card import adapter_options
 from .fingerprints import of_arguments, of_attributes, of_columns, of_optimizer, of_reference, of_rows, token_columns
@@ -330,7 +330,6 @@ class CheckpointMixin(MarginTrainer):
     _first_schedule: tuple[Any, dict[str, Any]] = (None, {})  # one of its own, and what it was when it was given
     _first_attributes: dict[str, dict[str, str]]  # of the terms without a state, then
     _settings_read: dict[str, Any]  # of the config, when the trainer had been built
-    _attributes_read: dict[str, Any]  # of the trainer, then
     _steps_before = 0  # of the checkpoint that is resumed
     _counts_before: Sequence[int] = ()  # of the evaluations without progress, by its early-stopping callbacks
     _rng_state_of: str | None = None  # a checkpoint whose random state is still to be loaded
@@ -358,7 +357,7 @@ class CheckpointMixin(MarginTrainer):
         if trial is not None:
             raise ValueError("trial is for hyperparameter_search, which these trainers do not have: leave it out")
         check_settings(self.args, self._settings_read)
-        check_trainer(self, self._attributes_read)
+        check_active(self.model)
         check_saved(self.model)
         self.settings = run_settings(self)  # before the model is wrapped
         place = resume_from_checkpoint

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from accelerate.utils import is_peft_model
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.utils import use_adapter
 
@@ -26,6 +25,7 @@ from ..rewards import LogRatioReward
 from ..rows.opened import column_names
 from ..rows.tokenized import DPO_COLUMNS, tokenized
 from ..rows.tokens import PairTokenizer, dpo_columns
+from .arguments import ReadOnce
 from .collator import StandardRows
 from .configs import MarginDPOConfig
 from .mixin import MarginMixin
@@ -41,12 +41,23 @@ _OF_REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")  # what TRL precomput
 _NOT_FOR_THE_MODEL = ("completion_mask", *_OF_REFERENCE, *_OURS)
 
 
+class _Reference(ReadOnce):
+    """DPOTrainer loads a reference model unless it is given one. A reward without reference gives it something that is
+    none, and never lets it be set.
+    """
+
+    def __set__(self, trainer: Any, model: Any) -> None:
+        super().__set__(trainer, None if model is _NO_REFERENCE else model)
+
+
 class MarginDPOTrainer(MarginMixin, DPOTrainer):
     """TRL's `DPOTrainer`; with `weight` in its config (or `weight_term`, `margin_term`), each pair has its own.
 
     Without a term it is `DPOTrainer`: same defaults, same losses, same logged names. With
     `reward="length-normalized"` it trains SimPO's reward, and no reference model is loaded.
     """
+
+    ref_model = _Reference()
 
     _config_class = MarginDPOConfig
     _fused = True
@@ -62,17 +73,6 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
     def _check_reference(self, config: Any) -> None:
         self._reference_free = not self.objective.needs_reference
         check_unread_options(config, self.objective)
-
-    # DPOTrainer loads a reference model unless it is given one. A reward without reference gives it something that is
-    # none, and never lets it be set.
-
-    @property
-    def ref_model(self) -> PreTrainedModel | None:
-        return self._ref_model
-
-    @ref_model.setter
-    def ref_model(self, model: Any) -> None:
-        self._ref_model: PreTrainedModel | None = None if model is _NO_REFERENCE else model
 
     def _trl_arguments(self, given: Mapping[str, Any], sets: PreparedSets) -> dict[str, Any]:
         arguments = super()._trl_arguments(given, sets)

@@ -46,7 +46,7 @@ from ..rows.opened import column_names
 from ..rows.scores import ScoreColumns, find_score_columns
 from ..rows.tokenized import TokenColumns, finish_tokenized
 from ..terms import Term
-from .arguments import READ_BY_NAME, OwnMetrics, ReadOnce, bound, check_settings, checked, settings_read
+from .arguments import OwnMetrics, ReadOnce, bound, check_settings, checked, settings_read
 from .beginning import SaysWhatTrains
 from .best import BestMixin, BestSoFar, choose_metric
 from .card import CardMixin
@@ -117,6 +117,7 @@ class MarginMixin(BestMixin, CardMixin, PushMixin, InterruptsMixin, CheckpointMi
     beta, loss_weights, label_smoothing, simpo_gamma = ReadOnce(), ReadOnce(), ReadOnce(), ReadOnce()
     loss_type, loss_types, f_divergence_type = ReadOnce(), ReadOnce("loss_type"), ReadOnce()
     cpo_alpha, max_length, truncation_mode = ReadOnce(), ReadOnce(), ReadOnce()
+    neftune_noise_alpha, optimizer_cls_and_kwargs = ReadOnce(), ReadOnce()
 
     def __init__(
         self,
@@ -179,7 +180,6 @@ class MarginMixin(BestMixin, CardMixin, PushMixin, InterruptsMixin, CheckpointMi
 
             narrow_table(self)
         self.is_built, self._settings_read = True, settings_read(self.args)
-        self._attributes_read = {name: getattr(self, name, None) for name in READ_BY_NAME}
         self._first_states = copy.deepcopy(self._term_states())
         self._first_attributes = self._attributes_without_state()
         self._wrap_collator()

@@ -675,15 +675,17 @@ def test_nothing_to_train(options, said, tiny_model, tmp_path):
     assert not list(tmp_path.rglob("*.json"))
 
 
-def test_a_finished_run(train, tmp_path, caplog):
+def test_a_finished_run(train, tmp_path, caplog, capsys):
     """Is complete, in the middle of an epoch too; delivered where that is missing."""
     out = tmp_path / "out"
     train("--max_steps", "3")
+    assert "trained to step 3" in capsys.readouterr().out
     before = {path: path.read_bytes() for path in out.iterdir() if path.suffix in (".safetensors", ".md", ".csv")}
     with pytest.raises(ValueError, match="has the complete run and its model: nothing was trained"):
         train("--max_steps", "3", "--resume_from_checkpoint", "true")
     assert "the run in" in caplog.text
     assert "it has 3 of 3 steps" in caplog.text
+    assert "trained to step" not in capsys.readouterr().out  # by that call
     assert all(path.read_bytes() == content for path, content in before.items())
     for name in ("model.safetensors", "training_args.bin", "README.md"):  # as if it had been killed before it saved
         (out / name).unlink()
@@ -1182,3 +1184,28 @@ def test_an_upload_that_fails_says_how_to_repeat_it(hub, tiny_model, tmp_path):
     ):
         trainer.push_to_hub()
     assert (tmp_path / "model.safetensors").exists()
+
+
+def test_a_training_set_of_another_kind_that_came_too_late(tiny_model, tmp_path):
+    """Its rows have no tokens."""
+    rows = preference_rows(4)
+    for other in ([*rows], rows.to_iterable_dataset(), None, "rows"):
+        trainer = build(tiny_model, tmp_path)
+        trainer.train_dataset = other
+        with pytest.raises(TypeError, match=rf"trainer.train_dataset is a {type(other).__name__}, and .* a Dataset"):
+            trainer.train()
+
+
+def test_files_that_are_removed_during_a_run(tiny_model, tmp_path, caplog):
+    class Removes(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 2:
+                Path(args.output_dir, "margin_run.json").unlink()
+                Path(args.output_dir, "pair_log.csv").unlink()
+
+    trainer = build(tiny_model, tmp_path, logging_steps=1, logging_strategy="steps")
+    trainer.add_callback(Removes())
+    trainer.train()
+    assert [each for each in caplog.messages if "pair_log.csv was removed, or moved: it begins anew at step" in each]
+    assert (tmp_path / "pair_log.csv").is_file()
+    assert json.loads((tmp_path / "margin_run.json").read_text())["method"] == "gappo"

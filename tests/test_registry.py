@@ -163,6 +163,15 @@ class TestTerms:
             register_term(NoName, kind="weight")
         with pytest.raises(TypeError, match=r"argument 'schedule' of weight 'scheduled' is of type .*Callable"):
             register_term(Scheduled, kind="weight")
+        for own, said in (
+            (lambda self, power: None, "argument 'power' of weight 'odd' has no type: annotate it"),
+            (lambda self, power=None: None, "argument 'power' of weight 'odd' has no type: annotate it"),
+            (lambda self, *powers: None, "argument 'powers' of weight 'odd' cannot be given by name"),
+            (lambda self, power, /: None, "argument 'power' of weight 'odd' cannot be given by name"),
+        ):
+            odd = type("Odd", (Term,), {"name": "odd", "__init__": own, "__call__": Focal.__call__})
+            with pytest.raises(TypeError, match=said):
+                register_term(odd, kind="weight")
         with pytest.raises(ValueError, match="weight 'clash' has the config field 'focal_gamma', which is another's"):
             register_term(Clash, kind="weight")
         with pytest.raises(ValueError, match=r"the weight 'score-gap' is taken by .*ScoreGapWeight"):

@@ -492,3 +492,21 @@ def test_all_ranks_stop_where_one_is_told(tiny_model, pairs, tmp_path):
     assert said.count(f"stopped after step 1: {out}/checkpoint-1 has") == 1
     assert "resume  the same command with --resume_from_checkpoint true" in said
     assert (out / "checkpoint-1" / "trainer_state.json").exists()
+
+
+def test_a_signal_that_is_ignored_stays_ignored():
+    """As SIGINT is in a job that a script has put into the background."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        interrupts = Interrupts()
+        with interrupts.heard():
+            assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+            os.kill(os.getpid(), signal.SIGINT)
+            assert interrupts.signal is None
+            interrupts.ending = "ends"
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert interrupts.signal == signal.SIGTERM
+            assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -216,6 +216,9 @@ def built(cls: type[P], kind: str, config: Any) -> P:
     return cls(**given)
 
 
+_BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
 def _options(cls: type[Any], kind: str) -> dict[str, tuple[Any, Field[Any]]]:
     """The config fields of a class's own arguments: name → type, field."""
     hints = get_type_hints(cls.__init__)
@@ -224,6 +227,13 @@ def _options(cls: type[Any], kind: str) -> dict[str, tuple[Any, Field[Any]]]:
         if kind == "margin" and argument in _OF_EVERY_MARGIN:
             continue
         default = _default(cls, argument)
+        if inspect.signature(cls).parameters[argument].kind not in _BY_NAME:
+            raise TypeError(
+                f"argument {argument!r} of {kind} {cls.name!r} cannot be given by name, as options are: replace "
+                "*args, **kwargs and arguments before a / by named ones"
+            )
+        if argument not in hints and default in (inspect.Parameter.empty, None):
+            raise TypeError(f"argument {argument!r} of {kind} {cls.name!r} has no type: annotate it, as in x: float")
         declared = hints.get(argument, type(default))
         if not _can_be_written(declared):
             raise TypeError(

@@ -48,6 +48,7 @@ class PairLog:
         self._waiting: list[tuple[int, Tensor]] = []  # step, [B, columns]
         self._not_logged: deque[np.ndarray] = deque()
         self._too_old = 0  # pairs that have left it again
+        self._has_lines = False  # whether lines have been written
         self._is_checked = False  # whether the file, if there is one, has these columns
         self.n_lost = 0  # pairs that could not be written
         self.drained: dict[str, np.ndarray] = {}  # what the last call of `drain` returned, for callbacks
@@ -112,9 +113,12 @@ class PairLog:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             if not self._is_checked:
                 self._keep_apart(names, int(rows[0, 0]))
+            elif self._has_lines and not self.file.exists():
+                logger.warning("%s was removed, or moved: it begins anew at step %d", self.file, rows[0, 0])
             with self.file.open("a") as out:
                 size = out.tell()
                 self._write_lines(out, names, rows)
+            self._has_lines = True
         except OSError as error:
             if not self.n_lost:
                 logger.warning(
@@ -146,6 +150,7 @@ class PairLog:
     def clear(self) -> None:
         """Drops what an earlier call of `train` left, if it was stopped."""
         self._waiting, self._not_logged, self._too_old, self.n_lost = [], deque(), 0, 0
+        self._has_lines = False
 
     def rewind(self, step: int) -> None:
         """Drops the lines of later steps, which a resumed run takes again; the whole file at step 0."""
@@ -215,13 +220,16 @@ class RunFolder(TrainerCallback):
         agreed(self.accelerator, partial(self._begin, args, state))
 
     def _begin(self, args: Any, state: Any) -> None:
-        file = Path(args.output_dir, RUN_FILE)
         # now, while nothing is lost: no checkpoint could be saved there either
         with writing_to(f"output_dir {args.output_dir}"):
             for log in self.logs:
                 log.rewind(state.global_step)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(self.settings(), indent=2) + "\n")
+            self._write_settings(args)
+
+    def _write_settings(self, args: Any) -> None:
+        file = Path(args.output_dir, RUN_FILE)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(self.settings(), indent=2) + "\n")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         for log in self.logs:
@@ -234,6 +242,9 @@ class RunFolder(TrainerCallback):
         for log in self.logs:
             if log.n_lost:
                 logger.warning("%s lacks %d pairs that could not be written", log.file, log.n_lost)
+        if not Path(args.output_dir, RUN_FILE).exists():  # removed meanwhile
+            with suppress(OSError):
+                self._write_settings(args)
         try:
             state.save_to_json(str(Path(args.output_dir, STATE_FILE)))
         except OSError as error:  # the trained model is still to be saved

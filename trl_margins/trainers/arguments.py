@@ -30,7 +30,7 @@ _LOAD = "AutoModelForCausalLM.from_pretrained(...)"
 _ADAPTER = "default"  # which PEFT loads from a folder, and TRL copies for the reference
 _READ_AT_ONCE = (  # of transformers' own
     *("seed", "data_seed", "full_determinism", "bf16", "fp16", "tf32", "use_cpu", "torch_compile"),
-    *("per_device_train_batch_size", "use_liger_kernel", "accelerator_config", "neftune_noise_alpha"),
+    *("per_device_train_batch_size", "use_liger_kernel", "accelerator_config", "neftune_noise_alpha", "fsdp"),
 )
 _READ_LATER = ("eval_min_score_gap", "overwrite_output_dir", "push_pair_log")
 

@@ -329,6 +329,7 @@ class CheckpointMixin(MarginTrainer):
     _made_schedule = False
     _first_schedule: tuple[Any, dict[str, Any]] = (None, {})  # one of its own, and what it was when it was given
     _first_attributes: dict[str, dict[str, str]]  # of the terms without a state, then
+    _kind_of_rows: type[Any]  # of the training set, when the trainer had been built
     _settings_read: dict[str, Any]  # of the config, when the trainer had been built
     _steps_before = 0  # of the checkpoint that is resumed
     _counts_before: Sequence[int] = ()  # of the evaluations without progress, by its early-stopping callbacks
@@ -357,6 +358,11 @@ class CheckpointMixin(MarginTrainer):
         if trial is not None:
             raise ValueError("trial is for hyperparameter_search, which these trainers do not have: leave it out")
         check_settings(self.args, self._settings_read)
+        if not isinstance(self.train_dataset, self._kind_of_rows):
+            raise TypeError(
+                f"trainer.train_dataset is a {type(self.train_dataset).__name__}, and the trainer was made with a "
+                f"{self._kind_of_rows.__name__}: give the data set to a new trainer, which makes its tokens"
+            )
         check_active(self.model)
         check_saved(self.model)
         self.settings = run_settings(self)  # before the model is wrapped

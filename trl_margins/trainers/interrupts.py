@@ -73,7 +73,10 @@ class Interrupts:
             return
         global _listening
         _listening = self._process = os.getpid()
-        before = {each: signal.signal(each, self._hear) for each in _SIGNALS}
+        before = {each: signal.getsignal(each) for each in _SIGNALS}
+        for each, handler in before.items():
+            if handler != signal.SIG_IGN:  # as of a job in the background of a script
+                signal.signal(each, self._hear)
         try:
             yield
         finally:
@@ -95,7 +98,8 @@ class Interrupts:
         self.signal, self._asked_at = number, monotonic()
         # Python handles SIGINT first, and says of a SIGTERM that waits behind it that it has no handler any more
         for each in {number, signal.SIGINT}:
-            signal.signal(each, signal.SIG_DFL)
+            if signal.getsignal(each) != signal.SIG_IGN:
+                signal.signal(each, signal.SIG_DFL)
         if self.ending is None:
             raise SystemExit(self.status)
         if os.environ.get("RANK", "0") == "0":  # a handler must not print: it may have interrupted someone who does

@@ -162,6 +162,7 @@ class MarginMixin(BestMixin, CardMixin, PushMixin, InterruptsMixin, CheckpointMi
             self._takes_images,
         )
         self._own_columns, self.set_facts, self._opened = sets.columns, sets.facts, sets.opened
+        self._kind_of_rows = type(sets.train)
         with refusing_what_cannot_write(), whole_weights(given.get("model")):
             super().__init__(**self._trl_arguments({**given, "args": config}, sets))
         print_lines(self.callback_handler)
@@ -409,6 +410,8 @@ class MarginMixin(BestMixin, CardMixin, PushMixin, InterruptsMixin, CheckpointMi
         metrics = self._drained_metrics()
         if self._mode == "eval":
             metrics = {f"{self._prefix}_{name.removeprefix('eval_')}": value for name, value in metrics.items()}
+        if self.is_complete and "train_runtime" in logs:  # of a resumed run with no step left: nothing was trained
+            return
         logs.update(metrics)
         for log in self._logs:
             log.flush(self.accelerator)
@@ -651,7 +654,7 @@ class MarginMixin(BestMixin, CardMixin, PushMixin, InterruptsMixin, CheckpointMi
                 )
             if eval_dataset not in self.eval_dataset:
                 raise unknown("evaluation set", eval_dataset, self.eval_dataset)
-        elif isinstance(eval_dataset, list | tuple):
+        elif eval_dataset is not None and not isinstance(eval_dataset, Dataset | IterableDataset):
             as_taken(eval_dataset, "evaluation", self.args)
         dataloader = super().get_eval_dataloader(eval_dataset)
         check_lockstep(self.accelerator, dataloader, "evaluation")

@@ -49,12 +49,13 @@ from trl_margins.objective import Objective
 from trl_margins.pairs import PairView
 from trl_margins.rewards import LengthNormalizedReward
 from trl_margins.terms import Term
-from trl_margins.trainers.checkpoints import _of_every_rank, load_states, run_settings, save_states
+from trl_margins.trainers.checkpoints import load_states, save_states
 from trl_margins.trainers.configs import config_class
 from trl_margins.trainers.fingerprints import of_arguments
 from trl_margins.trainers.folder import last_whole_checkpoint
 from trl_margins.trainers.loaded_optimizers import as_values
 from trl_margins.trainers.named import trainer_class
+from trl_margins.trainers.settings import of_every_rank, run_settings
 from trl_margins.trainers.whole import is_whole
 
 
@@ -690,7 +691,7 @@ def test_what_all_processes_share(tiny_model, tokenizer, tmp_path, monkeypatch):
         trainer.add_callback(EarlyStoppingCallback(2))
         if change:
             change(trainer)
-        return _of_every_rank(trainer, run_settings(trainer))
+        return of_every_rank(trainer, run_settings(trainer))
 
     def scaled(trainer: Any) -> None:
         trainer.ref_model.lm_head.weight.data *= 1.5

@@ -31,7 +31,6 @@ from trl_margins.cli import main
 from trl_margins.cli.train import _enter_folder
 from trl_margins.links import LINKS
 from trl_margins.rewards import LengthNormalizedReward
-from trl_margins.trainers import checkpoints
 from trl_margins.trainers.configs import config_class
 from trl_margins.trainers.folder import (
     BESIDE,
@@ -44,6 +43,7 @@ from trl_margins.trainers.folder import (
     make_room,
 )
 from trl_margins.trainers.named import trainer_class
+from trl_margins.trainers.settings import run_settings
 from trl_margins.trainers.whole import is_whole
 
 SMALL = "--max_length 128 --per_device_train_batch_size 2 --gradient_accumulation_steps 1 --report_to none --use_cpu"
@@ -489,7 +489,7 @@ HARMLESS = {
 def test_what_changes_nothing_is_not_refused(base, more, tiny_model, tmp_path, caplog):
     build(tiny_model, tmp_path, base=base, max_steps=2, gradient_checkpointing=False).train()
     again = build(tiny_model, tmp_path, base=base, **HARMLESS, **more)
-    settings = checkpoints.run_settings(again)
+    settings = run_settings(again)
     if base == "dpo":  # which a CPU cannot do
         settings["config"]["activation_offloading"] = True
     with caplog.at_level(logging.WARNING):

@@ -25,9 +25,9 @@ from trl_margins.recording import pair_log
 from trl_margins.recording.metrics import MetricBuffer
 from trl_margins.recording.pair_log import PairLog, flip_metrics
 from trl_margins.rewards import LengthNormalizedReward, LogRatioReward
-from trl_margins.trainers.checkpoints import run_settings
 from trl_margins.trainers.configs import config_class
 from trl_margins.trainers.named import trainer_class
+from trl_margins.trainers.settings import run_settings
 
 
 def read(folder):

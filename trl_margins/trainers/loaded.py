@@ -91,8 +91,8 @@ def is_converted(model: Any) -> bool:
     """
     if not isinstance(model, PreTrainedModel):
         return False
-    of_its_files = getattr(model, "_weight_conversions", None)
-    return bool(get_model_conversion_mapping(model, add_legacy=False) if of_its_files is None else of_its_files)
+    of_its_files = getattr(model, "_weight_conversions", None)  # of a model that was loaded
+    return bool(of_its_files or get_model_conversion_mapping(model, add_legacy=False))
 
 
 def load_converted(model: PreTrainedModel, folder: str | Path) -> None:

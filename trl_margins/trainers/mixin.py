@@ -50,7 +50,7 @@ from .arguments import OwnMetrics, ReadOnce, bound, check_settings, checked, set
 from .beginning import SaysWhatTrains
 from .best import BestMixin, BestSoFar, choose_metric
 from .card import CardMixin
-from .checkpoints import CheckpointMixin, options_of_every_rank
+from .checkpoints import CheckpointMixin
 from .collator import PairCollator
 from .configs import MarginOptions, check_target_margin, objective_of
 from .finite import FiniteSteps, without_neighbours
@@ -72,6 +72,7 @@ from .preparation import (
 from .progress import print_lines
 from .prompt_sharing import PromptSharing
 from .pushing import PushMixin
+from .settings import options_of_every_rank
 from .window import WindowMixin
 
 logger = logging.getLogger(__name__)

@@ -453,6 +453,9 @@ def test_command_and_numbers_given(trained, tmp_path, monkeypatch):
     assert {"NDCG@1", "RM-Bench, hard"} <= {of.metric_name for of in card.data.eval_results}
     trainer.reproduce = "again"
     trainer.create_model_card()
+    for tags in ([1], [None], b"x"):
+        with pytest.raises(TypeError, match=r"tags is .*: give texts, in a list"):
+            trainer.create_model_card(tags=tags)
     with pytest.raises(TypeError, match=r"dataset_name is \['a/b', 'c/d'\]: give one name, as text"):
         trainer.create_model_card(dataset_name=["a/b", "c/d"])
     del trainer.reproduce

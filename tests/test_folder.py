@@ -1209,3 +1209,13 @@ def test_files_that_are_removed_during_a_run(tiny_model, tmp_path, caplog):
     assert [each for each in caplog.messages if "pair_log.csv was removed, or moved: it begins anew at step" in each]
     assert (tmp_path / "pair_log.csv").is_file()
     assert json.loads((tmp_path / "margin_run.json").read_text())["method"] == "gappo"
+
+
+def test_paths_that_no_file_can_have(tiny_model, tmp_path):
+    with pytest.raises(ValueError, match=r"output_dir is '.*a\\x00b', and no path has a NUL character"):
+        build(tiny_model, f"{tmp_path}/a\0b")
+    trainer = build(tiny_model, tmp_path)
+    with pytest.raises(ValueError, match=r"resume_from_checkpoint is 'a\\x00b', and no path has"):
+        trainer.train(resume_from_checkpoint="a\0b")
+    with pytest.raises(ValueError, match=r"output_dir of save_model is 'a\\x00b', and no path has"):
+        trainer.save_model("a\0b")

@@ -371,6 +371,10 @@ class TestMethods:
             register_method(self.method(reward="mean"))
         with pytest.raises(ValueError, match="the method 'gappo' is taken by"):
             register_method(self.method(id="gappo"))
+        with pytest.raises(TypeError, match=r"paper of method '.*' is None: give a Paper"):
+            register_method(self.method(paper=None))
+        with pytest.raises(TypeError, match=r"defaults of method '.*' is None: give a Mapping"):
+            register_method(self.method(defaults=None))
         register_method(self.method(defaults={"focal_gama": 1.0}))
         with pytest.raises(ValueError, match=r"defaults of method 'focal-simpo' name \['focal_gama'\]"):
             config_class("focal-simpo")
@@ -544,3 +548,17 @@ def test_a_method_by_its_name_is_not_guessed(name, meant):
     with pytest.raises(ValueError, match=rf"unknown method '{name}'; known: gappo, .*; did you mean ") as refused:
         registry.get_method(name)
     assert str(refused.value).endswith(f"did you mean {meant}?")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"options": {"tilt": 1.0}}, r"has options=\{'tilt': 1.0\}: give a tuple of names with their defaults"),
+        ({"options": ("tilt",)}, r"the link 'odd' has options=\('tilt',\): give"),
+        ({"columns": "agreement"}, "the link 'odd' has columns='agreement': give a tuple of names"),
+        ({"columns": None}, "the link 'odd' has columns=None: give a tuple of names"),
+    ],
+)
+def test_parts_of_a_link_of_another_kind(options, said):
+    with pytest.raises(TypeError, match=said):
+        Link("odd", lambda x: x.reward_gap, **options)

@@ -91,6 +91,15 @@ def looks_like(name: str, known: Iterable[str]) -> str | None:
     return next((each for each in known if each != name and re.fullmatch(like, each)), None)
 
 
+def check_path(name: str, path: Any) -> None:
+    """
+    Raises:
+        ValueError: a path that no file can have.
+    """
+    if isinstance(path, str | os.PathLike) and "\0" in os.fspath(path):
+        raise ValueError(f"{name} is {os.fspath(path)!r}, and no path has a NUL character: correct it")
+
+
 def why_look_alike(names: Iterable[str], read: Iterable[str]) -> str | None:
     """Which of a data set's columns looks like one of those that are read, and is another; None if none does."""
     there = list(names)

@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from .checks import Number, option_prefix, unknown
 from .links import LINKS, Link
-from .methods import MARGINS, METHODS, WEIGHTS, Method, names_of
+from .methods import MARGINS, METHODS, WEIGHTS, Method, Paper, names_of
 from .rewards import REWARDS, Reward
 from .terms import Term
 
@@ -114,6 +114,9 @@ def register_method(method: Method) -> Method:
     Raises:
         ValueError: another method has the id, its reward, loss or terms are not registered, or a base cannot carry it.
     """
+    for name, of in {"paper": Paper, "defaults": Mapping}.items():
+        if not isinstance(value := getattr(method, name), of):
+            raise TypeError(f"{name} of method {method.id!r} is {value!r:.80}: give a {of.__name__}")
     if method.reward not in REWARDS:
         raise unknown(f"reward of method {method.id!r}", method.reward, REWARDS)
     for kind, named in {"weight": method.weight, "margin": method.margin}.items():

@@ -110,5 +110,19 @@ class Link:
     needs_its_reward: bool = False
     options: tuple[tuple[str, float], ...] = ()
 
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            TypeError: columns or options of another kind.
+        """
+        if not isinstance(self.columns, tuple | list) or not all(isinstance(name, str) for name in self.columns):
+            raise TypeError(f"the link {self.name!r} has columns={self.columns!r}: give a tuple of names")
+        are_pairs = all(isinstance(each, tuple) and len(each) == 2 for each in self.options)
+        if not isinstance(self.options, tuple) or not are_pairs:
+            raise TypeError(
+                f"the link {self.name!r} has options={self.options!r}: give a tuple of names with their defaults, as "
+                "(('tilt', 0.5),)"
+            )
+
     def __call__(self, inputs: LossInputs) -> Tensor:
         return self.function(replace(inputs, options={**dict(self.options), **inputs.options}))

@@ -108,6 +108,8 @@ class CardMixin(TRLTrainer):
         for argument, name in names.items():
             if not isinstance(name, str | None):
                 raise TypeError(f"{argument} is {name!r}: give one name, as text; of several, joined as 'a and b'")
+        if not all(isinstance(tag, str) for tag in ([tags] if isinstance(tags, str) else tags or ())):
+            raise TypeError(f"tags is {tags!r:.80}: give texts, in a list")
         reports = list(map(read_report, [evaluation] if isinstance(evaluation, str | Path) else evaluation))
         try:
             replace_links(Path(str(self.args.output_dir)))

@@ -25,6 +25,7 @@ from transformers.trainer_callback import EarlyStoppingCallback, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length
 from trl import BEMACallback
 
+from ..checks import check_path
 from ..disk import is_of_the_disk, where
 from ..distributed import agreed, check_alike
 from ..objective import of_part
@@ -164,7 +165,7 @@ class CheckpointMixin(MarginTrainer):
         check_active(self.model)
         check_saved(self.model)
         self.settings = run_settings(self)  # before the model is wrapped
-        place = resume_from_checkpoint
+        check_path("resume_from_checkpoint", place := resume_from_checkpoint)
         place = os.path.realpath(place) if isinstance(place, str | os.PathLike) else place and str(place)
         given = {"resume_from_checkpoint of train()": place}
         check_alike(self.accelerator, of_every_rank(self, self.settings) | given)
@@ -298,6 +299,7 @@ class CheckpointMixin(MarginTrainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """transformers'. An adapter in the folder would be loaded instead of the whole model: it is moved aside."""
+        check_path("output_dir of save_model", output_dir)
         if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir)
             replace_links(folder)

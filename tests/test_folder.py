@@ -1212,8 +1212,6 @@ def test_files_that_are_removed_during_a_run(tiny_model, tmp_path, caplog):
 
 
 def test_paths_that_no_file_can_have(tiny_model, tmp_path):
-    with pytest.raises(ValueError, match=r"output_dir is '.*a\\x00b', and no path has a NUL character"):
-        build(tiny_model, f"{tmp_path}/a\0b")
     trainer = build(tiny_model, tmp_path)
     with pytest.raises(ValueError, match=r"resume_from_checkpoint is 'a\\x00b', and no path has"):
         trainer.train(resume_from_checkpoint="a\0b")

@@ -17,7 +17,6 @@ from filelock import FileLock, Timeout
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..checks import check_path
 from ..probes.diagnostics import ANCHORS_FILE
 from ..recording.pair_log import PAIRS_FILE, RUN_FILE
 from .whole import damage_of, fault_of, is_whole, step_of
@@ -108,7 +107,6 @@ def make_folder(config: Any) -> None:
     Raises:
         OSError: something else has its name, or it cannot be made.
     """
-    check_path("output_dir", config.output_dir)
     try:
         if config.should_save:
             Path(config.output_dir).mkdir(parents=True, exist_ok=True)

@@ -553,8 +553,8 @@ def test_a_method_by_its_name_is_not_guessed(name, meant):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"options": {"tilt": 1.0}}, r"has options=\{'tilt': 1.0\}: give a tuple of names with their defaults"),
-        ({"options": ("tilt",)}, r"the link 'odd' has options=\('tilt',\): give"),
+        ({"options": {"tilt": 1.0}}, r"has the options \{'tilt': 1.0\}: give a tuple of names with their defaults"),
+        ({"options": ("tilt",)}, r"the link 'odd' has the options \('tilt',\): give"),
         ({"columns": "agreement"}, "the link 'odd' has columns='agreement': give a tuple of names"),
         ({"columns": None}, "the link 'odd' has columns=None: give a tuple of names"),
     ],

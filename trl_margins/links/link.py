@@ -120,8 +120,8 @@ class Link:
         are_pairs = all(isinstance(each, tuple) and len(each) == 2 for each in self.options)
         if not isinstance(self.options, tuple) or not are_pairs:
             raise TypeError(
-                f"the link {self.name!r} has the options {self.options!r}: give a tuple of names with their defaults, as "
-                "(('tilt', 0.5),)"
+                f"the link {self.name!r} has the options {self.options!r}: give a tuple of names with their "
+                "defaults, as (('tilt', 0.5),)"
             )
 
     def __call__(self, inputs: LossInputs) -> Tensor:

@@ -337,7 +337,7 @@ class TestValues:
             ({"margin": Named}, "the margin is the class Named"),
             ({"reward": "sum"}, "the reward is 'sum', and no Reward: give an instance"),
             ({"link": "sigmoid"}, r"the link is 'sigmoid', and no Link: CPO_LINKS\['sigmoid'\] is one"),
-            ({"link": {}}, "the link is {}, and no Link"),
+            ({"link": {"sigmoid": 1.0}}, "the link is 'sigmoid', and no Link"),
             ({"link_options": None}, "link_options is None: give a dict"),
         ],
     )

@@ -299,7 +299,7 @@ def _check_kinds(objective: Objective) -> None:
         TypeError: a reward, link or link options of another kind.
     """
     reward, link, options = objective.reward, objective.link, objective.link_options
-    links = [*link] if isinstance(link, Mapping) and link else [link]
+    links = [*link] if isinstance(link, Mapping) else [link]
     if not isinstance(reward, Reward):
         raise TypeError(f"the reward is {reward!r:.80}, and no Reward: give an instance, as LogRatioReward()")
     for each in links:

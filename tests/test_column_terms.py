@@ -354,6 +354,10 @@ class TestValues:
 
         with pytest.raises((TypeError, ValueError), match=r"^keeps of margin 'focal' returned"):
             kept_pairs("margin", Keeps(1.0), {"agreement": torch.ones(4)})
+        with pytest.raises(
+            ValueError, match=r"^keeps of margin 'focal' returned a mask, and the term names no columns"
+        ):
+            kept_pairs("margin", Keeps(1.0), {})
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
     def test_one_that_is_not_finite_names_the_term_and_the_row(self, value, tiny_model, tokenizer, tmp_path):

@@ -1162,9 +1162,33 @@ def test_a_rating_by_its_usual_names(key):
 def test_a_rating_by_another_name(key):
     answers = [rated("a", [None] * 4) | {"annotations": {"helpfulness": {key: 4, "Rationale": "so"}}}]
     lists = ScoredLists.of(Dataset.from_list([{"instruction": "q", "completions": answers}]), "train", ["helpfulness"])
-    said = rf"answer 0: the annotation 'helpfulness' has no rating, but a number as '{key}': rename that key to rating"
-    with pytest.raises(RowError, match=said):
+    with pytest.raises(RowError, match=rf"no annotation has a rating, but there are numbers as '{key}': rename"):
         list(lists)
+
+
+def test_an_answer_that_nobody_rated():
+    """Its annotation may have numbers of another kind. Arrow fills in the keys that only others have."""
+    annotations = [{"id": 1}, {"id": 2, "Rating": "3"}, {"id": 3, "score": 2}, {1: 5}]
+    answers = [
+        rated(str(i), [None] * 4) | {"annotations": str({"helpfulness": each})} for i, each in enumerate(annotations)
+    ]
+    lists = ScoredLists.of(Dataset.from_list([{"instruction": "q", "completions": answers}]), "train", ["helpfulness"])
+    assert [(each.responses, each.scores) for each in lists] == [(["1", "2"], [3.0, 2.0])]
+
+
+def test_the_key_of_a_rating_that_has_a_value_counts():
+    annotations = [{"score": None, "Rating": "4"}, {"score": 1, "Rating": None}, {"score": 1, "Rating": "2"}]
+    answers = [
+        rated(str(i), [None] * 4) | {"annotations": {"helpfulness": each}} for i, each in enumerate(annotations)
+    ]
+    lists = ScoredLists.of(Dataset.from_list([{"instruction": "q", "completions": answers}]), "train", ["helpfulness"])
+    assert [each.scores for each in lists] == [[4.0, 1.0, 2.0]]
+
+
+def test_scores_that_are_not_read_are_not_said(caplog):
+    rows = Dataset.from_list([OTHER_SCORES["columns"]])
+    [*ScoredLists.of(rows, "train", scored=False)]
+    assert "could be scores" not in caplog.text
 
 
 def test_letters_of_another_alphabet_in_a_key():

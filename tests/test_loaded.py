@@ -20,7 +20,7 @@ from trl import DPOConfig, DPOTrainer
 from trl_margins import GapPOConfig, GapPODPOConfig, GapPODPOTrainer, GapPOTrainer
 from trl_margins.cli import main
 from trl_margins.cli.setup import find_model, load_model
-from trl_margins.trainers.loaded import load_converted
+from trl_margins.trainers.loaded import is_converted, load_converted
 
 
 def config(folder, **changes):
@@ -339,6 +339,49 @@ def test_weights_of_another_form_in_several_files_and_of_two_precisions(tmp_path
         weight.data.zero_()
     load_converted(model, tmp_path)
     torch.testing.assert_close(model.state_dict(), expected, rtol=0, atol=0)
+
+
+def test_a_model_that_was_loaded_by_names_of_ones_own(tiny_model, tmp_path):
+    """transformers saves it by the names that it was loaded from."""
+    named = tmp_path / "named"
+    shutil.copytree(tiny_model, named)
+    tensors(named, lambda found: {name.replace("model.", "transformer."): value for name, value in found.items()})
+    model = AutoModelForCausalLM.from_pretrained(named, key_mapping={r"^transformer\.": "model."})
+    model.save_pretrained(tmp_path / "saved")
+    expected = {name: value.clone() for name, value in model.state_dict().items()}
+    for weight in model.parameters():
+        weight.data.zero_()
+    assert is_converted(model)
+    load_converted(model, tmp_path / "saved")
+    torch.testing.assert_close(model.state_dict(), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("family", ["neox", "llama"])
+def test_a_best_checkpoint_that_is_gone_at_the_end(family, tiny_model, tmp_path, caplog):
+    """What was trained stays, in either form."""
+
+    class Removes(TrainerCallback):
+        def on_train_end(self, args, state, control, **kwargs):
+            shutil.rmtree(state.best_model_checkpoint)
+
+    model = load(tiny_model) if family == "llama" else AutoModelForCausalLM.from_config(CONVERTED[family][0])
+    trainer = GapPOTrainer(
+        model,
+        GapPOConfig(
+            **quiet(
+                output_dir=str(tmp_path / "run"),
+                max_steps=2,
+                **dict.fromkeys(("eval_strategy", "save_strategy"), "epoch"),
+                load_best_model_at_end=True,
+                metric_for_best_model="loss",
+            )
+        ),
+        train_dataset=preference_rows(4),
+        eval_dataset=preference_rows(4, scores=lambda i: (5.0 + i, 1.0)),
+        processing_class=byte_tokenizer(),
+        callbacks=[Removes()],
+    )
+    assert trainer.train().global_step == 2
 
 
 def test_a_checkpoint_of_another_form_that_lacks_a_tensor(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -345,7 +346,7 @@ def _check_term(kind: str, term: Term) -> None:
         are_names = isinstance(names, Collection) and all(isinstance(name, str) for name in names)
         if isinstance(names, str) or not are_names:
             raise TypeError(f"{what} has {attribute}={names!r:.80}: give a tuple of names, as ('agreement',)")
-    if term.column_minimum is not None:
+    if term.column_minimum not in (None, -math.inf):
         Number().check(f"column_minimum of {what}", term.column_minimum)
     saves, loads = (getattr(type(term), name) is not getattr(Term, name) for name in _OF_STATE)
     if saves != loads:
@@ -373,6 +374,8 @@ def kept_pairs(kind: str, term: Term, columns: Mapping[str, Tensor]) -> Tensor |
         kept = term.keeps(columns)
     if kept is None:
         return None
+    if not columns:
+        raise ValueError(f"{what} returned a mask, and the term names no columns that it could be of")
     kept = _checked(what, kept, next(iter(columns.values())))
     if kept.dtype != torch.bool:
         raise TypeError(f"{what} returned {kept.dtype}, expected torch.bool")

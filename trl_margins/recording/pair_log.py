@@ -242,8 +242,8 @@ class RunFolder(TrainerCallback):
         for log in self.logs:
             if log.n_lost:
                 logger.warning("%s lacks %d pairs that could not be written", log.file, log.n_lost)
-        if not Path(args.output_dir, RUN_FILE).exists():  # removed meanwhile
-            with suppress(OSError):
+        with suppress(OSError):
+            if not Path(args.output_dir, RUN_FILE).exists():  # removed meanwhile
                 self._write_settings(args)
         try:
             state.save_to_json(str(Path(args.output_dir, STATE_FILE)))

@@ -177,6 +177,8 @@ class ScoredLists:
         unused: columns that may hold a part of the prompt, and are not read.
         unsplit: prompts that mark turns and became one message, and their rows.
         rated_by: of answers that are mappings, the keys whose mean is the score.
+        said: warnings that are said once.
+        elsewhere: of annotations without a rating, the keys of numbers.
     """
 
     dataset: Dataset
@@ -189,6 +191,8 @@ class ScoredLists:
     unused: dict[str, Seen] = field(default_factory=dict)
     unsplit: list[tuple[Part, int]] = field(default_factory=list)
     rated_by: list[str] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+    elsewhere: list[str] = field(default_factory=list)
 
     @classmethod
     def of(
@@ -246,17 +250,23 @@ class ScoredLists:
     def _warn_of_other_scores(self, given: Sequence[str] | None) -> None:
         """Warns of columns that may be other scores of the same answers."""
         known = {"columns": SCORES, "one": SCORE}.get(self.form.kind, ())
-        if given is None and (others := [n for n in known if n in self.reader.columns and n not in self.form.scores]):
+        if (
+            given is None
+            and self.form.scores
+            and (others := [n for n in known if n in self.reader.columns and n not in self.form.scores])
+        ):
             self._warn_of_choice(self.form.scores, others)
 
-    def _warn_of_choice(self, used: Sequence[str], others: Sequence[str]) -> None:
-        logger.warning(
+    def _warn_of_choice(self, used: Sequence[str], others: Sequence[str]) -> str:
+        said = (
             f"{self.reader.split}: several columns or keys could be scores ({', '.join((*used, *others))}): "
             f"{' and '.join(used)} are used. Name others with score_columns (--score_columns)"
         )
+        logger.warning(said)
+        return said
 
     def __iter__(self) -> Iterator[ScoredList]:
-        for state in (self.counts, self.unused, self.unsplit, self.rated_by):
+        for state in (self.counts, self.unused, self.unsplit, self.rated_by, self.elsewhere):
             state.clear()
         kind = self.form.kind
         read = {
@@ -275,6 +285,12 @@ class ScoredLists:
                 groups[self._key(found, row)].append(found)
             else:
                 yield found
+        if self.elsewhere and not groups:
+            keys = " and ".join(map(repr, dict.fromkeys(self.elsewhere)))
+            raise RowError(
+                f"column {self.form.responses[0]!r} of {self.reader.split}: no annotation has a rating, but there are "
+                f"numbers as {keys}: rename the right key to rating with dataset.map"
+            )
         if kind == "structs" and self.scored and self.counts[_NO_SCORE] and not self.rated_by:
             named = f", {' or '.join(self.form.scores)}," * bool(self.form.scores)
             raise RowError(
@@ -474,7 +490,7 @@ class ScoredLists:
         names = self.rated_by or [*known]
         numbers = {name for name in ratings if isinstance(as_number(ratings[name]), int | float)}
         for name in {*names} & {*dict(found)} - numbers:
-            _refuse_unknown_keys(name, dict(found)[name], where)
+            self.elsewhere.extend(_numbers_elsewhere(dict(found)[name]))
         if not {*names} & {*ratings} and not numbers.intersection(RATINGS if self.rated_by else numbers):
             return {}  # this answer is not rated
         if not {*names} & {*ratings} or {*names} - {*ratings, *ASPECTS}:
@@ -484,8 +500,8 @@ class ScoredLists:
                 "one of these with score_columns (--score_columns)"
             )
         others = [name for name in _OTHER_RATINGS if name in numbers and name not in names]
-        if others and not (self.rated_by or self.form.scores):
-            self._warn_of_choice(names, others)
+        if others and not self.form.scores and not self.said:
+            self.said.append(self._warn_of_choice(names, others))
         self.rated_by[:] = names
         self.counts[_FORGED] += "overall_score" in names and _is_forged(ratings)
         return {name: ratings.get(name) for name in names}
@@ -644,19 +660,15 @@ def _rating(annotation: Any) -> Any:
     """
     if not isinstance(annotation, Mapping):
         return annotation
-    return next((value for name, value in annotation.items() if name.lower() in ("rating", "score")), None)
+    by_name = {str(name).lower(): value for name, value in annotation.items() if value is not None}
+    return by_name.get("rating", by_name.get("score"))
 
 
-def _refuse_unknown_keys(name: str, annotation: Any, where: str) -> None:
-    """Raises a RowError if an annotation has a number under none of the keys of a rating."""
-    if not isinstance(annotation, Mapping) or {"rating", "score"} & {*map(str.lower, annotation)}:
-        return
-    numbers = [key for key, value in annotation.items() if isinstance(as_number(value), int | float)]
-    if numbers:
-        raise RowError(
-            f"{where}: the annotation {name!r} has no rating, but a number as {' and '.join(map(repr, numbers))}: "
-            "rename that key to rating with dataset.map"
-        )
+def _numbers_elsewhere(annotation: Any) -> list[str]:
+    """The keys of an annotation's numbers, if it has no rating."""
+    if not isinstance(annotation, Mapping) or {"rating", "score"} & {str(key).lower() for key in annotation}:
+        return []
+    return [str(key) for key, value in annotation.items() if isinstance(as_number(value), int | float)]
 
 
 def _in_rows(value: Any, where: str, of_answers: bool = False) -> Any:

@@ -48,7 +48,7 @@ from .folder import (
     settings_before,
     take_place,
 )
-from .loaded import adapter_tensors, check_saved, is_converted, load_converted, why_not_loaded
+from .loaded import adapter_tensors, check_saved, has_weights, is_converted, load_converted, why_not_loaded
 from .loaded_optimizers import (
     check_goes_on,
     check_options,
@@ -433,7 +433,8 @@ class CheckpointMixin(MarginTrainer):
     def _load_best_model(self) -> None:
         checkpoint = self.state.best_model_checkpoint
         with _loads(checkpoint, "the best model"):
-            if checkpoint and self._loads_converted:
+            # transformers warns where there is no file
+            if checkpoint and self._loads_converted and has_weights(checkpoint):
                 load_converted(self.model, checkpoint)
             else:
                 super()._load_best_model()

@@ -15,6 +15,7 @@ from enum import Enum
 from fractions import Fraction
 from functools import partial
 from pathlib import PurePath
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,14 +25,16 @@ import torch
 from accelerate.utils import is_peft_model
 from datasets import Dataset
 from datasets.fingerprint import Hasher
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 
 from ..rows.tokenized import arrow_columns
+from ..terms import Term
 
 _VALUES = 64  # of each weight tensor
 _DEPTH = 8  # of what is within an argument
+_LONG = 10_000  # values, of which JSON would be long, too
 _OF_ONE_VALUE = (bytes, complex, range, Decimal, Enum, Fraction, PurePath, date)
 
 
@@ -73,12 +76,26 @@ def of_arguments(part: Any) -> dict[str, Any]:
     """The class of a term or a reward, and the arguments that it was made with, as far as it keeps them by name."""
     arguments = inspect.signature(type(part)).parameters
     values = {name: getattr(part, name, getattr(part, f"_{name}", None)) for name in arguments}
-    return {"class": type(part).__qualname__, **{name: _described(value) for name, value in values.items()}}
+    modules = isinstance(part, Term) and type(part).load_state_dict is Term.load_state_dict  # else it restores them
+    return {"class": type(part).__qualname__, **{name: _argument(each, modules) for name, each in values.items()}}
 
 
-def _described(value: Any, depth: int = 0) -> Any:
-    """An argument as JSON can hold it: its values where they can be seen, else the name of its class."""
-    inner = partial(_described, depth=depth + 1)
+def _argument(value: Any, modules: bool) -> Any:
+    try:
+        return _described(value, modules)
+    except Exception:  # each class has its own
+        return type(value).__qualname__
+
+
+def _described(value: Any, modules: bool, depth: int = 0) -> Any:
+    """An argument as JSON can hold it: its values where they can be seen, else the name of its class.
+
+    Args:
+        value: the argument.
+        modules: look into modules too, which nothing restores.
+        depth: how deep within the argument it is.
+    """
+    inner = partial(_described, modules=modules, depth=depth + 1)
     kind = type(value).__qualname__
     if isinstance(value, np.generic):
         value = value.item()
@@ -89,24 +106,34 @@ def _described(value: Any, depth: int = 0) -> Any:
     if isinstance(value, _OF_ONE_VALUE):
         return str(value)
     if isinstance(value, np.ndarray | Tensor):
-        return hashlib.sha256(repr(value.tolist()).encode()).hexdigest()[:8]
+        return kind if isinstance(value, nn.Parameter) else _of_values(value)
     if depth > _DEPTH or hasattr(value, "__qualname__"):  # a class or a function
         return getattr(value, "__qualname__", kind)
     if isinstance(value, Mapping):
-        return {str(key): inner(each) for key, each in value.items()}
+        return {str(inner(key)): inner(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [inner(each) for each in value]
+        return [inner(each) for each in value] if len(value) < _LONG else _of_values(np.asarray(value))
     if isinstance(value, set | frozenset):
         return sorted(str(inner(each)) for each in value)
     if isinstance(value, partial):
         return [inner(value.func), inner(value.args), inner(value.keywords)]
-    if isinstance(value, torch.nn.Module):
-        weights = [] if any(map(is_part, value.parameters())) else value.state_dict().items()
-        return {"class": kind, **{name: inner(some_of(weight, _VALUES)) for name, weight in weights}}
-    plain = {name: each for name, each in getattr(value, "__dict__", {}).items() if not name.startswith("_")}
-    if not is_dataclass(value):
-        plain = {name: each for name, each in plain.items() if isinstance(each, bool | int | float | str | np.generic)}
-    return {"class": kind, **inner(plain)} if plain else kind
+    if isinstance(value, nn.Module):
+        if not modules:
+            return kind
+        return {"class": kind, **{name: inner(some_of(each, _VALUES)) for name, each in value.state_dict().items()}}
+    if is_dataclass(value) or isinstance(value, SimpleNamespace):
+        return {"class": kind, **inner(vars(value))}
+    return kind  # whatever it counts or holds
+
+
+def _of_values(values: Any) -> str:
+    """A digest of an array's or a tensor's values."""
+    if math.prod(values.shape) < _LONG:
+        return hashlib.sha256(repr(values.tolist()).encode()).hexdigest()[:8]
+    array = np.asarray(values)
+    if array.dtype.hasobject:
+        raise TypeError("an array of objects, whose bytes say where they are")
+    return hashlib.sha256(array.tobytes()).hexdigest()[:8]
 
 
 def of_attributes(part: Any) -> dict[str, str]:

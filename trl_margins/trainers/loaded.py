@@ -22,6 +22,8 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import safe_open
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +97,24 @@ def is_converted(model: Any) -> bool:
     return bool(of_its_files or get_model_conversion_mapping(model, add_legacy=False))
 
 
+def has_weights(folder: str | Path) -> bool:
+    """Whether there is a file of a whole model's weights, or their index."""
+    names = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
+    return any(Path(folder, name).is_file() for name in names)
+
+
+def _renamings_of_ones_own(model: PreTrainedModel) -> dict[str, str]:
+    """`key_mapping`, by which a model was loaded, and by which it is saved."""
+    known = [each.source_patterns for each in get_model_conversion_mapping(model)]
+    own = [each for each in getattr(model, "_weight_conversions", None) or () if each.source_patterns not in known]
+    return {
+        source: target
+        for each in own
+        if type(each) is WeightRenaming
+        for source, target in zip(each.source_patterns, each.target_patterns, strict=True)
+    }
+
+
 def load_converted(model: PreTrainedModel, folder: str | Path) -> None:
     """Loads a saved model's weights into one that `is_converted`, by `from_pretrained`, which converts them back.
 
@@ -104,7 +124,9 @@ def load_converted(model: PreTrainedModel, folder: str | Path) -> None:
     weights = [each for each in model.state_dict().values() if each.is_floating_point()]
     widest = functools.reduce(torch.promote_types, {each.dtype for each in weights})  # so that nothing is rounded
     with whole_weights(str(folder)):
-        saved = type(model).from_pretrained(folder, config=copy.deepcopy(model.config), dtype=widest)
+        saved = type(model).from_pretrained(
+            folder, config=copy.deepcopy(model.config), dtype=widest, key_mapping=_renamings_of_ones_own(model) or None
+        )
     model.load_state_dict(saved.state_dict())
 
 

@@ -118,7 +118,7 @@ class MarginMixin(BestMixin, CardMixin, PushMixin, InterruptsMixin, CheckpointMi
     beta, loss_weights, label_smoothing, simpo_gamma = ReadOnce(), ReadOnce(), ReadOnce(), ReadOnce()
     loss_type, loss_types, f_divergence_type = ReadOnce(), ReadOnce("loss_type"), ReadOnce()
     cpo_alpha, max_length, truncation_mode = ReadOnce(), ReadOnce(), ReadOnce()
-    neftune_noise_alpha, optimizer_cls_and_kwargs = ReadOnce(), ReadOnce()
+    neftune_noise_alpha, optimizer_cls_and_kwargs = ReadOnce(), ReadOnce("optimizers")
 
     def __init__(
         self,

@@ -113,9 +113,12 @@ COLUMNS = [
          r"the column 'pr\\u03bfmpt' looks like 'prompt', and is not, since '\u03bf' is GREEK SMALL LETTER OMICRON"),
     Case("a score in letters of another alphabet", lambda: [{**r, "score_\u0441hosen": 1.0} for r in without(
          texts(), "score_chosen")], r"column 'score_\\u0441hosen' looks like 'score_chosen', and is not"),
-    *(Case(f"a name like {name}", lambda name=name: each(texts(), **{f"{name}\xa0": 1}),
-           rf"the column '{name}\\xa0' looks like '{name}', and is not")
+    *(Case(f"a name like {name}", lambda name=name: each(texts(), **{f"{name}\xa0": 1}), right=USUAL,
+           log=rf"column '{name}\\xa0', which 4 of 4 rows have, is not read as '{name}', since .* is NO-BREAK SPACE")
       for name in ("tools", "chat_template_kwargs", "system", "is_flipped", "evaluation_factor")),
+    Case("tools in capitals", lambda: each(texts(), Tools=["x"]), right=USUAL,
+         log="column 'Tools', which 4 of 4 rows have, is not read as 'tools', since its name is written otherwise"),
+    Case("an empty column of a name like another", lambda: each(texts(), **{"system ": ""}), right=USUAL),
     Case("a name like that of scores, which nothing reads", lambda: each(texts(), **{"margin ": 5.0}), right=USUAL),
     Case("a capital", lambda: [{"Prompt": "a", "chosen": "b", "rejected": "c"}] * 4,
          r"Add a prompt column.*there are the columns \['Prompt'\]: name the prompt with prompt_column='Prompt'"),

@@ -967,3 +967,33 @@ def test_a_stream_whose_second_file_does_not_fit(folder):
     with pytest.raises(ValueError, match=r"cannot be streamed: .*: load the data set instead of streaming it"):
         load_splits(str(folder), streaming=True)
     assert len(rows_of(folder)) == 2
+
+
+HALF = '{"prompt": "p", "chosen": "cat a\\ud83d x", "rejected": "b"}'
+WHOLE = '{"prompt": "q", "chosen": "a", "rejected": "b"}'
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("half.json", f"[{WHOLE}, {HALF}]", "half.json: row 1: half of a surrogate pair"),
+        ("half.jsonl", f"{WHOLE}\n{HALF}\n", "half.jsonl, line 2: half of a surrogate pair"),
+        ("one.jsonl", HALF, "one.jsonl, line 1: half of a surrogate pair"),
+        ("low.json", f"[{HALF}]".replace("ud83d", "udc00"), "low.json: row 0: half of a surrogate pair"),
+        ("tab.jsonl", '{"prompt": "p", "responses": ["a", "b"], "n": "a\tb"}', "tab.jsonl, line 1: not JSON"),
+        (
+            "large.jsonl",
+            '{"prompt": "p", "responses": ["a", "b"], "n": 1e400}',
+            "line 1: the number 1e400 is too large",
+        ),
+    ],
+)
+def test_what_a_reader_would_leave_out_or_take_apart(name, text, said, tmp_path):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=said):
+        load_splits(str(tmp_path / name))
+
+
+def test_a_whole_pair_of_surrogates_is_a_character(tmp_path):
+    (tmp_path / "whole.json").write_text(f"[{HALF}]".replace("ud83d", "ud83d\\ude00"))
+    assert load_splits(str(tmp_path / "whole.json"))["train"][0]["chosen"] == "cat a\U0001f600 x"

@@ -1200,5 +1200,57 @@ def test_letters_of_another_alphabet_in_a_key():
 def test_several_rejected_answers_are_no_pairs():
     """RewardBench 2 has them."""
     rows = Dataset.from_list([{"prompt": "q", "chosen": ["a"], "rejected": ["b", "c"]}])
-    with pytest.raises(RowError, match=r"'chosen' holds lists of texts: a pair has one .* make a row of each two"):
+    with pytest.raises(
+        RowError, match=r"'chosen' holds lists of completions: a pair has one .* make a row of each two"
+    ):
+        ScoredLists.of(rows, "train")
+
+
+def test_lists_of_turns_beside_text_are_said(caplog):
+    vote = {"winner_model_a": 1, "winner_model_b": 0, "winner_tie": 0}
+    text = {"prompt": "q", "response_a": "a", "response_b": "c", **vote}
+    turns = {"prompt": '["z"]', "response_a": '["b"]', "response_b": '["c"]', **vote}
+    [*ScoredLists.of(Dataset.from_list([text, text, turns]), "train")]
+    assert "1 of 3 rows are lists of turns, written as JSON, and the others text" in caplog.text
+    for rows in ([text] * 2, [turns] * 2):
+        caplog.clear()
+        [*ScoredLists.of(Dataset.from_list(rows), "train")]
+        assert "lists of turns" not in caplog.text
+
+
+def test_texts_that_look_like_lists_of_other_things():
+    vote = {"winner_model_a": 1, "winner_model_b": 0, "winner_tie": 0}
+    texts = [("q", "a", "b"), ("[1]", "[2]", "[3]")]
+    rows = [dict(zip(("prompt", "response_a", "response_b"), each, strict=True)) | vote for each in texts]
+    _, found = ScoredLists.of(Dataset.from_list(rows), "train")
+    assert (found.prompt, {*found.responses}) == ("[1]", {"[2]", "[3]"})
+
+
+@pytest.mark.parametrize("turn", [1, 1.0, "1", "1.0"])
+def test_the_turn_of_a_vote_may_be_any_number(turn):
+    turns = [user("q"), bot("a"), user("r"), bot("b")]
+    others = [user("q"), bot("c"), user("r"), bot("d")]
+    rows = [{"conversation_a": turns, "conversation_b": others, "winner": "model_a", "turn": turn}]
+    (found,) = ScoredLists.of(Dataset.from_list(rows), "train")
+    assert sorted(map(str, found.responses)) == sorted(map(str, ([bot("a")], [bot("c")])))
+
+
+@pytest.mark.parametrize("turn", ["first", -1, 1.5])
+def test_a_turn_that_is_none_is_said(turn, caplog):
+    turns, others = [user("q"), bot("a")], [user("q"), bot("c")]
+    rows = [{"conversation_a": turns, "conversation_b": others, "winner": "model_a", "turn": turn}]
+    assert len([*ScoredLists.of(Dataset.from_list(rows), "train")]) == 1
+    assert "1 rows have a turn that is no whole number from 1 on" in caplog.text
+
+
+@pytest.mark.parametrize("options", [{}, {"prompt_column": "prompt"}])
+def test_score_columns_that_are_not_there_are_named(options):
+    rows = Dataset.from_list([{"prompt": "p", "responses": ["a", "b"], "sc": [1, 2]}])
+    with pytest.raises(RowError, match=r"score_columns names \['scx'\], and there are only the columns"):
+        ScoredLists.of(rows, "train", ["scx"], **options)
+
+
+def test_lists_of_messages_are_no_pairs():
+    rows = Dataset.from_list([{"prompt": "p", "chosen": [[bot("a")]], "rejected": [[bot("b")], [bot("c")]]}])
+    with pytest.raises(RowError, match="'chosen' holds lists of completions"):
         ScoredLists.of(rows, "train")

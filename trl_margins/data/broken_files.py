@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import lzma
+import math
 import re
 import zlib
 from collections import Counter
@@ -31,6 +32,7 @@ _DAMAGES: tuple[type[Exception], ...] = (OSError, EOFError, lzma.LZMAError, zlib
 _CODE = re.compile(r"\s*[+-]?0\d+\s*", re.ASCII)
 _NOT_BLANK = re.compile(r"\S")
 _POINTER = b"version https://git-lfs.github.com/spec/"
+_HALF = "half of a surrogate pair, which is not a character"
 _TOO_DEEP = "lists or objects within one another, deeper than Python reads"
 _TWICE = "JSON that was made JSON again, so that a row is one text: write the rows themselves, once"
 _DAMAGED = "the file is damaged or was not written to its end"
@@ -39,7 +41,7 @@ _DAMAGED = "the file is damaged or was not written to its end"
 def check_file(file: Path, only_first: bool = False) -> None:
     """Refuses a file that a reader would silently misread: an empty one, a Git LFS pointer, a CSV file with a column
     twice, a row with fewer or more fields than columns, one that repeats the header, or text after a closing quote;
-    a JSON file with a key twice in one object. `only_first` checks one row of a table, and no JSON.
+    a JSON file with a key twice in an object, or half a character. `only_first` checks a row of a table, and no JSON.
     """
     with file.open("rb") as content:
         start = content.read(len(_POINTER))
@@ -50,20 +52,22 @@ def check_file(file: Path, only_first: bool = False) -> None:
     if any(suffix in file.name.lower() for suffix in _FOR_COLUMNS):
         _check_table(file, only_first)
     if builder_of(file) == "json" and not only_first:
-        _check_keys(file)
+        _check_json(file)
 
 
-def _check_keys(file: Path) -> None:
+def _check_json(file: Path) -> None:
     decoder = json.JSONDecoder(object_pairs_hook=_without_repeats, strict=False)
-    number = 0
+    number, line = 0, ""
     try:
         with open_text(file) as lines:
             for number, line in enumerate(lines, start=1):
                 if number == 1 and not isinstance(_object(line), dict):
-                    _check_rows(decoder.decode(line + lines.read()))
+                    rest = lines.read()
+                    _check_rows(decoder.decode(line + rest))
+                    line += rest
                 elif line.strip():
-                    decoder.decode(line.strip())
-    except RepeatedKeyError as error:
+                    _check_characters(decoder.decode(line.strip()))
+    except (RepeatedKeyError, HalfCharacterError) as error:
         raise ValueError(f"{file.name}, line {number}: {error}") from None
     except TypeError as error:
         raise ValueError(f"{file.name}: {error}") from None
@@ -71,6 +75,31 @@ def _check_keys(file: Path) -> None:
         return
     except _DAMAGES:
         return
+    alone = number == 1 and "\n" not in line.strip() and builder_of(file) == "json"
+    # of one row that Arrow cannot read, `datasets` makes as many as its lists are long
+    if alone and ".jsonl" in file.name.lower() and (problem := _problem_of_line(line) or _too_large(line)):
+        raise ValueError(f"{file.name}, line 1: {problem}: {shortened(line.strip())}")
+
+
+def _check_characters(row: Any) -> None:
+    """Raises a HalfCharacterError for text that holds half of a surrogate pair, which `datasets` leaves out."""
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise HalfCharacterError(f"{_HALF}: write the whole one, or leave it out") from None
+
+
+def _too_large(line: str) -> str | None:
+    def finite(text: str) -> float:
+        if math.isinf(number := float(text)):
+            raise ValueError(f"the number {text} is too large")
+        return number
+
+    try:
+        json.loads(line, parse_float=finite)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def _check_table(file: Path, only_first: bool) -> None:
@@ -289,7 +318,7 @@ def _problem_of_line(line: str) -> str | None:
     except RecursionError:
         return _TOO_DEEP
     except UnicodeEncodeError:
-        return "half of a surrogate pair, which is not a character"
+        return _HALF
     except ValueError as error:
         return str(error)
     if isinstance(row, str) and isinstance(_object(row), dict | list):
@@ -299,12 +328,22 @@ def _problem_of_line(line: str) -> str | None:
 
 def _check_rows(document: Any) -> None:
     """Raises a TypeError for a list in which not everything is an object."""
+    if not isinstance(document, list):
+        _check_characters(document)
     for number, row in enumerate(document if isinstance(document, list) else ()):
+        try:
+            _check_characters(row)
+        except HalfCharacterError as error:
+            raise TypeError(f"row {number}: {error}") from None
         if not isinstance(row, dict):
             if isinstance(row, str) and isinstance(_object(row), dict | list):
                 raise TypeError(_TWICE)
             what = "an object with a value for each column (pandas' orient='records')"
             raise TypeError(f"row {number} is a {type(row).__name__}, and a row is {what}")
+
+
+class HalfCharacterError(ValueError):
+    """Text holds half of a surrogate pair."""
 
 
 class RepeatedKeyError(ValueError):

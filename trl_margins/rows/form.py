@@ -15,7 +15,6 @@ from typing import Any
 from trl.data_utils import extract_prompt
 
 from ..checks import odd_letters, why_look_alike
-from ..pairs import FACTOR, IS_FLIPPED
 from .list_forms import list_form
 
 Message = dict[str, Any]
@@ -155,8 +154,7 @@ class RowReader:
     ) -> RowReader:
         """A reader for a set with these columns; a RowError names one that is missing."""
         names = tuple(columns)
-        read = [*COMPLETIONS, *TEMPLATE, IS_FLIPPED, FACTOR]
-        read += [usual for usual, given in (("prompt", prompt_column), ("system", system_column)) if given is None]
+        read = COMPLETIONS if prompt_column else ("prompt", *COMPLETIONS)
         unnamed = [name for name in names if name not in (prompt_column, system_column)]
         refuse_look_alikes(unnamed, f"the {split} data set", read)
         require_columns(names, split)

@@ -18,7 +18,7 @@ from itertools import chain
 from reprlib import repr as shortened
 from typing import Any, NamedTuple
 
-from datasets import ClassLabel, Dataset
+from datasets import ClassLabel, Dataset, List
 
 from ..checks import odd_letters, truth_of
 from . import votes
@@ -84,6 +84,12 @@ _RANKED = "{n} scores are negative ranks: the lowest rank is the best"
 _SEVERAL_TURNS = (
     "{n} conversations were left out, whose answers differ before the last turn: what the user said to one of them is "
     "no prompt of the other"
+)
+_ODD_TURN = "{n} rows have a turn that is no whole number from 1 on, and are read as a whole"
+_TEXT = "{n} rows are text"  # which is not said
+_TURNS_BESIDE_TEXT = (
+    "{n} of {rows} rows are lists of turns, written as JSON, and the others text: the lists are read as dialogues, "
+    "and all rows become messages. If they are texts that look like lists, write each as a list of one text"
 )
 _BROKEN_TEXT = "{n} texts held half of a surrogate pair, which was replaced"
 _SPELLED = (
@@ -229,8 +235,8 @@ class ScoredLists:
             refuse_look_alikes(names, name, NAMES)
             if several := [column for column in COMPLETIONS if _holds_texts(dataset.features.get(column))]:
                 raise RowError(
-                    f"{name}: the column {several[0]!r} holds lists of texts: a pair has one chosen and one rejected "
-                    "completion, so make a row of each two, with dataset.map, which trains as it is"
+                    f"{name}: the column {several[0]!r} holds lists of completions: a pair has one chosen and one "
+                    "rejected completion, so make a row of each two, with dataset.map, which trains as it is"
                 )
             raise RowError(why_no_lists(names, name, score_columns, prompt_column))
         if more := form.further(names):
@@ -298,10 +304,12 @@ class ScoredLists:
                 "number: make one with dataset.map, or score the answers first, with trl-margins score FILE "
                 "--reward_model MODEL"
             )
+        if not self.counts.pop(_TEXT, 0):
+            del self.counts[_TURNS_BESIDE_TEXT]
         self.counts[_MERGED] = 0 if kind in ("one", "two") else sum(map(len, groups.values())) - len(groups)
         yield from map(self._merged, groups.values())
         for reason, n in (+self.counts).items():
-            level = logging.WARNING if reason in (_FORGED, _SPELLED) else logging.INFO
+            level = logging.WARNING if reason in (_FORGED, _SPELLED, _ODD_TURN, _TURNS_BESIDE_TEXT) else logging.INFO
             logger.log(level, f"{self.reader.split}: {reason.format(n=n, rows=len(self.dataset))}")
         if note := unsplit_note(self.unsplit):
             logger.warning(f"{self.reader.split}: {note}")
@@ -548,24 +556,38 @@ class ScoredLists:
         if are_turns(prompt, answers):
             asked, *answered = ([self._mended(text) for text in texts] for texts in (prompt, *answers))
             conversations = [in_turns(asked, each) for each in answered]
+            self.counts[_TURNS_BESIDE_TEXT] += isinstance(row[names[0]], str)
         elif prompt is None and all(map(is_messages, answers)):
             conversations = [self._part(answer, name, i) for answer, name in zip(answers, names, strict=True)]
         else:
             if self.form.scores == VOTE:
                 self._refuse_half_turns(dict(zip((str(self.form.prompt), *names), (prompt, *answers), strict=True)), i)
+            self.counts[_TEXT] += 1
             return values
-        if isinstance(n := row.get("turn"), int):  # the judges of MT-bench's first turn saw the second one's answer
+        if (n := self._turn(row)) is not None:  # the judges of MT-bench's first turn saw the second one's answer
             conversations = [first_turns(each, n) for each in conversations]
         n = shared_turns(conversations)
         if any(len(each) != n + 1 for each in conversations):
             return None
         return [conversations[0][:n], *(None if each[n]["content"] is None else each[n:] for each in conversations)]
 
+    def _turn(self, row: Mapping[str, Any]) -> int | None:
+        """The turn that a vote is on, also where pandas has made 1.0 of it."""
+        if (given := row.get("turn")) is None or given != given:
+            return None
+        n = as_number(given)
+        if not isinstance(n, int | float) or n < 1 or n % 1:
+            self.counts[_ODD_TURN] += 1
+            return None
+        return int(n)
+
     def _refuse_half_turns(self, parts: Mapping[str, Any], i: int) -> None:
         """Kaggle's votes are on lists of turns; a broken one among them would be read as the text of all."""
         broken = [name for name, part in parts.items() if not is_list_of(part, str | None) or not part]
         lists = [isinstance(part, list) and bool(part) and not is_messages(part) for part in parts.values()]
-        if broken and lists[0] and any(lists[1:]):  # one alone may be a text that looks like a list
+        among_text = self.counts[_TEXT] and not self.counts[_TURNS_BESIDE_TEXT]
+        # one alone may be a text that looks like a list, and among texts so may all
+        if broken and lists[0] and any(lists[1:]) and not (among_text and len(broken) == len(parts)):
             raise RowError(
                 f"column {broken[0]!r}, {self._where(i)}: {shortened(parts[broken[0]])} is not a list of texts, one a "
                 "turn, as its other columns or rows have: correct it, or drop the row"
@@ -650,8 +672,9 @@ class ScoredLists:
 
 
 def _holds_texts(feature: Any) -> bool:
-    """Whether a column's values are lists of texts."""
-    return getattr(getattr(feature, "feature", None), "dtype", None) == "string"
+    """Whether a column's values are lists of texts, or of lists of messages."""
+    inner = getattr(feature, "feature", None)
+    return isinstance(inner, List) or getattr(inner, "dtype", None) == "string"
 
 
 def _rating(annotation: Any) -> Any:

@@ -14,11 +14,14 @@ from unicodedata import category
 
 from datasets import Dataset, IterableDataset
 
+from ..checks import looks_like, odd_letters
+from ..pairs import FACTOR, IS_FLIPPED
 from .form import (
     BESIDE_A_PROMPT,
     COMPLETIONS,
     DIALOGUE,
     SHAREGPT,
+    TEMPLATE,
     USUAL_ROLES,
     Part,
     PreferenceRow,
@@ -87,6 +90,7 @@ class RowCounts:
     beside: dict[str, Seen] = field(default_factory=dict)  # the same of columns of any other name
     contradicted: Seen = field(default_factory=Seen)  # prompts as text beside conversations that begin otherwise
     unprompted: Seen = field(default_factory=Seen)  # text rows whose prompt is empty
+    alike: dict[str, Seen] = field(default_factory=dict)  # columns whose names look like those of others that are read
     prompts: set[int] = field(default_factory=set)  # hashes of prompts
 
     @property
@@ -295,6 +299,8 @@ def count_rows(
     has_conversations = "messages" in reader.columns and prompt not in (None, "messages", *SHAREGPT)
     conversations = ["messages"] if has_conversations else []
     columns = list(dict.fromkeys([*reader.needed, *suspects, *beside, *conversations, *pointed]))
+    alike = {name for name in reader.columns if _taken_for(name, reader)}
+    columns += [name for name in alike if name not in columns]
     ends = {f"_{name}"[i:] for name in reader.columns for i in range(len(name)) if f"_{name}"[i] == "_"}
     texts = [name for name in (prompt, *COMPLETIONS) if name is not None and name not in reader.stored]
     for number, raw in enumerate(_ahead(dataset, columns, reader.split)):
@@ -315,6 +321,9 @@ def count_rows(
         if found := referred(row.completions, {name: raw.get(name) for name in pointed}, text_of(row.prompt)):
             counts.referring += 1
             counts.referred |= found
+        for name in alike:
+            if raw.get(name) not in (None, "", [], {}):
+                counts.alike.setdefault(name, Seen()).add(number)
         counts.named += all(isinstance(part, str) and f"_{part}" in ends for part in row.completions)
         for name in texts:
             if _spells_messages(raw.get(name)):
@@ -460,6 +469,14 @@ def why_refused(reader: RowReader, counts: RowCounts) -> str | None:
     return None
 
 
+def _taken_for(name: str, reader: RowReader) -> str | None:
+    """Of the columns that are read where they are there, one that is not, and that a reader takes the name for."""
+    known = [each for each in (*TEMPLATE, "system", IS_FLIPPED, FACTOR) if each not in reader.columns]
+    if name in (reader.prompt_column, reader.system_column):
+        return None
+    return name.lower() if name.lower() in known and name.lower() in TEMPLATE else looks_like(name, known)
+
+
 class Note(NamedTuple):
     """A message about a data set."""
 
@@ -473,6 +490,12 @@ def notes(reader: RowReader, counts: RowCounts) -> Iterator[Note]:
     n = counts.n
     if reader.prompt_column not in (None, "prompt"):
         yield info(f"column {reader.prompt_column!r} holds the prompts")
+    for name, seen in counts.alike.items():
+        odd = odd_letters(name) or "its name is written otherwise"
+        yield warning(
+            f"the column {name!a}, which {seen.n} of {n} rows have, is not read as {_taken_for(name, reader)!r}, "
+            f"since {odd}: rename it if it is meant as that"
+        )
     if same := len(counts.same_rows):
         yield warning(f"{same} of {n} pairs have the same completion twice: they have no gap to learn from")
     for name, seen in counts.blank.items():

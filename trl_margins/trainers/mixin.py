@@ -152,7 +152,9 @@ class MarginMixin(BestMixin, CardMixin, PushMixin, InterruptsMixin, CheckpointMi
         self._evaluated: list[Tensor] = []
         self._prefix = "eval"  # of the metrics of the set that is evaluated
         sizes = {name: _size_of(given.get(name)) for name in ("train_dataset", "eval_dataset")}
-        check_alike(PartialState(), {"base": self._config_class._base, **sizes, **options_of_every_rank(config)})
+        alike = {"base": self._config_class._base, **sizes, **options_of_every_rank(config)}
+        alike.pop("output_dir", None)  # of a trainer that only measures, each process may have its own
+        check_alike(PartialState(), alike)
         sets = prepare_datasets(
             given.get("train_dataset"),
             given.get("eval_dataset"),

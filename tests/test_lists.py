@@ -1164,6 +1164,7 @@ def test_a_rating_by_another_name(key):
     lists = ScoredLists.of(Dataset.from_list([{"instruction": "q", "completions": answers}]), "train", ["helpfulness"])
     with pytest.raises(RowError, match=rf"no annotation has a rating, but there are numbers as '{key}': rename"):
         list(lists)
+    assert len([*ScoredLists.of(lists.dataset, "train", scored=False)]) == 1
 
 
 def test_an_answer_that_nobody_rated():

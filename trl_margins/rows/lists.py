@@ -236,7 +236,7 @@ class ScoredLists:
             if several := [column for column in COMPLETIONS if _holds_texts(dataset.features.get(column))]:
                 raise RowError(
                     f"{name}: the column {several[0]!r} holds lists of completions: a pair has one chosen and one "
-                    "rejected completion, so make a row of each two, with dataset.map, which trains as it is"
+                    "rejected completion, so make a row of each two, with dataset.map"
                 )
             raise RowError(why_no_lists(names, name, score_columns, prompt_column))
         if more := form.further(names):
@@ -255,13 +255,10 @@ class ScoredLists:
 
     def _warn_of_other_scores(self, given: Sequence[str] | None) -> None:
         """Warns of columns that may be other scores of the same answers."""
-        known = {"columns": SCORES, "one": SCORE}.get(self.form.kind, ())
-        if (
-            given is None
-            and self.form.scores
-            and (others := [n for n in known if n in self.reader.columns and n not in self.form.scores])
-        ):
-            self._warn_of_choice(self.form.scores, others)
+        used, known = self.form.scores, {"columns": SCORES, "one": SCORE}.get(self.form.kind, ())
+        others = [name for name in known if name in self.reader.columns and name not in used]
+        if given is None and used and others:
+            self._warn_of_choice(used, others)
 
     def _warn_of_choice(self, used: Sequence[str], others: Sequence[str]) -> str:
         said = (
@@ -291,7 +288,7 @@ class ScoredLists:
                 groups[self._key(found, row)].append(found)
             else:
                 yield found
-        if self.elsewhere and not groups:
+        if self.scored and self.elsewhere and not groups:
             keys = " and ".join(map(repr, dict.fromkeys(self.elsewhere)))
             raise RowError(
                 f"column {self.form.responses[0]!r} of {self.reader.split}: no annotation has a rating, but there are "

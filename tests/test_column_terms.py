@@ -330,6 +330,11 @@ class TestValues:
         with pytest.raises((TypeError, ValueError), match=f"^{said}"):
             simpo(weight=term)
 
+    def test_a_class_whose_name_is_no_text(self):
+        for name in (5, b"x"):
+            with pytest.raises(TypeError, match=f"the name of the term Odd is {name!r}: give it a text"):
+                type("Odd", (Term,), {"name": name})
+
     @pytest.mark.parametrize(
         ("changes", "said"),
         [

@@ -33,6 +33,8 @@ class Term(ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if not isinstance(getattr(cls, "name", ""), str | None):
+            raise TypeError(f"the name of the term {cls.__name__} is {cls.name!r}: give it a text")
         if "name" in vars(cls) and "option_prefix" not in vars(cls):
             cls.option_prefix = option_prefix(cls.name)
 

@@ -325,11 +325,11 @@ def _check_terms(kind: str, terms: Sequence[Term]) -> None:
 
 
 def _check_term(kind: str, term: Term) -> None:
-    if isinstance(term, str) or (isinstance(term, type) and issubclass(term, Term)):
-        what = (
-            f"a name: {kind}={term!r} belongs in the config" if isinstance(term, str) else f"the class {term.__name__}"
-        )
-        raise TypeError(f"the {kind} is {what}. From Python, give an instance of a term's class")
+    fix = "From Python, give an instance of a term's class"
+    if isinstance(term, str):
+        raise TypeError(f"the {kind} is a name: {kind}={term!r} belongs in the config. {fix}")
+    if isinstance(term, type) and issubclass(term, Term):
+        raise TypeError(f"the {kind} is the class {term.__name__}. {fix}")
     if not isinstance(term, Term) or not isinstance(getattr(term, "name", None), str):
         raise TypeError(
             f"the {kind} {getattr(term, 'name', term)!r} is not a Term: let its class inherit from trl_margins.Term "

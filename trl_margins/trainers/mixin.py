@@ -584,9 +584,8 @@ class MarginMixin(BestMixin, CardMixin, PushMixin, InterruptsMixin, CheckpointMi
             raise ValueError(f"objective does not go with {what}: the objective has the weight and the margin already")
         defaults = {item.name: default_of(item) for item in fields(config)}
         unread = [name for name in _OF_THE_OBJECTIVE if getattr(config, name, None) != defaults.get(name)]
-        if (
-            "loss_type" not in unread and getattr(config, "gamma_beta_ratio", None) is not None
-        ):  # else it may be SimPO's
+        # beside a loss, it may be SimPO's
+        if "loss_type" not in unread and getattr(config, "gamma_beta_ratio", None) is not None:
             unread.append("gamma_beta_ratio")
         if unread:
             logger.warning("no effect of %s: the trainer was given an objective", ", ".join(unread))

@@ -1249,6 +1249,8 @@ def test_score_columns_that_are_not_there_are_named(options):
     rows = Dataset.from_list([{"prompt": "p", "responses": ["a", "b"], "sc": [1, 2]}])
     with pytest.raises(RowError, match=r"score_columns names \['scx'\], and there are only the columns"):
         ScoredLists.of(rows, "train", ["scx"], **options)
+    with pytest.raises(RowError, match=r"score_columns names \['scx'\], and there are only the columns"):
+        ScoredLists.of(rows, "train", ["sc", "scx"], **options)
 
 
 def test_lists_of_messages_are_no_pairs():

@@ -32,6 +32,7 @@ _DAMAGES: tuple[type[Exception], ...] = (OSError, EOFError, lzma.LZMAError, zlib
 _CODE = re.compile(r"\s*[+-]?0\d+\s*", re.ASCII)
 _NOT_BLANK = re.compile(r"\S")
 _POINTER = b"version https://git-lfs.github.com/spec/"
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _HALF = "half of a surrogate pair, which is not a character"
 _TOO_DEEP = "lists or objects within one another, deeper than Python reads"
 _TWICE = "JSON that was made JSON again, so that a row is one text: write the rows themselves, once"
@@ -62,11 +63,12 @@ def _check_json(file: Path) -> None:
         with open_text(file) as lines:
             for number, line in enumerate(lines, start=1):
                 if number == 1 and not isinstance(_object(line), dict):
-                    rest = lines.read()
-                    _check_rows(decoder.decode(line + rest))
-                    line += rest
+                    line += lines.read()
+                    _check_rows(decoder.decode(line), may_be_half=_SURROGATE.search(line) is not None)
                 elif line.strip():
-                    _check_characters(decoder.decode(line.strip()))
+                    row = decoder.decode(line.strip())
+                    if _SURROGATE.search(line):
+                        _check_characters(row)
     except (RepeatedKeyError, HalfCharacterError) as error:
         raise ValueError(f"{file.name}, line {number}: {error}") from None
     except TypeError as error:
@@ -326,13 +328,14 @@ def _problem_of_line(line: str) -> str | None:
     return None if isinstance(row, dict) else "not an object with a value for each column, so correct or remove it"
 
 
-def _check_rows(document: Any) -> None:
+def _check_rows(document: Any, may_be_half: bool) -> None:
     """Raises a TypeError for a list in which not everything is an object."""
-    if not isinstance(document, list):
+    if may_be_half and not isinstance(document, list):
         _check_characters(document)
     for number, row in enumerate(document if isinstance(document, list) else ()):
         try:
-            _check_characters(row)
+            if may_be_half:
+                _check_characters(row)
         except HalfCharacterError as error:
             raise TypeError(f"row {number}: {error}") from None
         if not isinstance(row, dict):

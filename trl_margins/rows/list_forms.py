@@ -150,8 +150,8 @@ def why_no_lists(
 ) -> str:
     """What a set with these columns lacks, and the fix."""
     only = f"only the columns {list(names)}"
-    if score_columns and not any(name.startswith(each) for each in score_columns for name in names):
-        return f"{split}: score_columns names {list(score_columns)}, and there are {only}"
+    if missing := [each for each in score_columns or () if not any(name.startswith(each) for name in names)]:
+        return f"{split}: score_columns names {missing}, and there are {only}"
     if {*RESPONSES} & {*names} and not prompt_column and not {*PROMPTS} & {*names}:
         fix = "name the column of the prompts with prompt_column (--prompt_column)"
         return f"{split}: there are answers but no prompts, {only}: {fix}"

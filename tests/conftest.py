@@ -16,6 +16,7 @@ import functools
 import gc
 import logging
 import random
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,10 @@ accelerate.utils.imports._is_package_available = functools.cache(accelerate.util
 # Cards have no pictures, nor have those of the processes that tests fork: drawing takes several times as long as a run
 drawn_pictures = card.pictures
 card.pictures = lambda trainer: []
+
+# tests in the background of a script, where Ctrl-C is ignored, send it, too
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SPECIAL = ["<pad>", "<s>", "</s>"]
 CHAT_TEMPLATE = (

@@ -10,7 +10,9 @@ import random
 import re
 import shutil
 import signal
+from collections import deque
 from dataclasses import dataclass
+from datetime import timedelta
 from decimal import Decimal
 from enum import Enum
 from fractions import Fraction
@@ -18,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from uuid import UUID
 
 import killed
 import numpy as np
@@ -457,6 +460,12 @@ ARGUMENTS: dict[str, Any] = {
     "complex": (lambda: 2 + 0j, lambda: 3 + 0j),
     "bytes": (lambda: b"2", lambda: b"3"),
     "range": (lambda: range(2), lambda: range(3)),
+    "duration": (lambda: timedelta(2), lambda: timedelta(3)),
+    "queue": (lambda: deque([2.0]), lambda: deque([3.0])),
+    "UUID": (lambda: UUID(int=2), lambda: UUID(int=3)),
+    "type of numbers": (lambda: torch.float32, lambda: torch.bfloat16),
+    "device": (lambda: torch.device("cpu"), lambda: torch.device("meta")),
+    "bytearray": (lambda: bytearray(b"2"), lambda: bytearray(b"3")),
     "path": (lambda: Path("a"), lambda: Path("b")),
     "enum": (lambda: Level.LOW, lambda: Level.HIGH),
     "set": (lambda: {"a", "b", "c"}, lambda: {"a", "b"}),

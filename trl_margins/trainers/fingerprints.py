@@ -6,10 +6,11 @@ import hashlib
 import inspect
 import json
 import math
+from collections import deque
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import is_dataclass
-from datetime import date
+from datetime import date, timedelta
 from decimal import Decimal
 from enum import Enum
 from fractions import Fraction
@@ -17,6 +18,7 @@ from functools import partial
 from pathlib import PurePath
 from types import SimpleNamespace
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pyarrow as pa
@@ -35,7 +37,10 @@ from ..terms import Term
 _VALUES = 64  # of each weight tensor
 _DEPTH = 8  # of what is within an argument
 _LONG = 10_000  # values, of which JSON would be long, too
-_OF_ONE_VALUE = (bytes, complex, range, Decimal, Enum, Fraction, PurePath, date)
+_OF_ONE_VALUE = (
+    *(bytes, bytearray, complex, range, Decimal, Enum, Fraction, PurePath, UUID, date, timedelta),
+    *(torch.dtype, torch.device),
+)
 
 
 def of_columns(rows: Dataset, names: Iterable[str]) -> dict[str, str]:
@@ -111,7 +116,7 @@ def _described(value: Any, modules: bool, depth: int = 0) -> Any:
         return getattr(value, "__qualname__", kind)
     if isinstance(value, Mapping):
         return {str(inner(key)): inner(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple | deque):
         return [inner(each) for each in value] if len(value) < _LONG else _of_values(np.asarray(value))
     if isinstance(value, set | frozenset):
         return sorted(str(inner(each)) for each in value)

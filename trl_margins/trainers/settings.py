@@ -118,8 +118,9 @@ _OF_ONE_RANK = ("local_rank", "logging_dir", "run_name", "log_level", "log_level
 
 # of the settings: what a script has made. Weights are not all there where FSDP loads them on one process
 _MADE = (
-    *("reference", "evaluation_sets", "parts", "optimizer", "optimizer_arguments", "schedule", "schedule_arguments"),
-    *("adapter", "trained_parameters", "weight_types", "attention", "reference_attention", "precision"),
+    *("weight", "margin", "reference", "evaluation_sets", "parts", "optimizer", "optimizer_arguments", "schedule"),
+    *("schedule_arguments", "adapter", "trained_parameters", "weight_types", "attention", "reference_attention"),
+    "precision",
 )
 
 

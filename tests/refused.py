@@ -9,7 +9,15 @@ from accelerate import PartialState
 from conftest import preference_rows, quiet
 from transformers import TrainerCallback
 
-from trl_margins import GapPOConfig, GapPODPOConfig, GapPODPOTrainer, GapPOTrainer
+from trl_margins import (
+    GapPOConfig,
+    GapPODPOConfig,
+    GapPODPOTrainer,
+    GapPOTrainer,
+    MarginCPOConfig,
+    MarginCPOTrainer,
+    Term,
+)
 from trl_margins.cli import main
 from trl_margins.distributed import agreed
 from trl_margins.trainers.folder import locked
@@ -44,6 +52,18 @@ def train(out, rows=8, seed=0, evals=None, base="cpo", **options):
     trainer.train()
 
 
+class Plain(Term):
+    name = "plain"
+
+    def __call__(self, view):
+        return view.reward_gap * 0
+
+
+def in_roles(role):
+    config = MarginCPOConfig(**quiet(output_dir=str(OUT / "roles"), loss_type="simpo", max_steps=1))
+    MarginCPOTrainer(MODEL, args=config, train_dataset=preference_rows(8), **{role: Plain()}).train()
+
+
 class InTheWay(TrainerCallback):
     def on_train_begin(self, args, state, *more, **kwargs):
         if state.is_world_process_zero:
@@ -75,6 +95,7 @@ attempt("rows", lambda: train("rows", seed=state.process_index))
 attempt("sizes", lambda: train("sizes", rows=8 + state.process_index))
 attempt("sets", lambda: train("sets", evals=None if state.process_index else {"a": preference_rows(2)}))
 attempt("bases", lambda: train("bases", base=("cpo", "dpo")[state.process_index]))
+attempt("roles", lambda: in_roles(("weight_term", "margin_term")[state.process_index]))
 of_reference = {"base": "dpo", "reward": "log-ratio"}
 of_one = bool(state.process_index)
 attempt("precomputed", lambda: train("precomputed", **of_reference, precompute_ref_log_probs=of_one))

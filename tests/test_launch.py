@@ -119,6 +119,7 @@ def test_no_process_waits_for_one_that_was_refused(tiny_model, pairs, tmp_path):
         "sizes: process 0 and process 1 of one run .*: train_dataset 8 and 9. Start all with the same",
         r"sets: process 0 and process 1 of one run .*: eval_dataset \{'a': 2\} and None\. Start",
         "bases: process 0 and process 1 of one run .*: base 'cpo' and 'dpo';",
+        "roles: process 0 and process 1 of one run .*: weight 'plain' and None; margin None and 'plain'",
         "precomputed: process 0 and process 1 .*: precompute_ref_log_probs False and True",
         "precomputing: process 0 and process 1 .*: precompute_ref_batch_size 1 and 2",
         "used: output_dir .* has files of an earlier run",

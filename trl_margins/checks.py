@@ -91,6 +91,11 @@ def looks_like(name: str, known: Iterable[str]) -> str | None:
     return next((each for each in known if each != name and re.fullmatch(like, each)), None)
 
 
+def names_a_column(name: str) -> bool:
+    """Whether a log can have it as a column: no line of a CSV file has to be quoted for it."""
+    return name.isprintable() and name.strip() == name != "" and not {*name} & {*',"'}
+
+
 def check_path(name: str, path: Any) -> None:
     """
     Raises:

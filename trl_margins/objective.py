@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -14,7 +13,7 @@ from operator import add, mul
 import torch
 from torch import Tensor
 
-from .checks import NUMBERS, Number, unknown
+from .checks import NUMBERS, Number, names_a_column, unknown
 from .links import LINKS, Link, LossInputs
 from .pairs import SCORE_CHOSEN, PairLogps, PairView, this_rank
 from .rewards import Reward
@@ -290,7 +289,6 @@ def _terms(given: Term | Sequence[Term] | None) -> tuple[Term, ...]:
     return tuple(given) if isinstance(given, Sequence) and not isinstance(given, str) else (given,)
 
 
-_NAME = re.compile(r"[^\s,/\"]([^,/\"]*[^\s,/\"])?")
 _OF_STATE = ("state_dict", "load_state_dict")
 
 
@@ -335,7 +333,7 @@ def _check_term(kind: str, term: Term) -> None:
             f"the {kind} {getattr(term, 'name', term)!r} is not a Term: let its class inherit from trl_margins.Term "
             "and give it a name"
         )
-    if not _NAME.fullmatch(term.name) or not term.name.isprintable():
+    if not names_a_column(term.name) or "/" in term.name:
         raise ValueError(
             f"the {kind} is called {term.name!r}: logs and checkpoints need a name without commas, slashes, quotation "
             "marks and line breaks"

@@ -77,9 +77,9 @@ def _check_json(file: Path) -> None:
         return
     except _DAMAGES:
         return
-    alone = number == 1 and "\n" not in line.strip() and builder_of(file) == "json"
+    alone = number == 1 and "\n" not in line.strip() and ".jsonl" in file.name.lower()
     # of one row that Arrow cannot read, `datasets` makes as many as its lists are long
-    if alone and ".jsonl" in file.name.lower() and (problem := _problem_of_line(line) or _too_large(line)):
+    if alone and (problem := _problem_of_line(line) or _too_large(line)):
         raise ValueError(f"{file.name}, line 1: {problem}: {shortened(line.strip())}")
 
 
@@ -313,13 +313,13 @@ def _problem_of_line(line: str) -> str | None:
         return "a record separator (RFC 7464) before the row: remove it, for example with tr -d '\\036'"
     try:
         row = json.loads(line, object_pairs_hook=_without_repeats)
-        json.dumps(row, ensure_ascii=False).encode()
+        _check_characters(row)
     except json.JSONDecodeError as error:
         curly = "; its quotes are curly, write straight ones" if {*"“”„"} & {*line[: error.pos + 2]} else ""
         return f"not JSON ({error.msg} at character {error.pos}{curly})"
     except RecursionError:
         return _TOO_DEEP
-    except UnicodeEncodeError:
+    except HalfCharacterError:
         return _HALF
     except ValueError as error:
         return str(error)

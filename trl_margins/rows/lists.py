@@ -256,17 +256,19 @@ class ScoredLists:
     def _warn_of_other_scores(self, given: Sequence[str] | None) -> None:
         """Warns of columns that may be other scores of the same answers."""
         used, known = self.form.scores, {"columns": SCORES, "one": SCORE}.get(self.form.kind, ())
-        others = [name for name in known if name in self.reader.columns and name not in used]
-        if given is None and used and others:
-            self._warn_of_choice(used, others)
+        if given is None and used:
+            self._warn_of_choice(used, [name for name in known if name in self.reader.columns])
 
-    def _warn_of_choice(self, used: Sequence[str], others: Sequence[str]) -> str:
-        said = (
+    def _warn_of_choice(self, used: Sequence[str], known: Iterable[str]) -> None:
+        """Once, where there are known scores beside those that are used."""
+        others = [name for name in known if name not in used]
+        if not others or self.said:
+            return
+        self.said.append(
             f"{self.reader.split}: several columns or keys could be scores ({', '.join((*used, *others))}): "
             f"{' and '.join(used)} are used. Name others with score_columns (--score_columns)"
         )
-        logger.warning(said)
-        return said
+        logger.warning(self.said[0])
 
     def __iter__(self) -> Iterator[ScoredList]:
         for state in (self.counts, self.unused, self.unsplit, self.rated_by, self.elsewhere):
@@ -504,9 +506,8 @@ class ScoredLists:
                 f"{where}: there is no rating {' or '.join(names)}, only {sorted(numbers)}{odd and f' ({odd})'}: name "
                 "one of these with score_columns (--score_columns)"
             )
-        others = [name for name in _OTHER_RATINGS if name in numbers and name not in names]
-        if others and not self.form.scores and not self.said:
-            self.said.append(self._warn_of_choice(names, others))
+        if not self.form.scores:
+            self._warn_of_choice(names, [name for name in _OTHER_RATINGS if name in numbers])
         self.rated_by[:] = names
         self.counts[_FORGED] += "overall_score" in names and _is_forged(ratings)
         return {name: ratings.get(name) for name in names}

@@ -264,7 +264,7 @@ class ReadOnce:
     margin_run.json would not say what it is.
 
     Args:
-        config_name: of the field in the config.
+        config_name: of the field in the config, or of the argument, that decides it.
     """
 
     def __init__(self, config_name: str | None = None) -> None:

@@ -484,15 +484,15 @@ class CheckpointMixin(MarginTrainer):
         before = [options_of(group) for group in self.optimizer.param_groups] if is_watched else []
         with _loads(checkpoint, "the optimizer and its schedule", "its train_only and adapters"):
             super()._load_optimizer_and_scheduler(checkpoint)
+            loaded = [options_of(group) for group in self.optimizer.param_groups] if is_watched else []
             if is_watched:
-                check_same_kind(before, list(map(options_of, self.optimizer.param_groups)))
+                check_same_kind(before, loaded)
                 check_goes_on(self.optimizer, self.lr_scheduler)
         self._rng_state_of = checkpoint
         if checkpoint is None:
             return
         settings = settings_before(Path(checkpoint))
         if is_watched and not (self._made_optimizer and settings):  # else compared already
-            loaded = [options_of(group) for group in self.optimizer.param_groups]
             check_options(checkpoint, before, options_before(loaded, settings.get("optimizer_options") or ()))
         if (timed := Path(checkpoint, SHARING_FILE)).exists():
             with _readable(timed):

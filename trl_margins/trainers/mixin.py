@@ -20,7 +20,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import is_in_notebook
 from trl.trainer.utils import get_config_model_id
 
-from ..checks import default_of, unknown
+from ..checks import default_of, names_a_column, unknown
 from ..distributed import (
     check_alike,
     check_lockstep,
@@ -72,7 +72,7 @@ from .preparation import (
 from .progress import print_lines
 from .prompt_sharing import PromptSharing
 from .pushing import PushMixin
-from .settings import options_of_every_rank
+from .settings import config_options, options_of_every_rank
 from .window import WindowMixin
 
 logger = logging.getLogger(__name__)
@@ -84,10 +84,10 @@ _OF_THE_OBJECTIVE = ("beta", "loss_type", "loss_weights", "label_smoothing", "re
 _OF_TRAINER = ("loss", "grad_norm", "learning_rate", "epoch", "step", "total_flos", "num_tokens", "skipped_steps")
 
 
-def _is_no_name(name: Any) -> bool:
-    """Whether a value cannot be logged by a name: the trainer logs another by it, or no line of a CSV file has it."""
-    is_plain = isinstance(name, str) and name.strip() == name != "" and name.isprintable() and not {*name} & {*',"'}
-    return not is_plain or name in _OF_TRAINER or name.startswith(("train_", "eval_"))
+def _can_be_logged(name: Any) -> bool:
+    """Whether a value can be logged by a name: the trainer logs no other by it, and a CSV file can have it."""
+    is_ours = name in _OF_TRAINER or str(name).startswith(("train_", "eval_"))
+    return isinstance(name, str) and names_a_column(name) and not is_ours
 
 
 def _size_of(sets: Any) -> Any:
@@ -152,7 +152,7 @@ class MarginMixin(BestMixin, CardMixin, PushMixin, InterruptsMixin, CheckpointMi
         self._evaluated: list[Tensor] = []
         self._prefix = "eval"  # of the metrics of the set that is evaluated
         sizes = {name: _size_of(given.get(name)) for name in ("train_dataset", "eval_dataset")}
-        alike = {"base": self._config_class._base, **sizes, **options_of_every_rank(config)}
+        alike = {"base": self._config_class._base, **sizes, **options_of_every_rank(config_options(config))}
         alike.pop("output_dir", None)  # of a trainer that only measures, each process may have its own
         check_alike(PartialState(), alike)
         sets = prepare_datasets(
@@ -361,7 +361,7 @@ class MarginMixin(BestMixin, CardMixin, PushMixin, InterruptsMixin, CheckpointMi
                             f"term {term.name!r} observes {name!r}, which must be a tensor of shape "
                             f"{tuple(output.chosen_reward.shape)}"
                         )
-                    if name in (*found, *taken) or _is_no_name(name):
+                    if name in (*found, *taken) or not _can_be_logged(name):
                         raise ValueError(
                             f"term {term.name!r} observes {name!r}: take a name that nothing else in the logs has, "
                             "without commas, quotation marks and line breaks, which does not begin with train_ or "

@@ -83,7 +83,7 @@ def run_settings(trainer: MarginTrainer) -> dict[str, Any]:
         "evaluation_sets": _evaluation_sets(trainer),
         "pairs_per_step": pairs_per_step(trainer),
         "processes": trainer.accelerator.num_processes,
-        "config": _options_of(trainer.args),
+        "config": config_options(trainer.args),
     }
 
 
@@ -129,14 +129,15 @@ def exported_states(trainer: MarginTrainer) -> list[Any]:
     return [each for each in trainer.callback_handler.callbacks if isinstance(each, ExportableState)]
 
 
-def _options_of(config: Any) -> dict[str, Any]:
+def config_options(config: Any) -> dict[str, Any]:
+    """A config's fields, as JSON has them."""
     options: dict[str, Any] = json.loads(config.to_json_string())
     return redacted(options)  # TRL's own config has secrets
 
 
-def options_of_every_rank(config: Any) -> dict[str, Any]:
-    """The options that have to be the same on all processes."""
-    return {name: value for name, value in _options_of(config).items() if name not in _OF_ONE_RANK}
+def options_of_every_rank(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that have to be the same on all processes."""
+    return {name: value for name, value in options.items() if name not in _OF_ONE_RANK}
 
 
 def of_every_rank(trainer: MarginTrainer, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -148,7 +149,7 @@ def of_every_rank(trainer: MarginTrainer, settings: Mapping[str, Any]) -> dict[s
     ]
     schedule = trainer.lr_scheduler
     return {
-        **options_of_every_rank(trainer.args),
+        **options_of_every_rank(settings["config"]),
         "training set": f"{settings['train_rows']} rows ({columns})",
         **{f"the model's {name}": value for name, value in settings["model_config"].items()},
         **{f"the reference model's {name}": value for name, value in (settings["reference_config"] or {}).items()},

@@ -351,6 +351,7 @@ def test_a_resumed_run_goes_on_from_its_best(tiny_model, tokenizer, tmp_path):
         (shutil.rmtree, "eval_pwa", "is gone"),
         (lambda best: (best / "optimizer.pt").unlink(), "eval_pwa", "is incomplete (its optimizer.pt is missing"),
         (lambda best: None, "eval_loss", "was not chosen by eval_loss"),
+        (lambda best: None, "eval_pwa", "was chosen by other evaluation rows"),
     ],
 )
 def test_a_best_that_does_not_count_any_more(damage, metric, why, tiny_model, tokenizer, tmp_path, caplog):
@@ -360,6 +361,8 @@ def test_a_best_that_does_not_count_any_more(damage, metric, why, tiny_model, to
     stop = next(step for step in (3, 6) if step > best)
     damage(tmp_path / f"checkpoint-{best}")
     options = {"save_steps": 3, "resume": str(tmp_path / f"checkpoint-{stop}"), "metric_for_best_model": metric}
+    if "other evaluation rows" in why:
+        options["evals"] = EVALS.select(range(1, len(EVALS)))
     with caplog.at_level(logging.WARNING, "trl_margins"):
         trainer, weights = run(tiny_model, tokenizer, tmp_path, **options)
     assert f"the best checkpoint so far, of step {best}, {why}" in caplog.text

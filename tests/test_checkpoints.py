@@ -573,6 +573,34 @@ def test_an_optimizer_of_another_class_from_a_trainer_of_ones_own(tiny_model, to
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 
+def test_the_rate_of_an_optimizer_of_ones_own_that_is_another(tiny_model, tokenizer, tmp_path):
+    """The checkpoint's would take its place."""
+
+    def run(rate: float) -> Any:
+        trainer = build("gappo", "cpo", tiny_model, tokenizer, tmp_path, max_steps=3)
+
+        def create_optimizer(*_: Any) -> Any:
+            trainer.optimizer = SGD(trainer.model.parameters(), rate)
+            return trainer.optimizer
+
+        trainer.create_optimizer = create_optimizer
+        return trainer
+
+    run(0.1).train()
+    at = str(tmp_path / "checkpoint-2")
+    with pytest.raises(ValueError, match=r"other settings: learning_rate 0.1 → 0.2\. Resume"):
+        run(0.2).train(resume_from_checkpoint=at)
+    run(0.1).train(resume_from_checkpoint=at)
+
+
+@pytest.mark.parametrize("name", ["use_seedable_sampler", "even_batches"])
+def test_rows_in_another_order(name, tiny_model, tokenizer, tmp_path):
+    build("gappo", "cpo", tiny_model, tokenizer, tmp_path, max_steps=2).train()
+    other = build("gappo", "cpo", tiny_model, tokenizer, tmp_path, max_steps=3, accelerator_config={name: False})
+    with pytest.raises(ValueError, match=f"other settings: {name} True → False. Resume"):
+        other.train(resume_from_checkpoint=True)
+
+
 @pytest.mark.parametrize("method", ["state_dict", "load_state_dict"])
 def test_a_term_that_cannot_take_back_its_state(method):
     half = type("Half", (Focus,), {method: lambda self, *state: {}})(2)

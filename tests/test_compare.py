@@ -825,6 +825,8 @@ def test_what_the_file_may_not_say(key, said, tmp_path):
         ("--methods gappo gappo", "--methods has gappo twice"),
         ("--methods gappo:beta=2.0 gappo:beta=2", "has gappo:beta=2.0 and gappo:beta=2, which are the same run"),
         ("--methods gappo amapo --seeds 1 1", "--seeds has 1 twice"),
+        ("--methods gappo --seeds 1 --seed 5", "--seed and --seeds: name all of them with --seeds"),
+        ("--methods gappo --learning_rates 1e-6 1e-5 --learning-rate 1e-4", "--learning_rate and --learning_rates"),
         ("--methods gappo amapo --base dppo", "unknown base 'dppo'"),
         ("--methods gappo simppo", "unknown method 'simppo'"),
         ("--methods gappo --resume_from_checkpoint true", "resumes when it is started again"),

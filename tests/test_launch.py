@@ -165,6 +165,9 @@ def test_select_shares_the_work(tiny_model, tmp_path):
         lines = (tmp_path / str(ranks) / "all.jsonl").read_text().splitlines()
         ranked[ranks] = [json.loads(line)["anchor_gap"] for line in lines]
     assert ranked[2] == pytest.approx(ranked[1], abs=1e-4)
+    argv[argv.index("--batch_size") + 1] = "3"
+    said = output_of(2, *CLI, *argv)
+    assert said.count("4 pairs of the first mini-batches fill up the last ones of 2 processes") == 1
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the names of threads are in /proc on Linux alone")

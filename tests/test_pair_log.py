@@ -196,6 +196,7 @@ RUN = {
         "reward_options": ["alpha"],
     },
     **{"beta": 2.0, "gamma": 0.5, "label_smoothing": 0.0, "discopop_tau": 0.05},
+    "sampling": {"use_seedable_sampler": True, "even_batches": True},
     **{"score_columns": ["score_chosen", "score_rejected"], "prompt_column": "prompt"},
     **{"adapter": None, "train_rows": 12, "evaluation_sets": {}, "pairs_per_step": 8, "processes": 1},
     # which no config describes

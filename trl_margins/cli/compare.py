@@ -136,6 +136,9 @@ def plan(argv: Sequence[str]) -> tuple[Comparison, bool]:
     given, flags = files.parse_known_args(flags)
     settings, source = _read_settings(given.config, given.recipe, args.methods)
     shared = SharedSettings(args.methods, given.base or settings.get("base"), settings, source, flags)
+    for name in ("seed", "learning_rate"):
+        if name in shared.said and getattr(args, f"{name}s"):
+            raise ValueError(f"--{name} and --{name}s: name all of them with --{name}s, the one of --{name} too")
     entries = shared.entries()
     for entry, other in combinations(entries, 2):
         if (entry.method, entry.settings) == (other.method, other.settings):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 from tqdm.auto import tqdm
 
@@ -11,6 +13,8 @@ from .anchor import GeometricAnchor, in_groups
 from .diagnostics import anchor_gap
 from .probe import ProbedTrainer
 
+logger = logging.getLogger(__name__)
+
 
 def dataset_anchor_gaps(trainer: ProbedTrainer) -> np.ndarray:
     """Γ of every pair of `trainer.train_dataset`, in its order, under the current weights; nothing is trained.
@@ -18,6 +22,7 @@ def dataset_anchor_gaps(trainer: ProbedTrainer) -> np.ndarray:
     That set lacks the pairs that training drops; its column `row_number` gives the row of the given set that each
     value belongs to. Pairs are taken in groups of `anchor_batch_multiplier` mini-batches, each with a direction of its
     own: with `train_sampling_strategy="sequential"` in their order, else at random. Every rank gets all values.
+    Where the last mini-batches of several ranks are filled up with pairs of the first, the log says how many.
     """
     if zero3_settings(trainer.accelerator) is not None:
         raise ValueError("DeepSpeed's ZeRO-3 holds a model for its training alone: rank pairs with DDP or one process")
@@ -26,13 +31,20 @@ def dataset_anchor_gaps(trainer: ProbedTrainer) -> np.ndarray:
     anchor = GeometricAnchor(trainer, trainer.options)
     anchor.log = None  # a training's
     gap_of_row: dict[int, float] = {}
+    n_measured = 0
     progress = tqdm(batches, desc="Measuring anchor gaps", disable=not trainer.is_world_process_zero())
     for group in in_groups(progress, trainer.options.anchor_batch_multiplier):
         for measured in anchor(group):
-            # by row number: the last mini-batches of several ranks are filled up with pairs of the first
             both = trainer.accelerator.gather((measured[CARRIED][ROW], anchor_gap(trainer, measured).float()))
             for row, gap in zip(*(each.tolist() for each in both), strict=True):
                 gap_of_row.setdefault(row, gap)
+                n_measured += 1
+    if (n_twice := n_measured - len(gap_of_row)) and trainer.is_world_process_zero():
+        logger.warning(
+            "%d pairs of the first mini-batches fill up the last ones of %d processes, and have a part in their "
+            "direction: the gaps there differ from those that one process measures",
+            *(n_twice, trainer.accelerator.num_processes),
+        )
     gaps = np.array([gap_of_row[row] for row in trainer.train_dataset[ROW]], np.float32)
     if n_broken := int((~np.isfinite(gaps)).sum()):
         raise ValueError(

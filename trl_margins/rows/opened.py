@@ -48,6 +48,7 @@ _HUMAN = re.compile(  # begins a turn of the user in text
     r"\n\r?\nHuman:|\[INST\]"
     r"|<(?:[|｜](?:[Uu]ser|USER|prompter)[|｜]>|\|?(?:im_start|start|start_\w+)\|?>(?:user|human)\b)"
 )
+_OF_TOOLS = re.compile("tool|function", re.IGNORECASE)
 _LIKE_MESSAGES = re.compile(
     r"""\s*"?(array\()?(\{\s*\\*['"“”](messages|conversations?)\\*['"“”]\s*:\s*)?(\[\s*)?\{[^{]*?['"“”„](role|from)\\*['"“”]\s*:"""
 )
@@ -299,8 +300,9 @@ def count_rows(
     has_conversations = "messages" in reader.columns and prompt not in (None, "messages", *SHAREGPT)
     conversations = ["messages"] if has_conversations else []
     columns = list(dict.fromkeys([*reader.needed, *suspects, *beside, *conversations, *pointed]))
-    alike = {name for name in reader.columns if _taken_for(name, reader)}
-    columns += [name for name in alike if name not in columns]
+    alike = [name for name in reader.columns if _taken_for(name, reader)]
+    of_tools = [] if "tools" in reader.columns else [name for name in reader.columns if _OF_TOOLS.search(name)]
+    columns += [name for name in (*alike, *of_tools) if name not in columns]
     ends = {f"_{name}"[i:] for name in reader.columns for i in range(len(name)) if f"_{name}"[i] == "_"}
     texts = [name for name in (prompt, *COMPLETIONS) if name is not None and name not in reader.stored]
     for number, raw in enumerate(_ahead(dataset, columns, reader.split)):
@@ -321,8 +323,8 @@ def count_rows(
         if found := referred(row.completions, {name: raw.get(name) for name in pointed}, text_of(row.prompt)):
             counts.referring += 1
             counts.referred |= found
-        for name in alike:
-            if raw.get(name) not in (None, "", [], {}):
+        for name in dict.fromkeys([*alike, *of_tools]):
+            if raw.get(name) not in (None, "", [], {}) and (name in alike or _defines_tools(raw[name])):
                 counts.alike.setdefault(name, Seen()).add(number)
         counts.named += all(isinstance(part, str) and f"_{part}" in ends for part in row.completions)
         for name in texts:
@@ -474,7 +476,16 @@ def _taken_for(name: str, reader: RowReader) -> str | None:
     known = [each for each in (*TEMPLATE, "system", IS_FLIPPED, FACTOR) if each not in reader.columns]
     if name in (reader.prompt_column, reader.system_column):
         return None
-    return name.lower() if name.lower() in known and name.lower() in TEMPLATE else looks_like(name, known)
+    if name.lower() in known and name.lower() in TEMPLATE:
+        return name.lower()
+    return looks_like(name, known)
+
+
+def _defines_tools(value: Any) -> bool:
+    found = spelled(value)
+    found = [found] if isinstance(found, Mapping) else found
+    is_list = isinstance(found, list) and all(isinstance(each, Mapping) for each in found)
+    return is_list and all({*each} & {"name", "function"} for each in found)
 
 
 class Note(NamedTuple):
@@ -492,8 +503,9 @@ def notes(reader: RowReader, counts: RowCounts) -> Iterator[Note]:
         yield info(f"column {reader.prompt_column!r} holds the prompts")
     for name, seen in counts.alike.items():
         odd = odd_letters(name) or "its name is written otherwise"
+        meant = _taken_for(name, reader) or "tools"
         yield warning(
-            f"the column {name!a}, which {seen.n} of {n} rows have, is not read as {_taken_for(name, reader)!r}, "
+            f"the column {name!a}, which {seen.n} of {n} rows have, is not read as {meant!r}, "
             f"since {odd}: rename it if it is meant as that"
         )
     if same := len(counts.same_rows):

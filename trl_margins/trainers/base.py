@@ -43,6 +43,8 @@ if TYPE_CHECKING:
         last_grad_norm: Tensor | float
         _made_optimizer: bool
         _made_schedule: bool
+        _loaded_from: str | None
+        settings: dict[str, Any]
         _first_schedule: tuple[Any, dict[str, Any]]
         lr_scheduler: Any
         loads_reference: bool

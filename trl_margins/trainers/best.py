@@ -16,6 +16,7 @@ from ..checks import unknown
 from ..evaluation.tables import RANKING
 from ..report.card import SetFacts
 from .base import MarginTrainer
+from .folder import settings_before
 from .whole import fault_of
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ _LOGGED = {
     "logits": ("chosen", "rejected"),
 }
 _OF_BASE = {"cpo": ("nll_loss",), "dpo": ("entropy", "mean_token_accuracy")}
+_OF_A_CHOICE = ("greater_is_better", "eval_min_score_gap")
 _NO_SET = ("nll_loss", "aux_loss")  # not the loss of a set called "nll"
 _OF_TRANSFORMERS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "num_tokens")
 
@@ -207,7 +209,8 @@ class BestMixin(MarginTrainer):
 
 
 class BestSoFar(TrainerCallback):
-    """A resumed run goes on from its best checkpoint, if that was chosen by the same metric and is still there.
+    """A resumed run goes on from its best checkpoint, if that was chosen by the same metric of the same pairs and is
+    still there.
 
     Warns where there is no evaluation to choose by.
     """
@@ -241,16 +244,36 @@ class BestSoFar(TrainerCallback):
         places = [Path(args.output_dir, name), Path(state.best_model_checkpoint or name)]
         faults = {place: fault_of(place) for place in places if place.name == name and place.is_dir()}
         found = next((str(place) for place, fault in faults.items() if fault is None), None)
-        why = "is gone" if not faults else f"is incomplete ({next(iter(faults.values()))})"
+        why: str | None = "is gone" if not faults else f"is incomplete ({next(iter(faults.values()))})"
+        if found:
+            chosen = metrics.get(key) == state.best_metric
+            why = self._chosen_otherwise(key) if chosen else f"was not chosen by {key}"
         found, why = broadcast_object_list([found, why])  # all ranks must agree on what wins
-        if found and metrics.get(key) == state.best_metric:
+        if why is None:
             state.best_model_checkpoint = found
             return
         logger.warning(
             "the best checkpoint so far, of step %d, %s: the best will be that of the evaluations to come",
-            *(step, f"was not chosen by {key}" if found else why),
+            *(step, why),
         )
         state.best_metric = state.best_global_step = state.best_model_checkpoint = None
+
+    def _chosen_otherwise(self, key: str) -> str | None:
+        """Why the numbers before the resume cannot be compared with those to come; None if they can."""
+        before, now = settings_before(Path(self.trainer._loaded_from or "")), self.trainer.settings
+        sets = [
+            {
+                name: rows
+                for name, rows in found.get("evaluation_sets", {}).items()
+                if key.startswith(f"eval_{name}_" if name else "eval_")
+            }
+            for found in (before, now)
+        ]
+        if before and sets[0] != sets[1]:
+            return "was chosen by other evaluation rows"
+        options = before.get("config", {})
+        names = [name for name in _OF_A_CHOICE if name in options and options[name] != now["config"][name]]
+        return f"was chosen with {names[0]} {options[names[0]]}" if names else None
 
 
 class EvaluateLast(TrainerCallback):

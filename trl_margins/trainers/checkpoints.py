@@ -132,7 +132,7 @@ class CheckpointMixin(MarginTrainer):
     _settings_read: dict[str, Any]  # of the config, when the trainer had been built
     _steps_before = 0  # of the checkpoint that is resumed
     _counts_before: Sequence[int] = ()  # of the evaluations without progress, by its early-stopping callbacks
-    _rng_state_of: str | None = None  # a checkpoint whose random state is still to be loaded
+    _loaded_from: str | None = None  # a checkpoint, until its random state is loaded
 
     def train(
         self,
@@ -411,8 +411,8 @@ class CheckpointMixin(MarginTrainer):
             record_files(Path(output_dir), self.state)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        if self._rng_state_of is not None:  # else it is loaded already, and drawn from
-            self._rng_state_of = None
+        if self._loaded_from is not None:  # else it is loaded already, and drawn from
+            self._loaded_from = None
             with _loads(checkpoint, "the random state"):
                 super()._load_rng_state(checkpoint)
 
@@ -488,12 +488,15 @@ class CheckpointMixin(MarginTrainer):
             if is_watched:
                 check_same_kind(before, loaded)
                 check_goes_on(self.optimizer, self.lr_scheduler)
-        self._rng_state_of = checkpoint
+        self._loaded_from = checkpoint
         if checkpoint is None:
             return
         settings = settings_before(Path(checkpoint))
-        if is_watched and not (self._made_optimizer and settings):  # else compared already
-            check_options(checkpoint, before, options_before(loaded, settings.get("optimizer_options") or ()))
+        if is_watched:
+            began_with = options_before(loaded, settings.get("optimizer_options") or ())
+            if self._made_optimizer and settings:  # compared already, but for the rates of an own create_optimizer()
+                began_with = [{name: group[name] for name in group if name == "learning_rate"} for group in began_with]
+            check_options(checkpoint, before, began_with)
         if (timed := Path(checkpoint, SHARING_FILE)).exists():
             with _readable(timed):
                 self._sharing.load_state_dict(self, json.loads(timed.read_text()))
@@ -506,7 +509,8 @@ class CheckpointMixin(MarginTrainer):
             states = load_states(file, self.args.device)
             for term in self.objective.remembering:
                 if term.name in states:
-                    term.load_state_dict(states[term.name])
+                    with of_part(f"load_state_dict of term {term.name!r}", term):
+                        term.load_state_dict(states[term.name])
                 else:
                     logger.warning("%s has no state of %r, which begins anew", file, term.name)
 

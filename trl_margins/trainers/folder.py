@@ -51,7 +51,7 @@ _NOT_NEEDED = (CARD, FIGURES, "runs")
 
 _ORDER = (  # of the rows
     *("train_rows", "rows", "columns", "pairs_per_step", "seed", "data_seed"),
-    *("train_sampling_strategy", "dataloader_drop_last"),
+    *("train_sampling_strategy", "dataloader_drop_last", "sampling"),
 )
 _OF_OPTIMIZER = (  # that the trainer makes
     *("optim", "optim_args", "optim_target_modules", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay"),
@@ -66,15 +66,8 @@ _SHARED = (
     *("trained_parameters", "model_config", "reference_config", "train_only", "adapter"),
     *("loss_type", "loss_weights", "beta", "gamma", "simpo_gamma", "label_smoothing", "discopop_tau", "cpo_alpha"),
     *("use_weighting", "sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps", "router_aux_loss_coef"),
-    *(
-        "ld_alpha",
-        "disable_dropout",
-        "neftune_noise_alpha",
-        "sam_radius",
-        "score_columns",
-        "prompt_column",
-        "system_column",
-    ),
+    *("ld_alpha", "disable_dropout", "neftune_noise_alpha", "sam_radius"),
+    *("score_columns", "prompt_column", "system_column"),
     *("max_length", "max_completion_length", "truncation_mode", "tokenization"),
     *_OF_OPTIMIZER,
     *_OF_SCHEDULE,
@@ -85,6 +78,7 @@ _SHARED = (
 _SAID_BY_PART = {
     "columns": "columns ",
     "parts": "",
+    "sampling": "",
     "model_config": "the model's ",
     "reference_config": "the reference model's ",
     "optimizer_arguments": "the optimizer's ",

@@ -25,6 +25,8 @@ from .loaded_optimizers import as_values, of_schedule, options_of, unwrapped
 from .preparation import TRAIN
 from .step_size import pairs_per_step
 
+_OF_SAMPLING = ("use_seedable_sampler", "even_batches")  # of accelerator_config: by these the order of rows differs
+
 
 def run_settings(trainer: MarginTrainer) -> dict[str, Any]:
     """A run's settings, for `margin_run.json`."""
@@ -83,6 +85,7 @@ def run_settings(trainer: MarginTrainer) -> dict[str, Any]:
         "evaluation_sets": _evaluation_sets(trainer),
         "pairs_per_step": pairs_per_step(trainer),
         "processes": trainer.accelerator.num_processes,
+        "sampling": {name: getattr(trainer.args.accelerator_config, name) for name in _OF_SAMPLING},
         "config": config_options(trainer.args),
     }
 

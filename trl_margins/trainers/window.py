@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..distributed import fsdp_modules
 from ..forward.checkpointing import checkpointing_kwargs
 from ..forward.shared_rows import packed, shared_rows, width_step
+from ..objective import of_part
 from ..pairs import CACHED, CARRIED, SHARED, PairLogps, one_pair, with_columns
 from .base import MarginTrainer
 from .collator import StandardRows
@@ -29,7 +30,6 @@ class WindowMixin(MarginTrainer, ABC):
 
     _probes: list[Any]
     _finite: FiniteSteps
-    _rng_state_of: str | None
 
     @abstractmethod
     def pair_logps(self, model: nn.Module, batch: Mapping[str, Any], fused: bool = True) -> PairLogps:
@@ -51,7 +51,7 @@ class WindowMixin(MarginTrainer, ABC):
             self._sharing.time(self, batches)
         self._finite.begin()
         # transformers loads a checkpoint's only after this, and the probes draw from it
-        self._load_rng_state(self._rng_state_of)
+        self._load_rng_state(self._loaded_from)
         if batches:
             batches = self._with_batch_means(batches)
             for probe in self._probes:
@@ -61,7 +61,8 @@ class WindowMixin(MarginTrainer, ABC):
     def _with_batch_means(self, batches: list) -> list:
         """The mini-batches, with the means over all of them and over all ranks that the terms need."""
         for term in self.objective.terms:
-            values = [term.averaged(batch.get(CARRIED, {})) for batch in batches]
+            with of_part(f"averaged of term {term.name!r}", term):
+                values = [term.averaged(batch.get(CARRIED, {})) for batch in batches]
             known = [value for value in values if value is not None]
             if not known:
                 continue

@@ -43,7 +43,7 @@ from trl_margins.pairs import PairView
 from trl_margins.rewards import MeanLogRatioReward
 from trl_margins.rows.scores import ScoreError
 from trl_margins.terms.adaptive import AdaptiveMargin
-from trl_margins.trainers.configs import objective_of
+from trl_margins.trainers.objectives import objective_of
 
 
 def token_logps(model: Any, row: dict[str, Any], side: str) -> torch.Tensor:

@@ -26,7 +26,8 @@ from trl_margins.report.figures import draw_pictures
 from trl_margins.report.ranking_figures import cases as cases_picture
 from trl_margins.report.ranking_figures import swept
 from trl_margins.report.run_folder import Run, read_run, unique_names
-from trl_margins.trainers.configs import config_class, objective_of
+from trl_margins.trainers.configs import config_class
+from trl_margins.trainers.objectives import objective_of
 
 pytestmark = pytest.mark.rehearsal
 

@@ -23,7 +23,7 @@ from trl_margins import (
     Term,
 )
 from trl_margins.rows.scores import ScoreError
-from trl_margins.trainers.configs import objective_of
+from trl_margins.trainers.objectives import objective_of
 
 
 def constant_gap(gap: float):

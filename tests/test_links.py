@@ -33,7 +33,7 @@ from trl_margins.terms.column import ColumnMargin, ColumnWeight
 from trl_margins.terms.dynamic_target import DynamicTargetMargin
 from trl_margins.terms.score_gap import ScoreGapWeight
 from trl_margins.trainers.card import _registered
-from trl_margins.trainers.configs import objective_of
+from trl_margins.trainers.objectives import objective_of
 from trl_margins.trainers.preparation import with_checked_columns
 
 HEARS = "INFO"

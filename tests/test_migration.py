@@ -39,8 +39,8 @@ from trl_margins.cli.other_keys import DROPPED, FOREIGN, OF_TRL, ONE_BASE, RENAM
 from trl_margins.cli.train import TrainArguments, _tokenizer, chat_template, datasets_of, parse, parser_for
 from trl_margins.links import LossInputs
 from trl_margins.pairs import PairLogps
-from trl_margins.trainers.configs import objective_of
 from trl_margins.trainers.elsewhere import ELSEWHERE
+from trl_margins.trainers.objectives import objective_of
 
 # Settings as the papers and the recipes' keys have them; made for these tests
 TRAINING = """

@@ -28,8 +28,9 @@ from trl_margins.objective import Objective, ObjectiveOutput
 from trl_margins.pairs import PairLogps
 from trl_margins.rewards import log_odds as package_log_odds
 from trl_margins.terms.baselines import dr_dpo_weight, length_margin, score_offset_margin
-from trl_margins.trainers.configs import config_class, objective_of
+from trl_margins.trainers.configs import config_class
 from trl_margins.trainers.named import trainer_class
+from trl_margins.trainers.objectives import objective_of
 
 BASELINES = {id: row for id, row in METHODS.items() if row.baseline}
 ROWS = [(id, base) for id, row in BASELINES.items() for base in row.bases]

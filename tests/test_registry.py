@@ -38,8 +38,8 @@ from trl_margins.cli.train import parse
 from trl_margins.links import CPO_LINKS
 from trl_margins.pairs import PairLogps
 from trl_margins.rewards import LengthNormalizedReward
-from trl_margins.trainers.configs import objective_of
 from trl_margins.trainers.named import trainer_class
+from trl_margins.trainers.objectives import objective_of
 
 PAPER = Paper(title="A title", citation="@misc{title,\n  title = {A title}\n}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
@@ -426,3 +426,16 @@ def _checked(what: str, value: Tensor, like: Tensor) -> Tensor:
         kind = next(name for name, is_one in kinds.items() if is_one)
         raise TypeError(f"{what} returned {kind} values, expected a dense tensor of real numbers")
     return value
+
+
+def refuse_reference(parts: Iterable[Reward | Term | type[Reward] | type[Term]]) -> None:
+    """
+    Raises:
+        ValueError: a part reads a reference model, which CPOTrainer does not have.
+    """
+    for part in parts:
+        if part.needs_reference:
+            raise ValueError(
+                f"{part.name!r} reads the log-probabilities of a reference model, which CPOTrainer does not have: "
+                "take MarginDPOTrainer (--base dpo)"
+            )

@@ -324,6 +324,11 @@ def find_link(base: str, name: str) -> Link:
     return _found(LINKS[base], name, "loss_type")
 
 
+def usual_reward(base: str, loss: str) -> str:
+    """A loss's implicit reward on a base: TRL's, or its paper's."""
+    return "log-ratio" if base == "dpo" else find_link(base, loss).reward or "sum"
+
+
 def term_names(kind: str) -> tuple[str, ...]:
     """All weights or margins."""
     load_plugins()

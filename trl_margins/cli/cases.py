@@ -64,7 +64,8 @@ def targets(cases: str, models: Mapping[str, str]) -> dict[str, Target]:
     Raises:
         ValueError: an unknown method, no run, or a margin that held-out pairs do not have.
     """
-    from ..trainers.configs import config_class, objective_of, objective_of_run
+    from ..trainers.configs import config_class
+    from ..trainers.objectives import objective_of, objective_of_run
 
     if cases != OF_RUN:
         config = config_class(cases)(output_dir=".", use_cpu=True, bf16=False)

@@ -558,8 +558,8 @@ def check_data(entry: Entry) -> None:
         ValueError, TypeError: the data does not fit.
     """
     from ..trainers.best import choose_metric
-    from ..trainers.configs import objective_of
     from ..trainers.named import trainer_of
+    from ..trainers.objectives import objective_of
     from ..trainers.preparation import prepare_datasets
 
     script, config, model_args, mixture = entry.run

@@ -143,7 +143,7 @@ class Entry:
     @property
     def objective(self) -> dict[str, Any]:
         """Base, reward and β, and the fields of the objective that it reads or that the base alone has otherwise."""
-        from ..trainers.configs import objective_of
+        from ..trainers.objectives import objective_of
 
         config, plainest, objective = self.config, _plainest(None, self.config._base), objective_of(self.config)
         read = {"loss_type", "cpo_alpha", *get_method(self.method).defaults}
@@ -348,6 +348,6 @@ def _switches(method: str, base: str) -> set[str]:
 
 
 def _needs_reference(method: str, base: str) -> bool:
-    from ..trainers.configs import objective_of
+    from ..trainers.objectives import objective_of
 
     return objective_of(_plainest(method, base)).needs_reference

@@ -193,8 +193,8 @@ def _check_model(config: Any, model_args: ModelConfig) -> None:
 def _check_objective(config: Any) -> None:
     from ..probes.anchor import check_estimator
     from ..probes.diagnostics import check_diagnostics
-    from ..trainers.configs import objective_of
     from ..trainers.dpo import check_unread_options
+    from ..trainers.objectives import objective_of
 
     objective = objective_of(config)
     check_estimator(objective, config)

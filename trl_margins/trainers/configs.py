@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, field, fields, make_dataclass
@@ -21,7 +21,7 @@ from ..data.evaluation_factors import METRICS
 from ..forward.checkpointing import NAMES
 from ..links import LINKS, TRLS, Link
 from ..methods import MARGINS, WEIGHTS, Method, names_of
-from ..objective import Objective
+from ..objective import refuse_reference
 from ..pairs import FACTOR
 from ..redaction import KeepsSecrets
 from ..registry import (
@@ -36,8 +36,9 @@ from ..registry import (
     own_alpha,
     reward_class,
     term_class,
+    usual_reward,
 )
-from ..rewards import REWARDS, LogRatioReward, MeanLogRatioReward, Reward
+from ..rewards import REWARDS, LogRatioReward, MeanLogRatioReward
 from ..terms import Term
 from ..terms.evaluation_factor import FLOOR
 from .elsewhere import elsewhere
@@ -578,7 +579,7 @@ class MarginCPOConfig(MarginOptions, CPOConfig):
     def _objective_fields(cls, row: Method) -> dict[str, Any]:
         loss = row.loss or "simpo"
         found = {"loss_type": loss, "cpo_alpha": row.sft}
-        return found if row.reward == _usual_reward("cpo", loss) else {**found, "reward": row.reward}
+        return found if row.reward == usual_reward("cpo", loss) else {**found, "reward": row.reward}
 
     def _resolve_target_margin(self) -> None:
         if not isinstance(self.loss_type, str):
@@ -902,101 +903,7 @@ def _blank(origin: Any) -> Any:
     return object.__new__(cls)
 
 
-# From a config to its objective
-
-
-def _usual_reward(base: str, loss: str) -> str:
-    """TRL's for a loss, or its paper's."""
-    return "log-ratio" if base == "dpo" else find_link(base, loss).reward or "sum"
-
-
-def objective_of(
-    config: Any, weight: Term | Sequence[Term] | None = None, margin: Term | Sequence[Term] | None = None
-) -> Objective:
-    """The objective that a config describes; of TRL's own `CPOConfig` and `DPOConfig`, too.
-
-    Args:
-        config: of either base.
-        weight: weight terms from Python, instead of those that the config names.
-        margin: margin terms from Python.
-
-    Raises:
-        ValueError: an unknown name, or parts that do not go together.
-    """
-    options = config if isinstance(config, MarginOptions) else MarginOptions()
-    base = "cpo" if isinstance(config, CPOConfig) else "dpo"
-    losses = [config.loss_type] if isinstance(config.loss_type, str) else config.loss_type
-    shares = getattr(config, "loss_weights", None) or [1.0] * len(losses)
-    links: dict[Link, float] = {}
-    for name, share in zip(losses, shares, strict=True):
-        link = find_link(base, name)
-        links[link] = links.get(link, 0.0) + share
-    usual = _usual_reward(base, losses[0])
-    reward = getattr(config, "reward", None) or usual
-    alpha, shaped = getattr(config, "alpha", 0.0), reward_class(reward).option_fields.values()
-    if alpha and "alpha" not in shaped:
-        able = sorted(name for name, each in REWARDS.items() if "alpha" in each.option_fields.values())
-        own = own_alpha(options._term_classes("margin"))
-        meant = f" and give that of margin={options.margin!r} as {own}" if own else ""
-        raise ValueError(
-            f"alpha={alpha!r} does not go with reward={reward!r}, which does not read it: set it to 0.0{meant}, "
-            f"or use one of the rewards {', '.join(able)}"
-        )
-    # CPOConfig always has a simpo_gamma, whether its loss reads it or not
-    is_read = losses[0] == "simpo" or losses[0] not in TRLS["cpo"] or getattr(config, "gamma_beta_ratio", None)
-    has_target = base == "dpo" or (next(iter(links)).takes_margin and is_read)
-    gamma = (getattr(config, "simpo_gamma", None) or 0.0) if has_target else 0.0
-    weights = options.terms("weight") if weight is None else weight
-    margins = options.terms("margin") if margin is None else margin
-    of_pairs = [link for link in links if not link.of_batch]
-    if [link.name for link in of_pairs] == ["sigmoid_norm"] and reward == usual and (gamma or margins):
-        # the same loss, with the gap and its margins in one unit
-        links = {find_link(base, "sigmoid") if link in of_pairs else link: share for link, share in links.items()}
-        reward = MeanLogRatioReward.name
-    return Objective(
-        reward=built(reward_class(reward), "reward", config),
-        link=links,
-        beta=config.beta,
-        gamma=gamma,
-        weight=weights,
-        margin=margins,
-        label_smoothing=config.label_smoothing,
-        discopop_tau=getattr(config, "discopop_tau", 0.05),
-        link_options={name: getattr(options, name, default) for link in links for name, default in link.options},
-        is_trls=reward == usual and TRLS[base].issuperset(losses) and not (gamma and losses[0] != "simpo"),
-    )
-
-
-def objective_of_run(settings: Mapping[str, Any]) -> Objective:
-    """The objective of a run, from its `margin_run.json`.
-
-    Raises:
-        ValueError: terms that were given from Python, which no file describes.
-    """
-    config = _blank((settings["method"], settings["base"]))
-    vars(config).update(settings["config"])
-    objective = objective_of(config)
-    for kind, terms in (("weight", objective.weights), ("margin", objective.margins)):
-        names = ", ".join(term.name for term in terms) or None
-        if names != settings[kind]:
-            raise ValueError(
-                f"the run trained with {kind} {settings[kind]!r}, which was given from Python: its config describes "
-                f"{names!r}"
-            )
-    return objective
-
-
-def refuse_reference(parts: Iterable[Reward | Term | type[Reward] | type[Term]]) -> None:
-    """
-    Raises:
-        ValueError: a part reads a reference model, which CPOTrainer does not have.
-    """
-    for part in parts:
-        if part.needs_reference:
-            raise ValueError(
-                f"{part.name!r} reads the log-probabilities of a reference model, which CPOTrainer does not have: "
-                "take MarginDPOTrainer (--base dpo)"
-            )
+# One for each method and base
 
 
 @dataclass

@@ -17,7 +17,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from ..forward.head import why_not_fused
 from ..forward.standard import IGNORE, TokenLogps, fused_token_logps, logits_token_logps, pair_logps
-from ..objective import ObjectiveOutput
+from ..objective import ObjectiveOutput, refuse_reference
 from ..pairs import CACHED, PairLogps
 from ..rewards import LengthNormalizedReward, length_normalized
 from ..rows.cpo_tokens import CPOTokenizer
@@ -25,7 +25,7 @@ from ..rows.opened import column_names
 from ..rows.tokenized import CPO_COLUMNS, tokenized
 from ..rows.tokens import PairTokenizer, RowTokens, cpo_columns
 from .collator import StandardRows
-from .configs import MarginCPOConfig, refuse_reference
+from .configs import MarginCPOConfig
 from .mixin import MarginMixin
 from .model_checks import check_before_training
 from .preparation import PreparedSets

@@ -52,13 +52,14 @@ from .best import BestMixin, BestSoFar, choose_metric
 from .card import CardMixin
 from .checkpoints import CheckpointMixin
 from .collator import PairCollator
-from .configs import MarginOptions, check_target_margin, objective_of
+from .configs import MarginOptions, check_target_margin
 from .finite import FiniteSteps, without_neighbours
 from .folder import make_folder
 from .interrupts import InterruptsMixin
 from .learning import TakesSteps
 from .loaded import whole_weights
 from .model_checks import TokenLimits, check_one_device, naming_dtypes, refusing_what_cannot_write
+from .objectives import objective_of
 from .preparation import (
     TRAIN,
     PreparedSets,

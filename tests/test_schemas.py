@@ -276,6 +276,15 @@ HUB = {
         each(lambda q, a, b: dict.fromkeys(("chosen", "rejected"), f"[{{'role': 'user', 'content': '{q}'}} {{'role'")),
         refused="column 'chosen', row 0.*looks like messages stored as text, but is neither JSON nor a Python list",
     ),
+    "messages as JSON, with a key twice": Schema(
+        each(
+            lambda q, a, b: {
+                name: json.dumps(part).replace('"role": "user"', '"role": "user", "role": "assistant"')
+                for name, part in conversations(q, a, b).items()
+            }
+        ),
+        refused="column 'chosen', row 0.*looks like messages stored as text, but has the key 'role' twice: save",
+    ),
     "content in parts of text": Schema(
         each(
             lambda q, a, b: {

@@ -477,16 +477,38 @@ def texts_in(value: Any) -> Iterator[str]:
 
 def spelled(value: Any) -> Any:
     """What a text spells in JSON or Python, also in JSON twice, if it spells a list or a mapping; else the value."""
+    with suppress(_RepeatedKeyError):
+        return _spelled(value)
+    return value
+
+
+class _RepeatedKeyError(ValueError):
+    """A mapping has a key twice."""
+
+
+def _spelled(value: Any) -> Any:
     if isinstance(value, str) and value.lstrip()[:2] in ('"[', '"{'):
         with suppress(ValueError):
             value = json.loads(value)
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
-        for read in (partial(json.loads, strict=False), ast.literal_eval):  # with line breaks in texts
+        as_json = partial(json.loads, strict=False, object_pairs_hook=_without_repeats)  # with line breaks in texts
+        for read in (as_json, ast.literal_eval):
             try:
                 return read(value)
+            except _RepeatedKeyError:
+                raise
             except (ValueError, SyntaxError, MemoryError, RecursionError):
                 continue
     return value
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise _RepeatedKeyError(f"has the key {key!r} twice")
+        found[key] = value
+    return found
 
 
 def messages_in(value: Any) -> Any:
@@ -498,10 +520,14 @@ def messages_in(value: Any) -> Any:
 
 def stored_messages(text: str) -> Any:
     """Messages that a CSV file holds as text, JSON or a Python list; None if the text is something else."""
-    if isinstance(value := spelled(text), str):
+    try:
+        value = _spelled(text)
+        why = "is neither JSON nor a Python list" + ", for its quotes are curly" * bool(_CURLY.search(text))
+    except _RepeatedKeyError as error:
+        value, why = text, str(error)
+    if isinstance(value, str):
         raise ValueError(
-            f"{shortened(text)} looks like messages stored as text, but is neither JSON nor a Python list"
-            f"{', for its quotes are curly' * bool(_CURLY.search(text))}: save the set as JSON lines or Parquet"
+            f"{shortened(text)} looks like messages stored as text, but {why}: save the set as JSON lines or Parquet"
         )
     if isinstance(value, Mapping):
         key = next((name for name in ("messages", *SHAREGPT) if is_messages(value.get(name))), None)

@@ -18,9 +18,11 @@ from trl_margins.data.loading import load_splits
 from trl_margins.data.splits import generalization_splits
 from trl_margins.evaluation.sets import evaluation_set
 from trl_margins.rows import RowError, open_rows
+from trl_margins.rows.answers import ScoredList
 from trl_margins.rows.list_forms import is_rank
-from trl_margins.rows.lists import ASPECTS, ScoredList, ScoredLists
+from trl_margins.rows.lists import ScoredLists
 from trl_margins.rows.prompts import open_prompts
+from trl_margins.rows.ratings import ASPECTS
 from trl_margins.rows.scores import find_score_columns
 from trl_margins.rows.turns import chat_turns
 from trl_margins.rows.votes import of_strength

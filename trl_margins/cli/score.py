@@ -125,7 +125,7 @@ def score_by_model(args: ScoreArguments, splits: DatasetDict) -> int:
         tokens_to_score,
     )
     from ..generation.store import Journal
-    from ..rows.lists import digest
+    from ..rows.answers import digest
 
     name, code = str(args.reward_model), args.trust_remote_code
     tokenizer = load_tokenizer(name, trust_remote_code=code)

@@ -17,8 +17,9 @@ from datasets import Dataset, Features, Json, concatenate_datasets
 from datasets.utils import tqdm
 
 from ..checks import NUMBERS, unknown
+from ..rows.answers import ScoredList, digest
 from ..rows.form import says, text_of
-from ..rows.lists import ScoredList, ScoredLists, digest
+from ..rows.lists import ScoredLists
 from ..rows.turns import chat_turns
 from .formats import one_split
 from .media import without_decoding

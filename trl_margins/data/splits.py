@@ -11,8 +11,9 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict
 
+from ..rows.answers import ScoredList, digest
 from ..rows.list_forms import FORMS, list_form
-from ..rows.lists import ScoredList, ScoredLists, digest
+from ..rows.lists import ScoredLists
 from .formats import one_split
 from .media import without_decoding
 from .pairing import PAIR_MODELS, pair_rows

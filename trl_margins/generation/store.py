@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..disk import naming, written
-from ..rows.lists import digest
+from ..rows.answers import digest
 
 logger = logging.getLogger(__name__)
 

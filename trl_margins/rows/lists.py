@@ -6,22 +6,21 @@ Nectar, SimPO), `_two_answers` (SHP, votes) or `_one_answer` (HelpSteer2), and m
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from hashlib import blake2b
 from itertools import chain
 from reprlib import repr as shortened
-from typing import Any, NamedTuple
+from typing import Any
 
 from datasets import ClassLabel, Dataset, List
 
 from ..checks import odd_letters, truth_of
 from . import votes
+from .answers import Answer, ScoredList, digest
 from .form import (
     COMPLETIONS,
     SHAREGPT,
@@ -59,6 +58,7 @@ from .list_forms import (
     why_no_lists,
 )
 from .opened import Seen, count_unused, raw_rows, refuse_input, suspects_of, unused_notes
+from .ratings import ASPECTS, FORGED, OTHER_RATINGS, RATINGS, is_forged, numbers_elsewhere, rating_of
 from .scores import ScoreColumns, ScoreError, as_number, check_once, problem_of, refuse_class_labels
 from .turns import are_turns, chat_turns, first_turns, in_turns, mended, unsplit_mark, unsplit_note
 
@@ -66,9 +66,6 @@ logger = logging.getLogger(__name__)
 
 # Keys of an answer that is a mapping; the first that it has counts
 RESPONSE_KEYS = ("response", "answer", "completion", "text", "content")
-RATINGS = ("overall_score", "fine-grained_score", "score", "rating", "reward", "rank")
-_OTHER_RATINGS = ("score", "rating", "reward", "rank")  # UltraFeedback has both of the others
-ASPECTS = ("helpfulness", "honesty", "instruction_following", "truthfulness")  # of UltraFeedback's annotations
 
 # belongs to a prompt, beside its text
 _MEDIA = re.compile(r"(image|img|picture|photo|audio|sound|video)s?([-_](url|path|file|name|id|base64)s?)?")
@@ -96,76 +93,6 @@ _SPELLED = (
     "{n} prompts or answers are messages, written as text, and are taken as text: if they are messages, save them as "
     "lists"
 )
-_FORGED = (
-    "{n} answers have the overall_score 10 and a mean rating of at most 2: early revisions of UltraFeedback have 10 "
-    "where the annotator wrote 1. Load a later revision, or rate by the mean of the annotations: "
-    "score_columns=['helpfulness', 'honesty', 'instruction_following', 'truthfulness'] "
-    "(--score_columns helpfulness honesty instruction_following truthfulness)"
-)
-
-
-class Answer(NamedTuple):
-    """One answer to a prompt.
-
-    Attributes:
-        response: text or messages.
-        score: the higher, the better. A rank is a negative score. None only until such answers are left out.
-        model: the name of who answered, if it is known.
-        is_cut: it did not end, but was cut (`truncated`).
-    """
-
-    response: Any
-    score: Any
-    model: str | None = None
-    is_cut: bool = False
-
-
-@dataclass(frozen=True)
-class ScoredList:
-    """The k answers to one prompt.
-
-    Attributes:
-        prompt: text or messages.
-        answers: [k], whose responses are of the same kind.
-        template: further variables of the chat template.
-        row: the first row that it is from.
-    """
-
-    prompt: Part
-    answers: list[Answer]
-    template: Mapping[str, Any] = field(default_factory=dict)
-    row: int = 0
-
-    @property
-    def responses(self) -> list[Part]:
-        return [answer.response for answer in self.answers]
-
-    @property
-    def scores(self) -> list[float]:
-        return [answer.score for answer in self.answers]
-
-    @property
-    def models(self) -> list[str | None]:
-        return [answer.model for answer in self.answers]
-
-    def distinct(self, by_model: bool = False) -> ScoredList:
-        """Each answer once (of each model), at its first place, with the mean of its scores."""
-        groups: defaultdict[str, list[Answer]] = defaultdict(list)
-        for answer in self.answers:
-            groups[digest(without_notes(answer.response), answer.model if by_model else None)].append(answer)
-        return replace(
-            self,
-            answers=[some[0]._replace(score=sum(each.score for each in some) / len(some)) for some in groups.values()],
-        )
-
-    def at(self, places: Iterable[int]) -> ScoredList:
-        """Some of the answers, in this order."""
-        return replace(self, answers=[self.answers[i] for i in places])
-
-
-def digest(*values: Any) -> str:
-    """The same for equal values, on every machine."""
-    return blake2b(json.dumps(values, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -308,7 +235,7 @@ class ScoredLists:
         self.counts[_MERGED] = 0 if kind in ("one", "two") else sum(map(len, groups.values())) - len(groups)
         yield from map(self._merged, groups.values())
         for reason, n in (+self.counts).items():
-            level = logging.WARNING if reason in (_FORGED, _SPELLED, _ODD_TURN, _TURNS_BESIDE_TEXT) else logging.INFO
+            level = logging.WARNING if reason in (FORGED, _SPELLED, _ODD_TURN, _TURNS_BESIDE_TEXT) else logging.INFO
             logger.log(level, f"{self.reader.split}: {reason.format(n=n, rows=len(self.dataset))}")
         if note := unsplit_note(self.unsplit):
             logger.warning(f"{self.reader.split}: {note}")
@@ -492,12 +419,12 @@ class ScoredLists:
         """Those that count, also of UltraFeedback's annotations: by default the first known one."""
         annotations = spelled(answer.get("annotations"))
         found = annotations.items() if isinstance(annotations, Mapping) else ()
-        ratings = {**answer, **{name: _rating(each) for name, each in found}}
+        ratings = {**answer, **{name: rating_of(each) for name, each in found}}
         known = self.form.scores or next(((name,) for name in RATINGS if name in ratings), ASPECTS)
         names = self.rated_by or [*known]
         numbers = {name for name in ratings if isinstance(as_number(ratings[name]), int | float)}
         for name in {*names} & {*dict(found)} - numbers:
-            self.elsewhere.extend(_numbers_elsewhere(dict(found)[name]))
+            self.elsewhere.extend(numbers_elsewhere(dict(found)[name]))
         if not {*names} & {*ratings} and not numbers.intersection(RATINGS if self.rated_by else numbers):
             return {}  # this answer is not rated
         if not {*names} & {*ratings} or {*names} - {*ratings, *ASPECTS}:
@@ -507,9 +434,9 @@ class ScoredLists:
                 "one of these with score_columns (--score_columns)"
             )
         if not self.form.scores:
-            self._warn_of_choice(names, [name for name in _OTHER_RATINGS if name in numbers])
+            self._warn_of_choice(names, [name for name in OTHER_RATINGS if name in numbers])
         self.rated_by[:] = names
-        self.counts[_FORGED] += "overall_score" in names and _is_forged(ratings)
+        self.counts[FORGED] += "overall_score" in names and is_forged(ratings)
         return {name: ratings.get(name) for name in names}
 
     def _list(self, row: Mapping[str, Any], column: str, i: int) -> list[Any]:
@@ -675,23 +602,6 @@ def _holds_texts(feature: Any) -> bool:
     return isinstance(inner, List) or getattr(inner, "dtype", None) == "string"
 
 
-def _rating(annotation: Any) -> Any:
-    """UltraFeedback's annotation is a mapping; sets that were made from it have its parts by other names, or the
-    number alone.
-    """
-    if not isinstance(annotation, Mapping):
-        return annotation
-    by_name = {str(name).lower(): value for name, value in annotation.items() if value is not None}
-    return by_name.get("rating", by_name.get("score"))
-
-
-def _numbers_elsewhere(annotation: Any) -> list[str]:
-    """The keys of an annotation's numbers, if it has no rating."""
-    if not isinstance(annotation, Mapping) or {"rating", "score"} & {str(key).lower() for key in annotation}:
-        return []
-    return [str(key) for key, value in annotation.items() if isinstance(as_number(value), int | float)]
-
-
 def _in_rows(value: Any, where: str, of_answers: bool = False) -> Any:
     """Mappings that Arrow keeps as one mapping of lists; else the value."""
     if not isinstance(value, Mapping):
@@ -721,8 +631,3 @@ def row_of(prompt: Any, completions: list[Any], where: str, template: Mapping[st
         parts = [says("assistant", part) if isinstance(part, str) else part for part in parts]
         parts = [*without_prompt(prompt, parts)[1]]
     return PreferenceRow(prompt, parts, template)
-
-
-def _is_forged(ratings: Mapping[str, Any]) -> bool:
-    rated = [value for name in ASPECTS if isinstance(value := as_number(ratings.get(name)), int | float)]
-    return as_number(ratings["overall_score"]) == 10 and bool(rated) and sum(rated) / len(rated) <= 2

@@ -120,7 +120,7 @@ COLUMNS = [
          log="column 'Tools', which 4 of 4 rows have, is not read as 'tools', since its name is written otherwise"),
     *(Case(f"tools as {name}", lambda name=name: each(texts(), **{name: [{"name": "add"}]}), right=USUAL,
            log=f"column '{name}', which 4 of 4 rows have, is not read as 'tools', since its name is written otherwise")
-      for name in ("tool", "functions", "available_tools")),
+      for name in ("tool", "Functions", "available_tools")),
     Case("what is not tools", lambda: each(texts(), tool="hammer", n_tools=2, functions=["sin"]), right=USUAL),
     Case("an empty column of a name like another", lambda: each(texts(), **{"system ": ""}), right=USUAL),
     Case("a name like that of scores, which nothing reads", lambda: each(texts(), **{"margin ": 5.0}), right=USUAL),

@@ -166,7 +166,8 @@ def test_select_shares_the_work(tiny_model, tmp_path):
         ranked[ranks] = [json.loads(line)["anchor_gap"] for line in lines]
     assert ranked[2] == pytest.approx(ranked[1], abs=1e-4)
     argv[argv.index("--batch_size") + 1] = "3"
-    said = output_of(2, *CLI, *argv)
+    told = "import sys; sys.stderr = sys.stdout; from trl_margins.cli import main; sys.exit(main(sys.argv))"
+    said = output_of(2, "-c", told, *argv)
     assert said.count("4 pairs of the first mini-batches fill up the last ones of 2 processes") == 1
 
 

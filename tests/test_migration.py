@@ -1445,7 +1445,8 @@ def test_the_split_of_another_set_to_evaluate_on(tmp_path):
     one, both = tmp_path / "one", tmp_path / "both"
     DatasetDict(mine=Dataset.from_dict({"a": [1]})).save_to_disk(one)
     DatasetDict(mine=Dataset.from_dict({"a": [1]}), test=Dataset.from_dict({"a": [2]})).save_to_disk(both)
-    config, none = SimpleNamespace(eval_strategy="steps", eval_on_start=False), DatasetMixtureConfig()
+    columns = dict.fromkeys(("prompt_column", "system_column", "score_columns"))
+    config, none = SimpleNamespace(eval_strategy="steps", eval_on_start=False, **columns), DatasetMixtureConfig()
     for folder, found in ((one, 1), (both, 2)):
         script = TrainArguments(dataset_name=str(both), dataset_train_split="mine", eval_dataset_name=str(folder))
         train, evals = datasets_of(script, config, none)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import load, preference_rows, quiet
 from datasets import ClassLabel, Dataset, Features, Value
+from trl.scripts.utils import DatasetConfig, DatasetMixtureConfig
 
 from trl_margins import GapPOConfig, GapPOTrainer
+from trl_margins.cli.mixture import mixture_splits
 from trl_margins.rows import open_rows
-from trl_margins.rows.mixed import mixed
+from trl_margins.rows.form import COMPLETIONS
+from trl_margins.rows.mixed import Named, mixed
 from trl_margins.rows.scores import ScoreError, find_score_columns
 
 
@@ -123,3 +129,89 @@ def test_flags_are_no_scores_beside_those_of_another_set():
     flagged = Dataset.from_list([{**row, "score_chosen": True} for row in scored])
     with pytest.raises(ScoreError, match="column 'score_chosen', row 0 of the b data set: the score True"):
         mixed([("a", scored), ("b", flagged)])
+
+
+# By the columns that are named
+
+WHOLE = {side: [{"role": "user", "content": "u"}, {"role": "assistant", "content": side}] for side in COMPLETIONS}
+# the sets of a mixture by the columns that are asked for, and what is read: prompt, system message, gap
+MIXTURES: dict[str, tuple[list[dict[str, Any]], Named, list[tuple[str, str | None, float]]]] = {
+    "the prompt in a column of its own": (
+        [{"question": "q", "margin": 1}, {"question": "p", "margin": 0.5, "more": 1}],
+        Named("question"),
+        [("q", None, 1.0), ("p", None, 0.5)],
+    ),
+    "in one set alone": (
+        [{"question": "q", "margin": 1}, {"prompt": "p", "margin": 2}, {**WHOLE, "margin": 3}],
+        Named("question"),
+        [("q", None, 1.0), ("p", None, 2.0), ("u", None, 3.0)],
+    ),
+    "system messages": (
+        [{"prompt": "q", "sys": "s", "margin": 1}, {"prompt": "p", "sys": "t", "margin": 0.5}],
+        Named(system="sys"),
+        [("q", "s", 1.0), ("p", "t", 0.5)],
+    ),
+    "system messages of one set": (
+        [{"prompt": "q", "sys": "s", "margin": 1}, {"prompt": "p", "margin": 0.5}],
+        Named(system="sys"),
+        [("q", "s", 1.0), ("p", None, 0.5)],
+    ),
+    "system messages of two kinds": (
+        [{"prompt": "q", "sys": "s"}, {"prompt": "p", "sys": [{"role": "system", "content": "t"}]}],
+        Named(system="sys"),
+        [("q", "s", 0.0), ("p", "t", 0.0)],
+    ),
+    "scores of two types": (
+        [{"prompt": "q", "w": 3, "l": 1.5}, {"prompt": "p", "w": "3.5", "l": 1}],
+        Named(scores=["w", "l"]),
+        [("q", None, 1.5), ("p", None, 2.5)],
+    ),
+    "a gap of two types": (
+        [{"prompt": "q", "w": 3}, {"prompt": "p", "w": "3.5"}],
+        Named(scores=["w"]),
+        [("q", None, 3.0), ("p", None, 3.5)],
+    ),
+}
+
+
+def mixture_of(rows: list[dict[str, Any]], named: Named, folder: Path) -> Any:
+    """Each row in a file of its own."""
+    for i, row in enumerate(rows):
+        (folder / f"{i}.jsonl").write_text(json.dumps({"chosen": "good", "rejected": "bad", **row}) + "\n")
+    parts = [DatasetConfig(str(folder / f"{i}.jsonl")) for i in range(len(rows))]
+    return mixture_splits(DatasetMixtureConfig(datasets=parts), named=named)["train"]
+
+
+@pytest.mark.parametrize("which", MIXTURES)
+def test_a_mixture_is_read_by_the_columns_that_are_named(which, tmp_path, caplog):
+    rows, named, right = MIXTURES[which]
+    with caplog.at_level(logging.WARNING, "trl_margins"):
+        together = mixture_of(rows, named, tmp_path)
+        opened = open_rows(together, "train", named.prompt, named.system)
+    assert "is not used" not in caplog.text
+    columns = find_score_columns(together.column_names, named.scores)
+    found = []
+    for row, raw in zip(opened, together, strict=True):
+        messages = [says("user", row.prompt)] if isinstance(row.prompt, str) else row.prompt
+        *system, asked = (message["content"] for message in messages)
+        scores = columns.read(raw) if columns else (0.0, 0.0)
+        found.append((asked, *(system or [None]), scores[0] - scores[1]))
+    assert found == right
+
+
+@pytest.mark.parametrize(
+    ("rows", "named", "said"),
+    [
+        (
+            [{"question": "q"}] * 2,
+            Named("questoin"),
+            "prompt_column names 'questoin', which no set of the mixture has",
+        ),
+        ([{"prompt": "q"}] * 2, Named(system="sys"), "system_column names 'sys', which no set of the mixture has"),
+        ([{"question": "q"}, {"a": 1}], Named("question"), "prompt_column names 'question', which .*1.jsonl does not"),
+        ([{"prompt": "q", "w": 1}, {"prompt": "p"}], Named(scores=["w"]), r"names \['w'\], but .*1.jsonl has only"),
+    ],
+)
+def test_columns_that_a_mixture_does_not_have(rows, named, said, tmp_path):
+    with pytest.raises(ValueError, match=said):
+        mixture_of(rows, named, tmp_path)

@@ -17,7 +17,7 @@ from ..data.loading import load_splits, pick_split
 from ..data.local_files import BUILDERS, builder_of, is_saved, kind_of
 from ..rows import RowError
 from ..rows.form import IMAGES
-from ..rows.mixed import mixed
+from ..rows.mixed import NOTHING_NAMED, Named, mixed
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -27,7 +27,10 @@ logger = logging.getLogger(__name__)
 
 
 def mixture_splits(
-    mixture: DatasetMixtureConfig, weights: Sequence[float] | None = None, seed: int | None = None
+    mixture: DatasetMixtureConfig,
+    weights: Sequence[float] | None = None,
+    seed: int | None = None,
+    named: Named = NOTHING_NAMED,
 ) -> DatasetDict:
     """The mixture as "train", and as "train" and "test" if it has a `test_split_size`.
 
@@ -36,6 +39,7 @@ def mixture_splits(
         weights: share of each set's rows to take, in [0, 1], in the order of the sets; all rows by default. Unlike
             TRL's `fraction`, which is a set's share of the mixture.
         seed: draws shares and test split at random, and shuffles; without it, a share is a set's first rows.
+        named: the columns that the user has named.
 
     Raises:
         ValueError: as `check_mixture`.
@@ -49,7 +53,7 @@ def mixture_splits(
     weights = [1.0] * len(mixture.datasets) if weights is None else weights
     parts = []
     for part, weight in zip(mixture.datasets, weights, strict=True):
-        rows = _load(part, part.split)
+        rows = _load(part, part.split, named)
         taken = int(weight * len(rows))
         level = logging.WARNING if weight and not taken else logging.INFO
         logger.log(level, "%s: %d of %d rows", part.path, taken, len(rows))
@@ -59,7 +63,7 @@ def mixture_splits(
             parts.append((part.path, rows))
     if not parts:
         raise ValueError("mixture_weights: no set gives a row: raise them")
-    together = mixed(parts)
+    together = mixed(parts, named)
     if seed is not None:
         together = together.shuffle(seed=seed)
     size = mixture.test_split_size
@@ -120,12 +124,12 @@ def _for_trl(part: DatasetConfig) -> DatasetConfig:
     return replace(part, path=builder_of(path), data_files=str(path))
 
 
-def mixture_test_split(mixture: DatasetMixtureConfig, split: str) -> Dataset:
-    """That split of every set, whole."""
+def mixture_test_split(mixture: DatasetMixtureConfig, split: str, named: Named = NOTHING_NAMED) -> Dataset:
+    """That split of every set, whole, with the columns that the user has named."""
     if mixture.streaming:
         raise ValueError(f"a stream of several sets has no {split!r} split: give eval_dataset_name")
     sets = {(part.path, part.name, part.data_dir, str(part.data_files)): part for part in mixture.datasets}
-    return mixed([(part.path, _load(part, split)) for part in sets.values()])
+    return mixed([(part.path, _load(part, split, named)) for part in sets.values()], named)
 
 
 @contextmanager
@@ -142,17 +146,18 @@ def _naming(part: DatasetConfig) -> Iterator[None]:
         raise ValueError(f"the entry of datasets with {entry} cannot be read: {reason}") from error
 
 
-def _load(part: DatasetConfig, split: str) -> Dataset:
+def _load(part: DatasetConfig, split: str, named: Named) -> Dataset:
     with _naming(part):
-        return _rows_of(part, split)
+        return _rows_of(part, split, named)
 
 
-def _rows_of(part: DatasetConfig, split: str) -> Dataset:
+def _rows_of(part: DatasetConfig, split: str, named: Named) -> Dataset:
     from datasets import ReadInstruction, load_dataset
 
     name, is_slice, _ = split.partition("[")
     if files := _files_of(part, name):
-        rows: Any = mixed([(str(file), load_splits(str(file), decoded=IMAGES)["train"]) for file in files])
+        sets = [(str(file), load_splits(str(file), decoded=IMAGES)["train"]) for file in files]
+        rows: Any = mixed(sets, named)
         if is_slice:
             parts = ReadInstruction.from_spec(split).to_absolute({name: len(rows)})
             rows = rows.select(chain(*(range(each.from_, each.to) for each in parts)))

@@ -29,6 +29,7 @@ from ..methods import MARGINS, WEIGHTS, names_of
 from ..redaction import redacted_command, redacted_text
 from ..registry import OPTIONS, base_of, get_method, term_class
 from ..rows.form import IMAGES
+from ..rows.mixed import Named
 from ..rows.opened import column_names, first_row
 from ..trainers.folder import (
     check_stays,
@@ -466,8 +467,9 @@ def _tokenizer(script: TrainArguments, model: str, revision: str, trust_remote_c
 
 def datasets_of(script: TrainArguments, config: Any, mixture: DatasetMixtureConfig) -> tuple[Any, Any]:
     """Training set and evaluation set."""
+    named = Named(config.prompt_column, config.system_column, config.score_columns)
     if mixture.datasets:
-        name, splits = "datasets", mixture_splits(mixture, script.mixture_weights, script.mixture_seed)
+        name, splits = "datasets", mixture_splits(mixture, script.mixture_weights, script.mixture_seed, named)
     else:
         name = str(script.dataset_name)
         splits = load_splits(name, script.dataset_config, script.dataset_streaming, decoded=IMAGES)
@@ -481,5 +483,5 @@ def datasets_of(script: TrainArguments, config: Any, mixture: DatasetMixtureConf
         only = len(splits) == 1  # whatever its name
         return train, pick_split(splits, None if only else test, script.eval_dataset_name, "--dataset_test_split")
     if held_out and evaluates:
-        return train, mixture_test_split(mixture, test)
+        return train, mixture_test_split(mixture, test, named)
     return train, evals

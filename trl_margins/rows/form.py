@@ -214,9 +214,12 @@ class RowReader:
     ) -> tuple[Part, list[Part]]:
         if self.system_column is None:
             return prompt, completions
-        system = row.get(self.system_column)
-        text = text_of(self._part(self.system_column, messages_in(system), where)) if system else ""
-        return with_system(text, prompt, completions, self.system_column, where)
+        return with_system(self.system_text(row, where), prompt, completions, self.system_column, where)
+
+    def system_text(self, row: Mapping[str, Any], where: str) -> str:
+        """What the system column has, which may be a message, or its text; "" where there is nothing, or no column."""
+        system = row.get(self.system_column) if self.system_column is not None else None
+        return text_of(self._part(str(self.system_column), messages_in(system), where)) if system else ""
 
     def _prompt(self, row: Mapping[str, Any], where: str) -> Part | None:
         """None where the completions begin with it."""

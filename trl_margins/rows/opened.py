@@ -301,7 +301,8 @@ def count_rows(
     conversations = ["messages"] if has_conversations else []
     columns = list(dict.fromkeys([*reader.needed, *suspects, *beside, *conversations, *pointed]))
     alike = [name for name in reader.columns if _taken_for(name, reader)]
-    of_tools = [] if "tools" in reader.columns else [name for name in reader.columns if _OF_TOOLS.search(name)]
+    of_tools = [] if "tools" in reader.columns else [*filter(_OF_TOOLS.search, reader.columns)]
+    of_tools = [name for name in of_tools if name not in suspects]
     columns += [name for name in (*alike, *of_tools) if name not in columns]
     ends = {f"_{name}"[i:] for name in reader.columns for i in range(len(name)) if f"_{name}"[i] == "_"}
     texts = [name for name in (prompt, *COMPLETIONS) if name is not None and name not in reader.stored]

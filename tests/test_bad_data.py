@@ -17,8 +17,10 @@ from conftest import load, preference_rows, quiet, trainer_of
 from datasets import Dataset, DatasetDict, IterableDataset, Value
 from said import word_for_word  # noqa: F401 - its messages are held against said/
 from test_schemas import bot, user
+from trl.scripts.utils import DatasetConfig, DatasetMixtureConfig
 
 from trl_margins.cli import main
+from trl_margins.cli.mixture import mixture_splits
 from trl_margins.data.loading import load_splits, pick_split
 from trl_margins.evaluation.sets import evaluation_set
 from trl_margins.trainers.configs import config_class
@@ -174,6 +176,8 @@ SCORES = [
          right={"weights/mean": 4e12}, options={"score_gap_transform": "quadratic"}),
     Case("words", lambda: each(texts(), score_chosen="high"),
          "'score_chosen', row 0.*the score 'high' is not a number: replace such words by numbers with dataset.map"),
+    Case("another minus", lambda: each(texts(), score_chosen="\u22121"),
+         "column 'score_chosen'.*the score '\u22121' is not a number, for its minus is no hyphen"),
     Case("a word among numbers", lambda: mixed(one(texts(), 2, score_chosen="high")),
          "'score_chosen', row 2.*the score 'high' is not a number"),
     Case("numbers that were text once", lambda: mixed(one(texts(), 3, score_chosen="x")).select(range(3)),
@@ -537,6 +541,36 @@ def fresh_cache(tmp_path, monkeypatch):
 def test_a_bad_file(name, content, error, tmp_path, fresh_cache):
     with pytest.raises(ValueError, match=error):
         load_splits(written(tmp_path, name, content))
+
+
+_WITHOUT_ROWS = ("none.json", "blank.jsonl", "head.csv")
+
+
+@pytest.mark.parametrize(("name", "content"), [(name, content) for name, content, _ in FILES])
+def test_a_bad_file_is_no_stream(name, content, tmp_path, fresh_cache):
+    """No form of it is read otherwise than as a whole."""
+    if name in _WITHOUT_ROWS:
+        assert not list(load_splits(written(tmp_path, name, content), streaming=True)["train"])
+        return
+    with pytest.raises(ValueError, match=name.rpartition("/")[2]):
+        load_splits(written(tmp_path, name, content), streaming=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("half.json", json.dumps([ROW]).replace('"b"', r'"\ud83d x"')),
+        ("again.json", json.dumps([ROW])[:-2] + ', "chosen": "c"}]'),
+        ("large.jsonl", LINE.replace("1.0", "1e400")),
+        ("dates.json", json.dumps([{**ROW, "prompt": "2024-01-01"}] * 2)),
+        ("columns.json", json.dumps({name: [value] * 2 for name, value in ROW.items()})),
+        ("inside.json", json.dumps({"data": [ROW, ROW]})),
+    ],
+)
+def test_a_bad_file_is_no_part_of_a_mixture_of_streams(name, content, tmp_path, fresh_cache):
+    part = DatasetConfig(written(tmp_path, name, content))
+    with pytest.raises(ValueError, match=name):
+        mixture_splits(DatasetMixtureConfig(datasets=[part], streaming=True))
 
 
 @pytest.mark.parametrize(

@@ -959,6 +959,20 @@ def test_streams_of_tables(folder, recwarn):
     assert [row["n"] for row in rows_of(folder, "test", streaming=True)] == ["x"]
 
 
+@pytest.mark.parametrize("name", ["TRAIN.JSONL", "Train.Jsonl", "train.CSV", "train.Parquet"])
+def test_a_folder_of_files_in_capitals(name, folder):
+    """Read as a file alone is."""
+    rows = Dataset.from_list([json.loads(LINE)] * 2)
+    {"l": rows.to_json, "v": rows.to_csv, "t": rows.to_parquet}[name[-1].lower()](folder / name)
+    assert [dict(row) for row in rows_of(folder)] == list(rows)
+
+
+@pytest.mark.parametrize("name", [" {} ", "{} ", " {}"])
+def test_a_name_with_blanks_around_it(name, folder):
+    with pytest.raises(FileNotFoundError, match=r"no data set at ' ?.*, a name with blanks around it: remove them"):
+        load_splits(name.format(folder))
+
+
 def test_a_stream_whose_second_file_does_not_fit(folder):
     """Training would find that out where it comes to the file."""
     messages = [{"role": "user", "content": "q"}]

@@ -431,6 +431,9 @@ def test_conversations_of_several_turns(caplog):
     assert [each.prompt for each in lists] == [[*first, user("two")], [user("one")]]
     assert {str(r) for each in lists for r in each.responses} == {str([bot("a")]), str([bot("b")])}
     assert "the lists: 1 conversations were left out, whose answers differ before the last turn" in caplog.text
+    unanswered = {f"conversation_{side}": [user("one"), bot(side), user("two")] for side in "ab"}
+    assert len(read([{**ARENA[0], "turn": 2, **unanswered}, *rows])) == 2
+    assert "1 conversations were left out that end with a message of the user's" in caplog.text
     kaggle = {**KAGGLE[0], "prompt": ["one", "two"], "response_a": ["same", "a"], "response_b": ["same", "b"]}
     (each,) = read([kaggle])
     assert (each.prompt, len(each.responses)) == ([user("one"), bot("same"), user("two")], 2)

@@ -302,6 +302,8 @@ class Takes:
         hint = ": put it in quotes" if str in plain and isinstance(value, bool | int | float) else ""
         if NoneType in self.kinds and str(value).lower() == "none":
             hint = ": YAML writes None as null"
+        if isinstance(value, str) and "\u2212" in value:
+            hint = ": its minus is no hyphen"
         raise ValueError(f"{self._must_be(plain, listed)}; it is {self._shown(value)}{hint}")
 
     def _shown(self, value: Any) -> str:

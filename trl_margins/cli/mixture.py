@@ -49,7 +49,7 @@ def mixture_splits(
 
     check_mixture(mixture, weights, seed)
     if _is_trls(mixture):
-        return get_dataset(replace(mixture, datasets=[*map(_for_trl, mixture.datasets)]))
+        return get_dataset(replace(mixture, datasets=[_for_trl(part, mixture.streaming) for part in mixture.datasets]))
     weights = [1.0] * len(mixture.datasets) if weights is None else weights
     parts = []
     for part, weight in zip(mixture.datasets, weights, strict=True):
@@ -111,8 +111,8 @@ def _is_trls(mixture: DatasetMixtureConfig) -> bool:
     return mixture.streaming or any(part.fraction is not None for part in mixture.datasets)
 
 
-def _for_trl(part: DatasetConfig) -> DatasetConfig:
-    """A local file as `datasets` takes it: a builder, and the file."""
+def _for_trl(part: DatasetConfig, streaming: bool) -> DatasetConfig:
+    """A local file as `datasets` takes it: a builder, and the file, which must be one that `load_splits` reads."""
     path = Path(part.path).expanduser()
     if is_saved(path):
         raise ValueError(
@@ -121,6 +121,7 @@ def _for_trl(part: DatasetConfig) -> DatasetConfig:
         )
     if not path.is_file() or part.data_files is not None:
         return part
+    load_splits(part.path, streaming=streaming)
     return replace(part, path=builder_of(path), data_files=str(path))
 
 

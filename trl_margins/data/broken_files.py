@@ -11,6 +11,7 @@ import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from datetime import datetime
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any, BinaryIO, TextIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset, Features, Value
 from datasets.config import ZSTANDARD_AVAILABLE
 from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
 
@@ -39,10 +40,11 @@ _TWICE = "JSON that was made JSON again, so that a row is one text: write the ro
 _DAMAGED = "the file is damaged or was not written to its end"
 
 
-def check_file(file: Path, only_first: bool = False) -> None:
+def check_file(file: Path, first: int | None = None) -> None:
     """Refuses a file that a reader would silently misread: an empty one, a Git LFS pointer, a CSV file with a column
     twice, a row with fewer or more fields than columns, one that repeats the header, or text after a closing quote;
-    a JSON file with a key twice in an object, or half a character. `only_first` checks a row of a table, and no JSON.
+    a JSON file with a key twice in an object, or half a character. `first` is how many lines of a
+    table, or of JSON lines, to look at: `datasets` reads a JSON document whole, also as a stream.
     """
     with file.open("rb") as content:
         start = content.read(len(_POINTER))
@@ -51,20 +53,25 @@ def check_file(file: Path, only_first: bool = False) -> None:
     if start == _POINTER:
         raise ValueError(f"{file.name} is only Git LFS's pointer to a file: get the file with `git lfs pull`")
     if any(suffix in file.name.lower() for suffix in _FOR_COLUMNS):
-        _check_table(file, only_first)
-    if builder_of(file) == "json" and not only_first:
-        _check_json(file)
+        _check_table(file, first)
+    if builder_of(file) == "json":
+        _check_json(file, first)
 
 
-def _check_json(file: Path) -> None:
+def _check_json(file: Path, first: int | None) -> None:
     decoder = json.JSONDecoder(object_pairs_hook=_without_repeats, strict=False)
+    of_lines = ".jsonl" in file.name.lower()
     number, line = 0, ""
     try:
         with open_text(file) as lines:
             for number, line in enumerate(lines, start=1):
                 if number == 1 and not isinstance(_object(line), dict):
+                    if first and of_lines and not line.startswith("["):
+                        break  # it may be long
                     line += lines.read()
                     _check_rows(decoder.decode(line), may_be_half=_SURROGATE.search(line) is not None)
+                elif first and number > first:
+                    break
                 elif line.strip():
                     row = decoder.decode(line.strip())
                     if _SURROGATE.search(line):
@@ -77,7 +84,7 @@ def _check_json(file: Path) -> None:
         return
     except _DAMAGES:
         return
-    alone = number == 1 and "\n" not in line.strip() and ".jsonl" in file.name.lower()
+    alone = number == 1 and of_lines and line.strip() and "\n" not in line.strip()
     # of one row that Arrow cannot read, `datasets` makes as many as its lists are long
     if alone and (problem := _problem_of_line(line) or _too_large(line)):
         raise ValueError(f"{file.name}, line 1: {problem}: {shortened(line.strip())}")
@@ -104,7 +111,7 @@ def _too_large(line: str) -> str | None:
     return None
 
 
-def _check_table(file: Path, only_first: bool) -> None:
+def _check_table(file: Path, first: int | None) -> None:
     number, limit = 0, csv.field_size_limit(2**31 - 1)  # a field may hold a long completion
     try:
         delimiter = delimiter_of(file)
@@ -130,7 +137,7 @@ def _check_table(file: Path, only_first: bool) -> None:
                     raise ValueError(f"{file.name}, line {number}: {found}: {fix}")
                 if row == names and len(names) > 1:
                     raise ValueError(f"{file.name}, line {number}: the row repeats the header: remove it")
-                if only_first:
+                if first and number > first:
                     break
     except csv.Error as error:
         raise ValueError(
@@ -172,22 +179,29 @@ def codes_of(file: Path, delimiter: str, first: int | None) -> list[str]:
     return list(found)
 
 
-def rows_inside(splits: Mapping[str, Dataset]) -> str | None:
+def rows_inside(splits: Mapping[str, Any]) -> str | None:
     """Where the rows are, in words, in a file that was read as one row that holds them."""
-    for rows in splits.values():
-        if len(rows) != 1:
-            continue
-        for name, feature in rows.features.items():
-            inside = getattr(feature, "feature", None)
-            if isinstance(inside, dict) and inside.keys() & {"prompt", "chosen", "rejected", "responses"}:
+    for row in filter(None, map(_only_row, splits.values())):
+        firsts = {name: next(iter(value), None) for name, value in row.items() if isinstance(value, list)}
+        for name, inside in firsts.items():
+            if isinstance(inside, Mapping) and inside.keys() & {"prompt", "chosen", "rejected", "responses"}:
                 return f"with its rows under {name!r}"
-        kinds = rows.features.values()
-        of_columns = all(isinstance(feature, dict) and "0" in feature for feature in kinds)
+        of_columns = all(isinstance(value, Mapping) and "0" in value for value in row.values())
         # a prompt that is a list of texts is no prompt; of messages, it is a list of lists
-        inside = getattr(rows.features.get("prompt", rows.features.get("chosen")), "feature", None)
-        if of_columns or (all(isinstance(kind, List) for kind in kinds) and isinstance(inside, List | Value)):
+        inside = firsts.get("prompt", firsts.get("chosen", {}))
+        if of_columns or (len(firsts) == len(row) and not isinstance(inside, Mapping)):
             return "of columns, as pandas writes it without orient='records', lines=True"
     return None
+
+
+def _only_row(rows: Any) -> Mapping[str, Any] | None:
+    """The row of a set, or of a stream, that has one."""
+    if isinstance(rows, Dataset):
+        with suppress(UnicodeDecodeError):  # whoever reads the row says so
+            return rows.data.to_pylist()[0] if len(rows) == 1 else None
+        return None
+    first = [*islice(rows.decode(False) if rows.features else rows, 2)]
+    return first[0] if len(first) == 1 else None
 
 
 def rows_as_text(splits: Mapping[str, Dataset]) -> str | None:
@@ -201,10 +215,15 @@ def rows_as_text(splits: Mapping[str, Dataset]) -> str | None:
 def times_for_text(splits: Mapping[str, Any], columns: Sequence[str]) -> str | None:
     """Which text column of a JSON file was read as timestamps, because it holds only dates."""
     for rows in splits.values():
+        kinds = rows.features or {name: Value("timestamp[us]") for name in _times_in(next(iter(rows), {}))}
         for name in columns:
-            if rows.features and "timestamp" in str(rows.features.get(name)):
+            if "timestamp" in str(kinds.get(name)):
                 return f"column {name!r} has nothing but dates, which are read as timestamps, not as the text they are"
     return None
+
+
+def _times_in(row: Mapping[str, Any]) -> list[str]:
+    return [name for name, value in row.items() if isinstance(value, datetime)]
 
 
 def problem_of(files: Sequence[Path]) -> str | None:

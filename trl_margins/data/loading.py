@@ -30,7 +30,17 @@ from .broken_files import (
 )
 from .differing_files import TypesOfJsonError, check_columns, check_tables, check_types, joined
 from .expansion import check_expansion
-from .local_files import BUILDERS, builder_of, existing, files_of, is_plain, is_saved, linked, literal
+from .local_files import (
+    BUILDERS,
+    builder_of,
+    existing,
+    files_of,
+    has_usual_suffix,
+    is_plain,
+    is_saved,
+    linked,
+    literal,
+)
 from .media import without_decoding
 from .mixed_json import as_written, fits, python_rows, with_free_parts
 
@@ -113,7 +123,7 @@ def _read(path: Path, config: str | None, streaming: bool) -> DatasetDict:
     else:
         splits = files_of(path, config)
         # only a plain name can be passed on; with it come the folder's own settings
-        plain = is_plain(path) or not splits
+        plain = (is_plain(path) and all(map(has_usual_suffix, chain(*splits.values())))) or not splits
         source = str(path) if plain else builder_of(next(iter(splits.values()))[0])
         options = {"name": config} if plain else {}
     if not splits:
@@ -125,11 +135,11 @@ def _read(path: Path, config: str | None, streaming: bool) -> DatasetDict:
             kinds = ", ".join(BUILDERS)
             why = f"{path} has no file that is data ({kinds}, or images with metadata): {innermost(error)}"
             raise (FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError)(why) from error
-    files = [file for each in splits.values() for file in each]
+    files, first = [file for each in splits.values() for file in each], _OF_A_STREAM if streaming else None
     for file in files:
         check_expansion(file, only_first=streaming)
-        check_file(file, only_first=streaming)
-    options |= _options(files, _OF_A_STREAM if streaming else None)
+        check_file(file, first)
+    options |= _options(files, first)
 
     def read(splits: Mapping[str, Sequence[Path]], streaming: bool = streaming) -> DatasetDict:
         names = {split: [literal(file) for file in files] for split, files in splits.items()}
@@ -180,7 +190,7 @@ def _read(path: Path, config: str | None, streaming: bool) -> DatasetDict:
                 loaded = DatasetDict({split: python_rows(files) for split, files in splits.items()})
         else:
             loaded = DatasetDict({split: _one(files[0], read) for split in splits})
-    if not streaming and (found := rows_inside(loaded)):
+    if found := rows_inside(loaded):
         raise ValueError(f"{path.name} is one object {found}: write only the rows, one object per line")
     if not streaming and (found := rows_as_text(loaded)):
         raise ValueError(f"{path.name}: {found}")

@@ -43,8 +43,10 @@ def existing(name: str) -> Path | None:
         path = path.expanduser()
     if path.exists():
         return path
+    if name != name.strip():
+        raise FileNotFoundError(f"no data set at {name!r}, a name with blanks around it: remove them")
     if path.is_absolute() or name.startswith((".", "~")) or kind_of(path) in BUILDERS:
-        raise FileNotFoundError(f"no data set at {name if name == name.strip() else repr(name)}")
+        raise FileNotFoundError(f"no data set at {name}")
     return None
 
 
@@ -139,6 +141,11 @@ def literal(file: Path) -> str:
 def is_plain(path: Path) -> bool:
     """Whether `datasets` takes the name as it is: it has no pattern, and no `::`, which joins the parts of a URL."""
     return not re.search(r"[*?\[\]]|::", str(path.absolute()))
+
+
+def has_usual_suffix(file: Path) -> bool:
+    """Whether `datasets` knows the format by the name."""
+    return kind_of(file) in file.suffixes
 
 
 def linked(path: Path) -> str:

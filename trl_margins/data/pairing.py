@@ -228,7 +228,7 @@ def _say(lists: ScoredLists, pairs: Sequence[ScoredList], counts: Counter[str], 
             "left out %d answers that repeat another one to the same prompt; the mean of their scores counts",
             counts["same"],
         )
-    if pairs and isinstance(pairs[0].prompt, str) and not lists.form.is_plain:
+    if pairs and all(isinstance(pair.prompt, str) for pair in pairs) and not lists.form.is_plain:
         logger.info(
             "prompts and answers are text, with nothing between them: for a model with a chat template make messages "
             "of them, with as_chat=True (--as_chat true)"

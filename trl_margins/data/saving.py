@@ -54,17 +54,27 @@ def save(rows: Dataset, file: str | Path, suffix: str) -> None:
 
 def _warn_of_no_numbers(rows: Dataset) -> None:
     """Of NaN and infinity, for which JSON has no words."""
-    floats = [
-        name for name, feature in rows.features.items() if str(getattr(feature, "dtype", "")).startswith("float")
-    ]
+    floats = _columns(rows.features, pa.types.is_floating)
     found: dict[str, int] = {}
     for table in rows.with_format("arrow", columns=floats).iter(batch_size=2048) if floats else ():
         for name in floats:
-            strange = pc.sum(pc.invert(pc.is_finite(table[name]))).as_py()
-            found[name] = found.get(name, 0) + (strange or 0)
+            for numbers in _numbers_in(table[name].combine_chunks()):
+                strange = pc.sum(pc.invert(pc.is_finite(numbers))).as_py()
+                found[name] = found.get(name, 0) + (strange or 0)
     for name, n in found.items():
         if n:
             logger.warning("JSON has no NaN and no infinity: %d of column %s become null. Parquet keeps them", n, name)
+
+
+def _numbers_in(values: pa.Array) -> Iterator[pa.Array]:
+    """Of a column, at any depth."""
+    if pa.types.is_floating(values.type):
+        yield values
+    elif pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
+        yield from _numbers_in(values.flatten())
+    elif pa.types.is_struct(values.type):
+        for each in values.flatten():
+            yield from _numbers_in(each)
 
 
 def _columns(features: Features, is_one: Callable[[pa.DataType], bool]) -> list[str]:

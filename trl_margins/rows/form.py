@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from functools import partial
 from reprlib import repr as shortened
 from typing import Any
@@ -417,9 +418,11 @@ def part_of(value: Any, keeps_parts: bool = False) -> Part:
     if isinstance(value, Mapping):
         value = [value]
     if not isinstance(value, list):
+        fix = "correct it, or drop the row"
+        if isinstance(value, datetime):
+            fix = "write it as text; of a JSON file with dates alone, load the data set instead of streaming it"
         raise ValueError(
-            f"it should be an str or a list of messages, but is of type {type(value).__name__}: {value!r:.200}; "
-            "correct it, or drop the row"
+            f"it should be an str or a list of messages, but is of type {type(value).__name__}: {value!r:.200}; {fix}"
         )
     if not value:
         raise ValueError("the value is an empty list of messages: add one, or drop the row")

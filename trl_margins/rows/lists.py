@@ -82,17 +82,23 @@ _SEVERAL_TURNS = (
     "{n} conversations were left out, whose answers differ before the last turn: what the user said to one of them is "
     "no prompt of the other"
 )
+_WITHOUT_ANSWER = "{n} conversations were left out that end with a message of the user's: there is no answer to it"
 _ODD_TURN = "{n} rows have a turn that is no whole number from 1 on, and are read as a whole"
 _TEXT = "{n} rows are text"  # which is not said
 _TURNS_BESIDE_TEXT = (
     "{n} of {rows} rows are lists of turns, written as JSON, and the others text: the lists are read as dialogues, "
-    "and all rows become messages. If they are texts that look like lists, write each as a list of one text"
+    "beside which text becomes messages. If they are texts that look like lists, write each as a list of one text"
+)
+_MESSAGES_BESIDE_TEXT = (
+    "{n} of {rows} rows are messages, written as JSON, and the others text, which becomes messages beside them. If "
+    "they are texts that look like messages, leave them out"
 )
 _BROKEN_TEXT = "{n} texts held half of a surrogate pair, which was replaced"
 _SPELLED = (
     "{n} prompts or answers are messages, written as text, and are taken as text: if they are messages, save them as "
     "lists"
 )
+_WARNINGS = (FORGED, _SPELLED, _ODD_TURN, _TURNS_BESIDE_TEXT, _MESSAGES_BESIDE_TEXT)
 
 
 @dataclass(frozen=True)
@@ -231,11 +237,11 @@ class ScoredLists:
                 "--reward_model MODEL"
             )
         if not self.counts.pop(_TEXT, 0):
-            del self.counts[_TURNS_BESIDE_TEXT]
+            del self.counts[_TURNS_BESIDE_TEXT], self.counts[_MESSAGES_BESIDE_TEXT]
         self.counts[_MERGED] = 0 if kind in ("one", "two") else sum(map(len, groups.values())) - len(groups)
         yield from map(self._merged, groups.values())
         for reason, n in (+self.counts).items():
-            level = logging.WARNING if reason in (FORGED, _SPELLED, _ODD_TURN, _TURNS_BESIDE_TEXT) else logging.INFO
+            level = logging.WARNING if reason in _WARNINGS else logging.INFO
             logger.log(level, f"{self.reader.split}: {reason.format(n=n, rows=len(self.dataset))}")
         if note := unsplit_note(self.unsplit):
             logger.warning(f"{self.reader.split}: {note}")
@@ -348,10 +354,9 @@ class ScoredLists:
         return self._asked(row, i), answers
 
     def _two_answers(self, row: Mapping[str, Any], i: int) -> tuple[Any, list[Answer]] | None:
-        """Two answers with their scores, or a vote; None for conversations that differ before the last turn."""
+        """Two answers with their scores, or a vote; None where they are no answers to one prompt."""
         form, where = self.form, self._where(i)
         if (parts := self._two_parts(row, i)) is None:
-            self.counts[_SEVERAL_TURNS] += 1
             return None
         prompt, *responses = parts
         scores: votes.Scores
@@ -466,7 +471,7 @@ class ScoredLists:
         return float(sum(found) / len(found)) if found else None
 
     def _two_parts(self, row: Mapping[str, Any], i: int) -> list[Any] | None:
-        """The prompt and two answers; None for conversations that differ before the last turn."""
+        """The prompt and two answers; None for conversations that differ earlier, or end with a question."""
         names = self.form.responses
         values = [self._asked(row, i), *(pruned(row[name], self.reader.features[name]) for name in names)]
         prompt, *answers = (
@@ -487,12 +492,15 @@ class ScoredLists:
         else:
             if self.form.scores == VOTE:
                 self._refuse_half_turns(dict(zip((str(self.form.prompt), *names), (prompt, *answers), strict=True)), i)
-            self.counts[_TEXT] += 1
             return values
         if (n := self._turn(row)) is not None:  # the judges of MT-bench's first turn saw the second one's answer
             conversations = [first_turns(each, n) for each in conversations]
         n = shared_turns(conversations)
+        if any(each[-1]["role"] == "user" for each in conversations):
+            self.counts[_WITHOUT_ANSWER] += 1
+            return None
         if any(len(each) != n + 1 for each in conversations):
+            self.counts[_SEVERAL_TURNS] += 1
             return None
         return [conversations[0][:n], *(None if each[n]["content"] is None else each[n:] for each in conversations)]
 
@@ -578,10 +586,13 @@ class ScoredLists:
             prompt = found if is_messages(found := spelled(prompt)) else prompt
         texts = [part for part in (prompt, *responses) if isinstance(part, str)]
         n_spelled = sum(is_messages(spelled(text)) for text in texts)
+        are_text = any(isinstance(response, str) for response in responses)
         if n_spelled == len(texts) and responses:  # nothing is just text
             prompt, *responses = map(spelled, (prompt, *responses))
+            self.counts[_MESSAGES_BESIDE_TEXT] += are_text
         else:
             self.counts[_SPELLED] += n_spelled
+            self.counts[_TEXT] += are_text
         if self.as_chat and isinstance(prompt, str):
             prompt = chat_turns(prompt)
             if unsplit_mark(prompt):

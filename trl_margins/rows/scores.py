@@ -320,6 +320,8 @@ def _not_finite(value: Any) -> str | None:
     if value is None:
         return "is None: drop the row, for example with dataset.filter"
     if isinstance(value, str):
+        if _NUMBER.fullmatch(value.replace("\u2212", "-")):
+            return "is not a number, for its minus is no hyphen: replace it with dataset.map"
         return "is not a number: replace such words by numbers with dataset.map, or drop the row"
     if isinstance(value, bool) or not isinstance(value, Real):
         return "is not a number: give each row one, for example with dataset.map"

@@ -43,10 +43,11 @@ def command():
     main(["train", *argv])
 
 
-def train(out, rows=8, seed=0, evals=None, base="cpo", **options):
+def train(out, rows=8, seed=0, evals=None, base="cpo", change=lambda rows: rows, **options):
     settings = {"output_dir": str(OUT / out), "max_steps": 1, "save_steps": 1, "per_device_train_batch_size": 2}
     config = BASES[base][0](**quiet(**settings, **options, save_strategy="steps"))
-    trainer = BASES[base][1](MODEL, args=config, train_dataset=preference_rows(rows, seed=seed), eval_dataset=evals)
+    given = {"train_dataset": change(preference_rows(rows, seed=seed)), "eval_dataset": evals}
+    trainer = BASES[base][1](MODEL, args=config, **given)
     if out == "checkpoint":
         trainer.add_callback(InTheWay())
     trainer.train()
@@ -55,13 +56,25 @@ def train(out, rows=8, seed=0, evals=None, base="cpo", **options):
 class Plain(Term):
     name = "plain"
 
+    seen = "seen"
+
     def __call__(self, view):
         return view.reward_gap * 0
+
+    def observed(self, view, value):
+        return {self.seen: value}
 
 
 def in_roles(role):
     config = MarginCPOConfig(**quiet(output_dir=str(OUT / "roles"), loss_type="simpo", max_steps=1))
     MarginCPOTrainer(MODEL, args=config, train_dataset=preference_rows(8), **{role: Plain()}).train()
+
+
+def that_observes(name):
+    config = MarginCPOConfig(**quiet(output_dir=str(OUT / "observed"), loss_type="simpo", max_steps=1))
+    term = Plain()
+    term.seen = name
+    MarginCPOTrainer(MODEL, args=config, train_dataset=preference_rows(8), margin_term=term).train()
 
 
 class InTheWay(TrainerCallback):
@@ -94,6 +107,14 @@ attempt("options", lambda: train("options", data_seed=state.process_index, num_t
 attempt("rows", lambda: train("rows", seed=state.process_index))
 attempt("sizes", lambda: train("sizes", rows=8 + state.process_index))
 attempt("sets", lambda: train("sets", evals=None if state.process_index else {"a": preference_rows(2)}))
+orders = ({"a": preference_rows(2), "b": preference_rows(2)}, {"b": preference_rows(2), "a": preference_rows(2)})
+attempt("order", lambda: train("order", evals=orders[state.process_index]))
+scores = {"score_chosen": "chosen_score", "score_rejected": "rejected_score"}
+renamed = (lambda rows: rows, lambda rows: rows.rename_columns(scores))
+attempt("scores", lambda: train("scores", change=renamed[state.process_index]))
+stream = {"change": lambda rows: rows.to_iterable_dataset()}
+attempt("streams", lambda: train("streams", seed=state.process_index, **stream))
+attempt("observed", lambda: that_observes(("one", "other")[state.process_index]))
 attempt("bases", lambda: train("bases", base=("cpo", "dpo")[state.process_index]))
 attempt("roles", lambda: in_roles(("weight_term", "margin_term")[state.process_index]))
 of_reference = {"base": "dpo", "reward": "log-ratio"}

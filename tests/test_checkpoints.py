@@ -10,7 +10,8 @@ import random
 import re
 import shutil
 import signal
-from collections import deque
+from array import array
+from collections import UserList, UserString, deque
 from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
@@ -24,6 +25,7 @@ from uuid import UUID
 
 import killed
 import numpy as np
+import pandas as pd
 import processes
 import pytest
 import torch
@@ -466,6 +468,17 @@ ARGUMENTS: dict[str, Any] = {
     "type of numbers": (lambda: torch.float32, lambda: torch.bfloat16),
     "device": (lambda: torch.device("cpu"), lambda: torch.device("meta")),
     "bytearray": (lambda: bytearray(b"2"), lambda: bytearray(b"3")),
+    "slice": (lambda: slice(2), lambda: slice(3)),
+    "array of the library": (lambda: array("d", [2.0]), lambda: array("d", [3.0])),
+    "view of memory": (lambda: memoryview(b"2"), lambda: memoryview(b"3")),
+    "list of ones own": (lambda: UserList([2.0]), lambda: UserList([3.0])),
+    "text of ones own": (lambda: UserString("a"), lambda: UserString("b")),
+    "pattern": (lambda: re.compile("a"), lambda: re.compile("a", re.IGNORECASE)),
+    "library": (lambda: math, lambda: json),
+    "generator": (lambda: torch.Generator().manual_seed(2), lambda: torch.Generator().manual_seed(3)),
+    "distribution": (lambda: torch.distributions.Normal(0.0, 2.0), lambda: torch.distributions.Normal(0.0, 3.0)),
+    "sparse tensor": (lambda: torch.eye(2).to_sparse(), lambda: (2 * torch.eye(2)).to_sparse()),
+    "series": (lambda: pd.Series([2.0]), lambda: pd.Series([3.0])),
     "path": (lambda: Path("a"), lambda: Path("b")),
     "enum": (lambda: Level.LOW, lambda: Level.HIGH),
     "set": (lambda: {"a", "b", "c"}, lambda: {"a", "b"}),

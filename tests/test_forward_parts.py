@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from contextlib import nullcontext, suppress
 from types import SimpleNamespace
@@ -375,10 +376,11 @@ def trainer_with(processes: int = 1, device: str = "cpu", **args: Any) -> Any:
     return SimpleNamespace(
         model=llama(),
         args=SimpleNamespace(**config),
-        accelerator=SimpleNamespace(num_processes=processes, device=torch.device(device)),
+        accelerator=SimpleNamespace(num_processes=processes, device=torch.device(device), mixed_precision="no"),
         train_dataset=config.pop("train_dataset", [0]),
         checkpoints_reentrantly=config.pop("checkpoints_reentrantly", False),
         data_collator=None,
+        _fused=True,
         **of_run,
     )
 
@@ -446,10 +448,11 @@ def test_a_part_that_is_sharded_is_not_timed(one_process):
 
 def test_what_was_timed_goes_into_the_checkpoint():
     """Each part of it, to a run that times, and to no other."""
-    first = PromptSharing(trainer_with(device="cuda"), "auto")
-    assert first.state_dict() == {}
+    trainer = trainer_with(device="cuda")
+    first = PromptSharing(trainer, "auto")
+    assert first.state_dict(trainer) == {}
     first._seconds, first._to_time, first.decided = {True: 1.5, False: 0.0}, 2, True
-    state = first.state_dict()
+    state = first.state_dict(trainer)
     assert state == {"seconds": [1.5, 0.0], "to_time": 2, "shares": True}
     again = PromptSharing(trainer_with(device="cuda"), "auto")
     again.load_state_dict(trainer_with(device="cuda"), state)
@@ -461,6 +464,27 @@ def test_what_was_timed_goes_into_the_checkpoint():
         decided = other.decided
         other.load_state_dict(trainer_with(device=device), {**state, "shares": False})
         assert (other._seconds, other._to_time, other.decided) == ({True: 0.0, False: 0.0}, 0, decided)
+
+
+@pytest.mark.parametrize("shares", [True, False])
+def test_what_was_compared_goes_into_the_checkpoint(shares):
+    """A model near the tolerance is computed after a resume as before; one in another dtype is compared anew."""
+    trainer = trainer_with(device="cpu")
+    first = PromptSharing(trainer, "auto")
+    first._checked, first.decided, trainer._fused = True, shares, False
+    state = json.loads(json.dumps(first.state_dict(trainer)))
+    for mode, decided in (("auto", shares), ("always", True), ("never", False)):
+        trainer = trainer_with(device="cpu")
+        again = PromptSharing(trainer, mode)
+        again.load_state_dict(trainer, state)
+        assert again.decided == decided
+        alike = decided == shares
+        assert (again._checked, trainer._fused) == (alike, not alike)
+    other = trainer_with(device="cpu")
+    other.model.bfloat16()
+    again = PromptSharing(other, "auto")
+    again.load_state_dict(other, state)
+    assert (again._checked, again.decided, other._fused) == (False, None, True)
 
 
 def test_a_tie_goes_to_the_shared_pass(caplog):

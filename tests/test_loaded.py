@@ -389,3 +389,6 @@ def test_a_checkpoint_of_another_form_that_lacks_a_tensor(tmp_path):
     tensors(tmp_path, without("embed_out"))
     with pytest.raises(ValueError, match=r"no weights for lm_head\.weight"):
         load_converted(model, tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"adapter_config.json is an adapter's, and the model is a whole one: move"):
+        load_converted(model, tmp_path)

@@ -25,6 +25,7 @@ from peft import (
     PrefixTuningConfig,
     PromptEncoderConfig,
     PromptTuningConfig,
+    VBLoRAConfig,
     get_peft_model,
 )
 from torch import Tensor, nn
@@ -186,12 +187,13 @@ COMPUTED = {
     "PREFIX_TUNING": PrefixTuningConfig(
         task_type="CAUSAL_LM", num_virtual_tokens=2, prefix_projection=True, encoder_hidden_size=4
     ),
+    "VBLORA": VBLoRAConfig(num_vectors=4, vector_length=2, r=2, topk=2, save_only_topk_weights=True),
 }
 
 
 @pytest.mark.parametrize("kind", COMPUTED)
-def test_virtual_tokens_that_are_computed(kind, tiny_model, tmp_path, caplog):
-    """PEFT saves them, and not what is trained: loaded into a run, they would be another adapter."""
+def test_adapters_that_peft_saves_in_another_form(kind, tiny_model, tmp_path, caplog):
+    """Of virtual tokens that are computed, not what is trained: loaded into a run, they would be another adapter."""
 
     def run(**options: Any) -> Any:
         config = copy.deepcopy(COMPUTED[kind])
@@ -206,6 +208,7 @@ def test_virtual_tokens_that_are_computed(kind, tiny_model, tmp_path, caplog):
 
     run(save_strategy="steps").train()
     why = f"PEFT saves the virtual tokens of a {kind} adapter, and not what is trained to compute them"
+    why = "with save_only_topk_weights, PEFT saves a part of what VB-LoRA trains" if kind == "VBLORA" else why
     assert f"no checkpoint of this run can be resumed: {why}" in caplog.text
     with pytest.raises(ValueError, match=f"checkpoint-1 cannot be resumed: {why}"):
         run().train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))

@@ -436,7 +436,7 @@ def _plain(value: Any) -> Any:
     """The value as Python and JSON have it."""
     if isinstance(value, Enum):
         return value.value
-    return sorted(value) if isinstance(value, set | frozenset) else value
+    return sorted(value, key=repr) if isinstance(value, set | frozenset) else value
 
 
 def _is_plain(value: Any) -> bool:

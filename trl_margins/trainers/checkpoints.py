@@ -306,6 +306,17 @@ class CheckpointMixin(MarginTrainer):
             make_room_for_model(folder, is_adapter=is_peft_model(self.model))
         super().save_model(output_dir, _internal_call)
 
+    def save_metrics(self, split: str, metrics: dict[str, float], combined: bool = True) -> None:
+        """transformers'. A file of all results that cannot be read is written anew: it has nothing to add to."""
+        file = Path(self.args.output_dir, "all_results.json")
+        if combined and self.is_world_process_zero() and file.exists():
+            try:
+                json.loads(file.read_text())
+            except ValueError as error:
+                logger.warning("%s cannot be read (%s), and is written anew", file, error)
+                file.unlink()
+        super().save_metrics(split, metrics, combined)
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """transformers'. The final model is written beside an earlier one, which it replaces when it is whole."""
         folder = Path(output_dir or self.args.output_dir)
@@ -385,8 +396,8 @@ class CheckpointMixin(MarginTrainer):
             Path(folder, TRAINER_STATE_NAME).unlink(missing_ok=True)  # of a cut-off run: this one is not complete yet
             if states := self._term_states():
                 save_states(states, folder / TERMS_FILE)
-            if timed := self._sharing.state_dict():
-                Path(folder, SHARING_FILE).write_text(json.dumps(timed))
+            if decided := self._sharing.state_dict(self):
+                Path(folder, SHARING_FILE).write_text(json.dumps(decided))
             Path(folder, RUN_FILE).write_text(json.dumps(self.settings, indent=2) + "\n")
         except (OSError, SafetensorError) as error:
             raise self._not_written(folder, error) from error
@@ -497,9 +508,9 @@ class CheckpointMixin(MarginTrainer):
             if self._made_optimizer and settings:  # compared already, but for the rates of an own create_optimizer()
                 began_with = [{name: group[name] for name in group if name == "learning_rate"} for group in began_with]
             check_options(checkpoint, before, began_with)
-        if (timed := Path(checkpoint, SHARING_FILE)).exists():
-            with _readable(timed):
-                self._sharing.load_state_dict(self, json.loads(timed.read_text()))
+        if (decided := Path(checkpoint, SHARING_FILE)).exists():
+            with _readable(decided):
+                self._sharing.load_state_dict(self, json.loads(decided.read_text()))
         if not self.objective.remembering:
             return
         if not (file := Path(checkpoint, TERMS_FILE)).exists():

@@ -6,7 +6,9 @@ import hashlib
 import inspect
 import json
 import math
-from collections import deque
+import re
+from array import array as array_of_numbers
+from collections import UserList, UserString, deque
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import is_dataclass
@@ -16,7 +18,7 @@ from enum import Enum
 from fractions import Fraction
 from functools import partial
 from pathlib import PurePath
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -30,6 +32,7 @@ from datasets.fingerprint import Hasher
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
+from torch.distributions import Distribution
 
 from ..rows.tokenized import arrow_columns
 from ..terms import Term
@@ -38,8 +41,8 @@ _VALUES = 64  # of each weight tensor
 _DEPTH = 8  # of what is within an argument
 _LONG = 10_000  # values, of which JSON would be long, too
 _OF_ONE_VALUE = (
-    *(bytes, bytearray, complex, range, Decimal, Enum, Fraction, PurePath, UUID, date, timedelta),
-    *(torch.dtype, torch.device),
+    *(bytes, bytearray, complex, range, slice, Decimal, Enum, Fraction, PurePath, UUID, date, timedelta),
+    *(torch.dtype, torch.device, Distribution),
 )
 
 
@@ -111,6 +114,7 @@ def _described(value: Any, modules: bool, depth: int = 0) -> Any:
     if isinstance(value, _OF_ONE_VALUE):
         return str(value)
     if isinstance(value, np.ndarray | Tensor):
+        value = value.to_dense() if isinstance(value, Tensor) and value.layout != torch.strided else value
         return kind if isinstance(value, nn.Parameter) else _of_values(value)
     if depth > _DEPTH or hasattr(value, "__qualname__"):  # a class or a function
         return getattr(value, "__qualname__", kind)
@@ -118,6 +122,18 @@ def _described(value: Any, modules: bool, depth: int = 0) -> Any:
         return {str(inner(key)): inner(each) for key, each in value.items()}
     if isinstance(value, list | tuple | deque):
         return [inner(each) for each in value] if len(value) < _LONG else _of_values(np.asarray(value))
+    if isinstance(value, UserList | UserString):
+        return inner(value.data)
+    if isinstance(value, array_of_numbers | memoryview):
+        return inner(value.tolist())
+    if isinstance(value, re.Pattern):
+        return [value.pattern, value.flags]
+    if isinstance(value, ModuleType):
+        return value.__name__
+    if isinstance(value, torch.Generator):
+        return value.initial_seed()  # the rest is what has been drawn
+    if hasattr(value, "to_numpy"):  # of pandas and the like
+        return [kind, inner(value.to_numpy())]
     if isinstance(value, set | frozenset):
         return sorted(str(inner(each)) for each in value)
     if isinstance(value, partial):

@@ -18,6 +18,7 @@ import torch
 from accelerate.utils import is_peft_model
 from peft import PeftType, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTuner
+from peft.utils import CONFIG_NAME as ADAPTER_CONFIG_NAME
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import safe_open
 from transformers import PreTrainedModel
@@ -119,8 +120,12 @@ def load_converted(model: PreTrainedModel, folder: str | Path) -> None:
     """Loads a saved model's weights into one that `is_converted`, by `from_pretrained`, which converts them back.
 
     Raises:
-        ValueError: the files do not have all of its weights.
+        ValueError: the files do not have all of its weights, or an adapter lies among them, and would be loaded.
     """
+    if (adapter := Path(folder, ADAPTER_CONFIG_NAME)).exists():
+        raise ValueError(
+            f"{adapter} is an adapter's, and the model is a whole one: move the adapter's files elsewhere"
+        )
     weights = [each for each in model.state_dict().values() if each.is_floating_point()]
     widest = functools.reduce(torch.promote_types, {each.dtype for each in weights})  # so that nothing is rounded
     with whole_weights(str(folder)):
@@ -179,4 +184,6 @@ def why_not_loaded(model: Any) -> str | None:
         if adapter.is_prompt_learning and (not are_trained or getattr(adapter, "prefix_projection", False)):
             kind = adapter.peft_type.value
             return f"PEFT saves the virtual tokens of a {kind} adapter, and not what is trained to compute them"
+        if getattr(adapter, "save_only_topk_weights", False):
+            return "with save_only_topk_weights, PEFT saves a part of what VB-LoRA trains"
     return None

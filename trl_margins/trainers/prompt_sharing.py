@@ -118,18 +118,26 @@ class PromptSharing:
             if not self._to_time:
                 self._take_the_faster(trainer)
 
-    def state_dict(self) -> dict[str, Any]:
-        """What was timed: a resumed run must decide as before."""
-        if not any(self._seconds.values()):
-            return {}
-        return {"seconds": list(self._seconds.values()), "to_time": self._to_time, "shares": self.decided}
+    def state_dict(self, trainer: MarginTrainer) -> dict[str, Any]:
+        """What was compared and timed: a resumed run must decide as before."""
+        found: dict[str, Any] = {}
+        if self._checked:
+            found |= {"fused": trainer._fused, "dtype": _dtype_of(trainer), "shares": self.decided}
+        if any(self._seconds.values()):
+            found |= {"seconds": [*self._seconds.values()], "to_time": self._to_time, "shares": self.decided}
+        return found
 
     def load_state_dict(self, trainer: MarginTrainer, state: Mapping[str, Any]) -> None:
         """Continues from a checkpoint."""
-        if not self._to_time or not self.possible:
+        shares = state["shares"]
+        if state.get("dtype") == _dtype_of(trainer) and (self.decided is None or shares == self.decided):
+            self._checked, trainer._fused = True, trainer._fused and state["fused"]
+            if self.decided is None:
+                self._decide(trainer, shares)
+        if not self._to_time or not self.possible or "seconds" not in state:
             return
         self._seconds, self._to_time = dict(zip((True, False), state["seconds"], strict=True)), state["to_time"]
-        if state["shares"] is False:
+        if shares is False:
             self._decide(trainer, shares=False)
 
     def _take_the_faster(self, trainer: MarginTrainer) -> None:
@@ -150,6 +158,10 @@ class PromptSharing:
         self.decided = shares
         if not shares and isinstance(trainer.data_collator, PairCollator):
             trainer.data_collator.standard_rows = None  # the layout is not needed
+
+
+def _dtype_of(trainer: MarginTrainer) -> str:
+    return f"{trainer.model.dtype} {narrow_dtype(trainer.model, trainer.accelerator.mixed_precision)}"
 
 
 def _is_timed(trainer: MarginTrainer) -> bool:

@@ -9,7 +9,8 @@ from itertools import chain
 from typing import Any
 
 from accelerate.utils import is_peft_model
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
+from datasets.fingerprint import Hasher
 from transformers.trainer import Trainer
 from transformers.trainer_callback import ExportableState
 
@@ -25,6 +26,7 @@ from .loaded_optimizers import as_values, of_schedule, options_of, unwrapped
 from .preparation import TRAIN
 from .step_size import pairs_per_step
 
+_OF_A_STREAM = 8  # rows
 _OF_SAMPLING = ("use_seedable_sampler", "even_batches")  # of accelerator_config: by these the order of rows differs
 
 
@@ -109,6 +111,13 @@ def _schedule_given(trainer: MarginTrainer) -> dict[str, Any]:
     return {"schedule": type(schedule).__name__, "schedule_arguments": trainer._first_schedule[1]}
 
 
+def _of_streams(trainer: MarginTrainer) -> list[str]:
+    """Digests of the first rows of each stream."""
+    evals = trainer.eval_dataset if isinstance(trainer.eval_dataset, Mapping) else {"": trainer.eval_dataset}
+    sets = (trainer.train_dataset, *evals.values())
+    return [Hasher.hash([*rows.take(_OF_A_STREAM)]) for rows in sets if isinstance(rows, IterableDataset)]
+
+
 def _evaluation_sets(trainer: MarginTrainer) -> dict[str, str]:
     """Digests of those that are no streams."""
     evals = trainer.eval_dataset if isinstance(trainer.eval_dataset, Mapping) else {"": trainer.eval_dataset}
@@ -156,6 +165,9 @@ def of_every_rank(trainer: MarginTrainer, settings: Mapping[str, Any]) -> dict[s
         "training set": f"{settings['train_rows']} rows ({columns})",
         **{f"the model's {name}": value for name, value in settings["model_config"].items()},
         **{f"the reference model's {name}": value for name, value in (settings["reference_config"] or {}).items()},
+        "order of evaluation sets": [*trainer.eval_dataset] if isinstance(trainer.eval_dataset, Mapping) else None,
+        "score columns": [*(trainer.set_facts[TRAIN].score_columns or ())],  # which the pair log has, too
+        "first rows of streams": _of_streams(trainer) if trainer.accelerator.num_processes > 1 else None,
         **{name: settings[name] for name in (*_MADE, *(() if trainer.is_fsdp_enabled else ("fixed_weights",)))},
         **{f"optimizer's {name}": [group.get(name) for group in groups] for name in dict.fromkeys(chain(*groups))},
         "schedule's rates": schedule and schedule.get_last_lr(),

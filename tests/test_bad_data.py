@@ -588,9 +588,11 @@ def test_a_bad_file_is_no_part_of_a_mixture_of_streams(name, content, tmp_path, 
     ids=lambda value: value if isinstance(value, str) and "." in value and len(value) < 20 else "",
 )
 def test_a_file_that_only_looks_bad(name, content, rows, last, tmp_path, fresh_cache):
-    loaded = load_splits(written(tmp_path, name, content))["train"]
+    path = written(tmp_path, name, content)
+    loaded = load_splits(path)["train"]
     assert len(loaded) == rows
     assert loaded[rows - 1] == last
+    assert [*load_splits(path, streaming=True)["train"]] == [*loaded]
 
 
 def test_what_is_not_there(tmp_path):

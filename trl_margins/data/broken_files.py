@@ -43,8 +43,8 @@ _DAMAGED = "the file is damaged or was not written to its end"
 def check_file(file: Path, first: int | None = None) -> None:
     """Refuses a file that a reader would silently misread: an empty one, a Git LFS pointer, a CSV file with a column
     twice, a row with fewer or more fields than columns, one that repeats the header, or text after a closing quote;
-    a JSON file with a key twice in an object, or half a character. `first` is how many lines of a
-    table, or of JSON lines, to look at: `datasets` reads a JSON document whole, also as a stream.
+    a JSON file with a key twice in an object, or half a character. `first` is how many lines of a table, or of JSON
+    lines, to look at: `datasets` reads a JSON document whole, also as a stream.
     """
     with file.open("rb") as content:
         start = content.read(len(_POINTER))
@@ -65,7 +65,7 @@ def _check_json(file: Path, first: int | None) -> None:
     try:
         with open_text(file) as lines:
             for number, line in enumerate(lines, start=1):
-                if number == 1 and not isinstance(_object(line), dict):
+                if number == 1 and not isinstance(_object(line, strict=False), dict):
                     if first and of_lines and not line.startswith("["):
                         break  # it may be long
                     line += lines.read()
@@ -303,9 +303,9 @@ def _problem_of_columns(file: Path) -> str | None:
     return None
 
 
-def _object(text: str) -> Any:
+def _object(text: str, strict: bool = True) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, strict=strict)
     except (ValueError, RecursionError):
         return None
 

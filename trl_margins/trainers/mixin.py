@@ -120,7 +120,7 @@ class MarginMixin(BestMixin, CardMixin, PushMixin, InterruptsMixin, CheckpointMi
     loss_type, loss_types, f_divergence_type = ReadOnce(), ReadOnce("loss_type"), ReadOnce()
     cpo_alpha, max_length, truncation_mode = ReadOnce(), ReadOnce(), ReadOnce()
     neftune_noise_alpha, optimizer_cls_and_kwargs = ReadOnce(), ReadOnce("optimizers")
-    _observed_names: Sequence[str] = ()
+    _has_observed = False
 
     def __init__(
         self,
@@ -370,9 +370,9 @@ class MarginMixin(BestMixin, CardMixin, PushMixin, InterruptsMixin, CheckpointMi
                             "eval_"
                         )
                     found[name] = value
-        if self._observed_names != [*found]:  # at the first step, on all ranks
-            self._observed_names = [*found]
-            check_alike(self.accelerator, {"what observed() of the terms gives": self._observed_names})
+        if not self._has_observed:  # all ranks come here at their first mini-batch
+            self._has_observed = True
+            check_alike(self.accelerator, {"what observed() of the terms gives": [*found]})
         return found
 
     def _pair_values(self, output: ObjectiveOutput, observed: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -90,7 +90,7 @@ INSTEAD = {
 }
 # who can print the strings of a room or of a file in it, beside the commands that the string names
 SAID_BY = {
-    **dict.fromkeys(("rows/lists", "rows/list_forms"), ("pairs", "evaluate", "inspect")),
+    **dict.fromkeys(("rows/lists", "rows/list_forms", "rows/ratings"), ("pairs", "evaluate", "inspect")),
     "data/pairing": ("pairs",),
     "rows/scores": ("train", "evaluate", "select", "inspect"),
     **dict.fromkeys(("evaluation/drift", "evaluation/vocabularies"), ("evaluate",)),

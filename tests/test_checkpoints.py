@@ -474,6 +474,11 @@ ARGUMENTS: dict[str, Any] = {
     "list of ones own": (lambda: UserList([2.0]), lambda: UserList([3.0])),
     "text of ones own": (lambda: UserString("a"), lambda: UserString("b")),
     "pattern": (lambda: re.compile("a"), lambda: re.compile("a", re.IGNORECASE)),
+    "pattern of bytes": (lambda: re.compile(b"a"), lambda: re.compile(b"b")),
+    "distributions": (
+        lambda: torch.distributions.Normal(torch.zeros(3), 1.0),
+        lambda: torch.distributions.Normal(torch.ones(3), 1.0),
+    ),
     "library": (lambda: math, lambda: json),
     "generator": (lambda: torch.Generator().manual_seed(2), lambda: torch.Generator().manual_seed(3)),
     "distribution": (lambda: torch.distributions.Normal(0.0, 2.0), lambda: torch.distributions.Normal(0.0, 3.0)),

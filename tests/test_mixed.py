@@ -15,7 +15,7 @@ from trl.scripts.utils import DatasetConfig, DatasetMixtureConfig
 from trl_margins import GapPOConfig, GapPOTrainer
 from trl_margins.cli.mixture import mixture_splits
 from trl_margins.rows import open_rows
-from trl_margins.rows.form import COMPLETIONS
+from trl_margins.rows.form import COMPLETIONS, text_of
 from trl_margins.rows.mixed import Named, mixed
 from trl_margins.rows.scores import ScoreError, find_score_columns
 
@@ -209,9 +209,25 @@ def test_a_mixture_is_read_by_the_columns_that_are_named(which, tmp_path, caplog
         ),
         ([{"prompt": "q"}] * 2, Named(system="sys"), "system_column names 'sys', which no set of the mixture has"),
         ([{"question": "q"}, {"a": 1}], Named("question"), "prompt_column names 'question', which .*1.jsonl does not"),
+        (
+            [{"prompt": "q", "w": 1}, {"prompt": "p", "w": "n/a"}],
+            Named(scores=["w"]),
+            "row 0 of the .*1.jsonl.*'n/a' is",
+        ),
         ([{"prompt": "q", "w": 1}, {"prompt": "p"}], Named(scores=["w"]), r"names \['w'\], but .*1.jsonl has only"),
     ],
 )
 def test_columns_that_a_mixture_does_not_have(rows, named, said, tmp_path):
     with pytest.raises(ValueError, match=said):
         mixture_of(rows, named, tmp_path)
+
+
+@pytest.mark.parametrize("named", [Named("question"), Named(system="sys")])
+def test_a_column_that_the_files_of_one_entry_alone_have(named, tmp_path):
+    row = {"chosen": "good", "rejected": "bad"}
+    for name, more in {"a": {"prompt": "p"}, "b": {"question": "q", "prompt": "p", "sys": "s"}}.items():
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({**row, **more}) + "\n")
+    parts = [DatasetConfig("json", data_files=str(tmp_path / f"{name}.jsonl")) for name in "ab"]
+    together = mixture_splits(DatasetMixtureConfig(datasets=parts), named=named)["train"]
+    asked = [text_of(row.prompt) for row in open_rows(together, "train", named.prompt, named.system)]
+    assert asked == (["p", "q"] if named.prompt else ["p", "s\np"])

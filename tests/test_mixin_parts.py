@@ -399,7 +399,8 @@ def test_values_that_a_term_observes():
             return {self.key: self.value}
 
     weight = Observing("other")
-    own = SimpleNamespace(objective=SimpleNamespace(weights=(weight,), margins=(ColumnMargin("other", "reward"),)))
+    objective = SimpleNamespace(weights=(weight,), margins=(ColumnMargin("other", "reward"),))
+    own = SimpleNamespace(objective=objective, _has_observed=True)
     output = output_of(weights={"column": ONES}, margins={"column": ONES})
     assert plain(MarginMixin._observed(own, output, ["a"])) == {"mine": [1.0] * 3}
     for value in (torch.ones(3, 1), 1.0):

@@ -111,6 +111,11 @@ def test_what_an_earlier_run_has_left_damaged(here):
     Path("template.jinja").write_bytes("{{ é }}".encode("latin-1"))
     with pytest.raises(ValueError, match=r"chat_template: template.jinja is not UTF-8 .*: save the file as UTF-8"):
         chat_template("template.jinja")
+    Path("template.jinja").write_bytes("\ufeff{{ messages }}".encode())
+    assert chat_template("template.jinja") == "{{ messages }}"
+    Path("template.jinja").write_text("\n")
+    with pytest.raises(ValueError, match=r"chat_template: template.jinja is empty"):
+        chat_template("template.jinja")
     with pytest.raises(ValueError, match=r"chat_template: 'x{199}"):
         chat_template("x" * 5000)
 

@@ -49,9 +49,12 @@ def mixture_splits(
 
     check_mixture(mixture, weights, seed)
     if _is_trls(mixture):
-        return get_dataset(replace(mixture, datasets=[_for_trl(part, mixture.streaming) for part in mixture.datasets]))
+        size = mixture.test_split_size
+        size = int(size) if size is not None and size >= 1 and size == int(size) else size  # a number of rows
+        parts = [_for_trl(part, mixture.streaming) for part in mixture.datasets]
+        return get_dataset(replace(mixture, datasets=parts, test_split_size=size))
     weights = [1.0] * len(mixture.datasets) if weights is None else weights
-    parts = []
+    sets = []
     for part, weight in zip(mixture.datasets, weights, strict=True):
         rows = _load(part, part.split, named)
         taken = int(weight * len(rows))
@@ -60,10 +63,10 @@ def mixture_splits(
         if taken < len(rows):
             rows = (rows if seed is None else rows.shuffle(seed=seed)).select(range(taken))
         if taken:
-            parts.append((part.path, rows))
-    if not parts:
+            sets.append((part.path, rows))
+    if not sets:
         raise ValueError("mixture_weights: no set gives a row: raise them")
-    together = mixed(parts, named)
+    together = mixed(sets, named)
     if seed is not None:
         together = together.shuffle(seed=seed)
     size = mixture.test_split_size
@@ -158,7 +161,9 @@ def _rows_of(part: DatasetConfig, split: str, named: Named) -> Dataset:
     name, is_slice, _ = split.partition("[")
     if files := _files_of(part, name):
         sets = [(str(file), load_splits(str(file), decoded=IMAGES)["train"]) for file in files]
-        rows: Any = mixed(sets, named)
+        there = {None, *chain(*(rows.column_names for _, rows in sets))}  # other entries may have the others
+        prompt, system = (name if name in there else None for name in (named.prompt, named.system))
+        rows: Any = mixed(sets, Named(prompt, system, named.scores))
         if is_slice:
             parts = ReadInstruction.from_spec(split).to_absolute({name: len(rows)})
             rows = rows.select(chain(*(range(each.from_, each.to) for each in parts)))

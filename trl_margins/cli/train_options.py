@@ -160,9 +160,12 @@ def chat_template(text: str) -> str:
     file = os.path.expanduser(text)
     if os.path.isfile(file):  # Path's raises an error where a name is too long
         try:
-            return Path(file).read_text(encoding="utf-8")
+            found = Path(file).read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
             raise ValueError(f"chat_template: {text} is not UTF-8 ({error}): save the file as UTF-8") from error
+        if not found.strip():
+            raise ValueError(f"chat_template: {text} is empty")
+        return found
     raise ValueError(f"chat_template: {text!r:.200} is neither a Jinja template nor a file with one")
 
 

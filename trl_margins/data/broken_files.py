@@ -9,7 +9,7 @@ import math
 import re
 import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from importlib import import_module
@@ -67,16 +67,19 @@ def _check_json(file: Path, first: int | None) -> None:
             for number, line in enumerate(lines, start=1):
                 if number == 1 and not isinstance(_object(line, strict=False), dict):
                     if first and of_lines and not line.startswith("["):
-                        break  # it may be long
+                        if next(lines, None) is not None:  # objects over several lines, or what Arrow says
+                            return
+                        break
                     line += lines.read()
-                    _check_rows(decoder.decode(line), may_be_half=_SURROGATE.search(line) is not None)
+                    checks = [check for found, check in _CHECKS.items() if found.search(line)]
+                    _check_rows(decoder.decode(line), checks)
                 elif first and number > first:
                     break
                 elif line.strip():
                     row = decoder.decode(line.strip())
                     if _SURROGATE.search(line):
                         _check_characters(row)
-    except (RepeatedKeyError, HalfCharacterError) as error:
+    except (RepeatedKeyError, NotReadError) as error:
         raise ValueError(f"{file.name}, line {number}: {error}") from None
     except TypeError as error:
         raise ValueError(f"{file.name}: {error}") from None
@@ -91,11 +94,11 @@ def _check_json(file: Path, first: int | None) -> None:
 
 
 def _check_characters(row: Any) -> None:
-    """Raises a HalfCharacterError for text that holds half of a surrogate pair, which `datasets` leaves out."""
+    """Raises a NotReadError for text that holds half of a surrogate pair, which `datasets` leaves out."""
     try:
         json.dumps(row, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        raise HalfCharacterError(f"{_HALF}: write the whole one, or leave it out") from None
+        raise NotReadError(f"{_HALF}: write the whole one, or leave it out") from None
 
 
 def _too_large(line: str) -> str | None:
@@ -188,7 +191,7 @@ def rows_inside(splits: Mapping[str, Any]) -> str | None:
                 return f"with its rows under {name!r}"
         of_columns = all(isinstance(value, Mapping) and "0" in value for value in row.values())
         # a prompt that is a list of texts is no prompt; of messages, it is a list of lists
-        inside = firsts.get("prompt", firsts.get("chosen", {}))
+        inside = next((firsts[name] for name in ("prompt", "chosen") if firsts.get(name) is not None), {})
         if of_columns or (len(firsts) == len(row) and not isinstance(inside, Mapping)):
             return "of columns, as pandas writes it without orient='records', lines=True"
     return None
@@ -196,12 +199,12 @@ def rows_inside(splits: Mapping[str, Any]) -> str | None:
 
 def _only_row(rows: Any) -> Mapping[str, Any] | None:
     """The row of a set, or of a stream, that has one."""
-    if isinstance(rows, Dataset):
-        with suppress(UnicodeDecodeError):  # whoever reads the row says so
+    with suppress(ValueError, TypeError, pa.ArrowException):  # whoever reads the rows says so
+        if isinstance(rows, Dataset):
             return rows.data.to_pylist()[0] if len(rows) == 1 else None
-        return None
-    first = [*islice(rows.decode(False) if rows.features else rows, 2)]
-    return first[0] if len(first) == 1 else None
+        first = [*islice(rows.decode(False) if rows.features else rows, 2)]
+        return first[0] if len(first) == 1 else None
+    return None
 
 
 def rows_as_text(splits: Mapping[str, Dataset]) -> str | None:
@@ -338,7 +341,7 @@ def _problem_of_line(line: str) -> str | None:
         return f"not JSON ({error.msg} at character {error.pos}{curly})"
     except RecursionError:
         return _TOO_DEEP
-    except HalfCharacterError:
+    except NotReadError:
         return _HALF
     except ValueError as error:
         return str(error)
@@ -347,15 +350,27 @@ def _problem_of_line(line: str) -> str | None:
     return None if isinstance(row, dict) else "not an object with a value for each column, so correct or remove it"
 
 
-def _check_rows(document: Any, may_be_half: bool) -> None:
-    """Raises a TypeError for a list in which not everything is an object."""
-    if may_be_half and not isinstance(document, list):
-        _check_characters(document)
+def _check_numbers(row: Any) -> None:
+    """Raises a NotReadError for an infinite number, of which `datasets` makes a None."""
+    if isinstance(row, float) and math.isinf(row):
+        raise NotReadError("a number that is infinite, or too large to be one: write another, or null")
+    for value in row.values() if isinstance(row, dict) else row if isinstance(row, list) else ():
+        _check_numbers(value)
+
+
+# what a document is searched for, and how its rows are checked if it is there
+_CHECKS = {_SURROGATE: _check_characters, re.compile(r"Infinity|\d[eE]\+?\d{3}|\d{300}"): _check_numbers}
+
+
+def _check_rows(document: Any, checks: Sequence[Callable[[Any], None]]) -> None:
+    """Raises a TypeError for a list in which not everything is an object, or a row that is not read as it is."""
+    for check in () if isinstance(document, list) else checks:
+        check(document)
     for number, row in enumerate(document if isinstance(document, list) else ()):
         try:
-            if may_be_half:
-                _check_characters(row)
-        except HalfCharacterError as error:
+            for check in checks:
+                check(row)
+        except NotReadError as error:
             raise TypeError(f"row {number}: {error}") from None
         if not isinstance(row, dict):
             if isinstance(row, str) and isinstance(_object(row), dict | list):
@@ -364,8 +379,8 @@ def _check_rows(document: Any, may_be_half: bool) -> None:
             raise TypeError(f"row {number} is a {type(row).__name__}, and a row is {what}")
 
 
-class HalfCharacterError(ValueError):
-    """Text holds half of a surrogate pair."""
+class NotReadError(ValueError):
+    """A value is none that `datasets` reads: half of a surrogate pair, or an infinite number."""
 
 
 class RepeatedKeyError(ValueError):

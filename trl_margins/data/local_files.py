@@ -46,7 +46,7 @@ def existing(name: str) -> Path | None:
     if name != name.strip():
         raise FileNotFoundError(f"no data set at {name!r}, a name with blanks around it: remove them")
     if path.is_absolute() or name.startswith((".", "~")) or kind_of(path) in BUILDERS:
-        raise FileNotFoundError(f"no data set at {name}")
+        raise FileNotFoundError(f"no data set at {name if name.isprintable() else ascii(name)}")
     return None
 
 

@@ -13,6 +13,7 @@ from datasets import Dataset, Features
 
 logger = logging.getLogger(__name__)
 
+_LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 _DIGITS = 15  # pandas writes ten by default
 
 
@@ -70,7 +71,7 @@ def _numbers_in(values: pa.Array) -> Iterator[pa.Array]:
     """Of a column, at any depth."""
     if pa.types.is_floating(values.type):
         yield values
-    elif pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
+    elif any(is_one(values.type) for is_one in _LISTS):
         yield from _numbers_in(values.flatten())
     elif pa.types.is_struct(values.type):
         for each in values.flatten():

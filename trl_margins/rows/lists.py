@@ -492,6 +492,7 @@ class ScoredLists:
         else:
             if self.form.scores == VOTE:
                 self._refuse_half_turns(dict(zip((str(self.form.prompt), *names), (prompt, *answers), strict=True)), i)
+            self.counts[_TEXT] += not all(is_messages(spelled(value)) for value in values if value is not None)
             return values
         if (n := self._turn(row)) is not None:  # the judges of MT-bench's first turn saw the second one's answer
             conversations = [first_turns(each, n) for each in conversations]
@@ -592,7 +593,7 @@ class ScoredLists:
             self.counts[_MESSAGES_BESIDE_TEXT] += are_text
         else:
             self.counts[_SPELLED] += n_spelled
-            self.counts[_TEXT] += are_text
+            self.counts[_TEXT] += are_text and self.form.kind != "two"  # of which it is counted already
         if self.as_chat and isinstance(prompt, str):
             prompt = chat_turns(prompt)
             if unsplit_mark(prompt):

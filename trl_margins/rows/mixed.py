@@ -70,7 +70,7 @@ def mixed(parts: Sequence[tuple[str, Dataset]], named: Named = NOTHING_NAMED) ->
     both = zip(opened, scores, strict=True)
     read = [_read(each, None if without else found, common, named) for each, found in both]
     dropped = {name for dataset in sets for name in dataset.column_names} - set(read[0].column_names)
-    dropped -= read_scores
+    dropped -= {*read_scores, *(each.reader.prompt_column for each in opened)}
     if dropped:
         logger.info("columns that not all sets have in one type are left out: %s", ", ".join(sorted(dropped)))
     unused = [name for name in TEMPLATE if not any(name in dataset.column_names for dataset in sets)]
@@ -157,7 +157,7 @@ def _rows(
         given = [{name: batch[name][i] for name in scores.names} for i in range(len(rows))]
         pairs = list(map(scores.read, given))
         for number, row, pair in zip(numbers, given, pairs, strict=True):
-            if any(isinstance(score, bool) for score in pair):  # whose column would have numbers in its place
+            if not all(score is None or _is_number(score) for score in pair):  # which the column could not hold
                 check_row(row, scores, f"row {number} of the {reader.split} data set")
         if named.scores is not None and scores.rejected is None:
             made[scores.chosen] = [_gap(*pair) for pair in pairs]
@@ -166,8 +166,12 @@ def _rows(
     return made
 
 
+def _is_number(score: Any) -> bool:
+    return isinstance(score, int | float) and not isinstance(score, bool)
+
+
 def _gap(chosen: Any, rejected: Any) -> Any:
-    return chosen - rejected if isinstance(chosen, int | float) and isinstance(rejected, int | float) else chosen
+    return chosen - rejected if _is_number(chosen) and _is_number(rejected) else chosen
 
 
 def _as_json(part: Part) -> Any:

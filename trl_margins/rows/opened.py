@@ -49,6 +49,7 @@ _HUMAN = re.compile(  # begins a turn of the user in text
     r"|<(?:[|｜](?:[Uu]ser|USER|prompter)[|｜]>|\|?(?:im_start|start|start_\w+)\|?>(?:user|human)\b)"
 )
 _OF_TOOLS = re.compile("tool|function", re.IGNORECASE)
+_OF_A_TOOL = {"parameters", "input_schema", "description"}
 _LIKE_MESSAGES = re.compile(
     r"""\s*"?(array\()?(\{\s*\\*['"“”](messages|conversations?)\\*['"“”]\s*:\s*)?(\[\s*)?\{[^{]*?['"“”„](role|from)\\*['"“”]\s*:"""
 )
@@ -302,7 +303,7 @@ def count_rows(
     columns = list(dict.fromkeys([*reader.needed, *suspects, *beside, *conversations, *pointed]))
     alike = [name for name in reader.columns if _taken_for(name, reader)]
     of_tools = [] if "tools" in reader.columns else [*filter(_OF_TOOLS.search, reader.columns)]
-    of_tools = [name for name in of_tools if name not in suspects]
+    of_tools = [name for name in of_tools if name not in (*suspects, prompt, reader.system_column)]
     columns += [name for name in (*alike, *of_tools) if name not in columns]
     ends = {f"_{name}"[i:] for name in reader.columns for i in range(len(name)) if f"_{name}"[i] == "_"}
     texts = [name for name in (prompt, *COMPLETIONS) if name is not None and name not in reader.stored]
@@ -485,8 +486,8 @@ def _taken_for(name: str, reader: RowReader) -> str | None:
 def _defines_tools(value: Any) -> bool:
     found = spelled(value)
     found = [found] if isinstance(found, Mapping) else found
-    is_list = isinstance(found, list) and all(isinstance(each, Mapping) for each in found)
-    return is_list and all({*each} & {"name", "function"} for each in found)
+    is_list = isinstance(found, list) and bool(found) and all(isinstance(each, Mapping) for each in found)
+    return is_list and all("function" in each or ("name" in each and {*each} & _OF_A_TOOL) for each in found)
 
 
 class Note(NamedTuple):

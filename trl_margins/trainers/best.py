@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -261,15 +262,9 @@ class BestSoFar(TrainerCallback):
     def _chosen_otherwise(self, key: str) -> str | None:
         """Why the numbers before the resume cannot be compared with those to come; None if they can."""
         before, now = settings_before(Path(self.trainer._loaded_from or "")), self.trainer.settings
-        sets = [
-            {
-                name: rows
-                for name, rows in found.get("evaluation_sets", {}).items()
-                if key.startswith(f"eval_{name}_" if name else "eval_")
-            }
-            for found in (before, now)
-        ]
-        if before and sets[0] != sets[1]:
+        sets = [found.get("evaluation_sets", {}) for found in (before, now)]
+        of_key = max((name for name in chain(*sets) if key.startswith(f"eval_{name}_")), key=len, default="")
+        if "evaluation_sets" in before and sets[0].get(of_key) != sets[1].get(of_key):
             return "was chosen by other evaluation rows"
         options = before.get("config", {})
         names = [name for name in _OF_A_CHOICE if name in options and options[name] != now["config"][name]]

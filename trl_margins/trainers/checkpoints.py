@@ -310,10 +310,11 @@ class CheckpointMixin(MarginTrainer):
         """transformers'. A file of all results that cannot be read is written anew: it has nothing to add to."""
         file = Path(self.args.output_dir, "all_results.json")
         if combined and self.is_world_process_zero() and file.exists():
-            try:
-                json.loads(file.read_text())
-            except ValueError as error:
-                logger.warning("%s cannot be read (%s), and is written anew", file, error)
+            found: Any = None
+            with suppress(ValueError):
+                found = json.loads(file.read_text())
+            if not isinstance(found, dict):
+                logger.warning("%s has no results that can be read, and is written anew", file)
                 file.unlink()
         super().save_metrics(split, metrics, combined)
 

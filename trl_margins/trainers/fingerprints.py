@@ -42,7 +42,7 @@ _DEPTH = 8  # of what is within an argument
 _LONG = 10_000  # values, of which JSON would be long, too
 _OF_ONE_VALUE = (
     *(bytes, bytearray, complex, range, slice, Decimal, Enum, Fraction, PurePath, UUID, date, timedelta),
-    *(torch.dtype, torch.device, Distribution),
+    *(torch.dtype, torch.device),
 )
 
 
@@ -127,7 +127,9 @@ def _described(value: Any, modules: bool, depth: int = 0) -> Any:
     if isinstance(value, array_of_numbers | memoryview):
         return inner(value.tolist())
     if isinstance(value, re.Pattern):
-        return [value.pattern, value.flags]
+        return [inner(value.pattern), value.flags]
+    if isinstance(value, Distribution):  # also of what it computes on demand, whether that was asked for or not
+        return [kind, {name: inner(getattr(value, name)) for name in value.arg_constraints}]
     if isinstance(value, ModuleType):
         return value.__name__
     if isinstance(value, torch.Generator):

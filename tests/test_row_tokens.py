@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 from typing import Any
@@ -17,8 +18,9 @@ from trl.experimental.cpo import CPOTrainer, cpo_trainer
 
 from trl_margins.evaluation.scorer import completion_logps
 from trl_margins.evaluation.sets import evaluation_set
-from trl_margins.rows import PreferenceRow, tokenize
+from trl_margins.rows import PreferenceRow, RowReader, tokenize
 from trl_margins.rows.cpo_tokens import CPOTokenizer
+from trl_margins.rows.form import InParts
 from trl_margins.rows.tokens import unread
 
 # ChatML as SmolLM2 has it, with a line break behind each end token, tools, and thinking that a variable switches off
@@ -338,3 +340,51 @@ def test_keys_of_messages_that_the_template_does_not_read():
 def test_keys_that_a_template_reads_without_naming_them(template):
     template += "{% endfor %}" * (template.count("{% for") - template.count("{% endfor"))
     assert [*unread([asked_with(name="Bob")], chat_tokenizer(template))] == []
+
+
+# Parts of a message: these read them one by one, the last as text alone
+READ_PARTS = {
+    "parts alone": "{% for c in m.content %}{{ c.text }}{% endfor %}",
+    "lines": "{{ m.content if m.content is string else m.content | map(attribute='text') | join('\n') }}",
+    "marks": "{% if m.content is string %}{{ m.content }}{% else %}"
+    "{% for c in m.content %}|{{ c.text | trim }}{% endfor %}{% endif %}",
+}
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("way", READ_PARTS)
+def test_content_in_parts_is_what_the_template_reads(way, base, tiny_model, tmp_path):
+    tokenizer = chat_tokenizer(template_of(READ_PARTS[way]))
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": [text_part(f"q{i} "), text_part("r")]}],
+            **{side: [{"role": "assistant", "content": [text_part(side)]}] for side in ("chosen", "rejected")},
+            "margin": 1.0,
+        }
+        for i in range(2)
+    ]
+    trainer = trainer_of(base, tiny_model, tokenizer, tmp_path, Dataset.from_list(rows))
+    for row, sides in zip(rows, sequences(base, trainer), strict=True):
+        for side, (prompt, completion) in zip(("chosen", "rejected"), sides, strict=True):
+            whole = tokenizer.apply_chat_template([*row["prompt"], *row[side]], tokenize=True, return_dict=True)
+            assert [*prompt, *completion] == whole["input_ids"]
+
+
+def test_content_in_parts_is_text_for_other_templates():
+    """Which would write the list as Python does."""
+    tokenizer = chat_tokenizer(template_of("{{ m.content }}"))
+    row = {"role": "user", "content": [text_part("a "), text_part("b")]}
+    reader = RowReader.of(("prompt", "chosen", "rejected"), "train")
+    answers = {side: [{"role": "assistant", "content": side}] for side in ("chosen", "rejected")}
+    (found,) = tokenize([reader({"prompt": [row], **answers}, 0)], tokenizer)
+    assert "a b" in tokenizer.decode(found.prompt)
+    assert copy.deepcopy(InParts(["a", "b"])).parts == [text_part("a"), text_part("b")]
+
+
+def text_part(text: str) -> dict[str, str]:
+    return {"type": "text", "text": text}
+
+
+def template_of(content: str) -> str:
+    end = "{% if add_generation_prompt %}<assistant>{% endif %}"
+    return "{% for m in messages %}<{{ m.role }}>" + content + "</s>{% endfor %}" + end

@@ -651,7 +651,21 @@ def _plain(parts: list[Any]) -> str:
                 f"has a content part that is not text, {shortened(part)}, which a text model cannot read: drop the "
                 "row, or train a vision-language model with its processor on DPOTrainer's base"
             )
-    return _checked_text("".join(part["text"] for part in parts))
+    return InParts([part["text"] for part in parts]) if parts else ""
+
+
+class InParts(str):
+    """The text of a message whose content is parts of text, which a chat template may read one by one."""
+
+    parts: list[dict[str, str]]
+
+    def __new__(cls, texts: list[str]) -> InParts:
+        found = super().__new__(cls, _checked_text("".join(texts)))
+        found.parts = [{"type": "text", "text": text} for text in texts]
+        return found
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return InParts, ([part["text"] for part in self.parts],)
 
 
 def _checked_text(text: str) -> str:

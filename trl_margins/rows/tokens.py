@@ -19,7 +19,7 @@ from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from trl.data_utils import _tokenize, common_prefix_length
 
-from .form import PreferenceRow, RowError, RowReader, is_for_the_model
+from .form import InParts, PreferenceRow, RowError, RowReader, is_for_the_model
 from .limited import SECONDS, SlowTemplateError, limited
 
 logger = logging.getLogger(__name__)
@@ -28,9 +28,10 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 # What tokens depend on besides the data and the tokenizer. Raise the number whenever a token may change
-VERSION = f"3, trl {version('trl')}, transformers {version('transformers')}"
+VERSION = f"4, trl {version('trl')}, transformers {version('transformers')}"
 # Seconds that tokenizing may take beside the first conversation, hundreds of times what it does
 _PER_CONVERSATION, _PER_CHARACTER, _PER_IMAGE = 0.02, 1e-5, 60
+_MARK = "part-of-a-message"  # by which it is seen whether a chat template reads parts
 
 
 class RowTokens(NamedTuple):
@@ -147,12 +148,35 @@ def _chat_ids(processing_class: Any, conversations: list[Any], **options: Any) -
     if isinstance(processing_class, ProcessorMixin):  # TRL knows how a processor wants its messages
         with limited(_PER_IMAGE * len(conversations)):
             return [_tokenize(processing_class, each, **options)["input_ids"] for each in conversations]
+    conversations = _as_the_template_reads(conversations, processing_class)
     with limited():  # most templates that do not end never do
         processing_class.apply_chat_template(conversations[0], tokenize=False, **options)
     n_characters = sum(len(str(each)) for each in conversations)
     with limited(SECONDS + _PER_CONVERSATION * len(conversations) + _PER_CHARACTER * n_characters):
         made = processing_class.apply_chat_template(conversations, tokenize=True, return_dict=True, **options)
     return list(made["input_ids"])
+
+
+def _as_the_template_reads(conversations: list[Any], tokenizer: Any) -> list[Any]:
+    """The conversations, whose content in parts stays so where the chat template reads parts; others write a list as
+    Python does.
+    """
+    if not any(isinstance(message.get("content"), InParts) for each in conversations for message in each):
+        return conversations
+    part = {"type": "text", "text": _MARK}
+    try:
+        with limited():
+            written = tokenizer.apply_chat_template([{"role": "user", "content": [part]}], tokenize=False)
+    except Exception:  # chat templates raise anything
+        return conversations
+    if _MARK not in written or repr(part) in written or json.dumps(part) in written:
+        return conversations
+    return [[_in_parts(message) for message in each] for each in conversations]
+
+
+def _in_parts(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    content = message.get("content")
+    return {**message, "content": content.parts} if isinstance(content, InParts) else message
 
 
 def _text_ids(processing_class: Any, texts: list[str]) -> list[list[int]]:

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 from trl import DPOConfig
 from trl.experimental.cpo import CPOConfig
-from trl.scripts.utils import DatasetMixtureConfig
+from trl.scripts.utils import DatasetMixtureConfig, get_dataset
 
 from trl_margins import links
 from trl_margins.checks import NUMBERS, Takes, nearest
@@ -1471,14 +1471,32 @@ def test_trl_mixes_local_files(tmp_path):
         parts.append({"path": str(tmp_path / f"{size}.jsonl")})
     whole = mixture_splits(DatasetMixtureConfig([dict(part) for part in parts], streaming=True))["train"]
     assert len(list(whole)) == 16
-    shares = mixture_splits(DatasetMixtureConfig([{**part, "fraction": 0.5} for part in parts]))["train"]
-    assert shares["prompt"][:] == [row["prompt"] for size in (12, 4) for row in preference_rows(4, seed=size)]
+    for fractions in ((0.5, 0.5), (3.0, 1.0), (0.9, 0.1), (1.0, 0.0), (0.33, 0.67)):
+        each = [{**part, "fraction": share} for part, share in zip(parts, fractions, strict=True)]
+        mine = mixture_splits(DatasetMixtureConfig([dict(part) for part in each]))["train"]
+        of_trl = [{**part, "path": "json", "data_files": part["path"]} for part in each]
+        assert mine["prompt"][:] == get_dataset(DatasetMixtureConfig(of_trl))["train"]["prompt"][:]
+
+
+def test_a_share_of_files_that_trl_reads_otherwise(tmp_path):
+    """Numbers as text, dates, tabs and capitals are read as without `fraction`, and so are other columns."""
+    (tmp_path / "a.tsv").write_text("prompt\tchosen\trejected\n007\t2024-01-01\tNone\n")
+    (tmp_path / "B").mkdir()
+    (tmp_path / "B" / "TRAIN.JSONL").write_text('{"prompt": "q", "chosen": "c", "rejected": "d", "margin": 1}\n')
+    parts = [{"path": str(tmp_path / name), "fraction": 0.5} for name in ("a.tsv", "B")]
+    rows = mixture_splits(DatasetMixtureConfig(parts))["train"]
+    assert [tuple(row[name] for name in ("prompt", "chosen", "rejected")) for row in rows] == [
+        ("007", "2024-01-01", "None"),
+        ("q", "c", "d"),
+    ]
 
 
 def test_mixtures_that_cannot_be(two_sets):
     part = {"path": two_sets[0], "split": "train"}
-    with pytest.raises(ValueError, match="saved with save_to_disk, which TRL does not mix"):
-        mixture_splits(DatasetMixtureConfig([{**part, "fraction": 1.0}]))
+    with pytest.raises(ValueError, match="saved with save_to_disk, which TRL does not mix as a stream: save it"):
+        mixture_splits(DatasetMixtureConfig([dict(part)], streaming=True))
+    with pytest.raises(ValueError, match=r"the fractions \[-1.0, 1.0\] must be shares of the mixture"):
+        mixture_splits(DatasetMixtureConfig([{**part, "fraction": each} for each in (-1.0, 1.0)]))
     with pytest.raises(ValueError, match=r"\[0\.5\] must be a share in \[0, 1\] for each of"):
         mixture_splits(DatasetMixtureConfig([dict(part), dict(part)]), [0.5])
     with pytest.raises(ValueError, match="must be a share"):

@@ -20,7 +20,7 @@ from trl_margins.rows.mixed import Named, mixed
 from trl_margins.rows.scores import ScoreError, find_score_columns
 
 
-def says(role: str, content: str, **more: Any) -> dict[str, Any]:
+def says(role: str, content: Any, **more: Any) -> dict[str, Any]:
     return {"role": role, "content": content, **more}
 
 
@@ -197,6 +197,14 @@ def test_a_mixture_is_read_by_the_columns_that_are_named(which, tmp_path, caplog
         scores = columns.read(raw) if columns else (0.0, 0.0)
         found.append((asked, *(system or [None]), scores[0] - scores[1]))
     assert found == right
+
+
+def test_a_mixture_keeps_content_in_parts(tmp_path):
+    parts = [{"type": "text", "text": text} for text in ("a ", "b")]
+    rows = [{"prompt": [says("user", parts)], **{side: [says("assistant", side)] for side in COMPLETIONS}}]
+    together = mixture_of([*rows, {"prompt": "p", "margin": 1.0}], Named(), tmp_path)
+    content = next(iter(open_rows(together, "train"))).prompt[0]["content"]
+    assert (content, content.parts) == ("a b", parts)
 
 
 @pytest.mark.parametrize(

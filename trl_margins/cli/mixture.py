@@ -36,8 +36,8 @@ def mixture_splits(
 
     Args:
         mixture: TRL's description of it.
-        weights: share of each set's rows to take, in [0, 1], in the order of the sets; all rows by default. Unlike
-            TRL's `fraction`, which is a set's share of the mixture.
+        weights: share of each set's rows to take, in [0, 1], in the order of the sets; all rows by default. TRL's
+            `fraction` is a set's share of the mixture.
         seed: draws shares and test split at random, and shuffles; without it, a share is a set's first rows.
         named: the columns that the user has named.
 
@@ -48,17 +48,13 @@ def mixture_splits(
     from trl.scripts.utils import get_dataset
 
     check_mixture(mixture, weights, seed)
-    if _is_trls(mixture):
-        size = mixture.test_split_size
-        size = int(size) if size is not None and size >= 1 and size == int(size) else size  # a number of rows
-        parts = [_for_trl(part, mixture.streaming) for part in mixture.datasets]
-        return get_dataset(replace(mixture, datasets=parts, test_split_size=size))
-    weights = [1.0] * len(mixture.datasets) if weights is None else weights
-    sets = []
-    for part, weight in zip(mixture.datasets, weights, strict=True):
-        rows = _load(part, part.split, named)
-        taken = int(weight * len(rows))
-        level = logging.WARNING if weight and not taken else logging.INFO
+    if mixture.streaming:
+        return get_dataset(replace(mixture, datasets=[*map(_for_trl, mixture.datasets)]))
+    read, sets = [_load(part, part.split, named) for part in mixture.datasets], []
+    shares = _shares(mixture, weights, [*map(len, read)])
+    for part, rows, share in zip(mixture.datasets, read, shares, strict=True):
+        taken = int(share)
+        level = logging.WARNING if share and not taken else logging.INFO
         logger.log(level, "%s: %d of %d rows", part.path, taken, len(rows))
         if taken < len(rows):
             rows = (rows if seed is None else rows.shuffle(seed=seed)).select(range(taken))
@@ -92,10 +88,15 @@ def check_mixture(mixture: DatasetMixtureConfig, weights: Sequence[float] | None
     if any(part.path == "pandas" for part in mixture.datasets):
         raise ValueError("datasets: path pandas reads pickles, which run code: save the rows as Parquet or JSON lines")
     fractions = [part.fraction for part in mixture.datasets if part.fraction is not None]
-    if _is_trls(mixture) and (weights is not None or seed is not None):
+    if (fractions or mixture.streaming) and (weights is not None or seed is not None):
         raise ValueError("mixture_weights and mixture_seed do not work with streaming or with TRL's `fraction`")
     if fractions and (len(fractions) < len(mixture.datasets) or mixture.streaming):
         raise ValueError("datasets: TRL takes a fraction of every set or of none, and not of streams")
+    if fractions and not (all(0 <= each < math.inf for each in fractions) and any(fractions)):
+        raise ValueError(
+            f"datasets: the fractions {fractions} must be shares of the mixture: numbers, at least 0, and one of them "
+            "above 0"
+        )
     if weights is not None and not (
         len(weights) == len(mixture.datasets) and all(0 <= weight <= 1 for weight in weights)
     ):
@@ -109,22 +110,28 @@ def check_mixture(mixture: DatasetMixtureConfig, weights: Sequence[float] | None
             )
 
 
-def _is_trls(mixture: DatasetMixtureConfig) -> bool:
-    """Whether TRL mixes."""
-    return mixture.streaming or any(part.fraction is not None for part in mixture.datasets)
+def _shares(mixture: DatasetMixtureConfig, weights: Sequence[float] | None, sizes: Sequence[int]) -> list[float]:
+    """How many rows of each set are taken, before that is rounded down; by `fraction` as TRL has it: as many as no set
+    lacks rows for.
+    """
+    fractions = [part.fraction for part in mixture.datasets if part.fraction is not None]
+    if not fractions:
+        return [weight * size for weight, size in zip(weights or [1.0] * len(sizes), sizes, strict=True)]
+    most = min(size / each for size, each in zip(sizes, fractions, strict=True) if each)
+    return [float(min(round(each * most), size)) for each, size in zip(fractions, sizes, strict=True)]
 
 
-def _for_trl(part: DatasetConfig, streaming: bool) -> DatasetConfig:
-    """A local file as `datasets` takes it: a builder, and the file, which must be one that `load_splits` reads."""
+def _for_trl(part: DatasetConfig) -> DatasetConfig:
+    """A local file as `datasets` streams it: a builder, and the file, which must be one that `load_splits` reads."""
     path = Path(part.path).expanduser()
     if is_saved(path):
         raise ValueError(
-            f"datasets: {part.path} was saved with save_to_disk, which TRL does not mix as a stream or by `fraction`: "
-            "save it as Parquet, or use mixture_weights"
+            f"datasets: {part.path} was saved with save_to_disk, which TRL does not mix as a stream: save it as "
+            "Parquet, or load it"
         )
     if not path.is_file() or part.data_files is not None:
         return part
-    load_splits(part.path, streaming=streaming)
+    load_splits(part.path, streaming=True)
     return replace(part, path=builder_of(path), data_files=str(path))
 
 

@@ -15,7 +15,7 @@ from ..pairs import SCORES
 from .form import COMPLETIONS, TEMPLATE, Part, RowError, RowReader
 from .opened import OpenedSet, open_rows
 from .scores import ScoreColumns, ScoreError, check_row, find_score_columns, refuse_class_labels
-from .tokens import VERSION, read_batch
+from .tokens import VERSION, in_parts, read_batch
 
 logger = logging.getLogger(__name__)
 
@@ -176,4 +176,4 @@ def _gap(chosen: Any, rejected: Any) -> Any:
 
 def _as_json(part: Part) -> Any:
     """Text as JSON text, since a Json column reads any text as JSON."""
-    return json.dumps(part) if isinstance(part, str) else part
+    return json.dumps(part) if isinstance(part, str) else list(map(in_parts, part))

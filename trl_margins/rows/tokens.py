@@ -171,10 +171,11 @@ def _as_the_template_reads(conversations: list[Any], tokenizer: Any) -> list[Any
         return conversations
     if _MARK not in written or repr(part) in written or json.dumps(part) in written:
         return conversations
-    return [[_in_parts(message) for message in each] for each in conversations]
+    return [[in_parts(message) for message in each] for each in conversations]
 
 
-def _in_parts(message: Mapping[str, Any]) -> Mapping[str, Any]:
+def in_parts(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A message, whose content is the parts that it had."""
     content = message.get("content")
     return {**message, "content": content.parts} if isinstance(content, InParts) else message
 

@@ -17,7 +17,7 @@ import gc
 import logging
 import random
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,12 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
         chat_template=CHAT_TEMPLATE,
         model_max_length=4096,
     )
+
+
+def rest_rehearsed(cases: Iterable[Any], at_once: int) -> list[Any]:
+    """The cases of a test that takes long: all but the first few are left to `make rehearsal`."""
+    values = [case if isinstance(case, tuple) else (case,) for case in cases]
+    return [pytest.param(*case, marks=[pytest.mark.rehearsal] * (i >= at_once)) for i, case in enumerate(values)]
 
 
 def chat_tokenizer(template: str) -> PreTrainedTokenizerFast:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import load, preference_rows, quiet
+from conftest import load, preference_rows, quiet, rest_rehearsed
 from datasets import DatasetDict
 from transformers import TrainerCallback, TrainerControl
 from transformers.integrations import integration_utils
@@ -167,40 +167,39 @@ def assert_delivers(trainer: Any, weights: dict[int, dict[str, torch.Tensor]], b
     }
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"save_steps": 3},
-        {"save_steps": 3, "load_best_model_at_end": True},
-        {"save_steps": 3, "save_total_limit": 1},
-        {"eval_steps": 2, "save_steps": 3},  # no multiple, which transformers refuses
-        {"eval_steps": 0.15, "save_steps": 0.6},
-        {"eval_steps": 0.15, "save_steps": 3, "save_total_limit": 1},
-        {"save": "epoch"},
-        {"save": "no"},
-        {"save": "best"},
-        {"eval_strategy": "epoch", "save_steps": 3, "per_device_train_batch_size": 16},
-        {"eval_strategy": "epoch", "save": "epoch", "per_device_train_batch_size": 16, "save_total_limit": 1},
-        {"eval_on_start": True, "eval_delay": 3, "save_steps": 2},
-        {"metric_for_best_model": "loss", "save_steps": 3},
-        {"metric_for_best_model": "eval_spearman", "save_steps": 4},
-        {"metric_for_best_model": "eval_rewards/margins", "greater_is_better": False, "save_steps": 3},
-        {"method": None, "load_best_model_at_end": True, "save_steps": 3},
-        {"method": "amapo", "base": "dpo", "load_best_model_at_end": True, "metric_for_best_model": "pwa_all"},
-        {"evals": {"first": UNSCORED, "second": EVALS}, **PLAIN, "save_steps": 3},
-        {"evals": {"first": NEAR, "second": NEAR}, "save_steps": 3},
-        {"evals": {"first": NEAR, "second": EVALS}, "metric_for_best_model": "eval_first_loss", "save_steps": 3},
-        {"evals": {"first": NEAR, "second": EVALS}, "method": None, "load_best_model_at_end": True},
-        {"evals": UNSCORED, **PLAIN, "save_steps": 3},
-        {"evals": UNSCORED, "save_steps": 3},
-        {"evals": {"first": UNSCORED, "second": EVALS}, "save_steps": 3},
-        {"evals": NEAR, "save_steps": 3},
-        {"evals": NEAR.to_iterable_dataset(), "save_steps": 3},
-        {"evals": {"first": UNSCORED.to_iterable_dataset(), "second": EVALS.to_iterable_dataset()}, **PLAIN},
-        {"evals": EVALS, "score_columns": ["score_chosen"], "method": None, "load_best_model_at_end": True},
-    ],
-    ids=str,
-)
+PEAKS: list[dict[str, Any]] = [
+    {"save_steps": 3},
+    {"save_steps": 3, "load_best_model_at_end": True},
+    {"save_steps": 3, "save_total_limit": 1},
+    {"eval_steps": 2, "save_steps": 3},  # no multiple, which transformers refuses
+    {"eval_steps": 0.15, "save_steps": 0.6},
+    {"eval_steps": 0.15, "save_steps": 3, "save_total_limit": 1},
+    {"save": "epoch"},
+    {"save": "no"},
+    {"save": "best"},
+    {"eval_strategy": "epoch", "save_steps": 3, "per_device_train_batch_size": 16},
+    {"eval_strategy": "epoch", "save": "epoch", "per_device_train_batch_size": 16, "save_total_limit": 1},
+    {"eval_on_start": True, "eval_delay": 3, "save_steps": 2},
+    {"metric_for_best_model": "loss", "save_steps": 3},
+    {"metric_for_best_model": "eval_spearman", "save_steps": 4},
+    {"metric_for_best_model": "eval_rewards/margins", "greater_is_better": False, "save_steps": 3},
+    {"method": None, "load_best_model_at_end": True, "save_steps": 3},
+    {"method": "amapo", "base": "dpo", "load_best_model_at_end": True, "metric_for_best_model": "pwa_all"},
+    {"evals": {"first": UNSCORED, "second": EVALS}, **PLAIN, "save_steps": 3},
+    {"evals": {"first": NEAR, "second": NEAR}, "save_steps": 3},
+    {"evals": {"first": NEAR, "second": EVALS}, "metric_for_best_model": "eval_first_loss", "save_steps": 3},
+    {"evals": {"first": NEAR, "second": EVALS}, "method": None, "load_best_model_at_end": True},
+    {"evals": UNSCORED, **PLAIN, "save_steps": 3},
+    {"evals": UNSCORED, "save_steps": 3},
+    {"evals": {"first": UNSCORED, "second": EVALS}, "save_steps": 3},
+    {"evals": NEAR, "save_steps": 3},
+    {"evals": NEAR.to_iterable_dataset(), "save_steps": 3},
+    {"evals": {"first": UNSCORED.to_iterable_dataset(), "second": EVALS.to_iterable_dataset()}, **PLAIN},
+    {"evals": EVALS, "score_columns": ["score_chosen"], "method": None, "load_best_model_at_end": True},
+]
+
+
+@pytest.mark.parametrize("options", rest_rehearsed(PEAKS, 10), ids=str)
 def test_the_peak_is_delivered(options, tiny_model, tokenizer, tmp_path):
     trainer, weights = run(tiny_model, tokenizer, tmp_path, **options)
     config = trainer.args
@@ -370,20 +369,19 @@ def test_a_best_that_does_not_count_any_more(damage, metric, why, tiny_model, to
     assert_delivers(trainer, weights, peak(later, greater=metric == "eval_pwa"))
 
 
-@pytest.mark.parametrize(
-    ("flags", "step"),
-    [
-        (["--metric_for_best_model", "rewards/chosen"], 4),  # evaluated at the end, although no strategy says so
-        (["--eval_strategy", "steps", "--eval_steps", "3", "--load_best_model_at_end", "false"], 4),
-        (["--eval_strategy", "epoch", "--load_best_model_at_end", "false"], 4),
-        (["--method", "none", "--eval_strategy", "steps", "--eval_steps", "1"], 4),
-        (["--eval_strategy", "steps", "--eval_steps", "1"], None),
-        (["--eval_strategy", "steps", "--eval_steps", "2", "--eval_delay", "20"], 4),  # none is due
-        (["--eval_strategy", "epoch", "--eval_delay", "2"], 4),
-        (["--eval_strategy", "steps", "--eval_steps", "50"], 4),
-    ],
-    ids=str,
-)
+LAST_EVALUATIONS: list[tuple[list[str], int | None]] = [
+    (["--metric_for_best_model", "rewards/chosen"], 4),  # evaluated at the end, although no strategy says so
+    (["--eval_strategy", "steps", "--eval_steps", "3", "--load_best_model_at_end", "false"], 4),
+    (["--eval_strategy", "steps", "--eval_steps", "1"], None),
+    (["--eval_strategy", "steps", "--eval_steps", "2", "--eval_delay", "20"], 4),  # none is due
+    (["--eval_strategy", "epoch", "--load_best_model_at_end", "false"], 4),
+    (["--method", "none", "--eval_strategy", "steps", "--eval_steps", "1"], 4),
+    (["--eval_strategy", "epoch", "--eval_delay", "2"], 4),
+    (["--eval_strategy", "steps", "--eval_steps", "50"], 4),
+]
+
+
+@pytest.mark.parametrize(("flags", "step"), rest_rehearsed(LAST_EVALUATIONS, 4), ids=str)
 def test_one_tracker_run_and_no_number_twice(flags, step, tiny_model, pairs, tmp_path, tracker, capsys, monkeypatch):
     out, loops = tmp_path / "out", []
     counted = MarginCPOTrainer.evaluation_loop

@@ -29,7 +29,7 @@ import pandas as pd
 import processes
 import pytest
 import torch
-from conftest import METHODS_AND_BASES, OWN_METHODS, bases_of, load, preference_rows, quiet
+from conftest import METHODS_AND_BASES, OWN_METHODS, bases_of, load, preference_rows, quiet, rest_rehearsed
 from torch import Tensor
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import (
@@ -135,7 +135,7 @@ ACCUMULATED = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 
 RUNS = [
     *((method, base, {}) for method, base in METHODS_AND_BASES if method in RESUMED),
     *((method, "dpo", {"reward": "log-ratio"}) for method in ("gamma-po", "amapo", "geometric-anchor")),
-    *((method, bases_of(method)[0], ACCUMULATED) for method in RESUMED),
+    *(pytest.param(method, bases_of(method)[0], ACCUMULATED, marks=pytest.mark.rehearsal) for method in RESUMED),
     ("geometric-anchor", "cpo", {"anchor_direction": "momentum"}),
     ("gamma-po", "cpo", {"eval_strategy": "steps", "eval_steps": 1}),  # which must not be in the queue
     ("amapo", "cpo", {"disable_dropout": False}),
@@ -198,7 +198,7 @@ OF_CALLBACKS = {"one": [EarlyStoppingCallback], "two": [EarlyStoppingCallback] *
 OF_CALLBACKS["of both kinds"] = [EarlyStoppingCallback, Patient]
 
 
-@pytest.mark.parametrize("callbacks", OF_CALLBACKS)
+@pytest.mark.parametrize("callbacks", rest_rehearsed(OF_CALLBACKS, 1))
 def test_an_early_stop_comes_where_it_would_have_come(callbacks, tiny_model, tokenizer, tmp_path, caplog):
     """A resumed run counts on; one that has stopped is complete, until it is to be more patient."""
 
@@ -258,7 +258,7 @@ SCHEDULES = {
 }
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", rest_rehearsed(SCHEDULES, 2))
 @pytest.mark.parametrize("optimizer", [SGD, AdamW])
 def test_a_schedule_that_turns_more_than_the_rate(optimizer, schedule, tiny_model, tokenizer, tmp_path, caplog):
     """It is at another value where a run is resumed; another first value is still refused."""
@@ -397,7 +397,7 @@ SCHEDULED: dict[str, tuple[Any, Any]] = {
 }
 
 
-@pytest.mark.parametrize("said", SCHEDULED)
+@pytest.mark.parametrize("said", rest_rehearsed(SCHEDULED, 3))
 def test_a_schedule_of_ones_own_that_is_another(said, tiny_model, tokenizer, tmp_path):
     """Where no state has what differs, and where a loaded state would hide it."""
 

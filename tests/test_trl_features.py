@@ -581,6 +581,7 @@ def test_a_set_that_lacks_a_column(tiny_model, tmp_path):
 # What a trainer is called with
 
 
+@pytest.mark.rehearsal
 @pytest.mark.parametrize("base", BASES)
 def test_an_optimizer_of_ones_own(base, tiny_model, tmp_path):
     runs = []

@@ -230,8 +230,9 @@ def train(
     from trl_margins.cli.setup import load_model, load_tokenizer
     from trl_margins.data.noise import flip_labels, parse_noise
     from trl_margins.registry import base_of
-    from trl_margins.trainers.configs import config_class, objective_of
+    from trl_margins.trainers.configs import config_class
     from trl_margins.trainers.named import trainer_of
+    from trl_margins.trainers.objectives import objective_of
 
     tokenizer = load_tokenizer(model)
     if method == "start":

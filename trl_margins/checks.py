@@ -6,12 +6,14 @@ import math
 import os
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
 from difflib import SequenceMatcher
 from enum import Enum
 from functools import cache
 from numbers import Integral, Real
+from reprlib import repr as shortened
 from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -89,6 +91,22 @@ def looks_like(name: str, known: Iterable[str]) -> str | None:
     # what is written with an accent does not look like what has none
     like = "".join(re.escape(each) if each.isascii() or unicodedata.decomposition(each) else "." for each in text)
     return next((each for each in known if each != name and re.fullmatch(like, each)), None)
+
+
+class RepeatedKeyError(ValueError):
+    """An object of JSON has a key twice: some readers take the first of its values, others the last."""
+
+    def __init__(self, key: str, found: Mapping[str, Any]) -> None:
+        super().__init__(f"the key {key!r} more than once in {shortened(found)}: remove one")
+        self.key = key
+
+
+def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For `object_pairs_hook`: an object as a dict; a RepeatedKeyError for a key that is there twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise RepeatedKeyError(next(key for key, n in Counter(key for key, _ in pairs).items() if n > 1), found)
+    return found
 
 
 def names_a_column(name: str) -> bool:

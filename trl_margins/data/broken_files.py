@@ -24,6 +24,7 @@ from datasets import Dataset, Features, Value
 from datasets.config import ZSTANDARD_AVAILABLE
 from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
 
+from ..checks import RepeatedKeyError, without_repeats
 from .local_files import builder_of
 
 _FOR_LINES = (".jsonl", ".json", ".ndjson")
@@ -59,7 +60,7 @@ def check_file(file: Path, first: int | None = None) -> None:
 
 
 def _check_json(file: Path, first: int | None) -> None:
-    decoder = json.JSONDecoder(object_pairs_hook=_without_repeats, strict=False)
+    decoder = json.JSONDecoder(object_pairs_hook=without_repeats, strict=False)
     of_lines = ".jsonl" in file.name.lower()
     number, line = 0, ""
     try:
@@ -334,7 +335,7 @@ def _problem_of_line(line: str) -> str | None:
     if line.startswith("\x1e"):
         return "a record separator (RFC 7464) before the row: remove it, for example with tr -d '\\036'"
     try:
-        row = json.loads(line, object_pairs_hook=_without_repeats)
+        row = json.loads(line, object_pairs_hook=without_repeats)
         _check_characters(row)
     except json.JSONDecodeError as error:
         curly = "; its quotes are curly, write straight ones" if {*"“”„"} & {*line[: error.pos + 2]} else ""
@@ -381,18 +382,6 @@ def _check_rows(document: Any, checks: Sequence[Callable[[Any], None]]) -> None:
 
 class NotReadError(ValueError):
     """A value is none that `datasets` reads: half of a surrogate pair, or an infinite number."""
-
-
-class RepeatedKeyError(ValueError):
-    """An object has a key twice: some readers take the first of its values, others the last."""
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
-        raise RepeatedKeyError(f"the key {twice!r} more than once in {shortened(found)}: remove one")
-    return found
 
 
 def open_bytes(file: Path) -> BinaryIO:

@@ -15,7 +15,7 @@ from typing import Any
 
 from trl.data_utils import extract_prompt
 
-from ..checks import odd_letters, why_look_alike
+from ..checks import RepeatedKeyError, odd_letters, why_look_alike, without_repeats
 from .list_forms import list_form
 
 Message = dict[str, Any]
@@ -483,13 +483,9 @@ def texts_in(value: Any) -> Iterator[str]:
 
 def spelled(value: Any) -> Any:
     """What a text spells in JSON or Python, also in JSON twice, if it spells a list or a mapping; else the value."""
-    with suppress(_RepeatedKeyError):
+    with suppress(RepeatedKeyError):
         return _spelled(value)
     return value
-
-
-class _RepeatedKeyError(ValueError):
-    """A mapping has a key twice."""
 
 
 def _spelled(value: Any) -> Any:
@@ -497,24 +493,15 @@ def _spelled(value: Any) -> Any:
         with suppress(ValueError):
             value = json.loads(value)
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
-        as_json = partial(json.loads, strict=False, object_pairs_hook=_without_repeats)  # with line breaks in texts
+        as_json = partial(json.loads, strict=False, object_pairs_hook=without_repeats)  # with line breaks in texts
         for read in (as_json, ast.literal_eval):
             try:
                 return read(value)
-            except _RepeatedKeyError:
+            except RepeatedKeyError:
                 raise
             except (ValueError, SyntaxError, MemoryError, RecursionError):
                 continue
     return value
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise _RepeatedKeyError(f"has the key {key!r} twice")
-        found[key] = value
-    return found
 
 
 def messages_in(value: Any) -> Any:
@@ -529,8 +516,8 @@ def stored_messages(text: str) -> Any:
     try:
         value = _spelled(text)
         why = "is neither JSON nor a Python list" + ", for its quotes are curly" * bool(_CURLY.search(text))
-    except _RepeatedKeyError as error:
-        value, why = text, str(error)
+    except RepeatedKeyError as error:
+        value, why = text, f"has the key {error.key!r} twice"
     if isinstance(value, str):
         raise ValueError(
             f"{shortened(text)} looks like messages stored as text, but {why}: save the set as JSON lines or Parquet"

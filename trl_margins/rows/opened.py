@@ -478,9 +478,7 @@ def _taken_for(name: str, reader: RowReader) -> str | None:
     known = [each for each in (*TEMPLATE, "system", IS_FLIPPED, FACTOR) if each not in reader.columns]
     if name in (reader.prompt_column, reader.system_column):
         return None
-    if name.lower() in known and name.lower() in TEMPLATE:
-        return name.lower()
-    return looks_like(name, known)
+    return name.lower() if name.lower() in known and name.lower() in TEMPLATE else looks_like(name, known)
 
 
 def _defines_tools(value: Any) -> bool:

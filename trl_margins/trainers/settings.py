@@ -111,17 +111,22 @@ def _schedule_given(trainer: MarginTrainer) -> dict[str, Any]:
     return {"schedule": type(schedule).__name__, "schedule_arguments": trainer._first_schedule[1]}
 
 
+def _evals(trainer: MarginTrainer) -> Mapping[str, Any]:
+    """The evaluation sets by name; one alone has none."""
+    evals = trainer.eval_dataset
+    return evals if isinstance(evals, Mapping) else {"": evals}
+
+
 def _of_streams(trainer: MarginTrainer) -> list[str]:
     """Digests of the first rows of each stream."""
-    evals = trainer.eval_dataset if isinstance(trainer.eval_dataset, Mapping) else {"": trainer.eval_dataset}
-    sets = (trainer.train_dataset, *evals.values())
+    sets = (trainer.train_dataset, *_evals(trainer).values())
     return [Hasher.hash([*rows.take(_OF_A_STREAM)]) for rows in sets if isinstance(rows, IterableDataset)]
 
 
 def _evaluation_sets(trainer: MarginTrainer) -> dict[str, str]:
     """Digests of those that are no streams."""
-    evals = trainer.eval_dataset if isinstance(trainer.eval_dataset, Mapping) else {"": trainer.eval_dataset}
-    return {name: f"{len(rows)} rows ({of_rows(rows)})" for name, rows in evals.items() if isinstance(rows, Dataset)}
+    sets = _evals(trainer).items()
+    return {name: f"{len(rows)} rows ({of_rows(rows)})" for name, rows in sets if isinstance(rows, Dataset)}
 
 
 # of the config: what a launcher, or a user, gives each process of its own
@@ -165,7 +170,7 @@ def of_every_rank(trainer: MarginTrainer, settings: Mapping[str, Any]) -> dict[s
         "training set": f"{settings['train_rows']} rows ({columns})",
         **{f"the model's {name}": value for name, value in settings["model_config"].items()},
         **{f"the reference model's {name}": value for name, value in (settings["reference_config"] or {}).items()},
-        "order of evaluation sets": [*trainer.eval_dataset] if isinstance(trainer.eval_dataset, Mapping) else None,
+        "order of evaluation sets": [*_evals(trainer)],
         "score columns": [*(trainer.set_facts[TRAIN].score_columns or ())],  # which the pair log has, too
         "first rows of streams": _of_streams(trainer) if trainer.accelerator.num_processes > 1 else None,
         **{name: settings[name] for name in (*_MADE, *(() if trainer.is_fsdp_enabled else ("fixed_weights",)))},

@@ -12,7 +12,6 @@ from types import new_class
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from transformers import TrainingArguments
-from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from trl import DPOConfig
 from trl.experimental.cpo import CPOConfig
 
@@ -29,7 +28,6 @@ from ..registry import (
     RESERVED,
     base_of,
     built,
-    find_link,
     get_method,
     load_plugins,
     option_fields,
@@ -41,8 +39,8 @@ from ..registry import (
 from ..rewards import REWARDS, LogRatioReward, MeanLogRatioReward
 from ..terms import Term
 from ..terms.evaluation_factor import FLOOR
-from .elsewhere import elsewhere
-from .trls_fields import check_for_trl, check_installed, check_optimizer, naming_backend
+from .target_margin import resolve_target_margin
+from .trls_fields import check_for_trl, check_installed, check_optimizer, find_loss, keep_best, naming_backend
 
 logger = logging.getLogger(__name__)
 
@@ -441,7 +439,6 @@ class MarginOptions(KeepsSecrets):
         for name in ("train_only", "score_columns", "anchor_scope"):
             if isinstance(value := getattr(self, name), str):
                 setattr(self, name, [value])
-        _check_workers(self)
         _read_mappings(self)
         check_options(self)
         for kind in _KINDS:
@@ -453,7 +450,7 @@ class MarginOptions(KeepsSecrets):
             check_optimizer(self)
             if self.logging_nan_inf_filter is None:
                 self.filters_evaluation, self.logging_nan_inf_filter = True, self.nonfinite_steps == "skip"
-            _keep_best(self, self._best_metric)
+            keep_best(self, self._best_metric)
             self._resolve_target_margin()
             # transformers would have saving fall on evaluations; the trainer saves each that is the best so far
             arguments: Any = self
@@ -586,7 +583,7 @@ class MarginCPOConfig(MarginOptions, CPOConfig):
             raise TypeError(
                 f"loss_type is {self.loss_type!r}: CPOTrainer has one loss, and DPOTrainer may sum several"
             )
-        link, is_trls = _find_loss("cpo", self.loss_type), self.loss_type in TRLS["cpo"]
+        link, is_trls = find_loss("cpo", self.loss_type), self.loss_type in TRLS["cpo"]
         is_simpo = self.loss_type in ("simpo", "alphapo")
         rewards = [] if self.reward is None else [reward_class(self.reward)]
         refuse_reference([*rewards, *self._term_classes("weight"), *self._term_classes("margin")])
@@ -596,7 +593,7 @@ class MarginCPOConfig(MarginOptions, CPOConfig):
             self.simpo_gamma = SIMPO_GAMMA if is_simpo and not self._replaces_target else 0.0
         # with TRL's other losses its simpo_gamma says nothing: there a ratio that was given is a margin
         if has_target or self._builds_on_target or (link.takes_margin and self.gamma_beta_ratio is not None):
-            _resolve_target_margin(self, self._default_gamma_beta_ratio)
+            resolve_target_margin(self, self._default_gamma_beta_ratio)
         elif self.gamma_beta_ratio is not None:
             raise ValueError(
                 f"gamma_beta_ratio is a target margin, which loss_type={self.loss_type!r} does not have: leave it out"
@@ -655,110 +652,10 @@ class MarginDPOConfig(MarginOptions, DPOConfig):
         super().__post_init__()
 
     def _resolve_target_margin(self) -> None:
-        links = [_find_loss("dpo", name) for name in self.loss_type]
+        links = [find_loss("dpo", name) for name in self.loss_type]
         reward_class(self.reward)
         reads_target = self._builds_on_target or any(link.takes_margin for link in links)
-        _resolve_target_margin(self, self._default_gamma_beta_ratio if reads_target else None)
-
-
-def _resolve_target_margin(config: MarginCPOConfig | MarginDPOConfig, default: float | None) -> None:
-    """Leaves both fields with the same margin, each in its unit.
-
-    Args:
-        default: the method's ratio, where neither field was given.
-    """
-    if config._replaces_target and (config.simpo_gamma or config.gamma_beta_ratio):
-        named = ", ".join(map(repr, config.term_names("margin")))
-        logger.warning("margin %s makes its own margins: gamma_beta_ratio and simpo_gamma are not used", named)
-    if config.gamma_beta_ratio is None and config.simpo_gamma is None:
-        config.gamma_beta_ratio = default
-    if config.gamma_beta_ratio is None:
-        config.gamma_beta_ratio = None if config.simpo_gamma is None else config.simpo_gamma / config.beta
-        return
-    gamma = config.gamma_beta_ratio * config.beta
-    if config.simpo_gamma is not None and not math.isclose(config.simpo_gamma, gamma):
-        raise ValueError(
-            f"gamma_beta_ratio={config.gamma_beta_ratio:g} and simpo_gamma={config.simpo_gamma:g} both set the target "
-            f"margin and differ: with beta={config.beta:g} the ratio means simpo_gamma={gamma:g}. Give one of them "
-            "and leave the other None."
-        )
-    config.simpo_gamma = gamma
-
-
-def check_target_margin(config: Any) -> None:
-    """
-    Raises:
-        ValueError: β or a target margin was set after the config had made one of the other.
-    """
-    ratio, gamma = getattr(config, "gamma_beta_ratio", None), getattr(config, "simpo_gamma", None)
-    if ratio is not None and gamma is not None and not math.isclose(gamma, ratio * config.beta):
-        raise ValueError(
-            f"beta={config.beta:g}, gamma_beta_ratio={ratio:g} and simpo_gamma={gamma:g} do not fit each other: one "
-            "was set after the config was made, which makes simpo_gamma of the other two. Make a new config with them"
-        )
-
-
-def _find_loss(base: str, name: Any) -> Link:
-    """The link of a `loss_type`.
-
-    Raises:
-        ValueError: an unknown name, with what there is instead.
-    """
-    try:
-        return find_link(base, name)
-    except ValueError as error:
-        said = str(error).partition("; did you mean")[0]
-        others = [{"method": "none", "base": each, "loss_type": name} for each in LINKS if name in LINKS[each]]
-        theirs = elsewhere(name)
-        settings = next(iter(others), (theirs.here or theirs.near) if theirs else None)
-        if not settings:
-            raise
-        if theirs and theirs.near and theirs.remark:
-            said += f". {theirs.remark.rstrip('.')}"
-        instead = ", ".join(f"{key}: {json.dumps(each)}" for key, each in settings.items()).replace('"', "")
-        raise ValueError(f"{said}. Instead, set {instead}") from None
-
-
-def _keep_best(config: TrainingArguments, metric: str | None) -> None:
-    """Whether the best checkpoint is loaded at the end, and by what it is chosen: by default, the method's metric.
-
-    Raises:
-        ValueError: without evaluations there is no best.
-    """
-    evaluates = IntervalStrategy(config.eval_strategy) != IntervalStrategy.NO
-    if config.load_best_model_at_end is None:
-        config.load_best_model_at_end = evaluates
-    saves = SaveStrategy(config.save_strategy)
-    if not config.load_best_model_at_end and saves != SaveStrategy.BEST:
-        return
-    if not evaluates:
-        raise ValueError(
-            f"{'load_best_model_at_end' if config.load_best_model_at_end else 'save_strategy best'}: with "
-            "eval_strategy='no' nothing is evaluated, so no checkpoint is the best. Set eval_strategy='steps' and "
-            "eval_steps, or leave it out"
-        )
-    if config.metric_for_best_model is None:
-        config.metric_for_best_model = metric or ("loss" if config.load_best_model_at_end else None)
-    if saves == SaveStrategy.NO:
-        config.save_strategy = SaveStrategy.BEST
-        logger.warning(
-            "save_strategy 'no' becomes 'best': the best checkpoint is loaded at the end, so each evaluation that is "
-            "the best so far is saved (load_best_model_at_end=False saves none)"
-        )
-    elif saves != SaveStrategy.BEST:
-        evaluated, saved = _how_often(config, "eval"), _how_often(config, "save")
-        if saved != evaluated:
-            logger.info(
-                "checkpoints: saved every %s, evaluated every %s; each that is the best so far is saved as well",
-                *(saved, evaluated),
-            )
-
-
-def _how_often(config: TrainingArguments, what: str) -> str:
-    if IntervalStrategy(getattr(config, f"{what}_strategy")) == IntervalStrategy.EPOCH:
-        return "epoch"
-    steps = getattr(config, f"{what}_steps") or config.logging_steps
-    return f"{steps:g} of all steps" if steps < 1 else f"{steps:g} steps"
+        resolve_target_margin(self, self._default_gamma_beta_ratio if reads_target else None)
 
 
 def is_on(value: Any) -> bool:
@@ -778,14 +675,6 @@ def _read_mappings(config: MarginOptions) -> None:
                 value = json.loads(value)
         if isinstance(value, dict):
             setattr(config, name, values_of(value))
-
-
-def _check_workers(config: Any) -> None:
-    if getattr(config, "dataloader_persistent_workers", False) and not config.dataloader_num_workers:
-        raise ValueError(
-            "dataloader_persistent_workers keeps workers, and dataloader_num_workers=0 starts none: set that to 1 or "
-            "more, or leave the first out"
-        )
 
 
 def _check_terms(config: MarginOptions, kind: str) -> None:

@@ -52,7 +52,7 @@ from .best import BestMixin, BestSoFar, choose_metric
 from .card import CardMixin
 from .checkpoints import CheckpointMixin
 from .collator import PairCollator
-from .configs import MarginOptions, check_target_margin
+from .configs import MarginOptions
 from .finite import FiniteSteps, without_neighbours
 from .folder import make_folder
 from .interrupts import InterruptsMixin
@@ -74,6 +74,7 @@ from .progress import print_lines
 from .prompt_sharing import PromptSharing
 from .pushing import PushMixin
 from .settings import config_options, options_of_every_rank
+from .target_margin import check_target_margin
 from .window import WindowMixin
 
 logger = logging.getLogger(__name__)

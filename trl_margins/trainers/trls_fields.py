@@ -19,9 +19,13 @@ from torch.utils.checkpoint import checkpoint
 from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_pt_utils import AcceleratorConfig
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from ..checks import options_of, shown, unknown
 from ..forward.checkpointing import NAMES
+from ..links import LINKS, Link
+from ..registry import find_link
+from .elsewhere import elsewhere
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +79,11 @@ def check_for_trl(config: TrainingArguments) -> None:
         raise ValueError("fp16 and bf16 are both true, and a run computes in one of them: leave one out")
     if config.fsdp_config and not config.fsdp:
         logger.warning("no effect of fsdp_config: fsdp is off")
+    if config.dataloader_persistent_workers and not config.dataloader_num_workers:
+        raise ValueError(
+            "dataloader_persistent_workers keeps workers, and dataloader_num_workers=0 starts none: set that to 1 or "
+            "more, or leave the first out"
+        )
     _check_schedule(config, mappings["lr_scheduler_kwargs"])
 
 
@@ -156,3 +165,66 @@ def check_optimizer(config: TrainingArguments) -> None:
         raise ValueError(f"optim={optim!r} does not go with optim_args={config.optim_args!r}: {error}") from error
     if unread:
         logger.warning("no effect of optim_args %s: optim=%r does not read it", ",".join(unread), optim)
+
+
+def find_loss(base: str, name: Any) -> Link:
+    """The link of a `loss_type`.
+
+    Raises:
+        ValueError: an unknown name, with what there is instead.
+    """
+    try:
+        return find_link(base, name)
+    except ValueError as error:
+        said = str(error).partition("; did you mean")[0]
+        others = [{"method": "none", "base": each, "loss_type": name} for each in LINKS if name in LINKS[each]]
+        theirs = elsewhere(name)
+        settings = next(iter(others), (theirs.here or theirs.near) if theirs else None)
+        if not settings:
+            raise
+        if theirs and theirs.near and theirs.remark:
+            said += f". {theirs.remark.rstrip('.')}"
+        instead = ", ".join(f"{key}: {json.dumps(each)}" for key, each in settings.items()).replace('"', "")
+        raise ValueError(f"{said}. Instead, set {instead}") from None
+
+
+def keep_best(config: TrainingArguments, metric: str | None) -> None:
+    """Whether the best checkpoint is loaded at the end, and by what it is chosen: by default, the method's metric.
+
+    Raises:
+        ValueError: without evaluations there is no best.
+    """
+    evaluates = IntervalStrategy(config.eval_strategy) != IntervalStrategy.NO
+    if config.load_best_model_at_end is None:
+        config.load_best_model_at_end = evaluates
+    saves = SaveStrategy(config.save_strategy)
+    if not config.load_best_model_at_end and saves != SaveStrategy.BEST:
+        return
+    if not evaluates:
+        raise ValueError(
+            f"{'load_best_model_at_end' if config.load_best_model_at_end else 'save_strategy best'}: with "
+            "eval_strategy='no' nothing is evaluated, so no checkpoint is the best. Set eval_strategy='steps' and "
+            "eval_steps, or leave it out"
+        )
+    if config.metric_for_best_model is None:
+        config.metric_for_best_model = metric or ("loss" if config.load_best_model_at_end else None)
+    if saves == SaveStrategy.NO:
+        config.save_strategy = SaveStrategy.BEST
+        logger.warning(
+            "save_strategy 'no' becomes 'best': the best checkpoint is loaded at the end, so each evaluation that is "
+            "the best so far is saved (load_best_model_at_end=False saves none)"
+        )
+    elif saves != SaveStrategy.BEST:
+        evaluated, saved = _how_often(config, "eval"), _how_often(config, "save")
+        if saved != evaluated:
+            logger.info(
+                "checkpoints: saved every %s, evaluated every %s; each that is the best so far is saved as well",
+                *(saved, evaluated),
+            )
+
+
+def _how_often(config: TrainingArguments, what: str) -> str:
+    if IntervalStrategy(getattr(config, f"{what}_strategy")) == IntervalStrategy.EPOCH:
+        return "epoch"
+    steps = getattr(config, f"{what}_steps") or config.logging_steps
+    return f"{steps:g} of all steps" if steps < 1 else f"{steps:g} steps"

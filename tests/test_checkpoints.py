@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import io
 import json
 import math
 import os
@@ -12,12 +14,15 @@ import shutil
 import signal
 from array import array
 from collections import UserList, UserString, deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
 from enum import Enum
 from fractions import Fraction
 from functools import partial
+from ipaddress import ip_address
+from operator import itemgetter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +32,7 @@ import killed
 import numpy as np
 import pandas as pd
 import processes
+import pyarrow as pa
 import pytest
 import torch
 from conftest import METHODS_AND_BASES, OWN_METHODS, bases_of, load, preference_rows, quiet, rest_rehearsed
@@ -56,8 +62,8 @@ from trl_margins.rewards import LengthNormalizedReward
 from trl_margins.terms import Term
 from trl_margins.trainers.checkpoints import load_states, save_states
 from trl_margins.trainers.configs import config_class
-from trl_margins.trainers.fingerprints import of_arguments
-from trl_margins.trainers.folder import last_whole_checkpoint
+from trl_margins.trainers.fingerprints import of_arguments, of_objects
+from trl_margins.trainers.folder import differences, last_whole_checkpoint
 from trl_margins.trainers.loaded_optimizers import as_values
 from trl_margins.trainers.named import trainer_class
 from trl_margins.trainers.settings import of_every_rank, run_settings
@@ -540,6 +546,39 @@ def test_what_training_changes_is_no_other_argument(first, other):
     """Nor what cannot be looked at."""
     assert of_arguments(first) == of_arguments(other)
     json.dumps(of_arguments(first))
+
+
+# an argument of which `of_arguments` shows the class alone, and another
+OBJECTS: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
+    "of ones own class": (lambda: Counting(1), lambda: Counting(2)),
+    "of one within another": (lambda: Counting([Counting(1)]), lambda: Counting([Counting(2)])),
+    "parameter": (lambda: torch.nn.Parameter(torch.zeros(1)), lambda: torch.nn.Parameter(torch.ones(1))),
+    "NumPy's generator": (lambda: np.random.default_rng(2), lambda: np.random.default_rng(3)),
+    "number of C": (lambda: ctypes.c_double(2), lambda: ctypes.c_double(3)),
+    "bytes in memory": (lambda: io.BytesIO(b"2"), lambda: io.BytesIO(b"3")),
+    "getter": (lambda: itemgetter(2), lambda: itemgetter(3)),
+    "address": (lambda: ip_address("10.0.0.2"), lambda: ip_address("10.0.0.3")),
+    "Arrow's table": (lambda: pa.table({"a": [2]}), lambda: pa.table({"a": [3]})),
+}
+
+
+@pytest.mark.parametrize("kind", OBJECTS)
+def test_an_object_that_is_another_is_only_named(kind, tmp_path):
+    """A run that goes on in the same session has in it what training changed."""
+    first, other = OBJECTS[kind]
+    saved = json.loads(json.dumps(of_objects(Focus(first()))))
+    assert of_objects(Focus(first())) == saved != of_objects(Focus(other()))
+    assert of_arguments(Focus(first())) == of_arguments(Focus(other()))
+    made = {"term_options": [], "reward_options": [], "config": {}, "adapter": None}
+    digests = [of_objects(Focus(each()))["power"] for each in (first, other)]
+    before, now = ({**made, "objects": {"focus.power": digest}} for digest in digests)
+    config = SimpleNamespace(ignore_data_skip=False, auto_find_batch_size=False)
+    assert differences(before, now, config) == ([], [f"what is in focus.power {digests[0]} → {digests[1]}"])
+
+
+def test_an_object_with_too_much_in_it_is_not_looked_at():
+    around = Counting([Counting(i) for i in range(500)])
+    assert of_objects(Focus(around)) == {}
 
 
 def test_an_argument_that_holds_itself():

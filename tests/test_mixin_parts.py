@@ -400,7 +400,9 @@ def test_values_that_a_term_observes():
 
     weight = Observing("other")
     objective = SimpleNamespace(weights=(weight,), margins=(ColumnMargin("other", "reward"),))
-    own = SimpleNamespace(objective=objective, _has_observed=True)
+    own = SimpleNamespace(
+        objective=objective, _first_observed={}, _mode="train", accelerator=SimpleNamespace(num_processes=1)
+    )
     output = output_of(weights={"column": ONES}, margins={"column": ONES})
     assert plain(MarginMixin._observed(own, output, ["a"])) == {"mine": [1.0] * 3}
     for value in (torch.ones(3, 1), 1.0):
@@ -430,6 +432,24 @@ def test_values_that_a_term_observes():
     weight.key, weight.value = "mine", ONES
     own.objective.margins = (weight,)
     with pytest.raises(ValueError, match="observes 'mine'"):  # twice
+        MarginMixin._observed(own, output, [])
+
+
+def test_a_term_observes_the_same_names_every_time():
+    class Observing(ColumnWeight):
+        keys = ("a", "b")
+
+        def observed(self, view, value):
+            return dict.fromkeys(self.keys, ONES)
+
+    weight = Observing("other")
+    objective = SimpleNamespace(weights=(weight,), margins=())
+    own = SimpleNamespace(objective=objective, _first_observed={"train": ["a", "b"]}, _mode="train")
+    output = output_of(weights={"column": ONES}, margins={})
+    assert [*MarginMixin._observed(own, output, [])] == ["a", "b"]
+    weight.keys = ("a", "b", "c")
+    said = "observed() of the terms gives ['a', 'b', 'c'], and gave ['a', 'b'] before: return the same names"
+    with pytest.raises(ValueError, match=re.escape(said)):
         MarginMixin._observed(own, output, [])
 
 

@@ -412,6 +412,13 @@ def test_a_tokenizer_of_another_family(tiny_model, tmp_path, caplog):
     assert "which in the tokenizer is 'k' and not a special token" in caplog.text
 
 
+def test_a_model_whose_config_has_no_end_token(tiny_model, tmp_path, monkeypatch):
+    """As CpmAnt's."""
+    model = load(tiny_model)
+    monkeypatch.delattr(model.config, "eos_token_id")
+    build("cpo", model, tmp_path, options={"max_steps": 1}).train()
+
+
 # Nothing that trains, nothing that writes
 
 
@@ -435,6 +442,24 @@ def test_patterns_of_an_adapter_that_match_nothing(tiny_model, tmp_path, caplog)
         "rank_pattern names 'zz'",
         "alpha_pattern names 'yy'",
     ]
+
+
+def test_patterns_that_peft_makes_for_experts(tmp_path, caplog):
+    """Of "all-linear", and for parameters that are no modules."""
+    config = MixtralConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        num_local_experts=2,
+        num_experts_per_tok=1,
+    )
+    adapter = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
+    trainer = build("cpo", AutoModelForCausalLM.from_config(config), tmp_path, peft_config=adapter)
+    assert trainer.model.peft_config["default"].rank_pattern
+    assert "rank_pattern names" not in caplog.text
 
 
 def test_weights_of_several_dtypes(tiny_model, tmp_path):

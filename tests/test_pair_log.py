@@ -202,6 +202,7 @@ RUN = {
     # which no config describes
     **{
         "parts": {},
+        "objects": {},
         "optimizer": None,
         "optimizer_options": None,
         "optimizer_arguments": None,

@@ -265,6 +265,14 @@ def test_nulls_that_the_data_has_stay():
                                                                     {"tools": [{"b": {"y": 2}}]}]  # fmt: skip
 
 
+def test_a_call_may_have_null_for_arguments():
+    """As TRL's trainers and transformers have it; keys that Arrow added to calls with more of them are none."""
+    calls = [{"function": {"name": "f", "arguments": None}}, {"id": "1", "function": {"name": "g", "arguments": None}}]
+    row = {**chat(1), "chosen": [says("assistant", "", tool_calls=calls)]}
+    (found,) = open_rows(Dataset.from_list([row]), "train")
+    assert found.completions[0][0]["tool_calls"] == calls
+
+
 @pytest.mark.parametrize("tools", ["", None, []])
 def test_no_tools(tools):
     rows = Dataset.from_list([chat(1, tools=tools, chat_template_kwargs='{"x": 1}')])

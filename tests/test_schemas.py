@@ -9,6 +9,7 @@ import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -83,6 +84,22 @@ def named(*names: str) -> Any:
 
 def text_rows(q: str, a: str, b: str) -> Row:
     return {"prompt": f"{q} ", "chosen": a, "rejected": b}
+
+
+# messages as text, in ways that are neither JSON nor a list of Python
+PRINTED: dict[str, Any] = {
+    "an ordered dict": lambda part: f"[{', '.join(f'OrderedDict({list(m.items())})' for m in part)}]",
+    "a default dict": lambda part: f"[{', '.join(f'defaultdict({str}, {m})' for m in part)}]",
+    "dict()": lambda part: f"[{', '.join('dict(role={role!r}, content={content!r})'.format(**m) for m in part)}]",
+    "a class of its own": lambda part: str([SimpleNamespace(content=m["content"], role=m["role"]) for m in part]),
+    "a list with an ellipsis": lambda part: str([*part, ...]),
+    "a list with a null": lambda part: json.dumps([*part, None]),
+    "a list with None": lambda part: str([*part, None]),
+    "a tuple": lambda part: str(tuple(part)),
+    "a list in capitals": lambda part: str([{key.title(): value for key, value in m.items()} for m in part]),
+    "CSV twice": lambda part: json.dumps(part).replace('"', '""'),
+    "bytes": lambda part: str(json.dumps(part).encode()),
+}
 
 
 def conversations(q: str, a: str, b: str) -> Row:
@@ -275,6 +292,21 @@ HUB = {
     "messages that are no JSON any more": Schema(
         each(lambda q, a, b: dict.fromkeys(("chosen", "rejected"), f"[{{'role': 'user', 'content': '{q}'}} {{'role'")),
         refused="column 'chosen', row 0.*looks like messages stored as text, but is neither JSON nor a Python list",
+    ),
+    **{
+        f"messages as {name} prints them": Schema(
+            each(
+                lambda q, a, b, shown=shown: {
+                    name: shown(part) for name, part in conversations(q, a, b).items() if name != "prompt"
+                }
+            ),
+            refused="column 'chosen', row 0.*looks like messages stored as text, but ",
+        )
+        for name, shown in PRINTED.items()
+    },
+    "messages as JSON, with a byte-order mark": Schema(
+        each(lambda q, a, b: {name: "\ufeff" + json.dumps(part) for name, part in conversations(q, a, b).items()}),
+        CHATS,
     ),
     "messages as JSON, with a key twice": Schema(
         each(

@@ -191,7 +191,10 @@ class Run:
     @property
     def numbers(self) -> dict[str, float] | None:
         """The results of the finished run."""
-        return _json_of(self.folder / NUMBERS)
+        found = _json_of(self.folder / NUMBERS)
+        if found is None:
+            return None
+        return found if all(isinstance(value, int | float | None) for value in found.values()) else None
 
     def check_folder(self, facts: Settings) -> None:
         """
@@ -600,7 +603,7 @@ def _digest_of_rows(rows: Dataset | IterableDataset) -> str:
 def _json_of(file: Path) -> dict[str, Any] | None:
     try:
         found = json.loads(file.read_text())
-    except (OSError, ValueError):  # killed before it was written, or meanwhile
+    except (OSError, ValueError, RecursionError):  # killed before it was written, or meanwhile
         return None
     return found if isinstance(found, dict) else None
 

@@ -18,6 +18,7 @@ from trl.scripts.utils import DatasetMixtureConfig
 from ..checks import unknown
 from ..data.loading import load_splits
 from ..evaluation.tables import RANKING
+from ..redaction import is_secret, redacted_text
 from ..registry import base_of, get_method, method_ids
 from . import train
 from .config_file import Settings, flags_said
@@ -86,7 +87,12 @@ class Variant:
     name: str
 
     def __post_init__(self) -> None:
-        for name in self.own:
+        for name, value in self.own.items():
+            if is_secret(name) or redacted_text(value) != value:
+                raise ValueError(
+                    f"--methods {self.method}: {name} has a secret, and the options of a method name folders: give it "
+                    "to all methods as a flag, or in the environment"
+                )
             if why := _SHARED.get(name) or ("name data and evaluation once, for all" if name in _OF_DATA else ""):
                 raise ValueError(f"--methods {self.name}: {name} cannot be of one method: {why}")
 
@@ -103,8 +109,8 @@ class Variant:
             name, is_set, value = option.partition("=")
             if not is_set or not name or not value or name in found:
                 raise ValueError(
-                    f"--methods {self.name}: {option!r} is no option: write METHOD:NAME=VALUE,NAME=VALUE, and each "
-                    "name once"
+                    f"--methods {redacted_text(self.name)}: {redacted_text(option)!r} is no option: write "
+                    "METHOD:NAME=VALUE,NAME=VALUE, and each name once"
                 )
             found[name] = value
         return found

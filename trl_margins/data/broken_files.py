@@ -9,7 +9,7 @@ import math
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from importlib import import_module
@@ -35,6 +35,8 @@ _CODE = re.compile(r"\s*[+-]?0\d+\s*", re.ASCII)
 _NOT_BLANK = re.compile(r"\S")
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_NOT_FINITE = re.compile(r"NaN|Infinity|\d[eE]\+?\d{3}|\d{300}")
+NO_NUMBER = "where the stream has None: load the data set instead of streaming it, or write null"
 _HALF = "half of a surrogate pair, which is not a character"
 _TOO_DEEP = "lists or objects within one another, deeper than Python reads"
 _TWICE = "JSON that was made JSON again, so that a row is one text: write the rows themselves, once"
@@ -72,7 +74,8 @@ def _check_json(file: Path, first: int | None) -> None:
                             return
                         break
                     line += lines.read()
-                    checks = [check for found, check in _CHECKS.items() if found.search(line)]
+                    checks = [_check_characters] * bool(_SURROGATE.search(line))
+                    checks += [_check_numbers] * bool(first and _NOT_FINITE.search(line))
                     _check_rows(decoder.decode(line), checks)
                 elif first and number > first:
                     break
@@ -278,7 +281,7 @@ def _problem_of(file: Path) -> str | None:
             for number, line in enumerate(lines, start=1):
                 if number == 1 and ".jsonl" not in file.name.lower() and not isinstance(_object(line), dict):
                     return _problem_of_document(line + lines.read())
-                if line.strip() and (problem := _problem_of_line(line)):
+                if line.strip() and (problem := _problem_of_line(line) or _too_large(line)):
                     return f", line {number}: {problem}: {shortened(line.strip())}"
     except UnicodeDecodeError as error:
         return f", after line {number}: {error}; write the file in UTF-8"
@@ -352,15 +355,30 @@ def _problem_of_line(line: str) -> str | None:
 
 
 def _check_numbers(row: Any) -> None:
-    """Raises a NotReadError for an infinite number, of which `datasets` makes a None."""
-    if isinstance(row, float) and math.isinf(row):
-        raise NotReadError("a number that is infinite, or too large to be one: write another, or null")
-    for value in row.values() if isinstance(row, dict) else row if isinstance(row, list) else ():
-        _check_numbers(value)
+    """Raises a NotReadError for a number of a stream's row that `datasets` makes a None of."""
+    if (found := not_finite(row)) is not None:
+        raise NotReadError(f"{found}, {NO_NUMBER}")
 
 
-# what a document is searched for, and how its rows are checked if it is there
-_CHECKS = {_SURROGATE: _check_characters, re.compile(r"Infinity|\d[eE]\+?\d{3}|\d{300}"): _check_numbers}
+def not_finite(row: Any) -> str | None:
+    """Which column of a row has a number that is NaN or infinite, in words."""
+    for name, value in row.items() if isinstance(row, dict) else ():
+        for number in _numbers_in(value):
+            if not math.isfinite(number):
+                return f"column {name!r} has {number}"
+    return None
+
+
+def may_not_be_finite(text: str) -> bool:
+    """Whether JSON may have a number that is NaN or infinite; a quick look."""
+    return _NOT_FINITE.search(text) is not None
+
+
+def _numbers_in(value: Any) -> Iterator[float]:
+    if isinstance(value, float):
+        yield value
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _numbers_in(inner)
 
 
 def _check_rows(document: Any, checks: Sequence[Callable[[Any], None]]) -> None:
@@ -381,7 +399,7 @@ def _check_rows(document: Any, checks: Sequence[Callable[[Any], None]]) -> None:
 
 
 class NotReadError(ValueError):
-    """A value is none that `datasets` reads: half of a surrogate pair, or an infinite number."""
+    """A value is none that `datasets` reads: half of a surrogate pair, or in a stream one that is not finite."""
 
 
 def open_bytes(file: Path) -> BinaryIO:

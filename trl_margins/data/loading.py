@@ -42,7 +42,7 @@ from .local_files import (
     literal,
 )
 from .media import without_decoding
-from .mixed_json import as_written, fits, python_rows, with_free_parts
+from .mixed_json import as_written, fits, lost_number, python_rows, with_free_parts
 
 _MISSING = ["", "NaN", "nan", "NA", "N/A", "null", "NULL", "None"]  # in the other columns of a table
 _OF_A_STREAM = 1000  # rows of each table that are looked at before it is streamed
@@ -199,6 +199,9 @@ def _read(path: Path, config: str | None, streaming: bool) -> DatasetDict:
     if streaming:
         if found := times_for_text(loaded, _texts()):
             raise ValueError(f"{path.name}: {found}: load the data set instead of streaming it")
+        for rows in loaded.values():
+            if rows.features and (lost := lost_number(rows.features, files, _OF_A_STREAM)):
+                raise ValueError(lost)
         if any(rows.features and not fits(rows.features, files, only_first=True) for rows in loaded.values()):
             raise ValueError(
                 f"{path.name}: later files, or rows beyond the first 10 MB, have other columns, or other types in "

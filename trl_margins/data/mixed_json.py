@@ -4,7 +4,7 @@
 quotes of JSON around every text of its column, or is left out. A column of several types it holds as JSON, and takes a
 text that spells JSON for what it spells: the answer `"4"` would be a number. And all objects of a column get the same
 keys, so that a tool's `"default": null` is gone and an argument `1` beside a fraction is `1.0`. It takes a column of
-nothing but dates for times.
+nothing but dates for times, and NaN and infinity in a list of rows, or beside such a column, for null.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.json as paj
 from datasets import Dataset, DatasetDict, Features, Json, List, Value, concatenate_datasets
 
-from .broken_files import open_bytes, python_values
+from .broken_files import NO_NUMBER, may_not_be_finite, not_finite, open_bytes, open_text, python_values
 
 _READ_AT_ONCE = 10 << 20  # bytes, by `datasets`
 _PIECE = 2**26
@@ -36,6 +36,8 @@ def fits(features: Features, files: Sequence[Path], only_first: bool = False) ->
     for file in files:
         try:
             for piece in _pieces(file):
+                if _is_document(piece) and _has_odd_numbers(piece):
+                    return False
                 if len(files) == 1 and len(piece) <= _READ_AT_ONCE:
                     return True  # `datasets` has seen all of it at once
                 if not _holds(features, _schema(piece)):
@@ -48,9 +50,22 @@ def fits(features: Features, files: Sequence[Path], only_first: bool = False) ->
     return True
 
 
+def lost_number(features: Features, files: Sequence[Path], first: int) -> str | None:
+    """Where the first rows of a stream have None for a number that is NaN or infinite, in words."""
+    for file in files if any(map(_is_mixed, features.values())) else ():
+        with open_text(file) as lines:
+            for number, line in enumerate(islice(lines, first), start=1):
+                if may_not_be_finite(line) and (found := not_finite(json.loads(line, strict=False))):
+                    return f"{file.name}, line {number}: {found}, {NO_NUMBER}"
+    return None
+
+
 def python_rows(files: Sequence[Path]) -> Dataset:
     """The rows of JSON files, read by Python."""
-    rows = _values(files)
+    return _from_python(_values(files))
+
+
+def _from_python(rows: list[Any]) -> Dataset:
     if not all(isinstance(row, dict) for row in rows):
         return Dataset.from_list(rows)  # and its error
     names = dict.fromkeys(chain.from_iterable(rows))
@@ -96,7 +111,10 @@ def _as_written(rows: Dataset, read: Callable[[], list[Any]]) -> Dataset:
     mixed = {name: kind for name, kind in kinds.items() if kind != features[name] or _is_mixed(kind)}
     if not mixed:
         return rows
-    written = [{name: _encoded(row.get(name), feature) for name, feature in mixed.items()} for row in read()]
+    values = read()
+    if any(map(_is_mixed, features.values())) and any(map(not_finite, values)):
+        return _from_python(values)
+    written = [{name: _encoded(row.get(name), feature) for name, feature in mixed.items()} for row in values]
     columns, found = rows.column_names, Dataset.from_list(written, features=Features(mixed))
     if len(mixed) < len(columns):
         found = concatenate_datasets([rows.remove_columns([*mixed]), found], axis=1)
@@ -107,12 +125,21 @@ def _pieces(file: Path) -> Iterator[bytes]:
     """Of whole lines; a document that is a list, as one."""
     with open_bytes(file) as content:
         piece = content.read(_PIECE)
-        if piece.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
+        if _is_document(piece):
             yield piece + content.read()
             return
         while piece:
             yield piece + content.readline()
             piece = content.read(_PIECE)
+
+
+def _is_document(piece: bytes) -> bool:
+    return piece.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
+
+
+def _has_odd_numbers(document: bytes) -> bool:
+    text = document.decode("utf-8-sig")
+    return may_not_be_finite(text) and any(map(not_finite, json.loads(text, strict=False)))
 
 
 def _schema(piece: bytes) -> pa.Schema:

@@ -42,6 +42,14 @@ USUAL_ROLES = ("system", "user", "assistant", "tool", "developer", "function", "
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant"}
 _ROLES |= {role: role for role in ("system", "user", "assistant", "tool")}  # in upper or lower case
 _SHAREGPT_ROLES = {**_ROLES, "model": "assistant", "observation": "tool"}  # of from/value messages
+_BLANK = " \t\r\n\ufeff"
+_SAYS = re.compile(rf"[{_BLANK}b'\"]*(?:[\[({{]|\w+\()")  # begins a list or an object, in text
+_QUOTE, _END = r"""\\*['"“„]+""", r"""\\*['"”]+"""
+_SAID = re.compile(
+    rf"(?i)(?:{_QUOTE}(?:role|from){_END}\s*[:,]\s*|\b(?:role|from)=)"
+    rf"{_QUOTE}(?:{'|'.join(dict.fromkeys((*USUAL_ROLES, *_SHAREGPT_ROLES)))}){_END}"
+)
+_CONTENT = re.compile(r"(?i)\b(?:content|value)\b")
 # Begins a turn of Anthropic's dialogues, which are text; and what begins one in a dialogue that was written otherwise
 DIALOGUE = re.compile(r"(?:\r?\n){2}(?:Human|Assistant):")
 # What begins a turn in text, as chat templates write it; in transcripts, what someone asks and someone answers
@@ -71,6 +79,7 @@ _FOR_THE_MODEL = re.compile(
 _NOT_THE_MODEL = ("system", "user")
 _BESIDE_THE_MODEL = ("developer", "tool", "function", "ipython")  # between its messages
 _TEXT_PARTS = ("text", "input_text", "output_text")  # of a message's content, the latter in OpenAI's responses
+_OF_A_CALL = {"name", "arguments"}
 _CURLY = re.compile(r"[\[{:,]\s*[“”„]")
 _SET_BY_THE_TRAINER = {"add_generation_prompt", "tokenize", "return_dict"}
 
@@ -492,7 +501,8 @@ def _spelled(value: Any) -> Any:
     if isinstance(value, str) and value.lstrip()[:2] in ('"[', '"{'):
         with suppress(ValueError):
             value = json.loads(value)
-    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+    if isinstance(value, str) and value.lstrip(_BLANK)[:1] in ("[", "{"):
+        value = value.lstrip(_BLANK)
         as_json = partial(json.loads, strict=False, object_pairs_hook=without_repeats)  # with line breaks in texts
         for read in (as_json, ast.literal_eval):
             try:
@@ -511,6 +521,11 @@ def messages_in(value: Any) -> Any:
     return found if is_messages(found) else value
 
 
+def looks_said(text: str) -> bool:
+    """Whether a text begins as a list of messages does when it is printed: in JSON, or by Python in whatever class."""
+    return _SAYS.match(text) is not None and _SAID.search(text) is not None and _CONTENT.search(text) is not None
+
+
 def stored_messages(text: str) -> Any:
     """Messages that a CSV file holds as text, JSON or a Python list; None if the text is something else."""
     try:
@@ -518,6 +533,8 @@ def stored_messages(text: str) -> Any:
         why = "is neither JSON nor a Python list" + ", for its quotes are curly" * bool(_CURLY.search(text))
     except RepeatedKeyError as error:
         value, why = text, f"has the key {error.key!r} twice"
+    if isinstance(value, list | tuple) and not is_messages(value) and looks_said(text):
+        value, why = text, "not all of it is messages with role and content, in one list"
     if isinstance(value, str):
         raise ValueError(
             f"{shortened(text)} looks like messages stored as text, but {why}: save the set as JSON lines or Parquet"
@@ -669,7 +686,8 @@ def _checked_text(text: str) -> str:
 def pruned(value: Any, feature: Any) -> Any:
     """Without the keys that Arrow added: it gives all mappings of a column the same keys, with None."""
     if isinstance(feature, Mapping) and isinstance(value, Mapping):
-        return {key: pruned(each, feature.get(key)) for key, each in value.items() if each is not None}
+        kept = _OF_A_CALL if value.keys() == _OF_A_CALL else ()  # a call's may be null, and some templates write so
+        return {key: pruned(each, feature.get(key)) for key, each in value.items() if each is not None or key in kept}
     if isinstance(value, list) and (within := getattr(feature, "feature", None)) is not None:
         return [pruned(each, within) for each in value]
     return value

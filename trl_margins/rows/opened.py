@@ -31,6 +31,7 @@ from .form import (
     is_messages,
     is_system,
     like_a_prompt,
+    looks_said,
     spelled,
     stored_messages,
     text_of,
@@ -366,7 +367,7 @@ def hold_messages(dataset: Dataset | IterableDataset, names: Sequence[str], read
                 return False  # data of another kind
             where = f"column {name!r}, {reader.where(number)}"
             try:
-                if not _LIKE_MESSAGES.match(text) or stored_messages(text) is None:
+                if not _is_like_messages(text) or stored_messages(text) is None:
                     is_text = True
                     problem = problem or (
                         f"{where}: {shortened(text)} is text, and most rows hold messages, written as text: give all "
@@ -380,9 +381,13 @@ def hold_messages(dataset: Dataset | IterableDataset, names: Sequence[str], read
     return problem is None and n > 0
 
 
+def _is_like_messages(text: str) -> bool:
+    return _LIKE_MESSAGES.match(text) is not None or looks_said(text)
+
+
 def _spells_messages(value: Any) -> bool:
     try:
-        return isinstance(value, str) and bool(_LIKE_MESSAGES.match(value)) and stored_messages(value) is not None
+        return isinstance(value, str) and _is_like_messages(value) and stored_messages(value) is not None
     except ValueError:
         return False
 

@@ -39,6 +39,7 @@ from ..terms import Term
 
 _VALUES = 64  # of each weight tensor
 _DEPTH = 8  # of what is within an argument
+_OPENED = 200  # objects within an argument
 _LONG = 10_000  # values, of which JSON would be long, too
 _OF_ONE_VALUE = (
     *(bytes, bytearray, complex, range, slice, Decimal, Enum, Fraction, PurePath, UUID, date, timedelta),
@@ -82,28 +83,45 @@ def _content(array: pa.Array) -> bytes:
 
 def of_arguments(part: Any) -> dict[str, Any]:
     """The class of a term or a reward, and the arguments that it was made with, as far as it keeps them by name."""
-    arguments = inspect.signature(type(part)).parameters
-    values = {name: getattr(part, name, getattr(part, f"_{name}", None)) for name in arguments}
-    modules = isinstance(part, Term) and type(part).load_state_dict is Term.load_state_dict  # else it restores them
+    values, modules = _arguments(part)
     return {"class": type(part).__qualname__, **{name: _argument(each, modules) for name, each in values.items()}}
 
 
-def _argument(value: Any, modules: bool) -> Any:
+def of_objects(part: Any) -> dict[str, str]:
+    """A digest of each argument that has more in it than `of_arguments` shows, which training may change."""
+    values, modules = _arguments(part)
+    found = {name: (_argument(each, modules), _argument(each, modules, [])) for name, each in values.items()}
+    return {
+        name: hashlib.sha256(json.dumps(whole).encode()).hexdigest()[:8]
+        for name, (shown, whole) in found.items()
+        if whole != shown
+    }
+
+
+def _arguments(part: Any) -> tuple[dict[str, Any], bool]:
+    """The arguments that a part was made with, and whether nothing restores the modules among them."""
+    names = inspect.signature(type(part)).parameters
+    modules = isinstance(part, Term) and type(part).load_state_dict is Term.load_state_dict
+    return {name: getattr(part, name, getattr(part, f"_{name}", None)) for name in names}, modules
+
+
+def _argument(value: Any, modules: bool, opened: list[Any] | None = None) -> Any:
     try:
-        return _described(value, modules)
+        return _described(value, modules, opened)
     except Exception:  # each class has its own
         return type(value).__qualname__
 
 
-def _described(value: Any, modules: bool, depth: int = 0) -> Any:
+def _described(value: Any, modules: bool, opened: list[Any] | None = None, depth: int = 0) -> Any:
     """An argument as JSON can hold it: its values where they can be seen, else the name of its class.
 
     Args:
         value: the argument.
         modules: look into modules too, which nothing restores.
+        opened: look into all objects, as pickle does, and add each; None shows their classes alone.
         depth: how deep within the argument it is.
     """
-    inner = partial(_described, modules=modules, depth=depth + 1)
+    inner = partial(_described, modules=modules, opened=opened, depth=depth + 1)
     kind = type(value).__qualname__
     if isinstance(value, np.generic):
         value = value.item()
@@ -115,7 +133,7 @@ def _described(value: Any, modules: bool, depth: int = 0) -> Any:
         return str(value)
     if isinstance(value, np.ndarray | Tensor):
         value = value.to_dense() if isinstance(value, Tensor) and value.layout != torch.strided else value
-        return kind if isinstance(value, nn.Parameter) else _of_values(value)
+        return kind if isinstance(value, nn.Parameter) and opened is None else _of_values(value)
     if depth > _DEPTH or hasattr(value, "__qualname__"):  # a class or a function
         return getattr(value, "__qualname__", kind)
     if isinstance(value, Mapping):
@@ -146,7 +164,13 @@ def _described(value: Any, modules: bool, depth: int = 0) -> Any:
         return {"class": kind, **{name: inner(some_of(each, _VALUES)) for name, each in value.state_dict().items()}}
     if is_dataclass(value) or isinstance(value, SimpleNamespace):
         return {"class": kind, **inner(vars(value))}
-    return kind  # whatever it counts or holds
+    if opened is None:
+        return kind  # whatever it counts or holds
+    opened.append(value)
+    if len(opened) > _OPENED:
+        raise ValueError("it has a trainer or the like in it")
+    _, *made = value.__reduce_ex__(2)
+    return [kind, inner(made)]
 
 
 def _of_values(values: Any) -> str:

@@ -78,6 +78,7 @@ _SHARED = (
 _SAID_BY_PART = {
     "columns": "columns ",
     "parts": "",
+    "objects": "what is in ",  # which training may have changed
     "sampling": "",
     "model_config": "the model's ",
     "reference_config": "the reference model's ",

@@ -121,7 +121,6 @@ class MarginMixin(BestMixin, CardMixin, PushMixin, InterruptsMixin, CheckpointMi
     loss_type, loss_types, f_divergence_type = ReadOnce(), ReadOnce("loss_type"), ReadOnce()
     cpo_alpha, max_length, truncation_mode = ReadOnce(), ReadOnce(), ReadOnce()
     neftune_noise_alpha, optimizer_cls_and_kwargs = ReadOnce(), ReadOnce("optimizers")
-    _has_observed = False
 
     def __init__(
         self,
@@ -136,6 +135,7 @@ class MarginMixin(BestMixin, CardMixin, PushMixin, InterruptsMixin, CheckpointMi
         check_processes(config.world_size)
         make_folder(config)
         self.options = config if isinstance(config, MarginOptions) else MarginOptions()
+        self._first_observed: dict[str, list[str]] = {}  # in training and in evaluations
         self._check_method(config)
         check_target_margin(config)
         check_one_choice(self.options.train_only, has_adapter=given.get("peft_config") is not None)
@@ -371,9 +371,14 @@ class MarginMixin(BestMixin, CardMixin, PushMixin, InterruptsMixin, CheckpointMi
                             "eval_"
                         )
                     found[name] = value
-        if not self._has_observed:  # all ranks come here at their first mini-batch
-            self._has_observed = True
+        if self._mode not in self._first_observed:  # all ranks come here at their first mini-batch
+            self._first_observed[self._mode] = [*found]
             check_alike(self.accelerator, {"what observed() of the terms gives": [*found]})
+        elif [*found] != (first := self._first_observed[self._mode]):
+            raise ValueError(
+                f"observed() of the terms gives {[*found]}, and gave {first} before: return the same names, in the "
+                "same order, for every mini-batch"
+            )
         return found
 
     def _pair_values(self, output: ObjectiveOutput, observed: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -186,9 +186,12 @@ def _check_adapter(model: Any) -> None:
                     f"modules_to_save (--lora_modules_to_save) names {each!r}, which the model does not have. It has "
                     f"{', '.join(_leaves(model))}"
                 )
+        targeted = [*(adapted or ())]
+        if getattr(config, "target_parameters", None):  # which are no modules; for experts, PEFT sets them
+            targeted += [name for name, _ in model.named_parameters()]
         for option in ("rank_pattern", "alpha_pattern"):
             for each in sorted(getattr(config, option, None) or ()):
-                if adapted and not any(get_pattern_key([each], name) == each for name in adapted):
+                if adapted and not any(get_pattern_key([each], name) == each for name in targeted):
                     logger.warning(
                         "%s names %r, which no module with an adapter is called: it has no effect. There are %s",
                         *(option, each, ", ".join(sorted({name.rpartition(".")[2] for name in adapted}))),
@@ -479,7 +482,7 @@ def _lengths(lists: Mapping[str, pa.Array]) -> np.ndarray:
 
 def _check_end_token(model: PreTrainedModel, tokenizer: Any) -> None:
     """Warns where the token that ends the model's texts is an ordinary one of the tokenizer, or none."""
-    rows, ends = _embedding_rows(model), model.config.get_text_config().eos_token_id
+    rows, ends = _embedding_rows(model), getattr(model.config.get_text_config(), "eos_token_id", None)
     ends = [end for end in (ends if isinstance(ends, list) else [ends]) if end is not None and end < (rows or 0)]
     if not ends or any(end in tokenizer.added_tokens_decoder or end in tokenizer.all_special_ids for end in ends):
         return

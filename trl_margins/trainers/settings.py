@@ -21,7 +21,7 @@ from ..redaction import redacted
 from ..registry import option_fields
 from .base import MarginTrainer
 from .card import adapter_options
-from .fingerprints import of_arguments, of_columns, of_optimizer, of_reference, of_rows, token_columns
+from .fingerprints import of_arguments, of_columns, of_objects, of_optimizer, of_reference, of_rows, token_columns
 from .loaded_optimizers import as_values, of_schedule, options_of, unwrapped
 from .preparation import TRAIN
 from .step_size import pairs_per_step
@@ -71,6 +71,11 @@ def run_settings(trainer: MarginTrainer) -> dict[str, Any]:
         "score_columns": list(trainer.set_facts[TRAIN].score_columns) if reads_scores else None,
         "prompt_column": trainer.options.prompt_column or "prompt",
         "parts": _parts(trainer),
+        "objects": {
+            f"{part.name}.{name}": digest
+            for part in _from_python(trainer)
+            for name, digest in of_objects(part).items()
+        },
         "optimizer": None if trainer._made_optimizer else of_optimizer(unwrapped(optimizer), trainer.model),
         "optimizer_options": None if trainer._made_optimizer or not groups else list(map(options_of, groups)),
         "optimizer_arguments": None if trainer._made_optimizer or not groups else of_arguments(unwrapped(optimizer)),
@@ -183,17 +188,23 @@ def of_every_rank(trainer: MarginTrainer, settings: Mapping[str, Any]) -> dict[s
 
 def _parts(trainer: Any) -> dict[str, Any]:
     """The options of those parts of the objective that no config describes."""
-    objective, whole = trainer.objective, "objective" in trainer.from_python
-    parts = [term for kind, term in objective.named_terms if whole or f"{kind}_term" in trainer.from_python]
-    if whole:
-        parts.append(objective.reward)
-    found = {f"{part.name}.{name}": value for part in parts for name, value in of_arguments(part).items()}
+    objective = trainer.objective
+    found = {
+        f"{part.name}.{name}": value for part in _from_python(trainer) for name, value in of_arguments(part).items()
+    }
     of_links = {
         f"{link.name}.{name}": float(objective.link_options.get(name, default))
         for link in objective.links
         for name, default in link.options
     }
-    return {**found, **of_links} if whole else found
+    return {**found, **of_links} if "objective" in trainer.from_python else found
+
+
+def _from_python(trainer: Any) -> list[Any]:
+    """The terms, and the reward, that no config describes."""
+    objective, whole = trainer.objective, "objective" in trainer.from_python
+    parts = [term for kind, term in objective.named_terms if whole or f"{kind}_term" in trainer.from_python]
+    return [*parts, objective.reward] if whole else parts
 
 
 # of a model's config: what computes nothing, or has a setting of its own

@@ -15,7 +15,8 @@ from trl.scripts.utils import DatasetConfig, DatasetMixtureConfig
 from trl_margins import GapPOConfig, GapPOTrainer
 from trl_margins.cli.mixture import mixture_splits
 from trl_margins.rows import open_rows
-from trl_margins.rows.form import COMPLETIONS, text_of
+from trl_margins.rows.form import COMPLETIONS
+from trl_margins.rows.messages import text_of
 from trl_margins.rows.mixed import Named, mixed
 from trl_margins.rows.scores import ScoreError, find_score_columns
 

@@ -20,7 +20,7 @@ from trl_margins.evaluation.scorer import completion_logps
 from trl_margins.evaluation.sets import evaluation_set
 from trl_margins.rows import PreferenceRow, RowReader, tokenize
 from trl_margins.rows.cpo_tokens import CPOTokenizer
-from trl_margins.rows.form import InParts
+from trl_margins.rows.messages import InParts
 from trl_margins.rows.tokens import unread
 
 # ChatML as SmolLM2 has it, with a line break behind each end token, tools, and thinking that a variable switches off

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ..generation.sampling import Sampling
     from ..generation.store import Store
     from ..rows import PreferenceRow
-    from ..rows.form import Message
+    from ..rows.messages import Message
 
 logger = logging.getLogger(__name__)
 

@@ -11,9 +11,10 @@ import numpy as np
 
 from ..data.loading import chosen_splits
 from ..data.pairing import STRATEGIES, lists_summary, make_pairs
-from ..rows.form import COMPLETIONS, text_of
+from ..rows.form import COMPLETIONS
 from ..rows.list_forms import list_form
 from ..rows.lists import ScoredLists
+from ..rows.messages import text_of
 from ..tables import aligned
 from .options import OptionsParser, ScoredRowOptions, data_first, option, warn_of_unread
 from .score import FILES, check_output, check_place, write

@@ -35,7 +35,8 @@ from scipy.sparse.csgraph import connected_components
 from transformers import AutoConfig
 
 from ..rows import PreferenceRow, RowReader, open_rows
-from ..rows.form import COMPLETIONS, Part, text_of
+from ..rows.form import COMPLETIONS
+from ..rows.messages import Part, text_of
 from ..rows.scores import refuse_bad_values
 from ..rows.tokens import read_batch
 from .formats import one_split, with_format_of

@@ -18,8 +18,8 @@ from datasets.utils import tqdm
 
 from ..checks import NUMBERS, unknown
 from ..rows.answers import ScoredList, digest
-from ..rows.form import says, text_of
 from ..rows.lists import ScoredLists
+from ..rows.messages import says, text_of
 from ..rows.turns import chat_turns
 from .formats import one_split
 from .media import without_decoding

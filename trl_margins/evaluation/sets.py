@@ -11,9 +11,10 @@ from typing import Literal
 from datasets import Dataset, Value
 
 from ..rows import PreferenceRow, open_rows
-from ..rows.form import COMPLETIONS, Message, is_list_of, refuse_images, says
+from ..rows.form import COMPLETIONS, refuse_images
 from ..rows.list_forms import FORMS, list_form
 from ..rows.lists import ScoredLists, row_of
+from ..rows.messages import Message, is_list_of, says
 from ..rows.opened import first_row, is_blank
 from ..rows.scores import ScoreError, check_scores, find_score_columns, problem_of, refuse_class_labels, warn_of_doubts
 from .reward_bench import SUBSETS

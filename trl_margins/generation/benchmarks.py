@@ -20,7 +20,7 @@ from typing import Any
 from ..checks import shown, unknown
 from ..data.loading import load_splits, pick_split
 from ..disk import write
-from ..rows.form import Message, says
+from ..rows.messages import Message, says
 from .sampling import Sampling
 
 logger = logging.getLogger(__name__)

@@ -16,9 +16,10 @@ from tqdm.auto import tqdm
 
 from ..forward.positions import positions_of
 from ..rows import PreferenceRow, RowError, open_rows, tokenize
-from ..rows.form import Part, refuse_images, says, text_of
+from ..rows.form import refuse_images
 from ..rows.list_forms import list_form
 from ..rows.lists import ScoredLists
+from ..rows.messages import Part, says, text_of
 from ..rows.turns import chat_turns, unsplit_note
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
-from .form import Part, without_notes
+from .messages import Part, without_notes
 
 
 class Answer(NamedTuple):

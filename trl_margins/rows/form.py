@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
-from functools import partial
 from reprlib import repr as shortened
 from typing import Any
 
 from trl.data_utils import extract_prompt
 
-from ..checks import RepeatedKeyError, odd_letters, why_look_alike, without_repeats
+from ..checks import odd_letters, why_look_alike
 from .list_forms import list_form
-
-Message = dict[str, Any]
-Part = str | list[Message]
+from .messages import (
+    SHAREGPT,
+    Message,
+    Part,
+    like_messages,
+    messages_in,
+    part_of,
+    pruned,
+    say_the_same,
+    says,
+    shared_turns,
+    stored_messages,
+    text_of,
+)
 
 COMPLETIONS = ("chosen", "rejected")
-SHAREGPT = ("conversations", "conversation")  # hold the prompt's messages where there is no prompt column
 TEMPLATE = ("tools", "chat_template_kwargs")  # variables of the chat template
 IMAGES = ("images", "image")  # the columns that TRL gives to a vision-language model
 
@@ -38,18 +44,6 @@ BESIDE_A_PROMPT = (
 )
 _SYSTEM = re.compile(r"sys(tem)?([-_ ]?(prompt|message|msg|instruction|text|content|turn)s?)?", re.IGNORECASE)
 
-USUAL_ROLES = ("system", "user", "assistant", "tool", "developer", "function", "ipython")  # of chat templates
-_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant"}
-_ROLES |= {role: role for role in ("system", "user", "assistant", "tool")}  # in upper or lower case
-_SHAREGPT_ROLES = {**_ROLES, "model": "assistant", "observation": "tool"}  # of from/value messages
-_BLANK = " \t\r\n\ufeff"
-_SAYS = re.compile(rf"[{_BLANK}b'\"]*(?:[\[({{]|\w+\()")  # begins a list or an object, in text
-_QUOTE, _END = r"""\\*['"“„]+""", r"""\\*['"”]+"""
-_SAID = re.compile(
-    rf"(?i)(?:{_QUOTE}(?:role|from){_END}\s*[:,]\s*|\b(?:role|from)=)"
-    rf"{_QUOTE}(?:{'|'.join(dict.fromkeys((*USUAL_ROLES, *_SHAREGPT_ROLES)))}){_END}"
-)
-_CONTENT = re.compile(r"(?i)\b(?:content|value)\b")
 # Begins a turn of Anthropic's dialogues, which are text; and what begins one in a dialogue that was written otherwise
 DIALOGUE = re.compile(r"(?:\r?\n){2}(?:Human|Assistant):")
 # What begins a turn in text, as chat templates write it; in transcripts, what someone asks and someone answers
@@ -69,18 +63,8 @@ _ANSWERS = re.compile(
     rf"{_LINE}(?:assistant|(?:chat)?bot|ai|(?:chat)?gpt|model|agent|doctor|teacher|response|answer|output|a)"
     r"[*_ \t]*[:：])"
 )
-# Keys of messages that are meant for the model, if they have a text, a list or a mapping. All others are notes: when,
-# by whom and how well it was written
-_FOR_THE_MODEL = re.compile(
-    r"(?i)name|tools?(_.*)?|functions?(_.*)?|.*(reasoning|thinking|thoughts?)(_.*)?|think|cot|analysis|rationale|"
-    r"scratchpad|text|value|message|body|code|caption|query|plan|images?|audios?|videos?|files?|documents?|"
-    r"attachments?|context|channel|recipient|prefix|instructions?"
-)
 _NOT_THE_MODEL = ("system", "user")
 _BESIDE_THE_MODEL = ("developer", "tool", "function", "ipython")  # between its messages
-_TEXT_PARTS = ("text", "input_text", "output_text")  # of a message's content, the latter in OpenAI's responses
-_OF_A_CALL = {"name", "arguments"}
-_CURLY = re.compile(r"[\[{:,]\s*[“”„]")
 _SET_BY_THE_TRAINER = {"add_generation_prompt", "tokenize", "return_dict"}
 
 
@@ -234,7 +218,7 @@ class RowReader:
     def _prompt(self, row: Mapping[str, Any], where: str) -> Part | None:
         """None where the completions begin with it."""
         name = self.prompt_column
-        if name is None or (name in SHAREGPT and name not in self.stored and not _looks_said(row.get(name))):
+        if name is None or (name in SHAREGPT and name not in self.stored and not like_messages(row.get(name))):
             return None
         return self._part(name, row.get(name), where)
 
@@ -416,48 +400,6 @@ def require_named(
             raise RowError(f"{option} names {name!r}, but the {split} data set has only the columns {list(names)}")
 
 
-def part_of(value: Any, keeps_parts: bool = False) -> Part:
-    """A prompt or a completion as text, or as messages with role and content.
-
-    Takes ShareGPT's from/value messages, a single message, and content in parts of plain text; anything else is a
-    ValueError with the fix. Keys of a message whose value is None are left out, as transformers does.
-    """
-    if isinstance(value, str):
-        return _checked_text(value)
-    if isinstance(value, Mapping):
-        value = [value]
-    if not isinstance(value, list):
-        fix = "correct it, or drop the row"
-        if isinstance(value, datetime):
-            fix = "write it as text; of a JSON file with dates alone, load the data set instead of streaming it"
-        raise ValueError(
-            f"it should be an str or a list of messages, but is of type {type(value).__name__}: {value!r:.200}; {fix}"
-        )
-    if not value:
-        raise ValueError("the value is an empty list of messages: add one, or drop the row")
-    messages = []
-    for i, message in enumerate(value):
-        try:
-            messages.append(_message(message, keeps_parts))
-        except ValueError as error:
-            raise ValueError(f"message {i} {error}") from None
-    return messages
-
-
-def text_of(part: Part) -> str:
-    """The text of a prompt or a completion; of messages, one line each."""
-    if isinstance(part, str):
-        return part
-    contents = [message.get("content") or "" for message in part]
-    return "\n".join(
-        # a list has parts, which only a processor reads
-        "".join(each.get("text") or "" for each in content if isinstance(each, Mapping))
-        if isinstance(content, list)
-        else content
-        for content in contents
-    )
-
-
 def turn_mark(text: str) -> str | None:
     """What begins the first turn of a dialogue in a text; None in a text that is none: a dialogue has two turns."""
     for marks in (_LIKE_DIALOGUE, OF_TEMPLATES):
@@ -481,75 +423,6 @@ def without_repeated(prompt: str, part: str) -> str:
     return part if before.strip() else behind
 
 
-def texts_in(value: Any) -> Iterator[str]:
-    """All texts in nested lists and mappings."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping | list):
-        for each in value.values() if isinstance(value, Mapping) else value:
-            yield from texts_in(each)
-
-
-def spelled(value: Any) -> Any:
-    """What a text spells in JSON or Python, also in JSON twice, if it spells a list or a mapping; else the value."""
-    with suppress(RepeatedKeyError):
-        return _spelled(value)
-    return value
-
-
-def _spelled(value: Any) -> Any:
-    if isinstance(value, str) and value.lstrip()[:2] in ('"[', '"{'):
-        with suppress(ValueError):
-            value = json.loads(value)
-    if isinstance(value, str) and value.lstrip(_BLANK)[:1] in ("[", "{"):
-        value = value.lstrip(_BLANK)
-        as_json = partial(json.loads, strict=False, object_pairs_hook=without_repeats)  # with line breaks in texts
-        for read in (as_json, ast.literal_eval):
-            try:
-                return read(value)
-            except RepeatedKeyError:
-                raise
-            except (ValueError, SyntaxError, MemoryError, RecursionError):
-                continue
-    return value
-
-
-def messages_in(value: Any) -> Any:
-    """The messages that a text spells, or the one; else the value."""
-    found = spelled(value)
-    found = [found] if isinstance(found, Mapping) else found
-    return found if is_messages(found) else value
-
-
-def looks_said(text: str) -> bool:
-    """Whether a text begins as a list of messages does when it is printed: in JSON, or by Python in whatever class."""
-    return _SAYS.match(text) is not None and _SAID.search(text) is not None and _CONTENT.search(text) is not None
-
-
-def stored_messages(text: str) -> Any:
-    """Messages that a CSV file holds as text, JSON or a Python list; None if the text is something else."""
-    try:
-        value = _spelled(text)
-        why = "is neither JSON nor a Python list" + ", for its quotes are curly" * bool(_CURLY.search(text))
-    except RepeatedKeyError as error:
-        value, why = text, f"has the key {error.key!r} twice"
-    if isinstance(value, list | tuple) and not is_messages(value) and looks_said(text):
-        value, why = text, "not all of it is messages with role and content, in one list"
-    if isinstance(value, str):
-        raise ValueError(
-            f"{shortened(text)} looks like messages stored as text, but {why}: save the set as JSON lines or Parquet"
-        )
-    if isinstance(value, Mapping):
-        key = next((name for name in ("messages", *SHAREGPT) if is_messages(value.get(name))), None)
-        if key is not None and len(value) > 1:
-            raise ValueError(
-                f"{shortened(text)} holds messages beside {sorted(value.keys() - {key})}: save the messages alone, "
-                "and the rest in columns of its own"
-            )
-        value = [value] if key is None else value[key]
-    return value if is_messages(value) else None
-
-
 def without_prompt(
     prompt: list[Message], completions: list[list[Message]]
 ) -> tuple[list[Message], list[list[Message]]]:
@@ -559,45 +432,18 @@ def without_prompt(
     """
 
     def repeats(part: list[Message], begin: list[Message]) -> bool:
-        return len(part) > len(begin) and _same(part[: len(begin)], begin)
+        return len(part) > len(begin) and say_the_same(part[: len(begin)], begin)
 
     n = shared_turns(completions)
     shared = completions[0][:n] if completions else []
     more = n - len(prompt)
-    if more > 0 and all(m["role"] == "system" for m in shared[:more]) and _same(shared[more:], prompt):
+    if more > 0 and all(m["role"] == "system" for m in shared[:more]) and say_the_same(shared[more:], prompt):
         return shared, [part[n:] for part in completions]
     less = next((i for i, message in enumerate(prompt) if message["role"] != "system"), len(prompt))
     for begin in (prompt, prompt[less:]):
         if begin and any(repeats(part, begin) for part in completions):
             return prompt, [part[len(begin) :] if repeats(part, begin) else part for part in completions]
     return prompt, completions
-
-
-def is_for_the_model(key: str, value: Any) -> bool:
-    """Whether a message has something with this key that a model may have to see, beside role and content."""
-    return bool(value) and isinstance(value, str | list | Mapping) and _FOR_THE_MODEL.fullmatch(key) is not None
-
-
-def without_notes(part: Part) -> Part:
-    """What is said, by whom, and what else is for the model: equal for messages that say the same."""
-    if isinstance(part, str):
-        return part
-    said = ("role", "content")
-    return [{key: value for key, value in m.items() if key in said or is_for_the_model(key, value)} for m in part]
-
-
-def _same(some: list[Message], others: list[Message]) -> bool:
-    """Whether the messages say the same, whatever other keys they have."""
-    keys = ("role", "content", "tool_calls")
-    return [[m.get(key) for key in keys] for m in some] == [[m.get(key) for key in keys] for m in others]
-
-
-def shared_turns(parts: list[list[Message]]) -> int:
-    """How many messages all of them begin with; the last message of each is not counted."""
-    most = min(map(len, parts), default=1) - 1
-    return next(
-        (i for i in range(most) if not all(_same(part[i : i + 1], parts[0][i : i + 1]) for part in parts)), most
-    )
 
 
 def _check_answers(chosen: list[Message], rejected: list[Message], where: str) -> None:
@@ -607,106 +453,15 @@ def _check_answers(chosen: list[Message], rejected: list[Message], where: str) -
     """
     n = min(len(chosen), len(rejected))
     name = "rejected" if len(rejected) == n else "chosen"
-    if chosen[n - 1]["role"] in _NOT_THE_MODEL and len(chosen) != len(rejected) and _same(chosen[:n], rejected[:n]):
+    if (
+        chosen[n - 1]["role"] in _NOT_THE_MODEL
+        and len(chosen) != len(rejected)
+        and say_the_same(chosen[:n], rejected[:n])
+    ):
         raise RowError(
             f"column {name!r}, {where}: all its messages, {n}, are what the other completion begins with, so no "
             "answer is left of it: add the assistant's, or drop the row"
         )
-
-
-def _message(message: Any, keeps_parts: bool) -> Message:
-    if not isinstance(message, Mapping):
-        raise ValueError(
-            f"is {shortened(message)}: a message is a mapping with role and content, in one list, not nested; "
-            "correct it, or drop the row"
-        )
-    there = {key: value for key, value in message.items() if value is not None}
-    if "from" in there and "value" in there and "role" not in there:
-        role = there.pop("from")
-        if role not in _SHAREGPT_ROLES:
-            raise ValueError(f"is from {role!r}; known: {', '.join(_SHAREGPT_ROLES)}. Rename it, or drop the row")
-        there = {"role": _SHAREGPT_ROLES[role], "content": there.pop("value"), **there}
-    missing = [key for key in ("role", "content") if key not in there]
-    if missing and not ("role" in there and there.get("tool_calls")):
-        raise ValueError(
-            f"has no {' and no '.join(missing)}, only {there!r:.200}: add them, under these names, or drop the row"
-        )
-    content = there.get("content", "")
-    if not isinstance(there["role"], str) or not isinstance(content, str | list):
-        raise ValueError(f"is {shortened(message)}: role is text, and content is text or a list of parts")
-    there["role"] = _ROLES.get(there["role"].lower(), there["role"])
-    if isinstance(content, str):
-        _checked_text(content)
-    elif not keeps_parts:
-        there["content"] = _plain(content)
-    return there
-
-
-def _plain(parts: list[Any]) -> str:
-    for part in parts:
-        is_text = isinstance(part, Mapping) and part.get("type", "text") in _TEXT_PARTS
-        if isinstance(part, str) or (is_text and part.get("text") is None):
-            raise ValueError(
-                f"has the content part {shortened(part)}: a part that is text is {{'type': 'text', 'text': '…'}}, and "
-                "content may be text itself; correct it, or drop the row"
-            )
-        if not is_text or not isinstance(part.get("text"), str):
-            raise ValueError(
-                f"has a content part that is not text, {shortened(part)}, which a text model cannot read: drop the "
-                "row, or train a vision-language model with its processor on DPOTrainer's base"
-            )
-    return InParts([part["text"] for part in parts]) if parts else ""
-
-
-class InParts(str):
-    """The text of a message whose content is parts of text, which a chat template may read one by one."""
-
-    parts: list[dict[str, str]]
-
-    def __new__(cls, texts: list[str]) -> InParts:
-        found = super().__new__(cls, _checked_text("".join(texts)))
-        found.parts = [{"type": "text", "text": text} for text in texts]
-        return found
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return InParts, ([part["text"] for part in self.parts],)
-
-
-def _checked_text(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"character {error.start} of {text[: error.start + 1][-20:]!r} is half of a surrogate pair, which no "
-            "tokenizer takes: clean it, for example with text.encode(errors='replace').decode()"
-        ) from None
-    return text
-
-
-def pruned(value: Any, feature: Any) -> Any:
-    """Without the keys that Arrow added: it gives all mappings of a column the same keys, with None."""
-    if isinstance(feature, Mapping) and isinstance(value, Mapping):
-        kept = _OF_A_CALL if value.keys() == _OF_A_CALL else ()  # a call's may be null, and some templates write so
-        return {key: pruned(each, feature.get(key)) for key, each in value.items() if each is not None or key in kept}
-    if isinstance(value, list) and (within := getattr(feature, "feature", None)) is not None:
-        return [pruned(each, within) for each in value]
-    return value
-
-
-def is_list_of(value: Any, kinds: Any) -> bool:
-    """Whether it is a list, also an empty one, with nothing but values of these types."""
-    return isinstance(value, list) and all(isinstance(each, kinds) for each in value)
-
-
-def is_messages(value: Any) -> bool:
-    """Whether it is a list of messages with known roles."""
-    if not _looks_said(value):
-        return False
-    for message in value:
-        role = message.get("role", message.get("from"))
-        if not isinstance(role, str) or role.lower() not in (_ROLES if "role" in message else _SHAREGPT_ROLES):
-            return False
-    return True
 
 
 def _not_json(value: Any) -> Any:
@@ -716,13 +471,6 @@ def _not_json(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return next((found for each in value if (found := _not_json(each)) is not None), None)
     return None if value is None or isinstance(value, str | int | float) else value
-
-
-def _looks_said(value: Any) -> bool:
-    """Whether it is a list of messages, perhaps with unknown roles."""
-    if not is_list_of(value, Mapping) or not value:
-        return False
-    return all({"content", "value"} & each.keys() and {"role", "from"} & each.keys() for each in value)
 
 
 def with_system(
@@ -750,7 +498,3 @@ def with_system(
             f"{shortened(own)}: leave system_column out, or one of the two"
         )
     return prompt, completions
-
-
-def says(role: str, text: str) -> list[Message]:
-    return [{"role": role, "content": text}]

@@ -23,24 +23,12 @@ from . import votes
 from .answers import Answer, ScoredList, digest
 from .form import (
     COMPLETIONS,
-    SHAREGPT,
     TEMPLATE,
-    Part,
     PreferenceRow,
     RowError,
     RowReader,
-    is_list_of,
-    is_messages,
-    messages_in,
-    part_of,
-    pruned,
     refuse_look_alikes,
-    says,
-    shared_turns,
-    spelled,
-    text_of,
     with_system,
-    without_notes,
     without_prompt,
 )
 from .list_forms import (
@@ -56,6 +44,20 @@ from .list_forms import (
     is_rank,
     list_form,
     why_no_lists,
+)
+from .messages import (
+    SHAREGPT,
+    Part,
+    is_list_of,
+    is_messages,
+    messages_in,
+    part_of,
+    pruned,
+    says,
+    shared_turns,
+    spelled,
+    text_of,
+    without_notes,
 )
 from .opened import Seen, count_unused, raw_rows, refuse_input, suspects_of, unused_notes
 from .ratings import ASPECTS, FORGED, OTHER_RATINGS, RATINGS, is_forged, numbers_elsewhere, rating_of

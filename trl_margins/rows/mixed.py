@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 from datasets import Dataset, Features, Json, Value, concatenate_datasets
 
 from ..pairs import SCORES
-from .form import COMPLETIONS, TEMPLATE, Part, RowError, RowReader
+from .form import COMPLETIONS, TEMPLATE, RowError, RowReader
+from .messages import Part
 from .opened import OpenedSet, open_rows
 from .scores import ScoreColumns, ScoreError, check_row, find_score_columns, refuse_class_labels
 from .tokens import VERSION, in_parts, read_batch

@@ -7,18 +7,8 @@ from dataclasses import replace
 
 from datasets import Dataset
 
-from .form import (
-    SHAREGPT,
-    Part,
-    PreferenceRow,
-    RowError,
-    RowReader,
-    is_list_of,
-    refuse_images,
-    require_named,
-    spelled,
-    text_of,
-)
+from .form import PreferenceRow, RowError, RowReader, refuse_images, require_named
+from .messages import SHAREGPT, Part, is_list_of, spelled, text_of
 from .opened import (
     Seen,
     count_unused,

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from .form import spelled, texts_in
+from .messages import spelled, texts_in
 
 _LABEL = re.compile(r"(?:[a-z]+[-_ ])?([a-z])|(?:[a-z]+[-_ ]?)?(\d{1,3})", re.IGNORECASE)
 _ANSWERS = re.compile(r"respon|answer|completion|generation|output|candidate|option|choice|repl|continuation", re.I)

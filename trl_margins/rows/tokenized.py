@@ -20,7 +20,8 @@ from trl.trainer.utils import global_then_local_main_first
 
 from ..checks import shown
 from .cpo_tokens import CPOTokenizer
-from .form import Part, PreferenceRow, text_of
+from .form import PreferenceRow
+from .messages import Part, text_of
 from .opened import OpenedSet
 from .tokens import PairTokenizer, RowTokens, cpo_columns, each_or_error, tokenize, tokenizer_of, unread
 

@@ -19,8 +19,9 @@ from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from trl.data_utils import _tokenize, common_prefix_length
 
-from .form import InParts, PreferenceRow, RowError, RowReader, is_for_the_model
+from .form import PreferenceRow, RowError, RowReader
 from .limited import SECONDS, SlowTemplateError, limited
+from .messages import InParts, is_for_the_model
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from .form import DIALOGUE, OF_TEMPLATES, Message, Part, is_list_of, says
+from .form import DIALOGUE, OF_TEMPLATES
+from .messages import Message, Part, is_list_of, says
 
 _STEER = re.compile(r"\n?<extra_id_1>(?:User|Assistant)\n")  # HelpSteer2's
 _UNSPLIT = re.compile(r"(?:\A[\s#*]*(?:Human|User|USER)|[\r\n][ \t#*]*Assistant)[* \t]*:")

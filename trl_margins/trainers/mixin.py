@@ -15,12 +15,11 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, SequentialSampler
-from transformers.trainer_utils import EvalLoopOutput
+from torch.utils.data import DataLoader
 from transformers.utils import is_in_notebook
 from trl.trainer.utils import get_config_model_id
 
-from ..checks import default_of, names_a_column, unknown
+from ..checks import default_of, names_a_column
 from ..distributed import (
     check_alike,
     check_lockstep,
@@ -29,7 +28,6 @@ from ..distributed import (
     keep_outputs_of_fsdp,
     warn_if_unsharded,
 )
-from ..evaluation.ranking import ranking_metrics
 from ..forward.head import logits_will_do
 from ..forward.shared_prompt import shared_token_logps
 from ..forward.shared_rows import SharedRows, unpacked, width_step
@@ -42,23 +40,22 @@ from ..probes.scope import check_one_choice, train_only
 from ..recording.metrics import MetricBuffer
 from ..recording.pair_log import PAIRS_FILE, PairLog, RunFolder, flip_metrics
 from ..rows import OpenedSet
-from ..rows.opened import column_names
-from ..rows.scores import ScoreColumns, find_score_columns
 from ..rows.tokenized import TokenColumns, finish_tokenized
 from ..terms import Term
-from .arguments import OwnMetrics, ReadOnce, bound, check_settings, checked, settings_read
+from .arguments import ReadOnce, bound, checked, settings_read
 from .beginning import SaysWhatTrains
-from .best import BestMixin, BestSoFar, choose_metric
+from .best import BestSoFar, choose_metric
 from .card import CardMixin
 from .checkpoints import CheckpointMixin
 from .collator import PairCollator
 from .configs import MarginOptions
+from .evaluations import EvaluationMixin
 from .finite import FiniteSteps, without_neighbours
 from .folder import make_folder
 from .interrupts import InterruptsMixin
 from .learning import TakesSteps
 from .loaded import whole_weights
-from .model_checks import TokenLimits, check_one_device, naming_dtypes, refusing_what_cannot_write
+from .model_checks import TokenLimits, check_one_device, refusing_what_cannot_write
 from .objectives import objective_of
 from .preparation import (
     TRAIN,
@@ -99,7 +96,7 @@ def _size_of(sets: Any) -> Any:
     return len(sets) if hasattr(sets, "__len__") else sets and type(sets).__name__
 
 
-class MarginMixin(BestMixin, CardMixin, PushMixin, InterruptsMixin, CheckpointMixin, WindowMixin):
+class MarginMixin(EvaluationMixin, CardMixin, PushMixin, InterruptsMixin, CheckpointMixin, WindowMixin):
     """Gives a TRL preference trainer a weight and a margin per pair. Comes before the TRL class in the bases.
 
     Args:
@@ -452,71 +449,6 @@ class MarginMixin(BestMixin, CardMixin, PushMixin, InterruptsMixin, CheckpointMi
         self._finite.check_weights(alone=True)
         super().save_model(output_dir, _internal_call)
 
-    # Evaluation: pairwise accuracy and Spearman over the whole set
-
-    def evaluation_loop(
-        self,
-        dataloader: Any,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
-        """TRL's loop, then `pwa`, `pwa_all`, `spearman` and the numbers of pairs behind them."""
-        check_settings(self.args, self._settings_read)
-        self._finite.check_weights()
-        self._evaluated, self._prefix = [], metric_key_prefix
-        self._buffers["eval"] = MetricBuffer()  # what `predict`, or an evaluation that was cut off, has left
-        if self.compute_metrics is not None and not isinstance(self.compute_metrics, OwnMetrics):
-            self.compute_metrics = OwnMetrics(self.compute_metrics)
-        with naming_dtypes(self.model):
-            output = super().evaluation_loop(
-                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
-            )
-        values, self._evaluated = torch.cat(self._evaluated).cpu() if self._evaluated else None, []
-        metrics = output.metrics
-        if values is None or metrics is None:
-            return output
-        losses, rewards = values[:, 0], values[:, 1:]
-        if self.options.filters_evaluation and losses.isfinite().any() and not losses.isfinite().all():
-            # as transformers does with `logging_nan_inf_filter`, which also reads every training loss from the device
-            metrics[f"{metric_key_prefix}_loss"] = losses[losses.isfinite()].mean().item()
-        ranking = self._ranking(rewards, dataloader.dataset)
-        self._without_clear_pairs(metric_key_prefix, ranking)
-        for name, value in ranking.items():
-            if value is None:
-                logger.warning("%s_%s is undefined on this data set (%s)", metric_key_prefix, name, ranking)
-            else:
-                metrics[f"{metric_key_prefix}_{name}"] = value
-        return output
-
-    def _remember(self, pairs: PairLogps, columns: Mapping[str, Tensor], loss: Tensor, same: Tensor) -> None:
-        """Caches what the metrics over a whole set are computed from: [pairs, loss, mean log-probabilities, scores].
-
-        Whatever the training's reward is: so runs of different methods compare.
-        """
-        scores = [columns[name] for name in SCORES if name in columns]
-        chosen, rejected = pairs.mean_logps
-        # the same completion twice is not a win, whatever the rounding
-        rejected = torch.where(same, chosen, rejected)
-        rows = [loss.detach().float().expand_as(chosen), chosen.float(), rejected.float(), *scores]
-        self._evaluated.append(self.accelerator.gather_for_metrics(torch.stack(rows, dim=1)))
-
-    def _ranking(self, values: Tensor, dataset: Any) -> dict[str, float | int | None]:
-        scores = self._score_columns(dataset)
-        usable = values[:, :2].isfinite().all(dim=1)
-        if not usable.all():
-            logger.warning(
-                "%d of %d pairs are left out of the evaluation: their log-probabilities are NaN or infinite",
-                len(usable) - int(usable.sum()),
-                len(usable),
-            )
-        return ranking_metrics(
-            *values[usable].numpy().T,
-            min_score_gap=self.options.eval_min_score_gap,
-            gap_only=scores is not None and scores.is_gap(values[:, 3]),
-        )
-
     # Before training
 
     def _opened_set(self, dataset: Any, name: str) -> tuple[OpenedSet, bool]:
@@ -536,13 +468,6 @@ class MarginMixin(BestMixin, CardMixin, PushMixin, InterruptsMixin, CheckpointMi
         if scores := self._score_columns(later.dataset):
             self._own_columns.update(scores.names)
         return later, False
-
-    def _score_columns(self, dataset: Any) -> ScoreColumns | None:
-        """Where an evaluation set has its scores; not in a column that a term reads."""
-        names, given = column_names(dataset), self.options.score_columns
-        if given is None:
-            names = [name for name in names if name not in self.objective.columns or name in SCORES]
-        return find_score_columns(names, given, strict=False)
 
     def _finish_tokens(
         self,
@@ -644,33 +569,6 @@ class MarginMixin(BestMixin, CardMixin, PushMixin, InterruptsMixin, CheckpointMi
             self.train_dataset = with_lengths(self.train_dataset, self.args.length_column_name)
         dataloader = super().get_train_dataloader()
         check_lockstep(self.accelerator, dataloader, "train")
-        return dataloader
-
-    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
-        """In order: transformers would group evaluation sets, too, draw their order, and not find their lengths."""
-        if self.args.train_sampling_strategy != "group_by_length":
-            return super()._get_eval_sampler(eval_dataset)
-        return SequentialSampler(eval_dataset) if self.args.world_size <= 1 else None
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """TRL's.
-
-        Raises:
-            ValueError: the name of a set that is not there.
-            TypeError: not a data set.
-        """
-        if isinstance(eval_dataset, str):
-            if not isinstance(self.eval_dataset, dict):
-                raise ValueError(
-                    f"evaluate({eval_dataset!r}): the trainer has no evaluation sets by name. Leave the name out, or "
-                    "give eval_dataset as a dict when the trainer is made"
-                )
-            if eval_dataset not in self.eval_dataset:
-                raise unknown("evaluation set", eval_dataset, self.eval_dataset)
-        elif eval_dataset is not None and not isinstance(eval_dataset, Dataset | IterableDataset):
-            as_taken(eval_dataset, "evaluation", self.args)
-        dataloader = super().get_eval_dataloader(eval_dataset)
-        check_lockstep(self.accelerator, dataloader, "evaluation")
         return dataloader
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:

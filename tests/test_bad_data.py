@@ -493,6 +493,7 @@ HEAD = "prompt,chosen,rejected\n"
 FILES = [
     ("broken.jsonl", LINE * 5 + '{"prompt": "a", "chosen": \n' + LINE, r"broken.jsonl, line 6: not JSON .*'{.prompt"),
     ("first.jsonl", "hello\n" + LINE, "first.jsonl, line 1: not JSON .*: 'hello'"),
+    ("code.jsonl", LINE.replace("2.0", "02") + "\n", "code.jsonl, line 1: not JSON .*'{.prompt"),
     ("cut.jsonl", (LINE * 3)[:-30], "cut.jsonl, line 3: not JSON"),
     ("list.jsonl", LINE + "[1, 2]\n", "list.jsonl, line 2: not an object with a value for each column"),
     ("twice.jsonl", LINE * 2 + '{"prompt": "a", "prompt": "b"}\n', "twice.jsonl, line 3: the key 'prompt' more than"),
@@ -623,6 +624,22 @@ def test_numbers_that_are_not_finite_are_read_as_they_are_written(suffix, beside
         ValueError, match=r"odd.json.*(row 0|line 1): column '\w+' has (nan|inf), where the stream has"
     ):
         load_splits(path, streaming=True)
+
+
+def test_a_stream_of_lines_and_of_a_document(tmp_path, fresh_cache):
+    """Whose words are no numbers, and whose lines are no rows."""
+    rows = [{**ROW, "prompt": "Is NaN a number?", "tools": [{"a": 1}]}, {**ROW, "tools": [{"b": 1}]}]
+    written(tmp_path, "all/train.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "all/test.json").write_text(json.dumps(rows, indent=1))
+    loaded = load_splits(str(tmp_path / "all"), streaming=True)
+    assert {split: [*rows] for split, rows in loaded.items()} == {"train": rows, "test": rows}
+
+
+def test_nan_within_a_column_of_several_types_is_said(tmp_path, fresh_cache, caplog):
+    rows = [{**ROW, "a": [1, math.nan]}, {**ROW, "a": "b"}]
+    loaded = load_splits(written(tmp_path, "odd.jsonl", "".join(json.dumps(row) + "\n" for row in rows)))
+    assert loaded["train"]["a"][:] == [[1, None], "b"]
+    assert "NaN in 1 rows of column 'a' becomes null: the column has values of several types" in caplog.text
 
 
 def test_text_that_spells_no_number_is_text(tmp_path, fresh_cache):

@@ -801,6 +801,9 @@ def test_an_environment_that_no_launcher_made(name, value, takes, console, monke
         assert f"it is {value!r}" in said
 
 
+AMONG_TWO = {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+
+
 @pytest.mark.parametrize(
     ("variables", "words"),
     [
@@ -809,6 +812,12 @@ def test_an_environment_that_no_launcher_made(name, value, takes, console, monke
         ({"ACCELERATE_TORCH_DEVICE": "cuda"}, "ACCELERATE_TORCH_DEVICE=cuda and use_cpu contradict each other"),
         ({"LOCAL_RANK": "0"}, "LOCAL_RANK=0 is a launcher's, and RANK, WORLD_SIZE, MASTER_ADDR are not set"),
         ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2 is a launcher's, and RANK, MASTER_ADDR are not set"),
+        (
+            {**AMONG_TWO, "RANK": "2"},
+            "environment variables RANK=2 and WORLD_SIZE=2: ranks are from 0 to WORLD_SIZE - 1",
+        ),
+        ({**AMONG_TWO, "RANK": "-1"}, "RANK=-1 and WORLD_SIZE=2: ranks are from 0"),
+        ({**AMONG_TWO, "WORLD_SIZE": "0"}, "RANK=0 and WORLD_SIZE=0: ranks are from 0"),
         ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, "ACCELERATE_USE_PARALLELISM_CONFIG=true is a launcher's"),
     ],
     ids=str,

@@ -576,6 +576,30 @@ def test_an_object_that_is_another_is_only_named(kind, tmp_path):
     assert differences(before, now, config) == ([], [f"what is in focus.power {digests[0]} → {digests[1]}"])
 
 
+class Restoring(Focus):
+    def state_dict(self) -> dict[str, Any]:
+        return {"calls": self.power.calls}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.power.calls = state["calls"]
+
+
+class Closing(Counting):
+    """That pickle would change."""
+
+    def __getstate__(self) -> Any:
+        raise AssertionError
+
+
+def test_objects_are_only_looked_at():
+    """Not those that a term restores, and without what pickle would call; an array of objects is its values."""
+    assert of_objects(Restoring(Counting(1))) == {}
+    assert of_objects(Focus(Closing(1))) != of_objects(Focus(Closing(2)))
+    first, again = (Focus(np.array([Counting(1), "a"], dtype=object)) for _ in range(2))
+    assert of_arguments(first) == of_arguments(again)
+    assert of_objects(first) == of_objects(again) != {}
+
+
 def test_an_object_with_too_much_in_it_is_not_looked_at():
     around = Counting([Counting(i) for i in range(500)])
     assert of_objects(Focus(around)) == {}

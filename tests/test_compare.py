@@ -763,6 +763,7 @@ def test_a_base_of_its_own():
         ("gappo:seed=1", "seed cannot be of one method: --seeds"),
         ("dpo:base=cpo", "method 'dpo' needs a reference model"),
         ("gappo:base=dppo", "unknown base 'dppo'.*; did you mean 'dpo'"),
+        ("gappo:seed=1,hub_token=hf_x", "--methods gappo: hub_token has a secret"),
         (
             "gappo:hub_token=x",
             "--methods gappo: hub_token has a secret, and the options of a method name folders: give",

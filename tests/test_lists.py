@@ -781,6 +781,11 @@ def test_rows_that_are_there_twice_count_once():
             {},
             "columns conversation_a and conversation_b, row 0 of the lists: there are no two conversations: drop",
         ),
+        (
+            [{**ARENA[0], "conversation_b": [{"role": "bot", "content": "b"}]}],
+            {},
+            "column 'conversation_b', row 0 of the lists: .*bot.* is no conversation, which is a list of messages",
+        ),
     ],
 )
 def test_refused(rows, options, message):

@@ -400,9 +400,7 @@ def test_values_that_a_term_observes():
 
     weight = Observing("other")
     objective = SimpleNamespace(weights=(weight,), margins=(ColumnMargin("other", "reward"),))
-    own = SimpleNamespace(
-        objective=objective, _first_observed={}, _mode="train", accelerator=SimpleNamespace(num_processes=1)
-    )
+    own = SimpleNamespace(objective=objective, _first_observed=None, accelerator=SimpleNamespace(num_processes=1))
     output = output_of(weights={"column": ONES}, margins={"column": ONES})
     assert plain(MarginMixin._observed(own, output, ["a"])) == {"mine": [1.0] * 3}
     for value in (torch.ones(3, 1), 1.0):
@@ -444,7 +442,7 @@ def test_a_term_observes_the_same_names_every_time():
 
     weight = Observing("other")
     objective = SimpleNamespace(weights=(weight,), margins=())
-    own = SimpleNamespace(objective=objective, _first_observed={"train": ["a", "b"]}, _mode="train")
+    own = SimpleNamespace(objective=objective, _first_observed=["a", "b"])
     output = output_of(weights={"column": ONES}, margins={})
     assert [*MarginMixin._observed(own, output, [])] == ["a", "b"]
     weight.keys = ("a", "b", "c")

@@ -10,6 +10,7 @@ import re
 import signal
 from datetime import datetime
 from itertools import permutations
+from time import perf_counter
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ from trl_margins.rows import tokenized as tokenized_module
 from trl_margins.rows.form import RowError, RowReader
 from trl_margins.rows.limited import limited
 from trl_margins.rows.lists import ScoredLists
+from trl_margins.rows.messages import may_be_messages, spelled
 from trl_margins.rows.mixed import mixed
 from trl_margins.rows.opened import column_names
 from trl_margins.rows.references import referred
@@ -263,6 +265,43 @@ def test_nulls_that_the_data_has_stay():
     struct = Dataset.from_list([chat(1, tools=[{"a": {"x": 1}}]), chat(2, tools=[{"b": {"y": 2}}])])
     assert [row.template for row in open_rows(struct, "train")] == [{"tools": [{"a": {"x": 1}}]},
                                                                     {"tools": [{"b": {"y": 2}}]}]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'add_message(role="user", content="hello")',
+        '[{"id": 0, "role": "user", "scopes": ["content"]}]',
+        '[{"path": "/content/0", "allow": {"role": "user"}}]',
+        '[{"title": "x", "content": "y", "author": {"role": "user"}}]',
+        '(Short answer) Send {"role": "user", "content": "hi"}.',
+        '[...history, {"role": "user", "content": text}]',
+        'print({"role": "user", "content": "hi"})',
+        '(<Message role="user" content="hi"/>)',
+        "User(name='a', role='user', value=2)",
+        '[docs](http://x) say: pass {"role": "user", "content": "hi"}',
+        "(From user: content)",
+        "[1, 2]",
+    ],
+)
+def test_text_about_messages_is_text(text):
+    """Of code, of JSON, and of chats."""
+    assert not may_be_messages(text)
+    assert spelled(f"  {text}x") == f"  {text}x"
+
+
+def test_what_looks_like_messages_is_looked_at_quickly():
+    for run in ('"', "\\", "{", "[{", "[a(", '[{"role":', '"role":"user",'):
+        for begin in ("[", "({", "[x("):
+            began = perf_counter()
+            may_be_messages(begin + run * 20_000)
+            assert perf_counter() - began < 2
+
+
+def test_a_system_message_that_cannot_be_read():
+    row = {"system": "[{'role': 'system', 'content': 'S'}, None]", **chat(1)}
+    with pytest.raises(RowError, match=r"column 'system', row 0 of the train data set: .* looks like messages stored"):
+        list(open_rows(Dataset.from_list([row]), "train", system_column="system"))
 
 
 def test_a_call_may_have_null_for_arguments():

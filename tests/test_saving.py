@@ -93,6 +93,9 @@ def test_numbers_for_which_json_has_no_words(tmp_path, caplog):
         "JSON has no NaN and no infinity: 2000 of column score become null. Parquet keeps them",
     ]
     caplog.clear()
+    save(rows, tmp_path / "out.csv", ".csv")
+    assert caplog.messages == ["CSV has no NaN: 1000 of column score become empty cells. Parquet keeps them"]
+    caplog.clear()
     save(rows, tmp_path / "out.parquet", ".parquet")
     assert not caplog.messages
 

@@ -88,11 +88,12 @@ class Variant:
 
     def __post_init__(self) -> None:
         for name, value in self.own.items():
-            if is_secret(name) or redacted_text(value) != value:
+            if (is_secret(name) and value not in ("None", "null")) or redacted_text(value) != value:
                 raise ValueError(
                     f"--methods {self.method}: {name} has a secret, and the options of a method name folders: give it "
                     "to all methods as a flag, or in the environment"
                 )
+        for name in self.own:
             if why := _SHARED.get(name) or ("name data and evaluation once, for all" if name in _OF_DATA else ""):
                 raise ValueError(f"--methods {self.name}: {name} cannot be of one method: {why}")
 

@@ -71,6 +71,12 @@ def _check_launch() -> None:
             f"environment variable {set_by}={os.environ[set_by]} is a launcher's, and {', '.join(missing)} "
             f"{'is' if len(missing) == 1 else 'are'} not set: start with accelerate launch or torchrun, or unset it"
         )
+    rank, size = int(os.environ.get("RANK", 0)), counts["WORLD_SIZE"]
+    if set_by and not 0 <= rank < size:  # it would wait for processes that there are not
+        raise ValueError(
+            f"environment variables RANK={rank} and WORLD_SIZE={size}: ranks are from 0 to WORLD_SIZE - 1. Correct or "
+            "unset them"
+        )
 
 
 def _check_values() -> None:

@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import io
 import json
+import logging
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -23,6 +26,8 @@ import pyarrow.json as paj
 from datasets import Dataset, DatasetDict, Features, Json, List, Value, concatenate_datasets
 
 from .broken_files import NO_NUMBER, may_not_be_finite, not_finite, open_bytes, open_text, python_values
+
+logger = logging.getLogger(__name__)
 
 _READ_AT_ONCE = 10 << 20  # bytes, by `datasets`
 _PIECE = 2**26
@@ -55,8 +60,11 @@ def lost_number(features: Features, files: Sequence[Path], first: int) -> str | 
     for file in files if any(map(_is_mixed, features.values())) else ():
         with open_text(file) as lines:
             for number, line in enumerate(islice(lines, first), start=1):
-                if may_not_be_finite(line) and (found := not_finite(json.loads(line, strict=False))):
-                    return f"{file.name}, line {number}: {found}, {NO_NUMBER}"
+                if number == 1 and line.lstrip().startswith("["):
+                    break  # `check_file` has looked at all of it
+                with suppress(ValueError):  # an object over several lines
+                    if may_not_be_finite(line) and (found := not_finite(json.loads(line, strict=False))):
+                        return f"{file.name}, line {number}: {found}, {NO_NUMBER}"
     return None
 
 
@@ -70,6 +78,9 @@ def _from_python(rows: list[Any]) -> Dataset:
         return Dataset.from_list(rows)  # and its error
     names = dict.fromkeys(chain.from_iterable(rows))
     kinds = with_free_parts({name: _kind([row.get(name) for row in rows]) for name in names})
+    for name in [name for name, kind in kinds.items() if _is_mixed(kind)]:
+        if n := sum(not_finite({name: row.get(name)}, math.isnan) is not None for row in rows):
+            logger.warning("NaN in %d rows of column %r becomes null: the column has values of several types", n, name)
     written = [{name: _encoded(row.get(name), kind) for name, kind in kinds.items()} for row in rows]
     return Dataset.from_list(written, features=Features(kinds))
 

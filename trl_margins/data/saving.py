@@ -6,6 +6,7 @@ import csv
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -46,25 +47,27 @@ def save(rows: Dataset, file: str | Path, suffix: str) -> None:
     if suffix == ".parquet":
         rows.to_parquet(file)
     elif suffix == ".csv":
+        _warn_of_lost(rows, pc.is_nan, "CSV has no NaN: %d of column %s become empty cells. Parquet keeps them")
         rows.to_csv(file, quoting=csv.QUOTE_NONNUMERIC)  # a lone carriage return would end a row
     else:
-        _warn_of_no_numbers(rows)
+        said = "JSON has no NaN and no infinity: %d of column %s become null. Parquet keeps them"
+        _warn_of_lost(rows, lambda numbers: pc.invert(pc.is_finite(numbers)), said)
         compression = "gzip" if suffix.endswith(".gz") else None
         rows.to_json(file, lines=suffix != ".json", compression=compression, double_precision=_DIGITS)
 
 
-def _warn_of_no_numbers(rows: Dataset) -> None:
-    """Of NaN and infinity, for which JSON has no words."""
+def _warn_of_lost(rows: Dataset, is_lost: Callable[[pa.Array], Any], said: str) -> None:
+    """Of numbers that the format does not have."""
     floats = _columns(rows.features, pa.types.is_floating)
     found: dict[str, int] = {}
     for table in rows.with_format("arrow", columns=floats).iter(batch_size=2048) if floats else ():
         for name in floats:
             for numbers in _numbers_in(table[name].combine_chunks()):
-                strange = pc.sum(pc.invert(pc.is_finite(numbers))).as_py()
+                strange = pc.sum(is_lost(numbers)).as_py()
                 found[name] = found.get(name, 0) + (strange or 0)
     for name, n in found.items():
         if n:
-            logger.warning("JSON has no NaN and no infinity: %d of column %s become null. Parquet keeps them", n, name)
+            logger.warning(said, n, name)
 
 
 def _numbers_in(values: pa.Array) -> Iterator[pa.Array]:

@@ -50,7 +50,7 @@ from .messages import (
     Part,
     is_list_of,
     is_messages,
-    messages_in,
+    may_be_messages,
     part_of,
     pruned,
     says,
@@ -578,6 +578,11 @@ class ScoredLists:
             what = f"column {column!r}, {where}: the prompt is None"
             if column is None:
                 what = f"columns {' and '.join(self.form.responses)}, {where}: there are no two conversations"
+                if odd := [name for name in self.form.responses if row[name] and not is_messages(spelled(row[name]))]:
+                    raise RowError(
+                        f"column {odd[0]!r}, {where}: {shortened(row[odd[0]])} is no conversation, which is a list of "
+                        "messages with role (user, assistant, system or tool) and content: make one, with dataset.map"
+                    )
             raise RowError(f"{what}: drop the row, for example with dataset.filter")
         answers = self._there(answers, i)
         if not answers and self.scored:
@@ -594,7 +599,7 @@ class ScoredLists:
             prompt, *responses = map(spelled, (prompt, *responses))
             self.counts[_MESSAGES_BESIDE_TEXT] += are_text
         else:
-            self.counts[_SPELLED] += n_spelled
+            self.counts[_SPELLED] += sum(is_messages(spelled(text)) or may_be_messages(text) for text in texts)
             self.counts[_TEXT] += are_text and self.form.kind != "two"  # of which it is counted already
         if self.as_chat and isinstance(prompt, str):
             prompt = chat_turns(prompt)
@@ -603,8 +608,7 @@ class ScoredLists:
         whole = row_of(prompt, responses, where, self.reader.template(row, where))
         asked, responses = whole.prompt, whole.completions
         if (system := self.reader.system_column) is not None:
-            text = text_of(self._part(messages_in(row[system]), system, i)) if row[system] else ""
-            asked, responses = with_system(text, asked, responses, system, where)
+            asked, responses = with_system(self.reader.system_text(row, where), asked, responses, system, where)
         count_unused(self.unused, row, i, text_of(asked), self._suspects)
         answers = [a._replace(response=response) for a, response in zip(answers, responses, strict=True)]
         return ScoredList(asked, answers, whole.template, i)

@@ -21,14 +21,24 @@ USUAL_ROLES = ("system", "user", "assistant", "tool", "developer", "function", "
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant"}
 _ROLES |= {role: role for role in ("system", "user", "assistant", "tool")}  # in upper or lower case
 _SHAREGPT_ROLES = {**_ROLES, "model": "assistant", "observation": "tool"}  # of from/value messages
-_BLANK = " \t\r\n\ufeff"
-_SAYS = re.compile(rf"[{_BLANK}b'\"]*(?:[\[({{]|\w+\()")  # begins a list or an object, in text
-_QUOTE, _END = r"""\\*['"“„]+""", r"""\\*['"”]+"""
-_SAID = re.compile(
-    rf"(?i)(?:{_QUOTE}(?:role|from){_END}\s*[:,]\s*|\b(?:role|from)=)"
-    rf"{_QUOTE}(?:{'|'.join(dict.fromkeys((*USUAL_ROLES, *_SHAREGPT_ROLES)))}){_END}"
+_BLANK = " \t\r\n\ufeff\u200b"
+_LIKE_MESSAGES = re.compile(
+    r"""\s*"?((np\.)?array\()?(\{\s*\\*['"“”](messages|conversations?)\\*['"“”]\s*:\s*)?(\[\s*)?\{[^{]*?['"“”„](role|from)\\*['"“”]\s*:"""
 )
-_CONTENT = re.compile(r"(?i)\b(?:content|value)\b")
+# How messages begin that Python prints in a class of its own, or that were quoted twice; and what else they have
+_PRINTED = (
+    rf"(?i)[{_BLANK}]*(?:b?['\"])?(?:[\[(]\s*(?:\{{|\w+\()|(?:OrderedDict|defaultdict)\()"
+    r"[^{}]{0,100}?\{?[^{}]{0,20}?"
+)
+_ROLE = (
+    r"""(?:['"]{1,4}(?:role|from)['"]{1,4}\s*[:,]\s*|\b(?:role|from)=)['"]{1,4}"""
+    rf"""(?:{"|".join(dict.fromkeys((*USUAL_ROLES, *_SHAREGPT_ROLES)))})['"]"""
+)
+_CONTENT = r"""(?:['"]{1,4}(?:content|value)['"]{1,4}\s*[:,]|\b(?:content|value)=)"""
+_PRINTED_MESSAGES = [
+    (re.compile(_PRINTED + first), re.compile(f"(?i){other}"))
+    for first, other in ((_ROLE, _CONTENT), (_CONTENT, _ROLE))
+]
 # Keys of messages that are meant for the model, if they have a text, a list or a mapping. All others are notes: when,
 # by whom and how well it was written
 _FOR_THE_MODEL = re.compile(
@@ -104,11 +114,11 @@ def _spelled(value: Any) -> Any:
         with suppress(ValueError):
             value = json.loads(value)
     if isinstance(value, str) and value.lstrip(_BLANK)[:1] in ("[", "{"):
-        value = value.lstrip(_BLANK)
+        text = value.lstrip(_BLANK)
         as_json = partial(json.loads, strict=False, object_pairs_hook=without_repeats)  # with line breaks in texts
         for read in (as_json, ast.literal_eval):
             try:
-                return read(value)
+                return read(text)
             except RepeatedKeyError:
                 raise
             except (ValueError, SyntaxError, MemoryError, RecursionError):
@@ -117,15 +127,28 @@ def _spelled(value: Any) -> Any:
 
 
 def messages_in(value: Any) -> Any:
-    """The messages that a text spells, or the one; else the value."""
-    found = spelled(value)
+    """The messages that a text spells, or the one; else the value. A ValueError where they cannot be read."""
+    found = stored_messages(value) if isinstance(value, str) and is_like_messages(value) else spelled(value)
     found = [found] if isinstance(found, Mapping) else found
     return found if is_messages(found) else value
 
 
-def looks_said(text: str) -> bool:
-    """Whether a text begins as a list of messages does when it is printed: in JSON, or by Python in whatever class."""
-    return _SAYS.match(text) is not None and _SAID.search(text) is not None and _CONTENT.search(text) is not None
+def is_like_messages(text: str) -> bool:
+    """Whether a text begins as messages do that are written as text, in JSON or as Python prints them."""
+    if _LIKE_MESSAGES.match(text):
+        return True
+    begins = ((first.match(text), other) for first, other in _PRINTED_MESSAGES)
+    return any(begin is not None and other.search(text, begin.end()) for begin, other in begins)
+
+
+def may_be_messages(value: Any) -> bool:
+    """Whether it is text that spells messages, or looks so and cannot be read."""
+    if not isinstance(value, str) or not is_like_messages(value):
+        return False
+    try:
+        return stored_messages(value) is not None
+    except ValueError:
+        return True
 
 
 def stored_messages(text: str) -> Any:
@@ -135,7 +158,7 @@ def stored_messages(text: str) -> Any:
         why = "is neither JSON nor a Python list" + ", for its quotes are curly" * bool(_CURLY.search(text))
     except RepeatedKeyError as error:
         value, why = text, f"has the key {error.key!r} twice"
-    if isinstance(value, list | tuple) and not is_messages(value) and looks_said(text):
+    if isinstance(value, list) and not is_messages(value) and any(map(_is_message, value)):
         value, why = text, "not all of it is messages with role and content, in one list"
     if isinstance(value, str):
         raise ValueError(
@@ -249,9 +272,12 @@ def _checked_text(text: str) -> str:
 
 
 def pruned(value: Any, feature: Any) -> Any:
-    """Without the keys that Arrow added: it gives all mappings of a column the same keys, with None."""
+    """Without the keys that Arrow added: it gives all mappings of a column the same keys, with None.
+
+    The arguments of a call may be null, and are so to TRL's trainers, too.
+    """
     if isinstance(feature, Mapping) and isinstance(value, Mapping):
-        kept = _OF_A_CALL if value.keys() == _OF_A_CALL else ()  # a call's may be null, and some templates write so
+        kept = _OF_A_CALL if value.keys() >= _OF_A_CALL else ()
         return {key: pruned(each, feature.get(key)) for key, each in value.items() if each is not None or key in kept}
     if isinstance(value, list) and (within := getattr(feature, "feature", None)) is not None:
         return [pruned(each, within) for each in value]
@@ -272,6 +298,16 @@ def is_messages(value: Any) -> bool:
         if not isinstance(role, str) or role.lower() not in (_ROLES if "role" in message else _SHAREGPT_ROLES):
             return False
     return True
+
+
+def _is_message(value: Any) -> bool:
+    """Whether it is one, in whatever case its keys and its role are."""
+    if not isinstance(value, Mapping):
+        return False
+    found = {key.lower(): each for key, each in value.items() if isinstance(key, str)}
+    role = found.get("role", found.get("from"))
+    known = isinstance(role, str) and role.lower() in (*USUAL_ROLES, *_SHAREGPT_ROLES)
+    return known and bool({"content", "value"} & found.keys())
 
 
 def like_messages(value: Any) -> bool:

@@ -32,8 +32,9 @@ from .messages import (
     SHAREGPT,
     USUAL_ROLES,
     Part,
+    is_like_messages,
     is_messages,
-    looks_said,
+    may_be_messages,
     spelled,
     stored_messages,
     text_of,
@@ -53,9 +54,6 @@ _HUMAN = re.compile(  # begins a turn of the user in text
 )
 _OF_TOOLS = re.compile("tool|function", re.IGNORECASE)
 _OF_A_TOOL = {"parameters", "input_schema", "description"}
-_LIKE_MESSAGES = re.compile(
-    r"""\s*"?(array\()?(\{\s*\\*['"“”](messages|conversations?)\\*['"“”]\s*:\s*)?(\[\s*)?\{[^{]*?['"“”„](role|from)\\*['"“”]\s*:"""
-)
 
 
 @dataclass
@@ -333,7 +331,7 @@ def count_rows(
                 counts.alike.setdefault(name, Seen()).add(number)
         counts.named += all(isinstance(part, str) and f"_{part}" in ends for part in row.completions)
         for name in texts:
-            if _spells_messages(raw.get(name)):
+            if may_be_messages(raw.get(name)):
                 counts.spelled.setdefault(name, Seen()).add(number)
         if on_row is not None:
             on_row(row, number)
@@ -369,7 +367,7 @@ def hold_messages(dataset: Dataset | IterableDataset, names: Sequence[str], read
                 return False  # data of another kind
             where = f"column {name!r}, {reader.where(number)}"
             try:
-                if not _is_like_messages(text) or stored_messages(text) is None:
+                if not is_like_messages(text) or stored_messages(text) is None:
                     is_text = True
                     problem = problem or (
                         f"{where}: {shortened(text)} is text, and most rows hold messages, written as text: give all "
@@ -381,17 +379,6 @@ def hold_messages(dataset: Dataset | IterableDataset, names: Sequence[str], read
     if problem is not None and others < n / 2:
         raise RowError(problem)
     return problem is None and n > 0
-
-
-def _is_like_messages(text: str) -> bool:
-    return _LIKE_MESSAGES.match(text) is not None or looks_said(text)
-
-
-def _spells_messages(value: Any) -> bool:
-    try:
-        return isinstance(value, str) and _is_like_messages(value) and stored_messages(value) is not None
-    except ValueError:
-        return False
 
 
 def first_row(dataset: Dataset | IterableDataset, split: str) -> dict[str, Any] | None:

@@ -88,8 +88,13 @@ def of_arguments(part: Any) -> dict[str, Any]:
 
 
 def of_objects(part: Any) -> dict[str, str]:
-    """A digest of each argument that has more in it than `of_arguments` shows, which training may change."""
+    """A digest of each argument that has more in it than `of_arguments` shows, which training may change.
+
+    None of a term that restores what it holds.
+    """
     values, modules = _arguments(part)
+    if isinstance(part, Term) and not modules:
+        return {}
     found = {name: (_argument(each, modules), _argument(each, modules, [])) for name, each in values.items()}
     return {
         name: hashlib.sha256(json.dumps(whole).encode()).hexdigest()[:8]
@@ -133,6 +138,8 @@ def _described(value: Any, modules: bool, opened: list[Any] | None = None, depth
         return str(value)
     if isinstance(value, np.ndarray | Tensor):
         value = value.to_dense() if isinstance(value, Tensor) and value.layout != torch.strided else value
+        if value.dtype == object:
+            return inner(value.tolist())
         return kind if isinstance(value, nn.Parameter) and opened is None else _of_values(value)
     if depth > _DEPTH or hasattr(value, "__qualname__"):  # a class or a function
         return getattr(value, "__qualname__", kind)
@@ -169,8 +176,8 @@ def _described(value: Any, modules: bool, opened: list[Any] | None = None, depth
     opened.append(value)
     if len(opened) > _OPENED:
         raise ValueError("it has a trainer or the like in it")
-    _, *made = value.__reduce_ex__(2)
-    return [kind, inner(made)]
+    # without what a class does when it is pickled, which may change the object
+    return [kind, inner(getattr(value, "__dict__", None) or [*value.__reduce_ex__(2)[1:]])]
 
 
 def _of_values(values: Any) -> str:

@@ -132,7 +132,7 @@ class MarginMixin(EvaluationMixin, CardMixin, PushMixin, InterruptsMixin, Checkp
         check_processes(config.world_size)
         make_folder(config)
         self.options = config if isinstance(config, MarginOptions) else MarginOptions()
-        self._first_observed: dict[str, list[str]] = {}  # in training and in evaluations
+        self._first_observed: list[str] | None = None
         self._check_method(config)
         check_target_margin(config)
         check_one_choice(self.options.train_only, has_adapter=given.get("peft_config") is not None)
@@ -368,13 +368,13 @@ class MarginMixin(EvaluationMixin, CardMixin, PushMixin, InterruptsMixin, Checkp
                             "eval_"
                         )
                     found[name] = value
-        if self._mode not in self._first_observed:  # all ranks come here at their first mini-batch
-            self._first_observed[self._mode] = [*found]
+        if self._first_observed is None:  # all ranks come here at their first mini-batch
+            self._first_observed = [*found]
             check_alike(self.accelerator, {"what observed() of the terms gives": [*found]})
-        elif [*found] != (first := self._first_observed[self._mode]):
+        elif [*found] != self._first_observed:
             raise ValueError(
-                f"observed() of the terms gives {[*found]}, and gave {first} before: return the same names, in the "
-                "same order, for every mini-batch"
+                f"observed() of the terms gives {[*found]}, and gave {self._first_observed} before: return the same "
+                "names, in the same order, for every mini-batch"
             )
         return found
 

@@ -281,6 +281,13 @@ def test_select_has_the_same_groups(n_rows, k, tiny_model, tmp_path):
     np.testing.assert_allclose(found, torch.cat(expected), atol=1e-5)
 
 
+def test_a_radius_that_moves_no_weight_is_said(tiny_model, tmp_path, caplog):
+    trainer = trainer_with(tiny_model, tmp_path, preference_rows(4, seed=5), anchor_radius=1e-40)
+    trainer.create_optimizer()
+    assert not dataset_anchor_gaps(trainer).any()
+    assert "the anchor gaps of all 4 pairs are 0: raise anchor_radius" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("n", "k", "keep", "passes"),
     [(4, 2, 0, 4 + 4 + 4), (4, 2, 2, 4 + 4), (4, 4, 4, 4 + 4), (4, 1, 1, 4 + 4), (5, 2, 2, 5 + 5 + 3)],

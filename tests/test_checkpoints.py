@@ -22,6 +22,7 @@ from enum import Enum
 from fractions import Fraction
 from functools import partial
 from ipaddress import ip_address
+from itertools import product
 from operator import itemgetter
 from pathlib import Path
 from types import SimpleNamespace
@@ -501,6 +502,8 @@ ARGUMENTS: dict[str, Any] = {
     "dataclass": (lambda: Fixed(2.0), lambda: Fixed(3.0)),
     "array of many": (lambda: np.zeros(20_000), lambda: np.ones(20_000)),
     "module": (lambda: layer(2.0), lambda: layer(3.0)),
+    "module without weights": (lambda: torch.nn.Softplus(2), lambda: torch.nn.Softplus(3)),
+    "queue that is full": (lambda: deque([1], 2), lambda: deque([1], 3)),
     "function": (lambda: halves, lambda: later),
     "NaN": (lambda: math.nan, lambda: 0.0),
 }
@@ -598,6 +601,22 @@ def test_objects_are_only_looked_at():
     first, again = (Focus(np.array([Counting(1), "a"], dtype=object)) for _ in range(2))
     assert of_arguments(first) == of_arguments(again)
     assert of_objects(first) == of_objects(again) != {}
+
+
+def test_settings_that_say_the_same_otherwise():
+    made = {"term_options": [], "reward_options": [], "adapter": None}
+    config = SimpleNamespace(ignore_data_skip=False, auto_find_batch_size=False)
+
+    def wrong(before: Any, now: Any) -> Any:
+        return differences({**made, "config": before}, {**made, "config": now}, config)[0]
+
+    nothing: list[Any] = [None, "", {}, []]
+    for before, now in product(nothing, nothing):
+        assert not wrong({"lr_scheduler_kwargs": before}, {"lr_scheduler_kwargs": now})
+    assert wrong({"lr_scheduler_kwargs": None}, {"lr_scheduler_kwargs": {"a": 1}})
+    assert wrong({"seed": None}, {"seed": 0})
+    assert not wrong({"train_only": ["a", "b", "a"]}, {"train_only": ["b", "a"]})
+    assert wrong({"train_only": ["a", "b"]}, {"train_only": ["a"]})
 
 
 def test_an_object_with_too_much_in_it_is_not_looked_at():

@@ -417,6 +417,8 @@ def test_a_model_whose_config_has_no_end_token(tiny_model, tmp_path, monkeypatch
     model = load(tiny_model)
     monkeypatch.delattr(model.config, "eos_token_id")
     build("cpo", model, tmp_path, options={"max_steps": 1}).train()
+    model.config.eos_token_id, model.config._name_or_path = -1, None
+    build("cpo", model, tmp_path / "other", options={"max_steps": 1}).train()
 
 
 # Nothing that trains, nothing that writes

@@ -351,6 +351,19 @@ def test_adapters_that_do_not_train(tiny_model, tokenizer, tmp_path):
         trainer.train()
 
 
+def test_the_end_of_a_schedule_is_no_warmup(caplog):
+    """To a resumed run, whose only step has the schedule's last rate, 0."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1e-3)
+    args = TrainingArguments(use_cpu=True, learning_rate=1e-3)
+    warn_of_schedule(args, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: float(step < 2)), 2, 3)
+    idle = Idle()
+    idle.weights(3, "AdamW", 0.0, torch.float32)
+    idle.say()
+    assert not caplog.messages
+    warn_of_schedule(args, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.0), 2, 3)
+    assert "the learning rate is 0 in the only step" in caplog.text
+
+
 @pytest.mark.parametrize("rates", [[2e-3, 1e-3], [1e-3, 2e-3]])
 def test_of_several_rates_the_highest_is_named(rates, caplog):
     weights = [torch.nn.Parameter(torch.ones(1)) for _ in rates]

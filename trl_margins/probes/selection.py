@@ -51,6 +51,10 @@ def dataset_anchor_gaps(trainer: ProbedTrainer) -> np.ndarray:
             f"the anchor gaps of {n_broken} of {len(gaps)} pairs are NaN or infinite: lower anchor_radius, or look at "
             "the model's weights"
         )
+    if len(gaps) > 1 and (gaps == gaps[0]).all():
+        logger.warning(
+            "the anchor gaps of all %d pairs are %g: raise anchor_radius, or look at what trains", len(gaps), gaps[0]
+        )
     return gaps
 
 

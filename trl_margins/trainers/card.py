@@ -193,7 +193,7 @@ def card_facts(
 
 
 def base_model(trainer: Any) -> str | None:
-    name = get_config_model_id(trainer.model.config)
+    name = get_config_model_id(trainer.model.config) or ""
     bundled = Path(name).parent.name  # the model is in a folder with the name of its version
     return BUNDLED_PREFIX + bundled if bundled in BUNDLED_MODELS else name or None
 

@@ -37,6 +37,7 @@ from torch.distributions import Distribution
 from ..rows.tokenized import arrow_columns
 from ..terms import Term
 
+_ADDRESS = re.compile(r" at 0x\w+")
 _VALUES = 64  # of each weight tensor
 _DEPTH = 8  # of what is within an argument
 _OPENED = 200  # objects within an argument
@@ -145,7 +146,9 @@ def _described(value: Any, modules: bool, opened: list[Any] | None = None, depth
         return getattr(value, "__qualname__", kind)
     if isinstance(value, Mapping):
         return {str(inner(key)): inner(each) for key, each in value.items()}
-    if isinstance(value, list | tuple | deque):
+    if isinstance(value, deque):
+        return [value.maxlen, *map(inner, value)]
+    if isinstance(value, list | tuple):
         return [inner(each) for each in value] if len(value) < _LONG else _of_values(np.asarray(value))
     if isinstance(value, UserList | UserString):
         return inner(value.data)
@@ -168,7 +171,8 @@ def _described(value: Any, modules: bool, opened: list[Any] | None = None, depth
     if isinstance(value, nn.Module):
         if not modules:
             return kind
-        return {"class": kind, **{name: inner(some_of(each, _VALUES)) for name, each in value.state_dict().items()}}
+        weights = {name: inner(some_of(each, _VALUES)) for name, each in value.state_dict().items()}
+        return {"class": kind, "shown": _ADDRESS.sub("", repr(value)), **weights}
     if is_dataclass(value) or isinstance(value, SimpleNamespace):
         return {"class": kind, **inner(vars(value))}
     if opened is None:

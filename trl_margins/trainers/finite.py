@@ -445,6 +445,6 @@ def _message(found: list[str], what: str, is_loss: bool) -> str:
     if not found and is_loss:  # computed by TRL's own method
         return f"{what} is NaN or infinite. share_prompt='auto' would name the pairs"
     if not found:
-        return "the gradient is NaN or infinite, although the model's output and the loss are not"
+        return "the gradient is NaN or infinite, although the model's output and the objective's loss are not"
     named, more = ", ".join(found[:_NAMED]), len(found) - _NAMED
     return f"{what} is NaN or infinite for {len(found)} pair(s): {named}" + (f" and {more} more" if more > 0 else "")

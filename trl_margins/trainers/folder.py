@@ -85,6 +85,7 @@ _SAID_BY_PART = {
     "optimizer_arguments": "the optimizer's ",
     "schedule_arguments": "the schedule's ",
 }
+_NOTHING: tuple[Any, ...] = (None, "", [], {})
 _NOT_SAID = (
     "output_dir",
     "resume_from_checkpoint",
@@ -520,7 +521,9 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], config: Any) 
                 said = [f"{what}{each} {old[name].get(each)} → {new[name].get(each)}" for each in changed]
                 (wrong if name in shared else others).extend(said)
                 continue
-            same = old[name] == new[name]
+            same = old[name] == new[name] or (old[name] in _NOTHING and new[name] in _NOTHING)
+            if name == "train_only" and isinstance(old[name], list) and isinstance(new[name], list):
+                same = {*old[name]} == {*new[name]}
             if name == "fixed_weights":  # not looked at everywhere
                 same = same or None in (old[name], new[name])
             if name in ("model", "reference") and None not in (old[name], new[name]):

@@ -483,7 +483,7 @@ def _lengths(lists: Mapping[str, pa.Array]) -> np.ndarray:
 def _check_end_token(model: PreTrainedModel, tokenizer: Any) -> None:
     """Warns where the token that ends the model's texts is an ordinary one of the tokenizer, or none."""
     rows, ends = _embedding_rows(model), getattr(model.config.get_text_config(), "eos_token_id", None)
-    ends = [end for end in (ends if isinstance(ends, list) else [ends]) if end is not None and end < (rows or 0)]
+    ends = [end for end in (ends if isinstance(ends, list) else [ends]) if end is not None and 0 <= end < (rows or 0)]
     if not ends or any(end in tokenizer.added_tokens_decoder or end in tokenizer.all_special_ids for end in ends):
         return
     logger.warning(

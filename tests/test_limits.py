@@ -19,7 +19,7 @@ from trl_margins.printable import printable
 from trl_margins.redaction import redacted_text
 from trl_margins.report.markdown import code, fenced, one_line
 from trl_margins.rows import PreferenceRow, limited
-from trl_margins.rows.opened import _LIKE_MESSAGES
+from trl_margins.rows.messages import _LIKE_MESSAGES
 from trl_margins.rows.scores import as_number
 from trl_margins.rows.tokens import tokenizer_of
 from trl_margins.rows.turns import chat_turns

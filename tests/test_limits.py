@@ -19,7 +19,7 @@ from trl_margins.printable import printable
 from trl_margins.redaction import redacted_text
 from trl_margins.report.markdown import code, fenced, one_line
 from trl_margins.rows import PreferenceRow, limited
-from trl_margins.rows.messages import _LIKE_MESSAGES
+from trl_margins.rows.messages import may_be_messages
 from trl_margins.rows.scores import as_number
 from trl_margins.rows.tokens import tokenizer_of
 from trl_margins.rows.turns import chat_turns
@@ -145,15 +145,19 @@ def test_very_many_columns(tmp_path, capsys):
         "[" * 200_000,
         "- " * 99_999,
         "password:" * 22_000 + "a word",
+        '"' * 30_000,
+        "\\" * 30_000,
+        '"role":"user",' * 3_000,
     ],
-    ids=["blanks", "lines", "digits", "letters", "brackets", "dashes", "keys"],
+    ids=["blanks", "lines", "digits", "letters", "brackets", "dashes", "keys", "quotes", "backslashes", "roles"],
 )
 def test_texts_that_a_pattern_could_try_without_end(text):
     """What looks into texts takes time in proportion to their length."""
     began = time.perf_counter()
     chat_turns(f"\n\nHuman: {text}\n\nAssistant:")
     as_number(text)
-    _LIKE_MESSAGES.match(text)
+    for begin in ("", "[", "({", "[x("):
+        may_be_messages(begin + text)
     completion_texts(PreferenceRow(text, [text + "a", text + "b"]), implicit=True)
     printable(redacted_text(text))
     for form in (one_line, code, fenced):

@@ -27,7 +27,7 @@ from trl_margins.rows import tokenized as tokenized_module
 from trl_margins.rows.form import RowError, RowReader
 from trl_margins.rows.limited import limited
 from trl_margins.rows.lists import ScoredLists
-from trl_margins.rows.messages import may_be_messages, spelled
+from trl_margins.rows.messages import may_be_messages, spelled, stored_messages
 from trl_margins.rows.mixed import mixed
 from trl_margins.rows.opened import column_names
 from trl_margins.rows.references import referred
@@ -289,10 +289,22 @@ def test_text_about_messages_is_text(text):
     assert spelled(f"  {text}x") == f"  {text}x"
 
 
-def test_a_system_message_that_cannot_be_read():
-    row = {"system": "[{'role': 'system', 'content': 'S'}, None]", **chat(1)}
-    with pytest.raises(RowError, match=r"column 'system', row 0 of the train data set: .* looks like messages stored"):
-        list(open_rows(Dataset.from_list([row]), "train", system_column="system"))
+def test_a_system_message_that_only_begins_like_json():
+    system = '{"role": "pirate", "tone": "gruff"}\nAnswer as this persona.'
+    (row,) = open_rows(Dataset.from_list([{"system": system, **chat(1)}]), "train", system_column="system")
+    assert row.prompt[0]["content"] == system
+
+
+@pytest.mark.parametrize("text", ["{{'a': 1}}", "{[1]: 2}"])
+def test_text_that_python_cannot_make(text):
+    assert spelled(text) == text
+
+
+@pytest.mark.parametrize("form", ["{}, {}", "[{}],", "[[{}, {}]]", "[{{'index': 0, 'message': {}}}]"])
+def test_messages_in_a_list_too_many_or_too_few(form):
+    message = {"role": "assistant", "content": "a"}
+    with pytest.raises(ValueError, match="not all of it is messages"):
+        stored_messages(form.format(message, message))
 
 
 def test_a_call_may_have_null_for_arguments():

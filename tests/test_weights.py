@@ -360,6 +360,8 @@ def test_the_end_of_a_schedule_is_no_warmup(caplog):
     idle.weights(3, "AdamW", 0.0, torch.float32)
     idle.say()
     assert not caplog.messages
+    warn_of_schedule(args, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: float(step < 2)), 2, 9)
+    assert "the learning rate is 0 in all 7 steps" in caplog.text
     warn_of_schedule(args, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.0), 2, 3)
     assert "the learning rate is 0 in the only step" in caplog.text
 

@@ -72,7 +72,7 @@ def _check_launch() -> None:
             f"{'is' if len(missing) == 1 else 'are'} not set: start with accelerate launch or torchrun, or unset it"
         )
     rank, size = int(os.environ.get("RANK", 0)), counts["WORLD_SIZE"]
-    if set_by and not 0 <= rank < size:  # it would wait for processes that there are not
+    if set_by and "WORLD_SIZE" in os.environ and not 0 <= rank < size:  # it would wait for others
         raise ValueError(
             f"environment variables RANK={rank} and WORLD_SIZE={size}: ranks are from 0 to WORLD_SIZE - 1. Correct or "
             "unset them"

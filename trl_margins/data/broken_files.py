@@ -87,8 +87,8 @@ def _check_json(file: Path, first: int | None) -> None:
         raise ValueError(f"{file.name}, line {number}: {error}") from None
     except TypeError as error:
         raise ValueError(f"{file.name}: {error}") from None
-    except (ValueError, RecursionError):  # whoever reads it says so
-        if not (of_lines and number == 1 and _is_one_line(file)):
+    except (ValueError, RecursionError) as error:  # whoever reads it says so
+        if "Extra data" in str(error) or not (of_lines and number == 1 and _is_one_line(file)):
             return
     except _DAMAGES:
         return

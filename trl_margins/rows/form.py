@@ -213,14 +213,7 @@ class RowReader:
     def system_text(self, row: Mapping[str, Any], where: str) -> str:
         """What the system column has, which may be a message, or its text; "" where there is nothing, or no column."""
         system = row.get(self.system_column) if self.system_column is not None else None
-        if not system:
-            return ""
-        try:
-            return text_of(self._part(str(self.system_column), messages_in(system), where))
-        except RowError:
-            raise
-        except ValueError as error:
-            raise RowError(f"column {self.system_column!r}, {where}: {error}") from None
+        return text_of(self._part(str(self.system_column), messages_in(system), where)) if system else ""
 
     def _prompt(self, row: Mapping[str, Any], where: str) -> Part | None:
         """None where the completions begin with it."""

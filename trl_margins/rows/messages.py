@@ -121,14 +121,14 @@ def _spelled(value: Any) -> Any:
                 return read(text)
             except RepeatedKeyError:
                 raise
-            except (ValueError, SyntaxError, MemoryError, RecursionError):
+            except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
                 continue
     return value
 
 
 def messages_in(value: Any) -> Any:
-    """The messages that a text spells, or the one; else the value. A ValueError where they cannot be read."""
-    found = stored_messages(value) if isinstance(value, str) and is_like_messages(value) else spelled(value)
+    """The messages that a text spells, or the one; else the value."""
+    found = spelled(value)
     found = [found] if isinstance(found, Mapping) else found
     return found if is_messages(found) else value
 
@@ -158,7 +158,7 @@ def stored_messages(text: str) -> Any:
         why = "is neither JSON nor a Python list" + ", for its quotes are curly" * bool(_CURLY.search(text))
     except RepeatedKeyError as error:
         value, why = text, f"has the key {error.key!r} twice"
-    if isinstance(value, list) and not is_messages(value) and any(map(_is_message, value)):
+    if isinstance(value, list | tuple) and not is_messages(value) and _holds_message(value):
         value, why = text, "not all of it is messages with role and content, in one list"
     if isinstance(value, str):
         raise ValueError(
@@ -277,7 +277,7 @@ def pruned(value: Any, feature: Any) -> Any:
     The arguments of a call may be null, and are so to TRL's trainers, too.
     """
     if isinstance(feature, Mapping) and isinstance(value, Mapping):
-        kept = _OF_A_CALL if value.keys() >= _OF_A_CALL else ()
+        kept = _OF_A_CALL if value.keys() >= _OF_A_CALL and "function" not in value else ()
         return {key: pruned(each, feature.get(key)) for key, each in value.items() if each is not None or key in kept}
     if isinstance(value, list) and (within := getattr(feature, "feature", None)) is not None:
         return [pruned(each, within) for each in value]
@@ -298,6 +298,16 @@ def is_messages(value: Any) -> bool:
         if not isinstance(role, str) or role.lower() not in (_ROLES if "role" in message else _SHAREGPT_ROLES):
             return False
     return True
+
+
+def _holds_message(values: list[Any] | tuple[Any, ...]) -> bool:
+    """Whether a list has a message in it, also within lists, or as the message of an answer."""
+    return any(
+        _holds_message(each)
+        if isinstance(each, list | tuple)
+        else _is_message(each) or (isinstance(each, Mapping) and _is_message(each.get("message")))
+        for each in values
+    )
 
 
 def _is_message(value: Any) -> bool:

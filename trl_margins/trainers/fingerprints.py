@@ -180,8 +180,7 @@ def _described(value: Any, modules: bool, opened: list[Any] | None = None, depth
     opened.append(value)
     if len(opened) > _OPENED:
         raise ValueError("it has a trainer or the like in it")
-    # without what a class does when it is pickled, which may change the object
-    return [kind, inner(getattr(value, "__dict__", None) or [*value.__reduce_ex__(2)[1:]])]
+    return [kind, inner([*value.__reduce_ex__(2)[1:]])]
 
 
 def _of_values(values: Any) -> str:

@@ -77,8 +77,8 @@ def warn_of_schedule(args: Any, scheduler: Any, first: int, last: int) -> None:
     groups = list(zip(schedule.base_lrs, schedule.lr_lambdas, strict=True))
     n, why = last - first, ""
     if not any(float(rate) > 0 and factor(step) > 0 for rate, factor in groups for step in range(first, last)):
-        if any(float(rate) > 0 and factor(step) > 0 for rate, factor in groups for step in range(first)):
-            return  # a resumed run at the end of its schedule
+        if n == 1 and any(float(rate) > 0 and factor(step) > 0 for rate, factor in groups for step in range(first)):
+            return  # the last step of a resumed run, at the end of its schedule
         if any(float(rate) > 0 for rate, _ in groups):
             kind = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
             why = f": lr_scheduler_type {kind!r} with warmup_steps={args.warmup_steps:g}"
@@ -128,7 +128,7 @@ class Idle:
             return
         self._said_still = True
         step, optimizer, rate, dtype = self._last
-        if rate == 0 and self._still < step:  # a resumed run at the end of its schedule
+        if rate == 0 and self._still == 1 < step:  # the last step of a resumed run, at the end of its schedule
             return
         name = str(dtype).removeprefix("torch.")
         why = "are too small for float32 (look at max_grad_norm, too), or do not reach the model"

@@ -642,6 +642,14 @@ def test_nan_within_a_column_of_several_types_is_said(tmp_path, fresh_cache, cap
     assert "NaN in 1 rows of column 'a' becomes null: the column has values of several types" in caplog.text
 
 
+def test_nan_among_texts_is_no_word(tmp_path, fresh_cache, caplog):
+    """As pandas' to_dict writes a text that is missing."""
+    rows = [{**ROW, "chosen": math.nan}, ROW]
+    loaded = load_splits(written(tmp_path, "odd.json", json.dumps(rows)))["train"]
+    assert loaded["chosen"][:] == [None, "b"]
+    assert "NaN in 1 rows of column 'chosen' becomes null" in caplog.text
+
+
 def test_text_that_spells_no_number_is_text(tmp_path, fresh_cache):
     rows = [{**ROW, "prompt": "Is NaN 1e999, or Infinity?"}]
     path = written(tmp_path, "odd.json", json.dumps(rows))

@@ -91,6 +91,9 @@ def _kind(values: list[Any]) -> Any:
         kind = Dataset.from_dict({"": values}, on_mixed_types="use_json").features[""]
     except (pa.ArrowException, OverflowError):
         return Json()
+    is_text = kind == Value("string")
+    if is_text and any(isinstance(value, float) for value in values):  # NaN and infinity would be words
+        return Json()
     return Json() if _has_flags(values, kind) else kind
 
 

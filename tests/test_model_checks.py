@@ -448,18 +448,8 @@ def test_patterns_of_an_adapter_that_match_nothing(tiny_model, tmp_path, caplog)
 
 def test_patterns_that_peft_makes_for_experts(tmp_path, caplog):
     """Of "all-linear", and for parameters that are no modules."""
-    config = MixtralConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=8,
-        intermediate_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=1,
-        num_key_value_heads=1,
-        num_local_experts=2,
-        num_experts_per_tok=1,
-    )
     adapter = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
-    trainer = build("cpo", AutoModelForCausalLM.from_config(config), tmp_path, peft_config=adapter)
+    trainer = build("cpo", HEALTHY["mixtral"](""), tmp_path, peft_config=adapter)
     assert trainer.model.peft_config["default"].rank_pattern
     assert "rank_pattern names" not in caplog.text
 

@@ -593,13 +593,15 @@ class ScoredLists:
         if were_text or not all(isinstance(response, str) for response in responses):
             prompt = found if is_messages(found := spelled(prompt)) else prompt
         texts = [part for part in (prompt, *responses) if isinstance(part, str)]
-        n_spelled = sum(is_messages(spelled(text)) for text in texts)
+        are_spelled = [is_messages(spelled(text)) for text in texts]
         are_text = any(isinstance(response, str) for response in responses)
-        if n_spelled == len(texts) and responses:  # nothing is just text
+        if all(are_spelled) and responses:  # nothing is just text
             prompt, *responses = map(spelled, (prompt, *responses))
             self.counts[_MESSAGES_BESIDE_TEXT] += are_text
         else:
-            self.counts[_SPELLED] += sum(is_messages(spelled(text)) or may_be_messages(text) for text in texts)
+            self.counts[_SPELLED] += sum(
+                known or may_be_messages(text) for known, text in zip(are_spelled, texts, strict=True)
+            )
             self.counts[_TEXT] += are_text and self.form.kind != "two"  # of which it is counted already
         if self.as_chat and isinstance(prompt, str):
             prompt = chat_turns(prompt)

@@ -639,7 +639,22 @@ def test_nan_within_a_column_of_several_types_is_said(tmp_path, fresh_cache, cap
     rows = [{**ROW, "a": [1, math.nan]}, {**ROW, "a": "b"}]
     loaded = load_splits(written(tmp_path, "odd.jsonl", "".join(json.dumps(row) + "\n" for row in rows)))
     assert loaded["train"]["a"][:] == [[1, None], "b"]
-    assert "NaN in 1 rows of column 'a' becomes null: the column has values of several types" in caplog.text
+    assert "NaN in 1 rows of column 'a' becomes null: what has several types, or keys of its own" in caplog.text
+
+
+def test_nan_beside_what_has_several_types_is_kept(tmp_path, fresh_cache, caplog):
+    rows = [{**ROW, "meta": {"a": a, "b": b}} for a, b in ((1, math.nan), ("x", 0.5))]
+    loaded = load_splits(written(tmp_path, "odd.jsonl", "".join(json.dumps(row) + "\n" for row in rows)))["train"]
+    assert [str(each["b"]) for each in loaded["meta"]] == ["nan", "0.5"]
+    assert "NaN" not in caplog.text
+
+
+def test_nothing_but_nan_beside_what_has_several_types(tmp_path, fresh_cache, caplog):
+    """Which `datasets` takes for null."""
+    rows = [{**ROW, "meta": {"a": a, "b": math.nan}} for a in (1, "x")]
+    loaded = load_splits(written(tmp_path, "odd.jsonl", "".join(json.dumps(row) + "\n" for row in rows)))["train"]
+    assert loaded["meta"][:] == [{"a": 1, "b": None}, {"a": "x", "b": None}]
+    assert "NaN in 2 rows of column 'meta' becomes null" in caplog.text
 
 
 def test_nan_among_texts_is_no_word(tmp_path, fresh_cache, caplog):

@@ -280,6 +280,11 @@ def test_nulls_that_the_data_has_stay():
         "User(name='a', role='user', value=2)",
         '[docs](http://x) say: pass {"role": "user", "content": "hi"}',
         "(From user: content)",
+        '{"from": "Berlin"}, {"to": "Paris"}',
+        '{"role": "pirate", "content": "arr"} and more',
+        '[["user", "age"], ["bob", "3"]]',
+        "[('Berlin', 'Paris')]",
+        "['HumanMessage(content=1)']",
         "[1, 2]",
     ],
 )
@@ -287,6 +292,45 @@ def test_text_about_messages_is_text(text):
     """Of code, of JSON, and of chats."""
     assert not may_be_messages(text)
     assert spelled(f"  {text}x") == f"  {text}x"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[('system', 's'), ('human', 'q'), ('ai', 'a')]",
+        "[HumanMessage(content='q', additional_kwargs={}), AIMessage(content='a')]",
+        "AIMessage(content='a')",
+        "[[('role', 'assistant'), ('content', 'a')]]",
+        "[{'role': <Role.USER: 'user'>, 'content': 'q'}]",
+        "[{'role': Role.ASSISTANT, 'content': 'a'}]",
+        '[{"role": “assistant”, "content": “a”}]',
+    ],
+)
+def test_messages_that_cannot_be_read_are_an_error(text):
+    rows = Dataset.from_list([{"prompt": "q", "chosen": text, "rejected": text.replace("a'", "b'")}] * 2)
+    with pytest.raises(RowError, match="looks like messages stored as text"):
+        open_rows(rows, "train")
+
+
+def test_a_developer_in_messages_that_are_text():
+    """As in messages that are a list."""
+    asked = [says("developer", "Be brief."), says("user", "q")]
+    answers = {name: [says("assistant", name)] for name in ("chosen", "rejected")}
+    row = {"prompt": asked, **answers}
+    (found,) = open_rows(Dataset.from_list([{name: json.dumps(value) for name, value in row.items()}]), "train")
+    (expected,) = open_rows(Dataset.from_list([row]), "train")
+    assert (found.prompt, found.completions) == (expected.prompt, expected.completions)
+    assert found.prompt == asked
+
+
+def test_a_system_column_of_messages_that_cannot_be_read(caplog):
+    rows = [chat(i, system="[{'role': Role.SYSTEM, 'content': 's'}]" if i else "Be brief.") for i in range(3)]
+    with caplog.at_level(logging.WARNING, "trl_margins"):
+        open_rows(Dataset.from_list(rows), "train", system_column="system")
+    said = (
+        "in 2 of 3 rows column 'system' holds messages, written as text (the first is row 1), and is read as text. If"
+    )
+    assert said in caplog.text
 
 
 def test_a_system_message_that_only_begins_like_json():

@@ -79,10 +79,23 @@ def _from_python(rows: list[Any]) -> Dataset:
     names = dict.fromkeys(chain.from_iterable(rows))
     kinds = with_free_parts({name: _kind([row.get(name) for row in rows]) for name in names})
     for name in [name for name, kind in kinds.items() if _is_mixed(kind)]:
-        if n := sum(not_finite({name: row.get(name)}, math.isnan) is not None for row in rows):
-            logger.warning("NaN in %d rows of column %r becomes null: the column has values of several types", n, name)
+        if n := sum(_has_nan(row.get(name), kinds[name]) for row in rows):
+            logger.warning(
+                "NaN in %d rows of column %r becomes null: what has several types, or keys of its own in each row, is "
+                "held as JSON, which has no NaN",
+                *(n, name),
+            )
     written = [{name: _encoded(row.get(name), kind) for name, kind in kinds.items()} for row in rows]
     return Dataset.from_list(written, features=Features(kinds))
+
+
+def _has_nan(value: Any, kind: Any) -> bool:
+    """Within what is held as JSON."""
+    if isinstance(kind, Json):
+        return not_finite({"": value}, math.isnan) is not None
+    if isinstance(kind, List):
+        return any(_has_nan(each, kind.feature) for each in value or ())
+    return isinstance(kind, dict) and any(_has_nan((value or {}).get(name), inner) for name, inner in kind.items())
 
 
 def _kind(values: list[Any]) -> Any:
@@ -94,17 +107,21 @@ def _kind(values: list[Any]) -> Any:
     is_text = kind == Value("string")
     if is_text and any(isinstance(value, float) for value in values):  # NaN and infinity would be words
         return Json()
-    return Json() if _has_flags(values, kind) else kind
+    return Json() if _has_others(values, kind) else kind
 
 
-def _has_flags(values: Iterable[Any], kind: Any) -> bool:
+def _has_others(values: Iterable[Any], kind: Any) -> bool:
+    """Whether there is `true` among fractions, or NaN where all else is null."""
     there = [value for value in values if value is not None]
     if isinstance(kind, List):
-        return _has_flags(chain.from_iterable(there), kind.feature)
+        return _has_others(chain.from_iterable(there), kind.feature)
     if isinstance(kind, dict):
-        return any(_has_flags([value.get(name) for value in there], inner) for name, inner in kind.items())
-    is_number = not isinstance(kind, Json) and pa.types.is_floating(kind.pa_type)
-    return is_number and any(isinstance(value, bool) for value in there)
+        return any(_has_others([value.get(name) for value in there], inner) for name, inner in kind.items())
+    if isinstance(kind, Json):
+        return False
+    if pa.types.is_null(kind.pa_type):
+        return bool(there)
+    return pa.types.is_floating(kind.pa_type) and any(isinstance(value, bool) for value in there)
 
 
 def as_written(loaded: Mapping[str, Dataset], splits: Mapping[str, Sequence[Path]]) -> DatasetDict:

@@ -18,6 +18,7 @@ from .messages import (
     Message,
     Part,
     like_messages,
+    may_be_messages,
     messages_in,
     part_of,
     pruned,
@@ -214,6 +215,11 @@ class RowReader:
         """What the system column has, which may be a message, or its text; "" where there is nothing, or no column."""
         system = row.get(self.system_column) if self.system_column is not None else None
         return text_of(self._part(str(self.system_column), messages_in(system), where)) if system else ""
+
+    def has_unread_system(self, row: Mapping[str, Any]) -> bool:
+        """Whether the system column has messages, written as text, that cannot be read."""
+        system = row.get(self.system_column) if self.system_column is not None else None
+        return may_be_messages(system) and isinstance(messages_in(system), str)
 
     def _prompt(self, row: Mapping[str, Any], where: str) -> Part | None:
         """None where the completions begin with it."""

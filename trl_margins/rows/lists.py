@@ -97,8 +97,8 @@ _MESSAGES_BESIDE_TEXT = (
 )
 _BROKEN_TEXT = "{n} texts held half of a surrogate pair, which was replaced"
 _SPELLED = (
-    "{n} prompts or answers are messages, written as text, and are taken as text: if they are messages, save them as "
-    "lists"
+    "{n} prompts, answers or system texts are messages, written as text, and are taken as text: if they are "
+    "messages, save them as lists"
 )
 _WARNINGS = (FORGED, _SPELLED, _ODD_TURN, _TURNS_BESIDE_TEXT, _MESSAGES_BESIDE_TEXT)
 
@@ -610,6 +610,7 @@ class ScoredLists:
         whole = row_of(prompt, responses, where, self.reader.template(row, where))
         asked, responses = whole.prompt, whole.completions
         if (system := self.reader.system_column) is not None:
+            self.counts[_SPELLED] += self.reader.has_unread_system(row)
             asked, responses = with_system(self.reader.system_text(row, where), asked, responses, system, where)
         count_unused(self.unused, row, i, text_of(asked), self._suspects)
         answers = [a._replace(response=response) for a, response in zip(answers, responses, strict=True)]

@@ -21,24 +21,33 @@ USUAL_ROLES = ("system", "user", "assistant", "tool", "developer", "function", "
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant"}
 _ROLES |= {role: role for role in ("system", "user", "assistant", "tool")}  # in upper or lower case
 _SHAREGPT_ROLES = {**_ROLES, "model": "assistant", "observation": "tool"}  # of from/value messages
+_OF_ROLE = {*USUAL_ROLES, *_ROLES}
+_KNOWN_ROLES = tuple(dict.fromkeys((*USUAL_ROLES, *_SHAREGPT_ROLES)))
 _BLANK = " \t\r\n\ufeff\u200b"
+_ANY_ROLE = "|".join(_KNOWN_ROLES)
 _LIKE_MESSAGES = re.compile(
-    r"""\s*"?((np\.)?array\()?(\{\s*\\*['"“”](messages|conversations?)\\*['"“”]\s*:\s*)?(\[\s*)?\{[^{]*?['"“”„](role|from)\\*['"“”]\s*:"""
+    r"""(?i)\s*"?((np\.)?array\()?(\{\s*\\*['"“”](messages|conversations?)\\*['"“”]\s*:\s*)?(\[\s*)?\{[^{]*?['"“”„](role|from)"""
+    rf"""\\*['"“”]\s*:\s*<?[\w.]{{0,20}}[:.]?\s*\\*['"“”„]*({_ANY_ROLE})\b"""
 )
 # How messages begin that Python prints in a class of its own, or that were quoted twice; and what else they have
 _PRINTED = (
-    rf"(?i)[{_BLANK}]*(?:b?['\"])?(?:[\[(]\s*(?:\{{|\w+\()|(?:OrderedDict|defaultdict)\()"
+    rf"(?i)[{_BLANK}]*(?:b?['\"])?(?:[\[(]\s*\[?\s*(?:\{{|\w*\()|(?:OrderedDict|defaultdict)\()"
     r"[^{}]{0,100}?\{?[^{}]{0,20}?"
 )
 _ROLE = (
     r"""(?:['"]{1,4}(?:role|from)['"]{1,4}\s*[:,]\s*|\b(?:role|from)=)['"]{1,4}"""
-    rf"""(?:{"|".join(dict.fromkeys((*USUAL_ROLES, *_SHAREGPT_ROLES)))})['"]"""
+    rf"""(?:{_ANY_ROLE})['"]"""
 )
 _CONTENT = r"""(?:['"]{1,4}(?:content|value)['"]{1,4}\s*[:,]|\b(?:content|value)=)"""
 _PRINTED_MESSAGES = [
     (re.compile(_PRINTED + first), re.compile(f"(?i){other}"))
     for first, other in ((_ROLE, _CONTENT), (_CONTENT, _ROLE))
 ]
+# Messages of LangChain, as Python prints them, and pairs of a role and a text
+_OTHERS_PRINTED = re.compile(
+    rf"""[{_BLANK}]*(?:\[\s*)?(?:(?:Human|AI|System|Chat|Tool|Function)Message(?:Chunk)?\(\s*content="""
+    r"""|(?<=\[)\(\s*['"](?:system|user|human|assistant|ai)['"]\s*,\s*['"])"""
+)
 # Keys of messages that are meant for the model, if they have a text, a list or a mapping. All others are notes: when,
 # by whom and how well it was written
 _FOR_THE_MODEL = re.compile(
@@ -135,7 +144,7 @@ def messages_in(value: Any) -> Any:
 
 def is_like_messages(text: str) -> bool:
     """Whether a text begins as messages do that are written as text, in JSON or as Python prints them."""
-    if _LIKE_MESSAGES.match(text):
+    if _LIKE_MESSAGES.match(text) or _OTHERS_PRINTED.match(text):
         return True
     begins = ((first.match(text), other) for first, other in _PRINTED_MESSAGES)
     return any(begin is not None and other.search(text, begin.end()) for begin, other in begins)
@@ -295,7 +304,7 @@ def is_messages(value: Any) -> bool:
         return False
     for message in value:
         role = message.get("role", message.get("from"))
-        if not isinstance(role, str) or role.lower() not in (_ROLES if "role" in message else _SHAREGPT_ROLES):
+        if not isinstance(role, str) or role.lower() not in (_OF_ROLE if "role" in message else _SHAREGPT_ROLES):
             return False
     return True
 
@@ -304,10 +313,18 @@ def _holds_message(values: list[Any] | tuple[Any, ...]) -> bool:
     """Whether a list has a message in it, also within lists, or as the message of an answer."""
     return any(
         _holds_message(each)
-        if isinstance(each, list | tuple)
-        else _is_message(each) or (isinstance(each, Mapping) and _is_message(each.get("message")))
+        if isinstance(each, list | tuple) and not _is_pair(each)
+        else _is_pair(each) or _is_message(each) or (isinstance(each, Mapping) and _is_message(each.get("message")))
         for each in values
     )
+
+
+def _is_pair(value: Any) -> bool:
+    """Whether it is a role and what it says, as LangChain has it, or the role of a message in pairs."""
+    if not isinstance(value, tuple) or len(value) != 2:
+        return False
+    is_role = value[0] in ("role", "from") and value[1] in _KNOWN_ROLES
+    return is_role or value[0] in ("system", "user", "human", "assistant", "ai")
 
 
 def _is_message(value: Any) -> bool:
@@ -316,7 +333,7 @@ def _is_message(value: Any) -> bool:
         return False
     found = {key.lower(): each for key, each in value.items() if isinstance(key, str)}
     role = found.get("role", found.get("from"))
-    known = isinstance(role, str) and role.lower() in (*USUAL_ROLES, *_SHAREGPT_ROLES)
+    known = isinstance(role, str) and role.lower() in _KNOWN_ROLES
     return known and bool({"content", "value"} & found.keys())
 
 

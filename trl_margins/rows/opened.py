@@ -330,9 +330,10 @@ def count_rows(
             if raw.get(name) not in (None, "", [], {}) and (name in alike or _defines_tools(raw[name])):
                 counts.alike.setdefault(name, Seen()).add(number)
         counts.named += all(isinstance(part, str) and f"_{part}" in ends for part in row.completions)
-        for name in texts:
-            if may_be_messages(raw.get(name)):
-                counts.spelled.setdefault(name, Seen()).add(number)
+        spelled_out = [name for name in texts if may_be_messages(raw.get(name))]
+        spelled_out += [str(reader.system_column)] * reader.has_unread_system(raw)
+        for name in spelled_out:
+            counts.spelled.setdefault(name, Seen()).add(number)
         if on_row is not None:
             on_row(row, number)
     return counts
@@ -512,8 +513,10 @@ def notes(reader: RowReader, counts: RowCounts) -> Iterator[Note]:
     for name, seen in counts.spelled.items():
         yield warning(
             f"in {seen.n} of {n} rows column {name!r} holds messages, written as text (the first is row "
-            f"{seen.first}), and is read as text: to be read as messages, all rows must have them, chosen and "
-            "rejected alike. If they are messages, save them as lists"
+            f"{seen.first}), and is read as text"
+            + ": to be read as messages, all rows must have them, chosen and rejected alike"
+            * (name != reader.system_column)
+            + ". If they are messages, save them as lists"
         )
     if (seen := counts.contradicted).n:
         yield warning(

@@ -597,11 +597,11 @@ def test_objects_are_only_looked_at():
 
 
 def test_settings_that_say_the_same_otherwise():
-    made = {"term_options": [], "reward_options": [], "adapter": None}
+    made = {"term_options": [], "reward_options": [], "adapter": None, "config": {}}
     config = SimpleNamespace(ignore_data_skip=False, auto_find_batch_size=False)
 
     def wrong(before: Any, now: Any) -> Any:
-        return differences({**made, "config": before}, {**made, "config": now}, config)[0]
+        return differences({**made, **before}, {**made, **now}, config)[0]
 
     nothing: list[Any] = [None, "", {}, []]
     for before, now in product(nothing, nothing):
@@ -610,6 +610,14 @@ def test_settings_that_say_the_same_otherwise():
     assert wrong({"seed": None}, {"seed": 0})
     assert not wrong({"train_only": ["a", "b", "a"]}, {"train_only": ["b", "a"]})
     assert wrong({"train_only": ["a", "b"]}, {"train_only": ["a"]})
+    assert not wrong({"optim_args": "a=0.90,b=x"}, {"optim_args": "b=x, a=9e-1"})
+    assert wrong({"optim_args": "a=0.9"}, {"optim_args": "a=0.9,b=1"})
+    assert wrong({"optim_args": "a=0.9"}, {"optim_args": "a=0.8"})
+    assert not wrong({"adapter": {"r": 8, "modules_to_save": ["a", "b"], "bias": []}},
+                     {"adapter": {"r": 8, "modules_to_save": ["b", "a"]}})  # fmt: skip
+    assert wrong({"adapter": {"r": 8}}, {"adapter": {"r": 8, "modules_to_save": ["a"]}})
+    assert not wrong({"loss_type": "sigmoid", "discopop_tau": 0.1}, {"loss_type": "sigmoid", "discopop_tau": 0.05})
+    assert wrong({"loss_type": "discopop", "discopop_tau": 0.1}, {"loss_type": "discopop", "discopop_tau": 0.05})
 
 
 def test_an_object_with_too_much_in_it_is_not_looked_at():

@@ -506,6 +506,8 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], config: Any) 
         shared -= {*_ORDER}
     if config.auto_find_batch_size:
         shared.discard("pairs_per_step")
+    if "discopop" not in str(now.get("loss_type")):
+        shared.discard("discopop_tau")
     wrong: list[str] = []
     others: list[str] = []
     seen = {*_NOT_SAID, *(("rows",) if before.get("columns") and now.get("columns") else ())}  # which holds less
@@ -521,9 +523,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], config: Any) 
                 said = [f"{what}{each} {old[name].get(each)} → {new[name].get(each)}" for each in changed]
                 (wrong if name in shared else others).extend(said)
                 continue
-            same = old[name] == new[name] or (old[name] in _NOTHING and new[name] in _NOTHING)
-            if name == "train_only" and isinstance(old[name], list) and isinstance(new[name], list):
-                same = {*old[name]} == {*new[name]}
+            same = _meaning(name, old[name]) == _meaning(name, new[name])
             if name == "fixed_weights":  # not looked at everywhere
                 same = same or None in (old[name], new[name])
             if name in ("model", "reference") and None not in (old[name], new[name]):
@@ -531,3 +531,25 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], config: Any) 
             if not same:
                 (wrong if name in shared else others).append(f"{name} {old[name]} → {new[name]}")
     return wrong, others
+
+
+def _meaning(name: str, value: Any) -> Any:
+    """A setting as it is compared: equal where it is only written in another way."""
+    if value in _NOTHING:
+        return None
+    if name == "optim_args":
+        options = (part.partition("=") for part in str(value).replace(" ", "").split(","))
+        return {option: _number(text) for option, _, text in options}
+    if name == "train_only" and isinstance(value, list):
+        return {*value}
+    if name == "adapter" and isinstance(value, Mapping):  # its lists are of names and layers
+        given = {each: sorted(of, key=str) if isinstance(of, list) else of for each, of in value.items()}
+        return {each: of for each, of in given.items() if of not in _NOTHING}
+    return value
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text

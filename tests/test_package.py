@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from functools import cache
 from graphlib import TopologicalSorter
 from importlib import resources
@@ -161,6 +162,13 @@ def imports_of(name: str, path: Path) -> set[str]:
 
 def test_every_module_is_in_a_room():
     assert {name.split(".")[0] for name in modules()} == set(ROOMS)
+
+
+def test_every_module_is_changed_by_make_mutants():
+    rooms = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["tool"]["mutants"]
+    listed = {path for room in rooms.values() for pattern in room["files"] for path in ROOT.parent.glob(pattern)}
+    there = {path for path in ROOT.rglob("*.py") if path.name not in ("__init__.py", "__main__.py")}
+    assert there - listed == set()
 
 
 @pytest.mark.parametrize("room", ROOMS)

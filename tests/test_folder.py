@@ -373,17 +373,22 @@ def own_optimizer(tiny_model, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("is_adapter", [False, True])
-def test_other_weights_under_the_same_name(is_adapter, tiny_model, tmp_path):
+@pytest.mark.parametrize("of", ["reference", "adapter", "precomputed"])
+def test_other_weights_under_the_same_name(of, tiny_model, tmp_path):
     def trainer(noise):
-        lora = LoraConfig(r=2, task_type="CAUSAL_LM")
+        given = {
+            "reference": {"ref_model": load(tiny_model, noise)},
+            "adapter": {"peft_config": LoraConfig(r=2, task_type="CAUSAL_LM")},
+            "precomputed": {},
+        }
         options = {"max_steps": 2, "save_steps": 1, "save_strategy": "steps", "reward": "log-ratio"}
+        options["precompute_ref_log_probs"] = of == "precomputed"
         return trainer_class("gamma-po", "dpo")(
-            load(tiny_model, noise if is_adapter else 0.0),
+            load(tiny_model, 0.0 if of == "reference" else noise),
             args=config_class("gamma-po", "dpo")(**quiet(output_dir=str(tmp_path), **options)),
             train_dataset=preference_rows(4, seed=5),
             processing_class=byte_tokenizer(),
-            **({"peft_config": lora} if is_adapter else {"ref_model": load(tiny_model, noise)}),
+            **given[of],
         )
 
     trainer(0.0).train()

@@ -28,6 +28,7 @@ from ..rows.tokens import PairTokenizer, dpo_columns
 from .arguments import ReadOnce
 from .collator import StandardRows
 from .configs import MarginDPOConfig
+from .fingerprints import of_reference
 from .mixin import MarginMixin
 from .model_checks import check_before_training
 from .preparation import PreparedSets
@@ -59,6 +60,7 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
 
     ref_model = _Reference()
 
+    precomputed_by: str | None = None  # a digest of the reference model's weights, where it is gone after it was used
     _config_class = MarginDPOConfig
     _fused = True
     _takes_images = True
@@ -207,7 +209,10 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
 
     def _precompute_ref_logps(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         self._wrap_collator()
-        with eval_mode(self.model if self.ref_model is None else self.ref_model):  # TRL prepares it only for training
+        reference = self.model if self.ref_model is None else self.ref_model
+        if self.precomputed_by is None:  # before training, which a model without a reference model does not outlast
+            self.precomputed_by = of_reference(self.model, None if is_peft_model(reference) else reference)
+        with eval_mode(reference):  # TRL prepares it only for training
             return super()._precompute_ref_logps(dataset, *args, **kwargs)
 
     def _extra_loss(self, pairs: PairLogps) -> Tensor | float:

@@ -245,5 +245,7 @@ def _columns_read(trainer: MarginTrainer) -> dict[str, str]:
 def _weights_read(trainer: MarginTrainer) -> str | None:
     """A digest of the weights below an adapter, and of a reference model's; not of one that follows the model."""
     follows = getattr(trainer.args, "sync_ref_model", False)
+    if (precomputed_by := getattr(trainer, "precomputed_by", None)) is not None:
+        return precomputed_by
     reference = getattr(trainer, "ref_model", None) if trainer.objective.needs_reference else None
     return None if follows else of_reference(trainer.model, reference)

@@ -1074,6 +1074,25 @@ def test_weights_below_an_adapter_that_would_be_lost(when, tiny_model, tmp_path)
     assert build(tiny_model, tmp_path / "tokens", model=adapted(trainable_token_indices=[5])).train().global_step == 4
 
 
+def test_an_adapter_goes_on_in_its_dtype(tiny_model, tmp_path):
+    """PEFT loads one in float32, whatever it was."""
+
+    def trainer(folder):
+        torch.manual_seed(1)
+        lora = LoraConfig(r=2, target_modules=["q_proj"])
+        model = get_peft_model(load(tiny_model).bfloat16(), lora, autocast_adapter_dtype=False)
+        return build(tiny_model, tmp_path / folder, model=model)
+
+    whole, resumed = trainer("whole"), trainer("resumed")
+    whole.train()
+    shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "resumed" / "checkpoint-2")
+    resumed.train(resume_from_checkpoint=True)
+    expected = dict(whole.model.named_parameters())
+    for name, weight in resumed.model.named_parameters():
+        assert weight.dtype == torch.bfloat16
+        assert torch.equal(weight, expected[name])
+
+
 def test_patterns_of_an_adapter_are_compared(tiny_model, tmp_path):
     def run(**options):
         lora = LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"], **options)

@@ -433,7 +433,7 @@ class CheckpointMixin(MarginTrainer):
             super()._load_scaler(checkpoint)
 
     def _load_from_checkpoint(self, checkpoint: str, model: nn.Module | None = None) -> None:
-        with _loads(checkpoint, "the model", "its model"):
+        with _loads(checkpoint, "the model", "its model"), _in_its_dtypes(self.model):
             if self._loads_converted:
                 load_converted(self.model, checkpoint)
             else:
@@ -444,7 +444,7 @@ class CheckpointMixin(MarginTrainer):
 
     def _load_best_model(self) -> None:
         checkpoint = self.state.best_model_checkpoint
-        with _loads(checkpoint, "the best model"):
+        with _loads(checkpoint, "the best model"), _in_its_dtypes(self.model):
             # transformers warns where there is no file
             if checkpoint and self._loads_converted and has_weights(checkpoint):
                 load_converted(self.model, checkpoint)
@@ -531,6 +531,16 @@ def _check_none_lost(lost: set[str]) -> None:
     if lost:
         more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
         raise RuntimeError(f"it has no tensor for {', '.join(sorted(lost)[:3])}{more}")
+
+
+@contextmanager
+def _in_its_dtypes(model: nn.Module) -> Iterator[None]:
+    """PEFT makes an adapter float32 when it loads its weights, also one that was bfloat16."""
+    before = {name: weight.dtype for name, weight in model.named_parameters()}
+    yield
+    for name, weight in model.named_parameters():
+        if name in before and weight.dtype != before[name]:
+            weight.data = weight.data.to(before[name])
 
 
 @contextmanager

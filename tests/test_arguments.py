@@ -442,6 +442,38 @@ def test_a_model_that_has_changed_since_it_was_loaded(tiny_model, tmp_path, capl
     build("dpo", model, tmp_path)
     assert f"loaded from {tiny_model}, and in 1 of 21 weight tensors it is not the model" in caplog.text
     assert "(model.norm.weight is one)" in caplog.text
+    caplog.clear()
+    model = load(tiny_model)
+    model.lm_head.bias = torch.nn.Parameter(torch.zeros(model.config.vocab_size))
+    build("dpo", model, tmp_path)
+    assert "in 1 of 22 weight tensors it is not the model" in caplog.text
+    assert "(lm_head.bias is one)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("model.norm", lambda weight: weight[:1].expand_as(weight)),
+        ("lm_head", lambda weight: weight[:1].expand_as(weight)),
+        ("lm_head", lambda weight: torch.ones(sum(weight.shape)).unfold(0, weight.shape[1], 1)[1:]),
+    ],
+)
+def test_weights_that_are_written_over_one_another(name, make, tiny_model, tmp_path):
+    model = load(tiny_model)
+    module = model.get_submodule(name)
+    whole = module.weight.detach()
+    module.weight = torch.nn.Parameter(make(whole))
+    assert module.weight.shape == whole.shape
+    with pytest.raises(ValueError, match=rf"\({name}.weight\) have values that share memory"):
+        build("cpo", model, tmp_path)
+    module.weight = torch.nn.Parameter(whole.T.contiguous().T)
+    build("cpo", model, tmp_path)
+
+
+def test_a_mixed_model_that_nothing_could_load(tiny_model, tmp_path):
+    mixed = get_peft_model(load(tiny_model), LoraConfig(r=2, target_modules=["q_proj"]), mixed=True)
+    with pytest.raises(ValueError, match="of which nothing could load what is saved"):
+        build("cpo", mixed, tmp_path)
 
 
 @pytest.mark.parametrize("base", TRAINERS)

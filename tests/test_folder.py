@@ -20,7 +20,7 @@ from datasets import Dataset
 from faults import drop_digests
 from filelock import FileLock
 from huggingface_hub import HfApi
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, VeraConfig, get_peft_model
 from processes import start
 from safetensors.torch import load_file
 from torch.optim.lr_scheduler import ExponentialLR, StepLR
@@ -50,12 +50,13 @@ SMALL = "--max_length 128 --per_device_train_batch_size 2 --gradient_accumulatio
 
 
 def build(folder, out, method="gappo", base="cpo", n=12, rows=None, model=None, tokenizer=None, lora=None, **options):
-    optimizers = options.pop("optimizers", (None, None))
+    optimizers, evals = options.pop("optimizers", (None, None)), options.pop("eval_dataset", None)
     settings = {"per_device_train_batch_size": 2, "save_strategy": "steps", "save_steps": 2, "max_steps": 4, "seed": 3}
     return trainer_class(method, base)(
         model or load(folder),
         args=config_class(method, base)(**quiet(output_dir=str(out), **settings | options)),
         train_dataset=rows or preference_rows(n, seed=5),
+        eval_dataset=evals,
         processing_class=tokenizer or byte_tokenizer(),
         peft_config=lora,
         optimizers=optimizers,
@@ -1074,14 +1075,16 @@ def test_weights_below_an_adapter_that_would_be_lost(when, tiny_model, tmp_path)
     assert build(tiny_model, tmp_path / "tokens", model=adapted(trainable_token_indices=[5])).train().global_step == 4
 
 
-def test_an_adapter_goes_on_in_its_dtype(tiny_model, tmp_path):
-    """PEFT loads one in float32, whatever it was."""
+@pytest.mark.parametrize("kind", [LoraConfig, VeraConfig])
+def test_an_adapter_goes_on_in_its_dtype(kind, tiny_model, tmp_path):
+    """PEFT loads one in float32, whatever it was; also the best one, at the end."""
 
     def trainer(folder):
         torch.manual_seed(1)
-        lora = LoraConfig(r=2, target_modules=["q_proj"])
-        model = get_peft_model(load(tiny_model).bfloat16(), lora, autocast_adapter_dtype=False)
-        return build(tiny_model, tmp_path / folder, model=model)
+        adapter = kind(r=2, target_modules=["q_proj"])
+        model = get_peft_model(load(tiny_model).bfloat16(), adapter, autocast_adapter_dtype=False)
+        best = {"eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True, "save_steps": 2}
+        return build(tiny_model, tmp_path / folder, model=model, eval_dataset=preference_rows(4, seed=9), **best)
 
     whole, resumed = trainer("whole"), trainer("resumed")
     whole.train()

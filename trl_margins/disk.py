@@ -131,7 +131,7 @@ def _limit() -> str:
         most, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
     except ImportError:
         return ""
-    return "" if most == resource.RLIM_INFINITY else f" (`ulimit -f` allows {most / 1e6:.1f} MB in one file)"
+    return "" if most == resource.RLIM_INFINITY else f" (`ulimit -f` allows {most / 1e6:.3g} MB in one file)"
 
 
 def rooms(*folders: str | Path) -> str:

@@ -244,14 +244,15 @@ def _report(
     if right == ways:
         logger.info("log-probabilities match the model's own logits: on one pair in %s, %s", dtype, differences)
         return
-    notes = [f"tolerance {tolerance:.0e}", *([found.crash] if found.crash else [])]
+    is_held = tolerance < sys.float_info.max  # else only a crash counts
+    notes = [*([f"tolerance {tolerance:.0e}"] if is_held else []), *([found.crash] if found.crash else [])]
     if found.padded > tolerance:
         notes.append(f"padding alone changes the model's own logits by {found.padded:.1e}")
     logger.warning(
-        "against the model's own logits, on one pair in %s, %s (%s): %s. Please report the model: %s",
+        "against the model's own logits, on one pair in %s, %s%s: %s. Please report the model: %s",
         dtype,
         differences,
-        "; ".join(notes),
+        f" ({'; '.join(notes)})" if notes else "",
         " and ".join(instead),
         type(model).__name__,
     )

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate.utils import parse_flag_from_env
-from peft import PeftConfig, PeftMixedModel, PeftModel
+from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import PreTrainedConfig, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import denumpify_detensorize
@@ -128,12 +129,12 @@ def _check_model(model: Any) -> None:
         raise _another("model", model, f"a model of transformers': {_LOAD}")
     _check_values("model", model)
     check_active(model)
-    is_wrapped = isinstance(model, PeftModel | PeftMixedModel) or getattr(model, "_hf_peft_config_loaded", False)
+    is_wrapped = isinstance(model, PeftModel) or getattr(model, "_hf_peft_config_loaded", False)
     parts = model.modules() if isinstance(model, nn.Module) and not is_wrapped else ()
     if any(isinstance(each, BaseTunerLayer) for each in parts):
         raise ValueError(
             f"model is a {type(model).__name__} with an adapter's layers in it, of which nothing could load what is "
-            "saved: pass the PeftModel that it is part of, or model.merge_and_unload()"
+            "saved: pass a PeftModel that it is part of, or model.merge_and_unload()"
         )
     if hasattr(model, "_orig_mod"):
         raise _another("model", model, "the model itself, and torch_compile=True in the config to compile it")
@@ -149,11 +150,24 @@ def _check_values(name: str, model: Any) -> None:
             f"{len(made)} of the {len(weights)} weight tensors of {name} ({made[0]}) were made under "
             "torch.inference_mode(), so nothing can train through them: load it outside of that"
         )
+    if overlapping := [each for each, weight in weights if weight.requires_grad and _overlaps(weight)]:
+        raise ValueError(
+            f"{len(overlapping)} of the {len(weights)} weight tensors of {name} ({overlapping[0]}) have values that "
+            "share memory, as expand() leaves them, and would be written over one another: make each contiguous"
+        )
     if empty := [each for each, weight in weights if weight.is_meta and not hasattr(weight, "ds_id")]:
         raise ValueError(
             f"{len(empty)} of the {len(weights)} weight tensors of {name} have no values ({empty[0]}, on the device "
             f"'meta'): load it with {_LOAD}, without a device_map that keeps weights on the disk"
         )
+
+
+def _overlaps(weight: Tensor) -> bool:
+    """Whether its values take less room than there are of them."""
+    if weight.layout != torch.strided or not weight.numel():
+        return False
+    room = 1 + sum((size - 1) * step for size, step in zip(weight.shape, weight.stride(), strict=True))
+    return room < weight.numel()
 
 
 def check_active(model: Any) -> None:

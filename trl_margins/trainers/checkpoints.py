@@ -534,13 +534,16 @@ def _check_none_lost(lost: set[str]) -> None:
 
 
 @contextmanager
-def _in_its_dtypes(model: nn.Module) -> Iterator[None]:
+def _in_its_dtypes(model: Any) -> Iterator[None]:
     """PEFT makes an adapter float32 when it loads its weights, also one that was bfloat16."""
-    before = {name: weight.dtype for name, weight in model.named_parameters()}
-    yield
-    for name, weight in model.named_parameters():
-        if name in before and weight.dtype != before[name]:
-            weight.data = weight.data.to(before[name])
+    if not is_peft_model(model):
+        yield
+        return
+    model.load_adapter = partial(model.load_adapter, autocast_adapter_dtype=False)
+    try:
+        yield
+    finally:
+        del model.load_adapter
 
 
 @contextmanager

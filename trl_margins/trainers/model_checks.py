@@ -528,8 +528,8 @@ def _check_reference(trainer: MarginTrainer, model: PreTrainedModel) -> None:
 
 def _warn_of_another(model: Any, reference: nn.Module) -> None:
     """Where TRL has loaded the reference model from a folder, and the model has changed since it came from there."""
-    theirs = dict(reference.named_parameters())
-    pairs = {name: (each, theirs[name]) for name, each in model.named_parameters() if name in theirs}
+    theirs, ours = dict(reference.named_parameters()), dict(model.named_parameters())
+    pairs = {name: (each, theirs[name]) for name, each in ours.items() if name in theirs}
     if any(is_part(each) or each.is_meta for pair in pairs.values() for each in pair):
         return
     changed = [
@@ -538,11 +538,11 @@ def _warn_of_another(model: Any, reference: nn.Module) -> None:
         if one.shape == other.shape
         and not torch.equal(*(some_of(each, _COMPARED).float().cpu() for each in (one, other)))
     ]
-    if changed:
+    if changed := [*changed, *(name for name in ours if name not in theirs)]:
         logger.warning(
             "the reference model was loaded from %s, and in %d of %d weight tensors it is not the model, which has "
             "changed since (%s is one): to compare with the model as it is, pass ref_model=copy.deepcopy(model)",
-            *(model.config.name_or_path, len(changed), len(pairs), changed[0]),
+            *(model.config.name_or_path, len(changed), len(ours), changed[0]),
         )
 
 

@@ -786,6 +786,16 @@ def test_rows_that_are_there_twice_count_once():
             {},
             "column 'conversation_b', row 0 of the lists: .*bot.* is no conversation, which is a list of messages",
         ),
+        (
+            [
+                {
+                    **ARENA[0],
+                    "conversation_b": [{"role": "user", "content": "q"}, {"role": "assistant", "content": None}],
+                }
+            ],
+            {},
+            "column 'conversation_b', row 0 of the lists: .*None.* is no conversation, which is a list of messages",
+        ),
     ],
 )
 def test_refused(rows, options, message):

@@ -158,6 +158,24 @@ def test_white_space_before_a_prompt_that_is_repeated(prompt, before):
     assert [(row.prompt + part).split() for part in row.completions] == [["Q", "one", "yes"], ["Q", "one", "no"]]
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "The word {} means {}.",
+        "You asked: {}. It is {}",
+        '{{"query": "{}", "answer": "{}"}}',
+        "<think>So: {}</think>{}",
+    ],
+)
+def test_answers_that_quote_their_prompt_are_no_dialogues(answer, caplog):
+    rows = [{"prompt": f"q{i}", "chosen": answer.format(f"q{i}", "a"), "rejected": answer.format(f"q{i}", "b")}
+            for i in range(3)]  # fmt: skip
+    with caplog.at_level(logging.WARNING, "trl_margins"):
+        (row, *_) = open_rows(Dataset.from_list(rows), "train")
+    assert (row.prompt, row.completions) == ("q0", [rows[0]["chosen"], rows[0]["rejected"]])
+    assert "in 3 of 3 text rows, chosen and rejected begin with the same text, and their prompt in it" in caplog.text
+
+
 def test_some_completions_hold_their_prompt(caplog):
     some = [{"prompt": "is it?", "chosen": "To is it? yes", "rejected": "To is it? no"}]
     others = [{"prompt": "or not?", "chosen": "[INST] yes", "rejected": "no"}]
@@ -285,6 +303,8 @@ def test_nulls_that_the_data_has_stay():
         '[["user", "age"], ["bob", "3"]]',
         "[('Berlin', 'Paris')]",
         "['HumanMessage(content=1)']",
+        "Use role='user' and content='x'.",
+        '<message role="user" content="hi">',
         "[1, 2]",
     ],
 )
@@ -304,6 +324,12 @@ def test_text_about_messages_is_text(text):
         "[{'role': <Role.USER: 'user'>, 'content': 'q'}]",
         "[{'role': Role.ASSISTANT, 'content': 'a'}]",
         '[{"role": “assistant”, "content": “a”}]',
+        "[ChatMessage(role=<MessageRole.USER: 'user'>, content='a')]",
+        "role='assistant' content='a'",
+        "[{'role': b'assistant', 'content': b'a'}]",
+        "[{' role ': 'assistant', 'content': 'a'}]",
+        '[{role: "assistant", content: "a"}]',
+        "[<Message role='assistant' content='a'>]",
     ],
 )
 def test_messages_that_cannot_be_read_are_an_error(text):

@@ -142,7 +142,7 @@ CASES: dict[str, Callable[[], Any]] = {
     "tools no list": pairs(CHAT | {"tools": "[]"}, CHAT | {"tools": "{}"}),
     "variables no mapping": pairs(CHAT | {"chat_template_kwargs": "{}"}, CHAT | {"chat_template_kwargs": "[1]"}),
     "trainer's variables": pairs(
-        CHAT | {"chat_template_kwargs": "{}"}, CHAT | {"chat_template_kwargs": '{"tokenize": 1, "x": 2}'}
+        CHAT | {"chat_template_kwargs": "{}"}, CHAT | {"chat_template_kwargs": '{"tokenize": 1, "messages": []}'}
     ),
     "no columns": pairs({"text": "a"}),
     "one column": pairs({"chosen": "a", "worse": "b"}),

@@ -373,6 +373,12 @@ class TestRefused:
         with pytest.raises(ValueError, match="split mutual_ood is empty: raise unseen_prompts or unseen_models"):
             generalization_splits(rows)
 
+    @pytest.mark.parametrize("n", [1, 2, 4])
+    def test_a_few_lists(self, n):
+        """Of which the last split is empty."""
+        with pytest.raises(ValueError, match=r"the split \w+ is empty"):
+            generalization_splits(Dataset.from_list(list_rows(n, 3)))
+
     def test_an_empty_set(self):
         with pytest.raises(ValueError, match="the split train is empty"):
             generalization_splits(pair_rows().select([]))

@@ -88,7 +88,11 @@ def _check_json(file: Path, first: int | None) -> None:
     except TypeError as error:
         raise ValueError(f"{file.name}: {error}") from None
     except (ValueError, RecursionError) as error:  # whoever reads it says so
-        if "Extra data" in str(error) or not (of_lines and number == 1 and _is_one_line(file)):
+        if "Extra data" in str(error) or number != 1:
+            return
+        if not of_lines and (problem := _problem_of_document(line)):
+            raise ValueError(f"{file.name}{problem}") from None
+        if not _is_one_line(file):
             return
     except _DAMAGES:
         return

@@ -267,7 +267,8 @@ def _split_lists(dataset: Dataset, lists: ScoredLists, draw: _Draw) -> dict[str,
         logger.info("left out %d prompts of response_ood that have no training pair", len(untrained))
     rows = pair_rows(dataset, lists, [ranked.at([-1, 0]) for some in splits.values() for ranked in some.values()])
     ends = accumulate(map(len, splits.values()))
-    return {name: rows.select(range(end - len(splits[name]), end)) for name, end in zip(splits, ends, strict=True)}
+    # `select` refuses an empty range behind the last row, and takes an empty list
+    return {name: rows.select([*range(end - len(splits[name]), end)]) for name, end in zip(splits, ends, strict=True)}
 
 
 def _worst_first(answers: ScoredList) -> list[int]:

@@ -66,7 +66,7 @@ _ANSWERS = re.compile(
 )
 _NOT_THE_MODEL = ("system", "user")
 _BESIDE_THE_MODEL = ("developer", "tool", "function", "ipython")  # between its messages
-_SET_BY_THE_TRAINER = {"add_generation_prompt", "tokenize", "return_dict"}
+_SET_BY_THE_TRAINER = {"add_generation_prompt", "tokenize", "return_dict", "messages", "conversation", "tools"}
 
 
 class RowError(ValueError):

@@ -578,7 +578,7 @@ class ScoredLists:
             what = f"column {column!r}, {where}: the prompt is None"
             if column is None:
                 what = f"columns {' and '.join(self.form.responses)}, {where}: there are no two conversations"
-                if odd := [name for name in self.form.responses if row[name] and not is_messages(spelled(row[name]))]:
+                if odd := [name for name in self.form.responses if row[name] and not _is_conversation(row[name])]:
                     raise RowError(
                         f"column {odd[0]!r}, {where}: {shortened(row[odd[0]])} is no conversation, which is a list of "
                         "messages with role (user, assistant, system or tool) and content: make one, with dataset.map"
@@ -615,6 +615,14 @@ class ScoredLists:
         count_unused(self.unused, row, i, text_of(asked), self._suspects)
         answers = [a._replace(response=response) for a, response in zip(answers, responses, strict=True)]
         return ScoredList(asked, answers, whole.template, i)
+
+
+def _is_conversation(value: Any) -> bool:
+    """Whether it is messages, each of which says something or calls a tool."""
+    found = spelled(value)
+    return is_messages(found) and all(
+        each.get("content", each.get("value")) is not None or each.get("tool_calls") for each in found
+    )
 
 
 def _holds_texts(feature: Any) -> bool:

@@ -23,7 +23,7 @@ _ROLES |= {role: role for role in ("system", "user", "assistant", "tool")}  # in
 _SHAREGPT_ROLES = {**_ROLES, "model": "assistant", "observation": "tool"}  # of from/value messages
 _OF_ROLE = {*USUAL_ROLES, *_ROLES}
 _KNOWN_ROLES = tuple(dict.fromkeys((*USUAL_ROLES, *_SHAREGPT_ROLES)))
-_BLANK = " \t\r\n\ufeff\u200b"
+_BLANK = " \t\r\n\ufeff\u200b\u2060"
 _ANY_ROLE = "|".join(_KNOWN_ROLES)
 _LIKE_MESSAGES = re.compile(
     r"""(?i)\s*"?((np\.)?array\()?(\{\s*\\*['"“”](messages|conversations?)\\*['"“”]\s*:\s*)?(\[\s*)?\{[^{]*?['"“”„](role|from)"""
@@ -31,21 +31,24 @@ _LIKE_MESSAGES = re.compile(
 )
 # How messages begin that Python prints in a class of its own, or that were quoted twice; and what else they have
 _PRINTED = (
-    rf"(?i)[{_BLANK}]*(?:b?['\"])?(?:[\[(]\s*\[?\s*(?:\{{|\w*\()|(?:OrderedDict|defaultdict)\()"
+    rf"(?i)[{_BLANK}]*(?:b?['\"])?(?:[\[(]\s*(?:\[\s*)?(?:\{{|\w*\()|(?:OrderedDict|defaultdict)\()"
     r"[^{}]{0,100}?\{?[^{}]{0,20}?"
 )
 _ROLE = (
-    r"""(?:['"]{1,4}(?:role|from)['"]{1,4}\s*[:,]\s*|\b(?:role|from)=)['"]{1,4}"""
-    rf"""(?:{_ANY_ROLE})['"]"""
+    r"""(?:['"]{1,4}\s*(?:role|from)\s*['"]{1,4}\s*[:,]\s*|(?<=[{,\s])(?:role|from)\s*:\s*|\b(?:role|from)=)"""
+    rf"""(?:<[\w.]{{1,30}}:\s*)?b?['"]{{1,4}}(?:{_ANY_ROLE})['"]"""
 )
-_CONTENT = r"""(?:['"]{1,4}(?:content|value)['"]{1,4}\s*[:,]|\b(?:content|value)=)"""
+_CONTENT = (
+    r"""(?:['"]{1,4}\s*(?:content|value)\s*['"]{1,4}\s*[:,]|(?<=[{,\s])(?:content|value)\s*:|\b(?:content|value)=)"""
+)
 _PRINTED_MESSAGES = [
     (re.compile(_PRINTED + first), re.compile(f"(?i){other}"))
     for first, other in ((_ROLE, _CONTENT), (_CONTENT, _ROLE))
 ]
-# Messages of LangChain, as Python prints them, and pairs of a role and a text
+# Messages of LangChain and others, as Python prints them, and pairs of a role and a text
 _OTHERS_PRINTED = re.compile(
     rf"""[{_BLANK}]*(?:\[\s*)?(?:(?:Human|AI|System|Chat|Tool|Function)Message(?:Chunk)?\(\s*content="""
+    rf"""|(?:(?<=\[)<\w+ )?role=['"](?:{_ANY_ROLE})['"],? content="""
     r"""|(?<=\[)\(\s*['"](?:system|user|human|assistant|ai)['"]\s*,\s*['"])"""
 )
 # Keys of messages that are meant for the model, if they have a text, a list or a mapping. All others are notes: when,
@@ -331,8 +334,9 @@ def _is_message(value: Any) -> bool:
     """Whether it is one, in whatever case its keys and its role are."""
     if not isinstance(value, Mapping):
         return False
-    found = {key.lower(): each for key, each in value.items() if isinstance(key, str)}
+    found = {key.strip().lower(): each for key, each in value.items() if isinstance(key, str)}
     role = found.get("role", found.get("from"))
+    role = role.decode(errors="replace") if isinstance(role, bytes) else role
     known = isinstance(role, str) and role.lower() in _KNOWN_ROLES
     return known and bool({"content", "value"} & found.keys())
 

@@ -27,6 +27,7 @@ from .form import (
     around_prompt,
     is_system,
     like_a_prompt,
+    turn_mark,
 )
 from .messages import (
     SHAREGPT,
@@ -86,6 +87,7 @@ class RowCounts:
     repeated: Seen = field(default_factory=Seen)  # text completions that both begin with their prompt
     repeated_once: Seen = field(default_factory=Seen)  # one of them does
     repeated_within: Seen = field(default_factory=Seen)  # they hold it behind the same text
+    dialogues: Seen = field(default_factory=Seen)  # of these, those that mark turns
     named: int = 0  # rows whose completions are names of columns, or their ends
     referring: int = 0  # rows whose completions point to other columns
     referred: set[str] = field(default_factory=set)  # these columns
@@ -131,6 +133,8 @@ class RowCounts:
                 self.repeated_once.add(number)
             elif befores[0] and befores[0] == befores[1]:
                 self.repeated_within.add(number)
+                if all(DIALOGUE.search(part) or turn_mark(part) for part in completions):
+                    self.dialogues.add(number)
         else:
             if any(message["role"] == "user" for part in completions for message in part):
                 self.user_turns.add(number)
@@ -442,11 +446,12 @@ def why_refused(reader: RowReader, counts: RowCounts) -> str | None:
             f"{sorted(counts.referred)} they are, in all its {counts.n} rows: replace them by the texts themselves, "
             "with dataset.map"
         )
-    if 0 < (within := counts.repeated_within).n == counts.prompted:
+    if 0 < counts.dialogues.n == counts.prompted:
         return (
-            f"columns 'chosen' and 'rejected', {reader.where(within.first)}: they begin with the same text, and their "
-            f"prompt in it, as in all {within.n} rows of text with a prompt: they are whole dialogues. Take all that "
-            "is before the answers out of them, or save the dialogues as lists of messages with role and content"
+            f"columns 'chosen' and 'rejected', {reader.where(counts.dialogues.first)}: they are whole dialogues, "
+            f"which begin with the same text, and their prompt in it, as in all {counts.prompted} rows of text with a "
+            "prompt. Take all that is before the answers out of them, or save the dialogues as lists of messages with "
+            "role and content"
         )
     if reader.prompt_column is not None and reader.prompt_column not in SHAREGPT:
         return None
@@ -528,7 +533,7 @@ def notes(reader: RowReader, counts: RowCounts) -> Iterator[Note]:
         yield info(
             f"chosen and rejected repeat their prompt in all {counts.prompted} text rows: it is removed from them"
         )
-    elif (seen := counts.repeated_within).n:
+    elif (seen := counts.repeated_within).n and counts.dialogues.n < counts.prompted:
         yield warning(
             f"in {seen.n} of {counts.prompted} text rows, chosen and rejected begin with the same text, "
             f"and their prompt in it (the first is row {seen.first}): all of it counts as part of the completions. "

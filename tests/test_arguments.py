@@ -448,6 +448,40 @@ def test_a_model_that_has_changed_since_it_was_loaded(tiny_model, tmp_path, capl
     build("dpo", model, tmp_path)
     assert "in 1 of 22 weight tensors it is not the model" in caplog.text
     assert "(lm_head.bias is one)" in caplog.text
+    caplog.clear()
+    model = load(tiny_model)
+    del model.model.layers[1]
+    build("dpo", model, tmp_path)
+    assert "in 9 of 21 weight tensors it is not the model" in caplog.text
+
+
+def test_a_model_that_was_loaded_with_another_config(tiny_model, tmp_path, caplog):
+    """The reference model is not."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, rms_norm_eps=0.1, use_cache=False)
+    build("dpo", model, tmp_path)
+    said = f"loaded from {tiny_model} with another config: rms_norm_eps 1e-06, and the model's 0.1. To compare"
+    assert said in caplog.text
+    caplog.clear()
+    build("dpo", model, tmp_path, ref_model=copy.deepcopy(model))
+    args = MarginDPOConfig(**quiet(output_dir=str(tmp_path), max_steps=1, model_init_kwargs={"rms_norm_eps": 0.1}))
+    build("dpo", str(tiny_model), tmp_path, args=args)
+    assert "reference model" not in caplog.text
+
+
+def test_a_reference_in_the_memory_of_the_model(tiny_model, tmp_path):
+    model, reference = load(tiny_model), load(tiny_model)
+    reference.load_state_dict(model.state_dict(), assign=True)
+    with pytest.raises(ValueError, match="the reference model has 21 of the 21 weight tensors that train"):
+        build("dpo", model, tmp_path, ref_model=reference)
+
+
+def test_more_rows_than_the_reference_that_was_loaded(tiny_model, tmp_path):
+    model = load(tiny_model)
+    model.resize_token_embeddings(300)
+    said = rf"It was loaded from {tiny_model}, and the model has changed since: pass ref_model=copy.deepcopy\(model\)"
+    with pytest.raises(ValueError, match=said):
+        build("dpo", model, tmp_path)
+    build("dpo", model, tmp_path, ref_model=copy.deepcopy(model))
 
 
 @pytest.mark.parametrize(

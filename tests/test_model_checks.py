@@ -43,7 +43,7 @@ from trl_margins.forward.positions import positions_of
 from trl_margins.rows import PreferenceRow
 from trl_margins.trainers import model_checks
 from trl_margins.trainers.card import stored_in
-from trl_margins.trainers.model_checks import TokenLimits, _check_trains, _check_weights
+from trl_margins.trainers.model_checks import TokenLimits, _check_trains, check_weights
 
 both_bases = pytest.mark.parametrize("base", BASES)
 IDS = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -559,7 +559,7 @@ def test_weights_that_are_no_numbers(value, base, tiny_model, tmp_path):
 def test_the_broken_weights_and_their_rows():
     """Their number, the first one's name, and of an embedding the tokens' rows."""
     model = AutoModelForCausalLM.from_config(LLAMA)
-    _check_weights(model)
+    check_weights(model)
     total, ends = len(list(model.parameters())), ": its files are damaged"
     with torch.no_grad():
         model.lm_head.weight[3, 0] = torch.nan
@@ -568,13 +568,13 @@ def test_the_broken_weights_and_their_rows():
         f"2 of the model's {total} weight tensors hold NaN or infinity before training, model.norm.weight among them"
     )
     with pytest.raises(ValueError, match=re.escape(said + ends)):
-        _check_weights(model)
+        check_weights(model)
     with torch.no_grad():
         model.model.embed_tokens.weight[[7, 9], -1] = -torch.inf
     said = said.replace("2 of", "3 of").replace("model.norm", "model.embed_tokens")
     rows = " (in the rows of 2 tokens, from 7 on: set them to 0 if no text needs them)"
     with pytest.raises(ValueError, match=re.escape(said + rows + ends)):
-        _check_weights(model)
+        check_weights(model)
 
 
 def test_float16_weights_with_fp16():

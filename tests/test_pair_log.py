@@ -210,6 +210,7 @@ RUN = {
     },
     **{"reference_config": None, "reference_types": None, "reference_attention": None, "precision": "no"},
     **{"schedule": None, "schedule_arguments": None, "weight_types": "float32", "attention": "sdpa"},
+    "experts": "eager",
 }
 
 

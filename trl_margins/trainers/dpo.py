@@ -32,6 +32,7 @@ from .fingerprints import of_reference
 from .mixin import MarginMixin
 from .model_checks import check_before_training
 from .preparation import PreparedSets
+from .reference_checks import check_reference
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +72,7 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
         if self.ref_model is not None:
             self.ref_model.eval()  # one that the trainer is given may be as it was trained
         check_before_training(self)
+        check_reference(self)
 
     def _check_reference(self, config: Any) -> None:
         self._reference_free = not self.objective.needs_reference

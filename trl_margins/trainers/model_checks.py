@@ -37,7 +37,6 @@ from ..pairs import ROW
 from ..rows.tokenized import arrow_columns
 from ..rows.tokens import tokenizer_of
 from .base import MarginTrainer
-from .fingerprints import is_part, some_of
 from .loaded import why_not_loaded
 from .weights import broken_names
 
@@ -46,8 +45,6 @@ logger = logging.getLogger(__name__)
 _PROMPT, _COMPLETIONS = "prompt_ids", ("chosen_ids", "rejected_ids")  # apart, as DPOTrainer has them
 _LABELS = ("chosen_labels", "rejected_labels")
 _WHOLE = ("chosen_input_ids", "rejected_input_ids", "prompt_input_ids", *_LABELS)
-_COMPARED = 2048  # values of a weight tensor
-_ANOTHER_VOCABULARY = 1.1  # times as many rows: more than padding to a round number, or a few added tokens
 _RESIZE = "resize_token_embeddings(len(tokenizer))"
 
 
@@ -63,11 +60,10 @@ def check_before_training(trainer: MarginTrainer) -> None:
     if is_peft_model(trainer.model):
         _check_adapter(trainer.model)
         _check_computed(trainer)
-    _check_weights(trainer.model)
+    check_weights(trainer.model)
     _check_trains(trainer.model, trainer.args)
     limits.check_padding()
     _check_end_token(model, limits.tokenizer)
-    _check_reference(trainer, model)
     _warn_of_lone_pairs(trainer)
     _warn_of_dropout(trainer)
     max_length = getattr(trainer, "max_length", None) or trainer.args.max_length
@@ -248,7 +244,7 @@ def check_one_device(model: Any, what: str = "the model") -> None:
 # Weights
 
 
-def _check_weights(model: nn.Module, whose: str = "the model") -> None:
+def check_weights(model: nn.Module, whose: str = "the model") -> None:
     parameters = dict(model.named_parameters())
     if not (names := broken_names(parameters)):
         return
@@ -318,7 +314,7 @@ class TokenLimits:
         models, reference = [_base(trainer.model)], getattr(trainer, "ref_model", None)
         if reference is not None:
             models.append(_base(trainer.accelerator.unwrap_model(reference)))
-        vocabularies = [rows for rows in map(_embedding_rows, models) if rows is not None]
+        vocabularies = [rows for rows in map(embedding_rows, models) if rows is not None]
         is_smaller = len(vocabularies) == 2 and vocabularies[1] < vocabularies[0]
         return cls(
             tokenizer=tokenizer_of(trainer.processing_class),
@@ -446,7 +442,7 @@ def _base(model: Any) -> PreTrainedModel:
     return base
 
 
-def _embedding_rows(model: PreTrainedModel) -> int | None:
+def embedding_rows(model: PreTrainedModel) -> int | None:
     embedding: Any = model.get_input_embeddings()
     while not isinstance(embedding, nn.Embedding):  # PEFT wraps those that it trains
         wrapped = getattr(embedding, "base_layer", None)
@@ -482,7 +478,7 @@ def _lengths(lists: Mapping[str, pa.Array]) -> np.ndarray:
 
 def _check_end_token(model: PreTrainedModel, tokenizer: Any) -> None:
     """Warns where the token that ends the model's texts is an ordinary one of the tokenizer, or none."""
-    rows, ends = _embedding_rows(model), getattr(model.config.get_text_config(), "eos_token_id", None)
+    rows, ends = embedding_rows(model), getattr(model.config.get_text_config(), "eos_token_id", None)
     ends = [end for end in (ends if isinstance(ends, list) else [ends]) if end is not None and 0 <= end < (rows or 0)]
     if not ends or any(end in tokenizer.added_tokens_decoder or end in tokenizer.all_special_ids for end in ends):
         return
@@ -494,56 +490,6 @@ def _check_end_token(model: PreTrainedModel, tokenizer: Any) -> None:
         len(tokenizer),
         rows,
     )
-
-
-def _check_reference(trainer: MarginTrainer, model: PreTrainedModel) -> None:
-    reference = getattr(trainer, "ref_model", None)
-    if reference is None:
-        return
-    ours, theirs = (_embedding_rows(each) for each in (model, _base(trainer.accelerator.unwrap_model(reference))))
-    if ours and theirs and max(ours, theirs) > _ANOTHER_VOCABULARY * min(ours, theirs):
-        raise ValueError(
-            f"the model's vocabulary has {ours} tokens, and the reference model's {theirs}: the same numbers mean "
-            "other texts to it. Use a reference model with the model's tokenizer, or leave ref_model out: it is then "
-            "a copy of the model"
-        )
-    if ours != theirs:
-        logger.warning(
-            "the model's embedding has %s rows, and the reference model's %s: is it a model with the same tokens? It "
-            "is given the numbers of the model's",
-            *(ours, theirs),
-        )
-    _check_weights(reference, "the reference model")
-    if trainer.loads_reference:
-        _warn_of_another(trainer.model, reference)
-    held = {id(parameter) for parameter in reference.parameters()}
-    trained = {name: parameter for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
-    if shared := [name for name, parameter in trained.items() if id(parameter) in held]:
-        raise ValueError(
-            f"the reference model has {len(shared)} of the {len(trained)} weight tensors that train, {shared[0]} "
-            "among them, and would change with the model: give it weights of its own (copy.deepcopy(model)), or "
-            "leave ref_model out"
-        )
-
-
-def _warn_of_another(model: Any, reference: nn.Module) -> None:
-    """Where TRL has loaded the reference model from a folder, and the model has changed since it came from there."""
-    theirs, ours = dict(reference.named_parameters()), dict(model.named_parameters())
-    pairs = {name: (each, theirs[name]) for name, each in ours.items() if name in theirs}
-    if any(is_part(each) or each.is_meta for pair in pairs.values() for each in pair):
-        return
-    changed = [
-        name
-        for name, (one, other) in pairs.items()
-        if one.shape == other.shape
-        and not torch.equal(*(some_of(each, _COMPARED).float().cpu() for each in (one, other)))
-    ]
-    if changed := [*changed, *(name for name in ours if name not in theirs)]:
-        logger.warning(
-            "the reference model was loaded from %s, and in %d of %d weight tensors it is not the model, which has "
-            "changed since (%s is one): to compare with the model as it is, pass ref_model=copy.deepcopy(model)",
-            *(model.config.name_or_path, len(changed), len(ours), changed[0]),
-        )
 
 
 # Saving

@@ -48,9 +48,9 @@ def run_settings(trainer: MarginTrainer) -> dict[str, Any]:
         "base": trainer._config_class._base,
         "trainer": type(trainer).__name__,
         "model": _name_of(trainer.model),
-        "model_config": _config_of(trainer.model),
+        "model_config": config_of(trainer.model),
         "reference": _name_of(reference) if objective.needs_reference else None,
-        "reference_config": _config_of(reference) if objective.needs_reference else None,
+        "reference_config": config_of(reference) if objective.needs_reference else None,
         "reference_types": _types_of(reference) if objective.needs_reference else None,
         "reference_attention": _attention_of(reference) if objective.needs_reference else None,
         "fixed_weights": _weights_read(trainer),
@@ -83,6 +83,7 @@ def run_settings(trainer: MarginTrainer) -> dict[str, Any]:
         **_schedule_given(trainer),
         "adapter": json.loads(json.dumps(adapter, default=str)),
         "attention": _attention_of(trainer.model),
+        "experts": getattr(causal_model(trainer.model).config, "_experts_implementation", None),
         "weight_types": _types_of(trainer.model),
         "precision": trainer.accelerator.mixed_precision,  # which an environment variable may set, too
         "trained_parameters": f"{len(names)} tensors ({hashlib.sha256(' '.join(names).encode()).hexdigest()[:8]})",
@@ -141,7 +142,8 @@ _OF_ONE_RANK = ("local_rank", "logging_dir", "run_name", "log_level", "log_level
 # of the settings: what a script has made. Weights are not all there where FSDP loads them on one process
 _MADE = (
     *("weight", "margin", "reference", "evaluation_sets", "parts", "optimizer", "optimizer_arguments", "schedule"),
-    *("schedule_arguments", "adapter", "trained_parameters", "weight_types", "attention", "reference_attention"),
+    *("schedule_arguments", "adapter", "trained_parameters", "weight_types", "attention", "experts"),
+    "reference_attention",
     "precision",
 )
 
@@ -214,7 +216,7 @@ _NOT_COMPUTED = (
 )
 
 
-def _config_of(model: Any) -> dict[str, Any]:
+def config_of(model: Any) -> dict[str, Any]:
     """What of a model's config is not its class's default."""
     found = json.loads(json.dumps(causal_model(model).config.to_diff_dict(), default=str))
     return redacted({name: value for name, value in found.items() if name not in _NOT_COMPUTED})

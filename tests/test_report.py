@@ -215,6 +215,12 @@ def test_bad_pair_logs_are_named(tmp_path):
     path.write_text("step,weight\n1,2\n2,2\n2,2\n1,2\n")
     with pytest.raises(ValueError, match=r"pairs\.csv, pair 4: step 1 comes after step 2; a log holds one training"):
         read_pairs(path)
+    path.write_text("step,weight\n1,inf\n2,3e38\n3,-1e39\n")
+    with pytest.raises(ValueError, match=r"pairs\.csv, line 4, column 'weight': '-1e39' is larger than any number of"):
+        read_pairs(path)
+    path.write_text("step,weight,weight\n1,2,3\n")
+    with pytest.raises(ValueError, match=r"pairs\.csv has the column 'weight' more than once"):
+        read_pairs(path)
     path.write_text("")
     with pytest.raises(ValueError, match=r"pairs\.csv has no column 'step' in its first line"):
         read_pairs(path)

@@ -6,6 +6,7 @@ import csv
 import json
 import logging
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -36,6 +37,7 @@ TRAINING = (
     *("max_length", "max_completion_length", "seed"),
 )
 
+_LARGEST = float(np.finfo(np.float32).max)
 MOST_BYTES = 100_000_000  # of a pair log, about a million pairs, that are read: long runs have many times as many
 
 # said of a file that is missing
@@ -186,14 +188,16 @@ def read_pairs(path: Path, one_in: int = 1) -> dict[str, np.ndarray]:
         one_in: read the first of every so many pairs.
 
     Raises:
-        ValueError: no text, no header, no column `step`, steps out of order, a line of the wrong length, or a cell
-            that is not a number.
+        ValueError: no text, no header, no column `step` or one twice, steps out of order, a line of the wrong length,
+            or a cell that is not a number, or a larger one than training has.
     """
     with path.open(newline="", encoding="utf-8", errors="backslashreplace") as file:
         reader = csv.reader(file)
         header = next(_rows(reader, path), [])
         if "step" not in header:
             raise ValueError(f"{path} has no column 'step' in its first line, which reads {','.join(header)!r:.200}")
+        if twice := [name for name, n in Counter(header).items() if n > 1]:
+            raise ValueError(f"{path} has the column {twice[0]!r} more than once in its first line: remove one")
         numbers, torn, seen = array("d"), None, 0
         for row in filter(None, _rows(reader, path)):
             if torn:
@@ -227,8 +231,12 @@ def _rows(reader: Any, path: Path) -> Iterator[list[str]]:
 
 def _number(cell: str, column: str, line: int, path: Path) -> float:
     try:
-        return float(cell) if cell else np.nan
+        number = float(cell) if cell else np.nan
     except ValueError:
+        number = None
+    if number is None or _LARGEST < abs(number) < np.inf:
+        what = "not a number" if number is None else "larger than any number of a training in float32"
         raise ValueError(
-            f"{path}, line {line}, column {column!r}: {cell!r} is not a number; correct the cell or leave it empty"
-        ) from None
+            f"{path}, line {line}, column {column!r}: {cell!r} is {what}; correct the cell or leave it empty"
+        )
+    return number

@@ -454,6 +454,10 @@ class TestPlugins:
         assert config(loss_type="tilted").tilted_by == 0.5
         assert config(MarginDPOConfig, loss_type=["tilted", "sigmoid"], tilted_by=2.0).tilted_by == 2.0
 
+    def test_a_reward_with_an_option_is_loaded_by_its_name(self, plugins):
+        plugins(half=lambda: register_reward(Half))
+        assert config(reward="half").half_factor == 0.5
+
     def test_the_command_line_has_their_methods_and_options(self, plugins, tmp_path):
         def load_focal():
             register_term(Focal, kind="weight")

@@ -230,6 +230,8 @@ def test_reasons_in_their_order():
     reasons = list(why_no_gradient(2, ones > 0, {"weight 'a'": zeros}, zeros, torch.tensor([1.0, 9.0])))
     assert [reason.split(" ")[0] for reason in reasons] == ["both", "weight", "the", "the"]
     assert "whose reward gaps are from 1 to 9: lower beta" in reasons[2]
+    small = why_no_gradient(2, None, {"weight 'a'": torch.tensor([-3e-22, 1e-23])}, None, None)
+    assert next(small) == "weight 'a' is at most 3e-22 for all 2 pairs"
     (last,) = why_no_gradient(2, ones == 0, {"weight 'a'": ones}, ones, ones)
     assert last.startswith("the loss does not depend on the weights that train")
 

@@ -595,6 +595,8 @@ def test_an_entry_of_a_mixture_that_cannot_be_read(entry, said, tmp_path, monkey
 def test_a_test_split_of_all_rows(tmp_path):
     preference_rows(3).to_json(tmp_path / "rows.jsonl")
     parts = [DatasetConfig(str(tmp_path / "rows.jsonl"))]
+    with pytest.raises(ValueError, match=r"^test_split_size: 1 would be a single row"):
+        mixture_splits(DatasetMixtureConfig(datasets=parts, test_split_size=1.0))
     with pytest.raises(ValueError, match=r"^test_split_size: 3 of 3 rows leaves none to train on: give a smaller"):
         mixture_splits(DatasetMixtureConfig(datasets=parts, test_split_size=3))
     assert len(mixture_splits(DatasetMixtureConfig(datasets=parts, test_split_size=2))["train"]) == 1

@@ -429,6 +429,24 @@ def louder(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
     return {**batch, "chosen": [text.upper() for text in batch["chosen"]]}
 
 
+@pytest.mark.parametrize(
+    ("transform", "said"),
+    [
+        (lambda batch: None, "a NoneType, of 3 rows"),
+        (lambda batch: [batch], "a list, of 3 rows"),
+        (lambda batch: {**batch, "margin": 1.0}, "a float for the column 'margin', of 3 rows"),
+        (lambda batch: {**batch, "margin": "abc"}, "a str for the column 'margin', of 3 rows"),
+        (lambda batch: {**batch, "margin": [1, 2]}, "2 values for the column 'margin', of 3 rows"),
+        (lambda batch: {name: values * 2 for name, values in batch.items()}, "6 values for the column 'prompt'"),
+        (lambda batch: {name: [] for name in batch}, "0 values for the column 'prompt', of 3 rows"),
+    ],
+)
+def test_a_transform_that_gives_something_else(transform, said):
+    rows = Dataset.from_list([{"prompt": "q", "chosen": "a", "rejected": "b"}] * 3)
+    with pytest.raises(ValueError, match=f"the transform of the data set .* gives {said}"):
+        transformed(rows.with_transform(transform))
+
+
 def test_a_transform_is_applied():
     rows = preference_rows(3)
     given = rows.with_transform(louder)

@@ -442,11 +442,11 @@ def test_messages_that_are_written_as_text(as_chat, caplog):
             assert (pair["prompt"], pair["chosen"], pair["rejected"]) == (asked, said("b"), said("a"))
     assert "written as text" not in caplog.text
     (pair,) = of([{"prompt": json.dumps(asked), "responses": ["a", "b"], "scores": [0, 1]}], as_chat=as_chat)
-    assert "1 prompts or answers are messages, written as text, and are taken as text" in caplog.text
+    assert "1 prompts, answers or system texts are messages, written as text, and are taken as text" in caplog.text
     assert json.dumps(asked) in str(pair["prompt"])
     caplog.clear()
     of([{"prompt": f"[{asked[0]}, None]", "responses": ["a", "[OrderedDict(role='user')]"], "scores": [0, 1]}])
-    assert "1 prompts or answers are messages, written as text" in caplog.text
+    assert "1 prompts, answers or system texts are messages, written as text" in caplog.text
 
 
 @pytest.mark.parametrize("min_gap", [None, 0, 0.2, 1])

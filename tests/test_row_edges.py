@@ -338,6 +338,29 @@ def test_messages_that_cannot_be_read_are_an_error(text):
         open_rows(rows, "train")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "content='a' role='assistant'",
+        "frozendict.frozendict({'role': 'assistant', 'content': 'a'})",
+        "[{'role': np.str_('user'), 'content': 'q'}]",
+        "\u200e[{'role': 'assistant', 'content': 'a'}",
+        '[{"role": /* whose */ "assistant", "content": "a"}]',
+        "［｛'role': 'assistant', 'content': 'a'｝］",
+    ],
+)
+def test_texts_that_seem_to_be_messages_are_said(text, caplog):
+    """In all rows. In some, they may be texts about messages."""
+    rows = [{"prompt": "q", "chosen": text, "rejected": text.replace("a'", "b'")}] * 2
+    some = [*rows, {"prompt": "q", "chosen": "a role for the user", "rejected": "b"}]
+    for each, is_said in ((rows, True), (some, False)):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "trl_margins"):
+            (row, *_) = open_rows(Dataset.from_list(each), "train")
+        assert row.completions[0] == text
+        assert ("of all text rows begin as messages do" in caplog.text) is is_said
+
+
 def test_a_developer_in_messages_that_are_text():
     """As in messages that are a list."""
     asked = [says("developer", "Be brief."), says("user", "q")]

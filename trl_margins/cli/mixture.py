@@ -68,6 +68,8 @@ def mixture_splits(
     size = mixture.test_split_size
     if size is None:
         return DatasetDict({"train": together})
+    if size == 1:
+        raise ValueError("test_split_size: 1 would be a single row: give a share below 1, or 2 rows or more")
     if size > 1 and size != int(size):
         raise ValueError(f"test_split_size: {size:g} is neither a share between 0 and 1 nor a whole number of rows")
     if (size if size >= 1 else math.ceil(size * len(together))) >= len(together):

@@ -56,6 +56,19 @@ def _apply(
     beside: Sequence[str],
 ) -> dict[str, Any]:
     made = transform({name: batch[name] for name in columns})
+    n, what = len(batch[columns[0]]), ""
+    if not isinstance(made, Mapping):
+        what = f"a {type(made).__name__}"
+    elif odd := [name for name, values in made.items() if not hasattr(values, "__len__") or isinstance(values, str)]:
+        what = f"a {type(made[odd[0]]).__name__} for the column {odd[0]!r}"
+    elif odd := [name for name, values in made.items() if len(values) != n]:
+        what = f"{len(made[odd[0]])} values for the column {odd[0]!r}"
+    if what:
+        raise ValueError(
+            f"the transform of the data set (set_transform, with_transform) gives {what}, of {n} rows: it is to "
+            "return a dict with a list of as many values for each column. To drop or add rows, use dataset.filter or "
+            "dataset.map"
+        )
     return {**made, **{name: batch[name] for name in beside}}
 
 

@@ -66,7 +66,11 @@ _ANSWERS = re.compile(
 )
 _NOT_THE_MODEL = ("system", "user")
 _BESIDE_THE_MODEL = ("developer", "tool", "function", "ipython")  # between its messages
-_SET_BY_THE_TRAINER = {"add_generation_prompt", "tokenize", "return_dict", "messages", "conversation", "tools"}
+_SET_BY_THE_TRAINER = {
+    *("messages", "conversation", "tools", "tokenize", "add_generation_prompt", "continue_final_message"),
+    *("return_dict", "return_tensors", "return_assistant_tokens_mask", "padding", "truncation", "max_length"),
+    *("tokenizer_kwargs", "self"),
+}
 
 
 class RowError(ValueError):

@@ -51,6 +51,11 @@ _OTHERS_PRINTED = re.compile(
     rf"""|(?:(?<=\[)<\w+ )?role=['"](?:{_ANY_ROLE})['"],? content="""
     r"""|(?<=\[)\(\s*['"](?:system|user|human|assistant|ai)['"]\s*,\s*['"])"""
 )
+# What begins so is hardly anything else, in all rows of a set: a role and a content, in whatever form
+_SEEMS = re.compile(
+    rf"(?is)(?=.{{0,80}}?\b(?:role|from)\b\W{{0,4}}?[:=,].{{0,15}}?\b(?:{_ANY_ROLE})\b)"
+    r"(?=.{0,200}?\b(?:content|value)\b)"
+)
 # Keys of messages that are meant for the model, if they have a text, a list or a mapping. All others are notes: when,
 # by whom and how well it was written
 _FOR_THE_MODEL = re.compile(
@@ -161,6 +166,11 @@ def may_be_messages(value: Any) -> bool:
         return stored_messages(value) is not None
     except ValueError:
         return True
+
+
+def seem_messages(text: str) -> bool:
+    """Whether a text begins as messages might that were written in a form of its own; also a text about messages."""
+    return _SEEMS.match(text) is not None
 
 
 def stored_messages(text: str) -> Any:

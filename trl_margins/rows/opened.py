@@ -36,6 +36,7 @@ from .messages import (
     is_like_messages,
     is_messages,
     may_be_messages,
+    seem_messages,
     spelled,
     stored_messages,
     text_of,
@@ -88,6 +89,7 @@ class RowCounts:
     repeated_once: Seen = field(default_factory=Seen)  # one of them does
     repeated_within: Seen = field(default_factory=Seen)  # they hold it behind the same text
     dialogues: Seen = field(default_factory=Seen)  # of these, those that mark turns
+    seem: Seen = field(default_factory=Seen)  # texts that all seem to be messages, and are not `spelled`
     named: int = 0  # rows whose completions are names of columns, or their ends
     referring: int = 0  # rows whose completions point to other columns
     referred: set[str] = field(default_factory=set)  # these columns
@@ -336,6 +338,8 @@ def count_rows(
         counts.named += all(isinstance(part, str) and f"_{part}" in ends for part in row.completions)
         spelled_out = [name for name in texts if may_be_messages(raw.get(name))]
         spelled_out += [str(reader.system_column)] * reader.has_unread_system(raw)
+        if not spelled_out and all(isinstance(part, str) and seem_messages(part) for part in row.completions):
+            counts.seem.add(number)
         for name in spelled_out:
             counts.spelled.setdefault(name, Seen()).add(number)
         if on_row is not None:
@@ -522,6 +526,11 @@ def notes(reader: RowReader, counts: RowCounts) -> Iterator[Note]:
             + ": to be read as messages, all rows must have them, chosen and rejected alike"
             * (name != reader.system_column)
             + ". If they are messages, save them as lists"
+        )
+    if 0 < (seen := counts.seem).n == counts.text.n:
+        yield warning(
+            "chosen and rejected of all text rows begin as messages do, with a role and a content, and are read as "
+            f"the text that they are (the first is row {seen.first}): if they are messages, save them as lists"
         )
     if (seen := counts.contradicted).n:
         yield warning(

@@ -107,7 +107,9 @@ def _refusal(row: PreferenceRow, cause: Exception) -> Exception:
     said = f"cannot be tokenized: {cause}"
     if row.is_conversational:
         refused = (row.wholes or [row.prompt])[0]
-        said = f"the chat template refuses {refused!r:.300}: {str(cause).rstrip('.')}. {_way_on(cause)}"
+        given = [name for name in row.template if name != "tools"]
+        beside = f" with {', '.join(given)} from the column chat_template_kwargs" if given else ""
+        said = f"the chat template refuses {refused!r:.300}{beside}: {str(cause).rstrip('.')}. {_way_on(cause)}"
     error = ValueError(said)
     error.__cause__ = cause
     return error

@@ -65,7 +65,7 @@ def _apply(
         what = f"{len(made[odd[0]])} values for the column {odd[0]!r}"
     if what:
         raise ValueError(
-            f"the transform of the data set (set_transform, with_transform) gives {what}, of {n} rows: it is to "
+            f"the transform of the data set (set_transform) gives {what}, of {n} rows: it is to "
             "return a dict with a list of as many values for each column. To drop or add rows, use dataset.filter or "
             "dataset.map"
         )

@@ -458,6 +458,7 @@ def test_a_model_that_has_changed_since_it_was_loaded(tiny_model, tmp_path, capl
 def test_a_model_that_was_loaded_with_another_config(tiny_model, tmp_path, caplog):
     """The reference model is not."""
     model = AutoModelForCausalLM.from_pretrained(tiny_model, rms_norm_eps=0.1, use_cache=False)
+    model.config.output_hidden_states, model.config.id2label = True, {0: "a"}
     build("dpo", model, tmp_path)
     said = f"loaded from {tiny_model} with another config: rms_norm_eps 1e-06, and the model's 0.1. To compare"
     assert said in caplog.text
@@ -473,6 +474,12 @@ def test_a_reference_in_the_memory_of_the_model(tiny_model, tmp_path):
     reference.load_state_dict(model.state_dict(), assign=True)
     with pytest.raises(ValueError, match="the reference model has 21 of the 21 weight tensors that train"):
         build("dpo", model, tmp_path, ref_model=reference)
+    at, weights = 0, [*reference.parameters(), *load(tiny_model).parameters()]
+    flat = torch.cat([weight.detach().flatten() for weight in weights])
+    model = load(tiny_model)
+    for weight in [*reference.parameters(), *model.parameters()]:
+        weight.data, at = flat[at : at + weight.numel()].view_as(weight), at + weight.numel()
+    build("dpo", model, tmp_path, ref_model=reference)  # each has its own part of one storage
 
 
 def test_more_rows_than_the_reference_that_was_loaded(tiny_model, tmp_path):

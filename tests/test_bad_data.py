@@ -507,6 +507,8 @@ FILES = [
     ("wide.jsonl", (LINE * 2).encode("utf-16"), "wide.jsonl is written in UTF-16 or UTF-32: write it in UTF-8"),
     ("object.json", json.dumps([ROW, ROW])[:-5], "object.json, line 1, character 18[0-9]: not JSON"),
     ("lines.json", LINE + "{\n", "lines.json, line 2: not JSON"),
+    ("tab.json", LINE.replace('"b"', '["b\t", "c"]'), "tab.json, line 1, character [0-9]+: not JSON .Invalid control"),
+    ("infinite.json", LINE.replace("2.0", "1e999"), "infinite.json: the number 1e999 is too large"),
     ("comma.json", LINE.replace("}", ",}"), "comma.json, line 1, character [0-9]+: not JSON"),
     ("zero.ndjson", LINE.replace("2.0", "02"), "zero.ndjson, line 1, character [0-9]+: not JSON"),
     ("point.json", json.dumps(ROW, indent=1).replace("2.0", "2."), "point.json, line 5, character [0-9]+: not JSON"),

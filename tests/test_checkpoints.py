@@ -616,6 +616,9 @@ def test_settings_that_say_the_same_otherwise():
     assert not wrong({"adapter": {"r": 8, "modules_to_save": ["a", "b"], "bias": []}},
                      {"adapter": {"r": 8, "modules_to_save": ["b", "a"]}})  # fmt: skip
     assert wrong({"adapter": {"r": 8}}, {"adapter": {"r": 8, "modules_to_save": ["a"]}})
+    assert wrong(
+        {"adapter": {"layer_replication": [[0, 2], [1, 2]]}}, {"adapter": {"layer_replication": [[1, 2], [0, 2]]}}
+    )
     assert not wrong({"loss_type": "sigmoid", "discopop_tau": 0.1}, {"loss_type": "sigmoid", "discopop_tau": 0.05})
     assert wrong({"loss_type": "discopop", "discopop_tau": 0.1}, {"loss_type": "discopop", "discopop_tau": 0.05})
 

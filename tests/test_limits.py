@@ -148,8 +148,21 @@ def test_very_many_columns(tmp_path, capsys):
         '"' * 30_000,
         "\\" * 30_000,
         '"role":"user",' * 3_000,
+        '{"role":' + " " * 200_000 + "x",
     ],
-    ids=["blanks", "lines", "digits", "letters", "brackets", "dashes", "keys", "quotes", "backslashes", "roles"],
+    ids=[
+        "blanks",
+        "lines",
+        "digits",
+        "letters",
+        "brackets",
+        "dashes",
+        "keys",
+        "quotes",
+        "backslashes",
+        "roles",
+        "role",
+    ],
 )
 def test_texts_that_a_pattern_could_try_without_end(text):
     """What looks into texts takes time in proportion to their length."""

@@ -165,6 +165,7 @@ def test_white_space_before_a_prompt_that_is_repeated(prompt, before):
         "You asked: {}. It is {}",
         '{{"query": "{}", "answer": "{}"}}',
         "<think>So: {}</think>{}",
+        "To answer '{}':\nQuestion: x\nAnswer: {}",
     ],
 )
 def test_answers_that_quote_their_prompt_are_no_dialogues(answer, caplog):
@@ -302,6 +303,11 @@ def test_nulls_that_the_data_has_stay():
         '{"role": "pirate", "content": "arr"} and more',
         '[["user", "age"], ["bob", "3"]]',
         "[('Berlin', 'Paris')]",
+        "[('system', 'NOUN'), ('crashed', 'VERB')]",
+        '[\n  SystemMessage(content="Help."),\n  HumanMessage(content="hi"),\n]',
+        'HumanMessage(content="hi") is what a user says.',
+        '[{from: "user", to: "db", value: 0}]',
+        '{"from": "assistant@example.com", "subject": "Re", "content": ""} and more',
         "['HumanMessage(content=1)']",
         "Use role='user' and content='x'.",
         '<message role="user" content="hi">',
@@ -319,7 +325,7 @@ def test_text_about_messages_is_text(text):
     [
         "[('system', 's'), ('human', 'q'), ('ai', 'a')]",
         "[HumanMessage(content='q', additional_kwargs={}), AIMessage(content='a')]",
-        "AIMessage(content='a')",
+        "AIMessage(content='a', additional_kwargs={}, response_metadata={})",
         "[[('role', 'assistant'), ('content', 'a')]]",
         "[{'role': <Role.USER: 'user'>, 'content': 'q'}]",
         "[{'role': Role.ASSISTANT, 'content': 'a'}]",

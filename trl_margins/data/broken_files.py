@@ -33,6 +33,7 @@ _OF_ZSTD = (import_module("zstandard").ZstdError,) if ZSTANDARD_AVAILABLE else (
 _DAMAGES: tuple[type[Exception], ...] = (OSError, EOFError, lzma.LZMAError, zlib.error, *_OF_ZSTD)
 _CODE = re.compile(r"\s*[+-]?0\d+\s*", re.ASCII)
 _NOT_BLANK = re.compile(r"\S")
+_NEXT_OBJECT = re.compile(r"\n\{")
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _NOT_FINITE = re.compile(r"NaN|Infinity|\d[eE]\+?\d{3}|\d{300}")
@@ -87,19 +88,23 @@ def _check_json(file: Path, first: int | None) -> None:
         raise ValueError(f"{file.name}, line {number}: {error}") from None
     except TypeError as error:
         raise ValueError(f"{file.name}: {error}") from None
-    except (ValueError, RecursionError) as error:  # whoever reads it says so
-        if "Extra data" in str(error) or number != 1:
-            return
-        if not of_lines and (problem := _problem_of_document(line)):
-            raise ValueError(f"{file.name}{problem}") from None
-        if not _is_one_line(file):
+    except UnicodeDecodeError:  # whoever reads it says so
+        return
+    except (ValueError, RecursionError) as error:
+        if "Extra data" in str(error) or number != 1 or (of_lines and not _is_one_line(file)):
             return
     except _DAMAGES:
         return
-    alone = number == 1 and of_lines and line.strip() and "\n" not in line.strip()
-    # of one row that Arrow cannot read, `datasets` makes as many as its lists are long
-    if alone and (problem := _problem_of_line(line) or _too_large(line)):
-        raise ValueError(f"{file.name}, line 1: {problem}: {shortened(line.strip())}")
+    text = line.strip()
+    # of one object that Arrow cannot read, `datasets` makes as many rows as its lists are long
+    if number != 1 or not text.startswith("{") or ("\n" in text if of_lines else _NEXT_OBJECT.search(text)):
+        return
+    if of_lines and (problem := _problem_of_line(line) or _too_large(line)):
+        raise ValueError(f"{file.name}, line 1: {problem}: {shortened(text)}")
+    if not of_lines and (problem := _problem_of_document(text)):
+        raise ValueError(f"{file.name}{problem}")
+    if not of_lines and (problem := _too_large(text)):
+        raise ValueError(f"{file.name}: {problem}")
 
 
 def _is_one_line(file: Path) -> bool:

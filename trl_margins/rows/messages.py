@@ -27,7 +27,7 @@ _BLANK = " \t\r\n\ufeff\u200b\u2060"
 _ANY_ROLE = "|".join(_KNOWN_ROLES)
 _LIKE_MESSAGES = re.compile(
     r"""(?i)\s*"?((np\.)?array\()?(\{\s*\\*['"“”](messages|conversations?)\\*['"“”]\s*:\s*)?(\[\s*)?\{[^{]*?['"“”„](role|from)"""
-    rf"""\\*['"“”]\s*:\s*<?[\w.]{{0,20}}[:.]?\s*\\*['"“”„]*({_ANY_ROLE})\b"""
+    rf"""\\*['"“”]\s*:\s*(?:<[\w.]{{1,30}}:\s*)?(?:\w{{1,30}}\.)?\\*['"“”„]*({_ANY_ROLE})(?![\w@.])"""
 )
 # How messages begin that Python prints in a class of its own, or that were quoted twice; and what else they have
 _PRINTED = (
@@ -35,12 +35,10 @@ _PRINTED = (
     r"[^{}]{0,100}?\{?[^{}]{0,20}?"
 )
 _ROLE = (
-    r"""(?:['"]{1,4}\s*(?:role|from)\s*['"]{1,4}\s*[:,]\s*|(?<=[{,\s])(?:role|from)\s*:\s*|\b(?:role|from)=)"""
+    r"""(?:['"]{1,4}\s*(?:role|from)\s*['"]{1,4}\s*[:,]\s*|(?<=[{,\s])role\s*:\s*|\b(?:role|from)=)"""
     rf"""(?:<[\w.]{{1,30}}:\s*)?b?['"]{{1,4}}(?:{_ANY_ROLE})['"]"""
 )
-_CONTENT = (
-    r"""(?:['"]{1,4}\s*(?:content|value)\s*['"]{1,4}\s*[:,]|(?<=[{,\s])(?:content|value)\s*:|\b(?:content|value)=)"""
-)
+_CONTENT = r"""(?:['"]{1,4}\s*(?:content|value)\s*['"]{1,4}\s*[:,]|(?<=[{,\s])content\s*:|\b(?:content|value)=)"""
 _PRINTED_MESSAGES = [
     (re.compile(_PRINTED + first), re.compile(f"(?i){other}"))
     for first, other in ((_ROLE, _CONTENT), (_CONTENT, _ROLE))
@@ -48,6 +46,7 @@ _PRINTED_MESSAGES = [
 # Messages of LangChain and others, as Python prints them, and pairs of a role and a text
 _OTHERS_PRINTED = re.compile(
     rf"""[{_BLANK}]*(?:\[\s*)?(?:(?:Human|AI|System|Chat|Tool|Function)Message(?:Chunk)?\(\s*content="""
+    r"""(?=[\s\S]*(?:additional_kwargs|response_metadata)=)"""
     rf"""|(?:(?<=\[)<\w+ )?role=['"](?:{_ANY_ROLE})['"],? content="""
     r"""|(?<=\[)\(\s*['"](?:system|user|human|assistant|ai)['"]\s*,\s*['"])"""
 )
@@ -323,21 +322,24 @@ def is_messages(value: Any) -> bool:
 
 
 def _holds_message(values: list[Any] | tuple[Any, ...]) -> bool:
-    """Whether a list has a message in it, also within lists, or as the message of an answer."""
-    return any(
+    """Whether a list has a message in it, also within lists, as pairs, or as the message of an answer."""
+    return _are_pairs(values) or any(
         _holds_message(each)
-        if isinstance(each, list | tuple) and not _is_pair(each)
-        else _is_pair(each) or _is_message(each) or (isinstance(each, Mapping) and _is_message(each.get("message")))
+        if isinstance(each, list | tuple)
+        else _is_message(each) or (isinstance(each, Mapping) and _is_message(each.get("message")))
         for each in values
     )
 
 
-def _is_pair(value: Any) -> bool:
-    """Whether it is a role and what it says, as LangChain has it, or the role of a message in pairs."""
-    if not isinstance(value, tuple) or len(value) != 2:
+def _are_pairs(values: list[Any] | tuple[Any, ...]) -> bool:
+    """Whether they are roles and what each says, as LangChain has them, or the keys and values of one message."""
+    if not values or not all(
+        isinstance(each, tuple) and is_list_of([*each], str) and len(each) == 2 for each in values
+    ):
         return False
-    is_role = value[0] in ("role", "from") and value[1] in _KNOWN_ROLES
-    return is_role or value[0] in ("system", "user", "human", "assistant", "ai")
+    keys = dict(values)
+    is_one = keys.get("role", keys.get("from")) in _KNOWN_ROLES and bool({"content", "value"} & keys.keys())
+    return is_one or keys.keys() <= {"system", "user", "human", "assistant", "ai"}
 
 
 def _is_message(value: Any) -> bool:

@@ -135,7 +135,7 @@ class RowCounts:
                 self.repeated_once.add(number)
             elif befores[0] and befores[0] == befores[1]:
                 self.repeated_within.add(number)
-                if all(DIALOGUE.search(part) or turn_mark(part) for part in completions):
+                if all(each and _marks_turns(*each) for each in around):
                     self.dialogues.add(number)
         else:
             if any(message["role"] == "user" for part in completions for message in part):
@@ -157,6 +157,12 @@ class RowCounts:
         if row.is_conversational and isinstance(asked, str) and asked.strip() not in prompt:
             self.contradicted.add(number)
         count_unused(self.unused, raw, number, prompt, suspects)
+
+
+def _marks_turns(before: str, behind: str) -> bool:
+    """Whether the text around a prompt marks turns, one of them before it."""
+    mark = turn_mark(f"{before}x{behind}")
+    return mark is not None and mark in before
 
 
 def is_blank(part: Part) -> bool:

@@ -542,10 +542,13 @@ def _meaning(name: str, value: Any) -> Any:
         return {option: _number(text) for option, _, text in options}
     if name == "train_only" and isinstance(value, list):
         return {*value}
-    if name == "adapter" and isinstance(value, Mapping):  # its lists are of names and layers
-        given = {each: sorted(of, key=str) if isinstance(of, list) else of for each, of in value.items()}
-        return {each: of for each, of in given.items() if of not in _NOTHING}
+    if name == "adapter" and isinstance(value, Mapping):  # its lists of names are sets
+        return {each: {*of} if _are_names(of) else of for each, of in value.items() if of not in _NOTHING}
     return value
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
 
 
 def _number(text: str) -> float | str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.utils.generic import flatten_dict
 
 from ..distributed import local
 from ..forward.head import causal_model
@@ -47,8 +48,11 @@ def check_reference(trainer: MarginTrainer) -> None:
 
 
 def _place(weight: Tensor) -> int:
-    """Of its values in memory; 0 where there are none."""
-    return local(weight.detach()).untyped_storage().data_ptr()
+    """Of its values in memory; 0 where there are none, or none that can be seen."""
+    try:
+        return local(weight.detach()).data_ptr()
+    except RuntimeError:  # of several tensors, as quantized ones
+        return 0
 
 
 def _check_rows(trainer: MarginTrainer, reference: Any) -> None:
@@ -91,12 +95,13 @@ def _warn_of_another(model: Any, reference: nn.Module) -> None:
             "changed since (%s is one): to compare with the model as it is, " + _COPY,
             *(model.config.name_or_path, len(changed), len({**ours, **theirs}), changed[0]),
         )
-    before, now = config_of(reference), config_of(model)
-    names = [name for name in {**before, **now} if name != _OF_ITS_ROWS and before.get(name) != now.get(name)]
+    before, now = (flatten_dict(config_of(each)) for each in (reference, model))
+    names = [
+        name for name in {**before, **now} if before.get(name) != now.get(name) and not name.endswith(_OF_ITS_ROWS)
+    ]
     if names and not changed:
         logger.warning(
-            "the reference model was loaded from %s with another config: %s. To compare with the model as it is, %s, "
-            "or give the trainer the name of the model, and model_init_kwargs",
+            "the reference model was loaded from %s with another config: %s. To compare with the model as it is, %s",
             model.config.name_or_path,
             "; ".join(f"{name} {before.get(name)}, and the model's {now.get(name)}" for name in names),
             _COPY,

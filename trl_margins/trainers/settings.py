@@ -213,13 +213,24 @@ def _from_python(trainer: Any) -> list[Any]:
 _NOT_COMPUTED = (
     *("transformers_version", "architectures", "dtype", "torch_dtype", "use_cache", "_name_or_path"),
     *("initializer_range", "bos_token_id", "eos_token_id", "pad_token_id"),
+    *("output_hidden_states", "output_attentions", "return_dict", "keys_to_ignore_at_inference"),
+    *("id2label", "label2id", "problem_type", "task_specific_params"),
 )
 
 
 def config_of(model: Any) -> dict[str, Any]:
     """What of a model's config is not its class's default."""
     found = json.loads(json.dumps(causal_model(model).config.to_diff_dict(), default=str))
-    return redacted({name: value for name, value in found.items() if name not in _NOT_COMPUTED})
+    return redacted(_computed(found))
+
+
+def _computed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Also within the configs of a model's parts."""
+    return {
+        name: _computed(value) if isinstance(value, Mapping) else value
+        for name, value in config.items()
+        if name not in _NOT_COMPUTED
+    }
 
 
 def _types_of(model: Any) -> str:

@@ -29,6 +29,7 @@ from trl import DPOConfig
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from trl_margins import GapPOConfig, GapPOTrainer, MarginCPOConfig, MarginCPOTrainer, MarginDPOConfig, MarginDPOTrainer
+from trl_margins.trainers.reference_checks import _warn_of_another
 
 TRAINERS = {"cpo": (MarginCPOTrainer, MarginCPOConfig), "dpo": (MarginDPOTrainer, MarginDPOConfig)}
 
@@ -467,6 +468,14 @@ def test_a_model_that_was_loaded_with_another_config(tiny_model, tmp_path, caplo
     args = MarginDPOConfig(**quiet(output_dir=str(tmp_path), max_steps=1, model_init_kwargs={"rms_norm_eps": 0.1}))
     build("dpo", str(tiny_model), tmp_path, args=args)
     assert "reference model" not in caplog.text
+
+
+def test_a_reference_that_is_wrapped_is_not_compared(tiny_model, caplog):
+    """As DeepSpeed and FSDP do, by which all tensors have other names."""
+    _warn_of_another(load(tiny_model), torch.nn.Sequential(load(tiny_model, 0.1)))
+    assert not caplog.messages
+    _warn_of_another(load(tiny_model), load(tiny_model, 0.1))
+    assert "in 21 of 21 weight tensors it is not the model" in caplog.text
 
 
 def test_a_reference_in_the_memory_of_the_model(tiny_model, tmp_path):

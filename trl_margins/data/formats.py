@@ -56,7 +56,7 @@ def _apply(
     beside: Sequence[str],
 ) -> dict[str, Any]:
     made = transform({name: batch[name] for name in columns})
-    n, what = len(batch[columns[0]]), ""
+    n, what = len(next(iter(batch.values()))), ""
     if not isinstance(made, Mapping):
         what = f"a {type(made).__name__}"
     elif odd := [name for name, values in made.items() if not hasattr(values, "__len__") or isinstance(values, str)]:

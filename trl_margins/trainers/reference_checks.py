@@ -80,8 +80,8 @@ def _warn_of_another(model: Any, reference: nn.Module) -> None:
     """Where TRL has loaded the reference model from a folder, and the model has changed since it came from there."""
     theirs, ours = dict(reference.named_parameters()), dict(model.named_parameters())
     pairs = {name: (each, theirs[name]) for name, each in ours.items() if name in theirs}
-    if any(is_part(each) or each.is_meta for pair in pairs.values() for each in pair):
-        return
+    if not pairs or any(is_part(each) or each.is_meta for pair in pairs.values() for each in pair):
+        return  # DeepSpeed and FSDP wrap the reference model, and its tensors have other names
     changed = [
         name
         for name, (one, other) in pairs.items()

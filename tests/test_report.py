@@ -209,21 +209,16 @@ def test_a_line_that_was_cut_off_is_dropped(tmp_path, caplog):
 
 def test_bad_pair_logs_are_named(tmp_path):
     path = tmp_path / "pairs.csv"
-    path.write_text("step,weight\n1,2\n2,heavy\n")
-    with pytest.raises(ValueError, match=r"pairs\.csv, line 3, column 'weight': 'heavy' is not a number; correct the"):
-        read_pairs(path)
-    path.write_text("step,weight\n1,2\n2,2\n2,2\n1,2\n")
-    with pytest.raises(ValueError, match=r"pairs\.csv, pair 4: step 1 comes after step 2; a log holds one training"):
-        read_pairs(path)
-    path.write_text("step,weight\n1,inf\n2,3e38\n3,-1e39\n")
-    with pytest.raises(ValueError, match=r"pairs\.csv, line 4, column 'weight': '-1e39' is larger than any number of"):
-        read_pairs(path)
-    path.write_text("step,weight,weight\n1,2,3\n")
-    with pytest.raises(ValueError, match=r"pairs\.csv has the column 'weight' more than once"):
-        read_pairs(path)
-    path.write_text("")
-    with pytest.raises(ValueError, match=r"pairs\.csv has no column 'step' in its first line"):
-        read_pairs(path)
+    for text, said in (
+        ("step,weight\n1,2\n2,heavy\n", r", line 3, column 'weight': 'heavy' is not a number; correct the"),
+        ("step,weight\n1,2\n2,2\n2,2\n1,2\n", r", pair 4: step 1 comes after step 2; a log holds one training"),
+        ("step,weight\n1,inf\n2,3e38\n3,-1e39\n", r", line 4, column 'weight': '-1e39' is larger than any number of"),
+        ("step,weight,weight\n1,2,3\n", r" has the column 'weight' more than once"),
+        ("", r" has no column 'step' in its first line"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=rf"pairs\.csv{said}"):
+            read_pairs(path)
 
 
 def test_what_is_missing_is_named(tmp_path, caplog):

@@ -34,6 +34,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 from torch.distributions import Distribution
 
+from ..distributed import local
 from ..rows.tokenized import arrow_columns
 from ..terms import Term
 
@@ -244,6 +245,15 @@ def of_reference(model: Any, reference: Any) -> str | None:
 def is_part(weight: Tensor) -> bool:
     """Whether other processes have values of a weight tensor."""
     return isinstance(weight, DTensor) or hasattr(weight, "ds_id")
+
+
+def place_of(weight: Tensor) -> int:
+    """Where its values are in memory; 0 where there are none, as of a part that others have, or none to be seen."""
+    try:
+        here = local(weight.detach())
+        return here.data_ptr() if here.numel() else 0
+    except RuntimeError:  # of several tensors, as quantized ones
+        return 0
 
 
 def some_of(weight: Tensor, most: int) -> Tensor:

@@ -19,6 +19,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..probes.diagnostics import ANCHORS_FILE
 from ..recording.pair_log import PAIRS_FILE, RUN_FILE
+from ..rows.messages import is_list_of
 from .whole import damage_of, fault_of, is_whole, step_of
 
 logger = logging.getLogger(__name__)
@@ -543,12 +544,8 @@ def _meaning(name: str, value: Any) -> Any:
     if name == "train_only" and isinstance(value, list):
         return {*value}
     if name == "adapter" and isinstance(value, Mapping):  # its lists of names are sets
-        return {each: {*of} if _are_names(of) else of for each, of in value.items() if of not in _NOTHING}
+        return {each: {*of} if is_list_of(of, str) else of for each, of in value.items() if of not in _NOTHING}
     return value
-
-
-def _are_names(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(each, str) for each in value)
 
 
 def _number(text: str) -> float | str:

@@ -32,11 +32,13 @@ from transformers.trainer_utils import SaveStrategy, align_special_tokens
 from ..checks import shown
 from ..disk import is_of_the_disk, writing_to
 from ..distributed import local
+from ..forward.head import causal_model
 from ..forward.positions import positions_of, trained_positions
 from ..pairs import ROW
 from ..rows.tokenized import arrow_columns
 from ..rows.tokens import tokenizer_of
 from .base import MarginTrainer
+from .fingerprints import place_of
 from .loaded import why_not_loaded
 from .weights import broken_names
 
@@ -55,7 +57,7 @@ def check_before_training(trainer: MarginTrainer) -> None:
         ValueError: model, tokenizer, data and config do not fit each other; with what was found, and the fix.
         OSError: the output folder cannot be written to.
     """
-    model, limits = _base(trainer.model), TokenLimits.of(trainer)
+    model, limits = causal_model(trainer.model), TokenLimits.of(trainer)
     _check_kind(model, trainer)
     if is_peft_model(trainer.model):
         _check_adapter(trainer.model)
@@ -311,9 +313,9 @@ class TokenLimits:
     @classmethod
     def of(cls, trainer: MarginTrainer) -> TokenLimits:
         """Those of a trainer's models."""
-        models, reference = [_base(trainer.model)], getattr(trainer, "ref_model", None)
+        models, reference = [causal_model(trainer.model)], getattr(trainer, "ref_model", None)
         if reference is not None:
-            models.append(_base(trainer.accelerator.unwrap_model(reference)))
+            models.append(causal_model(reference))
         vocabularies = [rows for rows in map(embedding_rows, models) if rows is not None]
         is_smaller = len(vocabularies) == 2 and vocabularies[1] < vocabularies[0]
         return cls(
@@ -437,11 +439,6 @@ class TokenLimits:
         )
 
 
-def _base(model: Any) -> PreTrainedModel:
-    base: PreTrainedModel = model.get_base_model() if is_peft_model(model) else model
-    return base
-
-
 def embedding_rows(model: PreTrainedModel) -> int | None:
     embedding: Any = model.get_input_embeddings()
     while not isinstance(embedding, nn.Embedding):  # PEFT wraps those that it trains
@@ -531,7 +528,7 @@ def _check_ties(model: PreTrainedModel) -> None:
     tied = model.get_expanded_tied_weights_keys(all_submodels=True)
     names: dict[Any, list[str]] = {}
     for name, weight in model.named_parameters(remove_duplicate=False):
-        here = weight.data_ptr() if weight.numel() else 0  # sharded, the rest may be nothing, all at one place
+        here = place_of(weight)
         names.setdefault((here, weight.shape) if here else id(weight), []).append(name)
     for same in names.values():
         loose = [name for name in same if tied.get(name) not in same]

@@ -6,13 +6,12 @@ import logging
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers.utils.generic import flatten_dict
 
-from ..distributed import local
 from ..forward.head import causal_model
 from .base import MarginTrainer
-from .fingerprints import is_part, some_of
+from .fingerprints import is_part, place_of, some_of
 from .model_checks import check_weights, embedding_rows
 from .settings import config_of
 
@@ -37,9 +36,9 @@ def check_reference(trainer: MarginTrainer) -> None:
     check_weights(reference, "the reference model")
     if trainer.loads_reference:
         _warn_of_another(trainer.model, reference)
-    held = {_place(weight) for weight in reference.parameters()} - {0}
+    held = {place_of(weight) for weight in reference.parameters()} - {0}
     trained = {name: weight for name, weight in trainer.model.named_parameters() if weight.requires_grad}
-    if shared := [name for name, weight in trained.items() if _place(weight) in held]:
+    if shared := [name for name, weight in trained.items() if place_of(weight) in held]:
         raise ValueError(
             f"the reference model has {len(shared)} of the {len(trained)} weight tensors that train, {shared[0]} "
             "among them, and would change with the model: give it weights of its own (copy.deepcopy(model)), or "
@@ -47,23 +46,15 @@ def check_reference(trainer: MarginTrainer) -> None:
         )
 
 
-def _place(weight: Tensor) -> int:
-    """Of its values in memory; 0 where there are none, or none that can be seen."""
-    try:
-        return local(weight.detach()).data_ptr()
-    except RuntimeError:  # of several tensors, as quantized ones
-        return 0
-
-
 def _check_rows(trainer: MarginTrainer, reference: Any) -> None:
-    ours, theirs = (
-        embedding_rows(causal_model(trainer.accelerator.unwrap_model(each))) for each in (trainer.model, reference)
-    )
+    ours, theirs = (embedding_rows(causal_model(each)) for each in (trainer.model, reference))
     if ours and theirs and max(ours, theirs) > _ANOTHER_VOCABULARY * min(ours, theirs):
-        fix = "Use a reference model with the model's tokenizer, or leave ref_model out: it is then loaded from where "
-        fix += "the model is from"
-        if trainer.loads_reference:
-            fix = f"It was loaded from {trainer.model.config.name_or_path}, and the model has changed since: {_COPY}"
+        fix = (
+            f"It was loaded from {trainer.model.config.name_or_path}, and the model has changed since: {_COPY}"
+            if trainer.loads_reference
+            else "Use a reference model with the model's tokenizer, or leave ref_model out: it is then loaded from "
+            "where the model is from"
+        )
         raise ValueError(
             f"the model's vocabulary has {ours} tokens, and the reference model's {theirs}: the same numbers mean "
             f"other texts to it. {fix}"

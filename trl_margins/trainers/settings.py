@@ -143,8 +143,7 @@ _OF_ONE_RANK = ("local_rank", "logging_dir", "run_name", "log_level", "log_level
 _MADE = (
     *("weight", "margin", "reference", "evaluation_sets", "parts", "optimizer", "optimizer_arguments", "schedule"),
     *("schedule_arguments", "adapter", "trained_parameters", "weight_types", "attention", "experts"),
-    "reference_attention",
-    "precision",
+    *("reference_attention", "precision"),
 )
 
 

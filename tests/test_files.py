@@ -325,6 +325,8 @@ def test_a_key_that_few_rows_have(folder):
     assert [row["system"] for row in rows_of(folder)] == [None, None, None, "s", "s", None]
     write(folder, b__jsonl=LINE.replace("2.0", "2"))
     assert [row["system"] for row in rows_of(folder)] == [None, None, None, "s", None]
+    write(folder, a__jsonl=LINE.replace("2.0", "2"), b__jsonl=rare + LINE)  # of two types, too
+    assert [row["system"] for row in rows_of(folder)] == [None, "s", None]
 
 
 # Images, audio and video

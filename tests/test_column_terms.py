@@ -334,6 +334,9 @@ class TestValues:
         for name in (5, b"x"):
             with pytest.raises(TypeError, match=f"the name of the term Odd is {name!r}: give it a text"):
                 type("Odd", (Term,), {"name": name})
+        nameless = type("Odd", (Named,), {"name": None})(1.0)  # as a class that others inherit from
+        with pytest.raises(TypeError, match=r"the weight None is not a Term: .* give it a name"):
+            simpo(weight=nameless)
 
     @pytest.mark.parametrize(
         ("changes", "said"),

@@ -33,6 +33,7 @@ from trl_margins import (
     GapPOConfig,
     GapPOTrainer,
     MarginCPOConfig,
+    MarginCPOTrainer,
     MarginDPOConfig,
     MarginDPOTrainer,
     Term,
@@ -177,6 +178,57 @@ def test_a_custom_weight_has_the_mean_of_the_window_too(tiny_model, tokenizer, t
     trainer.args.num_train_epochs = 1
     trainer.train()
     assert weights_of(tmp_path) == pytest.approx([n / 4 for n in (1, 2, 3, 4, 5, 9)])
+
+
+def test_the_mean_of_values_of_another_kind(tiny_model, tokenizer, tmp_path):
+    class Listed(Term):
+        name = "listed"
+        columns = ("agreement",)
+        found: Any = [1.0, 2.0]
+
+        def averaged(self, columns):
+            return self.found
+
+        def __call__(self, view: PairView):
+            return torch.ones_like(view.reward_gap)
+
+    rows = preference_rows(2).add_column("agreement", [1.0, 2.0])
+    for found, said in (
+        ([1.0, 2.0], "averaged of term 'listed' returned a list, expected a tensor"),
+        (torch.ones(3), r"averaged of term 'listed' returned shape \(3,\), expected \(2,\)"),
+    ):
+        Listed.found = found
+        config = MarginCPOConfig(**quiet(output_dir=str(tmp_path), per_device_train_batch_size=2))
+        trainer = MarginCPOTrainer(
+            load(tiny_model), config, train_dataset=rows, processing_class=tokenizer, weight_term=Listed()
+        )
+        with pytest.raises((TypeError, ValueError), match=said):
+            trainer.train()
+
+
+def test_a_negative_weight_is_said(tiny_model, tokenizer, tmp_path, caplog):
+    class Constant(Term):
+        name = "constant"
+
+        def __init__(self, value: float) -> None:
+            self.value = value
+
+        def __call__(self, view: PairView):
+            return torch.full_like(view.reward_gap, self.value)
+
+    for value in (0.0, -1.0):
+        caplog.clear()
+        config = MarginCPOConfig(**quiet(output_dir=str(tmp_path), max_steps=3, logging_steps=1))
+        trainer = MarginCPOTrainer(
+            load(tiny_model),
+            config,
+            train_dataset=preference_rows(8),
+            processing_class=tokenizer,
+            weight_term=Constant(value),
+        )
+        trainer.train()
+        said = [line for line in caplog.messages if "trained towards its rejected completion" in line]
+        assert [line.split(":")[0] for line in said] == (["weights/min is -1"] if value < 0 else [])
 
 
 def pair_log(folder: Path) -> list[dict[str, str]]:

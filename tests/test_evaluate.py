@@ -639,7 +639,16 @@ def test_scores_of_lists_by_name():
         ([{"text": "a"}], "an evaluation set has chosen and rejected, or prompt, responses, scores"),
         ([{"prompt": "a", "responses": ["x", "y"], "scores": [1.0]}], "row 0 of here: 2 responses and 1 scores"),
         ([{"prompt": "a", "responses": ["x"], "scores": [math.nan]}], "row 0 of here, response 0: the score nan"),
-        ([{"prompt": "a", "chosen": ["x"], "rejected": ["x"]}], "chosen has 1 completions, RM-Bench has 3"),
+        (
+            [{"prompt": "a", "chosen": ["x"], "rejected": ["x"]}],
+            "chosen is a list of 1 texts. RM-Bench's rows have lists of 3",
+        ),
+        ([{"prompt": "a", "chosen": ["x"], "rejected": "x"}], "chosen is a list of 1 texts. RM-Bench's"),
+        ([{"prompt": "a", "chosen": ["x"] * 3, "rejected": "xyz"}], "row 0: rejected is 'xyz'. RM-Bench's"),
+        (
+            [{"prompt": "a", "response_0": "b", "response_1": "c", "better_response_id": None}],
+            "here: none of the 1 lists can be measured, for the reasons that the log has",
+        ),
     ],
 )
 def test_what_is_no_evaluation_set(rows, message):

@@ -676,6 +676,8 @@ DEEP = '{"prompt": "a \\\\", "more": ' + "[" * 200_000 + "]" * 200_000 + "}\n"
         ("x.jsonl", '{"a": 1}\n{"a" 1}\n', "x.jsonl, line 2: not JSON"),
         ("x.csv", "\n \n", "x.csv has no columns: its first line is their names"),
         ("x.csv", "a\0b,c\n1,2\n", r"x.csv: the column 'a\\x00b' has a NUL in its name"),
+        ("x.csv", "sep=;\nprompt;chosen\na;b\n", "x.csv, line 1: Excel's line 'sep=', which is no header: remove it"),
+        ("x.csv", "My data,,\nprompt,chosen,rejected\na,b,c\n", "the column '' more than once: give each a name, or"),
         ("x.json", "12", "x.json: not a list of rows, nor one row per line"),
     ],
     ids=[
@@ -687,6 +689,8 @@ DEEP = '{"prompt": "a \\\\", "more": ' + "[" * 200_000 + "]" * 200_000 + "}\n"
         "a broken line",
         "blanks",
         "NUL",
+        "Excel's delimiter",
+        "a title",
         "a number",
     ],
 )

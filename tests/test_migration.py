@@ -563,6 +563,8 @@ def test_a_file_of_ours_stays_as_it_is():
         ({"alpha": 0.6, "loss_type": "rrhf"}, "alpha: 0.6: several"),
         ({"alpha": 0.6, "gamma": 1.0, "run_name": "x-alpha-dpo"}, r"but the name of the run \(alpha-dpo\) says"),
         ({"loss_type": "tdpo"}, "loss_type: tdpo: the package does not have this objective"),
+        ({"loss_type": "dpo"}, "^(?!.*trainer_type).*loss_type: dpo: the package does not have this objective"),
+        ({"trainer_type": "other"}, "^(?!.*loss_type).*trainer_type: other: the package does not have this objective"),
         ({"trainer_type": "dpo", "loss_type": "b-dpo", "tau": "x"}, "tau: x is not a number"),
         ({"rpo_alpha": 1.0, "loss_type": ["sigmoid", "sft"]}, "rpo_alpha: 1.0 beside loss_weights or loss_type sft"),
         ({"trainer_type": "simpo", "loss_type": "cpo"}, "does not have this objective"),

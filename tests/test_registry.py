@@ -561,8 +561,11 @@ def test_a_method_by_its_name_is_not_guessed(name, meant):
         ({"options": ("tilt",)}, r"the link 'odd' has the options \('tilt',\): give"),
         ({"columns": "agreement"}, "the link 'odd' has columns='agreement': give a tuple of names"),
         ({"columns": None}, "the link 'odd' has columns=None: give a tuple of names"),
+        ({"name": " "}, "a link is called ' ': give it a name, for loss_type"),
+        ({"name": None}, "a link is called None: give it a name"),
+        ({"function": 3}, "the function of the link 'odd' is 3: give one of LossInputs"),
     ],
 )
 def test_parts_of_a_link_of_another_kind(options, said):
     with pytest.raises(TypeError, match=said):
-        Link("odd", lambda x: x.reward_gap, **options)
+        Link(**{"name": "odd", "function": lambda x: x.reward_gap, **options})

@@ -190,7 +190,8 @@ NUMBERS: Mapping[str, Number] = MappingProxyType(
             ("anchor_radius", "anchor_keep_graphs", "anchor_diagnostics", "sam_radius", "cpo_alpha", "ef_sample"),
             _NOT_NEGATIVE,
         ),
-        **dict.fromkeys(("learning_rate", "warmup_steps", "weight_decay", "max_grad_norm"), _NOT_NEGATIVE),
+        **dict.fromkeys(("learning_rate", "warmup_steps", "weight_decay"), _NOT_NEGATIVE),
+        "max_grad_norm": Number(least=0, also=math.inf, optional=True),  # with infinity, the norm is logged alone
         "adam_epsilon": Number(least=1e-38),  # else 0 / 0 where a gradient is 0, in float32
         **dict.fromkeys(("logging_steps", "eval_steps", "save_steps", "eval_delay"), _NOT_NEGATIVE),
         **dict.fromkeys(("dataloader_num_workers", "neftune_noise_alpha", "router_aux_loss_coef"), _NOT_NEGATIVE),
@@ -283,7 +284,7 @@ class Takes:
         if self.number is not None:
             self.number.check(self.name, value)
             most = _MOST.get(self.name, _LARGEST)
-            if value is not None and abs(value) > most:
+            if value not in (None, self.number.also) and abs(value) > most:
                 bound = f"at most {most:,}" if value > 0 else f"at least {-most:,}"
                 raise ValueError(f"{self.name} must be {bound}; it is {shown(value)}")
         elif self.choices and value not in self.choices:
@@ -379,7 +380,7 @@ def options_of(cls: Any) -> Mapping[str, Takes]:
         number = None
         if kinds & {int, float} and not kinds & {str, bool}:
             row = NUMBERS.get(item.name, Number())
-            number = replace(row, whole=float not in kinds, optional=NoneType in kinds)
+            number = replace(row, whole=float not in kinds, optional=row.optional or NoneType in kinds)
         found[item.name] = Takes(item.name, tuple(kinds), choices, number)
     return MappingProxyType(found)
 

@@ -380,6 +380,18 @@ def kept_pairs(kind: str, term: Term, columns: Mapping[str, Tensor]) -> Tensor |
     return kept
 
 
+def averaged_values(term: Term, columns: Mapping[str, Tensor]) -> Tensor | None:
+    """[B] what a term wants the mean of over the optimizer's batch; None: nothing."""
+    what = f"averaged of term {term.name!r}"
+    with of_part(what, term):
+        found = term.averaged(columns)
+    if found is None:
+        return None
+    if not columns:
+        raise ValueError(f"{what} returned values, and the term names no columns that they could be of")
+    return _checked(what, found, next(iter(columns.values())))
+
+
 def _scores(reward: Reward, pairs: PairLogps) -> tuple[Tensor, Tensor]:
     what = f"reward {reward.name!r}"
     with of_part(what, reward):

@@ -419,7 +419,7 @@ def _fork(written: Mapping[str, Any]) -> Project:
             implied = {"method": "kto-pair", "base": "dpo", **ratio}
             remark = "the loss of a pair is the sum over its completions, in its code their mean"
         case _:
-            said = f"trainer_type: {trainer} with loss_type: {loss}"
+            said = " with ".join(f"{key}: {written[key]}" for key in ("trainer_type", "loss_type") if written.get(key))
             per_token = "Its NLL is a mean per completion: --method orpo or cpo has one per token."
             raise _unsupported(said, per_token if loss in ("orpo", "cpo") else "")
     if trainer == "dpo" and loss not in ("gm-dpo", "alpha-dpo", "simpo"):

@@ -144,8 +144,11 @@ def _check_table(file: Path, first: int | None) -> None:
             if not any(map(str.strip, names)):
                 raise ValueError(f"{file.name} has no columns: its first line is their names")
             number = rows.line_num
+            if names[0].lower().startswith("sep=") and len(names) <= 2:
+                raise ValueError(f"{file.name}, line {number}: Excel's line 'sep=', which is no header: remove it")
             if twice := [name for name, count in Counter(names).items() if count > 1]:
-                raise ValueError(f"{file.name}: its header has the column {twice[0]!r} more than once: rename one")
+                fix = "rename one" if twice[0].strip() else "give each a name, or remove the line if it is no header"
+                raise ValueError(f"{file.name}: its header has the column {twice[0]!r} more than once: {fix}")
             if names[0].startswith("\ufeff"):
                 raise ValueError(f"{file.name} begins with a byte-order mark twice: remove one, or both")
             if odd := [name for name in names if "\0" in name]:

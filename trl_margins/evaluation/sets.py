@@ -10,6 +10,7 @@ from typing import Literal
 
 from datasets import Dataset, Value
 
+from ..checks import shown
 from ..rows import PreferenceRow, open_rows
 from ..rows.form import COMPLETIONS, refuse_images
 from ..rows.list_forms import FORMS, list_form
@@ -75,7 +76,7 @@ def evaluation_set(
         if as_chat:
             logger.info("%s: texts are turns of a chat, for the model's template", name)
         lists = ScoredLists.of(dataset, name, score_columns, prompt_column, system_column, as_chat, strict=True)
-        return _listwise(lists, name)
+        return _listwise(lists, name, len(dataset))
     if not {"chosen", "rejected"} <= columns:
         raise ValueError(
             f"{name}: its columns are {sorted(columns)}; an evaluation set has chosen and rejected, or {FORMS}"
@@ -134,8 +135,10 @@ def _as_messages(row: Mapping[str, str]) -> dict[str, list[Message]]:
     return {"prompt": says("user", row["prompt"])} | {side: says("assistant", row[side]) for side in COMPLETIONS}
 
 
-def _listwise(lists: ScoredLists, name: str) -> EvaluationSet:
+def _listwise(lists: ScoredLists, name: str, n: int) -> EvaluationSet:
     found = [each.distinct() for each in lists]  # an answer is no better than itself
+    if not found:
+        raise ValueError(f"{name}: none of the {n} lists can be measured, for the reasons that the log has")
     rows = [PreferenceRow(each.prompt, each.responses, each.template) for each in found]
     if blank := [each.row for each in found for part in each.responses if is_blank(part)]:
         logger.warning(
@@ -150,9 +153,12 @@ def _rm_bench(dataset: Dataset, name: str, as_chat: bool, source: str) -> Evalua
     rows, domains = [], []
     for i, raw in enumerate(dataset.to_list()):
         for side in COMPLETIONS:
-            if len(raw[side]) != len(STYLES):
+            texts = raw[side]
+            if not is_list_of(texts, str) or len(texts) != len(STYLES):
+                found = f"a list of {len(texts)} texts" if is_list_of(texts, str) else shown(texts)
                 raise ValueError(
-                    f"{name}, row {i}: {side} has {len(raw[side])} completions, RM-Bench has {len(STYLES)}"
+                    f"{name}, row {i}: {side} is {found}. RM-Bench's rows have lists of {len(STYLES)} texts; of a "
+                    "pair, each completion is text, in no list"
                 )
         prompt = says("user", raw["prompt"]) if as_chat else raw["prompt"]
         rows.append(row_of(prompt, [*raw["chosen"], *raw["rejected"]], f"row {i} of {name}", {}))

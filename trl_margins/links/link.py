@@ -113,8 +113,12 @@ class Link:
     def __post_init__(self) -> None:
         """
         Raises:
-            TypeError: columns or options of another kind.
+            TypeError: a name, a function, columns or options of another kind.
         """
+        if not isinstance(self.name, str) or not self.name.strip():
+            raise TypeError(f"a link is called {self.name!r}: give it a name, for loss_type")
+        if not callable(self.function):
+            raise TypeError(f"the function of the link {self.name!r} is {self.function!r:.80}: give one of LossInputs")
         if not isinstance(self.columns, tuple | list) or not all(isinstance(name, str) for name in self.columns):
             raise TypeError(f"the link {self.name!r} has columns={self.columns!r}: give a tuple of names")
         are_pairs = all(isinstance(each, tuple) and len(each) == 2 for each in self.options)

@@ -311,7 +311,10 @@ def problem_of(value: Any) -> str | None:
     if problem := _not_finite(value):
         return problem
     if abs(as_number(value)) > LARGEST_SCORE:
-        return f"is too large to train with (more than {LARGEST_SCORE:g}): divide the column, or drop the row"
+        return (
+            f"is too large to train with (more than {LARGEST_SCORE:g}): divide the column, subtract one number from "
+            "all scores, or drop the row"
+        )
     return None
 
 

@@ -35,7 +35,7 @@ class Term(ABC):
         super().__init_subclass__(**kwargs)
         if not isinstance(getattr(cls, "name", ""), str | None):
             raise TypeError(f"the name of the term {cls.__name__} is {cls.name!r}: give it a text")
-        if "name" in vars(cls) and "option_prefix" not in vars(cls):
+        if isinstance(vars(cls).get("name"), str) and "option_prefix" not in vars(cls):
             cls.option_prefix = option_prefix(cls.name)
 
     @classmethod

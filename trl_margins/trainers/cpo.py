@@ -108,7 +108,7 @@ class MarginCPOTrainer(MarginMixin, CPOTrainer):
         if self.generate_during_eval:
             raise ValueError("generate_during_eval=True needs max_length, at which generation ends")
         vars(self)["max_length"] = None  # it is read once
-        logger.warning("max_length=None: no pair is cut, also where it is longer than CPOTrainer's 512 tokens")
+        logger.warning("max_length=None: no pair is cut; the 512 tokens of which CPOTrainer warns are not used here")
 
     @property
     def _has_cpo_tokens(self) -> bool:

@@ -94,6 +94,19 @@ def warn_of_schedule(args: Any, scheduler: Any, first: int, last: int) -> None:
         )
 
 
+def warn_of_negative(metrics: Mapping[str, float]) -> bool:
+    """Whether the logged metrics have a weight below 0, which is said."""
+    for name, value in metrics.items():
+        if name.startswith("weights/") and name.endswith("/min") and value < 0:
+            logger.warning(
+                "%s is %.3g: a pair with a negative weight is trained towards its rejected completion. If that is not "
+                "intended, let the weight be at least 0",
+                *(name, value),
+            )
+            return True
+    return False
+
+
 def optimizer_name(optimizer: Any) -> str:
     """Of the optimizer itself, without accelerate's wrapper."""
     return type(getattr(optimizer, "optimizer", optimizer)).__name__

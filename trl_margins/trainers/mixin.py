@@ -53,7 +53,7 @@ from .evaluations import EvaluationMixin
 from .finite import FiniteSteps, without_neighbours
 from .folder import make_folder
 from .interrupts import InterruptsMixin
-from .learning import TakesSteps
+from .learning import TakesSteps, warn_of_negative
 from .loaded import whole_weights
 from .model_checks import TokenLimits, check_one_device, refusing_what_cannot_write
 from .objectives import objective_of
@@ -108,6 +108,7 @@ class MarginMixin(EvaluationMixin, CardMixin, PushMixin, InterruptsMixin, Checkp
 
     _method: Method | None = None
     _pair_log: PairLog | None = None
+    _said_negative = False  # of negative weights
     _logs: Sequence[PairLog] = ()  # it, and what the probes log
     loads_reference = False  # from where the model is from
     _plain_head_will_do = True
@@ -424,6 +425,8 @@ class MarginMixin(EvaluationMixin, CardMixin, PushMixin, InterruptsMixin, Checkp
         if self.is_complete and "train_runtime" in logs:  # of a resumed run with no step left: nothing was trained
             return
         logs.update(metrics)
+        if self._mode == "train":
+            self._said_negative = self._said_negative or warn_of_negative(metrics)
         for log in self._logs:
             log.flush(self.accelerator)
             log.drain()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..distributed import fsdp_modules
 from ..forward.checkpointing import checkpointing_kwargs
 from ..forward.shared_rows import packed, shared_rows, width_step
-from ..objective import of_part
+from ..objective import averaged_values
 from ..pairs import CACHED, CARRIED, SHARED, PairLogps, one_pair, with_columns
 from .base import MarginTrainer
 from .collator import StandardRows
@@ -61,8 +61,7 @@ class WindowMixin(MarginTrainer, ABC):
     def _with_batch_means(self, batches: list) -> list:
         """The mini-batches, with the means over all of them and over all ranks that the terms need."""
         for term in self.objective.terms:
-            with of_part(f"averaged of term {term.name!r}", term):
-                values = [term.averaged(batch.get(CARRIED, {})) for batch in batches]
+            values = [averaged_values(term, batch.get(CARRIED, {})) for batch in batches]
             known = [value for value in values if value is not None]
             if not known:
                 continue

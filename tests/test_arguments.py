@@ -470,8 +470,18 @@ def test_a_model_that_was_loaded_with_another_config(tiny_model, tmp_path, caplo
     assert "reference model" not in caplog.text
 
 
-def test_a_reference_that_is_wrapped_is_not_compared(tiny_model, caplog):
-    """As DeepSpeed and FSDP do, by which all tensors have other names."""
+def test_a_reference_that_is_wrapped(tiny_model, tmp_path, caplog):
+    """By which all tensors have other names."""
+    how = {"torch_compile": True, "torch_compile_backend": "aot_eager"}
+    args = MarginDPOConfig(**quiet(output_dir=str(tmp_path), max_steps=1, **how))
+    trainer = build("dpo", load(tiny_model), tmp_path, args=args)
+    assert next(iter(dict(trainer.ref_model.named_parameters()))).startswith("_orig_mod.")
+    assert "is not the model" not in caplog.text
+    model = load(tiny_model)
+    model.model.norm.weight.data[3] += 0.1
+    build("dpo", model, tmp_path, args=args)
+    assert "in 1 of 21 weight tensors it is not the model" in caplog.text
+    caplog.clear()
     _warn_of_another(load(tiny_model), torch.nn.Sequential(load(tiny_model, 0.1)))
     assert not caplog.messages
     _warn_of_another(load(tiny_model), load(tiny_model, 0.1))

@@ -153,7 +153,7 @@ COLUMNS = [
     Case("named scores that are not there", texts, r"score_columns names \['quality'\].*only the columns",
          options={"score_columns": ["quality"]}),
     Case("a mark of flipped labels without a value", lambda: one(each(texts(), is_flipped=True), is_flipped=None),
-         f"column 'is_flipped', row 1 of the train data set: the value None is None: {DROP}"),
+         "column 'is_flipped', row 1 of the train data set: the value None is None: fill it with 0, or remove the"),
 ]  # fmt: skip
 
 SCORES = [

@@ -139,6 +139,7 @@ def test_ordinary_names_stay_readable():
     assert inline("HuggingFaceH4/zephyr_7b-beta v1.0") == "HuggingFaceH4/zephyr_7b-beta v1.0"
     assert inline([True, None, 1e-6, 0.1 + 0.2, {"b", "a"}]) == "on, –, 1e-06, 0.3, a, b"
     assert inline([f"p{i}" for i in range(20)]).endswith("p11, … (20 in all)")
+    assert inline([f"p{i}" for i in range(12)]).endswith("p10, p11")
 
 
 @pytest.mark.parametrize("text", ["```\n# out\n```", "````", "a\r\n\x00b\n    c", "~~~\n<b>"])

@@ -318,7 +318,7 @@ class TestValues:
             ({"columns": None}, "the weight 'focal' has columns=None: give a tuple of names"),
             ({"probes": (1,)}, r"the weight 'focal' has probes=\(1,\): give a tuple of names"),
             ({"column_minimum": "0"}, "column_minimum of the weight 'focal'"),
-            ({"name": 5}, "the weight 5 is not a Term: let its class inherit"),
+            ({"name": 5}, "the weight Named has no name: give its class one"),
             ({"name": "a,b"}, "the weight is called 'a,b': logs and checkpoints need a name without commas"),
             ({"name": "a/b"}, "the weight is called 'a/b': logs"),
             ({"name": ""}, "the weight is called '': logs"),
@@ -335,7 +335,7 @@ class TestValues:
             with pytest.raises(TypeError, match=f"the name of the term Odd is {name!r}: give it a text"):
                 type("Odd", (Term,), {"name": name})
         nameless = type("Odd", (Named,), {"name": None})(1.0)  # as a class that others inherit from
-        with pytest.raises(TypeError, match=r"the weight None is not a Term: .* give it a name"):
+        with pytest.raises(TypeError, match="the weight Odd has no name: give its class one, as name = 'focus'"):
             simpo(weight=nameless)
 
     @pytest.mark.parametrize(
@@ -363,7 +363,7 @@ class TestValues:
         with pytest.raises((TypeError, ValueError), match=r"^keeps of margin 'focal' returned"):
             kept_pairs("margin", Keeps(1.0), {"agreement": torch.ones(4)})
         with pytest.raises(
-            ValueError, match=r"^keeps of margin 'focal' returned a mask, and the term names no columns"
+            ValueError, match=r"^keeps of margin 'focal' returned values, and the term names no columns"
         ):
             kept_pairs("margin", Keeps(1.0), {})
 

@@ -187,7 +187,8 @@ def test_the_mean_of_values_of_another_kind(tiny_model, tokenizer, tmp_path):
         found: Any = [1.0, 2.0]
 
         def averaged(self, columns):
-            return self.found
+            of_some = columns["agreement"] if columns["agreement"][0] == 1 else None
+            return of_some if self.found is None else self.found
 
         def __call__(self, view: PairView):
             return torch.ones_like(view.reward_gap)
@@ -195,10 +196,12 @@ def test_the_mean_of_values_of_another_kind(tiny_model, tokenizer, tmp_path):
     rows = preference_rows(2).add_column("agreement", [1.0, 2.0])
     for found, said in (
         ([1.0, 2.0], "averaged of term 'listed' returned a list, expected a tensor"),
-        (torch.ones(3), r"averaged of term 'listed' returned shape \(3,\), expected \(2,\)"),
+        (None, "averaged of term 'listed' returned None for some mini-batches, not for all"),
+        (torch.ones(3), r"averaged of term 'listed' returned shape \(3,\), expected \(1,\)"),
     ):
         Listed.found = found
-        config = MarginCPOConfig(**quiet(output_dir=str(tmp_path), per_device_train_batch_size=2))
+        sizes = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
+        config = MarginCPOConfig(**quiet(output_dir=str(tmp_path), **sizes))
         trainer = MarginCPOTrainer(
             load(tiny_model), config, train_dataset=rows, processing_class=tokenizer, weight_term=Listed()
         )
@@ -227,8 +230,8 @@ def test_a_negative_weight_is_said(tiny_model, tokenizer, tmp_path, caplog):
             weight_term=Constant(value),
         )
         trainer.train()
-        said = [line for line in caplog.messages if "trained towards its rejected completion" in line]
-        assert [line.split(":")[0] for line in said] == (["weights/min is -1"] if value < 0 else [])
+        said = [line for line in caplog.messages if "a negative weight" in line]
+        assert [line.split(" (")[0] for line in said] == (["a pair has the weight -1"] if value < 0 else [])
 
 
 def pair_log(folder: Path) -> list[dict[str, str]]:

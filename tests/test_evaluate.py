@@ -632,6 +632,16 @@ def test_scores_of_lists_by_name():
     assert evaluation_set(rows, "lists", ["theirs"]).scores == [[1.0, 2.0]]
 
 
+@pytest.mark.parametrize("images", [[], None])
+def test_text_among_rows_with_images(images):
+    """A set with a column of images, of which no row has one, is a set of text, as in training."""
+    rows = [{"prompt": "a", "chosen": "b", "rejected": "c", "images": images}] * 2
+    assert evaluation_set(Dataset.from_list(rows), "here").kind == "pairs"
+    rows[1] = {**rows[1], "images": ["x.png"]}
+    with pytest.raises(ValueError, match="by their text alone, and there is the column 'images'"):
+        evaluation_set(Dataset.from_list(rows), "here")
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
@@ -647,7 +657,7 @@ def test_scores_of_lists_by_name():
         ([{"prompt": "a", "chosen": ["x"] * 3, "rejected": "xyz"}], "row 0: rejected is 'xyz'. RM-Bench's"),
         (
             [{"prompt": "a", "response_0": "b", "response_1": "c", "better_response_id": None}],
-            "here: none of the 1 lists can be measured, for the reasons that the log has",
+            "here: there is nothing to measure: ",
         ),
     ],
 )

@@ -816,6 +816,23 @@ def test_a_folder_in_the_place_of_a_file(name, tmp_path):
     check_links(tmp_path)
 
 
+def test_links_to_checkpoints_stay(tiny_model, tmp_path, caplog):
+    """One that was moved to another disk, and what names the last one for others."""
+    out = tmp_path / "out"
+    build(tiny_model, out, max_steps=2, save_steps=2).train()
+    shutil.move(out / "checkpoint-2", tmp_path / "elsewhere")
+    (out / "checkpoint-2").symlink_to(tmp_path / "elsewhere")
+    (out / "checkpoint-last").symlink_to("checkpoint-2")
+    trainer = build(tiny_model, out, max_steps=4, save_steps=2)
+    trainer.train(resume_from_checkpoint=True)
+    trainer.save_model()
+    assert trainer.state.global_step == 4
+    assert (out / "checkpoint-2").is_symlink()
+    assert (out / "checkpoint-last").is_symlink()
+    assert (out / "checkpoint-4" / "trainer_state.json").exists()
+    assert "takes its place" not in caplog.text
+
+
 def test_a_link_that_comes_later_is_replaced(tiny_model, tmp_path, elsewhere):
     """After hours of training, an error would cost the model."""
     out = tmp_path / "out"
@@ -878,9 +895,9 @@ def test_the_folder_itself_may_be_a_link(tiny_model, tmp_path, caplog):
 
 def test_a_file_that_the_run_reads_is_not_moved(train, tmp_path):
     train("--max_steps", "1")
-    rows = tmp_path / "out" / "checkpoint-rows.jsonl"
+    rows = tmp_path / "out" / "checkpoint-1.jsonl"
     preference_rows(4).to_json(rows)
-    with pytest.raises(ValueError, match=r"checkpoint-rows\.jsonl is in output_dir .* would be moved"):
+    with pytest.raises(ValueError, match=r"checkpoint-1\.jsonl is in output_dir .* would be moved"):
         train("--max_steps", "1", "--dataset_name", str(rows), "--overwrite_output_dir")
     assert rows.exists()
 

@@ -468,6 +468,18 @@ def test_lists_of_others(form, folder, tmp_path, caplog):
         assert of_models[pair["chosen_model"]] == best
 
 
+def test_dialogues_in_text(folder, tmp_path):
+    """As HH has them: the blank between the mark and the answer is no part of the turn."""
+    texts = ["yes", "no"]
+    dialogues = [f"\n\nHuman: a cat? \n\nAssistant: {text}" for text in texts]
+    data = write(tmp_path / "hh.jsonl", [dict(zip(("chosen", "rejected"), dialogues, strict=True))])
+    out = tmp_path / "scored.jsonl.gz"
+    assert main(["score", data, "--reward_model", folder, "--dtype", "float32", "--out", str(out)]) == 0
+    (row,) = read(out)
+    scores = [alone(folder, user_says("a cat?") + bot_says(text)) for text in texts]
+    assert [row["score_chosen"], row["score_rejected"]] == pytest.approx(scores, abs=1e-5)
+
+
 def test_a_list_without_answers_has_no_scores(folder, tmp_path):
     """As some rows of UltraFeedback."""
     rows = [{"instruction": "a cat?", "completions": some} for some in ([{"response": "yes"}], [])]

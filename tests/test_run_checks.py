@@ -104,8 +104,6 @@ def test_numbers(name, values):
             "warmup_steps: 0",
             "warmup_steps: 0.1",
             "max_grad_norm: 0",
-            "max_grad_norm: null",
-            "max_grad_norm: .inf",
             "dataloader_num_workers: 0",
             "save_total_limit: 0",
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 
 import pytest
@@ -42,6 +43,17 @@ def merging_tokenizer(base) -> PreTrainedTokenizerFast:
         eos_token="</s>",
         chat_template=base.chat_template,
     )
+
+
+def test_cpos_tokens_of_empty_prompts(tiny_model, tokenizer, tmp_path):
+    """Some have tokens, some have none: without a token that begins them."""
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.bos_token = None
+    rows = Dataset.from_list([{"prompt": each, "chosen": "abc", "rejected": "def"} for each in ("x ", "", "y ")])
+    theirs = trainer_of(CPOTrainer, CPOConfig, tiny_model, rows, tokenizer, tmp_path)
+    ours = trainer_of(MarginCPOTrainer, MarginCPOConfig, tiny_model, rows, tokenizer, tmp_path, tokenization="cpo")
+    assert rows_of(ours, CPO) == rows_of(theirs, CPO)
+    assert [len(row["prompt_input_ids"]) for row in rows_of(ours, CPO)] == [2, 0, 2]
 
 
 def rows_of(trainer, names):

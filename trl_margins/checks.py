@@ -37,13 +37,15 @@ class Number:
     also: float | None = None  # a value out of bounds with a meaning of its own
     whole: bool = False
     optional: bool = False  # None is one of the values
+    meaning: str = ""  # of a value that people look for
 
     def __str__(self) -> str:
         bounds = {"above": self.above, "at least": self.least, "at most": self.most, "below": self.below}
         said = " and ".join(f"{words} {bound:.10g}" for words, bound in bounds.items() if bound is not None)
         kind = "a whole number" if self.whole else "a number" if said else "a finite number"
         also = "" if self.also is None else f", or {self.also:g}"
-        return kind + (f", {said}" if said else "") + also + (", or None" if self.optional else "")
+        said = kind + (f", {said}" if said else "") + also + (", or None" if self.optional else "")
+        return said + (f" ({self.meaning})" if self.meaning else "")
 
     def check(self, name: str, value: Any) -> None:
         """
@@ -191,7 +193,7 @@ NUMBERS: Mapping[str, Number] = MappingProxyType(
             _NOT_NEGATIVE,
         ),
         **dict.fromkeys(("learning_rate", "warmup_steps", "weight_decay"), _NOT_NEGATIVE),
-        "max_grad_norm": Number(least=0, also=math.inf, optional=True),  # with infinity, the norm is logged alone
+        "max_grad_norm": Number(least=0, meaning="0 clips nothing"),
         "adam_epsilon": Number(least=1e-38),  # else 0 / 0 where a gradient is 0, in float32
         **dict.fromkeys(("logging_steps", "eval_steps", "save_steps", "eval_delay"), _NOT_NEGATIVE),
         **dict.fromkeys(("dataloader_num_workers", "neftune_noise_alpha", "router_aux_loss_coef"), _NOT_NEGATIVE),
@@ -284,7 +286,7 @@ class Takes:
         if self.number is not None:
             self.number.check(self.name, value)
             most = _MOST.get(self.name, _LARGEST)
-            if value not in (None, self.number.also) and abs(value) > most:
+            if value is not None and abs(value) > most:
                 bound = f"at most {most:,}" if value > 0 else f"at least {-most:,}"
                 raise ValueError(f"{self.name} must be {bound}; it is {shown(value)}")
         elif self.choices and value not in self.choices:
@@ -380,7 +382,7 @@ def options_of(cls: Any) -> Mapping[str, Takes]:
         number = None
         if kinds & {int, float} and not kinds & {str, bool}:
             row = NUMBERS.get(item.name, Number())
-            number = replace(row, whole=float not in kinds, optional=row.optional or NoneType in kinds)
+            number = replace(row, whole=float not in kinds, optional=NoneType in kinds)
         found[item.name] = Takes(item.name, tuple(kinds), choices, number)
     return MappingProxyType(found)
 

@@ -328,11 +328,10 @@ def _check_term(kind: str, term: Term) -> None:
         raise TypeError(f"the {kind} is a name: {kind}={term!r} belongs in the config. {fix}")
     if isinstance(term, type) and issubclass(term, Term):
         raise TypeError(f"the {kind} is the class {term.__name__}. {fix}")
-    if not isinstance(term, Term) or not isinstance(getattr(term, "name", None), str):
-        raise TypeError(
-            f"the {kind} {getattr(term, 'name', term)!r} is not a Term: let its class inherit from trl_margins.Term "
-            "and give it a name"
-        )
+    if not isinstance(term, Term):
+        raise TypeError(f"the {kind} {term!r:.80} is not a Term: let its class inherit from trl_margins.Term")
+    if not isinstance(getattr(term, "name", None), str):
+        raise TypeError(f"the {kind} {type(term).__name__} has no name: give its class one, as name = 'focus'")
     if not names_a_column(term.name) or "/" in term.name:
         raise ValueError(
             f"the {kind} is called {term.name!r}: logs and checkpoints need a name without commas, slashes, quotation "
@@ -370,12 +369,7 @@ def kept_pairs(kind: str, term: Term, columns: Mapping[str, Tensor]) -> Tensor |
     what = f"keeps of {kind} {term.name!r}"
     with of_part(what, term):
         kept = term.keeps(columns)
-    if kept is None:
-        return None
-    if not columns:
-        raise ValueError(f"{what} returned a mask, and the term names no columns that it could be of")
-    kept = _checked(what, kept, next(iter(columns.values())))
-    if kept.dtype != torch.bool:
+    if kept is not None and _of_columns(what, kept, columns).dtype != torch.bool:
         raise TypeError(f"{what} returned {kept.dtype}, expected torch.bool")
     return kept
 
@@ -385,11 +379,13 @@ def averaged_values(term: Term, columns: Mapping[str, Tensor]) -> Tensor | None:
     what = f"averaged of term {term.name!r}"
     with of_part(what, term):
         found = term.averaged(columns)
-    if found is None:
-        return None
+    return None if found is None else _of_columns(what, found, columns)
+
+
+def _of_columns(what: str, values: Tensor, columns: Mapping[str, Tensor]) -> Tensor:
     if not columns:
         raise ValueError(f"{what} returned values, and the term names no columns that they could be of")
-    return _checked(what, found, next(iter(columns.values())))
+    return _checked(what, values, next(iter(columns.values())))
 
 
 def _scores(reward: Reward, pairs: PairLogps) -> tuple[Tensor, Tensor]:

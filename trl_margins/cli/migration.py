@@ -419,7 +419,10 @@ def _fork(written: Mapping[str, Any]) -> Project:
             implied = {"method": "kto-pair", "base": "dpo", **ratio}
             remark = "the loss of a pair is the sum over its completions, in its code their mean"
         case _:
-            said = " with ".join(f"{key}: {written[key]}" for key in ("trainer_type", "loss_type") if written.get(key))
+            pair = {"trainer_type": trainer, "loss_type": loss}
+            said = " with ".join(
+                f"{key}: {value}" + ("" if written.get(key) else f" ({name}'s default)") for key, value in pair.items()
+            )
             per_token = "Its NLL is a mean per completion: --method orpo or cpo has one per token."
             raise _unsupported(said, per_token if loss in ("orpo", "cpo") else "")
     if trainer == "dpo" and loss not in ("gm-dpo", "alpha-dpo", "simpo"):

@@ -144,23 +144,27 @@ def _check_table(file: Path, first: int | None) -> None:
             if not any(map(str.strip, names)):
                 raise ValueError(f"{file.name} has no columns: its first line is their names")
             number = rows.line_num
-            if names[0].lower().startswith("sep=") and len(names) <= 2:
+            if names[0].lower().startswith("sep=") and not any(names[2:]):
                 raise ValueError(f"{file.name}, line {number}: Excel's line 'sep=', which is no header: remove it")
             if twice := [name for name, count in Counter(names).items() if count > 1]:
-                fix = "rename one" if twice[0].strip() else "give each a name, or remove the line if it is no header"
+                fix = "rename one"
+                if not twice[0].strip():
+                    fix = "give each a name, delete empty columns, or remove the line if it is no header"
                 raise ValueError(f"{file.name}: its header has the column {twice[0]!r} more than once: {fix}")
             if names[0].startswith("\ufeff"):
                 raise ValueError(f"{file.name} begins with a byte-order mark twice: remove one, or both")
             if odd := [name for name in names if "\0" in name]:
                 raise ValueError(f"{file.name}: the column {odd[0]!r} has a NUL in its name: write the header anew")
-            for row in rows:
+            for i, row in enumerate(filter(None, rows)):
                 number = rows.line_num
-                if row and len(row) != len(names):
+                if len(row) != len(names):
                     found = f"{len(row)} fields, but the header has {len(names)} columns"
                     fix = f"put text that has {delimiter!r} or a line break in it in double quotes"
                     if any(field[:1].isspace() and field.lstrip().startswith('"') for field in row):
                         fix = f"remove the blanks between {delimiter!r} and a double quote, which open no quoted text"
-                    raise ValueError(f"{file.name}, line {number}: {found}: {fix}")
+                    is_title = i == 0 and len(names) == 1
+                    above = f", or remove {names[0][:50]!r} above it if that is no header" if is_title else ""
+                    raise ValueError(f"{file.name}, line {number}: {found}: {fix}{above}")
                 if row == names and len(names) > 1:
                     raise ValueError(f"{file.name}, line {number}: the row repeats the header: remove it")
                 if first and number > first:

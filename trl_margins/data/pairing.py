@@ -20,7 +20,7 @@ from ..checks import NUMBERS, unknown
 from ..rows.answers import ScoredList, digest
 from ..rows.lists import ScoredLists
 from ..rows.messages import says, text_of
-from ..rows.turns import chat_turns
+from ..rows.turns import split_turns
 from .formats import one_split
 from .media import without_decoding
 
@@ -263,7 +263,8 @@ def pair_rows(dataset: Dataset, lists: ScoredLists, pairs: Sequence[ScoredList])
     for pair in pairs:
         prompt, parts = pair.prompt, pair.responses
         if are_messages and isinstance(prompt, str):
-            prompt, parts = chat_turns(prompt), [says("assistant", str(part)) for part in parts]
+            prompt, answers = split_turns(prompt, [*map(str, parts)])
+            parts = [says("assistant", answer) for answer in answers]
         for name, value in zip(rows, (prompt, *parts), strict=True):
             rows[name].append(value)
     rows |= {f"score_{side}": [pair.scores[i] for pair in pairs] for i, side in enumerate(("chosen", "rejected"))}

@@ -69,14 +69,14 @@ def evaluation_set(
         score_columns = score_columns if columns.issuperset(score_columns or ()) else None
         prompt_column = prompt_column if prompt_column in columns else None
         system_column = system_column if system_column in columns else None
-    refuse_images(dataset.column_names, f"{name}: completions are scored")
+    refuse_images(dataset, f"{name}: completions are scored")
     form = list_form(columns, score_columns, prompt_column)
     if form is not None and (form.is_plain or not {"chosen", "rejected"} <= columns):
         as_chat = as_chat and not form.is_plain
         if as_chat:
             logger.info("%s: texts are turns of a chat, for the model's template", name)
         lists = ScoredLists.of(dataset, name, score_columns, prompt_column, system_column, as_chat, strict=True)
-        return _listwise(lists, name, len(dataset))
+        return _listwise(lists, name)
     if not {"chosen", "rejected"} <= columns:
         raise ValueError(
             f"{name}: its columns are {sorted(columns)}; an evaluation set has chosen and rejected, or {FORMS}"
@@ -135,10 +135,11 @@ def _as_messages(row: Mapping[str, str]) -> dict[str, list[Message]]:
     return {"prompt": says("user", row["prompt"])} | {side: says("assistant", row[side]) for side in COMPLETIONS}
 
 
-def _listwise(lists: ScoredLists, name: str, n: int) -> EvaluationSet:
+def _listwise(lists: ScoredLists, name: str) -> EvaluationSet:
     found = [each.distinct() for each in lists]  # an answer is no better than itself
     if not found:
-        raise ValueError(f"{name}: none of the {n} lists can be measured, for the reasons that the log has")
+        why = "; ".join(lists.reasons.values()) or "no row has answers with scores"
+        raise ValueError(f"{name}: there is nothing to measure: {why}")
     rows = [PreferenceRow(each.prompt, each.responses, each.template) for each in found]
     if blank := [each.row for each in found for part in each.responses if is_blank(part)]:
         logger.warning(

@@ -20,7 +20,7 @@ from ..rows.form import refuse_images
 from ..rows.list_forms import list_form
 from ..rows.lists import ScoredLists
 from ..rows.messages import Part, says, text_of
-from ..rows.turns import chat_turns, unsplit_note
+from ..rows.turns import split_turns, unsplit_note
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ def rows_to_score(
         RowError: a row that cannot be read, or answers that are neither pairs nor in a list.
     """
     columns = dataset.column_names
-    refuse_images(columns, f"the {split} data set: answers are scored")
+    refuse_images(dataset, f"the {split} data set: answers are scored")
     are_pairs = {"chosen", "rejected"} <= set(columns)
     form = list_form(columns, None, prompt_column, scored=are_pairs)
     in_lists = form is not None and form.kind in ("columns", "structs")
@@ -196,8 +196,8 @@ def _as_two(tokenizer: Any, pairs: Sequence[tuple[PreferenceRow, Part]], **optio
 def _as_chat(row: PreferenceRow) -> PreferenceRow:
     if not isinstance(row.prompt, str):
         return row
-    answers: list[Part] = [says("assistant", text_of(answer)) for answer in row.completions]
-    return replace(row, prompt=chat_turns(row.prompt) if row.prompt else [], completions=answers)
+    prompt, answers = split_turns(row.prompt, [*map(text_of, row.completions)])
+    return replace(row, prompt=prompt if row.prompt else [], completions=[says("assistant", each) for each in answers])
 
 
 @torch.no_grad()

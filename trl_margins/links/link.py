@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..checks import names_a_column
 from ..pairs import PairLogps, PairView, mean_logps, this_rank
 
 
@@ -115,8 +116,11 @@ class Link:
         Raises:
             TypeError: a name, a function, columns or options of another kind.
         """
-        if not isinstance(self.name, str) or not self.name.strip():
-            raise TypeError(f"a link is called {self.name!r}: give it a name, for loss_type")
+        if not isinstance(self.name, str) or not names_a_column(self.name):
+            raise TypeError(
+                f"a link is called {self.name!r}: give it a name, for loss_type, without commas, quotation marks and "
+                "line breaks"
+            )
         if not callable(self.function):
             raise TypeError(f"the function of the link {self.name!r} is {self.function!r:.80}: give one of LossInputs")
         if not isinstance(self.columns, tuple | list) or not all(isinstance(name, str) for name in self.columns):

@@ -51,7 +51,7 @@ class CPOTokenizer:
         made = [CPOTrainer.tokenize_row(trainer, row) for row in texts]
         return [
             # `generate_during_eval` reads the text of the prompt
-            {"prompt": row["prompt"], **{name: np.asarray(value) for name, value in each.items()}}
+            {"prompt": row["prompt"], **{name: np.asarray(value, np.int64) for name, value in each.items()}}
             for row, each in zip(texts, made, strict=True)
         ]
 

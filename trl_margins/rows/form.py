@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from reprlib import repr as shortened
 from typing import Any
 
+from datasets import Dataset
 from trl.data_utils import extract_prompt
 
 from ..checks import odd_letters, why_look_alike
@@ -392,9 +393,15 @@ def refuse_look_alikes(names: Sequence[str], where: str, read: Iterable[str]) ->
         raise RowError(f"{where}: {why}")
 
 
-def refuse_images(names: Sequence[str], what: str) -> None:
+def is_empty(dataset: Dataset, name: str) -> bool:
+    """Whether no row has anything in a column. Read up to the first image, and without decoding it."""
+    parts = dataset.select_columns(name).with_format("arrow").iter(batch_size=8)
+    return not any(value for part in parts for value in part[name].to_pylist())
+
+
+def refuse_images(dataset: Dataset, what: str) -> None:
     """Raises a RowError if there are images, of which text alone says nothing. `what` begins the message."""
-    if images := [name for name in IMAGES if name in names]:
+    if images := [name for name in IMAGES if name in dataset.column_names and not is_empty(dataset, name)]:
         raise RowError(
             f"{what} by their text alone, and there is the column {images[0]!r}: to leave the images out, remove the "
             "column"

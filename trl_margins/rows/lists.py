@@ -62,7 +62,7 @@ from .messages import (
 from .opened import Seen, count_unused, raw_rows, refuse_input, suspects_of, unused_notes
 from .ratings import ASPECTS, FORGED, OTHER_RATINGS, RATINGS, is_forged, numbers_elsewhere, rating_of
 from .scores import ScoreColumns, ScoreError, as_number, check_once, problem_of, refuse_class_labels
-from .turns import are_turns, chat_turns, first_turns, in_turns, mended, unsplit_mark, unsplit_note
+from .turns import are_turns, first_turns, in_turns, mended, split_turns, unsplit_mark, unsplit_note
 
 logger = logging.getLogger(__name__)
 
@@ -242,13 +242,17 @@ class ScoredLists:
             del self.counts[_TURNS_BESIDE_TEXT], self.counts[_MESSAGES_BESIDE_TEXT]
         self.counts[_MERGED] = 0 if kind in ("one", "two") else sum(map(len, groups.values())) - len(groups)
         yield from map(self._merged, groups.values())
-        for reason, n in (+self.counts).items():
-            level = logging.WARNING if reason in _WARNINGS else logging.INFO
-            logger.log(level, f"{self.reader.split}: {reason.format(n=n, rows=len(self.dataset))}")
+        for reason, said in self.reasons.items():
+            logger.log(logging.WARNING if reason in _WARNINGS else logging.INFO, f"{self.reader.split}: {said}")
         if note := unsplit_note(self.unsplit):
             logger.warning(f"{self.reader.split}: {note}")
         for note in unused_notes(self.unused, len(self.dataset), self.reader):
             logger.warning(f"{self.reader.split}: {note}")
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """What the last reading has left out or changed, in words."""
+        return {reason: reason.format(n=n, rows=len(self.dataset)) for reason, n in (+self.counts).items()}
 
     def _key(self, found: ScoredList, row: Mapping[str, Any]) -> str:
         """The same for what belongs together. A vote tells nothing of the answers of other votes."""
@@ -604,7 +608,7 @@ class ScoredLists:
             )
             self.counts[_TEXT] += are_text and self.form.kind != "two"  # of which it is counted already
         if self.as_chat and isinstance(prompt, str):
-            prompt = chat_turns(prompt)
+            prompt, responses = split_turns(prompt, responses)
             if unsplit_mark(prompt):
                 self.unsplit.append((prompt, i))
         whole = row_of(prompt, responses, where, self.reader.template(row, where))

@@ -47,7 +47,7 @@ def open_prompts(
     if not len(dataset):
         raise RowError(f"the {split} data set has no rows")
     columns = dataset.column_names
-    refuse_images(columns, f"the {split} data set: prompts are answered")
+    refuse_images(dataset, f"the {split} data set: prompts are answered")
     if {"chosen", "rejected"} <= set(columns) and not is_list_of(dataset[0]["chosen"], str):  # RM-Bench's
         rows = [replace(row, completions=[]) for row in open_rows(dataset, split, prompt_column, system_column)]
     else:

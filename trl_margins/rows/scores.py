@@ -247,7 +247,11 @@ def check_numbers(dataset: Dataset, name: str, split: str, least: float | None =
 
 def count_flipped(dataset: Dataset, split: str) -> int:
     """How many pairs are marked as having their labels flipped; a ScoreError as `check_numbers`."""
-    check_numbers(dataset, IS_FLIPPED, split)
+
+    def problem(value: Any) -> str | None:
+        return "is None: fill it with 0, or remove the column" if value is None else _number_problem(value, None)
+
+    refuse_bad_values(_values(dataset, IS_FLIPPED), problem, IS_FLIPPED, split, "value")
     return sum(as_number(value) == 1 for value in _values(dataset, IS_FLIPPED))
 
 
@@ -311,10 +315,7 @@ def problem_of(value: Any) -> str | None:
     if problem := _not_finite(value):
         return problem
     if abs(as_number(value)) > LARGEST_SCORE:
-        return (
-            f"is too large to train with (more than {LARGEST_SCORE:g}): divide the column, subtract one number from "
-            "all scores, or drop the row"
-        )
+        return f"is too large to train with (more than {LARGEST_SCORE:g}): divide the column, or drop the row"
     return None
 
 

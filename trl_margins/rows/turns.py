@@ -32,6 +32,14 @@ def chat_turns(prompt: str) -> list[Message]:
     ]
 
 
+def split_turns(prompt: str, answers: Sequence[Any]) -> tuple[list[Message], list[Any]]:
+    """`chat_turns`, and the answers to them. Those in text lose the blanks around them where the prompt's turns do."""
+    turns = chat_turns(prompt)
+    if turns == says("user", prompt):
+        return turns, [*answers]
+    return turns, [answer.strip() if isinstance(answer, str) else answer for answer in answers]
+
+
 def unsplit_mark(prompt: Part) -> str | None:
     """What marks a turn in a message of a prompt; None where nothing does."""
     found = (OF_TEMPLATES.search(m["content"]) or _UNSPLIT.search(m["content"]) for m in prompt if isinstance(m, dict))

@@ -250,7 +250,7 @@ def is_part(weight: Tensor) -> bool:
 def place_of(weight: Tensor) -> int:
     """Where its values are in memory; 0 where there are none, as of a part that others have, or none to be seen."""
     try:
-        here = local(weight.detach())
+        here = local(weight).detach()
         return here.data_ptr() if here.numel() else 0
     except RuntimeError:  # of several tensors, as quantized ones
         return 0

@@ -27,9 +27,10 @@ logger = logging.getLogger(__name__)
 FULL_MODEL = ("model*.safetensors", "pytorch_model*.bin")
 _INDEX = ("*.safetensors.index.json", "pytorch_model*.index.json")
 ADAPTER = ("adapter_config.json", "adapter_model.*")
+_CHECKPOINTS = f"{PREFIX_CHECKPOINT_DIR}-[0-9]*"  # checkpoint-last is a link that somebody else has made
 # By these a folder is known to have been used. A `margin_run.json` alone is of a run that stopped before it logged.
 _TELLING = (
-    *(f"{PREFIX_CHECKPOINT_DIR}-*", PAIRS_FILE, TRAINER_STATE_NAME, TRAINING_ARGS_NAME),
+    *(_CHECKPOINTS, PAIRS_FILE, TRAINER_STATE_NAME, TRAINING_ARGS_NAME),
     *(*FULL_MODEL, *ADAPTER),
     *("tokenizer.json", "tokenizer_config.json", "chat_template.*", "additional_chat_templates"),
 )
@@ -47,7 +48,7 @@ LOCK = "_run.lock"  # uploads to the Hub leave out what begins with _
 _WRITTEN = (*_TELLING, *_OTHERS, CARD, FIGURES, LOCK, BESIDE, "pair_log.tmp", "runs")
 
 # those of them that are folders. A card or a picture that cannot be written ends no run
-_FOLDERS = (f"{PREFIX_CHECKPOINT_DIR}-*", "additional_chat_templates", BESIDE)
+_FOLDERS = (_CHECKPOINTS, "additional_chat_templates", BESIDE)
 _NOT_NEEDED = (CARD, FIGURES, "runs")
 
 _ORDER = (  # of the rows
@@ -366,10 +367,11 @@ def replace_links(folder: Path, *patterns: str) -> None:
     for. What they lead to is left as it is.
 
     Args:
-        patterns: names to look at; by default all that a run writes. With "*" it is a folder of the run's own.
+        patterns: names to look at; by default all that a run writes, but for its earlier checkpoints. With "*" it is a
+            folder of the run's own.
     """
     own = [folder] if patterns == ("*",) and folder.is_symlink() else []
-    for path in own or _links(folder, patterns or _WRITTEN):
+    for path in own or (each for each in _links(folder, patterns or _WRITTEN) if each not in _checkpoints(folder)):
         logger.warning("%s was a link to %s: the run's own takes its place", path, os.readlink(path))
         path.unlink()
     for path in filter(_is_pipe, _matching(folder, patterns or _WRITTEN)):

@@ -95,16 +95,15 @@ def warn_of_schedule(args: Any, scheduler: Any, first: int, last: int) -> None:
 
 
 def warn_of_negative(metrics: Mapping[str, float]) -> bool:
-    """Whether the logged metrics have a weight below 0, which is said."""
-    for name, value in metrics.items():
-        if name.startswith("weights/") and name.endswith("/min") and value < 0:
-            logger.warning(
-                "%s is %.3g: a pair with a negative weight is trained towards its rejected completion. If that is not "
-                "intended, let the weight be at least 0",
-                *(name, value),
-            )
-            return True
-    return False
+    """Whether a pair has a weight below 0 by the logged metrics, which is said."""
+    least = metrics.get("weights/min", 0.0)
+    if least < 0:
+        logger.warning(
+            "a pair has the weight %.3g (weights/min): with a negative weight, its loss is made larger. If that is "
+            "not intended, let the term return weights of at least 0",
+            least,
+        )
+    return least < 0
 
 
 def optimizer_name(optimizer: Any) -> str:

@@ -26,6 +26,8 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
+from .fingerprints import place_of
+
 logger = logging.getLogger(__name__)
 
 _REPORT = "transformers.modeling_utils"  # whose logger says what was missing
@@ -164,8 +166,8 @@ def check_saved(model: Any) -> None:
         if not below:
             return
         saved = get_peft_model_state_dict(model, save_embedding_layers=embeddings).values()
-        places = {each.data_ptr() for each in saved}
-        below = {name: weight for name, weight in below.items() if weight.data_ptr() not in places}
+        places = {*map(place_of, saved)}
+        below = {name: weight for name, weight in below.items() if place_of(weight) not in places}
     if below:
         raise ValueError(
             f"{_some([*below])} would train below the adapter, and neither a checkpoint nor the saved adapter would "

@@ -21,7 +21,7 @@ from ..objective import Objective, kept_pairs, of_part
 from ..pairs import FACTOR, IS_FLIPPED, ROW, SCORE_CHOSEN, SCORE_REJECTED, SCORES
 from ..report.card import SetFacts
 from ..rows import OpenedSet, RowError, open_rows
-from ..rows.form import COMPLETIONS, IMAGES
+from ..rows.form import COMPLETIONS, IMAGES, is_empty
 from ..rows.opened import column_names
 from ..rows.scores import (
     ScoreColumns,
@@ -188,7 +188,7 @@ def _without_tensors(dataset: Any, split: str, takes_images: bool) -> Any:
     """Removes columns that TRL's collators would take for tokens; images only where they can be trained on."""
     names = column_names(dataset)
     images = [name for name in IMAGES if name in names]
-    empty = [name for name in images if isinstance(dataset, Dataset) and _is_empty(dataset, name)]
+    empty = [name for name in images if isinstance(dataset, Dataset) and is_empty(dataset, name)]
     if empty:
         logger.info("%s: leaving out %s, which is empty in all rows", split, " and ".join(empty))
         dataset = dataset.remove_columns(empty)
@@ -208,12 +208,6 @@ def _without_tensors(dataset: Any, split: str, takes_images: bool) -> Any:
         logger.info(f"{split}: leaving out {' and '.join(extras)}, which TRL would misread beside chosen and rejected")
         dataset = dataset.remove_columns(extras)
     return dataset
-
-
-def _is_empty(dataset: Dataset, name: str) -> bool:
-    """Read up to the first image, and without decoding it."""
-    parts = dataset.select_columns(name).with_format("arrow").iter(batch_size=8)
-    return not any(value for part in parts for value in part[name].to_pylist())
 
 
 def with_lengths(dataset: Any, column: str) -> Any:

@@ -35,7 +35,7 @@ def check_reference(trainer: MarginTrainer) -> None:
     _check_rows(trainer, reference)
     check_weights(reference, "the reference model")
     if trainer.loads_reference:
-        _warn_of_another(trainer.model, reference)
+        _warn_of_another(*map(causal_model, (trainer.model, reference)))
     held = {place_of(weight) for weight in reference.parameters()} - {0}
     trained = {name: weight for name, weight in trainer.model.named_parameters() if weight.requires_grad}
     if shared := [name for name, weight in trained.items() if place_of(weight) in held]:
@@ -72,7 +72,7 @@ def _warn_of_another(model: Any, reference: nn.Module) -> None:
     theirs, ours = dict(reference.named_parameters()), dict(model.named_parameters())
     pairs = {name: (each, theirs[name]) for name, each in ours.items() if name in theirs}
     if not pairs or any(is_part(each) or each.is_meta for pair in pairs.values() for each in pair):
-        return  # DeepSpeed and FSDP wrap the reference model, and its tensors have other names
+        return
     changed = [
         name
         for name, (one, other) in pairs.items()

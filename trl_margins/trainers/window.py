@@ -65,6 +65,8 @@ class WindowMixin(MarginTrainer, ABC):
             known = [value for value in values if value is not None]
             if not known:
                 continue
+            if len(known) < len(values):
+                raise ValueError(f"averaged of term {term.name!r} returned None for some mini-batches, not for all")
             window = torch.cat(known).to(self.accelerator.device)
             total, number = self.accelerator.reduce(torch.stack([window.sum(), torch.ones_like(window).sum()]), "sum")
             mean = total / number

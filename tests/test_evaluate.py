@@ -430,7 +430,9 @@ def test_encoder_decoder(tiny_encoder_decoder, tokenizer):
 def test_without_the_adapter_it_is_the_base(tiny_model, tokenizer):
     each = evaluation_set(lists(3), "lists")
     base = completion_logps(load(tiny_model), tokenizer, each.rows, max_length=64)
-    adapted = get_peft_model(load(tiny_model), LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+    torch.manual_seed(0)
+    config = LoraConfig(target_modules=["q_proj", "v_proj"], lora_alpha=64, init_lora_weights=False)
+    adapted = get_peft_model(load(tiny_model), config)
     common = {"rows": each.rows, "max_length": 64, "accelerator": Accelerator()}
     under = completion_logps(adapted, tokenizer, use_adapter=False, **common)
     over = completion_logps(adapted, tokenizer, **common)

@@ -251,8 +251,9 @@ def count_flipped(dataset: Dataset, split: str) -> int:
     def problem(value: Any) -> str | None:
         return "is None: fill it with 0, or remove the column" if value is None else _number_problem(value, None)
 
-    refuse_bad_values(_values(dataset, IS_FLIPPED), problem, IS_FLIPPED, split, "value")
-    return sum(as_number(value) == 1 for value in _values(dataset, IS_FLIPPED))
+    values = _values(dataset, IS_FLIPPED)
+    refuse_bad_values(values, problem, IS_FLIPPED, split, "value")
+    return sum(as_number(value) == 1 for value in values)
 
 
 def checked_stream(dataset: IterableDataset, name: str, split: str, least: float | None = None) -> IterableDataset:

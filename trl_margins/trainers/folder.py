@@ -133,7 +133,7 @@ def whole_checkpoints(folder: str | Path) -> Iterator[str]:
 
 def _checkpoints(folder: Path) -> dict[Path, int]:
     """Its checkpoints with their steps, the oldest first."""
-    found = {path: step for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if (step := step_of(path)) is not None}
+    found = {path: step for path in folder.glob(_CHECKPOINTS) if (step := step_of(path)) is not None}
     return dict(sorted(found.items(), key=itemgetter(1)))
 
 
@@ -371,7 +371,8 @@ def replace_links(folder: Path, *patterns: str) -> None:
             folder of the run's own.
     """
     own = [folder] if patterns == ("*",) and folder.is_symlink() else []
-    for path in own or (each for each in _links(folder, patterns or _WRITTEN) if each not in _checkpoints(folder)):
+    kept = _checkpoints(folder)
+    for path in own or [each for each in _links(folder, patterns or _WRITTEN) if each not in kept]:
         logger.warning("%s was a link to %s: the run's own takes its place", path, os.readlink(path))
         path.unlink()
     for path in filter(_is_pipe, _matching(folder, patterns or _WRITTEN)):

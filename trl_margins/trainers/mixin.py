@@ -108,8 +108,8 @@ class MarginMixin(EvaluationMixin, CardMixin, PushMixin, InterruptsMixin, Checkp
 
     _method: Method | None = None
     _pair_log: PairLog | None = None
-    _said_negative = False  # of negative weights
     _logs: Sequence[PairLog] = ()  # it, and what the probes log
+    _said_negative = False  # that there is a negative weight
     loads_reference = False  # from where the model is from
     _plain_head_will_do = True
     _takes_images = False

@@ -227,6 +227,11 @@ FORMS = {
         {},
         [("q", {("a", 0.0, None), ("b", 1.0, None)})],
     ),
+    "PKU-Alignment/PKU-SafeRLHF, the safer": (
+        [{"prompt": "q", "response_0": "a", "response_1": "b", "better_response_id": 1, "safer_response_id": 0}],
+        {"score_columns": ["safer_response_id"]},
+        [("q", {("a", 1.0, None), ("b", 0.0, None)})],
+    ),
     "nvidia/HelpSteer2, preferences": (
         [
             {"split": "train", "prompt": f"q{s}", "response_1": "a", "response_2": "b", "preference_strength": s}

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import BASES, VOCABULARY, byte_tokenizer, load, preference_rows, quiet, saved
 from datasets import Dataset
-from peft import LoraConfig, MultitaskPromptTuningConfig, PeftModel, get_peft_model
+from peft import LoraConfig, MultitaskPromptTuningConfig, PeftModel, PrefixTuningConfig, get_peft_model
 from said import word_for_word  # noqa: F401 - its messages are held against said/
 from torch import nn
 from transformers import (
@@ -502,6 +502,17 @@ def test_names_of_an_adapter(tiny_model, tmp_path, caplog):
     tasks = MultitaskPromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2, num_tasks=2)
     with pytest.raises(ValueError, match="MULTITASK_PROMPT_TUNING one, which asks for the task of each row"):
         build("cpo", load(tiny_model), tmp_path, peft_config=tasks)
+
+
+@pytest.mark.parametrize("base", ["cpo", "dpo"])
+def test_a_prefix_needs_the_cache(base, tiny_model, tmp_path):
+    prefix = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    with pytest.raises(ValueError, match=r"PREFIX_TUNING one.*cache.*set gradient_checkpointing=False"):
+        build(base, load(tiny_model), tmp_path, options={"gradient_checkpointing": True}, peft_config=prefix)
+    trainer = build(base, load(tiny_model), tmp_path, options={"max_steps": 1}, peft_config=prefix)
+    before = trainer.model.prompt_encoder["default"].embedding.weight.clone()
+    trainer.train()
+    assert not torch.equal(before, trainer.model.prompt_encoder["default"].embedding.weight)
 
 
 def test_another_attribute_error_is_left_alone(tiny_model, tmp_path):

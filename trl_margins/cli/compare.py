@@ -571,8 +571,10 @@ def check_data(entry: Entry) -> None:
     try:
         rows, evals, tokenizer = train.inputs_of(script, config, model_args, mixture)
         takes_images = trainer_of(config)._takes_images
-        sets = prepare_datasets(rows, evals, config, config, objective_of(config), tokenizer, takes_images)
-        choose_metric(config, {"": sets.facts["eval"]}, config.eval_min_score_gap, has_own_metrics=False)
+        objective = objective_of(config)
+        sets = prepare_datasets(rows, evals, config, config, objective, tokenizer, takes_images)
+        facts = {"": sets.facts["eval"]}
+        choose_metric(config, objective, facts, config.eval_min_score_gap, has_own_metrics=False)
     finally:
         logging.disable(logging.NOTSET)
 

@@ -173,7 +173,6 @@ def _check_model(config: Any, model_args: ModelConfig) -> None:
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     from ..probes.scope import check_one_choice
-    from ..trainers.best import check_metric
     from ..trainers.model_checks import check_task
 
     name, known = model_args.attn_implementation, ["eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()]
@@ -183,7 +182,6 @@ def _check_model(config: Any, model_args: ModelConfig) -> None:
         if isinstance(pattern := model_args.lora_target_modules, str):
             expression_of("lora_target_modules", pattern)
         check_task(model_args.lora_task_type)
-    check_metric(config)
     if config.save_strategy == "best" and config.metric_for_best_model is None:
         raise ValueError("save_strategy 'best' needs metric_for_best_model, for example eval_pwa")
     check_one_choice(config.train_only, has_adapter=model_args.use_peft)
@@ -196,10 +194,12 @@ def _check_model(config: Any, model_args: ModelConfig) -> None:
 def _check_objective(config: Any) -> None:
     from ..probes.anchor import check_estimator
     from ..probes.diagnostics import check_diagnostics
+    from ..trainers.best import check_metric
     from ..trainers.dpo import check_unread_options
     from ..trainers.objectives import objective_of
 
     objective = objective_of(config)
+    check_metric(config, objective)
     check_estimator(objective, config)
     check_diagnostics(objective, config)
     if config._base == "dpo":

@@ -11,6 +11,7 @@ from torch import Tensor
 
 # The log shows the spread of these, not only their mean
 SPREAD = ("weights", "target_margins", "anchor/gap", "anchor/weight")
+STATISTICS = ("mean", "std", "min", "max", "zero")
 TOTALS = ("num_tokens",)  # and the sum of these
 
 

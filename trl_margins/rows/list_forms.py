@@ -26,10 +26,11 @@ TWO = tuple(  # two answers in one row: their columns
     )
 )
 WINNER = ("winner",)
-BETTER = ("better_response_id",)  # PKU-SafeRLHF's
+BETTER = ("better_response_id",)  # PKU-SafeRLHF's, by helpfulness
+SAFER = ("safer_response_id",)
 STRENGTH = ("preference_strength",)  # HelpSteer2's: negative where the first one is better
 VOTE = ("winner_model_a", "winner_model_b", "winner_tie")
-VOTES = (WINNER, VOTE, BETTER, STRENGTH)
+VOTES = (WINNER, VOTE, BETTER, SAFER, STRENGTH)
 RESPONSE = ("response", "completion", "answer")
 HELPSTEER = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 SCORE = ("score", "rating", "reward", "overall_score", HELPSTEER[0], "rank")
@@ -130,7 +131,8 @@ def list_form(
             continue
         models = tuple(name for name in ("model_a", "model_b") if name in names)
         models = models if len(models) == 2 else ()
-        if not given and (vote := next((each for each in VOTES if names.issuperset(each)), None)):
+        votes = (each for each in VOTES if names.issuperset(each) and given in ((), each))
+        if vote := next(votes, None):
             return ListForm("two", asked, pair, vote, models)
         scores = given or ("score",)
         if are_there([score + name[-2:] for score in scores for name in pair]):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .form import RowError
-from .list_forms import BETTER, VOTE, ListForm
+from .list_forms import BETTER, SAFER, VOTE, ListForm
 from .scores import as_number
 
 Scores = tuple[float | None, float | None]
@@ -32,8 +32,8 @@ def of_winner(row: Mapping[str, Any], form: ListForm, where: str) -> Scores:
     if word not in known:
         one, other = (name[-1] for name in form.responses)
         what = f"is no winner, which are model_a, model_b, tie, tie (bothbad), both_bad, {one} and {other}"
-        if form.scores == BETTER:
-            what = f"is neither {one} nor {other}, the number of the better response"
+        if form.scores in (BETTER, SAFER):
+            what = f"is neither {one} nor {other}, the numbers of the two responses"
         raise RowError(f"column {column!r}, {where}: {given!r} {what}: replace it with dataset.map, or drop the row")
     return known[word]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy
 
 from ..checks import unknown
 from ..evaluation.tables import RANKING
+from ..objective import Objective
+from ..recording.metrics import STATISTICS
 from ..report.card import SetFacts
 from .base import MarginTrainer
 from .folder import settings_before
@@ -36,7 +38,7 @@ _NO_SET = ("nll_loss", "aux_loss")  # not the loss of a set called "nll"
 _OF_TRANSFORMERS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "num_tokens")
 
 
-def check_metric(config: Any) -> None:
+def check_metric(config: Any, objective: Objective) -> None:
     """Of a config whose trainer has no metrics but those that trainers log.
 
     Raises:
@@ -45,23 +47,28 @@ def check_metric(config: Any) -> None:
     wanted = config.metric_for_best_model
     if wanted is None or config.eval_strategy == IntervalStrategy.NO:
         return
-    if not _is_logged(config, wanted.removeprefix("eval_")):
-        known = [f"{of}/{each}" if of else each for of, names in _logged(config).items() for each in names]
+    logged = _logged(config, objective)
+    if not _is_in(logged, wanted.removeprefix("eval_")):
+        known = [f"{of}/{each}" if of else each for of, names in logged.items() for each in names]
         raise unknown("metric_for_best_model", wanted, [f"eval_{each}" for each in known])
 
 
-def _logged(config: Any) -> dict[str, tuple[str, ...]]:
-    """What evaluations of its base log, by group, beside what transformers does."""
-    return {**_LOGGED, "": (*_LOGGED[""], *_OF_BASE[config._base])}
+def _logged(config: Any, objective: Objective) -> dict[str, tuple[str, ...]]:
+    """What evaluations log, by group, beside what transformers does."""
+    of_terms = ["weights"] if objective.terms else []  # a margin may drop pairs, which is a weight
+    for kind, terms in (("weights", objective.weights), ("target_margins", objective.margins)):
+        of_terms += [kind] * bool(terms) + [f"{kind}/{term.name}" for term in terms if len(terms) > 1]
+    return {**_LOGGED, "": (*_LOGGED[""], *_OF_BASE[config._base]), **dict.fromkeys(of_terms, STATISTICS)}
 
 
-def _is_logged(config: Any, name: str) -> bool:
-    """Whether evaluations log it, of which terms have groups of their own."""
+def _is_in(logged: Mapping[str, Sequence[str]], name: str) -> bool:
     group, _, last = name.rpartition("/")
-    return last in _logged(config).get(group, (last,)) or name in _OF_TRANSFORMERS
+    return last in logged.get(group, ()) or name in _OF_TRANSFORMERS
 
 
-def choose_metric(config: Any, facts: Mapping[str, SetFacts], min_score_gap: float, has_own_metrics: bool) -> None:
+def choose_metric(
+    config: Any, objective: Objective, facts: Mapping[str, SetFacts], min_score_gap: float, has_own_metrics: bool
+) -> None:
     """Sees to it, before training, that the evaluations will have `metric_for_best_model`.
 
     Of several sets, a metric without a set's name is that of the first. `pwa` of a set in which no pair counts becomes
@@ -69,6 +76,7 @@ def choose_metric(config: Any, facts: Mapping[str, SetFacts], min_score_gap: flo
 
     Args:
         config: the trainer's.
+        objective: its terms.
         facts: of each evaluation set, by its name; that of a single one is "".
         min_score_gap: τ of `pwa`.
         has_own_metrics: whether a user's code may add metrics, of any name.
@@ -92,12 +100,13 @@ def choose_metric(config: Any, facts: Mapping[str, SetFacts], min_score_gap: flo
     if wanted not in metrics:
         of_set = max((each for each in prefixes.values() if wanted.startswith(each)), key=len, default="eval_")
         name = wanted.removeprefix(of_set)
-        if not (has_own_metrics or config.eval_strategy == IntervalStrategy.NO or _is_logged(config, name)):
+        logged = _logged(config, objective)
+        if not (has_own_metrics or config.eval_strategy == IntervalStrategy.NO or _is_in(logged, name)):
             group = name.rpartition("/")[0]
-            near = [f"{of_set}{group}/{each}" for each in _LOGGED[group]] if group else metrics
+            near = [f"{of_set}{group}/{each}" for each in logged.get(group, ())] if group else metrics
             raise ValueError(
                 f"metric_for_best_model={config.metric_for_best_model!r}: no evaluation will have it. These are among "
-                f"those that there will be: {', '.join(near)}"
+                f"those that there will be: {', '.join(near or metrics)}"
             )
         return
     of_set, name = metrics[wanted]

@@ -535,7 +535,8 @@ class MarginMixin(EvaluationMixin, CardMixin, PushMixin, InterruptsMixin, Checkp
         if sets.eval is not None:
             names = {name: eval_split(name) for name in sets.eval} if isinstance(sets.eval, dict) else {"": "eval"}
             facts = {name: sets.facts[split] for name, split in names.items()}
-            choose_metric(config, facts, self.options.eval_min_score_gap, has_own_metrics=self._adds_metrics(given))
+            has_own_metrics = self._adds_metrics(given)
+            choose_metric(config, self.objective, facts, self.options.eval_min_score_gap, has_own_metrics)
         return {**given, "train_dataset": sets.train, "eval_dataset": sets.eval}
 
     def _adds_metrics(self, given: Mapping[str, Any]) -> bool:

@@ -60,7 +60,7 @@ def check_before_training(trainer: MarginTrainer) -> None:
     model, limits = causal_model(trainer.model), TokenLimits.of(trainer)
     _check_kind(model, trainer)
     if is_peft_model(trainer.model):
-        _check_adapter(trainer.model)
+        _check_adapter(trainer.model, trainer.args)
         _check_computed(trainer)
     check_weights(trainer.model)
     _check_trains(trainer.model, trainer.args)
@@ -162,11 +162,11 @@ def check_task(task: str | None) -> None:
         )
 
 
-def _check_adapter(model: Any) -> None:
+def _check_adapter(model: Any, args: Any) -> None:
     """Warns of a name in `target_modules` that no module has; PEFT does where none of the names is one.
 
     Raises:
-        ValueError: a module to save that the model has not, or another task.
+        ValueError: a module to save that the model has not, another task, or an adapter that cannot train.
     """
     names = [name for name, _ in model.named_modules()]
     adapted = getattr(model.base_model, "targeted_module_names", None)
@@ -176,6 +176,11 @@ def _check_adapter(model: Any) -> None:
             raise ValueError(
                 f"the adapter is a {config.peft_type.value} one, which asks for the task of each row, and no "
                 "preference trainer gives it: take PromptTuningConfig or LoraConfig"
+            )
+        if config.peft_type in (PeftType.PREFIX_TUNING, PeftType.CARTRIDGE) and args.gradient_checkpointing:
+            raise ValueError(
+                f"the adapter is a {config.peft_type.value} one, whose keys and values come in the cache, and "
+                "gradient_checkpointing=True turns the cache off: set gradient_checkpointing=False"
             )
         targets, kept = getattr(config, "target_modules", None), getattr(config, "modules_to_save", None) or ()
         for each in sorted(kept):

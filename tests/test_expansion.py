@@ -54,11 +54,11 @@ def test_one_row_beyond_all_memory(name, tmp_path, small):
         load_splits(str(tmp_path / name))
 
 
-def archive(kind: str) -> bytes:
+def archive(kind: str, inside: str = "pairs.jsonl") -> bytes:
     out = io.BytesIO()
     if kind == "zip":
         with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as made:
-            made.writestr("pairs.jsonl", LINE * 9)
+            made.writestr(inside, LINE * 9)
     else:
         with tarfile.open(fileobj=out, mode="w") as made:
             told = tarfile.TarInfo("pairs.jsonl")
@@ -82,8 +82,18 @@ def archive(kind: str) -> bytes:
 )
 def test_an_archive_by_another_name(name, content, kind, tmp_path):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=rf"{name} is a \{kind} file by its content"):
+    ends = rf", or call it {name}\{kind}$" if kind in (".gz", ".xz", ".bz2") else "$"
+    with pytest.raises(ValueError, match=rf"{name} is a \{kind} file by its content: unpack it{ends}"):
         load_splits(str(tmp_path / name))
+
+
+def test_a_workbook_by_another_name(tmp_path):
+    (tmp_path / "pairs.csv").write_bytes(archive("zip", "xl/workbook.xml"))
+    with pytest.raises(ValueError, match=r"pairs.csv is an Excel workbook by its content: export the sheet as CSV"):
+        load_splits(str(tmp_path / "pairs.csv"))
+    (tmp_path / "pairs.csv").write_bytes(archive("zip")[:40])
+    with pytest.raises(ValueError, match=r"pairs.csv is a .zip file by its content: unpack it$"):
+        load_splits(str(tmp_path / "pairs.csv"))
 
 
 def test_parquet(tmp_path, small):

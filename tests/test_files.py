@@ -12,6 +12,7 @@ import shutil
 import socket
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -559,6 +560,8 @@ def test_a_file_that_only_looks_broken(name, content, row, folder):
         ("latin.csv", (HEAD + "a,é,c\n" * 9).encode("latin-1"), "latin.csv, after line .*write the file in UTF-8"),
         ("cut.jsonl.xz", lzma.compress(LINE.encode() * 9)[:-30], "cut.jsonl.xz, after line 9: .*to its end"),
         ("inside.json", json.dumps({"n": 1, "data": [ROW, ROW]}), "inside.json is one object with its rows under"),
+        ("split.json", pd.DataFrame([ROW]).to_json(orient="split"), "split.json is one object of columns, as pandas"),
+        ("index.json", pd.DataFrame([ROW]).to_json(orient="index"), "is one object of rows under their numbers"),
         ("inside.jsonl", json.dumps({"train": [ROW, ROW]}), "inside.jsonl is one object with its rows under 'train'"),
         ("pandas.json", json.dumps({k: {"0": v, "1": v} for k, v in ROW.items()}), "is one object of columns"),
         ("pointer.csv", POINTER, "pointer.csv is only Git LFS's pointer to a file"),

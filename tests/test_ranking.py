@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from trl_margins.evaluation.ranking import (
     pooled_spearman,
     ranking_metrics,
 )
+from trl_margins.terms.score_gap import score_gap_weight
 
 
 def test_pairwise_accuracy():
@@ -26,6 +28,20 @@ def test_pairwise_accuracy():
     assert pairwise_accuracy(chosen, rejected) == (0.5, 4)  # a tie is wrong
     assert pairwise_accuracy(chosen, rejected, gaps, 2.0) == (pytest.approx(2 / 3), 3)
     assert pairwise_accuracy(chosen, rejected, gaps, 9.0) == (None, 0)
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.float32])
+def test_a_gap_is_that_of_the_decimals(kind):
+    """Which binary numbers round: 0.7 - 0.4 is below 0.3, and float32's 7.3 - 5.3 is above 2."""
+    tenths = [Decimal(i) / 10 for i in range(101)]
+    both = [(one, other) for one in tenths for other in tenths]
+    chosen, rejected = (np.array(each, kind) for each in zip(*both, strict=True))
+    for least in ("0.1", "0.3", "0.7", "2", "2.1"):
+        right = [abs(one - other) >= Decimal(least) for one, other in both]
+        kept = score_gap_weight(torch.tensor(chosen), torch.tensor(rejected), "hard", float(least))
+        assert kept.tolist() == right
+        found = ranking_metrics(right, np.zeros(len(both)), chosen, rejected, min_score_gap=float(least))
+        assert (found["pwa"], found["n_pairs_gap"]) == (1.0, sum(right))
 
 
 def test_spearman_is_the_papers_formula():

@@ -509,7 +509,8 @@ def test_an_endless_stream_of_which_no_pair_is_left(tiny_model, tokenizer, tmp_p
         pass
 
     def stop(record):
-        raise EnoughError(record.getMessage())
+        if "training waits" in record.getMessage():
+            raise EnoughError(record.getMessage())
 
     monkeypatch.setattr(tokenized_module.logger, "handle", stop)
     with pytest.raises(EnoughError, match=r"train: the last 100 pairs of the stream were dropped, .* training waits"):
@@ -518,6 +519,18 @@ def test_an_endless_stream_of_which_no_pair_is_left(tiny_model, tokenizer, tmp_p
     rows = trainer_of("cpo", tiny_model, tokenizer, tmp_path, rows, max_length=64).train_dataset
     with pytest.raises(ValueError, match=r"train: the last 100 pairs .*: raise max_length, or end the stream before"):
         list(rows)
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_pairs_of_a_stream_that_are_dropped_are_counted(base, tiny_model, tokenizer, tmp_path, caplog):
+    """At the first, the tenth and so on."""
+    rows = preference_rows(24).map(lambda row, i: {"prompt": "q" * 99 if i % 2 else "q "}, with_indices=True)
+    trainer = trainer_of(base, tiny_model, tokenizer, tmp_path, rows.to_iterable_dataset(), max_length=64)
+    caplog.clear()
+    assert len(list(trainer.train_dataset)) == 12
+    found = [record.getMessage() for record in caplog.records if "pairs that were read from the stream" in record.msg]
+    why = "were dropped, because the prompt fills max_length=64: raise it to keep them"
+    assert found == [f"train: {n} of the {2 * n} pairs that were read from the stream so far {why}" for n in (1, 10)]
 
 
 def test_a_stream_with_a_text_that_is_not_utf_8(tiny_model, tokenizer, tmp_path):

@@ -19,6 +19,8 @@ SCORES = ("score_chosen", "score_rejected")  # what the terms call them, whateve
 SCORE_CHOSEN, SCORE_REJECTED = SCORES
 FACTOR = "evaluation_factor"  # the similarity of the two completions; computed where the data set has none
 
+_EPSILON = torch.finfo(torch.float32).eps
+
 
 @dataclass(frozen=True)
 class PairLogps:
@@ -51,6 +53,14 @@ class PairLogps:
 def mean_logps(logps_sum: Tensor, lengths: Tensor) -> Tensor:
     """[B] mean log-probability per token, in nats; 0 for a completion that truncation left empty."""
     return torch.where(lengths > 0, logps_sum / lengths.clamp(min=1), 0.0)
+
+
+def has_gap(chosen: Any, rejected: Any, least: float) -> Any:
+    """[B] whether scores, in tensors or in arrays, are at least so far apart, but for the rounding of float32, in which
+    training has them: 0.7 and 0.4 are 0.3 apart, though 0.7 - 0.4 is less. Equal scores are not apart.
+    """
+    gap, rounding = abs(chosen - rejected), _EPSILON * (abs(chosen) + abs(rejected))
+    return (gap >= least - rounding) & (gap > 0) if least > 0 else gap >= least
 
 
 def upcast(values: Tensor) -> Tensor:

@@ -217,6 +217,9 @@ def rows_inside(splits: Mapping[str, Any]) -> str | None:
             if isinstance(inside, Mapping) and inside.keys() & {"prompt", "chosen", "rejected", "responses"}:
                 return f"with its rows under {name!r}"
         of_columns = all(isinstance(value, Mapping) and "0" in value for value in row.values())
+        of_columns |= row.keys() <= {"columns", "index", "data"} and {"columns", "data"} <= row.keys()
+        if all(name.isdigit() and isinstance(value, Mapping) for name, value in row.items()):
+            return "of rows under their numbers, as pandas writes it without orient='records', lines=True"
         # a prompt that is a list of texts is no prompt; of messages, it is a list of lists
         inside = next((firsts[name] for name in ("prompt", "chosen") if firsts.get(name) is not None), {})
         if of_columns or (len(firsts) == len(row) and not isinstance(inside, Mapping)):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import re
+import zipfile
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +18,7 @@ import pyarrow.parquet as pq
 from datasets.config import ZSTANDARD_AVAILABLE
 from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
 
-from .local_files import builder_of
+from .local_files import COMPRESSED, builder_of
 
 # By these `datasets` knows a compressed file, whatever its name
 _BY_CONTENT = {
@@ -55,7 +56,10 @@ def check_expansion(file: Path, only_first: bool = False) -> None:
     found = next((suffix for mark, suffix in _BY_CONTENT.items() if start.startswith(mark)), "")
     found = ".tar" if start[257:262] == b"ustar" else found
     if found and file.suffix.lower() != found:
-        raise ValueError(f"{file.name} is a {found} file by its content: unpack it, or call it {file.name}{found}")
+        if found == ".zip" and _is_workbook(file):
+            raise ValueError(f"{file.name} is an Excel workbook by its content: export the sheet as CSV")
+        called = f", or call it {file.name}{found}" * (found in COMPRESSED)
+        raise ValueError(f"{file.name} is a {found} file by its content: unpack it{called}")
     if found == ".zst" and not ZSTANDARD_AVAILABLE:
         raise ValueError(f"{file.name}: reading zstd needs a package: pip install zstandard, or decompress the file")
     check_format(file, bool(found))
@@ -92,6 +96,12 @@ def check_format(file: Path, is_compressed: bool) -> None:
         raise ValueError(f"{file.name} is written in UTF-16 or UTF-32: write it in UTF-8")
     if builder == "csv" and re.match(rb'[\[\s]*\{\s*"', begin):
         raise ValueError(f"{file.name} is JSON by its content: call it {name}.jsonl")
+
+
+def _is_workbook(file: Path) -> bool:
+    with suppress(zipfile.BadZipFile), zipfile.ZipFile(file) as archive:
+        return any(name.startswith("xl/") for name in archive.namelist())
+    return False
 
 
 def memory() -> int:

@@ -33,7 +33,7 @@ BUILDERS = {
 _PREFERRED = ("parquet", "arrow", "json", "csv")  # by `datasets`, if a folder has as many of one as of another
 _NO_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "metadata.jsonl")
 _SHOWN = 8  # names of files
-_COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
+COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 
 
 def existing(name: str) -> Path | None:
@@ -52,14 +52,14 @@ def existing(name: str) -> Path | None:
 
 def kind_of(file: Path) -> str:
     """The suffix that tells the format of a file, without that of a compression."""
-    suffixes = [suffix for suffix in map(str.lower, file.suffixes) if suffix not in _COMPRESSED]
+    suffixes = [suffix for suffix in map(str.lower, file.suffixes) if suffix not in COMPRESSED]
     return suffixes[-1] if suffixes else ""
 
 
 def builder_of(file: Path) -> str:
     """The builder of `datasets` that reads a file; a ValueError if it reads no such file."""
     if kind_of(file) not in BUILDERS:
-        kinds, compressed = ", ".join(BUILDERS), ", ".join(_COMPRESSED)
+        kinds, compressed = ", ".join(BUILDERS), ", ".join(COMPRESSED)
         raise ValueError(
             f"{file.name}: a data file is one of {kinds}, also with {compressed} behind it, not {kind_of(file)!r}"
         )

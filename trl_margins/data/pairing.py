@@ -17,6 +17,7 @@ from datasets import Dataset, Features, Json, concatenate_datasets
 from datasets.utils import tqdm
 
 from ..checks import NUMBERS, unknown
+from ..pairs import has_gap
 from ..rows.answers import ScoredList, digest
 from ..rows.lists import ScoredLists
 from ..rows.messages import says, text_of
@@ -38,7 +39,6 @@ STRATEGIES: Mapping[str, _Key] = MappingProxyType(
         "all": lambda pair, seed: _drawn(pair, seed),
     }
 )
-_ROUNDING = 1e-9  # 0.3 - 0.1 is below 0.2
 _MOST = 1_000_000  # pairs of one prompt
 
 
@@ -161,7 +161,7 @@ def _candidates(
 
     def gaps_of(i: int) -> tuple[np.ndarray, np.ndarray]:
         gaps = values[i] - values
-        is_pair = (gaps > 0) & (gaps >= (min_gap or 0) - _ROUNDING)
+        is_pair = (gaps > 0) & has_gap(values[i], values, min_gap or 0.0)
         if min_gap == 0:
             is_pair |= (gaps == 0) & (places > i)  # of two ties, the first is chosen
         return gaps, is_pair

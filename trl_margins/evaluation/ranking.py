@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import spearmanr
 
+from ..pairs import has_gap
+
 CITATION = "GapPO: Gradient-Adaptive Pairwise Preference Optimization, eqs. 9 and 10."
 
 
@@ -25,7 +27,8 @@ def pairwise_accuracy(
     Args:
         chosen_rewards: [M] rewards of the preferred completions.
         rejected_rewards: [M] rewards of the others.
-        score_gaps: [M] annotation score gaps; only pairs with |gap| ≥ `min_score_gap` count. Without it, all count.
+        score_gaps: [M] annotation score gaps; only pairs with |gap| ≥ `min_score_gap` count, reversed ones among
+            them. Without it, all count.
         min_score_gap: τ; 2 in the paper's tables.
 
     Returns:
@@ -35,7 +38,8 @@ def pairwise_accuracy(
     """
     right = np.asarray(chosen_rewards, float) > np.asarray(rejected_rewards, float)
     if score_gaps is not None:
-        right = right[np.abs(np.asarray(score_gaps, float)) >= min_score_gap]
+        gaps = np.asarray(score_gaps, float)
+        right = right[has_gap(gaps, np.zeros_like(gaps), min_score_gap)]
     return (float(right.mean()) if right.size else None), int(right.size)
 
 
@@ -88,10 +92,9 @@ def ranking_metrics(
     pwa_all, n_pairs = pairwise_accuracy(chosen_rewards, rejected_rewards)
     metrics: dict[str, float | int | None] = {"pwa_all": pwa_all, "n_pairs": n_pairs}
     if chosen_scores is not None and rejected_scores is not None:
-        gaps = np.asarray(chosen_scores, float) - np.asarray(rejected_scores, float)
-        metrics["pwa"], metrics["n_pairs_gap"] = pairwise_accuracy(
-            chosen_rewards, rejected_rewards, gaps, min_score_gap
-        )
+        clear = has_gap(np.asarray(chosen_scores, float), np.asarray(rejected_scores, float), min_score_gap)
+        of_clear = (np.asarray(rewards)[clear] for rewards in (chosen_rewards, rejected_rewards))
+        metrics["pwa"], metrics["n_pairs_gap"] = pairwise_accuracy(*of_clear)
         if not gap_only:
             metrics["spearman"] = pooled_spearman(chosen_rewards, rejected_rewards, chosen_scores, rejected_scores)
     return metrics

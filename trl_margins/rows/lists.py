@@ -458,7 +458,8 @@ class ScoredLists:
         if (value is None or value == []) and not (self._is_strict and self.form.is_plain):
             return []
         if not isinstance(value, list) or not value:
-            fix = "save the set as JSON lines or Parquet, or drop the row" if value else "drop the row"
+            fix = "save the set as JSON lines or Parquet" if isinstance(value, str) else "make a list of it"
+            fix = f"{fix}, or drop the row" if value else "drop the row"
             raise RowError(f"{where}: {shortened(row[column])} is not a list of one or more: {fix}")
         return value
 

@@ -16,7 +16,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset, IterableDataset
 
 from ..checks import why_look_alike
-from ..pairs import IS_FLIPPED
+from ..pairs import IS_FLIPPED, has_gap
 from .list_forms import is_rank
 
 logger = logging.getLogger(__name__)
@@ -216,13 +216,14 @@ def check_scores(dataset: Dataset, columns: ScoreColumns, split: str, min_score_
     """
     refuse_class_labels(dataset, columns, split)
     values = [_checked_column(dataset, name, split, takes_lists=columns.rejected is None) for name in columns.names]
-    gaps = values[0] - values[1] if len(values) == 2 else values[0]
+    one, other = (values[0], values[1] if len(values) == 2 else np.zeros(len(dataset)))
+    gaps = one - other
     return ScoreSummary(
         n_pairs=len(gaps),
         n_ties=int((gaps == 0).sum()),
         n_reversed=int((gaps < 0).sum()),
         max_gap=float(np.abs(gaps).max(initial=0.0)),
-        n_at_least=int((np.abs(gaps) >= min_score_gap).sum()),
+        n_at_least=int(has_gap(one, other, min_score_gap).sum()),
         n_changed=changed_gaps(values),
     )
 

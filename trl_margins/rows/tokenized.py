@@ -94,7 +94,7 @@ def finish_tokenized(
 
 @dataclass
 class _Fits:
-    """Whether a pair has room for completions; says so where training waits for one that has.
+    """Whether a pair has room for completions; counts those that have none, and says where training waits for one.
 
     Raises:
         ValueError: it would wait without end.
@@ -103,20 +103,31 @@ class _Fits:
     split: str
     max_length: int
     prompt: str
-    dropped: int = 0  # in a row
+    seen: int = 0
+    dropped: int = 0
+    in_a_row: int = 0
 
     def __call__(self, row: Mapping[str, Any]) -> bool:
         found = len(row[self.prompt]) < self.max_length
-        self.dropped = 0 if found else self.dropped + 1
-        if self.dropped and not self.dropped % _IN_A_ROW:
-            said = (
-                f"{self.split}: the last {self.dropped:,} pairs of the stream were dropped, because their prompts "
-                f"fill max_length={self.max_length}"
+        self.seen += 1
+        self.dropped += not found
+        self.in_a_row = 0 if found else self.in_a_row + 1
+        if not found:
+            self._say()
+        return found
+
+    def _say(self) -> None:
+        why = f"because the prompt fills max_length={self.max_length}"
+        if self.dropped == 10 ** (len(str(self.dropped)) - 1):  # 1, 10, 100 ...
+            logger.warning(
+                f"{self.split}: {self.dropped:,} of the {self.seen:,} pairs that were read from the stream so far "
+                f"were dropped, {why}: raise it to keep them"
             )
-            if self.dropped >= _NO_END:
+        if not self.in_a_row % _IN_A_ROW:
+            said = f"{self.split}: the last {self.in_a_row:,} pairs of the stream were dropped, {why}"
+            if self.in_a_row >= _NO_END:
                 raise ValueError(f"{said}: raise max_length, or end the stream before them")
             logger.warning("%s, and training waits for one that is not", said)
-        return found
 
 
 def _without_filled(

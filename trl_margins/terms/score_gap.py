@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..checks import Number, unknown
-from ..pairs import SCORE_CHOSEN, SCORE_REJECTED, SCORES, PairView, upcast
+from ..pairs import SCORE_CHOSEN, SCORE_REJECTED, SCORES, PairView, has_gap, upcast
 from . import Term
 
 _LARGEST_EXPONENT = 30.0
@@ -39,7 +39,7 @@ def score_gap_weight(
         score_chosen: [B] annotation scores of the chosen completions, any scale.
         score_rejected: [B] those of the rejected completions.
         transform: a row of the table.
-        threshold: pairs with δ below it have weight 0; `hard` needs one.
+        threshold: pairs with δ below it have weight 0; `hard` needs one. Rounding does not count: see `has_gap`.
         normalize: divide by the mean weight of these B, so that a batch of clear pairs takes no larger step (Table
             2). A batch of ties keeps weight 0.
 
@@ -53,7 +53,8 @@ def score_gap_weight(
     Source: GapPO, eqs. 6 and 7.
     """
     _check(transform, threshold)
-    gap = (upcast(score_chosen.detach()) - upcast(score_rejected.detach())).abs()
+    chosen, rejected = upcast(score_chosen.detach()), upcast(score_rejected.detach())
+    gap = (chosen - rejected).abs()
     if transform == "linear":
         weight = gap
     elif transform == "quadratic":
@@ -63,7 +64,7 @@ def score_gap_weight(
     else:
         weight = torch.ones_like(gap)
     if threshold is not None:
-        weight = torch.where(gap >= threshold, weight, 0.0)
+        weight = torch.where(has_gap(chosen, rejected, threshold), weight, 0.0)
     return _over_mean(weight, weight.mean()) if normalize else weight
 
 

@@ -360,8 +360,9 @@ class MarginOptions(KeepsSecrets):
     eval_min_score_gap: float = field(
         default=2.0,
         metadata={
-            "help": "`eval_pwa` counts the pairs with at least this score gap (GapPO's τ). A pair is right where the "
-            "chosen completion's mean log-probability per token is the higher one, whatever reward is trained."
+            "help": "`eval_pwa` counts the pairs with at least this score gap (GapPO's τ), of either sign. A pair is "
+            "right where the chosen completion's mean log-probability per token is the higher one, whatever reward is "
+            "trained."
         },
     )
     gamma_beta_ratio: float | None = field(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...pairs import has_gap
 from ...rows.scores import as_number, changed_gaps, find_score_columns, problem_of, spread, warn_of_doubts
 from ..evaluation_factors import check_evaluation_factors
 
@@ -142,7 +143,8 @@ def score_gaps(
         return None, np.empty(0)
     warn_of_doubts(columns, dataset.column_names, split)
     read = [_score_column(dataset, name, takes_lists=columns.rejected is None) for name in columns.names]
-    gaps = read[0][0] - read[1][0] if len(read) == 2 else read[0][0]
+    one, other = (read[0][0], read[1][0] if len(read) == 2 else np.zeros(len(dataset)))
+    gaps = one - other
     gaps = gaps[~np.isnan(gaps)]
     scores = Scores(
         columns=list(columns.names),
@@ -151,7 +153,7 @@ def score_gaps(
         gap=distribution(gaps),
         n_ties=int((gaps == 0).sum()),
         n_reversed=int((gaps < 0).sum()),
-        n_at_least=int((np.abs(gaps) >= min_score_gap).sum()),
+        n_at_least=int(has_gap(one, other, min_score_gap).sum()),
         n_changed=changed_gaps([values for values, _ in read]),
     )
     return scores, gaps
